@@ -5,5 +5,8 @@
 //! * [`ops`]: the operations a device offers; `ops::cpu` and `ops::cuda`.
 
 pub mod experiment;
+pub mod model;
 pub mod ops;
+pub mod optim;
+pub mod parallel;
 pub mod rng;
