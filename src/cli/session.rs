@@ -1,0 +1,236 @@
+//! What `run` and `resume` share: device, data, records, signals, and the training between them.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Context;
+
+use super::console::Console;
+use super::events_json::JsonEvents;
+use super::exit;
+use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Tokenizer, ValidationSet, corpus};
+use crate::experiment::{self, DeviceKind, Experiment, Order};
+use crate::model::plan::{Category, MemoryPlan, Storage};
+use crate::model::weights::Weights;
+use crate::ops::{Dtype, Ops, cpu::Cpu};
+use crate::proof::Ledger;
+use crate::report;
+use crate::store::checkpoint::Loaded;
+use crate::store::main_log::MainLog;
+use crate::store::metrics::MetricsWriter;
+use crate::store::retention::Retention;
+use crate::store::writer::Writer;
+use crate::store::RunFolder;
+use crate::train::run::{Outcome, Records, Run};
+use crate::train::{Listener, Trainer};
+use crate::units;
+
+/// An experiment with its folder and data, ready for a device.
+pub struct Session {
+    pub experiment: Experiment,
+    pub folder: RunFolder,
+    pub data: Data,
+    pub json: bool,
+}
+
+/// Where a resumed run goes on.
+pub struct Resume {
+    /// The newest whole checkpoint; none starts at step 0.
+    pub found: Option<Loaded>,
+    /// What the bits depend on and has changed, by leave of the user.
+    pub drift: Vec<String>,
+}
+
+/// The tokens of an experiment.
+pub struct Data {
+    train: Arc<Dataset>,
+    validation: Option<ValidationSet>,
+}
+
+impl Data {
+    /// Opens and checks shards, or the embedded corpus.
+    pub fn open(experiment: &Experiment) -> anyhow::Result<Data> {
+        let vocab = experiment.model.vocab;
+        let seq_len = experiment.batch.seq_len;
+        let (train, val) = match &experiment.data.corpus {
+            Some(name) => {
+                let (train, val) = corpus::open(name, Tokenizer::new(experiment.data.tokenizer))?;
+                (train, Some(val))
+            }
+            None => {
+                let val = &experiment.data.val;
+                let val = if val.is_empty() { None } else { Some(Dataset::open(val, vocab)?) };
+                (Dataset::open(&experiment.data.train, vocab)?, val)
+            }
+        };
+        train.require_sequences(seq_len)?;
+        let wanted = val.filter(|_| experiment.eval.every > 0);
+        let validation = wanted.map(|val| ValidationSet::new(&val, experiment.eval.val_tokens, seq_len)).transpose()?;
+        Ok(Data { train: Arc::new(train), validation })
+    }
+}
+
+/// What the bits of a run depend on, key by key.
+pub fn numerics(experiment: &Experiment) -> BTreeMap<String, String> {
+    let keys = experiment::flatten(experiment);
+    keys.into_iter().filter(|(key, _)| experiment::reaches_the_bits(key)).collect()
+}
+
+impl Session {
+    /// Trains to the end, or until asked to stop, on the device that the experiment names.
+    pub fn train(self, resume: Option<Resume>) -> anyhow::Result<ExitCode> {
+        match self.experiment.device.kind {
+            DeviceKind::Cuda => Err(crate::ops::DeviceError::Unavailable("this build has no CUDA device yet".into()).into()),
+            DeviceKind::Auto | DeviceKind::Cpu => {
+                let cpu = Cpu::new(&self.experiment.device)?;
+                let scratch = crate::ops::cpu::scratch_plan(&crate::model::gpt2::scratch_shape(
+                    &self.experiment.model,
+                    crate::ops::Rows { batch: self.experiment.batch.micro, seq: self.experiment.batch.seq_len },
+                    true,
+                ));
+                let storage = Storage { param: Dtype::F32, activation: Dtype::F32, masters: false, scratch };
+                self.train_on(cpu, storage, resume)
+            }
+        }
+    }
+
+    fn train_on<O: Ops>(self, ops: O, storage: Storage, resume: Option<Resume>) -> anyhow::Result<ExitCode> {
+        let Session { experiment, folder, data, json } = self;
+        let stop = stop_flag()?;
+        describe(&experiment, &folder, &data, &ops, &storage);
+
+        let mut trainer = Trainer::new(ops, &experiment)?;
+        let mut head = None;
+        let mut drift = Vec::new();
+        let resumed = resume.is_some();
+        if let Some(Resume { found, drift: changed }) = resume {
+            drift = changed;
+            if let Some((manifest, state)) = found {
+                trainer.restore(state)?;
+                head = Some(manifest.ledger);
+            }
+        }
+        let progress = trainer.progress().clone();
+        let records = Records::open(&experiment, &folder, head, progress.step, resumed, &drift)?;
+        let feed = feed(&experiment, &data, progress.step, progress.data_offset)?;
+        let mut listener: Box<dyn Listener> =
+            if json { Box::new(JsonEvents) } else { Box::new(Console::new(experiment.log.every)) };
+        let tokenizer = Tokenizer::new(experiment.data.tokenizer);
+        let run = Run { experiment, trainer, feed, validation: data.validation, tokenizer, records, stop, peak_flops: None };
+        let outcome = run.finish(listener.as_mut())?;
+
+        let plots = report::plot_run(folder.path()).context("the run is whole, but its plot could not be drawn")?;
+        for plot in plots.iter().filter(|_| !json) {
+            anstream::eprintln!("plot: {}", plot.display());
+        }
+        Ok(ExitCode::from(match outcome {
+            Outcome::Finished { root } => {
+                if !json {
+                    println!("{root}");
+                }
+                0
+            }
+            Outcome::Interrupted { .. } => exit::INTERRUPTED,
+            Outcome::Diverged { .. } => exit::DIVERGED,
+        }))
+    }
+}
+
+impl Records {
+    /// Opens the files of a run at `step`, dropping what they say of later steps: it will come again.
+    fn open(
+        experiment: &Experiment,
+        folder: &RunFolder,
+        head: Option<crate::proof::Head>,
+        step: u64,
+        resumed: bool,
+        drift: &[String],
+    ) -> anyhow::Result<Records> {
+        let mut ledger = match head {
+            Some(head) => Ledger::resume(&folder.ledger(), &head)?,
+            None => {
+                let mut ledger = Ledger::open(&folder.ledger())?;
+                ledger.truncate_to(0)?;
+                ledger
+            }
+        };
+        if resumed {
+            ledger.note("resume", &format!("at step {step}"))?;
+        }
+        for change in drift {
+            ledger.note("drift", change)?;
+        }
+        Ok(Records {
+            folder: folder.path().into(),
+            checkpoints: folder.checkpoints(),
+            ledger,
+            metrics: MetricsWriter::open(folder.path(), step)?,
+            main_log: MainLog::open(folder.path(), step)?,
+            writer: Writer::new(
+                &folder.checkpoints(),
+                Retention { keep_last: experiment.checkpoint.keep_last, keep_every: experiment.checkpoint.keep_every },
+            ),
+            numerics: numerics(experiment),
+        })
+    }
+}
+
+fn feed(experiment: &Experiment, data: &Data, step: u64, offset: u64) -> anyhow::Result<Prefetcher> {
+    let sequences = data.train.require_sequences(experiment.batch.seq_len)?;
+    let plan = Plan {
+        order: SampleOrder::new(experiment.seed, sequences, experiment.data.order == Order::Shuffled),
+        seq_len: experiment.batch.seq_len,
+        micro_batch: experiment.batch.micro,
+        step_sequences: experiment.sequences_per_step(),
+        share: 0..experiment.sequences_per_step(),
+        overfit_single_batch: experiment.data.overfit_single_batch,
+        depth: experiment.data.prefetch,
+    };
+    Ok(Prefetcher::start(data.train.clone(), plan, step, offset)?)
+}
+
+/// A flag that the first SIGINT or SIGTERM sets; the second exits at once.
+fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), stop.clone())?;
+        signal_hook::flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
+}
+
+/// The few lines that say what is about to be trained, on what, and in how much memory.
+fn describe<O: Ops>(experiment: &Experiment, folder: &RunFolder, data: &Data, ops: &O, storage: &Storage) {
+    let m = &experiment.model;
+    let plan = MemoryPlan::of(experiment, storage);
+    let part = |category| units::bytes(plan.category(category));
+    anstream::eprintln!(
+        "{}: GPT-2 with {} parameters: {} layers, {} heads, {} channels, {} tokens of context",
+        experiment.name,
+        units::count(Weights::of(m).parameters()),
+        m.layers,
+        m.heads,
+        m.channels,
+        m.context,
+    );
+    anstream::eprintln!("device: {}", ops.device_name());
+    anstream::eprintln!(
+        "data: {} training tokens, {} steps of {}, {} to validate on",
+        units::thousands(data.train.tokens()),
+        units::thousands(experiment.schedule.steps),
+        units::thousands(experiment.batch.tokens),
+        units::thousands(data.validation.as_ref().map_or(0, ValidationSet::tokens)),
+    );
+    anstream::eprintln!(
+        "memory: {} planned: weights {}, gradients {}, optimizer {}, activations {}, scratch {}",
+        units::bytes(plan.total()),
+        part(Category::Parameters),
+        part(Category::Gradients),
+        part(Category::Optimizer),
+        part(Category::Activations),
+        part(Category::Scratch),
+    );
+    anstream::eprintln!("folder: {}", folder.path().display());
+}
