@@ -3,7 +3,9 @@
 //! * [`experiment`]: the TOML a person writes, its layers, and the resolved experiment.
 //! * [`rng`]: counter-based random numbers; nothing random has state.
 //! * [`ops`]: the operations a device offers; `ops::cpu` and `ops::cuda`.
+//! * [`proof`]: what a run can prove: the state digest and the ledger.
 
 pub mod experiment;
 pub mod ops;
+pub mod proof;
 pub mod rng;
