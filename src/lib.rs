@@ -4,8 +4,10 @@
 //! * [`rng`]: counter-based random numbers; nothing random has state.
 //! * [`ops`]: the operations a device offers; `ops::cpu` and `ops::cuda`.
 //! * [`proof`]: what a run can prove: the state digest and the ledger.
+//! * [`store`]: what a run leaves on disk: folders, checkpoints, atomic files.
 
 pub mod experiment;
 pub mod ops;
 pub mod proof;
 pub mod rng;
+pub mod store;
