@@ -8,7 +8,7 @@ use anyhow::Context;
 use super::exit::ProofRefusal;
 use super::session::{self, Session};
 use crate::experiment;
-use crate::store::{RunFolder, checkpoint, run_folder};
+use crate::store::{RunFolder, newest_run, newest_whole};
 
 /// Go on with a run from its newest whole checkpoint.
 #[derive(clap::Args)]
@@ -33,12 +33,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let path = match &args.run {
         Some(run) if run.is_dir() => run.clone(),
         Some(run) => args.runs.join(run),
-        None => run_folder::newest_run(&args.runs)?.with_context(|| format!("there is no run in `{}`", args.runs.display()))?,
+        None => newest_run(&args.runs)?.with_context(|| format!("there is no run in `{}`", args.runs.display()))?,
     };
     let folder = RunFolder::open(&path)?;
-    let loaded = experiment::load(&folder.experiment(), &args.set)?;
+    let loaded = experiment::load(&folder.paths.experiment(), &args.set)?;
 
-    let (found, broken) = checkpoint::newest_whole(&folder.checkpoints())?;
+    let (found, broken) = newest_whole(&folder.paths.checkpoints())?;
     for (step, why) in &broken {
         anstream::eprintln!("passed over the checkpoint of step {step}: {why}");
     }
@@ -50,14 +50,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Err(refusal(&path, &drift).into());
     }
     let data = session::Data::open(&loaded.experiment)?;
+    let device = session::Device::open(&loaded.experiment)?;
     if !args.set.is_empty() {
-        crate::store::atomic::write(&folder.experiment(), loaded.to_toml().as_bytes())?;
+        crate::store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes())?;
     }
     match &found {
         Some((manifest, _)) => anstream::eprintln!("resuming `{}` at step {}", path.display(), manifest.step),
         None => anstream::eprintln!("no whole checkpoint in `{}`: starting at step 0", path.display()),
     }
-    Session { experiment: loaded.experiment, folder, data, json: args.json }.train(Some(session::Resume { found, drift }))
+    Session { experiment: loaded.experiment, device, data, folder, json: args.json }.train(Some(session::Resume { found, drift }))
 }
 
 type Numerics = std::collections::BTreeMap<String, String>;

@@ -33,7 +33,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let loaded = experiment::load(&args.experiment, &args.set)?;
     let name = args.name.as_deref().unwrap_or(&loaded.experiment.name);
     let data = session::Data::open(&loaded.experiment)?;
+    let device = session::Device::open(&loaded.experiment)?;
+    // Last, so that nothing is left behind when anything above fails.
     let folder = RunFolder::create(&args.runs, name, args.overwrite)?;
-    crate::store::atomic::write(&folder.experiment(), loaded.to_toml().as_bytes())?;
-    Session { experiment: loaded.experiment, folder, data, json: args.json }.train(None)
+    crate::store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes())?;
+    Session { experiment: loaded.experiment, device, data, folder, json: args.json }.train(None)
 }

@@ -14,25 +14,39 @@ use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Tokenizer, ValidationS
 use crate::experiment::{self, DeviceKind, Experiment, Order};
 use crate::model::plan::{Category, MemoryPlan, Storage};
 use crate::model::weights::Weights;
-use crate::ops::{Dtype, Ops, cpu::Cpu};
+use crate::model::gpt2::scratch_shape;
+use crate::ops::{DeviceError, Dtype, Ops, Rows, cpu::Cpu};
 use crate::proof::Ledger;
 use crate::report;
-use crate::store::checkpoint::Loaded;
-use crate::store::main_log::MainLog;
+use crate::store::main_log::MainLogWriter;
 use crate::store::metrics::MetricsWriter;
-use crate::store::retention::Retention;
-use crate::store::writer::Writer;
-use crate::store::RunFolder;
+use crate::store::{Loaded, Retention, RunFolder, Writer};
 use crate::train::run::{Outcome, Records, Run};
 use crate::train::{Listener, Trainer};
 use crate::units;
 
-/// An experiment with its folder and data, ready for a device.
+/// An experiment with its device, data and folder, ready to train.
 pub struct Session {
     pub experiment: Experiment,
-    pub folder: RunFolder,
+    pub device: Device,
     pub data: Data,
+    pub folder: RunFolder,
     pub json: bool,
+}
+
+/// The device an experiment runs on.
+pub enum Device {
+    Cpu(Cpu),
+}
+
+impl Device {
+    /// Opens the device that the experiment names.
+    pub fn open(experiment: &Experiment) -> anyhow::Result<Device> {
+        match experiment.device.kind {
+            DeviceKind::Cuda => Err(DeviceError::Unavailable("this build has no CUDA device yet".into()).into()),
+            DeviceKind::Auto | DeviceKind::Cpu => Ok(Device::Cpu(Cpu::new(&experiment.device)?)),
+        }
+    }
 }
 
 /// Where a resumed run goes on.
@@ -81,25 +95,32 @@ pub fn numerics(experiment: &Experiment) -> BTreeMap<String, String> {
 impl Session {
     /// Trains to the end, or until asked to stop, on the device that the experiment names.
     pub fn train(self, resume: Option<Resume>) -> anyhow::Result<ExitCode> {
-        match self.experiment.device.kind {
-            DeviceKind::Cuda => Err(crate::ops::DeviceError::Unavailable("this build has no CUDA device yet".into()).into()),
-            DeviceKind::Auto | DeviceKind::Cpu => {
-                let cpu = Cpu::new(&self.experiment.device)?;
-                let scratch = crate::ops::cpu::scratch_plan(&crate::model::gpt2::scratch_shape(
-                    &self.experiment.model,
-                    crate::ops::Rows { batch: self.experiment.batch.micro, seq: self.experiment.batch.seq_len },
-                    true,
-                ));
+        let Session { experiment, device, data, folder, json } = self;
+        let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
+        let shape = scratch_shape(&experiment.model, rows, true);
+        match device {
+            Device::Cpu(cpu) => {
+                let scratch = crate::ops::cpu::scratch_plan(&shape);
                 let storage = Storage { param: Dtype::F32, activation: Dtype::F32, masters: false, scratch };
-                self.train_on(cpu, storage, resume)
+                Prepared { experiment, data, folder, json }.on(cpu, &storage, resume)
             }
         }
     }
+}
 
-    fn train_on<O: Ops>(self, ops: O, storage: Storage, resume: Option<Resume>) -> anyhow::Result<ExitCode> {
-        let Session { experiment, folder, data, json } = self;
+/// The part of a session that does not depend on the device's type.
+struct Prepared {
+    experiment: Experiment,
+    data: Data,
+    folder: RunFolder,
+    json: bool,
+}
+
+impl Prepared {
+    fn on<O: Ops>(self, ops: O, storage: &Storage, resume: Option<Resume>) -> anyhow::Result<ExitCode> {
+        let Prepared { experiment, data, folder, json } = self;
         let stop = stop_flag()?;
-        describe(&experiment, &folder, &data, &ops, &storage);
+        describe(&experiment, &folder, &data, &ops, storage);
 
         let mut trainer = Trainer::new(ops, &experiment)?;
         let mut head = None;
@@ -121,7 +142,7 @@ impl Session {
         let run = Run { experiment, trainer, feed, validation: data.validation, tokenizer, records, stop, peak_flops: None };
         let outcome = run.finish(listener.as_mut())?;
 
-        let plots = report::plot_run(folder.path()).context("the run is whole, but its plot could not be drawn")?;
+        let plots = report::plot_run(folder.paths.folder()).context("the run is whole, but its plot could not be drawn")?;
         for plot in plots.iter().filter(|_| !json) {
             anstream::eprintln!("plot: {}", plot.display());
         }
@@ -149,9 +170,9 @@ impl Records {
         drift: &[String],
     ) -> anyhow::Result<Records> {
         let mut ledger = match head {
-            Some(head) => Ledger::resume(&folder.ledger(), &head)?,
+            Some(head) => Ledger::resume(&folder.paths.ledger(), &head)?,
             None => {
-                let mut ledger = Ledger::open(&folder.ledger())?;
+                let mut ledger = Ledger::open(&folder.paths.ledger())?;
                 ledger.truncate_to(0)?;
                 ledger
             }
@@ -163,13 +184,12 @@ impl Records {
             ledger.note("drift", change)?;
         }
         Ok(Records {
-            folder: folder.path().into(),
-            checkpoints: folder.checkpoints(),
             ledger,
-            metrics: MetricsWriter::open(folder.path(), step)?,
-            main_log: MainLog::open(folder.path(), step)?,
+            metrics: MetricsWriter::resume(folder.paths.folder(), step)?,
+            main_log: MainLogWriter::resume(folder.paths.folder(), step)?,
+            paths: folder.paths.clone(),
             writer: Writer::new(
-                &folder.checkpoints(),
+                &folder.paths.checkpoints(),
                 Retention { keep_last: experiment.checkpoint.keep_last, keep_every: experiment.checkpoint.keep_every },
             ),
             numerics: numerics(experiment),
@@ -232,5 +252,5 @@ fn describe<O: Ops>(experiment: &Experiment, folder: &RunFolder, data: &Data, op
         part(Category::Activations),
         part(Category::Scratch),
     );
-    anstream::eprintln!("folder: {}", folder.path().display());
+    anstream::eprintln!("folder: {}", folder.paths.folder().display());
 }

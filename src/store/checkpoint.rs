@@ -96,7 +96,7 @@ fn save_through(
         updates: facts.updates,
         state_root,
         ledger: facts.ledger,
-        config_hash: facts.config_hash,
+        numerics: facts.numerics.clone(),
         created_by: facts.created_by.clone(),
         file: FileRecord { name: STATE_FILE.into(), bytes: need_bytes, sha256: Hash(sha256.finalize().into()) },
         tensors,

@@ -32,7 +32,7 @@ pub(in crate::store) fn facts(step: u64) -> Facts {
         tokens: step * 1024,
         updates: step,
         ledger: Head { size: step, root: Hash::of(&step.to_le_bytes()) },
-        config_hash: Hash::of(b"config"),
+        numerics: BTreeMap::from([("seed".into(), "1337".into())]),
         created_by: "runner test".into(),
         state_root: None,
     }

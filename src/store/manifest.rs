@@ -27,8 +27,8 @@ pub struct Facts {
     pub updates: u64,
     /// Head of the ledger after the entry of `step`.
     pub ledger: Head,
-    /// Hash of the resolved experiment.
-    pub config_hash: Hash,
+    /// What the bits depend on, by dotted key: a resume under other values is drift.
+    pub numerics: BTreeMap<String, String>,
     /// Program and version: `runner 0.1.0`.
     pub created_by: String,
     /// The root that the trainer has hashed already; saving refuses another state.
@@ -46,7 +46,7 @@ pub struct Manifest {
     pub updates: u64,
     pub state_root: Hash,
     pub ledger: Head,
-    pub config_hash: Hash,
+    pub numerics: BTreeMap<String, String>,
     pub created_by: String,
     pub file: FileRecord,
     /// Digest of each tensor, so that damage has a name.
@@ -118,7 +118,7 @@ mod tests {
             updates: 1999,
             state_root: hash,
             ledger: Head { size: 2000, root: hash },
-            config_hash: hash,
+            numerics: BTreeMap::from([("seed".into(), "1337".into())]),
             created_by: "runner 0.1.0".into(),
             file: FileRecord { name: "state.safetensors".into(), bytes: 12, sha256: hash },
             tensors: [("b".to_owned(), hash), ("a".to_owned(), hash)].into(),

@@ -5,7 +5,6 @@
 //! weights before step `s`. Nothing in this file changes what a step computes; evaluation, samples,
 //! hashing and checkpoints may come and go without changing a bit of the training state.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -20,13 +19,11 @@ use crate::generate::{Sampling, generate};
 use crate::model::flops::flops_per_token;
 use crate::ops::Ops;
 use crate::optim::Verdict;
-use crate::proof::{Action, Entry, Hash, Ledger};
+use crate::proof::{self, Entry, Hash, Ledger};
 use crate::rng::Key;
-use crate::store::checkpoint;
-use crate::store::main_log::MainLog;
-use crate::store::manifest::Facts;
-use crate::store::metrics::{MetricsRow, MetricsWriter};
-use crate::store::writer::{Job, Saved, Writer};
+use crate::store::main_log::MainLogWriter;
+use crate::store::metrics::{self, MetricsRow, MetricsWriter};
+use crate::store::{Facts, Job, RunPaths, Saved, Writer, newest_whole};
 
 /// A run with everything open: what [`Run::finish`] turns into a trained model.
 pub struct Run<O: Ops> {
@@ -44,14 +41,24 @@ pub struct Run<O: Ops> {
 
 /// The files a run keeps.
 pub struct Records {
-    pub folder: PathBuf,
-    pub checkpoints: PathBuf,
+    pub paths: RunPaths,
     pub ledger: Ledger,
     pub metrics: MetricsWriter,
-    pub main_log: MainLog,
+    pub main_log: MainLogWriter,
     pub writer: Writer,
     /// What the bits depend on, for the manifest of each checkpoint.
     pub numerics: std::collections::BTreeMap<String, String>,
+}
+
+impl Records {
+    fn append(&mut self, row: &MetricsRow) -> Result<(), RunError> {
+        self.metrics.append(row)?;
+        Ok(self.main_log.append(row)?)
+    }
+
+    fn write_parquet(&self) -> Result<(), RunError> {
+        Ok(self.metrics.write_parquet(&self.paths.metrics_parquet())?)
+    }
 }
 
 /// How a run ended, other than by an error.
@@ -72,13 +79,13 @@ impl<O: Ops> Run<O> {
         let mut rewound_to = None;
         loop {
             let step = self.trainer.progress().step;
-            let mut row = MetricsRow::at(step);
             let val_loss = self.evaluate(step, out)?;
-            row.val_loss = val_loss;
             self.sample(step, out)?;
             if step == steps {
-                if row.val_loss.is_some() {
-                    self.records.metrics.append(&row)?;
+                if val_loss.is_some() {
+                    let mut row = MetricsRow::new(step, step * self.experiment.batch.tokens, metrics::Action::Evaluate);
+                    row.val_loss = val_loss;
+                    self.records.append(&row)?;
                 }
                 break;
             }
@@ -87,7 +94,7 @@ impl<O: Ops> Run<O> {
             let report = self.trainer.step(&mut self.feed)?;
             let root = due(self.experiment.proof.digest_every, step + 1, steps).then(|| self.trainer.state_root()).transpose()?;
             let seconds = began.elapsed().as_secs_f64();
-            self.record(row, &report, root, seconds, out)?;
+            self.record(val_loss, &report, root, seconds, out)?;
 
             if self.trainer.progress().guards.diverged() {
                 let skips = self.trainer.progress().guards.skips_in_a_row;
@@ -129,7 +136,6 @@ impl<O: Ops> Run<O> {
         let val_loss = eval::validation_loss(ops, model, losses, set, |done| out.on(&Event::Evaluating { done, sequences }))
             .map_err(TrainError::from)?;
         out.on(&Event::Evaluated { step, val_loss, val_tokens: set.tokens() });
-        self.records.main_log.validation(step, val_loss)?;
         Ok(Some(val_loss))
     }
 
@@ -156,7 +162,7 @@ impl<O: Ops> Run<O> {
         })
         .map_err(TrainError::from)?;
         text.push_str(&decoder.finish());
-        let path = self.records.folder.join("samples").join(format!("step_{step:08}.txt"));
+        let path = self.records.paths.samples().join(format!("step_{step:08}.txt"));
         crate::store::atomic::write(&path, format!("{}{text}\n", sample.prompt).as_bytes())?;
         out.on(&Event::Sampled { step, prompt: sample.prompt.clone(), text });
         Ok(())
@@ -165,7 +171,7 @@ impl<O: Ops> Run<O> {
     /// Writes a step into ledger, metrics and main.log, and tells the listener.
     fn record(
         &mut self,
-        mut row: MetricsRow,
+        val_loss: Option<f64>,
         report: &StepReport,
         root: Option<Hash>,
         seconds: f64,
@@ -183,21 +189,20 @@ impl<O: Ops> Run<O> {
             learning_rate: report.learning_rate,
             loss_z: report.loss_z,
             grad_z: report.grad_z,
-            action: action(report.verdict),
+            action: ledger_action(report.verdict),
             events: Vec::new(),
         })?;
-        row.tokens = tokens;
+        let mut row = MetricsRow::new(report.step, tokens, metrics_action(report.verdict));
         row.loss = Some(report.loss);
         row.grad_norm = Some(report.grad_norm);
         row.learning_rate = Some(report.learning_rate);
         row.loss_z = report.loss_z;
         row.grad_z = report.grad_z;
-        row.action = Some(report.verdict.name().into());
+        row.val_loss = val_loss;
         row.step_ms = Some(seconds * 1e3);
         row.tokens_per_s = Some(tokens_per_s);
         row.mfu = mfu;
-        self.records.metrics.append(&row)?;
-        self.records.main_log.step(&row)?;
+        self.records.append(&row)?;
         out.on(&Event::Stepped {
             report: report.clone(),
             steps: self.experiment.schedule.steps,
@@ -228,7 +233,7 @@ impl<O: Ops> Run<O> {
         announce(before, out);
         let state = self.trainer.state()?;
         self.records.writer.submit(Job { state, facts })?;
-        self.records.metrics.write_parquet()?;
+        self.records.write_parquet()?;
         Ok(())
     }
 
@@ -243,7 +248,7 @@ impl<O: Ops> Run<O> {
         let saved = self.records.writer.wait()?;
         announce(saved, out);
         self.records.ledger.sync()?;
-        self.records.metrics.write_parquet()?;
+        self.records.write_parquet()?;
         Ok(())
     }
 
@@ -254,7 +259,7 @@ impl<O: Ops> Run<O> {
             return Ok(None);
         }
         self.settle(out)?;
-        let (found, _) = checkpoint::newest_whole(&self.records.checkpoints)?;
+        let (found, _) = newest_whole(&self.records.paths.checkpoints())?;
         let Some((manifest, state)) = found.filter(|(manifest, _)| Some(manifest.step) != rewound_to) else {
             return Ok(None);
         };
@@ -264,8 +269,8 @@ impl<O: Ops> Run<O> {
         self.feed.seek(manifest.step, self.trainer.progress().data_offset).map_err(TrainError::from)?;
         self.records.ledger.truncate_to(manifest.ledger.size)?;
         self.records.ledger.note("rewind", &format!("from step {step} to step {}", manifest.step))?;
-        self.records.metrics.truncate_to_step(manifest.step)?;
-        self.records.main_log.truncate_to_step(manifest.step)?;
+        self.records.metrics = MetricsWriter::resume(self.records.paths.folder(), manifest.step)?;
+        self.records.main_log = MainLogWriter::resume(self.records.paths.folder(), manifest.step)?;
         out.on(&Event::Rewound { from_step: step, to_step: manifest.step });
         Ok(Some(manifest.step))
     }
@@ -287,11 +292,20 @@ fn due_before(every: u64, step: u64, steps: u64) -> bool {
     every > 0 && (step % every == 0 || step == steps)
 }
 
-fn action(verdict: Verdict) -> Action {
+fn ledger_action(verdict: Verdict) -> proof::Action {
     match verdict {
-        Verdict::Update => Action::Update,
-        Verdict::SkipLoss => Action::SkipLossZ,
-        Verdict::SkipGrad => Action::SkipGradZ,
-        Verdict::SkipNonfinite => Action::SkipNonfinite,
+        Verdict::Update => proof::Action::Update,
+        Verdict::SkipLoss => proof::Action::SkipLossZ,
+        Verdict::SkipGrad => proof::Action::SkipGradZ,
+        Verdict::SkipNonfinite => proof::Action::SkipNonfinite,
+    }
+}
+
+fn metrics_action(verdict: Verdict) -> metrics::Action {
+    match verdict {
+        Verdict::Update => metrics::Action::Update,
+        Verdict::SkipLoss => metrics::Action::SkipLossZ,
+        Verdict::SkipGrad => metrics::Action::SkipGradZ,
+        Verdict::SkipNonfinite => metrics::Action::SkipNonfinite,
     }
 }
