@@ -10,7 +10,7 @@ def tagged(tag, *parts):
 
 def tree(leaves):
     if len(leaves) < 2:
-        return leaves[0] if leaves else sha256(b"").digest()
+        return leaves[0] if leaves else sha256().digest()
     split = 1 << ((len(leaves) - 1).bit_length() - 1)  # the largest power of two below the length
     return tagged("runner/node/v1", tree(leaves[:split]), tree(leaves[split:]))
 
@@ -38,8 +38,7 @@ def checkpoint(folder):
         head = file.read(8)
         head += file.read(struct.unpack("<Q", head)[0])
         whole.update(head)
-        infos = {name: info for name, info in json.loads(head[8:]).items() if name != "__metadata__"}
-        for name, info in sorted(infos.items(), key=lambda item: item[1]["data_offsets"]):
+        for name, info in sorted(json.loads(head[8:]).items(), key=lambda item: item[1]["data_offsets"]):
             data = file.read(info["data_offsets"][1] - info["data_offsets"][0])
             whole.update(data)
             digests[name] = tensor(name, info["dtype"], info["shape"], data)

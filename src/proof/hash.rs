@@ -100,6 +100,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_seal_of_a_manifest_is_the_documented_one() {
+        let seal = manifest_seal(b"{\n  \"format\": \"runner/checkpoint/v1\",\n");
+        assert!(include_str!("../../docs/digest.md").contains(&format!("`  \"format\": \"runner/checkpoint/v1\",` | `{seal}`")));
+    }
+
+    #[test]
     fn a_hash_reads_back_what_it_prints_and_nothing_else() {
         let hash = Hash::of(b"abc");
         assert_eq!(hash.to_string(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");

@@ -182,3 +182,33 @@ fn a_full_disk_is_named_and_leaves_the_entries_before() {
     let text = error.to_string();
     assert!(text.contains("append to `runs/x/ledger.jsonl`") && text.contains("free some space"), "{text}");
 }
+
+#[test]
+fn a_failed_append_changes_neither_the_head_nor_the_next_line() {
+    let (_folder, path, heads) = ledger_of(3);
+    let mut ledger = Ledger::open(&path).unwrap();
+    let good = std::mem::replace(&mut ledger.file, File::options().write(true).open("/dev/full").unwrap());
+    let error = ledger.append(&entry(4)).unwrap_err().to_string();
+    assert!(error.contains("ledger.jsonl") && error.contains("free some space"), "{error}");
+    assert_eq!(ledger.head(), heads[3]);
+    ledger.file = good;
+    ledger.append(&entry(4)).unwrap();
+    assert_eq!(read(&path).unwrap().1.len(), 4);
+}
+
+/// The independent script agrees with the program on a whole ledger and on an edited one.
+#[test]
+fn the_independent_script_verifies_a_ledger() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/verify_digest.py");
+    let verify = |path: &Path| std::process::Command::new("python3").arg(&script).arg(path).output();
+    let (_folder, path, heads) = ledger_of(11);
+    let Ok(output) = verify(&path) else {
+        eprintln!("no python3 here: the script was not run");
+        return;
+    };
+    assert_eq!(String::from_utf8_lossy(&output.stdout), format!("ok: 11 entries, head {}\n", heads[11].root), "{output:?}");
+    std::fs::write(&path, lines(&path).concat().replace("\"step\":7", "\"step\":8")).unwrap();
+    let output = verify(&path).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("MISMATCH head in line 8"), "{output:?}");
+}

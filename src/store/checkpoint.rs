@@ -167,13 +167,17 @@ pub fn load(folder: &Path) -> Result<Loaded> {
 
     let mut whole = Sha256::new_with_prefix(reader.header());
     let mut state = Vec::with_capacity(reader.infos().len());
-    while let Some(tensor) = reader.next_tensor()? {
-        let ((), found) = rayon::join(|| whole.update(&tensor.bytes), || digest(&tensor));
+    let mut next = reader.next_tensor()?;
+    while let Some(tensor) = next {
+        // The next tensor is read while this one is hashed twice.
+        let hash = || rayon::join(|| whole.update(&tensor.bytes), || digest(&tensor)).1;
+        let (found, read) = rayon::join(hash, || reader.next_tensor());
         let expected = manifest.tensors[&tensor.name];
         if found != expected {
             return Err(StoreError::TensorDiffers { path, tensor: tensor.name, expected, found });
         }
         state.push(tensor);
+        next = read?;
     }
     let found = root_of(&manifest.tensors);
     if found != manifest.state_root {

@@ -29,3 +29,6 @@ pub use writer::{Job, Saved, Writer};
 
 /// The result of everything in the store.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod kill_tests;

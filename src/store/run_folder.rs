@@ -154,10 +154,13 @@ pub fn newest_run(root: &Path) -> Result<Option<PathBuf>> {
     Ok(newest.map(|(_, folder)| folder))
 }
 
-/// Whether anything but the lock is in the folder.
+/// Whether anything is in the folder but the lock and empty folders, which a run that failed before
+/// its first byte leaves.
 fn is_used(folder: &Path) -> Result<bool> {
     for entry in fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
-        if entry.map_err(StoreError::io(folder, "list"))?.file_name() != LOCK {
+        let entry = entry.map_err(StoreError::io(folder, "list"))?;
+        let empty_folder = fs::read_dir(entry.path()).is_ok_and(|mut content| content.next().is_none());
+        if entry.file_name() != LOCK && !empty_folder {
             return Ok(true);
         }
     }
@@ -236,6 +239,14 @@ mod tests {
         assert!(matches!(RunFolder::create(root.path(), "quickstart", false), Err(StoreError::RunExists { .. })));
     }
 
+    #[test]
+    fn a_run_that_never_began_is_not_in_the_way() {
+        let root = tempfile::tempdir().unwrap();
+        drop(RunFolder::create(root.path(), "quickstart", false).unwrap());
+        drop(RunFolder::create(root.path(), "quickstart", false).unwrap());
+        assert!(matches!(RunFolder::open(&root.path().join("quickstart")), Err(StoreError::NoSuchRun { .. })));
+    }
+
     /// Reference fault 8: a used folder kept its old markers, and a later resume took the old run.
     #[test]
     fn starting_over_leaves_no_old_checkpoint_behind() {
@@ -247,7 +258,8 @@ mod tests {
         assert!(list(&run.paths.checkpoints()).unwrap().is_empty());
         assert!(!run.paths.experiment().exists());
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "nothing of the old run stays beside");
-        assert!(matches!(RunFolder::open(run.paths.folder()), Err(StoreError::Locked { .. })), "the new folder is locked");
+        let second = RunFolder::create(root.path(), "quickstart", true);
+        assert!(matches!(second, Err(StoreError::Locked { .. })), "the new folder is locked");
     }
 
     #[test]
