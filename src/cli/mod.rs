@@ -33,7 +33,7 @@ enum Verb {
     /// Draw loss, learning rate and gradient norm of one or more runs.
     Plot(plot::Args),
     /// Turn text into token shards.
-    Data(data::Args),
+    Data(data::DataArgs),
 }
 
 impl Cli {

@@ -10,7 +10,8 @@ use anyhow::Context;
 use super::console::Console;
 use super::events_json::JsonEvents;
 use super::exit;
-use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Tokenizer, ValidationSet, corpus};
+use crate::data::corpus::Corpus;
+use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Tokenizer, ValidationSet};
 use crate::experiment::{self, DeviceKind, Experiment, Order};
 use crate::model::plan::{Category, MemoryPlan, Storage};
 use crate::model::weights::Weights;
@@ -70,7 +71,7 @@ impl Data {
         let seq_len = experiment.batch.seq_len;
         let (train, val) = match &experiment.data.corpus {
             Some(name) => {
-                let (train, val) = corpus::open(name, Tokenizer::new(experiment.data.tokenizer))?;
+                let (train, val) = Corpus::load(name)?.datasets(&Tokenizer::new(experiment.data.tokenizer))?;
                 (train, Some(val))
             }
             None => {
