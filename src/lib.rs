@@ -7,7 +7,10 @@
 //! * [`store`]: what a run leaves on disk: folders, checkpoints, atomic files.
 
 pub mod experiment;
+pub mod model;
 pub mod ops;
+pub mod optim;
+pub mod parallel;
 pub mod proof;
 pub mod rng;
 pub mod store;

@@ -1,0 +1,285 @@
+//! The GPT-2 forward and backward passes, written once over [`Ops`].
+//!
+//! Pre-norm transformer (Radford et al. 2019): tied token table, learned positions, GELU in its tanh
+//! form. Shapes: `B` sequences, `T` tokens, `N = B*T`, `C` channels. Gradients of parameters are f32
+//! and accumulate over micro-batches; gradients of activations have the activations' type.
+//!
+//! Deliberately absent: dropout (GPT-2's pre-training here uses none), the optimizer, any notion of
+//! what a step is.
+
+use super::activations::{Activations, GradientBuffers, Normed};
+use super::init::initial_values;
+use super::weights::{ParamSpec, Weights};
+use crate::experiment::Model;
+use crate::ops::{Heads, Ops, Result, Role, Rows, ScratchShape, Vocab, Write};
+
+/// A model on a device: its parameters, and room for one micro-batch.
+pub struct Gpt2<O: Ops> {
+    pub config: Model,
+    pub specs: Weights<ParamSpec>,
+    pub params: Weights<O::Buf>,
+    acts: Activations<O::Buf>,
+    ids: O::Ids,
+    targets: O::Ids,
+    /// Logits of one position (V), for sampling.
+    logits: O::Buf,
+    last: O::Buf,
+    capacity: Rows,
+}
+
+/// How one micro-batch enters the step.
+#[derive(Clone, Copy, Debug)]
+pub struct MicroBatch<'a> {
+    /// B*T token ids and the tokens that follow each of them.
+    pub inputs: &'a [u16],
+    pub targets: &'a [u16],
+    pub rows: Rows,
+    /// Where in the losses buffer this micro-batch's B*T losses go.
+    pub losses_at: usize,
+}
+
+impl<O: Ops> Gpt2<O> {
+    /// A model with the initial weights of `seed`, able to run micro-batches up to `capacity`.
+    pub fn new(ops: &mut O, config: &Model, capacity: Rows, recompute: u8, backward: bool, seed: u64) -> Result<Gpt2<O>> {
+        let specs = Weights::of(config);
+        let params = specs.try_map(|spec| {
+            let mut buf = ops.alloc(Role::Param, spec.len)?;
+            ops.upload(&mut buf, &initial_values(spec, seed))?;
+            Ok(buf)
+        })?;
+        let acts = Activations::layout(config, capacity, recompute, backward).allocate(ops)?;
+        ops.alloc_scratch(&scratch_shape(config, capacity, backward))?;
+        Ok(Gpt2 {
+            config: config.clone(),
+            params,
+            acts,
+            ids: ops.alloc_ids(capacity.count())?,
+            targets: ops.alloc_ids(capacity.count())?,
+            logits: ops.alloc(Role::Activation, config.vocab_padded)?,
+            last: ops.alloc(Role::Activation, config.channels)?,
+            specs,
+            capacity,
+        })
+    }
+
+    /// The largest micro-batch this model has room for.
+    pub fn capacity(&self) -> Rows {
+        self.capacity
+    }
+
+    /// Losses of every token of a micro-batch, written to `losses[losses_at..]`.
+    pub fn forward(&mut self, ops: &mut O, batch: &MicroBatch<'_>, losses: &mut O::Buf) -> Result<()> {
+        self.upload(ops, batch)?;
+        self.trunk(ops, batch.rows)?;
+        let (n, c) = (batch.rows.count(), self.config.channels);
+        let x = output(&self.acts.ln_f, None);
+        ops.classifier_loss(losses, batch.losses_at, x, &self.params.wte, &self.targets, n, c, vocab(&self.config))
+    }
+
+    /// Logits (the first `vocab` of them) of the token after `tokens`: one sequence, no gradients.
+    pub fn next_token_logits(&mut self, ops: &mut O, tokens: &[u16]) -> Result<Vec<f32>> {
+        let (t, c) = (tokens.len(), self.config.channels);
+        ops.upload_ids(&mut self.ids, tokens)?;
+        self.trunk(ops, Rows { batch: 1, seq: t })?;
+        ops.copy_row(&mut self.last, output(&self.acts.ln_f, None), t - 1, c)?;
+        ops.linear(&mut self.logits, &self.last, &self.params.wte, None, 1, c, self.config.vocab_padded)?;
+        let mut logits = vec![0.0; self.config.vocab_padded];
+        ops.download(&self.logits, &mut logits)?;
+        logits.truncate(self.config.vocab);
+        Ok(logits)
+    }
+
+    /// Forward and backward: losses as [`Gpt2::forward`], and the gradient of `scale` times the sum
+    /// of the losses set into or added to `grads`.
+    pub fn forward_backward(
+        &mut self,
+        ops: &mut O,
+        batch: &MicroBatch<'_>,
+        losses: &mut O::Buf,
+        grads: &mut Weights<O::Buf>,
+        scale: f32,
+        write: Write,
+    ) -> Result<()> {
+        self.upload(ops, batch)?;
+        self.trunk(ops, batch.rows)?;
+        self.backward(ops, batch, losses, grads, scale, write)
+    }
+
+    fn upload(&mut self, ops: &mut O, batch: &MicroBatch<'_>) -> Result<()> {
+        ops.upload_ids(&mut self.ids, batch.inputs)?;
+        ops.upload_ids(&mut self.targets, batch.targets)
+    }
+
+    /// From token ids to the final layernorm's output.
+    fn trunk(&mut self, ops: &mut O, rows: Rows) -> Result<()> {
+        let (n, c) = (rows.count(), self.config.channels);
+        let heads = heads(&self.config);
+        let Activations { encoded, layers, ln_f, branch, shared_norm, shared_gelu, .. } = &mut self.acts;
+        let p = &self.params;
+
+        ops.embedding(encoded, &self.ids, &p.wte, &p.wpe, rows, c)?;
+        {
+            let first = &mut layers[0].ln_1;
+            let out = output_mut(&mut first.out, shared_norm);
+            ops.layernorm(
+                out,
+                &mut first.mean,
+                &mut first.rstd,
+                encoded,
+                &p.layers[0].ln_1.weight,
+                &p.layers[0].ln_1.bias,
+                n,
+                c,
+            )?;
+        }
+        for l in 0..layers.len() {
+            let w = &p.layers[l];
+            let (before, from) = layers.split_at_mut(l);
+            let (a, after) = from.split_first_mut().expect("l is below the number of layers");
+            let residual_in = before.last().map_or(&*encoded, |b| &b.residual_out);
+
+            ops.linear(&mut a.qkv, output(&a.ln_1, shared_norm.as_ref()), &w.qkv.weight, Some(&w.qkv.bias), n, c, 3 * c)?;
+            ops.attention(&mut a.att, &mut a.lse, &a.qkv, rows, heads)?;
+            ops.linear(branch, &a.att, &w.attn_proj.weight, Some(&w.attn_proj.bias), n, c, c)?;
+
+            let ln_2 = &mut a.ln_2;
+            let out = output_mut(&mut ln_2.out, shared_norm);
+            let (weight, bias) = (&w.ln_2.weight, &w.ln_2.bias);
+            ops.residual_layernorm(
+                &mut a.residual_mid,
+                out,
+                &mut ln_2.mean,
+                &mut ln_2.rstd,
+                residual_in,
+                branch,
+                weight,
+                bias,
+                n,
+                c,
+            )?;
+
+            let gelu = output_mut(&mut a.fc_gelu, shared_gelu);
+            let normed = output(&a.ln_2, shared_norm.as_ref());
+            ops.linear_gelu(gelu, &mut a.fc, normed, &w.fc.weight, &w.fc.bias, n, c, 4 * c)?;
+            ops.linear(branch, gelu, &w.fc_proj.weight, Some(&w.fc_proj.bias), n, 4 * c, c)?;
+
+            // The block's end is fused with the layernorm that reads it: the next block's or the last.
+            let (next, weights) = match after.first_mut() {
+                Some(next) => (&mut next.ln_1, &p.layers[l + 1].ln_1),
+                None => (&mut *ln_f, &p.ln_f),
+            };
+            let out = output_mut(&mut next.out, shared_norm);
+            ops.residual_layernorm(
+                &mut a.residual_out,
+                out,
+                &mut next.mean,
+                &mut next.rstd,
+                &a.residual_mid,
+                branch,
+                &weights.weight,
+                &weights.bias,
+                n,
+                c,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn backward(
+        &mut self,
+        ops: &mut O,
+        batch: &MicroBatch<'_>,
+        losses: &mut O::Buf,
+        grads: &mut Weights<O::Buf>,
+        scale: f32,
+        write: Write,
+    ) -> Result<()> {
+        let rows = batch.rows;
+        let (n, c) = (rows.count(), self.config.channels);
+        let heads = heads(&self.config);
+        let vocab = vocab(&self.config);
+        let Activations { encoded, layers, ln_f, shared_norm, shared_gelu, grads: buffers, .. } = &mut self.acts;
+        let p = &self.params;
+        let GradientBuffers { residual: dres, narrow, wide } =
+            buffers.as_mut().expect("a model built for training has gradient buffers");
+
+        let normed = output(ln_f, None);
+        let at = batch.losses_at;
+        ops.classifier(losses, at, narrow, &mut grads.wte, normed, &p.wte, &self.targets, n, c, vocab, scale, write)?;
+        let x = layers.last().map_or(&*encoded, |l| &l.residual_out);
+        let (dw, db) = (&mut grads.ln_f.weight, &mut grads.ln_f.bias);
+        ops.layernorm_backward(dres, Write::Set, dw, db, write, narrow, x, &p.ln_f.weight, &ln_f.mean, &ln_f.rstd, n, c)?;
+
+        for l in (0..layers.len()).rev() {
+            let (w, g) = (&p.layers[l], &mut grads.layers[l]);
+            let (before, from) = layers.split_at_mut(l);
+            let a = &mut from[0];
+            let residual_in = before.last().map_or(&*encoded, |b| &b.residual_out);
+
+            // The MLP. `wide` becomes the gradient of `fc`.
+            if let Some(gelu) = shared_gelu.as_mut() {
+                ops.gelu(gelu, &a.fc, n * 4 * c)?;
+            }
+            let gelu = a.fc_gelu.as_ref().or(shared_gelu.as_ref()).expect("GELU's output is kept or shared");
+            ops.linear_backward_weight(&mut g.fc_proj.weight, Some(&mut g.fc_proj.bias), dres, gelu, n, 4 * c, c, write)?;
+            ops.linear_backward_input_gelu(wide, dres, &w.fc_proj.weight, &a.fc, n, 4 * c, c)?;
+            recompute_norm(ops, &mut a.ln_2, shared_norm, &a.residual_mid, &w.ln_2, n, c)?;
+            let normed = output(&a.ln_2, shared_norm.as_ref());
+            ops.linear_backward_weight(&mut g.fc.weight, Some(&mut g.fc.bias), wide, normed, n, c, 4 * c, write)?;
+            ops.linear_backward_input(narrow, wide, &w.fc.weight, n, c, 4 * c)?;
+            let (dw, db) = (&mut g.ln_2.weight, &mut g.ln_2.bias);
+            let (mean, rstd) = (&a.ln_2.mean, &a.ln_2.rstd);
+            ops.layernorm_backward(dres, Write::Add, dw, db, write, narrow, &a.residual_mid, &w.ln_2.weight, mean, rstd, n, c)?;
+
+            // The attention. `wide` becomes the gradient of `qkv`.
+            ops.linear_backward_weight(&mut g.attn_proj.weight, Some(&mut g.attn_proj.bias), dres, &a.att, n, c, c, write)?;
+            ops.linear_backward_input(narrow, dres, &w.attn_proj.weight, n, c, c)?;
+            ops.attention_backward(wide, narrow, &a.qkv, &a.att, &a.lse, rows, heads)?;
+            recompute_norm(ops, &mut a.ln_1, shared_norm, residual_in, &w.ln_1, n, c)?;
+            let normed = output(&a.ln_1, shared_norm.as_ref());
+            ops.linear_backward_weight(&mut g.qkv.weight, Some(&mut g.qkv.bias), wide, normed, n, c, 3 * c, write)?;
+            ops.linear_backward_input(narrow, wide, &w.qkv.weight, n, c, 3 * c)?;
+            let (dw, db) = (&mut g.ln_1.weight, &mut g.ln_1.bias);
+            let (mean, rstd) = (&a.ln_1.mean, &a.ln_1.rstd);
+            ops.layernorm_backward(dres, Write::Add, dw, db, write, narrow, residual_in, &w.ln_1.weight, mean, rstd, n, c)?;
+        }
+        ops.embedding_backward(&mut grads.wte, &mut grads.wpe, write, dres, &self.ids, rows, c)
+    }
+}
+
+/// Computes a layernorm's output again when it was not kept: the same operation on the same bits.
+fn recompute_norm<O: Ops>(
+    ops: &mut O,
+    norm: &mut Normed<O::Buf>,
+    shared: &mut Option<O::Buf>,
+    x: &O::Buf,
+    weights: &super::weights::Affine<O::Buf>,
+    n: usize,
+    c: usize,
+) -> Result<()> {
+    match (&norm.out, shared) {
+        (None, Some(out)) => ops.layernorm(out, &mut norm.mean, &mut norm.rstd, x, &weights.weight, &weights.bias, n, c),
+        _ => Ok(()),
+    }
+}
+
+fn output<'a, B>(norm: &'a Normed<B>, shared: Option<&'a B>) -> &'a B {
+    norm.out.as_ref().or(shared).expect("an output that is not kept is shared")
+}
+
+fn output_mut<'a, B>(kept: &'a mut Option<B>, shared: &'a mut Option<B>) -> &'a mut B {
+    kept.as_mut().or(shared.as_mut()).expect("an output that is not kept is shared")
+}
+
+fn heads(model: &Model) -> Heads {
+    Heads { heads: model.heads, head_size: model.channels / model.heads }
+}
+
+fn vocab(model: &Model) -> Vocab {
+    Vocab { used: model.vocab, padded: model.vocab_padded }
+}
+
+/// The largest shapes the model's operations will see.
+pub fn scratch_shape(model: &Model, capacity: Rows, backward: bool) -> ScratchShape {
+    ScratchShape { rows: capacity, channels: model.channels, heads: heads(model), vocab: vocab(model), backward }
+}
