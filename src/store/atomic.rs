@@ -27,7 +27,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, bytes.len() as u64, |file| file.write_all(bytes))
 }
 
-/// [`write`] for content that is streamed; `need_bytes` is its length, for the message of a full disk.
+/// [`write()`] for content that is streamed; `need_bytes` is its length, for the message of a full disk.
 pub fn write_with(path: &Path, need_bytes: u64, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let temporary = beside(path, TEMPORARY);
     let stream = || File::create(&temporary).and_then(|mut file| content(&mut file).and_then(|()| file.sync_all()));
