@@ -89,8 +89,11 @@ impl Data {
 
 /// What the bits of a run depend on, key by key.
 pub fn numerics(experiment: &Experiment) -> BTreeMap<String, String> {
-    let keys = experiment::flatten(experiment);
-    keys.into_iter().filter(|(key, _)| experiment::reaches_the_bits(key)).collect()
+    experiment::flatten(experiment)
+        .into_iter()
+        .filter(|(key, _)| experiment::reaches_the_bits(key))
+        .map(|(key, value)| (key, value.to_string()))
+        .collect()
 }
 
 impl Session {
@@ -101,7 +104,7 @@ impl Session {
         let shape = scratch_shape(&experiment.model, rows, true);
         match device {
             Device::Cpu(cpu) => {
-                let scratch = crate::ops::cpu::scratch_plan(&shape);
+                let scratch = cpu.scratch_plan(&shape);
                 let storage = Storage { param: Dtype::F32, activation: Dtype::F32, masters: false, scratch };
                 Prepared { experiment, data, folder, json }.on(cpu, &storage, resume)
             }
@@ -184,10 +187,12 @@ impl Records {
         for change in drift {
             ledger.note("drift", change)?;
         }
+        let run = folder.paths.folder();
         Ok(Records {
             ledger,
-            metrics: MetricsWriter::resume(folder.paths.folder(), step)?,
-            main_log: MainLogWriter::resume(folder.paths.folder(), step)?,
+            // A run that was killed before its first row has no files to go on with.
+            metrics: if folder.paths.metrics_jsonl().exists() { MetricsWriter::resume(run, step)? } else { MetricsWriter::create(run)? },
+            main_log: if folder.paths.main_log().exists() { MainLogWriter::resume(run, step)? } else { MainLogWriter::create(run)? },
             paths: folder.paths.clone(),
             writer: Writer::new(
                 &folder.paths.checkpoints(),

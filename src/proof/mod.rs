@@ -14,7 +14,7 @@ pub mod hash;
 pub mod ledger;
 pub mod tree;
 
-pub use digest::{MerkleHasher, state_root, tensor_digest};
+pub use digest::{MerkleHasher, merkle_root, state_root, tensor_digest, tensor_digest_from_root};
 pub use entry::{Action, Entry};
 pub use hash::Hash;
 pub use ledger::{Head, Ledger, LedgerError};

@@ -25,6 +25,8 @@ pub enum RunError {
     #[error(transparent)]
     Ledger(#[from] crate::proof::LedgerError),
     #[error(transparent)]
+    Log(#[from] crate::store::append::AppendError),
+    #[error(transparent)]
     Metrics(#[from] crate::store::metrics::MetricsError),
 }
 

@@ -12,7 +12,7 @@ use crate::model::{Gpt2, ParamSpec, Weights};
 use crate::ops::{Dtype, Ops, Result, Role};
 use crate::optim::guards::Window;
 use crate::proof::{self, Hash};
-use crate::store::checkpoint::Tensor;
+use crate::store::{Tensor, checkpoint};
 
 type Saved = BTreeMap<String, Tensor>;
 
@@ -56,7 +56,7 @@ impl<O: Ops> Trainer<O> {
             })
             .collect();
         digests.extend(self.host_state().into_iter().map(|t| {
-            let digest = t.digest();
+            let digest = checkpoint::digest(&t);
             (t.name, digest)
         }));
         let named = digests.iter().map(|(name, digest)| (name.as_str(), *digest));

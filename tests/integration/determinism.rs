@@ -34,7 +34,7 @@ fn settings_that_do_not_matter_change_no_bit() {
 #[test]
 fn simd_width_changes_no_bit() {
     // Without fused multiply-add in hardware each one is a library call: few steps, few tokens.
-    let short = ["--set", "schedule.steps=2", "--set", "batch.tokens=256", "--set", "eval.every=0", "--set", "sample.every=0"];
+    let short = ["--set", "schedule.steps=2", "--set", "schedule.warmup_steps=1", "--set", "batch.tokens=256", "--set", "eval.every=0", "--set", "sample.every=0"];
     let root = |simd: &str| {
         let simd = format!("device.simd={simd}");
         let arguments: Vec<&str> = short.iter().copied().chain(["--set", &simd]).collect();
@@ -55,7 +55,7 @@ fn simd_width_changes_no_bit() {
 fn the_seed_changes_the_bits() {
     let root = |seed: &str| {
         let seed = format!("seed={seed}");
-        Lab::new().run(CI, &["--set", "schedule.steps=1", "--set", &seed]).root().to_owned()
+        Lab::new().run(CI, &["--set", "schedule.steps=1", "--set", "schedule.warmup_steps=1", "--set", &seed]).root().to_owned()
     };
     assert_ne!(root("1"), root("2"));
 }
@@ -65,7 +65,7 @@ fn virtual_workers_change_the_order_of_sums_and_nothing_else() {
     let losses = |workers: &str| {
         let lab = Lab::new();
         let workers = format!("parallel.workers={workers}");
-        lab.run(CI, &["--set", "schedule.steps=3", "--set", &workers]).root();
+        lab.run(CI, &["--set", "schedule.steps=3", "--set", "schedule.warmup_steps=1", "--set", &workers]).root();
         lab.metrics("ci").iter().filter_map(|row| row["loss"].as_f64()).collect::<Vec<_>>()
     };
     let one = losses("1");

@@ -77,7 +77,7 @@ fn starting_over_a_run_is_refused_and_overwriting_leaves_nothing_of_it() {
     lab.run(CI, &[]).root();
     lab.run(CI, &[]).assert_fails(1, &["there is already a run", "--overwrite", "runner resume"]);
     // Reference fault 8: old markers survive, and a later resume picks the old run.
-    lab.run(CI, &["--overwrite", "--set", "schedule.steps=3"]).root();
+    lab.run(CI, &["--overwrite", "--set", "schedule.steps=3", "--set", "schedule.warmup_steps=1"]).root();
     let left: Vec<_> = std::fs::read_dir(lab.path("ci/checkpoints")).expect("a folder").collect();
     assert_eq!(left.len(), 1, "{left:?}");
 }
