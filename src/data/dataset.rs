@@ -170,7 +170,7 @@ fn find(patterns: &[String]) -> Result<Vec<PathBuf>, DataError> {
         for entry in matches {
             let path = entry.map_err(|e| {
                 let path = e.path().to_owned();
-                DataError::Io { action: "look into", path, source: e.into() }
+                DataError::Io { action: "look into", path, reason: e.into() }
             })?;
             any = true;
             let name = path.file_name().unwrap_or(path.as_os_str()).to_owned();

@@ -15,8 +15,8 @@ use super::shard::{HEADER_BYTES, MAGIC, VERSION};
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// The operating system said no.
-    #[error("cannot {action} `{path}`: {source}")]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("cannot {action} `{path}`: {reason}")]
+    Io { action: &'static str, path: PathBuf, reason: io::Error },
 
     // ---- finding shards ----
     /// No pattern at all.
@@ -96,6 +96,9 @@ pub enum DataError {
         "corpus `{name}` is not in this build: the feature `corpus` is off\n  hint: build with `--features corpus`, or name shards in `data.train`"
     )]
     CorpusNotBuilt { name: String },
+    /// The model has no rows for some of the tokenizer's tokens.
+    #[error("`model.vocab` is {vocab}: expected at least {needed}, the tokens of `data.tokenizer` = `{tokenizer}`")]
+    VocabTooSmall { vocab: usize, needed: usize, tokenizer: &'static str },
     /// No such embedded text.
     #[error("unknown corpus `{name}`: expected `kjv`")]
     UnknownCorpus { name: String },
@@ -126,6 +129,6 @@ pub enum DataError {
 impl DataError {
     /// For `map_err` on calls to the operating system.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataError {
-        move |source| DataError::Io { action, path: path.to_owned(), source }
+        move |reason| DataError::Io { action, path: path.to_owned(), reason }
     }
 }

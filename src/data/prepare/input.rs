@@ -23,8 +23,8 @@ impl Input {
     /// A file, mapped.
     pub fn file(path: &Path) -> Result<Input, DataError> {
         if path.is_dir() {
-            let source = std::io::Error::new(std::io::ErrorKind::IsADirectory, "it is a folder; name its files");
-            return Err(DataError::Io { action: "read", path: path.to_owned(), source });
+            let reason = std::io::Error::new(std::io::ErrorKind::IsADirectory, "it is a folder; name its files");
+            return Err(DataError::Io { action: "read", path: path.to_owned(), reason });
         }
         let map = MappedFile::open(path).map_err(DataError::io("read", path))?;
         Ok(Input { path: path.to_owned(), content: Content::Mapped(map) })
