@@ -8,12 +8,18 @@
 //! * [`safetensors`]: a byte-stable writer and a strict reader.
 //! * [`checkpoint`]: a state and its manifest; [`retention`]: which ones are kept; [`writer`]: saving
 //!   behind the trainer's back.
+//! * [`metrics`]: one row a step; [`main_log`]: the same in the reference's line format; [`append`]: files
+//!   that only grow.
 //! * [`run_folder`]: where everything is, and the lock that keeps a second process out.
 
+pub mod append;
 pub mod atomic;
 pub mod checkpoint;
 pub mod error;
+pub mod main_log;
 pub mod manifest;
+pub mod metrics;
+mod metrics_parquet;
 pub mod retention;
 pub mod run_folder;
 pub mod safetensors;
