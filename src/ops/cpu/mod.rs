@@ -92,6 +92,13 @@ fn thread_scratch(shape: &ScratchShape) -> usize {
 
 const DEVICE: &str = "CPU";
 
+/// What Linux says new allocations may still take.
+fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(1024 * line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?)
+}
+
 fn failed(operation: &'static str, message: String) -> DeviceError {
     DeviceError::Failed { device: DEVICE.to_owned(), operation, message }
 }
@@ -139,8 +146,13 @@ impl Ops for Cpu {
         Dtype::F32
     }
 
-    fn alloc(&mut self, _: Role, len: usize) -> Result<Buffer> {
-        Ok(Buffer::zeroed(len))
+    fn alloc(&mut self, role: Role, len: usize) -> Result<Buffer> {
+        Buffer::try_zeroed(len).ok_or_else(|| DeviceError::OutOfMemory {
+            device: DEVICE.to_owned(),
+            what: format!("{role:?} buffer of {len} elements"),
+            need_bytes: 4 * len as u64,
+            free_bytes: available_bytes().unwrap_or(0),
+        })
     }
 
     fn alloc_ids(&mut self, len: usize) -> Result<Ids> {
