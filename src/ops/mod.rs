@@ -16,6 +16,8 @@
 //! `V` vocabulary as padded in memory. `N = B*T` rows. All matrices are row-major and dense.
 
 pub mod cpu;
+#[cfg(test)]
+pub mod testing;
 
 use std::fmt;
 
