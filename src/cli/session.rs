@@ -1,6 +1,7 @@
 //! What `run` and `resume` share: device, data, records, signals, and the training between them.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,15 +11,14 @@ use anyhow::Context;
 use super::console::Console;
 use super::events_json::JsonEvents;
 use super::exit;
-use crate::data::corpus::Corpus;
-use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Tokenizer, ValidationSet};
+use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
 use crate::experiment::{self, DeviceKind, Experiment, Order};
 use crate::model::plan::{Category, MemoryPlan, Storage};
 use crate::model::weights::Weights;
 use crate::model::gpt2::scratch_shape;
 use crate::ops::{DeviceError, Dtype, Ops, Rows, cpu::Cpu};
 use crate::proof::Ledger;
-use crate::report;
+use crate::report::{self, PlotOptions, ReportError, RunData};
 use crate::store::main_log::MainLogWriter;
 use crate::store::metrics::MetricsWriter;
 use crate::store::{Loaded, Retention, RunFolder, Writer};
@@ -62,28 +62,18 @@ pub struct Resume {
 pub struct Data {
     train: Arc<Dataset>,
     validation: Option<ValidationSet>,
+    tokenizer: Tokenizer,
 }
 
 impl Data {
     /// Opens and checks shards, or the embedded corpus.
     pub fn open(experiment: &Experiment) -> anyhow::Result<Data> {
-        let vocab = experiment.model.vocab;
         let seq_len = experiment.batch.seq_len;
-        let (train, val) = match &experiment.data.corpus {
-            Some(name) => {
-                let (train, val) = Corpus::load(name)?.datasets(&Tokenizer::new(experiment.data.tokenizer))?;
-                (train, Some(val))
-            }
-            None => {
-                let val = &experiment.data.val;
-                let val = if val.is_empty() { None } else { Some(Dataset::open(val, vocab)?) };
-                (Dataset::open(&experiment.data.train, vocab)?, val)
-            }
-        };
+        let Sources { train, val, tokenizer } = Sources::open(&experiment.data, experiment.model.vocab)?;
         train.require_sequences(seq_len)?;
         let wanted = val.filter(|_| experiment.eval.every > 0);
         let validation = wanted.map(|val| ValidationSet::new(&val, experiment.eval.val_tokens, seq_len)).transpose()?;
-        Ok(Data { train: Arc::new(train), validation })
+        Ok(Data { train, validation, tokenizer })
     }
 }
 
@@ -142,11 +132,10 @@ impl Prepared {
         let feed = feed(&experiment, &data, progress.step, progress.data_offset)?;
         let mut listener: Box<dyn Listener> =
             if json { Box::new(JsonEvents) } else { Box::new(Console::new(experiment.log.every)) };
-        let tokenizer = Tokenizer::new(experiment.data.tokenizer);
-        let run = Run { experiment, trainer, feed, validation: data.validation, tokenizer, records, stop, peak_flops: None };
+        let run = Run { experiment, trainer, feed, validation: data.validation, tokenizer: data.tokenizer, records, stop, peak_flops: None };
         let outcome = run.finish(listener.as_mut())?;
 
-        let plots = report::plot_run(folder.paths.folder()).context("the run is whole, but its plot could not be drawn")?;
+        let plots = draw(&folder).context("the run is whole, but its plot could not be drawn")?;
         for plot in plots.iter().filter(|_| !json) {
             anstream::eprintln!("plot: {}", plot.display());
         }
@@ -161,6 +150,11 @@ impl Prepared {
             Outcome::Diverged { .. } => exit::DIVERGED,
         }))
     }
+}
+
+fn draw(folder: &RunFolder) -> Result<Vec<PathBuf>, ReportError> {
+    let run = RunData::from_folder(folder.paths.folder())?;
+    report::plot_runs(&[run], &PlotOptions::default(), &folder.paths.plots())
 }
 
 impl Records {

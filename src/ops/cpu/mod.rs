@@ -67,6 +67,11 @@ impl Cpu {
         })?;
         Ok(Cpu { engine, scratch: classifier::Scratch::default(), by_token: embedding::ByToken::default() })
     }
+
+    /// Scratch of this device for micro-batches of up to `shape`, by name, in bytes.
+    pub fn scratch_plan(&self, shape: &ScratchShape) -> Vec<(String, u64)> {
+        scratch_bytes(shape, self.engine.threads)
+    }
 }
 
 /// Scratch of the CPU device for micro-batches of up to `shape`, by name, in bytes.
@@ -123,6 +128,11 @@ fn tokens<'a>(operation: &'static str, ids: &'a Ids, len: usize, vocab: usize) -
     }
 }
 
+/// Bytes of a transfer make whole floats.
+fn whole_floats(operation: &'static str, rest: &[u8]) -> Result<()> {
+    if rest.is_empty() { Ok(()) } else { Err(failed(operation, format!("{} bytes are left over, an element has 4", rest.len()))) }
+}
+
 /// A transfer between buffers of different lengths is a bug of the caller.
 fn same_len(operation: &'static str, from: usize, to: usize) -> Result<()> {
     if from == to { Ok(()) } else { Err(failed(operation, format!("{from} elements do not fit {to}"))) }
@@ -175,28 +185,29 @@ impl Ops for Cpu {
     }
 
     fn upload(&mut self, dst: &mut Buffer, src: &[f32]) -> Result<()> {
-        same_len("upload", src.len(), dst.len())?;
-        dst.as_mut_slice().copy_from_slice(src);
+        view_mut("upload", "dst", dst, src.len())?.copy_from_slice(src);
         Ok(())
     }
 
     fn download(&mut self, src: &Buffer, dst: &mut [f32]) -> Result<()> {
-        same_len("download", src.len(), dst.len())?;
-        dst.copy_from_slice(src.as_slice());
+        dst.copy_from_slice(view("download", "src", src, dst.len())?);
         Ok(())
     }
 
     fn read_bytes(&mut self, src: &Buffer, dst: &mut [u8]) -> Result<()> {
-        same_len("read_bytes", 4 * src.len(), dst.len())?;
-        for (to, from) in dst.as_chunks_mut::<4>().0.iter_mut().zip(src.as_slice()) {
+        let (floats, rest) = dst.as_chunks_mut::<4>();
+        whole_floats("read_bytes", rest)?;
+        let stored = view("read_bytes", "src", src, floats.len())?;
+        for (to, from) in floats.iter_mut().zip(stored) {
             *to = from.to_le_bytes();
         }
         Ok(())
     }
 
     fn write_bytes(&mut self, dst: &mut Buffer, src: &[u8]) -> Result<()> {
-        same_len("write_bytes", src.len(), 4 * dst.len())?;
-        for (to, from) in dst.as_mut_slice().iter_mut().zip(src.as_chunks::<4>().0) {
+        let (floats, rest) = src.as_chunks::<4>();
+        whole_floats("write_bytes", rest)?;
+        for (to, from) in view_mut("write_bytes", "dst", dst, floats.len())?.iter_mut().zip(floats) {
             *to = f32::from_le_bytes(*from);
         }
         Ok(())
