@@ -50,11 +50,11 @@ fn power_of_ten(exponent: i32) -> f64 {
     if exponent < 0 { 1.0 / power } else { power }
 }
 
-/// Multiples of 1, 2 or 5 times a power of ten.
+/// Multiples of 1, 2, 2.5 or 5 times a power of ten.
 fn linear_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
     let rough = (high - low) / wanted.max(1) as f64;
     let decade = libm::floor(libm::log10(rough)) as i32;
-    let step = [1.0, 2.0, 5.0, 10.0]
+    let step = [1.0, 2.0, 2.5, 5.0, 10.0]
         .into_iter()
         .map(|mantissa| (mantissa, decade))
         .find(|&(mantissa, decade)| mantissa * power_of_ten(decade) >= rough * (1.0 - 1e-9));
