@@ -329,8 +329,8 @@ impl Page<'_> {
         }
     }
 
-    /// What the frame leaves out, at length and in short: `▲ 640 steps above, max 11.1`.
-    fn notes(&self, kind: Kind, top: f64) -> [String; 2] {
+    /// What the frame leaves out, from long to short: `▲ 640 steps above, max 11.1`.
+    fn notes(&self, kind: Kind, top: f64) -> [String; 3] {
         let points = |run: &Curves| match kind {
             Kind::Loss => [run.loss.clone(), run.skipped_loss.clone()].concat(),
             Kind::GradNorm => [run.grad_norm.clone(), run.skipped_norm.clone()].concat(),
@@ -339,11 +339,12 @@ impl Page<'_> {
         let values: Vec<f64> = self.curves.iter().flat_map(points).map(|point| point.1).collect();
         let above: Vec<f64> = values.iter().copied().filter(|&value| value.is_finite() && value > top).collect();
         let count = |number: usize| grouped(number as u64);
-        let mut notes = [Vec::new(), Vec::new()];
+        let mut notes = [Vec::new(), Vec::new(), Vec::new()];
         if let Some(largest) = quantile(&above, 1.0) {
             let (steps, largest) = (if above.len() == 1 { "step" } else { "steps" }, label(largest, 0.1));
             notes[0].push(format!("▲ {} {steps} above, max {largest}", count(above.len())));
-            notes[1].push(format!("▲ {} to {largest}", count(above.len())));
+            notes[1].push(format!("▲ {} above, max {largest}", count(above.len())));
+            notes[2].push(format!("▲ {} to {largest}", count(above.len())));
         }
         let broken = values.iter().filter(|value| !value.is_finite()).count();
         if broken > 0 {
