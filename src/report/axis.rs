@@ -91,7 +91,7 @@ pub fn label(value: f64, spacing: f64) -> String {
         return "0".to_owned();
     }
     let size = value.abs();
-    if size < 1e-2 {
+    if !(1e-2..1e15).contains(&size) {
         let exponent = libm::floor(libm::log10(size) + 1e-9) as i32;
         return format!("{}e{exponent}", trimmed(value * power_of_ten(-exponent), 2));
     }
@@ -160,6 +160,7 @@ mod tests {
     fn numbers_read_easily() {
         assert_eq!(grouped(0), "0");
         assert_eq!(grouped(1_048_576), "1,048,576");
+        assert_eq!([label(3.2e20, 0.1), label(-4e-5, 1e-5), label(12.25, 0.25)], ["3.2e20", "-4e-5", "12.25"]);
         assert_eq!(trimmed(2.50, 3), "2.5");
         assert_eq!(trimmed(100.0, 0), "100");
     }

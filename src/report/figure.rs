@@ -265,7 +265,7 @@ impl Page<'_> {
         let last = self.runs.iter().flat_map(|run| run.rows.last());
         let x_high = last.map(|row| if self.options.x == XAxis::Step { row.step } else { row.tokens }).max().unwrap_or(1);
         let panel = Panel {
-            title: self.title(kind).to_owned(),
+            title: title(kind, scale).to_owned(),
             left,
             top: rows.0,
             width,
@@ -280,16 +280,6 @@ impl Page<'_> {
         panel.frame(scene, lowest.then_some(x_title), &self.notes(kind, panel.y.high))?;
         self.lines(scene, kind, &panel);
         Ok(())
-    }
-
-    fn title(&self, kind: Kind) -> &'static str {
-        match kind {
-            Kind::Loss if self.options.log_y => "Loss, nats per token, log scale",
-            Kind::Loss => "Loss, nats per token",
-            Kind::Hellaswag => "HellaSwag accuracy",
-            Kind::LearningRate => "Learning rate",
-            Kind::GradNorm => "Gradient norm",
-        }
     }
 
     /// Low end, high end and scale of a panel's values.
@@ -439,6 +429,16 @@ impl Sample {
 
 fn dash_of(reference: &Reference) -> Dash {
     if reference.val_loss.is_some() { Dash::Dashed } else { Dash::Dotted }
+}
+
+fn title(kind: Kind, scale: Scale) -> &'static str {
+    match (kind, scale) {
+        (Kind::Loss, Scale::Log) => "Loss, nats per token, log scale",
+        (Kind::Loss, Scale::Linear) => "Loss, nats per token",
+        (Kind::Hellaswag, _) => "HellaSwag accuracy",
+        (Kind::LearningRate, _) => "Learning rate",
+        (Kind::GradNorm, _) => "Gradient norm",
+    }
 }
 
 /// The line of facts under a run's name.
