@@ -4,3 +4,4 @@ mod append;
 pub mod main_log;
 pub mod metrics;
 mod metrics_parquet;
+pub(crate) mod temporary;
