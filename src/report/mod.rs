@@ -22,6 +22,7 @@ pub use run_data::{ModelFacts, RunData};
 
 use crate::store::main_log::MainLogError;
 use crate::store::metrics::MetricsError;
+use crate::store::temporary;
 
 /// What stands on the horizontal axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,17 +96,9 @@ fn write_atomically(
 ) -> Result<PathBuf, ReportError> {
     let path = folder.join(name);
     let io_error = |action| move |source| ReportError::Io { action, path: folder.join(name), source };
-    let ending = format!(".{}", name.rsplit('.').next().unwrap_or_default());
-    let temporary = tempfile::Builder::new().prefix(".plot-").suffix(&ending).tempfile_in(folder).map_err(io_error("create"))?;
+    let temporary = temporary::beside(&path).map_err(io_error("create"))?;
     write(temporary.path())?;
-    let file = temporary.persist(&path).map_err(|error| io_error("rename a temporary file to")(error.error))?;
-    // Temporary files are private; a picture is for everyone whom the folder is for.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        file.set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(io_error("set the permissions of"))?;
-    }
-    drop(file);
+    temporary.persist(&path).map_err(|error| io_error("rename a temporary file to")(error.error))?;
     Ok(path)
 }
 

@@ -11,13 +11,13 @@ use std::path::Path;
 use polars::prelude::{Column, DataFrame, IntoColumn, NamedFrom, ParquetReader, ParquetWriter, PolarsError, SerReader, Series};
 
 use super::metrics::{Action, MetricsError, MetricsRow, Place, check_order};
+use super::temporary;
 
 /// Writes the rows beside `path`, syncs, and renames: a reader sees the old file or the new one.
 pub fn write(path: &Path, rows: &[MetricsRow]) -> Result<(), MetricsError> {
     let io_error = |action| move |source: io::Error| MetricsError::Io { action, path: path.to_owned(), source };
     let polars_error = |error: PolarsError| MetricsError::Parquet { path: path.to_owned(), message: error.to_string() };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(io_error("create a temporary file for"))?;
+    let mut temporary = temporary::beside(path).map_err(io_error("create a temporary file for"))?;
     let mut frame = to_frame(rows).map_err(polars_error)?;
     ParquetWriter::new(temporary.as_file_mut()).finish(&mut frame).map_err(polars_error)?;
     temporary.as_file().sync_all().map_err(io_error("sync"))?;
