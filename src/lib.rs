@@ -1,9 +1,11 @@
 //! `runner`: declarative, bit-for-bit reproducible pre-training of GPT-2. A tour, in reading order.
 //!
+//! * [`cli`]: one file a verb.
 //! * [`experiment`]: the TOML a person writes, its layers, and the resolved experiment.
 //! * [`rng`]: counter-based random numbers; nothing random has state.
 //! * [`ops`]: the operations a device offers; `ops::cpu` and `ops::cuda`.
 
+pub mod cli;
 pub mod experiment;
 pub mod ops;
 pub mod rng;

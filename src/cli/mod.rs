@@ -1,0 +1,3 @@
+//! One file a verb: its arguments, and what it prints.
+
+pub mod config;
