@@ -343,9 +343,9 @@ impl Rules {
             let message = format!("`batch.tokens` = {tokens} is not a multiple of micro × seq_len × workers = {unit}");
             let fault = self.clash(message, &["batch.tokens", "batch.micro", "batch.seq_len", "parallel.workers"]);
             let hint = if below == 0 {
-                format!("the nearest valid value is {unit}")
+                format!("the smallest valid `batch.tokens` is {unit}")
             } else {
-                format!("the nearest valid values are {below} and {}", below + unit)
+                format!("the nearest valid `batch.tokens` are {below} and {}", below + unit)
             };
             self.refuse(fault.hint(hint));
         }
