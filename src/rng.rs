@@ -16,11 +16,7 @@ impl Key {
     /// The key of a purpose under a seed: the first eight bytes of
     /// `SHA256("runner/rng/v1" ‖ seed as u64 LE ‖ purpose)`.
     pub fn new(seed: u64, purpose: &str) -> Key {
-        let hash = Sha256::new()
-            .chain_update(b"runner/rng/v1")
-            .chain_update(seed.to_le_bytes())
-            .chain_update(purpose.as_bytes())
-            .finalize();
+        let hash = Sha256::new().chain_update(b"runner/rng/v1").chain_update(seed.to_le_bytes()).chain_update(purpose.as_bytes()).finalize();
         let word = |i: usize| u32::from_le_bytes([hash[i], hash[i + 1], hash[i + 2], hash[i + 3]]);
         Key([word(0), word(4)])
     }

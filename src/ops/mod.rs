@@ -67,7 +67,9 @@ impl Dtype {
 
     /// The type a safetensors header names, if it is one that a state can hold.
     pub fn parse(name: &str) -> Option<Dtype> {
-        [Dtype::F32, Dtype::BF16, Dtype::F64, Dtype::U32, Dtype::U64, Dtype::I64].into_iter().find(|d| d.name() == name)
+        [Dtype::F32, Dtype::BF16, Dtype::F64, Dtype::U32, Dtype::U64, Dtype::I64]
+            .into_iter()
+            .find(|d| d.name() == name)
     }
 }
 
@@ -176,69 +178,20 @@ pub trait Ops {
     // ---- the forward pass ------------------------------------------------------------------
 
     /// `out[b,t,:] = wte[ids[b,t],:] + wpe[t,:]`. out (B,T,C), wte (V,C), wpe (>=T,C).
-    fn embedding(
-        &mut self,
-        out: &mut Self::Buf,
-        ids: &Self::Ids,
-        wte: &Self::Buf,
-        wpe: &Self::Buf,
-        rows: Rows,
-        channels: usize,
-    ) -> Result<()>;
+    fn embedding(&mut self, out: &mut Self::Buf, ids: &Self::Ids, wte: &Self::Buf, wpe: &Self::Buf, rows: Rows, channels: usize) -> Result<()>;
 
     /// `out = (x - mean) * rstd * weight + bias` a row, epsilon 1e-5. x, out (N,C); mean, rstd (N) f32.
-    fn layernorm(
-        &mut self,
-        out: &mut Self::Buf,
-        mean: &mut Self::Buf,
-        rstd: &mut Self::Buf,
-        x: &Self::Buf,
-        weight: &Self::Buf,
-        bias: &Self::Buf,
-        n: usize,
-        channels: usize,
-    ) -> Result<()>;
+    fn layernorm(&mut self, out: &mut Self::Buf, mean: &mut Self::Buf, rstd: &mut Self::Buf, x: &Self::Buf, weight: &Self::Buf, bias: &Self::Buf, n: usize, channels: usize) -> Result<()>;
 
     /// `residual = x + branch`, then layernorm of `residual` into `out`. Statistics are of the
     /// residual as stored.
-    fn residual_layernorm(
-        &mut self,
-        residual: &mut Self::Buf,
-        out: &mut Self::Buf,
-        mean: &mut Self::Buf,
-        rstd: &mut Self::Buf,
-        x: &Self::Buf,
-        branch: &Self::Buf,
-        weight: &Self::Buf,
-        bias: &Self::Buf,
-        n: usize,
-        channels: usize,
-    ) -> Result<()>;
+    fn residual_layernorm(&mut self, residual: &mut Self::Buf, out: &mut Self::Buf, mean: &mut Self::Buf, rstd: &mut Self::Buf, x: &Self::Buf, branch: &Self::Buf, weight: &Self::Buf, bias: &Self::Buf, n: usize, channels: usize) -> Result<()>;
 
     /// `out = x weightᵀ + bias`. x (n, c_in), weight (c_out, c_in), bias (c_out), out (n, c_out).
-    fn linear(
-        &mut self,
-        out: &mut Self::Buf,
-        x: &Self::Buf,
-        weight: &Self::Buf,
-        bias: Option<&Self::Buf>,
-        n: usize,
-        c_in: usize,
-        c_out: usize,
-    ) -> Result<()>;
+    fn linear(&mut self, out: &mut Self::Buf, x: &Self::Buf, weight: &Self::Buf, bias: Option<&Self::Buf>, n: usize, c_in: usize, c_out: usize) -> Result<()>;
 
     /// `pre = x weightᵀ + bias`, `out = gelu(pre)`, the tanh form of GELU.
-    fn linear_gelu(
-        &mut self,
-        out: &mut Self::Buf,
-        pre: &mut Self::Buf,
-        x: &Self::Buf,
-        weight: &Self::Buf,
-        bias: &Self::Buf,
-        n: usize,
-        c_in: usize,
-        c_out: usize,
-    ) -> Result<()>;
+    fn linear_gelu(&mut self, out: &mut Self::Buf, pre: &mut Self::Buf, x: &Self::Buf, weight: &Self::Buf, bias: &Self::Buf, n: usize, c_in: usize, c_out: usize) -> Result<()>;
 
     /// `out = gelu(pre)`, the bits that `linear_gelu` gave: for recomputation.
     fn gelu(&mut self, out: &mut Self::Buf, pre: &Self::Buf, len: usize) -> Result<()>;
@@ -249,117 +202,34 @@ pub trait Ops {
 
     /// Token losses without gradients: `losses[at + i] = logsumexp(x_i wteᵀ) - (x_i wteᵀ)[target_i]`
     /// over the first `vocab` columns. x (n, C), wte (V, C); losses f32.
-    fn classifier_loss(
-        &mut self,
-        losses: &mut Self::Buf,
-        at: usize,
-        x: &Self::Buf,
-        wte: &Self::Buf,
-        targets: &Self::Ids,
-        n: usize,
-        channels: usize,
-        vocab: Vocab,
-    ) -> Result<()>;
+    fn classifier_loss(&mut self, losses: &mut Self::Buf, at: usize, x: &Self::Buf, wte: &Self::Buf, targets: &Self::Ids, n: usize, channels: usize, vocab: Vocab) -> Result<()>;
 
     // ---- the backward pass -----------------------------------------------------------------
 
     /// Losses as [`Ops::classifier_loss`], and the gradient of `scale * sum of losses`:
     /// `dx` is set, `dwte` (V,C) f32 is written as `write` says. Rows past `vocab.used` get zeros.
     /// Works through `x` in chunks of rows, so that the logits never exist whole.
-    fn classifier(
-        &mut self,
-        losses: &mut Self::Buf,
-        at: usize,
-        dx: &mut Self::Buf,
-        dwte: &mut Self::Buf,
-        x: &Self::Buf,
-        wte: &Self::Buf,
-        targets: &Self::Ids,
-        n: usize,
-        channels: usize,
-        vocab: Vocab,
-        scale: f32,
-        write: Write,
-    ) -> Result<()>;
+    fn classifier(&mut self, losses: &mut Self::Buf, at: usize, dx: &mut Self::Buf, dwte: &mut Self::Buf, x: &Self::Buf, wte: &Self::Buf, targets: &Self::Ids, n: usize, channels: usize, vocab: Vocab, scale: f32, write: Write) -> Result<()>;
 
     /// Gradient of layernorm: `dx` as `dx_write` says (a residual stream adds), `dweight` and `dbias`
     /// (C) f32 as `write` says. `x` is the input of the forward pass.
-    fn layernorm_backward(
-        &mut self,
-        dx: &mut Self::Buf,
-        dx_write: Write,
-        dweight: &mut Self::Buf,
-        dbias: &mut Self::Buf,
-        write: Write,
-        dout: &Self::Buf,
-        x: &Self::Buf,
-        weight: &Self::Buf,
-        mean: &Self::Buf,
-        rstd: &Self::Buf,
-        n: usize,
-        channels: usize,
-    ) -> Result<()>;
+    fn layernorm_backward(&mut self, dx: &mut Self::Buf, dx_write: Write, dweight: &mut Self::Buf, dbias: &mut Self::Buf, write: Write, dout: &Self::Buf, x: &Self::Buf, weight: &Self::Buf, mean: &Self::Buf, rstd: &Self::Buf, n: usize, channels: usize) -> Result<()>;
 
     /// `dx = dout weight`. dout (n, c_out), dx (n, c_in).
-    fn linear_backward_input(
-        &mut self,
-        dx: &mut Self::Buf,
-        dout: &Self::Buf,
-        weight: &Self::Buf,
-        n: usize,
-        c_in: usize,
-        c_out: usize,
-    ) -> Result<()>;
+    fn linear_backward_input(&mut self, dx: &mut Self::Buf, dout: &Self::Buf, weight: &Self::Buf, n: usize, c_in: usize, c_out: usize) -> Result<()>;
 
     /// `dpre = (dout weight) * gelu'(pre)`. pre, dpre (n, c_in).
-    fn linear_backward_input_gelu(
-        &mut self,
-        dpre: &mut Self::Buf,
-        dout: &Self::Buf,
-        weight: &Self::Buf,
-        pre: &Self::Buf,
-        n: usize,
-        c_in: usize,
-        c_out: usize,
-    ) -> Result<()>;
+    fn linear_backward_input_gelu(&mut self, dpre: &mut Self::Buf, dout: &Self::Buf, weight: &Self::Buf, pre: &Self::Buf, n: usize, c_in: usize, c_out: usize) -> Result<()>;
 
     /// `dweight += doutᵀ x`, `dbias += column sums of dout`, both f32, `+=` or `=` as `write` says.
-    fn linear_backward_weight(
-        &mut self,
-        dweight: &mut Self::Buf,
-        dbias: Option<&mut Self::Buf>,
-        dout: &Self::Buf,
-        x: &Self::Buf,
-        n: usize,
-        c_in: usize,
-        c_out: usize,
-        write: Write,
-    ) -> Result<()>;
+    fn linear_backward_weight(&mut self, dweight: &mut Self::Buf, dbias: Option<&mut Self::Buf>, dout: &Self::Buf, x: &Self::Buf, n: usize, c_in: usize, c_out: usize, write: Write) -> Result<()>;
 
     /// Gradient of [`Ops::attention`]: dqkv (B,T,3,NH,HS) is set.
-    fn attention_backward(
-        &mut self,
-        dqkv: &mut Self::Buf,
-        dout: &Self::Buf,
-        qkv: &Self::Buf,
-        out: &Self::Buf,
-        lse: &Self::Buf,
-        rows: Rows,
-        heads: Heads,
-    ) -> Result<()>;
+    fn attention_backward(&mut self, dqkv: &mut Self::Buf, dout: &Self::Buf, qkv: &Self::Buf, out: &Self::Buf, lse: &Self::Buf, rows: Rows, heads: Heads) -> Result<()>;
 
     /// Adds the gradient of the token table to `dwte` (V,C) f32, in order of position within each
     /// token; writes that of the positions to `dwpe` (>=T,C) f32 as `write` says (rows past T: zeros on `Set`).
-    fn embedding_backward(
-        &mut self,
-        dwte: &mut Self::Buf,
-        dwpe: &mut Self::Buf,
-        write: Write,
-        dout: &Self::Buf,
-        ids: &Self::Ids,
-        rows: Rows,
-        channels: usize,
-    ) -> Result<()>;
+    fn embedding_backward(&mut self, dwte: &mut Self::Buf, dwpe: &mut Self::Buf, write: Write, dout: &Self::Buf, ids: &Self::Ids, rows: Rows, channels: usize) -> Result<()>;
 
     // ---- the optimizer ---------------------------------------------------------------------
 
@@ -398,9 +268,7 @@ pub type Result<T, E = DeviceError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// More memory was asked for than there is.
-    #[error(
-        "out of memory on {device}: `{what}` needs {need_bytes} bytes, {free_bytes} are free\n  hint: lower `batch.micro` or raise `memory.recompute`"
-    )]
+    #[error("out of memory on {device}: `{what}` needs {need_bytes} bytes, {free_bytes} are free\n  hint: lower `batch.micro` or raise `memory.recompute`")]
     OutOfMemory { device: String, what: String, need_bytes: u64, free_bytes: u64 },
     /// A device call failed.
     #[error("{operation} failed on {device}: {message}")]
