@@ -13,9 +13,9 @@ use super::events_json::JsonEvents;
 use super::exit;
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
 use crate::experiment::{self, DeviceKind, Experiment, Order};
+use crate::model::gpt2::scratch_shape;
 use crate::model::plan::{Category, MemoryPlan, Storage};
 use crate::model::weights::Weights;
-use crate::model::gpt2::scratch_shape;
 use crate::ops::{DeviceError, Dtype, Ops, Rows, cpu::Cpu};
 use crate::proof::Ledger;
 use crate::report::{self, PlotOptions, ReportError, RunData};
@@ -132,7 +132,16 @@ impl Prepared {
         let feed = feed(&experiment, &data, progress.step, progress.data_offset)?;
         let mut listener: Box<dyn Listener> =
             if json { Box::new(JsonEvents) } else { Box::new(Console::new(experiment.log.every)) };
-        let run = Run { experiment, trainer, feed, validation: data.validation, tokenizer: data.tokenizer, records, stop, peak_flops: None };
+        let run = Run {
+            experiment,
+            trainer,
+            feed,
+            validation: data.validation,
+            tokenizer: data.tokenizer,
+            records,
+            stop,
+            peak_flops: None,
+        };
         let outcome = run.finish(listener.as_mut())?;
 
         let plots = draw(&folder).context("the run is whole, but its plot could not be drawn")?;
@@ -185,8 +194,16 @@ impl Records {
         Ok(Records {
             ledger,
             // A run that was killed before its first row has no files to go on with.
-            metrics: if folder.paths.metrics_jsonl().exists() { MetricsWriter::resume(run, step)? } else { MetricsWriter::create(run)? },
-            main_log: if folder.paths.main_log().exists() { MainLogWriter::resume(run, step)? } else { MainLogWriter::create(run)? },
+            metrics: if folder.paths.metrics_jsonl().exists() {
+                MetricsWriter::resume(run, step)?
+            } else {
+                MetricsWriter::create(run)?
+            },
+            main_log: if folder.paths.main_log().exists() {
+                MainLogWriter::resume(run, step)?
+            } else {
+                MainLogWriter::create(run)?
+            },
             paths: folder.paths.clone(),
             writer: Writer::new(
                 &folder.paths.checkpoints(),
