@@ -16,6 +16,7 @@
 //! `V` vocabulary as padded in memory. `N = B*T` rows. All matrices are row-major and dense.
 
 pub mod cpu;
+pub mod cuda;
 
 use std::fmt;
 
@@ -173,6 +174,11 @@ pub trait Ops {
     /// Replaces the first `src.len()` stored bytes.
     fn write_bytes(&mut self, dst: &mut Self::Buf, src: &[u8]) -> Result<()>;
     fn synchronize(&mut self) -> Result<()>;
+    /// Merkle roots of the first so many stored bytes of each buffer, as `docs/digest.md` specifies,
+    /// when the device can hash where the bytes are; `None` sends the caller to [`Ops::read_bytes`].
+    fn merkle_roots(&mut self, _bufs: &[(&Self::Buf, usize)]) -> Result<Option<Vec<[u8; 32]>>> {
+        Ok(None)
+    }
 
     // ---- the forward pass ------------------------------------------------------------------
 

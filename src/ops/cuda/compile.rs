@@ -44,9 +44,9 @@ pub enum CompileError {
     Device(#[from] DeviceError),
 }
 
-impl From<CompileError> for DeviceError {
-    fn from(error: CompileError) -> DeviceError {
-        match error {
+impl CompileError {
+    pub fn into_device_error(self) -> DeviceError {
+        match self {
             CompileError::Device(inner) => inner,
             other => DeviceError::Unavailable(format!("the CUDA kernels cannot be built: {other}")),
         }
@@ -55,7 +55,7 @@ impl From<CompileError> for DeviceError {
 
 /// NVRTC's version, `13.0`. Loads the library.
 pub fn nvrtc_version() -> Result<(i32, i32)> {
-    libraries::load(Library::Nvrtc)?;
+    libraries::require(Library::Nvrtc)?;
     let (mut major, mut minor) = (0, 0);
     // SAFETY: both pointers are to live integers, and the library is loaded.
     let status = unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) };

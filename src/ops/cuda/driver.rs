@@ -281,7 +281,7 @@ impl Drop for Event {
 
 /// The driver's version as CUDA counts it: 13000 is 13.0. Loads the driver.
 pub fn driver_version() -> Result<i32> {
-    libraries::load(Library::Driver)?;
+    libraries::require(Library::Driver)?;
     let mut version = 0;
     // SAFETY: the pointer is to a live integer, and the driver is loaded.
     unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(|e| DeviceError::Unavailable(format!("the NVIDIA driver does not answer: {}", describe(e))))?;

@@ -16,7 +16,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::super::DeviceError;
+use crate::ops::{DeviceError, Result};
 
 /// A library that something here needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,10 +111,9 @@ impl fmt::Display for Missing {
     }
 }
 
-impl From<Missing> for DeviceError {
-    fn from(missing: Missing) -> DeviceError {
-        DeviceError::Unavailable(format!("CUDA cannot be used: {missing}"))
-    }
+/// Loads `library`, without which CUDA cannot be used.
+pub fn require(library: Library) -> Result<Loaded> {
+    load(library).map_err(|missing| DeviceError::Unavailable(format!("CUDA cannot be used: {missing}")))
 }
 
 /// Loads `library` once in the life of the process, and says from where.

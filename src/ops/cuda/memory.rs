@@ -255,9 +255,9 @@ impl Staging {
         while at < len {
             let small = len <= SMALL_BYTES as u64;
             let (slots, next) = if small { (&mut self.small, &mut self.next_small) } else { (&mut self.large, &mut self.next_large) };
+            let count = slots.len();
             let slot = &mut slots[*next];
-            *next = (*next + 1) % slots.len();
-            let slot = &mut *slot;
+            *next = (*next + 1) % count;
             slot.free.wait()?;
             let piece = (len - at).min(slot.pinned.bytes as u64);
             fill(at as usize, &mut slot.pinned.as_mut_slice()[..piece as usize]);

@@ -24,17 +24,32 @@ const ELEMENT_TYPES: &[&str] = &["ACT_BF16=1", "ACT_F32=1"];
 /// Head sizes of GPT-2 and GPT-3.
 const HEAD_SIZES: &[&str] = &["HEAD_SIZE=64", "HEAD_SIZE=80", "HEAD_SIZE=96", "HEAD_SIZE=128"];
 
-macro_rules! sources {
-    ($($file:literal),* $(,)? ; $variants:expr) => {
-        &[$(Source { file: $file, text: include_str!(concat!("../../../kernels/", $file)), variants: $variants }),*]
+macro_rules! source {
+    ($file:literal, $variants:expr) => {
+        Source { file: $file, text: include_str!(concat!("../../../kernels/", $file)), variants: $variants }
     };
 }
 
 /// What `#include "name"` finds.
-pub const HEADERS: &[Source] = sources!["common.cuh"; &[]];
+pub const HEADERS: &[Source] = &[source!("common.cuh", &[]), source!("columns.cuh", &[]), source!("attention.cuh", &[])];
 
-/// Kernels whose element type is a macro.
-pub const SOURCES: &[Source] = sources!["embedding.cu", "layernorm.cu"; ELEMENT_TYPES];
+/// Every file that holds kernels.
+pub const SOURCES: &[Source] = &[
+    source!("embedding.cu", ELEMENT_TYPES),
+    source!("layernorm.cu", ELEMENT_TYPES),
+    source!("reduce.cu", ELEMENT_TYPES),
+    source!("gelu.cu", ELEMENT_TYPES),
+    source!("classifier.cu", ELEMENT_TYPES),
+    source!("adamw.cu", ELEMENT_TYPES),
+    source!("elementwise.cu", ELEMENT_TYPES),
+    source!("digest.cu", ELEMENT_TYPES),
+    source!("attention_forward.cu", HEAD_SIZES),
+    source!("attention_backward.cu", HEAD_SIZES),
+];
 
-/// Kernels whose head size is a macro.
-pub const ATTENTION: &[Source] = sources![; HEAD_SIZES];
+impl Source {
+    /// Whether the element type is a macro here; else the head size is.
+    pub fn has_element_type(&self) -> bool {
+        self.variants == ELEMENT_TYPES
+    }
+}

@@ -229,7 +229,7 @@ impl Drop for Gemm {
 
 /// cuBLASLt's version. Loads the library.
 pub fn cublaslt_version() -> Result<u64> {
-    libraries::load(Library::CublasLt)?;
+    libraries::require(Library::CublasLt)?;
     // SAFETY: the library is loaded; the call has no arguments.
     Ok(unsafe { sys::cublasLtGetVersion() } as u64)
 }
@@ -311,7 +311,8 @@ impl Descriptors {
             }
         };
         let made = Descriptors { desc: result::create_matmul_desc(compute, CUDA_R_32F)?, a, b, d };
-        let transposed = |yes| if yes { sys::cublasOperation_t::CUBLAS_OP_T } else { sys::cublasOperation_t::CUBLAS_OP_N };
+        // CUBLAS_OP_N and CUBLAS_OP_T of cublas_api.h, which has no bindings here.
+        let transposed = |yes| i32::from(yes);
         made.set(A::CUBLASLT_MATMUL_DESC_TRANSA, transposed(a_transposed))?;
         made.set(A::CUBLASLT_MATMUL_DESC_TRANSB, transposed(b_transposed))?;
         let epilogue = match key.epilogue {

@@ -1,23 +1,13 @@
-//! Launches of `elementwise.cu`: sums and conversions of whole buffers.
+//! Launches of `elementwise.cu`: sums of whole buffers.
 
-use super::super::args::{Act, F32, In, Kernel, Out, kernel_args};
+use super::super::args::{F32, In, Kernel, Out, kernel_args};
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
 use crate::ops::Result;
 
 kernel_args! { "elementwise.cu" AddArgs { dst: Out<F32>, src: In<F32>, length: u64 } }
-kernel_args! { "elementwise.cu" FillArgs { dst: Out<F32>, length: u64, value: f32, unused: u32 } }
-kernel_args! { "elementwise.cu" NarrowArgs { dst: Out<Act>, src: In<F32>, length: u64 } }
-kernel_args! { "elementwise.cu" WidenArgs { dst: Out<F32>, src: In<Act>, length: u64 } }
 
 pub const ADD: Kernel<AddArgs> = Kernel::new("add_f32");
-pub const FILL: Kernel<FillArgs> = Kernel::new("fill_f32");
-pub const NARROW: Kernel<NarrowArgs> = Kernel::new("f32_to_act");
-pub const WIDEN: Kernel<WidenArgs> = Kernel::new("act_to_f32");
-
-fn geometry(length: usize) -> Geometry {
-    Geometry::new((length as u64).div_ceil(4096), 256)
-}
 
 /// `dst += src`.
 pub fn add(k: &Kernels, dst: &mut Buf, src: &Buf) -> Result<()> {
@@ -26,5 +16,5 @@ pub fn add(k: &Kernels, dst: &mut Buf, src: &Buf) -> Result<()> {
     k.check(OP, src.len() == length, || format!("`src` has {} elements, `dst` {length}", src.len()))?;
     let args = AddArgs { dst: Out::at(k.f32(OP, "dst", dst, length)?), src: In::at(k.f32(OP, "src", src, length)?), length: length as u64 };
     // SAFETY: both lengths were checked.
-    unsafe { k.launch(OP, &ADD, geometry(length), &args) }
+    unsafe { k.launch(OP, &ADD, Geometry::new((length as u64).div_ceil(4096), 256), &args) }
 }
