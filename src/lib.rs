@@ -10,3 +10,7 @@ pub mod ops;
 pub mod optim;
 pub mod parallel;
 pub mod rng;
+
+pub mod cli {
+    pub mod doctor;
+}

@@ -75,7 +75,7 @@ pub fn cache_folder(name: &str) -> Option<PathBuf> {
 /// Reads and fills `cache` when there is one; a cache that cannot be written costs time, not more.
 pub fn compile(source: &Source, architecture: &str, defines: &[String], cache: Option<&Path>) -> Result<Cubin, CompileError> {
     let (major, minor) = nvrtc_version()?;
-    let mut options = vec![format!("--gpu-architecture={architecture}"), "--std=c++17".into(), "--fmad=true".into(), "--default-device".into()];
+    let mut options = vec![format!("--gpu-architecture={architecture}"), "--std=c++17".into(), "--fmad=true".into()];
     options.extend(defines.iter().map(|define| format!("-D{define}")));
     let source_sha256 = source_hash(source);
     let key = Sha256::new()
@@ -245,9 +245,10 @@ mod tests {
             return;
         }
         for source in SOURCES {
-            for architecture in ["sm_80", "sm_90a", "sm_100a"] {
-                for defines in source.variants() {
-                    let cubin = compile(source, architecture, &defines, None).unwrap_or_else(|e| panic!("{e}"));
+            // All variants for one generation, the first for the others: a compilation takes a third of a second.
+            for (architecture, variants) in [("sm_80", 1), ("sm_90a", usize::MAX), ("sm_100a", 1)] {
+                for defines in source.variants().iter().take(variants) {
+                    let cubin = compile(source, architecture, defines, None).unwrap_or_else(|e| panic!("{e}"));
                     assert_eq!(&cubin.code[1..4], b"ELF", "{} is machine code", source.file);
                 }
             }

@@ -186,7 +186,7 @@ fn mapped_file(library: Library) -> Option<PathBuf> {
 fn folders(library: Library, env: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut add = |pattern: String| {
-        // Descending, so that `cuda-13.0` comes before `cuda-12.4`, and `cu13` before `cublas`.
+        // Descending, so that `cuda-13.0` comes before `cuda-12.4`.
         let mut matches: Vec<PathBuf> = glob::glob(&pattern).map(|paths| paths.flatten().collect()).unwrap_or_default();
         matches.sort_unstable_by(|a, b| b.cmp(a));
         for folder in matches {
@@ -213,6 +213,8 @@ fn folders(library: Library, env: &dyn Fn(&str) -> Option<OsString>) -> Vec<Path
     add("/opt/cuda*/lib64".into());
     for root in python_roots(env) {
         for packages in ["site-packages", "dist-packages"] {
+            // From CUDA 13 on one folder for all; before, one for each package.
+            add(format!("{root}/lib/python3*/{packages}/nvidia/cu[0-9]*/lib"));
             add(format!("{root}/lib/python3*/{packages}/nvidia/*/lib"));
         }
     }
@@ -261,7 +263,7 @@ mod tests {
         }
         let env = |name: &str| (name == "VIRTUAL_ENV").then(|| root.path().as_os_str().to_owned());
         let found: Vec<PathBuf> = folders(Library::CublasLt, &env).into_iter().filter(|f| f.starts_with(root.path())).collect();
-        assert_eq!(found, [packages.join("cublas/lib"), packages.join("cu13/lib")].into_iter().rev().collect::<Vec<_>>());
+        assert_eq!(found, [packages.join("cu13/lib"), packages.join("cublas/lib")]);
     }
 
     #[test]

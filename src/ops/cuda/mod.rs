@@ -25,6 +25,7 @@ pub mod memory;
 pub mod modules;
 mod optimizer;
 pub mod scratch;
+pub mod selftest;
 
 pub mod sources;
 #[cfg(test)]
