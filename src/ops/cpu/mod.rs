@@ -1,1 +1,382 @@
-//! The CPU device.
+//! The CPU device: the reference, the oracle of every kernel test, and the embedded default.
+//!
+//! Everything is `f32`. Results are the same bits for any number of threads, any instruction set
+//! and any machine (up to the payload of a NaN): each element has one order of additions, fixed by
+//! the shape and written at its function. [`NUMERICS_VERSION`] changes whenever such an order, a
+//! polynomial or a chunk length changes.
+//!
+//! * [`gemm`]: matrix products; [`attention`] and [`classifier`] are built on its tiles.
+//! * [`simd`]: one kernel body for every vector width; [`math`]: exponential and GELU.
+//! * [`engine`]: threads and scratch; [`buffer`]: aligned memory.
+//!
+//! This file checks lengths and token ids and then hands slices to the operation's module, which may
+//! rely on them. It deliberately knows no arithmetic.
+
+mod attention;
+mod buffer;
+mod classifier;
+mod embedding;
+mod engine;
+mod gemm;
+mod linear;
+mod math;
+mod norm;
+mod optimizer;
+mod simd;
+
+use super::{AdamW, DeviceError, Dtype, Heads, Ops, ParamSlot, Result, Role, Rows, ScratchShape, Vocab, Write};
+use crate::experiment::Device;
+pub use buffer::Buffer;
+use engine::Engine;
+use norm::Saved;
+use simd::Isa;
+
+/// Names the arithmetic of this device; part of a lock's numerics.
+pub const NUMERICS_VERSION: u32 = 1;
+
+/// A CPU with its threads.
+pub struct Cpu {
+    engine: Engine,
+    scratch: classifier::Scratch,
+    by_token: embedding::ByToken,
+}
+
+/// Token ids in memory.
+pub struct Ids(Vec<u16>);
+
+impl Cpu {
+    /// `device.threads` threads (0: all that the system offers) and the instruction set of `device.simd`.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unavailable`] when the CPU lacks the instruction set or threads cannot start.
+    pub fn new(device: &Device) -> Result<Cpu> {
+        let threads = match device.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let engine = Engine::new(Isa::new(device.simd)?, threads)
+            .map_err(|e| DeviceError::Unavailable(format!("cannot start {threads} CPU threads: {e}\n  hint: lower `device.threads`")))?;
+        Ok(Cpu { engine, scratch: classifier::Scratch::default(), by_token: embedding::ByToken::default() })
+    }
+}
+
+/// Scratch of the CPU device for micro-batches of up to `shape`, by name, in bytes.
+pub fn scratch_bytes(shape: &ScratchShape, threads: usize) -> Vec<(String, u64)> {
+    let (logits, packed) = shared_scratch(shape);
+    [("logits", logits), ("packed operand", packed), ("threads", threads * thread_scratch(shape))]
+        .into_iter()
+        .map(|(name, floats)| (name.to_owned(), 4 * floats as u64))
+        .collect()
+}
+
+/// Floats of (logits, packed operand).
+fn shared_scratch(shape: &ScratchShape) -> (usize, usize) {
+    let (logits, packed) = classifier::Scratch::lens(shape.rows.count(), shape.channels, shape.vocab);
+    (logits, if shape.backward { packed.max(linear::packed_len(4 * shape.channels)) } else { 0 })
+}
+
+/// Floats of each thread's scratch.
+fn thread_scratch(shape: &ScratchShape) -> usize {
+    let attention = attention::scratch_len(shape.rows.seq, shape.heads.head_size, shape.backward);
+    attention.max(gemm::multiply_scratch(shape.rows.count())).max(gemm::multiply_outer_scratch(linear::ROW_CHUNK))
+}
+
+const DEVICE: &str = "CPU";
+
+fn failed(operation: &'static str, message: String) -> DeviceError {
+    DeviceError::Failed { device: DEVICE.to_owned(), operation, message }
+}
+
+/// The first `len` elements of an operand. A buffer may be longer than a call needs.
+fn view<'a>(operation: &'static str, name: &str, buf: &'a Buffer, len: usize) -> Result<&'a [f32]> {
+    buf.as_slice().get(..len).ok_or_else(|| failed(operation, format!("`{name}` has {} elements, expected {len}", buf.len())))
+}
+
+fn view_mut<'a>(operation: &'static str, name: &str, buf: &'a mut Buffer, len: usize) -> Result<&'a mut [f32]> {
+    let have = buf.len();
+    buf.as_mut_slice().get_mut(..len).ok_or_else(|| failed(operation, format!("`{name}` has {have} elements, expected {len}")))
+}
+
+/// The first `len` ids, each below `vocab`.
+fn tokens<'a>(operation: &'static str, ids: &'a Ids, len: usize, vocab: usize) -> Result<&'a [u16]> {
+    let ids = ids.0.get(..len).ok_or_else(|| failed(operation, format!("{} token ids are there, expected {len}", ids.0.len())))?;
+    match ids.iter().position(|id| usize::from(*id) >= vocab) {
+        Some(at) => Err(failed(operation, format!("token {} at position {at} is not below the vocabulary of {vocab}", ids[at]))),
+        None => Ok(ids),
+    }
+}
+
+/// A transfer between buffers of different lengths is a bug of the caller.
+fn same_len(operation: &'static str, from: usize, to: usize) -> Result<()> {
+    if from == to { Ok(()) } else { Err(failed(operation, format!("{from} elements do not fit {to}"))) }
+}
+
+impl Ops for Cpu {
+    type Buf = Buffer;
+    type Ids = Ids;
+
+    fn device_name(&self) -> String {
+        let model = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
+            let line = text.lines().find(|line| line.starts_with("model name"))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        });
+        let threads = self.engine.threads;
+        let plural = if threads == 1 { "" } else { "s" };
+        format!("{}, {threads} thread{plural}", model.as_deref().unwrap_or(std::env::consts::ARCH))
+    }
+
+    fn dtype(&self, _: Role) -> Dtype {
+        Dtype::F32
+    }
+
+    fn alloc(&mut self, _: Role, len: usize) -> Result<Buffer> {
+        Ok(Buffer::zeroed(len))
+    }
+
+    fn alloc_ids(&mut self, len: usize) -> Result<Ids> {
+        Ok(Ids(vec![0; len]))
+    }
+
+    fn alloc_scratch(&mut self, shape: &ScratchShape) -> Result<()> {
+        let (logits, packed) = shared_scratch(shape);
+        self.scratch.reserve(logits, packed);
+        self.engine.reserve_scratch(thread_scratch(shape));
+        Ok(())
+    }
+
+    fn upload_ids(&mut self, dst: &mut Ids, ids: &[u16]) -> Result<()> {
+        let have = dst.0.len();
+        let to = dst.0.get_mut(..ids.len()).ok_or_else(|| failed("upload_ids", format!("{} ids do not fit {have}", ids.len())))?;
+        to.copy_from_slice(ids);
+        Ok(())
+    }
+
+    fn upload(&mut self, dst: &mut Buffer, src: &[f32]) -> Result<()> {
+        same_len("upload", src.len(), dst.len())?;
+        dst.as_mut_slice().copy_from_slice(src);
+        Ok(())
+    }
+
+    fn download(&mut self, src: &Buffer, dst: &mut [f32]) -> Result<()> {
+        same_len("download", src.len(), dst.len())?;
+        dst.copy_from_slice(src.as_slice());
+        Ok(())
+    }
+
+    fn read_bytes(&mut self, src: &Buffer, dst: &mut [u8]) -> Result<()> {
+        same_len("read_bytes", 4 * src.len(), dst.len())?;
+        for (to, from) in dst.as_chunks_mut::<4>().0.iter_mut().zip(src.as_slice()) {
+            *to = from.to_le_bytes();
+        }
+        Ok(())
+    }
+
+    fn write_bytes(&mut self, dst: &mut Buffer, src: &[u8]) -> Result<()> {
+        same_len("write_bytes", src.len(), 4 * dst.len())?;
+        for (to, from) in dst.as_mut_slice().iter_mut().zip(src.as_chunks::<4>().0) {
+            *to = f32::from_le_bytes(*from);
+        }
+        Ok(())
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn embedding(&mut self, out: &mut Buffer, ids: &Ids, wte: &Buffer, wpe: &Buffer, rows: Rows, channels: usize) -> Result<()> {
+        const OP: &str = "embedding";
+        let out = view_mut(OP, "out", out, rows.count() * channels)?;
+        let wpe = view(OP, "wpe", wpe, rows.seq * channels)?;
+        let ids = tokens(OP, ids, rows.count(), wte.len() / channels)?;
+        embedding::forward(&self.engine, out, ids, wte.as_slice(), wpe, rows, channels);
+        Ok(())
+    }
+
+    fn layernorm(&mut self, out: &mut Buffer, mean: &mut Buffer, rstd: &mut Buffer, x: &Buffer, weight: &Buffer, bias: &Buffer, n: usize, channels: usize) -> Result<()> {
+        const OP: &str = "layernorm";
+        norm::forward(
+            &self.engine,
+            view_mut(OP, "out", out, n * channels)?,
+            view_mut(OP, "mean", mean, n)?,
+            view_mut(OP, "rstd", rstd, n)?,
+            view(OP, "x", x, n * channels)?,
+            view(OP, "weight", weight, channels)?,
+            view(OP, "bias", bias, channels)?,
+        );
+        Ok(())
+    }
+
+    fn residual_layernorm(&mut self, residual: &mut Buffer, out: &mut Buffer, mean: &mut Buffer, rstd: &mut Buffer, x: &Buffer, branch: &Buffer, weight: &Buffer, bias: &Buffer, n: usize, channels: usize) -> Result<()> {
+        const OP: &str = "residual_layernorm";
+        norm::forward_residual(
+            &self.engine,
+            view_mut(OP, "residual", residual, n * channels)?,
+            view_mut(OP, "out", out, n * channels)?,
+            view_mut(OP, "mean", mean, n)?,
+            view_mut(OP, "rstd", rstd, n)?,
+            view(OP, "x", x, n * channels)?,
+            view(OP, "branch", branch, n * channels)?,
+            view(OP, "weight", weight, channels)?,
+            view(OP, "bias", bias, channels)?,
+        );
+        Ok(())
+    }
+
+    fn linear(&mut self, out: &mut Buffer, x: &Buffer, weight: &Buffer, bias: Option<&Buffer>, n: usize, c_in: usize, c_out: usize) -> Result<()> {
+        const OP: &str = "linear";
+        let bias = bias.map(|bias| view(OP, "bias", bias, c_out)).transpose()?;
+        let out = view_mut(OP, "out", out, n * c_out)?;
+        linear::forward(&self.engine, out, view(OP, "x", x, n * c_in)?, view(OP, "weight", weight, c_out * c_in)?, bias, c_in, c_out);
+        Ok(())
+    }
+
+    fn linear_gelu(&mut self, out: &mut Buffer, pre: &mut Buffer, x: &Buffer, weight: &Buffer, bias: &Buffer, n: usize, c_in: usize, c_out: usize) -> Result<()> {
+        self.linear(pre, x, weight, Some(bias), n, c_in, c_out)?;
+        self.gelu(out, pre, n * c_out)
+    }
+
+    fn gelu(&mut self, out: &mut Buffer, pre: &Buffer, len: usize) -> Result<()> {
+        const OP: &str = "gelu";
+        linear::gelu(&self.engine, view_mut(OP, "out", out, len)?, view(OP, "pre", pre, len)?);
+        Ok(())
+    }
+
+    fn attention(&mut self, out: &mut Buffer, lse: &mut Buffer, qkv: &Buffer, rows: Rows, heads: Heads) -> Result<()> {
+        const OP: &str = "attention";
+        let len = rows.count() * heads.heads * heads.head_size;
+        let out = view_mut(OP, "out", out, len)?;
+        let lse = view_mut(OP, "lse", lse, rows.count() * heads.heads)?;
+        attention::forward(&self.engine, out, lse, view(OP, "qkv", qkv, 3 * len)?, rows, heads);
+        Ok(())
+    }
+
+    fn classifier_loss(&mut self, losses: &mut Buffer, at: usize, x: &Buffer, wte: &Buffer, targets: &Ids, n: usize, channels: usize, vocab: Vocab) -> Result<()> {
+        const OP: &str = "classifier_loss";
+        let losses = &mut view_mut(OP, "losses", losses, at + n)?[at..];
+        let problem = classifier::Problem {
+            x: view(OP, "x", x, n * channels)?,
+            wte: view(OP, "wte", wte, vocab.padded * channels)?,
+            targets: tokens(OP, targets, n, vocab.used)?,
+            channels,
+            vocab,
+        };
+        classifier::run(&self.engine, &mut self.scratch, losses, problem, None);
+        Ok(())
+    }
+
+    fn copy_row(&mut self, dst: &mut Buffer, src: &Buffer, row: usize, len: usize) -> Result<()> {
+        const OP: &str = "copy_row";
+        let src = &view(OP, "src", src, (row + 1) * len)?[row * len..];
+        view_mut(OP, "dst", dst, len)?.copy_from_slice(src);
+        Ok(())
+    }
+
+    fn classifier(&mut self, losses: &mut Buffer, at: usize, dx: &mut Buffer, dwte: &mut Buffer, x: &Buffer, wte: &Buffer, targets: &Ids, n: usize, channels: usize, vocab: Vocab, scale: f32, write: Write) -> Result<()> {
+        const OP: &str = "classifier";
+        let losses = &mut view_mut(OP, "losses", losses, at + n)?[at..];
+        let problem = classifier::Problem {
+            x: view(OP, "x", x, n * channels)?,
+            wte: view(OP, "wte", wte, vocab.padded * channels)?,
+            targets: tokens(OP, targets, n, vocab.used)?,
+            channels,
+            vocab,
+        };
+        let gradient = classifier::Gradient {
+            dx: view_mut(OP, "dx", dx, n * channels)?,
+            dwte: view_mut(OP, "dwte", dwte, vocab.padded * channels)?,
+            scale,
+            write,
+        };
+        classifier::run(&self.engine, &mut self.scratch, losses, problem, Some(gradient));
+        Ok(())
+    }
+
+    fn layernorm_backward(&mut self, dx: &mut Buffer, dx_write: Write, dweight: &mut Buffer, dbias: &mut Buffer, write: Write, dout: &Buffer, x: &Buffer, weight: &Buffer, mean: &Buffer, rstd: &Buffer, n: usize, channels: usize) -> Result<()> {
+        const OP: &str = "layernorm_backward";
+        let saved = Saved {
+            x: view(OP, "x", x, n * channels)?,
+            weight: view(OP, "weight", weight, channels)?,
+            mean: view(OP, "mean", mean, n)?,
+            rstd: view(OP, "rstd", rstd, n)?,
+        };
+        let dout = view(OP, "dout", dout, n * channels)?;
+        norm::backward_input(&self.engine, view_mut(OP, "dx", dx, n * channels)?, dx_write, dout, saved);
+        let dbias = view_mut(OP, "dbias", dbias, channels)?;
+        norm::backward_params(&self.engine, view_mut(OP, "dweight", dweight, channels)?, dbias, write, dout, saved);
+        Ok(())
+    }
+
+    fn linear_backward_input(&mut self, dx: &mut Buffer, dout: &Buffer, weight: &Buffer, n: usize, c_in: usize, c_out: usize) -> Result<()> {
+        const OP: &str = "linear_backward_input";
+        let dx = view_mut(OP, "dx", dx, n * c_in)?;
+        linear::backward_input(&self.engine, dx, view(OP, "dout", dout, n * c_out)?, view(OP, "weight", weight, c_out * c_in)?, c_in, c_out);
+        Ok(())
+    }
+
+    fn linear_backward_input_gelu(&mut self, dpre: &mut Buffer, dout: &Buffer, weight: &Buffer, pre: &Buffer, n: usize, c_in: usize, c_out: usize) -> Result<()> {
+        const OP: &str = "linear_backward_input_gelu";
+        self.linear_backward_input(dpre, dout, weight, n, c_in, c_out)?;
+        linear::gelu_backward(&self.engine, view_mut(OP, "dpre", dpre, n * c_in)?, view(OP, "pre", pre, n * c_in)?);
+        Ok(())
+    }
+
+    fn linear_backward_weight(&mut self, dweight: &mut Buffer, dbias: Option<&mut Buffer>, dout: &Buffer, x: &Buffer, n: usize, c_in: usize, c_out: usize, write: Write) -> Result<()> {
+        const OP: &str = "linear_backward_weight";
+        let dout = view(OP, "dout", dout, n * c_out)?;
+        let dweight = view_mut(OP, "dweight", dweight, c_out * c_in)?;
+        linear::backward_weight(&self.engine, dweight, dout, c_out, view(OP, "x", x, n * c_in)?, n, c_in, write, &mut self.scratch.packed);
+        if let Some(dbias) = dbias {
+            linear::backward_bias(&self.engine, view_mut(OP, "dbias", dbias, c_out)?, dout, write);
+        }
+        Ok(())
+    }
+
+    fn attention_backward(&mut self, dqkv: &mut Buffer, dout: &Buffer, qkv: &Buffer, out: &Buffer, lse: &Buffer, rows: Rows, heads: Heads) -> Result<()> {
+        const OP: &str = "attention_backward";
+        let len = rows.count() * heads.heads * heads.head_size;
+        attention::backward(
+            &self.engine,
+            view_mut(OP, "dqkv", dqkv, 3 * len)?,
+            view(OP, "dout", dout, len)?,
+            view(OP, "qkv", qkv, 3 * len)?,
+            view(OP, "out", out, len)?,
+            view(OP, "lse", lse, rows.count() * heads.heads)?,
+            rows,
+            heads,
+        );
+        Ok(())
+    }
+
+    fn embedding_backward(&mut self, dwte: &mut Buffer, dwpe: &mut Buffer, write: Write, dout: &Buffer, ids: &Ids, rows: Rows, channels: usize) -> Result<()> {
+        const OP: &str = "embedding_backward";
+        let vocab = dwte.len() / channels;
+        let ids = tokens(OP, ids, rows.count(), vocab)?;
+        let dout = view(OP, "dout", dout, rows.count() * channels)?;
+        view(OP, "dwpe", dwpe, rows.seq * channels)?;
+        self.by_token.sort(ids, vocab);
+        embedding::backward_tokens(&self.engine, &mut dwte.as_mut_slice()[..vocab * channels], dout, &self.by_token, channels);
+        embedding::backward_positions(&self.engine, dwpe.as_mut_slice(), write, dout, rows, channels);
+        Ok(())
+    }
+
+    fn sum_squares(&mut self, bufs: &[&Buffer]) -> Result<Vec<f64>> {
+        Ok(bufs.iter().map(|buf| optimizer::sum_squares(&self.engine, buf.as_slice())).collect())
+    }
+
+    fn adamw(&mut self, slots: &mut [ParamSlot<'_, Cpu>], update: &AdamW) -> Result<()> {
+        for slot in slots {
+            let len = slot.param.len();
+            for other in [Some(slot.grad.len()), Some(slot.adam_m.len()), Some(slot.adam_v.len()), slot.master.as_ref().map(|m| m.len())] {
+                same_len("adamw", other.unwrap_or(len), len)?;
+            }
+            optimizer::adamw(&self.engine, slot, update);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, dst: &mut Buffer, src: &Buffer) -> Result<()> {
+        same_len("add", src.len(), dst.len())?;
+        optimizer::accumulate(&self.engine, dst.as_mut_slice(), src.as_slice());
+        Ok(())
+    }
+}

@@ -1,0 +1,303 @@
+//! Causal attention: exact softmax over whole rows, blocks of queries, one task a head.
+//!
+//! `S = scale Q Kᵀ`, `P = softmax(S)` over keys up to the query, `O = P V`. All products are chains
+//! of fused multiply-adds in order of the summed index (see [`gemm`](super::gemm)); row sums are 16
+//! partial sums in a tree. Only the log-sum-exp of a row is kept: the backward pass computes `P`
+//! again. Within a tile of 6 queries later keys enter as `0 * v`, which changes nothing finite.
+
+use rayon::prelude::*;
+
+use super::super::{Heads, Rows};
+use super::engine::{Engine, blocks};
+use super::gemm::{Right, Tiled, accumulate, pack, run_tiled, strips, strips_mut, transpose, width};
+use super::math::{exp, ln};
+use super::simd::{dot, largest, sum_of};
+use pulp::Simd;
+
+/// Queries worked on together.
+const QUERIES: usize = 48;
+/// Rows of a register tile: queries that share the number of keys read.
+const TILE: usize = 6;
+/// Key and channel counts are rounded up to this in scratch: the widest panel.
+const PAD: usize = 64;
+
+/// Where the parts of a head lie in `qkv` (B,T,3,NH,HS).
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    qkv: &'a [f32],
+    /// T
+    tokens: usize,
+    heads: Heads,
+    index: usize,
+}
+
+impl<'a> Head<'a> {
+    /// Floats between tokens of `qkv`.
+    fn stride(&self) -> usize {
+        3 * self.heads.heads * self.heads.head_size
+    }
+
+    /// Query (0), key (1) or value (2) vectors from the first token on.
+    fn part(&self, which: usize) -> &'a [f32] {
+        &self.qkv[(which * self.heads.heads + self.index) * self.heads.head_size..]
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.heads.head_size as f32).sqrt()
+    }
+}
+
+/// Lengths of the parts of a task's scratch.
+#[derive(Clone, Copy)]
+struct Sizes {
+    /// T and HS, rounded up to [`PAD`].
+    tokens: usize,
+    head: usize,
+}
+
+impl Sizes {
+    fn new(tokens: usize, head_size: usize) -> Sizes {
+        Sizes { tokens: tokens.next_multiple_of(PAD), head: head_size.next_multiple_of(PAD) }
+    }
+
+    /// A (T, HS) operand in panels.
+    fn panels(self) -> usize {
+        self.tokens * self.head
+    }
+
+    /// A block of rows of the score matrix.
+    fn scores(self) -> usize {
+        QUERIES * self.tokens
+    }
+
+    /// Sums of a block of queries over the wider of one key panel and all channel panels.
+    fn sums(self) -> usize {
+        QUERIES * self.head
+    }
+}
+
+/// Scratch floats a thread needs.
+pub fn scratch_len(tokens: usize, head_size: usize, backward: bool) -> usize {
+    let sizes = Sizes::new(tokens, head_size);
+    if backward {
+        5 * sizes.panels() + 4 * sizes.scores() + 3 * sizes.sums()
+    } else {
+        2 * sizes.panels() + sizes.scores() + sizes.sums()
+    }
+}
+
+/// Takes the next `len` floats of a scratch.
+fn take<'a>(scratch: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+    let (head, tail) = std::mem::take(scratch).split_at_mut(len);
+    *scratch = tail;
+    head
+}
+
+/// `out` (B,T,NH,HS) and `lse` (B,NH,T) of `qkv` (B,T,3,NH,HS).
+pub fn forward(engine: &Engine, out: &mut [f32], lse: &mut [f32], qkv: &[f32], rows: Rows, heads: Heads) {
+    let channels = heads.heads * heads.head_size;
+    let tasks = blocks(out, channels, channels, rows.seq, heads.head_size);
+    engine.install(|| {
+        tasks.into_par_iter().zip(lse.par_chunks_mut(rows.seq)).enumerate().for_each(|(index, (mut out, lse))| {
+            let qkv = &qkv[index / heads.heads * rows.seq * 3 * channels..];
+            let head = Head { qkv, tokens: rows.seq, heads, index: index % heads.heads };
+            engine.with_scratch(scratch_len(rows.seq, heads.head_size, false), |scratch| {
+                run_tiled(engine.isa, Forward { head, out: &mut out, lse, scratch });
+            });
+        });
+    });
+}
+
+struct Forward<'a, 'b> {
+    head: Head<'a>,
+    out: &'a mut [&'b mut [f32]],
+    lse: &'a mut [f32],
+    scratch: &'a mut [f32],
+}
+
+impl Tiled for Forward<'_, '_> {
+    #[inline(always)]
+    fn run<S: Simd, const NV: usize>(self, simd: S) {
+        let Forward { head, out, lse, mut scratch } = self;
+        let Head { tokens, heads: Heads { head_size, .. }, .. } = head;
+        let (sizes, stride, scale) = (Sizes::new(tokens, head_size), head.stride(), head.scale());
+        let keys = take(&mut scratch, sizes.panels());
+        let values = take(&mut scratch, sizes.panels());
+        let scores = take(&mut scratch, sizes.scores());
+        let sums = take(&mut scratch, sizes.sums());
+        pack_all::<S, NV>(keys, Right::Columns { data: head.part(1), stride }, head_size, tokens);
+        pack_all::<S, NV>(values, Right::Rows { data: head.part(2), stride }, tokens, head_size);
+        for first in (0..tokens).step_by(QUERIES) {
+            let rows = QUERIES.min(tokens - first);
+            let query = &head.part(0)[first * stride..];
+            product::<S, NV>(simd, scores, sizes.tokens, sums, query, stride, rows, keys, head_size, first + rows);
+            let mut inverse = [0.0f32; QUERIES];
+            for row in 0..rows {
+                let (seen, later) = scores[row * sizes.tokens..][..first + rows].split_at_mut(first + row + 1);
+                let max = largest(seen) * scale;
+                seen.iter_mut().for_each(|s| *s = exp(s.mul_add(scale, -max)));
+                let sum = sum_of(seen, |p| p);
+                later.fill(0.0);
+                inverse[row] = 1.0 / sum;
+                lse[first + row] = max + ln(sum);
+            }
+            causal_product::<S, NV>(simd, sums, scores, sizes.tokens, rows, first, values, tokens, head_size);
+            write_rows::<S, NV>(&mut out[first..first + rows], sums, |row, sum| sum * inverse[row]);
+        }
+    }
+}
+
+/// Gradient of [`forward`]: `dqkv` (B,T,3,NH,HS) is set.
+#[allow(clippy::too_many_arguments)]
+pub fn backward(engine: &Engine, dqkv: &mut [f32], dout: &[f32], qkv: &[f32], out: &[f32], lse: &[f32], rows: Rows, heads: Heads) {
+    let channels = heads.heads * heads.head_size;
+    let mut parts = blocks(dqkv, 3 * channels, 3 * channels, rows.seq, heads.head_size).into_iter();
+    let mut tasks = Vec::with_capacity(rows.batch * heads.heads);
+    for _ in 0..rows.batch {
+        let mut next = || parts.by_ref().take(heads.heads).collect::<Vec<_>>();
+        let (dq, dk, dv) = (next(), next(), next());
+        tasks.extend(dq.into_iter().zip(dk).zip(dv));
+    }
+    engine.install(|| {
+        tasks.into_par_iter().enumerate().for_each(|(index, ((mut dq, mut dk), mut dv))| {
+            let (sequence, index) = (index / heads.heads, index % heads.heads);
+            let head = Head { qkv: &qkv[sequence * rows.seq * 3 * channels..], tokens: rows.seq, heads, index };
+            let at = sequence * rows.seq * channels + index * heads.head_size;
+            let lse = &lse[(sequence * heads.heads + index) * rows.seq..][..rows.seq];
+            engine.with_scratch(scratch_len(rows.seq, heads.head_size, true), |scratch| {
+                let gradient = [&mut dq[..], &mut dk[..], &mut dv[..]];
+                run_tiled(engine.isa, Backward { head, gradient, dout: &dout[at..], out: &out[at..], lse, scratch });
+            });
+        });
+    });
+}
+
+struct Backward<'a, 'b> {
+    head: Head<'a>,
+    /// Rows of dQ, dK, dV.
+    gradient: [&'a mut [&'b mut [f32]]; 3],
+    /// From the head's first element on, as `out`.
+    dout: &'a [f32],
+    out: &'a [f32],
+    lse: &'a [f32],
+    scratch: &'a mut [f32],
+}
+
+impl Tiled for Backward<'_, '_> {
+    /// With `D = rowsum(dO ∘ O)`: `dS = scale P ∘ (dO Vᵀ - D)`, `dQ = dS K`, `dK = dSᵀ Q`,
+    /// `dV = Pᵀ dO`, each summed in order of its index.
+    #[inline(always)]
+    fn run<S: Simd, const NV: usize>(self, simd: S) {
+        let Backward { head, gradient: [dq, dk, dv], dout, out, lse, mut scratch } = self;
+        let Head { tokens, heads: Heads { heads, head_size }, .. } = head;
+        let (sizes, stride, scale) = (Sizes::new(tokens, head_size), head.stride(), head.scale());
+        let channels = heads * head_size;
+        let [keys_across, values_across, keys, dk_sums, dv_sums] = std::array::from_fn(|_| take(&mut scratch, sizes.panels()));
+        let [p, ds, p_across, ds_across] = std::array::from_fn(|_| take(&mut scratch, sizes.scores()));
+        let [sums, query_panels, dout_panels] = std::array::from_fn(|_| take(&mut scratch, sizes.sums()));
+        pack_all::<S, NV>(keys_across, Right::Columns { data: head.part(1), stride }, head_size, tokens);
+        pack_all::<S, NV>(values_across, Right::Columns { data: head.part(2), stride }, head_size, tokens);
+        pack_all::<S, NV>(keys, Right::Rows { data: head.part(1), stride }, tokens, head_size);
+        dk_sums.fill(0.0);
+        dv_sums.fill(0.0);
+        for first in (0..tokens).step_by(QUERIES) {
+            let rows = QUERIES.min(tokens - first);
+            let seen = first + rows;
+            let query = &head.part(0)[first * stride..];
+            let dout = &dout[first * channels..];
+            product::<S, NV>(simd, p, sizes.tokens, sums, query, stride, rows, keys_across, head_size, seen);
+            product::<S, NV>(simd, ds, sizes.tokens, sums, dout, channels, rows, values_across, head_size, seen);
+            for row in 0..rows {
+                let at = row * channels;
+                let d = dot(&dout[at..at + head_size], &out[(first + row) * channels..][..head_size]);
+                let lse = lse[first + row];
+                let (p, p_later) = p[row * sizes.tokens..][..seen].split_at_mut(first + row + 1);
+                let (ds, ds_later) = ds[row * sizes.tokens..][..seen].split_at_mut(first + row + 1);
+                for (p, ds) in p.iter_mut().zip(ds) {
+                    *p = exp(p.mul_add(scale, -lse));
+                    *ds = *p * (*ds - d) * scale;
+                }
+                p_later.fill(0.0);
+                ds_later.fill(0.0);
+            }
+            causal_product::<S, NV>(simd, sums, ds, sizes.tokens, rows, first, keys, tokens, head_size);
+            write_rows::<S, NV>(&mut dq[first..seen], sums, |_, sum| sum);
+
+            transpose(p_across, QUERIES, p, sizes.tokens, rows, seen);
+            transpose(ds_across, QUERIES, ds, sizes.tokens, rows, seen);
+            pack_all::<S, NV>(query_panels, Right::Rows { data: query, stride }, rows, head_size);
+            pack_all::<S, NV>(dout_panels, Right::Rows { data: dout, stride: channels }, rows, head_size);
+            add_product::<S, NV>(simd, dk_sums, tokens, seen, ds_across, query_panels, rows, head_size);
+            add_product::<S, NV>(simd, dv_sums, tokens, seen, p_across, dout_panels, rows, head_size);
+        }
+        write_rows::<S, NV>(dk, dk_sums, |_, sum| sum);
+        write_rows::<S, NV>(dv, dv_sums, |_, sum| sum);
+    }
+}
+
+/// Packs all `columns` of a right operand of `depth` steps as consecutive panels.
+#[inline(always)]
+fn pack_all<S: Simd, const NV: usize>(packed: &mut [f32], right: Right<'_>, depth: usize, columns: usize) {
+    let width = width::<S, NV>();
+    for (panel, packed) in packed.chunks_exact_mut(depth * width).enumerate().take(columns.div_ceil(width)) {
+        let column = panel * width;
+        pack(packed, width, right, 0, depth, column, width.min(columns - column));
+    }
+}
+
+/// `to[i][j] = sum over k of a[i][k] B[k][j]` for `rows` rows and at least `columns` columns.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn product<S: Simd, const NV: usize>(simd: S, to: &mut [f32], to_stride: usize, sums: &mut [f32], a: &[f32], stride: usize, rows: usize, panels: &[f32], depth: usize, columns: usize) {
+    let width = width::<S, NV>();
+    for (panel, packed) in panels.chunks_exact(depth * width).enumerate().take(columns.div_ceil(width)) {
+        let sums = &mut sums[..rows * width];
+        sums.fill(0.0);
+        accumulate(simd, strips_mut::<S, NV>(sums), rows, a, stride, strips::<S, NV>(packed));
+        for (row, sums) in sums.chunks_exact(width).enumerate() {
+            to[row * to_stride + panel * width..][..width].copy_from_slice(sums);
+        }
+    }
+}
+
+/// Sums over the keys that a tile of queries sees, in panels: `sums[panel][row]`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn causal_product<S: Simd, const NV: usize>(simd: S, sums: &mut [f32], a: &[f32], stride: usize, rows: usize, first: usize, panels: &[f32], tokens: usize, columns: usize) {
+    let width = width::<S, NV>();
+    for (panel, packed) in panels.chunks_exact(tokens * width).enumerate().take(columns.div_ceil(width)) {
+        let packed = strips::<S, NV>(packed);
+        let sums = &mut sums[panel * rows * width..][..rows * width];
+        sums.fill(0.0);
+        for row in (0..rows).step_by(TILE) {
+            let height = TILE.min(rows - row);
+            let seen = first + row + height;
+            let sums = strips_mut::<S, NV>(&mut sums[row * width..(row + height) * width]);
+            accumulate(simd, sums, height, &a[row * stride..], stride, &packed[..seen]);
+        }
+    }
+}
+
+/// `sums[panel][key] += sum over queries of across[key][query] B[query]` for the first `seen` keys.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn add_product<S: Simd, const NV: usize>(simd: S, sums: &mut [f32], tokens: usize, seen: usize, across: &[f32], panels: &[f32], depth: usize, columns: usize) {
+    let width = width::<S, NV>();
+    for (panel, packed) in panels.chunks_exact(depth * width).enumerate().take(columns.div_ceil(width)) {
+        let sums = &mut sums[panel * tokens * width..][..seen * width];
+        accumulate(simd, strips_mut::<S, NV>(sums), seen, across, QUERIES, strips::<S, NV>(packed));
+    }
+}
+
+/// Writes `f(row, sums[panel][row][..])` to the rows of an output.
+#[inline(always)]
+fn write_rows<S: Simd, const NV: usize>(out: &mut [&mut [f32]], sums: &[f32], f: impl Fn(usize, f32) -> f32) {
+    let width = width::<S, NV>();
+    let rows = out.len();
+    for (row, out) in out.iter_mut().enumerate() {
+        for (panel, out) in out.chunks_mut(width).enumerate() {
+            let at = (panel * rows + row) * width;
+            out.iter_mut().zip(&sums[at..at + width]).for_each(|(out, sum)| *out = f(row, *sum));
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The last matrix product, softmax and cross-entropy in one, in chunks of rows.
+//!
+//! Logits exist for [`ROW_CHUNK`] rows at a time; the gradient takes their place. Columns past
+//! `vocab.used` are never computed.
+
+use rayon::prelude::*;
+
+use super::super::{Vocab, Write};
+use super::buffer::Buffer;
+use super::engine::Engine;
+use super::gemm::{self, Finish, Right};
+use super::linear::{ROW_CHUNK, backward_weight, packed_len};
+use super::math::{exp, ln};
+use super::simd::{largest, sum_of, vectorize};
+
+/// The constants of a call.
+#[derive(Clone, Copy)]
+pub struct Problem<'a> {
+    /// (n, C)
+    pub x: &'a [f32],
+    /// (V, C)
+    pub wte: &'a [f32],
+    pub targets: &'a [u16],
+    pub channels: usize,
+    pub vocab: Vocab,
+}
+
+/// What the backward pass writes.
+pub struct Gradient<'a> {
+    pub dx: &'a mut [f32],
+    pub dwte: &'a mut [f32],
+    pub scale: f32,
+    pub write: Write,
+}
+
+/// Memory that lives between calls.
+#[derive(Default)]
+pub struct Scratch {
+    logits: Buffer,
+    pub packed: Buffer,
+}
+
+impl Scratch {
+    /// Floats of (logits, packed operand) for chunks of up to `n` rows.
+    pub fn lens(n: usize, channels: usize, vocab: Vocab) -> (usize, usize) {
+        (n.min(ROW_CHUNK) * vocab.padded, packed_len(channels))
+    }
+
+    pub fn reserve(&mut self, logits: usize, packed: usize) {
+        self.logits.reserve(logits);
+        self.packed.reserve(packed);
+    }
+}
+
+/// Losses of all rows and, if asked, the gradient of `scale * sum of losses`.
+///
+/// The gradient of `wte` is a left fold over chunks of [`ROW_CHUNK`] rows.
+pub fn run(engine: &Engine, scratch: &mut Scratch, losses: &mut [f32], problem: Problem<'_>, mut gradient: Option<Gradient<'_>>) {
+    let Problem { x, wte, targets, channels, vocab } = problem;
+    let n = losses.len();
+    if let Some(Gradient { dwte, write: Write::Set, .. }) = &mut gradient {
+        dwte[vocab.used * channels..].fill(0.0);
+    }
+    scratch.logits.reserve(n.min(ROW_CHUNK) * vocab.padded);
+    for first in (0..n).step_by(ROW_CHUNK) {
+        let rows = ROW_CHUNK.min(n - first);
+        let x = &x[first * channels..(first + rows) * channels];
+        let logits = &mut scratch.logits.as_mut_slice()[..rows * vocab.padded];
+        gemm::multiply(engine, logits, vocab.padded, vocab.used, x, channels, Right::Columns { data: wte, stride: channels }, channels, Finish::Set);
+        let scale = gradient.as_ref().map(|gradient| gradient.scale);
+        engine.install(|| {
+            (logits.par_chunks_mut(vocab.padded), &mut losses[first..first + rows], &targets[first..first + rows]).into_par_iter().for_each(
+                |(logits, loss, target)| {
+                    vectorize!(engine.isa, |_| *loss = cross_entropy(&mut logits[..vocab.used], usize::from(*target), scale));
+                },
+            );
+        });
+        if let Some(Gradient { dx, dwte, write, .. }) = &mut gradient {
+            let dx = &mut dx[first * channels..(first + rows) * channels];
+            gemm::multiply(engine, dx, channels, channels, logits, vocab.padded, Right::Rows { data: wte, stride: channels }, vocab.used, Finish::Set);
+            let write = if first == 0 { *write } else { Write::Add };
+            let dwte = &mut dwte[..vocab.used * channels];
+            backward_weight(engine, dwte, logits, vocab.padded, x, rows, channels, write, &mut scratch.packed);
+        }
+    }
+}
+
+/// `ln(sum of exp(x - max)) + (max - x[target])`; with `scale`, `logits` become
+/// `scale * (softmax - one_hot(target))`.
+#[inline(always)]
+fn cross_entropy(logits: &mut [f32], target: usize, scale: Option<f32>) -> f32 {
+    let max = largest(logits);
+    let sum = sum_of(logits, |x| exp(x - max));
+    let loss = ln(sum) + (max - logits[target]);
+    if let Some(scale) = scale {
+        let factor = scale / sum;
+        logits.iter_mut().for_each(|x| *x = exp(*x - max) * factor);
+        logits[target] -= scale;
+    }
+    loss
+}

@@ -1,0 +1,66 @@
+//! What every operation of the CPU device works with: threads, instruction set, scratch.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::buffer::Buffer;
+use super::simd::Isa;
+
+/// A thread pool of its own, so that nothing else in the process shares the threads.
+pub struct Engine {
+    pub isa: Isa,
+    pub threads: usize,
+    pool: rayon::ThreadPool,
+    /// One a thread. What a scratch held before never reaches a result.
+    scratch: Vec<Mutex<Buffer>>,
+}
+
+impl Engine {
+    /// `threads` of them; the caller's thread waits while they work.
+    pub fn new(isa: Isa, threads: usize) -> Result<Engine, rayon::ThreadPoolBuildError> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("cpu-{i}")).build()?;
+        let scratch = (0..threads).map(|_| Mutex::new(Buffer::default())).collect();
+        Ok(Engine { isa, threads, pool, scratch })
+    }
+
+    /// Runs `work` inside the pool: rayon's parallel iterators in it use the pool's threads.
+    pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+
+    /// Lends this thread's scratch, `len` floats with unspecified contents, aligned to 64 bytes.
+    ///
+    /// `work` must not start parallel work: a stolen task would wait for the same scratch.
+    pub fn with_scratch<R>(&self, len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+        let thread = rayon::current_thread_index().unwrap_or(0);
+        let mut buffer = self.scratch[thread].lock().unwrap_or_else(PoisonError::into_inner);
+        buffer.reserve(len);
+        work(&mut buffer.as_mut_slice()[..len])
+    }
+
+    /// Grows every thread's scratch to `len` floats.
+    pub fn reserve_scratch(&mut self, len: usize) {
+        for buffer in &mut self.scratch {
+            buffer.get_mut().unwrap_or_else(PoisonError::into_inner).reserve(len);
+        }
+    }
+}
+
+/// Splits a row-major matrix of `stride` columns into blocks of `width` columns and `height` rows,
+/// each as the list of its rows' parts: what lets tasks write column blocks without sharing.
+/// Only the first `columns` columns are handed out. Blocks come row block by row block.
+pub fn blocks(data: &mut [f32], stride: usize, columns: usize, height: usize, width: usize) -> Vec<Vec<&mut [f32]>> {
+    let across = columns.div_ceil(width);
+    let mut all = Vec::new();
+    for band in data.chunks_mut(height * stride) {
+        let first = all.len();
+        let rows = band.len().div_ceil(stride);
+        all.extend((0..across).map(|_| Vec::with_capacity(rows)));
+        for row in band.chunks_mut(stride) {
+            let used = columns.min(row.len());
+            for (block, part) in row[..used].chunks_mut(width).enumerate() {
+                all[first + block].push(part);
+            }
+        }
+    }
+    all
+}

@@ -1,0 +1,89 @@
+//! Linear layers: `out = x weightᵀ + bias` and its gradients.
+
+use rayon::prelude::*;
+
+use super::super::Write;
+use super::buffer::Buffer;
+use super::engine::Engine;
+use super::gemm::{self, Finish, Right};
+use super::math;
+use super::simd::vectorize;
+
+/// Rows of a batch whose outer products are summed in one chain: the sum over the batch is a left
+/// fold over chunks of this many rows. Part of the numerics.
+pub const ROW_CHUNK: usize = 256;
+
+/// Elements a task of an elementwise operation takes. No result depends on it.
+pub const ELEMENTS: usize = 16 * 1024;
+
+/// `out = x weightᵀ + bias`. Each element is one chain over `c_in`, then one addition of the bias.
+pub fn forward(engine: &Engine, out: &mut [f32], x: &[f32], weight: &[f32], bias: Option<&[f32]>, c_in: usize, c_out: usize) {
+    let finish = bias.map_or(Finish::Set, Finish::Bias);
+    gemm::multiply(engine, out, c_out, c_out, x, c_in, Right::Columns { data: weight, stride: c_in }, c_in, finish);
+}
+
+/// `dx = dout weight`. Each element is one chain over `c_out`.
+pub fn backward_input(engine: &Engine, dx: &mut [f32], dout: &[f32], weight: &[f32], c_in: usize, c_out: usize) {
+    gemm::multiply(engine, dx, c_in, c_in, dout, c_out, Right::Rows { data: weight, stride: c_in }, c_out, Finish::Set);
+}
+
+/// `dweight (+)= doutᵀ x`: a left fold over chunks of [`ROW_CHUNK`] rows, each one chain from zero.
+/// `dout` has rows of `stride`, of which the first `dweight.len() / c_in` columns count.
+#[allow(clippy::too_many_arguments)]
+pub fn backward_weight(engine: &Engine, dweight: &mut [f32], dout: &[f32], stride: usize, x: &[f32], n: usize, c_in: usize, write: Write, packed: &mut Buffer) {
+    packed.reserve(packed_len(c_in));
+    for first in (0..n).step_by(ROW_CHUNK) {
+        let rows = ROW_CHUNK.min(n - first);
+        let finish = if first == 0 && write == Write::Set { Finish::Set } else { Finish::Add };
+        gemm::multiply_outer(engine, dweight, c_in, &dout[first * stride..], stride, &x[first * c_in..], rows, finish, packed.as_mut_slice());
+    }
+}
+
+/// Floats that [`backward_weight`] packs `x` into.
+pub fn packed_len(c_in: usize) -> usize {
+    ROW_CHUNK * c_in.next_multiple_of(64)
+}
+
+/// `dbias (+)= column sums of dout`: each column one chain of additions in order of rows, from zero.
+pub fn backward_bias(engine: &Engine, dbias: &mut [f32], dout: &[f32], write: Write) {
+    const WIDTH: usize = 64;
+    let columns = dbias.len();
+    engine.install(|| {
+        dbias.par_chunks_mut(WIDTH).enumerate().for_each(|(block, dbias)| {
+            vectorize!(engine.isa, |_| {
+                let mut sums = [0.0f32; WIDTH];
+                let sums = &mut sums[..dbias.len()];
+                for row in dout.chunks_exact(columns) {
+                    add(sums, &row[block * WIDTH..block * WIDTH + dbias.len()]);
+                }
+                match write {
+                    Write::Set => dbias.copy_from_slice(sums),
+                    Write::Add => add(dbias, sums),
+                }
+            });
+        });
+    });
+}
+
+#[inline(always)]
+pub fn add(to: &mut [f32], from: &[f32]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+}
+
+/// `out = gelu(pre)`.
+pub fn gelu(engine: &Engine, out: &mut [f32], pre: &[f32]) {
+    engine.install(|| {
+        out.par_chunks_mut(ELEMENTS).zip(pre.par_chunks(ELEMENTS)).for_each(|(out, pre)| {
+            vectorize!(engine.isa, |_| out.iter_mut().zip(pre).for_each(|(out, pre)| *out = math::gelu(*pre)));
+        });
+    });
+}
+
+/// `dpre *= gelu'(pre)`.
+pub fn gelu_backward(engine: &Engine, dpre: &mut [f32], pre: &[f32]) {
+    engine.install(|| {
+        dpre.par_chunks_mut(ELEMENTS).zip(pre.par_chunks(ELEMENTS)).for_each(|(dpre, pre)| {
+            vectorize!(engine.isa, |_| dpre.iter_mut().zip(pre).for_each(|(dpre, pre)| *dpre *= math::gelu_derivative(*pre)));
+        });
+    });
+}

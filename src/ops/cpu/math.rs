@@ -1,0 +1,150 @@
+//! Transcendental functions of the CPU device: polynomials with fused multiply-adds, so that a
+//! vector and a scalar, an x86 and an ARM, give the same bits.
+//!
+//! The platform's `exp` and `tanh` differ between C libraries and are never called.
+
+/// `exp(x)`, within 2 ulp; 0 below -104, infinity above 88.7228; NaN stays NaN.
+///
+/// `x = n ln 2 + r` with `|r| <= ln(2)/2`, a polynomial of degree 7 for `exp(r)` (coefficients of
+/// the Cephes library's `expf`), and `2^n` in two factors so that a subnormal result is rounded once.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    // Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the mantissa.
+    const MAGIC: f32 = 12_582_912.0;
+    const LN2_HI: f32 = 0.693_359_4;
+    const LN2_LO: f32 = -2.121_944_4e-4;
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, MAGIC);
+    let n = shifted - MAGIC;
+    let r = n.mul_add(-LN2_LO, n.mul_add(-LN2_HI, x));
+    let mut p = 1.987_569_1e-4f32;
+    p = p.mul_add(r, 1.398_2e-3);
+    p = p.mul_add(r, 8.333_452e-3);
+    p = p.mul_add(r, 4.166_579_6e-2);
+    p = p.mul_add(r, 1.666_666_5e-1);
+    p = p.mul_add(r, 0.5);
+    p = (p * r).mul_add(r, r) + 1.0;
+    let exponent = shifted.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
+    let half = exponent >> 1;
+    let y = p * power_of_two(half) * power_of_two(exponent.wrapping_sub(half));
+    // Comparisons with a NaN are false: it falls through to `y`, which is NaN.
+    if x > 88.722_84 {
+        f32::INFINITY
+    } else if x < -104.0 {
+        0.0
+    } else {
+        y
+    }
+}
+
+#[inline(always)]
+fn power_of_two(n: i32) -> f32 {
+    f32::from_bits((n.wrapping_add(127) << 23) as u32)
+}
+
+/// Natural logarithm: the pinned `libm` in f64, rounded once. For one value a row, not for arrays.
+pub fn ln(x: f32) -> f32 {
+    libm::log(f64::from(x)) as f32
+}
+
+/// `sqrt(2/pi)` of the tanh form of GELU.
+const GELU_SCALE: f32 = 0.797_884_6;
+const GELU_CUBIC: f32 = 0.044_715;
+
+/// `exp(-2u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`.
+#[inline(always)]
+fn gelu_exp(x: f32) -> f32 {
+    let inner = (GELU_CUBIC * x * x).mul_add(x, x);
+    exp(-2.0 * GELU_SCALE * inner)
+}
+
+/// GELU, tanh form: `x/2 (1 + tanh u)`, computed as `x / (1 + exp(-2u))`, which is the same and
+/// keeps relative accuracy in the left tail.
+#[inline(always)]
+pub fn gelu(x: f32) -> f32 {
+    x / (1.0 + gelu_exp(x))
+}
+
+/// The derivative of [`gelu`]: `s + 2 u' x s (1 - s)` with `s = 1 / (1 + exp(-2u))`.
+///
+/// Past |x| = 10 it is 0 or 1 to the last bit of what matters (the exact tail is below 1e-37).
+#[inline(always)]
+pub fn gelu_derivative(x: f32) -> f32 {
+    let e = gelu_exp(x);
+    let s = 1.0 / (1.0 + e);
+    let slope = (3.0 * GELU_CUBIC * x * x).mul_add(GELU_SCALE, GELU_SCALE);
+    let inside = (2.0 * slope * x * s).mul_add(e * s, s);
+    if x > 10.0 {
+        1.0
+    } else if x < -10.0 {
+        0.0
+    } else {
+        inside
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Distance in units of the last place of `want`'s f32 neighbourhood.
+    fn ulps(got: f32, want: f64) -> f64 {
+        let nearest = want as f32;
+        let unit = f64::from(f32::from_bits(nearest.abs().to_bits() + 1)) - f64::from(nearest.abs());
+        (f64::from(got) - want).abs() / unit
+    }
+
+    #[test]
+    fn exp_is_within_two_ulp_over_its_whole_range() {
+        let mut worst = (0.0, 0.0f32);
+        for i in 0..2_000_000 {
+            let x = -103.9 + (88.72 + 103.9) * (i as f32 / 2e6);
+            let error = ulps(exp(x), libm::exp(f64::from(x)));
+            if error > worst.0 {
+                worst = (error, x);
+            }
+        }
+        assert!(worst.0 <= 2.0, "{} ulp at {}", worst.0, worst.1);
+    }
+
+    #[test]
+    fn exp_knows_its_ends_and_keeps_nan() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-0.0), 1.0);
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(1e30), f32::INFINITY);
+        assert_eq!(exp(-1e30), 0.0);
+        assert!(exp(88.72).is_finite());
+        assert!(exp(-103.0) > 0.0);
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(-f32::NAN).is_nan());
+    }
+
+    fn gelu_f64(x: f64) -> f64 {
+        let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+        x / (1.0 + libm::exp(-2.0 * u))
+    }
+
+    #[test]
+    fn gelu_and_its_derivative_match_f64() {
+        for i in 0..400_000 {
+            let x = -12.0 + 24.0 * (i as f32 / 4e5);
+            let wide = f64::from(x);
+            let error = (f64::from(gelu(x)) - gelu_f64(wide)).abs();
+            assert!(error <= 3e-7 * gelu_f64(wide).abs() + 2e-7 * f64::from(x <= 0.0), "gelu({x}) is off by {error}");
+            let slope = (gelu_f64(wide + 1e-5) - gelu_f64(wide - 1e-5)) / 2e-5;
+            assert!((f64::from(gelu_derivative(x)) - slope).abs() < 1e-6, "gelu'({x}) = {} and not {slope}", gelu_derivative(x));
+        }
+    }
+
+    #[test]
+    fn gelu_keeps_nan_and_is_the_identity_or_zero_far_out() {
+        assert!(gelu(f32::NAN).is_nan());
+        assert!(gelu_derivative(f32::NAN).is_nan());
+        assert_eq!(gelu(1e20), 1e20);
+        assert_eq!(gelu(-1e5), 0.0);
+        assert_eq!(gelu_derivative(1e20), 1.0);
+        assert_eq!(gelu_derivative(-1e20), 0.0);
+        assert_eq!(gelu(f32::INFINITY), f32::INFINITY);
+    }
+}

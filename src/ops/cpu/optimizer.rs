@@ -1,0 +1,95 @@
+//! What the optimizer needs: norms in f64, AdamW, the addition of gradients.
+
+use rayon::prelude::*;
+
+use super::super::{AdamW, ParamSlot};
+use super::Cpu;
+use super::engine::Engine;
+use super::linear::{ELEMENTS, add};
+use super::simd::vectorize;
+
+/// Elements whose squares are summed before partial sums are added: part of the numerics.
+pub const CHUNK: usize = 64 * 1024;
+/// Partial sums of a chunk.
+const LANES: usize = 16;
+
+/// Sum of squares in f64: chunks of [`CHUNK`] elements, in each 16 partial sums (lane `i mod 16`)
+/// that are added as a balanced tree; the chunks are added in order. A square of an f32 is exact in
+/// f64, so only the additions round.
+pub fn sum_squares(engine: &Engine, data: &[f32]) -> f64 {
+    let partial: Vec<f64> = engine.install(|| data.par_chunks(CHUNK).map(|chunk| vectorize!(engine.isa, |_| sum_squares_chunk(chunk))).collect());
+    partial.into_iter().sum()
+}
+
+#[inline(always)]
+fn sum_squares_chunk(data: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let (blocks, tail) = data.as_chunks::<LANES>();
+    for block in blocks {
+        for i in 0..LANES {
+            let x = f64::from(block[i]);
+            lanes[i] += x * x;
+        }
+    }
+    for (i, x) in tail.iter().enumerate() {
+        let x = f64::from(*x);
+        lanes[i] += x * x;
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// One tensor of AdamW (Loshchilov and Hutter 2019). With `fma(a, b, c) = a b + c` rounded once,
+///
+/// ```text
+/// g = grad * grad_scale
+/// m = fma(beta1, m, (1 - beta1) * g)
+/// v = fma(beta2, v, ((1 - beta2) * g) * g)
+/// u = (m * correction1) / (sqrt(v * correction2) + epsilon)
+/// p = fma(-learning_rate, fma(weight_decay, p, u), p)
+/// ```
+pub fn adamw(engine: &Engine, slot: &mut ParamSlot<'_, Cpu>, update: &AdamW) {
+    let param = match slot.master.as_deref_mut() {
+        Some(master) => master,
+        None => &mut *slot.param,
+    };
+    engine.install(|| {
+        (
+            param.as_mut_slice().par_chunks_mut(ELEMENTS),
+            slot.adam_m.as_mut_slice().par_chunks_mut(ELEMENTS),
+            slot.adam_v.as_mut_slice().par_chunks_mut(ELEMENTS),
+            slot.grad.as_slice().par_chunks(ELEMENTS),
+        )
+            .into_par_iter()
+            .for_each(|(p, m, v, g)| vectorize!(engine.isa, |_| adamw_chunk(p, m, v, g, slot.weight_decay, update)));
+    });
+    if let Some(master) = slot.master.as_deref() {
+        slot.param.as_mut_slice().copy_from_slice(master.as_slice());
+    }
+}
+
+#[inline(always)]
+fn adamw_chunk(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], weight_decay: f32, update: &AdamW) {
+    let AdamW { learning_rate, beta1, beta2, epsilon, correction1, correction2, grad_scale, .. } = *update;
+    let (rest1, rest2) = (1.0 - beta1, 1.0 - beta2);
+    for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
+        let g = g * grad_scale;
+        *m = beta1.mul_add(*m, rest1 * g);
+        *v = beta2.mul_add(*v, rest2 * g * g);
+        let step = (*m * correction1) / ((*v * correction2).sqrt() + epsilon);
+        *p = (-learning_rate).mul_add(weight_decay.mul_add(*p, step), *p);
+    }
+}
+
+/// `dst += src`.
+pub fn accumulate(engine: &Engine, dst: &mut [f32], src: &[f32]) {
+    engine.install(|| {
+        dst.par_chunks_mut(ELEMENTS).zip(src.par_chunks(ELEMENTS)).for_each(|(dst, src)| vectorize!(engine.isa, |_| add(dst, src)));
+    });
+}
