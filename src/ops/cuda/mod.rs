@@ -14,6 +14,7 @@
 //! nothing is allocated once the first step has run.
 
 pub mod args;
+pub mod bench;
 pub mod compile;
 mod device;
 pub mod driver;
@@ -214,9 +215,14 @@ impl Cuda {
         self.memory.reserve(what, bytes)
     }
 
+    /// Two marks for timing.
+    fn marks(&self) -> Result<(Event, Event)> {
+        Ok((Event::new(&self.kernels.gpu)?, Event::new(&self.kernels.gpu)?))
+    }
+
     /// Milliseconds that the device takes for the work that `work` asks for.
     pub fn time(&mut self, work: impl FnOnce(&mut Cuda) -> Result<()>) -> Result<f32> {
-        let (start, end) = (Event::new(&self.kernels.gpu)?, Event::new(&self.kernels.gpu)?);
+        let (start, end) = self.marks()?;
         start.record()?;
         work(self)?;
         end.record()?;
