@@ -36,7 +36,8 @@ fn main() {
     let threads = args.next().unwrap_or(0);
     let mut bench = Bench { repeats: args.next().unwrap_or(5), total_ms: 0.0 };
     let mut cpu = Cpu::new(&Device { kind: DeviceKind::Cpu, threads, simd: Simd::Auto }).expect("a CPU");
-    let (rows, heads, vocab) = (Rows { batch: 4, seq: 64 }, Heads { heads: 12, head_size: 64 }, Vocab { used: 50257, padded: 50304 });
+    let (rows, heads, vocab) =
+        (Rows { batch: 4, seq: 64 }, Heads { heads: 12, head_size: 64 }, Vocab { used: 50257, padded: 50304 });
     let (layers, n, c) = (12, rows.count(), 768);
     cpu.alloc_scratch(&ScratchShape { rows, channels: c, heads, vocab, backward: true }).expect("scratch");
     println!("{}; B 4, T 64, 12 layers, 768 channels", cpu.device_name());
@@ -64,7 +65,8 @@ fn main() {
     let mut dwte = random(&mut cpu, vocab.padded * c, 0.02);
     let wpe = random(&mut cpu, 1024 * c, 0.02);
     let mut dwpe = random(&mut cpu, 1024 * c, 0.02);
-    let (mut out, mut residual, mut mean, mut rstd) = (random(&mut cpu, n * c, 1.0), random(&mut cpu, n * c, 1.0), random(&mut cpu, n, 1.0), random(&mut cpu, n, 1.0));
+    let (mut out, mut residual, mut mean, mut rstd) =
+        (random(&mut cpu, n * c, 1.0), random(&mut cpu, n * c, 1.0), random(&mut cpu, n, 1.0), random(&mut cpu, n, 1.0));
     let (mut dgain, mut dshift) = (random(&mut cpu, c, 1.0), random(&mut cpu, c, 1.0));
     let row_bytes = 4.0 * (n * c) as f64;
 
@@ -73,13 +75,28 @@ fn main() {
         cpu.residual_layernorm(&mut residual, &mut out, &mut mean, &mut rstd, &x, &x, &gain, &shift, n, c).unwrap();
     });
     bench.line("layernorm_backward", 2 * layers + 1, 4.0 * row_bytes, "GB/s", || {
-        cpu.layernorm_backward(&mut out, Write::Add, &mut dgain, &mut dshift, Write::Set, &x, &residual, &gain, &mean, &rstd, n, c).unwrap();
+        cpu.layernorm_backward(
+            &mut out,
+            Write::Add,
+            &mut dgain,
+            &mut dshift,
+            Write::Set,
+            &x,
+            &residual,
+            &gain,
+            &mean,
+            &rstd,
+            n,
+            c,
+        )
+        .unwrap();
     });
     for (name, c_in, c_out) in [("qkv", c, 3 * c), ("attproj", c, c), ("fc", c, 4 * c), ("fcproj", 4 * c, c)] {
         let input = random(&mut cpu, n * c_in, 1.0);
         let weight = random(&mut cpu, c_in * c_out, 0.02);
         let bias = random(&mut cpu, c_out, 0.02);
-        let (mut pre, mut act, mut dx) = (random(&mut cpu, n * c_out, 1.0), random(&mut cpu, n * c_out, 1.0), random(&mut cpu, n * c_in, 1.0));
+        let (mut pre, mut act, mut dx) =
+            (random(&mut cpu, n * c_out, 1.0), random(&mut cpu, n * c_out, 1.0), random(&mut cpu, n * c_in, 1.0));
         let (mut dweight, mut dbias) = (random(&mut cpu, c_in * c_out, 1.0), random(&mut cpu, c_out, 1.0));
         let flops = 2.0 * (n * c_in * c_out) as f64;
         bench.line(&format!("linear {name}"), layers, flops, "GFLOP/s", || {
@@ -119,13 +136,25 @@ fn main() {
 
     let params = 124_475_904;
     let grad = random(&mut cpu, params, 1.0);
-    let (mut param, mut m, mut v) = (random(&mut cpu, params, 1.0), cpu.alloc(Role::F32, params).unwrap(), cpu.alloc(Role::F32, params).unwrap());
+    let (mut param, mut m, mut v) =
+        (random(&mut cpu, params, 1.0), cpu.alloc(Role::F32, params).unwrap(), cpu.alloc(Role::F32, params).unwrap());
     bench.line("sum_squares", 1, 4.0 * params as f64, "GB/s", || {
         cpu.sum_squares(&[&grad]).unwrap();
     });
-    let update = AdamW { learning_rate: 1e-4, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, correction1: 1.1, correction2: 1.2, grad_scale: 0.5, rounding_key: [0; 2], step: 1 };
+    let update = AdamW {
+        learning_rate: 1e-4,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        correction1: 1.1,
+        correction2: 1.2,
+        grad_scale: 0.5,
+        rounding_key: [0; 2],
+        step: 1,
+    };
     bench.line("adamw", 1, 28.0 * params as f64, "GB/s", || {
-        let slot = ParamSlot { id: 0, param: &mut param, master: None, grad: &grad, adam_m: &mut m, adam_v: &mut v, weight_decay: 0.1 };
+        let slot =
+            ParamSlot { id: 0, param: &mut param, master: None, grad: &grad, adam_m: &mut m, adam_v: &mut v, weight_decay: 0.1 };
         cpu.adamw(&mut [slot], &update).unwrap();
     });
     println!("one step: {:.0} ms", bench.total_ms);

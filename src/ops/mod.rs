@@ -17,6 +17,8 @@
 
 pub mod cpu;
 pub mod cuda;
+#[cfg(test)]
+pub mod testing;
 
 use std::fmt;
 

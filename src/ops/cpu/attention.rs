@@ -149,7 +149,16 @@ impl Tiled for Forward<'_, '_> {
 
 /// Gradient of [`forward`]: `dqkv` (B,T,3,NH,HS) is set.
 #[allow(clippy::too_many_arguments)]
-pub fn backward(engine: &Engine, dqkv: &mut [f32], dout: &[f32], qkv: &[f32], out: &[f32], lse: &[f32], rows: Rows, heads: Heads) {
+pub fn backward(
+    engine: &Engine,
+    dqkv: &mut [f32],
+    dout: &[f32],
+    qkv: &[f32],
+    out: &[f32],
+    lse: &[f32],
+    rows: Rows,
+    heads: Heads,
+) {
     let channels = heads.heads * heads.head_size;
     let mut parts = blocks(dqkv, 3 * channels, 3 * channels, rows.seq, heads.head_size).into_iter();
     let mut tasks = Vec::with_capacity(rows.batch * heads.heads);
@@ -248,7 +257,18 @@ fn pack_all<S: Simd, const NV: usize>(packed: &mut [f32], right: Right<'_>, dept
 /// `to[i][j] = sum over k of a[i][k] B[k][j]` for `rows` rows and at least `columns` columns.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn product<S: Simd, const NV: usize>(simd: S, to: &mut [f32], to_stride: usize, sums: &mut [f32], a: &[f32], stride: usize, rows: usize, panels: &[f32], depth: usize, columns: usize) {
+fn product<S: Simd, const NV: usize>(
+    simd: S,
+    to: &mut [f32],
+    to_stride: usize,
+    sums: &mut [f32],
+    a: &[f32],
+    stride: usize,
+    rows: usize,
+    panels: &[f32],
+    depth: usize,
+    columns: usize,
+) {
     let width = width::<S, NV>();
     for (panel, packed) in panels.chunks_exact(depth * width).enumerate().take(columns.div_ceil(width)) {
         let sums = &mut sums[..rows * width];
@@ -263,7 +283,17 @@ fn product<S: Simd, const NV: usize>(simd: S, to: &mut [f32], to_stride: usize, 
 /// Sums over the keys that a tile of queries sees, in panels: `sums[panel][row]`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn causal_product<S: Simd, const NV: usize>(simd: S, sums: &mut [f32], a: &[f32], stride: usize, rows: usize, first: usize, panels: &[f32], tokens: usize, columns: usize) {
+fn causal_product<S: Simd, const NV: usize>(
+    simd: S,
+    sums: &mut [f32],
+    a: &[f32],
+    stride: usize,
+    rows: usize,
+    first: usize,
+    panels: &[f32],
+    tokens: usize,
+    columns: usize,
+) {
     let width = width::<S, NV>();
     for (panel, packed) in panels.chunks_exact(tokens * width).enumerate().take(columns.div_ceil(width)) {
         let packed = strips::<S, NV>(packed);
@@ -281,7 +311,16 @@ fn causal_product<S: Simd, const NV: usize>(simd: S, sums: &mut [f32], a: &[f32]
 /// `sums[panel][key] += sum over queries of across[key][query] B[query]` for the first `seen` keys.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn add_product<S: Simd, const NV: usize>(simd: S, sums: &mut [f32], tokens: usize, seen: usize, across: &[f32], panels: &[f32], depth: usize, columns: usize) {
+fn add_product<S: Simd, const NV: usize>(
+    simd: S,
+    sums: &mut [f32],
+    tokens: usize,
+    seen: usize,
+    across: &[f32],
+    panels: &[f32],
+    depth: usize,
+    columns: usize,
+) {
     let width = width::<S, NV>();
     for (panel, packed) in panels.chunks_exact(depth * width).enumerate().take(columns.div_ceil(width)) {
         let sums = &mut sums[panel * tokens * width..][..seen * width];

@@ -46,6 +46,11 @@ impl Scratch {
         (n.min(ROW_CHUNK) * vocab.padded, packed_len(channels))
     }
 
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.logits.len() + self.packed.len()
+    }
+
     pub fn reserve(&mut self, logits: usize, packed: usize) {
         self.logits.reserve(logits);
         self.packed.reserve(packed);
@@ -66,18 +71,38 @@ pub fn run(engine: &Engine, scratch: &mut Scratch, losses: &mut [f32], problem: 
         let rows = ROW_CHUNK.min(n - first);
         let x = &x[first * channels..(first + rows) * channels];
         let logits = &mut scratch.logits.as_mut_slice()[..rows * vocab.padded];
-        gemm::multiply(engine, logits, vocab.padded, vocab.used, x, channels, Right::Columns { data: wte, stride: channels }, channels, Finish::Set);
+        gemm::multiply(
+            engine,
+            logits,
+            vocab.padded,
+            vocab.used,
+            x,
+            channels,
+            Right::Columns { data: wte, stride: channels },
+            channels,
+            Finish::Set,
+        );
         let scale = gradient.as_ref().map(|gradient| gradient.scale);
         engine.install(|| {
-            (logits.par_chunks_mut(vocab.padded), &mut losses[first..first + rows], &targets[first..first + rows]).into_par_iter().for_each(
-                |(logits, loss, target)| {
+            (logits.par_chunks_mut(vocab.padded), &mut losses[first..first + rows], &targets[first..first + rows])
+                .into_par_iter()
+                .for_each(|(logits, loss, target)| {
                     vectorize!(engine.isa, |_| *loss = cross_entropy(&mut logits[..vocab.used], usize::from(*target), scale));
-                },
-            );
+                });
         });
         if let Some(Gradient { dx, dwte, write, .. }) = &mut gradient {
             let dx = &mut dx[first * channels..(first + rows) * channels];
-            gemm::multiply(engine, dx, channels, channels, logits, vocab.padded, Right::Rows { data: wte, stride: channels }, vocab.used, Finish::Set);
+            gemm::multiply(
+                engine,
+                dx,
+                channels,
+                channels,
+                logits,
+                vocab.padded,
+                Right::Rows { data: wte, stride: channels },
+                vocab.used,
+                Finish::Set,
+            );
             let write = if first == 0 { *write } else { Write::Add };
             let dwte = &mut dwte[..vocab.used * channels];
             backward_weight(engine, dwte, logits, vocab.padded, x, rows, channels, write, &mut scratch.packed);

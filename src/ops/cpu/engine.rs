@@ -37,6 +37,12 @@ impl Engine {
         work(&mut buffer.as_mut_slice()[..len])
     }
 
+    /// Floats of all threads' scratch.
+    #[cfg(test)]
+    pub fn scratch_len(&mut self) -> usize {
+        self.scratch.iter_mut().map(|buffer| buffer.get_mut().unwrap_or_else(PoisonError::into_inner).len()).sum()
+    }
+
     /// Grows every thread's scratch to `len` floats.
     pub fn reserve_scratch(&mut self, len: usize) {
         for buffer in &mut self.scratch {

@@ -153,7 +153,14 @@ fn pack_eight(packed: &mut [f32], width: usize, rows: [&[f32]; 8], depth: usize)
 
 /// `sums[i] += A[i] B` for `rows` rows of `A`, which are `stride` apart and `panel.len()` long.
 #[inline(always)]
-pub fn accumulate<S: Simd, const NV: usize>(simd: S, sums: &mut [Strip<S, NV>], rows: usize, a: &[f32], stride: usize, panel: &[Strip<S, NV>]) {
+pub fn accumulate<S: Simd, const NV: usize>(
+    simd: S,
+    sums: &mut [Strip<S, NV>],
+    rows: usize,
+    a: &[f32],
+    stride: usize,
+    panel: &[Strip<S, NV>],
+) {
     let mut row = 0;
     while row < rows {
         let (sums, a) = (&mut sums[row..], &a[row * stride..]);
@@ -171,7 +178,13 @@ pub fn accumulate<S: Simd, const NV: usize>(simd: S, sums: &mut [Strip<S, NV>], 
 
 /// The register tile: `MR` rows by `NV` vectors, one fused multiply-add an element and step.
 #[inline(always)]
-fn tile<S: Simd, const MR: usize, const NV: usize>(simd: S, sums: &mut [Strip<S, NV>], a: &[f32], stride: usize, panel: &[Strip<S, NV>]) {
+fn tile<S: Simd, const MR: usize, const NV: usize>(
+    simd: S,
+    sums: &mut [Strip<S, NV>],
+    a: &[f32],
+    stride: usize,
+    panel: &[Strip<S, NV>],
+) {
     let depth = panel.len();
     let a: [&[f32]; MR] = std::array::from_fn(|i| &a[i * stride..i * stride + depth]);
     let sums: &mut [Strip<S, NV>; MR] = (&mut sums[..MR]).try_into().expect("the slice has MR strips");
@@ -191,7 +204,17 @@ fn tile<S: Simd, const MR: usize, const NV: usize>(simd: S, sums: &mut [Strip<S,
 /// `out[i][j] = finish(sum over k of a[i][k] * right[k][j])`: `out` has `columns` columns in rows
 /// of `out_stride`, `a` rows of `a_stride`, `k` runs to `depth`.
 #[allow(clippy::too_many_arguments)]
-pub fn multiply(engine: &Engine, out: &mut [f32], out_stride: usize, columns: usize, a: &[f32], a_stride: usize, right: Right<'_>, depth: usize, finish: Finish<'_>) {
+pub fn multiply(
+    engine: &Engine,
+    out: &mut [f32],
+    out_stride: usize,
+    columns: usize,
+    a: &[f32],
+    a_stride: usize,
+    right: Right<'_>,
+    depth: usize,
+    finish: Finish<'_>,
+) {
     let block = block_width(columns, engine.threads);
     let across = columns.div_ceil(block);
     engine.install(|| {
@@ -276,15 +299,31 @@ pub fn multiply_outer_scratch(depth: usize) -> usize {
 ///
 /// `packed` takes the right operand: `depth * columns.next_multiple_of(64)` floats.
 #[allow(clippy::too_many_arguments)]
-pub fn multiply_outer(engine: &Engine, out: &mut [f32], columns: usize, left: &[f32], left_stride: usize, right: &[f32], depth: usize, finish: Finish<'_>, packed: &mut [f32]) {
+pub fn multiply_outer(
+    engine: &Engine,
+    out: &mut [f32],
+    columns: usize,
+    left: &[f32],
+    left_stride: usize,
+    right: &[f32],
+    depth: usize,
+    finish: Finish<'_>,
+    packed: &mut [f32],
+) {
     let packed = &mut packed[..depth * columns.next_multiple_of(WIDEST)];
     engine.install(|| {
         packed.par_chunks_mut(depth * WIDEST).enumerate().for_each(|(index, packed)| {
-            run_tiled(engine.isa, PackGroup { packed, right: Right::Rows { data: right, stride: columns }, depth, column: index * WIDEST, columns });
+            run_tiled(
+                engine.isa,
+                PackGroup { packed, right: Right::Rows { data: right, stride: columns }, depth, column: index * WIDEST, columns },
+            );
         });
         out.par_chunks_mut(OUTER_BAND * columns).enumerate().for_each(|(index, out)| {
             engine.with_scratch(multiply_outer_scratch(depth), |scratch| {
-                run_tiled(engine.isa, Outer { out, columns, left, left_stride, first: index * OUTER_BAND, packed, depth, finish, scratch });
+                run_tiled(
+                    engine.isa,
+                    Outer { out, columns, left, left_stride, first: index * OUTER_BAND, packed, depth, finish, scratch },
+                );
             });
         });
     });

@@ -30,12 +30,32 @@ pub fn backward_input(engine: &Engine, dx: &mut [f32], dout: &[f32], weight: &[f
 /// `dweight (+)= doutᵀ x`: a left fold over chunks of [`ROW_CHUNK`] rows, each one chain from zero.
 /// `dout` has rows of `stride`, of which the first `dweight.len() / c_in` columns count.
 #[allow(clippy::too_many_arguments)]
-pub fn backward_weight(engine: &Engine, dweight: &mut [f32], dout: &[f32], stride: usize, x: &[f32], n: usize, c_in: usize, write: Write, packed: &mut Buffer) {
+pub fn backward_weight(
+    engine: &Engine,
+    dweight: &mut [f32],
+    dout: &[f32],
+    stride: usize,
+    x: &[f32],
+    n: usize,
+    c_in: usize,
+    write: Write,
+    packed: &mut Buffer,
+) {
     packed.reserve(packed_len(c_in));
     for first in (0..n).step_by(ROW_CHUNK) {
         let rows = ROW_CHUNK.min(n - first);
         let finish = if first == 0 && write == Write::Set { Finish::Set } else { Finish::Add };
-        gemm::multiply_outer(engine, dweight, c_in, &dout[first * stride..], stride, &x[first * c_in..], rows, finish, packed.as_mut_slice());
+        gemm::multiply_outer(
+            engine,
+            dweight,
+            c_in,
+            &dout[first * stride..],
+            stride,
+            &x[first * c_in..],
+            rows,
+            finish,
+            packed.as_mut_slice(),
+        );
     }
 }
 

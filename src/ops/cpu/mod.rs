@@ -23,6 +23,8 @@ mod math;
 mod norm;
 mod optimizer;
 mod simd;
+#[cfg(test)]
+mod tests;
 
 use super::{AdamW, DeviceError, Dtype, Heads, Ops, ParamSlot, Result, Role, Rows, ScratchShape, Vocab, Write};
 use crate::experiment::Device;
@@ -45,6 +47,12 @@ pub struct Cpu {
 pub struct Ids(Vec<u16>);
 
 impl Cpu {
+    /// Bytes of scratch held now.
+    #[cfg(test)]
+    fn held_scratch_bytes(&mut self) -> u64 {
+        4 * (self.scratch.len() + self.engine.scratch_len()) as u64
+    }
+
     /// `device.threads` threads (0: all that the system offers) and the instruction set of `device.simd`.
     ///
     /// # Errors
@@ -54,8 +62,9 @@ impl Cpu {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         };
-        let engine = Engine::new(Isa::new(device.simd)?, threads)
-            .map_err(|e| DeviceError::Unavailable(format!("cannot start {threads} CPU threads: {e}\n  hint: lower `device.threads`")))?;
+        let engine = Engine::new(Isa::new(device.simd)?, threads).map_err(|e| {
+            DeviceError::Unavailable(format!("cannot start {threads} CPU threads: {e}\n  hint: lower `device.threads`"))
+        })?;
         Ok(Cpu { engine, scratch: classifier::Scratch::default(), by_token: embedding::ByToken::default() })
     }
 }
@@ -99,7 +108,8 @@ fn view_mut<'a>(operation: &'static str, name: &str, buf: &'a mut Buffer, len: u
 
 /// The first `len` ids, each below `vocab`.
 fn tokens<'a>(operation: &'static str, ids: &'a Ids, len: usize, vocab: usize) -> Result<&'a [u16]> {
-    let ids = ids.0.get(..len).ok_or_else(|| failed(operation, format!("{} token ids are there, expected {len}", ids.0.len())))?;
+    let ids =
+        ids.0.get(..len).ok_or_else(|| failed(operation, format!("{} token ids are there, expected {len}", ids.0.len())))?;
     match ids.iter().position(|id| usize::from(*id) >= vocab) {
         Some(at) => Err(failed(operation, format!("token {} at position {at} is not below the vocabulary of {vocab}", ids[at]))),
         None => Ok(ids),
@@ -146,7 +156,8 @@ impl Ops for Cpu {
 
     fn upload_ids(&mut self, dst: &mut Ids, ids: &[u16]) -> Result<()> {
         let have = dst.0.len();
-        let to = dst.0.get_mut(..ids.len()).ok_or_else(|| failed("upload_ids", format!("{} ids do not fit {have}", ids.len())))?;
+        let to =
+            dst.0.get_mut(..ids.len()).ok_or_else(|| failed("upload_ids", format!("{} ids do not fit {have}", ids.len())))?;
         to.copy_from_slice(ids);
         Ok(())
     }
@@ -192,7 +203,17 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn layernorm(&mut self, out: &mut Buffer, mean: &mut Buffer, rstd: &mut Buffer, x: &Buffer, weight: &Buffer, bias: &Buffer, n: usize, channels: usize) -> Result<()> {
+    fn layernorm(
+        &mut self,
+        out: &mut Buffer,
+        mean: &mut Buffer,
+        rstd: &mut Buffer,
+        x: &Buffer,
+        weight: &Buffer,
+        bias: &Buffer,
+        n: usize,
+        channels: usize,
+    ) -> Result<()> {
         const OP: &str = "layernorm";
         norm::forward(
             &self.engine,
@@ -206,7 +227,19 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn residual_layernorm(&mut self, residual: &mut Buffer, out: &mut Buffer, mean: &mut Buffer, rstd: &mut Buffer, x: &Buffer, branch: &Buffer, weight: &Buffer, bias: &Buffer, n: usize, channels: usize) -> Result<()> {
+    fn residual_layernorm(
+        &mut self,
+        residual: &mut Buffer,
+        out: &mut Buffer,
+        mean: &mut Buffer,
+        rstd: &mut Buffer,
+        x: &Buffer,
+        branch: &Buffer,
+        weight: &Buffer,
+        bias: &Buffer,
+        n: usize,
+        channels: usize,
+    ) -> Result<()> {
         const OP: &str = "residual_layernorm";
         norm::forward_residual(
             &self.engine,
@@ -222,15 +255,42 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn linear(&mut self, out: &mut Buffer, x: &Buffer, weight: &Buffer, bias: Option<&Buffer>, n: usize, c_in: usize, c_out: usize) -> Result<()> {
+    fn linear(
+        &mut self,
+        out: &mut Buffer,
+        x: &Buffer,
+        weight: &Buffer,
+        bias: Option<&Buffer>,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()> {
         const OP: &str = "linear";
         let bias = bias.map(|bias| view(OP, "bias", bias, c_out)).transpose()?;
         let out = view_mut(OP, "out", out, n * c_out)?;
-        linear::forward(&self.engine, out, view(OP, "x", x, n * c_in)?, view(OP, "weight", weight, c_out * c_in)?, bias, c_in, c_out);
+        linear::forward(
+            &self.engine,
+            out,
+            view(OP, "x", x, n * c_in)?,
+            view(OP, "weight", weight, c_out * c_in)?,
+            bias,
+            c_in,
+            c_out,
+        );
         Ok(())
     }
 
-    fn linear_gelu(&mut self, out: &mut Buffer, pre: &mut Buffer, x: &Buffer, weight: &Buffer, bias: &Buffer, n: usize, c_in: usize, c_out: usize) -> Result<()> {
+    fn linear_gelu(
+        &mut self,
+        out: &mut Buffer,
+        pre: &mut Buffer,
+        x: &Buffer,
+        weight: &Buffer,
+        bias: &Buffer,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()> {
         self.linear(pre, x, weight, Some(bias), n, c_in, c_out)?;
         self.gelu(out, pre, n * c_out)
     }
@@ -250,7 +310,17 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn classifier_loss(&mut self, losses: &mut Buffer, at: usize, x: &Buffer, wte: &Buffer, targets: &Ids, n: usize, channels: usize, vocab: Vocab) -> Result<()> {
+    fn classifier_loss(
+        &mut self,
+        losses: &mut Buffer,
+        at: usize,
+        x: &Buffer,
+        wte: &Buffer,
+        targets: &Ids,
+        n: usize,
+        channels: usize,
+        vocab: Vocab,
+    ) -> Result<()> {
         const OP: &str = "classifier_loss";
         let losses = &mut view_mut(OP, "losses", losses, at + n)?[at..];
         let problem = classifier::Problem {
@@ -271,7 +341,21 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn classifier(&mut self, losses: &mut Buffer, at: usize, dx: &mut Buffer, dwte: &mut Buffer, x: &Buffer, wte: &Buffer, targets: &Ids, n: usize, channels: usize, vocab: Vocab, scale: f32, write: Write) -> Result<()> {
+    fn classifier(
+        &mut self,
+        losses: &mut Buffer,
+        at: usize,
+        dx: &mut Buffer,
+        dwte: &mut Buffer,
+        x: &Buffer,
+        wte: &Buffer,
+        targets: &Ids,
+        n: usize,
+        channels: usize,
+        vocab: Vocab,
+        scale: f32,
+        write: Write,
+    ) -> Result<()> {
         const OP: &str = "classifier";
         let losses = &mut view_mut(OP, "losses", losses, at + n)?[at..];
         let problem = classifier::Problem {
@@ -291,7 +375,21 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn layernorm_backward(&mut self, dx: &mut Buffer, dx_write: Write, dweight: &mut Buffer, dbias: &mut Buffer, write: Write, dout: &Buffer, x: &Buffer, weight: &Buffer, mean: &Buffer, rstd: &Buffer, n: usize, channels: usize) -> Result<()> {
+    fn layernorm_backward(
+        &mut self,
+        dx: &mut Buffer,
+        dx_write: Write,
+        dweight: &mut Buffer,
+        dbias: &mut Buffer,
+        write: Write,
+        dout: &Buffer,
+        x: &Buffer,
+        weight: &Buffer,
+        mean: &Buffer,
+        rstd: &Buffer,
+        n: usize,
+        channels: usize,
+    ) -> Result<()> {
         const OP: &str = "layernorm_backward";
         let saved = Saved {
             x: view(OP, "x", x, n * channels)?,
@@ -306,32 +404,85 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn linear_backward_input(&mut self, dx: &mut Buffer, dout: &Buffer, weight: &Buffer, n: usize, c_in: usize, c_out: usize) -> Result<()> {
+    fn linear_backward_input(
+        &mut self,
+        dx: &mut Buffer,
+        dout: &Buffer,
+        weight: &Buffer,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()> {
         const OP: &str = "linear_backward_input";
         let dx = view_mut(OP, "dx", dx, n * c_in)?;
-        linear::backward_input(&self.engine, dx, view(OP, "dout", dout, n * c_out)?, view(OP, "weight", weight, c_out * c_in)?, c_in, c_out);
+        linear::backward_input(
+            &self.engine,
+            dx,
+            view(OP, "dout", dout, n * c_out)?,
+            view(OP, "weight", weight, c_out * c_in)?,
+            c_in,
+            c_out,
+        );
         Ok(())
     }
 
-    fn linear_backward_input_gelu(&mut self, dpre: &mut Buffer, dout: &Buffer, weight: &Buffer, pre: &Buffer, n: usize, c_in: usize, c_out: usize) -> Result<()> {
+    fn linear_backward_input_gelu(
+        &mut self,
+        dpre: &mut Buffer,
+        dout: &Buffer,
+        weight: &Buffer,
+        pre: &Buffer,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()> {
         const OP: &str = "linear_backward_input_gelu";
         self.linear_backward_input(dpre, dout, weight, n, c_in, c_out)?;
         linear::gelu_backward(&self.engine, view_mut(OP, "dpre", dpre, n * c_in)?, view(OP, "pre", pre, n * c_in)?);
         Ok(())
     }
 
-    fn linear_backward_weight(&mut self, dweight: &mut Buffer, dbias: Option<&mut Buffer>, dout: &Buffer, x: &Buffer, n: usize, c_in: usize, c_out: usize, write: Write) -> Result<()> {
+    fn linear_backward_weight(
+        &mut self,
+        dweight: &mut Buffer,
+        dbias: Option<&mut Buffer>,
+        dout: &Buffer,
+        x: &Buffer,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+        write: Write,
+    ) -> Result<()> {
         const OP: &str = "linear_backward_weight";
         let dout = view(OP, "dout", dout, n * c_out)?;
         let dweight = view_mut(OP, "dweight", dweight, c_out * c_in)?;
-        linear::backward_weight(&self.engine, dweight, dout, c_out, view(OP, "x", x, n * c_in)?, n, c_in, write, &mut self.scratch.packed);
+        linear::backward_weight(
+            &self.engine,
+            dweight,
+            dout,
+            c_out,
+            view(OP, "x", x, n * c_in)?,
+            n,
+            c_in,
+            write,
+            &mut self.scratch.packed,
+        );
         if let Some(dbias) = dbias {
             linear::backward_bias(&self.engine, view_mut(OP, "dbias", dbias, c_out)?, dout, write);
         }
         Ok(())
     }
 
-    fn attention_backward(&mut self, dqkv: &mut Buffer, dout: &Buffer, qkv: &Buffer, out: &Buffer, lse: &Buffer, rows: Rows, heads: Heads) -> Result<()> {
+    fn attention_backward(
+        &mut self,
+        dqkv: &mut Buffer,
+        dout: &Buffer,
+        qkv: &Buffer,
+        out: &Buffer,
+        lse: &Buffer,
+        rows: Rows,
+        heads: Heads,
+    ) -> Result<()> {
         const OP: &str = "attention_backward";
         let len = rows.count() * heads.heads * heads.head_size;
         attention::backward(
@@ -347,7 +498,16 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn embedding_backward(&mut self, dwte: &mut Buffer, dwpe: &mut Buffer, write: Write, dout: &Buffer, ids: &Ids, rows: Rows, channels: usize) -> Result<()> {
+    fn embedding_backward(
+        &mut self,
+        dwte: &mut Buffer,
+        dwpe: &mut Buffer,
+        write: Write,
+        dout: &Buffer,
+        ids: &Ids,
+        rows: Rows,
+        channels: usize,
+    ) -> Result<()> {
         const OP: &str = "embedding_backward";
         let vocab = dwte.len() / channels;
         let ids = tokens(OP, ids, rows.count(), vocab)?;
@@ -366,7 +526,9 @@ impl Ops for Cpu {
     fn adamw(&mut self, slots: &mut [ParamSlot<'_, Cpu>], update: &AdamW) -> Result<()> {
         for slot in slots {
             let len = slot.param.len();
-            for other in [Some(slot.grad.len()), Some(slot.adam_m.len()), Some(slot.adam_v.len()), slot.master.as_ref().map(|m| m.len())] {
+            for other in
+                [Some(slot.grad.len()), Some(slot.adam_m.len()), Some(slot.adam_v.len()), slot.master.as_ref().map(|m| m.len())]
+            {
                 same_len("adamw", other.unwrap_or(len), len)?;
             }
             optimizer::adamw(&self.engine, slot, update);

@@ -41,7 +41,12 @@ fn normalize(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) -> (f32, 
 pub fn forward(engine: &Engine, out: &mut [f32], mean: &mut [f32], rstd: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
     let channels = weight.len();
     engine.install(|| {
-        (out.par_chunks_mut(ROWS * channels), mean.par_chunks_mut(ROWS), rstd.par_chunks_mut(ROWS), x.par_chunks(ROWS * channels))
+        (
+            out.par_chunks_mut(ROWS * channels),
+            mean.par_chunks_mut(ROWS),
+            rstd.par_chunks_mut(ROWS),
+            x.par_chunks(ROWS * channels),
+        )
             .into_par_iter()
             .for_each(|(out, mean, rstd, x)| {
                 vectorize!(engine.isa, |_| {
@@ -55,7 +60,17 @@ pub fn forward(engine: &Engine, out: &mut [f32], mean: &mut [f32], rstd: &mut [f
 
 /// `residual = x + branch`, then layernorm of `residual`.
 #[allow(clippy::too_many_arguments)]
-pub fn forward_residual(engine: &Engine, residual: &mut [f32], out: &mut [f32], mean: &mut [f32], rstd: &mut [f32], x: &[f32], branch: &[f32], weight: &[f32], bias: &[f32]) {
+pub fn forward_residual(
+    engine: &Engine,
+    residual: &mut [f32],
+    out: &mut [f32],
+    mean: &mut [f32],
+    rstd: &mut [f32],
+    x: &[f32],
+    branch: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+) {
     let channels = weight.len();
     engine.install(|| {
         (

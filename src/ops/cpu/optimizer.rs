@@ -17,7 +17,8 @@ const LANES: usize = 16;
 /// that are added as a balanced tree; the chunks are added in order. A square of an f32 is exact in
 /// f64, so only the additions round.
 pub fn sum_squares(engine: &Engine, data: &[f32]) -> f64 {
-    let partial: Vec<f64> = engine.install(|| data.par_chunks(CHUNK).map(|chunk| vectorize!(engine.isa, |_| sum_squares_chunk(chunk))).collect());
+    let partial: Vec<f64> =
+        engine.install(|| data.par_chunks(CHUNK).map(|chunk| vectorize!(engine.isa, |_| sum_squares_chunk(chunk))).collect());
     partial.into_iter().sum()
 }
 
@@ -90,6 +91,8 @@ fn adamw_chunk(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], weight_de
 /// `dst += src`.
 pub fn accumulate(engine: &Engine, dst: &mut [f32], src: &[f32]) {
     engine.install(|| {
-        dst.par_chunks_mut(ELEMENTS).zip(src.par_chunks(ELEMENTS)).for_each(|(dst, src)| vectorize!(engine.isa, |_| add(dst, src)));
+        dst.par_chunks_mut(ELEMENTS)
+            .zip(src.par_chunks(ELEMENTS))
+            .for_each(|(dst, src)| vectorize!(engine.isa, |_| add(dst, src)));
     });
 }

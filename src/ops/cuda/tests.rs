@@ -9,6 +9,7 @@ use crate::experiment::{Device, DeviceKind, Model, Simd};
 use crate::model::gpt2::{Gpt2, MicroBatch};
 use crate::model::weights::Weights;
 use crate::ops::cpu::Cpu;
+use crate::ops::testing::{self, Limits, Tolerance};
 use crate::ops::{Ops, ParamSlot, Role, Rows, ScratchShape, Vocab, Write};
 use crate::rng::Key;
 
@@ -63,6 +64,19 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     let norm: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
     let distance = (difference / norm).sqrt();
     if distance.is_nan() { f64::INFINITY } else { distance }
+}
+
+#[test]
+fn every_operation_agrees_with_f64_in_bf16() {
+    let Some(mut cuda) = cuda() else { return };
+    let limits = Limits { row_multiple: 8, head_sizes: Some(&launch::attention::HEAD_SIZES) };
+    testing::check_within(&mut cuda, Tolerance { relative: 0.02 }, limits);
+}
+
+#[test]
+fn every_operation_agrees_with_f64_in_fp32() {
+    let Some(mut cuda) = open(&Options { compute: Compute::Fp32, ..Options::default() }) else { return };
+    testing::check_within(&mut cuda, Tolerance { relative: 2e-5 }, Limits { row_multiple: 8, head_sizes: Some(&[]) });
 }
 
 #[test]

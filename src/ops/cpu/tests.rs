@@ -1,0 +1,168 @@
+//! The CPU device against the f64 reference, and against itself under every setting.
+
+use super::super::testing::{self, Tolerance, random};
+use super::*;
+use crate::experiment::{DeviceKind, Simd};
+
+fn cpu(threads: usize, simd: Simd) -> Cpu {
+    Cpu::new(&Device { kind: DeviceKind::Cpu, threads, simd }).unwrap()
+}
+
+fn upload(cpu: &mut Cpu, values: &[f32]) -> Buffer {
+    let mut buf = cpu.alloc(Role::F32, values.len()).unwrap();
+    cpu.upload(&mut buf, values).unwrap();
+    buf
+}
+
+#[test]
+fn every_operation_matches_the_f64_reference() {
+    testing::check_all(&mut cpu(2, Simd::Auto), Tolerance { relative: 1e-5 });
+}
+
+#[test]
+fn threads_and_instruction_sets_change_no_bit() {
+    let bits = |cpu: &mut Cpu| -> Vec<(String, Vec<u32>)> {
+        testing::cases(cpu).into_iter().map(|case| (case.name, case.got.iter().map(|x| x.to_bits()).collect())).collect()
+    };
+    let want = bits(&mut cpu(1, Simd::Baseline));
+    for simd in [Simd::Auto, Simd::Avx512, Simd::Avx2, Simd::Baseline] {
+        if Isa::new(simd).is_err() {
+            continue;
+        }
+        for threads in [1, 2, 3] {
+            for (got, want) in bits(&mut cpu(threads, simd)).iter().zip(&want) {
+                assert!(got == want, "{} with {threads} threads and {simd:?}", got.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_nan_in_the_logits_is_a_nan_loss() {
+    let mut cpu = cpu(2, Simd::Auto);
+    let (n, channels, vocab) = (20, 8, Vocab { used: 100, padded: 128 });
+    let x = upload(&mut cpu, &random(1, n * channels, 1.0));
+    let mut ids = cpu.alloc_ids(n).unwrap();
+    cpu.upload_ids(&mut ids, &vec![5; n]).unwrap();
+    for broken in [0, 5, 63, 64, 99] {
+        for value in [f32::NAN, f32::INFINITY] {
+            let mut wte = random(2, vocab.padded * channels, 1.0);
+            wte[broken * channels] = value;
+            let wte = upload(&mut cpu, &wte);
+            let mut losses = upload(&mut cpu, &vec![0.0; n]);
+            cpu.classifier_loss(&mut losses, 0, &x, &wte, &ids, n, channels, vocab).unwrap();
+            let bad = losses.as_slice().iter().filter(|loss| !loss.is_finite()).count();
+            // An infinite logit of the wrong sign is probability 0 of a token that is not the target.
+            assert!(bad == n || (value == f32::INFINITY && bad > 0), "row {broken} of wte with {value} gave {bad} bad losses");
+        }
+    }
+}
+
+#[test]
+fn a_nan_in_the_input_reaches_every_output_that_depends_on_it() {
+    let mut cpu = cpu(2, Simd::Auto);
+    let (n, c) = (9, 70);
+    for column in [0, 15, 16, 69] {
+        let mut x = random(3, n * c, 1.0);
+        x[4 * c + column] = f32::NAN;
+        let x = upload(&mut cpu, &x);
+        let ones = upload(&mut cpu, &vec![1.0; c]);
+        let [mut out, mut mean, mut rstd] = [n * c, n, n].map(|len| cpu.alloc(Role::F32, len).unwrap());
+        cpu.layernorm(&mut out, &mut mean, &mut rstd, &x, &ones, &ones, n, c).unwrap();
+        for row in 0..n {
+            assert!(out.as_slice()[row * c..][..c].iter().all(|x| x.is_nan() == (row == 4)));
+        }
+        cpu.gelu(&mut out, &x, n * c).unwrap();
+        assert_eq!(out.as_slice().iter().filter(|x| x.is_nan()).count(), 1);
+        let squares = cpu.sum_squares(&[&x]).unwrap();
+        assert!(squares[0].is_nan());
+    }
+    let (rows, heads) = (Rows { batch: 1, seq: 60 }, Heads { heads: 2, head_size: 16 });
+    for which in 0..3 {
+        let mut qkv = random(4, 60 * 96, 1.0);
+        qkv[53 * 96 + which * 32 + 7] = f32::NAN;
+        let qkv = upload(&mut cpu, &qkv);
+        let [mut out, mut lse] = [60 * 32, 120].map(|len| cpu.alloc(Role::F32, len).unwrap());
+        cpu.attention(&mut out, &mut lse, &qkv, rows, heads).unwrap();
+        let token = |t: usize| &out.as_slice()[t * 32..(t + 1) * 32];
+        assert!(token(53)[..16].iter().any(|x| x.is_nan()), "part {which}");
+        assert!(token(53)[16..].iter().all(|x| x.is_finite()), "part {which}: the other head");
+        assert!(token(40).iter().all(|x| x.is_finite()), "part {which}: an earlier block");
+    }
+}
+
+#[test]
+fn later_tokens_change_no_bit_of_earlier_outputs() {
+    let mut cpu = cpu(2, Simd::Auto);
+    let (rows, heads) = (Rows { batch: 1, seq: 60 }, Heads { heads: 1, head_size: 16 });
+    let run = |cpu: &mut Cpu, qkv: &[f32]| {
+        let qkv = upload(cpu, qkv);
+        let [mut out, mut lse] = [60 * 16, 60].map(|len| cpu.alloc(Role::F32, len).unwrap());
+        cpu.attention(&mut out, &mut lse, &qkv, rows, heads).unwrap();
+        out.as_slice().to_vec()
+    };
+    let mut qkv = random(5, 60 * 48, 1.0);
+    let before = run(&mut cpu, &qkv);
+    for t in 1..60 {
+        qkv[t * 48..].iter_mut().for_each(|x| *x *= -2.0);
+        let after = run(&mut cpu, &qkv);
+        assert_eq!(before[..t * 16], after[..t * 16], "tokens before {t}");
+        qkv[t * 48..].iter_mut().for_each(|x| *x /= -2.0);
+    }
+}
+
+#[test]
+fn wrong_lengths_and_tokens_are_errors_that_say_so() {
+    let mut cpu = cpu(1, Simd::Auto);
+    let (x, weight) = (upload(&mut cpu, &[0.0; 6]), upload(&mut cpu, &[0.0; 6]));
+    let mut out = cpu.alloc(Role::F32, 3).unwrap();
+    let error = cpu.linear(&mut out, &x, &weight, None, 2, 3, 2).unwrap_err().to_string();
+    assert_eq!(error, "linear failed on CPU: `out` has 3 elements, expected 4");
+    let mut ids = cpu.alloc_ids(1).unwrap();
+    cpu.upload_ids(&mut ids, &[3]).unwrap();
+    let error = cpu.embedding(&mut out, &ids, &x, &weight, Rows { batch: 1, seq: 1 }, 3).unwrap_err().to_string();
+    assert_eq!(error, "embedding failed on CPU: token 3 at position 0 is not below the vocabulary of 2");
+}
+
+#[test]
+fn bytes_round_trip_nan_payloads_and_negative_zero() {
+    let mut cpu = cpu(1, Simd::Auto);
+    let words = [0x7fc0_1234u32, 0x8000_0000, 0x0000_0001, 0xff80_0000];
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let mut buf = cpu.alloc(Role::F32, 4).unwrap();
+    cpu.write_bytes(&mut buf, &bytes).unwrap();
+    let mut back = vec![0; 16];
+    cpu.read_bytes(&buf, &mut back).unwrap();
+    assert_eq!(bytes, back);
+}
+
+#[test]
+fn planned_scratch_is_what_the_operations_use() {
+    let mut cpu = cpu(2, Simd::Auto);
+    let shape = ScratchShape {
+        rows: Rows { batch: 2, seq: 40 },
+        channels: 32,
+        heads: Heads { heads: 2, head_size: 16 },
+        vocab: Vocab { used: 100, padded: 128 },
+        backward: true,
+    };
+    cpu.alloc_scratch(&shape).unwrap();
+    let planned: u64 = scratch_bytes(&shape, 2).iter().map(|(_, bytes)| bytes).sum();
+    assert_eq!(planned, cpu.held_scratch_bytes());
+    let (n, c) = (80, 32);
+    let [mut a, mut b, mut dwte, mut wide, mut dwide] =
+        [n * c, n * c, 128 * c, n * 4 * c, 4 * c * c].map(|len| cpu.alloc(Role::F32, len).unwrap());
+    let (mut qkv, mut lse, mut losses) =
+        (cpu.alloc(Role::F32, 3 * n * c).unwrap(), cpu.alloc(Role::F32, 160).unwrap(), cpu.alloc(Role::F32, n).unwrap());
+    let ids = cpu.alloc_ids(n).unwrap();
+    let dout = cpu.alloc(Role::F32, n * c).unwrap();
+    cpu.attention(&mut a, &mut lse, &qkv, shape.rows, shape.heads).unwrap();
+    let input = cpu.alloc(Role::F32, 3 * n * c).unwrap();
+    cpu.attention_backward(&mut qkv, &dout, &input, &a, &lse, shape.rows, shape.heads).unwrap();
+    let wte = cpu.alloc(Role::F32, 128 * c).unwrap();
+    cpu.classifier(&mut losses, 0, &mut b, &mut dwte, &a, &wte, &ids, n, c, shape.vocab, 1.0, Write::Set).unwrap();
+    cpu.linear(&mut wide, &a, &wte, None, n, c, 4 * c).unwrap();
+    cpu.linear(&mut a, &wide, &wte, None, n, 4 * c, c).unwrap();
+    cpu.linear_backward_weight(&mut dwide, None, &dout, &wide, n, 4 * c, c, Write::Set).unwrap();
+    assert_eq!(planned, cpu.held_scratch_bytes());
+}

@@ -1,0 +1,273 @@
+//! Plain f64 forms of the operations: loops that follow the formulas and nothing else.
+
+/// Row-major (rows, columns) times the transpose of (out, columns), plus bias.
+pub fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, n: usize, c_in: usize, c_out: usize) -> Vec<f64> {
+    let mut out = Vec::with_capacity(n * c_out);
+    for i in 0..n {
+        for j in 0..c_out {
+            let sum: f64 = (0..c_in).map(|k| x[i * c_in + k] * weight[j * c_in + k]).sum();
+            out.push(sum + bias.map_or(0.0, |bias| bias[j]));
+        }
+    }
+    out
+}
+
+/// `dout weight`.
+pub fn linear_backward_input(dout: &[f64], weight: &[f64], n: usize, c_in: usize, c_out: usize) -> Vec<f64> {
+    let mut dx = vec![0.0; n * c_in];
+    for i in 0..n {
+        for j in 0..c_out {
+            for k in 0..c_in {
+                dx[i * c_in + k] += dout[i * c_out + j] * weight[j * c_in + k];
+            }
+        }
+    }
+    dx
+}
+
+/// (`doutᵀ x`, column sums of `dout`).
+pub fn linear_backward_weight(dout: &[f64], x: &[f64], n: usize, c_in: usize, c_out: usize) -> (Vec<f64>, Vec<f64>) {
+    let (mut dweight, mut dbias) = (vec![0.0; c_out * c_in], vec![0.0; c_out]);
+    for i in 0..n {
+        for j in 0..c_out {
+            let d = dout[i * c_out + j];
+            dbias[j] += d;
+            for k in 0..c_in {
+                dweight[j * c_in + k] += d * x[i * c_in + k];
+            }
+        }
+    }
+    (dweight, dbias)
+}
+
+pub fn gelu(x: f64) -> f64 {
+    0.5 * x * (1.0 + libm::tanh((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)))
+}
+
+pub fn gelu_derivative(x: f64) -> f64 {
+    let scale = (2.0 / std::f64::consts::PI).sqrt();
+    let t = libm::tanh(scale * (x + 0.044715 * x * x * x));
+    0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * scale * (1.0 + 3.0 * 0.044715 * x * x)
+}
+
+/// (out, mean, rstd)
+pub fn layernorm(x: &[f64], weight: &[f64], bias: &[f64], channels: usize) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let (mut out, mut means, mut rstds) = (Vec::new(), Vec::new(), Vec::new());
+    for row in x.chunks(channels) {
+        let mean = row.iter().sum::<f64>() / channels as f64;
+        let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / channels as f64;
+        let rstd = 1.0 / (variance + 1e-5).sqrt();
+        out.extend(row.iter().zip(weight).zip(bias).map(|((x, w), b)| (x - mean) * rstd * w + b));
+        means.push(mean);
+        rstds.push(rstd);
+    }
+    (out, means, rstds)
+}
+
+/// (dx, dweight, dbias)
+pub fn layernorm_backward(dout: &[f64], x: &[f64], weight: &[f64], channels: usize) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let (_, means, rstds) = layernorm(x, weight, &vec![0.0; channels], channels);
+    let (mut dx, mut dweight, mut dbias) = (Vec::new(), vec![0.0; channels], vec![0.0; channels]);
+    for (i, (dout, x)) in dout.chunks(channels).zip(x.chunks(channels)).enumerate() {
+        let h: Vec<f64> = x.iter().map(|x| (x - means[i]) * rstds[i]).collect();
+        let g: Vec<f64> = dout.iter().zip(weight).map(|(d, w)| d * w).collect();
+        let mean_g = g.iter().sum::<f64>() / channels as f64;
+        let mean_gh = g.iter().zip(&h).map(|(g, h)| g * h).sum::<f64>() / channels as f64;
+        for c in 0..channels {
+            dx.push(rstds[i] * (g[c] - mean_g - h[c] * mean_gh));
+            dweight[c] += dout[c] * h[c];
+            dbias[c] += dout[c];
+        }
+    }
+    (dx, dweight, dbias)
+}
+
+/// B, T, NH, HS.
+#[derive(Clone, Copy)]
+pub struct AttentionShape {
+    pub batch: usize,
+    pub seq: usize,
+    pub heads: usize,
+    pub head_size: usize,
+}
+
+impl AttentionShape {
+    fn qkv(self, b: usize, t: usize, which: usize, h: usize) -> usize {
+        (((b * self.seq + t) * 3 + which) * self.heads + h) * self.head_size
+    }
+
+    fn out(self, b: usize, t: usize, h: usize) -> usize {
+        ((b * self.seq + t) * self.heads + h) * self.head_size
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// (out, lse)
+pub fn attention(qkv: &[f64], shape: AttentionShape) -> (Vec<f64>, Vec<f64>) {
+    let AttentionShape { batch, seq, heads, head_size } = shape;
+    let scale = 1.0 / (head_size as f64).sqrt();
+    let (mut out, mut lse) = (vec![0.0; batch * seq * heads * head_size], vec![0.0; batch * heads * seq]);
+    for b in 0..batch {
+        for h in 0..heads {
+            for t in 0..seq {
+                let vector = |t: usize, which: usize| &qkv[shape.qkv(b, t, which, h)..][..head_size];
+                let scores: Vec<f64> = (0..=t).map(|s| scale * dot(vector(t, 0), vector(s, 1))).collect();
+                let log_sum = log_sum_exp(&scores);
+                lse[(b * heads + h) * seq + t] = log_sum;
+                for (s, score) in scores.iter().enumerate() {
+                    let p = libm::exp(score - log_sum);
+                    for d in 0..head_size {
+                        out[shape.out(b, t, h) + d] += p * vector(s, 2)[d];
+                    }
+                }
+            }
+        }
+    }
+    (out, lse)
+}
+
+/// dqkv, straight from the softmax's Jacobian.
+pub fn attention_backward(dout: &[f64], qkv: &[f64], shape: AttentionShape) -> Vec<f64> {
+    let AttentionShape { batch, seq, heads, head_size } = shape;
+    let scale = 1.0 / (head_size as f64).sqrt();
+    let mut dqkv = vec![0.0; qkv.len()];
+    for b in 0..batch {
+        for h in 0..heads {
+            for t in 0..seq {
+                let vector = |t: usize, which: usize| &qkv[shape.qkv(b, t, which, h)..][..head_size];
+                let dout = &dout[shape.out(b, t, h)..][..head_size];
+                let scores: Vec<f64> = (0..=t).map(|s| scale * dot(vector(t, 0), vector(s, 1))).collect();
+                let log_sum = log_sum_exp(&scores);
+                let p: Vec<f64> = scores.iter().map(|score| libm::exp(score - log_sum)).collect();
+                let dp: Vec<f64> = (0..=t).map(|s| dot(dout, vector(s, 2))).collect();
+                let mean = dot(&p, &dp);
+                for s in 0..=t {
+                    let ds = p[s] * (dp[s] - mean) * scale;
+                    for d in 0..head_size {
+                        dqkv[shape.qkv(b, t, 0, h) + d] += ds * vector(s, 1)[d];
+                        dqkv[shape.qkv(b, s, 1, h) + d] += ds * vector(t, 0)[d];
+                        dqkv[shape.qkv(b, s, 2, h) + d] += p[s] * dout[d];
+                    }
+                }
+            }
+        }
+    }
+    dqkv
+}
+
+fn log_sum_exp(x: &[f64]) -> f64 {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    max + libm::log(x.iter().map(|x| libm::exp(x - max)).sum())
+}
+
+/// (losses, dx, dwte) over the first `used` of `padded` rows of `wte`.
+pub fn classifier(
+    x: &[f64],
+    wte: &[f64],
+    targets: &[u16],
+    channels: usize,
+    used: usize,
+    padded: usize,
+    scale: f64,
+) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let n = targets.len();
+    let logits = linear(x, &wte[..used * channels], None, n, channels, used);
+    let mut losses = Vec::new();
+    let mut dlogits = Vec::new();
+    for (row, target) in logits.chunks(used).zip(targets) {
+        let log_sum = log_sum_exp(row);
+        losses.push(log_sum - row[usize::from(*target)]);
+        dlogits.extend(
+            row.iter()
+                .enumerate()
+                .map(|(j, x)| scale * (libm::exp(x - log_sum) - f64::from(u8::from(j == usize::from(*target))))),
+        );
+    }
+    let dx = linear_backward_input(&dlogits, wte, n, channels, used);
+    let (mut dwte, _) = linear_backward_weight(&dlogits, x, n, channels, used);
+    dwte.resize(padded * channels, 0.0);
+    (losses, dx, dwte)
+}
+
+#[cfg(test)]
+mod tests {
+    //! The gradients above against central differences of the forward forms: the oracle's oracle.
+
+    use super::super::random;
+    use super::*;
+
+    /// d(sum of weights * f(x)) / dx by central differences.
+    fn differences(x: &[f64], weights: &[f64], f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
+        let step = 1e-5;
+        let value = |x: &[f64]| dot(&f(x), weights);
+        (0..x.len())
+            .map(|i| {
+                let mut moved = x.to_vec();
+                moved[i] = x[i] + step;
+                let above = value(&moved);
+                moved[i] = x[i] - step;
+                (above - value(&moved)) / (2.0 * step)
+            })
+            .collect()
+    }
+
+    fn assert_close(got: &[f64], want: &[f64]) {
+        assert_eq!(got.len(), want.len());
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+            assert!((got - want).abs() < 1e-7 * (1.0 + want.abs()), "element {i}: {got} and not {want}");
+        }
+    }
+
+    fn wide(seed: u64, len: usize) -> Vec<f64> {
+        random(seed, len, 1.0).into_iter().map(f64::from).collect()
+    }
+
+    #[test]
+    fn linear_gradients_are_the_slopes() {
+        let (n, c_in, c_out) = (3, 4, 5);
+        let (x, w, b, r) = (wide(1, n * c_in), wide(2, c_in * c_out), wide(3, c_out), wide(4, n * c_out));
+        assert_close(
+            &linear_backward_input(&r, &w, n, c_in, c_out),
+            &differences(&x, &r, |x| linear(x, &w, Some(&b), n, c_in, c_out)),
+        );
+        let (dw, db) = linear_backward_weight(&r, &x, n, c_in, c_out);
+        assert_close(&dw, &differences(&w, &r, |w| linear(&x, w, Some(&b), n, c_in, c_out)));
+        assert_close(&db, &differences(&b, &r, |b| linear(&x, &w, Some(b), n, c_in, c_out)));
+    }
+
+    #[test]
+    fn gelu_gradient_is_the_slope() {
+        let x = wide(5, 50);
+        let slopes: Vec<f64> = x.iter().map(|x| gelu_derivative(*x)).collect();
+        assert_close(&slopes, &differences(&x, &[1.0; 50], |x| x.iter().map(|x| gelu(*x)).collect()));
+    }
+
+    #[test]
+    fn layernorm_gradients_are_the_slopes() {
+        let (n, c) = (3, 7);
+        let (x, w, b, r) = (wide(6, n * c), wide(7, c), wide(8, c), wide(9, n * c));
+        let (dx, dw, db) = layernorm_backward(&r, &x, &w, c);
+        assert_close(&dx, &differences(&x, &r, |x| layernorm(x, &w, &b, c).0));
+        assert_close(&dw, &differences(&w, &r, |w| layernorm(&x, w, &b, c).0));
+        assert_close(&db, &differences(&b, &r, |b| layernorm(&x, &w, b, c).0));
+    }
+
+    #[test]
+    fn attention_gradient_is_the_slope() {
+        let shape = AttentionShape { batch: 2, seq: 4, heads: 2, head_size: 3 };
+        let (qkv, r) = (wide(10, 2 * 4 * 18), wide(11, 2 * 4 * 6));
+        assert_close(&attention_backward(&r, &qkv, shape), &differences(&qkv, &r, |qkv| attention(qkv, shape).0));
+    }
+
+    #[test]
+    fn classifier_gradients_are_the_slopes() {
+        let (c, used, padded, targets) = (3, 5, 8, [1u16, 4, 0]);
+        let (x, wte) = (wide(12, 9), wide(13, padded * c));
+        let (_, dx, dwte) = classifier(&x, &wte, &targets, c, used, padded, 0.3);
+        assert_close(&dx, &differences(&x, &[0.3; 3], |x| classifier(x, &wte, &targets, c, used, padded, 0.3).0));
+        assert_close(&dwte, &differences(&wte, &[0.3; 3], |wte| classifier(&x, wte, &targets, c, used, padded, 0.3).0));
+    }
+}
