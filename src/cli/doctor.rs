@@ -241,6 +241,7 @@ mod tests {
     #[test]
     fn the_report_says_what_the_machine_has_and_why_it_cannot_train_on_a_gpu() {
         let report = examine();
+        print(&report);
         assert!(!report.cpu.model.is_empty() && report.cpu.threads > 0);
         assert_eq!(report.libraries.len(), 4);
         for library in &report.libraries {

@@ -147,6 +147,8 @@ impl<'a> Bench<'a> {
     }
 
     fn attention(&mut self) -> Result<()> {
+        // GELU's gradient has shrunk it, and small numbers are quick to multiply.
+        self.cuda.fill_random(&mut self.wide[0], 1)?;
         let ScratchShape { rows, channels: c, heads, .. } = self.shape;
         let tensor = (rows.count() * c) as f64 * self.element();
         // Two products of T x T x HS a head, half of them masked; five in the gradient.

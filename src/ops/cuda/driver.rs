@@ -85,12 +85,12 @@ pub fn peak_bf16_flops(name: &str) -> Option<f64> {
     PEAKS.iter().find(|(key, _)| name.windows(words(key).len()).any(|run| run == words(key))).map(|(_, peak)| *peak)
 }
 
-/// A GPU in use. Dropping the last handle gives the stream and the context back.
+/// A GPU in use. Dropping the last handle gives the stream back; the context is the process's primary
+/// one and stays, since any thread may still have it current.
 pub struct Gpu {
     pub info: GpuInfo,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    device: sys::CUdevice,
 }
 
 // SAFETY: a context and a stream are handles that the driver allows any thread to use; `bind` makes
@@ -110,7 +110,7 @@ impl Gpu {
         // SAFETY: `context` was retained in the line before.
         unsafe { result::ctx::set_current(context) }.map_err(|e| fail("cuCtxSetCurrent", e))?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| fail("cuStreamCreate", e))?;
-        Ok(Arc::new(Gpu { info, context, stream, device }))
+        Ok(Arc::new(Gpu { info, context, stream }))
     }
 
     /// Makes this device current on the calling thread, unless it is.
@@ -223,11 +223,8 @@ impl Gpu {
 impl Drop for Gpu {
     fn drop(&mut self) {
         if self.bind().is_ok() {
-            // SAFETY: both handles were made by `open` and are not used after this.
-            unsafe {
-                let _ = result::stream::destroy(self.stream);
-                let _ = result::primary_ctx::release(self.device);
-            }
+            // SAFETY: the stream was made by `open` and is not used after this.
+            let _ = unsafe { result::stream::destroy(self.stream) };
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::experiment::{Device, DeviceKind, Model, Simd};
 use crate::model::gpt2::{Gpt2, MicroBatch};
 use crate::model::weights::Weights;
 use crate::ops::cpu::Cpu;
-use crate::ops::testing::{self, Limits, Tolerance};
+use crate::ops::testing::{self, Limits};
 use crate::ops::{Ops, ParamSlot, Role, Rows, ScratchShape, Vocab, Write};
 use crate::rng::Key;
 
@@ -66,17 +66,26 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     if distance.is_nan() { f64::INFINITY } else { distance }
 }
 
+/// Runs the cases that every device runs, and names all that are off, the worst first.
+fn agrees(cuda: &mut Cuda, head_sizes: &'static [usize], tolerance: f64) {
+    let limits = Limits { row_multiple: 8, head_sizes: Some(head_sizes) };
+    let mut worst: Vec<(f64, String)> = testing::cases_within(cuda, limits).iter().map(|case| (case.worst(), case.name.clone())).collect();
+    worst.sort_by(|a, b| b.0.total_cmp(&a.0));
+    worst.iter().take(12).for_each(|(error, name)| println!("{error:.1e} {name}"));
+    let off: Vec<_> = worst.iter().filter(|(error, _)| *error > tolerance).collect();
+    assert!(off.is_empty(), "off by more than {tolerance:.0e}: {off:?}");
+}
+
 #[test]
 fn every_operation_agrees_with_f64_in_bf16() {
     let Some(mut cuda) = cuda() else { return };
-    let limits = Limits { row_multiple: 8, head_sizes: Some(&launch::attention::HEAD_SIZES) };
-    testing::check_within(&mut cuda, Tolerance { relative: 0.02 }, limits);
+    agrees(&mut cuda, &launch::attention::HEAD_SIZES, 0.02);
 }
 
 #[test]
 fn every_operation_agrees_with_f64_in_fp32() {
     let Some(mut cuda) = open(&Options { compute: Compute::Fp32, ..Options::default() }) else { return };
-    testing::check_within(&mut cuda, Tolerance { relative: 2e-5 }, Limits { row_multiple: 8, head_sizes: Some(&[]) });
+    agrees(&mut cuda, &[], 2e-5);
 }
 
 #[test]

@@ -23,6 +23,19 @@ pub struct Case {
     pub want: Vec<f64>,
 }
 
+impl Case {
+    /// The largest error, in units of `|want| + rms(want)`; infinite when something is not a number.
+    pub fn worst(&self) -> f64 {
+        let rms = (self.want.iter().map(|x| x * x).sum::<f64>() / self.want.len() as f64).sqrt();
+        let error = |got: f32, want: f64| match (f64::from(got) - want).abs() {
+            0.0 => 0.0,
+            error if error.is_nan() => f64::INFINITY,
+            error => error / (want.abs() + rms),
+        };
+        self.got.iter().zip(&self.want).map(|(got, want)| error(*got, *want)).fold(0.0, f64::max)
+    }
+}
+
 /// `len` normal numbers times `scale`.
 pub fn random(seed: u64, len: usize, scale: f64) -> Vec<f32> {
     let key = Key::new(seed, "ops/testing");

@@ -322,13 +322,10 @@ impl Descriptors {
             Epilogue::GeluGradient => E::CUBLASLT_EPILOGUE_DGELU,
         };
         made.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
-        if matches!(key.epilogue, Epilogue::Bias | Epilogue::BiasGelu) {
-            made.set(A::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, output)?;
-        }
+        // Bias and pre-activation have the output's type unless told otherwise.
         if matches!(key.epilogue, Epilogue::BiasGelu | Epilogue::GeluGradient) {
             let width = if key.product == Product::Forward { c_out } else { c_in };
             made.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, width as i64)?;
-            made.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, output)?;
         }
         // The heuristic wants to see that there are pointers; `run` sets the true ones.
         made.set_pointers(&Operands { left: 0, right: 0, out: 0, add: false, bias: 256, pre: 256 }.only(key.epilogue))?;
