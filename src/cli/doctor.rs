@@ -203,7 +203,9 @@ fn print(report: &Report) {
     }
     for library in &report.libraries {
         match (&library.path, &library.problem) {
-            (Some(path), _) => println!("{:<10} {} ({})", library.name, library.version.as_deref().unwrap_or("found"), path.display()),
+            (Some(path), _) => {
+                println!("{:<10} {} ({})", library.name, library.version.as_deref().unwrap_or("found"), path.display())
+            }
             (None, problem) => println!("{:<10} missing: {}", library.name, problem.as_deref().unwrap_or("not found")),
         }
     }

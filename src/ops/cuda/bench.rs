@@ -70,7 +70,11 @@ impl<'a> Bench<'a> {
             Ok(buf)
         };
         let largest = (shape.vocab.padded * c).max(4 * c * c);
-        let wide = [random(Role::Activation, 4 * n * c, 1)?, random(Role::Activation, 4 * n * c, 2)?, random(Role::Activation, 4 * n * c, 3)?];
+        let wide = [
+            random(Role::Activation, 4 * n * c, 1)?,
+            random(Role::Activation, 4 * n * c, 2)?,
+            random(Role::Activation, 4 * n * c, 3)?,
+        ];
         let mut narrow = || random(Role::Activation, n * c, 4);
         let narrow = [narrow()?, narrow()?, narrow()?, narrow()?];
         let statistics = [random(Role::F32, n * shape.heads.heads.max(1), 5)?, random(Role::F32, n, 6)?];
@@ -83,7 +87,14 @@ impl<'a> Bench<'a> {
         self.cuda.dtype(Role::Activation).size() as f64
     }
 
-    fn record(&mut self, name: &str, calls: (u32, u32), bytes: f64, flops: f64, mut run: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
+    fn record(
+        &mut self,
+        name: &str,
+        calls: (u32, u32),
+        bytes: f64,
+        flops: f64,
+        mut run: impl FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()> {
         run(self)?;
         let mut times = Vec::with_capacity(REPEATS);
         for _ in 0..REPEATS {
@@ -213,7 +224,15 @@ impl<'a> Bench<'a> {
         let width = self.element();
         self.record("adamw", (0, 0), len as f64 * (28.0 + width), 0.0, |b| {
             let [master, adam_m, adam_v] = &mut moments;
-            let slot = ParamSlot { id: 0, param: &mut b.weight, master: Some(master), grad: &b.gradient, adam_m, adam_v, weight_decay: 0.1 };
+            let slot = ParamSlot {
+                id: 0,
+                param: &mut b.weight,
+                master: Some(master),
+                grad: &b.gradient,
+                adam_m,
+                adam_v,
+                weight_decay: 0.1,
+            };
             b.cuda.adamw(&mut [slot], &update)
         })?;
         self.record("sum_squares", (0, 0), 4.0 * len as f64, 0.0, |b| b.cuda.sum_squares(&[&b.gradient]).map(drop))?;

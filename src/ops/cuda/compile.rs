@@ -278,7 +278,8 @@ mod tests {
             return;
         }
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let source = Source { file: "probe.cu", text: "extern \"C\" __global__ void probe(float* x) { *x = VALUE; }", variants: &[] };
+        let source =
+            Source { file: "probe.cu", text: "extern \"C\" __global__ void probe(float* x) { *x = VALUE; }", variants: &[] };
         let get = |value: u32| compile(&source, "sm_90a", &[format!("VALUE={value}")], Some(folder.path())).expect("code");
         let first = get(1);
         let second = get(1);
@@ -292,7 +293,8 @@ mod tests {
         if !nvrtc_is_here() {
             return;
         }
-        let source = Source { file: "broken.cu", text: "// a comment\nextern \"C\" __global__ void k() { nonsense; }", variants: &[] };
+        let source =
+            Source { file: "broken.cu", text: "// a comment\nextern \"C\" __global__ void k() { nonsense; }", variants: &[] };
         let error = compile(&source, "sm_90a", &[], None).expect_err("it cannot compile").to_string();
         assert!(error.contains("nonsense") && error.contains("broken.cu:2: extern"), "{error}");
     }

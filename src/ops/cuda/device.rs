@@ -1,11 +1,11 @@
 //! The operations of [`Ops`] on CUDA: each checks its operands, starts its kernels and returns.
 
+use super::Cuda;
 use super::launch::layernorm::{Affine, Residual, Statistics};
 use super::launch::{attention, elementwise, embedding, layernorm};
 use super::linear::{Classifier, ClassifierGradient, Shape, gemm_keys};
 use super::memory::{Buf, Ids};
 use super::scratch::{Use, planned};
-use super::Cuda;
 use crate::ops::{AdamW, Dtype, Heads, Ops, ParamSlot, Result, Role, Rows, ScratchShape, Vocab, Write};
 
 impl Ops for Cuda {
@@ -52,7 +52,9 @@ impl Ops for Cuda {
         let address = self.kernels.ids(OP, "dst", dst, ids.len())?;
         let bytes: &[u8] = bytemuck::cast_slice(ids);
         // SAFETY: the length was checked.
-        unsafe { self.staging.upload(address, bytes.len() as u64, OP, |at, piece| piece.copy_from_slice(&bytes[at..][..piece.len()])) }
+        unsafe {
+            self.staging.upload(address, bytes.len() as u64, OP, |at, piece| piece.copy_from_slice(&bytes[at..][..piece.len()]))
+        }
     }
 
     fn upload(&mut self, dst: &mut Buf, src: &[f32]) -> Result<()> {
@@ -98,7 +100,10 @@ impl Ops for Cuda {
         const OP: &str = "read_bytes";
         self.check_bytes(OP, src, dst.len())?;
         // SAFETY: the length was checked.
-        unsafe { self.staging.download(src.address(), dst.len() as u64, OP, |at, piece| dst[at..][..piece.len()].copy_from_slice(piece)) }
+        unsafe {
+            self.staging
+                .download(src.address(), dst.len() as u64, OP, |at, piece| dst[at..][..piece.len()].copy_from_slice(piece))
+        }
     }
 
     fn write_bytes(&mut self, dst: &mut Buf, src: &[u8]) -> Result<()> {
@@ -106,7 +111,9 @@ impl Ops for Cuda {
         self.check_bytes(OP, dst, src.len())?;
         self.written(dst);
         // SAFETY: the length was checked.
-        unsafe { self.staging.upload(dst.address(), src.len() as u64, OP, |at, piece| piece.copy_from_slice(&src[at..][..piece.len()])) }
+        unsafe {
+            self.staging.upload(dst.address(), src.len() as u64, OP, |at, piece| piece.copy_from_slice(&src[at..][..piece.len()]))
+        }
     }
 
     fn synchronize(&mut self) -> Result<()> {
@@ -124,7 +131,17 @@ impl Ops for Cuda {
         embedding::forward(&self.kernels, out, ids, wte, wpe, rows, channels)
     }
 
-    fn layernorm(&mut self, out: &mut Buf, mean: &mut Buf, rstd: &mut Buf, x: &Buf, weight: &Buf, bias: &Buf, n: usize, channels: usize) -> Result<()> {
+    fn layernorm(
+        &mut self,
+        out: &mut Buf,
+        mean: &mut Buf,
+        rstd: &mut Buf,
+        x: &Buf,
+        weight: &Buf,
+        bias: &Buf,
+        n: usize,
+        channels: usize,
+    ) -> Result<()> {
         self.written(out);
         layernorm::forward(&self.kernels, out, None, Statistics { mean, rstd }, x, Affine { weight, bias }, n, channels)
     }
@@ -148,11 +165,30 @@ impl Ops for Cuda {
         layernorm::forward(&self.kernels, out, Some(residual), Statistics { mean, rstd }, x, Affine { weight, bias }, n, channels)
     }
 
-    fn linear(&mut self, out: &mut Buf, x: &Buf, weight: &Buf, bias: Option<&Buf>, n: usize, c_in: usize, c_out: usize) -> Result<()> {
+    fn linear(
+        &mut self,
+        out: &mut Buf,
+        x: &Buf,
+        weight: &Buf,
+        bias: Option<&Buf>,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()> {
         self.linear_forward("linear", out, x, weight, bias, Shape { n, c_in, c_out })
     }
 
-    fn linear_gelu(&mut self, out: &mut Buf, pre: &mut Buf, x: &Buf, weight: &Buf, bias: &Buf, n: usize, c_in: usize, c_out: usize) -> Result<()> {
+    fn linear_gelu(
+        &mut self,
+        out: &mut Buf,
+        pre: &mut Buf,
+        x: &Buf,
+        weight: &Buf,
+        bias: &Buf,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()> {
         self.linear_gelu_forward(out, pre, x, weight, bias, Shape { n, c_in, c_out })
     }
 
@@ -166,7 +202,17 @@ impl Ops for Cuda {
         attention::forward(&self.kernels, out, lse, qkv, rows, heads)
     }
 
-    fn classifier_loss(&mut self, losses: &mut Buf, at: usize, x: &Buf, wte: &Buf, targets: &Ids, n: usize, channels: usize, vocab: Vocab) -> Result<()> {
+    fn classifier_loss(
+        &mut self,
+        losses: &mut Buf,
+        at: usize,
+        x: &Buf,
+        wte: &Buf,
+        targets: &Ids,
+        n: usize,
+        channels: usize,
+        vocab: Vocab,
+    ) -> Result<()> {
         self.classify("classifier_loss", Classifier { losses, at, x, wte, targets, n, channels, vocab }, None)
     }
 
@@ -219,15 +265,48 @@ impl Ops for Cuda {
         channels: usize,
     ) -> Result<()> {
         self.written(dx);
-        let partials = self.scratch.get(&mut self.memory, Use::LayernormPartials, layernorm::partials_bytes(n as u64, channels as u64))?;
-        layernorm::backward(&self.kernels, partials, dx, dx_write, dweight, dbias, write, dout, x, weight, mean, rstd, n, channels)
+        let partials =
+            self.scratch.get(&mut self.memory, Use::LayernormPartials, layernorm::partials_bytes(n as u64, channels as u64))?;
+        layernorm::backward(
+            &self.kernels,
+            partials,
+            dx,
+            dx_write,
+            dweight,
+            dbias,
+            write,
+            dout,
+            x,
+            weight,
+            mean,
+            rstd,
+            n,
+            channels,
+        )
     }
 
-    fn linear_backward_input(&mut self, dx: &mut Buf, dout: &Buf, weight: &Buf, n: usize, c_in: usize, c_out: usize) -> Result<()> {
+    fn linear_backward_input(
+        &mut self,
+        dx: &mut Buf,
+        dout: &Buf,
+        weight: &Buf,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()> {
         self.backward_input("linear_backward_input", dx, dout, weight, None, Shape { n, c_in, c_out })
     }
 
-    fn linear_backward_input_gelu(&mut self, dpre: &mut Buf, dout: &Buf, weight: &Buf, pre: &Buf, n: usize, c_in: usize, c_out: usize) -> Result<()> {
+    fn linear_backward_input_gelu(
+        &mut self,
+        dpre: &mut Buf,
+        dout: &Buf,
+        weight: &Buf,
+        pre: &Buf,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()> {
         self.backward_input("linear_backward_input_gelu", dpre, dout, weight, Some(pre), Shape { n, c_in, c_out })
     }
 
@@ -245,14 +324,32 @@ impl Ops for Cuda {
         self.backward_weight(dweight, dbias, dout, x, Shape { n, c_in, c_out }, write)
     }
 
-    fn attention_backward(&mut self, dqkv: &mut Buf, dout: &Buf, qkv: &Buf, out: &Buf, lse: &Buf, rows: Rows, heads: Heads) -> Result<()> {
+    fn attention_backward(
+        &mut self,
+        dqkv: &mut Buf,
+        dout: &Buf,
+        qkv: &Buf,
+        out: &Buf,
+        lse: &Buf,
+        rows: Rows,
+        heads: Heads,
+    ) -> Result<()> {
         self.load_attention(heads)?;
         self.written(dqkv);
         let delta = self.scratch.get(&mut self.memory, Use::AttentionDelta, attention::delta_bytes(rows, heads))?;
         attention::backward(&self.kernels, delta, dqkv, dout, qkv, out, lse, rows, heads)
     }
 
-    fn embedding_backward(&mut self, dwte: &mut Buf, dwpe: &mut Buf, write: Write, dout: &Buf, ids: &Ids, rows: Rows, channels: usize) -> Result<()> {
+    fn embedding_backward(
+        &mut self,
+        dwte: &mut Buf,
+        dwpe: &mut Buf,
+        write: Write,
+        dout: &Buf,
+        ids: &Ids,
+        rows: Rows,
+        channels: usize,
+    ) -> Result<()> {
         let [list, counts, partials] = embedding::sort_scratch_bytes(rows.count() as u64, channels as u64);
         let (scratch, memory) = (&mut self.scratch, &mut self.memory);
         let scratch = embedding::SortScratch {

@@ -102,7 +102,10 @@ unsafe impl Sync for Gpu {}
 impl Gpu {
     /// Opens GPU number `ordinal`, or says what stands in the way.
     pub fn open(ordinal: usize) -> Result<Arc<Gpu>> {
-        let info = gpus()?.into_iter().nth(ordinal).ok_or_else(|| DeviceError::Unavailable(format!("there is no GPU number {ordinal}")))?;
+        let info = gpus()?
+            .into_iter()
+            .nth(ordinal)
+            .ok_or_else(|| DeviceError::Unavailable(format!("there is no GPU number {ordinal}")))?;
         let fail = |operation, e| failed(&info.name, operation, e);
         let device = result::device::get(ordinal as i32).map_err(|e| fail("cuDeviceGet", e))?;
         // SAFETY: `device` is a device that the driver has just named.
@@ -206,7 +209,9 @@ impl Gpu {
     pub unsafe fn copy_to_device(&self, to: u64, from: *const u8, bytes: u64, operation: &'static str) -> Result<()> {
         self.bind()?;
         // SAFETY: the caller's promise.
-        unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast::<c_void>(), bytes as usize, self.stream) }.result().map_err(|e| self.fail(operation, e))
+        unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast::<c_void>(), bytes as usize, self.stream) }
+            .result()
+            .map_err(|e| self.fail(operation, e))
     }
 
     /// Starts a copy from the device.
@@ -216,7 +221,9 @@ impl Gpu {
     pub unsafe fn copy_to_host(&self, to: *mut u8, from: u64, bytes: u64, operation: &'static str) -> Result<()> {
         self.bind()?;
         // SAFETY: the caller's promise.
-        unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast::<c_void>(), from, bytes as usize, self.stream) }.result().map_err(|e| self.fail(operation, e))
+        unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast::<c_void>(), from, bytes as usize, self.stream) }
+            .result()
+            .map_err(|e| self.fail(operation, e))
     }
 }
 
@@ -281,7 +288,9 @@ pub fn driver_version() -> Result<i32> {
     libraries::require(Library::Driver)?;
     let mut version = 0;
     // SAFETY: the pointer is to a live integer, and the driver is loaded.
-    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(|e| DeviceError::Unavailable(format!("the NVIDIA driver does not answer: {}", describe(e))))?;
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }
+        .result()
+        .map_err(|e| DeviceError::Unavailable(format!("the NVIDIA driver does not answer: {}", describe(e))))?;
     Ok(version)
 }
 
@@ -328,7 +337,8 @@ fn failed(device: &str, operation: &'static str, error: result::DriverError) -> 
     let mut message = describe(error);
     // These are raised by whatever ran before and are reported by the next call, whichever it is.
     if (700..=719).contains(&(error.0 as u32)) {
-        message.push_str("\n  hint: an earlier operation may be the cause; CUDA_LAUNCH_BLOCKING=1 makes the guilty one report it");
+        message
+            .push_str("\n  hint: an earlier operation may be the cause; CUDA_LAUNCH_BLOCKING=1 makes the guilty one report it");
     }
     DeviceError::Failed { device: device.to_owned(), operation, message }
 }

@@ -196,7 +196,13 @@ fn folders(library: Library, env: &dyn Fn(&str) -> Option<OsString>) -> Vec<Path
         }
     };
     if library == Library::Driver {
-        for folder in ["/usr/local/nvidia/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib/wsl/lib"] {
+        for folder in [
+            "/usr/local/nvidia/lib64",
+            "/usr/lib/x86_64-linux-gnu",
+            "/usr/lib/aarch64-linux-gnu",
+            "/usr/lib64",
+            "/usr/lib/wsl/lib",
+        ] {
             add(folder.into());
         }
         return found;

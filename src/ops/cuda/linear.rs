@@ -91,7 +91,15 @@ impl Cuda {
         }
     }
 
-    pub(super) fn linear_forward(&mut self, op: &'static str, out: &mut Buf, x: &Buf, weight: &Buf, bias: Option<&Buf>, shape: Shape) -> Result<()> {
+    pub(super) fn linear_forward(
+        &mut self,
+        op: &'static str,
+        out: &mut Buf,
+        x: &Buf,
+        weight: &Buf,
+        bias: Option<&Buf>,
+        shape: Shape,
+    ) -> Result<()> {
         let k = &self.kernels;
         let operands = Operands {
             left: k.act(op, "x", x, shape.n * shape.c_in)?,
@@ -107,7 +115,15 @@ impl Cuda {
         unsafe { self.gemm.run(op, shape.key(Product::Forward, &self.options, epilogue), operands) }
     }
 
-    pub(super) fn linear_gelu_forward(&mut self, out: &mut Buf, pre: &mut Buf, x: &Buf, weight: &Buf, bias: &Buf, shape: Shape) -> Result<()> {
+    pub(super) fn linear_gelu_forward(
+        &mut self,
+        out: &mut Buf,
+        pre: &mut Buf,
+        x: &Buf,
+        weight: &Buf,
+        bias: &Buf,
+        shape: Shape,
+    ) -> Result<()> {
         const OP: &str = "linear_gelu";
         let size = shape.n * shape.c_out;
         if fusion(&self.options) == 0 {
@@ -142,7 +158,15 @@ impl Cuda {
         gelu::forward(&self.kernels, OP, out, pre, len)
     }
 
-    pub(super) fn backward_input(&mut self, op: &'static str, dx: &mut Buf, dout: &Buf, weight: &Buf, pre: Option<&Buf>, shape: Shape) -> Result<()> {
+    pub(super) fn backward_input(
+        &mut self,
+        op: &'static str,
+        dx: &mut Buf,
+        dout: &Buf,
+        weight: &Buf,
+        pre: Option<&Buf>,
+        shape: Shape,
+    ) -> Result<()> {
         let k = &self.kernels;
         let size = shape.n * shape.c_in;
         let fused = pre.is_some() && fusion(&self.options) >= 2;
@@ -160,13 +184,22 @@ impl Cuda {
         // SAFETY: all lengths were checked.
         unsafe { self.gemm.run(op, shape.key(Product::BackwardInput, &self.options, epilogue), operands) }?;
         let Some(pre) = pre.filter(|_| !fused) else { return Ok(()) };
-        let partials = self.scratch.get(&mut self.memory, Use::GeluPartials, reduce::partials_bytes(shape.n as u64, shape.c_in as u64))?;
+        let partials =
+            self.scratch.get(&mut self.memory, Use::GeluPartials, reduce::partials_bytes(shape.n as u64, shape.c_in as u64))?;
         gelu::backward_in_place(&self.kernels, op, partials, dx, pre, shape.n, shape.c_in)?;
         self.gelu_sums = Some(GeluSums { dpre: dx.address(), rows: shape.n, width: shape.c_in });
         Ok(())
     }
 
-    pub(super) fn backward_weight(&mut self, dweight: &mut Buf, dbias: Option<&mut Buf>, dout: &Buf, x: &Buf, shape: Shape, write: Write) -> Result<()> {
+    pub(super) fn backward_weight(
+        &mut self,
+        dweight: &mut Buf,
+        dbias: Option<&mut Buf>,
+        dout: &Buf,
+        x: &Buf,
+        shape: Shape,
+        write: Write,
+    ) -> Result<()> {
         const OP: &str = "linear_backward_weight";
         let k = &self.kernels;
         let Shape { n, c_in, c_out } = shape;
@@ -218,7 +251,12 @@ pub struct ClassifierGradient<'a> {
 impl Cuda {
     /// Losses and, where asked for, gradients, one chunk of rows after the other. Within a chunk `dwte`
     /// is summed by the matrix multiplication, over chunks in order.
-    pub(super) fn classify(&mut self, op: &'static str, c: Classifier<'_>, gradient: Option<ClassifierGradient<'_>>) -> Result<()> {
+    pub(super) fn classify(
+        &mut self,
+        op: &'static str,
+        c: Classifier<'_>,
+        gradient: Option<ClassifierGradient<'_>>,
+    ) -> Result<()> {
         let Classifier { losses, at, x, wte, targets, n, channels, vocab } = c;
         let k = &self.kernels;
         let size = n * channels;
@@ -240,7 +278,12 @@ impl Cuda {
             let offset = (first * channels * element) as u64;
             let layer = Shape { n: rows, c_in: channels, c_out: vocab.padded };
             let forward = Operands { left: x + offset, right: wte, out: logits, add: false, bias: 0, pre: 0 };
-            let chunk = classifier::Chunk { logits, losses: losses + 4 * first as u64, targets: targets + 2 * first as u64, rows: rows as u64 };
+            let chunk = classifier::Chunk {
+                logits,
+                losses: losses + 4 * first as u64,
+                targets: targets + 2 * first as u64,
+                rows: rows as u64,
+            };
             // SAFETY: all lengths were checked, and the scratch holds the largest chunk.
             unsafe {
                 self.gemm.run(op, layer.key(Product::Forward, &self.options, Epilogue::Nothing), forward)?;
@@ -267,7 +310,13 @@ mod tests {
 
     fn shape(backward: bool) -> ScratchShape {
         let vocab = Vocab { used: 50_257, padded: 50_304 };
-        ScratchShape { rows: Rows { batch: 16, seq: 1024 }, channels: 768, heads: Heads { heads: 12, head_size: 64 }, vocab, backward }
+        ScratchShape {
+            rows: Rows { batch: 16, seq: 1024 },
+            channels: 768,
+            heads: Heads { heads: 12, head_size: 64 },
+            vocab,
+            backward,
+        }
     }
 
     #[test]

@@ -242,7 +242,13 @@ impl Staging {
         let slots = |count: usize, bytes| {
             (0..count).map(|_| Ok(Slot { pinned: Pinned::new(gpu, bytes)?, free: Event::new(gpu)? })).collect::<Result<Vec<_>>>()
         };
-        Ok(Staging { gpu: Arc::clone(gpu), large: slots(2, LARGE_BYTES)?, small: slots(8, SMALL_BYTES)?, next_large: 0, next_small: 0 })
+        Ok(Staging {
+            gpu: Arc::clone(gpu),
+            large: slots(2, LARGE_BYTES)?,
+            small: slots(8, SMALL_BYTES)?,
+            next_large: 0,
+            next_small: 0,
+        })
     }
 
     /// Copies `len` bytes to `address`; `fill(at, piece)` writes the bytes from `at` on into each piece.
@@ -250,11 +256,18 @@ impl Staging {
     ///
     /// # Safety
     /// `address..address + len` lies in live device memory.
-    pub unsafe fn upload(&mut self, address: u64, len: u64, operation: &'static str, mut fill: impl FnMut(usize, &mut [u8])) -> Result<()> {
+    pub unsafe fn upload(
+        &mut self,
+        address: u64,
+        len: u64,
+        operation: &'static str,
+        mut fill: impl FnMut(usize, &mut [u8]),
+    ) -> Result<()> {
         let mut at = 0;
         while at < len {
             let small = len <= SMALL_BYTES as u64;
-            let (slots, next) = if small { (&mut self.small, &mut self.next_small) } else { (&mut self.large, &mut self.next_large) };
+            let (slots, next) =
+                if small { (&mut self.small, &mut self.next_small) } else { (&mut self.large, &mut self.next_large) };
             let count = slots.len();
             let slot = &mut slots[*next];
             *next = (*next + 1) % count;
@@ -274,7 +287,13 @@ impl Staging {
     ///
     /// # Safety
     /// `address..address + len` lies in live device memory.
-    pub unsafe fn download(&mut self, address: u64, len: u64, operation: &'static str, mut take: impl FnMut(usize, &[u8])) -> Result<()> {
+    pub unsafe fn download(
+        &mut self,
+        address: u64,
+        len: u64,
+        operation: &'static str,
+        mut take: impl FnMut(usize, &[u8]),
+    ) -> Result<()> {
         if len == 0 {
             return self.gpu.synchronize(operation);
         }
@@ -287,7 +306,9 @@ impl Staging {
                 let slot = &mut self.large[step as usize % slots];
                 slot.free.wait()?;
                 // SAFETY: as in `upload`; the slot is read only after its event.
-                unsafe { self.gpu.copy_to_host(slot.pinned.pointer, address + step * LARGE_BYTES as u64, size(step), operation) }?;
+                unsafe {
+                    self.gpu.copy_to_host(slot.pinned.pointer, address + step * LARGE_BYTES as u64, size(step), operation)
+                }?;
                 slot.free.record()?;
             }
             if step > 0 {

@@ -114,7 +114,7 @@ impl Cuda {
             kernels: Kernels::new(gpu, act),
             gemm,
             memory,
-            scratch: Scratch::new(),
+            scratch: Scratch::default(),
             tables: optimizer::Tables::default(),
             gelu_sums: None,
             cache: compile::cache_folder("cubins"),
@@ -123,10 +123,10 @@ impl Cuda {
         Ok(cuda)
     }
 
-    /// Compiles all files but attention, each on a thread of its own.
+    /// Compiles all files but those that depend on the head size, each on a thread of its own.
     fn load_kernels(&mut self) -> Result<()> {
         let define = if self.kernels.act == Dtype::BF16 { "ACT_BF16=1" } else { "ACT_F32=1" };
-        self.load_sources(|source| source.has_element_type(), define)
+        self.load_sources(define)
     }
 
     /// Makes sure that the attention kernels for these heads are loaded.
@@ -139,22 +139,29 @@ impl Cuda {
         if self.kernels.has(launch::attention::FORWARD.name) && self.attention_define() == Some(&define) {
             return Ok(());
         }
-        self.load_sources(|source| !source.has_element_type(), &define)
+        self.load_sources(&define)
     }
 
     /// The head size of the attention kernels in use.
     fn attention_define(&self) -> Option<&str> {
         let cubins = self.kernels.cubins().iter().rev();
-        cubins.flat_map(|cubin| &cubin.options).find_map(|option| option.strip_prefix("-D").filter(|d| d.starts_with("HEAD_SIZE=")))
+        cubins
+            .flat_map(|cubin| &cubin.options)
+            .find_map(|option| option.strip_prefix("-D").filter(|d| d.starts_with("HEAD_SIZE=")))
     }
 
-    fn load_sources(&mut self, wanted: impl Fn(&sources::Source) -> bool, define: &str) -> Result<()> {
+    /// Compiles and loads the files that have a variant under `define`.
+    fn load_sources(&mut self, define: &str) -> Result<()> {
         let architecture = self.kernels.gpu.info.architecture();
         let cache = self.cache.as_deref();
         let defines = [define.to_owned()];
         let compiled: Vec<Result<Cubin, compile::CompileError>> = std::thread::scope(|scope| {
             let compile = |source| compile::compile(source, &architecture, &defines, cache);
-            let threads: Vec<_> = SOURCES.iter().filter(|source| wanted(source)).map(|source| scope.spawn(move || compile(source))).collect();
+            let threads: Vec<_> = SOURCES
+                .iter()
+                .filter(|source| source.variants.contains(&define))
+                .map(|source| scope.spawn(move || compile(source)))
+                .collect();
             threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
         });
         let all = launch::kernels();

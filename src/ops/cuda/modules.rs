@@ -62,7 +62,8 @@ impl Kernels {
         self.gpu.bind()?;
         let gpu = Arc::clone(&self.gpu);
         // SAFETY: the image is a whole cubin, whose hash was checked if it came from a file.
-        let module = unsafe { result::module::load_data(cubin.code.as_ptr().cast()) }.map_err(|e| gpu.fail("cuModuleLoadData", e))?;
+        let module =
+            unsafe { result::module::load_data(cubin.code.as_ptr().cast()) }.map_err(|e| gpu.fail("cuModuleLoadData", e))?;
         self.modules.push(module);
         for kernel in kernels {
             let name = CString::new(kernel.name).expect("kernel names hold no NUL");
@@ -84,9 +85,14 @@ impl Kernels {
     fn check_arguments(&self, function: sys::CUfunction, kernel: &KernelInfo) -> Result<()> {
         let (mut offset, mut bytes) = (0, 0);
         // SAFETY: the function is live, and both integers are.
-        unsafe { sys::cuFuncGetParamInfo(function, 0, &raw mut offset, &raw mut bytes) }.result().map_err(|e| self.gpu.fail("cuFuncGetParamInfo", e))?;
+        unsafe { sys::cuFuncGetParamInfo(function, 0, &raw mut offset, &raw mut bytes) }
+            .result()
+            .map_err(|e| self.gpu.fail("cuFuncGetParamInfo", e))?;
         if bytes != kernel.bytes {
-            return Err(self.gpu.refuse("cuFuncGetParamInfo", format!("`{}` takes {bytes} bytes of arguments, its binding has {}", kernel.name, kernel.bytes)));
+            return Err(self.gpu.refuse(
+                "cuFuncGetParamInfo",
+                format!("`{}` takes {bytes} bytes of arguments, its binding has {}", kernel.name, kernel.bytes),
+            ));
         }
         Ok(())
     }
@@ -96,7 +102,13 @@ impl Kernels {
     /// # Safety
     /// Every pointer in `args` is null where the kernel allows it, or the address of live device memory
     /// as long as the kernel reads or writes for this geometry.
-    pub unsafe fn launch<A: KernelArgs>(&self, operation: &'static str, kernel: &Kernel<A>, geometry: Geometry, args: &A) -> Result<()> {
+    pub unsafe fn launch<A: KernelArgs>(
+        &self,
+        operation: &'static str,
+        kernel: &Kernel<A>,
+        geometry: Geometry,
+        args: &A,
+    ) -> Result<()> {
         let Geometry { grid, block, shared } = geometry;
         if grid.contains(&0) {
             return Ok(());
@@ -109,13 +121,17 @@ impl Kernels {
         }
         if shared > u64::from(self.gpu.info.shared_bytes_per_block) {
             let most = self.gpu.info.shared_bytes_per_block;
-            return Err(self.gpu.refuse(operation, format!("`{}` needs {shared} bytes of shared memory, a block has {most}", kernel.name)));
+            return Err(self
+                .gpu
+                .refuse(operation, format!("`{}` needs {shared} bytes of shared memory, a block has {most}", kernel.name)));
         }
         self.gpu.bind()?;
         if shared > PLAIN_SHARED {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is live; the size is within the device's limit.
-            unsafe { sys::cuFuncSetAttribute(function, attribute, shared as i32) }.result().map_err(|e| self.gpu.fail(operation, e))?;
+            unsafe { sys::cuFuncSetAttribute(function, attribute, shared as i32) }
+                .result()
+                .map_err(|e| self.gpu.fail(operation, e))?;
         }
         let [x, y, z] = grid.map(|n| n as u32);
         let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
@@ -151,7 +167,9 @@ impl Kernels {
 
     /// Rows are read and written eight elements at a time.
     pub fn row_length(&self, operation: &'static str, length: usize) -> Result<()> {
-        self.check(operation, length.is_multiple_of(8) && length > 0, || format!("a row of {length} elements is not a multiple of 8"))
+        self.check(operation, length.is_multiple_of(8) && length > 0, || {
+            format!("a row of {length} elements is not a multiple of 8")
+        })
     }
 
     pub fn check(&self, operation: &'static str, holds: bool, message: impl FnOnce() -> String) -> Result<()> {

@@ -44,7 +44,10 @@ impl Cuda {
         let known = self.tables.of(which);
         if known != bytes {
             // SAFETY: the scratch is at least as long as the rows.
-            unsafe { self.staging.upload(address, bytes.len() as u64, op, |at, piece| piece.copy_from_slice(&bytes[at..][..piece.len()])) }?;
+            unsafe {
+                self.staging
+                    .upload(address, bytes.len() as u64, op, |at, piece| piece.copy_from_slice(&bytes[at..][..piece.len()]))
+            }?;
             bytes.clone_into(known);
         }
         Ok(address)
@@ -83,7 +86,11 @@ impl Cuda {
         let mut rows = Vec::with_capacity(bufs.len());
         let mut blocks = 0;
         for buf in bufs {
-            rows.push(SquaresTensor { data: In::at(k.f32(OP, "grad", buf, buf.len())?), length: buf.len() as u64, first: blocks });
+            rows.push(SquaresTensor {
+                data: In::at(k.f32(OP, "grad", buf, buf.len())?),
+                length: buf.len() as u64,
+                first: blocks,
+            });
             blocks += kernels::chunks(buf.len() as u64);
         }
         let table = self.table(OP, Use::SquaresTable, &rows)?;
@@ -118,7 +125,10 @@ impl Cuda {
         }
         let mut roots = self.roots_of(&rows, leaves, counts)?.into_iter();
         let empty: [u8; 32] = <sha2::Sha256 as sha2::Digest>::digest([]).into();
-        Ok(bufs.iter().map(|(_, bytes)| if *bytes == 0 { empty } else { roots.next().expect("a root for each tensor that has bytes") }).collect())
+        Ok(bufs
+            .iter()
+            .map(|(_, bytes)| if *bytes == 0 { empty } else { roots.next().expect("a root for each tensor that has bytes") })
+            .collect())
     }
 
     fn roots_of(&mut self, rows: &[DigestTensor], leaves: u64, counts: Vec<u64>) -> Result<Vec<[u8; 32]>> {
@@ -146,7 +156,10 @@ impl Cuda {
         }
         let mut roots = Vec::with_capacity(rows.len());
         // SAFETY: after the swap `source` holds one digest a tensor.
-        unsafe { self.staging.download(source, 32 * u64::from(count), OP, |_, piece| roots.extend_from_slice(piece.as_chunks::<32>().0)) }?;
+        unsafe {
+            self.staging
+                .download(source, 32 * u64::from(count), OP, |_, piece| roots.extend_from_slice(piece.as_chunks::<32>().0))
+        }?;
         Ok(roots)
     }
 }
@@ -184,7 +197,8 @@ mod tests {
     #[test]
     fn levels_end_with_one_digest_a_tensor() {
         let levels = levels(vec![1, 512, 513, 300_000]);
-        let shape: Vec<(Vec<u64>, u64)> = levels.iter().map(|level| (level.runs.iter().map(|run| run.count).collect(), level.groups)).collect();
+        let shape: Vec<(Vec<u64>, u64)> =
+            levels.iter().map(|level| (level.runs.iter().map(|run| run.count).collect(), level.groups)).collect();
         assert_eq!(shape, [(vec![1, 512, 513, 300_000], 590), (vec![1, 1, 2, 586], 5), (vec![1, 1, 1, 2], 4)]);
         let second: Vec<(u64, u64)> = levels[1].runs.iter().map(|run| (run.source, run.first)).collect();
         assert_eq!(second, [(0, 0), (1, 1), (2, 2), (4, 3)]);

@@ -65,7 +65,8 @@ pub fn act_dtype(compute: Compute) -> Dtype {
 /// of the optimizer and of the digest are small, depend on the model's tensors, and are taken at
 /// their first use; the matrix multiplication's workspace is taken when the device is opened.
 pub fn scratch_plan(shape: &ScratchShape, compute: Compute) -> Vec<(String, u64)> {
-    let mut plan: Vec<(String, u64)> = planned(shape, compute).into_iter().map(|(which, bytes)| (USES[which as usize].1.to_owned(), bytes)).collect();
+    let mut plan: Vec<(String, u64)> =
+        planned(shape, compute).into_iter().map(|(which, bytes)| (USES[which as usize].1.to_owned(), bytes)).collect();
     plan.push(("matrix multiplication workspace".to_owned(), super::gemm::workspace_bytes(9)));
     plan
 }
@@ -94,15 +95,12 @@ pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)>
 }
 
 /// The scratch of one device.
+#[derive(Default)]
 pub struct Scratch {
     regions: [Option<Region>; USES.len()],
 }
 
 impl Scratch {
-    pub fn new() -> Scratch {
-        Scratch { regions: [const { None }; USES.len()] }
-    }
-
     /// The address of at least `bytes` bytes for `which`; the contents are whatever they are. What was
     /// planned for the shape is there already, and nothing is allocated.
     pub fn get(&mut self, memory: &mut Memory, which: Use, bytes: u64) -> Result<u64> {

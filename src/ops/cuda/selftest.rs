@@ -1,9 +1,9 @@
 //! A few seconds of work that show whether a GPU computes and how fast it moves: for `runner doctor`.
 
+use super::Cuda;
 use super::gemm::Operands;
 use super::gemm::plan::{Epilogue, GemmKey, Product, Types};
 use super::memory::Buf;
-use super::Cuda;
 use crate::ops::{Ops, Result, Role};
 use crate::rng::Key;
 
@@ -27,7 +27,11 @@ impl SelfTest {
 
 /// Multiplies and copies.
 pub fn run(cuda: &mut Cuda) -> Result<SelfTest> {
-    Ok(SelfTest { gemm_error: gemm_error(cuda)?, gemm_tflops: gemm_tflops(cuda, 4096)?, copy_gb_per_s: copy_gb_per_s(cuda, 256 << 20)? })
+    Ok(SelfTest {
+        gemm_error: gemm_error(cuda)?,
+        gemm_tflops: gemm_tflops(cuda, 4096)?,
+        copy_gb_per_s: copy_gb_per_s(cuda, 256 << 20)?,
+    })
 }
 
 /// A (64, 96) by (96, 128) product against the same in f64 on the host.
@@ -39,7 +43,8 @@ fn gemm_error(cuda: &mut Cuda) -> Result<f64> {
         (0..len).map(|i| ((key.uniform(0, i as u64) * 256.0) as i32 - 128) as f32 / 128.0).collect()
     };
     let (x, w) = (numbers("selftest x", n * c_in), numbers("selftest w", c_out * c_in));
-    let mut buffers = [cuda.alloc(Role::Activation, x.len())?, cuda.alloc(Role::Param, w.len())?, cuda.alloc(Role::Activation, n * c_out)?];
+    let mut buffers =
+        [cuda.alloc(Role::Activation, x.len())?, cuda.alloc(Role::Param, w.len())?, cuda.alloc(Role::Activation, n * c_out)?];
     cuda.upload(&mut buffers[0], &x)?;
     cuda.upload(&mut buffers[1], &w)?;
     let [x_buf, w_buf, out] = &mut buffers;
@@ -118,8 +123,16 @@ impl Cuda {
             right: k.act(OP, "right", right, r as usize)?,
             out: if weight_gradient { k.f32(OP, "out", out, o as usize)? } else { k.act(OP, "out", out, o as usize)? },
             add: key.product == Product::BackwardWeight,
-            bias: if matches!(key.epilogue, Epilogue::Bias | Epilogue::BiasGelu) { k.act(OP, "bias", pre, c_out as usize)? } else { 0 },
-            pre: if matches!(key.epilogue, Epilogue::BiasGelu | Epilogue::GeluGradient) { k.act(OP, "pre", pre, o as usize)? } else { 0 },
+            bias: if matches!(key.epilogue, Epilogue::Bias | Epilogue::BiasGelu) {
+                k.act(OP, "bias", pre, c_out as usize)?
+            } else {
+                0
+            },
+            pre: if matches!(key.epilogue, Epilogue::BiasGelu | Epilogue::GeluGradient) {
+                k.act(OP, "pre", pre, o as usize)?
+            } else {
+                0
+            },
         };
         // SAFETY: all lengths were checked.
         unsafe { self.gemm.run(OP, key, operands) }

@@ -67,9 +67,10 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// Runs the cases that every device runs, and names all that are off, the worst first.
-fn agrees(cuda: &mut Cuda, head_sizes: &'static [usize], tolerance: f64) {
-    let limits = Limits { row_multiple: 8, head_sizes: Some(head_sizes) };
-    let mut worst: Vec<(f64, String)> = testing::cases_within(cuda, limits).iter().map(|case| (case.worst(), case.name.clone())).collect();
+fn agrees(cuda: &mut Cuda, head_sizes: Option<&'static [usize]>, tolerance: f64) {
+    let limits = Limits { row_multiple: 8, head_sizes };
+    let mut worst: Vec<(f64, String)> =
+        testing::cases_within(cuda, limits).iter().map(|case| (case.worst(), case.name.clone())).collect();
     worst.sort_by(|a, b| b.0.total_cmp(&a.0));
     worst.iter().take(12).for_each(|(error, name)| println!("{error:.1e} {name}"));
     let off: Vec<_> = worst.iter().filter(|(error, _)| *error > tolerance).collect();
@@ -79,13 +80,13 @@ fn agrees(cuda: &mut Cuda, head_sizes: &'static [usize], tolerance: f64) {
 #[test]
 fn every_operation_agrees_with_f64_in_bf16() {
     let Some(mut cuda) = cuda() else { return };
-    agrees(&mut cuda, &launch::attention::HEAD_SIZES, 0.02);
+    agrees(&mut cuda, Some(&launch::attention::HEAD_SIZES), 0.03);
 }
 
 #[test]
 fn every_operation_agrees_with_f64_in_fp32() {
     let Some(mut cuda) = open(&Options { compute: Compute::Fp32, ..Options::default() }) else { return };
-    agrees(&mut cuda, &[], 2e-5);
+    agrees(&mut cuda, Some(&[16, 24, 64, 80, 128]), 2e-5);
 }
 
 #[test]
@@ -138,7 +139,7 @@ fn merkle_roots_on_the_device_are_those_of_the_host() {
     let tensors: Vec<(Vec<u8>, memory::Buf)> = lengths
         .iter()
         .map(|&len| {
-            let content: Vec<u8> = (0..len).map(|i| (i * 2_654_435_761_usize >> 7) as u8).collect();
+            let content: Vec<u8> = (0..len).map(|i| ((i * 2_654_435_761_usize) >> 7) as u8).collect();
             let mut buf = cuda.alloc(Role::F32, len / 4 + 1).expect("memory");
             cuda.write_bytes(&mut buf, &content).expect("an upload");
             (content, buf)
@@ -164,7 +165,12 @@ fn the_products_of_a_wide_layer_agree_with_the_cpu_in_every_mode() {
     fn run<O: Ops>(ops: &mut O, shape: (usize, usize, usize), data: [&[f32]; 4]) -> [Vec<f32>; 6] {
         let (n, c_in, c_out) = shape;
         let [x, w, b, d] = data;
-        let (x, w, b, d) = (filled(ops, Role::Activation, x), filled(ops, Role::Param, w), filled(ops, Role::Param, b), filled(ops, Role::Activation, d));
+        let (x, w, b, d) = (
+            filled(ops, Role::Activation, x),
+            filled(ops, Role::Param, w),
+            filled(ops, Role::Param, b),
+            filled(ops, Role::Activation, d),
+        );
         let mut out = ops.alloc(Role::Activation, n * c_out).expect("memory");
         let mut pre = ops.alloc(Role::Activation, n * c_out).expect("memory");
         ops.linear_gelu(&mut out, &mut pre, &x, &w, &b, n, c_in, c_out).expect("linear_gelu");
@@ -187,9 +193,13 @@ fn the_products_of_a_wide_layer_agree_with_the_cpu_in_every_mode() {
         ]
     }
     let data = [x.as_slice(), &w, &b, &d];
-    for (compute, gelu_fusion, tolerance) in
-        [(Compute::Bf16, 0, 4e-3), (Compute::Bf16, 1, 4e-3), (Compute::Bf16, 2, 4e-3), (Compute::Fp32, 0, 2e-6), (Compute::Tf32, 0, 1e-3)]
-    {
+    for (compute, gelu_fusion, tolerance) in [
+        (Compute::Bf16, 0, 4e-3),
+        (Compute::Bf16, 1, 4e-3),
+        (Compute::Bf16, 2, 4e-3),
+        (Compute::Fp32, 0, 2e-6),
+        (Compute::Tf32, 0, 1e-3),
+    ] {
         let Some(mut cuda) = open(&Options { compute, gelu_fusion, ..Options::default() }) else { return };
         results.push((format!("{compute:?} fusion {gelu_fusion}"), tolerance, run(&mut cuda, (n, c_in, c_out), data)));
     }
@@ -246,14 +256,22 @@ fn the_classifier_crosses_chunks_without_a_seam() {
         let mut alone = ops.alloc(Role::F32, n).expect("memory");
         let mut dx = ops.alloc(Role::Activation, n * c).expect("memory");
         let mut dwte = filled(ops, Role::F32, &vec![7.0; vocab.padded * c]);
-        ops.classifier(&mut losses, 5, &mut dx, &mut dwte, &x, &wte, &ids, n, c, vocab, 1.0 / 64.0, Write::Set).expect("classifier");
+        ops.classifier(&mut losses, 5, &mut dx, &mut dwte, &x, &wte, &ids, n, c, vocab, 1.0 / 64.0, Write::Set)
+            .expect("classifier");
         ops.classifier_loss(&mut alone, 0, &x, &wte, &ids, n, c, vocab).expect("classifier_loss");
-        [values(ops, &losses, n + 5)[5..].to_vec(), values(ops, &alone, n), values(ops, &dx, n * c), values(ops, &dwte, vocab.padded * c)]
+        [
+            values(ops, &losses, n + 5)[5..].to_vec(),
+            values(ops, &alone, n),
+            values(ops, &dx, n * c),
+            values(ops, &dwte, vocab.padded * c),
+        ]
     }
     let got = run(&mut cuda, &x, &wte, &targets, c, vocab);
     let expected = run(&mut cpu(), &x, &wte, &targets, c, vocab);
     assert_eq!(got[0], got[1], "the losses are the same bits with and without gradients");
-    for ((name, tolerance), (got, expected)) in [("losses", 2e-3), ("losses", 2e-3), ("dx", 1e-2), ("dwte", 1e-2)].iter().zip(got.iter().zip(&expected)) {
+    for ((name, tolerance), (got, expected)) in
+        [("losses", 2e-3), ("losses", 2e-3), ("dx", 1e-2), ("dwte", 1e-2)].iter().zip(got.iter().zip(&expected))
+    {
         let distance = distance(got, expected);
         println!("classifier {name} {distance:.1e}");
         assert!(distance < *tolerance, "{name} is off by {distance:.2e}");
@@ -289,16 +307,19 @@ fn train_small<O: Ops>(ops: &mut O, recompute: u8) -> (Vec<f32>, Vec<(String, Ve
 
 #[test]
 fn a_model_has_the_losses_and_gradients_of_the_cpu() {
-    let Some(mut cuda) = cuda() else { return };
-    let (losses, gradients) = train_small(&mut cuda, 0);
-    let (expected_losses, expected_gradients) = train_small(&mut cpu(), 0);
-    let off = distance(&losses, &expected_losses);
-    println!("losses {off:.1e}");
-    assert!(off < 2e-3, "losses are off by {off:.2e}");
-    for ((name, got), (_, expected)) in gradients.iter().zip(&expected_gradients) {
-        let distance = distance(got, expected);
-        println!("{name} {distance:.1e}");
-        assert!(distance < 3e-2, "gradient of {name} is off by {distance:.2e}");
+    let expected = train_small(&mut cpu(), 0);
+    for (compute, gelu_fusion, losses, gradients) in
+        [(Compute::Fp32, 0, 1e-5, 1e-4), (Compute::Bf16, 0, 2e-3, 3e-2), (Compute::Bf16, 2, 2e-3, 3e-2)]
+    {
+        let Some(mut cuda) = open(&Options { compute, gelu_fusion, ..Options::default() }) else { return };
+        let got = train_small(&mut cuda, 0);
+        let mut worst = vec![(distance(&got.0, &expected.0) / losses, "losses".to_owned())];
+        worst.extend(
+            got.1.iter().zip(&expected.1).map(|((name, got), (_, expected))| (distance(got, expected) / gradients, name.clone())),
+        );
+        worst.sort_by(|a, b| b.0.total_cmp(&a.0));
+        println!("{compute:?} fusion {gelu_fusion}, parts of the tolerance: {:?}", &worst[..4]);
+        assert!(worst[0].0 < 1.0, "{compute:?} fusion {gelu_fusion}: {worst:?}");
     }
 }
 
@@ -389,7 +410,13 @@ fn updates_agree_with_the_cpu_with_and_without_masters() {
 
 fn shape(batch: usize, seq: usize, channels: usize, heads: usize) -> ScratchShape {
     let vocab = Vocab { used: 50_257, padded: 50_304 };
-    ScratchShape { rows: Rows { batch, seq }, channels, heads: Heads { heads, head_size: channels / heads }, vocab, backward: true }
+    ScratchShape {
+        rows: Rows { batch, seq },
+        channels,
+        heads: Heads { heads, head_size: channels / heads },
+        vocab,
+        backward: true,
+    }
 }
 
 #[test]
@@ -436,12 +463,25 @@ fn bench() {
             let Some(mut cuda) = open(&Options { gelu_fusion, ..Options::default() }) else { return };
             let started = std::time::Instant::now();
             cuda.alloc_scratch(&shape).expect("scratch and plans");
-            println!("{name} fusion {gelu_fusion}: tuned {} products in {:.1} s", cuda.tuned().len(), started.elapsed().as_secs_f64());
+            println!(
+                "{name} fusion {gelu_fusion}: tuned {} products in {:.1} s",
+                cuda.tuned().len(),
+                started.elapsed().as_secs_f64()
+            );
             for t in cuda.tuned() {
                 let a = t.plan.attributes;
                 println!(
                     "  {:60} {:8.1} us (first {:8.1}) {:4.0} TFLOP/s of {:2}, algorithm {} tile {} stages {} split {} reduction {}",
-                    t.plan.key.to_string(), t.us, t.first_us, t.flops_per_s() / 1e12, t.candidates, a.algorithm, a.tile, a.stages, a.split_k, a.reduction
+                    t.plan.key.to_string(),
+                    t.us,
+                    t.first_us,
+                    t.flops_per_s() / 1e12,
+                    t.candidates,
+                    a.algorithm,
+                    a.tile,
+                    a.stages,
+                    a.split_k,
+                    a.reduction
                 );
             }
             if gelu_fusion > 0 {
@@ -450,10 +490,22 @@ fn bench() {
             let mut total = 0.0;
             for op in bench::operations(&mut cuda, &shape).expect("times") {
                 total += op.total_us(layers);
-                println!("  {:60} {:9.1} us {:6.0} GB/s {:6.1} TFLOP/s  total {:9.1} us", op.name, op.us, op.gb_per_s(), op.tflops(), op.total_us(layers));
+                println!(
+                    "  {:60} {:9.1} us {:6.0} GB/s {:6.1} TFLOP/s  total {:9.1} us",
+                    op.name,
+                    op.us,
+                    op.gb_per_s(),
+                    op.tflops(),
+                    op.total_us(layers)
+                );
             }
             let tokens = shape.rows.count() as f64;
-            println!("{name}: a micro-step of {:.1} ms, {:.0} tok/s; {} MiB taken", total / 1e3, tokens / total * 1e6, cuda.taken_bytes() >> 20);
+            println!(
+                "{name}: a micro-step of {:.1} ms, {:.0} tok/s; {} MiB taken",
+                total / 1e3,
+                tokens / total * 1e6,
+                cuda.taken_bytes() >> 20
+            );
         }
     }
 }
@@ -463,7 +515,8 @@ fn bench() {
 #[ignore = "a measurement, not a check"]
 fn bench_d12() {
     let Some(mut cuda) = cuda() else { return };
-    let config = Model { descriptor: None, layers: 12, heads: 12, channels: 768, context: 1024, vocab: 50_257, vocab_padded: 50_304 };
+    let config =
+        Model { descriptor: None, layers: 12, heads: 12, channels: 768, context: 1024, vocab: 50_257, vocab_padded: 50_304 };
     let rows = Rows { batch: 64, seq: 1024 };
     let mut model = Gpt2::new(&mut cuda, &config, rows, 0, true, 1).expect("a model");
     let mut grads: Weights<memory::Buf> = model.specs.try_map(|spec| cuda.alloc(Role::F32, spec.len)).expect("memory");
@@ -481,7 +534,11 @@ fn bench_d12() {
                 result
             })
             .expect("a micro-step");
-        println!("d12 B64 micro-step {step}: {ms:.1} ms, {:.0} tok/s; the host took {asked:.1} ms; {} MiB taken", n as f32 / ms * 1e3, cuda.taken_bytes() >> 20);
+        println!(
+            "d12 B64 micro-step {step}: {ms:.1} ms, {:.0} tok/s; the host took {asked:.1} ms; {} MiB taken",
+            n as f32 / ms * 1e3,
+            cuda.taken_bytes() >> 20
+        );
     }
     let loss = values(&mut cuda, &losses, n);
     println!("mean loss {:.4}", loss.iter().map(|x| f64::from(*x)).sum::<f64>() / n as f64);

@@ -76,7 +76,15 @@ impl Gemm {
         gpu.bind()?;
         let handle = result::create_handle().map_err(|e| fail(gpu, "cublasLtCreate", e))?;
         let workspace = memory.region("matrix multiplication workspace", workspace_bytes(gpu.info.major))?;
-        Ok(Gemm { gpu: Arc::clone(gpu), handle, version, workspace, plans: BTreeMap::new(), given: BTreeMap::new(), tuned: Vec::new() })
+        Ok(Gemm {
+            gpu: Arc::clone(gpu),
+            handle,
+            version,
+            workspace,
+            plans: BTreeMap::new(),
+            given: BTreeMap::new(),
+            tuned: Vec::new(),
+        })
     }
 
     /// cuBLASLt's version: 130100 is 13.1.0.
@@ -141,7 +149,8 @@ impl Gemm {
     /// The addresses are those of live device buffers that hold the matrices of `key`.
     pub unsafe fn run(&mut self, operation: &'static str, key: GemmKey, operands: Operands) -> Result<()> {
         self.gpu.bind()?;
-        let aligned = [operands.left, operands.right, operands.out, operands.bias, operands.pre].iter().all(|address| address % 256 == 0);
+        let aligned =
+            [operands.left, operands.right, operands.out, operands.bias, operands.pre].iter().all(|address| address % 256 == 0);
         if !aligned {
             // The plans were chosen for this alignment.
             return Err(self.gpu.refuse(operation, format!("a matrix does not start at a multiple of 256 bytes ({key})")));
@@ -166,7 +175,10 @@ impl Gemm {
         // SAFETY: all descriptors are live; an all-zero result is a valid one.
         let (status, checked) = unsafe {
             let Descriptors { desc, a, b, d } = descriptors;
-            (sys::cublasLtMatmulAlgoCheck(self.handle, desc, a, b, d, d, &raw const algo, checked.as_mut_ptr()), checked.assume_init())
+            (
+                sys::cublasLtMatmulAlgoCheck(self.handle, desc, a, b, d, d, &raw const algo, checked.as_mut_ptr()),
+                checked.assume_init(),
+            )
         };
         if status.result().is_err() {
             return Err(refuse("is not one that this cuBLASLt can run here"));
@@ -199,7 +211,18 @@ impl Gemm {
         let Descriptors { desc, a, b, d } = *descriptors;
         // SAFETY: all descriptors are live, and the array has room for as many as are asked for.
         unsafe {
-            let status = sys::cublasLtMatmulAlgoGetHeuristic(self.handle, desc, a, b, d, d, preference.0, REQUESTED as i32, found.as_mut_ptr(), &raw mut count);
+            let status = sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                desc,
+                a,
+                b,
+                d,
+                d,
+                preference.0,
+                REQUESTED as i32,
+                found.as_mut_ptr(),
+                &raw mut count,
+            );
             status.result().map_err(|e| self.gpu.refuse("cublasLtMatmulAlgoGetHeuristic", format!("{e:?} for {key}")))?;
             found.set_len(count.max(0) as usize);
         }
@@ -212,7 +235,10 @@ impl Gemm {
             }
         }
         if plans.is_empty() {
-            return Err(self.gpu.refuse("cublasLtMatmulAlgoGetHeuristic", format!("cuBLASLt has no algorithm with a fixed order of sums for {key}")));
+            return Err(self.gpu.refuse(
+                "cublasLtMatmulAlgoGetHeuristic",
+                format!("cuBLASLt has no algorithm with a fixed order of sums for {key}"),
+            ));
         }
         Ok(plans)
     }
@@ -245,7 +271,13 @@ fn adds_in_order(attributes: &Attributes) -> bool {
 
 /// # Safety
 /// The operands are live buffers of the plan's shape; the plan's pointers are set.
-unsafe fn launch(handle: sys::cublasLtHandle_t, plan: &Plan, operands: &Operands, workspace: &Region, gpu: &Gpu) -> Result<(), result::CublasError> {
+unsafe fn launch(
+    handle: sys::cublasLtHandle_t,
+    plan: &Plan,
+    operands: &Operands,
+    workspace: &Region,
+    gpu: &Gpu,
+) -> Result<(), result::CublasError> {
     let alpha = 1.0f32;
     let beta = if operands.add { 1.0f32 } else { 0.0 };
     let Descriptors { desc, a, b, d } = plan.descriptors;
@@ -383,8 +415,18 @@ impl Preference {
         let schemes = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         // SAFETY: the preference is live, and the library copies the values.
         unsafe {
-            result::set_matmul_pref_attribute(made.0, A::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const workspace_bytes).cast(), 8)?;
-            result::set_matmul_pref_attribute(made.0, A::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, (&raw const schemes).cast(), 4)?;
+            result::set_matmul_pref_attribute(
+                made.0,
+                A::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                (&raw const workspace_bytes).cast(),
+                8,
+            )?;
+            result::set_matmul_pref_attribute(
+                made.0,
+                A::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                (&raw const schemes).cast(),
+                4,
+            )?;
         }
         Ok(made)
     }
@@ -404,7 +446,10 @@ fn attributes(algo: &sys::cublasLtMatmulAlgo_t) -> Result<Attributes, result::Cu
         let mut value = T::default();
         let mut written = 0;
         // SAFETY: `value` is as large as it says, and `algo` is live.
-        unsafe { sys::cublasLtMatmulAlgoConfigGetAttribute(algo, attribute, (&raw mut value).cast(), size_of::<T>(), &raw mut written) }.result()?;
+        unsafe {
+            sys::cublasLtMatmulAlgoConfigGetAttribute(algo, attribute, (&raw mut value).cast(), size_of::<T>(), &raw mut written)
+        }
+        .result()?;
         Ok(value)
     }
     Ok(Attributes {

@@ -151,7 +151,9 @@ impl UserPlans {
     pub fn read(&self) -> Vec<GemmPlan> {
         let text = self.file.as_deref().and_then(|file| std::fs::read_to_string(file).ok());
         let file = text.and_then(|text| toml::from_str::<PlanFile>(&text).ok());
-        file.filter(|f| f.gpu == self.gpu && f.cublaslt == self.cublaslt && f.workspace_bytes == self.workspace_bytes).map(|f| f.plan).unwrap_or_default()
+        file.filter(|f| f.gpu == self.gpu && f.cublaslt == self.cublaslt && f.workspace_bytes == self.workspace_bytes)
+            .map(|f| f.plan)
+            .unwrap_or_default()
     }
 
     /// Adds `plans` to the file. A plan that is already there stays: it may be in somebody's lock.
@@ -164,7 +166,8 @@ impl UserPlans {
             }
         }
         all.sort_by_key(|plan| plan.key);
-        let contents = PlanFile { gpu: self.gpu.clone(), cublaslt: self.cublaslt, workspace_bytes: self.workspace_bytes, plan: all };
+        let contents =
+            PlanFile { gpu: self.gpu.clone(), cublaslt: self.cublaslt, workspace_bytes: self.workspace_bytes, plan: all };
         let text = toml::to_string(&contents).map_err(std::io::Error::other)?;
         let folder = file.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder)?;
@@ -180,7 +183,8 @@ mod tests {
     use super::*;
 
     fn plan(c_out: u64, fill: u64) -> GemmPlan {
-        let key = GemmKey { product: Product::Forward, rows: 1024, c_in: 768, c_out, types: Types::Bf16, epilogue: Epilogue::Bias };
+        let key =
+            GemmKey { product: Product::Forward, rows: 1024, c_in: 768, c_out, types: Types::Bf16, epilogue: Epilogue::Bias };
         let attributes = Attributes { algorithm: 66, tile: 20, split_k: 1, cluster_shape: 3, ..Attributes::default() };
         GemmPlan { key, algo: GemmPlan::encode([fill; 8]), attributes, workspace_bytes: 0 }
     }

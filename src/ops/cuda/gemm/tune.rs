@@ -12,6 +12,8 @@ use super::*;
 const SPLIT_MUST_WIN_BY: f32 = 1.02;
 /// Candidates that go into the second, longer round.
 const FINALISTS: usize = 4;
+/// Times that each of these runs in that round.
+const TURNS: usize = 11;
 
 /// What tuning found for one shape.
 #[derive(Clone, Debug)]
@@ -38,7 +40,8 @@ impl Gemm {
         let input_size = |elements: u64, types: Types| elements * if matches!(types, Types::F32 | Types::Tf32) { 4 } else { 2 };
         let largest = |f: &dyn Fn(&GemmKey) -> u64| keys.iter().map(f).max().unwrap_or(0);
         let left = largest(&|k| input_size(k.rows * if k.product == Product::Forward { k.c_in } else { k.c_out }, k.types));
-        let right = largest(&|k| input_size(k.c_in * if k.product == Product::BackwardWeight { k.rows } else { k.c_out }, k.types));
+        let right =
+            largest(&|k| input_size(k.c_in * if k.product == Product::BackwardWeight { k.rows } else { k.c_out }, k.types));
         let out = |k: &GemmKey| match k.product {
             Product::Forward => k.rows * k.c_out,
             Product::BackwardInput => k.rows * k.c_in,
@@ -101,11 +104,17 @@ impl Gemm {
         // The sort is stable: among equals the heuristic's order decides.
         timed.sort_by(|a, b| a.0.total_cmp(&b.0));
         timed.truncate(FINALISTS);
-        for (us, plan) in &mut timed {
-            // SAFETY: as above.
-            if let Some(longer) = unsafe { self.time(plan, operands, 9) }? {
-                *us = longer;
+        // In turns, since the clock falls while the chip heats up.
+        let mut turns = vec![Vec::with_capacity(TURNS); timed.len()];
+        for _ in 0..TURNS {
+            for ((_, plan), times) in timed.iter().zip(&mut turns) {
+                // SAFETY: as above.
+                times.extend(unsafe { self.time(plan, operands, 1) }?);
             }
+        }
+        for ((us, _), times) in timed.iter_mut().zip(&mut turns) {
+            times.sort_by(f32::total_cmp);
+            *us = times.get(times.len() / 2).copied().unwrap_or(f32::INFINITY);
         }
         let cost = |(us, plan): &(f32, Plan)| if plan.record.attributes.split_k > 1 { us * SPLIT_MUST_WIN_BY } else { *us };
         let (us, plan) = timed.into_iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).expect("at least one ran");
@@ -140,7 +149,14 @@ impl Gemm {
     ///
     /// # Safety
     /// The region is live and in use by nobody else.
-    pub(in super::super) unsafe fn fill_random(&self, staging: &mut Staging, address: u64, bytes: u64, floats: bool, seed: u64) -> Result<()> {
+    pub(in super::super) unsafe fn fill_random(
+        &self,
+        staging: &mut Staging,
+        address: u64,
+        bytes: u64,
+        floats: bool,
+        seed: u64,
+    ) -> Result<()> {
         const PATTERN: u64 = 4 << 20;
         let key = crate::rng::Key::new(seed, "gemm tuning");
         let number = |word: u32| word as i32 as f32 / 2f32.powi(31);
@@ -153,7 +169,9 @@ impl Gemm {
                     let values: [u8; 16] = if floats {
                         bytemuck::cast(block.map(|word| number(word).to_bits()))
                     } else {
-                        let halves = block.map(|word| [word << 16, word & 0xffff_0000].map(|half| half::bf16::from_f32(number(half)).to_bits()));
+                        let halves = block.map(|word| {
+                            [word << 16, word & 0xffff_0000].map(|half| half::bf16::from_f32(number(half)).to_bits())
+                        });
                         bytemuck::cast(halves)
                     };
                     chunk.copy_from_slice(&values[..chunk.len()]);

@@ -84,6 +84,6 @@ mod tests {
         assert_eq!(chunk_rows(4096, 50_304, 2), 4096);
         assert_eq!(chunk_rows(100, 384, 2), 128, "a small batch is one chunk");
         let rows = chunk_rows(20_000, 50_304, 2);
-        assert!(rows % 128 == 0 && rows * 50_304 * 2 <= LOGITS_BYTES, "{rows}");
+        assert!(rows.is_multiple_of(128) && rows * 50_304 * 2 <= LOGITS_BYTES, "{rows}");
     }
 }

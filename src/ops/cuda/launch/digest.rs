@@ -55,8 +55,7 @@ const NODE_TAG: &str = "runner/node/v1";
 /// SHA-256's state after the block `SHA256(tag) ‖ SHA256(tag)`.
 fn after_tag(tag: &str) -> [u32; 8] {
     // FIPS 180-4, 5.3.3.
-    let mut state =
-        [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+    let mut state = [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
     let hash: [u8; 32] = Sha256::digest(tag).into();
     let mut block = [0; 64];
     block[..32].copy_from_slice(&hash);
@@ -68,7 +67,14 @@ fn after_tag(tag: &str) -> [u32; 8] {
 /// # Safety
 /// `table` holds `count` rows of live tensors, `leaves` leaves in all; `digests` has room for as many.
 pub unsafe fn leaves(k: &Kernels, table: u64, count: u32, digests: u64, leaves: u64) -> Result<()> {
-    let args = DigestLeavesArgs { tensors: In::at(table), digests: Out::at(digests), leaves, count, after_tag: after_tag(LEAF_TAG), unused: 0 };
+    let args = DigestLeavesArgs {
+        tensors: In::at(table),
+        digests: Out::at(digests),
+        leaves,
+        count,
+        after_tag: after_tag(LEAF_TAG),
+        unused: 0,
+    };
     // SAFETY: the caller's promise.
     unsafe { k.launch(OP, &LEAVES, Geometry::new(leaves.div_ceil(128), 128), &args) }
 }

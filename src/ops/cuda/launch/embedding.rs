@@ -68,7 +68,17 @@ pub fn sort_scratch_bytes(n: u64, channels: u64) -> [u64; 3] {
     [4 * n, 1024 * n.div_ceil(SORT_TILE), 8 * n.div_ceil(PIECE) * channels]
 }
 
-pub fn backward(k: &Kernels, scratch: SortScratch, dwte: &mut Buf, dwpe: &mut Buf, write: Write, dout: &Buf, ids: &Ids, rows: Rows, channels: usize) -> Result<()> {
+pub fn backward(
+    k: &Kernels,
+    scratch: SortScratch,
+    dwte: &mut Buf,
+    dwpe: &mut Buf,
+    write: Write,
+    dout: &Buf,
+    ids: &Ids,
+    rows: Rows,
+    channels: usize,
+) -> Result<()> {
     const OP: &str = "embedding_backward";
     k.row_length(OP, channels)?;
     let n = rows.count();
@@ -78,7 +88,14 @@ pub fn backward(k: &Kernels, scratch: SortScratch, dwte: &mut Buf, dwpe: &mut Bu
     let tiles = (n as u64).div_ceil(SORT_TILE);
     let [first, second] = scratch.lists;
     for (shift, source, target) in [(0, 0, first), (8, first, second)] {
-        let args = SortArgs { ids: In::at(ids), source: In::at(source), target: Out::at(target), counts: Out::at(scratch.counts), rows: n as u32, shift };
+        let args = SortArgs {
+            ids: In::at(ids),
+            source: In::at(source),
+            target: Out::at(target),
+            counts: Out::at(scratch.counts),
+            rows: n as u32,
+            shift,
+        };
         // SAFETY: the scratch has the bytes of `sort_scratch_bytes`; a null source counts from 0.
         unsafe {
             k.launch(OP, &SORT_COUNT, Geometry::new(tiles, 256), &args)?;
@@ -114,4 +131,3 @@ pub fn backward(k: &Kernels, scratch: SortScratch, dwte: &mut Buf, dwpe: &mut Bu
     // SAFETY: `dwpe` has at least T rows, and as many as the grid when it is set.
     unsafe { k.launch(OP, &POSITIONS, Geometry::new2(table_rows as u64, slices(channels), SLICE), &args) }
 }
-

@@ -16,13 +16,22 @@ pub const FORWARD: Kernel<GeluArgs> = Kernel::new("gelu_forward");
 pub const BACKWARD: Kernel<GeluBackwardArgs> = Kernel::new("gelu_backward");
 
 pub fn forward(k: &Kernels, op: &'static str, out: &mut Buf, pre: &Buf, len: usize) -> Result<()> {
-    let args = GeluArgs { out: Out::at(k.act(op, "out", out, len)?), pre: In::at(k.act(op, "pre", pre, len)?), length: len as u64 };
+    let args =
+        GeluArgs { out: Out::at(k.act(op, "out", out, len)?), pre: In::at(k.act(op, "pre", pre, len)?), length: len as u64 };
     // SAFETY: both lengths were checked.
     unsafe { k.launch(op, &FORWARD, Geometry::new((len as u64).div_ceil(4096), 256), &args) }
 }
 
 /// Multiplies `dpre` (n, width) by GELU's slope at `pre` in place, and leaves its partial column sums.
-pub fn backward_in_place(k: &Kernels, op: &'static str, partials: u64, dpre: &mut Buf, pre: &Buf, n: usize, width: usize) -> Result<()> {
+pub fn backward_in_place(
+    k: &Kernels,
+    op: &'static str,
+    partials: u64,
+    dpre: &mut Buf,
+    pre: &Buf,
+    n: usize,
+    width: usize,
+) -> Result<()> {
     k.row_length(op, width)?;
     let gradient = k.act(op, "dpre", dpre, n * width)?;
     let args = GeluBackwardArgs {

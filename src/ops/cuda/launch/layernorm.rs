@@ -41,7 +41,16 @@ pub struct Statistics<'a> {
     pub rstd: &'a mut Buf,
 }
 
-pub fn forward(k: &Kernels, out: &mut Buf, residual: Option<Residual<'_>>, statistics: Statistics<'_>, x: &Buf, affine: Affine<'_>, n: usize, channels: usize) -> Result<()> {
+pub fn forward(
+    k: &Kernels,
+    out: &mut Buf,
+    residual: Option<Residual<'_>>,
+    statistics: Statistics<'_>,
+    x: &Buf,
+    affine: Affine<'_>,
+    n: usize,
+    channels: usize,
+) -> Result<()> {
     let op = if residual.is_some() { "residual_layernorm" } else { "layernorm" };
     check_channels(k, op, channels)?;
     let size = n * channels;
@@ -81,7 +90,22 @@ pub fn partials_bytes(n: u64, channels: u64) -> u64 {
 }
 
 /// `partials` has the bytes of [`partials_bytes`].
-pub fn backward(k: &Kernels, partials: u64, dx: &mut Buf, dx_write: Write, dweight: &mut Buf, dbias: &mut Buf, write: Write, dout: &Buf, x: &Buf, weight: &Buf, mean: &Buf, rstd: &Buf, n: usize, channels: usize) -> Result<()> {
+pub fn backward(
+    k: &Kernels,
+    partials: u64,
+    dx: &mut Buf,
+    dx_write: Write,
+    dweight: &mut Buf,
+    dbias: &mut Buf,
+    write: Write,
+    dout: &Buf,
+    x: &Buf,
+    weight: &Buf,
+    mean: &Buf,
+    rstd: &Buf,
+    n: usize,
+    channels: usize,
+) -> Result<()> {
     const OP: &str = "layernorm_backward";
     check_channels(k, OP, channels)?;
     let size = n * channels;
@@ -100,7 +124,8 @@ pub fn backward(k: &Kernels, partials: u64, dx: &mut Buf, dx_write: Write, dweig
         add: u32::from(dx_write == Write::Add),
         unused: 0,
     };
-    let (kernel, block) = if channels <= 4096 { (BACKWARD, (channels / 8).next_multiple_of(32) as u32) } else { (BACKWARD_WIDE, 512) };
+    let (kernel, block) =
+        if channels <= 4096 { (BACKWARD, (channels / 8).next_multiple_of(32) as u32) } else { (BACKWARD_WIDE, 512) };
     // SAFETY: all lengths were checked; the scratch is the caller's promise.
     unsafe { k.launch(OP, &kernel, Geometry::new(count, block), &args) }?;
     let targets = Targets {

@@ -46,6 +46,9 @@ pub fn kernels() -> Vec<KernelInfo> {
         elementwise::ADD.describe(),
         digest::LEAVES.describe(),
         digest::NODES.describe(),
+        attention::F32_FORWARD.describe(),
+        attention::F32_QUERY.describe(),
+        attention::F32_KEY.describe(),
         attention::FORWARD.describe(),
         attention::BACKWARD_QUERY.describe(),
         attention::BACKWARD_KEY.describe(),
@@ -66,7 +69,8 @@ mod tests {
     fn fields_in_source(text: &str, name: &str) -> Vec<(String, String)> {
         let start = text.find(&format!("struct {name} {{")).unwrap_or_else(|| panic!("struct {name} is in the source"));
         let body = &text[start..][..text[start..].find("};").expect("the struct ends")];
-        let lines = body.lines().skip(1).map(|line| line.split("//").next().unwrap_or_default().trim()).filter(|line| !line.is_empty());
+        let lines =
+            body.lines().skip(1).map(|line| line.split("//").next().unwrap_or_default().trim()).filter(|line| !line.is_empty());
         lines
             .map(|line| {
                 let line = line.strip_suffix(';').unwrap_or_else(|| panic!("`{line}` of {name} is one field"));
@@ -114,6 +118,8 @@ mod tests {
         check::<digest::DigestLeavesArgs>();
         check::<digest::DigestRun>();
         check::<digest::DigestNodesArgs>();
+        check::<attention::AttentionF32Args>();
+        check::<attention::AttentionF32BackwardArgs>();
         check::<attention::ForwardArgs>();
         check::<attention::BackwardArgs>();
     }
@@ -125,7 +131,8 @@ mod tests {
             .map(|rest| {
                 let at = rest.find("(const __grid_constant__ ").expect("a kernel takes one argument struct");
                 let name = rest[..at].split_whitespace().last().expect("a name");
-                let parameter = rest[at..].trim_start_matches("(const __grid_constant__ ").split_whitespace().next().expect("a type");
+                let parameter =
+                    rest[at..].trim_start_matches("(const __grid_constant__ ").split_whitespace().next().expect("a type");
                 (name.to_owned(), parameter.rsplit("::").next().expect("a type").to_owned())
             })
             .collect()

@@ -1,7 +1,7 @@
 //! Launches of `adamw.cu`: the update of all tensors, and the sums of squares of all gradients.
 
-use super::super::args::{Act, F32, F64, In, Kernel, Out, kernel_args};
 use super::super::args::Element;
+use super::super::args::{Act, F32, F64, In, Kernel, Out, kernel_args};
 use super::super::modules::{Geometry, Kernels};
 use crate::ops::{AdamW, Result};
 
@@ -73,7 +73,14 @@ pub unsafe fn adamw(k: &Kernels, table: u64, count: u32, blocks: u64, update: &A
 /// # Safety
 /// As for [`adamw`]; `partials` holds `blocks` f64.
 pub unsafe fn sum_squares(k: &Kernels, table: u64, partials: u64, sums: u64, count: u32, blocks: u64) -> Result<()> {
-    let args = SquaresArgs { tensors: In::at(table), partials: Out::at(partials), sums: Out::at(sums), chunks: blocks, count, unused: 0 };
+    let args = SquaresArgs {
+        tensors: In::at(table),
+        partials: Out::at(partials),
+        sums: Out::at(sums),
+        chunks: blocks,
+        count,
+        unused: 0,
+    };
     // SAFETY: the caller's promise.
     unsafe {
         k.launch("sum_squares", &SQUARES_PARTIAL, Geometry::new(blocks, 256), &args)?;

@@ -29,7 +29,12 @@ pub fn column_geometry(n: u64, width: u64) -> Geometry {
 /// Leaves partial column sums of `dout` (n, width), of [`partials_bytes`], in `partials`.
 pub fn column_sum(k: &Kernels, op: &'static str, partials: u64, dout: &Buf, n: usize, width: usize) -> Result<()> {
     k.row_length(op, width)?;
-    let args = ColumnSumArgs { partials: Out::at(partials), dout: In::at(k.act(op, "dout", dout, n * width)?), rows: n as u64, width: width as u64 };
+    let args = ColumnSumArgs {
+        partials: Out::at(partials),
+        dout: In::at(k.act(op, "dout", dout, n * width)?),
+        rows: n as u64,
+        width: width as u64,
+    };
     // SAFETY: the length was checked; the scratch is the caller's promise.
     unsafe { k.launch(op, &COLUMN_SUM, column_geometry(n as u64, width as u64), &args) }
 }
