@@ -1,6 +1,7 @@
 //! Times every operation of one GPT-2 124M training step on the CPU and prints a table.
 //!
-//! `cargo run --release --example cpu_ops -- [threads] [repeats]`; the shape is B 4, T 64.
+//! `cargo run --release --example cpu_ops -- [threads] [repeats] [batch] [seq] [avx512|avx2|baseline]`;
+//! all threads, 5 repeats, B 4, T 64 and the widest instruction set where not given.
 //! Each line is the minimum over the repeats, times the calls a step makes.
 
 use std::time::Instant;
@@ -32,15 +33,22 @@ impl Bench {
 }
 
 fn main() {
-    let mut args = std::env::args().skip(1).map(|arg| arg.parse::<usize>().expect("a number"));
-    let threads = args.next().unwrap_or(0);
-    let mut bench = Bench { repeats: args.next().unwrap_or(5), total_ms: 0.0 };
-    let mut cpu = Cpu::new(&Device { kind: DeviceKind::Cpu, threads, simd: Simd::Auto }).expect("a CPU");
-    let (rows, heads, vocab) =
-        (Rows { batch: 4, seq: 64 }, Heads { heads: 12, head_size: 64 }, Vocab { used: 50257, padded: 50304 });
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let number = |i: usize, default: usize| args.get(i).map_or(default, |arg| arg.parse().expect("a number"));
+    let threads = number(0, 0);
+    let mut bench = Bench { repeats: number(1, 5), total_ms: 0.0 };
+    let simd = match args.get(4).map(String::as_str) {
+        Some("avx512") => Simd::Avx512,
+        Some("avx2") => Simd::Avx2,
+        Some("baseline") => Simd::Baseline,
+        _ => Simd::Auto,
+    };
+    let mut cpu = Cpu::new(&Device { kind: DeviceKind::Cpu, threads, simd }).expect("a CPU");
+    let rows = Rows { batch: number(2, 4), seq: number(3, 64) };
+    let (heads, vocab) = (Heads { heads: 12, head_size: 64 }, Vocab { used: 50257, padded: 50304 });
     let (layers, n, c) = (12, rows.count(), 768);
     cpu.alloc_scratch(&ScratchShape { rows, channels: c, heads, vocab, backward: true }).expect("scratch");
-    println!("{}; B 4, T 64, 12 layers, 768 channels", cpu.device_name());
+    println!("{}, {simd:?}; B {}, T {}, 12 layers, 768 channels", cpu.device_name(), rows.batch, rows.seq);
 
     let mut seed = 1u32;
     let mut random = |cpu: &mut Cpu, len: usize, scale: f32| -> Buf {

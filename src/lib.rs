@@ -1,16 +1,31 @@
 //! `runner`: declarative, bit-for-bit reproducible pre-training of GPT-2. A tour, in reading order.
 //!
 //! * [`experiment`]: the TOML a person writes, its layers, and the resolved experiment.
+//! * [`data`]: text to tokens, tokens to shards, shards to the micro-batches of a step.
 //! * [`rng`]: counter-based random numbers; nothing random has state.
-//! * [`ops`]: the operations a device offers; `ops::cpu` and `ops::cuda`.
+//! * [`ops`]: the operations a device offers, and the devices that offer them.
+//! * [`model`]: GPT-2, written once over those operations.
+//! * [`optim`]: learning rates, AdamW's scalars, the guards.
+//! * [`parallel`]: virtual workers and the tree that adds them.
+//! * [`train`]: what one optimizer step is, the loop around it, and what the loop reports.
+//! * [`eval`], [`generate`]: how good the model is, and what it writes.
+//! * [`proof`]: what a run can prove: the state digest and the ledger.
+//! * [`store`]: what a run leaves on disk: folders, checkpoints, metrics.
+//! * [`report`]: plots of it.
+//! * [`cli`]: the verbs. [`units`]: numbers for people.
 
+pub mod cli;
+pub mod data;
+pub mod eval;
 pub mod experiment;
+pub mod generate;
 pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod parallel;
+pub mod proof;
+pub mod report;
 pub mod rng;
-
-pub mod cli {
-    pub mod doctor;
-}
+pub mod store;
+pub mod train;
+pub mod units;

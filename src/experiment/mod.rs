@@ -1,5 +1,138 @@
 //! The experiment file: as written, its layers, and the resolved form the program runs on.
+//!
+//! A person writes TOML. [`load`] reads it strictly, lays `RUNNER_…` variables and `--set` over it with
+//! figment, checks every value and every rule between keys, and reports all faults at once. What
+//! comes out is an [`Experiment`] in which nothing is optional that the program needs, with the
+//! [`Origin`] of each key. Loading looks at nothing but the files named and the environment: no data
+//! is opened, no device asked, no memory planned.
+//!
+//! ```toml
+//! extends = "base.toml"        # relative to this file; chains are fine, circles are refused
+//!
+//! [model]
+//! descriptor = "d12"           # or layers, heads and channels
+//!
+//! [batch]
+//! micro = 16
+//!
+//! [schedule]
+//! steps = 1000
+//!
+//! [data]
+//! train = "../data/train_*.bin"  # relative to this file
+//! val = "../data/val_*.bin"
+//! ```
+//!
+//! Layers, weakest first: defaults, base files, the file, `RUNNER_SCHEDULE__STEPS=100`, `--set
+//! schedule.steps=100`. Where two ways to say one thing meet (a descriptor and sizes, a corpus and
+//! shards, steps and epochs), both in one layer is a fault, and a stronger layer takes back what a
+//! weaker one said the other way. Paths become absolute when they are read, so the resolved file
+//! works from any folder; paths in `RUNNER_…` and `--set` start from the working directory.
 
+mod check;
+mod descriptor;
+mod diagnostics;
+mod layers;
 mod resolved;
+mod rules;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod write;
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+pub use descriptor::{Sizes, UnknownDescriptor, descriptors, sizes};
+pub use diagnostics::{ExperimentError, Fault, Snippet};
 pub use resolved::*;
+pub use rules::Origin;
+pub use schema::reaches_the_bits;
+pub use write::{differences, flatten};
+
+use layers::Input;
+
+/// An experiment with the history of its keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    pub experiment: Experiment,
+    /// Where each dotted key's value came from.
+    pub origins: BTreeMap<String, Origin>,
+    /// The file that was loaded, as it was named.
+    pub path: PathBuf,
+    /// `schedule.epochs`, while [`Loaded::resolve_epochs`] has yet to turn it into
+    /// `schedule.steps`, which is 0 until then.
+    pub epochs: Option<u64>,
+}
+
+/// Loads an experiment's file with the process's environment and `sets`, each `key.path=value`.
+pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, ExperimentError> {
+    load_layers(&Input::Path(path), &environment(), sets)
+}
+
+/// Loads an experiment from text; messages call it `name`, and relative paths in it start from the
+/// working directory. The environment and `sets` lie over it as over a file.
+pub fn load_text(name: &str, text: &str, sets: &[String]) -> Result<Loaded, ExperimentError> {
+    load_layers(&Input::Text { name, bytes: text.as_bytes() }, &environment(), sets)
+}
+
+fn environment() -> Vec<(OsString, OsString)> {
+    std::env::vars_os().collect()
+}
+
+fn load_layers(input: &Input<'_>, variables: &[(OsString, OsString)], sets: &[String]) -> Result<Loaded, ExperimentError> {
+    let path = match input {
+        Input::Path(path) => path.to_path_buf(),
+        Input::Text { name, .. } => PathBuf::from(name),
+    };
+    let stem = path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
+    let layers = layers::read(input, variables, sets);
+    match rules::resolve(layers, &stem) {
+        Ok(rules::Resolved { experiment, origins, epochs }) => Ok(Loaded { experiment, origins, path, epochs }),
+        Err(faults) => Err(ExperimentError::new(&path.display().to_string(), faults)),
+    }
+}
+
+impl Loaded {
+    /// The resolved form as TOML, with the origin of every key as a comment.
+    ///
+    /// Deterministic, and itself an experiment: it loads back as an equal [`Experiment`] from any
+    /// folder, because its paths are absolute and no default is left to a later version.
+    pub fn to_toml(&self) -> String {
+        write::to_toml(&self.path.display().to_string(), &self.experiment, &self.origins, self.epochs)
+    }
+
+    /// `{"experiment": …, "origins": …}`.
+    pub fn to_json(&self) -> serde_json::Value {
+        write::to_json(&self.experiment, &self.origins)
+    }
+
+    /// Turns `schedule.epochs` into `schedule.steps`, once the data are open.
+    ///
+    /// `sequences` is S, the sequences of the training data; what is left of the last epoch after
+    /// the last whole step is not trained on. Without `schedule.epochs` nothing changes.
+    pub fn resolve_epochs(&mut self, sequences: u64) -> Result<(), ExperimentError> {
+        let Some(epochs) = self.epochs else { return Ok(()) };
+        let refused = |message: String| Err(ExperimentError::new(&self.path.display().to_string(), vec![Fault::new(message)]));
+        let a_step = self.experiment.sequences_per_step();
+        let steps = u64::try_from(u128::from(sequences) * u128::from(epochs) / u128::from(a_step.max(1))).unwrap_or(u64::MAX);
+        if steps == 0 {
+            return refused(format!("{epochs} epochs of {sequences} sequences are less than one step of {a_step} sequences"));
+        }
+        let warmup = self.experiment.schedule.warmup_steps;
+        if warmup > steps {
+            return refused(format!(
+                "the warm-up of {warmup} steps is longer than the run of {steps} ({epochs} epochs of {sequences} sequences)"
+            ));
+        }
+        let origin = format!(
+            "{epochs} epochs of {sequences} sequences, {}",
+            self.origins.get("schedule.epochs").unwrap_or(&Origin::Default)
+        );
+        self.origins.insert("schedule.steps".to_string(), Origin::Derived(origin));
+        self.experiment.schedule.steps = steps;
+        self.epochs = None;
+        Ok(())
+    }
+}

@@ -1,14 +1,15 @@
 //! An experiment after every layer is merged and every rule is checked: what the rest of the
-//! program reads. Each field is a key of the TOML; the doc comment says what it does.
+//! program reads. Each field is a key of the TOML; the doc comment says what it does and what it is
+//! when nobody sets it.
 
 use serde::{Deserialize, Serialize};
 
 /// A whole experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Experiment {
-    /// Names the run folder: letters, digits, `-`, `_` and `.`.
+    /// Names the run folder: letters, digits, `-`, `_` and `.`. Default: the name of the file, without `.toml`.
     pub name: String,
-    /// Seeds initialisation, data order, rounding and sampling.
+    /// Seeds initialisation, data order, rounding and sampling. At most 2^63 - 1, as TOML has it. Default: 1337.
     pub seed: u64,
     pub model: Model,
     pub batch: Batch,
@@ -31,61 +32,81 @@ pub struct Experiment {
 /// Sizes of the network. In the file either `descriptor` (`d12`, `gpt2:d12`, `gpt3:c768`) or the sizes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {
-    /// As written, when a descriptor was.
+    /// As written, when a descriptor was. Excludes `layers`, `heads` and `channels`. Default: not set.
     pub descriptor: Option<String>,
+    /// L: transformer blocks. Default: the descriptor's; without one it must be given.
     pub layers: usize,
+    /// NH: attention heads; divides `channels`. On CUDA `channels / heads` is 64, 80, 96 or 128.
+    /// Default: the descriptor's; without one it must be given.
     pub heads: usize,
+    /// C: width of the residual stream. Default: the descriptor's; without one it must be given.
     pub channels: usize,
     /// Positions in `wpe`: the longest sequence the model can read.
+    /// Default: the descriptor's (GPT-2 1024, GPT-3 2048); without one `batch.seq_len`.
     pub context: usize,
-    /// Tokens the tokenizer knows (GPT-2: 50257).
+    /// Tokens the model can tell apart. May be more than the tokenizer has, never fewer, and at most
+    /// 65536, for shards hold 16 bits a token. Default: the tokenizer's (gpt2 50257, byte 257).
     pub vocab: usize,
-    /// Rows of `wte` in memory: `vocab` rounded up to a multiple of 128 (GPT-2: 50304).
+    /// Rows of `wte` in memory: `vocab` rounded up to a multiple of 128 (gpt2 50304, byte 384). Not a
+    /// key of the file.
     pub vocab_padded: usize,
 }
 
+/// What one optimizer step reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Batch {
-    /// B: sequences in one forward and backward pass.
+    /// B: sequences in one forward and backward pass. Default: 4.
     pub micro: usize,
-    /// T: tokens a sequence.
+    /// T: tokens a sequence; at most `model.context`. Default: `model.context`, and 1024 where neither is given.
     pub seq_len: usize,
     /// Tokens an optimizer step; a multiple of `micro * seq_len * parallel.workers`.
+    /// Default: that product, one micro-batch a worker.
     pub tokens: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleKind {
+    /// Half a cosine from the peak to the last rate.
     Cosine,
+    /// A straight line from the peak to the last rate.
     Linear,
+    /// The peak to the end.
     Constant,
+    /// Warm-up, stable, decay.
     Wsd,
 }
 
+/// How long to train, and the learning rate on the way.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
+    /// Shape of the learning rate after warm-up. Default: cosine.
     pub kind: ScheduleKind,
-    /// Optimizer steps.
+    /// Optimizer steps. In the file either `steps`, or `epochs`: so many passes over the training data,
+    /// which become steps when the data are open. Default: none, one of the two must be given.
     pub steps: u64,
-    /// Peak learning rate.
+    /// Peak learning rate. Default: 0.0006.
     pub learning_rate: f64,
-    /// Linear warm-up from `1/warmup` of the peak.
+    /// Linear warm-up from `1/warmup` of the peak; at most `steps`. Default: 0.
     pub warmup_steps: u64,
-    /// The last learning rate as a fraction of the peak.
+    /// The last learning rate as a fraction of the peak, from 0 to 1. Default: 0.1.
     pub final_fraction: f64,
-    /// `wsd` only: the share of all steps that the decay takes, 0.2 by default.
+    /// `wsd` only: the share of all steps that the decay takes, from 0 to 1. Default: 0.2.
     pub decay_fraction: f64,
 }
 
+/// AdamW (Loshchilov and Hutter 2019).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Optimizer {
+    /// Decay of the first moment, from 0 to below 1. Default: 0.9.
     pub beta1: f64,
+    /// Decay of the second moment, from 0 to below 1. Default: 0.95.
     pub beta2: f64,
+    /// Added to the root of the second moment; above 0. Default: 1e-8.
     pub epsilon: f64,
-    /// On 2-D weights only.
+    /// On 2-D weights only. Default: 0.1.
     pub weight_decay: f64,
-    /// Largest global gradient norm; 0 turns clipping off.
+    /// Largest global gradient norm; 0 turns clipping off. Default: 1.0.
     pub grad_clip: f64,
 }
 
@@ -98,16 +119,18 @@ pub enum OnDiverge {
     Rewind,
 }
 
+/// What keeps an outlier out of the weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Guards {
-    /// Skip the update when the z-score of the loss against the window before it exceeds this; 0 is off.
+    /// Skip the update when the z-score of the loss against the window before it exceeds this; 0 is off. Default: 0.0.
     pub loss_z: f64,
-    /// The same for the gradient norm.
+    /// The same for the gradient norm. Default: 0.0.
     pub grad_z: f64,
-    /// Steps the z-score looks back on.
+    /// Steps the z-score looks back on; at least 2. Default: 128.
     pub window: usize,
-    /// Skips in a row that count as divergence.
+    /// Skips in a row that count as divergence; at least 1. Default: 16.
     pub patience: u64,
+    /// What divergence leads to; `rewind` needs `checkpoint.every`. Default: stop.
     pub on_diverge: OnDiverge,
 }
 
@@ -125,62 +148,75 @@ pub enum Tokenizer {
 pub enum Order {
     /// A keyed permutation of all sequences an epoch.
     Shuffled,
+    /// As they lie in the shards.
     Sequential,
 }
 
+/// What is trained and evaluated on: exactly one of `corpus` and `train`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Data {
-    /// Embedded text instead of shards: `kjv`. Excludes `train` and `val`.
+    /// Embedded text instead of shards: `kjv`. Excludes `train` and `val`. Default: not set.
     pub corpus: Option<String>,
-    /// Glob patterns of token shards, relative to the experiment's file.
+    /// Glob patterns of token shards, one or a list. In the file they start from its folder; here
+    /// they are absolute. Default: none, for an experiment with a `corpus`.
     pub train: Vec<String>,
+    /// The same for validation. Default: none; then `eval.every` must be 0 unless there is a `corpus`.
     pub val: Vec<String>,
+    /// How text becomes tokens, and how many there are. Default: gpt2.
     pub tokenizer: Tokenizer,
+    /// Order of the training sequences. Default: shuffled.
     pub order: Order,
-    /// Train every step on the first batch: a debugging aid.
+    /// Train every step on the first batch: a debugging aid. Default: false.
     pub overfit_single_batch: bool,
-    /// Micro-batches prepared ahead.
+    /// Micro-batches prepared ahead; at least 1. Changes no bit. Default: 2.
     pub prefetch: usize,
 }
 
+/// Measuring on text that is not trained on. No key here changes a bit of the training state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Eval {
-    /// Steps between evaluations, also before the first step and after the last; 0 is never.
+    /// Steps between evaluations, also before the first step and after the last; 0 is never. Default: 250.
     pub every: u64,
-    /// Validation tokens: the first this many, the same for every batch shape.
+    /// Validation tokens: the first this many, the same for every batch shape; at least one sequence.
+    /// Default: 2621440, what the reference's run reads.
     pub val_tokens: u64,
-    /// HellaSwag: a jsonl file or the reference's `.bin`, scored at every evaluation.
+    /// HellaSwag: a jsonl file or the reference's `.bin`, scored at every evaluation. A path in the
+    /// file starts from its folder; here it is absolute. Default: not set.
     pub hellaswag: Option<String>,
 }
 
+/// Text written by the model as it learns. No key here changes a bit of the training state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// Steps between samples, also after the last step; 0 is never.
+    /// Steps between samples, also after the last step; 0 is never. Default: 0.
     pub every: u64,
-    /// Tokens a sample.
+    /// Tokens a sample. Default: 64.
     pub tokens: usize,
-    /// Text to go on from; empty starts at `<|endoftext|>`.
+    /// Text to go on from; empty starts at `<|endoftext|>`. Default: empty.
     pub prompt: String,
-    /// 0 takes the likeliest token.
+    /// Above 1 is bolder, below 1 safer; 0 takes the likeliest token. Default: 1.0.
     pub temperature: f64,
-    /// Only the k likeliest tokens; 0 is all.
+    /// Only the k likeliest tokens; 0 is all. Default: 0.
     pub top_k: usize,
 }
 
+/// When the state is saved, and which saves stay. Changes no bit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Checkpoint {
-    /// Steps between checkpoints, also after the last step; 0 is only the last.
+    /// Steps between checkpoints, also after the last step; 0 is only the last. Default: 2000.
     pub every: u64,
-    /// Checkpoints kept; 0 keeps all.
+    /// Checkpoints kept; 0 keeps all. Default: 0.
     pub keep_last: usize,
-    /// Never delete a checkpoint whose step is a multiple of this; 0 is none.
+    /// Never delete a checkpoint whose step is a multiple of this; 0 is none. Default: 0.
     pub keep_every: u64,
 }
 
+/// Time for space.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
     /// What the backward pass computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and
-    /// layernorm. Changes no bit.
+    /// layernorm. Changes no bit, and is refused where it would: above 0 with `kernels.gelu_fusion` in bf16.
+    /// Default: 0.
     pub recompute: u8,
 }
 
@@ -196,34 +232,42 @@ pub enum Compute {
     Bf16,
 }
 
+/// Number formats.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Precision {
+    /// Format of weights, activations and matrix multiplications. Default: auto.
     pub compute: Compute,
-    /// Keep fp32 masters of bf16 weights; without, updates are rounded stochastically.
+    /// Keep fp32 masters of bf16 weights; without, updates are rounded stochastically. Default: true.
     pub master_weights: bool,
 }
 
+/// Choices between kernels that differ in bits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kernels {
-    /// GELU inside the matrix multiplication on CUDA: 0 no, 1 forward, 2 forward and backward.
+    /// GELU inside the matrix multiplication on CUDA: 0 no, 1 forward, 2 forward and backward. Changes
+    /// bits: fused, GELU reads the fp32 sum, alone the sum as stored. Default: 0.
     pub gelu_fusion: u8,
 }
 
+/// How a step is split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Parallel {
-    /// V, virtual workers: a power of two. Part of the numerics.
+    /// V, virtual workers: a power of two. Part of the numerics: any number of devices that divides it
+    /// gives the same bits. Default: 1.
     pub workers: usize,
 }
 
+/// What is written down to prove the bits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Proof {
-    /// Steps between state digests; 0 hashes at checkpoints alone. Changes no bit.
+    /// Steps between state digests; 0 hashes at checkpoints alone. Changes no bit. Default: 1.
     pub digest_every: u64,
 }
 
+/// What a person sees.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Log {
-    /// Steps between console lines. Metrics have every step.
+    /// Steps between console lines; at least 1. Metrics have every step. Default: 1.
     pub every: u64,
 }
 
@@ -250,9 +294,11 @@ pub enum Simd {
 /// Where the work is done. No key here changes a bit, except the choice between CPU and CUDA.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Device {
+    /// What kind of device. Default: auto.
     pub kind: DeviceKind,
-    /// CPU threads; 0 is all.
+    /// CPU threads; 0 is all. Default: 0.
     pub threads: usize,
+    /// Widest vector instructions the CPU may use. Default: auto.
     pub simd: Simd,
 }
 
@@ -260,6 +306,12 @@ impl Experiment {
     /// G: sequences an optimizer step.
     pub fn sequences_per_step(&self) -> u64 {
         self.batch.tokens / self.batch.seq_len as u64
+    }
+
+    /// Micro-batches that each of `devices` works through in one step: 64 for the headline run on one.
+    /// `devices` divides `parallel.workers`.
+    pub fn micro_steps_on(&self, devices: u64) -> u64 {
+        self.sequences_per_step() / (self.batch.micro as u64 * devices)
     }
 
     /// Micro-batches a virtual worker folds in one step.

@@ -134,7 +134,7 @@ impl Activations<BufferSpec> {
 
 impl<T> Activations<T> {
     fn try_map<U, E>(&self, mut make: impl FnMut(&T) -> std::result::Result<U, E>) -> std::result::Result<Activations<U>, E> {
-        let mut normed = |n: &Normed<T>, make: &mut dyn FnMut(&T) -> std::result::Result<U, E>| {
+        let normed = |n: &Normed<T>, make: &mut dyn FnMut(&T) -> std::result::Result<U, E>| {
             Ok(Normed { out: n.out.as_ref().map(&mut *make).transpose()?, mean: make(&n.mean)?, rstd: make(&n.rstd)? })
         };
         Ok(Activations {

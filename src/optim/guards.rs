@@ -119,6 +119,11 @@ impl Guards {
         Judgement { verdict, loss_z, grad_z }
     }
 
+    /// Values each window holds when it is full.
+    pub fn window_size(&self) -> usize {
+        self.config.window
+    }
+
     /// Whether so many steps were skipped in a row that training has diverged.
     pub fn diverged(&self) -> bool {
         self.skips_in_a_row >= self.config.patience

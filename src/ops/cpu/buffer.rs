@@ -20,6 +20,14 @@ impl Buffer {
         Buffer { lines: vec![Line::zeroed(); len.div_ceil(16)], len }
     }
 
+    /// `len` zeros, or nothing where the system refuses the memory.
+    pub fn try_zeroed(len: usize) -> Option<Buffer> {
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(len.div_ceil(16)).ok()?;
+        lines.resize(len.div_ceil(16), Line::zeroed());
+        Some(Buffer { lines, len })
+    }
+
     /// Makes room for at least `len` elements; what was there is kept or lost.
     pub fn reserve(&mut self, len: usize) {
         if self.len < len {

@@ -67,6 +67,11 @@ impl Cpu {
         })?;
         Ok(Cpu { engine, scratch: classifier::Scratch::default(), by_token: embedding::ByToken::default() })
     }
+
+    /// Scratch of this device for micro-batches of up to `shape`, by name, in bytes.
+    pub fn scratch_plan(&self, shape: &ScratchShape) -> Vec<(String, u64)> {
+        scratch_bytes(shape, self.engine.threads)
+    }
 }
 
 /// Scratch of the CPU device for micro-batches of up to `shape`, by name, in bytes.
@@ -92,6 +97,13 @@ fn thread_scratch(shape: &ScratchShape) -> usize {
 
 const DEVICE: &str = "CPU";
 
+/// What Linux says new allocations may still take.
+fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(1024 * line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?)
+}
+
 fn failed(operation: &'static str, message: String) -> DeviceError {
     DeviceError::Failed { device: DEVICE.to_owned(), operation, message }
 }
@@ -114,6 +126,11 @@ fn tokens<'a>(operation: &'static str, ids: &'a Ids, len: usize, vocab: usize) -
         Some(at) => Err(failed(operation, format!("token {} at position {at} is not below the vocabulary of {vocab}", ids[at]))),
         None => Ok(ids),
     }
+}
+
+/// Bytes of a transfer make whole floats.
+fn whole_floats(operation: &'static str, rest: &[u8]) -> Result<()> {
+    if rest.is_empty() { Ok(()) } else { Err(failed(operation, format!("{} bytes are left over, an element has 4", rest.len()))) }
 }
 
 /// A transfer between buffers of different lengths is a bug of the caller.
@@ -139,8 +156,13 @@ impl Ops for Cpu {
         Dtype::F32
     }
 
-    fn alloc(&mut self, _: Role, len: usize) -> Result<Buffer> {
-        Ok(Buffer::zeroed(len))
+    fn alloc(&mut self, role: Role, len: usize) -> Result<Buffer> {
+        Buffer::try_zeroed(len).ok_or_else(|| DeviceError::OutOfMemory {
+            device: DEVICE.to_owned(),
+            what: format!("{role:?} buffer of {len} elements"),
+            need_bytes: 4 * len as u64,
+            free_bytes: available_bytes().unwrap_or(0),
+        })
     }
 
     fn alloc_ids(&mut self, len: usize) -> Result<Ids> {
@@ -163,28 +185,29 @@ impl Ops for Cpu {
     }
 
     fn upload(&mut self, dst: &mut Buffer, src: &[f32]) -> Result<()> {
-        same_len("upload", src.len(), dst.len())?;
-        dst.as_mut_slice().copy_from_slice(src);
+        view_mut("upload", "dst", dst, src.len())?.copy_from_slice(src);
         Ok(())
     }
 
     fn download(&mut self, src: &Buffer, dst: &mut [f32]) -> Result<()> {
-        same_len("download", src.len(), dst.len())?;
-        dst.copy_from_slice(src.as_slice());
+        dst.copy_from_slice(view("download", "src", src, dst.len())?);
         Ok(())
     }
 
     fn read_bytes(&mut self, src: &Buffer, dst: &mut [u8]) -> Result<()> {
-        same_len("read_bytes", 4 * src.len(), dst.len())?;
-        for (to, from) in dst.as_chunks_mut::<4>().0.iter_mut().zip(src.as_slice()) {
+        let (floats, rest) = dst.as_chunks_mut::<4>();
+        whole_floats("read_bytes", rest)?;
+        let stored = view("read_bytes", "src", src, floats.len())?;
+        for (to, from) in floats.iter_mut().zip(stored) {
             *to = from.to_le_bytes();
         }
         Ok(())
     }
 
     fn write_bytes(&mut self, dst: &mut Buffer, src: &[u8]) -> Result<()> {
-        same_len("write_bytes", src.len(), 4 * dst.len())?;
-        for (to, from) in dst.as_mut_slice().iter_mut().zip(src.as_chunks::<4>().0) {
+        let (floats, rest) = src.as_chunks::<4>();
+        whole_floats("write_bytes", rest)?;
+        for (to, from) in view_mut("write_bytes", "dst", dst, floats.len())?.iter_mut().zip(floats) {
             *to = f32::from_le_bytes(*from);
         }
         Ok(())

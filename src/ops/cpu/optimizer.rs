@@ -19,7 +19,7 @@ const LANES: usize = 16;
 pub fn sum_squares(engine: &Engine, data: &[f32]) -> f64 {
     let partial: Vec<f64> =
         engine.install(|| data.par_chunks(CHUNK).map(|chunk| vectorize!(engine.isa, |_| sum_squares_chunk(chunk))).collect());
-    partial.into_iter().sum()
+    partial.into_iter().fold(0.0, |total, chunk| total + chunk)
 }
 
 #[inline(always)]

@@ -84,7 +84,8 @@ impl Isa {
 /// Compiles an expression once for each instruction set and runs the one that `isa` names.
 ///
 /// `vectorize!(isa, |simd| body)`: functions that `body` calls must be `#[inline(always)]`, or they
-/// keep the baseline's instructions. [`gemm::Tiled`](super::gemm::Tiled) gives the tile shapes.
+/// keep the baseline's instructions. Matrix tiles go through [`super::gemm::run_tiled`] instead,
+/// which also picks the tile's width.
 macro_rules! vectorize {
     ($isa:expr, |$simd:pat_param| $body:expr) => {{
         #[allow(unused_imports)]

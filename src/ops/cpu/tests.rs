@@ -37,6 +37,27 @@ fn threads_and_instruction_sets_change_no_bit() {
     }
 }
 
+/// The bits of every operation on every machine, as [`NUMERICS_VERSION`] 1. A change here changes
+/// every lock and every golden root: raise the version with it.
+#[test]
+fn the_bits_are_those_of_the_numerics_version() {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    for case in testing::cases(&mut cpu(2, Simd::Auto)) {
+        case.got.iter().for_each(|x| hash.update(x.to_le_bytes()));
+    }
+    assert_eq!(
+        (NUMERICS_VERSION, hex::encode(hash.finalize()).as_str()),
+        (1, "1277434fd1cf849aa2886e4c978ef040e2e83a01d5e20f6cc40d3fa7d86e108e")
+    );
+}
+
+#[test]
+fn more_memory_than_there_is_is_an_error() {
+    let error = cpu(1, Simd::Auto).alloc(Role::Param, 1 << 55).err().unwrap().to_string();
+    assert!(error.starts_with("out of memory on CPU: `Param buffer of 36028797018963968 elements` needs"), "{error}");
+}
+
 #[test]
 fn a_nan_in_the_logits_is_a_nan_loss() {
     let mut cpu = cpu(2, Simd::Auto);

@@ -1,0 +1,34 @@
+//! `runner config EXPERIMENT`: the resolved experiment, and where each key came from.
+//!
+//! Reads what `runner run` would read and starts nothing. The output is itself an experiment.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use crate::experiment;
+
+/// Print the resolved experiment with the origin of every key
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// The experiment's TOML file
+    #[arg(value_name = "EXPERIMENT")]
+    pub experiment: PathBuf,
+    /// Set a key, over the file and the environment: `--set schedule.steps=100`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Print JSON instead of TOML
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Loads the experiment and prints it on stdout. A fault in it is an
+/// [`experiment::ExperimentError`] inside the error: a matter of usage, exit code 2.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let loaded = experiment::load(&args.experiment, &args.sets)?;
+    let text = if args.json { format!("{:#}\n", loaded.to_json()) } else { loaded.to_toml() };
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        // `runner config … | head` has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}

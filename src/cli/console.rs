@@ -1,0 +1,134 @@
+//! What a person sees of a run, on stderr: one calm line a step, and a bar below on a terminal.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::optim::Verdict;
+use crate::train::{Event, Listener, StepReport};
+use crate::units;
+
+/// Writes events as lines; on a terminal, with colours and a progress bar.
+pub struct Console {
+    bar: ProgressBar,
+    every: u64,
+    started: Instant,
+    /// Step and time of the first event, for the time left.
+    first_step: u64,
+    steps: u64,
+}
+
+impl Console {
+    /// A console that prints every `every`th step, and every step that is out of the ordinary.
+    pub fn new(every: u64) -> Console {
+        let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        Console {
+            bar: ProgressBar::with_draw_target(None, target),
+            every: every.max(1),
+            started: Instant::now(),
+            first_step: 0,
+            steps: 0,
+        }
+    }
+
+    fn line(&self, text: &str) {
+        if self.bar.is_hidden() {
+            anstream::eprintln!("{text}");
+        } else {
+            self.bar.suspend(|| anstream::eprintln!("{text}"));
+        }
+    }
+
+    fn stepped(&self, report: &StepReport, step_ms: f64, tokens_per_s: f64, mfu: Option<f64>) {
+        let done = report.step + 1;
+        self.bar.set_position(done);
+        let usual = report.verdict == Verdict::Update;
+        if usual && done % self.every != 0 && done != self.steps && done != self.first_step + 1 {
+            return;
+        }
+        let width = self.steps.to_string().len();
+        let mfu = mfu.map_or(String::new(), |m| format!(" | {:4.1}% MFU", 100.0 * m));
+        let mut line = format!(
+            "step {done:>width$}/{} | loss {:.6} ({}) | norm {:.4} ({}) | lr {:.2e} | {step_ms:.1} ms{mfu} | {tokens_per_s:.0} tok/s",
+            self.steps,
+            report.loss,
+            z(report.loss_z),
+            report.grad_norm,
+            z(report.grad_z),
+            report.learning_rate,
+        );
+        if !usual {
+            line = format!("{WARN}{line} | {}: weights unchanged{WARN:#}", report.verdict.name());
+        }
+        self.line(&line);
+        self.bar.set_message(self.left(done));
+    }
+
+    /// Time left at the mean pace of this process.
+    fn left(&self, done: u64) -> String {
+        let here = (done - self.first_step).max(1) as f64;
+        let seconds = self.started.elapsed().as_secs_f64() / here * (self.steps - done) as f64;
+        format!("{} left", units::duration(seconds))
+    }
+}
+
+const BOLD: anstyle::Style = anstyle::Style::new().bold();
+const DIM: anstyle::Style = anstyle::Style::new().dimmed();
+const WARN: anstyle::Style = anstyle::Style::new().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Yellow)));
+
+/// A z-score as the reference prints it: signed, and `-` while the window fills.
+fn z(score: Option<f64>) -> String {
+    score.map_or_else(|| "z -".into(), |z| format!("z {z:+.2}"))
+}
+
+impl Listener for Console {
+    fn on(&mut self, event: &Event) {
+        match event {
+            Event::Began { step, steps } => {
+                self.started = Instant::now();
+                (self.first_step, self.steps) = (*step, *steps);
+                self.bar.set_length(*steps);
+                self.bar.set_position(*step);
+                let style = ProgressStyle::with_template("{bar:32.cyan/dim} {pos}/{len} steps  {msg}").expect("the template is valid");
+                self.bar.set_style(style.progress_chars("━╸─"));
+                self.bar.enable_steady_tick(Duration::from_millis(250));
+            }
+            Event::Stepped { report, step_ms, tokens_per_s, mfu, .. } => self.stepped(report, *step_ms, *tokens_per_s, *mfu),
+            Event::Evaluating { done, sequences } => self.bar.set_message(format!("validating {done}/{sequences}")),
+            Event::Evaluated { step, val_loss, val_tokens } => {
+                self.line(&format!("{BOLD}val loss {val_loss:.6}{BOLD:#} at step {step} on {} tokens", units::thousands(*val_tokens)));
+            }
+            Event::HellaSwag { step, accuracy, tasks } => {
+                self.line(&format!("{BOLD}HellaSwag {accuracy:.4}{BOLD:#} at step {step} on {} tasks", units::thousands(*tasks as u64)));
+            }
+            Event::Sampled { step, prompt, text } => {
+                self.line(&format!("sample at step {step}:\n{DIM}{prompt}{DIM:#}{text}\n"));
+            }
+            Event::CheckpointSaved { step, path, bytes } => {
+                self.line(&format!("checkpoint at step {step}: {} ({})", path.display(), units::bytes(*bytes)));
+            }
+            Event::Rewound { from_step, to_step } => {
+                self.line(&format!(
+                    "{WARN}diverged at step {from_step}: back to the checkpoint of step {to_step}, on with the data behind{WARN:#}"
+                ));
+            }
+            Event::Diverged { step, skips } => {
+                self.line(&format!("{WARN}diverged at step {step}: {skips} steps in a row were skipped{WARN:#}"));
+            }
+            Event::Interrupted { step } => {
+                self.bar.finish_and_clear();
+                self.line(&format!("stopped as asked: {step} steps are done and saved"));
+            }
+            Event::Finished { step, root, seconds, waits } => {
+                self.bar.finish_and_clear();
+                let waited = match waits.waits {
+                    0 => "data was never waited for".to_owned(),
+                    n => format!("data was waited for {n} times, {:.1} ms in all", waits.waited.as_secs_f64() * 1e3),
+                };
+                self.line(&format!("{step} steps done in {}; {waited}", units::duration(*seconds)));
+                self.line(&format!("{BOLD}state root {root}{BOLD:#}"));
+            }
+        }
+    }
+}

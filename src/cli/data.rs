@@ -1,0 +1,139 @@
+//! `runner data`: token shards from text.
+
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::{Args, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::data::Tokenizer;
+use crate::data::prepare::{Input, Options, Summary, ValSplit, prepare};
+use crate::experiment;
+
+/// Prepare training data.
+#[derive(Debug, Args)]
+pub struct DataArgs {
+    #[command(subcommand)]
+    command: DataCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum DataCommand {
+    /// Encode text files into token shards
+    ///
+    /// Text is split into documents at a literal `<|endoftext|>` and at the end of each file; the token of
+    /// that name is put before each document. The shards are the same for any number of threads.
+    Prepare(PrepareArgs),
+}
+
+#[derive(Debug, Args)]
+struct PrepareArgs {
+    /// Text files in UTF-8; `-` reads standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Folder to write the shards into
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Shards are named NAME_train_000001.bin … and NAME_val_000000.bin [default: the first file's name]
+    #[arg(long)]
+    name: Option<String>,
+    /// How text becomes tokens
+    #[arg(long, value_enum, default_value_t = TokenizerArg::Gpt2)]
+    tokenizer: TokenizerArg,
+    /// Tokens a shard
+    #[arg(long, value_name = "N", default_value_t = 100_000_000)]
+    shard_tokens: u64,
+    /// Hold out the first N tokens for validation; 0 holds out none
+    #[arg(long, value_name = "N", conflicts_with = "val_fraction")]
+    val_tokens: Option<u64>,
+    /// Hold out about this share of the text, from its front
+    #[arg(long, value_name = "F", default_value_t = 0.01)]
+    val_fraction: f64,
+    /// Replace all shards of this name
+    #[arg(long)]
+    overwrite: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TokenizerArg {
+    /// GPT-2's byte-pair encoding, 50257 tokens
+    Gpt2,
+    /// One token a byte, 257 tokens
+    Byte,
+}
+
+/// Carries out `runner data …`.
+pub fn run(args: DataArgs) -> anyhow::Result<()> {
+    match args.command {
+        DataCommand::Prepare(args) => run_prepare(args),
+    }
+}
+
+fn run_prepare(args: PrepareArgs) -> anyhow::Result<()> {
+    let inputs = args.files.iter().map(|file| open(file)).collect::<anyhow::Result<Vec<Input>>>()?;
+    let kind = match args.tokenizer {
+        TokenizerArg::Gpt2 => experiment::Tokenizer::Gpt2,
+        TokenizerArg::Byte => experiment::Tokenizer::Byte,
+    };
+    let options = Options {
+        prefix: args.name.unwrap_or_else(|| default_name(&args.files)),
+        out: args.out,
+        tokenizer: Tokenizer::new(kind),
+        shard_tokens: args.shard_tokens,
+        val: args.val_tokens.map_or(ValSplit::Fraction(args.val_fraction), ValSplit::Tokens),
+        overwrite: args.overwrite,
+    };
+    let bar = progress_bar(inputs.iter().map(Input::len).sum());
+    let start = Instant::now();
+    let summary = prepare(&inputs, &options, |bytes| bar.inc(bytes));
+    bar.finish_and_clear();
+    print_summary(&summary?, start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn open(file: &Path) -> anyhow::Result<Input> {
+    if file == Path::new("-") {
+        let mut bytes = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
+        return Ok(Input::bytes("standard input", bytes));
+    }
+    Ok(Input::file(file)?)
+}
+
+/// The first file's name without its last extension; `data` for standard input.
+fn default_name(files: &[PathBuf]) -> String {
+    match files.first().and_then(|file| file.file_stem()) {
+        Some(stem) if stem != "-" => stem.to_string_lossy().into_owned(),
+        _ => "data".to_owned(),
+    }
+}
+
+/// A bar on standard error, and nothing where that is no terminal.
+fn progress_bar(bytes: u64) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("encoding {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn print_summary(summary: &Summary, seconds: f64) {
+    let width = summary.shards.iter().map(|s| s.path.display().to_string().len()).max().unwrap_or(0).max(5);
+    println!("{:width$}  {:>13}  {:>14}", "shard", "tokens", "bytes");
+    for shard in &summary.shards {
+        println!("{:width$}  {:>13}  {:>14}", shard.path.display(), shard.tokens, shard.bytes);
+    }
+    let tokens = summary.train_tokens + summary.val_tokens;
+    println!(
+        "{} documents, {} bytes of text, {tokens} tokens ({} train, {} val), {} shards, {:.1} MB/s",
+        summary.documents,
+        summary.text_bytes,
+        summary.train_tokens,
+        summary.val_tokens,
+        summary.shards.len(),
+        summary.text_bytes as f64 / 1e6 / seconds.max(1e-9),
+    );
+}

@@ -1,0 +1,48 @@
+//! Events as JSON lines on stdout, for programs.
+
+use serde_json::json;
+
+use crate::train::{Event, Listener};
+
+/// Prints each event as one JSON object a line.
+pub struct JsonEvents;
+
+impl Listener for JsonEvents {
+    fn on(&mut self, event: &Event) {
+        let value = match event {
+            Event::Began { step, steps } => json!({"event": "began", "step": step, "steps": steps}),
+            Event::Stepped { report, step_ms, tokens_per_s, mfu, root, .. } => json!({
+                "event": "step",
+                "step": report.step,
+                "loss": report.loss,
+                "grad_norm": report.grad_norm,
+                "learning_rate": report.learning_rate,
+                "loss_z": report.loss_z,
+                "grad_z": report.grad_z,
+                "action": report.verdict.name(),
+                "step_ms": step_ms,
+                "tokens_per_s": tokens_per_s,
+                "mfu": mfu,
+                "root": root.map(|root| root.to_string()),
+            }),
+            Event::Evaluating { .. } => return,
+            Event::Evaluated { step, val_loss, val_tokens } => {
+                json!({"event": "evaluation", "step": step, "val_loss": val_loss, "val_tokens": val_tokens})
+            }
+            Event::HellaSwag { step, accuracy, tasks } => {
+                json!({"event": "hellaswag", "step": step, "accuracy": accuracy, "tasks": tasks})
+            }
+            Event::Sampled { step, prompt, text } => json!({"event": "sample", "step": step, "prompt": prompt, "text": text}),
+            Event::CheckpointSaved { step, path, bytes } => {
+                json!({"event": "checkpoint", "step": step, "path": path, "bytes": bytes})
+            }
+            Event::Rewound { from_step, to_step } => json!({"event": "rewind", "from_step": from_step, "to_step": to_step}),
+            Event::Diverged { step, skips } => json!({"event": "diverged", "step": step, "skips": skips}),
+            Event::Interrupted { step } => json!({"event": "interrupted", "step": step}),
+            Event::Finished { step, root, seconds, .. } => {
+                json!({"event": "finished", "step": step, "root": root.to_string(), "seconds": seconds})
+            }
+        };
+        println!("{value}");
+    }
+}

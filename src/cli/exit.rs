@@ -1,0 +1,53 @@
+//! Exit codes: an interface that scripts rely on.
+
+use std::process::ExitCode;
+
+use crate::experiment::ExperimentError;
+use crate::ops::DeviceError;
+use crate::train::{RunError, TrainError};
+
+/// Something failed that is none of the cases below.
+pub const FAILED: u8 = 1;
+/// The command line or the experiment is wrong. (clap's own code as well.)
+pub const USAGE: u8 = 2;
+/// No usable device of the kind asked for.
+pub const NO_DEVICE: u8 = 3;
+/// Training diverged; the last good checkpoint stands.
+pub const DIVERGED: u8 = 4;
+/// Bits are not what they must be.
+pub const PROOF: u8 = 5;
+/// Asked to stop; a checkpoint was saved.
+pub const INTERRUPTED: u8 = 130;
+
+/// A refusal to go on because something that the bits depend on has changed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ProofRefusal(pub String);
+
+/// Prints an error to stderr and says with which code to exit.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    if let Some(experiment) = error.downcast_ref::<ExperimentError>() {
+        anstream::eprintln!("{}", experiment.styled());
+    } else {
+        anstream::eprintln!("{ERROR}error{ERROR:#}: {error:#}");
+    }
+    ExitCode::from(code(error))
+}
+
+const ERROR: anstyle::Style = anstyle::Style::new().bold().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Red)));
+
+fn code(error: &anyhow::Error) -> u8 {
+    let device = error.downcast_ref::<DeviceError>().or_else(|| match error.downcast_ref::<RunError>() {
+        Some(RunError::Train(TrainError::Device(device))) => Some(device),
+        _ => None,
+    });
+    if error.is::<ExperimentError>() {
+        USAGE
+    } else if error.is::<ProofRefusal>() {
+        PROOF
+    } else if matches!(device, Some(DeviceError::Unavailable(_))) {
+        NO_DEVICE
+    } else {
+        FAILED
+    }
+}

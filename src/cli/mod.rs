@@ -1,0 +1,55 @@
+//! The command line: one file a verb.
+
+pub mod config;
+mod console;
+pub mod data;
+pub mod doctor;
+mod events_json;
+pub mod exit;
+pub mod plot;
+pub mod resume;
+pub mod run;
+mod session;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Declarative, bit-for-bit reproducible pre-training of GPT-2.
+#[derive(Parser)]
+#[command(name = "runner", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Train an experiment from its first step.
+    Run(run::Args),
+    /// Go on with a run from its newest whole checkpoint.
+    Resume(resume::Args),
+    /// Print an experiment as it resolves, with the origin of every key.
+    Config(config::Args),
+    /// Draw loss, learning rate and gradient norm of one or more runs.
+    Plot(plot::Args),
+    /// Turn text into token shards.
+    Data(data::DataArgs),
+    /// Examine this machine: libraries, GPUs, kernels, speed.
+    Doctor(doctor::Args),
+}
+
+impl Cli {
+    /// Does what was asked for.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let done = |()| ExitCode::SUCCESS;
+        match self.verb {
+            Verb::Run(args) => run::run(args),
+            Verb::Resume(args) => resume::run(args),
+            Verb::Config(args) => config::run(args).map(done),
+            Verb::Plot(args) => plot::run(args).map(done),
+            Verb::Data(args) => data::run(args).map(done),
+            Verb::Doctor(args) => doctor::run(args),
+        }
+    }
+}

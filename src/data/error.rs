@@ -1,0 +1,134 @@
+//! What can be wrong with data, and what to do about it.
+//!
+//! Every message names the file, where in it, what was expected and what was found. Faults of a
+//! shard are found when it is opened, before the first step; a token outside the vocabulary when it
+//! is read, because reading every token at start would take minutes on a large set.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::shard::{HEADER_BYTES, MAGIC, VERSION};
+
+/// A fault in the data, or in what was asked of it.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The operating system said no.
+    #[error("cannot {action} `{path}`: {reason}")]
+    Io { action: &'static str, path: PathBuf, reason: io::Error },
+
+    // ---- finding shards ----
+    /// No pattern at all.
+    #[error(
+        "no token shards are named\n  hint: set `data.train` and `data.val` to glob patterns, or `data.corpus` to an embedded text"
+    )]
+    NoPatterns,
+    /// The pattern itself is malformed.
+    #[error("`{pattern}` is not a glob pattern: {message} at character {at}")]
+    BadPattern { pattern: String, at: usize, message: &'static str },
+    /// A pattern that matches nothing.
+    #[error(
+        "no file matches `{pattern}`: looked in `{folder}`, which {found}\n  hint: relative patterns start at the experiment's folder; `runner data prepare` writes shards"
+    )]
+    NoMatch { pattern: String, folder: PathBuf, found: String },
+    /// A pattern matched something that is no file.
+    #[error("`{path}` is a folder, not a token shard\n  hint: end the pattern in `*.bin`")]
+    NotAFile { path: PathBuf },
+
+    // ---- the header of a shard ----
+    /// A web page under a shard's name.
+    #[error(
+        "`{path}` is a web page saved as a token shard: it starts with `{start}` where magic {MAGIC} was expected (byte 0)\n  hint: the download gave an error or login page; fetch the file again"
+    )]
+    Html { path: PathBuf, start: String },
+    /// Fewer bytes than a header has.
+    #[error(
+        "`{path}` ends inside its header: expected at least {HEADER_BYTES} bytes, got {got_bytes}\n  hint: the download or copy was cut off; fetch the file again"
+    )]
+    HeaderTruncated { path: PathBuf, got_bytes: u64 },
+    /// Another kind of file.
+    #[error("`{path}` is not a token shard: expected magic {MAGIC} at byte 0, got {got}\n  hint: {hint}")]
+    Magic { path: PathBuf, got: u32, hint: &'static str },
+    /// A version of the format that is not known.
+    #[error(
+        "`{path}` has an unknown shard version: expected {VERSION} at byte 4, got {got}\n  hint: only 16-bit shards of version {VERSION} can be read"
+    )]
+    Version { path: PathBuf, got: u32 },
+    /// A header that promises no token.
+    #[error("`{path}` holds no tokens: its header says 0 at byte 8\n  hint: remove the file, or prepare it again")]
+    Empty { path: PathBuf },
+    /// Fewer tokens than the header promises.
+    #[error(
+        "`{path}` is truncated: its header (byte 8) promises {tokens} tokens, that is {expected_bytes} bytes, but the file ends at byte {got_bytes}\n  hint: the download or copy was cut off; fetch the file again"
+    )]
+    Truncated { path: PathBuf, tokens: u64, expected_bytes: u64, got_bytes: u64 },
+    /// More bytes than the header promises.
+    #[error(
+        "`{path}` is too long: its header (byte 8) promises {tokens} tokens, that is {expected_bytes} bytes, but the file has {got_bytes}\n  hint: the header was not updated, or two files were joined; prepare or fetch it again"
+    )]
+    TooLong { path: PathBuf, tokens: u64, expected_bytes: u64, got_bytes: u64 },
+
+    // ---- reading ----
+    /// A token that the model has no row for.
+    #[error(
+        "`{shard}` holds token {token} at position {position} (byte {byte}): expected less than {vocab}, the vocabulary\n  hint: the shard was made with another tokenizer, or is damaged"
+    )]
+    OutOfVocabulary { shard: String, position: u64, byte: u64, token: u16, vocab: usize },
+    /// No sequence fits.
+    #[error(
+        "{tokens} tokens in `{name}` hold no sequence of {seq_len}: expected a shard with at least {} tokens\n  hint: lower `batch.seq_len` or add data", seq_len + 1
+    )]
+    NoSequences { name: String, tokens: u64, seq_len: usize },
+    /// A sequence index past the end.
+    #[error("sequence {sequence} does not exist: the data hold {sequences} sequences of {seq_len} tokens")]
+    SequenceOutOfRange { sequence: u64, sequences: u64, seq_len: usize },
+    /// A reading plan that cannot be carried out.
+    #[error("cannot read micro-batches: {reason}")]
+    Plan { reason: String },
+    /// The reading thread is gone.
+    #[error("the thread that reads data has stopped: no batch follows the error it reported")]
+    ReaderStopped,
+
+    // ---- embedded text ----
+    /// This build has no embedded text.
+    #[error(
+        "corpus `{name}` is not in this build: the feature `corpus` is off\n  hint: build with `--features corpus`, or name shards in `data.train`"
+    )]
+    CorpusNotBuilt { name: String },
+    /// The model has no rows for some of the tokenizer's tokens.
+    #[error("`model.vocab` is {vocab}: expected at least {needed}, the tokens of `data.tokenizer` = `{tokenizer}`")]
+    VocabTooSmall { vocab: usize, needed: usize, tokenizer: &'static str },
+    /// No such embedded text.
+    #[error("unknown corpus `{name}`: expected `kjv`")]
+    UnknownCorpus { name: String },
+    /// The embedded text is not what it should be.
+    #[error("the embedded corpus is damaged: {reason}")]
+    CorpusDamaged { reason: String },
+
+    // ---- preparing shards ----
+    /// Text that is not UTF-8.
+    #[error("`{path}` is not UTF-8 text: invalid at byte {byte} (0x{value:02x})\n  hint: {hint}")]
+    NotUtf8 { path: PathBuf, byte: u64, value: u8, hint: &'static str },
+    /// Nothing to encode.
+    #[error("`{path}` holds no text: {found}\n  hint: every input must have at least one document")]
+    NoText { path: PathBuf, found: String },
+    /// Shards are there already.
+    #[error(
+        "`{path}` exists already ({count} shards named `{prefix}_…` are in the folder)\n  hint: give another `--name` or `--out`, or replace them with `--overwrite`"
+    )]
+    ShardsExist { path: PathBuf, prefix: String, count: usize },
+    /// An option of `prepare` out of its range.
+    #[error("`{option}` is {got}: expected {expected}")]
+    Option { option: &'static str, got: String, expected: &'static str },
+    /// The split leaves no training data.
+    #[error("no tokens are left to train on: validation took all {tokens}\n  hint: lower `--val-tokens` or `--val-fraction`")]
+    NoTraining { tokens: u64 },
+}
+
+impl DataError {
+    /// For `map_err` on calls to the operating system.
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataError {
+        move |reason| DataError::Io { action, path: path.to_owned(), reason }
+    }
+}

@@ -1,0 +1,36 @@
+//! Tokens in: from text or shards on disk to the micro-batches of a step.
+//!
+//! A tour, in the order in which a token travels:
+//!
+//! * [`tokenizer`]: text to tokens and back.
+//! * [`prepare`]: text files to token shards. [`corpus`]: the text that is built in.
+//! * [`shard`]: the shard format, checked to the byte. [`mmap`]: the one place with `unsafe`.
+//! * [`sources`]: what an experiment's `data` table names, opened.
+//! * [`dataset`]: all shards of a run as one space of sequences.
+//! * [`order`]: which sequence stands at which position of the infinite stream of samples.
+//! * [`prefetch`]: micro-batches read ahead of the trainer. [`validation`]: the fixed held-out set.
+//!
+//! Nothing here has state that a resume must save: what is read next follows from the step number.
+//! Nothing here knows of devices, prints, or fetches anything from a network.
+
+#![deny(unsafe_code)]
+
+pub mod corpus;
+pub mod dataset;
+mod error;
+mod mmap;
+pub mod order;
+pub mod prefetch;
+pub mod prepare;
+pub mod shard;
+pub mod sources;
+pub mod tokenizer;
+pub mod validation;
+
+pub use dataset::{Dataset, ShardDigest, ShardInfo};
+pub use error::DataError;
+pub use order::SampleOrder;
+pub use prefetch::{Batch, Plan, Prefetcher, Waits};
+pub use sources::Sources;
+pub use tokenizer::{StreamDecoder, Tokenizer};
+pub use validation::ValidationSet;

@@ -1,0 +1,200 @@
+//! Shards under temporary names, and their appearance all at once.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use super::super::error::DataError;
+use super::super::shard::{HEADER_BYTES, header};
+use super::{Options, ValSplit, Written};
+
+/// Splits a stream of tokens into validation and training shards of a fixed size.
+pub(super) struct ShardWriter<'a> {
+    options: &'a Options,
+    /// Tokens that still go to validation, when the split counts tokens.
+    val_left: u64,
+    val: Series,
+    train: Series,
+}
+
+/// The shards of one split: `…_val_000000.bin` or `…_train_000001.bin` and on.
+struct Series {
+    split: &'static str,
+    next_index: u64,
+    tokens: u64,
+    open: Option<OpenShard>,
+    closed: Vec<ClosedShard>,
+}
+
+struct OpenShard {
+    file: BufWriter<NamedTempFile>,
+    path: PathBuf,
+    tokens: u64,
+}
+
+/// Complete and on disk, but still under its temporary name.
+struct ClosedShard {
+    file: NamedTempFile,
+    path: PathBuf,
+    tokens: u64,
+}
+
+impl<'a> ShardWriter<'a> {
+    /// Makes the folder; refuses shards of this prefix unless they may be replaced.
+    pub fn new(options: &'a Options) -> Result<ShardWriter<'a>, DataError> {
+        fs::create_dir_all(&options.out).map_err(DataError::io("make folder", &options.out))?;
+        let existing = existing(options)?;
+        if let Some(first) = existing.first()
+            && !options.overwrite
+        {
+            return Err(DataError::ShardsExist { path: first.clone(), prefix: options.prefix.clone(), count: existing.len() });
+        }
+        let val_left = match options.val {
+            ValSplit::Tokens(tokens) => tokens,
+            ValSplit::Fraction(_) => 0,
+        };
+        Ok(ShardWriter { options, val_left, val: Series::new("val", 0), train: Series::new("train", 1) })
+    }
+
+    /// Appends tokens. `validation` sends them all to validation; else the token count decides.
+    pub fn write(&mut self, tokens: &[u16], validation: bool) -> Result<(), DataError> {
+        if validation {
+            return self.val.write(tokens, self.options);
+        }
+        let to_val = usize::try_from(self.val_left).unwrap_or(usize::MAX).min(tokens.len());
+        self.val_left -= to_val as u64;
+        self.val.write(&tokens[..to_val], self.options)?;
+        self.train.write(&tokens[to_val..], self.options)
+    }
+
+    pub fn train_tokens(&self) -> u64 {
+        self.train.tokens
+    }
+
+    pub fn val_tokens(&self) -> u64 {
+        self.val.tokens
+    }
+
+    /// Gives all shards their names, removes replaced ones that have no successor, and flushes the folder.
+    pub fn finish(mut self) -> Result<Vec<Written>, DataError> {
+        self.val.close()?;
+        self.train.close()?;
+        let stale = existing(self.options)?;
+        let mut written = Vec::new();
+        for shard in self.val.closed.into_iter().chain(self.train.closed) {
+            let named =
+                if self.options.overwrite { shard.file.persist(&shard.path) } else { shard.file.persist_noclobber(&shard.path) };
+            named.map_err(|e| DataError::io("write", &shard.path)(e.error))?;
+            written.push(Written { path: shard.path, tokens: shard.tokens, bytes: HEADER_BYTES + 2 * shard.tokens });
+        }
+        // A left-over shard of an earlier, longer set would match the same pattern and be trained on.
+        for path in stale.iter().filter(|old| written.iter().all(|new| new.path != **old)) {
+            fs::remove_file(path).map_err(DataError::io("remove", path))?;
+        }
+        let out = &self.options.out;
+        File::open(out).and_then(|folder| folder.sync_all()).map_err(DataError::io("flush", out))?;
+        Ok(written)
+    }
+}
+
+impl Series {
+    fn new(split: &'static str, next_index: u64) -> Series {
+        Series { split, next_index, tokens: 0, open: None, closed: Vec::new() }
+    }
+
+    fn write(&mut self, mut tokens: &[u16], options: &Options) -> Result<(), DataError> {
+        while !tokens.is_empty() {
+            let shard = match &mut self.open {
+                Some(shard) => shard,
+                empty => {
+                    let name = format!("{}_{}_{:06}.bin", options.prefix, self.split, self.next_index);
+                    self.next_index += 1;
+                    empty.insert(OpenShard::create(options.out.join(name))?)
+                }
+            };
+            let room = options.shard_tokens - shard.tokens;
+            let part = usize::try_from(room).unwrap_or(usize::MAX).min(tokens.len());
+            shard.write(&tokens[..part])?;
+            self.tokens += part as u64;
+            tokens = &tokens[part..];
+            if shard.tokens == options.shard_tokens {
+                self.close()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), DataError> {
+        if let Some(shard) = self.open.take() {
+            self.closed.push(shard.close()?);
+        }
+        Ok(())
+    }
+}
+
+impl OpenShard {
+    /// A temporary file beside `path`, with room for the header.
+    fn create(path: PathBuf) -> Result<OpenShard, DataError> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".prepare-").suffix(".tmp");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // As any new file, less the umask: shards are read by others, temporary files are not.
+            builder.permissions(fs::Permissions::from_mode(0o666));
+        }
+        let temporary = builder.tempfile_in(folder).map_err(DataError::io("write into", folder))?;
+        let mut file = BufWriter::with_capacity(1 << 20, temporary);
+        file.write_all(&[0; HEADER_BYTES as usize]).map_err(DataError::io("write", &path))?;
+        Ok(OpenShard { file, path, tokens: 0 })
+    }
+
+    fn write(&mut self, tokens: &[u16]) -> Result<(), DataError> {
+        let mut bytes = Vec::with_capacity(2 * tokens.len());
+        bytes.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
+        self.file.write_all(&bytes).map_err(DataError::io("write", &self.path))?;
+        self.tokens += tokens.len() as u64;
+        Ok(())
+    }
+
+    /// Writes the header and waits until the disk has everything.
+    fn close(self) -> Result<ClosedShard, DataError> {
+        let OpenShard { file, path, tokens } = self;
+        let finish = |file: BufWriter<NamedTempFile>| -> std::io::Result<NamedTempFile> {
+            let mut file = file.into_inner().map_err(|e| e.into_error())?;
+            file.seek(SeekFrom::Start(0))?;
+            file.write_all(&header(tokens))?;
+            file.as_file().sync_all()?;
+            Ok(file)
+        };
+        let file = finish(file).map_err(DataError::io("write", &path))?;
+        Ok(ClosedShard { file, path, tokens })
+    }
+}
+
+/// Shards of this prefix in the folder, sorted.
+fn existing(options: &Options) -> Result<Vec<PathBuf>, DataError> {
+    let out = &options.out;
+    let mut found = Vec::new();
+    for entry in fs::read_dir(out).map_err(DataError::io("look into", out))? {
+        let entry = entry.map_err(DataError::io("look into", out))?;
+        if entry.file_name().to_str().is_some_and(|name| is_shard_name(name, &options.prefix)) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Whether a name is `<prefix>_train_<digits>.bin` or `<prefix>_val_<digits>.bin`.
+fn is_shard_name(name: &str, prefix: &str) -> bool {
+    let index = |rest: &str| -> Option<bool> {
+        let rest = rest.strip_prefix("_train_").or_else(|| rest.strip_prefix("_val_"))?;
+        let digits = rest.strip_suffix(".bin")?;
+        Some(!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+    };
+    name.strip_prefix(prefix).and_then(index).unwrap_or(false)
+}

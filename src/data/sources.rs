@@ -1,0 +1,82 @@
+//! What an experiment's `data` table names, opened: the embedded text or shards, and the tokenizer.
+
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use super::corpus::Corpus;
+use super::dataset::Dataset;
+use super::error::DataError;
+use super::tokenizer::Tokenizer;
+use crate::experiment;
+
+/// Training data, held-out data and the tokenizer that made them.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    pub train: Arc<Dataset>,
+    /// `None` when the experiment names no validation shards.
+    pub val: Option<Arc<Dataset>>,
+    pub tokenizer: Tokenizer,
+}
+
+impl Sources {
+    /// Opens `data.corpus`, or `data.train` and `data.val`, for a model of `vocab` tokens.
+    ///
+    /// Relative patterns start at the working directory: the experiment resolves its own before.
+    ///
+    /// # Errors
+    ///
+    /// Every fault that is found at start; see [`DataError`].
+    pub fn open(data: &experiment::Data, vocab: usize) -> Result<Sources, DataError> {
+        let tokenizer = Tokenizer::new(data.tokenizer);
+        if let Some(name) = &data.corpus {
+            let (needed, tokenizer_name) = (tokenizer.vocab(), tokenizer.name());
+            if vocab < needed {
+                return Err(DataError::VocabTooSmall { vocab, needed, tokenizer: tokenizer_name });
+            }
+            let (train, val) = Corpus::load(name)?.datasets(&tokenizer)?;
+            return Ok(Sources { train: Arc::new(train), val: Some(Arc::new(val)), tokenizer });
+        }
+        let train = Arc::new(Dataset::open(&data.train, vocab)?);
+        let val = if data.val.is_empty() { None } else { Some(Arc::new(Dataset::open(&data.val, vocab)?)) };
+        Ok(Sources { train, val, tokenizer })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(corpus: Option<&str>, train: &[String], val: &[String]) -> experiment::Data {
+        experiment::Data {
+            corpus: corpus.map(str::to_owned),
+            train: train.to_vec(),
+            val: val.to_vec(),
+            tokenizer: experiment::Tokenizer::Byte,
+            order: experiment::Order::Shuffled,
+            overfit_single_batch: false,
+            prefetch: 2,
+        }
+    }
+
+    #[test]
+    fn shards_open_with_and_without_validation() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bytes = super::super::shard::header(2).to_vec();
+        bytes.extend([1, 0, 2, 0]);
+        std::fs::write(dir.path().join("t.bin"), bytes).unwrap();
+        let pattern = [dir.path().join("t*.bin").display().to_string()];
+        assert!(Sources::open(&table(None, &pattern, &[]), 257).unwrap().val.is_none());
+        assert_eq!(Sources::open(&table(None, &pattern, &pattern), 257).unwrap().val.unwrap().tokens(), 2);
+        assert!(matches!(Sources::open(&table(None, &[], &[]), 257), Err(DataError::NoPatterns)));
+    }
+
+    #[test]
+    #[cfg(feature = "corpus")]
+    fn the_embedded_text_opens_and_wants_a_row_for_each_token() {
+        let sources = Sources::open(&table(Some("kjv"), &[], &[]), 257).unwrap();
+        assert!(sources.train.tokens() > sources.val.unwrap().tokens());
+        let error = Sources::open(&table(Some("kjv"), &[], &[]), 256).unwrap_err().to_string();
+        assert!(error.contains("`model.vocab` is 256: expected at least 257"), "{error}");
+    }
+}

@@ -1,0 +1,272 @@
+//! Text to tokens and back: GPT-2's byte-pair encoding, and plain bytes.
+//!
+//! Text is data and never markup: a literal `<|endoftext|>` inside a text is encoded as its
+//! characters. The token of that name is set by whoever joins documents, with [`Tokenizer::eot`].
+//! The merges and the pre-tokenising pattern are tiktoken's `r50k_base`, which is GPT-2's vocabulary.
+
+#![forbid(unsafe_code)]
+
+use sha2::{Digest, Sha256};
+use tiktoken_rs::CoreBPE;
+
+use crate::experiment;
+
+/// What the end of a document is called in text.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// Runs of white space from this length on are encoded apart: tiktoken's regex engine keeps a state
+/// for each character of a run, and gives up at a million.
+const LONG_RUN: usize = 100_000;
+
+/// A way to write text as 16-bit tokens.
+#[derive(Clone, Copy)]
+pub enum Tokenizer {
+    /// GPT-2's byte-pair encoding: 50,256 byte strings, and `<|endoftext|>` = 50256.
+    Gpt2(&'static CoreBPE),
+    /// One token a byte of UTF-8, and `<|endoftext|>` = 256.
+    Byte,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Tokenizer {
+    /// The tokenizer an experiment names. GPT-2's tables are built at the first call and shared.
+    pub fn new(kind: experiment::Tokenizer) -> Tokenizer {
+        match kind {
+            experiment::Tokenizer::Gpt2 => Tokenizer::Gpt2(tiktoken_rs::r50k_base_singleton()),
+            experiment::Tokenizer::Byte => Tokenizer::Byte,
+        }
+    }
+
+    /// The name in the TOML.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Tokenizer::Gpt2(_) => "gpt2",
+            Tokenizer::Byte => "byte",
+        }
+    }
+
+    /// Tokens there are, `<|endoftext|>` included.
+    pub fn vocab(&self) -> usize {
+        match self {
+            Tokenizer::Gpt2(_) => 50_257,
+            Tokenizer::Byte => 257,
+        }
+    }
+
+    /// The token `<|endoftext|>`, which stands before each document.
+    pub fn eot(&self) -> u16 {
+        match self {
+            Tokenizer::Gpt2(_) => 50_256,
+            Tokenizer::Byte => 256,
+        }
+    }
+
+    /// The tokens of a text; never [`Tokenizer::eot`].
+    pub fn encode(&self, text: &str) -> Vec<u16> {
+        match self {
+            Tokenizer::Gpt2(bpe) => encode_in_runs(bpe, text, LONG_RUN),
+            Tokenizer::Byte => text.bytes().map(u16::from).collect(),
+        }
+    }
+
+    /// The bytes of tokens. `<|endoftext|>` gives its name; a token that does not exist gives the
+    /// replacement character, so that a model with a padded vocabulary can be shown.
+    pub fn decode_bytes(&self, tokens: &[u16]) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(4 * tokens.len());
+        for &token in tokens {
+            match self {
+                _ if token == self.eot() => bytes.extend(END_OF_TEXT.as_bytes()),
+                Tokenizer::Byte if token < 256 => bytes.push(token as u8),
+                Tokenizer::Gpt2(bpe) if usize::from(token) < self.vocab() => {
+                    bytes.extend(bpe.decode_bytes(&[token.into()]).unwrap_or_default());
+                }
+                _ => bytes.extend("\u{fffd}".as_bytes()),
+            }
+        }
+        bytes
+    }
+
+    /// The text of tokens; invalid UTF-8 gives replacement characters.
+    pub fn decode(&self, tokens: &[u16]) -> String {
+        String::from_utf8_lossy(&self.decode_bytes(tokens)).into_owned()
+    }
+
+    /// SHA-256 of what the tokenizer is: `"runner/tokenizer/v1"`, its name, then each token's length
+    /// as `u32` LE and bytes. The pre-tokenising pattern is fixed by the name.
+    pub fn sha256(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        hash.update(b"runner/tokenizer/v1");
+        hash.update(self.name());
+        for token in 0..self.vocab() {
+            let bytes = self.decode_bytes(&[token as u16]);
+            hash.update((bytes.len() as u32).to_le_bytes());
+            hash.update(bytes);
+        }
+        hash.finalize().into()
+    }
+}
+
+/// Encodes text whose runs of white space may be of any length.
+///
+/// GPT-2's pattern cuts a run of white space before other text into all but its last character, and the
+/// last character with what follows. So a text may be cut at both places and its parts encoded alone.
+fn encode_in_runs(bpe: &CoreBPE, text: &str, long_run: usize) -> Vec<u16> {
+    let mut tokens = Vec::with_capacity(text.len() / 4 + 1);
+    let mut push = |part: &str| tokens.extend(bpe.encode_ordinary(part).into_iter().map(|rank| rank as u16));
+    let mut done = 0;
+    let mut run_start = None;
+    for (at, char) in text.char_indices() {
+        if char.is_whitespace() {
+            run_start.get_or_insert(at);
+        } else if let Some(start) = run_start.take()
+            && at - start >= long_run
+        {
+            let last = text[..at].char_indices().next_back().map_or(start, |(last, _)| last);
+            push(&text[done..start]);
+            push(&text[start..last]);
+            done = last;
+        }
+    }
+    push(&text[done..]);
+    tokens
+}
+
+/// Turns tokens into text as they come, and withholds bytes until they make whole characters.
+#[derive(Debug)]
+pub struct StreamDecoder {
+    tokenizer: Tokenizer,
+    pending: Vec<u8>,
+}
+
+impl StreamDecoder {
+    pub fn new(tokenizer: Tokenizer) -> StreamDecoder {
+        StreamDecoder { tokenizer, pending: Vec::new() }
+    }
+
+    /// The text that is complete with this token; empty while a character is unfinished.
+    pub fn push(&mut self, token: u16) -> String {
+        self.pending.extend(self.tokenizer.decode_bytes(&[token]));
+        let keep = unfinished(&self.pending);
+        let rest = self.pending.split_off(self.pending.len() - keep);
+        let whole = std::mem::replace(&mut self.pending, rest);
+        String::from_utf8_lossy(&whole).into_owned()
+    }
+
+    /// What was withheld, when no token follows.
+    pub fn finish(self) -> String {
+        String::from_utf8_lossy(&self.pending).into_owned()
+    }
+}
+
+/// Bytes at the end that may be the start of a character.
+fn unfinished(bytes: &[u8]) -> usize {
+    match bytes.utf8_chunks().last() {
+        Some(chunk) => {
+            let tail = chunk.invalid();
+            // A cut character lacks bytes at the very end; anything else invalid will never be valid.
+            let cut = std::str::from_utf8(tail).is_err_and(|error| error.error_len().is_none());
+            if cut { tail.len() } else { 0 }
+        }
+        None => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn gpt2() -> Tokenizer {
+        Tokenizer::new(experiment::Tokenizer::Gpt2)
+    }
+
+    /// Expected ids are those of OpenAI's tiktoken for Python, `get_encoding("gpt2").encode_ordinary`.
+    #[test]
+    fn gpt2_gives_the_published_ids() {
+        assert_eq!(gpt2().encode("Hello, world!"), [15496, 11, 995, 0]);
+        assert_eq!(gpt2().encode("First Citizen:\nBefore we"), [5962, 22307, 25, 198, 8421, 356]);
+        assert_eq!(gpt2().encode(""), [0u16; 0]);
+    }
+
+    #[test]
+    fn a_literal_end_of_text_is_text() {
+        for tokenizer in [gpt2(), Tokenizer::Byte] {
+            let tokens = tokenizer.encode("a<|endoftext|>b");
+            assert!(!tokens.contains(&tokenizer.eot()));
+            assert_eq!(tokenizer.decode(&tokens), "a<|endoftext|>b");
+            assert_eq!(tokenizer.decode(&[tokenizer.eot()]), END_OF_TEXT);
+        }
+    }
+
+    #[test]
+    fn bytes_are_themselves() {
+        assert_eq!(Tokenizer::Byte.encode("é!"), [0xc3, 0xa9, 0x21]);
+        assert_eq!((Tokenizer::Byte.vocab(), Tokenizer::Byte.eot()), (257, 256));
+    }
+
+    #[test]
+    fn tokens_that_do_not_exist_are_shown_and_do_not_fail() {
+        assert_eq!(gpt2().decode(&[15496, 50_300, u16::MAX]), "Hello\u{fffd}\u{fffd}");
+        assert_eq!(Tokenizer::Byte.decode(&[65, 300]), "A\u{fffd}");
+    }
+
+    #[test]
+    fn a_run_of_two_million_spaces_is_encoded() {
+        let text = format!("a{}b", " ".repeat(2_000_000));
+        assert_eq!(gpt2().decode(&gpt2().encode(&text)), text);
+    }
+
+    #[test]
+    fn the_stream_withholds_cut_characters_and_loses_none() {
+        for tokenizer in [gpt2(), Tokenizer::Byte] {
+            let text = "naïve 🦀 漢字 end";
+            let mut stream = StreamDecoder::new(tokenizer);
+            let mut shown = String::new();
+            for token in tokenizer.encode(text) {
+                let part = stream.push(token);
+                assert!(!part.contains('\u{fffd}'), "{part:?}");
+                shown += &part;
+            }
+            assert_eq!(shown, text);
+            assert_eq!(stream.finish(), "");
+        }
+    }
+
+    #[test]
+    fn the_stream_shows_invalid_bytes_once_they_are_hopeless() {
+        let mut stream = StreamDecoder::new(Tokenizer::Byte);
+        assert_eq!(stream.push(0xe6), "");
+        assert_eq!(stream.push(0x41), "\u{fffd}A");
+        assert_eq!(stream.push(0xff), "\u{fffd}");
+        assert_eq!(stream.push(0xf0), "");
+        assert_eq!(stream.finish(), "\u{fffd}");
+    }
+
+    #[test]
+    fn the_tokenizers_are_pinned() {
+        assert_eq!(hex::encode(gpt2().sha256()), "a6481a7a20ef272dce463a95c1b8d2fe317c29a8d928dfb42c256e6c8c88e8f3");
+        assert_eq!(hex::encode(Tokenizer::Byte.sha256()), "cdb83a1e046bf23c52ddfb6e389460ac628c85804065ff98d3d8672d511f3e26");
+    }
+
+    proptest! {
+        #[test]
+        fn text_survives(text: String) {
+            for tokenizer in [gpt2(), Tokenizer::Byte] {
+                prop_assert_eq!(tokenizer.decode(&tokenizer.encode(&text)), text.clone());
+            }
+        }
+
+        #[test]
+        fn cutting_at_runs_of_white_space_changes_no_token(text in "[ab'1.é \n\t\u{a0}\u{3000}]{0,60}") {
+            let Tokenizer::Gpt2(bpe) = gpt2() else { unreachable!() };
+            let whole: Vec<u16> = bpe.encode_ordinary(&text).into_iter().map(|rank| rank as u16).collect();
+            prop_assert_eq!(encode_in_runs(bpe, &text, 1), whole);
+        }
+    }
+}

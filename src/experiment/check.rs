@@ -1,0 +1,270 @@
+//! One value against its row of the table: type, range, spelling.
+//!
+//! The result is a figment value of exactly the type that the resolved experiment wants, so that the
+//! final extraction has nothing left to refuse. Knows nothing of layers, and of no other key.
+
+use std::path::{Component, Path, PathBuf};
+
+use figment::value::Value;
+use toml::de::DeValue;
+
+use super::diagnostics::nearest;
+use super::schema::{Key, Kind, Open};
+
+/// Why a value is refused: a sentence, what stands beside the caret, and perhaps a hint.
+#[derive(Debug, PartialEq)]
+pub(super) struct Refusal {
+    pub message: String,
+    pub label: String,
+    pub hint: Option<String>,
+}
+
+/// Checks `raw` for `key`. `folder` is what relative paths start from.
+pub(super) fn value(key: &Key, raw: &DeValue<'_>, folder: &Path) -> Result<Value, Refusal> {
+    match key.kind {
+        Kind::Integer { min, max } => integer(key, raw, min, max).map(Value::from),
+        Kind::Number { .. } => number(key, raw).map(Value::from),
+        Kind::Boolean => raw.as_bool().map(Value::from).ok_or_else(|| wrong_type(key, raw, "`true` or `false`")),
+        Kind::Text => text(key, raw).map(Value::from),
+        Kind::Name => name(key, raw).map(Value::from),
+        Kind::Choice(values) => choice(key, raw, values).map(Value::from),
+        Kind::File => {
+            let path = text(key, raw)?;
+            if path.is_empty() {
+                return Err(refusal(key, "must not be empty", "expected a path"));
+            }
+            Ok(Value::from(join(folder, path, false)))
+        }
+        Kind::Patterns => patterns(key, raw, folder).map(Value::from),
+    }
+}
+
+fn refusal(key: &Key, what: &str, label: impl Into<String>) -> Refusal {
+    Refusal { message: format!("`{}` {what}", key.name), label: label.into(), hint: None }
+}
+
+fn wrong_type(key: &Key, raw: &DeValue<'_>, expected: &str) -> Refusal {
+    refusal(key, &format!("must be {expected}, not {}", describe(raw)), format!("expected {expected}"))
+}
+
+/// A value as a message names it: the string "abc", the integer 3.
+fn describe(raw: &DeValue<'_>) -> String {
+    match raw {
+        DeValue::String(s) if s.chars().count() <= 40 => format!("the string {s:?}"),
+        DeValue::String(_) => "a string".into(),
+        DeValue::Integer(i) => format!("the integer {}", shortened(&i.to_string())),
+        DeValue::Float(f) => format!("the number {}", shortened(f.as_str())),
+        DeValue::Boolean(b) => format!("`{b}`"),
+        DeValue::Datetime(_) => "a date".into(),
+        DeValue::Array(_) => "a list".into(),
+        DeValue::Table(_) => "a table".into(),
+    }
+}
+
+fn shortened(digits: &str) -> String {
+    if digits.len() <= 40 { digits.to_string() } else { "with too many digits".to_string() }
+}
+
+fn integer(key: &Key, raw: &DeValue<'_>, min: u64, max: u64) -> Result<u64, Refusal> {
+    let range = if max >= 1 << 31 { format!("an integer, at least {min}") } else { format!("an integer from {min} to {max}") };
+    if let DeValue::Float(float) = raw
+        && let Ok(x) = float.as_str().parse::<f64>()
+        && x.fract() == 0.0
+        && (0.0..9e15).contains(&x)
+    {
+        return Err(Refusal { hint: Some(format!("write `{}`", x as u64)), ..wrong_type(key, raw, &range) });
+    }
+    let DeValue::Integer(digits) = raw else { return Err(wrong_type(key, raw, &range)) };
+    match i128::from_str_radix(digits.as_str(), digits.radix()) {
+        Ok(n) if n >= i128::from(min) && n <= i128::from(max) => Ok(n as u64),
+        Ok(n) if n > i128::from(max) => {
+            Err(refusal(key, &format!("is {n}, but at most {max} is allowed"), format!("expected {range}")))
+        }
+        Ok(n) => Err(refusal(key, &format!("is {n}, but at least {min} is needed"), format!("expected {range}"))),
+        Err(_) => Err(refusal(key, "is far out of range", format!("expected {range}"))),
+    }
+}
+
+fn number(key: &Key, raw: &DeValue<'_>) -> Result<f64, Refusal> {
+    let Kind::Number { min, max, open } = key.kind else { return Err(wrong_type(key, raw, "a number")) };
+    let digits = match raw {
+        DeValue::Float(float) => float.as_str().to_string(),
+        DeValue::Integer(integer) if integer.radix() == 10 => integer.as_str().to_string(),
+        _ => return Err(wrong_type(key, raw, "a number")),
+    };
+    let range = match (max < f64::MAX, open) {
+        (false, Open::Below) => format!("a number above {min}"),
+        (false, _) => format!("a number, at least {min}"),
+        (true, Open::Neither) => format!("a number from {min} to {max}"),
+        (true, Open::Below) => format!("a number above {min}, at most {max}"),
+        (true, Open::Above) => format!("a number from {min} to below {max}"),
+    };
+    let x: f64 = digits.parse().map_err(|_| wrong_type(key, raw, &range))?;
+    let inside = x >= min && x <= max && !(open == Open::Below && x == min) && !(open == Open::Above && x == max);
+    // Minus zero equals zero but prints otherwise; the resolved file must not depend on it.
+    if inside {
+        Ok(x + 0.0)
+    } else {
+        Err(refusal(key, &format!("is {}, which is out of range", shortened(&digits)), format!("expected {range}")))
+    }
+}
+
+fn text<'a>(key: &Key, raw: &'a DeValue<'_>) -> Result<&'a str, Refusal> {
+    raw.as_str().ok_or_else(|| wrong_type(key, raw, "a string"))
+}
+
+fn name<'a>(key: &Key, raw: &'a DeValue<'_>) -> Result<&'a str, Refusal> {
+    let name = text(key, raw)?;
+    if let Some(problem) = name_problem(name) {
+        return Err(Refusal {
+            hint: Some("it names the run's folder: use letters, digits, `-`, `_` and `.`".into()),
+            ..refusal(key, problem, "expected a name for a folder")
+        });
+    }
+    Ok(name)
+}
+
+/// What keeps a text from naming a run folder on every file system.
+pub(super) fn name_problem(name: &str) -> Option<&'static str> {
+    if name.is_empty() {
+        Some("must not be empty")
+    } else if name.len() > 100 {
+        Some("is longer than 100 characters")
+    } else if !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
+        Some("has a character that a run folder's name may not have")
+    } else if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        Some("must begin with a letter or a digit")
+    } else {
+        None
+    }
+}
+
+fn choice<'a>(key: &Key, raw: &'a DeValue<'_>, values: &[&str]) -> Result<&'a str, Refusal> {
+    let expected = one_of(values);
+    let Some(word) = raw.as_str() else { return Err(wrong_type(key, raw, &expected)) };
+    if values.contains(&word) {
+        return Ok(word);
+    }
+    let hint = nearest(&word.to_lowercase(), values.iter().copied()).map(|near| format!("did you mean \"{near}\"?"));
+    Err(Refusal { hint, ..refusal(key, &format!("knows no {word:?}"), format!("expected {expected}")) })
+}
+
+/// `"a"`, `"a" or "b"`, `"a", "b" or "c"`.
+fn one_of(values: &[&str]) -> String {
+    let quoted: Vec<String> = values.iter().map(|value| format!("{value:?}")).collect();
+    match quoted.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => quoted.concat(),
+    }
+}
+
+fn patterns(key: &Key, raw: &DeValue<'_>, folder: &Path) -> Result<Vec<String>, Refusal> {
+    let expected = "a glob pattern or a list of them";
+    let written: Vec<&str> = match raw {
+        DeValue::String(one) => vec![one],
+        DeValue::Array(many) => {
+            let items = many.iter().map(|item| item.get_ref().as_str().ok_or_else(|| wrong_type(key, item.get_ref(), expected)));
+            items.collect::<Result<_, _>>()?
+        }
+        _ => return Err(wrong_type(key, raw, expected)),
+    };
+    for pattern in &written {
+        if pattern.is_empty() {
+            return Err(refusal(key, "must not hold an empty pattern", format!("expected {expected}")));
+        }
+        if let Err(error) = glob::Pattern::new(pattern) {
+            return Err(refusal(
+                key,
+                &format!("holds {pattern:?}, which is no glob pattern"),
+                format!("{} at character {}", error.msg, error.pos + 1),
+            ));
+        }
+    }
+    Ok(written.into_iter().map(|pattern| join(folder, pattern, true)).collect())
+}
+
+/// `path` seen from `folder`, without `.` and leading `..` steps. As a pattern, what is special in the
+/// folder's own name is escaped. An absolute path is left as it is.
+fn join(folder: &Path, path: &str, as_pattern: bool) -> String {
+    if Path::new(path).is_absolute() {
+        return path.to_string();
+    }
+    let mut base = folder.to_path_buf();
+    let mut rest = PathBuf::new();
+    for part in Path::new(path).components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir if rest.as_os_str().is_empty() => {
+                base.pop();
+            }
+            other => rest.push(other),
+        }
+    }
+    let base = base.to_string_lossy();
+    let base = if as_pattern { glob::Pattern::escape(&base) } else { base.into_owned() };
+    if rest.as_os_str().is_empty() { base } else { Path::new(&base).join(rest).to_string_lossy().into_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::schema;
+    use super::*;
+
+    fn check(key: &str, toml: &str) -> Result<Value, Refusal> {
+        value(schema::key(key).unwrap(), DeValue::parse(toml).unwrap().get_ref(), Path::new("/work/[a]/experiments"))
+    }
+
+    fn message(key: &str, toml: &str) -> String {
+        check(key, toml).unwrap_err().message
+    }
+
+    #[test]
+    fn integers_are_checked_for_type_and_range() {
+        assert_eq!(check("schedule.steps", "18_865").unwrap().to_u128(), Some(18_865));
+        assert_eq!(check("batch.micro", "0x10").unwrap().to_u128(), Some(16));
+        assert_eq!(message("memory.recompute", "3"), "`memory.recompute` is 3, but at most 2 is allowed");
+        assert_eq!(message("schedule.steps", "-1"), "`schedule.steps` is -1, but at least 1 is needed");
+        assert_eq!(check("schedule.steps", "1e5").unwrap_err().hint.as_deref(), Some("write `100000`"));
+        assert!(message("schedule.steps", &"9".repeat(60)).contains("far out of range"));
+        assert!(message("schedule.steps", "\"a\"").contains("must be an integer, at least 1, not the string \"a\""));
+    }
+
+    #[test]
+    fn numbers_are_finite_and_inside_their_range() {
+        assert_eq!(check("optimizer.grad_clip", "1").unwrap().to_f64(), Some(1.0));
+        assert_eq!(check("schedule.learning_rate", "6e-4").unwrap().to_f64(), Some(6e-4));
+        for bad in ["nan", "inf", "-inf", "1e999", "-1.0"] {
+            assert!(check("optimizer.grad_clip", bad).is_err(), "{bad}");
+        }
+        assert!(check("optimizer.beta1", "1.0").is_err());
+        assert!(check("optimizer.beta1", "0").is_ok());
+        assert!(check("optimizer.epsilon", "0.0").is_err());
+        assert_eq!(check("guards.loss_z", "-0.0").unwrap().to_f64().unwrap().to_bits(), 0);
+    }
+
+    #[test]
+    fn a_choice_hints_at_the_nearest_word() {
+        let refused = check("schedule.kind", "\"cosin\"").unwrap_err();
+        assert_eq!(refused.hint.as_deref(), Some("did you mean \"cosine\"?"));
+        assert_eq!(refused.label, "expected \"cosine\", \"linear\", \"constant\" or \"wsd\"");
+    }
+
+    #[test]
+    fn names_cannot_leave_their_folder() {
+        for bad in ["\"\"", "\"..\"", "\"a/b\"", "\"a b\"", "\".hidden\"", "\"é\""] {
+            assert!(check("name", bad).is_err(), "{bad}");
+        }
+        assert!(check("name", "\"gpt2_33b.v1-a\"").is_ok());
+    }
+
+    #[test]
+    fn paths_start_from_the_files_folder() {
+        let shards = |toml: &str| check("data.train", toml).unwrap().into_array().unwrap()[0].as_str().unwrap().to_string();
+        assert_eq!(shards("\"../data/x_*.bin\""), "/work/[[]a[]]/data/x_*.bin");
+        assert_eq!(shards("[\"./x.bin\", \"y.bin\"]"), "/work/[[]a[]]/experiments/x.bin");
+        assert_eq!(shards("\"/data/*.bin\""), "/data/*.bin");
+        assert_eq!(check("eval.hellaswag", "\"../h.jsonl\"").unwrap().as_str(), Some("/work/[a]/h.jsonl"));
+        assert!(check("data.train", "[\"a\", 1]").is_err());
+        assert!(check("data.train", "\"a[\"").is_err());
+    }
+}

@@ -1,0 +1,464 @@
+//! The layers an experiment is made of, each as figment wants it, each knowing where its values stand.
+//!
+//! Weakest first: the defaults, the files from the base of the `extends` chain to the one named on the
+//! command line, `RUNNER_…` variables, `--set`. Every layer is a figment [`Provider`], figment merges
+//! them, and its metadata say which layer a merged value came from. Files are parsed here, with
+//! `toml`'s spans, and not by figment's own provider, which keeps no positions and takes a missing
+//! file for an empty one. Values are checked as they are read, also those that a stronger layer
+//! replaces: a fault in a file is a fault.
+//!
+//! This module reads files, and nothing else of the machine: the environment is handed in.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read as _;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use figment::value::{Dict, Map, Value};
+use figment::{Metadata, Profile, Provider};
+use toml::de::{DeTable, DeValue};
+
+use super::check::{self, Refusal};
+use super::diagnostics::{Fault, Snippet, SourceFile, nearest};
+use super::schema::{self, KEYS, Key};
+
+/// What variables begin with that set keys.
+const PREFIX: &str = "RUNNER_";
+/// No experiment is as large; a model file given by mistake is.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Where a layer came from.
+#[derive(Clone, Debug)]
+pub(super) enum Source {
+    Defaults,
+    /// Follows from other keys.
+    Derived,
+    File(Rc<SourceFile>),
+    Variable {
+        name: String,
+        text: String,
+    },
+    Set {
+        argument: String,
+    },
+}
+
+/// A checked value and where it stands in its layer's text.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub value: Value,
+    /// Bytes of the key and of the value.
+    pub key_span: Range<usize>,
+    pub span: Range<usize>,
+    /// For defaults and derived values: a word on the reason.
+    pub why: String,
+}
+
+/// One layer: some checked values from one source.
+#[derive(Clone, Debug)]
+pub(super) struct Layer {
+    pub source: Source,
+    /// Precedence. All variables share one rank, and so do all `--set`: neither outranks its own kind.
+    pub rank: usize,
+    /// Where its faults stand in the report.
+    pub order: usize,
+    pub entries: BTreeMap<&'static str, Entry>,
+}
+
+impl Layer {
+    pub fn new(source: Source, rank: usize, order: usize) -> Layer {
+        Layer { source, rank, order, entries: BTreeMap::new() }
+    }
+
+    /// Adds a value that stands in no text.
+    pub fn put(&mut self, key: &'static str, value: impl Into<Value>, why: impl Into<String>) {
+        self.entries.insert(key, Entry { value: value.into(), key_span: 0..0, span: 0..0, why: why.into() });
+    }
+
+    /// The place of a span of this layer's text, and where a fault there stands in the report.
+    pub fn place(&self, span: Range<usize>) -> (Option<Snippet>, (usize, usize)) {
+        let order = (self.order, span.start);
+        let snippet = match &self.source {
+            Source::Defaults | Source::Derived => None,
+            Source::File(file) => Some(file.snippet(span)),
+            Source::Variable { name, text } => Some(quoted("environment", text, name, &span)),
+            Source::Set { argument } => Some(quoted("--set", argument, "", &span)),
+        };
+        (snippet, order)
+    }
+}
+
+/// A one-line source; for a variable its name is put before its text.
+fn quoted(source: &str, text: &str, name: &str, span: &Range<usize>) -> Snippet {
+    let lead = if name.is_empty() { String::new() } else { format!("{name}=") };
+    let chars = |bytes: usize| String::from_utf8_lossy(&text.as_bytes()[..bytes.min(text.len())]).chars().count();
+    let at = lead.chars().count();
+    // A span that cannot lie in the text stands for the name: see `read_environment`.
+    let mark = if *span == NAME_SPAN {
+        0..at.saturating_sub(1).max(1)
+    } else {
+        at + chars(span.start)..(at + chars(span.end)).max(at + chars(span.start) + 1)
+    };
+    Snippet { source: source.to_string(), position: None, text: format!("{lead}{text}"), mark }
+}
+
+/// Stands for the name of a variable, which is no part of its text.
+const NAME_SPAN: Range<usize> = usize::MAX..usize::MAX;
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        match &self.source {
+            Source::Defaults => Metadata::named("default"),
+            Source::Derived => Metadata::named("derived"),
+            Source::File(file) => Metadata::from("file", Path::new(&file.shown)),
+            Source::Variable { name, .. } => Metadata::from("environment", name.as_str()),
+            Source::Set { argument } => Metadata::from("--set", argument.as_str()),
+        }
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let mut root = Dict::new();
+        for (key, entry) in &self.entries {
+            match key.split_once('.') {
+                None => {
+                    root.insert((*key).to_string(), entry.value.clone());
+                }
+                Some((section, leaf)) => {
+                    let table = root.entry(section.to_string()).or_insert_with(|| Value::from(Dict::new()));
+                    if let Value::Dict(_, table) = table {
+                        table.insert(leaf.to_string(), entry.value.clone());
+                    }
+                }
+            }
+        }
+        Ok(Profile::Default.collect(root))
+    }
+}
+
+/// All layers as read, weakest first, and what is wrong with them.
+#[derive(Debug, Default)]
+pub(super) struct Layers {
+    pub list: Vec<Layer>,
+    pub faults: Vec<Fault>,
+    /// Keys with a refused value somewhere: rules that need them would only add noise.
+    pub faulty: BTreeSet<&'static str>,
+    /// Sections with an unknown key: a key missed there is probably that one.
+    pub misspelt: BTreeSet<String>,
+    /// A file could not be parsed, so what it sets is not known.
+    pub unreadable: bool,
+}
+
+/// The experiment's own text.
+pub(super) enum Input<'a> {
+    /// A file, read here.
+    Path(&'a Path),
+    /// Bytes with a name for messages; relative paths in them start from the working directory.
+    Text { name: &'a str, bytes: &'a [u8] },
+}
+
+/// Reads every layer. Never fails: what is wrong is in `faults`.
+pub(super) fn read(input: &Input<'_>, variables: &[(OsString, OsString)], sets: &[String]) -> Layers {
+    let mut layers = Layers::default();
+    let mut files = Vec::new();
+    match input {
+        Input::Path(path) => match read_file(path) {
+            Ok(bytes) => layers.read_chain(path.display().to_string(), bytes, folder_of(path), vec![identity(path)], &mut files),
+            Err(error) => {
+                layers.unreadable = true;
+                layers.faults.push(Fault::new(format!("cannot read `{}`: {error}", path.display())));
+            }
+        },
+        Input::Text { name, bytes } => {
+            layers.read_chain((*name).to_string(), bytes.to_vec(), folder_of(Path::new("x")), Vec::new(), &mut files)
+        }
+    }
+    let count = files.len();
+    files.reverse();
+    for (depth, layer) in files.iter_mut().enumerate() {
+        layer.rank = depth + 1;
+    }
+    layers.list.push(defaults());
+    layers.list.extend(files);
+    layers.read_environment(variables, count + 1);
+    layers.read_sets(sets, count + 2);
+    layers
+}
+
+fn defaults() -> Layer {
+    let mut layer = Layer::new(Source::Defaults, 0, usize::MAX);
+    for key in KEYS {
+        match key.default {
+            schema::Default::Integer(n) => layer.put(key.name, n, ""),
+            schema::Default::Number(x) => layer.put(key.name, x, ""),
+            schema::Default::Boolean(b) => layer.put(key.name, b, ""),
+            schema::Default::Text(text) => layer.put(key.name, text, ""),
+            schema::Default::Absent | schema::Default::Ruled => {}
+        }
+    }
+    layer
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > MAX_FILE_BYTES { Err("it is over 1 MiB, so it is no experiment".into()) } else { Ok(bytes) }
+}
+
+/// The folder that relative paths in a file start from: absolute, links resolved where it exists.
+fn folder_of(path: &Path) -> PathBuf {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    parent.canonicalize().or_else(|_| std::path::absolute(parent)).unwrap_or_else(|_| parent.to_path_buf())
+}
+
+/// What makes two paths the same file.
+fn identity(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
+}
+
+impl Layers {
+    /// Reads one file and then the one it extends, into `files`, strongest first.
+    fn read_chain(&mut self, shown: String, bytes: Vec<u8>, folder: PathBuf, seen: Vec<PathBuf>, files: &mut Vec<Layer>) {
+        let order = files.len();
+        let (text, broken_at) = match String::from_utf8(bytes) {
+            Ok(text) => (text, None),
+            Err(error) => (String::from_utf8_lossy(error.as_bytes()).into_owned(), Some(error.utf8_error().valid_up_to())),
+        };
+        let file = Rc::new(SourceFile { shown: shown.clone(), text });
+        let mut layer = Layer::new(Source::File(file.clone()), 0, order);
+        if let Some(at) = broken_at {
+            self.unreadable = true;
+            self.faults.push(Fault::new("the file is not UTF-8 text").at(layer.place(at..at)).label("first byte that is not"));
+            return;
+        }
+        let (table, errors) = DeTable::parse_recoverable(&file.text);
+        if !errors.is_empty() {
+            self.unreadable = true;
+            for error in errors {
+                let span = error.span().unwrap_or(0..0);
+                self.faults.push(Fault::new(format!("not TOML: {}", error.message())).at(layer.place(span)));
+            }
+            return;
+        }
+        let base = self.read_table(table.get_ref(), "", &folder, &mut layer);
+        files.push(layer);
+        let Some((base, span)) = base else { return };
+        let place = files[order].place(span);
+        let path = folder.join(&base);
+        let path_shown = Path::new(&shown).parent().unwrap_or(Path::new("")).join(&base);
+        let id = identity(&path);
+        if seen.contains(&id) {
+            self.unreadable = true;
+            let chain: Vec<String> = files
+                .iter()
+                .filter_map(|layer| if let Source::File(f) = &layer.source { Some(f.shown.clone()) } else { None })
+                .collect();
+            self.faults.push(
+                Fault::new("files extend one another in a circle").at(place).label("back to a file already read").note(format!(
+                    "{} → {}",
+                    chain.join(" → "),
+                    path_shown.display()
+                )),
+            );
+            return;
+        }
+        match read_file(&path) {
+            Ok(bytes) => {
+                let seen = seen.into_iter().chain([id]).collect();
+                self.read_chain(path_shown.display().to_string(), bytes, folder_of(&path), seen, files);
+            }
+            Err(error) => {
+                self.unreadable = true;
+                self.faults.push(
+                    Fault::new(format!("cannot read `{}`: {error}", path_shown.display()))
+                        .at(place)
+                        .hint("the path starts from the folder of the file that extends it".to_string()),
+                );
+            }
+        }
+    }
+
+    /// Reads one table of a file into `layer`; returns the value of `extends`, which only the top has.
+    fn read_table(
+        &mut self,
+        table: &DeTable<'_>,
+        section: &str,
+        folder: &Path,
+        layer: &mut Layer,
+    ) -> Option<(String, Range<usize>)> {
+        let mut extends = None;
+        for (key, value) in table {
+            let (word, key_span) = (key.get_ref().as_ref(), key.span());
+            let dotted = if section.is_empty() { word.to_string() } else { format!("{section}.{word}") };
+            // A quoted key may hold dots of its own; it is then no key of ours.
+            let known = if word.contains('.') { None } else { schema::key(&dotted) };
+            if let Some(key) = known {
+                self.read_value(key, value.get_ref(), folder, key_span, value.span(), layer);
+            } else if section.is_empty() && word == "extends" {
+                match value.get_ref().as_str() {
+                    Some(base) if !base.is_empty() => extends = Some((base.to_string(), value.span())),
+                    _ => self.faults.push(Fault::new("`extends` must be the path of a file").at(layer.place(value.span()))),
+                }
+            } else if section.is_empty() && schema::is_section(word) {
+                match value.get_ref() {
+                    DeValue::Table(inner) => {
+                        self.read_table(inner, word, folder, layer);
+                    }
+                    other => {
+                        self.misspelt.insert(word.to_string());
+                        self.faults.push(
+                            Fault::new(format!("`{word}` is a section, not {}", other.type_str()))
+                                .at(layer.place(value.span()))
+                                .label(format!("expected keys under `[{word}]`")),
+                        );
+                    }
+                }
+            } else {
+                self.unknown(&dotted, section, layer.place(key_span), |key| key.to_string());
+            }
+        }
+        extends
+    }
+
+    fn read_value(
+        &mut self,
+        key: &'static Key,
+        raw: &DeValue<'_>,
+        folder: &Path,
+        key_span: Range<usize>,
+        span: Range<usize>,
+        layer: &mut Layer,
+    ) {
+        match check::value(key, raw, folder) {
+            Ok(value) => {
+                layer.entries.insert(key.name, Entry { value, key_span, span, why: String::new() });
+            }
+            Err(Refusal { message, label, hint }) => {
+                self.faulty.insert(key.name);
+                self.faults.push(Fault::new(message).at(layer.place(span)).label(label).hint(hint));
+            }
+        }
+    }
+
+    /// Reports an unknown key; `spelt` writes a known one the way this source writes keys.
+    fn unknown(&mut self, dotted: &str, section: &str, place: (Option<Snippet>, (usize, usize)), spelt: impl Fn(&str) -> String) {
+        self.misspelt.insert(section.to_string());
+        let known = schema::is_section(section);
+        let leaf = dotted.rsplit('.').next().unwrap_or(dotted);
+        // Most slips are within the section; then comes the right key in the wrong section.
+        let siblings = KEYS.iter().filter(|key| key.section() == section);
+        let near = nearest(leaf, siblings.clone().map(Key::leaf))
+            .map(|leaf| if section.is_empty() { leaf.to_string() } else { format!("{section}.{leaf}") })
+            .or_else(|| KEYS.iter().find(|key| key.leaf() == leaf).map(|key| key.name.to_string()))
+            .or_else(|| nearest(dotted, KEYS.iter().map(|key| key.name)).map(str::to_string));
+        let near_section = nearest(dotted, schema::sections()).filter(|_| section.is_empty());
+        let hint = match (near_section, near) {
+            (Some(near), _) => Some(format!("did you mean the section `{}`?", spelt(near))),
+            (None, Some(near)) => Some(format!("did you mean `{}`?", spelt(&near))),
+            (None, None) => None,
+        };
+        let label = if known {
+            let names: Vec<&str> = siblings.map(Key::leaf).collect();
+            format!("`{section}` has {}", names.join(", "))
+        } else {
+            String::new()
+        };
+        let mut fault = Fault::new(format!("unknown key `{dotted}`")).at(place).hint(hint);
+        if label.chars().count() <= 60 {
+            fault = fault.label(label);
+        } else {
+            fault = fault.label("not a key").note(label);
+        }
+        self.faults.push(fault);
+    }
+
+    /// `RUNNER_SCHEDULE__STEPS=100`: two underscores go one level down.
+    ///
+    /// Only names with two underscores, and `RUNNER_SEED`, set keys. CI services use the same prefix
+    /// for variables of their own (`RUNNER_NAME`, `RUNNER_OS`, `RUNNER_TEMP`), which must not name a run.
+    /// `RUNNER_SCHEDULE_STEPS`, which can only be a slip, is refused.
+    fn read_environment(&mut self, variables: &[(OsString, OsString)], order: usize) {
+        let mut ours: Vec<(String, String)> = Vec::new();
+        for (name, text) in variables {
+            let name = name.to_string_lossy();
+            if name.starts_with(PREFIX) {
+                ours.push((name.into_owned(), text.to_string_lossy().into_owned()));
+            }
+        }
+        ours.sort();
+        for (name, text) in ours {
+            let word = name[PREFIX.len()..].to_ascii_lowercase();
+            let dotted = word.replace("__", ".");
+            let mut layer = Layer::new(Source::Variable { name: name.clone(), text: text.clone() }, usize::MAX - 2, order);
+            let as_variable = |key: &str| format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase());
+            if dotted.contains('.') || dotted == "seed" {
+                let section = dotted.rsplit_once('.').map_or("", |(section, _)| section).to_string();
+                match schema::key(&dotted) {
+                    Some(key) => self.read_bare(key, &text, 0, NAME_SPAN, &mut layer),
+                    None => self.unknown(&dotted, &section, layer.place(NAME_SPAN), as_variable),
+                }
+            } else if let Some(key) = KEYS.iter().find(|key| key.name.contains('.') && key.name.replace('.', "_") == word) {
+                self.faults.push(
+                    Fault::new(format!("`{name}` sets nothing"))
+                        .at(layer.place(NAME_SPAN))
+                        .label("one underscore is part of a name")
+                        .hint(format!("did you mean `{}`?", as_variable(key.name))),
+                );
+            }
+            self.list.push(layer);
+        }
+    }
+
+    /// `--set schedule.steps=100`.
+    fn read_sets(&mut self, sets: &[String], order: usize) {
+        for (at, argument) in sets.iter().enumerate() {
+            let mut layer = Layer::new(Source::Set { argument: argument.clone() }, usize::MAX - 1, order + at);
+            let Some((written, text)) = argument.split_once('=') else {
+                self.faults.push(Fault::new("`--set` takes `key=value`").at(layer.place(0..argument.len())).label("no `=` here"));
+                continue;
+            };
+            let dotted = written.trim();
+            let lead = written.len() - written.trim_start().len();
+            let key_span = lead..lead + dotted.len();
+            if dotted == "extends" {
+                self.faults.push(Fault::new("`extends` belongs in a file").at(layer.place(key_span)));
+                continue;
+            }
+            match schema::key(dotted) {
+                Some(key) => self.read_bare(key, text, written.len() + 1, key_span, &mut layer),
+                None => {
+                    let section = dotted.rsplit_once('.').map_or("", |(section, _)| section).to_string();
+                    self.unknown(dotted, &section, layer.place(key_span), |key| key.to_string());
+                }
+            }
+            self.list.push(layer);
+        }
+    }
+
+    /// A value outside a file: TOML where it parses, else the bare text as a string. Keys that take
+    /// text get the bare text also when it looks like a number. `at` is the text's place in its source.
+    fn read_bare(&mut self, key: &'static Key, text: &str, at: usize, key_span: Range<usize>, layer: &mut Layer) {
+        let folder = folder_of(Path::new("x"));
+        let trimmed = text.trim();
+        let start = at + (text.len() - text.trim_start().len());
+        let span = start..start + trimmed.len();
+        let bare = DeValue::String(trimmed.into());
+        let parsed = DeValue::parse(trimmed).ok().map(toml::Spanned::into_inner);
+        let raw = match (key.kind, parsed) {
+            (_, Some(value @ (DeValue::String(_) | DeValue::Array(_)))) => value,
+            (
+                schema::Kind::Text | schema::Kind::Name | schema::Kind::Choice(_) | schema::Kind::File | schema::Kind::Patterns,
+                _,
+            ) => bare,
+            (_, Some(value)) => value,
+            (_, None) => bare,
+        };
+        self.read_value(key, &raw, &folder, key_span, span, layer);
+    }
+}

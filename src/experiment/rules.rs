@@ -1,0 +1,472 @@
+//! From merged layers to the resolved experiment: what follows from what, and which keys go together.
+//!
+//! Each rule looks only at keys that every layer got right, so one slip is one fault. A rule that is
+//! broken points at the strongest layer involved (the `--set` that broke a sound file, not the file)
+//! and names the other keys with their values and origins. Nothing is allocated and no data is opened
+//! here; what only the data can tell (`schedule.epochs`) is settled later by
+//! [`super::Loaded::resolve_epochs`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use figment::value::Value;
+use figment::{Figment, Provider as _};
+
+use super::check;
+use super::descriptor;
+use super::diagnostics::Fault;
+use super::layers::{Entry, Layer, Layers, Source};
+use super::resolved::Experiment;
+use super::schema::{self, KEYS};
+use super::write;
+
+/// Head sizes that the CUDA attention kernels are built for.
+const CUDA_HEAD_SIZES: [u64; 4] = [64, 80, 96, 128];
+/// Rows of the token table in memory are a multiple of this.
+const VOCAB_ALIGN: u64 = 128;
+
+/// Pairs of ways to say one thing. Both in one layer is a fault; a stronger layer that says it one way
+/// takes back what a weaker one said the other way.
+const EXCLUSIVE: [(&[&str], &[&str]); 3] = [
+    (&["model.descriptor"], &["model.layers", "model.heads", "model.channels"]),
+    (&["data.corpus"], &["data.train", "data.val"]),
+    (&["schedule.steps"], &["schedule.epochs"]),
+];
+
+/// Where the value of a key came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// It follows from something else, named here.
+    Derived(String),
+    /// A line, from 1, of a file.
+    File { path: String, line: usize },
+    /// An environment variable of this name.
+    Environment(String),
+    /// The command line.
+    Set,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::Derived(from) => f.write_str(from),
+            Origin::File { path, line } => write!(f, "{path}:{line}"),
+            Origin::Environment(name) => f.write_str(name),
+            Origin::Set => f.write_str("--set"),
+        }
+    }
+}
+
+/// What resolving gives.
+pub(super) struct Resolved {
+    pub experiment: Experiment,
+    pub origins: BTreeMap<String, Origin>,
+    pub epochs: Option<u64>,
+}
+
+/// Merges the layers, applies every rule, and extracts the experiment. `stem` names the run when no
+/// layer does.
+pub(super) fn resolve(mut layers: Layers, stem: &str) -> Result<Resolved, Vec<Fault>> {
+    if layers.unreadable {
+        return Err(layers.faults);
+    }
+    choose_between_alternatives(&mut layers);
+    let figment = layers.list.iter().fold(Figment::new(), |figment, layer| figment.merge(layer));
+    let derived = Layer::new(Source::Derived, usize::MAX, usize::MAX);
+    let mut rules = Rules { layers, figment, derived };
+    rules.name(stem);
+    rules.model();
+    rules.batch();
+    rules.schedule();
+    rules.numerics();
+    rules.data();
+    rules.run();
+    rules.finish()
+}
+
+fn is_set(entry: &Entry) -> bool {
+    entry.value.as_array().is_none_or(|list| !list.is_empty())
+}
+
+fn choose_between_alternatives(layers: &mut Layers) {
+    for (one, other) in EXCLUSIVE {
+        let strongest = |keys: &[&str], layers: &Layers| {
+            let layers = layers.list.iter().filter(|layer| keys.iter().any(|key| layer.entries.get(key).is_some_and(is_set)));
+            layers.map(|layer| layer.rank).max()
+        };
+        let (Some(a), Some(b)) = (strongest(one, layers), strongest(other, layers)) else { continue };
+        if a == b {
+            let find = |keys: &[&str]| {
+                let layers = layers.list.iter().filter(|layer| layer.rank == a);
+                let mut found = layers.flat_map(|layer| {
+                    layer.entries.iter().filter(|(key, _)| keys.contains(key)).map(move |entry| (layer, entry))
+                });
+                found.next().map(|(layer, (key, entry))| (*key, layer, entry.clone()))
+            };
+            let (Some((key, layer, entry)), Some((rival, rival_layer, rival_entry))) = (find(other), find(one)) else { continue };
+            let fault = Fault::new(format!("`{key}` and `{rival}` exclude each other"))
+                .at(layer.place(entry.key_span.clone()))
+                .label(format!("`{rival}` is set too"))
+                .note(format!("`{rival}` is set at {}", origin_in(rival_layer, &rival_entry)))
+                .hint("keep one of the two".to_string());
+            layers.faults.push(fault);
+            layers.faulty.extend(KEYS.iter().map(|key| key.name).filter(|key| one.contains(key) || other.contains(key)));
+        } else {
+            let taken_back = if a < b { one } else { other };
+            for layer in &mut layers.list {
+                layer.entries.retain(|key, _| !taken_back.contains(key));
+            }
+        }
+    }
+}
+
+fn origin_in(layer: &Layer, entry: &Entry) -> Origin {
+    match &layer.source {
+        Source::Defaults => Origin::Default,
+        Source::Derived => Origin::Derived(entry.why.clone()),
+        Source::File(file) => Origin::File { path: file.shown.clone(), line: file.position(entry.key_span.start).0 },
+        Source::Variable { name, .. } => Origin::Environment(name.clone()),
+        Source::Set { .. } => Origin::Set,
+    }
+}
+
+struct Rules {
+    layers: Layers,
+    figment: Figment,
+    derived: Layer,
+}
+
+impl Rules {
+    // ---- looking ---------------------------------------------------------------------------
+
+    /// The value of a key; none when no layer sets it, or one of them got it wrong.
+    fn get(&self, key: &str) -> Option<Value> {
+        if self.layers.faulty.contains(key) {
+            return None;
+        }
+        self.derived.entries.get(key).map(|entry| entry.value.clone()).or_else(|| self.figment.find_value(key).ok())
+    }
+
+    fn int(&self, key: &str) -> Option<u64> {
+        self.get(key)?.to_u128().and_then(|n| u64::try_from(n).ok())
+    }
+
+    fn text(&self, key: &str) -> Option<String> {
+        self.get(key)?.into_string()
+    }
+
+    fn boolean(&self, key: &str) -> Option<bool> {
+        self.get(key)?.to_bool()
+    }
+
+    fn list_is_empty(&self, key: &str) -> bool {
+        self.get(key).is_none_or(|value| value.as_array().is_none_or(<[Value]>::is_empty))
+    }
+
+    /// The layer that a merged value came from, by figment's metadata, and its entry there.
+    fn entry(&self, key: &str) -> Option<(&Layer, &Entry)> {
+        if let Some(entry) = self.derived.entries.get(key) {
+            return Some((&self.derived, entry));
+        }
+        let metadata = self.figment.find_metadata(key)?;
+        let mut layers = self.layers.list.iter().rev().filter(|layer| layer.metadata() == *metadata);
+        layers.find_map(|layer| layer.entries.get(key).map(|entry| (layer, entry)))
+    }
+
+    fn origin(&self, key: &str) -> Option<Origin> {
+        self.entry(key).map(|(layer, entry)| origin_in(layer, entry))
+    }
+
+    /// Whether a missing key is missing indeed, and not hidden behind another fault.
+    fn truly_missing(&self, keys: &[&str]) -> bool {
+        keys.iter().all(|key| {
+            let section = key.split_once('.').map_or("", |(section, _)| section);
+            !self.layers.faulty.contains(key) && !self.layers.misspelt.contains(section)
+        })
+    }
+
+    // ---- saying ----------------------------------------------------------------------------
+
+    fn derive(&mut self, key: &'static str, value: impl Into<Value>, why: impl Into<String>) {
+        self.derived.put(key, value, why);
+    }
+
+    /// A fault between keys, at the strongest of them that stands in a text.
+    fn clash(&self, message: String, keys: &[&str]) -> Fault {
+        let mut strongest: Option<(&str, &Layer, &Entry)> = None;
+        for key in keys {
+            if let Some((layer, entry)) = self.entry(key)
+                && !matches!(layer.source, Source::Defaults | Source::Derived)
+                && strongest.is_none_or(|(_, best, _)| layer.rank > best.rank)
+            {
+                strongest = Some((key, layer, entry));
+            }
+        }
+        let mut fault = Fault::new(message);
+        if let Some((_, layer, entry)) = strongest {
+            fault = fault.at(layer.place(entry.span.clone()));
+        }
+        for key in keys.iter().filter(|key| strongest.is_none_or(|(at, ..)| at != **key)) {
+            if let (Some(value), Some(origin)) = (self.get(key), self.origin(key)) {
+                fault = fault.note(format!("`{key}` is {} ({origin})", write::figment_value(&value)));
+            }
+        }
+        fault
+    }
+
+    fn refuse(&mut self, fault: Fault) {
+        self.layers.faults.push(fault);
+    }
+
+    // ---- the rules -------------------------------------------------------------------------
+
+    fn name(&mut self, stem: &str) {
+        if self.get("name").is_some() || !self.truly_missing(&["name"]) {
+            return;
+        }
+        match check::name_problem(stem) {
+            None => self.derive("name", stem, "default: the file's name"),
+            Some(problem) => {
+                self.refuse(
+                    Fault::new(format!("the file's name cannot name the run: {stem:?} {problem}")).hint("set `name`".to_string()),
+                );
+            }
+        }
+    }
+
+    /// Sizes from the descriptor or one by one; context, vocabulary and heads.
+    fn model(&mut self) {
+        const SIZES: [&str; 3] = ["model.layers", "model.heads", "model.channels"];
+        if let Some(name) = self.text("model.descriptor") {
+            match descriptor::sizes(&name) {
+                Ok(sizes) => {
+                    let why = format!("from descriptor {name}");
+                    self.derive("model.layers", sizes.layers as u64, &*why);
+                    self.derive("model.heads", sizes.heads as u64, &*why);
+                    self.derive("model.channels", sizes.channels as u64, &*why);
+                    if self.get("model.context").is_none() && self.truly_missing(&["model.context"]) {
+                        self.derive("model.context", sizes.context as u64, why);
+                    }
+                }
+                Err(unknown) => {
+                    let fault = self.clash(unknown.message, &["model.descriptor"]).hint(unknown.hint);
+                    self.layers.faulty.extend(SIZES);
+                    self.layers.faulty.insert("model.context");
+                    self.refuse(fault);
+                }
+            }
+        } else if self.truly_missing(&["model.descriptor"]) && self.truly_missing(&SIZES) {
+            let missing: Vec<&str> = SIZES.into_iter().filter(|key| self.get(key).is_none()).collect();
+            if missing.len() == SIZES.len() {
+                let hint = "set `model.descriptor`, such as \"d12\", or `model.layers`, `model.heads` and `model.channels`";
+                self.refuse(Fault::new("the experiment has no model").hint(hint.to_string()));
+            } else if !missing.is_empty() {
+                let fault = self.clash(format!("`{}` must be given too", missing.join("` and `")), &SIZES);
+                self.refuse(fault.hint("a model without a descriptor needs `layers`, `heads` and `channels`".to_string()));
+            }
+        }
+
+        if let (Some(channels), Some(heads)) = (self.int("model.channels"), self.int("model.heads")) {
+            let size = channels / heads;
+            if channels % heads != 0 {
+                let message = format!("`model.channels` = {channels} is not a multiple of `model.heads` = {heads}");
+                let fault = self.clash(message, &["model.channels", "model.heads"]);
+                self.refuse(fault.hint(format!("the nearest multiples are {} and {}", size.max(1) * heads, (size + 1) * heads)));
+            } else if self.text("device.kind").as_deref() == Some("cuda") && !CUDA_HEAD_SIZES.contains(&size) {
+                let message = format!("a head of {size} channels cannot run on CUDA: its attention takes 64, 80, 96 or 128");
+                let fault = self.clash(message, &["model.heads", "model.channels", "device.kind"]);
+                self.refuse(fault);
+            }
+        }
+
+        // The context and the sequence length follow each other when one is left out.
+        let (context, seq_len) = (self.get("model.context"), self.get("batch.seq_len"));
+        let free = |key: &str| self.truly_missing(&[key]);
+        match (context, seq_len) {
+            (Some(context), None) if free("batch.seq_len") => self.derive("batch.seq_len", context, "from model.context"),
+            (None, Some(seq_len)) if free("model.context") => self.derive("model.context", seq_len, "from batch.seq_len"),
+            (None, None) if free("model.context") && free("batch.seq_len") => {
+                self.derive("batch.seq_len", 1024u64, "default");
+                self.derive("model.context", 1024u64, "from batch.seq_len");
+            }
+            _ => {}
+        }
+        if let (Some(seq_len), Some(context)) = (self.int("batch.seq_len"), self.int("model.context"))
+            && seq_len > context
+        {
+            let message = format!("sequences of {seq_len} tokens do not fit a model that reads {context}");
+            let fault = self.clash(message, &["batch.seq_len", "model.context", "model.descriptor"]);
+            self.refuse(fault.hint("lower `batch.seq_len` or raise `model.context`".to_string()));
+        }
+
+        let Some(tokenizer) = self.text("data.tokenizer") else { return };
+        let needed: u64 = if tokenizer == "byte" { 257 } else { 50257 };
+        if self.get("model.vocab").is_none() && self.truly_missing(&["model.vocab"]) {
+            self.derive("model.vocab", needed, "from data.tokenizer");
+        }
+        if let Some(vocab) = self.int("model.vocab")
+            && vocab < needed
+        {
+            let message =
+                format!("a vocabulary of {vocab} is too small for the tokenizer \"{tokenizer}\", which has {needed} tokens");
+            let fault = self.clash(message, &["model.vocab", "data.tokenizer"]);
+            self.refuse(fault.hint("leave `model.vocab` out: it follows the tokenizer".to_string()));
+        }
+    }
+
+    /// The step is a whole number of micro-batches for every worker.
+    fn batch(&mut self) {
+        let workers = self.int("parallel.workers");
+        if let Some(workers) = workers
+            && !workers.is_power_of_two()
+        {
+            let above = workers.next_power_of_two();
+            let message = format!("`parallel.workers` = {workers} is not a power of two");
+            let fault = self.clash(message, &["parallel.workers"]).label("gradients of workers are added in a balanced tree");
+            self.refuse(fault.hint(format!("the nearest are {} and {above}", above / 2)));
+            return;
+        }
+        let (Some(micro), Some(seq_len), Some(workers)) = (self.int("batch.micro"), self.int("batch.seq_len"), workers) else {
+            return;
+        };
+        // At most 2^20 · 2^20 · 2^16, so no overflow.
+        let unit = micro * seq_len * workers;
+        if self.get("batch.tokens").is_none() && self.truly_missing(&["batch.tokens"]) {
+            self.derive("batch.tokens", unit, "from micro · seq_len · workers");
+        }
+        let Some(tokens) = self.int("batch.tokens") else { return };
+        if tokens % unit != 0 {
+            let below = tokens / unit * unit;
+            let message = format!("`batch.tokens` = {tokens} is not a whole number of micro-batches");
+            let fault = self
+                .clash(message, &["batch.tokens", "batch.micro", "batch.seq_len", "parallel.workers"])
+                .label(format!("expected a multiple of micro × seq_len × workers = {unit}"));
+            let hint = if below == 0 {
+                format!("the nearest valid value is {unit}")
+            } else {
+                format!("the nearest valid values are {below} and {}", below + unit)
+            };
+            self.refuse(fault.hint(hint));
+        }
+    }
+
+    fn schedule(&mut self) {
+        let (steps, epochs) = (self.int("schedule.steps"), self.int("schedule.epochs"));
+        if steps.is_none() && epochs.is_none() && self.truly_missing(&["schedule.steps", "schedule.epochs"]) {
+            let hint = "set `schedule.steps`, or `schedule.epochs` to pass over the data that many times";
+            self.refuse(Fault::new("the experiment does not say how long to train").hint(hint.to_string()));
+        }
+        if let (Some(steps), Some(warmup)) = (steps, self.int("schedule.warmup_steps"))
+            && warmup > steps
+        {
+            let message = format!("the warm-up of {warmup} steps is longer than the run of {steps}");
+            let fault = self.clash(message, &["schedule.warmup_steps", "schedule.steps"]);
+            self.refuse(fault);
+        }
+        if steps.is_none() && epochs.is_some() {
+            self.derive("schedule.steps", 0u64, "from schedule.epochs");
+        }
+    }
+
+    /// Precision, device and fusion.
+    fn numerics(&mut self) {
+        let (Some(compute), Some(device)) = (self.text("precision.compute"), self.text("device.kind")) else { return };
+        if device == "cpu" && (compute == "bf16" || compute == "tf32") {
+            let message = format!("the CPU computes in fp32, not in {compute}");
+            let fault = self.clash(message, &["precision.compute", "device.kind"]);
+            self.refuse(fault.hint("set `precision.compute` to \"fp32\" or \"auto\"".to_string()));
+            return;
+        }
+        let may_be_bf16 = compute == "bf16" || (compute == "auto" && device != "cpu");
+        if self.boolean("precision.master_weights") == Some(false) && !may_be_bf16 {
+            let fault = self.clash(
+                "`precision.master_weights = false` needs bf16 weights: in fp32 there is nothing to round".to_string(),
+                &["precision.master_weights", "precision.compute", "device.kind"],
+            );
+            self.refuse(fault);
+        }
+        if let (Some(fusion @ 1..), Some(recompute @ 1..)) = (self.int("kernels.gelu_fusion"), self.int("memory.recompute"))
+            && may_be_bf16
+        {
+            let message =
+                format!("`kernels.gelu_fusion` = {fusion} and `memory.recompute` = {recompute} do not go together in bf16");
+            let fault = self
+                .clash(message, &["kernels.gelu_fusion", "memory.recompute", "precision.compute"])
+                .note("fused, GELU reads the fp32 sum of the matrix multiplication; computed again, it would read that sum rounded to bf16")
+                .note("`memory.recompute` promises to change no bit, and so could not keep its promise")
+                .hint("set one of the two to 0".to_string());
+            self.refuse(fault);
+        }
+    }
+
+    fn data(&mut self) {
+        let corpus = self.get("data.corpus");
+        let no_train = self.list_is_empty("data.train");
+        let no_val = self.list_is_empty("data.val");
+        if corpus.is_none() && no_train && self.truly_missing(&["data.corpus", "data.train"]) {
+            let hint = "set `data.train` to a pattern of token shards, or `data.corpus` to \"kjv\", the embedded text";
+            let fault = self.clash("the experiment has no data to train on".to_string(), &["data.train"]);
+            self.refuse(fault.hint(hint.to_string()));
+        }
+        for key in ["data.train", "data.val"] {
+            if self.get(key).is_none() && self.truly_missing(&[key]) {
+                let key = if key == "data.train" { "data.train" } else { "data.val" };
+                self.derive(key, Vec::<String>::new(), "default");
+            }
+        }
+        let Some(every @ 1..) = self.int("eval.every") else { return };
+        if corpus.is_none() && no_val && !no_train && self.truly_missing(&["data.val", "data.corpus"]) {
+            let message = format!("evaluation every {every} steps needs validation data");
+            let fault = self.clash(message, &["eval.every", "data.val"]);
+            self.refuse(fault.hint("set `data.val`, or `eval.every` to 0 for no evaluation".to_string()));
+        }
+        if let (Some(tokens), Some(seq_len)) = (self.int("eval.val_tokens"), self.int("batch.seq_len"))
+            && tokens < seq_len
+        {
+            let message = format!("`eval.val_tokens` = {tokens} is less than one sequence of {seq_len} tokens");
+            let fault = self.clash(message, &["eval.val_tokens", "batch.seq_len"]);
+            self.refuse(fault);
+        }
+    }
+
+    fn run(&mut self) {
+        if self.text("guards.on_diverge").as_deref() == Some("rewind") && self.int("checkpoint.every") == Some(0) {
+            let message = "`guards.on_diverge = \"rewind\"` needs checkpoints to go back to".to_string();
+            let fault = self.clash(message, &["guards.on_diverge", "checkpoint.every"]);
+            self.refuse(fault.hint("set `checkpoint.every` above 0".to_string()));
+        }
+    }
+
+    // ---- the end ---------------------------------------------------------------------------
+
+    fn finish(mut self) -> Result<Resolved, Vec<Fault>> {
+        if !self.layers.faults.is_empty() {
+            return Err(self.layers.faults);
+        }
+        let epochs = self.int("schedule.epochs");
+        let mut origins: BTreeMap<String, Origin> = BTreeMap::new();
+        for key in KEYS {
+            if let Some(origin) = self.origin(key.name) {
+                origins.insert(key.name.to_string(), origin);
+            } else if key.default == schema::Default::Absent {
+                origins.insert(key.name.to_string(), Origin::Default);
+            }
+        }
+        origins.insert("model.vocab_padded".to_string(), Origin::Derived("from model.vocab".to_string()));
+        let padded = self.int("model.vocab").unwrap_or(0).next_multiple_of(VOCAB_ALIGN);
+        self.derive("model.vocab_padded", padded, "from model.vocab");
+        match self.figment.merge(&self.derived).extract::<Experiment>() {
+            Ok(experiment) => Ok(Resolved { experiment, origins, epochs }),
+            // Every value was checked against the table, so this is a gap in the table.
+            Err(error) => Err(error.into_iter().map(|error| Fault::new(error.to_string())).collect()),
+        }
+    }
+}
+
+/// Keys that are a section's alternatives, for the resolved file: these are written as comments.
+pub(super) fn given_by_descriptor() -> BTreeSet<&'static str> {
+    EXCLUSIVE[0].1.iter().copied().collect()
+}

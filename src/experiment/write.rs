@@ -1,0 +1,139 @@
+//! The resolved experiment as text: the file in a run's folder, JSON, and the difference of two.
+//!
+//! The text is a function of the experiment and its origins alone, in the order of the table, so it
+//! can be compared byte for byte.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use figment::value::{Num, Value};
+use serde_json::Value as Json;
+
+use super::diagnostics::printable;
+use super::resolved::Experiment;
+use super::rules::{Origin, given_by_descriptor};
+use super::schema::{KEYS, Key};
+
+/// Comments start at this column at the furthest; longer lines push theirs out.
+const COMMENT_COLUMN: usize = 44;
+
+/// Every leaf of an experiment under its dotted key.
+pub fn flatten(experiment: &Experiment) -> BTreeMap<String, Json> {
+    let mut leaves = BTreeMap::new();
+    // Plain structs of numbers, text and lists always serialise.
+    if let Ok(Json::Object(top)) = serde_json::to_value(experiment) {
+        for (key, value) in top {
+            match value {
+                Json::Object(section) => leaves.extend(section.into_iter().map(|(leaf, value)| (format!("{key}.{leaf}"), value))),
+                value => {
+                    leaves.insert(key, value);
+                }
+            }
+        }
+    }
+    leaves
+}
+
+/// A value as TOML; none for a key that is not set.
+fn toml_value(value: &Json) -> Option<String> {
+    match value {
+        Json::Null => None,
+        Json::String(text) => Some(quoted(text)),
+        Json::Number(number) => Some(match number.as_f64() {
+            Some(x) if number.is_f64() => format!("{x:?}"),
+            _ => number.to_string(),
+        }),
+        Json::Array(items) if items.is_empty() => None,
+        Json::Array(items) => Some(format!("[{}]", items.iter().filter_map(toml_value).collect::<Vec<_>>().join(", "))),
+        other => Some(other.to_string()),
+    }
+}
+
+/// A basic TOML string on one line, whatever it holds.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\t' => out.push_str("\\t"),
+            c if c.is_control() => {
+                let _ = write!(out, "\\u{:04X}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// A merged value the way a message shows it.
+pub(super) fn figment_value(value: &Value) -> String {
+    match value {
+        Value::String(_, text) => quoted(text),
+        Value::Bool(_, b) => b.to_string(),
+        Value::Num(_, Num::F64(x)) => format!("{x:?}"),
+        Value::Num(_, n) => n.to_u128().map_or_else(|| format!("{n:?}"), |n| n.to_string()),
+        Value::Array(_, items) => format!("[{}]", items.iter().map(figment_value).collect::<Vec<_>>().join(", ")),
+        other => format!("{other:?}"),
+    }
+}
+
+/// The resolved file. Every key stands in it, with its origin behind it; keys that are not set, and
+/// sizes that the descriptor gives, are comments. Loading it gives the same experiment.
+pub(super) fn to_toml(name: &str, experiment: &Experiment, origins: &BTreeMap<String, Origin>, epochs: Option<u64>) -> String {
+    let leaves = flatten(experiment);
+    let by_descriptor = given_by_descriptor();
+    let row = |key: &Key| -> (String, String) {
+        let origin = origins.get(key.name).map_or(String::new(), |origin| printable(&origin.to_string()));
+        let value =
+            if key.name == "schedule.epochs" { epochs.map(|n| n.to_string()) } else { leaves.get(key.name).and_then(toml_value) };
+        let leaf = key.leaf();
+        let implied = (by_descriptor.contains(key.name) && experiment.model.descriptor.is_some())
+            || (key.name == "schedule.steps" && epochs.is_some());
+        match value {
+            None => (format!("# {leaf} is not set"), String::new()),
+            Some(_) if key.name == "schedule.steps" && implied => {
+                (format!("# {leaf} is known when the data are open"), String::new())
+            }
+            Some(value) if implied => (format!("# {leaf} = {value}"), origin),
+            Some(value) => (format!("{leaf} = {value}"), origin),
+        }
+    };
+    let mut out = format!("# {}, resolved: every key, and where its value came from.\n", printable(name));
+    let mut section = "";
+    for key in KEYS {
+        if key.section() != section {
+            section = key.section();
+            let _ = write!(out, "\n[{section}]\n");
+        }
+        let mut rows = vec![row(key)];
+        if key.name == "model.vocab" {
+            let origin = origins.get("model.vocab_padded").map_or(String::new(), Origin::to_string);
+            rows.push((format!("# vocab_padded = {}", experiment.model.vocab_padded), origin));
+        }
+        for (setting, origin) in rows {
+            if origin.is_empty() {
+                let _ = writeln!(out, "{setting}");
+            } else {
+                let _ = writeln!(out, "{setting:<COMMENT_COLUMN$} # {origin}");
+            }
+        }
+    }
+    out
+}
+
+/// The resolved experiment and the origin of each dotted key.
+pub(super) fn to_json(experiment: &Experiment, origins: &BTreeMap<String, Origin>) -> Json {
+    let origins: BTreeMap<&String, String> = origins.iter().map(|(key, origin)| (key, origin.to_string())).collect();
+    serde_json::json!({ "experiment": experiment, "origins": origins })
+}
+
+/// Dotted keys that differ, with both values as TOML, in the byte order of the keys.
+pub fn differences(a: &Experiment, b: &Experiment) -> Vec<(String, String, String)> {
+    let shown = |value: Option<&Json>| value.and_then(toml_value).unwrap_or_else(|| "not set".to_string());
+    let (a, b) = (flatten(a), flatten(b));
+    let keys = a.keys().filter(|key| a.get(*key) != b.get(*key));
+    keys.map(|key| (key.clone(), shown(a.get(key)), shown(b.get(key)))).collect()
+}

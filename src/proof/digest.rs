@@ -1,0 +1,134 @@
+//! The digest of a training state: leaves of 4096 bytes, a tree a tensor, a tree over the tensors.
+//!
+//! The specification with test vectors is `docs/digest.md`; this module and
+//! `tests/verify_digest.py` were written from it apart. Nothing here depends on threads, on how a
+//! tensor is cut into pushes, or on where the bytes came from: a GPU may hash the leaves or whole
+//! tensors itself and enter at [`super::tree::tree_root`] or [`tensor_digest_from_root`].
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::hash::{Hash, LEAF, TENSOR};
+use super::tree::{Frontier, tree_root};
+
+/// Bytes a leaf covers; the last leaf of a tensor may cover fewer, never none.
+pub const LEAF_BYTES: usize = 4096;
+
+/// Leaves that one parallel task hashes: 1 MiB of tensor. Must be a power of two, so that the
+/// root of each task's leaves is a node of the tensor's tree.
+const TASK_LEAVES: usize = 256;
+
+/// `SHA256(tag("runner/leaf/v1") ‖ chunk)`, for a chunk of 1 to 4096 bytes.
+pub fn leaf(chunk: &[u8]) -> Hash {
+    debug_assert!(!chunk.is_empty() && chunk.len() <= LEAF_BYTES, "a leaf covers 1 to {LEAF_BYTES} bytes");
+    Hash(LEAF.hasher().chain_update(chunk).finalize().into())
+}
+
+/// Merkle root of a tensor's bytes, hashed on all threads of the current rayon pool.
+pub fn merkle_root(bytes: &[u8]) -> Hash {
+    let subtree = |block: &[u8]| tree_root(&block.chunks(LEAF_BYTES).map(leaf).collect::<Vec<_>>());
+    let roots: Vec<Hash> = bytes.par_chunks(TASK_LEAVES * LEAF_BYTES).map(subtree).collect();
+    tree_root(&roots)
+}
+
+/// [`merkle_root`] for bytes that arrive in pieces of any length.
+#[derive(Clone, Default)]
+pub struct MerkleHasher {
+    leaves: Frontier,
+    /// The leaf being filled, and how many of its bytes it has: fewer than 4096 between calls.
+    open: Option<Sha256>,
+    filled: usize,
+    bytes: u64,
+}
+
+impl MerkleHasher {
+    pub fn new() -> MerkleHasher {
+        MerkleHasher::default()
+    }
+
+    /// Bytes pushed so far.
+    pub fn len(&self) -> u64 {
+        self.bytes
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    pub fn push(&mut self, mut bytes: &[u8]) {
+        self.bytes += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(LEAF_BYTES - self.filled));
+            self.open.get_or_insert_with(|| LEAF.hasher()).update(now);
+            self.filled += now.len();
+            if self.filled == LEAF_BYTES {
+                self.close_leaf();
+            }
+            bytes = later;
+        }
+    }
+
+    /// The root of all bytes pushed.
+    pub fn finish(mut self) -> Hash {
+        self.close_leaf();
+        self.leaves.root()
+    }
+
+    fn close_leaf(&mut self) {
+        if let Some(leaf) = self.open.take() {
+            self.leaves.push(Hash(leaf.finalize().into()));
+            self.filled = 0;
+        }
+    }
+}
+
+/// Digest of a tensor: name, type as safetensors writes it, shape and the Merkle root of its bytes
+/// (little-endian, dense, unpadded and unsharded).
+pub fn tensor_digest(name: &str, dtype: &str, shape: &[u64], bytes: &[u8]) -> Hash {
+    tensor_digest_from_root(name, dtype, shape, bytes.len() as u64, &merkle_root(bytes))
+}
+
+/// [`tensor_digest`] of a tensor whose `byte_len` bytes were hashed to `root` elsewhere.
+///
+/// `SHA256(tag("runner/tensor/v1") ‖ u32 length of name ‖ name ‖ u32 length of dtype ‖ dtype ‖ u32 rank
+/// ‖ each dimension as u64 ‖ u64 byte_len ‖ root)`, integers little-endian.
+pub fn tensor_digest_from_root(name: &str, dtype: &str, shape: &[u64], byte_len: u64, root: &Hash) -> Hash {
+    let mut hasher = TENSOR.hasher();
+    for text in [name, dtype] {
+        hasher.update(length_u32(text.len()));
+        hasher.update(text.as_bytes());
+    }
+    hasher.update(length_u32(shape.len()));
+    for dimension in shape {
+        hasher.update(dimension.to_le_bytes());
+    }
+    hasher.update(byte_len.to_le_bytes());
+    hasher.update(root.0);
+    Hash(hasher.finalize().into())
+}
+
+/// Names, types and ranks come from this program's own tables or from headers of less than 4 GiB.
+fn length_u32(length: usize) -> [u8; 4] {
+    u32::try_from(length).expect("names and ranks are far shorter than 2^32").to_le_bytes()
+}
+
+/// A state that has no digest.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DigestError {
+    #[error("the state has two tensors named `{name}`\n  hint: every name must be given once")]
+    DuplicateName { name: String },
+}
+
+/// The tree over the tensor digests, in byte order of the names; the order given does not matter.
+pub fn state_root<'a>(tensors: impl IntoIterator<Item = (&'a str, Hash)>) -> Result<Hash, DigestError> {
+    let mut tensors: Vec<(&str, Hash)> = tensors.into_iter().collect();
+    tensors.sort_unstable();
+    if let Some(pair) = tensors.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        return Err(DigestError::DuplicateName { name: pair[0].0.to_owned() });
+    }
+    Ok(tree_root(&tensors.iter().map(|(_, digest)| *digest).collect::<Vec<_>>()))
+}
+
+#[cfg(test)]
+#[path = "digest_tests.rs"]
+mod tests;

@@ -1,0 +1,319 @@
+//! `ledger.jsonl`: one entry a step, an append-only log whose head every checkpoint carries.
+//!
+//! A line is `{"entry":<canonical bytes>,"head":"<root>"}`, the root being that of the RFC 9162 tree
+//! over the digests of all entries up to this one. So a reader finds an edited, lost, moved or
+//! inserted line by itself and by number. Whoever rewrites the whole file consistently is caught by
+//! the heads in the checkpoint manifests, kept elsewhere: see [`Log::is_prefix`].
+//!
+//! A line `{"note":{…}}` records what changes no bit (a resume, another number of GPUs). Notes enter
+//! no hash: a resumed run must end in the log of the uninterrupted one.
+//!
+//! Lines are written whole but not synchronised one by one. A kill leaves at most a torn last line,
+//! which opening drops; call [`Ledger::sync`] before a checkpoint refers to the head.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::entry::{Entry, digest_of_canonical};
+use super::hash::Hash;
+use super::tree::{Frontier, tree_root};
+
+/// How many entries a log has, and the root of the tree over their digests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Head {
+    pub size: u64,
+    pub root: Hash,
+}
+
+/// What happened to a run without changing its bits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Note {
+    /// Entries in the log when it was written.
+    pub after: u64,
+    /// One word: `resume`, `topology`.
+    pub kind: String,
+    pub text: String,
+}
+
+/// A last line without its end: what a kill in the middle of a write leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TornLine {
+    /// Counted from one.
+    pub line: u64,
+    pub bytes: u64,
+}
+
+/// What is wrong with a ledger.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    #[error("cannot {doing} `{}`: {source}{}", path.display(), full_disk_hint(source))]
+    Io { path: PathBuf, doing: &'static str, source: io::Error },
+    #[error("`{}` line {line}: {why}\n  hint: the line was edited or the disk damaged it; `runner resume` goes on from the last checkpoint before it", path.display())]
+    BadLine { path: PathBuf, line: u64, why: String },
+    #[error("`{}` line {line}: its head is {found}, but the entries up to it give {expected}\n  hint: this line or its entry was edited, moved, inserted, or the one before it removed", path.display())]
+    WrongHead { path: PathBuf, line: u64, expected: Hash, found: Hash },
+    #[error("`{}` has {have} entries, expected at least {want}\n  hint: lines were lost; an earlier checkpoint may still fit", path.display())]
+    TooShort { path: PathBuf, have: u64, want: u64 },
+    #[error("the first {size} entries of `{}` have the root {found}, expected {expected}\n  hint: this ledger belongs to another run than the checkpoint, or was rewritten", path.display())]
+    NotAPrefix { path: PathBuf, size: u64, expected: Hash, found: Hash },
+}
+
+fn full_disk_hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "\n  hint: free some space and run `runner resume`; the entries before this one are intact"
+        }
+        _ => "",
+    }
+}
+
+type Result<T, E = LedgerError> = std::result::Result<T, E>;
+
+/// The log in a ledger file: digests, not entries, about 40 bytes a step.
+#[derive(Clone, Debug, Default)]
+pub struct Log {
+    digests: Vec<Hash>,
+    /// Byte in the file at which each entry's line starts.
+    starts: Vec<u64>,
+    frontier: Frontier,
+    /// Bytes of whole lines.
+    end: u64,
+    notes: Vec<Note>,
+    torn: Option<TornLine>,
+}
+
+impl Log {
+    /// Entries in the log.
+    pub fn size(&self) -> u64 {
+        self.frontier.size()
+    }
+
+    /// The head over all entries.
+    pub fn head(&self) -> Head {
+        Head { size: self.size(), root: self.frontier.root() }
+    }
+
+    /// The head when the log had `size` entries; none if it never had so many.
+    pub fn head_at(&self, size: u64) -> Option<Head> {
+        let digests = self.digests.get(..usize::try_from(size).ok()?)?;
+        Some(Head { size, root: tree_root(digests) })
+    }
+
+    /// Whether this log once had that head: it then is that log, grown.
+    pub fn is_prefix(&self, head: &Head) -> bool {
+        self.head_at(head.size).as_ref() == Some(head)
+    }
+
+    pub fn notes(&self) -> &[Note] {
+        &self.notes
+    }
+
+    /// The line that a kill left unfinished, if opening found one.
+    pub fn torn(&self) -> Option<TornLine> {
+        self.torn
+    }
+}
+
+/// A ledger open for appending. The run folder's lock keeps a second writer out.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    file: File,
+    log: Log,
+}
+
+impl Ledger {
+    /// Opens the ledger at `path` or starts an empty one; checks every line and drops a torn last
+    /// one ([`Log::torn`] says so).
+    pub fn open(path: &Path) -> Result<Ledger> {
+        Ledger::open_within(path, u64::MAX)
+    }
+
+    /// Opens the ledger as it was at `head`, a checkpoint's. Later entries are dropped unread: the
+    /// run will produce them again. Notes written right after the head stay.
+    pub fn resume(path: &Path, head: &Head) -> Result<Ledger> {
+        let ledger = Ledger::open_within(path, head.size)?;
+        let found = ledger.log.head();
+        if found.size < head.size {
+            return Err(LedgerError::TooShort { path: path.into(), have: found.size, want: head.size });
+        }
+        if found.root != head.root {
+            return Err(LedgerError::NotAPrefix { path: path.into(), size: head.size, expected: head.root, found: found.root });
+        }
+        ledger.cut(ledger.log.end)?;
+        Ok(ledger)
+    }
+
+    fn open_within(path: &Path, limit: u64) -> Result<Ledger> {
+        let io = |doing| move |source| LedgerError::Io { path: path.into(), doing, source };
+        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(io("open"))?;
+        let log = scan(path, &file, limit, |_| ())?;
+        let ledger = Ledger { path: path.into(), file, log };
+        if ledger.log.torn.is_some() && limit == u64::MAX {
+            ledger.cut(ledger.log.end)?;
+        }
+        Ok(ledger)
+    }
+
+    /// Adds an entry and gives the new head. On an error the file ends as it did before.
+    pub fn append(&mut self, entry: &Entry) -> Result<Head> {
+        let canonical = entry.canonical();
+        let digest = digest_of_canonical(canonical.as_bytes());
+        let mut frontier = self.log.frontier.clone();
+        frontier.push(digest);
+        let start = self.log.end;
+        self.write_line(&format!("{{\"entry\":{canonical},\"head\":\"{}\"}}\n", frontier.root()))?;
+        self.log.frontier = frontier;
+        self.log.digests.push(digest);
+        self.log.starts.push(start);
+        Ok(self.log.head())
+    }
+
+    /// Writes down what happened without changing a bit.
+    pub fn note(&mut self, kind: &str, text: &str) -> Result<()> {
+        let note = Note { after: self.log.size(), kind: kind.into(), text: text.into() };
+        let json = serde_json::to_string(&note).expect("strings and numbers become JSON");
+        self.write_line(&format!("{{\"note\":{json}}}\n"))?;
+        self.log.notes.push(note);
+        Ok(())
+    }
+
+    /// Drops the entries past `size`, as a resume from an older checkpoint needs.
+    pub fn truncate_to(&mut self, size: u64) -> Result<()> {
+        let have = self.log.size();
+        if size > have {
+            return Err(LedgerError::TooShort { path: self.path.clone(), have, want: size });
+        }
+        let keep = usize::try_from(size).expect("no larger than the length of a vector");
+        if let Some(&end) = self.log.starts.get(keep) {
+            self.cut(end)?;
+            self.log.end = end;
+            self.log.starts.truncate(keep);
+            self.log.digests.truncate(keep);
+            self.log.notes.retain(|note| note.after <= size);
+            self.log.frontier = Frontier::new();
+            self.log.digests.iter().for_each(|digest| self.log.frontier.push(*digest));
+        }
+        Ok(())
+    }
+
+    /// Waits until every line is on the disk: before a checkpoint refers to the head.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|source| self.io("write", source))
+    }
+
+    /// The entries' digests and heads.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    pub fn head(&self) -> Head {
+        self.log.head()
+    }
+
+    pub fn is_prefix(&self, head: &Head) -> bool {
+        self.log.is_prefix(head)
+    }
+
+    fn write_line(&mut self, line: &str) -> Result<()> {
+        if let Err(source) = self.file.write_all(line.as_bytes()) {
+            // Half a line must not stay in front of the next one. If even this fails, opening will
+            // find a torn or bad line and name it.
+            let _ = self.file.set_len(self.log.end);
+            return Err(self.io("append to", source));
+        }
+        self.log.end += line.len() as u64;
+        Ok(())
+    }
+
+    fn cut(&self, end: u64) -> Result<()> {
+        self.file.set_len(end).and_then(|()| self.file.sync_data()).map_err(|source| self.io("truncate", source))
+    }
+
+    fn io(&self, doing: &'static str, source: io::Error) -> LedgerError {
+        LedgerError::Io { path: self.path.clone(), doing, source }
+    }
+}
+
+/// Reads and checks a ledger without changing it: for `verify` and `diff`. A torn last line is left
+/// out and reported by [`Log::torn`].
+pub fn read(path: &Path) -> Result<(Log, Vec<Entry>)> {
+    let file = File::open(path).map_err(|source| LedgerError::Io { path: path.into(), doing: "open", source })?;
+    let mut entries = Vec::new();
+    let log = scan(path, &file, u64::MAX, |entry| entries.push(entry))?;
+    Ok((log, entries))
+}
+
+/// Reads up to `limit` entries and the notes behind them, checking each head.
+fn scan(path: &Path, file: &File, limit: u64, mut visit: impl FnMut(Entry)) -> Result<Log> {
+    let mut lines = BufReader::new(file);
+    let mut log = Log::default();
+    let mut bytes = Vec::new();
+    for line in 1.. {
+        bytes.clear();
+        let length =
+            lines.read_until(b'\n', &mut bytes).map_err(|source| LedgerError::Io { path: path.into(), doing: "read", source })?
+                as u64;
+        if length == 0 {
+            break;
+        }
+        let full = log.size() == limit;
+        if bytes.pop() != Some(b'\n') {
+            log.torn = (!full).then_some(TornLine { line, bytes: length });
+            break;
+        }
+        let parsed = match parse_line(&bytes) {
+            Ok(Line::Entry { .. }) | Err(_) if full => break,
+            parsed => parsed.map_err(|why| LedgerError::BadLine { path: path.into(), line, why })?,
+        };
+        match parsed {
+            Line::Note(note) if note.after == log.size() => log.notes.push(note),
+            Line::Note(note) => {
+                let why = format!("a note written after {} entries stands after {}", note.after, log.size());
+                return Err(LedgerError::BadLine { path: path.into(), line, why });
+            }
+            Line::Entry { entry, digest, head: found } => {
+                log.frontier.push(digest);
+                let expected = log.frontier.root();
+                if found != expected {
+                    return Err(LedgerError::WrongHead { path: path.into(), line, expected, found });
+                }
+                log.digests.push(digest);
+                log.starts.push(log.end);
+                visit(*entry);
+            }
+        }
+        log.end += length;
+    }
+    Ok(log)
+}
+
+enum Line {
+    Entry { entry: Box<Entry>, digest: Hash, head: Hash },
+    Note(Note),
+}
+
+fn parse_line(bytes: &[u8]) -> Result<Line, String> {
+    let text = std::str::from_utf8(bytes).map_err(|e| format!("not UTF-8 from byte {} of the line", e.valid_up_to()))?;
+    if let Some(note) = text.strip_prefix("{\"note\":").and_then(|rest| rest.strip_suffix('}')) {
+        return serde_json::from_str(note).map(Line::Note).map_err(|e| format!("not a note: {e}"));
+    }
+    let inner = text.strip_prefix("{\"entry\":").and_then(|rest| rest.strip_suffix("\"}"));
+    let (canonical, head) = inner
+        .and_then(|rest| rest.rsplit_once(",\"head\":\""))
+        .ok_or("neither `{\"entry\":…,\"head\":\"…\"}` nor `{\"note\":…}`")?;
+    Ok(Line::Entry {
+        entry: Box::new(Entry::parse(canonical)?),
+        digest: digest_of_canonical(canonical.as_bytes()),
+        head: head.parse().map_err(|e: super::hash::NotAHash| e.to_string())?,
+    })
+}
+
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;

@@ -1,0 +1,213 @@
+//! A run as the plots see it: its rows, and as much about its model as an honest comparison needs.
+
+use std::path::{Path, PathBuf};
+
+use super::ReportError;
+use crate::store::main_log::{self, MAIN_LOG};
+use crate::store::metrics::{self, JSONL, MetricsRow, PARQUET};
+
+/// The folder in which a bare name is looked up.
+pub const RUNS: &str = "runs";
+
+/// One run, loaded.
+#[derive(Clone, Debug)]
+pub struct RunData {
+    /// As shown in the legend.
+    pub name: String,
+    /// Steps ascending.
+    pub rows: Vec<MetricsRow>,
+    /// False for a `main.log`, which does not tell tokens.
+    pub has_tokens: bool,
+    /// What the model is, where that is known.
+    pub model: Option<ModelFacts>,
+    /// The run folder; `None` for a lone log file.
+    pub folder: Option<PathBuf>,
+}
+
+/// What decides which published numbers a run may be compared with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelFacts {
+    /// As written in the experiment: `d12`.
+    pub descriptor: Option<String>,
+    pub layers: usize,
+    pub channels: usize,
+    /// GPT-2's tokens: a loss in nats a token is comparable only between equal tokenizers.
+    pub gpt2_tokens: bool,
+    /// Trained on embedded text, not on shards: its validation loss says nothing about web text.
+    pub embedded_corpus: bool,
+}
+
+impl RunData {
+    /// Finds and loads a run: a run folder, the name of one under `runs/`, or a `main.log`.
+    pub fn load(run: &str) -> Result<RunData, ReportError> {
+        let path = Path::new(run);
+        let named = Path::new(RUNS).join(run);
+        if path.is_file() {
+            RunData::from_log(path)
+        } else if path.is_dir() {
+            RunData::from_folder(path)
+        } else if named.is_dir() {
+            RunData::from_folder(&named)
+        } else {
+            Err(ReportError::NotFound { run: run.to_owned(), nearest: nearest_run(run) })
+        }
+    }
+
+    /// Loads a run folder: metrics where there are any, else its `main.log`.
+    pub fn from_folder(folder: &Path) -> Result<RunData, ReportError> {
+        let log = folder.join(MAIN_LOG);
+        let has_metrics = folder.join(JSONL).exists() || folder.join(PARQUET).exists();
+        let mut run = if !has_metrics && log.is_file() {
+            RunData::from_log(&log)?
+        } else {
+            RunData { name: String::new(), rows: metrics::read(folder)?, has_tokens: true, model: None, folder: None }
+        };
+        run.name = name_of(folder);
+        run.model = ModelFacts::read(folder)?;
+        run.folder = Some(folder.to_owned());
+        run.refuse_empty(folder)
+    }
+
+    /// Loads a log in the reference's format, named after its folder where the file's name says nothing.
+    pub fn from_log(path: &Path) -> Result<RunData, ReportError> {
+        let rows = main_log::read(path)?;
+        let parent = path.parent().filter(|parent| path.ends_with(MAIN_LOG) && !parent.as_os_str().is_empty());
+        let name = parent.map_or_else(|| name_of(path), name_of);
+        RunData { name, rows, has_tokens: false, model: None, folder: None }.refuse_empty(path)
+    }
+
+    fn refuse_empty(self, path: &Path) -> Result<RunData, ReportError> {
+        if self.rows.is_empty() { Err(ReportError::Empty { path: path.to_owned() }) } else { Ok(self) }
+    }
+
+    /// The rows that tell of training, skipped steps included.
+    pub fn trained(&self) -> impl Iterator<Item = &MetricsRow> {
+        self.rows.iter().filter(|row| row.loss.is_some())
+    }
+}
+
+impl ModelFacts {
+    /// Reads the experiment of a run folder; a folder without one, such as the reference's, has no facts.
+    ///
+    /// Only a few keys are read, so that a plot of an old run survives a change of the schema.
+    fn read(folder: &Path) -> Result<Option<ModelFacts>, ReportError> {
+        let path = folder.join("experiment.toml");
+        if !path.exists() {
+            return Ok(None);
+        }
+        let fault = |message: String| ReportError::Experiment { path: path.clone(), message };
+        let text = std::fs::read_to_string(&path).map_err(|error| fault(error.to_string()))?;
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| fault(error.to_string()))?;
+        let key = |section: &str, key: &str| table.get(section).and_then(|section| section.get(key));
+        let size = |name: &str| key("model", name).and_then(toml::Value::as_integer).and_then(|size| usize::try_from(size).ok());
+        let text = |section: &str, name: &str| key(section, name).and_then(toml::Value::as_str).map(str::to_owned);
+        let (Some(layers), Some(channels)) = (size("layers"), size("channels")) else {
+            return Ok(None);
+        };
+        Ok(Some(ModelFacts {
+            descriptor: text("model", "descriptor"),
+            layers,
+            channels,
+            gpt2_tokens: text("data", "tokenizer").as_deref() == Some("gpt2"),
+            embedded_corpus: text("data", "corpus").is_some_and(|corpus| !corpus.is_empty()),
+        }))
+    }
+}
+
+fn name_of(path: &Path) -> String {
+    let absolute = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    absolute.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// The run under `runs/` whose name is most like a name that is not there.
+fn nearest_run(name: &str) -> Option<String> {
+    let mut names: Vec<String> = std::fs::read_dir(RUNS)
+        .ok()?
+        .flatten()
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names.into_iter().min_by_key(|candidate| strsim::levenshtein(candidate, name))
+}
+
+/// A published number for a model of some size, drawn as a level across a panel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reference {
+    pub name: &'static str,
+    /// Loss of OpenAI's checkpoint on FineWeb's validation shard, nats a token.
+    pub val_loss: Option<f64>,
+    /// HellaSwag accuracy, 0 to 1.
+    pub hellaswag: f64,
+}
+
+/// Sizes, as layers and channels, with what OpenAI's models of that size reached.
+static REFERENCES: [(usize, usize, Reference); 10] = [
+    (12, 768, Reference { name: "GPT-2 124M", val_loss: Some(3.424958), hellaswag: 0.294463 }),
+    (24, 1024, Reference { name: "GPT-2 350M", val_loss: Some(3.083089), hellaswag: 0.375224 }),
+    (36, 1280, Reference { name: "GPT-2 774M", val_loss: Some(3.000580), hellaswag: 0.431986 }),
+    (48, 1600, Reference { name: "GPT-2 1558M", val_loss: Some(2.831273), hellaswag: 0.488946 }),
+    (12, 768, Reference { name: "GPT-3 125M", val_loss: None, hellaswag: 0.337 }),
+    (24, 1024, Reference { name: "GPT-3 350M", val_loss: None, hellaswag: 0.436 }),
+    (36, 1280, Reference { name: "GPT-3 760M", val_loss: None, hellaswag: 0.510 }),
+    (24, 1536, Reference { name: "GPT-3 760M", val_loss: None, hellaswag: 0.510 }),
+    (48, 1600, Reference { name: "GPT-3 1.3B", val_loss: None, hellaswag: 0.547 }),
+    (24, 2048, Reference { name: "GPT-3 1.3B", val_loss: None, hellaswag: 0.547 }),
+];
+
+/// The published numbers that a run may be compared with: same size, same tokens, text from shards.
+pub fn references(model: &ModelFacts) -> impl Iterator<Item = &'static Reference> {
+    let comparable = model.gpt2_tokens && !model.embedded_corpus;
+    let (layers, channels) = (model.layers, model.channels);
+    REFERENCES.iter().filter(move |(l, c, _)| comparable && (*l, *c) == (layers, channels)).map(|(_, _, reference)| reference)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn experiment(folder: &Path, model: &str, data: &str) {
+        std::fs::write(folder.join("experiment.toml"), format!("name = 'x'\n[model]\n{model}\n[data]\n{data}\n")).unwrap();
+    }
+
+    #[test]
+    fn only_a_run_of_that_size_and_tokenizer_on_shards_gets_reference_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = |model: &str, data: &str| -> Vec<&str> {
+            experiment(folder.path(), model, data);
+            let facts = ModelFacts::read(folder.path()).unwrap().unwrap();
+            references(&facts).map(|reference| reference.name).collect()
+        };
+        let d12 = "descriptor = 'd12'\nlayers = 12\nchannels = 768";
+        assert_eq!(names(d12, "tokenizer = 'gpt2'"), ["GPT-2 124M", "GPT-3 125M"]);
+        assert_eq!(names(d12, "tokenizer = 'byte'\ncorpus = 'kjv'"), [""; 0]);
+        assert_eq!(names(d12, "tokenizer = 'gpt2'\ncorpus = 'kjv'"), [""; 0]);
+        assert_eq!(names("layers = 6\nchannels = 384", "tokenizer = 'gpt2'"), [""; 0]);
+        assert_eq!(names("layers = 24\nchannels = 1536", "tokenizer = 'gpt2'"), ["GPT-3 760M"]);
+    }
+
+    #[test]
+    fn a_folder_with_only_a_log_loads_under_its_own_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("log_gpt2_124M");
+        std::fs::create_dir(&run).unwrap();
+        std::fs::write(run.join(MAIN_LOG), "s:0 tel:11.0\n").unwrap();
+        for path in [run.clone(), run.join(MAIN_LOG)] {
+            let loaded = RunData::load(path.to_str().unwrap()).unwrap();
+            assert_eq!((loaded.name.as_str(), loaded.has_tokens), ("log_gpt2_124M", false));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_loaded_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = RunData::load("no-such-run").unwrap_err().to_string();
+        assert!(error.contains("`no-such-run`"), "{error}");
+        std::fs::write(folder.path().join(JSONL), "").unwrap();
+        let error = RunData::from_folder(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("no rows"), "{error}");
+        std::fs::write(folder.path().join(JSONL), "{}\n").unwrap();
+        let error = RunData::from_folder(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("line 1"), "{error}");
+    }
+}

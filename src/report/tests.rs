@@ -1,0 +1,150 @@
+//! Whole pictures of small synthetic runs.
+
+use super::*;
+use crate::rng::Key;
+use crate::store::metrics::{Action, MetricsRow};
+
+/// A run whose numbers look like training: a falling loss with noise, a spike of the gradient norm in
+/// the warm-up, `skips` skipped steps, and evaluations.
+fn synthetic(name: &str, seed: u64, steps: u64, skips: &[u64], hellaswag: bool) -> RunData {
+    let noise = Key::new(seed, "test/plot");
+    let (batch, warmup, start) = (524_288, (steps / 40).max(1) as f64, if hellaswag { 11.0 } else { 5.55 });
+    let end = if hellaswag { 3.25 } else { 1.6 };
+    let level = |step: f64| end + (start - end) / libm::sqrt(1.0 + step * 1600.0 / steps as f64 / 4.0) + seed as f64 * 0.05;
+    let every = (steps / 20).max(1);
+    let mut rows: Vec<MetricsRow> = (0..=steps)
+        .map(|step| {
+            let at = step as f64;
+            let mut row = MetricsRow::new(step, (step + 1).min(steps) * batch, Action::Update);
+            if step % every == 0 || step == steps {
+                row.val_loss = Some(level(at) + 0.03);
+                row.hellaswag = hellaswag.then(|| 0.245 + 0.055 * libm::sqrt(at / steps as f64) + 0.002 * noise.normal(step, 2));
+            }
+            if step == steps {
+                row.action = Action::Evaluate;
+                return row;
+            }
+            let rate =
+                if at < warmup { (at + 1.0) / warmup } else { 0.55 + 0.45 * libm::cos(3.14159 * (at - warmup) / steps as f64) };
+            row.learning_rate = Some(6e-4 * rate);
+            row.loss = Some(level(at) + 0.05 * noise.normal(step, 0));
+            row.grad_norm = Some((0.35 + 30.0 * libm::exp(-at / warmup * 2.0)) * (1.0 + 0.15 * noise.normal(step, 1)).abs());
+            row.step_ms = Some(250.0);
+            row
+        })
+        .collect();
+    for (index, &step) in skips.iter().enumerate() {
+        let row = &mut rows[step as usize];
+        match index % 3 {
+            0 => (row.action, row.loss) = (Action::SkipLossZ, row.loss.map(|loss| loss * 1.9)),
+            1 => (row.action, row.grad_norm) = (Action::SkipGradZ, Some(61.0)),
+            _ => (row.action, row.loss, row.grad_norm) = (Action::SkipNonfinite, Some(f64::NAN), Some(f64::INFINITY)),
+        }
+    }
+    let (layers, channels) = if hellaswag { (12, 768) } else { (4, 128) };
+    let model = ModelFacts {
+        descriptor: hellaswag.then(|| "d12".to_owned()),
+        layers,
+        channels,
+        gpt2_tokens: hellaswag,
+        embedded_corpus: !hellaswag,
+    };
+    RunData { name: name.to_owned(), rows, has_tokens: true, model: Some(model), folder: None }
+}
+
+fn svg(runs: &[RunData], options: &PlotOptions) -> String {
+    figure::draw(runs, options).unwrap().to_svg().unwrap()
+}
+
+/// Compares with the committed picture; `RUNNER_BLESS=1` writes it anew after a wanted change.
+#[test]
+fn a_small_runs_svg_is_the_committed_one_to_the_byte() {
+    let mut run = synthetic("golden", 1, 40, &[12, 20, 30], false);
+    run.rows[25].events.push("resume".to_owned());
+    let drawn = svg(&[run], &PlotOptions::default());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/report/testdata/golden.svg");
+    if std::env::var_os("RUNNER_BLESS").is_some() {
+        std::fs::write(&path, &drawn).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap();
+    let differs = drawn.lines().zip(golden.lines()).position(|(drawn, golden)| drawn != golden);
+    assert!(drawn == golden, "the picture changed, first in line {:?} of {}", differs.map(|line| line + 1), path.display());
+}
+
+#[test]
+fn equal_input_gives_equal_bytes_of_both_files() {
+    let runs = [synthetic("a", 1, 60, &[9], false), synthetic("b", 2, 50, &[], false)];
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str| -> Vec<Vec<u8>> {
+        let paths = plot_runs(&runs, &PlotOptions::default(), &folder.path().join(name)).unwrap();
+        assert_eq!(paths, [folder.path().join(name).join("loss.png"), folder.path().join(name).join("loss.svg")]);
+        assert_eq!(std::fs::read_dir(folder.path().join(name)).unwrap().count(), 2, "no temporary file may stay");
+        paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
+    };
+    let first = write("one");
+    assert_eq!(first, write("two"));
+    assert!(first[0].starts_with(b"\x89PNG"));
+}
+
+#[test]
+fn what_the_frame_leaves_out_is_counted() {
+    let drawn = svg(&[synthetic("spikes", 1, 300, &[100, 150, 200], false)], &PlotOptions::default());
+    assert!(drawn.contains("update skipped (3)"));
+    assert!(drawn.contains("above, max 61"), "the skipped gradient norm of 61 is off the scale");
+    assert!(drawn.contains("1 not finite"));
+}
+
+#[test]
+fn published_levels_appear_only_beside_a_comparable_run() {
+    let big = svg(&[synthetic("web", 1, 200, &[], true)], &PlotOptions::default());
+    assert!(big.contains("GPT-2 124M: loss on FineWeb 3.425, HellaSwag 0.294") && big.contains("GPT-3 125M: HellaSwag 0.337"));
+    let small = svg(&[synthetic("bible", 1, 200, &[], false)], &PlotOptions::default());
+    assert!(!small.contains("GPT-") && !small.contains("HellaSwag"));
+}
+
+#[test]
+fn tokens_need_a_run_that_tells_them() {
+    let options = PlotOptions { x: XAxis::Tokens, ..PlotOptions::default() };
+    assert!(svg(&[synthetic("a", 1, 60, &[], false)], &options).contains("training tokens"));
+    let log = RunData { has_tokens: false, ..synthetic("log", 1, 60, &[], false) };
+    let error = figure::draw(&[log], &options).unwrap_err().to_string();
+    assert!(error.contains("`log`") && error.contains("--x step"), "{error}");
+    assert!(matches!(figure::draw(&[], &options), Err(ReportError::NoRuns)));
+}
+
+#[test]
+fn runs_with_next_to_nothing_in_them_still_draw() {
+    let one_row = |row: MetricsRow| RunData { name: "x".into(), rows: vec![row], has_tokens: true, model: None, folder: None };
+    let empty = MetricsRow::new(0, 0, Action::Evaluate);
+    for row in [
+        empty.clone(),
+        MetricsRow { val_loss: Some(4.0), ..empty.clone() },
+        MetricsRow { loss: Some(f64::NAN), action: Action::SkipNonfinite, ..empty.clone() },
+        MetricsRow { loss: Some(0.0), grad_norm: Some(0.0), learning_rate: Some(0.0), action: Action::Update, ..empty },
+    ] {
+        for log_y in [false, true] {
+            let drawn = svg(&[one_row(row.clone())], &PlotOptions { log_y, ..PlotOptions::default() });
+            assert!(!drawn.contains("NaN") && drawn.contains("Loss"), "{row:?}");
+        }
+    }
+}
+
+/// Pictures to look at: `RUNNER_PLOT_DIR=/tmp/plots cargo test --release --lib report -- --ignored`.
+#[test]
+#[ignore = "writes pictures for the eye"]
+fn gallery() {
+    let folder = PathBuf::from(std::env::var_os("RUNNER_PLOT_DIR").expect("RUNNER_PLOT_DIR says where"));
+    let mut small = synthetic("quickstart", 1, 300, &[100, 150, 200], false);
+    small.rows[180].events.push("resume".to_owned());
+    let large = synthetic("gpt2_124m", 0, 32_000, &[9_000, 9_001, 20_000, 27_000], true);
+    let three: Vec<RunData> = (0..3)
+        .map(|seed| {
+            synthetic(["baseline", "wider batch", "no guards"][seed as usize], 3 * seed, 19_560, &[8_000 + 999 * seed], true)
+        })
+        .collect();
+    let draw = |name: &str, runs: &[RunData], options: PlotOptions| plot_runs(runs, &options, &folder.join(name)).unwrap();
+    draw("small", &[small], PlotOptions::default());
+    draw("large", std::slice::from_ref(&large), PlotOptions::default());
+    draw("large_log_tokens", &[large], PlotOptions { x: XAxis::Tokens, log_y: true, smooth: Some(200) });
+    draw("three", &three, PlotOptions::default());
+}

@@ -1,0 +1,250 @@
+//! Files and folders that appear whole or not at all.
+//!
+//! New content is written beside its target under a temporary name, synchronised, and renamed over
+//! it; then the folder is synchronised, so that after a power cut there is the old content or the
+//! new. Folders are deleted by renaming them first: a kill in the middle leaves nothing that looks
+//! whole. What a kill does leave is found by its name and removed by [`clean`] at the next start.
+//!
+//! One writer a folder is assumed; the run folder's lock sees to it. Nothing here knows what is in
+//! the files.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::{Result, StoreError};
+
+/// Being written.
+const TEMPORARY: &str = ".tmp.";
+/// A folder that is being replaced, until its successor stands.
+const REPLACED: &str = ".old.";
+/// Being deleted.
+const DELETED: &str = ".del.";
+
+/// Writes a whole file, or leaves what was there.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_with(path, bytes.len() as u64, |file| file.write_all(bytes))
+}
+
+/// [`write()`] for content that is streamed; `need_bytes` is its length, for the message of a full disk.
+pub fn write_with(path: &Path, need_bytes: u64, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+    let temporary = beside(path, TEMPORARY);
+    let stream = || File::create(&temporary).and_then(|mut file| content(&mut file).and_then(|()| file.sync_all()));
+    let written = stream()
+        .map_err(StoreError::write(path, need_bytes))
+        .and_then(|()| fs::rename(&temporary, path).map_err(StoreError::io(path, "rename into place")));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+        return written;
+    }
+    sync_folder(parent(path))
+}
+
+/// A folder in the making. Dropped without [`NewFolder::commit`], it is removed again.
+#[derive(Debug)]
+pub struct NewFolder {
+    target: PathBuf,
+    temporary: PathBuf,
+    committed: bool,
+}
+
+impl NewFolder {
+    /// Starts a folder that will stand at `target`; what a kill left of an earlier attempt is removed.
+    pub fn create(target: &Path) -> Result<NewFolder> {
+        let temporary = beside(target, TEMPORARY);
+        remove_if_there(&temporary)?;
+        fs::create_dir_all(&temporary).map_err(StoreError::write(&temporary, 0))?;
+        Ok(NewFolder { target: target.into(), temporary, committed: false })
+    }
+
+    /// Where to write the files. Each must be synchronised by its writer before the commit.
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Puts the folder in its place, instead of one that stands there.
+    pub fn commit(mut self) -> Result<()> {
+        let folder = parent(&self.target);
+        sync_folder(&self.temporary)?;
+        let replaced = beside(&self.target, REPLACED);
+        remove_if_there(&replaced)?;
+        if self.target.exists() {
+            fs::rename(&self.target, &replaced).map_err(StoreError::io(&self.target, "move aside"))?;
+        }
+        fs::rename(&self.temporary, &self.target).map_err(StoreError::io(&self.target, "rename into place"))?;
+        self.committed = true;
+        sync_folder(folder)?;
+        remove_if_there(&replaced)
+    }
+}
+
+impl Drop for NewFolder {
+    fn drop(&mut self) {
+        if !self.committed {
+            // Best effort: a full disk is freed at once; what stays, `clean` removes.
+            let _ = fs::remove_dir_all(&self.temporary);
+        }
+    }
+}
+
+/// Deletes a folder so that no moment shows half of it under its name.
+pub fn remove_folder(path: &Path) -> Result<()> {
+    let deleted = set_aside(path)?;
+    remove_if_there(&deleted)
+}
+
+/// The first half of [`remove_folder`]: the folder is gone from its name, its content still there
+/// under the name returned.
+pub fn set_aside(path: &Path) -> Result<PathBuf> {
+    let deleted = beside(path, DELETED);
+    remove_if_there(&deleted)?;
+    fs::rename(path, &deleted).map_err(StoreError::io(path, "move aside"))?;
+    sync_folder(parent(path))?;
+    Ok(deleted)
+}
+
+/// Removes what a kill left in `folder`: halves of writes and deletions. A folder that was being
+/// replaced comes back when its successor never arrived. Returns the names, sorted.
+pub fn clean(folder: &Path) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    for entry in fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
+        let name = entry.map_err(StoreError::io(folder, "list"))?.file_name();
+        // Names this module did not make may be anything; its own are Unicode.
+        if let Some(name) =
+            name.to_str().filter(|name| [TEMPORARY, REPLACED, DELETED].iter().any(|prefix| name.starts_with(prefix)))
+        {
+            left.push(name.to_owned());
+        }
+    }
+    left.sort();
+    for name in &left {
+        let path = folder.join(name);
+        match name.strip_prefix(REPLACED).map(|original| folder.join(original)) {
+            Some(original) if !original.exists() => fs::rename(&path, &original).map_err(StoreError::io(&path, "restore"))?,
+            _ => remove_if_there(&path)?,
+        }
+    }
+    if !left.is_empty() {
+        sync_folder(folder)?;
+    }
+    Ok(left)
+}
+
+/// Waits until the names in `folder` are on the disk.
+pub fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::io(folder, "synchronise"))
+}
+
+/// `path` with a prefix to its last component.
+fn beside(path: &Path, prefix: &str) -> PathBuf {
+    let mut name = OsStr::new(prefix).to_owned();
+    name.push(path.file_name().unwrap_or_default());
+    path.with_file_name(name)
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Removes a file or a whole folder, a symbolic link as itself; nothing there is fine.
+pub(super) fn remove_if_there(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::io(path, "remove")(e)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_written_file_replaces_the_old_and_leaves_nothing_beside() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock.toml");
+        fs::write(folder.path().join(".tmp.lock.toml"), "torn").unwrap();
+        for text in ["first", "second"] {
+            write(&path, text.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(names(folder.path()), ["lock.toml"]);
+    }
+
+    #[test]
+    fn a_full_disk_is_named_with_what_was_needed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.parquet");
+        write(&path, b"old").unwrap();
+        let full = write_with(&path, 123_456, |_| File::options().write(true).open("/dev/full")?.write_all(b"new"));
+        let text = full.unwrap_err().to_string();
+        assert!(text.contains("metrics.parquet`, which needs 123456 bytes") && text.contains("intact"), "{text}");
+        assert_eq!((fs::read(&path).unwrap(), names(folder.path()).len()), (b"old".to_vec(), 1));
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kept");
+        write(&path, b"old").unwrap();
+        // A folder where the temporary file should go: it cannot be created.
+        fs::create_dir(folder.path().join(".tmp.kept")).unwrap();
+        assert!(write(&path, b"new").is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+    }
+
+    #[test]
+    fn a_folder_appears_at_its_commit_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("step_1");
+        for content in ["first", "second"] {
+            let new = NewFolder::create(&target).unwrap();
+            fs::write(new.path().join("state"), content).unwrap();
+            assert_eq!(target.exists(), content == "second");
+            new.commit().unwrap();
+            assert_eq!(fs::read_to_string(target.join("state")).unwrap(), content);
+            assert_eq!(names(folder.path()), ["step_1"]);
+        }
+        let abandoned = NewFolder::create(&target).unwrap();
+        fs::write(abandoned.path().join("state"), "third").unwrap();
+        drop(abandoned);
+        assert_eq!(names(folder.path()), ["step_1"]);
+        assert_eq!(fs::read_to_string(target.join("state")).unwrap(), "second");
+        remove_folder(&target).unwrap();
+        assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn what_a_kill_left_is_cleaned_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [".tmp.step_3", ".del.step_1", ".old.step_2", ".old.step_4", "step_4", "step_5"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            fs::write(folder.path().join(name).join("from"), name).unwrap();
+        }
+        for name in [".tmp.metrics.parquet", ".lock", ".hidden", "main.log"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        assert_eq!(
+            clean(folder.path()).unwrap(),
+            [".del.step_1", ".old.step_2", ".old.step_4", ".tmp.metrics.parquet", ".tmp.step_3"]
+        );
+        assert_eq!(names(folder.path()), [".hidden", ".lock", "main.log", "step_2", "step_4", "step_5"]);
+        let from = |name: &str| fs::read_to_string(folder.path().join(name).join("from")).unwrap();
+        assert_eq!((from("step_2"), from("step_4")), (".old.step_2".into(), "step_4".into()));
+    }
+}

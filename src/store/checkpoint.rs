@@ -1,0 +1,208 @@
+//! Checkpoints: a training state and a manifest that proves it, in one folder.
+//!
+//! `checkpoints/step_00002000/{state.safetensors, manifest.json}` appears by rename when both files
+//! are on the disk, and two runs with the same bits write the same bytes. Loading checks every
+//! byte before it gives out a state, and names the tensor that is damaged.
+//!
+//! What the tensors mean is the trainer's affair; the state is whatever the next step reads.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use sha2::{Digest, Sha256};
+
+use super::atomic::{self, NewFolder};
+use super::manifest::{FORMAT, Facts, FileRecord, Manifest};
+use super::safetensors::{Layout, Reader, Tensor};
+use super::{Result, StoreError};
+use crate::proof::{Hash, state_root, tensor_digest};
+
+pub const STATE_FILE: &str = "state.safetensors";
+pub const MANIFEST_FILE: &str = "manifest.json";
+
+/// A checkpoint read back whole: its manifest, and its tensors sorted by name.
+pub type Loaded = (Manifest, Vec<Tensor>);
+
+/// Steps whose checkpoints did not load, and why.
+pub type Broken = Vec<(u64, StoreError)>;
+
+/// Name of the folder of a step's checkpoint.
+pub fn folder_name(step: u64) -> String {
+    format!("step_{step:08}")
+}
+
+/// The step in a checkpoint folder's name, if it is one.
+fn step_of(name: &str) -> Option<u64> {
+    let step = name.strip_prefix("step_")?.parse().ok()?;
+    (folder_name(step) == name).then_some(step)
+}
+
+/// Digest of a stored tensor.
+pub fn digest(tensor: &Tensor) -> Hash {
+    tensor_digest(&tensor.name, tensor.dtype.name(), &tensor.shape_u64(), &tensor.bytes)
+}
+
+/// Saves `state` under `checkpoints`, replacing a checkpoint of the same step.
+///
+/// Tensors are hashed while they are written. On any error nothing of the attempt stays, and what was
+/// saved before is untouched.
+pub fn save(checkpoints: &Path, state: &[Tensor], facts: &Facts) -> Result<Manifest> {
+    save_through(|path| File::create(path), checkpoints, state, facts)
+}
+
+/// [`save`] with the way to create the state file given, so that a test can hand in a full disk.
+fn save_through(
+    create: impl Fn(&Path) -> io::Result<File>,
+    checkpoints: &Path,
+    state: &[Tensor],
+    facts: &Facts,
+) -> Result<Manifest> {
+    let layout = Layout::new(state, &BTreeMap::new())?;
+    let target = checkpoints.join(folder_name(facts.step));
+    let folder = NewFolder::create(&target)?;
+    // Errors name the place the file is meant for: its temporary folder is gone when they are read.
+    let (file_path, need_bytes) = (target.join(STATE_FILE), layout.file_bytes());
+
+    let mut out = create(&folder.path().join(STATE_FILE)).map_err(StoreError::write(&file_path, need_bytes))?;
+    let write = || -> io::Result<()> {
+        out.write_all(layout.header())?;
+        layout.order().iter().try_for_each(|&i| out.write_all(&state[i].bytes))?;
+        out.sync_all()
+    };
+    let sha256 = || {
+        let hasher = Sha256::new_with_prefix(layout.header());
+        layout.order().iter().fold(hasher, |hasher, &i| hasher.chain_update(&state[i].bytes))
+    };
+    // Threads of their own: a task that waits for a disk must not sit in the pool that trains.
+    let (written, sha256, tensors) = thread::scope(|scope| {
+        let (write, sha256) = (scope.spawn(write), scope.spawn(sha256));
+        let tensors: BTreeMap<String, Hash> = state.iter().map(|tensor| (tensor.name.clone(), digest(tensor))).collect();
+        (write.join().expect("writing does not panic"), sha256.join().expect("hashing does not panic"), tensors)
+    });
+    written.map_err(StoreError::write(&file_path, need_bytes))?;
+
+    let state_root = root_of(&tensors);
+    if let Some(expected) = facts.state_root.filter(|expected| *expected != state_root) {
+        return Err(StoreError::StateChanged { expected, found: state_root });
+    }
+    let manifest = Manifest {
+        format: FORMAT.into(),
+        experiment: facts.experiment.clone(),
+        step: facts.step,
+        tokens: facts.tokens,
+        updates: facts.updates,
+        state_root,
+        ledger: facts.ledger,
+        numerics: facts.numerics.clone(),
+        created_by: facts.created_by.clone(),
+        file: FileRecord { name: STATE_FILE.into(), bytes: need_bytes, sha256: Hash(sha256.finalize().into()) },
+        tensors,
+    };
+    atomic::write(&folder.path().join(MANIFEST_FILE), manifest.to_text().as_bytes())?;
+    folder.commit()?;
+    Ok(manifest)
+}
+
+fn root_of(tensors: &BTreeMap<String, Hash>) -> Hash {
+    state_root(tensors.iter().map(|(name, digest)| (name.as_str(), *digest))).expect("a map has no name twice")
+}
+
+/// The checkpoints in a folder by step, oldest first, whole or not. A folder that is not there has none.
+pub fn list(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let entries = match fs::read_dir(checkpoints) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(StoreError::io(checkpoints, "list"))?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(StoreError::io(checkpoints, "list"))?;
+        if let Some(step) = entry.file_name().to_str().and_then(step_of) {
+            found.push((step, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Reads the manifest and compares what can be compared without reading the state: format, seal,
+/// step and the length of the file.
+pub fn inspect(folder: &Path) -> Result<Manifest> {
+    let path = folder.join(MANIFEST_FILE);
+    let text = match fs::read(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(StoreError::Missing { path }),
+        text => text.map_err(StoreError::io(&path, "read"))?,
+    };
+    let manifest = Manifest::parse(&path, &text)?;
+    let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if let Some(expected) = step_of(name).filter(|step| *step != manifest.step) {
+        return Err(StoreError::WrongStep { path, expected, found: manifest.step });
+    }
+    let file = folder.join(STATE_FILE);
+    match fs::metadata(&file) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(StoreError::Missing { path: file }),
+        Err(e) => Err(StoreError::io(&file, "open")(e)),
+        Ok(found) if found.len() != manifest.file.bytes => {
+            Err(StoreError::WrongLength { path: file, expected: manifest.file.bytes, found: found.len() })
+        }
+        Ok(_) => Ok(manifest),
+    }
+}
+
+/// Loads a checkpoint, or says what is wrong with it: every byte of both files is checked.
+pub fn load(folder: &Path) -> Result<Loaded> {
+    let manifest = inspect(folder)?;
+    let path = folder.join(STATE_FILE);
+    let mut reader = Reader::open(&path)?;
+    let wrong_tensors =
+        |tensor: &str, found, expected| StoreError::WrongTensors { path: path.clone(), tensor: tensor.into(), found, expected };
+    if let Some(info) = reader.infos().iter().find(|info| !manifest.tensors.contains_key(&info.name)) {
+        return Err(wrong_tensors(&info.name, "has", "does not list"));
+    }
+    if let Some(missing) = manifest.tensors.keys().find(|name| !reader.infos().iter().any(|info| info.name == **name)) {
+        return Err(wrong_tensors(missing, "lacks", "lists"));
+    }
+
+    let mut whole = Sha256::new_with_prefix(reader.header());
+    let mut state = Vec::with_capacity(reader.infos().len());
+    let mut next = reader.next_tensor()?;
+    while let Some(tensor) = next {
+        // The next tensor is read while this one is hashed twice.
+        let hash = || rayon::join(|| whole.update(&tensor.bytes), || digest(&tensor)).1;
+        let (found, read) = rayon::join(hash, || reader.next_tensor());
+        let expected = manifest.tensors[&tensor.name];
+        if found != expected {
+            return Err(StoreError::TensorDiffers { path, tensor: tensor.name, expected, found });
+        }
+        state.push(tensor);
+        next = read?;
+    }
+    let found = root_of(&manifest.tensors);
+    if found != manifest.state_root {
+        return Err(StoreError::RootDiffers { path, expected: manifest.state_root, found });
+    }
+    let found = Hash(whole.finalize().into());
+    if found != manifest.file.sha256 {
+        return Err(StoreError::FileDiffers { path, expected: manifest.file.sha256, found });
+    }
+    state.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok((manifest, state))
+}
+
+/// The newest checkpoint that loads whole, and why each newer one does not.
+pub fn newest_whole(checkpoints: &Path) -> Result<(Option<Loaded>, Broken)> {
+    let mut broken = Vec::new();
+    for (step, folder) in list(checkpoints)?.into_iter().rev() {
+        match load(&folder) {
+            Ok(loaded) => return Ok((Some(loaded), broken)),
+            Err(why) => broken.push((step, why)),
+        }
+    }
+    Ok((None, broken))
+}
+
+#[cfg(test)]
+#[path = "checkpoint_tests.rs"]
+pub(super) mod tests;

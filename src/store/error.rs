@@ -1,0 +1,77 @@
+//! What can go wrong with files: which file, what was expected, what was found, what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::proof::Hash;
+use crate::proof::digest::DigestError;
+
+/// A fault of the store. Every message names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot {doing} `{}`: {source}", path.display())]
+    Io { path: PathBuf, doing: &'static str, source: io::Error },
+    #[error("no space left to write `{}`, which needs {need_bytes} bytes\n  hint: what was saved before is intact; free some space or lower `checkpoint.keep_last`, then `runner resume`", path.display())]
+    DiskFull { path: PathBuf, need_bytes: u64, source: io::Error },
+    #[error("`{}` is missing\n  hint: a whole checkpoint has `state.safetensors` and `manifest.json`", path.display())]
+    Missing { path: PathBuf },
+
+    #[error("cannot store tensor `{name}`: {why}")]
+    BadTensor { name: String, why: String },
+    #[error("cannot store the state: {0}")]
+    Digest(#[from] DigestError),
+    #[error(
+        "the state to be saved has the root {found}, but the trainer hashed {expected}\n  hint: memory changed between hashing and saving; suspect the hardware, and resume from the last checkpoint"
+    )]
+    StateChanged { expected: Hash, found: Hash },
+
+    #[error("`{}` is damaged in its header: {why}", path.display())]
+    BadHeader { path: PathBuf, why: String },
+    #[error("`{}` has {found} bytes, expected {expected}\n  hint: {}", path.display(), if found < expected { "the file was cut short" } else { "something was written behind its end" })]
+    WrongLength { path: PathBuf, expected: u64, found: u64 },
+    #[error("tensor `{tensor}` in `{}` is damaged: its digest is {found}, expected {expected}", path.display())]
+    TensorDiffers { path: PathBuf, tensor: String, expected: Hash, found: Hash },
+    #[error("`{}` {found} a tensor `{tensor}`, which its manifest {expected}\n  hint: the header is damaged, or the two files belong to different checkpoints", path.display())]
+    WrongTensors { path: PathBuf, tensor: String, found: &'static str, expected: &'static str },
+    #[error("`{}` has the SHA-256 {found}, expected {expected}, though every tensor is right: its header was changed", path.display())]
+    FileDiffers { path: PathBuf, expected: Hash, found: Hash },
+    #[error("the tensors of `{}` have the state root {found}, expected {expected}", path.display())]
+    RootDiffers { path: PathBuf, expected: Hash, found: Hash },
+
+    #[error("`{}` is not a checkpoint manifest: {why}", path.display())]
+    BadManifest { path: PathBuf, why: String },
+    #[error("`{}` has the format `{found}`, expected `{expected}`\n  hint: it was written by another version of runner", path.display())]
+    WrongFormat { path: PathBuf, expected: &'static str, found: String },
+    #[error("`{}` was edited or damaged: its seal is {found}, its text gives {expected}", path.display())]
+    SealBroken { path: PathBuf, expected: Hash, found: Hash },
+    #[error("`{}` describes step {found}, but its folder is that of step {expected}\n  hint: the folder was renamed or the manifest copied", path.display())]
+    WrongStep { path: PathBuf, expected: u64, found: u64 },
+    #[error("the thread that saves checkpoints died: {why}")]
+    WriterDied { why: String },
+
+    #[error("`{name}` cannot name a run: {why}\n  hint: use letters, digits, `-`, `_` and `.`")]
+    BadName { name: String, why: &'static str },
+    #[error("there is already a run in `{}`\n  hint: `runner resume` goes on with it, `--name` starts another, `--overwrite` deletes it", path.display())]
+    RunExists { path: PathBuf },
+    #[error("there is no run in `{}`", path.display())]
+    NoSuchRun { path: PathBuf },
+    #[error("`{}` is in use by {}\n  hint: wait for it, or stop it; the lock goes with the process", path.display(), pid.map_or("another process".to_owned(), |pid| format!("process {pid}")))]
+    Locked { path: PathBuf, pid: Option<u32> },
+}
+
+impl StoreError {
+    /// Turns an i/o error on `path` into an error that says what was being done.
+    pub(super) fn io(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> StoreError {
+        move |source| StoreError::Io { path: path.into(), doing, source }
+    }
+
+    /// The same for a write of `need_bytes` in all, with a full disk told apart.
+    pub(super) fn write(path: &Path, need_bytes: u64) -> impl FnOnce(io::Error) -> StoreError {
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                StoreError::DiskFull { path: path.into(), need_bytes, source }
+            }
+            _ => StoreError::Io { path: path.into(), doing: "write", source },
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! A process that saves as fast as it can is killed at arbitrary moments: what it leaves must open,
+//! load and go on. Nothing is asserted about where the kill hits, so the test cannot be flaky; on
+//! many runs it hits every stage.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::checkpoint::{newest_whole, tests::*};
+use super::*;
+use crate::proof::entry::{Action, Entry};
+use crate::proof::ledger::Ledger;
+use crate::rng::Key;
+
+const FOLDER: &str = "RUNNER_TEST_KILLED_RUN";
+
+fn entry(step: u64) -> Entry {
+    let number = step as f64;
+    let (tokens, action) = (step * 1024, Action::Update);
+    Entry {
+        step,
+        tokens,
+        root: None,
+        loss: number,
+        grad_norm: 1.0 / number,
+        learning_rate: 6e-4,
+        loss_z: None,
+        grad_z: None,
+        action,
+        events: vec![],
+    }
+}
+
+/// What the killed process does: resume, then a step, a ledger entry, a checkpoint, over and over.
+fn train(folder: &Path, steps: u64) -> u64 {
+    let run = RunFolder::open(folder).unwrap();
+    let (whole, broken) = newest_whole(&run.paths.checkpoints()).unwrap();
+    assert!(broken.is_empty(), "a kill never leaves a checkpoint that looks whole and is not: {broken:?}");
+    let (manifest, loaded) = whole.unwrap();
+    assert_eq!(loaded, state(manifest.step));
+    let mut ledger = Ledger::resume(&run.paths.ledger(), &manifest.ledger).unwrap();
+    let mut writer = Writer::new(&run.paths.checkpoints(), Retention { keep_last: 2, keep_every: 0 });
+    for step in manifest.step + 1..=manifest.step + steps {
+        let head = ledger.append(&entry(step)).unwrap();
+        ledger.sync().unwrap();
+        writer.submit(Job { state: state(step), facts: Facts { ledger: head, ..facts(step) } }).unwrap();
+    }
+    writer.wait().unwrap();
+    manifest.step
+}
+
+#[test]
+#[ignore = "the process that the next test kills"]
+fn trains_until_killed() {
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        train(&PathBuf::from(folder), u64::MAX / 2);
+    }
+}
+
+#[test]
+fn a_run_killed_at_any_moment_goes_on_from_a_whole_checkpoint() {
+    let root = tempfile::tempdir().unwrap();
+    let run = RunFolder::create(root.path(), "killed", false).unwrap();
+    let ledger = Ledger::open(&run.paths.ledger()).unwrap();
+    save(&run.paths.checkpoints(), &state(0), &Facts { ledger: ledger.head(), ..facts(0) }).unwrap();
+    let folder = run.paths.folder().to_owned();
+    drop(run);
+    for kill in 0..8 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "store::kill_tests::trains_until_killed", "--ignored"])
+            .env(FOLDER, &folder)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(40 + u64::from(Key::new(kill, "kill").block_at(0, 0)[0] % 60)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        train(&folder, 1);
+    }
+    let (_, entries) = crate::proof::ledger::read(&folder.join("ledger.jsonl")).unwrap();
+    assert_eq!(entries, (1..=entries.len() as u64).map(entry).collect::<Vec<_>>(), "no step is lost or doubled");
+    eprintln!("{} steps", entries.len());
+}

@@ -1,0 +1,158 @@
+//! `manifest.json`: what a checkpoint is and what its files must hash to.
+//!
+//! The text is a function of the manifest: no clock, no machine. Its last line is a seal over all
+//! text before it, so that an edit by hand is noticed. The seal proves no origin: who edits can seal
+//! again. What ties a checkpoint to its run is the ledger head within.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Result, StoreError};
+use crate::proof::{Hash, Head, hash::manifest_seal};
+
+/// The format that this version writes and reads.
+pub const FORMAT: &str = "runner/checkpoint/v1";
+
+/// What the trainer knows of a checkpoint beside the state itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    pub experiment: String,
+    /// Optimizer steps done, skipped ones included.
+    pub step: u64,
+    /// Training tokens seen.
+    pub tokens: u64,
+    /// Updates made: the steps that the guards did not skip.
+    pub updates: u64,
+    /// Head of the ledger after the entry of `step`.
+    pub ledger: Head,
+    /// What the bits depend on, by dotted key: a resume under other values is drift.
+    pub numerics: BTreeMap<String, String>,
+    /// Program and version: `runner 0.1.0`.
+    pub created_by: String,
+    /// The root that the trainer has hashed already; saving refuses another state.
+    pub state_root: Option<Hash>,
+}
+
+/// The content of `manifest.json`, but for the seal. Fields stand in the file in this order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub format: String,
+    pub experiment: String,
+    pub step: u64,
+    pub tokens: u64,
+    pub updates: u64,
+    pub state_root: Hash,
+    pub ledger: Head,
+    pub numerics: BTreeMap<String, String>,
+    pub created_by: String,
+    pub file: FileRecord,
+    /// Digest of each tensor, so that damage has a name.
+    pub tensors: BTreeMap<String, Hash>,
+}
+
+/// A file that belongs to the checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileRecord {
+    pub name: String,
+    pub bytes: u64,
+    /// Plain SHA-256 of the file, as `sha256sum` prints it.
+    pub sha256: Hash,
+}
+
+const SEAL: &str = "  \"seal\": ";
+
+impl Manifest {
+    /// The text of `manifest.json`.
+    pub fn to_text(&self) -> String {
+        let json = serde_json::to_string_pretty(self).expect("strings, numbers and hashes become JSON");
+        let body = format!("{},\n", json.strip_suffix("\n}").expect("a struct with fields ends so"));
+        format!("{body}{SEAL}\"{}\"\n}}\n", manifest_seal(body.as_bytes()))
+    }
+
+    /// Reads the text of the manifest at `path`; checks format and seal.
+    pub fn parse(path: &Path, text: &[u8]) -> Result<Manifest> {
+        let bad = |why: String| StoreError::BadManifest { path: path.into(), why };
+        let text = std::str::from_utf8(text).map_err(|e| bad(format!("not UTF-8 from byte {}", e.valid_up_to())))?;
+        let (body, end) =
+            text.rsplit_once(SEAL).ok_or_else(|| bad("it has no seal; the file was cut short or is another one".into()))?;
+        let found: Hash = end
+            .strip_prefix('"')
+            .and_then(|end| end.strip_suffix("\"\n}\n"))
+            .ok_or_else(|| bad("it does not end with its seal".into()))?
+            .parse()
+            .map_err(|e| bad(format!("its seal: {e}")))?;
+
+        #[derive(Deserialize)]
+        struct Format {
+            format: String,
+        }
+        // Asked before the seal, so that another version is named as such.
+        let json = format!("{}\n}}", body.strip_suffix(",\n").unwrap_or(body));
+        let format: Format = serde_json::from_str(&json).map_err(|e| bad(e.to_string()))?;
+        let expected = manifest_seal(body.as_bytes());
+        if format.format != FORMAT {
+            return Err(StoreError::WrongFormat { path: path.into(), expected: FORMAT, found: format.format });
+        }
+        if found != expected {
+            return Err(StoreError::SealBroken { path: path.into(), expected, found });
+        }
+        serde_json::from_str(&json).map_err(|e| bad(e.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        let hash = Hash::of(b"x");
+        Manifest {
+            format: FORMAT.into(),
+            experiment: "quick\"start".into(),
+            step: 2000,
+            tokens: 1 << 40,
+            updates: 1999,
+            state_root: hash,
+            ledger: Head { size: 2000, root: hash },
+            numerics: BTreeMap::from([("seed".into(), "1337".into())]),
+            created_by: "runner 0.1.0".into(),
+            file: FileRecord { name: "state.safetensors".into(), bytes: 12, sha256: hash },
+            tensors: [("b".to_owned(), hash), ("a".to_owned(), hash)].into(),
+        }
+    }
+
+    #[test]
+    fn a_manifest_reads_back_and_its_text_is_stable() {
+        let text = manifest().to_text();
+        assert_eq!(Manifest::parse(Path::new("m"), text.as_bytes()).unwrap(), manifest());
+        assert!(text.starts_with("{\n  \"format\": \"runner/checkpoint/v1\",\n  \"experiment\""));
+        assert!(text.find("\"a\"") < text.find("\"b\""));
+        serde_json::from_str::<serde_json::Value>(&text).expect("plain JSON for everyone else");
+    }
+
+    #[test]
+    fn every_byte_of_a_manifest_is_guarded() {
+        let good = manifest().to_text().into_bytes();
+        for byte in 0..good.len() {
+            for bit in [0, 4] {
+                let mut bad = good.clone();
+                bad[byte] ^= 1 << bit;
+                assert!(Manifest::parse(Path::new("m"), &bad).is_err(), "byte {byte}");
+            }
+            assert!(Manifest::parse(Path::new("m"), &good[..byte]).is_err(), "cut at {byte}");
+        }
+    }
+
+    #[test]
+    fn an_edit_and_another_version_are_told_apart() {
+        let text = manifest().to_text();
+        let edited = text.replace("\"updates\": 1999", "\"updates\": 2000");
+        assert!(matches!(Manifest::parse(Path::new("m"), edited.as_bytes()), Err(StoreError::SealBroken { .. })));
+        let newer = text.replace("checkpoint/v1", "checkpoint/v2");
+        assert!(matches!(Manifest::parse(Path::new("m"), newer.as_bytes()), Err(StoreError::WrongFormat { .. })));
+    }
+}

@@ -1,0 +1,40 @@
+//! What a run leaves on disk: its folder, files that are whole or absent, checkpoints that prove
+//! themselves.
+//!
+//! Nothing here trains or decides when to save; it is told what to write and refuses to read back
+//! anything else. A kill or a full disk at any moment leaves the previous checkpoint untouched.
+//!
+//! * [`atomic`]: files and folders that appear whole, by rename.
+//! * [`safetensors`]: a byte-stable writer and a strict reader.
+//! * [`checkpoint`]: a state and its manifest; [`retention`]: which ones are kept; [`writer`]: saving
+//!   behind the trainer's back.
+//! * [`metrics`]: one row a step; [`main_log`]: the same in the reference's line format; [`append`]: files
+//!   that only grow.
+//! * [`run_folder`]: where everything is, and the lock that keeps a second process out.
+
+pub mod append;
+pub mod atomic;
+pub mod checkpoint;
+pub mod error;
+pub mod main_log;
+pub mod manifest;
+pub mod metrics;
+mod metrics_parquet;
+pub mod retention;
+pub mod run_folder;
+pub mod safetensors;
+pub mod writer;
+
+pub use checkpoint::{Broken, Loaded, list, load, newest_whole, save};
+pub use error::StoreError;
+pub use manifest::{Facts, Manifest};
+pub use retention::Retention;
+pub use run_folder::{RunFolder, RunPaths, newest_run};
+pub use safetensors::Tensor;
+pub use writer::{Job, Saved, Writer};
+
+/// The result of everything in the store.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod kill_tests;

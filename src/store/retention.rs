@@ -1,0 +1,107 @@
+//! Which checkpoints stay.
+
+use std::path::Path;
+
+use super::{Result, atomic, checkpoint};
+
+/// `checkpoint.keep_last` and `checkpoint.keep_every`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Checkpoints kept; 0 keeps all.
+    pub keep_last: usize,
+    /// A step that is a multiple of this is never deleted; 0 is none.
+    pub keep_every: u64,
+}
+
+impl Retention {
+    /// The steps to delete, of `steps` in rising order.
+    fn doomed(self, steps: &[u64]) -> Vec<u64> {
+        if self.keep_last == 0 {
+            return Vec::new();
+        }
+        let old = &steps[..steps.len().saturating_sub(self.keep_last)];
+        old.iter().copied().filter(|step| self.keep_every == 0 || !step.is_multiple_of(self.keep_every)).collect()
+    }
+}
+
+/// Deletes the checkpoints that `retention` gives up; returns their steps.
+///
+/// One whole checkpoint always stays: if none of those kept looks whole ([`checkpoint::inspect`]),
+/// the newest one that does is kept as well. "Looks" because reading every state back after every
+/// save would cost more than the save; a damaged byte inside a file is found by loading only.
+pub fn prune(checkpoints: &Path, retention: Retention) -> Result<Vec<u64>> {
+    let found = checkpoint::list(checkpoints)?;
+    let mut doomed = retention.doomed(&found.iter().map(|(step, _)| *step).collect::<Vec<_>>());
+    if doomed.is_empty() {
+        return Ok(doomed);
+    }
+    let looks_whole = |step: &u64| checkpoint::inspect(&checkpoints.join(checkpoint::folder_name(*step))).is_ok();
+    let kept_whole = found.iter().rev().map(|(step, _)| step).filter(|step| !doomed.contains(step)).any(looks_whole);
+    if !kept_whole && let Some(last) = doomed.iter().rposition(looks_whole) {
+        doomed.remove(last);
+    }
+    for step in &doomed {
+        atomic::remove_folder(&checkpoints.join(checkpoint::folder_name(*step)))?;
+    }
+    Ok(doomed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::checkpoint::{STATE_FILE, list, newest_whole, save, tests::*};
+    use super::*;
+
+    #[test]
+    fn the_policy_table() {
+        let steps = [250, 500, 750, 1000, 1250];
+        let table: [(usize, u64, &[u64]); 8] = [
+            (0, 0, &[]),
+            (0, 500, &[]),
+            (1, 0, &[250, 500, 750, 1000]),
+            (2, 0, &[250, 500, 750]),
+            (5, 0, &[]),
+            (9, 0, &[]),
+            (1, 500, &[250, 750]),
+            (2, 1000, &[250, 500, 750]),
+        ];
+        for (keep_last, keep_every, doomed) in table {
+            assert_eq!(
+                Retention { keep_last, keep_every }.doomed(&steps),
+                doomed,
+                "keep_last {keep_last}, keep_every {keep_every}"
+            );
+        }
+    }
+
+    fn steps(folder: &Path) -> Vec<u64> {
+        list(folder).unwrap().iter().map(|(step, _)| *step).collect()
+    }
+
+    #[test]
+    fn pruning_deletes_what_the_policy_gives_up() {
+        let folder = tempfile::tempdir().unwrap();
+        for step in [1, 2, 3, 4] {
+            save(folder.path(), &state(step), &facts(step)).unwrap();
+        }
+        let retention = Retention { keep_last: 1, keep_every: 2 };
+        assert_eq!(prune(folder.path(), retention).unwrap(), [1, 3]);
+        assert_eq!(steps(folder.path()), [2, 4]);
+        assert_eq!(prune(folder.path(), retention).unwrap(), [0; 0]);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing half deleted stays");
+    }
+
+    #[test]
+    fn the_last_whole_checkpoint_stays_whatever_the_policy() {
+        let folder = tempfile::tempdir().unwrap();
+        for step in [1, 2, 3, 4] {
+            save(folder.path(), &state(step), &facts(step)).unwrap();
+        }
+        for step in [3, 4] {
+            let file = folder.path().join(checkpoint::folder_name(step)).join(STATE_FILE);
+            std::fs::write(file, "cut short").unwrap();
+        }
+        assert_eq!(prune(folder.path(), Retention { keep_last: 1, keep_every: 0 }).unwrap(), [1, 3]);
+        assert_eq!(steps(folder.path()), [2, 4]);
+        assert_eq!(newest_whole(folder.path()).unwrap().0.unwrap().0.step, 2);
+    }
+}

@@ -1,0 +1,317 @@
+//! The folder of a run: where everything is, and the lock that keeps a second process out.
+//!
+//! The lock is the operating system's, on `.lock`, and goes with the process however it ends; the
+//! process id inside is for the message alone. Starting over moves the whole old folder away in one
+//! rename before anything new is written, so no old checkpoint can be taken for a new one.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::{Result, StoreError, atomic};
+
+const LOCK: &str = ".lock";
+
+/// The files of a run. Readers (`plot`, `verify`, `diff`) need no lock and use this alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunPaths {
+    folder: PathBuf,
+}
+
+impl RunPaths {
+    /// The files of the run in `folder`, there or not.
+    pub fn new(folder: &Path) -> RunPaths {
+        RunPaths { folder: folder.into() }
+    }
+
+    /// The folder itself.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The run's name: that of its folder.
+    pub fn name(&self) -> String {
+        self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// The resolved configuration.
+    pub fn experiment(&self) -> PathBuf {
+        self.folder.join("experiment.toml")
+    }
+
+    /// What the bits depend on.
+    pub fn lock_file(&self) -> PathBuf {
+        self.folder.join("lock.toml")
+    }
+
+    pub fn ledger(&self) -> PathBuf {
+        self.folder.join("ledger.jsonl")
+    }
+
+    pub fn metrics_jsonl(&self) -> PathBuf {
+        self.folder.join("metrics.jsonl")
+    }
+
+    pub fn metrics_parquet(&self) -> PathBuf {
+        self.folder.join("metrics.parquet")
+    }
+
+    /// The reference's line format.
+    pub fn main_log(&self) -> PathBuf {
+        self.folder.join("main.log")
+    }
+
+    /// TensorBoard finds a file by `tfevents` in its name; the rest is fixed, not time and host.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.folder.join("events.out.tfevents.0.runner")
+    }
+
+    pub fn checkpoints(&self) -> PathBuf {
+        self.folder.join("checkpoints")
+    }
+
+    pub fn samples(&self) -> PathBuf {
+        self.folder.join("samples")
+    }
+
+    pub fn plots(&self) -> PathBuf {
+        self.folder.join("plots")
+    }
+
+    pub fn report(&self) -> PathBuf {
+        self.folder.join("report.html")
+    }
+}
+
+/// A run's folder, locked for this process until dropped.
+#[derive(Debug)]
+pub struct RunFolder {
+    pub paths: RunPaths,
+    _lock: File,
+}
+
+impl RunFolder {
+    /// Makes the folder `root/name` for a new run and locks it.
+    ///
+    /// # Errors
+    /// A run is there already and `overwrite` is false; or another process holds it, in either case.
+    pub fn create(root: &Path, name: &str, overwrite: bool) -> Result<RunFolder> {
+        check_name(name)?;
+        let folder = root.join(name);
+        fs::create_dir_all(&folder).map_err(StoreError::io(&folder, "create"))?;
+        let mut lock = lock(&folder)?;
+        if is_used(&folder)? {
+            if !overwrite {
+                return Err(StoreError::RunExists { path: folder });
+            }
+            // The lock moves away with the old folder and holds until the new one is locked.
+            let old = atomic::set_aside(&folder)?;
+            fs::create_dir(&folder).map_err(StoreError::io(&folder, "create"))?;
+            lock = self::lock(&folder)?;
+            atomic::remove_if_there(&old)?;
+        }
+        RunFolder::with(folder, lock)
+    }
+
+    /// Locks the folder of a run that is there, and removes what a kill left half written.
+    pub fn open(folder: &Path) -> Result<RunFolder> {
+        if !folder.is_dir() || !is_used(folder)? {
+            return Err(StoreError::NoSuchRun { path: folder.into() });
+        }
+        let lock = lock(folder)?;
+        RunFolder::with(folder.into(), lock)
+    }
+
+    fn with(folder: PathBuf, lock: File) -> Result<RunFolder> {
+        let paths = RunPaths::new(&folder);
+        for part in [paths.checkpoints(), paths.samples(), paths.plots()] {
+            fs::create_dir_all(&part).map_err(StoreError::io(&part, "create"))?;
+        }
+        for part in [paths.folder(), &paths.checkpoints()] {
+            atomic::clean(part)?;
+        }
+        Ok(RunFolder { paths, _lock: lock })
+    }
+}
+
+/// The run under `root` that was worked on last, by the time of its ledger or else its configuration.
+pub fn newest_run(root: &Path) -> Result<Option<PathBuf>> {
+    let entries = match fs::read_dir(root) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries.map_err(StoreError::io(root, "list"))?,
+    };
+    let mut newest: Option<(SystemTime, PathBuf)> = None;
+    for entry in entries {
+        let entry = entry.map_err(StoreError::io(root, "list"))?;
+        let hidden = entry.file_name().to_string_lossy().starts_with('.');
+        let paths = RunPaths::new(&entry.path());
+        let modified =
+            [paths.ledger(), paths.experiment()].iter().find_map(|file| fs::metadata(file).and_then(|m| m.modified()).ok());
+        // Equal times: the later name, so that the answer does not hang on the order of the folder.
+        newest = newest.max(modified.filter(|_| !hidden).map(|time| (time, entry.path())));
+    }
+    Ok(newest.map(|(_, folder)| folder))
+}
+
+/// Whether anything is in the folder but the lock and empty folders, which a run that failed before
+/// its first byte leaves.
+fn is_used(folder: &Path) -> Result<bool> {
+    for entry in fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
+        let entry = entry.map_err(StoreError::io(folder, "list"))?;
+        let empty_folder = fs::read_dir(entry.path()).is_ok_and(|mut content| content.next().is_none());
+        if entry.file_name() != LOCK && !empty_folder {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join(LOCK);
+    let mut file =
+        File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(StoreError::io(&path, "open"))?;
+    match file.try_lock() {
+        Ok(()) => {
+            let write = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+            write.map_err(StoreError::io(&path, "write"))?;
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            // Unreadable or just being written: then the message does without.
+            let _ = file.read_to_string(&mut pid);
+            Err(StoreError::Locked { path: folder.into(), pid: pid.trim().parse().ok() })
+        }
+        Err(TryLockError::Error(source)) => Err(StoreError::io(&path, "lock")(source)),
+    }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let bad = |why| Err(StoreError::BadName { name: name.into(), why });
+    match name.chars().find(|c| !(c.is_ascii_alphanumeric() || "-_.".contains(*c))) {
+        Some(_) => bad("it has a character that is not portable in a folder's name"),
+        None if name.is_empty() => bad("it is empty"),
+        None if name.starts_with('.') => bad("it starts with a dot"),
+        None if name.len() > 200 => bad("it is longer than 200 characters"),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::checkpoint::{list, save, tests::*};
+    use super::*;
+
+    fn start(root: &Path) -> RunFolder {
+        let run = RunFolder::create(root, "quickstart", false).unwrap();
+        fs::write(run.paths.experiment(), "name = 'quickstart'").unwrap();
+        save(&run.paths.checkpoints(), &state(3), &facts(3)).unwrap();
+        run
+    }
+
+    #[test]
+    fn a_second_process_is_kept_out_and_told_by_whom() {
+        let root = tempfile::tempdir().unwrap();
+        let run = start(root.path());
+        let folder = run.paths.folder().to_owned();
+        for second in [
+            RunFolder::open(&folder),
+            RunFolder::create(root.path(), "quickstart", false),
+            RunFolder::create(root.path(), "quickstart", true),
+        ] {
+            match second {
+                Err(e @ StoreError::Locked { .. }) => {
+                    assert!(e.to_string().contains(&format!("process {}", std::process::id())), "{e}")
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(list(&run.paths.checkpoints()).unwrap().len(), 1, "the run is untouched");
+        drop(run);
+        RunFolder::open(&folder).unwrap();
+    }
+
+    #[test]
+    fn starting_over_is_refused_unless_asked_for() {
+        let root = tempfile::tempdir().unwrap();
+        drop(start(root.path()));
+        assert!(matches!(RunFolder::create(root.path(), "quickstart", false), Err(StoreError::RunExists { .. })));
+    }
+
+    #[test]
+    fn a_run_that_never_began_is_not_in_the_way() {
+        let root = tempfile::tempdir().unwrap();
+        drop(RunFolder::create(root.path(), "quickstart", false).unwrap());
+        drop(RunFolder::create(root.path(), "quickstart", false).unwrap());
+        assert!(matches!(RunFolder::open(&root.path().join("quickstart")), Err(StoreError::NoSuchRun { .. })));
+    }
+
+    /// Reference fault 8: a used folder kept its old markers, and a later resume took the old run.
+    #[test]
+    fn starting_over_leaves_no_old_checkpoint_behind() {
+        let root = tempfile::tempdir().unwrap();
+        drop(start(root.path()));
+        // And a deletion that a kill interrupted.
+        fs::create_dir_all(root.path().join(".del.quickstart/checkpoints")).unwrap();
+        let run = RunFolder::create(root.path(), "quickstart", true).unwrap();
+        assert!(list(&run.paths.checkpoints()).unwrap().is_empty());
+        assert!(!run.paths.experiment().exists());
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "nothing of the old run stays beside");
+        let second = RunFolder::create(root.path(), "quickstart", true);
+        assert!(matches!(second, Err(StoreError::Locked { .. })), "the new folder is locked");
+    }
+
+    #[test]
+    fn opening_cleans_what_a_kill_left() {
+        let root = tempfile::tempdir().unwrap();
+        let run = start(root.path());
+        let half = run.paths.checkpoints().join(".tmp.step_00000004");
+        fs::create_dir(&half).unwrap();
+        fs::write(half.join("state.safetensors"), "half").unwrap();
+        fs::write(run.paths.folder().join(".tmp.metrics.parquet"), "half").unwrap();
+        let folder = run.paths.folder().to_owned();
+        drop(run);
+        let run = RunFolder::open(&folder).unwrap();
+        assert!(!half.exists() && !folder.join(".tmp.metrics.parquet").exists());
+        assert_eq!(list(&run.paths.checkpoints()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_folder_without_a_run_is_not_opened() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(matches!(RunFolder::open(&root.path().join("none")), Err(StoreError::NoSuchRun { .. })));
+        fs::create_dir(root.path().join("empty")).unwrap();
+        assert!(matches!(RunFolder::open(&root.path().join("empty")), Err(StoreError::NoSuchRun { .. })));
+        assert!(fs::read_dir(root.path().join("empty")).unwrap().next().is_none(), "looking leaves no lock behind");
+    }
+
+    #[test]
+    fn names_that_would_leave_the_root_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["", ".", "..", ".del.x", "a/b", "../x", "a b", "é", &"x".repeat(201)] {
+            assert!(matches!(RunFolder::create(root.path(), name, true), Err(StoreError::BadName { .. })), "{name}");
+        }
+        RunFolder::create(root.path(), "gpt2_124m-v1.5", false).unwrap();
+    }
+
+    #[test]
+    fn the_newest_run_is_the_one_worked_on_last() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(newest_run(root.path()).unwrap(), None);
+        assert_eq!(newest_run(&root.path().join("none")).unwrap(), None);
+        let at = |name: &str, file: &str, seconds: u64| {
+            let path = root.path().join(name).join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            File::create(path).unwrap().set_modified(time).unwrap();
+        };
+        at("a", "experiment.toml", 900);
+        at("a", "ledger.jsonl", 100);
+        at("b", "ledger.jsonl", 200);
+        at("c", "experiment.toml", 150);
+        at(".del.d", "ledger.jsonl", 999);
+        at("not_a_run", "README.md", 999);
+        assert_eq!(newest_run(root.path()).unwrap(), Some(root.path().join("b")));
+    }
+}

@@ -1,0 +1,259 @@
+//! Safetensors files whose every byte is a function of the tensors.
+//!
+//! The format (huggingface.co/docs/safetensors): header length as u64, a JSON header, the data without
+//! gaps. The library of that name writes metadata in random order, so the writer is ours: header
+//! entries in byte order of the names, fixed spelling, padded with spaces to a multiple of 8; data in
+//! order of falling element size, then of names, so that every tensor is aligned to its element.
+//! Reading uses the library's types but checks for itself, so that every fault names file and tensor.
+//!
+//! Whether the bytes are the right ones is not decided here but in [`super::checkpoint`].
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::TensorInfo;
+use serde::Deserialize;
+
+use super::{Result, StoreError, atomic};
+use crate::ops::Dtype;
+
+/// A named tensor on the host, as it is stored.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Tensor {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    /// Little-endian, row-major, dense.
+    pub bytes: Vec<u8>,
+}
+
+impl Tensor {
+    /// Bytes that a tensor of this type and shape takes; none if that overflows.
+    pub fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
+        shape.iter().try_fold(dtype.size(), |bytes, dimension| bytes.checked_mul(*dimension))
+    }
+
+    /// The shape as digests and headers have it.
+    pub fn shape_u64(&self) -> Vec<u64> {
+        self.shape.iter().map(|dimension| *dimension as u64).collect()
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tensor({} {} {:?}, {} bytes)", self.name, self.dtype, self.shape, self.bytes.len())
+    }
+}
+
+/// The header of a file and the order of its data.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    header: Vec<u8>,
+    order: Vec<usize>,
+    data_bytes: u64,
+}
+
+impl Layout {
+    /// Lays out `tensors`, in any order, with free-form metadata.
+    ///
+    /// # Errors
+    /// A name given twice or reserved, or bytes that are not as many as type and shape say.
+    pub fn new(tensors: &[Tensor], metadata: &BTreeMap<String, String>) -> Result<Layout> {
+        let mut by_name: Vec<usize> = (0..tensors.len()).collect();
+        by_name.sort_by(|&a, &b| tensors[a].name.cmp(&tensors[b].name));
+        check(tensors, &by_name)?;
+        let mut order = by_name.clone();
+        order.sort_by_key(|&i| std::cmp::Reverse(tensors[i].dtype.size()));
+
+        let mut offsets = vec![(0, 0); tensors.len()];
+        let mut end = 0;
+        for &i in &order {
+            let start = end;
+            end += tensors[i].bytes.len() as u64;
+            offsets[i] = (start, end);
+        }
+        let mut entries = Vec::with_capacity(tensors.len() + 1);
+        if !metadata.is_empty() {
+            entries.push(format!("\"__metadata__\":{}", json(metadata)));
+        }
+        for &i in &by_name {
+            let Tensor { name, dtype, shape, .. } = &tensors[i];
+            let (start, end) = offsets[i];
+            entries.push(format!(
+                "{}:{{\"dtype\":\"{dtype}\",\"shape\":{},\"data_offsets\":[{start},{end}]}}",
+                json(name),
+                json(shape)
+            ));
+        }
+        let mut text = format!("{{{}}}", entries.join(","));
+        text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
+        let mut header = (text.len() as u64).to_le_bytes().to_vec();
+        header.extend_from_slice(text.as_bytes());
+        Ok(Layout { header, order, data_bytes: end })
+    }
+
+    /// Everything before the data.
+    pub fn header(&self) -> &[u8] {
+        &self.header
+    }
+
+    /// Indices of the tensors in the order of their data.
+    pub fn order(&self) -> &[usize] {
+        &self.order
+    }
+
+    /// Length of the whole file.
+    pub fn file_bytes(&self) -> u64 {
+        self.header.len() as u64 + self.data_bytes
+    }
+}
+
+fn check(tensors: &[Tensor], by_name: &[usize]) -> Result<()> {
+    let bad = |i: usize, why: String| StoreError::BadTensor { name: tensors[i].name.clone(), why };
+    for (position, &i) in by_name.iter().enumerate() {
+        let Tensor { name, dtype, shape, bytes } = &tensors[i];
+        if position > 0 && tensors[by_name[position - 1]].name == *name {
+            return Err(bad(i, "the name is given twice".into()));
+        }
+        if name == "__metadata__" {
+            return Err(bad(i, "the format reserves this name".into()));
+        }
+        if Tensor::byte_len(*dtype, shape) != Some(bytes.len()) {
+            return Err(bad(i, format!("{} bytes do not fill {dtype} {shape:?}", bytes.len())));
+        }
+    }
+    Ok(())
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("strings, numbers and maps of strings become JSON")
+}
+
+/// Writes a whole file, or leaves what was there; returns its length.
+pub fn write(path: &Path, tensors: &[Tensor], metadata: &BTreeMap<String, String>) -> Result<u64> {
+    let layout = Layout::new(tensors, metadata)?;
+    atomic::write_with(path, layout.file_bytes(), |out| {
+        out.write_all(layout.header())?;
+        layout.order().iter().try_for_each(|&i| out.write_all(&tensors[i].bytes))
+    })?;
+    Ok(layout.file_bytes())
+}
+
+/// A tensor's entry in a header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub bytes: usize,
+}
+
+/// A file being read: the header is checked, tensors follow one by one in the order of the file.
+#[derive(Debug)]
+pub struct Reader {
+    path: PathBuf,
+    file: BufReader<File>,
+    header: Vec<u8>,
+    /// In the order of the data, which has no gaps.
+    infos: std::vec::IntoIter<Info>,
+}
+
+impl Reader {
+    /// Opens a file and checks its header against its length.
+    pub fn open(path: &Path) -> Result<Reader> {
+        let file = match File::open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(StoreError::Missing { path: path.into() }),
+            opened => opened.map_err(StoreError::io(path, "open"))?,
+        };
+        let length = file.metadata().map_err(StoreError::io(path, "open"))?.len();
+        let mut file = BufReader::with_capacity(1 << 20, file);
+        let bad = |why: String| StoreError::BadHeader { path: path.into(), why };
+        if length < 8 {
+            return Err(bad(format!("the file has {length} bytes, expected at least 8 for the header's length")));
+        }
+        let mut size = [0; 8];
+        file.read_exact(&mut size).map_err(StoreError::io(path, "read"))?;
+        let size = u64::from_le_bytes(size);
+        if size > length - 8 {
+            return Err(bad(format!("it claims {size} bytes, but {} follow", length - 8)));
+        }
+        let mut header = size.to_le_bytes().to_vec();
+        header.resize(8 + usize::try_from(size).map_err(|e| bad(e.to_string()))?, 0);
+        file.read_exact(&mut header[8..]).map_err(StoreError::io(path, "read"))?;
+
+        let infos = parse_header(&header[8..]).map_err(bad)?;
+        let expected = header.len() as u64 + infos.iter().map(|info| info.bytes as u64).sum::<u64>();
+        if expected != length {
+            return Err(StoreError::WrongLength { path: path.into(), expected, found: length });
+        }
+        Ok(Reader { path: path.into(), file, header, infos: infos.into_iter() })
+    }
+
+    /// Everything before the data, as read.
+    pub fn header(&self) -> &[u8] {
+        &self.header
+    }
+
+    /// What the header says of the tensors not read yet, in the order of the data.
+    pub fn infos(&self) -> &[Info] {
+        self.infos.as_slice()
+    }
+
+    /// The next tensor of the file; none after the last.
+    pub fn next_tensor(&mut self) -> Result<Option<Tensor>> {
+        let Some(Info { name, dtype, shape, bytes: length }) = self.infos.next() else { return Ok(None) };
+        // No more than the file was long when it was opened.
+        let mut bytes = vec![0; length];
+        self.file.read_exact(&mut bytes).map_err(StoreError::io(&self.path, "read"))?;
+        Ok(Some(Tensor { name, dtype, shape, bytes }))
+    }
+}
+
+/// Reads all tensors of a file, sorted by name.
+pub fn read(path: &Path) -> Result<Vec<Tensor>> {
+    let mut reader = Reader::open(path)?;
+    let mut tensors = Vec::with_capacity(reader.infos().len());
+    while let Some(tensor) = reader.next_tensor()? {
+        tensors.push(tensor);
+    }
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(tensors)
+}
+
+#[derive(Deserialize)]
+struct Header {
+    #[serde(rename = "__metadata__")]
+    _metadata: Option<BTreeMap<String, String>>,
+    #[serde(flatten)]
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+/// The entries of a JSON header in the order of the data, which must follow each other without gaps
+/// and fit types and shapes.
+fn parse_header(json: &[u8]) -> Result<Vec<Info>, String> {
+    let header: Header = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    let mut entries: Vec<(String, TensorInfo)> = header.tensors.into_iter().collect();
+    entries.sort_by_key(|(_, info)| info.data_offsets);
+    let mut infos = Vec::with_capacity(entries.len());
+    let mut expected = 0;
+    for (name, TensorInfo { dtype, shape, data_offsets: (start, end) }) in entries {
+        if start != expected || end < start {
+            return Err(format!("tensor `{name}` has the offsets {start} to {end}, expected to start at {expected}"));
+        }
+        expected = end;
+        let bytes = end - start;
+        let dtype = Dtype::parse(&dtype.to_string())
+            .ok_or_else(|| format!("tensor `{name}` has the type {dtype}, which no state holds"))?;
+        if Tensor::byte_len(dtype, &shape) != Some(bytes) {
+            return Err(format!("tensor `{name}` has {bytes} bytes, which do not fill {dtype} {shape:?}"));
+        }
+        infos.push(Info { name, dtype, shape, bytes });
+    }
+    Ok(infos)
+}
+
+#[cfg(test)]
+#[path = "safetensors_tests.rs"]
+mod tests;

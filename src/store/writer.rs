@@ -1,0 +1,148 @@
+//! Saving behind the trainer's back: one checkpoint in flight.
+//!
+//! The trainer hands over a copy of the state and goes on; hashing and writing happen on a thread of
+//! their own. Nothing is lost quietly: the outcome of each save comes back exactly once, from
+//! [`Writer::poll`], [`Writer::submit`] or [`Writer::wait`], whichever is called first after it.
+
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::manifest::{Facts, Manifest};
+use super::retention::{Retention, prune};
+use super::safetensors::Tensor;
+use super::{Result, StoreError, checkpoint};
+
+/// A state to be saved.
+#[derive(Debug)]
+pub struct Job {
+    pub state: Vec<Tensor>,
+    pub facts: Facts,
+}
+
+/// A checkpoint that is on the disk.
+#[derive(Debug)]
+pub struct Saved {
+    pub manifest: Manifest,
+    pub folder: PathBuf,
+    /// Steps whose checkpoints were deleted afterwards.
+    pub pruned: Vec<u64>,
+    /// From the start of hashing to the end of deleting.
+    pub took: Duration,
+    /// The tensors, given back so that their memory can serve again.
+    pub state: Vec<Tensor>,
+}
+
+/// Saves checkpoints on a background thread.
+#[derive(Debug)]
+pub struct Writer {
+    checkpoints: PathBuf,
+    retention: Retention,
+    in_flight: Option<JoinHandle<Result<Saved>>>,
+}
+
+impl Writer {
+    /// A writer into the folder `checkpoints`, deleting what `retention` gives up after each save.
+    pub fn new(checkpoints: &Path, retention: Retention) -> Writer {
+        Writer { checkpoints: checkpoints.into(), retention, in_flight: None }
+    }
+
+    /// Starts saving. Waits for the save before and returns its outcome; if that failed, `job` is
+    /// not started.
+    pub fn submit(&mut self, job: Job) -> Result<Option<Saved>> {
+        let before = self.wait()?;
+        let (checkpoints, retention) = (self.checkpoints.clone(), self.retention);
+        let thread = thread::Builder::new().name("checkpoint".into()).spawn(move || run(&checkpoints, retention, job));
+        self.in_flight = Some(thread.map_err(StoreError::io(&self.checkpoints, "start a thread to write"))?);
+        Ok(before)
+    }
+
+    /// The outcome of the save in flight if it is done; does not wait.
+    pub fn poll(&mut self) -> Result<Option<Saved>> {
+        if self.in_flight.as_ref().is_some_and(JoinHandle::is_finished) { self.wait() } else { Ok(None) }
+    }
+
+    /// Waits for the save in flight, if any.
+    pub fn wait(&mut self) -> Result<Option<Saved>> {
+        let Some(thread) = self.in_flight.take() else { return Ok(None) };
+        let outcome = thread.join().map_err(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            StoreError::WriterDied { why: text.unwrap_or("it panicked").to_owned() }
+        })?;
+        outcome.map(Some)
+    }
+}
+
+impl Drop for Writer {
+    /// Lets the save in flight finish: an interrupted run still has its last checkpoint.
+    fn drop(&mut self) {
+        let _ = self.wait();
+    }
+}
+
+fn run(checkpoints: &Path, retention: Retention, job: Job) -> Result<Saved> {
+    let start = Instant::now();
+    let manifest = checkpoint::save(checkpoints, &job.state, &job.facts)?;
+    let pruned = prune(checkpoints, retention)?;
+    let folder = checkpoints.join(checkpoint::folder_name(manifest.step));
+    Ok(Saved { manifest, folder, pruned, took: start.elapsed(), state: job.state })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::checkpoint::{load, tests::*};
+    use super::*;
+
+    const KEEP_TWO: Retention = Retention { keep_last: 2, keep_every: 0 };
+
+    #[test]
+    fn each_outcome_comes_back_once_and_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(folder.path(), KEEP_TWO);
+        let mut done = Vec::new();
+        for step in 1..=4 {
+            let before = writer.submit(Job { state: state(step), facts: facts(step) }).unwrap();
+            done.extend(before.map(|saved| (saved.manifest.step, saved.pruned)));
+        }
+        let last = writer.wait().unwrap().unwrap();
+        assert_eq!(last.state, state(4), "the memory comes back");
+        assert_eq!(load(&last.folder).unwrap(), (last.manifest, state(4)));
+        assert_eq!(done, [(1, vec![]), (2, vec![]), (3, vec![1])]);
+        assert_eq!(last.pruned, [2]);
+        assert!(writer.wait().unwrap().is_none() && writer.poll().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_failed_save_surfaces_at_the_next_call() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(folder.path(), KEEP_TWO);
+        let mut bad = state(1);
+        bad[0].bytes.pop();
+        writer.submit(Job { state: bad, facts: facts(1) }).unwrap();
+        assert!(matches!(writer.submit(Job { state: state(2), facts: facts(2) }), Err(StoreError::BadTensor { .. })));
+        assert!(writer.wait().unwrap().is_none(), "the second was not started");
+    }
+
+    #[test]
+    fn polling_reports_a_finished_save() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(folder.path(), KEEP_TWO);
+        writer.submit(Job { state: state(1), facts: facts(1) }).unwrap();
+        loop {
+            if let Some(saved) = writer.poll().unwrap() {
+                assert_eq!(saved.manifest.step, 1);
+                break;
+            }
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_dropped_writer_finishes_its_save() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(folder.path(), KEEP_TWO);
+        writer.submit(Job { state: state(1), facts: facts(1) }).unwrap();
+        drop(writer);
+        load(&folder.path().join(checkpoint::folder_name(1))).unwrap();
+    }
+}

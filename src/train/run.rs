@@ -1,0 +1,311 @@
+//! The loop around the optimizer step: evaluate, step, record, save, until the last step, a request to
+//! stop, or divergence.
+//!
+//! The order within one turn of the loop is fixed: what is evaluated or sampled at step `s` reads the
+//! weights before step `s`. Nothing in this file changes what a step computes; evaluation, samples,
+//! hashing and checkpoints may come and go without changing a bit of the training state.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use super::events::{Event, Listener};
+use super::trainer::{StepReport, Trainer};
+use super::{RunError, TrainError};
+use crate::data::{Prefetcher, StreamDecoder, Tokenizer, ValidationSet};
+use crate::eval;
+use crate::experiment::{Experiment, OnDiverge};
+use crate::generate::{Sampling, generate};
+use crate::model::flops::flops_per_token;
+use crate::ops::Ops;
+use crate::optim::Verdict;
+use crate::proof::{self, Entry, Hash, Ledger};
+use crate::rng::Key;
+use crate::store::main_log::MainLogWriter;
+use crate::store::metrics::{self, MetricsRow, MetricsWriter};
+use crate::store::{Facts, Job, RunPaths, Saved, Writer, newest_whole};
+
+/// A run with everything open: what [`Run::finish`] turns into a trained model.
+pub struct Run<O: Ops> {
+    pub experiment: Experiment,
+    pub trainer: Trainer<O>,
+    pub feed: Prefetcher,
+    pub validation: Option<ValidationSet>,
+    pub tokenizer: Tokenizer,
+    pub records: Records,
+    /// Set by a signal: finish the step, save, stop.
+    pub stop: Arc<AtomicBool>,
+    /// The device's peak rate at the experiment's precision, where it is known.
+    pub peak_flops: Option<f64>,
+}
+
+/// The files a run keeps.
+pub struct Records {
+    pub paths: RunPaths,
+    pub ledger: Ledger,
+    pub metrics: MetricsWriter,
+    pub main_log: MainLogWriter,
+    pub writer: Writer,
+    /// What the bits depend on, for the manifest of each checkpoint.
+    pub numerics: std::collections::BTreeMap<String, String>,
+}
+
+impl Records {
+    fn append(&mut self, row: &MetricsRow) -> Result<(), RunError> {
+        self.metrics.append(row)?;
+        Ok(self.main_log.append(row)?)
+    }
+
+    fn write_parquet(&self) -> Result<(), RunError> {
+        Ok(self.metrics.write_parquet(&self.paths.metrics_parquet())?)
+    }
+}
+
+/// How a run ended, other than by an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Finished { root: Hash },
+    Interrupted { step: u64 },
+    Diverged { step: u64 },
+}
+
+impl<O: Ops> Run<O> {
+    /// Trains from where the trainer stands to the end.
+    pub fn finish(mut self, out: &mut dyn Listener) -> Result<Outcome, RunError> {
+        let started = Instant::now();
+        let steps = self.experiment.schedule.steps;
+        out.on(&Event::Began { step: self.trainer.progress().step, steps });
+        // A second divergence before any new checkpoint would go back to the same place for ever.
+        let mut rewound_to = None;
+        loop {
+            let step = self.trainer.progress().step;
+            let val_loss = self.evaluate(step, out)?;
+            self.sample(step, out)?;
+            if step == steps {
+                if val_loss.is_some() {
+                    let mut row = MetricsRow::new(step, step * self.experiment.batch.tokens, metrics::Action::Evaluate);
+                    row.val_loss = val_loss;
+                    self.records.append(&row)?;
+                }
+                break;
+            }
+
+            let began = Instant::now();
+            let report = self.trainer.step(&mut self.feed)?;
+            let root = due(self.experiment.proof.digest_every, step + 1, steps).then(|| self.trainer.state_root()).transpose()?;
+            let seconds = began.elapsed().as_secs_f64();
+            self.record(val_loss, &report, root, seconds, out)?;
+
+            if self.trainer.progress().guards.diverged() {
+                let skips = self.trainer.progress().guards.skips_in_a_row;
+                out.on(&Event::Diverged { step, skips });
+                match self.rewind(step, rewound_to, out)? {
+                    Some(to) => rewound_to = Some(to),
+                    None => {
+                        self.settle(out)?;
+                        return Ok(Outcome::Diverged { step });
+                    }
+                }
+                continue;
+            }
+            let stop = self.stop.load(Ordering::SeqCst);
+            if stop || due(self.experiment.checkpoint.every, step + 1, steps) {
+                self.checkpoint(root, out)?;
+            }
+            self.announce_saved(out)?;
+            if stop && step + 1 < steps {
+                self.settle(out)?;
+                out.on(&Event::Interrupted { step: step + 1 });
+                return Ok(Outcome::Interrupted { step: step + 1 });
+            }
+        }
+        self.settle(out)?;
+        let root = self.trainer.state_root()?;
+        let waits = self.feed.waits();
+        out.on(&Event::Finished { step: steps, root, seconds: started.elapsed().as_secs_f64(), waits });
+        Ok(Outcome::Finished { root })
+    }
+
+    /// Validation loss, when it is due before `step`.
+    fn evaluate(&mut self, step: u64, out: &mut dyn Listener) -> Result<Option<f64>, RunError> {
+        let (Some(set), true) = (&self.validation, due_before(self.experiment.eval.every, step, self.experiment.schedule.steps)) else {
+            return Ok(None);
+        };
+        let (ops, model, losses) = self.trainer.for_evaluation();
+        let sequences = set.sequences();
+        let val_loss = eval::validation_loss(ops, model, losses, set, |done| out.on(&Event::Evaluating { done, sequences }))
+            .map_err(TrainError::from)?;
+        out.on(&Event::Evaluated { step, val_loss, val_tokens: set.tokens() });
+        Ok(Some(val_loss))
+    }
+
+    fn sample(&mut self, step: u64, out: &mut dyn Listener) -> Result<(), RunError> {
+        let sample = &self.experiment.sample;
+        if step == 0 || !due_before(sample.every, step, self.experiment.schedule.steps) {
+            return Ok(());
+        }
+        let mut prompt = vec![self.tokenizer.eot()];
+        prompt.extend(self.tokenizer.encode(&sample.prompt));
+        let sampling = Sampling {
+            temperature: sample.temperature,
+            top_k: sample.top_k,
+            key: Key::new(self.experiment.seed, &format!("sample at step {step}")),
+        };
+        let (mut decoder, mut text) = (StreamDecoder::new(self.tokenizer), String::new());
+        let eot = self.tokenizer.eot();
+        let (ops, model, _) = self.trainer.for_evaluation();
+        generate(ops, model, &prompt, sample.tokens, &sampling, |token| {
+            if token != eot {
+                text.push_str(&decoder.push(token));
+            }
+            token != eot
+        })
+        .map_err(TrainError::from)?;
+        text.push_str(&decoder.finish());
+        let path = self.records.paths.samples().join(format!("step_{step:08}.txt"));
+        crate::store::atomic::write(&path, format!("{}{text}\n", sample.prompt).as_bytes())?;
+        out.on(&Event::Sampled { step, prompt: sample.prompt.clone(), text });
+        Ok(())
+    }
+
+    /// Writes a step into ledger, metrics and main.log, and tells the listener.
+    fn record(
+        &mut self,
+        val_loss: Option<f64>,
+        report: &StepReport,
+        root: Option<Hash>,
+        seconds: f64,
+        out: &mut dyn Listener,
+    ) -> Result<(), RunError> {
+        let tokens_per_s = self.experiment.batch.tokens as f64 / seconds;
+        let mfu = self.peak_flops.map(|peak| tokens_per_s * flops_per_token(&self.experiment.model, self.experiment.batch.seq_len) / peak);
+        let tokens = (report.step + 1) * self.experiment.batch.tokens;
+        self.records.ledger.append(&Entry {
+            step: report.step,
+            tokens,
+            root,
+            loss: report.loss,
+            grad_norm: report.grad_norm,
+            learning_rate: report.learning_rate,
+            loss_z: report.loss_z,
+            grad_z: report.grad_z,
+            action: ledger_action(report.verdict),
+            events: Vec::new(),
+        })?;
+        let mut row = MetricsRow::new(report.step, tokens, metrics_action(report.verdict));
+        row.loss = Some(report.loss);
+        row.grad_norm = Some(report.grad_norm);
+        row.learning_rate = Some(report.learning_rate);
+        row.loss_z = report.loss_z;
+        row.grad_z = report.grad_z;
+        row.val_loss = val_loss;
+        row.step_ms = Some(seconds * 1e3);
+        row.tokens_per_s = Some(tokens_per_s);
+        row.mfu = mfu;
+        self.records.append(&row)?;
+        out.on(&Event::Stepped {
+            report: report.clone(),
+            steps: self.experiment.schedule.steps,
+            step_ms: seconds * 1e3,
+            tokens_per_s,
+            mfu,
+            root,
+        });
+        Ok(())
+    }
+
+    /// Copies the state and hands it to the writer.
+    fn checkpoint(&mut self, root: Option<Hash>, out: &mut dyn Listener) -> Result<(), RunError> {
+        self.records.ledger.sync()?;
+        let progress = self.trainer.progress();
+        let facts = Facts {
+            experiment: self.experiment.name.clone(),
+            step: progress.step,
+            tokens: progress.step * self.experiment.batch.tokens,
+            updates: progress.updates,
+            ledger: self.records.ledger.head(),
+            numerics: self.records.numerics.clone(),
+            created_by: concat!("runner ", env!("CARGO_PKG_VERSION")).into(),
+            state_root: root,
+        };
+        // One snapshot at a time: the memory of the last one must be free before the next is taken.
+        let before = self.records.writer.wait()?;
+        announce(before, out);
+        let state = self.trainer.state()?;
+        self.records.writer.submit(Job { state, facts })?;
+        self.records.write_parquet()?;
+        Ok(())
+    }
+
+    fn announce_saved(&mut self, out: &mut dyn Listener) -> Result<(), RunError> {
+        let saved = self.records.writer.poll()?;
+        announce(saved, out);
+        Ok(())
+    }
+
+    /// Waits until everything is on disk.
+    fn settle(&mut self, out: &mut dyn Listener) -> Result<(), RunError> {
+        let saved = self.records.writer.wait()?;
+        announce(saved, out);
+        self.records.ledger.sync()?;
+        self.records.write_parquet()?;
+        Ok(())
+    }
+
+    /// Goes back to the newest whole checkpoint and moves the stream of samples past what was read,
+    /// when the experiment says so and there is somewhere new to go.
+    fn rewind(&mut self, step: u64, rewound_to: Option<u64>, out: &mut dyn Listener) -> Result<Option<u64>, RunError> {
+        if self.experiment.guards.on_diverge != OnDiverge::Rewind {
+            return Ok(None);
+        }
+        self.settle(out)?;
+        let (found, _) = newest_whole(&self.records.paths.checkpoints())?;
+        let Some((manifest, state)) = found.filter(|(manifest, _)| Some(manifest.step) != rewound_to) else {
+            return Ok(None);
+        };
+        self.trainer.restore(state)?;
+        let behind = (step + 1 - manifest.step) * self.experiment.sequences_per_step();
+        self.trainer.skip_data(behind);
+        self.feed.seek(manifest.step, self.trainer.progress().data_offset).map_err(TrainError::from)?;
+        self.records.ledger.truncate_to(manifest.ledger.size)?;
+        self.records.ledger.note("rewind", &format!("from step {step} to step {}", manifest.step))?;
+        self.records.metrics = MetricsWriter::resume(self.records.paths.folder(), manifest.step)?;
+        self.records.main_log = MainLogWriter::resume(self.records.paths.folder(), manifest.step)?;
+        out.on(&Event::Rewound { from_step: step, to_step: manifest.step });
+        Ok(Some(manifest.step))
+    }
+}
+
+fn announce(saved: Option<Saved>, out: &mut dyn Listener) {
+    if let Some(saved) = saved {
+        out.on(&Event::CheckpointSaved { step: saved.manifest.step, path: saved.folder, bytes: saved.manifest.file.bytes });
+    }
+}
+
+/// Whether something that happens after every `every`th step and after the last is due after `done` steps.
+fn due(every: u64, done: u64, steps: u64) -> bool {
+    done == steps || (every > 0 && done % every == 0)
+}
+
+/// Whether something that happens before every `every`th step and after the last is due before `step`.
+fn due_before(every: u64, step: u64, steps: u64) -> bool {
+    every > 0 && (step % every == 0 || step == steps)
+}
+
+fn ledger_action(verdict: Verdict) -> proof::Action {
+    match verdict {
+        Verdict::Update => proof::Action::Update,
+        Verdict::SkipLoss => proof::Action::SkipLossZ,
+        Verdict::SkipGrad => proof::Action::SkipGradZ,
+        Verdict::SkipNonfinite => proof::Action::SkipNonfinite,
+    }
+}
+
+fn metrics_action(verdict: Verdict) -> metrics::Action {
+    match verdict {
+        Verdict::Update => metrics::Action::Update,
+        Verdict::SkipLoss => metrics::Action::SkipLossZ,
+        Verdict::SkipGrad => metrics::Action::SkipGradZ,
+        Verdict::SkipNonfinite => metrics::Action::SkipNonfinite,
+    }
+}

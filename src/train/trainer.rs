@@ -1,0 +1,193 @@
+//! One model in training on one device, and what a single optimizer step does to it.
+//!
+//! A step is organised by virtual workers: each folds its micro-batches into f32 gradients, the tree
+//! of [`crate::parallel`] adds the workers, and then the host looks once: at the losses and at the
+//! gradient norm, to let the guards decide whether AdamW runs.
+
+use super::TrainError;
+use crate::data::Prefetcher;
+use crate::experiment::Experiment;
+use crate::model::gpt2::MicroBatch;
+use crate::model::{Gpt2, Weights};
+use crate::ops::{Dtype, Ops, ParamSlot, Result, Role, Rows, Write};
+use crate::optim::{Guards, Verdict, adamw_scalars, learning_rate};
+use crate::parallel::GradientTree;
+
+/// Everything that training needs on a device, and the host state that the next step reads.
+pub struct Trainer<O: Ops> {
+    pub ops: O,
+    pub model: Gpt2<O>,
+    pub(super) adam_m: Weights<O::Buf>,
+    pub(super) adam_v: Weights<O::Buf>,
+    /// fp32 masters, where parameters are narrower and masters are wanted.
+    pub(super) masters: Option<Weights<O::Buf>>,
+    grads: Weights<O::Buf>,
+    tree: GradientTree<O>,
+    /// Losses of every token of a step, in the order of the stream.
+    losses: O::Buf,
+    host_losses: Vec<f32>,
+    experiment: Experiment,
+    pub(super) progress: Progress,
+}
+
+/// The host state that the next step reads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Progress {
+    /// Optimizer steps done; the number of the next one.
+    pub step: u64,
+    /// Steps that reached the weights: AdamW's `t`.
+    pub updates: u64,
+    /// Sequences by which rewinds have moved the stream of samples on.
+    pub data_offset: u64,
+    pub guards: Guards,
+}
+
+/// What a step did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    pub step: u64,
+    /// Mean loss a token, summed in f64 in stream order.
+    pub loss: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    pub learning_rate: f64,
+    pub loss_z: Option<f64>,
+    pub grad_z: Option<f64>,
+    pub verdict: Verdict,
+}
+
+impl<O: Ops> Trainer<O> {
+    /// Allocates everything and initialises the weights from the experiment's seed.
+    pub fn new(mut ops: O, experiment: &Experiment) -> Result<Trainer<O>> {
+        let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
+        let model = Gpt2::new(&mut ops, &experiment.model, rows, experiment.memory.recompute, true, experiment.seed)?;
+        let fp32 = |ops: &mut O| model.specs.try_map(|spec| ops.alloc(Role::F32, spec.len));
+        let (grads, adam_m, adam_v) = (fp32(&mut ops)?, fp32(&mut ops)?, fp32(&mut ops)?);
+        let masters = if ops.dtype(Role::Param) != Dtype::F32 && experiment.precision.master_weights {
+            let masters = model.specs.try_map(|spec| {
+                let mut buf = ops.alloc(Role::F32, spec.len)?;
+                ops.upload(&mut buf, &crate::model::init::initial_values(spec, experiment.seed))?;
+                Ok(buf)
+            })?;
+            Some(masters)
+        } else {
+            None
+        };
+        let tree = GradientTree::new(&mut ops, experiment.parallel.workers, &model.specs)?;
+        let step_tokens = experiment.batch.tokens as usize;
+        Ok(Trainer {
+            losses: ops.alloc(Role::F32, step_tokens)?,
+            host_losses: vec![0.0; step_tokens],
+            progress: Progress { step: 0, updates: 0, data_offset: 0, guards: Guards::new(&experiment.guards) },
+            experiment: experiment.clone(),
+            ops,
+            model,
+            grads,
+            adam_m,
+            adam_v,
+            masters,
+            tree,
+        })
+    }
+
+    /// Where training stands.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Device, model and a buffer for losses, for work that leaves the training state alone.
+    pub fn for_evaluation(&mut self) -> (&mut O, &mut Gpt2<O>, &mut O::Buf) {
+        (&mut self.ops, &mut self.model, &mut self.losses)
+    }
+
+    /// Moves the stream of samples on by `sequences`, after a rewind.
+    pub fn skip_data(&mut self, sequences: u64) {
+        self.progress.data_offset += sequences;
+    }
+
+    /// One optimizer step on the next sequences of `feed`.
+    pub fn step(&mut self, feed: &mut Prefetcher) -> Result<StepReport, TrainError> {
+        self.gradients(feed)?;
+        let loss = self.mean_loss()?;
+        let grad_norm = self.grad_norm()?;
+        let step = self.progress.step;
+        let rate = learning_rate(&self.experiment.schedule, step);
+        let judged = self.progress.guards.judge(loss, grad_norm);
+        if judged.verdict == Verdict::Update {
+            self.update(rate, grad_norm)?;
+        }
+        self.progress.step += 1;
+        Ok(StepReport {
+            step,
+            loss,
+            grad_norm,
+            learning_rate: rate,
+            loss_z: judged.loss_z,
+            grad_z: judged.grad_z,
+            verdict: judged.verdict,
+        })
+    }
+
+    /// Gradients of the mean loss over the step's tokens, left in `grads`; token losses in `losses`.
+    fn gradients(&mut self, feed: &mut Prefetcher) -> Result<(), TrainError> {
+        let rows = self.model.capacity();
+        let scale = (1.0 / self.experiment.batch.tokens as f64) as f32;
+        let mut losses_at = 0;
+        for worker in 0..self.experiment.parallel.workers {
+            for micro_step in 0..self.experiment.micro_steps_per_worker() {
+                let batch = feed.next()?;
+                let micro = MicroBatch { inputs: &batch.inputs, targets: &batch.targets, rows, losses_at };
+                let write = if micro_step == 0 { Write::Set } else { Write::Add };
+                self.model.forward_backward(&mut self.ops, &micro, &mut self.losses, &mut self.grads, scale, write)?;
+                losses_at += rows.count();
+                feed.recycle(batch);
+            }
+            self.tree.fold(&mut self.ops, worker, &mut self.grads)?;
+        }
+        Ok(())
+    }
+
+    fn mean_loss(&mut self) -> Result<f64> {
+        self.ops.download(&self.losses, &mut self.host_losses)?;
+        Ok(mean(&self.host_losses))
+    }
+
+    /// Square root of the tensors' sums of squares, added in the model's order.
+    fn grad_norm(&mut self) -> Result<f64> {
+        let bufs: Vec<&O::Buf> = self.grads.iter().collect();
+        let squares = self.ops.sum_squares(&bufs)?;
+        Ok(libm::sqrt(squares.iter().sum::<f64>()))
+    }
+
+    fn update(&mut self, rate: f64, grad_norm: f64) -> Result<()> {
+        self.progress.updates += 1;
+        let Progress { step, updates, .. } = self.progress;
+        let scalars = adamw_scalars(&self.experiment.optimizer, rate, updates, grad_norm, self.experiment.seed, step);
+        let decay = self.experiment.optimizer.weight_decay as f32;
+        let masters: Box<dyn Iterator<Item = Option<&mut O::Buf>>> = match &mut self.masters {
+            Some(masters) => Box::new(masters.iter_mut().map(Some)),
+            None => Box::new(std::iter::repeat_with(|| None)),
+        };
+        let moments = self.adam_m.iter_mut().zip(self.adam_v.iter_mut());
+        let tensors = self.model.specs.iter().zip(self.model.params.iter_mut()).zip(self.grads.iter());
+        let mut slots: Vec<ParamSlot<'_, O>> = tensors
+            .zip(moments)
+            .zip(masters)
+            .map(|((((spec, param), grad), (adam_m, adam_v)), master)| ParamSlot {
+                id: spec.id,
+                param,
+                master,
+                grad,
+                adam_m,
+                adam_v,
+                weight_decay: if spec.decay { decay } else { 0.0 },
+            })
+            .collect();
+        self.ops.adamw(&mut slots, &scalars)
+    }
+}
+
+/// Mean of token losses, summed in f64 from first to last.
+pub fn mean(losses: &[f32]) -> f64 {
+    losses.iter().map(|&l| f64::from(l)).sum::<f64>() / losses.len() as f64
+}

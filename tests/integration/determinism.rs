@@ -1,0 +1,77 @@
+//! Promises 1, 3 and 5: the same bits again, whatever does not matter, on whatever CPU.
+
+use crate::support::Lab;
+
+const CI: &str = "experiments/ci.toml";
+
+/// The state root that `experiments/ci.toml` ends in on every CPU.
+const GOLDEN: &str = include_str!("../golden/ci_cpu.root");
+
+#[test]
+fn the_ci_experiment_ends_in_the_committed_root() {
+    assert_eq!(Lab::new().run(CI, &[]).root(), GOLDEN.trim());
+}
+
+#[test]
+fn settings_that_do_not_matter_change_no_bit() {
+    let settings: [&[&str]; 9] = [
+        &["device.threads=1"],
+        &["device.threads=3"],
+        &["memory.recompute=1"],
+        &["memory.recompute=2"],
+        &["eval.every=0", "sample.every=0"],
+        &["eval.every=1", "sample.every=7"],
+        &["checkpoint.every=0", "proof.digest_every=0"],
+        &["checkpoint.every=1", "checkpoint.keep_last=1", "log.every=5"],
+        &["data.prefetch=1"],
+    ];
+    for settings in settings {
+        let arguments: Vec<&str> = settings.iter().flat_map(|s| ["--set", s]).collect();
+        assert_eq!(Lab::new().run(CI, &arguments).root(), GOLDEN.trim(), "{settings:?}");
+    }
+}
+
+#[test]
+fn simd_width_changes_no_bit() {
+    // Without fused multiply-add in hardware each one is a library call: few steps, few tokens.
+    let short = ["--set", "schedule.steps=2", "--set", "schedule.warmup_steps=1", "--set", "batch.tokens=256", "--set", "eval.every=0", "--set", "sample.every=0"];
+    let root = |simd: &str| {
+        let simd = format!("device.simd={simd}");
+        let arguments: Vec<&str> = short.iter().copied().chain(["--set", &simd]).collect();
+        let finished = Lab::new().run(CI, &arguments);
+        let missing = finished.code == Some(3);
+        if missing { None } else { Some(finished.root().to_owned()) }
+    };
+    let baseline = root("baseline").expect("every CPU has the baseline");
+    for width in ["avx2", "avx512"] {
+        match root(width) {
+            Some(root) => assert_eq!(root, baseline, "{width}"),
+            None => eprintln!("skipped: this CPU has no {width}"),
+        }
+    }
+}
+
+#[test]
+fn the_seed_changes_the_bits() {
+    let root = |seed: &str| {
+        let seed = format!("seed={seed}");
+        Lab::new().run(CI, &["--set", "schedule.steps=1", "--set", "schedule.warmup_steps=1", "--set", &seed]).root().to_owned()
+    };
+    assert_ne!(root("1"), root("2"));
+}
+
+#[test]
+fn virtual_workers_change_the_order_of_sums_and_nothing_else() {
+    let losses = |workers: &str| {
+        let lab = Lab::new();
+        let workers = format!("parallel.workers={workers}");
+        lab.run(CI, &["--set", "schedule.steps=3", "--set", "schedule.warmup_steps=1", "--set", &workers]).root();
+        lab.metrics("ci").iter().filter_map(|row| row["loss"].as_f64()).collect::<Vec<_>>()
+    };
+    let one = losses("1");
+    for workers in ["2", "4"] {
+        for (a, b) in one.iter().zip(losses(workers)) {
+            assert!((a - b).abs() < 1e-5, "{workers} workers: {a} and {b}");
+        }
+    }
+}

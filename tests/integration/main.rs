@@ -1,0 +1,8 @@
+//! Tests of the program as a whole, one module a topic.
+
+mod architecture;
+mod determinism;
+mod divergence;
+mod pytorch;
+mod resume;
+mod support;

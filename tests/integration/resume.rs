@@ -1,0 +1,115 @@
+//! Promise 2: killed at any moment and resumed, a run ends in the bits of the uninterrupted run.
+
+use std::time::Duration;
+
+use runner::rng::Key;
+
+use crate::support::Lab;
+
+const CI: &str = "experiments/ci.toml";
+
+/// Sends a signal by the name that `kill` knows.
+fn signal(child: &std::process::Child, name: &str) {
+    let status = std::process::Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
+    assert!(status.expect("kill runs").success());
+}
+
+#[test]
+fn kill_9_at_random_moments_and_resume_gives_the_uninterrupted_run() {
+    let whole = Lab::new();
+    let expected = whole.run(CI, &[]).root().to_owned();
+    for trial in 0..6u64 {
+        let lab = Lab::new();
+        let key = Key::new(trial, "moments to kill at");
+        let mut verb = ("run", CI);
+        for kill in 0..3 {
+            let mut child = lab.start(verb.0, verb.1, &[]);
+            std::thread::sleep(Duration::from_micros((key.uniform(0, kill) * 1.5e6) as u64));
+            // It may have finished by then; both ends are right.
+            let _ = child.kill();
+            child.wait().expect("it ends");
+            // Killed before its folder existed: there is nothing to resume yet.
+            if lab.path("ci/experiment.toml").exists() {
+                verb = ("resume", "ci");
+            } else if lab.path("ci").exists() {
+                std::fs::remove_dir_all(lab.path("ci")).expect("it is ours");
+            }
+        }
+        let finished = if verb.0 == "run" { lab.run(CI, &[]) } else { lab.resume("ci", &[]) };
+        assert_eq!(finished.root(), expected, "trial {trial}");
+        assert_eq!(lab.ledger("ci"), whole.ledger("ci"), "trial {trial}: ledger");
+        assert_eq!(lab.metrics("ci"), whole.metrics("ci"), "trial {trial}: metrics");
+    }
+}
+
+#[test]
+fn sigterm_saves_and_exits_130_and_the_run_goes_on_to_the_same_root() {
+    let lab = Lab::new();
+    let expected = Lab::new().run(CI, &[]).root().to_owned();
+    let mut child = lab.start("run", CI, &["--set", "checkpoint.every=0"]);
+    while !std::fs::read_to_string(lab.path("ci/metrics.jsonl")).is_ok_and(|rows| rows.lines().count() >= 3) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    signal(&child, "TERM");
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    let saved = std::fs::read_dir(lab.path("ci/checkpoints")).expect("a folder").count();
+    assert_eq!(saved, 1, "one checkpoint at the step it stopped at");
+    assert_eq!(lab.resume("ci", &[]).root(), expected);
+}
+
+#[test]
+fn a_second_process_is_kept_out_of_the_folder() {
+    let lab = Lab::new();
+    let mut child = lab.start("run", CI, &["--set", "schedule.steps=100000"]);
+    while !lab.path("ci/metrics.jsonl").exists() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let pid = child.id().to_string();
+    lab.resume("ci", &[]).assert_fails(1, &["is in use by process", &pid]);
+    lab.run(CI, &["--overwrite"]).assert_fails(1, &["is in use by process", &pid]);
+    child.kill().expect("it runs");
+    child.wait().expect("it ends");
+}
+
+#[test]
+fn starting_over_a_run_is_refused_and_overwriting_leaves_nothing_of_it() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    lab.run(CI, &[]).assert_fails(1, &["there is already a run", "--overwrite", "runner resume"]);
+    // Reference fault 8: old markers survive, and a later resume picks the old run.
+    lab.run(CI, &["--overwrite", "--set", "schedule.steps=3", "--set", "schedule.warmup_steps=1"]).root();
+    let left: Vec<_> = std::fs::read_dir(lab.path("ci/checkpoints")).expect("a folder").collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+}
+
+/// Reference fault 6: changing the steps or the peak learning rate silently changes the schedule.
+#[test]
+fn a_changed_experiment_is_refused_by_key_and_goes_on_only_by_leave() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    let change = ["--set", "schedule.learning_rate=0.002"];
+    lab.resume("ci", &change).assert_fails(5, &["`schedule.learning_rate`", "0.002", "--allow-drift"]);
+    lab.resume("ci", &["--set", "log.every=3"]).root();
+    let allowed = lab.resume("ci", &["--set", "schedule.learning_rate=0.002", "--allow-drift"]);
+    allowed.root();
+    let ledger = std::fs::read_to_string(lab.path("ci/ledger.jsonl")).expect("a ledger");
+    assert!(ledger.contains("drift") && ledger.contains("schedule.learning_rate"), "{ledger}");
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_passed_over_for_the_one_before() {
+    let lab = Lab::new();
+    let expected = lab.run(CI, &["--set", "checkpoint.keep_last=0"]).root().to_owned();
+    let mut checkpoints: Vec<_> =
+        std::fs::read_dir(lab.path("ci/checkpoints")).expect("a folder").map(|e| e.expect("an entry").path()).collect();
+    checkpoints.sort();
+    assert!(checkpoints.len() >= 3, "{checkpoints:?}");
+    let newest = checkpoints.last().expect("some").join("state.safetensors");
+    let mut bytes = std::fs::read(&newest).expect("a file");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&newest, bytes).expect("writable");
+    let resumed = lab.resume("ci", &[]);
+    assert!(resumed.stderr.contains("passed over the checkpoint of step"), "{}", resumed.stderr);
+    assert_eq!(resumed.root(), expected);
+}

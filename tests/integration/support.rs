@@ -1,0 +1,115 @@
+//! A folder of its own for each test, and the program run in it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// A temporary folder for run folders, and the ways to run the program there.
+pub struct Lab {
+    folder: TempDir,
+}
+
+impl Lab {
+    pub fn new() -> Lab {
+        Lab { folder: tempfile::tempdir().expect("a temporary folder") }
+    }
+
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.folder.path().join(relative)
+    }
+
+    /// The program with arguments, from the repository's root, with no inherited layer.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_runner"));
+        command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("RUNNER_")) {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    fn training(&self, verb: &str, what: &str, arguments: &[&str]) -> Command {
+        let mut command = self.command(&[verb, what, "--runs"]);
+        command.arg(self.folder.path()).args(arguments);
+        command
+    }
+
+    /// `runner run EXPERIMENT` to its end.
+    pub fn run(&self, experiment: &str, arguments: &[&str]) -> Finished {
+        Finished::from(self.training("run", experiment, arguments).output().expect("the program starts"))
+    }
+
+    /// `runner resume RUN` to its end.
+    pub fn resume(&self, run: &str, arguments: &[&str]) -> Finished {
+        Finished::from(self.training("resume", run, arguments).output().expect("the program starts"))
+    }
+
+    /// `runner run EXPERIMENT` in the background.
+    pub fn start(&self, verb: &str, what: &str, arguments: &[&str]) -> Child {
+        let mut command = self.training(verb, what, arguments);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts")
+    }
+
+    /// The ledger of a run without notes of how often it was resumed.
+    pub fn ledger(&self, run: &str) -> Vec<String> {
+        lines(&self.path(run).join("ledger.jsonl")).into_iter().filter(|line| line.contains("\"step\"")).collect()
+    }
+
+    /// The rows of a run's metrics without timings.
+    pub fn metrics(&self, run: &str) -> Vec<serde_json::Value> {
+        lines(&self.path(run).join("metrics.jsonl"))
+            .iter()
+            .map(|line| {
+                let mut row: serde_json::Value = serde_json::from_str(line).expect("a row is JSON");
+                let fields = row.as_object_mut().expect("a row is an object");
+                for timing in ["step_ms", "tokens_per_s", "mfu", "events"] {
+                    fields.remove(timing);
+                }
+                row
+            })
+            .collect()
+    }
+}
+
+fn lines(path: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    text.lines().map(str::to_owned).collect()
+}
+
+/// What a finished process said.
+#[derive(Debug)]
+pub struct Finished {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Finished {
+    fn from(output: Output) -> Finished {
+        Finished {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).expect("stdout is UTF-8"),
+            stderr: String::from_utf8(output.stderr).expect("stderr is UTF-8"),
+        }
+    }
+}
+
+impl Finished {
+    /// The state root that a run that went well ends with.
+    #[track_caller]
+    pub fn root(&self) -> &str {
+        assert_eq!(self.code, Some(0), "{}", self.stderr);
+        let root = self.stdout.trim();
+        assert!(root.len() == 64 && root.bytes().all(|b| b.is_ascii_hexdigit()), "stdout is `{root}`");
+        root
+    }
+
+    #[track_caller]
+    pub fn assert_fails(&self, code: i32, says: &[&str]) {
+        assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);
+        for text in says {
+            assert!(self.stderr.contains(text), "`{text}` is not in:\n{}", self.stderr);
+        }
+    }
+}
