@@ -206,6 +206,11 @@ impl Cuda {
         self.gemm.version()
     }
 
+    /// Everything that this device takes beside the tensors of a model, by name, in bytes.
+    pub fn scratch_plan(&self, shape: &super::ScratchShape) -> Vec<(String, u64)> {
+        scratch_plan(shape, self.options.compute)
+    }
+
     /// Device memory taken from the driver so far.
     pub fn taken_bytes(&self) -> u64 {
         self.memory.taken_bytes()
