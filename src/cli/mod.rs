@@ -3,6 +3,7 @@
 pub mod config;
 mod console;
 pub mod data;
+pub mod doctor;
 mod events_json;
 pub mod exit;
 pub mod plot;
@@ -34,6 +35,8 @@ enum Verb {
     Plot(plot::Args),
     /// Turn text into token shards.
     Data(data::DataArgs),
+    /// Examine this machine: libraries, GPUs, kernels, speed.
+    Doctor(doctor::Args),
 }
 
 impl Cli {
@@ -46,6 +49,7 @@ impl Cli {
             Verb::Config(args) => config::run(args).map(done),
             Verb::Plot(args) => plot::run(args).map(done),
             Verb::Data(args) => data::run(args).map(done),
+            Verb::Doctor(args) => doctor::run(args),
         }
     }
 }

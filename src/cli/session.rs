@@ -16,7 +16,8 @@ use crate::experiment::{self, DeviceKind, Experiment, Order};
 use crate::model::gpt2::scratch_shape;
 use crate::model::plan::{Category, MemoryPlan, Storage};
 use crate::model::weights::Weights;
-use crate::ops::{DeviceError, Dtype, Ops, Rows, cpu::Cpu};
+use crate::ops::cuda::{self, Cuda};
+use crate::ops::{DeviceError, Dtype, Ops, Role, Rows, cpu::Cpu};
 use crate::proof::Ledger;
 use crate::report::{self, PlotOptions, ReportError, RunData};
 use crate::store::main_log::MainLogWriter;
@@ -38,16 +39,27 @@ pub struct Session {
 /// The device an experiment runs on.
 pub enum Device {
     Cpu(Cpu),
+    Cuda(Box<Cuda>),
 }
 
 impl Device {
     /// Opens the device that the experiment names.
     pub fn open(experiment: &Experiment) -> anyhow::Result<Device> {
         match experiment.device.kind {
-            DeviceKind::Cuda => Err(DeviceError::Unavailable("this build has no CUDA device yet".into()).into()),
-            DeviceKind::Auto | DeviceKind::Cpu => Ok(Device::Cpu(Cpu::new(&experiment.device)?)),
+            DeviceKind::Cpu => Ok(Device::Cpu(Cpu::new(&experiment.device)?)),
+            DeviceKind::Cuda => Ok(Device::Cuda(Box::new(Cuda::open(&cuda_options(experiment))?))),
+            DeviceKind::Auto => match Cuda::open(&cuda_options(experiment)) {
+                Ok(cuda) => Ok(Device::Cuda(Box::new(cuda))),
+                Err(DeviceError::Unavailable(_)) => Ok(Device::Cpu(Cpu::new(&experiment.device)?)),
+                Err(error) => Err(error.into()),
+            },
         }
     }
+}
+
+fn cuda_options(experiment: &Experiment) -> cuda::Options {
+    let Experiment { precision, kernels, .. } = experiment;
+    cuda::Options { compute: precision.compute, gelu_fusion: kernels.gelu_fusion, ..cuda::Options::default() }
 }
 
 /// Where a resumed run goes on.
@@ -96,7 +108,15 @@ impl Session {
             Device::Cpu(cpu) => {
                 let scratch = cpu.scratch_plan(&shape);
                 let storage = Storage { param: Dtype::F32, activation: Dtype::F32, masters: false, scratch };
-                Prepared { experiment, data, folder, json }.on(cpu, &storage, resume)
+                Prepared { experiment, data, folder, json }.on(cpu, &storage, None, resume)
+            }
+            Device::Cuda(cuda) => {
+                let (param, activation) = (cuda.dtype(Role::Param), cuda.dtype(Role::Activation));
+                let masters = param != Dtype::F32 && experiment.precision.master_weights;
+                let storage = Storage { param, activation, masters, scratch: cuda.scratch_plan(&shape) };
+                cuda.require_free(&experiment.name, MemoryPlan::of(&experiment, &storage).total())?;
+                let peak_flops = cuda.gpu().peak_bf16_flops().filter(|_| param == Dtype::BF16);
+                Prepared { experiment, data, folder, json }.on(*cuda, &storage, peak_flops, resume)
             }
         }
     }
@@ -111,7 +131,7 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn on<O: Ops>(self, ops: O, storage: &Storage, resume: Option<Resume>) -> anyhow::Result<ExitCode> {
+    fn on<O: Ops>(self, ops: O, storage: &Storage, peak_flops: Option<f64>, resume: Option<Resume>) -> anyhow::Result<ExitCode> {
         let Prepared { experiment, data, folder, json } = self;
         let stop = stop_flag()?;
         describe(&experiment, &folder, &data, &ops, storage);
@@ -132,16 +152,8 @@ impl Prepared {
         let feed = feed(&experiment, &data, progress.step, progress.data_offset)?;
         let mut listener: Box<dyn Listener> =
             if json { Box::new(JsonEvents) } else { Box::new(Console::new(experiment.log.every)) };
-        let run = Run {
-            experiment,
-            trainer,
-            feed,
-            validation: data.validation,
-            tokenizer: data.tokenizer,
-            records,
-            stop,
-            peak_flops: None,
-        };
+        let run =
+            Run { experiment, trainer, feed, validation: data.validation, tokenizer: data.tokenizer, records, stop, peak_flops };
         let outcome = run.finish(listener.as_mut())?;
 
         let plots = draw(&folder).context("the run is whole, but its plot could not be drawn")?;

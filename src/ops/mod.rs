@@ -16,6 +16,7 @@
 //! `V` vocabulary as padded in memory. `N = B*T` rows. All matrices are row-major and dense.
 
 pub mod cpu;
+pub mod cuda;
 #[cfg(test)]
 pub mod testing;
 
