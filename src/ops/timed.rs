@@ -140,35 +140,97 @@ impl<O: Ops> Ops for Timed<O> {
 
     fn merkle_roots(&mut self, bufs: &[(&O::Buf, usize)]) -> Result<Option<Vec<[u8; 32]>>> {
         let work = Work { flops: 0.0, bytes: bufs.iter().map(|(_, bytes)| *bytes as f64).sum() };
-        self.timed(|| "state digest".into(), work, |o| o.merkle_roots(bufs))
+        let hashed = self.timed(|| "state digest".into(), work, |o| o.merkle_roots(bufs))?;
+        if hashed.is_none() {
+            // The host hashes instead; nothing was done here.
+            self.records.remove("state digest");
+        }
+        Ok(hashed)
     }
 
-    fn embedding(&mut self, out: &mut O::Buf, ids: &O::Ids, wte: &O::Buf, wpe: &O::Buf, rows: Rows, channels: usize) -> Result<()> {
+    fn embedding(
+        &mut self,
+        out: &mut O::Buf,
+        ids: &O::Ids,
+        wte: &O::Buf,
+        wpe: &O::Buf,
+        rows: Rows,
+        channels: usize,
+    ) -> Result<()> {
         let work = self.pass(2 * rows.count() * channels);
         self.timed(|| "embedding".into(), work, |o| o.embedding(out, ids, wte, wpe, rows, channels))
     }
 
-    fn layernorm(&mut self, out: &mut O::Buf, mean: &mut O::Buf, rstd: &mut O::Buf, x: &O::Buf, weight: &O::Buf, bias: &O::Buf, n: usize, channels: usize) -> Result<()> {
+    fn layernorm(
+        &mut self,
+        out: &mut O::Buf,
+        mean: &mut O::Buf,
+        rstd: &mut O::Buf,
+        x: &O::Buf,
+        weight: &O::Buf,
+        bias: &O::Buf,
+        n: usize,
+        channels: usize,
+    ) -> Result<()> {
         let work = self.pass(2 * n * channels);
         self.timed(|| "layernorm".into(), work, |o| o.layernorm(out, mean, rstd, x, weight, bias, n, channels))
     }
 
-    fn residual_layernorm(&mut self, residual: &mut O::Buf, out: &mut O::Buf, mean: &mut O::Buf, rstd: &mut O::Buf, x: &O::Buf, branch: &O::Buf, weight: &O::Buf, bias: &O::Buf, n: usize, channels: usize) -> Result<()> {
+    fn residual_layernorm(
+        &mut self,
+        residual: &mut O::Buf,
+        out: &mut O::Buf,
+        mean: &mut O::Buf,
+        rstd: &mut O::Buf,
+        x: &O::Buf,
+        branch: &O::Buf,
+        weight: &O::Buf,
+        bias: &O::Buf,
+        n: usize,
+        channels: usize,
+    ) -> Result<()> {
         let work = self.pass(4 * n * channels);
-        self.timed(|| "residual + layernorm".into(), work, |o| o.residual_layernorm(residual, out, mean, rstd, x, branch, weight, bias, n, channels))
+        self.timed(
+            || "residual + layernorm".into(),
+            work,
+            |o| o.residual_layernorm(residual, out, mean, rstd, x, branch, weight, bias, n, channels),
+        )
     }
 
-    fn linear(&mut self, out: &mut O::Buf, x: &O::Buf, weight: &O::Buf, bias: Option<&O::Buf>, n: usize, c_in: usize, c_out: usize) -> Result<()> {
+    fn linear(
+        &mut self,
+        out: &mut O::Buf,
+        x: &O::Buf,
+        weight: &O::Buf,
+        bias: Option<&O::Buf>,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()> {
         let work = self.product(n, c_in, c_out, 0);
         self.timed(|| format!("linear {c_in} to {c_out}"), work, |o| o.linear(out, x, weight, bias, n, c_in, c_out))
     }
 
-    fn linear_gelu(&mut self, out: &mut O::Buf, pre: &mut O::Buf, x: &O::Buf, weight: &O::Buf, bias: &O::Buf, n: usize, c_in: usize, c_out: usize) -> Result<()> {
+    fn linear_gelu(
+        &mut self,
+        out: &mut O::Buf,
+        pre: &mut O::Buf,
+        x: &O::Buf,
+        weight: &O::Buf,
+        bias: &O::Buf,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()> {
         let work = {
             let Work { flops, bytes } = self.product(n, c_in, c_out, 0);
             Work { flops, bytes: bytes + self.moved(n * c_out, 0) }
         };
-        self.timed(|| format!("linear + gelu {c_in} to {c_out}"), work, |o| o.linear_gelu(out, pre, x, weight, bias, n, c_in, c_out))
+        self.timed(
+            || format!("linear + gelu {c_in} to {c_out}"),
+            work,
+            |o| o.linear_gelu(out, pre, x, weight, bias, n, c_in, c_out),
+        )
     }
 
     fn gelu(&mut self, out: &mut O::Buf, pre: &O::Buf, len: usize) -> Result<()> {
@@ -177,13 +239,31 @@ impl<O: Ops> Ops for Timed<O> {
     }
 
     fn attention(&mut self, out: &mut O::Buf, lse: &mut O::Buf, qkv: &O::Buf, rows: Rows, heads: Heads) -> Result<()> {
-        let work = Work { flops: attention_flops(rows, heads, 2), bytes: self.moved(4 * rows.count() * heads.heads * heads.head_size, 0) };
+        let work = Work {
+            flops: attention_flops(rows, heads, 2),
+            bytes: self.moved(4 * rows.count() * heads.heads * heads.head_size, 0),
+        };
         self.timed(|| "attention".into(), work, |o| o.attention(out, lse, qkv, rows, heads))
     }
 
-    fn classifier_loss(&mut self, losses: &mut O::Buf, at: usize, x: &O::Buf, wte: &O::Buf, targets: &O::Ids, n: usize, channels: usize, vocab: Vocab) -> Result<()> {
-        let work = Work { flops: 2.0 * (n * channels * vocab.padded) as f64, bytes: self.moved(n * channels, channels * vocab.padded) };
-        self.timed(|| "classifier, loss alone".into(), work, |o| o.classifier_loss(losses, at, x, wte, targets, n, channels, vocab))
+    fn classifier_loss(
+        &mut self,
+        losses: &mut O::Buf,
+        at: usize,
+        x: &O::Buf,
+        wte: &O::Buf,
+        targets: &O::Ids,
+        n: usize,
+        channels: usize,
+        vocab: Vocab,
+    ) -> Result<()> {
+        let work =
+            Work { flops: 2.0 * (n * channels * vocab.padded) as f64, bytes: self.moved(n * channels, channels * vocab.padded) };
+        self.timed(
+            || "classifier, loss alone".into(),
+            work,
+            |o| o.classifier_loss(losses, at, x, wte, targets, n, channels, vocab),
+        )
     }
 
     fn copy_row(&mut self, dst: &mut O::Buf, src: &O::Buf, row: usize, len: usize) -> Result<()> {
@@ -191,46 +271,142 @@ impl<O: Ops> Ops for Timed<O> {
         self.timed(|| "copy row".into(), work, |o| o.copy_row(dst, src, row, len))
     }
 
-    fn classifier(&mut self, losses: &mut O::Buf, at: usize, dx: &mut O::Buf, dwte: &mut O::Buf, x: &O::Buf, wte: &O::Buf, targets: &O::Ids, n: usize, channels: usize, vocab: Vocab, scale: f32, write: Write) -> Result<()> {
+    fn classifier(
+        &mut self,
+        losses: &mut O::Buf,
+        at: usize,
+        dx: &mut O::Buf,
+        dwte: &mut O::Buf,
+        x: &O::Buf,
+        wte: &O::Buf,
+        targets: &O::Ids,
+        n: usize,
+        channels: usize,
+        vocab: Vocab,
+        scale: f32,
+        write: Write,
+    ) -> Result<()> {
         let work = {
             let bytes = self.moved(2 * n * channels, 2 * channels * vocab.padded) + 4.0 * (channels * vocab.padded) as f64;
             Work { flops: 6.0 * (n * channels * vocab.padded) as f64, bytes }
         };
-        self.timed(|| "classifier, forward and backward".into(), work, |o| o.classifier(losses, at, dx, dwte, x, wte, targets, n, channels, vocab, scale, write))
+        self.timed(
+            || "classifier, forward and backward".into(),
+            work,
+            |o| o.classifier(losses, at, dx, dwte, x, wte, targets, n, channels, vocab, scale, write),
+        )
     }
 
-    fn layernorm_backward(&mut self, dx: &mut O::Buf, dx_write: Write, dweight: &mut O::Buf, dbias: &mut O::Buf, write: Write, dout: &O::Buf, x: &O::Buf, weight: &O::Buf, mean: &O::Buf, rstd: &O::Buf, n: usize, channels: usize) -> Result<()> {
+    fn layernorm_backward(
+        &mut self,
+        dx: &mut O::Buf,
+        dx_write: Write,
+        dweight: &mut O::Buf,
+        dbias: &mut O::Buf,
+        write: Write,
+        dout: &O::Buf,
+        x: &O::Buf,
+        weight: &O::Buf,
+        mean: &O::Buf,
+        rstd: &O::Buf,
+        n: usize,
+        channels: usize,
+    ) -> Result<()> {
         let work = self.pass((3 + usize::from(dx_write == Write::Add)) * n * channels);
-        self.timed(|| "layernorm backward".into(), work, |o| o.layernorm_backward(dx, dx_write, dweight, dbias, write, dout, x, weight, mean, rstd, n, channels))
+        self.timed(
+            || "layernorm backward".into(),
+            work,
+            |o| o.layernorm_backward(dx, dx_write, dweight, dbias, write, dout, x, weight, mean, rstd, n, channels),
+        )
     }
 
-    fn linear_backward_input(&mut self, dx: &mut O::Buf, dout: &O::Buf, weight: &O::Buf, n: usize, c_in: usize, c_out: usize) -> Result<()> {
+    fn linear_backward_input(
+        &mut self,
+        dx: &mut O::Buf,
+        dout: &O::Buf,
+        weight: &O::Buf,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()> {
         let work = self.product(n, c_out, c_in, 0);
-        self.timed(|| format!("input gradient {c_out} to {c_in}"), work, |o| o.linear_backward_input(dx, dout, weight, n, c_in, c_out))
+        self.timed(
+            || format!("input gradient {c_out} to {c_in}"),
+            work,
+            |o| o.linear_backward_input(dx, dout, weight, n, c_in, c_out),
+        )
     }
 
-    fn linear_backward_input_gelu(&mut self, dpre: &mut O::Buf, dout: &O::Buf, weight: &O::Buf, pre: &O::Buf, n: usize, c_in: usize, c_out: usize) -> Result<()> {
+    fn linear_backward_input_gelu(
+        &mut self,
+        dpre: &mut O::Buf,
+        dout: &O::Buf,
+        weight: &O::Buf,
+        pre: &O::Buf,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()> {
         let work = {
             let Work { flops, bytes } = self.product(n, c_out, c_in, 0);
             Work { flops, bytes: bytes + self.moved(n * c_in, 0) }
         };
-        self.timed(|| format!("input gradient + gelu {c_out} to {c_in}"), work, |o| o.linear_backward_input_gelu(dpre, dout, weight, pre, n, c_in, c_out))
+        self.timed(
+            || format!("input gradient + gelu {c_out} to {c_in}"),
+            work,
+            |o| o.linear_backward_input_gelu(dpre, dout, weight, pre, n, c_in, c_out),
+        )
     }
 
-    fn linear_backward_weight(&mut self, dweight: &mut O::Buf, dbias: Option<&mut O::Buf>, dout: &O::Buf, x: &O::Buf, n: usize, c_in: usize, c_out: usize, write: Write) -> Result<()> {
+    fn linear_backward_weight(
+        &mut self,
+        dweight: &mut O::Buf,
+        dbias: Option<&mut O::Buf>,
+        dout: &O::Buf,
+        x: &O::Buf,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+        write: Write,
+    ) -> Result<()> {
         let work = {
             let wide = (1 + usize::from(write == Write::Add)) * c_in * c_out;
             Work { flops: 2.0 * (n * c_in * c_out) as f64, bytes: self.moved(n * (c_in + c_out), 0) + 4.0 * wide as f64 }
         };
-        self.timed(|| format!("weight and bias gradient {c_in} to {c_out}"), work, |o| o.linear_backward_weight(dweight, dbias, dout, x, n, c_in, c_out, write))
+        self.timed(
+            || format!("weight and bias gradient {c_in} to {c_out}"),
+            work,
+            |o| o.linear_backward_weight(dweight, dbias, dout, x, n, c_in, c_out, write),
+        )
     }
 
-    fn attention_backward(&mut self, dqkv: &mut O::Buf, dout: &O::Buf, qkv: &O::Buf, out: &O::Buf, lse: &O::Buf, rows: Rows, heads: Heads) -> Result<()> {
-        let work = Work { flops: attention_flops(rows, heads, 5), bytes: self.moved(8 * rows.count() * heads.heads * heads.head_size, 0) };
+    fn attention_backward(
+        &mut self,
+        dqkv: &mut O::Buf,
+        dout: &O::Buf,
+        qkv: &O::Buf,
+        out: &O::Buf,
+        lse: &O::Buf,
+        rows: Rows,
+        heads: Heads,
+    ) -> Result<()> {
+        let work = Work {
+            flops: attention_flops(rows, heads, 5),
+            bytes: self.moved(8 * rows.count() * heads.heads * heads.head_size, 0),
+        };
         self.timed(|| "attention backward".into(), work, |o| o.attention_backward(dqkv, dout, qkv, out, lse, rows, heads))
     }
 
-    fn embedding_backward(&mut self, dwte: &mut O::Buf, dwpe: &mut O::Buf, write: Write, dout: &O::Buf, ids: &O::Ids, rows: Rows, channels: usize) -> Result<()> {
+    fn embedding_backward(
+        &mut self,
+        dwte: &mut O::Buf,
+        dwpe: &mut O::Buf,
+        write: Write,
+        dout: &O::Buf,
+        ids: &O::Ids,
+        rows: Rows,
+        channels: usize,
+    ) -> Result<()> {
         let work = self.pass(2 * rows.count() * channels);
         self.timed(|| "embedding backward".into(), work, |o| o.embedding_backward(dwte, dwpe, write, dout, ids, rows, channels))
     }
