@@ -187,10 +187,11 @@ __device__ __forceinline__ void load_tile(u32 tile, const bf16* src, long long s
     }
 }
 
-/// Starts the copy of N floats, zeros from `valid` on.
+/// Starts the copy of N floats by the threads numbered 0 to N-1 (any other number copies nothing); zeros from
+/// `valid` on.
 template <int N>
 __device__ __forceinline__ void load_floats(u32 dst, const float* src, int valid, int thread) {
-    if (static_cast<u32>(thread) < N) copy_async_4(dst + thread * 4, src + (thread < valid ? thread : 0), thread < valid);
+    if (thread >= 0 && thread < N) copy_async_4(dst + thread * 4, src + (thread < valid ? thread : 0), thread < valid);
 }
 
 /// Operand A of one warp, 16*M rows of a tile: `patch` is the address of its first row plus lane_offset_a.

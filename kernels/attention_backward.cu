@@ -29,10 +29,10 @@
 #define ATTENTION_QUERY_CTAS (HEAD_SIZE <= 64 ? 3 : 2)
 #endif
 #ifndef ATTENTION_KEY_ROWS
-#define ATTENTION_KEY_ROWS (HEAD_SIZE <= 64 ? 64 : 32)
+#define ATTENTION_KEY_ROWS 32
 #endif
 #ifndef ATTENTION_KEY_CTAS
-#define ATTENTION_KEY_CTAS 2
+#define ATTENTION_KEY_CTAS (HEAD_SIZE <= 64 ? 3 : 2)
 #endif
 
 namespace attention {

@@ -129,10 +129,9 @@ impl Cuda {
         self.load_sources(define)
     }
 
-    /// Makes sure that the attention kernels for these heads are loaded.
+    /// Makes sure that the fast attention kernels are loaded, where there are any for these heads.
     fn load_attention(&mut self, heads: Heads) -> Result<()> {
-        if self.kernels.act != Dtype::BF16 || !launch::attention::HEAD_SIZES.contains(&heads.head_size) {
-            // The launch says why.
+        if !launch::attention::is_fast(self.kernels.act, heads.head_size) {
             return Ok(());
         }
         let define = format!("HEAD_SIZE={}", heads.head_size);

@@ -21,7 +21,6 @@ impl Source {
 
 /// Element type of weights and activations.
 const ELEMENT_TYPES: &[&str] = &["ACT_BF16=1", "ACT_F32=1"];
-const FLOAT: &[&str] = &["ACT_F32=1"];
 /// Head sizes of GPT-2 and GPT-3.
 const HEAD_SIZES: &[&str] = &["HEAD_SIZE=64", "HEAD_SIZE=80", "HEAD_SIZE=96", "HEAD_SIZE=128"];
 
@@ -44,7 +43,7 @@ pub const SOURCES: &[Source] = &[
     source!("adamw.cu", ELEMENT_TYPES),
     source!("elementwise.cu", ELEMENT_TYPES),
     source!("digest.cu", ELEMENT_TYPES),
-    source!("attention_f32.cu", FLOAT),
+    source!("attention_any.cu", ELEMENT_TYPES),
     source!("attention_forward.cu", HEAD_SIZES),
     source!("attention_backward.cu", HEAD_SIZES),
 ];

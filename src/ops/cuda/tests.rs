@@ -81,6 +81,8 @@ fn agrees(cuda: &mut Cuda, head_sizes: Option<&'static [usize]>, tolerance: f64)
 fn every_operation_agrees_with_f64_in_bf16() {
     let Some(mut cuda) = cuda() else { return };
     agrees(&mut cuda, Some(&launch::attention::HEAD_SIZES), 0.03);
+    println!("heads of other sizes");
+    agrees(&mut cuda, Some(&[16, 32, 72, 120]), 0.03);
 }
 
 #[test]

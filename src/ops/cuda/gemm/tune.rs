@@ -90,7 +90,7 @@ impl Gemm {
         let mut timed = Vec::new();
         for record in self.candidates(key, &descriptors()?)? {
             let algo = sys::cublasLtMatmulAlgo_t { data: record.algo_words().expect("made from 64 bytes") };
-            let plan = Plan { descriptors: descriptors()?, algo, record };
+            let plan = Plan { descriptors: descriptors()?, algo, record, announced: true };
             plan.descriptors.set_pointers(operands).map_err(|e| fail(&self.gpu, "tuning", e))?;
             // SAFETY: `tune` sized the matrices for the largest of its keys.
             if let Some(us) = unsafe { self.time(&plan, operands, 3) }? {

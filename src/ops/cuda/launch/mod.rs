@@ -46,9 +46,9 @@ pub fn kernels() -> Vec<KernelInfo> {
         elementwise::ADD.describe(),
         digest::LEAVES.describe(),
         digest::NODES.describe(),
-        attention::F32_FORWARD.describe(),
-        attention::F32_QUERY.describe(),
-        attention::F32_KEY.describe(),
+        attention::ANY_FORWARD.describe(),
+        attention::ANY_QUERY.describe(),
+        attention::ANY_KEY.describe(),
         attention::FORWARD.describe(),
         attention::BACKWARD_QUERY.describe(),
         attention::BACKWARD_KEY.describe(),
@@ -118,8 +118,8 @@ mod tests {
         check::<digest::DigestLeavesArgs>();
         check::<digest::DigestRun>();
         check::<digest::DigestNodesArgs>();
-        check::<attention::AttentionF32Args>();
-        check::<attention::AttentionF32BackwardArgs>();
+        check::<attention::AttentionAnyArgs>();
+        check::<attention::AttentionAnyBackwardArgs>();
         check::<attention::ForwardArgs>();
         check::<attention::BackwardArgs>();
     }
