@@ -80,7 +80,8 @@ struct SortTile {
 __device__ __forceinline__ void rank_in_warp(const SortArgs& args, SortTile& tile, u32 (&position)[SORT_ROUNDS],
                                              u32 (&digit)[SORT_ROUNDS], u32 (&rank)[SORT_ROUNDS]) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    for (u32 i = threadIdx.x; i < SORT_WARPS * DIGITS; i += SORT_THREADS) tile.warp_counts[0][i] = 0;
+#pragma unroll
+    for (u32 w = 0; w < SORT_WARPS; ++w) tile.warp_counts[w][threadIdx.x] = 0;
     __syncthreads();
 #pragma unroll
     for (u32 round = 0; round < SORT_ROUNDS; ++round) {
@@ -89,6 +90,10 @@ __device__ __forceinline__ void rank_in_warp(const SortArgs& args, SortTile& til
         position[round] = exists ? (args.source ? args.source[index] : index) : 0;
         // Lanes past the end share a digit of their own.
         digit[round] = exists ? (u32(args.ids[position[round]]) >> args.shift) & 255u : DIGITS;
+    }
+#pragma unroll
+    for (u32 round = 0; round < SORT_ROUNDS; ++round) {
+        const bool exists = digit[round] < DIGITS;
         const u32 peers = __match_any_sync(FULL_WARP, digit[round]);
         const u32 before = __popc(peers & ((1u << lane) - 1));
         u32 seen = 0;
@@ -121,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(256) sort_scatter(const __grid_cons
     // those of digit d in earlier tiles.
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 total = 0, earlier = 0;
-#pragma unroll 8
+#pragma unroll 16
     for (u32 other = 0; other < gridDim.x; ++other) {
         const u32 count = args.counts[u64(other) * DIGITS + threadIdx.x];
         total += count;
@@ -234,17 +239,33 @@ extern "C" __global__ void __launch_bounds__(128) embedding_backward_crossing(co
     const u32 token = args.ids[args.sorted[first + PIECE - 1]];
     if (args.ids[args.sorted[first + PIECE]] != token) return;                       // ends here
     if (first > 0 && args.ids[args.sorted[first - 1]] == token) return;              // began before
-    float sum[8], x[8];
-    Chunk<float> chunk;
-    chunk.load(args.partials + (u64(pieces) + piece) * args.channels + column);
-    chunk.widen(sum);
-    // The token goes on through piece p while the first position of p is of it.
-    for (u32 p = piece + 1; p < pieces; ++p) {
-        if (args.ids[args.sorted[p * PIECE]] != token) break;
-        chunk.load(args.partials + u64(p) * args.channels + column);
-        chunk.widen(x);
+    float sum[8];
+    Chunk<float> begun;
+    begun.load(args.partials + (u64(pieces) + piece) * args.channels + column);
+    begun.widen(sum);
+    // The token goes on through piece p while the first position of p is of it. A batch is read before it is known how
+    // much of it belongs to the token: what lies beyond is not added.
+    constexpr u32 BATCH = 8;
+    bool goes_on = true;
+    for (u32 p = piece + 1; goes_on && p < pieces; p += BATCH) {
+        Chunk<float> chunks[BATCH];
+        u32 tokens[BATCH];
 #pragma unroll
-        for (int k = 0; k < 8; ++k) sum[k] += x[k];
+        for (u32 i = 0; i < BATCH; ++i) {
+            const u32 other = min(p + i, pieces - 1);
+            tokens[i] = args.ids[args.sorted[other * PIECE]];
+            chunks[i].load(args.partials + u64(other) * args.channels + column);
+        }
+#pragma unroll
+        for (u32 i = 0; i < BATCH; ++i) {
+            goes_on = goes_on && p + i < pieces && tokens[i] == token;
+            float x[8];
+            chunks[i].widen(x);
+            if (goes_on) {
+#pragma unroll
+                for (int k = 0; k < 8; ++k) sum[k] += x[k];
+            }
+        }
     }
     add_to(args.dwte + u64(token) * args.channels + column, sum);
 }

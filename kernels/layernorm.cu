@@ -143,8 +143,8 @@ struct LayernormBackwardArgs {
 };
 
 // grid blocks = ceil(n / rows_per_block).
-//   layernorm_backward       C <= 4096:  block C/8 rounded up to a warp; several rows at a time, one chunk a thread,
-//                            held in registers between the two passes over a row
+//   layernorm_backward       C <= 4096:  block C/8 rounded up to a warp; two rows a step, one chunk a thread, held in
+//                            registers between the two passes over a row while the next two are read
 //   layernorm_backward_wide  C <= 16384: block 512; one row at a time, up to four chunks a thread, read again (from
 //                            cache) for the second pass, since registers are taken by the sums
 // A thread owns the same columns in all rows, so that it can sum their weight gradients in registers; the
@@ -193,30 +193,20 @@ __device__ __forceinline__ void layernorm_backward_input(const NormRow& row, con
     old.narrow(o);
 }
 
-extern "C" __global__ void __launch_bounds__(512) layernorm_backward(const __grid_constant__ LayernormBackwardArgs args) {
-    constexpr u32 ROWS = sizeof(act_t) == 2 ? 4 : 2;  // of a step
-    __shared__ float shared[2][16][2 * ROWS];         // two sets, used in turns: one barrier a step
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-    const bool active = threadIdx.x < args.channels / 8;
-    const u64 first = u64(blockIdx.x) * args.rows_per_block;
-    const u32 count = u32(min(u64(args.rows_per_block), args.rows - first));
-    const float inverse = 1.0f / float(args.channels);
+// One chunk of each of a few neighbouring rows, as read.
+template <u32 ROWS>
+struct LayernormBackwardRows {
+    Chunk<act_t> dout[ROWS], x[ROWS], old[ROWS];
+    NormRow row[ROWS];
 
-    Chunk<act_t> weight;
-    weight.clear();
-    if (active) weight.load(args.weight + threadIdx.x * 8);
-    WeightSums sums = {};
-    u32 turn = 0;
-#pragma unroll 1
-    for (u32 at = 0; at < count; at += ROWS, turn ^= 1) {
-        Chunk<act_t> dout[ROWS], x[ROWS], old[ROWS];
-        NormRow row[ROWS];
+    // Rows from `end` on, and chunks past the channels, read as zeros and so add nothing to any sum.
+    __device__ __forceinline__ void load(const LayernormBackwardArgs& args, u64 first, u64 end, bool active) {
 #pragma unroll
         for (u32 r = 0; r < ROWS; ++r) {
-            const u64 offset = (first + at + r) * args.channels + threadIdx.x * 8;
-            const bool exists = at + r < count;
-            row[r].mean = exists ? args.mean[first + at + r] : 0.f;
-            row[r].rstd = exists ? args.rstd[first + at + r] : 0.f;
+            const u64 offset = (first + r) * args.channels + threadIdx.x * 8;
+            const bool exists = first + r < end;
+            row[r].mean = exists ? args.mean[first + r] : 0.f;
+            row[r].rstd = exists ? args.rstd[first + r] : 0.f;
             dout[r].clear(), x[r].clear(), old[r].clear();
             if (exists && active) {
                 dout[r].load(args.dout + offset);
@@ -224,28 +214,49 @@ extern "C" __global__ void __launch_bounds__(512) layernorm_backward(const __gri
                 if (args.add) old[r].load(args.dx + offset);
             }
         }
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(512) layernorm_backward(const __grid_constant__ LayernormBackwardArgs args) {
+    constexpr u32 ROWS = sizeof(act_t) == 2 ? 2 : 1;  // of a step; the next step's are read meanwhile
+    __shared__ float2 shared[2][16][ROWS];            // two sets, used in turns: one barrier a step
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    const bool active = threadIdx.x < args.channels / 8;
+    const u64 first = u64(blockIdx.x) * args.rows_per_block;
+    const u64 end = min(first + args.rows_per_block, args.rows);
+    const float inverse = 1.0f / float(args.channels);
+
+    Chunk<act_t> weight;
+    weight.clear();
+    if (active) weight.load(args.weight + threadIdx.x * 8);
+    WeightSums sums = {};
+    LayernormBackwardRows<ROWS> now, next;
+    now.load(args, first, end, active);
+    u32 turn = 0;
+#pragma unroll 1
+    for (u64 at = first; at < end; at += ROWS, turn ^= 1) {
+        next.load(args, at + ROWS, end, active);
 #pragma unroll
         for (u32 r = 0; r < ROWS; ++r) {
-            float sum_g = 0.f, sum_gh = 0.f;
-            layernorm_backward_sums(row[r], dout[r], x[r], weight, sums, sum_g, sum_gh);
-            sum_g = warp_sum(sum_g);
-            sum_gh = warp_sum(sum_gh);
-            if (lane == 0) {
-                shared[turn][warp][2 * r] = sum_g;
-                shared[turn][warp][2 * r + 1] = sum_gh;
-            }
+            float2 sum = make_float2(0.f, 0.f);
+            layernorm_backward_sums(now.row[r], now.dout[r], now.x[r], weight, sums, sum.x, sum.y);
+            sum.x = warp_sum(sum.x);
+            sum.y = warp_sum(sum.y);
+            if (lane == 0) shared[turn][warp][r] = sum;
         }
         __syncthreads();
 #pragma unroll
         for (u32 r = 0; r < ROWS; ++r) {
             float avg_g = 0.f, avg_gh = 0.f;
             for (u32 w = 0; w < warps; ++w) {
-                avg_g += shared[turn][w][2 * r];
-                avg_gh += shared[turn][w][2 * r + 1];
+                const float2 sum = shared[turn][w][r];
+                avg_g += sum.x;
+                avg_gh += sum.y;
             }
-            layernorm_backward_input(row[r], dout[r], x[r], weight, avg_g * inverse, avg_gh * inverse, old[r]);
-            if (active && at + r < count) old[r].store(args.dx + (first + at + r) * args.channels + threadIdx.x * 8);
+            layernorm_backward_input(now.row[r], now.dout[r], now.x[r], weight, avg_g * inverse, avg_gh * inverse, now.old[r]);
+            if (active && at + r < end) now.old[r].store(args.dx + (at + r) * args.channels + threadIdx.x * 8);
         }
+        now = next;
     }
     if (active) sums.store(args.partials + u64(blockIdx.x) * 2 * args.channels, args.channels, threadIdx.x);
 }

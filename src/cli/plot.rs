@@ -57,3 +57,43 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::store::metrics::{Action, MetricsRow, MetricsWriter};
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        plot: Args,
+    }
+
+    fn plot(arguments: &[&str]) -> anyhow::Result<()> {
+        run(Command::try_parse_from(["plot"].iter().chain(arguments))?.plot)
+    }
+
+    #[test]
+    fn one_run_draws_into_its_folder_and_several_need_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut metrics = MetricsWriter::create(folder.path()).unwrap();
+        for step in 0..20 {
+            let row = MetricsRow::new(step, (step + 1) * 64, Action::Update);
+            metrics.append(&MetricsRow { loss: Some(5.0 - step as f64 * 0.1), ..row }).unwrap();
+        }
+        let run = folder.path().to_str().unwrap();
+        plot(&[run, "--x", "tokens", "--smooth", "5", "--log-y"]).unwrap();
+        let plots = folder.path().join("plots");
+        assert!(plots.join("loss.png").is_file() && plots.join("loss.svg").is_file());
+
+        let log = folder.path().join("main.log");
+        std::fs::write(&log, "s:0 tel:5.0\ns:10 tel:4.1\n").unwrap();
+        let both = [run, log.to_str().unwrap()];
+        assert!(plot(&both).unwrap_err().to_string().contains("--out"));
+        let out = folder.path().join("both");
+        plot(&[both[0], both[1], "--out", out.to_str().unwrap()]).unwrap();
+        assert!(out.join("loss.png").is_file());
+    }
+}

@@ -351,11 +351,16 @@ impl Layers {
         self.misspelt.insert(section.to_string());
         let known = schema::is_section(section);
         let leaf = dotted.rsplit('.').next().unwrap_or(dotted);
-        // Most slips are within the section; then comes the right key in the wrong section.
         let siblings = KEYS.iter().filter(|key| key.section() == section);
-        let near = nearest(leaf, siblings.clone().map(Key::leaf))
-            .map(|leaf| if section.is_empty() { leaf.to_string() } else { format!("{section}.{leaf}") })
-            .or_else(|| KEYS.iter().find(|key| key.leaf() == leaf).map(|key| key.name.to_string()))
+        // The right key in the wrong section comes first, unless many sections have it; then a slip
+        // within the section, then a slip anywhere.
+        let mut elsewhere = KEYS.iter().filter(|key| key.leaf() == leaf);
+        let moved = elsewhere.next().filter(|_| elsewhere.next().is_none()).map(|key| key.name.to_string());
+        let near = moved
+            .or_else(|| {
+                nearest(leaf, siblings.clone().map(Key::leaf))
+                    .map(|leaf| if section.is_empty() { leaf.to_string() } else { format!("{section}.{leaf}") })
+            })
             .or_else(|| nearest(dotted, KEYS.iter().map(|key| key.name)).map(str::to_string));
         let near_section = nearest(dotted, schema::sections()).filter(|_| section.is_empty());
         let hint = match (near_section, near) {

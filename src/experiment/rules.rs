@@ -340,14 +340,12 @@ impl Rules {
         let Some(tokens) = self.int("batch.tokens") else { return };
         if tokens % unit != 0 {
             let below = tokens / unit * unit;
-            let message = format!("`batch.tokens` = {tokens} is not a whole number of micro-batches");
-            let fault = self
-                .clash(message, &["batch.tokens", "batch.micro", "batch.seq_len", "parallel.workers"])
-                .label(format!("expected a multiple of micro × seq_len × workers = {unit}"));
+            let message = format!("`batch.tokens` = {tokens} is not a multiple of micro × seq_len × workers = {unit}");
+            let fault = self.clash(message, &["batch.tokens", "batch.micro", "batch.seq_len", "parallel.workers"]);
             let hint = if below == 0 {
-                format!("the nearest valid value is {unit}")
+                format!("the smallest valid `batch.tokens` is {unit}")
             } else {
-                format!("the nearest valid values are {below} and {}", below + unit)
+                format!("the nearest valid `batch.tokens` are {below} and {}", below + unit)
             };
             self.refuse(fault.hint(hint));
         }

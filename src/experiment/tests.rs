@@ -119,20 +119,20 @@ fn every_default_is_in_the_documentation_of_its_field() {
             doc.push(' ');
         } else if let Some(name) = line.strip_prefix("pub struct ").and_then(|rest| rest.split_once(' ')) {
             section = if name.0 == "Experiment" { String::new() } else { format!("{}.", name.0.to_lowercase()) };
-        } else if let Some((field, _)) = line.strip_prefix("pub ").and_then(|rest| rest.split_once(':')) {
-            if let Some(key) = schema::key(&format!("{section}{field}")) {
-                let value = match key.default {
-                    schema::Default::Integer(n) => n.to_string(),
-                    schema::Default::Number(x) => format!("{x:?}"),
-                    schema::Default::Boolean(b) => b.to_string(),
-                    schema::Default::Text("") => "empty".to_string(),
-                    schema::Default::Text(text) => text.to_string(),
-                    schema::Default::Absent => "not set".to_string(),
-                    schema::Default::Ruled => String::new(),
-                };
-                assert!(doc.contains(&format!("Default: {value}")), "`{}` says {doc:?}, its default is {value:?}", key.name);
-                seen += 1;
-            }
+        } else if let Some((field, _)) = line.strip_prefix("pub ").and_then(|rest| rest.split_once(':'))
+            && let Some(key) = schema::key(&format!("{section}{field}"))
+        {
+            let value = match key.default {
+                schema::Default::Integer(n) => n.to_string(),
+                schema::Default::Number(x) => format!("{x:?}"),
+                schema::Default::Boolean(b) => b.to_string(),
+                schema::Default::Text("") => "empty".to_string(),
+                schema::Default::Text(text) => text.to_string(),
+                schema::Default::Absent => "not set".to_string(),
+                schema::Default::Ruled => String::new(),
+            };
+            assert!(doc.contains(&format!("Default: {value}")), "`{}` says {doc:?}, its default is {value:?}", key.name);
+            seen += 1;
         }
         if !line.starts_with("///") && !line.starts_with("#[") {
             doc.clear();
@@ -259,7 +259,7 @@ fn every_rule_between_keys_is_kept() {
         (&["batch.seq_len=2048"], "sequences of 2048 tokens do not fit a model that reads 1024"),
         (&["model.vocab=50000"], "a vocabulary of 50000 is too small for the tokenizer \"gpt2\", which has 50257 tokens"),
         (&["parallel.workers=6"], "`parallel.workers` = 6 is not a power of two"),
-        (&["batch.tokens=1000"], "`batch.tokens` = 1000 is not a whole number of micro-batches"),
+        (&["batch.tokens=1000"], "`batch.tokens` = 1000 is not a multiple of micro × seq_len × workers = 4096"),
         (&["schedule.warmup_steps=11"], "the warm-up of 11 steps is longer than the run of 10"),
         (&["device.kind=cpu", "precision.compute=bf16"], "the CPU computes in fp32, not in bf16"),
         (&["device.kind=cpu", "precision.compute=tf32"], "the CPU computes in fp32, not in tf32"),
@@ -368,6 +368,81 @@ workers = 2
 }
 
 const SEVERAL_FAULTS: &str = r#"
+error: `seed` must be an integer, at least 0, not the string "x"
+  --> x.toml:1:8
+   |
+ 1 | seed = "x"
+   |        ^^^ expected an integer, at least 0
+
+error: unknown key `model.descripter`
+  --> x.toml:4:1
+   |
+ 4 | descripter = "d12"
+   | ^^^^^^^^^^ not a key
+   = note: `model` has descriptor, layers, heads, channels, context, vocab
+   hint: did you mean `model.descriptor`?
+
+error: `batch.tokens` = 1000000 is not a multiple of micro × seq_len × workers = 16384
+  --> x.toml:9:10
+   |
+ 9 | tokens = 1_000_000
+   |          ^^^^^^^^^
+   = note: `batch.micro` is 16 (x.toml:7)
+   = note: `batch.seq_len` is 1024 (x.toml:8)
+   = note: `parallel.workers` is 1 (default)
+   hint: the nearest valid `batch.tokens` are 999424 and 1015808
+
+error: unknown key `schedule.warmup`
+  --> x.toml:12:1
+   |
+12 | warmup = 700
+   | ^^^^^^ not a key
+   = note: `schedule` has kind, steps, epochs, learning_rate, warmup_steps, final_fraction, decay_fraction
+   hint: did you mean `schedule.warmup_steps`?
+
+error: `schedule.steps` must be an integer, at least 1, not the number 1e5
+  --> x.toml:13:9
+   |
+13 | steps = 1e5
+   |         ^^^ expected an integer, at least 1
+   hint: write `100000`
+
+error: unknown key `optmizer`
+  --> x.toml:15:2
+   |
+15 | [optmizer]
+   |  ^^^^^^^^
+   hint: did you mean the section `optimizer`?
+
+error: unknown key `data.workers`
+  --> x.toml:20:1
+   |
+20 | workers = 2
+   | ^^^^^^^ not a key
+   = note: `data` has corpus, train, val, tokenizer, order, overfit_single_batch, prefetch
+   hint: did you mean `parallel.workers`?
+
+error: `memory.recompute` is 3, but at most 2 is allowed
+  --> environment
+   |
+   | RUNNER_MEMORY__RECOMPUTE=3
+   |                          ^ expected an integer from 0 to 2
+
+error: `schedule.kind` knows no "cosin"
+  --> --set
+   |
+   | schedule.kind=cosin
+   |               ^^^^^ expected "cosine", "linear", "constant" or "wsd"
+   hint: did you mean "cosine"?
+
+error: unknown key `log.evry`
+  --> --set
+   |
+   | log.evry=1
+   | ^^^^^^^^ `log` has every
+   hint: did you mean `log.every`?
+
+x.toml has 10 faults; nothing was started
 "#;
 
 #[test]
@@ -382,11 +457,24 @@ fn several_syntax_faults_come_in_one_report() {
 
 #[test]
 fn a_rule_points_at_the_layer_that_broke_it() {
-    let error = small_with(&["batch.micro=3", "batch.tokens=8192"]).unwrap_err();
+    let sound = format!("{SMALL}[batch]\ntokens = 8192\n");
+    text_with(&sound, &[], &[]).unwrap();
+    let error = text_with(&sound, &[], &["batch.micro=3"]).unwrap_err();
     assert_report(&error, RULE_BROKEN_BY_SET);
 }
 
 const RULE_BROKEN_BY_SET: &str = r#"
+error: `batch.tokens` = 8192 is not a multiple of micro × seq_len × workers = 3072
+  --> --set
+   |
+   | batch.micro=3
+   |             ^
+   = note: `batch.tokens` is 8192 (x.toml:8)
+   = note: `batch.seq_len` is 1024 (from model.context)
+   = note: `parallel.workers` is 1 (default)
+   hint: the nearest valid `batch.tokens` are 6144 and 9216
+
+x.toml has 1 fault; nothing was started
 "#;
 
 #[test]

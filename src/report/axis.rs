@@ -50,11 +50,11 @@ fn power_of_ten(exponent: i32) -> f64 {
     if exponent < 0 { 1.0 / power } else { power }
 }
 
-/// Multiples of 1, 2 or 5 times a power of ten.
+/// Multiples of 1, 2, 2.5 or 5 times a power of ten.
 fn linear_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
     let rough = (high - low) / wanted.max(1) as f64;
     let decade = libm::floor(libm::log10(rough)) as i32;
-    let step = [1.0, 2.0, 5.0, 10.0]
+    let step = [1.0, 2.0, 2.5, 5.0, 10.0]
         .into_iter()
         .map(|mantissa| (mantissa, decade))
         .find(|&(mantissa, decade)| mantissa * power_of_ten(decade) >= rough * (1.0 - 1e-9));
@@ -91,7 +91,7 @@ pub fn label(value: f64, spacing: f64) -> String {
         return "0".to_owned();
     }
     let size = value.abs();
-    if size < 1e-2 {
+    if !(1e-2..1e15).contains(&size) {
         let exponent = libm::floor(libm::log10(size) + 1e-9) as i32;
         return format!("{}e{exponent}", trimmed(value * power_of_ten(-exponent), 2));
     }
@@ -114,7 +114,7 @@ pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -160,6 +160,7 @@ mod tests {
     fn numbers_read_easily() {
         assert_eq!(grouped(0), "0");
         assert_eq!(grouped(1_048_576), "1,048,576");
+        assert_eq!([label(3.2e20, 0.1), label(-4e-5, 1e-5), label(12.25, 0.25)], ["3.2e20", "-4e-5", "12.25"]);
         assert_eq!(trimmed(2.50, 3), "2.5");
         assert_eq!(trimmed(100.0, 0), "100");
     }

@@ -21,6 +21,9 @@ const LEGEND_ROW: f64 = 36.0;
 /// Room above a frame for its title, and below the lowest for labels and the axis title.
 const TITLE_ROOM: f64 = 48.0;
 const X_ROOM: f64 = 78.0;
+/// Shares of the steps that decide the top of a range. The norm's spike outlasts the loss's fall.
+const USUAL_LOSSES: f64 = 0.98;
+const USUAL_NORMS: f64 = 0.95;
 
 /// A run each, in this order; the seventh run begins again.
 const COLORS: [Color; 6] =
@@ -237,7 +240,7 @@ impl Page<'_> {
         .filter_map(|(kind, shown)| shown.then_some(kind))
         .collect();
         let (top, bottom) = (top + TITLE_ROOM, f64::from(HEIGHT) - X_ROOM);
-        let split = if right.is_empty() { f64::from(WIDTH) - MARGIN } else { 930.0 };
+        let split = if right.is_empty() { f64::from(WIDTH) - MARGIN } else { 900.0 };
         self.panel(scene, Kind::Loss, (MARGIN, split), (top, bottom), true)?;
         let height = (bottom - top - TITLE_ROOM * (right.len().max(1) - 1) as f64) / right.len().max(1) as f64;
         for (index, kind) in right.iter().enumerate() {
@@ -251,7 +254,7 @@ impl Page<'_> {
     fn panel(&self, scene: &mut Scene, kind: Kind, span: (f64, f64), rows: (f64, f64), lowest: bool) -> Result<(), ReportError> {
         let (low, high, scale) = self.range(kind);
         let height = rows.1 - rows.0;
-        let y = Axis::new(low, high, scale, ((height / 62.0) as usize).max(3));
+        let y = Axis::new(low, high, scale, ((height / 62.0) as usize).max(4));
         let mut label_width = 0.0_f64;
         for (_, label) in &y.ticks {
             label_width = label_width.max(text_width(label, TEXT_SIZE, false)?);
@@ -262,7 +265,7 @@ impl Page<'_> {
         let last = self.runs.iter().flat_map(|run| run.rows.last());
         let x_high = last.map(|row| if self.options.x == XAxis::Step { row.step } else { row.tokens }).max().unwrap_or(1);
         let panel = Panel {
-            title: self.title(kind).to_owned(),
+            title: title(kind, scale).to_owned(),
             left,
             top: rows.0,
             width,
@@ -274,19 +277,9 @@ impl Page<'_> {
             XAxis::Step => "optimizer step",
             XAxis::Tokens => "training tokens",
         };
-        panel.frame(scene, lowest.then_some(x_title), &self.note(kind, panel.y.high))?;
+        panel.frame(scene, lowest.then_some(x_title), &self.notes(kind, panel.y.high))?;
         self.lines(scene, kind, &panel);
         Ok(())
-    }
-
-    fn title(&self, kind: Kind) -> &'static str {
-        match kind {
-            Kind::Loss if self.options.log_y => "Loss, nats per token, log scale",
-            Kind::Loss => "Loss, nats per token",
-            Kind::Hellaswag => "HellaSwag accuracy",
-            Kind::LearningRate => "Learning rate",
-            Kind::GradNorm => "Gradient norm",
-        }
     }
 
     /// Low end, high end and scale of a panel's values.
@@ -302,7 +295,8 @@ impl Page<'_> {
                 if self.options.log_y && low > 0.0 {
                     return (low * 0.97, high * 1.03, Scale::Log);
                 }
-                let shown = |run: &Curves| robust_top(&y(if run.loss.is_empty() { &run.val_loss } else { &run.loss }), low);
+                let shown =
+                    |run: &Curves| robust_top(&y(if run.loss.is_empty() { &run.val_loss } else { &run.loss }), USUAL_LOSSES, low);
                 let level = self.levels.iter().filter_map(|reference| reference.val_loss).fold(f64::NEG_INFINITY, f64::max);
                 let top = self.curves.iter().filter_map(shown).fold(level, f64::max);
                 let top = if top.is_finite() { top } else { high };
@@ -318,14 +312,15 @@ impl Page<'_> {
             }
             Kind::LearningRate => (0.0, limits(&values(&|run| y(&run.learning_rate))).1 * 1.06, Scale::Linear),
             Kind::GradNorm => {
-                let top = self.curves.iter().filter_map(|run| robust_top(&y(&run.grad_norm), 0.0)).fold(0.0, f64::max);
+                let top =
+                    self.curves.iter().filter_map(|run| robust_top(&y(&run.grad_norm), USUAL_NORMS, 0.0)).fold(0.0, f64::max);
                 (0.0, top * 1.06, Scale::Linear)
             }
         }
     }
 
-    /// What the frame leaves out: `▲ 640 steps above, max 11.1`.
-    fn note(&self, kind: Kind, top: f64) -> String {
+    /// What the frame leaves out, from long to short: `▲ 640 steps above, max 11.1`.
+    fn notes(&self, kind: Kind, top: f64) -> [String; 3] {
         let points = |run: &Curves| match kind {
             Kind::Loss => [run.loss.clone(), run.skipped_loss.clone()].concat(),
             Kind::GradNorm => [run.grad_norm.clone(), run.skipped_norm.clone()].concat(),
@@ -333,16 +328,19 @@ impl Page<'_> {
         };
         let values: Vec<f64> = self.curves.iter().flat_map(points).map(|point| point.1).collect();
         let above: Vec<f64> = values.iter().copied().filter(|&value| value.is_finite() && value > top).collect();
-        let mut parts = Vec::new();
+        let count = |number: usize| grouped(number as u64);
+        let mut notes = [Vec::new(), Vec::new(), Vec::new()];
         if let Some(largest) = quantile(&above, 1.0) {
-            let steps = if above.len() == 1 { "step" } else { "steps" };
-            parts.push(format!("▲ {} {steps} above, max {}", grouped(above.len() as u64), label(largest, 0.1)));
+            let (steps, largest) = (if above.len() == 1 { "step" } else { "steps" }, label(largest, 0.1));
+            notes[0].push(format!("▲ {} {steps} above, max {largest}", count(above.len())));
+            notes[1].push(format!("▲ {} above, max {largest}", count(above.len())));
+            notes[2].push(format!("▲ {} to {largest}", count(above.len())));
         }
         let broken = values.iter().filter(|value| !value.is_finite()).count();
         if broken > 0 {
-            parts.push(format!("{} not finite", grouped(broken as u64)));
+            notes.iter_mut().for_each(|note| note.push(format!("{} not finite", count(broken))));
         }
-        parts.join(", ")
+        notes.map(|parts| parts.join(", "))
     }
 
     fn lines(&self, scene: &mut Scene, kind: Kind, panel: &Panel) {
@@ -374,7 +372,11 @@ impl Page<'_> {
                 }
             }
             Kind::LearningRate => {
-                self.curves.iter().for_each(|run| panel.line(scene, &run.learning_rate, 3.0, run.color));
+                // Runs often share a schedule: the ones below stay visible as rims.
+                for (index, run) in self.curves.iter().enumerate() {
+                    let above = (self.curves.len() - 1 - index) as f64;
+                    panel.line(scene, &run.learning_rate, 3.0 + 4.0 * above.min(3.0), run.color);
+                }
             }
             Kind::GradNorm => {
                 self.curves.iter().for_each(|run| panel.line(scene, &run.grad_norm, 1.3, run.light()));
@@ -427,6 +429,16 @@ impl Sample {
 
 fn dash_of(reference: &Reference) -> Dash {
     if reference.val_loss.is_some() { Dash::Dashed } else { Dash::Dotted }
+}
+
+fn title(kind: Kind, scale: Scale) -> &'static str {
+    match (kind, scale) {
+        (Kind::Loss, Scale::Log) => "Loss, nats per token, log scale",
+        (Kind::Loss, Scale::Linear) => "Loss, nats per token",
+        (Kind::Hellaswag, _) => "HellaSwag accuracy",
+        (Kind::LearningRate, _) => "Learning rate",
+        (Kind::GradNorm, _) => "Gradient norm",
+    }
 }
 
 /// The line of facts under a run's name.

@@ -15,13 +15,14 @@ mod run_data;
 mod scene;
 mod series;
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 pub use run_data::{ModelFacts, RunData};
 
 use crate::store::main_log::MainLogError;
 use crate::store::metrics::MetricsError;
+use crate::store::{StoreError, atomic};
 
 /// What stands on the horizontal axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub enum ReportError {
     MainLog(#[from] MainLogError),
     #[error("cannot read `{}`: {message}", path.display())]
     Experiment { path: PathBuf, message: String },
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error("cannot draw: {message}")]
     Draw { message: String },
     #[error("cannot {action} `{}`: {source}", path.display())]
@@ -78,35 +81,10 @@ impl ReportError {
 pub fn plot_runs(runs: &[RunData], options: &PlotOptions, out_dir: &Path) -> Result<Vec<PathBuf>, ReportError> {
     let scene = figure::draw(runs, options)?;
     std::fs::create_dir_all(out_dir).map_err(|source| ReportError::Io { action: "create", path: out_dir.to_owned(), source })?;
-    let png = write_atomically(out_dir, "loss.png", |path| scene.write_png(path))?;
-    let svg = write_atomically(out_dir, "loss.svg", |path| {
-        let text = scene.to_svg()?;
-        let written = std::fs::File::create(path).and_then(|mut file| file.write_all(text.as_bytes()));
-        written.map_err(|source| ReportError::Io { action: "write", path: path.to_owned(), source })
-    })?;
+    let (png, svg) = (out_dir.join("loss.png"), out_dir.join("loss.svg"));
+    atomic::write(&png, &scene.to_png()?)?;
+    atomic::write(&svg, scene.to_svg()?.as_bytes())?;
     Ok(vec![png, svg])
-}
-
-/// Lets `write` fill a temporary file of the same ending, then renames it.
-fn write_atomically(
-    folder: &Path,
-    name: &str,
-    write: impl FnOnce(&Path) -> Result<(), ReportError>,
-) -> Result<PathBuf, ReportError> {
-    let path = folder.join(name);
-    let io_error = |action| move |source| ReportError::Io { action, path: folder.join(name), source };
-    let ending = format!(".{}", name.rsplit('.').next().unwrap_or_default());
-    let temporary = tempfile::Builder::new().prefix(".plot-").suffix(&ending).tempfile_in(folder).map_err(io_error("create"))?;
-    write(temporary.path())?;
-    let file = temporary.persist(&path).map_err(|error| io_error("rename a temporary file to")(error.error))?;
-    // Temporary files are private; a picture is for everyone whom the folder is for.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        file.set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(io_error("set the permissions of"))?;
-    }
-    drop(file);
-    Ok(path)
 }
 
 #[cfg(test)]

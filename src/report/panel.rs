@@ -59,8 +59,9 @@ impl Panel {
         (self.left + self.x.position(x) * self.width, self.bottom() - self.y.position(y) * self.height)
     }
 
-    /// Grid, frame, tick labels and title. `note` stands at the right of the title.
-    pub fn frame(&self, scene: &mut Scene, x_title: Option<&str>, note: &str) -> Result<(), ReportError> {
+    /// Grid, frame, tick labels and title. The first of the notes that fits stands at the right of
+    /// the title; the last stands in any case, inside the frame when it must.
+    pub fn frame(&self, scene: &mut Scene, x_title: Option<&str>, notes: &[String]) -> Result<(), ReportError> {
         for (value, label) in &self.y.ticks {
             let (_, y) = self.at((self.x.low, *value));
             scene.line(vec![(self.left, y), (self.right(), y)], 1.0, GRID);
@@ -81,11 +82,13 @@ impl Panel {
         }
         scene.text(&self.title, (self.left, self.top - 14.0), TITLE_SIZE, true, Align::Left, TEXT);
         let room = self.width - text_width(&self.title, TITLE_SIZE, true)? - 20.0;
-        if text_width(note, TEXT_SIZE, false)? <= room {
-            scene.text(note, (self.right(), self.top - 14.0), TEXT_SIZE, false, Align::Right, QUIET);
-        } else if !note.is_empty() {
-            // Inside the frame rather than not at all.
-            scene.text(note, (self.right() - 6.0, self.top + 24.0), TEXT_SIZE, false, Align::Right, QUIET);
+        for (index, note) in notes.iter().enumerate().filter(|(_, note)| !note.is_empty()) {
+            let fits = text_width(note, TEXT_SIZE, false)? <= room;
+            if fits || index + 1 == notes.len() {
+                let anchor = if fits { (self.right(), self.top - 14.0) } else { (self.right() - 6.0, self.top + 24.0) };
+                scene.text(note, anchor, TEXT_SIZE, false, Align::Right, QUIET);
+                break;
+            }
         }
         Ok(())
     }

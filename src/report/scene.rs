@@ -6,7 +6,6 @@
 //! smooths every edge. Text is real text in the SVG; the PNG, and every measurement, uses the
 //! embedded font, so no font of the machine ever matters to the bytes.
 
-use std::path::Path;
 use std::sync::OnceLock;
 
 use plotters::backend::{BitMapBackend, DrawingBackend, SVGBackend};
@@ -88,15 +87,19 @@ impl Scene {
         Ok(svg.replacen(&grid, &format!("width=\"{}\" height=\"{}\" viewBox", self.width, self.height), 1))
     }
 
-    /// Writes the picture as PNG; the path must end in `.png`.
-    pub fn write_png(&self, path: &Path) -> Result<(), ReportError> {
+    /// The picture as a PNG file.
+    pub fn to_png(&self) -> Result<Vec<u8>, ReportError> {
         let large = (self.width * PNG_SCALE, self.height * PNG_SCALE);
         let mut pixels = vec![255; 3 * large.0 as usize * large.1 as usize];
         self.draw(&mut BitMapBackend::with_buffer(&mut pixels, large), f64::from(PNG_SCALE), PNG_SIZE_PER_EM, true)?;
         let small = average_down(&pixels, large.0 as usize, PNG_SCALE as usize);
-        let mut file = BitMapBackend::new(path, (self.width, self.height));
-        file.blit_bitmap((0, 0), (self.width, self.height), &small).map_err(ReportError::draw)?;
-        file.present().map_err(ReportError::draw)
+        // plotters encodes into files alone.
+        let file = tempfile::Builder::new().suffix(".png").tempfile().map_err(ReportError::draw)?;
+        let mut encoder = BitMapBackend::new(file.path(), (self.width, self.height));
+        encoder.blit_bitmap((0, 0), (self.width, self.height), &small).map_err(ReportError::draw)?;
+        encoder.present().map_err(ReportError::draw)?;
+        drop(encoder);
+        std::fs::read(file.path()).map_err(ReportError::draw)
     }
 
     /// Draws every shape, enlarged. `by_segments` draws a wide line segment by segment with round

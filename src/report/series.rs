@@ -68,12 +68,12 @@ pub fn quantile(values: &[f64], share: f64) -> Option<f64> {
 }
 
 /// The top of a range that shows the run rather than its first steps: the largest value, unless the
-/// highest 2 % stand so far above the rest that they would flatten it.
+/// highest values stand so far above a `share` of all that they would flatten it.
 ///
 /// `floor` is the bottom of the range. Values must be finite.
-pub fn robust_top(values: &[f64], floor: f64) -> Option<f64> {
+pub fn robust_top(values: &[f64], share: f64, floor: f64) -> Option<f64> {
     let largest = quantile(values, 1.0)?;
-    let usual = quantile(values, 0.98)?;
+    let usual = quantile(values, share)?;
     let height = usual - floor;
     Some(if largest - floor <= 1.6 * height { largest } else { usual + 0.12 * height })
 }
@@ -115,9 +115,9 @@ mod tests {
     fn a_spike_does_not_set_the_range_but_a_steady_fall_does() {
         let mut norms = vec![1.0; 1000];
         norms[..5].fill(40.0);
-        assert_eq!(robust_top(&norms, 0.0), Some(1.12));
+        assert_eq!(robust_top(&norms, 0.98, 0.0), Some(1.12));
         let falling: Vec<f64> = (0..300).map(|step| 5.6 - f64::from(step) / 100.0).collect();
-        assert_eq!(robust_top(&falling, 2.0), Some(5.6));
-        assert_eq!(robust_top(&[], 0.0), None);
+        assert_eq!(robust_top(&falling, 0.98, 2.0), Some(5.6));
+        assert_eq!(robust_top(&[], 0.98, 0.0), None);
     }
 }

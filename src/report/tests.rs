@@ -24,8 +24,11 @@ fn synthetic(name: &str, seed: u64, steps: u64, skips: &[u64], hellaswag: bool) 
                 row.action = Action::Evaluate;
                 return row;
             }
-            let rate =
-                if at < warmup { (at + 1.0) / warmup } else { 0.55 + 0.45 * libm::cos(3.14159 * (at - warmup) / steps as f64) };
+            let rate = if at < warmup {
+                (at + 1.0) / warmup
+            } else {
+                0.55 + 0.45 * libm::cos(std::f64::consts::PI * (at - warmup) / steps as f64)
+            };
             row.learning_rate = Some(6e-4 * rate);
             row.loss = Some(level(at) + 0.05 * noise.normal(step, 0));
             row.grad_norm = Some((0.35 + 30.0 * libm::exp(-at / warmup * 2.0)) * (1.0 + 0.15 * noise.normal(step, 1)).abs());
@@ -90,8 +93,8 @@ fn equal_input_gives_equal_bytes_of_both_files() {
 fn what_the_frame_leaves_out_is_counted() {
     let drawn = svg(&[synthetic("spikes", 1, 300, &[100, 150, 200], false)], &PlotOptions::default());
     assert!(drawn.contains("update skipped (3)"));
-    assert!(drawn.contains("above, max 61"), "the skipped gradient norm of 61 is off the scale");
-    assert!(drawn.contains("1 not finite"));
+    assert!(drawn.contains("to 61, 1 not finite"), "the skipped gradient norm of 61 is off the scale");
+    assert!(drawn.contains("steps above, max"), "the skipped loss is off the scale");
 }
 
 #[test]

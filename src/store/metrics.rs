@@ -264,6 +264,8 @@ fn exact(key: &str, decimal: Option<f64>, bits: Option<String>) -> Result<Option
 pub enum MetricsError {
     #[error(transparent)]
     Append(#[from] AppendError),
+    #[error(transparent)]
+    Store(#[from] super::StoreError),
     #[error("cannot {action} `{}`: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("`{}` has neither {JSONL} nor {PARQUET}\n  hint: is it the folder of a run that has started?", folder.display())]

@@ -5,24 +5,20 @@
 //! bits are what is read back.
 
 use std::fs::File;
-use std::io;
 use std::path::Path;
 
 use polars::prelude::{Column, DataFrame, IntoColumn, NamedFrom, ParquetReader, ParquetWriter, PolarsError, SerReader, Series};
 
+use super::atomic;
 use super::metrics::{Action, MetricsError, MetricsRow, Place, check_order};
 
-/// Writes the rows beside `path`, syncs, and renames: a reader sees the old file or the new one.
+/// Writes the rows; a reader sees the old file or the new one.
 pub fn write(path: &Path, rows: &[MetricsRow]) -> Result<(), MetricsError> {
-    let io_error = |action| move |source: io::Error| MetricsError::Io { action, path: path.to_owned(), source };
     let polars_error = |error: PolarsError| MetricsError::Parquet { path: path.to_owned(), message: error.to_string() };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(io_error("create a temporary file for"))?;
     let mut frame = to_frame(rows).map_err(polars_error)?;
-    ParquetWriter::new(temporary.as_file_mut()).finish(&mut frame).map_err(polars_error)?;
-    temporary.as_file().sync_all().map_err(io_error("sync"))?;
-    temporary.persist(path).map_err(|error| io_error("rename a temporary file to")(error.error))?;
-    Ok(())
+    let mut bytes = Vec::new();
+    ParquetWriter::new(&mut bytes).finish(&mut frame).map_err(polars_error)?;
+    Ok(atomic::write(path, &bytes)?)
 }
 
 /// Reads the rows back, from the bits.

@@ -6,7 +6,7 @@ fn row(step: u64) -> MetricsRow {
         grad_norm: Some(0.1 + 0.2),
         learning_rate: Some(6e-4),
         loss_z: (step > 2).then_some(-1.25),
-        val_loss: (step % 2 == 0).then_some(4.5),
+        val_loss: (step.is_multiple_of(2)).then_some(4.5),
         step_ms: Some(12.5),
         ..MetricsRow::new(step, (step + 1) * 512, Action::Update)
     }

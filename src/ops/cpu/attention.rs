@@ -148,7 +148,6 @@ impl Tiled for Forward<'_, '_> {
 }
 
 /// Gradient of [`forward`]: `dqkv` (B,T,3,NH,HS) is set.
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     engine: &Engine,
     dqkv: &mut [f32],
@@ -256,7 +255,6 @@ fn pack_all<S: Simd, const NV: usize>(packed: &mut [f32], right: Right<'_>, dept
 
 /// `to[i][j] = sum over k of a[i][k] B[k][j]` for `rows` rows and at least `columns` columns.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn product<S: Simd, const NV: usize>(
     simd: S,
     to: &mut [f32],
@@ -282,7 +280,6 @@ fn product<S: Simd, const NV: usize>(
 
 /// Sums over the keys that a tile of queries sees, in panels: `sums[panel][row]`.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn causal_product<S: Simd, const NV: usize>(
     simd: S,
     sums: &mut [f32],
@@ -310,7 +307,6 @@ fn causal_product<S: Simd, const NV: usize>(
 
 /// `sums[panel][key] += sum over queries of across[key][query] B[query]` for the first `seen` keys.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn add_product<S: Simd, const NV: usize>(
     simd: S,
     sums: &mut [f32],

@@ -203,7 +203,6 @@ fn tile<S: Simd, const MR: usize, const NV: usize>(
 
 /// `out[i][j] = finish(sum over k of a[i][k] * right[k][j])`: `out` has `columns` columns in rows
 /// of `out_stride`, `a` rows of `a_stride`, `k` runs to `depth`.
-#[allow(clippy::too_many_arguments)]
 pub fn multiply(
     engine: &Engine,
     out: &mut [f32],
@@ -298,7 +297,6 @@ pub fn multiply_outer_scratch(depth: usize) -> usize {
 /// of which the first `out.len() / columns` columns count; `right` is dense.
 ///
 /// `packed` takes the right operand: `depth * columns.next_multiple_of(64)` floats.
-#[allow(clippy::too_many_arguments)]
 pub fn multiply_outer(
     engine: &Engine,
     out: &mut [f32],

@@ -29,7 +29,6 @@ pub fn backward_input(engine: &Engine, dx: &mut [f32], dout: &[f32], weight: &[f
 
 /// `dweight (+)= doutᵀ x`: a left fold over chunks of [`ROW_CHUNK`] rows, each one chain from zero.
 /// `dout` has rows of `stride`, of which the first `dweight.len() / c_in` columns count.
-#[allow(clippy::too_many_arguments)]
 pub fn backward_weight(
     engine: &Engine,
     dweight: &mut [f32],

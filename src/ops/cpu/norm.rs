@@ -37,7 +37,6 @@ fn normalize(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) -> (f32, 
 }
 
 /// Layernorm of every row of `x`.
-#[allow(clippy::too_many_arguments)]
 pub fn forward(engine: &Engine, out: &mut [f32], mean: &mut [f32], rstd: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
     let channels = weight.len();
     engine.install(|| {
@@ -59,7 +58,6 @@ pub fn forward(engine: &Engine, out: &mut [f32], mean: &mut [f32], rstd: &mut [f
 }
 
 /// `residual = x + branch`, then layernorm of `residual`.
-#[allow(clippy::too_many_arguments)]
 pub fn forward_residual(
     engine: &Engine,
     residual: &mut [f32],
