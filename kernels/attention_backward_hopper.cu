@@ -41,9 +41,6 @@
 #ifndef ATTENTION_KEY_ROWS
 #define ATTENTION_KEY_ROWS 64
 #endif
-#ifndef ATTENTION_KEY_OVERLAP  // start the scores of a tile before the gradients of the one before are done
-#define ATTENTION_KEY_OVERLAP (HEAD_SIZE == 128)
-#endif
 #ifndef ATTENTION_KEY_STAGES
 #define ATTENTION_KEY_STAGES (HEAD_SIZE == 64 ? 3 : 2)
 #endif
@@ -65,26 +62,12 @@ struct BackwardArgs {
     int heads;   // NH
 };
 
-/// Sum of the products of one row of dout and out: lane j of a quad takes 16-byte columns j, j+4, ... of it.
-__device__ __forceinline__ float row_product(const bf16* x, const bf16* y, u32 lane) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int c = 0; c < HS / 32; ++c) {
-        const uint4 a = reinterpret_cast<const uint4*>(x)[c * 4 + (lane & 3)], b = reinterpret_cast<const uint4*>(y)[c * 4 + (lane & 3)];
-        sum = __fmaf_rn(low_bf16(a.x), low_bf16(b.x), sum), sum = __fmaf_rn(high_bf16(a.x), high_bf16(b.x), sum);
-        sum = __fmaf_rn(low_bf16(a.y), low_bf16(b.y), sum), sum = __fmaf_rn(high_bf16(a.y), high_bf16(b.y), sum);
-        sum = __fmaf_rn(low_bf16(a.z), low_bf16(b.z), sum), sum = __fmaf_rn(high_bf16(a.z), high_bf16(b.z), sum);
-        sum = __fmaf_rn(low_bf16(a.w), low_bf16(b.w), sum), sum = __fmaf_rn(high_bf16(a.w), high_bf16(b.w), sum);
-    }
-    return sum;
-}
-
 }  // namespace attention
 
 extern "C" __global__ void __launch_bounds__(128 * ATTENTION_QUERY_GROUPS, ATTENTION_QUERY_CTAS)
 attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     using namespace attention;
-    constexpr int GROUPS = ATTENTION_QUERY_GROUPS, ROWS = 64 * GROUPS, KEYS = ATTENTION_QUERY_KEYS, STAGES = ATTENTION_QUERY_STAGES;
+    constexpr int GROUPS = ATTENTION_QUERY_GROUPS, ROWS = 64 * GROUPS, KEYS = ATTENTION_QUERY_KEYS, STAGES = ATTENTION_QUERY_STAGES, LAG = GROUPS == 1 || STAGES == 2 ? 1 : 2;
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
     const u32 group = __shfl_sync(0xffffffffu, thread >> 7, 0);  // the same in a warp, and the compiler knows it
@@ -99,18 +82,10 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     const u32 q_full = v_tiles + STAGES * TILE, full = q_full + 8, empty = full + 8 * STAGES;
 
     const int tiles = (min(row0 + ROWS, tokens) - 1) / KEYS + 1;
-    // The thread that feeds runs AHEAD tiles before its own warpgroup: a stage less than there are where other
-    // warpgroups share the ring, so that it seldom waits for them.
-    constexpr int AHEAD = STAGES - (GROUPS == 1 || STAGES == 2 ? 1 : 2);
-    Ring<STAGES> fill;
-    int next = 0;
-    auto load = [&] {
-        const int tile = next++;
-        if (tile >= STAGES) barrier_wait(empty + 8 * fill.stage, fill.phase ^ 1);
-        barrier_expect(full + 8 * fill.stage, 2 * TILE);
-        attention::load_tile<KEYS>(k_tiles + fill.stage * TILE, args.qkv_map, full + 8 * fill.stage, heads + head, tile * KEYS, batch);
-        attention::load_tile<KEYS>(v_tiles + fill.stage * TILE, args.qkv_map, full + 8 * fill.stage, 2 * heads + head, tile * KEYS, batch);
-        fill.advance();
+    auto load = [&](int tile, u32 stage) {
+        barrier_expect(full + 8 * stage, 2 * TILE);
+        attention::load_tile<KEYS>(k_tiles + stage * TILE, args.qkv_map, full + 8 * stage, heads + head, tile * KEYS, batch);
+        attention::load_tile<KEYS>(v_tiles + stage * TILE, args.qkv_map, full + 8 * stage, 2 * heads + head, tile * KEYS, batch);
     };
     // The last warpgroup meets every tile; its first thread feeds all.
     const bool feeder = thread == 128 * (GROUPS - 1);
@@ -121,7 +96,7 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
         barrier_expect(q_full, 2 * tile_bytes(ROWS));
         attention::load_tile<ROWS>(q_tile, args.qkv_map, q_full, head, row0, batch);
         attention::load_tile<ROWS>(dout_tile, args.dout_map, q_full, head, row0, batch);
-        while (next < STAGES - 1 && next < tiles) load();
+        for (int t = 0; t < STAGES && t < tiles; ++t) load(t, t);
     }
     __syncthreads();
 
@@ -151,55 +126,55 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     u32 ds[KEYS / 16][4];
     clear(dq);
     Ring<STAGES> use;
-    barrier_wait(q_full, 0);
-    barrier_wait(full, 0);
-    pin(dq);
-    wgmma_fence();
-    start_rows<ROWS, KEYS>(s, q_rows, k_tiles);
-    start_rows<ROWS, KEYS>(dp, dout_rows, v_tiles);
-    wgmma_commit();
-
+    // From the scores and dP of a tile, both under way, to dS.
     auto differentiate = [&](int tile) {
-        wgmma_wait<0>();  // scores and dP of this tile, and the product with K of the tile before
+        wgmma_wait<1>();  // the scores
         pin(s);
-        pin(dp);
-        pin(dq);
-        if (tile > 0 && lane == 0) barrier_arrive(empty + 8 * (use.stage == 0 ? STAGES - 1 : use.stage - 1));
-        if (feeder && next <= tile + AHEAD && next < tiles) load();
-        __syncwarp();
         const int key0 = tile * KEYS;
-        const bool diagonal = key0 + KEYS - 1 > group_row0;
 #pragma unroll
-        for (int i = 0; i < KEYS / 2; ++i) {
-            const int h = (i >> 1) & 1;
-            s[i] = exp2_approx(__fmaf_rn(s[i], SCALE_LOG2, -lse[h])) * (dp[i] - delta[h]);
-        }
-        if (diagonal) {
+        for (int i = 0; i < KEYS / 2; ++i) s[i] = exp2_approx(__fmaf_rn(s[i], SCALE_LOG2, -lse[(i >> 1) & 1]));
+        if (key0 + KEYS - 1 > group_row0) {
 #pragma unroll
             for (int i = 0; i < KEYS / 2; ++i) {
                 const int key = key0 + i / 4 * 8 + static_cast<int>(lane & 3) * 2 + (i & 1);
                 if (key > row + (i & 2) * 4) s[i] = 0.0f;
             }
         }
+        pin(s);  // done before the wait, not after
+        wgmma_wait<0>();
+        pin(dp);
+#pragma unroll
+        for (int i = 0; i < KEYS / 2; ++i) s[i] *= dp[i] - delta[(i >> 1) & 1];
         to_operand(ds, s);
     };
 
-    for (int tile = 0; tile + 1 < group_tiles; ++tile) {
-        differentiate(tile);
-        const u32 k_tile = k_tiles + use.stage * TILE;
+    barrier_wait(q_full, 0);
+    barrier_wait(full, 0);
+    pin(dq);
+    wgmma_fence();
+    start_rows<ROWS, KEYS>(s, q_rows, k_tiles);
+    wgmma_commit();
+    start_rows<ROWS, KEYS>(dp, dout_rows, v_tiles);
+    wgmma_commit();
+    differentiate(0);
+    for (int tile = 1; tile < group_tiles; ++tile) {
+        const Ring<STAGES> before = use;
         use.advance();
         barrier_wait(full + 8 * use.stage, use.phase);
-        pin(s);
-        pin(dp);
-        pin(dq);
         wgmma_fence();
-        start_columns<KEYS>(dq, ds, k_tile);
+        start_columns<KEYS>(dq, ds, k_tiles + before.stage * TILE);
+        wgmma_commit();
         start_rows<ROWS, KEYS>(s, q_rows, k_tiles + use.stage * TILE);
+        wgmma_commit();
+        wgmma_wait<1>();  // the registers of dS are free for dP, and the matrix unit is busy with the scores
+        if (lane == 0) barrier_arrive(empty + 8 * before.stage);
+        if (feeder) refill<STAGES, LAG>(tile, tiles, 0, before, empty, load);
+        __syncwarp();
+        wgmma_fence();
         start_rows<ROWS, KEYS>(dp, dout_rows, v_tiles + use.stage * TILE);
         wgmma_commit();
+        differentiate(tile);
     }
-    differentiate(group_tiles - 1);
-    pin(dq);
     wgmma_fence();
     start_columns<KEYS>(dq, ds, k_tiles + use.stage * TILE);
     wgmma_commit();
@@ -214,7 +189,7 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
 extern "C" __global__ void __launch_bounds__(128 * ATTENTION_KEY_GROUPS, ATTENTION_KEY_CTAS)
 attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
     using namespace attention;
-    constexpr int GROUPS = ATTENTION_KEY_GROUPS, KEYS = 64 * GROUPS, ROWS = ATTENTION_KEY_ROWS, STAGES = ATTENTION_KEY_STAGES;
+    constexpr int GROUPS = ATTENTION_KEY_GROUPS, KEYS = 64 * GROUPS, ROWS = ATTENTION_KEY_ROWS, STAGES = ATTENTION_KEY_STAGES, LAG = GROUPS == 1 || STAGES == 2 ? 1 : 2;
     static_assert((GROUPS - 1) * 64 / ROWS <= STAGES, "a warpgroup passes over fewer tiles than there are stages");
     static_assert(ROWS <= 64, "row statistics are padded to 64");
     extern __shared__ __align__(1024) unsigned char shared[];
@@ -232,18 +207,12 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
     const u32 kv_full = stats + STAGES * ROWS * 8, full = kv_full + 8, empty = full + 8 * STAGES;
 
     const int first = key0 / ROWS, tiles = (tokens + ROWS - 1) / ROWS;
-    constexpr int AHEAD = STAGES - (GROUPS == 1 || STAGES == 2 ? 1 : 2);  // as above
-    Ring<STAGES> fill;
-    int next = first;
-    auto load = [&] {
-        const int tile = next++;
-        if (tile - first >= STAGES) barrier_wait(empty + 8 * fill.stage, fill.phase ^ 1);
-        const u32 barrier = full + 8 * fill.stage;
+    auto load = [&](int tile, u32 stage) {
+        const u32 barrier = full + 8 * stage;
         barrier_expect(barrier, 2 * TILE + ROWS * 8);
-        attention::load_tile<ROWS>(q_tiles + fill.stage * TILE, args.qkv_map, barrier, head, tile * ROWS, batch);
-        attention::load_tile<ROWS>(dout_tiles + fill.stage * TILE, args.dout_map, barrier, head, tile * ROWS, batch);
-        load_run(stats + fill.stage * ROWS * 8, args.rows + (static_cast<long long>(blockIdx.y) * padded + tile * ROWS) * 2, ROWS * 8, barrier);
-        fill.advance();
+        attention::load_tile<ROWS>(q_tiles + stage * TILE, args.qkv_map, barrier, head, tile * ROWS, batch);
+        attention::load_tile<ROWS>(dout_tiles + stage * TILE, args.dout_map, barrier, head, tile * ROWS, batch);
+        load_run(stats + stage * ROWS * 8, args.rows + (static_cast<long long>(blockIdx.y) * padded + tile * ROWS) * 2, ROWS * 8, barrier);
     };
     // The first warpgroup meets every tile; its first thread feeds all.
     const bool feeder = thread == 0;
@@ -254,7 +223,7 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
         barrier_expect(kv_full, 2 * tile_bytes(KEYS));
         attention::load_tile<KEYS>(k_tile, args.qkv_map, kv_full, heads + head, key0, batch);
         attention::load_tile<KEYS>(v_tile, args.qkv_map, kv_full, 2 * heads + head, key0, batch);
-        while (next < first + STAGES - 1 && next < tiles) load();
+        for (int t = 0; t < STAGES && first + t < tiles; ++t) load(first + t, t);
     }
     __syncthreads();
 
@@ -266,35 +235,19 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
     clear(dk);
     clear(dv);
     Ring<STAGES> use;
-    int tile = first;
-    for (; tile < tiles && tile * ROWS + ROWS <= group_key0; ++tile) {  // wholly masked for this warpgroup
+    int begin = first;
+    for (; begin + 1 < tiles && begin * ROWS + ROWS <= group_key0; ++begin) {  // wholly masked for this warpgroup
         if (lane == 0) barrier_arrive(empty + 8 * use.stage);
         use.advance();
     }
-    barrier_wait(kv_full, 0);
-    pin(dk);
-    pin(dv);
 
-    for (const int begin = tile; tile < tiles; ++tile) {
-        const int row0 = tile * ROWS;
-        const u32 q_tile = q_tiles + use.stage * TILE, dout_tile = dout_tiles + use.stage * TILE;
-        barrier_wait(full + 8 * use.stage, use.phase);
-        // Rows of s and dp are keys, columns are queries.
-        pin(s);
-        pin(dp);
-        wgmma_fence();
-        start_rows<KEYS, ROWS>(s, k_rows, q_tile);
-        wgmma_commit();
-        start_rows<KEYS, ROWS>(dp, v_rows, dout_tile);
-        wgmma_commit();
-        wgmma_wait<1>();  // the scores, and all products of the tile before
-        pin(s);
-        if (tile > begin && lane == 0) barrier_arrive(empty + 8 * (use.stage == 0 ? STAGES - 1 : use.stage - 1));
-        if (feeder && next <= tile + AHEAD && next < tiles) load();
-        __syncwarp();
-
+    // From the scores and dP of a tile, both under way, to P and dS. Rows are keys, columns are queries.
+    auto differentiate = [&](int tile) {
         // Rows of Q and dout past the last token are zeros, and so are their statistics: P is then 1 at most,
         // dP and dS are 0, and all products with them vanish.
+        wgmma_wait<1>();  // the scores
+        pin(s);
+        const int row0 = tile * ROWS;
         const u32 at = stats + use.stage * ROWS * 8 + (lane & 3) * 16;
         float delta[ROWS / 4];
 #pragma unroll
@@ -314,23 +267,48 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
                 if (key + (i & 2) * 4 > row) s[i] = 0.0f;
             }
         }
-        to_operand(p, s);
+        pin(s);  // done before the wait, not after
         wgmma_wait<0>();
         pin(dp);
+        to_operand(p, s);
 #pragma unroll
         for (int i = 0; i < ROWS / 2; ++i) dp[i] = s[i] * (dp[i] - delta[i / 4 * 2 + (i & 1)]);
         to_operand(ds, dp);
-        wgmma_fence();
-        start_columns<ROWS>(dv, p, dout_tile);
-        start_columns<ROWS>(dk, ds, q_tile);
-        wgmma_commit();
-#if !ATTENTION_KEY_OVERLAP
-        wgmma_wait<0>();
-        pin(dk);
-        pin(dv);
-#endif
+    };
+
+    barrier_wait(kv_full, 0);
+    barrier_wait(full + 8 * use.stage, use.phase);
+    pin(dk);
+    pin(dv);
+    wgmma_fence();
+    start_rows<KEYS, ROWS>(s, k_rows, q_tiles + use.stage * TILE);
+    wgmma_commit();
+    start_rows<KEYS, ROWS>(dp, v_rows, dout_tiles + use.stage * TILE);
+    wgmma_commit();
+    differentiate(begin);
+    for (int tile = begin + 1; tile < tiles; ++tile) {
+        const Ring<STAGES> before = use;
         use.advance();
+        barrier_wait(full + 8 * use.stage, use.phase);
+        wgmma_fence();
+        start_columns<ROWS>(dv, p, dout_tiles + before.stage * TILE);
+        start_columns<ROWS>(dk, ds, q_tiles + before.stage * TILE);
+        wgmma_commit();
+        start_rows<KEYS, ROWS>(s, k_rows, q_tiles + use.stage * TILE);
+        wgmma_commit();
+        wgmma_wait<1>();  // the registers of P and dS are free for dP, and the matrix unit is busy with the scores
+        if (lane == 0) barrier_arrive(empty + 8 * before.stage);
+        if (feeder) refill<STAGES, LAG>(tile, tiles, first, before, empty, load);
+        __syncwarp();
+        wgmma_fence();
+        start_rows<KEYS, ROWS>(dp, v_rows, dout_tiles + use.stage * TILE);
+        wgmma_commit();
+        differentiate(tile);
     }
+    wgmma_fence();
+    start_columns<ROWS>(dv, p, dout_tiles + use.stage * TILE);
+    start_columns<ROWS>(dk, ds, q_tiles + use.stage * TILE);
+    wgmma_commit();
     wgmma_wait<0>();
     pin(dk);
     pin(dv);

@@ -26,6 +26,9 @@
 #ifndef ATTENTION_STAGES
 #define ATTENTION_STAGES (HEAD_SIZE == 64 ? 4 : 3)
 #endif
+#ifndef ATTENTION_SKIP
+#define ATTENTION_SKIP 1
+#endif
 #ifndef ATTENTION_CTAS
 #define ATTENTION_CTAS (HEAD_SIZE == 64 ? 2 : 1)
 #endif
@@ -41,6 +44,7 @@ struct ForwardArgs {
 };
 
 constexpr int GROUPS = ATTENTION_GROUPS, ROWS = 64 * GROUPS, KEYS = ATTENTION_KEYS, STAGES = ATTENTION_STAGES;
+constexpr int LAG = GROUPS == 1 || STAGES == 2 ? 1 : 2;
 
 }  // namespace attention
 
@@ -59,19 +63,11 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     const u32 q_full = v_tiles + STAGES * TILE, k_full = q_full + 8, v_full = k_full + 8 * STAGES, empty = v_full + 8 * STAGES;
 
     const int tiles = (min(row0 + ROWS, tokens) - 1) / KEYS + 1;
-    // The thread that feeds runs AHEAD tiles before its own warpgroup: a stage less than there are where other
-    // warpgroups share the ring, so that it seldom waits for them.
-    constexpr int AHEAD = STAGES - (GROUPS == 1 || STAGES == 2 ? 1 : 2);
-    Ring<STAGES> fill;
-    int next = 0;
-    auto load = [&] {
-        const int tile = next++;
-        if (tile >= STAGES) barrier_wait(empty + 8 * fill.stage, fill.phase ^ 1);
-        barrier_expect(k_full + 8 * fill.stage, TILE);
-        attention::load_tile<KEYS>(k_tiles + fill.stage * TILE, args.qkv, k_full + 8 * fill.stage, heads + head, tile * KEYS, batch);
-        barrier_expect(v_full + 8 * fill.stage, TILE);
-        attention::load_tile<KEYS>(v_tiles + fill.stage * TILE, args.qkv, v_full + 8 * fill.stage, 2 * heads + head, tile * KEYS, batch);
-        fill.advance();
+    auto load = [&](int tile, u32 stage) {
+        barrier_expect(k_full + 8 * stage, TILE);
+        attention::load_tile<KEYS>(k_tiles + stage * TILE, args.qkv, k_full + 8 * stage, heads + head, tile * KEYS, batch);
+        barrier_expect(v_full + 8 * stage, TILE);
+        attention::load_tile<KEYS>(v_tiles + stage * TILE, args.qkv, v_full + 8 * stage, 2 * heads + head, tile * KEYS, batch);
     };
     // The last warpgroup meets every tile; its first thread feeds all.
     const bool feeder = thread == 128 * (GROUPS - 1);
@@ -81,7 +77,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
         barrier_init_done();
         barrier_expect(q_full, tile_bytes(ROWS));
         attention::load_tile<ROWS>(q_tile, args.qkv, q_full, head, row0, batch);
-        while (next < STAGES - 1 && next < tiles) load();
+        for (int t = 0; t < STAGES && t < tiles; ++t) load(t, t);
     }
     __syncthreads();
 
@@ -91,23 +87,12 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     const u32 q_rows = q_tile + group * 64 * 128;
     float s[KEYS / 2], o[HS / 2], row_max[2] = {MASKED, MASKED}, row_sum[2] = {0.0f, 0.0f};
     clear(o);
-    Ring<STAGES> use;
-    barrier_wait(q_full, 0);
-    barrier_wait(k_full, 0);
-    pin(o);
-    wgmma_fence();
-    start_rows<ROWS, KEYS>(s, q_rows, k_tiles);
-    wgmma_commit();
-
     u32 p[KEYS / 16][4];
-    // From the scores of `tile` to its probabilities, ready for the product with V.
-    auto softmax = [&](int tile) {
-        wgmma_wait<0>();  // the scores of this tile, and the product with V of the tile before
+    float rescale[2];
+
+    // From the scores of a tile to its probabilities: the part that may run beside the product with V of the tile before.
+    auto exponentiate = [&](int tile) {
         pin(s);
-        pin(o);
-        if (tile > 0 && lane == 0) barrier_arrive(empty + 8 * (use.stage == 0 ? STAGES - 1 : use.stage - 1));
-        if (feeder && next <= tile + AHEAD && next < tiles) load();
-        __syncwarp();
         const int key0 = tile * KEYS;
         if (key0 + KEYS - 1 > group_row0) {
 #pragma unroll
@@ -122,7 +107,8 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
 #pragma unroll
             for (int n = 0; n < KEYS / 8; ++n) top = fmaxf(top, fmaxf(s[4 * n + 2 * h], s[4 * n + 2 * h + 1]));
             top = quad_max(top);  // not MASKED: key 0 never is
-            const float rescale = exp2_approx((row_max[h] - top) * SCALE_LOG2), shift = top * SCALE_LOG2;
+            const float shift = top * SCALE_LOG2;
+            rescale[h] = exp2_approx((row_max[h] - top) * SCALE_LOG2);
             row_max[h] = top;
             float sum = 0.0f;
 #pragma unroll
@@ -133,29 +119,47 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
                 b = exp2_approx(__fmaf_rn(b, SCALE_LOG2, -shift));
                 sum += a + b;
             }
-            row_sum[h] = __fmaf_rn(row_sum[h], rescale, sum);
-#pragma unroll
-            for (int n = 0; n < HS / 8; ++n) o[4 * n + 2 * h] *= rescale, o[4 * n + 2 * h + 1] *= rescale;
+            row_sum[h] = __fmaf_rn(row_sum[h], rescale[h], sum);
         }
-        to_operand(p, s);
     };
 
-    for (int tile = 0; tile + 1 < group_tiles; ++tile) {
-        softmax(tile);
-        const u32 v_tile = v_tiles + use.stage * TILE;
-        barrier_wait(v_full + 8 * use.stage, use.phase);
+    Ring<STAGES> use;
+    barrier_wait(q_full, 0);
+    barrier_wait(k_full, 0);
+    wgmma_fence();
+    start_rows<ROWS, KEYS>(s, q_rows, k_tiles);
+    wgmma_commit();
+    wgmma_wait<0>();
+    exponentiate(0);
+    to_operand(p, s);
+    pin(o);
+    barrier_wait(v_full, 0);
+    for (int tile = 1; tile < group_tiles; ++tile) {
+        const Ring<STAGES> before = use;
         use.advance();
         barrier_wait(k_full + 8 * use.stage, use.phase);
-        pin(s);
-        pin(o);
         wgmma_fence();
-        start_columns<KEYS>(o, p, v_tile);
         start_rows<ROWS, KEYS>(s, q_rows, k_tiles + use.stage * TILE);
         wgmma_commit();
+        start_columns<KEYS>(o, p, v_tiles + before.stage * TILE);
+        wgmma_commit();
+        wgmma_wait<1>();
+        exponentiate(tile);
+        pin(s);
+        barrier_wait(v_full + 8 * use.stage, use.phase);  // here, so that the compiler cannot move the next wait up
+        wgmma_wait<0>();
+        pin(o);
+        if (lane == 0) barrier_arrive(empty + 8 * before.stage);
+        if (feeder) refill<STAGES, LAG>(tile, tiles, 0, before, empty, load);
+        __syncwarp();
+        // A factor of one changes no bit, and maxima seldom move after the first tiles.
+        if (!ATTENTION_SKIP || __any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
+#pragma unroll
+            for (int i = 0; i < HS / 2; ++i) o[i] *= rescale[(i >> 1) & 1];
+        }
+        to_operand(p, s);
+        pin(o);
     }
-    softmax(group_tiles - 1);
-    barrier_wait(v_full + 8 * use.stage, use.phase);
-    pin(o);
     wgmma_fence();
     start_columns<KEYS>(o, p, v_tiles + use.stage * TILE);
     wgmma_commit();

@@ -61,6 +61,20 @@ struct Ring {
     }
 };
 
+/// What the feeding thread does in the turn of `tile`, when `before` is the place of the tile before: once all warps
+/// have released the tile LAG turns back, it loads the one that takes its place. A lag of two keeps the feeder from waiting
+/// for warpgroups a little behind its own.
+template <int STAGES, int LAG, class Load>
+__device__ __forceinline__ void refill(int tile, int tiles, int first, Ring<STAGES> before, u32 empty, Load load) {
+    if (tile - LAG < first || tile - LAG + STAGES >= tiles) return;
+    if (LAG == 2) {
+        if (before.stage == 0) before.stage = STAGES, before.phase ^= 1;
+        --before.stage;
+    }
+    barrier_wait(empty + 8 * before.stage, before.phase);
+    load(tile - LAG + STAGES, before.stage);
+}
+
 // ---- tiles -----------------------------------------------------------------------------------------
 
 /// One thread starts the copy of ROWS rows from `row` on of one head; `barrier` counts its bytes.
@@ -157,7 +171,7 @@ __device__ __forceinline__ void store_rows(bf16* dst, long long stride, int vali
         const u32 at = stage + (chunk / 8) * TILE_ROWS * 128 + row * 128 + (((chunk % 8) ^ (row & 7)) << 4);
         uint4 v;
         asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");
-        if (row < valid) *reinterpret_cast<uint4*>(dst + row * stride + chunk * 8) = v;
+        if (row < valid) store_16(dst + row * stride + chunk * 8, v);
     }
 }
 

@@ -151,17 +151,17 @@ def tensor_map(tensor, slices, box_rows):
 class Hopper:
     """attention_forward_hopper.cu and attention_backward_hopper.cu: wgmma and TMA, sm_90a, head sizes 64 and 128."""
 
-    def __init__(self, compile, head_size, forward=(2, 64, 2, 4), query=(2, 32, 2, 3), key=(1, 64, 3, 3, 0)):
+    def __init__(self, compile, head_size, forward, query, key):
         hs, self.hs = head_size, head_size
-        (self.f_groups, f_keys, f_ctas, f_stages), (self.q_groups, q_keys, q_ctas, q_stages) = forward, query
-        self.k_groups, k_rows, k_ctas, k_stages, k_overlap = key
+        (self.f_groups, f_keys, f_ctas, f_stages, f_skip), (self.q_groups, q_keys, q_ctas, q_stages) = forward, query
+        self.k_groups, k_rows, k_ctas, k_stages = key
         self.box = min(q_keys, k_rows, 64)
         f = compile("attention_forward_hopper.cu", {"HEAD_SIZE": hs, "ATTENTION_GROUPS": self.f_groups, "ATTENTION_KEYS": f_keys,
-                    "ATTENTION_STAGES": f_stages, "ATTENTION_CTAS": f_ctas})
+                    "ATTENTION_STAGES": f_stages, "ATTENTION_CTAS": f_ctas, "ATTENTION_SKIP": f_skip})
         b = compile("attention_backward_hopper.cu", {"HEAD_SIZE": hs, "ATTENTION_BOX": self.box, "ATTENTION_QUERY_GROUPS": self.q_groups,
                     "ATTENTION_QUERY_KEYS": q_keys, "ATTENTION_QUERY_CTAS": q_ctas, "ATTENTION_QUERY_STAGES": q_stages,
                     "ATTENTION_KEY_GROUPS": self.k_groups, "ATTENTION_KEY_ROWS": k_rows, "ATTENTION_KEY_CTAS": k_ctas,
-                    "ATTENTION_KEY_STAGES": k_stages, "ATTENTION_KEY_OVERLAP": k_overlap})
+                    "ATTENTION_KEY_STAGES": k_stages})
         if f is None:
             return
         self.f_shared = 2 * hs * (64 * self.f_groups + 2 * f_stages * f_keys) + 8 * (1 + 3 * f_stages)
@@ -416,17 +416,16 @@ def main():
     sys.exit(1 if failed else 0)
 
 
-# Forward: warpgroups, keys a tile, CTAs, stages. dQ: the same. dK and dV: warpgroups, queries a tile, CTAs, stages, overlap.
+# Forward: warpgroups, keys a tile, CTAs, stages, skip. dQ: the same but the last. dK and dV: warpgroups, queries a tile, CTAs, stages.
 HOPPER = {
-    64: ((2, 64, 2, 4), (1, 64, 3, 3), (1, 64, 3, 3, 0)),
-    128: ((2, 64, 1, 3), (2, 64, 1, 3), (1, 64, 2, 2, 1)),
+    64: ((2, 64, 2, 4, 1), (1, 64, 3, 3), (1, 64, 3, 3)),
+    128: ((2, 64, 1, 3, 1), (2, 64, 1, 3), (1, 64, 2, 2)),
 }
 VARIANTS = [
-    ((3, 128, 1, 3), (3, 64, 1, 3), (3, 64, 1, 3, 0)),
-    ((2, 128, 1, 3), (1, 64, 3, 3), (2, 32, 2, 3, 0)),
-    ((4, 64, 1, 4), (2, 64, 1, 3), (2, 64, 1, 3, 1)),
-    ((1, 64, 4, 3), (2, 32, 2, 4), (1, 64, 2, 3, 1)),
-    ((2, 64, 2, 3), (3, 64, 1, 4), (1, 64, 3, 2, 0)),
+    ((2, 64, 2, 4, 0), (2, 64, 2, 4), (3, 64, 1, 5)),
+    ((2, 64, 2, 6, 1), (1, 64, 4, 2), (2, 32, 2, 4)),
+    ((2, 64, 2, 5, 1), (2, 64, 2, 3), (1, 64, 3, 2)),
+    ((1, 64, 4, 2, 1), (2, 32, 2, 4), (2, 64, 1, 4)),
 ]
 
 if __name__ == "__main__":
