@@ -122,6 +122,81 @@ class Portable:
         return poisoned((batch, heads, tokens), torch.float32)
 
 
+class HopperForwardArgs(ctypes.Structure):
+    _fields_ = [("qkv", ctypes.c_uint64 * 16), ("out", ctypes.c_void_p), ("lse", ctypes.c_void_p), ("tokens", ctypes.c_int),
+                ("heads", ctypes.c_int), ("pad", ctypes.c_uint64 * 5)]
+
+
+class HopperBackwardArgs(ctypes.Structure):
+    _fields_ = [("qkv_map", ctypes.c_uint64 * 16), ("dout_map", ctypes.c_uint64 * 16), ("dqkv", ctypes.c_void_p), ("rows", ctypes.c_void_p),
+                ("dout", ctypes.c_void_p), ("out", ctypes.c_void_p), ("lse", ctypes.c_void_p), ("tokens", ctypes.c_int),
+                ("heads", ctypes.c_int), ("pad", ctypes.c_uint64 * 2)]
+
+
+def tensor_map(tensor, slices, box_rows):
+    """The tensor map of a (B, T, slices * heads, HS) bf16 tensor: boxes of `box_rows` tokens by 64 columns of a head."""
+    from cuda.bindings import driver
+    batch, tokens, hs = tensor.shape[0], tensor.shape[1], tensor.shape[-1]
+    u64, u32 = driver.cuuint64_t, driver.cuuint32_t
+    row = slices * hs * 2
+    made = ok(driver.cuTensorMapEncodeTiled(
+        driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, tensor.data_ptr(),
+        [u64(hs), u64(slices), u64(tokens), u64(batch)], [u64(hs * 2), u64(row), u64(row * tokens)],
+        [u32(64), u32(1), u32(box_rows), u32(1)], [u32(1)] * 4, driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B, driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
+    return (ctypes.c_uint64 * 16).from_buffer_copy(ctypes.string_at(made.getPtr(), 128))
+
+
+class Hopper:
+    """attention_forward_hopper.cu and attention_backward_hopper.cu: wgmma and TMA, sm_90a, head sizes 64 and 128."""
+
+    def __init__(self, compile, head_size, forward, query, key):
+        hs, self.hs = head_size, head_size
+        (self.f_groups, f_keys, f_ctas, f_stages, f_skip), (self.q_groups, q_keys, q_ctas, q_stages) = forward, query
+        self.k_groups, k_rows, k_ctas, k_stages = key
+        self.box = min(q_keys, k_rows, 64)
+        f = compile("attention_forward_hopper.cu", {"HEAD_SIZE": hs, "ATTENTION_GROUPS": self.f_groups, "ATTENTION_KEYS": f_keys,
+                    "ATTENTION_STAGES": f_stages, "ATTENTION_CTAS": f_ctas, "ATTENTION_SKIP": f_skip})
+        b = compile("attention_backward_hopper.cu", {"HEAD_SIZE": hs, "ATTENTION_BOX": self.box, "ATTENTION_QUERY_GROUPS": self.q_groups,
+                    "ATTENTION_QUERY_KEYS": q_keys, "ATTENTION_QUERY_CTAS": q_ctas, "ATTENTION_QUERY_STAGES": q_stages,
+                    "ATTENTION_KEY_GROUPS": self.k_groups, "ATTENTION_KEY_ROWS": k_rows, "ATTENTION_KEY_CTAS": k_ctas,
+                    "ATTENTION_KEY_STAGES": k_stages})
+        if f is None:
+            return
+        self.f_shared = 2 * hs * (64 * self.f_groups + 2 * f_stages * f_keys) + 8 * (1 + 3 * f_stages)
+        self.q_shared = 2 * hs * (2 * 64 * self.q_groups + 2 * q_stages * q_keys) + 8 * (1 + 3 * q_stages)
+        self.k_shared = 2 * hs * (2 * 64 * self.k_groups + 2 * k_stages * k_rows) + 8 * k_stages * k_rows + 8 * (1 + 2 * k_stages)
+        self.forward_kernel = get_function(f, "attention_forward", self.f_shared)
+        self.query_kernel = get_function(b, "attention_backward_query", self.q_shared)
+        self.key_kernel = get_function(b, "attention_backward_key", self.k_shared)
+        self.maps = {}
+
+    def map(self, tensor, slices, box):
+        key = (tensor.data_ptr(), tensor.shape, box)
+        if key not in self.maps:
+            self.maps[key] = tensor_map(tensor, slices, box)
+        return self.maps[key]
+
+    def forward(self, out, lse, qkv):
+        batch, tokens, _, heads, _ = qkv.shape
+        args = HopperForwardArgs(self.map(qkv, 3 * heads, 64), out.data_ptr(), lse.data_ptr(), tokens, heads)
+        launch(self.forward_kernel, (-(-tokens // (64 * self.f_groups)), batch * heads, 1), 128 * self.f_groups, self.f_shared, args)
+
+    def backward(self, dqkv, delta, dout, qkv, out, lse, only=None):
+        batch, tokens, _, heads, _ = qkv.shape
+        args = HopperBackwardArgs(self.map(qkv, 3 * heads, self.box), self.map(dout, heads, self.box), dqkv.data_ptr(), delta.data_ptr(),
+                                  dout.data_ptr(), out.data_ptr(), lse.data_ptr(), tokens, heads)
+        if only != "key":
+            launch(self.query_kernel, (-(-tokens // (64 * self.q_groups)), batch * heads, 1), 128 * self.q_groups, self.q_shared, args)
+        if only != "query":
+            launch(self.key_kernel, (-(-tokens // (64 * self.k_groups)), batch * heads, 1), 128 * self.k_groups, self.k_shared, args)
+
+    def scratch(self, batch, tokens, heads):
+        import torch
+        return poisoned((batch, heads, -(-tokens // 64) * 64, 2), torch.float32)
+
+
 # ---- measuring ---------------------------------------------------------------------------------------
 
 def poisoned(shape, dtype):
@@ -305,7 +380,8 @@ def main():
     parser.add_argument("--cubins", type=pathlib.Path, help="folder of compiled kernels, read and filled")
     parser.add_argument("--arch", default="sm_90a")
     parser.add_argument("--times", type=int, default=200, help="runs of `repeat`")
-    parser.add_argument("--variants", action="store_true", help="also time other tile sizes of head size 64")
+    parser.add_argument("--versions", default="mma,hopper", help="of mma, hopper")
+    parser.add_argument("--variants", action="store_true", help="also other tile sizes of the Hopper version, head size 64")
     options = parser.parse_args()
 
     if options.verbs != ["compile"]:
@@ -316,33 +392,40 @@ def main():
         cubin = compile_cubin(options.kernels, file, options.arch, defines, options.cubins)
         return None if options.verbs == ["compile"] else cubin
 
-    kernels = {f"mma HS{hs}": Portable(compile, hs) for hs in HEAD_SIZES}
-    variants = {}
+    kernels, variants = {}, {}
+    if "mma" in options.versions:
+        kernels |= {f"mma HS{hs}": Portable(compile, hs) for hs in HEAD_SIZES}
+    if "hopper" in options.versions:
+        kernels |= {f"wgmma HS{hs}": Hopper(compile, hs, *HOPPER[hs]) for hs in HOPPER}
     if options.variants:
-        for f, q, k in VARIANTS:
-            variants[f"f{f} q{q} k{k}".replace(" ", "")] = Portable(compile, 64, f[0], f[1], q[0], q[1], q[2], k[0], k[1])
+        variants = {f"f{f} q{q} k{k}".replace(" ", ""): Hopper(compile, 64, f, q, k) for f, q, k in VARIANTS}
     if options.verbs == ["compile"]:
         return
     failed = []
     if "check" in options.verbs:
         failed += check(kernels | variants)
+        for line in failed[:20]:
+            print("FAILED", line)
     if "repeat" in options.verbs:
-        failed += repeat(kernels, options.times)
+        failed += repeat(kernels | variants, options.times)
     if "time" in options.verbs:
         time(kernels | variants, [(16, 1024, 25, 64), (64, 1024, 12, 64)], ["flash", "cudnn"])
-        time(kernels, [(8, 2048, 24, 80), (8, 2048, 16, 96), (8, 2048, 16, 128)], ["flash", "cudnn"])
-    for line in failed[:20]:
-        print("FAILED", line)
+        others = [(8, 2048, 24, 80), (8, 2048, 16, 96), (8, 2048, 16, 128)]
+        time(kernels, [s for s in others if any(k.hs == s[3] for k in kernels.values())], ["flash", "cudnn"])
     print(f"{len(failed)} failures")
     sys.exit(1 if failed else 0)
 
 
-# (forward M, CTAs), (query M, keys, CTAs), (key rows, CTAs)
+# Forward: warpgroups, keys a tile, CTAs, stages, skip. dQ: the same but the last. dK and dV: warpgroups, queries a tile, CTAs, stages.
+HOPPER = {
+    64: ((2, 64, 2, 4, 1), (1, 64, 3, 3), (1, 64, 3, 3)),
+    128: ((2, 64, 1, 3, 1), (2, 64, 1, 3), (1, 64, 2, 2)),
+}
 VARIANTS = [
-    ((1, 3), (1, 64, 2), (64, 3)),
-    ((1, 4), (2, 32, 2), (32, 2)),
-    ((1, 2), (1, 32, 3), (32, 3)),
-    ((1, 2), (1, 32, 4), (64, 2)),
+    ((2, 64, 2, 4, 0), (2, 64, 2, 4), (3, 64, 1, 5)),
+    ((2, 64, 2, 6, 1), (1, 64, 4, 2), (2, 32, 2, 4)),
+    ((2, 64, 2, 5, 1), (2, 64, 2, 3), (1, 64, 3, 2)),
+    ((1, 64, 4, 2, 1), (2, 32, 2, 4), (2, 64, 1, 4)),
 ]
 
 if __name__ == "__main__":
