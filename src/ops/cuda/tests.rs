@@ -282,6 +282,39 @@ fn the_classifier_crosses_chunks_without_a_seam() {
     assert!(got[3][past].iter().all(|gradient| *gradient == 0.0), "rows past the vocabulary get zeros");
 }
 
+#[test]
+fn attention_over_many_tiles_agrees_with_the_cpu_and_repeats_its_bits() {
+    fn run<O: Ops>(ops: &mut O, qkv: &[f32], dout: &[f32], rows: Rows, heads: Heads) -> [Vec<f32>; 3] {
+        let (qkv, dout) = (filled(ops, Role::Activation, qkv), filled(ops, Role::Activation, dout));
+        let len = rows.count() * heads.heads * heads.head_size;
+        let mut out = filled(ops, Role::Activation, &vec![f32::NAN; len]);
+        let mut lse = filled(ops, Role::F32, &vec![f32::NAN; rows.count() * heads.heads]);
+        let mut dqkv = filled(ops, Role::Activation, &vec![f32::NAN; 3 * len]);
+        ops.attention(&mut out, &mut lse, &qkv, rows, heads).expect("attention");
+        ops.attention_backward(&mut dqkv, &dout, &qkv, &out, &lse, rows, heads).expect("attention_backward");
+        [values(ops, &out, len), values(ops, &lse, rows.count() * heads.heads), values(ops, &dqkv, 3 * len)]
+    }
+    let Some(mut cuda) = cuda() else { return };
+    for (batch, seq, count, head_size) in [(2, 1024, 3, 64), (1, 777, 2, 80), (1, 500, 2, 96), (2, 650, 2, 128), (1, 300, 2, 40)]
+    {
+        let (rows, heads) = (Rows { batch, seq }, Heads { heads: count, head_size });
+        let len = rows.count() * count * head_size;
+        let (qkv, dout) = (numbers("qkv", 3 * len, 1.0), numbers("dout", len, 1.0));
+        let got = run(&mut cuda, &qkv, &dout, rows, heads);
+        let expected = run(&mut cpu(), &qkv, &dout, rows, heads);
+        for ((name, tolerance), (got, expected)) in
+            [("out", 5e-3), ("lse", 1e-4), ("dqkv", 8e-3)].iter().zip(got.iter().zip(&expected))
+        {
+            let distance = distance(got, expected);
+            println!("{rows:?} {heads:?}: {name} {distance:.1e}");
+            assert!(distance < *tolerance, "{rows:?} {heads:?}: {name} is off by {distance:.2e}");
+        }
+        for _ in 0..5 {
+            assert_eq!(run(&mut cuda, &qkv, &dout, rows, heads), got, "{rows:?} {heads:?}");
+        }
+    }
+}
+
 fn small_model() -> Model {
     Model { descriptor: None, layers: 3, heads: 2, channels: 128, context: 160, vocab: 500, vocab_padded: 512 }
 }

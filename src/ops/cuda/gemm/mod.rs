@@ -76,14 +76,7 @@ impl Gemm {
         gpu.bind()?;
         let handle = result::create_handle().map_err(|e| fail(gpu, "cublasLtCreate", e))?;
         let workspace = memory.region("matrix multiplication workspace", workspace_bytes(gpu.info.major))?;
-        Ok(Gemm {
-            gpu: Arc::clone(gpu),
-            handle,
-            version,
-            workspace,
-            plans: BTreeMap::new(),
-            tuned: Vec::new(),
-        })
+        Ok(Gemm { gpu: Arc::clone(gpu), handle, version, workspace, plans: BTreeMap::new(), tuned: Vec::new() })
     }
 
     /// cuBLASLt's version: 130100 is 13.1.0.

@@ -4,6 +4,7 @@
 use super::super::args::{Act, Bf16, F32, In, Kernel, Out, kernel_args};
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
+use super::attention_hopper;
 use crate::ops::{Dtype, Heads, Result, Rows};
 
 kernel_args! { "attention_forward.cu" ForwardArgs { out: Out<Bf16>, lse: Out<F32>, qkv: In<Bf16>, tokens: i32, heads: i32 } }
@@ -80,6 +81,14 @@ pub fn forward(k: &Kernels, out: &mut Buf, lse: &mut Buf, qkv: &Buf, rows: Rows,
         // SAFETY: all lengths were checked.
         return unsafe { k.launch(OP, &ANY_FORWARD, any_geometry(rows, heads), &args) };
     }
+    if attention_hopper::fits(&k.gpu, k.act, heads.head_size) {
+        let tensors = attention_hopper::Forward {
+            out: k.act(OP, "out", out, size)?,
+            lse: k.f32(OP, "lse", lse, rows.count() * heads.heads)?,
+            qkv: k.act(OP, "qkv", qkv, 3 * size)?,
+        };
+        return attention_hopper::forward(k, OP, &tensors, rows, heads);
+    }
     let args = ForwardArgs {
         out: Out::at(k.act(OP, "out", out, size)?),
         lse: Out::at(k.f32(OP, "lse", lse, rows.count() * heads.heads)?),
@@ -95,9 +104,9 @@ pub fn forward(k: &Kernels, out: &mut Buf, lse: &mut Buf, qkv: &Buf, rows: Rows,
     unsafe { k.launch(OP, &FORWARD, Geometry { shared, ..grid }, &args) }
 }
 
-/// Bytes of `delta`, the scratch of the gradient.
+/// Bytes of the scratch of the gradient, enough for the kernels of any machine.
 pub fn delta_bytes(rows: Rows, heads: Heads) -> u64 {
-    (rows.count() * heads.heads * 4) as u64
+    attention_hopper::rows_bytes(rows, heads)
 }
 
 pub fn backward(
@@ -133,6 +142,17 @@ pub fn backward(
             k.launch(OP, &ANY_QUERY, any_geometry(rows, heads), &args)?;
             k.launch(OP, &ANY_KEY, any_geometry(rows, heads), &args)
         };
+    }
+    if attention_hopper::fits(&k.gpu, k.act, heads.head_size) {
+        let tensors = attention_hopper::Backward {
+            dqkv: k.act(OP, "dqkv", dqkv, 3 * size)?,
+            rows: delta,
+            dout: k.act(OP, "dout", dout, size)?,
+            qkv: k.act(OP, "qkv", qkv, 3 * size)?,
+            out: k.act(OP, "out", out, size)?,
+            lse: k.f32(OP, "lse", lse, rows.count() * heads.heads)?,
+        };
+        return attention_hopper::backward(k, OP, &tensors, rows, heads);
     }
     let args = BackwardArgs {
         dqkv: Out::at(k.act(OP, "dqkv", dqkv, 3 * size)?),
