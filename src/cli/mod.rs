@@ -1,5 +1,6 @@
 //! The command line: one file a verb.
 
+pub mod bench;
 pub mod config;
 mod console;
 pub mod data;
@@ -35,6 +36,8 @@ enum Verb {
     Plot(plot::Args),
     /// Turn text into token shards.
     Data(data::DataArgs),
+    /// Measure how fast an experiment trains on this machine.
+    Bench(bench::Args),
     /// Examine this machine: libraries, GPUs, kernels, speed.
     Doctor(doctor::Args),
 }
@@ -49,6 +52,7 @@ impl Cli {
             Verb::Config(args) => config::run(args).map(done),
             Verb::Plot(args) => plot::run(args).map(done),
             Verb::Data(args) => data::run(args).map(done),
+            Verb::Bench(args) => bench::run(args),
             Verb::Doctor(args) => doctor::run(args),
         }
     }

@@ -19,6 +19,7 @@ pub mod cpu;
 pub mod cuda;
 #[cfg(test)]
 pub mod testing;
+pub mod timed;
 
 use std::fmt;
 
