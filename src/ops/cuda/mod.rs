@@ -8,13 +8,13 @@
 //! * [`args`], [`modules`] and [`launch`] tie each kernel to a typed function.
 //! * [`gemm`] multiplies matrices with pinned algorithms.
 //! * [`scratch`] plans the memory that operations need beside their operands.
-//! * `device` and `linear` put these together as [`crate::ops::Ops`].
+//! * `device`, `linear` and `optimizer` put these together as [`crate::ops::Ops`].
+//! * `numerics` says what the bits depend on, for locks; [`selftest`] shows in a second whether all of it works, for `runner doctor`.
 //!
 //! Not done here: no operation waits for the device except those whose results the host reads, and
 //! nothing is allocated once the first step has run.
 
 pub mod args;
-pub mod bench;
 pub mod compile;
 mod device;
 pub mod driver;
@@ -24,10 +24,10 @@ pub mod libraries;
 mod linear;
 pub mod memory;
 pub mod modules;
+mod numerics;
 mod optimizer;
 pub mod scratch;
 pub mod selftest;
-
 pub mod sources;
 #[cfg(test)]
 mod tests;

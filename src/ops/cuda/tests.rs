@@ -82,9 +82,9 @@ fn agrees(cuda: &mut Cuda, head_sizes: &'static [usize], error: fn(&testing::Cas
 #[test]
 fn every_operation_agrees_with_f64_in_bf16() {
     let Some(mut cuda) = cuda() else { return };
-    agrees(&mut cuda, &launch::attention::HEAD_SIZES, testing::Case::distance, 0.03);
+    agrees(&mut cuda, &launch::attention::HEAD_SIZES, testing::Case::distance, 0.01);
     println!("heads of other sizes");
-    agrees(&mut cuda, &[16, 32, 72, 120], testing::Case::distance, 0.03);
+    agrees(&mut cuda, &[16, 32, 72, 120], testing::Case::distance, 0.01);
 }
 
 #[test]
@@ -465,10 +465,11 @@ fn plans_are_restored_and_a_wrong_one_is_refused() {
     let keys = gemm_keys(&shape, &Options::default());
     assert_eq!(plans.iter().map(|plan| plan.key).collect::<Vec<_>>(), keys, "one plan a product");
     let mut again = self::cuda().expect("the device is still there");
-    again.load_plans(&plans).expect("the plans fit");
+    again.restore_plans(&cuda.numerics().expect("numerics")).expect("the plans fit");
     again.alloc_scratch(&shape).expect("scratch");
     assert_eq!(again.plans(), plans);
     assert!(again.tuned().is_empty(), "nothing was left to tune");
+    assert_eq!(again.numerics().expect("numerics"), cuda.numerics().expect("numerics"));
     let mut wrong = plans[0].clone();
     wrong.attributes.tile += 1;
     let error = again.load_plans(&[wrong]).expect_err("text and bytes differ").to_string();
@@ -491,92 +492,25 @@ fn too_little_memory_and_wrong_operands_are_refused_by_name() {
     assert!(error.contains("gelu failed on") && error.contains("`pre` is F32, expected BF16"), "{error}");
 }
 
-/// Times every operation: `cargo test --release --lib cuda::tests::bench -- --ignored --nocapture`.
+/// What tuning chooses for the two models that the locks are for:
+/// `cargo test --release --lib cuda::tests::tuning -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement, not a check"]
-fn bench() {
-    for (name, layers, shape) in [("d12 B64", 12, shape(64, 1024, 768, 12)), ("d48 B16", 48, shape(16, 1024, 1600, 25))] {
+fn tuning() {
+    for (name, shape) in [("d12 B64", shape(64, 1024, 768, 12)), ("d48 B16", shape(16, 1024, 1600, 25))] {
         for gelu_fusion in [0, 2] {
             let Some(mut cuda) = open(&Options { gelu_fusion, ..Options::default() }) else { return };
             let started = std::time::Instant::now();
             cuda.alloc_scratch(&shape).expect("scratch and plans");
-            println!(
-                "{name} fusion {gelu_fusion}: tuned {} products in {:.1} s",
-                cuda.tuned().len(),
-                started.elapsed().as_secs_f64()
-            );
-            for t in cuda.tuned() {
-                let a = t.plan.attributes;
+            println!("{name}, fusion {gelu_fusion}: {} products in {:.1} s", cuda.tuned().len(), started.elapsed().as_secs_f64());
+            for gemm::Tuned { plan, us, first_us, candidates } in cuda.tuned() {
+                let tflops = plan.key.flops() / f64::from(*us) * 1e-6;
                 println!(
-                    "  {:60} {:8.1} us (first {:8.1}) {:4.0} TFLOP/s of {:2}, algorithm {} tile {} stages {} split {} reduction {}",
-                    t.plan.key.to_string(),
-                    t.us,
-                    t.first_us,
-                    t.flops_per_s() / 1e12,
-                    t.candidates,
-                    a.algorithm,
-                    a.tile,
-                    a.stages,
-                    a.split_k,
-                    a.reduction
+                    "  {:60} {us:8.1} us, {tflops:4.0} TFLOP/s, first of {candidates}: {first_us:8.1} us; {:?}",
+                    plan.key.to_string(),
+                    plan.attributes
                 );
             }
-            if gelu_fusion > 0 {
-                continue;
-            }
-            let mut total = 0.0;
-            for op in bench::operations(&mut cuda, &shape).expect("times") {
-                total += op.total_us(layers);
-                println!(
-                    "  {:60} {:9.1} us {:6.0} GB/s {:6.1} TFLOP/s  total {:9.1} us",
-                    op.name,
-                    op.us,
-                    op.gb_per_s(),
-                    op.tflops(),
-                    op.total_us(layers)
-                );
-            }
-            let tokens = shape.rows.count() as f64;
-            println!(
-                "{name}: a micro-step of {:.1} ms, {:.0} tok/s; {} MiB taken",
-                total / 1e3,
-                tokens / total * 1e6,
-                cuda.taken_bytes() >> 20
-            );
         }
     }
-}
-
-/// Times whole micro-steps of the 124M model.
-#[test]
-#[ignore = "a measurement, not a check"]
-fn bench_d12() {
-    let Some(mut cuda) = cuda() else { return };
-    let config =
-        Model { descriptor: None, layers: 12, heads: 12, channels: 768, context: 1024, vocab: 50_257, vocab_padded: 50_304 };
-    let rows = Rows { batch: 64, seq: 1024 };
-    let mut model = Gpt2::new(&mut cuda, &config, rows, 0, true, 1).expect("a model");
-    let mut grads: Weights<memory::Buf> = model.specs.try_map(|spec| cuda.alloc(Role::F32, spec.len)).expect("memory");
-    let n = rows.count();
-    let mut losses = cuda.alloc(Role::F32, n).expect("memory");
-    let tokens: Vec<u16> = (0..=n).map(|i| (i * 7919 % 50_257) as u16).collect();
-    for step in 0..6 {
-        let batch = MicroBatch { inputs: &tokens[..n], targets: &tokens[1..], rows, losses_at: 0 };
-        let host = std::time::Instant::now();
-        let mut asked = 0.0;
-        let ms = cuda
-            .time(|cuda| {
-                let result = model.forward_backward(cuda, &batch, &mut losses, &mut grads, 1e-5, Write::Add);
-                asked = host.elapsed().as_secs_f64() * 1e3;
-                result
-            })
-            .expect("a micro-step");
-        println!(
-            "d12 B64 micro-step {step}: {ms:.1} ms, {:.0} tok/s; the host took {asked:.1} ms; {} MiB taken",
-            n as f32 / ms * 1e3,
-            cuda.taken_bytes() >> 20
-        );
-    }
-    let loss = values(&mut cuda, &losses, n);
-    println!("mean loss {:.4}", loss.iter().map(|x| f64::from(*x)).sum::<f64>() / n as f64);
 }

@@ -27,12 +27,6 @@ pub struct Tuned {
     pub candidates: usize,
 }
 
-impl Tuned {
-    pub fn flops_per_s(&self) -> f64 {
-        self.plan.key.flops() / (f64::from(self.us) * 1e-6)
-    }
-}
-
 impl Gemm {
     /// Times the candidates of each key. Takes memory for the largest matrices, and gives it back.
     pub(super) fn tune(&mut self, keys: &[GemmKey]) -> Result<Vec<Tuned>> {
