@@ -29,10 +29,10 @@
 #define ATTENTION_QUERY_CTAS (HEAD_SIZE <= 64 ? 3 : 2)
 #endif
 #ifndef ATTENTION_KEY_ROWS
-#define ATTENTION_KEY_ROWS (HEAD_SIZE <= 64 ? 64 : 32)
+#define ATTENTION_KEY_ROWS 32
 #endif
 #ifndef ATTENTION_KEY_CTAS
-#define ATTENTION_KEY_CTAS 2
+#define ATTENTION_KEY_CTAS (HEAD_SIZE <= 64 ? 3 : 2)
 #endif
 
 namespace attention {
@@ -84,7 +84,7 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     const int last_row = min(row0 + ROWS, tokens) - 1;
     const int tiles = last_row / KEYS + 1;
 
-    // D of this thread's rows, by the quad that holds a row: lane j sums 16-byte chunks j, j+4, ... of it.
+    // D of this thread's rows, by the quad that holds a row.
     float delta[M][2], lse_log2[M][2];
 #pragma unroll
     for (int m = 0; m < M; ++m)
@@ -92,20 +92,7 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
         for (int h = 0; h < 2; ++h) {
             const int row = warp_row0 + m * 16 + static_cast<int>(lane >> 2) + h * 8;
             float sum = 0.0f;
-            if (row < tokens) {
-                const uint4* a = reinterpret_cast<const uint4*>(dout + row * channels);
-                const uint4* b = reinterpret_cast<const uint4*>(args.out + in_out + row * channels);
-#pragma unroll
-                for (int c = 0; c < (HS / 8 + 3) / 4; ++c) {
-                    const int chunk = c * 4 + static_cast<int>(lane & 3);
-                    if (HS / 8 % 4 != 0 && chunk >= HS / 8) break;
-                    const uint4 x = a[chunk], y = b[chunk];
-                    sum = __fmaf_rn(low_bf16(x.x), low_bf16(y.x), sum), sum = __fmaf_rn(high_bf16(x.x), high_bf16(y.x), sum);
-                    sum = __fmaf_rn(low_bf16(x.y), low_bf16(y.y), sum), sum = __fmaf_rn(high_bf16(x.y), high_bf16(y.y), sum);
-                    sum = __fmaf_rn(low_bf16(x.z), low_bf16(y.z), sum), sum = __fmaf_rn(high_bf16(x.z), high_bf16(y.z), sum);
-                    sum = __fmaf_rn(low_bf16(x.w), low_bf16(y.w), sum), sum = __fmaf_rn(high_bf16(x.w), high_bf16(y.w), sum);
-                }
-            }
+            if (row < tokens) sum = row_product(dout + row * channels, args.out + in_out + row * channels, lane);
             delta[m][h] = quad_sum(sum);
             const long long at = static_cast<long long>(blockIdx.y) * tokens + row;
             lse_log2[m][h] = row < tokens ? args.lse[at] * LOG2_E : 0.0f;

@@ -1,0 +1,320 @@
+// Causal attention, backward, on Hopper (sm_90a): two kernels, launched in this order. Head sizes 64 and 128.
+//
+//   P = exp(S - lse),  D[q] = sum_d dout[q][d] out[q][d],  dP = dout V^T,  dS = P (dP - D)
+//   dQ = dS K / sqrt(HS),  dK = dS^T Q / sqrt(HS),  dV = P^T dout
+//
+// Shapes: qkv (by its tensor map), dqkv (B,T,3,NH,HS) bf16; out, dout (B,T,NH,HS) bf16, dout also by its tensor map;
+// lse (B,NH,T) f32; rows (B,NH,ceil(T/64)*64,2) f32, scratch: the first kernel sets lse*log2(e) and D of each row,
+// zeros past T, and the second reads them. Any T >= 1.
+//
+// Launch of attention_backward_query: grid (ceil(T / R), B*NH, 1), block 128*G, R = 64*G, G = ATTENTION_QUERY_GROUPS;
+//   dynamic shared memory 2*HS*(2*R + 2*STAGES*64) + 8*(1 + 3*STAGES) bytes, STAGES = ATTENTION_QUERY_STAGES.
+// Launch of attention_backward_key: grid (ceil(T / K), B*NH, 1), block 128*G, K = 64*G, G = ATTENTION_KEY_GROUPS;
+//   dynamic shared memory 2*HS*(2*K + 2*STAGES*N) + 8*STAGES*N + 8*(1 + 2*STAGES) bytes, N = ATTENTION_KEY_ROWS,
+//   STAGES = ATTENTION_KEY_STAGES.
+//
+// The trick: no sum crosses a warpgroup, so there is nothing to order. dQ is summed by the warpgroup that owns 64 query
+// rows, dK and dV by the one that owns 64 key rows; the price is S and dP computed twice (seven products instead of
+// five). The second kernel computes S^T and dP^T, so that P^T and dS^T already have the layout of a left operand in
+// registers. Products are started before their turn: the scores of the next tile are under way while the gradients of this one
+// are, and several warpgroups on a multiprocessor fill each other's waits.
+//
+// Order of sums: D by quads of threads over 16-byte columns; dQ over keys ascending, dK and dV over queries ascending,
+// in steps of 16.
+#include "attention_hopper.cuh"
+
+#ifndef ATTENTION_QUERY_GROUPS
+#define ATTENTION_QUERY_GROUPS (HEAD_SIZE == 64 ? 1 : 2)
+#endif
+#ifndef ATTENTION_QUERY_KEYS
+#define ATTENTION_QUERY_KEYS 64
+#endif
+#ifndef ATTENTION_QUERY_STAGES
+#define ATTENTION_QUERY_STAGES 3
+#endif
+#ifndef ATTENTION_QUERY_CTAS
+#define ATTENTION_QUERY_CTAS (HEAD_SIZE == 64 ? 3 : 1)
+#endif
+#ifndef ATTENTION_KEY_GROUPS
+#define ATTENTION_KEY_GROUPS 1
+#endif
+#ifndef ATTENTION_KEY_ROWS
+#define ATTENTION_KEY_ROWS 64
+#endif
+#ifndef ATTENTION_KEY_STAGES
+#define ATTENTION_KEY_STAGES (HEAD_SIZE == 64 ? 3 : 2)
+#endif
+#ifndef ATTENTION_KEY_CTAS
+#define ATTENTION_KEY_CTAS (HEAD_SIZE == 64 ? 3 : 2)
+#endif
+
+namespace attention {
+
+struct BackwardArgs {
+    TensorMap qkv_map;
+    TensorMap dout_map;
+    bf16* dqkv;
+    float* rows;
+    const bf16* dout;
+    const bf16* out;
+    const float* lse;
+    int tokens;  // T
+    int heads;   // NH
+};
+
+}  // namespace attention
+
+extern "C" __global__ void __launch_bounds__(128 * ATTENTION_QUERY_GROUPS, ATTENTION_QUERY_CTAS)
+attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
+    using namespace attention;
+    constexpr int GROUPS = ATTENTION_QUERY_GROUPS, ROWS = 64 * GROUPS, KEYS = ATTENTION_QUERY_KEYS, STAGES = ATTENTION_QUERY_STAGES, LAG = GROUPS == 1 || STAGES == 2 ? 1 : 2;
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
+    const u32 group = __shfl_sync(0xffffffffu, thread >> 7, 0);  // the same in a warp, and the compiler knows it
+    const int tokens = args.tokens, heads = args.heads;
+    const int row0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * ROWS;
+    const int batch = static_cast<int>(blockIdx.y) / heads, head = static_cast<int>(blockIdx.y) % heads;
+    const long long channels = static_cast<long long>(heads) * HS;
+
+    constexpr u32 TILE = tile_bytes(KEYS);
+    const u32 q_tile = shared_address(shared), dout_tile = q_tile + tile_bytes(ROWS);
+    const u32 k_tiles = dout_tile + tile_bytes(ROWS), v_tiles = k_tiles + STAGES * TILE;
+    const u32 q_full = v_tiles + STAGES * TILE, full = q_full + 8, empty = full + 8 * STAGES;
+
+    const int tiles = (min(row0 + ROWS, tokens) - 1) / KEYS + 1;
+    auto load = [&](int tile, u32 stage) {
+        barrier_expect(full + 8 * stage, 2 * TILE);
+        attention::load_tile<KEYS>(k_tiles + stage * TILE, args.qkv_map, full + 8 * stage, heads + head, tile * KEYS, batch);
+        attention::load_tile<KEYS>(v_tiles + stage * TILE, args.qkv_map, full + 8 * stage, 2 * heads + head, tile * KEYS, batch);
+    };
+    // The last warpgroup meets every tile; its first thread feeds all.
+    const bool feeder = thread == 128 * (GROUPS - 1);
+    if (feeder) {
+        barrier_init(q_full, 1);
+        for (int s = 0; s < STAGES; ++s) barrier_init(full + 8 * s, 1), barrier_init(empty + 8 * s, 4 * GROUPS);
+        barrier_init_done();
+        barrier_expect(q_full, 2 * tile_bytes(ROWS));
+        attention::load_tile<ROWS>(q_tile, args.qkv_map, q_full, head, row0, batch);
+        attention::load_tile<ROWS>(dout_tile, args.dout_map, q_full, head, row0, batch);
+        for (int t = 0; t < STAGES && t < tiles; ++t) load(t, t);
+    }
+    __syncthreads();
+
+    const int group_row0 = row0 + static_cast<int>(group) * 64;
+    const int group_tiles = min(tiles, (group_row0 + 63) / KEYS + 1);
+    const int warp_row0 = group_row0 + static_cast<int>(warp & 3) * 16, row = warp_row0 + static_cast<int>(lane >> 2);  // and row + 8
+    const u32 q_rows = q_tile + group * 64 * 128, dout_rows = dout_tile + group * 64 * 128;
+
+    float lse[2], delta[2];
+    const int padded = (tokens + 63) / 64 * 64;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        const int r = row + 8 * h;
+        lse[h] = 0.0f;
+        float sum = 0.0f;
+        if (r < tokens) {
+            const long long at = (static_cast<long long>(batch) * tokens + r) * channels + head * HS;
+            sum = row_product(args.dout + at, args.out + at, lane);
+            lse[h] = args.lse[static_cast<long long>(blockIdx.y) * tokens + r] * LOG2_E;
+        }
+        delta[h] = quad_sum(sum);
+        if ((lane & 3) == 0 && r < padded)
+            reinterpret_cast<float2*>(args.rows)[static_cast<long long>(blockIdx.y) * padded + r] = make_float2(lse[h], delta[h]);
+    }
+
+    float s[KEYS / 2], dp[KEYS / 2], dq[HS / 2];
+    u32 ds[KEYS / 16][4];
+    clear(dq);
+    Ring<STAGES> use;
+    // From the scores and dP of a tile, both under way, to dS.
+    auto differentiate = [&](int tile) {
+        wgmma_wait<1>();  // the scores
+        pin(s);
+        const int key0 = tile * KEYS;
+#pragma unroll
+        for (int i = 0; i < KEYS / 2; ++i) s[i] = exp2_approx(__fmaf_rn(s[i], SCALE_LOG2, -lse[(i >> 1) & 1]));
+        if (key0 + KEYS - 1 > group_row0) {
+#pragma unroll
+            for (int i = 0; i < KEYS / 2; ++i) {
+                const int key = key0 + i / 4 * 8 + static_cast<int>(lane & 3) * 2 + (i & 1);
+                if (key > row + (i & 2) * 4) s[i] = 0.0f;
+            }
+        }
+        pin(s);  // done before the wait, not after
+        wgmma_wait<0>();
+        pin(dp);
+#pragma unroll
+        for (int i = 0; i < KEYS / 2; ++i) s[i] *= dp[i] - delta[(i >> 1) & 1];
+        to_operand(ds, s);
+    };
+
+    barrier_wait(q_full, 0);
+    barrier_wait(full, 0);
+    pin(dq);
+    wgmma_fence();
+    start_rows<ROWS, KEYS>(s, q_rows, k_tiles);
+    wgmma_commit();
+    start_rows<ROWS, KEYS>(dp, dout_rows, v_tiles);
+    wgmma_commit();
+    differentiate(0);
+    for (int tile = 1; tile < group_tiles; ++tile) {
+        const Ring<STAGES> before = use;
+        use.advance();
+        barrier_wait(full + 8 * use.stage, use.phase);
+        wgmma_fence();
+        start_columns<KEYS>(dq, ds, k_tiles + before.stage * TILE);
+        wgmma_commit();
+        start_rows<ROWS, KEYS>(s, q_rows, k_tiles + use.stage * TILE);
+        wgmma_commit();
+        wgmma_wait<1>();  // the registers of dS are free for dP, and the matrix unit is busy with the scores
+        if (lane == 0) barrier_arrive(empty + 8 * before.stage);
+        if (feeder) refill<STAGES, LAG>(tile, tiles, 0, before, empty, load);
+        __syncwarp();
+        wgmma_fence();
+        start_rows<ROWS, KEYS>(dp, dout_rows, v_tiles + use.stage * TILE);
+        wgmma_commit();
+        differentiate(tile);
+    }
+    wgmma_fence();
+    start_columns<KEYS>(dq, ds, k_tiles + use.stage * TILE);
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(dq);
+
+    asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");  // all four warps are done with their rows of Q
+    store_rows<ROWS>(args.dqkv + (static_cast<long long>(batch) * tokens + warp_row0) * 3 * channels + head * HS, 3 * channels,
+                     tokens - warp_row0, q_rows + (warp & 3) * 16 * 128, dq, SCALE, SCALE, lane);
+}
+
+extern "C" __global__ void __launch_bounds__(128 * ATTENTION_KEY_GROUPS, ATTENTION_KEY_CTAS)
+attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
+    using namespace attention;
+    constexpr int GROUPS = ATTENTION_KEY_GROUPS, KEYS = 64 * GROUPS, ROWS = ATTENTION_KEY_ROWS, STAGES = ATTENTION_KEY_STAGES, LAG = GROUPS == 1 || STAGES == 2 ? 1 : 2;
+    static_assert((GROUPS - 1) * 64 / ROWS <= STAGES, "a warpgroup passes over fewer tiles than there are stages");
+    static_assert(ROWS <= 64, "row statistics are padded to 64");
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
+    const u32 group = __shfl_sync(0xffffffffu, thread >> 7, 0);  // the same in a warp, and the compiler knows it
+    const int tokens = args.tokens, heads = args.heads;
+    const int key0 = static_cast<int>(blockIdx.x) * KEYS;  // block 0 meets every query: the longest first
+    const int batch = static_cast<int>(blockIdx.y) / heads, head = static_cast<int>(blockIdx.y) % heads;
+    const long long channels = static_cast<long long>(heads) * HS;
+    const int padded = (tokens + 63) / 64 * 64;
+
+    constexpr u32 TILE = tile_bytes(ROWS);
+    const u32 k_tile = shared_address(shared), v_tile = k_tile + tile_bytes(KEYS);
+    const u32 q_tiles = v_tile + tile_bytes(KEYS), dout_tiles = q_tiles + STAGES * TILE, stats = dout_tiles + STAGES * TILE;
+    const u32 kv_full = stats + STAGES * ROWS * 8, full = kv_full + 8, empty = full + 8 * STAGES;
+
+    const int first = key0 / ROWS, tiles = (tokens + ROWS - 1) / ROWS;
+    auto load = [&](int tile, u32 stage) {
+        const u32 barrier = full + 8 * stage;
+        barrier_expect(barrier, 2 * TILE + ROWS * 8);
+        attention::load_tile<ROWS>(q_tiles + stage * TILE, args.qkv_map, barrier, head, tile * ROWS, batch);
+        attention::load_tile<ROWS>(dout_tiles + stage * TILE, args.dout_map, barrier, head, tile * ROWS, batch);
+        load_run(stats + stage * ROWS * 8, args.rows + (static_cast<long long>(blockIdx.y) * padded + tile * ROWS) * 2, ROWS * 8, barrier);
+    };
+    // The first warpgroup meets every tile; its first thread feeds all.
+    const bool feeder = thread == 0;
+    if (feeder) {
+        barrier_init(kv_full, 1);
+        for (int s = 0; s < STAGES; ++s) barrier_init(full + 8 * s, 1), barrier_init(empty + 8 * s, 4 * GROUPS);
+        barrier_init_done();
+        barrier_expect(kv_full, 2 * tile_bytes(KEYS));
+        attention::load_tile<KEYS>(k_tile, args.qkv_map, kv_full, heads + head, key0, batch);
+        attention::load_tile<KEYS>(v_tile, args.qkv_map, kv_full, 2 * heads + head, key0, batch);
+        for (int t = 0; t < STAGES && first + t < tiles; ++t) load(first + t, t);
+    }
+    __syncthreads();
+
+    const int group_key0 = key0 + static_cast<int>(group) * 64;
+    const int warp_key0 = group_key0 + static_cast<int>(warp & 3) * 16, key = warp_key0 + static_cast<int>(lane >> 2);  // and key + 8
+    const u32 k_rows = k_tile + group * 64 * 128, v_rows = v_tile + group * 64 * 128;
+    float s[ROWS / 2], dp[ROWS / 2], dk[HS / 2], dv[HS / 2];
+    u32 p[ROWS / 16][4], ds[ROWS / 16][4];
+    clear(dk);
+    clear(dv);
+    Ring<STAGES> use;
+    int begin = first;
+    for (; begin + 1 < tiles && begin * ROWS + ROWS <= group_key0; ++begin) {  // wholly masked for this warpgroup
+        if (lane == 0) barrier_arrive(empty + 8 * use.stage);
+        use.advance();
+    }
+
+    // From the scores and dP of a tile, both under way, to P and dS. Rows are keys, columns are queries.
+    auto differentiate = [&](int tile) {
+        // Rows of Q and dout past the last token are zeros, and so are their statistics: P is then 1 at most,
+        // dP and dS are 0, and all products with them vanish.
+        wgmma_wait<1>();  // the scores
+        pin(s);
+        const int row0 = tile * ROWS;
+        const u32 at = stats + use.stage * ROWS * 8 + (lane & 3) * 16;
+        float delta[ROWS / 4];
+#pragma unroll
+        for (int n = 0; n < ROWS / 8; ++n) {
+            float lse0, lse1;
+            asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+                         : "=f"(lse0), "=f"(delta[2 * n]), "=f"(lse1), "=f"(delta[2 * n + 1]) : "r"(at + n * 64) : "memory");
+            s[4 * n] = exp2_approx(__fmaf_rn(s[4 * n], SCALE_LOG2, -lse0));
+            s[4 * n + 1] = exp2_approx(__fmaf_rn(s[4 * n + 1], SCALE_LOG2, -lse1));
+            s[4 * n + 2] = exp2_approx(__fmaf_rn(s[4 * n + 2], SCALE_LOG2, -lse0));
+            s[4 * n + 3] = exp2_approx(__fmaf_rn(s[4 * n + 3], SCALE_LOG2, -lse1));
+        }
+        if (row0 < group_key0 + 63) {
+#pragma unroll
+            for (int i = 0; i < ROWS / 2; ++i) {
+                const int row = row0 + i / 4 * 8 + static_cast<int>(lane & 3) * 2 + (i & 1);
+                if (key + (i & 2) * 4 > row) s[i] = 0.0f;
+            }
+        }
+        pin(s);  // done before the wait, not after
+        wgmma_wait<0>();
+        pin(dp);
+        to_operand(p, s);
+#pragma unroll
+        for (int i = 0; i < ROWS / 2; ++i) dp[i] = s[i] * (dp[i] - delta[i / 4 * 2 + (i & 1)]);
+        to_operand(ds, dp);
+    };
+
+    barrier_wait(kv_full, 0);
+    barrier_wait(full + 8 * use.stage, use.phase);
+    pin(dk);
+    pin(dv);
+    wgmma_fence();
+    start_rows<KEYS, ROWS>(s, k_rows, q_tiles + use.stage * TILE);
+    wgmma_commit();
+    start_rows<KEYS, ROWS>(dp, v_rows, dout_tiles + use.stage * TILE);
+    wgmma_commit();
+    differentiate(begin);
+    for (int tile = begin + 1; tile < tiles; ++tile) {
+        const Ring<STAGES> before = use;
+        use.advance();
+        barrier_wait(full + 8 * use.stage, use.phase);
+        wgmma_fence();
+        start_columns<ROWS>(dv, p, dout_tiles + before.stage * TILE);
+        start_columns<ROWS>(dk, ds, q_tiles + before.stage * TILE);
+        wgmma_commit();
+        start_rows<KEYS, ROWS>(s, k_rows, q_tiles + use.stage * TILE);
+        wgmma_commit();
+        wgmma_wait<1>();  // the registers of P and dS are free for dP, and the matrix unit is busy with the scores
+        if (lane == 0) barrier_arrive(empty + 8 * before.stage);
+        if (feeder) refill<STAGES, LAG>(tile, tiles, first, before, empty, load);
+        __syncwarp();
+        wgmma_fence();
+        start_rows<KEYS, ROWS>(dp, v_rows, dout_tiles + use.stage * TILE);
+        wgmma_commit();
+        differentiate(tile);
+    }
+    wgmma_fence();
+    start_columns<ROWS>(dv, p, dout_tiles + use.stage * TILE);
+    start_columns<ROWS>(dk, ds, q_tiles + use.stage * TILE);
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(dk);
+    pin(dv);
+
+    asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");  // all four warps are done with their rows of K and V
+    bf16* dst = args.dqkv + (static_cast<long long>(batch) * tokens + warp_key0) * 3 * channels + channels + head * HS;
+    store_rows<KEYS>(dst, 3 * channels, tokens - warp_key0, k_rows + (warp & 3) * 16 * 128, dk, SCALE, SCALE, lane);
+    store_rows<KEYS>(dst + channels, 3 * channels, tokens - warp_key0, v_rows + (warp & 3) * 16 * 128, dv, 1.0f, 1.0f, lane);
+}
