@@ -26,8 +26,8 @@
 #ifndef ATTENTION_STAGES
 #define ATTENTION_STAGES (HEAD_SIZE == 64 ? 4 : 3)
 #endif
-#ifndef ATTENTION_SKIP
-#define ATTENTION_SKIP 1
+#ifndef ATTENTION_PREFETCH  // bring into L2 what the block so many further on will read; 0: do not
+#define ATTENTION_PREFETCH 264
 #endif
 #ifndef ATTENTION_CTAS
 #define ATTENTION_CTAS (HEAD_SIZE == 64 ? 2 : 1)
@@ -44,6 +44,8 @@ struct ForwardArgs {
 };
 
 constexpr int GROUPS = ATTENTION_GROUPS, ROWS = 64 * GROUPS, KEYS = ATTENTION_KEYS, STAGES = ATTENTION_STAGES;
+// Tiles that one warpgroup meets and another does not are never released by the latter.
+static_assert((GROUPS - 1) * 64 / KEYS < STAGES, "a refill would wait for ever");
 constexpr int LAG = GROUPS == 1 || STAGES == 2 ? 1 : 2;
 
 }  // namespace attention
@@ -77,14 +79,26 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
         barrier_init_done();
         barrier_expect(q_full, tile_bytes(ROWS));
         attention::load_tile<ROWS>(q_tile, args.qkv, q_full, head, row0, batch);
-        for (int t = 0; t < STAGES && t < tiles; ++t) load(t, t);
+        load(0, 0);
     }
     __syncthreads();
+    if (feeder)
+        for (int t = 1; t < STAGES && t < tiles; ++t) load(t, t);
+#if ATTENTION_PREFETCH
+    if (thread == 128 * (GROUPS - 1) + 32) {
+        const int later = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x) + ATTENTION_PREFETCH;
+        const int y = later / static_cast<int>(gridDim.x), r = (static_cast<int>(gridDim.x) - 1 - later % static_cast<int>(gridDim.x)) * ROWS;
+        if (y < static_cast<int>(gridDim.y))
+            for (int i = 0; i < 3; ++i) prefetch_tile<ROWS>(args.qkv, i * heads + y % heads, r, y / heads);
+    }
+#endif
+    __syncwarp();
 
     const int group_row0 = row0 + static_cast<int>(group) * 64;
     const int group_tiles = min(tiles, (group_row0 + 63) / KEYS + 1);
     const int row = group_row0 + static_cast<int>(warp & 3) * 16 + static_cast<int>(lane >> 2);  // and row + 8
     const u32 q_rows = q_tile + group * 64 * 128;
+    const u32 q_operand = operand<ROWS>(q_rows), k_operand = operand<KEYS>(k_tiles), v_operand = operand<KEYS>(v_tiles);
     float s[KEYS / 2], o[HS / 2], row_max[2] = {MASKED, MASKED}, row_sum[2] = {0.0f, 0.0f};
     clear(o);
     u32 p[KEYS / 16][4];
@@ -127,7 +141,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     barrier_wait(q_full, 0);
     barrier_wait(k_full, 0);
     wgmma_fence();
-    start_rows<ROWS, KEYS>(s, q_rows, k_tiles);
+    start_rows<ROWS, KEYS>(s, q_operand, k_operand);
     wgmma_commit();
     wgmma_wait<0>();
     exponentiate(0);
@@ -139,9 +153,9 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
         use.advance();
         barrier_wait(k_full + 8 * use.stage, use.phase);
         wgmma_fence();
-        start_rows<ROWS, KEYS>(s, q_rows, k_tiles + use.stage * TILE);
+        start_rows<ROWS, KEYS>(s, q_operand, k_operand + use.stage * (TILE / 16));
         wgmma_commit();
-        start_columns<KEYS>(o, p, v_tiles + before.stage * TILE);
+        start_columns(o, p, v_operand + before.stage * (TILE / 16));
         wgmma_commit();
         wgmma_wait<1>();
         exponentiate(tile);
@@ -153,7 +167,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
         if (feeder) refill<STAGES, LAG>(tile, tiles, 0, before, empty, load);
         __syncwarp();
         // A factor of one changes no bit, and maxima seldom move after the first tiles.
-        if (!ATTENTION_SKIP || __any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
+        if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
 #pragma unroll
             for (int i = 0; i < HS / 2; ++i) o[i] *= rescale[(i >> 1) & 1];
         }
@@ -161,7 +175,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
         pin(o);
     }
     wgmma_fence();
-    start_columns<KEYS>(o, p, v_tiles + use.stage * TILE);
+    start_columns(o, p, v_operand + use.stage * (TILE / 16));
     wgmma_commit();
     wgmma_wait<0>();
     pin(o);
@@ -171,7 +185,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         const float sum = quad_sum(row_sum[h]);
-        inverse[h] = __frcp_rn(sum);
+        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse[h]) : "f"(sum));
         if ((lane & 3) == 0 && row + 8 * h < tokens) lse[row + 8 * h] = __fmaf_rn(row_max[h], SCALE, LN_2 * __log2f(sum));
     }
     // The warpgroup's own rows of Q have been read by all its warps only now that all are past their waits.

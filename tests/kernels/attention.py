@@ -153,15 +153,16 @@ class Hopper:
 
     def __init__(self, compile, head_size, forward, query, key):
         hs, self.hs = head_size, head_size
-        (self.f_groups, f_keys, f_ctas, f_stages, f_skip), (self.q_groups, q_keys, q_ctas, q_stages) = forward, query
-        self.k_groups, k_rows, k_ctas, k_stages = key
+        (self.f_groups, f_keys, f_ctas, f_stages, f_ahead), (self.q_groups, q_keys, q_ctas, q_stages, q_ahead) = forward, query
+        self.k_groups, k_rows, k_ctas, k_stages, k_ahead = key
         self.box = min(q_keys, k_rows, 64)
         f = compile("attention_forward_hopper.cu", {"HEAD_SIZE": hs, "ATTENTION_GROUPS": self.f_groups, "ATTENTION_KEYS": f_keys,
-                    "ATTENTION_STAGES": f_stages, "ATTENTION_CTAS": f_ctas, "ATTENTION_SKIP": f_skip})
+                    "ATTENTION_STAGES": f_stages, "ATTENTION_CTAS": f_ctas, "ATTENTION_PREFETCH": f_ahead})
         b = compile("attention_backward_hopper.cu", {"HEAD_SIZE": hs, "ATTENTION_BOX": self.box, "ATTENTION_QUERY_GROUPS": self.q_groups,
                     "ATTENTION_QUERY_KEYS": q_keys, "ATTENTION_QUERY_CTAS": q_ctas, "ATTENTION_QUERY_STAGES": q_stages,
                     "ATTENTION_KEY_GROUPS": self.k_groups, "ATTENTION_KEY_ROWS": k_rows, "ATTENTION_KEY_CTAS": k_ctas,
-                    "ATTENTION_KEY_STAGES": k_stages})
+                    "ATTENTION_KEY_STAGES": k_stages,
+                    "ATTENTION_QUERY_PREFETCH": q_ahead, "ATTENTION_KEY_PREFETCH": k_ahead})
         if f is None:
             return
         self.f_shared = 2 * hs * (64 * self.f_groups + 2 * f_stages * f_keys) + 8 * (1 + 3 * f_stages)
@@ -194,7 +195,7 @@ class Hopper:
 
     def scratch(self, batch, tokens, heads):
         import torch
-        return poisoned((batch, heads, -(-tokens // 64) * 64, 2), torch.float32)
+        return poisoned((batch, heads, 2, -(-tokens // 64) * 64), torch.float32)
 
 
 # ---- measuring ---------------------------------------------------------------------------------------
@@ -367,9 +368,9 @@ def time(kernels, shapes, peers):
             args = (b["dqkv"], b["delta"], dout, qkv, b["out"], b["lse"])
             parts = " ".join(f"{part} {median_ms(lambda: kernel.backward(*args, only=part)):.3f}" for part in getattr(kernel, "parts", ("query", "key")))
             table.append((where, name, forward, median_ms(lambda: kernel.backward(*args)), parts))
-    print(f"{'shape':24}{'version':34}{'forward ms':>11}{'backward ms':>12}  {torch.cuda.get_device_name()}")
+    print(f"{'shape':24}{'version':44}{'forward ms':>11}{'backward ms':>12}  {torch.cuda.get_device_name()}")
     for where, name, forward, backward, note in table:
-        print(f"{where:24}{name:34}{forward:11.3f}{backward:12.3f}  {note}")
+        print(f"{where:24}{name:44}{forward:11.3f}{backward:12.3f}  {note}")
 
 
 def main():
@@ -381,6 +382,7 @@ def main():
     parser.add_argument("--arch", default="sm_90a")
     parser.add_argument("--times", type=int, default=200, help="runs of `repeat`")
     parser.add_argument("--versions", default="mma,hopper", help="of mma, hopper")
+    parser.add_argument("--head-sizes", type=int, nargs="+", default=HEAD_SIZES)
     parser.add_argument("--variants", action="store_true", help="also other tile sizes of the Hopper version, head size 64")
     options = parser.parse_args()
 
@@ -394,11 +396,11 @@ def main():
 
     kernels, variants = {}, {}
     if "mma" in options.versions:
-        kernels |= {f"mma HS{hs}": Portable(compile, hs) for hs in HEAD_SIZES}
+        kernels |= {f"mma HS{hs}": Portable(compile, hs) for hs in options.head_sizes}
     if "hopper" in options.versions:
-        kernels |= {f"wgmma HS{hs}": Hopper(compile, hs, *HOPPER[hs]) for hs in HOPPER}
+        kernels |= {f"wgmma HS{hs}": Hopper(compile, hs, *HOPPER[hs]) for hs in HOPPER if hs in options.head_sizes}
     if options.variants:
-        variants = {f"f{f} q{q} k{k}".replace(" ", ""): Hopper(compile, 64, f, q, k) for f, q, k in VARIANTS}
+        variants = {f"{hs}f{f}q{q}k{k}".replace(" ", ""): Hopper(compile, hs, f, q, k) for hs, f, q, k in VARIANTS if hs in options.head_sizes}
     if options.verbs == ["compile"]:
         return
     failed = []
@@ -409,23 +411,25 @@ def main():
     if "repeat" in options.verbs:
         failed += repeat(kernels | variants, options.times)
     if "time" in options.verbs:
-        time(kernels | variants, [(16, 1024, 25, 64), (64, 1024, 12, 64)], ["flash", "cudnn"])
-        others = [(8, 2048, 24, 80), (8, 2048, 16, 96), (8, 2048, 16, 128)]
-        time(kernels, [s for s in others if any(k.hs == s[3] for k in kernels.values())], ["flash", "cudnn"])
+        shapes = [(16, 1024, 25, 64), (64, 1024, 12, 64), (8, 2048, 24, 80), (8, 2048, 16, 96), (8, 2048, 16, 128)]
+        time(kernels | variants, [s for s in shapes if any(k.hs == s[3] for k in kernels.values())], ["flash", "cudnn"])
     print(f"{len(failed)} failures")
     sys.exit(1 if failed else 0)
 
 
-# Forward: warpgroups, keys a tile, CTAs, stages, skip. dQ: the same but the last. dK and dV: warpgroups, queries a tile, CTAs, stages.
+# Forward: warpgroups, keys a tile, CTAs, stages, blocks of prefetch. dQ: the same. dK and dV: the same with queries a tile.
 HOPPER = {
-    64: ((2, 64, 2, 4, 1), (1, 64, 3, 3), (1, 64, 3, 3)),
-    128: ((2, 64, 1, 3, 1), (2, 64, 1, 3), (1, 64, 2, 2)),
+    64: ((2, 64, 2, 4, 264), (1, 64, 3, 3, 396), (1, 64, 3, 3, 396)),
+    128: ((3, 64, 1, 4, 132), (2, 64, 1, 3, 132), (1, 64, 2, 2, 264)),
 }
 VARIANTS = [
-    ((2, 64, 2, 4, 0), (2, 64, 2, 4), (3, 64, 1, 5)),
-    ((2, 64, 2, 6, 1), (1, 64, 4, 2), (2, 32, 2, 4)),
-    ((2, 64, 2, 5, 1), (2, 64, 2, 3), (1, 64, 3, 2)),
-    ((1, 64, 4, 2, 1), (2, 32, 2, 4), (2, 64, 1, 4)),
+    (64, (2, 64, 2, 4, 0), (1, 64, 3, 3, 0), (1, 64, 3, 3, 0)),
+    (64, (2, 64, 2, 4, 352), (2, 64, 1, 4, 264), (1, 64, 3, 2, 396)),
+    (64, (2, 64, 2, 5, 264), (1, 64, 3, 2, 528), (1, 64, 3, 2, 0)),
+    (64, (2, 64, 2, 4, 160), (2, 64, 1, 3, 264), (1, 64, 3, 3, 528)),
+    (64, (2, 64, 2, 3, 264), (2, 64, 1, 4, 0), (1, 64, 3, 3, 300)),
+    (128, (2, 128, 1, 2, 132), (2, 64, 1, 3, 0), (2, 64, 1, 2, 132)),
+    (128, (3, 64, 1, 4, 0), (3, 64, 1, 3, 132), (1, 64, 2, 2, 0)),
 ]
 
 if __name__ == "__main__":
