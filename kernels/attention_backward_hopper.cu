@@ -7,11 +7,10 @@
 // lse (B,NH,T) f32; rows (B,NH,2,ceil(T/64)*64) f32, scratch: the first kernel sets -lse*sqrt(HS) and -D of each row,
 // zeros past T, and the second reads them. Any T >= 1.
 //
-// Launch of attention_backward_query: grid (ceil(T / R), B*NH, 1), block 128*G, R = 64*G, G = ATTENTION_QUERY_GROUPS;
-//   dynamic shared memory 2*HS*(2*R + 2*STAGES*64) + 8*(1 + 3*STAGES) bytes, STAGES = ATTENTION_QUERY_STAGES.
-// Launch of attention_backward_key: grid (ceil(T / K), B*NH, 1), block 128*G, K = 64*G, G = ATTENTION_KEY_GROUPS;
-//   dynamic shared memory 2*HS*(2*K + 2*STAGES*N) + 8*STAGES*N + 8*(1 + 2*STAGES) bytes, N = ATTENTION_KEY_ROWS,
-//   STAGES = ATTENTION_KEY_STAGES.
+// Launch of attention_backward_query: grid (ceil(T / R), B*NH, 1), block 128*G, R = 64*G; head size 64: G = 2, N = 4;
+//   head size 128: G = 3, N = 3; dynamic shared memory 2*HS*(2*R + 2*N*64) + 8*(1 + 2*N) bytes.
+// Launch of attention_backward_key: grid (ceil(T / 64), B*NH, 1), block 128; N = 3 for head size 64, 2 for 128;
+//   dynamic shared memory 2*HS*(2*64 + 2*N*64) + 8*N*64 + 8*(1 + 2*N) bytes.
 //
 // The trick: no sum crosses a warpgroup, so there is nothing to order. dQ is summed by the warpgroup that owns 64 query
 // rows, dK and dV by the one that owns 64 key rows; the price is S and dP computed twice (seven products instead of
@@ -23,39 +22,6 @@
 // Order of sums: D by quads of threads over 16-byte columns; dQ over keys ascending, dK and dV over queries ascending,
 // in steps of 16.
 #include "attention_hopper.cuh"
-
-#ifndef ATTENTION_QUERY_GROUPS
-#define ATTENTION_QUERY_GROUPS (HEAD_SIZE == 64 ? 1 : 2)
-#endif
-#ifndef ATTENTION_QUERY_KEYS
-#define ATTENTION_QUERY_KEYS 64
-#endif
-#ifndef ATTENTION_QUERY_STAGES
-#define ATTENTION_QUERY_STAGES 3
-#endif
-#ifndef ATTENTION_QUERY_CTAS
-#define ATTENTION_QUERY_CTAS (HEAD_SIZE == 64 ? 3 : 1)
-#endif
-#ifndef ATTENTION_KEY_GROUPS
-#define ATTENTION_KEY_GROUPS 1
-#endif
-#ifndef ATTENTION_KEY_ROWS
-#define ATTENTION_KEY_ROWS 64
-#endif
-#ifndef ATTENTION_KEY_STAGES
-#define ATTENTION_KEY_STAGES (HEAD_SIZE == 64 ? 3 : 2)
-#endif
-#ifndef ATTENTION_KEY_CTAS
-#define ATTENTION_KEY_CTAS (HEAD_SIZE == 64 ? 3 : 2)
-#endif
-
-// Bring into L2 what the block so many further on will read; 0: do not.
-#ifndef ATTENTION_QUERY_PREFETCH
-#define ATTENTION_QUERY_PREFETCH 396
-#endif
-#ifndef ATTENTION_KEY_PREFETCH
-#define ATTENTION_KEY_PREFETCH 396
-#endif
 
 namespace attention {
 
@@ -71,12 +37,21 @@ struct BackwardArgs {
     int heads;   // NH
 };
 
+// The kernel of dQ: warpgroups of 64 query rows, and stages of K and V. At most 128 registers a thread, so that two
+// blocks share a multiprocessor at head size 64; asking for that makes the compiler spill where it need not.
+constexpr int GROUPS = HS == 64 ? 2 : 3, QUERY_STAGES = HS == 64 ? 4 : 3;
+// The kernel of dK and dV: stages of Q and dout, and blocks of one warpgroup that share a multiprocessor.
+constexpr int KEY_STAGES = HS == 64 ? 3 : 2, KEY_BLOCKS = HS == 64 ? 3 : 2;
+/// The block so many further on is the one whose rows a block of the second kernel brings into L2: about what an H100
+/// has under way.
+constexpr int AHEAD = 132 * KEY_BLOCKS;
+
 }  // namespace attention
 
-extern "C" __global__ void __launch_bounds__(128 * ATTENTION_QUERY_GROUPS, ATTENTION_QUERY_CTAS)
+extern "C" __global__ void __launch_bounds__(128 * attention::GROUPS, 1)
 attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     using namespace attention;
-    constexpr int GROUPS = ATTENTION_QUERY_GROUPS, ROWS = 64 * GROUPS, KEYS = ATTENTION_QUERY_KEYS, STAGES = ATTENTION_QUERY_STAGES, LAG = GROUPS == 1 || STAGES == 2 ? 1 : 2;
+    constexpr int ROWS = 64 * GROUPS, KEYS = 64, STAGES = QUERY_STAGES, LAG = 2;
     // Tiles that one warpgroup meets and another does not are never released by the latter.
     static_assert((GROUPS - 1) * 64 / KEYS < STAGES, "a refill would wait for ever");
     extern __shared__ __align__(1024) unsigned char shared[];
@@ -112,22 +87,6 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     __syncthreads();
     if (feeder)
         for (int t = 1; t < STAGES && t < tiles; ++t) load(t, t);
-#if ATTENTION_QUERY_PREFETCH
-    {
-        const int later = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x) + ATTENTION_QUERY_PREFETCH;
-        const int y = later / static_cast<int>(gridDim.x), r = (static_cast<int>(gridDim.x) - 1 - later % static_cast<int>(gridDim.x)) * ROWS;
-        if (y < static_cast<int>(gridDim.y)) {
-            const int b = y / heads, h = y % heads, mine = r + static_cast<int>(thread);
-            if (thread == 128 * (GROUPS - 1) + 32) {
-                for (int i = 0; i < 3; ++i) prefetch_tile<ROWS>(args.qkv_map, i * heads + h, r, b);
-                prefetch_tile<ROWS>(args.dout_map, h, r, b);
-            }
-            if (static_cast<int>(thread) < ROWS && mine < tokens)
-                for (int i = 0; i < PANELS; ++i)
-                    asm volatile("prefetch.global.L2 [%0];" ::"l"(args.out + (static_cast<long long>(b) * tokens + mine) * channels + h * HS + i * 64));
-        }
-    }
-#endif
     __syncwarp();
 
     const int group_row0 = row0 + static_cast<int>(group) * 64;
@@ -230,15 +189,12 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
                      tokens - warp_row0, q_rows + (warp & 3) * 16 * 128, dq, SCALE, SCALE, lane);
 }
 
-extern "C" __global__ void __launch_bounds__(128 * ATTENTION_KEY_GROUPS, ATTENTION_KEY_CTAS)
+extern "C" __global__ void __launch_bounds__(128, attention::KEY_BLOCKS)
 attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
     using namespace attention;
-    constexpr int GROUPS = ATTENTION_KEY_GROUPS, KEYS = 64 * GROUPS, ROWS = ATTENTION_KEY_ROWS, STAGES = ATTENTION_KEY_STAGES, LAG = GROUPS == 1 || STAGES == 2 ? 1 : 2;
-    static_assert((GROUPS - 1) * 64 / ROWS <= STAGES, "a warpgroup passes over fewer tiles than there are stages");
-    static_assert(ROWS <= 64, "row statistics are padded to 64");
+    constexpr int KEYS = 64, ROWS = 64, STAGES = KEY_STAGES, LAG = 1;
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
-    const u32 group = __shfl_sync(0xffffffffu, thread >> 7, 0);  // the same in a warp, and the compiler knows it
     const int tokens = args.tokens, heads = args.heads;
     const int key0 = static_cast<int>(blockIdx.x) * KEYS;  // block 0 meets every query: the longest first
     const int batch = static_cast<int>(blockIdx.y) / heads, head = static_cast<int>(blockIdx.y) % heads;
@@ -260,11 +216,10 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
         load_run(stats + stage * ROWS * 8, rows, ROWS * 4, barrier);
         load_run(stats + stage * ROWS * 8 + ROWS * 4, rows + padded, ROWS * 4, barrier);
     };
-    // The first warpgroup meets every tile; its first thread feeds all.
     const bool feeder = thread == 0;
     if (feeder) {
         barrier_init(kv_full, 1);
-        for (int s = 0; s < STAGES; ++s) barrier_init(full + 8 * s, 1), barrier_init(empty + 8 * s, 4 * GROUPS);
+        for (int s = 0; s < STAGES; ++s) barrier_init(full + 8 * s, 1), barrier_init(empty + 8 * s, 4);
         barrier_init_done();
         barrier_expect(kv_full, 2 * tile_bytes(KEYS));
         attention::load_tile<KEYS>(k_tile, args.qkv_map, kv_full, heads + head, key0, batch);
@@ -274,33 +229,24 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
     __syncthreads();
     if (feeder)
         for (int t = 1; t < STAGES && first + t < tiles; ++t) load(first + t, t);
-#if ATTENTION_KEY_PREFETCH
     if (thread == 32) {
-        const int later = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x) + ATTENTION_KEY_PREFETCH;
+        const int later = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x) + AHEAD;
         const int y = later / static_cast<int>(gridDim.x), r = later % static_cast<int>(gridDim.x) * KEYS;
         if (y < static_cast<int>(gridDim.y)) {
             for (int i = 0; i < 3; ++i) prefetch_tile<KEYS>(args.qkv_map, i * heads + y % heads, r, y / heads);
             prefetch_tile<KEYS>(args.dout_map, y % heads, r, y / heads);
         }
     }
-#endif
     __syncwarp();
 
-    const int group_key0 = key0 + static_cast<int>(group) * 64;
-    const int warp_key0 = group_key0 + static_cast<int>(warp & 3) * 16, key = warp_key0 + static_cast<int>(lane >> 2);  // and key + 8
-    const u32 k_rows = k_tile + group * 64 * 128, v_rows = v_tile + group * 64 * 128;
-    const u32 k_operand = operand<KEYS>(k_rows), v_operand = operand<KEYS>(v_rows);
+    const int warp_key0 = key0 + static_cast<int>(warp) * 16, key = warp_key0 + static_cast<int>(lane >> 2);  // and key + 8
+    const u32 k_operand = operand<KEYS>(k_tile), v_operand = operand<KEYS>(v_tile);
     const u32 q_operand = operand<ROWS>(q_tiles), dout_operand = operand<ROWS>(dout_tiles);
     float s[ROWS / 2], dp[ROWS / 2], dk[HS / 2], dv[HS / 2];
     u32 p[ROWS / 16][4], ds[ROWS / 16][4];
     clear(dk);
     clear(dv);
     Ring<STAGES> use;
-    int begin = first;
-    for (; begin + 1 < tiles && begin * ROWS + ROWS <= group_key0; ++begin) {  // wholly masked for this warpgroup
-        if (lane == 0) barrier_arrive(empty + 8 * use.stage);
-        use.advance();
-    }
 
     // Rows of these accumulators are keys, columns are queries. They start from a statistic of each query.
     auto begin_with = [&](float(&d)[ROWS / 2], u32 statistic) {
@@ -322,7 +268,7 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
         const int row0 = tile * ROWS;
 #pragma unroll
         for (int i = 0; i < ROWS / 2; ++i) s[i] = exp2_approx(s[i] * SCALE_LOG2);
-        if (row0 < group_key0 + 63) {
+        if (row0 < key0 + 63) {
 #pragma unroll
             for (int i = 0; i < ROWS / 2; ++i) {
                 const int row = row0 + i / 4 * 8 + static_cast<int>(lane & 3) * 2 + (i & 1);
@@ -349,8 +295,8 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
     wgmma_commit();
     start_rows<KEYS, ROWS, true>(dp, v_operand, dout_operand + use.stage * (TILE / 16));
     wgmma_commit();
-    differentiate(begin);
-    for (int tile = begin + 1; tile < tiles; ++tile) {
+    differentiate(first);
+    for (int tile = first + 1; tile < tiles; ++tile) {
         const Ring<STAGES> before = use;
         use.advance();
         barrier_wait(full + 8 * use.stage, use.phase);
@@ -380,8 +326,8 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
     pin(dk);
     pin(dv);
 
-    asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");  // all four warps are done with their rows of K and V
+    __syncthreads();  // all four warps are done with their rows of K and V
     bf16* dst = args.dqkv + (static_cast<long long>(batch) * tokens + warp_key0) * 3 * channels + channels + head * HS;
-    store_rows<KEYS>(dst, 3 * channels, tokens - warp_key0, k_rows + (warp & 3) * 16 * 128, dk, SCALE, SCALE, lane);
-    store_rows<KEYS>(dst + channels, 3 * channels, tokens - warp_key0, v_rows + (warp & 3) * 16 * 128, dv, 1.0f, 1.0f, lane);
+    store_rows<KEYS>(dst, 3 * channels, tokens - warp_key0, k_tile + warp * 16 * 128, dk, SCALE, SCALE, lane);
+    store_rows<KEYS>(dst + channels, 3 * channels, tokens - warp_key0, v_tile + warp * 16 * 128, dv, 1.0f, 1.0f, lane);
 }

@@ -5,33 +5,17 @@
 //
 // Shapes: qkv (B,T,3,NH,HS) bf16, by its tensor map; out (B,T,NH,HS) bf16; lse (B,NH,T) f32. Any T >= 1.
 //
-// Launch: grid (ceil(T / ROWS), B*NH, 1), block 128*GROUPS, ROWS = 64*GROUPS;
-// dynamic shared memory 2*HS*(ROWS + 2*STAGES*KEYS) + 8*(1 + 3*STAGES) bytes. The longest rows of a head start first.
+// Launch: grid (ceil(T / R), B*NH, 1), block 128*G, R = 64*G, G = 2 for head size 64 and 3 for 128;
+// dynamic shared memory 2*HS*(R + 8*64) + 104 bytes. The longest rows of a head start first.
 //
 // The trick: a warpgroup owns 64 query rows and walks the keys in ascending tiles. The product of this tile's
 // probabilities with V and the scores of the next tile are started together, so that a warpgroup waits for the
 // matrix unit once a tile, and the other warpgroups of the multiprocessor fill its time in the exponentials.
-// One thread keeps TMA ahead by STAGES-1 tiles; no warp is spent on that alone.
+// One thread keeps TMA up to four tiles ahead; no warp is spent on that alone.
 //
 // Order of sums: head dimension and keys ascending by 16; each row's sum by thread over its columns ascending,
 // tile by tile, threads of a quad combined once at the end.
 #include "attention_hopper.cuh"
-
-#ifndef ATTENTION_GROUPS
-#define ATTENTION_GROUPS 2
-#endif
-#ifndef ATTENTION_KEYS
-#define ATTENTION_KEYS 64
-#endif
-#ifndef ATTENTION_STAGES
-#define ATTENTION_STAGES (HEAD_SIZE == 64 ? 4 : 3)
-#endif
-#ifndef ATTENTION_PREFETCH  // bring into L2 what the block so many further on will read; 0: do not
-#define ATTENTION_PREFETCH 264
-#endif
-#ifndef ATTENTION_CTAS
-#define ATTENTION_CTAS (HEAD_SIZE == 64 ? 2 : 1)
-#endif
 
 namespace attention {
 
@@ -43,14 +27,18 @@ struct ForwardArgs {
     int heads;   // NH
 };
 
-constexpr int GROUPS = ATTENTION_GROUPS, ROWS = 64 * GROUPS, KEYS = ATTENTION_KEYS, STAGES = ATTENTION_STAGES;
+constexpr int GROUPS = HS == 64 ? 2 : 3, ROWS = 64 * GROUPS, KEYS = 64, STAGES = 4;
+/// Blocks that share a multiprocessor.
+constexpr int BLOCKS = HS == 64 ? 2 : 1;
+/// The block so many further on is the one whose rows this block brings into L2: about what an H100 has under way.
+constexpr int AHEAD = 132 * BLOCKS;
 // Tiles that one warpgroup meets and another does not are never released by the latter.
 static_assert((GROUPS - 1) * 64 / KEYS < STAGES, "a refill would wait for ever");
-constexpr int LAG = GROUPS == 1 || STAGES == 2 ? 1 : 2;
+constexpr int LAG = 2;
 
 }  // namespace attention
 
-extern "C" __global__ void __launch_bounds__(128 * ATTENTION_GROUPS, ATTENTION_CTAS)
+extern "C" __global__ void __launch_bounds__(128 * attention::GROUPS, attention::BLOCKS)
 attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     using namespace attention;
     extern __shared__ __align__(1024) unsigned char shared[];
@@ -84,14 +72,12 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     __syncthreads();
     if (feeder)
         for (int t = 1; t < STAGES && t < tiles; ++t) load(t, t);
-#if ATTENTION_PREFETCH
     if (thread == 128 * (GROUPS - 1) + 32) {
-        const int later = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x) + ATTENTION_PREFETCH;
+        const int later = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x) + AHEAD;
         const int y = later / static_cast<int>(gridDim.x), r = (static_cast<int>(gridDim.x) - 1 - later % static_cast<int>(gridDim.x)) * ROWS;
         if (y < static_cast<int>(gridDim.y))
             for (int i = 0; i < 3; ++i) prefetch_tile<ROWS>(args.qkv, i * heads + y % heads, r, y / heads);
     }
-#endif
     __syncwarp();
 
     const int group_row0 = row0 + static_cast<int>(group) * 64;

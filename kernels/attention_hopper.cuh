@@ -5,16 +5,12 @@
 // permuted within each group of eight rows (the 128-byte swizzle, which TMA writes and wgmma reads).
 // The same tile serves as an operand summed along its columns and, transposed, along its rows.
 //
-// Tensor maps: element type bf16, 128-byte swizzle, zeros out of bounds, box {64, 1, BOX, 1};
+// Tensor maps: element type bf16, 128-byte swizzle, zeros out of bounds, box {64, 1, 64, 1};
 //   qkv   dimensions {HS, 3*NH, T, B}, strides in bytes {2*HS, 6*C, 6*C*T};
 //   dout  dimensions {HS, NH, T, B},   strides in bytes {2*HS, 2*C, 2*C*T}.
 #pragma once
 #include "attention.cuh"
 #include "attention_wgmma.cuh"
-
-#ifndef ATTENTION_BOX
-#define ATTENTION_BOX 64
-#endif
 
 namespace attention {
 
@@ -26,7 +22,7 @@ struct alignas(64) TensorMap {
 };
 
 /// Rows that one TMA instruction brings.
-constexpr int BOX = ATTENTION_BOX;
+constexpr int BOX = 64;
 constexpr int PANELS = HS / 64;
 __device__ constexpr u32 tile_bytes(int rows) { return rows * HS * 2; }
 
