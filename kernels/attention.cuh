@@ -78,6 +78,12 @@ __device__ __forceinline__ uint4 load_16(const void* p) {
     return v;
 }
 
+__device__ __forceinline__ uint4 load_shared_16(u32 address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    return v;
+}
+
 /// `sum` plus the products of eight pairs of bf16, in order.
 __device__ __forceinline__ float add_products(float sum, const uint4& a, const uint4& b) {
     sum = __fmaf_rn(low_bf16(a.x), low_bf16(b.x), sum), sum = __fmaf_rn(high_bf16(a.x), high_bf16(b.x), sum);
@@ -255,8 +261,7 @@ __device__ __forceinline__ void store_rows(bf16* dst, long long stride, int vali
     for (int i = 0; i < M * 16 * CHUNKS / 32; ++i) {
         const int index = i * 32 + static_cast<int>(lane);
         const int row = index / CHUNKS, chunk = index % CHUNKS;
-        uint4 v;
-        asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(stage + row * ROW_BYTES + chunk * 16) : "memory");
+        const uint4 v = load_shared_16(stage + row * ROW_BYTES + chunk * 16);
         if (row < valid) store_16(dst + row * stride + chunk * 8, v);
     }
 }

@@ -5,33 +5,17 @@
 //
 // Shapes: qkv (B,T,3,NH,HS) bf16, by its tensor map; out (B,T,NH,HS) bf16; lse (B,NH,T) f32. Any T >= 1.
 //
-// Launch: grid (ceil(T / ROWS), B*NH, 1), block 128*GROUPS, ROWS = 64*GROUPS;
-// dynamic shared memory 2*HS*(ROWS + 2*STAGES*KEYS) + 8*(1 + 3*STAGES) bytes. The longest rows of a head start first.
+// Launch: grid (ceil(T / R), B*NH, 1), block 128*G, R = 64*G, G = 2 for head size 64 and 3 for 128;
+// dynamic shared memory 2*HS*(R + 8*64) + 104 bytes. The longest rows of a head start first.
 //
 // The trick: a warpgroup owns 64 query rows and walks the keys in ascending tiles. The product of this tile's
 // probabilities with V and the scores of the next tile are started together, so that a warpgroup waits for the
 // matrix unit once a tile, and the other warpgroups of the multiprocessor fill its time in the exponentials.
-// One thread keeps TMA ahead by STAGES-1 tiles; no warp is spent on that alone.
+// One thread keeps TMA up to four tiles ahead; no warp is spent on that alone.
 //
 // Order of sums: head dimension and keys ascending by 16; each row's sum by thread over its columns ascending,
 // tile by tile, threads of a quad combined once at the end.
 #include "attention_hopper.cuh"
-
-#ifndef ATTENTION_GROUPS
-#define ATTENTION_GROUPS 2
-#endif
-#ifndef ATTENTION_KEYS
-#define ATTENTION_KEYS 64
-#endif
-#ifndef ATTENTION_STAGES
-#define ATTENTION_STAGES (HEAD_SIZE == 64 ? 4 : 3)
-#endif
-#ifndef ATTENTION_SKIP
-#define ATTENTION_SKIP 1
-#endif
-#ifndef ATTENTION_CTAS
-#define ATTENTION_CTAS (HEAD_SIZE == 64 ? 2 : 1)
-#endif
 
 namespace attention {
 
@@ -43,12 +27,18 @@ struct ForwardArgs {
     int heads;   // NH
 };
 
-constexpr int GROUPS = ATTENTION_GROUPS, ROWS = 64 * GROUPS, KEYS = ATTENTION_KEYS, STAGES = ATTENTION_STAGES;
-constexpr int LAG = GROUPS == 1 || STAGES == 2 ? 1 : 2;
+constexpr int GROUPS = HS == 64 ? 2 : 3, ROWS = 64 * GROUPS, KEYS = 64, STAGES = 4;
+/// Blocks that share a multiprocessor.
+constexpr int BLOCKS = HS == 64 ? 2 : 1;
+/// The block so many further on is the one whose rows this block brings into L2: about what an H100 has under way.
+constexpr int AHEAD = 132 * BLOCKS;
+// Tiles that one warpgroup meets and another does not are never released by the latter.
+static_assert((GROUPS - 1) * 64 / KEYS < STAGES, "a refill would wait for ever");
+constexpr int LAG = 2;
 
 }  // namespace attention
 
-extern "C" __global__ void __launch_bounds__(128 * ATTENTION_GROUPS, ATTENTION_CTAS)
+extern "C" __global__ void __launch_bounds__(128 * attention::GROUPS, attention::BLOCKS)
 attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     using namespace attention;
     extern __shared__ __align__(1024) unsigned char shared[];
@@ -77,14 +67,24 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
         barrier_init_done();
         barrier_expect(q_full, tile_bytes(ROWS));
         attention::load_tile<ROWS>(q_tile, args.qkv, q_full, head, row0, batch);
-        for (int t = 0; t < STAGES && t < tiles; ++t) load(t, t);
+        load(0, 0);
     }
     __syncthreads();
+    if (feeder)
+        for (int t = 1; t < STAGES && t < tiles; ++t) load(t, t);
+    if (thread == 128 * (GROUPS - 1) + 32) {
+        const int later = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x) + AHEAD;
+        const int y = later / static_cast<int>(gridDim.x), r = (static_cast<int>(gridDim.x) - 1 - later % static_cast<int>(gridDim.x)) * ROWS;
+        if (y < static_cast<int>(gridDim.y))
+            for (int i = 0; i < 3; ++i) prefetch_tile<ROWS>(args.qkv, i * heads + y % heads, r, y / heads);
+    }
+    __syncwarp();
 
     const int group_row0 = row0 + static_cast<int>(group) * 64;
     const int group_tiles = min(tiles, (group_row0 + 63) / KEYS + 1);
     const int row = group_row0 + static_cast<int>(warp & 3) * 16 + static_cast<int>(lane >> 2);  // and row + 8
     const u32 q_rows = q_tile + group * 64 * 128;
+    const u32 q_operand = operand<ROWS>(q_rows), k_operand = operand<KEYS>(k_tiles), v_operand = operand<KEYS>(v_tiles);
     float s[KEYS / 2], o[HS / 2], row_max[2] = {MASKED, MASKED}, row_sum[2] = {0.0f, 0.0f};
     clear(o);
     u32 p[KEYS / 16][4];
@@ -127,7 +127,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     barrier_wait(q_full, 0);
     barrier_wait(k_full, 0);
     wgmma_fence();
-    start_rows<ROWS, KEYS>(s, q_rows, k_tiles);
+    start_rows<ROWS, KEYS>(s, q_operand, k_operand);
     wgmma_commit();
     wgmma_wait<0>();
     exponentiate(0);
@@ -139,9 +139,9 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
         use.advance();
         barrier_wait(k_full + 8 * use.stage, use.phase);
         wgmma_fence();
-        start_rows<ROWS, KEYS>(s, q_rows, k_tiles + use.stage * TILE);
+        start_rows<ROWS, KEYS>(s, q_operand, k_operand + use.stage * (TILE / 16));
         wgmma_commit();
-        start_columns<KEYS>(o, p, v_tiles + before.stage * TILE);
+        start_columns(o, p, v_operand + before.stage * (TILE / 16));
         wgmma_commit();
         wgmma_wait<1>();
         exponentiate(tile);
@@ -153,7 +153,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
         if (feeder) refill<STAGES, LAG>(tile, tiles, 0, before, empty, load);
         __syncwarp();
         // A factor of one changes no bit, and maxima seldom move after the first tiles.
-        if (!ATTENTION_SKIP || __any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
+        if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
 #pragma unroll
             for (int i = 0; i < HS / 2; ++i) o[i] *= rescale[(i >> 1) & 1];
         }
@@ -161,7 +161,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
         pin(o);
     }
     wgmma_fence();
-    start_columns<KEYS>(o, p, v_tiles + use.stage * TILE);
+    start_columns(o, p, v_operand + use.stage * (TILE / 16));
     wgmma_commit();
     wgmma_wait<0>();
     pin(o);
@@ -171,7 +171,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         const float sum = quad_sum(row_sum[h]);
-        inverse[h] = __frcp_rn(sum);
+        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse[h]) : "f"(sum));
         if ((lane & 3) == 0 && row + 8 * h < tokens) lse[row + 8 * h] = __fmaf_rn(row_max[h], SCALE, LN_2 * __log2f(sum));
     }
     // The warpgroup's own rows of Q have been read by all its warps only now that all are past their waits.

@@ -5,16 +5,12 @@
 // permuted within each group of eight rows (the 128-byte swizzle, which TMA writes and wgmma reads).
 // The same tile serves as an operand summed along its columns and, transposed, along its rows.
 //
-// Tensor maps: element type bf16, 128-byte swizzle, zeros out of bounds, box {64, 1, BOX, 1};
+// Tensor maps: element type bf16, 128-byte swizzle, zeros out of bounds, box {64, 1, 64, 1};
 //   qkv   dimensions {HS, 3*NH, T, B}, strides in bytes {2*HS, 6*C, 6*C*T};
 //   dout  dimensions {HS, NH, T, B},   strides in bytes {2*HS, 2*C, 2*C*T}.
 #pragma once
 #include "attention.cuh"
 #include "attention_wgmma.cuh"
-
-#ifndef ATTENTION_BOX
-#define ATTENTION_BOX 64
-#endif
 
 namespace attention {
 
@@ -26,7 +22,7 @@ struct alignas(64) TensorMap {
 };
 
 /// Rows that one TMA instruction brings.
-constexpr int BOX = ATTENTION_BOX;
+constexpr int BOX = 64;
 constexpr int PANELS = HS / 64;
 __device__ constexpr u32 tile_bytes(int rows) { return rows * HS * 2; }
 
@@ -92,6 +88,16 @@ __device__ __forceinline__ void load_tile(u32 tile, const TensorMap& map, u32 ba
                 : "memory");
 }
 
+/// One thread asks for ROWS rows of a head to be brought near, into the L2 cache.
+template <int ROWS>
+__device__ __forceinline__ void prefetch_tile(const TensorMap& map, int head, int row, int batch) {
+#pragma unroll
+    for (int p = 0; p < PANELS; ++p)
+#pragma unroll
+        for (int r = 0; r < ROWS; r += BOX)
+            asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];" ::"l"(&map), "r"(p * 64), "r"(head), "r"(row + r), "r"(batch) : "memory");
+}
+
 /// One thread starts the copy of a run of bytes (a multiple of 16, 16-byte aligned).
 __device__ __forceinline__ void load_run(u32 dst, const void* src, u32 bytes, u32 barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst), "l"(src),
@@ -99,10 +105,15 @@ __device__ __forceinline__ void load_run(u32 dst, const void* src, u32 bytes, u3
                  : "memory");
 }
 
-/// wgmma's description of an operand in shared memory: eight-row groups 1024 bytes apart, panels `panel` bytes apart.
-__device__ __forceinline__ u64 describe(u32 address, u32 panel) {
-    return static_cast<u64>((address & 0x3ffff) >> 4) | static_cast<u64>(panel >> 4) << 16 | static_cast<u64>(1024 >> 4) << 32 |
-           1ull << 62;
+/// The low half of wgmma's description of a tile of ROWS rows: where it starts, and how far apart its panels are, in
+/// units of 16 bytes. Adding n moves the start by 16 n bytes.
+template <int ROWS>
+__device__ __forceinline__ u32 operand(u32 tile) { return tile >> 4 | (ROWS * 8) << 16; }
+/// The whole of it: groups of eight rows are 1024 bytes apart, 128-byte swizzle.
+__device__ __forceinline__ u64 describe(u32 operand) {
+    u64 r;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(r) : "r"(operand), "n"(1024 >> 4 | 1 << 30));
+    return r;
 }
 
 // ---- products --------------------------------------------------------------------------------------
@@ -122,20 +133,20 @@ __device__ __forceinline__ void pin(float (&d)[N]) {
     for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-/// Starts D[64xN] = A B^T over the head dimension, ascending by 16. A: 64 rows at `a` of a tile of A_ROWS rows;
-/// B: the first N rows of a tile of B_ROWS rows.
-template <int A_ROWS, int B_ROWS, int N2>
+/// Starts D[64xN] = A B^T (+ D if ADD) over the head dimension, ascending by 16. A: 64 rows of a tile of A_ROWS rows;
+/// B: N rows of a tile of B_ROWS rows.
+template <int A_ROWS, int B_ROWS, bool ADD = false, int N2>
 __device__ __forceinline__ void start_rows(float (&d)[N2], u32 a, u32 b) {
 #pragma unroll
     for (int k = 0; k < HS16; ++k)
-        wgmma_shared(d, describe(a + (k / 4) * A_ROWS * 128 + (k % 4) * 32, 16), describe(b + (k / 4) * B_ROWS * 128 + (k % 4) * 32, 16), k > 0);
+        wgmma_shared(d, describe(a + (k / 4) * A_ROWS * 8 + (k % 4) * 2), describe(b + (k / 4) * B_ROWS * 8 + (k % 4) * 2), ADD || k > 0);
 }
 
-/// Starts D[64xHS] += A B over 16*K rows of the tile at `b`, ascending by 16. A is in registers.
-template <int B_ROWS, int K>
+/// Starts D[64xHS] += A B over the first 16*K rows of tile B, ascending by 16. A is in registers.
+template <int K>
 __device__ __forceinline__ void start_columns(float (&d)[HS / 2], const u32 (&a)[K][4], u32 b) {
 #pragma unroll
-    for (int k = 0; k < K; ++k) wgmma_registers(d, a[k], describe(b + k * 16 * 128, B_ROWS * 128));
+    for (int k = 0; k < K; ++k) wgmma_registers(d, a[k], describe(b + k * 16 * 8));
 }
 
 /// An accumulator (64 x 16*K) rounded to bf16 in the layout of operand A.
@@ -158,19 +169,22 @@ __device__ __forceinline__ void clear(float (&d)[N]) {
 template <int TILE_ROWS>
 __device__ __forceinline__ void store_rows(bf16* dst, long long stride, int valid, u32 stage, const float (&d)[HS / 2], float scale0, float scale1, u32 lane) {
     __syncwarp();
+    // stmatrix: lanes 0-7 point at rows 0-7 of the first 8 columns, 8-15 at rows 8-15, 16-31 at the next 8 columns.
+    const u32 row_at = stage + (lane & 15) * 128, swizzle = lane & 7, right = lane >> 4;
 #pragma unroll
-    for (int n = 0; n < HS / 8; ++n) {
-        const u32 row = lane >> 2, at = stage + (n / 8) * TILE_ROWS * 128 + row * 128 + (((n % 8) ^ (row & 7)) << 4) + (lane & 3) * 4;
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(pack_bf16(d[4 * n] * scale0, d[4 * n + 1] * scale0)) : "memory");
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(at + 8 * 128), "r"(pack_bf16(d[4 * n + 2] * scale1, d[4 * n + 3] * scale1)) : "memory");
+    for (int n = 0; n < HS / 16; ++n) {
+        const u32 at = row_at + n / 4 * TILE_ROWS * 128 + ((((n % 4) * 2 + right) ^ swizzle) << 4);
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(pack_bf16(d[8 * n] * scale0, d[8 * n + 1] * scale0)),
+                     "r"(pack_bf16(d[8 * n + 2] * scale1, d[8 * n + 3] * scale1)), "r"(pack_bf16(d[8 * n + 4] * scale0, d[8 * n + 5] * scale0)),
+                     "r"(pack_bf16(d[8 * n + 6] * scale1, d[8 * n + 7] * scale1))
+                     : "memory");
     }
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < HS / 16; ++i) {
         const int index = i * 32 + static_cast<int>(lane), row = index / (HS / 8), chunk = index % (HS / 8);
         const u32 at = stage + (chunk / 8) * TILE_ROWS * 128 + row * 128 + (((chunk % 8) ^ (row & 7)) << 4);
-        uint4 v;
-        asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");
+        const uint4 v = load_shared_16(at);
         if (row < valid) store_16(dst + row * stride + chunk * 8, v);
     }
 }

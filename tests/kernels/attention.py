@@ -21,6 +21,7 @@ import sys
 from cuda.bindings import nvrtc
 
 HEAD_SIZES = (64, 80, 96, 128)
+HOPPER_HEAD_SIZES = (64, 128)
 
 
 # ---- compiling ---------------------------------------------------------------------------------------
@@ -85,21 +86,15 @@ def launch(function, grid, block, shared_bytes, args):
 class Portable:
     """attention_forward.cu and attention_backward.cu: mma.sync, sm_80 and later."""
 
-    def __init__(self, compile, head_size, forward_m=None, forward_ctas=2, query_m=1, query_keys=None, query_ctas=None, key_rows=None, key_ctas=None):
-        hs = head_size
-        self.forward_m = forward_m or (2 if hs <= 64 else 1)
-        self.query_m, self.query_keys = query_m, query_keys or (64 if hs <= 80 else 32)
-        self.key_rows, key_ctas = key_rows or 32, key_ctas or (3 if hs <= 64 else 2)
-        query_ctas = query_ctas or (3 if hs <= 64 else 2)
-        self.hs, row = hs, 2 * hs + 16
-        forward = compile("attention_forward.cu", {"HEAD_SIZE": hs, "ATTENTION_FORWARD_M": self.forward_m, "ATTENTION_FORWARD_CTAS": forward_ctas})
-        backward = compile("attention_backward.cu", {"HEAD_SIZE": hs, "ATTENTION_QUERY_M": query_m, "ATTENTION_QUERY_KEYS": self.query_keys,
-                           "ATTENTION_QUERY_CTAS": query_ctas, "ATTENTION_KEY_ROWS": self.key_rows, "ATTENTION_KEY_CTAS": key_ctas})
+    def __init__(self, compile, head_size):
+        hs, row = head_size, 2 * head_size + 16
+        self.hs, self.forward_rows, query_keys = hs, 128 if hs == 64 else 64, 64 if hs <= 80 else 32
+        forward, backward = (compile(f"attention_{way}.cu", {"HEAD_SIZE": hs}) for way in ("forward", "backward"))
         if forward is None:
             return
-        self.forward_shared = (64 * self.forward_m + 4 * 64) * row
-        self.query_shared = (2 * 64 * self.query_m + 4 * self.query_keys) * row
-        self.key_shared = (2 * 64 + 4 * self.key_rows) * row + 16 * self.key_rows
+        self.forward_shared = (self.forward_rows + 4 * 64) * row
+        self.query_shared = (2 * 64 + 4 * query_keys) * row
+        self.key_shared = (2 * 64 + 4 * 32) * row + 16 * 32
         self.forward_kernel = get_function(forward, "attention_forward", self.forward_shared)
         self.query_kernel = get_function(backward, "attention_backward_query", self.query_shared)
         self.key_kernel = get_function(backward, "attention_backward_key", self.key_shared)
@@ -107,13 +102,13 @@ class Portable:
     def forward(self, out, lse, qkv):
         batch, tokens, _, heads, _ = qkv.shape
         args = ForwardArgs(out.data_ptr(), lse.data_ptr(), qkv.data_ptr(), tokens, heads)
-        launch(self.forward_kernel, (-(-tokens // (64 * self.forward_m)), batch * heads, 1), 128, self.forward_shared, args)
+        launch(self.forward_kernel, (-(-tokens // self.forward_rows), batch * heads, 1), 128, self.forward_shared, args)
 
     def backward(self, dqkv, delta, dout, qkv, out, lse, only=None):
         batch, tokens, _, heads, _ = qkv.shape
         args = BackwardArgs(dqkv.data_ptr(), delta.data_ptr(), dout.data_ptr(), qkv.data_ptr(), out.data_ptr(), lse.data_ptr(), tokens, heads)
         if only != "key":
-            launch(self.query_kernel, (-(-tokens // (64 * self.query_m)), batch * heads, 1), 128, self.query_shared, args)
+            launch(self.query_kernel, (-(-tokens // 64), batch * heads, 1), 128, self.query_shared, args)
         if only != "query":
             launch(self.key_kernel, (-(-tokens // 64), batch * heads, 1), 128, self.key_shared, args)
 
@@ -133,8 +128,8 @@ class HopperBackwardArgs(ctypes.Structure):
                 ("heads", ctypes.c_int), ("pad", ctypes.c_uint64 * 2)]
 
 
-def tensor_map(tensor, slices, box_rows):
-    """The tensor map of a (B, T, slices * heads, HS) bf16 tensor: boxes of `box_rows` tokens by 64 columns of a head."""
+def tensor_map(tensor, slices):
+    """The tensor map of a (B, T, slices * heads, HS) bf16 tensor: boxes of 64 tokens by 64 columns of a head."""
     from cuda.bindings import driver
     batch, tokens, hs = tensor.shape[0], tensor.shape[1], tensor.shape[-1]
     u64, u32 = driver.cuuint64_t, driver.cuuint32_t
@@ -142,7 +137,7 @@ def tensor_map(tensor, slices, box_rows):
     made = ok(driver.cuTensorMapEncodeTiled(
         driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, tensor.data_ptr(),
         [u64(hs), u64(slices), u64(tokens), u64(batch)], [u64(hs * 2), u64(row), u64(row * tokens)],
-        [u32(64), u32(1), u32(box_rows), u32(1)], [u32(1)] * 4, driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        [u32(64), u32(1), u32(64), u32(1)], [u32(1)] * 4, driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
         driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B, driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
         driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
     return (ctypes.c_uint64 * 16).from_buffer_copy(ctypes.string_at(made.getPtr(), 128))
@@ -151,50 +146,44 @@ def tensor_map(tensor, slices, box_rows):
 class Hopper:
     """attention_forward_hopper.cu and attention_backward_hopper.cu: wgmma and TMA, sm_90a, head sizes 64 and 128."""
 
-    def __init__(self, compile, head_size, forward, query, key):
-        hs, self.hs = head_size, head_size
-        (self.f_groups, f_keys, f_ctas, f_stages, f_skip), (self.q_groups, q_keys, q_ctas, q_stages) = forward, query
-        self.k_groups, k_rows, k_ctas, k_stages = key
-        self.box = min(q_keys, k_rows, 64)
-        f = compile("attention_forward_hopper.cu", {"HEAD_SIZE": hs, "ATTENTION_GROUPS": self.f_groups, "ATTENTION_KEYS": f_keys,
-                    "ATTENTION_STAGES": f_stages, "ATTENTION_CTAS": f_ctas, "ATTENTION_SKIP": f_skip})
-        b = compile("attention_backward_hopper.cu", {"HEAD_SIZE": hs, "ATTENTION_BOX": self.box, "ATTENTION_QUERY_GROUPS": self.q_groups,
-                    "ATTENTION_QUERY_KEYS": q_keys, "ATTENTION_QUERY_CTAS": q_ctas, "ATTENTION_QUERY_STAGES": q_stages,
-                    "ATTENTION_KEY_GROUPS": self.k_groups, "ATTENTION_KEY_ROWS": k_rows, "ATTENTION_KEY_CTAS": k_ctas,
-                    "ATTENTION_KEY_STAGES": k_stages})
+    def __init__(self, compile, head_size):
+        hs = head_size
+        self.hs, self.groups = hs, 2 if hs == 64 else 3
+        query_stages, key_stages = (4, 3) if hs == 64 else (3, 2)
+        f, b = (compile(f"attention_{way}_hopper.cu", {"HEAD_SIZE": hs}) for way in ("forward", "backward"))
         if f is None:
             return
-        self.f_shared = 2 * hs * (64 * self.f_groups + 2 * f_stages * f_keys) + 8 * (1 + 3 * f_stages)
-        self.q_shared = 2 * hs * (2 * 64 * self.q_groups + 2 * q_stages * q_keys) + 8 * (1 + 3 * q_stages)
-        self.k_shared = 2 * hs * (2 * 64 * self.k_groups + 2 * k_stages * k_rows) + 8 * k_stages * k_rows + 8 * (1 + 2 * k_stages)
+        self.f_shared = 2 * hs * (64 * self.groups + 8 * 64) + 104
+        self.q_shared = 2 * hs * (2 * 64 * self.groups + 2 * query_stages * 64) + 8 * (1 + 2 * query_stages)
+        self.k_shared = 2 * hs * (2 * 64 + 2 * key_stages * 64) + 8 * key_stages * 64 + 8 * (1 + 2 * key_stages)
         self.forward_kernel = get_function(f, "attention_forward", self.f_shared)
         self.query_kernel = get_function(b, "attention_backward_query", self.q_shared)
         self.key_kernel = get_function(b, "attention_backward_key", self.k_shared)
         self.maps = {}
 
-    def map(self, tensor, slices, box):
-        key = (tensor.data_ptr(), tensor.shape, box)
+    def map(self, tensor, slices):
+        key = (tensor.data_ptr(), tensor.shape)
         if key not in self.maps:
-            self.maps[key] = tensor_map(tensor, slices, box)
+            self.maps[key] = tensor_map(tensor, slices)
         return self.maps[key]
 
     def forward(self, out, lse, qkv):
         batch, tokens, _, heads, _ = qkv.shape
-        args = HopperForwardArgs(self.map(qkv, 3 * heads, 64), out.data_ptr(), lse.data_ptr(), tokens, heads)
-        launch(self.forward_kernel, (-(-tokens // (64 * self.f_groups)), batch * heads, 1), 128 * self.f_groups, self.f_shared, args)
+        args = HopperForwardArgs(self.map(qkv, 3 * heads), out.data_ptr(), lse.data_ptr(), tokens, heads)
+        launch(self.forward_kernel, (-(-tokens // (64 * self.groups)), batch * heads, 1), 128 * self.groups, self.f_shared, args)
 
     def backward(self, dqkv, delta, dout, qkv, out, lse, only=None):
         batch, tokens, _, heads, _ = qkv.shape
-        args = HopperBackwardArgs(self.map(qkv, 3 * heads, self.box), self.map(dout, heads, self.box), dqkv.data_ptr(), delta.data_ptr(),
+        args = HopperBackwardArgs(self.map(qkv, 3 * heads), self.map(dout, heads), dqkv.data_ptr(), delta.data_ptr(),
                                   dout.data_ptr(), out.data_ptr(), lse.data_ptr(), tokens, heads)
         if only != "key":
-            launch(self.query_kernel, (-(-tokens // (64 * self.q_groups)), batch * heads, 1), 128 * self.q_groups, self.q_shared, args)
+            launch(self.query_kernel, (-(-tokens // (64 * self.groups)), batch * heads, 1), 128 * self.groups, self.q_shared, args)
         if only != "query":
-            launch(self.key_kernel, (-(-tokens // (64 * self.k_groups)), batch * heads, 1), 128 * self.k_groups, self.k_shared, args)
+            launch(self.key_kernel, (-(-tokens // 64), batch * heads, 1), 128, self.k_shared, args)
 
     def scratch(self, batch, tokens, heads):
         import torch
-        return poisoned((batch, heads, -(-tokens // 64) * 64, 2), torch.float32)
+        return poisoned((batch, heads, 2, -(-tokens // 64) * 64), torch.float32)
 
 
 # ---- measuring ---------------------------------------------------------------------------------------
@@ -208,7 +197,7 @@ def buffers(kernel, batch, tokens, heads):
     import torch
     hs = kernel.hs
     return dict(out=poisoned((batch, tokens, heads, hs), torch.bfloat16), lse=poisoned((batch, heads, tokens), torch.float32),
-                dqkv=poisoned((batch, tokens, 3, heads, hs), torch.bfloat16), delta=kernel.scratch(batch, tokens, heads))
+                dqkv=poisoned((batch, tokens, 3, heads, hs), torch.bfloat16), scratch=kernel.scratch(batch, tokens, heads))
 
 
 def inputs(batch, tokens, heads, hs, seed):
@@ -223,7 +212,7 @@ def run(kernel, qkv, dout):
     batch, tokens, _, heads, _ = qkv.shape
     b = buffers(kernel, batch, tokens, heads)
     kernel.forward(b["out"], b["lse"], qkv)
-    kernel.backward(b["dqkv"], b["delta"], dout, qkv, b["out"], b["lse"])
+    kernel.backward(b["dqkv"], b["scratch"], dout, qkv, b["out"], b["lse"])
     return b["out"], b["lse"], b["dqkv"]
 
 
@@ -364,12 +353,12 @@ def time(kernels, shapes, peers):
                 continue
             b = buffers(kernel, batch, tokens, heads)
             forward = median_ms(lambda: kernel.forward(b["out"], b["lse"], qkv))
-            args = (b["dqkv"], b["delta"], dout, qkv, b["out"], b["lse"])
-            parts = " ".join(f"{part} {median_ms(lambda: kernel.backward(*args, only=part)):.3f}" for part in getattr(kernel, "parts", ("query", "key")))
+            args = (b["dqkv"], b["scratch"], dout, qkv, b["out"], b["lse"])
+            parts = " ".join(f"{part} {median_ms(lambda: kernel.backward(*args, only=part)):.3f}" for part in ("query", "key"))
             table.append((where, name, forward, median_ms(lambda: kernel.backward(*args)), parts))
-    print(f"{'shape':24}{'version':34}{'forward ms':>11}{'backward ms':>12}  {torch.cuda.get_device_name()}")
+    print(f"{'shape':24}{'version':18}{'forward ms':>11}{'backward ms':>12}  {torch.cuda.get_device_name()}")
     for where, name, forward, backward, note in table:
-        print(f"{where:24}{name:34}{forward:11.3f}{backward:12.3f}  {note}")
+        print(f"{where:24}{name:18}{forward:11.3f}{backward:12.3f}  {note}")
 
 
 def main():
@@ -381,7 +370,7 @@ def main():
     parser.add_argument("--arch", default="sm_90a")
     parser.add_argument("--times", type=int, default=200, help="runs of `repeat`")
     parser.add_argument("--versions", default="mma,hopper", help="of mma, hopper")
-    parser.add_argument("--variants", action="store_true", help="also other tile sizes of the Hopper version, head size 64")
+    parser.add_argument("--head-sizes", type=int, nargs="+", default=HEAD_SIZES)
     options = parser.parse_args()
 
     if options.verbs != ["compile"]:
@@ -392,41 +381,26 @@ def main():
         cubin = compile_cubin(options.kernels, file, options.arch, defines, options.cubins)
         return None if options.verbs == ["compile"] else cubin
 
-    kernels, variants = {}, {}
+    kernels = {}
     if "mma" in options.versions:
-        kernels |= {f"mma HS{hs}": Portable(compile, hs) for hs in HEAD_SIZES}
+        kernels |= {f"mma HS{hs}": Portable(compile, hs) for hs in options.head_sizes}
     if "hopper" in options.versions:
-        kernels |= {f"wgmma HS{hs}": Hopper(compile, hs, *HOPPER[hs]) for hs in HOPPER}
-    if options.variants:
-        variants = {f"f{f} q{q} k{k}".replace(" ", ""): Hopper(compile, 64, f, q, k) for f, q, k in VARIANTS}
+        kernels |= {f"wgmma HS{hs}": Hopper(compile, hs) for hs in HOPPER_HEAD_SIZES if hs in options.head_sizes}
     if options.verbs == ["compile"]:
         return
     failed = []
     if "check" in options.verbs:
-        failed += check(kernels | variants)
+        failed += check(kernels)
         for line in failed[:20]:
             print("FAILED", line)
     if "repeat" in options.verbs:
-        failed += repeat(kernels | variants, options.times)
+        failed += repeat(kernels, options.times)
     if "time" in options.verbs:
-        time(kernels | variants, [(16, 1024, 25, 64), (64, 1024, 12, 64)], ["flash", "cudnn"])
-        others = [(8, 2048, 24, 80), (8, 2048, 16, 96), (8, 2048, 16, 128)]
-        time(kernels, [s for s in others if any(k.hs == s[3] for k in kernels.values())], ["flash", "cudnn"])
+        shapes = [(16, 1024, 25, 64), (64, 1024, 12, 64), (8, 2048, 24, 80), (8, 2048, 16, 96), (8, 2048, 16, 128)]
+        time(kernels, [s for s in shapes if any(k.hs == s[3] for k in kernels.values())], ["flash", "cudnn"])
     print(f"{len(failed)} failures")
     sys.exit(1 if failed else 0)
 
-
-# Forward: warpgroups, keys a tile, CTAs, stages, skip. dQ: the same but the last. dK and dV: warpgroups, queries a tile, CTAs, stages.
-HOPPER = {
-    64: ((2, 64, 2, 4, 1), (1, 64, 3, 3), (1, 64, 3, 3)),
-    128: ((2, 64, 1, 3, 1), (2, 64, 1, 3), (1, 64, 2, 2)),
-}
-VARIANTS = [
-    ((2, 64, 2, 4, 0), (2, 64, 2, 4), (3, 64, 1, 5)),
-    ((2, 64, 2, 6, 1), (1, 64, 4, 2), (2, 32, 2, 4)),
-    ((2, 64, 2, 5, 1), (2, 64, 2, 3), (1, 64, 3, 2)),
-    ((1, 64, 4, 2, 1), (2, 32, 2, 4), (2, 64, 1, 4)),
-]
 
 if __name__ == "__main__":
     main()
