@@ -7,6 +7,9 @@ pub mod data;
 pub mod doctor;
 mod events_json;
 pub mod exit;
+pub mod lock;
+mod locking;
+mod past;
 pub mod plot;
 pub mod resume;
 pub mod run;
@@ -30,6 +33,8 @@ enum Verb {
     Run(run::Args),
     /// Go on with a run from its newest whole checkpoint.
     Resume(resume::Args),
+    /// Write down what an experiment's bits depend on, for `run --lock`.
+    Lock(lock::Args),
     /// Print an experiment as it resolves, with the origin of every key.
     Config(config::Args),
     /// Draw loss, learning rate and gradient norm of one or more runs.
@@ -49,6 +54,7 @@ impl Cli {
         match self.verb {
             Verb::Run(args) => run::run(args),
             Verb::Resume(args) => resume::run(args),
+            Verb::Lock(args) => lock::run(args).map(done),
             Verb::Config(args) => config::run(args).map(done),
             Verb::Plot(args) => plot::run(args).map(done),
             Verb::Data(args) => data::run(args).map(done),

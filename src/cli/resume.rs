@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
-use super::exit::ProofRefusal;
-use super::session::{self, Session};
+use super::session::{self, Place, Session};
 use crate::experiment;
 use crate::store::{RunFolder, newest_run, newest_whole};
 
@@ -30,11 +29,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let path = match &args.run {
-        Some(run) if run.is_dir() => run.clone(),
-        Some(run) => args.runs.join(run),
-        None => newest_run(&args.runs)?.with_context(|| format!("there is no run in `{}`", args.runs.display()))?,
-    };
+    let path = find(args.run.as_deref(), &args.runs)?;
     let folder = RunFolder::open(&path)?;
     let mut loaded = experiment::load(&folder.paths.experiment(), &args.set)?;
 
@@ -42,41 +37,21 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     for (step, why) in &broken {
         anstream::eprintln!("passed over the checkpoint of step {step}: {why}");
     }
-    let drift = match &found {
-        Some((manifest, _)) => drift(&manifest.numerics, &session::numerics(&loaded.experiment)),
-        None => Vec::new(),
-    };
-    if !drift.is_empty() && !args.allow_drift {
-        return Err(refusal(&path, &drift).into());
-    }
     let data = session::Data::open(&mut loaded)?;
     let device = session::Device::open(&loaded.experiment)?;
-    if !args.set.is_empty() {
-        crate::store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes())?;
-    }
     match &found {
         Some((manifest, _)) => anstream::eprintln!("resuming `{}` at step {}", path.display(), manifest.step),
         None => anstream::eprintln!("no whole checkpoint in `{}`: starting at step 0", path.display()),
     }
-    Session { experiment: loaded.experiment, device, data, folder, json: args.json }.train(Some(session::Resume { found, drift }))
+    Session { loaded, device, data, place: Place::Open(folder), expected: None, json: args.json }
+        .train(Some(session::Resume { found, allow_drift: args.allow_drift, edited: !args.set.is_empty() }))
 }
 
-type Numerics = std::collections::BTreeMap<String, String>;
-
-/// Keys whose values differ between a checkpoint and the present experiment, with both values.
-fn drift(saved: &Numerics, now: &Numerics) -> Vec<String> {
-    let keys: std::collections::BTreeSet<&String> = saved.keys().chain(now.keys()).collect();
-    let show = |value: Option<&String>| value.map_or("nothing", String::as_str).to_owned();
-    keys.into_iter()
-        .filter(|key| saved.get(*key) != now.get(*key))
-        .map(|key| format!("`{key}` was {}, is {}", show(saved.get(key)), show(now.get(key))))
-        .collect()
-}
-
-fn refusal(path: &Path, drift: &[String]) -> ProofRefusal {
-    let list: String = drift.iter().map(|d| format!("\n  {d}")).collect();
-    ProofRefusal(format!(
-        "the experiment of `{}` has changed since its checkpoint:{list}\n  hint: undo the change, or go on with `--allow-drift`, which is written into the ledger",
-        path.display()
-    ))
+/// The folder of a run that is named on the command line: a folder, a name under `runs`, or the newest.
+pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
+    match run {
+        Some(run) if run.is_dir() => Ok(run.to_owned()),
+        Some(run) => Ok(runs.join(run)),
+        None => newest_run(runs)?.with_context(|| format!("there is no run in `{}`", runs.display())),
+    }
 }

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::session::{self, Session};
+use super::lock;
+use super::locking::Expected;
+use super::session::{self, Place, Session};
 use crate::experiment;
 use crate::store::RunFolder;
 
@@ -24,6 +26,12 @@ pub struct Args {
     /// Delete a run of this name first.
     #[arg(long)]
     overwrite: bool,
+    /// Hold the run to this lock; by default to the one beside the experiment, if there is one.
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
+    /// Do not look for a lock beside the experiment.
+    #[arg(long, conflicts_with = "lock")]
+    no_lock: bool,
     /// Print events as JSON lines on stdout.
     #[arg(long)]
     json: bool,
@@ -31,11 +39,16 @@ pub struct Args {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut loaded = experiment::load(&args.experiment, &args.set)?;
+    let beside = lock::beside(&args.experiment);
+    let lock = args.lock.or_else(|| Some(beside).filter(|beside| !args.no_lock && beside.exists()));
+    let expected = lock.as_deref().map(Expected::read).transpose()?;
     let data = session::Data::open(&mut loaded)?;
     let device = session::Device::open(&loaded.experiment)?;
-    let name = args.name.as_deref().unwrap_or(&loaded.experiment.name);
+    let name = args.name.unwrap_or_else(|| loaded.experiment.name.clone());
     // Last, so that nothing is left behind when anything above fails.
-    let folder = RunFolder::create(&args.runs, name, args.overwrite)?;
-    crate::store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes())?;
-    Session { experiment: loaded.experiment, device, data, folder, json: args.json }.train(None)
+    let place = match args.overwrite {
+        false => Place::Open(RunFolder::create(&args.runs, &name, false)?),
+        true => Place::Replace { runs: args.runs, name },
+    };
+    Session { loaded, device, data, place, expected, json: args.json }.train(None)
 }

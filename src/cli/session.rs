@@ -1,6 +1,5 @@
 //! What `run` and `resume` share: device, data, records, signals, and the training between them.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,14 +10,16 @@ use anyhow::Context;
 use super::console::Console;
 use super::events_json::JsonEvents;
 use super::exit;
+use super::locking::{self, Expected, Locked};
+use super::past::{self, Past};
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
-use crate::experiment::{self, DeviceKind, Experiment, Loaded, Order};
+use crate::experiment::{DeviceKind, Experiment, Loaded, Order};
 use crate::model::gpt2::scratch_shape;
 use crate::model::plan::{Category, MemoryPlan, Storage};
 use crate::model::weights::Weights;
 use crate::ops::cuda::{self, Cuda};
 use crate::ops::{DeviceError, Dtype, Ops, Role, Rows, ScratchShape, cpu::Cpu};
-use crate::proof::Ledger;
+use crate::proof::{Ledger, Lock};
 use crate::report::{self, PlotOptions, ReportError, RunData};
 use crate::store::main_log::MainLogWriter;
 use crate::store::metrics::MetricsWriter;
@@ -29,11 +30,30 @@ use crate::units;
 
 /// An experiment with its device, data and folder, ready to train.
 pub struct Session {
-    pub experiment: Experiment,
+    pub loaded: Loaded,
     pub device: Device,
     pub data: Data,
-    pub folder: RunFolder,
+    pub place: Place,
+    /// A lock that the run is held to.
+    pub expected: Option<Expected>,
     pub json: bool,
+}
+
+/// Where a run's files go.
+pub enum Place {
+    /// A folder that is this run's.
+    Open(RunFolder),
+    /// The folder of another run, deleted when nothing can refuse this one any more.
+    Replace { runs: PathBuf, name: String },
+}
+
+impl Place {
+    fn take(self) -> anyhow::Result<RunFolder> {
+        match self {
+            Place::Open(folder) => Ok(folder),
+            Place::Replace { runs, name } => Ok(RunFolder::create(&runs, &name, true)?),
+        }
+    }
 }
 
 /// The device an experiment runs on.
@@ -66,15 +86,17 @@ fn cuda_options(experiment: &Experiment) -> cuda::Options {
 pub struct Resume {
     /// The newest whole checkpoint; none starts at step 0.
     pub found: Option<store::Loaded>,
-    /// What the bits depend on and has changed, by leave of the user.
-    pub drift: Vec<String>,
+    /// Whether what the bits depend on may have changed.
+    pub allow_drift: bool,
+    /// Whether a key was set that the run's own experiment does not have so.
+    pub edited: bool,
 }
 
 /// The tokens of an experiment.
 pub struct Data {
-    train: Arc<Dataset>,
-    validation: Option<ValidationSet>,
-    tokenizer: Tokenizer,
+    pub train: Arc<Dataset>,
+    pub validation: Option<ValidationSet>,
+    pub tokenizer: Tokenizer,
 }
 
 impl Data {
@@ -91,29 +113,36 @@ impl Data {
     }
 }
 
-/// What the bits of a run depend on, key by key.
-pub fn numerics(experiment: &Experiment) -> BTreeMap<String, String> {
-    experiment::flatten(experiment)
-        .into_iter()
-        .filter(|(key, _)| experiment::reaches_the_bits(key))
-        .map(|(key, value)| (key, value.to_string()))
-        .collect()
-}
-
 impl Session {
     /// Trains to the end, or until asked to stop, on the device that the experiment names.
     pub fn train(self, resume: Option<Resume>) -> anyhow::Result<ExitCode> {
-        let Session { experiment, device, data, folder, json } = self;
-        match device {
+        let Session { loaded, device, data, place, expected, json } = self;
+        let experiment = loaded.experiment.clone();
+        device.with(&experiment, Training { loaded, data, place, expected, json, resume })
+    }
+}
+
+/// Work that is the same on every device.
+pub trait OnDevice {
+    type Output;
+
+    /// Does it. `peak_flops` is the device's peak rate at its precision, where that is known.
+    fn on<O: Locked>(self, ops: O, storage: &Storage, peak_flops: Option<f64>) -> anyhow::Result<Self::Output>;
+}
+
+impl Device {
+    /// Does `work` for an experiment on this device.
+    pub fn with<W: OnDevice>(self, experiment: &Experiment, work: W) -> anyhow::Result<W::Output> {
+        match self {
             Device::Cpu(cpu) => {
-                let storage = cpu_storage(&cpu, &experiment);
-                Prepared { experiment, data, folder, json }.on(cpu, &storage, None, resume)
+                let storage = cpu_storage(&cpu, experiment);
+                work.on(cpu, &storage, None)
             }
             Device::Cuda(cuda) => {
-                let storage = cuda_storage(&cuda, &experiment);
-                cuda.require_free(&experiment.name, memory_plan(&experiment, &storage).total())?;
+                let storage = cuda_storage(&cuda, experiment);
+                cuda.require_free(&experiment.name, memory_plan(experiment, &storage).total())?;
                 let peak_flops = peak_flops(&cuda);
-                Prepared { experiment, data, folder, json }.on(*cuda, &storage, peak_flops, resume)
+                work.on(*cuda, &storage, peak_flops)
             }
         }
     }
@@ -146,33 +175,52 @@ fn training_shape(experiment: &Experiment) -> ScratchShape {
     scratch_shape(&experiment.model, rows, true)
 }
 
-/// The part of a session that does not depend on the device's type.
-struct Prepared {
-    experiment: Experiment,
+/// A session whose device has a type.
+struct Training {
+    loaded: Loaded,
     data: Data,
-    folder: RunFolder,
+    place: Place,
+    expected: Option<Expected>,
     json: bool,
+    resume: Option<Resume>,
 }
 
-impl Prepared {
-    fn on<O: Ops>(self, ops: O, storage: &Storage, peak_flops: Option<f64>, resume: Option<Resume>) -> anyhow::Result<ExitCode> {
-        let Prepared { experiment, data, folder, json } = self;
-        let stop = stop_flag()?;
-        describe(&experiment, &folder, &data, &ops, storage);
+impl OnDevice for Training {
+    type Output = ExitCode;
 
+    fn on<O: Locked>(self, mut ops: O, storage: &Storage, peak_flops: Option<f64>) -> anyhow::Result<ExitCode> {
+        let Training { loaded, data, place, expected, json, resume } = self;
+        let experiment = loaded.experiment.clone();
+        let stop = stop_flag()?;
+        describe(&experiment, &data, &ops, storage);
+
+        let past = Past::of(&place, resume)?;
+        if let Some(numerics) = expected.as_ref().map(|expected| &expected.lock.numerics).or(past.numerics()) {
+            ops.pin(numerics)?;
+        }
         let mut trainer = Trainer::new(ops, &experiment)?;
-        let mut head = None;
-        let mut drift = Vec::new();
-        let resumed = resume.is_some();
-        if let Some(Resume { found, drift: changed }) = resume {
-            drift = changed;
-            if let Some((manifest, state)) = found {
-                trainer.restore(state)?;
-                head = Some(manifest.ledger);
-            }
+        let lock = locking::lock(&loaded, &data, &trainer.ops, locking::user_cache())?;
+        if let Some(expected) = &expected {
+            expected.require(&lock)?;
+            expected.tell(&lock);
+        }
+        let changed = past.changed(&lock)?;
+        let lock = past.keep_config(lock);
+        let folder = place.take()?;
+        anstream::eprintln!("folder: {}", folder.paths.folder().display());
+        // The lock first: a folder with an experiment is one that can be resumed.
+        store::atomic::write(&folder.paths.lock_file(), lock.to_text().as_bytes())?;
+        if !past.resumed || past.edited {
+            store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes())?;
+        }
+
+        let (resumed, head) = (past.resumed, past.found.as_ref().map(|(manifest, _)| manifest.ledger));
+        if let Some((_, state)) = past.found {
+            trainer.restore(state)?;
         }
         let progress = trainer.progress().clone();
-        let records = Records::open(&experiment, &folder, head, progress.step, resumed, &drift)?;
+        let mut records = Records::open(&experiment, &folder, head, progress.step, &lock)?;
+        changed.write(&mut records, resumed.then_some(progress.step))?;
         let feed = feed(&experiment, &data, progress.step, progress.data_offset)?;
         let mut listener: Box<dyn Listener> =
             if json { Box::new(JsonEvents) } else { Box::new(Console::new(experiment.log.every)) };
@@ -188,6 +236,10 @@ impl Prepared {
             Outcome::Finished { root } => {
                 if !json {
                     println!("{root}");
+                }
+                let lock = past::with_outputs(lock, &folder.paths)?;
+                if let Some(expected) = &expected {
+                    expected.require_outputs(&lock.outputs)?;
                 }
                 0
             }
@@ -209,26 +261,20 @@ impl Records {
         folder: &RunFolder,
         head: Option<crate::proof::Head>,
         step: u64,
-        resumed: bool,
-        drift: &[String],
+        lock: &Lock,
     ) -> anyhow::Result<Records> {
-        let mut ledger = match head {
-            Some(head) => Ledger::resume(&folder.paths.ledger(), &head)?,
+        let ledger = match head {
+            Some(head) => Ledger::resume(&folder.paths.ledger(), &head).map_err(past::refuse_ledger)?,
             None => {
-                let mut ledger = Ledger::open(&folder.paths.ledger())?;
+                let mut ledger = Ledger::open(&folder.paths.ledger()).map_err(past::refuse_ledger)?;
                 ledger.truncate_to(0)?;
                 ledger
             }
         };
-        if resumed {
-            ledger.note("resume", &format!("at step {step}"))?;
-        }
-        for change in drift {
-            ledger.note("drift", change)?;
-        }
         let run = folder.paths.folder();
         Ok(Records {
             ledger,
+            events: Vec::new(),
             // A run that was killed before its first row has no files to go on with.
             metrics: if folder.paths.metrics_jsonl().exists() {
                 MetricsWriter::resume(run, step)?
@@ -245,7 +291,7 @@ impl Records {
                 &folder.paths.checkpoints(),
                 Retention { keep_last: experiment.checkpoint.keep_last, keep_every: experiment.checkpoint.keep_every },
             ),
-            numerics: numerics(experiment),
+            numerics: lock.numerics.clone(),
         })
     }
 }
@@ -276,7 +322,7 @@ fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
 }
 
 /// The few lines that say what is about to be trained, on what, and in how much memory.
-fn describe<O: Ops>(experiment: &Experiment, folder: &RunFolder, data: &Data, ops: &O, storage: &Storage) {
+fn describe<O: Ops>(experiment: &Experiment, data: &Data, ops: &O, storage: &Storage) {
     let m = &experiment.model;
     let plan = memory_plan(experiment, storage);
     let part = |category| units::bytes(plan.category(category));
@@ -306,5 +352,4 @@ fn describe<O: Ops>(experiment: &Experiment, folder: &RunFolder, data: &Data, op
         part(Category::Activations),
         part(Category::Scratch),
     );
-    anstream::eprintln!("folder: {}", folder.paths.folder().display());
 }

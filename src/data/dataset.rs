@@ -141,6 +141,11 @@ impl Dataset {
         self.shards.par_iter().map(digest).collect()
     }
 
+    /// SHA-256 of one shard as a file, by its place in [`Dataset::shards`].
+    pub(super) fn shard_sha256(&self, at: usize) -> [u8; 32] {
+        self.shards[at].sha256()
+    }
+
     /// What messages call the whole.
     pub(super) fn name(&self) -> String {
         match self.shards.as_slice() {

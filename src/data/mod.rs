@@ -7,6 +7,7 @@
 //! * [`shard`]: the shard format, checked to the byte. [`mmap`]: the one place with `unsafe`.
 //! * [`sources`]: what an experiment's `data` table names, opened.
 //! * [`dataset`]: all shards of a run as one space of sequences.
+//! * [`digests`]: the SHA-256 of each shard, remembered between runs.
 //! * [`order`]: which sequence stands at which position of the infinite stream of samples.
 //! * [`prefetch`]: micro-batches read ahead of the trainer. [`validation`]: the fixed held-out set.
 //!
@@ -17,6 +18,7 @@
 
 pub mod corpus;
 pub mod dataset;
+pub mod digests;
 mod error;
 mod mmap;
 pub mod order;
@@ -27,6 +29,7 @@ pub mod sources;
 pub mod tokenizer;
 pub mod validation;
 
+pub use digests::DigestCache;
 pub use dataset::{Dataset, ShardDigest, ShardInfo};
 pub use error::DataError;
 pub use order::SampleOrder;

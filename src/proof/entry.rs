@@ -39,6 +39,17 @@ impl Action {
     }
 }
 
+/// The event of a rewind from a step that was not kept to the step of a checkpoint; it stands in the
+/// entry of the latter.
+pub fn rewind_event(from: u64, to: u64) -> String {
+    format!("rewind from step {from} to step {to}")
+}
+
+/// The step that a [`rewind_event`] went back from.
+pub fn rewound_from(event: &str) -> Option<u64> {
+    event.strip_prefix("rewind from step ")?.split_once(" to step ")?.0.parse().ok()
+}
+
 /// What one optimizer step did. Two entries are equal when their canonical bytes are.
 #[derive(Clone, Debug)]
 pub struct Entry {

@@ -1,4 +1,4 @@
-//! What a run can prove: the digest of a training state and the ledger of its steps.
+//! What a run can prove: the digest of a training state, the ledger of its steps, the lock of its numerics.
 //!
 //! This module speaks of bytes, names and hashes alone. It knows nothing of GPT-2 or CUDA, so that
 //! anyone can check a run from `docs/digest.md` without this program.
@@ -7,14 +7,17 @@
 //! * [`tree`]: the Merkle tree of RFC 9162, whole and growing.
 //! * [`digest`]: leaf, tensor and state digests over those.
 //! * [`ledger`]: one entry a step, an append-only log whose head every checkpoint carries.
+//! * [`lock`]: what the bits depend on, and where they were made.
 
 pub mod digest;
 pub mod entry;
 pub mod hash;
 pub mod ledger;
+pub mod lock;
 pub mod tree;
 
 pub use digest::{MerkleHasher, merkle_root, state_root, tensor_digest, tensor_digest_from_root};
 pub use entry::{Action, Entry};
 pub use hash::Hash;
 pub use ledger::{Head, Ledger, LedgerError};
+pub use lock::{Lock, LockError};

@@ -10,3 +10,7 @@ pub mod trainer;
 pub use error::{RunError, TrainError};
 pub use events::{Event, Listener};
 pub use trainer::{Progress, StepReport, Trainer};
+
+/// Raised whenever a change above the device changes a bit: the model's order of operations, initial
+/// values, schedules, guards, the order of samples. Part of every lock.
+pub const NUMERICS_VERSION: u32 = 1;

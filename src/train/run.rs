@@ -43,6 +43,8 @@ pub struct Run<O: Ops> {
 pub struct Records {
     pub paths: RunPaths,
     pub ledger: Ledger,
+    /// What changed the bits of the run since its last entry, for the next one.
+    pub events: Vec<String>,
     pub metrics: MetricsWriter,
     pub main_log: MainLogWriter,
     pub writer: Writer,
@@ -193,7 +195,7 @@ impl<O: Ops> Run<O> {
             loss_z: report.loss_z,
             grad_z: report.grad_z,
             action: ledger_action(report.verdict),
-            events: Vec::new(),
+            events: std::mem::take(&mut self.records.events),
         })?;
         let mut row = MetricsRow::new(report.step, tokens, metrics_action(report.verdict));
         row.loss = Some(report.loss);
@@ -271,7 +273,7 @@ impl<O: Ops> Run<O> {
         self.trainer.skip_data(behind);
         self.feed.seek(manifest.step, self.trainer.progress().data_offset).map_err(TrainError::from)?;
         self.records.ledger.truncate_to(manifest.ledger.size)?;
-        self.records.ledger.note("rewind", &format!("from step {step} to step {}", manifest.step))?;
+        self.records.events = vec![proof::entry::rewind_event(step, manifest.step)];
         self.records.metrics = MetricsWriter::resume(self.records.paths.folder(), manifest.step)?;
         self.records.main_log = MainLogWriter::resume(self.records.paths.folder(), manifest.step)?;
         out.on(&Event::Rewound { from_step: step, to_step: manifest.step });

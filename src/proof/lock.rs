@@ -1,0 +1,298 @@
+//! `lock.toml`: what the bits of a run depend on, and where they were made.
+//!
+//! Five tables of names and texts. `numerics` must be equal for equal bits, and its digest is the
+//! `numerics_id`; `environment` and `source` are recorded, and differences only told; `config` has each
+//! key with its origin; `outputs` has what came out. The file starts with the digest of each table, so
+//! that damage has a place, and its text is a function of the tables: any other spelling is refused.
+//! The digests prove no origin: who edits can compute them again. What ties a lock to its run is
+//! that every checkpoint's manifest holds a copy of `numerics`.
+//!
+//! What stands in the tables is decided above: this module knows no key.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use sha2::Digest;
+
+use super::hash::{Hash, LOCK};
+
+/// The format that this version writes and reads.
+pub const FORMAT: &str = "runner/lock/v1";
+
+/// Names and values, in byte order of the names.
+pub type Table = BTreeMap<String, String>;
+
+/// The content of a lock file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lock {
+    /// What the bits depend on.
+    pub numerics: Table,
+    /// The machine. No bit depends on it.
+    pub environment: Table,
+    /// The program.
+    pub source: Table,
+    /// Every key of the experiment with its origin.
+    pub config: Table,
+    /// What the run ended in; empty until it has.
+    pub outputs: Table,
+}
+
+/// What is wrong with a lock file.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    #[error("cannot read `{}`: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("`{}` line {line} is not a lock: {why}\n  hint: {DAMAGED}", path.display())]
+    Syntax { path: PathBuf, line: usize, why: String },
+    #[error("`{}` has the format `{found}`, expected `{FORMAT}`\n  hint: it is damaged, or was written by another version of runner", path.display())]
+    Format { path: PathBuf, found: String },
+    #[error("`{}`: table `{table}` was changed: its digest is {found}, the head of the file says {expected}\n  hint: {DAMAGED}", path.display())]
+    TableDiffers { path: PathBuf, table: &'static str, expected: Hash, found: Hash },
+    #[error("`{}` line {line} is not as runner writes it\n  hint: {DAMAGED}", path.display())]
+    Spelling { path: PathBuf, line: usize },
+}
+
+const DAMAGED: &str = "the file was edited or damaged; restore it, or make a new one with `runner lock`";
+
+/// The file as serde reads it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    #[serde(rename = "format")]
+    _format: String,
+    numerics_id: Hash,
+    environment_id: Hash,
+    source_id: Hash,
+    config_id: Hash,
+    outputs_id: Hash,
+    numerics: Table,
+    environment: Table,
+    source: Table,
+    config: Table,
+    outputs: Table,
+}
+
+impl Lock {
+    /// Digest of `numerics`: equal ids mean equal bits.
+    pub fn numerics_id(&self) -> Hash {
+        table_digest("numerics", &self.numerics)
+    }
+
+    fn tables(&self) -> [(&'static str, &Table); 5] {
+        [
+            ("numerics", &self.numerics),
+            ("environment", &self.environment),
+            ("source", &self.source),
+            ("config", &self.config),
+            ("outputs", &self.outputs),
+        ]
+    }
+
+    /// The text of the file.
+    pub fn to_text(&self) -> String {
+        let mut text = String::from(HEAD);
+        text.push_str(&format!("format = \"{FORMAT}\"\n"));
+        for (name, table) in self.tables() {
+            text.push_str(&format!("{name}_id = \"{}\"\n", table_digest(name, table)));
+        }
+        for (name, table) in self.tables() {
+            text.push_str(&format!("\n[{name}]\n"));
+            for (key, value) in table {
+                text.push_str(&format!("{} = {}\n", quoted(key), quoted(value)));
+            }
+        }
+        text
+    }
+
+    /// Reads the text of the lock at `path`, which messages name.
+    pub fn parse(path: &Path, text: &str) -> Result<Lock, LockError> {
+        #[derive(Deserialize)]
+        struct Format {
+            format: String,
+        }
+        let syntax = |e: toml::de::Error| {
+            let line = e.span().map_or(1, |span| 1 + text.bytes().take(span.start).filter(|b| *b == b'\n').count());
+            LockError::Syntax { path: path.into(), line, why: e.message().to_owned() }
+        };
+        let Format { format } = toml::from_str(text).map_err(syntax)?;
+        if format != FORMAT {
+            return Err(LockError::Format { path: path.into(), found: format });
+        }
+        let w: Written = toml::from_str(text).map_err(syntax)?;
+        let lock = Lock {
+            numerics: w.numerics,
+            environment: w.environment,
+            source: w.source,
+            config: w.config,
+            outputs: w.outputs,
+        };
+        let ids = [w.numerics_id, w.environment_id, w.source_id, w.config_id, w.outputs_id];
+        for ((table, content), expected) in lock.tables().into_iter().zip(ids) {
+            let found = table_digest(table, content);
+            if found != expected {
+                return Err(LockError::TableDiffers { path: path.into(), table, expected, found });
+            }
+        }
+        let expected = lock.to_text();
+        if expected != text {
+            let same = expected.lines().zip(text.lines()).take_while(|(a, b)| a == b).count();
+            return Err(LockError::Spelling { path: path.into(), line: same + 1 });
+        }
+        Ok(lock)
+    }
+
+    /// Reads and checks the lock at `path`.
+    pub fn read(path: &Path) -> Result<Lock, LockError> {
+        let bytes = std::fs::read(path).map_err(|source| LockError::Io { path: path.into(), source })?;
+        let text = std::str::from_utf8(&bytes).map_err(|e| LockError::Syntax {
+            path: path.into(),
+            line: 1 + bytes[..e.valid_up_to()].iter().filter(|b| **b == b'\n').count(),
+            why: "not UTF-8".into(),
+        })?;
+        Lock::parse(path, text)
+    }
+}
+
+const HEAD: &str = "\
+# What the bits of a run depend on, and where they were made. Written by runner, checked to the byte.
+# Equal [numerics] give equal bits. [environment] and [source] are recorded; differences are only told.
+";
+
+/// `SHA256(tag("runner/lock/v1") ‖ name ‖ each key ‖ each value)`, every text behind its length as u32.
+fn table_digest(name: &str, table: &Table) -> Hash {
+    let mut hasher = LOCK.hasher();
+    let texts = table.iter().flat_map(|(key, value)| [key.as_str(), value]);
+    for text in std::iter::once(name).chain(texts) {
+        hasher.update(u32::try_from(text.len()).expect("a lock is far smaller than 4 GiB").to_le_bytes());
+        hasher.update(text.as_bytes());
+    }
+    Hash(hasher.finalize().into())
+}
+
+/// A basic TOML string on one line.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            c if c.is_control() => out.push_str(&format!("\\u{:04X}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// A key whose values differ between two tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    pub key: String,
+    pub was: Option<String>,
+    pub is: Option<String>,
+}
+
+/// What differs between what was locked and what is found, in byte order of the keys.
+pub fn differences(was: &Table, is: &Table) -> Vec<Difference> {
+    let mut keys: Vec<&String> = was.keys().chain(is.keys()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys.into_iter()
+        .filter(|key| was.get(*key) != is.get(*key))
+        .map(|key| Difference { key: key.clone(), was: was.get(key).cloned(), is: is.get(key).cloned() })
+        .collect()
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let show = |value: &Option<String>| value.as_deref().map_or("not set".to_owned(), shortened);
+        write!(f, "`{}` was {}, is {}", self.key, show(&self.was), show(&self.is))
+    }
+}
+
+/// Values such as the plan of a matrix multiplication are longer than a line.
+fn shortened(value: &str) -> String {
+    match value.char_indices().nth(96) {
+        Some((end, _)) => format!("{}…", &value[..end]),
+        None if value.is_empty() => "empty".into(),
+        None => value.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(pairs: &[(&str, &str)]) -> Table {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn lock() -> Lock {
+        Lock {
+            numerics: table(&[("seed", "1337"), ("data.shard.00000", "a \"quoted\" name\\with\nall\u{1b}")]),
+            environment: table(&[("kernel", "6.1")]),
+            source: Table::new(),
+            config: table(&[("seed", "1337, default")]),
+            outputs: Table::new(),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Lock, LockError> {
+        Lock::parse(Path::new("lock.toml"), text)
+    }
+
+    #[test]
+    fn a_lock_reads_back_equal() {
+        assert_eq!(parse(&lock().to_text()).unwrap(), lock());
+        assert_eq!(parse(&Lock::default().to_text()).unwrap(), Lock::default());
+    }
+
+    #[test]
+    fn the_numerics_id_is_the_documented_one() {
+        let numerics = table(&[("batch.micro", "4"), ("seed", "1337")]);
+        let id = Lock { numerics, ..Lock::default() }.numerics_id();
+        assert!(include_str!("../../docs/digest.md").contains(&format!("`seed` = `1337` | `{id}`")), "{id}");
+    }
+
+    #[test]
+    fn every_bit_of_a_lock_is_guarded() {
+        let good = lock().to_text().into_bytes();
+        for byte in 0..good.len() {
+            for bit in 0..7 {
+                let mut bad = good.clone();
+                bad[byte] ^= 1 << bit;
+                let bad = String::from_utf8(bad).expect("seven bits stay ASCII");
+                assert!(parse(&bad).is_err(), "byte {byte} bit {bit}: {bad}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_edit_is_located_by_table_or_line() {
+        let text = lock().to_text();
+        let of = |from: &str, to: &str| parse(&text.replacen(from, to, 1)).unwrap_err();
+        assert!(matches!(of("\"seed\" = \"1337\"", "\"seed\" = \"1338\""), LockError::TableDiffers { table: "numerics", .. }));
+        assert!(matches!(of("6.1", "6.2"), LockError::TableDiffers { table: "environment", .. }));
+        assert!(matches!(of("[environment]", "[environment"), LockError::Syntax { line: 14, .. }), "{}", of("[environment]", "[environment"));
+        assert!(matches!(of("# What", "# what"), LockError::Spelling { line: 1, .. }));
+        assert!(matches!(of("lock/v1", "lock/v2"), LockError::Format { .. }));
+    }
+
+    #[test]
+    fn moving_text_between_keys_and_values_changes_the_digest() {
+        let id = |pairs: &[(&str, &str)]| table_digest("numerics", &table(pairs));
+        assert_ne!(id(&[("a", "bc")]), id(&[("ab", "c")]));
+        assert_ne!(id(&[("a", "b"), ("c", "d")]), id(&[("a", "bcd")]));
+        assert_ne!(table_digest("source", &Table::new()), id(&[]));
+    }
+
+    #[test]
+    fn differences_name_key_and_both_values() {
+        let (a, b) = (table(&[("a", "1"), ("b", "2"), ("c", "3")]), table(&[("b", "2"), ("c", "4"), ("d", "")]));
+        let told: Vec<String> = differences(&a, &b).iter().map(Difference::to_string).collect();
+        assert_eq!(told, ["`a` was 1, is not set", "`c` was 3, is 4", "`d` was not set, is empty"]);
+    }
+}
