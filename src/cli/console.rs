@@ -44,7 +44,7 @@ impl Console {
         let done = report.step + 1;
         self.bar.set_position(done);
         let usual = report.verdict == Verdict::Update;
-        if usual && done % self.every != 0 && done != self.steps && done != self.first_step + 1 {
+        if usual && !done.is_multiple_of(self.every) && done != self.steps && done != self.first_step + 1 {
             return;
         }
         let width = self.steps.to_string().len();
@@ -90,17 +90,24 @@ impl Listener for Console {
                 (self.first_step, self.steps) = (*step, *steps);
                 self.bar.set_length(*steps);
                 self.bar.set_position(*step);
-                let style = ProgressStyle::with_template("{bar:32.cyan/dim} {pos}/{len} steps  {msg}").expect("the template is valid");
+                let style =
+                    ProgressStyle::with_template("{bar:32.cyan/dim} {pos}/{len} steps  {msg}").expect("the template is valid");
                 self.bar.set_style(style.progress_chars("━╸─"));
                 self.bar.enable_steady_tick(Duration::from_millis(250));
             }
             Event::Stepped { report, step_ms, tokens_per_s, mfu, .. } => self.stepped(report, *step_ms, *tokens_per_s, *mfu),
             Event::Evaluating { done, sequences } => self.bar.set_message(format!("validating {done}/{sequences}")),
             Event::Evaluated { step, val_loss, val_tokens } => {
-                self.line(&format!("{BOLD}val loss {val_loss:.6}{BOLD:#} at step {step} on {} tokens", units::thousands(*val_tokens)));
+                self.line(&format!(
+                    "{BOLD}val loss {val_loss:.6}{BOLD:#} at step {step} on {} tokens",
+                    units::thousands(*val_tokens)
+                ));
             }
             Event::HellaSwag { step, accuracy, tasks } => {
-                self.line(&format!("{BOLD}HellaSwag {accuracy:.4}{BOLD:#} at step {step} on {} tasks", units::thousands(*tasks as u64)));
+                self.line(&format!(
+                    "{BOLD}HellaSwag {accuracy:.4}{BOLD:#} at step {step} on {} tasks",
+                    units::thousands(*tasks as u64)
+                ));
             }
             Event::Sampled { step, prompt, text } => {
                 self.line(&format!("sample at step {step}:\n{DIM}{prompt}{DIM:#}{text}\n"));

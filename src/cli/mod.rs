@@ -1,8 +1,10 @@
 //! The command line: one file a verb.
 
+pub mod bench;
 pub mod config;
 mod console;
 pub mod data;
+pub mod doctor;
 mod events_json;
 pub mod exit;
 pub mod plot;
@@ -34,6 +36,10 @@ enum Verb {
     Plot(plot::Args),
     /// Turn text into token shards.
     Data(data::DataArgs),
+    /// Measure how fast an experiment trains on this machine.
+    Bench(bench::Args),
+    /// Examine this machine: libraries, GPUs, kernels, speed.
+    Doctor(doctor::Args),
 }
 
 impl Cli {
@@ -46,6 +52,8 @@ impl Cli {
             Verb::Config(args) => config::run(args).map(done),
             Verb::Plot(args) => plot::run(args).map(done),
             Verb::Data(args) => data::run(args).map(done),
+            Verb::Bench(args) => bench::run(args),
+            Verb::Doctor(args) => doctor::run(args),
         }
     }
 }

@@ -36,7 +36,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         None => newest_run(&args.runs)?.with_context(|| format!("there is no run in `{}`", args.runs.display()))?,
     };
     let folder = RunFolder::open(&path)?;
-    let loaded = experiment::load(&folder.paths.experiment(), &args.set)?;
+    let mut loaded = experiment::load(&folder.paths.experiment(), &args.set)?;
 
     let (found, broken) = newest_whole(&folder.paths.checkpoints())?;
     for (step, why) in &broken {
@@ -49,7 +49,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !drift.is_empty() && !args.allow_drift {
         return Err(refusal(&path, &drift).into());
     }
-    let data = session::Data::open(&loaded.experiment)?;
+    let data = session::Data::open(&mut loaded)?;
     let device = session::Device::open(&loaded.experiment)?;
     if !args.set.is_empty() {
         crate::store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes())?;

@@ -30,10 +30,10 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let loaded = experiment::load(&args.experiment, &args.set)?;
-    let name = args.name.as_deref().unwrap_or(&loaded.experiment.name);
-    let data = session::Data::open(&loaded.experiment)?;
+    let mut loaded = experiment::load(&args.experiment, &args.set)?;
+    let data = session::Data::open(&mut loaded)?;
     let device = session::Device::open(&loaded.experiment)?;
+    let name = args.name.as_deref().unwrap_or(&loaded.experiment.name);
     // Last, so that nothing is left behind when anything above fails.
     let folder = RunFolder::create(&args.runs, name, args.overwrite)?;
     crate::store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes())?;

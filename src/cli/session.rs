@@ -12,16 +12,17 @@ use super::console::Console;
 use super::events_json::JsonEvents;
 use super::exit;
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
-use crate::experiment::{self, DeviceKind, Experiment, Order};
+use crate::experiment::{self, DeviceKind, Experiment, Loaded, Order};
+use crate::model::gpt2::scratch_shape;
 use crate::model::plan::{Category, MemoryPlan, Storage};
 use crate::model::weights::Weights;
-use crate::model::gpt2::scratch_shape;
-use crate::ops::{DeviceError, Dtype, Ops, Rows, cpu::Cpu};
+use crate::ops::cuda::{self, Cuda};
+use crate::ops::{DeviceError, Dtype, Ops, Role, Rows, ScratchShape, cpu::Cpu};
 use crate::proof::Ledger;
 use crate::report::{self, PlotOptions, ReportError, RunData};
 use crate::store::main_log::MainLogWriter;
 use crate::store::metrics::MetricsWriter;
-use crate::store::{Loaded, Retention, RunFolder, Writer};
+use crate::store::{self, Retention, RunFolder, Writer};
 use crate::train::run::{Outcome, Records, Run};
 use crate::train::{Listener, Trainer};
 use crate::units;
@@ -38,22 +39,33 @@ pub struct Session {
 /// The device an experiment runs on.
 pub enum Device {
     Cpu(Cpu),
+    Cuda(Box<Cuda>),
 }
 
 impl Device {
     /// Opens the device that the experiment names.
     pub fn open(experiment: &Experiment) -> anyhow::Result<Device> {
         match experiment.device.kind {
-            DeviceKind::Cuda => Err(DeviceError::Unavailable("this build has no CUDA device yet".into()).into()),
-            DeviceKind::Auto | DeviceKind::Cpu => Ok(Device::Cpu(Cpu::new(&experiment.device)?)),
+            DeviceKind::Cpu => Ok(Device::Cpu(Cpu::new(&experiment.device)?)),
+            DeviceKind::Cuda => Ok(Device::Cuda(Box::new(Cuda::open(&cuda_options(experiment))?))),
+            DeviceKind::Auto => match Cuda::open(&cuda_options(experiment)) {
+                Ok(cuda) => Ok(Device::Cuda(Box::new(cuda))),
+                Err(DeviceError::Unavailable(_)) => Ok(Device::Cpu(Cpu::new(&experiment.device)?)),
+                Err(error) => Err(error.into()),
+            },
         }
     }
+}
+
+fn cuda_options(experiment: &Experiment) -> cuda::Options {
+    let Experiment { precision, kernels, .. } = experiment;
+    cuda::Options { compute: precision.compute, gelu_fusion: kernels.gelu_fusion, ..cuda::Options::default() }
 }
 
 /// Where a resumed run goes on.
 pub struct Resume {
     /// The newest whole checkpoint; none starts at step 0.
-    pub found: Option<Loaded>,
+    pub found: Option<store::Loaded>,
     /// What the bits depend on and has changed, by leave of the user.
     pub drift: Vec<String>,
 }
@@ -66,13 +78,15 @@ pub struct Data {
 }
 
 impl Data {
-    /// Opens and checks shards, or the embedded corpus.
-    pub fn open(experiment: &Experiment) -> anyhow::Result<Data> {
+    /// Opens and checks shards, or the embedded corpus, and turns epochs into steps.
+    pub fn open(loaded: &mut Loaded) -> anyhow::Result<Data> {
+        let experiment = &loaded.experiment;
         let seq_len = experiment.batch.seq_len;
         let Sources { train, val, tokenizer } = Sources::open(&experiment.data, experiment.model.vocab)?;
-        train.require_sequences(seq_len)?;
+        let sequences = train.require_sequences(seq_len)?;
         let wanted = val.filter(|_| experiment.eval.every > 0);
         let validation = wanted.map(|val| ValidationSet::new(&val, experiment.eval.val_tokens, seq_len)).transpose()?;
+        loaded.resolve_epochs(sequences.get())?;
         Ok(Data { train, validation, tokenizer })
     }
 }
@@ -90,16 +104,46 @@ impl Session {
     /// Trains to the end, or until asked to stop, on the device that the experiment names.
     pub fn train(self, resume: Option<Resume>) -> anyhow::Result<ExitCode> {
         let Session { experiment, device, data, folder, json } = self;
-        let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
-        let shape = scratch_shape(&experiment.model, rows, true);
         match device {
             Device::Cpu(cpu) => {
-                let scratch = cpu.scratch_plan(&shape);
-                let storage = Storage { param: Dtype::F32, activation: Dtype::F32, masters: false, scratch };
-                Prepared { experiment, data, folder, json }.on(cpu, &storage, resume)
+                let storage = cpu_storage(&cpu, &experiment);
+                Prepared { experiment, data, folder, json }.on(cpu, &storage, None, resume)
+            }
+            Device::Cuda(cuda) => {
+                let storage = cuda_storage(&cuda, &experiment);
+                cuda.require_free(&experiment.name, memory_plan(&experiment, &storage).total())?;
+                let peak_flops = peak_flops(&cuda);
+                Prepared { experiment, data, folder, json }.on(*cuda, &storage, peak_flops, resume)
             }
         }
     }
+}
+
+/// How the CPU stores an experiment.
+pub fn cpu_storage(cpu: &Cpu, experiment: &Experiment) -> Storage {
+    Storage { param: Dtype::F32, activation: Dtype::F32, masters: false, scratch: cpu.scratch_plan(&training_shape(experiment)) }
+}
+
+/// How a GPU stores an experiment at its precision.
+pub fn cuda_storage(cuda: &Cuda, experiment: &Experiment) -> Storage {
+    let (param, activation) = (cuda.dtype(Role::Param), cuda.dtype(Role::Activation));
+    let masters = param != Dtype::F32 && experiment.precision.master_weights;
+    Storage { param, activation, masters, scratch: cuda.scratch_plan(&training_shape(experiment)) }
+}
+
+/// The GPU's dense bf16 peak, when that is the precision at work and the GPU is known.
+pub fn peak_flops(cuda: &Cuda) -> Option<f64> {
+    cuda.gpu().peak_bf16_flops().filter(|_| cuda.dtype(Role::Activation) == Dtype::BF16)
+}
+
+/// Everything that training allocates.
+pub fn memory_plan(experiment: &Experiment, storage: &Storage) -> MemoryPlan {
+    MemoryPlan::of(experiment, storage)
+}
+
+fn training_shape(experiment: &Experiment) -> ScratchShape {
+    let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
+    scratch_shape(&experiment.model, rows, true)
 }
 
 /// The part of a session that does not depend on the device's type.
@@ -111,7 +155,7 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn on<O: Ops>(self, ops: O, storage: &Storage, resume: Option<Resume>) -> anyhow::Result<ExitCode> {
+    fn on<O: Ops>(self, ops: O, storage: &Storage, peak_flops: Option<f64>, resume: Option<Resume>) -> anyhow::Result<ExitCode> {
         let Prepared { experiment, data, folder, json } = self;
         let stop = stop_flag()?;
         describe(&experiment, &folder, &data, &ops, storage);
@@ -132,7 +176,8 @@ impl Prepared {
         let feed = feed(&experiment, &data, progress.step, progress.data_offset)?;
         let mut listener: Box<dyn Listener> =
             if json { Box::new(JsonEvents) } else { Box::new(Console::new(experiment.log.every)) };
-        let run = Run { experiment, trainer, feed, validation: data.validation, tokenizer: data.tokenizer, records, stop, peak_flops: None };
+        let run =
+            Run { experiment, trainer, feed, validation: data.validation, tokenizer: data.tokenizer, records, stop, peak_flops };
         let outcome = run.finish(listener.as_mut())?;
 
         let plots = draw(&folder).context("the run is whole, but its plot could not be drawn")?;
@@ -185,8 +230,16 @@ impl Records {
         Ok(Records {
             ledger,
             // A run that was killed before its first row has no files to go on with.
-            metrics: if folder.paths.metrics_jsonl().exists() { MetricsWriter::resume(run, step)? } else { MetricsWriter::create(run)? },
-            main_log: if folder.paths.main_log().exists() { MainLogWriter::resume(run, step)? } else { MainLogWriter::create(run)? },
+            metrics: if folder.paths.metrics_jsonl().exists() {
+                MetricsWriter::resume(run, step)?
+            } else {
+                MetricsWriter::create(run)?
+            },
+            main_log: if folder.paths.main_log().exists() {
+                MainLogWriter::resume(run, step)?
+            } else {
+                MainLogWriter::create(run)?
+            },
             paths: folder.paths.clone(),
             writer: Writer::new(
                 &folder.paths.checkpoints(),
@@ -197,7 +250,8 @@ impl Records {
     }
 }
 
-fn feed(experiment: &Experiment, data: &Data, step: u64, offset: u64) -> anyhow::Result<Prefetcher> {
+/// Micro-batches from `step` on, read ahead.
+pub fn feed(experiment: &Experiment, data: &Data, step: u64, offset: u64) -> anyhow::Result<Prefetcher> {
     let sequences = data.train.require_sequences(experiment.batch.seq_len)?;
     let plan = Plan {
         order: SampleOrder::new(experiment.seed, sequences, experiment.data.order == Order::Shuffled),
@@ -224,7 +278,7 @@ fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
 /// The few lines that say what is about to be trained, on what, and in how much memory.
 fn describe<O: Ops>(experiment: &Experiment, folder: &RunFolder, data: &Data, ops: &O, storage: &Storage) {
     let m = &experiment.model;
-    let plan = MemoryPlan::of(experiment, storage);
+    let plan = memory_plan(experiment, storage);
     let part = |category| units::bytes(plan.category(category));
     anstream::eprintln!(
         "{}: GPT-2 with {} parameters: {} layers, {} heads, {} channels, {} tokens of context",

@@ -16,8 +16,10 @@
 //! `V` vocabulary as padded in memory. `N = B*T` rows. All matrices are row-major and dense.
 
 pub mod cpu;
+pub mod cuda;
 #[cfg(test)]
 pub mod testing;
+pub mod timed;
 
 use std::fmt;
 

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use polars::prelude::{Column, DataFrame, IntoColumn, NamedFrom, ParquetReader, ParquetWriter, PolarsError, SerReader, Series};
 
-use super::metrics::{Action, MetricsError, MetricsRow, Place, check_order};
 use super::atomic;
+use super::metrics::{Action, MetricsError, MetricsRow, Place, check_order};
 
 /// Writes the rows; a reader sees the old file or the new one.
 pub fn write(path: &Path, rows: &[MetricsRow]) -> Result<(), MetricsError> {

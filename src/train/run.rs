@@ -128,7 +128,8 @@ impl<O: Ops> Run<O> {
 
     /// Validation loss, when it is due before `step`.
     fn evaluate(&mut self, step: u64, out: &mut dyn Listener) -> Result<Option<f64>, RunError> {
-        let (Some(set), true) = (&self.validation, due_before(self.experiment.eval.every, step, self.experiment.schedule.steps)) else {
+        let (Some(set), true) = (&self.validation, due_before(self.experiment.eval.every, step, self.experiment.schedule.steps))
+        else {
             return Ok(None);
         };
         let (ops, model, losses) = self.trainer.for_evaluation();
@@ -178,7 +179,9 @@ impl<O: Ops> Run<O> {
         out: &mut dyn Listener,
     ) -> Result<(), RunError> {
         let tokens_per_s = self.experiment.batch.tokens as f64 / seconds;
-        let mfu = self.peak_flops.map(|peak| tokens_per_s * flops_per_token(&self.experiment.model, self.experiment.batch.seq_len) / peak);
+        let mfu = self
+            .peak_flops
+            .map(|peak| tokens_per_s * flops_per_token(&self.experiment.model, self.experiment.batch.seq_len) / peak);
         let tokens = (report.step + 1) * self.experiment.batch.tokens;
         self.records.ledger.append(&Entry {
             step: report.step,
@@ -284,12 +287,12 @@ fn announce(saved: Option<Saved>, out: &mut dyn Listener) {
 
 /// Whether something that happens after every `every`th step and after the last is due after `done` steps.
 fn due(every: u64, done: u64, steps: u64) -> bool {
-    done == steps || (every > 0 && done % every == 0)
+    done == steps || (every > 0 && done.is_multiple_of(every))
 }
 
 /// Whether something that happens before every `every`th step and after the last is due before `step`.
 fn due_before(every: u64, step: u64, steps: u64) -> bool {
-    every > 0 && (step % every == 0 || step == steps)
+    every > 0 && (step.is_multiple_of(every) || step == steps)
 }
 
 fn ledger_action(verdict: Verdict) -> proof::Action {

@@ -165,7 +165,6 @@ fn window(name: &str, window: &Window) -> Tensor {
     Tensor { name: name.into(), dtype: Dtype::F64, shape: vec![bytes.len() / 8], bytes }
 }
 
-
 fn take(saved: &mut Saved, name: &str, dtype: Dtype, shape: &[usize]) -> Result<Tensor, TrainError> {
     let tensor = take_any(saved, name)?;
     if tensor.dtype != dtype || tensor.shape != shape {
@@ -191,10 +190,7 @@ fn take_window(saved: &mut Saved, name: &str, size: usize) -> Result<Window, Tra
         let problem = format!("is {} {:?}, expected F64 with at most {size} values", tensor.dtype, tensor.shape);
         return Err(TrainError::State { tensor: name.into(), problem });
     }
-    let values: Vec<f64> = tensor
-        .bytes
-        .chunks_exact(8)
-        .map(|b| f64::from_le_bytes(b.try_into().expect("chunks of eight")))
-        .collect();
+    let values: Vec<f64> =
+        tensor.bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("chunks of eight"))).collect();
     Ok(Window::from_values(size, &values))
 }

@@ -34,7 +34,18 @@ fn settings_that_do_not_matter_change_no_bit() {
 #[test]
 fn simd_width_changes_no_bit() {
     // Without fused multiply-add in hardware each one is a library call: few steps, few tokens.
-    let short = ["--set", "schedule.steps=2", "--set", "schedule.warmup_steps=1", "--set", "batch.tokens=256", "--set", "eval.every=0", "--set", "sample.every=0"];
+    let short = [
+        "--set",
+        "schedule.steps=2",
+        "--set",
+        "schedule.warmup_steps=1",
+        "--set",
+        "batch.tokens=256",
+        "--set",
+        "eval.every=0",
+        "--set",
+        "sample.every=0",
+    ];
     let root = |simd: &str| {
         let simd = format!("device.simd={simd}");
         let arguments: Vec<&str> = short.iter().copied().chain(["--set", &simd]).collect();

@@ -23,10 +23,48 @@ pub struct Case {
     pub want: Vec<f64>,
 }
 
+impl Case {
+    /// The largest error, in units of `|want| + rms(want)`; infinite when something is not a number.
+    pub fn worst(&self) -> f64 {
+        let rms = (self.want.iter().map(|x| x * x).sum::<f64>() / self.want.len() as f64).sqrt();
+        let error = |got: f32, want: f64| match (f64::from(got) - want).abs() {
+            0.0 => 0.0,
+            error if error.is_nan() => f64::INFINITY,
+            error => error / (want.abs() + rms),
+        };
+        self.got.iter().zip(&self.want).map(|(got, want)| error(*got, *want)).fold(0.0, f64::max)
+    }
+}
+
 /// `len` normal numbers times `scale`.
 pub fn random(seed: u64, len: usize, scale: f64) -> Vec<f32> {
     let key = Key::new(seed, "ops/testing");
     (0..len as u64).map(|i| (scale * key.normal(0, i)) as f32).collect()
+}
+
+/// Shapes that a device's kernels are written for. The shapes of the cases are rounded up to them.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// What the length of every row must be a multiple of.
+    pub row_multiple: usize,
+    /// The only head sizes, ascending; `None` for any. An empty list leaves attention out.
+    pub head_sizes: Option<&'static [usize]>,
+}
+
+impl Limits {
+    /// Any shape.
+    pub const NONE: Limits = Limits { row_multiple: 1, head_sizes: None };
+
+    fn row(self, length: usize) -> usize {
+        length.next_multiple_of(self.row_multiple)
+    }
+
+    fn head_size(self, head_size: usize) -> Option<usize> {
+        match self.head_sizes {
+            None => Some(head_size),
+            Some(sizes) => sizes.iter().copied().find(|size| *size >= head_size),
+        }
+    }
 }
 
 /// Compares every operation of a device with the reference.
@@ -34,7 +72,15 @@ pub fn random(seed: u64, len: usize, scale: f64) -> Vec<f32> {
 /// # Panics
 /// At the first element that is too far off.
 pub fn check_all<O: Ops>(ops: &mut O, tolerance: Tolerance) {
-    for case in cases(ops) {
+    check_within(ops, tolerance, Limits::NONE);
+}
+
+/// [`check_all`] for a device that does not take every shape.
+///
+/// # Panics
+/// At the first element that is too far off.
+pub fn check_within<O: Ops>(ops: &mut O, tolerance: Tolerance, limits: Limits) {
+    for case in cases_within(ops, limits) {
         assert_eq!(case.got.len(), case.want.len(), "{}", case.name);
         let rms = (case.want.iter().map(|x| x * x).sum::<f64>() / case.want.len() as f64).sqrt();
         for (i, (got, want)) in case.got.iter().zip(&case.want).enumerate() {
@@ -48,7 +94,12 @@ pub fn check_all<O: Ops>(ops: &mut O, tolerance: Tolerance) {
 
 /// Runs every operation at odd shapes.
 pub fn cases<O: Ops>(ops: &mut O) -> Vec<Case> {
-    let mut bench = Bench { ops, cases: Vec::new(), seed: 0 };
+    cases_within(ops, Limits::NONE)
+}
+
+/// [`cases`] for a device that does not take every shape.
+pub fn cases_within<O: Ops>(ops: &mut O, limits: Limits) -> Vec<Case> {
+    let mut bench = Bench { ops, limits, cases: Vec::new(), seed: 0 };
     bench.embedding();
     bench.layernorm();
     bench.linear();
@@ -66,6 +117,7 @@ struct Input<O: Ops> {
 
 struct Bench<'a, O: Ops> {
     ops: &'a mut O,
+    limits: Limits,
     cases: Vec<Case>,
     seed: u64,
 }
@@ -127,7 +179,7 @@ impl<O: Ops> Bench<'_, O> {
             (Rows { batch: 3, seq: 17 }, 70, 11, 20),
             (Rows { batch: 2, seq: 64 }, 48, 300, 64),
         ] {
-            let n = rows.count();
+            let (n, channels) = (rows.count(), self.limits.row(channels));
             let (ids, tokens) = self.ids(n, vocab);
             let wte = self.input(Role::Param, vocab * channels, 1.0);
             let wpe = self.input(Role::Param, positions * channels, 1.0);
@@ -156,6 +208,7 @@ impl<O: Ops> Bench<'_, O> {
 
     fn layernorm(&mut self) {
         for (n, c) in [(1, 3), (5, 16), (7, 67), (33, 130), (70, 768)] {
+            let c = self.limits.row(c);
             let x = self.input(Role::Activation, n * c, 2.0);
             let branch = self.input(Role::Activation, n * c, 1.0);
             let weight = self.input(Role::Param, c, 1.0);
@@ -235,6 +288,7 @@ impl<O: Ops> Bench<'_, O> {
         for (n, c_in, c_out) in
             [(1, 1, 1), (5, 7, 3), (6, 64, 64), (13, 520, 70), (300, 65, 40), (257, 16, 130), (390, 8, 67), (12, 130, 600)]
         {
+            let (c_in, c_out) = (self.limits.row(c_in), self.limits.row(c_out));
             let shape = format!("{n} {c_in} {c_out}");
             let x = self.input(Role::Activation, n * c_in, 1.0);
             let weight = self.input(Role::Param, c_out * c_in, 0.3);
@@ -279,11 +333,12 @@ impl<O: Ops> Bench<'_, O> {
         for (batch, seq, heads, head_size) in
             [(1, 1, 1, 16), (2, 5, 2, 16), (1, 50, 2, 24), (2, 97, 1, 80), (1, 130, 2, 64), (1, 49, 1, 128)]
         {
+            let Some(head_size) = self.limits.head_size(head_size) else { continue };
             let shape = AttentionShape { batch, seq, heads, head_size };
             let name = format!("{batch} {seq} {heads} {head_size}");
             let (rows, heads) = (Rows { batch, seq }, Heads { heads, head_size });
             let len = rows.count() * heads.heads * head_size;
-            self.scratch(rows, heads.heads * head_size, heads, Vocab { used: 1, padded: 1 });
+            self.scratch(rows, heads.heads * head_size, heads, Vocab { used: 1, padded: self.limits.row(1) });
             let qkv = self.input(Role::Activation, 3 * len, 1.0);
             let mut out = self.poisoned(Role::Activation, len);
             let mut lse = self.poisoned(Role::F32, rows.count() * heads.heads);
@@ -304,6 +359,7 @@ impl<O: Ops> Bench<'_, O> {
 
     fn classifier(&mut self) {
         for (n, channels, used, padded) in [(1, 4, 3, 8), (3, 8, 10, 16), (300, 16, 257, 384), (7, 48, 1000, 1024)] {
+            let (channels, padded) = (self.limits.row(channels), self.limits.row(padded));
             let vocab = Vocab { used, padded };
             let rows = Rows { batch: 1, seq: n };
             self.scratch(rows, channels, Heads { heads: 1, head_size: channels }, vocab);

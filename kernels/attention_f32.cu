@@ -1,0 +1,158 @@
+// Causal attention in float, for `precision.compute` fp32 and tf32: plain, and no faster than it must be.
+//
+//   S = Q K^T / sqrt(HS),  out = softmax(S) V,  lse[q] = ln sum_k exp(S[q][k]),  S[q][k] = -infinity for k > q
+//   P = exp(S - lse),  D[q] = sum_d dout[q][d] out[q][d],  dP = dout V^T,  dS = P (dP - D)
+//   dQ = dS K / sqrt(HS),  dK = dS^T Q / sqrt(HS),  dV = P^T dout
+//
+// Shapes: qkv, dqkv (B,T,3,NH,HS), out, dout (B,T,NH,HS), lse, delta (B,NH,T), all float. HS at most 128.
+//
+// Launch: grid (ceil(T / 4), B*NH), block 128. A warp owns one row: of queries in attention_f32_forward and
+// attention_f32_query, of keys in attention_f32_key, which runs last and reads the `delta` of the query kernel.
+//
+// The other side comes in tiles of 32 rows. First each lane takes one of them and multiplies the whole head
+// dimension; then each lane takes the columns lane, lane+32, ... and adds the 32 rows in order.
+//
+// Order of sums: dot products by column ascending; over rows by tile and row, both ascending.
+#include "common.cuh"
+
+constexpr u32 COLUMNS = 4;  // columns a lane, so that HS <= 128
+
+struct AttentionF32Args {
+    float* out;        // (B, T, NH, HS)
+    float* lse;        // (B, NH, T)
+    const float* qkv;  // (B, T, 3, NH, HS)
+    u32 tokens;        // T
+    u32 heads;         // NH
+    u32 head_size;     // HS
+    float scale;       // 1/sqrt(HS)
+};
+
+struct AttentionF32BackwardArgs {
+    float* dqkv;        // (B, T, 3, NH, HS)
+    float* delta;       // (B, NH, T)
+    const float* dout;  // (B, T, NH, HS)
+    const float* qkv;   // (B, T, 3, NH, HS)
+    const float* out;   // (B, T, NH, HS)
+    const float* lse;   // (B, NH, T)
+    u32 tokens;         // T
+    u32 heads;          // NH
+    u32 head_size;      // HS
+    float scale;        // 1/sqrt(HS)
+};
+
+// Where one head of one sequence lies.
+struct Head {
+    u64 qkv, out, lse;         // of token 0
+    u64 qkv_stride, out_stride;  // from token to token; K follows Q by out_stride, V follows K
+
+    __device__ __forceinline__ Head(u32 tokens, u32 heads, u32 head_size) {
+        const u64 batch = blockIdx.y / heads, head = blockIdx.y % heads;
+        out_stride = u64(heads) * head_size;
+        qkv_stride = 3 * out_stride;
+        out = batch * tokens * out_stride + head * head_size;
+        qkv = batch * tokens * qkv_stride + head * head_size;
+        lse = u64(blockIdx.y) * tokens;
+    }
+};
+
+__device__ __forceinline__ float dot(const float* a, const float* b, u32 length) {
+    float sum = 0.f;
+    for (u32 i = 0; i < length; ++i) sum += a[i] * b[i];
+    return sum;
+}
+
+// sum[c] += weight of lane r times column c of row r, r ascending over `rows` rows.
+__device__ __forceinline__ void add_rows(float (&sum)[COLUMNS], float weight, const float* row, u64 stride, u32 rows, u32 head_size) {
+    const u32 lane = threadIdx.x % 32;
+    for (u32 r = 0; r < rows; ++r, row += stride) {
+        const float w = __shfl_sync(FULL_WARP, weight, r);
+#pragma unroll
+        for (u32 c = 0; c < COLUMNS; ++c)
+            if (c * 32 + lane < head_size) sum[c] += w * row[c * 32 + lane];
+    }
+}
+
+__device__ __forceinline__ void store_row(float* target, const float (&sum)[COLUMNS], float factor, u32 head_size) {
+    const u32 lane = threadIdx.x % 32;
+#pragma unroll
+    for (u32 c = 0; c < COLUMNS; ++c)
+        if (c * 32 + lane < head_size) target[c * 32 + lane] = sum[c] * factor;
+}
+
+extern "C" __global__ void __launch_bounds__(128) attention_f32_forward(const __grid_constant__ AttentionF32Args args) {
+    const u32 lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32;
+    if (row >= args.tokens) return;
+    const Head head(args.tokens, args.heads, args.head_size);
+    const float* q = args.qkv + head.qkv + row * head.qkv_stride;
+    const float* k = args.qkv + head.qkv + head.out_stride;
+    const float* v = k + head.out_stride;
+    float highest = -3.402823466e38f, total = 0.f, sum[COLUMNS] = {};
+    for (u32 first = 0; first <= row; first += 32) {
+        const u32 keys = min(32u, row + 1 - first);
+        float score = -3.402823466e38f;
+        if (lane < keys) score = dot(q, k + (first + lane) * head.qkv_stride, args.head_size) * args.scale;
+        const float top = fmaxf(highest, warp_max(score));
+        const float rescale = expf(highest - top);
+        const float p = lane < keys ? expf(score - top) : 0.f;
+        highest = top;
+        total = total * rescale + warp_sum(p);
+#pragma unroll
+        for (u32 c = 0; c < COLUMNS; ++c) sum[c] *= rescale;
+        add_rows(sum, p, v + first * head.qkv_stride, head.qkv_stride, keys, args.head_size);
+    }
+    store_row(args.out + head.out + row * head.out_stride, sum, 1.0f / total, args.head_size);
+    if (lane == 0) args.lse[head.lse + row] = highest + logf(total);
+}
+
+extern "C" __global__ void __launch_bounds__(128) attention_f32_query(const __grid_constant__ AttentionF32BackwardArgs args) {
+    const u32 lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32;
+    if (row >= args.tokens) return;
+    const Head head(args.tokens, args.heads, args.head_size);
+    const float* q = args.qkv + head.qkv + row * head.qkv_stride;
+    const float* k = args.qkv + head.qkv + head.out_stride;
+    const float* v = k + head.out_stride;
+    const float* dout = args.dout + head.out + row * head.out_stride;
+    const float* out = args.out + head.out + row * head.out_stride;
+    float delta = 0.f;
+    for (u32 c = lane; c < args.head_size; c += 32) delta += dout[c] * out[c];
+    delta = warp_sum(delta);
+    if (lane == 0) args.delta[head.lse + row] = delta;
+    const float lse = args.lse[head.lse + row];
+    float sum[COLUMNS] = {};
+    for (u32 first = 0; first <= row; first += 32) {
+        const u32 keys = min(32u, row + 1 - first);
+        float ds = 0.f;
+        if (lane < keys) {
+            const u64 at = (first + lane) * head.qkv_stride;
+            const float p = expf(dot(q, k + at, args.head_size) * args.scale - lse);
+            ds = p * (dot(dout, v + at, args.head_size) - delta);
+        }
+        add_rows(sum, ds, k + first * head.qkv_stride, head.qkv_stride, keys, args.head_size);
+    }
+    store_row(args.dqkv + head.qkv + row * head.qkv_stride, sum, args.scale, args.head_size);
+}
+
+extern "C" __global__ void __launch_bounds__(128) attention_f32_key(const __grid_constant__ AttentionF32BackwardArgs args) {
+    const u32 lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32;
+    if (row >= args.tokens) return;
+    const Head head(args.tokens, args.heads, args.head_size);
+    const float* q = args.qkv + head.qkv;
+    const float* k = q + head.out_stride + row * head.qkv_stride;
+    const float* v = k + head.out_stride;
+    const float* dout = args.dout + head.out;
+    float dk[COLUMNS] = {}, dv[COLUMNS] = {};
+    for (u32 first = row; first < args.tokens; first += 32) {
+        const u32 queries = min(32u, args.tokens - first);
+        float p = 0.f, ds = 0.f;
+        if (lane < queries) {
+            const u64 query = first + lane;
+            p = expf(dot(q + query * head.qkv_stride, k, args.head_size) * args.scale - args.lse[head.lse + query]);
+            ds = p * (dot(dout + query * head.out_stride, v, args.head_size) - args.delta[head.lse + query]);
+        }
+        add_rows(dv, p, dout + first * head.out_stride, head.out_stride, queries, args.head_size);
+        add_rows(dk, ds, q + first * head.qkv_stride, head.qkv_stride, queries, args.head_size);
+    }
+    float* target = args.dqkv + head.qkv + head.out_stride + row * head.qkv_stride;
+    store_row(target, dk, args.scale, args.head_size);
+    store_row(target + head.out_stride, dv, 1.0f, args.head_size);
+}

@@ -1,0 +1,157 @@
+//! The argument structs of kernels, and how they are tied to the text of the .cu files.
+//!
+//! A kernel takes one struct by value. [`kernel_args!`] declares its mirror in Rust: the field types
+//! say what they are called in CUDA (`In<Act>` is `const act_t*`), so that a test can compare each
+//! struct with the kernel's source, field by field, without a GPU.
+
+use std::marker::PhantomData;
+
+/// A field of an argument struct.
+pub trait Field: Copy {
+    /// The field's type in CUDA: `const act_t*`, `u32`.
+    fn c_type() -> String;
+}
+
+/// The element behind a pointer.
+pub trait Element: 'static {
+    const C_NAME: &'static str;
+}
+
+macro_rules! elements {
+    ($($(#[$doc:meta])* $name:ident = $c:literal),* $(,)?) => {
+        $($(#[$doc])* #[derive(Clone, Copy, Debug)] pub struct $name; impl Element for $name { const C_NAME: &'static str = $c; })*
+    };
+}
+
+elements! {
+    /// The type of weights and activations: bf16 or float.
+    Act = "act_t",
+    /// bf16 whatever the precision: attention.
+    Bf16 = "bf16",
+    /// A token id.
+    U16 = "u16",
+    U8 = "u8",
+    U32 = "u32",
+    F32 = "float",
+    F64 = "double",
+}
+
+/// A pointer to what a kernel reads.
+#[repr(transparent)]
+pub struct In<T>(u64, PhantomData<T>);
+/// A pointer to what a kernel writes.
+#[repr(transparent)]
+pub struct Out<T>(u64, PhantomData<T>);
+
+macro_rules! pointer {
+    ($name:ident, $prefix:literal) => {
+        impl<T> Clone for $name<T> {
+            fn clone(&self) -> Self {
+                *self
+            }
+        }
+        impl<T> Copy for $name<T> {}
+        impl<T> $name<T> {
+            /// The device address, which the kernel will trust.
+            pub fn at(address: u64) -> Self {
+                Self(address, PhantomData)
+            }
+            pub fn null() -> Self {
+                Self::at(0)
+            }
+        }
+        impl<T: Element> Field for $name<T> {
+            fn c_type() -> String {
+                format!(concat!($prefix, "{}*"), T::C_NAME)
+            }
+        }
+    };
+}
+
+pointer!(In, "const ");
+pointer!(Out, "");
+
+macro_rules! scalar_fields {
+    ($($type:ty = $c:literal),*) => { $(impl Field for $type { fn c_type() -> String { $c.to_owned() } })* };
+}
+
+scalar_fields!(u32 = "u32", u64 = "u64", i32 = "int", f32 = "float");
+
+impl<T: Field, const N: usize> Field for [T; N] {
+    fn c_type() -> String {
+        format!("{}[{N}]", T::c_type())
+    }
+}
+
+/// One field as Rust lays it out.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FieldLayout {
+    pub name: &'static str,
+    pub c_type: String,
+    pub offset: usize,
+    pub bytes: usize,
+}
+
+/// A struct that mirrors one in a .cu file.
+///
+/// # Safety
+/// The struct is `repr(C)`, has no padding, and matches the struct of the same name in `FILE`.
+pub unsafe trait KernelArgs: Copy {
+    const NAME: &'static str;
+    /// The .cu file that declares the struct.
+    const FILE: &'static str;
+    fn layout() -> Vec<FieldLayout>;
+}
+
+/// Declares an argument struct, or the entry of a table in device memory, of the named file.
+macro_rules! kernel_args {
+    ($(#[$doc:meta])* $file:literal $name:ident { $($field:ident: $type:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy)]
+        pub struct $name { $(pub $field: $type),* }
+
+        // SAFETY: `repr(C)` by the line above; the tests of `launch` compare it with the kernel's source
+        // and find padding.
+        unsafe impl $crate::ops::cuda::args::KernelArgs for $name {
+            const NAME: &'static str = stringify!($name);
+            const FILE: &'static str = $file;
+            fn layout() -> Vec<$crate::ops::cuda::args::FieldLayout> {
+                vec![$($crate::ops::cuda::args::FieldLayout {
+                    name: stringify!($field),
+                    c_type: <$type as $crate::ops::cuda::args::Field>::c_type(),
+                    offset: std::mem::offset_of!($name, $field),
+                    bytes: size_of::<$type>(),
+                }),*]
+            }
+        }
+    };
+}
+pub(crate) use kernel_args;
+
+/// A kernel by name, tied to the type of its arguments.
+pub struct Kernel<A> {
+    pub name: &'static str,
+    args: PhantomData<fn(A)>,
+}
+
+impl<A: KernelArgs> Kernel<A> {
+    pub const fn new(name: &'static str) -> Self {
+        Kernel { name, args: PhantomData }
+    }
+
+    /// What the tests and the loader need to know of it.
+    pub fn describe(&self) -> KernelInfo {
+        KernelInfo { name: self.name, file: A::FILE, args: A::NAME, bytes: size_of::<A>() }
+    }
+}
+
+/// A kernel without its type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelInfo {
+    pub name: &'static str,
+    pub file: &'static str,
+    pub args: &'static str,
+    /// Size of the argument struct.
+    pub bytes: usize,
+}

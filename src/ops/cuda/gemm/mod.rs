@@ -1,0 +1,477 @@
+//! Matrix multiplication through cuBLASLt, with pinned algorithms.
+//!
+//! cuBLASLt can do each product in dozens of ways that differ in speed and in bits. Here every
+//! shape has one plan: taken from a lock file, from this user's earlier tuning, or tuned now, and
+//! from then on used for every call. Only a shape that nobody announced (a short last batch, a
+//! prompt) takes the first deterministic answer of the library's heuristic, which is a function of
+//! library version, GPU and shape.
+//!
+//! Matrices are row-major and dense; cuBLASLt thinks in columns, so each product is written
+//! transposed: `out = x weightᵀ` becomes `outᵀ = weight xᵀ`.
+
+pub mod plan;
+mod tune;
+
+use std::collections::BTreeMap;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::cublaslt::{result, sys};
+
+use super::driver::Gpu;
+use super::libraries::{self, Library};
+use super::memory::{Memory, Region};
+use crate::ops::{DeviceError, Result};
+use plan::{Attributes, Epilogue, GemmKey, GemmPlan, Product, Types, UserPlans};
+pub use tune::Tuned;
+
+/// Bytes of workspace on `major`: NVIDIA's advice is 32 MiB from Hopper on; twice that opens a few
+/// more split-K plans.
+pub fn workspace_bytes(major: u32) -> u64 {
+    if major >= 9 { 64 << 20 } else { 32 << 20 }
+}
+
+/// Where a product's matrices lie, by their role in [`Product`].
+#[derive(Clone, Copy)]
+pub struct Operands {
+    /// The left factor: `x`, `dout`, `dout`.
+    pub left: u64,
+    /// The right factor: `weight`, `weight`, `x`.
+    pub right: u64,
+    pub out: u64,
+    /// Adds to `out` instead of replacing it.
+    pub add: bool,
+    /// For the epilogues that have one, else 0.
+    pub bias: u64,
+    /// The pre-activation: written by `BiasGelu`, read by `GeluGradient`.
+    pub pre: u64,
+}
+
+/// A pinned algorithm with its descriptors, ready to run.
+struct Plan {
+    descriptors: Descriptors,
+    algo: sys::cublasLtMatmulAlgo_t,
+    record: GemmPlan,
+}
+
+/// cuBLASLt on one GPU.
+pub struct Gemm {
+    gpu: Arc<Gpu>,
+    handle: sys::cublasLtHandle_t,
+    version: u64,
+    workspace: Region,
+    plans: BTreeMap<GemmKey, Plan>,
+    /// Plans from a lock file, checked when first needed and never replaced by tuning.
+    given: BTreeMap<GemmKey, GemmPlan>,
+    tuned: Vec<Tuned>,
+}
+
+// SAFETY: the handle and the descriptors are used by one thread at a time: every method that runs
+// or changes them takes `&mut self`.
+unsafe impl Send for Gemm {}
+
+impl Gemm {
+    pub fn new(gpu: &Arc<Gpu>, memory: &mut Memory) -> Result<Gemm> {
+        let version = cublaslt_version()?;
+        gpu.bind()?;
+        let handle = result::create_handle().map_err(|e| fail(gpu, "cublasLtCreate", e))?;
+        let workspace = memory.region("matrix multiplication workspace", workspace_bytes(gpu.info.major))?;
+        Ok(Gemm {
+            gpu: Arc::clone(gpu),
+            handle,
+            version,
+            workspace,
+            plans: BTreeMap::new(),
+            given: BTreeMap::new(),
+            tuned: Vec::new(),
+        })
+    }
+
+    /// cuBLASLt's version: 130100 is 13.1.0.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The plans in use, by key.
+    pub fn plans(&self) -> Vec<GemmPlan> {
+        self.plans.values().map(|plan| plan.record.clone()).collect()
+    }
+
+    /// What tuning measured in this process.
+    pub fn tuned(&self) -> &[Tuned] {
+        &self.tuned
+    }
+
+    /// Pins the plans of a lock file. Each is checked on this library and GPU: a plan that does not fit
+    /// is an error that names it.
+    pub fn load(&mut self, plans: &[GemmPlan]) -> Result<()> {
+        for record in plans {
+            self.pin(record)?;
+            self.given.insert(record.key, record.clone());
+        }
+        Ok(())
+    }
+
+    /// Makes sure that each of `keys` has a plan: from a lock, this user's file, or by timing.
+    pub fn prepare(&mut self, keys: &[GemmKey], user_plans: bool) -> Result<()> {
+        let file = user_plans.then(|| UserPlans::of_user(&self.gpu.info.name, self.version, self.workspace.bytes()));
+        let known = file.as_ref().map(UserPlans::read).unwrap_or_default();
+        let mut open = Vec::new();
+        for key in keys {
+            if self.plans.contains_key(key) || open.contains(key) {
+                continue;
+            }
+            // A plan that this library refuses was written by another build of the same version.
+            let pinned = known.iter().find(|plan| plan.key == *key).is_some_and(|plan| self.pin(plan).is_ok());
+            if !pinned {
+                open.push(*key);
+            }
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        let tuned = self.tune(&open)?;
+        for result in &tuned {
+            self.pin(&result.plan)?;
+        }
+        if let Some(file) = file {
+            let plans: Vec<GemmPlan> = tuned.iter().map(|result| result.plan.clone()).collect();
+            // Tuning again next time is all that a file that cannot be written costs.
+            let _ = file.add(&plans);
+        }
+        self.tuned.extend(tuned);
+        Ok(())
+    }
+
+    /// Runs a product in stream order.
+    ///
+    /// # Safety
+    /// The addresses are those of live device buffers that hold the matrices of `key`.
+    pub unsafe fn run(&mut self, operation: &'static str, key: GemmKey, operands: Operands) -> Result<()> {
+        self.gpu.bind()?;
+        let aligned =
+            [operands.left, operands.right, operands.out, operands.bias, operands.pre].iter().all(|address| address % 256 == 0);
+        if !aligned {
+            // The plans were chosen for this alignment.
+            return Err(self.gpu.refuse(operation, format!("a matrix does not start at a multiple of 256 bytes ({key})")));
+        }
+        if !self.plans.contains_key(&key) {
+            let record = self.heuristic_first(key)?;
+            self.pin(&record)?;
+        }
+        let plan = &self.plans[&key];
+        plan.descriptors.set_pointers(&operands).map_err(|e| fail(&self.gpu, operation, e))?;
+        // SAFETY: the caller's promise about the addresses; the plan was checked for this shape.
+        unsafe { launch(self.handle, plan, &operands, &self.workspace, &self.gpu) }.map_err(|e| fail(&self.gpu, operation, e))
+    }
+
+    /// Checks `record` on this library and GPU, and pins it.
+    fn pin(&mut self, record: &GemmPlan) -> Result<()> {
+        let refuse = |why: &str| self.gpu.refuse("cublasLtMatmulAlgoCheck", format!("the plan for {} {why}", record.key));
+        let words = record.algo_words().ok_or_else(|| refuse("is not 64 bytes in hexadecimal"))?;
+        let algo = sys::cublasLtMatmulAlgo_t { data: words };
+        let descriptors = Descriptors::new(&record.key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
+        let mut checked = std::mem::MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
+        // SAFETY: all descriptors are live; an all-zero result is a valid one.
+        let (status, checked) = unsafe {
+            let Descriptors { desc, a, b, d } = descriptors;
+            (
+                sys::cublasLtMatmulAlgoCheck(self.handle, desc, a, b, d, d, &raw const algo, checked.as_mut_ptr()),
+                checked.assume_init(),
+            )
+        };
+        if status.result().is_err() {
+            return Err(refuse("is not one that this cuBLASLt can run here"));
+        }
+        if checked.workspaceSize as u64 > self.workspace.bytes() {
+            return Err(refuse("needs a larger workspace"));
+        }
+        let attributes = attributes(&algo).map_err(|e| fail(&self.gpu, "cublasLtMatmulAlgoConfigGetAttribute", e))?;
+        if attributes != record.attributes {
+            return Err(refuse(&format!("says {:?}, its 64 bytes mean {attributes:?}", record.attributes)));
+        }
+        self.plans.insert(record.key, Plan { descriptors, algo, record: record.clone() });
+        Ok(())
+    }
+
+    /// The library's first deterministic answer.
+    fn heuristic_first(&self, key: GemmKey) -> Result<GemmPlan> {
+        let descriptors = Descriptors::new(&key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
+        let mut candidates = self.candidates(&key, &descriptors)?;
+        Ok(candidates.swap_remove(0))
+    }
+
+    /// The heuristic's answers that add in a fixed order, likeliest fastest first; never empty.
+    fn candidates(&self, key: &GemmKey, descriptors: &Descriptors) -> Result<Vec<GemmPlan>> {
+        const REQUESTED: usize = 24;
+        let error = |e| fail(&self.gpu, "cublasLtMatmulAlgoGetHeuristic", e);
+        let preference = Preference::new(self.workspace.bytes()).map_err(error)?;
+        let mut found = Vec::<sys::cublasLtMatmulHeuristicResult_t>::with_capacity(REQUESTED);
+        let mut count = 0;
+        let Descriptors { desc, a, b, d } = *descriptors;
+        // SAFETY: all descriptors are live, and the array has room for as many as are asked for.
+        unsafe {
+            let status = sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                desc,
+                a,
+                b,
+                d,
+                d,
+                preference.0,
+                REQUESTED as i32,
+                found.as_mut_ptr(),
+                &raw mut count,
+            );
+            status.result().map_err(|e| self.gpu.refuse("cublasLtMatmulAlgoGetHeuristic", format!("{e:?} for {key}")))?;
+            found.set_len(count.max(0) as usize);
+        }
+        let mut plans = Vec::new();
+        for candidate in found.iter().filter(|c| c.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS) {
+            let attributes = attributes(&candidate.algo).map_err(error)?;
+            if adds_in_order(&attributes) && candidate.workspaceSize as u64 <= self.workspace.bytes() {
+                let algo = GemmPlan::encode(candidate.algo.data);
+                plans.push(GemmPlan { key: *key, algo, attributes, workspace_bytes: candidate.workspaceSize as u64 });
+            }
+        }
+        if plans.is_empty() {
+            return Err(self.gpu.refuse(
+                "cublasLtMatmulAlgoGetHeuristic",
+                format!("cuBLASLt has no algorithm with a fixed order of sums for {key}"),
+            ));
+        }
+        Ok(plans)
+    }
+}
+
+impl Drop for Gemm {
+    fn drop(&mut self) {
+        if self.gpu.synchronize("cublasLtDestroy").is_ok() {
+            // SAFETY: created in `new`, destroyed here alone; no work uses it any more.
+            let _ = unsafe { result::destroy_handle(self.handle) };
+        }
+    }
+}
+
+/// cuBLASLt's version. Loads the library.
+pub fn cublaslt_version() -> Result<u64> {
+    libraries::require(Library::CublasLt)?;
+    // SAFETY: the library is loaded; the call has no arguments.
+    Ok(unsafe { sys::cublasLtGetVersion() } as u64)
+}
+
+/// No split of the sum, or partial sums in the workspace that a second kernel adds by index. The
+/// in-place scheme adds in the output's type, and newer kernels may use -1 for "as it comes".
+fn adds_in_order(attributes: &Attributes) -> bool {
+    let scheme = |scheme: sys::cublasLtReductionScheme_t| scheme as u32;
+    let none = scheme(sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE);
+    let workspace = scheme(sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
+    attributes.split_k >= 0 && (attributes.reduction == none || attributes.reduction == workspace)
+}
+
+/// # Safety
+/// The operands are live buffers of the plan's shape; the plan's pointers are set.
+unsafe fn launch(
+    handle: sys::cublasLtHandle_t,
+    plan: &Plan,
+    operands: &Operands,
+    workspace: &Region,
+    gpu: &Gpu,
+) -> Result<(), result::CublasError> {
+    let alpha = 1.0f32;
+    let beta = if operands.add { 1.0f32 } else { 0.0 };
+    let Descriptors { desc, a, b, d } = plan.descriptors;
+    // In columns the factors swap places: the row-major right factor is the left one.
+    let (first, second) = (operands.right, operands.left);
+    // SAFETY: the caller's promise; alpha and beta are read before the call returns.
+    unsafe {
+        result::matmul(
+            handle,
+            desc,
+            (&raw const alpha).cast(),
+            (&raw const beta).cast(),
+            first as *const c_void,
+            a,
+            second as *const c_void,
+            b,
+            operands.out as *const c_void,
+            d,
+            operands.out as *mut c_void,
+            d,
+            &raw const plan.algo,
+            workspace.address() as *mut c_void,
+            workspace.bytes() as usize,
+            gpu.stream().cast(),
+        )
+    }
+}
+
+/// The descriptors of one product; `a` and `b` in cuBLASLt's order, `d` for both C and D.
+struct Descriptors {
+    desc: sys::cublasLtMatmulDesc_t,
+    a: sys::cublasLtMatrixLayout_t,
+    b: sys::cublasLtMatrixLayout_t,
+    d: sys::cublasLtMatrixLayout_t,
+}
+
+impl Descriptors {
+    fn new(key: &GemmKey) -> Result<Descriptors, result::CublasError> {
+        use sys::cublasComputeType_t::{CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32};
+        use sys::cublasLtEpilogue_t as E;
+        use sys::cublasLtMatmulDescAttributes_t as A;
+        use sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
+        let (input, output, compute) = match key.types {
+            Types::Bf16 => (CUDA_R_16BF, CUDA_R_16BF, CUBLAS_COMPUTE_32F),
+            Types::Bf16ToF32 => (CUDA_R_16BF, CUDA_R_32F, CUBLAS_COMPUTE_32F),
+            Types::F32 => (CUDA_R_32F, CUDA_R_32F, CUBLAS_COMPUTE_32F),
+            Types::Tf32 => (CUDA_R_32F, CUDA_R_32F, CUBLAS_COMPUTE_32F_FAST_TF32),
+        };
+        let GemmKey { rows, c_in, c_out, .. } = *key;
+        // A row-major (r, c) matrix is a column-major (c, r) one with leading dimension c.
+        let weight = || result::create_matrix_layout(input, c_in, c_out, c_in as i64);
+        let wide = |kind, c: u64| result::create_matrix_layout(kind, c, rows, c as i64);
+        let (mut a_transposed, mut b_transposed) = (false, false);
+        let (a, b, d) = match key.product {
+            Product::Forward => {
+                a_transposed = true;
+                (weight()?, wide(input, c_in)?, wide(output, c_out)?)
+            }
+            Product::BackwardInput => (weight()?, wide(input, c_out)?, wide(output, c_in)?),
+            Product::BackwardWeight => {
+                b_transposed = true;
+                (wide(input, c_in)?, wide(input, c_out)?, result::create_matrix_layout(output, c_in, c_out, c_in as i64)?)
+            }
+        };
+        let made = Descriptors { desc: result::create_matmul_desc(compute, CUDA_R_32F)?, a, b, d };
+        // CUBLAS_OP_N and CUBLAS_OP_T of cublas_api.h, which has no bindings here.
+        let transposed = |yes| i32::from(yes);
+        made.set(A::CUBLASLT_MATMUL_DESC_TRANSA, transposed(a_transposed))?;
+        made.set(A::CUBLASLT_MATMUL_DESC_TRANSB, transposed(b_transposed))?;
+        let epilogue = match key.epilogue {
+            Epilogue::Nothing => E::CUBLASLT_EPILOGUE_DEFAULT,
+            Epilogue::Bias => E::CUBLASLT_EPILOGUE_BIAS,
+            Epilogue::BiasGelu => E::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
+            Epilogue::GeluGradient => E::CUBLASLT_EPILOGUE_DGELU,
+        };
+        made.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
+        // Bias and pre-activation have the output's type unless told otherwise.
+        if matches!(key.epilogue, Epilogue::BiasGelu | Epilogue::GeluGradient) {
+            let width = if key.product == Product::Forward { c_out } else { c_in };
+            made.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, width as i64)?;
+        }
+        // The heuristic wants to see that there are pointers; `run` sets the true ones.
+        made.set_pointers(&Operands { left: 0, right: 0, out: 0, add: false, bias: 256, pre: 256 }.only(key.epilogue))?;
+        Ok(made)
+    }
+
+    fn set<T>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: T) -> Result<(), result::CublasError> {
+        // SAFETY: the descriptor is live, and the library copies the value.
+        unsafe { result::set_matmul_desc_attribute(self.desc, attribute, (&raw const value).cast(), size_of::<T>()) }
+    }
+
+    fn set_pointers(&self, operands: &Operands) -> Result<(), result::CublasError> {
+        use sys::cublasLtMatmulDescAttributes_t as A;
+        if operands.bias != 0 {
+            self.set(A::CUBLASLT_MATMUL_DESC_BIAS_POINTER, operands.bias)?;
+        }
+        if operands.pre != 0 {
+            self.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, operands.pre)?;
+        }
+        Ok(())
+    }
+}
+
+impl Operands {
+    /// Without the addresses that `epilogue` does not use.
+    fn only(self, epilogue: Epilogue) -> Operands {
+        Operands {
+            bias: if matches!(epilogue, Epilogue::Bias | Epilogue::BiasGelu) { self.bias } else { 0 },
+            pre: if matches!(epilogue, Epilogue::BiasGelu | Epilogue::GeluGradient) { self.pre } else { 0 },
+            ..self
+        }
+    }
+}
+
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        // SAFETY: all four were created together and are destroyed here alone; the library copies
+        // what running work needs of them.
+        unsafe {
+            let _ = result::destroy_matmul_desc(self.desc);
+            for layout in [self.a, self.b, self.d] {
+                let _ = result::destroy_matrix_layout(layout);
+            }
+        }
+    }
+}
+
+/// What the heuristic may use.
+struct Preference(sys::cublasLtMatmulPreference_t);
+
+impl Preference {
+    fn new(workspace_bytes: u64) -> Result<Preference, result::CublasError> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as A;
+        let made = Preference(result::create_matmul_pref()?);
+        let schemes = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        // SAFETY: the preference is live, and the library copies the values.
+        unsafe {
+            result::set_matmul_pref_attribute(
+                made.0,
+                A::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                (&raw const workspace_bytes).cast(),
+                8,
+            )?;
+            result::set_matmul_pref_attribute(
+                made.0,
+                A::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                (&raw const schemes).cast(),
+                4,
+            )?;
+        }
+        Ok(made)
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        // SAFETY: created in `new`, destroyed here alone.
+        let _ = unsafe { result::destroy_matmul_pref(self.0) };
+    }
+}
+
+/// Reads an algorithm's settings.
+fn attributes(algo: &sys::cublasLtMatmulAlgo_t) -> Result<Attributes, result::CublasError> {
+    use sys::cublasLtMatmulAlgoConfigAttributes_t as A;
+    fn get<T: Default>(algo: &sys::cublasLtMatmulAlgo_t, attribute: A) -> Result<T, result::CublasError> {
+        let mut value = T::default();
+        let mut written = 0;
+        // SAFETY: `value` is as large as it says, and `algo` is live.
+        unsafe {
+            sys::cublasLtMatmulAlgoConfigGetAttribute(algo, attribute, (&raw mut value).cast(), size_of::<T>(), &raw mut written)
+        }
+        .result()?;
+        Ok(value)
+    }
+    Ok(Attributes {
+        algorithm: get(algo, A::CUBLASLT_ALGO_CONFIG_ID)?,
+        tile: get(algo, A::CUBLASLT_ALGO_CONFIG_TILE_ID)?,
+        stages: get(algo, A::CUBLASLT_ALGO_CONFIG_STAGES_ID)?,
+        split_k: get(algo, A::CUBLASLT_ALGO_CONFIG_SPLITK_NUM)?,
+        reduction: get(algo, A::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME)?,
+        swizzle: get(algo, A::CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING)?,
+        custom: get(algo, A::CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION)?,
+        inner_shape: get(algo, A::CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID)?,
+        cluster_shape: get(algo, A::CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID)?,
+    })
+}
+
+fn fail(gpu: &Gpu, operation: &'static str, error: result::CublasError) -> DeviceError {
+    let hint = match error.0 {
+        sys::cublasStatus_t::CUBLAS_STATUS_ARCH_MISMATCH => "\n  hint: this cuBLASLt is too old for this GPU",
+        sys::cublasStatus_t::CUBLAS_STATUS_EXECUTION_FAILED => {
+            "\n  hint: an earlier operation may be the cause; CUDA_LAUNCH_BLOCKING=1 makes the guilty one report it"
+        }
+        _ => "",
+    };
+    gpu.refuse(operation, format!("{:?}{hint}", error.0))
+}

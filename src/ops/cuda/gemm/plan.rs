@@ -1,0 +1,217 @@
+//! Which algorithm a matrix multiplication uses, in a form that files can hold.
+
+use std::fmt;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::super::compile::cache_folder;
+
+/// The three products of a linear layer with weight (c_out, c_in), all matrices row-major.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Product {
+    /// out (rows, c_out) = x weightᵀ.
+    Forward,
+    /// dx (rows, c_in) = dout weight.
+    BackwardInput,
+    /// dweight (c_out, c_in) = doutᵀ x.
+    BackwardWeight,
+}
+
+/// Element types of inputs and output, and the unit that multiplies. Sums are always fp32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Types {
+    /// bf16 in, bf16 out.
+    Bf16,
+    /// bf16 in, fp32 out.
+    Bf16ToF32,
+    /// fp32 in and out, fp32 products.
+    F32,
+    /// fp32 in and out, TF32 products.
+    Tf32,
+}
+
+/// What happens to the fp32 sum before it is rounded and stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Epilogue {
+    Nothing,
+    /// Adds a bias of length c_out.
+    Bias,
+    /// Adds a bias, stores the sum beside, and applies GELU.
+    BiasGelu,
+    /// Multiplies by the derivative of GELU at the stored pre-activation.
+    GeluGradient,
+}
+
+/// What a plan is for: all that the choice of an algorithm depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct GemmKey {
+    pub product: Product,
+    pub rows: u64,
+    pub c_in: u64,
+    pub c_out: u64,
+    pub types: Types,
+    pub epilogue: Epilogue,
+}
+
+impl GemmKey {
+    /// Multiplications and additions.
+    pub fn flops(&self) -> f64 {
+        2.0 * self.rows as f64 * self.c_in as f64 * self.c_out as f64
+    }
+}
+
+impl fmt::Display for GemmKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let GemmKey { product, rows, c_in, c_out, types, epilogue } = self;
+        write!(f, "{product:?} rows {rows}, {c_in} -> {c_out}, {types:?}, {epilogue:?}")
+    }
+}
+
+/// An algorithm's settings as cuBLASLt names them: for people, and to check what the bytes say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    pub algorithm: i32,
+    pub tile: u32,
+    pub stages: u32,
+    pub split_k: i32,
+    pub reduction: u32,
+    pub swizzle: u32,
+    pub custom: u32,
+    pub inner_shape: u16,
+    pub cluster_shape: u16,
+}
+
+/// A pinned algorithm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GemmPlan {
+    #[serde(flatten)]
+    pub key: GemmKey,
+    /// cuBLASLt's 64 bytes, in hexadecimal.
+    pub algo: String,
+    #[serde(flatten)]
+    pub attributes: Attributes,
+    pub workspace_bytes: u64,
+}
+
+impl GemmPlan {
+    /// The 64 bytes as cuBLASLt's structure holds them; `None` when the text is damaged.
+    pub fn algo_words(&self) -> Option<[u64; 8]> {
+        let bytes = hex::decode(&self.algo).ok()?;
+        let mut words = [0; 8];
+        if bytes.len() != 64 {
+            return None;
+        }
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::from_le_bytes(bytes.try_into().ok()?);
+        }
+        Some(words)
+    }
+
+    pub fn encode(words: [u64; 8]) -> String {
+        hex::encode(words.map(u64::to_le_bytes).concat())
+    }
+}
+
+/// The plans that this user's machine has tuned for one GPU model and one version of cuBLASLt.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct PlanFile {
+    gpu: String,
+    cublaslt: u64,
+    workspace_bytes: u64,
+    #[serde(default)]
+    plan: Vec<GemmPlan>,
+}
+
+/// The file of a user's plans.
+pub struct UserPlans {
+    file: Option<PathBuf>,
+    gpu: String,
+    cublaslt: u64,
+    workspace_bytes: u64,
+}
+
+impl UserPlans {
+    pub fn new(folder: Option<PathBuf>, gpu: &str, cublaslt: u64, workspace_bytes: u64) -> UserPlans {
+        let name: String = gpu.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
+        let file = folder.map(|folder| folder.join(format!("{name}-{cublaslt}.toml")));
+        UserPlans { file, gpu: gpu.to_owned(), cublaslt, workspace_bytes }
+    }
+
+    /// In the user's cache folder.
+    pub fn of_user(gpu: &str, cublaslt: u64, workspace_bytes: u64) -> UserPlans {
+        UserPlans::new(cache_folder("plans"), gpu, cublaslt, workspace_bytes)
+    }
+
+    /// What the file holds; nothing when it is absent, damaged, or was made under other conditions.
+    pub fn read(&self) -> Vec<GemmPlan> {
+        let text = self.file.as_deref().and_then(|file| std::fs::read_to_string(file).ok());
+        let file = text.and_then(|text| toml::from_str::<PlanFile>(&text).ok());
+        file.filter(|f| f.gpu == self.gpu && f.cublaslt == self.cublaslt && f.workspace_bytes == self.workspace_bytes)
+            .map(|f| f.plan)
+            .unwrap_or_default()
+    }
+
+    /// Adds `plans` to the file. A plan that is already there stays: it may be in somebody's lock.
+    pub fn add(&self, plans: &[GemmPlan]) -> std::io::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let mut all = self.read();
+        for plan in plans {
+            if all.iter().all(|known| known.key != plan.key) {
+                all.push(plan.clone());
+            }
+        }
+        all.sort_by_key(|plan| plan.key);
+        let contents =
+            PlanFile { gpu: self.gpu.clone(), cublaslt: self.cublaslt, workspace_bytes: self.workspace_bytes, plan: all };
+        let text = toml::to_string(&contents).map_err(std::io::Error::other)?;
+        let folder = file.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder)?;
+        let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+        temporary.write_all(text.as_bytes())?;
+        temporary.persist(file)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(c_out: u64, fill: u64) -> GemmPlan {
+        let key =
+            GemmKey { product: Product::Forward, rows: 1024, c_in: 768, c_out, types: Types::Bf16, epilogue: Epilogue::Bias };
+        let attributes = Attributes { algorithm: 66, tile: 20, split_k: 1, cluster_shape: 3, ..Attributes::default() };
+        GemmPlan { key, algo: GemmPlan::encode([fill; 8]), attributes, workspace_bytes: 0 }
+    }
+
+    #[test]
+    fn the_64_bytes_survive_the_text() {
+        let words = [0, 1, u64::MAX, 0x0123_4567_89ab_cdef, 4, 5, 6, 7];
+        let plan = GemmPlan { algo: GemmPlan::encode(words), ..plan(8, 0) };
+        assert_eq!(plan.algo_words(), Some(words));
+        assert_eq!(GemmPlan { algo: plan.algo[2..].to_owned(), ..plan }.algo_words(), None);
+    }
+
+    #[test]
+    fn plans_come_back_from_the_file_and_the_first_one_stays() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let plans = |version| UserPlans::new(Some(folder.path().join("plans")), "NVIDIA H100 80GB HBM3", version, 64);
+        plans(130_100).add(&[plan(768, 1), plan(3072, 2)]).expect("written");
+        plans(130_100).add(&[plan(768, 9), plan(2304, 3)]).expect("written");
+        assert_eq!(plans(130_100).read(), [plan(768, 1), plan(2304, 3), plan(3072, 2)]);
+        assert_eq!(plans(130_200).read(), [], "another version has its own file");
+    }
+
+    #[test]
+    fn a_damaged_plan_file_is_no_plan_file() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let plans = UserPlans::new(Some(folder.path().to_path_buf()), "gpu", 1, 64);
+        std::fs::write(folder.path().join("gpu-1.toml"), "plan = 7").expect("written");
+        assert_eq!(plans.read(), []);
+    }
+}

@@ -1,0 +1,167 @@
+//! Launches of `attention_forward.cu` and `attention_backward.cu` in bf16, and of `attention_f32.cu`.
+
+use super::super::args::{Bf16, F32, In, Kernel, Out, kernel_args};
+use super::super::memory::Buf;
+use super::super::modules::{Geometry, Kernels};
+use crate::ops::{Dtype, Heads, Result, Rows};
+
+kernel_args! { "attention_forward.cu" ForwardArgs { out: Out<Bf16>, lse: Out<F32>, qkv: In<Bf16>, tokens: i32, heads: i32 } }
+
+kernel_args! { "attention_backward.cu" BackwardArgs {
+    dqkv: Out<Bf16>, delta: Out<F32>, dout: In<Bf16>, qkv: In<Bf16>, out: In<Bf16>, lse: In<F32>, tokens: i32, heads: i32,
+} }
+
+kernel_args! { "attention_f32.cu" AttentionF32Args {
+    out: Out<F32>, lse: Out<F32>, qkv: In<F32>, tokens: u32, heads: u32, head_size: u32, scale: f32,
+} }
+
+kernel_args! { "attention_f32.cu" AttentionF32BackwardArgs {
+    dqkv: Out<F32>, delta: Out<F32>, dout: In<F32>, qkv: In<F32>, out: In<F32>, lse: In<F32>,
+    tokens: u32, heads: u32, head_size: u32, scale: f32,
+} }
+
+pub const F32_FORWARD: Kernel<AttentionF32Args> = Kernel::new("attention_f32_forward");
+pub const F32_QUERY: Kernel<AttentionF32BackwardArgs> = Kernel::new("attention_f32_query");
+pub const F32_KEY: Kernel<AttentionF32BackwardArgs> = Kernel::new("attention_f32_key");
+
+pub const FORWARD: Kernel<ForwardArgs> = Kernel::new("attention_forward");
+pub const BACKWARD_QUERY: Kernel<BackwardArgs> = Kernel::new("attention_backward_query");
+pub const BACKWARD_KEY: Kernel<BackwardArgs> = Kernel::new("attention_backward_key");
+
+/// Head sizes that the kernels are written for: those of GPT-2 and GPT-3.
+pub const HEAD_SIZES: [usize; 4] = [64, 80, 96, 128];
+
+/// The widest head of the fp32 kernels.
+const MOST_HEAD_SIZE_F32: usize = 128;
+
+/// Bytes of one row of a tile in shared memory.
+fn row_bytes(head_size: usize) -> u64 {
+    2 * head_size as u64 + 16
+}
+
+fn check(k: &Kernels, op: &'static str, rows: Rows, heads: Heads) -> Result<()> {
+    let Heads { heads: count, head_size } = heads;
+    if k.act == Dtype::BF16 {
+        k.check(op, HEAD_SIZES.contains(&head_size), || {
+            format!("heads of {head_size} channels: the bf16 kernels know {HEAD_SIZES:?}")
+        })?;
+    } else {
+        k.check(op, head_size <= MOST_HEAD_SIZE_F32, || {
+            format!("heads of {head_size} channels are wider than {MOST_HEAD_SIZE_F32}")
+        })?;
+    }
+    k.check(op, rows.batch * count <= 65_535, || {
+        format!("{} sequences of {count} heads are more than a grid holds", rows.batch)
+    })?;
+    k.check(op, rows.seq <= i32::MAX as usize, || format!("{} tokens are more than fit 31 bits", rows.seq))
+}
+
+/// Four rows a block, a warp each.
+fn f32_geometry(rows: Rows, heads: Heads) -> Geometry {
+    Geometry::new2((rows.seq as u64).div_ceil(4), (rows.batch * heads.heads) as u64, 128)
+}
+
+fn scale(head_size: usize) -> f32 {
+    (1.0 / (head_size as f64).sqrt()) as f32
+}
+
+pub fn forward(k: &Kernels, out: &mut Buf, lse: &mut Buf, qkv: &Buf, rows: Rows, heads: Heads) -> Result<()> {
+    const OP: &str = "attention";
+    check(k, OP, rows, heads)?;
+    let size = rows.count() * heads.heads * heads.head_size;
+    if k.act == Dtype::F32 {
+        let args = AttentionF32Args {
+            out: Out::at(k.act(OP, "out", out, size)?),
+            lse: Out::at(k.f32(OP, "lse", lse, rows.count() * heads.heads)?),
+            qkv: In::at(k.act(OP, "qkv", qkv, 3 * size)?),
+            tokens: rows.seq as u32,
+            heads: heads.heads as u32,
+            head_size: heads.head_size as u32,
+            scale: scale(heads.head_size),
+        };
+        // SAFETY: all lengths were checked.
+        return unsafe { k.launch(OP, &F32_FORWARD, f32_geometry(rows, heads), &args) };
+    }
+    let args = ForwardArgs {
+        out: Out::at(k.act(OP, "out", out, size)?),
+        lse: Out::at(k.f32(OP, "lse", lse, rows.count() * heads.heads)?),
+        qkv: In::at(k.act(OP, "qkv", qkv, 3 * size)?),
+        tokens: rows.seq as i32,
+        heads: heads.heads as i32,
+    };
+    // ATTENTION_FORWARD_M of the source: query rows of a block, by 64.
+    let block_rows = if heads.head_size <= 64 { 128 } else { 64 };
+    let shared = (block_rows + 4 * 64) * row_bytes(heads.head_size);
+    let grid = Geometry::new2((rows.seq as u64).div_ceil(block_rows), (rows.batch * heads.heads) as u64, 128);
+    // SAFETY: all lengths were checked.
+    unsafe { k.launch(OP, &FORWARD, Geometry { shared, ..grid }, &args) }
+}
+
+/// Bytes of `delta`, the scratch of the gradient.
+pub fn delta_bytes(rows: Rows, heads: Heads) -> u64 {
+    (rows.count() * heads.heads * 4) as u64
+}
+
+pub fn backward(
+    k: &Kernels,
+    delta: u64,
+    dqkv: &mut Buf,
+    dout: &Buf,
+    qkv: &Buf,
+    out: &Buf,
+    lse: &Buf,
+    rows: Rows,
+    heads: Heads,
+) -> Result<()> {
+    const OP: &str = "attention_backward";
+    check(k, OP, rows, heads)?;
+    let size = rows.count() * heads.heads * heads.head_size;
+    if k.act == Dtype::F32 {
+        let args = AttentionF32BackwardArgs {
+            dqkv: Out::at(k.act(OP, "dqkv", dqkv, 3 * size)?),
+            delta: Out::at(delta),
+            dout: In::at(k.act(OP, "dout", dout, size)?),
+            qkv: In::at(k.act(OP, "qkv", qkv, 3 * size)?),
+            out: In::at(k.act(OP, "out", out, size)?),
+            lse: In::at(k.f32(OP, "lse", lse, rows.count() * heads.heads)?),
+            tokens: rows.seq as u32,
+            heads: heads.heads as u32,
+            head_size: heads.head_size as u32,
+            scale: scale(heads.head_size),
+        };
+        // SAFETY: all lengths were checked; the scratch is the caller's promise; the first kernel writes the
+        // `delta` that the second reads.
+        return unsafe {
+            k.launch(OP, &F32_QUERY, f32_geometry(rows, heads), &args)?;
+            k.launch(OP, &F32_KEY, f32_geometry(rows, heads), &args)
+        };
+    }
+    let args = BackwardArgs {
+        dqkv: Out::at(k.act(OP, "dqkv", dqkv, 3 * size)?),
+        delta: Out::at(delta),
+        dout: In::at(k.act(OP, "dout", dout, size)?),
+        qkv: In::at(k.act(OP, "qkv", qkv, 3 * size)?),
+        out: In::at(k.act(OP, "out", out, size)?),
+        lse: In::at(k.f32(OP, "lse", lse, rows.count() * heads.heads)?),
+        tokens: rows.seq as i32,
+        heads: heads.heads as i32,
+    };
+    let (seq, count) = (rows.seq as u64, (rows.batch * heads.heads) as u64);
+    // ATTENTION_QUERY_M, ATTENTION_QUERY_KEYS and ATTENTION_KEY_ROWS of the source.
+    let query_keys = if heads.head_size <= 80 { 64 } else { 32 };
+    let key_rows = if heads.head_size <= 64 { 64 } else { 32 };
+    let query = Geometry {
+        shared: (2 * 64 + 4 * query_keys) * row_bytes(heads.head_size),
+        ..Geometry::new2(seq.div_ceil(64), count, 128)
+    };
+    let key = Geometry {
+        shared: (2 * 64 + 4 * key_rows) * row_bytes(heads.head_size) + 16 * key_rows,
+        ..Geometry::new2(seq.div_ceil(64), count, 128)
+    };
+    // SAFETY: all lengths were checked; the scratch is the caller's promise; the first kernel writes the
+    // `delta` that the second reads.
+    unsafe {
+        k.launch(OP, &BACKWARD_QUERY, query, &args)?;
+        k.launch(OP, &BACKWARD_KEY, key, &args)
+    }
+}

@@ -1,0 +1,89 @@
+//! Launches of `classifier.cu`: softmax, cross-entropy and its gradient over a chunk of logits.
+
+use super::super::args::{Act, F32, In, Kernel, Out, U16, kernel_args};
+use super::super::modules::{Geometry, Kernels};
+use crate::ops::{Result, Vocab};
+
+kernel_args! { "classifier.cu" ClassifierArgs {
+    logits: Out<Act>, losses: Out<F32>, targets: In<U16>, padded: u64, used: u64, scale: f32, cached: u32,
+} }
+
+pub const LOSS: Kernel<ClassifierArgs> = Kernel::new("classifier_loss");
+pub const GRADIENT: Kernel<ClassifierArgs> = Kernel::new("classifier_gradient");
+
+/// The most bytes that a chunk of logits takes. Larger chunks read and write `dwte` less often; this
+/// one holds 8192 rows of GPT-2's vocabulary in bf16.
+const LOGITS_BYTES: u64 = 800 << 20;
+
+/// Rows of each chunk of `n` rows, a function of the shape alone: all chunks but the last have so many.
+pub fn chunk_rows(n: u64, padded: u64, element_bytes: u64) -> u64 {
+    let most = (LOGITS_BYTES / (padded * element_bytes)).max(128);
+    let chunks = n.div_ceil(most).max(1);
+    n.div_ceil(chunks).next_multiple_of(128)
+}
+
+/// One chunk: `rows` rows of logits, with the addresses of their losses and targets.
+pub struct Chunk {
+    pub logits: u64,
+    pub losses: u64,
+    pub targets: u64,
+    pub rows: u64,
+}
+
+impl Chunk {
+    fn args(&self, vocab: Vocab, scale: f32, cached: bool) -> ClassifierArgs {
+        ClassifierArgs {
+            logits: Out::at(self.logits),
+            losses: Out::at(self.losses),
+            targets: In::at(self.targets),
+            padded: vocab.padded as u64,
+            used: vocab.used as u64,
+            scale,
+            cached: u32::from(cached),
+        }
+    }
+}
+
+/// Losses alone.
+///
+/// # Safety
+/// The chunk's addresses hold `rows` rows, losses and targets.
+pub unsafe fn loss(k: &Kernels, op: &'static str, chunk: &Chunk, vocab: Vocab) -> Result<()> {
+    check(k, op, vocab)?;
+    // SAFETY: the caller's promise.
+    unsafe { k.launch(op, &LOSS, Geometry::new(chunk.rows, 512), &chunk.args(vocab, 1.0, false)) }
+}
+
+/// Losses, and the gradient of `scale` times their sum in place of the logits.
+///
+/// # Safety
+/// As for [`loss`].
+pub unsafe fn gradient(k: &Kernels, op: &'static str, chunk: &Chunk, vocab: Vocab, scale: f32) -> Result<()> {
+    check(k, op, vocab)?;
+    let row_bytes = vocab.padded as u64 * k.act.size() as u64;
+    // A little is taken by the kernel's own variables.
+    let cached = row_bytes + 1024 <= u64::from(k.gpu.info.shared_bytes_per_block);
+    let geometry = Geometry { shared: if cached { row_bytes } else { 0 }, ..Geometry::new(chunk.rows, 512) };
+    // SAFETY: the caller's promise.
+    unsafe { k.launch(op, &GRADIENT, geometry, &chunk.args(vocab, scale, cached)) }
+}
+
+fn check(k: &Kernels, op: &'static str, vocab: Vocab) -> Result<()> {
+    k.row_length(op, vocab.padded)?;
+    k.check(op, vocab.used <= vocab.padded && vocab.used > 0, || format!("{} of {} columns are used", vocab.used, vocab.padded))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_cover_the_rows_evenly_and_stay_small() {
+        assert_eq!(chunk_rows(16_384, 50_304, 2), 8192);
+        assert_eq!(chunk_rows(65_536, 50_304, 2), 8192);
+        assert_eq!(chunk_rows(4096, 50_304, 2), 4096);
+        assert_eq!(chunk_rows(100, 384, 2), 128, "a small batch is one chunk");
+        let rows = chunk_rows(20_000, 50_304, 2);
+        assert!(rows.is_multiple_of(128) && rows * 50_304 * 2 <= LOGITS_BYTES, "{rows}");
+    }
+}

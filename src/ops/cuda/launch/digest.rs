@@ -1,0 +1,113 @@
+//! Launches of `digest.cu`: SHA-256 Merkle trees over many tensors at once.
+
+use sha2::{Digest, Sha256};
+
+use super::super::args::{Element, In, Kernel, Out, U8, kernel_args};
+use super::super::modules::{Geometry, Kernels};
+use crate::ops::Result;
+
+kernel_args! {
+    /// One row of the table that [`DigestLeavesArgs`] points to.
+    "digest.cu" DigestTensor { data: In<U8>, bytes: u64, first: u64 }
+}
+
+impl Element for DigestTensor {
+    const C_NAME: &'static str = "DigestTensor";
+}
+
+/// 32 bytes of SHA-256 on the device.
+#[derive(Clone, Copy)]
+pub struct DigestValue;
+
+impl Element for DigestValue {
+    const C_NAME: &'static str = "DigestValue";
+}
+
+kernel_args! { "digest.cu" DigestLeavesArgs {
+    tensors: In<DigestTensor>, digests: Out<DigestValue>, leaves: u64, count: u32, after_tag: [u32; 8], unused: u32,
+} }
+
+kernel_args! {
+    /// One row of the table that [`DigestNodesArgs`] points to.
+    "digest.cu" DigestRun { source: u64, count: u64, first: u64 }
+}
+
+impl Element for DigestRun {
+    const C_NAME: &'static str = "DigestRun";
+}
+
+kernel_args! { "digest.cu" DigestNodesArgs {
+    runs: In<DigestRun>, source: In<DigestValue>, target: Out<DigestValue>, count: u32, after_tag: [u32; 8], bytes_out: u32,
+} }
+
+pub const LEAVES: Kernel<DigestLeavesArgs> = Kernel::new("digest_leaves");
+pub const NODES: Kernel<DigestNodesArgs> = Kernel::new("digest_nodes");
+
+pub const LEAF_BYTES: u64 = 4096;
+/// Neighbours that one block of `digest_nodes` reduces to one.
+pub const GROUP: u64 = 512;
+const OP: &str = "merkle_roots";
+
+/// Tags of the state digest, as `docs/digest.md` specifies them.
+const LEAF_TAG: &str = "runner/leaf/v1";
+const NODE_TAG: &str = "runner/node/v1";
+
+/// SHA-256's state after the block `SHA256(tag) ‖ SHA256(tag)`.
+fn after_tag(tag: &str) -> [u32; 8] {
+    // FIPS 180-4, 5.3.3.
+    let mut state = [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+    let hash: [u8; 32] = Sha256::digest(tag).into();
+    let mut block = [0; 64];
+    block[..32].copy_from_slice(&hash);
+    block[32..].copy_from_slice(&hash);
+    sha2::block_api::compress256(&mut state, &[block]);
+    state
+}
+
+/// # Safety
+/// `table` holds `count` rows of live tensors, `leaves` leaves in all; `digests` has room for as many.
+pub unsafe fn leaves(k: &Kernels, table: u64, count: u32, digests: u64, leaves: u64) -> Result<()> {
+    let args = DigestLeavesArgs {
+        tensors: In::at(table),
+        digests: Out::at(digests),
+        leaves,
+        count,
+        after_tag: after_tag(LEAF_TAG),
+        unused: 0,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { k.launch(OP, &LEAVES, Geometry::new(leaves.div_ceil(128), 128), &args) }
+}
+
+/// # Safety
+/// `runs` holds `count` rows that lie in `source`; `target` has room for `groups` digests.
+pub unsafe fn nodes(k: &Kernels, runs: u64, count: u32, source: u64, target: u64, groups: u64, last: bool) -> Result<()> {
+    let args = DigestNodesArgs {
+        runs: In::at(runs),
+        source: In::at(source),
+        target: Out::at(target),
+        count,
+        after_tag: after_tag(NODE_TAG),
+        bytes_out: u32::from(last),
+    };
+    // SAFETY: the caller's promise.
+    unsafe { k.launch(OP, &NODES, Geometry::new(groups, 256), &args) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_after_a_tag_goes_on_to_the_tagged_hash() {
+        let mut state = after_tag(LEAF_TAG);
+        // The padding block of a message of one block: 0x80, zeros, 512 bits.
+        let mut padding = [0; 64];
+        padding[0] = 0x80;
+        padding[62] = 2;
+        sha2::block_api::compress256(&mut state, &[padding]);
+        let once = Sha256::digest(LEAF_TAG);
+        let whole = Sha256::new().chain_update(once).chain_update(once).finalize();
+        assert_eq!(state.map(u32::to_be_bytes).concat(), whole[..]);
+    }
+}

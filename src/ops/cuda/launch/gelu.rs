@@ -1,0 +1,48 @@
+//! Launches of `gelu.cu`.
+
+use super::super::args::{Act, F32, In, Kernel, Out, kernel_args};
+use super::super::memory::Buf;
+use super::super::modules::{Geometry, Kernels};
+use super::reduce::column_geometry;
+use crate::ops::Result;
+
+kernel_args! { "gelu.cu" GeluArgs { out: Out<Act>, pre: In<Act>, length: u64 } }
+
+kernel_args! { "gelu.cu" GeluBackwardArgs {
+    dpre: Out<Act>, partials: Out<F32>, dout: In<Act>, pre: In<Act>, rows: u64, width: u64,
+} }
+
+pub const FORWARD: Kernel<GeluArgs> = Kernel::new("gelu_forward");
+pub const BACKWARD: Kernel<GeluBackwardArgs> = Kernel::new("gelu_backward");
+
+pub fn forward(k: &Kernels, op: &'static str, out: &mut Buf, pre: &Buf, len: usize) -> Result<()> {
+    let args =
+        GeluArgs { out: Out::at(k.act(op, "out", out, len)?), pre: In::at(k.act(op, "pre", pre, len)?), length: len as u64 };
+    // SAFETY: both lengths were checked.
+    unsafe { k.launch(op, &FORWARD, Geometry::new((len as u64).div_ceil(4096), 256), &args) }
+}
+
+/// Multiplies `dpre` (n, width) by GELU's slope at `pre` in place, and leaves its partial column sums.
+pub fn backward_in_place(
+    k: &Kernels,
+    op: &'static str,
+    partials: u64,
+    dpre: &mut Buf,
+    pre: &Buf,
+    n: usize,
+    width: usize,
+) -> Result<()> {
+    k.row_length(op, width)?;
+    let gradient = k.act(op, "dpre", dpre, n * width)?;
+    let args = GeluBackwardArgs {
+        dpre: Out::at(gradient),
+        partials: Out::at(partials),
+        dout: In::at(gradient),
+        pre: In::at(k.act(op, "pre", pre, n * width)?),
+        rows: n as u64,
+        width: width as u64,
+    };
+    // SAFETY: the lengths were checked; the kernel allows dout and dpre to be one; the scratch is the
+    // caller's promise.
+    unsafe { k.launch(op, &BACKWARD, column_geometry(n as u64, width as u64), &args) }
+}

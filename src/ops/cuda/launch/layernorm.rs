@@ -1,0 +1,143 @@
+//! Launches of `layernorm.cu`: layer normalisation, with and without a residual addition.
+
+use super::super::args::{Act, F32, In, Kernel, Out, kernel_args};
+use super::super::memory::Buf;
+use super::super::modules::{Geometry, Kernels};
+use super::reduce::{self, Targets};
+use crate::ops::{Result, Write};
+
+kernel_args! { "layernorm.cu" LayernormArgs {
+    out: Out<Act>, residual: Out<Act>, mean: Out<F32>, rstd: Out<F32>, x: In<Act>, branch: In<Act>,
+    weight: In<Act>, bias: In<Act>, rows: u64, channels: u32, warps_per_row: u32,
+} }
+
+kernel_args! { "layernorm.cu" LayernormBackwardArgs {
+    dx: Out<Act>, partials: Out<F32>, dout: In<Act>, x: In<Act>, weight: In<Act>, mean: In<F32>, rstd: In<F32>,
+    rows: u64, channels: u32, rows_per_block: u32, add: u32, unused: u32,
+} }
+
+pub const FORWARD: Kernel<LayernormArgs> = Kernel::new("layernorm_forward");
+pub const RESIDUAL_FORWARD: Kernel<LayernormArgs> = Kernel::new("residual_layernorm_forward");
+pub const BACKWARD: Kernel<LayernormBackwardArgs> = Kernel::new("layernorm_backward");
+pub const BACKWARD_WIDE: Kernel<LayernormBackwardArgs> = Kernel::new("layernorm_backward_wide");
+
+/// The widest row that the kernels hold.
+const MOST_CHANNELS: usize = 16_384;
+
+/// Where the residual addition reads and writes.
+pub struct Residual<'a> {
+    pub sum: &'a mut Buf,
+    pub branch: &'a Buf,
+}
+
+#[derive(Clone, Copy)]
+pub struct Affine<'a> {
+    pub weight: &'a Buf,
+    pub bias: &'a Buf,
+}
+
+pub struct Statistics<'a> {
+    pub mean: &'a mut Buf,
+    pub rstd: &'a mut Buf,
+}
+
+pub fn forward(
+    k: &Kernels,
+    out: &mut Buf,
+    residual: Option<Residual<'_>>,
+    statistics: Statistics<'_>,
+    x: &Buf,
+    affine: Affine<'_>,
+    n: usize,
+    channels: usize,
+) -> Result<()> {
+    let op = if residual.is_some() { "residual_layernorm" } else { "layernorm" };
+    check_channels(k, op, channels)?;
+    let size = n * channels;
+    let warps_per_row = channels.div_ceil(2048).next_power_of_two() as u32;
+    let kernel = if residual.is_some() { RESIDUAL_FORWARD } else { FORWARD };
+    let (sum, branch) = match residual {
+        Some(Residual { sum, branch }) => (k.act(op, "residual", sum, size)?, k.act(op, "branch", branch, size)?),
+        None => (0, 0),
+    };
+    let args = LayernormArgs {
+        out: Out::at(k.act(op, "out", out, size)?),
+        residual: Out::at(sum),
+        mean: Out::at(k.f32(op, "mean", statistics.mean, n)?),
+        rstd: Out::at(k.f32(op, "rstd", statistics.rstd, n)?),
+        x: In::at(k.act(op, "x", x, size)?),
+        branch: In::at(branch),
+        weight: In::at(k.act(op, "weight", affine.weight, channels)?),
+        bias: In::at(k.act(op, "bias", affine.bias, channels)?),
+        rows: n as u64,
+        channels: channels as u32,
+        warps_per_row,
+    };
+    let rows_per_block = 8 / u64::from(warps_per_row);
+    // SAFETY: all lengths were checked.
+    unsafe { k.launch(op, &kernel, Geometry::new((n as u64).div_ceil(rows_per_block), 256), &args) }
+}
+
+/// Rows that one block of the gradient adds, and the number of blocks.
+fn blocks(n: u64) -> (u64, u64) {
+    let rows = n.div_ceil(512).next_multiple_of(4).max(4);
+    (rows, n.div_ceil(rows))
+}
+
+/// Bytes of the partial weight gradients.
+pub fn partials_bytes(n: u64, channels: u64) -> u64 {
+    blocks(n).1 * 2 * channels * 4
+}
+
+/// `partials` has the bytes of [`partials_bytes`].
+pub fn backward(
+    k: &Kernels,
+    partials: u64,
+    dx: &mut Buf,
+    dx_write: Write,
+    dweight: &mut Buf,
+    dbias: &mut Buf,
+    write: Write,
+    dout: &Buf,
+    x: &Buf,
+    weight: &Buf,
+    mean: &Buf,
+    rstd: &Buf,
+    n: usize,
+    channels: usize,
+) -> Result<()> {
+    const OP: &str = "layernorm_backward";
+    check_channels(k, OP, channels)?;
+    let size = n * channels;
+    let (rows_per_block, count) = blocks(n as u64);
+    let args = LayernormBackwardArgs {
+        dx: Out::at(k.act(OP, "dx", dx, size)?),
+        partials: Out::at(partials),
+        dout: In::at(k.act(OP, "dout", dout, size)?),
+        x: In::at(k.act(OP, "x", x, size)?),
+        weight: In::at(k.act(OP, "weight", weight, channels)?),
+        mean: In::at(k.f32(OP, "mean", mean, n)?),
+        rstd: In::at(k.f32(OP, "rstd", rstd, n)?),
+        rows: n as u64,
+        channels: channels as u32,
+        rows_per_block: rows_per_block as u32,
+        add: u32::from(dx_write == Write::Add),
+        unused: 0,
+    };
+    let (kernel, block) =
+        if channels <= 4096 { (BACKWARD, (channels / 8).next_multiple_of(32) as u32) } else { (BACKWARD_WIDE, 512) };
+    // SAFETY: all lengths were checked; the scratch is the caller's promise.
+    unsafe { k.launch(OP, &kernel, Geometry::new(count, block), &args) }?;
+    let targets = Targets {
+        first: k.f32(OP, "dweight", dweight, channels)?,
+        second: k.f32(OP, "dbias", dbias, channels)?,
+        split: channels as u64,
+        width: 2 * channels as u64,
+    };
+    reduce::reduce_partials(k, OP, targets, partials, count, write)
+}
+
+fn check_channels(k: &Kernels, op: &'static str, channels: usize) -> Result<()> {
+    k.row_length(op, channels)?;
+    k.check(op, channels <= MOST_CHANNELS, || format!("{channels} channels are more than {MOST_CHANNELS}"))
+}

@@ -1,0 +1,89 @@
+//! Launches of `adamw.cu`: the update of all tensors, and the sums of squares of all gradients.
+
+use super::super::args::Element;
+use super::super::args::{Act, F32, F64, In, Kernel, Out, kernel_args};
+use super::super::modules::{Geometry, Kernels};
+use crate::ops::{AdamW, Result};
+
+kernel_args! {
+    /// One row of the table that [`AdamwArgs`] points to.
+    "adamw.cu" AdamwTensor {
+        param: Out<Act>, master: Out<F32>, grad: In<F32>, adam_m: Out<F32>, adam_v: Out<F32>,
+        length: u64, offset: u64, first: u64, weight_decay: f32, id: u32,
+    }
+}
+
+impl Element for AdamwTensor {
+    const C_NAME: &'static str = "AdamwTensor";
+}
+
+kernel_args! { "adamw.cu" AdamwArgs {
+    tensors: In<AdamwTensor>, step: u64, count: u32, learning_rate: f32, beta1: f32, beta2: f32, epsilon: f32,
+    correction1: f32, correction2: f32, grad_scale: f32, rounding_key: [u32; 2],
+} }
+
+kernel_args! {
+    /// One row of the table that [`SquaresArgs`] points to.
+    "adamw.cu" SquaresTensor { data: In<F32>, length: u64, first: u64 }
+}
+
+impl Element for SquaresTensor {
+    const C_NAME: &'static str = "SquaresTensor";
+}
+
+kernel_args! { "adamw.cu" SquaresArgs {
+    tensors: In<SquaresTensor>, partials: Out<F64>, sums: Out<F64>, chunks: u64, count: u32, unused: u32,
+} }
+
+pub const ADAMW: Kernel<AdamwArgs> = Kernel::new("adamw");
+pub const SQUARES_PARTIAL: Kernel<SquaresArgs> = Kernel::new("sum_squares_partial");
+pub const SQUARES_REDUCE: Kernel<SquaresArgs> = Kernel::new("sum_squares_reduce");
+
+/// Elements of a tensor that one block works on.
+const CHUNK: u64 = 16_384;
+
+/// Blocks that a tensor of `length` elements takes.
+pub fn chunks(length: u64) -> u64 {
+    length.div_ceil(CHUNK)
+}
+
+/// # Safety
+/// `table` holds `count` rows whose `first` ascends in steps of [`chunks`], `blocks` in all, and whose
+/// tensors are live.
+pub unsafe fn adamw(k: &Kernels, table: u64, count: u32, blocks: u64, update: &AdamW) -> Result<()> {
+    let args = AdamwArgs {
+        tensors: In::at(table),
+        step: update.step,
+        count,
+        learning_rate: update.learning_rate,
+        beta1: update.beta1,
+        beta2: update.beta2,
+        epsilon: update.epsilon,
+        correction1: update.correction1,
+        correction2: update.correction2,
+        grad_scale: update.grad_scale,
+        rounding_key: update.rounding_key,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { k.launch("adamw", &ADAMW, Geometry::new(blocks, 256), &args) }
+}
+
+/// Sets `sums`, `count` f64.
+///
+/// # Safety
+/// As for [`adamw`]; `partials` holds `blocks` f64.
+pub unsafe fn sum_squares(k: &Kernels, table: u64, partials: u64, sums: u64, count: u32, blocks: u64) -> Result<()> {
+    let args = SquaresArgs {
+        tensors: In::at(table),
+        partials: Out::at(partials),
+        sums: Out::at(sums),
+        chunks: blocks,
+        count,
+        unused: 0,
+    };
+    // SAFETY: the caller's promise.
+    unsafe {
+        k.launch("sum_squares", &SQUARES_PARTIAL, Geometry::new(blocks, 256), &args)?;
+        k.launch("sum_squares", &SQUARES_REDUCE, Geometry::new(u64::from(count), 256), &args)
+    }
+}

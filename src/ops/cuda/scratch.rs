@@ -1,0 +1,148 @@
+//! Scratch: memory that operations need beside their operands, planned from the shape.
+
+use super::launch::{attention, classifier, embedding, layernorm, reduce};
+use super::memory::{Memory, Region};
+use crate::experiment::Compute;
+use crate::ops::{Dtype, Result, ScratchShape};
+
+/// What a piece of scratch is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(usize)]
+pub enum Use {
+    /// A chunk of logits, and of their gradients.
+    Logits,
+    /// Column sums of the attention's output and its gradient.
+    AttentionDelta,
+    LayernormPartials,
+    ColumnPartials,
+    /// Column sums that GELU's gradient leaves for the weight gradient after it.
+    GeluPartials,
+    SortFirst,
+    SortSecond,
+    SortCounts,
+    EmbeddingPartials,
+    /// Pointers and lengths of all tensors, for AdamW.
+    UpdateTable,
+    SquaresTable,
+    SquaresPartials,
+    SquaresSums,
+    DigestTable,
+    DigestRuns,
+    DigestLeaves,
+    DigestNodes,
+}
+
+/// Uses in the order of `Use`'s numbers, with their names in the memory plan.
+const USES: [(Use, &str); 17] = [
+    (Use::Logits, "logits of a chunk"),
+    (Use::AttentionDelta, "attention delta"),
+    (Use::LayernormPartials, "layernorm partial sums"),
+    (Use::ColumnPartials, "bias partial sums"),
+    (Use::GeluPartials, "GELU partial sums"),
+    (Use::SortFirst, "sorted positions, first pass"),
+    (Use::SortSecond, "sorted positions"),
+    (Use::SortCounts, "sort counts"),
+    (Use::EmbeddingPartials, "embedding partial sums"),
+    (Use::UpdateTable, "table of tensors for AdamW"),
+    (Use::SquaresTable, "table of gradients"),
+    (Use::SquaresPartials, "partial sums of squares"),
+    (Use::SquaresSums, "sums of squares"),
+    (Use::DigestTable, "table of tensors to hash"),
+    (Use::DigestRuns, "table of digests"),
+    (Use::DigestLeaves, "leaf digests"),
+    (Use::DigestNodes, "node digests"),
+];
+
+/// Element type of weights and activations under a precision.
+pub fn act_dtype(compute: Compute) -> Dtype {
+    match compute {
+        Compute::Auto | Compute::Bf16 => Dtype::BF16,
+        Compute::Fp32 | Compute::Tf32 => Dtype::F32,
+    }
+}
+
+/// All scratch for micro-batches of `shape`, by name, in bytes: what `alloc_scratch` allocates. The tables
+/// of the optimizer and of the digest are small, depend on the model's tensors, and are taken at
+/// their first use; the matrix multiplication's workspace is taken when the device is opened.
+pub fn scratch_plan(shape: &ScratchShape, compute: Compute) -> Vec<(String, u64)> {
+    let mut plan: Vec<(String, u64)> =
+        planned(shape, compute).into_iter().map(|(which, bytes)| (USES[which as usize].1.to_owned(), bytes)).collect();
+    plan.push(("matrix multiplication workspace".to_owned(), super::gemm::workspace_bytes(9)));
+    plan
+}
+
+pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)> {
+    let element = act_dtype(compute).size() as u64;
+    let n = shape.rows.count() as u64;
+    let (channels, padded) = (shape.channels as u64, shape.vocab.padded as u64);
+    let mut plan = vec![(Use::Logits, classifier::chunk_rows(n, padded, element) * padded * element)];
+    if shape.backward {
+        // The widest bias is that of the MLP's first layer.
+        let columns = reduce::partials_bytes(n, 4 * channels);
+        let [list, counts, partials] = embedding::sort_scratch_bytes(n, channels);
+        plan.extend([
+            (Use::AttentionDelta, attention::delta_bytes(shape.rows, shape.heads)),
+            (Use::LayernormPartials, layernorm::partials_bytes(n, channels)),
+            (Use::ColumnPartials, columns),
+            (Use::GeluPartials, columns),
+            (Use::SortFirst, list),
+            (Use::SortSecond, list),
+            (Use::SortCounts, counts),
+            (Use::EmbeddingPartials, partials),
+        ]);
+    }
+    plan
+}
+
+/// The scratch of one device.
+#[derive(Default)]
+pub struct Scratch {
+    regions: [Option<Region>; USES.len()],
+}
+
+impl Scratch {
+    /// The address of at least `bytes` bytes for `which`; the contents are whatever they are. What was
+    /// planned for the shape is there already, and nothing is allocated.
+    pub fn get(&mut self, memory: &mut Memory, which: Use, bytes: u64) -> Result<u64> {
+        let slot = &mut self.regions[which as usize];
+        if let Some(region) = slot
+            && region.bytes() >= bytes
+        {
+            return Ok(region.address());
+        }
+        // The old one goes first, or both would have to fit.
+        *slot = None;
+        Ok(slot.insert(memory.region(USES[which as usize].1, bytes)?).address())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{Heads, Rows, Vocab};
+
+    #[test]
+    fn uses_are_listed_in_their_own_order() {
+        for (number, (which, _)) in USES.iter().enumerate() {
+            assert_eq!(*which as usize, number, "{which:?}");
+        }
+    }
+
+    #[test]
+    fn the_plan_of_gpt2_1558m_fits_in_a_gigabyte() {
+        let shape = ScratchShape {
+            rows: Rows { batch: 16, seq: 1024 },
+            channels: 1600,
+            heads: Heads { heads: 25, head_size: 64 },
+            vocab: Vocab { used: 50_257, padded: 50_304 },
+            backward: true,
+        };
+        let plan = scratch_plan(&shape, Compute::Bf16);
+        let logits = &plan[0];
+        assert_eq!(logits, &("logits of a chunk".to_owned(), 8192 * 50_304 * 2));
+        let total: u64 = plan.iter().map(|(_, bytes)| bytes).sum();
+        assert!(total < 1 << 30, "{} MiB", total >> 20);
+        let evaluation = scratch_plan(&ScratchShape { backward: false, ..shape }, Compute::Bf16);
+        assert_eq!(evaluation.len(), 2, "evaluation needs logits and the workspace: {evaluation:?}");
+    }
+}

@@ -1,0 +1,140 @@
+//! A few seconds of work that show whether a GPU computes and how fast it moves: for `runner doctor`.
+
+use super::Cuda;
+use super::gemm::Operands;
+use super::gemm::plan::{Epilogue, GemmKey, Product, Types};
+use super::memory::Buf;
+use crate::ops::{Ops, Result, Role};
+use crate::rng::Key;
+
+/// What the self-test measured.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct SelfTest {
+    /// Largest difference of a small product from its exact value, over the largest exact value.
+    pub gemm_error: f64,
+    /// Speed of a product of 4096 x 4096 x 4096 in the device's precision.
+    pub gemm_tflops: f64,
+    /// Copy within the device, bytes read and written.
+    pub copy_gb_per_s: f64,
+}
+
+impl SelfTest {
+    /// Whether the small product is as near as bf16 can be.
+    pub fn passes(&self) -> bool {
+        self.gemm_error.is_finite() && self.gemm_error < 0.01
+    }
+}
+
+/// Multiplies and copies.
+pub fn run(cuda: &mut Cuda) -> Result<SelfTest> {
+    Ok(SelfTest {
+        gemm_error: gemm_error(cuda)?,
+        gemm_tflops: gemm_tflops(cuda, 4096)?,
+        copy_gb_per_s: copy_gb_per_s(cuda, 256 << 20)?,
+    })
+}
+
+/// A (64, 96) by (96, 128) product against the same in f64 on the host.
+fn gemm_error(cuda: &mut Cuda) -> Result<f64> {
+    let (n, c_in, c_out) = (64, 96, 128);
+    let numbers = |purpose: &str, len: usize| -> Vec<f32> {
+        let key = Key::new(0, purpose);
+        // Multiples of 1/128 in [-1, 1) are exact in bf16.
+        (0..len).map(|i| ((key.uniform(0, i as u64) * 256.0) as i32 - 128) as f32 / 128.0).collect()
+    };
+    let (x, w) = (numbers("selftest x", n * c_in), numbers("selftest w", c_out * c_in));
+    let mut buffers =
+        [cuda.alloc(Role::Activation, x.len())?, cuda.alloc(Role::Param, w.len())?, cuda.alloc(Role::Activation, n * c_out)?];
+    cuda.upload(&mut buffers[0], &x)?;
+    cuda.upload(&mut buffers[1], &w)?;
+    let [x_buf, w_buf, out] = &mut buffers;
+    cuda.linear(out, x_buf, w_buf, None, n, c_in, c_out)?;
+    let mut got = vec![0.0; n * c_out];
+    cuda.download(out, &mut got)?;
+    let (mut worst, mut largest) = (0f64, 0f64);
+    for i in 0..n {
+        for j in 0..c_out {
+            let exact: f64 = (0..c_in).map(|k| f64::from(x[i * c_in + k]) * f64::from(w[j * c_in + k])).sum();
+            let error = (f64::from(got[i * c_out + j]) - exact).abs();
+            worst = if error.is_nan() { f64::INFINITY } else { worst.max(error) };
+            largest = largest.max(exact.abs());
+        }
+    }
+    Ok(worst / largest)
+}
+
+/// Speed of a square product on random numbers: zeros would run faster than real work does.
+pub fn gemm_tflops(cuda: &mut Cuda, size: usize) -> Result<f64> {
+    let mut x = cuda.alloc(Role::Activation, size * size)?;
+    let w = cuda.alloc(Role::Param, size * size)?;
+    let mut out = cuda.alloc(Role::Activation, size * size)?;
+    cuda.fill_random(&mut x, 1)?;
+    // SAFETY: both tensors have the same length and do not overlap.
+    unsafe { cuda.kernels.gpu.copy(w.address(), x.address(), x.bytes(), "selftest") }?;
+    let mut times = Vec::new();
+    for _ in 0..8 {
+        times.push(cuda.time(|cuda| cuda.linear(&mut out, &x, &w, None, size, size, size))?);
+    }
+    // The first run is the warm-up.
+    times.remove(0);
+    Ok(2.0 * (size as f64).powi(3) / (median(&mut times) * 1e-3) / 1e12)
+}
+
+/// Speed of copying `bytes` within the device.
+pub fn copy_gb_per_s(cuda: &mut Cuda, bytes: usize) -> Result<f64> {
+    let from = cuda.alloc(Role::F32, bytes / 4)?;
+    let to = cuda.alloc(Role::F32, bytes / 4)?;
+    let mut times = Vec::new();
+    for _ in 0..8 {
+        // SAFETY: both tensors are live, as long as each other, and do not overlap.
+        times.push(cuda.time(|cuda| unsafe { cuda.kernels.gpu.copy(to.address(), from.address(), from.bytes(), "selftest") })?);
+    }
+    times.remove(0);
+    Ok(2.0 * bytes as f64 / (median(&mut times) * 1e-3) / 1e9)
+}
+
+fn median(times: &mut [f32]) -> f64 {
+    times.sort_by(f32::total_cmp);
+    f64::from(times[times.len() / 2])
+}
+
+impl Cuda {
+    /// Fills a tensor with uniform numbers in [-1, 1), a few MiB of them repeated: for timing.
+    pub fn fill_random(&mut self, buf: &mut Buf, seed: u64) -> Result<()> {
+        let floats = buf.dtype().size() == 4;
+        // SAFETY: the tensor is live and borrowed mutably.
+        unsafe { self.gemm.fill_random(&mut self.staging, buf.address(), buf.bytes(), floats, seed) }
+    }
+
+    /// Runs the product of `key` on the given tensors: for `runner bench`, which times each by itself.
+    /// `pre` doubles as the bias, of which it has enough elements.
+    pub fn run_gemm(&mut self, key: GemmKey, left: &Buf, right: &Buf, out: &mut Buf, pre: &Buf) -> Result<()> {
+        const OP: &str = "gemm";
+        let (rows, c_in, c_out) = (key.rows, key.c_in, key.c_out);
+        let (l, r, o) = match key.product {
+            Product::Forward => (rows * c_in, c_in * c_out, rows * c_out),
+            Product::BackwardInput => (rows * c_out, c_in * c_out, rows * c_in),
+            Product::BackwardWeight => (rows * c_out, rows * c_in, c_in * c_out),
+        };
+        let k = &self.kernels;
+        let weight_gradient = key.types == Types::Bf16ToF32;
+        let operands = Operands {
+            left: k.act(OP, "left", left, l as usize)?,
+            right: k.act(OP, "right", right, r as usize)?,
+            out: if weight_gradient { k.f32(OP, "out", out, o as usize)? } else { k.act(OP, "out", out, o as usize)? },
+            add: key.product == Product::BackwardWeight,
+            bias: if matches!(key.epilogue, Epilogue::Bias | Epilogue::BiasGelu) {
+                k.act(OP, "bias", pre, c_out as usize)?
+            } else {
+                0
+            },
+            pre: if matches!(key.epilogue, Epilogue::BiasGelu | Epilogue::GeluGradient) {
+                k.act(OP, "pre", pre, o as usize)?
+            } else {
+                0
+            },
+        };
+        // SAFETY: all lengths were checked.
+        unsafe { self.gemm.run(OP, key, operands) }
+    }
+}
