@@ -166,7 +166,7 @@ mod tests {
     fn cleaning_is_the_harness_s() {
         for (dirty, clean_text) in [
             (" Bake: How to [header] x  ", "Bake: How to x"),
-            ("a [title] b [substeps] c", "a.  b c"),
+            ("a [title] b [substeps] c", "a. b c"),
             ("a [title]b", "a. b"),
             ("open [never shut", "open [never shut"),
             ("[a [b] c]", " c]"),

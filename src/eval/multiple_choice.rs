@@ -150,9 +150,14 @@ impl TaskSet {
         matches!(self.unit, Unit::Line)
     }
 
+    /// Rows that scoring works through: the completions of every wording.
+    pub fn rows(&self) -> usize {
+        self.tasks.iter().map(|task| task.prompts().count() * COMPLETIONS).sum()
+    }
+
     /// Every completion of every wording, in the file's order.
-    fn rows(&self) -> Vec<Row> {
-        let mut rows = Vec::with_capacity(self.tasks.len() * COMPLETIONS * 2);
+    fn make_rows(&self) -> Vec<Row> {
+        let mut rows = Vec::with_capacity(self.rows());
         for (task, t) in self.tasks.iter().enumerate() {
             for (wording, prompt) in t.prompts().enumerate() {
                 for (completion, tokens) in prompt.completions.iter().enumerate() {
@@ -299,7 +304,7 @@ pub fn outcomes<O: Ops>(
     if capacity.seq < set.seq_len {
         return Err(EvalError::Capacity { capacity: capacity.seq, limit: set.seq_len });
     }
-    let rows = set.rows();
+    let rows = set.make_rows();
     let empty = [Surprise::default(); COMPLETIONS];
     let mut outcomes = vec![Outcome { plain: empty, harness: set.has_harness().then_some(empty) }; set.tasks.len()];
     let mut host = vec![0.0f32; capacity.count()];

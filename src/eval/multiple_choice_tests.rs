@@ -56,7 +56,7 @@ fn a_row_alone_without_padding_has_the_same_losses() {
     let mut ops = cpu();
     let (mut model, mut losses) = model(&mut ops, Rows { batch: 2, seq: 256 });
     let outcomes = outcomes(&mut ops, &mut model, &mut losses, &set, |_, _| {}).unwrap();
-    for row in set.rows() {
+    for row in set.make_rows() {
         let rows = Rows { batch: 1, seq: row.inputs() };
         let batch = MicroBatch { inputs: &row.tokens[..rows.seq], targets: &row.tokens[1..], rows, losses_at: 0 };
         model.forward(&mut ops, &batch, &mut losses).unwrap();
@@ -73,7 +73,7 @@ fn a_row_alone_without_padding_has_the_same_losses() {
 fn long_contexts_lose_their_start_and_keep_every_completion() {
     let folder = tempfile::tempdir().unwrap();
     let set = set(folder.path());
-    let rows = set.rows();
+    let rows = set.make_rows();
     let cut = rows.iter().filter(|row| row.inputs() == SEQ).count();
     assert!(cut > 0 && cut < rows.len(), "{cut} of {} are cut", rows.len());
     for row in &rows {
