@@ -7,8 +7,8 @@ use crate::ops::DeviceError;
 /// Why a model could not be scored.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
-    #[error("cannot read `{}`: {source}\n  hint: HellaSwag's validation set is the jsonl file that `eval.hellaswag` names", path.display())]
-    Io { path: PathBuf, source: std::io::Error },
+    #[error("cannot read `{}`: {reason}\n  hint: HellaSwag's validation set is the jsonl file that `eval.hellaswag` names", path.display())]
+    Io { path: PathBuf, reason: std::io::Error },
     #[error("`{}` has no tasks: {found}", path.display())]
     Empty { path: PathBuf, found: &'static str },
 

@@ -28,7 +28,8 @@ pub fn is_eval_bin(bytes: &[u8]) -> bool {
 ///
 /// Whatever is not as the format says, by byte.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Task>, EvalError> {
-    let damaged = |byte, expected: &str, got: String| EvalError::Damaged { path: path.into(), byte, expected: expected.into(), got };
+    let damaged =
+        |byte, expected: &str, got: String| EvalError::Damaged { path: path.into(), byte, expected: expected.into(), got };
     if bytes.len() < HEADER_BYTES {
         return Err(damaged(bytes.len(), "a header of 1024 bytes", "the end of the file".into()));
     }

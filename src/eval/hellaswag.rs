@@ -56,9 +56,8 @@ fn task(line: &str, tokenizer: &Tokenizer) -> Result<Task, String> {
     };
     let activity = line.activity_label.ok_or_else(|| missing("activity_label"))?;
     let endings = line.endings.ok_or_else(|| missing("endings"))?;
-    let endings: [String; COMPLETIONS] = endings
-        .try_into()
-        .map_err(|endings: Vec<String>| format!("it has {} endings, expected {COMPLETIONS}", endings.len()))?;
+    let endings: [String; COMPLETIONS] =
+        endings.try_into().map_err(|endings: Vec<String>| format!("it has {} endings, expected {COMPLETIONS}", endings.len()))?;
     let label = label(&line.label.ok_or_else(|| missing("label"))?)?;
 
     let query = clean(&format!("{activity}: {harness}"));
@@ -137,7 +136,8 @@ mod tests {
         Tokenizer::new(experiment::Tokenizer::Gpt2)
     }
 
-    const GOOD: &str = r#"{"ind": 7, "activity_label": "High jump", "ctx": "A boy runs. he", "label": 2, "endings": ["a", "b c", "d", "é"]}"#;
+    const GOOD: &str =
+        r#"{"ind": 7, "activity_label": "High jump", "ctx": "A boy runs. he", "label": 2, "endings": ["a", "b c", "d", "é"]}"#;
 
     #[test]
     fn both_wordings_of_a_line() {
@@ -154,7 +154,8 @@ mod tests {
 
     #[test]
     fn the_original_fields_are_worded_as_the_harness_does() {
-        let line = r#"{"activity_label": "Jump", "ctx_a": "A boy.", "ctx_b": "the Boy", "label": "0", "endings": ["a", "b", "c", "d"]}"#;
+        let line =
+            r#"{"activity_label": "Jump", "ctx_a": "A boy.", "ctx_b": "the Boy", "label": "0", "endings": ["a", "b", "c", "d"]}"#;
         let task = &parse(Path::new("h"), line, &gpt2()).unwrap()[0];
         assert_eq!(gpt2().decode(&task.plain.context), "A boy. the Boy");
         assert_eq!(gpt2().decode(&task.harness.as_ref().unwrap().context), "Jump: A boy. The boy");

@@ -83,7 +83,7 @@ impl TaskSet {
     /// A file that cannot be read, has no tasks or is faulty; a token outside `vocab`; a completion that
     /// does not fit.
     pub fn open(path: &Path, tokenizer: &Tokenizer, vocab: usize, seq_len: usize) -> Result<TaskSet, EvalError> {
-        let io = |source| EvalError::Io { path: path.into(), source };
+        let io = |reason| EvalError::Io { path: path.into(), reason };
         let bytes = std::fs::read(path).map_err(io)?;
         let (tasks, unit) = if eval_bin::is_eval_bin(&bytes) {
             (eval_bin::parse(path, &bytes)?, Unit::Example)

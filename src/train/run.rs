@@ -75,7 +75,12 @@ impl Measured {
 
     fn write(&self, row: &mut MetricsRow) {
         row.val_loss = self.val_loss;
-        row.hellaswag = self.hellaswag.map(|scores| scores.reference);
+        if let Some(scores) = &self.hellaswag {
+            row.hellaswag = Some(scores.reference);
+            // Sums over the plain wording are not the harness's scores and do not go under their names.
+            row.hellaswag_acc = scores.harness.then_some(scores.acc);
+            row.hellaswag_acc_norm = scores.harness.then_some(scores.acc_norm);
+        }
     }
 }
 
@@ -165,8 +170,7 @@ impl<O: Ops> Run<O> {
             return Ok(None);
         };
         let (ops, model, losses) = self.trainer.for_evaluation();
-        let scores =
-            eval::hellaswag(ops, model, losses, set, |done, sequences| out.on(&Event::Evaluating { done, sequences }))?;
+        let scores = eval::hellaswag(ops, model, losses, set, |done, sequences| out.on(&Event::Evaluating { done, sequences }))?;
         out.on(&Event::HellaSwag { step, scores });
         Ok(Some(scores))
     }
