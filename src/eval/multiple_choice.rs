@@ -332,7 +332,7 @@ pub fn outcomes<O: Ops>(
 /// Batches of exactly the capacity's tokens, by rising length of their rows; the last is the capacity's own.
 fn shapes(capacity: Rows) -> Vec<Rows> {
     let lengths = std::iter::successors(Some(SHORTEST), |length| Some(2 * length)).take_while(|length| *length < capacity.seq);
-    let whole = lengths.filter(|length| capacity.count() % length == 0);
+    let whole = lengths.filter(|length| capacity.count().is_multiple_of(*length));
     whole.map(|seq| Rows { batch: capacity.count() / seq, seq }).chain([capacity]).collect()
 }
 
