@@ -68,6 +68,43 @@ __device__ __forceinline__ float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
+// 16 bytes of global memory, in one instruction (NVRTC may split the plain assignment of a uint4 in four).
+__device__ __forceinline__ void store_16(void* p, const uint4& v) {
+    asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+__device__ __forceinline__ uint4 load_16(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.nc.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+
+__device__ __forceinline__ uint4 load_shared_16(u32 address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    return v;
+}
+
+/// `sum` plus the products of eight pairs of bf16, in order.
+__device__ __forceinline__ float add_products(float sum, const uint4& a, const uint4& b) {
+    sum = __fmaf_rn(low_bf16(a.x), low_bf16(b.x), sum), sum = __fmaf_rn(high_bf16(a.x), high_bf16(b.x), sum);
+    sum = __fmaf_rn(low_bf16(a.y), low_bf16(b.y), sum), sum = __fmaf_rn(high_bf16(a.y), high_bf16(b.y), sum);
+    sum = __fmaf_rn(low_bf16(a.z), low_bf16(b.z), sum), sum = __fmaf_rn(high_bf16(a.z), high_bf16(b.z), sum);
+    sum = __fmaf_rn(low_bf16(a.w), low_bf16(b.w), sum), sum = __fmaf_rn(high_bf16(a.w), high_bf16(b.w), sum);
+    return sum;
+}
+
+/// Sum of the products of one row of `x` and `y` over the head dimension by the four lanes of a quad: lane j takes
+/// 16-byte columns j, j+4, ...; the quad's sum is the caller's.
+__device__ __forceinline__ float row_product(const bf16* x, const bf16* y, u32 lane) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int c = 0; c < (HS / 8 + 3) / 4; ++c) {
+        const int column = c * 4 + static_cast<int>(lane & 3);
+        if (HS / 8 % 4 == 0 || column < HS / 8) sum = add_products(sum, load_16(x + column * 8), load_16(y + column * 8));
+    }
+    return sum;
+}
+
 // ---- tensor cores (sm_80): D[16x8] += A[16x16] B[16x8] ---------------------------------------------
 
 __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
@@ -187,10 +224,11 @@ __device__ __forceinline__ void load_tile(u32 tile, const bf16* src, long long s
     }
 }
 
-/// Starts the copy of N floats, zeros from `valid` on.
+/// Starts the copy of N floats by the threads numbered 0 to N-1 (any other number copies nothing); zeros from
+/// `valid` on.
 template <int N>
 __device__ __forceinline__ void load_floats(u32 dst, const float* src, int valid, int thread) {
-    if (static_cast<u32>(thread) < N) copy_async_4(dst + thread * 4, src + (thread < valid ? thread : 0), thread < valid);
+    if (thread >= 0 && thread < N) copy_async_4(dst + thread * 4, src + (thread < valid ? thread : 0), thread < valid);
 }
 
 /// Operand A of one warp, 16*M rows of a tile: `patch` is the address of its first row plus lane_offset_a.
@@ -223,9 +261,8 @@ __device__ __forceinline__ void store_rows(bf16* dst, long long stride, int vali
     for (int i = 0; i < M * 16 * CHUNKS / 32; ++i) {
         const int index = i * 32 + static_cast<int>(lane);
         const int row = index / CHUNKS, chunk = index % CHUNKS;
-        uint4 v;
-        asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(stage + row * ROW_BYTES + chunk * 16) : "memory");
-        if (row < valid) *reinterpret_cast<uint4*>(dst + row * stride + chunk * 8) = v;
+        const uint4 v = load_shared_16(stage + row * ROW_BYTES + chunk * 16);
+        if (row < valid) store_16(dst + row * stride + chunk * 8, v);
     }
 }
 

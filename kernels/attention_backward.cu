@@ -6,10 +6,10 @@
 // Shapes: qkv, dqkv (B,T,3,NH,HS) bf16; out, dout (B,T,NH,HS) bf16; lse, delta (B,NH,T) f32. Any T >= 1.
 // `delta` is scratch: the first kernel sets it to D, the second reads it.
 //
-// Launch of attention_backward_query: grid (ceil(T / ROWS), B*NH, 1), block 128, ROWS = 64 * ATTENTION_QUERY_M;
-//   dynamic shared memory (2*ROWS + 4*ATTENTION_QUERY_KEYS) * (2*HS + 16) bytes.
+// Launch of attention_backward_query: grid (ceil(T / 64), B*NH, 1), block 128;
+//   dynamic shared memory (2*64 + 4*KEYS) * (2*HS + 16) bytes, KEYS = 64 for head sizes 64 and 80, else 32.
 // Launch of attention_backward_key: grid (ceil(T / 64), B*NH, 1), block 128;
-//   dynamic shared memory (2*64 + 4*ATTENTION_KEY_ROWS) * (2*HS + 16) + 16*ATTENTION_KEY_ROWS bytes.
+//   dynamic shared memory (2*64 + 4*32) * (2*HS + 16) + 16*32 bytes.
 //
 // The trick: no sum crosses a warp, so there is nothing to order. dQ is summed by the warp that owns the query
 // rows, dK and dV by the warp that owns the key rows; the price is S and dP computed twice (seven products
@@ -18,22 +18,6 @@
 //
 // Order of sums: dQ over keys ascending, dK and dV over queries ascending, in steps of 16.
 #include "attention.cuh"
-
-#ifndef ATTENTION_QUERY_M
-#define ATTENTION_QUERY_M 1
-#endif
-#ifndef ATTENTION_QUERY_KEYS
-#define ATTENTION_QUERY_KEYS (HEAD_SIZE <= 80 ? 64 : 32)
-#endif
-#ifndef ATTENTION_QUERY_CTAS
-#define ATTENTION_QUERY_CTAS (HEAD_SIZE <= 64 ? 3 : 2)
-#endif
-#ifndef ATTENTION_KEY_ROWS
-#define ATTENTION_KEY_ROWS (HEAD_SIZE <= 64 ? 64 : 32)
-#endif
-#ifndef ATTENTION_KEY_CTAS
-#define ATTENTION_KEY_CTAS 2
-#endif
 
 namespace attention {
 
@@ -49,13 +33,15 @@ struct BackwardArgs {
 };
 
 constexpr int THREADS = 128;
+// Blocks that share a multiprocessor.
+constexpr int BLOCKS = HS == 64 ? 3 : 2;
 
 }  // namespace attention
 
-extern "C" __global__ void __launch_bounds__(128, ATTENTION_QUERY_CTAS)
+extern "C" __global__ void __launch_bounds__(128, attention::BLOCKS)
 attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     using namespace attention;
-    constexpr int M = ATTENTION_QUERY_M, ROWS = 64 * M, KEYS = ATTENTION_QUERY_KEYS;
+    constexpr int M = 1, ROWS = 64, KEYS = HS <= 80 ? 64 : 32;
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
     const int tokens = args.tokens, heads = args.heads;
@@ -84,7 +70,7 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     const int last_row = min(row0 + ROWS, tokens) - 1;
     const int tiles = last_row / KEYS + 1;
 
-    // D of this thread's rows, by the quad that holds a row: lane j sums 16-byte chunks j, j+4, ... of it.
+    // D of this thread's rows, by the quad that holds a row.
     float delta[M][2], lse_log2[M][2];
 #pragma unroll
     for (int m = 0; m < M; ++m)
@@ -92,20 +78,7 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
         for (int h = 0; h < 2; ++h) {
             const int row = warp_row0 + m * 16 + static_cast<int>(lane >> 2) + h * 8;
             float sum = 0.0f;
-            if (row < tokens) {
-                const uint4* a = reinterpret_cast<const uint4*>(dout + row * channels);
-                const uint4* b = reinterpret_cast<const uint4*>(args.out + in_out + row * channels);
-#pragma unroll
-                for (int c = 0; c < (HS / 8 + 3) / 4; ++c) {
-                    const int chunk = c * 4 + static_cast<int>(lane & 3);
-                    if (HS / 8 % 4 != 0 && chunk >= HS / 8) break;
-                    const uint4 x = a[chunk], y = b[chunk];
-                    sum = __fmaf_rn(low_bf16(x.x), low_bf16(y.x), sum), sum = __fmaf_rn(high_bf16(x.x), high_bf16(y.x), sum);
-                    sum = __fmaf_rn(low_bf16(x.y), low_bf16(y.y), sum), sum = __fmaf_rn(high_bf16(x.y), high_bf16(y.y), sum);
-                    sum = __fmaf_rn(low_bf16(x.z), low_bf16(y.z), sum), sum = __fmaf_rn(high_bf16(x.z), high_bf16(y.z), sum);
-                    sum = __fmaf_rn(low_bf16(x.w), low_bf16(y.w), sum), sum = __fmaf_rn(high_bf16(x.w), high_bf16(y.w), sum);
-                }
-            }
+            if (row < tokens) sum = row_product(dout + row * channels, args.out + in_out + row * channels, lane);
             delta[m][h] = quad_sum(sum);
             const long long at = static_cast<long long>(blockIdx.y) * tokens + row;
             lse_log2[m][h] = row < tokens ? args.lse[at] * LOG2_E : 0.0f;
@@ -161,10 +134,10 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
                   q_tile + warp * 16 * M * ROW_BYTES, dq, scale, lane);
 }
 
-extern "C" __global__ void __launch_bounds__(128, ATTENTION_KEY_CTAS)
+extern "C" __global__ void __launch_bounds__(128, attention::BLOCKS)
 attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
     using namespace attention;
-    constexpr int KEYS = 64, ROWS = ATTENTION_KEY_ROWS;
+    constexpr int KEYS = 64, ROWS = 32;
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
     const int tokens = args.tokens, heads = args.heads;

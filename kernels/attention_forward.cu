@@ -5,7 +5,7 @@
 //
 // Shapes: qkv (B,T,3,NH,HS) bf16, out (B,T,NH,HS) bf16, lse (B,NH,T) f32. Any T >= 1.
 //
-// Launch: grid (ceil(T / ROWS), B*NH, 1), block 128, with ROWS = 64 * ATTENTION_FORWARD_M;
+// Launch: grid (ceil(T / ROWS), B*NH, 1), block 128, with ROWS = 128 for head size 64, else 64;
 // dynamic shared memory (ROWS + 4*64) * (2*HS + 16) bytes. The longest rows of a head start first.
 //
 // The trick: scores never leave registers. Each of four warps owns 16*M query rows and walks the keys in
@@ -17,13 +17,6 @@
 // row sum by thread over its columns ascending, threads of a quad combined once at the end.
 #include "attention.cuh"
 
-#ifndef ATTENTION_FORWARD_M
-#define ATTENTION_FORWARD_M (HEAD_SIZE <= 64 ? 2 : 1)
-#endif
-#ifndef ATTENTION_FORWARD_CTAS
-#define ATTENTION_FORWARD_CTAS 2
-#endif
-
 namespace attention {
 
 struct ForwardArgs {
@@ -34,14 +27,15 @@ struct ForwardArgs {
     int heads;   // NH
 };
 
-constexpr int M = ATTENTION_FORWARD_M;
+/// Query rows of a warp, in sixteens.
+constexpr int M = HS == 64 ? 2 : 1;
 constexpr int ROWS = 64 * M;
 constexpr int KEYS = 64;
 constexpr int THREADS = 128;
 
 }  // namespace attention
 
-extern "C" __global__ void __launch_bounds__(128, ATTENTION_FORWARD_CTAS)
+extern "C" __global__ void __launch_bounds__(128, 2)
 attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     using namespace attention;
     extern __shared__ __align__(128) unsigned char shared[];

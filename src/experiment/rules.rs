@@ -20,8 +20,8 @@ use super::resolved::Experiment;
 use super::schema::{self, KEYS};
 use super::write;
 
-/// Head sizes that the CUDA attention kernels are built for.
-const CUDA_HEAD_SIZES: [u64; 4] = [64, 80, 96, 128];
+/// The widest head that the CUDA attention kernels take.
+const CUDA_HEAD_SIZE: u64 = 128;
 /// Rows of the token table in memory are a multiple of this.
 const VOCAB_ALIGN: u64 = 128;
 
@@ -275,8 +275,10 @@ impl Rules {
                 let message = format!("`model.channels` = {channels} is not a multiple of `model.heads` = {heads}");
                 let fault = self.clash(message, &["model.channels", "model.heads"]);
                 self.refuse(fault.hint(format!("the nearest multiples are {} and {}", size.max(1) * heads, (size + 1) * heads)));
-            } else if self.text("device.kind").as_deref() == Some("cuda") && !CUDA_HEAD_SIZES.contains(&size) {
-                let message = format!("a head of {size} channels cannot run on CUDA: its attention takes 64, 80, 96 or 128");
+            } else if self.text("device.kind").as_deref() == Some("cuda") && (size > CUDA_HEAD_SIZE || channels % 8 != 0) {
+                let message = format!(
+                    "{channels} channels in heads of {size} cannot run on CUDA: it takes multiples of 8 in heads of at most {CUDA_HEAD_SIZE}"
+                );
                 let fault = self.clash(message, &["model.heads", "model.channels", "device.kind"]);
                 self.refuse(fault);
             }

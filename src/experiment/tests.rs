@@ -253,8 +253,8 @@ fn every_rule_between_keys_is_kept() {
             "`model.channels` = 64 is not a multiple of `model.heads` = 3",
         ),
         (
-            &["model.layers=1", "model.heads=2", "model.channels=64", "device.kind=cuda"],
-            "a head of 32 channels cannot run on CUDA: its attention takes 64, 80, 96 or 128",
+            &["model.layers=1", "model.heads=1", "model.channels=160", "device.kind=cuda"],
+            "160 channels in heads of 160 cannot run on CUDA: it takes multiples of 8 in heads of at most 128",
         ),
         (&["batch.seq_len=2048"], "sequences of 2048 tokens do not fit a model that reads 1024"),
         (&["model.vocab=50000"], "a vocabulary of 50000 is too small for the tokenizer \"gpt2\", which has 50257 tokens"),

@@ -247,6 +247,7 @@ mod tests {
         for source in SOURCES {
             // All variants for one generation, the first for the others: a compilation takes a third of a second.
             for (architecture, variants) in [("sm_80", 1), ("sm_90a", usize::MAX), ("sm_100a", 1)] {
+                let variants = if source.only.is_none_or(|only| only == architecture) { variants } else { 0 };
                 for defines in source.variants().iter().take(variants) {
                     let cubin = compile(source, architecture, defines, None).unwrap_or_else(|e| panic!("{e}"));
                     assert_eq!(&cubin.code[1..4], b"ELF", "{} is machine code", source.file);
@@ -278,8 +279,12 @@ mod tests {
             return;
         }
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let source =
-            Source { file: "probe.cu", text: "extern \"C\" __global__ void probe(float* x) { *x = VALUE; }", variants: &[] };
+        let source = Source {
+            file: "probe.cu",
+            text: "extern \"C\" __global__ void probe(float* x) { *x = VALUE; }",
+            variants: &[],
+            only: None,
+        };
         let get = |value: u32| compile(&source, "sm_90a", &[format!("VALUE={value}")], Some(folder.path())).expect("code");
         let first = get(1);
         let second = get(1);
@@ -293,8 +298,12 @@ mod tests {
         if !nvrtc_is_here() {
             return;
         }
-        let source =
-            Source { file: "broken.cu", text: "// a comment\nextern \"C\" __global__ void k() { nonsense; }", variants: &[] };
+        let source = Source {
+            file: "broken.cu",
+            text: "// a comment\nextern \"C\" __global__ void k() { nonsense; }",
+            variants: &[],
+            only: None,
+        };
         let error = compile(&source, "sm_90a", &[], None).expect_err("it cannot compile").to_string();
         assert!(error.contains("nonsense") && error.contains("broken.cu:2: extern"), "{error}");
     }

@@ -8,13 +8,13 @@
 //! * [`args`], [`modules`] and [`launch`] tie each kernel to a typed function.
 //! * [`gemm`] multiplies matrices with pinned algorithms.
 //! * [`scratch`] plans the memory that operations need beside their operands.
-//! * `device` and `linear` put these together as [`crate::ops::Ops`].
+//! * `device`, `linear` and `optimizer` put these together as [`crate::ops::Ops`].
+//! * `numerics` says what the bits depend on, for locks; [`selftest`] shows in a second whether all of it works, for `runner doctor`.
 //!
 //! Not done here: no operation waits for the device except those whose results the host reads, and
 //! nothing is allocated once the first step has run.
 
 pub mod args;
-pub mod bench;
 pub mod compile;
 mod device;
 pub mod driver;
@@ -24,10 +24,10 @@ pub mod libraries;
 mod linear;
 pub mod memory;
 pub mod modules;
+mod numerics;
 mod optimizer;
 pub mod scratch;
 pub mod selftest;
-
 pub mod sources;
 #[cfg(test)]
 mod tests;
@@ -126,20 +126,20 @@ impl Cuda {
     /// Compiles all files but those that depend on the head size, each on a thread of its own.
     fn load_kernels(&mut self) -> Result<()> {
         let define = if self.kernels.act == Dtype::BF16 { "ACT_BF16=1" } else { "ACT_F32=1" };
-        self.load_sources(define)
+        self.load_sources(define, |_| true)
     }
 
-    /// Makes sure that the attention kernels for these heads are loaded.
+    /// Makes sure that the fast attention kernels are loaded, where there are any for these heads.
     fn load_attention(&mut self, heads: Heads) -> Result<()> {
-        if self.kernels.act != Dtype::BF16 || !launch::attention::HEAD_SIZES.contains(&heads.head_size) {
-            // The launch says why.
+        if !launch::attention::is_fast(self.kernels.act, heads.head_size) {
             return Ok(());
         }
         let define = format!("HEAD_SIZE={}", heads.head_size);
-        if self.kernels.has(launch::attention::FORWARD.name) && self.attention_define() == Some(&define) {
+        if self.attention_define() == Some(&define) {
             return Ok(());
         }
-        self.load_sources(&define)
+        let hopper = launch::attention_hopper::fits(&self.kernels.gpu, self.kernels.act, heads.head_size);
+        self.load_sources(&define, |source| source.only.is_some() == hopper)
     }
 
     /// The head size of the attention kernels in use.
@@ -151,7 +151,7 @@ impl Cuda {
     }
 
     /// Compiles and loads the files that have a variant under `define`.
-    fn load_sources(&mut self, define: &str) -> Result<()> {
+    fn load_sources(&mut self, define: &str, wanted: impl Fn(&sources::Source) -> bool) -> Result<()> {
         let architecture = self.kernels.gpu.info.architecture();
         let cache = self.cache.as_deref();
         let defines = [define.to_owned()];
@@ -159,7 +159,7 @@ impl Cuda {
             let compile = |source| compile::compile(source, &architecture, &defines, cache);
             let threads: Vec<_> = SOURCES
                 .iter()
-                .filter(|source| source.variants.contains(&define))
+                .filter(|source| source.variants.contains(&define) && wanted(source))
                 .map(|source| scope.spawn(move || compile(source)))
                 .collect();
             threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()

@@ -39,7 +39,8 @@ pub struct Kernels {
     pub gpu: Arc<Gpu>,
     /// Element type of weights and activations.
     pub act: Dtype,
-    functions: BTreeMap<&'static str, sys::CUfunction>,
+    /// By file and name: two files may hold the same kernel for different machines.
+    functions: BTreeMap<(&'static str, &'static str), sys::CUfunction>,
     modules: Vec<sys::CUmodule>,
     cubins: Vec<Cubin>,
 }
@@ -71,14 +72,10 @@ impl Kernels {
             let function = unsafe { result::module::get_function(module, name) }
                 .map_err(|_| gpu.refuse("cuModuleGetFunction", format!("`{}` has no kernel `{}`", cubin.file, kernel.name)))?;
             self.check_arguments(function, kernel)?;
-            self.functions.insert(kernel.name, function);
+            self.functions.insert((kernel.file, kernel.name), function);
         }
         self.cubins.push(cubin);
         Ok(())
-    }
-
-    pub fn has(&self, kernel: &str) -> bool {
-        self.functions.contains_key(kernel)
     }
 
     /// The compiled kernel must take one argument of the binding's size.
@@ -113,8 +110,8 @@ impl Kernels {
         if grid.contains(&0) {
             return Ok(());
         }
-        let Some(&function) = self.functions.get(kernel.name) else {
-            return Err(self.gpu.refuse(operation, format!("the kernel `{}` is not loaded", kernel.name)));
+        let Some(&function) = self.functions.get(&(A::FILE, kernel.name)) else {
+            return Err(self.gpu.refuse(operation, format!("the kernel `{}` of {} is not loaded", kernel.name, A::FILE)));
         };
         if grid[0] > i32::MAX as u64 || grid[1] > 65_535 || grid[2] > 65_535 || block > 1024 {
             return Err(self.gpu.refuse(operation, format!("a grid of {grid:?} by {block} threads is past CUDA's limits")));

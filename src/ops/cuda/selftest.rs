@@ -1,8 +1,6 @@
 //! A few seconds of work that show whether a GPU computes and how fast it moves: for `runner doctor`.
 
 use super::Cuda;
-use super::gemm::Operands;
-use super::gemm::plan::{Epilogue, GemmKey, Product, Types};
 use super::memory::Buf;
 use crate::ops::{Ops, Result, Role};
 use crate::rng::Key;
@@ -104,37 +102,5 @@ impl Cuda {
         let floats = buf.dtype().size() == 4;
         // SAFETY: the tensor is live and borrowed mutably.
         unsafe { self.gemm.fill_random(&mut self.staging, buf.address(), buf.bytes(), floats, seed) }
-    }
-
-    /// Runs the product of `key` on the given tensors: for `runner bench`, which times each by itself.
-    /// `pre` doubles as the bias, of which it has enough elements.
-    pub fn run_gemm(&mut self, key: GemmKey, left: &Buf, right: &Buf, out: &mut Buf, pre: &Buf) -> Result<()> {
-        const OP: &str = "gemm";
-        let (rows, c_in, c_out) = (key.rows, key.c_in, key.c_out);
-        let (l, r, o) = match key.product {
-            Product::Forward => (rows * c_in, c_in * c_out, rows * c_out),
-            Product::BackwardInput => (rows * c_out, c_in * c_out, rows * c_in),
-            Product::BackwardWeight => (rows * c_out, rows * c_in, c_in * c_out),
-        };
-        let k = &self.kernels;
-        let weight_gradient = key.types == Types::Bf16ToF32;
-        let operands = Operands {
-            left: k.act(OP, "left", left, l as usize)?,
-            right: k.act(OP, "right", right, r as usize)?,
-            out: if weight_gradient { k.f32(OP, "out", out, o as usize)? } else { k.act(OP, "out", out, o as usize)? },
-            add: key.product == Product::BackwardWeight,
-            bias: if matches!(key.epilogue, Epilogue::Bias | Epilogue::BiasGelu) {
-                k.act(OP, "bias", pre, c_out as usize)?
-            } else {
-                0
-            },
-            pre: if matches!(key.epilogue, Epilogue::BiasGelu | Epilogue::GeluGradient) {
-                k.act(OP, "pre", pre, o as usize)?
-            } else {
-                0
-            },
-        };
-        // SAFETY: all lengths were checked.
-        unsafe { self.gemm.run(OP, key, operands) }
     }
 }

@@ -7,6 +7,8 @@ pub struct Source {
     pub text: &'static str,
     /// The macro settings that the file is compiled under; empty where it needs none.
     pub variants: &'static [&'static str],
+    /// The only architecture that has the file's instructions; `None` for all.
+    pub only: Option<&'static str>,
 }
 
 impl Source {
@@ -21,18 +23,29 @@ impl Source {
 
 /// Element type of weights and activations.
 const ELEMENT_TYPES: &[&str] = &["ACT_BF16=1", "ACT_F32=1"];
-const FLOAT: &[&str] = &["ACT_F32=1"];
 /// Head sizes of GPT-2 and GPT-3.
 const HEAD_SIZES: &[&str] = &["HEAD_SIZE=64", "HEAD_SIZE=80", "HEAD_SIZE=96", "HEAD_SIZE=128"];
 
+const HOPPER_HEAD_SIZES: &[&str] = &["HEAD_SIZE=64", "HEAD_SIZE=128"];
+
+const fn hopper(source: Source) -> Source {
+    Source { only: Some("sm_90a"), ..source }
+}
+
 macro_rules! source {
     ($file:literal, $variants:expr) => {
-        Source { file: $file, text: include_str!(concat!("../../../kernels/", $file)), variants: $variants }
+        Source { file: $file, text: include_str!(concat!("../../../kernels/", $file)), variants: $variants, only: None }
     };
 }
 
 /// What `#include "name"` finds.
-pub const HEADERS: &[Source] = &[source!("common.cuh", &[]), source!("columns.cuh", &[]), source!("attention.cuh", &[])];
+pub const HEADERS: &[Source] = &[
+    source!("common.cuh", &[]),
+    source!("columns.cuh", &[]),
+    source!("attention.cuh", &[]),
+    source!("attention_hopper.cuh", &[]),
+    source!("attention_wgmma.cuh", &[]),
+];
 
 /// Every file that holds kernels.
 pub const SOURCES: &[Source] = &[
@@ -44,7 +57,9 @@ pub const SOURCES: &[Source] = &[
     source!("adamw.cu", ELEMENT_TYPES),
     source!("elementwise.cu", ELEMENT_TYPES),
     source!("digest.cu", ELEMENT_TYPES),
-    source!("attention_f32.cu", FLOAT),
+    source!("attention_any.cu", ELEMENT_TYPES),
     source!("attention_forward.cu", HEAD_SIZES),
     source!("attention_backward.cu", HEAD_SIZES),
+    hopper(source!("attention_forward_hopper.cu", HOPPER_HEAD_SIZES)),
+    hopper(source!("attention_backward_hopper.cu", HOPPER_HEAD_SIZES)),
 ];

@@ -24,6 +24,17 @@ pub struct Case {
 }
 
 impl Case {
+    /// `‖got - want‖ / ‖want‖` over the whole tensor; infinite when something is not a number.
+    pub fn distance(&self) -> f64 {
+        let square = |x: f64| x * x;
+        let off: f64 = self.got.iter().zip(&self.want).map(|(got, want)| square(f64::from(*got) - want)).sum();
+        match off.sqrt() {
+            0.0 => 0.0,
+            off if off.is_nan() => f64::INFINITY,
+            off => off / self.want.iter().map(|x| square(*x)).sum::<f64>().sqrt(),
+        }
+    }
+
     /// The largest error, in units of `|want| + rms(want)`; infinite when something is not a number.
     pub fn worst(&self) -> f64 {
         let rms = (self.want.iter().map(|x| x * x).sum::<f64>() / self.want.len() as f64).sqrt();

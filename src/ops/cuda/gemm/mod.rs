@@ -52,6 +52,8 @@ struct Plan {
     descriptors: Descriptors,
     algo: sys::cublasLtMatmulAlgo_t,
     record: GemmPlan,
+    /// Whether the shape was known before the first step, and the plan is worth keeping.
+    announced: bool,
 }
 
 /// cuBLASLt on one GPU.
@@ -61,8 +63,6 @@ pub struct Gemm {
     version: u64,
     workspace: Region,
     plans: BTreeMap<GemmKey, Plan>,
-    /// Plans from a lock file, checked when first needed and never replaced by tuning.
-    given: BTreeMap<GemmKey, GemmPlan>,
     tuned: Vec<Tuned>,
 }
 
@@ -76,15 +76,7 @@ impl Gemm {
         gpu.bind()?;
         let handle = result::create_handle().map_err(|e| fail(gpu, "cublasLtCreate", e))?;
         let workspace = memory.region("matrix multiplication workspace", workspace_bytes(gpu.info.major))?;
-        Ok(Gemm {
-            gpu: Arc::clone(gpu),
-            handle,
-            version,
-            workspace,
-            plans: BTreeMap::new(),
-            given: BTreeMap::new(),
-            tuned: Vec::new(),
-        })
+        Ok(Gemm { gpu: Arc::clone(gpu), handle, version, workspace, plans: BTreeMap::new(), tuned: Vec::new() })
     }
 
     /// cuBLASLt's version: 130100 is 13.1.0.
@@ -92,9 +84,9 @@ impl Gemm {
         self.version
     }
 
-    /// The plans in use, by key.
+    /// The plans of all shapes that were announced, by key.
     pub fn plans(&self) -> Vec<GemmPlan> {
-        self.plans.values().map(|plan| plan.record.clone()).collect()
+        self.plans.values().filter(|plan| plan.announced).map(|plan| plan.record.clone()).collect()
     }
 
     /// What tuning measured in this process.
@@ -106,8 +98,7 @@ impl Gemm {
     /// is an error that names it.
     pub fn load(&mut self, plans: &[GemmPlan]) -> Result<()> {
         for record in plans {
-            self.pin(record)?;
-            self.given.insert(record.key, record.clone());
+            self.pin(record, true)?;
         }
         Ok(())
     }
@@ -118,11 +109,11 @@ impl Gemm {
         let known = file.as_ref().map(UserPlans::read).unwrap_or_default();
         let mut open = Vec::new();
         for key in keys {
-            if self.plans.contains_key(key) || open.contains(key) {
+            if self.plans.get(key).is_some_and(|plan| plan.announced) || open.contains(key) {
                 continue;
             }
             // A plan that this library refuses was written by another build of the same version.
-            let pinned = known.iter().find(|plan| plan.key == *key).is_some_and(|plan| self.pin(plan).is_ok());
+            let pinned = known.iter().find(|plan| plan.key == *key).is_some_and(|plan| self.pin(plan, true).is_ok());
             if !pinned {
                 open.push(*key);
             }
@@ -132,7 +123,7 @@ impl Gemm {
         }
         let tuned = self.tune(&open)?;
         for result in &tuned {
-            self.pin(&result.plan)?;
+            self.pin(&result.plan, true)?;
         }
         if let Some(file) = file {
             let plans: Vec<GemmPlan> = tuned.iter().map(|result| result.plan.clone()).collect();
@@ -157,7 +148,7 @@ impl Gemm {
         }
         if !self.plans.contains_key(&key) {
             let record = self.heuristic_first(key)?;
-            self.pin(&record)?;
+            self.pin(&record, false)?;
         }
         let plan = &self.plans[&key];
         plan.descriptors.set_pointers(&operands).map_err(|e| fail(&self.gpu, operation, e))?;
@@ -166,7 +157,7 @@ impl Gemm {
     }
 
     /// Checks `record` on this library and GPU, and pins it.
-    fn pin(&mut self, record: &GemmPlan) -> Result<()> {
+    fn pin(&mut self, record: &GemmPlan, announced: bool) -> Result<()> {
         let refuse = |why: &str| self.gpu.refuse("cublasLtMatmulAlgoCheck", format!("the plan for {} {why}", record.key));
         let words = record.algo_words().ok_or_else(|| refuse("is not 64 bytes in hexadecimal"))?;
         let algo = sys::cublasLtMatmulAlgo_t { data: words };
@@ -190,7 +181,7 @@ impl Gemm {
         if attributes != record.attributes {
             return Err(refuse(&format!("says {:?}, its 64 bytes mean {attributes:?}", record.attributes)));
         }
-        self.plans.insert(record.key, Plan { descriptors, algo, record: record.clone() });
+        self.plans.insert(record.key, Plan { descriptors, algo, record: record.clone(), announced });
         Ok(())
     }
 

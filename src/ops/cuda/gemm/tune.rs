@@ -27,12 +27,6 @@ pub struct Tuned {
     pub candidates: usize,
 }
 
-impl Tuned {
-    pub fn flops_per_s(&self) -> f64 {
-        self.plan.key.flops() / (f64::from(self.us) * 1e-6)
-    }
-}
-
 impl Gemm {
     /// Times the candidates of each key. Takes memory for the largest matrices, and gives it back.
     pub(super) fn tune(&mut self, keys: &[GemmKey]) -> Result<Vec<Tuned>> {
@@ -90,7 +84,7 @@ impl Gemm {
         let mut timed = Vec::new();
         for record in self.candidates(key, &descriptors()?)? {
             let algo = sys::cublasLtMatmulAlgo_t { data: record.algo_words().expect("made from 64 bytes") };
-            let plan = Plan { descriptors: descriptors()?, algo, record };
+            let plan = Plan { descriptors: descriptors()?, algo, record, announced: true };
             plan.descriptors.set_pointers(operands).map_err(|e| fail(&self.gpu, "tuning", e))?;
             // SAFETY: `tune` sized the matrices for the largest of its keys.
             if let Some(us) = unsafe { self.time(&plan, operands, 3) }? {

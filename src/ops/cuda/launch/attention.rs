@@ -1,8 +1,10 @@
-//! Launches of `attention_forward.cu` and `attention_backward.cu` in bf16, and of `attention_f32.cu`.
+//! Launches of `attention_forward.cu` and `attention_backward.cu` for bf16 and the usual head sizes, and of
+//! `attention_any.cu` for the rest.
 
-use super::super::args::{Bf16, F32, In, Kernel, Out, kernel_args};
+use super::super::args::{Act, Bf16, F32, In, Kernel, Out, kernel_args};
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
+use super::attention_hopper;
 use crate::ops::{Dtype, Heads, Result, Rows};
 
 kernel_args! { "attention_forward.cu" ForwardArgs { out: Out<Bf16>, lse: Out<F32>, qkv: In<Bf16>, tokens: i32, heads: i32 } }
@@ -11,45 +13,42 @@ kernel_args! { "attention_backward.cu" BackwardArgs {
     dqkv: Out<Bf16>, delta: Out<F32>, dout: In<Bf16>, qkv: In<Bf16>, out: In<Bf16>, lse: In<F32>, tokens: i32, heads: i32,
 } }
 
-kernel_args! { "attention_f32.cu" AttentionF32Args {
-    out: Out<F32>, lse: Out<F32>, qkv: In<F32>, tokens: u32, heads: u32, head_size: u32, scale: f32,
+kernel_args! { "attention_any.cu" AttentionAnyArgs {
+    out: Out<Act>, lse: Out<F32>, qkv: In<Act>, tokens: u32, heads: u32, head_size: u32, scale: f32,
 } }
 
-kernel_args! { "attention_f32.cu" AttentionF32BackwardArgs {
-    dqkv: Out<F32>, delta: Out<F32>, dout: In<F32>, qkv: In<F32>, out: In<F32>, lse: In<F32>,
+kernel_args! { "attention_any.cu" AttentionAnyBackwardArgs {
+    dqkv: Out<Act>, delta: Out<F32>, dout: In<Act>, qkv: In<Act>, out: In<Act>, lse: In<F32>,
     tokens: u32, heads: u32, head_size: u32, scale: f32,
 } }
 
-pub const F32_FORWARD: Kernel<AttentionF32Args> = Kernel::new("attention_f32_forward");
-pub const F32_QUERY: Kernel<AttentionF32BackwardArgs> = Kernel::new("attention_f32_query");
-pub const F32_KEY: Kernel<AttentionF32BackwardArgs> = Kernel::new("attention_f32_key");
+pub const ANY_FORWARD: Kernel<AttentionAnyArgs> = Kernel::new("attention_any_forward");
+pub const ANY_QUERY: Kernel<AttentionAnyBackwardArgs> = Kernel::new("attention_any_query");
+pub const ANY_KEY: Kernel<AttentionAnyBackwardArgs> = Kernel::new("attention_any_key");
 
 pub const FORWARD: Kernel<ForwardArgs> = Kernel::new("attention_forward");
 pub const BACKWARD_QUERY: Kernel<BackwardArgs> = Kernel::new("attention_backward_query");
 pub const BACKWARD_KEY: Kernel<BackwardArgs> = Kernel::new("attention_backward_key");
 
-/// Head sizes that the kernels are written for: those of GPT-2 and GPT-3.
+/// Head sizes that the fast kernels are written for: those of GPT-2 and GPT-3.
 pub const HEAD_SIZES: [usize; 4] = [64, 80, 96, 128];
 
-/// The widest head of the fp32 kernels.
-const MOST_HEAD_SIZE_F32: usize = 128;
+/// The widest head of any kernel.
+const MOST_HEAD_SIZE: usize = 128;
 
 /// Bytes of one row of a tile in shared memory.
 fn row_bytes(head_size: usize) -> u64 {
     2 * head_size as u64 + 16
 }
 
+/// Whether the fast kernels know these heads.
+pub fn is_fast(act: Dtype, head_size: usize) -> bool {
+    act == Dtype::BF16 && HEAD_SIZES.contains(&head_size)
+}
+
 fn check(k: &Kernels, op: &'static str, rows: Rows, heads: Heads) -> Result<()> {
     let Heads { heads: count, head_size } = heads;
-    if k.act == Dtype::BF16 {
-        k.check(op, HEAD_SIZES.contains(&head_size), || {
-            format!("heads of {head_size} channels: the bf16 kernels know {HEAD_SIZES:?}")
-        })?;
-    } else {
-        k.check(op, head_size <= MOST_HEAD_SIZE_F32, || {
-            format!("heads of {head_size} channels are wider than {MOST_HEAD_SIZE_F32}")
-        })?;
-    }
+    k.check(op, head_size <= MOST_HEAD_SIZE, || format!("heads of {head_size} channels are wider than {MOST_HEAD_SIZE}"))?;
     k.check(op, rows.batch * count <= 65_535, || {
         format!("{} sequences of {count} heads are more than a grid holds", rows.batch)
     })?;
@@ -57,7 +56,7 @@ fn check(k: &Kernels, op: &'static str, rows: Rows, heads: Heads) -> Result<()> 
 }
 
 /// Four rows a block, a warp each.
-fn f32_geometry(rows: Rows, heads: Heads) -> Geometry {
+fn any_geometry(rows: Rows, heads: Heads) -> Geometry {
     Geometry::new2((rows.seq as u64).div_ceil(4), (rows.batch * heads.heads) as u64, 128)
 }
 
@@ -69,8 +68,8 @@ pub fn forward(k: &Kernels, out: &mut Buf, lse: &mut Buf, qkv: &Buf, rows: Rows,
     const OP: &str = "attention";
     check(k, OP, rows, heads)?;
     let size = rows.count() * heads.heads * heads.head_size;
-    if k.act == Dtype::F32 {
-        let args = AttentionF32Args {
+    if !is_fast(k.act, heads.head_size) {
+        let args = AttentionAnyArgs {
             out: Out::at(k.act(OP, "out", out, size)?),
             lse: Out::at(k.f32(OP, "lse", lse, rows.count() * heads.heads)?),
             qkv: In::at(k.act(OP, "qkv", qkv, 3 * size)?),
@@ -80,7 +79,15 @@ pub fn forward(k: &Kernels, out: &mut Buf, lse: &mut Buf, qkv: &Buf, rows: Rows,
             scale: scale(heads.head_size),
         };
         // SAFETY: all lengths were checked.
-        return unsafe { k.launch(OP, &F32_FORWARD, f32_geometry(rows, heads), &args) };
+        return unsafe { k.launch(OP, &ANY_FORWARD, any_geometry(rows, heads), &args) };
+    }
+    if attention_hopper::fits(&k.gpu, k.act, heads.head_size) {
+        let tensors = attention_hopper::Forward {
+            out: k.act(OP, "out", out, size)?,
+            lse: k.f32(OP, "lse", lse, rows.count() * heads.heads)?,
+            qkv: k.act(OP, "qkv", qkv, 3 * size)?,
+        };
+        return attention_hopper::forward(k, OP, &tensors, rows, heads);
     }
     let args = ForwardArgs {
         out: Out::at(k.act(OP, "out", out, size)?),
@@ -89,17 +96,17 @@ pub fn forward(k: &Kernels, out: &mut Buf, lse: &mut Buf, qkv: &Buf, rows: Rows,
         tokens: rows.seq as i32,
         heads: heads.heads as i32,
     };
-    // ATTENTION_FORWARD_M of the source: query rows of a block, by 64.
-    let block_rows = if heads.head_size <= 64 { 128 } else { 64 };
+    // ROWS of the source.
+    let block_rows = if heads.head_size == 64 { 128 } else { 64 };
     let shared = (block_rows + 4 * 64) * row_bytes(heads.head_size);
     let grid = Geometry::new2((rows.seq as u64).div_ceil(block_rows), (rows.batch * heads.heads) as u64, 128);
     // SAFETY: all lengths were checked.
     unsafe { k.launch(OP, &FORWARD, Geometry { shared, ..grid }, &args) }
 }
 
-/// Bytes of `delta`, the scratch of the gradient.
+/// Bytes of the scratch of the gradient, enough for the kernels of any machine.
 pub fn delta_bytes(rows: Rows, heads: Heads) -> u64 {
-    (rows.count() * heads.heads * 4) as u64
+    attention_hopper::rows_bytes(rows, heads)
 }
 
 pub fn backward(
@@ -116,8 +123,8 @@ pub fn backward(
     const OP: &str = "attention_backward";
     check(k, OP, rows, heads)?;
     let size = rows.count() * heads.heads * heads.head_size;
-    if k.act == Dtype::F32 {
-        let args = AttentionF32BackwardArgs {
+    if !is_fast(k.act, heads.head_size) {
+        let args = AttentionAnyBackwardArgs {
             dqkv: Out::at(k.act(OP, "dqkv", dqkv, 3 * size)?),
             delta: Out::at(delta),
             dout: In::at(k.act(OP, "dout", dout, size)?),
@@ -132,9 +139,20 @@ pub fn backward(
         // SAFETY: all lengths were checked; the scratch is the caller's promise; the first kernel writes the
         // `delta` that the second reads.
         return unsafe {
-            k.launch(OP, &F32_QUERY, f32_geometry(rows, heads), &args)?;
-            k.launch(OP, &F32_KEY, f32_geometry(rows, heads), &args)
+            k.launch(OP, &ANY_QUERY, any_geometry(rows, heads), &args)?;
+            k.launch(OP, &ANY_KEY, any_geometry(rows, heads), &args)
         };
+    }
+    if attention_hopper::fits(&k.gpu, k.act, heads.head_size) {
+        let tensors = attention_hopper::Backward {
+            dqkv: k.act(OP, "dqkv", dqkv, 3 * size)?,
+            rows: delta,
+            dout: k.act(OP, "dout", dout, size)?,
+            qkv: k.act(OP, "qkv", qkv, 3 * size)?,
+            out: k.act(OP, "out", out, size)?,
+            lse: k.f32(OP, "lse", lse, rows.count() * heads.heads)?,
+        };
+        return attention_hopper::backward(k, OP, &tensors, rows, heads);
     }
     let args = BackwardArgs {
         dqkv: Out::at(k.act(OP, "dqkv", dqkv, 3 * size)?),
@@ -147,9 +165,9 @@ pub fn backward(
         heads: heads.heads as i32,
     };
     let (seq, count) = (rows.seq as u64, (rows.batch * heads.heads) as u64);
-    // ATTENTION_QUERY_M, ATTENTION_QUERY_KEYS and ATTENTION_KEY_ROWS of the source.
+    // KEYS of the query kernel and ROWS of the key kernel in the source.
     let query_keys = if heads.head_size <= 80 { 64 } else { 32 };
-    let key_rows = if heads.head_size <= 64 { 64 } else { 32 };
+    let key_rows = 32;
     let query = Geometry {
         shared: (2 * 64 + 4 * query_keys) * row_bytes(heads.head_size),
         ..Geometry::new2(seq.div_ceil(64), count, 128)
@@ -163,5 +181,23 @@ pub fn backward(
     unsafe {
         k.launch(OP, &BACKWARD_QUERY, query, &args)?;
         k.launch(OP, &BACKWARD_KEY, key, &args)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::sources::SOURCES;
+
+    #[test]
+    fn tile_sizes_are_those_of_the_source() {
+        for (file, line) in [
+            ("attention_forward.cu", "constexpr int M = HS == 64 ? 2 : 1;"),
+            ("attention_forward.cu", "constexpr int ROWS = 64 * M;"),
+            ("attention_backward.cu", "    constexpr int M = 1, ROWS = 64, KEYS = HS <= 80 ? 64 : 32;"),
+            ("attention_backward.cu", "    constexpr int KEYS = 64, ROWS = 32;"),
+        ] {
+            let source = SOURCES.iter().find(|source| source.file == file).expect("the file is embedded");
+            assert!(source.text.lines().any(|l| l == line), "{file} says `{line}`: the launch counts on it");
+        }
     }
 }

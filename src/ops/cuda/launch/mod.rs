@@ -2,6 +2,7 @@
 //! and passes one argument struct. One file for each .cu file.
 
 pub mod attention;
+pub mod attention_hopper;
 pub mod classifier;
 pub mod digest;
 pub mod elementwise;
@@ -46,12 +47,15 @@ pub fn kernels() -> Vec<KernelInfo> {
         elementwise::ADD.describe(),
         digest::LEAVES.describe(),
         digest::NODES.describe(),
-        attention::F32_FORWARD.describe(),
-        attention::F32_QUERY.describe(),
-        attention::F32_KEY.describe(),
+        attention::ANY_FORWARD.describe(),
+        attention::ANY_QUERY.describe(),
+        attention::ANY_KEY.describe(),
         attention::FORWARD.describe(),
         attention::BACKWARD_QUERY.describe(),
         attention::BACKWARD_KEY.describe(),
+        attention_hopper::FORWARD.describe(),
+        attention_hopper::BACKWARD_QUERY.describe(),
+        attention_hopper::BACKWARD_KEY.describe(),
     ]
 }
 
@@ -93,7 +97,8 @@ mod tests {
             assert_eq!(*offset, end, "{}.{name} follows without padding", A::NAME);
             end += bytes;
         }
-        assert_eq!(end, size_of::<A>(), "{} ends without padding", A::NAME);
+        let tail = if align_of::<A>() <= 8 { end } else { end.next_multiple_of(align_of::<A>()) };
+        assert_eq!(tail, size_of::<A>(), "{} ends without padding", A::NAME);
     }
 
     #[test]
@@ -118,10 +123,12 @@ mod tests {
         check::<digest::DigestLeavesArgs>();
         check::<digest::DigestRun>();
         check::<digest::DigestNodesArgs>();
-        check::<attention::AttentionF32Args>();
-        check::<attention::AttentionF32BackwardArgs>();
+        check::<attention::AttentionAnyArgs>();
+        check::<attention::AttentionAnyBackwardArgs>();
         check::<attention::ForwardArgs>();
         check::<attention::BackwardArgs>();
+        check::<attention_hopper::ForwardArgs>();
+        check::<attention_hopper::BackwardArgs>();
     }
 
     /// `name(const __grid_constant__ Args args)` behind `__global__`, as (name, Args without namespace).
@@ -148,7 +155,7 @@ mod tests {
                 assert!(written.contains(&pair), "{} has {written:?}, not {pair:?}", source.file);
             }
         }
-        let mut names: Vec<&str> = bound.iter().map(|kernel| kernel.name).collect();
+        let mut names: Vec<_> = bound.iter().map(|kernel| (kernel.file, kernel.name)).collect();
         names.sort_unstable();
         let count = names.len();
         names.dedup();

@@ -1,13 +1,14 @@
-// Causal attention in float, for `precision.compute` fp32 and tf32: plain, and no faster than it must be.
+// Causal attention for both element types and any head size: for fp32 and tf32, and in bf16 for the heads that
+// attention_forward.cu is not written for. Plain, and no faster than it must be; all arithmetic is float.
 //
 //   S = Q K^T / sqrt(HS),  out = softmax(S) V,  lse[q] = ln sum_k exp(S[q][k]),  S[q][k] = -infinity for k > q
 //   P = exp(S - lse),  D[q] = sum_d dout[q][d] out[q][d],  dP = dout V^T,  dS = P (dP - D)
 //   dQ = dS K / sqrt(HS),  dK = dS^T Q / sqrt(HS),  dV = P^T dout
 //
-// Shapes: qkv, dqkv (B,T,3,NH,HS), out, dout (B,T,NH,HS), lse, delta (B,NH,T), all float. HS at most 128.
+// Shapes: qkv, dqkv (B,T,3,NH,HS), out, dout (B,T,NH,HS), lse, delta (B,NH,T). HS at most 128.
 //
-// Launch: grid (ceil(T / 4), B*NH), block 128. A warp owns one row: of queries in attention_f32_forward and
-// attention_f32_query, of keys in attention_f32_key, which runs last and reads the `delta` of the query kernel.
+// Launch: grid (ceil(T / 4), B*NH), block 128. A warp owns one row: of queries in attention_any_forward and
+// attention_any_query, of keys in attention_any_key, which runs last and reads the `delta` of the query kernel.
 //
 // The other side comes in tiles of 32 rows. First each lane takes one of them and multiplies the whole head
 // dimension; then each lane takes the columns lane, lane+32, ... and adds the 32 rows in order.
@@ -17,22 +18,22 @@
 
 constexpr u32 COLUMNS = 4;  // columns a lane, so that HS <= 128
 
-struct AttentionF32Args {
-    float* out;        // (B, T, NH, HS)
+struct AttentionAnyArgs {
+    act_t* out;        // (B, T, NH, HS)
     float* lse;        // (B, NH, T)
-    const float* qkv;  // (B, T, 3, NH, HS)
+    const act_t* qkv;  // (B, T, 3, NH, HS)
     u32 tokens;        // T
     u32 heads;         // NH
     u32 head_size;     // HS
     float scale;       // 1/sqrt(HS)
 };
 
-struct AttentionF32BackwardArgs {
-    float* dqkv;        // (B, T, 3, NH, HS)
+struct AttentionAnyBackwardArgs {
+    act_t* dqkv;        // (B, T, 3, NH, HS)
     float* delta;       // (B, NH, T)
-    const float* dout;  // (B, T, NH, HS)
-    const float* qkv;   // (B, T, 3, NH, HS)
-    const float* out;   // (B, T, NH, HS)
+    const act_t* dout;  // (B, T, NH, HS)
+    const act_t* qkv;   // (B, T, 3, NH, HS)
+    const act_t* out;   // (B, T, NH, HS)
     const float* lse;   // (B, NH, T)
     u32 tokens;         // T
     u32 heads;          // NH
@@ -42,7 +43,7 @@ struct AttentionF32BackwardArgs {
 
 // Where one head of one sequence lies.
 struct Head {
-    u64 qkv, out, lse;         // of token 0
+    u64 qkv, out, lse;           // of token 0
     u64 qkv_stride, out_stride;  // from token to token; K follows Q by out_stride, V follows K
 
     __device__ __forceinline__ Head(u32 tokens, u32 heads, u32 head_size) {
@@ -55,37 +56,37 @@ struct Head {
     }
 };
 
-__device__ __forceinline__ float dot(const float* a, const float* b, u32 length) {
+__device__ __forceinline__ float dot(const act_t* a, const act_t* b, u32 length) {
     float sum = 0.f;
-    for (u32 i = 0; i < length; ++i) sum += a[i] * b[i];
+    for (u32 i = 0; i < length; ++i) sum += to_float(a[i]) * to_float(b[i]);
     return sum;
 }
 
 // sum[c] += weight of lane r times column c of row r, r ascending over `rows` rows.
-__device__ __forceinline__ void add_rows(float (&sum)[COLUMNS], float weight, const float* row, u64 stride, u32 rows, u32 head_size) {
+__device__ __forceinline__ void add_rows(float (&sum)[COLUMNS], float weight, const act_t* row, u64 stride, u32 rows, u32 head_size) {
     const u32 lane = threadIdx.x % 32;
     for (u32 r = 0; r < rows; ++r, row += stride) {
         const float w = __shfl_sync(FULL_WARP, weight, r);
 #pragma unroll
         for (u32 c = 0; c < COLUMNS; ++c)
-            if (c * 32 + lane < head_size) sum[c] += w * row[c * 32 + lane];
+            if (c * 32 + lane < head_size) sum[c] += w * to_float(row[c * 32 + lane]);
     }
 }
 
-__device__ __forceinline__ void store_row(float* target, const float (&sum)[COLUMNS], float factor, u32 head_size) {
+__device__ __forceinline__ void store_row(act_t* target, const float (&sum)[COLUMNS], float factor, u32 head_size) {
     const u32 lane = threadIdx.x % 32;
 #pragma unroll
     for (u32 c = 0; c < COLUMNS; ++c)
-        if (c * 32 + lane < head_size) target[c * 32 + lane] = sum[c] * factor;
+        if (c * 32 + lane < head_size) from_float(sum[c] * factor, target[c * 32 + lane]);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_f32_forward(const __grid_constant__ AttentionF32Args args) {
+extern "C" __global__ void __launch_bounds__(128) attention_any_forward(const __grid_constant__ AttentionAnyArgs args) {
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32;
     if (row >= args.tokens) return;
     const Head head(args.tokens, args.heads, args.head_size);
-    const float* q = args.qkv + head.qkv + row * head.qkv_stride;
-    const float* k = args.qkv + head.qkv + head.out_stride;
-    const float* v = k + head.out_stride;
+    const act_t* q = args.qkv + head.qkv + row * head.qkv_stride;
+    const act_t* k = args.qkv + head.qkv + head.out_stride;
+    const act_t* v = k + head.out_stride;
     float highest = -3.402823466e38f, total = 0.f, sum[COLUMNS] = {};
     for (u32 first = 0; first <= row; first += 32) {
         const u32 keys = min(32u, row + 1 - first);
@@ -104,17 +105,17 @@ extern "C" __global__ void __launch_bounds__(128) attention_f32_forward(const __
     if (lane == 0) args.lse[head.lse + row] = highest + logf(total);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_f32_query(const __grid_constant__ AttentionF32BackwardArgs args) {
+extern "C" __global__ void __launch_bounds__(128) attention_any_query(const __grid_constant__ AttentionAnyBackwardArgs args) {
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32;
     if (row >= args.tokens) return;
     const Head head(args.tokens, args.heads, args.head_size);
-    const float* q = args.qkv + head.qkv + row * head.qkv_stride;
-    const float* k = args.qkv + head.qkv + head.out_stride;
-    const float* v = k + head.out_stride;
-    const float* dout = args.dout + head.out + row * head.out_stride;
-    const float* out = args.out + head.out + row * head.out_stride;
+    const act_t* q = args.qkv + head.qkv + row * head.qkv_stride;
+    const act_t* k = args.qkv + head.qkv + head.out_stride;
+    const act_t* v = k + head.out_stride;
+    const act_t* dout = args.dout + head.out + row * head.out_stride;
+    const act_t* out = args.out + head.out + row * head.out_stride;
     float delta = 0.f;
-    for (u32 c = lane; c < args.head_size; c += 32) delta += dout[c] * out[c];
+    for (u32 c = lane; c < args.head_size; c += 32) delta += to_float(dout[c]) * to_float(out[c]);
     delta = warp_sum(delta);
     if (lane == 0) args.delta[head.lse + row] = delta;
     const float lse = args.lse[head.lse + row];
@@ -132,14 +133,14 @@ extern "C" __global__ void __launch_bounds__(128) attention_f32_query(const __gr
     store_row(args.dqkv + head.qkv + row * head.qkv_stride, sum, args.scale, args.head_size);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_f32_key(const __grid_constant__ AttentionF32BackwardArgs args) {
+extern "C" __global__ void __launch_bounds__(128) attention_any_key(const __grid_constant__ AttentionAnyBackwardArgs args) {
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32;
     if (row >= args.tokens) return;
     const Head head(args.tokens, args.heads, args.head_size);
-    const float* q = args.qkv + head.qkv;
-    const float* k = q + head.out_stride + row * head.qkv_stride;
-    const float* v = k + head.out_stride;
-    const float* dout = args.dout + head.out;
+    const act_t* q = args.qkv + head.qkv;
+    const act_t* k = q + head.out_stride + row * head.qkv_stride;
+    const act_t* v = k + head.out_stride;
+    const act_t* dout = args.dout + head.out;
     float dk[COLUMNS] = {}, dv[COLUMNS] = {};
     for (u32 first = row; first < args.tokens; first += 32) {
         const u32 queries = min(32u, args.tokens - first);
@@ -152,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_f32_key(const __grid
         add_rows(dv, p, dout + first * head.out_stride, head.out_stride, queries, args.head_size);
         add_rows(dk, ds, q + first * head.qkv_stride, head.qkv_stride, queries, args.head_size);
     }
-    float* target = args.dqkv + head.qkv + head.out_stride + row * head.qkv_stride;
+    act_t* target = args.dqkv + head.qkv + head.out_stride + row * head.qkv_stride;
     store_row(target, dk, args.scale, args.head_size);
     store_row(target + head.out_stride, dv, 1.0f, args.head_size);
 }

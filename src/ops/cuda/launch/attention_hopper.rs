@@ -1,0 +1,169 @@
+//! Launches of `attention_forward_hopper.cu` and `attention_backward_hopper.cu`: attention by the tensor memory
+//! accelerator and warpgroup products of sm_90a.
+
+use cudarc::driver::sys;
+
+use super::super::args::{Bf16, F32, Field, In, Kernel, Out, kernel_args};
+use super::super::driver::Gpu;
+use super::super::modules::{Geometry, Kernels};
+use crate::ops::{Dtype, Heads, Result, Rows};
+
+/// The driver's description of a tensor for the accelerator.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub struct TensorMap {
+    opaque: [u64; 16],
+}
+
+impl Field for TensorMap {
+    fn c_type() -> String {
+        "TensorMap".to_owned()
+    }
+}
+
+kernel_args! { "attention_forward_hopper.cu" ForwardArgs { qkv: TensorMap, out: Out<Bf16>, lse: Out<F32>, tokens: i32, heads: i32 } }
+
+kernel_args! { "attention_backward_hopper.cu" BackwardArgs {
+    qkv_map: TensorMap, dout_map: TensorMap, dqkv: Out<Bf16>, rows: Out<F32>, dout: In<Bf16>, out: In<Bf16>, lse: In<F32>,
+    tokens: i32, heads: i32,
+} }
+
+pub const FORWARD: Kernel<ForwardArgs> = Kernel::new("attention_forward");
+pub const BACKWARD_QUERY: Kernel<BackwardArgs> = Kernel::new("attention_backward_query");
+pub const BACKWARD_KEY: Kernel<BackwardArgs> = Kernel::new("attention_backward_key");
+
+/// Head sizes that the kernels are written for.
+const HEAD_SIZES: [usize; 2] = [64, 128];
+/// Rows of a tile of keys or queries, and of one box of the accelerator.
+const TILE: u64 = 64;
+
+/// GROUPS of the source: warpgroups of a block, each with 64 query rows.
+fn groups(head_size: usize) -> u64 {
+    if head_size == 64 { 2 } else { 3 }
+}
+
+/// Whether these kernels run here.
+pub fn fits(gpu: &Gpu, act: Dtype, head_size: usize) -> bool {
+    act == Dtype::BF16 && gpu.info.architecture() == "sm_90a" && HEAD_SIZES.contains(&head_size)
+}
+
+/// Describes a (B, T, slices, HS) tensor: boxes of 64 tokens by 64 columns of one slice.
+fn tensor_map(k: &Kernels, op: &'static str, address: u64, rows: Rows, slices: usize, head_size: usize) -> Result<TensorMap> {
+    let (head_size, slices) = (head_size as u64, slices as u64);
+    let token = 2 * head_size * slices;
+    let dimensions = [head_size, slices, rows.seq as u64, rows.batch as u64];
+    let strides = [2 * head_size, token, token * rows.seq as u64];
+    let boxes = [64u32, 1, TILE as u32, 1];
+    // The driver wants the alignment of its own type, which is stricter than the hardware's.
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    // SAFETY: all arrays have as many entries as the rank says, and are copied before the call returns; the address
+    // is only written down.
+    let status = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &raw mut map,
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            4,
+            address as *mut std::ffi::c_void,
+            dimensions.as_ptr(),
+            strides.as_ptr(),
+            boxes.as_ptr(),
+            [1u32; 4].as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    status.result().map_err(|e| k.gpu.fail(op, e))?;
+    Ok(TensorMap { opaque: map.opaque })
+}
+
+/// Operands and shape, checked by the caller: addresses of tensors that are long enough.
+pub struct Forward {
+    pub out: u64,
+    pub lse: u64,
+    pub qkv: u64,
+}
+
+pub fn forward(k: &Kernels, op: &'static str, t: &Forward, rows: Rows, heads: Heads) -> Result<()> {
+    let Heads { heads: count, head_size } = heads;
+    let args = ForwardArgs {
+        qkv: tensor_map(k, op, t.qkv, rows, 3 * count, head_size)?,
+        out: Out::at(t.out),
+        lse: Out::at(t.lse),
+        tokens: rows.seq as i32,
+        heads: count as i32,
+    };
+    // STAGES of the source.
+    let (groups, stages) = (groups(head_size), 4);
+    let block_rows = 64 * groups;
+    let shared = 2 * head_size as u64 * (block_rows + 2 * stages * TILE) + 8 * (1 + 3 * stages);
+    let grid = Geometry::new2((rows.seq as u64).div_ceil(block_rows), (rows.batch * count) as u64, 128 * groups as u32);
+    // SAFETY: the caller has checked all lengths.
+    unsafe { k.launch(op, &FORWARD, Geometry { shared, ..grid }, &args) }
+}
+
+/// Bytes of the scratch of the gradient: two floats a row, rows rounded up to whole tiles.
+pub fn rows_bytes(rows: Rows, heads: Heads) -> u64 {
+    (rows.batch * heads.heads) as u64 * (rows.seq as u64).next_multiple_of(TILE) * 8
+}
+
+/// As [`Forward`]; `rows` has [`rows_bytes`].
+pub struct Backward {
+    pub dqkv: u64,
+    pub rows: u64,
+    pub dout: u64,
+    pub qkv: u64,
+    pub out: u64,
+    pub lse: u64,
+}
+
+pub fn backward(k: &Kernels, op: &'static str, t: &Backward, rows: Rows, heads: Heads) -> Result<()> {
+    let Heads { heads: count, head_size } = heads;
+    let args = BackwardArgs {
+        qkv_map: tensor_map(k, op, t.qkv, rows, 3 * count, head_size)?,
+        dout_map: tensor_map(k, op, t.dout, rows, count, head_size)?,
+        dqkv: Out::at(t.dqkv),
+        rows: Out::at(t.rows),
+        dout: In::at(t.dout),
+        out: In::at(t.out),
+        lse: In::at(t.lse),
+        tokens: rows.seq as i32,
+        heads: count as i32,
+    };
+    let (seq, blocks, row_bytes) = (rows.seq as u64, (rows.batch * count) as u64, 2 * head_size as u64);
+    // QUERY_STAGES and KEY_STAGES of the source.
+    let (groups, stages) = (groups(head_size), if head_size == 64 { 4 } else { 3 });
+    let query = Geometry {
+        shared: row_bytes * (2 * 64 * groups + 2 * stages * TILE) + 8 * (1 + 2 * stages),
+        ..Geometry::new2(seq.div_ceil(64 * groups), blocks, 128 * groups as u32)
+    };
+    let stages = if head_size == 64 { 3 } else { 2 };
+    let key = Geometry {
+        shared: row_bytes * (2 * TILE + 2 * stages * TILE) + 8 * stages * TILE + 8 * (1 + 2 * stages),
+        ..Geometry::new2(seq.div_ceil(TILE), blocks, 128)
+    };
+    // SAFETY: the caller has checked all lengths; the first kernel writes the `rows` that the second reads.
+    unsafe {
+        k.launch(op, &BACKWARD_QUERY, query, &args)?;
+        k.launch(op, &BACKWARD_KEY, key, &args)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::sources::SOURCES;
+
+    #[test]
+    fn tile_sizes_are_those_of_the_source() {
+        let (forward, backward) = ("attention_forward_hopper.cu", "attention_backward_hopper.cu");
+        for (file, line) in [
+            (forward, "constexpr int GROUPS = HS == 64 ? 2 : 3, ROWS = 64 * GROUPS, KEYS = 64, STAGES = 4;"),
+            (backward, "constexpr int GROUPS = HS == 64 ? 2 : 3, QUERY_STAGES = HS == 64 ? 4 : 3;"),
+            (backward, "constexpr int KEY_STAGES = HS == 64 ? 3 : 2, KEY_BLOCKS = HS == 64 ? 3 : 2;"),
+        ] {
+            let source = SOURCES.iter().find(|source| source.file == file).expect("the file is embedded");
+            assert!(source.text.lines().any(|l| l == line), "{file} says `{line}`: the launch counts on it");
+        }
+    }
+}

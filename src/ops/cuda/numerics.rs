@@ -1,0 +1,85 @@
+//! What the bits of this device depend on, as names and values for a lock file, and the way back: the
+//! pinned algorithms that a lock holds.
+
+use std::collections::BTreeMap;
+
+use super::Cuda;
+use super::compile;
+use super::gemm::plan::GemmPlan;
+use crate::ops::{DeviceError, Result};
+
+/// Where the pinned algorithms stand, each as JSON.
+const PLAN: &str = "cuda.gemm.";
+
+impl Cuda {
+    /// Architecture, compiler, libraries, kernels and plans: equal values mean equal bits. Complete once
+    /// [`crate::ops::Ops::alloc_scratch`] has run.
+    pub fn numerics(&self) -> Result<BTreeMap<String, String>> {
+        let (major, minor) = compile::nvrtc_version()?;
+        let info = self.gpu();
+        let mut values = BTreeMap::from([
+            ("cuda.architecture".to_owned(), info.architecture()),
+            ("cuda.sm_count".to_owned(), info.sm_count.to_string()),
+            ("cuda.nvrtc".to_owned(), format!("{major}.{minor}")),
+            ("cuda.cublaslt".to_owned(), self.cublaslt_version().to_string()),
+        ]);
+        for cubin in self.cubins() {
+            let name = |what| format!("cuda.kernels.{}.{what}", cubin.file);
+            values.insert(name("source_sha256"), hex::encode(cubin.source_sha256));
+            values.insert(name("code_sha256"), hex::encode(cubin.code_sha256));
+            values.insert(name("options"), cubin.options.join(" "));
+        }
+        values.extend(self.plans().iter().map(encode));
+        Ok(values)
+    }
+
+    /// Pins the plans among `values`, before [`crate::ops::Ops::alloc_scratch`] tunes what is left.
+    ///
+    /// # Errors
+    ///
+    /// A plan that is damaged, or that this library and GPU cannot run as it is written.
+    pub fn restore_plans(&mut self, values: &BTreeMap<String, String>) -> Result<()> {
+        let plans = decode(values).map_err(|name| DeviceError::Unavailable(format!("the lock's `{name}` is not a plan")))?;
+        self.load_plans(&plans)
+    }
+}
+
+fn encode(plan: &GemmPlan) -> (String, String) {
+    let json = serde_json::to_string(plan).expect("a plan is plain data");
+    (format!("{PLAN}{}", plan.key), json)
+}
+
+/// The plans among `values`, or the name of one that cannot be read.
+fn decode(values: &BTreeMap<String, String>) -> Result<Vec<GemmPlan>, String> {
+    let plans = values.iter().filter(|(name, _)| name.starts_with(PLAN));
+    plans.map(|(name, json)| serde_json::from_str(json).map_err(|_| name.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gemm::plan::{Attributes, Epilogue, GemmKey, Product, Types};
+    use super::*;
+
+    #[test]
+    fn plans_come_back_from_a_lock() {
+        let plan = |rows| GemmPlan {
+            key: GemmKey {
+                product: Product::Forward,
+                rows,
+                c_in: 768,
+                c_out: 3072,
+                types: Types::Bf16,
+                epilogue: Epilogue::Bias,
+            },
+            algo: GemmPlan::encode([rows; 8]),
+            attributes: Attributes { algorithm: 66, split_k: -1, ..Attributes::default() },
+            workspace_bytes: 1 << 40,
+        };
+        let plans = [plan(1024), plan(2048)];
+        let mut values: BTreeMap<String, String> = plans.iter().map(encode).collect();
+        values.insert("cuda.nvrtc".into(), "13.0".into());
+        assert_eq!(decode(&values), Ok(plans.to_vec()));
+        values.insert("cuda.gemm.x".into(), "{}".into());
+        assert_eq!(decode(&values), Err("cuda.gemm.x".to_owned()));
+    }
+}
