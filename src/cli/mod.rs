@@ -5,6 +5,7 @@ pub mod config;
 mod console;
 pub mod data;
 pub mod doctor;
+pub mod eval;
 mod events_json;
 pub mod exit;
 pub mod lock;
@@ -35,6 +36,8 @@ enum Verb {
     Resume(resume::Args),
     /// Write down what an experiment's bits depend on, for `run --lock`.
     Lock(lock::Args),
+    /// Measure a saved model: validation loss, HellaSwag.
+    Eval(eval::Args),
     /// Print an experiment as it resolves, with the origin of every key.
     Config(config::Args),
     /// Draw loss, learning rate and gradient norm of one or more runs.
@@ -55,6 +58,7 @@ impl Cli {
             Verb::Run(args) => run::run(args),
             Verb::Resume(args) => resume::run(args),
             Verb::Lock(args) => lock::run(args).map(done),
+            Verb::Eval(args) => eval::run(args),
             Verb::Config(args) => config::run(args).map(done),
             Verb::Plot(args) => plot::run(args).map(done),
             Verb::Data(args) => data::run(args).map(done),

@@ -96,8 +96,8 @@ pub fn forward(k: &Kernels, out: &mut Buf, lse: &mut Buf, qkv: &Buf, rows: Rows,
         tokens: rows.seq as i32,
         heads: heads.heads as i32,
     };
-    // ATTENTION_FORWARD_M of the source: query rows of a block, by 64.
-    let block_rows = if heads.head_size <= 64 { 128 } else { 64 };
+    // ROWS of the source.
+    let block_rows = if heads.head_size == 64 { 128 } else { 64 };
     let shared = (block_rows + 4 * 64) * row_bytes(heads.head_size);
     let grid = Geometry::new2((rows.seq as u64).div_ceil(block_rows), (rows.batch * heads.heads) as u64, 128);
     // SAFETY: all lengths were checked.
@@ -165,7 +165,7 @@ pub fn backward(
         heads: heads.heads as i32,
     };
     let (seq, count) = (rows.seq as u64, (rows.batch * heads.heads) as u64);
-    // ATTENTION_QUERY_M, ATTENTION_QUERY_KEYS and ATTENTION_KEY_ROWS of the source.
+    // KEYS of the query kernel and ROWS of the key kernel in the source.
     let query_keys = if heads.head_size <= 80 { 64 } else { 32 };
     let key_rows = 32;
     let query = Geometry {
@@ -191,10 +191,10 @@ mod tests {
     #[test]
     fn tile_sizes_are_those_of_the_source() {
         for (file, line) in [
-            ("attention_forward.cu", "#define ATTENTION_FORWARD_M (HEAD_SIZE <= 64 ? 2 : 1)"),
-            ("attention_backward.cu", "#define ATTENTION_QUERY_M 1"),
-            ("attention_backward.cu", "#define ATTENTION_QUERY_KEYS (HEAD_SIZE <= 80 ? 64 : 32)"),
-            ("attention_backward.cu", "#define ATTENTION_KEY_ROWS 32"),
+            ("attention_forward.cu", "constexpr int M = HS == 64 ? 2 : 1;"),
+            ("attention_forward.cu", "constexpr int ROWS = 64 * M;"),
+            ("attention_backward.cu", "    constexpr int M = 1, ROWS = 64, KEYS = HS <= 80 ? 64 : 32;"),
+            ("attention_backward.cu", "    constexpr int KEYS = 64, ROWS = 32;"),
         ] {
             let source = SOURCES.iter().find(|source| source.file == file).expect("the file is embedded");
             assert!(source.text.lines().any(|l| l == line), "{file} says `{line}`: the launch counts on it");

@@ -37,6 +37,11 @@ const HEAD_SIZES: [usize; 2] = [64, 128];
 /// Rows of a tile of keys or queries, and of one box of the accelerator.
 const TILE: u64 = 64;
 
+/// GROUPS of the source: warpgroups of a block, each with 64 query rows.
+fn groups(head_size: usize) -> u64 {
+    if head_size == 64 { 2 } else { 3 }
+}
+
 /// Whether these kernels run here.
 pub fn fits(gpu: &Gpu, act: Dtype, head_size: usize) -> bool {
     act == Dtype::BF16 && gpu.info.architecture() == "sm_90a" && HEAD_SIZES.contains(&head_size)
@@ -89,8 +94,8 @@ pub fn forward(k: &Kernels, op: &'static str, t: &Forward, rows: Rows, heads: He
         tokens: rows.seq as i32,
         heads: count as i32,
     };
-    // ATTENTION_GROUPS and ATTENTION_STAGES of the source.
-    let (groups, stages) = (2, if head_size == 64 { 4 } else { 3 });
+    // STAGES of the source.
+    let (groups, stages) = (groups(head_size), 4);
     let block_rows = 64 * groups;
     let shared = 2 * head_size as u64 * (block_rows + 2 * stages * TILE) + 8 * (1 + 3 * stages);
     let grid = Geometry::new2((rows.seq as u64).div_ceil(block_rows), (rows.batch * count) as u64, 128 * groups as u32);
@@ -127,16 +132,16 @@ pub fn backward(k: &Kernels, op: &'static str, t: &Backward, rows: Rows, heads: 
         heads: count as i32,
     };
     let (seq, blocks, row_bytes) = (rows.seq as u64, (rows.batch * count) as u64, 2 * head_size as u64);
-    // ATTENTION_QUERY_GROUPS, ATTENTION_QUERY_STAGES, ATTENTION_KEY_GROUPS and ATTENTION_KEY_STAGES of the source.
-    let (groups, stages) = (if head_size == 64 { 1 } else { 2 }, 3);
+    // QUERY_STAGES and KEY_STAGES of the source.
+    let (groups, stages) = (groups(head_size), if head_size == 64 { 4 } else { 3 });
     let query = Geometry {
-        shared: row_bytes * (2 * 64 * groups + 2 * stages * TILE) + 8 * (1 + 3 * stages),
+        shared: row_bytes * (2 * 64 * groups + 2 * stages * TILE) + 8 * (1 + 2 * stages),
         ..Geometry::new2(seq.div_ceil(64 * groups), blocks, 128 * groups as u32)
     };
-    let (groups, stages) = (1, if head_size == 64 { 3 } else { 2 });
+    let stages = if head_size == 64 { 3 } else { 2 };
     let key = Geometry {
-        shared: row_bytes * (2 * 64 * groups + 2 * stages * TILE) + 8 * stages * TILE + 8 * (1 + 2 * stages),
-        ..Geometry::new2(seq.div_ceil(64 * groups), blocks, 128 * groups as u32)
+        shared: row_bytes * (2 * TILE + 2 * stages * TILE) + 8 * stages * TILE + 8 * (1 + 2 * stages),
+        ..Geometry::new2(seq.div_ceil(TILE), blocks, 128)
     };
     // SAFETY: the caller has checked all lengths; the first kernel writes the `rows` that the second reads.
     unsafe {
@@ -153,15 +158,9 @@ mod tests {
     fn tile_sizes_are_those_of_the_source() {
         let (forward, backward) = ("attention_forward_hopper.cu", "attention_backward_hopper.cu");
         for (file, line) in [
-            (forward, "#define ATTENTION_GROUPS 2"),
-            (forward, "#define ATTENTION_KEYS 64"),
-            (forward, "#define ATTENTION_STAGES (HEAD_SIZE == 64 ? 4 : 3)"),
-            (backward, "#define ATTENTION_QUERY_GROUPS (HEAD_SIZE == 64 ? 1 : 2)"),
-            (backward, "#define ATTENTION_QUERY_KEYS 64"),
-            (backward, "#define ATTENTION_QUERY_STAGES 3"),
-            (backward, "#define ATTENTION_KEY_GROUPS 1"),
-            (backward, "#define ATTENTION_KEY_ROWS 64"),
-            (backward, "#define ATTENTION_KEY_STAGES (HEAD_SIZE == 64 ? 3 : 2)"),
+            (forward, "constexpr int GROUPS = HS == 64 ? 2 : 3, ROWS = 64 * GROUPS, KEYS = 64, STAGES = 4;"),
+            (backward, "constexpr int GROUPS = HS == 64 ? 2 : 3, QUERY_STAGES = HS == 64 ? 4 : 3;"),
+            (backward, "constexpr int KEY_STAGES = HS == 64 ? 3 : 2, KEY_BLOCKS = HS == 64 ? 3 : 2;"),
         ] {
             let source = SOURCES.iter().find(|source| source.file == file).expect("the file is embedded");
             assert!(source.text.lines().any(|l| l == line), "{file} says `{line}`: the launch counts on it");
