@@ -43,7 +43,7 @@ fn code(error: &anyhow::Error) -> u8 {
     });
     if error.is::<ExperimentError>() {
         USAGE
-    } else if error.is::<ProofRefusal>() {
+    } else if error.is::<ProofRefusal>() || matches!(error.downcast_ref(), Some(RunError::Unrepeatable { .. })) {
         PROOF
     } else if matches!(device, Some(DeviceError::Unavailable(_))) {
         NO_DEVICE

@@ -267,8 +267,9 @@ mod tests {
 
     #[test]
     fn an_experiment_locks_what_reaches_the_bits_and_no_more() {
-        let loaded = experiment::load_text("t", "[model]\nlayers=1\nheads=1\nchannels=64\n[data]\ncorpus='kjv'\n[schedule]\nsteps=1", &[])
-            .expect("a whole experiment");
+        let loaded =
+            experiment::load_text("t", "[model]\nlayers=1\nheads=1\nchannels=64\n[data]\ncorpus='kjv'\n[schedule]\nsteps=1", &[])
+                .expect("a whole experiment");
         let numerics = resolved_numerics(&loaded.experiment);
         assert_eq!(numerics["seed"], "1337");
         assert_eq!(numerics["data.order"], "shuffled", "no quotes of JSON");

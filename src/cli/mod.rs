@@ -4,6 +4,7 @@ pub mod bench;
 pub mod config;
 mod console;
 pub mod data;
+pub mod diff;
 pub mod doctor;
 pub mod eval;
 mod events_json;
@@ -15,6 +16,7 @@ pub mod plot;
 pub mod resume;
 pub mod run;
 mod session;
+pub mod verify;
 
 use std::process::ExitCode;
 
@@ -38,6 +40,10 @@ enum Verb {
     Lock(lock::Args),
     /// Measure a saved model: validation loss, HellaSwag.
     Eval(eval::Args),
+    /// Check a run to the byte, or that an experiment repeats.
+    Verify(verify::Args),
+    /// Find the first step, tensor, leaf and element in which two runs differ.
+    Diff(diff::Args),
     /// Print an experiment as it resolves, with the origin of every key.
     Config(config::Args),
     /// Draw loss, learning rate and gradient norm of one or more runs.
@@ -59,6 +65,8 @@ impl Cli {
             Verb::Resume(args) => resume::run(args),
             Verb::Lock(args) => lock::run(args).map(done),
             Verb::Eval(args) => eval::run(args),
+            Verb::Verify(args) => verify::run(args),
+            Verb::Diff(args) => diff::run(args),
             Verb::Config(args) => config::run(args).map(done),
             Verb::Plot(args) => plot::run(args).map(done),
             Verb::Data(args) => data::run(args).map(done),

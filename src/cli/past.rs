@@ -5,7 +5,7 @@ use super::locking::{self, list};
 use super::session::{Place, Resume};
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{LedgerError, LockError};
-use crate::store::{self, RunPaths, checkpoint};
+use crate::store::{self, Manifest, RunPaths, checkpoint};
 use crate::train::RunError;
 use crate::train::run::Records;
 
@@ -34,7 +34,9 @@ impl Past {
     /// # Errors
     /// The lock is damaged. One that is missing is made anew: the checkpoint has its numerics too.
     pub fn of(place: &Place, resume: Option<Resume>) -> anyhow::Result<Past> {
-        let (Some(Resume { found, allow_drift, edited }), Place::Open(folder)) = (resume, place) else { return Ok(Past::default()) };
+        let (Some(Resume { found, allow_drift, edited }), Place::Open(folder)) = (resume, place) else {
+            return Ok(Past::default());
+        };
         let lock = match Lock::read(&folder.paths.lock_file()) {
             Ok(lock) => Some(lock),
             Err(LockError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
@@ -112,7 +114,11 @@ pub fn refuse_ledger(error: LedgerError) -> anyhow::Error {
 /// What a run ended in, from its newest checkpoint.
 pub fn outputs(paths: &RunPaths) -> store::Result<Table> {
     let Some((_, folder)) = store::list(&paths.checkpoints())?.pop() else { return Ok(Table::new()) };
-    let manifest = checkpoint::inspect(&folder)?;
+    Ok(outputs_of(&checkpoint::inspect(&folder)?))
+}
+
+/// The outputs that a last checkpoint stands for.
+pub fn outputs_of(manifest: &Manifest) -> Table {
     let pairs = [
         ("step", manifest.step.to_string()),
         ("tokens", manifest.tokens.to_string()),
@@ -120,7 +126,7 @@ pub fn outputs(paths: &RunPaths) -> store::Result<Table> {
         ("ledger_size", manifest.ledger.size.to_string()),
         ("ledger_root", manifest.ledger.root.to_string()),
     ];
-    Ok(pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// Adds a finished run's outputs to its lock and writes it.

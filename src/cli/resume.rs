@@ -43,8 +43,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Some((manifest, _)) => anstream::eprintln!("resuming `{}` at step {}", path.display(), manifest.step),
         None => anstream::eprintln!("no whole checkpoint in `{}`: starting at step 0", path.display()),
     }
-    Session { loaded, device, data, place: Place::Open(folder), expected: None, json: args.json }
-        .train(Some(session::Resume { found, allow_drift: args.allow_drift, edited: !args.set.is_empty() }))
+    Session { loaded, device, data, place: Place::Open(folder), expected: None, json: args.json }.train(Some(session::Resume {
+        found,
+        allow_drift: args.allow_drift,
+        edited: !args.set.is_empty(),
+    }))
 }
 
 /// The folder of a run that is named on the command line: a folder, a name under `runs`, or the newest.

@@ -29,8 +29,8 @@ pub mod sources;
 pub mod tokenizer;
 pub mod validation;
 
-pub use digests::DigestCache;
 pub use dataset::{Dataset, ShardDigest, ShardInfo};
+pub use digests::DigestCache;
 pub use error::DataError;
 pub use order::SampleOrder;
 pub use prefetch::{Batch, Plan, Prefetcher, Waits};

@@ -262,6 +262,10 @@ pub struct Parallel {
 pub struct Proof {
     /// Steps between state digests; 0 hashes at checkpoints alone. Changes no bit. Default: 1.
     pub digest_every: u64,
+    /// Steps between replays: so often a step is made twice from one saved state, and other bits stop the
+    /// run with exit code 5 and keep both states; 0 is never. Finds silent corruption at the cost of a step
+    /// and three copies of the state. Changes no bit. Default: 0.
+    pub replay_every: u64,
 }
 
 /// What a person sees.

@@ -184,6 +184,7 @@ pub(super) const KEYS: &[Key] = &[
     int("parallel.workers", 1, 1 << 16, Default::Integer(1)).bits(),
     //
     int("proof.digest_every", 0, MANY, Default::Integer(1)),
+    int("proof.replay_every", 0, MANY, Default::Integer(0)),
     //
     int("log.every", 1, MANY, Default::Integer(1)),
     //

@@ -98,6 +98,28 @@ impl Entry {
         digest_of_canonical(self.canonical().as_bytes())
     }
 
+    /// The fields in which two entries differ, with both values, bits included.
+    pub fn differences(&self, other: &Entry) -> Vec<FieldDifference> {
+        let number = |value: f64| format!("{value} (0x{:016x})", canonical_bits(value));
+        let score = |value: Option<f64>| value.map_or("none".to_owned(), number);
+        let fields = |entry: &Entry| {
+            [
+                ("step", entry.step.to_string()),
+                ("tokens", entry.tokens.to_string()),
+                ("loss", number(entry.loss)),
+                ("grad_norm", number(entry.grad_norm)),
+                ("learning_rate", number(entry.learning_rate)),
+                ("loss_z", score(entry.loss_z)),
+                ("grad_z", score(entry.grad_z)),
+                ("action", entry.action.name().to_owned()),
+                ("events", format!("{:?}", entry.events)),
+                ("root", entry.root.map_or("not hashed".to_owned(), |root| root.to_string())),
+            ]
+        };
+        let pairs = fields(self).into_iter().zip(fields(other));
+        pairs.filter(|((_, a), (_, b))| a != b).map(|((field, a), (_, b))| FieldDifference { field, a, b }).collect()
+    }
+
     /// Reads canonical bytes, and refuses every other spelling of the same entry.
     pub fn parse(text: &str) -> Result<Entry, String> {
         let written: Written = serde_json::from_str(text).map_err(|e| e.to_string())?;
@@ -123,6 +145,20 @@ impl Entry {
                 tail(&canonical, byte)
             ))
         }
+    }
+}
+
+/// A field in which two entries differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldDifference {
+    pub field: &'static str,
+    pub a: String,
+    pub b: String,
+}
+
+impl std::fmt::Display for FieldDifference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {} and {}", self.field, self.a, self.b)
     }
 }
 

@@ -122,13 +122,8 @@ impl Lock {
             return Err(LockError::Format { path: path.into(), found: format });
         }
         let w: Written = toml::from_str(text).map_err(syntax)?;
-        let lock = Lock {
-            numerics: w.numerics,
-            environment: w.environment,
-            source: w.source,
-            config: w.config,
-            outputs: w.outputs,
-        };
+        let lock =
+            Lock { numerics: w.numerics, environment: w.environment, source: w.source, config: w.config, outputs: w.outputs };
         let ids = [w.numerics_id, w.environment_id, w.source_id, w.config_id, w.outputs_id];
         for ((table, content), expected) in lock.tables().into_iter().zip(ids) {
             let found = table_digest(table, content);
@@ -142,6 +137,12 @@ impl Lock {
             return Err(LockError::Spelling { path: path.into(), line: same + 1 });
         }
         Ok(lock)
+    }
+
+    /// The tables of a text whose digests are wrong, to say what in it differs. Proves nothing.
+    pub fn parse_unchecked(text: &str) -> Option<Lock> {
+        let w: Written = toml::from_str(text).ok()?;
+        Some(Lock { numerics: w.numerics, environment: w.environment, source: w.source, config: w.config, outputs: w.outputs })
     }
 
     /// Reads and checks the lock at `path`.
@@ -276,7 +277,11 @@ mod tests {
         let of = |from: &str, to: &str| parse(&text.replacen(from, to, 1)).unwrap_err();
         assert!(matches!(of("\"seed\" = \"1337\"", "\"seed\" = \"1338\""), LockError::TableDiffers { table: "numerics", .. }));
         assert!(matches!(of("6.1", "6.2"), LockError::TableDiffers { table: "environment", .. }));
-        assert!(matches!(of("[environment]", "[environment"), LockError::Syntax { line: 14, .. }), "{}", of("[environment]", "[environment"));
+        assert!(
+            matches!(of("[environment]", "[environment"), LockError::Syntax { line: 14, .. }),
+            "{}",
+            of("[environment]", "[environment")
+        );
         assert!(matches!(of("# What", "# what"), LockError::Spelling { line: 1, .. }));
         assert!(matches!(of("lock/v1", "lock/v2"), LockError::Format { .. }));
     }

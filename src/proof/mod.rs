@@ -7,8 +7,10 @@
 //! * [`tree`]: the Merkle tree of RFC 9162, whole and growing.
 //! * [`digest`]: leaf, tensor and state digests over those.
 //! * [`ledger`]: one entry a step, an append-only log whose head every checkpoint carries.
+//! * [`compare`]: where two tensors differ.
 //! * [`lock`]: what the bits depend on, and where they were made.
 
+pub mod compare;
 pub mod digest;
 pub mod entry;
 pub mod hash;
@@ -17,7 +19,7 @@ pub mod lock;
 pub mod tree;
 
 pub use digest::{MerkleHasher, merkle_root, state_root, tensor_digest, tensor_digest_from_root};
-pub use entry::{Action, Entry};
+pub use entry::{Action, Entry, FieldDifference};
 pub use hash::Hash;
 pub use ledger::{Head, Ledger, LedgerError};
 pub use lock::{Lock, LockError};

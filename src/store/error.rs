@@ -38,6 +38,9 @@ pub enum StoreError {
     #[error("the tensors of `{}` have the state root {found}, expected {expected}", path.display())]
     RootDiffers { path: PathBuf, expected: Hash, found: Hash },
 
+    #[error("tensor `{tensor}` in `{}` and `{}` does not differ as the manifests say: one of the files is damaged\n  hint: `runner verify` says which", a.display(), b.display())]
+    DigestsDisagree { a: PathBuf, b: PathBuf, tensor: String },
+
     #[error("`{}` is not a checkpoint manifest: {why}", path.display())]
     BadManifest { path: PathBuf, why: String },
     #[error("`{}` has the format `{found}`, expected `{expected}`\n  hint: it was written by another version of runner", path.display())]

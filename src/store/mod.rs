@@ -8,6 +8,7 @@
 //! * [`safetensors`]: a byte-stable writer and a strict reader.
 //! * [`checkpoint`]: a state and its manifest; [`retention`]: which ones are kept; [`writer`]: saving
 //!   behind the trainer's back.
+//! * [`compare`]: how two checkpoints differ.
 //! * [`metrics`]: one row a step; [`main_log`]: the same in the reference's line format; [`append`]: files
 //!   that only grow.
 //! * [`run_folder`]: where everything is, and the lock that keeps a second process out.
@@ -15,6 +16,7 @@
 pub mod append;
 pub mod atomic;
 pub mod checkpoint;
+pub mod compare;
 pub mod error;
 pub mod main_log;
 pub mod manifest;

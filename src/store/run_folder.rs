@@ -71,6 +71,11 @@ impl RunPaths {
         self.folder.join("checkpoints")
     }
 
+    /// Both states of a step that could not be repeated.
+    pub fn unrepeatable(&self, step: u64) -> PathBuf {
+        self.folder.join("unrepeatable").join(super::checkpoint::folder_name(step))
+    }
+
     pub fn samples(&self) -> PathBuf {
         self.folder.join("samples")
     }

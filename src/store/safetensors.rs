@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::TensorInfo;
@@ -209,6 +209,19 @@ impl Reader {
         self.file.read_exact(&mut bytes).map_err(StoreError::io(&self.path, "read"))?;
         Ok(Some(Tensor { name, dtype, shape, bytes }))
     }
+}
+
+/// Reads one tensor of a file without reading those before it; none if the file has no such tensor.
+pub fn read_one(path: &Path, name: &str) -> Result<Option<Tensor>> {
+    let mut reader = Reader::open(path)?;
+    let before: u64 = reader.infos().iter().take_while(|info| info.name != name).map(|info| info.bytes as u64).sum();
+    let skipped = reader.infos().iter().take_while(|info| info.name != name).count();
+    reader.file.seek(SeekFrom::Start(reader.header.len() as u64 + before)).map_err(StoreError::io(path, "read"))?;
+    match skipped {
+        0 => {}
+        skipped => drop(reader.infos.nth(skipped - 1)),
+    }
+    reader.next_tensor()
 }
 
 /// Reads all tensors of a file, sorted by name.

@@ -22,6 +22,11 @@ pub enum RunError {
     Train(#[from] TrainError),
     #[error(transparent)]
     Eval(#[from] crate::eval::EvalError),
+    /// A step made twice gave other bits: memory or arithmetic cannot be trusted.
+    #[error(
+        "step {step}, made twice from one state, gave other bits:{differences}\n  kept: both states in `{}`\n  hint: suspect the hardware; the newest checkpoint is from before this step, `runner resume` it on another machine", folder.display()
+    )]
+    Unrepeatable { step: u64, differences: String, folder: std::path::PathBuf },
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
     #[error(transparent)]

@@ -3,6 +3,7 @@
 
 mod error;
 pub mod events;
+mod replay;
 pub mod run;
 mod state;
 pub mod trainer;

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use super::events::{Event, Listener};
 use super::trainer::{StepReport, Trainer};
-use super::{RunError, TrainError};
+use super::{RunError, TrainError, replay};
 use crate::data::{Prefetcher, StreamDecoder, Tokenizer, ValidationSet};
 use crate::eval::{self, Scores, TaskSet};
 use crate::experiment::{Experiment, OnDiverge};
@@ -116,7 +116,7 @@ impl<O: Ops> Run<O> {
             }
 
             let began = Instant::now();
-            let report = self.trainer.step(&mut self.feed)?;
+            let report = self.step(step)?;
             let root = due(self.experiment.proof.digest_every, step + 1, steps).then(|| self.trainer.state_root()).transpose()?;
             let seconds = began.elapsed().as_secs_f64();
             self.record(&measured, &report, root, seconds, out)?;
@@ -149,6 +149,15 @@ impl<O: Ops> Run<O> {
         let waits = self.feed.waits();
         out.on(&Event::Finished { step: steps, root, seconds: started.elapsed().as_secs_f64(), waits });
         Ok(Outcome::Finished { root })
+    }
+
+    /// One optimizer step; every `proof.replay_every`th is made twice.
+    fn step(&mut self, step: u64) -> Result<StepReport, RunError> {
+        let every = self.experiment.proof.replay_every;
+        if every == 0 || !(step + 1).is_multiple_of(every) {
+            return Ok(self.trainer.step(&mut self.feed)?);
+        }
+        replay::twice(&mut self.trainer, &mut self.feed, &self.records.paths, |trainer, feed| trainer.step(feed))
     }
 
     /// Validation loss, when it is due before `step`.
@@ -220,18 +229,8 @@ impl<O: Ops> Run<O> {
             .peak_flops
             .map(|peak| tokens_per_s * flops_per_token(&self.experiment.model, self.experiment.batch.seq_len) / peak);
         let tokens = (report.step + 1) * self.experiment.batch.tokens;
-        self.records.ledger.append(&Entry {
-            step: report.step,
-            tokens,
-            root,
-            loss: report.loss,
-            grad_norm: report.grad_norm,
-            learning_rate: report.learning_rate,
-            loss_z: report.loss_z,
-            grad_z: report.grad_z,
-            action: ledger_action(report.verdict),
-            events: std::mem::take(&mut self.records.events),
-        })?;
+        let events = std::mem::take(&mut self.records.events);
+        self.records.ledger.append(&ledger_entry(report, tokens, root, events))?;
         let mut row = MetricsRow::new(report.step, tokens, metrics_action(report.verdict));
         row.loss = Some(report.loss);
         row.grad_norm = Some(report.grad_norm);
@@ -330,6 +329,22 @@ fn due(every: u64, done: u64, steps: u64) -> bool {
 /// Whether something that happens before every `every`th step and after the last is due before `step`.
 fn due_before(every: u64, step: u64, steps: u64) -> bool {
     every > 0 && (step.is_multiple_of(every) || step == steps)
+}
+
+/// What the ledger says of a step.
+pub fn ledger_entry(report: &StepReport, tokens: u64, root: Option<Hash>, events: Vec<String>) -> Entry {
+    Entry {
+        step: report.step,
+        tokens,
+        root,
+        loss: report.loss,
+        grad_norm: report.grad_norm,
+        learning_rate: report.learning_rate,
+        loss_z: report.loss_z,
+        grad_z: report.grad_z,
+        action: ledger_action(report.verdict),
+        events,
+    }
 }
 
 fn ledger_action(verdict: Verdict) -> proof::Action {

@@ -1,0 +1,144 @@
+//! Golden roots: a text file in a repository that says which bits an experiment must end in.
+//!
+//! ```text
+//! # Golden roots of `ci`. Made by `runner verify EXPERIMENT --twice --bless FILE`.
+//! numerics_id 84054e86…
+//! root 1 91e07c9d…
+//! tensor 5 adam_m/blocks.0.qkv.weight 1f7a03c2…
+//! ```
+//!
+//! `root N` is the state root after N steps; `tensor N` the digest of one tensor then, so that a
+//! mismatch has a name. A file with a lone hash is the root after the last step.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::proof::{Entry, Hash};
+use crate::store::Manifest;
+
+/// The content of a file of golden roots.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Golden {
+    pub numerics_id: Option<Hash>,
+    /// By steps done.
+    pub roots: BTreeMap<u64, Hash>,
+    /// By steps done and name.
+    pub tensors: BTreeMap<(u64, String), Hash>,
+    /// The root after the last step, in a file with nothing else.
+    pub last: Option<Hash>,
+}
+
+impl Golden {
+    /// The golden roots of a run: every hashed step, and the tensors of its first and last checkpoint.
+    pub fn of(numerics_id: Hash, entries: &[Entry], manifests: &[Manifest]) -> Golden {
+        let roots = entries.iter().filter_map(|entry| Some((entry.step + 1, entry.root?))).collect();
+        let kept = manifests.first().into_iter().chain(manifests.last());
+        let tensors = kept.flat_map(|m| m.tensors.iter().map(|(name, digest)| ((m.step, name.clone()), *digest))).collect();
+        Golden { numerics_id: Some(numerics_id), roots, tensors, last: None }
+    }
+
+    /// The file's text.
+    pub fn to_text(&self, name: &str) -> String {
+        let mut text = format!("# Golden roots of `{name}`. Made by `runner verify EXPERIMENT --twice --bless FILE`.\n");
+        text.extend(self.numerics_id.map(|id| format!("numerics_id {id}\n")));
+        text.extend(self.roots.iter().map(|(step, root)| format!("root {step} {root}\n")));
+        text.extend(self.tensors.iter().map(|((step, name), digest)| format!("tensor {step} {name} {digest}\n")));
+        text
+    }
+
+    /// Reads the text of the file at `path`.
+    pub fn parse(path: &Path, text: &str) -> anyhow::Result<Golden> {
+        let mut golden = Golden::default();
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#')) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let read = || -> Option<()> {
+                match words[..] {
+                    ["numerics_id", id] => golden.numerics_id = Some(id.parse().ok()?),
+                    ["root", step, root] => drop(golden.roots.insert(step.parse().ok()?, root.parse().ok()?)),
+                    ["tensor", step, name, digest] => {
+                        golden.tensors.insert((step.parse().ok()?, name.to_owned()), digest.parse().ok()?);
+                    }
+                    [root] => golden.last = Some(root.parse().ok()?),
+                    _ => return None,
+                }
+                Some(())
+            };
+            let mut read = read;
+            if read().is_none() {
+                anyhow::bail!(
+                    "`{}` line {} is not `root STEP HASH`, `tensor STEP NAME HASH`, `numerics_id HASH` or a lone hash",
+                    path.display(),
+                    number + 1
+                );
+            }
+        }
+        if golden.roots.is_empty() && golden.last.is_none() {
+            anyhow::bail!("`{}` has no root\n  hint: write it with `--bless`", path.display());
+        }
+        Ok(golden)
+    }
+
+    /// What differs in a run: nothing when its bits are golden.
+    pub fn mismatch(&self, entries: &[Entry], manifests: &[Manifest]) -> Option<String> {
+        let steps = entries.len() as u64;
+        let found = |step: u64| entries.get(usize::try_from(step.checked_sub(1)?).ok()?)?.root;
+        let last = self.last.map(|root| (steps, root));
+        let roots = self.roots.iter().map(|(step, root)| (*step, *root)).chain(last);
+        let mut hashed = roots.filter(|(step, _)| found(*step).is_some() || *step > steps);
+        let (step, expected) = hashed.find(|(step, root)| found(*step) != Some(*root))?;
+        let here = found(step).map_or("the run ended before".to_owned(), |root| root.to_string());
+        let mut text = format!("the root after step {step} is the first that differs: expected {expected}, found {here}");
+        if let Some(tensors) = self.first_tensors(step, manifests) {
+            text.push_str(&tensors);
+        }
+        Some(text)
+    }
+
+    /// The tensors that differ at the first checkpoint from `step` on that has golden digests.
+    fn first_tensors(&self, step: u64, manifests: &[Manifest]) -> Option<String> {
+        let has_golden = |at: u64| self.tensors.range((at, String::new())..(at + 1, String::new())).next().is_some();
+        let manifest = manifests.iter().find(|m| m.step >= step && has_golden(m.step))?;
+        let at = manifest.step;
+        let golden = || self.tensors.iter().filter(|((step, _), _)| *step == at);
+        let differing: Vec<&String> = golden()
+            .filter(|((_, name), digest)| manifest.tensors.get(name) != Some(*digest))
+            .map(|((_, name), _)| name)
+            .collect();
+        let new = manifest.tensors.keys().filter(|name| !self.tensors.contains_key(&(at, (*name).clone()))).count();
+        let first = differing.first()?;
+        let mut text = format!(
+            "\n  first differing tensor after step {at}: `{first}`, of {} that differ among {}",
+            differing.len(),
+            golden().count()
+        );
+        if new > 0 {
+            text.push_str(&format!("; {new} tensors are new"));
+        }
+        Some(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_roots_read_back_and_a_lone_root_is_the_last() {
+        let golden = Golden {
+            numerics_id: Some(Hash::of(b"id")),
+            roots: [(1, Hash::of(b"1")), (20, Hash::of(b"20"))].into(),
+            tensors: [((5, "wte".to_owned()), Hash::of(b"w"))].into(),
+            last: None,
+        };
+        assert_eq!(Golden::parse(Path::new("g"), &golden.to_text("ci")).unwrap(), golden);
+        let lone = Golden::parse(Path::new("g"), &format!("{}\n", Hash::of(b"x"))).unwrap();
+        assert_eq!(lone.last, Some(Hash::of(b"x")));
+    }
+
+    #[test]
+    fn a_file_that_promises_nothing_is_refused() {
+        for text in ["", "# only a comment\n", "root 1\n", "root x y\n", "tensor 1 wte\n"] {
+            assert!(Golden::parse(Path::new("g"), text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Where two tensors differ: the first leaf and element, both values, and how far apart they are.
+
+use super::digest::LEAF_BYTES;
+
+/// Element types that values can be shown of, by their name in safetensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Element {
+    F32,
+    Bf16,
+    F64,
+    Unsigned(usize),
+    Bytes,
+}
+
+impl Element {
+    fn of(dtype: &str) -> Element {
+        match dtype {
+            "F32" => Element::F32,
+            "BF16" => Element::Bf16,
+            "F64" => Element::F64,
+            "U32" => Element::Unsigned(4),
+            "U64" | "I64" => Element::Unsigned(8),
+            _ => Element::Bytes,
+        }
+    }
+
+    fn size(self) -> usize {
+        match self {
+            Element::F32 => 4,
+            Element::Bf16 => 2,
+            Element::F64 => 8,
+            Element::Unsigned(size) => size,
+            Element::Bytes => 1,
+        }
+    }
+
+    /// The number in these little-endian bytes, and its bits.
+    fn read(self, bytes: &[u8]) -> Value {
+        let mut wide = [0; 8];
+        wide[..bytes.len()].copy_from_slice(bytes);
+        let bits = u64::from_le_bytes(wide);
+        let number = match self {
+            Element::F32 => f64::from(f32::from_bits(bits as u32)),
+            Element::Bf16 => f64::from(f32::from_bits((bits as u32) << 16)),
+            Element::F64 => f64::from_bits(bits),
+            Element::Unsigned(_) | Element::Bytes => bits as f64,
+        };
+        Value { element: self, bits, number }
+    }
+}
+
+/// One element of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Value {
+    element: Element,
+    pub bits: u64,
+    pub number: f64,
+}
+
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let digits = 2 * self.element.size();
+        match self.element {
+            Element::F32 | Element::Bf16 => write!(f, "{:e} (0x{:0digits$x})", self.number as f32, self.bits),
+            Element::F64 => write!(f, "{:e} (0x{:0digits$x})", self.number, self.bits),
+            Element::Unsigned(_) | Element::Bytes => write!(f, "{} (0x{:0digits$x})", self.bits, self.bits),
+        }
+    }
+}
+
+/// Where two tensors of one type and shape differ.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    /// Leaf of the Merkle tree, from 0.
+    pub leaf: usize,
+    /// First byte that differs.
+    pub byte: usize,
+    /// Element in row-major order, and its coordinates.
+    pub element: usize,
+    pub coordinates: Vec<usize>,
+    pub a: Value,
+    pub b: Value,
+    /// Elements that differ, of how many.
+    pub differing: usize,
+    pub elements: usize,
+    /// The largest absolute difference of two finite elements.
+    pub largest: f64,
+}
+
+/// The first difference of two tensors of one type and shape; none when all bytes are equal.
+///
+/// # Panics
+///
+/// When the lengths differ: the caller compares shapes first.
+pub fn first_difference(dtype: &str, shape: &[usize], a: &[u8], b: &[u8]) -> Option<Difference> {
+    assert_eq!(a.len(), b.len(), "tensors of one type and shape have one length");
+    if a == b {
+        return None;
+    }
+    let kind = Element::of(dtype);
+    let size = kind.size();
+    let pairs = || a.chunks_exact(size).zip(b.chunks_exact(size));
+    let element = pairs().position(|(a, b)| a != b)?;
+    let at = |bytes: &[u8]| kind.read(&bytes[element * size..][..size]);
+    let byte = a.iter().zip(b).position(|(a, b)| a != b)?;
+    let (mut differing, mut largest) = (0, 0.0f64);
+    for (a, b) in pairs().filter(|(a, b)| a != b) {
+        differing += 1;
+        let apart = (kind.read(a).number - kind.read(b).number).abs();
+        largest = if apart.is_finite() { largest.max(apart) } else { largest };
+    }
+    Some(Difference {
+        leaf: byte / LEAF_BYTES,
+        byte,
+        element,
+        coordinates: coordinates(element, shape),
+        a: at(a),
+        b: at(b),
+        differing,
+        elements: a.len() / size,
+        largest,
+    })
+}
+
+fn coordinates(mut element: usize, shape: &[usize]) -> Vec<usize> {
+    let mut coordinates = vec![0; shape.len()];
+    for (at, dimension) in shape.iter().enumerate().rev() {
+        coordinates[at] = element % dimension.max(&1);
+        element /= dimension.max(&1);
+    }
+    coordinates
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "leaf {}, element {} {:?}: {} and {}; {} of {} elements differ, by at most {:.3e}",
+            self.leaf, self.element, self.coordinates, self.a, self.b, self.differing, self.elements, self.largest
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_flipped_bit_is_located_to_leaf_and_element() {
+        let a: Vec<u8> = (0..3000u32).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        let mut b = a.clone();
+        // Element 2500 is byte 10000, in leaf 2 of 4096 bytes each.
+        b[10_001] ^= 0x40;
+        let found = first_difference("F32", &[3, 1000], &a, &b).unwrap();
+        assert_eq!((found.leaf, found.byte, found.element), (2, 10_001, 2500));
+        assert_eq!(found.coordinates, [2, 500]);
+        assert_eq!((found.differing, found.elements), (1, 3000));
+        assert_eq!(found.a.to_string(), "2.5e3 (0x451c4000)");
+        assert_eq!(found.a.bits ^ found.b.bits, 0x4000);
+    }
+
+    #[test]
+    fn equal_tensors_do_not_differ_and_a_nan_is_compared_by_bits() {
+        let nan = f32::NAN.to_le_bytes();
+        assert_eq!(first_difference("F32", &[], &nan, &nan), None);
+        let other = f32::from_bits(f32::NAN.to_bits() ^ 1).to_le_bytes();
+        assert!(first_difference("F32", &[], &nan, &other).is_some());
+    }
+
+    #[test]
+    fn every_type_shows_its_values() {
+        let shown = |dtype, a: &[u8], b: &[u8]| first_difference(dtype, &[1], a, b).unwrap().a.to_string();
+        assert_eq!(shown("BF16", &[0x80, 0x3f], &[0, 0]), "1e0 (0x3f80)");
+        assert_eq!(shown("U64", &7u64.to_le_bytes(), &[0; 8]), "7 (0x0000000000000007)");
+        assert_eq!(shown("F64", &0.5f64.to_le_bytes(), &[0; 8]), "5e-1 (0x3fe0000000000000)");
+    }
+}

@@ -1,0 +1,137 @@
+//! A step made twice from one state: the only defence against arithmetic that is wrong now and then.
+//!
+//! A processor that miscalculates once an hour leaves no trace in a loss curve. Here the state before the
+//! step is copied to the host, the step made, the copy put back and the step made again on the same
+//! micro-batches; the two reports and roots must be equal. What is kept is the second state, which is
+//! the first.
+
+use super::trainer::{StepReport, Trainer};
+use super::{RunError, TrainError};
+use crate::data::Prefetcher;
+use crate::ops::Ops;
+use crate::store::{RunPaths, compare, safetensors};
+
+/// Makes one `step` twice and compares.
+///
+/// # Errors
+///
+/// [`RunError::Unrepeatable`] when bits differ; both states are then in the run's folder as `first` and
+/// `second`. And whatever ends a step.
+pub(super) fn twice<O: Ops>(
+    trainer: &mut Trainer<O>,
+    feed: &mut Prefetcher,
+    paths: &RunPaths,
+    mut step: impl FnMut(&mut Trainer<O>, &mut Prefetcher) -> Result<StepReport, TrainError>,
+) -> Result<StepReport, RunError> {
+    let before = trainer.state()?;
+    let (number, offset) = (trainer.progress().step, trainer.progress().data_offset);
+    let report = step(trainer, feed)?;
+    let first = trainer.state()?;
+    trainer.restore(before)?;
+    feed.seek(number, offset).map_err(TrainError::from)?;
+    let again = step(trainer, feed)?;
+    let second = trainer.state()?;
+    let same_report = report.bits() == again.bits();
+    if same_report && first == second {
+        return Ok(again);
+    }
+    let folder = paths.unrepeatable(number);
+    std::fs::create_dir_all(&folder).map_err(|source| crate::store::StoreError::Io {
+        path: folder.clone(),
+        doing: "create",
+        source,
+    })?;
+    for (name, state) in [("first", &first), ("second", &second)] {
+        safetensors::write(&folder.join(format!("{name}.safetensors")), state, &Default::default())?;
+    }
+    let mut differences = String::new();
+    if !same_report {
+        differences.push_str(&format!(
+            "\n  loss {} and {}, gradient norm {} and {}",
+            report.loss, again.loss, report.grad_norm, again.grad_norm
+        ));
+    }
+    if let Some(state) = compare::states(&first, &second) {
+        let (count, of) = (state.tensors.len(), state.of);
+        differences.push_str(&format!("\n  {count} of {of} tensors, the first `{}`: {}", state.tensors[0], state.first));
+    }
+    Err(RunError::Unrepeatable { step: number, differences, folder })
+}
+
+impl StepReport {
+    /// The numbers of a report as bits, for which a NaN is equal to itself.
+    fn bits(&self) -> [u64; 3] {
+        [self.loss, self.grad_norm, self.learning_rate].map(f64::to_bits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::data::{Dataset, Plan, SampleOrder};
+    use crate::experiment::{self, Experiment};
+    use crate::ops::cpu::Cpu;
+
+    const TEXT: &str = "seed = 1\n[model]\nlayers = 1\nheads = 1\nchannels = 32\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
+        [batch]\nmicro = 1\nseq_len = 8\n[schedule]\nsteps = 4\n[device]\nkind = 'cpu'\nthreads = 1";
+
+    fn setup() -> (Experiment, Trainer<Cpu>, Prefetcher) {
+        let experiment = experiment::load_text("t", TEXT, &[]).expect("a whole experiment").experiment;
+        let data = Dataset::from_tokens("t", (0..200).collect(), 257).expect("tokens");
+        let plan = Plan {
+            order: SampleOrder::new(1, data.require_sequences(8).expect("some"), true),
+            seq_len: 8,
+            micro_batch: 1,
+            step_sequences: 1,
+            share: 0..1,
+            overfit_single_batch: false,
+            depth: 1,
+        };
+        let feed = Prefetcher::start(Arc::new(data), plan, 0, 0).expect("a reader");
+        let cpu = Cpu::new(&experiment.device).expect("a CPU");
+        let trainer = Trainer::new(cpu, &experiment).expect("a trainer");
+        (experiment, trainer, feed)
+    }
+
+    #[test]
+    fn a_step_made_twice_leaves_the_state_and_the_data_of_one_made_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = RunPaths::new(folder.path());
+        let (_, mut once, mut feed_once) = setup();
+        let (_, mut doubled, mut feed_doubled) = setup();
+        for _ in 0..3 {
+            let report = once.step(&mut feed_once).expect("a step");
+            let again = twice(&mut doubled, &mut feed_doubled, &paths, |t, f| t.step(f)).expect("a step");
+            assert_eq!(report, again);
+            assert_eq!(once.state_root().expect("a root"), doubled.state_root().expect("a root"));
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0, "nothing is kept");
+    }
+
+    #[test]
+    fn one_bit_that_flips_in_one_of_two_steps_is_located_and_both_states_are_kept() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = RunPaths::new(folder.path());
+        let (_, mut trainer, mut feed) = setup();
+        let mut call = 0;
+        let error = twice(&mut trainer, &mut feed, &paths, |trainer, feed| {
+            let report = trainer.step(feed)?;
+            call += 1;
+            if call == 2 {
+                let mut state = trainer.state()?;
+                let tensor = state.iter_mut().find(|t| t.name == "wpe").expect("a tensor");
+                tensor.bytes[4] ^= 1;
+                trainer.restore(state)?;
+            }
+            Ok(report)
+        })
+        .expect_err("a mismatch");
+        let text = error.to_string();
+        assert!(text.contains("1 of ") && text.contains("`wpe`: F32 [8, 32], leaf 0, element 1 [0, 1]"), "{text}");
+        let read = |name: &str| safetensors::read(&paths.unrepeatable(0).join(name)).expect("kept");
+        let found = compare::states(&read("first.safetensors"), &read("second.safetensors")).expect("they differ");
+        assert_eq!(found.tensors, ["wpe"]);
+    }
+}
