@@ -12,12 +12,14 @@
 //! * [`proof`]: what a run can prove: the state digest and the ledger.
 //! * [`store`]: what a run leaves on disk: folders, checkpoints, metrics.
 //! * [`report`]: plots of it.
+//! * [`export`]: runs for other programs.
 //! * [`cli`]: the verbs. [`units`]: numbers for people.
 
 pub mod cli;
 pub mod data;
 pub mod eval;
 pub mod experiment;
+pub mod export;
 pub mod generate;
 pub mod model;
 pub mod ops;

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod eval;
 mod events_json;
 pub mod exit;
+pub mod export;
 pub mod lock;
 mod locking;
 mod past;
@@ -44,6 +45,8 @@ enum Verb {
     Verify(verify::Args),
     /// Find the first step, tensor, leaf and element in which two runs differ.
     Diff(diff::Args),
+    /// Write a run in a format of other programs.
+    Export(export::Args),
     /// Print an experiment as it resolves, with the origin of every key.
     Config(config::Args),
     /// Draw loss, learning rate and gradient norm of one or more runs.
@@ -67,6 +70,7 @@ impl Cli {
             Verb::Eval(args) => eval::run(args),
             Verb::Verify(args) => verify::run(args),
             Verb::Diff(args) => diff::run(args),
+            Verb::Export(args) => export::run(args).map(done),
             Verb::Config(args) => config::run(args).map(done),
             Verb::Plot(args) => plot::run(args).map(done),
             Verb::Data(args) => data::run(args).map(done),

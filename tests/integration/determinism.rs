@@ -14,7 +14,7 @@ fn the_ci_experiment_ends_in_the_committed_root() {
 
 #[test]
 fn settings_that_do_not_matter_change_no_bit() {
-    let settings: [&[&str]; 9] = [
+    let settings: [&[&str]; 10] = [
         &["device.threads=1"],
         &["device.threads=3"],
         &["memory.recompute=1"],
@@ -24,6 +24,7 @@ fn settings_that_do_not_matter_change_no_bit() {
         &["checkpoint.every=0", "proof.digest_every=0"],
         &["checkpoint.every=1", "checkpoint.keep_last=1", "log.every=5"],
         &["data.prefetch=1"],
+        &["proof.replay_every=3"],
     ];
     for settings in settings {
         let arguments: Vec<&str> = settings.iter().flat_map(|s| ["--set", s]).collect();

@@ -2,8 +2,12 @@
 
 mod architecture;
 mod determinism;
+mod diff;
 mod divergence;
 mod hellaswag;
+mod lock;
 mod pytorch;
 mod resume;
+mod slsa;
 mod support;
+mod verify;

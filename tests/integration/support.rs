@@ -50,6 +50,29 @@ impl Lab {
         Finished::from(self.training(verb, what, arguments).output().expect("the program starts"))
     }
 
+    /// The program with these arguments, to its end.
+    pub fn finish(&self, arguments: &[&str]) -> Finished {
+        Finished::from(self.command(arguments).output().expect("the program starts"))
+    }
+
+    /// The program with these arguments, which must do well.
+    #[track_caller]
+    pub fn done(&self, arguments: &[&str]) -> Finished {
+        let finished = self.finish(arguments);
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        finished
+    }
+
+    /// `runner verify RUN`.
+    pub fn verify(&self, run: &str, arguments: &[&str]) -> Finished {
+        Finished::from(self.training("verify", run, arguments).output().expect("the program starts"))
+    }
+
+    /// `runner diff A B`.
+    pub fn diff(&self, a: &str, b: &str, arguments: &[&str]) -> Finished {
+        Finished::from(self.training("diff", a, &[&[b], arguments].concat()).output().expect("the program starts"))
+    }
+
     /// `runner run EXPERIMENT` in the background.
     pub fn start(&self, verb: &str, what: &str, arguments: &[&str]) -> Child {
         let mut command = self.training(verb, what, arguments);

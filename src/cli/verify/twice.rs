@@ -10,7 +10,7 @@ use super::Report;
 use super::golden::Golden;
 use crate::cli::diff::Diff;
 use crate::experiment;
-use crate::proof::{Entry, Lock, ledger};
+use crate::proof::{Lock, ledger};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
 
 pub struct Options {

@@ -1,0 +1,133 @@
+//! A run as an in-toto statement with SLSA provenance v1.
+//!
+//! The subject is the newest checkpoint, the dependencies are data, tokenizer and sources by hash, the
+//! parameters are the experiment and the numerics of the lock. Formats: in-toto.io/Statement/v1 and
+//! slsa.dev/provenance/v1. The statement is a function of the run: it has no clock, and it is not signed;
+//! `cosign attest-blob` and the like sign it.
+//!
+//! Nothing is attested that was not checked: every byte of the checkpoint, every line of the ledger.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::experiment;
+use crate::proof::lock::{Lock, Table};
+use crate::proof::{Hash, LedgerError, LockError, ledger};
+use crate::store::{self, RunPaths, StoreError, checkpoint};
+
+/// The type of the statement.
+pub const STATEMENT: &str = "https://in-toto.io/Statement/v1";
+/// The type of its predicate.
+pub const PREDICATE: &str = "https://slsa.dev/provenance/v1";
+/// How a run is made from its parameters; described in `docs/ci.md`.
+pub const BUILD_TYPE: &str = "urn:runner:train:v1";
+/// Who made it, when nobody else is named.
+pub const BUILDER: &str = "urn:runner:local";
+
+/// Why there is nothing to attest.
+#[derive(Debug, thiserror::Error)]
+pub enum SlsaError {
+    #[error("there is no checkpoint in `{}` to attest", folder.display())]
+    NoCheckpoint { folder: std::path::PathBuf },
+    #[error("the head of the checkpoint of step {step} is not in the ledger\n  hint: `runner verify` says what differs")]
+    ForeignLedger { step: u64 },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Experiment(#[from] experiment::ExperimentError),
+}
+
+/// The statement for the newest checkpoint of the run in `folder`, made by `builder`, a URI.
+pub fn statement(folder: &Path, builder: &str) -> Result<Value, SlsaError> {
+    let paths = RunPaths::new(folder);
+    let lock = Lock::read(&paths.lock_file())?;
+    let experiment = experiment::load(&paths.experiment(), &[])?.experiment;
+    let Some((step, checkpoint)) = store::list(&paths.checkpoints())?.pop() else {
+        return Err(SlsaError::NoCheckpoint { folder: folder.into() });
+    };
+    let (manifest, _) = store::load(&checkpoint)?;
+    let (log, _) = ledger::read(&paths.ledger())?;
+    if !log.is_prefix(&manifest.ledger) {
+        return Err(SlsaError::ForeignLedger { step });
+    }
+    let inside = |file: &str| format!("checkpoints/{}/{file}", checkpoint::folder_name(step));
+    let config: Map<String, Value> = experiment::flatten(&experiment).into_iter().collect();
+    Ok(json!({
+        "_type": STATEMENT,
+        "subject": [
+            {"name": inside(checkpoint::STATE_FILE), "digest": {"sha256": manifest.file.sha256}},
+            file(&checkpoint.join(checkpoint::MANIFEST_FILE), &inside(checkpoint::MANIFEST_FILE))?,
+        ],
+        "predicateType": PREDICATE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {"experiment": config},
+                "internalParameters": {
+                    "numerics_id": lock.numerics_id(),
+                    "numerics": lock.numerics,
+                    "environment": lock.environment,
+                },
+                "resolvedDependencies": dependencies(&lock),
+            },
+            "runDetails": {
+                "builder": {
+                    "id": builder,
+                    "version": versions(&lock.source),
+                    "builderDependencies": builder_dependencies(&lock.source),
+                },
+                "metadata": {"invocationId": format!("{}/{}", lock.numerics_id(), manifest.ledger.root)},
+                "byproducts": [
+                    file(&paths.ledger(), "ledger.jsonl")?,
+                    file(&paths.lock_file(), "lock.toml")?,
+                    {"name": "state root", "digest": {"runnerStateRoot": manifest.state_root}},
+                ],
+            },
+        },
+    }))
+}
+
+/// A file of the run under its name there.
+fn file(path: &Path, name: &str) -> Result<Value, StoreError> {
+    let bytes = std::fs::read(path).map_err(|source| StoreError::Io { path: path.into(), doing: "read", source })?;
+    Ok(json!({"name": name, "digest": {"sha256": Hash::of(&bytes)}}))
+}
+
+/// Sources, data and tokenizer.
+fn dependencies(lock: &Lock) -> Vec<Value> {
+    let mut found = Vec::new();
+    if let Some(commit) = lock.source.get("git_commit").filter(|commit| *commit != "unknown") {
+        let patch = lock.source.get("dirty_patch").map_or("unknown", String::as_str);
+        found.push(json!({"name": "runner", "digest": {"gitCommit": commit}, "annotations": {"dirty_patch": patch}}));
+    }
+    if let Some(sha256) = lock.source.get("cargo_lock_sha256") {
+        found.push(json!({"name": "Cargo.lock", "digest": {"sha256": sha256}}));
+    }
+    for (key, shard) in lock.numerics.iter().filter(|(key, _)| key.starts_with("data.shard.")) {
+        // `name, 100 tokens, sha256 …`; a name may hold commas.
+        let parts = shard.rsplit_once(", sha256 ").and_then(|(rest, sha256)| Some((rest.rsplit_once(", ")?, sha256)));
+        let ((name, tokens), sha256) = parts.unwrap_or(((shard, "unknown"), "unknown"));
+        let number = key.trim_start_matches("data.shard.");
+        found.push(json!({"name": name, "digest": {"sha256": sha256}, "annotations": {"shard": number, "size": tokens}}));
+    }
+    if let Some(sha256) = lock.numerics.get("data.tokenizer_sha256") {
+        let name = lock.numerics.get("data.tokenizer").map_or("tokenizer".to_owned(), |name| format!("tokenizer {name}"));
+        found.push(json!({"name": name, "digest": {"runnerTokenizer": sha256}}));
+    }
+    found
+}
+
+fn versions(source: &Table) -> Value {
+    let of = |key: &str| source.get(key).map_or("unknown", String::as_str);
+    json!({"runner": of("version"), "rustc": of("rustc"), "target": of("target")})
+}
+
+fn builder_dependencies(source: &Table) -> Vec<Value> {
+    let binary = source.get("binary_sha256").filter(|sha256| *sha256 != "unknown");
+    binary.map(|sha256| json!({"name": "runner", "digest": {"sha256": sha256}})).into_iter().collect()
+}

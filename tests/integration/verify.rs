@@ -1,0 +1,175 @@
+//! What `verify` finds: every flipped bit, every rewritten history, every step that does not repeat.
+
+use std::path::Path;
+
+use runner::proof::{Ledger, ledger};
+use runner::store::{self, Facts, Manifest};
+use serde_json::Value;
+
+use crate::support::Lab;
+
+const CI: &str = "experiments/ci.toml";
+
+/// Flips one bit of the byte at `at` of a file's length.
+fn flip(path: &Path, at: f64) {
+    let mut bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let byte = (bytes.len() as f64 * at) as usize;
+    bytes[byte] ^= 1;
+    std::fs::write(path, bytes).expect("writable");
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).expect("a copy");
+        }
+    }
+}
+
+#[track_caller]
+fn assert_finds(lab: &Lab, run: &str, arguments: &[&str], says: &[&str]) {
+    let verified = lab.verify(run, arguments);
+    assert_eq!(verified.code, Some(5), "{run}: {}{}", verified.stdout, verified.stderr);
+    for text in says {
+        assert!(verified.stdout.contains(text), "{run}: `{text}` is not in:\n{}", verified.stdout);
+    }
+}
+
+/// The facts under which a checkpoint was saved.
+fn facts(manifest: &Manifest) -> Facts {
+    Facts {
+        experiment: manifest.experiment.clone(),
+        step: manifest.step,
+        tokens: manifest.tokens,
+        updates: manifest.updates,
+        ledger: manifest.ledger,
+        numerics: manifest.numerics.clone(),
+        created_by: manifest.created_by.clone(),
+        state_root: None,
+    }
+}
+
+#[test]
+fn a_whole_run_verifies_and_its_steps_repeat() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    let verified = lab.verify("ci", &["--replay", "5..12"]);
+    assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
+    assert!(verified.stdout.contains("steps 5 to 12 gave the same bits again"), "{}", verified.stdout);
+    let json: Value = serde_json::from_str(&lab.verify("ci", &["--json", "--replay", "0..3"]).stdout).expect("JSON alone");
+    assert_eq!(json["ok"], true);
+    assert!(json["checks"].as_array().expect("a list").iter().all(|check| check["status"] == "ok"), "{json:#}");
+    lab.verify("ci", &["--replay", "3..12"]).assert_fails(1, &["no checkpoint of step 3", "hint:"]);
+}
+
+#[test]
+fn every_flipped_bit_of_a_run_is_found_and_located() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    let checkpoint = "checkpoints/step_00000010";
+    let table: [(&str, f64, &[&str]); 7] = [
+        (&format!("{checkpoint}/state.safetensors"), 0.9, &["checkpoint 10", "tensor `", "is damaged"]),
+        (&format!("{checkpoint}/state.safetensors"), 0.0, &["checkpoint 10", "header"]),
+        (&format!("{checkpoint}/manifest.json"), 0.5, &["checkpoint 10", "manifest.json"]),
+        ("ledger.jsonl", 0.5, &["ledger.jsonl` line "]),
+        ("lock.toml", 0.3, &["lock.toml"]),
+        ("lock.toml", 0.9, &["lock.toml"]),
+        ("metrics.jsonl", 0.505, &["metrics"]),
+    ];
+    for (number, (file, at, says)) in table.into_iter().enumerate() {
+        let run = format!("run{number}");
+        copy(&lab.path("ci"), &lab.path(&run));
+        if file == "metrics.jsonl" {
+            // The bits of a loss: an arbitrary byte may be a timing, which proves nothing.
+            let path = lab.path(&run).join(file);
+            let text = std::fs::read_to_string(&path).expect("rows");
+            let (before, after) = text.split_once("\"loss_bits\":\"0x").expect("bits");
+            let digit = if after.starts_with('4') { '5' } else { '4' };
+            std::fs::write(&path, format!("{before}\"loss_bits\":\"0x{digit}{}", &after[1..])).expect("writable");
+        } else {
+            flip(&lab.path(&run).join(file), at);
+        }
+        assert_finds(&lab, &run, &[], says);
+    }
+}
+
+#[test]
+fn a_ledger_that_was_cut_reordered_or_spliced_is_located() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    lab.run(CI, &["--name", "other", "--set", "seed=2"]).root();
+    let lines = lab.ledger("ci");
+    let changed = |run: &str, lines: Vec<String>| {
+        copy(&lab.path("ci"), &lab.path(run));
+        std::fs::write(lab.path(run).join("ledger.jsonl"), lines.join("\n") + "\n").expect("writable");
+    };
+    changed("cut", lines[..17].to_vec());
+    assert_finds(&lab, "cut", &[], &["checkpoint 20 in the ledger", "the ledger has fewer lines"]);
+    let mut swapped = lines.clone();
+    swapped.swap(8, 9);
+    changed("swapped", swapped);
+    assert_finds(&lab, "swapped", &[], &["ledger.jsonl` line 9"]);
+    let spliced = lines[..7].iter().cloned().chain(lab.ledger("other")[7..].to_vec()).collect();
+    changed("spliced", spliced);
+    assert_finds(&lab, "spliced", &[], &["ledger.jsonl` line 8"]);
+    // Consistent in itself, but not the log that the checkpoints knew.
+    changed("foreign", lab.ledger("other"));
+    assert_finds(&lab, "foreign", &[], &["checkpoint 5 in the ledger", "was rewritten"]);
+}
+
+/// A run whose whole history was rewritten consistently; only training again can tell.
+#[test]
+fn a_forged_history_does_not_survive_a_replay() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    let run = lab.path("ci");
+    let path = run.join("ledger.jsonl");
+    let (_, mut entries) = ledger::read(&path).expect("a ledger");
+    entries[7].loss = f64::from_bits(entries[7].loss.to_bits() ^ 1);
+    std::fs::remove_file(&path).expect("there");
+    let mut forged = Ledger::open(&path).expect("writable");
+    let heads: Vec<_> = entries.iter().map(|entry| forged.append(entry).expect("written")).collect();
+    let checkpoints = run.join("checkpoints");
+    for (_, folder) in store::list(&checkpoints).expect("some") {
+        let (manifest, state) = store::load(&folder).expect("whole");
+        let ledger = heads[manifest.step as usize - 1];
+        store::save(&checkpoints, &state, &Facts { ledger, ..facts(&manifest) }).expect("saved");
+    }
+    std::fs::remove_file(run.join("metrics.jsonl")).expect("there");
+    let mut lock = runner::proof::Lock::read(&run.join("lock.toml")).expect("a lock");
+    lock.outputs.clear();
+    std::fs::write(run.join("lock.toml"), lock.to_text()).expect("writable");
+
+    assert_eq!(lab.verify("ci", &[]).code, Some(0), "nothing shows but the bits");
+    assert_finds(&lab, "ci", &["--replay", "5..10"], &["step 7 gave other bits", "loss: ", "suspect the hardware"]);
+}
+
+#[test]
+fn an_experiment_is_trained_twice_killed_once_and_held_to_golden_roots() {
+    let lab = Lab::new();
+    let golden = lab.path("golden.txt").display().to_string();
+    let short =
+        ["--set", "schedule.steps=8", "--set", "schedule.warmup_steps=1", "--set", "eval.every=0", "--set", "sample.every=0"];
+    let twice = |more: &[&str]| lab.finish(&[&["verify", CI, "--twice"], short.as_slice(), more].concat());
+    let blessed = twice(&["--bless", &golden]);
+    assert_eq!(blessed.code, Some(0), "{}{}", blessed.stdout, blessed.stderr);
+    assert!(blessed.stdout.contains("two processes gave the same bits"), "{}", blessed.stdout);
+
+    let changed = twice(&["--expect", &golden, "--set", "schedule.learning_rate=2e-3"]);
+    assert_eq!(changed.code, Some(5), "{}{}", changed.stdout, changed.stderr);
+    for says in ["the root after step 1 is the first that differs", "first differing tensor after step 2: `adam_m/", "--bless"] {
+        assert!(changed.stdout.contains(says), "`{says}` is not in:\n{}", changed.stdout);
+    }
+}
+
+#[test]
+fn the_committed_roots_are_golden() {
+    let lab = Lab::new();
+    let verified = lab.finish(&["verify", CI, "--twice", "--expect", "tests/golden/ci_cpu.root"]);
+    assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
+}
