@@ -234,16 +234,18 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, report: &mut Report) {
     match facts {
         Err(why) => report.skipped("this machine", format!("it cannot make these bits: {why}")),
         Ok(DeviceFacts { mut numerics, .. }) => {
-            numerics.extend(locking::resolved_numerics(&loaded.experiment).into_iter().filter(|(key, _)| !lock_decides(key)));
+            numerics.extend(locking::resolved_numerics(&loaded.experiment).into_iter().filter(|(key, _)| key != "device.kind"));
             numerics.insert("train.numerics_version".into(), crate::train::NUMERICS_VERSION.to_string());
-            // Before anything is allocated a device knows only some of what it depends on.
-            let locked = lock
-                .numerics
-                .iter()
-                .filter(|(key, _)| numerics.contains_key(*key))
-                .map(|(k, v)| (k.clone(), v.clone()))
-                .collect();
-            let changed = differences(&locked, &numerics);
+            // Before anything is allocated a GPU knows only some of its kernels and plans, and maybe others.
+            let known = |key: &str| !key.starts_with("cuda.") || (numerics.contains_key(key) && lock.numerics.contains_key(key));
+            let compared = |table: &Table| -> Table {
+                table
+                    .iter()
+                    .filter(|(key, _)| known(key) && *key != "precision.compute" && !is_data(key))
+                    .map(|(k, v)| (k.clone(), v.clone()))
+                    .collect()
+            };
+            let changed = differences(&compared(&lock.numerics), &compared(&numerics));
             if changed.is_empty() {
                 report.ok("this machine", "it has what the bits depend on");
             } else {
@@ -253,9 +255,9 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, report: &mut Report) {
     }
 }
 
-/// Keys that a lock holds as the device resolved them.
-fn lock_decides(key: &str) -> bool {
-    ["device.kind", "precision.compute"].contains(&key)
+/// What was compared with the data themselves.
+fn is_data(key: &str) -> bool {
+    key.starts_with("data.shard.") || key == "data.tokenizer_sha256"
 }
 
 /// The folder of a checkpoint of a run.
