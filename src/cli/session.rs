@@ -24,7 +24,7 @@ use crate::report::{self, PlotOptions, ReportError, RunData};
 use crate::store::main_log::MainLogWriter;
 use crate::store::metrics::MetricsWriter;
 use crate::store::{self, Retention, RunFolder, Writer};
-use crate::train::run::{Outcome, Records, Run};
+use crate::train::run::{Outcome, Pending, Records, Run};
 use crate::train::{Listener, Trainer};
 use crate::units;
 
@@ -251,6 +251,7 @@ impl Records {
                 Retention { keep_last: experiment.checkpoint.keep_last, keep_every: experiment.checkpoint.keep_every },
             ),
             numerics: numerics(experiment),
+            pending: Pending { resumed, changes: drift.iter().map(|change| format!("drift {change}")).collect() },
         })
     }
 }

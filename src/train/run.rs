@@ -49,6 +49,25 @@ pub struct Records {
     pub writer: Writer,
     /// What the bits depend on, for the manifest of each checkpoint.
     pub numerics: std::collections::BTreeMap<String, String>,
+    /// What has happened since the last step, for the next step's row and entry.
+    pub pending: Pending,
+}
+
+/// What happened between two steps.
+#[derive(Clone, Debug, Default)]
+pub struct Pending {
+    /// The run was resumed, which changes no bit: metrics tell it, the ledger's entries do not.
+    pub resumed: bool,
+    /// What changed bits, in the ledger's words: `drift …`, `rewind …`.
+    pub changes: Vec<String>,
+}
+
+impl Pending {
+    /// One word for each thing that happened.
+    fn words(&self) -> Vec<String> {
+        let changes = self.changes.iter().filter_map(|change| change.split(' ').next().map(str::to_owned));
+        self.resumed.then(|| "resume".to_owned()).into_iter().chain(changes).collect()
+    }
 }
 
 impl Records {
@@ -218,6 +237,8 @@ impl<O: Ops> Run<O> {
             .peak_flops
             .map(|peak| tokens_per_s * flops_per_token(&self.experiment.model, self.experiment.batch.seq_len) / peak);
         let tokens = (report.step + 1) * self.experiment.batch.tokens;
+        let pending = std::mem::take(&mut self.records.pending);
+        let words = pending.words();
         self.records.ledger.append(&Entry {
             step: report.step,
             tokens,
@@ -228,7 +249,7 @@ impl<O: Ops> Run<O> {
             loss_z: report.loss_z,
             grad_z: report.grad_z,
             action: ledger_action(report.verdict),
-            events: Vec::new(),
+            events: pending.changes,
         })?;
         let mut row = MetricsRow::new(report.step, tokens, metrics_action(report.verdict));
         row.loss = Some(report.loss);
@@ -236,6 +257,7 @@ impl<O: Ops> Run<O> {
         row.learning_rate = Some(report.learning_rate);
         row.loss_z = report.loss_z;
         row.grad_z = report.grad_z;
+        row.events = words;
         measured.write(&mut row);
         row.step_ms = Some(seconds * 1e3);
         row.tokens_per_s = Some(tokens_per_s);
@@ -254,7 +276,10 @@ impl<O: Ops> Run<O> {
 
     /// Copies the state and hands it to the writer.
     fn checkpoint(&mut self, root: Option<Hash>, out: &mut dyn Listener) -> Result<(), RunError> {
+        // Rows and entries up to a checkpoint are on disk before it is: a resume finds no gap.
         self.records.ledger.sync()?;
+        self.records.metrics.sync()?;
+        self.records.main_log.sync()?;
         let progress = self.trainer.progress();
         let facts = Facts {
             experiment: self.experiment.name.clone(),
@@ -306,7 +331,7 @@ impl<O: Ops> Run<O> {
         self.trainer.skip_data(behind);
         self.feed.seek(manifest.step, self.trainer.progress().data_offset).map_err(TrainError::from)?;
         self.records.ledger.truncate_to(manifest.ledger.size)?;
-        self.records.ledger.note("rewind", &format!("from step {step} to step {}", manifest.step))?;
+        self.records.pending.changes.push(format!("rewind from step {step} to step {}", manifest.step));
         self.records.metrics = MetricsWriter::resume(self.records.paths.folder(), manifest.step)?;
         self.records.main_log = MainLogWriter::resume(self.records.paths.folder(), manifest.step)?;
         out.on(&Event::Rewound { from_step: step, to_step: manifest.step });
