@@ -103,11 +103,10 @@ impl Listener for Console {
                     units::thousands(*val_tokens)
                 ));
             }
-            Event::HellaSwag { step, accuracy, tasks } => {
-                self.line(&format!(
-                    "{BOLD}HellaSwag {accuracy:.4}{BOLD:#} at step {step} on {} tasks",
-                    units::thousands(*tasks as u64)
-                ));
+            Event::HellaSwag { step, scores } => {
+                let [reference, acc, acc_norm] = scores.named().map(|(name, score)| format!("{name} {score:.4}"));
+                let tasks = units::thousands(scores.tasks as u64);
+                self.line(&format!("{BOLD}{reference}{BOLD:#} ({acc}, {acc_norm}) at step {step} on {tasks} tasks"));
             }
             Event::Sampled { step, prompt, text } => {
                 self.line(&format!("sample at step {step}:\n{DIM}{prompt}{DIM:#}{text}\n"));

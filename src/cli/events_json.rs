@@ -29,8 +29,12 @@ impl Listener for JsonEvents {
             Event::Evaluated { step, val_loss, val_tokens } => {
                 json!({"event": "evaluation", "step": step, "val_loss": val_loss, "val_tokens": val_tokens})
             }
-            Event::HellaSwag { step, accuracy, tasks } => {
-                json!({"event": "hellaswag", "step": step, "accuracy": accuracy, "tasks": tasks})
+            Event::HellaSwag { step, scores } => {
+                let mut value = json!({"event": "hellaswag", "step": step, "tasks": scores.tasks});
+                for (name, score) in scores.named() {
+                    value[name] = score.into();
+                }
+                value
             }
             Event::Sampled { step, prompt, text } => json!({"event": "sample", "step": step, "prompt": prompt, "text": text}),
             Event::CheckpointSaved { step, path, bytes } => {

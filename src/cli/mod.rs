@@ -5,6 +5,7 @@ pub mod config;
 mod console;
 pub mod data;
 pub mod doctor;
+pub mod eval;
 mod events_json;
 pub mod exit;
 pub mod plot;
@@ -30,6 +31,8 @@ enum Verb {
     Run(run::Args),
     /// Go on with a run from its newest whole checkpoint.
     Resume(resume::Args),
+    /// Measure a saved model: validation loss, HellaSwag.
+    Eval(eval::Args),
     /// Print an experiment as it resolves, with the origin of every key.
     Config(config::Args),
     /// Draw loss, learning rate and gradient norm of one or more runs.
@@ -49,6 +52,7 @@ impl Cli {
         match self.verb {
             Verb::Run(args) => run::run(args),
             Verb::Resume(args) => resume::run(args),
+            Verb::Eval(args) => eval::run(args),
             Verb::Config(args) => config::run(args).map(done),
             Verb::Plot(args) => plot::run(args).map(done),
             Verb::Data(args) => data::run(args).map(done),

@@ -1,7 +1,7 @@
 //! What `run` and `resume` share: device, data, records, signals, and the training between them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -12,6 +12,7 @@ use super::console::Console;
 use super::events_json::JsonEvents;
 use super::exit;
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
+use crate::eval::TaskSet;
 use crate::experiment::{self, DeviceKind, Experiment, Loaded, Order};
 use crate::model::gpt2::scratch_shape;
 use crate::model::plan::{Category, MemoryPlan, Storage};
@@ -74,6 +75,7 @@ pub struct Resume {
 pub struct Data {
     train: Arc<Dataset>,
     validation: Option<ValidationSet>,
+    hellaswag: Option<TaskSet>,
     tokenizer: Tokenizer,
 }
 
@@ -86,8 +88,11 @@ impl Data {
         let sequences = train.require_sequences(seq_len)?;
         let wanted = val.filter(|_| experiment.eval.every > 0);
         let validation = wanted.map(|val| ValidationSet::new(&val, experiment.eval.val_tokens, seq_len)).transpose()?;
+        let tasks = experiment.eval.hellaswag.as_ref().filter(|_| experiment.eval.every > 0);
+        let hellaswag =
+            tasks.map(|path| TaskSet::open(Path::new(path), &tokenizer, experiment.model.vocab, seq_len)).transpose()?;
         loaded.resolve_epochs(sequences.get())?;
-        Ok(Data { train, validation, tokenizer })
+        Ok(Data { train, validation, hellaswag, tokenizer })
     }
 }
 
@@ -176,8 +181,8 @@ impl Prepared {
         let feed = feed(&experiment, &data, progress.step, progress.data_offset)?;
         let mut listener: Box<dyn Listener> =
             if json { Box::new(JsonEvents) } else { Box::new(Console::new(experiment.log.every)) };
-        let run =
-            Run { experiment, trainer, feed, validation: data.validation, tokenizer: data.tokenizer, records, stop, peak_flops };
+        let Data { validation, hellaswag, tokenizer, .. } = data;
+        let run = Run { experiment, trainer, feed, validation, hellaswag, tokenizer, records, stop, peak_flops };
         let outcome = run.finish(listener.as_mut())?;
 
         let plots = draw(&folder).context("the run is whole, but its plot could not be drawn")?;

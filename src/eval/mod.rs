@@ -1,5 +1,17 @@
-//! How good a model is: validation loss. Reads weights, never changes training state.
+//! How good a model is: validation loss and multiple choice. Reads weights, never changes training state.
+//!
+//! * [`validation`]: mean loss over a fixed set of tokens.
+//! * [`hellaswag`]: the tasks as text, and as the tokens of both wordings. [`eval_bin`]: the reference's file.
+//! * [`multiple_choice`]: tasks, how they are packed and scored, and what is made of the scores.
+//! * [`parameters`]: weights, and nothing else, out of a checkpoint.
 
+pub mod error;
+pub mod eval_bin;
+pub mod hellaswag;
+pub mod multiple_choice;
+pub mod parameters;
 pub mod validation;
 
+pub use error::EvalError;
+pub use multiple_choice::{Scores, TaskSet, hellaswag};
 pub use validation::validation_loss;

@@ -91,8 +91,11 @@ pub struct MetricsRow {
     pub action: Action,
     /// Mean validation loss before this step's update, nats a token.
     pub val_loss: Option<f64>,
-    /// HellaSwag accuracy before this step's update, 0 to 1.
+    /// HellaSwag before this step's update, 0 to 1: the reference's score.
     pub hellaswag: Option<f64>,
+    /// The published harness's `acc` and `acc_norm`; `None` where the tasks lack its wording.
+    pub hellaswag_acc: Option<f64>,
+    pub hellaswag_acc_norm: Option<f64>,
     pub step_ms: Option<f64>,
     pub tokens_per_s: Option<f64>,
     /// Model FLOPs utilisation, 0 to 1; `None` on a device whose peak is unknown.
@@ -115,6 +118,8 @@ impl MetricsRow {
             action,
             val_loss: None,
             hellaswag: None,
+            hellaswag_acc: None,
+            hellaswag_acc_norm: None,
             step_ms: None,
             tokens_per_s: None,
             mfu: None,
@@ -123,7 +128,7 @@ impl MetricsRow {
     }
 
     /// The values that have bits, with their names, in file order.
-    pub fn exact_values(&self) -> [(&'static str, Option<f64>); 7] {
+    pub fn exact_values(&self) -> [(&'static str, Option<f64>); 9] {
         [
             ("loss", self.loss),
             ("grad_norm", self.grad_norm),
@@ -132,6 +137,8 @@ impl MetricsRow {
             ("grad_z", self.grad_z),
             ("val_loss", self.val_loss),
             ("hellaswag", self.hellaswag),
+            ("hellaswag_acc", self.hellaswag_acc),
+            ("hellaswag_acc_norm", self.hellaswag_acc_norm),
         ]
     }
 
@@ -175,6 +182,10 @@ struct Line {
     val_loss_bits: Option<String>,
     hellaswag: Option<f64>,
     hellaswag_bits: Option<String>,
+    hellaswag_acc: Option<f64>,
+    hellaswag_acc_bits: Option<String>,
+    hellaswag_acc_norm: Option<f64>,
+    hellaswag_acc_norm_bits: Option<String>,
     step_ms: Option<f64>,
     tokens_per_s: Option<f64>,
     mfu: Option<f64>,
@@ -203,6 +214,10 @@ impl From<&MetricsRow> for Line {
             val_loss_bits: bits(row.val_loss),
             hellaswag: row.hellaswag,
             hellaswag_bits: bits(row.hellaswag),
+            hellaswag_acc: row.hellaswag_acc,
+            hellaswag_acc_bits: bits(row.hellaswag_acc),
+            hellaswag_acc_norm: row.hellaswag_acc_norm,
+            hellaswag_acc_norm_bits: bits(row.hellaswag_acc_norm),
             step_ms: row.step_ms,
             tokens_per_s: row.tokens_per_s,
             mfu: row.mfu,
@@ -226,6 +241,8 @@ impl TryFrom<Line> for MetricsRow {
             action: line.action,
             val_loss: exact("val_loss", line.val_loss, line.val_loss_bits)?,
             hellaswag: exact("hellaswag", line.hellaswag, line.hellaswag_bits)?,
+            hellaswag_acc: exact("hellaswag_acc", line.hellaswag_acc, line.hellaswag_acc_bits)?,
+            hellaswag_acc_norm: exact("hellaswag_acc_norm", line.hellaswag_acc_norm, line.hellaswag_acc_norm_bits)?,
             step_ms: line.step_ms,
             tokens_per_s: line.tokens_per_s,
             mfu: line.mfu,

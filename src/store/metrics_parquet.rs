@@ -64,7 +64,8 @@ fn to_frame(rows: &[MetricsRow]) -> Result<DataFrame, PolarsError> {
 }
 
 /// The order of [`MetricsRow::exact_values`].
-const EXACT: [&str; 7] = ["loss", "grad_norm", "learning_rate", "loss_z", "grad_z", "val_loss", "hellaswag"];
+const EXACT: [&str; 9] =
+    ["loss", "grad_norm", "learning_rate", "loss_z", "grad_z", "val_loss", "hellaswag", "hellaswag_acc", "hellaswag_acc_norm"];
 
 type RowOrFault = Result<MetricsRow, String>;
 
@@ -92,6 +93,8 @@ fn from_frame(frame: &DataFrame) -> Result<Vec<RowOrFault>, PolarsError> {
             action: Action::from_name(action).ok_or_else(|| format!("`action`: unknown `{action}`"))?,
             val_loss: value(5),
             hellaswag: value(6),
+            hellaswag_acc: value(7),
+            hellaswag_acc_norm: value(8),
             step_ms: step_ms[index],
             tokens_per_s: tokens_per_s[index],
             mfu: mfu[index],

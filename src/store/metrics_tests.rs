@@ -19,7 +19,7 @@ fn awkward_rows() -> Vec<MetricsRow> {
         row(0),
         MetricsRow { loss: Some(f64::NAN), grad_norm: Some(nan_with_payload), action: Action::SkipNonfinite, ..row(1) },
         MetricsRow { loss: Some(f64::INFINITY), loss_z: Some(f64::NEG_INFINITY), ..row(2) },
-        MetricsRow { loss: Some(-0.0), grad_norm: Some(5e-324), hellaswag: Some(0.1), ..row(3) },
+        MetricsRow { loss: Some(-0.0), grad_norm: Some(5e-324), hellaswag: Some(0.1), hellaswag_acc_norm: Some(0.3), ..row(3) },
         MetricsRow { events: vec!["resume".into(), "drift".into()], action: Action::SkipGradZ, ..row(4) },
         MetricsRow { val_loss: Some(f64::NAN), ..MetricsRow::new(5, 2560, Action::Evaluate) },
     ]

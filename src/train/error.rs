@@ -21,6 +21,8 @@ pub enum RunError {
     #[error(transparent)]
     Train(#[from] TrainError),
     #[error(transparent)]
+    Eval(#[from] crate::eval::EvalError),
+    #[error(transparent)]
     Store(#[from] crate::store::StoreError),
     #[error(transparent)]
     Ledger(#[from] crate::proof::LedgerError),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::trainer::StepReport;
 use crate::data::Waits;
+use crate::eval::Scores;
 use crate::proof::Hash;
 
 /// Something that happened in a run.
@@ -17,8 +18,8 @@ pub enum Event {
     Evaluating { done: usize, sequences: usize },
     /// Validation loss before step `step`.
     Evaluated { step: u64, val_loss: f64, val_tokens: u64 },
-    /// HellaSwag before step `step`, the reference's score.
-    HellaSwag { step: u64, accuracy: f64, tasks: usize },
+    /// HellaSwag before step `step`.
+    HellaSwag { step: u64, scores: Scores },
     /// Text the model wrote.
     Sampled { step: u64, prompt: String, text: String },
     /// A checkpoint is safely on disk.

@@ -13,7 +13,7 @@ use super::events::{Event, Listener};
 use super::trainer::{StepReport, Trainer};
 use super::{RunError, TrainError};
 use crate::data::{Prefetcher, StreamDecoder, Tokenizer, ValidationSet};
-use crate::eval;
+use crate::eval::{self, Scores, TaskSet};
 use crate::experiment::{Experiment, OnDiverge};
 use crate::generate::{Sampling, generate};
 use crate::model::flops::flops_per_token;
@@ -31,6 +31,7 @@ pub struct Run<O: Ops> {
     pub trainer: Trainer<O>,
     pub feed: Prefetcher,
     pub validation: Option<ValidationSet>,
+    pub hellaswag: Option<TaskSet>,
     pub tokenizer: Tokenizer,
     pub records: Records,
     /// Set by a signal: finish the step, save, stop.
@@ -61,6 +62,28 @@ impl Records {
     }
 }
 
+/// What was measured before a step, where it was due.
+struct Measured {
+    val_loss: Option<f64>,
+    hellaswag: Option<Scores>,
+}
+
+impl Measured {
+    fn any(&self) -> bool {
+        self.val_loss.is_some() || self.hellaswag.is_some()
+    }
+
+    fn write(&self, row: &mut MetricsRow) {
+        row.val_loss = self.val_loss;
+        if let Some(scores) = &self.hellaswag {
+            row.hellaswag = Some(scores.reference);
+            // Sums over the plain wording are not the harness's scores and do not go under their names.
+            row.hellaswag_acc = scores.harness.then_some(scores.acc);
+            row.hellaswag_acc_norm = scores.harness.then_some(scores.acc_norm);
+        }
+    }
+}
+
 /// How a run ended, other than by an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -79,12 +102,12 @@ impl<O: Ops> Run<O> {
         let mut rewound_to = None;
         loop {
             let step = self.trainer.progress().step;
-            let val_loss = self.evaluate(step, out)?;
+            let measured = Measured { val_loss: self.evaluate(step, out)?, hellaswag: self.hellaswag(step, out)? };
             self.sample(step, out)?;
             if step == steps {
-                if val_loss.is_some() {
+                if measured.any() {
                     let mut row = MetricsRow::new(step, step * self.experiment.batch.tokens, metrics::Action::Evaluate);
-                    row.val_loss = val_loss;
+                    measured.write(&mut row);
                     self.records.append(&row)?;
                 }
                 break;
@@ -94,7 +117,7 @@ impl<O: Ops> Run<O> {
             let report = self.trainer.step(&mut self.feed)?;
             let root = due(self.experiment.proof.digest_every, step + 1, steps).then(|| self.trainer.state_root()).transpose()?;
             let seconds = began.elapsed().as_secs_f64();
-            self.record(val_loss, &report, root, seconds, out)?;
+            self.record(&measured, &report, root, seconds, out)?;
 
             if self.trainer.progress().guards.diverged() {
                 let skips = self.trainer.progress().guards.skips_in_a_row;
@@ -140,6 +163,18 @@ impl<O: Ops> Run<O> {
         Ok(Some(val_loss))
     }
 
+    /// HellaSwag, when it is due before `step`: together with the validation loss.
+    fn hellaswag(&mut self, step: u64, out: &mut dyn Listener) -> Result<Option<Scores>, RunError> {
+        let (Some(set), true) = (&self.hellaswag, due_before(self.experiment.eval.every, step, self.experiment.schedule.steps))
+        else {
+            return Ok(None);
+        };
+        let (ops, model, losses) = self.trainer.for_evaluation();
+        let scores = eval::hellaswag(ops, model, losses, set, |done, sequences| out.on(&Event::Evaluating { done, sequences }))?;
+        out.on(&Event::HellaSwag { step, scores });
+        Ok(Some(scores))
+    }
+
     fn sample(&mut self, step: u64, out: &mut dyn Listener) -> Result<(), RunError> {
         let sample = &self.experiment.sample;
         if step == 0 || !due_before(sample.every, step, self.experiment.schedule.steps) {
@@ -172,7 +207,7 @@ impl<O: Ops> Run<O> {
     /// Writes a step into ledger, metrics and main.log, and tells the listener.
     fn record(
         &mut self,
-        val_loss: Option<f64>,
+        measured: &Measured,
         report: &StepReport,
         root: Option<Hash>,
         seconds: f64,
@@ -201,7 +236,7 @@ impl<O: Ops> Run<O> {
         row.learning_rate = Some(report.learning_rate);
         row.loss_z = report.loss_z;
         row.grad_z = report.grad_z;
-        row.val_loss = val_loss;
+        measured.write(&mut row);
         row.step_ms = Some(seconds * 1e3);
         row.tokens_per_s = Some(tokens_per_s);
         row.mfu = mfu;

@@ -3,6 +3,7 @@
 mod architecture;
 mod determinism;
 mod divergence;
+mod hellaswag;
 mod pytorch;
 mod resume;
 mod support;

@@ -45,6 +45,11 @@ impl Lab {
         Finished::from(self.training("resume", run, arguments).output().expect("the program starts"))
     }
 
+    /// Any verb with a run or an experiment and `--runs`, to its end.
+    pub fn verb(&self, verb: &str, what: &str, arguments: &[&str]) -> Finished {
+        Finished::from(self.training(verb, what, arguments).output().expect("the program starts"))
+    }
+
     /// `runner run EXPERIMENT` in the background.
     pub fn start(&self, verb: &str, what: &str, arguments: &[&str]) -> Child {
         let mut command = self.training(verb, what, arguments);

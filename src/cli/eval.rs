@@ -1,0 +1,234 @@
+//! `runner eval RUN`: how good a saved model is.
+//!
+//! Reads a checkpoint's parameters and nothing else of its training state, takes no lock and writes
+//! nothing into the run, so that a run may be measured while it goes on.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::session::Device;
+use crate::data::{Dataset, Sources, Tokenizer, ValidationSet};
+use crate::eval::multiple_choice::{self, Outcome, names};
+use crate::eval::{self, Scores, TaskSet, parameters};
+use crate::experiment::{self, Experiment};
+use crate::model::Gpt2;
+use crate::ops::{Ops, Role, Rows};
+use crate::store::{self, Loaded, Manifest, RunPaths, StoreError, Tensor, checkpoint};
+use crate::units;
+
+/// Measure a saved model: validation loss, HellaSwag.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The run: a name under `--runs`, or a folder.
+    run: PathBuf,
+    /// Step of the checkpoint to measure; the newest whole one by default.
+    #[arg(long, value_name = "STEP")]
+    checkpoint: Option<u64>,
+    /// What to measure. By default the validation loss, and HellaSwag when the experiment names its file.
+    #[arg(long, value_enum)]
+    task: Option<TaskArg>,
+    /// The task's data instead of the experiment's: a pattern of shards for `val`; a jsonl file or the
+    /// reference's `.bin` for `hellaswag`.
+    #[arg(long, value_name = "FILE", requires = "task")]
+    data: Option<String>,
+    /// Write the numbers behind every HellaSwag decision to this file, a JSON line a task.
+    #[arg(long, value_name = "FILE")]
+    details: Option<PathBuf>,
+    /// Change a key first: `--set device.kind=cpu`. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Folder that holds the run folders.
+    #[arg(long, default_value = "runs", value_name = "DIR")]
+    runs: PathBuf,
+    /// Print the result as JSON on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TaskArg {
+    /// Mean loss on held-out tokens.
+    Val,
+    /// Which of four endings is the likeliest; three scores.
+    Hellaswag,
+}
+
+/// What there is to measure on.
+struct Tasks {
+    validation: Option<ValidationSet>,
+    hellaswag: Option<TaskSet>,
+}
+
+/// What was measured.
+#[derive(Default)]
+struct Results {
+    device: String,
+    /// Loss and tokens.
+    validation: Option<(f64, u64)>,
+    hellaswag: Option<(Scores, Vec<Outcome>)>,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let folder = if args.run.is_dir() { args.run.clone() } else { args.runs.join(&args.run) };
+    let paths = RunPaths::new(&folder);
+    if !paths.experiment().is_file() {
+        return Err(StoreError::NoSuchRun { path: folder }.into());
+    }
+    let experiment = experiment::load(&paths.experiment(), &args.set)?.experiment;
+    let tasks = open_tasks(&args, &experiment)?;
+    if args.details.is_some() && tasks.hellaswag.is_none() {
+        bail!("`--details` needs HellaSwag\n  hint: add `--task hellaswag`");
+    }
+    let (manifest, state) = load(&paths, args.checkpoint)?;
+    anstream::eprintln!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root);
+
+    let started = Instant::now();
+    let results = match Device::open(&experiment)? {
+        Device::Cpu(cpu) => measure(cpu, &experiment, state, &tasks)?,
+        Device::Cuda(cuda) => measure(*cuda, &experiment, state, &tasks)?,
+    };
+    anstream::eprintln!("measured on {} in {}", results.device, units::duration(started.elapsed().as_secs_f64()));
+
+    if let (Some(path), Some(set), Some((_, outcomes))) = (&args.details, &tasks.hellaswag, &results.hellaswag) {
+        store::atomic::write(path, details(set, outcomes).as_bytes())?;
+    }
+    if args.json {
+        println!("{}", results.to_json(&experiment, &manifest));
+    } else {
+        print!("{}", results.to_text());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open_tasks(args: &Args, experiment: &Experiment) -> anyhow::Result<Tasks> {
+    let (vocab, seq_len) = (experiment.model.vocab, experiment.batch.seq_len);
+    let tokenizer = Tokenizer::new(experiment.data.tokenizer);
+    let given = |task| args.data.as_ref().filter(|_| args.task == Some(task));
+
+    let file = given(TaskArg::Hellaswag).or(experiment.eval.hellaswag.as_ref());
+    let hellaswag = match (args.task, file) {
+        (Some(TaskArg::Val), _) | (None, None) => None,
+        (Some(TaskArg::Hellaswag), None) => {
+            bail!("the experiment names no HellaSwag file\n  hint: give one with `--data`, or set `eval.hellaswag`")
+        }
+        (_, Some(file)) => Some(TaskSet::open(Path::new(file), &tokenizer, vocab, seq_len)?),
+    };
+    let validation = match args.task {
+        Some(TaskArg::Hellaswag) => None,
+        _ => Some(held_out(given(TaskArg::Val), experiment)?),
+    };
+    Ok(Tasks { validation, hellaswag })
+}
+
+/// The validation set that training uses, or one from other shards.
+fn held_out(pattern: Option<&String>, experiment: &Experiment) -> anyhow::Result<ValidationSet> {
+    let vocab = experiment.model.vocab;
+    let data = match (pattern, &experiment.data.corpus) {
+        (Some(pattern), _) => std::sync::Arc::new(Dataset::open(std::slice::from_ref(pattern), vocab)?),
+        (None, Some(_)) => Sources::open(&experiment.data, vocab)?.val.context("the corpus has no validation text")?,
+        (None, None) => std::sync::Arc::new(Dataset::open(&experiment.data.val, vocab)?),
+    };
+    Ok(ValidationSet::new(&data, experiment.eval.val_tokens, experiment.batch.seq_len)?)
+}
+
+fn load(paths: &RunPaths, step: Option<u64>) -> anyhow::Result<Loaded> {
+    let checkpoints = paths.checkpoints();
+    if let Some(step) = step {
+        return Ok(store::load(&checkpoints.join(checkpoint::folder_name(step)))?);
+    }
+    let (found, broken) = store::newest_whole(&checkpoints)?;
+    for (step, why) in &broken {
+        anstream::eprintln!("passed over the checkpoint of step {step}: {why}");
+    }
+    found.with_context(|| format!("there is no whole checkpoint in `{}`", checkpoints.display()))
+}
+
+fn measure<O: Ops>(mut ops: O, experiment: &Experiment, state: Vec<Tensor>, tasks: &Tasks) -> anyhow::Result<Results> {
+    let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
+    let mut model = Gpt2::new(&mut ops, &experiment.model, rows, experiment.memory.recompute, false, experiment.seed)?;
+    parameters::restore(&mut ops, &mut model, &state)?;
+    drop(state);
+    let mut losses = ops.alloc(Role::F32, rows.count())?;
+    let mut results = Results { device: ops.device_name(), ..Results::default() };
+    if let Some(set) = &tasks.validation {
+        let bar = bar("validating", set.sequences());
+        let loss = eval::validation_loss(&mut ops, &mut model, &mut losses, set, |done| bar.set_position(done as u64))?;
+        bar.finish_and_clear();
+        results.validation = Some((loss, set.tokens()));
+    }
+    if let Some(set) = &tasks.hellaswag {
+        let bar = bar("HellaSwag", set.rows());
+        let outcomes =
+            multiple_choice::outcomes(&mut ops, &mut model, &mut losses, set, |done, _| bar.set_position(done as u64))?;
+        bar.finish_and_clear();
+        results.hellaswag = Some((Scores::of(set, &outcomes), outcomes));
+    }
+    Ok(results)
+}
+
+/// A bar on standard error, and nothing where that is no terminal.
+fn bar(what: &'static str, len: usize) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(Some(len as u64), ProgressDrawTarget::stderr()).with_prefix(what);
+    let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {eta}");
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+impl Results {
+    /// Name, value and on how much, a line each.
+    fn to_text(&self) -> String {
+        let mut lines = Vec::new();
+        if let Some((loss, tokens)) = self.validation {
+            lines.push(("val_loss", format!("{loss:.6}"), format!("{} tokens", units::thousands(tokens))));
+        }
+        if let Some((scores, _)) = &self.hellaswag {
+            let tasks = format!("{} tasks", units::thousands(scores.tasks as u64));
+            lines.extend(scores.named().map(|(name, score)| (name, format!("{score:.4}"), tasks.clone())));
+        }
+        lines.iter().map(|(name, value, on)| format!("{name:<25}  {value:>8}  {on}\n")).collect()
+    }
+
+    fn to_json(&self, experiment: &Experiment, manifest: &Manifest) -> Value {
+        let mut value = json!({
+            "experiment": experiment.name,
+            "step": manifest.step,
+            "tokens": manifest.tokens,
+            "state_root": manifest.state_root.to_string(),
+            "device": self.device,
+        });
+        if let Some((loss, tokens)) = self.validation {
+            value["val_loss"] = loss.into();
+            value["val_tokens"] = tokens.into();
+        }
+        if let Some((scores, _)) = &self.hellaswag {
+            for (name, score) in scores.named() {
+                value[name] = score.into();
+            }
+            value["hellaswag_tasks"] = scores.tasks.into();
+        }
+        value
+    }
+}
+
+/// A JSON line a task: under each score's name the four numbers, of which the lowest wins, and the winner.
+fn details(set: &TaskSet, outcomes: &[Outcome]) -> String {
+    let mut text = String::new();
+    for (i, (task, outcome)) in set.tasks().iter().zip(outcomes).enumerate() {
+        let mut line = json!({"task": i, "label": task.label});
+        for (name, decision) in names(set.has_harness()).into_iter().zip(outcome.decisions(task)) {
+            line[name] = json!({"values": decision.values, "picked": decision.picked});
+        }
+        text.push_str(&line.to_string());
+        text.push('\n');
+    }
+    text
+}

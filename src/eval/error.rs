@@ -1,0 +1,51 @@
+//! What can be wrong with an evaluation: the file of tasks, the checkpoint, or the model itself.
+
+use std::path::PathBuf;
+
+use crate::ops::DeviceError;
+
+/// Why a model could not be scored.
+#[derive(Debug, thiserror::Error)]
+pub enum EvalError {
+    #[error("cannot read `{}`: {reason}\n  hint: HellaSwag's validation set is the jsonl file that `eval.hellaswag` names", path.display())]
+    Io { path: PathBuf, reason: std::io::Error },
+    #[error("`{}` has no tasks: {found}", path.display())]
+    Empty { path: PathBuf, found: &'static str },
+
+    // ---- jsonl ----
+    #[error("`{}` line {line} is not a HellaSwag task: {why}", path.display())]
+    Line { path: PathBuf, line: usize, why: String },
+
+    // ---- the reference's file ----
+    #[error("`{}` is damaged at byte {byte}: expected {expected}, got {got}", path.display())]
+    Damaged { path: PathBuf, byte: usize, expected: String, got: String },
+
+    // ---- any file, against the model ----
+    #[error(
+        "`{}` {place} holds token {token}, expected less than {vocab}, the model's vocabulary\n  hint: the reference's files hold GPT-2 tokens; a model of another tokenizer needs the jsonl",
+        path.display()
+    )]
+    OutOfVocabulary { path: PathBuf, place: String, token: u16, vocab: usize },
+    #[error(
+        "`{}` {place}: a completion of {tokens} tokens does not fit sequences of {limit}\n  hint: raise `batch.seq_len`, or leave `eval.hellaswag` out for so short a model",
+        path.display()
+    )]
+    TooLong { path: PathBuf, place: String, tokens: usize, limit: usize },
+    #[error("`{}` {place} has no context", path.display())]
+    NoContext { path: PathBuf, place: String },
+    #[error("the model has room for {capacity} tokens a sequence, the tasks were read for {limit}")]
+    Capacity { capacity: usize, limit: usize },
+
+    // ---- scoring ----
+    #[error(
+        "the loss of `{}` {place}, completion {completion}, token {token} is {loss}: the weights are broken, and a score would mean nothing",
+        path.display()
+    )]
+    NotFinite { path: PathBuf, place: String, completion: usize, token: usize, loss: f32 },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+
+    // ---- checkpoints ----
+    #[error("the saved parameter `{tensor}` {problem}\n  hint: the experiment is not the one that was trained")]
+    Parameter { tensor: String, problem: String },
+}

@@ -1,0 +1,361 @@
+//! Multiple choice by likelihood: which of four completions does the model find the least surprising?
+//!
+//! A row is the context and one completion; only the losses of the completion's tokens count. Rows are
+//! packed into micro-batches that all have as many tokens as the model has room for, in a few
+//! lengths, so that the matrix multiplications see the one shape that training uses and short rows do
+//! not pay for long ones. Attention is causal and every other operation works row by row, so neither
+//! the padding behind a row nor its neighbours reach its losses.
+//!
+//! Three scores are made of the same losses, and each has its own name, because each picks other winners:
+//!
+//! * `hellaswag`: the reference's. The plain wording; lowest mean loss a token.
+//! * `hellaswag_acc`: the harness's `acc`. Its wording; highest sum of log-likelihoods.
+//! * `hellaswag_acc_norm`: the harness's `acc_norm`, the sum divided by the completion's bytes of UTF-8.
+//!
+//! The reference's file holds only the plain wording. Sums of its losses are no harness scores and are
+//! called `hellaswag_plain_acc` and `hellaswag_plain_acc_norm`.
+
+use std::path::{Path, PathBuf};
+
+use super::{EvalError, eval_bin};
+use crate::data::Tokenizer;
+use crate::model::Gpt2;
+use crate::model::gpt2::MicroBatch;
+use crate::ops::{Ops, Rows};
+
+/// Completions of a task.
+pub const COMPLETIONS: usize = 4;
+
+/// The shortest rows that batches are made for; longer ones double.
+const SHORTEST: usize = 64;
+
+/// What the model reads: a context and the completions to choose from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    pub context: Vec<u16>,
+    pub completions: [Vec<u16>; COMPLETIONS],
+}
+
+/// One task, in one wording or two.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Context and completions as they stand in the file.
+    pub plain: Prompt,
+    /// As the harness words them; none in the reference's file.
+    pub harness: Option<Prompt>,
+    /// The right completion.
+    pub label: usize,
+    /// Bytes of UTF-8 of each completion, without the space before it.
+    pub completion_bytes: [usize; COMPLETIONS],
+}
+
+impl Task {
+    fn prompts(&self) -> impl Iterator<Item = &Prompt> {
+        std::iter::once(&self.plain).chain(&self.harness)
+    }
+}
+
+/// A file of tasks, checked against the model it is for.
+#[derive(Clone, Debug)]
+pub struct TaskSet {
+    path: PathBuf,
+    tasks: Vec<Task>,
+    /// What a task is called in messages: lines count from 1, examples from 0.
+    unit: Unit,
+    /// T: tokens of the longest sequence the model was trained on.
+    seq_len: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Unit {
+    Line,
+    Example,
+}
+
+impl TaskSet {
+    /// Reads HellaSwag's jsonl or the reference's `.bin`, told apart by how the file starts.
+    ///
+    /// A row longer than `seq_len`, the sequences that the model was trained on, loses the start of its
+    /// context: positions that were never trained would make noise of the score.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read, has no tasks or is faulty; a token outside `vocab`; a completion that
+    /// does not fit.
+    pub fn open(path: &Path, tokenizer: &Tokenizer, vocab: usize, seq_len: usize) -> Result<TaskSet, EvalError> {
+        let io = |reason| EvalError::Io { path: path.into(), reason };
+        let bytes = std::fs::read(path).map_err(io)?;
+        let (tasks, unit) = if eval_bin::is_eval_bin(&bytes) {
+            (eval_bin::parse(path, &bytes)?, Unit::Example)
+        } else {
+            let text = std::str::from_utf8(&bytes).map_err(|error| {
+                let byte = error.valid_up_to();
+                EvalError::Damaged {
+                    path: path.into(),
+                    byte,
+                    expected: format!("UTF-8 text, or magic {} at byte 0", eval_bin::MAGIC),
+                    got: format!("0x{:02x}", bytes[byte]),
+                }
+            })?;
+            (super::hellaswag::parse(path, text, tokenizer)?, Unit::Line)
+        };
+        if tasks.is_empty() {
+            let found = if bytes.is_empty() { "the file is empty" } else { "its header counts none" };
+            return Err(EvalError::Empty { path: path.into(), found });
+        }
+        let set = TaskSet { path: path.into(), tasks, unit, seq_len };
+        set.check(vocab)?;
+        Ok(set)
+    }
+
+    fn check(&self, vocab: usize) -> Result<(), EvalError> {
+        for (i, task) in self.tasks.iter().enumerate() {
+            for prompt in task.prompts() {
+                let tokens = prompt.completions.iter().chain([&prompt.context]).flatten();
+                if let Some(&token) = tokens.into_iter().find(|token| usize::from(**token) >= vocab) {
+                    return Err(EvalError::OutOfVocabulary { path: self.path.clone(), place: self.place(i), token, vocab });
+                }
+                let longest = prompt.completions.iter().map(Vec::len).max().unwrap_or(0);
+                // One token of context stands before the first that is predicted.
+                let (path, place) = (self.path.clone(), self.place(i));
+                if longest > self.seq_len {
+                    return Err(EvalError::TooLong { path, place, tokens: longest, limit: self.seq_len });
+                }
+                if prompt.context.is_empty() {
+                    return Err(EvalError::NoContext { path, place });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn tasks(&self) -> &[Task] {
+        &self.tasks
+    }
+
+    /// Where task `i` stands in the file.
+    pub fn place(&self, i: usize) -> String {
+        match self.unit {
+            Unit::Line => format!("line {}", i + 1),
+            Unit::Example => format!("example {i}"),
+        }
+    }
+
+    /// Whether the tasks have the harness's wording.
+    pub fn has_harness(&self) -> bool {
+        matches!(self.unit, Unit::Line)
+    }
+
+    /// Rows that scoring works through: the completions of every wording.
+    pub fn rows(&self) -> usize {
+        self.tasks.iter().map(|task| task.prompts().count() * COMPLETIONS).sum()
+    }
+
+    /// Every completion of every wording, in the file's order.
+    fn make_rows(&self) -> Vec<Row> {
+        let mut rows = Vec::with_capacity(self.rows());
+        for (task, t) in self.tasks.iter().enumerate() {
+            for (wording, prompt) in t.prompts().enumerate() {
+                for (completion, tokens) in prompt.completions.iter().enumerate() {
+                    let all = prompt.context.len() + tokens.len();
+                    // T inputs and the target of the last.
+                    let cut = all.saturating_sub(self.seq_len + 1);
+                    let row = prompt.context[cut..].iter().chain(tokens).copied().collect();
+                    rows.push(Row { task, wording, completion, tokens: row, scored: tokens.len() });
+                }
+            }
+        }
+        rows
+    }
+}
+
+/// A context with one of its completions.
+struct Row {
+    task: usize,
+    wording: usize,
+    completion: usize,
+    tokens: Vec<u16>,
+    /// Tokens at the end that are the completion.
+    scored: usize,
+}
+
+impl Row {
+    /// Tokens that the model reads: all but the last.
+    fn inputs(&self) -> usize {
+        self.tokens.len() - 1
+    }
+}
+
+/// The surprise at one completion.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Surprise {
+    /// Sum of its tokens' losses in nats, in f64 from first to last: minus its log-likelihood.
+    pub nats: f64,
+    pub tokens: usize,
+}
+
+/// The surprises at a task's completions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    pub plain: [Surprise; COMPLETIONS],
+    pub harness: Option<[Surprise; COMPLETIONS]>,
+}
+
+impl Outcome {
+    /// What each score picks and from which numbers; lowest wins, and the first of equals.
+    pub fn decisions(&self, task: &Task) -> [Decision; 3] {
+        let summed = self.harness.unwrap_or(self.plain);
+        let per_byte = |i: usize| summed[i].nats / task.completion_bytes[i] as f64;
+        [
+            Decision::of(self.plain.map(|s| s.nats / s.tokens as f64)),
+            Decision::of(summed.map(|s| s.nats)),
+            Decision::of([0, 1, 2, 3].map(per_byte)),
+        ]
+    }
+}
+
+/// Four numbers and the lowest of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Decision {
+    pub values: [f64; COMPLETIONS],
+    pub picked: usize,
+}
+
+impl Decision {
+    fn of(values: [f64; COMPLETIONS]) -> Decision {
+        let picked = (1..COMPLETIONS).fold(0, |best, i| if values[i] < values[best] { i } else { best });
+        Decision { values, picked }
+    }
+}
+
+/// Shares of tasks decided right.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scores {
+    /// The reference's score.
+    pub reference: f64,
+    /// By the sum of log-likelihoods.
+    pub acc: f64,
+    /// By the sum of log-likelihoods a byte.
+    pub acc_norm: f64,
+    /// Whether `acc` and `acc_norm` read the harness's wording.
+    pub harness: bool,
+    pub tasks: usize,
+}
+
+/// Names of the three scores for a set with the harness's wording, and for one without.
+const NAMES: [[&str; 3]; 2] =
+    [["hellaswag", "hellaswag_acc", "hellaswag_acc_norm"], ["hellaswag", "hellaswag_plain_acc", "hellaswag_plain_acc_norm"]];
+
+/// Names of the three scores, in the order of [`Outcome::decisions`].
+pub fn names(harness: bool) -> [&'static str; 3] {
+    NAMES[usize::from(!harness)]
+}
+
+impl Scores {
+    /// Counts the right decisions.
+    pub fn of(set: &TaskSet, outcomes: &[Outcome]) -> Scores {
+        let mut right = [0usize; 3];
+        for (task, outcome) in set.tasks.iter().zip(outcomes) {
+            for (right, decision) in right.iter_mut().zip(outcome.decisions(task)) {
+                *right += usize::from(decision.picked == task.label);
+            }
+        }
+        let [reference, acc, acc_norm] = right.map(|right| right as f64 / set.tasks.len() as f64);
+        Scores { reference, acc, acc_norm, harness: set.has_harness(), tasks: set.tasks.len() }
+    }
+
+    /// Each score under its own name.
+    pub fn named(&self) -> [(&'static str, f64); 3] {
+        let [reference, acc, acc_norm] = names(self.harness);
+        [(reference, self.reference), (acc, self.acc), (acc_norm, self.acc_norm)]
+    }
+}
+
+/// The scores of a model. `losses` holds at least the model's capacity; `progress` is told how many of
+/// how many rows are done.
+pub fn hellaswag<O: Ops>(
+    ops: &mut O,
+    model: &mut Gpt2<O>,
+    losses: &mut O::Buf,
+    set: &TaskSet,
+    progress: impl FnMut(usize, usize),
+) -> Result<Scores, EvalError> {
+    Ok(Scores::of(set, &outcomes(ops, model, losses, set, progress)?))
+}
+
+/// The surprises at every completion of every task, in the file's order.
+///
+/// # Errors
+///
+/// A loss that is not finite, whatever the device finds, and a model with less room than the tasks were
+/// read for.
+pub fn outcomes<O: Ops>(
+    ops: &mut O,
+    model: &mut Gpt2<O>,
+    losses: &mut O::Buf,
+    set: &TaskSet,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<Vec<Outcome>, EvalError> {
+    let capacity = model.capacity();
+    if capacity.seq < set.seq_len {
+        return Err(EvalError::Capacity { capacity: capacity.seq, limit: set.seq_len });
+    }
+    let rows = set.make_rows();
+    let empty = [Surprise::default(); COMPLETIONS];
+    let mut outcomes = vec![Outcome { plain: empty, harness: set.has_harness().then_some(empty) }; set.tasks.len()];
+    let mut host = vec![0.0f32; capacity.count()];
+    let (mut done, mut shorter) = (0, 0);
+    for shape in shapes(capacity) {
+        let fitting: Vec<&Row> = rows.iter().filter(|row| row.inputs() > shorter && row.inputs() <= shape.seq).collect();
+        shorter = shape.seq;
+        for batch in fitting.chunks(shape.batch) {
+            let (inputs, targets) = pack(batch, shape);
+            model.forward(ops, &MicroBatch { inputs: &inputs, targets: &targets, rows: shape, losses_at: 0 }, losses)?;
+            ops.download(losses, &mut host)?;
+            for (row, losses) in batch.iter().zip(host.chunks_exact(shape.seq)) {
+                let surprise = surprise(set, row, &losses[..row.inputs()])?;
+                let outcome = &mut outcomes[row.task];
+                let of_wording = if row.wording == 0 { Some(&mut outcome.plain) } else { outcome.harness.as_mut() };
+                of_wording.expect("a set has one wording or two")[row.completion] = surprise;
+            }
+            done += batch.len();
+            progress(done, rows.len());
+        }
+    }
+    Ok(outcomes)
+}
+
+/// Batches of exactly the capacity's tokens, by rising length of their rows; the last is the capacity's own.
+fn shapes(capacity: Rows) -> Vec<Rows> {
+    let lengths = std::iter::successors(Some(SHORTEST), |length| Some(2 * length)).take_while(|length| *length < capacity.seq);
+    let whole = lengths.filter(|length| capacity.count().is_multiple_of(*length));
+    whole.map(|seq| Rows { batch: capacity.count() / seq, seq }).chain([capacity]).collect()
+}
+
+/// Rows side by side, filled up with zeros behind each of them and below.
+fn pack(rows: &[&Row], shape: Rows) -> (Vec<u16>, Vec<u16>) {
+    let (mut inputs, mut targets) = (vec![0; shape.count()], vec![0; shape.count()]);
+    let lanes = inputs.chunks_exact_mut(shape.seq).zip(targets.chunks_exact_mut(shape.seq));
+    for (row, (input, target)) in rows.iter().zip(lanes) {
+        input[..row.inputs()].copy_from_slice(&row.tokens[..row.inputs()]);
+        target[..row.inputs()].copy_from_slice(&row.tokens[1..]);
+    }
+    (inputs, targets)
+}
+
+fn surprise(set: &TaskSet, row: &Row, losses: &[f32]) -> Result<Surprise, EvalError> {
+    let scored = &losses[losses.len() - row.scored..];
+    if let Some(token) = scored.iter().position(|loss| !loss.is_finite()) {
+        let (path, place) = (set.path.clone(), set.place(row.task));
+        return Err(EvalError::NotFinite { path, place, completion: row.completion, token, loss: scored[token] });
+    }
+    Ok(Surprise { nats: scored.iter().map(|&loss| f64::from(loss)).sum(), tokens: scored.len() })
+}
+
+#[cfg(test)]
+#[path = "multiple_choice_tests.rs"]
+mod tests;

@@ -1,0 +1,146 @@
+use super::*;
+use crate::experiment::{Device, DeviceKind, Model, Simd};
+use crate::ops::{Role, cpu::Cpu};
+
+const SEQ: usize = 150;
+
+fn set(folder: &Path) -> TaskSet {
+    let path = folder.join("tasks.jsonl");
+    let line = |i: usize| {
+        let words = "and he saw that it was good ".repeat(i % 7);
+        let endings: Vec<String> = (0..4).map(|e| format!("end {e} {}", "so ".repeat((i * 5 + e * 3) % 9))).collect();
+        serde_json::json!({"activity_label": "Making", "ctx": format!("In the beginning {words}he"), "label": i % 4, "endings": endings})
+    };
+    let text: String = (0..23).map(|i| format!("{}\n", line(i))).collect();
+    std::fs::write(&path, text).unwrap();
+    TaskSet::open(&path, &Tokenizer::Byte, 257, SEQ).unwrap()
+}
+
+/// A small model and a buffer for its losses.
+fn model(ops: &mut Cpu, capacity: Rows) -> (Gpt2<Cpu>, <Cpu as Ops>::Buf) {
+    let config = Model { descriptor: None, layers: 2, heads: 2, channels: 32, context: 512, vocab: 257, vocab_padded: 384 };
+    let model = Gpt2::new(ops, &config, capacity, 0, false, 3).unwrap();
+    let losses = ops.alloc(Role::F32, capacity.count()).unwrap();
+    (model, losses)
+}
+
+fn cpu() -> Cpu {
+    Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).unwrap()
+}
+
+fn bits(outcomes: &[Outcome]) -> Vec<u64> {
+    let wordings = outcomes.iter().flat_map(|o| [Some(o.plain), o.harness]).flatten();
+    wordings.flatten().map(|surprise| surprise.nats.to_bits()).collect()
+}
+
+#[test]
+fn no_bit_depends_on_the_shape_of_the_batches() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = set(folder.path());
+    let mut first: Option<Vec<u64>> = None;
+    for (batch, seq) in [(1, SEQ), (3, SEQ), (64, SEQ), (1, 256), (5, 512)] {
+        let mut ops = cpu();
+        let (mut model, mut losses) = model(&mut ops, Rows { batch, seq });
+        let outcomes = outcomes(&mut ops, &mut model, &mut losses, &set, |_, _| {}).unwrap();
+        assert_eq!(outcomes.len(), 23);
+        let bits = bits(&outcomes);
+        assert!(bits.iter().all(|b| f64::from_bits(*b) > 0.0));
+        assert_eq!(first.get_or_insert_with(|| bits.clone()), &bits, "capacity {batch} x {seq}");
+    }
+}
+
+#[test]
+fn a_row_alone_without_padding_has_the_same_losses() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = set(folder.path());
+    let mut ops = cpu();
+    let (mut model, mut losses) = model(&mut ops, Rows { batch: 2, seq: 256 });
+    let outcomes = outcomes(&mut ops, &mut model, &mut losses, &set, |_, _| {}).unwrap();
+    for row in set.make_rows() {
+        let rows = Rows { batch: 1, seq: row.inputs() };
+        let batch = MicroBatch { inputs: &row.tokens[..rows.seq], targets: &row.tokens[1..], rows, losses_at: 0 };
+        model.forward(&mut ops, &batch, &mut losses).unwrap();
+        let mut host = vec![0.0; rows.seq];
+        ops.download(&losses, &mut host).unwrap();
+        let alone: f64 = host[rows.seq - row.scored..].iter().map(|&l| f64::from(l)).sum();
+        let outcome = &outcomes[row.task];
+        let packed = if row.wording == 0 { &outcome.plain } else { outcome.harness.as_ref().unwrap() };
+        assert_eq!(packed[row.completion].nats.to_bits(), alone.to_bits());
+    }
+}
+
+#[test]
+fn long_contexts_lose_their_start_and_keep_every_completion() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = set(folder.path());
+    let rows = set.make_rows();
+    let cut = rows.iter().filter(|row| row.inputs() == SEQ).count();
+    assert!(cut > 0 && cut < rows.len(), "{cut} of {} are cut", rows.len());
+    for row in &rows {
+        let prompt = set.tasks[row.task].prompts().nth(row.wording).unwrap();
+        assert!(row.tokens.ends_with(&prompt.completions[row.completion]));
+        let context = &row.tokens[..row.tokens.len() - row.scored];
+        assert!(prompt.context.ends_with(context) && !context.is_empty());
+    }
+}
+
+/// Reference fault 12: HellaSwag with NaN losses scores 25 % instead of failing.
+#[test]
+fn a_loss_that_is_not_finite_is_an_error_that_names_the_task() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = set(folder.path());
+    let mut ops = cpu();
+    let (mut model, mut losses) = model(&mut ops, Rows { batch: 2, seq: 256 });
+    let width = model.config.channels;
+    ops.upload(&mut model.params.ln_f.bias, &vec![f32::NAN; width]).unwrap();
+    let error = hellaswag(&mut ops, &mut model, &mut losses, &set, |_, _| {}).unwrap_err().to_string();
+    assert!(error.contains("tasks.jsonl` line 1, completion 0, token 0 is NaN"), "{error}");
+}
+
+#[test]
+fn the_scores_pick_by_mean_by_sum_and_by_sum_a_byte_and_the_first_of_equals() {
+    let surprises = |values: [(f64, usize); 4]| values.map(|(nats, tokens)| Surprise { nats, tokens });
+    let prompt = Prompt { context: vec![1], completions: Default::default() };
+    let task = Task { plain: prompt.clone(), harness: Some(prompt), label: 0, completion_bytes: [10, 10, 40, 10] };
+    let outcome = Outcome {
+        plain: surprises([(6.0, 2), (8.0, 4), (9.0, 3), (4.0, 2)]),
+        harness: Some(surprises([(6.0, 1), (5.0, 1), (8.0, 1), (5.0, 1)])),
+    };
+    let decisions = outcome.decisions(&task);
+    assert_eq!(decisions.map(|d| d.picked), [1, 1, 2]);
+    assert_eq!(decisions[0].values, [3.0, 2.0, 3.0, 2.0]);
+    let plain_only = Outcome { harness: None, ..outcome };
+    assert_eq!(plain_only.decisions(&task).map(|d| d.picked), [1, 3, 2]);
+}
+
+#[test]
+fn batches_have_the_capacity_s_tokens_in_every_length() {
+    let shapes = shapes(Rows { batch: 4, seq: 1024 });
+    assert_eq!(
+        shapes.iter().map(|s| (s.batch, s.seq)).collect::<Vec<_>>(),
+        [(64, 64), (32, 128), (16, 256), (8, 512), (4, 1024)]
+    );
+    assert_eq!(super::shapes(Rows { batch: 3, seq: 50 }), [Rows { batch: 3, seq: 50 }]);
+    assert_eq!(super::shapes(Rows { batch: 1, seq: 150 }), [Rows { batch: 1, seq: 150 }]);
+}
+
+/// Reference fault 12: with a missing file HellaSwag is silently switched off.
+#[test]
+fn files_that_cannot_be_used_are_refused_when_they_are_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("h.jsonl");
+    let open = |vocab, seq_len| TaskSet::open(&path, &Tokenizer::Byte, vocab, seq_len).map(|_| ()).map_err(|e| e.to_string());
+    let says = |text: &str, result: Result<(), String>| {
+        let error = result.unwrap_err();
+        assert!(error.contains(text), "{error}\nlacks: {text}");
+    };
+    says("h.jsonl`: No such file", open(257, 64));
+    std::fs::write(&path, "").unwrap();
+    says("has no tasks: the file is empty", open(257, 64));
+    std::fs::write(&path, [b'{', 0xff]).unwrap();
+    says("byte 1: expected UTF-8 text, or magic 20240522 at byte 0, got 0xff", open(257, 64));
+    std::fs::write(&path, r#"{"activity_label": "J", "ctx": "A", "label": 0, "endings": ["abcdefghi", "b", "c", "d"]}"#).unwrap();
+    says("line 1 holds token 105, expected less than 105", open(105, 64));
+    says("line 1: a completion of 10 tokens does not fit sequences of 9", open(257, 9));
+    assert_eq!(open(257, 10), Ok(()));
+}
