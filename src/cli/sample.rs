@@ -1,7 +1,7 @@
 //! `runner sample RUN`: text from a saved model, shown as it comes.
 //!
-//! The same checkpoint, prompt, settings and seed give the same text; as everywhere, on the CPU of any
-//! machine. The whole window is computed again for each token: there is no KV cache.
+//! The same checkpoint, prompt, settings and seed give the same text, and on the CPU every machine gives
+//! it. The whole window is computed again for each token: there is no KV cache.
 
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -157,7 +157,7 @@ fn parse_header(path: &Path, header: &[u8; HEADER_BYTES]) -> Result<(Model, Prec
         channels: size("the number of channels", 6)?,
         vocab_padded: size("the padded vocabulary", 7)?,
     };
-    if model.channels % model.heads != 0 {
+    if !model.channels.is_multiple_of(model.heads) {
         return Err(bad("the number of heads", 5, &format!("a divisor of {} channels", model.channels)));
     }
     if model.vocab_padded < model.vocab {

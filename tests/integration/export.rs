@@ -143,8 +143,9 @@ fn transformers_gives_our_logits_and_our_tokens() {
     let python = std::env::var_os("RUNNER_TEST_PYTHON").unwrap_or_else(|| "python3".into());
     let lab = Lab::new();
     lab.run(CI, &[]).root();
-    let gpt2 = ["--set", "data.tokenizer=gpt2", "--name", "gpt2", "--set", "schedule.steps=4"];
-    lab.run(CI, &gpt2).root();
+    let keys = ["data.tokenizer=gpt2", "schedule.steps=4", "batch.micro=1", "batch.seq_len=256"];
+    let set: Vec<&str> = keys.iter().flat_map(|key| ["--set", key]).collect();
+    lab.run(CI, &[&["--name", "gpt2"], &set[..]].concat()).root();
     for (run, dtype) in [("ci", "fp32"), ("ci", "bf16"), ("gpt2", "fp32"), ("gpt2", "bf16")] {
         let finished = Command::new(&python)
             .args(["tests/pytorch/hf_export.py", env!("CARGO_BIN_EXE_runner"), "--dtype", dtype])
