@@ -137,7 +137,7 @@ mod tests {
         let lines: Vec<&str> = merges.lines().collect();
         assert_eq!(lines.len(), 50_001);
         assert_eq!(lines[..5], ["#version: 0.2", "Ġ t", "Ġ a", "h e", "i n"]);
-        // OpenAI's `vocab.bpe`, 456,318 bytes, has this SHA-256 (it stands in tiktoken's source).
+        // OpenAI's `vocab.bpe` has this SHA-256 (it stands in tiktoken's source).
         let hash = hex::encode(Sha256::digest(merges.as_bytes()));
         assert_eq!(hash, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5");
     }
