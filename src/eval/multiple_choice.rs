@@ -26,6 +26,9 @@ use crate::ops::{Ops, Rows};
 /// Completions of a task.
 pub const COMPLETIONS: usize = 4;
 
+/// Sequences times heads in one batch: what a grid of every GPU holds.
+const MOST_HEADS: usize = 65_535;
+
 /// The shortest rows that batches are made for; longer ones double.
 const SHORTEST: usize = 64;
 
@@ -309,7 +312,7 @@ pub fn outcomes<O: Ops>(
     let mut outcomes = vec![Outcome { plain: empty, harness: set.has_harness().then_some(empty) }; set.tasks.len()];
     let mut host = vec![0.0f32; capacity.count()];
     let (mut done, mut shorter) = (0, 0);
-    for shape in shapes(capacity) {
+    for shape in shapes(capacity, model.config.heads) {
         let fitting: Vec<&Row> = rows.iter().filter(|row| row.inputs() > shorter && row.inputs() <= shape.seq).collect();
         shorter = shape.seq;
         for batch in fitting.chunks(shape.batch) {
@@ -330,10 +333,11 @@ pub fn outcomes<O: Ops>(
 }
 
 /// Batches of exactly the capacity's tokens, by rising length of their rows; the last is the capacity's own.
-fn shapes(capacity: Rows) -> Vec<Rows> {
+fn shapes(capacity: Rows, heads: usize) -> Vec<Rows> {
     let lengths = std::iter::successors(Some(SHORTEST), |length| Some(2 * length)).take_while(|length| *length < capacity.seq);
     let whole = lengths.filter(|length| capacity.count().is_multiple_of(*length));
-    whole.map(|seq| Rows { batch: capacity.count() / seq, seq }).chain([capacity]).collect()
+    let batches = whole.map(|seq| Rows { batch: capacity.count() / seq, seq });
+    batches.filter(|rows| rows.batch * heads <= MOST_HEADS).chain([capacity]).collect()
 }
 
 /// Rows side by side, filled up with zeros behind each of them and below.

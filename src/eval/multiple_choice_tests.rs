@@ -115,13 +115,15 @@ fn the_scores_pick_by_mean_by_sum_and_by_sum_a_byte_and_the_first_of_equals() {
 
 #[test]
 fn batches_have_the_capacity_s_tokens_in_every_length() {
-    let shapes = shapes(Rows { batch: 4, seq: 1024 });
+    let shapes = shapes(Rows { batch: 4, seq: 1024 }, 12);
     assert_eq!(
         shapes.iter().map(|s| (s.batch, s.seq)).collect::<Vec<_>>(),
         [(64, 64), (32, 128), (16, 256), (8, 512), (4, 1024)]
     );
-    assert_eq!(super::shapes(Rows { batch: 3, seq: 50 }), [Rows { batch: 3, seq: 50 }]);
-    assert_eq!(super::shapes(Rows { batch: 1, seq: 150 }), [Rows { batch: 1, seq: 150 }]);
+    assert_eq!(super::shapes(Rows { batch: 3, seq: 50 }, 2), [Rows { batch: 3, seq: 50 }]);
+    assert_eq!(super::shapes(Rows { batch: 1, seq: 150 }, 2), [Rows { batch: 1, seq: 150 }]);
+    let many = super::shapes(Rows { batch: 512, seq: 1024 }, 12);
+    assert_eq!(many[0], Rows { batch: 4096, seq: 128 }, "8192 sequences of 12 heads are too many");
 }
 
 /// Reference fault 12: with a missing file HellaSwag is silently switched off.

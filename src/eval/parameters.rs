@@ -43,3 +43,46 @@ fn floats(tensor: &Tensor) -> Option<Vec<f32>> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment::{Device, DeviceKind, Model, Simd};
+    use crate::model::Weights;
+    use crate::ops::{Rows, cpu::Cpu};
+
+    fn small() -> Model {
+        Model { descriptor: None, layers: 1, heads: 1, channels: 16, context: 8, vocab: 5, vocab_padded: 128 }
+    }
+
+    /// A state in which element `i` of each tensor is `i / 8` in bf16, and a moment that is in nobody's way.
+    fn state() -> Vec<Tensor> {
+        let tensor = |name: String, shape: &[usize]| {
+            let values = (0..shape.iter().product::<usize>()).map(|i| bf16::from_f32(i as f32 / 8.0));
+            Tensor { name, dtype: Dtype::BF16, shape: shape.to_vec(), bytes: values.flat_map(bf16::to_le_bytes).collect() }
+        };
+        let mut state: Vec<Tensor> = Weights::of(&small()).iter().map(|spec| tensor(spec.name.clone(), &spec.shape)).collect();
+        state.push(tensor("adam_m/wte.weight".into(), &[3]));
+        state
+    }
+
+    #[test]
+    fn bf16_parameters_are_widened_exactly_and_padding_stays_zero() {
+        let mut ops = Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 1, simd: Simd::Auto }).unwrap();
+        let mut model = Gpt2::new(&mut ops, &small(), Rows { batch: 1, seq: 8 }, 0, false, 1).unwrap();
+        restore(&mut ops, &mut model, &state()).unwrap();
+        let mut wte = vec![f32::NAN; 128 * 16];
+        ops.download(&model.params.wte, &mut wte).unwrap();
+        let (tokens, padding) = wte.split_at(5 * 16);
+        assert!(tokens.iter().enumerate().all(|(i, v)| *v == i as f32 / 8.0), "{tokens:?}");
+        assert!(padding.iter().all(|v| *v == 0.0));
+
+        let mut wrong = state();
+        wrong[1].shape = vec![16, 8];
+        let error = restore(&mut ops, &mut model, &wrong).unwrap_err().to_string();
+        assert!(error.contains("`wpe.weight` has the shape [16, 8], expected [8, 16]"), "{error}");
+        wrong[1] = Tensor { dtype: Dtype::U32, shape: vec![8, 16], ..wrong[1].clone() };
+        let error = restore(&mut ops, &mut model, &wrong).unwrap_err().to_string();
+        assert!(error.contains("`wpe.weight` is stored as U32"), "{error}");
+    }
+}
