@@ -11,13 +11,14 @@
 //! * [`eval`], [`generate`]: how good the model is, and what it writes.
 //! * [`proof`]: what a run can prove: the state digest and the ledger.
 //! * [`store`]: what a run leaves on disk: folders, checkpoints, metrics.
-//! * [`report`]: plots of it.
+//! * [`report`]: plots of it. [`export`]: the model for other programs.
 //! * [`cli`]: the verbs. [`units`]: numbers for people.
 
 pub mod cli;
 pub mod data;
 pub mod eval;
 pub mod experiment;
+pub mod export;
 pub mod generate;
 pub mod model;
 pub mod ops;

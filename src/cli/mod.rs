@@ -8,9 +8,12 @@ pub mod doctor;
 pub mod eval;
 mod events_json;
 pub mod exit;
+pub mod export;
 pub mod plot;
 pub mod resume;
 pub mod run;
+mod run_argument;
+pub mod sample;
 mod session;
 
 use std::process::ExitCode;
@@ -33,6 +36,10 @@ enum Verb {
     Resume(resume::Args),
     /// Measure a saved model: validation loss, HellaSwag.
     Eval(eval::Args),
+    /// Let a saved model write.
+    Sample(sample::Args),
+    /// Write a saved model for other programs: Hugging Face, llm.c.
+    Export(export::Args),
     /// Print an experiment as it resolves, with the origin of every key.
     Config(config::Args),
     /// Draw loss, learning rate and gradient norm of one or more runs.
@@ -53,6 +60,8 @@ impl Cli {
             Verb::Run(args) => run::run(args),
             Verb::Resume(args) => resume::run(args),
             Verb::Eval(args) => eval::run(args),
+            Verb::Sample(args) => sample::run(args),
+            Verb::Export(args) => export::run(args),
             Verb::Config(args) => config::run(args).map(done),
             Verb::Plot(args) => plot::run(args).map(done),
             Verb::Data(args) => data::run(args).map(done),

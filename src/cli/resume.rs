@@ -3,12 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
-
 use super::exit::ProofRefusal;
+use super::run_argument;
 use super::session::{self, Session};
 use crate::experiment;
-use crate::store::{RunFolder, newest_run, newest_whole};
+use crate::store::{RunFolder, newest_whole};
 
 /// Go on with a run from its newest whole checkpoint.
 #[derive(clap::Args)]
@@ -30,11 +29,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let path = match &args.run {
-        Some(run) if run.is_dir() => run.clone(),
-        Some(run) => args.runs.join(run),
-        None => newest_run(&args.runs)?.with_context(|| format!("there is no run in `{}`", args.runs.display()))?,
-    };
+    let path = run_argument::find(args.run.as_deref(), &args.runs)?;
     let folder = RunFolder::open(&path)?;
     let mut loaded = experiment::load(&folder.paths.experiment(), &args.set)?;
 

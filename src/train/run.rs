@@ -204,6 +204,7 @@ impl<O: Ops> Run<O> {
         let sampling = Sampling {
             temperature: sample.temperature,
             top_k: sample.top_k,
+            top_p: 1.0,
             key: Key::new(self.experiment.seed, &format!("sample at step {step}")),
         };
         let (mut decoder, mut text) = (StreamDecoder::new(self.tokenizer), String::new());

@@ -3,6 +3,7 @@
 mod architecture;
 mod determinism;
 mod divergence;
+mod export;
 mod hellaswag;
 mod pytorch;
 mod resume;

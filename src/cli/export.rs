@@ -1,0 +1,99 @@
+//! `runner export RUN`: a saved model as files that other programs read.
+//!
+//! Takes no lock and changes nothing that is there: a run may be exported while it goes on.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+
+use super::run_argument;
+use crate::data::Tokenizer;
+use crate::experiment::{self, Experiment};
+use crate::export::{ExportError, Parameters, Precision, hf, llmc};
+use crate::store::atomic::NewFolder;
+use crate::store::{Manifest, RunPaths};
+
+/// Write a saved model for other programs: Hugging Face, llm.c.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The run: a name under `--runs`, or a folder.
+    run: PathBuf,
+    /// Whose files to write.
+    #[arg(long, value_enum)]
+    format: Format,
+    /// How to store the numbers. They come from the fp32 masters where the run has any.
+    #[arg(long, value_enum, default_value = "fp32")]
+    dtype: DtypeArg,
+    /// Step of the checkpoint to export; the newest whole one by default.
+    #[arg(long, value_name = "STEP")]
+    checkpoint: Option<u64>,
+    /// The folder to make, which must not be there. By default below `export/` in the run's folder.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Folder that holds the run folders.
+    #[arg(long, default_value = "runs", value_name = "DIR")]
+    runs: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// A folder for `transformers`: safetensors, configuration, tokenizer.
+    Hf,
+    /// The reference's `model.bin`: version 3 for fp32, 5 for bf16.
+    Llmc,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DtypeArg {
+    Fp32,
+    Bf16,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let paths = RunPaths::new(&run_argument::find(Some(&args.run), &args.runs)?);
+    let experiment = experiment::load(&paths.experiment(), &[])?.experiment;
+    let (manifest, state) = run_argument::load_checkpoint(&paths, args.checkpoint)?;
+    let precision = match args.dtype {
+        DtypeArg::Fp32 => Precision::Fp32,
+        DtypeArg::Bf16 => Precision::Bf16,
+    };
+    let format = match args.format {
+        Format::Hf => "hf",
+        Format::Llmc => "llmc",
+    };
+    let name = format!("step_{:08}_{format}_{}", manifest.step, precision.name());
+    let out = args.out.unwrap_or_else(|| paths.folder().join("export").join(name));
+    if out.exists() {
+        return Err(ExportError::Exists { path: out }.into());
+    }
+    let parameters = Parameters::of_state(&experiment.model, state)?;
+    let folder = NewFolder::create(&out)?;
+    match args.format {
+        Format::Hf => {
+            let tokenizer = Tokenizer::new(experiment.data.tokenizer);
+            let about = hf::About { tokenizer, sample: &experiment.sample, origin: origin(&experiment, &manifest) };
+            hf::write(folder.path(), parameters, precision, &about)?;
+        }
+        Format::Llmc => {
+            llmc::write(&folder.path().join("model.bin"), &parameters, precision)?;
+        }
+    }
+    folder.commit()?;
+    anstream::eprintln!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root);
+    println!("{}", out.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Which bits of which run the file holds.
+fn origin(experiment: &Experiment, manifest: &Manifest) -> BTreeMap<String, String> {
+    let entries = [
+        ("experiment", experiment.name.clone()),
+        ("step", manifest.step.to_string()),
+        ("tokens", manifest.tokens.to_string()),
+        ("state_root", manifest.state_root.to_string()),
+        ("created_by", manifest.created_by.clone()),
+    ];
+    entries.map(|(key, value)| (format!("runner.{key}"), value)).into()
+}
