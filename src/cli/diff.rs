@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::{exit, locking, resume};
+use super::{exit, locking};
 use crate::proof::lock::{self, Lock, differences};
 use crate::proof::{Entry, FieldDifference, ledger};
 use crate::store::compare::{self, First, StateDifference};
@@ -45,8 +45,8 @@ pub struct Diff {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let folder = |path: &Path| resume::find(Some(path), &args.runs);
-    let (a, b) = (folder(&args.a)?, folder(&args.b)?);
+    let folder = |path: &Path| if path.is_dir() { path.to_owned() } else { args.runs.join(path) };
+    let (a, b) = (folder(&args.a), folder(&args.b));
     let is_checkpoint = |folder: &Path| folder.join(checkpoint::MANIFEST_FILE).is_file();
     let diff = match (is_checkpoint(&a), is_checkpoint(&b)) {
         (true, true) => {

@@ -13,6 +13,7 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::run_argument;
 use super::session::Device;
 use crate::data::{Dataset, Sources, Tokenizer, ValidationSet};
 use crate::eval::multiple_choice::{self, Outcome, names};
@@ -20,7 +21,7 @@ use crate::eval::{self, Scores, TaskSet, parameters};
 use crate::experiment::{self, Experiment};
 use crate::model::Gpt2;
 use crate::ops::{Ops, Role, Rows};
-use crate::store::{self, Loaded, Manifest, RunPaths, StoreError, Tensor, checkpoint};
+use crate::store::{self, Manifest, RunPaths, Tensor};
 use crate::units;
 
 /// Measure a saved model: validation loss, HellaSwag.
@@ -76,17 +77,13 @@ struct Results {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let folder = if args.run.is_dir() { args.run.clone() } else { args.runs.join(&args.run) };
-    let paths = RunPaths::new(&folder);
-    if !paths.experiment().is_file() {
-        return Err(StoreError::NoSuchRun { path: folder }.into());
-    }
+    let paths = RunPaths::new(&run_argument::find(Some(&args.run), &args.runs)?);
     let experiment = experiment::load(&paths.experiment(), &args.set)?.experiment;
     let tasks = open_tasks(&args, &experiment)?;
     if args.details.is_some() && tasks.hellaswag.is_none() {
         bail!("`--details` needs HellaSwag\n  hint: add `--task hellaswag`");
     }
-    let (manifest, state) = load(&paths, args.checkpoint)?;
+    let (manifest, state) = run_argument::load_checkpoint(&paths, args.checkpoint)?;
     anstream::eprintln!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root);
 
     let started = Instant::now();
@@ -136,18 +133,6 @@ fn held_out(pattern: Option<&String>, experiment: &Experiment) -> anyhow::Result
         (None, None) => std::sync::Arc::new(Dataset::open(&experiment.data.val, vocab)?),
     };
     Ok(ValidationSet::new(&data, experiment.eval.val_tokens, experiment.batch.seq_len)?)
-}
-
-fn load(paths: &RunPaths, step: Option<u64>) -> anyhow::Result<Loaded> {
-    let checkpoints = paths.checkpoints();
-    if let Some(step) = step {
-        return Ok(store::load(&checkpoints.join(checkpoint::folder_name(step)))?);
-    }
-    let (found, broken) = store::newest_whole(&checkpoints)?;
-    for (step, why) in &broken {
-        anstream::eprintln!("passed over the checkpoint of step {step}: {why}");
-    }
-    found.with_context(|| format!("there is no whole checkpoint in `{}`", checkpoints.display()))
 }
 
 fn measure<O: Ops>(mut ops: O, experiment: &Experiment, state: Vec<Tensor>, tasks: &Tasks) -> anyhow::Result<Results> {

@@ -16,6 +16,8 @@ mod past;
 pub mod plot;
 pub mod resume;
 pub mod run;
+mod run_argument;
+pub mod sample;
 mod session;
 pub mod verify;
 
@@ -45,7 +47,9 @@ enum Verb {
     Verify(verify::Args),
     /// Find the first step, tensor, leaf and element in which two runs differ.
     Diff(diff::Args),
-    /// Write a run in a format of other programs.
+    /// Let a saved model write.
+    Sample(sample::Args),
+    /// Write a saved model for other programs: Hugging Face, llm.c; or its provenance.
     Export(export::Args),
     /// Print an experiment as it resolves, with the origin of every key.
     Config(config::Args),
@@ -70,7 +74,8 @@ impl Cli {
             Verb::Eval(args) => eval::run(args),
             Verb::Verify(args) => verify::run(args),
             Verb::Diff(args) => diff::run(args),
-            Verb::Export(args) => export::run(args).map(done),
+            Verb::Sample(args) => sample::run(args),
+            Verb::Export(args) => export::run(args),
             Verb::Config(args) => config::run(args).map(done),
             Verb::Plot(args) => plot::run(args).map(done),
             Verb::Data(args) => data::run(args).map(done),

@@ -87,6 +87,7 @@ impl Changed {
     pub fn write(&self, records: &mut Records, resumed: Option<u64>) -> Result<(), RunError> {
         if let Some(step) = resumed {
             records.ledger.note("resume", &format!("at step {step}"))?;
+            records.pending.resumed = true;
         }
         if !self.told.is_empty() {
             anstream::eprintln!("same numerics, made elsewhere before:{}", list(&self.told));
@@ -97,7 +98,7 @@ impl Changed {
         for difference in &self.drift {
             // A run that is at its end has no next entry; the note is there at once.
             records.ledger.note("drift", &difference.to_string())?;
-            records.events.push(format!("drift {difference}"));
+            records.pending.changes.push(format!("drift {difference}"));
         }
         Ok(())
     }

@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
-
+use super::run_argument;
 use super::session::{self, Place, Session};
 use crate::experiment;
-use crate::store::{RunFolder, newest_run, newest_whole};
+use crate::store::{RunFolder, newest_whole};
 
 /// Go on with a run from its newest whole checkpoint.
 #[derive(clap::Args)]
@@ -29,7 +28,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let path = find(args.run.as_deref(), &args.runs)?;
+    let path = run_argument::find(args.run.as_deref(), &args.runs)?;
     let folder = RunFolder::open(&path)?;
     let mut loaded = experiment::load(&folder.paths.experiment(), &args.set)?;
 
@@ -48,13 +47,4 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         allow_drift: args.allow_drift,
         edited: !args.set.is_empty(),
     }))
-}
-
-/// The folder of a run that is named on the command line: a folder, a name under `runs`, or the newest.
-pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
-    match run {
-        Some(run) if run.is_dir() => Ok(run.to_owned()),
-        Some(run) => Ok(runs.join(run)),
-        None => newest_run(runs)?.with_context(|| format!("there is no run in `{}`", runs.display())),
-    }
 }

@@ -25,7 +25,7 @@ use crate::report::{self, PlotOptions, ReportError, RunData};
 use crate::store::main_log::MainLogWriter;
 use crate::store::metrics::MetricsWriter;
 use crate::store::{self, Retention, RunFolder, Writer};
-use crate::train::run::{Outcome, Records, Run};
+use crate::train::run::{Outcome, Pending, Records, Run};
 use crate::train::{Listener, Trainer};
 use crate::units;
 
@@ -279,7 +279,6 @@ impl Records {
         let run = folder.paths.folder();
         Ok(Records {
             ledger,
-            events: Vec::new(),
             // A run that was killed before its first row has no files to go on with.
             metrics: if folder.paths.metrics_jsonl().exists() {
                 MetricsWriter::resume(run, step)?
@@ -297,6 +296,7 @@ impl Records {
                 Retention { keep_last: experiment.checkpoint.keep_last, keep_every: experiment.checkpoint.keep_every },
             ),
             numerics: lock.numerics.clone(),
+            pending: Pending::default(),
         })
     }
 }

@@ -14,6 +14,9 @@ pub struct Sampling {
     pub temperature: f64,
     /// Only the k likeliest tokens; 0 is all.
     pub top_k: usize,
+    /// Only the fewest likeliest tokens whose probabilities add up to this, counted after `temperature` and
+    /// `top_k` (nucleus sampling, Holtzman et al. 2020); 1 is all.
+    pub top_p: f64,
     /// Random numbers of this text.
     pub key: Key,
 }
@@ -55,7 +58,8 @@ fn choose(logits: &[f32], sampling: &Sampling, position: u64) -> u16 {
     let weight = |logit: f32| {
         if logit < floor { 0.0 } else { libm::exp((f64::from(logit) - max) / sampling.temperature) }
     };
-    let weights: Vec<f64> = logits.iter().map(|&l| weight(l)).collect();
+    let mut weights: Vec<f64> = logits.iter().map(|&l| weight(l)).collect();
+    keep_nucleus(&mut weights, sampling.top_p);
     let mut left = sampling.key.uniform(0, position) * weights.iter().sum::<f64>();
     for (token, weight) in weights.iter().enumerate() {
         left -= weight;
@@ -87,12 +91,30 @@ fn kth_largest(logits: &[f32], k: usize) -> f32 {
     *kth
 }
 
+/// Sets to 0 all but the largest weights, as few as make up the share `top_p` of the sum. Of equal weights
+/// those of lower tokens count as larger, so that the choice is one.
+fn keep_nucleus(weights: &mut [f64], top_p: f64) {
+    if top_p >= 1.0 {
+        return;
+    }
+    let enough = top_p * weights.iter().sum::<f64>();
+    let mut order: Vec<usize> = (0..weights.len()).filter(|&token| weights[token] > 0.0).collect();
+    order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]).then(a.cmp(&b)));
+    let mut sum = 0.0;
+    for token in order {
+        if sum >= enough {
+            weights[token] = 0.0;
+        }
+        sum += weights[token];
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn sampling(temperature: f64, top_k: usize) -> Sampling {
-        Sampling { temperature, top_k, key: Key::new(1, "test") }
+        Sampling { temperature, top_k, top_p: 1.0, key: Key::new(1, "test") }
     }
 
     #[test]
@@ -113,5 +135,33 @@ mod tests {
     fn top_k_leaves_only_the_k_likeliest() {
         let logits = [1.0f32, 5.0, 4.9, 2.0];
         assert!((0..2000).all(|i| [1, 2].contains(&choose(&logits, &sampling(5.0, 2), i))));
+    }
+
+    #[test]
+    fn top_p_keeps_the_fewest_likeliest_that_reach_it() {
+        let kept = |top_p: f64| {
+            let mut weights = [1.0, 4.0, 2.0, 2.0, 1.0, 0.0];
+            keep_nucleus(&mut weights, top_p);
+            weights
+        };
+        assert_eq!(kept(1e-9), [0.0, 4.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(kept(0.4), [0.0, 4.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(kept(0.41), [0.0, 4.0, 2.0, 0.0, 0.0, 0.0]);
+        assert_eq!(kept(0.8), [0.0, 4.0, 2.0, 2.0, 0.0, 0.0]);
+        assert_eq!(kept(0.9), [1.0, 4.0, 2.0, 2.0, 0.0, 0.0]);
+        assert_eq!(kept(1.0), [1.0, 4.0, 2.0, 2.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn top_p_draws_only_from_the_nucleus_and_counts_after_top_k() {
+        let logits = [1.0f32, 5.0, 4.9, 2.0];
+        let draws = |top_k: usize, top_p: f64| {
+            let sampling = Sampling { top_p, ..sampling(1.0, top_k) };
+            (0..2000).map(|i| choose(&logits, &sampling, i)).collect::<std::collections::BTreeSet<u16>>()
+        };
+        assert_eq!(draws(0, 0.9), [1, 2].into());
+        // The likeliest has 0.51 of all, and 0.525 of the two likeliest.
+        assert_eq!(draws(0, 0.515), [1, 2].into());
+        assert_eq!(draws(2, 0.515), [1].into());
     }
 }

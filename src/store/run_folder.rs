@@ -7,7 +7,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::{Result, StoreError, atomic};
 
@@ -176,7 +176,7 @@ fn lock(folder: &Path) -> Result<File> {
     let path = folder.join(LOCK);
     let mut file =
         File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(StoreError::io(&path, "open"))?;
-    match file.try_lock() {
+    match try_lock_patiently(&file) {
         Ok(()) => {
             let write = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
             write.map_err(StoreError::io(&path, "write"))?;
@@ -190,6 +190,18 @@ fn lock(folder: &Path) -> Result<File> {
         }
         Err(TryLockError::Error(source)) => Err(StoreError::io(&path, "lock")(source)),
     }
+}
+
+/// Tries for a moment: a process that was just killed, or a child between fork and exec, may hold on for
+/// some milliseconds.
+fn try_lock_patiently(file: &File) -> Result<(), TryLockError> {
+    for _ in 0..20 {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+            outcome => return outcome,
+        }
+    }
+    file.try_lock()
 }
 
 fn check_name(name: &str) -> Result<()> {

@@ -121,7 +121,7 @@ mod tests {
             call += 1;
             if call == 2 {
                 let mut state = trainer.state()?;
-                let tensor = state.iter_mut().find(|t| t.name == "wpe").expect("a tensor");
+                let tensor = state.iter_mut().find(|t| t.name == "wpe.weight").expect("a tensor");
                 tensor.bytes[4] ^= 1;
                 trainer.restore(state)?;
             }
@@ -129,9 +129,9 @@ mod tests {
         })
         .expect_err("a mismatch");
         let text = error.to_string();
-        assert!(text.contains("1 of ") && text.contains("`wpe`: F32 [8, 32], leaf 0, element 1 [0, 1]"), "{text}");
+        assert!(text.contains("1 of ") && text.contains("`wpe.weight`: F32 [8, 32], leaf 0, element 1 [0, 1]"), "{text}");
         let read = |name: &str| safetensors::read(&paths.unrepeatable(0).join(name)).expect("kept");
         let found = compare::states(&read("first.safetensors"), &read("second.safetensors")).expect("they differ");
-        assert_eq!(found.tensors, ["wpe"]);
+        assert_eq!(found.tensors, ["wpe.weight"]);
     }
 }

@@ -44,13 +44,30 @@ pub struct Run<O: Ops> {
 pub struct Records {
     pub paths: RunPaths,
     pub ledger: Ledger,
-    /// What changed the bits of the run since its last entry, for the next one.
-    pub events: Vec<String>,
     pub metrics: MetricsWriter,
     pub main_log: MainLogWriter,
     pub writer: Writer,
     /// What the bits depend on, for the manifest of each checkpoint.
     pub numerics: std::collections::BTreeMap<String, String>,
+    /// What has happened since the last step, for the next step's row and entry.
+    pub pending: Pending,
+}
+
+/// What happened between two steps.
+#[derive(Clone, Debug, Default)]
+pub struct Pending {
+    /// The run was resumed, which changes no bit: metrics tell it, the ledger's entries do not.
+    pub resumed: bool,
+    /// What changed bits, in the ledger's words: `drift …`, `rewind …`.
+    pub changes: Vec<String>,
+}
+
+impl Pending {
+    /// One word for each thing that happened.
+    fn words(&self) -> Vec<String> {
+        let changes = self.changes.iter().filter_map(|change| change.split(' ').next().map(str::to_owned));
+        self.resumed.then(|| "resume".to_owned()).into_iter().chain(changes).collect()
+    }
 }
 
 impl Records {
@@ -196,6 +213,7 @@ impl<O: Ops> Run<O> {
         let sampling = Sampling {
             temperature: sample.temperature,
             top_k: sample.top_k,
+            top_p: 1.0,
             key: Key::new(self.experiment.seed, &format!("sample at step {step}")),
         };
         let (mut decoder, mut text) = (StreamDecoder::new(self.tokenizer), String::new());
@@ -229,14 +247,16 @@ impl<O: Ops> Run<O> {
             .peak_flops
             .map(|peak| tokens_per_s * flops_per_token(&self.experiment.model, self.experiment.batch.seq_len) / peak);
         let tokens = (report.step + 1) * self.experiment.batch.tokens;
-        let events = std::mem::take(&mut self.records.events);
-        self.records.ledger.append(&ledger_entry(report, tokens, root, events))?;
+        let pending = std::mem::take(&mut self.records.pending);
+        let words = pending.words();
+        self.records.ledger.append(&ledger_entry(report, tokens, root, pending.changes))?;
         let mut row = MetricsRow::new(report.step, tokens, metrics_action(report.verdict));
         row.loss = Some(report.loss);
         row.grad_norm = Some(report.grad_norm);
         row.learning_rate = Some(report.learning_rate);
         row.loss_z = report.loss_z;
         row.grad_z = report.grad_z;
+        row.events = words;
         measured.write(&mut row);
         row.step_ms = Some(seconds * 1e3);
         row.tokens_per_s = Some(tokens_per_s);
@@ -255,7 +275,10 @@ impl<O: Ops> Run<O> {
 
     /// Copies the state and hands it to the writer.
     fn checkpoint(&mut self, root: Option<Hash>, out: &mut dyn Listener) -> Result<(), RunError> {
+        // Rows and entries up to a checkpoint are on disk before it is: a resume finds no gap.
         self.records.ledger.sync()?;
+        self.records.metrics.sync()?;
+        self.records.main_log.sync()?;
         let progress = self.trainer.progress();
         let facts = Facts {
             experiment: self.experiment.name.clone(),
@@ -307,7 +330,7 @@ impl<O: Ops> Run<O> {
         self.trainer.skip_data(behind);
         self.feed.seek(manifest.step, self.trainer.progress().data_offset).map_err(TrainError::from)?;
         self.records.ledger.truncate_to(manifest.ledger.size)?;
-        self.records.events = vec![proof::entry::rewind_event(step, manifest.step)];
+        self.records.pending.changes.push(proof::entry::rewind_event(step, manifest.step));
         self.records.metrics = MetricsWriter::resume(self.records.paths.folder(), manifest.step)?;
         self.records.main_log = MainLogWriter::resume(self.records.paths.folder(), manifest.step)?;
         out.on(&Event::Rewound { from_step: step, to_step: manifest.step });

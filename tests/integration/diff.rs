@@ -52,7 +52,7 @@ fn one_flipped_bit_is_found_in_its_tensor_leaf_and_element_with_both_values() {
     run(&lab, "b", &[]);
     let checkpoints = lab.path("b/checkpoints");
     let (manifest, mut state) = store::load(&checkpoints.join("step_00000004")).expect("whole");
-    let tensor = state.iter_mut().find(|tensor| tensor.name == "wte").expect("a tensor");
+    let tensor = state.iter_mut().find(|tensor| tensor.name == "wte.weight").expect("a tensor");
     // Element 2000 of [257, 64] is [31, 16], in the second leaf of 1024 floats.
     tensor.bytes[4 * 2000] ^= 1;
     let bits = u32::from_le_bytes(tensor.bytes[8000..8004].try_into().expect("four"));
@@ -71,7 +71,7 @@ fn one_flipped_bit_is_found_in_its_tensor_leaf_and_element_with_both_values() {
     let diff: Value = serde_json::from_str(&lab.diff("a", "b", &["--json"]).stdout).expect("JSON alone");
     let state = &diff["first_state"];
     assert_eq!(state["step"], 4);
-    assert_eq!(state["tensors"], serde_json::json!(["wte"]));
+    assert_eq!(state["tensors"], serde_json::json!(["wte.weight"]));
     let first = &state["first"];
     assert_eq!((first["leaf"].as_u64(), first["element"].as_u64()), (Some(1), Some(2000)));
     assert_eq!(first["coordinates"], serde_json::json!([31, 16]));

@@ -4,6 +4,7 @@ mod architecture;
 mod determinism;
 mod diff;
 mod divergence;
+mod export;
 mod hellaswag;
 mod lock;
 mod pytorch;

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::{exit, resume};
+use super::{exit, run_argument};
 
 /// Check a run to the byte, or that an experiment repeats.
 #[derive(clap::Args)]
@@ -63,7 +63,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let options = twice::Options { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
         twice::run(experiment, &options, &mut report)?;
     } else {
-        let folder = resume::find(args.what.as_deref(), &args.runs)?;
+        let folder = run_argument::find(args.what.as_deref(), &args.runs)?;
         let run = files::verify(&folder, &mut report)?;
         if let Some((from, to)) = args.replay {
             match run {

@@ -1,0 +1,240 @@
+//! The reference's model file, `.bin`: version 3 (fp32) and 5 (bf16).
+//!
+//! 256 little-endian int32 (magic 20240326, version, context, V, L, NH, C, padded V), then the tensors, each
+//! stacked over the layers: all first layernorms' weights, then all their biases, and so on. Weights
+//! are (out, in), as in our state; the token table has its padding rows, which are 0.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::Path;
+
+use super::{ExportError, Parameters, Precision, Result, encoded};
+use crate::experiment::Model;
+use crate::model::{ParamSpec, Weights};
+use crate::ops::Dtype;
+use crate::store::{Tensor, atomic};
+
+const MAGIC: i32 = 20_240_326;
+const HEADER_BYTES: usize = 1024;
+
+impl Precision {
+    fn version(self) -> i32 {
+        match self {
+            Precision::Fp32 => 3,
+            Precision::Bf16 => 5,
+        }
+    }
+}
+
+/// All tensors in the order of the file.
+fn stacked<T>(weights: &Weights<T>) -> Vec<&T> {
+    let Weights { wte, wpe, layers, ln_f } = weights;
+    let mut order = vec![wte, wpe];
+    order.extend(layers.iter().map(|l| &l.ln_1.weight));
+    order.extend(layers.iter().map(|l| &l.ln_1.bias));
+    order.extend(layers.iter().map(|l| &l.qkv.weight));
+    order.extend(layers.iter().map(|l| &l.qkv.bias));
+    order.extend(layers.iter().map(|l| &l.attn_proj.weight));
+    order.extend(layers.iter().map(|l| &l.attn_proj.bias));
+    order.extend(layers.iter().map(|l| &l.ln_2.weight));
+    order.extend(layers.iter().map(|l| &l.ln_2.bias));
+    order.extend(layers.iter().map(|l| &l.fc.weight));
+    order.extend(layers.iter().map(|l| &l.fc.bias));
+    order.extend(layers.iter().map(|l| &l.fc_proj.weight));
+    order.extend(layers.iter().map(|l| &l.fc_proj.bias));
+    order.extend([&ln_f.weight, &ln_f.bias]);
+    order
+}
+
+/// Writes a whole file, or leaves what was there; returns its length.
+pub fn write(path: &Path, parameters: &Parameters, precision: Precision) -> Result<u64> {
+    let Parameters { model, tensors } = parameters;
+    let specs = Weights::of(model);
+    let element = precision.dtype().size();
+    let bytes = HEADER_BYTES as u64 + specs.parameters() * element as u64;
+    atomic::write_with(path, bytes, |file| {
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        out.write_all(&header(model, precision))?;
+        for (spec, tensor) in stacked(&specs).into_iter().zip(stacked(tensors)) {
+            out.write_all(&encoded(tensor, precision))?;
+            io::copy(&mut io::repeat(0).take(((spec.len - spec.logical_len()) * element) as u64), &mut out)?;
+        }
+        out.flush()
+    })?;
+    Ok(bytes)
+}
+
+fn header(model: &Model, precision: Precision) -> Vec<u8> {
+    let sizes = [model.context, model.vocab, model.layers, model.heads, model.channels, model.vocab_padded];
+    let mut words = [0i32; HEADER_BYTES / 4];
+    (words[0], words[1]) = (MAGIC, precision.version());
+    for (word, size) in words[2..].iter_mut().zip(sizes) {
+        *word = i32::try_from(size).expect("sizes of a model that was trained are far below 2^31");
+    }
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// Reads a file back: the sizes of its model, and its parameters in the file's precision.
+///
+/// # Errors
+///
+/// A file that is no such model, is shorter or longer than its header says, or has numbers in the padding
+/// rows, which our state does not keep.
+pub fn read(path: &Path) -> Result<(Parameters, Precision)> {
+    let io = |source| ExportError::Io { path: path.into(), source };
+    let file = File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let mut file = BufReader::with_capacity(1 << 20, file);
+    let mut header = [0; HEADER_BYTES];
+    if length < HEADER_BYTES as u64 {
+        return Err(ExportError::Length { path: path.into(), got: length, expected: HEADER_BYTES as u64 });
+    }
+    file.read_exact(&mut header).map_err(io)?;
+    let (model, precision) = parse_header(path, &header)?;
+
+    let element = precision.dtype().size();
+    let expected = file_bytes(&model, element as u128);
+    if u128::from(length) != expected {
+        let expected = u64::try_from(expected).unwrap_or(u64::MAX);
+        return Err(ExportError::Length { path: path.into(), got: length, expected });
+    }
+    let specs = Weights::of(&model);
+    let mut read: Vec<Option<Tensor>> = vec![None; specs.iter().count()];
+    for spec in stacked(&specs) {
+        let mut bytes = vec![0; spec.len * element];
+        file.read_exact(&mut bytes).map_err(io)?;
+        let padding = bytes.split_off(spec.logical_len() * element);
+        if let Some(at) = padding.iter().position(|&byte| byte != 0) {
+            let row = model.vocab + at / (model.channels * element);
+            return Err(ExportError::Padding { path: path.into(), row });
+        }
+        read[spec.id as usize] = Some(tensor(spec, precision.dtype(), bytes));
+    }
+    let tensors: Result<_> = specs.try_map(|spec| Ok(read[spec.id as usize].take().expect("`stacked` gives every tensor once")));
+    Ok((Parameters { model, tensors: tensors? }, precision))
+}
+
+fn tensor(spec: &ParamSpec, dtype: Dtype, bytes: Vec<u8>) -> Tensor {
+    Tensor { name: spec.name.clone(), dtype, shape: spec.shape.clone(), bytes }
+}
+
+/// Length of the file of a model; computed apart from [`Weights`], which would list the layers of a header
+/// that lies.
+fn file_bytes(model: &Model, element: u128) -> u128 {
+    let Model { layers, channels, context, vocab_padded, .. } = *model;
+    let [l, c, t, v] = [layers, channels, context, vocab_padded].map(|size| size as u128);
+    HEADER_BYTES as u128 + element * (v * c + t * c + l * (12 * c * c + 13 * c) + 2 * c)
+}
+
+fn parse_header(path: &Path, header: &[u8; HEADER_BYTES]) -> Result<(Model, Precision)> {
+    let words = header.as_chunks().0;
+    let word = |i: usize| i32::from_le_bytes(words[i]);
+    let bad = |what, i: usize, expected: &str| ExportError::Header {
+        path: path.into(),
+        what,
+        byte: 4 * i,
+        got: word(i).into(),
+        expected: expected.into(),
+    };
+    if word(0) != MAGIC {
+        return Err(bad("the magic number", 0, "20240326"));
+    }
+    let precision = match word(1) {
+        3 => Precision::Fp32,
+        5 => Precision::Bf16,
+        _ => return Err(bad("the version", 1, "3 (fp32) or 5 (bf16)")),
+    };
+    let size = |what, i: usize| match usize::try_from(word(i)) {
+        Ok(size) if size > 0 => Ok(size),
+        _ => Err(bad(what, i, "at least 1")),
+    };
+    let model = Model {
+        descriptor: None,
+        context: size("the context", 2)?,
+        vocab: size("the vocabulary", 3)?,
+        layers: size("the number of layers", 4)?,
+        heads: size("the number of heads", 5)?,
+        channels: size("the number of channels", 6)?,
+        vocab_padded: size("the padded vocabulary", 7)?,
+    };
+    if !model.channels.is_multiple_of(model.heads) {
+        return Err(bad("the number of heads", 5, &format!("a divisor of {} channels", model.channels)));
+    }
+    if model.vocab_padded < model.vocab {
+        return Err(bad("the padded vocabulary", 7, &format!("at least the vocabulary, {}", model.vocab)));
+    }
+    Ok((model, precision))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::sample_parameters;
+
+    fn written(parameters: &Parameters, precision: Precision) -> (tempfile::TempDir, std::path::PathBuf) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("model.bin");
+        let bytes = write(&path, parameters, precision).expect("written");
+        assert_eq!(std::fs::metadata(&path).expect("there").len(), bytes);
+        (folder, path)
+    }
+
+    #[test]
+    fn the_file_is_as_the_format_says() {
+        let parameters = sample_parameters(Dtype::F32);
+        let (_folder, path) = written(&parameters, Precision::Fp32);
+        let bytes = std::fs::read(path).expect("readable");
+        let word = |i: usize| i32::from_le_bytes(bytes[4 * i..4 * i + 4].try_into().expect("four bytes"));
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7, 8, 255].map(word), [20_240_326, 3, 5, 11, 3, 2, 8, 128, 0, 0]);
+        // V=11 of 128 padded rows, C=8, context 5: where tensors start, counted by hand.
+        let at = |element: usize, tensor: &Tensor| bytes[1024 + 4 * element..].starts_with(&tensor.bytes);
+        let layers = &parameters.tensors.layers;
+        assert!(at(0, &parameters.tensors.wte));
+        assert!(bytes[1024 + 4 * 88..1024 + 4 * 1024].iter().all(|&byte| byte == 0));
+        assert!(at(1024, &parameters.tensors.wpe));
+        let ln_1 = 1024 + 40;
+        assert!((0..3).all(|l| at(ln_1 + 8 * l, &layers[l].ln_1.weight) && at(ln_1 + 24 + 8 * l, &layers[l].ln_1.bias)));
+        let qkv = ln_1 + 48;
+        assert!((0..3).all(|l| at(qkv + 192 * l, &layers[l].qkv.weight) && at(qkv + 576 + 24 * l, &layers[l].qkv.bias)));
+        assert!(bytes.ends_with(&parameters.tensors.ln_f.bias.bytes));
+    }
+
+    #[test]
+    fn both_versions_come_back_bit_for_bit() {
+        for (dtype, precision) in [(Dtype::F32, Precision::Fp32), (Dtype::BF16, Precision::Bf16)] {
+            let parameters = sample_parameters(dtype);
+            let (_folder, path) = written(&parameters, precision);
+            let (back, found) = read(&path).expect("readable");
+            assert_eq!((&back.model, found), (&parameters.model, precision));
+            assert!(back.tensors.iter().eq(parameters.tensors.iter()), "{dtype}");
+            let (_folder, again) = written(&back, found);
+            assert_eq!(std::fs::read(path).expect("readable"), std::fs::read(again).expect("readable"));
+        }
+    }
+
+    #[test]
+    fn damaged_files_are_refused() {
+        let (folder, path) = written(&sample_parameters(Dtype::F32), Precision::Fp32);
+        let whole = std::fs::read(&path).expect("readable");
+        let refusal = |change: &dyn Fn(&mut Vec<u8>)| {
+            let mut bytes = whole.clone();
+            change(&mut bytes);
+            let path = folder.path().join("damaged.bin");
+            std::fs::write(&path, bytes).expect("writable");
+            read(&path).expect_err("damaged").to_string()
+        };
+        let word =
+            |i: usize, value: i32| move |bytes: &mut Vec<u8>| bytes[4 * i..4 * i + 4].copy_from_slice(&value.to_le_bytes());
+        let html = |bytes: &mut Vec<u8>| bytes[..6].copy_from_slice(b"<html>");
+        assert!(refusal(&html).contains("the magic number at byte 0"));
+        assert!(refusal(&word(1, 4)).contains("the version at byte 4 is 4, expected 3 (fp32) or 5 (bf16)"));
+        assert!(refusal(&word(4, 0)).contains("layers at byte 16 is 0"));
+        assert!(refusal(&word(4, i32::MAX)).contains("the file was cut short"));
+        assert!(refusal(&word(5, 3)).contains("a divisor of 8 channels"));
+        assert!(refusal(&word(7, 10)).contains("at least the vocabulary, 11"));
+        assert!(refusal(&word(3, 10)).contains("row 10 of the token table"));
+        assert!(refusal(&|bytes| bytes.truncate(1000)).contains("cut short"));
+        assert!(refusal(&|bytes| _ = bytes.pop()).contains("cut short"));
+        assert!(refusal(&|bytes| bytes.push(0)).contains("behind its end"));
+    }
+}
