@@ -1,6 +1,6 @@
 //! `runner resume [RUN]`: go on from the newest whole checkpoint, to the bits of the uninterrupted run.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::run_argument;
