@@ -1,24 +1,78 @@
 //! The statement of a run is one that in-toto and SLSA accept.
 //!
-//! `tests/fixtures/slsa_v1.binpb` has their published schemas; `tests/slsa/descriptors.py` wrote it, and
-//! checks a statement with their own library.
+//! `tests/fixtures/slsa_v1.json` has their published schemas (protobuf descriptors as JSON);
+//! `tests/slsa/descriptors.py` wrote it, and checks a statement with their own library.
 
-use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage};
 use serde_json::Value;
 
 use crate::support::Lab;
 
-const SCHEMAS: &[u8] = include_bytes!("../fixtures/slsa_v1.binpb");
+const SCHEMAS: &str = include_str!("../fixtures/slsa_v1.json");
 const CI: &str = "experiments/ci.toml";
 
-/// Reads `json` as a message of the schema; unknown fields and wrong types are errors.
-fn parse(message: &str, json: &Value) -> Result<DynamicMessage, String> {
-    let pool = DescriptorPool::decode(SCHEMAS).expect("the schemas are whole");
-    let descriptor = pool.get_message_by_name(message).expect("the schema has it");
-    let text = json.to_string();
-    let mut deserializer = serde_json::Deserializer::from_str(&text);
-    let options = DeserializeOptions::new().deny_unknown_fields(true);
-    DynamicMessage::deserialize_with_options(descriptor, &mut deserializer, &options).map_err(|e| e.to_string())
+/// What a message's name stands for: `.google.protobuf.Struct` → its descriptor.
+fn message<'a>(schemas: &'a Value, name: &str) -> &'a Value {
+    let files = schemas["file"].as_array().expect("files");
+    let (file, rest) = files
+        .iter()
+        .filter_map(|file| Some((file, name.trim_start_matches('.').strip_prefix(file["package"].as_str()?)?.strip_prefix('.')?)))
+        .find(|(file, rest)| named(&file["messageType"], rest.split('.').next().unwrap_or_default()).is_some())
+        .unwrap_or_else(|| panic!("no schema of `{name}`"));
+    let mut parts = rest.split('.');
+    let outer = named(&file["messageType"], parts.next().unwrap_or_default()).expect("found above");
+    parts.fold(outer, |outer, part| named(&outer["nestedType"], part).expect("the schema is whole"))
+}
+
+fn named<'a>(list: &'a Value, name: &str) -> Option<&'a Value> {
+    list.as_array()?.iter().find(|item| item["name"] == name)
+}
+
+/// Whether `json` is a message of the schema by protobuf's mapping to JSON; else where it is not.
+fn check(schemas: &Value, name: &str, json: &Value) -> Result<(), String> {
+    match name.trim_start_matches('.') {
+        "google.protobuf.Struct" => return json.as_object().map(|_| ()).ok_or(format!("{json} is no object")),
+        "google.protobuf.Timestamp" => return json.as_str().map(|_| ()).ok_or(format!("{json} is no time")),
+        _ => {}
+    }
+    let descriptor = message(schemas, name);
+    for (key, value) in json.as_object().ok_or(format!("{json} is no `{name}`"))? {
+        let fields = descriptor["field"].as_array().expect("fields");
+        let field = fields.iter().find(|f| f["jsonName"] == *key).ok_or(format!("`{name}` has no field `{key}`"))?;
+        let entry = field["typeName"].as_str().filter(|t| field["type"] == "TYPE_MESSAGE" && message_is_map(schemas, t));
+        let one = |value: &Value| match field["type"].as_str() {
+            Some("TYPE_STRING" | "TYPE_BYTES") => {
+                value.as_str().map(|_| ()).ok_or(format!("`{key}` is {value}, expected a text"))
+            }
+            Some("TYPE_MESSAGE") => check(schemas, field["typeName"].as_str().expect("a name"), value),
+            other => panic!("the schemas have no {other:?}"),
+        };
+        match (entry, field["label"] == "LABEL_REPEATED") {
+            (Some(entry), _) => {
+                let of = named(&message(schemas, entry)["field"], "value").expect("a map has values");
+                for value in value.as_object().ok_or(format!("`{key}` is no map"))?.values() {
+                    match of["type"].as_str() {
+                        Some("TYPE_STRING") if value.is_string() => {}
+                        Some("TYPE_MESSAGE") => check(schemas, of["typeName"].as_str().expect("a name"), value)?,
+                        _ => return Err(format!("`{key}` has the value {value}")),
+                    }
+                }
+            }
+            (None, true) => value.as_array().ok_or(format!("`{key}` is no list"))?.iter().try_for_each(one)?,
+            (None, false) => one(value)?,
+        }
+    }
+    Ok(())
+}
+
+fn message_is_map(schemas: &Value, name: &str) -> bool {
+    name != ".google.protobuf.Struct"
+        && name != ".google.protobuf.Timestamp"
+        && message(schemas, name)["options"]["mapEntry"] == true
+}
+
+/// Checks `json` against the published schema of `message`.
+fn parse(message: &str, json: &Value) -> Result<(), String> {
+    check(&serde_json::from_str(SCHEMAS).expect("the schemas are JSON"), message, json)
 }
 
 const STATEMENT: &str = "in_toto_attestation.v1.Statement";

@@ -2,7 +2,7 @@
 """Write the schemas of in-toto statements and SLSA provenance v1, as their project publishes them, to one file.
 
     pip install in-toto-attestation==0.9.3
-    python tests/slsa/descriptors.py tests/fixtures/slsa_v1.binpb
+    python tests/slsa/descriptors.py tests/fixtures/slsa_v1.json
 
 With `--check FILE` the library itself reads and validates a statement instead.
 """
@@ -25,5 +25,5 @@ else:
     files = FileDescriptorSet()
     for module in (struct_pb2, timestamp_pb2, resource_descriptor_pb2, statement_pb2, provenance_pb2):
         module.DESCRIPTOR.CopyToProto(files.file.add())
-    with open(sys.argv[1], "wb") as file:
-        file.write(files.SerializeToString(deterministic=True))
+    with open(sys.argv[1], "w") as file:
+        file.write(json_format.MessageToJson(files, sort_keys=True, indent=1) + "\n")

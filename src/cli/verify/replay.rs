@@ -30,6 +30,13 @@ pub fn verify(run: WholeRun, steps: Range<u64>, report: &mut Report) -> anyhow::
     if (entries.len() as u64) < steps.end {
         anyhow::bail!("the run has {} steps, so {}..{} cannot be replayed", entries.len(), steps.start, steps.end);
     }
+    let drifted = |entry: &&Entry| entry.step > steps.start && entry.events.iter().any(|event| event.starts_with("drift "));
+    if let Some(entry) = entries.iter().take(steps.end as usize).rev().find(drifted) {
+        anyhow::bail!(
+            "the steps before {0} were made with other numerics: drift was allowed there\n  hint: replay from a checkpoint of step {0} on",
+            entry.step
+        );
+    }
     let folder = checkpoint_folder(&paths, steps.start);
     if steps.start > 0 && !folder.is_dir() {
         let have: Vec<String> = store::list(&paths.checkpoints())?.iter().map(|(step, _)| step.to_string()).collect();
