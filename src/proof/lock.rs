@@ -277,11 +277,8 @@ mod tests {
         let of = |from: &str, to: &str| parse(&text.replacen(from, to, 1)).unwrap_err();
         assert!(matches!(of("\"seed\" = \"1337\"", "\"seed\" = \"1338\""), LockError::TableDiffers { table: "numerics", .. }));
         assert!(matches!(of("6.1", "6.2"), LockError::TableDiffers { table: "environment", .. }));
-        assert!(
-            matches!(of("[environment]", "[environment"), LockError::Syntax { line: 14, .. }),
-            "{}",
-            of("[environment]", "[environment")
-        );
+        let syntax = of("\n[environment]", "\n[environment");
+        assert!(matches!(syntax, LockError::Syntax { line: 14, .. }), "{syntax}");
         assert!(matches!(of("# What", "# what"), LockError::Spelling { line: 1, .. }));
         assert!(matches!(of("lock/v1", "lock/v2"), LockError::Format { .. }));
     }

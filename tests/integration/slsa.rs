@@ -37,7 +37,7 @@ fn check(schemas: &Value, name: &str, json: &Value) -> Result<(), String> {
     let descriptor = message(schemas, name);
     for (key, value) in json.as_object().ok_or(format!("{json} is no `{name}`"))? {
         let fields = descriptor["field"].as_array().expect("fields");
-        let field = fields.iter().find(|f| f["jsonName"] == *key).ok_or(format!("`{name}` has no field `{key}`"))?;
+        let field = fields.iter().find(|field| json_name(field) == *key).ok_or(format!("`{name}` has no field `{key}`"))?;
         let entry = field["typeName"].as_str().filter(|t| field["type"] == "TYPE_MESSAGE" && message_is_map(schemas, t));
         let one = |value: &Value| match field["type"].as_str() {
             Some("TYPE_STRING" | "TYPE_BYTES") => {
@@ -62,6 +62,16 @@ fn check(schemas: &Value, name: &str, json: &Value) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// The key of a field in JSON: as the schema says, else its name in camel case.
+fn json_name(field: &Value) -> String {
+    if let Some(name) = field["jsonName"].as_str() {
+        return name.to_owned();
+    }
+    let mut words = field["name"].as_str().expect("a name").split('_');
+    let first = words.next().unwrap_or_default().to_owned();
+    words.fold(first, |name, word| name + &word[..1].to_uppercase() + &word[1..])
 }
 
 fn message_is_map(schemas: &Value, name: &str) -> bool {
