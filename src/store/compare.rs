@@ -136,7 +136,7 @@ mod tests {
         let last = changed.last_mut().unwrap();
         *last.bytes.last_mut().unwrap() ^= 1;
         let name = last.name.clone();
-        assert_eq!(states(&state(3), &changed).unwrap().tensors, [name.clone()]);
+        assert_eq!(states(&state(3), &changed).unwrap().tensors, std::slice::from_ref(&name));
         save(&root.path().join("b"), &changed, &facts(3)).unwrap();
         let found = checkpoints(&a, &b).unwrap().unwrap();
         assert_eq!(found.tensors, [name]);

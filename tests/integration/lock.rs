@@ -126,7 +126,7 @@ fn a_changed_token_in_a_shard_is_named_and_refused() {
     assert_eq!(lab.verify("own", &[]).code, Some(0));
 
     let mut bytes = std::fs::read(train).expect("a shard");
-    let middle = bytes.len() / 2 & !1;
+    let middle = (bytes.len() / 2) & !1;
     bytes[middle] ^= 1;
     std::fs::write(train, bytes).expect("writable");
     let name = train.file_name().expect("a name").to_string_lossy().into_owned();
