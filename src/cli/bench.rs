@@ -91,7 +91,7 @@ fn measure<O: Ops>(
     let step_ms = median_ms(steps, || trainer.step(&mut feed).map(|_| ()))?;
     let hashed_step_ms = median_ms(steps, || {
         trainer.step(&mut feed)?;
-        trainer.state_root().map(|_| ()).map_err(TrainError::from)
+        trainer.state_root().map(|_| ())
     })?;
     let peak_bytes = peak_bytes(&trainer.ops);
     trainer.ops.start();

@@ -1,5 +1,6 @@
 //! What `run` and `resume` share: device, data, records, signals, and the training between them.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -303,13 +304,18 @@ impl Records {
 
 /// Micro-batches from `step` on, read ahead.
 pub fn feed(experiment: &Experiment, data: &Data, step: u64, offset: u64) -> anyhow::Result<Prefetcher> {
+    feed_share(experiment, data, 0..experiment.sequences_per_step(), step, offset)
+}
+
+/// The same for one rank's share of each step's sequences.
+pub fn feed_share(experiment: &Experiment, data: &Data, share: Range<u64>, step: u64, offset: u64) -> anyhow::Result<Prefetcher> {
     let sequences = data.train.require_sequences(experiment.batch.seq_len)?;
     let plan = Plan {
         order: SampleOrder::new(experiment.seed, sequences, experiment.data.order == Order::Shuffled),
         seq_len: experiment.batch.seq_len,
         micro_batch: experiment.batch.micro,
         step_sequences: experiment.sequences_per_step(),
-        share: 0..experiment.sequences_per_step(),
+        share,
         overfit_single_batch: experiment.data.overfit_single_batch,
         depth: experiment.data.prefetch,
     };

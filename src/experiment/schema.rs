@@ -182,6 +182,9 @@ pub(super) const KEYS: &[Key] = &[
     int("kernels.gelu_fusion", 0, 2, Default::Integer(0)).bits(),
     //
     int("parallel.workers", 1, 1 << 16, Default::Integer(1)).bits(),
+    int("parallel.ranks", 0, 1 << 16, Default::Integer(0)),
+    int("parallel.zero", 0, 1, Default::Integer(1)),
+    int("parallel.timeout_s", 1, 1 << 20, Default::Integer(600)),
     //
     int("proof.digest_every", 0, MANY, Default::Integer(1)),
     int("proof.replay_every", 0, MANY, Default::Integer(0)),
@@ -214,7 +217,7 @@ pub(super) fn sections() -> Vec<&'static str> {
 ///
 /// Keys that only say where, how often or how fast never do: `name`, `data.train` and the other
 /// paths (their content is pinned by the lock), `data.prefetch`, `eval.*`, `sample.*`, `checkpoint.*`,
-/// `memory.recompute`, `proof.*`, `log.*`, `device.threads` and `device.simd`; nor does
+/// `memory.recompute`, `parallel.*` but for `parallel.workers`, `proof.*`, `log.*`, `device.threads` and `device.simd`; nor does
 /// `model.descriptor`, whose sizes are keys of their own. A name that is no key is taken to matter.
 pub fn reaches_the_bits(name: &str) -> bool {
     key(name).is_none_or(|key| key.bits)
@@ -261,6 +264,9 @@ mod tests {
         for quiet in
             ["name", "log.every", "eval.every", "eval.hellaswag", "checkpoint.keep_last", "memory.recompute", "device.threads"]
         {
+            assert!(!reaches_the_bits(quiet), "{quiet}");
+        }
+        for quiet in ["parallel.ranks", "parallel.zero", "parallel.timeout_s"] {
             assert!(!reaches_the_bits(quiet), "{quiet}");
         }
         for quiet in

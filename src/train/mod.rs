@@ -3,6 +3,8 @@
 
 mod error;
 pub mod events;
+#[cfg(test)]
+mod ranks_tests;
 mod replay;
 pub mod run;
 mod state;
