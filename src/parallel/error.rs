@@ -9,7 +9,14 @@ pub enum ExchangeError {
     #[error(
         "rank {rank} on `{host}` {why}; last operation: {operation}\n  hint: its own output may say more; what was saved is intact, go on with `runner resume`"
     )]
-    Lost { rank: usize, host: String, operation: String, why: String },
+    Lost {
+        rank: usize,
+        host: String,
+        operation: String,
+        why: String,
+        /// Whether another rank found it and told this one.
+        told: bool,
+    },
     /// A message that no rank of this run would send.
     #[error(
         "rank {rank} sent {found} in {operation}, expected {expected}\n  hint: the ranks run different programs or experiments"

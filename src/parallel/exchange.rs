@@ -25,6 +25,12 @@ pub trait Link: Send {
     /// Says which optimizer step is at hand, for messages.
     fn mark(&mut self, _step: u64) {}
 
+    /// Says that everything is done: the end of this rank is no failure then.
+    fn finish(&mut self) {}
+
+    /// Tells all ranks that this one cannot go on, and why.
+    fn fail(&mut self, _why: &str) {}
+
     /// How messages call the machine of a rank.
     fn host(&self, _rank: usize) -> String {
         "this process".into()
@@ -108,6 +114,7 @@ fn nobody(rank: usize, operation: &'static str) -> ExchangeError {
         host: "nowhere".into(),
         operation: operation.into(),
         why: "is not there: this run has one rank".into(),
+        told: false,
     }
 }
 

@@ -9,7 +9,8 @@
 //! * [`tree`]: the workers of one rank.
 //! * [`shards`]: which part of which tensor belongs to which rank.
 //! * [`exchange`]: the traits that move bytes between ranks, and nothing else; [`Solo`] for one rank,
-//!   [`threads`] for ranks in one process.
+//!   [`threads`] for ranks in one process, [`tcp`] for processes, which find each other by [`rendezvous`] and talk
+//!   in the frames of [`wire`].
 //! * [`reduce`]: sums scattered and shards gathered over them.
 //!
 //! Deliberately absent: any arithmetic of a communication library (its order depends on rings, protocols
@@ -18,11 +19,16 @@
 pub mod error;
 pub mod exchange;
 pub mod reduce;
+pub mod rendezvous;
 pub mod shards;
+pub mod tcp;
 pub mod threads;
 pub mod tree;
+pub mod wire;
 
 pub use error::ExchangeError;
 pub use exchange::{Exchange, Hosted, Link, Region, Solo};
+pub use rendezvous::{Meeting, Place, RendezvousError};
 pub use shards::{Piece, Shards};
+pub use tcp::Tcp;
 pub use tree::GradientTree;

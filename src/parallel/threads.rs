@@ -34,7 +34,7 @@ pub fn links(size: usize, timeout: Duration) -> Vec<Threads> {
 impl Threads {
     fn lost(&self, rank: usize, operation: &str, why: String) -> ExchangeError {
         let operation = format!("{operation}, step {}", self.step);
-        ExchangeError::Lost { rank, host: self.host(rank), operation, why }
+        ExchangeError::Lost { rank, host: self.host(rank), operation, why, told: false }
     }
 }
 
