@@ -14,11 +14,13 @@ pub mod lock;
 mod locking;
 mod past;
 pub mod plot;
+mod ranks;
 pub mod resume;
 pub mod run;
 mod run_argument;
 pub mod sample;
 mod session;
+mod team;
 pub mod verify;
 
 use std::process::ExitCode;

@@ -432,6 +432,14 @@ pub trait Ops {
     fn add_part(&mut self, dst: &mut Self::Buf, at: usize, src: &Self::Buf, from: usize, len: usize) -> Result<()>;
 }
 
+/// A range of stored bytes of the buffer with this index in some list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Region {
+    pub buf: usize,
+    pub at: usize,
+    pub len: usize,
+}
+
 /// The vocabulary: rows of `wte` that mean a token, and rows in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vocab {

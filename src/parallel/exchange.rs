@@ -8,7 +8,7 @@
 //! Every swap bears the name of its operation, for whoever has to explain why it did not return.
 
 use super::ExchangeError;
-use crate::ops::Ops;
+use crate::ops::{Ops, Region};
 
 /// One rank's ends of the lines to the others.
 pub trait Link: Send {
@@ -35,14 +35,6 @@ pub trait Link: Send {
     fn host(&self, _rank: usize) -> String {
         "this process".into()
     }
-}
-
-/// A range of stored bytes of the buffer with this index.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Region {
-    pub buf: usize,
-    pub at: usize,
-    pub len: usize,
 }
 
 /// A link that also moves what lies on devices.

@@ -10,7 +10,7 @@
 //! * [`shards`]: which part of which tensor belongs to which rank.
 //! * [`exchange`]: the traits that move bytes between ranks, and nothing else; [`Solo`] for one rank,
 //!   [`threads`] for ranks in one process, [`tcp`] for processes, which find each other by [`rendezvous`] and talk
-//!   in the frames of [`wire`].
+//!   in the frames of [`wire`]; [`nccl`] for their GPUs. [`launch`] reads what launchers say.
 //! * [`reduce`]: sums scattered and shards gathered over them.
 //!
 //! Deliberately absent: any arithmetic of a communication library (its order depends on rings, protocols
@@ -18,6 +18,8 @@
 
 pub mod error;
 pub mod exchange;
+pub mod launch;
+pub mod nccl;
 pub mod reduce;
 pub mod rendezvous;
 pub mod shards;
@@ -26,8 +28,9 @@ pub mod threads;
 pub mod tree;
 pub mod wire;
 
+pub use crate::ops::Region;
 pub use error::ExchangeError;
-pub use exchange::{Exchange, Hosted, Link, Region, Solo};
+pub use exchange::{Exchange, Hosted, Link, Solo};
 pub use rendezvous::{Meeting, Place, RendezvousError};
 pub use shards::{Piece, Shards};
 pub use tcp::Tcp;

@@ -6,10 +6,10 @@
 //! (N-1)/N of the tensors each way, half of it between neighbours, and an eighth leaves a host of eight.
 
 use super::ExchangeError;
-use super::exchange::{Exchange, Region};
+use super::exchange::Exchange;
 use super::shards::{Piece, Shards};
 use crate::model::Weights;
-use crate::ops::{Dtype, Ops};
+use crate::ops::{Dtype, Ops, Region};
 
 /// Adds the gradients of all ranks: afterwards each rank's shard of `grads` (f32) is the whole sum, the rest of
 /// it is not to be used. `received` holds [`Shards::largest_half`] elements.
@@ -33,12 +33,17 @@ pub fn scatter_sum<O: Ops>(
         for group in shards.groups() {
             let gives = regions(&shards.held(group, peer, round + 1), SIZE);
             let kept = shards.held(group, rank, round + 1);
-            let len = kept.iter().map(|piece| piece.len).sum::<usize>();
+            let mut at = 0;
+            let into_inbox = |piece: &Piece| {
+                let region = Region { buf: inbox, at: at * SIZE, len: piece.len * SIZE };
+                at += piece.len;
+                region
+            };
+            let takes: Vec<Region> = kept.iter().map(into_inbox).collect();
             // A small group has nothing for some pairs; both of them see that.
-            if gives.is_empty() && len == 0 {
+            if gives.is_empty() && takes.is_empty() {
                 continue;
             }
-            let takes = [Region { buf: inbox, at: 0, len: len * SIZE }];
             exchange.swap(ops, peer, "the sum of gradients", &mut bufs, &gives, &takes)?;
             let (received, grads) = bufs.split_last_mut().expect("the inbox is last");
             let mut from = 0;

@@ -5,12 +5,16 @@
 //! [`Writer::poll`], [`Writer::submit`] or [`Writer::wait`], whichever is called first after it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::atomic::NewFolder;
 use super::manifest::{Facts, Manifest};
 use super::retention::{Retention, prune};
 use super::safetensors::Tensor;
+use super::shared::{Piece, Site};
 use super::{Result, StoreError, checkpoint};
 
 /// A state to be saved.
@@ -29,7 +33,7 @@ pub struct Saved {
     pub pruned: Vec<u64>,
     /// From the start of hashing to the end of deleting.
     pub took: Duration,
-    /// The tensors, given back so that their memory can serve again.
+    /// The tensors, given back so that their memory can serve again; none of a checkpoint that several wrote.
     pub state: Vec<Tensor>,
 }
 
@@ -38,21 +42,53 @@ pub struct Saved {
 pub struct Writer {
     checkpoints: PathBuf,
     retention: Retention,
-    in_flight: Option<JoinHandle<Result<Saved>>>,
+    in_flight: Option<JoinHandle<Result<Option<Saved>>>>,
+    /// Set when nobody will come to complete what several ranks write.
+    abandon: Arc<AtomicBool>,
+}
+
+/// One rank's part of a checkpoint that several write.
+#[derive(Debug)]
+pub struct PartJob {
+    pub site: Site,
+    pub rank: usize,
+    pub pieces: Vec<Piece>,
+    /// Rank 0 completes the checkpoint.
+    pub completion: Option<Completion>,
+}
+
+/// What rank 0 needs beside its part.
+#[derive(Debug)]
+pub struct Completion {
+    pub folder: NewFolder,
+    pub facts: Facts,
+    pub ranks: usize,
+    /// How long the other ranks may take to write.
+    pub timeout: Duration,
 }
 
 impl Writer {
     /// A writer into the folder `checkpoints`, deleting what `retention` gives up after each save.
     pub fn new(checkpoints: &Path, retention: Retention) -> Writer {
-        Writer { checkpoints: checkpoints.into(), retention, in_flight: None }
+        Writer { checkpoints: checkpoints.into(), retention, in_flight: None, abandon: Arc::default() }
     }
 
     /// Starts saving. Waits for the save before and returns its outcome; if that failed, `job` is
     /// not started.
     pub fn submit(&mut self, job: Job) -> Result<Option<Saved>> {
-        let before = self.wait()?;
         let (checkpoints, retention) = (self.checkpoints.clone(), self.retention);
-        let thread = thread::Builder::new().name("checkpoint".into()).spawn(move || run(&checkpoints, retention, job));
+        self.start(move || run(&checkpoints, retention, job).map(Some))
+    }
+
+    /// [`Writer::submit`] for one rank's part. Only rank 0's has an outcome.
+    pub fn submit_part(&mut self, job: PartJob) -> Result<Option<Saved>> {
+        let (checkpoints, retention, abandon) = (self.checkpoints.clone(), self.retention, self.abandon.clone());
+        self.start(move || run_part(&checkpoints, retention, job, &abandon))
+    }
+
+    fn start(&mut self, work: impl FnOnce() -> Result<Option<Saved>> + Send + 'static) -> Result<Option<Saved>> {
+        let before = self.wait()?;
+        let thread = thread::Builder::new().name("checkpoint".into()).spawn(work);
         self.in_flight = Some(thread.map_err(StoreError::io(&self.checkpoints, "start a thread to write"))?);
         Ok(before)
     }
@@ -69,13 +105,15 @@ impl Writer {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             StoreError::WriterDied { why: text.unwrap_or("it panicked").to_owned() }
         })?;
-        outcome.map(Some)
+        outcome
     }
 }
 
 impl Drop for Writer {
-    /// Lets the save in flight finish: an interrupted run still has its last checkpoint.
+    /// Lets the save in flight finish: an interrupted run still has its last checkpoint. What needs other ranks
+    /// is given up, for this one is ending.
     fn drop(&mut self) {
+        self.abandon.store(true, Ordering::SeqCst);
         let _ = self.wait();
     }
 }
@@ -86,6 +124,18 @@ fn run(checkpoints: &Path, retention: Retention, job: Job) -> Result<Saved> {
     let pruned = prune(checkpoints, retention)?;
     let folder = checkpoints.join(checkpoint::folder_name(manifest.step));
     Ok(Saved { manifest, folder, pruned, took: start.elapsed(), state: job.state })
+}
+
+fn run_part(checkpoints: &Path, retention: Retention, job: PartJob, abandon: &AtomicBool) -> Result<Option<Saved>> {
+    let start = Instant::now();
+    let PartJob { site, rank, pieces, completion } = job;
+    site.write(rank, &pieces)?;
+    drop(pieces);
+    let Some(Completion { folder, facts, ranks, timeout }) = completion else { return Ok(None) };
+    let manifest = site.complete(folder, ranks, &facts, timeout, abandon)?;
+    let pruned = prune(checkpoints, retention)?;
+    let folder = checkpoints.join(checkpoint::folder_name(manifest.step));
+    Ok(Some(Saved { manifest, folder, pruned, took: start.elapsed(), state: Vec::new() }))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::parallel::{Exchange, Piece, Shards};
 use crate::proof::digest::LEAF_BYTES;
 use crate::proof::tree::{aligned_runs, join};
 use crate::proof::{self, Hash};
-use crate::store::{Tensor, checkpoint};
+use crate::store::{Info, Tensor, checkpoint, shared};
 
 type Saved = BTreeMap<String, Tensor>;
 
@@ -75,6 +75,30 @@ impl<O: Ops> Trainer<O> {
             }
         }
         Ok(parts)
+    }
+
+    /// What a file with the whole state says of each tensor.
+    pub fn state_infos(&mut self) -> Vec<Info> {
+        let mut infos: Vec<Info> = self.host_state().iter().map(Info::of).collect();
+        for Part { name, dtype, shape, .. } in self.parts().into_iter().filter(|part| part.range.start == 0) {
+            if infos.last().is_some_and(|last| last.name == name) {
+                continue;
+            }
+            let bytes = shape.iter().product::<usize>() * dtype.size();
+            infos.push(Info { name, dtype, shape, bytes });
+        }
+        infos
+    }
+
+    /// What this rank saves of a state that all ranks save together; the host's tensors are rank 0's.
+    pub fn read_pieces(&mut self) -> Result<Vec<shared::Piece>> {
+        let rank = self.exchange.link().rank();
+        let bytes = self.read_parts()?;
+        let parts = self.parts().into_iter().filter(|part| part.rank == rank);
+        let host = if rank == 0 { self.host_state() } else { Vec::new() };
+        let host = host.into_iter().map(|t| shared::Piece { tensor: t.name, at: 0, bytes: t.bytes });
+        let piece = |(part, bytes): (Part, Vec<u8>)| shared::Piece { tensor: part.name, at: part.range.start as u64, bytes };
+        Ok(host.chain(parts.zip(bytes).map(piece)).collect())
     }
 
     /// A copy of the whole state, sorted by name. All ranks call it, and every one gets all of it.
