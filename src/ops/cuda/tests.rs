@@ -514,3 +514,28 @@ fn tuning() {
         }
     }
 }
+
+#[test]
+fn a_decoded_row_has_the_same_bits_alone_and_among_others() {
+    for compute in [Compute::Bf16, Compute::Fp32] {
+        let Some(mut cuda) = open(&Options { compute, ..Options::default() }) else { return };
+        for n in [2, 3, 4, 7, 8, 9, 19] {
+            let [together, alone] = testing::decoding_alone_and_together(&mut cuda, n);
+            assert!(together.iter().map(|x| x.to_bits()).eq(alone.iter().map(|x| x.to_bits())), "{n} rows in {compute:?}");
+        }
+    }
+}
+
+#[test]
+fn decoding_agrees_with_f64() {
+    for (compute, tolerance) in [(Compute::Bf16, 0.01), (Compute::Fp32, 1e-5)] {
+        let Some(mut cuda) = open(&Options { compute, ..Options::default() }) else { return };
+        for head_sizes in [&[16, 24, 64, 80, 128][..], &[40, 72, 96, 120]] {
+            for case in testing::decoding_cases(&mut cuda, Limits { row_multiple: 8, head_sizes: Some(head_sizes) }) {
+                let distance = case.distance();
+                println!("{} in {compute:?}: {distance:.1e}", case.name);
+                assert!(distance <= tolerance, "{} in {compute:?} is off by {distance:.2e}", case.name);
+            }
+        }
+    }
+}
