@@ -348,13 +348,15 @@ fn describe<O: Ops>(experiment: &Experiment, data: &Data, ops: &O, storage: &Sto
         units::thousands(experiment.batch.tokens),
         units::thousands(data.validation.as_ref().map_or(0, ValidationSet::tokens)),
     );
+    let samples = plan.category(Category::Samples);
     anstream::eprintln!(
-        "memory: {} planned: weights {}, gradients {}, optimizer {}, activations {}, scratch {}",
+        "memory: {} planned: weights {}, gradients {}, optimizer {}, activations {}{}, scratch {}",
         units::bytes(plan.total()),
         part(Category::Parameters),
         part(Category::Gradients),
         part(Category::Optimizer),
         part(Category::Activations),
+        if samples > 0 { format!(", samples {}", units::bytes(samples)) } else { String::new() },
         part(Category::Scratch),
     );
 }

@@ -52,7 +52,7 @@ mod tests {
     use crate::ops::{Rows, cpu::Cpu};
 
     fn small() -> Model {
-        Model { descriptor: None, layers: 1, heads: 1, channels: 16, context: 8, vocab: 5, vocab_padded: 128 }
+        Model { init: None, descriptor: None, layers: 1, heads: 1, channels: 16, context: 8, vocab: 5, vocab_padded: 128 }
     }
 
     /// A state in which element `i` of each tensor is `i / 8` in bf16, and a moment that is in nobody's way.

@@ -164,6 +164,7 @@ fn read_config(path: &Path) -> Result<Model> {
     };
     let vocab = size("vocab_size")?;
     Ok(Model {
+        init: None,
         descriptor: None,
         layers: size("n_layer")?,
         heads: size("n_head")?,

@@ -149,6 +149,7 @@ fn parse_header(path: &Path, header: &[u8; HEADER_BYTES]) -> Result<(Model, Prec
         _ => Err(bad(what, i, "at least 1")),
     };
     let model = Model {
+        init: None,
         descriptor: None,
         context: size("the context", 2)?,
         vocab: size("the vocabulary", 3)?,

@@ -105,7 +105,7 @@ fn encoded(tensor: &Tensor, precision: Precision) -> Cow<'_, [u8]> {
 #[cfg(test)]
 fn sample_parameters(dtype: Dtype) -> Parameters {
     use crate::rng::Key;
-    let model = Model { descriptor: None, layers: 3, heads: 2, channels: 8, context: 5, vocab: 11, vocab_padded: 128 };
+    let model = Model { init: None, descriptor: None, layers: 3, heads: 2, channels: 8, context: 5, vocab: 11, vocab_padded: 128 };
     let tensors: Result<_> = Weights::of(&model).try_map(|spec| {
         let values = (0..spec.logical_len()).map(|i| Key([3, 4]).normal(spec.id.into(), i as u64) as f32);
         let bytes = match dtype {

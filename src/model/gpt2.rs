@@ -21,9 +21,6 @@ pub struct Gpt2<O: Ops> {
     acts: Activations<O::Buf>,
     ids: O::Ids,
     targets: O::Ids,
-    /// Logits of one position (V), for sampling.
-    logits: O::Buf,
-    last: O::Buf,
     capacity: Rows,
 }
 
@@ -55,8 +52,6 @@ impl<O: Ops> Gpt2<O> {
             acts,
             ids: ops.alloc_ids(capacity.count())?,
             targets: ops.alloc_ids(capacity.count())?,
-            logits: ops.alloc(Role::Activation, config.vocab_padded)?,
-            last: ops.alloc(Role::Activation, config.channels)?,
             specs,
             capacity,
         })
@@ -76,15 +71,17 @@ impl<O: Ops> Gpt2<O> {
         ops.classifier_loss(losses, batch.losses_at, x, &self.params.wte, &self.targets, n, c, vocab(&self.config))
     }
 
-    /// Logits (the first `vocab` of them) of the token after `tokens`: one sequence, no gradients.
+    /// Logits (the first `vocab` of them) of the token after `tokens`, with the operations of training and
+    /// without anything kept: what [`super::Decoder`] is held against. Writing texts is its business.
     pub fn next_token_logits(&mut self, ops: &mut O, tokens: &[u16]) -> Result<Vec<f32>> {
-        let (t, c) = (tokens.len(), self.config.channels);
+        let (t, c, padded) = (tokens.len(), self.config.channels, self.config.vocab_padded);
         ops.upload_ids(&mut self.ids, tokens)?;
         self.trunk(ops, Rows { batch: 1, seq: t })?;
-        ops.copy_row(&mut self.last, output(&self.acts.ln_f, None), t - 1, c)?;
-        ops.linear(&mut self.logits, &self.last, &self.params.wte, None, 1, c, self.config.vocab_padded)?;
-        let mut logits = vec![0.0; self.config.vocab_padded];
-        ops.download(&self.logits, &mut logits)?;
+        let (mut last, mut out) = (ops.alloc(Role::Activation, c)?, ops.alloc(Role::Activation, padded)?);
+        ops.copy_row(&mut last, output(&self.acts.ln_f, None), t - 1, c)?;
+        ops.linear(&mut out, &last, &self.params.wte, None, 1, c, padded)?;
+        let mut logits = vec![0.0; padded];
+        ops.download(&out, &mut logits)?;
         logits.truncate(self.config.vocab);
         Ok(logits)
     }
@@ -271,7 +268,7 @@ fn output_mut<'a, B>(kept: &'a mut Option<B>, shared: &'a mut Option<B>) -> &'a 
     kept.as_mut().or(shared.as_mut()).expect("an output that is not kept is shared")
 }
 
-fn heads(model: &Model) -> Heads {
+pub(super) fn heads(model: &Model) -> Heads {
     Heads { heads: model.heads, head_size: model.channels / model.heads }
 }
 

@@ -218,8 +218,8 @@ impl<O: Ops> Run<O> {
         };
         let (mut decoder, mut text) = (StreamDecoder::new(self.tokenizer), String::new());
         let eot = self.tokenizer.eot();
-        let (ops, model, _) = self.trainer.for_evaluation();
-        generate(ops, model, &prompt, sample.tokens, &sampling, |token| {
+        let Some((ops, params, decoder)) = self.trainer.for_sampling() else { return Ok(()) };
+        generate(ops, decoder, params, &prompt, sample.tokens, &[0], &sampling, |_, token| {
             if token != eot {
                 text.push_str(&decoder.push(token));
             }

@@ -7,8 +7,9 @@
 use super::TrainError;
 use crate::data::Prefetcher;
 use crate::experiment::Experiment;
+use crate::model::decode::Room;
 use crate::model::gpt2::MicroBatch;
-use crate::model::{Gpt2, Weights};
+use crate::model::{Decoder, Gpt2, Weights};
 use crate::ops::{Dtype, Ops, ParamSlot, Result, Role, Rows, Write};
 use crate::optim::{Guards, Verdict, adamw_scalars, learning_rate};
 use crate::parallel::GradientTree;
@@ -26,6 +27,8 @@ pub struct Trainer<O: Ops> {
     /// Losses of every token of a step, in the order of the stream.
     losses: O::Buf,
     host_losses: Vec<f32>,
+    /// Room for samples, when there will be any.
+    decoder: Option<Decoder<O>>,
     experiment: Experiment,
     pub(super) progress: Progress,
 }
@@ -75,10 +78,13 @@ impl<O: Ops> Trainer<O> {
         };
         let tree = GradientTree::new(&mut ops, experiment.parallel.workers, &model.specs)?;
         let step_tokens = experiment.batch.tokens as usize;
+        let decoder = experiment.sample_positions().map(|positions| Room { streams: 1, positions });
+        let decoder = decoder.map(|room| Decoder::new(&mut ops, &experiment.model, room)).transpose()?;
         Ok(Trainer {
             losses: ops.alloc(Role::F32, step_tokens)?,
             host_losses: vec![0.0; step_tokens],
             progress: Progress { step: 0, updates: 0, data_offset: 0, guards: Guards::new(&experiment.guards) },
+            decoder,
             experiment: experiment.clone(),
             ops,
             model,
@@ -98,6 +104,12 @@ impl<O: Ops> Trainer<O> {
     /// Device, model and a buffer for losses, for work that leaves the training state alone.
     pub fn for_evaluation(&mut self) -> (&mut O, &mut Gpt2<O>, &mut O::Buf) {
         (&mut self.ops, &mut self.model, &mut self.losses)
+    }
+
+    /// Device, weights and room for a text, for samples, which leave the training state alone. None where
+    /// the experiment has no samples.
+    pub fn for_sampling(&mut self) -> Option<(&mut O, &Weights<O::Buf>, &mut Decoder<O>)> {
+        Some((&mut self.ops, &self.model.params, self.decoder.as_mut()?))
     }
 
     /// Moves the stream of samples on by `sequences`, after a rewind.

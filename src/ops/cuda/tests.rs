@@ -318,7 +318,7 @@ fn attention_over_many_tiles_agrees_with_the_cpu_and_repeats_its_bits() {
 }
 
 fn small_model() -> Model {
-    Model { descriptor: None, layers: 3, heads: 2, channels: 128, context: 160, vocab: 500, vocab_padded: 512 }
+    Model { init: None, descriptor: None, layers: 3, heads: 2, channels: 128, context: 160, vocab: 500, vocab_padded: 512 }
 }
 
 const ROWS: Rows = Rows { batch: 3, seq: 150 };
