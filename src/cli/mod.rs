@@ -12,6 +12,7 @@ pub mod exit;
 pub mod export;
 pub mod lock;
 mod locking;
+mod model_argument;
 mod past;
 pub mod plot;
 pub mod resume;

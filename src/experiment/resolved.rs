@@ -147,6 +147,17 @@ pub enum Tokenizer {
     Byte,
 }
 
+impl Tokenizer {
+    /// The tokenizer that a vocabulary has room for.
+    pub fn of_vocab(vocab: usize) -> Option<Tokenizer> {
+        match vocab {
+            50257.. => Some(Tokenizer::Gpt2),
+            257.. => Some(Tokenizer::Byte),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
@@ -245,12 +256,15 @@ pub struct Precision {
     pub master_weights: bool,
 }
 
-/// Choices between kernels that differ in bits.
+/// Choices between ways to run the kernels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kernels {
     /// GELU inside the matrix multiplication on CUDA: 0 no, 1 forward, 2 forward and backward. Changes
     /// bits: fused, GELU reads the fp32 sum, alone the sum as stored. Default: 0.
     pub gelu_fusion: u8,
+    /// Capture a micro-step as a CUDA graph and replay it: one launch in place of hundreds. Changes no
+    /// bit. Default: true.
+    pub cuda_graph: bool,
 }
 
 /// How a step is split.

@@ -115,16 +115,15 @@ impl<O: Ops> Decoder<O> {
     pub fn read(&mut self, ops: &mut O, params: &Weights<O::Buf>, stream: usize, first: usize, tokens: &[u16]) -> Result<()> {
         let new = |(i, &token): (usize, &u16)| NewToken { token, stream, position: first + i };
         let new: Vec<NewToken> = tokens.iter().enumerate().map(new).collect();
-        new.chunks(self.room.rows()).try_for_each(|new| self.pass(ops, params, new))
+        new.chunks(self.room.rows()).try_for_each(|new| self.replayed(ops, params, new, false))
     }
 
     /// Reads one token of each of some streams; the logits of the token after each, one row of the
     /// vocabulary after the other.
     pub fn logits(&mut self, ops: &mut O, params: &Weights<O::Buf>, new: &[NewToken]) -> Result<Vec<f32>> {
-        let Model { channels, vocab, vocab_padded, .. } = self.model;
+        let Model { vocab, vocab_padded, .. } = self.model;
         assert!(new.len() <= self.room.streams, "one token of each stream at a time");
-        self.pass(ops, params, new)?;
-        ops.decode_linear(&mut self.logits, &self.normed, &params.wte, None, false, new.len(), channels, vocab_padded)?;
+        self.replayed(ops, params, new, true)?;
         let mut padded = vec![0.0; new.len() * vocab_padded];
         ops.download(&self.logits, &mut padded)?;
         if vocab == vocab_padded {
@@ -133,10 +132,28 @@ impl<O: Ops> Decoder<O> {
         Ok(padded.chunks_exact(vocab_padded).flat_map(|row| &row[..vocab]).copied().collect())
     }
 
-    /// From token ids to the final layernorm's output, in `normed`; keys and values are kept.
-    fn pass(&mut self, ops: &mut O, params: &Weights<O::Buf>, new: &[NewToken]) -> Result<()> {
-        let (n, c) = (new.len(), self.model.channels);
+    /// A pass over `new`, with logits or without. Passes of as many rows are the same work on the same
+    /// buffers: which tokens they are, and where, is on the device.
+    fn replayed(&mut self, ops: &mut O, params: &Weights<O::Buf>, new: &[NewToken], logits: bool) -> Result<()> {
         self.upload(ops, new)?;
+        let Room { streams, positions } = self.room;
+        let shape = [new.len(), streams, positions, usize::from(logits)];
+        let shape = shape.into_iter().fold(0, |key, part| key << 20 | part as u64);
+        let key = [ops.identity(&self.layers[0][0]), ops.identity(&self.logits), ops.identity(&params.wte), shape];
+        if ops.replay(key)? {
+            return Ok(());
+        }
+        self.pass(ops, params, new.len())?;
+        if logits {
+            let Model { channels, vocab_padded, .. } = self.model;
+            ops.decode_linear(&mut self.logits, &self.normed, &params.wte, None, false, new.len(), channels, vocab_padded)?;
+        }
+        ops.recorded(key)
+    }
+
+    /// From token ids to the final layernorm's output, in `normed`; keys and values are kept.
+    fn pass(&mut self, ops: &mut O, params: &Weights<O::Buf>, n: usize) -> Result<()> {
+        let c = self.model.channels;
         let Decoder { layers, residual: [before, after], normed, mean, rstd, qkv, att, branch, hidden, .. } = self;
         ops.decode_embedding(before, &self.ids, &self.positions, &params.wte, &params.wpe, n, c)?;
         let Affine { weight, bias } = &params.layers[0].ln_1;

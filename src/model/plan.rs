@@ -77,7 +77,7 @@ impl MemoryPlan {
         for (name, bytes) in by_kind(&layout.specs(), storage) {
             add(Category::Activations, name, bytes);
         }
-        add(Category::Activations, "losses of a step", experiment.batch.tokens * 4);
+        add(Category::Activations, "token losses", (experiment.batch.tokens + rows.count() as u64) * 4);
         if let Some(positions) = experiment.sample_positions() {
             let room = Room { streams: 1, positions };
             for (name, bytes) in by_kind(&decode::layout(&experiment.model, room), storage) {

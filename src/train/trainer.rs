@@ -9,7 +9,8 @@ use crate::data::Prefetcher;
 use crate::experiment::Experiment;
 use crate::model::decode::Room;
 use crate::model::gpt2::MicroBatch;
-use crate::model::{Decoder, Gpt2, Weights};
+use crate::model::init::initial_values;
+use crate::model::{Decoder, Gpt2, ParamSpec, Weights};
 use crate::ops::{Dtype, Ops, ParamSlot, Result, Role, Rows, Write};
 use crate::optim::{Guards, Verdict, adamw_scalars, learning_rate};
 use crate::parallel::GradientTree;
@@ -63,16 +64,11 @@ impl<O: Ops> Trainer<O> {
     /// Allocates everything and initialises the weights from the experiment's seed.
     pub fn new(mut ops: O, experiment: &Experiment) -> Result<Trainer<O>> {
         let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
-        let model = Gpt2::new(&mut ops, &experiment.model, rows, experiment.memory.recompute, true, experiment.seed)?;
+        let model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
         let fp32 = |ops: &mut O| model.specs.try_map(|spec| ops.alloc(Role::F32, spec.len));
         let (grads, adam_m, adam_v) = (fp32(&mut ops)?, fp32(&mut ops)?, fp32(&mut ops)?);
         let masters = if ops.dtype(Role::Param) != Dtype::F32 && experiment.precision.master_weights {
-            let masters = model.specs.try_map(|spec| {
-                let mut buf = ops.alloc(Role::F32, spec.len)?;
-                ops.upload(&mut buf, &crate::model::init::initial_values(spec, experiment.seed))?;
-                Ok(buf)
-            })?;
-            Some(masters)
+            Some(fp32(&mut ops)?)
         } else {
             None
         };
@@ -80,7 +76,7 @@ impl<O: Ops> Trainer<O> {
         let step_tokens = experiment.batch.tokens as usize;
         let decoder = experiment.sample_positions().map(|positions| Room { streams: 1, positions });
         let decoder = decoder.map(|room| Decoder::new(&mut ops, &experiment.model, room)).transpose()?;
-        Ok(Trainer {
+        let mut trainer = Trainer {
             losses: ops.alloc(Role::F32, step_tokens)?,
             host_losses: vec![0.0; step_tokens],
             progress: Progress { step: 0, updates: 0, data_offset: 0, guards: Guards::new(&experiment.guards) },
@@ -93,7 +89,23 @@ impl<O: Ops> Trainer<O> {
             adam_v,
             masters,
             tree,
-        })
+        };
+        trainer.start_from(|spec| initial_values(spec, experiment.seed))?;
+        Ok(trainer)
+    }
+
+    /// Puts `values` of each tensor, padding left out or zero, in place of the weights and their masters: where
+    /// training starts, before its first step.
+    pub fn start_from(&mut self, mut values: impl FnMut(&ParamSpec) -> Vec<f32>) -> Result<()> {
+        let mut masters = self.masters.as_mut().map(Weights::iter_mut);
+        for (spec, param) in self.model.specs.iter().zip(self.model.params.iter_mut()) {
+            let values = values(spec);
+            self.ops.upload(param, &values)?;
+            if let Some(master) = masters.as_mut().and_then(Iterator::next) {
+                self.ops.upload(master, &values)?;
+            }
+        }
+        Ok(())
     }
 
     /// Where training stands.
