@@ -27,7 +27,9 @@ use crate::units;
 /// Measure a saved model: validation loss, HellaSwag.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The run: a name under `--runs`, or a folder.
+    /// The run: a name under `--runs`, or a folder. Or a model: a Hugging Face folder of GPT-2, or the
+    /// reference's `.bin`.
+    #[arg(value_name = "MODEL")]
     run: PathBuf,
     /// Step of the checkpoint to measure; the newest whole one by default.
     #[arg(long, value_name = "STEP")]

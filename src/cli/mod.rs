@@ -10,6 +10,7 @@ pub mod eval;
 mod events_json;
 pub mod exit;
 pub mod export;
+mod initial;
 pub mod lock;
 mod locking;
 mod model_argument;

@@ -121,14 +121,14 @@ mod tests {
             Writer { ops, params }
         }
 
-        /// The texts `numbers`, `streams` at a time; each ends before a token 7.
-        fn write(&mut self, room: Room, numbers: &[u64], count: usize) -> Vec<Vec<u16>> {
+        /// The texts `numbers`, as many at a time as there is room for; each ends with the token `end`.
+        fn write(&mut self, room: Room, numbers: &[u64], count: usize, end: Option<u16>) -> Vec<Vec<u16>> {
             let mut decoder = Decoder::new(&mut self.ops, &MODEL, room).expect("a decoder");
             let sampling = Sampling { temperature: 1.0, top_k: 20, top_p: 0.95, key: Key::new(1, "test") };
             let mut texts = vec![Vec::new(); numbers.len()];
             generate(&mut self.ops, &mut decoder, &self.params, &PROMPT, count, numbers, &sampling, |place, token| {
                 texts[place].push(token);
-                token != 7
+                Some(token) != end
             })
             .expect("it writes");
             texts
@@ -139,22 +139,25 @@ mod tests {
     fn a_text_is_the_same_alone_and_among_others_in_any_batch() {
         let mut writer = Writer::new();
         let room = |streams| Room { streams, positions: 40 };
-        let all = writer.write(room(6), &[0, 1, 2, 3, 4, 5], 30);
-        assert!(all.iter().any(|text| text.len() < 30) && all.iter().any(|text| text.len() == 30), "some end early: {all:?}");
-        assert_ne!(all[0], all[1]);
+        let endless = writer.write(room(6), &[0, 1, 2, 3, 4, 5], 30, None);
+        assert!(endless.iter().all(|text| text.len() == 30) && endless[0] != endless[1]);
+        // A token that text 0 meets on its way: texts end at different times.
+        let end = Some(endless[0][9]);
+        let all = writer.write(room(6), &[0, 1, 2, 3, 4, 5], 30, end);
+        assert!(all[0].len() <= 10 && all.iter().any(|text| text.len() != all[0].len()), "{all:?}");
         for (number, text) in all.iter().enumerate() {
-            assert_eq!(writer.write(room(1), &[number as u64], 30), [text.clone()], "text {number}");
+            assert_eq!(writer.write(room(1), &[number as u64], 30, end), [text.clone()], "text {number}");
+            assert!(endless[number].starts_with(text), "text {number} is cut, not changed");
         }
-        assert_eq!(writer.write(room(4), &[0, 1, 2, 3, 4, 5], 30), all, "in two groups");
+        assert_eq!(writer.write(room(4), &[0, 1, 2, 3, 4, 5], 30, end), all, "in two groups");
     }
 
     #[test]
     fn a_text_past_the_window_goes_on_from_its_newer_half() {
         let mut writer = Writer::new();
         let room = Room { streams: 1, positions: 12 };
-        // Number 0 must not meet a 7.
-        let number = (0..).find(|n| writer.write(room, &[*n], 60)[0].len() == 60).expect("some text is long");
-        let long = writer.write(room, &[number], 60).remove(0);
+        let long = writer.write(room, &[5], 60, None).remove(0);
+        assert_eq!(long.len(), 60);
         // The window is full after 12 - 5 + 1 new tokens; the next is chosen after the newest 6.
         let sampling = Sampling { temperature: 1.0, top_k: 20, top_p: 0.95, key: Key::new(1, "test") };
         let seen: Vec<u16> = PROMPT.iter().chain(&long[..8]).copied().collect();
@@ -162,12 +165,12 @@ mod tests {
         std::mem::swap(&mut model.params, &mut writer.params);
         let mut after = |tokens: &[u16], position| {
             let logits = model.next_token_logits(&mut writer.ops, tokens).expect("it runs");
-            sampling.choose(&logits, number, position)
+            sampling.choose(&logits, 5, position)
         };
         assert_eq!(after(&seen[..12], 7), long[7], "the whole window is used");
         assert_eq!(after(&seen[7..13], 8), long[8], "then its newer half");
         std::mem::swap(&mut model.params, &mut writer.params);
-        let tiny = writer.write(Room { streams: 1, positions: 1 }, &[number], 9);
-        assert!(tiny[0].len() <= 9, "a window of one token is one");
+        let tiny = writer.write(Room { streams: 1, positions: 1 }, &[5], 9, None);
+        assert_eq!(tiny[0].len(), 9, "a window of one token is one");
     }
 }
