@@ -11,6 +11,7 @@ use anyhow::Context;
 use super::console::Console;
 use super::events_json::JsonEvents;
 use super::exit;
+use super::initial;
 use super::locking::{self, Expected, Locked};
 use super::past::{self, Past};
 use super::ranks;
@@ -239,17 +240,24 @@ impl OnDevice for Training {
         };
         let past = Past::of(&place, resume)?;
         // What is still to be chosen, such as algorithms, rank 0 chooses.
-        let of_first = if first { None } else { Some(team::hear_numerics(exchange.link())?) };
-        let pinned = of_first.as_ref().or(expected.as_ref().map(|expected| &expected.lock.numerics)).or(past.numerics());
+        let heard = if first { None } else { Some(team::hear(exchange.link())?) };
+        let pinned = heard
+            .as_ref()
+            .map(|heard| &heard.numerics)
+            .or(expected.as_ref().map(|expected| &expected.lock.numerics))
+            .or(past.numerics());
         if let Some(numerics) = pinned {
             ops.pin(numerics)?;
         }
+        let from_checkpoint = heard.as_ref().map_or(past.found.is_some(), |heard| heard.from_checkpoint);
+        let made_with = heard.as_ref().map(|heard| &heard.numerics).or(past.numerics());
+        let initial = initial::read(&experiment, made_with, from_checkpoint)?;
         let mut trainer = Trainer::join(ops, &experiment, exchange)?;
-        let mut lock = locking::lock(&loaded, &data, &trainer.ops, locking::user_cache())?;
+        let mut lock = locking::lock(&loaded, &data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
         lock.environment.insert("ranks".into(), ranks.to_string());
-        match &of_first {
-            Some(numerics) => team::require_same(trainer.link().rank(), numerics, &lock.numerics)?,
-            None => team::tell_lock(trainer.link(), &lock)?,
+        match &heard {
+            Some(heard) => team::require_same(trainer.link().rank(), &heard.numerics, &lock.numerics)?,
+            None => team::tell(trainer.link(), &lock, from_checkpoint)?,
         }
         if let Some(expected) = expected.as_ref().filter(|_| first) {
             expected.require(&lock)?;
@@ -277,8 +285,10 @@ impl OnDevice for Training {
             (found, _) => found,
         };
         let (head, saved) = found.as_ref().map(|(manifest, _)| (manifest.ledger, manifest.state_root)).unzip();
-        if let Some((_, state)) = found {
-            trainer.restore(state)?;
+        match (found, initial) {
+            (Some((_, state)), _) => trainer.restore(state)?,
+            (None, Some(initial)) => initial.start(&mut trainer)?,
+            (None, None) => {}
         }
         // All ranks start from the same bits, or not at all.
         let root = trainer.state_root()?;
@@ -442,13 +452,15 @@ fn describe<O: Ops>(experiment: &Experiment, data: &Data, ops: &O, storage: &Sto
         units::thousands(experiment.batch.tokens),
         units::thousands(data.validation.as_ref().map_or(0, ValidationSet::tokens)),
     );
+    let samples = plan.category(Category::Samples);
     anstream::eprintln!(
-        "memory: {} planned: weights {}, gradients {}, optimizer {}, activations {}, scratch {}",
+        "memory: {} planned: weights {}, gradients {}, optimizer {}, activations {}{}, scratch {}",
         units::bytes(plan.total()),
         part(Category::Parameters),
         part(Category::Gradients),
         part(Category::Optimizer),
         part(Category::Activations),
+        if samples > 0 { format!(", samples {}", units::bytes(samples)) } else { String::new() },
         part(Category::Scratch),
     );
 }

@@ -39,15 +39,28 @@ impl Team {
     }
 }
 
-/// Rank 0 tells the others what its bits depend on, choices included.
-pub fn tell_lock(link: &mut dyn Link, lock: &Lock) -> Result<(), ExchangeError> {
-    broadcast(link, "the lock of rank 0", lock.to_text().into_bytes()).map(|_| ())
+/// What rank 0 says before the others choose anything.
+pub struct Heard {
+    /// What its bits depend on, choices included.
+    pub numerics: Table,
+    /// Whether the run goes on from a checkpoint.
+    pub from_checkpoint: bool,
 }
 
-/// What rank 0 says of it; called by the others before anything is chosen.
-pub fn hear_numerics(link: &mut dyn Link) -> anyhow::Result<Table> {
-    let text = broadcast(link, "the lock of rank 0", Vec::new())?;
-    Ok(Lock::parse(Path::new("the lock of rank 0"), &String::from_utf8_lossy(&text))?.numerics)
+const LOCK: &str = "the lock of rank 0";
+
+/// Rank 0's words to the others.
+pub fn tell(link: &mut dyn Link, lock: &Lock, from_checkpoint: bool) -> Result<(), ExchangeError> {
+    broadcast(link, LOCK, format!("{from_checkpoint}\n{}", lock.to_text()).into_bytes()).map(|_| ())
+}
+
+/// What the others hear of them.
+pub fn hear(link: &mut dyn Link) -> anyhow::Result<Heard> {
+    let text = broadcast(link, LOCK, Vec::new())?;
+    let text = String::from_utf8_lossy(&text);
+    let (from_checkpoint, lock) = text.split_once('\n').unwrap_or_default();
+    let numerics = Lock::parse(Path::new(LOCK), lock)?.numerics;
+    Ok(Heard { numerics, from_checkpoint: from_checkpoint == "true" })
 }
 
 /// Refuses to be a rank whose bits would be others than rank 0's.

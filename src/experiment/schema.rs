@@ -114,12 +114,13 @@ const fn ranged(name: &'static str, range: (f64, f64, Open), default: f64) -> Ke
 
 /// In the order in which the resolved file is written.
 ///
-/// `data.train` and the paths beside it do not reach the bits: what they name does, and the lock
+/// `data.train`, `model.init` and the paths beside them do not reach the bits: what they name does, and the lock
 /// pins that by content, so a data set may lie in another folder on another machine.
 pub(super) const KEYS: &[Key] = &[
     Key::new("name", Kind::Name, Default::Ruled),
     int("seed", 0, TOML_MAX, Default::Integer(1337)).bits(),
     //
+    Key::new("model.init", Kind::File, Default::Absent),
     Key::new("model.descriptor", Kind::Text, Default::Absent),
     int("model.layers", 1, 1024, Default::Ruled).bits(),
     int("model.heads", 1, 1024, Default::Ruled).bits(),
@@ -216,7 +217,7 @@ pub(super) fn sections() -> Vec<&'static str> {
 
 /// Whether a dotted key of the resolved experiment may change a bit of the training state.
 ///
-/// Keys that only say where, how often or how fast never do: `name`, `data.train` and the other
+/// Keys that only say where, how often or how fast never do: `name`, `data.train`, `model.init` and the other
 /// paths (their content is pinned by the lock), `data.prefetch`, `eval.*`, `sample.*`, `checkpoint.*`,
 /// `memory.recompute`, `kernels.cuda_graph`, `parallel.*` but for `parallel.workers`, `proof.*`, `log.*`,
 /// `device.threads` and `device.simd`; nor does

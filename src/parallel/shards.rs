@@ -127,7 +127,7 @@ mod tests {
 
     fn specs() -> Weights<ParamSpec> {
         let (layers, heads, channels) = (3, 2, 48);
-        Weights::of(&Model { descriptor: None, layers, heads, channels, context: 40, vocab: 200, vocab_padded: 256 })
+        Weights::of(&Model { descriptor: None, init: None, layers, heads, channels, context: 40, vocab: 200, vocab_padded: 256 })
     }
 
     #[test]

@@ -14,8 +14,10 @@ use std::ops::Range;
 use super::TrainError;
 use crate::data::Prefetcher;
 use crate::experiment::Experiment;
+use crate::model::decode::Room;
 use crate::model::gpt2::MicroBatch;
-use crate::model::{Gpt2, Weights};
+use crate::model::init::initial_values;
+use crate::model::{Decoder, Gpt2, ParamSpec, Weights};
 use crate::ops::{Dtype, Ops, ParamSlot, Result, Role, Rows, Write};
 use crate::optim::{Guards, Verdict, adamw_scalars, learning_rate};
 use crate::parallel::exchange::all_gather;
@@ -44,6 +46,8 @@ pub struct Trainer<O: Ops> {
     /// Losses of every token of a step, in the order of the stream.
     losses: O::Buf,
     host_losses: Vec<f32>,
+    /// Room for samples, when there will be any.
+    decoder: Option<Decoder<O>>,
     experiment: Experiment,
     pub(super) progress: Progress,
 }
@@ -86,7 +90,7 @@ impl<O: Ops> Trainer<O> {
         let (rank, ranks) = (exchange.link().rank(), exchange.link().size());
         let sharded = experiment.parallel.zero >= 1 && !exchange.alone();
         let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
-        let model = Gpt2::new(&mut ops, &experiment.model, rows, experiment.memory.recompute, true, experiment.seed)?;
+        let model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
         let fp32 = |ops: &mut O| model.specs.try_map(|spec| ops.alloc(Role::F32, spec.len));
         let grads = fp32(&mut ops)?;
         let shards = Shards::new(&model.specs, ops.chunk(), ranks);
@@ -94,23 +98,20 @@ impl<O: Ops> Trainer<O> {
         let parts = |ops: &mut O| kept.iter().map(|piece| ops.alloc(Role::F32, piece.len)).collect::<Result<Vec<_>>>();
         let (adam_m, adam_v) = (parts(&mut ops)?, parts(&mut ops)?);
         let masters = if ops.dtype(Role::Param) != Dtype::F32 && experiment.precision.master_weights {
-            let mut masters = parts(&mut ops)?;
-            let specs: Vec<_> = model.specs.iter().collect();
-            for (piece, master) in kept.iter().zip(&mut masters) {
-                let values = crate::model::init::initial_values(specs[piece.tensor], experiment.seed);
-                ops.upload(master, &values[piece.range()])?;
-            }
-            Some(masters)
+            Some(parts(&mut ops)?)
         } else {
             None
         };
         let tree = GradientTree::new(&mut ops, experiment.parallel.workers / ranks, &model.specs)?;
         let received = ops.alloc(Role::F32, shards.largest_half())?;
         let step_tokens = experiment.batch.tokens as usize;
-        Ok(Trainer {
+        let decoder = experiment.sample_positions().map(|positions| Room { streams: 1, positions });
+        let decoder = decoder.map(|room| Decoder::new(&mut ops, &experiment.model, room)).transpose()?;
+        let mut trainer = Trainer {
             losses: ops.alloc(Role::F32, step_tokens)?,
             host_losses: vec![0.0; step_tokens],
             progress: Progress { step: 0, updates: 0, data_offset: 0, guards: Guards::new(&experiment.guards) },
+            decoder,
             experiment: experiment.clone(),
             ops,
             model,
@@ -124,7 +125,25 @@ impl<O: Ops> Trainer<O> {
             grads,
             tree,
             received,
-        })
+        };
+        trainer.start_from(|spec| initial_values(spec, experiment.seed))?;
+        Ok(trainer)
+    }
+
+    /// Puts `values` of each tensor, padding left out or zero, in place of the weights and their masters: where
+    /// training starts, before its first step.
+    pub fn start_from(&mut self, mut values: impl FnMut(&ParamSpec) -> Vec<f32>) -> Result<()> {
+        let masters = self.masters.iter_mut().flatten();
+        let mut kept = self.kept.iter().zip(masters).peekable();
+        for (tensor, (spec, param)) in self.model.specs.iter().zip(self.model.params.iter_mut()).enumerate() {
+            let values = values(spec);
+            self.ops.upload(param, &values)?;
+            if let Some((piece, master)) = kept.next_if(|(piece, _)| piece.tensor == tensor) {
+                let part = piece.start.min(values.len())..piece.end().min(values.len());
+                self.ops.upload(master, &values[part])?;
+            }
+        }
+        Ok(())
     }
 
     /// The lines to the other ranks.
@@ -147,6 +166,12 @@ impl<O: Ops> Trainer<O> {
     /// Device, model and a buffer for losses, for work that leaves the training state alone.
     pub fn for_evaluation(&mut self) -> (&mut O, &mut Gpt2<O>, &mut O::Buf) {
         (&mut self.ops, &mut self.model, &mut self.losses)
+    }
+
+    /// Device, weights and room for a text, for samples, which leave the training state alone. None where
+    /// the experiment has no samples.
+    pub fn for_sampling(&mut self) -> Option<(&mut O, &Weights<O::Buf>, &mut Decoder<O>)> {
+        Some((&mut self.ops, &self.model.params, self.decoder.as_mut()?))
     }
 
     /// Moves the stream of samples on by `sequences`, after a rewind.
