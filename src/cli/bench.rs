@@ -38,6 +38,8 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut loaded = experiment::load(&args.experiment, &args.set)?;
     let data = session::Data::open(&mut loaded)?;
+    // One device is measured, whatever a run would take.
+    loaded.experiment.parallel.ranks = 1;
     let experiment = &loaded.experiment;
     let feed = session::feed(experiment, &data, 0, 0)?;
     let result = match Device::open(experiment)? {

@@ -90,9 +90,9 @@ impl Device {
             cpu.threads = std::thread::available_parallelism().map_or(1, |threads| threads.get().div_ceil(of));
         }
         let mut options = cuda_options(experiment);
-        if number > 0 {
+        if let (1.., Ok(gpus)) = (number, cuda::driver::gpus()) {
             // A launcher may show each rank its own GPU alone.
-            options.ordinal = number % cuda::driver::gpus()?.len().max(1);
+            options.ordinal = number % gpus.len().max(1);
         }
         match experiment.device.kind {
             DeviceKind::Cpu => Ok(Device::Cpu(Cpu::new(&cpu)?)),
@@ -281,7 +281,10 @@ impl OnDevice for Training {
         let begin = Begin::agree(trainer.link(), begin)?;
         let paths = RunPaths::new(&begin.folder);
         let found = match (past.found, begin.step) {
-            (None, Some(step)) => Some(store::load(&paths.checkpoints().join(checkpoint::folder_name(step)))?),
+            (None, Some(step)) => {
+                let folder = paths.checkpoints().join(checkpoint::folder_name(step));
+                Some(store::load_some(&folder, |name| trainer.needs(name))?)
+            }
             (found, _) => found,
         };
         let (head, saved) = found.as_ref().map(|(manifest, _)| (manifest.ledger, manifest.state_root)).unzip();

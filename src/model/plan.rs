@@ -7,6 +7,7 @@ use super::decode::{self, Room};
 use super::weights::Weights;
 use crate::experiment::Experiment;
 use crate::ops::{Dtype, Role, Rows};
+use crate::parallel::Shards;
 
 /// One kind of memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,11 +68,15 @@ impl MemoryPlan {
             }
         };
         add(Category::Parameters, "weights", n * storage.param.size() as u64);
-        // The worker at hand, and one partial sum for each level of the tree over workers.
-        let sums = 1 + u64::from(experiment.parallel.workers.trailing_zeros());
+        // The worker at hand, and one partial sum for each level of the tree over the workers of a rank.
+        let ranks = experiment.parallel.ranks.max(1);
+        let sums = 1 + u64::from((experiment.parallel.workers / ranks).trailing_zeros());
         add(Category::Gradients, "gradients", n * 4 * sums);
-        add(Category::Optimizer, "moments", n * 8);
-        add(Category::Optimizer, "master weights", if storage.masters { n * 4 } else { 0 });
+        add(Category::Gradients, "gradients on their way in", Shards::new(&specs, 1, ranks).largest_half() as u64 * 4);
+        // Shards are equal but for a chunk of each group.
+        let kept = if experiment.parallel.zero == 0 { n } else { n.div_ceil(ranks as u64) };
+        add(Category::Optimizer, "moments", kept * 8);
+        add(Category::Optimizer, "master weights", if storage.masters { kept * 4 } else { 0 });
 
         let layout = Activations::layout(&experiment.model, rows, experiment.memory.recompute, true);
         for (name, bytes) in by_kind(&layout.specs(), storage) {

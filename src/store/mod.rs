@@ -28,7 +28,7 @@ pub mod safetensors;
 pub mod shared;
 pub mod writer;
 
-pub use checkpoint::{Broken, Loaded, list, load, newest_whole, save};
+pub use checkpoint::{Broken, Loaded, list, load, load_some, newest_whole, save};
 pub use error::StoreError;
 pub use manifest::{Facts, Manifest};
 pub use retention::Retention;

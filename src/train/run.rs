@@ -29,7 +29,7 @@ use crate::store::checkpoint::folder_name;
 use crate::store::main_log::MainLogWriter;
 use crate::store::metrics::{self, MetricsRow, MetricsWriter};
 use crate::store::writer::{Completion, PartJob};
-use crate::store::{Facts, Job, Loaded, RunPaths, Saved, Site, Writer, load, newest_whole};
+use crate::store::{Facts, Job, Loaded, RunPaths, Saved, Site, Writer, load_some, newest_whole};
 
 /// A run with everything open: what [`Run::finish`] turns into a trained model.
 pub struct Run<O: Ops> {
@@ -198,10 +198,10 @@ impl<O: Ops> Run<O> {
         else {
             return Ok(None);
         };
-        let (ops, model, losses) = self.trainer.for_evaluation();
+        let (ops, model, losses, link) = self.trainer.for_evaluation();
         let sequences = set.sequences();
-        let val_loss = eval::validation_loss(ops, model, losses, set, |done| out.on(&Event::Evaluating { done, sequences }))
-            .map_err(TrainError::from)?;
+        let progress = |done| out.on(&Event::Evaluating { done, sequences });
+        let val_loss = eval::validation_loss_of_ranks(ops, model, losses, link, set, progress)?;
         out.on(&Event::Evaluated { step, val_loss, val_tokens: set.tokens() });
         Ok(Some(val_loss))
     }
@@ -212,8 +212,9 @@ impl<O: Ops> Run<O> {
         else {
             return Ok(None);
         };
-        let (ops, model, losses) = self.trainer.for_evaluation();
-        let scores = eval::hellaswag(ops, model, losses, set, |done, sequences| out.on(&Event::Evaluating { done, sequences }))?;
+        let (ops, model, losses, link) = self.trainer.for_evaluation();
+        let scores =
+            eval::hellaswag(ops, model, losses, link, set, |done, sequences| out.on(&Event::Evaluating { done, sequences }))?;
         out.on(&Event::HellaSwag { step, scores });
         Ok(Some(scores))
     }
@@ -364,7 +365,7 @@ impl<O: Ops> Run<O> {
         Ok(())
     }
 
-    /// The newest whole checkpoint: rank 0 looks for it, the others load the same.
+    /// The newest whole checkpoint: rank 0 looks for it, the others load what they need of the same.
     fn newest_checkpoint(&mut self) -> Result<Option<Loaded>, RunError> {
         const NONE: u64 = u64::MAX;
         let checkpoints = self.paths.checkpoints();
@@ -375,7 +376,7 @@ impl<O: Ops> Run<O> {
         if found.is_some() || step == NONE {
             return Ok(found);
         }
-        Ok(Some(load(&checkpoints.join(folder_name(step)))?))
+        Ok(Some(load_some(&checkpoints.join(folder_name(step)), |name| self.trainer.needs(name))?))
     }
 
     /// Goes back to the newest whole checkpoint and moves the stream of samples past what was read,

@@ -166,6 +166,14 @@ impl<O: Ops> Trainer<O> {
         Ok(root(&digests))
     }
 
+    /// Whether this rank holds anything of a state tensor, so that [`Trainer::restore`] needs it.
+    pub fn needs(&self, name: &str) -> bool {
+        let divided = ["adam_m/", "adam_v/", "master/"].iter().find_map(|prefix| name.strip_prefix(prefix));
+        let Some(parameter) = divided.filter(|_| self.sharded) else { return true };
+        let at = self.model.specs.iter().position(|spec| spec.name == parameter);
+        at.is_none_or(|at| self.kept.iter().any(|piece| piece.tensor == at))
+    }
+
     /// Puts a saved state in place of the present one; a rank takes what it holds.
     ///
     /// # Errors
@@ -187,11 +195,15 @@ impl<O: Ops> Trainer<O> {
             let Some(bufs) = bufs else { continue };
             let mut parts = parts.iter().zip(bufs).peekable();
             for (at, spec) in self.model.specs.iter().enumerate() {
-                let tensor = take(&mut saved, &format!("{prefix}{}", spec.name), dtype, &spec.shape)?;
-                if let Some((part, buf)) = parts.next_if(|(part, _)| part.tensor == at) {
-                    let range = logical(part, spec);
-                    self.ops.write_bytes(buf, &tensor.bytes[range.start * dtype.size()..range.end * dtype.size()])?;
-                }
+                let name = format!("{prefix}{}", spec.name);
+                let Some((part, buf)) = parts.next_if(|(part, _)| part.tensor == at) else {
+                    // Another rank's.
+                    saved.remove(&name);
+                    continue;
+                };
+                let tensor = take(&mut saved, &name, dtype, &spec.shape)?;
+                let range = logical(part, spec);
+                self.ops.write_bytes(buf, &tensor.bytes[range.start * dtype.size()..range.end * dtype.size()])?;
             }
         }
         match saved.into_keys().next() {

@@ -41,8 +41,8 @@ pub struct Trainer<O: Ops> {
     pub(super) masters: Option<Vec<O::Buf>>,
     grads: Weights<O::Buf>,
     tree: GradientTree<O>,
-    /// Gradients on their way in.
-    received: O::Buf,
+    /// Gradients on their way in; none where there is no other rank.
+    received: Option<O::Buf>,
     /// Losses of every token of a step, in the order of the stream.
     losses: O::Buf,
     host_losses: Vec<f32>,
@@ -103,7 +103,8 @@ impl<O: Ops> Trainer<O> {
             None
         };
         let tree = GradientTree::new(&mut ops, experiment.parallel.workers / ranks, &model.specs)?;
-        let received = ops.alloc(Role::F32, shards.largest_half())?;
+        let half = Some(shards.largest_half()).filter(|_| ranks > 1);
+        let received = half.map(|len| ops.alloc(Role::F32, len)).transpose()?;
         let step_tokens = experiment.batch.tokens as usize;
         let decoder = experiment.sample_positions().map(|positions| Room { streams: 1, positions });
         let decoder = decoder.map(|room| Decoder::new(&mut ops, &experiment.model, room)).transpose()?;
@@ -163,9 +164,10 @@ impl<O: Ops> Trainer<O> {
         &self.progress
     }
 
-    /// Device, model and a buffer for losses, for work that leaves the training state alone.
-    pub fn for_evaluation(&mut self) -> (&mut O, &mut Gpt2<O>, &mut O::Buf) {
-        (&mut self.ops, &mut self.model, &mut self.losses)
+    /// Device, model, a buffer for losses and the lines to other ranks, for work that leaves the training
+    /// state alone.
+    pub fn for_evaluation(&mut self) -> (&mut O, &mut Gpt2<O>, &mut O::Buf, &mut dyn Link) {
+        (&mut self.ops, &mut self.model, &mut self.losses, self.exchange.link())
     }
 
     /// Device, weights and room for a text, for samples, which leave the training state alone. None where
@@ -228,6 +230,7 @@ impl<O: Ops> Trainer<O> {
     /// The upper levels of the tree over workers, and every rank's losses to all.
     fn sum_over_ranks(&mut self) -> Result<(), ExchangeError> {
         let Trainer { exchange, ops, shards, grads, received, losses, .. } = self;
+        let Some(received) = received else { return Ok(()) };
         reduce::scatter_sum(&mut **exchange, ops, shards, grads, received)?;
         if !self.sharded {
             reduce::gather(&mut **exchange, ops, shards, "the gathering of gradients", grads, Dtype::F32.size())?;
