@@ -157,12 +157,12 @@ fn host_ranks(
     let first = (ours.host.clone(), String::new());
     let ranks: Vec<(String, String)> =
         [first].into_iter().chain(come.iter().flatten().map(|(_, host, address)| (host.clone(), address.clone()))).collect();
-    let answer: Answer = Ok(ranks);
+    let answer: Answer = Ok(ranks.clone());
     for (stream, ..) in come.iter_mut().flatten() {
         // A rank that is gone already will be missed when its lines are made.
         let _ = wire::write_answer(&answer, stream);
     }
-    Ok(answer.unwrap_or_default())
+    Ok(ranks)
 }
 
 /// Why a caller does not belong to this run, if it does not.

@@ -304,8 +304,7 @@ impl Shared {
     /// The life of a reading thread: frame after frame until the line ends.
     fn read(&self, peer: usize, mut stream: TcpStream, inbox: &Sender<(String, u64, Vec<u8>)>) {
         let line = &self.lines[&peer];
-        loop {
-            let Ok(Frame { operation, step, body }) = Frame::read(&mut stream) else { break };
+        while let Ok(Frame { operation, step, body }) = Frame::read(&mut stream) {
             {
                 let mut sign = lock(&line.last);
                 (sign.seen, sign.operation, sign.step) = (Instant::now(), operation.clone(), step);

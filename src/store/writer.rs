@@ -101,11 +101,10 @@ impl Writer {
     /// Waits for the save in flight, if any.
     pub fn wait(&mut self) -> Result<Option<Saved>> {
         let Some(thread) = self.in_flight.take() else { return Ok(None) };
-        let outcome = thread.join().map_err(|panic| {
+        thread.join().map_err(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             StoreError::WriterDied { why: text.unwrap_or("it panicked").to_owned() }
-        })?;
-        outcome
+        })?
     }
 }
 

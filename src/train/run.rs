@@ -187,7 +187,11 @@ impl<O: Ops> Run<O> {
     fn step(&mut self, step: u64) -> Result<StepReport, RunError> {
         let every = self.experiment.proof.replay_every;
         if every == 0 || !(step + 1).is_multiple_of(every) {
-            return self.trainer.step(&mut self.feed).map_err(|error| RunError::Step { step, error });
+            return self.trainer.step(&mut self.feed).map_err(|error| match error {
+                // It names the step, and another rank's failure is none of this step's.
+                TrainError::Exchange(_) => error.into(),
+                error => RunError::Step { step, error },
+            });
         }
         replay::twice(&mut self.trainer, &mut self.feed, &self.paths, |trainer, feed| trainer.step(feed))
     }

@@ -452,16 +452,16 @@ impl<O: Ops> Bench<'_, O> {
             ops.write_bytes(&mut buf, values).unwrap();
             buf
         };
-        let before = bytes(&mut self.ops, &grad, len, 4);
-        let mut sum = wide(&mut self.ops, &before);
+        let before = bytes(self.ops, &grad, len, 4);
+        let mut sum = wide(self.ops, &before);
         self.ops.add(&mut sum, &more).unwrap();
-        let mut by_parts = wide(&mut self.ops, &before);
-        let content = bytes(&mut self.ops, &more, len, 4);
+        let mut by_parts = wide(self.ops, &before);
+        let content = bytes(self.ops, &more, len, 4);
         for part in &parts {
-            let piece = wide(&mut self.ops, &content[4 * part.start..4 * part.end]);
+            let piece = wide(self.ops, &content[4 * part.start..4 * part.end]);
             self.ops.add_part(&mut by_parts, part.start, &piece, 0, part.len()).unwrap();
         }
-        assert!(bytes(&mut self.ops, &sum, len, 4) == bytes(&mut self.ops, &by_parts, len, 4), "add_part");
+        assert!(bytes(self.ops, &sum, len, 4) == bytes(self.ops, &by_parts, len, 4), "add_part");
 
         // AdamW, with masters and (where parameters are narrow, rounded stochastically) without.
         let update = AdamW {
@@ -478,13 +478,13 @@ impl<O: Ops> Bench<'_, O> {
         let size = self.ops.dtype(Role::Param).size();
         for masters in [true, false] {
             let run = |test: &mut Self, parts: &[std::ops::Range<usize>]| {
-                let start = bytes(&mut test.ops, &more, len, 4);
+                let start = bytes(test.ops, &more, len, 4);
                 let mut param = test.ops.alloc(Role::Param, len).unwrap();
                 let values: Vec<f32> = start.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
                 test.ops.upload(&mut param, &values).unwrap();
                 let mut kept = Vec::new();
                 for part in parts {
-                    let mut master = wide(&mut test.ops, &start[4 * part.start..4 * part.end]);
+                    let mut master = wide(test.ops, &start[4 * part.start..4 * part.end]);
                     let (mut m, mut v) =
                         (test.ops.alloc(Role::F32, part.len()).unwrap(), test.ops.alloc(Role::F32, part.len()).unwrap());
                     let slot = ParamSlot {
@@ -498,10 +498,10 @@ impl<O: Ops> Bench<'_, O> {
                         weight_decay: 0.1,
                     };
                     test.ops.adamw(&mut [slot], &update).unwrap();
-                    kept.extend([&master, &m, &v].map(|buf| bytes(&mut test.ops, buf, part.len(), 4)));
+                    kept.extend([&master, &m, &v].map(|buf| bytes(test.ops, buf, part.len(), 4)));
                 }
                 let [master, m, v] = [0, 1, 2].map(|k| kept.iter().skip(k).step_by(3).flatten().copied().collect::<Vec<u8>>());
-                [bytes(&mut test.ops, &param, len, size), master, m, v]
+                [bytes(test.ops, &param, len, size), master, m, v]
             };
             let whole = run(self, std::slice::from_ref(&(0..len)));
             assert!(run(self, &parts) == whole, "AdamW of parts, masters {masters}");
