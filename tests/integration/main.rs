@@ -6,6 +6,7 @@ mod diff;
 mod divergence;
 mod export;
 mod hellaswag;
+mod init;
 mod lock;
 mod pytorch;
 mod resume;
