@@ -69,6 +69,11 @@ pub enum DataError {
     )]
     TooLong { path: PathBuf, tokens: u64, expected_bytes: u64, got_bytes: u64 },
 
+    // ---- files of other kinds ----
+    /// Bytes that are not a file of the kind they should be.
+    #[error("`{path}` is not a {format}: {problem}")]
+    WrongFormat { path: PathBuf, format: &'static str, problem: String },
+
     // ---- reading ----
     /// A token that the model has no row for.
     #[error(
