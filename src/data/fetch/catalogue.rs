@@ -44,8 +44,7 @@ pub struct RemoteFile {
 }
 
 impl DataSet {
-    pub const ALL: [DataSet; 4] =
-        [DataSet::FineWebEdu100B, DataSet::FineWebEdu, DataSet::HellaSwag, DataSet::TinyShakespeare];
+    pub const ALL: [DataSet; 4] = [DataSet::FineWebEdu100B, DataSet::FineWebEdu, DataSet::HellaSwag, DataSet::TinyShakespeare];
 
     /// The name on the command line and in the record.
     pub fn name(self) -> &'static str {

@@ -129,8 +129,13 @@ impl Download<'_> {
         let resumed = part.len() > 0;
         let whole = |part: &Part| part.len() > 0 && part.origin().and_then(|o| o.bytes) == Some(part.len());
         if !whole(&part) {
-            let answer = self.client.get(&self.url, resume_of(&part).as_ref())?;
-            self.receive(&mut part, answer, received)?;
+            let answer = self.client.get(&self.url, resume_of(&part).as_ref());
+            if let Err(error) = answer.and_then(|answer| self.receive(&mut part, answer, received)) {
+                if part.len() == 0 {
+                    part.discard();
+                }
+                return Err(error);
+            }
         }
         self.finish(part, resumed)
     }
@@ -222,7 +227,12 @@ impl Download<'_> {
             Some(expected_bytes) if part.len() > expected_bytes => {
                 let got_bytes = part.len();
                 part.restart(None)?;
-                Err(FetchError::WrongLength { url: url.to_owned(), got_bytes, expected_bytes, whence: "as the server itself said" })
+                Err(FetchError::WrongLength {
+                    url: url.to_owned(),
+                    got_bytes,
+                    expected_bytes,
+                    whence: "as the server itself said",
+                })
             }
             _ => Ok(()),
         }

@@ -27,10 +27,14 @@ pub enum FetchError {
     #[error("the connection to `{url}` was cut after {got_bytes} of {expected_bytes} bytes: {reason}")]
     Cut { url: String, got_bytes: u64, expected_bytes: u64, reason: String },
     /// Nothing, or next to nothing, came for a while.
-    #[error("`{url}` stalled: {received} bytes in {seconds} s, at byte {got_bytes}\n  hint: what came is kept; the same command goes on there")]
+    #[error(
+        "`{url}` stalled: {received} bytes in {seconds} s, at byte {got_bytes}\n  hint: what came is kept; the same command goes on there"
+    )]
     Stalled { url: String, seconds: u64, received: u64, got_bytes: u64 },
     /// All attempts failed.
-    #[error("gave up on `{name}` after {attempts} attempts; the last: {last}\n  hint: what came is kept as `{name}.part`; the same command goes on there")]
+    #[error(
+        "gave up on `{name}` after {attempts} attempts; the last: {last}\n  hint: what came is kept as `{name}.part`; the same command goes on there"
+    )]
     GaveUp { name: String, attempts: u32, last: Box<FetchError> },
 
     // ---- what the server said ----
@@ -38,13 +42,17 @@ pub enum FetchError {
     #[error("`{url}` answered {status} {meaning}\n  hint: {hint}")]
     Status { url: String, status: u16, meaning: &'static str, hint: &'static str, retry_after_s: Option<u64> },
     /// A page for people.
-    #[error("`{url}` gave a web page where a file was expected: it starts with `{start}`\n  hint: a login page, a proxy or a wrong endpoint; look at it in a browser")]
+    #[error(
+        "`{url}` gave a web page where a file was expected: it starts with `{start}`\n  hint: a login page, a proxy or a wrong endpoint; look at it in a browser"
+    )]
     WebPage { url: String, start: String },
     /// A redirect that must not or cannot be followed.
     #[error("`{url}` redirects to `{to}`: {why}")]
     Redirect { url: String, to: String, why: &'static str },
     /// A length other than the published one.
-    #[error("`{url}` has {got_bytes} bytes, expected {expected_bytes}, {whence}\n  hint: a proxy or mirror gives another file; try another `HF_ENDPOINT` or revision")]
+    #[error(
+        "`{url}` has {got_bytes} bytes, expected {expected_bytes}, {whence}\n  hint: a proxy or mirror gives another file; try another `HF_ENDPOINT` or revision"
+    )]
     WrongLength { url: String, got_bytes: u64, expected_bytes: u64, whence: &'static str },
     /// Neither length nor digest: the end of the file could not be told from a cut.
     #[error("`{url}` does not say how long the file is, and no digest of it is published: a cut could not be noticed")]
@@ -58,7 +66,9 @@ pub enum FetchError {
 
     // ---- what came ----
     /// The bytes are not the published ones.
-    #[error("`{url}` has the SHA-256 {got}, expected {expected}, {whence}\n  hint: nothing was kept; fetch again, or find out who changed the file")]
+    #[error(
+        "`{url}` has the SHA-256 {got}, expected {expected}, {whence}\n  hint: nothing was kept; fetch again, or find out who changed the file"
+    )]
     Digest { url: String, expected: String, got: String, whence: &'static str, resumed: bool },
     /// The bytes are not a file of the kind.
     #[error("`{url}` is not what it should be; nothing was kept: {reason}")]
@@ -66,7 +76,9 @@ pub enum FetchError {
 
     // ---- the disk ----
     /// No room.
-    #[error("no space left to write `{path}`, which needs {need_bytes} more bytes\n  hint: free some space; the same command goes on where it stopped")]
+    #[error(
+        "no space left to write `{path}`, which needs {need_bytes} more bytes\n  hint: free some space; the same command goes on where it stopped"
+    )]
     DiskFull { path: PathBuf, need_bytes: u64 },
     /// The operating system said no.
     #[error("cannot {action} `{path}`: {reason}")]
@@ -87,12 +99,20 @@ impl FetchError {
     /// Whether the same request may well succeed a moment later.
     pub fn is_transient(&self) -> bool {
         match self {
-            FetchError::Connection { .. } | FetchError::Cut { .. } | FetchError::Stalled { .. } | FetchError::WrongRange { .. } => true,
+            FetchError::Connection { .. }
+            | FetchError::Cut { .. }
+            | FetchError::Stalled { .. }
+            | FetchError::WrongRange { .. } => true,
             // A digest that is wrong after a resume may come from the old part; from the start it will not change.
             FetchError::Digest { resumed, .. } => *resumed,
             FetchError::Status { status, .. } => matches!(status, 408 | 416 | 425 | 429 | 500 | 502 | 503 | 504),
             _ => false,
         }
+    }
+
+    /// Whether what was asked for is at fault.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, FetchError::Endpoint { .. } | FetchError::Shards { .. } | FetchError::Revision { .. })
     }
 
     /// Seconds that the server asked to wait.

@@ -60,11 +60,7 @@ pub struct Request {
 /// # Errors
 ///
 /// The first failure in the order of the files.
-pub fn fetch(
-    request: &Request,
-    stop: &AtomicBool,
-    report: impl Fn(usize, Event<'_>) + Sync,
-) -> Result<Vec<Fetched>, FetchError> {
+pub fn fetch(request: &Request, stop: &AtomicBool, report: impl Fn(usize, Event<'_>) + Sync) -> Result<Vec<Fetched>, FetchError> {
     let (host, repository) = request.data_set.repository();
     let client = Client::new(request.endpoints.clone(), request.patience);
     let record = Record::read(&request.out, request.data_set.name()).filter(|record| record.repository == repository);
