@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 use super::super::shard;
+use super::Attempts;
 use super::catalogue::RemoteFile;
 use super::check::START_BYTES;
 use super::error::FetchError;
@@ -64,43 +65,22 @@ impl Download<'_> {
             return self.existing();
         }
         let patience = self.client.patience();
-        let (mut failures, mut wait) = (0, patience.first_wait);
+        let mut attempts = Attempts::new(patience);
         loop {
             let mut received = 0;
             let error = match self.attempt(&mut received) {
                 Ok(fetched) => return Ok(fetched),
-                Err(_) if self.stopped() => return Err(FetchError::Interrupted),
-                Err(error) if !error.is_transient() => return Err(error),
                 Err(error) => error,
             };
             if received >= patience.progress_bytes {
-                (failures, wait) = (0, patience.first_wait);
+                attempts.progressed();
             }
-            failures += 1;
-            if failures == patience.attempts {
-                return Err(FetchError::GaveUp { name: self.file.name.clone(), attempts: failures, last: Box::new(error) });
-            }
-            let asked = Duration::from_secs(error.retry_after_s().unwrap_or(0));
-            let pause = wait.max(asked).min(patience.longest_wait);
-            (self.report)(Event::Retry { error: &error, wait_s: pause.as_secs() });
-            self.pause(pause)?;
-            wait = wait.saturating_mul(2);
+            attempts.after(error, self.stop, self.report)?;
         }
     }
 
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
-    }
-
-    fn pause(&self, length: Duration) -> Result<(), FetchError> {
-        let end = Instant::now() + length;
-        while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            if self.stopped() {
-                return Err(FetchError::Interrupted);
-            }
-            std::thread::sleep(left.min(Duration::from_millis(50)));
-        }
-        Ok(())
     }
 
     /// A file that has its name already: it must be one of its kind, and the pinned one.

@@ -32,10 +32,8 @@ pub enum FetchError {
     )]
     Stalled { url: String, seconds: u64, received: u64, got_bytes: u64 },
     /// All attempts failed.
-    #[error(
-        "gave up on `{name}` after {attempts} attempts; the last: {last}\n  hint: what came is kept as `{name}.part`; the same command goes on there"
-    )]
-    GaveUp { name: String, attempts: u32, last: Box<FetchError> },
+    #[error("gave up after {attempts} attempts; the last: {last}\n  hint: what came is kept; the same command goes on there")]
+    GaveUp { attempts: u32, last: Box<FetchError> },
 
     // ---- what the server said ----
     /// A status that is no file.

@@ -23,7 +23,7 @@ mod tests;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use catalogue::{DataSet, Host, RemoteFile};
 pub use check::Format;
@@ -73,7 +73,8 @@ pub fn fetch(request: &Request, stop: &AtomicBool, report: impl Fn(usize, Event<
     let revision = match missing {
         Some(file) if host == Host::HuggingFace && !is_commit(&asked) => {
             let url = client.endpoints().url((host, repository), &asked, &file.path);
-            stoppable(&client, stop, || commit_of(&client, &url, &request.patience, stop))?.unwrap_or(asked)
+            let retry = |event: Event<'_>| report(0, event);
+            stoppable(&client, stop, || commit_of(&client, &url, stop, &retry))?.unwrap_or(asked)
         }
         _ => asked,
     };
@@ -144,24 +145,64 @@ fn in_order(results: Vec<Outcome>, stop: &AtomicBool) -> Result<Vec<Fetched>, Fe
 }
 
 /// The commit that a branch of the hub is now; none where the server does not say.
-fn commit_of(client: &Client, url: &str, patience: &Patience, stop: &AtomicBool) -> Result<Option<String>, FetchError> {
-    let mut wait = patience.first_wait;
-    for attempt in 1.. {
+fn commit_of(client: &Client, url: &str, stop: &AtomicBool, report: &dyn Fn(Event<'_>)) -> Result<Option<String>, FetchError> {
+    let mut attempts = Attempts::new(client.patience());
+    loop {
         let error = match client.get(url, None) {
             Ok(answer) if answer.status == 200 => return Ok(answer.facts.hub_commit),
             Ok(answer) => FetchError::status(&answer.url, answer.status, answer.facts.retry_after_s),
             Err(error) => error,
         };
+        attempts.after(error, stop, report)?;
+    }
+}
+
+/// Counts failures and says how long to wait after each.
+struct Attempts<'a> {
+    patience: &'a Patience,
+    failures: u32,
+    wait: Duration,
+}
+
+impl<'a> Attempts<'a> {
+    fn new(patience: &'a Patience) -> Attempts<'a> {
+        Attempts { patience, failures: 0, wait: patience.first_wait }
+    }
+
+    /// Forgets the failures: the last attempt brought something.
+    fn progressed(&mut self) {
+        *self = Attempts::new(self.patience);
+    }
+
+    /// Waits after a failure that may pass.
+    ///
+    /// # Errors
+    ///
+    /// The failure, where it will not pass or was one too many; an interruption.
+    fn after(&mut self, error: FetchError, stop: &AtomicBool, report: &dyn Fn(Event<'_>)) -> Result<(), FetchError> {
         if stop.load(Ordering::Relaxed) {
             return Err(FetchError::Interrupted);
         }
-        if !error.is_transient() || attempt == patience.attempts {
+        self.failures += 1;
+        if !error.is_transient() {
             return Err(error);
         }
-        std::thread::sleep(wait.min(patience.longest_wait));
-        wait = wait.saturating_mul(2);
+        if self.failures == self.patience.attempts {
+            return Err(FetchError::GaveUp { attempts: self.failures, last: Box::new(error) });
+        }
+        let asked = Duration::from_secs(error.retry_after_s().unwrap_or(0));
+        let pause = self.wait.max(asked).min(self.patience.longest_wait);
+        self.wait = self.wait.saturating_mul(2);
+        report(Event::Retry { error: &error, wait_s: pause.as_secs() });
+        let end = Instant::now() + pause;
+        while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            if stop.load(Ordering::Relaxed) {
+                return Err(FetchError::Interrupted);
+            }
+            std::thread::sleep(left.min(Duration::from_millis(50)));
+        }
+        Ok(())
     }
-    Ok(None)
 }
 
 /// Carries out a request that ends when `stop` is set.

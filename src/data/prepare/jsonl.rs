@@ -72,10 +72,9 @@ impl<'de> Visitor<'de> for Column<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let (mut found, mut others) = (None, Vec::new());
-        while let Some(key) = map.next_key_seed(Text)? {
+        while let Some(key) = map.next_key_seed(Text { of: None })? {
             if key == self.name {
-                let value =
-                    map.next_value_seed(Text).map_err(|e| A::Error::custom(format!("the column `{}`: {e}", self.name)))?;
+                let value = map.next_value_seed(Text { of: Some(self.name) })?;
                 if found.replace(value).is_some() {
                     return Err(A::Error::custom(format!("the column `{}` is there twice", self.name)));
                 }
@@ -93,9 +92,12 @@ impl<'de> Visitor<'de> for Column<'_> {
 }
 
 /// A string, borrowed from the line where nothing in it is escaped.
-struct Text;
+struct Text<'c> {
+    /// The column it is in, for messages.
+    of: Option<&'c str>,
+}
 
-impl<'de> DeserializeSeed<'de> for Text {
+impl<'de> DeserializeSeed<'de> for Text<'_> {
     type Value = Cow<'de, str>;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -103,11 +105,14 @@ impl<'de> DeserializeSeed<'de> for Text {
     }
 }
 
-impl<'de> Visitor<'de> for Text {
+impl<'de> Visitor<'de> for Text<'_> {
     type Value = Cow<'de, str>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string")
+        match self.of {
+            Some(column) => write!(f, "a string in the column `{column}`"),
+            None => f.write_str("a name"),
+        }
     }
 
     fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
@@ -143,8 +148,8 @@ mod tests {
             (br#"["text"]"#, "invalid type: sequence, expected a JSON object"),
             (br#"{"body": "a", "id": 1}"#, "it has no column `text`, but `body`, `id`"),
             (b"{}", "it has no column `text`, but nothing"),
-            (br#"{"text": 5}"#, "the column `text`: invalid type: integer `5`, expected a string"),
-            (br#"{"text": null}"#, "the column `text`: invalid type: null, expected a string"),
+            (br#"{"text": 5}"#, "invalid type: integer `5`, expected a string in the column `text`"),
+            (br#"{"text": null}"#, "invalid type: null, expected a string in the column `text`"),
             (br#"{"text": "a", "text": "b"}"#, "is there twice"),
             (b"{\"text\": \"caf\xe9\"}", "invalid unicode code point"),
             (br#"{"text": "\ud800"}"#, "it is no JSON object"),

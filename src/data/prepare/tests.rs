@@ -260,7 +260,7 @@ fn a_fault_in_the_last_line_leaves_no_shard() {
     for (last, says) in [
         ("{\"text\": \"cut", "`x.jsonl` line 5001 is no document: it is no JSON object: EOF while parsing a string"),
         ("{\"body\": \"x\"}", "line 5001 is no document: it has no column `text`, but `body`"),
-        ("{\"text\": 7}", "line 5001 is no document: the column `text`: invalid type: integer `7`, expected a string"),
+        ("{\"text\": 7}", "line 5001 is no document: invalid type: integer `7`, expected a string in the column `text`"),
     ] {
         let error = shard(&[jsonl(&format!("{lines}{last}"))], &options(dir.path())).unwrap_err();
         assert!(error.contains(says), "{error}\nlacks: {says}");

@@ -104,11 +104,9 @@ impl Bpe {
         for (i, slot) in ranks[..parts].iter_mut().enumerate() {
             *slot = rank(&starts, parts, i);
         }
-        loop {
-            let Some((at, &lowest)) = ranks[..parts].iter().enumerate().min_by_key(|(_, rank)| **rank) else { break };
-            if lowest == NONE {
-                break;
-            }
+        while let Some((at, &lowest)) = ranks[..parts].iter().enumerate().min_by_key(|(_, rank)| **rank)
+            && lowest != NONE
+        {
             starts.copy_within(at + 2..parts + 1, at + 1);
             ranks.copy_within(at + 2..parts.max(at + 2), at + 1);
             parts -= 1;
