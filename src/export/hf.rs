@@ -4,21 +4,22 @@
 //! `wte` and not stored; the token table has no padding rows. Transposing moves bits and changes none, so
 //! [`read`] gives back what [`write`] was given, in the precision written.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::{ExportError, Parameters, Precision, Result, encoded, tokenizer_files};
 use crate::data::Tokenizer;
+use crate::experiment::model_file::{self, CONFIG};
 use crate::experiment::{Model, Sample};
 use crate::model::Weights;
 use crate::store::{Tensor, atomic, safetensors};
 
 const PREFIX: &str = "transformer.";
 const WEIGHTS: &str = "model.safetensors";
-const CONFIG: &str = "config.json";
+/// Tied to `wte`; a file may hold it nevertheless.
+const CLASSIFIER: &str = "lm_head.weight";
 
 /// What a folder says besides the parameters.
 #[derive(Clone, Debug)]
@@ -54,15 +55,31 @@ pub fn write(folder: &Path, parameters: Parameters, precision: Precision, about:
     Ok(())
 }
 
-/// Reads the parameters of a folder that [`write`] made, or another of the same model in F32 or BF16.
+/// Reads the parameters of a folder that [`write`] made, or another of GPT-2 in F32 or BF16: OpenAI's, or what
+/// `save_pretrained` wrote. Tensors that are no parameters of ours (masks of attention) are not read.
 ///
 /// # Errors
 ///
-/// Files that are missing or damaged, sizes that `config.json` does not give, or tensors that do not fit them.
+/// Files that are missing or damaged, sizes that `config.json` does not give, tensors that do not fit them, or a
+/// classifier that is not the token table.
 pub fn read(folder: &Path) -> Result<Parameters> {
-    let model = read_config(&folder.join(CONFIG))?;
-    let theirs = safetensors::read(&folder.join(WEIGHTS))?;
-    Parameters::of_state(&model, theirs.into_iter().map(to_ours).collect())
+    let model = model_file::config_sizes(&folder.join(CONFIG))?;
+    let path = folder.join(WEIGHTS);
+    let ours: BTreeSet<String> = Weights::of(&model).iter().map(|spec| spec.name.clone()).collect();
+    let bare = |name: &str| name.strip_prefix(PREFIX).unwrap_or(name).to_owned();
+    let theirs = safetensors::read_some(&path, |name| name == CLASSIFIER || ours.contains(&bare(name)))?;
+    let (classifier, theirs): (Vec<Tensor>, Vec<Tensor>) = theirs.into_iter().partition(|tensor| tensor.name == CLASSIFIER);
+    let parameters = Parameters::of_state(&model, theirs.into_iter().map(to_ours).collect())?;
+    if classifier.iter().any(|tensor| tensor.bytes != parameters.tensors.wte.bytes) {
+        let problem = "differs from `wte.weight`: GPT-2's classifier is its token table".into();
+        return Err(ExportError::Parameter { tensor: CLASSIFIER.into(), problem });
+    }
+    Ok(parameters)
+}
+
+/// The file whose bytes are a folder's weights.
+pub fn weights_file(folder: &Path) -> PathBuf {
+    folder.join(WEIGHTS)
 }
 
 fn to_theirs(tensor: Tensor, precision: Precision) -> Tensor {
@@ -150,32 +167,10 @@ fn generation_config(tokenizer: &Tokenizer, sample: &Sample) -> Value {
     config
 }
 
-/// The sizes in a `config.json`. The padded vocabulary is ours, not the file's.
-fn read_config(path: &Path) -> Result<Model> {
-    let bad = |problem: String| ExportError::Config { path: path.into(), problem };
-    let bytes = fs::read(path).map_err(|source| ExportError::Io { path: path.into(), source })?;
-    let config: Value = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
-    if config["model_type"] != "gpt2" {
-        return Err(bad(format!("`model_type` is {}, expected \"gpt2\"", config["model_type"])));
-    }
-    let size = |key: &str| match config[key].as_u64() {
-        Some(size @ 1..=0xff_ffff) => Ok(size as usize),
-        _ => Err(bad(format!("`{key}` is {}, expected a whole number from 1", config[key]))),
-    };
-    let vocab = size("vocab_size")?;
-    Ok(Model {
-        descriptor: None,
-        layers: size("n_layer")?,
-        heads: size("n_head")?,
-        channels: size("n_embd")?,
-        context: size("n_positions")?,
-        vocab,
-        vocab_padded: vocab.next_multiple_of(128),
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::experiment;
     use crate::export::sample_parameters;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::activations::Activations;
+use super::activations::{Activations, BufferSpec};
+use super::decode::{self, Room};
 use super::weights::Weights;
 use crate::experiment::Experiment;
 use crate::ops::{Dtype, Role, Rows};
@@ -21,6 +22,8 @@ pub enum Category {
     Gradients,
     Optimizer,
     Activations,
+    /// Of texts written in training.
+    Samples,
     Scratch,
 }
 
@@ -28,6 +31,16 @@ pub enum Category {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryPlan {
     pub entries: Vec<PlanEntry>,
+}
+
+/// Bytes of buffers of the same name together.
+fn by_kind(specs: &[BufferSpec], storage: &Storage) -> BTreeMap<&'static str, u64> {
+    let mut kinds = BTreeMap::new();
+    for spec in specs {
+        let size = if spec.role == Role::F32 { 4 } else { storage.activation.size() };
+        *kinds.entry(spec.name).or_default() += (spec.len * size) as u64;
+    }
+    kinds
 }
 
 /// How a device stores things: what the plan needs to know of it.
@@ -61,15 +74,16 @@ impl MemoryPlan {
         add(Category::Optimizer, "master weights", if storage.masters { n * 4 } else { 0 });
 
         let layout = Activations::layout(&experiment.model, rows, experiment.memory.recompute, true);
-        let mut kinds: BTreeMap<&'static str, u64> = BTreeMap::new();
-        for spec in layout.specs() {
-            let size = if spec.role == Role::F32 { 4 } else { storage.activation.size() };
-            *kinds.entry(spec.name).or_default() += (spec.len * size) as u64;
-        }
-        for (name, bytes) in kinds {
+        for (name, bytes) in by_kind(&layout.specs(), storage) {
             add(Category::Activations, name, bytes);
         }
-        add(Category::Activations, "losses of a step", experiment.batch.tokens * 4);
+        add(Category::Activations, "token losses", (experiment.batch.tokens + rows.count() as u64) * 4);
+        if let Some(positions) = experiment.sample_positions() {
+            let room = Room { streams: 1, positions };
+            for (name, bytes) in by_kind(&decode::layout(&experiment.model, room), storage) {
+                add(Category::Samples, name, bytes);
+            }
+        }
         for (name, bytes) in &storage.scratch {
             add(Category::Scratch, name, *bytes);
         }
@@ -84,5 +98,25 @@ impl MemoryPlan {
     /// Bytes of one category.
     pub fn category(&self, category: Category) -> u64 {
         self.entries.iter().filter(|e| e.category == category).map(|e| e.bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_have_their_place_in_the_plan_before_the_first_step() {
+        let text = "[model]\ndescriptor = 'd12'\n[data]\ncorpus = 'kjv'\n[schedule]\nsteps = 1\n";
+        let storage = Storage { param: Dtype::BF16, activation: Dtype::BF16, masters: true, scratch: Vec::new() };
+        let plan = |set: &[&str]| {
+            let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+            MemoryPlan::of(&crate::experiment::load_text("t", text, &set).expect("an experiment").experiment, &storage)
+        };
+        assert_eq!(plan(&[]).category(Category::Samples), 0);
+        let with = plan(&["sample.every=10", "batch.seq_len=1024"]);
+        let keys_and_values = with.entries.iter().find(|entry| entry.name == "keys and values of samples").expect("planned");
+        assert_eq!(keys_and_values.bytes, 2 * 12 * 1024 * 768 * 2);
+        assert_eq!(with.total() - plan(&["batch.seq_len=1024"]).total(), with.category(Category::Samples));
     }
 }
