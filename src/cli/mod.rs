@@ -57,7 +57,7 @@ enum Verb {
     Config(config::Args),
     /// Draw loss, learning rate and gradient norm of one or more runs.
     Plot(plot::Args),
-    /// Turn text into token shards.
+    /// Fetch data sets; turn text into token shards.
     Data(data::DataArgs),
     /// Measure how fast an experiment trains on this machine.
     Bench(bench::Args),
