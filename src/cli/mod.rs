@@ -13,12 +13,14 @@ pub mod export;
 pub mod lock;
 mod locking;
 mod past;
+pub mod plan;
 pub mod plot;
 pub mod resume;
 pub mod run;
 mod run_argument;
 pub mod sample;
 mod session;
+mod stdout;
 pub mod verify;
 
 use std::process::ExitCode;
@@ -51,6 +53,8 @@ enum Verb {
     Sample(sample::Args),
     /// Write a saved model for other programs: Hugging Face, llm.c; or its provenance.
     Export(export::Args),
+    /// Say what a run will take: memory, steps, time, money, disk.
+    Plan(plan::Args),
     /// Print an experiment as it resolves, with the origin of every key.
     Config(config::Args),
     /// Draw loss, learning rate and gradient norm of one or more runs.
@@ -76,6 +80,7 @@ impl Cli {
             Verb::Diff(args) => diff::run(args),
             Verb::Sample(args) => sample::run(args),
             Verb::Export(args) => export::run(args),
+            Verb::Plan(args) => plan::run(args),
             Verb::Config(args) => config::run(args).map(done),
             Verb::Plot(args) => plot::run(args).map(done),
             Verb::Data(args) => data::run(args).map(done),

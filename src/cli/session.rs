@@ -15,11 +15,10 @@ use super::past::{self, Past};
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
 use crate::eval::TaskSet;
 use crate::experiment::{DeviceKind, Experiment, Loaded, Order};
-use crate::model::gpt2::scratch_shape;
 use crate::model::plan::{Category, MemoryPlan, Storage};
 use crate::model::weights::Weights;
 use crate::ops::cuda::{self, Cuda};
-use crate::ops::{DeviceError, Dtype, Ops, Role, Rows, ScratchShape, cpu::Cpu};
+use crate::ops::{DeviceError, Dtype, Ops, Role, cpu::Cpu};
 use crate::proof::{Ledger, Lock};
 use crate::report::{self, PlotOptions, ReportError, RunData};
 use crate::store::main_log::MainLogWriter;
@@ -144,7 +143,7 @@ impl Device {
                 work.on(cpu, &storage, None)
             }
             Device::Cuda(cuda) => {
-                let storage = cuda_storage(&cuda, experiment);
+                let storage = Storage::cuda(experiment);
                 cuda.require_free(&experiment.name, memory_plan(experiment, &storage).total())?;
                 let peak_flops = peak_flops(&cuda);
                 work.on(*cuda, &storage, peak_flops)
@@ -155,14 +154,7 @@ impl Device {
 
 /// How the CPU stores an experiment.
 pub fn cpu_storage(cpu: &Cpu, experiment: &Experiment) -> Storage {
-    Storage { param: Dtype::F32, activation: Dtype::F32, masters: false, scratch: cpu.scratch_plan(&training_shape(experiment)) }
-}
-
-/// How a GPU stores an experiment at its precision.
-pub fn cuda_storage(cuda: &Cuda, experiment: &Experiment) -> Storage {
-    let (param, activation) = (cuda.dtype(Role::Param), cuda.dtype(Role::Activation));
-    let masters = param != Dtype::F32 && experiment.precision.master_weights;
-    Storage { param, activation, masters, scratch: cuda.scratch_plan(&training_shape(experiment)) }
+    Storage::cpu(experiment, cpu.threads())
 }
 
 /// The GPU's dense bf16 peak, when that is the precision at work and the GPU is known.
@@ -173,11 +165,6 @@ pub fn peak_flops(cuda: &Cuda) -> Option<f64> {
 /// Everything that training allocates.
 pub fn memory_plan(experiment: &Experiment, storage: &Storage) -> MemoryPlan {
     MemoryPlan::of(experiment, storage)
-}
-
-fn training_shape(experiment: &Experiment) -> ScratchShape {
-    let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
-    scratch_shape(&experiment.model, rows, true)
 }
 
 /// A session whose device has a type.
@@ -349,12 +336,13 @@ fn describe<O: Ops>(experiment: &Experiment, data: &Data, ops: &O, storage: &Sto
         units::thousands(data.validation.as_ref().map_or(0, ValidationSet::tokens)),
     );
     anstream::eprintln!(
-        "memory: {} planned: weights {}, gradients {}, optimizer {}, activations {}, scratch {}",
+        "memory: {} planned: weights {}, gradients {}, optimizer {}, activations {}, scratch {}; {} on the host",
         units::bytes(plan.total()),
         part(Category::Parameters),
         part(Category::Gradients),
         part(Category::Optimizer),
         part(Category::Activations),
-        part(Category::Scratch),
+        units::bytes(plan.category(Category::Scratch) + plan.category(Category::Sampling)),
+        part(Category::Host),
     );
 }

@@ -41,12 +41,17 @@ pub struct MicroBatch<'a> {
 impl<O: Ops> Gpt2<O> {
     /// A model with the initial weights of `seed`, able to run micro-batches up to `capacity`.
     pub fn new(ops: &mut O, config: &Model, capacity: Rows, recompute: u8, backward: bool, seed: u64) -> Result<Gpt2<O>> {
+        let mut model = Gpt2::zeroed(ops, config, capacity, recompute, backward)?;
+        for (spec, buf) in model.specs.iter().zip(model.params.iter_mut()) {
+            ops.upload(buf, &initial_values(spec, seed))?;
+        }
+        Ok(model)
+    }
+
+    /// A model whose weights are all zero, until others are put in their place.
+    pub fn zeroed(ops: &mut O, config: &Model, capacity: Rows, recompute: u8, backward: bool) -> Result<Gpt2<O>> {
         let specs = Weights::of(config);
-        let params = specs.try_map(|spec| {
-            let mut buf = ops.alloc(Role::Param, spec.len)?;
-            ops.upload(&mut buf, &initial_values(spec, seed))?;
-            Ok(buf)
-        })?;
+        let params = specs.try_map(|spec| ops.alloc(Role::Param, spec.len))?;
         let acts = Activations::layout(config, capacity, recompute, backward).allocate(ops)?;
         ops.alloc_scratch(&scratch_shape(config, capacity, backward))?;
         Ok(Gpt2 {

@@ -4,8 +4,10 @@
 //! else here is arithmetic that needs no device.
 
 pub mod activations;
+pub mod cost;
 pub mod flops;
 pub mod gpt2;
+pub mod hardware;
 pub mod init;
 pub mod plan;
 pub mod weights;

@@ -61,14 +61,24 @@ pub fn act_dtype(compute: Compute) -> Dtype {
     }
 }
 
-/// All scratch for micro-batches of `shape`, by name, in bytes: what `alloc_scratch` allocates. The tables
-/// of the optimizer and of the digest are small, depend on the model's tensors, and are taken at
-/// their first use; the matrix multiplication's workspace is taken when the device is opened.
+/// The matrix multiplication's workspace, taken when the device is opened: that of the newest GPUs.
+pub fn workspace_bytes() -> u64 {
+    super::gemm::workspace_bytes(9)
+}
+
+/// Scratch for micro-batches of `shape`, by name, in bytes: what `alloc_scratch` allocates.
 pub fn scratch_plan(shape: &ScratchShape, compute: Compute) -> Vec<(String, u64)> {
-    let mut plan: Vec<(String, u64)> =
-        planned(shape, compute).into_iter().map(|(which, bytes)| (USES[which as usize].1.to_owned(), bytes)).collect();
-    plan.push(("matrix multiplication workspace".to_owned(), super::gemm::workspace_bytes(9)));
-    plan
+    named(planned(shape, compute)).collect()
+}
+
+/// Scratch that depends on the model's tensors and is taken at its first use: for AdamW and the gradient norm
+/// of tensors of `lens` elements, and for the digest of tensors of `hashed` bytes.
+pub fn tensor_scratch_plan(lens: &[u64], hashed: &[u64]) -> Vec<(String, u64)> {
+    named(super::optimizer::planned(lens, hashed)).collect()
+}
+
+fn named(plan: Vec<(Use, u64)>) -> impl Iterator<Item = (String, u64)> {
+    plan.into_iter().map(|(which, bytes)| (USES[which as usize].1.to_owned(), bytes))
 }
 
 pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)> {
@@ -140,9 +150,9 @@ mod tests {
         let plan = scratch_plan(&shape, Compute::Bf16);
         let logits = &plan[0];
         assert_eq!(logits, &("logits of a chunk".to_owned(), 8192 * 50_304 * 2));
-        let total: u64 = plan.iter().map(|(_, bytes)| bytes).sum();
+        let total: u64 = workspace_bytes() + plan.iter().map(|(_, bytes)| bytes).sum::<u64>();
         assert!(total < 1 << 30, "{} MiB", total >> 20);
         let evaluation = scratch_plan(&ScratchShape { backward: false, ..shape }, Compute::Bf16);
-        assert_eq!(evaluation.len(), 2, "evaluation needs logits and the workspace: {evaluation:?}");
+        assert_eq!(evaluation.len(), 1, "evaluation needs logits alone: {evaluation:?}");
     }
 }
