@@ -25,7 +25,7 @@ impl Listener for JsonEvents {
                 "mfu": mfu,
                 "root": root.map(|root| root.to_string()),
             }),
-            Event::Evaluating { .. } => return,
+            Event::Evaluating { .. } | Event::Saving { .. } => return,
             Event::Evaluated { step, val_loss, val_tokens } => {
                 json!({"event": "evaluation", "step": step, "val_loss": val_loss, "val_tokens": val_tokens})
             }

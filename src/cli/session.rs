@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use anyhow::Context;
 
 use super::console::Console;
 use super::events_json::JsonEvents;
 use super::exit;
+use super::gpu_watch::{self, GpuWatch};
 use super::locking::{self, Expected, Locked};
 use super::past::{self, Past};
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
@@ -23,6 +25,7 @@ use crate::proof::{Ledger, Lock};
 use crate::report::{self, PlotOptions, ReportError, RunData};
 use crate::store::main_log::MainLogWriter;
 use crate::store::metrics::MetricsWriter;
+use crate::store::tensorboard::EventWriter;
 use crate::store::{self, Retention, RunFolder, Writer};
 use crate::train::run::{Outcome, Pending, Records, Run};
 use crate::train::{Listener, Trainer};
@@ -214,8 +217,10 @@ impl OnDevice for Training {
         let mut records = Records::open(&experiment, &folder, head, progress.step, &lock)?;
         changed.write(&mut records, resumed.then_some(progress.step))?;
         let feed = feed(&experiment, &data, progress.step, progress.data_offset)?;
+        let sensors = Arc::<gpu_watch::Shared>::default();
+        let _watch = watch_gpu(&experiment, &lock, &folder, &sensors);
         let mut listener: Box<dyn Listener> =
-            if json { Box::new(JsonEvents) } else { Box::new(Console::new(experiment.log.every)) };
+            if json { Box::new(JsonEvents) } else { Box::new(Console::new(experiment.log.every, sensors)) };
         let Data { validation, hellaswag, tokenizer, .. } = data;
         let run = Run { experiment, trainer, feed, validation, hellaswag, tokenizer, records, stop, peak_flops };
         let outcome = run.finish(listener.as_mut())?;
@@ -239,6 +244,15 @@ impl OnDevice for Training {
             Outcome::Diverged { .. } => exit::DIVERGED,
         }))
     }
+}
+
+/// Reads the sensors of the GPU at work, if that is wanted and there is one.
+fn watch_gpu(experiment: &Experiment, lock: &Lock, folder: &RunFolder, shared: &Arc<gpu_watch::Shared>) -> Option<GpuWatch> {
+    let uuid = lock.environment.get("gpu.uuid").filter(|_| experiment.log.gpu_every > 0)?;
+    let every = Duration::from_secs(experiment.log.gpu_every);
+    GpuWatch::start(uuid, every, &folder.paths.gpu_log(), Arc::clone(shared))
+        .inspect_err(|why| anstream::eprintln!("the GPU's sensors cannot be read: {why}"))
+        .ok()
 }
 
 fn draw(folder: &RunFolder) -> Result<Vec<PathBuf>, ReportError> {
@@ -276,6 +290,10 @@ impl Records {
                 MainLogWriter::resume(run, step)?
             } else {
                 MainLogWriter::create(run)?
+            },
+            tensorboard: match experiment.log.tensorboard {
+                true => Some(EventWriter::resume(&folder.paths.tensorboard(), step)?),
+                false => None,
             },
             paths: folder.paths.clone(),
             writer: Writer::new(

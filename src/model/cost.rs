@@ -222,7 +222,7 @@ mod tests {
         let experiment = shipped("gpt2_33b.toml", &[]);
         let (one, eight) = (on_h100(&experiment, 1), on_h100(&experiment, 8));
         assert!((one.step.gradients / eight.step.gradients - 8.0).abs() < 0.01, "{one:?} {eight:?}");
-        assert!((one.step.update / eight.step.update - 8.0).abs() < 0.01);
+        assert!((one.step.update / eight.step.update - 8.0).abs() < 0.1);
         assert!(one.step.exchange == 0.0 && eight.step.exchange > 0.0 && eight.step.exchange < 0.1 * eight.step.total());
         assert!(eight.forward > 0.2 * eight.step.gradients / 8.0 && eight.forward < 0.4 * eight.step.gradients / 8.0);
     }

@@ -7,6 +7,7 @@ mod divergence;
 mod export;
 mod hellaswag;
 mod lock;
+mod look;
 mod pytorch;
 mod resume;
 mod slsa;

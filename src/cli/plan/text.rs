@@ -90,7 +90,7 @@ impl Plan {
                 for advice in &memory.advice {
                     let bits = if advice.changes_bits { "other bits" } else { "same bits" };
                     let pace = 100.0 * (advice.step_factor - 1.0);
-                    writeln!(out, "    {:<42} {:>8} MiB, {pace:+.1}% time, {bits}", advice.change, mib(advice.total_bytes))?;
+                    writeln!(out, "    {:<40} {:>7} MiB, {pace:+.1}% time, {bits}", advice.change, mib(advice.total_bytes))?;
                 }
                 if memory.advice.is_empty() {
                     writeln!(out, "    no single change makes it fit: take a smaller model or more GPUs")?;
