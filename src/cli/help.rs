@@ -33,7 +33,10 @@ const EXAMPLES: [(&str, &str); 12] = [
         "  runner resume                        # the run that was worked on last\n  runner resume quickstart\n  \
          runner resume quickstart --set log.every=10",
     ),
-    ("config", "  runner config experiments/gpt2_33b.toml\n  RUNNER_SEED=7 runner config experiments/ci.toml --set batch.micro=1"),
+    (
+        "config",
+        "  runner config experiments/gpt2_33b.toml\n  RUNNER_SEED=7 runner config experiments/ci.toml --set batch.micro=1",
+    ),
     ("lock", "  runner lock experiments/ci.toml\n  runner lock experiments/ci.toml --out elsewhere.lock.toml"),
     (
         "data",
@@ -48,7 +51,10 @@ const EXAMPLES: [(&str, &str); 12] = [
          runner verify experiments/ci.toml --twice --expect tests/golden/ci_cpu.root",
     ),
     ("diff", "  runner diff first second"),
-    ("export", "  runner export quickstart --format hf --out model\n  runner export quickstart --format slsa --out provenance.json"),
+    (
+        "export",
+        "  runner export quickstart --format hf --out model\n  runner export quickstart --format slsa --out provenance.json",
+    ),
     ("bench", "  runner bench experiments/gpt2_124m.toml --steps 10"),
 ];
 
@@ -92,7 +98,7 @@ pub fn command() -> Command {
     let command = bare();
     let (overview, facts) = (overview(&command), facts());
     command
-        .help_template("{about}\n\n{usage-heading} {usage}\n\n{before-help}Options:\n{options}\n\n{after-help}")
+        .help_template("{about}\n\n{usage-heading} {usage}\n\n{before-help}Options:\n{options}{after-help}")
         .before_help(overview)
         .after_help(facts)
 }

@@ -220,7 +220,7 @@ impl OnDevice for Training {
         let sensors = Arc::<gpu_watch::Shared>::default();
         let _watch = watch_gpu(&experiment, &lock, &folder, &sensors);
         let mut listener: Box<dyn Listener> =
-            if json { Box::new(JsonEvents) } else { Box::new(Console::new(experiment.log.every, sensors)) };
+            if json { Box::new(JsonEvents { sensors }) } else { Box::new(Console::new(experiment.log.every, sensors)) };
         let Data { validation, hellaswag, tokenizer, .. } = data;
         let run = Run { experiment, trainer, feed, validation, hellaswag, tokenizer, records, stop, peak_flops };
         let outcome = run.finish(listener.as_mut())?;

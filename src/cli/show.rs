@@ -97,7 +97,7 @@ fn decimal(value: Option<f64>) -> String {
     value.map_or_else(|| "-".into(), |value| format!("{value:.4}"))
 }
 
-const COLUMNS: [Column; 11] = [
+static COLUMNS: [Column; 11] = [
     column("name", false, 0, |run| run.name.clone()),
     column("model", false, 3, |run| run.model.clone()),
     column("state", false, 0, |run| run.state.name().into()),
@@ -114,50 +114,60 @@ const COLUMNS: [Column; 11] = [
     column("root", false, 6, |run| run.root.as_ref().map_or_else(|| "-".into(), |root| root.chars().take(8).collect())),
 ];
 
+/// A column with its cells.
+struct Part {
+    column: &'static Column,
+    cells: Vec<String>,
+    width: usize,
+}
+
+impl Part {
+    fn of(column: &'static Column, runs: &[&RunSummary]) -> Part {
+        let cells: Vec<String> = runs.iter().map(|run| (column.cell)(run)).collect();
+        let widest = cells.iter().map(|cell| cell.chars().count()).max().unwrap_or(0);
+        Part { column, cells, width: widest.max(column.title.len()) }
+    }
+
+    /// Makes the column narrower by `over`, but not narrower than 8.
+    fn cut(&mut self, over: usize) {
+        self.width = self.width.saturating_sub(over).max(8);
+        for cell in self.cells.iter_mut().filter(|cell| cell.chars().count() > self.width) {
+            *cell = cell.chars().take(self.width - 1).chain(['…']).collect();
+        }
+    }
+
+    fn padded(&self, text: String) -> String {
+        let width = self.width;
+        if self.column.right { format!("{text:>width$}") } else { format!("{text:<width$}") }
+    }
+}
+
 /// The table in at most `width` columns, and why runs are broken.
 fn to_text(runs: &[&RunSummary], width: usize) -> String {
     if runs.is_empty() {
         return String::new();
     }
-    let mut columns: Vec<(&Column, Vec<String>, usize)> = COLUMNS
-        .iter()
-        .map(|column| {
-            let cells: Vec<String> = runs.iter().map(|run| (column.cell)(run)).collect();
-            let widest = cells.iter().map(|cell| cell.chars().count()).max().unwrap_or(0);
-            let widest = widest.max(column.title.len());
-            (column, cells, widest)
-        })
-        .collect();
+    let mut parts: Vec<Part> = COLUMNS.iter().map(|column| Part::of(column, runs)).collect();
     // A column in which nothing stands says nothing.
-    columns.retain(|(column, cells, _)| column.dispensable == 0 || cells.iter().any(|cell| cell != "-"));
-    let total = |columns: &[(&Column, Vec<String>, usize)]| columns.iter().map(|(.., wide)| wide + 2).sum::<usize>() - 2;
-    while total(&columns) > width {
-        let (at, _) = columns.iter().enumerate().max_by_key(|(_, (column, ..))| column.dispensable).expect("names stay");
-        if columns[at].0.dispensable == 0 {
+    parts.retain(|part| part.column.dispensable == 0 || part.cells.iter().any(|cell| cell != "-"));
+    let total = |parts: &[Part]| parts.iter().map(|part| part.width + 2).sum::<usize>() - 2;
+    while total(&parts) > width {
+        let (at, part) = parts.iter().enumerate().max_by_key(|(_, part)| part.column.dispensable).expect("names stay");
+        if part.column.dispensable == 0 {
             // Nothing to leave out any more: long names are cut.
-            let over = total(&columns) - width;
-            let name = &mut columns[0];
-            name.2 = name.2.saturating_sub(over).max(8);
-            let wide = name.2;
-            for cell in name.1.iter_mut().filter(|cell| cell.chars().count() > wide) {
-                *cell = cell.chars().take(wide - 1).chain(['…']).collect();
-            }
+            let over = total(&parts) - width;
+            parts[0].cut(over);
             break;
         }
-        columns.remove(at);
+        parts.remove(at);
     }
-    let mut text = String::new();
-    let mut line = |cell: &dyn Fn(&(&Column, Vec<String>, usize)) -> String| {
-        let cells = columns.iter().map(|part| {
-            let (text, wide) = (cell(part), part.2);
-            if part.0.right { format!("{text:>wide$}") } else { format!("{text:<wide$}") }
-        });
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
+    let line = |cell: &dyn Fn(&Part) -> String| {
+        let cells: Vec<String> = parts.iter().map(|part| part.padded(cell(part))).collect();
+        format!("{}\n", cells.join("  ").trim_end())
     };
-    line(&|(column, ..)| column.title.to_owned());
+    let mut text = line(&|part| part.column.title.to_owned());
     for at in 0..runs.len() {
-        line(&|(_, cells, _)| cells[at].clone());
+        text.push_str(&line(&|part| part.cells[at].clone()));
     }
     for run in runs {
         if let Some(why) = &run.why {
@@ -183,7 +193,8 @@ pub fn in_full(run: &RunSummary) -> String {
     let of = run.steps.map_or(String::new(), |steps| format!(" of {}", units::thousands(steps)));
     line("steps", format!("{}{of}, {} tokens", units::thousands(run.step), units::thousands(run.tokens)));
     line("loss", decimal(run.loss));
-    let best = run.best_val_loss.filter(|best| Some(*best) != run.val_loss).map_or(String::new(), |best| format!(", best {best:.4}"));
+    let best =
+        run.best_val_loss.filter(|best| Some(*best) != run.val_loss).map_or(String::new(), |best| format!(", best {best:.4}"));
     line("val loss", format!("{}{best}", decimal(run.val_loss)));
     if let Some(score) = run.hellaswag {
         let harness = run.hellaswag_acc_norm.map_or(String::new(), |acc| format!(", acc_norm {acc:.4}"));
@@ -272,7 +283,9 @@ mod tests {
     #[test]
     fn a_run_in_full_has_time_left_and_incidents() {
         let text = in_full(&run("a", None));
-        for says in ["a, running", "1.56 B parameters", "31,000 of 32,000", "best 2.4500", "41m 40s", "step 7: resume", "acc_norm"] {
+        for says in
+            ["a, running", "1.56 B parameters", "31,000 of 32,000", "best 2.4500", "41m 40s", "step 7: resume", "acc_norm"]
+        {
             assert!(text.contains(says), "`{says}` is not in:\n{text}");
         }
     }

@@ -262,9 +262,17 @@ mod tests {
 
     #[test]
     fn settings_that_do_not_matter_are_told_from_those_that_do() {
-        for quiet in
-            ["name", "log.every", "log.tensorboard", "plan.dollars_per_gpu_hour", "eval.every", "eval.hellaswag", "checkpoint.keep_last", "memory.recompute", "device.threads"]
-        {
+        for quiet in [
+            "name",
+            "log.every",
+            "log.tensorboard",
+            "plan.dollars_per_gpu_hour",
+            "eval.every",
+            "eval.hellaswag",
+            "checkpoint.keep_last",
+            "memory.recompute",
+            "device.threads",
+        ] {
             assert!(!reaches_the_bits(quiet), "{quiet}");
         }
         for quiet in

@@ -25,12 +25,7 @@ pub struct Gpu {
     pub fp32: f64,
 }
 
-const fn gpu(
-    key: &'static str,
-    name: &'static str,
-    memory_mib: u64,
-    [gb, link_gb, tf32, fp32]: [f64; 4],
-) -> Gpu {
+const fn gpu(key: &'static str, name: &'static str, memory_mib: u64, [gb, link_gb, tf32, fp32]: [f64; 4]) -> Gpu {
     Gpu { key, name, memory_mib, bandwidth: gb * 1e9, link: link_gb * 1e9, tf32: tf32 * 1e12, fp32: fp32 * 1e12 }
 }
 

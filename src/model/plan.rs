@@ -302,7 +302,8 @@ mod tests {
     fn several_devices_share_moments_and_masters_and_need_no_tree() {
         let experiment = shipped("gpt2_33b.toml", &["parallel.workers=8"]);
         let storage = Storage::cuda(&experiment);
-        let (alone, eighth) = (MemoryPlan::of(&experiment, &storage), MemoryPlan::shared(&experiment, &storage, Share { devices: 8 }));
+        let (alone, eighth) =
+            (MemoryPlan::of(&experiment, &storage), MemoryPlan::shared(&experiment, &storage, Share { devices: 8 }));
         assert_eq!(alone.category(Category::Gradients), 4 * eighth.category(Category::Gradients), "three levels of a tree");
         assert_eq!(alone.category(Category::Optimizer) / 8, eighth.category(Category::Optimizer));
         assert_eq!(alone.category(Category::Activations), eighth.category(Category::Activations));

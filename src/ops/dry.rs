@@ -85,17 +85,7 @@ impl Ops for Dry {
         Ok(())
     }
 
-    fn layernorm(
-        &mut self,
-        _: &mut Len,
-        _: &mut Len,
-        _: &mut Len,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: usize,
-        _: usize,
-    ) -> Result<()> {
+    fn layernorm(&mut self, _: &mut Len, _: &mut Len, _: &mut Len, _: &Len, _: &Len, _: &Len, _: usize, _: usize) -> Result<()> {
         Ok(())
     }
 
@@ -119,17 +109,7 @@ impl Ops for Dry {
         Ok(())
     }
 
-    fn linear_gelu(
-        &mut self,
-        _: &mut Len,
-        _: &mut Len,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: usize,
-        _: usize,
-        _: usize,
-    ) -> Result<()> {
+    fn linear_gelu(&mut self, _: &mut Len, _: &mut Len, _: &Len, _: &Len, _: &Len, _: usize, _: usize, _: usize) -> Result<()> {
         Ok(())
     }
 
@@ -141,17 +121,7 @@ impl Ops for Dry {
         Ok(())
     }
 
-    fn classifier_loss(
-        &mut self,
-        _: &mut Len,
-        _: usize,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: usize,
-        _: usize,
-        _: Vocab,
-    ) -> Result<()> {
+    fn classifier_loss(&mut self, _: &mut Len, _: usize, _: &Len, _: &Len, _: &Len, _: usize, _: usize, _: Vocab) -> Result<()> {
         Ok(())
     }
 
@@ -199,16 +169,7 @@ impl Ops for Dry {
         Ok(())
     }
 
-    fn linear_backward_input_gelu(
-        &mut self,
-        _: &mut Len,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: usize,
-        _: usize,
-        _: usize,
-    ) -> Result<()> {
+    fn linear_backward_input_gelu(&mut self, _: &mut Len, _: &Len, _: &Len, _: &Len, _: usize, _: usize, _: usize) -> Result<()> {
         Ok(())
     }
 

@@ -101,7 +101,8 @@ pub fn all(runs: &Path) -> std::io::Result<Vec<RunSummary>> {
     folders.retain(|folder| {
         let hidden = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
         let paths = RunPaths::new(folder);
-        !hidden && [paths.experiment(), paths.metrics_jsonl(), paths.ledger(), paths.lock_file()].iter().any(|file| file.is_file())
+        !hidden
+            && [paths.experiment(), paths.metrics_jsonl(), paths.ledger(), paths.lock_file()].iter().any(|file| file.is_file())
     });
     folders.sort();
     Ok(folders.par_iter().map(|folder| RunSummary::read(folder)).collect())

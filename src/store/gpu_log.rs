@@ -78,7 +78,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("gpu.jsonl");
         assert_eq!(last(&path), None);
-        let sample = GpuSample { step: 7, watts: Some(688.4), celsius: Some(64), throttled: vec!["power_cap".into()], ..GpuSample::default() };
+        let sample = GpuSample {
+            step: 7,
+            watts: Some(688.4),
+            celsius: Some(64),
+            throttled: vec!["power_cap".into()],
+            ..GpuSample::default()
+        };
         GpuLog::open(&path).unwrap().append(&sample).unwrap();
         std::fs::write(&path, [std::fs::read(&path).unwrap(), b"{\"step\":".to_vec()].concat()).unwrap();
         let next = GpuSample { step: 8, ..sample.clone() };

@@ -301,9 +301,8 @@ fn notes(experiment: &Experiment, share: Share) -> Vec<String> {
     let mut notes = Vec::new();
     let (workers, gpus) = (experiment.parallel.workers as u64, share.devices);
     if workers < gpus {
-        notes.push(format!(
-            "`parallel.workers` is {workers}: {gpus} GPUs need {gpus}, which changes bits; planned as if it were"
-        ));
+        notes
+            .push(format!("`parallel.workers` is {workers}: {gpus} GPUs need {gpus}, which changes bits; planned as if it were"));
     }
     let micro_batches = experiment.sequences_per_step() / experiment.batch.micro as u64;
     if micro_batches < gpus {

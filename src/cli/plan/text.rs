@@ -86,7 +86,12 @@ impl Plan {
             if memory.total_bytes <= usable {
                 writeln!(out, "  fits: {} MiB of {} stay free", mib(usable - memory.total_bytes), mib(usable))?;
             } else {
-                writeln!(out, "  does not fit: {} MiB more than the {} there are", mib(memory.total_bytes - usable), mib(usable))?;
+                writeln!(
+                    out,
+                    "  does not fit: {} MiB more than the {} there are",
+                    mib(memory.total_bytes - usable),
+                    mib(usable)
+                )?;
                 for advice in &memory.advice {
                     let bits = if advice.changes_bits { "other bits" } else { "same bits" };
                     let pace = 100.0 * (advice.step_factor - 1.0);
@@ -142,7 +147,8 @@ impl Plan {
         if time.evaluations > 0 {
             writeln!(out, "  {} for {} evaluations", hours(time.evaluation_s), units::thousands(time.evaluations))?;
         }
-        let price = if time.dollars_per_hour > 0.0 { format!(" at ${:.2} an hour", time.dollars_per_hour) } else { String::new() };
+        let price =
+            if time.dollars_per_hour > 0.0 { format!(" at ${:.2} an hour", time.dollars_per_hour) } else { String::new() };
         writeln!(out, "  the run: {}{}{price}", hours(time.total_s), dollars(time.dollars))?;
         if let Some(reference) = &time.reference {
             writeln!(

@@ -228,7 +228,12 @@ mod tests {
 
     fn row(step: u64) -> MetricsRow {
         let val_loss = step.is_multiple_of(2).then_some(3.0);
-        MetricsRow { loss: Some(4.0), val_loss, tokens_per_s: Some(100.0), ..MetricsRow::new(step, 64 * (step + 1), Action::Update) }
+        MetricsRow {
+            loss: Some(4.0),
+            val_loss,
+            tokens_per_s: Some(100.0),
+            ..MetricsRow::new(step, 64 * (step + 1), Action::Update)
+        }
     }
 
     #[test]

@@ -66,7 +66,12 @@ fn gauge(run: &Followed) -> LineGauge<'static> {
     };
     let left = run.seconds_left().map_or(String::new(), |seconds| format!("  {} left", units::duration(seconds)));
     let label = format!(" step {}{of}  {:.1}%{left} ", units::thousands(run.done), 100.0 * ratio);
-    LineGauge::default().ratio(ratio).label(label).filled_style(Style::new().fg(Color::Cyan))
+    LineGauge::default()
+        .ratio(ratio)
+        .label(label)
+        .filled_symbol("━")
+        .unfilled_symbol("─")
+        .filled_style(Style::new().fg(Color::Cyan))
 }
 
 /// Means of at most `buckets` stretches of equal length: steps and losses, without what is not finite.
@@ -90,7 +95,9 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, run: &Followed, look: Look) {
     if look.logarithmic {
         loss.iter_mut().chain(&mut val).for_each(|(_, y)| *y = libm::log10(y.max(1e-9)));
     }
-    let block = Block::bordered().title(if look.logarithmic { " loss, logarithmic " } else { " loss " });
+    let title = if look.logarithmic { " loss, logarithmic: " } else { " loss: " };
+    let block =
+        Block::bordered().title(Line::from(vec![title.into(), "⠒⠒ training".cyan(), "  ".into(), "• validation ".yellow()]));
     let all = loss.iter().chain(&val);
     let (mut low, mut high) = all.fold((f64::MAX, f64::MIN), |(low, high), (_, y)| (low.min(*y), high.max(*y)));
     if low > high {
@@ -104,8 +111,8 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, run: &Followed, look: Look) {
     let y_labels = [label(low), label((low + high) / 2.0), label(high)];
     let x_labels = ["0".to_owned(), units::thousands(last / 2), units::thousands(last)];
     let datasets = vec![
-        Dataset::default().name("train").marker(Marker::Braille).graph_type(GraphType::Line).cyan().data(&loss),
-        Dataset::default().name("validation").marker(Marker::Dot).graph_type(GraphType::Scatter).yellow().data(&val),
+        Dataset::default().marker(Marker::Braille).graph_type(GraphType::Line).cyan().data(&loss),
+        Dataset::default().marker(Marker::Dot).graph_type(GraphType::Scatter).yellow().data(&val),
     ];
     let chart = Chart::new(datasets)
         .block(block)
@@ -117,7 +124,7 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, run: &Followed, look: Look) {
 fn number_lines(run: &Followed) -> Vec<Line<'static>> {
     let z = |score: Option<f64>| score.map_or_else(|| "z -".to_owned(), |z| format!("z {z:+.2}"));
     let mut lines = Vec::new();
-    let mut line = |name: &str, value: String| lines.push(Line::from(vec![Span::from(format!("{name:<6}")).dim(), value.into()]));
+    let mut line = |name: &str, value: String| lines.push(Line::from(vec![Span::from(format!("{name:<7}")).dim(), value.into()]));
     if let Some(row) = &run.last {
         line("loss", format!("{:.5} ({})", row.loss.unwrap_or(f64::NAN), z(row.loss_z)));
         line("norm", format!("{:.4} ({})", row.grad_norm.unwrap_or(f64::NAN), z(row.grad_z)));
@@ -177,7 +184,7 @@ mod tests {
         let text = "[model]\nlayers = 4\nheads = 4\nchannels = 128\n[data]\ncorpus = 'kjv'\n[schedule]\nsteps = 1000\n";
         std::fs::write(folder.join("experiment.toml"), text).unwrap();
         let mut writer = MetricsWriter::create(folder).unwrap();
-        for step in 0..600 {
+        for step in 0..600_u64 {
             let loss = 2.0 + 4.0 / (1.0 + step as f64 / 40.0) + 0.05 * ((step * 37 % 11) as f64 - 5.0) / 5.0;
             let action = if step == 311 { Action::SkipLossZ } else { Action::Update };
             writer
@@ -194,7 +201,11 @@ mod tests {
                 .unwrap();
         }
         std::fs::create_dir(folder.join("samples")).unwrap();
-        std::fs::write(folder.join("samples/step_00000500.txt"), "And God said,\u{1b}[2J Let there be light: and there was light.\n").unwrap();
+        std::fs::write(
+            folder.join("samples/step_00000500.txt"),
+            "And God said,\u{1b}[2J Let there be light: and there was light.\n",
+        )
+        .unwrap();
         let sample = GpuSample { sm_mhz: Some(1755), watts: Some(688.0), celsius: Some(64), ..GpuSample::default() };
         GpuLog::open(&folder.join("gpu.jsonl")).unwrap().append(&sample).unwrap();
         let mut followed = Followed::open(folder);
@@ -232,7 +243,18 @@ mod tests {
         for (width, height) in [(80, 24), (120, 40), (200, 60)] {
             for logarithmic in [false, true] {
                 let shown = picture(&run, width, height, Look { logarithmic });
-                for says in ["quickstart", "4x128", "stopped", "step 600/1,000", "60.0%", "52,683 tok/s", "52.3% MFU", "step 311 skip_loss_z", "Let there be", "688 W"] {
+                for says in [
+                    "quickstart",
+                    "4x128",
+                    "stopped",
+                    "step 600/1,000",
+                    "60.0%",
+                    "52,683 tok/s",
+                    "52.3% MFU",
+                    "step 311 skip_loss_z",
+                    "Let there be",
+                    "688 W",
+                ] {
                     assert!(shown.contains(says), "`{says}` is not in:\n{shown}");
                 }
                 assert!(!shown.contains('\u{1b}'));
