@@ -9,6 +9,7 @@ mod export;
 mod hellaswag;
 mod init;
 mod lock;
+mod look;
 mod pytorch;
 mod resume;
 mod slsa;
