@@ -53,7 +53,7 @@ enum Verb {
     Export(export::Args),
     /// Print an experiment as it resolves, with the origin of every key.
     Config(config::Args),
-    /// Draw loss, learning rate and gradient norm of one or more runs.
+    /// Draw loss, HellaSwag, gradient norm and learning rate of one or more runs.
     Plot(plot::Args),
     /// Turn text into token shards.
     Data(data::DataArgs),

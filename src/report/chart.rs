@@ -66,7 +66,7 @@ impl Page<'_> {
         let height = span.bottom - span.top;
         let y = Axis::new(low, high, scale, ((height / 62.0) as usize).max(4));
         // Panels that stand under each other share their edges.
-        let mut label_width = 60.0_f64;
+        let mut label_width = 66.0_f64;
         for (_, label) in &y.ticks {
             label_width = label_width.max(text_width(label, TEXT_SIZE, false)?);
         }
@@ -83,6 +83,7 @@ impl Page<'_> {
             top: span.top,
             width,
             height,
+            gutter,
             x: self.x_axis((width / 105.0) as usize),
             y,
         };
@@ -224,8 +225,9 @@ impl Page<'_> {
             Kind::LearningRate => {
                 // Runs often share a schedule: the ones below stay visible as rims.
                 for (index, (run, color)) in runs().enumerate() {
-                    let above = (self.curves.len() - 1 - index) as f64;
-                    panel.line(scene, &run.learning_rate, 3.0 + 4.0 * above.min(3.0), color);
+                    let same = |other: &&Curves| other.learning_rate.iter().zip(&run.learning_rate).all(|(a, b)| a == b);
+                    let above = self.curves[index + 1..].iter().filter(same).count();
+                    panel.line(scene, &run.learning_rate, 3.0 + 4.0 * above.min(3) as f64, color);
                 }
             }
             Kind::GradNorm => {

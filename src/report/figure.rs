@@ -39,11 +39,17 @@ pub struct Page<'a> {
 /// Lays the page out and draws it.
 pub fn draw(runs: &[RunData], options: &PlotOptions) -> Result<Scene, ReportError> {
     let page = Page::new(runs, options)?;
-    let height = if page.has(Kind::Hellaswag) { 1000 } else { 900 };
-    let mut scene = Scene::new(WIDTH, height, page.colors);
-    let top = page.header(&mut scene)?;
-    let top = legend::draw(&mut scene, page.legend(None)?, top, (MARGIN, f64::from(WIDTH) - MARGIN))?;
-    page.panels(&mut scene, top + TITLE_ROOM, f64::from(height) - X_ROOM)?;
+    let head = |scene: &mut Scene| {
+        let top = page.header(scene)?;
+        legend::draw(scene, page.legend(None)?, top, (MARGIN, f64::from(WIDTH) - MARGIN))
+    };
+    // Laid out once to learn the height of the legend, and then on a page that has room for the panels.
+    let below = head(&mut Scene::new(WIDTH, 1, page.colors))?;
+    let usual = if page.has(Kind::Hellaswag) { 1000.0_f64 } else { 900.0 };
+    let height = usual.max(below + usual - 180.0);
+    let mut scene = Scene::new(WIDTH, height as u32, page.colors);
+    head(&mut scene)?;
+    page.panels(&mut scene, below + TITLE_ROOM, height - X_ROOM)?;
     Ok(scene)
 }
 
@@ -53,8 +59,7 @@ pub fn charts(runs: &[RunData], options: &PlotOptions) -> Result<Vec<(Kind, Scen
     let page = Page::new(runs, options)?;
     let mut charts = Vec::new();
     for kind in Kind::ALL.into_iter().filter(|kind| *kind == Kind::Loss || page.has(*kind)) {
-        let right = f64::from(SIZE.0) - 8.0;
-        // Laid out once to learn the height of the legend, and then on a page of that height.
+        let right = f64::from(SIZE.0) - 24.0;
         let strip = |scene: &mut Scene| legend::draw(scene, page.legend(Some(kind))?, -4.0, (8.0, right));
         let top = strip(&mut Scene::new(SIZE.0, 1, page.colors))?.max(0.0) + TITLE_ROOM;
         let mut scene = Scene::new(SIZE.0, (top + SIZE.1 + X_ROOM) as u32, page.colors);

@@ -6,9 +6,10 @@ use super::scene::{Align, Color, Scene, text_width};
 use super::series::{Point, thin};
 use super::theme::Colors;
 
-/// Em of tick labels and notes.
+/// Em of tick labels and the legend.
 pub const TEXT_SIZE: f64 = 22.0;
 const TITLE_SIZE: f64 = 24.0;
+const NOTE_SIZE: f64 = 19.0;
 
 /// A rectangle for data, in pixels, and its axes. Labels stand outside, below and to the left; the
 /// title stands above.
@@ -18,6 +19,8 @@ pub struct Panel {
     pub top: f64,
     pub width: f64,
     pub height: f64,
+    /// Room at the right of the frame, for the names of levels.
+    pub gutter: f64,
     pub x: Axis,
     pub y: Axis,
 }
@@ -79,12 +82,13 @@ impl Panel {
             scene.text(title, (middle, self.bottom() + 62.0), TEXT_SIZE, false, Align::Center, quiet);
         }
         scene.text(&self.title, (self.left, self.top - 14.0), TITLE_SIZE, true, Align::Left, ink);
-        let room = self.width - text_width(&self.title, TITLE_SIZE, true)? - 20.0;
+        let end = self.right() + self.gutter;
+        let room = end - self.left - text_width(&self.title, TITLE_SIZE, true)? - 20.0;
         for (index, note) in notes.iter().enumerate().filter(|(_, note)| !note.is_empty()) {
-            let fits = text_width(note, TEXT_SIZE, false)? <= room;
+            let fits = text_width(note, NOTE_SIZE, false)? <= room;
             if fits || index + 1 == notes.len() {
-                let anchor = if fits { (self.right(), self.top - 14.0) } else { (self.right() - 6.0, self.top + 24.0) };
-                scene.text(note, anchor, TEXT_SIZE, false, Align::Right, quiet);
+                let anchor = if fits { (end, self.top - 14.0) } else { (self.right() - 6.0, self.top + 24.0) };
+                scene.text(note, anchor, NOTE_SIZE, false, Align::Right, quiet);
                 break;
             }
         }

@@ -1,7 +1,7 @@
 //! Colours, for light and for dark surroundings.
 //!
-//! The light ones are Okabe and Ito's, which colour-blind readers can tell apart; the dark ones are
-//! the same hues, lighter. Both tables have the same rows, so a light SVG can be shown dark by a style
+//! The first six light ones are Okabe and Ito's, which colour-blind readers can tell apart, and four more
+//! follow; the dark ones are the same hues, lighter. Both tables have the same rows, so a light SVG can be shown dark by a style
 //! sheet alone: [`dark_rules`].
 
 use std::fmt::Write as _;
@@ -35,8 +35,8 @@ pub struct Colors {
     pub validation: Color,
     /// What a run's colour is mixed with to stand out.
     pub emphasis: Color,
-    /// A run each, in this order; the seventh run begins again.
-    pub runs: [Color; 6],
+    /// A run each, in this order; the eleventh run begins again.
+    pub runs: [Color; 10],
 }
 
 static LIGHT: Colors = Colors {
@@ -58,6 +58,10 @@ static LIGHT: Colors = Colors {
         (0xcc, 0x79, 0xa7),
         (0x56, 0xb4, 0xe9),
         (0x66, 0x4e, 0x96),
+        (0x8a, 0x8f, 0x1e),
+        (0xb0, 0x1f, 0x3c),
+        (0x8c, 0x5a, 0x3a),
+        (0x2b, 0x2f, 0x77),
     ],
 };
 
@@ -80,6 +84,10 @@ static DARK: Colors = Colors {
         (0xe5, 0x9c, 0xc5),
         (0x8f, 0xd3, 0xff),
         (0xa7, 0x92, 0xe2),
+        (0xc9, 0xce, 0x55),
+        (0xf0, 0x6a, 0x84),
+        (0xc9, 0x97, 0x74),
+        (0x83, 0x8a, 0xf5),
     ],
 };
 
