@@ -14,8 +14,9 @@ use super::session::Data;
 use crate::data::{DigestCache, ShardDigest};
 use crate::experiment::{self, Compute, Experiment, Loaded};
 use crate::ops::cpu::{self, Cpu};
+use crate::ops::cuda::libraries::{self, Library};
 use crate::ops::cuda::{Cuda, compile};
-use crate::ops::{Ops, Result};
+use crate::ops::{DeviceError, Ops, Result};
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{Hash, LockError};
 use crate::train;
@@ -39,6 +40,17 @@ pub trait Locked: Ops {
     fn pin(&mut self, numerics: &Table) -> Result<()>;
 }
 
+/// SHA-256 of a library's file, remembered between runs: it is hundreds of megabytes.
+fn library_sha256(library: Library) -> Result<String> {
+    let path = libraries::require(library)?.path;
+    let mut cache = cache(LIBRARIES);
+    let sha256 = cache.file(&path);
+    cache.save();
+    sha256
+        .map(hex::encode)
+        .map_err(|e| DeviceError::Unavailable(format!("cannot read `{}`, which the bits depend on: {e}", path.display())))
+}
+
 fn table<const N: usize>(pairs: [(&str, String); N]) -> Table {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
@@ -60,6 +72,7 @@ impl Locked for Cuda {
     fn facts(&self) -> Result<DeviceFacts> {
         let mut numerics = self.numerics()?;
         numerics.insert("device.kind".into(), "cuda".into());
+        numerics.insert("cuda.cublaslt_sha256".into(), library_sha256(Library::CublasLt)?);
         let gpu = self.gpu();
         let environment = table([
             ("gpu.name", gpu.name.clone()),
@@ -147,7 +160,13 @@ impl Data {
 
 /// The digests of shards that this user's runs have hashed before.
 pub fn user_cache() -> DigestCache {
-    compile::cache_folder("shards.json").map_or_else(DigestCache::none, |file| DigestCache::open(&file))
+    cache("shards.json")
+}
+
+const LIBRARIES: &str = "libraries.json";
+
+fn cache(name: &str) -> DigestCache {
+    compile::cache_folder(name).map_or_else(DigestCache::none, |file| DigestCache::open(&file))
 }
 
 /// Operating system and processor. No host name, no user name.

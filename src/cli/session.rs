@@ -80,7 +80,8 @@ impl Device {
 
 fn cuda_options(experiment: &Experiment) -> cuda::Options {
     let Experiment { precision, kernels, .. } = experiment;
-    cuda::Options { compute: precision.compute, gelu_fusion: kernels.gelu_fusion, ..cuda::Options::default() }
+    let (gelu_fusion, cuda_graph) = (kernels.gelu_fusion, kernels.cuda_graph);
+    cuda::Options { compute: precision.compute, gelu_fusion, cuda_graph, ..cuda::Options::default() }
 }
 
 /// Where a resumed run goes on.

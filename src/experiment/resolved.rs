@@ -241,12 +241,15 @@ pub struct Precision {
     pub master_weights: bool,
 }
 
-/// Choices between kernels that differ in bits.
+/// Choices between ways to run the kernels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kernels {
     /// GELU inside the matrix multiplication on CUDA: 0 no, 1 forward, 2 forward and backward. Changes
     /// bits: fused, GELU reads the fp32 sum, alone the sum as stored. Default: 0.
     pub gelu_fusion: u8,
+    /// Capture a micro-step as a CUDA graph and replay it: one launch in place of hundreds. Changes no
+    /// bit. Default: true.
+    pub cuda_graph: bool,
 }
 
 /// How a step is split.

@@ -180,6 +180,7 @@ pub(super) const KEYS: &[Key] = &[
     boolean("precision.master_weights", true).bits(),
     //
     int("kernels.gelu_fusion", 0, 2, Default::Integer(0)).bits(),
+    boolean("kernels.cuda_graph", true),
     //
     int("parallel.workers", 1, 1 << 16, Default::Integer(1)).bits(),
     //
@@ -214,7 +215,7 @@ pub(super) fn sections() -> Vec<&'static str> {
 ///
 /// Keys that only say where, how often or how fast never do: `name`, `data.train` and the other
 /// paths (their content is pinned by the lock), `data.prefetch`, `eval.*`, `sample.*`, `checkpoint.*`,
-/// `memory.recompute`, `proof.*`, `log.*`, `device.threads` and `device.simd`; nor does
+/// `memory.recompute`, `kernels.cuda_graph`, `proof.*`, `log.*`, `device.threads` and `device.simd`; nor does
 /// `model.descriptor`, whose sizes are keys of their own. A name that is no key is taken to matter.
 pub fn reaches_the_bits(name: &str) -> bool {
     key(name).is_none_or(|key| key.bits)
@@ -259,7 +260,7 @@ mod tests {
     #[test]
     fn settings_that_do_not_matter_are_told_from_those_that_do() {
         for quiet in
-            ["name", "log.every", "eval.every", "eval.hellaswag", "checkpoint.keep_last", "memory.recompute", "device.threads"]
+            ["name", "log.every", "eval.every", "eval.hellaswag", "checkpoint.keep_last", "memory.recompute", "kernels.cuda_graph", "device.threads"]
         {
             assert!(!reaches_the_bits(quiet), "{quiet}");
         }

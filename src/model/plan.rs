@@ -69,7 +69,7 @@ impl MemoryPlan {
         for (name, bytes) in kinds {
             add(Category::Activations, name, bytes);
         }
-        add(Category::Activations, "losses of a step", experiment.batch.tokens * 4);
+        add(Category::Activations, "token losses", (experiment.batch.tokens + rows.count() as u64) * 4);
         for (name, bytes) in &storage.scratch {
             add(Category::Scratch, name, *bytes);
         }

@@ -183,6 +183,23 @@ pub trait Ops {
         Ok(None)
     }
 
+    // ---- work that comes again -------------------------------------------------------------
+
+    /// A number that tells this buffer from every other live one, on devices where [`Ops::replay`] needs it.
+    fn identity(&self, _buf: &Self::Buf) -> u64 {
+        0
+    }
+    /// Does again the work that was last recorded under `key`, and says whether it did. When not, the
+    /// caller does the work and ends it with [`Ops::recorded`]; a device may record it meanwhile.
+    /// Equal keys promise the same operations on the same buffers with the same scalars.
+    fn replay(&mut self, _key: [u64; 4]) -> Result<bool> {
+        Ok(false)
+    }
+    /// The end of work that [`Ops::replay`] left to the caller.
+    fn recorded(&mut self, _key: [u64; 4]) -> Result<()> {
+        Ok(())
+    }
+
     // ---- the forward pass ------------------------------------------------------------------
 
     /// `out[b,t,:] = wte[ids[b,t],:] + wpe[t,:]`. out (B,T,C), wte (V,C), wpe (>=T,C).
@@ -271,8 +288,8 @@ pub trait Ops {
         vocab: Vocab,
     ) -> Result<()>;
 
-    /// `dst[..len] = src[row * len..][..len]`: one row of a matrix of rows of `len`.
-    fn copy_row(&mut self, dst: &mut Self::Buf, src: &Self::Buf, row: usize, len: usize) -> Result<()>;
+    /// `dst[to..][..len] = src[from..][..len]`, of one type.
+    fn copy(&mut self, dst: &mut Self::Buf, to: usize, src: &Self::Buf, from: usize, len: usize) -> Result<()>;
 
     // ---- the backward pass -----------------------------------------------------------------
 
@@ -403,6 +420,16 @@ pub struct ScratchShape {
     pub vocab: Vocab,
     /// False for evaluation and sampling alone.
     pub backward: bool,
+    pub params: ParamCount,
+}
+
+/// How much the optimizer and the state digest go through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ParamCount {
+    /// Parameter tensors.
+    pub tensors: u64,
+    /// Their elements in all.
+    pub elements: u64,
 }
 
 pub type Result<T, E = DeviceError> = std::result::Result<T, E>;

@@ -266,9 +266,22 @@ impl<O: Ops> Ops for Timed<O> {
         )
     }
 
-    fn copy_row(&mut self, dst: &mut O::Buf, src: &O::Buf, row: usize, len: usize) -> Result<()> {
+    fn copy(&mut self, dst: &mut O::Buf, to: usize, src: &O::Buf, from: usize, len: usize) -> Result<()> {
         let work = self.pass(2 * len);
-        self.timed(|| "copy row".into(), work, |o| o.copy_row(dst, src, row, len))
+        self.timed(|| "copy".into(), work, |o| o.copy(dst, to, src, from, len))
+    }
+
+    fn identity(&self, buf: &O::Buf) -> u64 {
+        self.inner.identity(buf)
+    }
+
+    // What is replayed as a whole has no parts to time.
+    fn replay(&mut self, key: [u64; 4]) -> Result<bool> {
+        if self.recording { Ok(false) } else { self.inner.replay(key) }
+    }
+
+    fn recorded(&mut self, key: [u64; 4]) -> Result<()> {
+        if self.recording { Ok(()) } else { self.inner.recorded(key) }
     }
 
     fn classifier(

@@ -172,7 +172,7 @@ impl<O: Ops> Run<O> {
     fn step(&mut self, step: u64) -> Result<StepReport, RunError> {
         let every = self.experiment.proof.replay_every;
         if every == 0 || !(step + 1).is_multiple_of(every) {
-            return Ok(self.trainer.step(&mut self.feed)?);
+            return self.trainer.step(&mut self.feed).map_err(|error| RunError::Step { step, error });
         }
         replay::twice(&mut self.trainer, &mut self.feed, &self.records.paths, |trainer, feed| trainer.step(feed))
     }

@@ -357,10 +357,10 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn copy_row(&mut self, dst: &mut Buffer, src: &Buffer, row: usize, len: usize) -> Result<()> {
-        const OP: &str = "copy_row";
-        let src = &view(OP, "src", src, (row + 1) * len)?[row * len..];
-        view_mut(OP, "dst", dst, len)?.copy_from_slice(src);
+    fn copy(&mut self, dst: &mut Buffer, to: usize, src: &Buffer, from: usize, len: usize) -> Result<()> {
+        const OP: &str = "copy";
+        let src = &view(OP, "src", src, from + len)?[from..];
+        view_mut(OP, "dst", dst, to + len)?[to..].copy_from_slice(src);
         Ok(())
     }
 

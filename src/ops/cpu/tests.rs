@@ -166,6 +166,7 @@ fn planned_scratch_is_what_the_operations_use() {
         heads: Heads { heads: 2, head_size: 16 },
         vocab: Vocab { used: 100, padded: 128 },
         backward: true,
+        params: crate::ops::ParamCount::default(),
     };
     cpu.alloc_scratch(&shape).unwrap();
     let planned: u64 = scratch_bytes(&shape, 2).iter().map(|(_, bytes)| bytes).sum();

@@ -453,6 +453,7 @@ fn shape(batch: usize, seq: usize, channels: usize, heads: usize) -> ScratchShap
         heads: Heads { heads, head_size: channels / heads },
         vocab,
         backward: true,
+        params: crate::ops::ParamCount::default(),
     }
 }
 

@@ -181,7 +181,8 @@ impl<O: Ops> Bench<'_, O> {
     }
 
     fn scratch(&mut self, rows: Rows, channels: usize, heads: Heads, vocab: Vocab) {
-        self.ops.alloc_scratch(&ScratchShape { rows, channels, heads, vocab, backward: true }).unwrap();
+        let params = super::ParamCount::default();
+        self.ops.alloc_scratch(&ScratchShape { rows, channels, heads, vocab, backward: true, params }).unwrap();
     }
 
     fn embedding(&mut self) {
@@ -416,8 +417,8 @@ impl<O: Ops> Bench<'_, O> {
             self.ops.add(&mut total, &b.buf).unwrap();
             self.result(&format!("add {len}"), &total, sum(&a.values, &b.values));
             let mut row = self.poisoned(Role::F32, 1);
-            self.ops.copy_row(&mut row, &total, len - 1, 1).unwrap();
-            self.result(&format!("copy_row {len}"), &row, vec![a.values[len - 1] + b.values[len - 1]]);
+            self.ops.copy(&mut row, 0, &total, len - 1, 1).unwrap();
+            self.result(&format!("copy {len}"), &row, vec![a.values[len - 1] + b.values[len - 1]]);
 
             self.adamw(len);
         }
