@@ -14,6 +14,7 @@ pub mod lock;
 mod locking;
 mod past;
 pub mod plot;
+pub mod report;
 pub mod resume;
 pub mod run;
 mod run_argument;
@@ -55,6 +56,8 @@ enum Verb {
     Config(config::Args),
     /// Draw loss, HellaSwag, gradient norm and learning rate of one or more runs.
     Plot(plot::Args),
+    /// Write a run as one HTML page that needs nothing else.
+    Report(report::Args),
     /// Turn text into token shards.
     Data(data::DataArgs),
     /// Measure how fast an experiment trains on this machine.
@@ -78,6 +81,7 @@ impl Cli {
             Verb::Export(args) => export::run(args),
             Verb::Config(args) => config::run(args).map(done),
             Verb::Plot(args) => plot::run(args).map(done),
+            Verb::Report(args) => report::run(args).map(done),
             Verb::Data(args) => data::run(args).map(done),
             Verb::Bench(args) => bench::run(args),
             Verb::Doctor(args) => doctor::run(args),

@@ -259,9 +259,16 @@ mod tests {
 
     #[test]
     fn settings_that_do_not_matter_are_told_from_those_that_do() {
-        for quiet in
-            ["name", "log.every", "eval.every", "eval.hellaswag", "checkpoint.keep_last", "memory.recompute", "kernels.cuda_graph", "device.threads"]
-        {
+        for quiet in [
+            "name",
+            "log.every",
+            "eval.every",
+            "eval.hellaswag",
+            "checkpoint.keep_last",
+            "memory.recompute",
+            "kernels.cuda_graph",
+            "device.threads",
+        ] {
             assert!(!reaches_the_bits(quiet), "{quiet}");
         }
         for quiet in

@@ -4,7 +4,7 @@
 //! beside; [`curves`] makes lines of them, [`series`] smooths, thins and finds ranges; [`axis`] finds
 //! ticks; [`scene`] is a list of shapes that prints itself as SVG and PNG, in the colours of [`theme`];
 //! [`panel`] draws a frame and what can be in one, [`chart`] says what each panel shows, [`legend`] what
-//! the lines mean; [`figure`] lays the page out.
+//! the lines mean; [`figure`] lays the page out. [`html`] is the page of a run around its pictures.
 //!
 //! Equal rows and options give equal bytes: no clock, no font of the machine, no hash order. A
 //! picture hides nothing silently: what does not fit a frame is counted beside the panel's title,
@@ -14,6 +14,7 @@ mod axis;
 mod chart;
 mod curves;
 mod figure;
+pub mod html;
 mod legend;
 mod panel;
 mod run_data;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::ReportError;
 use crate::experiment::{self, Model, Sizes};
 use crate::model::flops::flops_per_token;
+use crate::model::weights::Weights;
 use crate::store::main_log::{self, MAIN_LOG};
 use crate::store::metrics::{self, JSONL, MetricsRow, PARQUET};
 
@@ -37,7 +38,9 @@ pub struct ModelFacts {
     pub gpt2_tokens: bool,
     /// Trained on embedded text, not on shards: its validation loss says nothing about web text.
     pub embedded_corpus: bool,
-    /// Floating-point operations a token, where the sizes that they follow from are known.
+    /// Parameters, padded rows of the vocabulary included, and floating-point operations a token: where the
+    /// sizes that they follow from are known.
+    pub parameters: Option<u64>,
     pub flops_per_token: Option<f64>,
 }
 
@@ -121,18 +124,19 @@ impl ModelFacts {
         });
         let Some(Sizes { layers, channels, heads, context }) = sizes else { return Ok(None) };
         let context = size("model", "context").unwrap_or(context);
-        let flops_per_token = size("model", "vocab").zip(size("batch", "seq_len")).map(|(vocab, seq_len)| {
+        let whole = size("model", "vocab").map(|vocab| {
             let vocab_padded = vocab.next_multiple_of(128);
-            let model = Model { descriptor: descriptor.clone(), layers, heads, channels, context, vocab, vocab_padded };
-            flops_per_token(&model, seq_len)
+            Model { descriptor: descriptor.clone(), layers, heads, channels, context, vocab, vocab_padded }
         });
+        let flops = |model: &Model| Some(flops_per_token(model, size("batch", "seq_len")?));
         Ok(Some(ModelFacts {
             descriptor,
             layers,
             channels,
             gpt2_tokens: text("data", "tokenizer").as_deref() == Some("gpt2"),
             embedded_corpus: text("data", "corpus").is_some_and(|corpus| !corpus.is_empty()),
-            flops_per_token,
+            parameters: whole.as_ref().map(|model| Weights::of(model).parameters()),
+            flops_per_token: whole.as_ref().and_then(flops),
         }))
     }
 }
@@ -244,7 +248,7 @@ mod tests {
         let facts = ModelFacts::read(folder.path()).unwrap().unwrap();
         assert_eq!((facts.layers, facts.channels, references(&facts).count()), (12, 768, 2));
         let expected = flops_per_token(&loaded.experiment.model, loaded.experiment.batch.seq_len);
-        assert_eq!(facts.flops_per_token, Some(expected));
+        assert_eq!((facts.parameters, facts.flops_per_token), (Some(124_475_904), Some(expected)));
     }
 
     #[test]

@@ -51,6 +51,7 @@ fn synthetic(name: &str, seed: u64, steps: u64, skips: &[u64], hellaswag: bool) 
         channels,
         gpt2_tokens: hellaswag,
         embedded_corpus: !hellaswag,
+        parameters: None,
         flops_per_token: Some(if hellaswag { 8.0e8 } else { 5.5e6 }),
     };
     RunData { name: name.to_owned(), rows, has_tokens: true, model: Some(model), folder: None }
