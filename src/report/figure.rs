@@ -130,7 +130,9 @@ impl<'a> Page<'a> {
         if on(&[Kind::Loss, Kind::GradNorm, Kind::Throughput]) && self.curves.iter().any(|run| !run.loss.is_empty()) {
             let color = if self.single() { self.colors.run(0) } else { self.colors.quiet };
             let what = if only.is_some_and(|only| only != Kind::Loss) { "each step" } else { "training" };
-            kinds.push(Entry { sample: Sample::Smoothed(color), text: format!("{what}{}", self.smoothing()) });
+            let smoothing = self.smoothing();
+            let sample = if smoothing.is_empty() { Sample::Plain(color) } else { Sample::Smoothed(color) };
+            kinds.push(Entry { sample, text: format!("{what}{smoothing}") });
         }
         if on(&[Kind::Loss]) && self.curves.iter().any(|run| !run.val_loss.is_empty()) {
             let color = if self.single() { self.colors.validation } else { self.colors.strong(self.colors.quiet) };

@@ -8,6 +8,7 @@ mod export;
 mod hellaswag;
 mod lock;
 mod pytorch;
+mod report;
 mod resume;
 mod slsa;
 mod support;

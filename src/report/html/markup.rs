@@ -97,7 +97,8 @@ fn tiles(page: &Page, numbers: &Numbers) -> Markup {
                 (tile("Validation loss", &format!("{last:.4}"), &format!("{best}{}", beside(level.and_then(|level| level.val_loss)))))
             }
             @if let Some((loss, over)) = numbers.loss {
-                (tile("Training loss", &format!("{loss:.4}"), &format!("mean of the last {} updates", units::thousands(over as u64))))
+                @let of = if over == 1 { "of the last update".to_owned() } else { format!("mean of the last {} updates", units::thousands(over as u64)) };
+                (tile("Training loss", &format!("{loss:.4}"), &of))
             }
             @if let Some(accuracy) = numbers.hellaswag {
                 @let harness = numbers.hellaswag_acc.zip(numbers.hellaswag_acc_norm)
@@ -110,7 +111,8 @@ fn tiles(page: &Page, numbers: &Numbers) -> Markup {
                 (tile("Tokens per second", &units::thousands(median.round() as u64), &mfu))
             }
             @if numbers.seconds > 0.0 {
-                (tile("Time in steps", &units::duration(numbers.seconds), "without evaluation and checkpoints"))
+                @let time = if numbers.seconds < 10.0 { format!("{:.1} s", numbers.seconds) } else { units::duration(numbers.seconds) };
+                (tile("Time in steps", &time, "without evaluation and checkpoints"))
             }
             (tile("Skipped updates", &units::thousands(numbers.skipped as u64),
                 &format!("resumed {}×, rewound {}×", numbers.resumed, numbers.rewound)))
