@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -69,8 +69,8 @@ impl Site {
         Ok(folder)
     }
 
-    /// Any rank: writes its pieces and leaves its mark.
-    pub fn write(&self, rank: usize, pieces: &[Piece]) -> Result<()> {
+    /// Any rank: writes its pieces, counted in `done_bytes`, and leaves its mark.
+    pub fn write(&self, rank: usize, pieces: &[Piece], done_bytes: &AtomicU64) -> Result<()> {
         let path = self.folder.join(STATE_FILE);
         let write = || -> io::Result<()> {
             let mut file = File::options().write(true).open(&path)?;
@@ -79,6 +79,7 @@ impl Site {
                     self.offsets.get(tensor).ok_or_else(|| io::Error::other(format!("there is no tensor `{tensor}`")))?;
                 file.seek(SeekFrom::Start(offset + at))?;
                 file.write_all(bytes)?;
+                done_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             }
             file.sync_all()
         };
@@ -154,7 +155,7 @@ mod tests {
         thread::scope(|scope| {
             for rank in 0..4 {
                 let site = &site;
-                scope.spawn(move || site.write(rank, &pieces(&state(7), rank, 4)).unwrap());
+                scope.spawn(move || site.write(rank, &pieces(&state(7), rank, 4), &AtomicU64::new(0)).unwrap());
             }
         });
         let never = AtomicBool::new(false);
@@ -172,7 +173,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let site = Site::new(root.path(), 7, &infos(&state(7))).unwrap();
         let folder = site.prepare().unwrap();
-        site.write(0, &pieces(&state(7), 0, 2)).unwrap();
+        site.write(0, &pieces(&state(7), 0, 2), &AtomicU64::new(0)).unwrap();
         let abandon = AtomicBool::new(true);
         let error = site.complete(folder, 2, &facts(7), Duration::from_secs(9), &abandon).unwrap_err();
         assert!(error.to_string().contains("rank 1"), "{error}");
@@ -187,7 +188,7 @@ mod tests {
         let folder = site.prepare().unwrap();
         let mut wrong = pieces(&state(6), 0, 1);
         wrong.iter_mut().find(|piece| !piece.bytes.is_empty()).unwrap().bytes[0] ^= 1;
-        site.write(0, &wrong).unwrap();
+        site.write(0, &wrong, &AtomicU64::new(0)).unwrap();
         let facts = Facts { state_root: Some(manifest.state_root), ..facts(7) };
         let never = AtomicBool::new(false);
         let error = site.complete(folder, 1, &facts, Duration::from_secs(9), &never).unwrap_err();

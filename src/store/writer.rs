@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -37,12 +37,21 @@ pub struct Saved {
     pub state: Vec<Tensor>,
 }
 
+/// A save in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Saving {
+    pub step: u64,
+    /// Bytes of tensors handed to the disk, of so many.
+    pub done_bytes: u64,
+    pub bytes: u64,
+}
+
 /// Saves checkpoints on a background thread.
 #[derive(Debug)]
 pub struct Writer {
     checkpoints: PathBuf,
     retention: Retention,
-    in_flight: Option<JoinHandle<Result<Option<Saved>>>>,
+    in_flight: Option<InFlight>,
     /// Set when nobody will come to complete what several ranks write.
     abandon: Arc<AtomicBool>,
 }
@@ -51,6 +60,7 @@ pub struct Writer {
 #[derive(Debug)]
 pub struct PartJob {
     pub site: Site,
+    pub step: u64,
     pub rank: usize,
     pub pieces: Vec<Piece>,
     /// Rank 0 completes the checkpoint.
@@ -67,6 +77,14 @@ pub struct Completion {
     pub timeout: Duration,
 }
 
+#[derive(Debug)]
+struct InFlight {
+    thread: JoinHandle<Result<Option<Saved>>>,
+    step: u64,
+    bytes: u64,
+    done_bytes: Arc<AtomicU64>,
+}
+
 impl Writer {
     /// A writer into the folder `checkpoints`, deleting what `retention` gives up after each save.
     pub fn new(checkpoints: &Path, retention: Retention) -> Writer {
@@ -77,31 +95,47 @@ impl Writer {
     /// not started.
     pub fn submit(&mut self, job: Job) -> Result<Option<Saved>> {
         let (checkpoints, retention) = (self.checkpoints.clone(), self.retention);
-        self.start(move || run(&checkpoints, retention, job).map(Some))
+        let (step, bytes) = (job.facts.step, job.state.iter().map(|tensor| tensor.bytes.len() as u64).sum());
+        self.start(step, bytes, move |done_bytes| run(&checkpoints, retention, job, done_bytes).map(Some))
     }
 
     /// [`Writer::submit`] for one rank's part. Only rank 0's has an outcome.
     pub fn submit_part(&mut self, job: PartJob) -> Result<Option<Saved>> {
         let (checkpoints, retention, abandon) = (self.checkpoints.clone(), self.retention, self.abandon.clone());
-        self.start(move || run_part(&checkpoints, retention, job, &abandon))
+        let (step, bytes) = (job.step, job.pieces.iter().map(|piece| piece.bytes.len() as u64).sum());
+        self.start(step, bytes, move |done_bytes| run_part(&checkpoints, retention, job, done_bytes, &abandon))
     }
 
-    fn start(&mut self, work: impl FnOnce() -> Result<Option<Saved>> + Send + 'static) -> Result<Option<Saved>> {
+    fn start(
+        &mut self,
+        step: u64,
+        bytes: u64,
+        work: impl FnOnce(&AtomicU64) -> Result<Option<Saved>> + Send + 'static,
+    ) -> Result<Option<Saved>> {
         let before = self.wait()?;
-        let thread = thread::Builder::new().name("checkpoint".into()).spawn(work);
-        self.in_flight = Some(thread.map_err(StoreError::io(&self.checkpoints, "start a thread to write"))?);
+        let done_bytes = Arc::<AtomicU64>::default();
+        let count = Arc::clone(&done_bytes);
+        let thread = thread::Builder::new().name("checkpoint".into()).spawn(move || work(&count));
+        let thread = thread.map_err(StoreError::io(&self.checkpoints, "start a thread to write"))?;
+        self.in_flight = Some(InFlight { thread, step, bytes, done_bytes });
         Ok(before)
     }
 
     /// The outcome of the save in flight if it is done; does not wait.
     pub fn poll(&mut self) -> Result<Option<Saved>> {
-        if self.in_flight.as_ref().is_some_and(JoinHandle::is_finished) { self.wait() } else { Ok(None) }
+        if self.in_flight.as_ref().is_some_and(|save| save.thread.is_finished()) { self.wait() } else { Ok(None) }
+    }
+
+    /// How far the save in flight is; none when there is none, or it only waits to be asked for its outcome.
+    pub fn saving(&self) -> Option<Saving> {
+        let save = self.in_flight.as_ref().filter(|save| !save.thread.is_finished())?;
+        Some(Saving { step: save.step, done_bytes: save.done_bytes.load(Ordering::Relaxed), bytes: save.bytes })
     }
 
     /// Waits for the save in flight, if any.
     pub fn wait(&mut self) -> Result<Option<Saved>> {
-        let Some(thread) = self.in_flight.take() else { return Ok(None) };
-        thread.join().map_err(|panic| {
+        let Some(save) = self.in_flight.take() else { return Ok(None) };
+        save.thread.join().map_err(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             StoreError::WriterDied { why: text.unwrap_or("it panicked").to_owned() }
         })?
@@ -117,18 +151,24 @@ impl Drop for Writer {
     }
 }
 
-fn run(checkpoints: &Path, retention: Retention, job: Job) -> Result<Saved> {
+fn run(checkpoints: &Path, retention: Retention, job: Job, done_bytes: &AtomicU64) -> Result<Saved> {
     let start = Instant::now();
-    let manifest = checkpoint::save(checkpoints, &job.state, &job.facts)?;
+    let manifest = checkpoint::save_counting(checkpoints, &job.state, &job.facts, done_bytes)?;
     let pruned = prune(checkpoints, retention)?;
     let folder = checkpoints.join(checkpoint::folder_name(manifest.step));
     Ok(Saved { manifest, folder, pruned, took: start.elapsed(), state: job.state })
 }
 
-fn run_part(checkpoints: &Path, retention: Retention, job: PartJob, abandon: &AtomicBool) -> Result<Option<Saved>> {
+fn run_part(
+    checkpoints: &Path,
+    retention: Retention,
+    job: PartJob,
+    done_bytes: &AtomicU64,
+    abandon: &AtomicBool,
+) -> Result<Option<Saved>> {
     let start = Instant::now();
-    let PartJob { site, rank, pieces, completion } = job;
-    site.write(rank, &pieces)?;
+    let PartJob { site, rank, pieces, completion, .. } = job;
+    site.write(rank, &pieces, done_bytes)?;
     drop(pieces);
     let Some(Completion { folder, facts, ranks, timeout }) = completion else { return Ok(None) };
     let manifest = site.complete(folder, ranks, &facts, timeout, abandon)?;

@@ -28,8 +28,9 @@ use crate::rng::Key;
 use crate::store::checkpoint::folder_name;
 use crate::store::main_log::MainLogWriter;
 use crate::store::metrics::{self, MetricsRow, MetricsWriter};
+use crate::store::tensorboard::EventWriter;
 use crate::store::writer::{Completion, PartJob};
-use crate::store::{Facts, Job, Loaded, RunPaths, Saved, Site, Writer, load_some, newest_whole};
+use crate::store::{Facts, Job, Loaded, RunPaths, Saved, Saving, Site, Writer, load_some, newest_whole};
 
 /// A run with everything open: what [`Run::finish`] turns into a trained model.
 pub struct Run<O: Ops> {
@@ -55,6 +56,8 @@ pub struct Records {
     pub ledger: Ledger,
     pub metrics: MetricsWriter,
     pub main_log: MainLogWriter,
+    /// For TensorBoard, when that is wanted.
+    pub tensorboard: Option<EventWriter>,
     /// What the bits depend on, for the manifest of each checkpoint.
     pub numerics: std::collections::BTreeMap<String, String>,
     /// What has happened since the last step, for the next step's row and entry.
@@ -81,6 +84,9 @@ impl Pending {
 impl Records {
     fn append(&mut self, row: &MetricsRow) -> Result<(), RunError> {
         self.metrics.append(row)?;
+        if let Some(events) = &mut self.tensorboard {
+            events.append(row)?;
+        }
         Ok(self.main_log.append(row)?)
     }
 
@@ -204,7 +210,8 @@ impl<O: Ops> Run<O> {
         };
         let (ops, model, losses, link) = self.trainer.for_evaluation();
         let sequences = set.sequences();
-        let progress = |done| out.on(&Event::Evaluating { done, sequences });
+        let what = "validating";
+        let progress = |done| out.on(&Event::Evaluating { what, done, sequences });
         let val_loss = eval::validation_loss_of_ranks(ops, model, losses, link, set, progress)?;
         out.on(&Event::Evaluated { step, val_loss, val_tokens: set.tokens() });
         Ok(Some(val_loss))
@@ -217,8 +224,9 @@ impl<O: Ops> Run<O> {
             return Ok(None);
         };
         let (ops, model, losses, link) = self.trainer.for_evaluation();
-        let scores =
-            eval::hellaswag(ops, model, losses, link, set, |done, sequences| out.on(&Event::Evaluating { done, sequences }))?;
+        let what = "HellaSwag";
+        let progress = |done, sequences| out.on(&Event::Evaluating { what, done, sequences });
+        let scores = eval::hellaswag(ops, model, losses, link, set, progress)?;
         out.on(&Event::HellaSwag { step, scores });
         Ok(Some(scores))
     }
@@ -347,18 +355,28 @@ impl<O: Ops> Run<O> {
         };
         exchange::barrier(self.trainer.link(), "the start of a checkpoint").map_err(TrainError::from)?;
         let pieces = self.trainer.read_pieces()?;
-        self.writer.submit_part(PartJob { site, rank, pieces, completion })?;
+        let step = self.trainer.progress().step;
+        self.writer.submit_part(PartJob { site, step, rank, pieces, completion })?;
         Ok(())
     }
 
     fn announce_saved(&mut self, out: &mut dyn Listener) -> Result<(), RunError> {
         let saved = self.writer.poll()?;
+        if saved.is_none()
+            && let Some(saving) = self.writer.saving()
+        {
+            out.on(&saving_event(saving));
+        }
         announce(saved, out);
         Ok(())
     }
 
     /// Waits until everything is on disk, on all ranks.
     fn settle(&mut self, out: &mut dyn Listener) -> Result<(), RunError> {
+        while let Some(saving) = self.writer.saving() {
+            out.on(&saving_event(saving));
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let saved = self.writer.wait()?;
         announce(saved, out);
         if let Some(records) = &self.records {
@@ -402,10 +420,17 @@ impl<O: Ops> Run<O> {
             records.pending.changes.push(proof::entry::rewind_event(step, manifest.step));
             records.metrics = MetricsWriter::resume(self.paths.folder(), manifest.step)?;
             records.main_log = MainLogWriter::resume(self.paths.folder(), manifest.step)?;
+            if let Some(events) = &mut records.tensorboard {
+                *events = EventWriter::resume(&self.paths.tensorboard(), manifest.step)?;
+            }
         }
         out.on(&Event::Rewound { from_step: step, to_step: manifest.step });
         Ok(Some(manifest.step))
     }
+}
+
+fn saving_event(saving: Saving) -> Event {
+    Event::Saving { step: saving.step, done_bytes: saving.done_bytes, bytes: saving.bytes }
 }
 
 fn announce(saved: Option<Saved>, out: &mut dyn Listener) {

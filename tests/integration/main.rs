@@ -1,14 +1,18 @@
 //! Tests of the program as a whole, one module a topic.
 
 mod architecture;
+mod data;
 mod determinism;
 mod diff;
 mod divergence;
 mod export;
 mod hellaswag;
+mod init;
 mod lock;
+mod look;
 mod pytorch;
 mod ranks;
+mod report;
 mod resume;
 mod slsa;
 mod support;
