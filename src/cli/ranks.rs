@@ -47,9 +47,9 @@ pub fn role(experiment: &Experiment, asked: Option<usize>, runs: &Path) -> anyho
             "{whose} {ranks} ranks cannot share {workers} virtual workers\n  hint: the number of ranks must be a power of two that divides `parallel.workers`; more workers change the bits"
         )
     };
-    if let Some(place) = launch::place(&var, &runs.join(".ranks"))? {
+    // A launcher that starts one process (a shell of Slurm's, say) leaves the rest to this program.
+    if let Some(place) = launch::place(&var, &runs.join(".ranks"))?.filter(|place| place.size > 1) {
         return match place.size {
-            1 => Ok(Role::Alone),
             size if divides(size) => Ok(Role::Rank(place)),
             size => Err(refuse(size, "the launcher's")),
         };

@@ -39,6 +39,8 @@ pub struct Shards {
     ranks: usize,
     /// First tensor of each group, and the lengths of its tensors as they are in memory.
     groups: Vec<(usize, Vec<usize>)>,
+    /// All shards with their ranks, in the model's order.
+    all: Vec<(usize, Piece)>,
 }
 
 impl Shards {
@@ -51,7 +53,12 @@ impl Shards {
         let starts = [0].into_iter().chain((0..=blocks).map(|l| before + l * block));
         let ends = starts.clone().skip(1).chain([lens.len()]);
         let groups = starts.zip(ends).map(|(start, end)| (start, lens[start..end].to_vec())).collect();
-        Shards { unit, ranks, groups }
+        let mut shards = Shards { unit, ranks, groups, all: Vec::new() };
+        let owned = |rank| shards.owned(rank).into_iter().map(move |piece| (rank, piece));
+        let mut all: Vec<(usize, Piece)> = (0..ranks).flat_map(owned).collect();
+        all.sort_by_key(|(_, piece)| (piece.tensor, piece.start));
+        shards.all = all;
+        shards
     }
 
     pub fn ranks(&self) -> usize {
@@ -96,11 +103,8 @@ impl Shards {
     }
 
     /// All shards with their ranks, in the model's order: together they are every tensor.
-    pub fn all(&self) -> Vec<(usize, Piece)> {
-        let mut all: Vec<(usize, Piece)> =
-            (0..self.ranks).flat_map(|rank| self.owned(rank).into_iter().map(move |piece| (rank, piece))).collect();
-        all.sort_by_key(|(_, piece)| (piece.tensor, piece.start));
-        all
+    pub fn all(&self) -> &[(usize, Piece)] {
+        &self.all
     }
 
     /// Every tensor whole: the division among one.

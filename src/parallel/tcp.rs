@@ -7,6 +7,7 @@
 //! stops, and names the same one.
 
 use std::collections::BTreeMap;
+use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -97,13 +98,27 @@ impl Failure {
     }
 }
 
+/// A line on which every byte that comes is a sign of life: a large frame may take longer than the timeout.
+struct Noted<'a> {
+    stream: TcpStream,
+    last: &'a Mutex<Sign>,
+}
+
+impl Read for Noted<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.stream.read(into)?;
+        lock(self.last).seen = Instant::now();
+        Ok(read)
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Tcp {
     /// Starts the threads on lines that are made. `last_resort` ends the process when this rank does not.
-    pub fn start(place: &Place, lines: Lines, timeout: Duration, last_resort: LastResort) -> std::io::Result<Tcp> {
+    pub fn start(place: &Place, lines: Lines, timeout: Duration, last_resort: LastResort) -> io::Result<Tcp> {
         let now = Instant::now();
         let mut readers = Vec::new();
         let mut inboxes = BTreeMap::new();
@@ -302,8 +317,9 @@ impl Shared {
     }
 
     /// The life of a reading thread: frame after frame until the line ends.
-    fn read(&self, peer: usize, mut stream: TcpStream, inbox: &Sender<(String, u64, Vec<u8>)>) {
+    fn read(&self, peer: usize, stream: TcpStream, inbox: &Sender<(String, u64, Vec<u8>)>) {
         let line = &self.lines[&peer];
+        let mut stream = Noted { stream, last: &line.last };
         while let Ok(Frame { operation, step, body }) = Frame::read(&mut stream) {
             {
                 let mut sign = lock(&line.last);

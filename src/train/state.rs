@@ -51,7 +51,7 @@ impl<O: Ops> Trainer<O> {
             for (rank, piece) in held.shards.all() {
                 let spec = specs[piece.tensor];
                 let (name, shape) = (format!("{}{}", group.prefix, spec.name), spec.shape.clone());
-                parts.push(Part { name, dtype: group.dtype, shape, range: group.bytes(&piece, spec), rank });
+                parts.push(Part { name, dtype: group.dtype, shape, range: group.bytes(piece, spec), rank: *rank });
             }
         }
         parts
@@ -157,9 +157,9 @@ impl<O: Ops> Trainer<O> {
         for group in groups.iter().filter(|group| !group.everywhere) {
             let mut nodes = vec![Vec::new(); specs.len()];
             for (rank, piece) in held.shards.all() {
-                let bytes = group.bytes(&piece, specs[piece.tensor]);
+                let bytes = group.bytes(piece, specs[piece.tensor]);
                 let leaves = runs(false, &bytes).map(|run| run.len().div_ceil(LEAF_BYTES) as u64);
-                nodes[piece.tensor].extend(leaves.zip(&mut theirs[rank]));
+                nodes[piece.tensor].extend(leaves.zip(&mut theirs[*rank]));
             }
             digests.extend(specs.iter().zip(nodes).map(|(spec, nodes)| group.digest(spec, &join(nodes))));
         }

@@ -263,7 +263,7 @@ impl<O: Ops> Trainer<O> {
             all.iter().map(|bytes| bytes.as_chunks::<8>().0.iter().map(|sum| f64::from_le_bytes(*sum))).collect();
         let mut chunks = vec![Vec::new(); bufs.len()];
         for (rank, piece) in self.shards.all() {
-            chunks[piece.tensor].extend(sums[rank].by_ref().take(piece.len.div_ceil(self.ops.chunk())));
+            chunks[piece.tensor].extend(sums[*rank].by_ref().take(piece.len.div_ceil(self.ops.chunk())));
         }
         Ok(chunks.iter().map(|chunks| self.ops.fold_squares(chunks)).collect())
     }
