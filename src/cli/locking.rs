@@ -10,12 +10,14 @@ use std::path::Path;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::exit::ProofRefusal;
+use super::initial::{self, Initial};
 use super::session::Data;
 use crate::data::{DigestCache, ShardDigest};
 use crate::experiment::{self, Compute, Experiment, Loaded};
 use crate::ops::cpu::{self, Cpu};
+use crate::ops::cuda::libraries::{self, Library};
 use crate::ops::cuda::{Cuda, compile};
-use crate::ops::{Ops, Result};
+use crate::ops::{DeviceError, Ops, Result};
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{Hash, LockError};
 use crate::train;
@@ -39,6 +41,17 @@ pub trait Locked: Ops {
     fn pin(&mut self, numerics: &Table) -> Result<()>;
 }
 
+/// SHA-256 of a library's file, remembered between runs: it is hundreds of megabytes.
+fn library_sha256(library: Library) -> Result<String> {
+    let path = libraries::require(library)?.path;
+    let mut cache = cache(LIBRARIES);
+    let sha256 = cache.file(&path);
+    cache.save();
+    sha256
+        .map(hex::encode)
+        .map_err(|e| DeviceError::Unavailable(format!("cannot read `{}`, which the bits depend on: {e}", path.display())))
+}
+
 fn table<const N: usize>(pairs: [(&str, String); N]) -> Table {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
@@ -60,6 +73,7 @@ impl Locked for Cuda {
     fn facts(&self) -> Result<DeviceFacts> {
         let mut numerics = self.numerics()?;
         numerics.insert("device.kind".into(), "cuda".into());
+        numerics.insert("cuda.cublaslt_sha256".into(), library_sha256(Library::CublasLt)?);
         let gpu = self.gpu();
         let environment = table([
             ("gpu.name", gpu.name.clone()),
@@ -77,11 +91,18 @@ impl Locked for Cuda {
 /// The lock of an experiment on this machine, without outputs.
 ///
 /// `cache` holds the digests of shards; without one every byte is read.
-pub fn lock<O: Locked>(loaded: &Loaded, data: &Data, ops: &O, cache: DigestCache) -> anyhow::Result<Lock> {
+pub fn lock<O: Locked>(
+    loaded: &Loaded,
+    data: &Data,
+    initial: Option<&Initial>,
+    ops: &O,
+    cache: DigestCache,
+) -> anyhow::Result<Lock> {
     let facts = ops.facts()?;
     let mut numerics = resolved_numerics(&loaded.experiment);
     numerics.extend(data_numerics(data, cache));
     numerics.extend(facts.numerics);
+    initial::lock(initial, &mut numerics);
     numerics.insert("train.numerics_version".into(), train::NUMERICS_VERSION.to_string());
     if loaded.experiment.precision.compute == Compute::Auto {
         let actual = if numerics["device.kind"] == "cpu" { "fp32" } else { "bf16" };
@@ -147,7 +168,13 @@ impl Data {
 
 /// The digests of shards that this user's runs have hashed before.
 pub fn user_cache() -> DigestCache {
-    compile::cache_folder("shards.json").map_or_else(DigestCache::none, |file| DigestCache::open(&file))
+    cache("shards.json")
+}
+
+const LIBRARIES: &str = "libraries.json";
+
+fn cache(name: &str) -> DigestCache {
+    compile::cache_folder(name).map_or_else(DigestCache::none, |file| DigestCache::open(&file))
 }
 
 /// Operating system and processor. No host name, no user name.

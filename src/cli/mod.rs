@@ -13,8 +13,10 @@ pub mod exit;
 pub mod export;
 mod gpu_watch;
 pub mod help;
+mod initial;
 pub mod lock;
 mod locking;
+mod model_argument;
 mod past;
 pub mod plan;
 pub mod plot;
@@ -68,7 +70,7 @@ enum Verb {
     Watch(watch::Args),
     /// Draw loss, learning rate and gradient norm of one or more runs.
     Plot(plot::Args),
-    /// Turn text into token shards.
+    /// Fetch data sets; turn text into token shards.
     Data(data::DataArgs),
     /// Measure how fast an experiment trains on this machine.
     Bench(bench::Args),

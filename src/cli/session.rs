@@ -12,6 +12,7 @@ use super::console::Console;
 use super::events_json::JsonEvents;
 use super::exit;
 use super::gpu_watch::{self, GpuWatch};
+use super::initial;
 use super::locking::{self, Expected, Locked};
 use super::past::{self, Past};
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
@@ -82,7 +83,8 @@ impl Device {
 
 fn cuda_options(experiment: &Experiment) -> cuda::Options {
     let Experiment { precision, kernels, .. } = experiment;
-    cuda::Options { compute: precision.compute, gelu_fusion: kernels.gelu_fusion, ..cuda::Options::default() }
+    let (gelu_fusion, cuda_graph) = (kernels.gelu_fusion, kernels.cuda_graph);
+    cuda::Options { compute: precision.compute, gelu_fusion, cuda_graph, ..cuda::Options::default() }
 }
 
 /// Where a resumed run goes on.
@@ -193,8 +195,9 @@ impl OnDevice for Training {
         if let Some(numerics) = expected.as_ref().map(|expected| &expected.lock.numerics).or(past.numerics()) {
             ops.pin(numerics)?;
         }
+        let initial = initial::read(&experiment, past.numerics(), past.found.is_some())?;
         let mut trainer = Trainer::new(ops, &experiment)?;
-        let lock = locking::lock(&loaded, &data, &trainer.ops, locking::user_cache())?;
+        let lock = locking::lock(&loaded, &data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
         if let Some(expected) = &expected {
             expected.require(&lock)?;
             expected.tell(&lock);
@@ -210,8 +213,10 @@ impl OnDevice for Training {
         }
 
         let (resumed, head) = (past.resumed, past.found.as_ref().map(|(manifest, _)| manifest.ledger));
-        if let Some((_, state)) = past.found {
-            trainer.restore(state)?;
+        match (past.found, initial) {
+            (Some((_, state)), _) => trainer.restore(state)?,
+            (None, Some(initial)) => initial.start(&mut trainer)?,
+            (None, None) => {}
         }
         let progress = trainer.progress().clone();
         let mut records = Records::open(&experiment, &folder, head, progress.step, &lock)?;
@@ -353,14 +358,16 @@ fn describe<O: Ops>(experiment: &Experiment, data: &Data, ops: &O, storage: &Sto
         units::thousands(experiment.batch.tokens),
         units::thousands(data.validation.as_ref().map_or(0, ValidationSet::tokens)),
     );
+    let samples = plan.category(Category::Samples);
     anstream::eprintln!(
-        "memory: {} planned: weights {}, gradients {}, optimizer {}, activations {}, scratch {}; {} on the host",
+        "memory: {} planned: weights {}, gradients {}, optimizer {}, activations {}{}, scratch {}; {} on the host",
         units::bytes(plan.total()),
         part(Category::Parameters),
         part(Category::Gradients),
         part(Category::Optimizer),
         part(Category::Activations),
-        units::bytes(plan.category(Category::Scratch) + plan.category(Category::Sampling)),
+        if samples > 0 { format!(", samples {}", units::bytes(samples)) } else { String::new() },
+        part(Category::Scratch),
         part(Category::Host),
     );
 }

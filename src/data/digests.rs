@@ -12,12 +12,15 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::dataset::{Dataset, ShardDigest, ShardInfo};
 
@@ -100,6 +103,26 @@ impl DigestCache {
         manifest
     }
 
+    /// SHA-256 of one file, read unless it is known.
+    pub fn file(&mut self, path: &Path) -> io::Result<[u8; 32]> {
+        if let Some(known) = self.get(path) {
+            return Ok(known);
+        }
+        let before = settled(path);
+        let (mut file, mut hasher, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 1 << 20]);
+        loop {
+            match file.read(&mut buffer)? {
+                0 => break,
+                read => hasher.update(&buffer[..read]),
+            }
+        }
+        let sha256: [u8; 32] = hasher.finalize().into();
+        if let Some((bytes, modified_ns)) = before {
+            self.entries.insert(path.into(), Known { bytes, modified_ns, sha256: hex::encode(sha256) });
+        }
+        Ok(sha256)
+    }
+
     /// Writes the cache back, if it can.
     pub fn save(&self) {
         let Some(file) = &self.file else { return };
@@ -164,6 +187,22 @@ mod tests {
         shard(&file, &[1, 2, 3], Duration::ZERO);
         assert_eq!(manifest(&cache, &file).1, 1);
         assert_eq!(manifest(&cache, &file).1, 1);
+    }
+
+    #[test]
+    fn a_single_file_is_read_once_and_again_when_it_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("t.bin");
+        let hour = Duration::from_secs(3600);
+        shard(&file, &[1, 2, 3], hour);
+        let mut cache = DigestCache::open(&dir.path().join("files.json"));
+        let first = cache.file(&file).unwrap();
+        assert_eq!(first, <[u8; 32]>::from(Sha256::digest(std::fs::read(&file).unwrap())));
+        let old = cache.entries[&file].clone();
+        cache.entries.insert(file.clone(), Known { sha256: hex::encode([7; 32]), ..old });
+        assert_eq!(cache.file(&file).unwrap(), [7; 32], "what is known is not read");
+        shard(&file, &[1, 2, 4], 2 * hour);
+        assert_ne!(cache.file(&file).unwrap(), first);
     }
 
     #[test]

@@ -33,6 +33,7 @@ mod check;
 mod descriptor;
 mod diagnostics;
 mod layers;
+pub mod model_file;
 mod resolved;
 mod rules;
 mod schema;

@@ -33,6 +33,10 @@ pub struct Experiment {
 /// Sizes of the network. In the file either `descriptor` (`d12`, `gpt2:d12`, `gpt3:c768`) or the sizes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {
+    /// A model to start from in place of random weights: a Hugging Face folder of GPT-2 or the reference's
+    /// `.bin`, version 3 or 5. Sizes that are not given are the file's. A path in the file starts from its
+    /// folder; here it is absolute. The lock pins the weights by content. Default: not set.
+    pub init: Option<String>,
     /// As written, when a descriptor was. Excludes `layers`, `heads` and `channels`. Default: not set.
     pub descriptor: Option<String>,
     /// L: transformer blocks. Default: the descriptor's; without one it must be given.
@@ -144,6 +148,17 @@ pub enum Tokenizer {
     Byte,
 }
 
+impl Tokenizer {
+    /// The tokenizer that a vocabulary has room for.
+    pub fn of_vocab(vocab: usize) -> Option<Tokenizer> {
+        match vocab {
+            50257.. => Some(Tokenizer::Gpt2),
+            257.. => Some(Tokenizer::Byte),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
@@ -242,12 +257,15 @@ pub struct Precision {
     pub master_weights: bool,
 }
 
-/// Choices between kernels that differ in bits.
+/// Choices between ways to run the kernels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kernels {
     /// GELU inside the matrix multiplication on CUDA: 0 no, 1 forward, 2 forward and backward. Changes
     /// bits: fused, GELU reads the fp32 sum, alone the sum as stored. Default: 0.
     pub gelu_fusion: u8,
+    /// Capture a micro-step as a CUDA graph and replay it: one launch in place of hundreds. Changes no
+    /// bit. Default: true.
+    pub cuda_graph: bool,
 }
 
 /// How a step is split.
@@ -320,6 +338,17 @@ pub struct Device {
 }
 
 impl Experiment {
+    /// How many positions of a text the model has learned to use: those it trains on, or all when it started
+    /// from a model that knew them all. Samples never go past them.
+    pub fn trained_positions(&self) -> usize {
+        if self.model.init.is_some() { self.model.context } else { self.batch.seq_len.min(self.model.context) }
+    }
+
+    /// Room for the texts that are written in training; none are with `sample.every = 0`.
+    pub fn sample_positions(&self) -> Option<usize> {
+        (self.sample.every > 0).then(|| self.trained_positions())
+    }
+
     /// G: sequences an optimizer step.
     pub fn sequences_per_step(&self) -> u64 {
         self.batch.tokens / self.batch.seq_len as u64

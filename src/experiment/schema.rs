@@ -114,12 +114,13 @@ const fn ranged(name: &'static str, range: (f64, f64, Open), default: f64) -> Ke
 
 /// In the order in which the resolved file is written.
 ///
-/// `data.train` and the paths beside it do not reach the bits: what they name does, and the lock
+/// `data.train`, `model.init` and the paths beside them do not reach the bits: what they name does, and the lock
 /// pins that by content, so a data set may lie in another folder on another machine.
 pub(super) const KEYS: &[Key] = &[
     Key::new("name", Kind::Name, Default::Ruled),
     int("seed", 0, TOML_MAX, Default::Integer(1337)).bits(),
     //
+    Key::new("model.init", Kind::File, Default::Absent),
     Key::new("model.descriptor", Kind::Text, Default::Absent),
     int("model.layers", 1, 1024, Default::Ruled).bits(),
     int("model.heads", 1, 1024, Default::Ruled).bits(),
@@ -180,6 +181,7 @@ pub(super) const KEYS: &[Key] = &[
     boolean("precision.master_weights", true).bits(),
     //
     int("kernels.gelu_fusion", 0, 2, Default::Integer(0)).bits(),
+    boolean("kernels.cuda_graph", true),
     //
     int("parallel.workers", 1, 1 << 16, Default::Integer(1)).bits(),
     //
@@ -216,9 +218,9 @@ pub(super) fn sections() -> Vec<&'static str> {
 
 /// Whether a dotted key of the resolved experiment may change a bit of the training state.
 ///
-/// Keys that only say where, how often or how fast never do: `name`, `data.train` and the other
+/// Keys that only say where, how often or how fast never do: `name`, `data.train`, `model.init` and the other
 /// paths (their content is pinned by the lock), `data.prefetch`, `eval.*`, `sample.*`, `checkpoint.*`,
-/// `memory.recompute`, `proof.*`, `log.*`, `plan.*`, `device.threads` and `device.simd`; nor does
+/// `memory.recompute`, `kernels.cuda_graph`, `proof.*`, `log.*`, `plan.*`, `device.threads` and `device.simd`; nor does
 /// `model.descriptor`, whose sizes are keys of their own. A name that is no key is taken to matter.
 pub fn reaches_the_bits(name: &str) -> bool {
     key(name).is_none_or(|key| key.bits)
@@ -271,6 +273,7 @@ mod tests {
             "eval.hellaswag",
             "checkpoint.keep_last",
             "memory.recompute",
+            "kernels.cuda_graph",
             "device.threads",
         ] {
             assert!(!reaches_the_bits(quiet), "{quiet}");

@@ -122,7 +122,7 @@ fn counted(experiment: &Experiment, storage: &Storage, backward: bool) -> Result
 
 /// The family of an operation by its name in `runner bench`'s table.
 fn family(name: &str) -> Family {
-    const PREFIXES: [(&str, Family); 15] = [
+    const PREFIXES: [(&str, Family); 16] = [
         ("linear + gelu", Family::LinearGelu),
         ("linear", Family::Linear),
         ("input gradient + gelu", Family::InputGradientGelu),
@@ -138,6 +138,7 @@ fn family(name: &str) -> Family {
         ("embedding backward", Family::EmbeddingBackward),
         ("embedding", Family::Embedding),
         ("token upload", Family::Host),
+        ("copy", Family::Embedding),
     ];
     PREFIXES.iter().find(|(prefix, _)| name.starts_with(prefix)).map_or(Family::ResidualLayernorm, |(_, family)| *family)
 }

@@ -11,7 +11,7 @@ use super::activations::{Activations, GradientBuffers, Normed};
 use super::init::initial_values;
 use super::weights::{ParamSpec, Weights};
 use crate::experiment::Model;
-use crate::ops::{Heads, Ops, Result, Role, Rows, ScratchShape, Vocab, Write};
+use crate::ops::{Heads, Ops, ParamCount, Result, Role, Rows, ScratchShape, Vocab, Write};
 
 /// A model on a device: its parameters, and room for one micro-batch.
 pub struct Gpt2<O: Ops> {
@@ -21,9 +21,8 @@ pub struct Gpt2<O: Ops> {
     acts: Activations<O::Buf>,
     ids: O::Ids,
     targets: O::Ids,
-    /// Logits of one position (V), for sampling.
-    logits: O::Buf,
-    last: O::Buf,
+    /// Token losses of the micro-batch in training (N) f32.
+    losses: O::Buf,
     capacity: Rows,
 }
 
@@ -48,7 +47,7 @@ impl<O: Ops> Gpt2<O> {
         Ok(model)
     }
 
-    /// A model whose weights are all zero, until others are put in their place.
+    /// A model whose weights are all zero, for weights that come from elsewhere.
     pub fn zeroed(ops: &mut O, config: &Model, capacity: Rows, recompute: u8, backward: bool) -> Result<Gpt2<O>> {
         let specs = Weights::of(config);
         let params = specs.try_map(|spec| ops.alloc(Role::Param, spec.len))?;
@@ -60,8 +59,7 @@ impl<O: Ops> Gpt2<O> {
             acts,
             ids: ops.alloc_ids(capacity.count())?,
             targets: ops.alloc_ids(capacity.count())?,
-            logits: ops.alloc(Role::Activation, config.vocab_padded)?,
-            last: ops.alloc(Role::Activation, config.channels)?,
+            losses: ops.alloc(Role::F32, if backward { capacity.count() } else { 0 })?,
             specs,
             capacity,
         })
@@ -81,15 +79,17 @@ impl<O: Ops> Gpt2<O> {
         ops.classifier_loss(losses, batch.losses_at, x, &self.params.wte, &self.targets, n, c, vocab(&self.config))
     }
 
-    /// Logits (the first `vocab` of them) of the token after `tokens`: one sequence, no gradients.
+    /// Logits (the first `vocab` of them) of the token after `tokens`, with the operations of training and
+    /// without anything kept: what [`super::Decoder`] is held against. Writing texts is its business.
     pub fn next_token_logits(&mut self, ops: &mut O, tokens: &[u16]) -> Result<Vec<f32>> {
-        let (t, c) = (tokens.len(), self.config.channels);
+        let (t, c, padded) = (tokens.len(), self.config.channels, self.config.vocab_padded);
         ops.upload_ids(&mut self.ids, tokens)?;
         self.trunk(ops, Rows { batch: 1, seq: t })?;
-        ops.copy_row(&mut self.last, output(&self.acts.ln_f, None), t - 1, c)?;
-        ops.linear(&mut self.logits, &self.last, &self.params.wte, None, 1, c, self.config.vocab_padded)?;
-        let mut logits = vec![0.0; self.config.vocab_padded];
-        ops.download(&self.logits, &mut logits)?;
+        let (mut last, mut out) = (ops.alloc(Role::Activation, c)?, ops.alloc(Role::Activation, padded)?);
+        ops.copy(&mut last, 0, output(&self.acts.ln_f, None), (t - 1) * c, c)?;
+        ops.linear(&mut out, &last, &self.params.wte, None, 1, c, padded)?;
+        let mut logits = vec![0.0; padded];
+        ops.download(&out, &mut logits)?;
         logits.truncate(self.config.vocab);
         Ok(logits)
     }
@@ -106,8 +106,15 @@ impl<O: Ops> Gpt2<O> {
         write: Write,
     ) -> Result<()> {
         self.upload(ops, batch)?;
-        self.trunk(ops, batch.rows)?;
-        self.backward(ops, batch, losses, grads, scale, write)
+        let n = batch.rows.count();
+        // Every micro-step of a run is the same work on the same buffers, but for where its losses go.
+        let key = [ops.identity(&grads.wte), n as u64, u64::from(scale.to_bits()), write as u64];
+        if !ops.replay(key)? {
+            self.trunk(ops, batch.rows)?;
+            self.backward(ops, batch.rows, grads, scale, write)?;
+            ops.recorded(key)?;
+        }
+        ops.copy(losses, batch.losses_at, &self.losses, 0, n)
     }
 
     fn upload(&mut self, ops: &mut O, batch: &MicroBatch<'_>) -> Result<()> {
@@ -190,16 +197,8 @@ impl<O: Ops> Gpt2<O> {
         Ok(())
     }
 
-    fn backward(
-        &mut self,
-        ops: &mut O,
-        batch: &MicroBatch<'_>,
-        losses: &mut O::Buf,
-        grads: &mut Weights<O::Buf>,
-        scale: f32,
-        write: Write,
-    ) -> Result<()> {
-        let rows = batch.rows;
+    /// From the final layernorm's output to the gradients; losses into `self.losses`.
+    fn backward(&mut self, ops: &mut O, rows: Rows, grads: &mut Weights<O::Buf>, scale: f32, write: Write) -> Result<()> {
         let (n, c) = (rows.count(), self.config.channels);
         let heads = heads(&self.config);
         let vocab = vocab(&self.config);
@@ -209,8 +208,8 @@ impl<O: Ops> Gpt2<O> {
             buffers.as_mut().expect("a model built for training has gradient buffers");
 
         let normed = output(ln_f, None);
-        let at = batch.losses_at;
-        ops.classifier(losses, at, narrow, &mut grads.wte, normed, &p.wte, &self.targets, n, c, vocab, scale, write)?;
+        let losses = &mut self.losses;
+        ops.classifier(losses, 0, narrow, &mut grads.wte, normed, &p.wte, &self.targets, n, c, vocab, scale, write)?;
         let x = layers.last().map_or(&*encoded, |l| &l.residual_out);
         let (dw, db) = (&mut grads.ln_f.weight, &mut grads.ln_f.bias);
         ops.layernorm_backward(dres, Write::Set, dw, db, write, narrow, x, &p.ln_f.weight, &ln_f.mean, &ln_f.rstd, n, c)?;
@@ -276,7 +275,7 @@ fn output_mut<'a, B>(kept: &'a mut Option<B>, shared: &'a mut Option<B>) -> &'a 
     kept.as_mut().or(shared.as_mut()).expect("an output that is not kept is shared")
 }
 
-fn heads(model: &Model) -> Heads {
+pub(super) fn heads(model: &Model) -> Heads {
     Heads { heads: model.heads, head_size: model.channels / model.heads }
 }
 
@@ -286,5 +285,7 @@ fn vocab(model: &Model) -> Vocab {
 
 /// The largest shapes the model's operations will see.
 pub fn scratch_shape(model: &Model, capacity: Rows, backward: bool) -> ScratchShape {
-    ScratchShape { rows: capacity, channels: model.channels, heads: heads(model), vocab: vocab(model), backward }
+    let specs = Weights::of(model);
+    let params = ParamCount { tensors: specs.iter().count() as u64, elements: specs.parameters() };
+    ScratchShape { rows: capacity, channels: model.channels, heads: heads(model), vocab: vocab(model), backward, params }
 }

@@ -7,6 +7,7 @@
 use serde::Serialize;
 
 use super::activations::Activations;
+use super::decode::{self, Room};
 use super::gpt2::scratch_shape;
 use super::weights::Weights;
 use crate::experiment::{Compute, Experiment};
@@ -27,8 +28,8 @@ pub enum Category {
     Gradients,
     Optimizer,
     Activations,
-    /// Evaluation and samples use the training's own buffers, and these besides.
-    Sampling,
+    /// Of texts written in training.
+    Samples,
     Scratch,
     /// Memory of the host, not of the device: no part of [`MemoryPlan::total`].
     Host,
@@ -40,7 +41,7 @@ impl Category {
         Category::Gradients,
         Category::Optimizer,
         Category::Activations,
-        Category::Sampling,
+        Category::Samples,
         Category::Scratch,
         Category::Host,
     ];
@@ -73,8 +74,6 @@ pub struct Scratch {
     pub opened: Vec<(String, u64)>,
     /// With the model's activations.
     pub model: Vec<(String, u64)>,
-    /// In the first step, after everything else.
-    pub first_step: Vec<(String, u64)>,
 }
 
 impl Storage {
@@ -98,12 +97,6 @@ impl Storage {
         };
         let dtype = cuda::act_dtype(compute);
         let masters = dtype != Dtype::F32 && experiment.precision.master_weights;
-        let specs = Weights::of(&experiment.model);
-        let lens: Vec<u64> = specs.iter().map(|spec| spec.len as u64).collect();
-        let mut hashed = Vec::new();
-        for size in state_dtypes(dtype, masters) {
-            hashed.extend(specs.iter().map(|spec| (spec.logical_len() * size.size()) as u64));
-        }
         Storage {
             param: dtype,
             activation: dtype,
@@ -111,7 +104,6 @@ impl Storage {
             scratch: Scratch {
                 opened: vec![("matrix multiplication workspace".to_owned(), cuda::workspace_bytes())],
                 model: cuda::scratch_plan(&training_shape(experiment), compute),
-                first_step: cuda::tensor_scratch_plan(&lens, &hashed),
             },
             taken: cuda::taken_bytes,
             pinned: cuda::PINNED_BYTES,
@@ -183,15 +175,13 @@ impl MemoryPlan {
         plan.all(Category::Parameters, "weights", tensors(storage.param.size()));
 
         let layout = Activations::layout(&experiment.model, rows, experiment.memory.recompute, true);
+        let size = |role| if role == Role::F32 { 4 } else { storage.activation.size() };
         for spec in layout.specs() {
-            let size = if spec.role == Role::F32 { 4 } else { storage.activation.size() };
-            plan.add(Category::Activations, spec.name, (spec.len * size) as u64);
+            plan.add(Category::Activations, spec.name, (spec.len * size(spec.role)) as u64);
         }
         scratch(&mut plan, &storage.scratch.model);
         plan.all(Category::Activations, "token ids", [2 * rows.count() as u64; 2].into_iter());
-        let element = storage.activation.size() as u64;
-        plan.add(Category::Sampling, "logits of one position", experiment.model.vocab_padded as u64 * element);
-        plan.add(Category::Sampling, "one position", experiment.model.channels as u64 * element);
+        plan.add(Category::Activations, "token losses", 4 * rows.count() as u64);
 
         let shard = move |bytes: u64| share.of(bytes);
         plan.all(Category::Gradients, "gradients", tensors(4));
@@ -205,8 +195,13 @@ impl MemoryPlan {
         for _ in 0..share.workers(experiment).next_power_of_two().trailing_zeros() {
             plan.all(Category::Gradients, "sums of virtual workers", tensors(4));
         }
-        plan.add(Category::Activations, "losses of a step", experiment.batch.tokens * 4);
-        scratch(&mut plan, &storage.scratch.first_step);
+        if let Some(positions) = experiment.sample_positions() {
+            let room = Room { streams: 1, positions };
+            for spec in decode::layout(&experiment.model, room) {
+                plan.add(Category::Samples, spec.name, (spec.len * size(spec.role)) as u64);
+            }
+        }
+        plan.add(Category::Activations, "token losses", 4 * experiment.batch.tokens);
         if share.devices > 1 {
             plan.add(Category::Scratch, "exchange of gradients", EXCHANGE_BYTES);
         }
@@ -307,6 +302,20 @@ mod tests {
         assert_eq!(alone.category(Category::Gradients), 4 * eighth.category(Category::Gradients), "three levels of a tree");
         assert_eq!(alone.category(Category::Optimizer) / 8, eighth.category(Category::Optimizer));
         assert_eq!(alone.category(Category::Activations), eighth.category(Category::Activations));
+    }
+
+    #[test]
+    fn samples_have_their_place_in_the_plan_before_the_first_step() {
+        let plan = |sets: &[&str]| {
+            let experiment = shipped("gpt2_124m.toml", sets);
+            let storage = Storage { taken: |sizes| sizes.iter().sum(), ..Storage::cuda(&experiment) };
+            MemoryPlan::of(&experiment, &storage)
+        };
+        assert_eq!(plan(&[]).category(Category::Samples), 0);
+        let with = plan(&["sample.every=10"]);
+        let keys_and_values = with.entries.iter().find(|entry| entry.name == "keys and values of samples").expect("planned");
+        assert_eq!(keys_and_values.bytes, 2 * 12 * 1024 * 768 * 2);
+        assert_eq!(with.total() - plan(&[]).total(), with.category(Category::Samples));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{AdamW, Dtype, Heads, Ops, ParamSlot, Result, Role, Rows, ScratchShape, Vocab, Write};
+use super::{AdamW, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write};
 
 /// A device that only takes notes.
 #[derive(Clone, Debug)]
@@ -125,7 +125,37 @@ impl Ops for Dry {
         Ok(())
     }
 
-    fn copy_row(&mut self, _: &mut Len, _: &Len, _: usize, _: usize) -> Result<()> {
+    fn copy(&mut self, _: &mut Len, _: usize, _: &Len, _: usize, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn decode_embedding(&mut self, _: &mut Len, _: &Len, _: &Len, _: &Len, _: &Len, _: usize, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn decode_linear(
+        &mut self,
+        _: &mut Len,
+        _: &Len,
+        _: &Len,
+        _: Option<&Len>,
+        _: bool,
+        _: usize,
+        _: usize,
+        _: usize,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    fn decode_attention(
+        &mut self,
+        _: &mut Len,
+        _: KvCache<'_, Len>,
+        _: &Len,
+        _: Places<'_, Len>,
+        _: usize,
+        _: Heads,
+    ) -> Result<()> {
         Ok(())
     }
 

@@ -184,6 +184,23 @@ pub trait Ops {
         Ok(None)
     }
 
+    // ---- work that comes again -------------------------------------------------------------
+
+    /// A number that tells this buffer from every other live one, on devices where [`Ops::replay`] needs it.
+    fn identity(&self, _buf: &Self::Buf) -> u64 {
+        0
+    }
+    /// Does again the work that was last recorded under `key`, and says whether it did. When not, the
+    /// caller does the work and ends it with [`Ops::recorded`]; a device may record it meanwhile.
+    /// Equal keys promise the same operations on the same buffers with the same scalars.
+    fn replay(&mut self, _key: [u64; 4]) -> Result<bool> {
+        Ok(false)
+    }
+    /// The end of work that [`Ops::replay`] left to the caller.
+    fn recorded(&mut self, _key: [u64; 4]) -> Result<()> {
+        Ok(())
+    }
+
     // ---- the forward pass ------------------------------------------------------------------
 
     /// `out[b,t,:] = wte[ids[b,t],:] + wpe[t,:]`. out (B,T,C), wte (V,C), wpe (>=T,C).
@@ -272,8 +289,53 @@ pub trait Ops {
         vocab: Vocab,
     ) -> Result<()>;
 
-    /// `dst[..len] = src[row * len..][..len]`: one row of a matrix of rows of `len`.
-    fn copy_row(&mut self, dst: &mut Self::Buf, src: &Self::Buf, row: usize, len: usize) -> Result<()>;
+    /// `dst[to..][..len] = src[from..][..len]`, of one type.
+    fn copy(&mut self, dst: &mut Self::Buf, to: usize, src: &Self::Buf, from: usize, len: usize) -> Result<()>;
+
+    // ---- decoding --------------------------------------------------------------------------
+    //
+    // Few rows, each the newest token of a text so far. The bits of a row depend on that row, its
+    // stream and its position alone, never on how many rows there are: a text is the same whether it
+    // is written alone or beside others. They need not be the bits of the operations above.
+
+    /// `out[i,:] = wte[ids[i],:] + wpe[positions[i],:]`. out (n, C).
+    fn decode_embedding(
+        &mut self,
+        out: &mut Self::Buf,
+        ids: &Self::Ids,
+        positions: &Self::Ids,
+        wte: &Self::Buf,
+        wpe: &Self::Buf,
+        n: usize,
+        channels: usize,
+    ) -> Result<()>;
+
+    /// `out = x weightᵀ + bias`, then GELU where `gelu` says so. x (n, c_in), weight (c_out, c_in), out
+    /// (n, c_out) an activation or f32; bias may be left out.
+    fn decode_linear(
+        &mut self,
+        out: &mut Self::Buf,
+        x: &Self::Buf,
+        weight: &Self::Buf,
+        bias: Option<&Self::Buf>,
+        gelu: bool,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()>;
+
+    /// Writes the keys and values of qkv (n, 3, NH, HS) into the cache, then attends: row i sees the
+    /// positions 0 to `at.positions[i]` of its stream. out (n, NH, HS). Rows of one stream may come
+    /// together, each sees those before it.
+    fn decode_attention(
+        &mut self,
+        out: &mut Self::Buf,
+        cache: KvCache<'_, Self::Buf>,
+        qkv: &Self::Buf,
+        at: Places<'_, Self::Ids>,
+        n: usize,
+        heads: Heads,
+    ) -> Result<()>;
 
     // ---- the backward pass -----------------------------------------------------------------
 
@@ -388,6 +450,20 @@ pub trait Ops {
     fn add(&mut self, dst: &mut Self::Buf, src: &Self::Buf) -> Result<()>;
 }
 
+/// Keys and values of one layer, (S, NH, P, HS) each, activations: S streams of P positions.
+pub struct KvCache<'a, B> {
+    pub keys: &'a mut B,
+    pub values: &'a mut B,
+    /// P. Positions are below it.
+    pub capacity: usize,
+}
+
+/// Which position of which stream each row of a decoding pass is.
+pub struct Places<'a, I> {
+    pub streams: &'a I,
+    pub positions: &'a I,
+}
+
 /// The vocabulary: rows of `wte` that mean a token, and rows in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vocab {
@@ -404,6 +480,16 @@ pub struct ScratchShape {
     pub vocab: Vocab,
     /// False for evaluation and sampling alone.
     pub backward: bool,
+    pub params: ParamCount,
+}
+
+/// How much the optimizer and the state digest go through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ParamCount {
+    /// Parameter tensors.
+    pub tensors: u64,
+    /// Their elements in all.
+    pub elements: u64,
 }
 
 pub type Result<T, E = DeviceError> = std::result::Result<T, E>;

@@ -1,6 +1,8 @@
 //! Training: what one optimizer step is ([`trainer`]), all that it reads as named tensors ([`state`]),
 //! the loop around it ([`run`]) and what the loop reports ([`events`]). Prints nothing.
 
+#[cfg(test)]
+mod cuda_tests;
 mod error;
 pub mod events;
 mod replay;

@@ -178,7 +178,7 @@ impl<O: Ops> Run<O> {
     fn step(&mut self, step: u64) -> Result<StepReport, RunError> {
         let every = self.experiment.proof.replay_every;
         if every == 0 || !(step + 1).is_multiple_of(every) {
-            return Ok(self.trainer.step(&mut self.feed)?);
+            return self.trainer.step(&mut self.feed).map_err(|error| RunError::Step { step, error });
         }
         replay::twice(&mut self.trainer, &mut self.feed, &self.records.paths, |trainer, feed| trainer.step(feed))
     }
@@ -226,17 +226,17 @@ impl<O: Ops> Run<O> {
             top_p: 1.0,
             key: Key::new(self.experiment.seed, &format!("sample at step {step}")),
         };
-        let (mut decoder, mut text) = (StreamDecoder::new(self.tokenizer), String::new());
+        let (mut characters, mut text) = (StreamDecoder::new(self.tokenizer), String::new());
         let eot = self.tokenizer.eot();
-        let (ops, model, _) = self.trainer.for_evaluation();
-        generate(ops, model, &prompt, sample.tokens, &sampling, |token| {
+        let Some((ops, params, decoder)) = self.trainer.for_sampling() else { return Ok(()) };
+        generate(ops, decoder, params, &prompt, sample.tokens, &[0], &sampling, |_, token| {
             if token != eot {
-                text.push_str(&decoder.push(token));
+                text.push_str(&characters.push(token));
             }
             token != eot
         })
         .map_err(TrainError::from)?;
-        text.push_str(&decoder.finish());
+        text.push_str(&characters.finish());
         let path = self.records.paths.samples().join(format!("step_{step:08}.txt"));
         crate::store::atomic::write(&path, format!("{}{text}\n", sample.prompt).as_bytes())?;
         out.on(&Event::Sampled { step, prompt: sample.prompt.clone(), text });

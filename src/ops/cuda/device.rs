@@ -2,11 +2,11 @@
 
 use super::Cuda;
 use super::launch::layernorm::{Affine, Residual, Statistics};
-use super::launch::{attention, elementwise, embedding, layernorm};
+use super::launch::{attention, decode, elementwise, embedding, layernorm};
 use super::linear::{Classifier, ClassifierGradient, Shape, gemm_keys};
 use super::memory::{Buf, Ids};
 use super::scratch::{Use, planned};
-use crate::ops::{AdamW, Dtype, Heads, Ops, ParamSlot, Result, Role, Rows, ScratchShape, Vocab, Write};
+use crate::ops::{AdamW, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write};
 
 impl Ops for Cuda {
     type Buf = Buf;
@@ -124,6 +124,20 @@ impl Ops for Cuda {
         self.roots(bufs).map(Some)
     }
 
+    // ---- work that comes again -------------------------------------------------------------
+
+    fn identity(&self, buf: &Buf) -> u64 {
+        buf.address()
+    }
+
+    fn replay(&mut self, key: [u64; 4]) -> Result<bool> {
+        self.replay_graph(key)
+    }
+
+    fn recorded(&mut self, key: [u64; 4]) -> Result<()> {
+        self.end_graph(key)
+    }
+
     // ---- the forward pass ------------------------------------------------------------------
 
     fn embedding(&mut self, out: &mut Buf, ids: &Ids, wte: &Buf, wpe: &Buf, rows: Rows, channels: usize) -> Result<()> {
@@ -216,15 +230,60 @@ impl Ops for Cuda {
         self.classify("classifier_loss", Classifier { losses, at, x, wte, targets, n, channels, vocab }, None)
     }
 
-    fn copy_row(&mut self, dst: &mut Buf, src: &Buf, row: usize, len: usize) -> Result<()> {
-        const OP: &str = "copy_row";
-        self.check_length(OP, dst, len)?;
-        self.check_length(OP, src, (row + 1) * len)?;
+    fn copy(&mut self, dst: &mut Buf, to: usize, src: &Buf, from: usize, len: usize) -> Result<()> {
+        const OP: &str = "copy";
+        self.check_length(OP, dst, to + len)?;
+        self.check_length(OP, src, from + len)?;
         self.kernels.check(OP, dst.dtype() == src.dtype(), || format!("`dst` is {}, `src` is {}", dst.dtype(), src.dtype()))?;
         self.written(dst);
-        let bytes = (len * src.dtype().size()) as u64;
+        let size = src.dtype().size() as u64;
+        let (to, from) = (dst.address() + to as u64 * size, src.address() + from as u64 * size);
         // SAFETY: both lengths were checked, and two tensors never overlap.
-        unsafe { self.kernels.gpu.copy(dst.address(), src.address() + row as u64 * bytes, bytes, OP) }
+        unsafe { self.kernels.gpu.copy(to, from, len as u64 * size, OP) }
+    }
+
+    // ---- decoding --------------------------------------------------------------------------
+
+    fn decode_embedding(
+        &mut self,
+        out: &mut Buf,
+        ids: &Ids,
+        positions: &Ids,
+        wte: &Buf,
+        wpe: &Buf,
+        n: usize,
+        channels: usize,
+    ) -> Result<()> {
+        self.written(out);
+        decode::embedding(&self.kernels, out, ids, positions, wte, wpe, n, channels)
+    }
+
+    fn decode_linear(
+        &mut self,
+        out: &mut Buf,
+        x: &Buf,
+        weight: &Buf,
+        bias: Option<&Buf>,
+        gelu: bool,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()> {
+        self.written(out);
+        decode::linear(&self.kernels, out, x, weight, bias, gelu, n, c_in, c_out)
+    }
+
+    fn decode_attention(
+        &mut self,
+        out: &mut Buf,
+        cache: KvCache<'_, Buf>,
+        qkv: &Buf,
+        at: Places<'_, Ids>,
+        n: usize,
+        heads: Heads,
+    ) -> Result<()> {
+        self.written(out);
+        decode::attention(&self.kernels, out, cache, qkv, at, n, heads)
     }
 
     // ---- the backward pass -----------------------------------------------------------------

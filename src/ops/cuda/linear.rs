@@ -306,7 +306,7 @@ impl Cuda {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{Heads, Rows};
+    use crate::ops::{Heads, ParamCount, Rows};
 
     fn shape(backward: bool) -> ScratchShape {
         let vocab = Vocab { used: 50_257, padded: 50_304 };
@@ -316,6 +316,7 @@ mod tests {
             heads: Heads { heads: 12, head_size: 64 },
             vocab,
             backward,
+            params: ParamCount { tensors: 148, elements: 124_439_808 },
         }
     }
 

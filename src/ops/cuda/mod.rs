@@ -7,6 +7,7 @@
 //! * [`sources`] and [`compile`] turn `kernels/*.cu` into machine code for the GPU at hand.
 //! * [`args`], [`modules`] and [`launch`] tie each kernel to a typed function.
 //! * [`gemm`] multiplies matrices with pinned algorithms.
+//! * `graph` replays work that comes again.
 //! * [`scratch`] plans the memory that operations need beside their operands.
 //! * `device`, `linear` and `optimizer` put these together as [`crate::ops::Ops`].
 //! * `numerics` says what the bits depend on, for locks; [`selftest`] shows in a second whether all of it works, for `runner doctor`.
@@ -19,6 +20,7 @@ pub mod compile;
 mod device;
 pub mod driver;
 pub mod gemm;
+mod graph;
 pub mod launch;
 pub mod libraries;
 mod linear;
@@ -45,7 +47,7 @@ use memory::{Memory, Staging};
 pub use memory::{PINNED_BYTES, taken_bytes};
 use modules::Kernels;
 use scratch::Scratch;
-pub use scratch::{act_dtype, scratch_plan, tensor_scratch_plan, workspace_bytes};
+pub use scratch::{act_dtype, scratch_plan, workspace_bytes};
 use sources::SOURCES;
 
 /// What the device needs to know of an experiment.
@@ -57,13 +59,15 @@ pub struct Options {
     /// 0: GELU in kernels of our own; 1: its forward pass inside the matrix multiplication; 2: its
     /// gradient too. Only in bf16.
     pub gelu_fusion: u8,
+    /// Whether a micro-step is captured as a CUDA graph and replayed. Changes no bit.
+    pub cuda_graph: bool,
     /// Whether plans are read from and added to this user's plan file.
     pub user_plans: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { ordinal: 0, compute: Compute::Auto, gelu_fusion: 0, user_plans: true }
+        Options { ordinal: 0, compute: Compute::Auto, gelu_fusion: 0, cuda_graph: true, user_plans: true }
     }
 }
 
@@ -77,6 +81,7 @@ pub struct Cuda {
     scratch: Scratch,
     /// The tables on the device, as last uploaded.
     tables: optimizer::Tables,
+    graphs: graph::Graphs,
     /// What GELU's gradient left behind for the weight gradient after it.
     gelu_sums: Option<linear::GeluSums>,
     /// Where machine code is kept.
@@ -117,6 +122,7 @@ impl Cuda {
             memory,
             scratch: Scratch::default(),
             tables: optimizer::Tables::default(),
+            graphs: graph::Graphs::default(),
             gelu_sums: None,
             cache: compile::cache_folder("cubins"),
         };

@@ -165,32 +165,6 @@ impl Cuda {
     }
 }
 
-/// Scratch of this file's operations: for AdamW and the gradient norm over tensors of `lens` elements, and for
-/// the digest of tensors of `hashed` bytes. Taken at their first use, in this order.
-pub(super) fn planned(lens: &[u64], hashed: &[u64]) -> Vec<(Use, u64)> {
-    let tensors = lens.len() as u64;
-    let rows = |count: u64, row: usize| count * row as u64;
-    let blocks: u64 = lens.iter().map(|len| kernels::chunks(*len)).sum();
-    let counts: Vec<u64> = hashed.iter().filter(|bytes| **bytes > 0).map(|bytes| bytes.div_ceil(digest::LEAF_BYTES)).collect();
-    let (leaves, count) = (counts.iter().sum::<u64>(), counts.len() as u64);
-    let mut plan = vec![
-        (Use::SquaresTable, rows(tensors, size_of::<SquaresTensor>())),
-        (Use::SquaresPartials, 8 * blocks),
-        (Use::SquaresSums, 8 * tensors),
-        (Use::UpdateTable, rows(tensors, size_of::<AdamwTensor>())),
-    ];
-    if count > 0 {
-        let levels = levels(counts);
-        plan.extend([
-            (Use::DigestTable, rows(count, size_of::<DigestTensor>())),
-            (Use::DigestRuns, rows(count * levels.len() as u64, size_of::<DigestRun>())),
-            (Use::DigestLeaves, 32 * leaves),
-            (Use::DigestNodes, 32 * levels[0].groups),
-        ]);
-    }
-    plan
-}
-
 /// One launch of `digest_nodes`: the digests of each tensor, and the groups they make.
 struct Level {
     runs: Vec<DigestRun>,

@@ -1,9 +1,9 @@
 //! Scratch: memory that operations need beside their operands, planned from the shape.
 
-use super::launch::{attention, classifier, embedding, layernorm, reduce};
+use super::launch::{attention, classifier, digest, embedding, layernorm, optimizer, reduce};
 use super::memory::{Memory, Region};
 use crate::experiment::Compute;
-use crate::ops::{Dtype, Result, ScratchShape};
+use crate::ops::{Dtype, ParamCount, Result, ScratchShape};
 
 /// What a piece of scratch is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,17 +68,7 @@ pub fn workspace_bytes() -> u64 {
 
 /// Scratch for micro-batches of `shape`, by name, in bytes: what `alloc_scratch` allocates.
 pub fn scratch_plan(shape: &ScratchShape, compute: Compute) -> Vec<(String, u64)> {
-    named(planned(shape, compute)).collect()
-}
-
-/// Scratch that depends on the model's tensors and is taken at its first use: for AdamW and the gradient norm
-/// of tensors of `lens` elements, and for the digest of tensors of `hashed` bytes.
-pub fn tensor_scratch_plan(lens: &[u64], hashed: &[u64]) -> Vec<(String, u64)> {
-    named(super::optimizer::planned(lens, hashed)).collect()
-}
-
-fn named(plan: Vec<(Use, u64)>) -> impl Iterator<Item = (String, u64)> {
-    plan.into_iter().map(|(which, bytes)| (USES[which as usize].1.to_owned(), bytes))
+    planned(shape, compute).into_iter().map(|(which, bytes)| (USES[which as usize].1.to_owned(), bytes)).collect()
 }
 
 pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)> {
@@ -100,17 +90,47 @@ pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)>
             (Use::SortCounts, counts),
             (Use::EmbeddingPartials, partials),
         ]);
+        plan.extend(over_all_tensors(shape, element));
     }
     plan
+}
+
+/// What the optimizer and the state digest need: tables of all tensors, partial sums, digests. Each tensor's
+/// last chunk, leaf or group may be short, so each counts one more.
+fn over_all_tensors(shape: &ScratchShape, element: u64) -> [(Use, u64); 8] {
+    const HASH: u64 = 32;
+    let ParamCount { tensors, elements } = shape.params;
+    let chunks = optimizer::chunks(elements) + tensors;
+    // Parameters, masters and two moments.
+    let hashed = 4 * tensors;
+    let leaves = (elements * (element + 12)).div_ceil(digest::LEAF_BYTES) + hashed;
+    let groups = leaves.div_ceil(digest::GROUP) + hashed;
+    let rows = |count, size: usize| count * size as u64;
+    [
+        (Use::UpdateTable, rows(tensors, size_of::<optimizer::AdamwTensor>())),
+        (Use::SquaresTable, rows(tensors, size_of::<optimizer::SquaresTensor>())),
+        (Use::SquaresPartials, 8 * chunks),
+        (Use::SquaresSums, 8 * tensors),
+        (Use::DigestTable, rows(hashed, size_of::<digest::DigestTensor>())),
+        (Use::DigestRuns, rows(digest::MOST_LEVELS * hashed, size_of::<digest::DigestRun>())),
+        (Use::DigestLeaves, HASH * leaves),
+        (Use::DigestNodes, HASH * groups),
+    ]
 }
 
 /// The scratch of one device.
 #[derive(Default)]
 pub struct Scratch {
     regions: [Option<Region>; USES.len()],
+    generation: u64,
 }
 
 impl Scratch {
+    /// Changes whenever an address may have.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// The address of at least `bytes` bytes for `which`; the contents are whatever they are. What was
     /// planned for the shape is there already, and nothing is allocated.
     pub fn get(&mut self, memory: &mut Memory, which: Use, bytes: u64) -> Result<u64> {
@@ -120,6 +140,7 @@ impl Scratch {
         {
             return Ok(region.address());
         }
+        self.generation += 1;
         // The old one goes first, or both would have to fit.
         *slot = None;
         Ok(slot.insert(memory.region(USES[which as usize].1, bytes)?).address())
@@ -146,6 +167,7 @@ mod tests {
             heads: Heads { heads: 25, head_size: 64 },
             vocab: Vocab { used: 50_257, padded: 50_304 },
             backward: true,
+            params: ParamCount { tensors: 580, elements: 1_557_611_200 },
         };
         let plan = scratch_plan(&shape, Compute::Bf16);
         let logits = &plan[0];

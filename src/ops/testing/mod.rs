@@ -4,10 +4,12 @@
 //! filled with NaN before every call, so that an element nobody writes fails. [`cases`] gives the
 //! raw outputs, which a device compares bit for bit between its own settings.
 
+mod decoding;
 mod reference;
 
 use super::{AdamW, Heads, Ops, ParamSlot, Role, Rows, ScratchShape, Vocab, Write};
 use crate::rng::Key;
+pub use decoding::{decoding_alone_and_together, decoding_cases};
 use reference::AttentionShape;
 
 /// How far an output may be from the f64 reference: `|got - want| <= relative * (|want| + rms(want))`.
@@ -91,7 +93,7 @@ pub fn check_all<O: Ops>(ops: &mut O, tolerance: Tolerance) {
 /// # Panics
 /// At the first element that is too far off.
 pub fn check_within<O: Ops>(ops: &mut O, tolerance: Tolerance, limits: Limits) {
-    for case in cases_within(ops, limits) {
+    for case in cases_within(ops, limits).into_iter().chain(decoding_cases(ops, limits)) {
         assert_eq!(case.got.len(), case.want.len(), "{}", case.name);
         let rms = (case.want.iter().map(|x| x * x).sum::<f64>() / case.want.len() as f64).sqrt();
         for (i, (got, want)) in case.got.iter().zip(&case.want).enumerate() {
@@ -181,7 +183,8 @@ impl<O: Ops> Bench<'_, O> {
     }
 
     fn scratch(&mut self, rows: Rows, channels: usize, heads: Heads, vocab: Vocab) {
-        self.ops.alloc_scratch(&ScratchShape { rows, channels, heads, vocab, backward: true }).unwrap();
+        let params = super::ParamCount::default();
+        self.ops.alloc_scratch(&ScratchShape { rows, channels, heads, vocab, backward: true, params }).unwrap();
     }
 
     fn embedding(&mut self) {
@@ -416,8 +419,8 @@ impl<O: Ops> Bench<'_, O> {
             self.ops.add(&mut total, &b.buf).unwrap();
             self.result(&format!("add {len}"), &total, sum(&a.values, &b.values));
             let mut row = self.poisoned(Role::F32, 1);
-            self.ops.copy_row(&mut row, &total, len - 1, 1).unwrap();
-            self.result(&format!("copy_row {len}"), &row, vec![a.values[len - 1] + b.values[len - 1]]);
+            self.ops.copy(&mut row, 0, &total, len - 1, 1).unwrap();
+            self.result(&format!("copy {len}"), &row, vec![a.values[len - 1] + b.values[len - 1]]);
 
             self.adamw(len);
         }

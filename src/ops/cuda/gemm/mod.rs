@@ -103,10 +103,16 @@ impl Gemm {
         Ok(())
     }
 
-    /// Makes sure that each of `keys` has a plan: from a lock, this user's file, or by timing.
-    pub fn prepare(&mut self, keys: &[GemmKey], user_plans: bool) -> Result<()> {
-        let file = user_plans.then(|| UserPlans::of_user(&self.gpu.info.name, self.version, self.workspace.bytes()));
-        let known = file.as_ref().map(UserPlans::read).unwrap_or_default();
+    /// Makes sure that each of `keys` has a plan: from a lock, the program's own, this user's file, or by timing.
+    /// Without `known_plans`, all that no lock has pinned are timed.
+    pub fn prepare(&mut self, keys: &[GemmKey], known_plans: bool) -> Result<()> {
+        let (info, workspace) = (&self.gpu.info, self.workspace.bytes());
+        let file = known_plans.then(|| UserPlans::of_user(&info.name, self.version, workspace));
+        let mut known = Vec::new();
+        if let Some(file) = &file {
+            known = plan::shipped(&info.architecture(), info.sm_count, self.version, workspace);
+            known.extend(file.read());
+        }
         let mut open = Vec::new();
         for key in keys {
             if self.plans.get(key).is_some_and(|plan| plan.announced) || open.contains(key) {

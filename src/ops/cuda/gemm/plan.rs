@@ -127,6 +127,33 @@ struct PlanFile {
     plan: Vec<GemmPlan>,
 }
 
+/// Plans that come with the program, so that a newcomer with such a GPU and such a library gets the bits of
+/// everyone else: those of the experiments under `experiments/`, tuned on one machine.
+struct Shipped {
+    /// Equal architecture and number of multiprocessors mean equal bits, whatever the GPU is called.
+    architecture: &'static str,
+    sm_count: u32,
+    text: &'static str,
+}
+
+const SHIPPED: &[Shipped] = &[Shipped {
+    architecture: "sm_90a",
+    sm_count: 132,
+    text: include_str!("../../../../experiments/locks/h100_cublaslt_130100.plans.toml"),
+}];
+
+/// The shipped plans for this kind of GPU and this version of cuBLASLt.
+pub fn shipped(architecture: &str, sm_count: u32, cublaslt: u64, workspace_bytes: u64) -> Vec<GemmPlan> {
+    let fits = |file: &PlanFile| file.cublaslt == cublaslt && file.workspace_bytes == workspace_bytes;
+    SHIPPED
+        .iter()
+        .filter(|shipped| shipped.architecture == architecture && shipped.sm_count == sm_count)
+        .filter_map(|shipped| toml::from_str(shipped.text).ok())
+        .filter(fits)
+        .flat_map(|file| file.plan)
+        .collect()
+}
+
 /// The file of a user's plans.
 pub struct UserPlans {
     file: Option<PathBuf>,
@@ -205,6 +232,17 @@ mod tests {
         plans(130_100).add(&[plan(768, 9), plan(2304, 3)]).expect("written");
         assert_eq!(plans(130_100).read(), [plan(768, 1), plan(2304, 3), plan(3072, 2)]);
         assert_eq!(plans(130_200).read(), [], "another version has its own file");
+    }
+
+    #[test]
+    fn shipped_plans_are_whole_and_for_their_own_kind_of_gpu() {
+        for shipped in SHIPPED {
+            let file: PlanFile = toml::from_str(shipped.text).expect("a plan file");
+            assert!(!file.plan.is_empty() && file.plan.iter().all(|plan| plan.algo_words().is_some()));
+            let found = |sms| super::shipped(shipped.architecture, sms, file.cublaslt, file.workspace_bytes);
+            assert_eq!(found(shipped.sm_count), file.plan);
+            assert_eq!(found(shipped.sm_count - 1), []);
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! The heuristic's first answer is up to 18 % slower than its best one, so all its answers run on
 //! random data (zeros run faster than real numbers do), each timed with events on the device.
 
+use std::time::{Duration, Instant};
+
 use super::super::driver::Event;
 use super::super::memory::{Memory, Staging};
 use super::*;
@@ -14,6 +16,8 @@ const SPLIT_MUST_WIN_BY: f32 = 1.02;
 const FINALISTS: usize = 4;
 /// Times that each of these runs in that round.
 const TURNS: usize = 11;
+/// How long the first product runs before anything is timed: training runs on a hot chip with a lower clock.
+const WARM_UP: Duration = Duration::from_millis(1500);
 
 /// What tuning found for one shape.
 #[derive(Clone, Debug)]
@@ -73,10 +77,26 @@ impl Gemm {
                 pre: pre.address(),
             }
             .only(key.epilogue);
+            if results.is_empty() {
+                self.warm_up(key, &operands)?;
+            }
             results.push(self.tune_one(key, &operands)?);
         }
         self.gpu.synchronize("tuning")?;
         Ok(results)
+    }
+
+    /// Heats the chip with the heuristic's first answer, if that runs.
+    fn warm_up(&self, key: &GemmKey, operands: &Operands) -> Result<()> {
+        let record = self.heuristic_first(*key)?;
+        let algo = sys::cublasLtMatmulAlgo_t { data: record.algo_words().expect("made from 64 bytes") };
+        let descriptors = Descriptors::new(key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
+        let plan = Plan { descriptors, algo, record, announced: false };
+        plan.descriptors.set_pointers(operands).map_err(|e| fail(&self.gpu, "tuning", e))?;
+        let started = Instant::now();
+        // SAFETY: `tune` sized the matrices for the largest of its keys.
+        while started.elapsed() < WARM_UP && unsafe { self.time(&plan, operands, 20) }?.is_some() {}
+        Ok(())
     }
 
     fn tune_one(&self, key: &GemmKey, operands: &Operands) -> Result<Tuned> {

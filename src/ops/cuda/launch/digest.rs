@@ -46,6 +46,8 @@ pub const NODES: Kernel<DigestNodesArgs> = Kernel::new("digest_nodes");
 pub const LEAF_BYTES: u64 = 4096;
 /// Neighbours that one block of `digest_nodes` reduces to one.
 pub const GROUP: u64 = 512;
+/// Launches of `digest_nodes` until one digest is left: enough for a tensor of 2^48 bytes.
+pub const MOST_LEVELS: u64 = 4;
 const OP: &str = "merkle_roots";
 
 /// Tags of the state digest, as `docs/digest.md` specifies them.

@@ -22,6 +22,14 @@ pub fn forward(k: &Kernels, op: &'static str, out: &mut Buf, pre: &Buf, len: usi
     unsafe { k.launch(op, &FORWARD, Geometry::new((len as u64).div_ceil(4096), 256), &args) }
 }
 
+/// Writes where no memory is, as a kernel with a defect would.
+#[cfg(test)]
+pub fn fault(k: &Kernels) {
+    let args = GeluArgs { out: Out::at(256), pre: In::at(512), length: 4096 };
+    // SAFETY: none; the context is lost by design, and with it the process's use of the GPU.
+    unsafe { k.launch("fault", &FORWARD, Geometry::new(1, 256), &args) }.expect("a launch is only asked for");
+}
+
 /// Multiplies `dpre` (n, width) by GELU's slope at `pre` in place, and leaves its partial column sums.
 pub fn backward_in_place(
     k: &Kernels,

@@ -1,0 +1,108 @@
+//! What training promises on a GPU, each promise with a test. Without a GPU these print `skipped: no CUDA
+//! device`; with `REQUIRE_GPU=1` in the environment that is a failure.
+
+use std::sync::Arc;
+
+use super::Trainer;
+use crate::data::{Dataset, Plan, Prefetcher, SampleOrder};
+use crate::experiment::{self, Experiment};
+use crate::ops::cuda::{Cuda, Options};
+use crate::proof::Hash;
+
+const TEXT: &str = "seed = 1\n[model]\nlayers = 3\nheads = 2\nchannels = 128\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
+    [batch]\nmicro = 2\nseq_len = 64\ntokens = 2048\n[schedule]\nsteps = 8\n[device]\nkind = 'cuda'";
+
+fn setup(settings: &[&str]) -> Option<(Trainer<Cuda>, Prefetcher)> {
+    let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+    let experiment: Experiment = experiment::load_text("t", TEXT, &settings).expect("a whole experiment").experiment;
+    let kernels = &experiment.kernels;
+    let options = Options {
+        compute: experiment.precision.compute,
+        gelu_fusion: kernels.gelu_fusion,
+        cuda_graph: kernels.cuda_graph,
+        ..Options::default()
+    };
+    let cuda = match Cuda::open(&options) {
+        Ok(cuda) => cuda,
+        Err(error) if std::env::var_os("REQUIRE_GPU").is_some() => panic!("a GPU is required: {error}"),
+        Err(_) => {
+            eprintln!("skipped: no CUDA device");
+            return None;
+        }
+    };
+    let tokens = (0..20_000u32).map(|i| (i * i / 7 % 257) as u16).collect();
+    let data = Dataset::from_tokens("t", tokens, 257).expect("tokens");
+    let plan = Plan {
+        order: SampleOrder::new(1, data.require_sequences(64).expect("some"), true),
+        seq_len: 64,
+        micro_batch: 2,
+        step_sequences: 32,
+        share: 0..32,
+        overfit_single_batch: false,
+        depth: 2,
+    };
+    let feed = Prefetcher::start(Arc::new(data), plan, 0, 0).expect("a reader");
+    Some((Trainer::new(cuda, &experiment).expect("a trainer"), feed))
+}
+
+/// The root after each of four steps.
+fn roots(settings: &[&str]) -> Option<Vec<Hash>> {
+    let (mut trainer, mut feed) = setup(settings)?;
+    let step = |_| {
+        trainer.step(&mut feed).expect("a step");
+        trainer.state_root().expect("a root")
+    };
+    let roots = (0..4).map(step).collect();
+    let graphs = trainer.ops.ready_graphs();
+    assert_eq!(graphs > 0, !settings.contains(&"kernels.cuda_graph=false"), "{settings:?}: {graphs} graphs");
+    Some(roots)
+}
+
+#[test]
+fn cuda_graphs_and_recomputation_change_no_bit() {
+    for base in [&["parallel.workers=1"][..], &["parallel.workers=4"], &["precision.master_weights=false"]] {
+        let Some(expected) = roots(base) else { return };
+        for setting in ["kernels.cuda_graph=false", "memory.recompute=1", "memory.recompute=2"] {
+            let settings: Vec<&str> = base.iter().copied().chain([setting]).collect();
+            assert_eq!(roots(&settings), Some(expected.clone()), "{settings:?}");
+        }
+    }
+}
+
+#[test]
+fn cuda_takes_all_its_memory_before_the_first_step() {
+    let Some((mut trainer, mut feed)) = setup(&["parallel.workers=4"]) else { return };
+    let before = trainer.ops.taken_bytes();
+    for _ in 0..3 {
+        trainer.step(&mut feed).expect("a step");
+        trainer.state_root().expect("a root");
+    }
+    assert_eq!(trainer.ops.taken_bytes(), before);
+}
+
+/// A fault on the device ends the context for the whole process, so it happens in one of its own.
+#[test]
+fn cuda_faults_in_the_middle_of_a_step_name_the_operation() {
+    if setup(&[]).is_none() {
+        return;
+    }
+    let this = std::env::current_exe().expect("this program");
+    let out = std::process::Command::new(this)
+        .args(["--exact", "train::cuda_tests::a_fault_on_the_device", "--ignored", "--nocapture"])
+        .output()
+        .expect("this program runs");
+    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    println!("{text}");
+    assert!(text.contains("fault: ") && text.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{text}");
+    assert!(text.contains("an earlier operation may be the cause"), "{text}");
+}
+
+#[test]
+#[ignore = "ends the CUDA context of its process; run by the test above"]
+fn a_fault_on_the_device() {
+    let Some((mut trainer, mut feed)) = setup(&[]) else { return };
+    trainer.step(&mut feed).expect("a step");
+    trainer.ops.fault();
+    let error = trainer.step(&mut feed).expect_err("the context is lost");
+    println!("fault: {error}");
+}
