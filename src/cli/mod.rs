@@ -20,6 +20,7 @@ mod model_argument;
 mod past;
 pub mod plan;
 pub mod plot;
+pub mod report;
 pub mod resume;
 pub mod run;
 mod run_argument;
@@ -68,8 +69,10 @@ enum Verb {
     Show(show::Args),
     /// Watch a run live: loss, speed, events, samples.
     Watch(watch::Args),
-    /// Draw loss, learning rate and gradient norm of one or more runs.
+    /// Draw loss, HellaSwag, gradient norm and learning rate of one or more runs.
     Plot(plot::Args),
+    /// Write a run as one HTML page that needs nothing else.
+    Report(report::Args),
     /// Fetch data sets; turn text into token shards.
     Data(data::DataArgs),
     /// Measure how fast an experiment trains on this machine.
@@ -105,6 +108,7 @@ impl Cli {
             Verb::Show(args) => show::run(args),
             Verb::Watch(args) => watch::run(args),
             Verb::Plot(args) => plot::run(args).map(done),
+            Verb::Report(args) => report::run(args).map(done),
             Verb::Data(args) => data::run(args).map(done),
             Verb::Bench(args) => bench::run(args),
             Verb::Doctor(args) => doctor::run(args),

@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 
-use super::activations::Activations;
+use super::activations::{Activations, BufferSpec};
 use super::decode::{self, Room};
 use super::gpt2::scratch_shape;
 use super::weights::Weights;
@@ -28,7 +28,7 @@ pub enum Category {
     Gradients,
     Optimizer,
     Activations,
-    /// Of texts written in training.
+    /// Of texts written in training. Evaluation uses the training's own buffers.
     Samples,
     Scratch,
     /// Memory of the host, not of the device: no part of [`MemoryPlan::total`].
@@ -77,6 +77,11 @@ pub struct Scratch {
 }
 
 impl Storage {
+    /// What a buffer of activations takes.
+    fn bytes(&self, spec: &BufferSpec) -> u64 {
+        (spec.len * if spec.role == Role::F32 { 4 } else { self.activation.size() }) as u64
+    }
+
     /// How the CPU stores an experiment.
     pub fn cpu(experiment: &Experiment, threads: usize) -> Storage {
         Storage {
@@ -175,9 +180,8 @@ impl MemoryPlan {
         plan.all(Category::Parameters, "weights", tensors(storage.param.size()));
 
         let layout = Activations::layout(&experiment.model, rows, experiment.memory.recompute, true);
-        let size = |role| if role == Role::F32 { 4 } else { storage.activation.size() };
         for spec in layout.specs() {
-            plan.add(Category::Activations, spec.name, (spec.len * size(spec.role)) as u64);
+            plan.add(Category::Activations, spec.name, storage.bytes(&spec));
         }
         scratch(&mut plan, &storage.scratch.model);
         plan.all(Category::Activations, "token ids", [2 * rows.count() as u64; 2].into_iter());
@@ -196,12 +200,11 @@ impl MemoryPlan {
             plan.all(Category::Gradients, "sums of virtual workers", tensors(4));
         }
         if let Some(positions) = experiment.sample_positions() {
-            let room = Room { streams: 1, positions };
-            for spec in decode::layout(&experiment.model, room) {
-                plan.add(Category::Samples, spec.name, (spec.len * size(spec.role)) as u64);
+            for spec in decode::layout(&experiment.model, Room { streams: 1, positions }) {
+                plan.add(Category::Samples, spec.name, storage.bytes(&spec));
             }
         }
-        plan.add(Category::Activations, "token losses", 4 * experiment.batch.tokens);
+        plan.add(Category::Activations, "token losses", experiment.batch.tokens * 4);
         if share.devices > 1 {
             plan.add(Category::Scratch, "exchange of gradients", EXCHANGE_BYTES);
         }
@@ -294,6 +297,19 @@ mod tests {
     }
 
     #[test]
+    fn samples_have_their_place_in_the_plan_before_the_first_step() {
+        let plan = |sets: &[&str]| {
+            let experiment = shipped("gpt2_124m.toml", sets);
+            MemoryPlan::of(&experiment, &Storage { taken: |sizes| sizes.iter().sum(), ..Storage::cuda(&experiment) })
+        };
+        assert_eq!(plan(&[]).category(Category::Samples), 0);
+        let with = plan(&["sample.every=10"]);
+        let keys_and_values = with.entries.iter().find(|entry| entry.name == "keys and values of samples").expect("planned");
+        assert_eq!(keys_and_values.bytes, 2 * 12 * 1024 * 768 * 2);
+        assert_eq!(with.total() - plan(&[]).total(), with.category(Category::Samples));
+    }
+
+    #[test]
     fn several_devices_share_moments_and_masters_and_need_no_tree() {
         let experiment = shipped("gpt2_33b.toml", &["parallel.workers=8"]);
         let storage = Storage::cuda(&experiment);
@@ -302,20 +318,6 @@ mod tests {
         assert_eq!(alone.category(Category::Gradients), 4 * eighth.category(Category::Gradients), "three levels of a tree");
         assert_eq!(alone.category(Category::Optimizer) / 8, eighth.category(Category::Optimizer));
         assert_eq!(alone.category(Category::Activations), eighth.category(Category::Activations));
-    }
-
-    #[test]
-    fn samples_have_their_place_in_the_plan_before_the_first_step() {
-        let plan = |sets: &[&str]| {
-            let experiment = shipped("gpt2_124m.toml", sets);
-            let storage = Storage { taken: |sizes| sizes.iter().sum(), ..Storage::cuda(&experiment) };
-            MemoryPlan::of(&experiment, &storage)
-        };
-        assert_eq!(plan(&[]).category(Category::Samples), 0);
-        let with = plan(&["sample.every=10"]);
-        let keys_and_values = with.entries.iter().find(|entry| entry.name == "keys and values of samples").expect("planned");
-        assert_eq!(keys_and_values.bytes, 2 * 12 * 1024 * 768 * 2);
-        assert_eq!(with.total() - plan(&[]).total(), with.category(Category::Samples));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod init;
 mod lock;
 mod look;
 mod pytorch;
+mod report;
 mod resume;
 mod slsa;
 mod support;
