@@ -15,6 +15,7 @@ use super::gpu_watch::{self, GpuWatch};
 use super::initial;
 use super::locking::{self, Expected, Locked};
 use super::past::{self, Past};
+use super::plan;
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
 use crate::eval::TaskSet;
 use crate::experiment::{DeviceKind, Experiment, Loaded, Order};
@@ -149,12 +150,29 @@ impl Device {
             }
             Device::Cuda(cuda) => {
                 let storage = Storage::cuda(experiment);
-                cuda.require_free(&experiment.name, memory_plan(experiment, &storage).total())?;
+                require_memory(&cuda, experiment, memory_plan(experiment, &storage).total())?;
                 let peak_flops = peak_flops(&cuda);
                 work.on(*cuda, &storage, peak_flops)
             }
         }
     }
+}
+
+/// Refuses an experiment that the GPU has no room for, before anything is allocated, with settings that fit.
+pub fn require_memory(cuda: &Cuda, experiment: &Experiment, planned: u64) -> anyhow::Result<()> {
+    let (free, gpu) = (cuda.free_bytes()?, cuda.gpu());
+    if planned <= free {
+        return Ok(());
+    }
+    anyhow::bail!(
+        "`{}` needs {} MiB, {} of {}'s {} MiB are free{}",
+        experiment.name,
+        planned >> 20,
+        free >> 20,
+        gpu.name,
+        gpu.total_bytes >> 20,
+        plan::what_fits(experiment, &gpu.name, free)
+    );
 }
 
 /// How the CPU stores an experiment.
