@@ -198,14 +198,7 @@ impl<O: Ops> Gpt2<O> {
     }
 
     /// From the final layernorm's output to the gradients; losses into `self.losses`.
-    fn backward(
-        &mut self,
-        ops: &mut O,
-        rows: Rows,
-        grads: &mut Weights<O::Buf>,
-        scale: f32,
-        write: Write,
-    ) -> Result<()> {
+    fn backward(&mut self, ops: &mut O, rows: Rows, grads: &mut Weights<O::Buf>, scale: f32, write: Write) -> Result<()> {
         let (n, c) = (rows.count(), self.config.channels);
         let heads = heads(&self.config);
         let vocab = vocab(&self.config);

@@ -3,6 +3,7 @@
 //! In reading order: [`run_data`] loads runs and knows which published numbers they may stand
 //! beside; [`series`] smooths, thins and finds ranges; [`axis`] finds ticks; [`scene`] is a list of
 //! shapes that prints itself as SVG and PNG; [`panel`] draws one chart; [`figure`] lays the page out.
+//! [`summary`] reads what a folder says of its run, and [`table`] sorts and filters many of them.
 //!
 //! Equal rows and options give equal bytes: no clock, no font of the machine, no hash order. A
 //! picture hides nothing silently: what does not fit a frame is counted beside the panel's title,
@@ -14,6 +15,8 @@ mod panel;
 mod run_data;
 mod scene;
 mod series;
+pub mod summary;
+pub mod table;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -64,6 +67,8 @@ pub enum ReportError {
     Experiment { path: PathBuf, message: String },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("{message}")]
+    Table { message: String },
     #[error("cannot draw: {message}")]
     Draw { message: String },
     #[error("cannot {action} `{}`: {source}", path.display())]

@@ -240,7 +240,7 @@ fn a_save_killed_in_the_middle_leaves_nothing_that_counts() {
 fn a_full_disk_says_what_was_needed_and_frees_what_it_took() {
     let folder = saved(&[10]);
     let full = |_: &Path| File::options().write(true).open("/dev/full");
-    let error = save_through(full, folder.path(), &state(20), &facts(20)).unwrap_err();
+    let error = save_through(full, folder.path(), &state(20), &facts(20), &AtomicU64::new(0)).unwrap_err();
     let need = fs::metadata(folder.path().join("step_00000010").join(STATE_FILE)).unwrap().len();
     assert!(matches!(&error, E::DiskFull { need_bytes, .. } if *need_bytes == need), "{error:?}");
     let text = error.to_string();

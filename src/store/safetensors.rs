@@ -308,8 +308,8 @@ fn entries(json: &[u8]) -> Result<Vec<(String, TensorInfo)>, String> {
 /// An entry whose type we know and whose shape fills its bytes.
 fn as_stored(name: String, TensorInfo { dtype, shape, data_offsets: (start, end) }: &TensorInfo) -> Result<Info, String> {
     let bytes = end - start;
-    let dtype = Dtype::parse(&dtype.to_string())
-        .ok_or_else(|| format!("tensor `{name}` has the type {dtype}, which no state holds"))?;
+    let dtype =
+        Dtype::parse(&dtype.to_string()).ok_or_else(|| format!("tensor `{name}` has the type {dtype}, which no state holds"))?;
     if Tensor::byte_len(dtype, shape) != Some(bytes) {
         return Err(format!("tensor `{name}` has {bytes} bytes, which do not fill {dtype} {shape:?}"));
     }

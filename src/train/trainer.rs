@@ -215,3 +215,27 @@ impl<O: Ops> Trainer<O> {
 pub fn mean(losses: &[f32]) -> f64 {
     losses.iter().map(|&l| f64::from(l)).sum::<f64>() / losses.len() as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment;
+    use crate::model::plan::{Category, MemoryPlan, Scratch, Storage};
+    use crate::ops::dry::Dry;
+
+    #[test]
+    fn the_memory_plan_is_what_the_trainer_allocates() {
+        let text = "[model]\nlayers = 3\nheads = 2\nchannels = 32\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n[batch]\nmicro = 2\n\
+            seq_len = 8\ntokens = 128\n[schedule]\nsteps = 1\n[parallel]\nworkers = 8\n[precision]\nmaster_weights = MASTERS\n\
+            [memory]\nrecompute = LEVEL\n";
+        for (masters, level) in [("true", "0"), ("true", "1"), ("false", "2")] {
+            let text = text.replace("MASTERS", masters).replace("LEVEL", level);
+            let experiment = experiment::load_text("t", &text, &[]).expect("a whole experiment").experiment;
+            let storage = Storage { scratch: Scratch::default(), ..Storage::cuda(&experiment) };
+            let plan = MemoryPlan::of(&experiment, &Storage { taken: |sizes| sizes.iter().sum(), ..storage });
+            let trainer = Trainer::new(Dry::new(Dtype::BF16), &experiment).expect("nothing can fail");
+            assert_eq!(plan.total(), trainer.ops.taken.iter().sum::<u64>(), "masters {masters}, recompute {level}");
+            assert_eq!(plan.category(Category::Scratch), 0);
+        }
+    }
+}

@@ -139,7 +139,8 @@ fn a_model_writes_and_is_measured_without_a_run() {
     assert_eq!(write(folder.to_str().expect("UTF-8")), text);
     assert_eq!(write(file.to_str().expect("UTF-8")), text);
     let measure = |what: &str, set: &[&str]| {
-        let finished = lab.verb("eval", what, &[&["--json", "--set", "eval.val_tokens=2048", "--set", "device.kind=cpu"], set].concat());
+        let finished =
+            lab.verb("eval", what, &[&["--json", "--set", "eval.val_tokens=2048", "--set", "device.kind=cpu"], set].concat());
         assert_eq!(finished.code, Some(0), "{}", finished.stderr);
         serde_json::from_str::<serde_json::Value>(&finished.stdout).expect("JSON")["val_loss"].clone()
     };

@@ -1,6 +1,7 @@
 //! Tests of the program as a whole, one module a topic.
 
 mod architecture;
+mod data;
 mod determinism;
 mod diff;
 mod divergence;
@@ -8,6 +9,7 @@ mod export;
 mod hellaswag;
 mod init;
 mod lock;
+mod look;
 mod pytorch;
 mod resume;
 mod slsa;

@@ -27,9 +27,7 @@ mod simd;
 #[cfg(test)]
 mod tests;
 
-use super::{
-    AdamW, DeviceError, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write,
-};
+use super::{AdamW, DeviceError, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write};
 use crate::experiment::Device;
 pub use buffer::Buffer;
 use engine::Engine;
@@ -71,9 +69,9 @@ impl Cpu {
         Ok(Cpu { engine, scratch: classifier::Scratch::default(), by_token: embedding::ByToken::default() })
     }
 
-    /// Scratch of this device for micro-batches of up to `shape`, by name, in bytes.
-    pub fn scratch_plan(&self, shape: &ScratchShape) -> Vec<(String, u64)> {
-        scratch_bytes(shape, self.engine.threads)
+    /// Threads that share the work.
+    pub fn threads(&self) -> usize {
+        self.engine.threads
     }
 }
 
