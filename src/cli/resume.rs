@@ -45,9 +45,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Some((manifest, _)) => anstream::eprintln!("resuming `{}` at step {}", path.display(), manifest.step),
         None => anstream::eprintln!("no whole checkpoint in `{}`: starting at step 0", path.display()),
     }
-    Session { loaded, device, data, initial, place: Place::Open(folder), expected: None, json: args.json }.train(Some(session::Resume {
-        found,
-        allow_drift: args.allow_drift,
-        edited: !args.set.is_empty(),
-    }))
+    Session { loaded, device, data, initial, place: Place::Open(folder), expected: None, json: args.json }
+        .train(Some(session::Resume { found, allow_drift: args.allow_drift, edited: !args.set.is_empty() }))
 }
