@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::initial;
 use super::ranks::{self, Role};
 use super::run_argument;
 use super::session::{self, Place, Session};
@@ -43,7 +44,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn train(args: Args, path: &Path, mut loaded: Loaded, rank: Option<&ranks::Place>) -> anyhow::Result<ExitCode> {
-    let team = Team::join(rank, &loaded)?;
+    let mut team = Team::join(rank, &loaded)?;
     let (place, found) = if team.is_first() {
         let folder = RunFolder::open(path)?;
         let (found, broken) = newest_whole(&folder.paths.checkpoints())?;
@@ -55,6 +56,8 @@ fn train(args: Args, path: &Path, mut loaded: Loaded, rank: Option<&ranks::Place
         (Place::Told, None)
     };
     let data = session::Data::open(&mut loaded)?;
+    let past = team.past(found.as_ref().map(|(manifest, _)| &manifest.numerics))?;
+    let initial = initial::read(&loaded.experiment, past.as_ref(), past.is_some())?;
     let device = session::Device::open_for(&loaded.experiment, &team)?;
     match &found {
         Some((manifest, _)) => anstream::eprintln!("resuming `{}` at step {}", path.display(), manifest.step),
@@ -62,5 +65,5 @@ fn train(args: Args, path: &Path, mut loaded: Loaded, rank: Option<&ranks::Place
         None => {}
     }
     let resume = session::Resume { found, allow_drift: args.allow_drift, edited: !args.set.is_empty() };
-    Session { loaded, device, data, place, expected: None, team, json: args.json }.train(Some(resume))
+    Session { loaded, device, data, initial, place, expected: None, team, json: args.json }.train(Some(resume))
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::initial;
 use super::lock;
 use super::locking::Expected;
 use super::ranks::{self, Role};
@@ -57,6 +58,7 @@ fn train(args: Args, mut loaded: Loaded, rank: Option<&ranks::Place>) -> anyhow:
     let lock = args.lock.or_else(|| Some(beside).filter(|beside| !args.no_lock && beside.exists()));
     let expected = lock.as_deref().map(Expected::read).transpose()?;
     let data = session::Data::open(&mut loaded)?;
+    let initial = initial::read(&loaded.experiment, None, false)?;
     let device = session::Device::open_for(&loaded.experiment, &team)?;
     let name = args.name.unwrap_or_else(|| loaded.experiment.name.clone());
     // Last, so that nothing is left behind when anything above fails.
@@ -65,5 +67,5 @@ fn train(args: Args, mut loaded: Loaded, rank: Option<&ranks::Place>) -> anyhow:
         false => Place::Open(RunFolder::create(&args.runs, &name, false)?),
         true => Place::Replace { runs: args.runs, name },
     };
-    Session { loaded, device, data, place, expected, team, json: args.json }.train(None)
+    Session { loaded, device, data, initial, place, expected, team, json: args.json }.train(None)
 }

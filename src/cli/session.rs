@@ -13,9 +13,10 @@ use super::console::Console;
 use super::events_json::JsonEvents;
 use super::exit;
 use super::gpu_watch::{self, GpuWatch};
-use super::initial;
+use super::initial::Initial;
 use super::locking::{self, Expected, Locked};
 use super::past::{self, Past};
+use super::plan;
 use super::ranks;
 use super::team::{self, Begin, Team};
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
@@ -41,6 +42,8 @@ pub struct Session {
     pub loaded: Loaded,
     pub device: Device,
     pub data: Data,
+    /// The model that training starts from, when it is not noise.
+    pub initial: Option<Initial>,
     pub place: Place,
     /// A lock that the run is held to.
     pub expected: Option<Expected>,
@@ -152,11 +155,14 @@ impl Data {
 impl Session {
     /// Trains to the end, or until asked to stop, on the device that the experiment names.
     pub fn train(self, resume: Option<Resume>) -> anyhow::Result<ExitCode> {
-        let Session { loaded, device, data, place, expected, team, json } = self;
+        let Session { loaded, device, data, initial, place, expected, team, json } = self;
         // What is planned is one rank's part.
         let mut experiment = loaded.experiment.clone();
         experiment.parallel.ranks = team.size();
-        device.with(&experiment, Training { experiment: experiment.clone(), loaded, data, place, expected, team, json, resume })
+        device.with(
+            &experiment,
+            Training { experiment: experiment.clone(), loaded, data, place, expected, team, json, initial, resume },
+        )
     }
 }
 
@@ -178,12 +184,29 @@ impl Device {
             }
             Device::Cuda(cuda) => {
                 let storage = Storage::cuda(experiment);
-                cuda.require_free(&experiment.name, memory_plan(experiment, &storage).total())?;
+                require_memory(&cuda, experiment, memory_plan(experiment, &storage).total())?;
                 let peak_flops = peak_flops(&cuda);
                 work.on(*cuda, &storage, peak_flops)
             }
         }
     }
+}
+
+/// Refuses an experiment that the GPU has no room for, before anything is allocated, with settings that fit.
+pub fn require_memory(cuda: &Cuda, experiment: &Experiment, planned: u64) -> anyhow::Result<()> {
+    let (free, gpu) = (cuda.free_bytes()?, cuda.gpu());
+    if planned <= free {
+        return Ok(());
+    }
+    anyhow::bail!(
+        "`{}` needs {} MiB, {} of {}'s {} MiB are free{}",
+        experiment.name,
+        planned >> 20,
+        free >> 20,
+        gpu.name,
+        gpu.total_bytes >> 20,
+        plan::what_fits(experiment, &gpu.name, free)
+    );
 }
 
 /// How the CPU stores an experiment.
@@ -211,6 +234,7 @@ struct Training {
     expected: Option<Expected>,
     team: Team,
     json: bool,
+    initial: Option<Initial>,
     resume: Option<Resume>,
 }
 
@@ -218,7 +242,7 @@ impl OnDevice for Training {
     type Output = ExitCode;
 
     fn on<O: Locked>(self, mut ops: O, storage: &Storage, peak_flops: Option<f64>) -> anyhow::Result<ExitCode> {
-        let Training { experiment, loaded, data, place, expected, team, json, resume } = self;
+        let Training { experiment, loaded, data, place, expected, team, json, initial, resume } = self;
         let (first, ranks) = (team.is_first(), team.size());
         let stop = stop_flag()?;
         if first {
@@ -230,24 +254,18 @@ impl OnDevice for Training {
         };
         let past = Past::of(&place, resume)?;
         // What is still to be chosen, such as algorithms, rank 0 chooses.
-        let heard = if first { None } else { Some(team::hear(exchange.link())?) };
-        let pinned = heard
-            .as_ref()
-            .map(|heard| &heard.numerics)
-            .or(expected.as_ref().map(|expected| &expected.lock.numerics))
-            .or(past.numerics());
+        let heard = if first { None } else { Some(team::hear_numerics(exchange.link())?) };
+        let locked = expected.as_ref().map(|expected| &expected.lock.numerics);
+        let pinned = heard.as_ref().or(locked).or(past.numerics());
         if let Some(numerics) = pinned {
             ops.pin(numerics)?;
         }
-        let from_checkpoint = heard.as_ref().map_or(past.found.is_some(), |heard| heard.from_checkpoint);
-        let made_with = heard.as_ref().map(|heard| &heard.numerics).or(past.numerics());
-        let initial = initial::read(&experiment, made_with, from_checkpoint)?;
         let mut trainer = Trainer::join(ops, &experiment, exchange)?;
         let mut lock = locking::lock(&loaded, &data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
         lock.environment.insert("ranks".into(), ranks.to_string());
         match &heard {
-            Some(heard) => team::require_same(trainer.link().rank(), &heard.numerics, &lock.numerics)?,
-            None => team::tell(trainer.link(), &lock, from_checkpoint)?,
+            Some(numerics) => team::require_same(trainer.link().rank(), numerics, &lock.numerics)?,
+            None => team::tell_lock(trainer.link(), &lock)?,
         }
         if let Some(expected) = expected.as_ref().filter(|_| first) {
             expected.require(&lock)?;

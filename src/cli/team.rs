@@ -33,34 +33,30 @@ impl Team {
         self.place.as_ref().map_or(1, |place| place.size)
     }
 
+    /// The numerics of the checkpoint that a run goes on from: rank 0's, told to all; none where it has none.
+    pub fn past(&mut self, mine: Option<&Table>) -> anyhow::Result<Option<Table>> {
+        let Some(link) = &mut self.link else { return Ok(mine.cloned()) };
+        let text = broadcast(link, "the past of the run", serde_json::to_vec(&mine)?)?;
+        Ok(serde_json::from_slice(&text)?)
+    }
+
     /// Number and count among the ranks of this machine.
     pub fn local(&self) -> (usize, usize) {
         self.place.as_ref().map_or((0, 1), |place| (place.local_rank, place.local_size.max(1)))
     }
 }
 
-/// What rank 0 says before the others choose anything.
-pub struct Heard {
-    /// What its bits depend on, choices included.
-    pub numerics: Table,
-    /// Whether the run goes on from a checkpoint.
-    pub from_checkpoint: bool,
-}
-
 const LOCK: &str = "the lock of rank 0";
 
-/// Rank 0's words to the others.
-pub fn tell(link: &mut dyn Link, lock: &Lock, from_checkpoint: bool) -> Result<(), ExchangeError> {
-    broadcast(link, LOCK, format!("{from_checkpoint}\n{}", lock.to_text()).into_bytes()).map(|_| ())
+/// Rank 0 tells the others what its bits depend on, choices included.
+pub fn tell_lock(link: &mut dyn Link, lock: &Lock) -> Result<(), ExchangeError> {
+    broadcast(link, LOCK, lock.to_text().into_bytes()).map(|_| ())
 }
 
-/// What the others hear of them.
-pub fn hear(link: &mut dyn Link) -> anyhow::Result<Heard> {
+/// What rank 0 says of it; called by the others before anything is chosen.
+pub fn hear_numerics(link: &mut dyn Link) -> anyhow::Result<Table> {
     let text = broadcast(link, LOCK, Vec::new())?;
-    let text = String::from_utf8_lossy(&text);
-    let (from_checkpoint, lock) = text.split_once('\n').unwrap_or_default();
-    let numerics = Lock::parse(Path::new(LOCK), lock)?.numerics;
-    Ok(Heard { numerics, from_checkpoint: from_checkpoint == "true" })
+    Ok(Lock::parse(Path::new(LOCK), &String::from_utf8_lossy(&text))?.numerics)
 }
 
 /// Refuses to be a rank whose bits would be others than rank 0's.
