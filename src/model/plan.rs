@@ -206,7 +206,7 @@ impl MemoryPlan {
         plan.add(Category::Activations, "token losses", experiment.batch.tokens * 4);
         if share.devices > 1 {
             let half = Shards::new(&specs, 1, share.devices.next_power_of_two() as usize).largest_half();
-            plan.add(Category::Gradients, "gradients on their way in", 4 * half as u64);
+            plan.add(Category::Scratch, "gradients on their way in", 4 * half as u64);
         }
         let rounding = (storage.taken)(&plan.sizes).saturating_sub(plan.sizes.iter().sum());
         plan.count(Category::Scratch, "rounding by the allocator", rounding);

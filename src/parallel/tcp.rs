@@ -240,6 +240,10 @@ impl Shared {
     }
 
     fn give(&self, peer: usize, operation: &str, step: u64, bytes: Vec<u8>) -> Result<(), ExchangeError> {
+        // Who knows of a failure starts nothing more.
+        if let Some(error) = self.notice() {
+            return Err(error);
+        }
         let written = Frame::write(operation, step, &Body::Data(bytes), &mut *lock(&self.lines[&peer].stream));
         if let Err(error) = written {
             self.fail(peer, format!("takes no more bytes ({error})"));
