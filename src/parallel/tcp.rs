@@ -92,6 +92,11 @@ struct Failure {
 }
 
 impl Failure {
+    /// What the others are told.
+    fn abort(&self) -> Body {
+        Body::Abort { rank: self.rank as u32, host: self.host.clone(), why: self.why.clone() }
+    }
+
     fn error(&self) -> ExchangeError {
         let Failure { rank, host, operation, why, told, .. } = self.clone();
         ExchangeError::Lost { rank, host, operation, why, told }
@@ -222,10 +227,7 @@ impl Drop for Tcp {
             self.shared.fail(self.shared.rank, "stopped on an error of its own".into());
         }
         self.shared.closing.store(true, Ordering::SeqCst);
-        self.shared.tell(&Body::Bye);
-        for line in self.shared.lines.values() {
-            let _ = lock(&line.stream).shutdown(Shutdown::Write);
-        }
+        self.shared.part();
     }
 }
 
@@ -292,31 +294,38 @@ impl Shared {
     }
 
     fn record(&self, rank: usize, host: String, operation: String, why: String, told: bool) {
-        let failure = Failure { rank, host, operation, why, told, since: Instant::now(), noticed: false };
-        {
-            let mut known = lock(&self.failure);
-            if known.is_some() {
-                return;
-            }
-            *known = Some(failure.clone());
+        // Held until all are told: who notices the failure may end this rank at once.
+        let mut known = lock(&self.failure);
+        if known.is_some() {
+            return;
         }
-        let Failure { host, why, operation, .. } = failure;
-        self.tell_of(&operation, &Body::Abort { rank: rank as u32, host, why });
-    }
-
-    fn tell(&self, body: &Body) {
-        let Now { operation, .. } = lock(&self.now).clone();
-        self.tell_of(operation, body);
+        let failure = Failure { rank, host, operation, why, told, since: Instant::now(), noticed: false };
+        self.tell(&failure.operation, &failure.abort());
+        *known = Some(failure);
     }
 
     /// Sends a frame on all lines, as far as they take it now.
-    fn tell_of(&self, operation: &str, body: &Body) {
+    fn tell(&self, operation: &str, body: &Body) {
         let step = lock(&self.now).step;
         for line in self.lines.values() {
             // A line that is busy is one on which the other rank does not read.
             if let Ok(mut stream) = line.stream.try_lock() {
                 let _ = Frame::write(operation, step, body, &mut *stream);
             }
+        }
+    }
+
+    /// The last words on every line, also on those that were busy when a failure was told.
+    fn part(&self) {
+        let Now { operation, step, .. } = lock(&self.now).clone();
+        let failure = lock(&self.failure).clone();
+        for line in self.lines.values() {
+            let mut stream = lock(&line.stream);
+            if let Some(failure) = &failure {
+                let _ = Frame::write(&failure.operation, step, &failure.abort(), &mut *stream);
+            }
+            let _ = Frame::write(operation, step, &Body::Bye, &mut *stream);
+            let _ = stream.shutdown(Shutdown::Write);
         }
     }
 
@@ -358,7 +367,7 @@ impl Shared {
         let pause = (self.timeout / 8).clamp(LOOK, Duration::from_secs(1));
         while !self.closing.load(Ordering::SeqCst) {
             let Now { operation, waiting, progress, .. } = lock(&self.now).clone();
-            self.tell_of(operation, &Body::Beat { waiting, progress });
+            self.tell(operation, &Body::Beat { waiting, progress });
             let stuck = lock(&self.failure).clone().filter(|failure| !failure.noticed && failure.since.elapsed() > GRACE);
             if let Some(failure) = stuck {
                 last_resort(&failure.error());
