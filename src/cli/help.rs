@@ -42,7 +42,7 @@ const EXAMPLES: [(&str, &str); 12] = [
         "data",
         "  runner data prepare --out data books/*.txt\n  runner data prepare --out data --tokenizer byte --val-fraction 0.05 text.txt",
     ),
-    ("plot", "  runner plot quickstart\n  runner plot first second --x tokens --log-y --out plots"),
+    ("plot", "  runner plot quickstart\n  runner plot first second --x tokens --log y --out plots"),
     ("sample", "  runner sample quickstart --prompt 'And God said' --tokens 200\n  runner sample quickstart --temperature 0"),
     ("eval", "  runner eval quickstart"),
     (
