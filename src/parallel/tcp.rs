@@ -270,7 +270,8 @@ impl Shared {
             Some("has ended before this operation".into())
         } else if sign.seen.elapsed() > self.timeout {
             Some(format!("has given no sign of life for {} s: it is stopped, or its machine is out of reach", seconds(sign.seen)))
-        } else if begun && sign.waiting.is_none() && sign.since.elapsed() > self.timeout {
+        } else if begun && sign.waiting.is_none() && sign.since.elapsed() > self.timeout && sign.seen.elapsed() < self.timeout / 2
+        {
             Some(format!("is alive but has come no further for {} s", seconds(sign.since)))
         } else if begun && began.elapsed() > 4 * self.timeout {
             Some(format!("was waited for over {} s", seconds(began)))
@@ -344,8 +345,9 @@ impl Shared {
                         }
                         sign.waiting = waiting;
                     }
+                    Body::Data(_) => sign.since = sign.seen,
                     Body::Bye => sign.ended = true,
-                    Body::Data(_) | Body::Abort { .. } => {}
+                    Body::Abort { .. } => {}
                 }
             }
             match body {
