@@ -130,8 +130,12 @@ impl Shard {
     }
 }
 
-/// The number of tokens, when header and length agree.
-pub(super) fn check(path: &Path, bytes: &[u8]) -> Result<u64, DataError> {
+/// The number of tokens of a shard that is in memory or mapped, when header and length agree.
+///
+/// # Errors
+///
+/// What is wrong with the header, or with the length it promises. `path` is for the message.
+pub fn check(path: &Path, bytes: &[u8]) -> Result<u64, DataError> {
     let path = path.to_owned();
     let got_bytes = bytes.len() as u64;
     if let Some(start) = html_start(bytes) {

@@ -169,7 +169,10 @@ mod tests {
     #[test]
     fn openai_s_own_file_gives_gpt2_s_sizes() {
         let told = refusal(|_| ());
-        assert!(told.contains("layers: 12, heads: 12, channels: 768, context: 1024, vocab: 50257, vocab_padded: 50304"), "{told}");
+        assert!(
+            told.contains("layers: 12, heads: 12, channels: 768, context: 1024, vocab: 50257, vocab_padded: 50304"),
+            "{told}"
+        );
     }
 
     #[test]

@@ -69,13 +69,7 @@ impl Parameters {
     /// Refuses sizes that are not those of `model`; `path` is where these parameters come from.
     pub fn require(&self, model: &Model, path: &Path) -> Result<()> {
         let sizes = |m: &Model| {
-            [
-                ("layers", m.layers),
-                ("heads", m.heads),
-                ("channels", m.channels),
-                ("positions", m.context),
-                ("tokens", m.vocab),
-            ]
+            [("layers", m.layers), ("heads", m.heads), ("channels", m.channels), ("positions", m.context), ("tokens", m.vocab)]
         };
         for ((what, got), (_, expected)) in sizes(&self.model).into_iter().zip(sizes(model)) {
             if got != expected {
@@ -165,7 +159,8 @@ fn encoded(tensor: &Tensor, precision: Precision) -> Cow<'_, [u8]> {
 #[cfg(test)]
 fn sample_parameters(dtype: Dtype) -> Parameters {
     use crate::rng::Key;
-    let model = Model { init: None, descriptor: None, layers: 3, heads: 2, channels: 8, context: 5, vocab: 11, vocab_padded: 128 };
+    let model =
+        Model { init: None, descriptor: None, layers: 3, heads: 2, channels: 8, context: 5, vocab: 11, vocab_padded: 128 };
     let tensors: Result<_> = Weights::of(&model).try_map(|spec| {
         let values = (0..spec.logical_len()).map(|i| Key([3, 4]).normal(spec.id.into(), i as u64) as f32);
         let bytes = match dtype {

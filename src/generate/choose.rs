@@ -160,7 +160,11 @@ mod tests {
             let enough = top_p * weights.iter().sum::<f64>();
             let mut want = vec![0.0; weights.len()];
             let mut sum = 0.0;
-            for &token in order.iter().take_while(|&&token| { let before = sum; sum += weights[token]; before < enough }) {
+            for &token in order.iter().take_while(|&&token| {
+                let before = sum;
+                sum += weights[token];
+                before < enough
+            }) {
                 want[token] = weights[token];
             }
             let mut got = weights.clone();

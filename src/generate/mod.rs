@@ -103,7 +103,8 @@ mod tests {
     use crate::ops::cpu::Cpu;
     use crate::rng::Key;
 
-    const MODEL: Model = Model { init: None, descriptor: None, layers: 2, heads: 2, channels: 32, context: 40, vocab: 60, vocab_padded: 128 };
+    const MODEL: Model =
+        Model { init: None, descriptor: None, layers: 2, heads: 2, channels: 32, context: 40, vocab: 60, vocab_padded: 128 };
     const PROMPT: [u16; 5] = [3, 1, 4, 1, 5];
 
     struct Writer {

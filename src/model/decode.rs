@@ -176,7 +176,11 @@ impl<O: Ops> Decoder<O> {
     fn upload(&mut self, ops: &mut O, new: &[NewToken]) -> Result<()> {
         let Room { streams, positions } = self.room;
         assert!(!new.is_empty() && new.len() <= self.room.rows(), "{} rows in a pass of {}", new.len(), self.room.rows());
-        assert!(new.iter().all(|new| new.stream < streams && new.position < positions), "a token outside {:?}: {new:?}", self.room);
+        assert!(
+            new.iter().all(|new| new.stream < streams && new.position < positions),
+            "a token outside {:?}: {new:?}",
+            self.room
+        );
         assert!(new.iter().all(|new| usize::from(new.token) < self.model.vocab), "a token outside the vocabulary: {new:?}");
         let list = |of: fn(&NewToken) -> usize| new.iter().map(|new| of(new) as u16).collect::<Vec<u16>>();
         ops.upload_ids(&mut self.ids, &list(|new| usize::from(new.token)))?;
@@ -221,9 +225,8 @@ mod tests {
     /// The logits after each token, decoded one by one.
     fn one_by_one(ops: &mut Cpu, model: &Gpt2<Cpu>, tokens: &[u16]) -> Vec<Vec<f32>> {
         let mut decoder = Decoder::new(ops, &MODEL, Room { streams: 1, positions: 150 }).expect("a decoder");
-        let mut logits = |(position, &token)| {
-            decoder.logits(ops, &model.params, &[NewToken { token, stream: 0, position }]).expect("it runs")
-        };
+        let mut logits =
+            |(position, &token)| decoder.logits(ops, &model.params, &[NewToken { token, stream: 0, position }]).expect("it runs");
         tokens.iter().enumerate().map(&mut logits).collect()
     }
 

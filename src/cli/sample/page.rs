@@ -101,7 +101,8 @@ impl<W: Write> Page<'_, W> {
                 let Text { text, tokens, .. } = text;
                 let ended = tokens.last() == Some(&self.tokenizer.eot());
                 let prompt = &self.request.prompt;
-                let line = json!({"sample": number, "prompt": prompt, "text": &text[prompt.len()..], "tokens": tokens, "ended": ended});
+                let line =
+                    json!({"sample": number, "prompt": prompt, "text": &text[prompt.len()..], "tokens": tokens, "ended": ended});
                 writeln!(self.out, "{line}")?;
             }
         }

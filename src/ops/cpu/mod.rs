@@ -27,9 +27,7 @@ mod simd;
 #[cfg(test)]
 mod tests;
 
-use super::{
-    AdamW, DeviceError, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write,
-};
+use super::{AdamW, DeviceError, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write};
 use crate::experiment::Device;
 pub use buffer::Buffer;
 use engine::Engine;

@@ -6,9 +6,7 @@ use super::launch::{attention, decode, elementwise, embedding, layernorm};
 use super::linear::{Classifier, ClassifierGradient, Shape, gemm_keys};
 use super::memory::{Buf, Ids};
 use super::scratch::{Use, planned};
-use crate::ops::{
-    AdamW, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write,
-};
+use crate::ops::{AdamW, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write};
 
 impl Ops for Cuda {
     type Buf = Buf;

@@ -545,7 +545,8 @@ fn decoding_agrees_with_f64() {
 /// Weights five times as large as at the start of training, so that attention is not flat.
 fn decoding_weights<O: Ops>(ops: &mut O, config: &Model) -> Weights<O::Buf> {
     let specs = Weights::of(config);
-    let values = |spec: &ParamSpec| crate::model::init::initial_values(spec, 3).into_iter().map(|x| 5.0 * x).collect::<Vec<f32>>();
+    let values =
+        |spec: &ParamSpec| crate::model::init::initial_values(spec, 3).into_iter().map(|x| 5.0 * x).collect::<Vec<f32>>();
     specs.try_map(|spec| Ok::<_, DeviceError>(filled(ops, Role::Param, &values(spec)))).expect("memory")
 }
 

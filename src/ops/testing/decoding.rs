@@ -127,7 +127,9 @@ pub fn decoding_alone_and_together<O: Ops>(ops: &mut O, n: usize) -> [Vec<f32>; 
         all.push((channels, bench.read(&out, n * channels)));
         // Row by row, so that passes of one row line up with a pass of several.
         (0..n)
-            .flat_map(|i| all.iter().flat_map(move |(width, values)| values[i * width..(i + 1) * width].to_vec()).collect::<Vec<f32>>())
+            .flat_map(|i| {
+                all.iter().flat_map(move |(width, values)| values[i * width..(i + 1) * width].to_vec()).collect::<Vec<f32>>()
+            })
             .collect::<Vec<f32>>()
     };
     let together = pass(0..n);
