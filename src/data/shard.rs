@@ -239,6 +239,14 @@ mod tests {
     }
 
     #[test]
+    fn an_absurd_count_is_a_length_that_the_file_does_not_have() {
+        let mut bytes = shard(&[1, 2, 3, 4]);
+        bytes[8..12].copy_from_slice(&(-1i32).to_le_bytes());
+        let message = refusal(&bytes);
+        assert!(message.contains("promises 4294967295 tokens, that is 8589935614 bytes, but"), "{message}");
+    }
+
+    #[test]
     fn a_shard_longer_than_its_header_says_is_refused() {
         let mut bytes = shard(&[1, 2]);
         bytes.extend([0, 0]);
