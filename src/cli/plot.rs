@@ -5,16 +5,17 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::ValueEnum;
 
-use crate::report::{self, PlotOptions, RunData, XAxis};
+use crate::report::{self, Baselines, PlotOptions, RunData, Size, Theme, XAxis};
 
-/// Draw loss, HellaSwag, learning rate and gradient norm of one run, or of several over each other.
+/// Draw loss, HellaSwag, gradient norm and learning rate of one run, or of several over each other.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Run folder, name under runs/, or a main.log file of the reference
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<String>,
-    /// Folder for loss.png and loss.svg [default: plots/ in the run folder, when there is one run]
-    #[arg(long, value_name = "DIR")]
+    /// A file ending in .png or .svg, or a folder for loss.png and loss.svg [default: plots/ in the
+    /// run folder, when there is one run]
+    #[arg(short, long, value_name = "PATH")]
     out: Option<PathBuf>,
     /// What stands on the horizontal axis
     #[arg(long, value_enum, default_value = "step")]
@@ -22,15 +23,66 @@ pub struct Args {
     /// Steps the strong line averages over; 1 smooths nothing [default: a fortieth of the run]
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u32).range(1..))]
     smooth: Option<u32>,
-    /// Logarithmic loss axis
-    #[arg(long)]
-    log_y: bool,
+    /// Logarithmic axes; y is that of loss and gradient norm
+    #[arg(long, value_enum, value_name = "AXES")]
+    log: Option<Log>,
+    /// Colours
+    #[arg(long, value_enum, default_value = "light")]
+    theme: Colors,
+    /// Published GPT-2 and GPT-3 models to draw as levels; may be repeated [default: of the runs' own
+    /// size, where the text is comparable]
+    #[arg(long, value_enum, value_name = "SIZE")]
+    baseline: Vec<Baseline>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum X {
+    /// Optimizer steps
     Step,
+    /// Training tokens: comparable between batch sizes
     Tokens,
+    /// Floating-point operations: comparable between model sizes
+    Flops,
+    /// Time spent in training steps
+    Hours,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Log {
+    X,
+    Y,
+    Xy,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Colors {
+    Light,
+    Dark,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Baseline {
+    None,
+    #[value(name = "124m", alias = "124M")]
+    M124,
+    #[value(name = "350m", alias = "350M")]
+    M350,
+    #[value(name = "774m", alias = "774M")]
+    M774,
+    #[value(name = "1558m", alias = "1558M")]
+    M1558,
+}
+
+impl Baseline {
+    fn size(self) -> Option<Size> {
+        match self {
+            Baseline::None => None,
+            Baseline::M124 => Some(Size::M124),
+            Baseline::M350 => Some(Size::M350),
+            Baseline::M774 => Some(Size::M774),
+            Baseline::M1558 => Some(Size::M1558),
+        }
+    }
 }
 
 /// Draws, and prints the paths written to stdout.
@@ -43,14 +95,25 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let out = args
         .out
         .or(own_folder)
-        .context("where should the pictures go?\n  hint: several runs, or a lone main.log, need --out DIR")?;
+        .context("where should the pictures go?\n  hint: several runs, or a lone main.log, need --out PATH")?;
     let options = PlotOptions {
         x: match args.x {
             X::Step => XAxis::Step,
             X::Tokens => XAxis::Tokens,
+            X::Flops => XAxis::Flops,
+            X::Hours => XAxis::Hours,
         },
         smooth: args.smooth.map(|steps| steps as usize),
-        log_y: args.log_y,
+        log_x: matches!(args.log, Some(Log::X | Log::Xy)),
+        log_y: matches!(args.log, Some(Log::Y | Log::Xy)),
+        theme: match args.theme {
+            Colors::Light => Theme::Light,
+            Colors::Dark => Theme::Dark,
+        },
+        baselines: match args.baseline.as_slice() {
+            [] => Baselines::Comparable,
+            chosen => Baselines::Chosen(chosen.iter().filter_map(|baseline| baseline.size()).collect()),
+        },
     };
     for path in report::plot_runs(&runs, &options, &out)? {
         println!("{}", path.display());
@@ -84,7 +147,7 @@ mod tests {
             metrics.append(&MetricsRow { loss: Some(5.0 - step as f64 * 0.1), ..row }).unwrap();
         }
         let run = folder.path().to_str().unwrap();
-        plot(&[run, "--x", "tokens", "--smooth", "5", "--log-y"]).unwrap();
+        plot(&[run, "--x", "tokens", "--smooth", "5", "--log", "xy", "--theme", "dark"]).unwrap();
         let plots = folder.path().join("plots");
         assert!(plots.join("loss.png").is_file() && plots.join("loss.svg").is_file());
 
@@ -95,5 +158,10 @@ mod tests {
         let out = folder.path().join("both");
         plot(&[both[0], both[1], "--out", out.to_str().unwrap()]).unwrap();
         assert!(out.join("loss.png").is_file());
+
+        let svg = folder.path().join("deep/curve.svg");
+        plot(&[run, "-o", svg.to_str().unwrap(), "--baseline", "124M"]).unwrap();
+        assert!(std::fs::read_to_string(&svg).unwrap().contains("GPT-2 124M"));
+        assert_eq!(std::fs::read_dir(svg.parent().unwrap()).unwrap().count(), 1, "only the file that was named");
     }
 }

@@ -78,6 +78,11 @@ pub fn load_text(name: &str, text: &str, sets: &[String]) -> Result<Loaded, Expe
     load_layers(&Input::Text { name, bytes: text.as_bytes() }, &environment(), sets)
 }
 
+/// Loads what a run wrote down of its experiment, as it stands: no environment lies over it.
+pub fn load_recorded(name: &str, text: &str) -> Result<Loaded, ExperimentError> {
+    load_layers(&Input::Text { name, bytes: text.as_bytes() }, &[], &[])
+}
+
 fn environment() -> Vec<(OsString, OsString)> {
     std::env::vars_os().collect()
 }

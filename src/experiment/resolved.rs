@@ -26,6 +26,7 @@ pub struct Experiment {
     pub parallel: Parallel,
     pub proof: Proof,
     pub log: Log,
+    pub plan: Plan,
     pub device: Device,
 }
 
@@ -291,6 +292,18 @@ pub struct Proof {
 pub struct Log {
     /// Steps between console lines; at least 1. Metrics have every step. Default: 1.
     pub every: u64,
+    /// Seconds between samples of the GPU's clocks, power, temperature and throttling, kept in `gpu.jsonl`;
+    /// 0 is never. Default: 10.
+    pub gpu_every: u64,
+    /// Keep an event file for TensorBoard. Default: true.
+    pub tensorboard: bool,
+}
+
+/// What only `runner plan` reads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Price of a GPU for an hour. Default: 3.5, an eighth of what a node of 8 H100s costs.
+    pub dollars_per_gpu_hour: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

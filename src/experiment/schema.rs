@@ -189,6 +189,10 @@ pub(super) const KEYS: &[Key] = &[
     int("proof.replay_every", 0, MANY, Default::Integer(0)),
     //
     int("log.every", 1, MANY, Default::Integer(1)),
+    int("log.gpu_every", 0, MANY, Default::Integer(10)),
+    boolean("log.tensorboard", true),
+    //
+    ranged("plan.dollars_per_gpu_hour", FROM_ZERO, 3.5),
     //
     choice("device.kind", &["auto", "cpu", "cuda"], "auto").bits(),
     int("device.threads", 0, 4096, Default::Integer(0)),
@@ -216,7 +220,7 @@ pub(super) fn sections() -> Vec<&'static str> {
 ///
 /// Keys that only say where, how often or how fast never do: `name`, `data.train`, `model.init` and the other
 /// paths (their content is pinned by the lock), `data.prefetch`, `eval.*`, `sample.*`, `checkpoint.*`,
-/// `memory.recompute`, `kernels.cuda_graph`, `proof.*`, `log.*`, `device.threads` and `device.simd`; nor does
+/// `memory.recompute`, `kernels.cuda_graph`, `proof.*`, `log.*`, `plan.*`, `device.threads` and `device.simd`; nor does
 /// `model.descriptor`, whose sizes are keys of their own. A name that is no key is taken to matter.
 pub fn reaches_the_bits(name: &str) -> bool {
     key(name).is_none_or(|key| key.bits)
@@ -263,6 +267,8 @@ mod tests {
         for quiet in [
             "name",
             "log.every",
+            "log.tensorboard",
+            "plan.dollars_per_gpu_hour",
             "eval.every",
             "eval.hellaswag",
             "checkpoint.keep_last",

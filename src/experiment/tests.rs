@@ -439,7 +439,7 @@ error: unknown key `log.evry`
   --> --set
    |
    | log.evry=1
-   | ^^^^^^^^ `log` has every
+   | ^^^^^^^^ `log` has every, gpu_every, tensorboard
    hint: did you mean `log.every`?
 
 x.toml has 10 faults; nothing was started

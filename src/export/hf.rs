@@ -222,4 +222,53 @@ mod tests {
         assert!(refusal("\"n_layer\": 3", "\"n_layer\": -3").contains("`n_layer` is -3"));
         assert!(refusal("\"n_layer\": 3", "\"n_layer\": 4").contains("`h.3.ln_1.weight` is missing"));
     }
+
+    /// The folder with its weights changed as tensors.
+    fn changed(folder: &tempfile::TempDir, change: impl FnOnce(&mut Vec<Tensor>)) -> Result<Parameters> {
+        let path = folder.path().join(WEIGHTS);
+        let mut tensors = safetensors::read(&path).expect("readable");
+        change(&mut tensors);
+        safetensors::write(&path, &tensors, &BTreeMap::new()).expect("writable");
+        read(folder.path())
+    }
+
+    #[test]
+    fn names_without_prefix_masks_and_a_tied_classifier_are_read_as_the_same_model() {
+        let parameters = sample_parameters(Dtype::F32);
+        let folder = written(&parameters, Precision::Fp32);
+        let back = changed(&folder, |tensors| {
+            let wte = tensors.iter().find(|t| t.name == "transformer.wte.weight").expect("there").clone();
+            tensors.iter_mut().for_each(|t| t.name = t.name.strip_prefix(PREFIX).expect("prefixed").to_owned());
+            tensors.push(Tensor { name: CLASSIFIER.into(), ..wte });
+            tensors.push(Tensor { name: "h.0.attn.bias".into(), dtype: Dtype::I64, shape: vec![2], bytes: vec![7; 16] });
+        });
+        assert!(back.expect("readable").tensors.iter().eq(parameters.tensors.iter()));
+    }
+
+    #[test]
+    fn tensors_that_are_missing_misshapen_or_untied_are_refused_by_name() {
+        let refusal = |change: &dyn Fn(&mut Vec<Tensor>)| {
+            changed(&written(&sample_parameters(Dtype::F32), Precision::Fp32), change).expect_err("refused").to_string()
+        };
+        let at = |tensors: &[Tensor], name: &str| tensors.iter().position(|t| t.name == name).expect("there");
+        let missing = refusal(&|t| _ = t.remove(at(t, "transformer.h.2.mlp.c_fc.weight")));
+        assert!(missing.contains("`h.2.mlp.c_fc.weight` is missing"), "{missing}");
+        let misshapen = refusal(&|t| {
+            let at = at(t, "transformer.h.0.attn.c_attn.weight");
+            t[at].shape.reverse();
+        });
+        assert!(misshapen.contains("`h.0.attn.c_attn.weight` has the shape [8, 24], expected [24, 8]"), "{misshapen}");
+        let counted = refusal(&|t| {
+            let at = at(t, "transformer.ln_f.bias");
+            t[at] = Tensor { dtype: Dtype::U64, bytes: vec![0; 64], ..t[at].clone() };
+        });
+        assert!(counted.contains("`ln_f.bias` is stored as U64, expected F32 or BF16"), "{counted}");
+        let untied = refusal(&|t| {
+            let mut classifier = t[at(t, "transformer.wte.weight")].clone();
+            classifier.name = CLASSIFIER.into();
+            classifier.bytes[0] ^= 1;
+            t.push(classifier);
+        });
+        assert!(untied.contains("`lm_head.weight` differs from `wte.weight`"), "{untied}");
+    }
 }

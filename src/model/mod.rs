@@ -4,9 +4,11 @@
 //! written once over [`crate::ops::Ops`]; everything else here is arithmetic that needs no device.
 
 pub mod activations;
+pub mod cost;
 pub mod decode;
 pub mod flops;
 pub mod gpt2;
+pub mod hardware;
 pub mod init;
 pub mod plan;
 pub mod weights;

@@ -17,6 +17,7 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod dry;
 #[cfg(test)]
 pub mod testing;
 pub mod timed;

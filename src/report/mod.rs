@@ -1,24 +1,35 @@
-//! A run as a picture: loss, HellaSwag, learning rate and gradient norm over steps or tokens.
+//! A run as a picture: loss, HellaSwag, gradient norm and learning rate over steps, tokens, FLOPs or hours.
 //!
 //! In reading order: [`run_data`] loads runs and knows which published numbers they may stand
-//! beside; [`series`] smooths, thins and finds ranges; [`axis`] finds ticks; [`scene`] is a list of
-//! shapes that prints itself as SVG and PNG; [`panel`] draws one chart; [`figure`] lays the page out.
+//! beside; [`curves`] makes lines of them, [`series`] smooths, thins and finds ranges; [`axis`] finds
+//! ticks; [`scene`] is a list of shapes that prints itself as SVG and PNG, in the colours of [`theme`];
+//! [`panel`] draws a frame and what can be in one, [`chart`] says what each panel shows, [`legend`] what
+//! the lines mean; [`figure`] lays the page out. [`html`] is the page of a run around its pictures.
+//! [`summary`] reads what a folder says of its run, and [`table`] sorts and filters many of them.
 //!
 //! Equal rows and options give equal bytes: no clock, no font of the machine, no hash order. A
 //! picture hides nothing silently: what does not fit a frame is counted beside the panel's title,
 //! and a step that a guard skipped is marked even where its value is off the scale or not a number.
 
 mod axis;
+mod chart;
+mod curves;
 mod figure;
+pub mod html;
+mod legend;
 mod panel;
 mod run_data;
 mod scene;
 mod series;
+pub mod summary;
+pub mod table;
+mod theme;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use run_data::{ModelFacts, RunData};
+pub use run_data::{ModelFacts, RunData, Size};
+pub use theme::{Theme, dark_rules};
 
 use crate::store::main_log::MainLogError;
 use crate::store::metrics::MetricsError;
@@ -32,6 +43,20 @@ pub enum XAxis {
     Step,
     /// Training tokens: comparable between batch sizes.
     Tokens,
+    /// Floating-point operations of the training: comparable between model sizes.
+    Flops,
+    /// Time spent in training steps, without evaluations and checkpoints.
+    Hours,
+}
+
+/// Which published numbers are drawn as levels.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Baselines {
+    /// Those that a run may be compared with: same size, same tokens, web text.
+    #[default]
+    Comparable,
+    /// Those of these sizes.
+    Chosen(Vec<Size>),
 }
 
 /// How to draw.
@@ -40,8 +65,11 @@ pub struct PlotOptions {
     pub x: XAxis,
     /// Steps that a point of the strong line looks at; `None` takes a fortieth of the run, 1 smooths nothing.
     pub smooth: Option<usize>,
-    /// Logarithmic loss axis.
+    pub log_x: bool,
+    /// Logarithmic axes of loss and gradient norm.
     pub log_y: bool,
+    pub theme: Theme,
+    pub baselines: Baselines,
 }
 
 /// Why there is no picture.
@@ -54,8 +82,8 @@ pub enum ReportError {
     Empty { path: PathBuf },
     #[error("nothing to plot: no run was given")]
     NoRuns,
-    #[error("run `{run}` does not tell its tokens: main.log has steps alone\n  hint: use --x step")]
-    NoTokens { run: String },
+    #[error("run `{run}` does not tell {what}: {why}\n  hint: use --x step")]
+    NoAxis { run: String, what: &'static str, why: &'static str },
     #[error(transparent)]
     Metrics(#[from] MetricsError),
     #[error(transparent)]
@@ -64,6 +92,8 @@ pub enum ReportError {
     Experiment { path: PathBuf, message: String },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("{message}")]
+    Table { message: String },
     #[error("cannot draw: {message}")]
     Draw { message: String },
     #[error("cannot {action} `{}`: {source}", path.display())]
@@ -76,15 +106,39 @@ impl ReportError {
     }
 }
 
-/// Draws runs into one figure and writes `loss.png` and `loss.svg` into a folder, each atomically.
-/// Returns the paths written.
-pub fn plot_runs(runs: &[RunData], options: &PlotOptions, out_dir: &Path) -> Result<Vec<PathBuf>, ReportError> {
+/// Draws runs into one figure. `out` is a file that ends in `.png` or `.svg`, or a folder for `loss.png`
+/// and `loss.svg`. Each is written atomically. Returns the paths written.
+pub fn plot_runs(runs: &[RunData], options: &PlotOptions, out: &Path) -> Result<Vec<PathBuf>, ReportError> {
     let scene = figure::draw(runs, options)?;
-    std::fs::create_dir_all(out_dir).map_err(|source| ReportError::Io { action: "create", path: out_dir.to_owned(), source })?;
-    let (png, svg) = (out_dir.join("loss.png"), out_dir.join("loss.svg"));
-    atomic::write(&png, &scene.to_png()?)?;
-    atomic::write(&svg, scene.to_svg()?.as_bytes())?;
-    Ok(vec![png, svg])
+    let ending = out.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
+    let paths = match ending.as_deref() {
+        Some("png" | "svg") => vec![out.to_owned()],
+        _ => vec![out.join("loss.png"), out.join("loss.svg")],
+    };
+    for path in &paths {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder).map_err(|source| ReportError::Io {
+            action: "create",
+            path: folder.to_owned(),
+            source,
+        })?;
+        let svg = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("svg"));
+        atomic::write(path, &if svg { scene.to_svg()?.into_bytes() } else { scene.to_png()? })?;
+    }
+    Ok(paths)
+}
+
+/// One panel as a picture of its own.
+#[derive(Clone, Debug)]
+pub struct Chart {
+    pub title: &'static str,
+    pub svg: String,
+}
+
+/// Each panel that there is data for, small enough for a column of text.
+pub fn charts(runs: &[RunData], options: &PlotOptions) -> Result<Vec<Chart>, ReportError> {
+    let charts = figure::charts(runs, options)?;
+    charts.into_iter().map(|(kind, scene)| Ok(Chart { title: kind.title(), svg: scene.to_svg()? })).collect()
 }
 
 #[cfg(test)]

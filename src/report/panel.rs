@@ -4,17 +4,12 @@ use super::ReportError;
 use super::axis::Axis;
 use super::scene::{Align, Color, Scene, text_width};
 use super::series::{Point, thin};
+use super::theme::Colors;
 
-pub const TEXT: Color = (0x22, 0x22, 0x22);
-pub const QUIET: Color = (0x66, 0x66, 0x66);
-const GRID: Color = (0xe4, 0xe4, 0xe4);
-const FRAME: Color = (0x99, 0x99, 0x99);
-/// Skipped updates, in every run: no run has this colour.
-pub const SKIP: Color = (0xd5, 0x5e, 0x00);
-
-/// Em of tick labels and notes.
+/// Em of tick labels and the legend.
 pub const TEXT_SIZE: f64 = 22.0;
 const TITLE_SIZE: f64 = 24.0;
+const NOTE_SIZE: f64 = 19.0;
 
 /// A rectangle for data, in pixels, and its axes. Labels stand outside, below and to the left; the
 /// title stands above.
@@ -24,6 +19,8 @@ pub struct Panel {
     pub top: f64,
     pub width: f64,
     pub height: f64,
+    /// Room at the right of the frame, for the names of levels.
+    pub gutter: f64,
     pub x: Axis,
     pub y: Axis,
 }
@@ -46,6 +43,9 @@ impl Dash {
 }
 
 impl Panel {
+    /// Em of the names beside levels.
+    pub const LEVEL_TEXT: f64 = 18.0;
+
     fn right(&self) -> f64 {
         self.left + self.width
     }
@@ -62,31 +62,33 @@ impl Panel {
     /// Grid, frame, tick labels and title. The first of the notes that fits stands at the right of
     /// the title; the last stands in any case, inside the frame when it must.
     pub fn frame(&self, scene: &mut Scene, x_title: Option<&str>, notes: &[String]) -> Result<(), ReportError> {
+        let Colors { text: ink, quiet, grid, frame, .. } = *scene.colors;
         for (value, label) in &self.y.ticks {
             let (_, y) = self.at((self.x.low, *value));
-            scene.line(vec![(self.left, y), (self.right(), y)], 1.0, GRID);
-            scene.text(label, (self.left - 10.0, y + 8.0), TEXT_SIZE, false, Align::Right, TEXT);
+            scene.line(vec![(self.left, y), (self.right(), y)], 1.0, grid);
+            scene.text(label, (self.left - 10.0, y + 8.0), TEXT_SIZE, false, Align::Right, ink);
         }
         for (value, label) in &self.x.ticks {
             let (x, _) = self.at((*value, self.y.low));
-            scene.line(vec![(x, self.top), (x, self.bottom())], 1.0, GRID);
+            scene.line(vec![(x, self.top), (x, self.bottom())], 1.0, grid);
             if x_title.is_some() {
-                scene.text(label, (x, self.bottom() + 30.0), TEXT_SIZE, false, Align::Center, TEXT);
+                scene.text(label, (x, self.bottom() + 30.0), TEXT_SIZE, false, Align::Center, ink);
             }
         }
         let corners = [(self.left, self.top), (self.left, self.bottom()), (self.right(), self.bottom())];
-        scene.line(corners.to_vec(), 1.5, FRAME);
+        scene.line(corners.to_vec(), 1.5, frame);
         if let Some(title) = x_title {
             let middle = self.left + self.width / 2.0;
-            scene.text(title, (middle, self.bottom() + 62.0), TEXT_SIZE, false, Align::Center, QUIET);
+            scene.text(title, (middle, self.bottom() + 62.0), TEXT_SIZE, false, Align::Center, quiet);
         }
-        scene.text(&self.title, (self.left, self.top - 14.0), TITLE_SIZE, true, Align::Left, TEXT);
-        let room = self.width - text_width(&self.title, TITLE_SIZE, true)? - 20.0;
+        scene.text(&self.title, (self.left, self.top - 14.0), TITLE_SIZE, true, Align::Left, ink);
+        let end = self.right() + self.gutter;
+        let room = end - self.left - text_width(&self.title, TITLE_SIZE, true)? - 20.0;
         for (index, note) in notes.iter().enumerate().filter(|(_, note)| !note.is_empty()) {
-            let fits = text_width(note, TEXT_SIZE, false)? <= room;
+            let fits = text_width(note, NOTE_SIZE, false)? <= room;
             if fits || index + 1 == notes.len() {
-                let anchor = if fits { (self.right(), self.top - 14.0) } else { (self.right() - 6.0, self.top + 24.0) };
-                scene.text(note, anchor, TEXT_SIZE, false, Align::Right, QUIET);
+                let anchor = if fits { (end, self.top - 14.0) } else { (self.right() - 6.0, self.top + 24.0) };
+                scene.text(note, anchor, NOTE_SIZE, false, Align::Right, quiet);
                 break;
             }
         }
@@ -95,7 +97,8 @@ impl Panel {
 
     /// A line through points, cut at the frame.
     pub fn line(&self, scene: &mut Scene, points: &[Point], width: f64, color: Color) {
-        let pixels: Vec<(f64, f64)> = thin(points, self.width as usize).into_iter().map(|point| self.at(point)).collect();
+        // Thinned as pixels, because the columns of a logarithmic axis are not those of its values.
+        let pixels = thin(&points.iter().map(|point| self.at(*point)).collect::<Vec<_>>(), self.width as usize);
         let mut piece: Vec<(f64, f64)> = Vec::new();
         for pair in pixels.windows(2) {
             match clip(pair[0], pair[1], self.top, self.bottom()) {
@@ -112,14 +115,15 @@ impl Panel {
         scene.line(piece, width, color);
     }
 
-    /// Discs with a white rim at points inside the frame, at most one every 24 pixels.
+    /// Discs with a rim at points inside the frame, at most one every 24 pixels.
     pub fn dots(&self, scene: &mut Scene, points: &[Point], radius: f64, color: Color) {
+        let rim = scene.colors.background;
         let mut last = f64::NEG_INFINITY;
         for (index, point) in points.iter().enumerate() {
             let (x, y) = self.at(*point);
             let apart = x - last >= 24.0 || index + 1 == points.len();
             if apart && (self.top..=self.bottom()).contains(&y) {
-                scene.circle((x, y), radius + 1.5, (255, 255, 255));
+                scene.circle((x, y), radius + 1.5, rim);
                 scene.circle((x, y), radius, color);
                 last = x;
             }
@@ -131,6 +135,26 @@ impl Panel {
         let (_, y) = self.at((self.x.low, value));
         if (self.top..=self.bottom()).contains(&y) {
             dashed(scene, (self.left, y), (self.right(), y), dash, color);
+        }
+    }
+
+    /// Names of levels at the right of the frame, moved apart where they would cover each other.
+    pub fn level_names(&self, scene: &mut Scene, levels: &[(f64, &str)]) {
+        let mut names: Vec<(f64, &str)> = levels.iter().map(|(value, name)| (self.at((self.x.low, *value)).1, *name)).collect();
+        names.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let apart = Panel::LEVEL_TEXT * 1.15;
+        for at in 1..names.len() {
+            names[at].0 = names[at].0.max(names[at - 1].0 + apart);
+        }
+        // What was pushed over the lower edge goes back up.
+        let mut lowest = self.bottom();
+        for name in names.iter_mut().rev() {
+            name.0 = name.0.min(lowest);
+            lowest = name.0 - apart;
+        }
+        let color = scene.colors.level;
+        for (y, name) in names {
+            scene.text(name, (self.right() + 8.0, y + 6.0), Panel::LEVEL_TEXT, false, Align::Left, color);
         }
     }
 
@@ -149,14 +173,16 @@ impl Panel {
         let y = if off { y + 18.0 } else { y };
         cross(scene, (x, y));
         if off {
-            scene.polygon(vec![(x - 6.0, y - 10.0), (x + 6.0, y - 10.0), (x, y - 18.0)], SKIP);
+            let skip = scene.colors.skip;
+            scene.polygon(vec![(x - 6.0, y - 10.0), (x + 6.0, y - 10.0), (x, y - 18.0)], skip);
         }
     }
 }
 
-/// A cross with a white rim.
+/// A cross with a rim.
 pub fn cross(scene: &mut Scene, (x, y): (f64, f64)) {
-    for (reach, width, color) in [(8.0, 6.5, (255, 255, 255)), (6.5, 3.5, SKIP)] {
+    let Colors { background, skip, .. } = *scene.colors;
+    for (reach, width, color) in [(8.0, 6.5, background), (6.5, 3.5, skip)] {
         scene.line(vec![(x - reach, y - reach), (x + reach, y + reach)], width, color);
         scene.line(vec![(x - reach, y + reach), (x + reach, y - reach)], width, color);
     }

@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::ReportError;
+use crate::experiment::{self, Model, Sizes};
+use crate::model::flops::flops_per_token;
+use crate::model::weights::Weights;
 use crate::store::main_log::{self, MAIN_LOG};
 use crate::store::metrics::{self, JSONL, MetricsRow, PARQUET};
 
@@ -25,7 +28,7 @@ pub struct RunData {
 }
 
 /// What decides which published numbers a run may be compared with.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ModelFacts {
     /// As written in the experiment: `d12`.
     pub descriptor: Option<String>,
@@ -35,6 +38,10 @@ pub struct ModelFacts {
     pub gpt2_tokens: bool,
     /// Trained on embedded text, not on shards: its validation loss says nothing about web text.
     pub embedded_corpus: bool,
+    /// Parameters, padded rows of the vocabulary included, and floating-point operations a token: where the
+    /// sizes that they follow from are known.
+    pub parameters: Option<u64>,
+    pub flops_per_token: Option<f64>,
 }
 
 impl RunData {
@@ -99,17 +106,37 @@ impl ModelFacts {
         let text = std::fs::read_to_string(&path).map_err(|error| fault(error.to_string()))?;
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| fault(error.to_string()))?;
         let key = |section: &str, key: &str| table.get(section).and_then(|section| section.get(key));
-        let size = |name: &str| key("model", name).and_then(toml::Value::as_integer).and_then(|size| usize::try_from(size).ok());
-        let text = |section: &str, name: &str| key(section, name).and_then(toml::Value::as_str).map(str::to_owned);
-        let (Some(layers), Some(channels)) = (size("layers"), size("channels")) else {
-            return Ok(None);
+        let size = |section: &str, name: &str| {
+            key(section, name).and_then(toml::Value::as_integer).and_then(|size| usize::try_from(size).ok())
         };
+        let text = |section: &str, name: &str| key(section, name).and_then(toml::Value::as_str).map(str::to_owned);
+        let descriptor = text("model", "descriptor");
+        // The sizes that a descriptor stands for are comments in the resolved file.
+        let named = descriptor.as_deref().and_then(|descriptor| experiment::sizes(descriptor).ok());
+        let sizes = named.or_else(|| {
+            let seq_len = size("batch", "seq_len");
+            Some(Sizes {
+                layers: size("model", "layers")?,
+                channels: size("model", "channels")?,
+                heads: size("model", "heads").unwrap_or(1),
+                context: size("model", "context").or(seq_len).unwrap_or(0),
+            })
+        });
+        let Some(Sizes { layers, channels, heads, context }) = sizes else { return Ok(None) };
+        let context = size("model", "context").unwrap_or(context);
+        let whole = size("model", "vocab").map(|vocab| {
+            let vocab_padded = vocab.next_multiple_of(128);
+            Model { init: None, descriptor: descriptor.clone(), layers, heads, channels, context, vocab, vocab_padded }
+        });
+        let flops = |model: &Model| Some(flops_per_token(model, size("batch", "seq_len")?));
         Ok(Some(ModelFacts {
-            descriptor: text("model", "descriptor"),
+            descriptor,
             layers,
             channels,
             gpt2_tokens: text("data", "tokenizer").as_deref() == Some("gpt2"),
             embedded_corpus: text("data", "corpus").is_some_and(|corpus| !corpus.is_empty()),
+            parameters: whole.as_ref().map(|model| Weights::of(model).parameters()),
+            flops_per_token: whole.as_ref().and_then(flops),
         }))
     }
 }
@@ -155,11 +182,36 @@ static REFERENCES: [(usize, usize, Reference); 10] = [
     (24, 2048, Reference { name: "GPT-3 1.3B", val_loss: None, hellaswag: 0.547 }),
 ];
 
+/// A size of which OpenAI published a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    M124,
+    M350,
+    M774,
+    M1558,
+}
+
+impl Size {
+    /// GPT-2's and GPT-3's numbers of this size.
+    pub fn references(self) -> impl Iterator<Item = &'static Reference> {
+        let (layers, channels) = match self {
+            Size::M124 => (12, 768),
+            Size::M350 => (24, 1024),
+            Size::M774 => (36, 1280),
+            Size::M1558 => (48, 1600),
+        };
+        of_size(layers, channels)
+    }
+}
+
 /// The published numbers that a run may be compared with: same size, same tokens, text from shards.
 pub fn references(model: &ModelFacts) -> impl Iterator<Item = &'static Reference> {
     let comparable = model.gpt2_tokens && !model.embedded_corpus;
-    let (layers, channels) = (model.layers, model.channels);
-    REFERENCES.iter().filter(move |(l, c, _)| comparable && (*l, *c) == (layers, channels)).map(|(_, _, reference)| reference)
+    of_size(model.layers, model.channels).filter(move |_| comparable)
+}
+
+fn of_size(layers: usize, channels: usize) -> impl Iterator<Item = &'static Reference> {
+    REFERENCES.iter().filter(move |(l, c, _)| (*l, *c) == (layers, channels)).map(|(_, _, reference)| reference)
 }
 
 #[cfg(test)]
@@ -184,6 +236,19 @@ mod tests {
         assert_eq!(names(d12, "tokenizer = 'gpt2'\ncorpus = 'kjv'"), [""; 0]);
         assert_eq!(names("layers = 6\nchannels = 384", "tokenizer = 'gpt2'"), [""; 0]);
         assert_eq!(names("layers = 24\nchannels = 1536", "tokenizer = 'gpt2'"), ["GPT-3 760M"]);
+    }
+
+    /// In the file of a run whose model has a name, its sizes are comments.
+    #[test]
+    fn the_file_that_a_run_writes_tells_sizes_and_flops() {
+        let text = "[model]\ndescriptor='d12'\n[data]\ntrain='x_*.bin'\nval='y_*.bin'\n[schedule]\nsteps=1";
+        let loaded = experiment::load_text("t", text, &[]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("experiment.toml"), loaded.to_toml()).unwrap();
+        let facts = ModelFacts::read(folder.path()).unwrap().unwrap();
+        assert_eq!((facts.layers, facts.channels, references(&facts).count()), (12, 768, 2));
+        let expected = flops_per_token(&loaded.experiment.model, loaded.experiment.batch.seq_len);
+        assert_eq!((facts.parameters, facts.flops_per_token), (Some(124_475_904), Some(expected)));
     }
 
     #[test]

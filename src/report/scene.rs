@@ -13,6 +13,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color as _, FontFamily, FontStyle, FontTransform, RGBColor, ShapeStyle, TextStyle, register_font};
 
 use super::ReportError;
+use super::theme::Colors;
 
 /// Red, green, blue.
 pub type Color = (u8, u8, u8);
@@ -33,11 +34,12 @@ enum Shape {
     Text { text: String, anchor: (f64, f64), size: f64, bold: bool, align: Align, color: Color },
 }
 
-/// A picture of a size in pixels, on white.
+/// A picture of a size in pixels, on the background of its colours.
 #[derive(Clone, Debug)]
 pub struct Scene {
     pub width: u32,
     pub height: u32,
+    pub colors: &'static Colors,
     shapes: Vec<Shape>,
 }
 
@@ -51,8 +53,8 @@ const SVG_SIZE_PER_EM: f64 = 1.24;
 const PNG_SIZE_PER_EM: f64 = 1.164;
 
 impl Scene {
-    pub fn new(width: u32, height: u32) -> Scene {
-        Scene { width, height, shapes: Vec::new() }
+    pub fn new(width: u32, height: u32, colors: &'static Colors) -> Scene {
+        Scene { width, height, colors, shapes: Vec::new() }
     }
 
     /// A line through points.
@@ -111,7 +113,7 @@ impl Scene {
         register_fonts()?;
         let at = |(x, y): (f64, f64)| (libm::round(x * scale) as i32, libm::round(y * scale) as i32);
         let far = at((f64::from(self.width), f64::from(self.height)));
-        backend.draw_rect((0, 0), far, &RGBColor(255, 255, 255).filled(), true).map_err(ReportError::draw)?;
+        backend.draw_rect((0, 0), far, &rgb(self.colors.background).filled(), true).map_err(ReportError::draw)?;
         for shape in &self.shapes {
             match shape {
                 Shape::Line { points, width, color } => {
@@ -207,6 +209,7 @@ fn average_down(pixels: &[u8], width: usize, factor: usize) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::theme::Theme;
     use super::*;
 
     #[test]
@@ -220,7 +223,7 @@ mod tests {
 
     #[test]
     fn svg_text_is_text_in_a_generic_family_and_escaped() {
-        let mut scene = Scene::new(100, 50);
+        let mut scene = Scene::new(100, 50, Theme::Light.colors());
         scene.text("a < b", (10.0, 20.0), 10.0, true, Align::Left, (0, 0, 0));
         let svg = scene.to_svg().unwrap();
         assert!(svg.contains("width=\"100\" height=\"50\" viewBox=\"0 0 400 200\""), "{svg}");

@@ -11,7 +11,8 @@ pub type Point = (f64, f64);
 /// squares to the neighbours, `half` on either side.
 ///
 /// A fit follows a slope up to both ends, where a plain mean would lag. Near the first point fewer
-/// neighbours count, because a loss falls steeply there. Points must be finite.
+/// neighbours count, a quarter of the points before, because a loss falls steeply there and a
+/// logarithmic axis shows it large. Points must be finite.
 pub fn smooth(points: &[Point], half: usize) -> Vec<Point> {
     // Prefix sums of x, y, x², xy around the middle of the x-range, for digits.
     let middle = points.first().zip(points.last()).map_or(0.0, |(first, last)| (first.0 + last.0) / 2.0);
@@ -21,7 +22,7 @@ pub fn smooth(points: &[Point], half: usize) -> Vec<Point> {
         sums.push([a + x, b + y, c + x * x, d + x * y]);
     }
     let fit = |(index, &(x, _)): (usize, &Point)| {
-        let reach = half.min(index);
+        let reach = half.min(index.div_ceil(4));
         let (from, to) = (index - reach, (index + reach + 1).min(points.len()));
         let count = (to - from) as f64;
         let [sx, sy, sxx, sxy] = std::array::from_fn(|moment| sums[to][moment] - sums[from][moment]);

@@ -51,6 +51,8 @@ fn synthetic(name: &str, seed: u64, steps: u64, skips: &[u64], hellaswag: bool) 
         channels,
         gpt2_tokens: hellaswag,
         embedded_corpus: !hellaswag,
+        parameters: None,
+        flops_per_token: Some(if hellaswag { 8.0e8 } else { 5.5e6 }),
     };
     RunData { name: name.to_owned(), rows, has_tokens: true, model: Some(model), folder: None }
 }
@@ -59,19 +61,34 @@ fn svg(runs: &[RunData], options: &PlotOptions) -> String {
     figure::draw(runs, options).unwrap().to_svg().unwrap()
 }
 
-/// Compares with the committed picture; `RUNNER_BLESS=1` writes it anew after a wanted change.
+/// Compares with the committed pictures; `RUNNER_BLESS=1` writes them anew after a wanted change.
 #[test]
-fn a_small_runs_svg_is_the_committed_one_to_the_byte() {
-    let mut run = synthetic("golden", 1, 40, &[12, 20, 30], false);
-    run.rows[25].events.push("resume".to_owned());
-    let drawn = svg(&[run], &PlotOptions::default());
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/report/testdata/golden.svg");
-    if std::env::var_os("RUNNER_BLESS").is_some() {
-        std::fs::write(&path, &drawn).unwrap();
+fn every_kind_of_picture_is_the_committed_one_to_the_byte() {
+    let small = || {
+        let mut run = synthetic("golden", 1, 40, &[12, 20, 30], false);
+        run.rows[25].events.push("resume".to_owned());
+        run.rows[33].events.push("rewind".to_owned());
+        run
+    };
+    let web = |steps| synthetic(&format!("web-{steps}"), steps, steps, &[steps / 2], true);
+    let dark = PlotOptions { theme: Theme::Dark, ..PlotOptions::default() };
+    let log = PlotOptions { x: XAxis::Flops, log_x: true, log_y: true, smooth: Some(1), ..PlotOptions::default() };
+    let hours = PlotOptions { x: XAxis::Hours, baselines: Baselines::Chosen(vec![]), ..PlotOptions::default() };
+    for (name, runs, options) in [
+        ("one", vec![small()], PlotOptions::default()),
+        ("one_dark_hellaswag", vec![web(40)], dark),
+        ("lengths_log_flops", vec![web(60), web(12)], log),
+        ("hours", vec![small(), web(30)], hours),
+    ] {
+        let drawn = svg(&runs, &options);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/plots/{name}.svg"));
+        if std::env::var_os("RUNNER_BLESS").is_some() {
+            std::fs::write(&path, &drawn).unwrap();
+        }
+        let golden = std::fs::read_to_string(&path).unwrap();
+        let differs = drawn.lines().zip(golden.lines()).position(|(drawn, golden)| drawn != golden);
+        assert!(drawn == golden, "the picture changed, first in line {:?} of {}", differs.map(|line| line + 1), path.display());
     }
-    let golden = std::fs::read_to_string(&path).unwrap();
-    let differs = drawn.lines().zip(golden.lines()).position(|(drawn, golden)| drawn != golden);
-    assert!(drawn == golden, "the picture changed, first in line {:?} of {}", differs.map(|line| line + 1), path.display());
 }
 
 #[test]
@@ -93,7 +110,7 @@ fn equal_input_gives_equal_bytes_of_both_files() {
 fn what_the_frame_leaves_out_is_counted() {
     let drawn = svg(&[synthetic("spikes", 1, 300, &[100, 150, 200], false)], &PlotOptions::default());
     assert!(drawn.contains("update skipped (3)"));
-    assert!(drawn.contains("to 61, 1 not finite"), "the skipped gradient norm of 61 is off the scale");
+    assert!(drawn.contains("61, 1 not finite"), "the skipped gradient norm of 61 is off the scale");
     assert!(drawn.contains("steps above, max"), "the skipped loss is off the scale");
 }
 
@@ -113,6 +130,13 @@ fn tokens_need_a_run_that_tells_them() {
     let error = figure::draw(&[log], &options).unwrap_err().to_string();
     assert!(error.contains("`log`") && error.contains("--x step"), "{error}");
     assert!(matches!(figure::draw(&[], &options), Err(ReportError::NoRuns)));
+    let sizeless = RunData { model: None, ..synthetic("old", 1, 60, &[], false) };
+    let error = figure::draw(&[sizeless], &PlotOptions { x: XAxis::Flops, ..options.clone() }).unwrap_err().to_string();
+    assert!(error.contains("`old`") && error.contains("FLOPs"), "{error}");
+    let mut timeless = synthetic("fast", 1, 60, &[], false);
+    timeless.rows.iter_mut().for_each(|row| row.step_ms = None);
+    let error = figure::draw(&[timeless], &PlotOptions { x: XAxis::Hours, ..options }).unwrap_err().to_string();
+    assert!(error.contains("`fast`") && error.contains("time"), "{error}");
 }
 
 #[test]
@@ -125,9 +149,38 @@ fn runs_with_next_to_nothing_in_them_still_draw() {
         MetricsRow { loss: Some(f64::NAN), action: Action::SkipNonfinite, ..empty.clone() },
         MetricsRow { loss: Some(0.0), grad_norm: Some(0.0), learning_rate: Some(0.0), action: Action::Update, ..empty },
     ] {
-        for log_y in [false, true] {
-            let drawn = svg(&[one_row(row.clone())], &PlotOptions { log_y, ..PlotOptions::default() });
-            assert!(!drawn.contains("NaN") && drawn.contains("Loss"), "{row:?}");
+        for (log_x, log_y) in [(false, false), (false, true), (true, true)] {
+            let options = PlotOptions { log_x, log_y, ..PlotOptions::default() };
+            let run = one_row(row.clone());
+            let drawn = svg(std::slice::from_ref(&run), &options);
+            assert!(!drawn.contains("NaN") && !drawn.contains("inf\"") && drawn.contains("Loss"), "{row:?}");
+            assert!(!figure::charts(&[run], &options).unwrap().is_empty());
+        }
+    }
+}
+
+#[test]
+fn baselines_are_chosen_by_hand_where_the_run_does_not_tell_its_size() {
+    let log = RunData { model: None, has_tokens: false, ..synthetic("log_gpt2", 1, 60, &[], true) };
+    let chosen = |sizes: &[Size]| {
+        svg(std::slice::from_ref(&log), &PlotOptions { baselines: Baselines::Chosen(sizes.to_vec()), ..PlotOptions::default() })
+    };
+    assert!(!chosen(&[]).contains("GPT-"));
+    assert!(chosen(&[Size::M1558]).contains("GPT-2 1558M: loss on FineWeb 2.831, HellaSwag 0.489"));
+    let all = chosen(&[Size::M124, Size::M350, Size::M774, Size::M1558]);
+    assert!(["GPT-2 124M", "GPT-2 350M", "GPT-2 774M", "GPT-2 1558M", "GPT-3 1.3B"].iter().all(|name| all.contains(name)));
+}
+
+/// The page of the report shows light pictures dark by its style sheet: no colour may lack a rule.
+#[test]
+fn every_colour_of_a_lone_runs_picture_has_a_dark_one() {
+    let mut run = synthetic("golden", 1, 40, &[12, 20, 30], true);
+    run.rows[25].events = vec!["resume".to_owned(), "drift".to_owned(), "rewind".to_owned()];
+    let rules = theme::dark_rules(".plot");
+    for (kind, chart) in figure::charts(&[run], &PlotOptions::default()).unwrap() {
+        let drawn = chart.to_svg().unwrap();
+        for piece in drawn.split("=\"#").skip(1) {
+            assert!(rules.contains(&format!("=\"#{}\"]", &piece[..6])), "{kind:?}: #{} has no dark colour", &piece[..6]);
         }
     }
 }
@@ -145,9 +198,33 @@ fn gallery() {
             synthetic(["baseline", "wider batch", "no guards"][seed as usize], 3 * seed, 19_560, &[8_000 + 999 * seed], true)
         })
         .collect();
-    let draw = |name: &str, runs: &[RunData], options: PlotOptions| plot_runs(runs, &options, &folder.join(name)).unwrap();
-    draw("small", &[small], PlotOptions::default());
+    let draw = |name: &str, runs: &[RunData], options: PlotOptions| {
+        plot_runs(runs, &options, &folder.join(format!("{name}.png"))).unwrap();
+    };
+    let of = |x: XAxis| PlotOptions { x, ..PlotOptions::default() };
+    let dark = || PlotOptions { theme: Theme::Dark, ..PlotOptions::default() };
+    small.rows[220].events.push("rewind".to_owned());
+    draw("small", std::slice::from_ref(&small), PlotOptions::default());
+    draw("small_dark", std::slice::from_ref(&small), dark());
     draw("large", std::slice::from_ref(&large), PlotOptions::default());
-    draw("large_log_tokens", &[large], PlotOptions { x: XAxis::Tokens, log_y: true, smooth: Some(200) });
+    draw("large_dark", std::slice::from_ref(&large), dark());
+    let sizes = vec![Size::M124, Size::M350, Size::M774, Size::M1558];
+    draw(
+        "large_all",
+        std::slice::from_ref(&large),
+        PlotOptions { baselines: Baselines::Chosen(sizes), ..PlotOptions::default() },
+    );
+    draw("log_tokens", &[large], PlotOptions { log_y: true, smooth: Some(200), ..of(XAxis::Tokens) });
     draw("three", &three, PlotOptions::default());
+    draw("three_dark_hours", &three, PlotOptions { x: XAxis::Hours, ..dark() });
+    let lengths = [three[0].clone(), synthetic("a tenth", 1, 1_956, &[700], true), synthetic("the start", 2, 120, &[], true)];
+    draw("lengths", &lengths, PlotOptions::default());
+    draw("lengths_log", &lengths, PlotOptions { log_x: true, log_y: true, ..of(XAxis::Flops) });
+    draw("log_steps", &[small.clone()], PlotOptions { log_x: true, ..PlotOptions::default() });
+    let many: Vec<RunData> =
+        (0..9).map(|at| synthetic(&format!("depth sweep, run number {at}"), at, 4_000, &[], at % 2 == 0)).collect();
+    draw("many", &many, PlotOptions::default());
+    for (kind, chart) in figure::charts(&[small], &PlotOptions::default()).unwrap() {
+        atomic::write(&folder.join(format!("chart_{kind:?}.png")), &chart.to_png().unwrap()).unwrap();
+    }
 }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use rayon::prelude::*;
@@ -51,7 +52,12 @@ pub fn digest(tensor: &Tensor) -> Hash {
 /// Tensors are hashed while they are written. On any error nothing of the attempt stays, and what was
 /// saved before is untouched.
 pub fn save(checkpoints: &Path, state: &[Tensor], facts: &Facts) -> Result<Manifest> {
-    save_through(|path| File::create(path), checkpoints, state, facts)
+    save_counting(checkpoints, state, facts, &AtomicU64::new(0))
+}
+
+/// [`save`] that counts in `done_bytes` how much of the tensors is written.
+pub fn save_counting(checkpoints: &Path, state: &[Tensor], facts: &Facts, done_bytes: &AtomicU64) -> Result<Manifest> {
+    save_through(|path| File::create(path), checkpoints, state, facts, done_bytes)
 }
 
 /// [`save`] with the way to create the state file given, so that a test can hand in a full disk.
@@ -60,6 +66,7 @@ fn save_through(
     checkpoints: &Path,
     state: &[Tensor],
     facts: &Facts,
+    done_bytes: &AtomicU64,
 ) -> Result<Manifest> {
     let layout = Layout::new(state, &BTreeMap::new())?;
     let target = checkpoints.join(folder_name(facts.step));
@@ -70,7 +77,10 @@ fn save_through(
     let mut out = create(&folder.path().join(STATE_FILE)).map_err(StoreError::write(&file_path, need_bytes))?;
     let write = || -> io::Result<()> {
         out.write_all(layout.header())?;
-        layout.order().iter().try_for_each(|&i| out.write_all(&state[i].bytes))?;
+        for &i in layout.order() {
+            out.write_all(&state[i].bytes)?;
+            done_bytes.fetch_add(state[i].bytes.len() as u64, Ordering::Relaxed);
+        }
         out.sync_all()
     };
     let sha256 = || {

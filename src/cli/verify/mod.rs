@@ -9,12 +9,13 @@ mod golden;
 mod replay;
 mod twice;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::json;
 
 use super::{exit, run_argument};
+use crate::report::html;
 
 /// Check a run to the byte, or that an experiment repeats.
 #[derive(clap::Args)]
@@ -73,6 +74,21 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(report.finish())
+}
+
+/// The checks of the files of the run in `folder`, made without a word.
+pub fn files_of(folder: &Path) -> anyhow::Result<Vec<html::Check>> {
+    let mut report = Report { json: true, checks: Vec::new() };
+    files::verify(folder, &mut report)?;
+    let check = |(status, name, detail)| {
+        let status = match status {
+            Status::Ok => html::Status::Passed,
+            Status::Failed => html::Status::Failed,
+            Status::Skipped => html::Status::NotChecked,
+        };
+        html::Check { status, name, detail }
+    };
+    Ok(report.checks.into_iter().map(check).collect())
 }
 
 /// What a check came to.

@@ -69,9 +69,9 @@ impl Cpu {
         Ok(Cpu { engine, scratch: classifier::Scratch::default(), by_token: embedding::ByToken::default() })
     }
 
-    /// Scratch of this device for micro-batches of up to `shape`, by name, in bytes.
-    pub fn scratch_plan(&self, shape: &ScratchShape) -> Vec<(String, u64)> {
-        scratch_bytes(shape, self.engine.threads)
+    /// Threads that share the work.
+    pub fn threads(&self) -> usize {
+        self.engine.threads
     }
 }
 

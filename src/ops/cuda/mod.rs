@@ -44,9 +44,10 @@ use driver::{Event, Gpu, GpuInfo};
 use gemm::Gemm;
 use gemm::plan::GemmPlan;
 use memory::{Memory, Staging};
+pub use memory::{PINNED_BYTES, taken_bytes};
 use modules::Kernels;
-pub use scratch::scratch_plan;
-use scratch::{Scratch, act_dtype};
+use scratch::Scratch;
+pub use scratch::{act_dtype, scratch_plan, workspace_bytes};
 use sources::SOURCES;
 
 /// What the device needs to know of an experiment.
@@ -212,20 +213,14 @@ impl Cuda {
         self.gemm.version()
     }
 
-    /// Everything that this device takes beside the tensors of a model, by name, in bytes.
-    pub fn scratch_plan(&self, shape: &super::ScratchShape) -> Vec<(String, u64)> {
-        scratch_plan(shape, self.options.compute)
-    }
-
     /// Device memory taken from the driver so far.
     pub fn taken_bytes(&self) -> u64 {
         self.memory.taken_bytes()
     }
 
-    /// Refuses when less than `bytes` are free: asked with the memory plan's total, before anything is
-    /// allocated.
-    pub fn require_free(&self, what: &str, bytes: u64) -> Result<()> {
-        self.memory.check_free(what, bytes)
+    /// Device memory that nobody has taken, neither this process nor another.
+    pub fn free_bytes(&self) -> Result<u64> {
+        self.kernels.gpu.free_bytes()
     }
 
     /// Takes one arena of `bytes` for all buffers to come.

@@ -1,0 +1,240 @@
+//! What each panel shows: its range, its lines, and what it has to leave out.
+
+use super::ReportError;
+use super::axis::{Axis, Scale, grouped, label};
+use super::curves::Curves;
+use super::figure::{Page, dash_of};
+use super::panel::{Panel, TEXT_SIZE};
+use super::scene::{Scene, text_width};
+use super::series::{Point, quantile, robust_top};
+
+/// Shares of the steps that decide the top of a range. The norm's spike outlasts the loss's fall.
+const USUAL_LOSSES: f64 = 0.98;
+const USUAL_NORMS: f64 = 0.95;
+
+/// What a panel shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Loss,
+    Hellaswag,
+    GradNorm,
+    LearningRate,
+    Throughput,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 5] = [Kind::Loss, Kind::Hellaswag, Kind::GradNorm, Kind::LearningRate, Kind::Throughput];
+
+    /// The panel's name.
+    pub fn title(self) -> &'static str {
+        match self {
+            Kind::Loss => "Loss, nats per token",
+            Kind::Hellaswag => "HellaSwag accuracy",
+            Kind::GradNorm => "Gradient norm",
+            Kind::LearningRate => "Learning rate",
+            Kind::Throughput => "Tokens per second",
+        }
+    }
+
+    /// The line that decides whether there is anything to show.
+    pub fn points(self, run: &Curves) -> &[Point] {
+        match self {
+            Kind::Loss => &run.loss,
+            Kind::Hellaswag => &run.hellaswag,
+            Kind::GradNorm => &run.grad_norm,
+            Kind::LearningRate => &run.learning_rate,
+            Kind::Throughput => &run.tokens_per_s,
+        }
+    }
+}
+
+/// Where a panel stands, in pixels, its labels included; titles stand above `top`, and the labels of the
+/// lowest panel of a column below `bottom`.
+#[derive(Clone, Copy)]
+pub struct Span {
+    pub left: f64,
+    pub right: f64,
+    pub top: f64,
+    pub bottom: f64,
+    pub lowest: bool,
+}
+
+impl Page<'_> {
+    /// Draws the panel of a kind.
+    pub fn panel(&self, scene: &mut Scene, kind: Kind, span: Span) -> Result<(), ReportError> {
+        let (low, high, scale) = self.range(kind);
+        let height = span.bottom - span.top;
+        let y = Axis::new(low, high, scale, ((height / 62.0) as usize).max(4));
+        // Panels that stand under each other share their edges.
+        let mut label_width = 66.0_f64;
+        for (_, label) in &y.ticks {
+            label_width = label_width.max(text_width(label, TEXT_SIZE, false)?);
+        }
+        let mut gutter = 0.0_f64;
+        for level in &self.levels {
+            gutter = gutter.max(text_width(level.name, Panel::LEVEL_TEXT, false)? + 14.0);
+        }
+        let left = span.left + label_width + 14.0;
+        let width = span.right - gutter - left;
+        let log = self.options.log_y && scale == Scale::Log;
+        let panel = Panel {
+            title: format!("{}{}", kind.title(), if log { ", log scale" } else { "" }),
+            left,
+            top: span.top,
+            width,
+            height,
+            gutter,
+            x: self.x_axis((width / 105.0) as usize),
+            y,
+        };
+        let left_out = self.curves.iter().any(|run| run.left_out);
+        let x_title = span.lowest.then(|| self.across.title(self.options.log_x, left_out));
+        panel.frame(scene, x_title.as_deref(), &self.notes(kind, panel.y.high))?;
+        self.lines(scene, kind, &panel);
+        panel.level_names(scene, &self.level_values(kind));
+        Ok(())
+    }
+
+    fn x_axis(&self, ticks: usize) -> Axis {
+        let high = self.curves.iter().map(|run| run.end).fold(0.0, f64::max);
+        let high = if high > 0.0 { high } else { 1.0 };
+        if !self.options.log_x {
+            return Axis::new(0.0, high, Scale::Linear, ticks);
+        }
+        let firsts =
+            self.curves.iter().flat_map(|run| [&run.loss, &run.val_loss, &run.hellaswag].map(|points| points.first().copied()));
+        let low = firsts.flatten().map(|point| point.0).fold(high, f64::min);
+        Axis::new(low, if high > low { high } else { low * 10.0 }, Scale::Log, ticks)
+    }
+
+    /// Published levels of a panel, with their names.
+    fn level_values(&self, kind: Kind) -> Vec<(f64, &'static str)> {
+        let value = |reference: &&'static super::run_data::Reference| match kind {
+            Kind::Loss => reference.val_loss.map(|loss| (loss, reference.name)),
+            Kind::Hellaswag => Some((reference.hellaswag, reference.name)),
+            _ => None,
+        };
+        self.levels.iter().filter_map(value).collect()
+    }
+
+    /// Low end, high end and scale of a panel's values.
+    fn range(&self, kind: Kind) -> (f64, f64, Scale) {
+        let values = |of: &dyn Fn(&Curves) -> Vec<f64>| -> Vec<f64> { self.curves.iter().flat_map(of).collect() };
+        let y = |points: &[Point]| points.iter().map(|point| point.1).collect::<Vec<f64>>();
+        let limits = |values: &[f64]| (quantile(values, 0.0).unwrap_or(0.0), quantile(values, 1.0).unwrap_or(1.0));
+        match kind {
+            Kind::Loss => {
+                let mut all = values(&|run| [y(&run.loss), y(&run.val_loss)].concat());
+                all.extend(self.level_values(kind).iter().map(|level| level.0));
+                let (low, high) = limits(&all);
+                if self.options.log_y && low > 0.0 {
+                    return (low * 0.97, high * 1.03, Scale::Log);
+                }
+                let shown =
+                    |run: &Curves| robust_top(&y(if run.loss.is_empty() { &run.val_loss } else { &run.loss }), USUAL_LOSSES, low);
+                let level = self.level_values(kind).iter().map(|level| level.0).fold(f64::NEG_INFINITY, f64::max);
+                let top = self.curves.iter().filter_map(shown).fold(level, f64::max);
+                let top = if top.is_finite() { top } else { high };
+                let space = 0.04 * (top - low);
+                (low - space, top + space, Scale::Linear)
+            }
+            Kind::Hellaswag => {
+                let mut all = values(&|run| y(&run.hellaswag));
+                all.extend(self.level_values(kind).iter().map(|level| level.0));
+                let (low, high) = limits(&all);
+                let space = (0.08 * (high - low)).max(0.005);
+                ((low - space).max(0.0), (high + space).min(1.0), Scale::Linear)
+            }
+            Kind::LearningRate => (0.0, limits(&values(&|run| y(&run.learning_rate))).1 * 1.06, Scale::Linear),
+            Kind::GradNorm => {
+                let positive: Vec<f64> = values(&|run| y(&run.grad_norm)).into_iter().filter(|norm| *norm > 0.0).collect();
+                if self.options.log_y && !positive.is_empty() {
+                    let (low, high) = limits(&positive);
+                    return (low * 0.9, high * 1.1, Scale::Log);
+                }
+                let top =
+                    self.curves.iter().filter_map(|run| robust_top(&y(&run.grad_norm), USUAL_NORMS, 0.0)).fold(0.0, f64::max);
+                (0.0, top * 1.06, Scale::Linear)
+            }
+            Kind::Throughput => (0.0, limits(&values(&|run| y(&run.tokens_per_s))).1 * 1.06, Scale::Linear),
+        }
+    }
+
+    /// What the frame leaves out, from long to short: `▲ 640 steps above, max 11.1`.
+    fn notes(&self, kind: Kind, top: f64) -> [String; 3] {
+        let points = |run: &Curves| match kind {
+            Kind::Loss => [run.loss.clone(), run.skipped_loss.clone()].concat(),
+            Kind::GradNorm => [run.grad_norm.clone(), run.skipped_norm.clone()].concat(),
+            Kind::Hellaswag | Kind::LearningRate | Kind::Throughput => Vec::new(),
+        };
+        let values: Vec<f64> = self.curves.iter().flat_map(points).map(|point| point.1).collect();
+        let above: Vec<f64> = values.iter().copied().filter(|&value| value.is_finite() && value > top).collect();
+        let count = |number: usize| grouped(number as u64);
+        let mut notes = [Vec::new(), Vec::new(), Vec::new()];
+        if let Some(largest) = quantile(&above, 1.0) {
+            let (steps, largest) = (if above.len() == 1 { "step" } else { "steps" }, label(largest, 0.1));
+            notes[0].push(format!("▲ {} {steps} above, max {largest}", count(above.len())));
+            notes[1].push(format!("▲ {} above, max {largest}", count(above.len())));
+            notes[2].push(format!("▲ {} to {largest}", count(above.len())));
+        }
+        let broken = values.iter().filter(|value| !value.is_finite()).count();
+        if broken > 0 {
+            notes.iter_mut().for_each(|note| note.push(format!("{} not finite", count(broken))));
+        }
+        notes.map(|parts| parts.join(", "))
+    }
+
+    fn lines(&self, scene: &mut Scene, kind: Kind, panel: &Panel) {
+        let colors = self.colors;
+        let runs = || self.curves.iter().enumerate().map(|(index, run)| (run, colors.run(index)));
+        if matches!(kind, Kind::Loss | Kind::GradNorm | Kind::Hellaswag) {
+            for (moment, x) in self.curves.iter().flat_map(|run| &run.moments) {
+                let (dash, color, _) = self.mark(*moment);
+                panel.moment(scene, *x, dash, color);
+            }
+        }
+        // The lines of all runs before the strong ones of any.
+        let noisy = |scene: &mut Scene, weak: fn(&Curves) -> &[Point], strong: fn(&Curves) -> &[Point], width: f64| {
+            runs().for_each(|(run, color)| panel.line(scene, weak(run), 1.3, colors.faint(color)));
+            runs().for_each(|(run, color)| panel.line(scene, strong(run), width, color));
+        };
+        let level = |scene: &mut Scene| {
+            for reference in &self.levels {
+                let value = if kind == Kind::Loss { reference.val_loss } else { Some(reference.hellaswag) };
+                value.into_iter().for_each(|value| panel.level(scene, value, dash_of(reference), colors.level));
+            }
+        };
+        match kind {
+            Kind::Loss => {
+                noisy(scene, |run| &run.loss, |run| &run.loss_smooth, 3.5);
+                level(scene);
+                for (run, color) in runs() {
+                    let color = if self.single() { colors.validation } else { colors.strong(color) };
+                    panel.line(scene, &run.val_loss, 2.5, color);
+                    panel.dots(scene, &run.val_loss, 5.0, color);
+                }
+                self.curves.iter().flat_map(|run| &run.skipped_loss).for_each(|point| panel.skip(scene, *point));
+            }
+            Kind::Hellaswag => {
+                level(scene);
+                for (run, color) in runs() {
+                    panel.line(scene, &run.hellaswag, 2.5, color);
+                    panel.dots(scene, &run.hellaswag, 4.5, color);
+                }
+            }
+            Kind::LearningRate => {
+                // Runs often share a schedule: the ones below stay visible as rims.
+                for (index, (run, color)) in runs().enumerate() {
+                    let same = |other: &&Curves| other.learning_rate.iter().zip(&run.learning_rate).all(|(a, b)| a == b);
+                    let above = self.curves[index + 1..].iter().filter(same).count();
+                    panel.line(scene, &run.learning_rate, 3.0 + 4.0 * above.min(3) as f64, color);
+                }
+            }
+            Kind::GradNorm => {
+                noisy(scene, |run| &run.grad_norm, |run| &run.grad_norm_smooth, 3.0);
+                self.curves.iter().flat_map(|run| &run.skipped_norm).for_each(|point| panel.skip(scene, *point));
+            }
+            Kind::Throughput => noisy(scene, |run| &run.tokens_per_s, |run| &run.tokens_per_s_smooth, 3.0),
+        }
+    }
+}

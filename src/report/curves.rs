@@ -1,0 +1,179 @@
+//! A run's lines: its rows as points over the horizontal axis that was asked for.
+
+use super::run_data::RunData;
+use super::series::{Point, smooth};
+use super::{PlotOptions, ReportError, XAxis};
+use crate::store::metrics::{Action, MetricsRow};
+
+/// What happened between two steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Changed no bit.
+    Resume,
+    /// The run went back to a checkpoint.
+    Rewind,
+    /// It went on with other numerics.
+    Drift,
+}
+
+impl Moment {
+    pub const ALL: [Moment; 3] = [Moment::Resume, Moment::Rewind, Moment::Drift];
+
+    /// The word in the metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Moment::Resume => "resume",
+            Moment::Rewind => "rewind",
+            Moment::Drift => "drift",
+        }
+    }
+}
+
+/// A run's lines, ready to draw.
+pub struct Curves {
+    pub loss: Vec<Point>,
+    pub loss_smooth: Vec<Point>,
+    pub val_loss: Vec<Point>,
+    pub hellaswag: Vec<Point>,
+    pub learning_rate: Vec<Point>,
+    pub grad_norm: Vec<Point>,
+    pub grad_norm_smooth: Vec<Point>,
+    pub tokens_per_s: Vec<Point>,
+    pub tokens_per_s_smooth: Vec<Point>,
+    /// Skipped steps, y may be anything, NaN included.
+    pub skipped_loss: Vec<Point>,
+    pub skipped_norm: Vec<Point>,
+    pub moments: Vec<(Moment, f64)>,
+    /// Steps the strong lines look at.
+    pub window: usize,
+    /// The last position.
+    pub end: f64,
+    /// Whether a point had no place on a logarithmic axis.
+    pub left_out: bool,
+}
+
+impl Curves {
+    pub fn new(run: &RunData, options: &PlotOptions, across: &Horizontal) -> Result<Curves, ReportError> {
+        let positions = across.positions(run)?;
+        let window = options.smooth.unwrap_or(run.trained().count() / 40).max(1);
+        let rows = || run.rows.iter().zip(&positions);
+        let has_place = |x: f64| !options.log_x || x > 0.0;
+        let training = |value: fn(&MetricsRow) -> Option<f64>| -> Vec<Point> {
+            let points = rows().filter(|(row, _)| !row.action.is_skip()).filter_map(|(row, at)| Some((at.update, value(row)?)));
+            points.filter(|point| point.1.is_finite()).collect()
+        };
+        let skips = |value: fn(&MetricsRow) -> Option<f64>| -> Vec<Point> {
+            let skipped = rows().filter(|(row, at)| row.action.is_skip() && has_place(at.update));
+            skipped.map(|(row, at)| (at.update, value(row).unwrap_or(f64::NAN))).collect()
+        };
+        let all = |value: fn(&MetricsRow) -> Option<f64>| -> Vec<Point> {
+            rows().filter_map(|(row, at)| Some((at.update, value(row)?))).filter(|point| point.1.is_finite()).collect()
+        };
+        let evaluations = |value: fn(&MetricsRow) -> Option<f64>| -> Vec<Point> {
+            let points = rows().filter_map(|(row, at)| Some((at.evaluation, value(row)?)));
+            points.filter(|point| point.1.is_finite() && has_place(point.0)).collect()
+        };
+        let moments = Moment::ALL.into_iter().flat_map(|moment| {
+            let marked = rows().filter(move |(row, _)| row.events.iter().any(|event| event == moment.word()));
+            marked.map(move |(_, at)| (moment, at.update))
+        });
+        let placed = |mut points: Vec<Point>| -> Vec<Point> {
+            points.retain(|point| has_place(point.0));
+            points
+        };
+        let (loss, grad_norm, tokens_per_s) =
+            (training(|row| row.loss), training(|row| row.grad_norm), all(|row| row.tokens_per_s));
+        Ok(Curves {
+            loss_smooth: placed(smooth(&loss, window / 2)),
+            grad_norm_smooth: placed(smooth(&grad_norm, window / 2)),
+            tokens_per_s_smooth: placed(smooth(&tokens_per_s, window / 2)),
+            loss: placed(loss),
+            grad_norm: placed(grad_norm),
+            tokens_per_s: placed(tokens_per_s),
+            val_loss: evaluations(|row| row.val_loss),
+            hellaswag: evaluations(|row| row.hellaswag),
+            learning_rate: placed(all(|row| row.learning_rate)),
+            skipped_loss: skips(|row| row.loss),
+            skipped_norm: skips(|row| row.grad_norm),
+            moments: moments.filter(|(_, x)| has_place(*x)).collect(),
+            window,
+            end: positions.last().map_or(0.0, |at| at.update),
+            left_out: positions.iter().any(|at| !has_place(at.update) || !has_place(at.evaluation)),
+        })
+    }
+}
+
+/// The horizontal axis: what it measures, and in which unit.
+#[derive(Clone, Copy, Debug)]
+pub struct Horizontal {
+    x: XAxis,
+    /// Of time: seconds in the unit, and its name.
+    unit: (f64, &'static str),
+}
+
+/// Where a row stands: after its update, and where it was evaluated, before that.
+#[derive(Clone, Copy)]
+struct At {
+    update: f64,
+    evaluation: f64,
+}
+
+impl Horizontal {
+    /// The axis for these runs; time is in the unit that suits the longest.
+    pub fn new(x: XAxis, runs: &[RunData]) -> Horizontal {
+        let seconds = runs.iter().map(|run| run.rows.iter().filter_map(|row| row.step_ms).sum::<f64>() / 1e3).fold(0.0, f64::max);
+        let unit = match seconds {
+            0.0..180.0 => (1.0, "seconds"),
+            180.0..10_800.0 => (60.0, "minutes"),
+            _ => (3600.0, "hours"),
+        };
+        Horizontal { x, unit }
+    }
+
+    /// What is written under it.
+    pub fn title(&self, log: bool, left_out: bool) -> String {
+        let name = match self.x {
+            XAxis::Step => "optimizer step".to_owned(),
+            XAxis::Tokens => "training tokens".to_owned(),
+            XAxis::Flops => "training FLOPs".to_owned(),
+            XAxis::Hours => format!("{} of training steps", self.unit.1),
+        };
+        match (log, left_out) {
+            (false, _) => name,
+            (true, false) => format!("{name}, log scale"),
+            (true, true) => format!("{name}, log scale without 0"),
+        }
+    }
+
+    fn positions(&self, run: &RunData) -> Result<Vec<At>, ReportError> {
+        let missing = |what: &'static str, why: &'static str| ReportError::NoAxis { run: run.name.clone(), what, why };
+        let flops = run.model.as_ref().and_then(|model| model.flops_per_token);
+        let scale = match self.x {
+            XAxis::Step => {
+                return Ok(run.rows.iter().map(|row| At { update: row.step as f64, evaluation: row.step as f64 }).collect());
+            }
+            XAxis::Tokens | XAxis::Flops if !run.has_tokens => {
+                return Err(missing("its tokens", "main.log has steps alone"));
+            }
+            XAxis::Tokens => 1.0,
+            XAxis::Flops => flops.ok_or_else(|| missing("its FLOPs", "its experiment.toml has no sizes of the model"))?,
+            XAxis::Hours if run.rows.iter().all(|row| row.step_ms.is_none()) => {
+                return Err(missing("its time", "no row of it has one"));
+            }
+            XAxis::Hours => 1e-3 / self.unit.0,
+        };
+        let mut before = 0.0;
+        let mut positions = Vec::with_capacity(run.rows.len());
+        for row in &run.rows {
+            let after = match self.x {
+                XAxis::Hours => before + row.step_ms.unwrap_or(0.0) * scale,
+                _ => row.tokens as f64 * scale,
+            };
+            // Evaluations come before the step's update; the last stands in a row of its own.
+            let evaluation = if row.action == Action::Evaluate { after } else { before };
+            positions.push(At { update: after, evaluation });
+            before = after;
+        }
+        Ok(positions)
+    }
+}

@@ -1,0 +1,344 @@
+//! The page's markup, section by section.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::config::Setting;
+use super::numbers::Numbers;
+use super::{Page, Status};
+use crate::proof::lock::Table;
+use crate::report::run_data::references;
+use crate::report::{Chart, dark_rules};
+use crate::store::metrics::MetricsRow;
+use crate::units;
+
+const STYLE: &str = include_str!("style.css");
+/// Nothing may be loaded, and nothing run.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+/// Events shown one by one; a diverging run has thousands.
+const EVENTS_SHOWN: usize = 200;
+
+/// The whole page.
+pub fn page(page: &Page, charts: &[Chart]) -> Markup {
+    let numbers = Numbers::of(&page.run);
+    let style = STYLE.replace("/*dark plots*/", &dark_rules(".plot"));
+    let sections = [
+        ("plots", "Curves", plots(charts)),
+        ("samples", "What it writes", samples(page)),
+        ("promises", "Promises", promises(page)),
+        ("ledger", "Ledger and checkpoints", ledger(page)),
+        ("events", "Guards and events", events(page)),
+        ("speed", "Throughput and hardware", speed(page, &numbers)),
+        ("configuration", "Configuration", configuration(page)),
+        ("lock", "Lock", lock(page)),
+    ];
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
+                meta name="generator" content=(concat!("runner ", env!("CARGO_PKG_VERSION")));
+                title { (page.run.name) " — runner report" }
+                style { (PreEscaped(style)) }
+            }
+            body {
+                header {
+                    h1 { (page.run.name) }
+                    p.quiet { (facts(page, &numbers)) }
+                    (tiles(page, &numbers))
+                    nav { @for (id, title, _) in &sections { a href={ "#" (id) } { (title) } } }
+                }
+                main { @for (id, title, content) in &sections { section id=(id) { h2 { (title) } (content) } } }
+                footer { "Written by runner " (env!("CARGO_PKG_VERSION")) " from the files of the run; equal files give an equal page." }
+            }
+        }
+    }
+}
+
+/// One line: what was trained, and how far.
+fn facts(page: &Page, numbers: &Numbers) -> String {
+    let mut facts = Vec::new();
+    if let Some(model) = &page.run.model {
+        let size = model.parameters.map_or(String::new(), |n| format!(" with {} parameters", units::count(n)));
+        let name = model.descriptor.as_ref().map_or(String::new(), |name| format!(" {name}"));
+        facts.push(format!("GPT-2{name}{size}: {} layers, {} channels", model.layers, model.channels));
+    }
+    let steps = units::thousands(numbers.steps);
+    facts.push(match page.setting("schedule.steps").and_then(|steps| steps.parse::<u64>().ok()) {
+        Some(planned) if planned > numbers.steps => format!("{steps} of {} steps so far", units::thousands(planned)),
+        Some(_) => format!("finished after {steps} steps"),
+        None => format!("{steps} steps"),
+    });
+    if let Some(device) = page.lock.as_ref().ok().and_then(|lock| lock.environment.get("device")) {
+        facts.push(format!("on {device}"));
+    }
+    facts.join(" · ")
+}
+
+fn tile(name: &str, value: &str, note: &str) -> Markup {
+    html! { div { dt { (name) } dd { (value) @if !note.is_empty() { small { (note) } } } } }
+}
+
+/// The result in a few boxes.
+fn tiles(page: &Page, numbers: &Numbers) -> Markup {
+    let level = page.run.model.as_ref().and_then(|model| references(model).next());
+    let beside = |value: Option<f64>| match (level, value) {
+        (Some(level), Some(value)) => format!("{}: {value:.3}", level.name),
+        _ => String::new(),
+    };
+    let failed = page.checks.iter().filter(|check| check.status == Status::Failed).count();
+    let passed = page.checks.iter().filter(|check| check.status == Status::Passed).count();
+    let open = page.checks.len() - failed - passed;
+    html! {
+        dl.tiles {
+            @if let Some((last, best, step)) = numbers.val_loss {
+                @let best = if best < last { format!("best {best:.4} at step {}. ", units::thousands(step)) } else { String::new() };
+                (tile("Validation loss", &format!("{last:.4}"), &format!("{best}{}", beside(level.and_then(|level| level.val_loss)))))
+            }
+            @if let Some((loss, over)) = numbers.loss {
+                @let of = if over == 1 { "of the last update".to_owned() } else { format!("mean of the last {} updates", units::thousands(over as u64)) };
+                (tile("Training loss", &format!("{loss:.4}"), &of))
+            }
+            @if let Some(accuracy) = numbers.hellaswag {
+                @let harness = numbers.hellaswag_acc.zip(numbers.hellaswag_acc_norm)
+                    .map_or(String::new(), |(acc, norm)| format!("acc {acc:.4}, acc_norm {norm:.4}. "));
+                (tile("HellaSwag", &format!("{accuracy:.4}"), &format!("{harness}{}", beside(level.map(|level| level.hellaswag)))))
+            }
+            (tile("Tokens", &units::count(numbers.tokens), &format!("{} steps", units::thousands(numbers.steps))))
+            @if let Some([median, ..]) = numbers.tokens_per_s {
+                @let mfu = numbers.mfu.map_or(String::new(), |mfu| format!("{:.1} % of the peak (MFU)", 100.0 * mfu));
+                (tile("Tokens per second", &units::thousands(median.round() as u64), &mfu))
+            }
+            @if numbers.seconds > 0.0 {
+                @let time = if numbers.seconds < 10.0 { format!("{:.1} s", numbers.seconds) } else { units::duration(numbers.seconds) };
+                (tile("Time in steps", &time, "without evaluation and checkpoints"))
+            }
+            (tile("Skipped updates", &units::thousands(numbers.skipped as u64),
+                &format!("resumed {}×, rewound {}×", numbers.resumed, numbers.rewound)))
+            (tile("Checks", &format!("{passed} passed"), &format!("{failed} failed, {open} not made")))
+        }
+    }
+}
+
+fn plots(charts: &[Chart]) -> Markup {
+    html! {
+        div.plots {
+            @for chart in charts { figure.plot { (PreEscaped(inline(chart))) } }
+        }
+    }
+}
+
+/// The picture as part of a page: scaled by the page, named for those who cannot see it.
+fn inline(chart: &Chart) -> String {
+    let svg = chart.svg.replacen(" xmlns=\"http://www.w3.org/2000/svg\"", "", 1);
+    let Some((_, rest)) = svg.split_once("viewBox") else { return svg };
+    let name = html! { (chart.title) }.into_string();
+    format!("<svg role=\"img\" aria-label=\"{name}\" viewBox{rest}")
+}
+
+fn samples(page: &Page) -> Markup {
+    let text = |text: &str| html! { pre { (text.trim_end()) } };
+    html! {
+        @match page.samples.split_first() {
+            None => p.quiet { "It was not asked to write (" code { "sample.every" } ")." },
+            Some((last, earlier)) => {
+                h3 { "After step " (units::thousands(last.step)) }
+                (text(&last.text))
+                @for sample in earlier {
+                    details { summary { "After step " (units::thousands(sample.step)) } (text(&sample.text)) }
+                }
+            }
+        }
+    }
+}
+
+fn promises(page: &Page) -> Markup {
+    let badge = |status: Status| match status {
+        Status::Passed => html! { span.badge.passed { "✓ passed" } },
+        Status::Failed => html! { span.badge.failed { "✗ FAILED" } },
+        Status::NotChecked => html! { span.badge.unchecked { "○ not checked" } },
+    };
+    html! {
+        table.stack {
+            thead { tr { th { "Result" } th { "Promise" } th { "What was found" } } }
+            tbody {
+                @for check in &page.checks {
+                    tr { td { (badge(check.status)) } td { (check.name) } td.detail { (check.detail) } }
+                }
+            }
+        }
+    }
+}
+
+fn fault(what: &str, why: &str) -> Markup {
+    html! { p.fault { (what) ": " (why) } }
+}
+
+fn ledger(page: &Page) -> Markup {
+    html! {
+        @match &page.ledger {
+            Err(why) => (fault("The ledger cannot be trusted", why)),
+            Ok((log, entries)) => {
+                @let head = log.head();
+                table.stack {
+                    tbody {
+                        tr { th { "Entries" } td { (units::thousands(head.size)) ", one a step, an append-only Merkle log" } }
+                        tr { th { "Head" } td { code.hash { (head.root) } } }
+                        @if let Some((step, root)) = entries.iter().rev().find_map(|entry| Some((entry.step, entry.root?))) {
+                            tr { th { "State root" } td { code.hash { (root) } " after step " (units::thousands(step + 1)) } }
+                        }
+                        @if let Some(torn) = log.torn() {
+                            tr { th { "Unfinished" } td { "line " (torn.line) " was left unfinished by a kill" } }
+                        }
+                    }
+                }
+            }
+        }
+        @if page.checkpoints.is_empty() {
+            p.quiet { "There is no checkpoint." }
+        } @else {
+            h3 { "Checkpoints" }
+            table.stack {
+                thead { tr { th.n { "Step" } th.n { "Size" } th { "State root" } th { "Ledger head" } } }
+                tbody {
+                    @for checkpoint in &page.checkpoints {
+                        tr {
+                            td.n data-name="step" { (units::thousands(checkpoint.step)) }
+                            @match &checkpoint.manifest {
+                                Ok(manifest) => {
+                                    td.n { (units::bytes(manifest.file.bytes)) }
+                                    td.hash.code data-name="root" { (manifest.state_root) }
+                                    td.hash.code data-name="head" { (manifest.ledger.root) }
+                                }
+                                Err(why) => td.failed colspan="3" { (why) },
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What happened in a row beside training, in words.
+fn happened(row: &MetricsRow) -> Vec<String> {
+    let z = |z: Option<f64>| z.map_or(String::new(), |z| format!(", z-score {z:.2}"));
+    let value = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
+    let skip = match row.action {
+        _ if !row.action.is_skip() => None,
+        crate::store::metrics::Action::SkipLossZ => Some(format!("skipped: loss {}{}", value(row.loss), z(row.loss_z))),
+        crate::store::metrics::Action::SkipGradZ => {
+            Some(format!("skipped: gradient norm {}{}", value(row.grad_norm), z(row.grad_z)))
+        }
+        _ => Some(format!("skipped: loss {}, gradient norm {}: not finite", value(row.loss), value(row.grad_norm))),
+    };
+    skip.into_iter().chain(row.events.iter().cloned()).collect()
+}
+
+fn events(page: &Page) -> Markup {
+    let mut events: Vec<(u64, String)> =
+        page.run.rows.iter().flat_map(|row| happened(row).into_iter().map(|what| (row.step, what))).collect();
+    if let Ok((log, entries)) = &page.ledger {
+        events.extend(entries.iter().flat_map(|entry| entry.events.iter().map(|event| (entry.step, format!("ledger: {event}")))));
+        events.extend(log.notes().iter().map(|note| (note.after, format!("note, {}: {}", note.kind, note.text))));
+    }
+    events.sort_by_key(|(step, _)| *step);
+    let set = |key: &str| page.setting(key).unwrap_or("not set").to_owned();
+    html! {
+        p.quiet {
+            "A step is skipped when its loss or gradient norm is not finite, or stands out of the last "
+            (set("guards.window")) " by more than " code { "guards.loss_z" } " = " (set("guards.loss_z")) " or "
+            code { "guards.grad_z" } " = " (set("guards.grad_z")) " standard deviations (0 is off); after "
+            (set("guards.patience")) " in a row: " (set("guards.on_diverge").trim_matches('"')) "."
+        }
+        @if events.is_empty() {
+            p { "Nothing happened: no step was skipped, and the run was never interrupted." }
+        } @else {
+            table.stack {
+                thead { tr { th.n { "Step" } th { "Event" } } }
+                tbody {
+                    @for (step, what) in events.iter().take(EVENTS_SHOWN) {
+                        tr { td.n data-name="step" { (units::thousands(*step)) } td { (what) } }
+                    }
+                }
+            }
+            @if events.len() > EVENTS_SHOWN {
+                p.quiet { "and " (units::thousands((events.len() - EVENTS_SHOWN) as u64)) " more in metrics.jsonl and ledger.jsonl" }
+            }
+        }
+    }
+}
+
+fn speed(page: &Page, numbers: &Numbers) -> Markup {
+    let spread = |name: &str, values: Option<[f64; 3]>, show: fn(f64) -> String| {
+        html! {
+            @if let Some(values) = values {
+                tr { th { (name) } @for (name, value) in ["median", "5 %", "95 %"].iter().zip(values) { td.n data-name=(name) { (show(value)) } } }
+            }
+        }
+    };
+    html! {
+        table.stack {
+            thead { tr { th {} th.n { "median" } th.n { "5 %" } th.n { "95 %" } } }
+            tbody {
+                (spread("Tokens per second", numbers.tokens_per_s, |value| units::thousands(value.round() as u64)))
+                (spread("Milliseconds a step", numbers.step_ms, |value| format!("{value:.1}")))
+            }
+        }
+        h3 { "Machine" }
+        @match &page.lock {
+            Ok(lock) => (table(&lock.environment)),
+            Err(why) => (fault("The lock, which describes the machine, cannot be trusted", why)),
+        }
+    }
+}
+
+fn table(table: &Table) -> Markup {
+    html! { table.stack { tbody { @for (key, value) in table { tr { th { (key) } td.code { (value) } } } } } }
+}
+
+fn configuration(page: &Page) -> Markup {
+    let section = |setting: &Setting| setting.key.split_once('.').map_or(String::new(), |(section, _)| section.to_owned());
+    html! {
+        @if page.settings.is_empty() { p.quiet { "The run has no experiment.toml." } } @else {
+            table.stack {
+                thead { tr { th { "Key" } th { "Value" } th { "Origin" } } }
+                @for group in page.settings.chunk_by(|a, b| section(a) == section(b)) {
+                    tbody {
+                        @if !section(&group[0]).is_empty() { tr.group { th colspan="3" { (section(&group[0])) } } }
+                        @for setting in group {
+                            tr {
+                                td.code { (setting.key) }
+                                @match &setting.value {
+                                    Some(value) => td.code { (value) },
+                                    None => td.quiet { "not set" },
+                                }
+                                td.quiet { (setting.origin) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn lock(page: &Page) -> Markup {
+    html! {
+        @match &page.lock {
+            Err(why) => (fault("The lock cannot be trusted", why)),
+            Ok(lock) => {
+                p { "Equal numerics give equal bits. Their digest, the " code { "numerics_id" } ":" }
+                p { code.hash { (lock.numerics_id()) } }
+                @for (name, content) in [("Outputs", &lock.outputs), ("Numerics", &lock.numerics), ("Source", &lock.source)] {
+                    details open[name == "Outputs"] {
+                        summary { (name) " (" (content.len()) ")" }
+                        @if content.is_empty() { p.quiet { "Nothing yet." } } @else { (table(content)) }
+                    }
+                }
+                p.quiet { "The lock's environment stands under “Throughput and hardware”." }
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! A run as one HTML page that needs nothing else: no script, no font, no picture from elsewhere.
+//!
+//! [`Page::gather`] reads what the run's folder tells; what is damaged is shown as such, not hidden. The
+//! checks of the promises come from above, for only the verbs know how to make them. [`markup`] lays it
+//! out, [`config`] reads the resolved experiment line by line, [`numbers`] condenses the metrics.
+//!
+//! Everything that comes out of a file is escaped; the page forbids itself to load anything. The same
+//! run gives the same bytes: no clock.
+
+mod config;
+mod markup;
+mod numbers;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+use config::Setting;
+
+use super::{PlotOptions, ReportError, RunData, charts};
+use crate::proof::entry::Entry;
+use crate::proof::ledger::{self, Log};
+use crate::proof::lock::Lock;
+use crate::store::{Manifest, RunPaths, checkpoint};
+
+/// What a check came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Passed,
+    Failed,
+    /// It was not made, which proves nothing.
+    NotChecked,
+}
+
+/// A promise, and what a check of it came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    pub status: Status,
+    pub name: String,
+    pub detail: String,
+}
+
+/// Text that the model wrote at a step.
+struct Sample {
+    step: u64,
+    text: String,
+}
+
+/// A checkpoint, or what is wrong with it.
+struct Checkpoint {
+    step: u64,
+    manifest: Result<Manifest, String>,
+}
+
+/// Everything that the page shows.
+pub struct Page {
+    run: RunData,
+    settings: Vec<Setting>,
+    lock: Result<Lock, String>,
+    ledger: Result<(Log, Vec<Entry>), String>,
+    checkpoints: Vec<Checkpoint>,
+    samples: Vec<Sample>,
+    checks: Vec<Check>,
+}
+
+impl Page {
+    /// Reads the run in `folder`; `checks` are the promises with what came of them.
+    ///
+    /// # Errors
+    /// There are no metrics yet, or a file cannot be read. Damage to lock, ledger or a checkpoint is content.
+    pub fn gather(folder: &Path, checks: Vec<Check>) -> Result<Page, ReportError> {
+        let paths = RunPaths::new(folder);
+        let run = RunData::from_folder(folder)?;
+        let settings = match std::fs::read_to_string(paths.experiment()) {
+            Ok(text) => config::settings(&text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(source) => return Err(ReportError::Io { action: "read", path: paths.experiment(), source }),
+        };
+        let checkpoints = checkpoint::list(&paths.checkpoints())?.into_iter().map(|(step, folder)| {
+            let manifest = checkpoint::inspect(&folder).map_err(|why| why.to_string());
+            Checkpoint { step, manifest }
+        });
+        Ok(Page {
+            run,
+            settings,
+            lock: Lock::read(&paths.lock_file()).map_err(|why| why.to_string()),
+            ledger: ledger::read(&paths.ledger()).map_err(|why| why.to_string()),
+            checkpoints: checkpoints.collect(),
+            samples: samples(&paths.samples())?,
+            checks,
+        })
+    }
+
+    /// The page.
+    pub fn render(&self) -> Result<String, ReportError> {
+        let charts = charts(std::slice::from_ref(&self.run), &PlotOptions::default())?;
+        Ok(markup::page(self, &charts).into_string())
+    }
+
+    /// The value of a key of the experiment, as written.
+    fn setting(&self, key: &str) -> Option<&str> {
+        self.settings.iter().find(|setting| setting.key == key).and_then(|setting| setting.value.as_deref())
+    }
+}
+
+/// The samples in a folder, newest first.
+fn samples(folder: &Path) -> Result<Vec<Sample>, ReportError> {
+    let io = |source| ReportError::Io { action: "read", path: folder.to_owned(), source };
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(io)?,
+    };
+    let mut samples = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(io)?.path();
+        let step = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.strip_prefix("step_")?.parse().ok());
+        if let Some(step) = step {
+            let bytes = std::fs::read(&path).map_err(|source| ReportError::Io { action: "read", path: path.clone(), source })?;
+            samples.push(Sample { step, text: String::from_utf8_lossy(&bytes).into_owned() });
+        }
+    }
+    samples.sort_by_key(|sample| std::cmp::Reverse(sample.step));
+    Ok(samples)
+}
