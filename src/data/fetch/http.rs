@@ -205,8 +205,9 @@ impl Client {
                 (None, Some(location)) if status < 400 && self.is_hub(&redirected(&url, location)?) => {
                     url = redirected(&url, location)?;
                 }
-                // A mirror that knows no such request has no commits either; the file itself will tell.
-                _ if status < 400 || matches!(status, 405 | 501) => return Ok(None),
+                // A mirror that does not take such a request has no commits either. Where the file is really
+                // missing or barred, asking for the file itself will say so.
+                _ if status < 500 && !matches!(status, 408 | 429) || status == 501 => return Ok(None),
                 _ => return Err(FetchError::status(&url, status, facts.retry_after_s)),
             }
         }

@@ -147,7 +147,7 @@ fn a_branch_is_pinned_to_its_commit_and_stays_so() {
 
 #[test]
 fn a_mirror_without_commits_is_asked_for_the_branch() {
-    for status in [200, 405] {
+    for status in [200, 403, 404, 405, 501] {
         let dir = tempfile::tempdir().unwrap();
         let server = Server::start(move |asked| match asked.method.as_str() {
             "HEAD" => Reply::new(status, b""),
