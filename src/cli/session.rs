@@ -12,7 +12,7 @@ use super::console::Console;
 use super::events_json::JsonEvents;
 use super::exit;
 use super::gpu_watch::{self, GpuWatch};
-use super::initial;
+use super::initial::Initial;
 use super::locking::{self, Expected, Locked};
 use super::past::{self, Past};
 use super::plan;
@@ -38,6 +38,8 @@ pub struct Session {
     pub loaded: Loaded,
     pub device: Device,
     pub data: Data,
+    /// The model that training starts from, when it is not noise.
+    pub initial: Option<Initial>,
     pub place: Place,
     /// A lock that the run is held to.
     pub expected: Option<Expected>,
@@ -126,9 +128,9 @@ impl Data {
 impl Session {
     /// Trains to the end, or until asked to stop, on the device that the experiment names.
     pub fn train(self, resume: Option<Resume>) -> anyhow::Result<ExitCode> {
-        let Session { loaded, device, data, place, expected, json } = self;
+        let Session { loaded, device, data, initial, place, expected, json } = self;
         let experiment = loaded.experiment.clone();
-        device.with(&experiment, Training { loaded, data, place, expected, json, resume })
+        device.with(&experiment, Training { loaded, data, place, expected, json, initial, resume })
     }
 }
 
@@ -197,6 +199,7 @@ struct Training {
     place: Place,
     expected: Option<Expected>,
     json: bool,
+    initial: Option<Initial>,
     resume: Option<Resume>,
 }
 
@@ -204,7 +207,7 @@ impl OnDevice for Training {
     type Output = ExitCode;
 
     fn on<O: Locked>(self, mut ops: O, storage: &Storage, peak_flops: Option<f64>) -> anyhow::Result<ExitCode> {
-        let Training { loaded, data, place, expected, json, resume } = self;
+        let Training { loaded, data, place, expected, json, initial, resume } = self;
         let experiment = loaded.experiment.clone();
         let stop = stop_flag()?;
         describe(&experiment, &data, &ops, storage);
@@ -213,7 +216,6 @@ impl OnDevice for Training {
         if let Some(numerics) = expected.as_ref().map(|expected| &expected.lock.numerics).or(past.numerics()) {
             ops.pin(numerics)?;
         }
-        let initial = initial::read(&experiment, past.numerics(), past.found.is_some())?;
         let mut trainer = Trainer::new(ops, &experiment)?;
         let lock = locking::lock(&loaded, &data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
         if let Some(expected) = &expected {

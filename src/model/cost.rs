@@ -202,7 +202,8 @@ mod tests {
         cost(experiment, &Storage::cuda(experiment), Place::Gpu(H100), Share { devices }).expect("nothing can fail")
     }
 
-    /// Speeds that `runner bench` measured on an H100: docs/log.md, 2026-11-24. The digest is not in them.
+    /// Speeds that `runner bench` measured on an H100: docs/log.md, 2026-11-24. With and without
+    /// the digest.
     #[test]
     fn the_estimate_is_what_was_measured_on_an_h100() {
         let d48 = "batch.tokens=131072";

@@ -60,6 +60,9 @@ pub struct StepReport {
     pub verdict: Verdict,
 }
 
+/// Device, weights and room for a text.
+pub type ForSampling<'a, O> = (&'a mut O, &'a Weights<<O as Ops>::Buf>, &'a mut Decoder<O>);
+
 impl<O: Ops> Trainer<O> {
     /// Allocates everything and initialises the weights from the experiment's seed.
     pub fn new(mut ops: O, experiment: &Experiment) -> Result<Trainer<O>> {
@@ -120,7 +123,7 @@ impl<O: Ops> Trainer<O> {
 
     /// Device, weights and room for a text, for samples, which leave the training state alone. None where
     /// the experiment has no samples.
-    pub fn for_sampling(&mut self) -> Option<(&mut O, &Weights<O::Buf>, &mut Decoder<O>)> {
+    pub fn for_sampling(&mut self) -> Option<ForSampling<'_, O>> {
         Some((&mut self.ops, &self.model.params, self.decoder.as_mut()?))
     }
 
