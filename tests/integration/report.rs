@@ -10,7 +10,7 @@ use crate::support::Lab;
 #[test]
 fn the_page_tells_result_promises_and_damage() {
     let lab = Lab::new();
-    let run = lab.run("experiments/ci.toml", &[]);
+    let run = lab.run("experiments/ci.toml", &["--set", "proof.replay_every=7"]);
     let root = run.root();
     let written = lab.verb("report", "ci", &[]);
     assert_eq!(written.code, Some(0), "{}", written.stderr);

@@ -56,8 +56,9 @@ struct Checkpoint {
 pub struct Page {
     run: RunData,
     settings: Vec<Setting>,
-    lock: Result<Lock, String>,
-    ledger: Result<(Log, Vec<Entry>), String>,
+    /// `None` where there is no such file; what is wrong with one that is damaged.
+    lock: Option<Result<Lock, String>>,
+    ledger: Option<Result<(Log, Vec<Entry>), String>>,
     checkpoints: Vec<Checkpoint>,
     samples: Vec<Sample>,
     checks: Vec<Check>,
@@ -83,8 +84,8 @@ impl Page {
         Ok(Page {
             run,
             settings,
-            lock: Lock::read(&paths.lock_file()).map_err(|why| why.to_string()),
-            ledger: ledger::read(&paths.ledger()).map_err(|why| why.to_string()),
+            lock: paths.lock_file().exists().then(|| Lock::read(&paths.lock_file()).map_err(|why| why.to_string())),
+            ledger: paths.ledger().exists().then(|| ledger::read(&paths.ledger()).map_err(|why| why.to_string())),
             checkpoints: checkpoints.collect(),
             samples: samples(&paths.samples())?,
             checks,

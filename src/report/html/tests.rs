@@ -61,6 +61,10 @@ fn what_is_damaged_is_shown_as_such_and_what_happened_is_told() {
     let folder = tempfile::tempdir().unwrap();
     run(folder.path());
     let page = Page::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
+    assert!(page.contains("There is no ledger") && page.contains("There is no lock"));
+    std::fs::write(folder.path().join("lock.toml"), "format = 1").unwrap();
+    std::fs::write(folder.path().join("ledger.jsonl"), "{}\n").unwrap();
+    let page = Page::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
     assert!(page.contains("The ledger cannot be trusted") && page.contains("The lock cannot be trusted"));
     assert!(page.contains("skipped: loss 9.5000, z-score 7.25"));
     assert!(page.contains("1 above") || page.contains("1 step above"), "the plot counts what is off its scale");
