@@ -9,15 +9,7 @@
 // bit for bit what column_sum would: the bias gradient then costs no pass of its own.
 #include "common.cuh"
 #include "columns.cuh"
-
-constexpr float SQRT_2_OVER_PI = 0.7978845608028654f;
-constexpr float CUBIC = 0.044715f;
-
-// sigmoid(2u). Far out the exponential saturates and the quotient is exactly 0 or 1.
-__device__ __forceinline__ float gelu_gate(float x) {
-    const float u = SQRT_2_OVER_PI * (x + CUBIC * x * x * x);
-    return __fdividef(1.0f, 1.0f + __expf(-2.0f * u));
-}
+#include "gelu.cuh"
 
 __device__ __forceinline__ float gelu_slope(float x) {
     const float s = gelu_gate(x);

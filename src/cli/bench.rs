@@ -14,6 +14,7 @@ use super::session::{self, Device};
 use crate::data::Prefetcher;
 use crate::experiment::{self, Experiment};
 use crate::model::flops::flops_per_token;
+use crate::model::plan::Storage;
 use crate::ops::timed::{Record, Timed};
 use crate::ops::{Ops, Role};
 use crate::train::{TrainError, Trainer};
@@ -46,7 +47,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             measure(Timed::new(cpu), experiment, feed, args.steps, None, plan, |_| peak_resident_bytes())?
         }
         Device::Cuda(cuda) => {
-            let plan = session::memory_plan(experiment, &session::cuda_storage(&cuda, experiment)).total();
+            let plan = session::memory_plan(experiment, &Storage::cuda(experiment)).total();
             cuda.require_free(&experiment.name, plan)?;
             let peak = session::peak_flops(&cuda);
             measure(Timed::new(*cuda), experiment, feed, args.steps, peak, plan, |timed| Some(timed.inner.taken_bytes()))?

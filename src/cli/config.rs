@@ -2,9 +2,9 @@
 //!
 //! Reads what `runner run` would read and starts nothing. The output is itself an experiment.
 
-use std::io::{self, Write as _};
 use std::path::PathBuf;
 
+use super::stdout;
 use crate::experiment;
 
 /// Print the resolved experiment with the origin of every key
@@ -26,9 +26,5 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let loaded = experiment::load(&args.experiment, &args.sets)?;
     let text = if args.json { format!("{:#}\n", loaded.to_json()) } else { loaded.to_toml() };
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        // `runner config … | head` has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
-    }
+    Ok(stdout::write(&text)?)
 }

@@ -1,17 +1,26 @@
-//! What a person sees of a run, on stderr: one calm line a step, and a bar below on a terminal.
+//! What a person sees of a run, on stderr: one calm line a step, and on a terminal a bar below, with a second one under
+//! it while a set is evaluated or a checkpoint written.
 
 use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::gpu_watch::Shared;
 use crate::optim::Verdict;
 use crate::train::{Event, Listener, StepReport};
 use crate::units;
 
 /// Writes events as lines; on a terminal, with colours and a progress bar.
 pub struct Console {
+    bars: MultiProgress,
     bar: ProgressBar,
+    /// Evaluation or saving, while it goes on.
+    task: Option<(Task, ProgressBar)>,
+    /// What the GPU's sensors say, where they are read.
+    gpu: Arc<Shared>,
     every: u64,
     started: Instant,
     /// Step and time of the first event, for the time left.
@@ -19,12 +28,23 @@ pub struct Console {
     steps: u64,
 }
 
+/// What the second bar shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    Evaluating(&'static str),
+    Saving(u64),
+}
+
 impl Console {
     /// A console that prints every `every`th step, and every step that is out of the ordinary.
-    pub fn new(every: u64) -> Console {
+    pub fn new(every: u64, gpu: Arc<Shared>) -> Console {
         let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bars = MultiProgress::with_draw_target(target);
         Console {
-            bar: ProgressBar::with_draw_target(None, target),
+            bar: bars.add(ProgressBar::no_length()),
+            bars,
+            task: None,
+            gpu,
             every: every.max(1),
             started: Instant::now(),
             first_step: 0,
@@ -33,24 +53,57 @@ impl Console {
     }
 
     fn line(&self, text: &str) {
-        if self.bar.is_hidden() {
+        if self.bars.is_hidden() {
             anstream::eprintln!("{text}");
         } else {
-            self.bar.suspend(|| anstream::eprintln!("{text}"));
+            self.bars.suspend(|| anstream::eprintln!("{text}"));
+        }
+    }
+
+    /// Moves the second bar, which appears with its task and goes with it.
+    fn task(&mut self, task: Task, done: u64, of: u64) {
+        if self.bars.is_hidden() {
+            return;
+        }
+        if self.task.as_ref().is_none_or(|(shown, _)| *shown != task) {
+            self.end_task();
+            let bar = self.bars.add(ProgressBar::new(of));
+            let (template, message) = match task {
+                Task::Evaluating(what) => ("{bar:32.green/dim} {msg} {pos}/{len}  {eta} left", what.to_owned()),
+                Task::Saving(step) => {
+                    ("{bar:32.magenta/dim} {msg} {bytes}/{total_bytes}  {bytes_per_sec}", format!("saving step {step}"))
+                }
+            };
+            bar.set_style(ProgressStyle::with_template(template).expect("the template is valid").progress_chars("━╸─"));
+            bar.set_message(message);
+            self.task = Some((task, bar));
+        }
+        if let Some((_, bar)) = &self.task {
+            bar.set_position(done);
+        }
+    }
+
+    fn end_task(&mut self) {
+        if let Some((_, bar)) = self.task.take() {
+            bar.finish_and_clear();
+            self.bars.remove(&bar);
         }
     }
 
     fn stepped(&self, report: &StepReport, step_ms: f64, tokens_per_s: f64, mfu: Option<f64>) {
         let done = report.step + 1;
+        self.gpu.step.store(done, Ordering::Relaxed);
         self.bar.set_position(done);
         let usual = report.verdict == Verdict::Update;
+        self.bar.set_message(self.left(done));
         if usual && !done.is_multiple_of(self.every) && done != self.steps && done != self.first_step + 1 {
             return;
         }
         let width = self.steps.to_string().len();
+        let gpu = self.gpu.latest().map_or(String::new(), |sample| format!(" | {}", sample.to_text()));
         let mfu = mfu.map_or(String::new(), |m| format!(" | {:4.1}% MFU", 100.0 * m));
         let mut line = format!(
-            "step {done:>width$}/{} | loss {:.6} ({}) | norm {:.4} ({}) | lr {:.2e} | {step_ms:.1} ms{mfu} | {tokens_per_s:.0} tok/s",
+            "step {done:>width$}/{} | loss {:.6} ({}) | norm {:.4} ({}) | lr {:.2e} | {step_ms:.1} ms{mfu} | {tokens_per_s:.0} tok/s{gpu}",
             self.steps,
             report.loss,
             z(report.loss_z),
@@ -62,7 +115,6 @@ impl Console {
             line = format!("{WARN}{line} | {}: weights unchanged{WARN:#}", report.verdict.name());
         }
         self.line(&line);
-        self.bar.set_message(self.left(done));
     }
 
     /// Time left at the mean pace of this process.
@@ -96,14 +148,19 @@ impl Listener for Console {
                 self.bar.enable_steady_tick(Duration::from_millis(250));
             }
             Event::Stepped { report, step_ms, tokens_per_s, mfu, .. } => self.stepped(report, *step_ms, *tokens_per_s, *mfu),
-            Event::Evaluating { done, sequences } => self.bar.set_message(format!("validating {done}/{sequences}")),
+            Event::Evaluating { what, done, sequences } => {
+                self.task(Task::Evaluating(what), *done as u64, *sequences as u64);
+            }
+            Event::Saving { step, done_bytes, bytes } => self.task(Task::Saving(*step), *done_bytes, *bytes),
             Event::Evaluated { step, val_loss, val_tokens } => {
+                self.end_task();
                 self.line(&format!(
                     "{BOLD}val loss {val_loss:.6}{BOLD:#} at step {step} on {} tokens",
                     units::thousands(*val_tokens)
                 ));
             }
             Event::HellaSwag { step, scores } => {
+                self.end_task();
                 let [reference, acc, acc_norm] = scores.named().map(|(name, score)| format!("{name} {score:.4}"));
                 let tasks = units::thousands(scores.tasks as u64);
                 self.line(&format!("{BOLD}{reference}{BOLD:#} ({acc}, {acc_norm}) at step {step} on {tasks} tasks"));
@@ -112,6 +169,7 @@ impl Listener for Console {
                 self.line(&format!("sample at step {step}:\n{DIM}{prompt}{DIM:#}{text}\n"));
             }
             Event::CheckpointSaved { step, path, bytes } => {
+                self.end_task();
                 self.line(&format!("checkpoint at step {step}: {} ({})", path.display(), units::bytes(*bytes)));
             }
             Event::Rewound { from_step, to_step } => {
@@ -123,10 +181,12 @@ impl Listener for Console {
                 self.line(&format!("{WARN}diverged at step {step}: {skips} steps in a row were skipped{WARN:#}"));
             }
             Event::Interrupted { step } => {
+                self.end_task();
                 self.bar.finish_and_clear();
                 self.line(&format!("stopped as asked: {step} steps are done and saved"));
             }
             Event::Finished { step, root, seconds, waits } => {
+                self.end_task();
                 self.bar.finish_and_clear();
                 let waited = match waits.waits {
                     0 => "data was never waited for".to_owned(),

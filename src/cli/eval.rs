@@ -13,21 +13,23 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::run_argument;
+use super::model_argument::{self, Saved};
 use super::session::Device;
 use crate::data::{Dataset, Sources, Tokenizer, ValidationSet};
 use crate::eval::multiple_choice::{self, Outcome, names};
 use crate::eval::{self, Scores, TaskSet, parameters};
-use crate::experiment::{self, Experiment};
+use crate::experiment::Experiment;
 use crate::model::Gpt2;
 use crate::ops::{Ops, Role, Rows};
-use crate::store::{self, Manifest, RunPaths, Tensor};
+use crate::store::{self, Manifest, Tensor};
 use crate::units;
 
 /// Measure a saved model: validation loss, HellaSwag.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The run: a name under `--runs`, or a folder.
+    /// The run: a name under `--runs`, or a folder. Or a model: a Hugging Face folder of GPT-2, or the
+    /// reference's `.bin`.
+    #[arg(value_name = "MODEL")]
     run: PathBuf,
     /// Step of the checkpoint to measure; the newest whole one by default.
     #[arg(long, value_name = "STEP")]
@@ -77,14 +79,15 @@ struct Results {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let paths = RunPaths::new(&run_argument::find(Some(&args.run), &args.runs)?);
-    let experiment = experiment::load(&paths.experiment(), &args.set)?.experiment;
+    let place = model_argument::find(&args.run, &args.runs)?;
+    let experiment = place.experiment(&args.set)?;
     let tasks = open_tasks(&args, &experiment)?;
     if args.details.is_some() && tasks.hellaswag.is_none() {
         bail!("`--details` needs HellaSwag\n  hint: add `--task hellaswag`");
     }
-    let (manifest, state) = run_argument::load_checkpoint(&paths, args.checkpoint)?;
-    anstream::eprintln!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root);
+    let saved = place.parameters(experiment, args.checkpoint)?;
+    anstream::eprintln!("{}", saved.title());
+    let Saved { experiment, state, manifest } = saved;
 
     let started = Instant::now();
     let results = match Device::open(&experiment)? {
@@ -97,7 +100,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         store::atomic::write(path, details(set, outcomes).as_bytes())?;
     }
     if args.json {
-        println!("{}", results.to_json(&experiment, &manifest));
+        println!("{}", results.to_json(&experiment, manifest.as_ref()));
     } else {
         print!("{}", results.to_text());
     }
@@ -137,8 +140,8 @@ fn held_out(pattern: Option<&String>, experiment: &Experiment) -> anyhow::Result
 
 fn measure<O: Ops>(mut ops: O, experiment: &Experiment, state: Vec<Tensor>, tasks: &Tasks) -> anyhow::Result<Results> {
     let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
-    let mut model = Gpt2::new(&mut ops, &experiment.model, rows, experiment.memory.recompute, false, experiment.seed)?;
-    parameters::restore(&mut ops, &mut model, &state)?;
+    let mut model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, false)?;
+    parameters::restore(&mut ops, &model.specs, &mut model.params, &state)?;
     drop(state);
     let mut losses = ops.alloc(Role::F32, rows.count())?;
     let mut results = Results { device: ops.device_name(), ..Results::default() };
@@ -182,14 +185,16 @@ impl Results {
         lines.iter().map(|(name, value, on)| format!("{name:<25}  {value:>8}  {on}\n")).collect()
     }
 
-    fn to_json(&self, experiment: &Experiment, manifest: &Manifest) -> Value {
+    fn to_json(&self, experiment: &Experiment, manifest: Option<&Manifest>) -> Value {
         let mut value = json!({
             "experiment": experiment.name,
-            "step": manifest.step,
-            "tokens": manifest.tokens,
-            "state_root": manifest.state_root.to_string(),
             "device": self.device,
         });
+        if let Some(manifest) = manifest {
+            value["step"] = manifest.step.into();
+            value["tokens"] = manifest.tokens.into();
+            value["state_root"] = manifest.state_root.to_string().into();
+        }
         if let Some((loss, tokens)) = self.validation {
             value["val_loss"] = loss.into();
             value["val_tokens"] = tokens.into();

@@ -1,14 +1,24 @@
 //! Events as JSON lines on stdout, for programs.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
 use serde_json::json;
 
+use super::gpu_watch::Shared;
 use crate::train::{Event, Listener};
 
 /// Prints each event as one JSON object a line.
-pub struct JsonEvents;
+pub struct JsonEvents {
+    /// Told how far the run is, for whoever samples the sensors.
+    pub sensors: Arc<Shared>,
+}
 
 impl Listener for JsonEvents {
     fn on(&mut self, event: &Event) {
+        if let Event::Stepped { report, .. } = event {
+            self.sensors.step.store(report.step + 1, Ordering::Relaxed);
+        }
         let value = match event {
             Event::Began { step, steps } => json!({"event": "began", "step": step, "steps": steps}),
             Event::Stepped { report, step_ms, tokens_per_s, mfu, root, .. } => json!({
@@ -25,7 +35,7 @@ impl Listener for JsonEvents {
                 "mfu": mfu,
                 "root": root.map(|root| root.to_string()),
             }),
-            Event::Evaluating { .. } => return,
+            Event::Evaluating { .. } | Event::Saving { .. } => return,
             Event::Evaluated { step, val_loss, val_tokens } => {
                 json!({"event": "evaluation", "step": step, "val_loss": val_loss, "val_tokens": val_tokens})
             }

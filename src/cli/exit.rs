@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use crate::data::fetch::FetchError;
 use crate::experiment::ExperimentError;
 use crate::ops::DeviceError;
 use crate::train::{RunError, TrainError};
@@ -41,7 +42,10 @@ fn code(error: &anyhow::Error) -> u8 {
         Some(RunError::Train(TrainError::Device(device))) => Some(device),
         _ => None,
     });
-    if error.is::<ExperimentError>() {
+    let fetch = error.downcast_ref::<FetchError>();
+    if matches!(fetch, Some(FetchError::Interrupted)) {
+        INTERRUPTED
+    } else if error.is::<ExperimentError>() || fetch.is_some_and(FetchError::is_usage) {
         USAGE
     } else if error.is::<ProofRefusal>() || matches!(error.downcast_ref(), Some(RunError::Unrepeatable { .. })) {
         PROOF

@@ -70,7 +70,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Format::Slsa => return provenance(&paths, &args),
     };
     let experiment = experiment::load(&paths.experiment(), &[])?.experiment;
-    let (manifest, state) = run_argument::load_checkpoint(&paths, args.checkpoint)?;
+    let (manifest, state) = run_argument::load_masters(&paths, args.checkpoint)?;
     let name = format!("step_{:08}_{format}_{}", manifest.step, precision.name());
     let out = args.out.unwrap_or_else(|| paths.folder().join("export").join(name));
     if out.exists() {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::initial;
 use super::locking::{self, Locked};
 use super::session::{self, Data};
 use crate::experiment::{self, Loaded};
@@ -44,8 +45,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn write<O: Locked>(ops: O, loaded: &Loaded, data: &Data, out: &Path) -> anyhow::Result<()> {
     // Allocating chooses what is still to be chosen, such as algorithms.
+    let initial = initial::read(&loaded.experiment, None, false)?;
     let trainer = Trainer::new(ops, &loaded.experiment)?;
-    let lock = locking::lock(loaded, data, &trainer.ops, locking::user_cache())?;
+    let lock = locking::lock(loaded, data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
     store::atomic::write(out, lock.to_text().as_bytes())?;
     anstream::eprintln!("locked {} numerics in `{}`", lock.numerics.len(), out.display());
     println!("{}", lock.numerics_id());

@@ -10,6 +10,7 @@ use std::path::Path;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::exit::ProofRefusal;
+use super::initial::{self, Initial};
 use super::session::Data;
 use crate::data::{DigestCache, ShardDigest};
 use crate::experiment::{self, Compute, Experiment, Loaded};
@@ -90,11 +91,18 @@ impl Locked for Cuda {
 /// The lock of an experiment on this machine, without outputs.
 ///
 /// `cache` holds the digests of shards; without one every byte is read.
-pub fn lock<O: Locked>(loaded: &Loaded, data: &Data, ops: &O, cache: DigestCache) -> anyhow::Result<Lock> {
+pub fn lock<O: Locked>(
+    loaded: &Loaded,
+    data: &Data,
+    initial: Option<&Initial>,
+    ops: &O,
+    cache: DigestCache,
+) -> anyhow::Result<Lock> {
     let facts = ops.facts()?;
     let mut numerics = resolved_numerics(&loaded.experiment);
     numerics.extend(data_numerics(data, cache));
     numerics.extend(facts.numerics);
+    initial::lock(initial, &mut numerics);
     numerics.insert("train.numerics_version".into(), train::NUMERICS_VERSION.to_string());
     if loaded.experiment.precision.compute == Compute::Auto {
         let actual = if numerics["device.kind"] == "cpu" { "fp32" } else { "bf16" };

@@ -1,6 +1,7 @@
 //! The command line: one file a verb.
 
 pub mod bench;
+pub mod completions;
 pub mod config;
 mod console;
 pub mod data;
@@ -10,9 +11,14 @@ pub mod eval;
 mod events_json;
 pub mod exit;
 pub mod export;
+mod gpu_watch;
+pub mod help;
+mod initial;
 pub mod lock;
 mod locking;
+mod model_argument;
 mod past;
+pub mod plan;
 pub mod plot;
 pub mod report;
 pub mod resume;
@@ -20,11 +26,14 @@ pub mod run;
 mod run_argument;
 pub mod sample;
 mod session;
+pub mod show;
+mod stdout;
 pub mod verify;
+pub mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches, Parser, Subcommand};
 
 /// Declarative, bit-for-bit reproducible pre-training of GPT-2.
 #[derive(Parser)]
@@ -52,21 +61,36 @@ enum Verb {
     Sample(sample::Args),
     /// Write a saved model for other programs: Hugging Face, llm.c; or its provenance.
     Export(export::Args),
+    /// Say what a run will take: memory, steps, time, money, disk.
+    Plan(plan::Args),
     /// Print an experiment as it resolves, with the origin of every key.
     Config(config::Args),
+    /// List runs, or show one in full.
+    Show(show::Args),
+    /// Watch a run live: loss, speed, events, samples.
+    Watch(watch::Args),
     /// Draw loss, HellaSwag, gradient norm and learning rate of one or more runs.
     Plot(plot::Args),
     /// Write a run as one HTML page that needs nothing else.
     Report(report::Args),
-    /// Turn text into token shards.
+    /// Fetch data sets; turn text into token shards.
     Data(data::DataArgs),
     /// Measure how fast an experiment trains on this machine.
     Bench(bench::Args),
     /// Examine this machine: libraries, GPUs, kernels, speed.
     Doctor(doctor::Args),
+    /// Print completions for a shell.
+    Completions(completions::Args),
+    /// Print the manual page, or write a page for every verb.
+    Man(completions::ManArgs),
 }
 
 impl Cli {
+    /// Reads the process's arguments; prints help and errors, and exits, as clap does.
+    pub fn from_arguments() -> Cli {
+        Cli::from_arg_matches(&help::command().get_matches()).unwrap_or_else(|error| error.exit())
+    }
+
     /// Does what was asked for.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let done = |()| ExitCode::SUCCESS;
@@ -79,12 +103,17 @@ impl Cli {
             Verb::Diff(args) => diff::run(args),
             Verb::Sample(args) => sample::run(args),
             Verb::Export(args) => export::run(args),
+            Verb::Plan(args) => plan::run(args),
             Verb::Config(args) => config::run(args).map(done),
+            Verb::Show(args) => show::run(args),
+            Verb::Watch(args) => watch::run(args),
             Verb::Plot(args) => plot::run(args).map(done),
             Verb::Report(args) => report::run(args).map(done),
             Verb::Data(args) => data::run(args).map(done),
             Verb::Bench(args) => bench::run(args),
             Verb::Doctor(args) => doctor::run(args),
+            Verb::Completions(args) => completions::run(args).map(done),
+            Verb::Man(args) => completions::man(args).map(done),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use crate::eval::parameters;
 use crate::store::{self, Loaded, RunPaths, StoreError, checkpoint};
 
 /// The folder of a run: `run` itself if it is a folder, else that name under `runs`; the newest of
@@ -20,13 +21,24 @@ pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
-/// The checkpoint of `step`, or the newest whole one. Those passed over are named on stderr.
-pub fn load_checkpoint(paths: &RunPaths, step: Option<u64>) -> anyhow::Result<Loaded> {
+/// The parameters, and nothing else, of the checkpoint of `step`, or of the newest whole one. Those passed
+/// over are named on stderr.
+pub fn load_parameters(paths: &RunPaths, step: Option<u64>) -> anyhow::Result<Loaded> {
+    load_some(paths, step, parameters::is_parameter)
+}
+
+/// As [`load_parameters`], and their fp32 masters where there are any.
+pub fn load_masters(paths: &RunPaths, step: Option<u64>) -> anyhow::Result<Loaded> {
+    load_some(paths, step, |name| parameters::is_parameter(name) || name.starts_with("master/"))
+}
+
+fn load_some(paths: &RunPaths, step: Option<u64>, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Loaded> {
     let checkpoints = paths.checkpoints();
+    let load = |folder: &Path| checkpoint::load_some(folder, &wanted);
     if let Some(step) = step {
-        return Ok(store::load(&checkpoints.join(checkpoint::folder_name(step)))?);
+        return Ok(load(&checkpoints.join(checkpoint::folder_name(step)))?);
     }
-    let (found, broken) = store::newest_whole(&checkpoints)?;
+    let (found, broken) = checkpoint::newest(&checkpoints, load)?;
     for (step, why) in &broken {
         anstream::eprintln!("passed over the checkpoint of step {step}: {why}");
     }

@@ -4,26 +4,29 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use anyhow::Context;
 
 use super::console::Console;
 use super::events_json::JsonEvents;
 use super::exit;
+use super::gpu_watch::{self, GpuWatch};
+use super::initial;
 use super::locking::{self, Expected, Locked};
 use super::past::{self, Past};
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
 use crate::eval::TaskSet;
 use crate::experiment::{DeviceKind, Experiment, Loaded, Order};
-use crate::model::gpt2::scratch_shape;
 use crate::model::plan::{Category, MemoryPlan, Storage};
 use crate::model::weights::Weights;
 use crate::ops::cuda::{self, Cuda};
-use crate::ops::{DeviceError, Dtype, Ops, Role, Rows, ScratchShape, cpu::Cpu};
+use crate::ops::{DeviceError, Dtype, Ops, Role, cpu::Cpu};
 use crate::proof::{Ledger, Lock};
 use crate::report::{self, PlotOptions, ReportError, RunData};
 use crate::store::main_log::MainLogWriter;
 use crate::store::metrics::MetricsWriter;
+use crate::store::tensorboard::EventWriter;
 use crate::store::{self, Retention, RunFolder, Writer};
 use crate::train::run::{Outcome, Pending, Records, Run};
 use crate::train::{Listener, Trainer};
@@ -145,7 +148,7 @@ impl Device {
                 work.on(cpu, &storage, None)
             }
             Device::Cuda(cuda) => {
-                let storage = cuda_storage(&cuda, experiment);
+                let storage = Storage::cuda(experiment);
                 cuda.require_free(&experiment.name, memory_plan(experiment, &storage).total())?;
                 let peak_flops = peak_flops(&cuda);
                 work.on(*cuda, &storage, peak_flops)
@@ -156,14 +159,7 @@ impl Device {
 
 /// How the CPU stores an experiment.
 pub fn cpu_storage(cpu: &Cpu, experiment: &Experiment) -> Storage {
-    Storage { param: Dtype::F32, activation: Dtype::F32, masters: false, scratch: cpu.scratch_plan(&training_shape(experiment)) }
-}
-
-/// How a GPU stores an experiment at its precision.
-pub fn cuda_storage(cuda: &Cuda, experiment: &Experiment) -> Storage {
-    let (param, activation) = (cuda.dtype(Role::Param), cuda.dtype(Role::Activation));
-    let masters = param != Dtype::F32 && experiment.precision.master_weights;
-    Storage { param, activation, masters, scratch: cuda.scratch_plan(&training_shape(experiment)) }
+    Storage::cpu(experiment, cpu.threads())
 }
 
 /// The GPU's dense bf16 peak, when that is the precision at work and the GPU is known.
@@ -174,11 +170,6 @@ pub fn peak_flops(cuda: &Cuda) -> Option<f64> {
 /// Everything that training allocates.
 pub fn memory_plan(experiment: &Experiment, storage: &Storage) -> MemoryPlan {
     MemoryPlan::of(experiment, storage)
-}
-
-fn training_shape(experiment: &Experiment) -> ScratchShape {
-    let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
-    scratch_shape(&experiment.model, rows, true)
 }
 
 /// A session whose device has a type.
@@ -204,8 +195,9 @@ impl OnDevice for Training {
         if let Some(numerics) = expected.as_ref().map(|expected| &expected.lock.numerics).or(past.numerics()) {
             ops.pin(numerics)?;
         }
+        let initial = initial::read(&experiment, past.numerics(), past.found.is_some())?;
         let mut trainer = Trainer::new(ops, &experiment)?;
-        let lock = locking::lock(&loaded, &data, &trainer.ops, locking::user_cache())?;
+        let lock = locking::lock(&loaded, &data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
         if let Some(expected) = &expected {
             expected.require(&lock)?;
             expected.tell(&lock);
@@ -221,15 +213,19 @@ impl OnDevice for Training {
         }
 
         let (resumed, head) = (past.resumed, past.found.as_ref().map(|(manifest, _)| manifest.ledger));
-        if let Some((_, state)) = past.found {
-            trainer.restore(state)?;
+        match (past.found, initial) {
+            (Some((_, state)), _) => trainer.restore(state)?,
+            (None, Some(initial)) => initial.start(&mut trainer)?,
+            (None, None) => {}
         }
         let progress = trainer.progress().clone();
         let mut records = Records::open(&experiment, &folder, head, progress.step, &lock)?;
         changed.write(&mut records, resumed.then_some(progress.step))?;
         let feed = feed(&experiment, &data, progress.step, progress.data_offset)?;
+        let sensors = Arc::<gpu_watch::Shared>::default();
+        let _watch = watch_gpu(&experiment, &lock, &folder, &sensors);
         let mut listener: Box<dyn Listener> =
-            if json { Box::new(JsonEvents) } else { Box::new(Console::new(experiment.log.every)) };
+            if json { Box::new(JsonEvents { sensors }) } else { Box::new(Console::new(experiment.log.every, sensors)) };
         let Data { validation, hellaswag, tokenizer, .. } = data;
         let run = Run { experiment, trainer, feed, validation, hellaswag, tokenizer, records, stop, peak_flops };
         let outcome = run.finish(listener.as_mut())?;
@@ -253,6 +249,15 @@ impl OnDevice for Training {
             Outcome::Diverged { .. } => exit::DIVERGED,
         }))
     }
+}
+
+/// Reads the sensors of the GPU at work, if that is wanted and there is one.
+fn watch_gpu(experiment: &Experiment, lock: &Lock, folder: &RunFolder, shared: &Arc<gpu_watch::Shared>) -> Option<GpuWatch> {
+    let uuid = lock.environment.get("gpu.uuid").filter(|_| experiment.log.gpu_every > 0)?;
+    let every = Duration::from_secs(experiment.log.gpu_every);
+    GpuWatch::start(uuid, every, &folder.paths.gpu_log(), Arc::clone(shared))
+        .inspect_err(|why| anstream::eprintln!("the GPU's sensors cannot be read: {why}"))
+        .ok()
 }
 
 fn draw(folder: &RunFolder) -> Result<Vec<PathBuf>, ReportError> {
@@ -290,6 +295,10 @@ impl Records {
                 MainLogWriter::resume(run, step)?
             } else {
                 MainLogWriter::create(run)?
+            },
+            tensorboard: match experiment.log.tensorboard {
+                true => Some(EventWriter::resume(&folder.paths.tensorboard(), step)?),
+                false => None,
             },
             paths: folder.paths.clone(),
             writer: Writer::new(
@@ -349,13 +358,16 @@ fn describe<O: Ops>(experiment: &Experiment, data: &Data, ops: &O, storage: &Sto
         units::thousands(experiment.batch.tokens),
         units::thousands(data.validation.as_ref().map_or(0, ValidationSet::tokens)),
     );
+    let samples = plan.category(Category::Samples);
     anstream::eprintln!(
-        "memory: {} planned: weights {}, gradients {}, optimizer {}, activations {}, scratch {}",
+        "memory: {} planned: weights {}, gradients {}, optimizer {}, activations {}{}, scratch {}; {} on the host",
         units::bytes(plan.total()),
         part(Category::Parameters),
         part(Category::Gradients),
         part(Category::Optimizer),
         part(Category::Activations),
+        if samples > 0 { format!(", samples {}", units::bytes(samples)) } else { String::new() },
         part(Category::Scratch),
+        part(Category::Host),
     );
 }

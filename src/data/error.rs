@@ -69,6 +69,11 @@ pub enum DataError {
     )]
     TooLong { path: PathBuf, tokens: u64, expected_bytes: u64, got_bytes: u64 },
 
+    // ---- files of other kinds ----
+    /// Bytes that are not a file of the kind they should be.
+    #[error("`{path}` is not a {format}: {problem}")]
+    WrongFormat { path: PathBuf, format: &'static str, problem: String },
+
     // ---- reading ----
     /// A token that the model has no row for.
     #[error(
@@ -113,6 +118,18 @@ pub enum DataError {
     /// Nothing to encode.
     #[error("`{path}` holds no text: {found}\n  hint: every input must have at least one document")]
     NoText { path: PathBuf, found: String },
+    /// A line that is no object with text.
+    #[error("`{path}` line {line} is no document: {problem}")]
+    Line { path: PathBuf, line: u64, problem: String },
+    /// A table without the column.
+    #[error("`{path}` has no column `{column}`, but {has}\n  hint: name one with `--column`")]
+    NoColumn { path: PathBuf, column: String, has: String },
+    /// A column of something else than text.
+    #[error("the column `{column}` of `{path}` holds {got}: expected strings\n  hint: name another with `--column`")]
+    ColumnType { path: PathBuf, column: String, got: String },
+    /// A row without text.
+    #[error("row {row} of `{path}` (counted from 0) has no text: its `{column}` is null\n  hint: drop such rows first")]
+    NullText { path: PathBuf, column: String, row: usize },
     /// Shards are there already.
     #[error(
         "`{path}` exists already ({count} shards named `{prefix}_…` are in the folder)\n  hint: give another `--name` or `--out`, or replace them with `--overwrite`"

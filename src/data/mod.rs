@@ -20,6 +20,7 @@ pub mod corpus;
 pub mod dataset;
 pub mod digests;
 mod error;
+pub mod fetch;
 mod mmap;
 pub mod order;
 pub mod prefetch;

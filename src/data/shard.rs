@@ -131,7 +131,7 @@ impl Shard {
 }
 
 /// The number of tokens, when header and length agree.
-fn check(path: &Path, bytes: &[u8]) -> Result<u64, DataError> {
+pub(super) fn check(path: &Path, bytes: &[u8]) -> Result<u64, DataError> {
     let path = path.to_owned();
     let got_bytes = bytes.len() as u64;
     if let Some(start) = html_start(bytes) {
@@ -171,7 +171,7 @@ fn magic_hint(got: u32, bytes: &[u8]) -> &'static str {
 }
 
 /// The first words of a file that starts like a web page.
-fn html_start(bytes: &[u8]) -> Option<String> {
+pub(super) fn html_start(bytes: &[u8]) -> Option<String> {
     let head = bytes.get(..bytes.len().min(512))?;
     let text = String::from_utf8_lossy(head);
     let text = text.trim_start_matches('\u{feff}').trim_start();

@@ -158,6 +158,11 @@ impl TaskSet {
         self.tasks.iter().map(|task| task.prompts().count() * COMPLETIONS).sum()
     }
 
+    /// Tokens that the model reads to score all rows.
+    pub fn tokens(&self) -> u64 {
+        self.make_rows().iter().map(|row| row.inputs() as u64).sum()
+    }
+
     /// Every completion of every wording, in the file's order.
     fn make_rows(&self) -> Vec<Row> {
         let mut rows = Vec::with_capacity(self.rows());

@@ -18,7 +18,8 @@ fn set(folder: &Path) -> TaskSet {
 
 /// A small model and a buffer for its losses.
 fn model(ops: &mut Cpu, capacity: Rows) -> (Gpt2<Cpu>, <Cpu as Ops>::Buf) {
-    let config = Model { descriptor: None, layers: 2, heads: 2, channels: 32, context: 512, vocab: 257, vocab_padded: 384 };
+    let config =
+        Model { init: None, descriptor: None, layers: 2, heads: 2, channels: 32, context: 512, vocab: 257, vocab_padded: 384 };
     let model = Gpt2::new(ops, &config, capacity, 0, false, 3).unwrap();
     let losses = ops.alloc(Role::F32, capacity.count()).unwrap();
     (model, losses)

@@ -8,19 +8,42 @@ use std::collections::BTreeMap;
 use half::bf16;
 
 use super::EvalError;
-use crate::model::Gpt2;
+use crate::experiment::Model;
+use crate::model::{ParamSpec, Weights};
 use crate::ops::{Dtype, Ops, Role};
 use crate::store::Tensor;
 
-/// Puts the parameters of `state` into `model`.
+/// Whether a tensor of a state is a parameter: moments, masters and the rest have a path before their name.
+pub fn is_parameter(name: &str) -> bool {
+    !name.contains('/')
+}
+
+/// The parameters of `state` on a device, and nothing else: enough to write with.
+///
+/// # Errors
+///
+/// As [`restore`].
+pub fn load<O: Ops>(ops: &mut O, model: &Model, state: &[Tensor]) -> Result<Weights<O::Buf>, EvalError> {
+    let specs = Weights::of(model);
+    let mut params = specs.try_map(|spec| ops.alloc(Role::Param, spec.len))?;
+    restore(ops, &specs, &mut params, state)?;
+    Ok(params)
+}
+
+/// Puts the parameters of `state` into `params`.
 ///
 /// # Errors
 ///
 /// A parameter that is missing, has another shape, or is stored as no float; then the model is not to
 /// be used any more.
-pub fn restore<O: Ops>(ops: &mut O, model: &mut Gpt2<O>, state: &[Tensor]) -> Result<(), EvalError> {
+pub fn restore<O: Ops>(
+    ops: &mut O,
+    specs: &Weights<ParamSpec>,
+    params: &mut Weights<O::Buf>,
+    state: &[Tensor],
+) -> Result<(), EvalError> {
     let by_name: BTreeMap<&str, &Tensor> = state.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
-    for (spec, buf) in model.specs.iter().zip(model.params.iter_mut()) {
+    for (spec, buf) in specs.iter().zip(params.iter_mut()) {
         let bad = |problem: String| EvalError::Parameter { tensor: spec.name.clone(), problem };
         let tensor = by_name.get(spec.name.as_str()).ok_or_else(|| bad("is missing".into()))?;
         if tensor.shape != spec.shape {
@@ -47,12 +70,11 @@ fn floats(tensor: &Tensor) -> Option<Vec<f32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::experiment::{Device, DeviceKind, Model, Simd};
-    use crate::model::Weights;
-    use crate::ops::{Rows, cpu::Cpu};
+    use crate::experiment::{Device, DeviceKind, Simd};
+    use crate::ops::cpu::Cpu;
 
     fn small() -> Model {
-        Model { descriptor: None, layers: 1, heads: 1, channels: 16, context: 8, vocab: 5, vocab_padded: 128 }
+        Model { init: None, descriptor: None, layers: 1, heads: 1, channels: 16, context: 8, vocab: 5, vocab_padded: 128 }
     }
 
     /// A state in which element `i` of each tensor is `i / 8` in bf16, and a moment that is in nobody's way.
@@ -69,20 +91,19 @@ mod tests {
     #[test]
     fn bf16_parameters_are_widened_exactly_and_padding_stays_zero() {
         let mut ops = Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 1, simd: Simd::Auto }).unwrap();
-        let mut model = Gpt2::new(&mut ops, &small(), Rows { batch: 1, seq: 8 }, 0, false, 1).unwrap();
-        restore(&mut ops, &mut model, &state()).unwrap();
+        let params = load(&mut ops, &small(), &state()).unwrap();
         let mut wte = vec![f32::NAN; 128 * 16];
-        ops.download(&model.params.wte, &mut wte).unwrap();
+        ops.download(&params.wte, &mut wte).unwrap();
         let (tokens, padding) = wte.split_at(5 * 16);
         assert!(tokens.iter().enumerate().all(|(i, v)| *v == i as f32 / 8.0), "{tokens:?}");
         assert!(padding.iter().all(|v| *v == 0.0));
 
         let mut wrong = state();
         wrong[1].shape = vec![16, 8];
-        let error = restore(&mut ops, &mut model, &wrong).unwrap_err().to_string();
+        let error = load(&mut ops, &small(), &wrong).err().unwrap().to_string();
         assert!(error.contains("`wpe.weight` has the shape [16, 8], expected [8, 16]"), "{error}");
         wrong[1] = Tensor { dtype: Dtype::U32, shape: vec![8, 16], ..wrong[1].clone() };
-        let error = restore(&mut ops, &mut model, &wrong).unwrap_err().to_string();
+        let error = load(&mut ops, &small(), &wrong).err().unwrap().to_string();
         assert!(error.contains("`wpe.weight` is stored as U32"), "{error}");
     }
 }

@@ -33,6 +33,7 @@ mod check;
 mod descriptor;
 mod diagnostics;
 mod layers;
+pub mod model_file;
 mod resolved;
 mod rules;
 mod schema;
@@ -75,6 +76,11 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, ExperimentError> {
 /// working directory. The environment and `sets` lie over it as over a file.
 pub fn load_text(name: &str, text: &str, sets: &[String]) -> Result<Loaded, ExperimentError> {
     load_layers(&Input::Text { name, bytes: text.as_bytes() }, &environment(), sets)
+}
+
+/// Loads what a run wrote down of its experiment, as it stands: no environment lies over it.
+pub fn load_recorded(name: &str, text: &str) -> Result<Loaded, ExperimentError> {
+    load_layers(&Input::Text { name, bytes: text.as_bytes() }, &[], &[])
 }
 
 fn environment() -> Vec<(OsString, OsString)> {

@@ -26,12 +26,17 @@ pub struct Experiment {
     pub parallel: Parallel,
     pub proof: Proof,
     pub log: Log,
+    pub plan: Plan,
     pub device: Device,
 }
 
 /// Sizes of the network. In the file either `descriptor` (`d12`, `gpt2:d12`, `gpt3:c768`) or the sizes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {
+    /// A model to start from in place of random weights: a Hugging Face folder of GPT-2 or the reference's
+    /// `.bin`, version 3 or 5. Sizes that are not given are the file's. A path in the file starts from its
+    /// folder; here it is absolute. The lock pins the weights by content. Default: not set.
+    pub init: Option<String>,
     /// As written, when a descriptor was. Excludes `layers`, `heads` and `channels`. Default: not set.
     pub descriptor: Option<String>,
     /// L: transformer blocks. Default: the descriptor's; without one it must be given.
@@ -141,6 +146,17 @@ pub enum Tokenizer {
     Gpt2,
     /// One token a byte, and 256 for `<|endoftext|>`: 257 tokens.
     Byte,
+}
+
+impl Tokenizer {
+    /// The tokenizer that a vocabulary has room for.
+    pub fn of_vocab(vocab: usize) -> Option<Tokenizer> {
+        match vocab {
+            50257.. => Some(Tokenizer::Gpt2),
+            257.. => Some(Tokenizer::Byte),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,6 +292,18 @@ pub struct Proof {
 pub struct Log {
     /// Steps between console lines; at least 1. Metrics have every step. Default: 1.
     pub every: u64,
+    /// Seconds between samples of the GPU's clocks, power, temperature and throttling, kept in `gpu.jsonl`;
+    /// 0 is never. Default: 10.
+    pub gpu_every: u64,
+    /// Keep an event file for TensorBoard. Default: true.
+    pub tensorboard: bool,
+}
+
+/// What only `runner plan` reads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Price of a GPU for an hour. Default: 3.5, an eighth of what a node of 8 H100s costs.
+    pub dollars_per_gpu_hour: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -310,6 +338,17 @@ pub struct Device {
 }
 
 impl Experiment {
+    /// How many positions of a text the model has learned to use: those it trains on, or all when it started
+    /// from a model that knew them all. Samples never go past them.
+    pub fn trained_positions(&self) -> usize {
+        if self.model.init.is_some() { self.model.context } else { self.batch.seq_len.min(self.model.context) }
+    }
+
+    /// Room for the texts that are written in training; none are with `sample.every = 0`.
+    pub fn sample_positions(&self) -> Option<usize> {
+        (self.sample.every > 0).then(|| self.trained_positions())
+    }
+
     /// G: sequences an optimizer step.
     pub fn sequences_per_step(&self) -> u64 {
         self.batch.tokens / self.batch.seq_len as u64

@@ -16,6 +16,7 @@ use super::check;
 use super::descriptor;
 use super::diagnostics::Fault;
 use super::layers::{Entry, Layer, Layers, Source};
+use super::model_file;
 use super::resolved::Experiment;
 use super::schema::{self, KEYS};
 use super::write;
@@ -23,7 +24,7 @@ use super::write;
 /// The widest head that the CUDA attention kernels take.
 const CUDA_HEAD_SIZE: u64 = 128;
 /// Rows of the token table in memory are a multiple of this.
-const VOCAB_ALIGN: u64 = 128;
+pub(super) const VOCAB_ALIGN: u64 = 128;
 
 /// Pairs of ways to say one thing. Both in one layer is a fault; a stronger layer that says it one way
 /// takes back what a weaker one said the other way.
@@ -78,6 +79,7 @@ pub(super) fn resolve(mut layers: Layers, stem: &str) -> Result<Resolved, Vec<Fa
     let derived = Layer::new(Source::Derived, usize::MAX, usize::MAX);
     let mut rules = Rules { layers, figment, derived };
     rules.name(stem);
+    rules.init();
     rules.model();
     rules.batch();
     rules.schedule();
@@ -237,6 +239,39 @@ impl Rules {
         }
     }
 
+    /// The sizes that are not given, from the file that `model.init` names; it is opened only where one is
+    /// missing, so that a resolved experiment does without.
+    fn init(&mut self) {
+        const SIZES: [&str; 3] = ["model.layers", "model.heads", "model.channels"];
+        let missing = SIZES.iter().any(|key| self.get(key).is_none());
+        let Some(path) = self.text("model.init") else { return };
+        if self.text("model.descriptor").is_some() || !missing || !self.truly_missing(&["model.descriptor"]) {
+            return;
+        }
+        match model_file::sizes(std::path::Path::new(&path)) {
+            Ok(model) => {
+                let sizes = [
+                    ("model.layers", model.layers),
+                    ("model.heads", model.heads),
+                    ("model.channels", model.channels),
+                    ("model.context", model.context),
+                    ("model.vocab", model.vocab),
+                ];
+                for (key, size) in sizes {
+                    if self.get(key).is_none() && self.truly_missing(&[key]) {
+                        self.derive(key, size as u64, "from model.init");
+                    }
+                }
+            }
+            Err(error) => {
+                let fault = self.clash(error.to_string(), &["model.init"]);
+                let hint = "`model.init` takes a Hugging Face folder of GPT-2 or the reference's `.bin`";
+                self.layers.faulty.extend(SIZES);
+                self.refuse(fault.hint(hint.to_string()));
+            }
+        }
+    }
+
     /// Sizes from the descriptor or one by one; context, vocabulary and heads.
     fn model(&mut self) {
         const SIZES: [&str; 3] = ["model.layers", "model.heads", "model.channels"];
@@ -261,7 +296,7 @@ impl Rules {
         } else if self.truly_missing(&["model.descriptor"]) && self.truly_missing(&SIZES) {
             let missing: Vec<&str> = SIZES.into_iter().filter(|key| self.get(key).is_none()).collect();
             if missing.len() == SIZES.len() {
-                let hint = "set `model.descriptor`, such as \"d12\", or `model.layers`, `model.heads` and `model.channels`";
+                let hint = "set `model.descriptor`, such as \"d12\", or `model.layers`, `model.heads` and `model.channels`, or `model.init`";
                 self.refuse(Fault::new("the experiment has no model").hint(hint.to_string()));
             } else if !missing.is_empty() {
                 let fault = self.clash(format!("`{}` must be given too", missing.join("` and `")), &SIZES);

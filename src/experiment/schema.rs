@@ -114,12 +114,13 @@ const fn ranged(name: &'static str, range: (f64, f64, Open), default: f64) -> Ke
 
 /// In the order in which the resolved file is written.
 ///
-/// `data.train` and the paths beside it do not reach the bits: what they name does, and the lock
+/// `data.train`, `model.init` and the paths beside them do not reach the bits: what they name does, and the lock
 /// pins that by content, so a data set may lie in another folder on another machine.
 pub(super) const KEYS: &[Key] = &[
     Key::new("name", Kind::Name, Default::Ruled),
     int("seed", 0, TOML_MAX, Default::Integer(1337)).bits(),
     //
+    Key::new("model.init", Kind::File, Default::Absent),
     Key::new("model.descriptor", Kind::Text, Default::Absent),
     int("model.layers", 1, 1024, Default::Ruled).bits(),
     int("model.heads", 1, 1024, Default::Ruled).bits(),
@@ -188,6 +189,10 @@ pub(super) const KEYS: &[Key] = &[
     int("proof.replay_every", 0, MANY, Default::Integer(0)),
     //
     int("log.every", 1, MANY, Default::Integer(1)),
+    int("log.gpu_every", 0, MANY, Default::Integer(10)),
+    boolean("log.tensorboard", true),
+    //
+    ranged("plan.dollars_per_gpu_hour", FROM_ZERO, 3.5),
     //
     choice("device.kind", &["auto", "cpu", "cuda"], "auto").bits(),
     int("device.threads", 0, 4096, Default::Integer(0)),
@@ -213,9 +218,9 @@ pub(super) fn sections() -> Vec<&'static str> {
 
 /// Whether a dotted key of the resolved experiment may change a bit of the training state.
 ///
-/// Keys that only say where, how often or how fast never do: `name`, `data.train` and the other
+/// Keys that only say where, how often or how fast never do: `name`, `data.train`, `model.init` and the other
 /// paths (their content is pinned by the lock), `data.prefetch`, `eval.*`, `sample.*`, `checkpoint.*`,
-/// `memory.recompute`, `kernels.cuda_graph`, `proof.*`, `log.*`, `device.threads` and `device.simd`; nor does
+/// `memory.recompute`, `kernels.cuda_graph`, `proof.*`, `log.*`, `plan.*`, `device.threads` and `device.simd`; nor does
 /// `model.descriptor`, whose sizes are keys of their own. A name that is no key is taken to matter.
 pub fn reaches_the_bits(name: &str) -> bool {
     key(name).is_none_or(|key| key.bits)
@@ -262,6 +267,8 @@ mod tests {
         for quiet in [
             "name",
             "log.every",
+            "log.tensorboard",
+            "plan.dollars_per_gpu_hour",
             "eval.every",
             "eval.hellaswag",
             "checkpoint.keep_last",

@@ -379,7 +379,7 @@ error: unknown key `model.descripter`
    |
  4 | descripter = "d12"
    | ^^^^^^^^^^ not a key
-   = note: `model` has descriptor, layers, heads, channels, context, vocab
+   = note: `model` has init, descriptor, layers, heads, channels, context, vocab
    hint: did you mean `model.descriptor`?
 
 error: `batch.tokens` = 1000000 is not a multiple of micro × seq_len × workers = 16384
@@ -439,7 +439,7 @@ error: unknown key `log.evry`
   --> --set
    |
    | log.evry=1
-   | ^^^^^^^^ `log` has every
+   | ^^^^^^^^ `log` has every, gpu_every, tensorboard
    hint: did you mean `log.every`?
 
 x.toml has 10 faults; nothing was started

@@ -4,21 +4,22 @@
 //! `wte` and not stored; the token table has no padding rows. Transposing moves bits and changes none, so
 //! [`read`] gives back what [`write`] was given, in the precision written.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::{ExportError, Parameters, Precision, Result, encoded, tokenizer_files};
 use crate::data::Tokenizer;
+use crate::experiment::model_file::{self, CONFIG};
 use crate::experiment::{Model, Sample};
 use crate::model::Weights;
 use crate::store::{Tensor, atomic, safetensors};
 
 const PREFIX: &str = "transformer.";
 const WEIGHTS: &str = "model.safetensors";
-const CONFIG: &str = "config.json";
+/// Tied to `wte`; a file may hold it nevertheless.
+const CLASSIFIER: &str = "lm_head.weight";
 
 /// What a folder says besides the parameters.
 #[derive(Clone, Debug)]
@@ -54,15 +55,31 @@ pub fn write(folder: &Path, parameters: Parameters, precision: Precision, about:
     Ok(())
 }
 
-/// Reads the parameters of a folder that [`write`] made, or another of the same model in F32 or BF16.
+/// Reads the parameters of a folder that [`write`] made, or another of GPT-2 in F32 or BF16: OpenAI's, or what
+/// `save_pretrained` wrote. Tensors that are no parameters of ours (masks of attention) are not read.
 ///
 /// # Errors
 ///
-/// Files that are missing or damaged, sizes that `config.json` does not give, or tensors that do not fit them.
+/// Files that are missing or damaged, sizes that `config.json` does not give, tensors that do not fit them, or a
+/// classifier that is not the token table.
 pub fn read(folder: &Path) -> Result<Parameters> {
-    let model = read_config(&folder.join(CONFIG))?;
-    let theirs = safetensors::read(&folder.join(WEIGHTS))?;
-    Parameters::of_state(&model, theirs.into_iter().map(to_ours).collect())
+    let model = model_file::config_sizes(&folder.join(CONFIG))?;
+    let path = folder.join(WEIGHTS);
+    let ours: BTreeSet<String> = Weights::of(&model).iter().map(|spec| spec.name.clone()).collect();
+    let bare = |name: &str| name.strip_prefix(PREFIX).unwrap_or(name).to_owned();
+    let theirs = safetensors::read_some(&path, |name| name == CLASSIFIER || ours.contains(&bare(name)))?;
+    let (classifier, theirs): (Vec<Tensor>, Vec<Tensor>) = theirs.into_iter().partition(|tensor| tensor.name == CLASSIFIER);
+    let parameters = Parameters::of_state(&model, theirs.into_iter().map(to_ours).collect())?;
+    if classifier.iter().any(|tensor| tensor.bytes != parameters.tensors.wte.bytes) {
+        let problem = "differs from `wte.weight`: GPT-2's classifier is its token table".into();
+        return Err(ExportError::Parameter { tensor: CLASSIFIER.into(), problem });
+    }
+    Ok(parameters)
+}
+
+/// The file whose bytes are a folder's weights.
+pub fn weights_file(folder: &Path) -> PathBuf {
+    folder.join(WEIGHTS)
 }
 
 fn to_theirs(tensor: Tensor, precision: Precision) -> Tensor {
@@ -150,32 +167,10 @@ fn generation_config(tokenizer: &Tokenizer, sample: &Sample) -> Value {
     config
 }
 
-/// The sizes in a `config.json`. The padded vocabulary is ours, not the file's.
-fn read_config(path: &Path) -> Result<Model> {
-    let bad = |problem: String| ExportError::Config { path: path.into(), problem };
-    let bytes = fs::read(path).map_err(|source| ExportError::Io { path: path.into(), source })?;
-    let config: Value = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
-    if config["model_type"] != "gpt2" {
-        return Err(bad(format!("`model_type` is {}, expected \"gpt2\"", config["model_type"])));
-    }
-    let size = |key: &str| match config[key].as_u64() {
-        Some(size @ 1..=0xff_ffff) => Ok(size as usize),
-        _ => Err(bad(format!("`{key}` is {}, expected a whole number from 1", config[key]))),
-    };
-    let vocab = size("vocab_size")?;
-    Ok(Model {
-        descriptor: None,
-        layers: size("n_layer")?,
-        heads: size("n_head")?,
-        channels: size("n_embd")?,
-        context: size("n_positions")?,
-        vocab,
-        vocab_padded: vocab.next_multiple_of(128),
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::experiment;
     use crate::export::sample_parameters;
@@ -226,5 +221,54 @@ mod tests {
         assert!(refusal("\"gpt2\"", "\"llama\"").contains("`model_type` is \"llama\""));
         assert!(refusal("\"n_layer\": 3", "\"n_layer\": -3").contains("`n_layer` is -3"));
         assert!(refusal("\"n_layer\": 3", "\"n_layer\": 4").contains("`h.3.ln_1.weight` is missing"));
+    }
+
+    /// The folder with its weights changed as tensors.
+    fn changed(folder: &tempfile::TempDir, change: impl FnOnce(&mut Vec<Tensor>)) -> Result<Parameters> {
+        let path = folder.path().join(WEIGHTS);
+        let mut tensors = safetensors::read(&path).expect("readable");
+        change(&mut tensors);
+        safetensors::write(&path, &tensors, &BTreeMap::new()).expect("writable");
+        read(folder.path())
+    }
+
+    #[test]
+    fn names_without_prefix_masks_and_a_tied_classifier_are_read_as_the_same_model() {
+        let parameters = sample_parameters(Dtype::F32);
+        let folder = written(&parameters, Precision::Fp32);
+        let back = changed(&folder, |tensors| {
+            let wte = tensors.iter().find(|t| t.name == "transformer.wte.weight").expect("there").clone();
+            tensors.iter_mut().for_each(|t| t.name = t.name.strip_prefix(PREFIX).expect("prefixed").to_owned());
+            tensors.push(Tensor { name: CLASSIFIER.into(), ..wte });
+            tensors.push(Tensor { name: "h.0.attn.bias".into(), dtype: Dtype::I64, shape: vec![2], bytes: vec![7; 16] });
+        });
+        assert!(back.expect("readable").tensors.iter().eq(parameters.tensors.iter()));
+    }
+
+    #[test]
+    fn tensors_that_are_missing_misshapen_or_untied_are_refused_by_name() {
+        let refusal = |change: &dyn Fn(&mut Vec<Tensor>)| {
+            changed(&written(&sample_parameters(Dtype::F32), Precision::Fp32), change).expect_err("refused").to_string()
+        };
+        let at = |tensors: &[Tensor], name: &str| tensors.iter().position(|t| t.name == name).expect("there");
+        let missing = refusal(&|t| _ = t.remove(at(t, "transformer.h.2.mlp.c_fc.weight")));
+        assert!(missing.contains("`h.2.mlp.c_fc.weight` is missing"), "{missing}");
+        let misshapen = refusal(&|t| {
+            let at = at(t, "transformer.h.0.attn.c_attn.weight");
+            t[at].shape.reverse();
+        });
+        assert!(misshapen.contains("`h.0.attn.c_attn.weight` has the shape [8, 24], expected [24, 8]"), "{misshapen}");
+        let counted = refusal(&|t| {
+            let at = at(t, "transformer.ln_f.bias");
+            t[at] = Tensor { dtype: Dtype::U64, bytes: vec![0; 64], ..t[at].clone() };
+        });
+        assert!(counted.contains("`ln_f.bias` is stored as U64, expected F32 or BF16"), "{counted}");
+        let untied = refusal(&|t| {
+            let mut classifier = t[at(t, "transformer.wte.weight")].clone();
+            classifier.name = CLASSIFIER.into();
+            classifier.bytes[0] ^= 1;
+            t.push(classifier);
+        });
+        assert!(untied.contains("`lm_head.weight` differs from `wte.weight`"), "{untied}");
     }
 }

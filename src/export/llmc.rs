@@ -10,12 +10,12 @@ use std::path::Path;
 
 use super::{ExportError, Parameters, Precision, Result, encoded};
 use crate::experiment::Model;
+use crate::experiment::model_file::{self, HEADER_BYTES};
 use crate::model::{ParamSpec, Weights};
 use crate::ops::Dtype;
 use crate::store::{Tensor, atomic};
 
 const MAGIC: i32 = 20_240_326;
-const HEADER_BYTES: usize = 1024;
 
 impl Precision {
     fn version(self) -> i32 {
@@ -85,12 +85,10 @@ pub fn read(path: &Path) -> Result<(Parameters, Precision)> {
     let file = File::open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
     let mut file = BufReader::with_capacity(1 << 20, file);
-    let mut header = [0; HEADER_BYTES];
-    if length < HEADER_BYTES as u64 {
-        return Err(ExportError::Length { path: path.into(), got: length, expected: HEADER_BYTES as u64 });
-    }
-    file.read_exact(&mut header).map_err(io)?;
-    let (model, precision) = parse_header(path, &header)?;
+    let mut header = Vec::with_capacity(HEADER_BYTES);
+    file.by_ref().take(HEADER_BYTES as u64).read_to_end(&mut header).map_err(io)?;
+    let (model, narrow) = model_file::header_sizes(path, &header)?;
+    let precision = if narrow { Precision::Bf16 } else { Precision::Fp32 };
 
     let element = precision.dtype().size();
     let expected = file_bytes(&model, element as u128);
@@ -124,46 +122,6 @@ fn file_bytes(model: &Model, element: u128) -> u128 {
     let Model { layers, channels, context, vocab_padded, .. } = *model;
     let [l, c, t, v] = [layers, channels, context, vocab_padded].map(|size| size as u128);
     HEADER_BYTES as u128 + element * (v * c + t * c + l * (12 * c * c + 13 * c) + 2 * c)
-}
-
-fn parse_header(path: &Path, header: &[u8; HEADER_BYTES]) -> Result<(Model, Precision)> {
-    let words = header.as_chunks().0;
-    let word = |i: usize| i32::from_le_bytes(words[i]);
-    let bad = |what, i: usize, expected: &str| ExportError::Header {
-        path: path.into(),
-        what,
-        byte: 4 * i,
-        got: word(i).into(),
-        expected: expected.into(),
-    };
-    if word(0) != MAGIC {
-        return Err(bad("the magic number", 0, "20240326"));
-    }
-    let precision = match word(1) {
-        3 => Precision::Fp32,
-        5 => Precision::Bf16,
-        _ => return Err(bad("the version", 1, "3 (fp32) or 5 (bf16)")),
-    };
-    let size = |what, i: usize| match usize::try_from(word(i)) {
-        Ok(size) if size > 0 => Ok(size),
-        _ => Err(bad(what, i, "at least 1")),
-    };
-    let model = Model {
-        descriptor: None,
-        context: size("the context", 2)?,
-        vocab: size("the vocabulary", 3)?,
-        layers: size("the number of layers", 4)?,
-        heads: size("the number of heads", 5)?,
-        channels: size("the number of channels", 6)?,
-        vocab_padded: size("the padded vocabulary", 7)?,
-    };
-    if !model.channels.is_multiple_of(model.heads) {
-        return Err(bad("the number of heads", 5, &format!("a divisor of {} channels", model.channels)));
-    }
-    if model.vocab_padded < model.vocab {
-        return Err(bad("the padded vocabulary", 7, &format!("at least the vocabulary, {}", model.vocab)));
-    }
-    Ok((model, precision))
 }
 
 #[cfg(test)]
@@ -229,7 +187,8 @@ mod tests {
         assert!(refusal(&html).contains("the magic number at byte 0"));
         assert!(refusal(&word(1, 4)).contains("the version at byte 4 is 4, expected 3 (fp32) or 5 (bf16)"));
         assert!(refusal(&word(4, 0)).contains("layers at byte 16 is 0"));
-        assert!(refusal(&word(4, i32::MAX)).contains("the file was cut short"));
+        assert!(refusal(&word(4, i32::MAX)).contains("layers at byte 16 is 2147483647, expected at least 1 and at most 1024"));
+        assert!(refusal(&word(4, 1024)).contains("the file was cut short"));
         assert!(refusal(&word(5, 3)).contains("a divisor of 8 channels"));
         assert!(refusal(&word(7, 10)).contains("at least the vocabulary, 11"));
         assert!(refusal(&word(3, 10)).contains("row 10 of the token table"));

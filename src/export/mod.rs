@@ -16,8 +16,12 @@ pub mod tokenizer_files;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
 
 use half::bf16;
+use sha2::{Digest as _, Sha256};
 
 pub use error::ExportError;
 
@@ -59,6 +63,56 @@ impl Parameters {
         })?;
         Ok(Parameters { model: model.clone(), tensors })
     }
+}
+
+impl Parameters {
+    /// Refuses sizes that are not those of `model`; `path` is where these parameters come from.
+    pub fn require(&self, model: &Model, path: &Path) -> Result<()> {
+        let sizes = |m: &Model| {
+            [("layers", m.layers), ("heads", m.heads), ("channels", m.channels), ("positions", m.context), ("tokens", m.vocab)]
+        };
+        for ((what, got), (_, expected)) in sizes(&self.model).into_iter().zip(sizes(model)) {
+            if got != expected {
+                return Err(ExportError::Sizes { path: path.into(), what, got, expected });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a Hugging Face folder, or else a `.bin` of the reference.
+///
+/// # Errors
+///
+/// As [`hf::read`] and [`llmc::read`].
+pub fn read_model(path: &Path) -> Result<Parameters> {
+    if path.is_dir() { hf::read(path) } else { Ok(llmc::read(path)?.0) }
+}
+
+/// SHA-256 of the file that holds the weights of such a model.
+pub fn model_sha256(path: &Path) -> Result<[u8; 32]> {
+    let file = if path.is_dir() { hf::weights_file(path) } else { path.to_owned() };
+    let hash = || -> std::io::Result<[u8; 32]> {
+        let mut hasher = Sha256::new();
+        let mut reader = BufReader::with_capacity(1 << 20, File::open(&file)?);
+        loop {
+            let piece = reader.fill_buf()?;
+            if piece.is_empty() {
+                break;
+            }
+            hasher.update(piece);
+            let read = piece.len();
+            reader.consume(read);
+        }
+        Ok(hasher.finalize().into())
+    };
+    hash().map_err(|source| ExportError::Io { path: file.clone(), source })
+}
+
+/// The numbers of a tensor in f32, exactly.
+pub fn values(tensor: &Tensor) -> Vec<f32> {
+    let bytes = encoded(tensor, Precision::Fp32);
+    bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
 /// How the numbers of an exported file are stored.
@@ -105,7 +159,8 @@ fn encoded(tensor: &Tensor, precision: Precision) -> Cow<'_, [u8]> {
 #[cfg(test)]
 fn sample_parameters(dtype: Dtype) -> Parameters {
     use crate::rng::Key;
-    let model = Model { descriptor: None, layers: 3, heads: 2, channels: 8, context: 5, vocab: 11, vocab_padded: 128 };
+    let model =
+        Model { init: None, descriptor: None, layers: 3, heads: 2, channels: 8, context: 5, vocab: 11, vocab_padded: 128 };
     let tensors: Result<_> = Weights::of(&model).try_map(|spec| {
         let values = (0..spec.logical_len()).map(|i| Key([3, 4]).normal(spec.id.into(), i as u64) as f32);
         let bytes = match dtype {

@@ -119,7 +119,7 @@ mod tests {
     use crate::experiment;
 
     fn model() -> Model {
-        Model { descriptor: None, layers: 1, heads: 1, channels: 8, context: 16, vocab: 50_257, vocab_padded: 50_304 }
+        Model { init: None, descriptor: None, layers: 1, heads: 1, channels: 8, context: 16, vocab: 50_257, vocab_padded: 50_304 }
     }
 
     fn file(kind: experiment::Tokenizer, name: &str) -> Option<Vec<u8>> {

@@ -1,167 +1,177 @@
 //! Text from a model: one token after the other, each chosen by a counter-based random number.
 //!
-//! Sampling reads the weights and nothing else of the training state; the same seed gives the same
-//! text. The window is the model's context: when it is full, the oldest half is dropped.
+//! Sampling reads the weights and nothing else of the training state. A text is a function of prompt, settings,
+//! key and its own number: written alone, beside others, or as the last of a thousand, it has the same bits.
+//!
+//! A text that outgrows the decoder's positions goes on from its newer half, which is read again from position 0:
+//! the model then remembers less, and no position past the decoder's room is ever used. How many positions are
+//! worth using is the caller's to say ([`crate::experiment::Experiment::trained_positions`]).
 
-use crate::model::Gpt2;
+mod choose;
+
+use rayon::prelude::*;
+
+pub use choose::Sampling;
+
+use crate::model::decode::{Decoder, NewToken};
+use crate::model::weights::Weights;
 use crate::ops::{Ops, Result};
-use crate::rng::Key;
 
-/// How to choose the next token.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sampling {
-    /// 0 takes the likeliest token.
-    pub temperature: f64,
-    /// Only the k likeliest tokens; 0 is all.
-    pub top_k: usize,
-    /// Only the fewest likeliest tokens whose probabilities add up to this, counted after `temperature` and
-    /// `top_k` (nucleus sampling, Holtzman et al. 2020); 1 is all.
-    pub top_p: f64,
-    /// Random numbers of this text.
-    pub key: Key,
+/// A text that is being written.
+struct Stream {
+    /// What it is called, and the high word of its random numbers' counters.
+    number: u64,
+    /// The newest tokens, at most as many as the decoder has positions; position 0 first.
+    tokens: Vec<u16>,
+    /// How many of them the decoder has read.
+    read: usize,
+    written: u64,
 }
 
-/// Continues `prompt` (at least one token) by up to `count` tokens, each handed to `emit`, which
-/// ends the text by answering `false`.
+impl Stream {
+    /// Makes room for the newest token by forgetting the older half, when there is none.
+    fn fit(&mut self, window: usize) {
+        if self.tokens.len() > window {
+            let keep = (window / 2).max(1);
+            self.tokens.drain(..self.tokens.len() - keep);
+            self.read = 0;
+        }
+    }
+}
+
+/// Continues `prompt` (at least one token) by up to `count` tokens, once for each of `numbers`.
+///
+/// Each token is handed to `emit` with the place of its text among `numbers`; the text ends when it answers
+/// `false`. Texts come side by side, as many at a time as the decoder has streams, token by token.
 pub fn generate<O: Ops>(
     ops: &mut O,
-    model: &mut Gpt2<O>,
+    decoder: &mut Decoder<O>,
+    params: &Weights<O::Buf>,
     prompt: &[u16],
     count: usize,
+    numbers: &[u64],
     sampling: &Sampling,
-    mut emit: impl FnMut(u16) -> bool,
+    mut emit: impl FnMut(usize, u16) -> bool,
 ) -> Result<()> {
-    let window = model.capacity().count().min(model.config.context);
-    let mut tokens = prompt[prompt.len().saturating_sub(window)..].to_vec();
-    for i in 0..count {
-        if tokens.len() == window {
-            tokens.drain(..window / 2);
-        }
-        let logits = model.next_token_logits(ops, &tokens)?;
-        let token = choose(&logits, sampling, i as u64);
-        tokens.push(token);
-        if !emit(token) {
-            break;
+    let window = decoder.room().positions;
+    let prompt = &prompt[prompt.len().saturating_sub(window)..];
+    for (group, numbers) in numbers.chunks(decoder.room().streams).enumerate() {
+        let first = group * decoder.room().streams;
+        let start = |&number| Stream { number, tokens: prompt.to_vec(), read: 0, written: 0 };
+        let mut streams: Vec<Option<Stream>> = numbers.iter().map(|number| Some(start(number))).collect();
+        for _ in 0..count {
+            let mut live: Vec<(usize, &mut Stream)> =
+                streams.iter_mut().enumerate().filter_map(|(place, stream)| Some((place, stream.as_mut()?))).collect();
+            if live.is_empty() {
+                break;
+            }
+            let mut new = Vec::with_capacity(live.len());
+            for (place, stream) in &mut live {
+                stream.fit(window);
+                let last = stream.tokens.len() - 1;
+                if stream.read < last {
+                    decoder.read(ops, params, *place, stream.read, &stream.tokens[stream.read..last])?;
+                }
+                stream.read = last + 1;
+                new.push(NewToken { token: stream.tokens[last], stream: *place, position: last });
+            }
+            let logits = decoder.logits(ops, params, &new)?;
+            let rows = logits.par_chunks_exact(logits.len() / live.len());
+            let tokens: Vec<u16> =
+                rows.zip(&live).map(|(logits, (_, stream))| sampling.choose(logits, stream.number, stream.written)).collect();
+            let mut ended = Vec::new();
+            for ((place, stream), token) in live.into_iter().zip(tokens) {
+                stream.tokens.push(token);
+                stream.written += 1;
+                if !emit(first + place, token) {
+                    ended.push(place);
+                }
+            }
+            ended.into_iter().for_each(|place| streams[place] = None);
         }
     }
     Ok(())
 }
 
-/// Draws a token: softmax in f64 with the pinned `libm`, summed in order of token.
-fn choose(logits: &[f32], sampling: &Sampling, position: u64) -> u16 {
-    let likeliest = argmax(logits);
-    if sampling.temperature <= 0.0 {
-        return likeliest as u16;
-    }
-    let floor = kth_largest(logits, sampling.top_k);
-    let max = f64::from(logits[likeliest]);
-    let weight = |logit: f32| {
-        if logit < floor { 0.0 } else { libm::exp((f64::from(logit) - max) / sampling.temperature) }
-    };
-    let mut weights: Vec<f64> = logits.iter().map(|&l| weight(l)).collect();
-    keep_nucleus(&mut weights, sampling.top_p);
-    let mut left = sampling.key.uniform(0, position) * weights.iter().sum::<f64>();
-    for (token, weight) in weights.iter().enumerate() {
-        left -= weight;
-        if left < 0.0 {
-            return token as u16;
-        }
-    }
-    likeliest as u16
-}
-
-/// The first of the largest logits.
-fn argmax(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = i;
-        }
-    }
-    best
-}
-
-/// The k-th largest logit, below which tokens are not considered; all are when k is 0.
-fn kth_largest(logits: &[f32], k: usize) -> f32 {
-    if k == 0 || k >= logits.len() {
-        return f32::NEG_INFINITY;
-    }
-    let mut sorted = logits.to_vec();
-    let (_, kth, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
-    *kth
-}
-
-/// Sets to 0 all but the largest weights, as few as make up the share `top_p` of the sum. Of equal weights
-/// those of lower tokens count as larger, so that the choice is one.
-fn keep_nucleus(weights: &mut [f64], top_p: f64) {
-    if top_p >= 1.0 {
-        return;
-    }
-    let enough = top_p * weights.iter().sum::<f64>();
-    let mut order: Vec<usize> = (0..weights.len()).filter(|&token| weights[token] > 0.0).collect();
-    order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]).then(a.cmp(&b)));
-    let mut sum = 0.0;
-    for token in order {
-        if sum >= enough {
-            weights[token] = 0.0;
-        }
-        sum += weights[token];
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::experiment::{Device, DeviceKind, Model, Simd};
+    use crate::model::Gpt2;
+    use crate::model::decode::Room;
+    use crate::ops::Rows;
+    use crate::ops::cpu::Cpu;
+    use crate::rng::Key;
 
-    fn sampling(temperature: f64, top_k: usize) -> Sampling {
-        Sampling { temperature, top_k, top_p: 1.0, key: Key::new(1, "test") }
+    const MODEL: Model =
+        Model { init: None, descriptor: None, layers: 2, heads: 2, channels: 32, context: 40, vocab: 60, vocab_padded: 128 };
+    const PROMPT: [u16; 5] = [3, 1, 4, 1, 5];
+
+    struct Writer {
+        ops: Cpu,
+        params: Weights<<Cpu as Ops>::Buf>,
+    }
+
+    impl Writer {
+        fn new() -> Writer {
+            let mut ops = Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU");
+            let mut params = Gpt2::new(&mut ops, &MODEL, Rows { batch: 1, seq: 1 }, 0, false, 3).expect("a model").params;
+            for buf in params.iter_mut() {
+                buf.as_mut_slice().iter_mut().for_each(|x| *x *= 8.0);
+            }
+            Writer { ops, params }
+        }
+
+        /// The texts `numbers`, as many at a time as there is room for; each ends with the token `end`.
+        fn write(&mut self, room: Room, numbers: &[u64], count: usize, end: Option<u16>) -> Vec<Vec<u16>> {
+            let mut decoder = Decoder::new(&mut self.ops, &MODEL, room).expect("a decoder");
+            let sampling = Sampling { temperature: 1.0, top_k: 20, top_p: 0.95, key: Key::new(1, "test") };
+            let mut texts = vec![Vec::new(); numbers.len()];
+            generate(&mut self.ops, &mut decoder, &self.params, &PROMPT, count, numbers, &sampling, |place, token| {
+                texts[place].push(token);
+                Some(token) != end
+            })
+            .expect("it writes");
+            texts
+        }
     }
 
     #[test]
-    fn zero_temperature_takes_the_first_of_the_likeliest() {
-        assert_eq!(choose(&[0.0, 3.0, 3.0, -1.0], &sampling(0.0, 0), 0), 1);
+    fn a_text_is_the_same_alone_and_among_others_in_any_batch() {
+        let mut writer = Writer::new();
+        let room = |streams| Room { streams, positions: 40 };
+        let endless = writer.write(room(6), &[0, 1, 2, 3, 4, 5], 30, None);
+        assert!(endless.iter().all(|text| text.len() == 30) && endless[0] != endless[1]);
+        // A token that text 0 meets on its way: texts end at different times.
+        let end = Some(endless[0][9]);
+        let all = writer.write(room(6), &[0, 1, 2, 3, 4, 5], 30, end);
+        assert!(all[0].len() <= 10 && all.iter().any(|text| text.len() != all[0].len()), "{all:?}");
+        for (number, text) in all.iter().enumerate() {
+            assert_eq!(writer.write(room(1), &[number as u64], 30, end), [text.clone()], "text {number}");
+            assert!(endless[number].starts_with(text), "text {number} is cut, not changed");
+        }
+        assert_eq!(writer.write(room(4), &[0, 1, 2, 3, 4, 5], 30, end), all, "in two groups");
     }
 
     #[test]
-    fn draws_follow_the_softmax() {
-        let logits = [0.0f32, libm::logf(3.0)];
-        let draws = 20_000;
-        let ones = (0..draws).filter(|&i| choose(&logits, &sampling(1.0, 0), i) == 1).count();
-        let share = ones as f64 / draws as f64;
-        assert!((share - 0.75).abs() < 0.01, "share {share}");
-    }
-
-    #[test]
-    fn top_k_leaves_only_the_k_likeliest() {
-        let logits = [1.0f32, 5.0, 4.9, 2.0];
-        assert!((0..2000).all(|i| [1, 2].contains(&choose(&logits, &sampling(5.0, 2), i))));
-    }
-
-    #[test]
-    fn top_p_keeps_the_fewest_likeliest_that_reach_it() {
-        let kept = |top_p: f64| {
-            let mut weights = [1.0, 4.0, 2.0, 2.0, 1.0, 0.0];
-            keep_nucleus(&mut weights, top_p);
-            weights
+    fn a_text_past_the_window_goes_on_from_its_newer_half() {
+        let mut writer = Writer::new();
+        let room = Room { streams: 1, positions: 12 };
+        let long = writer.write(room, &[5], 60, None).remove(0);
+        assert_eq!(long.len(), 60);
+        // The window is full after 12 - 5 + 1 new tokens; the next is chosen after the newest 6.
+        let sampling = Sampling { temperature: 1.0, top_k: 20, top_p: 0.95, key: Key::new(1, "test") };
+        let seen: Vec<u16> = PROMPT.iter().chain(&long[..8]).copied().collect();
+        let mut model = Gpt2::new(&mut writer.ops, &MODEL, Rows { batch: 1, seq: 12 }, 0, false, 3).expect("a model");
+        std::mem::swap(&mut model.params, &mut writer.params);
+        let mut after = |tokens: &[u16], position| {
+            let logits = model.next_token_logits(&mut writer.ops, tokens).expect("it runs");
+            sampling.choose(&logits, 5, position)
         };
-        assert_eq!(kept(1e-9), [0.0, 4.0, 0.0, 0.0, 0.0, 0.0]);
-        assert_eq!(kept(0.4), [0.0, 4.0, 0.0, 0.0, 0.0, 0.0]);
-        assert_eq!(kept(0.41), [0.0, 4.0, 2.0, 0.0, 0.0, 0.0]);
-        assert_eq!(kept(0.8), [0.0, 4.0, 2.0, 2.0, 0.0, 0.0]);
-        assert_eq!(kept(0.9), [1.0, 4.0, 2.0, 2.0, 0.0, 0.0]);
-        assert_eq!(kept(1.0), [1.0, 4.0, 2.0, 2.0, 1.0, 0.0]);
-    }
-
-    #[test]
-    fn top_p_draws_only_from_the_nucleus_and_counts_after_top_k() {
-        let logits = [1.0f32, 5.0, 4.9, 2.0];
-        let draws = |top_k: usize, top_p: f64| {
-            let sampling = Sampling { top_p, ..sampling(1.0, top_k) };
-            (0..2000).map(|i| choose(&logits, &sampling, i)).collect::<std::collections::BTreeSet<u16>>()
-        };
-        assert_eq!(draws(0, 0.9), [1, 2].into());
-        // The likeliest has 0.51 of all, and 0.525 of the two likeliest.
-        assert_eq!(draws(0, 0.515), [1, 2].into());
-        assert_eq!(draws(2, 0.515), [1].into());
+        assert_eq!(after(&seen[..12], 7), long[7], "the whole window is used");
+        assert_eq!(after(&seen[7..13], 8), long[8], "then its newer half");
+        std::mem::swap(&mut model.params, &mut writer.params);
+        let tiny = writer.write(Room { streams: 1, positions: 1 }, &[5], 9, None);
+        assert_eq!(tiny[0].len(), 9, "a window of one token is one");
     }
 }

@@ -23,9 +23,6 @@ pub struct Gpt2<O: Ops> {
     targets: O::Ids,
     /// Token losses of the micro-batch in training (N) f32.
     losses: O::Buf,
-    /// Logits of one position (V), for sampling.
-    logits: O::Buf,
-    last: O::Buf,
     capacity: Rows,
 }
 
@@ -43,12 +40,17 @@ pub struct MicroBatch<'a> {
 impl<O: Ops> Gpt2<O> {
     /// A model with the initial weights of `seed`, able to run micro-batches up to `capacity`.
     pub fn new(ops: &mut O, config: &Model, capacity: Rows, recompute: u8, backward: bool, seed: u64) -> Result<Gpt2<O>> {
+        let mut model = Gpt2::zeroed(ops, config, capacity, recompute, backward)?;
+        for (spec, buf) in model.specs.iter().zip(model.params.iter_mut()) {
+            ops.upload(buf, &initial_values(spec, seed))?;
+        }
+        Ok(model)
+    }
+
+    /// A model whose weights are all zero, for weights that come from elsewhere.
+    pub fn zeroed(ops: &mut O, config: &Model, capacity: Rows, recompute: u8, backward: bool) -> Result<Gpt2<O>> {
         let specs = Weights::of(config);
-        let params = specs.try_map(|spec| {
-            let mut buf = ops.alloc(Role::Param, spec.len)?;
-            ops.upload(&mut buf, &initial_values(spec, seed))?;
-            Ok(buf)
-        })?;
+        let params = specs.try_map(|spec| ops.alloc(Role::Param, spec.len))?;
         let acts = Activations::layout(config, capacity, recompute, backward).allocate(ops)?;
         ops.alloc_scratch(&scratch_shape(config, capacity, backward))?;
         Ok(Gpt2 {
@@ -58,8 +60,6 @@ impl<O: Ops> Gpt2<O> {
             ids: ops.alloc_ids(capacity.count())?,
             targets: ops.alloc_ids(capacity.count())?,
             losses: ops.alloc(Role::F32, if backward { capacity.count() } else { 0 })?,
-            logits: ops.alloc(Role::Activation, config.vocab_padded)?,
-            last: ops.alloc(Role::Activation, config.channels)?,
             specs,
             capacity,
         })
@@ -79,15 +79,17 @@ impl<O: Ops> Gpt2<O> {
         ops.classifier_loss(losses, batch.losses_at, x, &self.params.wte, &self.targets, n, c, vocab(&self.config))
     }
 
-    /// Logits (the first `vocab` of them) of the token after `tokens`: one sequence, no gradients.
+    /// Logits (the first `vocab` of them) of the token after `tokens`, with the operations of training and
+    /// without anything kept: what [`super::Decoder`] is held against. Writing texts is its business.
     pub fn next_token_logits(&mut self, ops: &mut O, tokens: &[u16]) -> Result<Vec<f32>> {
-        let (t, c) = (tokens.len(), self.config.channels);
+        let (t, c, padded) = (tokens.len(), self.config.channels, self.config.vocab_padded);
         ops.upload_ids(&mut self.ids, tokens)?;
         self.trunk(ops, Rows { batch: 1, seq: t })?;
-        ops.copy(&mut self.last, 0, output(&self.acts.ln_f, None), (t - 1) * c, c)?;
-        ops.linear(&mut self.logits, &self.last, &self.params.wte, None, 1, c, self.config.vocab_padded)?;
-        let mut logits = vec![0.0; self.config.vocab_padded];
-        ops.download(&self.logits, &mut logits)?;
+        let (mut last, mut out) = (ops.alloc(Role::Activation, c)?, ops.alloc(Role::Activation, padded)?);
+        ops.copy(&mut last, 0, output(&self.acts.ln_f, None), (t - 1) * c, c)?;
+        ops.linear(&mut out, &last, &self.params.wte, None, 1, c, padded)?;
+        let mut logits = vec![0.0; padded];
+        ops.download(&out, &mut logits)?;
         logits.truncate(self.config.vocab);
         Ok(logits)
     }
@@ -273,7 +275,7 @@ fn output_mut<'a, B>(kept: &'a mut Option<B>, shared: &'a mut Option<B>) -> &'a 
     kept.as_mut().or(shared.as_mut()).expect("an output that is not kept is shared")
 }
 
-fn heads(model: &Model) -> Heads {
+pub(super) fn heads(model: &Model) -> Heads {
     Heads { heads: model.heads, head_size: model.channels / model.heads }
 }
 

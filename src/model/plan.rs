@@ -1,30 +1,53 @@
-//! What training takes in device memory, known before anything is allocated.
+//! What training takes in memory, known before anything is allocated.
+//!
+//! There is one plan: the trainer asks for it before it allocates, `runner bench` prints it beside what was
+//! taken, and `runner plan` shows it without a device. A test holds it against what [`crate::train::Trainer`]
+//! asks of [`crate::ops::dry::Dry`], buffer by buffer.
 
-use std::collections::BTreeMap;
+use serde::Serialize;
 
-use super::activations::Activations;
+use super::activations::{Activations, BufferSpec};
+use super::decode::{self, Room};
+use super::gpt2::scratch_shape;
 use super::weights::Weights;
-use crate::experiment::Experiment;
-use crate::ops::{Dtype, Role, Rows};
+use crate::experiment::{Compute, Experiment};
+use crate::ops::{Dtype, Role, Rows, ScratchShape, cpu, cuda};
 
 /// One kind of memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PlanEntry {
     pub category: Category,
     pub name: String,
     pub bytes: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Category {
     Parameters,
     Gradients,
     Optimizer,
     Activations,
+    /// Of texts written in training. Evaluation uses the training's own buffers.
+    Samples,
     Scratch,
+    /// Memory of the host, not of the device: no part of [`MemoryPlan::total`].
+    Host,
 }
 
-/// The device memory of an experiment, by kind.
+impl Category {
+    pub const ALL: [Category; 7] = [
+        Category::Parameters,
+        Category::Gradients,
+        Category::Optimizer,
+        Category::Activations,
+        Category::Samples,
+        Category::Scratch,
+        Category::Host,
+    ];
+}
+
+/// The memory of an experiment, by kind; that of one device where there are several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryPlan {
     pub entries: Vec<PlanEntry>,
@@ -37,52 +60,274 @@ pub struct Storage {
     pub activation: Dtype,
     /// Whether fp32 masters are kept beside narrower parameters.
     pub masters: bool,
-    /// The device's own scratch, by name, in bytes.
-    pub scratch: Vec<(String, u64)>,
+    pub scratch: Scratch,
+    /// What the device's allocator takes for buffers of these sizes in this order.
+    pub taken: fn(&[u64]) -> u64,
+    /// Pinned host memory for copies.
+    pub pinned: u64,
 }
 
-impl MemoryPlan {
-    /// Everything that training `experiment` allocates.
-    pub fn of(experiment: &Experiment, storage: &Storage) -> MemoryPlan {
-        let specs = Weights::of(&experiment.model);
-        let n = specs.parameters();
-        let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
-        let mut plan = MemoryPlan::default();
-        let mut add = |category, name: &str, bytes: u64| {
-            if bytes > 0 {
-                plan.entries.push(PlanEntry { category, name: name.into(), bytes });
-            }
-        };
-        add(Category::Parameters, "weights", n * storage.param.size() as u64);
-        // The worker at hand, and one partial sum for each level of the tree over workers.
-        let sums = 1 + u64::from(experiment.parallel.workers.trailing_zeros());
-        add(Category::Gradients, "gradients", n * 4 * sums);
-        add(Category::Optimizer, "moments", n * 8);
-        add(Category::Optimizer, "master weights", if storage.masters { n * 4 } else { 0 });
+/// A device's own scratch, by name, in bytes, and when it is taken.
+#[derive(Clone, Debug, Default)]
+pub struct Scratch {
+    /// When the device is opened.
+    pub opened: Vec<(String, u64)>,
+    /// With the model's activations.
+    pub model: Vec<(String, u64)>,
+}
 
-        let layout = Activations::layout(&experiment.model, rows, experiment.memory.recompute, true);
-        let mut kinds: BTreeMap<&'static str, u64> = BTreeMap::new();
-        for spec in layout.specs() {
-            let size = if spec.role == Role::F32 { 4 } else { storage.activation.size() };
-            *kinds.entry(spec.name).or_default() += (spec.len * size) as u64;
-        }
-        for (name, bytes) in kinds {
-            add(Category::Activations, name, bytes);
-        }
-        add(Category::Activations, "token losses", (experiment.batch.tokens + rows.count() as u64) * 4);
-        for (name, bytes) in &storage.scratch {
-            add(Category::Scratch, name, *bytes);
-        }
-        plan
+impl Storage {
+    /// What a buffer of activations takes.
+    fn bytes(&self, spec: &BufferSpec) -> u64 {
+        (spec.len * if spec.role == Role::F32 { 4 } else { self.activation.size() }) as u64
     }
 
-    /// Bytes in all.
+    /// How the CPU stores an experiment.
+    pub fn cpu(experiment: &Experiment, threads: usize) -> Storage {
+        Storage {
+            param: Dtype::F32,
+            activation: Dtype::F32,
+            masters: false,
+            scratch: Scratch { model: cpu::scratch_bytes(&training_shape(experiment), threads), ..Scratch::default() },
+            taken: |sizes| sizes.iter().sum(),
+            pinned: 0,
+        }
+    }
+
+    /// How a GPU stores an experiment at its precision, whether there is one here or not.
+    pub fn cuda(experiment: &Experiment) -> Storage {
+        let compute = match experiment.precision.compute {
+            Compute::Auto => Compute::Bf16,
+            compute => compute,
+        };
+        let dtype = cuda::act_dtype(compute);
+        let masters = dtype != Dtype::F32 && experiment.precision.master_weights;
+        Storage {
+            param: dtype,
+            activation: dtype,
+            masters,
+            scratch: Scratch {
+                opened: vec![("matrix multiplication workspace".to_owned(), cuda::workspace_bytes())],
+                model: cuda::scratch_plan(&training_shape(experiment), compute),
+            },
+            taken: cuda::taken_bytes,
+            pinned: cuda::PINNED_BYTES,
+        }
+    }
+}
+
+/// Element types of what is saved of each parameter tensor: itself, its moments, its master.
+fn state_dtypes(param: Dtype, masters: bool) -> Vec<Dtype> {
+    let mut dtypes = vec![param, Dtype::F32, Dtype::F32];
+    dtypes.extend(masters.then_some(Dtype::F32));
+    dtypes
+}
+
+/// Bytes of the training state's tensors: what is hashed, and what a checkpoint holds.
+pub fn state_bytes(experiment: &Experiment, storage: &Storage) -> u64 {
+    let logical: u64 = Weights::of(&experiment.model).iter().map(|spec| spec.logical_len() as u64).sum();
+    let element: usize = state_dtypes(storage.param, storage.masters).into_iter().map(Dtype::size).sum();
+    // Counters, and the windows of the guards.
+    logical * element as u64 + 4 * 8 + 2 * 8 * experiment.guards.window as u64
+}
+
+/// The largest shapes of an experiment's training.
+pub fn training_shape(experiment: &Experiment) -> ScratchShape {
+    let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
+    scratch_shape(&experiment.model, rows, true)
+}
+
+/// How a run is spread over devices, as far as memory and work depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub devices: u64,
+}
+
+impl Share {
+    /// A run on one device.
+    pub const ALONE: Share = Share { devices: 1 };
+
+    /// Virtual workers that one device runs: at least one, whatever the experiment has.
+    pub fn workers(self, experiment: &Experiment) -> u64 {
+        (experiment.parallel.workers as u64).div_ceil(self.devices)
+    }
+
+    /// Elements of a sharded vector of `n` that one device holds.
+    fn of(self, n: u64) -> u64 {
+        n.div_ceil(self.devices)
+    }
+}
+
+/// Received shards of gradients wait in a buffer of this size; only with several devices.
+const EXCHANGE_BYTES: u64 = 256 << 20;
+
+impl MemoryPlan {
+    /// Everything that training `experiment` on one device allocates.
+    pub fn of(experiment: &Experiment, storage: &Storage) -> MemoryPlan {
+        MemoryPlan::shared(experiment, storage, Share::ALONE)
+    }
+
+    /// The same for one of several devices that share moments and masters evenly (ZeRO stage 1).
+    pub fn shared(experiment: &Experiment, storage: &Storage, share: Share) -> MemoryPlan {
+        let specs = Weights::of(&experiment.model);
+        let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
+        let mut plan = Builder::default();
+        let scratch = |plan: &mut Builder, pieces: &[(String, u64)]| {
+            pieces.iter().for_each(|(name, bytes)| plan.add(Category::Scratch, name, *bytes));
+        };
+        scratch(&mut plan, &storage.scratch.opened);
+        let tensors = |size: usize| specs.iter().map(move |spec| (spec.len * size) as u64);
+        plan.all(Category::Parameters, "weights", tensors(storage.param.size()));
+
+        let layout = Activations::layout(&experiment.model, rows, experiment.memory.recompute, true);
+        for spec in layout.specs() {
+            plan.add(Category::Activations, spec.name, storage.bytes(&spec));
+        }
+        scratch(&mut plan, &storage.scratch.model);
+        plan.all(Category::Activations, "token ids", [2 * rows.count() as u64; 2].into_iter());
+        plan.add(Category::Activations, "token losses", 4 * rows.count() as u64);
+
+        let shard = move |bytes: u64| share.of(bytes);
+        plan.all(Category::Gradients, "gradients", tensors(4));
+        for _ in 0..2 {
+            plan.all(Category::Optimizer, "moments", tensors(4).map(shard));
+        }
+        if storage.masters {
+            plan.all(Category::Optimizer, "master weights", tensors(4).map(shard));
+        }
+        // One partial sum for each level of the tree over the workers of this device.
+        for _ in 0..share.workers(experiment).next_power_of_two().trailing_zeros() {
+            plan.all(Category::Gradients, "sums of virtual workers", tensors(4));
+        }
+        if let Some(positions) = experiment.sample_positions() {
+            for spec in decode::layout(&experiment.model, Room { streams: 1, positions }) {
+                plan.add(Category::Samples, spec.name, storage.bytes(&spec));
+            }
+        }
+        plan.add(Category::Activations, "token losses", experiment.batch.tokens * 4);
+        if share.devices > 1 {
+            plan.add(Category::Scratch, "exchange of gradients", EXCHANGE_BYTES);
+        }
+        let rounding = (storage.taken)(&plan.sizes).saturating_sub(plan.sizes.iter().sum());
+        plan.count(Category::Scratch, "rounding by the allocator", rounding);
+        plan.host(experiment, storage, share);
+        MemoryPlan { entries: plan.entries }
+    }
+
+    /// Device bytes in all.
     pub fn total(&self) -> u64 {
-        self.entries.iter().map(|e| e.bytes).sum()
+        self.entries.iter().filter(|e| e.category != Category::Host).map(|e| e.bytes).sum()
     }
 
     /// Bytes of one category.
     pub fn category(&self, category: Category) -> u64 {
         self.entries.iter().filter(|e| e.category == category).map(|e| e.bytes).sum()
+    }
+}
+
+/// A plan in the making.
+#[derive(Default)]
+struct Builder {
+    entries: Vec<PlanEntry>,
+    /// Every buffer, in the order of allocation.
+    sizes: Vec<u64>,
+}
+
+impl Builder {
+    fn add(&mut self, category: Category, name: &str, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        self.sizes.push(bytes);
+        self.count(category, name, bytes);
+    }
+
+    fn all(&mut self, category: Category, name: &str, sizes: impl Iterator<Item = u64>) {
+        sizes.for_each(|bytes| self.add(category, name, bytes));
+    }
+
+    /// Adds to the entry of that name.
+    fn count(&mut self, category: Category, name: &str, bytes: u64) {
+        match self.entries.iter_mut().find(|entry| entry.category == category && entry.name == name) {
+            Some(entry) => entry.bytes += bytes,
+            None if bytes > 0 => self.entries.push(PlanEntry { category, name: name.into(), bytes }),
+            None => {}
+        }
+    }
+
+    /// Memory of the host, for one device.
+    fn host(&mut self, experiment: &Experiment, storage: &Storage, share: Share) {
+        let state = share.of(state_bytes(experiment, storage));
+        let mut add = |name: &str, bytes: u64| self.count(Category::Host, name, bytes);
+        // The copy lives until the checkpoint is on the disk, behind the trainer's back.
+        add("copy of the state, while a checkpoint is written", state);
+        // Before the step, after it, and after it again.
+        add("copies of the state, for a replayed step", if experiment.proof.replay_every > 0 { 3 * state } else { 0 });
+        add("losses of a step", experiment.batch.tokens * 4);
+        let batch = 4 * (experiment.batch.micro * experiment.batch.seq_len) as u64;
+        add("batches read ahead", batch * (experiment.data.prefetch as u64 + 1));
+        add("pinned memory for copies", storage.pinned);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment;
+
+    /// An experiment that ships, without its data.
+    fn shipped(name: &str, sets: &[&str]) -> Experiment {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments").join(name);
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        experiment::load(&path, &sets).expect("it ships whole").experiment
+    }
+
+    /// Peaks that `runner bench` measured on an H100: docs/log.md, 2026-11-24.
+    #[test]
+    fn the_plan_is_what_was_measured_on_an_h100() {
+        let d48 = ["batch.tokens=131072", "memory.recompute=1"];
+        for (name, sets, mib) in
+            [("gpt2_124m.toml", &[][..], 22_400), ("gpt2_33b.toml", &d48[..], 57_960), ("gpt2_33b.toml", &d48[..1], 67_400)]
+        {
+            let experiment = shipped(name, sets);
+            let planned = MemoryPlan::of(&experiment, &Storage::cuda(&experiment)).total() >> 20;
+            let off = planned as f64 / f64::from(mib) - 1.0;
+            assert!(off.abs() < 0.005, "{name} {sets:?}: {planned} MiB planned, {mib} measured, {off:+.4}");
+        }
+    }
+
+    #[test]
+    fn samples_have_their_place_in_the_plan_before_the_first_step() {
+        let plan = |sets: &[&str]| {
+            let experiment = shipped("gpt2_124m.toml", sets);
+            MemoryPlan::of(&experiment, &Storage { taken: |sizes| sizes.iter().sum(), ..Storage::cuda(&experiment) })
+        };
+        assert_eq!(plan(&[]).category(Category::Samples), 0);
+        let with = plan(&["sample.every=10"]);
+        let keys_and_values = with.entries.iter().find(|entry| entry.name == "keys and values of samples").expect("planned");
+        assert_eq!(keys_and_values.bytes, 2 * 12 * 1024 * 768 * 2);
+        assert_eq!(with.total() - plan(&[]).total(), with.category(Category::Samples));
+    }
+
+    #[test]
+    fn several_devices_share_moments_and_masters_and_need_no_tree() {
+        let experiment = shipped("gpt2_33b.toml", &["parallel.workers=8"]);
+        let storage = Storage::cuda(&experiment);
+        let (alone, eighth) =
+            (MemoryPlan::of(&experiment, &storage), MemoryPlan::shared(&experiment, &storage, Share { devices: 8 }));
+        assert_eq!(alone.category(Category::Gradients), 4 * eighth.category(Category::Gradients), "three levels of a tree");
+        assert_eq!(alone.category(Category::Optimizer) / 8, eighth.category(Category::Optimizer));
+        assert_eq!(alone.category(Category::Activations), eighth.category(Category::Activations));
+    }
+
+    #[test]
+    fn the_host_holds_a_copy_of_what_a_checkpoint_holds() {
+        let experiment = shipped("gpt2_124m.toml", &[]);
+        let storage = Storage::cuda(&experiment);
+        let plan = MemoryPlan::of(&experiment, &storage);
+        let copy = plan.entries.iter().find(|entry| entry.name.starts_with("copy of the state")).expect("an entry");
+        // 124,439,808 parameters without padding, 14 bytes each.
+        assert_eq!(copy.bytes, 124_439_808 * 14 + 32 + 2 * 8 * 128);
+        assert!(plan.total() + copy.bytes > plan.total(), "the host's memory is no part of the device's");
     }
 }

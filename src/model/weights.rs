@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     fn gpt2(layers: usize, heads: usize, channels: usize) -> Model {
-        Model { descriptor: None, layers, heads, channels, context: 1024, vocab: 50257, vocab_padded: 50304 }
+        Model { init: None, descriptor: None, layers, heads, channels, context: 1024, vocab: 50257, vocab_padded: 50304 }
     }
 
     #[test]

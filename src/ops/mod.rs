@@ -17,6 +17,7 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod dry;
 #[cfg(test)]
 pub mod testing;
 pub mod timed;
@@ -291,6 +292,51 @@ pub trait Ops {
     /// `dst[to..][..len] = src[from..][..len]`, of one type.
     fn copy(&mut self, dst: &mut Self::Buf, to: usize, src: &Self::Buf, from: usize, len: usize) -> Result<()>;
 
+    // ---- decoding --------------------------------------------------------------------------
+    //
+    // Few rows, each the newest token of a text so far. The bits of a row depend on that row, its
+    // stream and its position alone, never on how many rows there are: a text is the same whether it
+    // is written alone or beside others. They need not be the bits of the operations above.
+
+    /// `out[i,:] = wte[ids[i],:] + wpe[positions[i],:]`. out (n, C).
+    fn decode_embedding(
+        &mut self,
+        out: &mut Self::Buf,
+        ids: &Self::Ids,
+        positions: &Self::Ids,
+        wte: &Self::Buf,
+        wpe: &Self::Buf,
+        n: usize,
+        channels: usize,
+    ) -> Result<()>;
+
+    /// `out = x weightᵀ + bias`, then GELU where `gelu` says so. x (n, c_in), weight (c_out, c_in), out
+    /// (n, c_out) an activation or f32; bias may be left out.
+    fn decode_linear(
+        &mut self,
+        out: &mut Self::Buf,
+        x: &Self::Buf,
+        weight: &Self::Buf,
+        bias: Option<&Self::Buf>,
+        gelu: bool,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()>;
+
+    /// Writes the keys and values of qkv (n, 3, NH, HS) into the cache, then attends: row i sees the
+    /// positions 0 to `at.positions[i]` of its stream. out (n, NH, HS). Rows of one stream may come
+    /// together, each sees those before it.
+    fn decode_attention(
+        &mut self,
+        out: &mut Self::Buf,
+        cache: KvCache<'_, Self::Buf>,
+        qkv: &Self::Buf,
+        at: Places<'_, Self::Ids>,
+        n: usize,
+        heads: Heads,
+    ) -> Result<()>;
+
     // ---- the backward pass -----------------------------------------------------------------
 
     /// Losses as [`Ops::classifier_loss`], and the gradient of `scale * sum of losses`:
@@ -402,6 +448,20 @@ pub trait Ops {
 
     /// `dst += src`, f32: the tree over virtual workers.
     fn add(&mut self, dst: &mut Self::Buf, src: &Self::Buf) -> Result<()>;
+}
+
+/// Keys and values of one layer, (S, NH, P, HS) each, activations: S streams of P positions.
+pub struct KvCache<'a, B> {
+    pub keys: &'a mut B,
+    pub values: &'a mut B,
+    /// P. Positions are below it.
+    pub capacity: usize,
+}
+
+/// Which position of which stream each row of a decoding pass is.
+pub struct Places<'a, I> {
+    pub streams: &'a I,
+    pub positions: &'a I,
 }
 
 /// The vocabulary: rows of `wte` that mean a token, and rows in memory.

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::{AdamW, Dtype, Heads, Ops, ParamSlot, Result, Role, Rows, ScratchShape, Vocab, Write};
+use super::{AdamW, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write};
 
 /// A device and the times of its operations.
 pub struct Timed<O> {
@@ -282,6 +282,53 @@ impl<O: Ops> Ops for Timed<O> {
 
     fn recorded(&mut self, key: [u64; 4]) -> Result<()> {
         if self.recording { Ok(()) } else { self.inner.recorded(key) }
+    }
+
+    fn decode_embedding(
+        &mut self,
+        out: &mut O::Buf,
+        ids: &O::Ids,
+        positions: &O::Ids,
+        wte: &O::Buf,
+        wpe: &O::Buf,
+        n: usize,
+        channels: usize,
+    ) -> Result<()> {
+        let work = self.pass(3 * n * channels);
+        self.timed(|| "decode embedding".into(), work, |o| o.decode_embedding(out, ids, positions, wte, wpe, n, channels))
+    }
+
+    fn decode_linear(
+        &mut self,
+        out: &mut O::Buf,
+        x: &O::Buf,
+        weight: &O::Buf,
+        bias: Option<&O::Buf>,
+        gelu: bool,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()> {
+        let work = self.product(n, c_in, c_out, 0);
+        self.timed(
+            || format!("decode linear {c_in} to {c_out}"),
+            work,
+            |o| o.decode_linear(out, x, weight, bias, gelu, n, c_in, c_out),
+        )
+    }
+
+    fn decode_attention(
+        &mut self,
+        out: &mut O::Buf,
+        cache: KvCache<'_, O::Buf>,
+        qkv: &O::Buf,
+        at: Places<'_, O::Ids>,
+        n: usize,
+        heads: Heads,
+    ) -> Result<()> {
+        // Positions are the device's secret: the table shows time alone.
+        let work = Work { flops: 0.0, bytes: 0.0 };
+        self.timed(|| "decode attention".into(), work, |o| o.decode_attention(out, cache, qkv, at, n, heads))
     }
 
     fn classifier(

@@ -5,6 +5,7 @@
 //! ticks; [`scene`] is a list of shapes that prints itself as SVG and PNG, in the colours of [`theme`];
 //! [`panel`] draws a frame and what can be in one, [`chart`] says what each panel shows, [`legend`] what
 //! the lines mean; [`figure`] lays the page out. [`html`] is the page of a run around its pictures.
+//! [`summary`] reads what a folder says of its run, and [`table`] sorts and filters many of them.
 //!
 //! Equal rows and options give equal bytes: no clock, no font of the machine, no hash order. A
 //! picture hides nothing silently: what does not fit a frame is counted beside the panel's title,
@@ -20,6 +21,8 @@ mod panel;
 mod run_data;
 mod scene;
 mod series;
+pub mod summary;
+pub mod table;
 mod theme;
 
 use std::io;
@@ -89,6 +92,8 @@ pub enum ReportError {
     Experiment { path: PathBuf, message: String },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("{message}")]
+    Table { message: String },
     #[error("cannot draw: {message}")]
     Draw { message: String },
     #[error("cannot {action} `{}`: {source}", path.display())]

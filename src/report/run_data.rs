@@ -126,7 +126,7 @@ impl ModelFacts {
         let context = size("model", "context").unwrap_or(context);
         let whole = size("model", "vocab").map(|vocab| {
             let vocab_padded = vocab.next_multiple_of(128);
-            Model { descriptor: descriptor.clone(), layers, heads, channels, context, vocab, vocab_padded }
+            Model { init: None, descriptor: descriptor.clone(), layers, heads, channels, context, vocab, vocab_padded }
         });
         let flops = |model: &Model| Some(flops_per_token(model, size("batch", "seq_len")?));
         Ok(Some(ModelFacts {

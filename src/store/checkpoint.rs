@@ -10,8 +10,10 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::atomic::{self, NewFolder};
@@ -50,7 +52,12 @@ pub fn digest(tensor: &Tensor) -> Hash {
 /// Tensors are hashed while they are written. On any error nothing of the attempt stays, and what was
 /// saved before is untouched.
 pub fn save(checkpoints: &Path, state: &[Tensor], facts: &Facts) -> Result<Manifest> {
-    save_through(|path| File::create(path), checkpoints, state, facts)
+    save_counting(checkpoints, state, facts, &AtomicU64::new(0))
+}
+
+/// [`save`] that counts in `done_bytes` how much of the tensors is written.
+pub fn save_counting(checkpoints: &Path, state: &[Tensor], facts: &Facts, done_bytes: &AtomicU64) -> Result<Manifest> {
+    save_through(|path| File::create(path), checkpoints, state, facts, done_bytes)
 }
 
 /// [`save`] with the way to create the state file given, so that a test can hand in a full disk.
@@ -59,6 +66,7 @@ fn save_through(
     checkpoints: &Path,
     state: &[Tensor],
     facts: &Facts,
+    done_bytes: &AtomicU64,
 ) -> Result<Manifest> {
     let layout = Layout::new(state, &BTreeMap::new())?;
     let target = checkpoints.join(folder_name(facts.step));
@@ -69,7 +77,10 @@ fn save_through(
     let mut out = create(&folder.path().join(STATE_FILE)).map_err(StoreError::write(&file_path, need_bytes))?;
     let write = || -> io::Result<()> {
         out.write_all(layout.header())?;
-        layout.order().iter().try_for_each(|&i| out.write_all(&state[i].bytes))?;
+        for &i in layout.order() {
+            out.write_all(&state[i].bytes)?;
+            done_bytes.fetch_add(state[i].bytes.len() as u64, Ordering::Relaxed);
+        }
         out.sync_all()
     };
     let sha256 = || {
@@ -151,20 +162,54 @@ pub fn inspect(folder: &Path) -> Result<Manifest> {
     }
 }
 
-/// Loads a checkpoint, or says what is wrong with it: every byte of both files is checked.
-pub fn load(folder: &Path) -> Result<Loaded> {
-    let manifest = inspect(folder)?;
-    let path = folder.join(STATE_FILE);
-    let mut reader = Reader::open(&path)?;
+/// Opens the state file and compares its header with the manifest.
+fn open_state(path: &Path, manifest: &Manifest) -> Result<Reader> {
+    let reader = Reader::open(path)?;
     let wrong_tensors =
-        |tensor: &str, found, expected| StoreError::WrongTensors { path: path.clone(), tensor: tensor.into(), found, expected };
+        |tensor: &str, found, expected| StoreError::WrongTensors { path: path.into(), tensor: tensor.into(), found, expected };
     if let Some(info) = reader.infos().iter().find(|info| !manifest.tensors.contains_key(&info.name)) {
         return Err(wrong_tensors(&info.name, "has", "does not list"));
     }
     if let Some(missing) = manifest.tensors.keys().find(|name| !reader.infos().iter().any(|info| info.name == **name)) {
         return Err(wrong_tensors(missing, "lacks", "lists"));
     }
+    Ok(reader)
+}
 
+/// Loads the tensors whose names are `wanted`, without reading the others: all that is given out is
+/// checked against the manifest, and the manifest against its root.
+pub fn load_some(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Loaded> {
+    let manifest = inspect(folder)?;
+    let path = folder.join(STATE_FILE);
+    let mut reader = open_state(&path, &manifest)?;
+    let found = root_of(&manifest.tensors);
+    if found != manifest.state_root {
+        return Err(StoreError::RootDiffers { path, expected: manifest.state_root, found });
+    }
+    let mut state = Vec::new();
+    while let Some(info) = reader.infos().first() {
+        if !wanted(&info.name) {
+            reader.skip_tensor()?;
+            continue;
+        }
+        state.extend(reader.next_tensor()?);
+    }
+    let differs = state.par_iter().find_map_any(|tensor| {
+        let (found, expected) = (digest(tensor), manifest.tensors[&tensor.name]);
+        (found != expected).then(|| (tensor.name.clone(), expected, found))
+    });
+    if let Some((tensor, expected, found)) = differs {
+        return Err(StoreError::TensorDiffers { path, tensor, expected, found });
+    }
+    state.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok((manifest, state))
+}
+
+/// Loads a checkpoint, or says what is wrong with it: every byte of both files is checked.
+pub fn load(folder: &Path) -> Result<Loaded> {
+    let manifest = inspect(folder)?;
+    let path = folder.join(STATE_FILE);
+    let mut reader = open_state(&path, &manifest)?;
     let mut whole = Sha256::new_with_prefix(reader.header());
     let mut state = Vec::with_capacity(reader.infos().len());
     let mut next = reader.next_tensor()?;
@@ -193,6 +238,11 @@ pub fn load(folder: &Path) -> Result<Loaded> {
 
 /// The newest checkpoint that loads whole, and why each newer one does not.
 pub fn newest_whole(checkpoints: &Path) -> Result<(Option<Loaded>, Broken)> {
+    newest(checkpoints, load)
+}
+
+/// The newest checkpoint that `load` takes, and why it does not take each newer one.
+pub fn newest(checkpoints: &Path, load: impl Fn(&Path) -> Result<Loaded>) -> Result<(Option<Loaded>, Broken)> {
     let mut broken = Vec::new();
     for (step, folder) in list(checkpoints)?.into_iter().rev() {
         match load(&folder) {

@@ -69,6 +69,29 @@ fn a_checkpoint_loads_the_state_that_was_saved() {
 }
 
 #[test]
+fn some_tensors_load_as_they_were_saved_and_damage_in_the_others_is_not_read() {
+    let folder = saved(&[2000]);
+    let step = folder.path().join("step_00002000");
+    let wanted = |name: &str| name.starts_with('w');
+    let all: Vec<Tensor> = state(2000).into_iter().filter(|t| wanted(&t.name)).collect();
+    assert_eq!(load_some(&step, wanted).unwrap().1, all);
+    let path = step.join(STATE_FILE);
+    let whole = fs::read(&path).unwrap();
+    let flip = |name: &str| {
+        let needle = state(2000).into_iter().find(|t| t.name == name).unwrap().bytes;
+        let at = whole.windows(needle.len()).position(|window| window == needle).unwrap();
+        let mut bytes = whole.clone();
+        bytes[at + 3] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        load_some(&step, wanted)
+    };
+    assert_eq!(flip("adam_m/wte").unwrap().1, all);
+    assert!(matches!(flip("wte"), Err(E::TensorDiffers { tensor, .. }) if tensor == "wte"));
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    assert!(matches!(load_some(&step, wanted), Err(E::WrongLength { .. })));
+}
+
+#[test]
 fn two_runs_with_the_same_bits_write_the_same_files() {
     let (a, b) = (saved(&[7]), tempfile::tempdir().unwrap());
     let mut backwards = state(7);
@@ -217,7 +240,7 @@ fn a_save_killed_in_the_middle_leaves_nothing_that_counts() {
 fn a_full_disk_says_what_was_needed_and_frees_what_it_took() {
     let folder = saved(&[10]);
     let full = |_: &Path| File::options().write(true).open("/dev/full");
-    let error = save_through(full, folder.path(), &state(20), &facts(20)).unwrap_err();
+    let error = save_through(full, folder.path(), &state(20), &facts(20), &AtomicU64::new(0)).unwrap_err();
     let need = fs::metadata(folder.path().join("step_00000010").join(STATE_FILE)).unwrap().len();
     assert!(matches!(&error, E::DiskFull { need_bytes, .. } if *need_bytes == need), "{error:?}");
     let text = error.to_string();

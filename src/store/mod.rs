@@ -10,7 +10,7 @@
 //!   behind the trainer's back.
 //! * [`compare`]: how two checkpoints differ.
 //! * [`metrics`]: one row a step; [`main_log`]: the same in the reference's line format; [`append`]: files
-//!   that only grow.
+//!   that only grow; [`tensorboard`]: the same as event files; [`gpu_log`]: what the GPU's sensors said.
 //! * [`run_folder`]: where everything is, and the lock that keeps a second process out.
 
 pub mod append;
@@ -18,6 +18,7 @@ pub mod atomic;
 pub mod checkpoint;
 pub mod compare;
 pub mod error;
+pub mod gpu_log;
 pub mod main_log;
 pub mod manifest;
 pub mod metrics;
@@ -25,6 +26,7 @@ mod metrics_parquet;
 pub mod retention;
 pub mod run_folder;
 pub mod safetensors;
+pub mod tensorboard;
 pub mod writer;
 
 pub use checkpoint::{Broken, Loaded, list, load, newest_whole, save};
@@ -33,7 +35,7 @@ pub use manifest::{Facts, Manifest};
 pub use retention::Retention;
 pub use run_folder::{RunFolder, RunPaths, newest_run};
 pub use safetensors::Tensor;
-pub use writer::{Job, Saved, Writer};
+pub use writer::{Job, Saved, Saving, Writer};
 
 /// The result of everything in the store.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;

@@ -67,6 +67,11 @@ impl RunPaths {
         self.folder.join("events.out.tfevents.0.runner")
     }
 
+    /// What the GPU's sensors said.
+    pub fn gpu_log(&self) -> PathBuf {
+        self.folder.join("gpu.jsonl")
+    }
+
     pub fn checkpoints(&self) -> PathBuf {
         self.folder.join("checkpoints")
     }
@@ -157,6 +162,34 @@ pub fn newest_run(root: &Path) -> Result<Option<PathBuf>> {
         newest = newest.max(modified.filter(|_| !hidden).map(|time| (time, entry.path())));
     }
     Ok(newest.map(|(_, folder)| folder))
+}
+
+/// The process that holds a run's folder, found without touching the lock: a reader that took it for a moment could
+/// turn away a run that is just starting. Linux alone tells; elsewhere nobody is seen.
+pub fn holder(folder: &Path) -> Option<u32> {
+    let path = folder.join(LOCK);
+    let pid: u32 = fs::read_to_string(&path).ok()?.trim().parse().ok()?;
+    let inode = inode(&path)?;
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    // `1: FLOCK  ADVISORY  WRITE 26025 fe:00:10133511 0 EOF`; the device's numbers differ on some file systems.
+    let held = locks.lines().any(|line| {
+        let mut words = line.split_whitespace().skip_while(|word| *word != "WRITE").skip(1);
+        let owner = words.next();
+        let file = words.next().and_then(|file| file.rsplit(':').next());
+        owner == Some(pid.to_string().as_str()) && file == Some(inode.to_string().as_str())
+    });
+    held.then_some(pid)
+}
+
+#[cfg(unix)]
+fn inode(path: &Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(path).ok().map(|file| file.ino())
+}
+
+#[cfg(not(unix))]
+fn inode(_: &Path) -> Option<u64> {
+    None
 }
 
 /// Whether anything is in the folder but the lock and empty folders, which a run that failed before

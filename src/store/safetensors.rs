@@ -150,6 +150,56 @@ pub struct Info {
     pub bytes: usize,
 }
 
+/// A file behind its header, the header with the eight bytes before it, and the file's length.
+fn open_header(path: &Path) -> Result<(BufReader<File>, Vec<u8>, u64)> {
+    let file = match File::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(StoreError::Missing { path: path.into() }),
+        opened => opened.map_err(StoreError::io(path, "open"))?,
+    };
+    let length = file.metadata().map_err(StoreError::io(path, "open"))?.len();
+    let mut file = BufReader::with_capacity(1 << 20, file);
+    let bad = |why: String| StoreError::BadHeader { path: path.into(), why };
+    if length < 8 {
+        return Err(bad(format!("the file has {length} bytes, expected at least 8 for the header's length")));
+    }
+    let mut size = [0; 8];
+    file.read_exact(&mut size).map_err(StoreError::io(path, "read"))?;
+    let size = u64::from_le_bytes(size);
+    if size > length - 8 {
+        return Err(bad(format!("it claims {size} bytes, but {} follow", length - 8)));
+    }
+    let mut header = size.to_le_bytes().to_vec();
+    header.resize(8 + usize::try_from(size).map_err(|e| bad(e.to_string()))?, 0);
+    file.read_exact(&mut header[8..]).map_err(StoreError::io(path, "read"))?;
+    Ok((file, header, length))
+}
+
+/// Reads the tensors whose names are `wanted`, sorted by name. The others may be of types that no state holds:
+/// files of other programs have such.
+pub fn read_some(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<Tensor>> {
+    let (mut file, header, length) = open_header(path)?;
+    let bad = |why: String| StoreError::BadHeader { path: path.into(), why };
+    let entries = entries(&header[8..]).map_err(bad)?;
+    let end = entries.last().map_or(0, |(_, info)| info.data_offsets.1);
+    let expected = (header.len() as u64).saturating_add(end as u64);
+    if expected != length {
+        return Err(StoreError::WrongLength { path: path.into(), expected, found: length });
+    }
+    let mut tensors = Vec::new();
+    for (name, info) in entries {
+        if !wanted(&name) {
+            file.seek_relative((info.data_offsets.1 - info.data_offsets.0) as i64).map_err(StoreError::io(path, "read"))?;
+            continue;
+        }
+        let Info { name, dtype, shape, bytes: length } = as_stored(name, &info).map_err(bad)?;
+        let mut bytes = vec![0; length];
+        file.read_exact(&mut bytes).map_err(StoreError::io(path, "read"))?;
+        tensors.push(Tensor { name, dtype, shape, bytes });
+    }
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(tensors)
+}
+
 /// A file being read: the header is checked, tensors follow one by one in the order of the file.
 #[derive(Debug)]
 pub struct Reader {
@@ -163,27 +213,8 @@ pub struct Reader {
 impl Reader {
     /// Opens a file and checks its header against its length.
     pub fn open(path: &Path) -> Result<Reader> {
-        let file = match File::open(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(StoreError::Missing { path: path.into() }),
-            opened => opened.map_err(StoreError::io(path, "open"))?,
-        };
-        let length = file.metadata().map_err(StoreError::io(path, "open"))?.len();
-        let mut file = BufReader::with_capacity(1 << 20, file);
-        let bad = |why: String| StoreError::BadHeader { path: path.into(), why };
-        if length < 8 {
-            return Err(bad(format!("the file has {length} bytes, expected at least 8 for the header's length")));
-        }
-        let mut size = [0; 8];
-        file.read_exact(&mut size).map_err(StoreError::io(path, "read"))?;
-        let size = u64::from_le_bytes(size);
-        if size > length - 8 {
-            return Err(bad(format!("it claims {size} bytes, but {} follow", length - 8)));
-        }
-        let mut header = size.to_le_bytes().to_vec();
-        header.resize(8 + usize::try_from(size).map_err(|e| bad(e.to_string()))?, 0);
-        file.read_exact(&mut header[8..]).map_err(StoreError::io(path, "read"))?;
-
-        let infos = parse_header(&header[8..]).map_err(bad)?;
+        let (file, header, length) = open_header(path)?;
+        let infos = parse_header(&header[8..]).map_err(|why| StoreError::BadHeader { path: path.into(), why })?;
         let expected = header.len() as u64 + infos.iter().map(|info| info.bytes as u64).sum::<u64>();
         if expected != length {
             return Err(StoreError::WrongLength { path: path.into(), expected, found: length });
@@ -208,6 +239,16 @@ impl Reader {
         let mut bytes = vec![0; length];
         self.file.read_exact(&mut bytes).map_err(StoreError::io(&self.path, "read"))?;
         Ok(Some(Tensor { name, dtype, shape, bytes }))
+    }
+}
+
+impl Reader {
+    /// Passes over the next tensor of the file without reading it.
+    pub fn skip_tensor(&mut self) -> Result<()> {
+        match self.infos.next() {
+            None => Ok(()),
+            Some(info) => self.file.seek_relative(info.bytes as i64).map_err(StoreError::io(&self.path, "read")),
+        }
     }
 }
 
@@ -246,25 +287,33 @@ struct Header {
 /// The entries of a JSON header in the order of the data, which must follow each other without gaps
 /// and fit types and shapes.
 fn parse_header(json: &[u8]) -> Result<Vec<Info>, String> {
+    entries(json)?.into_iter().map(|(name, info)| as_stored(name, &info)).collect()
+}
+
+/// The entries of a JSON header in the order of the data, without gaps; of any type.
+fn entries(json: &[u8]) -> Result<Vec<(String, TensorInfo)>, String> {
     let header: Header = serde_json::from_slice(json).map_err(|e| e.to_string())?;
     let mut entries: Vec<(String, TensorInfo)> = header.tensors.into_iter().collect();
     entries.sort_by_key(|(_, info)| info.data_offsets);
-    let mut infos = Vec::with_capacity(entries.len());
     let mut expected = 0;
-    for (name, TensorInfo { dtype, shape, data_offsets: (start, end) }) in entries {
-        if start != expected || end < start {
+    for (name, TensorInfo { data_offsets: (start, end), .. }) in &entries {
+        if *start != expected || end < start {
             return Err(format!("tensor `{name}` has the offsets {start} to {end}, expected to start at {expected}"));
         }
-        expected = end;
-        let bytes = end - start;
-        let dtype = Dtype::parse(&dtype.to_string())
-            .ok_or_else(|| format!("tensor `{name}` has the type {dtype}, which no state holds"))?;
-        if Tensor::byte_len(dtype, &shape) != Some(bytes) {
-            return Err(format!("tensor `{name}` has {bytes} bytes, which do not fill {dtype} {shape:?}"));
-        }
-        infos.push(Info { name, dtype, shape, bytes });
+        expected = *end;
     }
-    Ok(infos)
+    Ok(entries)
+}
+
+/// An entry whose type we know and whose shape fills its bytes.
+fn as_stored(name: String, TensorInfo { dtype, shape, data_offsets: (start, end) }: &TensorInfo) -> Result<Info, String> {
+    let bytes = end - start;
+    let dtype =
+        Dtype::parse(&dtype.to_string()).ok_or_else(|| format!("tensor `{name}` has the type {dtype}, which no state holds"))?;
+    if Tensor::byte_len(dtype, shape) != Some(bytes) {
+        return Err(format!("tensor `{name}` has {bytes} bytes, which do not fill {dtype} {shape:?}"));
+    }
+    Ok(Info { name, dtype, shape: shape.clone(), bytes })
 }
 
 #[cfg(test)]

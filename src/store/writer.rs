@@ -5,6 +5,8 @@
 //! [`Writer::poll`], [`Writer::submit`] or [`Writer::wait`], whichever is called first after it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -33,12 +35,29 @@ pub struct Saved {
     pub state: Vec<Tensor>,
 }
 
+/// A save in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Saving {
+    pub step: u64,
+    /// Bytes of tensors handed to the disk, of so many.
+    pub done_bytes: u64,
+    pub bytes: u64,
+}
+
 /// Saves checkpoints on a background thread.
 #[derive(Debug)]
 pub struct Writer {
     checkpoints: PathBuf,
     retention: Retention,
-    in_flight: Option<JoinHandle<Result<Saved>>>,
+    in_flight: Option<InFlight>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    thread: JoinHandle<Result<Saved>>,
+    step: u64,
+    bytes: u64,
+    done_bytes: Arc<AtomicU64>,
 }
 
 impl Writer {
@@ -52,20 +71,30 @@ impl Writer {
     pub fn submit(&mut self, job: Job) -> Result<Option<Saved>> {
         let before = self.wait()?;
         let (checkpoints, retention) = (self.checkpoints.clone(), self.retention);
-        let thread = thread::Builder::new().name("checkpoint".into()).spawn(move || run(&checkpoints, retention, job));
-        self.in_flight = Some(thread.map_err(StoreError::io(&self.checkpoints, "start a thread to write"))?);
+        let (step, bytes) = (job.facts.step, job.state.iter().map(|tensor| tensor.bytes.len() as u64).sum());
+        let done_bytes = Arc::<AtomicU64>::default();
+        let count = Arc::clone(&done_bytes);
+        let thread = thread::Builder::new().name("checkpoint".into()).spawn(move || run(&checkpoints, retention, job, &count));
+        let thread = thread.map_err(StoreError::io(&self.checkpoints, "start a thread to write"))?;
+        self.in_flight = Some(InFlight { thread, step, bytes, done_bytes });
         Ok(before)
     }
 
     /// The outcome of the save in flight if it is done; does not wait.
     pub fn poll(&mut self) -> Result<Option<Saved>> {
-        if self.in_flight.as_ref().is_some_and(JoinHandle::is_finished) { self.wait() } else { Ok(None) }
+        if self.in_flight.as_ref().is_some_and(|save| save.thread.is_finished()) { self.wait() } else { Ok(None) }
+    }
+
+    /// How far the save in flight is; none when there is none, or it only waits to be asked for its outcome.
+    pub fn saving(&self) -> Option<Saving> {
+        let save = self.in_flight.as_ref().filter(|save| !save.thread.is_finished())?;
+        Some(Saving { step: save.step, done_bytes: save.done_bytes.load(Ordering::Relaxed), bytes: save.bytes })
     }
 
     /// Waits for the save in flight, if any.
     pub fn wait(&mut self) -> Result<Option<Saved>> {
-        let Some(thread) = self.in_flight.take() else { return Ok(None) };
-        let outcome = thread.join().map_err(|panic| {
+        let Some(save) = self.in_flight.take() else { return Ok(None) };
+        let outcome = save.thread.join().map_err(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             StoreError::WriterDied { why: text.unwrap_or("it panicked").to_owned() }
         })?;
@@ -80,9 +109,9 @@ impl Drop for Writer {
     }
 }
 
-fn run(checkpoints: &Path, retention: Retention, job: Job) -> Result<Saved> {
+fn run(checkpoints: &Path, retention: Retention, job: Job, done_bytes: &AtomicU64) -> Result<Saved> {
     let start = Instant::now();
-    let manifest = checkpoint::save(checkpoints, &job.state, &job.facts)?;
+    let manifest = checkpoint::save_counting(checkpoints, &job.state, &job.facts, done_bytes)?;
     let pruned = prune(checkpoints, retention)?;
     let folder = checkpoints.join(checkpoint::folder_name(manifest.step));
     Ok(Saved { manifest, folder, pruned, took: start.elapsed(), state: job.state })

@@ -14,14 +14,16 @@ pub enum Event {
     Began { step: u64, steps: u64 },
     /// An optimizer step is done.
     Stepped { report: StepReport, steps: u64, step_ms: f64, tokens_per_s: f64, mfu: Option<f64>, root: Option<Hash> },
-    /// A validation set is being worked through.
-    Evaluating { done: usize, sequences: usize },
+    /// A set is being worked through: `what` names it.
+    Evaluating { what: &'static str, done: usize, sequences: usize },
     /// Validation loss before step `step`.
     Evaluated { step: u64, val_loss: f64, val_tokens: u64 },
     /// HellaSwag before step `step`.
     HellaSwag { step: u64, scores: Scores },
     /// Text the model wrote.
     Sampled { step: u64, prompt: String, text: String },
+    /// A checkpoint is being hashed and written behind the trainer's back.
+    Saving { step: u64, done_bytes: u64, bytes: u64 },
     /// A checkpoint is safely on disk.
     CheckpointSaved { step: u64, path: PathBuf, bytes: u64 },
     /// Training went back to a checkpoint, and on behind the bad data.

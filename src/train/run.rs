@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::events::{Event, Listener};
 use super::trainer::{StepReport, Trainer};
@@ -23,7 +23,8 @@ use crate::proof::{self, Entry, Hash, Ledger};
 use crate::rng::Key;
 use crate::store::main_log::MainLogWriter;
 use crate::store::metrics::{self, MetricsRow, MetricsWriter};
-use crate::store::{Facts, Job, RunPaths, Saved, Writer, newest_whole};
+use crate::store::tensorboard::EventWriter;
+use crate::store::{Facts, Job, RunPaths, Saved, Saving, Writer, newest_whole};
 
 /// A run with everything open: what [`Run::finish`] turns into a trained model.
 pub struct Run<O: Ops> {
@@ -46,6 +47,8 @@ pub struct Records {
     pub ledger: Ledger,
     pub metrics: MetricsWriter,
     pub main_log: MainLogWriter,
+    /// For TensorBoard, when that is wanted.
+    pub tensorboard: Option<EventWriter>,
     pub writer: Writer,
     /// What the bits depend on, for the manifest of each checkpoint.
     pub numerics: std::collections::BTreeMap<String, String>,
@@ -73,6 +76,9 @@ impl Pending {
 impl Records {
     fn append(&mut self, row: &MetricsRow) -> Result<(), RunError> {
         self.metrics.append(row)?;
+        if let Some(events) = &mut self.tensorboard {
+            events.append(row)?;
+        }
         Ok(self.main_log.append(row)?)
     }
 
@@ -185,8 +191,10 @@ impl<O: Ops> Run<O> {
         };
         let (ops, model, losses) = self.trainer.for_evaluation();
         let sequences = set.sequences();
-        let val_loss = eval::validation_loss(ops, model, losses, set, |done| out.on(&Event::Evaluating { done, sequences }))
-            .map_err(TrainError::from)?;
+        let what = "validating";
+        let val_loss =
+            eval::validation_loss(ops, model, losses, set, |done| out.on(&Event::Evaluating { what, done, sequences }))
+                .map_err(TrainError::from)?;
         out.on(&Event::Evaluated { step, val_loss, val_tokens: set.tokens() });
         Ok(Some(val_loss))
     }
@@ -198,7 +206,9 @@ impl<O: Ops> Run<O> {
             return Ok(None);
         };
         let (ops, model, losses) = self.trainer.for_evaluation();
-        let scores = eval::hellaswag(ops, model, losses, set, |done, sequences| out.on(&Event::Evaluating { done, sequences }))?;
+        let what = "HellaSwag";
+        let scores =
+            eval::hellaswag(ops, model, losses, set, |done, sequences| out.on(&Event::Evaluating { what, done, sequences }))?;
         out.on(&Event::HellaSwag { step, scores });
         Ok(Some(scores))
     }
@@ -216,17 +226,17 @@ impl<O: Ops> Run<O> {
             top_p: 1.0,
             key: Key::new(self.experiment.seed, &format!("sample at step {step}")),
         };
-        let (mut decoder, mut text) = (StreamDecoder::new(self.tokenizer), String::new());
+        let (mut characters, mut text) = (StreamDecoder::new(self.tokenizer), String::new());
         let eot = self.tokenizer.eot();
-        let (ops, model, _) = self.trainer.for_evaluation();
-        generate(ops, model, &prompt, sample.tokens, &sampling, |token| {
+        let Some((ops, params, decoder)) = self.trainer.for_sampling() else { return Ok(()) };
+        generate(ops, decoder, params, &prompt, sample.tokens, &[0], &sampling, |_, token| {
             if token != eot {
-                text.push_str(&decoder.push(token));
+                text.push_str(&characters.push(token));
             }
             token != eot
         })
         .map_err(TrainError::from)?;
-        text.push_str(&decoder.finish());
+        text.push_str(&characters.finish());
         let path = self.records.paths.samples().join(format!("step_{step:08}.txt"));
         crate::store::atomic::write(&path, format!("{}{text}\n", sample.prompt).as_bytes())?;
         out.on(&Event::Sampled { step, prompt: sample.prompt.clone(), text });
@@ -301,12 +311,21 @@ impl<O: Ops> Run<O> {
 
     fn announce_saved(&mut self, out: &mut dyn Listener) -> Result<(), RunError> {
         let saved = self.records.writer.poll()?;
+        if saved.is_none()
+            && let Some(saving) = self.records.writer.saving()
+        {
+            out.on(&saving_event(saving));
+        }
         announce(saved, out);
         Ok(())
     }
 
     /// Waits until everything is on disk.
     fn settle(&mut self, out: &mut dyn Listener) -> Result<(), RunError> {
+        while let Some(saving) = self.records.writer.saving() {
+            out.on(&saving_event(saving));
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let saved = self.records.writer.wait()?;
         announce(saved, out);
         self.records.ledger.sync()?;
@@ -333,9 +352,16 @@ impl<O: Ops> Run<O> {
         self.records.pending.changes.push(proof::entry::rewind_event(step, manifest.step));
         self.records.metrics = MetricsWriter::resume(self.records.paths.folder(), manifest.step)?;
         self.records.main_log = MainLogWriter::resume(self.records.paths.folder(), manifest.step)?;
+        if let Some(events) = &mut self.records.tensorboard {
+            *events = EventWriter::resume(&self.records.paths.tensorboard(), manifest.step)?;
+        }
         out.on(&Event::Rewound { from_step: step, to_step: manifest.step });
         Ok(Some(manifest.step))
     }
+}
+
+fn saving_event(saving: Saving) -> Event {
+    Event::Saving { step: saving.step, done_bytes: saving.done_bytes, bytes: saving.bytes }
 }
 
 fn announce(saved: Option<Saved>, out: &mut dyn Listener) {

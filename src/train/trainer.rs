@@ -7,8 +7,10 @@
 use super::TrainError;
 use crate::data::Prefetcher;
 use crate::experiment::Experiment;
+use crate::model::decode::Room;
 use crate::model::gpt2::MicroBatch;
-use crate::model::{Gpt2, Weights};
+use crate::model::init::initial_values;
+use crate::model::{Decoder, Gpt2, ParamSpec, Weights};
 use crate::ops::{Dtype, Ops, ParamSlot, Result, Role, Rows, Write};
 use crate::optim::{Guards, Verdict, adamw_scalars, learning_rate};
 use crate::parallel::GradientTree;
@@ -26,6 +28,8 @@ pub struct Trainer<O: Ops> {
     /// Losses of every token of a step, in the order of the stream.
     losses: O::Buf,
     host_losses: Vec<f32>,
+    /// Room for samples, when there will be any.
+    decoder: Option<Decoder<O>>,
     experiment: Experiment,
     pub(super) progress: Progress,
 }
@@ -60,25 +64,23 @@ impl<O: Ops> Trainer<O> {
     /// Allocates everything and initialises the weights from the experiment's seed.
     pub fn new(mut ops: O, experiment: &Experiment) -> Result<Trainer<O>> {
         let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
-        let model = Gpt2::new(&mut ops, &experiment.model, rows, experiment.memory.recompute, true, experiment.seed)?;
+        let model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
         let fp32 = |ops: &mut O| model.specs.try_map(|spec| ops.alloc(Role::F32, spec.len));
         let (grads, adam_m, adam_v) = (fp32(&mut ops)?, fp32(&mut ops)?, fp32(&mut ops)?);
         let masters = if ops.dtype(Role::Param) != Dtype::F32 && experiment.precision.master_weights {
-            let masters = model.specs.try_map(|spec| {
-                let mut buf = ops.alloc(Role::F32, spec.len)?;
-                ops.upload(&mut buf, &crate::model::init::initial_values(spec, experiment.seed))?;
-                Ok(buf)
-            })?;
-            Some(masters)
+            Some(fp32(&mut ops)?)
         } else {
             None
         };
         let tree = GradientTree::new(&mut ops, experiment.parallel.workers, &model.specs)?;
         let step_tokens = experiment.batch.tokens as usize;
-        Ok(Trainer {
+        let decoder = experiment.sample_positions().map(|positions| Room { streams: 1, positions });
+        let decoder = decoder.map(|room| Decoder::new(&mut ops, &experiment.model, room)).transpose()?;
+        let mut trainer = Trainer {
             losses: ops.alloc(Role::F32, step_tokens)?,
             host_losses: vec![0.0; step_tokens],
             progress: Progress { step: 0, updates: 0, data_offset: 0, guards: Guards::new(&experiment.guards) },
+            decoder,
             experiment: experiment.clone(),
             ops,
             model,
@@ -87,7 +89,23 @@ impl<O: Ops> Trainer<O> {
             adam_v,
             masters,
             tree,
-        })
+        };
+        trainer.start_from(|spec| initial_values(spec, experiment.seed))?;
+        Ok(trainer)
+    }
+
+    /// Puts `values` of each tensor, padding left out or zero, in place of the weights and their masters: where
+    /// training starts, before its first step.
+    pub fn start_from(&mut self, mut values: impl FnMut(&ParamSpec) -> Vec<f32>) -> Result<()> {
+        let mut masters = self.masters.as_mut().map(Weights::iter_mut);
+        for (spec, param) in self.model.specs.iter().zip(self.model.params.iter_mut()) {
+            let values = values(spec);
+            self.ops.upload(param, &values)?;
+            if let Some(master) = masters.as_mut().and_then(Iterator::next) {
+                self.ops.upload(master, &values)?;
+            }
+        }
+        Ok(())
     }
 
     /// Where training stands.
@@ -98,6 +116,12 @@ impl<O: Ops> Trainer<O> {
     /// Device, model and a buffer for losses, for work that leaves the training state alone.
     pub fn for_evaluation(&mut self) -> (&mut O, &mut Gpt2<O>, &mut O::Buf) {
         (&mut self.ops, &mut self.model, &mut self.losses)
+    }
+
+    /// Device, weights and room for a text, for samples, which leave the training state alone. None where
+    /// the experiment has no samples.
+    pub fn for_sampling(&mut self) -> Option<(&mut O, &Weights<O::Buf>, &mut Decoder<O>)> {
+        Some((&mut self.ops, &self.model.params, self.decoder.as_mut()?))
     }
 
     /// Moves the stream of samples on by `sequences`, after a rewind.
@@ -190,4 +214,28 @@ impl<O: Ops> Trainer<O> {
 /// Mean of token losses, summed in f64 from first to last.
 pub fn mean(losses: &[f32]) -> f64 {
     losses.iter().map(|&l| f64::from(l)).sum::<f64>() / losses.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment;
+    use crate::model::plan::{Category, MemoryPlan, Scratch, Storage};
+    use crate::ops::dry::Dry;
+
+    #[test]
+    fn the_memory_plan_is_what_the_trainer_allocates() {
+        let text = "[model]\nlayers = 3\nheads = 2\nchannels = 32\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n[batch]\nmicro = 2\n\
+            seq_len = 8\ntokens = 128\n[schedule]\nsteps = 1\n[parallel]\nworkers = 8\n[precision]\nmaster_weights = MASTERS\n\
+            [memory]\nrecompute = LEVEL\n";
+        for (masters, level) in [("true", "0"), ("true", "1"), ("false", "2")] {
+            let text = text.replace("MASTERS", masters).replace("LEVEL", level);
+            let experiment = experiment::load_text("t", &text, &[]).expect("a whole experiment").experiment;
+            let storage = Storage { scratch: Scratch::default(), ..Storage::cuda(&experiment) };
+            let plan = MemoryPlan::of(&experiment, &Storage { taken: |sizes| sizes.iter().sum(), ..storage });
+            let trainer = Trainer::new(Dry::new(Dtype::BF16), &experiment).expect("nothing can fail");
+            assert_eq!(plan.total(), trainer.ops.taken.iter().sum::<u64>(), "masters {masters}, recompute {level}");
+            assert_eq!(plan.category(Category::Scratch), 0);
+        }
+    }
 }

@@ -22,7 +22,7 @@ fn settings_that_do_not_matter_change_no_bit() {
         &["eval.every=0", "sample.every=0"],
         &["eval.every=1", "sample.every=7"],
         &["checkpoint.every=0", "proof.digest_every=0"],
-        &["checkpoint.every=1", "checkpoint.keep_last=1", "log.every=5"],
+        &["checkpoint.every=1", "checkpoint.keep_last=1", "log.every=5", "log.tensorboard=false", "log.gpu_every=0"],
         &["data.prefetch=1"],
         &["proof.replay_every=3"],
     ];

@@ -35,4 +35,6 @@ fn rewind_goes_back_once_and_stops_when_the_data_were_not_to_blame() {
     lab.run(CI, &arguments).assert_fails(4, &["back to the checkpoint of step"]);
     let rewound = lab.ledger("ci").into_iter().filter(|entry| entry.contains("rewind from step")).count();
     assert_eq!(rewound, 1, "the entry after the rewind says so");
+    let steps = lab.ledger("ci").len();
+    lab.verify("ci", &["--replay", &format!("0..{steps}")]).assert_says(&["steps 0 to", "gave the same bits again"]);
 }

@@ -1,12 +1,15 @@
 //! Tests of the program as a whole, one module a topic.
 
 mod architecture;
+mod data;
 mod determinism;
 mod diff;
 mod divergence;
 mod export;
 mod hellaswag;
+mod init;
 mod lock;
+mod look;
 mod pytorch;
 mod report;
 mod resume;

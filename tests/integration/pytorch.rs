@@ -12,7 +12,7 @@ const FIXTURE: &[u8] = include_bytes!("../fixtures/gpt2_reference.safetensors");
 const ROWS: Rows = Rows { batch: 3, seq: 13 };
 
 fn config() -> Model {
-    Model { descriptor: None, layers: 3, heads: 4, channels: 48, context: 16, vocab: 97, vocab_padded: 128 }
+    Model { init: None, descriptor: None, layers: 3, heads: 4, channels: 48, context: 16, vocab: 97, vocab_padded: 128 }
 }
 
 fn floats(fixture: &SafeTensors<'_>, name: &str) -> Vec<f32> {

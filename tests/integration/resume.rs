@@ -97,6 +97,16 @@ fn a_changed_experiment_is_refused_by_key_and_goes_on_only_by_leave() {
 }
 
 #[test]
+fn a_run_that_drifted_is_replayed_from_where_it_did_and_not_across() {
+    let lab = Lab::new();
+    lab.run(CI, &["--set", "schedule.steps=10"]).root();
+    lab.resume("ci", &["--set", "schedule.steps=20", "--allow-drift"]).root();
+    lab.verify("ci", &["--replay", "5..12"])
+        .assert_fails(1, &["before 10 were made with other numerics", "from a checkpoint of step 10"]);
+    lab.verify("ci", &["--replay", "10..20"]).assert_says(&["steps 10 to 20 gave the same bits again"]);
+}
+
+#[test]
 fn a_damaged_checkpoint_is_named_and_passed_over_for_the_one_before() {
     let lab = Lab::new();
     let expected = lab.run(CI, &["--set", "checkpoint.keep_last=0"]).root().to_owned();

@@ -133,6 +133,15 @@ impl Finished {
         root
     }
 
+    /// Ended well, and said so on stdout.
+    #[track_caller]
+    pub fn assert_says(&self, says: &[&str]) {
+        assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
+        for text in says {
+            assert!(self.stdout.contains(text), "`{text}` is not in:\n{}", self.stdout);
+        }
+    }
+
     #[track_caller]
     pub fn assert_fails(&self, code: i32, says: &[&str]) {
         assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);

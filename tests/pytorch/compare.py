@@ -76,14 +76,17 @@ class GPT2(nn.Module):
         logits = (self.ln_f(x) @ self.wte.weight.T)[..., : self.vocab]
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
-    @torch.no_grad()
-    def initialise(self, seed, layers):
-        """The tensors in `runner`'s order, so that each has its number."""
+    def tensors(self):
+        """The parameters in `runner`'s order, in which each has its number."""
         tensors = [self.wte.weight, self.wpe.weight]
         for l in self.layers:
             for module in (l.ln_1, l.qkv, l.proj, l.ln_2, l.fc, l.fc_proj):
                 tensors += [module.weight, module.bias]
-        tensors += [self.ln_f.weight, self.ln_f.bias]
+        return tensors + [self.ln_f.weight, self.ln_f.bias]
+
+    @torch.no_grad()
+    def initialise(self, seed, layers):
+        tensors = self.tensors()
         projections = {id(w) for l in self.layers for w in (l.proj.weight, l.fc_proj.weight)}
         for number, tensor in enumerate(tensors):
             if tensor.dim() == 1:

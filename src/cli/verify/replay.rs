@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::Report;
 use super::files::{WholeRun, checkpoint_folder};
 use crate::cli::diff::state_text;
+use crate::cli::initial;
 use crate::cli::locking::{self, Locked, list};
 use crate::cli::session::{self, Data, Device, OnDevice};
 use crate::data::Prefetcher;
@@ -72,14 +73,17 @@ impl OnDevice for Replay {
     fn on<O: Locked>(self, mut ops: O, _: &Storage, _: Option<f64>) -> anyhow::Result<Self::Output> {
         let experiment = &self.loaded.experiment;
         ops.pin(&self.lock.numerics)?;
+        let initial = initial::read(experiment, Some(&self.lock.numerics), self.steps.start > 0)?;
         let mut trainer = Trainer::new(ops, experiment)?;
-        let here = locking::lock(&self.loaded, &self.data, &trainer.ops, locking::user_cache())?;
+        let here = locking::lock(&self.loaded, &self.data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
         let changed = differences(&self.lock.numerics, &here.numerics);
         if !changed.is_empty() {
             return Ok(Err(format!("not begun: the bits cannot be made here:{}", list(&changed))));
         }
         if self.steps.start > 0 {
             trainer.restore(store::load(&checkpoint_folder(&self.paths, self.steps.start))?.1)?;
+        } else if let Some(initial) = initial {
+            initial.start(&mut trainer)?;
         }
         let mut feed = session::feed(experiment, &self.data, self.steps.start, trainer.progress().data_offset)?;
         let bar = ProgressBar::with_draw_target(Some(self.steps.end - self.steps.start), ProgressDrawTarget::stderr());

@@ -10,12 +10,10 @@ use super::super::tokenizer::END_OF_TEXT;
 /// Bytes a chunk has at most, where the text has a place to cut at.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// A part of one document of one input.
+/// A part of one document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Chunk {
-    /// Index of the input.
-    pub input: usize,
-    /// Bytes of the input's text.
+    /// Bytes of the text.
     pub range: Range<usize>,
     /// `<|endoftext|>` comes before it.
     pub starts_document: bool,
@@ -24,30 +22,26 @@ pub(super) struct Chunk {
 }
 
 /// The chunks of all documents in order. About the first `val_bytes` bytes of text are validation.
-pub(super) fn plan(texts: &[&str], val_bytes: u64) -> Vec<Chunk> {
-    plan_with(texts, val_bytes, CHUNK_BYTES)
+pub(super) fn plan(text: &str, val_bytes: u64) -> Vec<Chunk> {
+    plan_with(text, val_bytes, CHUNK_BYTES)
 }
 
-fn plan_with(texts: &[&str], val_bytes: u64, chunk_bytes: usize) -> Vec<Chunk> {
+fn plan_with(text: &str, val_bytes: u64, chunk_bytes: usize) -> Vec<Chunk> {
     let mut chunks = Vec::new();
-    let mut before = 0u64;
-    for (input, text) in texts.iter().enumerate() {
-        // Where in this text the held-out share ends.
-        let val_end = usize::try_from(val_bytes.saturating_sub(before)).unwrap_or(usize::MAX).min(text.len());
-        for document in documents(text) {
-            let mut start = document.start;
-            while start < document.end {
-                let mut limit = start.saturating_add(chunk_bytes);
-                if start < val_end {
-                    limit = limit.min(val_end);
-                }
-                let end = cut(text, start, limit, document.end);
-                let (starts_document, validation) = (start == document.start, start < val_end);
-                chunks.push(Chunk { input, range: start..end, starts_document, validation });
-                start = end;
+    // Where the held-out share ends.
+    let val_end = usize::try_from(val_bytes).unwrap_or(usize::MAX).min(text.len());
+    for document in documents(text) {
+        let mut start = document.start;
+        while start < document.end {
+            let mut limit = start.saturating_add(chunk_bytes);
+            if start < val_end {
+                limit = limit.min(val_end);
             }
+            let end = cut(text, start, limit, document.end);
+            let (starts_document, validation) = (start == document.start, start < val_end);
+            chunks.push(Chunk { range: start..end, starts_document, validation });
+            start = end;
         }
-        before += text.len() as u64;
     }
     chunks
 }
@@ -96,7 +90,7 @@ mod tests {
     #[test]
     fn documents_end_at_the_mark_and_blank_ones_vanish() {
         let text = "<|endoftext|>one<|endoftext|> \n<|endoftext|>two\n<|endoftext|>";
-        let chunks = plan(&[text], 0);
+        let chunks = plan(text, 0);
         assert_eq!(parts(text, &chunks), ["one", "two\n"]);
         assert!(chunks.iter().all(|chunk| chunk.starts_document));
     }
@@ -104,7 +98,7 @@ mod tests {
     #[test]
     fn long_documents_are_cut_before_white_space() {
         let text = "alpha beta  gamma delta";
-        let chunks = plan_with(&[text], 0, 8);
+        let chunks = plan_with(text, 0, 8);
         assert_eq!(parts(text, &chunks), ["alpha", " beta", "  gamma", " delta"]);
         assert_eq!(chunks.iter().map(|c| c.starts_document).collect::<Vec<_>>(), [true, false, false, false]);
     }
@@ -112,23 +106,23 @@ mod tests {
     #[test]
     fn a_word_longer_than_a_chunk_stays_whole() {
         let text = "abcdefghijklmnop xyz";
-        assert_eq!(parts(text, &plan_with(&[text], 0, 4)), ["abcdefghijklmnop", " xyz"]);
-        assert_eq!(parts("abcdefgh", &plan_with(&["abcdefgh"], 0, 4)), ["abcdefgh"]);
+        assert_eq!(parts(text, &plan_with(text, 0, 4)), ["abcdefghijklmnop", " xyz"]);
+        assert_eq!(parts("abcdefgh", &plan_with("abcdefgh", 0, 4)), ["abcdefgh"]);
     }
 
     #[test]
     fn the_held_out_share_ends_at_the_first_cut_that_completes_it() {
-        let texts = ["one two", "three four five"];
-        let val: Vec<_> = plan(&texts, 14).into_iter().map(|c| (texts[c.input][c.range].to_owned(), c.validation)).collect();
-        assert_eq!(val, [("one two".into(), true), ("three".into(), true), (" four".into(), true), (" five".into(), false)]);
-        assert!(plan(&texts, 0).iter().all(|c| !c.validation));
+        let text = "one two three four five";
+        let val: Vec<_> = plan(text, 14).into_iter().map(|c| (&text[c.range], c.validation)).collect();
+        assert_eq!(val, [("one two three", true), (" four", true), (" five", false)]);
+        assert!(plan(text, 0).iter().all(|c| !c.validation));
     }
 
     proptest! {
         #[test]
         fn chunks_encode_to_the_tokens_of_the_whole(text in "[ab'.1é漢 \n\t\u{a0}]{0,80}", size in 1usize..12) {
             let tokenizer = Tokenizer::new(experiment::Tokenizer::Gpt2);
-            let chunks = plan_with(&[&text], 0, size);
+            let chunks = plan_with(&text, 0, size);
             if !text.trim().is_empty() {
                 prop_assert_eq!(parts(&text, &chunks).concat(), text.clone());
                 let tokens: Vec<u16> = parts(&text, &chunks).iter().flat_map(|part| tokenizer.encode(part)).collect();

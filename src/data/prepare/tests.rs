@@ -2,8 +2,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use super::*;
-use crate::data::{Dataset, Tokenizer};
+use polars::prelude::*;
+
+use super::{Input, InputFormat, Options, Summary, ValSplit, prepare};
+use crate::data::{DataError, Dataset, Tokenizer};
 
 fn options(out: &Path) -> Options {
     Options {
@@ -12,12 +14,13 @@ fn options(out: &Path) -> Options {
         tokenizer: Tokenizer::Byte,
         shard_tokens: 1000,
         val: ValSplit::Tokens(0),
+        column: "text".to_owned(),
         overwrite: false,
     }
 }
 
 fn run(texts: &[&str], options: &Options) -> Result<Summary, DataError> {
-    let inputs: Vec<Input> = texts.iter().map(|text| Input::bytes("text", text.as_bytes().to_vec())).collect();
+    let inputs: Vec<Input> = texts.iter().map(|text| Input::bytes("text", InputFormat::Text, text.as_bytes().to_vec())).collect();
     prepare(&inputs, options, |_| ())
 }
 
@@ -102,7 +105,10 @@ fn existing_shards_are_kept_unless_they_may_be_replaced_and_then_none_is_left_ov
 fn text_that_is_not_utf8_is_refused_with_its_byte() {
     let dir = tempfile::tempdir().unwrap();
     let refuse = |bytes: &[u8]| {
-        let inputs = [Input::bytes("good.txt", b"fine".to_vec()), Input::bytes("latin.txt", bytes.to_vec())];
+        let inputs = [
+            Input::bytes("good.txt", InputFormat::Text, b"fine".to_vec()),
+            Input::bytes("latin.txt", InputFormat::Text, bytes.to_vec()),
+        ];
         prepare(&inputs, &options(dir.path()), |_| ()).unwrap_err().to_string()
     };
     let error = refuse(b"caf\xe9 au lait");
@@ -115,7 +121,10 @@ fn text_that_is_not_utf8_is_refused_with_its_byte() {
 fn inputs_without_text_are_refused_each_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let refuse = |content: &str| {
-        let inputs = [Input::bytes("a.txt", b"a".to_vec()), Input::bytes("b.txt", content.as_bytes().to_vec())];
+        let inputs = [
+            Input::bytes("a.txt", InputFormat::Text, b"a".to_vec()),
+            Input::bytes("b.txt", InputFormat::Text, content.as_bytes().to_vec()),
+        ];
         prepare(&inputs, &options(dir.path()), |_| ()).unwrap_err().to_string()
     };
     assert!(refuse("").contains("`b.txt` holds no text: it is empty"));
@@ -157,8 +166,167 @@ fn options_out_of_range_are_refused() {
 #[test]
 fn progress_reaches_the_bytes_of_the_text() {
     let dir = tempfile::tempdir().unwrap();
-    let inputs = [Input::bytes("a", b"one two".to_vec()), Input::bytes("b", b"three".to_vec())];
+    let inputs =
+        [Input::bytes("a", InputFormat::Text, b"one two".to_vec()), Input::bytes("b", InputFormat::Text, b"three".to_vec())];
     let mut seen = 0;
     prepare(&inputs, &options(dir.path()), |bytes| seen += bytes).unwrap();
     assert_eq!(seen, 12);
+}
+
+// ---- JSON lines and parquet ----
+
+fn jsonl(text: &str) -> Input {
+    Input::bytes("x.jsonl", InputFormat::Jsonl, text.as_bytes().to_vec())
+}
+
+/// A parquet file of these columns, so many rows a row group.
+fn table(columns: Vec<Column>, group: usize) -> Vec<u8> {
+    let mut frame = DataFrame::new_infer_height(columns).unwrap();
+    let mut bytes = Vec::new();
+    ParquetWriter::new(&mut bytes).with_row_group_size(Some(group)).finish(&mut frame).unwrap();
+    bytes
+}
+
+fn parquet(texts: &[&str], group: usize) -> Input {
+    let columns = vec![Column::new("id".into(), (0..texts.len() as i64).collect::<Vec<_>>()), Column::new("text".into(), texts)];
+    Input::bytes("x.parquet", InputFormat::Parquet, table(columns, group))
+}
+
+fn shard(inputs: &[Input], options: &Options) -> Result<(Summary, Vec<u16>), String> {
+    let summary = prepare(inputs, options, |_| ()).map_err(|e| e.to_string())?;
+    Ok((summary, tokens(&files(&options.out)["t_train_000001.bin"])))
+}
+
+#[test]
+fn every_row_is_a_document_and_marks_in_it_are_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = ["ab", "c<|endoftext|>d", "", " \n", "é"];
+    let lines: String = rows.iter().map(|text| format!("{}\n", serde_json::json!({"id": 1, "text": text}))).collect();
+    let expected: Vec<u16> =
+        [&rows[0], &rows[1], &rows[4]].iter().flat_map(|text| std::iter::once(256).chain(text.bytes().map(u16::from))).collect();
+    for inputs in [[jsonl(&lines)], [parquet(&rows, 100)], [parquet(&rows, 2)]] {
+        let options = Options { overwrite: true, ..options(dir.path()) };
+        let (summary, tokens) = shard(&inputs, &options).unwrap();
+        assert_eq!(tokens, expected);
+        assert_eq!((summary.documents, summary.text_bytes), (3, 19));
+    }
+}
+
+#[test]
+fn formats_mix_in_the_order_of_the_inputs_and_share_the_split() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = Input::bytes("x.txt", InputFormat::Text, b"T".to_vec());
+    let inputs = [text, jsonl("{\"text\": \"J\"}\n{\"text\": \"K\"}"), parquet(&["P"], 1)];
+    let (_, tokens) = shard(&inputs, &options(dir.path())).unwrap();
+    assert_eq!(tokens, [256, 84, 256, 74, 256, 75, 256, 80]);
+    // By bytes of input: the text, and the line that begins before the share ends.
+    let total: u64 = inputs.iter().map(Input::len).sum();
+    let options = Options { val: ValSplit::Fraction(3.0 / total as f64), overwrite: true, ..options(dir.path()) };
+    let (summary, tokens) = shard(&inputs, &options).unwrap();
+    assert_eq!(tokens, [256, 75, 256, 80]);
+    assert_eq!((summary.val_tokens, summary.train_tokens), (4, 4));
+}
+
+#[test]
+fn another_column_can_be_named_and_gives_its_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { column: "body".to_owned(), ..options(dir.path()) };
+    let columns = vec![Column::new("text".into(), ["no"]), Column::new("body".into(), ["B"])];
+    let input = Input::bytes("x.parquet", InputFormat::Parquet, table(columns, 9));
+    let (_, tokens) = shard(&[jsonl("{\"text\": 1, \"body\": \"A\"}"), input], &options).unwrap();
+    assert_eq!(tokens, [256, 65, 256, 66]);
+}
+
+#[test]
+fn rows_give_the_same_shards_for_any_number_of_threads_and_batches() {
+    let rows: Vec<String> = (0..20_000).map(|i| format!("row {i} says {}", "word ".repeat(i % 97))).collect();
+    let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
+    let lines: String = rows.iter().map(|text| format!("{}\n", serde_json::json!({"text": text}))).collect();
+    let mut outputs = Vec::new();
+    for (threads, input) in [(1, jsonl(&lines)), (3, jsonl(&lines)), (2, parquet(&rows, 777))] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { shard_tokens: 1 << 18, tokenizer: gpt2(), ..options(dir.path()) };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        assert_eq!(pool.install(|| prepare(&[input], &options, |_| ())).unwrap().documents, 20_000);
+        outputs.push(files(dir.path()));
+    }
+    assert!(outputs[0].len() > 3 && outputs[0] == outputs[1] && outputs[0] == outputs[2]);
+}
+
+#[test]
+fn a_fault_in_the_last_line_leaves_no_shard() {
+    let dir = tempfile::tempdir().unwrap();
+    let lines = "{\"text\": \"good\"}\n".repeat(5000);
+    for (last, says) in [
+        ("{\"text\": \"cut", "`x.jsonl` line 5001 is no document: it is no JSON object: EOF while parsing a string"),
+        ("{\"body\": \"x\"}", "line 5001 is no document: it has no column `text`, but `body`"),
+        ("{\"text\": 7}", "line 5001 is no document: invalid type: integer `7`, expected a string in the column `text`"),
+    ] {
+        let error = shard(&[jsonl(&format!("{lines}{last}"))], &options(dir.path())).unwrap_err();
+        assert!(error.contains(says), "{error}\nlacks: {says}");
+        assert!(files(dir.path()).is_empty());
+    }
+}
+
+#[test]
+fn jsonl_without_text_and_other_files_under_its_name_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for (content, says) in [
+        ("", "`x.jsonl` holds no text: it is empty"),
+        ("\n\n", "every line's text is empty or white space"),
+        ("{\"text\": \" \"}\n", "every line's text is empty or white space"),
+        ("<!DOCTYPE html>\n<p>", "is not a file of JSON lines: it is a web page"),
+        ("plain text", "line 1 is no document: it is no JSON object"),
+    ] {
+        let error = shard(&[jsonl(content)], &options(dir.path())).unwrap_err();
+        assert!(error.contains(says), "{error}\nlacks: {says}");
+    }
+    let bytes = b"{\"text\": \"caf\xe9\"}".to_vec();
+    let error = shard(&[Input::bytes("x.jsonl", InputFormat::Jsonl, bytes)], &options(dir.path())).unwrap_err();
+    assert!(error.contains("line 1 is no document") && error.contains("unicode"), "{error}");
+}
+
+#[test]
+fn parquet_without_the_column_or_with_other_types_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let refuse = |columns: Vec<Column>| {
+        let input = Input::bytes("x.parquet", InputFormat::Parquet, table(columns, 9));
+        shard(&[input], &options(dir.path())).unwrap_err()
+    };
+    let ids = || Column::new("id".into(), [1i64, 2]);
+    let error = refuse(vec![ids(), Column::new("body".into(), ["a", "b"])]);
+    assert!(error.contains("`x.parquet` has no column `text`, but `id`, `body`") && error.contains("--column"), "{error}");
+    let error = refuse(vec![Column::new("text".into(), [1i64, 2])]);
+    assert!(error.contains("the column `text` of `x.parquet` holds Int64: expected strings"), "{error}");
+    let error = refuse(vec![Column::new("text".into(), [&b"raw"[..], b"\xff"])]);
+    assert!(error.contains("holds BinaryView: expected strings"), "{error}");
+    let error = refuse(vec![ids(), Column::new("text".into(), [Some("a"), None])]);
+    assert!(error.contains("row 1 of `x.parquet`") && error.contains("its `text` is null"), "{error}");
+    let error = refuse(vec![Column::new("text".into(), [""; 0])]);
+    assert!(error.contains("`x.parquet` holds no text: it has no row with text"), "{error}");
+    assert!(files(dir.path()).is_empty());
+}
+
+#[test]
+fn parquet_that_is_cut_or_damaged_is_refused_and_never_panics() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows: Vec<String> = (0..300).map(|i| format!("row {i}")).collect();
+    let whole = table(vec![Column::new("text".into(), rows)], 100);
+    let try_it = |bytes: Vec<u8>| {
+        let input = Input::bytes("x.parquet", InputFormat::Parquet, bytes);
+        shard(&[input], &Options { overwrite: true, ..options(dir.path()) })
+    };
+    assert!(try_it(whole.clone()).is_ok());
+    for len in [0, 3, 4, 11, 100, whole.len() - 1] {
+        let error = try_it(whole[..len].to_vec()).unwrap_err();
+        assert!(error.contains("x.parquet"), "{len}: {error}");
+    }
+    let mut refused = 0;
+    for at in (0..whole.len()).step_by(7) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x55;
+        // A flipped bit in a page may be text still; it may not be a panic.
+        refused += usize::from(try_it(bytes).is_err());
+    }
+    assert!(refused > 50, "only {refused} damages were noticed");
 }

@@ -5,7 +5,7 @@
 //! the shape and written at its function. [`NUMERICS_VERSION`] changes whenever such an order, a
 //! polynomial or a chunk length changes.
 //!
-//! * [`gemm`]: matrix products; [`attention`] and [`classifier`] are built on its tiles.
+//! * [`gemm`]: matrix products; [`attention`] and [`classifier`] are built on its tiles; [`decode`] does without.
 //! * [`simd`]: one kernel body for every vector width; [`math`]: exponential and GELU.
 //! * [`engine`]: threads and scratch; [`buffer`]: aligned memory.
 //!
@@ -15,6 +15,7 @@
 mod attention;
 mod buffer;
 mod classifier;
+mod decode;
 mod embedding;
 mod engine;
 mod gemm;
@@ -26,7 +27,7 @@ mod simd;
 #[cfg(test)]
 mod tests;
 
-use super::{AdamW, DeviceError, Dtype, Heads, Ops, ParamSlot, Result, Role, Rows, ScratchShape, Vocab, Write};
+use super::{AdamW, DeviceError, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write};
 use crate::experiment::Device;
 pub use buffer::Buffer;
 use engine::Engine;
@@ -68,9 +69,9 @@ impl Cpu {
         Ok(Cpu { engine, scratch: classifier::Scratch::default(), by_token: embedding::ByToken::default() })
     }
 
-    /// Scratch of this device for micro-batches of up to `shape`, by name, in bytes.
-    pub fn scratch_plan(&self, shape: &ScratchShape) -> Vec<(String, u64)> {
-        scratch_bytes(shape, self.engine.threads)
+    /// Threads that share the work.
+    pub fn threads(&self) -> usize {
+        self.engine.threads
     }
 }
 
@@ -124,6 +125,15 @@ fn tokens<'a>(operation: &'static str, ids: &'a Ids, len: usize, vocab: usize) -
         ids.0.get(..len).ok_or_else(|| failed(operation, format!("{} token ids are there, expected {len}", ids.0.len())))?;
     match ids.iter().position(|id| usize::from(*id) >= vocab) {
         Some(at) => Err(failed(operation, format!("token {} at position {at} is not below the vocabulary of {vocab}", ids[at]))),
+        None => Ok(ids),
+    }
+}
+
+/// The first `len` positions or streams, each below `limit`.
+fn indices<'a>(operation: &'static str, what: &str, ids: &'a Ids, len: usize, limit: usize) -> Result<&'a [u16]> {
+    let ids = ids.0.get(..len).ok_or_else(|| failed(operation, format!("{} {what}s are there, expected {len}", ids.0.len())))?;
+    match ids.iter().find(|id| usize::from(**id) >= limit) {
+        Some(id) => Err(failed(operation, format!("{what} {id} is not below {limit}"))),
         None => Ok(ids),
     }
 }
@@ -361,6 +371,72 @@ impl Ops for Cpu {
         const OP: &str = "copy";
         let src = &view(OP, "src", src, from + len)?[from..];
         view_mut(OP, "dst", dst, to + len)?[to..].copy_from_slice(src);
+        Ok(())
+    }
+
+    fn decode_embedding(
+        &mut self,
+        out: &mut Buffer,
+        ids: &Ids,
+        positions: &Ids,
+        wte: &Buffer,
+        wpe: &Buffer,
+        n: usize,
+        channels: usize,
+    ) -> Result<()> {
+        const OP: &str = "decode_embedding";
+        let out = view_mut(OP, "out", out, n * channels)?;
+        let ids = tokens(OP, ids, n, wte.len() / channels)?;
+        let positions = indices(OP, "position", positions, n, wpe.len() / channels)?;
+        decode::embedding(out, ids, positions, wte.as_slice(), wpe.as_slice(), channels);
+        Ok(())
+    }
+
+    fn decode_linear(
+        &mut self,
+        out: &mut Buffer,
+        x: &Buffer,
+        weight: &Buffer,
+        bias: Option<&Buffer>,
+        gelu: bool,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()> {
+        const OP: &str = "decode_linear";
+        let layer = decode::Linear {
+            x: view(OP, "x", x, n * c_in)?,
+            weight: view(OP, "weight", weight, c_out * c_in)?,
+            bias: bias.map(|bias| view(OP, "bias", bias, c_out)).transpose()?,
+            gelu,
+            c_in,
+        };
+        decode::linear(&self.engine, view_mut(OP, "out", out, n * c_out)?, c_out, layer);
+        Ok(())
+    }
+
+    fn decode_attention(
+        &mut self,
+        out: &mut Buffer,
+        cache: KvCache<'_, Buffer>,
+        qkv: &Buffer,
+        at: Places<'_, Ids>,
+        n: usize,
+        heads: Heads,
+    ) -> Result<()> {
+        const OP: &str = "decode_attention";
+        let KvCache { keys, values, capacity } = cache;
+        let channels = heads.heads * heads.head_size;
+        let streams = keys.len().min(values.len()) / (capacity * channels);
+        let rows = decode::Attention {
+            qkv: view(OP, "qkv", qkv, 3 * n * channels)?,
+            streams: indices(OP, "stream", at.streams, n, streams)?,
+            positions: indices(OP, "position", at.positions, n, capacity)?,
+            heads,
+            capacity,
+        };
+        let out = view_mut(OP, "out", out, n * channels)?;
+        decode::attention(&self.engine, out, keys.as_mut_slice(), values.as_mut_slice(), &rows);
         Ok(())
     }
 

@@ -188,3 +188,42 @@ fn planned_scratch_is_what_the_operations_use() {
     cpu.linear_backward_weight(&mut dwide, None, &dout, &wide, n, 4 * c, c, Write::Set).unwrap();
     assert_eq!(planned, cpu.held_scratch_bytes());
 }
+
+#[test]
+fn a_decoded_row_has_the_same_bits_alone_and_among_others() {
+    for n in [2, 3, 4, 7, 9] {
+        let [together, alone] = testing::decoding_alone_and_together(&mut cpu(2, Simd::Auto), n);
+        assert!(together.iter().map(|x| x.to_bits()).eq(alone.iter().map(|x| x.to_bits())), "{n} rows");
+    }
+}
+
+#[test]
+fn threads_and_instruction_sets_change_no_bit_of_decoding() {
+    let bits = |cpu: &mut Cpu| -> Vec<Vec<u32>> {
+        let cases = testing::decoding_cases(cpu, testing::Limits::NONE);
+        cases.into_iter().map(|case| case.got.iter().map(|x| x.to_bits()).collect()).collect()
+    };
+    let want = bits(&mut cpu(1, Simd::Baseline));
+    for simd in [Simd::Avx512, Simd::Avx2, Simd::Auto] {
+        if Isa::new(simd).is_ok() {
+            assert!(bits(&mut cpu(3, simd)) == want, "{simd:?}");
+        }
+    }
+}
+
+#[test]
+fn a_position_or_stream_outside_the_cache_is_refused() {
+    let mut cpu = cpu(1, Simd::Auto);
+    let [mut out, mut keys, mut values, qkv] = [8, 16, 16, 24].map(|len| upload(&mut cpu, &vec![0.0; len]));
+    let mut attend = |stream: u16, position: u16| {
+        let [mut streams, mut positions] = [(); 2].map(|()| cpu.alloc_ids(1).unwrap());
+        cpu.upload_ids(&mut streams, &[stream]).unwrap();
+        cpu.upload_ids(&mut positions, &[position]).unwrap();
+        let cache = KvCache { keys: &mut keys, values: &mut values, capacity: 2 };
+        let at = Places { streams: &streams, positions: &positions };
+        cpu.decode_attention(&mut out, cache, &qkv, at, 1, Heads { heads: 1, head_size: 8 }).map_err(|e| e.to_string())
+    };
+    assert_eq!(attend(0, 1), Ok(()));
+    assert!(attend(0, 2).unwrap_err().contains("position 2 is not below 2"));
+    assert!(attend(1, 0).unwrap_err().contains("stream 1 is not below 1"));
+}

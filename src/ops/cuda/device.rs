@@ -2,11 +2,11 @@
 
 use super::Cuda;
 use super::launch::layernorm::{Affine, Residual, Statistics};
-use super::launch::{attention, elementwise, embedding, layernorm};
+use super::launch::{attention, decode, elementwise, embedding, layernorm};
 use super::linear::{Classifier, ClassifierGradient, Shape, gemm_keys};
 use super::memory::{Buf, Ids};
 use super::scratch::{Use, planned};
-use crate::ops::{AdamW, Dtype, Heads, Ops, ParamSlot, Result, Role, Rows, ScratchShape, Vocab, Write};
+use crate::ops::{AdamW, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write};
 
 impl Ops for Cuda {
     type Buf = Buf;
@@ -240,6 +240,50 @@ impl Ops for Cuda {
         let (to, from) = (dst.address() + to as u64 * size, src.address() + from as u64 * size);
         // SAFETY: both lengths were checked, and two tensors never overlap.
         unsafe { self.kernels.gpu.copy(to, from, len as u64 * size, OP) }
+    }
+
+    // ---- decoding --------------------------------------------------------------------------
+
+    fn decode_embedding(
+        &mut self,
+        out: &mut Buf,
+        ids: &Ids,
+        positions: &Ids,
+        wte: &Buf,
+        wpe: &Buf,
+        n: usize,
+        channels: usize,
+    ) -> Result<()> {
+        self.written(out);
+        decode::embedding(&self.kernels, out, ids, positions, wte, wpe, n, channels)
+    }
+
+    fn decode_linear(
+        &mut self,
+        out: &mut Buf,
+        x: &Buf,
+        weight: &Buf,
+        bias: Option<&Buf>,
+        gelu: bool,
+        n: usize,
+        c_in: usize,
+        c_out: usize,
+    ) -> Result<()> {
+        self.written(out);
+        decode::linear(&self.kernels, out, x, weight, bias, gelu, n, c_in, c_out)
+    }
+
+    fn decode_attention(
+        &mut self,
+        out: &mut Buf,
+        cache: KvCache<'_, Buf>,
+        qkv: &Buf,
+        at: Places<'_, Ids>,
+        n: usize,
+        heads: Heads,
+    ) -> Result<()> {
+        self.written(out);
+        decode::attention(&self.kernels, out, cache, qkv, at, n, heads)
     }
 
     // ---- the backward pass -----------------------------------------------------------------

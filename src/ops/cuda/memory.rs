@@ -135,8 +135,7 @@ impl Memory {
 
     /// `bytes` of zeroed memory.
     pub fn region(&mut self, what: &str, bytes: u64) -> Result<Region> {
-        // The kernels may read a vector past the last element of a row, never past this.
-        let size = bytes.max(1).next_multiple_of(ALIGNMENT);
+        let size = rounded(bytes);
         let (slab, offset) = match &mut self.open {
             Some((slab, taken)) if *taken + size <= slab.bytes => {
                 let offset = *taken;
@@ -170,6 +169,28 @@ impl Memory {
         let device = format!("{} ({} MiB in all)", self.gpu.info.name, self.gpu.info.total_bytes >> 20);
         DeviceError::OutOfMemory { device, what: what.to_owned(), need_bytes, free_bytes }
     }
+}
+
+/// What a buffer of `bytes` takes of a slab. The kernels may read a vector past the last element of a row,
+/// never past this.
+fn rounded(bytes: u64) -> u64 {
+    bytes.max(1).next_multiple_of(ALIGNMENT)
+}
+
+/// Device memory that [`Memory`] takes for buffers of these sizes, in this order, without a reserved arena.
+pub fn taken_bytes(sizes: &[u64]) -> u64 {
+    let (mut taken, mut open) = (0, None);
+    for size in sizes.iter().map(|bytes| rounded(*bytes)) {
+        match &mut open {
+            Some(used) if *used + size <= SLAB => *used += size,
+            _ if size >= LARGE => taken += size.next_multiple_of(PAGE),
+            _ => {
+                taken += SLAB;
+                open = Some(size);
+            }
+        }
+    }
+    taken
 }
 
 /// Page-locked host memory, which the GPU reads and writes by itself.
@@ -236,6 +257,10 @@ pub struct Staging {
 
 const LARGE_BYTES: usize = 16 << 20;
 const SMALL_BYTES: usize = 256 << 10;
+const LARGE_SLOTS: usize = 2;
+const SMALL_SLOTS: usize = 8;
+/// Pinned host memory of one [`Staging`].
+pub const PINNED_BYTES: u64 = (LARGE_SLOTS * LARGE_BYTES + SMALL_SLOTS * SMALL_BYTES) as u64;
 
 impl Staging {
     pub fn new(gpu: &Arc<Gpu>) -> Result<Staging> {
@@ -244,8 +269,8 @@ impl Staging {
         };
         Ok(Staging {
             gpu: Arc::clone(gpu),
-            large: slots(2, LARGE_BYTES)?,
-            small: slots(8, SMALL_BYTES)?,
+            large: slots(LARGE_SLOTS, LARGE_BYTES)?,
+            small: slots(SMALL_SLOTS, SMALL_BYTES)?,
             next_large: 0,
             next_small: 0,
         })

@@ -44,9 +44,10 @@ use driver::{Event, Gpu, GpuInfo};
 use gemm::Gemm;
 use gemm::plan::GemmPlan;
 use memory::{Memory, Staging};
+pub use memory::{PINNED_BYTES, taken_bytes};
 use modules::Kernels;
-pub use scratch::scratch_plan;
-use scratch::{Scratch, act_dtype};
+use scratch::Scratch;
+pub use scratch::{act_dtype, scratch_plan, workspace_bytes};
 use sources::SOURCES;
 
 /// What the device needs to know of an experiment.
@@ -210,11 +211,6 @@ impl Cuda {
     /// cuBLASLt's version: 130100 is 13.1.0.
     pub fn cublaslt_version(&self) -> u64 {
         self.gemm.version()
-    }
-
-    /// Everything that this device takes beside the tensors of a model, by name, in bytes.
-    pub fn scratch_plan(&self, shape: &super::ScratchShape) -> Vec<(String, u64)> {
-        scratch_plan(shape, self.options.compute)
     }
 
     /// Device memory taken from the driver so far.

@@ -42,6 +42,7 @@ macro_rules! source {
 pub const HEADERS: &[Source] = &[
     source!("common.cuh", &[]),
     source!("columns.cuh", &[]),
+    source!("gelu.cuh", &[]),
     source!("attention.cuh", &[]),
     source!("attention_hopper.cuh", &[]),
     source!("attention_wgmma.cuh", &[]),
@@ -58,6 +59,7 @@ pub const SOURCES: &[Source] = &[
     source!("elementwise.cu", ELEMENT_TYPES),
     source!("digest.cu", ELEMENT_TYPES),
     source!("attention_any.cu", ELEMENT_TYPES),
+    source!("decode.cu", ELEMENT_TYPES),
     source!("attention_forward.cu", HEAD_SIZES),
     source!("attention_backward.cu", HEAD_SIZES),
     hopper(source!("attention_forward_hopper.cu", HOPPER_HEAD_SIZES)),

@@ -4,10 +4,12 @@
 //! filled with NaN before every call, so that an element nobody writes fails. [`cases`] gives the
 //! raw outputs, which a device compares bit for bit between its own settings.
 
+mod decoding;
 mod reference;
 
 use super::{AdamW, Heads, Ops, ParamSlot, Role, Rows, ScratchShape, Vocab, Write};
 use crate::rng::Key;
+pub use decoding::{decoding_alone_and_together, decoding_cases};
 use reference::AttentionShape;
 
 /// How far an output may be from the f64 reference: `|got - want| <= relative * (|want| + rms(want))`.
@@ -91,7 +93,7 @@ pub fn check_all<O: Ops>(ops: &mut O, tolerance: Tolerance) {
 /// # Panics
 /// At the first element that is too far off.
 pub fn check_within<O: Ops>(ops: &mut O, tolerance: Tolerance, limits: Limits) {
-    for case in cases_within(ops, limits) {
+    for case in cases_within(ops, limits).into_iter().chain(decoding_cases(ops, limits)) {
         assert_eq!(case.got.len(), case.want.len(), "{}", case.name);
         let rms = (case.want.iter().map(|x| x * x).sum::<f64>() / case.want.len() as f64).sqrt();
         for (i, (got, want)) in case.got.iter().zip(&case.want).enumerate() {

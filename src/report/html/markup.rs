@@ -1,13 +1,16 @@
 //! The page's markup, section by section.
 
+use std::collections::BTreeSet;
+
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::config::Setting;
-use super::numbers::Numbers;
+use super::numbers::{self, Numbers};
 use super::{Page, Status};
 use crate::proof::lock::Table;
 use crate::report::run_data::references;
 use crate::report::{Chart, dark_rules};
+use crate::store::gpu_log::GpuSample;
 use crate::store::metrics::MetricsRow;
 use crate::units;
 
@@ -278,6 +281,7 @@ fn events(page: &Page) -> Markup {
 }
 
 fn speed(page: &Page, numbers: &Numbers) -> Markup {
+    let sensor = |value: fn(&GpuSample) -> Option<f64>| numbers::spread(page.sensors.iter().filter_map(value));
     let spread = |name: &str, values: Option<[f64; 3]>, show: fn(f64) -> String| {
         html! {
             @if let Some(values) = values {
@@ -286,13 +290,25 @@ fn speed(page: &Page, numbers: &Numbers) -> Markup {
         }
     };
     html! {
-        @if numbers.step_ms.is_none() && numbers.tokens_per_s.is_none() { p.quiet { "No row tells its time." } } @else {
+        @if numbers.step_ms.is_none() && page.sensors.is_empty() && numbers.tokens_per_s.is_none() { p.quiet { "No row tells its time." } } @else {
             table.stack {
                 thead { tr { th {} th.n { "median" } th.n { "5 %" } th.n { "95 %" } } }
                 tbody {
                     (spread("Tokens per second", numbers.tokens_per_s, |value| units::thousands(value.round() as u64)))
                     (spread("Milliseconds a step", numbers.step_ms, |value| format!("{value:.1}")))
+                    (spread("GPU clock, MHz", sensor(|at| at.sm_mhz.map(f64::from)), |value| format!("{value:.0}")))
+                    (spread("GPU power, W", sensor(|at| at.watts), |value| format!("{value:.0}")))
+                    (spread("GPU temperature, °C", sensor(|at| at.celsius.map(f64::from)), |value| format!("{value:.0}")))
                 }
+            }
+        }
+        @if !page.sensors.is_empty() {
+            @let throttled: Vec<&GpuSample> = page.sensors.iter().filter(|at| !at.throttled.is_empty()).collect();
+            @let reasons: BTreeSet<&str> = throttled.iter().flat_map(|at| at.throttled.iter().map(String::as_str)).collect();
+            p.quiet {
+                (units::thousands(throttled.len() as u64)) " of " (units::thousands(page.sensors.len() as u64))
+                " samples of the GPU's sensors found it throttled"
+                @if !reasons.is_empty() { ": " (reasons.into_iter().collect::<Vec<_>>().join(", ")) } "."
             }
         }
         h3 { "Machine" }

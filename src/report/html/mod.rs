@@ -21,6 +21,7 @@ use super::{PlotOptions, ReportError, RunData, charts};
 use crate::proof::entry::Entry;
 use crate::proof::ledger::{self, Log};
 use crate::proof::lock::Lock;
+use crate::store::gpu_log::GpuSample;
 use crate::store::{Manifest, RunPaths, checkpoint};
 
 /// What a check came to.
@@ -61,6 +62,8 @@ pub struct Page {
     ledger: Option<Result<(Log, Vec<Entry>), String>>,
     checkpoints: Vec<Checkpoint>,
     samples: Vec<Sample>,
+    /// What the GPU's sensors said; empty without a GPU.
+    sensors: Vec<GpuSample>,
     checks: Vec<Check>,
 }
 
@@ -88,6 +91,7 @@ impl Page {
             ledger: paths.ledger().exists().then(|| ledger::read(&paths.ledger()).map_err(|why| why.to_string())),
             checkpoints: checkpoints.collect(),
             samples: samples(&paths.samples())?,
+            sensors: sensors(&paths.gpu_log()),
             checks,
         })
     }
@@ -102,6 +106,12 @@ impl Page {
     fn setting(&self, key: &str) -> Option<&str> {
         self.settings.iter().find(|setting| setting.key == key).and_then(|setting| setting.value.as_deref())
     }
+}
+
+/// The lines of `gpu.jsonl` that can be read: sensors prove nothing, so a torn line is no fault.
+fn sensors(path: &Path) -> Vec<GpuSample> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// The samples in a folder, newest first.

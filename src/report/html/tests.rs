@@ -80,6 +80,21 @@ fn a_run_that_is_only_a_log_of_the_reference_has_a_page() {
 }
 
 #[test]
+fn the_sensors_of_a_gpu_are_told_with_why_it_was_throttled() {
+    let folder = tempfile::tempdir().unwrap();
+    run(folder.path());
+    let mut log = crate::store::gpu_log::GpuLog::open(&RunPaths::new(folder.path()).gpu_log()).unwrap();
+    for (watts, throttled) in [(640.0, Vec::new()), (697.0, vec!["power_cap".to_owned()]), (698.0, vec!["power_cap".to_owned()])]
+    {
+        log.append(&GpuSample { watts: Some(watts), throttled, ..GpuSample::default() }).unwrap();
+    }
+    let page = Page::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
+    assert!(page.contains("GPU power, W") && page.contains(">697<"));
+    assert!(page.contains("2 of 3 samples of the GPU's sensors found it throttled: power_cap."));
+    assert!(!page.contains("GPU clock"), "the sensor did not tell it");
+}
+
+#[test]
 fn an_empty_folder_is_an_error_that_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let error = Page::gather(folder.path(), Vec::new()).err().unwrap().to_string();

@@ -34,7 +34,7 @@ pub const BACKWARD_KEY: Kernel<BackwardArgs> = Kernel::new("attention_backward_k
 pub const HEAD_SIZES: [usize; 4] = [64, 80, 96, 128];
 
 /// The widest head of any kernel.
-const MOST_HEAD_SIZE: usize = 128;
+pub const MOST_HEAD_SIZE: usize = 128;
 
 /// Bytes of one row of a tile in shared memory.
 fn row_bytes(head_size: usize) -> u64 {
@@ -60,7 +60,7 @@ fn any_geometry(rows: Rows, heads: Heads) -> Geometry {
     Geometry::new2((rows.seq as u64).div_ceil(4), (rows.batch * heads.heads) as u64, 128)
 }
 
-fn scale(head_size: usize) -> f32 {
+pub fn scale(head_size: usize) -> f32 {
     (1.0 / (head_size as f64).sqrt()) as f32
 }
 

@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod attention_hopper;
 pub mod classifier;
+pub mod decode;
 pub mod digest;
 pub mod elementwise;
 pub mod embedding;
@@ -56,6 +57,14 @@ pub fn kernels() -> Vec<KernelInfo> {
         attention_hopper::FORWARD.describe(),
         attention_hopper::BACKWARD_QUERY.describe(),
         attention_hopper::BACKWARD_KEY.describe(),
+        decode::EMBEDDING.describe(),
+        decode::LINEAR[0].describe(),
+        decode::LINEAR[1].describe(),
+        decode::LINEAR[2].describe(),
+        decode::LINEAR[3].describe(),
+        decode::STORE.describe(),
+        decode::ATTENTION[0].describe(),
+        decode::ATTENTION[1].describe(),
     ]
 }
 
@@ -129,6 +138,10 @@ mod tests {
         check::<attention::BackwardArgs>();
         check::<attention_hopper::ForwardArgs>();
         check::<attention_hopper::BackwardArgs>();
+        check::<decode::DecodeEmbeddingArgs>();
+        check::<decode::DecodeLinearArgs>();
+        check::<decode::DecodeStoreArgs>();
+        check::<decode::DecodeAttentionArgs>();
     }
 
     /// `name(const __grid_constant__ Args args)` behind `__global__`, as (name, Args without namespace).

@@ -2,27 +2,29 @@
 //!
 //! Text is data and never markup: a literal `<|endoftext|>` inside a text is encoded as its
 //! characters. The token of that name is set by whoever joins documents, with [`Tokenizer::eot`].
-//! The merges and the pre-tokenising pattern are tiktoken's `r50k_base`, which is GPT-2's vocabulary.
+//! The vocabulary is tiktoken's `r50k_base`, which is GPT-2's; the encoder over it is ours ([`bpe`], [`pieces`]),
+//! several times as fast and equal in every id.
 
 #![forbid(unsafe_code)]
 
+mod bpe;
+mod pieces;
+mod unicode;
+
 use sha2::{Digest, Sha256};
-use tiktoken_rs::CoreBPE;
+
+pub use bpe::Bpe;
 
 use crate::experiment;
 
 /// What the end of a document is called in text.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// Runs of white space from this length on are encoded apart: tiktoken's regex engine keeps a state
-/// for each character of a run, and gives up at a million.
-const LONG_RUN: usize = 100_000;
-
 /// A way to write text as 16-bit tokens.
 #[derive(Clone, Copy)]
 pub enum Tokenizer {
     /// GPT-2's byte-pair encoding: 50,256 byte strings, and `<|endoftext|>` = 50256.
-    Gpt2(&'static CoreBPE),
+    Gpt2(&'static Bpe),
     /// One token a byte of UTF-8, and `<|endoftext|>` = 256.
     Byte,
 }
@@ -37,7 +39,7 @@ impl Tokenizer {
     /// The tokenizer an experiment names. GPT-2's tables are built at the first call and shared.
     pub fn new(kind: experiment::Tokenizer) -> Tokenizer {
         match kind {
-            experiment::Tokenizer::Gpt2 => Tokenizer::Gpt2(tiktoken_rs::r50k_base_singleton()),
+            experiment::Tokenizer::Gpt2 => Tokenizer::Gpt2(Bpe::gpt2()),
             experiment::Tokenizer::Byte => Tokenizer::Byte,
         }
     }
@@ -69,7 +71,11 @@ impl Tokenizer {
     /// The tokens of a text; never [`Tokenizer::eot`].
     pub fn encode(&self, text: &str) -> Vec<u16> {
         match self {
-            Tokenizer::Gpt2(bpe) => encode_in_runs(bpe, text, LONG_RUN),
+            Tokenizer::Gpt2(bpe) => {
+                let mut tokens = Vec::with_capacity(text.len() / 4 + 1);
+                bpe.encode(text, &mut tokens);
+                tokens
+            }
             Tokenizer::Byte => text.bytes().map(u16::from).collect(),
         }
     }
@@ -82,10 +88,8 @@ impl Tokenizer {
             match self {
                 _ if token == self.eot() => bytes.extend(END_OF_TEXT.as_bytes()),
                 Tokenizer::Byte if token < 256 => bytes.push(token as u8),
-                Tokenizer::Gpt2(bpe) if usize::from(token) < self.vocab() => {
-                    bytes.extend(bpe.decode_bytes(&[token.into()]).unwrap_or_default());
-                }
-                _ => bytes.extend("\u{fffd}".as_bytes()),
+                Tokenizer::Gpt2(bpe) => bytes.extend(bpe.token(token).unwrap_or("\u{fffd}".as_bytes())),
+                Tokenizer::Byte => bytes.extend("\u{fffd}".as_bytes()),
             }
         }
         bytes
@@ -109,31 +113,6 @@ impl Tokenizer {
         }
         hash.finalize().into()
     }
-}
-
-/// Encodes text whose runs of white space may be of any length.
-///
-/// GPT-2's pattern cuts a run of white space before other text into all but its last character, and the
-/// last character with what follows. So a text may be cut at both places and its parts encoded alone.
-fn encode_in_runs(bpe: &CoreBPE, text: &str, long_run: usize) -> Vec<u16> {
-    let mut tokens = Vec::with_capacity(text.len() / 4 + 1);
-    let mut push = |part: &str| tokens.extend(bpe.encode_ordinary(part).into_iter().map(|rank| rank as u16));
-    let mut done = 0;
-    let mut run_start = None;
-    for (at, char) in text.char_indices() {
-        if char.is_whitespace() {
-            run_start.get_or_insert(at);
-        } else if let Some(start) = run_start.take()
-            && at - start >= long_run
-        {
-            let last = text[..at].char_indices().next_back().map_or(start, |(last, _)| last);
-            push(&text[done..start]);
-            push(&text[start..last]);
-            done = last;
-        }
-    }
-    push(&text[done..]);
-    tokens
 }
 
 /// Turns tokens into text as they come, and withholds bytes until they make whole characters.
@@ -260,13 +239,6 @@ mod tests {
             for tokenizer in [gpt2(), Tokenizer::Byte] {
                 prop_assert_eq!(tokenizer.decode(&tokenizer.encode(&text)), text.clone());
             }
-        }
-
-        #[test]
-        fn cutting_at_runs_of_white_space_changes_no_token(text in "[ab'1.é \n\t\u{a0}\u{3000}]{0,60}") {
-            let Tokenizer::Gpt2(bpe) = gpt2() else { unreachable!() };
-            let whole: Vec<u16> = bpe.encode_ordinary(&text).into_iter().map(|rank| rank as u16).collect();
-            prop_assert_eq!(encode_in_runs(bpe, &text, 1), whole);
         }
     }
 }

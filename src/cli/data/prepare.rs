@@ -1,36 +1,20 @@
-//! `runner data`: token shards from text.
+//! `runner data prepare`: token shards from text.
 
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::data::Tokenizer;
-use crate::data::prepare::{Input, Options, Summary, ValSplit, prepare};
+use crate::data::prepare::{Input, InputFormat, Options, Summary, ValSplit, prepare};
 use crate::experiment;
 
-/// Prepare training data.
 #[derive(Debug, Args)]
-pub struct DataArgs {
-    #[command(subcommand)]
-    command: DataCommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum DataCommand {
-    /// Encode text files into token shards
-    ///
-    /// Text is split into documents at a literal `<|endoftext|>` and at the end of each file; the token of
-    /// that name is put before each document. The shards are the same for any number of threads.
-    Prepare(PrepareArgs),
-}
-
-#[derive(Debug, Args)]
-struct PrepareArgs {
-    /// Text files in UTF-8; `-` reads standard input
+pub struct PrepareArgs {
+    /// Text in UTF-8, JSON lines (`.jsonl`, `.ndjson`) or Parquet (`.parquet`); `-` reads standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Folder to write the shards into
@@ -39,6 +23,12 @@ struct PrepareArgs {
     /// Shards are named NAME_train_000001.bin … and NAME_val_000000.bin [default: the first file's name]
     #[arg(long)]
     name: Option<String>,
+    /// The field of each JSON line, or the Parquet column, that holds the text
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    column: String,
+    /// What the files are [default: what their names say; standard input is text]
+    #[arg(long, value_enum)]
+    format: Option<FormatArg>,
     /// How text becomes tokens
     #[arg(long, value_enum, default_value_t = TokenizerArg::Gpt2)]
     tokenizer: TokenizerArg,
@@ -64,15 +54,24 @@ enum TokenizerArg {
     Byte,
 }
 
-/// Carries out `runner data …`.
-pub fn run(args: DataArgs) -> anyhow::Result<()> {
-    match args.command {
-        DataCommand::Prepare(args) => run_prepare(args),
-    }
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FormatArg {
+    /// Documents apart by a literal `<|endoftext|>`
+    Text,
+    /// One JSON object a line, each a document
+    Jsonl,
+    /// One row a document
+    Parquet,
 }
 
-fn run_prepare(args: PrepareArgs) -> anyhow::Result<()> {
-    let inputs = args.files.iter().map(|file| open(file)).collect::<anyhow::Result<Vec<Input>>>()?;
+/// Carries out `runner data prepare …`.
+pub fn run(args: PrepareArgs) -> anyhow::Result<()> {
+    let format = args.format.map(|format| match format {
+        FormatArg::Text => InputFormat::Text,
+        FormatArg::Jsonl => InputFormat::Jsonl,
+        FormatArg::Parquet => InputFormat::Parquet,
+    });
+    let inputs = args.files.iter().map(|file| open(file, format)).collect::<anyhow::Result<Vec<Input>>>()?;
     let kind = match args.tokenizer {
         TokenizerArg::Gpt2 => experiment::Tokenizer::Gpt2,
         TokenizerArg::Byte => experiment::Tokenizer::Byte,
@@ -83,23 +82,29 @@ fn run_prepare(args: PrepareArgs) -> anyhow::Result<()> {
         tokenizer: Tokenizer::new(kind),
         shard_tokens: args.shard_tokens,
         val: args.val_tokens.map_or(ValSplit::Fraction(args.val_fraction), ValSplit::Tokens),
+        column: args.column,
         overwrite: args.overwrite,
     };
+    encode(&inputs, &options)
+}
+
+/// Prepares shards with a bar, and prints what was made.
+pub(super) fn encode(inputs: &[Input], options: &Options) -> anyhow::Result<()> {
     let bar = progress_bar(inputs.iter().map(Input::len).sum());
     let start = Instant::now();
-    let summary = prepare(&inputs, &options, |bytes| bar.inc(bytes));
+    let summary = prepare(inputs, options, |bytes| bar.inc(bytes));
     bar.finish_and_clear();
     print_summary(&summary?, start.elapsed().as_secs_f64());
     Ok(())
 }
 
-fn open(file: &Path) -> anyhow::Result<Input> {
+fn open(file: &Path, format: Option<InputFormat>) -> anyhow::Result<Input> {
     if file == Path::new("-") {
         let mut bytes = Vec::new();
         std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
-        return Ok(Input::bytes("standard input", bytes));
+        return Ok(Input::bytes("standard input", format.unwrap_or(InputFormat::Text), bytes));
     }
-    Ok(Input::file(file)?)
+    Ok(Input::file_as(file, format.unwrap_or_else(|| InputFormat::of(file)))?)
 }
 
 /// The first file's name without its last extension; `data` for standard input.

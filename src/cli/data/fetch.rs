@@ -1,0 +1,279 @@
+//! `runner data fetch`: a data set to where the experiments look for it, and what to do next.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use clap::{Args, ValueEnum};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+
+use super::prepare::encode;
+use crate::cli::exit;
+use crate::data::Tokenizer;
+use crate::data::fetch::{DataSet, Endpoints, Event, Fetched, Patience, Record, RemoteFile, Request, fetch};
+use crate::data::prepare::{Input, Options, ValSplit};
+use crate::experiment;
+use crate::units;
+
+#[derive(Debug, Args)]
+pub struct FetchArgs {
+    /// What to fetch
+    #[arg(value_enum, value_name = "DATA_SET")]
+    data_set: DataSetArg,
+    /// Fetch the first N files of the set [default: 100 of fineweb-edu-100b, all 14 of fineweb-edu]
+    #[arg(long, value_name = "N")]
+    shards: Option<usize>,
+    /// Folder for the data; the experiments look in `data`
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    out: PathBuf,
+    /// Commit, branch or tag [default: what was fetched into the folder before, else the set's own]
+    #[arg(long, value_name = "REVISION")]
+    revision: Option<String>,
+    /// Files at a time
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    parallel: usize,
+    /// Leave the text of fineweb-edu as it is, instead of encoding it into token shards
+    #[arg(long)]
+    no_prepare: bool,
+    /// Print the files as JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DataSetArg {
+    /// FineWeb-Edu as GPT-2 tokens: 1000 shards of 100 M tokens (200 MB) each, and one to validate on
+    #[value(name = "fineweb-edu-100b")]
+    FinewebEdu100b,
+    /// FineWeb-Edu's sample of 10 B tokens as text: 14 Parquet files, 29 GB, encoded into token shards
+    FinewebEdu,
+    /// The 10,042 validation tasks of HellaSwag, 12 MB
+    #[value(name = "hellaswag")]
+    HellaSwag,
+    /// Plays by Shakespeare, 1.1 MB of text
+    #[value(name = "tinyshakespeare")]
+    TinyShakespeare,
+}
+
+impl From<DataSetArg> for DataSet {
+    fn from(arg: DataSetArg) -> DataSet {
+        match arg {
+            DataSetArg::FinewebEdu100b => DataSet::FineWebEdu100B,
+            DataSetArg::FinewebEdu => DataSet::FineWebEdu,
+            DataSetArg::HellaSwag => DataSet::HellaSwag,
+            DataSetArg::TinyShakespeare => DataSet::TinyShakespeare,
+        }
+    }
+}
+
+/// Carries out `runner data fetch …`.
+pub fn run(args: FetchArgs) -> anyhow::Result<()> {
+    let data_set = DataSet::from(args.data_set);
+    let files = data_set.files(args.shards)?;
+    let request = Request {
+        data_set,
+        files,
+        out: args.out.clone(),
+        revision: args.revision.clone(),
+        endpoints: Endpoints::from_variables(|name| std::env::var(name).ok())?,
+        parallel: args.parallel,
+        patience: Patience::default(),
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // The first asks, a second ends the process: what is on disk is a part either way.
+        signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), stop.clone())?;
+        signal_hook::flag::register(signal, stop.clone())?;
+    }
+    let (host, repository) = data_set.repository();
+    let count = request.files.len();
+    let plural = if count == 1 { "" } else { "s" };
+    anstream::eprintln!("{}: {count} file{plural} of {repository} ({host:?}) into {}", data_set.name(), args.out.display());
+    let screen = Screen::new(&request.files);
+    let fetched = fetch(&request, &stop, |index, event| screen.show(index, &event));
+    screen.clear();
+    let fetched = fetched?;
+    print(&fetched, args.json);
+    summarize(&request, &fetched);
+    if data_set == DataSet::FineWebEdu && !args.no_prepare {
+        prepare(&args.out, &fetched)?;
+    }
+    for line in next(data_set, &args, &fetched) {
+        anstream::eprintln!("next: {line}");
+    }
+    Ok(())
+}
+
+/// Bars on a terminal: all files, and each one that is under way. Elsewhere a line for each that is done.
+struct Screen {
+    names: Vec<String>,
+    bars: Option<Bars>,
+}
+
+struct Bars {
+    all: MultiProgress,
+    total: ProgressBar,
+    open: Mutex<BTreeMap<usize, ProgressBar>>,
+}
+
+impl Screen {
+    fn new(files: &[RemoteFile]) -> Screen {
+        let bars = std::io::stderr().is_terminal().then(|| {
+            let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+            let total = all.add(ProgressBar::new(files.len() as u64));
+            total.set_style(style("{pos}/{len} files {wide_bar} {elapsed}"));
+            Bars { all, total, open: Mutex::new(BTreeMap::new()) }
+        });
+        Screen { names: files.iter().map(|file| file.name.clone()).collect(), bars }
+    }
+
+    fn show(&self, index: usize, event: &Event<'_>) {
+        let name = &self.names[index];
+        match event {
+            Event::Retry { error, wait_s } => self.line(&format!("{error}; trying again in {wait_s} s")),
+            Event::Done(file) if self.bars.is_none() && !file.was_there => {
+                self.line(&format!("{name}  {}  {}", units::bytes(file.bytes), how(file)));
+            }
+            _ => {}
+        }
+        let Some(bars) = &self.bars else { return };
+        let mut open = bars.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || {
+            let bar = bars.all.insert_before(&bars.total, ProgressBar::new(0));
+            bar.set_style(style("{prefix} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}"));
+            bar.with_prefix(name.clone())
+        };
+        match event {
+            Event::Started { have_bytes, total_bytes } => {
+                let bar = open.entry(index).or_insert_with(new);
+                bar.set_length(total_bytes.unwrap_or(0));
+                bar.set_position(*have_bytes);
+                bar.reset_eta();
+            }
+            Event::Received(bytes) => {
+                if let Some(bar) = open.get(&index) {
+                    bar.inc(*bytes);
+                }
+            }
+            Event::Checking => {
+                if let Some(bar) = open.get(&index) {
+                    bar.set_message("checking");
+                }
+            }
+            Event::Retry { .. } => {}
+            Event::Done(_) => {
+                if let Some(bar) = open.remove(&index) {
+                    bar.finish_and_clear();
+                    bars.all.remove(&bar);
+                }
+                bars.total.inc(1);
+            }
+        }
+    }
+
+    /// A line above the bars.
+    fn line(&self, text: &str) {
+        match &self.bars {
+            Some(bars) => bars.all.suspend(|| anstream::eprintln!("{text}")),
+            None => anstream::eprintln!("{text}"),
+        }
+    }
+
+    fn clear(&self) {
+        if let Some(bars) = &self.bars {
+            // Nothing to do about a terminal that is gone.
+            let _ = bars.all.clear();
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// How much is known of a file's bytes.
+fn how(file: &Fetched) -> &'static str {
+    match (file.verified, file.was_there) {
+        (true, _) => "SHA-256 as published",
+        (false, false) => "length and format checked; no digest is published",
+        (false, true) => "was there; length and format checked",
+    }
+}
+
+/// The files on stdout.
+fn print(fetched: &[Fetched], as_json: bool) {
+    if as_json {
+        let file = |file: &Fetched| {
+            json!({
+                "path": file.path, "bytes": file.bytes, "sha256": file.sha256,
+                "verified": file.verified, "was_there": file.was_there,
+            })
+        };
+        println!("{}", serde_json::Value::from(fetched.iter().map(file).collect::<Vec<_>>()));
+        return;
+    }
+    for file in fetched {
+        println!("{}", file.path.display());
+    }
+}
+
+fn summarize(request: &Request, fetched: &[Fetched]) {
+    let bytes: u64 = fetched.iter().map(|file| file.bytes).sum();
+    let there = fetched.iter().filter(|file| file.was_there).count();
+    let verified = fetched.iter().filter(|file| file.verified).count();
+    anstream::eprintln!(
+        "{} files, {}: {there} were there, {verified} with a published SHA-256; the rest by length and format",
+        fetched.len(),
+        units::bytes(bytes)
+    );
+    if let Some(record) = Record::read(&request.out, request.data_set.name()) {
+        let path = Record::path(&request.out, request.data_set.name());
+        anstream::eprintln!("revision {}, recorded in {}", record.revision, path.display());
+    }
+}
+
+/// Encodes the text of FineWeb-Edu under the names that the experiments look for: the first 100 M tokens to
+/// validate on, then shards of 100 M.
+fn prepare(out: &Path, fetched: &[Fetched]) -> anyhow::Result<()> {
+    anstream::eprintln!("encoding {} files into shards", fetched.len());
+    let inputs = fetched.iter().map(|file| Input::file(&file.path)).collect::<Result<Vec<_>, _>>()?;
+    let options = Options {
+        out: out.to_owned(),
+        prefix: "edu_fineweb".to_owned(),
+        tokenizer: Tokenizer::new(experiment::Tokenizer::Gpt2),
+        shard_tokens: 100_000_000,
+        val: ValSplit::Tokens(100_000_000),
+        column: "text".to_owned(),
+        overwrite: false,
+    };
+    encode(&inputs, &options)
+}
+
+/// The command after this one.
+fn next(data_set: DataSet, args: &FetchArgs, fetched: &[Fetched]) -> Vec<String> {
+    let out = args.out.display();
+    let elsewhere = args.out != Path::new("data");
+    let run = |experiment: &str| {
+        let shards = format!(" --set 'data.train={out}/edu_fineweb_train_*.bin' --set 'data.val={out}/edu_fineweb_val_*.bin'");
+        format!("runner run experiments/{experiment}.toml{}", if elsewhere { &shards } else { "" })
+    };
+    match data_set {
+        // The headline run reads 33.6 B tokens once.
+        DataSet::FineWebEdu100B if fetched.len() > 336 => {
+            vec![format!("runner data fetch hellaswag --out {out}"), run("gpt2_33b")]
+        }
+        DataSet::FineWebEdu100B => vec![run("gpt2_124m")],
+        DataSet::FineWebEdu if args.no_prepare => vec![format!("runner data prepare --out {out} {out}/fineweb-edu/*.parquet")],
+        DataSet::FineWebEdu => vec![run("gpt2_124m")],
+        DataSet::HellaSwag => vec![format!("runner eval RUN --task hellaswag --data {out}/hellaswag_val.jsonl")],
+        DataSet::TinyShakespeare => vec![
+            format!("runner data prepare --tokenizer byte --val-fraction 0.1 --out {out} {out}/tinyshakespeare.txt"),
+            format!(
+                "runner run experiments/quickstart.toml --name tinyshakespeare --set 'data.train={out}/tinyshakespeare_train_*.bin' --set 'data.val={out}/tinyshakespeare_val_*.bin'"
+            ),
+        ],
+    }
+}

@@ -1,0 +1,153 @@
+//! A thread that reads the GPU's sensors through NVML every few seconds while a run goes on.
+//!
+//! NVML is found at run time; without it a run goes on and says so once. The thread reads, and changes nothing: no clock, no
+//! mode, no bit.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use nvml_wrapper::bitmasks::device::ThrottleReasons;
+use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::{Device, Nvml};
+
+use crate::store::gpu_log::{GpuLog, GpuSample};
+
+/// What a run and its console share with the thread.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Optimizer steps done, told by the console.
+    pub step: AtomicU64,
+    latest: Mutex<Option<GpuSample>>,
+}
+
+impl Shared {
+    /// The newest sample, if there is any.
+    pub fn latest(&self) -> Option<GpuSample> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, sample: GpuSample) {
+        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(sample);
+    }
+}
+
+/// The thread at work; dropping it ends the thread.
+pub struct GpuWatch {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl GpuWatch {
+    /// Samples the GPU of this `uuid` (as the driver's interface prints it, dashes or not) every `every` into `path`.
+    ///
+    /// # Errors
+    /// NVML is not there, does not know the GPU, or the file cannot be opened: for people, in one line.
+    pub fn start(uuid: &str, every: Duration, path: &Path, shared: Arc<Shared>) -> Result<GpuWatch, String> {
+        let nvml = open().map_err(|error| error.to_string())?;
+        let uuid = with_dashes(uuid);
+        nvml.device_by_uuid(uuid.as_str()).map_err(|error| format!("GPU {uuid}: {error}"))?;
+        let mut log = GpuLog::open(path).map_err(|error| error.to_string())?;
+        let (stop, stopped) = channel::<()>();
+        let body = move || {
+            let Ok(device) = nvml.device_by_uuid(uuid.as_str()) else { return };
+            loop {
+                let sample = sample(&device, shared.step.load(Ordering::Relaxed));
+                // A full disk stops the run where it matters; sensors are not worth it.
+                let _ = log.append(&sample);
+                shared.set(sample);
+                if stopped.recv_timeout(every) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("gpu sensors".into()).spawn(body).map_err(|error| error.to_string())?;
+        Ok(GpuWatch { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for GpuWatch {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Drivers install the versioned name; the plain one comes with development packages.
+fn open() -> Result<Nvml, NvmlError> {
+    Nvml::builder().lib_path(OsStr::new("libnvidia-ml.so.1")).init().or_else(|_| Nvml::init())
+}
+
+fn sample(device: &Device<'_>, step: u64) -> GpuSample {
+    let watts = |milliwatts: u32| f64::from(milliwatts) / 1e3;
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    GpuSample {
+        step,
+        unix_ms: since.map_or(0, |since| since.as_millis() as u64),
+        sm_mhz: device.clock_info(Clock::SM).ok(),
+        memory_mhz: device.clock_info(Clock::Memory).ok(),
+        watts: device.power_usage().ok().map(watts),
+        limit_watts: device.enforced_power_limit().ok().map(watts),
+        celsius: device.temperature(TemperatureSensor::Gpu).ok(),
+        busy_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
+        memory_used_mib: device.memory_info().ok().map(|memory| memory.used >> 20),
+        throttled: device.current_throttle_reasons().map_or_else(|_| Vec::new(), reasons),
+    }
+}
+
+/// Reasons as words. An idle GPU is not throttled, nor one whose owner chose its clock.
+fn reasons(found: ThrottleReasons) -> Vec<String> {
+    const WORDS: [(ThrottleReasons, &str); 5] = [
+        (ThrottleReasons::SW_POWER_CAP, "power_cap"),
+        (ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN, "power_brake"),
+        (ThrottleReasons::SW_THERMAL_SLOWDOWN, "thermal"),
+        (ThrottleReasons::HW_THERMAL_SLOWDOWN, "thermal_hw"),
+        (ThrottleReasons::HW_SLOWDOWN, "hw_slowdown"),
+    ];
+    WORDS.iter().filter(|(reason, _)| found.contains(*reason)).map(|(_, word)| (*word).to_owned()).collect()
+}
+
+/// `GPU-8-4-4-4-12`, as NVML wants it.
+fn with_dashes(uuid: &str) -> String {
+    let digits: String = uuid.trim_start_matches("GPU-").chars().filter(|c| *c != '-').collect();
+    if digits.len() != 32 || !digits.is_ascii() {
+        return uuid.to_owned();
+    }
+    let parts = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
+    format!("GPU-{}", parts.join("-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_uuid_of_the_driver_becomes_that_of_nvml() {
+        assert_eq!(with_dashes("GPU-0123456789abcdef0123456789abcdef"), "GPU-01234567-89ab-cdef-0123-456789abcdef");
+        assert_eq!(with_dashes("GPU-01234567-89ab-cdef-0123-456789abcdef"), "GPU-01234567-89ab-cdef-0123-456789abcdef");
+        assert_eq!(with_dashes("MIG-1"), "MIG-1");
+    }
+
+    #[test]
+    fn throttling_is_told_in_words_and_idling_is_none() {
+        assert_eq!(reasons(ThrottleReasons::SW_POWER_CAP | ThrottleReasons::GPU_IDLE), ["power_cap"]);
+        assert!(reasons(ThrottleReasons::GPU_IDLE).is_empty());
+    }
+
+    #[test]
+    fn without_nvml_the_reason_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gpu.jsonl");
+        match GpuWatch::start("GPU-0", Duration::from_secs(1), &path, Arc::default()) {
+            Err(why) => assert!(!why.is_empty() && !why.contains('\n'), "{why}"),
+            Ok(_) => panic!("no GPU has that name"),
+        }
+    }
+}

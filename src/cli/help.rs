@@ -1,0 +1,199 @@
+//! The help as a person reads it: verbs in groups, examples, exit codes.
+//!
+//! Everything rests on the clap definitions of the verbs; what stands here beside them is which verbs belong
+//! together, and examples. Completions and manual pages are made from the same command, so none of the three can tell of an
+//! option that is not there.
+
+use std::fmt::Write;
+
+use clap::{Command, CommandFactory};
+
+use super::Cli;
+
+/// Verbs that belong together, in the order of a run's life. A verb in no group is listed under `More`.
+const GROUPS: [(&str, &[&str]); 5] = [
+    ("Before", &["config", "plan", "data", "lock", "doctor", "bench"]),
+    ("Train", &["run", "resume"]),
+    ("Look", &["show", "watch", "plot", "report", "sample", "eval"]),
+    ("Prove", &["verify", "diff"]),
+    ("Take away", &["export"]),
+];
+/// Verbs about the program itself.
+const PROGRAM: (&str, &[&str]) = ("This program", &["completions", "man", "help"]);
+
+/// Examples of verbs that bring none of their own.
+const EXAMPLES: [(&str, &str); 13] = [
+    (
+        "run",
+        "  runner run experiments/quickstart.toml\n  runner run experiments/gpt2_124m.toml --name first --set batch.micro=32\n  \
+         runner run experiments/ci.toml --overwrite --json | jq -c 'select(.event == \"step\").loss'",
+    ),
+    (
+        "resume",
+        "  runner resume                        # the run that was worked on last\n  runner resume quickstart\n  \
+         runner resume quickstart --set log.every=10",
+    ),
+    (
+        "config",
+        "  runner config experiments/gpt2_33b.toml\n  RUNNER_SEED=7 runner config experiments/ci.toml --set batch.micro=1",
+    ),
+    ("lock", "  runner lock experiments/ci.toml\n  runner lock experiments/ci.toml --out elsewhere.lock.toml"),
+    (
+        "data",
+        "  runner data prepare --out data books/*.txt\n  runner data prepare --out data --tokenizer byte --val-fraction 0.05 text.txt",
+    ),
+    (
+        "plot",
+        "  runner plot quickstart\n  runner plot first second --x tokens --log xy --out both.svg\n  \
+         runner plot log_gpt2_124M/main.log --baseline 124m --theme dark --out reference.png",
+    ),
+    ("report", "  runner report quickstart\n  runner report quickstart --out page.html --no-verify"),
+    ("sample", "  runner sample quickstart --prompt 'And God said' --tokens 200\n  runner sample quickstart --temperature 0"),
+    ("eval", "  runner eval quickstart"),
+    (
+        "verify",
+        "  runner verify quickstart\n  runner verify quickstart --replay 500..520\n  \
+         runner verify experiments/ci.toml --twice --expect tests/golden/ci_cpu.root",
+    ),
+    ("diff", "  runner diff first second"),
+    (
+        "export",
+        "  runner export quickstart --format hf --out model\n  runner export quickstart --format slsa --out provenance.json",
+    ),
+    ("bench", "  runner bench experiments/gpt2_124m.toml --steps 10"),
+];
+
+/// What the help and the manual say of all verbs.
+const FACTS: [(&str, &[(&str, &str)]); 2] = [
+    (
+        "Settings",
+        &[
+            ("--set KEY=VALUE", "sets a key of the experiment, over everything else"),
+            ("RUNNER_SECTION__KEY", "in the environment does so too, over the file: RUNNER_SCHEDULE__STEPS=100"),
+            ("NO_COLOR", "turns colours off; without a terminal there are none"),
+        ],
+    ),
+    (
+        "Exit codes",
+        &[
+            ("0", "done"),
+            ("1", "failed"),
+            ("2", "usage or configuration"),
+            ("3", "no usable device"),
+            ("4", "diverged; the last good checkpoint stands"),
+            ("5", "proof mismatch: bits are not what they must be"),
+            ("130", "interrupted, after a checkpoint"),
+        ],
+    ),
+];
+
+/// The program as completions and manual pages see it.
+pub fn bare() -> Command {
+    let mut command = Cli::command();
+    for (verb, examples) in EXAMPLES {
+        if command.find_subcommand(verb).is_some() {
+            command = command.mut_subcommand(verb, |verb| verb.after_help(format!("Examples:\n{examples}")));
+        }
+    }
+    command
+}
+
+/// The program as it parses its arguments: `runner help` shows verbs in groups.
+pub fn command() -> Command {
+    let command = bare();
+    let (overview, facts) = (overview(&command), facts());
+    command
+        .help_template("{about}\n\n{usage-heading} {usage}\n\n{before-help}Options:\n{options}{after-help}")
+        .before_help(overview)
+        .after_help(facts)
+}
+
+const HEADING: anstyle::Style = anstyle::Style::new().bold().underline();
+const LITERAL: anstyle::Style = anstyle::Style::new().bold();
+
+fn heading(text: &mut String, title: &str) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{HEADING}{title}:{HEADING:#}");
+}
+
+fn row(text: &mut String, name: &str, width: usize, says: &str) {
+    let _ = writeln!(text, "  {LITERAL}{name:<width$}{LITERAL:#}  {says}");
+}
+
+/// Every verb with its first line, in groups.
+fn overview(command: &Command) -> String {
+    let about = |verb: &str| match verb {
+        "help" => Some("Print this, or the help of a verb: runner help VERB".to_owned()),
+        verb => command.find_subcommand(verb).map(|verb| verb.get_about().map_or(String::new(), ToString::to_string)),
+    };
+    let grouped: Vec<&str> = GROUPS.iter().chain([&PROGRAM]).flat_map(|(_, verbs)| verbs.iter().copied()).collect();
+    let more: Vec<&str> = command.get_subcommands().map(Command::get_name).filter(|verb| !grouped.contains(verb)).collect();
+    let mut text = String::new();
+    for (title, verbs) in GROUPS.iter().copied().chain([("More", more.as_slice()), PROGRAM]) {
+        let rows: Vec<(&str, String)> = verbs.iter().filter_map(|verb| Some((*verb, about(verb)?))).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        heading(&mut text, title);
+        rows.iter().for_each(|(verb, says)| row(&mut text, verb, 11, says));
+        text.push('\n');
+    }
+    text.trim_end().to_owned()
+}
+
+fn facts() -> String {
+    let mut text = String::new();
+    for (title, rows) in FACTS {
+        heading(&mut text, title);
+        let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        rows.iter().for_each(|(name, says)| row(&mut text, name, width, says));
+        text.push('\n');
+    }
+    heading(&mut text, "To begin");
+    text.push_str("  runner run experiments/quickstart.toml\n  runner show quickstart");
+    text
+}
+
+/// [`FACTS`] as sections of a manual page.
+pub fn facts_as_roff() -> String {
+    let mut text = String::new();
+    for (title, rows) in FACTS {
+        let title = if title == "Exit codes" { "EXIT STATUS" } else { "ENVIRONMENT AND SETTINGS" };
+        let _ = writeln!(text, ".SH \"{title}\"");
+        for (name, says) in rows {
+            let _ = writeln!(text, ".TP\n\\fB{}\\fR\n{says}", name.replace('-', "\\-"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(text: &str) -> String {
+        anstream::adapter::strip_str(text).to_string()
+    }
+
+    #[test]
+    fn the_definitions_are_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_stands_in_the_help_once_and_has_an_example() {
+        let help = plain(&command().render_help().to_string());
+        for verb in bare().get_subcommands() {
+            let name = verb.get_name();
+            let lines = help.lines().filter(|line| line.split_whitespace().next() == Some(name)).count();
+            assert_eq!(lines, 1, "`{name}` in:\n{help}");
+            assert!(verb.get_about().is_some(), "`{name}` says nothing of itself");
+        }
+        for (verb, examples) in EXAMPLES {
+            for example in examples.lines().map(str::trim) {
+                assert!(example.contains(&format!("runner {verb}")), "`{example}` is no example of `{verb}`");
+            }
+        }
+        assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+    }
+}

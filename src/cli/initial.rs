@@ -1,0 +1,59 @@
+//! `model.init`: the model that training starts from, read before anything is allocated.
+//!
+//! The file is hashed and read once. A resumed run has its weights in its checkpoint and does without the file
+//! where that is gone; what it was stays in the lock.
+
+use std::path::Path;
+
+use crate::experiment::Experiment;
+use crate::export::{self, Parameters};
+use crate::ops::{Ops, Result};
+use crate::proof::lock::Table;
+use crate::train::Trainer;
+
+/// The lock's name for what `model.init` holds.
+pub const INIT_SHA256: &str = "model.init_sha256";
+
+/// The model that `model.init` names.
+pub struct Initial {
+    sha256: String,
+    /// None where a checkpoint has the weights already.
+    parameters: Option<Parameters>,
+}
+
+/// What `model.init` names; none where nothing is named. `past` are the numerics of the run that goes on.
+///
+/// # Errors
+///
+/// A file that is no such model, is damaged, or has other sizes than the experiment.
+pub fn read(experiment: &Experiment, past: Option<&Table>, from_checkpoint: bool) -> anyhow::Result<Option<Initial>> {
+    let Some(init) = &experiment.model.init else { return Ok(None) };
+    let path = Path::new(init);
+    let known = past.and_then(|past| past.get(INIT_SHA256)).filter(|_| from_checkpoint && !path.exists());
+    if let Some(sha256) = known {
+        return Ok(Some(Initial { sha256: sha256.clone(), parameters: None }));
+    }
+    let sha256 = hex::encode(export::model_sha256(path)?);
+    if from_checkpoint {
+        return Ok(Some(Initial { sha256, parameters: None }));
+    }
+    let parameters = export::read_model(path)?;
+    parameters.require(&experiment.model, path)?;
+    Ok(Some(Initial { sha256, parameters: Some(parameters) }))
+}
+
+impl Initial {
+    /// Puts the model into a trainer that has not begun.
+    pub fn start<O: Ops>(self, trainer: &mut Trainer<O>) -> Result<()> {
+        let Some(parameters) = self.parameters else { return Ok(()) };
+        let mut tensors = parameters.tensors.iter();
+        trainer.start_from(|_| export::values(tensors.next().expect("both are in the model's order")))
+    }
+}
+
+/// Adds it to what the bits depend on.
+pub fn lock(initial: Option<&Initial>, numerics: &mut Table) {
+    if let Some(initial) = initial {
+        numerics.insert(INIT_SHA256.into(), initial.sha256.clone());
+    }
+}

@@ -1,0 +1,90 @@
+//! The argument `MODEL` of `sample` and `eval`: a run's checkpoint, or a model in another program's files.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::ensure;
+
+use super::run_argument;
+use crate::experiment::{self, Experiment, Tokenizer, model_file};
+use crate::export;
+use crate::store::{Manifest, RunPaths, Tensor};
+
+/// Where a model is.
+pub enum Place {
+    Run(RunPaths),
+    /// A Hugging Face folder or a `.bin`, absolute.
+    Model(PathBuf),
+}
+
+/// A model with its parameters on the host.
+pub struct Saved {
+    /// The run's, or one made up for a model that comes alone.
+    pub experiment: Experiment,
+    /// Parameters, under their names.
+    pub state: Vec<Tensor>,
+    /// What is known of a checkpoint.
+    pub manifest: Option<Manifest>,
+}
+
+/// A model file or folder, a run's folder, or a run's name under `runs`.
+pub fn find(argument: &Path, runs: &Path) -> anyhow::Result<Place> {
+    if argument.is_file() || argument.join(model_file::CONFIG).is_file() {
+        return Ok(Place::Model(std::path::absolute(argument)?));
+    }
+    Ok(Place::Run(RunPaths::new(&run_argument::find(Some(argument), runs)?)))
+}
+
+impl Place {
+    /// The experiment, with the keys that are set over it. A model that comes alone has its own sizes, the
+    /// tokenizer that its vocabulary belongs to, and the embedded text to be measured on.
+    pub fn experiment(&self, set: &[String]) -> anyhow::Result<Experiment> {
+        match self {
+            Place::Run(paths) => Ok(experiment::load(&paths.experiment(), set)?.experiment),
+            Place::Model(path) => {
+                let vocab = model_file::sizes(path)?.vocab;
+                let tokenizer = Tokenizer::of_vocab(vocab);
+                ensure!(tokenizer.is_some(), "`{}` has a vocabulary of {vocab}, which no tokenizer fills", path.display());
+                let name = path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy());
+                let table = |pairs: &[(&str, &str)]| {
+                    let pairs = pairs.iter().map(|(key, value)| ((*key).to_owned(), toml::Value::from(*value)));
+                    toml::Value::Table(pairs.collect())
+                };
+                let tokenizer = if tokenizer == Some(Tokenizer::Byte) { "byte" } else { "gpt2" };
+                let text = toml::Table::from_iter([
+                    ("model".to_owned(), table(&[("init", &path.to_string_lossy())])),
+                    ("data".to_owned(), table(&[("corpus", "kjv"), ("tokenizer", tokenizer)])),
+                    ("schedule".to_owned(), toml::Value::Table(toml::Table::from_iter([("steps".to_owned(), 1.into())]))),
+                ]);
+                let loaded = experiment::load_text(&name, &text.to_string(), set)?;
+                Ok(loaded.experiment)
+            }
+        }
+    }
+
+    /// The parameters of the checkpoint of `step` (the newest whole one without), or of the model.
+    pub fn parameters(&self, experiment: Experiment, step: Option<u64>) -> anyhow::Result<Saved> {
+        match self {
+            Place::Run(paths) => {
+                let (manifest, state) = run_argument::load_parameters(paths, step)?;
+                Ok(Saved { experiment, state, manifest: Some(manifest) })
+            }
+            Place::Model(path) => {
+                ensure!(step.is_none(), "`{}` is a model, not a run: it has no checkpoints", path.display());
+                let parameters = export::read_model(path)?;
+                parameters.require(&experiment.model, path)?;
+                Ok(Saved { experiment, state: parameters.tensors.iter().cloned().collect(), manifest: None })
+            }
+        }
+    }
+}
+
+impl Saved {
+    /// What it is, for people.
+    pub fn title(&self) -> String {
+        let Saved { experiment, manifest, .. } = self;
+        match manifest {
+            Some(manifest) => format!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root),
+            None => experiment.model.init.clone().unwrap_or_else(|| experiment.name.clone()),
+        }
+    }
+}

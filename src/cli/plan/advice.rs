@@ -1,0 +1,73 @@
+//! What to change when a plan does not fit: changes that do, the cheapest first.
+
+use serde::Serialize;
+
+use super::storage;
+use crate::experiment::{Compute, Experiment};
+use crate::model::cost::{Place, cost};
+use crate::model::plan::{MemoryPlan, Share};
+
+/// A change that makes the experiment fit.
+#[derive(Debug, Serialize)]
+pub(super) struct Advice {
+    /// Keys to set, or more GPUs to take.
+    pub change: String,
+    pub total_bytes: u64,
+    /// Step time as a factor of the time before.
+    pub step_factor: f64,
+    pub changes_bits: bool,
+}
+
+/// Changes of one kind each that fit into `usable` bytes; changes of bits last.
+pub(super) fn advice(experiment: &Experiment, place: Place, share: Share, usable: u64) -> anyhow::Result<Vec<Advice>> {
+    let before = cost(experiment, &storage(experiment, place), place, share)?.step.total();
+    let mut found = Vec::new();
+    let mut try_out = |changed: &Experiment, share: Share, change: String, changes_bits: bool| -> anyhow::Result<bool> {
+        let storage = storage(changed, place);
+        let total_bytes = MemoryPlan::shared(changed, &storage, share).total();
+        if total_bytes > usable {
+            return Ok(false);
+        }
+        let step_factor = cost(changed, &storage, place, share)?.step.total() / before;
+        found.push(Advice { change, total_bytes, step_factor, changes_bits });
+        Ok(true)
+    };
+
+    // Fused, GELU is not computed again; the two exclude each other in bf16.
+    let levels = if experiment.kernels.gelu_fusion == 0 { experiment.memory.recompute + 1..3 } else { 0..0 };
+    for recompute in levels {
+        let mut changed = experiment.clone();
+        changed.memory.recompute = recompute;
+        if try_out(&changed, share, format!("memory.recompute = {recompute}"), false)? {
+            break;
+        }
+    }
+    for gpus in [2, 4, 8].into_iter().filter(|gpus| *gpus > share.devices && matches!(place, Place::Gpu(_))) {
+        if try_out(experiment, Share { devices: gpus }, format!("--gpus {gpus}"), experiment.parallel.workers < gpus as usize)? {
+            break;
+        }
+    }
+    let most = if experiment.kernels.gelu_fusion == 0 { 2 } else { experiment.memory.recompute };
+    for recompute in if most > experiment.memory.recompute { vec![experiment.memory.recompute, most] } else { vec![most] } {
+        let mut changed = experiment.clone();
+        changed.memory.recompute = recompute;
+        while changed.batch.micro.is_multiple_of(2) {
+            changed.batch.micro /= 2;
+            let mut change = format!("batch.micro = {}", changed.batch.micro);
+            if recompute != experiment.memory.recompute {
+                change.push_str(&format!(", memory.recompute = {recompute}"));
+            }
+            if try_out(&changed, share, change, true)? {
+                break;
+            }
+        }
+    }
+    let bf16 = matches!(experiment.precision.compute, Compute::Auto | Compute::Bf16);
+    if experiment.precision.master_weights && bf16 && matches!(place, Place::Gpu(_)) {
+        let mut changed = experiment.clone();
+        changed.precision.master_weights = false;
+        try_out(&changed, share, "precision.master_weights = false".into(), true)?;
+    }
+    found.sort_by(|a, b| a.changes_bits.cmp(&b.changes_bits).then(a.step_factor.total_cmp(&b.step_factor)));
+    Ok(found)
+}

@@ -1,0 +1,196 @@
+//! The plan for people: at most 80 columns.
+
+use std::fmt::Write;
+
+use super::Plan;
+use crate::model::plan::{Category, PlanEntry};
+use crate::units;
+
+fn mib(bytes: u64) -> String {
+    units::thousands(bytes.div_ceil(1 << 20))
+}
+
+fn hours(seconds: f64) -> String {
+    let minutes = (seconds / 60.0).round() as u64;
+    match minutes {
+        0..60 => units::duration(seconds),
+        60..6_000 => format!("{}h {:02}m", minutes / 60, minutes % 60),
+        _ => format!("{:.1} days", seconds / 86_400.0),
+    }
+}
+
+fn dollars(amount: f64) -> String {
+    if amount == 0.0 { String::new() } else { format!(", ${}", units::thousands(amount.round() as u64)) }
+}
+
+fn title(category: Category) -> &'static str {
+    match category {
+        Category::Parameters => "parameters",
+        Category::Gradients => "gradients",
+        Category::Optimizer => "optimizer",
+        Category::Activations => "activations",
+        Category::Samples => "samples",
+        Category::Scratch => "scratch",
+        Category::Host => "host",
+    }
+}
+
+impl Plan {
+    /// The whole plan.
+    pub(super) fn to_text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a string cannot fail.
+        let _ = self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let (m, d) = (&self.model, &self.device);
+        writeln!(out, "{}: GPT-2 with {} parameters", self.experiment, units::count(m.parameters))?;
+        writeln!(out, "  {} layers, {} heads, {} channels, {} tokens of context", m.layers, m.heads, m.channels, m.context)?;
+        let count = if d.count > 1 { format!("{} × ", d.count) } else { String::new() };
+        let rates = if d.measured { "rates measured on such a card" } else { "an estimate" };
+        writeln!(out, "  on {count}{}, {}: {rates}", d.name, d.precision)?;
+        self.write_memory(out)?;
+        self.write_work(out)?;
+        self.write_time(out)?;
+        self.write_disk(out)?;
+        for note in &self.notes {
+            writeln!(out)?;
+            wrapped(out, "note: ", note)?;
+        }
+        Ok(())
+    }
+
+    fn write_memory(&self, out: &mut String) -> std::fmt::Result {
+        let memory = &self.memory;
+        writeln!(out, "\nmemory{:>50}", if self.device.count > 1 { "MiB, each" } else { "MiB" })?;
+        for category in Category::ALL {
+            let entries: Vec<_> = memory.entries.iter().filter(|entry| entry.category == category).collect();
+            if entries.is_empty() || category == Category::Host {
+                continue;
+            }
+            writeln!(out, "  {}", title(category))?;
+            // What takes less than a MiB is told together.
+            let (small, large): (Vec<&PlanEntry>, Vec<&PlanEntry>) = entries.into_iter().partition(|entry| entry.bytes < 1 << 20);
+            for entry in &large {
+                writeln!(out, "    {:<40} {:>11}", entry.name, mib(entry.bytes))?;
+            }
+            if !small.is_empty() {
+                let name = if small.len() == 1 { small[0].name.clone() } else { format!("{} small buffers", small.len()) };
+                writeln!(out, "    {name:<40} {:>11}", mib(small.iter().map(|entry| entry.bytes).sum()))?;
+            }
+        }
+        writeln!(out, "  {:<42} {:>11}", "total", mib(memory.total_bytes))?;
+        if let Some(usable) = memory.usable_bytes {
+            if memory.total_bytes <= usable {
+                writeln!(out, "  fits: {} MiB of {} stay free", mib(usable - memory.total_bytes), mib(usable))?;
+            } else {
+                writeln!(
+                    out,
+                    "  does not fit: {} MiB more than the {} there are",
+                    mib(memory.total_bytes - usable),
+                    mib(usable)
+                )?;
+                for advice in &memory.advice {
+                    let bits = if advice.changes_bits { "other bits" } else { "same bits" };
+                    let pace = 100.0 * (advice.step_factor - 1.0);
+                    writeln!(out, "    {:<40} {:>7} MiB, {pace:+.1}% time, {bits}", advice.change, mib(advice.total_bytes))?;
+                }
+                if memory.advice.is_empty() {
+                    writeln!(out, "    no single change makes it fit: take a smaller model or more GPUs")?;
+                }
+            }
+        }
+        writeln!(out, "  {:<42} {:>11}", "on the host", mib(memory.host_bytes))?;
+        for entry in memory.entries.iter().filter(|entry| entry.category == Category::Host && entry.bytes >= 1 << 20) {
+            writeln!(out, "    {:<49} {:>2}", entry.name, mib(entry.bytes))?;
+        }
+        Ok(())
+    }
+
+    fn write_work(&self, out: &mut String) -> std::fmt::Result {
+        let work = &self.work;
+        writeln!(out, "\nwork")?;
+        writeln!(
+            out,
+            "  {} steps of {} tokens: {} tokens",
+            units::thousands(work.steps),
+            units::thousands(work.tokens_per_step),
+            units::count(work.tokens)
+        )?;
+        let each = if self.device.count > 1 { " on each GPU" } else { "" };
+        let plural = if work.micro_steps_per_device == 1 { "" } else { "es" };
+        writeln!(out, "  {} micro-batch{plural} a step{each}", units::thousands(work.micro_steps_per_device))?;
+        writeln!(out, "  {:.2} GFLOP a token, {:.2e} FLOP in all", self.model.flops_per_token / 1e9, work.flops)?;
+        match (work.epochs, self.data.train_tokens, &self.data.problem) {
+            (Some(epochs), Some(tokens), _) => {
+                writeln!(out, "  {epochs:.2} epochs over {} tokens", units::thousands(tokens))
+            }
+            (_, _, Some(problem)) => wrapped(out, "  data: ", problem),
+            _ => Ok(()),
+        }
+    }
+
+    fn write_time(&self, out: &mut String) -> std::fmt::Result {
+        let time = &self.time;
+        writeln!(out, "\ntime")?;
+        let mut parts = vec![format!("gradients {:.1}", time.gradients_ms), format!("update {:.1}", time.update_ms)];
+        for (name, ms) in [("digest", time.digest_ms), ("exchange", time.exchange_ms)] {
+            if ms > 0.0 {
+                parts.push(format!("{name} {ms:.1}"));
+            }
+        }
+        writeln!(out, "  {:.1} ms a step: {}", time.step_ms, parts.join(", "))?;
+        let mfu = time.mfu.map_or(String::new(), |mfu| format!(", {:.1}% MFU", 100.0 * mfu));
+        writeln!(out, "  {} tokens a second{mfu}", units::thousands(time.tokens_per_s as u64))?;
+        if time.evaluations > 0 {
+            writeln!(out, "  {} for {} evaluations", hours(time.evaluation_s), units::thousands(time.evaluations))?;
+        }
+        let price =
+            if time.dollars_per_hour > 0.0 { format!(" at ${:.2} an hour", time.dollars_per_hour) } else { String::new() };
+        writeln!(out, "  the run: {}{}{price}", hours(time.total_s), dollars(time.dollars))?;
+        if let Some(reference) = &time.reference {
+            writeln!(
+                out,
+                "  at llm.c's {} tok/s a GPU: {}{}, evaluation aside",
+                units::thousands(reference.tokens_per_s_per_gpu as u64),
+                hours(reference.total_s),
+                dollars(reference.dollars)
+            )?;
+        }
+        Ok(())
+    }
+
+    fn write_disk(&self, out: &mut String) -> std::fmt::Result {
+        let disk = &self.disk;
+        writeln!(out, "\ndisk")?;
+        writeln!(
+            out,
+            "  {} for {} checkpoints of {} at a time, of {} saved",
+            units::bytes(disk.checkpoints_kept * disk.checkpoint_bytes),
+            units::thousands(disk.checkpoints_kept),
+            units::bytes(disk.checkpoint_bytes),
+            units::thousands(disk.checkpoints_saved)
+        )?;
+        writeln!(out, "  {} for metrics, ledger and logs", units::bytes(disk.records_bytes))
+    }
+}
+
+/// A paragraph of at most 80 columns with a hanging indent.
+fn wrapped(out: &mut String, lead: &str, text: &str) -> std::fmt::Result {
+    let indent = lead.chars().count();
+    let (mut line, mut empty) = (lead.to_owned(), true);
+    for word in text.split_whitespace() {
+        if !empty && line.chars().count() + 1 + word.chars().count() > 80 {
+            writeln!(out, "{line}")?;
+            (line, empty) = (" ".repeat(indent), true);
+        }
+        if !empty {
+            line.push(' ');
+        }
+        line.push_str(word);
+        empty = false;
+    }
+    writeln!(out, "{line}")
+}

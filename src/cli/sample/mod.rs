@@ -1,0 +1,163 @@
+//! `runner sample MODEL`: text from a saved model, shown as it comes.
+//!
+//! The same weights, prompt, settings and seed give the same text, whatever is written beside it, and on the
+//! CPU every machine gives it.
+
+mod page;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::ensure;
+use serde_json::json;
+
+use super::model_argument::{self, Saved};
+use super::session::Device;
+use crate::data::Tokenizer;
+use crate::eval::parameters;
+use crate::generate::{Sampling, generate};
+use crate::model::decode::{Decoder, NewToken, Room};
+use crate::model::weights::Weights;
+use crate::ops::Ops;
+use crate::rng::Key;
+use crate::units;
+use page::Page;
+
+/// Texts that are written side by side. No bit depends on it.
+const STREAMS: usize = 8;
+
+/// Let a saved model write.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The run: a name under `--runs`, or a folder. Or a model: a Hugging Face folder of GPT-2, or the
+    /// reference's `.bin`.
+    #[arg(value_name = "MODEL")]
+    run: PathBuf,
+    /// Text to go on from; empty starts a document. By default the experiment's `sample.prompt`, as for
+    /// the next four.
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Tokens at most; the model may end its text before.
+    #[arg(long, value_name = "N")]
+    tokens: Option<usize>,
+    /// Above 1 is bolder, below 1 safer; 0 takes the likeliest token.
+    #[arg(long, value_name = "X")]
+    temperature: Option<f64>,
+    /// Only the K likeliest tokens; 0 is all.
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Only the likeliest tokens that together have this probability; 1 is all.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f64,
+    /// Another seed, another text. By default the experiment's.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How many texts; the first is the one that is written alone.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    samples: usize,
+    /// Print a JSON line a text on stdout, when all are written.
+    #[arg(long)]
+    json: bool,
+    /// Print the prompt's tokens and the logits of the next one as JSON, and write nothing.
+    #[arg(long)]
+    logits: bool,
+    /// Step of the checkpoint to read; the newest whole one by default.
+    #[arg(long, value_name = "STEP")]
+    checkpoint: Option<u64>,
+    /// Change a key first: `--set device.kind=cpu`. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Folder that holds the run folders.
+    #[arg(long, default_value = "runs", value_name = "DIR")]
+    runs: PathBuf,
+}
+
+/// What to write, with nothing left to default.
+struct Request {
+    prompt: String,
+    /// At most so many new ones.
+    tokens: usize,
+    samples: usize,
+    sampling: Sampling,
+    json: bool,
+    logits: bool,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let place = model_argument::find(&args.run, &args.runs)?;
+    let experiment = place.experiment(&args.set)?;
+    let defaults = &experiment.sample;
+    let sampling = Sampling {
+        temperature: args.temperature.unwrap_or(defaults.temperature),
+        top_k: args.top_k.unwrap_or(defaults.top_k),
+        top_p: args.top_p,
+        key: Key::new(args.seed.unwrap_or(experiment.seed), "sample"),
+    };
+    let temperature = sampling.temperature;
+    ensure!(temperature.is_finite() && temperature >= 0.0, "`--temperature` is {temperature}, expected a number from 0 on");
+    ensure!(sampling.top_p > 0.0 && sampling.top_p <= 1.0, "`--top-p` is {}, expected above 0 and at most 1", args.top_p);
+    ensure!(args.samples >= 1, "`--samples` is 0, expected at least 1");
+    let request = Request {
+        prompt: args.prompt.unwrap_or_else(|| defaults.prompt.clone()),
+        tokens: args.tokens.unwrap_or(defaults.tokens),
+        samples: args.samples,
+        sampling,
+        json: args.json,
+        logits: args.logits,
+    };
+    let saved = place.parameters(experiment, args.checkpoint)?;
+    anstream::eprintln!("{}", saved.title());
+    match Device::open(&saved.experiment)? {
+        Device::Cpu(cpu) => write(cpu, saved, &request)?,
+        Device::Cuda(cuda) => write(*cuda, saved, &request)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write<O: Ops>(mut ops: O, saved: Saved, request: &Request) -> anyhow::Result<()> {
+    let Saved { experiment, state, .. } = saved;
+    let params = parameters::load(&mut ops, &experiment.model, &state)?;
+    drop(state);
+    let room = Room { streams: request.samples.min(STREAMS), positions: experiment.trained_positions() };
+    let mut decoder = Decoder::new(&mut ops, &experiment.model, room)?;
+    let tokenizer = Tokenizer::new(experiment.data.tokenizer);
+    let mut prompt = vec![tokenizer.eot()];
+    prompt.extend(tokenizer.encode(&request.prompt));
+    if request.logits {
+        return logits(&mut ops, &mut decoder, &params, &prompt);
+    }
+
+    let numbers: Vec<u64> = (0..request.samples as u64).collect();
+    let mut page = Page::new(request, tokenizer, io::stdout().lock());
+    let started = Instant::now();
+    generate(&mut ops, &mut decoder, &params, &prompt, request.tokens, &numbers, &request.sampling, |text, token| {
+        page.push(text, token)
+    })?;
+    let seconds = started.elapsed().as_secs_f64();
+    let (written, longest) = (page.written(), prompt.len() + page.longest());
+    match page.finish() {
+        // Whoever read the text has enough of it.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+        shown => shown?,
+    }
+    let speed = written as f64 / seconds;
+    anstream::eprintln!("{written} tokens on {} in {}, {speed:.0} tok/s", ops.device_name(), units::duration(seconds));
+    let positions = decoder.room().positions;
+    if longest > positions {
+        anstream::eprintln!("past {positions} tokens a text goes on from its newer half: the model has learned no further");
+    }
+    Ok(())
+}
+
+/// The prompt's tokens and the logits of the next one, as JSON.
+fn logits<O: Ops>(ops: &mut O, decoder: &mut Decoder<O>, params: &Weights<O::Buf>, prompt: &[u16]) -> anyhow::Result<()> {
+    let room = decoder.room().positions;
+    ensure!(prompt.len() <= room, "the prompt has {} tokens, the model has learned {room} positions", prompt.len());
+    let last = prompt.len() - 1;
+    decoder.read(ops, params, 0, 0, &prompt[..last])?;
+    let logits = decoder.logits(ops, params, &[NewToken { token: prompt[last], stream: 0, position: last }])?;
+    println!("{}", json!({"tokens": prompt, "logits": logits}));
+    Ok(())
+}

@@ -1,0 +1,284 @@
+//! What is known of a run, kept up to date by reading only what its files have grown by.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use crate::report::summary::{RunSummary, State};
+use crate::store::gpu_log::{self, GpuSample};
+use crate::store::metrics::MetricsRow;
+use crate::store::{self, RunPaths, run_folder};
+
+/// A file that grows by lines, read from where the last look ended.
+struct Tail {
+    path: PathBuf,
+    offset: u64,
+}
+
+/// What a look at a [`Tail`] found.
+struct Grown {
+    lines: Vec<String>,
+    /// The file was cut, as a resume does: what was read before is void.
+    restarted: bool,
+}
+
+impl Tail {
+    fn new(path: PathBuf) -> Tail {
+        Tail { path, offset: 0 }
+    }
+
+    /// The whole lines since the last look. A file that is not there has none.
+    fn read(&mut self) -> Grown {
+        let restarted = std::fs::metadata(&self.path).is_ok_and(|file| file.len() < self.offset);
+        if restarted {
+            self.offset = 0;
+        }
+        let mut bytes = Vec::new();
+        let read = File::open(&self.path).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.offset))?;
+            file.read_to_end(&mut bytes)
+        });
+        if read.is_err() {
+            bytes.clear();
+        }
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        self.offset += whole as u64;
+        let lines = String::from_utf8_lossy(&bytes[..whole]).lines().map(str::to_owned).collect();
+        Grown { lines, restarted }
+    }
+}
+
+/// One step, as far as curves need it.
+#[derive(Clone, Copy, Debug)]
+pub struct Point {
+    pub step: u64,
+    pub loss: f64,
+    pub tokens_per_s: f64,
+}
+
+/// A run that is being watched.
+pub struct Followed {
+    paths: RunPaths,
+    metrics: Tail,
+    ledger: Tail,
+    pub name: String,
+    pub model: String,
+    pub device: String,
+    pub state: State,
+    /// Why it is broken or stopped.
+    pub why: Option<String>,
+    pub steps: Option<u64>,
+    /// Steps done.
+    pub done: u64,
+    pub tokens: u64,
+    pub points: Vec<Point>,
+    /// Steps and validation losses.
+    pub val: Vec<(u64, f64)>,
+    pub hellaswag: Option<(u64, f64)>,
+    /// The last step that was trained.
+    pub last: Option<MetricsRow>,
+    /// Steps and what happened at them, oldest first.
+    pub events: Vec<(u64, String)>,
+    /// Entries in the ledger, and the last root in it.
+    pub entries: u64,
+    pub root: Option<String>,
+    /// Step and text of the newest sample.
+    pub sample: Option<(u64, String)>,
+    pub gpu: Option<GpuSample>,
+}
+
+impl Followed {
+    /// A run whose files are yet to be read.
+    pub fn open(folder: &Path) -> Followed {
+        let paths = RunPaths::new(folder);
+        let summary = RunSummary::read(folder);
+        Followed {
+            metrics: Tail::new(paths.metrics_jsonl()),
+            ledger: Tail::new(paths.ledger()),
+            paths,
+            name: summary.name,
+            model: summary.model,
+            device: summary.device.unwrap_or_default(),
+            state: summary.state,
+            why: summary.why,
+            steps: summary.steps,
+            done: 0,
+            tokens: 0,
+            points: Vec::new(),
+            val: Vec::new(),
+            hellaswag: None,
+            last: None,
+            events: Vec::new(),
+            entries: 0,
+            root: None,
+            sample: None,
+            gpu: None,
+        }
+    }
+
+    /// Reads what is new.
+    pub fn refresh(&mut self) {
+        let Grown { lines, restarted } = self.metrics.read();
+        if restarted {
+            self.forget_from(0);
+        }
+        for line in lines {
+            match MetricsRow::from_line(&line) {
+                Ok(row) => self.take(row),
+                Err(why) => self.why = Some(format!("metrics.jsonl: {why}")),
+            }
+        }
+        let Grown { lines, restarted } = self.ledger.read();
+        if restarted {
+            self.entries = 0;
+        }
+        lines.iter().for_each(|line| self.take_entry(line));
+        self.look_at_state();
+        self.sample = newest_sample(&self.paths.samples()).or(self.sample.take());
+        self.gpu = gpu_log::last(&self.paths.gpu_log());
+    }
+
+    fn take(&mut self, row: MetricsRow) {
+        // A resumed run may have cut its file and grown it again between two looks.
+        if self.points.last().is_some_and(|last| row.step <= last.step) {
+            self.forget_from(row.step);
+        }
+        self.tokens = row.tokens;
+        self.val.extend(row.val_loss.map(|loss| (row.step, loss)));
+        self.hellaswag = row.hellaswag.map(|score| (row.step, score)).or(self.hellaswag);
+        for event in &row.events {
+            self.events.push((row.step, event.clone()));
+        }
+        if row.action.is_skip() {
+            self.events.push((row.step, row.action.name().to_owned()));
+        }
+        if let Some(loss) = row.loss {
+            self.done = row.step + 1;
+            self.points.push(Point { step: row.step, loss, tokens_per_s: row.tokens_per_s.unwrap_or(f64::NAN) });
+            self.last = Some(row);
+        }
+    }
+
+    /// Drops what was read of `step` and later.
+    fn forget_from(&mut self, step: u64) {
+        self.points.retain(|point| point.step < step);
+        self.val.retain(|(at, _)| *at < step);
+        self.events.retain(|(at, _)| *at < step);
+    }
+
+    fn take_entry(&mut self, line: &str) {
+        let Ok(value) = serde_json::from_str::<serde_json::Value>(line) else { return };
+        if let Some(entry) = value.get("entry") {
+            self.entries += 1;
+            if let Some(root) = entry["root"].as_str() {
+                self.root = Some(root.to_owned());
+            }
+        } else if let Some(note) = value.get("note") {
+            let (kind, text) = (note["kind"].as_str().unwrap_or_default(), note["text"].as_str().unwrap_or_default());
+            // A resume stands in the metrics too, a new machine does not.
+            if kind != "resume" {
+                self.events.push((note["after"].as_u64().unwrap_or(0), format!("{kind}: {text}")));
+                self.events.sort_by_key(|(step, _)| *step);
+            }
+        }
+    }
+
+    fn look_at_state(&mut self) {
+        let saved = store::list(&self.paths.checkpoints()).ok().and_then(|found| found.last().map(|(step, _)| *step));
+        let before = self.state;
+        self.state = if run_folder::holder(self.paths.folder()).is_some() {
+            State::Running
+        } else if before == State::Broken {
+            State::Broken
+        } else if self.steps.is_some() && saved == self.steps {
+            State::Done
+        } else {
+            State::Stopped
+        };
+        if before == State::Running && self.state != State::Running {
+            // It has ended: look at everything once, for the reason.
+            let summary = RunSummary::read(self.paths.folder());
+            (self.state, self.why) = (summary.state, summary.why);
+        }
+    }
+
+    /// Seconds to the last step at the pace of the last steps.
+    pub fn seconds_left(&self) -> Option<f64> {
+        let steps = self.steps.filter(|_| self.state == State::Running)?;
+        let tokens_a_step = self.tokens as f64 / self.done.max(1) as f64;
+        let mut speeds: Vec<f64> = self.points.iter().rev().take(100).map(|p| p.tokens_per_s).filter(|s| *s > 0.0).collect();
+        speeds.sort_by(f64::total_cmp);
+        let speed = speeds.get(speeds.len() / 2)?;
+        Some(steps.saturating_sub(self.done) as f64 * tokens_a_step / speed)
+    }
+}
+
+/// The text that the model wrote last, and after which step.
+fn newest_sample(folder: &Path) -> Option<(u64, String)> {
+    let files = std::fs::read_dir(folder).ok()?.flatten();
+    let step = |name: &str| name.strip_prefix("step_")?.strip_suffix(".txt")?.parse::<u64>().ok();
+    let (step, path) = files.filter_map(|file| Some((step(file.file_name().to_str()?)?, file.path()))).max()?;
+    Some((step, String::from_utf8_lossy(&std::fs::read(path).ok()?).trim_end().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::metrics::{Action, MetricsWriter};
+
+    fn row(step: u64) -> MetricsRow {
+        let val_loss = step.is_multiple_of(2).then_some(3.0);
+        MetricsRow {
+            loss: Some(4.0),
+            val_loss,
+            tokens_per_s: Some(100.0),
+            ..MetricsRow::new(step, 64 * (step + 1), Action::Update)
+        }
+    }
+
+    #[test]
+    fn rows_are_taken_as_they_come_and_a_resume_takes_some_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = MetricsWriter::create(folder.path()).unwrap();
+        (0..3).for_each(|step| writer.append(&row(step)).unwrap());
+        let mut followed = Followed::open(folder.path());
+        followed.refresh();
+        assert_eq!((followed.points.len(), followed.val.len(), followed.done, followed.tokens), (3, 2, 3, 192));
+        (3..9).for_each(|step| writer.append(&row(step)).unwrap());
+        followed.refresh();
+        assert_eq!((followed.points.len(), followed.done), (9, 9));
+
+        // Cut and grown again past its old end, between two looks.
+        let mut writer = MetricsWriter::resume(folder.path(), 4).unwrap();
+        writer.append(&MetricsRow { events: vec!["resume".into()], ..row(4) }).unwrap();
+        followed.refresh();
+        assert_eq!((followed.points.len(), followed.done), (5, 5), "a shorter file is read anew");
+        assert_eq!(followed.events, [(4, "resume".to_owned())]);
+        let steps: Vec<u64> = followed.points.iter().map(|point| point.step).collect();
+        assert_eq!(steps, [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_line_that_is_being_written_waits_for_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        std::fs::write(&path, "one\ntw").unwrap();
+        let mut tail = Tail::new(path.clone());
+        assert_eq!(tail.read().lines, ["one"]);
+        std::fs::write(&path, "one\ntwo\nthree\n").unwrap();
+        assert_eq!(tail.read().lines, ["two", "three"]);
+        std::fs::write(&path, "x\n").unwrap();
+        let grown = tail.read();
+        assert!(grown.restarted && grown.lines == ["x"]);
+    }
+
+    #[test]
+    fn the_newest_sample_is_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(newest_sample(folder.path()), None);
+        for (name, text) in [("step_00000500.txt", "old"), ("step_00001000.txt", "new\n"), ("notes.txt", "no")] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        assert_eq!(newest_sample(folder.path()), Some((1000, "new".to_owned())));
+    }
+}

@@ -1,0 +1,158 @@
+//! Whether bytes are a file of the kind that was asked for: at their start, before anything is written,
+//! and as a whole, before the file gets its name.
+
+use std::path::Path;
+
+use super::super::error::DataError;
+use super::super::mmap::MappedFile;
+use super::super::shard;
+
+/// A kind of file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A token shard.
+    Shard,
+    /// JSON objects, one a line.
+    Jsonl,
+    Parquet,
+    /// UTF-8.
+    Text,
+}
+
+/// Bytes that [`Format::check_start`] wants to see, where the file has so many.
+pub(super) const START_BYTES: usize = 512;
+
+/// What parquet files begin and end with.
+const PARQUET_MAGIC: &[u8; 4] = b"PAR1";
+
+impl Format {
+    /// The name in messages.
+    fn name(self) -> &'static str {
+        match self {
+            Format::Shard => "token shard",
+            Format::Jsonl => "file of JSON lines",
+            Format::Parquet => "Parquet file",
+            Format::Text => "text",
+        }
+    }
+
+    /// Looks at the first bytes of a file called `path` that has `bytes` bytes in all, if that is known.
+    ///
+    /// # Errors
+    ///
+    /// A start that no file of the kind has.
+    pub(super) fn check_start(self, path: &Path, start: &[u8]) -> Result<(), DataError> {
+        let wrong = |expected: &str| DataError::WrongFormat {
+            path: path.to_owned(),
+            format: self.name(),
+            problem: format!("it starts with {}, expected {expected}", shown(start)),
+        };
+        match self {
+            Format::Shard => match start.first_chunk() {
+                Some(magic) if u32::from_le_bytes(*magic) == shard::MAGIC => Ok(()),
+                _ => Err(wrong("the magic 20240520")),
+            },
+            Format::Parquet if !start.starts_with(PARQUET_MAGIC) => Err(wrong("`PAR1`")),
+            Format::Jsonl if start.trim_ascii_start().first() != Some(&b'{') => Err(wrong("`{`")),
+            // A character may be cut at the end of the start.
+            Format::Text if std::str::from_utf8(start).is_err_and(|e| e.error_len().is_some()) => Err(wrong("UTF-8")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks a whole file at `at`, which messages call `path`.
+    ///
+    /// # Errors
+    ///
+    /// What the readers of the format would refuse at its start or end.
+    pub(super) fn check_file(self, at: &Path, path: &Path) -> Result<(), DataError> {
+        let file = MappedFile::open(at).map_err(DataError::io("read", path))?;
+        let bytes = file.bytes();
+        let wrong = |problem: String| DataError::WrongFormat { path: path.to_owned(), format: self.name(), problem };
+        if bytes.is_empty() {
+            return Err(wrong("it is empty".to_owned()));
+        }
+        if self == Format::Shard {
+            return shard::check(path, bytes).map(|_| ());
+        }
+        self.check_start(path, &bytes[..bytes.len().min(START_BYTES)])?;
+        match self {
+            Format::Shard | Format::Text => {}
+            Format::Parquet if bytes.len() < 12 || !bytes.ends_with(PARQUET_MAGIC) => {
+                return Err(wrong("it does not end in `PAR1`: the file was cut off".to_owned()));
+            }
+            Format::Parquet => {}
+            Format::Jsonl => {
+                let mut lines = bytes.trim_ascii_end().split(|&b| b == b'\n');
+                let (first, last) = (lines.next().unwrap_or_default(), lines.next_back());
+                let parse = |line: &[u8]| serde_json::from_slice::<serde_json::Map<_, _>>(line);
+                parse(first).map_err(|e| wrong(format!("its first line is no JSON object: {e}")))?;
+                if let Some(last) = last {
+                    parse(last).map_err(|e| wrong(format!("its last line is no JSON object: {e}")))?;
+                }
+            }
+        }
+        if self == Format::Text
+            && let Err(error) = std::str::from_utf8(bytes)
+        {
+            return Err(wrong(format!("it is not UTF-8 at byte {}", error.valid_up_to())));
+        }
+        Ok(())
+    }
+}
+
+/// A few bytes for a message.
+fn shown(start: &[u8]) -> String {
+    let few = &start[..start.len().min(16)];
+    match few {
+        [] => "nothing".to_owned(),
+        _ if few.iter().all(|b| (0x20..0x7f).contains(b)) => format!("`{}`", String::from_utf8_lossy(few)),
+        _ => format!("the bytes {}", hex::encode(few)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(format: Format, bytes: &[u8]) -> Result<(), String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        format.check_file(file.path(), Path::new("data/x")).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn good_files_pass() {
+        let mut shard = shard::header(1).to_vec();
+        shard.extend([7, 0]);
+        assert_eq!(whole(Format::Shard, &shard), Ok(()));
+        assert_eq!(whole(Format::Parquet, b"PAR1 data PAR1"), Ok(()));
+        assert_eq!(whole(Format::Jsonl, b"{\"a\": 1}\n{\"b\": 2}\n"), Ok(()));
+        assert_eq!(whole(Format::Jsonl, b"{\"a\": 1}"), Ok(()));
+        assert_eq!(whole(Format::Text, "naïve".as_bytes()), Ok(()));
+    }
+
+    #[test]
+    fn bad_files_are_named_with_what_is_wrong() {
+        for (format, bytes, says) in [
+            (Format::Shard, &b"PAR1"[..], "`data/x` is not a token shard: expected magic"),
+            (Format::Shard, &shard::header(5)[..], "promises 5 tokens"),
+            (Format::Shard, b"", "it is empty"),
+            (Format::Parquet, b"PAR1 data", "does not end in `PAR1`"),
+            (Format::Parquet, b"PAR1PAR1", "does not end in `PAR1`"),
+            (Format::Parquet, b"{\"a\": 1}", "it starts with `{\"a\": 1}`, expected `PAR1`"),
+            (Format::Jsonl, b"[1]\n", "it starts with the bytes 5b315d0a, expected `{`"),
+            (Format::Jsonl, b"{\"a\": 1}\n{\"b\"", "its last line is no JSON object"),
+            (Format::Jsonl, b"{\"a\"\n{}", "its first line is no JSON object"),
+            (Format::Text, b"caf\xe9 au lait", "it starts with the bytes 636166e9"),
+        ] {
+            let error = whole(format, bytes).unwrap_err();
+            assert!(error.contains(says) && error.contains("data/x"), "{error}\nlacks: {says}");
+        }
+    }
+
+    #[test]
+    fn a_start_may_end_inside_a_character() {
+        assert!(Format::Text.check_start(Path::new("x"), &"é".as_bytes()[..1]).is_ok());
+    }
+}

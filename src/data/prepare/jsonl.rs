@@ -1,0 +1,168 @@
+//! JSON lines: the text of one field of each line.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::path::Path;
+
+use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, Visitor};
+
+use super::super::error::DataError;
+
+/// A line of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Line<'a> {
+    /// From 1.
+    pub number: u64,
+    /// Where it starts in the file.
+    pub start: u64,
+    /// Without its end.
+    pub bytes: &'a [u8],
+}
+
+/// The lines of a file that hold something.
+pub(super) fn lines(bytes: &[u8]) -> impl Iterator<Item = Line<'_>> {
+    let mut start = 0;
+    let numbered = bytes.split(|&byte| byte == b'\n').zip(1u64..).map(move |(bytes, number)| {
+        let line = Line { number, start, bytes };
+        start += bytes.len() as u64 + 1;
+        line
+    });
+    numbered.filter(|line| !line.bytes.trim_ascii().is_empty())
+}
+
+/// The text in `column` of a line.
+///
+/// # Errors
+///
+/// A line that is no JSON object, has no such field, or something else than a string in it.
+pub(super) fn text<'a>(path: &Path, line: Line<'a>, column: &str) -> Result<Cow<'a, str>, DataError> {
+    let refused = |problem| DataError::Line { path: path.to_owned(), line: line.number, problem };
+    let mut json = serde_json::Deserializer::from_slice(line.bytes);
+    let read = Column { name: column }.deserialize(&mut json).and_then(|text| json.end().map(|()| text));
+    read.map_err(|error| {
+        // Each line is a document of its own: its line in serde's message is always 1.
+        let message = error.to_string();
+        let (problem, _) = message.split_once(" at line ").unwrap_or((&message, ""));
+        match error.classify() {
+            serde_json::error::Category::Data => refused(problem.to_owned()),
+            _ => refused(format!("it is no JSON object: {problem} at column {}", error.column())),
+        }
+    })
+}
+
+/// Reads one field of an object and passes over the others.
+struct Column<'c> {
+    name: &'c str,
+}
+
+impl<'de> DeserializeSeed<'de> for Column<'_> {
+    type Value = Cow<'de, str>;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Column<'_> {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut found, mut others) = (None, Vec::new());
+        while let Some(key) = map.next_key_seed(Text { of: None })? {
+            if key == self.name {
+                let value = map.next_value_seed(Text { of: Some(self.name) })?;
+                if found.replace(value).is_some() {
+                    return Err(A::Error::custom(format!("the column `{}` is there twice", self.name)));
+                }
+            } else {
+                map.next_value::<IgnoredAny>()?;
+                others.push(key);
+            }
+        }
+        found.ok_or_else(|| {
+            let has: Vec<String> = others.iter().take(12).map(|key| format!("`{key}`")).collect();
+            let has = if has.is_empty() { "nothing".to_owned() } else { has.join(", ") };
+            A::Error::custom(format!("it has no column `{}`, but {has}\n  hint: name one with `--column`", self.name))
+        })
+    }
+}
+
+/// A string, borrowed from the line where nothing in it is escaped.
+struct Text<'c> {
+    /// The column it is in, for messages.
+    of: Option<&'c str>,
+}
+
+impl<'de> DeserializeSeed<'de> for Text<'_> {
+    type Value = Cow<'de, str>;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Text<'_> {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.of {
+            Some(column) => write!(f, "a string in the column `{column}`"),
+            None => f.write_str("a name"),
+        }
+    }
+
+    fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(text))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &[u8]) -> Result<String, String> {
+        let line = Line { number: 7, start: 0, bytes: line };
+        text(Path::new("x.jsonl"), line, "text").map(Cow::into_owned).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_column_is_found_among_others_and_unescaped() {
+        assert_eq!(read(br#"{"id": [1, {"text": 2}], "text": "plain", "n": null}"#).unwrap(), "plain");
+        assert_eq!(read(r#"{"text": "a\n\"é\" \u00e9 \ud83e\udd80"}"#.as_bytes()).unwrap(), "a\n\"é\" é 🦀");
+        assert_eq!(read(br#" {"text":""} "#).unwrap(), "");
+    }
+
+    #[test]
+    fn each_fault_names_its_line() {
+        for (line, says) in [
+            (&br#"{"text": "cut"#[..], "it is no JSON object: EOF while parsing a string at column 13"),
+            (br#"{"text": "a"} x"#, "it is no JSON object: trailing characters at column 15"),
+            (br#"["text"]"#, "invalid type: sequence, expected a JSON object"),
+            (br#"{"body": "a", "id": 1}"#, "it has no column `text`, but `body`, `id`"),
+            (b"{}", "it has no column `text`, but nothing"),
+            (br#"{"text": 5}"#, "invalid type: integer `5`, expected a string in the column `text`"),
+            (br#"{"text": null}"#, "invalid type: null, expected a string in the column `text`"),
+            (br#"{"text": "a", "text": "b"}"#, "is there twice"),
+            (b"{\"text\": \"caf\xe9\"}", "invalid unicode code point"),
+            (br#"{"text": "\ud800"}"#, "it is no JSON object"),
+        ] {
+            let error = read(line).unwrap_err();
+            assert!(error.contains("`x.jsonl` line 7") && error.contains(says), "{error}\nlacks: {says}");
+        }
+    }
+
+    #[test]
+    fn blank_lines_count_and_say_nothing() {
+        let found: Vec<_> = lines(b"{}\n\r\n \n{\"a\":1}\r\n").map(|line| (line.number, line.start)).collect();
+        assert_eq!(found, [(1, 0), (4, 7)]);
+        assert_eq!(lines(b"").count(), 0);
+    }
+}

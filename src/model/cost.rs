@@ -1,0 +1,238 @@
+//! What a step costs in time, without the device: operations counted by running the model on
+//! [`Dry`], each at the rate of its [`Family`].
+//!
+//! Because the model itself is run, a change of its operations changes the plan with it. What is not an operation of the
+//! model (AdamW, the norm, the digest, sums over workers, the exchange between devices) is counted here by its bytes.
+
+use super::gpt2::{Gpt2, MicroBatch};
+use super::hardware::{self, Family, Gpu, H100, Rate, UNDISTURBED};
+use super::plan::{Share, Storage, state_bytes};
+use super::weights::Weights;
+use crate::experiment::{Compute, Experiment};
+use crate::ops::dry::Dry;
+use crate::ops::timed::{Record, Timed};
+use crate::ops::{DeviceError, Ops, Role, Rows, Write};
+
+/// Where the work is to be done.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    Cpu { threads: usize },
+    Gpu(&'static Gpu),
+}
+
+/// Seconds by what they are spent on.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepTime {
+    /// Forward and backward passes of all micro-batches that one device works through, and their sums.
+    pub gradients: f64,
+    /// Gradient norm and AdamW.
+    pub update: f64,
+    /// The state digest, spread over the steps between digests.
+    pub digest: f64,
+    /// Gradients and new weights between devices.
+    pub exchange: f64,
+}
+
+impl StepTime {
+    pub fn total(&self) -> f64 {
+        self.gradients + self.update + self.digest + self.exchange
+    }
+}
+
+/// The times of an experiment on one kind of device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cost {
+    pub step: StepTime,
+    /// Seconds for the loss of one micro-batch, without gradients.
+    pub forward: f64,
+    /// Operations of one micro-batch with their shapes, and the seconds each kind takes.
+    pub operations: Vec<(String, Record, f64)>,
+}
+
+/// Of the links' peak rate, what large copies reach. Assumed, not measured.
+const LINK_SHARE: f64 = 0.75;
+
+/// What an experiment costs on `place`, spread as `share` says.
+///
+/// # Errors
+///
+/// None that could happen: the model runs on a device that refuses nothing.
+pub fn cost(experiment: &Experiment, storage: &Storage, place: Place, share: Share) -> Result<Cost, DeviceError> {
+    let rates = Rates { experiment, place };
+    let (backward, forward) = (counted(experiment, storage, true)?, counted(experiment, storage, false)?);
+    let element = storage.activation.size() as f64;
+    let seconds = |name: &str, record: &Record| {
+        let logits = (experiment.batch.micro * experiment.batch.seq_len * experiment.model.vocab_padded) as f64 * element;
+        let family = family(name);
+        let bytes = if family == Family::Classifier { logits } else { record.bytes };
+        rates.seconds(family, record.calls as f64, record.flops, bytes)
+    };
+    let sum = |records: &[(String, Record)]| records.iter().map(|(name, record)| seconds(name, record)).sum::<f64>();
+
+    let workers = share.workers(experiment);
+    let micro_steps = experiment.sequences_per_step().div_ceil(experiment.batch.micro as u64 * share.devices) as f64;
+    let n = Weights::of(&experiment.model).parameters() as f64;
+    let shard = n / share.devices as f64;
+    let param = storage.param.size() as f64;
+    // Gradient, both moments, weights and masters; what is updated is read and written.
+    let update_bytes = 4.0 + 16.0 + if storage.masters { 8.0 + param } else { 2.0 * param };
+    let once = |family, bytes: f64| rates.seconds(family, 1.0, 0.0, bytes);
+    let digests = match experiment.proof.digest_every {
+        0 => 0.0,
+        every => 1.0 / every as f64,
+    };
+    let state = state_bytes(experiment, storage) as f64 / share.devices as f64;
+    let losses = once(Family::Host, 4.0 * experiment.batch.tokens as f64 / share.devices as f64);
+    let exchange = match place {
+        Place::Gpu(gpu) if share.devices > 1 => {
+            let others = (share.devices - 1) as f64 / share.devices as f64;
+            (4.0 + param) * n * others / (LINK_SHARE * gpu.link)
+        }
+        _ => 0.0,
+    };
+    Ok(Cost {
+        step: StepTime {
+            gradients: micro_steps * sum(&backward) + (workers - 1) as f64 * once(Family::Sum, 12.0 * n) + losses,
+            update: once(Family::GradientNorm, 4.0 * shard) + once(Family::Optimizer, update_bytes * shard),
+            digest: digests * once(Family::Digest, state),
+            exchange,
+        },
+        forward: sum(&forward) + once(Family::Host, 4.0 * (experiment.batch.micro * experiment.batch.seq_len) as f64),
+        operations: backward.iter().map(|(name, record)| (name.clone(), *record, seconds(name, record))).collect(),
+    })
+}
+
+/// The operations of one micro-batch: with gradients that are added to, or the loss alone.
+fn counted(experiment: &Experiment, storage: &Storage, backward: bool) -> Result<Vec<(String, Record)>, DeviceError> {
+    let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
+    let mut ops = Timed::new(Dry::new(storage.activation));
+    let mut model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
+    let mut grads = model.specs.try_map(|spec| ops.alloc(Role::F32, spec.len))?;
+    let mut losses = ops.alloc(Role::F32, rows.count())?;
+    let tokens = vec![0; rows.count()];
+    let batch = MicroBatch { inputs: &tokens, targets: &tokens, rows, losses_at: 0 };
+    ops.start();
+    if backward {
+        model.forward_backward(&mut ops, &batch, &mut losses, &mut grads, 1.0, Write::Add)?;
+    } else {
+        model.forward(&mut ops, &batch, &mut losses)?;
+    }
+    Ok(ops.finish().into_iter().collect())
+}
+
+/// The family of an operation by its name in `runner bench`'s table.
+fn family(name: &str) -> Family {
+    const PREFIXES: [(&str, Family); 15] = [
+        ("linear + gelu", Family::LinearGelu),
+        ("linear", Family::Linear),
+        ("input gradient + gelu", Family::InputGradientGelu),
+        ("input gradient", Family::InputGradient),
+        ("weight and bias gradient", Family::WeightGradient),
+        ("attention backward", Family::AttentionBackward),
+        ("attention", Family::Attention),
+        ("classifier", Family::Classifier),
+        ("layernorm backward", Family::LayernormBackward),
+        ("layernorm", Family::Layernorm),
+        ("residual + layernorm", Family::ResidualLayernorm),
+        ("gelu again", Family::Gelu),
+        ("embedding backward", Family::EmbeddingBackward),
+        ("embedding", Family::Embedding),
+        ("token upload", Family::Host),
+    ];
+    PREFIXES.iter().find(|(prefix, _)| name.starts_with(prefix)).map_or(Family::ResidualLayernorm, |(_, family)| *family)
+}
+
+/// Rates of a place at an experiment's precision.
+struct Rates<'a> {
+    experiment: &'a Experiment,
+    place: Place,
+}
+
+impl Rates<'_> {
+    fn seconds(&self, family: Family, calls: f64, flops: f64, bytes: f64) -> f64 {
+        let time = |rate: Rate, speed: f64, width: f64| {
+            let part = |work: f64, rate: f64| if rate > 0.0 { work / rate } else { 0.0 };
+            calls * rate.call + part(flops, rate.flops * speed) + part(bytes, rate.bytes * width)
+        };
+        match self.place {
+            // Bytes and FLOPs of a CPU both grow with its threads, if memory keeps up.
+            Place::Cpu { threads } => time(hardware::cpu(family), threads as f64, threads as f64),
+            Place::Gpu(gpu) => {
+                let rate = hardware::h100(family);
+                if family == Family::Host {
+                    return time(rate, 1.0, 1.0);
+                }
+                let peak = match self.experiment.precision.compute {
+                    Compute::Auto | Compute::Bf16 => gpu.bf16(),
+                    // Attention has no tensor cores in fp32.
+                    Compute::Tf32 if !matches!(family, Family::Attention | Family::AttentionBackward) => gpu.tf32,
+                    Compute::Tf32 | Compute::Fp32 => gpu.fp32,
+                };
+                let width = if family == Family::Digest { gpu.bf16() / H100.bf16() } else { gpu.bandwidth / H100.bandwidth };
+                UNDISTURBED * time(rate, peak / H100.bf16(), width)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment;
+
+    fn shipped(name: &str, sets: &[&str]) -> Experiment {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments").join(name);
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        experiment::load(&path, &sets).expect("it ships whole").experiment
+    }
+
+    fn on_h100(experiment: &Experiment, devices: u64) -> Cost {
+        cost(experiment, &Storage::cuda(experiment), Place::Gpu(H100), Share { devices }).expect("nothing can fail")
+    }
+
+    /// Speeds that `runner bench` measured on an H100: docs/log.md, 2026-11-24. The digest is not in them.
+    #[test]
+    fn the_estimate_is_what_was_measured_on_an_h100() {
+        let d48 = ["batch.tokens=131072", "memory.recompute=1"];
+        for (name, sets, step_ms, hashed_ms) in [
+            ("gpt2_124m.toml", &[][..], 896.6, 899.8),
+            ("gpt2_33b.toml", &d48[..1], 2487.9, 2530.9),
+            ("gpt2_33b.toml", &d48[..], 2545.2, 2576.9),
+        ] {
+            let step = on_h100(&shipped(name, sets), 1).step;
+            let off = 1e3 * (step.total() - step.digest) / step_ms - 1.0;
+            assert!(off.abs() < 0.05, "{name} {sets:?}: {step:?}, {off:+.3} of {step_ms} ms");
+            let off = 1e3 * step.total() / hashed_ms - 1.0;
+            assert!(off.abs() < 0.05, "{name} {sets:?}: {step:?}, {off:+.3} of {hashed_ms} ms with the digest");
+        }
+    }
+
+    #[test]
+    fn every_operation_of_the_model_has_a_family_of_its_own() {
+        let cost = on_h100(&shipped("gpt2_124m.toml", &["memory.recompute=2"]), 1);
+        for (name, record, seconds) in &cost.operations {
+            assert!(name.starts_with("residual") || family(name) != Family::ResidualLayernorm, "`{name}` has no family");
+            assert!(*seconds > 0.0 && record.calls > 0, "{name}");
+        }
+        assert!(cost.operations.len() > 15, "{}", cost.operations.len());
+    }
+
+    #[test]
+    fn work_is_shared_and_what_is_exchanged_grows() {
+        let experiment = shipped("gpt2_33b.toml", &[]);
+        let (one, eight) = (on_h100(&experiment, 1), on_h100(&experiment, 8));
+        assert!((one.step.gradients / eight.step.gradients - 8.0).abs() < 0.01, "{one:?} {eight:?}");
+        assert!((one.step.update / eight.step.update - 8.0).abs() < 0.1);
+        assert!(one.step.exchange == 0.0 && eight.step.exchange > 0.0 && eight.step.exchange < 0.1 * eight.step.total());
+        assert!(eight.forward > 0.2 * eight.step.gradients / 8.0 && eight.forward < 0.4 * eight.step.gradients / 8.0);
+    }
+
+    #[test]
+    fn another_gpu_is_slower_by_its_peaks() {
+        let experiment = shipped("gpt2_124m.toml", &[]);
+        let a100 = Gpu::find("a100").expect("known");
+        let slow = cost(&experiment, &Storage::cuda(&experiment), Place::Gpu(a100), Share::ALONE).expect("nothing can fail");
+        let factor = slow.step.total() / on_h100(&experiment, 1).step.total();
+        assert!(factor > 1.6 && factor < 3.2, "{factor}");
+    }
+}

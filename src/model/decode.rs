@@ -1,0 +1,292 @@
+//! Decoding: the forward pass of a few new tokens, with the keys and values of all before them kept.
+//!
+//! One token costs one reading of the weights, whatever came before it. Prompt and continuation go the same
+//! way, and each row of a pass is computed as if it were alone ([`crate::ops::Ops::decode_linear`]), so that
+//! a text has the same bits however its tokens are cut into passes and whatever is written beside it.
+//! Nothing here is shared with training but the parameters, which are only read.
+//!
+//! The logits are those of [`super::Gpt2`] up to the order of sums: on the CPU within 1e-5 of their
+//! norm, in bf16 as near as its rounding of the residual stream allows.
+
+use super::activations::BufferSpec;
+use super::gpt2::heads;
+use super::weights::{Affine, Weights};
+use crate::experiment::Model;
+use crate::ops::{KvCache, Ops, Places, Result, Role};
+
+/// Rows a pass takes at least: what a prompt is cut into.
+const LEAST_ROWS: usize = 32;
+/// Token ids, positions and streams are 16 bits on a device.
+const MOST_POSITIONS: usize = 1 << 16;
+
+/// How many texts of what length a decoder has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    pub streams: usize,
+    /// Tokens of each, at most the model's context.
+    pub positions: usize,
+}
+
+/// A token that is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewToken {
+    pub token: u16,
+    pub stream: usize,
+    pub position: usize,
+}
+
+/// Room for texts on a device: their keys and values, and the activations of one pass.
+pub struct Decoder<O: Ops> {
+    model: Model,
+    room: Room,
+    /// Keys and values of each layer (S, NH, P, HS).
+    layers: Vec<[O::Buf; 2]>,
+    /// The residual stream before and after a branch (R, C).
+    residual: [O::Buf; 2],
+    /// A layernorm's output (R, C) and its statistics (R).
+    normed: O::Buf,
+    mean: O::Buf,
+    rstd: O::Buf,
+    /// (R, 3C)
+    qkv: O::Buf,
+    /// (R, C)
+    att: O::Buf,
+    branch: O::Buf,
+    /// (R, 4C)
+    hidden: O::Buf,
+    /// (S, V) f32
+    logits: O::Buf,
+    ids: O::Ids,
+    positions: O::Ids,
+    streams: O::Ids,
+}
+
+impl Room {
+    /// Rows of the largest pass.
+    fn rows(self) -> usize {
+        self.streams.max(LEAST_ROWS)
+    }
+}
+
+/// Every buffer of a decoder, in the order of allocation: what the memory plan counts.
+pub fn layout(model: &Model, room: Room) -> Vec<BufferSpec> {
+    let (rows, c) = (room.rows(), model.channels);
+    let act = |name, len| BufferSpec { name, role: Role::Activation, len };
+    let f32s = |name, len| BufferSpec { name, role: Role::F32, len };
+    let mut specs = vec![act("keys and values of samples", room.streams * room.positions * c); 2 * model.layers];
+    specs.extend([rows * c; 5].map(|len| act("activations of samples", len)));
+    specs.extend([3, 4].map(|widths| act("activations of samples", rows * widths * c)));
+    specs.extend([rows; 2].map(|len| f32s("activations of samples", len)));
+    specs.push(f32s("logits of samples", room.streams * model.vocab_padded));
+    specs
+}
+
+impl<O: Ops> Decoder<O> {
+    /// Takes all memory that decoding will need. `room` is cut to what the model can read.
+    pub fn new(ops: &mut O, model: &Model, room: Room) -> Result<Decoder<O>> {
+        let room = Room { streams: room.streams.max(1), positions: room.positions.clamp(1, model.context.min(MOST_POSITIONS)) };
+        let specs = layout(model, room);
+        let mut bufs = specs.iter().map(|spec| ops.alloc(spec.role, spec.len)).collect::<Result<Vec<_>>>()?.into_iter();
+        let mut next = || bufs.next().expect("the layout lists every buffer");
+        Ok(Decoder {
+            layers: (0..model.layers).map(|_| [next(), next()]).collect(),
+            residual: [next(), next()],
+            normed: next(),
+            att: next(),
+            branch: next(),
+            qkv: next(),
+            hidden: next(),
+            mean: next(),
+            rstd: next(),
+            logits: next(),
+            ids: ops.alloc_ids(room.rows())?,
+            positions: ops.alloc_ids(room.rows())?,
+            streams: ops.alloc_ids(room.rows())?,
+            model: model.clone(),
+            room,
+        })
+    }
+
+    pub fn room(&self) -> Room {
+        self.room
+    }
+
+    /// Reads `tokens` as the positions `first ..` of a stream, for the sake of those that follow.
+    pub fn read(&mut self, ops: &mut O, params: &Weights<O::Buf>, stream: usize, first: usize, tokens: &[u16]) -> Result<()> {
+        let new = |(i, &token): (usize, &u16)| NewToken { token, stream, position: first + i };
+        let new: Vec<NewToken> = tokens.iter().enumerate().map(new).collect();
+        new.chunks(self.room.rows()).try_for_each(|new| self.replayed(ops, params, new, false))
+    }
+
+    /// Reads one token of each of some streams; the logits of the token after each, one row of the
+    /// vocabulary after the other.
+    pub fn logits(&mut self, ops: &mut O, params: &Weights<O::Buf>, new: &[NewToken]) -> Result<Vec<f32>> {
+        let Model { vocab, vocab_padded, .. } = self.model;
+        assert!(new.len() <= self.room.streams, "one token of each stream at a time");
+        self.replayed(ops, params, new, true)?;
+        let mut padded = vec![0.0; new.len() * vocab_padded];
+        ops.download(&self.logits, &mut padded)?;
+        if vocab == vocab_padded {
+            return Ok(padded);
+        }
+        Ok(padded.chunks_exact(vocab_padded).flat_map(|row| &row[..vocab]).copied().collect())
+    }
+
+    /// A pass over `new`, with logits or without. Passes of as many rows are the same work on the same
+    /// buffers: which tokens they are, and where, is on the device.
+    fn replayed(&mut self, ops: &mut O, params: &Weights<O::Buf>, new: &[NewToken], logits: bool) -> Result<()> {
+        self.upload(ops, new)?;
+        let Room { streams, positions } = self.room;
+        let shape = [new.len(), streams, positions, usize::from(logits)];
+        let shape = shape.into_iter().fold(0, |key, part| key << 20 | part as u64);
+        let key = [ops.identity(&self.layers[0][0]), ops.identity(&self.logits), ops.identity(&params.wte), shape];
+        if ops.replay(key)? {
+            return Ok(());
+        }
+        self.pass(ops, params, new.len())?;
+        if logits {
+            let Model { channels, vocab_padded, .. } = self.model;
+            ops.decode_linear(&mut self.logits, &self.normed, &params.wte, None, false, new.len(), channels, vocab_padded)?;
+        }
+        ops.recorded(key)
+    }
+
+    /// From token ids to the final layernorm's output, in `normed`; keys and values are kept.
+    fn pass(&mut self, ops: &mut O, params: &Weights<O::Buf>, n: usize) -> Result<()> {
+        let c = self.model.channels;
+        let Decoder { layers, residual: [before, after], normed, mean, rstd, qkv, att, branch, hidden, .. } = self;
+        ops.decode_embedding(before, &self.ids, &self.positions, &params.wte, &params.wpe, n, c)?;
+        let Affine { weight, bias } = &params.layers[0].ln_1;
+        ops.layernorm(normed, mean, rstd, before, weight, bias, n, c)?;
+        for (l, ([keys, values], w)) in layers.iter_mut().zip(&params.layers).enumerate() {
+            ops.decode_linear(qkv, normed, &w.qkv.weight, Some(&w.qkv.bias), false, n, c, 3 * c)?;
+            let cache = KvCache { keys, values, capacity: self.room.positions };
+            let places = Places { streams: &self.streams, positions: &self.positions };
+            ops.decode_attention(att, cache, qkv, places, n, heads(&self.model))?;
+            ops.decode_linear(branch, att, &w.attn_proj.weight, Some(&w.attn_proj.bias), false, n, c, c)?;
+            ops.residual_layernorm(after, normed, mean, rstd, before, branch, &w.ln_2.weight, &w.ln_2.bias, n, c)?;
+            ops.decode_linear(hidden, normed, &w.fc.weight, Some(&w.fc.bias), true, n, c, 4 * c)?;
+            ops.decode_linear(branch, hidden, &w.fc_proj.weight, Some(&w.fc_proj.bias), false, n, 4 * c, c)?;
+            let Affine { weight, bias } = params.layers.get(l + 1).map_or(&params.ln_f, |next| &next.ln_1);
+            ops.residual_layernorm(before, normed, mean, rstd, after, branch, weight, bias, n, c)?;
+        }
+        Ok(())
+    }
+
+    fn upload(&mut self, ops: &mut O, new: &[NewToken]) -> Result<()> {
+        let Room { streams, positions } = self.room;
+        assert!(!new.is_empty() && new.len() <= self.room.rows(), "{} rows in a pass of {}", new.len(), self.room.rows());
+        assert!(
+            new.iter().all(|new| new.stream < streams && new.position < positions),
+            "a token outside {:?}: {new:?}",
+            self.room
+        );
+        assert!(new.iter().all(|new| usize::from(new.token) < self.model.vocab), "a token outside the vocabulary: {new:?}");
+        let list = |of: fn(&NewToken) -> usize| new.iter().map(|new| of(new) as u16).collect::<Vec<u16>>();
+        ops.upload_ids(&mut self.ids, &list(|new| usize::from(new.token)))?;
+        ops.upload_ids(&mut self.positions, &list(|new| new.position))?;
+        ops.upload_ids(&mut self.streams, &list(|new| new.stream))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment::{Device, DeviceKind, Simd};
+    use crate::model::Gpt2;
+    use crate::ops::Rows;
+    use crate::ops::cpu::Cpu;
+    use crate::rng::Key;
+
+    const MODEL: Model =
+        Model { init: None, descriptor: None, layers: 3, heads: 3, channels: 96, context: 150, vocab: 300, vocab_padded: 384 };
+
+    fn cpu() -> Cpu {
+        Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU")
+    }
+
+    /// Weights five times as large as at the start of training, so that attention is not flat.
+    fn model(ops: &mut Cpu) -> Gpt2<Cpu> {
+        let mut model = Gpt2::new(ops, &MODEL, Rows { batch: 1, seq: 150 }, 0, false, 3).expect("a model");
+        for buf in model.params.iter_mut() {
+            let mut values = vec![0.0; buf.len()];
+            ops.download(buf, &mut values).expect("a download");
+            values.iter_mut().for_each(|x| *x *= 5.0);
+            ops.upload(buf, &values).expect("an upload");
+        }
+        model
+    }
+
+    fn text(number: u64, len: usize) -> Vec<u16> {
+        let key = Key::new(number, "decode tests");
+        (0..len as u64).map(|i| (key.uniform(0, i) * MODEL.vocab as f64) as u16).collect()
+    }
+
+    /// The logits after each token, decoded one by one.
+    fn one_by_one(ops: &mut Cpu, model: &Gpt2<Cpu>, tokens: &[u16]) -> Vec<Vec<f32>> {
+        let mut decoder = Decoder::new(ops, &MODEL, Room { streams: 1, positions: 150 }).expect("a decoder");
+        let mut logits =
+            |(position, &token)| decoder.logits(ops, &model.params, &[NewToken { token, stream: 0, position }]).expect("it runs");
+        tokens.iter().enumerate().map(&mut logits).collect()
+    }
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|x| x.to_bits()).collect()
+    }
+
+    #[test]
+    fn logits_are_those_of_the_whole_forward_pass() {
+        let mut ops = cpu();
+        let mut model = model(&mut ops);
+        let tokens = text(1, 150);
+        let decoded = one_by_one(&mut ops, &model, &tokens);
+        let mut worst = 0.0f64;
+        for t in [1, 2, 17, 64, 149, 150] {
+            let whole = model.next_token_logits(&mut ops, &tokens[..t]).expect("it runs");
+            let square = |x: f64| x * x;
+            let off: f64 = decoded[t - 1].iter().zip(&whole).map(|(a, b)| square(f64::from(a - b))).sum();
+            let norm: f64 = whole.iter().map(|x| square(f64::from(*x))).sum();
+            worst = worst.max((off / norm).sqrt());
+        }
+        println!("relative error {worst:.1e}");
+        // Written so that a NaN fails.
+        assert!(worst < 1e-5, "relative error {worst:.1e}");
+    }
+
+    #[test]
+    fn a_prompt_read_in_pieces_and_a_text_among_others_change_no_bit() {
+        let mut ops = cpu();
+        let model = model(&mut ops);
+        let texts: Vec<Vec<u16>> = [90, 75, 3].into_iter().zip(2..).map(|(len, number)| text(number, len)).collect();
+        let alone: Vec<Vec<Vec<f32>>> = texts.iter().map(|text| one_by_one(&mut ops, &model, text)).collect();
+        let mut decoder = Decoder::new(&mut ops, &MODEL, Room { streams: 3, positions: 120 }).expect("a decoder");
+        // All but the last two tokens as prompts, then two tokens of all three together.
+        for (stream, text) in texts.iter().enumerate() {
+            decoder.read(&mut ops, &model.params, stream, 0, &text[..text.len() - 2]).expect("it runs");
+        }
+        for back in [2, 1] {
+            let new = |(stream, text): (usize, &Vec<u16>)| {
+                let position = text.len() - back;
+                NewToken { token: text[position], stream, position }
+            };
+            let new: Vec<NewToken> = texts.iter().enumerate().map(new).collect();
+            let logits = decoder.logits(&mut ops, &model.params, &new).expect("it runs");
+            for (stream, logits) in logits.chunks(MODEL.vocab).enumerate() {
+                assert_eq!(bits(logits), bits(&alone[stream][new[stream].position]), "stream {stream}, {back} from the end");
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_that_starts_again_forgets_what_it_held() {
+        let mut ops = cpu();
+        let model = model(&mut ops);
+        let (old, new) = (text(5, 60), text(6, 20));
+        let mut decoder = Decoder::new(&mut ops, &MODEL, Room { streams: 1, positions: 60 }).expect("a decoder");
+        decoder.read(&mut ops, &model.params, 0, 0, &old).expect("it runs");
+        decoder.read(&mut ops, &model.params, 0, 0, &new[..19]).expect("it runs");
+        let last = NewToken { token: new[19], stream: 0, position: 19 };
+        let logits = decoder.logits(&mut ops, &model.params, &[last]).expect("it runs");
+        assert_eq!(bits(&logits), bits(&one_by_one(&mut ops, &model, &new)[19]));
+    }
+}

@@ -1,0 +1,182 @@
+//! Decoding: few rows, each the newest token of a text so far, against a cache of keys and values.
+//!
+//! Bound by memory: the weights are read once for all rows, in the order in which they lie, and never
+//! packed. An element of a product is the dot product of [`simd::dot`](super::simd::dot): 16 partial
+//! sums in a tree, another order than the one chain of [`gemm`](super::gemm), so the bits of a logit
+//! differ from those of the forward pass in training, by some 1e-6 of their size. Whatever the number
+//! of rows, each gets the bits it would get alone.
+
+use rayon::prelude::*;
+
+use super::super::Heads;
+use super::engine::{Engine, blocks};
+use super::math::{exp, gelu};
+use super::simd::{LANES, dot, largest, sum_lanes, sum_of, vectorize};
+
+/// Output columns a task takes. No result depends on it.
+const COLUMNS: usize = 64;
+
+/// `out[i,:] = wte[ids[i],:] + wpe[positions[i],:]`.
+pub fn embedding(out: &mut [f32], ids: &[u16], positions: &[u16], wte: &[f32], wpe: &[f32], channels: usize) {
+    for ((out, id), position) in out.chunks_exact_mut(channels).zip(ids).zip(positions) {
+        let token = &wte[usize::from(*id) * channels..][..channels];
+        let place = &wpe[usize::from(*position) * channels..][..channels];
+        out.iter_mut().zip(token).zip(place).for_each(|((out, token), place)| *out = token + place);
+    }
+}
+
+/// The operands of [`linear`].
+#[derive(Clone, Copy)]
+pub struct Linear<'a> {
+    /// (n, c_in)
+    pub x: &'a [f32],
+    /// (c_out, c_in)
+    pub weight: &'a [f32],
+    pub bias: Option<&'a [f32]>,
+    pub gelu: bool,
+    pub c_in: usize,
+}
+
+/// `out = x weightᵀ + bias`, through GELU where it is asked for.
+pub fn linear(engine: &Engine, out: &mut [f32], c_out: usize, layer: Linear<'_>) {
+    let rows = out.len() / c_out;
+    let tasks = blocks(out, c_out, c_out, rows, COLUMNS);
+    engine.install(|| {
+        tasks.into_par_iter().enumerate().for_each(|(task, mut out)| {
+            vectorize!(engine.isa, |_| linear_block(&mut out, task * COLUMNS, layer));
+        });
+    });
+}
+
+/// The columns `first ..` of all rows.
+#[inline(always)]
+fn linear_block(out: &mut [&mut [f32]], first: usize, layer: Linear<'_>) {
+    let Linear { x, c_in, .. } = layer;
+    let mut row = 0;
+    while row + 4 <= out.len() {
+        columns::<4, 2>(&mut out[row..row + 4], &x[row * c_in..], first, layer);
+        row += 4;
+    }
+    for row in row..out.len() {
+        columns::<1, 4>(&mut out[row..=row], &x[row * c_in..], first, layer);
+    }
+}
+
+/// `ROWS` rows, `WIDTH` columns at a time.
+#[inline(always)]
+fn columns<const ROWS: usize, const WIDTH: usize>(out: &mut [&mut [f32]], x: &[f32], first: usize, layer: Linear<'_>) {
+    let Linear { weight, c_in, .. } = layer;
+    let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &x[row * c_in..][..c_in]);
+    let width = out[0].len();
+    let mut column = 0;
+    while column + WIDTH <= width {
+        let weights: [&[f32]; WIDTH] = std::array::from_fn(|i| &weight[(first + column + i) * c_in..][..c_in]);
+        let sums = dots(rows, weights);
+        for (out, sums) in out.iter_mut().zip(sums) {
+            for (i, sum) in sums.into_iter().enumerate() {
+                out[column + i] = finish(sum, first + column + i, layer);
+            }
+        }
+        column += WIDTH;
+    }
+    for column in column..width {
+        let weight = &weight[(first + column) * c_in..][..c_in];
+        for (out, x) in out.iter_mut().zip(rows) {
+            out[column] = finish(dot(x, weight), first + column, layer);
+        }
+    }
+}
+
+#[inline(always)]
+fn finish(sum: f32, column: usize, layer: Linear<'_>) -> f32 {
+    let sum = layer.bias.map_or(sum, |bias| sum + bias[column]);
+    if layer.gelu { gelu(sum) } else { sum }
+}
+
+/// The dot product of each row with each weight: the bits of [`dot`], several at a time.
+#[inline(always)]
+fn dots<const ROWS: usize, const WIDTH: usize>(rows: [&[f32]; ROWS], weights: [&[f32]; WIDTH]) -> [[f32; WIDTH]; ROWS] {
+    let mut lanes = [[[0.0f32; LANES]; WIDTH]; ROWS];
+    let rows = rows.map(|row| row.as_chunks::<LANES>());
+    let weights = weights.map(|weight| weight.as_chunks::<LANES>());
+    for at in 0..rows[0].0.len() {
+        for row in 0..ROWS {
+            for column in 0..WIDTH {
+                let (x, w) = (&rows[row].0[at], &weights[column].0[at]);
+                for i in 0..LANES {
+                    lanes[row][column][i] = x[i].mul_add(w[i], lanes[row][column][i]);
+                }
+            }
+        }
+    }
+    std::array::from_fn(|row| {
+        std::array::from_fn(|column| {
+            let mut lanes = lanes[row][column];
+            for (i, (x, w)) in rows[row].1.iter().zip(weights[column].1).enumerate() {
+                lanes[i] = x.mul_add(*w, lanes[i]);
+            }
+            sum_lanes(lanes)
+        })
+    })
+}
+
+/// The operands of [`attention`]: where `n` rows belong, and what they read.
+pub struct Attention<'a> {
+    /// (n, 3, NH, HS)
+    pub qkv: &'a [f32],
+    pub streams: &'a [u16],
+    pub positions: &'a [u16],
+    pub heads: Heads,
+    /// P
+    pub capacity: usize,
+}
+
+impl Attention<'_> {
+    /// Where the keys (or values) of a head of a stream begin in the cache.
+    fn head(&self, stream: u16, head: usize) -> usize {
+        (usize::from(stream) * self.heads.heads + head) * self.capacity * self.heads.head_size
+    }
+}
+
+/// Writes keys and values (S, NH, P, HS) of all rows, then `out` (n, NH, HS): softmax over the positions
+/// up to the row's own, the weighted values added in order of position.
+pub fn attention(engine: &Engine, out: &mut [f32], keys: &mut [f32], values: &mut [f32], rows: &Attention<'_>) {
+    let Heads { heads, head_size } = rows.heads;
+    let channels = heads * head_size;
+    for (i, qkv) in rows.qkv.chunks_exact(3 * channels).enumerate().take(rows.positions.len()) {
+        for head in 0..heads {
+            let to = rows.head(rows.streams[i], head) + usize::from(rows.positions[i]) * head_size;
+            let from = channels + head * head_size;
+            keys[to..to + head_size].copy_from_slice(&qkv[from..from + head_size]);
+            values[to..to + head_size].copy_from_slice(&qkv[from + channels..from + channels + head_size]);
+        }
+    }
+    let (keys, values) = (&*keys, &*values);
+    engine.install(|| {
+        out.par_chunks_mut(head_size).enumerate().for_each(|(index, out)| {
+            let (row, head) = (index / heads, index % heads);
+            let seen = usize::from(rows.positions[row]) + 1;
+            let start = rows.head(rows.streams[row], head);
+            let query = &rows.qkv[row * 3 * channels + head * head_size..][..head_size];
+            let (keys, values) = (&keys[start..start + seen * head_size], &values[start..start + seen * head_size]);
+            engine.with_scratch(seen, |scores| vectorize!(engine.isa, |_| attend(out, scores, query, keys, values)));
+        });
+    });
+}
+
+#[inline(always)]
+fn attend(out: &mut [f32], scores: &mut [f32], query: &[f32], keys: &[f32], values: &[f32]) {
+    let head_size = out.len();
+    let scale = 1.0 / (head_size as f32).sqrt();
+    for (score, key) in scores.iter_mut().zip(keys.chunks_exact(head_size)) {
+        *score = dot(query, key) * scale;
+    }
+    let max = largest(scores);
+    scores.iter_mut().for_each(|score| *score = exp(*score - max));
+    let inverse = 1.0 / sum_of(scores, |p| p);
+    out.fill(0.0);
+    for (p, value) in scores.iter().zip(values.chunks_exact(head_size)) {
+        out.iter_mut().zip(value).for_each(|(out, v)| *out = p.mul_add(*v, *out));
+    }
+    out.iter_mut().for_each(|out| *out *= inverse);
+}

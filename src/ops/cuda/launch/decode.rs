@@ -1,0 +1,149 @@
+//! Launches of `decode.cu`: few rows, each the newest token of a text, against a cache of keys and values.
+
+use super::super::args::{Act, F32, In, Kernel, Out, U16, kernel_args};
+use super::super::memory::{Buf, Ids};
+use super::super::modules::{Geometry, Kernels};
+use super::attention::{MOST_HEAD_SIZE, scale};
+use crate::ops::{Dtype, Heads, KvCache, Places, Result};
+
+kernel_args! { "decode.cu" DecodeEmbeddingArgs {
+    out: Out<Act>, ids: In<U16>, positions: In<U16>, wte: In<Act>, wpe: In<Act>, rows: u32, channels: u32,
+} }
+
+kernel_args! { "decode.cu" DecodeLinearArgs {
+    out: Out<Act>, wide: Out<F32>, x: In<Act>, weight: In<Act>, bias: In<Act>, rows: u32, c_in: u32, c_out: u32, gelu: u32,
+} }
+
+kernel_args! { "decode.cu" DecodeStoreArgs {
+    keys: Out<Act>, values: Out<Act>, qkv: In<Act>, streams: In<U16>, positions: In<U16>,
+    rows: u32, heads: u32, head_size: u32, capacity: u32,
+} }
+
+kernel_args! { "decode.cu" DecodeAttentionArgs {
+    out: Out<Act>, keys: In<Act>, values: In<Act>, qkv: In<Act>, streams: In<U16>, positions: In<U16>,
+    heads: u32, head_size: u32, capacity: u32, scale: f32,
+} }
+
+pub const EMBEDDING: Kernel<DecodeEmbeddingArgs> = Kernel::new("decode_embedding");
+/// For 1, 2, 4 and 8 rows a block: the same sums, more of them for each weight that is read.
+pub const LINEAR: [Kernel<DecodeLinearArgs>; 4] = [
+    Kernel::new("decode_linear_1"),
+    Kernel::new("decode_linear_2"),
+    Kernel::new("decode_linear_4"),
+    Kernel::new("decode_linear_8"),
+];
+pub const STORE: Kernel<DecodeStoreArgs> = Kernel::new("decode_store");
+/// 8 lanes a key for heads of up to 64 channels, 16 for the wider ones.
+pub const ATTENTION: [Kernel<DecodeAttentionArgs>; 2] = [Kernel::new("decode_attention_8"), Kernel::new("decode_attention_16")];
+
+pub fn embedding(
+    k: &Kernels,
+    out: &mut Buf,
+    ids: &Ids,
+    positions: &Ids,
+    wte: &Buf,
+    wpe: &Buf,
+    n: usize,
+    channels: usize,
+) -> Result<()> {
+    const OP: &str = "decode_embedding";
+    k.row_length(OP, channels)?;
+    let args = DecodeEmbeddingArgs {
+        out: Out::at(k.act(OP, "out", out, n * channels)?),
+        ids: In::at(k.ids(OP, "ids", ids, n)?),
+        positions: In::at(k.ids(OP, "positions", positions, n)?),
+        wte: In::at(k.act(OP, "wte", wte, channels)?),
+        wpe: In::at(k.act(OP, "wpe", wpe, channels)?),
+        rows: n as u32,
+        channels: channels as u32,
+    };
+    let chunks = n as u64 * (channels as u64 / 8);
+    // SAFETY: lengths were checked; ids and positions within the tables are the caller's promise, as for every
+    // operation on ids.
+    unsafe { k.launch(OP, &EMBEDDING, Geometry::new(chunks.div_ceil(256), 256), &args) }
+}
+
+pub fn linear(
+    k: &Kernels,
+    out: &mut Buf,
+    x: &Buf,
+    weight: &Buf,
+    bias: Option<&Buf>,
+    gelu: bool,
+    n: usize,
+    c_in: usize,
+    c_out: usize,
+) -> Result<()> {
+    const OP: &str = "decode_linear";
+    k.row_length(OP, c_in)?;
+    k.check(OP, n > 0, || "there are no rows".to_owned())?;
+    let (narrow, wide) = match out.dtype() {
+        Dtype::F32 if k.act != Dtype::F32 => (0, k.f32(OP, "out", out, n * c_out)?),
+        _ => (k.act(OP, "out", out, n * c_out)?, 0),
+    };
+    let args = DecodeLinearArgs {
+        out: Out::at(narrow),
+        wide: Out::at(wide),
+        x: In::at(k.act(OP, "x", x, n * c_in)?),
+        weight: In::at(k.act(OP, "weight", weight, c_out * c_in)?),
+        bias: bias.map_or(Ok(In::null()), |bias| k.act(OP, "bias", bias, c_out).map(In::at))?,
+        rows: n as u32,
+        c_in: c_in as u32,
+        c_out: c_out as u32,
+        gelu: u32::from(gelu),
+    };
+    let size = n.next_power_of_two().min(8);
+    let geometry = Geometry::new2((c_out as u64).div_ceil(8), (n as u64).div_ceil(size as u64), 256);
+    // SAFETY: all lengths were checked; one of the two outputs is null, and the kernel writes the other.
+    unsafe { k.launch(OP, &LINEAR[size.trailing_zeros() as usize], geometry, &args) }
+}
+
+pub fn attention(
+    k: &Kernels,
+    out: &mut Buf,
+    cache: KvCache<'_, Buf>,
+    qkv: &Buf,
+    at: Places<'_, Ids>,
+    n: usize,
+    heads: Heads,
+) -> Result<()> {
+    const OP: &str = "decode_attention";
+    let Heads { heads, head_size } = heads;
+    let KvCache { keys, values, capacity } = cache;
+    k.check(OP, head_size <= MOST_HEAD_SIZE, || format!("heads of {head_size} channels are wider than {MOST_HEAD_SIZE}"))?;
+    let channels = heads * head_size;
+    let stream = capacity * channels;
+    let qkv = k.act(OP, "qkv", qkv, 3 * n * channels)?;
+    let (keys, values) = (k.act(OP, "keys", keys, stream)?, k.act(OP, "values", values, stream)?);
+    let (streams, positions) = (k.ids(OP, "streams", at.streams, n)?, k.ids(OP, "positions", at.positions, n)?);
+    let store = DecodeStoreArgs {
+        keys: Out::at(keys),
+        values: Out::at(values),
+        qkv: In::at(qkv),
+        streams: In::at(streams),
+        positions: In::at(positions),
+        rows: n as u32,
+        heads: heads as u32,
+        head_size: head_size as u32,
+        capacity: capacity as u32,
+    };
+    let attend = DecodeAttentionArgs {
+        out: Out::at(k.act(OP, "out", out, n * channels)?),
+        keys: In::at(keys),
+        values: In::at(values),
+        qkv: In::at(qkv),
+        streams: In::at(streams),
+        positions: In::at(positions),
+        heads: heads as u32,
+        head_size: head_size as u32,
+        capacity: capacity as u32,
+        scale: scale(head_size),
+    };
+    let kernel = &ATTENTION[usize::from(head_size > 64)];
+    // SAFETY: lengths were checked; streams and positions within the cache are the caller's promise, as for every
+    // operation on ids. The first kernel writes what the second reads.
+    unsafe {
+        k.launch(OP, &STORE, Geometry::new(n as u64, 256), &store)?;
+        k.launch(OP, kernel, Geometry::new2(heads as u64, n as u64, 256), &attend)
+    }
+}

@@ -1,0 +1,138 @@
+//! The operations of decoding: each row against the f64 reference, and alone against among others.
+
+use super::reference::{self, AttentionShape};
+use super::{Bench, Case, Limits, random};
+use crate::ops::{Heads, KvCache, Ops, Places, Role};
+
+/// Runs every decoding operation at odd shapes.
+pub fn decoding_cases<O: Ops>(ops: &mut O, limits: Limits) -> Vec<Case> {
+    let mut bench = Bench { ops, limits, cases: Vec::new(), seed: 10_000 };
+    bench.decode_embedding();
+    bench.decode_linear();
+    bench.decode_attention();
+    bench.cases
+}
+
+impl<O: Ops> Bench<'_, O> {
+    fn listed(&mut self, values: &[u16]) -> O::Ids {
+        let mut ids = self.ops.alloc_ids(values.len()).unwrap();
+        self.ops.upload_ids(&mut ids, values).unwrap();
+        ids
+    }
+
+    fn decode_embedding(&mut self) {
+        for (n, channels) in [(1, 1), (3, 70), (9, 768)] {
+            let (vocab, context, channels) = (11, 20, self.limits.row(channels));
+            let (ids, tokens) = self.ids(n, vocab);
+            let (positions, places) = self.ids(n, context);
+            let wte = self.input(Role::Param, vocab * channels, 1.0);
+            let wpe = self.input(Role::Param, context * channels, 1.0);
+            let mut out = self.poisoned(Role::Activation, n * channels);
+            self.ops.decode_embedding(&mut out, &ids, &positions, &wte.buf, &wpe.buf, n, channels).unwrap();
+            let at = |row: u16, c: usize| usize::from(row) * channels + c;
+            let want = (0..n * channels).map(|i| {
+                let (row, c) = (i / channels, i % channels);
+                wte.values[at(tokens[row], c)] + wpe.values[at(places[row], c)]
+            });
+            self.result(&format!("decode_embedding {n} {channels}"), &out, want.collect());
+        }
+    }
+
+    fn decode_linear(&mut self) {
+        for (n, c_in, c_out) in [(1, 1, 1), (1, 768, 131), (2, 7, 3), (3, 520, 70), (5, 64, 64), (8, 1100, 9), (13, 130, 65)] {
+            let c_in = self.limits.row(c_in);
+            let shape = format!("{n} {c_in} {c_out}");
+            let x = self.input(Role::Activation, n * c_in, 1.0);
+            let weight = self.input(Role::Param, c_out * c_in, 0.3);
+            let bias = self.input(Role::Param, c_out, 1.0);
+            let [mut out, mut act] = [(); 2].map(|()| self.poisoned(Role::Activation, n * c_out));
+            let mut wide = self.poisoned(Role::F32, n * c_out);
+            self.ops.decode_linear(&mut out, &x.buf, &weight.buf, Some(&bias.buf), false, n, c_in, c_out).unwrap();
+            self.ops.decode_linear(&mut act, &x.buf, &weight.buf, Some(&bias.buf), true, n, c_in, c_out).unwrap();
+            self.ops.decode_linear(&mut wide, &x.buf, &weight.buf, None, false, n, c_in, c_out).unwrap();
+            let want = reference::linear(&x.values, &weight.values, Some(&bias.values), n, c_in, c_out);
+            let bare = reference::linear(&x.values, &weight.values, None, n, c_in, c_out);
+            self.result(&format!("decode_linear {shape}"), &out, want.clone());
+            self.result(&format!("decode_linear gelu {shape}"), &act, want.iter().map(|x| reference::gelu(*x)).collect());
+            self.result(&format!("decode_linear f32 {shape}"), &wide, bare);
+        }
+    }
+
+    /// A sequence comes in pieces of one row and of several, beside another stream that must not show.
+    fn decode_attention(&mut self) {
+        for (seq, heads, head_size) in [(1, 1, 16), (5, 2, 16), (70, 3, 24), (200, 2, 64), (90, 1, 80), (300, 2, 128)] {
+            let Some(head_size) = self.limits.head_size(head_size) else { continue };
+            let (channels, capacity) = (heads * head_size, seq + 3);
+            let qkv = self.input(Role::Activation, 3 * seq * channels, 1.0);
+            let noise = random(self.seed + 1, 3 * channels, 5.0);
+            let host = self.read(&qkv.buf, 3 * seq * channels);
+            let mut caches = [(); 2].map(|()| self.poisoned(Role::Activation, 2 * capacity * channels));
+            let mut got = Vec::new();
+            let (mut at, mut piece) = (0, 1);
+            while at < seq {
+                let n = piece.min(seq - at);
+                // The last row belongs to the other stream.
+                let mut rows = host[3 * at * channels..3 * (at + n) * channels].to_vec();
+                rows.extend_from_slice(&noise);
+                let rows = self.input_of(Role::Activation, &rows).buf;
+                let streams: Vec<u16> = (0..=n).map(|i| u16::from(i < n)).collect();
+                let positions: Vec<u16> = (at..at + n).chain([0]).map(|p| p as u16).collect();
+                let (streams, positions) = (self.listed(&streams), self.listed(&positions));
+                let mut out = self.poisoned(Role::Activation, (n + 1) * channels);
+                let [keys, values] = &mut caches;
+                let places = Places { streams: &streams, positions: &positions };
+                let heads = Heads { heads, head_size };
+                self.ops.decode_attention(&mut out, KvCache { keys, values, capacity }, &rows, places, n + 1, heads).unwrap();
+                got.extend(self.read(&out, n * channels));
+                at += n;
+                piece = piece % 7 + 1;
+            }
+            let shape = AttentionShape { batch: 1, seq, heads, head_size };
+            let (want, _) = reference::attention(&qkv.values, shape);
+            self.cases.push(Case { name: format!("decode_attention {seq} {heads} {head_size}"), got, want });
+        }
+    }
+}
+
+/// The rows of a pass of `n` beside those of `n` passes of one: bit for bit the same, as (together, alone).
+pub fn decoding_alone_and_together<O: Ops>(ops: &mut O, n: usize) -> [Vec<f32>; 2] {
+    let (c_in, c_out, heads, head_size, capacity) = (768, 200, 3, 64, 150);
+    let channels = heads * head_size;
+    let mut bench = Bench { ops, limits: Limits::NONE, cases: Vec::new(), seed: 20_000 + n as u64 };
+    let weight = bench.input(Role::Param, c_out * c_in, 0.3).buf;
+    let bias = bench.input(Role::Param, c_out, 1.0).buf;
+    let x = random(1, n * c_in, 1.0);
+    let qkv = random(2, n * 3 * channels, 1.0);
+    let cache = random(3, n * capacity * channels, 1.0);
+    let positions: Vec<u16> = (0..n).map(|i| (i * 53 % capacity) as u16).collect();
+    let mut pass = |rows: std::ops::Range<usize>| {
+        let n = rows.len();
+        let x = bench.input_of(Role::Activation, &x[rows.start * c_in..rows.end * c_in]).buf;
+        let qkv = bench.input_of(Role::Activation, &qkv[rows.start * 3 * channels..rows.end * 3 * channels]).buf;
+        let mut all = Vec::new();
+        for (role, gelu) in [(Role::Activation, true), (Role::Activation, false), (Role::F32, false)] {
+            let mut out = bench.poisoned(role, n * c_out);
+            bench.ops.decode_linear(&mut out, &x, &weight, Some(&bias), gelu, n, c_in, c_out).unwrap();
+            all.push((c_out, bench.read(&out, n * c_out)));
+        }
+        let stream = capacity * channels;
+        let [mut keys, mut values] =
+            [(); 2].map(|()| bench.input_of(Role::Activation, &cache[rows.start * stream..rows.end * stream]).buf);
+        let streams = bench.listed(&(0..n as u16).collect::<Vec<_>>());
+        let at = bench.listed(&positions[rows]);
+        let mut out = bench.poisoned(Role::Activation, n * channels);
+        let cache = KvCache { keys: &mut keys, values: &mut values, capacity };
+        let places = Places { streams: &streams, positions: &at };
+        bench.ops.decode_attention(&mut out, cache, &qkv, places, n, Heads { heads, head_size }).unwrap();
+        all.push((channels, bench.read(&out, n * channels)));
+        // Row by row, so that passes of one row line up with a pass of several.
+        (0..n)
+            .flat_map(|i| {
+                all.iter().flat_map(move |(width, values)| values[i * width..(i + 1) * width].to_vec()).collect::<Vec<f32>>()
+            })
+            .collect::<Vec<f32>>()
+    };
+    let together = pass(0..n);
+    let alone = (0..n).flat_map(|i| pass(i..i + 1)).collect();
+    [together, alone]
+}

@@ -1,0 +1,358 @@
+//! What a run folder says of its run: how far it is, how good, and whether it is whole.
+//!
+//! Folders are read as they lie, without a lock: a run may be going on in another process, and a damaged
+//! one is worth a row too. Whatever cannot be read makes the run `broken`, with the reason.
+
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::experiment::{self, Experiment};
+use crate::model::weights::Weights;
+use crate::proof::lock::Lock;
+use crate::proof::{Entry, LockError, ledger};
+use crate::store::metrics::{self, MetricsRow};
+use crate::store::{self, RunPaths, StoreError, checkpoint, run_folder};
+
+/// What a run is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// A process holds the folder.
+    Running,
+    /// The last step is made and saved.
+    Done,
+    /// Nobody works on it; `runner resume` would go on.
+    Stopped,
+    /// Something in the folder is damaged or missing.
+    Broken,
+}
+
+impl State {
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Running => "running",
+            State::Done => "done",
+            State::Stopped => "stopped",
+            State::Broken => "broken",
+        }
+    }
+}
+
+/// A checkpoint as its manifest tells it.
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckpointSummary {
+    pub step: u64,
+    pub bytes: u64,
+    pub root: Option<String>,
+    /// What is wrong with it, found without reading the state.
+    pub problem: Option<String>,
+}
+
+/// A step at which something out of the ordinary happened.
+#[derive(Clone, Debug, Serialize)]
+pub struct Incident {
+    pub step: u64,
+    pub what: String,
+}
+
+/// One run.
+#[derive(Clone, Debug, Serialize)]
+pub struct RunSummary {
+    pub name: String,
+    pub folder: PathBuf,
+    pub state: State,
+    /// Why it is broken, or stopped before its end.
+    pub why: Option<String>,
+    /// The descriptor, or the sizes: `4x128`, layers by channels.
+    pub model: String,
+    pub parameters: Option<u64>,
+    /// Optimizer steps done, of so many.
+    pub step: u64,
+    pub steps: Option<u64>,
+    pub tokens: u64,
+    /// Training loss, the mean over the last steps (a hundredth of the run, at most 100).
+    pub loss: Option<f64>,
+    /// The last ones measured.
+    pub val_loss: Option<f64>,
+    pub hellaswag: Option<f64>,
+    pub hellaswag_acc_norm: Option<f64>,
+    pub best_val_loss: Option<f64>,
+    /// Medians over the last hundred steps.
+    pub step_ms: Option<f64>,
+    pub tokens_per_s: Option<f64>,
+    pub mfu: Option<f64>,
+    /// State root after the last step that was hashed.
+    pub root: Option<String>,
+    pub numerics_id: Option<String>,
+    pub device: Option<String>,
+    pub checkpoints: Vec<CheckpointSummary>,
+    pub incidents: Vec<Incident>,
+}
+
+/// Every run under `runs`, by name. Folders that hold nothing of a run are passed over.
+pub fn all(runs: &Path) -> std::io::Result<Vec<RunSummary>> {
+    let entries = match std::fs::read_dir(runs) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut folders: Vec<PathBuf> = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+    folders.retain(|folder| {
+        let hidden = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        let paths = RunPaths::new(folder);
+        !hidden
+            && [paths.experiment(), paths.metrics_jsonl(), paths.ledger(), paths.lock_file()].iter().any(|file| file.is_file())
+    });
+    folders.sort();
+    Ok(folders.par_iter().map(|folder| RunSummary::read(folder)).collect())
+}
+
+impl RunSummary {
+    /// Reads the run in `folder`. Never fails: what is wrong is in the summary.
+    pub fn read(folder: &Path) -> RunSummary {
+        let paths = RunPaths::new(folder);
+        let mut faults: Vec<String> = Vec::new();
+        let mut fault = |problem: String| faults.push(problem.lines().next().unwrap_or_default().to_owned());
+
+        let experiment = match read_experiment(&paths) {
+            Ok(experiment) => Some(experiment),
+            Err(problem) => {
+                fault(problem);
+                None
+            }
+        };
+        let rows = match metrics::read(folder) {
+            Ok(rows) => rows,
+            Err(problem @ metrics::MetricsError::Missing { .. }) => {
+                // A run that was just started has none yet.
+                if paths.ledger().exists() && std::fs::metadata(paths.ledger()).is_ok_and(|file| file.len() > 0) {
+                    fault(problem.to_string());
+                }
+                Vec::new()
+            }
+            Err(problem) => {
+                fault(problem.to_string());
+                Vec::new()
+            }
+        };
+        let entries = match paths.ledger().exists().then(|| ledger::read(&paths.ledger())) {
+            Some(Ok((_, entries))) => entries,
+            Some(Err(problem)) => {
+                fault(problem.to_string());
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        let lock = match Lock::read(&paths.lock_file()) {
+            Ok(lock) => Some(lock),
+            Err(LockError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
+            Err(problem) => {
+                fault(problem.to_string());
+                None
+            }
+        };
+        let checkpoints = read_checkpoints(&paths);
+        if let Some(newest) = checkpoints.last()
+            && let Some(problem) = &newest.problem
+        {
+            fault(problem.clone());
+        }
+        if let Some(step) = unrepeatable(folder) {
+            fault(format!("a step did not repeat: both states are in `unrepeatable/{step}`"));
+        }
+
+        let steps = experiment.as_ref().map(|experiment| experiment.schedule.steps).filter(|steps| *steps > 0);
+        let trained = rows.iter().filter(|row| row.loss.is_some()).count() as u64;
+        let step = rows.last().map_or(0, |row| row.step + u64::from(row.action != metrics::Action::Evaluate));
+        let finished = checkpoints.last().is_some_and(|newest| newest.problem.is_none() && Some(newest.step) == steps);
+        let diverged = experiment.as_ref().is_some_and(|experiment| skips_at_the_end(&rows) >= experiment.guards.patience);
+        let (state, why) = if run_folder::holder(folder).is_some() {
+            (State::Running, None)
+        } else if let Some(problem) = faults.into_iter().next() {
+            (State::Broken, Some(problem))
+        } else if finished {
+            (State::Done, None)
+        } else {
+            (State::Stopped, diverged.then(|| format!("diverged: {} steps in a row were skipped", skips_at_the_end(&rows))))
+        };
+
+        let tail = (trained / 100).clamp(1, 100) as usize;
+        let last = |value: fn(&MetricsRow) -> Option<f64>| rows.iter().rev().find_map(value);
+        RunSummary {
+            name: paths.name(),
+            folder: folder.to_owned(),
+            state,
+            why,
+            model: experiment.as_ref().map_or_else(|| "?".to_owned(), model_name),
+            parameters: experiment.as_ref().map(|experiment| Weights::of(&experiment.model).parameters()),
+            step,
+            steps,
+            tokens: rows.last().map_or(0, |row| row.tokens),
+            loss: mean(rows.iter().rev().filter_map(|row| row.loss).take(tail)),
+            val_loss: last(|row| row.val_loss),
+            hellaswag: last(|row| row.hellaswag),
+            hellaswag_acc_norm: last(|row| row.hellaswag_acc_norm),
+            best_val_loss: rows.iter().filter_map(|row| row.val_loss).min_by(f64::total_cmp),
+            step_ms: median(&rows, |row| row.step_ms),
+            tokens_per_s: median(&rows, |row| row.tokens_per_s),
+            mfu: median(&rows, |row| row.mfu),
+            root: last_root(&entries, &checkpoints),
+            numerics_id: lock.as_ref().map(|lock| lock.numerics_id().to_string()),
+            device: lock.as_ref().and_then(|lock| lock.environment.get("device").cloned()),
+            checkpoints,
+            incidents: incidents(&rows),
+        }
+    }
+}
+
+fn read_experiment(paths: &RunPaths) -> Result<Experiment, String> {
+    let path = paths.experiment();
+    let text = std::fs::read_to_string(&path).map_err(|error| format!("cannot read `{}`: {error}", path.display()))?;
+    // The file alone: no environment may change what an old run was.
+    experiment::load_recorded(&path.display().to_string(), &text).map(|loaded| loaded.experiment).map_err(|error| {
+        let message = error.to_string();
+        let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        format!("`{}`: {first}", path.display())
+    })
+}
+
+fn model_name(experiment: &Experiment) -> String {
+    let model = &experiment.model;
+    model.descriptor.clone().unwrap_or_else(|| format!("{}x{}", model.layers, model.channels))
+}
+
+fn read_checkpoints(paths: &RunPaths) -> Vec<CheckpointSummary> {
+    let found = store::list(&paths.checkpoints()).unwrap_or_default();
+    let summary = |(step, folder): (u64, PathBuf)| match checkpoint::inspect(&folder) {
+        Ok(manifest) => {
+            CheckpointSummary { step, bytes: manifest.file.bytes, root: Some(manifest.state_root.to_string()), problem: None }
+        }
+        Err(problem) => CheckpointSummary { step, bytes: 0, root: None, problem: Some(first_line(&problem)) },
+    };
+    found.into_iter().map(summary).collect()
+}
+
+fn first_line(problem: &StoreError) -> String {
+    problem.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// The folder of a step that gave other bits when it was made again.
+fn unrepeatable(folder: &Path) -> Option<String> {
+    let mut names: Vec<String> = std::fs::read_dir(folder.join("unrepeatable"))
+        .ok()?
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names.into_iter().next()
+}
+
+fn skips_at_the_end(rows: &[MetricsRow]) -> u64 {
+    rows.iter().rev().filter(|row| row.loss.is_some()).take_while(|row| row.action.is_skip()).count() as u64
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (sum, count) = values.fold((0.0, 0), |(sum, count), value| (sum + value, count + 1));
+    (count > 0).then(|| sum / f64::from(count))
+}
+
+fn median(rows: &[MetricsRow], value: fn(&MetricsRow) -> Option<f64>) -> Option<f64> {
+    let mut values: Vec<f64> = rows.iter().rev().filter_map(value).take(100).collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+fn last_root(entries: &[Entry], checkpoints: &[CheckpointSummary]) -> Option<String> {
+    let recorded = entries.iter().rev().find_map(|entry| entry.root.map(|root| root.to_string()));
+    recorded.or_else(|| checkpoints.iter().rev().find_map(|checkpoint| checkpoint.root.clone()))
+}
+
+fn incidents(rows: &[MetricsRow]) -> Vec<Incident> {
+    let mut incidents = Vec::new();
+    for row in rows {
+        incidents.extend(row.events.iter().map(|event| Incident { step: row.step, what: event.clone() }));
+        if row.action.is_skip() {
+            let z = match row.action {
+                metrics::Action::SkipLossZ => row.loss_z,
+                metrics::Action::SkipGradZ => row.grad_z,
+                _ => None,
+            };
+            let z = z.map_or(String::new(), |z| format!(" {z:.1}"));
+            incidents.push(Incident { step: row.step, what: format!("{}{z}", row.action) });
+        }
+    }
+    incidents
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::metrics::{Action, MetricsWriter};
+
+    const EXPERIMENT: &str = "[model]\nlayers = 2\nheads = 2\nchannels = 32\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
+        [schedule]\nsteps = 10\n[guards]\npatience = 3\n";
+
+    fn run(root: &Path, name: &str, rows: impl Fn(&mut MetricsWriter)) -> PathBuf {
+        let folder = root.join(name);
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("experiment.toml"), EXPERIMENT).unwrap();
+        rows(&mut MetricsWriter::create(&folder).unwrap());
+        folder
+    }
+
+    fn row(step: u64, action: Action) -> MetricsRow {
+        MetricsRow { loss: Some(5.0 - 0.1 * step as f64), ..MetricsRow::new(step, (step + 1) * 64, action) }
+    }
+
+    #[test]
+    fn a_run_that_nobody_holds_is_stopped_and_says_so_when_it_diverged() {
+        let root = tempfile::tempdir().unwrap();
+        run(root.path(), "b", |rows| (0..4).for_each(|step| rows.append(&row(step, Action::Update)).unwrap()));
+        run(root.path(), "a", |rows| (0..4).for_each(|step| rows.append(&row(step, Action::SkipGradZ)).unwrap()));
+        std::fs::create_dir(root.path().join("not_a_run")).unwrap();
+        std::fs::create_dir(root.path().join(".del.c")).unwrap();
+        let runs = all(root.path()).unwrap();
+        let names: Vec<(&str, State)> = runs.iter().map(|run| (run.name.as_str(), run.state)).collect();
+        assert_eq!(names, [("a", State::Stopped), ("b", State::Stopped)]);
+        assert_eq!(runs[0].why.as_deref(), Some("diverged: 4 steps in a row were skipped"));
+        assert_eq!((runs[0].incidents.len(), runs[1].incidents.len()), (4, 0));
+        assert_eq!((runs[1].step, runs[1].steps, runs[1].tokens, runs[1].model.as_str()), (4, Some(10), 256, "2x32"));
+        assert_eq!(runs[1].loss, Some(5.0 - 0.1 * 3.0));
+    }
+
+    #[test]
+    fn a_damaged_file_makes_a_run_broken_and_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = run(root.path(), "x", |rows| rows.append(&row(0, Action::Update)).unwrap());
+        for (file, text, says) in [
+            ("metrics.jsonl", "{}\n", "metrics.jsonl` line 1"),
+            ("ledger.jsonl", "nonsense\n", "ledger.jsonl` line 1"),
+            ("experiment.toml", &format!("{EXPERIMENT}[log]\nevry = 3\n"), "unknown key `log.evry`"),
+            ("lock.toml", "no lock", "lock.toml"),
+        ] {
+            let before = std::fs::read(folder.join(file)).ok();
+            std::fs::write(folder.join(file), text).unwrap();
+            let summary = RunSummary::read(&folder);
+            assert_eq!(summary.state, State::Broken, "{file}");
+            assert!(summary.why.as_ref().is_some_and(|why| why.contains(says)), "{file}: {:?}", summary.why);
+            match before {
+                Some(bytes) => std::fs::write(folder.join(file), bytes).unwrap(),
+                None => std::fs::remove_file(folder.join(file)).unwrap(),
+            }
+        }
+        assert_eq!(RunSummary::read(&folder).state, State::Stopped);
+    }
+
+    #[test]
+    fn a_folder_that_a_process_holds_is_running_and_stays_unlocked_by_looking() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = run(root.path(), "x", |rows| rows.append(&row(0, Action::Update)).unwrap());
+        let held = store::RunFolder::open(&folder).unwrap();
+        if Path::new("/proc/locks").exists() {
+            assert_eq!(RunSummary::read(&folder).state, State::Running);
+        }
+        drop(held);
+        assert_eq!(RunSummary::read(&folder).state, State::Stopped);
+    }
+}
