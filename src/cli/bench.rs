@@ -48,7 +48,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Device::Cuda(cuda) => {
             let plan = session::memory_plan(experiment, &Storage::cuda(experiment)).total();
-            cuda.require_free(&experiment.name, plan)?;
+            session::require_memory(&cuda, experiment, plan)?;
             let peak = session::peak_flops(&cuda);
             measure(Timed::new(*cuda), experiment, feed, args.steps, peak, plan, |timed| Some(timed.inner.taken_bytes()))?
         }

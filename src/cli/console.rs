@@ -86,7 +86,6 @@ impl Console {
     fn end_task(&mut self) {
         if let Some((_, bar)) = self.task.take() {
             bar.finish_and_clear();
-            self.bars.remove(&bar);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::initial;
 use super::run_argument;
 use super::session::{self, Place, Session};
 use crate::experiment;
@@ -37,14 +38,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         anstream::eprintln!("passed over the checkpoint of step {step}: {why}");
     }
     let data = session::Data::open(&mut loaded)?;
+    let past = found.as_ref().map(|(manifest, _)| &manifest.numerics);
+    let initial = initial::read(&loaded.experiment, past, found.is_some())?;
     let device = session::Device::open(&loaded.experiment)?;
     match &found {
         Some((manifest, _)) => anstream::eprintln!("resuming `{}` at step {}", path.display(), manifest.step),
         None => anstream::eprintln!("no whole checkpoint in `{}`: starting at step 0", path.display()),
     }
-    Session { loaded, device, data, place: Place::Open(folder), expected: None, json: args.json }.train(Some(session::Resume {
-        found,
-        allow_drift: args.allow_drift,
-        edited: !args.set.is_empty(),
-    }))
+    Session { loaded, device, data, initial, place: Place::Open(folder), expected: None, json: args.json }
+        .train(Some(session::Resume { found, allow_drift: args.allow_drift, edited: !args.set.is_empty() }))
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::initial;
 use super::lock;
 use super::locking::Expected;
 use super::session::{self, Place, Session};
@@ -43,6 +44,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let lock = args.lock.or_else(|| Some(beside).filter(|beside| !args.no_lock && beside.exists()));
     let expected = lock.as_deref().map(Expected::read).transpose()?;
     let data = session::Data::open(&mut loaded)?;
+    let initial = initial::read(&loaded.experiment, None, false)?;
     let device = session::Device::open(&loaded.experiment)?;
     let name = args.name.unwrap_or_else(|| loaded.experiment.name.clone());
     // Last, so that nothing is left behind when anything above fails.
@@ -50,5 +52,5 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         false => Place::Open(RunFolder::create(&args.runs, &name, false)?),
         true => Place::Replace { runs: args.runs, name },
     };
-    Session { loaded, device, data, place, expected, json: args.json }.train(None)
+    Session { loaded, device, data, initial, place, expected, json: args.json }.train(None)
 }

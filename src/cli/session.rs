@@ -12,9 +12,10 @@ use super::console::Console;
 use super::events_json::JsonEvents;
 use super::exit;
 use super::gpu_watch::{self, GpuWatch};
-use super::initial;
+use super::initial::Initial;
 use super::locking::{self, Expected, Locked};
 use super::past::{self, Past};
+use super::plan;
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
 use crate::eval::TaskSet;
 use crate::experiment::{DeviceKind, Experiment, Loaded, Order};
@@ -37,6 +38,8 @@ pub struct Session {
     pub loaded: Loaded,
     pub device: Device,
     pub data: Data,
+    /// The model that training starts from, when it is not noise.
+    pub initial: Option<Initial>,
     pub place: Place,
     /// A lock that the run is held to.
     pub expected: Option<Expected>,
@@ -125,9 +128,9 @@ impl Data {
 impl Session {
     /// Trains to the end, or until asked to stop, on the device that the experiment names.
     pub fn train(self, resume: Option<Resume>) -> anyhow::Result<ExitCode> {
-        let Session { loaded, device, data, place, expected, json } = self;
+        let Session { loaded, device, data, initial, place, expected, json } = self;
         let experiment = loaded.experiment.clone();
-        device.with(&experiment, Training { loaded, data, place, expected, json, resume })
+        device.with(&experiment, Training { loaded, data, place, expected, json, initial, resume })
     }
 }
 
@@ -149,12 +152,29 @@ impl Device {
             }
             Device::Cuda(cuda) => {
                 let storage = Storage::cuda(experiment);
-                cuda.require_free(&experiment.name, memory_plan(experiment, &storage).total())?;
+                require_memory(&cuda, experiment, memory_plan(experiment, &storage).total())?;
                 let peak_flops = peak_flops(&cuda);
                 work.on(*cuda, &storage, peak_flops)
             }
         }
     }
+}
+
+/// Refuses an experiment that the GPU has no room for, before anything is allocated, with settings that fit.
+pub fn require_memory(cuda: &Cuda, experiment: &Experiment, planned: u64) -> anyhow::Result<()> {
+    let (free, gpu) = (cuda.free_bytes()?, cuda.gpu());
+    if planned <= free {
+        return Ok(());
+    }
+    anyhow::bail!(
+        "`{}` needs {} MiB, {} of {}'s {} MiB are free{}",
+        experiment.name,
+        planned >> 20,
+        free >> 20,
+        gpu.name,
+        gpu.total_bytes >> 20,
+        plan::what_fits(experiment, &gpu.name, free)
+    );
 }
 
 /// How the CPU stores an experiment.
@@ -179,6 +199,7 @@ struct Training {
     place: Place,
     expected: Option<Expected>,
     json: bool,
+    initial: Option<Initial>,
     resume: Option<Resume>,
 }
 
@@ -186,7 +207,7 @@ impl OnDevice for Training {
     type Output = ExitCode;
 
     fn on<O: Locked>(self, mut ops: O, storage: &Storage, peak_flops: Option<f64>) -> anyhow::Result<ExitCode> {
-        let Training { loaded, data, place, expected, json, resume } = self;
+        let Training { loaded, data, place, expected, json, initial, resume } = self;
         let experiment = loaded.experiment.clone();
         let stop = stop_flag()?;
         describe(&experiment, &data, &ops, storage);
@@ -195,7 +216,6 @@ impl OnDevice for Training {
         if let Some(numerics) = expected.as_ref().map(|expected| &expected.lock.numerics).or(past.numerics()) {
             ops.pin(numerics)?;
         }
-        let initial = initial::read(&experiment, past.numerics(), past.found.is_some())?;
         let mut trainer = Trainer::new(ops, &experiment)?;
         let lock = locking::lock(&loaded, &data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
         if let Some(expected) = &expected {

@@ -84,7 +84,8 @@ pub fn config_sizes(path: &Path) -> Result<Model> {
     }
     // Each is GPT-2's where the file does not say.
     let wide = (4 * channels) as u64;
-    let gpt2: [(&str, &dyn Fn(&Value) -> bool, &str); 6] = [
+    type Expected<'a> = (&'a str, &'a dyn Fn(&Value) -> bool, &'a str);
+    let gpt2: [Expected; 6] = [
         ("activation_function", &|v| v == "gelu_new" || v == "gelu_pytorch_tanh", "\"gelu_new\""),
         ("layer_norm_epsilon", &|v| v.as_f64() == Some(1e-5), "1e-5"),
         ("n_inner", &|v| v.as_u64() == Some(wide), "null or four times `n_embd`"),

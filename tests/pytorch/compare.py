@@ -149,7 +149,7 @@ def main():
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(opt["beta1"], opt["beta2"]), eps=opt["epsilon"], fused=True)
     forward = model if args.eager else torch.compile(model)
 
-    log = open(args.log, "w") if args.log else None
+    log = open(args.log, "w", buffering=1) if args.log else None
     times = []
     for step in range(args.steps):
         torch.cuda.synchronize()

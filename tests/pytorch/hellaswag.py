@@ -4,7 +4,7 @@
     runner eval RUN --task hellaswag --data hellaswag_val.jsonl --details details.jsonl
     python tests/pytorch/hellaswag.py RUN hellaswag_val.jsonl details.jsonl [--bin FILE]
 
-The model is `GPT2LMHeadModel` with the weights of the run's newest checkpoint. Nothing here is shared with
+The model is `GPT2LMHeadModel` in fp32, on a GPU where there is one, with the weights of the run's newest checkpoint. Nothing here is shared with
 `runner`: the texts are encoded by tiktoken, the wording and the formulas are written out below. A decision
 may differ only where the two best completions are closer than `TIE`; the script fails on any other.
 
@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 TIE = 1e-4
-BATCH = 32
+BATCH = 64
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ["hellaswag", "hellaswag_acc", "hellaswag_acc_norm"]
 
 
@@ -49,7 +50,7 @@ def load_model(run):
         conv1d = re.search(r"(c_attn|c_proj|c_fc)\.weight$", name)
         weights[name] = value.t().contiguous() if conv1d else value
     model.transformer.load_state_dict(weights, strict=False)
-    return model, newest.name, experiment["batch"]["seq_len"]
+    return model.to(DEVICE), newest.name, experiment["batch"]["seq_len"]
 
 
 def preprocess(text):
@@ -87,7 +88,7 @@ def completion_losses(model, rows, seq_len):
         ids = torch.zeros(len(chunk), max(map(len, tokens)) - 1, dtype=torch.long)
         for lane, row in enumerate(tokens):
             ids[lane, : len(row) - 1] = torch.tensor(row[:-1])
-        hidden = model.transformer(ids).last_hidden_state
+        hidden = model.transformer(ids.to(DEVICE)).last_hidden_state
         picked, targets, counts = [], [], []
         for lane, (i, row) in enumerate(zip(chunk, tokens)):
             n = len(rows[i][1])
@@ -95,7 +96,7 @@ def completion_losses(model, rows, seq_len):
             targets += row[-n:]
             counts.append(n)
         log_probs = torch.log_softmax(model.lm_head(torch.cat(picked)).float(), dim=-1)
-        loss = -log_probs[torch.arange(len(targets)), torch.tensor(targets)].double()
+        loss = -log_probs[torch.arange(len(targets)), torch.tensor(targets)].double().cpu()
         for i, part in zip(chunk, loss.split(counts)):
             losses[i] = part
     return losses

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::storage;
 use crate::experiment::{Compute, Experiment};
 use crate::model::cost::{Place, cost};
+use crate::model::hardware::{Gpu, H100};
 use crate::model::plan::{MemoryPlan, Share};
 
 /// A change that makes the experiment fit.
@@ -16,6 +17,21 @@ pub(super) struct Advice {
     /// Step time as a factor of the time before.
     pub step_factor: f64,
     pub changes_bits: bool,
+}
+
+/// The changes of an experiment that fit into `usable` bytes of the GPU of this name, for the refusal of one that
+/// does not: a line each.
+pub fn what_fits(experiment: &Experiment, gpu: &str, usable: u64) -> String {
+    let place = Place::Gpu(Gpu::find(gpu).unwrap_or(H100));
+    let found = advice(experiment, place, Share::ALONE, usable).unwrap_or_default();
+    let line = |advice: Advice| {
+        let sets: String = advice.change.split(", ").map(|set| format!(" --set {}", set.replace(' ', ""))).collect();
+        let bits = if advice.changes_bits { "other bits" } else { "the same bits" };
+        format!("\n  fits:{sets} ({} MiB, {bits}, {:.2} times as long a step)", advice.total_bytes >> 20, advice.step_factor)
+    };
+    let here = found.into_iter().filter(|advice| !advice.change.starts_with("--"));
+    let lines: String = here.map(line).collect();
+    if lines.is_empty() { "\n  hint: no micro-batch and no level of recomputation fits".into() } else { lines }
 }
 
 /// Changes of one kind each that fit into `usable` bytes; changes of bits last.

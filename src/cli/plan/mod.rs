@@ -5,6 +5,7 @@
 //! how often things happen in a run, and what they add up to.
 
 mod advice;
+pub use advice::what_fits;
 mod text;
 
 use std::path::{Path, PathBuf};
@@ -468,6 +469,15 @@ mod tests {
         }
         let text = plan.to_text();
         assert!(text.contains("does not fit") && text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+
+    #[test]
+    fn a_refusal_names_settings_that_fit() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/gpt2_124m.toml");
+        let experiment = crate::experiment::load(&path, &[]).expect("it ships whole").experiment;
+        let text = what_fits(&experiment, "a GPU that nobody knows", 12 << 30);
+        assert!(text.contains("fits: --set batch.micro=") && text.contains("other bits"), "{text}");
+        assert!(what_fits(&experiment, "NVIDIA H100 80GB HBM3", 1 << 20).contains("no micro-batch"), "a megabyte is too little");
     }
 
     #[test]

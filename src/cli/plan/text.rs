@@ -29,7 +29,7 @@ fn title(category: Category) -> &'static str {
         Category::Gradients => "gradients",
         Category::Optimizer => "optimizer",
         Category::Activations => "activations",
-        Category::Samples => "samples",
+        Category::Samples => "samples (evaluation uses the training's buffers)",
         Category::Scratch => "scratch",
         Category::Host => "host",
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::Report;
+use crate::cli::initial;
 use crate::cli::locking::{self, DeviceFacts, Locked, list};
 use crate::cli::session::{Data, Device};
 use crate::data::{DataError, DigestCache};
@@ -236,6 +237,10 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, report: &mut Report) {
         Ok(DeviceFacts { mut numerics, .. }) => {
             numerics.extend(locking::resolved_numerics(&loaded.experiment).into_iter().filter(|(key, _)| key != "device.kind"));
             numerics.insert("train.numerics_version".into(), crate::train::NUMERICS_VERSION.to_string());
+            match initial::read(&loaded.experiment, Some(&lock.numerics), true) {
+                Ok(initial) => initial::lock(initial.as_ref(), &mut numerics),
+                Err(why) => return report.failed("model.init", why.to_string()),
+            }
             // Before anything is allocated a GPU knows only some of its kernels and plans, and maybe others.
             let known = |key: &str| !key.starts_with("cuda.") || (numerics.contains_key(key) && lock.numerics.contains_key(key));
             let compared = |table: &Table| -> Table {

@@ -11,7 +11,8 @@ use rayon::prelude::*;
 use super::super::Heads;
 use super::engine::{Engine, blocks};
 use super::math::{exp, gelu};
-use super::simd::{LANES, dot, largest, sum_lanes, sum_of, vectorize};
+use super::simd::{Isa, LANES, largest, sum_lanes, sum_of};
+use pulp::Simd;
 
 /// Output columns a task takes. No result depends on it.
 const COLUMNS: usize = 64;
@@ -43,36 +44,76 @@ pub fn linear(engine: &Engine, out: &mut [f32], c_out: usize, layer: Linear<'_>)
     let tasks = blocks(out, c_out, c_out, rows, COLUMNS);
     engine.install(|| {
         tasks.into_par_iter().enumerate().for_each(|(task, mut out)| {
-            vectorize!(engine.isa, |_| linear_block(&mut out, task * COLUMNS, layer));
+            run_laned(engine.isa, Block { out: &mut out, first: task * COLUMNS, layer });
         });
     });
 }
 
-/// The columns `first ..` of all rows.
-#[inline(always)]
-fn linear_block(out: &mut [&mut [f32]], first: usize, layer: Linear<'_>) {
-    let Linear { x, c_in, .. } = layer;
-    let mut row = 0;
-    while row + 4 <= out.len() {
-        columns::<4, 2>(&mut out[row..row + 4], &x[row * c_in..], first, layer);
-        row += 4;
+/// Work on [`LANES`] partial sums, which are `NV` vectors of `S`.
+trait Laned {
+    fn run<S: Simd, const NV: usize>(self, simd: S);
+}
+
+/// Runs such work on the instruction set `isa`.
+fn run_laned(isa: Isa, work: impl Laned) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(simd) => simd.vectorize(
+            #[inline(always)]
+            || work.run::<_, 1>(simd),
+        ),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(simd) => simd.vectorize(
+            #[inline(always)]
+            || work.run::<_, 2>(simd),
+        ),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon(simd) => simd.vectorize(
+            #[inline(always)]
+            || work.run::<_, 4>(simd),
+        ),
+        Isa::Baseline(simd) => work.run::<_, 16>(simd),
     }
-    for row in row..out.len() {
-        columns::<1, 4>(&mut out[row..=row], &x[row * c_in..], first, layer);
+}
+
+/// The columns `first ..` of all rows.
+struct Block<'a, 'b> {
+    out: &'a mut [&'b mut [f32]],
+    first: usize,
+    layer: Linear<'a>,
+}
+
+impl Laned for Block<'_, '_> {
+    #[inline(always)]
+    fn run<S: Simd, const NV: usize>(self, simd: S) {
+        let Block { out, first, layer } = self;
+        let Linear { x, c_in, .. } = layer;
+        let whole = out.len() / 4 * 4;
+        for row in (0..whole).step_by(4) {
+            columns::<S, NV, 4, 2>(simd, &mut out[row..row + 4], &x[row * c_in..], first, layer);
+        }
+        for row in whole..out.len() {
+            columns::<S, NV, 1, 4>(simd, &mut out[row..=row], &x[row * c_in..], first, layer);
+        }
     }
 }
 
 /// `ROWS` rows, `WIDTH` columns at a time.
 #[inline(always)]
-fn columns<const ROWS: usize, const WIDTH: usize>(out: &mut [&mut [f32]], x: &[f32], first: usize, layer: Linear<'_>) {
+fn columns<S: Simd, const NV: usize, const ROWS: usize, const WIDTH: usize>(
+    simd: S,
+    out: &mut [&mut [f32]],
+    x: &[f32],
+    first: usize,
+    layer: Linear<'_>,
+) {
     let Linear { weight, c_in, .. } = layer;
     let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &x[row * c_in..][..c_in]);
     let width = out[0].len();
     let mut column = 0;
     while column + WIDTH <= width {
         let weights: [&[f32]; WIDTH] = std::array::from_fn(|i| &weight[(first + column + i) * c_in..][..c_in]);
-        let sums = dots(rows, weights);
-        for (out, sums) in out.iter_mut().zip(sums) {
+        for (out, sums) in out.iter_mut().zip(dots::<S, NV, ROWS, WIDTH>(simd, rows, weights)) {
             for (i, sum) in sums.into_iter().enumerate() {
                 out[column + i] = finish(sum, first + column + i, layer);
             }
@@ -81,8 +122,8 @@ fn columns<const ROWS: usize, const WIDTH: usize>(out: &mut [&mut [f32]], x: &[f
     }
     for column in column..width {
         let weight = &weight[(first + column) * c_in..][..c_in];
-        for (out, x) in out.iter_mut().zip(rows) {
-            out[column] = finish(dot(x, weight), first + column, layer);
+        for (out, [sum]) in out.iter_mut().zip(dots::<S, NV, ROWS, 1>(simd, rows, [weight])) {
+            out[column] = finish(sum, first + column, layer);
         }
     }
 }
@@ -93,31 +134,44 @@ fn finish(sum: f32, column: usize, layer: Linear<'_>) -> f32 {
     if layer.gelu { gelu(sum) } else { sum }
 }
 
-/// The dot product of each row with each weight: the bits of [`dot`], several at a time.
+/// The dot product of each row with each column, all equally long: the bits of [`dot`](super::simd::dot),
+/// several at a time. Element i goes to partial sum `i mod 16`, and those are added as a tree.
 #[inline(always)]
-fn dots<const ROWS: usize, const WIDTH: usize>(rows: [&[f32]; ROWS], weights: [&[f32]; WIDTH]) -> [[f32; WIDTH]; ROWS] {
-    let mut lanes = [[[0.0f32; LANES]; WIDTH]; ROWS];
+fn dots<S: Simd, const NV: usize, const ROWS: usize, const WIDTH: usize>(
+    simd: S,
+    rows: [&[f32]; ROWS],
+    columns: [&[f32]; WIDTH],
+) -> [[f32; WIDTH]; ROWS] {
+    let mut sums = [[[simd.splat_f32s(0.0); NV]; WIDTH]; ROWS];
     let rows = rows.map(|row| row.as_chunks::<LANES>());
-    let weights = weights.map(|weight| weight.as_chunks::<LANES>());
+    let columns = columns.map(|column| column.as_chunks::<LANES>());
     for at in 0..rows[0].0.len() {
-        for row in 0..ROWS {
-            for column in 0..WIDTH {
-                let (x, w) = (&rows[row].0[at], &weights[column].0[at]);
-                for i in 0..LANES {
-                    lanes[row][column][i] = x[i].mul_add(w[i], lanes[row][column][i]);
+        let x: [[S::f32s; NV]; ROWS] = std::array::from_fn(|row| vectors::<S, NV>(&rows[row].0[at]));
+        for column in 0..WIDTH {
+            let w = vectors::<S, NV>(&columns[column].0[at]);
+            for row in 0..ROWS {
+                for v in 0..NV {
+                    sums[row][column][v] = simd.mul_add_f32s(x[row][v], w[v], sums[row][column][v]);
                 }
             }
         }
     }
     std::array::from_fn(|row| {
         std::array::from_fn(|column| {
-            let mut lanes = lanes[row][column];
-            for (i, (x, w)) in rows[row].1.iter().zip(weights[column].1).enumerate() {
-                lanes[i] = x.mul_add(*w, lanes[i]);
+            let mut lanes = [0.0f32; LANES];
+            lanes.copy_from_slice(bytemuck::cast_slice(&sums[row][column]));
+            for (lane, (x, w)) in lanes.iter_mut().zip(rows[row].1.iter().zip(columns[column].1)) {
+                *lane = x.mul_add(*w, *lane);
             }
             sum_lanes(lanes)
         })
     })
+}
+
+/// Sixteen floats as vectors.
+#[inline(always)]
+fn vectors<S: Simd, const NV: usize>(floats: &[f32; LANES]) -> [S::f32s; NV] {
+    std::array::from_fn(|v| bytemuck::pod_read_unaligned(bytemuck::cast_slice(&floats[v * S::F32_LANES..][..S::F32_LANES])))
 }
 
 /// The operands of [`attention`]: where `n` rows belong, and what they read.
@@ -159,18 +213,44 @@ pub fn attention(engine: &Engine, out: &mut [f32], keys: &mut [f32], values: &mu
             let start = rows.head(rows.streams[row], head);
             let query = &rows.qkv[row * 3 * channels + head * head_size..][..head_size];
             let (keys, values) = (&keys[start..start + seen * head_size], &values[start..start + seen * head_size]);
-            engine.with_scratch(seen, |scores| vectorize!(engine.isa, |_| attend(out, scores, query, keys, values)));
+            engine.with_scratch(seen, |scores| run_laned(engine.isa, Attend { out, scores, query, keys, values }));
         });
     });
 }
 
-#[inline(always)]
-fn attend(out: &mut [f32], scores: &mut [f32], query: &[f32], keys: &[f32], values: &[f32]) {
-    let head_size = out.len();
-    let scale = 1.0 / (head_size as f32).sqrt();
-    for (score, key) in scores.iter_mut().zip(keys.chunks_exact(head_size)) {
-        *score = dot(query, key) * scale;
+/// One head of one row: its keys and values lie in order of position.
+struct Attend<'a> {
+    out: &'a mut [f32],
+    /// Scratch, one for each key.
+    scores: &'a mut [f32],
+    query: &'a [f32],
+    keys: &'a [f32],
+    values: &'a [f32],
+}
+
+impl Laned for Attend<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const NV: usize>(self, simd: S) {
+        let Attend { out, scores, query, keys, values } = self;
+        let head_size = out.len();
+        let scale = 1.0 / (head_size as f32).sqrt();
+        let (fours, rest) = scores.as_chunks_mut::<4>();
+        let (four_keys, rest_keys) = keys.split_at(fours.len() * 4 * head_size);
+        for (scores, keys) in fours.iter_mut().zip(four_keys.chunks_exact(4 * head_size)) {
+            let keys: [&[f32]; 4] = std::array::from_fn(|i| &keys[i * head_size..][..head_size]);
+            *scores = dots::<S, NV, 1, 4>(simd, [query], keys)[0].map(|score| score * scale);
+        }
+        for (score, key) in rest.iter_mut().zip(rest_keys.chunks_exact(head_size)) {
+            *score = dots::<S, NV, 1, 1>(simd, [query], [key])[0][0] * scale;
+        }
+        soften(out, scores, values);
     }
+}
+
+/// `out = sum of softmax(scores)[j] * values[j]`, added in order of j.
+#[inline(always)]
+fn soften(out: &mut [f32], scores: &mut [f32], values: &[f32]) {
+    let head_size = out.len();
     let max = largest(scores);
     scores.iter_mut().for_each(|score| *score = exp(*score - max));
     let inverse = 1.0 / sum_of(scores, |p| p);

@@ -218,10 +218,9 @@ impl Cuda {
         self.memory.taken_bytes()
     }
 
-    /// Refuses when less than `bytes` are free: asked with the memory plan's total, before anything is
-    /// allocated.
-    pub fn require_free(&self, what: &str, bytes: u64) -> Result<()> {
-        self.memory.check_free(what, bytes)
+    /// Device memory that nobody has taken, neither this process nor another.
+    pub fn free_bytes(&self) -> Result<u64> {
+        self.kernels.gpu.free_bytes()
     }
 
     /// Takes one arena of `bytes` for all buffers to come.
