@@ -3,6 +3,7 @@
 //! NVML is found at run time; without it a run goes on and says so once. The thread reads, and changes nothing: no clock, no
 //! mode, no bit.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
-use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
+use nvml_wrapper::enum_wrappers::device::{Clock, EccCounter, MemoryError, TemperatureSensor};
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 
@@ -78,6 +79,27 @@ impl Drop for GpuWatch {
             let _ = thread.join();
         }
     }
+}
+
+/// What a lock records of the GPU beside its name: clocks and power at most, and how its memory has behaved. Empty
+/// without NVML; a value that this GPU does not tell is left out.
+pub fn environment(uuid: &str) -> BTreeMap<String, String> {
+    let mut facts = BTreeMap::new();
+    let Ok(nvml) = open() else { return facts };
+    let Ok(device) = nvml.device_by_uuid(with_dashes(uuid).as_str()) else { return facts };
+    let mut fact = |name: &str, value: Result<String, NvmlError>| {
+        if let Ok(value) = value {
+            facts.insert(format!("gpu.{name}"), value);
+        }
+    };
+    let ecc = |kind| device.total_ecc_errors(kind, EccCounter::Aggregate).map(|count| count.to_string());
+    fact("max_sm_mhz", device.max_clock_info(Clock::SM).map(|mhz| mhz.to_string()));
+    fact("max_memory_mhz", device.max_clock_info(Clock::Memory).map(|mhz| mhz.to_string()));
+    fact("power_limit_watts", device.enforced_power_limit().map(|milliwatts| (milliwatts / 1000).to_string()));
+    fact("ecc", device.is_ecc_enabled().map(|ecc| if ecc.currently_enabled { "on" } else { "off" }.to_owned()));
+    fact("ecc_corrected", ecc(MemoryError::Corrected));
+    fact("ecc_uncorrected", ecc(MemoryError::Uncorrected));
+    facts
 }
 
 /// Drivers install the versioned name; the plain one comes with development packages.

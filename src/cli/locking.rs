@@ -10,6 +10,7 @@ use std::path::Path;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::exit::ProofRefusal;
+use super::gpu_watch;
 use super::initial::{self, Initial};
 use super::session::Data;
 use crate::data::{DigestCache, ShardDigest};
@@ -75,11 +76,12 @@ impl Locked for Cuda {
         numerics.insert("device.kind".into(), "cuda".into());
         numerics.insert("cuda.cublaslt_sha256".into(), library_sha256(Library::CublasLt)?);
         let gpu = self.gpu();
-        let environment = table([
+        let mut environment = gpu_watch::environment(&gpu.uuid);
+        environment.extend(table([
             ("gpu.name", gpu.name.clone()),
             ("gpu.uuid", gpu.uuid.clone()),
             ("gpu.memory_bytes", gpu.total_bytes.to_string()),
-        ]);
+        ]));
         Ok(DeviceFacts { numerics, environment })
     }
 
