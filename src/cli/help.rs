@@ -42,10 +42,14 @@ const EXAMPLES: [(&str, &str); 13] = [
         "data",
         "  runner data fetch hellaswag\n  runner data prepare --out data books/*.txt\n  runner data prepare --out data --tokenizer byte --val-fraction 0.05 text.txt",
     ),
-    ("plot", "  runner plot quickstart\n  runner plot first second --x tokens --log y -o curve.svg"),
+    (
+        "plot",
+        "  runner plot quickstart\n  runner plot first second --x tokens --log xy --out both.svg\n  \
+         runner plot log_gpt2_124M/main.log --baseline 124m --theme dark --out reference.png",
+    ),
+    ("report", "  runner report quickstart\n  runner report quickstart --out page.html --no-verify"),
     ("sample", "  runner sample quickstart --prompt 'And God said' --tokens 200\n  runner sample quickstart --temperature 0"),
     ("eval", "  runner eval quickstart"),
-    ("report", "  runner report quickstart\n  runner report quickstart -o page.html"),
     (
         "verify",
         "  runner verify quickstart\n  runner verify quickstart --replay 500..520\n  \
