@@ -39,6 +39,8 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut loaded = experiment::load(&args.experiment, &args.set)?;
     let data = session::Data::open(&mut loaded)?;
+    // One device is measured, whatever a run would take.
+    loaded.experiment.parallel.ranks = 1;
     let experiment = &loaded.experiment;
     let feed = session::feed(experiment, &data, 0, 0)?;
     let result = match Device::open(experiment)? {
@@ -92,7 +94,7 @@ fn measure<O: Ops>(
     let step_ms = median_ms(steps, || trainer.step(&mut feed).map(|_| ()))?;
     let hashed_step_ms = median_ms(steps, || {
         trainer.step(&mut feed)?;
-        trainer.state_root().map(|_| ()).map_err(TrainError::from)
+        trainer.state_root().map(|_| ())
     })?;
     let peak_bytes = peak_bytes(&trainer.ops);
     trainer.ops.start();

@@ -30,9 +30,14 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(experiment) = error.downcast_ref::<ExperimentError>() {
         anstream::eprintln!("{}", experiment.styled());
     } else {
-        anstream::eprintln!("{ERROR}error{ERROR:#}: {error:#}");
+        print(&format!("{error:#}"));
     }
     ExitCode::from(code(error))
+}
+
+/// Prints what went wrong to stderr.
+pub fn print(error: &str) {
+    anstream::eprintln!("{ERROR}error{ERROR:#}: {error}");
 }
 
 const ERROR: anstyle::Style = anstyle::Style::new().bold().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Red)));
@@ -47,7 +52,9 @@ fn code(error: &anyhow::Error) -> u8 {
         INTERRUPTED
     } else if error.is::<ExperimentError>() || fetch.is_some_and(FetchError::is_usage) {
         USAGE
-    } else if error.is::<ProofRefusal>() || matches!(error.downcast_ref(), Some(RunError::Unrepeatable { .. })) {
+    } else if error.is::<ProofRefusal>()
+        || matches!(error.downcast_ref(), Some(RunError::Unrepeatable { .. } | RunError::Train(TrainError::RanksDiffer { .. })))
+    {
         PROOF
     } else if matches!(device, Some(DeviceError::Unavailable(_))) {
         NO_DEVICE

@@ -19,6 +19,7 @@ use crate::ops::cpu::{self, Cpu};
 use crate::ops::cuda::libraries::{self, Library};
 use crate::ops::cuda::{Cuda, compile};
 use crate::ops::{DeviceError, Ops, Result};
+use crate::parallel::{Exchange, ExchangeError, Hosted, Link as _, Tcp, nccl};
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{Hash, LockError};
 use crate::train;
@@ -40,6 +41,9 @@ pub trait Locked: Ops {
     /// Takes choices that were made when the lock was (the algorithms of matrix multiplications), before
     /// the trainer allocates anything.
     fn pin(&mut self, numerics: &Table) -> Result<()>;
+
+    /// Joins the devices of all ranks, to exchange what lies on them.
+    fn join(&mut self, link: Tcp) -> Result<Box<dyn Exchange<Self>>, ExchangeError>;
 }
 
 /// SHA-256 of a library's file, remembered between runs: it is hundreds of megabytes.
@@ -68,6 +72,10 @@ impl Locked for Cpu {
     fn pin(&mut self, _: &Table) -> Result<()> {
         Ok(())
     }
+
+    fn join(&mut self, link: Tcp) -> Result<Box<dyn Exchange<Cpu>>, ExchangeError> {
+        Ok(Box::new(Hosted(link)))
+    }
 }
 
 impl Locked for Cuda {
@@ -87,6 +95,15 @@ impl Locked for Cuda {
 
     fn pin(&mut self, numerics: &Table) -> Result<()> {
         self.restore_plans(numerics)
+    }
+
+    fn join(&mut self, link: Tcp) -> Result<Box<dyn Exchange<Cuda>>, ExchangeError> {
+        let first = link.rank() == 0;
+        let (exchange, how) = nccl::join(self, link)?;
+        if first {
+            anstream::eprintln!("exchange: {how}");
+        }
+        Ok(exchange)
     }
 }
 

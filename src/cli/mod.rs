@@ -20,6 +20,7 @@ mod model_argument;
 mod past;
 pub mod plan;
 pub mod plot;
+mod ranks;
 pub mod report;
 pub mod resume;
 pub mod run;
@@ -28,6 +29,7 @@ pub mod sample;
 mod session;
 pub mod show;
 mod stdout;
+mod team;
 pub mod verify;
 pub mod watch;
 

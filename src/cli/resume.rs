@@ -1,13 +1,15 @@
 //! `runner resume [RUN]`: go on from the newest whole checkpoint, to the bits of the uninterrupted run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::initial;
+use super::ranks::{self, Role};
 use super::run_argument;
 use super::session::{self, Place, Session};
-use crate::experiment;
-use crate::store::{RunFolder, newest_whole};
+use super::team::Team;
+use crate::experiment::{self, Loaded};
+use crate::store::{RunFolder, RunPaths, newest_whole};
 
 /// Go on with a run from its newest whole checkpoint.
 #[derive(clap::Args)]
@@ -20,6 +22,9 @@ pub struct Args {
     /// Folder that holds the run folders.
     #[arg(long, default_value = "runs", value_name = "DIR")]
     runs: PathBuf,
+    /// Processes that share the work, one device each: any number, whatever it was before.
+    #[arg(long, value_name = "N")]
+    ranks: Option<usize>,
     /// Go on although something that the bits depend on has changed.
     #[arg(long)]
     allow_drift: bool,
@@ -30,21 +35,35 @@ pub struct Args {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let path = run_argument::find(args.run.as_deref(), &args.runs)?;
-    let folder = RunFolder::open(&path)?;
-    let mut loaded = experiment::load(&folder.paths.experiment(), &args.set)?;
-
-    let (found, broken) = newest_whole(&folder.paths.checkpoints())?;
-    for (step, why) in &broken {
-        anstream::eprintln!("passed over the checkpoint of step {step}: {why}");
+    let loaded = experiment::load(&RunPaths::new(&path).experiment(), &args.set)?;
+    match ranks::role(&loaded.experiment, args.ranks, &args.runs)? {
+        Role::Parent(ranks) => ranks::parent(ranks, &args.runs, loaded.experiment.parallel.timeout_s),
+        Role::Alone => train(args, &path, loaded, None),
+        Role::Rank(place) => ranks::as_rank(place, |place| train(args, &path, loaded, Some(place))),
     }
+}
+
+fn train(args: Args, path: &Path, mut loaded: Loaded, rank: Option<&ranks::Place>) -> anyhow::Result<ExitCode> {
+    let mut team = Team::join(rank, &loaded)?;
+    let (place, found) = if team.is_first() {
+        let folder = RunFolder::open(path)?;
+        let (found, broken) = newest_whole(&folder.paths.checkpoints())?;
+        for (step, why) in &broken {
+            anstream::eprintln!("passed over the checkpoint of step {step}: {why}");
+        }
+        (Place::Open(folder), found)
+    } else {
+        (Place::Told, None)
+    };
     let data = session::Data::open(&mut loaded)?;
-    let past = found.as_ref().map(|(manifest, _)| &manifest.numerics);
-    let initial = initial::read(&loaded.experiment, past, found.is_some())?;
-    let device = session::Device::open(&loaded.experiment)?;
+    let past = team.past(found.as_ref().map(|(manifest, _)| &manifest.numerics))?;
+    let initial = initial::read(&loaded.experiment, past.as_ref(), past.is_some())?;
+    let device = session::Device::open_for(&loaded.experiment, &team)?;
     match &found {
         Some((manifest, _)) => anstream::eprintln!("resuming `{}` at step {}", path.display(), manifest.step),
-        None => anstream::eprintln!("no whole checkpoint in `{}`: starting at step 0", path.display()),
+        None if team.is_first() => anstream::eprintln!("no whole checkpoint in `{}`: starting at step 0", path.display()),
+        None => {}
     }
-    Session { loaded, device, data, initial, place: Place::Open(folder), expected: None, json: args.json }
-        .train(Some(session::Resume { found, allow_drift: args.allow_drift, edited: !args.set.is_empty() }))
+    let resume = session::Resume { found, allow_drift: args.allow_drift, edited: !args.set.is_empty() };
+    Session { loaded, device, data, initial, place, expected: None, team, json: args.json }.train(Some(resume))
 }

@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use super::initial;
 use super::lock;
 use super::locking::Expected;
+use super::ranks::{self, Role};
 use super::session::{self, Place, Session};
-use crate::experiment;
+use super::team::Team;
+use crate::experiment::{self, Loaded};
 use crate::store::RunFolder;
 
 /// Train an experiment from its first step.
@@ -27,6 +29,9 @@ pub struct Args {
     /// Delete a run of this name first.
     #[arg(long)]
     overwrite: bool,
+    /// Processes that share the work, one device each; by default one for each GPU of this machine.
+    #[arg(long, value_name = "N")]
+    ranks: Option<usize>,
     /// Hold the run to this lock; by default to the one beside the experiment, if there is one.
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
@@ -39,18 +44,28 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut loaded = experiment::load(&args.experiment, &args.set)?;
+    let loaded = experiment::load(&args.experiment, &args.set)?;
+    match ranks::role(&loaded.experiment, args.ranks, &args.runs)? {
+        Role::Parent(ranks) => ranks::parent(ranks, &args.runs, loaded.experiment.parallel.timeout_s),
+        Role::Alone => train(args, loaded, None),
+        Role::Rank(place) => ranks::as_rank(place, |place| train(args, loaded, Some(place))),
+    }
+}
+
+fn train(args: Args, mut loaded: Loaded, rank: Option<&ranks::Place>) -> anyhow::Result<ExitCode> {
+    let team = Team::join(rank, &loaded)?;
     let beside = lock::beside(&args.experiment);
     let lock = args.lock.or_else(|| Some(beside).filter(|beside| !args.no_lock && beside.exists()));
     let expected = lock.as_deref().map(Expected::read).transpose()?;
     let data = session::Data::open(&mut loaded)?;
     let initial = initial::read(&loaded.experiment, None, false)?;
-    let device = session::Device::open(&loaded.experiment)?;
+    let device = session::Device::open_for(&loaded.experiment, &team)?;
     let name = args.name.unwrap_or_else(|| loaded.experiment.name.clone());
     // Last, so that nothing is left behind when anything above fails.
     let place = match args.overwrite {
+        _ if !team.is_first() => Place::Told,
         false => Place::Open(RunFolder::create(&args.runs, &name, false)?),
         true => Place::Replace { runs: args.runs, name },
     };
-    Session { loaded, device, data, initial, place, expected, json: args.json }.train(None)
+    Session { loaded, device, data, initial, place, expected, team, json: args.json }.train(None)
 }

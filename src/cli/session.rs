@@ -1,5 +1,6 @@
 //! What `run` and `resume` share: device, data, records, signals, and the training between them.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,21 +17,24 @@ use super::initial::Initial;
 use super::locking::{self, Expected, Locked};
 use super::past::{self, Past};
 use super::plan;
+use super::ranks;
+use super::team::{self, Begin, Team};
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
 use crate::eval::TaskSet;
-use crate::experiment::{DeviceKind, Experiment, Loaded, Order};
-use crate::model::plan::{Category, MemoryPlan, Storage};
+use crate::experiment::{self, DeviceKind, Experiment, Loaded, Order};
+use crate::model::plan::{Category, MemoryPlan, Share, Storage};
 use crate::model::weights::Weights;
 use crate::ops::cuda::{self, Cuda};
 use crate::ops::{DeviceError, Dtype, Ops, Role, cpu::Cpu};
+use crate::parallel::{Exchange, Solo};
 use crate::proof::{Ledger, Lock};
 use crate::report::{self, PlotOptions, ReportError, RunData};
 use crate::store::main_log::MainLogWriter;
 use crate::store::metrics::MetricsWriter;
 use crate::store::tensorboard::EventWriter;
-use crate::store::{self, Retention, RunFolder, Writer};
+use crate::store::{self, Retention, RunFolder, RunPaths, Writer, checkpoint};
 use crate::train::run::{Outcome, Pending, Records, Run};
-use crate::train::{Listener, Trainer};
+use crate::train::{Event, Listener, Trainer};
 use crate::units;
 
 /// An experiment with its device, data and folder, ready to train.
@@ -43,6 +47,7 @@ pub struct Session {
     pub place: Place,
     /// A lock that the run is held to.
     pub expected: Option<Expected>,
+    pub team: Team,
     pub json: bool,
 }
 
@@ -52,13 +57,16 @@ pub enum Place {
     Open(RunFolder),
     /// The folder of another run, deleted when nothing can refuse this one any more.
     Replace { runs: PathBuf, name: String },
+    /// Rank 0's affair, which tells this rank.
+    Told,
 }
 
 impl Place {
-    fn take(self) -> anyhow::Result<RunFolder> {
+    fn take(self) -> anyhow::Result<Option<RunFolder>> {
         match self {
-            Place::Open(folder) => Ok(folder),
-            Place::Replace { runs, name } => Ok(RunFolder::create(&runs, &name, true)?),
+            Place::Open(folder) => Ok(Some(folder)),
+            Place::Replace { runs, name } => Ok(Some(RunFolder::create(&runs, &name, true)?)),
+            Place::Told => Ok(None),
         }
     }
 }
@@ -72,12 +80,31 @@ pub enum Device {
 impl Device {
     /// Opens the device that the experiment names.
     pub fn open(experiment: &Experiment) -> anyhow::Result<Device> {
+        Device::open_one(experiment, 0, 1)
+    }
+
+    /// Opens this rank's device: the GPU of its number on this machine, or its part of the CPU.
+    pub fn open_for(experiment: &Experiment, team: &Team) -> anyhow::Result<Device> {
+        let (number, of) = team.local();
+        Device::open_one(experiment, number, of)
+    }
+
+    fn open_one(experiment: &Experiment, number: usize, of: usize) -> anyhow::Result<Device> {
+        let mut cpu = experiment.device.clone();
+        if of > 1 && cpu.threads == 0 {
+            cpu.threads = std::thread::available_parallelism().map_or(1, |threads| threads.get().div_ceil(of));
+        }
+        let mut options = cuda_options(experiment);
+        if let (1.., Ok(gpus)) = (number, cuda::driver::gpus()) {
+            // A launcher may show each rank its own GPU alone.
+            options.ordinal = number % gpus.len().max(1);
+        }
         match experiment.device.kind {
-            DeviceKind::Cpu => Ok(Device::Cpu(Cpu::new(&experiment.device)?)),
-            DeviceKind::Cuda => Ok(Device::Cuda(Box::new(Cuda::open(&cuda_options(experiment))?))),
-            DeviceKind::Auto => match Cuda::open(&cuda_options(experiment)) {
+            DeviceKind::Cpu => Ok(Device::Cpu(Cpu::new(&cpu)?)),
+            DeviceKind::Cuda => Ok(Device::Cuda(Box::new(Cuda::open(&options)?))),
+            DeviceKind::Auto => match Cuda::open(&options) {
                 Ok(cuda) => Ok(Device::Cuda(Box::new(cuda))),
-                Err(DeviceError::Unavailable(_)) => Ok(Device::Cpu(Cpu::new(&experiment.device)?)),
+                Err(DeviceError::Unavailable(_)) => Ok(Device::Cpu(Cpu::new(&cpu)?)),
                 Err(error) => Err(error.into()),
             },
         }
@@ -128,9 +155,14 @@ impl Data {
 impl Session {
     /// Trains to the end, or until asked to stop, on the device that the experiment names.
     pub fn train(self, resume: Option<Resume>) -> anyhow::Result<ExitCode> {
-        let Session { loaded, device, data, initial, place, expected, json } = self;
-        let experiment = loaded.experiment.clone();
-        device.with(&experiment, Training { loaded, data, place, expected, json, initial, resume })
+        let Session { loaded, device, data, initial, place, expected, team, json } = self;
+        // What is planned is one rank's part.
+        let mut experiment = loaded.experiment.clone();
+        experiment.parallel.ranks = team.size();
+        device.with(
+            &experiment,
+            Training { experiment: experiment.clone(), loaded, data, place, expected, team, json, initial, resume },
+        )
     }
 }
 
@@ -189,15 +221,18 @@ pub fn peak_flops(cuda: &Cuda) -> Option<f64> {
 
 /// Everything that training allocates.
 pub fn memory_plan(experiment: &Experiment, storage: &Storage) -> MemoryPlan {
-    MemoryPlan::of(experiment, storage)
+    MemoryPlan::shared(experiment, storage, Share { devices: experiment.parallel.ranks.max(1) as u64 })
 }
 
 /// A session whose device has a type.
 struct Training {
+    /// As loaded, with the number of ranks at work.
+    experiment: Experiment,
     loaded: Loaded,
     data: Data,
     place: Place,
     expected: Option<Expected>,
+    team: Team,
     json: bool,
     initial: Option<Initial>,
     resume: Option<Resume>,
@@ -207,68 +242,134 @@ impl OnDevice for Training {
     type Output = ExitCode;
 
     fn on<O: Locked>(self, mut ops: O, storage: &Storage, peak_flops: Option<f64>) -> anyhow::Result<ExitCode> {
-        let Training { loaded, data, place, expected, json, initial, resume } = self;
-        let experiment = loaded.experiment.clone();
+        let Training { experiment, loaded, data, place, expected, team, json, initial, resume } = self;
+        let (first, ranks) = (team.is_first(), team.size());
         let stop = stop_flag()?;
-        describe(&experiment, &data, &ops, storage);
-
+        if first {
+            describe(&experiment, &data, &ops, storage);
+        }
+        let mut exchange: Box<dyn Exchange<O>> = match team.link {
+            Some(link) => ops.join(link)?,
+            None => Box::new(Solo),
+        };
         let past = Past::of(&place, resume)?;
-        if let Some(numerics) = expected.as_ref().map(|expected| &expected.lock.numerics).or(past.numerics()) {
+        // What is still to be chosen, such as algorithms, rank 0 chooses.
+        let heard = if first { None } else { Some(team::hear_numerics(exchange.link())?) };
+        let locked = expected.as_ref().map(|expected| &expected.lock.numerics);
+        let pinned = heard.as_ref().or(locked).or(past.numerics());
+        if let Some(numerics) = pinned {
             ops.pin(numerics)?;
         }
-        let mut trainer = Trainer::new(ops, &experiment)?;
-        let lock = locking::lock(&loaded, &data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
-        if let Some(expected) = &expected {
+        let mut trainer = Trainer::join(ops, &experiment, exchange)?;
+        let mut lock = locking::lock(&loaded, &data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
+        lock.environment.insert("ranks".into(), ranks.to_string());
+        match &heard {
+            Some(numerics) => team::require_same(trainer.link().rank(), numerics, &lock.numerics)?,
+            None => team::tell_lock(trainer.link(), &lock)?,
+        }
+        if let Some(expected) = expected.as_ref().filter(|_| first) {
             expected.require(&lock)?;
             expected.tell(&lock);
         }
         let changed = past.changed(&lock)?;
         let lock = past.keep_config(lock);
         let folder = place.take()?;
-        anstream::eprintln!("folder: {}", folder.paths.folder().display());
-        // The lock first: a folder with an experiment is one that can be resumed.
-        store::atomic::write(&folder.paths.lock_file(), lock.to_text().as_bytes())?;
-        if !past.resumed || past.edited {
-            store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes())?;
+        if let Some(folder) = &folder {
+            anstream::eprintln!("folder: {}", folder.paths.folder().display());
+            // The lock first: a folder with an experiment is one that can be resumed.
+            store::atomic::write(&folder.paths.lock_file(), lock.to_text().as_bytes())?;
+            if !past.resumed || past.edited {
+                store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes())?;
+            }
         }
-
-        let (resumed, head) = (past.resumed, past.found.as_ref().map(|(manifest, _)| manifest.ledger));
-        match (past.found, initial) {
+        let begin = folder.as_ref().map(|folder| Begin {
+            folder: folder.paths.folder().to_owned(),
+            step: past.found.as_ref().map(|(manifest, _)| manifest.step),
+        });
+        let begin = Begin::agree(trainer.link(), begin)?;
+        let paths = RunPaths::new(&begin.folder);
+        let found = match (past.found, begin.step) {
+            (None, Some(step)) => {
+                let folder = paths.checkpoints().join(checkpoint::folder_name(step));
+                Some(store::load_some(&folder, |name| trainer.needs(name))?)
+            }
+            (found, _) => found,
+        };
+        let (head, saved) = found.as_ref().map(|(manifest, _)| (manifest.ledger, manifest.state_root)).unzip();
+        match (found, initial) {
             (Some((_, state)), _) => trainer.restore(state)?,
             (None, Some(initial)) => initial.start(&mut trainer)?,
             (None, None) => {}
         }
+        // All ranks start from the same bits, or not at all.
+        let root = trainer.state_root()?;
+        if let Some(expected) = saved.filter(|saved| *saved != root) {
+            return Err(store::StoreError::RootDiffers { path: paths.checkpoints(), expected, found: root }.into());
+        }
         let progress = trainer.progress().clone();
-        let mut records = Records::open(&experiment, &folder, head, progress.step, &lock)?;
-        changed.write(&mut records, resumed.then_some(progress.step))?;
-        let feed = feed(&experiment, &data, progress.step, progress.data_offset)?;
+        let records = match &folder {
+            Some(folder) => {
+                let mut records = Records::open(&experiment, folder, head, progress.step, &lock)?;
+                changed.write(&mut records, past.resumed.then_some(progress.step))?;
+                Some(records)
+            }
+            None => None,
+        };
+        let feed = feed_share(&experiment, &data, trainer.share(), progress.step, progress.data_offset)?;
         let sensors = Arc::<gpu_watch::Shared>::default();
-        let _watch = watch_gpu(&experiment, &lock, &folder, &sensors);
-        let mut listener: Box<dyn Listener> =
-            if json { Box::new(JsonEvents { sensors }) } else { Box::new(Console::new(experiment.log.every, sensors)) };
+        let _watch = folder.as_ref().and_then(|folder| watch_gpu(&experiment, &lock, folder, &sensors));
+        let mut listener: Box<dyn Listener> = match (first, json) {
+            (false, _) => Box::new(Silence),
+            (true, true) => Box::new(JsonEvents { sensors }),
+            (true, false) => Box::new(Console::new(experiment.log.every, sensors)),
+        };
+        let experiment::Checkpoint { keep_last, keep_every, .. } = experiment.checkpoint;
+        let writer = Writer::new(&paths.checkpoints(), Retention { keep_last, keep_every });
+        let peak_flops = peak_flops.map(|peak| peak * ranks as f64);
         let Data { validation, hellaswag, tokenizer, .. } = data;
-        let run = Run { experiment, trainer, feed, validation, hellaswag, tokenizer, records, stop, peak_flops };
-        let outcome = run.finish(listener.as_mut())?;
+        let mut run =
+            Run { experiment, trainer, feed, validation, hellaswag, tokenizer, paths, writer, records, stop, peak_flops };
+        let outcome = match run.finish(listener.as_mut()) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                run.trainer.link().fail(&error.to_string());
+                return Err(error.into());
+            }
+        };
+        run.trainer.link().finish();
+        drop(run);
+        let Some(folder) = folder else { return Ok(ExitCode::from(exit_code(&outcome))) };
 
         let plots = draw(&folder).context("the run is whole, but its plot could not be drawn")?;
         for plot in plots.iter().filter(|_| !json) {
             anstream::eprintln!("plot: {}", plot.display());
         }
-        Ok(ExitCode::from(match outcome {
-            Outcome::Finished { root } => {
-                if !json {
-                    println!("{root}");
-                }
-                let lock = past::with_outputs(lock, &folder.paths)?;
-                if let Some(expected) = &expected {
-                    expected.require_outputs(&lock.outputs)?;
-                }
-                0
+        if let Outcome::Finished { root } = outcome {
+            if !json {
+                println!("{root}");
             }
-            Outcome::Interrupted { .. } => exit::INTERRUPTED,
-            Outcome::Diverged { .. } => exit::DIVERGED,
-        }))
+            let lock = past::with_outputs(lock, &folder.paths)?;
+            if let Some(expected) = &expected {
+                expected.require_outputs(&lock.outputs)?;
+            }
+        }
+        Ok(ExitCode::from(exit_code(&outcome)))
     }
+}
+
+fn exit_code(outcome: &Outcome) -> u8 {
+    match outcome {
+        Outcome::Finished { .. } => 0,
+        Outcome::Interrupted { .. } => exit::INTERRUPTED,
+        Outcome::Diverged { .. } => exit::DIVERGED,
+    }
+}
+
+/// The listener of every rank but the first.
+struct Silence;
+
+impl Listener for Silence {
+    fn on(&mut self, _: &Event) {}
 }
 
 /// Reads the sensors of the GPU at work, if that is wanted and there is one.
@@ -321,10 +422,6 @@ impl Records {
                 false => None,
             },
             paths: folder.paths.clone(),
-            writer: Writer::new(
-                &folder.paths.checkpoints(),
-                Retention { keep_last: experiment.checkpoint.keep_last, keep_every: experiment.checkpoint.keep_every },
-            ),
             numerics: lock.numerics.clone(),
             pending: Pending::default(),
         })
@@ -333,13 +430,18 @@ impl Records {
 
 /// Micro-batches from `step` on, read ahead.
 pub fn feed(experiment: &Experiment, data: &Data, step: u64, offset: u64) -> anyhow::Result<Prefetcher> {
+    feed_share(experiment, data, 0..experiment.sequences_per_step(), step, offset)
+}
+
+/// The same for one rank's share of each step's sequences.
+pub fn feed_share(experiment: &Experiment, data: &Data, share: Range<u64>, step: u64, offset: u64) -> anyhow::Result<Prefetcher> {
     let sequences = data.train.require_sequences(experiment.batch.seq_len)?;
     let plan = Plan {
         order: SampleOrder::new(experiment.seed, sequences, experiment.data.order == Order::Shuffled),
         seq_len: experiment.batch.seq_len,
         micro_batch: experiment.batch.micro,
         step_sequences: experiment.sequences_per_step(),
-        share: 0..experiment.sequences_per_step(),
+        share,
         overfit_single_batch: experiment.data.overfit_single_batch,
         depth: experiment.data.prefetch,
     };
@@ -353,6 +455,7 @@ fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
         signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), stop.clone())?;
         signal_hook::flag::register(signal, stop.clone())?;
     }
+    ranks::listen_to_parent(&stop)?;
     Ok(stop)
 }
 
@@ -370,7 +473,10 @@ fn describe<O: Ops>(experiment: &Experiment, data: &Data, ops: &O, storage: &Sto
         m.channels,
         m.context,
     );
-    anstream::eprintln!("device: {}", ops.device_name());
+    match experiment.parallel.ranks {
+        0 | 1 => anstream::eprintln!("device: {}", ops.device_name()),
+        ranks => anstream::eprintln!("devices: {ranks} ranks, the first {}", ops.device_name()),
+    }
     anstream::eprintln!(
         "data: {} training tokens, {} steps of {}, {} to validate on",
         units::thousands(data.train.tokens()),

@@ -44,6 +44,8 @@ pub enum EvalError {
     NotFinite { path: PathBuf, place: String, completion: usize, token: usize, loss: f32 },
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error(transparent)]
+    Exchange(#[from] crate::parallel::ExchangeError),
 
     // ---- checkpoints ----
     #[error("the saved parameter `{tensor}` {problem}\n  hint: the experiment is not the one that was trained")]

@@ -1,5 +1,8 @@
 //! How good a model is: validation loss and multiple choice. Reads weights, never changes training state.
 //!
+//! Ranks share the work batch by batch and exchange the losses themselves, so that every rank adds the same
+//! numbers in the same order and has the scores of one.
+//!
 //! * [`validation`]: mean loss over a fixed set of tokens.
 //! * [`hellaswag`]: the tasks as text, and as the tokens of both wordings. [`eval_bin`]: the reference's file.
 //! * [`multiple_choice`]: tasks, how they are packed and scored, and what is made of the scores.
@@ -14,4 +17,4 @@ pub mod validation;
 
 pub use error::EvalError;
 pub use multiple_choice::{Scores, TaskSet, hellaswag};
-pub use validation::validation_loss;
+pub use validation::{validation_loss, validation_loss_of_ranks};

@@ -22,6 +22,8 @@ use crate::data::Tokenizer;
 use crate::model::Gpt2;
 use crate::model::gpt2::MicroBatch;
 use crate::ops::{Ops, Rows};
+use crate::parallel::exchange::all_gather;
+use crate::parallel::{Link, Solo};
 
 /// Completions of a task.
 pub const COMPLETIONS: usize = 4;
@@ -287,16 +289,17 @@ impl Scores {
     }
 }
 
-/// The scores of a model. `losses` holds at least the model's capacity; `progress` is told how many of
-/// how many rows are done.
+/// The scores of a model, by all ranks together. `losses` holds at least the model's capacity; `progress` is
+/// told how many of how many rows are done.
 pub fn hellaswag<O: Ops>(
     ops: &mut O,
     model: &mut Gpt2<O>,
     losses: &mut O::Buf,
+    link: &mut dyn Link,
     set: &TaskSet,
     progress: impl FnMut(usize, usize),
 ) -> Result<Scores, EvalError> {
-    Ok(Scores::of(set, &outcomes(ops, model, losses, set, progress)?))
+    Ok(Scores::of(set, &outcomes_of_ranks(ops, model, losses, link, set, progress)?))
 }
 
 /// The surprises at every completion of every task, in the file's order.
@@ -310,32 +313,58 @@ pub fn outcomes<O: Ops>(
     model: &mut Gpt2<O>,
     losses: &mut O::Buf,
     set: &TaskSet,
+    progress: impl FnMut(usize, usize),
+) -> Result<Vec<Outcome>, EvalError> {
+    outcomes_of_ranks(ops, model, losses, &mut Solo, set, progress)
+}
+
+/// [`outcomes`] by several ranks, each of which does every Nth batch.
+fn outcomes_of_ranks<O: Ops>(
+    ops: &mut O,
+    model: &mut Gpt2<O>,
+    losses: &mut O::Buf,
+    link: &mut dyn Link,
+    set: &TaskSet,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Vec<Outcome>, EvalError> {
+    let (rank, ranks) = (link.rank(), link.size());
     let capacity = model.capacity();
     if capacity.seq < set.seq_len {
         return Err(EvalError::Capacity { capacity: capacity.seq, limit: set.seq_len });
     }
     let rows = set.make_rows();
-    let empty = [Surprise::default(); COMPLETIONS];
-    let mut outcomes = vec![Outcome { plain: empty, harness: set.has_harness().then_some(empty) }; set.tasks.len()];
     let mut host = vec![0.0f32; capacity.count()];
     let (mut done, mut shorter) = (0, 0);
+    let mut batches: Vec<Vec<&Row>> = Vec::new();
+    let mut mine: Vec<u8> = Vec::new();
     for shape in shapes(capacity, model.config.heads) {
         let fitting: Vec<&Row> = rows.iter().filter(|row| row.inputs() > shorter && row.inputs() <= shape.seq).collect();
         shorter = shape.seq;
         for batch in fitting.chunks(shape.batch) {
+            batches.push(batch.to_vec());
+            done += batch.len();
+            if (batches.len() - 1) % ranks != rank {
+                continue;
+            }
             let (inputs, targets) = pack(batch, shape);
             model.forward(ops, &MicroBatch { inputs: &inputs, targets: &targets, rows: shape, losses_at: 0 }, losses)?;
             ops.download(losses, &mut host)?;
             for (row, losses) in batch.iter().zip(host.chunks_exact(shape.seq)) {
-                let surprise = surprise(set, row, &losses[..row.inputs()])?;
-                let outcome = &mut outcomes[row.task];
-                let of_wording = if row.wording == 0 { Some(&mut outcome.plain) } else { outcome.harness.as_mut() };
-                of_wording.expect("a set has one wording or two")[row.completion] = surprise;
+                mine.extend_from_slice(&nats(set, row, &losses[..row.inputs()])?.to_le_bytes());
             }
-            done += batch.len();
             progress(done, rows.len());
+        }
+    }
+    let all = all_gather(link, "the gathering of scores", mine)?;
+    let mut rest: Vec<_> =
+        all.iter().map(|bytes| bytes.as_chunks::<8>().0.iter().map(|nats| f64::from_le_bytes(*nats))).collect();
+    let empty = [Surprise::default(); COMPLETIONS];
+    let mut outcomes = vec![Outcome { plain: empty, harness: set.has_harness().then_some(empty) }; set.tasks.len()];
+    for (number, batch) in batches.iter().enumerate() {
+        for (row, nats) in batch.iter().zip(&mut rest[number % ranks]) {
+            let outcome = &mut outcomes[row.task];
+            let of_wording = if row.wording == 0 { Some(&mut outcome.plain) } else { outcome.harness.as_mut() };
+            of_wording.expect("a set has one wording or two")[row.completion] = Surprise { nats, tokens: row.scored };
         }
     }
     Ok(outcomes)
@@ -360,13 +389,14 @@ fn pack(rows: &[&Row], shape: Rows) -> (Vec<u16>, Vec<u16>) {
     (inputs, targets)
 }
 
-fn surprise(set: &TaskSet, row: &Row, losses: &[f32]) -> Result<Surprise, EvalError> {
+/// The sum of the losses at a row's completion.
+fn nats(set: &TaskSet, row: &Row, losses: &[f32]) -> Result<f64, EvalError> {
     let scored = &losses[losses.len() - row.scored..];
     if let Some(token) = scored.iter().position(|loss| !loss.is_finite()) {
         let (path, place) = (set.path.clone(), set.place(row.task));
         return Err(EvalError::NotFinite { path, place, completion: row.completion, token, loss: scored[token] });
     }
-    Ok(Surprise { nats: scored.iter().map(|&loss| f64::from(loss)).sum(), tokens: scored.len() })
+    Ok(scored.iter().map(|&loss| f64::from(loss)).sum())
 }
 
 #[cfg(test)]

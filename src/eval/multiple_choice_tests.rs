@@ -94,7 +94,7 @@ fn a_loss_that_is_not_finite_is_an_error_that_names_the_task() {
     let (mut model, mut losses) = model(&mut ops, Rows { batch: 2, seq: 256 });
     let width = model.config.channels;
     ops.upload(&mut model.params.ln_f.bias, &vec![f32::NAN; width]).unwrap();
-    let error = hellaswag(&mut ops, &mut model, &mut losses, &set, |_, _| {}).unwrap_err().to_string();
+    let error = hellaswag(&mut ops, &mut model, &mut losses, &mut Solo, &set, |_, _| {}).unwrap_err().to_string();
     assert!(error.contains("tasks.jsonl` line 1, completion 0, token 0 is NaN"), "{error}");
 }
 

@@ -1,9 +1,12 @@
 //! Mean loss over a fixed set of tokens.
 
+use super::EvalError;
 use crate::data::ValidationSet;
 use crate::model::Gpt2;
 use crate::model::gpt2::MicroBatch;
-use crate::ops::{Ops, Result};
+use crate::ops::Ops;
+use crate::parallel::exchange::all_gather;
+use crate::parallel::{Link, Solo};
 
 /// Mean loss a token over the whole set, summed in f64 in the set's order.
 ///
@@ -15,22 +18,42 @@ pub fn validation_loss<O: Ops>(
     model: &mut Gpt2<O>,
     losses: &mut O::Buf,
     set: &ValidationSet,
+    progress: impl FnMut(usize),
+) -> Result<f64, EvalError> {
+    validation_loss_of_ranks(ops, model, losses, &mut Solo, set, progress)
+}
+
+/// [`validation_loss`] by several ranks, each of which does every Nth batch. `progress` is told of this rank's.
+pub fn validation_loss_of_ranks<O: Ops>(
+    ops: &mut O,
+    model: &mut Gpt2<O>,
+    losses: &mut O::Buf,
+    link: &mut dyn Link,
+    set: &ValidationSet,
     mut progress: impl FnMut(usize),
-) -> Result<f64> {
+) -> Result<f64, EvalError> {
+    let (rank, ranks) = (link.rank(), link.size());
     let rows = model.capacity();
     let mut host = vec![0.0f32; rows.count()];
     let (mut inputs, mut targets) = (vec![0; rows.count()], vec![0; rows.count()]);
-    let (mut sum, mut done) = (0.0f64, 0);
-    for batch in set.batches(rows.batch) {
+    let mut mine = Vec::new();
+    for (batch, sequences) in set.batches(rows.batch).zip((0..).step_by(rows.batch)).skip(rank).step_by(ranks) {
         let tokens = batch.inputs.len();
         inputs[..tokens].copy_from_slice(batch.inputs);
         targets[..tokens].copy_from_slice(batch.targets);
         model.forward(ops, &MicroBatch { inputs: &inputs, targets: &targets, rows, losses_at: 0 }, losses)?;
         ops.download(losses, &mut host)?;
-        // One running sum from first to last, so that the grouping into batches cannot show.
-        sum = host[..tokens].iter().fold(sum, |sum, &loss| sum + f64::from(loss));
-        done += batch.sequences;
-        progress(done);
+        mine.extend(host[..tokens].iter().flat_map(|loss| loss.to_le_bytes()));
+        progress(sequences + batch.sequences);
+    }
+    let all = all_gather(link, "the gathering of validation losses", mine)?;
+    let mut rest: Vec<_> =
+        all.iter().map(|bytes| bytes.as_chunks::<4>().0.iter().map(|loss| f32::from_le_bytes(*loss))).collect();
+    // One running sum from first to last, so that neither batches nor ranks can show.
+    let mut sum = 0.0f64;
+    for (number, batch) in set.batches(rows.batch).enumerate() {
+        let losses = rest[number % ranks].by_ref().take(batch.inputs.len());
+        sum = losses.fold(sum, |sum, loss| sum + f64::from(loss));
     }
     Ok(sum / set.tokens() as f64)
 }

@@ -274,6 +274,15 @@ pub struct Parallel {
     /// V, virtual workers: a power of two. Part of the numerics: any number of devices that divides it
     /// gives the same bits. Default: 1.
     pub workers: usize,
+    /// N, ranks that share the work, one device each: a power of two that divides `workers`. 0 takes as many
+    /// of this machine's GPUs as divide `workers`, and one CPU; under a launcher (mpirun, srun, torchrun) its
+    /// number counts. Changes no bit. Default: 0.
+    pub ranks: usize,
+    /// What every rank keeps of moments and master weights: 0 all, 1 its own shard. Changes no bit. Default: 1.
+    pub zero: u8,
+    /// Seconds without a sign of life from a rank after which all ranks stop; longer than the longest step or
+    /// evaluation. Default: 600.
+    pub timeout_s: u64,
 }
 
 /// What is written down to prove the bits.

@@ -184,6 +184,9 @@ pub(super) const KEYS: &[Key] = &[
     boolean("kernels.cuda_graph", true),
     //
     int("parallel.workers", 1, 1 << 16, Default::Integer(1)).bits(),
+    int("parallel.ranks", 0, 1 << 16, Default::Integer(0)),
+    int("parallel.zero", 0, 1, Default::Integer(1)),
+    int("parallel.timeout_s", 1, 1 << 20, Default::Integer(600)),
     //
     int("proof.digest_every", 0, MANY, Default::Integer(1)),
     int("proof.replay_every", 0, MANY, Default::Integer(0)),
@@ -220,7 +223,8 @@ pub(super) fn sections() -> Vec<&'static str> {
 ///
 /// Keys that only say where, how often or how fast never do: `name`, `data.train`, `model.init` and the other
 /// paths (their content is pinned by the lock), `data.prefetch`, `eval.*`, `sample.*`, `checkpoint.*`,
-/// `memory.recompute`, `kernels.cuda_graph`, `proof.*`, `log.*`, `plan.*`, `device.threads` and `device.simd`; nor does
+/// `memory.recompute`, `kernels.cuda_graph`, `parallel.*` but for `parallel.workers`, `proof.*`, `log.*`, `plan.*`,
+/// `device.threads` and `device.simd`; nor does
 /// `model.descriptor`, whose sizes are keys of their own. A name that is no key is taken to matter.
 pub fn reaches_the_bits(name: &str) -> bool {
     key(name).is_none_or(|key| key.bits)
@@ -276,6 +280,9 @@ mod tests {
             "kernels.cuda_graph",
             "device.threads",
         ] {
+            assert!(!reaches_the_bits(quiet), "{quiet}");
+        }
+        for quiet in ["parallel.ranks", "parallel.zero", "parallel.timeout_s"] {
             assert!(!reaches_the_bits(quiet), "{quiet}");
         }
         for quiet in

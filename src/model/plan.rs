@@ -12,6 +12,7 @@ use super::gpt2::scratch_shape;
 use super::weights::Weights;
 use crate::experiment::{Compute, Experiment};
 use crate::ops::{Dtype, Role, Rows, ScratchShape, cpu, cuda};
+use crate::parallel::Shards;
 
 /// One kind of memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -158,16 +159,13 @@ impl Share {
     }
 }
 
-/// Received shards of gradients wait in a buffer of this size; only with several devices.
-const EXCHANGE_BYTES: u64 = 256 << 20;
-
 impl MemoryPlan {
     /// Everything that training `experiment` on one device allocates.
     pub fn of(experiment: &Experiment, storage: &Storage) -> MemoryPlan {
         MemoryPlan::shared(experiment, storage, Share::ALONE)
     }
 
-    /// The same for one of several devices that share moments and masters evenly (ZeRO stage 1).
+    /// The same for one of several devices, which with `parallel.zero = 1` share moments and masters evenly.
     pub fn shared(experiment: &Experiment, storage: &Storage, share: Share) -> MemoryPlan {
         let specs = Weights::of(&experiment.model);
         let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
@@ -187,7 +185,8 @@ impl MemoryPlan {
         plan.all(Category::Activations, "token ids", [2 * rows.count() as u64; 2].into_iter());
         plan.add(Category::Activations, "token losses", 4 * rows.count() as u64);
 
-        let shard = move |bytes: u64| share.of(bytes);
+        let sharded = experiment.parallel.zero > 0;
+        let shard = move |bytes: u64| if sharded { share.of(bytes) } else { bytes };
         plan.all(Category::Gradients, "gradients", tensors(4));
         for _ in 0..2 {
             plan.all(Category::Optimizer, "moments", tensors(4).map(shard));
@@ -206,7 +205,8 @@ impl MemoryPlan {
         }
         plan.add(Category::Activations, "token losses", experiment.batch.tokens * 4);
         if share.devices > 1 {
-            plan.add(Category::Scratch, "exchange of gradients", EXCHANGE_BYTES);
+            let half = Shards::new(&specs, 1, share.devices.next_power_of_two() as usize).largest_half();
+            plan.add(Category::Scratch, "gradients on their way in", 4 * half as u64);
         }
         let rounding = (storage.taken)(&plan.sizes).saturating_sub(plan.sizes.iter().sum());
         plan.count(Category::Scratch, "rounding by the allocator", rounding);

@@ -23,6 +23,7 @@ pub mod testing;
 pub mod timed;
 
 use std::fmt;
+use std::ops::Range;
 
 /// What a buffer is for; each device maps it to an element type.
 ///
@@ -62,7 +63,7 @@ impl Dtype {
     }
 
     /// Bytes an element takes.
-    pub fn size(self) -> usize {
+    pub const fn size(self) -> usize {
         match self {
             Dtype::BF16 => 2,
             Dtype::F32 | Dtype::U32 => 4,
@@ -114,10 +115,13 @@ pub struct Heads {
 
 /// One parameter tensor with all that AdamW reads and writes.
 ///
-/// Lengths of all buffers are equal. `id` numbers the tensor in the model's order and enters the
-/// counter of stochastic rounding.
+/// The update covers the elements `at..at + adam_m.len()` of the tensor: all of it, or the part of it whose
+/// moments are kept here. `param` and `grad` hold the whole tensor, the other buffers that part alone.
+/// `id` numbers the tensor in the model's order and enters the counter of stochastic rounding.
 pub struct ParamSlot<'a, O: Ops + ?Sized> {
     pub id: u32,
+    /// First element of the part, a multiple of [`Ops::chunk`].
+    pub at: usize,
     pub param: &'a mut O::Buf,
     /// fp32 copy that takes the update, when `param` is narrower and masters are kept.
     pub master: Option<&'a mut O::Buf>,
@@ -173,14 +177,23 @@ pub trait Ops {
     fn upload(&mut self, dst: &mut Self::Buf, src: &[f32]) -> Result<()>;
     /// The first `dst.len()` elements, widened to f32.
     fn download(&mut self, src: &Self::Buf, dst: &mut [f32]) -> Result<()>;
-    /// The first `dst.len()` stored bytes, little-endian, exactly.
-    fn read_bytes(&mut self, src: &Self::Buf, dst: &mut [u8]) -> Result<()>;
+    /// `dst.len()` stored bytes from byte `at` on, little-endian, exactly.
+    fn read_at(&mut self, src: &Self::Buf, at: usize, dst: &mut [u8]) -> Result<()>;
+    /// Replaces `src.len()` stored bytes from byte `at` on.
+    fn write_at(&mut self, dst: &mut Self::Buf, at: usize, src: &[u8]) -> Result<()>;
+    /// The first `dst.len()` stored bytes.
+    fn read_bytes(&mut self, src: &Self::Buf, dst: &mut [u8]) -> Result<()> {
+        self.read_at(src, 0, dst)
+    }
     /// Replaces the first `src.len()` stored bytes.
-    fn write_bytes(&mut self, dst: &mut Self::Buf, src: &[u8]) -> Result<()>;
+    fn write_bytes(&mut self, dst: &mut Self::Buf, src: &[u8]) -> Result<()> {
+        self.write_at(dst, 0, src)
+    }
     fn synchronize(&mut self) -> Result<()>;
-    /// Merkle roots of the first so many stored bytes of each buffer, as `docs/digest.md` specifies,
-    /// when the device can hash where the bytes are; `None` sends the caller to [`Ops::read_bytes`].
-    fn merkle_roots(&mut self, _bufs: &[(&Self::Buf, usize)]) -> Result<Option<Vec<[u8; 32]>>> {
+    /// Merkle roots of a range of stored bytes of each buffer, as `docs/digest.md` specifies, when the
+    /// device can hash where the bytes are; `None` sends the caller to [`Ops::read_at`]. A range starts
+    /// at a multiple of 16.
+    fn merkle_roots(&mut self, _bufs: &[(&Self::Buf, Range<usize>)]) -> Result<Option<Vec<[u8; 32]>>> {
         Ok(None)
     }
 
@@ -443,11 +456,34 @@ pub trait Ops {
     /// caller adds them in order. Waits for the device.
     fn sum_squares(&mut self, bufs: &[&Self::Buf]) -> Result<Vec<f64>>;
 
+    /// Elements of a fixed chunk of [`Ops::sum_squares`]; a multiple of 2048, so that a chunk is whole
+    /// leaves of the state digest at every width. Tensors are divided among devices at such chunks only.
+    fn chunk(&self) -> usize;
+
+    /// The sums of squares of the chunks of parts of f32 tensors, part after part: what
+    /// [`Ops::sum_squares`] adds up. Each part starts at a multiple of [`Ops::chunk`] and ends at one or
+    /// with its tensor. Waits for the device.
+    fn chunk_squares(&mut self, parts: &[(&Self::Buf, Range<usize>)]) -> Result<Vec<f64>>;
+
+    /// One tensor's sum of squares from those of all its chunks, to the bits of [`Ops::sum_squares`].
+    fn fold_squares(&self, chunks: &[f64]) -> f64;
+
     /// AdamW over all tensors: decoupled decay, bias-corrected moments, epsilon outside the root.
     fn adamw(&mut self, slots: &mut [ParamSlot<'_, Self>], update: &AdamW) -> Result<()>;
 
     /// `dst += src`, f32: the tree over virtual workers.
     fn add(&mut self, dst: &mut Self::Buf, src: &Self::Buf) -> Result<()>;
+
+    /// `dst[at..at + len] += src[from..from + len]`, f32; `at` and `from` are multiples of 4.
+    fn add_part(&mut self, dst: &mut Self::Buf, at: usize, src: &Self::Buf, from: usize, len: usize) -> Result<()>;
+}
+
+/// A range of stored bytes of the buffer with this index in some list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Region {
+    pub buf: usize,
+    pub at: usize,
+    pub len: usize,
 }
 
 /// Keys and values of one layer, (S, NH, P, HS) each, activations: S streams of P positions.

@@ -7,6 +7,7 @@
 //! written once.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::{AdamW, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write};
@@ -126,20 +127,20 @@ impl<O: Ops> Ops for Timed<O> {
         self.timed(|| "losses to the host".into(), work, |o| o.download(src, dst))
     }
 
-    fn read_bytes(&mut self, src: &O::Buf, dst: &mut [u8]) -> Result<()> {
-        self.inner.read_bytes(src, dst)
+    fn read_at(&mut self, src: &O::Buf, at: usize, dst: &mut [u8]) -> Result<()> {
+        self.inner.read_at(src, at, dst)
     }
 
-    fn write_bytes(&mut self, dst: &mut O::Buf, src: &[u8]) -> Result<()> {
-        self.inner.write_bytes(dst, src)
+    fn write_at(&mut self, dst: &mut O::Buf, at: usize, src: &[u8]) -> Result<()> {
+        self.inner.write_at(dst, at, src)
     }
 
     fn synchronize(&mut self) -> Result<()> {
         self.inner.synchronize()
     }
 
-    fn merkle_roots(&mut self, bufs: &[(&O::Buf, usize)]) -> Result<Option<Vec<[u8; 32]>>> {
-        let work = Work { flops: 0.0, bytes: bufs.iter().map(|(_, bytes)| *bytes as f64).sum() };
+    fn merkle_roots(&mut self, bufs: &[(&O::Buf, Range<usize>)]) -> Result<Option<Vec<[u8; 32]>>> {
+        let work = Work { flops: 0.0, bytes: bufs.iter().map(|(_, bytes)| bytes.len() as f64).sum() };
         let hashed = self.timed(|| "state digest".into(), work, |o| o.merkle_roots(bufs))?;
         if hashed.is_none() {
             // The host hashes instead; nothing was done here.
@@ -477,12 +478,26 @@ impl<O: Ops> Ops for Timed<O> {
         self.timed(|| "gradient norm".into(), work, |o| o.sum_squares(bufs))
     }
 
+    fn chunk(&self) -> usize {
+        self.inner.chunk()
+    }
+
+    fn chunk_squares(&mut self, parts: &[(&O::Buf, Range<usize>)]) -> Result<Vec<f64>> {
+        let work = Work { flops: 0.0, bytes: 4.0 * parts.iter().map(|(_, part)| part.len()).sum::<usize>() as f64 };
+        self.timed(|| "gradient norm".into(), work, |o| o.chunk_squares(parts))
+    }
+
+    fn fold_squares(&self, chunks: &[f64]) -> f64 {
+        self.inner.fold_squares(chunks)
+    }
+
     fn adamw(&mut self, slots: &mut [ParamSlot<'_, Self>], update: &AdamW) -> Result<()> {
         let work = Work { flops: 0.0, bytes: 0.0 };
         let mut inner: Vec<ParamSlot<'_, O>> = slots
             .iter_mut()
             .map(|slot| ParamSlot {
                 id: slot.id,
+                at: slot.at,
                 param: &mut *slot.param,
                 master: slot.master.as_deref_mut(),
                 grad: slot.grad,
@@ -497,5 +512,10 @@ impl<O: Ops> Ops for Timed<O> {
     fn add(&mut self, dst: &mut O::Buf, src: &O::Buf) -> Result<()> {
         let work = Work { flops: 0.0, bytes: 0.0 };
         self.timed(|| "sum of workers".into(), work, |o| o.add(dst, src))
+    }
+
+    fn add_part(&mut self, dst: &mut O::Buf, at: usize, src: &O::Buf, from: usize, len: usize) -> Result<()> {
+        let work = Work { flops: 0.0, bytes: 12.0 * len as f64 };
+        self.timed(|| "sum of workers".into(), work, |o| o.add_part(dst, at, src, from, len))
     }
 }

@@ -5,6 +5,8 @@
 //! run of 2^k leaves by its root. The first gives [`tree_root`], the second the [`Frontier`] and
 //! the parallel hashing in [`super::digest`].
 
+use std::ops::Range;
+
 use sha2::Digest;
 
 use super::hash::{Hash, NODE};
@@ -73,6 +75,35 @@ impl Frontier {
     }
 }
 
+/// Cuts a range of leaves into the fewest runs that are nodes of every tree that reaches at least to its
+/// end: each has a power of two of leaves and starts at a multiple of its length. For hashing a tree in
+/// parts, [`join`]ed afterwards.
+pub fn aligned_runs(leaves: Range<u64>) -> Vec<Range<u64>> {
+    let mut runs = Vec::new();
+    let mut at = leaves.start;
+    while at < leaves.end {
+        let room = 1 << (leaves.end - at).ilog2();
+        let aligned = if at == 0 { room } else { 1 << at.trailing_zeros() };
+        let next = at + room.min(aligned);
+        runs.push(at..next);
+        at = next;
+    }
+    runs
+}
+
+/// Root of a tree from the roots of [`aligned_runs`] that cover all its leaves in order, each with
+/// its number of leaves.
+pub fn join(runs: impl IntoIterator<Item = (u64, Hash)>) -> Hash {
+    let mut peaks: Vec<(u64, Hash)> = Vec::new();
+    for mut run in runs {
+        while let Some((leaves, left)) = peaks.pop_if(|(leaves, _)| *leaves == run.0) {
+            run = (2 * leaves, node(&left, &run.1));
+        }
+        peaks.push(run);
+    }
+    peaks.into_iter().rev().map(|(_, root)| root).reduce(|right, left| node(&left, &right)).unwrap_or_else(empty_root)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,6 +135,20 @@ mod tests {
                 growing.push(*next);
             }
         }
+    }
+
+    #[test]
+    fn a_tree_hashed_in_parts_has_the_root_of_the_whole() {
+        let leaves: Vec<Hash> = (0..133u32).map(|i| Hash::of(&i.to_le_bytes())).collect();
+        for n in [0, 1, 2, 7, 64, 100, 133] {
+            for cuts in [vec![], vec![1], vec![16, 32, 48], vec![5, 6, 77, 99], (0..n).collect()] {
+                let bounds: Vec<u64> = [0].into_iter().chain(cuts).chain([n]).map(|cut: u64| cut.min(n)).collect();
+                let runs = bounds.windows(2).flat_map(|pair| aligned_runs(pair[0]..pair[1]));
+                let roots = runs.map(|run| (run.end - run.start, tree_root(&leaves[run.start as usize..run.end as usize])));
+                assert_eq!(join(roots), tree_root(&leaves[..n as usize]), "{n} leaves, cut at {bounds:?}");
+            }
+        }
+        assert_eq!(aligned_runs(3..16), [3..4, 4..8, 8..16]);
     }
 
     #[test]

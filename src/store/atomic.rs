@@ -41,6 +41,11 @@ pub fn write_with(path: &Path, need_bytes: u64, content: impl FnOnce(&mut File) 
     sync_folder(parent(path))
 }
 
+/// Where what will stand at `target` is being written.
+pub fn temporary(target: &Path) -> PathBuf {
+    beside(target, TEMPORARY)
+}
+
 /// A folder in the making. Dropped without [`NewFolder::commit`], it is removed again.
 #[derive(Debug)]
 pub struct NewFolder {
@@ -52,7 +57,7 @@ pub struct NewFolder {
 impl NewFolder {
     /// Starts a folder that will stand at `target`; what a kill left of an earlier attempt is removed.
     pub fn create(target: &Path) -> Result<NewFolder> {
-        let temporary = beside(target, TEMPORARY);
+        let temporary = temporary(target);
         remove_if_there(&temporary)?;
         fs::create_dir_all(&temporary).map_err(StoreError::write(&temporary, 0))?;
         Ok(NewFolder { target: target.into(), temporary, committed: false })

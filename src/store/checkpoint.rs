@@ -95,11 +95,20 @@ fn save_through(
     });
     written.map_err(StoreError::write(&file_path, need_bytes))?;
 
+    let manifest = manifest_of(facts, need_bytes, Hash(sha256.finalize().into()), tensors)?;
+    atomic::write(&folder.path().join(MANIFEST_FILE), manifest.to_text().as_bytes())?;
+    folder.commit()?;
+    Ok(manifest)
+}
+
+/// The manifest of a state's file with these digests; refused when they are not those of the state that the
+/// trainer hashed.
+pub(super) fn manifest_of(facts: &Facts, bytes: u64, sha256: Hash, tensors: BTreeMap<String, Hash>) -> Result<Manifest> {
     let state_root = root_of(&tensors);
     if let Some(expected) = facts.state_root.filter(|expected| *expected != state_root) {
         return Err(StoreError::StateChanged { expected, found: state_root });
     }
-    let manifest = Manifest {
+    Ok(Manifest {
         format: FORMAT.into(),
         experiment: facts.experiment.clone(),
         step: facts.step,
@@ -109,12 +118,9 @@ fn save_through(
         ledger: facts.ledger,
         numerics: facts.numerics.clone(),
         created_by: facts.created_by.clone(),
-        file: FileRecord { name: STATE_FILE.into(), bytes: need_bytes, sha256: Hash(sha256.finalize().into()) },
+        file: FileRecord { name: STATE_FILE.into(), bytes, sha256 },
         tensors,
-    };
-    atomic::write(&folder.path().join(MANIFEST_FILE), manifest.to_text().as_bytes())?;
-    folder.commit()?;
-    Ok(manifest)
+    })
 }
 
 fn root_of(tensors: &BTreeMap<String, Hash>) -> Hash {
@@ -160,6 +166,32 @@ pub fn inspect(folder: &Path) -> Result<Manifest> {
         }
         Ok(_) => Ok(manifest),
     }
+}
+
+/// The digests of a state's file.
+pub(super) struct Digests {
+    pub sha256: Hash,
+    pub tensors: BTreeMap<String, Hash>,
+}
+
+/// Reads a whole file and hashes it and every tensor; `take` receives each tensor with its digest, in order.
+pub(super) fn read_whole(path: &Path, take: impl FnMut(Tensor, Hash) -> Result<()>) -> Result<Digests> {
+    read_on(Reader::open(path)?, take)
+}
+
+fn read_on(mut reader: Reader, mut take: impl FnMut(Tensor, Hash) -> Result<()>) -> Result<Digests> {
+    let mut whole = Sha256::new_with_prefix(reader.header());
+    let mut tensors = BTreeMap::new();
+    let mut next = reader.next_tensor()?;
+    while let Some(tensor) = next {
+        // The next tensor is read while this one is hashed twice.
+        let hash = || rayon::join(|| whole.update(&tensor.bytes), || digest(&tensor)).1;
+        let (found, read) = rayon::join(hash, || reader.next_tensor());
+        tensors.insert(tensor.name.clone(), found);
+        take(tensor, found)?;
+        next = read?;
+    }
+    Ok(Digests { sha256: Hash(whole.finalize().into()), tensors })
 }
 
 /// Opens the state file and compares its header with the manifest.
@@ -209,28 +241,22 @@ pub fn load_some(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Loaded>
 pub fn load(folder: &Path) -> Result<Loaded> {
     let manifest = inspect(folder)?;
     let path = folder.join(STATE_FILE);
-    let mut reader = open_state(&path, &manifest)?;
-    let mut whole = Sha256::new_with_prefix(reader.header());
+    let reader = open_state(&path, &manifest)?;
     let mut state = Vec::with_capacity(reader.infos().len());
-    let mut next = reader.next_tensor()?;
-    while let Some(tensor) = next {
-        // The next tensor is read while this one is hashed twice.
-        let hash = || rayon::join(|| whole.update(&tensor.bytes), || digest(&tensor)).1;
-        let (found, read) = rayon::join(hash, || reader.next_tensor());
+    let read = read_on(reader, |tensor, found| {
         let expected = manifest.tensors[&tensor.name];
         if found != expected {
-            return Err(StoreError::TensorDiffers { path, tensor: tensor.name, expected, found });
+            return Err(StoreError::TensorDiffers { path: path.clone(), tensor: tensor.name, expected, found });
         }
         state.push(tensor);
-        next = read?;
-    }
+        Ok(())
+    })?;
     let found = root_of(&manifest.tensors);
     if found != manifest.state_root {
         return Err(StoreError::RootDiffers { path, expected: manifest.state_root, found });
     }
-    let found = Hash(whole.finalize().into());
-    if found != manifest.file.sha256 {
-        return Err(StoreError::FileDiffers { path, expected: manifest.file.sha256, found });
+    if read.sha256 != manifest.file.sha256 {
+        return Err(StoreError::FileDiffers { path, expected: manifest.file.sha256, found: read.sha256 });
     }
     state.sort_by(|a, b| a.name.cmp(&b.name));
     Ok((manifest, state))

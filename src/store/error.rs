@@ -49,6 +49,8 @@ pub enum StoreError {
     SealBroken { path: PathBuf, expected: Hash, found: Hash },
     #[error("`{}` describes step {found}, but its folder is that of step {expected}\n  hint: the folder was renamed or the manifest copied", path.display())]
     WrongStep { path: PathBuf, expected: u64, found: u64 },
+    #[error("the checkpoint `{}` is not complete: {} did not write\n  hint: see that rank's own output, and whether it shares this folder; the checkpoints before are whole", path.display(), ranks_text(ranks))]
+    PartsMissing { path: PathBuf, ranks: Vec<usize> },
     #[error("the thread that saves checkpoints died: {why}")]
     WriterDied { why: String },
 
@@ -60,6 +62,12 @@ pub enum StoreError {
     NoSuchRun { path: PathBuf },
     #[error("`{}` is in use by {}\n  hint: wait for it, or stop it; the lock goes with the process", path.display(), pid.map_or("another process".to_owned(), |pid| format!("process {pid}")))]
     Locked { path: PathBuf, pid: Option<u32> },
+}
+
+fn ranks_text(ranks: &[usize]) -> String {
+    let shown: Vec<String> = ranks.iter().take(8).map(|rank| format!("rank {rank}")).collect();
+    let more = if ranks.len() > 8 { format!(" and {} more", ranks.len() - 8) } else { String::new() };
+    format!("{}{more}", shown.join(", "))
 }
 
 impl StoreError {

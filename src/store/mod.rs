@@ -6,8 +6,8 @@
 //!
 //! * [`atomic`]: files and folders that appear whole, by rename.
 //! * [`safetensors`]: a byte-stable writer and a strict reader.
-//! * [`checkpoint`]: a state and its manifest; [`retention`]: which ones are kept; [`writer`]: saving
-//!   behind the trainer's back.
+//! * [`checkpoint`]: a state and its manifest; [`shared`]: one written by several ranks; [`retention`]: which ones
+//!   are kept; [`writer`]: saving behind the trainer's back.
 //! * [`compare`]: how two checkpoints differ.
 //! * [`metrics`]: one row a step; [`main_log`]: the same in the reference's line format; [`append`]: files
 //!   that only grow; [`tensorboard`]: the same as event files; [`gpu_log`]: what the GPU's sensors said.
@@ -26,15 +26,17 @@ mod metrics_parquet;
 pub mod retention;
 pub mod run_folder;
 pub mod safetensors;
+pub mod shared;
 pub mod tensorboard;
 pub mod writer;
 
-pub use checkpoint::{Broken, Loaded, list, load, newest_whole, save};
+pub use checkpoint::{Broken, Loaded, list, load, load_some, newest_whole, save};
 pub use error::StoreError;
 pub use manifest::{Facts, Manifest};
 pub use retention::Retention;
 pub use run_folder::{RunFolder, RunPaths, newest_run};
-pub use safetensors::Tensor;
+pub use safetensors::{Info, Tensor};
+pub use shared::Site;
 pub use writer::{Job, Saved, Saving, Writer};
 
 /// The result of everything in the store.

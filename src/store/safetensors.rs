@@ -52,6 +52,8 @@ impl std::fmt::Debug for Tensor {
 pub struct Layout {
     header: Vec<u8>,
     order: Vec<usize>,
+    /// First byte of each tensor, counted from the header's end.
+    starts: Vec<u64>,
     data_bytes: u64,
 }
 
@@ -61,6 +63,11 @@ impl Layout {
     /// # Errors
     /// A name given twice or reserved, or bytes that are not as many as type and shape say.
     pub fn new(tensors: &[Tensor], metadata: &BTreeMap<String, String>) -> Result<Layout> {
+        Layout::of(&tensors.iter().map(Info::of).collect::<Vec<_>>(), metadata)
+    }
+
+    /// The same from what a header says of each tensor.
+    pub fn of(tensors: &[Info], metadata: &BTreeMap<String, String>) -> Result<Layout> {
         let mut by_name: Vec<usize> = (0..tensors.len()).collect();
         by_name.sort_by(|&a, &b| tensors[a].name.cmp(&tensors[b].name));
         check(tensors, &by_name)?;
@@ -71,7 +78,7 @@ impl Layout {
         let mut end = 0;
         for &i in &order {
             let start = end;
-            end += tensors[i].bytes.len() as u64;
+            end += tensors[i].bytes as u64;
             offsets[i] = (start, end);
         }
         let mut entries = Vec::with_capacity(tensors.len() + 1);
@@ -79,7 +86,7 @@ impl Layout {
             entries.push(format!("\"__metadata__\":{}", json(metadata)));
         }
         for &i in &by_name {
-            let Tensor { name, dtype, shape, .. } = &tensors[i];
+            let Info { name, dtype, shape, .. } = &tensors[i];
             let (start, end) = offsets[i];
             entries.push(format!(
                 "{}:{{\"dtype\":\"{dtype}\",\"shape\":{},\"data_offsets\":[{start},{end}]}}",
@@ -91,7 +98,7 @@ impl Layout {
         text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
         let mut header = (text.len() as u64).to_le_bytes().to_vec();
         header.extend_from_slice(text.as_bytes());
-        Ok(Layout { header, order, data_bytes: end })
+        Ok(Layout { header, order, starts: offsets.into_iter().map(|(start, _)| start).collect(), data_bytes: end })
     }
 
     /// Everything before the data.
@@ -104,24 +111,29 @@ impl Layout {
         &self.order
     }
 
+    /// Where in the file the data of a tensor begins, by its index.
+    pub fn offset(&self, tensor: usize) -> u64 {
+        self.header.len() as u64 + self.starts[tensor]
+    }
+
     /// Length of the whole file.
     pub fn file_bytes(&self) -> u64 {
         self.header.len() as u64 + self.data_bytes
     }
 }
 
-fn check(tensors: &[Tensor], by_name: &[usize]) -> Result<()> {
+fn check(tensors: &[Info], by_name: &[usize]) -> Result<()> {
     let bad = |i: usize, why: String| StoreError::BadTensor { name: tensors[i].name.clone(), why };
     for (position, &i) in by_name.iter().enumerate() {
-        let Tensor { name, dtype, shape, bytes } = &tensors[i];
+        let Info { name, dtype, shape, bytes } = &tensors[i];
         if position > 0 && tensors[by_name[position - 1]].name == *name {
             return Err(bad(i, "the name is given twice".into()));
         }
         if name == "__metadata__" {
             return Err(bad(i, "the format reserves this name".into()));
         }
-        if Tensor::byte_len(*dtype, shape) != Some(bytes.len()) {
-            return Err(bad(i, format!("{} bytes do not fill {dtype} {shape:?}", bytes.len())));
+        if Tensor::byte_len(*dtype, shape) != Some(*bytes) {
+            return Err(bad(i, format!("{bytes} bytes do not fill {dtype} {shape:?}")));
         }
     }
     Ok(())
@@ -148,6 +160,13 @@ pub struct Info {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
     pub bytes: usize,
+}
+
+impl Info {
+    /// The entry of a tensor.
+    pub fn of(tensor: &Tensor) -> Info {
+        Info { name: tensor.name.clone(), dtype: tensor.dtype, shape: tensor.shape.clone(), bytes: tensor.bytes.len() }
+    }
 }
 
 /// Opens a file and reads its header: the reader behind it, everything before the data, and the file's length.

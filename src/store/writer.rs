@@ -6,13 +6,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::atomic::NewFolder;
 use super::manifest::{Facts, Manifest};
 use super::retention::{Retention, prune};
 use super::safetensors::Tensor;
+use super::shared::{Piece, Site};
 use super::{Result, StoreError, checkpoint};
 
 /// A state to be saved.
@@ -31,7 +33,7 @@ pub struct Saved {
     pub pruned: Vec<u64>,
     /// From the start of hashing to the end of deleting.
     pub took: Duration,
-    /// The tensors, given back so that their memory can serve again.
+    /// The tensors, given back so that their memory can serve again; none of a checkpoint that several wrote.
     pub state: Vec<Tensor>,
 }
 
@@ -50,11 +52,34 @@ pub struct Writer {
     checkpoints: PathBuf,
     retention: Retention,
     in_flight: Option<InFlight>,
+    /// Set when nobody will come to complete what several ranks write.
+    abandon: Arc<AtomicBool>,
+}
+
+/// One rank's part of a checkpoint that several write.
+#[derive(Debug)]
+pub struct PartJob {
+    pub site: Site,
+    pub step: u64,
+    pub rank: usize,
+    pub pieces: Vec<Piece>,
+    /// Rank 0 completes the checkpoint.
+    pub completion: Option<Completion>,
+}
+
+/// What rank 0 needs beside its part.
+#[derive(Debug)]
+pub struct Completion {
+    pub folder: NewFolder,
+    pub facts: Facts,
+    pub ranks: usize,
+    /// How long the other ranks may take to write.
+    pub timeout: Duration,
 }
 
 #[derive(Debug)]
 struct InFlight {
-    thread: JoinHandle<Result<Saved>>,
+    thread: JoinHandle<Result<Option<Saved>>>,
     step: u64,
     bytes: u64,
     done_bytes: Arc<AtomicU64>,
@@ -63,18 +88,34 @@ struct InFlight {
 impl Writer {
     /// A writer into the folder `checkpoints`, deleting what `retention` gives up after each save.
     pub fn new(checkpoints: &Path, retention: Retention) -> Writer {
-        Writer { checkpoints: checkpoints.into(), retention, in_flight: None }
+        Writer { checkpoints: checkpoints.into(), retention, in_flight: None, abandon: Arc::default() }
     }
 
     /// Starts saving. Waits for the save before and returns its outcome; if that failed, `job` is
     /// not started.
     pub fn submit(&mut self, job: Job) -> Result<Option<Saved>> {
-        let before = self.wait()?;
         let (checkpoints, retention) = (self.checkpoints.clone(), self.retention);
         let (step, bytes) = (job.facts.step, job.state.iter().map(|tensor| tensor.bytes.len() as u64).sum());
+        self.start(step, bytes, move |done_bytes| run(&checkpoints, retention, job, done_bytes).map(Some))
+    }
+
+    /// [`Writer::submit`] for one rank's part. Only rank 0's has an outcome.
+    pub fn submit_part(&mut self, job: PartJob) -> Result<Option<Saved>> {
+        let (checkpoints, retention, abandon) = (self.checkpoints.clone(), self.retention, self.abandon.clone());
+        let (step, bytes) = (job.step, job.pieces.iter().map(|piece| piece.bytes.len() as u64).sum());
+        self.start(step, bytes, move |done_bytes| run_part(&checkpoints, retention, job, done_bytes, &abandon))
+    }
+
+    fn start(
+        &mut self,
+        step: u64,
+        bytes: u64,
+        work: impl FnOnce(&AtomicU64) -> Result<Option<Saved>> + Send + 'static,
+    ) -> Result<Option<Saved>> {
+        let before = self.wait()?;
         let done_bytes = Arc::<AtomicU64>::default();
         let count = Arc::clone(&done_bytes);
-        let thread = thread::Builder::new().name("checkpoint".into()).spawn(move || run(&checkpoints, retention, job, &count));
+        let thread = thread::Builder::new().name("checkpoint".into()).spawn(move || work(&count));
         let thread = thread.map_err(StoreError::io(&self.checkpoints, "start a thread to write"))?;
         self.in_flight = Some(InFlight { thread, step, bytes, done_bytes });
         Ok(before)
@@ -94,17 +135,18 @@ impl Writer {
     /// Waits for the save in flight, if any.
     pub fn wait(&mut self) -> Result<Option<Saved>> {
         let Some(save) = self.in_flight.take() else { return Ok(None) };
-        let outcome = save.thread.join().map_err(|panic| {
+        save.thread.join().map_err(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             StoreError::WriterDied { why: text.unwrap_or("it panicked").to_owned() }
-        })?;
-        outcome.map(Some)
+        })?
     }
 }
 
 impl Drop for Writer {
-    /// Lets the save in flight finish: an interrupted run still has its last checkpoint.
+    /// Lets the save in flight finish: an interrupted run still has its last checkpoint. What needs other ranks
+    /// is given up, for this one is ending.
     fn drop(&mut self) {
+        self.abandon.store(true, Ordering::SeqCst);
         let _ = self.wait();
     }
 }
@@ -115,6 +157,24 @@ fn run(checkpoints: &Path, retention: Retention, job: Job, done_bytes: &AtomicU6
     let pruned = prune(checkpoints, retention)?;
     let folder = checkpoints.join(checkpoint::folder_name(manifest.step));
     Ok(Saved { manifest, folder, pruned, took: start.elapsed(), state: job.state })
+}
+
+fn run_part(
+    checkpoints: &Path,
+    retention: Retention,
+    job: PartJob,
+    done_bytes: &AtomicU64,
+    abandon: &AtomicBool,
+) -> Result<Option<Saved>> {
+    let start = Instant::now();
+    let PartJob { site, rank, pieces, completion, .. } = job;
+    site.write(rank, &pieces, done_bytes)?;
+    drop(pieces);
+    let Some(Completion { folder, facts, ranks, timeout }) = completion else { return Ok(None) };
+    let manifest = site.complete(folder, ranks, &facts, timeout, abandon)?;
+    let pruned = prune(checkpoints, retention)?;
+    let folder = checkpoints.join(checkpoint::folder_name(manifest.step));
+    Ok(Some(Saved { manifest, folder, pruned, took: start.elapsed(), state: Vec::new() }))
 }
 
 #[cfg(test)]

@@ -7,12 +7,20 @@ use super::Trainer;
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder};
 use crate::experiment::{self, Experiment};
 use crate::ops::cuda::{Cuda, Options};
+use crate::parallel::{Exchange, Hosted, Solo, nccl, threads};
 use crate::proof::Hash;
 
 const TEXT: &str = "seed = 1\n[model]\nlayers = 3\nheads = 2\nchannels = 128\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
     [batch]\nmicro = 2\nseq_len = 64\ntokens = 2048\n[schedule]\nsteps = 8\n[device]\nkind = 'cuda'";
 
 fn setup(settings: &[&str]) -> Option<(Trainer<Cuda>, Prefetcher)> {
+    setup_rank(settings, |_| Box::new(Solo))
+}
+
+fn setup_rank(
+    settings: &[&str],
+    exchange: impl FnOnce(&mut Cuda) -> Box<dyn Exchange<Cuda>>,
+) -> Option<(Trainer<Cuda>, Prefetcher)> {
     let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
     let experiment: Experiment = experiment::load_text("t", TEXT, &settings).expect("a whole experiment").experiment;
     let kernels = &experiment.kernels;
@@ -22,7 +30,7 @@ fn setup(settings: &[&str]) -> Option<(Trainer<Cuda>, Prefetcher)> {
         cuda_graph: kernels.cuda_graph,
         ..Options::default()
     };
-    let cuda = match Cuda::open(&options) {
+    let mut cuda = match Cuda::open(&options) {
         Ok(cuda) => cuda,
         Err(error) if std::env::var_os("REQUIRE_GPU").is_some() => panic!("a GPU is required: {error}"),
         Err(_) => {
@@ -30,6 +38,8 @@ fn setup(settings: &[&str]) -> Option<(Trainer<Cuda>, Prefetcher)> {
             return None;
         }
     };
+    let exchange = exchange(&mut cuda);
+    let mut trainer = Trainer::join(cuda, &experiment, exchange).expect("a trainer");
     let tokens = (0..20_000u32).map(|i| (i * i / 7 % 257) as u16).collect();
     let data = Dataset::from_tokens("t", tokens, 257).expect("tokens");
     let plan = Plan {
@@ -37,12 +47,12 @@ fn setup(settings: &[&str]) -> Option<(Trainer<Cuda>, Prefetcher)> {
         seq_len: 64,
         micro_batch: 2,
         step_sequences: 32,
-        share: 0..32,
+        share: trainer.share(),
         overfit_single_batch: false,
         depth: 2,
     };
     let feed = Prefetcher::start(Arc::new(data), plan, 0, 0).expect("a reader");
-    Some((Trainer::new(cuda, &experiment).expect("a trainer"), feed))
+    Some((trainer, feed))
 }
 
 /// The root after each of four steps.
@@ -67,6 +77,52 @@ fn cuda_graphs_and_recomputation_change_no_bit() {
             assert_eq!(roots(&settings), Some(expected.clone()), "{settings:?}");
         }
     }
+}
+
+/// The root after each of four steps on a rank.
+fn roots_of_rank(settings: &[&str], exchange: impl FnOnce(&mut Cuda) -> Box<dyn Exchange<Cuda>>) -> Option<Vec<Hash>> {
+    let (mut trainer, mut feed) = setup_rank(settings, exchange)?;
+    let step = |_| {
+        trainer.step(&mut feed).expect("a step");
+        trainer.state_root().expect("a root")
+    };
+    Some((0..4).map(step).collect())
+}
+
+/// Ranks as threads that share one GPU, bytes through host memory. The first run leaves its GEMM plans to the
+/// others in this user's plan file, as rank 0 does by its lock in a real run.
+#[test]
+fn cuda_ranks_that_share_a_gpu_end_in_the_bits_of_one() {
+    for precision in ["precision.compute=bf16", "precision.compute=fp32", "precision.master_weights=false"] {
+        let base = [precision, "parallel.workers=4"];
+        let Some(expected) = roots(&base) else { return };
+        for (ranks, zero) in [(2, "parallel.zero=1"), (4, "parallel.zero=1"), (2, "parallel.zero=0")] {
+            let settings = [&base[..], &[zero]].concat();
+            let ends = threads::run(ranks, |link| roots_of_rank(&settings, |_| Box::new(Hosted(link))));
+            for end in ends {
+                assert_eq!(end.as_ref(), Some(&expected), "{ranks} ranks, {settings:?}");
+            }
+        }
+    }
+}
+
+/// One rank goes through everything that many do: the group, its first exchange, shards, chunks of the norm.
+#[test]
+fn nccl_with_one_rank_ends_in_the_bits_of_none() {
+    let base = ["parallel.workers=4"];
+    let Some(expected) = roots(&base) else { return };
+    if let Err(why) = crate::ops::cuda::nccl::version() {
+        assert!(std::env::var_os("REQUIRE_GPU").is_none(), "NCCL is required: {why}");
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let link = threads::links(1, std::time::Duration::from_secs(60)).pop().expect("one");
+    let joined = |cuda: &mut Cuda| {
+        let (exchange, how) = nccl::join(cuda, link).expect("a group of one");
+        assert_eq!(how, "by NCCL");
+        exchange
+    };
+    assert_eq!(roots_of_rank(&base, joined), Some(expected));
 }
 
 #[test]

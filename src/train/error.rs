@@ -10,6 +10,13 @@ pub enum TrainError {
     Device(#[from] DeviceError),
     #[error(transparent)]
     Data(#[from] DataError),
+    #[error(transparent)]
+    Exchange(#[from] crate::parallel::ExchangeError),
+    /// Ranks that must hold the same do not.
+    #[error(
+        "after step {step} the ranks differ in weights or counters: {differing}\n  hint: suspect that machine; the last checkpoint is whole, `runner resume` without it"
+    )]
+    RanksDiffer { step: u64, differing: String },
     /// A saved state that this experiment cannot take.
     #[error("the saved tensor `{tensor}` {problem}")]
     State { tensor: String, problem: String },

@@ -5,6 +5,8 @@
 mod cuda_tests;
 mod error;
 pub mod events;
+#[cfg(test)]
+mod ranks_tests;
 mod replay;
 pub mod run;
 mod state;

@@ -1,6 +1,9 @@
 //! The loop around the optimizer step: evaluate, step, record, save, until the last step, a request to
 //! stop, or divergence.
 //!
+//! Of several ranks every one goes through the same loop and sees the same numbers. All measure and sample, so
+//! that none waits for another; rank 0 alone keeps records, and checkpoints are written by all.
+//!
 //! The order within one turn of the loop is fixed: what is evaluated or sampled at step `s` reads the
 //! weights before step `s`. Nothing in this file changes what a step computes; evaluation, samples,
 //! hashing and checkpoints may come and go without changing a bit of the training state.
@@ -19,12 +22,15 @@ use crate::generate::{Sampling, generate};
 use crate::model::flops::flops_per_token;
 use crate::ops::Ops;
 use crate::optim::Verdict;
+use crate::parallel::exchange;
 use crate::proof::{self, Entry, Hash, Ledger};
 use crate::rng::Key;
+use crate::store::checkpoint::folder_name;
 use crate::store::main_log::MainLogWriter;
 use crate::store::metrics::{self, MetricsRow, MetricsWriter};
 use crate::store::tensorboard::EventWriter;
-use crate::store::{Facts, Job, RunPaths, Saved, Saving, Writer, newest_whole};
+use crate::store::writer::{Completion, PartJob};
+use crate::store::{Facts, Job, Loaded, RunPaths, Saved, Saving, Site, Writer, load_some, newest_whole};
 
 /// A run with everything open: what [`Run::finish`] turns into a trained model.
 pub struct Run<O: Ops> {
@@ -34,7 +40,10 @@ pub struct Run<O: Ops> {
     pub validation: Option<ValidationSet>,
     pub hellaswag: Option<TaskSet>,
     pub tokenizer: Tokenizer,
-    pub records: Records,
+    pub paths: RunPaths,
+    pub writer: Writer,
+    /// Rank 0's.
+    pub records: Option<Records>,
     /// Set by a signal: finish the step, save, stop.
     pub stop: Arc<AtomicBool>,
     /// The device's peak rate at the experiment's precision, where it is known.
@@ -49,7 +58,6 @@ pub struct Records {
     pub main_log: MainLogWriter,
     /// For TensorBoard, when that is wanted.
     pub tensorboard: Option<EventWriter>,
-    pub writer: Writer,
     /// What the bits depend on, for the manifest of each checkpoint.
     pub numerics: std::collections::BTreeMap<String, String>,
     /// What has happened since the last step, for the next step's row and entry.
@@ -80,6 +88,13 @@ impl Records {
             events.append(row)?;
         }
         Ok(self.main_log.append(row)?)
+    }
+
+    /// Returns when rows and entries are on the disk.
+    fn sync(&self) -> Result<(), RunError> {
+        self.ledger.sync()?;
+        self.metrics.sync()?;
+        Ok(self.main_log.sync()?)
     }
 
     fn write_parquet(&self) -> Result<(), RunError> {
@@ -119,7 +134,7 @@ pub enum Outcome {
 
 impl<O: Ops> Run<O> {
     /// Trains from where the trainer stands to the end.
-    pub fn finish(mut self, out: &mut dyn Listener) -> Result<Outcome, RunError> {
+    pub fn finish(&mut self, out: &mut dyn Listener) -> Result<Outcome, RunError> {
         let started = Instant::now();
         let steps = self.experiment.schedule.steps;
         out.on(&Event::Began { step: self.trainer.progress().step, steps });
@@ -130,10 +145,10 @@ impl<O: Ops> Run<O> {
             let measured = Measured { val_loss: self.evaluate(step, out)?, hellaswag: self.hellaswag(step, out)? };
             self.sample(step, out)?;
             if step == steps {
-                if measured.any() {
+                if let Some(records) = self.records.as_mut().filter(|_| measured.any()) {
                     let mut row = MetricsRow::new(step, step * self.experiment.batch.tokens, metrics::Action::Evaluate);
                     measured.write(&mut row);
-                    self.records.append(&row)?;
+                    records.append(&row)?;
                 }
                 break;
             }
@@ -156,7 +171,7 @@ impl<O: Ops> Run<O> {
                 }
                 continue;
             }
-            let stop = self.stop.load(Ordering::SeqCst);
+            let stop = self.agree_to_stop()?;
             if stop || due(self.experiment.checkpoint.every, step + 1, steps) {
                 self.checkpoint(root, out)?;
             }
@@ -178,9 +193,13 @@ impl<O: Ops> Run<O> {
     fn step(&mut self, step: u64) -> Result<StepReport, RunError> {
         let every = self.experiment.proof.replay_every;
         if every == 0 || !(step + 1).is_multiple_of(every) {
-            return self.trainer.step(&mut self.feed).map_err(|error| RunError::Step { step, error });
+            return self.trainer.step(&mut self.feed).map_err(|error| match error {
+                // It names the step, and another rank's failure is none of this step's.
+                TrainError::Exchange(_) => error.into(),
+                error => RunError::Step { step, error },
+            });
         }
-        replay::twice(&mut self.trainer, &mut self.feed, &self.records.paths, |trainer, feed| trainer.step(feed))
+        replay::twice(&mut self.trainer, &mut self.feed, &self.paths, |trainer, feed| trainer.step(feed))
     }
 
     /// Validation loss, when it is due before `step`.
@@ -189,12 +208,11 @@ impl<O: Ops> Run<O> {
         else {
             return Ok(None);
         };
-        let (ops, model, losses) = self.trainer.for_evaluation();
+        let (ops, model, losses, link) = self.trainer.for_evaluation();
         let sequences = set.sequences();
         let what = "validating";
-        let val_loss =
-            eval::validation_loss(ops, model, losses, set, |done| out.on(&Event::Evaluating { what, done, sequences }))
-                .map_err(TrainError::from)?;
+        let progress = |done| out.on(&Event::Evaluating { what, done, sequences });
+        let val_loss = eval::validation_loss_of_ranks(ops, model, losses, link, set, progress)?;
         out.on(&Event::Evaluated { step, val_loss, val_tokens: set.tokens() });
         Ok(Some(val_loss))
     }
@@ -205,10 +223,10 @@ impl<O: Ops> Run<O> {
         else {
             return Ok(None);
         };
-        let (ops, model, losses) = self.trainer.for_evaluation();
+        let (ops, model, losses, link) = self.trainer.for_evaluation();
         let what = "HellaSwag";
-        let scores =
-            eval::hellaswag(ops, model, losses, set, |done, sequences| out.on(&Event::Evaluating { what, done, sequences }))?;
+        let progress = |done, sequences| out.on(&Event::Evaluating { what, done, sequences });
+        let scores = eval::hellaswag(ops, model, losses, link, set, progress)?;
         out.on(&Event::HellaSwag { step, scores });
         Ok(Some(scores))
     }
@@ -237,8 +255,10 @@ impl<O: Ops> Run<O> {
         })
         .map_err(TrainError::from)?;
         text.push_str(&characters.finish());
-        let path = self.records.paths.samples().join(format!("step_{step:08}.txt"));
-        crate::store::atomic::write(&path, format!("{}{text}\n", sample.prompt).as_bytes())?;
+        if self.records.is_some() {
+            let path = self.paths.samples().join(format!("step_{step:08}.txt"));
+            crate::store::atomic::write(&path, format!("{}{text}\n", sample.prompt).as_bytes())?;
+        }
         out.on(&Event::Sampled { step, prompt: sample.prompt.clone(), text });
         Ok(())
     }
@@ -252,14 +272,15 @@ impl<O: Ops> Run<O> {
         seconds: f64,
         out: &mut dyn Listener,
     ) -> Result<(), RunError> {
+        let Some(records) = &mut self.records else { return Ok(()) };
         let tokens_per_s = self.experiment.batch.tokens as f64 / seconds;
         let mfu = self
             .peak_flops
             .map(|peak| tokens_per_s * flops_per_token(&self.experiment.model, self.experiment.batch.seq_len) / peak);
         let tokens = (report.step + 1) * self.experiment.batch.tokens;
-        let pending = std::mem::take(&mut self.records.pending);
+        let pending = std::mem::take(&mut records.pending);
         let words = pending.words();
-        self.records.ledger.append(&ledger_entry(report, tokens, root, pending.changes))?;
+        records.ledger.append(&ledger_entry(report, tokens, root, pending.changes))?;
         let mut row = MetricsRow::new(report.step, tokens, metrics_action(report.verdict));
         row.loss = Some(report.loss);
         row.grad_norm = Some(report.grad_norm);
@@ -271,7 +292,7 @@ impl<O: Ops> Run<O> {
         row.step_ms = Some(seconds * 1e3);
         row.tokens_per_s = Some(tokens_per_s);
         row.mfu = mfu;
-        self.records.append(&row)?;
+        records.append(&row)?;
         out.on(&Event::Stepped {
             report: report.clone(),
             steps: self.experiment.schedule.steps,
@@ -283,36 +304,66 @@ impl<O: Ops> Run<O> {
         Ok(())
     }
 
+    /// Whether any rank has been asked to stop: then all do, after the same step.
+    fn agree_to_stop(&mut self) -> Result<bool, RunError> {
+        let asked = vec![u8::from(self.stop.load(Ordering::SeqCst))];
+        let all = exchange::all_gather(self.trainer.link(), "the question whether to stop", asked).map_err(TrainError::from)?;
+        Ok(all.iter().flatten().any(|&asked| asked != 0))
+    }
+
     /// Copies the state and hands it to the writer.
     fn checkpoint(&mut self, root: Option<Hash>, out: &mut dyn Listener) -> Result<(), RunError> {
-        // Rows and entries up to a checkpoint are on disk before it is: a resume finds no gap.
-        self.records.ledger.sync()?;
-        self.records.metrics.sync()?;
-        self.records.main_log.sync()?;
+        // One snapshot at a time: the memory of the last one must be free before the next is taken.
+        let before = self.writer.wait()?;
+        announce(before, out);
         let progress = self.trainer.progress();
-        let facts = Facts {
+        let facts = self.records.as_ref().map(|records| Facts {
             experiment: self.experiment.name.clone(),
             step: progress.step,
             tokens: progress.step * self.experiment.batch.tokens,
             updates: progress.updates,
-            ledger: self.records.ledger.head(),
-            numerics: self.records.numerics.clone(),
+            ledger: records.ledger.head(),
+            numerics: records.numerics.clone(),
             created_by: concat!("runner ", env!("CARGO_PKG_VERSION")).into(),
             state_root: root,
+        });
+        if let Some(records) = &self.records {
+            // Rows and entries up to a checkpoint are on disk before it is: a resume finds no gap.
+            records.sync()?;
+        }
+        match (self.trainer.link().size(), facts) {
+            (1, Some(facts)) => {
+                let state = self.trainer.state()?;
+                self.writer.submit(Job { state, facts })?;
+            }
+            (_, facts) => self.checkpoint_part(facts)?,
+        }
+        if let Some(records) = &self.records {
+            records.write_parquet()?;
+        }
+        Ok(())
+    }
+
+    /// This rank's part of a checkpoint that all write; rank 0 has the facts.
+    fn checkpoint_part(&mut self, facts: Option<Facts>) -> Result<(), RunError> {
+        let (rank, ranks) = (self.trainer.link().rank(), self.trainer.link().size());
+        let site = Site::new(&self.paths.checkpoints(), self.trainer.progress().step, &self.trainer.state_infos())?;
+        let timeout = Duration::from_secs(self.experiment.parallel.timeout_s);
+        let completion = match facts {
+            Some(facts) => Some(Completion { folder: site.prepare()?, facts, ranks, timeout }),
+            None => None,
         };
-        // One snapshot at a time: the memory of the last one must be free before the next is taken.
-        let before = self.records.writer.wait()?;
-        announce(before, out);
-        let state = self.trainer.state()?;
-        self.records.writer.submit(Job { state, facts })?;
-        self.records.write_parquet()?;
+        exchange::barrier(self.trainer.link(), "the start of a checkpoint").map_err(TrainError::from)?;
+        let pieces = self.trainer.read_pieces()?;
+        let step = self.trainer.progress().step;
+        self.writer.submit_part(PartJob { site, step, rank, pieces, completion })?;
         Ok(())
     }
 
     fn announce_saved(&mut self, out: &mut dyn Listener) -> Result<(), RunError> {
-        let saved = self.records.writer.poll()?;
+        let saved = self.writer.poll()?;
         if saved.is_none()
-            && let Some(saving) = self.records.writer.saving()
+            && let Some(saving) = self.writer.saving()
         {
             out.on(&saving_event(saving));
         }
@@ -320,17 +371,34 @@ impl<O: Ops> Run<O> {
         Ok(())
     }
 
-    /// Waits until everything is on disk.
+    /// Waits until everything is on disk, on all ranks.
     fn settle(&mut self, out: &mut dyn Listener) -> Result<(), RunError> {
-        while let Some(saving) = self.records.writer.saving() {
+        while let Some(saving) = self.writer.saving() {
             out.on(&saving_event(saving));
             std::thread::sleep(Duration::from_millis(20));
         }
-        let saved = self.records.writer.wait()?;
+        let saved = self.writer.wait()?;
         announce(saved, out);
-        self.records.ledger.sync()?;
-        self.records.write_parquet()?;
+        if let Some(records) = &self.records {
+            records.sync()?;
+            records.write_parquet()?;
+        }
+        exchange::barrier(self.trainer.link(), "the end of a checkpoint").map_err(TrainError::from)?;
         Ok(())
+    }
+
+    /// The newest whole checkpoint: rank 0 looks for it, the others load what they need of the same.
+    fn newest_checkpoint(&mut self) -> Result<Option<Loaded>, RunError> {
+        const NONE: u64 = u64::MAX;
+        let checkpoints = self.paths.checkpoints();
+        let found = if self.records.is_some() { newest_whole(&checkpoints)?.0 } else { None };
+        let step = found.as_ref().map_or(NONE, |(manifest, _)| manifest.step).to_le_bytes().to_vec();
+        let step = exchange::broadcast(self.trainer.link(), "the choice of a checkpoint", step).map_err(TrainError::from)?;
+        let step = step.try_into().map_or(NONE, u64::from_le_bytes);
+        if found.is_some() || step == NONE {
+            return Ok(found);
+        }
+        Ok(Some(load_some(&checkpoints.join(folder_name(step)), |name| self.trainer.needs(name))?))
     }
 
     /// Goes back to the newest whole checkpoint and moves the stream of samples past what was read,
@@ -340,20 +408,21 @@ impl<O: Ops> Run<O> {
             return Ok(None);
         }
         self.settle(out)?;
-        let (found, _) = newest_whole(&self.records.paths.checkpoints())?;
-        let Some((manifest, state)) = found.filter(|(manifest, _)| Some(manifest.step) != rewound_to) else {
+        let Some((manifest, state)) = self.newest_checkpoint()?.filter(|(manifest, _)| Some(manifest.step) != rewound_to) else {
             return Ok(None);
         };
         self.trainer.restore(state)?;
         let behind = (step + 1 - manifest.step) * self.experiment.sequences_per_step();
         self.trainer.skip_data(behind);
         self.feed.seek(manifest.step, self.trainer.progress().data_offset).map_err(TrainError::from)?;
-        self.records.ledger.truncate_to(manifest.ledger.size)?;
-        self.records.pending.changes.push(proof::entry::rewind_event(step, manifest.step));
-        self.records.metrics = MetricsWriter::resume(self.records.paths.folder(), manifest.step)?;
-        self.records.main_log = MainLogWriter::resume(self.records.paths.folder(), manifest.step)?;
-        if let Some(events) = &mut self.records.tensorboard {
-            *events = EventWriter::resume(&self.records.paths.tensorboard(), manifest.step)?;
+        if let Some(records) = &mut self.records {
+            records.ledger.truncate_to(manifest.ledger.size)?;
+            records.pending.changes.push(proof::entry::rewind_event(step, manifest.step));
+            records.metrics = MetricsWriter::resume(self.paths.folder(), manifest.step)?;
+            records.main_log = MainLogWriter::resume(self.paths.folder(), manifest.step)?;
+            if let Some(events) = &mut records.tensorboard {
+                *events = EventWriter::resume(&self.paths.tensorboard(), manifest.step)?;
+            }
         }
         out.on(&Event::Rewound { from_step: step, to_step: manifest.step });
         Ok(Some(manifest.step))

@@ -1,8 +1,15 @@
-//! One model in training on one device, and what a single optimizer step does to it.
+//! One model in training on one rank's device, and what a single optimizer step does to it.
 //!
 //! A step is organised by virtual workers: each folds its micro-batches into f32 gradients, the tree
 //! of [`crate::parallel`] adds the workers, and then the host looks once: at the losses and at the
 //! gradient norm, to let the guards decide whether AdamW runs.
+//!
+//! Of N ranks each runs V/N neighbouring workers. Then gradients are exchanged along the tree's upper levels,
+//! and losses gathered in the stream's order, so that every rank judges by the same numbers. With
+//! `parallel.zero = 1` a rank keeps moments and masters of its shard alone, updates that, and the new weights
+//! are gathered; with 0 the sums are gathered and everyone updates everything. Neither changes a bit.
+
+use std::ops::Range;
 
 use super::TrainError;
 use crate::data::Prefetcher;
@@ -13,18 +20,29 @@ use crate::model::init::initial_values;
 use crate::model::{Decoder, Gpt2, ParamSpec, Weights};
 use crate::ops::{Dtype, Ops, ParamSlot, Result, Role, Rows, Write};
 use crate::optim::{Guards, Verdict, adamw_scalars, learning_rate};
-use crate::parallel::GradientTree;
+use crate::parallel::exchange::all_gather;
+use crate::parallel::{Exchange, ExchangeError, GradientTree, Link, Piece, Shards, Solo, reduce};
 
 /// Everything that training needs on a device, and the host state that the next step reads.
 pub struct Trainer<O: Ops> {
     pub ops: O,
     pub model: Gpt2<O>,
-    pub(super) adam_m: Weights<O::Buf>,
-    pub(super) adam_v: Weights<O::Buf>,
+    pub(super) exchange: Box<dyn Exchange<O>>,
+    pub(super) shards: Shards,
+    /// The parts of the tensors whose moments and masters are kept here, in the model's order: all of
+    /// them, or this rank's shard.
+    pub(super) kept: Vec<Piece>,
+    /// Whether `kept` is a shard, and sums and weights are exchanged as such.
+    pub(super) sharded: bool,
+    /// One for each of `kept`.
+    pub(super) adam_m: Vec<O::Buf>,
+    pub(super) adam_v: Vec<O::Buf>,
     /// fp32 masters, where parameters are narrower and masters are wanted.
-    pub(super) masters: Option<Weights<O::Buf>>,
+    pub(super) masters: Option<Vec<O::Buf>>,
     grads: Weights<O::Buf>,
     tree: GradientTree<O>,
+    /// Gradients on their way in; none where there is no other rank.
+    received: Option<O::Buf>,
     /// Losses of every token of a step, in the order of the stream.
     losses: O::Buf,
     host_losses: Vec<f32>,
@@ -64,18 +82,32 @@ pub struct StepReport {
 pub type ForSampling<'a, O> = (&'a mut O, &'a Weights<<O as Ops>::Buf>, &'a mut Decoder<O>);
 
 impl<O: Ops> Trainer<O> {
-    /// Allocates everything and initialises the weights from the experiment's seed.
-    pub fn new(mut ops: O, experiment: &Experiment) -> Result<Trainer<O>> {
+    /// A trainer that is the only rank; see [`Trainer::join`].
+    pub fn new(ops: O, experiment: &Experiment) -> Result<Trainer<O>> {
+        Trainer::join(ops, experiment, Box::new(Solo))
+    }
+
+    /// Allocates everything and initialises the weights from the experiment's seed. The number of ranks
+    /// divides `parallel.workers`.
+    pub fn join(mut ops: O, experiment: &Experiment, mut exchange: Box<dyn Exchange<O>>) -> Result<Trainer<O>> {
+        let (rank, ranks) = (exchange.link().rank(), exchange.link().size());
+        let sharded = experiment.parallel.zero >= 1 && !exchange.alone();
         let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
         let model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
         let fp32 = |ops: &mut O| model.specs.try_map(|spec| ops.alloc(Role::F32, spec.len));
-        let (grads, adam_m, adam_v) = (fp32(&mut ops)?, fp32(&mut ops)?, fp32(&mut ops)?);
+        let grads = fp32(&mut ops)?;
+        let shards = Shards::new(&model.specs, ops.chunk(), ranks);
+        let kept = if sharded { shards.owned(rank) } else { shards.whole() };
+        let parts = |ops: &mut O| kept.iter().map(|piece| ops.alloc(Role::F32, piece.len)).collect::<Result<Vec<_>>>();
+        let (adam_m, adam_v) = (parts(&mut ops)?, parts(&mut ops)?);
         let masters = if ops.dtype(Role::Param) != Dtype::F32 && experiment.precision.master_weights {
-            Some(fp32(&mut ops)?)
+            Some(parts(&mut ops)?)
         } else {
             None
         };
-        let tree = GradientTree::new(&mut ops, experiment.parallel.workers, &model.specs)?;
+        let tree = GradientTree::new(&mut ops, experiment.parallel.workers / ranks, &model.specs)?;
+        let half = Some(shards.largest_half()).filter(|_| ranks > 1);
+        let received = half.map(|len| ops.alloc(Role::F32, len)).transpose()?;
         let step_tokens = experiment.batch.tokens as usize;
         let decoder = experiment.sample_positions().map(|positions| Room { streams: 1, positions });
         let decoder = decoder.map(|room| Decoder::new(&mut ops, &experiment.model, room)).transpose()?;
@@ -87,11 +119,16 @@ impl<O: Ops> Trainer<O> {
             experiment: experiment.clone(),
             ops,
             model,
-            grads,
+            exchange,
+            shards,
+            kept,
+            sharded,
             adam_m,
             adam_v,
             masters,
+            grads,
             tree,
+            received,
         };
         trainer.start_from(|spec| initial_values(spec, experiment.seed))?;
         Ok(trainer)
@@ -100,15 +137,29 @@ impl<O: Ops> Trainer<O> {
     /// Puts `values` of each tensor, padding left out or zero, in place of the weights and their masters: where
     /// training starts, before its first step.
     pub fn start_from(&mut self, mut values: impl FnMut(&ParamSpec) -> Vec<f32>) -> Result<()> {
-        let mut masters = self.masters.as_mut().map(Weights::iter_mut);
-        for (spec, param) in self.model.specs.iter().zip(self.model.params.iter_mut()) {
+        let masters = self.masters.iter_mut().flatten();
+        let mut kept = self.kept.iter().zip(masters).peekable();
+        for (tensor, (spec, param)) in self.model.specs.iter().zip(self.model.params.iter_mut()).enumerate() {
             let values = values(spec);
             self.ops.upload(param, &values)?;
-            if let Some(master) = masters.as_mut().and_then(Iterator::next) {
-                self.ops.upload(master, &values)?;
+            if let Some((piece, master)) = kept.next_if(|(piece, _)| piece.tensor == tensor) {
+                let part = piece.start.min(values.len())..piece.end().min(values.len());
+                self.ops.upload(master, &values[part])?;
             }
         }
         Ok(())
+    }
+
+    /// The lines to the other ranks.
+    pub fn link(&mut self) -> &mut dyn Link {
+        self.exchange.link()
+    }
+
+    /// The sequences of each step that this rank reads: those of its workers.
+    pub fn share(&mut self) -> Range<u64> {
+        let (rank, ranks) = (self.link().rank() as u64, self.link().size() as u64);
+        let sequences = self.experiment.sequences_per_step() / ranks;
+        rank * sequences..(rank + 1) * sequences
     }
 
     /// Where training stands.
@@ -116,9 +167,10 @@ impl<O: Ops> Trainer<O> {
         &self.progress
     }
 
-    /// Device, model and a buffer for losses, for work that leaves the training state alone.
-    pub fn for_evaluation(&mut self) -> (&mut O, &mut Gpt2<O>, &mut O::Buf) {
-        (&mut self.ops, &mut self.model, &mut self.losses)
+    /// Device, model, a buffer for losses and the lines to other ranks, for work that leaves the training
+    /// state alone.
+    pub fn for_evaluation(&mut self) -> (&mut O, &mut Gpt2<O>, &mut O::Buf, &mut dyn Link) {
+        (&mut self.ops, &mut self.model, &mut self.losses, self.exchange.link())
     }
 
     /// Device, weights and room for a text, for samples, which leave the training state alone. None where
@@ -132,12 +184,14 @@ impl<O: Ops> Trainer<O> {
         self.progress.data_offset += sequences;
     }
 
-    /// One optimizer step on the next sequences of `feed`.
+    /// One optimizer step on the next sequences of `feed`, which reads this rank's [`Trainer::share`].
     pub fn step(&mut self, feed: &mut Prefetcher) -> Result<StepReport, TrainError> {
+        let step = self.progress.step;
+        self.exchange.link().mark(step);
         self.gradients(feed)?;
+        self.sum_over_ranks()?;
         let loss = self.mean_loss()?;
         let grad_norm = self.grad_norm()?;
-        let step = self.progress.step;
         let rate = learning_rate(&self.experiment.schedule, step);
         let judged = self.progress.guards.judge(loss, grad_norm);
         if judged.verdict == Verdict::Update {
@@ -155,12 +209,14 @@ impl<O: Ops> Trainer<O> {
         })
     }
 
-    /// Gradients of the mean loss over the step's tokens, left in `grads`; token losses in `losses`.
+    /// This rank's part of the gradients of the mean loss over the step's tokens, left in `grads`, and of
+    /// the token losses, in their place in `losses`.
     fn gradients(&mut self, feed: &mut Prefetcher) -> Result<(), TrainError> {
         let rows = self.model.capacity();
         let scale = (1.0 / self.experiment.batch.tokens as f64) as f32;
-        let mut losses_at = 0;
-        for worker in 0..self.experiment.parallel.workers {
+        let (rank, ranks) = (self.exchange.link().rank(), self.exchange.link().size());
+        let mut losses_at = rank * (self.host_losses.len() / ranks);
+        for worker in 0..self.experiment.parallel.workers / ranks {
             for micro_step in 0..self.experiment.micro_steps_per_worker() {
                 let batch = feed.next()?;
                 let micro = MicroBatch { inputs: &batch.inputs, targets: &batch.targets, rows, losses_at };
@@ -174,19 +230,48 @@ impl<O: Ops> Trainer<O> {
         Ok(())
     }
 
+    /// The upper levels of the tree over workers, and every rank's losses to all.
+    fn sum_over_ranks(&mut self) -> Result<(), ExchangeError> {
+        let Trainer { exchange, ops, shards, grads, received, losses, .. } = self;
+        let Some(received) = received else { return Ok(()) };
+        reduce::scatter_sum(&mut **exchange, ops, shards, grads, received)?;
+        if !self.sharded {
+            reduce::gather(&mut **exchange, ops, shards, "the gathering of gradients", grads, Dtype::F32.size())?;
+        }
+        let block = self.host_losses.len() / shards.ranks() * Dtype::F32.size();
+        reduce::gather_blocks(&mut **exchange, ops, "the gathering of losses", losses, block)
+    }
+
     fn mean_loss(&mut self) -> Result<f64> {
         self.ops.download(&self.losses, &mut self.host_losses)?;
         Ok(mean(&self.host_losses))
     }
 
     /// Square root of the tensors' sums of squares, added in the model's order.
-    fn grad_norm(&mut self) -> Result<f64> {
+    fn grad_norm(&mut self) -> Result<f64, TrainError> {
         let bufs: Vec<&O::Buf> = self.grads.iter().collect();
-        let squares = self.ops.sum_squares(&bufs)?;
+        let squares = if self.sharded { self.squares_of_shards()? } else { self.ops.sum_squares(&bufs)? };
         Ok(libm::sqrt(squares.iter().sum::<f64>()))
     }
 
-    fn update(&mut self, rate: f64, grad_norm: f64) -> Result<()> {
+    /// Each tensor's sum of squares: those of this rank's chunks go to all ranks, and every rank adds all
+    /// chunks in their order.
+    fn squares_of_shards(&mut self) -> Result<Vec<f64>, TrainError> {
+        let bufs: Vec<&O::Buf> = self.grads.iter().collect();
+        let parts: Vec<(&O::Buf, Range<usize>)> = self.kept.iter().map(|piece| (bufs[piece.tensor], piece.range())).collect();
+        let mine = self.ops.chunk_squares(&parts)?;
+        let bytes = mine.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+        let all = all_gather(self.exchange.link(), "the gradient norm", bytes)?;
+        let mut sums: Vec<_> =
+            all.iter().map(|bytes| bytes.as_chunks::<8>().0.iter().map(|sum| f64::from_le_bytes(*sum))).collect();
+        let mut chunks = vec![Vec::new(); bufs.len()];
+        for (rank, piece) in self.shards.all() {
+            chunks[piece.tensor].extend(sums[*rank].by_ref().take(piece.len.div_ceil(self.ops.chunk())));
+        }
+        Ok(chunks.iter().map(|chunks| self.ops.fold_squares(chunks)).collect())
+    }
+
+    fn update(&mut self, rate: f64, grad_norm: f64) -> Result<(), TrainError> {
         self.progress.updates += 1;
         let Progress { step, updates, .. } = self.progress;
         let scalars = adamw_scalars(&self.experiment.optimizer, rate, updates, grad_norm, self.experiment.seed, step);
@@ -196,21 +281,24 @@ impl<O: Ops> Trainer<O> {
             None => Box::new(std::iter::repeat_with(|| None)),
         };
         let moments = self.adam_m.iter_mut().zip(self.adam_v.iter_mut());
+        let mut kept = self.kept.iter().zip(moments).zip(masters).peekable();
         let tensors = self.model.specs.iter().zip(self.model.params.iter_mut()).zip(self.grads.iter());
-        let mut slots: Vec<ParamSlot<'_, O>> = tensors
-            .zip(moments)
-            .zip(masters)
-            .map(|((((spec, param), grad), (adam_m, adam_v)), master)| ParamSlot {
-                id: spec.id,
-                param,
-                master,
-                grad,
-                adam_m,
-                adam_v,
-                weight_decay: if spec.decay { decay } else { 0.0 },
-            })
-            .collect();
-        self.ops.adamw(&mut slots, &scalars)
+        let mut slots: Vec<ParamSlot<'_, O>> = Vec::with_capacity(self.kept.len());
+        for (tensor, ((spec, param), grad)) in tensors.enumerate() {
+            // At most one piece of each tensor is kept here.
+            let Some(((piece, (adam_m, adam_v)), master)) = kept.next_if(|((piece, _), _)| piece.tensor == tensor) else {
+                continue;
+            };
+            let weight_decay = if spec.decay { decay } else { 0.0 };
+            slots.push(ParamSlot { id: spec.id, at: piece.start, param, master, grad, adam_m, adam_v, weight_decay });
+        }
+        self.ops.adamw(&mut slots, &scalars)?;
+        if self.sharded {
+            let size = self.ops.dtype(Role::Param).size();
+            let Trainer { exchange, ops, shards, model, .. } = self;
+            reduce::gather(&mut **exchange, ops, shards, "the gathering of weights", &mut model.params, size)?;
+        }
+        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@ mod init;
 mod lock;
 mod look;
 mod pytorch;
+mod ranks;
 mod report;
 mod resume;
 mod slsa;

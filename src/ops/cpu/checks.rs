@@ -36,8 +36,8 @@ pub fn indices<'a>(operation: &'static str, what: &str, ids: &'a Ids, len: usize
 }
 
 /// Bytes of a transfer make whole floats.
-pub fn whole_floats(operation: &'static str, rest: &[u8]) -> Result<()> {
-    if rest.is_empty() { Ok(()) } else { Err(failed(operation, format!("{} bytes are left over, an element has 4", rest.len()))) }
+pub fn whole_floats(operation: &'static str, rest: usize) -> Result<()> {
+    if rest == 0 { Ok(()) } else { Err(failed(operation, format!("{rest} bytes are left over, an element has 4"))) }
 }
 
 /// A transfer between buffers of different lengths is a bug of the caller.

@@ -28,6 +28,8 @@ mod simd;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use super::{AdamW, DeviceError, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write};
 use crate::experiment::Device;
 pub use buffer::Buffer;
@@ -156,20 +158,23 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn read_bytes(&mut self, src: &Buffer, dst: &mut [u8]) -> Result<()> {
+    fn read_at(&mut self, src: &Buffer, at: usize, dst: &mut [u8]) -> Result<()> {
+        const OP: &str = "read_at";
         let (floats, rest) = dst.as_chunks_mut::<4>();
-        whole_floats("read_bytes", rest)?;
-        let stored = view("read_bytes", "src", src, floats.len())?;
+        whole_floats(OP, at % 4 + rest.len())?;
+        let stored = &view(OP, "src", src, at / 4 + floats.len())?[at / 4..];
         for (to, from) in floats.iter_mut().zip(stored) {
             *to = from.to_le_bytes();
         }
         Ok(())
     }
 
-    fn write_bytes(&mut self, dst: &mut Buffer, src: &[u8]) -> Result<()> {
+    fn write_at(&mut self, dst: &mut Buffer, at: usize, src: &[u8]) -> Result<()> {
+        const OP: &str = "write_at";
         let (floats, rest) = src.as_chunks::<4>();
-        whole_floats("write_bytes", rest)?;
-        for (to, from) in view_mut("write_bytes", "dst", dst, floats.len())?.iter_mut().zip(floats) {
+        whole_floats(OP, at % 4 + rest.len())?;
+        let stored = &mut view_mut(OP, "dst", dst, at / 4 + floats.len())?[at / 4..];
+        for (to, from) in stored.iter_mut().zip(floats) {
             *to = f32::from_le_bytes(*from);
         }
         Ok(())
@@ -574,14 +579,32 @@ impl Ops for Cpu {
         Ok(bufs.iter().map(|buf| optimizer::sum_squares(&self.engine, buf.as_slice())).collect())
     }
 
+    fn chunk(&self) -> usize {
+        optimizer::CHUNK
+    }
+
+    fn chunk_squares(&mut self, parts: &[(&Buffer, Range<usize>)]) -> Result<Vec<f64>> {
+        let mut sums = Vec::new();
+        for (buf, part) in parts {
+            let data = view("chunk_squares", "part", buf, part.end)?;
+            sums.extend(optimizer::chunk_squares(&self.engine, &data[part.start..]));
+        }
+        Ok(sums)
+    }
+
+    fn fold_squares(&self, chunks: &[f64]) -> f64 {
+        optimizer::fold_squares(chunks)
+    }
+
     fn adamw(&mut self, slots: &mut [ParamSlot<'_, Cpu>], update: &AdamW) -> Result<()> {
+        const OP: &str = "adamw";
         for slot in slots {
-            let len = slot.param.len();
-            for other in
-                [Some(slot.grad.len()), Some(slot.adam_m.len()), Some(slot.adam_v.len()), slot.master.as_ref().map(|m| m.len())]
-            {
-                same_len("adamw", other.unwrap_or(len), len)?;
+            let len = slot.adam_m.len();
+            for other in [Some(slot.adam_v.len()), slot.master.as_ref().map(|m| m.len())] {
+                same_len(OP, other.unwrap_or(len), len)?;
             }
+            view(OP, "param", slot.param, slot.at + len)?;
+            view(OP, "grad", slot.grad, slot.at + len)?;
             optimizer::adamw(&self.engine, slot, update);
         }
         Ok(())
@@ -590,6 +613,13 @@ impl Ops for Cpu {
     fn add(&mut self, dst: &mut Buffer, src: &Buffer) -> Result<()> {
         same_len("add", src.len(), dst.len())?;
         optimizer::accumulate(&self.engine, dst.as_mut_slice(), src.as_slice());
+        Ok(())
+    }
+
+    fn add_part(&mut self, dst: &mut Buffer, at: usize, src: &Buffer, from: usize, len: usize) -> Result<()> {
+        const OP: &str = "add_part";
+        let src = &view(OP, "src", src, from + len)?[from..];
+        optimizer::accumulate(&self.engine, &mut view_mut(OP, "dst", dst, at + len)?[at..], src);
         Ok(())
     }
 }

@@ -17,9 +17,17 @@ const LANES: usize = 16;
 /// that are added as a balanced tree; the chunks are added in order. A square of an f32 is exact in
 /// f64, so only the additions round.
 pub fn sum_squares(engine: &Engine, data: &[f32]) -> f64 {
-    let partial: Vec<f64> =
-        engine.install(|| data.par_chunks(CHUNK).map(|chunk| vectorize!(engine.isa, |_| sum_squares_chunk(chunk))).collect());
-    partial.into_iter().fold(0.0, |total, chunk| total + chunk)
+    fold_squares(&chunk_squares(engine, data))
+}
+
+/// The sum of squares of each chunk.
+pub fn chunk_squares(engine: &Engine, data: &[f32]) -> Vec<f64> {
+    engine.install(|| data.par_chunks(CHUNK).map(|chunk| vectorize!(engine.isa, |_| sum_squares_chunk(chunk))).collect())
+}
+
+/// Adds the chunks in order.
+pub fn fold_squares(chunks: &[f64]) -> f64 {
+    chunks.iter().fold(0.0, |total, chunk| total + chunk)
 }
 
 #[inline(always)]
@@ -56,22 +64,23 @@ fn sum_squares_chunk(data: &[f32]) -> f64 {
 /// p = fma(-learning_rate, fma(weight_decay, p, u), p)
 /// ```
 pub fn adamw(engine: &Engine, slot: &mut ParamSlot<'_, Cpu>, update: &AdamW) {
+    let part = slot.at..slot.at + slot.adam_m.len();
     let param = match slot.master.as_deref_mut() {
-        Some(master) => master,
-        None => &mut *slot.param,
+        Some(master) => master.as_mut_slice(),
+        None => &mut slot.param.as_mut_slice()[part.clone()],
     };
     engine.install(|| {
         (
-            param.as_mut_slice().par_chunks_mut(ELEMENTS),
+            param.par_chunks_mut(ELEMENTS),
             slot.adam_m.as_mut_slice().par_chunks_mut(ELEMENTS),
             slot.adam_v.as_mut_slice().par_chunks_mut(ELEMENTS),
-            slot.grad.as_slice().par_chunks(ELEMENTS),
+            slot.grad.as_slice()[part.clone()].par_chunks(ELEMENTS),
         )
             .into_par_iter()
             .for_each(|(p, m, v, g)| vectorize!(engine.isa, |_| adamw_chunk(p, m, v, g, slot.weight_decay, update)));
     });
     if let Some(master) = slot.master.as_deref() {
-        slot.param.as_mut_slice().copy_from_slice(master.as_slice());
+        slot.param.as_mut_slice()[part].copy_from_slice(master.as_slice());
     }
 }
 

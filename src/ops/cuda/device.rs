@@ -1,8 +1,10 @@
 //! The operations of [`Ops`] on CUDA: each checks its operands, starts its kernels and returns.
 
+use std::ops::Range;
+
 use super::Cuda;
 use super::launch::layernorm::{Affine, Residual, Statistics};
-use super::launch::{attention, decode, elementwise, embedding, layernorm};
+use super::launch::{attention, decode, elementwise, embedding, layernorm, optimizer};
 use super::linear::{Classifier, ClassifierGradient, Shape, gemm_keys};
 use super::memory::{Buf, Ids};
 use super::scratch::{Use, planned};
@@ -96,23 +98,25 @@ impl Ops for Cuda {
         }
     }
 
-    fn read_bytes(&mut self, src: &Buf, dst: &mut [u8]) -> Result<()> {
-        const OP: &str = "read_bytes";
-        self.check_bytes(OP, src, dst.len())?;
+    fn read_at(&mut self, src: &Buf, at: usize, dst: &mut [u8]) -> Result<()> {
+        const OP: &str = "read_at";
+        self.check_bytes(OP, src, at + dst.len())?;
         // SAFETY: the length was checked.
         unsafe {
-            self.staging
-                .download(src.address(), dst.len() as u64, OP, |at, piece| dst[at..][..piece.len()].copy_from_slice(piece))
+            self.staging.download(src.address() + at as u64, dst.len() as u64, OP, |at, piece| {
+                dst[at..][..piece.len()].copy_from_slice(piece)
+            })
         }
     }
 
-    fn write_bytes(&mut self, dst: &mut Buf, src: &[u8]) -> Result<()> {
-        const OP: &str = "write_bytes";
-        self.check_bytes(OP, dst, src.len())?;
+    fn write_at(&mut self, dst: &mut Buf, at: usize, src: &[u8]) -> Result<()> {
+        const OP: &str = "write_at";
+        self.check_bytes(OP, dst, at + src.len())?;
         self.written(dst);
+        let address = dst.address() + at as u64;
         // SAFETY: the length was checked.
         unsafe {
-            self.staging.upload(dst.address(), src.len() as u64, OP, |at, piece| piece.copy_from_slice(&src[at..][..piece.len()]))
+            self.staging.upload(address, src.len() as u64, OP, |at, piece| piece.copy_from_slice(&src[at..][..piece.len()]))
         }
     }
 
@@ -120,7 +124,7 @@ impl Ops for Cuda {
         self.kernels.gpu.synchronize("synchronize")
     }
 
-    fn merkle_roots(&mut self, bufs: &[(&Buf, usize)]) -> Result<Option<Vec<[u8; 32]>>> {
+    fn merkle_roots(&mut self, bufs: &[(&Buf, Range<usize>)]) -> Result<Option<Vec<[u8; 32]>>> {
         self.roots(bufs).map(Some)
     }
 
@@ -430,7 +434,25 @@ impl Ops for Cuda {
     }
 
     fn add(&mut self, dst: &mut Buf, src: &Buf) -> Result<()> {
-        elementwise::add(&self.kernels, dst, src)
+        self.kernels.check("add", src.len() == dst.len(), || format!("{} elements do not fit {}", src.len(), dst.len()))?;
+        let len = dst.len();
+        elementwise::add(&self.kernels, dst, 0, src, 0, len)
+    }
+
+    fn add_part(&mut self, dst: &mut Buf, at: usize, src: &Buf, from: usize, len: usize) -> Result<()> {
+        elementwise::add(&self.kernels, dst, at, src, from, len)
+    }
+
+    fn chunk(&self) -> usize {
+        optimizer::CHUNK as usize
+    }
+
+    fn chunk_squares(&mut self, parts: &[(&Buf, Range<usize>)]) -> Result<Vec<f64>> {
+        self.squares_of_chunks(parts)
+    }
+
+    fn fold_squares(&self, chunks: &[f64]) -> f64 {
+        optimizer::fold_squares(chunks)
     }
 }
 

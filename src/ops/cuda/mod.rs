@@ -10,6 +10,7 @@
 //! * `graph` replays work that comes again.
 //! * [`scratch`] plans the memory that operations need beside their operands.
 //! * `device`, `linear` and `optimizer` put these together as [`crate::ops::Ops`].
+//! * [`nccl`] carries bytes to other GPUs.
 //! * `numerics` says what the bits depend on, for locks; [`selftest`] shows in a second whether all of it works, for `runner doctor`.
 //!
 //! Not done here: no operation waits for the device except those whose results the host reads, and
@@ -26,6 +27,7 @@ pub mod libraries;
 mod linear;
 pub mod memory;
 pub mod modules;
+pub mod nccl;
 mod numerics;
 mod optimizer;
 pub mod scratch;

@@ -3,6 +3,8 @@
 //! One launch covers every tensor through a table of pointers in device memory. A table is uploaded
 //! only when it differs from the one that is there: in training, once.
 
+use std::ops::Range;
+
 use super::Cuda;
 use super::args::{In, KernelArgs, Out};
 use super::launch::digest::{self, DigestRun, DigestTensor};
@@ -60,16 +62,19 @@ impl Cuda {
         let mut rows = Vec::with_capacity(slots.len());
         let mut blocks = 0;
         for slot in slots {
-            let len = slot.param.len();
+            let len = slot.adam_m.len();
+            let end = slot.at + len;
+            self.kernels.check(OP, slot.at.is_multiple_of(kernels::CHUNK as usize), || format!("a part at {}", slot.at))?;
+            let param = k.act(OP, "param", slot.param, end)? + (slot.at * slot.param.dtype().size()) as u64;
             let master = slot.master.as_deref().map_or(Ok(0), |master| k.f32(OP, "master", master, len))?;
             rows.push(AdamwTensor {
-                param: Out::at(k.act(OP, "param", slot.param, len)?),
+                param: Out::at(param),
                 master: Out::at(master),
-                grad: In::at(k.f32(OP, "grad", slot.grad, len)?),
+                grad: In::at(k.f32(OP, "grad", slot.grad, end)? + 4 * slot.at as u64),
                 adam_m: Out::at(k.f32(OP, "adam_m", slot.adam_m, len)?),
                 adam_v: Out::at(k.f32(OP, "adam_v", slot.adam_v, len)?),
                 length: len as u64,
-                offset: 0,
+                offset: slot.at as u64,
                 first: blocks,
                 weight_decay: slot.weight_decay,
                 id: slot.id,
@@ -109,17 +114,46 @@ impl Cuda {
         Ok(result)
     }
 
-    /// Merkle roots of the first so many bytes of each buffer.
-    pub(super) fn roots(&mut self, bufs: &[(&Buf, usize)]) -> Result<Vec<[u8; 32]>> {
+    /// Sums of squares of the chunks of each part.
+    pub(super) fn squares_of_chunks(&mut self, parts: &[(&Buf, Range<usize>)]) -> Result<Vec<f64>> {
+        const OP: &str = "chunk_squares";
+        let mut rows = Vec::with_capacity(parts.len());
+        let mut blocks = 0;
+        for (buf, part) in parts.iter().filter(|(_, part)| !part.is_empty()) {
+            let data = self.kernels.f32(OP, "part", buf, part.end)? + 4 * part.start as u64;
+            rows.push(SquaresTensor { data: In::at(data), length: part.len() as u64, first: blocks });
+            blocks += kernels::chunks(part.len() as u64);
+        }
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let table = self.table(OP, Use::SquaresTable, &rows)?;
+        let partials = self.scratch.get(&mut self.memory, Use::SquaresPartials, 8 * blocks)?;
+        // SAFETY: the table holds parts of live tensors, and the partial sums have room.
+        unsafe { kernels::chunk_squares(&self.kernels, table, partials, rows.len() as u32, blocks) }?;
+        let mut result = Vec::with_capacity(blocks as usize);
+        // SAFETY: the partial sums lie in live scratch.
+        unsafe {
+            self.staging.download(partials, 8 * blocks, OP, |_, piece| {
+                result.extend(piece.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)));
+            })
+        }?;
+        Ok(result)
+    }
+
+    /// Merkle roots of a range of bytes of each buffer.
+    pub(super) fn roots(&mut self, bufs: &[(&Buf, Range<usize>)]) -> Result<Vec<[u8; 32]>> {
         const OP: &str = "merkle_roots";
         let mut rows = Vec::new();
         let mut leaves = 0;
         let mut counts = Vec::new();
-        for (buf, bytes) in bufs {
-            self.kernels.check(OP, *bytes as u64 <= buf.bytes(), || format!("{bytes} bytes of a tensor of {}", buf.bytes()))?;
-            let count = (*bytes as u64).div_ceil(digest::LEAF_BYTES);
+        for (buf, range) in bufs {
+            let fits = range.end as u64 <= buf.bytes() && range.start.is_multiple_of(16);
+            self.kernels.check(OP, fits, || format!("bytes {range:?} of a tensor of {}", buf.bytes()))?;
+            let bytes = range.len() as u64;
+            let count = bytes.div_ceil(digest::LEAF_BYTES);
             if count > 0 {
-                rows.push(DigestTensor { data: In::at(buf.address()), bytes: *bytes as u64, first: leaves });
+                rows.push(DigestTensor { data: In::at(buf.address() + range.start as u64), bytes, first: leaves });
                 counts.push(count);
                 leaves += count;
             }
@@ -128,7 +162,7 @@ impl Cuda {
         let empty: [u8; 32] = <sha2::Sha256 as sha2::Digest>::digest([]).into();
         Ok(bufs
             .iter()
-            .map(|(_, bytes)| if *bytes == 0 { empty } else { roots.next().expect("a root for each tensor that has bytes") })
+            .map(|(_, range)| if range.is_empty() { empty } else { roots.next().expect("a root for each tensor that has bytes") })
             .collect())
     }
 

@@ -153,7 +153,14 @@ fn merkle_roots_on_the_device_are_those_of_the_host() {
             (content, buf)
         })
         .collect();
-    let asked: Vec<(&memory::Buf, usize)> = tensors.iter().map(|(content, buf)| (buf, content.len())).collect();
+    let (long, buf) = tensors.last().expect("there are tensors");
+    let ranges = [16..48, 8 * 4096..12 * 4096, 1024 * 4096..long.len()];
+    let parts = cuda.merkle_roots(&ranges.clone().map(|range| (buf, range))).expect("roots").expect("the device hashes");
+    for (range, root) in ranges.into_iter().zip(parts) {
+        assert_eq!(hex::encode(root), hex::encode(merkle_root(&long[range.clone()])), "{range:?}");
+    }
+    let asked: Vec<(&memory::Buf, std::ops::Range<usize>)> =
+        tensors.iter().map(|(content, buf)| (buf, 0..content.len())).collect();
     for round in 0..2 {
         let roots = cuda.merkle_roots(&asked).expect("roots").expect("the device hashes");
         for ((content, _), root) in tensors.iter().zip(roots) {
@@ -415,6 +422,7 @@ fn updates_agree_with_the_cpu_with_and_without_masters() {
                 .enumerate()
                 .map(|(id, [param, master, grad, adam_m, adam_v])| ParamSlot {
                     id: id as u32,
+                    at: 0,
                     param,
                     master: masters.then_some(master),
                     grad,

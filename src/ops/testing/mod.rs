@@ -424,6 +424,96 @@ impl<O: Ops> Bench<'_, O> {
 
             self.adamw(len);
         }
+        self.parts();
+    }
+
+    /// What devices that share a tensor do to its parts gives the bits of one that has it whole.
+    fn parts(&mut self) {
+        let chunk = self.ops.chunk();
+        let len = 3 * chunk - 17;
+        let parts = [0..chunk, chunk..2 * chunk, 2 * chunk..len];
+        let (grad, more) = (self.input(Role::F32, len, 1.0).buf, self.input(Role::F32, len, 1.0).buf);
+
+        let whole = self.ops.sum_squares(&[&grad]).unwrap()[0];
+        let chunks: Vec<f64> = parts.iter().flat_map(|part| self.ops.chunk_squares(&[(&grad, part.clone())]).unwrap()).collect();
+        assert_eq!(chunks, self.ops.chunk_squares(&[(&grad, 0..chunk), (&grad, chunk..len)]).unwrap());
+        assert_eq!(self.ops.fold_squares(&chunks).to_bits(), whole.to_bits());
+        // More chunks than threads of any kernel that adds them.
+        let many: Vec<f64> = (0..1000).map(|i| 1.0 / f64::from(i + 1)).collect();
+        assert!((self.ops.fold_squares(&many) - many.iter().sum::<f64>()).abs() < 1e-12);
+
+        let bytes = |ops: &mut O, buf: &O::Buf, elements: usize, size: usize| {
+            let mut bytes = vec![0; elements * size];
+            ops.read_bytes(buf, &mut bytes).unwrap();
+            bytes
+        };
+        let wide = |ops: &mut O, values: &[u8]| {
+            let mut buf = ops.alloc(Role::F32, values.len() / 4).unwrap();
+            ops.write_bytes(&mut buf, values).unwrap();
+            buf
+        };
+        let before = bytes(self.ops, &grad, len, 4);
+        let mut sum = wide(self.ops, &before);
+        self.ops.add(&mut sum, &more).unwrap();
+        let mut by_parts = wide(self.ops, &before);
+        let content = bytes(self.ops, &more, len, 4);
+        for part in &parts {
+            let piece = wide(self.ops, &content[4 * part.start..4 * part.end]);
+            self.ops.add_part(&mut by_parts, part.start, &piece, 0, part.len()).unwrap();
+        }
+        assert!(bytes(self.ops, &sum, len, 4) == bytes(self.ops, &by_parts, len, 4), "add_part");
+
+        // AdamW, with masters and (where parameters are narrow, rounded stochastically) without.
+        let update = AdamW {
+            learning_rate: 0.01,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            correction1: 1.2,
+            correction2: 1.1,
+            grad_scale: 0.5,
+            rounding_key: [3, 4],
+            step: 5,
+        };
+        let size = self.ops.dtype(Role::Param).size();
+        for masters in [true, false] {
+            let run = |test: &mut Self, parts: &[std::ops::Range<usize>]| {
+                let start = bytes(test.ops, &more, len, 4);
+                let mut param = test.ops.alloc(Role::Param, len).unwrap();
+                let values: Vec<f32> = start.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+                test.ops.upload(&mut param, &values).unwrap();
+                let mut kept = Vec::new();
+                for part in parts {
+                    let mut master = wide(test.ops, &start[4 * part.start..4 * part.end]);
+                    let (mut m, mut v) =
+                        (test.ops.alloc(Role::F32, part.len()).unwrap(), test.ops.alloc(Role::F32, part.len()).unwrap());
+                    let slot = ParamSlot {
+                        id: 3,
+                        at: part.start,
+                        param: &mut param,
+                        master: masters.then_some(&mut master),
+                        grad: &grad,
+                        adam_m: &mut m,
+                        adam_v: &mut v,
+                        weight_decay: 0.1,
+                    };
+                    test.ops.adamw(&mut [slot], &update).unwrap();
+                    kept.extend([&master, &m, &v].map(|buf| bytes(test.ops, buf, part.len(), 4)));
+                }
+                let [master, m, v] = [0, 1, 2].map(|k| kept.iter().skip(k).step_by(3).flatten().copied().collect::<Vec<u8>>());
+                [bytes(test.ops, &param, len, size), master, m, v]
+            };
+            let whole = run(self, std::slice::from_ref(&(0..len)));
+            assert!(run(self, &parts) == whole, "AdamW of parts, masters {masters}");
+        }
+
+        let mut piece = vec![0; 64];
+        self.ops.read_at(&more, 4 * chunk, &mut piece).unwrap();
+        assert_eq!(piece, content[4 * chunk..4 * chunk + 64]);
+        self.ops.write_at(&mut by_parts, 4 * (chunk + 8), &piece).unwrap();
+        let mut back = vec![0; 128];
+        self.ops.read_at(&by_parts, 4 * chunk, &mut back).unwrap();
+        assert_eq!(back[32..96], piece[..]);
     }
 
     fn adamw(&mut self, len: usize) {
@@ -446,6 +536,7 @@ impl<O: Ops> Bench<'_, O> {
         let mut v = self.input_of(Role::F32, &v);
         let slot = ParamSlot {
             id: 3,
+            at: 0,
             param: &mut param.buf,
             master: Some(&mut master.buf),
             grad: &grad.buf,

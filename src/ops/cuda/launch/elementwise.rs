@@ -9,16 +9,15 @@ kernel_args! { "elementwise.cu" AddArgs { dst: Out<F32>, src: In<F32>, length: u
 
 pub const ADD: Kernel<AddArgs> = Kernel::new("add_f32");
 
-/// `dst += src`.
-pub fn add(k: &Kernels, dst: &mut Buf, src: &Buf) -> Result<()> {
+/// `dst[at..at + len] += src[from..from + len]`.
+pub fn add(k: &Kernels, dst: &mut Buf, at: usize, src: &Buf, from: usize, len: usize) -> Result<()> {
     const OP: &str = "add";
-    let length = dst.len();
-    k.check(OP, src.len() == length, || format!("`src` has {} elements, `dst` {length}", src.len()))?;
+    k.check(OP, at.is_multiple_of(4) && from.is_multiple_of(4), || format!("{at} and {from} are no multiples of 4"))?;
     let args = AddArgs {
-        dst: Out::at(k.f32(OP, "dst", dst, length)?),
-        src: In::at(k.f32(OP, "src", src, length)?),
-        length: length as u64,
+        dst: Out::at(k.f32(OP, "dst", dst, at + len)? + 4 * at as u64),
+        src: In::at(k.f32(OP, "src", src, from + len)? + 4 * from as u64),
+        length: len as u64,
     };
     // SAFETY: both lengths were checked.
-    unsafe { k.launch(OP, &ADD, Geometry::new((length as u64).div_ceil(4096), 256), &args) }
+    unsafe { k.launch(OP, &ADD, Geometry::new((len as u64).div_ceil(4096), 256), &args) }
 }

@@ -40,7 +40,7 @@ pub const SQUARES_PARTIAL: Kernel<SquaresArgs> = Kernel::new("sum_squares_partia
 pub const SQUARES_REDUCE: Kernel<SquaresArgs> = Kernel::new("sum_squares_reduce");
 
 /// Elements of a tensor that one block works on.
-const CHUNK: u64 = 16_384;
+pub const CHUNK: u64 = 16_384;
 
 /// Blocks that a tensor of `length` elements takes.
 pub fn chunks(length: u64) -> u64 {
@@ -66,6 +66,38 @@ pub unsafe fn adamw(k: &Kernels, table: u64, count: u32, blocks: u64, update: &A
     };
     // SAFETY: the caller's promise.
     unsafe { k.launch("adamw", &ADAMW, Geometry::new(blocks, 256), &args) }
+}
+
+/// What `sum_squares_reduce` makes of a tensor's partial sums, on the host: thread t of 256 adds partials t,
+/// t + 256, …; 32 threads are added by a butterfly, the eight warps by index.
+pub fn fold_squares(partials: &[f64]) -> f64 {
+    let mut threads = [0.0f64; 256];
+    for (i, partial) in partials.iter().enumerate() {
+        threads[i % 256] += partial;
+    }
+    let warp = |lanes: &mut [f64]| {
+        let mut step = 16;
+        while step > 0 {
+            // Lane 0 of the butterfly: its sums are those of a tree that folds the upper half onto the lower.
+            for lane in 0..step {
+                lanes[lane] += lanes[lane + step];
+            }
+            step /= 2;
+        }
+        lanes[0]
+    };
+    threads.chunks_mut(32).map(warp).reduce(|sum, warp| sum + warp).unwrap_or(0.0)
+}
+
+/// Sets `partials`, `blocks` f64: the first half of [`sum_squares`].
+///
+/// # Safety
+/// As for [`sum_squares`].
+pub unsafe fn chunk_squares(k: &Kernels, table: u64, partials: u64, count: u32, blocks: u64) -> Result<()> {
+    let args =
+        SquaresArgs { tensors: In::at(table), partials: Out::at(partials), sums: Out::at(0), chunks: blocks, count, unused: 0 };
+    // SAFETY: the caller's promise.
+    unsafe { k.launch("chunk_squares", &SQUARES_PARTIAL, Geometry::new(blocks, 256), &args) }
 }
 
 /// Sets `sums`, `count` f64.

@@ -1,0 +1,95 @@
+//! This process among the ranks of a run: what rank 0 decides, and the others are told.
+
+use std::path::{Path, PathBuf};
+
+use super::exit::ProofRefusal;
+use super::locking::list;
+use super::ranks;
+use crate::experiment::Loaded;
+use crate::parallel::exchange::broadcast;
+use crate::parallel::{ExchangeError, Link, Place, Tcp};
+use crate::proof::lock::{Lock, Table, differences};
+
+/// This process's rank, and its lines until a trainer takes them.
+pub struct Team {
+    place: Option<Place>,
+    pub link: Option<Tcp>,
+}
+
+impl Team {
+    /// Meets the other ranks, if this is one of several.
+    pub fn join(place: Option<&Place>, loaded: &Loaded) -> anyhow::Result<Team> {
+        let link = place.map(|place| ranks::join(place, loaded)).transpose()?;
+        Ok(Team { place: place.cloned(), link })
+    }
+
+    /// Whether this rank decides and keeps the records.
+    pub fn is_first(&self) -> bool {
+        self.place.as_ref().is_none_or(|place| place.rank == 0)
+    }
+
+    /// N.
+    pub fn size(&self) -> usize {
+        self.place.as_ref().map_or(1, |place| place.size)
+    }
+
+    /// The numerics of the checkpoint that a run goes on from: rank 0's, told to all; none where it has none.
+    pub fn past(&mut self, mine: Option<&Table>) -> anyhow::Result<Option<Table>> {
+        let Some(link) = &mut self.link else { return Ok(mine.cloned()) };
+        let text = broadcast(link, "the past of the run", serde_json::to_vec(&mine)?)?;
+        Ok(serde_json::from_slice(&text)?)
+    }
+
+    /// Number and count among the ranks of this machine.
+    pub fn local(&self) -> (usize, usize) {
+        self.place.as_ref().map_or((0, 1), |place| (place.local_rank, place.local_size.max(1)))
+    }
+}
+
+const LOCK: &str = "the lock of rank 0";
+
+/// Rank 0 tells the others what its bits depend on, choices included.
+pub fn tell_lock(link: &mut dyn Link, lock: &Lock) -> Result<(), ExchangeError> {
+    broadcast(link, LOCK, lock.to_text().into_bytes()).map(|_| ())
+}
+
+/// What rank 0 says of it; called by the others before anything is chosen.
+pub fn hear_numerics(link: &mut dyn Link) -> anyhow::Result<Table> {
+    let text = broadcast(link, LOCK, Vec::new())?;
+    Ok(Lock::parse(Path::new(LOCK), &String::from_utf8_lossy(&text))?.numerics)
+}
+
+/// Refuses to be a rank whose bits would be others than rank 0's.
+pub fn require_same(rank: usize, first: &Table, here: &Table) -> Result<(), ProofRefusal> {
+    let changed = differences(first, here);
+    if changed.is_empty() {
+        return Ok(());
+    }
+    Err(ProofRefusal(format!(
+        "rank {rank} cannot make the bits of rank 0 (rank 0 and here):{}\n  hint: all machines of a run need the same data, GPUs and libraries",
+        list(&changed)
+    )))
+}
+
+/// Where a run lies and goes on, as rank 0 has decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Begin {
+    pub folder: PathBuf,
+    /// The checkpoint to load.
+    pub step: Option<u64>,
+}
+
+impl Begin {
+    /// Rank 0's decision, to all; `mine` is rank 0's.
+    pub fn agree(link: &mut dyn Link, mine: Option<Begin>) -> Result<Begin, ExchangeError> {
+        let text = mine.map_or(String::new(), |begin| {
+            let step = begin.step.map_or("none".into(), |step| step.to_string());
+            let folder = std::path::absolute(&begin.folder).unwrap_or(begin.folder);
+            format!("{step}\n{}", folder.display())
+        });
+        let text = broadcast(link, "the start of the run", text.into_bytes())?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let (step, folder) = text.split_once('\n').unwrap_or_default();
+        Ok(Begin { folder: folder.into(), step: step.parse().ok() })
+    }
+}

@@ -1,0 +1,28 @@
+//! What can end an exchange: which rank, on which host, in which operation.
+
+use crate::ops::DeviceError;
+
+/// An exchange that did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    /// Another rank is gone, silent, or says that it cannot go on.
+    #[error(
+        "rank {rank} on `{host}` {why}; last operation: {operation}\n  hint: its own output may say more; what was saved is intact, go on with `runner resume`"
+    )]
+    Lost {
+        rank: usize,
+        host: String,
+        operation: String,
+        why: String,
+        /// Whether another rank found it and told this one.
+        told: bool,
+    },
+    /// A message that no rank of this run would send.
+    #[error(
+        "rank {rank} sent {found} in {operation}, expected {expected}\n  hint: the ranks run different programs or experiments"
+    )]
+    Protocol { rank: usize, operation: String, expected: String, found: String },
+    /// The device could not give or take the bytes.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}

@@ -1,0 +1,194 @@
+//! A rank's place as its launcher tells it: torchrun, mpirun and srun set variables, `runner` itself those of torchrun.
+//!
+//! Nothing is guessed: without a launcher's variables there is no place, and with half of them an error.
+//! Where rank 0 can be found is `MASTER_ADDR:MASTER_PORT` if both are set, else a file in a folder that all
+//! ranks share. What names the run includes what the launcher changes from attempt to attempt, so that a
+//! restarted job does not meet what is left of the one before.
+
+use std::path::Path;
+
+use super::{Meeting, Place};
+
+/// The variable that names the run, over what the launcher says.
+pub const RUN_ID: &str = "RUNNER_RUN_ID";
+
+/// A launcher's variables that make no place.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LaunchError {
+    #[error("{launcher} set {set}, but not {missing}\n  hint: start all ranks by the launcher, or unset its variables")]
+    Missing { launcher: &'static str, set: &'static str, missing: &'static str },
+    #[error("{launcher}: {name} is `{value}`, expected {expected}")]
+    Bad { launcher: &'static str, name: &'static str, value: String, expected: String },
+}
+
+/// The variables of one launcher.
+struct Launcher {
+    name: &'static str,
+    rank: &'static str,
+    size: &'static str,
+    local_rank: &'static str,
+    local_size: &'static str,
+    /// What tells one run and attempt from the next; those that are set are joined.
+    run: &'static [&'static str],
+}
+
+/// The first whose number of ranks is set counts. Slurm is told by its steps: inside a batch script, where
+/// nothing was started by srun yet, only the variables of the job are there.
+const LAUNCHERS: [Launcher; 3] = [
+    Launcher {
+        name: "torchrun",
+        rank: "RANK",
+        size: "WORLD_SIZE",
+        local_rank: "LOCAL_RANK",
+        local_size: "LOCAL_WORLD_SIZE",
+        run: &["TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT"],
+    },
+    Launcher {
+        name: "mpirun",
+        rank: "OMPI_COMM_WORLD_RANK",
+        size: "OMPI_COMM_WORLD_SIZE",
+        local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
+        local_size: "OMPI_COMM_WORLD_LOCAL_SIZE",
+        run: &["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_ess_jobid"],
+    },
+    Launcher {
+        name: "srun",
+        rank: "SLURM_PROCID",
+        size: "SLURM_STEP_NUM_TASKS",
+        local_rank: "SLURM_LOCALID",
+        local_size: "SLURM_STEP_TASKS_PER_NODE",
+        run: &["SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"],
+    },
+];
+
+/// The place that a launcher gave this process, if one did. `shared` is the folder in which ranks meet.
+pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Option<Place>, LaunchError> {
+    let Some(launcher) = LAUNCHERS.iter().find(|launcher| var(launcher.size).is_some()) else { return Ok(None) };
+    let number = |name: &'static str| -> Result<Option<usize>, LaunchError> {
+        let Some(value) = var(name) else { return Ok(None) };
+        // Slurm writes `8(x2)` for two nodes of eight.
+        let digits = value.split(['(', ',']).next().unwrap_or_default();
+        let bad = |_| LaunchError::Bad { launcher: launcher.name, name, value: value.clone(), expected: "a number".into() };
+        digits.parse().map(Some).map_err(bad)
+    };
+    let must = |name: &'static str| {
+        let missing = LaunchError::Missing { launcher: launcher.name, set: launcher.size, missing: name };
+        number(name)?.ok_or(missing)
+    };
+    let (size, rank) = (must(launcher.size)?, must(launcher.rank)?);
+    let bad = |name, value: usize, expected: String| LaunchError::Bad {
+        launcher: launcher.name,
+        name,
+        value: value.to_string(),
+        expected,
+    };
+    if size == 0 || !size.is_power_of_two() {
+        return Err(bad(launcher.size, size, "a power of two".into()));
+    }
+    if rank >= size {
+        return Err(bad(launcher.rank, rank, format!("less than {}, {size}", launcher.size)));
+    }
+    let local_rank = number(launcher.local_rank)?.unwrap_or(rank);
+    let local_size = number(launcher.local_size)?.unwrap_or(size);
+    let meeting = match (var("MASTER_ADDR"), var("MASTER_PORT")) {
+        // torchrun may keep a store of its own at that port.
+        (Some(host), Some(port)) if var("TORCHELASTIC_USE_AGENT_STORE").as_deref() != Some("True") => {
+            Meeting::Tcp(format!("{host}:{port}"))
+        }
+        _ => Meeting::Folder(shared.to_owned()),
+    };
+    let run = var(RUN_ID).unwrap_or_else(|| {
+        let parts: Vec<String> = launcher.run.iter().filter_map(|name| var(name)).collect();
+        format!("{} {}", launcher.name, parts.join("."))
+    });
+    Ok(Some(Place { rank, size, local_rank, local_size, run, meeting }))
+}
+
+/// What a process started by `runner` itself finds in its environment.
+pub fn variables(place: &Place) -> Vec<(&'static str, String)> {
+    vec![
+        ("RANK", place.rank.to_string()),
+        ("WORLD_SIZE", place.size.to_string()),
+        ("LOCAL_RANK", place.local_rank.to_string()),
+        ("LOCAL_WORLD_SIZE", place.local_size.to_string()),
+        (RUN_ID, place.run.clone()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(variables: &[(&str, &str)]) -> Result<Option<Place>, LaunchError> {
+        let var = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        place(&var, Path::new("runs/.ranks"))
+    }
+
+    #[test]
+    fn each_launcher_gives_a_place_and_none_gives_none() {
+        assert_eq!(from(&[]), Ok(None));
+        // A batch script of Slurm's, before any srun.
+        assert_eq!(from(&[("SLURM_JOB_ID", "7"), ("SLURM_NTASKS", "8"), ("SLURM_PROCID", "0")]), Ok(None));
+        let folder = || Meeting::Folder("runs/.ranks".into());
+
+        let srun = [
+            ("SLURM_JOB_ID", "7"),
+            ("SLURM_STEP_ID", "0"),
+            ("SLURM_STEP_NUM_TASKS", "16"),
+            ("SLURM_PROCID", "11"),
+            ("SLURM_LOCALID", "3"),
+            ("SLURM_STEP_TASKS_PER_NODE", "8(x2)"),
+        ];
+        let expected = Place { rank: 11, size: 16, local_rank: 3, local_size: 8, run: "srun 7.0".into(), meeting: folder() };
+        assert_eq!(from(&srun), Ok(Some(expected)));
+
+        let mpirun = [
+            ("OMPI_COMM_WORLD_RANK", "1"),
+            ("OMPI_COMM_WORLD_SIZE", "2"),
+            ("OMPI_COMM_WORLD_LOCAL_RANK", "1"),
+            ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
+            ("PMIX_NAMESPACE", "prterun-a-9@1"),
+        ];
+        let expected =
+            Place { rank: 1, size: 2, local_rank: 1, local_size: 2, run: "mpirun prterun-a-9@1".into(), meeting: folder() };
+        assert_eq!(from(&mpirun), Ok(Some(expected)));
+
+        let torchrun = [
+            ("RANK", "0"),
+            ("WORLD_SIZE", "4"),
+            ("LOCAL_RANK", "0"),
+            ("LOCAL_WORLD_SIZE", "4"),
+            ("MASTER_ADDR", "node1"),
+            ("MASTER_PORT", "29500"),
+        ];
+        let place = from(&torchrun).expect("whole").expect("a place");
+        assert_eq!(place.meeting, Meeting::Tcp("node1:29500".into()));
+        assert_eq!(place.run, "torchrun node1.29500");
+        let agent = [&torchrun[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
+        assert_eq!(from(&agent).expect("whole").expect("a place").meeting, folder());
+    }
+
+    #[test]
+    fn what_runner_gives_its_own_processes_reads_back() {
+        let place = Place {
+            rank: 2,
+            size: 4,
+            local_rank: 2,
+            local_size: 4,
+            run: "mine".into(),
+            meeting: Meeting::Folder("runs/.ranks".into()),
+        };
+        let variables = variables(&place);
+        let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        assert_eq!(from(&variables), Ok(Some(place)));
+    }
+
+    #[test]
+    fn half_a_place_and_impossible_numbers_are_refused_by_name() {
+        let text = |variables| from(variables).expect_err("refused").to_string();
+        assert!(text(&[("WORLD_SIZE", "2")]).contains("torchrun set WORLD_SIZE, but not RANK"));
+        assert!(text(&[("WORLD_SIZE", "6"), ("RANK", "0")]).contains("WORLD_SIZE is `6`, expected a power of two"));
+        assert!(text(&[("WORLD_SIZE", "2"), ("RANK", "2")]).contains("RANK is `2`, expected less than WORLD_SIZE, 2"));
+        assert!(text(&[("WORLD_SIZE", "two"), ("RANK", "0")]).contains("`two`, expected a number"));
+    }
+}

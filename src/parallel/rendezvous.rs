@@ -1,0 +1,363 @@
+//! How the ranks of a run find each other.
+//!
+//! Every rank listens on a port of its own. Rank 0 is found at an address that all know beforehand, or
+//! through a file that it writes into a folder that all share. The others register there, each with the run's
+//! identifier; when all have come, rank 0 sends everyone the list of addresses, and each pair that will ever
+//! talk connects. Whoever comes with another identifier, number of ranks, experiment or program is told so and sent away: a
+//! file left by a killed run, or a process of another one, can only fail here, with a message.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::wire::{self, Answer, Greeting, Purpose};
+
+/// Where rank 0 can be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Meeting {
+    /// Rank 0 listens at this `host:port`.
+    Tcp(String),
+    /// Rank 0 writes where it listens into a file of this folder.
+    Folder(PathBuf),
+}
+
+/// A rank's place in a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub rank: usize,
+    /// N, a power of two.
+    pub size: usize,
+    /// Number among the ranks on this machine: which device is this rank's.
+    pub local_rank: usize,
+    /// Ranks on this machine.
+    pub local_size: usize,
+    /// Names the run and the attempt.
+    pub run: String,
+    pub meeting: Meeting,
+}
+
+/// The ranks did not come together.
+#[derive(Debug, thiserror::Error)]
+pub enum RendezvousError {
+    #[error("rank {rank} cannot listen{}: {source}\n  hint: {}", at.as_ref().map_or(String::new(), |at| format!(" at `{at}`")), if at.is_some() { "the port is taken: by an older run, or by the launcher itself; choose another MASTER_PORT" } else { "no free port" })]
+    Listen { rank: usize, at: Option<String>, source: io::Error },
+    #[error("cannot {doing} `{}`: {source}\n  hint: the folder must be shared by all ranks", path.display())]
+    Folder { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("rank 0 refuses this rank: {why}")]
+    Refused { why: String },
+    #[error("rank {rank} did not find rank 0 of run `{run}` within {seconds} s: {last}\n  hint: {hint}")]
+    NotFound { rank: usize, run: String, seconds: u64, last: String, hint: &'static str },
+    #[error(
+        "of {size} ranks of run `{run}` {} did not come within {seconds} s\n  hint: see why on their machines; nothing was changed",
+        ranks_text(missing)
+    )]
+    Missing { run: String, size: usize, missing: Vec<usize>, seconds: u64 },
+    #[error(
+        "the line to rank {rank} on `{host}` at `{address}` could not be made: {source}\n  hint: every rank must reach every other by TCP, on any port"
+    )]
+    Line { rank: usize, host: String, address: String, source: io::Error },
+}
+
+fn ranks_text(ranks: &[usize]) -> String {
+    let shown: Vec<String> = ranks.iter().take(8).map(usize::to_string).collect();
+    let more = if ranks.len() > 8 { format!(" and {} more", ranks.len() - 8) } else { String::new() };
+    format!("{} {}{more}", if ranks.len() == 1 { "rank" } else { "ranks" }, shown.join(", "))
+}
+
+/// The connections of one rank.
+#[derive(Debug)]
+pub struct Lines {
+    /// How each rank calls its machine.
+    pub hosts: Vec<String>,
+    /// The ranks that this one talks to, rising.
+    pub peers: Vec<(usize, TcpStream)>,
+}
+
+/// How long one greeting may take: whoever is slower is no rank.
+const GREETING: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(5);
+
+/// Brings the ranks together. `job` is what all must have been started with, hashed.
+pub fn meet(place: &Place, job: &str, timeout: Duration) -> Result<Lines, RendezvousError> {
+    let deadline = Instant::now() + timeout;
+    let rank = place.rank;
+    let at = match &place.meeting {
+        Meeting::Tcp(at) if rank == 0 => Some(at.clone()),
+        _ => None,
+    };
+    let listener = match &at {
+        // The meeting's address as others see it may be a name of any interface: only the port is ours.
+        Some(at) => TcpListener::bind((if is_loopback(at) { LOOPBACK } else { ANY }, port_of(at))),
+        None => TcpListener::bind((ANY, 0)),
+    }
+    .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+    .map_err(|source| RendezvousError::Listen { rank, at, source })?;
+    let port = listener.local_addr().map_or(0, |at| at.port());
+    let greeting = Greeting {
+        purpose: Purpose::Register,
+        run: place.run.clone(),
+        job: job.into(),
+        rank: rank as u32,
+        size: place.size as u32,
+        host: host_name(),
+        port,
+    };
+    let ranks = if rank == 0 {
+        let file = match &place.meeting {
+            Meeting::Folder(folder) => Some(Notice::write(folder, &greeting)?),
+            Meeting::Tcp(_) => None,
+        };
+        let ranks = host_ranks(&listener, &greeting, place, timeout, deadline)?;
+        drop(file);
+        ranks
+    } else {
+        register(place, &greeting, timeout, deadline)?
+    };
+    connect(place, &listener, &greeting, ranks, timeout, deadline)
+}
+
+const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+
+fn is_loopback(at: &str) -> bool {
+    at.starts_with("127.") || at.starts_with("localhost:")
+}
+
+fn port_of(at: &str) -> u16 {
+    at.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(0)
+}
+
+/// Rank 0: takes registrations until all ranks have come, and answers them.
+fn host_ranks(
+    listener: &TcpListener,
+    ours: &Greeting,
+    place: &Place,
+    timeout: Duration,
+    deadline: Instant,
+) -> Result<Vec<(String, String)>, RendezvousError> {
+    let mut come: Vec<Option<(TcpStream, String, String)>> = (0..place.size).map(|_| None).collect();
+    let waiting = |come: &[Option<_>]| (1..place.size).filter(|&rank| come[rank].is_none()).collect::<Vec<usize>>();
+    while !waiting(&come).is_empty() {
+        let Some((mut stream, from, theirs)) = accept(listener, deadline) else {
+            let (run, missing) = (place.run.clone(), waiting(&come));
+            return Err(RendezvousError::Missing { run, size: place.size, missing, seconds: timeout.as_secs() });
+        };
+        let taken = come.get(theirs.rank as usize).and_then(Option::as_ref).map(|(_, host, _)| host.clone());
+        if let Some(why) = refusal(ours, &theirs, taken) {
+            // It is told; whether it listens is its affair.
+            let _ = wire::write_answer(&Err(why), &mut stream);
+            continue;
+        }
+        let address = SocketAddr::new(from.ip(), theirs.port).to_string();
+        come[theirs.rank as usize] = Some((stream, theirs.host, address));
+    }
+    // Each rank knows for itself how it reached rank 0.
+    let first = (ours.host.clone(), String::new());
+    let ranks: Vec<(String, String)> =
+        [first].into_iter().chain(come.iter().flatten().map(|(_, host, address)| (host.clone(), address.clone()))).collect();
+    let answer: Answer = Ok(ranks.clone());
+    for (stream, ..) in come.iter_mut().flatten() {
+        // A rank that is gone already will be missed when its lines are made.
+        let _ = wire::write_answer(&answer, stream);
+    }
+    Ok(ranks)
+}
+
+/// Why a caller does not belong to this run, if it does not.
+fn refusal(ours: &Greeting, theirs: &Greeting, taken: Option<String>) -> Option<String> {
+    let Greeting { run, size, job, rank, .. } = theirs;
+    if *run != ours.run {
+        Some(format!(
+            "this is run `{}`, not `{run}`\n  hint: another run listens here, or a process of an older one calls",
+            ours.run
+        ))
+    } else if *size != ours.size {
+        Some(format!("this run has {} ranks, not {size}", ours.size))
+    } else if *job != ours.job {
+        Some("it was started with another experiment, other settings or another build of the program\n  hint: start all ranks by one command, from one file and one binary".into())
+    } else if *rank == 0 || *rank >= ours.size {
+        Some(format!("there is no place for a rank {rank} of {size} beside rank 0"))
+    } else {
+        taken.map(|host| format!("there is already a rank {rank}, on `{host}`\n  hint: the launcher has given one number twice"))
+    }
+}
+
+/// The next caller that greets as a rank; none at the deadline. Others are hung up on.
+fn accept(listener: &TcpListener, deadline: Instant) -> Option<(TcpStream, SocketAddr, Greeting)> {
+    loop {
+        if let Ok((mut stream, from)) = listener.accept() {
+            let ready = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(GREETING)));
+            if let Some(greeting) = ready.ok().and_then(|()| Greeting::read(&mut stream).ok()) {
+                return Some((stream, from, greeting));
+            }
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Any rank but 0: finds rank 0, registers, and returns host and address of all ranks.
+fn register(
+    place: &Place,
+    greeting: &Greeting,
+    timeout: Duration,
+    deadline: Instant,
+) -> Result<Vec<(String, String)>, RendezvousError> {
+    let mut last = String::from("nothing was tried yet");
+    loop {
+        let addresses = match &place.meeting {
+            Meeting::Tcp(at) => vec![at.clone()],
+            Meeting::Folder(folder) => match Notice::read(folder, &place.run) {
+                Ok(addresses) => addresses,
+                Err(why) => {
+                    last = why;
+                    Vec::new()
+                }
+            },
+        };
+        for address in addresses {
+            match try_register(&address, greeting, deadline) {
+                Ok(Ok(mut ranks)) if ranks.len() == place.size => {
+                    ranks[0].1 = address;
+                    return Ok(ranks);
+                }
+                Ok(Ok(ranks)) => last = format!("`{address}` lists {} ranks", ranks.len()),
+                Ok(Err(why)) => return Err(RendezvousError::Refused { why }),
+                Err(why) => last = format!("`{address}`: {why}"),
+            }
+        }
+        if Instant::now() >= deadline {
+            let hint = match place.meeting {
+                Meeting::Tcp(_) => "is rank 0 running, and is MASTER_ADDR:MASTER_PORT its address?",
+                Meeting::Folder(_) => {
+                    "is rank 0 running, and do all ranks share this folder? A file left by a killed run may be deleted"
+                }
+            };
+            let (rank, run) = (place.rank, place.run.clone());
+            return Err(RendezvousError::NotFound { rank, run, seconds: timeout.as_secs(), last, hint });
+        }
+        thread::sleep(20 * POLL);
+    }
+}
+
+fn try_register(address: &str, greeting: &Greeting, deadline: Instant) -> io::Result<Answer> {
+    let mut stream = dial(address)?;
+    greeting.write(&mut stream)?;
+    // The answer comes when the last rank has come.
+    let left = deadline.saturating_duration_since(Instant::now()).max(POLL);
+    stream.set_read_timeout(Some(left))?;
+    wire::read_answer(&mut stream)
+}
+
+fn dial(address: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for at in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&at, GREETING) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Makes the lines to all ranks whose numbers differ in one bit: the higher number calls.
+fn connect(
+    place: &Place,
+    listener: &TcpListener,
+    greeting: &Greeting,
+    ranks: Vec<(String, String)>,
+    timeout: Duration,
+    deadline: Instant,
+) -> Result<Lines, RendezvousError> {
+    let greeting = Greeting { purpose: Purpose::Line, ..greeting.clone() };
+    let mut lines: Vec<Option<TcpStream>> = (0..place.size).map(|_| None).collect();
+    let peers: Vec<usize> = (0..place.size.trailing_zeros()).map(|bit| place.rank ^ 1 << bit).collect();
+    for &peer in peers.iter().filter(|peer| **peer < place.rank) {
+        let (host, address) = &ranks[peer];
+        let line = dial(address).and_then(|mut stream| greeting.write(&mut stream).map(|()| stream));
+        lines[peer] = Some(line.map_err(|source| {
+            let (host, address) = (host.clone(), address.clone());
+            RendezvousError::Line { rank: peer, host, address, source }
+        })?);
+    }
+    let awaited = |lines: &[Option<TcpStream>]| peers.iter().copied().filter(|&peer| lines[peer].is_none()).collect::<Vec<_>>();
+    while !awaited(&lines).is_empty() {
+        let Some((stream, _, theirs)) = accept(listener, deadline) else {
+            let (run, missing) = (place.run.clone(), awaited(&lines));
+            return Err(RendezvousError::Missing { run, size: place.size, missing, seconds: timeout.as_secs() });
+        };
+        let ours = theirs.run == greeting.run && theirs.purpose == Purpose::Line && theirs.job == greeting.job;
+        if ours && awaited(&lines).contains(&(theirs.rank as usize)) {
+            lines[theirs.rank as usize] = Some(stream);
+        }
+    }
+    let hosts = ranks.into_iter().map(|(host, _)| host).collect();
+    let peers = lines.into_iter().enumerate().filter_map(|(rank, line)| Some((rank, line?))).collect();
+    Ok(Lines { hosts, peers })
+}
+
+/// The file by which rank 0 is found; removed when all have come.
+struct Notice(PathBuf);
+
+impl Notice {
+    fn path(folder: &Path, run: &str) -> PathBuf {
+        let name: String = run.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+        folder.join(format!("{name}.rank0"))
+    }
+
+    /// Writes run, host and the addresses to try, one a line, in place of what an older attempt left.
+    fn write(folder: &Path, greeting: &Greeting) -> Result<Notice, RendezvousError> {
+        let path = Notice::path(folder, &greeting.run);
+        let error = |doing| {
+            let path = path.clone();
+            move |source| RendezvousError::Folder { doing, path, source }
+        };
+        let Greeting { run, host, port, .. } = greeting;
+        let outward = outward_ip().map_or(String::new(), |ip| format!("{}\n", SocketAddr::new(ip, *port)));
+        let text = format!("{run}\n{host}\n127.0.0.1:{port}\n{outward}{host}:{port}\n");
+        let temporary = path.with_extension("tmp");
+        std::fs::create_dir_all(folder).map_err(error("create the folder of"))?;
+        std::fs::write(&temporary, text).map_err(error("write"))?;
+        std::fs::rename(&temporary, &path).map_err(error("write"))?;
+        Ok(Notice(path))
+    }
+
+    /// The addresses at which rank 0 of `run` may listen, as seen from this machine.
+    fn read(folder: &Path, run: &str) -> Result<Vec<String>, String> {
+        let path = Notice::path(folder, run);
+        let text = std::fs::read_to_string(&path).map_err(|e| format!("`{}`: {e}", path.display()))?;
+        let mut lines = text.lines();
+        if lines.next() != Some(run) {
+            return Err(format!("`{}` is of another run", path.display()));
+        }
+        let host = lines.next().unwrap_or_default().to_owned();
+        let here = host == host_name();
+        // Loopback means another machine elsewhere.
+        Ok(lines.filter(|at| here == at.starts_with("127.")).map(str::to_owned).collect())
+    }
+}
+
+impl Drop for Notice {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// This machine's name, for messages.
+pub fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "unknown host".into() } else { name.into() }
+}
+
+/// The address by which this machine leaves its network. Nothing is sent: the system is only asked
+/// for the route to an address that is kept for documentation.
+fn outward_ip() -> Option<IpAddr> {
+    let socket = UdpSocket::bind((ANY, 0)).ok()?;
+    socket.connect(("192.0.2.1", 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
+}

@@ -1,0 +1,181 @@
+//! Which part of which tensor belongs to which rank.
+//!
+//! Tensors are cut at fixed units (the chunks of the gradient norm, which are whole leaves of the state
+//! digest), so that neither the norm nor the digest of a divided tensor needs its neighbours. The units of a
+//! group of tensors, a transformer block or what lies around the blocks, form one line. Round k of the exchange
+//! halves the line that a rank still holds; the bit k of its number says which half it keeps. So a rank's shard of a
+//! group is one run of neighbouring units, sums are scattered in the tree's order, and every group
+//! is spread over all ranks, ready to be exchanged as soon as its gradients are.
+
+use std::ops::Range;
+
+use crate::model::{ParamSpec, Weights};
+
+/// A run of elements of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Its place in the model's order.
+    pub tensor: usize,
+    pub start: usize,
+    pub len: usize,
+}
+
+impl Piece {
+    /// One past its last element.
+    pub fn end(&self) -> usize {
+        self.start + self.len
+    }
+
+    pub fn range(&self) -> Range<usize> {
+        self.start..self.end()
+    }
+}
+
+/// The division of a model's tensors among ranks.
+#[derive(Clone, Debug)]
+pub struct Shards {
+    /// Elements of a unit.
+    unit: usize,
+    ranks: usize,
+    /// First tensor of each group, and the lengths of its tensors as they are in memory.
+    groups: Vec<(usize, Vec<usize>)>,
+    /// All shards with their ranks, in the model's order.
+    all: Vec<(usize, Piece)>,
+}
+
+impl Shards {
+    /// Divides tensors shaped as `specs` at multiples of `unit` elements among `ranks`, a power of two.
+    pub fn new(specs: &Weights<ParamSpec>, unit: usize, ranks: usize) -> Shards {
+        let lens: Vec<usize> = specs.iter().map(|spec| spec.len).collect();
+        let blocks = specs.layers.len();
+        let (before, after) = (2, 2);
+        let block = (lens.len() - before - after) / blocks.max(1);
+        let starts = [0].into_iter().chain((0..=blocks).map(|l| before + l * block));
+        let ends = starts.clone().skip(1).chain([lens.len()]);
+        let groups = starts.zip(ends).map(|(start, end)| (start, lens[start..end].to_vec())).collect();
+        let mut shards = Shards { unit, ranks, groups, all: Vec::new() };
+        let owned = |rank| shards.owned(rank).into_iter().map(move |piece| (rank, piece));
+        let mut all: Vec<(usize, Piece)> = (0..ranks).flat_map(owned).collect();
+        all.sort_by_key(|(_, piece)| (piece.tensor, piece.start));
+        shards.all = all;
+        shards
+    }
+
+    pub fn ranks(&self) -> usize {
+        self.ranks
+    }
+
+    /// Rounds of the exchange: log2 of the number of ranks.
+    pub fn rounds(&self) -> u32 {
+        self.ranks.trailing_zeros()
+    }
+
+    /// Groups of tensors, in the model's order.
+    pub fn groups(&self) -> Range<usize> {
+        0..self.groups.len()
+    }
+
+    /// What `rank` holds of a group after so many rounds, in the model's order.
+    pub fn held(&self, group: usize, rank: usize, rounds: u32) -> Vec<Piece> {
+        let (first, lens) = &self.groups[group];
+        let mut line = 0..lens.iter().map(|len| len.div_ceil(self.unit)).sum::<usize>();
+        for round in 0..rounds {
+            let middle = line.start + (line.end - line.start).div_ceil(2);
+            line = if rank >> round & 1 == 0 { line.start..middle } else { middle..line.end };
+        }
+        let mut pieces = Vec::new();
+        let mut before = 0;
+        for (at, len) in lens.iter().enumerate() {
+            let units = len.div_ceil(self.unit);
+            let (from, to) = (line.start.max(before), line.end.min(before + units));
+            if from < to {
+                let (start, end) = ((from - before) * self.unit, ((to - before) * self.unit).min(*len));
+                pieces.push(Piece { tensor: first + at, start, len: end - start });
+            }
+            before += units;
+        }
+        pieces
+    }
+
+    /// The shard of `rank`: at most one piece of each tensor, in the model's order.
+    pub fn owned(&self, rank: usize) -> Vec<Piece> {
+        self.groups().flat_map(|group| self.held(group, rank, self.rounds())).collect()
+    }
+
+    /// All shards with their ranks, in the model's order: together they are every tensor.
+    pub fn all(&self) -> &[(usize, Piece)] {
+        &self.all
+    }
+
+    /// Every tensor whole: the division among one.
+    pub fn whole(&self) -> Vec<Piece> {
+        let tensors =
+            self.groups.iter().flat_map(|(first, lens)| lens.iter().enumerate().map(move |(at, len)| (first + at, *len)));
+        tensors.map(|(tensor, len)| Piece { tensor, start: 0, len }).collect()
+    }
+
+    /// Elements that one swap brings at most: half of the largest group.
+    pub fn largest_half(&self) -> usize {
+        let half = |group| {
+            let sizes = [0, 1].map(|rank| self.held(group, rank, 1).iter().map(|piece| piece.len).sum::<usize>());
+            sizes[0].max(sizes[1])
+        };
+        if self.ranks == 1 { 0 } else { self.groups().map(half).max().unwrap_or(0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment::Model;
+
+    fn specs() -> Weights<ParamSpec> {
+        let (layers, heads, channels) = (3, 2, 48);
+        Weights::of(&Model { descriptor: None, init: None, layers, heads, channels, context: 40, vocab: 200, vocab_padded: 256 })
+    }
+
+    #[test]
+    fn shards_cover_every_tensor_once_at_unit_boundaries() {
+        let specs = specs();
+        for ranks in [1, 2, 4, 8, 64] {
+            let shards = Shards::new(&specs, 256, ranks);
+            let mut next = specs.iter().map(|_| 0).collect::<Vec<usize>>();
+            for (_, piece) in shards.all() {
+                assert_eq!(piece.start, next[piece.tensor], "{ranks} ranks, tensor {}", piece.tensor);
+                assert_eq!(piece.start % 256, 0);
+                next[piece.tensor] = piece.end();
+            }
+            assert_eq!(next, specs.iter().map(|spec| spec.len).collect::<Vec<_>>(), "{ranks} ranks");
+            for rank in 0..ranks {
+                let tensors: Vec<usize> = shards.owned(rank).iter().map(|piece| piece.tensor).collect();
+                assert!(tensors.is_sorted_by(|a, b| a < b), "one piece a tensor, in order: {tensors:?}");
+            }
+        }
+        assert_eq!(Shards::new(&specs, 256, 1).owned(0), Shards::new(&specs, 256, 4).whole());
+    }
+
+    #[test]
+    fn each_round_splits_what_is_held_between_the_two_that_meet() {
+        let shards = Shards::new(&specs(), 256, 8);
+        let sizes = |pieces: &[Piece]| pieces.iter().map(|piece| piece.len).sum::<usize>();
+        for group in shards.groups() {
+            for rank in 0..8 {
+                for round in 0..3 {
+                    let peer = rank ^ 1 << round;
+                    let before = shards.held(group, rank, round);
+                    assert_eq!(before, shards.held(group, peer, round), "those that meet hold the same part");
+                    let (mine, theirs) = (shards.held(group, rank, round + 1), shards.held(group, peer, round + 1));
+                    assert_eq!(sizes(&before), sizes(&mine) + sizes(&theirs));
+                    assert!(sizes(&mine) <= shards.largest_half());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn groups_are_the_blocks_and_what_lies_around_them() {
+        let shards = Shards::new(&specs(), 256, 2);
+        let first: Vec<(usize, usize)> = shards.groups.iter().map(|(first, lens)| (*first, lens.len())).collect();
+        assert_eq!(first, [(0, 2), (2, 12), (14, 12), (26, 12), (38, 2)]);
+    }
+}

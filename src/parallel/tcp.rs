@@ -1,0 +1,383 @@
+//! Ranks as processes, joined by TCP: on one machine or many.
+//!
+//! A thread a line reads frames, so that a swap never blocks both of its ends, and one thread sends signs of
+//! life. From them a rank that waits tells three cases apart: the other has died (its line closes), is
+//! stopped or out of reach (no sign of life for `parallel.timeout_s`), or waits itself for a third, who is then
+//! the third's neighbour's affair. Whoever finds a culprit tells all others before it ends, so every rank
+//! stops, and names the same one.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::rendezvous::{Lines, Place};
+use super::wire::{Body, Frame};
+use super::{ExchangeError, Link};
+
+/// How often a waiting rank looks around.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long a rank that knows of a failure may take to end by itself, before its process is ended.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What to do when this rank cannot end by itself, being stuck in a call of the device's: end the process.
+pub type LastResort = Box<dyn Fn(&ExchangeError) + Send>;
+
+/// One rank's lines.
+pub struct Tcp {
+    shared: Arc<Shared>,
+    inboxes: BTreeMap<usize, Receiver<(String, u64, Vec<u8>)>>,
+    /// Whether everything was done: then the end of this rank is no failure.
+    finished: bool,
+}
+
+/// What the threads of a rank share.
+struct Shared {
+    rank: usize,
+    hosts: Vec<String>,
+    lines: BTreeMap<usize, Line>,
+    now: Mutex<Now>,
+    failure: Mutex<Option<Failure>>,
+    closing: AtomicBool,
+    timeout: Duration,
+}
+
+/// The line to one other rank.
+struct Line {
+    /// Whole frames are written under the lock.
+    stream: Mutex<TcpStream>,
+    last: Mutex<Sign>,
+}
+
+/// What is known of another rank.
+#[derive(Clone, Debug)]
+struct Sign {
+    operation: String,
+    step: u64,
+    seen: Instant,
+    waiting: Option<u32>,
+    progress: u64,
+    /// Since when `progress` has not changed.
+    since: Instant,
+    ended: bool,
+}
+
+/// What this rank is doing.
+#[derive(Clone, Debug)]
+struct Now {
+    operation: &'static str,
+    step: u64,
+    waiting: Option<u32>,
+    progress: u64,
+    /// Whether training has begun: before, loading and tuning may take any time.
+    steady: bool,
+}
+
+/// The first failure that this rank knows of.
+#[derive(Clone, Debug)]
+struct Failure {
+    rank: usize,
+    host: String,
+    operation: String,
+    why: String,
+    /// Whether this rank found it, or was told.
+    told: bool,
+    since: Instant,
+    /// Whether it has been given out as an error.
+    noticed: bool,
+}
+
+impl Failure {
+    /// What the others are told.
+    fn abort(&self) -> Body {
+        Body::Abort { rank: self.rank as u32, host: self.host.clone(), why: self.why.clone() }
+    }
+
+    fn error(&self) -> ExchangeError {
+        let Failure { rank, host, operation, why, told, .. } = self.clone();
+        ExchangeError::Lost { rank, host, operation, why, told }
+    }
+}
+
+/// A line on which every byte that comes is a sign of life: a large frame may take longer than the timeout.
+struct Noted<'a> {
+    stream: TcpStream,
+    last: &'a Mutex<Sign>,
+}
+
+impl Read for Noted<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.stream.read(into)?;
+        lock(self.last).seen = Instant::now();
+        Ok(read)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Tcp {
+    /// Starts the threads on lines that are made. `last_resort` ends the process when this rank does not.
+    pub fn start(place: &Place, lines: Lines, timeout: Duration, last_resort: LastResort) -> io::Result<Tcp> {
+        let now = Instant::now();
+        let mut readers = Vec::new();
+        let mut inboxes = BTreeMap::new();
+        let mut shared = BTreeMap::new();
+        for (peer, stream) in lines.peers {
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(None)?;
+            stream.set_write_timeout(Some(timeout))?;
+            let (sender, receiver) = mpsc::channel();
+            readers.push((peer, stream.try_clone()?, sender));
+            inboxes.insert(peer, receiver);
+            let (operation, step) = ("the start".to_owned(), 0);
+            let last = Sign { operation, step, seen: now, waiting: None, progress: 0, since: now, ended: false };
+            shared.insert(peer, Line { stream: Mutex::new(stream), last: Mutex::new(last) });
+        }
+        let shared = Arc::new(Shared {
+            rank: place.rank,
+            hosts: lines.hosts,
+            lines: shared,
+            now: Mutex::new(Now { operation: "the start", step: 0, waiting: None, progress: 0, steady: false }),
+            failure: Mutex::new(None),
+            closing: AtomicBool::new(false),
+            timeout,
+        });
+        for (peer, stream, inbox) in readers {
+            let shared = shared.clone();
+            thread::Builder::new().name(format!("from rank {peer}")).spawn(move || shared.read(peer, stream, &inbox))?;
+        }
+        let watched = shared.clone();
+        thread::Builder::new().name("signs of life".into()).spawn(move || watched.watch(&last_resort))?;
+        Ok(Tcp { shared, inboxes, finished: false })
+    }
+}
+
+impl Link for Tcp {
+    fn rank(&self) -> usize {
+        self.shared.rank
+    }
+
+    fn size(&self) -> usize {
+        self.shared.hosts.len()
+    }
+
+    fn swap(&mut self, peer: usize, operation: &'static str, bytes: Vec<u8>) -> Result<Vec<u8>, ExchangeError> {
+        let step = self.shared.enter(operation, Some(peer));
+        let result = self.shared.give(peer, operation, step, bytes).and_then(|()| self.take(peer, operation, step));
+        self.shared.enter(operation, None);
+        result
+    }
+
+    fn mark(&mut self, step: u64) {
+        let mut now = lock(&self.shared.now);
+        (now.step, now.steady) = (step, true);
+        now.progress += 1;
+    }
+
+    fn host(&self, rank: usize) -> String {
+        self.shared.hosts[rank].clone()
+    }
+
+    fn finish(&mut self) {
+        self.finished = true;
+    }
+
+    fn fail(&mut self, why: &str) {
+        self.shared.fail(self.shared.rank, format!("stopped: {why}"));
+    }
+}
+
+impl Tcp {
+    /// Waits for the peer's side of a swap.
+    fn take(&self, peer: usize, operation: &'static str, step: u64) -> Result<Vec<u8>, ExchangeError> {
+        let began = Instant::now();
+        loop {
+            // What has come counts, also from a rank that has ended since.
+            match self.inboxes[&peer].recv_timeout(LOOK) {
+                Ok((theirs, at, bytes)) if theirs == operation && at == step => return Ok(bytes),
+                Ok((theirs, at, _)) => {
+                    return Err(ExchangeError::Protocol {
+                        rank: peer,
+                        operation: format!("{operation}, step {step}"),
+                        expected: "a message of the same operation".into(),
+                        found: format!("one of {theirs}, step {at}"),
+                    });
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+            if let Some(error) = self.shared.notice() {
+                return Err(error);
+            }
+            if let Some(why) = self.shared.blame(peer, began) {
+                self.shared.fail(peer, why);
+            }
+        }
+    }
+}
+
+impl Drop for Tcp {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.shared.fail(self.shared.rank, "stopped on an error of its own".into());
+        }
+        self.shared.closing.store(true, Ordering::SeqCst);
+        self.shared.part();
+    }
+}
+
+impl Shared {
+    /// Notes what this rank does now; gives the step.
+    fn enter(&self, operation: &'static str, waiting: Option<usize>) -> u64 {
+        let mut now = lock(&self.now);
+        now.operation = operation;
+        now.waiting = waiting.map(|peer| peer as u32);
+        now.progress += 1;
+        now.step
+    }
+
+    fn give(&self, peer: usize, operation: &str, step: u64, bytes: Vec<u8>) -> Result<(), ExchangeError> {
+        // Who knows of a failure starts nothing more.
+        if let Some(error) = self.notice() {
+            return Err(error);
+        }
+        let written = Frame::write(operation, step, &Body::Data(bytes), &mut *lock(&self.lines[&peer].stream));
+        if let Err(error) = written {
+            self.fail(peer, format!("takes no more bytes ({error})"));
+        }
+        self.notice().map_or(Ok(()), Err)
+    }
+
+    /// The failure, if there is one.
+    fn notice(&self) -> Option<ExchangeError> {
+        let mut failure = lock(&self.failure);
+        let failure = failure.as_mut()?;
+        failure.noticed = true;
+        Some(failure.error())
+    }
+
+    /// Why the wait for `peer` is over, if it is.
+    fn blame(&self, peer: usize, began: Instant) -> Option<String> {
+        let sign = lock(&self.lines[&peer].last).clone();
+        let seconds = |since: Instant| since.elapsed().as_secs();
+        let begun = lock(&self.now).steady;
+        if sign.ended {
+            Some("has ended before this operation".into())
+        } else if sign.seen.elapsed() > self.timeout {
+            Some(format!("has given no sign of life for {} s: it is stopped, or its machine is out of reach", seconds(sign.seen)))
+        } else if begun && sign.waiting.is_none() && sign.since.elapsed() > self.timeout {
+            Some(format!("is alive but has come no further for {} s", seconds(sign.since)))
+        } else if begun && began.elapsed() > 4 * self.timeout {
+            Some(format!("was waited for over {} s", seconds(began)))
+        } else {
+            None
+        }
+    }
+
+    /// Records the first failure and tells everybody.
+    fn fail(&self, rank: usize, why: String) {
+        let operation = {
+            let Now { operation, step, .. } = lock(&self.now).clone();
+            let ours = format!("{operation}, step {step}");
+            let last = self.lines.get(&rank).map(|line| lock(&line.last).clone());
+            match last.map(|sign| format!("{}, step {}", sign.operation, sign.step)) {
+                Some(theirs) if theirs != ours => format!("{theirs} (this rank was in {ours})"),
+                _ => ours,
+            }
+        };
+        self.record(rank, self.hosts[rank].clone(), operation, why, false);
+    }
+
+    fn record(&self, rank: usize, host: String, operation: String, why: String, told: bool) {
+        // Held until all are told: who notices the failure may end this rank at once.
+        let mut known = lock(&self.failure);
+        if known.is_some() {
+            return;
+        }
+        let failure = Failure { rank, host, operation, why, told, since: Instant::now(), noticed: false };
+        self.tell(&failure.operation, &failure.abort());
+        *known = Some(failure);
+    }
+
+    /// Sends a frame on all lines, as far as they take it now.
+    fn tell(&self, operation: &str, body: &Body) {
+        let step = lock(&self.now).step;
+        for line in self.lines.values() {
+            // A line that is busy is one on which the other rank does not read.
+            if let Ok(mut stream) = line.stream.try_lock() {
+                let _ = Frame::write(operation, step, body, &mut *stream);
+            }
+        }
+    }
+
+    /// The last words on every line, also on those that were busy when a failure was told.
+    fn part(&self) {
+        let Now { operation, step, .. } = lock(&self.now).clone();
+        let failure = lock(&self.failure).clone();
+        for line in self.lines.values() {
+            let mut stream = lock(&line.stream);
+            if let Some(failure) = &failure {
+                let _ = Frame::write(&failure.operation, step, &failure.abort(), &mut *stream);
+            }
+            let _ = Frame::write(operation, step, &Body::Bye, &mut *stream);
+            let _ = stream.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// The life of a reading thread: frame after frame until the line ends.
+    fn read(&self, peer: usize, stream: TcpStream, inbox: &Sender<(String, u64, Vec<u8>)>) {
+        let line = &self.lines[&peer];
+        let mut stream = Noted { stream, last: &line.last };
+        while let Ok(Frame { operation, step, body }) = Frame::read(&mut stream) {
+            {
+                let mut sign = lock(&line.last);
+                (sign.seen, sign.operation, sign.step) = (Instant::now(), operation.clone(), step);
+                match body {
+                    Body::Beat { waiting, progress } => {
+                        if progress != sign.progress {
+                            (sign.progress, sign.since) = (progress, sign.seen);
+                        }
+                        sign.waiting = waiting;
+                    }
+                    Body::Bye => sign.ended = true,
+                    Body::Data(_) | Body::Abort { .. } => {}
+                }
+            }
+            match body {
+                Body::Data(bytes) => {
+                    // Nobody takes it any more when this rank is ending.
+                    let _ = inbox.send((operation, step, bytes));
+                }
+                Body::Abort { rank, host, why } => self.record(rank as usize, host, operation, why, true),
+                Body::Beat { .. } | Body::Bye => {}
+            }
+        }
+        if !lock(&line.last).ended && !self.closing.load(Ordering::SeqCst) {
+            self.fail(peer, "has died: its line closed".into());
+        }
+    }
+
+    /// The life of the watching thread: signs of life, and the last resort.
+    fn watch(&self, last_resort: &LastResort) {
+        let pause = (self.timeout / 8).clamp(LOOK, Duration::from_secs(1));
+        while !self.closing.load(Ordering::SeqCst) {
+            let Now { operation, waiting, progress, .. } = lock(&self.now).clone();
+            self.tell(operation, &Body::Beat { waiting, progress });
+            let stuck = lock(&self.failure).clone().filter(|failure| !failure.noticed && failure.since.elapsed() > GRACE);
+            if let Some(failure) = stuck {
+                last_resort(&failure.error());
+                return;
+            }
+            thread::sleep(pause);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "tcp_tests.rs"]
+mod tests;

@@ -1,0 +1,169 @@
+//! Ranks over loopback, each a thread with lines of its own.
+
+use std::net::TcpListener;
+use std::path::Path;
+
+use super::super::exchange::{all_gather, barrier};
+use super::super::rendezvous::{Meeting, RendezvousError, meet};
+use super::*;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn place(rank: usize, size: usize, run: &str, meeting: Meeting) -> Place {
+    Place { rank, size, local_rank: rank, local_size: size, run: run.into(), meeting }
+}
+
+fn never() -> LastResort {
+    Box::new(|error| panic!("no rank of this test is stuck: {error}"))
+}
+
+/// Joins `size` ranks that meet in a folder and lets each do `work` on a thread of its own.
+fn run<R: Send>(size: usize, folder: &Path, timeout: Duration, work: impl Fn(Tcp) -> R + Sync) -> Vec<R> {
+    let work = &work;
+    thread::scope(|scope| {
+        let start = |rank: usize| {
+            let place = place(rank, size, "a run", Meeting::Folder(folder.into()));
+            let lines = meet(&place, "job", SOON).expect("the ranks meet");
+            Tcp::start(&place, lines, timeout, never()).expect("threads")
+        };
+        let ranks: Vec<_> = (0..size).map(|rank| scope.spawn(move || work(start(rank)))).collect();
+        ranks.into_iter().map(|rank| rank.join().expect("the rank does not panic")).collect()
+    })
+}
+
+#[test]
+fn ranks_meet_in_a_folder_and_gather_and_the_notice_is_gone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for size in [1, 2, 4, 8] {
+        let all = run(size, folder.path(), SOON, |mut link| {
+            let mine = vec![link.rank() as u8; 100_000 + link.rank()];
+            let all = all_gather(&mut link, "test", mine).expect("a gather");
+            link.finish();
+            all.iter().map(Vec::len).collect::<Vec<_>>()
+        });
+        let expected: Vec<usize> = (0..size).map(|rank| 100_000 + rank).collect();
+        assert!(all.iter().all(|lens| *lens == expected), "{size} ranks: {all:?}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0);
+}
+
+#[test]
+fn swaps_larger_than_any_buffer_do_not_block_each_other() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let lens = run(2, folder.path(), SOON, |mut link| {
+        let peer = link.rank() ^ 1;
+        let len = link.swap(peer, "test", vec![7; 64 << 20]).expect("a swap").len();
+        link.finish();
+        len
+    });
+    assert_eq!(lens, [64 << 20, 64 << 20]);
+}
+
+#[test]
+fn a_rank_that_ends_early_is_named_by_all_also_by_those_it_never_talks_to() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // A rank may leave a barrier while others are still in it; here nobody ends before all have left.
+    let left = std::sync::Barrier::new(8);
+    let errors = run(8, folder.path(), SOON, |mut link| {
+        barrier(&mut link, "the first").expect("all are here");
+        left.wait();
+        link.mark(3);
+        if link.rank() == 5 {
+            return None;
+        }
+        Some(barrier(&mut link, "the second").expect_err("one is gone"))
+    });
+    for (rank, error) in errors.iter().enumerate().filter(|(rank, _)| *rank != 5) {
+        let text = error.as_ref().expect("an error").to_string();
+        assert!(text.contains("rank 5 on ") && text.contains("stopped on an error of its own"), "rank {rank}: {text}");
+    }
+}
+
+#[test]
+fn a_reason_given_by_one_rank_reaches_all() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let errors = run(4, folder.path(), SOON, |mut link| {
+        if link.rank() == 2 {
+            link.fail("the disk is full");
+        }
+        barrier(&mut link, "a barrier").expect_err("one has failed").to_string()
+    });
+    assert!(errors.iter().all(|text| text.contains("rank 2 on ") && text.contains("the disk is full")), "{errors:?}");
+}
+
+#[test]
+fn a_rank_that_comes_no_further_is_named_and_not_those_who_wait_for_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let timeout = Duration::from_millis(800);
+    let began = Instant::now();
+    let errors = run(4, folder.path(), timeout, |mut link| {
+        link.mark(9);
+        if link.rank() == 3 {
+            // Alive, but busy with something without end.
+            while lock(&link.shared.failure).is_none() && began.elapsed() < SOON {
+                thread::sleep(LOOK);
+            }
+        }
+        barrier(&mut link, "a barrier").expect_err("one hangs").to_string()
+    });
+    assert!(errors.iter().all(|text| text.contains("rank 3 on ") && text.contains("no further")), "{errors:?}");
+}
+
+#[test]
+fn a_stale_notice_is_passed_over_and_an_alien_or_another_run_is_refused_with_a_reason() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // A port where nobody listens any more.
+    let dead = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port");
+    let stale = format!("a run\n{}\n{dead}\n", super::super::rendezvous::host_name());
+    std::fs::write(folder.path().join("a_run.rank0"), &stale).expect("a file");
+    let soon = Duration::from_millis(400);
+    let late = meet(&place(1, 2, "a run", Meeting::Folder(folder.path().into())), "job", soon).expect_err("nobody is there");
+    let text = late.to_string();
+    assert!(text.contains("did not find rank 0 of run `a run`") && text.contains(&dead.to_string()), "{text}");
+    // With a rank 0 the stale notice is replaced, and the ranks meet.
+    run(2, folder.path(), SOON, |mut link| {
+        barrier(&mut link, "a barrier").expect("both are here");
+        link.finish();
+    });
+
+    let alien = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let at = alien.local_addr().expect("an address").to_string();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            use std::io::Write;
+            for _ in 0..2 {
+                let (mut stream, _) = alien.accept().expect("a caller");
+                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+            }
+        });
+        let error = meet(&place(1, 2, "a run", Meeting::Tcp(at)), "job", Duration::from_millis(50)).expect_err("an alien");
+        assert!(error.to_string().contains("not this program"), "{error}");
+        let _ = std::net::TcpStream::connect(alien.local_addr().expect("an address"));
+    });
+
+    // Rank 0 of one run; callers of another run, size, job and number.
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").to_string();
+    let at = || Meeting::Tcp(free.clone());
+    thread::scope(|scope| {
+        let zero = scope.spawn(|| meet(&place(0, 2, "a run", at()), "job", SOON).map(|_| ()));
+        for (rank, size, run, job, says) in [
+            (1, 2, "an older run", "job", "this is run `a run`, not `an older run`"),
+            (1, 4, "a run", "job", "this run has 2 ranks, not 4"),
+            (1, 2, "a run", "another", "another experiment"),
+            (3, 2, "a run", "job", "no place for a rank 3 of 2"),
+        ] {
+            let error = meet(&place(rank, size, run, at()), job, SOON).expect_err("refused");
+            assert!(matches!(error, RendezvousError::Refused { .. }) && error.to_string().contains(says), "{error}");
+        }
+        meet(&place(1, 2, "a run", at()), "job", SOON).expect("the right one is taken");
+        zero.join().expect("no panic").expect("the ranks met");
+    });
+}
+
+#[test]
+fn ranks_that_never_come_are_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let soon = Duration::from_millis(100);
+    let error = meet(&place(0, 4, "a run", Meeting::Folder(folder.path().into())), "job", soon).expect_err("alone");
+    assert!(error.to_string().contains("of 4 ranks of run `a run` ranks 1, 2, 3 did not come"), "{error}");
+}

@@ -1,0 +1,137 @@
+//! Promise 4 without processes: ranks as threads end in the bits of one.
+
+use std::sync::Arc;
+
+use super::{StepReport, Trainer};
+use crate::data::{Dataset, Plan, Prefetcher, SampleOrder};
+use crate::experiment::{self, Experiment};
+use crate::ops::cpu::Cpu;
+use crate::parallel::threads::{self, Threads};
+use crate::parallel::{Exchange, Hosted, Link as _, Solo};
+use crate::proof::Hash;
+use crate::store::Tensor;
+
+/// Wide enough that tensors are divided: the token table has two chunks, the MLP's weights four each.
+const TEXT: &str = "seed = 1\n[model]\nlayers = 2\nheads = 4\nchannels = 256\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
+    [batch]\nmicro = 1\nseq_len = 8\ntokens = 128\n[schedule]\nsteps = 6\n[optimizer]\ngrad_clip = 0.5\n\
+    [guards]\nloss_z = 3.0\ngrad_z = 3.0\nwindow = 3\n[parallel]\nworkers = 8\n[device]\nkind = 'cpu'\nthreads = 1";
+
+fn experiment(zero: u8) -> Experiment {
+    let sets = [format!("parallel.zero={zero}")];
+    experiment::load_text("t", TEXT, &sets).expect("a whole experiment").experiment
+}
+
+/// What a rank saw and ended with.
+#[derive(Debug, PartialEq)]
+struct End {
+    reports: Vec<StepReport>,
+    roots: Vec<Hash>,
+    state: Vec<Tensor>,
+}
+
+/// Trains `steps` steps on this rank, from a saved state if there is one.
+fn train(experiment: &Experiment, exchange: Box<dyn Exchange<Cpu>>, from: Option<&[Tensor]>, steps: usize) -> End {
+    let cpu = Cpu::new(&experiment.device).expect("a CPU");
+    let mut trainer = Trainer::join(cpu, experiment, exchange).expect("a trainer");
+    if let Some(state) = from {
+        trainer.restore(state.to_vec()).expect("the state fits");
+    }
+    let data = Dataset::from_tokens("t", (0..6000).map(|i| (i * i % 251) as u16).collect(), 257).expect("tokens");
+    let plan = Plan {
+        order: SampleOrder::new(1, data.require_sequences(8).expect("some"), true),
+        seq_len: 8,
+        micro_batch: 1,
+        step_sequences: experiment.sequences_per_step(),
+        share: trainer.share(),
+        overfit_single_batch: false,
+        depth: 1,
+    };
+    let mut feed = Prefetcher::start(Arc::new(data), plan, trainer.progress().step, 0).expect("a reader");
+    let (mut reports, mut roots) = (Vec::new(), Vec::new());
+    for _ in 0..steps {
+        reports.push(trainer.step(&mut feed).expect("a step"));
+        roots.push(trainer.state_root().expect("a root"));
+    }
+    End { reports, roots, state: trainer.state().expect("a state") }
+}
+
+/// What all of `size` ranks end with, which must be the same.
+fn train_on(size: usize, zero: u8, from: Option<&[Tensor]>, steps: usize) -> End {
+    let experiment = experiment(zero);
+    let mut ends = threads::run(size, |link: Threads| train(&experiment, Box::new(Hosted(link)), from, steps));
+    let end = ends.pop().expect("a rank");
+    assert!(ends.iter().all(|other| *other == end), "{size} ranks, ZeRO {zero}: the ranks see the same");
+    end
+}
+
+#[test]
+fn any_number_of_ranks_ends_in_the_bits_of_one_whatever_each_keeps() {
+    let one = train(&experiment(1), Box::new(Solo), None, 3);
+    for zero in [0, 1] {
+        for size in [1, 2, 4, 8] {
+            assert_eq!(train_on(size, zero, None, 3), one, "{size} ranks, ZeRO {zero}");
+        }
+    }
+}
+
+#[test]
+fn saved_on_four_ranks_and_resumed_on_any_gives_the_uninterrupted_run() {
+    let whole = train(&experiment(1), Box::new(Solo), None, 4);
+    let saved = train_on(4, 1, None, 2).state;
+    for (size, zero) in [(1, 1), (2, 1), (2, 0), (8, 1)] {
+        let end = train_on(size, zero, Some(&saved), 2);
+        assert_eq!(end.roots, whole.roots[2..], "{size} ranks, ZeRO {zero}");
+        assert_eq!(end.reports, whole.reports[2..]);
+        assert_eq!(end.state, whole.state);
+    }
+}
+
+#[test]
+fn moments_and_masters_are_divided_among_the_ranks() {
+    let experiment = experiment(1);
+    let kept = threads::run(4, |link| {
+        let rank = link.rank();
+        let cpu = Cpu::new(&experiment.device).expect("a CPU");
+        let trainer = Trainer::join(cpu, &experiment, Box::new(Hosted(link))).expect("a trainer");
+        (rank, trainer.kept.iter().map(|piece| piece.len).sum::<usize>())
+    });
+    let all: usize = crate::model::Weights::of(&experiment.model).parameters() as usize;
+    assert_eq!(kept.iter().map(|(_, len)| len).sum::<usize>(), all);
+    for (rank, len) in kept {
+        assert!(len < all / 2, "rank {rank} keeps {len} of {all}");
+    }
+}
+
+#[test]
+fn a_rank_whose_weights_differ_is_named() {
+    let experiment = experiment(1);
+    let errors = threads::run(4, |link| {
+        let rank = link.rank();
+        let cpu = Cpu::new(&experiment.device).expect("a CPU");
+        let mut trainer = Trainer::join(cpu, &experiment, Box::new(Hosted(link))).expect("a trainer");
+        trainer.state_root().expect("all are equal at first");
+        if rank == 2 {
+            let mut state = trainer.host_copy_of_weights();
+            state[7] ^= 1;
+            trainer.overwrite_weights(&state);
+        }
+        trainer.state_root().expect_err("one differs").to_string()
+    });
+    for error in errors {
+        assert!(error.contains("rank 2 on ") && error.contains("3 of 4 have"), "{error}");
+    }
+}
+
+impl Trainer<Cpu> {
+    fn host_copy_of_weights(&mut self) -> Vec<u8> {
+        use crate::ops::Ops as _;
+        let mut bytes = vec![0; 64];
+        self.ops.read_bytes(&self.model.params.wpe, &mut bytes).expect("a download");
+        bytes
+    }
+
+    fn overwrite_weights(&mut self, bytes: &[u8]) {
+        use crate::ops::Ops as _;
+        self.ops.write_bytes(&mut self.model.params.wpe, bytes).expect("an upload");
+    }
+}
