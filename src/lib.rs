@@ -11,7 +11,7 @@
 //! * [`eval`], [`generate`]: how good the model is, and what it writes.
 //! * [`proof`]: what a run can prove: the state digest and the ledger.
 //! * [`store`]: what a run leaves on disk: folders, checkpoints, metrics.
-//! * [`report`]: plots of it. [`export`]: the model for other programs.
+//! * [`report`]: pictures of it, and a page. [`export`]: the model for other programs.
 //! * [`cli`]: the verbs. [`units`]: numbers for people.
 
 pub mod cli;

@@ -1,12 +1,12 @@
-//! What a person sees of a run, on stderr: one calm line a step, and on a terminal a bar below, with a second one under
-//! it while a set is evaluated or a checkpoint written.
+//! What a person sees of a run, on stderr: one calm line a step, and on a terminal a bar below, which shows an evaluation
+//! while there is one, and how far a checkpoint is that is written meanwhile.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::gpu_watch::Shared;
 use crate::optim::Verdict;
@@ -15,10 +15,13 @@ use crate::units;
 
 /// Writes events as lines; on a terminal, with colours and a progress bar.
 pub struct Console {
-    bars: MultiProgress,
     bar: ProgressBar,
-    /// Evaluation or saving, while it goes on.
-    task: Option<(Task, ProgressBar)>,
+    /// The evaluation that the bar shows; none when it shows the steps.
+    evaluating: Option<&'static str>,
+    /// The checkpoint that is being written, for the bar's end.
+    saving: Option<String>,
+    /// Steps done.
+    done: u64,
     /// What the GPU's sensors say, where they are read.
     gpu: Arc<Shared>,
     every: u64,
@@ -28,22 +31,15 @@ pub struct Console {
     steps: u64,
 }
 
-/// What the second bar shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Task {
-    Evaluating(&'static str),
-    Saving(u64),
-}
-
 impl Console {
     /// A console that prints every `every`th step, and every step that is out of the ordinary.
     pub fn new(every: u64, gpu: Arc<Shared>) -> Console {
         let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bars = MultiProgress::with_draw_target(target);
         Console {
-            bar: bars.add(ProgressBar::no_length()),
-            bars,
-            task: None,
+            bar: ProgressBar::with_draw_target(None, target),
+            evaluating: None,
+            saving: None,
+            done: 0,
             gpu,
             every: every.max(1),
             started: Instant::now(),
@@ -53,48 +49,42 @@ impl Console {
     }
 
     fn line(&self, text: &str) {
-        if self.bars.is_hidden() {
+        if self.bar.is_hidden() {
             anstream::eprintln!("{text}");
         } else {
-            self.bars.suspend(|| anstream::eprintln!("{text}"));
+            self.bar.suspend(|| anstream::eprintln!("{text}"));
         }
     }
 
-    /// Moves the second bar, which appears with its task and goes with it.
-    fn task(&mut self, task: Task, done: u64, of: u64) {
-        if self.bars.is_hidden() {
-            return;
+    /// Shows how far an evaluation is.
+    fn evaluating(&mut self, what: &'static str, done: u64, of: u64) {
+        if self.evaluating != Some(what) {
+            self.evaluating = Some(what);
+            self.bar.set_style(style("{bar:32.green/dim} {msg} {pos}/{len}  {eta} left"));
+            self.bar.set_message(what);
+            self.bar.set_length(of);
+            self.bar.reset_eta();
         }
-        if self.task.as_ref().is_none_or(|(shown, _)| *shown != task) {
-            self.end_task();
-            let bar = self.bars.add(ProgressBar::new(of));
-            let (template, message) = match task {
-                Task::Evaluating(what) => ("{bar:32.green/dim} {msg} {pos}/{len}  {eta} left", what.to_owned()),
-                Task::Saving(step) => {
-                    ("{bar:32.magenta/dim} {msg} {bytes}/{total_bytes}  {bytes_per_sec}", format!("saving step {step}"))
-                }
-            };
-            bar.set_style(ProgressStyle::with_template(template).expect("the template is valid").progress_chars("━╸─"));
-            bar.set_message(message);
-            self.task = Some((task, bar));
-        }
-        if let Some((_, bar)) = &self.task {
-            bar.set_position(done);
-        }
+        self.bar.set_position(done);
     }
 
-    fn end_task(&mut self) {
-        if let Some((_, bar)) = self.task.take() {
-            bar.finish_and_clear();
+    /// Shows the steps again.
+    fn show_steps(&mut self) {
+        if self.evaluating.take().is_some() || self.bar.length() != Some(self.steps) {
+            self.bar.set_style(style("{bar:32.cyan/dim} {pos}/{len} steps  {msg}"));
+            self.bar.set_length(self.steps);
         }
+        self.bar.set_position(self.done);
+        let saving = self.saving.as_ref().map_or(String::new(), |saving| format!("  {saving}"));
+        self.bar.set_message(format!("{}{saving}", self.left(self.done)));
     }
 
-    fn stepped(&self, report: &StepReport, step_ms: f64, tokens_per_s: f64, mfu: Option<f64>) {
+    fn stepped(&mut self, report: &StepReport, step_ms: f64, tokens_per_s: f64, mfu: Option<f64>) {
         let done = report.step + 1;
         self.gpu.step.store(done, Ordering::Relaxed);
-        self.bar.set_position(done);
+        self.done = done;
+        self.show_steps();
         let usual = report.verdict == Verdict::Update;
-        self.bar.set_message(self.left(done));
         if usual && !done.is_multiple_of(self.every) && done != self.steps && done != self.first_step + 1 {
             return;
         }
@@ -118,10 +108,14 @@ impl Console {
 
     /// Time left at the mean pace of this process.
     fn left(&self, done: u64) -> String {
-        let here = (done - self.first_step).max(1) as f64;
-        let seconds = self.started.elapsed().as_secs_f64() / here * (self.steps - done) as f64;
+        let here = done.saturating_sub(self.first_step).max(1) as f64;
+        let seconds = self.started.elapsed().as_secs_f64() / here * self.steps.saturating_sub(done) as f64;
         format!("{} left", units::duration(seconds))
     }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the template is valid").progress_chars("━╸─")
 }
 
 const BOLD: anstyle::Style = anstyle::Style::new().bold();
@@ -139,27 +133,25 @@ impl Listener for Console {
             Event::Began { step, steps } => {
                 self.started = Instant::now();
                 (self.first_step, self.steps) = (*step, *steps);
-                self.bar.set_length(*steps);
-                self.bar.set_position(*step);
-                let style =
-                    ProgressStyle::with_template("{bar:32.cyan/dim} {pos}/{len} steps  {msg}").expect("the template is valid");
-                self.bar.set_style(style.progress_chars("━╸─"));
+                self.done = *step;
+                self.show_steps();
                 self.bar.enable_steady_tick(Duration::from_millis(250));
             }
             Event::Stepped { report, step_ms, tokens_per_s, mfu, .. } => self.stepped(report, *step_ms, *tokens_per_s, *mfu),
-            Event::Evaluating { what, done, sequences } => {
-                self.task(Task::Evaluating(what), *done as u64, *sequences as u64);
+            Event::Evaluating { what, done, sequences } => self.evaluating(what, *done as u64, *sequences as u64),
+            Event::Saving { step, done_bytes, bytes } => {
+                self.saving = Some(format!("saving step {step}: {} of {}", units::bytes(*done_bytes), units::bytes(*bytes)));
+                self.show_steps();
             }
-            Event::Saving { step, done_bytes, bytes } => self.task(Task::Saving(*step), *done_bytes, *bytes),
             Event::Evaluated { step, val_loss, val_tokens } => {
-                self.end_task();
+                self.show_steps();
                 self.line(&format!(
                     "{BOLD}val loss {val_loss:.6}{BOLD:#} at step {step} on {} tokens",
                     units::thousands(*val_tokens)
                 ));
             }
             Event::HellaSwag { step, scores } => {
-                self.end_task();
+                self.show_steps();
                 let [reference, acc, acc_norm] = scores.named().map(|(name, score)| format!("{name} {score:.4}"));
                 let tasks = units::thousands(scores.tasks as u64);
                 self.line(&format!("{BOLD}{reference}{BOLD:#} ({acc}, {acc_norm}) at step {step} on {tasks} tasks"));
@@ -168,10 +160,13 @@ impl Listener for Console {
                 self.line(&format!("sample at step {step}:\n{DIM}{prompt}{DIM:#}{text}\n"));
             }
             Event::CheckpointSaved { step, path, bytes } => {
-                self.end_task();
+                self.saving = None;
+                self.show_steps();
                 self.line(&format!("checkpoint at step {step}: {} ({})", path.display(), units::bytes(*bytes)));
             }
             Event::Rewound { from_step, to_step } => {
+                self.done = *to_step;
+                self.show_steps();
                 self.line(&format!(
                     "{WARN}diverged at step {from_step}: back to the checkpoint of step {to_step}, on with the data behind{WARN:#}"
                 ));
@@ -180,12 +175,10 @@ impl Listener for Console {
                 self.line(&format!("{WARN}diverged at step {step}: {skips} steps in a row were skipped{WARN:#}"));
             }
             Event::Interrupted { step } => {
-                self.end_task();
                 self.bar.finish_and_clear();
                 self.line(&format!("stopped as asked: {step} steps are done and saved"));
             }
             Event::Finished { step, root, seconds, waits } => {
-                self.end_task();
                 self.bar.finish_and_clear();
                 let waited = match waits.waits {
                     0 => "data was never waited for".to_owned(),

@@ -22,7 +22,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
 const PROGRAM: (&str, &[&str]) = ("This program", &["completions", "man", "help"]);
 
 /// Examples of verbs that bring none of their own.
-const EXAMPLES: [(&str, &str); 12] = [
+const EXAMPLES: [(&str, &str); 13] = [
     (
         "run",
         "  runner run experiments/quickstart.toml\n  runner run experiments/gpt2_124m.toml --name first --set batch.micro=32\n  \
@@ -40,9 +40,14 @@ const EXAMPLES: [(&str, &str); 12] = [
     ("lock", "  runner lock experiments/ci.toml\n  runner lock experiments/ci.toml --out elsewhere.lock.toml"),
     (
         "data",
-        "  runner data prepare --out data books/*.txt\n  runner data prepare --out data --tokenizer byte --val-fraction 0.05 text.txt",
+        "  runner data fetch hellaswag\n  runner data prepare --out data books/*.txt\n  runner data prepare --out data --tokenizer byte --val-fraction 0.05 text.txt",
     ),
-    ("plot", "  runner plot quickstart\n  runner plot first second --x tokens --log y --out plots"),
+    (
+        "plot",
+        "  runner plot quickstart\n  runner plot first second --x tokens --log xy --out both.svg\n  \
+         runner plot log_gpt2_124M/main.log --baseline 124m --theme dark --out reference.png",
+    ),
+    ("report", "  runner report quickstart\n  runner report quickstart --out page.html --no-verify"),
     ("sample", "  runner sample quickstart --prompt 'And God said' --tokens 200\n  runner sample quickstart --temperature 0"),
     ("eval", "  runner eval quickstart"),
     (
@@ -184,11 +189,41 @@ mod tests {
             assert_eq!(lines, 1, "`{name}` in:\n{help}");
             assert!(verb.get_about().is_some(), "`{name}` says nothing of itself");
         }
-        for (verb, examples) in EXAMPLES {
-            for example in examples.lines().map(str::trim) {
-                assert!(example.contains(&format!("runner {verb}")), "`{example}` is no example of `{verb}`");
+        assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+    }
+
+    /// The words of a command line, single quotes honoured, up to a pipe, a redirection or a comment.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut word, mut quoted) = (Vec::new(), String::new(), false);
+        for c in line.chars().chain([' ']) {
+            match c {
+                '\'' => quoted = !quoted,
+                ' ' if !quoted => {
+                    if ["|", ">", "#"].contains(&word.as_str()) {
+                        return words;
+                    }
+                    words.extend((!word.is_empty()).then(|| std::mem::take(&mut word)));
+                }
+                c => word.push(c),
             }
         }
-        assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+        words
+    }
+
+    #[test]
+    fn every_example_in_the_help_is_a_command_that_parses() {
+        let mut examples = 0;
+        for verb in bare().get_subcommands() {
+            let help = verb.get_after_help().map(|help| plain(&help.to_string())).unwrap_or_default();
+            for line in help.lines().map(str::trim).filter(|line| line.starts_with("runner ") || line.starts_with("RUNNER_")) {
+                let words = words(line);
+                let words = words.iter().skip_while(|word| *word != "runner");
+                let parsed = bare().try_get_matches_from(words);
+                assert!(parsed.is_ok(), "`{line}`: {}", parsed.err().map_or(String::new(), |error| error.to_string()));
+                assert!(line.contains(&format!("runner {}", verb.get_name())), "`{line}` is no example of `{}`", verb.get_name());
+                examples += 1;
+            }
+        }
+        assert!(examples > 30, "{examples} examples");
     }
 }

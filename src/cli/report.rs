@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{run_argument, verify};
+use crate::experiment;
 use crate::report::html::{Check, Page, Status};
 use crate::store::{RunPaths, atomic};
 
@@ -25,9 +26,15 @@ pub struct Args {
 /// Writes the page, and prints its path to stdout. Damage is on the page, and no failure of this verb.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let folder = run_argument::find(args.run.as_deref(), &args.runs)?;
-    let mut checks = if args.no_verify { unchecked(&folder) } else { verify::files_of(&folder)? };
+    let mut checks = if args.no_verify {
+        unchecked(&folder)
+    } else {
+        anstream::eprintln!("checking every byte of {} (`--no-verify` leaves that out)", folder.display());
+        verify::files_of(&folder)?
+    };
     checks = condensed(checks);
     checks.extend(beyond_files(&folder));
+    checks.extend(replays(&folder)?);
     let failed = checks.iter().filter(|check| check.status == Status::Failed).count();
     let page = Page::gather(&folder, checks)?.render()?;
     let out = args.out.unwrap_or_else(|| RunPaths::new(&folder).report());
@@ -100,6 +107,22 @@ fn beyond_files(folder: &Path) -> [Check; 2] {
             "runner verify EXPERIMENT --twice, with the experiment's file".into(),
         ),
     ]
+}
+
+/// What `proof.replay_every` found: a run that made a step twice with other bits has stopped and kept both.
+fn replays(folder: &Path) -> anyhow::Result<Option<Check>> {
+    let paths = RunPaths::new(folder);
+    let every = experiment::load(&paths.experiment(), &[])?.experiment.proof.replay_every;
+    if every == 0 {
+        return Ok(None);
+    }
+    let name = "made twice while it trained, a step gives the same bits".to_owned();
+    let kept = folder.join("unrepeatable");
+    Ok(Some(if kept.exists() {
+        Check { status: Status::Failed, name, detail: format!("a step gave two states: both are in {}", kept.display()) }
+    } else {
+        Check { status: Status::Passed, name, detail: format!("every {every} steps, and none differed") }
+    }))
 }
 
 #[cfg(test)]

@@ -130,8 +130,12 @@ impl Shard {
     }
 }
 
-/// The number of tokens, when header and length agree.
-pub(super) fn check(path: &Path, bytes: &[u8]) -> Result<u64, DataError> {
+/// The number of tokens of a shard that is in memory or mapped, when header and length agree.
+///
+/// # Errors
+///
+/// What is wrong with the header, or with the length it promises. `path` is for the message.
+pub fn check(path: &Path, bytes: &[u8]) -> Result<u64, DataError> {
     let path = path.to_owned();
     let got_bytes = bytes.len() as u64;
     if let Some(start) = html_start(bytes) {
@@ -232,6 +236,14 @@ mod tests {
         bytes.truncate(1031);
         let message = refusal(&bytes);
         assert!(message.contains("promises 4 tokens, that is 1032 bytes, but the file ends at byte 1031"), "{message}");
+    }
+
+    #[test]
+    fn an_absurd_count_is_a_length_that_the_file_does_not_have() {
+        let mut bytes = shard(&[1, 2, 3, 4]);
+        bytes[8..12].copy_from_slice(&(-1i32).to_le_bytes());
+        let message = refusal(&bytes);
+        assert!(message.contains("promises 4294967295 tokens, that is 8589935614 bytes, but"), "{message}");
     }
 
     #[test]

@@ -150,10 +150,13 @@ mod tests {
     #[test]
     fn each_fault_names_its_byte() {
         type Damage = fn(&mut Vec<u8>);
-        let faults: [(Damage, &str); 10] = [
+        let faults: [(Damage, &str); 13] = [
             (|f| f.truncate(100), "byte 100: expected a header"),
             (|f| f[4] = 2, "byte 4: expected version 1, got 2"),
             (|f| f[8] = 3, "byte 1090: expected the start of an example:, got the end of the file"),
+            (|f| f[11] = 0x7f, "byte 1090: expected the start of an example:, got the end of the file"),
+            (|f| f[11] = 0x80, "byte 8: expected a number of examples, got -2147483646"),
+            (|f| f[1034] = 0, "byte 1034: expected the context of at least one token, got 0"),
             (|f| f[8] = 1, "byte 1060: expected the end after 1 examples, got 30 more bytes"),
             (|f| f[1024] = 0, "byte 1024: expected the start of an example: 65535, got 65280"),
             (|f| f[1026] = 40, "byte 1026: expected 36 bytes of this example, got 40"),

@@ -89,11 +89,15 @@ impl TaskSet {
     /// does not fit.
     pub fn open(path: &Path, tokenizer: &Tokenizer, vocab: usize, seq_len: usize) -> Result<TaskSet, EvalError> {
         let io = |reason| EvalError::Io { path: path.into(), reason };
-        let bytes = std::fs::read(path).map_err(io)?;
-        let (tasks, unit) = if eval_bin::is_eval_bin(&bytes) {
-            (eval_bin::parse(path, &bytes)?, Unit::Example)
+        TaskSet::parse(path, &std::fs::read(path).map_err(io)?, tokenizer, vocab, seq_len)
+    }
+
+    /// [`TaskSet::open`] of a file that is in memory.
+    pub fn parse(path: &Path, bytes: &[u8], tokenizer: &Tokenizer, vocab: usize, seq_len: usize) -> Result<TaskSet, EvalError> {
+        let (tasks, unit) = if eval_bin::is_eval_bin(bytes) {
+            (eval_bin::parse(path, bytes)?, Unit::Example)
         } else {
-            let text = std::str::from_utf8(&bytes).map_err(|error| {
+            let text = std::str::from_utf8(bytes).map_err(|error| {
                 let byte = error.valid_up_to();
                 EvalError::Damaged {
                     path: path.into(),

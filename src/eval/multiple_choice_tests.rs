@@ -147,3 +147,24 @@ fn files_that_cannot_be_used_are_refused_when_they_are_opened() {
     says("line 1: a completion of 10 tokens does not fit sequences of 9", open(257, 9));
     assert_eq!(open(257, 10), Ok(()));
 }
+
+#[test]
+fn files_of_other_kinds_and_tokens_out_of_range_are_refused_by_name() {
+    let tokenizer = Tokenizer::new(crate::experiment::Tokenizer::Gpt2);
+    let refusal = |bytes: &[u8], vocab| {
+        let parsed = TaskSet::parse(std::path::Path::new("h.bin"), bytes, &tokenizer, vocab, 64);
+        parsed.map(|set| set.tasks().len()).expect_err("refused").to_string()
+    };
+    let says = |text: &str, error: String| assert!(error.contains(text), "{error}\nlacks: {text}");
+    let mut bytes = crate::data::shard::header(1).to_vec();
+    bytes.extend([1, 0]);
+    says("`h.bin` is damaged at byte 0: expected UTF-8 text, or magic 20240522 at byte 0, got 0x88", refusal(&bytes, 50_257));
+    says("`h.bin` line 1 is not a HellaSwag task", refusal(b"<!DOCTYPE html>", 50_257));
+    let mut bytes = vec![0; 1024];
+    for (i, word) in [crate::eval::eval_bin::MAGIC, 1, 1, 30].into_iter().enumerate() {
+        bytes[4 * i..4 * i + 4].copy_from_slice(&word.to_le_bytes());
+    }
+    let example: [u16; 15] = [u16::MAX, 30, 0, 0, 4, 1, 32, 1, 257, 1, 582, 1, 50_300, 1, 257];
+    bytes.extend(example.into_iter().flat_map(u16::to_le_bytes));
+    says("`h.bin` example 0 holds token 50300, expected less than 50257", refusal(&bytes, 50_257));
+}

@@ -84,7 +84,16 @@ pub fn read(path: &Path) -> Result<(Parameters, Precision)> {
     let io = |source| ExportError::Io { path: path.into(), source };
     let file = File::open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
-    let mut file = BufReader::with_capacity(1 << 20, file);
+    read_from(path, BufReader::with_capacity(1 << 20, file), length)
+}
+
+/// [`read`] of a file that is in memory.
+pub fn parse(path: &Path, file: &[u8]) -> Result<(Parameters, Precision)> {
+    read_from(path, file, file.len() as u64)
+}
+
+fn read_from(path: &Path, mut file: impl Read, length: u64) -> Result<(Parameters, Precision)> {
+    let io = |source| ExportError::Io { path: path.into(), source };
     let mut header = Vec::with_capacity(HEADER_BYTES);
     file.by_ref().take(HEADER_BYTES as u64).read_to_end(&mut header).map_err(io)?;
     let (model, narrow) = model_file::header_sizes(path, &header)?;

@@ -57,6 +57,8 @@ pub struct Span {
     pub top: f64,
     pub bottom: f64,
     pub lowest: bool,
+    /// Whether it shares its right edge with panels that have levels.
+    pub aligned: bool,
 }
 
 impl Page<'_> {
@@ -70,8 +72,9 @@ impl Page<'_> {
         for (_, label) in &y.ticks {
             label_width = label_width.max(text_width(label, TEXT_SIZE, false)?);
         }
+        let levels = self.level_values(kind);
         let mut gutter = 0.0_f64;
-        for level in &self.levels {
+        for level in self.levels.iter().filter(|level| span.aligned || levels.iter().any(|(_, name)| *name == level.name)) {
             gutter = gutter.max(text_width(level.name, Panel::LEVEL_TEXT, false)? + 14.0);
         }
         let left = span.left + label_width + 14.0;
@@ -91,7 +94,7 @@ impl Page<'_> {
         let x_title = span.lowest.then(|| self.across.title(self.options.log_x, left_out));
         panel.frame(scene, x_title.as_deref(), &self.notes(kind, panel.y.high))?;
         self.lines(scene, kind, &panel);
-        panel.level_names(scene, &self.level_values(kind));
+        panel.level_names(scene, &levels);
         Ok(())
     }
 

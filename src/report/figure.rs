@@ -64,7 +64,7 @@ pub fn charts(runs: &[RunData], options: &PlotOptions) -> Result<Vec<(Kind, Scen
         let top = strip(&mut Scene::new(SIZE.0, 1, page.colors))?.max(0.0) + TITLE_ROOM;
         let mut scene = Scene::new(SIZE.0, (top + SIZE.1 + X_ROOM) as u32, page.colors);
         strip(&mut scene)?;
-        let span = Span { left: 8.0, right, top, bottom: top + SIZE.1, lowest: true };
+        let span = Span { left: 8.0, right, top, bottom: top + SIZE.1, lowest: true, aligned: false };
         page.panel(&mut scene, kind, span)?;
         charts.push((kind, scene));
     }
@@ -200,21 +200,29 @@ impl<'a> Page<'a> {
                 let (left, right) =
                     if column == 0 { (MARGIN, middle - COLUMN_GAP / 2.0) } else { (middle + COLUMN_GAP / 2.0, end) };
                 let lower = beside.get(column);
-                self.panel(scene, kind, Span { left, right, top, bottom: below, lowest: lower.is_none() })?;
+                self.panel(scene, kind, Span { left, right, top, bottom: below, lowest: lower.is_none(), aligned: true })?;
                 if let Some(lower) = lower {
-                    self.panel(scene, *lower, Span { left, right, top: below + TITLE_ROOM, bottom, lowest: true })?;
+                    self.panel(
+                        scene,
+                        *lower,
+                        Span { left, right, top: below + TITLE_ROOM, bottom, lowest: true, aligned: true },
+                    )?;
                 }
             }
             return Ok(());
         }
         let split = if beside.is_empty() { end } else { 900.0 };
-        self.panel(scene, Kind::Loss, Span { left: MARGIN, right: split, top, bottom, lowest: true })?;
+        self.panel(scene, Kind::Loss, Span { left: MARGIN, right: split, top, bottom, lowest: true, aligned: true })?;
         let count = beside.len().max(1) as f64;
         let height = (bottom - top - TITLE_ROOM * (count - 1.0)) / count;
         for (index, kind) in beside.iter().enumerate() {
             let top = top + index as f64 * (height + TITLE_ROOM);
             let lowest = index + 1 == beside.len();
-            self.panel(scene, *kind, Span { left: split + COLUMN_GAP, right: end, top, bottom: top + height, lowest })?;
+            self.panel(
+                scene,
+                *kind,
+                Span { left: split + COLUMN_GAP, right: end, top, bottom: top + height, lowest, aligned: false },
+            )?;
         }
         Ok(())
     }

@@ -3,6 +3,8 @@
 //! Times and temperatures prove nothing and repeat nowhere, so they stay out of metrics and ledger. A resumed run goes on
 //! at the end of the file; each line says at which step it was taken.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -63,9 +65,14 @@ impl GpuLog {
     }
 }
 
-/// The last whole line of a log, if there is one that can be read.
+/// The last whole line of a log, if there is one that can be read. Reads the end alone: logs of days are long.
 pub fn last(path: &Path) -> Option<GpuSample> {
-    let bytes = std::fs::read(path).ok()?;
+    const END: u64 = 4096;
+    let mut file = File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(END))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(END).read_to_end(&mut bytes).ok()?;
     super::append::complete_lines(&bytes).last().and_then(|line| serde_json::from_slice(line).ok())
 }
 

@@ -169,7 +169,7 @@ impl Info {
     }
 }
 
-/// A file behind its header, the header with the eight bytes before it, and the file's length.
+/// Opens a file and reads its header: the reader behind it, everything before the data, and the file's length.
 fn open_header(path: &Path) -> Result<(BufReader<File>, Vec<u8>, u64)> {
     let file = match File::open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(StoreError::Missing { path: path.into() }),
@@ -177,6 +177,12 @@ fn open_header(path: &Path) -> Result<(BufReader<File>, Vec<u8>, u64)> {
     };
     let length = file.metadata().map_err(StoreError::io(path, "open"))?.len();
     let mut file = BufReader::with_capacity(1 << 20, file);
+    let header = read_header(path, &mut file, length)?;
+    Ok((file, header, length))
+}
+
+/// Everything before the data of a file of `length` bytes.
+fn read_header(path: &Path, file: &mut impl Read, length: u64) -> Result<Vec<u8>> {
     let bad = |why: String| StoreError::BadHeader { path: path.into(), why };
     if length < 8 {
         return Err(bad(format!("the file has {length} bytes, expected at least 8 for the header's length")));
@@ -190,7 +196,24 @@ fn open_header(path: &Path) -> Result<(BufReader<File>, Vec<u8>, u64)> {
     let mut header = size.to_le_bytes().to_vec();
     header.resize(8 + usize::try_from(size).map_err(|e| bad(e.to_string()))?, 0);
     file.read_exact(&mut header[8..]).map_err(StoreError::io(path, "read"))?;
-    Ok((file, header, length))
+    Ok(header)
+}
+
+/// What a header says of the tensors, in the order of the data, which must fill the rest of `length` bytes.
+fn checked_infos(path: &Path, header: &[u8], length: u64) -> Result<Vec<Info>> {
+    let infos = parse_header(&header[8..]).map_err(|why| StoreError::BadHeader { path: path.into(), why })?;
+    let expected = infos.iter().fold(header.len() as u64, |sum, info| sum.saturating_add(info.bytes as u64));
+    if expected != length {
+        return Err(StoreError::WrongLength { path: path.into(), expected, found: length });
+    }
+    Ok(infos)
+}
+
+/// What the header of a file in memory says of the tensors, checked as [`Reader::open`] checks it.
+pub fn infos(path: &Path, mut file: &[u8]) -> Result<Vec<Info>> {
+    let length = file.len() as u64;
+    let header = read_header(path, &mut file, length)?;
+    checked_infos(path, &header, length)
 }
 
 /// Reads the tensors whose names are `wanted`, sorted by name. The others may be of types that no state holds:
@@ -233,11 +256,7 @@ impl Reader {
     /// Opens a file and checks its header against its length.
     pub fn open(path: &Path) -> Result<Reader> {
         let (file, header, length) = open_header(path)?;
-        let infos = parse_header(&header[8..]).map_err(|why| StoreError::BadHeader { path: path.into(), why })?;
-        let expected = header.len() as u64 + infos.iter().map(|info| info.bytes as u64).sum::<u64>();
-        if expected != length {
-            return Err(StoreError::WrongLength { path: path.into(), expected, found: length });
-        }
+        let infos = checked_infos(path, &header, length)?;
         Ok(Reader { path: path.into(), file, header, infos: infos.into_iter() })
     }
 

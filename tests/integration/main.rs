@@ -6,6 +6,7 @@ mod determinism;
 mod diff;
 mod divergence;
 mod export;
+mod fuzz;
 mod hellaswag;
 mod init;
 mod lock;

@@ -10,7 +10,7 @@ use crate::support::Lab;
 #[test]
 fn the_page_tells_result_promises_and_damage() {
     let lab = Lab::new();
-    let run = lab.run("experiments/ci.toml", &[]);
+    let run = lab.run("experiments/ci.toml", &["--set", "proof.replay_every=7"]);
     let root = run.root();
     let written = lab.verb("report", "ci", &[]);
     assert_eq!(written.code, Some(0), "{}", written.stderr);
@@ -43,7 +43,9 @@ fn the_page_tells_result_promises_and_damage() {
     assert!(page.contains("✗ FAILED") && page.contains("every byte of checkpoint 10"), "{page}");
     lab.verb("report", "ci", &["--no-verify"]);
     let page = std::fs::read_to_string(&path).expect("the page");
-    assert!(page.contains("○ not checked") && !page.contains("✓ passed"));
+    // What the run itself made sure of stands without another look.
+    assert!(page.contains("○ not checked") && page.matches("✓ passed").count() == 1, "{page}");
+    assert!(!page.contains("no line of the ledger was edited"));
 }
 
 /// The browser; none is a failure where `REQUIRE_CHROMIUM` is set.

@@ -89,9 +89,8 @@ pub fn run(args: FetchArgs) -> anyhow::Result<()> {
         signal_hook::flag::register(signal, stop.clone())?;
     }
     let (host, repository) = data_set.repository();
-    let count = request.files.len();
-    let plural = if count == 1 { "" } else { "s" };
-    anstream::eprintln!("{}: {count} file{plural} of {repository} ({host:?}) into {}", data_set.name(), args.out.display());
+    let count = counted(request.files.len());
+    anstream::eprintln!("{}: {count} of {repository} ({host:?}) into {}", data_set.name(), args.out.display());
     let screen = Screen::new(&request.files);
     let fetched = fetch(&request, &stop, |index, event| screen.show(index, &event));
     screen.clear();
@@ -125,6 +124,7 @@ impl Screen {
             let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
             let total = all.add(ProgressBar::new(files.len() as u64));
             total.set_style(style("{pos}/{len} files {wide_bar} {elapsed}"));
+            total.tick();
             Bars { all, total, open: Mutex::new(BTreeMap::new()) }
         });
         Screen { names: files.iter().map(|file| file.name.clone()).collect(), bars }
@@ -190,6 +190,11 @@ impl Screen {
     }
 }
 
+/// `1 file`, `2 files`.
+fn counted(count: usize) -> String {
+    format!("{count} file{}", if count == 1 { "" } else { "s" })
+}
+
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
@@ -198,8 +203,8 @@ fn style(template: &str) -> ProgressStyle {
 fn how(file: &Fetched) -> &'static str {
     match (file.verified, file.was_there) {
         (true, _) => "SHA-256 as published",
-        (false, false) => "length and format checked; no digest is published",
-        (false, true) => "was there; length and format checked",
+        (false, false) => "checked by length and format",
+        (false, true) => "was there; checked by format",
     }
 }
 
@@ -224,11 +229,13 @@ fn summarize(request: &Request, fetched: &[Fetched]) {
     let bytes: u64 = fetched.iter().map(|file| file.bytes).sum();
     let there = fetched.iter().filter(|file| file.was_there).count();
     let verified = fetched.iter().filter(|file| file.verified).count();
-    anstream::eprintln!(
-        "{} files, {}: {there} were there, {verified} with a published SHA-256; the rest by length and format",
-        fetched.len(),
-        units::bytes(bytes)
-    );
+    let checked = match (verified, fetched.len() - verified) {
+        (_, 0) => "each with its published SHA-256".to_owned(),
+        (0, _) => "checked by length and format; no digest was published".to_owned(),
+        (verified, rest) => format!("{verified} with their published SHA-256, {rest} checked by length and format"),
+    };
+    let were_there = if there > 0 { format!(", {there} of them were there") } else { String::new() };
+    anstream::eprintln!("{}, {}{were_there}; {checked}", counted(fetched.len()), units::bytes(bytes));
     if let Some(record) = Record::read(&request.out, request.data_set.name()) {
         let path = Record::path(&request.out, request.data_set.name());
         anstream::eprintln!("revision {}, recorded in {}", record.revision, path.display());
@@ -238,7 +245,7 @@ fn summarize(request: &Request, fetched: &[Fetched]) {
 /// Encodes the text of FineWeb-Edu under the names that the experiments look for: the first 100 M tokens to
 /// validate on, then shards of 100 M.
 fn prepare(out: &Path, fetched: &[Fetched]) -> anyhow::Result<()> {
-    anstream::eprintln!("encoding {} files into shards", fetched.len());
+    anstream::eprintln!("encoding {} into shards", counted(fetched.len()));
     let inputs = fetched.iter().map(|file| Input::file(&file.path)).collect::<Result<Vec<_>, _>>()?;
     let options = Options {
         out: out.to_owned(),

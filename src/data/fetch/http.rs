@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use ureq::http::{HeaderMap, Uri};
+use ureq::http::{HeaderMap, Method, Uri};
 use ureq::{Agent, Body};
 
 use super::catalogue::Host;
@@ -175,7 +175,7 @@ impl Client {
         let mut url = url.to_owned();
         let mut facts = Facts::default();
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.once(&url, resume).map_err(|error| self.connection(&url, &error))?;
+            let response = self.once(Method::GET, &url, resume).map_err(|error| self.connection(&url, &error))?;
             let status = response.status().as_u16();
             let headers = response.headers();
             facts.read(headers, self.is_hub(&url));
@@ -188,9 +188,35 @@ impl Client {
         Err(FetchError::Redirect { to: url.clone(), url, why: "ten redirects did not lead to a file" })
     }
 
-    fn once(&self, url: &str, resume: Option<&Resume>) -> Result<ureq::http::Response<Body>, ureq::Error> {
+    /// The commit that the hub says a file's revision is; none where a server says nothing.
+    ///
+    /// Its own answer says so: where it redirects to is of no interest, and may not take such a request.
+    pub fn commit(&self, url: &str) -> Result<Option<String>, FetchError> {
+        let mut url = url.to_owned();
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.once(Method::HEAD, &url, None).map_err(|error| self.connection(&url, &error))?;
+            let (status, headers) = (response.status().as_u16(), response.headers());
+            let mut facts = Facts::default();
+            facts.read(headers, self.is_hub(&url));
+            let location = headers.get("location").and_then(|value| value.to_str().ok());
+            match (facts.hub_commit, location) {
+                (Some(commit), _) => return Ok(Some(commit)),
+                // A data set that was renamed.
+                (None, Some(location)) if status < 400 && self.is_hub(&redirected(&url, location)?) => {
+                    url = redirected(&url, location)?;
+                }
+                // A mirror that does not take such a request has no commits either. Where the file is really
+                // missing or barred, asking for the file itself will say so.
+                _ if status < 500 && !matches!(status, 408 | 429) || status == 501 => return Ok(None),
+                _ => return Err(FetchError::status(&url, status, facts.retry_after_s)),
+            }
+        }
+        Ok(None)
+    }
+
+    fn once(&self, method: Method, url: &str, resume: Option<&Resume>) -> Result<ureq::http::Response<Body>, ureq::Error> {
         // Compressed, the lengths and ranges of a file would be other ones.
-        let mut request = self.agent.get(url).header("accept-encoding", "identity");
+        let mut request = ureq::http::Request::builder().method(method).uri(url).header("accept-encoding", "identity");
         if let Some(token) = self.endpoints.token.as_ref().filter(|_| self.is_hub(url)) {
             request = request.header("authorization", format!("Bearer {token}"));
         }
@@ -200,7 +226,7 @@ impl Client {
                 request = request.header("if-range", validator);
             }
         }
-        request.call()
+        self.agent.run(request.body(())?)
     }
 
     /// Whether an address is on the hub's own server: scheme, host and port.

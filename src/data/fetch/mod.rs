@@ -148,9 +148,8 @@ fn in_order(results: Vec<Outcome>, stop: &AtomicBool) -> Result<Vec<Fetched>, Fe
 fn commit_of(client: &Client, url: &str, stop: &AtomicBool, report: &dyn Fn(Event<'_>)) -> Result<Option<String>, FetchError> {
     let mut attempts = Attempts::new(client.patience());
     loop {
-        let error = match client.get(url, None) {
-            Ok(answer) if answer.status == 200 => return Ok(answer.facts.hub_commit),
-            Ok(answer) => FetchError::status(&answer.url, answer.status, answer.facts.retry_after_s),
+        let error = match client.commit(url) {
+            Ok(commit) => return Ok(commit),
             Err(error) => error,
         };
         attempts.after(error, stop, report)?;

@@ -139,9 +139,27 @@ fn a_branch_is_pinned_to_its_commit_and_stays_so() {
     run(&request).unwrap();
     request.files = DataSet::FineWebEdu100B.files(Some(2)).unwrap();
     run(&request).unwrap();
+    assert_eq!(server.asked()[0].method, "HEAD");
     let revisions: Vec<String> = server.asked().iter().map(|a| a.path.split('/').nth(5).unwrap().to_owned()).collect();
     assert_eq!(revisions, ["main", commit, commit, commit]);
     assert_eq!(Record::read(dir.path(), "fineweb-edu-100b").unwrap().revision, commit);
+}
+
+#[test]
+fn a_mirror_without_commits_is_asked_for_the_branch() {
+    for status in [200, 403, 404, 405, 501] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(move |asked| match asked.method.as_str() {
+            "HEAD" => Reply::new(status, b""),
+            _ => Reply::file(asked, &shard_of(50, 0), ETAG),
+        });
+        run(&Request { revision: None, ..request(&server, dir.path()) }).unwrap();
+        assert!(server.asked()[1].path.contains("/resolve/main/"));
+        assert_eq!(Record::read(dir.path(), "fineweb-edu-100b").unwrap().revision, "main");
+    }
+    let (server, dir) = (Server::start(|_| Reply::new(404, b"")), tempfile::tempdir().unwrap());
+    let error = run(&Request { revision: None, ..request(&server, dir.path()) }).unwrap_err().to_string();
+    assert!(error.contains("answered 404"), "{error}");
 }
 
 #[test]

@@ -14,6 +14,7 @@
 
 mod attention;
 mod buffer;
+mod checks;
 mod classifier;
 mod decode;
 mod embedding;
@@ -32,6 +33,7 @@ use std::ops::Range;
 use super::{AdamW, DeviceError, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write};
 use crate::experiment::Device;
 pub use buffer::Buffer;
+use checks::{available_bytes, failed, indices, same_len, tokens, view, view_mut, whole_floats};
 use engine::Engine;
 use norm::Saved;
 use simd::Isa;
@@ -99,56 +101,6 @@ fn thread_scratch(shape: &ScratchShape) -> usize {
 }
 
 const DEVICE: &str = "CPU";
-
-/// What Linux says new allocations may still take.
-fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(1024 * line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?)
-}
-
-fn failed(operation: &'static str, message: String) -> DeviceError {
-    DeviceError::Failed { device: DEVICE.to_owned(), operation, message }
-}
-
-/// The first `len` elements of an operand. A buffer may be longer than a call needs.
-fn view<'a>(operation: &'static str, name: &str, buf: &'a Buffer, len: usize) -> Result<&'a [f32]> {
-    buf.as_slice().get(..len).ok_or_else(|| failed(operation, format!("`{name}` has {} elements, expected {len}", buf.len())))
-}
-
-fn view_mut<'a>(operation: &'static str, name: &str, buf: &'a mut Buffer, len: usize) -> Result<&'a mut [f32]> {
-    let have = buf.len();
-    buf.as_mut_slice().get_mut(..len).ok_or_else(|| failed(operation, format!("`{name}` has {have} elements, expected {len}")))
-}
-
-/// The first `len` ids, each below `vocab`.
-fn tokens<'a>(operation: &'static str, ids: &'a Ids, len: usize, vocab: usize) -> Result<&'a [u16]> {
-    let ids =
-        ids.0.get(..len).ok_or_else(|| failed(operation, format!("{} token ids are there, expected {len}", ids.0.len())))?;
-    match ids.iter().position(|id| usize::from(*id) >= vocab) {
-        Some(at) => Err(failed(operation, format!("token {} at position {at} is not below the vocabulary of {vocab}", ids[at]))),
-        None => Ok(ids),
-    }
-}
-
-/// The first `len` positions or streams, each below `limit`.
-fn indices<'a>(operation: &'static str, what: &str, ids: &'a Ids, len: usize, limit: usize) -> Result<&'a [u16]> {
-    let ids = ids.0.get(..len).ok_or_else(|| failed(operation, format!("{} {what}s are there, expected {len}", ids.0.len())))?;
-    match ids.iter().find(|id| usize::from(**id) >= limit) {
-        Some(id) => Err(failed(operation, format!("{what} {id} is not below {limit}"))),
-        None => Ok(ids),
-    }
-}
-
-/// Bytes of a transfer make whole floats.
-fn whole_floats(operation: &'static str, rest: usize) -> Result<()> {
-    if rest == 0 { Ok(()) } else { Err(failed(operation, format!("{rest} bytes are left over, an element has 4"))) }
-}
-
-/// A transfer between buffers of different lengths is a bug of the caller.
-fn same_len(operation: &'static str, from: usize, to: usize) -> Result<()> {
-    if from == to { Ok(()) } else { Err(failed(operation, format!("{from} elements do not fit {to}"))) }
-}
 
 impl Ops for Cpu {
     type Buf = Buffer;

@@ -1,13 +1,16 @@
 //! The page's markup, section by section.
 
+use std::collections::BTreeSet;
+
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::config::Setting;
-use super::numbers::Numbers;
+use super::numbers::{self, Numbers};
 use super::{Page, Status};
 use crate::proof::lock::Table;
 use crate::report::run_data::references;
 use crate::report::{Chart, dark_rules};
+use crate::store::gpu_log::GpuSample;
 use crate::store::metrics::MetricsRow;
 use crate::units;
 
@@ -70,7 +73,7 @@ fn facts(page: &Page, numbers: &Numbers) -> String {
         Some(_) => format!("finished after {steps} steps"),
         None => format!("{steps} steps"),
     });
-    if let Some(device) = page.lock.as_ref().ok().and_then(|lock| lock.environment.get("device")) {
+    if let Some(device) = page.lock.as_ref().and_then(|lock| lock.as_ref().ok()).and_then(|lock| lock.environment.get("device")) {
         facts.push(format!("on {device}"));
     }
     facts.join(" · ")
@@ -105,10 +108,14 @@ fn tiles(page: &Page, numbers: &Numbers) -> Markup {
                     .map_or(String::new(), |(acc, norm)| format!("acc {acc:.4}, acc_norm {norm:.4}. "));
                 (tile("HellaSwag", &format!("{accuracy:.4}"), &format!("{harness}{}", beside(level.map(|level| level.hellaswag)))))
             }
-            (tile("Tokens", &units::count(numbers.tokens), &format!("{} steps", units::thousands(numbers.steps))))
+            @if page.run.has_tokens {
+                (tile("Tokens", &units::count(numbers.tokens), &format!("{} steps", units::thousands(numbers.steps))))
+            } @else {
+                (tile("Steps", &units::thousands(numbers.steps), "the log does not tell tokens"))
+            }
             @if let Some([median, ..]) = numbers.tokens_per_s {
                 @let mfu = numbers.mfu.map_or(String::new(), |mfu| format!("{:.1} % of the peak (MFU)", 100.0 * mfu));
-                (tile("Tokens per second", &units::thousands(median.round() as u64), &mfu))
+                (tile("Tokens/s", &units::thousands(median.round() as u64), &mfu))
             }
             @if numbers.seconds > 0.0 {
                 @let time = if numbers.seconds < 10.0 { format!("{:.1} s", numbers.seconds) } else { units::duration(numbers.seconds) };
@@ -178,8 +185,9 @@ fn fault(what: &str, why: &str) -> Markup {
 fn ledger(page: &Page) -> Markup {
     html! {
         @match &page.ledger {
-            Err(why) => (fault("The ledger cannot be trusted", why)),
-            Ok((log, entries)) => {
+            None => p.quiet { "There is no ledger." },
+            Some(Err(why)) => (fault("The ledger cannot be trusted", why)),
+            Some(Ok((log, entries))) => {
                 @let head = log.head();
                 table.stack {
                     tbody {
@@ -239,18 +247,20 @@ fn happened(row: &MetricsRow) -> Vec<String> {
 fn events(page: &Page) -> Markup {
     let mut events: Vec<(u64, String)> =
         page.run.rows.iter().flat_map(|row| happened(row).into_iter().map(|what| (row.step, what))).collect();
-    if let Ok((log, entries)) = &page.ledger {
+    if let Some(Ok((log, entries))) = &page.ledger {
         events.extend(entries.iter().flat_map(|entry| entry.events.iter().map(|event| (entry.step, format!("ledger: {event}")))));
         events.extend(log.notes().iter().map(|note| (note.after, format!("note, {}: {}", note.kind, note.text))));
     }
     events.sort_by_key(|(step, _)| *step);
     let set = |key: &str| page.setting(key).unwrap_or("not set").to_owned();
     html! {
-        p.quiet {
-            "A step is skipped when its loss or gradient norm is not finite, or stands out of the last "
-            (set("guards.window")) " by more than " code { "guards.loss_z" } " = " (set("guards.loss_z")) " or "
-            code { "guards.grad_z" } " = " (set("guards.grad_z")) " standard deviations (0 is off); after "
-            (set("guards.patience")) " in a row: " (set("guards.on_diverge").trim_matches('"')) "."
+        @if page.setting("guards.window").is_some() {
+            p.quiet {
+                "A step is skipped when its loss or gradient norm is not finite, or stands out of the last "
+                (set("guards.window")) " by more than " code { "guards.loss_z" } " = " (set("guards.loss_z")) " or "
+                code { "guards.grad_z" } " = " (set("guards.grad_z")) " standard deviations (0 is off); after "
+                (set("guards.patience")) " in a row: " (set("guards.on_diverge").trim_matches('"')) "."
+            }
         }
         @if events.is_empty() {
             p { "Nothing happened: no step was skipped, and the run was never interrupted." }
@@ -271,6 +281,7 @@ fn events(page: &Page) -> Markup {
 }
 
 fn speed(page: &Page, numbers: &Numbers) -> Markup {
+    let sensor = |value: fn(&GpuSample) -> Option<f64>| numbers::spread(page.sensors.iter().filter_map(value));
     let spread = |name: &str, values: Option<[f64; 3]>, show: fn(f64) -> String| {
         html! {
             @if let Some(values) = values {
@@ -279,17 +290,32 @@ fn speed(page: &Page, numbers: &Numbers) -> Markup {
         }
     };
     html! {
-        table.stack {
-            thead { tr { th {} th.n { "median" } th.n { "5 %" } th.n { "95 %" } } }
-            tbody {
-                (spread("Tokens per second", numbers.tokens_per_s, |value| units::thousands(value.round() as u64)))
-                (spread("Milliseconds a step", numbers.step_ms, |value| format!("{value:.1}")))
+        @if numbers.step_ms.is_none() && page.sensors.is_empty() && numbers.tokens_per_s.is_none() { p.quiet { "No row tells its time." } } @else {
+            table.stack {
+                thead { tr { th {} th.n { "median" } th.n { "5 %" } th.n { "95 %" } } }
+                tbody {
+                    (spread("Tokens per second", numbers.tokens_per_s, |value| units::thousands(value.round() as u64)))
+                    (spread("Milliseconds a step", numbers.step_ms, |value| format!("{value:.1}")))
+                    (spread("GPU clock, MHz", sensor(|at| at.sm_mhz.map(f64::from)), |value| format!("{value:.0}")))
+                    (spread("GPU power, W", sensor(|at| at.watts), |value| format!("{value:.0}")))
+                    (spread("GPU temperature, °C", sensor(|at| at.celsius.map(f64::from)), |value| format!("{value:.0}")))
+                }
+            }
+        }
+        @if !page.sensors.is_empty() {
+            @let throttled: Vec<&GpuSample> = page.sensors.iter().filter(|at| !at.throttled.is_empty()).collect();
+            @let reasons: BTreeSet<&str> = throttled.iter().flat_map(|at| at.throttled.iter().map(String::as_str)).collect();
+            p.quiet {
+                (units::thousands(throttled.len() as u64)) " of " (units::thousands(page.sensors.len() as u64))
+                " samples of the GPU's sensors found it throttled"
+                @if !reasons.is_empty() { ": " (reasons.into_iter().collect::<Vec<_>>().join(", ")) } "."
             }
         }
         h3 { "Machine" }
         @match &page.lock {
-            Ok(lock) => (table(&lock.environment)),
-            Err(why) => (fault("The lock, which describes the machine, cannot be trusted", why)),
+            None => p.quiet { "There is no lock, which would describe the machine." },
+            Some(Ok(lock)) => (table(&lock.environment)),
+            Some(Err(why)) => (fault("The lock, which describes the machine, cannot be trusted", why)),
         }
     }
 }
@@ -327,8 +353,9 @@ fn configuration(page: &Page) -> Markup {
 fn lock(page: &Page) -> Markup {
     html! {
         @match &page.lock {
-            Err(why) => (fault("The lock cannot be trusted", why)),
-            Ok(lock) => {
+            None => p.quiet { "There is no lock: what the bits depended on was not written down." },
+            Some(Err(why)) => (fault("The lock cannot be trusted", why)),
+            Some(Ok(lock)) => {
                 p { "Equal numerics give equal bits. Their digest, the " code { "numerics_id" } ":" }
                 p { code.hash { (lock.numerics_id()) } }
                 @for (name, content) in [("Outputs", &lock.outputs), ("Numerics", &lock.numerics), ("Source", &lock.source)] {

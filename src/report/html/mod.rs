@@ -21,6 +21,7 @@ use super::{PlotOptions, ReportError, RunData, charts};
 use crate::proof::entry::Entry;
 use crate::proof::ledger::{self, Log};
 use crate::proof::lock::Lock;
+use crate::store::gpu_log::GpuSample;
 use crate::store::{Manifest, RunPaths, checkpoint};
 
 /// What a check came to.
@@ -56,10 +57,13 @@ struct Checkpoint {
 pub struct Page {
     run: RunData,
     settings: Vec<Setting>,
-    lock: Result<Lock, String>,
-    ledger: Result<(Log, Vec<Entry>), String>,
+    /// `None` where there is no such file; what is wrong with one that is damaged.
+    lock: Option<Result<Lock, String>>,
+    ledger: Option<Result<(Log, Vec<Entry>), String>>,
     checkpoints: Vec<Checkpoint>,
     samples: Vec<Sample>,
+    /// What the GPU's sensors said; empty without a GPU.
+    sensors: Vec<GpuSample>,
     checks: Vec<Check>,
 }
 
@@ -83,10 +87,11 @@ impl Page {
         Ok(Page {
             run,
             settings,
-            lock: Lock::read(&paths.lock_file()).map_err(|why| why.to_string()),
-            ledger: ledger::read(&paths.ledger()).map_err(|why| why.to_string()),
+            lock: paths.lock_file().exists().then(|| Lock::read(&paths.lock_file()).map_err(|why| why.to_string())),
+            ledger: paths.ledger().exists().then(|| ledger::read(&paths.ledger()).map_err(|why| why.to_string())),
             checkpoints: checkpoints.collect(),
             samples: samples(&paths.samples())?,
+            sensors: sensors(&paths.gpu_log()),
             checks,
         })
     }
@@ -101,6 +106,12 @@ impl Page {
     fn setting(&self, key: &str) -> Option<&str> {
         self.settings.iter().find(|setting| setting.key == key).and_then(|setting| setting.value.as_deref())
     }
+}
+
+/// The lines of `gpu.jsonl` that can be read: sensors prove nothing, so a torn line is no fault.
+fn sensors(path: &Path) -> Vec<GpuSample> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// The samples in a folder, newest first.

@@ -31,10 +31,7 @@ impl Numbers {
     pub fn of(run: &RunData) -> Numbers {
         let rows = &run.rows;
         let last = |value: fn(&MetricsRow) -> Option<f64>| rows.iter().rev().find_map(value);
-        let spread = |value: fn(&MetricsRow) -> Option<f64>| -> Option<[f64; 3]> {
-            let values: Vec<f64> = rows.iter().filter_map(value).collect();
-            Some([quantile(&values, 0.5)?, quantile(&values, 0.05)?, quantile(&values, 0.95)?])
-        };
+        let spread = |value: fn(&MetricsRow) -> Option<f64>| spread(rows.iter().filter_map(value));
         let updates = rows.iter().filter(|row| row.action == Action::Update);
         let losses: Vec<f64> = updates.filter_map(|row| row.loss).filter(|loss| loss.is_finite()).collect();
         let looked_at = (losses.len() / 50).max(1).min(losses.len());
@@ -58,4 +55,10 @@ impl Numbers {
             rewound: happened("rewind"),
         }
     }
+}
+
+/// Median, fifth and ninety-fifth percentile; `None` of none.
+pub fn spread(values: impl Iterator<Item = f64>) -> Option<[f64; 3]> {
+    let values: Vec<f64> = values.collect();
+    Some([quantile(&values, 0.5)?, quantile(&values, 0.05)?, quantile(&values, 0.95)?])
 }

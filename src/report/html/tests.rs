@@ -61,6 +61,10 @@ fn what_is_damaged_is_shown_as_such_and_what_happened_is_told() {
     let folder = tempfile::tempdir().unwrap();
     run(folder.path());
     let page = Page::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
+    assert!(page.contains("There is no ledger") && page.contains("There is no lock"));
+    std::fs::write(folder.path().join("lock.toml"), "format = 1").unwrap();
+    std::fs::write(folder.path().join("ledger.jsonl"), "{}\n").unwrap();
+    let page = Page::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
     assert!(page.contains("The ledger cannot be trusted") && page.contains("The lock cannot be trusted"));
     assert!(page.contains("skipped: loss 9.5000, z-score 7.25"));
     assert!(page.contains("1 above") || page.contains("1 step above"), "the plot counts what is off its scale");
@@ -73,6 +77,21 @@ fn a_run_that_is_only_a_log_of_the_reference_has_a_page() {
     log.append(&MetricsRow { val_loss: Some(4.0), hellaswag: Some(0.25), ..MetricsRow::new(0, 0, Action::Evaluate) }).unwrap();
     let page = Page::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
     assert!(page.contains("4.0000") && page.contains("0.2500") && page.contains("no experiment.toml"));
+}
+
+#[test]
+fn the_sensors_of_a_gpu_are_told_with_why_it_was_throttled() {
+    let folder = tempfile::tempdir().unwrap();
+    run(folder.path());
+    let mut log = crate::store::gpu_log::GpuLog::open(&RunPaths::new(folder.path()).gpu_log()).unwrap();
+    for (watts, throttled) in [(640.0, Vec::new()), (697.0, vec!["power_cap".to_owned()]), (698.0, vec!["power_cap".to_owned()])]
+    {
+        log.append(&GpuSample { watts: Some(watts), throttled, ..GpuSample::default() }).unwrap();
+    }
+    let page = Page::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
+    assert!(page.contains("GPU power, W") && page.contains(">697<"));
+    assert!(page.contains("2 of 3 samples of the GPU's sensors found it throttled: power_cap."));
+    assert!(!page.contains("GPU clock"), "the sensor did not tell it");
 }
 
 #[test]

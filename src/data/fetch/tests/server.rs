@@ -9,6 +9,7 @@ use std::time::Duration;
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub struct Asked {
+    pub method: String,
     pub path: String,
     /// Names in lower case.
     pub headers: BTreeMap<String, String>,
@@ -106,7 +107,8 @@ fn serve(stream: TcpStream, log: &Mutex<Vec<Asked>>, answer: &dyn Fn(&Asked) -> 
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut line = String::new();
     reader.read_line(&mut line)?;
-    let path = line.split(' ').nth(1).unwrap_or("").to_owned();
+    let word = |at| line.split(' ').nth(at).unwrap_or("").to_owned();
+    let (method, path) = (word(0), word(1));
     let mut headers = BTreeMap::new();
     loop {
         line.clear();
@@ -116,11 +118,14 @@ fn serve(stream: TcpStream, log: &Mutex<Vec<Asked>>, answer: &dyn Fn(&Asked) -> 
     }
     let asked = {
         let mut log = log.lock().unwrap();
-        let asked = Asked { path, headers, number: log.len() };
+        let asked = Asked { method, path, headers, number: log.len() };
         log.push(asked.clone());
         asked
     };
-    send(stream, &answer(&asked))
+    let reply = answer(&asked);
+    // The head of an answer alone, with the length that the body would have.
+    let cut_after = if asked.method == "HEAD" { Some(0) } else { reply.cut_after };
+    send(stream, &Reply { cut_after, ..reply })
 }
 
 fn send(mut stream: TcpStream, reply: &Reply) -> std::io::Result<()> {

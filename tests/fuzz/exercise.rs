@@ -1,0 +1,89 @@
+//! What is done with bytes that anybody may have written: read them, and hold the reader to its word.
+//!
+//! A refusal must name the file; what is accepted must be what the reader says it is. Shared by the fuzz targets
+//! and by the plain test that runs the seeds.
+
+use std::path::Path;
+
+use runner::data::Tokenizer;
+use runner::{data, eval, experiment, export, store};
+
+const NAME: &str = "some/file";
+
+/// A refusal says of which file, and is a message rather than a dump.
+fn refused(error: &dyn std::fmt::Display) {
+    let text = error.to_string();
+    assert!(text.contains(NAME), "a message without the file: {text}");
+    assert!(text.len() < 4000, "a message of {} bytes", text.len());
+}
+
+pub fn shard(bytes: &[u8]) {
+    match data::shard::check(Path::new(NAME), bytes) {
+        Ok(tokens) => assert_eq!(bytes.len() as u64, data::shard::HEADER_BYTES + 2 * tokens),
+        Err(error) => refused(&error),
+    }
+}
+
+pub fn eval_file(bytes: &[u8]) {
+    let tokenizer = Tokenizer::new(experiment::Tokenizer::Gpt2);
+    let (vocab, seq_len) = (tokenizer.vocab(), 256);
+    match eval::TaskSet::parse(Path::new(NAME), bytes, &tokenizer, vocab, seq_len) {
+        Err(error) => refused(&error),
+        Ok(set) => {
+            assert!(!set.tasks().is_empty());
+            for task in set.tasks() {
+                assert!(task.label < task.plain.completions.len());
+                for prompt in std::iter::once(&task.plain).chain(&task.harness) {
+                    assert!(!prompt.context.is_empty());
+                    assert!(prompt.completions.iter().all(|tokens| (1..=seq_len).contains(&tokens.len())));
+                    let tokens = prompt.completions.iter().chain([&prompt.context]).flatten();
+                    assert!(tokens.into_iter().all(|&token| usize::from(token) < vocab));
+                }
+                assert!(task.completion_bytes.iter().all(|&bytes| bytes > 0));
+            }
+        }
+    }
+}
+
+pub fn safetensors_header(bytes: &[u8]) {
+    match store::safetensors::infos(Path::new(NAME), bytes) {
+        Err(error) => refused(&error),
+        Ok(infos) => {
+            let data: usize = infos.iter().map(|info| info.bytes).sum();
+            assert!(data <= bytes.len());
+            for info in &infos {
+                assert_eq!(store::Tensor::byte_len(info.dtype, &info.shape), Some(info.bytes));
+            }
+        }
+    }
+}
+
+pub fn model_bin(bytes: &[u8]) {
+    match export::llmc::parse(Path::new(NAME), bytes) {
+        Err(error) => refused(&error),
+        Ok((parameters, precision)) => {
+            let element = precision.dtype().size();
+            for tensor in parameters.tensors.iter() {
+                assert_eq!(tensor.bytes.len(), tensor.shape.iter().product::<usize>() * element);
+            }
+        }
+    }
+}
+
+pub fn experiment_toml(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    // What another file says is not in these bytes.
+    if text.contains("extends") || text.contains("init") {
+        return;
+    }
+    match experiment::load_text(NAME, text, &[]) {
+        Err(error) => assert!(!error.to_string().is_empty()),
+        Ok(loaded) => {
+            let written = loaded.to_toml();
+            match experiment::load_text(NAME, &written, &[]) {
+                Ok(again) => assert_eq!(again.experiment, loaded.experiment, "{written}"),
+                Err(error) => panic!("what was written does not load: {error}\n{written}"),
+            }
+        }
+    }
+}
