@@ -70,7 +70,10 @@ impl<O: Ops> Trainer<O> {
                 let (part, buf) = bufs.peek().expect("a rank holds its own shard");
                 let range = group.bytes(piece, specs[piece.tensor]);
                 let mut bytes = vec![0; range.len()];
-                ops.read_at(buf, range.start - part.start * group.dtype.size(), &mut bytes)?;
+                // A shard may begin in the padding, behind the last byte of the state.
+                if !range.is_empty() {
+                    ops.read_at(buf, range.start - part.start * group.dtype.size(), &mut bytes)?;
+                }
                 parts.push(bytes);
             }
         }
@@ -302,7 +305,9 @@ fn logical(piece: &Piece, spec: &ParamSpec) -> Range<usize> {
 /// tensor's tree that it consists of.
 fn runs(whole: bool, bytes: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
     let bytes = bytes.clone();
-    let leaves = (bytes.start / LEAF_BYTES) as u64..bytes.end.div_ceil(LEAF_BYTES) as u64;
+    // A part that is all padding has no leaf, though it may lie within one.
+    let last = if bytes.is_empty() { bytes.start / LEAF_BYTES } else { bytes.end.div_ceil(LEAF_BYTES) };
+    let leaves = (bytes.start / LEAF_BYTES) as u64..last as u64;
     let runs = if whole { vec![leaves] } else { aligned_runs(leaves) };
     let end = bytes.end;
     runs.into_iter().map(move |run| run.start as usize * LEAF_BYTES..(run.end as usize * LEAF_BYTES).min(end))

@@ -28,6 +28,24 @@ fn on<'a>(ranks: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [EIGHT, &["--ranks", ranks], more].concat()
 }
 
+/// The token table of 257 rows is padded to 384; with 1024 channels a shard lies in the padding alone.
+#[test]
+fn a_shard_of_padding_alone_changes_nothing() {
+    let wide = |ranks| {
+        let lab = Lab::new();
+        let set = ["model.channels=1024", "model.layers=1", "parallel.workers=4", "batch.tokens=512", "schedule.steps=2"];
+        let off = ["schedule.warmup_steps=1", "eval.every=0", "sample.every=0", "checkpoint.every=1"];
+        let mut arguments = vec!["--ranks", ranks];
+        set.iter().chain(&off).for_each(|set| arguments.extend(["--set", set]));
+        let root = lab.run(CI, &arguments).root().to_owned();
+        lab.verify("ci", &[]).assert_says(&["ok"]);
+        (root, read(&lab, "ledger.jsonl"))
+    };
+    let alone = wide("1");
+    assert_eq!(wide("2"), alone);
+    assert_eq!(wide("4"), alone);
+}
+
 fn read(lab: &Lab, file: &str) -> String {
     let path = lab.path("ci").join(file);
     String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).into_owned()
