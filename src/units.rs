@@ -53,6 +53,8 @@ mod tests {
     #[test]
     fn numbers_read_as_people_write_them() {
         assert_eq!(bytes(512), "512 B");
+        assert_eq!(thousands(0), "0");
+        assert_eq!(thousands(1_048_576), "1,048,576");
         assert_eq!(bytes(1536 << 20), "1.5 GiB");
         assert_eq!(count(1_557_686_400), "1.56 B");
         assert_eq!(count(124_475_904), "124.5 M");

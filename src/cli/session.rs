@@ -301,10 +301,12 @@ impl OnDevice for Training {
             (None, Some(initial)) => initial.start(&mut trainer)?,
             (None, None) => {}
         }
-        // All ranks start from the same bits, or not at all.
-        let root = trainer.state_root()?;
-        if let Some(expected) = saved.filter(|saved| *saved != root) {
-            return Err(store::StoreError::RootDiffers { path: paths.checkpoints(), expected, found: root }.into());
+        // All ranks start from the same bits, or not at all; one rank that begins anew has nothing to compare.
+        if ranks > 1 || saved.is_some() {
+            let root = trainer.state_root()?;
+            if let Some(expected) = saved.filter(|saved| *saved != root) {
+                return Err(store::StoreError::RootDiffers { path: paths.checkpoints(), expected, found: root }.into());
+            }
         }
         let progress = trainer.progress().clone();
         let records = match &folder {

@@ -44,6 +44,17 @@ struct Known {
     sha256: String,
 }
 
+/// SHA-256 of a file, a megabyte in memory at a time.
+pub fn file_sha256(path: &Path) -> io::Result<[u8; 32]> {
+    let (mut file, mut hasher, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher.finalize().into()),
+            read => hasher.update(&buffer[..read]),
+        }
+    }
+}
+
 /// Length and modification time of a file, when it has settled.
 fn settled(path: &Path) -> Option<(u64, u128)> {
     let metadata = std::fs::metadata(path).ok()?;
@@ -109,14 +120,7 @@ impl DigestCache {
             return Ok(known);
         }
         let before = settled(path);
-        let (mut file, mut hasher, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 1 << 20]);
-        loop {
-            match file.read(&mut buffer)? {
-                0 => break,
-                read => hasher.update(&buffer[..read]),
-            }
-        }
-        let sha256: [u8; 32] = hasher.finalize().into();
+        let sha256 = file_sha256(path)?;
         if let Some((bytes, modified_ns)) = before {
             self.entries.insert(path.into(), Known { bytes, modified_ns, sha256: hex::encode(sha256) });
         }

@@ -67,6 +67,14 @@ pub struct Loaded {
     pub epochs: Option<u64>,
 }
 
+/// An experiment of the folder `experiments`, without its data.
+#[cfg(test)]
+pub fn shipped(name: &str, sets: &[&str]) -> Experiment {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments").join(name);
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    load(&path, &sets).expect("it ships whole").experiment
+}
+
 /// Loads an experiment's file with the process's environment and `sets`, each `key.path=value`.
 pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, ExperimentError> {
     load_layers(&Input::Path(path), &environment(), sets)

@@ -16,15 +16,13 @@ pub mod tokenizer_files;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
 use half::bf16;
-use sha2::{Digest as _, Sha256};
 
 pub use error::ExportError;
 
+use crate::data::digests::file_sha256;
 use crate::experiment::Model;
 use crate::model::Weights;
 use crate::ops::Dtype;
@@ -92,21 +90,7 @@ pub fn read_model(path: &Path) -> Result<Parameters> {
 /// SHA-256 of the file that holds the weights of such a model.
 pub fn model_sha256(path: &Path) -> Result<[u8; 32]> {
     let file = if path.is_dir() { hf::weights_file(path) } else { path.to_owned() };
-    let hash = || -> std::io::Result<[u8; 32]> {
-        let mut hasher = Sha256::new();
-        let mut reader = BufReader::with_capacity(1 << 20, File::open(&file)?);
-        loop {
-            let piece = reader.fill_buf()?;
-            if piece.is_empty() {
-                break;
-            }
-            hasher.update(piece);
-            let read = piece.len();
-            reader.consume(read);
-        }
-        Ok(hasher.finalize().into())
-    };
-    hash().map_err(|source| ExportError::Io { path: file.clone(), source })
+    file_sha256(&file).map_err(|source| ExportError::Io { path: file.clone(), source })
 }
 
 /// The numbers of a tensor in f32, exactly.

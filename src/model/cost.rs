@@ -190,13 +190,7 @@ impl Rates<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::experiment;
-
-    fn shipped(name: &str, sets: &[&str]) -> Experiment {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments").join(name);
-        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-        experiment::load(&path, &sets).expect("it ships whole").experiment
-    }
+    use crate::experiment::shipped;
 
     fn on_h100(experiment: &Experiment, devices: u64) -> Cost {
         cost(experiment, &Storage::cuda(experiment), Place::Gpu(H100), Share { devices }).expect("nothing can fail")

@@ -273,14 +273,7 @@ impl Builder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::experiment;
-
-    /// An experiment that ships, without its data.
-    fn shipped(name: &str, sets: &[&str]) -> Experiment {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments").join(name);
-        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-        experiment::load(&path, &sets).expect("it ships whole").experiment
-    }
+    use crate::experiment::shipped;
 
     /// Peaks that `runner bench` measured on an H100, without room for samples: docs/log.md, 2026-11-24.
     #[test]

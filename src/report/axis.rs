@@ -109,19 +109,6 @@ pub fn trimmed(value: f64, digits: usize) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-/// A whole number with commas: `32,000`.
-pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,8 +145,6 @@ mod tests {
 
     #[test]
     fn numbers_read_easily() {
-        assert_eq!(grouped(0), "0");
-        assert_eq!(grouped(1_048_576), "1,048,576");
         assert_eq!([label(3.2e20, 0.1), label(-4e-5, 1e-5), label(12.25, 0.25)], ["3.2e20", "-4e-5", "12.25"]);
         assert_eq!(trimmed(2.50, 3), "2.5");
         assert_eq!(trimmed(100.0, 0), "100");

@@ -1,12 +1,13 @@
 //! What each panel shows: its range, its lines, and what it has to leave out.
 
 use super::ReportError;
-use super::axis::{Axis, Scale, grouped, label};
+use super::axis::{Axis, Scale, label};
 use super::curves::Curves;
 use super::figure::{Page, dash_of};
 use super::panel::{Panel, TEXT_SIZE};
 use super::scene::{Scene, text_width};
 use super::series::{Point, quantile, robust_top};
+use crate::units::thousands;
 
 /// Shares of the steps that decide the top of a range. The norm's spike outlasts the loss's fall.
 const USUAL_LOSSES: f64 = 0.98;
@@ -172,7 +173,7 @@ impl Page<'_> {
         };
         let values: Vec<f64> = self.curves.iter().flat_map(points).map(|point| point.1).collect();
         let above: Vec<f64> = values.iter().copied().filter(|&value| value.is_finite() && value > top).collect();
-        let count = |number: usize| grouped(number as u64);
+        let count = |number: usize| thousands(number as u64);
         let mut notes = [Vec::new(), Vec::new(), Vec::new()];
         if let Some(largest) = quantile(&above, 1.0) {
             let (steps, largest) = (if above.len() == 1 { "step" } else { "steps" }, label(largest, 0.1));

@@ -6,7 +6,7 @@
 //! (training, validation); several runs have a colour each, the same in every panel, and kinds differ by
 //! stroke. [`charts`] draws the panels one by one, small, for a page that arranges them itself.
 
-use super::axis::{grouped, label, trimmed};
+use super::axis::{label, trimmed};
 use super::chart::{Kind, Span};
 use super::curves::{Curves, Horizontal, Moment};
 use super::legend::{self, Entry, Sample, shortened};
@@ -16,6 +16,7 @@ use super::scene::{Align, Color, Scene};
 use super::theme::Colors;
 use super::{Baselines, PlotOptions, ReportError};
 use crate::store::metrics::MetricsRow;
+use crate::units::thousands;
 
 const WIDTH: u32 = 1600;
 const MARGIN: f64 = 30.0;
@@ -140,13 +141,13 @@ impl<'a> Page<'a> {
         }
         let skipped: usize = self.curves.iter().map(|run| run.skipped_loss.len()).sum();
         if on(&[Kind::Loss, Kind::GradNorm]) && skipped > 0 {
-            kinds.push(Entry { sample: Sample::Cross, text: format!("update skipped ({})", grouped(skipped as u64)) });
+            kinds.push(Entry { sample: Sample::Cross, text: format!("update skipped ({})", thousands(skipped as u64)) });
         }
         for moment in Moment::ALL {
             let times = self.curves.iter().flat_map(|run| &run.moments).filter(|(at, _)| *at == moment).count();
             if on(&[Kind::Loss, Kind::GradNorm, Kind::Hellaswag]) && times > 0 {
                 let (dash, color, word) = self.mark(moment);
-                kinds.push(Entry { sample: Sample::Moment(dash, color), text: format!("{word} ({})", grouped(times as u64)) });
+                kinds.push(Entry { sample: Sample::Moment(dash, color), text: format!("{word} ({})", thousands(times as u64)) });
             }
         }
         let scored = only.unwrap_or(Kind::Hellaswag) == Kind::Hellaswag && self.has(Kind::Hellaswag);
@@ -174,9 +175,9 @@ impl<'a> Page<'a> {
         let windows: Vec<usize> = self.curves.iter().map(|run| run.window).collect();
         match (windows.iter().min(), windows.iter().max()) {
             (_, Some(1)) | (None, _) | (_, None) => String::new(),
-            (Some(low), Some(high)) if low == high => format!(" (strong: smoothed over {} steps)", grouped(*low as u64)),
+            (Some(low), Some(high)) if low == high => format!(" (strong: smoothed over {} steps)", thousands(*low as u64)),
             (Some(low), Some(high)) => {
-                format!(" (strong: smoothed over {} to {} steps)", grouped(*low as u64), grouped(*high as u64))
+                format!(" (strong: smoothed over {} to {} steps)", thousands(*low as u64), thousands(*high as u64))
             }
         }
     }
@@ -240,7 +241,7 @@ fn facts(run: &RunData) -> String {
         facts.push(model.descriptor.clone().unwrap_or_else(|| format!("{} layers, {} wide", model.layers, model.channels)));
     }
     let steps = run.trained().count() as u64;
-    facts.push(format!("{} step{}", grouped(steps), if steps == 1 { "" } else { "s" }));
+    facts.push(format!("{} step{}", thousands(steps), if steps == 1 { "" } else { "s" }));
     let tokens = run.rows.last().map_or(0, |row| row.tokens);
     if run.has_tokens && tokens > 0 {
         facts.push(format!("{} tokens", label(tokens as f64, tokens as f64 / 100.0)));

@@ -430,12 +430,7 @@ fn gcd(a: u64, b: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn shipped(name: &str, sets: &[&str]) -> Experiment {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments").join(name);
-        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-        experiment::load(&path, &sets).expect("it ships whole").experiment
-    }
+    use crate::experiment::shipped;
 
     fn plan(name: &str, gpu: &str, gpus: u64, sets: &[&str]) -> Plan {
         let facts = DataFacts { hellaswag_tokens: Some(HELLASWAG_TOKENS), ..DataFacts::default() };
@@ -473,8 +468,7 @@ mod tests {
 
     #[test]
     fn a_refusal_names_settings_that_fit() {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/gpt2_124m.toml");
-        let experiment = crate::experiment::load(&path, &[]).expect("it ships whole").experiment;
+        let experiment = shipped("gpt2_124m.toml", &[]);
         let text = what_fits(&experiment, "a GPU that nobody knows", 12 << 30);
         assert!(text.contains("fits: --set batch.micro=") && text.contains("other bits"), "{text}");
         assert!(what_fits(&experiment, "NVIDIA H100 80GB HBM3", 1 << 20).contains("no micro-batch"), "a megabyte is too little");

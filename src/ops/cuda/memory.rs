@@ -1,8 +1,7 @@
 //! Device memory, and the pinned host memory through which data comes and goes.
 //!
 //! The driver hands out memory in pieces of 2 MiB and takes time for each, so small buffers share
-//! slabs. A slab is given back when the last buffer in it is dropped. `reserve` turns the first
-//! slab into an arena for a whole experiment.
+//! slabs. A slab is given back when the last buffer in it is dropped.
 
 use std::sync::Arc;
 
@@ -110,13 +109,6 @@ impl Memory {
         self.taken_bytes
     }
 
-    /// Takes one arena of `bytes` for everything that follows, or refuses before anything is taken.
-    pub fn reserve(&mut self, what: &str, bytes: u64) -> Result<()> {
-        self.check_free(what, bytes)?;
-        self.open = Some((self.slab(what, bytes.next_multiple_of(PAGE))?, 0));
-        Ok(())
-    }
-
     /// Refuses when `bytes` are more than the device has free.
     pub fn check_free(&self, what: &str, bytes: u64) -> Result<()> {
         let free_bytes = self.gpu.free_bytes()?;
@@ -177,7 +169,7 @@ fn rounded(bytes: u64) -> u64 {
     bytes.max(1).next_multiple_of(ALIGNMENT)
 }
 
-/// Device memory that [`Memory`] takes for buffers of these sizes, in this order, without a reserved arena.
+/// Device memory that [`Memory`] takes for buffers of these sizes, in this order.
 pub fn taken_bytes(sizes: &[u64]) -> u64 {
     let (mut taken, mut open) = (0, None);
     for size in sizes.iter().map(|bytes| rounded(*bytes)) {

@@ -225,11 +225,6 @@ impl Cuda {
         self.kernels.gpu.free_bytes()
     }
 
-    /// Takes one arena of `bytes` for all buffers to come.
-    pub fn reserve(&mut self, what: &str, bytes: u64) -> Result<()> {
-        self.memory.reserve(what, bytes)
-    }
-
     /// Two marks for timing.
     fn marks(&self) -> Result<(Event, Event)> {
         Ok((Event::new(&self.kernels.gpu)?, Event::new(&self.kernels.gpu)?))
