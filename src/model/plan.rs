@@ -54,6 +54,9 @@ pub struct MemoryPlan {
     pub entries: Vec<PlanEntry>,
 }
 
+/// What NCCL takes of each GPU, measured with two: docs/log.md, 2026-11-24.
+const NCCL_BYTES: u64 = 970 << 20;
+
 /// How a device stores things: what the plan needs to know of it.
 #[derive(Clone, Debug)]
 pub struct Storage {
@@ -224,6 +227,9 @@ impl MemoryPlan {
         if share.devices > 1 {
             let half = Shards::new(&specs, 1, share.devices.next_power_of_two() as usize).largest_half();
             plan.add(Category::Scratch, "gradients on their way in", 4 * half as u64);
+        }
+        if share.devices > 1 && storage.host_apart {
+            plan.count(Category::Scratch, "NCCL", NCCL_BYTES);
         }
         let rounding = (storage.taken)(&plan.sizes).saturating_sub(plan.sizes.iter().sum());
         plan.count(Category::Scratch, "rounding by the allocator", rounding);
