@@ -29,7 +29,6 @@ struct Launcher {
     rank: &'static str,
     size: &'static str,
     local_rank: &'static str,
-    /// One number, or one for each node.
     local_size: &'static str,
     /// What tells one run and attempt from the next; those that are set are joined.
     run: &'static [&'static str],
@@ -74,10 +73,13 @@ const LAUNCHERS: [Launcher; 4] = [
         rank: "SLURM_PROCID",
         size: "SLURM_STEP_NUM_TASKS",
         local_rank: "SLURM_LOCALID",
-        local_size: "SLURM_STEP_TASKS_PER_NODE",
+        local_size: SLURM_LIST,
         run: &["SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"],
     },
 ];
+
+/// One number for each node, this one's at `SLURM_NODEID`.
+const SLURM_LIST: &str = "SLURM_STEP_TASKS_PER_NODE";
 
 /// The place that a launcher gave this process, if one did. `shared` is the folder in which ranks meet.
 pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Option<Place>, LaunchError> {
@@ -85,8 +87,11 @@ pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Opti
     let number = |name: &'static str| -> Result<Option<usize>, LaunchError> {
         let Some(value) = var(name) else { return Ok(None) };
         let bad = || LaunchError::Bad { launcher: launcher.name, name, value: value.clone(), expected: "a number".into() };
-        let node = || var("SLURM_NODEID").and_then(|node| node.parse().ok()).unwrap_or(0);
-        let number = if launcher.name == "srun" { of_node(&value, node()) } else { value.parse().ok() };
+        let number = if name == SLURM_LIST {
+            of_node(&value, var("SLURM_NODEID").and_then(|node| node.parse().ok()).unwrap_or(0))
+        } else {
+            value.parse().ok()
+        };
         number.map(Some).ok_or_else(bad)
     };
     let must = |name: &'static str| {

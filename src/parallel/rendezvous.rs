@@ -142,7 +142,12 @@ fn host_ranks(
     while !waiting(&come).is_empty() {
         let Some((mut stream, from, theirs)) = accept(listener, deadline) else {
             let (run, missing) = (place.run.clone(), waiting(&come));
-            return Err(RendezvousError::Missing { run, size: place.size, missing, seconds: timeout.as_secs() });
+            let why = RendezvousError::Missing { run, size: place.size, missing, seconds: timeout.as_secs() };
+            for (stream, ..) in come.iter_mut().flatten() {
+                // Whoever has come learns whom it waited for; whether it still listens is its affair.
+                let _ = wire::write_answer(&Err(why.to_string()), stream);
+            }
+            return Err(why);
         };
         let taken = come.get(theirs.rank as usize).and_then(Option::as_ref).map(|(_, host, _)| host.clone());
         if let Some(why) = refusal(ours, &theirs, taken) {
