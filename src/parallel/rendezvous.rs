@@ -252,9 +252,9 @@ fn register(
 fn try_register(address: &str, greeting: &Greeting, deadline: Instant) -> io::Result<Answer> {
     let mut stream = dial(address)?;
     greeting.write(&mut stream)?;
-    // The answer comes when the last rank has come.
-    let left = deadline.saturating_duration_since(Instant::now()).max(POLL);
-    stream.set_read_timeout(Some(left))?;
+    // The answer comes when the last rank has come, or when rank 0, which may have started later, gives up.
+    let left = deadline.saturating_duration_since(Instant::now());
+    stream.set_read_timeout(Some(left + GREETING))?;
     wire::read_answer(&mut stream)
 }
 
