@@ -64,7 +64,7 @@ const LAUNCHERS: [Launcher; 4] = [
         size: "PMI_SIZE",
         local_rank: "MPI_LOCALRANKID",
         local_size: "MPI_LOCALNRANKS",
-        // MPICH names its runs to programs of MPI alone; then the batch system's job has to do.
+        // MPICH names its runs to programs of MPI alone; then the batch system's job and the proxy have to do.
         run: &["I_MPI_HYDRA_UUID", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"],
     },
     Launcher {
@@ -125,7 +125,9 @@ pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Opti
         let parts = launcher.run.iter().filter_map(|name| var(name));
         // Launchers on two machines that share a folder may name their runs alike.
         let machine = (told_local_size == Some(size)).then(rendezvous::host_name);
-        let parts: Vec<String> = parts.chain(machine).collect();
+        let unnamed = launcher.name == "mpiexec" && var("I_MPI_HYDRA_UUID").is_none();
+        let proxy = machine.as_ref().filter(|_| unnamed).and_then(|_| ancestor("hydra_pmi_proxy"));
+        let parts: Vec<String> = parts.chain(machine).chain(proxy).collect();
         format!("{} {}", launcher.name, parts.join("."))
     });
     Ok(Some(Place { rank, size, local_rank, local_size, run, meeting }))
@@ -145,6 +147,19 @@ fn of_node(list: &str, node: usize) -> Option<usize> {
         }
     }
     None
+}
+
+/// The number of the nearest process of this name among those that this one descends from.
+fn ancestor(name: &str) -> Option<String> {
+    let mut process = "self".to_owned();
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+        let field = |key: &str| status.lines().find_map(|line| Some(line.strip_prefix(key)?.trim().to_owned()));
+        if field("Name:")? == name {
+            return Some(process);
+        }
+        process = field("PPid:").filter(|parent| parent != "0")?;
+    }
 }
 
 /// What a process started by `runner` itself finds in its environment.
@@ -222,6 +237,13 @@ mod tests {
         assert_eq!(place.run, here("torchrun node1.29500"));
         let agent = [&torchrun[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
         assert_eq!(from(&agent).expect("whole").expect("a place").meeting, folder());
+    }
+
+    #[test]
+    fn ancestors_are_found_by_name() {
+        assert_eq!(ancestor("no process has this name"), None);
+        let own = std::fs::read_to_string("/proc/self/comm").expect("Linux");
+        assert_eq!(ancestor(own.trim()), Some("self".into()));
     }
 
     #[test]

@@ -181,7 +181,7 @@ fn refusal(ours: &Greeting, theirs: &Greeting, taken: Option<String>) -> Option<
     } else if *size != ours.size {
         Some(format!("this run has {} ranks, not {size}", ours.size))
     } else if *job != ours.job {
-        Some("it was started with another experiment, other settings or another build of the program\n  hint: start all ranks by one command, from one file and one binary".into())
+        Some("it was started with another experiment, other settings or another build of the program\n  hint: start all ranks by one command, from one file and one binary; runs that start at once in one folder need a RUNNER_RUN_ID each".into())
     } else if *rank == 0 || *rank >= ours.size {
         Some(format!("there is no place for a rank {rank} of {size} beside rank 0"))
     } else {

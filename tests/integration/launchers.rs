@@ -216,6 +216,19 @@ fn a_killed_rank_ends_all_under_a_real_launcher_and_the_run_goes_on_to_the_same_
     }
 }
 
+#[test]
+fn two_runs_of_a_real_launcher_that_meet_in_one_folder_do_not_mix() {
+    for launcher in launchers() {
+        let lab = Lab::new();
+        let both = ["1", "2"].map(|seed| {
+            let set = format!("seed={seed}");
+            launcher.start(&lab, &format!("{} --name seed{seed}", run(&lab, &[&set, "parallel.timeout_s=20"])))
+        });
+        let [one, two] = both.map(|child| end(launcher.name, child));
+        assert_ne!(one.root(), two.root(), "{}", launcher.name);
+    }
+}
+
 /// As a launcher that is killed would leave them.
 #[test]
 fn ranks_whose_launcher_is_gone_save_and_end() {
