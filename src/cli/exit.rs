@@ -35,6 +35,12 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code(error))
 }
 
+/// Ends this process without the farewells of its libraries: those of CUDA wait for the device, which may be waiting
+/// for a rank that is gone.
+pub fn at_once(code: u8) -> ! {
+    signal_hook::low_level::exit(i32::from(code))
+}
+
 /// Prints what went wrong to stderr.
 pub fn print(error: &str) {
     anstream::eprintln!("{ERROR}error{ERROR:#}: {error}");

@@ -29,6 +29,7 @@ pub mod sample;
 mod session;
 pub mod show;
 mod stdout;
+mod stop;
 mod team;
 pub mod verify;
 pub mod watch;

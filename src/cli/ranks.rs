@@ -1,20 +1,20 @@
 //! One process a device: who starts them, where each belongs, and how they end together.
 //!
-//! Under mpirun, srun or torchrun every process finds its place in its environment. Without them the
+//! Under mpirun, mpiexec, srun or torchrun every process finds its place in its environment. Without them the
 //! process that a person starts becomes the parent: it starts one process for each rank, with the same command
 //! line, and watches. A line on a child's stdin is a wish to stop, and the end of it is the end of the parent, after
 //! which no child stays.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 
-use super::exit;
+use super::{exit, stop};
 use crate::experiment::{DeviceKind, Experiment, Loaded};
 use crate::ops::DeviceError;
 use crate::ops::cuda::driver;
@@ -23,8 +23,6 @@ use crate::parallel::{ExchangeError, Meeting, Tcp, launch, rendezvous};
 use crate::proof::Hash;
 use crate::train::{RunError, TrainError};
 
-/// Set for a child whose stdin is held by its parent.
-const WATCHED: &str = "RUNNER_WATCHED";
 /// How long ranks may take to end after one has failed: all know of it at once, and those that are stuck in a call of
 /// the device's end themselves within five seconds.
 const GRACE: Duration = Duration::from_secs(10);
@@ -50,10 +48,11 @@ pub fn role(experiment: &Experiment, asked: Option<usize>, runs: &Path) -> anyho
     };
     // A launcher that starts one process (a shell of Slurm's, say) leaves the rest to this program.
     if let Some(place) = launch::place(&var, &runs.join(".ranks"))?.filter(|place| place.size > 1) {
-        return match place.size {
-            size if divides(size) => Ok(Role::Rank(place)),
-            size => Err(refuse(size, "the launcher's")),
-        };
+        let size = place.size;
+        if let Some(asked) = asked.filter(|asked| ![0, size].contains(asked)) {
+            anyhow::bail!("the launcher has started {size} ranks, `--ranks` asks for {asked}\n  hint: leave it to the launcher");
+        }
+        return if divides(size) { Ok(Role::Rank(place)) } else { Err(refuse(size, "the launcher's")) };
     }
     let ranks = match asked.unwrap_or(experiment.parallel.ranks) {
         0 => all_gpus(experiment)?,
@@ -106,15 +105,9 @@ pub fn join(place: &Place, loaded: &Loaded) -> anyhow::Result<Tcp> {
         if rank == 0 || !told(error) {
             exit::print(&format!("{error}"));
         }
-        end_at_once(exit::FAILED);
+        exit::at_once(exit::FAILED);
     });
     Tcp::start(place, lines, timeout, last_resort).context("cannot start the threads of the lines between ranks")
-}
-
-/// Ends this process without the farewells of its libraries: those of CUDA wait for the device, which may be waiting
-/// for a rank that is gone.
-fn end_at_once(code: u8) -> ! {
-    signal_hook::low_level::exit(i32::from(code))
 }
 
 fn told(error: &ExchangeError) -> bool {
@@ -146,25 +139,6 @@ fn is_everyones(error: &anyhow::Error) -> bool {
     }
 }
 
-/// Listens to the parent, if there is one: a byte asks to stop, a second byte or the end of the
-/// stream ends this process.
-pub fn listen_to_parent(stop: &Arc<AtomicBool>) -> std::io::Result<()> {
-    if std::env::var_os(WATCHED).is_none() {
-        return Ok(());
-    }
-    let stop = stop.clone();
-    let listen = move || {
-        let mut byte = [0];
-        while let Ok(1) = std::io::stdin().read(&mut byte) {
-            if stop.swap(true, Ordering::SeqCst) {
-                end_at_once(exit::INTERRUPTED);
-            }
-        }
-        end_at_once(exit::FAILED);
-    };
-    std::thread::Builder::new().name("parent".into()).spawn(listen).map(|_| ())
-}
-
 /// Starts `ranks` processes with this command line and watches them to their end.
 pub fn parent(ranks: usize, runs: &Path) -> anyhow::Result<ExitCode> {
     let program = std::env::current_exe().context("cannot find this program to start its ranks")?;
@@ -172,10 +146,10 @@ pub fn parent(ranks: usize, runs: &Path) -> anyhow::Result<ExitCode> {
     let run = format!("{}-{}-{nanos}", rendezvous::host_name(), std::process::id());
     // Asked for before the children start, so that no signal falls between.
     let asked = Arc::new(AtomicUsize::new(0));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        let asked = asked.clone();
-        count_signals(signal, asked)?;
-    }
+    let count = asked.clone();
+    stop::on_wishes(move || {
+        count.fetch_add(1, Ordering::SeqCst);
+    })?;
     let mut family = Family { children: Vec::new(), folder: runs.join(".ranks") };
     for rank in 0..ranks {
         let place = Place {
@@ -187,7 +161,7 @@ pub fn parent(ranks: usize, runs: &Path) -> anyhow::Result<ExitCode> {
             meeting: Meeting::Folder(runs.into()),
         };
         let mut command = Command::new(&program);
-        command.args(std::env::args_os().skip(1)).envs(launch::variables(&place)).env(WATCHED, "1").stdin(Stdio::piped());
+        command.args(std::env::args_os().skip(1)).envs(launch::variables(&place)).env(stop::WATCHED, "1").stdin(Stdio::piped());
         command.env_remove("MASTER_ADDR").env_remove("MASTER_PORT");
         // Only its reductions use NVLS, and ours are not its.
         command.env("NCCL_NVLS_ENABLE", "0");
@@ -209,16 +183,6 @@ fn own_group(command: &mut Command) {
 
 #[cfg(not(unix))]
 fn own_group(_: &mut Command) {}
-
-fn count_signals(signal: i32, asked: Arc<AtomicUsize>) -> std::io::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([signal])?;
-    let count = move || {
-        for _ in signals.forever() {
-            asked.fetch_add(1, Ordering::SeqCst);
-        }
-    };
-    std::thread::Builder::new().name("signals".into()).spawn(count).map(|_| ())
-}
 
 struct Process {
     child: Child,

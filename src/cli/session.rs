@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,7 +16,7 @@ use super::initial::Initial;
 use super::locking::{self, Expected, Locked};
 use super::past::{self, Past};
 use super::plan;
-use super::ranks;
+use super::stop;
 use super::team::{self, Begin, Team};
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
 use crate::eval::TaskSet;
@@ -244,7 +243,7 @@ impl OnDevice for Training {
     fn on<O: Locked>(self, mut ops: O, storage: &Storage, peak_flops: Option<f64>) -> anyhow::Result<ExitCode> {
         let Training { experiment, loaded, data, place, expected, team, json, initial, resume } = self;
         let (first, ranks) = (team.is_first(), team.size());
-        let stop = stop_flag()?;
+        let stop = stop::flag(ranks)?;
         if first {
             describe(&experiment, &data, &ops, storage);
         }
@@ -448,17 +447,6 @@ pub fn feed_share(experiment: &Experiment, data: &Data, share: Range<u64>, step:
         depth: experiment.data.prefetch,
     };
     Ok(Prefetcher::start(data.train.clone(), plan, step, offset)?)
-}
-
-/// A flag that the first SIGINT or SIGTERM sets; the second exits at once.
-fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), stop.clone())?;
-        signal_hook::flag::register(signal, stop.clone())?;
-    }
-    ranks::listen_to_parent(&stop)?;
-    Ok(stop)
 }
 
 /// The few lines that say what is about to be trained, on what, and in how much memory.

@@ -1,4 +1,4 @@
-//! A rank's place as its launcher tells it: torchrun, mpirun and srun set variables, `runner` itself those of torchrun.
+//! A rank's place as its launcher tells it: torchrun, mpirun, mpiexec and srun set variables, `runner` itself those of torchrun.
 //!
 //! Nothing is guessed: without a launcher's variables there is no place, and with half of them an error.
 //! Where rank 0 can be found is `MASTER_ADDR:MASTER_PORT` if both are set, else a file in a folder that all
@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use super::{Meeting, Place};
+use super::{Meeting, Place, rendezvous};
 
 /// The variable that names the run, over what the launcher says.
 pub const RUN_ID: &str = "RUNNER_RUN_ID";
@@ -24,6 +24,8 @@ pub enum LaunchError {
 /// The variables of one launcher.
 struct Launcher {
     name: &'static str,
+    /// Set by this launcher alone.
+    sign: &'static str,
     rank: &'static str,
     size: &'static str,
     local_rank: &'static str,
@@ -32,11 +34,13 @@ struct Launcher {
     run: &'static [&'static str],
 }
 
-/// The first whose number of ranks is set counts. Slurm is told by its steps: inside a batch script, where
-/// nothing was started by srun yet, only the variables of the job are there.
-const LAUNCHERS: [Launcher; 3] = [
+/// The first whose sign is set counts: one that starts its ranks by way of srun, or is itself started so, comes before
+/// srun. Slurm is told by its steps: inside a batch script, where nothing was started by srun yet, only the
+/// variables of the job are there.
+const LAUNCHERS: [Launcher; 4] = [
     Launcher {
         name: "torchrun",
+        sign: "WORLD_SIZE",
         rank: "RANK",
         size: "WORLD_SIZE",
         local_rank: "LOCAL_RANK",
@@ -45,34 +49,53 @@ const LAUNCHERS: [Launcher; 3] = [
     },
     Launcher {
         name: "mpirun",
+        sign: "OMPI_COMM_WORLD_SIZE",
         rank: "OMPI_COMM_WORLD_RANK",
         size: "OMPI_COMM_WORLD_SIZE",
         local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
         local_size: "OMPI_COMM_WORLD_LOCAL_SIZE",
         run: &["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_ess_jobid"],
     },
+    // Hydra, of MPICH and Intel MPI. `srun --mpi=pmi2` sets PMI_SIZE as well, without the rank on the machine.
+    Launcher {
+        name: "mpiexec",
+        sign: "MPI_LOCALNRANKS",
+        rank: "PMI_RANK",
+        size: "PMI_SIZE",
+        local_rank: "MPI_LOCALRANKID",
+        local_size: "MPI_LOCALNRANKS",
+        // MPICH names its runs to programs of MPI alone; then the batch system's job and the proxy have to do.
+        run: &["I_MPI_HYDRA_UUID", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"],
+    },
     Launcher {
         name: "srun",
+        sign: "SLURM_STEP_NUM_TASKS",
         rank: "SLURM_PROCID",
         size: "SLURM_STEP_NUM_TASKS",
         local_rank: "SLURM_LOCALID",
-        local_size: "SLURM_STEP_TASKS_PER_NODE",
+        local_size: SLURM_LIST,
         run: &["SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"],
     },
 ];
 
+/// One number for each node, this one's at `SLURM_NODEID`.
+const SLURM_LIST: &str = "SLURM_STEP_TASKS_PER_NODE";
+
 /// The place that a launcher gave this process, if one did. `shared` is the folder in which ranks meet.
 pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Option<Place>, LaunchError> {
-    let Some(launcher) = LAUNCHERS.iter().find(|launcher| var(launcher.size).is_some()) else { return Ok(None) };
+    let Some(launcher) = LAUNCHERS.iter().find(|launcher| var(launcher.sign).is_some()) else { return Ok(None) };
     let number = |name: &'static str| -> Result<Option<usize>, LaunchError> {
         let Some(value) = var(name) else { return Ok(None) };
-        // Slurm writes `8(x2)` for two nodes of eight.
-        let digits = value.split(['(', ',']).next().unwrap_or_default();
-        let bad = |_| LaunchError::Bad { launcher: launcher.name, name, value: value.clone(), expected: "a number".into() };
-        digits.parse().map(Some).map_err(bad)
+        let bad = || LaunchError::Bad { launcher: launcher.name, name, value: value.clone(), expected: "a number".into() };
+        let number = if name == SLURM_LIST {
+            of_node(&value, var("SLURM_NODEID").and_then(|node| node.parse().ok()).unwrap_or(0))
+        } else {
+            value.parse().ok()
+        };
+        number.map(Some).ok_or_else(bad)
     };
     let must = |name: &'static str| {
-        let missing = LaunchError::Missing { launcher: launcher.name, set: launcher.size, missing: name };
+        let missing = LaunchError::Missing { launcher: launcher.name, set: launcher.sign, missing: name };
         number(name)?.ok_or(missing)
     };
     let (size, rank) = (must(launcher.size)?, must(launcher.rank)?);
@@ -89,7 +112,8 @@ pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Opti
         return Err(bad(launcher.rank, rank, format!("less than {}, {size}", launcher.size)));
     }
     let local_rank = number(launcher.local_rank)?.unwrap_or(rank);
-    let local_size = number(launcher.local_size)?.unwrap_or(size);
+    let told_local_size = number(launcher.local_size)?;
+    let local_size = told_local_size.unwrap_or(size);
     let meeting = match (var("MASTER_ADDR"), var("MASTER_PORT")) {
         // torchrun may keep a store of its own at that port.
         (Some(host), Some(port)) if var("TORCHELASTIC_USE_AGENT_STORE").as_deref() != Some("True") => {
@@ -98,10 +122,44 @@ pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Opti
         _ => Meeting::Folder(shared.to_owned()),
     };
     let run = var(RUN_ID).unwrap_or_else(|| {
-        let parts: Vec<String> = launcher.run.iter().filter_map(|name| var(name)).collect();
+        let parts = launcher.run.iter().filter_map(|name| var(name));
+        // Launchers on two machines that share a folder may name their runs alike.
+        let machine = (told_local_size == Some(size)).then(rendezvous::host_name);
+        let unnamed = launcher.name == "mpiexec" && var("I_MPI_HYDRA_UUID").is_none();
+        let proxy = machine.as_ref().filter(|_| unnamed).and_then(|_| ancestor("hydra_pmi_proxy"));
+        let parts: Vec<String> = parts.chain(machine).chain(proxy).collect();
         format!("{} {}", launcher.name, parts.join("."))
     });
     Ok(Some(Place { rank, size, local_rank, local_size, run, meeting }))
+}
+
+/// What Slurm's list of numbers, such as `8(x2),4` for nodes of 8, 8 and 4, says of a node.
+fn of_node(list: &str, node: usize) -> Option<usize> {
+    let mut nodes = 0;
+    for part in list.split(',') {
+        let (number, times) = match part.split_once("(x") {
+            Some((number, times)) => (number, times.strip_suffix(')')?.parse().ok()?),
+            None => (part, 1),
+        };
+        nodes += times;
+        if node < nodes {
+            return number.parse().ok();
+        }
+    }
+    None
+}
+
+/// The number of the nearest process of this name among those that this one descends from.
+fn ancestor(name: &str) -> Option<String> {
+    let mut process = "self".to_owned();
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+        let field = |key: &str| status.lines().find_map(|line| Some(line.strip_prefix(key)?.trim().to_owned()));
+        if field("Name:")? == name {
+            return Some(process);
+        }
+        process = field("PPid:").filter(|parent| parent != "0")?;
+    }
 }
 
 /// What a process started by `runner` itself finds in its environment.
@@ -130,6 +188,7 @@ mod tests {
         // A batch script of Slurm's, before any srun.
         assert_eq!(from(&[("SLURM_JOB_ID", "7"), ("SLURM_NTASKS", "8"), ("SLURM_PROCID", "0")]), Ok(None));
         let folder = || Meeting::Folder("runs/.ranks".into());
+        let here = |run: &str| format!("{run}.{}", rendezvous::host_name());
 
         let srun = [
             ("SLURM_JOB_ID", "7"),
@@ -138,6 +197,7 @@ mod tests {
             ("SLURM_PROCID", "11"),
             ("SLURM_LOCALID", "3"),
             ("SLURM_STEP_TASKS_PER_NODE", "8(x2)"),
+            ("SLURM_NODEID", "1"),
         ];
         let expected = Place { rank: 11, size: 16, local_rank: 3, local_size: 8, run: "srun 7.0".into(), meeting: folder() };
         assert_eq!(from(&srun), Ok(Some(expected)));
@@ -150,8 +210,19 @@ mod tests {
             ("PMIX_NAMESPACE", "prterun-a-9@1"),
         ];
         let expected =
-            Place { rank: 1, size: 2, local_rank: 1, local_size: 2, run: "mpirun prterun-a-9@1".into(), meeting: folder() };
+            Place { rank: 1, size: 2, local_rank: 1, local_size: 2, run: here("mpirun prterun-a-9@1"), meeting: folder() };
         assert_eq!(from(&mpirun), Ok(Some(expected)));
+
+        let mpiexec = [("PMI_RANK", "5"), ("PMI_SIZE", "8"), ("MPI_LOCALRANKID", "1"), ("MPI_LOCALNRANKS", "4")];
+        let uuid = [&mpiexec[..], &[("I_MPI_HYDRA_UUID", "4f2a")]].concat();
+        let expected = Place { rank: 5, size: 8, local_rank: 1, local_size: 4, run: "mpiexec 4f2a".into(), meeting: folder() };
+        assert_eq!(from(&uuid), Ok(Some(expected)));
+        // Started by way of srun, which has one task for each node.
+        let by_srun = [&srun[..], &mpiexec].concat();
+        assert_eq!(from(&by_srun).expect("whole").expect("a place").run, "mpiexec 7");
+        // `srun --mpi=pmi2`.
+        let pmi2 = [&srun[..], &[("PMI_RANK", "11"), ("PMI_SIZE", "16")]].concat();
+        assert_eq!(from(&pmi2).expect("whole").expect("a place").run, "srun 7.0");
 
         let torchrun = [
             ("RANK", "0"),
@@ -163,9 +234,30 @@ mod tests {
         ];
         let place = from(&torchrun).expect("whole").expect("a place");
         assert_eq!(place.meeting, Meeting::Tcp("node1:29500".into()));
-        assert_eq!(place.run, "torchrun node1.29500");
+        assert_eq!(place.run, here("torchrun node1.29500"));
         let agent = [&torchrun[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
         assert_eq!(from(&agent).expect("whole").expect("a place").meeting, folder());
+    }
+
+    #[test]
+    fn ancestors_are_found_by_name() {
+        assert_eq!(ancestor("no process has this name"), None);
+        let own = std::fs::read_to_string("/proc/self/comm").expect("Linux");
+        assert_eq!(ancestor(own.trim()), Some("self".into()));
+    }
+
+    #[test]
+    fn slurm_tells_the_ranks_of_each_node() {
+        for (list, expected) in [
+            ("4", &[Some(4), None][..]),
+            ("3,1", &[Some(3), Some(1), None]),
+            ("8(x2),4,2(x3)", &[Some(8), Some(8), Some(4), Some(2), Some(2), Some(2), None]),
+            ("8(x", &[None]),
+            ("", &[None]),
+        ] {
+            let found: Vec<Option<usize>> = (0..expected.len()).map(|node| of_node(list, node)).collect();
+            assert_eq!(found, expected, "{list}");
+        }
     }
 
     #[test]

@@ -142,7 +142,12 @@ fn host_ranks(
     while !waiting(&come).is_empty() {
         let Some((mut stream, from, theirs)) = accept(listener, deadline) else {
             let (run, missing) = (place.run.clone(), waiting(&come));
-            return Err(RendezvousError::Missing { run, size: place.size, missing, seconds: timeout.as_secs() });
+            let why = RendezvousError::Missing { run, size: place.size, missing, seconds: timeout.as_secs() };
+            for (stream, ..) in come.iter_mut().flatten() {
+                // Whoever has come learns whom it waited for; whether it still listens is its affair.
+                let _ = wire::write_answer(&Err(why.to_string()), stream);
+            }
+            return Err(why);
         };
         let taken = come.get(theirs.rank as usize).and_then(Option::as_ref).map(|(_, host, _)| host.clone());
         if let Some(why) = refusal(ours, &theirs, taken) {
@@ -176,7 +181,7 @@ fn refusal(ours: &Greeting, theirs: &Greeting, taken: Option<String>) -> Option<
     } else if *size != ours.size {
         Some(format!("this run has {} ranks, not {size}", ours.size))
     } else if *job != ours.job {
-        Some("it was started with another experiment, other settings or another build of the program\n  hint: start all ranks by one command, from one file and one binary".into())
+        Some("it was started with another experiment, other settings or another build of the program\n  hint: start all ranks by one command, from one file and one binary; runs that start at once in one folder need a RUNNER_RUN_ID each".into())
     } else if *rank == 0 || *rank >= ours.size {
         Some(format!("there is no place for a rank {rank} of {size} beside rank 0"))
     } else {
@@ -247,9 +252,9 @@ fn register(
 fn try_register(address: &str, greeting: &Greeting, deadline: Instant) -> io::Result<Answer> {
     let mut stream = dial(address)?;
     greeting.write(&mut stream)?;
-    // The answer comes when the last rank has come.
-    let left = deadline.saturating_duration_since(Instant::now()).max(POLL);
-    stream.set_read_timeout(Some(left))?;
+    // The answer comes when the last rank has come, or when rank 0, which may have started later, gives up.
+    let left = deadline.saturating_duration_since(Instant::now());
+    stream.set_read_timeout(Some(left + GREETING))?;
     wire::read_answer(&mut stream)
 }
 

@@ -209,3 +209,17 @@ fn ranks_that_never_come_are_named() {
     let error = meet(&place(0, 4, "a run", Meeting::Folder(folder.path().into())), "job", soon).expect_err("alone");
     assert!(error.to_string().contains("of 4 ranks of run `a run` ranks 1, 2, 3 did not come"), "{error}");
 }
+
+#[test]
+fn who_has_come_learns_who_has_not() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let soon = Duration::from_millis(500);
+    let come = |rank| meet(&place(rank, 4, "a run", Meeting::Folder(folder.path().into())), "job", soon);
+    let (zero, two) = thread::scope(|scope| {
+        let two = scope.spawn(|| come(2).expect_err("alone"));
+        (come(0).expect_err("alone"), two.join().expect("no panic"))
+    });
+    for error in [zero, two] {
+        assert!(error.to_string().contains("of 4 ranks of run `a run` ranks 1, 3 did not come"), "{error}");
+    }
+}

@@ -9,6 +9,7 @@ mod export;
 mod fuzz;
 mod hellaswag;
 mod init;
+mod launchers;
 mod lock;
 mod look;
 mod pytorch;
