@@ -43,8 +43,21 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn train(args: Args, path: &Path, mut loaded: Loaded, rank: Option<&ranks::Place>) -> anyhow::Result<ExitCode> {
-    let mut team = Team::join(rank, &loaded)?;
+fn train(args: Args, path: &Path, loaded: Loaded, rank: Option<&ranks::Place>) -> anyhow::Result<ExitCode> {
+    let how = How { edited: !args.set.is_empty(), allow_drift: args.allow_drift, json: args.json };
+    go_on(Team::join(rank, &loaded)?, path, loaded, how)
+}
+
+/// How to go on.
+pub struct How {
+    /// Whether the experiment may have other keys than the run's own.
+    pub edited: bool,
+    pub allow_drift: bool,
+    pub json: bool,
+}
+
+/// Goes on with the run at `path`.
+pub fn go_on(mut team: Team, path: &Path, mut loaded: Loaded, how: How) -> anyhow::Result<ExitCode> {
     let (place, found) = if team.is_first() {
         let folder = RunFolder::open(path)?;
         let (found, broken) = newest_whole(&folder.paths.checkpoints())?;
@@ -64,6 +77,6 @@ fn train(args: Args, path: &Path, mut loaded: Loaded, rank: Option<&ranks::Place
         None if team.is_first() => anstream::eprintln!("no whole checkpoint in `{}`: starting at step 0", path.display()),
         None => {}
     }
-    let resume = session::Resume { found, allow_drift: args.allow_drift, edited: !args.set.is_empty() };
-    Session { loaded, device, data, initial, place, expected: None, team, json: args.json }.train(Some(resume))
+    let resume = session::Resume { found, allow_drift: how.allow_drift, edited: how.edited };
+    Session { loaded, device, data, initial, place, expected: None, team, json: how.json }.train(Some(resume))
 }

@@ -7,10 +7,11 @@ use super::initial;
 use super::lock;
 use super::locking::Expected;
 use super::ranks::{self, Role};
+use super::resume;
 use super::session::{self, Place, Session};
 use super::team::Team;
 use crate::experiment::{self, Loaded};
-use crate::store::RunFolder;
+use crate::store::{RunFolder, RunPaths};
 
 /// Train an experiment from its first step.
 #[derive(clap::Args)]
@@ -29,6 +30,10 @@ pub struct Args {
     /// Delete a run of this name first.
     #[arg(long)]
     overwrite: bool,
+    /// Go on with a run of this name where there is one, as `runner resume` does: one command for a job that is
+    /// started again and again. Other bits than the run's are refused.
+    #[arg(long, conflicts_with = "overwrite")]
+    or_resume: bool,
     /// Processes that share the work, one device each; by default one for each GPU of this machine.
     #[arg(long, value_name = "N")]
     ranks: Option<usize>,
@@ -53,14 +58,19 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn train(args: Args, mut loaded: Loaded, rank: Option<&ranks::Place>) -> anyhow::Result<ExitCode> {
-    let team = Team::join(rank, &loaded)?;
+    let mut team = Team::join(rank, &loaded)?;
+    let name = args.name.unwrap_or_else(|| loaded.experiment.name.clone());
+    let path = args.runs.join(&name);
+    // Rank 0 looks, for soon there will be a folder.
+    if args.or_resume && team.agree("whether there is a run", RunPaths::new(&path).experiment().exists())? {
+        return resume::go_on(team, &path, loaded, resume::How { edited: true, allow_drift: false, json: args.json });
+    }
     let beside = lock::beside(&args.experiment);
     let lock = args.lock.or_else(|| Some(beside).filter(|beside| !args.no_lock && beside.exists()));
     let expected = lock.as_deref().map(Expected::read).transpose()?;
     let data = session::Data::open(&mut loaded)?;
     let initial = initial::read(&loaded.experiment, None, false)?;
     let device = session::Device::open_for(&loaded.experiment, &team)?;
-    let name = args.name.unwrap_or_else(|| loaded.experiment.name.clone());
     // Last, so that nothing is left behind when anything above fails.
     let place = match args.overwrite {
         _ if !team.is_first() => Place::Told,

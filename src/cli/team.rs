@@ -33,6 +33,12 @@ impl Team {
         self.place.as_ref().map_or(1, |place| place.size)
     }
 
+    /// What rank 0 finds, to all.
+    pub fn agree(&mut self, operation: &'static str, mine: bool) -> Result<bool, ExchangeError> {
+        let Some(link) = &mut self.link else { return Ok(mine) };
+        Ok(broadcast(link, operation, vec![u8::from(mine)])? == [1])
+    }
+
     /// The numerics of the checkpoint that a run goes on from: rank 0's, told to all; none where it has none.
     pub fn past(&mut self, mine: Option<&Table>) -> anyhow::Result<Option<Table>> {
         let Some(link) = &mut self.link else { return Ok(mine.cloned()) };

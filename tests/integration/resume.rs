@@ -43,6 +43,25 @@ fn kill_9_at_random_moments_and_resume_gives_the_uninterrupted_run() {
 }
 
 #[test]
+fn one_command_started_again_and_again_ends_in_the_uninterrupted_run_and_refuses_another() {
+    let whole = Lab::new();
+    let expected = whole.run(CI, &[]).root().to_owned();
+    let (lab, key) = (Lab::new(), Key::new(7, "moments to kill at"));
+    let again = &["--or-resume", "--set", "eval.every=2"];
+    for kill in 0..4 {
+        let mut child = lab.start("run", CI, again);
+        std::thread::sleep(Duration::from_micros((key.uniform(0, kill) * 1.2e6) as u64));
+        let _ = child.kill();
+        child.wait().expect("it ends");
+    }
+    assert_eq!(lab.run(CI, again).root(), expected);
+    assert_eq!(lab.ledger("ci"), whole.ledger("ci"));
+    assert_eq!(lab.run(CI, again).root(), expected, "a finished run is finished");
+    let other = lab.run(CI, &["--or-resume", "--set", "schedule.learning_rate=0.5"]);
+    other.assert_fails(5, &["schedule.learning_rate"]);
+}
+
+#[test]
 fn sigterm_saves_and_exits_130_and_the_run_goes_on_to_the_same_root() {
     let lab = Lab::new();
     let expected = Lab::new().run(CI, &[]).root().to_owned();
