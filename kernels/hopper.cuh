@@ -1,16 +1,19 @@
 // Hopper's own machinery (sm_90a): memory barriers, tiles brought and taken by the tensor memory accelerator, and the
 // frame around warpgroup products.
+//
+// Includes nothing: attention has types of its own beside those of common.cuh.
 #pragma once
-#include "common.cuh"
 
 namespace hopper {
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
 
 /// The driver's CUtensorMap, made by cuTensorMapEncodeTiled.
 struct alignas(64) TensorMap {
     u64 opaque[16];
 };
-
-__device__ __forceinline__ u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
 // ---- memory barriers -------------------------------------------------------------------------------
 
@@ -32,9 +35,14 @@ __device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
 }
 /// Waits until the phase of this parity is complete.
 __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
-    asm volatile(
-        "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra over;\nbra again;\nover:\n}" ::"r"(barrier), "r"(parity) : "memory");
+    u32 done = 0;
+    while (!done) {
+        asm volatile(
+            "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+            : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+    }
 }
+
 /// Position in a ring of STAGES buffers: `phase` flips each time round.
 template <int STAGES>
 struct Ring {
@@ -125,8 +133,9 @@ __device__ __forceinline__ void pin(float (&d)[N]) {
 }
 /// A block's own shared address as wgmma wants it: in units of 16 bytes, without the block's rank in its cluster.
 __device__ __forceinline__ u32 operand_address(u32 at) { return (at & 0x3ffff) >> 4; }
-/// wgmma's description of an operand under the 128-byte swizzle: groups of eight rows 1024 bytes apart. `at` is the low half:
-/// the address in units of 16 bytes and, shifted by 16, how far apart panels of 64 columns are.
+/// wgmma's description of an operand. `at` is the low half: the address in units of 16 bytes (adding n moves the start by 16 n
+/// bytes) and, shifted by 16, how far apart panels are. The high half says how far apart groups of eight rows are (1024 bytes), and
+/// that the 128-byte swizzle permutes them.
 template <u32 HIGH = (1024 >> 4 | 1u << 30)>
 __device__ __forceinline__ u64 describe(u32 at) {
     u64 r;
