@@ -234,6 +234,18 @@ pub struct Memory {
     /// layernorm. Changes no bit, and is refused where it would: above 0 with `kernels.gelu_fusion` in bf16.
     /// Default: 0.
     pub recompute: u8,
+    /// Where the partial sums of a GPU's virtual workers wait, log2(V/N) of them, each as large as the fp32
+    /// gradients: `device`, or `host` for pinned memory of the machine, from and to which they move while the
+    /// backward pass goes on. Changes no bit. Default: device.
+    pub partial_sums: PartialSums,
+}
+
+/// A place for partial sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PartialSums {
+    Device,
+    Host,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -278,7 +290,9 @@ pub struct Parallel {
     /// of this machine's GPUs as divide `workers`, and one CPU; under a launcher (mpirun, srun, torchrun) its
     /// number counts. Changes no bit. Default: 0.
     pub ranks: usize,
-    /// What every rank keeps of moments and master weights: 0 all, 1 its own shard. Changes no bit. Default: 1.
+    /// What a rank keeps its own shard of alone: 0 nothing, 1 moments and master weights, 2 gradients as well,
+    /// which takes one micro-step a worker, and one worker a rank (with fewer ranks than workers gradients stay
+    /// whole). Changes no bit. Default: 1.
     pub zero: u8,
     /// Seconds without a sign of life from a rank after which all ranks stop; longer than the longest step or
     /// evaluation. Default: 600.

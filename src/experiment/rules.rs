@@ -385,6 +385,17 @@ impl Rules {
                 format!("the nearest valid `batch.tokens` are {below} and {}", below + unit)
             };
             self.refuse(fault.hint(hint));
+        } else if self.int("parallel.zero") == Some(2) && tokens != unit {
+            let message =
+                format!("`parallel.zero` = 2 needs one micro-step a worker, and `batch.tokens` makes it {}", tokens / unit);
+            let fault = self
+                .clash(message, &["parallel.zero", "batch.tokens", "batch.micro", "batch.seq_len", "parallel.workers"])
+                .note("a worker adds its micro-batches up before anything is divided, so it holds its whole gradient until then")
+                .hint(format!(
+                    "set `parallel.zero` to 1; more workers would change the bits, `parallel.workers` = {} fits",
+                    workers * (tokens / unit)
+                ));
+            self.refuse(fault);
         }
     }
 

@@ -176,6 +176,7 @@ pub(super) const KEYS: &[Key] = &[
     int("checkpoint.keep_every", 0, MANY, Default::Integer(0)),
     //
     int("memory.recompute", 0, 2, Default::Integer(0)),
+    choice("memory.partial_sums", &["device", "host"], "device"),
     //
     choice("precision.compute", &["auto", "fp32", "tf32", "bf16"], "auto").bits(),
     boolean("precision.master_weights", true).bits(),
@@ -185,7 +186,7 @@ pub(super) const KEYS: &[Key] = &[
     //
     int("parallel.workers", 1, 1 << 16, Default::Integer(1)).bits(),
     int("parallel.ranks", 0, 1 << 16, Default::Integer(0)),
-    int("parallel.zero", 0, 1, Default::Integer(1)),
+    int("parallel.zero", 0, 2, Default::Integer(1)),
     int("parallel.timeout_s", 1, 1 << 20, Default::Integer(600)),
     //
     int("proof.digest_every", 0, MANY, Default::Integer(1)),

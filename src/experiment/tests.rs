@@ -260,6 +260,10 @@ fn every_rule_between_keys_is_kept() {
         (&["model.vocab=50000"], "a vocabulary of 50000 is too small for the tokenizer \"gpt2\", which has 50257 tokens"),
         (&["parallel.workers=6"], "`parallel.workers` = 6 is not a power of two"),
         (&["batch.tokens=1000"], "`batch.tokens` = 1000 is not a multiple of micro × seq_len × workers = 4096"),
+        (
+            &["parallel.zero=2", "batch.tokens=8192"],
+            "`parallel.zero` = 2 needs one micro-step a worker, and `batch.tokens` makes it 2",
+        ),
         (&["schedule.warmup_steps=11"], "the warm-up of 11 steps is longer than the run of 10"),
         (&["device.kind=cpu", "precision.compute=bf16"], "the CPU computes in fp32, not in bf16"),
         (&["device.kind=cpu", "precision.compute=tf32"], "the CPU computes in fp32, not in tf32"),
@@ -296,6 +300,7 @@ fn what_the_rules_allow_loads() {
         &["model.context=4096", "batch.seq_len=2048"],
         &["model.vocab=65536"],
         &["batch.tokens=32768", "parallel.workers=8"],
+        &["batch.tokens=32768", "parallel.workers=8", "parallel.zero=2"],
     ] {
         small_with(sets).unwrap_or_else(|error| panic!("{sets:?}\n{error}"));
     }

@@ -29,7 +29,7 @@ pub struct StepTime {
     pub update: f64,
     /// The state digest, spread over the steps between digests.
     pub digest: f64,
-    /// Gradients and new weights between devices.
+    /// Gradients and new weights between devices, less what the backward pass hides.
     pub exchange: f64,
 }
 
@@ -85,8 +85,11 @@ pub fn cost(experiment: &Experiment, storage: &Storage, place: Place, share: Sha
     let losses = once(Family::Host, 4.0 * experiment.batch.tokens as f64 / share.devices as f64);
     let exchange = match place {
         Place::Gpu(gpu) if share.devices > 1 => {
-            let others = (share.devices - 1) as f64 / share.devices as f64;
-            (4.0 + param) * n * others / (LINK_SHARE * gpu.link)
+            let over_links = |bytes: f64| bytes * (share.devices - 1) as f64 / share.devices as f64 / (LINK_SHARE * gpu.link);
+            // Gradients leave while those of the blocks before are computed; the token table's are the last.
+            let tables = (experiment.model.vocab_padded * experiment.model.channels) as f64;
+            let hidden = over_links(4.0 * (n - tables)).min(sum(&backward) - sum(&forward));
+            over_links((4.0 + param) * n) - hidden
         }
         _ => 0.0,
     };
@@ -200,14 +203,14 @@ mod tests {
     /// the digest.
     #[test]
     fn the_estimate_is_what_was_measured_on_an_h100() {
-        let d48 = "batch.tokens=131072";
+        let (one, d48) = ("parallel.workers=1", "batch.tokens=131072");
         for (name, sets, step_ms, hashed_ms) in [
-            ("gpt2_124m.toml", &["kernels.gelu_fusion=2"][..], 886.7, 888.9),
-            ("gpt2_124m.toml", &["kernels.gelu_fusion=0"], 896.6, 899.8),
-            ("gpt2_33b.toml", &[d48], 2487.9, 2530.9),
-            ("gpt2_33b.toml", &[d48, "memory.recompute=1"], 2532.4, 2562.7),
-            ("gpt2_33b.toml", &[d48, "kernels.gelu_fusion=2"], 2451.6, 2457.0),
-            ("gpt3_125m.toml", &["kernels.gelu_fusion=2"], 983.4, 985.1),
+            ("gpt2_124m.toml", &[one, "kernels.gelu_fusion=2"][..], 886.7, 888.9),
+            ("gpt2_124m.toml", &[one, "kernels.gelu_fusion=0"], 896.6, 899.8),
+            ("gpt2_33b.toml", &[one, d48], 2487.9, 2530.9),
+            ("gpt2_33b.toml", &[one, d48, "memory.recompute=1"], 2532.4, 2562.7),
+            ("gpt2_33b.toml", &[one, d48, "kernels.gelu_fusion=2"], 2451.6, 2457.0),
+            ("gpt3_125m.toml", &[one, "kernels.gelu_fusion=2"], 983.4, 985.1),
         ] {
             let step = on_h100(&shipped(name, sets), 1).step;
             let off = 1e3 * (step.total() - step.digest) / step_ms - 1.0;
@@ -231,7 +234,8 @@ mod tests {
     fn work_is_shared_and_what_is_exchanged_grows() {
         let experiment = shipped("gpt2_33b.toml", &[]);
         let (one, eight) = (on_h100(&experiment, 1), on_h100(&experiment, 8));
-        assert!((one.step.gradients / eight.step.gradients - 8.0).abs() < 0.01, "{one:?} {eight:?}");
+        // One adds up what eight exchange.
+        assert!((one.step.gradients / eight.step.gradients - 8.0).abs() < 0.03, "{one:?} {eight:?}");
         assert!((one.step.update / eight.step.update - 8.0).abs() < 0.1);
         assert!(one.step.exchange == 0.0 && eight.step.exchange > 0.0 && eight.step.exchange < 0.1 * eight.step.total());
         assert!(eight.forward > 0.2 * eight.step.gradients / 8.0 && eight.forward < 0.4 * eight.step.gradients / 8.0);

@@ -9,9 +9,9 @@
 
 use super::activations::{Activations, GradientBuffers, Normed};
 use super::init::initial_values;
-use super::weights::{ParamSpec, Weights};
+use super::weights::{Group, ParamSpec, Weights};
 use crate::experiment::Model;
-use crate::ops::{Heads, Ops, ParamCount, Result, Role, Rows, ScratchShape, Vocab, Write};
+use crate::ops::{DeviceError, Heads, Ops, ParamCount, Result, Role, Rows, ScratchShape, Vocab, Write};
 
 /// A model on a device: its parameters, and room for one micro-batch.
 pub struct Gpt2<O: Ops> {
@@ -111,10 +111,30 @@ impl<O: Ops> Gpt2<O> {
         let key = [ops.identity(&grads.wte), n as u64, u64::from(scale.to_bits()), write as u64];
         if !ops.replay(key)? {
             self.trunk(ops, batch.rows)?;
-            self.backward(ops, batch.rows, grads, scale, write)?;
+            self.backward(ops, batch.rows, grads, scale, write, |_, _, _| Ok::<(), DeviceError>(()))?;
             ops.recorded(key)?;
         }
         ops.copy(losses, batch.losses_at, &self.losses, 0, n)
+    }
+
+    /// The same for gradients that the side lane is still reading when this is called, or that go on from here:
+    /// the backward pass waits for the lane, and gives each group to `whole` when this micro-batch has written
+    /// the last of it, while the groups before it are still to come.
+    pub fn forward_backward_by_groups<E: From<DeviceError>>(
+        &mut self,
+        ops: &mut O,
+        batch: &MicroBatch<'_>,
+        losses: &mut O::Buf,
+        grads: &mut Weights<O::Buf>,
+        scale: f32,
+        write: Write,
+        whole: impl FnMut(&mut O, Group, &mut Weights<O::Buf>) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        self.upload(ops, batch)?;
+        self.trunk(ops, batch.rows)?;
+        ops.join_lanes()?;
+        self.backward(ops, batch.rows, grads, scale, write, whole)?;
+        Ok(ops.copy(losses, batch.losses_at, &self.losses, 0, batch.rows.count())?)
     }
 
     fn upload(&mut self, ops: &mut O, batch: &MicroBatch<'_>) -> Result<()> {
@@ -197,8 +217,17 @@ impl<O: Ops> Gpt2<O> {
         Ok(())
     }
 
-    /// From the final layernorm's output to the gradients; losses into `self.losses`.
-    fn backward(&mut self, ops: &mut O, rows: Rows, grads: &mut Weights<O::Buf>, scale: f32, write: Write) -> Result<()> {
+    /// From the final layernorm's output to the gradients, each group given to `whole` as soon as it is;
+    /// losses into `self.losses`.
+    fn backward<E: From<DeviceError>>(
+        &mut self,
+        ops: &mut O,
+        rows: Rows,
+        grads: &mut Weights<O::Buf>,
+        scale: f32,
+        write: Write,
+        mut whole: impl FnMut(&mut O, Group, &mut Weights<O::Buf>) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
         let (n, c) = (rows.count(), self.config.channels);
         let heads = heads(&self.config);
         let vocab = vocab(&self.config);
@@ -213,9 +242,10 @@ impl<O: Ops> Gpt2<O> {
         let x = layers.last().map_or(&*encoded, |l| &l.residual_out);
         let (dw, db) = (&mut grads.ln_f.weight, &mut grads.ln_f.bias);
         ops.layernorm_backward(dres, Write::Set, dw, db, write, narrow, x, &p.ln_f.weight, &ln_f.mean, &ln_f.rstd, n, c)?;
+        whole(ops, Group::FinalNorm, grads)?;
 
         for l in (0..layers.len()).rev() {
-            let (w, g) = (&p.layers[l], &mut grads.layers[l]);
+            let (w, g) = (&p.layers[l], grads.block_mut(l));
             let (before, from) = layers.split_at_mut(l);
             let a = &mut from[0];
             let residual_in = before.last().map_or(&*encoded, |b| &b.residual_out);
@@ -246,8 +276,10 @@ impl<O: Ops> Gpt2<O> {
             let (dw, db) = (&mut g.ln_1.weight, &mut g.ln_1.bias);
             let (mean, rstd) = (&a.ln_1.mean, &a.ln_1.rstd);
             ops.layernorm_backward(dres, Write::Add, dw, db, write, narrow, residual_in, &w.ln_1.weight, mean, rstd, n, c)?;
+            whole(ops, Group::Block(l), grads)?;
         }
-        ops.embedding_backward(&mut grads.wte, &mut grads.wpe, write, dres, &self.ids, rows, c)
+        ops.embedding_backward(&mut grads.wte, &mut grads.wpe, write, dres, &self.ids, rows, c)?;
+        whole(ops, Group::Tables, grads)
     }
 }
 

@@ -16,4 +16,4 @@ pub mod weights;
 pub use decode::Decoder;
 pub use gpt2::Gpt2;
 pub use plan::MemoryPlan;
-pub use weights::{ParamSpec, Weights};
+pub use weights::{Group, ParamSpec, Weights};

@@ -10,9 +10,9 @@ use super::activations::{Activations, BufferSpec};
 use super::decode::{self, Room};
 use super::gpt2::scratch_shape;
 use super::weights::Weights;
-use crate::experiment::{Compute, Experiment};
+use crate::experiment::{Compute, Experiment, PartialSums};
 use crate::ops::{Dtype, Role, Rows, ScratchShape, cpu, cuda};
-use crate::parallel::Shards;
+use crate::parallel::{Shards, sums, tree};
 
 /// One kind of memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -66,6 +66,8 @@ pub struct Storage {
     pub taken: fn(&[u64]) -> u64,
     /// Pinned host memory for copies.
     pub pinned: u64,
+    /// Whether the host's memory is another than the device's.
+    pub host_apart: bool,
 }
 
 /// A device's own scratch, by name, in bytes, and when it is taken.
@@ -92,6 +94,7 @@ impl Storage {
             scratch: Scratch { model: cpu::scratch_bytes(&training_shape(experiment), threads), ..Scratch::default() },
             taken: |sizes| sizes.iter().sum(),
             pinned: 0,
+            host_apart: false,
         }
     }
 
@@ -113,6 +116,7 @@ impl Storage {
             },
             taken: cuda::taken_bytes,
             pinned: cuda::PINNED_BYTES,
+            host_apart: true,
         }
     }
 }
@@ -165,7 +169,7 @@ impl MemoryPlan {
         MemoryPlan::shared(experiment, storage, Share::ALONE)
     }
 
-    /// The same for one of several devices, which with `parallel.zero = 1` share moments and masters evenly.
+    /// The same for one of several devices, which share evenly what `parallel.zero` says.
     pub fn shared(experiment: &Experiment, storage: &Storage, share: Share) -> MemoryPlan {
         let specs = Weights::of(&experiment.model);
         let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
@@ -187,7 +191,14 @@ impl MemoryPlan {
 
         let sharded = experiment.parallel.zero > 0;
         let shard = move |bytes: u64| if sharded { share.of(bytes) } else { bytes };
-        plan.all(Category::Gradients, "gradients", tensors(4));
+        let divided = share.devices > 1 && sums::are_gradients_sharded(experiment, share.devices as usize);
+        if divided {
+            let written = specs.clone().with_blocks(sums::BLOCKS);
+            plan.all(Category::Gradients, "gradients", written.iter().map(|spec| 4 * spec.len as u64));
+            plan.all(Category::Gradients, "sums of gradients", tensors(4).map(shard));
+        } else {
+            plan.all(Category::Gradients, "gradients", tensors(4));
+        }
         for _ in 0..2 {
             plan.all(Category::Optimizer, "moments", tensors(4).map(shard));
         }
@@ -195,8 +206,14 @@ impl MemoryPlan {
             plan.all(Category::Optimizer, "master weights", tensors(4).map(shard));
         }
         // One partial sum for each level of the tree over the workers of this device.
-        for _ in 0..share.workers(experiment).next_power_of_two().trailing_zeros() {
-            plan.all(Category::Gradients, "sums of virtual workers", tensors(4));
+        let levels = share.workers(experiment).next_power_of_two().trailing_zeros();
+        let on_host = storage.host_apart && experiment.memory.partial_sums == PartialSums::Host;
+        if !on_host {
+            (0..levels).for_each(|_| plan.all(Category::Gradients, "sums of virtual workers", tensors(4)));
+        } else if levels > 0 {
+            plan.add(Category::Scratch, "sums of virtual workers on their way back", 4 * tree::staged(&specs) as u64);
+            let sums = u64::from(levels) * tensors(4).sum::<u64>();
+            plan.count(Category::Host, "sums of virtual workers", sums);
         }
         if let Some(positions) = experiment.sample_positions() {
             for spec in decode::layout(&experiment.model, Room { streams: 1, positions }) {
@@ -278,13 +295,13 @@ mod tests {
     /// Peaks that `runner bench` measured on an H100, without room for samples: docs/log.md, 2026-11-24.
     #[test]
     fn the_plan_is_what_was_measured_on_an_h100() {
-        let (d48, alone) = ("batch.tokens=131072", "sample.every=0");
+        let (one, d48, alone) = ("parallel.workers=1", "batch.tokens=131072", "sample.every=0");
         for (name, sets, mib) in [
-            ("gpt2_124m.toml", &[][..], 22_430),
-            ("gpt2_124m.toml", &["parallel.workers=8"], 23_960),
-            ("gpt2_33b.toml", &[d48, alone, "memory.recompute=1"], 57_960),
-            ("gpt2_33b.toml", &[d48, alone], 67_400),
-            ("gpt3_125m.toml", &[], 22_530),
+            ("gpt2_124m.toml", &[one][..], 22_430),
+            ("gpt2_124m.toml", &[], 23_960),
+            ("gpt2_33b.toml", &[one, d48, alone, "memory.recompute=1"], 57_960),
+            ("gpt2_33b.toml", &[one, d48, alone], 67_400),
+            ("gpt3_125m.toml", &[one], 22_530),
         ] {
             let experiment = shipped(name, sets);
             let planned = MemoryPlan::of(&experiment, &Storage::cuda(&experiment)).total() >> 20;
@@ -308,13 +325,42 @@ mod tests {
 
     #[test]
     fn several_devices_share_moments_and_masters_and_need_no_tree() {
-        let experiment = shipped("gpt2_33b.toml", &["parallel.workers=8"]);
+        let experiment = shipped("gpt2_33b.toml", &["memory.partial_sums=device"]);
         let storage = Storage::cuda(&experiment);
         let (alone, eighth) =
             (MemoryPlan::of(&experiment, &storage), MemoryPlan::shared(&experiment, &storage, Share { devices: 8 }));
         assert_eq!(alone.category(Category::Gradients), 4 * eighth.category(Category::Gradients), "three levels of a tree");
         assert_eq!(alone.category(Category::Optimizer) / 8, eighth.category(Category::Optimizer));
         assert_eq!(alone.category(Category::Activations), eighth.category(Category::Activations));
+    }
+
+    #[test]
+    fn with_zero_2_a_device_holds_two_blocks_of_gradients_and_its_shard_of_the_sums() {
+        let sets = ["parallel.zero=2", "batch.tokens=131072", "memory.partial_sums=device"];
+        let experiment = shipped("gpt2_33b.toml", &sets);
+        let storage = Storage::cuda(&experiment);
+        let of = |devices| MemoryPlan::shared(&experiment, &storage, Share { devices });
+        let (eighth, quarter) = (of(8), of(4));
+        let specs = Weights::of(&experiment.model);
+        let all = 4 * specs.parameters();
+        assert_eq!(quarter.category(Category::Gradients), 2 * all, "two workers a device: whole, and one partial sum");
+        let blocks: u64 = specs.layers.len() as u64;
+        let tables = 4 * (specs.wte.len + specs.wpe.len + 2 * experiment.model.channels) as u64;
+        let written = tables + (all - tables) / blocks * 2;
+        assert!(eighth.category(Category::Gradients).abs_diff(written + all / 8) < 1 << 20);
+    }
+
+    #[test]
+    fn partial_sums_in_the_hosts_memory_leave_a_small_buffer_on_the_device() {
+        let plan = |place: &str| {
+            let experiment = shipped("gpt2_33b.toml", &[place]);
+            MemoryPlan::of(&experiment, &Storage { taken: |sizes| sizes.iter().sum(), ..Storage::cuda(&experiment) })
+        };
+        let (device, host) = (plan("memory.partial_sums=device"), plan("memory.partial_sums=host"));
+        let sums = 3 * 4 * 1_557_686_400;
+        assert_eq!(device.category(Category::Gradients) - host.category(Category::Gradients), sums);
+        assert_eq!(host.category(Category::Host) - device.category(Category::Host), sums);
+        assert_eq!(device.total() - host.total(), sums - (64 << 20));
     }
 
     #[test]

@@ -90,7 +90,55 @@ impl<T> Layer<T> {
     }
 }
 
+/// Tensors whose gradients are whole at the same time: the unit in which they are added up and exchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// `wte` and `wpe`: the last to be whole.
+    Tables,
+    /// A transformer block.
+    Block(usize),
+    /// `ln_f`: the first to be whole.
+    FinalNorm,
+}
+
+impl Group {
+    /// The groups of a model with so many blocks, in the model's order.
+    pub fn all(layers: usize) -> impl DoubleEndedIterator<Item = Group> {
+        [Group::Tables].into_iter().chain((0..layers).map(Group::Block)).chain([Group::FinalNorm])
+    }
+}
+
 impl<T> Weights<T> {
+    /// What is kept for block `l`. Where it is kept for fewer blocks than there are, they use it in turn.
+    pub fn block_mut(&mut self, l: usize) -> &mut Layer<T> {
+        let kept = self.layers.len();
+        &mut self.layers[l % kept]
+    }
+
+    /// The tensors of a group in the model's order.
+    pub fn group(&self, group: Group) -> Vec<&T> {
+        match group {
+            Group::Tables => vec![&self.wte, &self.wpe],
+            Group::Block(l) => self.layers[l % self.layers.len()].affines().into_iter().flat_map(Affine::both).collect(),
+            Group::FinalNorm => self.ln_f.both().into(),
+        }
+    }
+
+    /// The tensors of a group in the model's order.
+    pub fn group_mut(&mut self, group: Group) -> Vec<&mut T> {
+        match group {
+            Group::Tables => vec![&mut self.wte, &mut self.wpe],
+            Group::Block(l) => self.block_mut(l).affines_mut().into_iter().flat_map(Affine::both_mut).collect(),
+            Group::FinalNorm => self.ln_f.both_mut().into(),
+        }
+    }
+
+    /// The same of the first blocks alone.
+    pub fn with_blocks(mut self, blocks: usize) -> Weights<T> {
+        self.layers.truncate(blocks);
+        self
+    }
+
     /// All tensors in the model's order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         [&self.wte, &self.wpe]

@@ -18,12 +18,14 @@ pub struct Dry {
     dtype: Dtype,
     /// Bytes of every buffer so far, in order; token ids too.
     pub taken: Vec<u64>,
+    /// The same, of what would lie in the host's memory.
+    pub taken_of_host: Vec<u64>,
 }
 
 impl Dry {
     /// A device that would store weights and activations as `dtype`.
     pub fn new(dtype: Dtype) -> Dry {
-        Dry { dtype, taken: Vec::new() }
+        Dry { dtype, taken: Vec::new(), taken_of_host: Vec::new() }
     }
 }
 
@@ -45,6 +47,11 @@ impl Ops for Dry {
 
     fn alloc(&mut self, role: Role, len: usize) -> Result<Len> {
         self.taken.push((len * self.dtype(role).size()) as u64);
+        Ok(Len(len))
+    }
+
+    fn alloc_host(&mut self, len: usize) -> Result<Len> {
+        self.taken_of_host.push(4 * len as u64);
         Ok(Len(len))
     }
 

@@ -116,7 +116,8 @@ pub struct Heads {
 /// One parameter tensor with all that AdamW reads and writes.
 ///
 /// The update covers the elements `at..at + adam_m.len()` of the tensor: all of it, or the part of it whose
-/// moments are kept here. `param` and `grad` hold the whole tensor, the other buffers that part alone.
+/// moments are kept here. `param` holds the whole tensor, the moments and the master that part alone, and
+/// `grad` either.
 /// `id` numbers the tensor in the model's order and enters the counter of stochastic rounding.
 pub struct ParamSlot<'a, O: Ops + ?Sized> {
     pub id: u32,
@@ -126,6 +127,8 @@ pub struct ParamSlot<'a, O: Ops + ?Sized> {
     /// fp32 copy that takes the update, when `param` is narrower and masters are kept.
     pub master: Option<&'a mut O::Buf>,
     pub grad: &'a O::Buf,
+    /// Where in `grad` the part begins: `at`, or 0 where `grad` holds the part alone.
+    pub grad_at: usize,
     pub adam_m: &'a mut O::Buf,
     pub adam_v: &'a mut O::Buf,
     /// Weight decay of this tensor: the experiment's for 2-D weights, else 0.
@@ -151,8 +154,9 @@ pub struct AdamW {
 
 /// A device that can train GPT-2.
 ///
-/// All methods take `&mut self`: a device is one ordered stream of work. On CUDA they return before
-/// the work is done; [`Ops::download`], [`Ops::sum_squares`] and [`Ops::synchronize`] wait.
+/// All methods take `&mut self`: a device is one ordered stream of work, with a second one at its side for
+/// work that nobody waits for yet ([`aside`]). On CUDA they return before the work is done;
+/// [`Ops::download`], [`Ops::sum_squares`] and [`Ops::synchronize`] wait.
 pub trait Ops {
     /// A dense float tensor on the device. Its length is fixed when it is allocated.
     type Buf: Send;
@@ -167,6 +171,11 @@ pub trait Ops {
     fn dtype(&self, role: Role) -> Dtype;
     /// A zeroed buffer of `len` elements.
     fn alloc(&mut self, role: Role, len: usize) -> Result<Self::Buf>;
+    /// Like [`Ops::alloc`] of `Role::F32`, in the host's memory where the device has its own. For
+    /// [`Ops::copy`] alone, which can move it while other work goes on.
+    fn alloc_host(&mut self, len: usize) -> Result<Self::Buf> {
+        self.alloc(Role::F32, len)
+    }
     /// Room for `len` token ids.
     fn alloc_ids(&mut self, len: usize) -> Result<Self::Ids>;
     /// Scratch that the operations need for micro-batches of this shape, in bytes, by name.
@@ -195,6 +204,25 @@ pub trait Ops {
     /// at a multiple of 16.
     fn merkle_roots(&mut self, _bufs: &[(&Self::Buf, Range<usize>)]) -> Result<Option<Vec<[u8; 32]>>> {
         Ok(None)
+    }
+
+    // ---- two lanes -------------------------------------------------------------------------
+    //
+    // A device without a second stream does all work in the order it is asked for, which is the order that
+    // the two lanes promise.
+
+    /// From here on work goes to the side lane, where it comes after everything asked for so far, on either
+    /// lane. See [`aside`].
+    fn turn_aside(&mut self) -> Result<()> {
+        Ok(())
+    }
+    /// Work goes to the main lane again, and does not wait for the side lane.
+    fn turn_back(&mut self) -> Result<()> {
+        Ok(())
+    }
+    /// What is asked for after this, on either lane, comes after all that the side lane was asked for.
+    fn join_lanes(&mut self) -> Result<()> {
+        Ok(())
     }
 
     // ---- work that comes again -------------------------------------------------------------
@@ -476,6 +504,19 @@ pub trait Ops {
 
     /// `dst[at..at + len] += src[from..from + len]`, f32; `at` and `from` are multiples of 4.
     fn add_part(&mut self, dst: &mut Self::Buf, at: usize, src: &Self::Buf, from: usize, len: usize) -> Result<()>;
+}
+
+/// Asks for `work` on the side lane of `ops`: it comes after all that was asked for before, and what is asked for
+/// after it does not wait, until [`Ops::join_lanes`]. What it reads must not be written meanwhile, and what it
+/// writes not be touched.
+pub fn aside<O: Ops, E: From<DeviceError>>(
+    ops: &mut O,
+    work: impl FnOnce(&mut O) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    ops.turn_aside()?;
+    let done = work(ops);
+    ops.turn_back()?;
+    done
 }
 
 /// A range of stored bytes of the buffer with this index in some list.

@@ -105,6 +105,10 @@ impl<O: Ops> Ops for Timed<O> {
         self.inner.alloc(role, len)
     }
 
+    fn alloc_host(&mut self, len: usize) -> Result<O::Buf> {
+        self.inner.alloc_host(len)
+    }
+
     fn alloc_ids(&mut self, len: usize) -> Result<O::Ids> {
         self.inner.alloc_ids(len)
     }
@@ -277,6 +281,18 @@ impl<O: Ops> Ops for Timed<O> {
     }
 
     // What is replayed as a whole has no parts to time.
+    fn turn_aside(&mut self) -> Result<()> {
+        self.inner.turn_aside()
+    }
+
+    fn turn_back(&mut self) -> Result<()> {
+        self.inner.turn_back()
+    }
+
+    fn join_lanes(&mut self) -> Result<()> {
+        self.inner.join_lanes()
+    }
+
     fn replay(&mut self, key: [u64; 4]) -> Result<bool> {
         if self.recording { Ok(false) } else { self.inner.replay(key) }
     }
@@ -501,6 +517,7 @@ impl<O: Ops> Ops for Timed<O> {
                 param: &mut *slot.param,
                 master: slot.master.as_deref_mut(),
                 grad: slot.grad,
+                grad_at: slot.grad_at,
                 adam_m: &mut *slot.adam_m,
                 adam_v: &mut *slot.adam_v,
                 weight_decay: slot.weight_decay,

@@ -6,12 +6,12 @@
 //! level k, each gives away half of what it holds and adds the other half: after log2(N) rounds every rank has
 //! the whole sum of its own shard. So the bits of N ranks are those of one.
 //!
-//! * [`tree`]: the workers of one rank.
+//! * [`sums`]: what becomes of gradients while the backward pass goes on, by [`tree`], the workers of one rank,
+//!   and [`reduce`], sums scattered over ranks and shards gathered from them.
 //! * [`shards`]: which part of which tensor belongs to which rank.
 //! * [`exchange`]: the traits that move bytes between ranks, and nothing else; [`Solo`] for one rank,
 //!   [`threads`] for ranks in one process, [`tcp`] for processes, which find each other by [`rendezvous`] and talk
 //!   in the frames of [`wire`]; [`nccl`] for their GPUs. [`launch`] reads what launchers say.
-//! * [`reduce`]: sums scattered and shards gathered over them.
 //!
 //! Deliberately absent: any arithmetic of a communication library (its order depends on rings, protocols
 //! and sizes), and any knowledge of what a step is.
@@ -23,6 +23,7 @@ pub mod nccl;
 pub mod reduce;
 pub mod rendezvous;
 pub mod shards;
+pub mod sums;
 pub mod tcp;
 pub mod threads;
 pub mod tree;
@@ -33,5 +34,5 @@ pub use error::ExchangeError;
 pub use exchange::{Exchange, Hosted, Link, Solo};
 pub use rendezvous::{Meeting, Place, RendezvousError};
 pub use shards::{Piece, Shards};
+pub use sums::Sums;
 pub use tcp::Tcp;
-pub use tree::GradientTree;

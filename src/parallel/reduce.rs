@@ -1,4 +1,4 @@
-//! Sums scattered over ranks, and shards gathered from them.
+//! Sums scattered over ranks, and shards gathered from them, one group of tensors at a time.
 //!
 //! [`scatter_sum`] walks the levels of the tree over workers that lie above one rank, from the bottom: in
 //! round k the ranks whose numbers differ in bit k swap halves, and each adds the half that it keeps. The sum of two
@@ -8,73 +8,67 @@
 use super::ExchangeError;
 use super::exchange::Exchange;
 use super::shards::{Piece, Shards};
-use crate::model::Weights;
+use crate::model::Group;
 use crate::ops::{Dtype, Ops, Region};
 
-/// Adds the gradients of all ranks: afterwards each rank's shard of `grads` (f32) is the whole sum, the rest of
-/// it is not to be used. `received` holds [`Shards::largest_half`] elements.
-///
-/// Groups are swapped one after the other, so that a later version may swap a group while the gradients
-/// of those before it are still being computed.
+/// Adds the gradients (f32) of all ranks: afterwards each rank's shard of the group's tensors `grads` is the whole
+/// sum, the rest of them is not to be used. `received` holds [`Shards::largest_half`] elements.
 pub fn scatter_sum<O: Ops>(
     exchange: &mut dyn Exchange<O>,
     ops: &mut O,
     shards: &Shards,
-    grads: &mut Weights<O::Buf>,
+    group: Group,
+    grads: Vec<&mut O::Buf>,
     received: &mut O::Buf,
 ) -> Result<(), ExchangeError> {
     const SIZE: usize = Dtype::F32.size();
     let rank = exchange.link().rank();
-    let mut bufs: Vec<&mut O::Buf> = grads.iter_mut().collect();
-    let inbox = bufs.len();
+    let inbox = grads.len();
+    let mut bufs = grads;
     bufs.push(received);
     for round in 0..shards.rounds() {
         let peer = rank ^ 1 << round;
-        for group in shards.groups() {
-            let gives = regions(&shards.held(group, peer, round + 1), SIZE);
-            let kept = shards.held(group, rank, round + 1);
-            let mut at = 0;
-            let into_inbox = |piece: &Piece| {
-                let region = Region { buf: inbox, at: at * SIZE, len: piece.len * SIZE };
-                at += piece.len;
-                region
-            };
-            let takes: Vec<Region> = kept.iter().map(into_inbox).collect();
-            // A small group has nothing for some pairs; both of them see that.
-            if gives.is_empty() && takes.is_empty() {
-                continue;
-            }
-            exchange.swap(ops, peer, "the sum of gradients", &mut bufs, &gives, &takes)?;
-            let (received, grads) = bufs.split_last_mut().expect("the inbox is last");
-            let mut from = 0;
-            for Piece { tensor, start, len } in kept {
-                ops.add_part(grads[tensor], start, received, from, len)?;
-                from += len;
-            }
+        let gives = regions(&shards.held(group, peer, round + 1), SIZE);
+        let kept = shards.held(group, rank, round + 1);
+        let mut at = 0;
+        let into_inbox = |piece: &Piece| {
+            let region = Region { buf: inbox, at: at * SIZE, len: piece.len * SIZE };
+            at += piece.len;
+            region
+        };
+        let takes: Vec<Region> = kept.iter().map(into_inbox).collect();
+        // A small group has nothing for some pairs; both of them see that.
+        if gives.is_empty() && takes.is_empty() {
+            continue;
+        }
+        exchange.swap(ops, peer, "the sum of gradients", &mut bufs, &gives, &takes)?;
+        let (received, grads) = bufs.split_last_mut().expect("the inbox is last");
+        let mut from = 0;
+        for Piece { tensor, start, len } in kept {
+            ops.add_part(grads[tensor], start, received, from, len)?;
+            from += len;
         }
     }
     Ok(())
 }
 
-/// Brings every rank's shard of `bufs`, elements of `size` bytes, to every rank.
+/// Brings every rank's shard of the group's tensors `bufs`, elements of `size` bytes, to every rank.
 pub fn gather<O: Ops>(
     exchange: &mut dyn Exchange<O>,
     ops: &mut O,
     shards: &Shards,
+    group: Group,
     operation: &'static str,
-    bufs: &mut Weights<O::Buf>,
+    mut bufs: Vec<&mut O::Buf>,
     size: usize,
 ) -> Result<(), ExchangeError> {
     let rank = exchange.link().rank();
-    let mut bufs: Vec<&mut O::Buf> = bufs.iter_mut().collect();
     for round in (0..shards.rounds()).rev() {
         let peer = rank ^ 1 << round;
-        for group in shards.groups() {
-            let gives = regions(&shards.held(group, rank, round + 1), size);
-            let takes = regions(&shards.held(group, peer, round + 1), size);
-            if !(gives.is_empty() && takes.is_empty()) {
-                exchange.swap(ops, peer, operation, &mut bufs, &gives, &takes)?;
-            }
+        let gives = regions(&shards.held(group, rank, round + 1), size);
+        let takes = regions(&shards.held(group, peer, round + 1), size);
+        if !(gives.is_empty() && takes.is_empty()) {
+            exchange.swap(ops, peer, operation, &mut bufs, &gives, &takes)?;
         }
     }
     Ok(())

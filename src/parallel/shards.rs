@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use crate::model::{ParamSpec, Weights};
+use crate::model::{Group, ParamSpec, Weights};
 
 /// A run of elements of one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub struct Shards {
     unit: usize,
     ranks: usize,
     /// First tensor of each group, and the lengths of its tensors as they are in memory.
-    groups: Vec<(usize, Vec<usize>)>,
+    groups: Vec<(Group, usize, Vec<usize>)>,
     /// All shards with their ranks, in the model's order.
     all: Vec<(usize, Piece)>,
 }
@@ -46,14 +46,13 @@ pub struct Shards {
 impl Shards {
     /// Divides tensors shaped as `specs` at multiples of `unit` elements among `ranks`, a power of two.
     pub fn new(specs: &Weights<ParamSpec>, unit: usize, ranks: usize) -> Shards {
-        let lens: Vec<usize> = specs.iter().map(|spec| spec.len).collect();
-        let blocks = specs.layers.len();
-        let (before, after) = (2, 2);
-        let block = (lens.len() - before - after) / blocks.max(1);
-        let starts = [0].into_iter().chain((0..=blocks).map(|l| before + l * block));
-        let ends = starts.clone().skip(1).chain([lens.len()]);
-        let groups = starts.zip(ends).map(|(start, end)| (start, lens[start..end].to_vec())).collect();
-        let mut shards = Shards { unit, ranks, groups, all: Vec::new() };
+        let mut first = 0;
+        let groups = Group::all(specs.layers.len()).map(|group| {
+            let lens: Vec<usize> = specs.group(group).into_iter().map(|spec| spec.len).collect();
+            first += lens.len();
+            (group, first - lens.len(), lens)
+        });
+        let mut shards = Shards { unit, ranks, groups: groups.collect(), all: Vec::new() };
         let owned = |rank| shards.owned(rank).into_iter().map(move |piece| (rank, piece));
         let mut all: Vec<(usize, Piece)> = (0..ranks).flat_map(owned).collect();
         all.sort_by_key(|(_, piece)| (piece.tensor, piece.start));
@@ -71,13 +70,24 @@ impl Shards {
     }
 
     /// Groups of tensors, in the model's order.
-    pub fn groups(&self) -> Range<usize> {
-        0..self.groups.len()
+    pub fn groups(&self) -> impl DoubleEndedIterator<Item = Group> {
+        self.groups.iter().map(|(group, ..)| *group)
     }
 
-    /// What `rank` holds of a group after so many rounds, in the model's order.
-    pub fn held(&self, group: usize, rank: usize, rounds: u32) -> Vec<Piece> {
-        let (first, lens) = &self.groups[group];
+    /// A group's first tensor, and the lengths of its tensors.
+    fn group(&self, group: Group) -> (usize, &[usize]) {
+        let at = match group {
+            Group::Tables => 0,
+            Group::Block(l) => 1 + l,
+            Group::FinalNorm => self.groups.len() - 1,
+        };
+        (self.groups[at].1, &self.groups[at].2)
+    }
+
+    /// What `rank` holds of a group after so many rounds, in the model's order; `tensor` counts from the group's
+    /// first.
+    pub fn held(&self, group: Group, rank: usize, rounds: u32) -> Vec<Piece> {
+        let lens = self.group(group).1;
         let mut line = 0..lens.iter().map(|len| len.div_ceil(self.unit)).sum::<usize>();
         for round in 0..rounds {
             let middle = line.start + (line.end - line.start).div_ceil(2);
@@ -90,7 +100,7 @@ impl Shards {
             let (from, to) = (line.start.max(before), line.end.min(before + units));
             if from < to {
                 let (start, end) = ((from - before) * self.unit, ((to - before) * self.unit).min(*len));
-                pieces.push(Piece { tensor: first + at, start, len: end - start });
+                pieces.push(Piece { tensor: at, start, len: end - start });
             }
             before += units;
         }
@@ -99,7 +109,14 @@ impl Shards {
 
     /// The shard of `rank`: at most one piece of each tensor, in the model's order.
     pub fn owned(&self, rank: usize) -> Vec<Piece> {
-        self.groups().flat_map(|group| self.held(group, rank, self.rounds())).collect()
+        self.groups().flat_map(|group| self.owned_of(group, rank)).collect()
+    }
+
+    /// The part of it that lies in one group.
+    pub fn owned_of(&self, group: Group, rank: usize) -> Vec<Piece> {
+        let first = self.group(group).0;
+        let placed = |piece: Piece| Piece { tensor: first + piece.tensor, ..piece };
+        self.held(group, rank, self.rounds()).into_iter().map(placed).collect()
     }
 
     /// All shards with their ranks, in the model's order: together they are every tensor.
@@ -110,7 +127,7 @@ impl Shards {
     /// Every tensor whole: the division among one.
     pub fn whole(&self) -> Vec<Piece> {
         let tensors =
-            self.groups.iter().flat_map(|(first, lens)| lens.iter().enumerate().map(move |(at, len)| (first + at, *len)));
+            self.groups.iter().flat_map(|(_, first, lens)| lens.iter().enumerate().map(move |(at, len)| (first + at, *len)));
         tensors.map(|(tensor, len)| Piece { tensor, start: 0, len }).collect()
     }
 
@@ -175,7 +192,7 @@ mod tests {
     #[test]
     fn groups_are_the_blocks_and_what_lies_around_them() {
         let shards = Shards::new(&specs(), 256, 2);
-        let first: Vec<(usize, usize)> = shards.groups.iter().map(|(first, lens)| (*first, lens.len())).collect();
+        let first: Vec<(usize, usize)> = shards.groups.iter().map(|(_, first, lens)| (*first, lens.len())).collect();
         assert_eq!(first, [(0, 2), (2, 12), (14, 12), (26, 12), (38, 2)]);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::exchange::{all_gather, barrier};
 use super::super::rendezvous::{Meeting, RendezvousError, meet};
@@ -128,17 +129,19 @@ fn a_stale_notice_is_passed_over_and_an_alien_or_another_run_is_refused_with_a_r
 
     let alien = TcpListener::bind("127.0.0.1:0").expect("a port");
     let at = alien.local_addr().expect("an address").to_string();
+    let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
             use std::io::Write;
-            for _ in 0..2 {
+            while !over.load(Ordering::SeqCst) {
                 let (mut stream, _) = alien.accept().expect("a caller");
                 let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
             }
         });
-        let error = meet(&place(1, 2, "a run", Meeting::Tcp(at)), "job", Duration::from_millis(50)).expect_err("an alien");
-        assert!(error.to_string().contains("not this program"), "{error}");
+        let error = meet(&place(1, 2, "a run", Meeting::Tcp(at)), "job", soon).expect_err("an alien");
+        over.store(true, Ordering::SeqCst);
         let _ = std::net::TcpStream::connect(alien.local_addr().expect("an address"));
+        assert!(error.to_string().contains("not this program"), "{error}");
     });
 
     // Rank 0 of one run; callers of another run, size, job and number.

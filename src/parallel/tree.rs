@@ -1,40 +1,92 @@
 //! The balanced tree over virtual workers: `((0+1)+(2+3))+((4+5)+(6+7))`.
 //!
-//! The workers of a rank run one after the other on its device; what lies above them is [`super::reduce`]'s. As in a binary counter, a finished worker's sum
-//! is added to the sum of its left sibling as soon as both exist, so `log2(V)` extra buffers hold
-//! the whole tree. The order of the additions depends on V alone.
+//! The workers of a rank run one after the other on its device; what lies above them is [`super::reduce`]'s. As in a
+//! binary counter, a finished worker's sum is added to the sum of its left sibling as soon as both exist, so
+//! `log2(V)` partial sums hold the whole tree. The order of the additions depends on V alone.
+//!
+//! A partial sum waits for long and is read once. It may do so in the host's memory, from where it
+//! comes back through a small buffer: the same sums, a little traffic, and no room on the device.
 
-use crate::model::Weights;
+use crate::experiment::PartialSums;
+use crate::model::{Group, ParamSpec, Weights};
 use crate::ops::{Ops, Result, Role};
+
+/// Elements of the buffer through which partial sums come back from the host.
+pub const STAGED: usize = 16 << 20;
 
 /// The partial sums that wait for their right sibling, one a level.
 pub struct GradientTree<O: Ops> {
     levels: Vec<Weights<O::Buf>>,
+    /// Elements of each tensor.
+    lens: Weights<usize>,
     workers: usize,
+    /// Where partial sums come back from the host, if that is where they wait.
+    staging: Option<O::Buf>,
 }
 
 impl<O: Ops> GradientTree<O> {
     /// Room for the `workers` of one rank, a power of two, of gradients shaped as `like`.
-    pub fn new(ops: &mut O, workers: usize, like: &Weights<crate::model::ParamSpec>) -> Result<GradientTree<O>> {
-        let levels =
-            (0..workers.trailing_zeros()).map(|_| like.try_map(|spec| ops.alloc(Role::F32, spec.len))).collect::<Result<_>>()?;
-        Ok(GradientTree { levels, workers })
+    pub fn new(ops: &mut O, workers: usize, like: &Weights<ParamSpec>, place: PartialSums) -> Result<GradientTree<O>> {
+        let levels = workers.trailing_zeros();
+        let on_host = place == PartialSums::Host && levels > 0;
+        let mut room = |len| if on_host { ops.alloc_host(len) } else { ops.alloc(Role::F32, len) };
+        let levels = (0..levels).map(|_| like.try_map(|spec| room(spec.len))).collect::<Result<_>>()?;
+        let staging = on_host.then(|| ops.alloc(Role::F32, staged(like))).transpose()?;
+        let Ok(lens) = like.try_map(|spec| Ok::<_, std::convert::Infallible>(spec.len));
+        Ok(GradientTree { levels, lens, workers, staging })
     }
 
-    /// Takes in what this rank's worker number `worker` left in `grads`. After the last worker `grads` is the sum.
-    pub fn fold(&mut self, ops: &mut O, worker: usize, grads: &mut Weights<O::Buf>) -> Result<()> {
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.workers
+    }
+
+    /// Whether partial sums wait in the host's memory.
+    pub fn is_on_host(&self) -> bool {
+        self.staging.is_some()
+    }
+
+    /// Takes in a group of what this rank's worker number `worker` left in `grads`. After the last worker `grads` holds
+    /// the sum. The buffers in `grads` may be others then: those of a partial sum.
+    pub fn fold(&mut self, ops: &mut O, worker: usize, group: Group, grads: &mut Weights<O::Buf>) -> Result<()> {
+        let lens = self.lens.group(group);
+        let mut grads = grads.group_mut(group);
         let mut level = 0;
         while worker >> level & 1 == 1 {
-            let left = &mut self.levels[level];
-            for (left, right) in left.iter_mut().zip(grads.iter()) {
-                ops.add(left, right)?;
+            for ((left, right), len) in self.levels[level].group_mut(group).into_iter().zip(&mut grads).zip(&lens) {
+                match &mut self.staging {
+                    Some(staging) => add_staged(ops, right, left, **len, staging, STAGED)?,
+                    None => {
+                        ops.add(left, right)?;
+                        std::mem::swap(left, right);
+                    }
+                }
             }
-            std::mem::swap(left, grads);
             level += 1;
         }
         if worker + 1 < self.workers {
-            std::mem::swap(&mut self.levels[level], grads);
+            for ((waiting, sum), len) in self.levels[level].group_mut(group).into_iter().zip(grads).zip(&lens) {
+                match self.staging {
+                    Some(_) => ops.copy(waiting, 0, sum, 0, **len)?,
+                    None => std::mem::swap(waiting, sum),
+                }
+            }
         }
         Ok(())
     }
+}
+
+/// Elements of the buffer that brings partial sums back: no more than the largest tensor.
+pub fn staged(like: &Weights<ParamSpec>) -> usize {
+    like.iter().map(|spec| spec.len).max().unwrap_or(0).min(STAGED)
+}
+
+/// `dst += src` of `len` elements, `src` brought over in pieces of at most `most` elements.
+fn add_staged<O: Ops>(ops: &mut O, dst: &mut O::Buf, src: &O::Buf, len: usize, staging: &mut O::Buf, most: usize) -> Result<()> {
+    for at in (0..len).step_by(most) {
+        let piece = most.min(len - at);
+        ops.copy(staging, 0, src, at, piece)?;
+        ops.add_part(dst, at, staging, 0, piece)?;
+    }
+    Ok(())
 }

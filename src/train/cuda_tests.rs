@@ -2,10 +2,12 @@
 //! device`; with `REQUIRE_GPU=1` in the environment that is a failure.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Trainer;
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder};
 use crate::experiment::{self, Experiment};
+use crate::ops::cuda::lanes::{Forgotten, Trial};
 use crate::ops::cuda::{Cuda, Options};
 use crate::parallel::{Exchange, Hosted, Solo, nccl, threads};
 use crate::proof::Hash;
@@ -46,7 +48,7 @@ fn setup_rank(
         order: SampleOrder::new(1, data.require_sequences(64).expect("some"), true),
         seq_len: 64,
         micro_batch: 2,
-        step_sequences: 32,
+        step_sequences: experiment.sequences_per_step(),
         share: trainer.share(),
         overfit_single_batch: false,
         depth: 2,
@@ -106,6 +108,63 @@ fn cuda_ranks_that_share_a_gpu_end_in_the_bits_of_one() {
     }
 }
 
+/// ZeRO-2, and partial sums in the host's memory: other places, the same bits.
+#[test]
+fn cuda_gradients_that_are_divided_or_wait_on_the_host_change_no_bit() {
+    for tokens in ["batch.tokens=512", "batch.tokens=2048"] {
+        let base = ["parallel.workers=4", tokens];
+        let Some(expected) = roots(&base) else { return };
+        let host = [&base[..], &["memory.partial_sums=host"]].concat();
+        assert_eq!(roots_of_rank(&host, |_| Box::new(Solo)), Some(expected.clone()), "{host:?}");
+        for end in threads::run(2, |link| roots_of_rank(&host, |_| Box::new(Hosted(link)))) {
+            assert_eq!(end.as_ref(), Some(&expected), "2 ranks, {host:?}");
+        }
+        if tokens == "batch.tokens=512" {
+            let zero_2 = [&base[..], &["parallel.zero=2"]].concat();
+            for end in threads::run(4, |link| roots_of_rank(&zero_2, |_| Box::new(Hosted(link)))) {
+                assert_eq!(end.as_ref(), Some(&expected), "4 ranks, {zero_2:?}");
+            }
+        }
+    }
+}
+
+/// The roots of a rank whose lanes are held up and, if so wished, do not wait for each other.
+fn roots_of_trial(settings: &[&str], trial: Trial, exchange: Box<dyn Exchange<Cuda>>) -> Option<Vec<Hash>> {
+    let (mut trainer, mut feed) = setup_rank(settings, |_| exchange)?;
+    trainer.ops.set_trial(trial);
+    let step = |_| {
+        trainer.step(&mut feed).expect("a step");
+        trainer.state_root().expect("a root")
+    };
+    Some((0..4).map(step).collect())
+}
+
+/// Gradients leave while others are computed. Either lane may be late: no bit changes. And that this test would notice
+/// a forgotten event is shown by forgetting it.
+#[test]
+fn cuda_lanes_that_are_late_change_no_bit_and_a_forgotten_event_does() {
+    let delay = Duration::from_millis(3);
+    let patient = Trial { delay, ..Trial::default() };
+    let forgetful = |what| Trial { forget: Some(what), ..patient };
+
+    let base = ["parallel.workers=4", "batch.tokens=512"];
+    let Some(expected) = roots(&base) else { return };
+    let host = [&base[..], &["memory.partial_sums=host"]].concat();
+    let alone = |trial| roots_of_trial(&host, trial, Box::new(Solo)).expect("a GPU");
+    assert_eq!(alone(patient), expected, "partial sums on the host");
+    assert_ne!(alone(forgetful(Forgotten::Fork)), expected, "partial sums leave before they are there");
+    assert_ne!(alone(forgetful(Forgotten::Join)), expected, "gradients are overwritten before they have left");
+
+    for zero in ["parallel.zero=0", "parallel.zero=1", "parallel.zero=2"] {
+        let settings = [&base[..], &[zero]].concat();
+        let trial = |trial| {
+            let rank = |link| roots_of_trial(&settings, trial, Box::new(Hosted(link))).expect("a GPU");
+            threads::run(4, rank)
+        };
+        assert!(trial(patient).iter().all(|end| *end == expected), "4 ranks, {zero}");
+    }
+}
+
 /// One rank goes through everything that many do: the group, its first exchange, shards, chunks of the norm.
 #[test]
 fn nccl_with_one_rank_ends_in_the_bits_of_none() {
@@ -116,13 +175,28 @@ fn nccl_with_one_rank_ends_in_the_bits_of_none() {
         eprintln!("skipped: {why}");
         return;
     }
-    let link = threads::links(1, std::time::Duration::from_secs(60)).pop().expect("one");
+    let link = threads::links(1, Duration::from_secs(60)).pop().expect("one");
     let joined = |cuda: &mut Cuda| {
         let (exchange, how) = nccl::join(cuda, link).expect("a group of one");
         assert_eq!(how, "by NCCL");
         exchange
     };
     assert_eq!(roots_of_rank(&base, joined), Some(expected));
+}
+
+/// The same with ZeRO-2, which takes one worker a rank: a worker's gradients in two blocks' buffers, and copied
+/// from there.
+#[test]
+fn nccl_with_one_rank_and_zero_2_ends_in_the_bits_of_none() {
+    let base = ["parallel.workers=1", "batch.tokens=128", "parallel.zero=2"];
+    let Some(expected) = roots(&base) else { return };
+    if crate::ops::cuda::nccl::version().is_err() {
+        // The test above has said why.
+        return;
+    }
+    let link = threads::links(1, Duration::from_secs(60)).pop().expect("one");
+    let ends = roots_of_rank(&base, |cuda| nccl::join(cuda, link).expect("a group of one").0);
+    assert_eq!(ends, Some(expected));
 }
 
 #[test]

@@ -17,7 +17,11 @@ const TEXT: &str = "seed = 1\n[model]\nlayers = 2\nheads = 4\nchannels = 256\n[d
     [guards]\nloss_z = 3.0\ngrad_z = 3.0\nwindow = 3\n[parallel]\nworkers = 8\n[device]\nkind = 'cpu'\nthreads = 1";
 
 fn experiment(zero: u8) -> Experiment {
-    let sets = [format!("parallel.zero={zero}")];
+    experiment_with(&[&format!("parallel.zero={zero}")])
+}
+
+fn experiment_with(sets: &[&str]) -> Experiment {
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
     experiment::load_text("t", TEXT, &sets).expect("a whole experiment").experiment
 }
 
@@ -57,9 +61,13 @@ fn train(experiment: &Experiment, exchange: Box<dyn Exchange<Cpu>>, from: Option
 
 /// What all of `size` ranks end with, which must be the same.
 fn train_on(size: usize, zero: u8, from: Option<&[Tensor]>, steps: usize) -> End {
-    let experiment = experiment(zero);
-    let mut ends = threads::run(size, |link: Threads| train(&experiment, Box::new(Hosted(link)), from, steps));
+    train_all(size, &experiment(zero), from, steps)
+}
+
+fn train_all(size: usize, experiment: &Experiment, from: Option<&[Tensor]>, steps: usize) -> End {
+    let mut ends = threads::run(size, |link: Threads| train(experiment, Box::new(Hosted(link)), from, steps));
     let end = ends.pop().expect("a rank");
+    let zero = experiment.parallel.zero;
     assert!(ends.iter().all(|other| *other == end), "{size} ranks, ZeRO {zero}: the ranks see the same");
     end
 }
@@ -71,6 +79,32 @@ fn any_number_of_ranks_ends_in_the_bits_of_one_whatever_each_keeps() {
         for size in [1, 2, 4, 8] {
             assert_eq!(train_on(size, zero, None, 3), one, "{size} ranks, ZeRO {zero}");
         }
+    }
+}
+
+#[test]
+fn gradients_that_are_divided_as_well_change_no_bit() {
+    let one_micro_step = "batch.tokens=64";
+    let one = train(&experiment_with(&[one_micro_step]), Box::new(Solo), None, 3);
+    let zero_2 = experiment_with(&[one_micro_step, "parallel.zero=2"]);
+    for size in [1, 2, 4, 8] {
+        assert_eq!(train_all(size, &zero_2, None, 3), one, "{size} ranks");
+    }
+    let deeper = ["model.layers=5", one_micro_step];
+    let one = train(&experiment_with(&deeper), Box::new(Solo), None, 2);
+    let zero_2 = experiment_with(&[&deeper[..], &["parallel.zero=2"]].concat());
+    assert_eq!(train_all(8, &zero_2, None, 2), one, "more blocks than buffers for their gradients");
+}
+
+#[test]
+fn partial_sums_that_wait_elsewhere_change_no_bit() {
+    for sets in [&[][..], &["batch.tokens=64"]] {
+        let one = train(&experiment_with(sets), Box::new(Solo), None, 2);
+        let host = experiment_with(&[sets, &["memory.partial_sums=host"]].concat());
+        for size in [1, 2, 4, 8] {
+            assert_eq!(train_all(size, &host, None, 2), one, "{size} ranks, {sets:?}");
+        }
+        assert_eq!(train(&host, Box::new(Solo), None, 2), one, "alone, {sets:?}");
     }
 }
 

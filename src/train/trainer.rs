@@ -7,7 +7,12 @@
 //! Of N ranks each runs V/N neighbouring workers. Then gradients are exchanged along the tree's upper levels,
 //! and losses gathered in the stream's order, so that every rank judges by the same numbers. With
 //! `parallel.zero = 1` a rank keeps moments and masters of its shard alone, updates that, and the new weights
-//! are gathered; with 0 the sums are gathered and everyone updates everything. Neither changes a bit.
+//! are gathered; with 2 it keeps the sums of its shard alone as well; with 0 the sums are gathered and everyone
+//! updates everything. None of it changes a bit.
+//!
+//! Gradients are exchanged on the side lane, behind the backward pass. The new weights are gathered on the main lane: a
+//! few milliseconds a step, after which the digest and the next forward pass find them in the order of
+//! one stream.
 
 use std::ops::Range;
 
@@ -21,7 +26,7 @@ use crate::model::{Decoder, Gpt2, ParamSpec, Weights};
 use crate::ops::{Dtype, Ops, ParamSlot, Result, Role, Rows, Write};
 use crate::optim::{Guards, Verdict, adamw_scalars, learning_rate};
 use crate::parallel::exchange::all_gather;
-use crate::parallel::{Exchange, ExchangeError, GradientTree, Link, Piece, Shards, Solo, reduce};
+use crate::parallel::{Exchange, ExchangeError, Link, Piece, Shards, Solo, Sums, reduce};
 
 /// Everything that training needs on a device, and the host state that the next step reads.
 pub struct Trainer<O: Ops> {
@@ -39,10 +44,9 @@ pub struct Trainer<O: Ops> {
     pub(super) adam_v: Vec<O::Buf>,
     /// fp32 masters, where parameters are narrower and masters are wanted.
     pub(super) masters: Option<Vec<O::Buf>>,
+    /// What the backward pass writes.
     grads: Weights<O::Buf>,
-    tree: GradientTree<O>,
-    /// Gradients on their way in; none where there is no other rank.
-    received: Option<O::Buf>,
+    sums: Sums<O>,
     /// Losses of every token of a step, in the order of the stream.
     losses: O::Buf,
     host_losses: Vec<f32>,
@@ -94,9 +98,8 @@ impl<O: Ops> Trainer<O> {
         let sharded = experiment.parallel.zero >= 1 && !exchange.alone();
         let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
         let model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
-        let fp32 = |ops: &mut O| model.specs.try_map(|spec| ops.alloc(Role::F32, spec.len));
-        let grads = fp32(&mut ops)?;
         let shards = Shards::new(&model.specs, ops.chunk(), ranks);
+        let (sums, grads) = Sums::new(&mut ops, experiment, &model.specs, &shards, &mut *exchange)?;
         let kept = if sharded { shards.owned(rank) } else { shards.whole() };
         let parts = |ops: &mut O| kept.iter().map(|piece| ops.alloc(Role::F32, piece.len)).collect::<Result<Vec<_>>>();
         let (adam_m, adam_v) = (parts(&mut ops)?, parts(&mut ops)?);
@@ -105,9 +108,6 @@ impl<O: Ops> Trainer<O> {
         } else {
             None
         };
-        let tree = GradientTree::new(&mut ops, experiment.parallel.workers / ranks, &model.specs)?;
-        let half = Some(shards.largest_half()).filter(|_| ranks > 1);
-        let received = half.map(|len| ops.alloc(Role::F32, len)).transpose()?;
         let step_tokens = experiment.batch.tokens as usize;
         let decoder = experiment.sample_positions().map(|positions| Room { streams: 1, positions });
         let decoder = decoder.map(|room| Decoder::new(&mut ops, &experiment.model, room)).transpose()?;
@@ -127,8 +127,7 @@ impl<O: Ops> Trainer<O> {
             adam_v,
             masters,
             grads,
-            tree,
-            received,
+            sums,
         };
         trainer.start_from(|spec| initial_values(spec, experiment.seed))?;
         Ok(trainer)
@@ -189,7 +188,7 @@ impl<O: Ops> Trainer<O> {
         let step = self.progress.step;
         self.exchange.link().mark(step);
         self.gradients(feed)?;
-        self.sum_over_ranks()?;
+        self.gather_losses()?;
         let loss = self.mean_loss()?;
         let grad_norm = self.grad_norm()?;
         let rate = learning_rate(&self.experiment.schedule, step);
@@ -209,34 +208,45 @@ impl<O: Ops> Trainer<O> {
         })
     }
 
-    /// This rank's part of the gradients of the mean loss over the step's tokens, left in `grads`, and of
+    /// The gradients of the mean loss over the step's tokens, added up over all workers, and this rank's part of
     /// the token losses, in their place in `losses`.
     fn gradients(&mut self, feed: &mut Prefetcher) -> Result<(), TrainError> {
         let rows = self.model.capacity();
         let scale = (1.0 / self.experiment.batch.tokens as f64) as f32;
         let (rank, ranks) = (self.exchange.link().rank(), self.exchange.link().size());
         let mut losses_at = rank * (self.host_losses.len() / ranks);
+        let micro_steps = self.experiment.micro_steps_per_worker();
+        let Trainer { ops, model, exchange, shards, grads, sums, losses, .. } = self;
         for worker in 0..self.experiment.parallel.workers / ranks {
-            for micro_step in 0..self.experiment.micro_steps_per_worker() {
+            for micro_step in 0..micro_steps {
                 let batch = feed.next()?;
                 let micro = MicroBatch { inputs: &batch.inputs, targets: &batch.targets, rows, losses_at };
-                let write = if micro_step == 0 { Write::Set } else { Write::Add };
-                self.model.forward_backward(&mut self.ops, &micro, &mut self.losses, &mut self.grads, scale, write)?;
+                let (first, last) = (micro_step == 0, micro_step + 1 == micro_steps);
+                let write = if first { Write::Set } else { Write::Add };
+                // The first may have to wait for what the worker before it left on the side lane.
+                if sums.by_groups() && (last || (first && worker > 0)) {
+                    let mut go_on = |ops: &mut O, group, grads: &mut Weights<O::Buf>| {
+                        if last { sums.take(ops, &mut **exchange, worker, group, grads) } else { Ok(()) }
+                    };
+                    model.forward_backward_by_groups(ops, &micro, losses, grads, scale, write, &mut go_on)?;
+                } else {
+                    model.forward_backward(ops, &micro, losses, grads, scale, write)?;
+                }
                 losses_at += rows.count();
                 feed.recycle(batch);
             }
-            self.tree.fold(&mut self.ops, worker, &mut self.grads)?;
+            if !sums.by_groups() {
+                shards.groups().try_for_each(|group| sums.take(ops, &mut **exchange, worker, group, grads))?;
+            }
         }
-        Ok(())
+        Ok(ops.join_lanes()?)
     }
 
-    /// The upper levels of the tree over workers, and every rank's losses to all.
-    fn sum_over_ranks(&mut self) -> Result<(), ExchangeError> {
-        let Trainer { exchange, ops, shards, grads, received, losses, .. } = self;
-        let Some(received) = received else { return Ok(()) };
-        reduce::scatter_sum(&mut **exchange, ops, shards, grads, received)?;
-        if !self.sharded {
-            reduce::gather(&mut **exchange, ops, shards, "the gathering of gradients", grads, Dtype::F32.size())?;
+    /// Every rank's losses to all.
+    fn gather_losses(&mut self) -> Result<(), ExchangeError> {
+        let Trainer { exchange, ops, shards, losses, .. } = self;
+        if shards.ranks() == 1 {
+            return Ok(());
         }
         let block = self.host_losses.len() / shards.ranks() * Dtype::F32.size();
         reduce::gather_blocks(&mut **exchange, ops, "the gathering of losses", losses, block)
@@ -249,22 +259,25 @@ impl<O: Ops> Trainer<O> {
 
     /// Square root of the tensors' sums of squares, added in the model's order.
     fn grad_norm(&mut self) -> Result<f64, TrainError> {
-        let bufs: Vec<&O::Buf> = self.grads.iter().collect();
-        let squares = if self.sharded { self.squares_of_shards()? } else { self.ops.sum_squares(&bufs)? };
+        let squares = if self.sharded {
+            self.squares_of_shards()?
+        } else {
+            self.ops.sum_squares(&self.grads.iter().collect::<Vec<_>>())?
+        };
         Ok(libm::sqrt(squares.iter().sum::<f64>()))
     }
 
     /// Each tensor's sum of squares: those of this rank's chunks go to all ranks, and every rank adds all
     /// chunks in their order.
     fn squares_of_shards(&mut self) -> Result<Vec<f64>, TrainError> {
-        let bufs: Vec<&O::Buf> = self.grads.iter().collect();
-        let parts: Vec<(&O::Buf, Range<usize>)> = self.kept.iter().map(|piece| (bufs[piece.tensor], piece.range())).collect();
+        let sums = self.sums.parts(&self.kept, &self.grads).into_iter().zip(&self.kept);
+        let parts: Vec<(&O::Buf, Range<usize>)> = sums.map(|((buf, at), piece)| (buf, at..at + piece.len)).collect();
         let mine = self.ops.chunk_squares(&parts)?;
         let bytes = mine.iter().flat_map(|sum| sum.to_le_bytes()).collect();
         let all = all_gather(self.exchange.link(), "the gradient norm", bytes)?;
         let mut sums: Vec<_> =
             all.iter().map(|bytes| bytes.as_chunks::<8>().0.iter().map(|sum| f64::from_le_bytes(*sum))).collect();
-        let mut chunks = vec![Vec::new(); bufs.len()];
+        let mut chunks = vec![Vec::new(); self.model.specs.iter().count()];
         for (rank, piece) in self.shards.all() {
             chunks[piece.tensor].extend(sums[*rank].by_ref().take(piece.len.div_ceil(self.ops.chunk())));
         }
@@ -281,22 +294,28 @@ impl<O: Ops> Trainer<O> {
             None => Box::new(std::iter::repeat_with(|| None)),
         };
         let moments = self.adam_m.iter_mut().zip(self.adam_v.iter_mut());
-        let mut kept = self.kept.iter().zip(moments).zip(masters).peekable();
-        let tensors = self.model.specs.iter().zip(self.model.params.iter_mut()).zip(self.grads.iter());
+        let sums = self.sums.parts(&self.kept, &self.grads);
+        let mut kept = self.kept.iter().zip(sums).zip(moments).zip(masters).peekable();
         let mut slots: Vec<ParamSlot<'_, O>> = Vec::with_capacity(self.kept.len());
-        for (tensor, ((spec, param), grad)) in tensors.enumerate() {
+        for (tensor, (spec, param)) in self.model.specs.iter().zip(self.model.params.iter_mut()).enumerate() {
             // At most one piece of each tensor is kept here.
-            let Some(((piece, (adam_m, adam_v)), master)) = kept.next_if(|((piece, _), _)| piece.tensor == tensor) else {
+            let Some((((piece, (grad, grad_at)), (adam_m, adam_v)), master)) =
+                kept.next_if(|(((piece, _), _), _)| piece.tensor == tensor)
+            else {
                 continue;
             };
             let weight_decay = if spec.decay { decay } else { 0.0 };
-            slots.push(ParamSlot { id: spec.id, at: piece.start, param, master, grad, adam_m, adam_v, weight_decay });
+            let at = piece.start;
+            slots.push(ParamSlot { id: spec.id, at, param, master, grad, grad_at, adam_m, adam_v, weight_decay });
         }
         self.ops.adamw(&mut slots, &scalars)?;
         if self.sharded {
             let size = self.ops.dtype(Role::Param).size();
             let Trainer { exchange, ops, shards, model, .. } = self;
-            reduce::gather(&mut **exchange, ops, shards, "the gathering of weights", &mut model.params, size)?;
+            let what = "the gathering of weights";
+            for group in shards.groups() {
+                reduce::gather(&mut **exchange, ops, shards, group, what, model.params.group_mut(group), size)?;
+            }
         }
         Ok(())
     }

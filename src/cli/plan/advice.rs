@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::storage;
-use crate::experiment::{Compute, Experiment};
+use crate::experiment::{Compute, Experiment, PartialSums};
 use crate::model::cost::{Place, cost};
 use crate::model::hardware::{Gpu, H100};
 use crate::model::plan::{MemoryPlan, Share};
@@ -49,6 +49,11 @@ pub(super) fn advice(experiment: &Experiment, place: Place, share: Share, usable
         Ok(true)
     };
 
+    if share.workers(experiment) > 1 && experiment.memory.partial_sums == PartialSums::Device && matches!(place, Place::Gpu(_)) {
+        let mut changed = experiment.clone();
+        changed.memory.partial_sums = PartialSums::Host;
+        try_out(&changed, share, "memory.partial_sums = host".into(), false)?;
+    }
     // Fused, GELU is not computed again; the two exclude each other in bf16.
     let levels = if experiment.kernels.gelu_fusion == 0 { experiment.memory.recompute + 1..3 } else { 0..0 };
     for recompute in levels {

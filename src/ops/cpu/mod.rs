@@ -604,7 +604,7 @@ impl Ops for Cpu {
                 same_len(OP, other.unwrap_or(len), len)?;
             }
             view(OP, "param", slot.param, slot.at + len)?;
-            view(OP, "grad", slot.grad, slot.at + len)?;
+            view(OP, "grad", slot.grad, slot.grad_at + len)?;
             optimizer::adamw(&self.engine, slot, update);
         }
         Ok(())

@@ -74,7 +74,7 @@ pub fn adamw(engine: &Engine, slot: &mut ParamSlot<'_, Cpu>, update: &AdamW) {
             param.par_chunks_mut(ELEMENTS),
             slot.adam_m.as_mut_slice().par_chunks_mut(ELEMENTS),
             slot.adam_v.as_mut_slice().par_chunks_mut(ELEMENTS),
-            slot.grad.as_slice()[part.clone()].par_chunks(ELEMENTS),
+            slot.grad.as_slice()[slot.grad_at..][..part.len()].par_chunks(ELEMENTS),
         )
             .into_par_iter()
             .for_each(|(p, m, v, g)| vectorize!(engine.isa, |_| adamw_chunk(p, m, v, g, slot.weight_decay, update)));

@@ -36,6 +36,10 @@ impl Ops for Cuda {
         self.memory.buffer(what, self.dtype(role), len)
     }
 
+    fn alloc_host(&mut self, len: usize) -> Result<Buf> {
+        self.memory.host_buffer(len)
+    }
+
     fn alloc_ids(&mut self, len: usize) -> Result<Ids> {
         self.memory.ids(len)
     }
@@ -126,6 +130,20 @@ impl Ops for Cuda {
 
     fn merkle_roots(&mut self, bufs: &[(&Buf, Range<usize>)]) -> Result<Option<Vec<[u8; 32]>>> {
         self.roots(bufs).map(Some)
+    }
+
+    // ---- two lanes -------------------------------------------------------------------------
+
+    fn turn_aside(&mut self) -> Result<()> {
+        self.lanes.turn_aside()
+    }
+
+    fn turn_back(&mut self) -> Result<()> {
+        self.lanes.turn_back()
+    }
+
+    fn join_lanes(&mut self) -> Result<()> {
+        self.lanes.join()
     }
 
     // ---- work that comes again -------------------------------------------------------------

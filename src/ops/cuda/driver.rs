@@ -1,12 +1,14 @@
-//! One GPU: its context, its one stream, and the driver calls that everything else is built on.
+//! One GPU: its context, its streams, and the driver calls that everything else is built on.
 //!
 //! All work of a device goes to one non-blocking stream, so operations run in the order they were
-//! asked for and nothing here needs events between them. `cudarc`'s safe layer is not used: it
-//! tracks every buffer with events, which costs two events an operation and forbids graphs.
+//! asked for and nothing here needs events between them; `lanes` sends some of it to a second
+//! stream, and orders the two. `cudarc`'s safe layer is not used: it tracks every buffer with events, which
+//! costs two events an operation and forbids graphs.
 
 use std::cell::Cell;
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::{result, sys};
 
@@ -85,15 +87,19 @@ pub fn peak_bf16_flops(name: &str) -> Option<f64> {
     PEAKS.iter().find(|(key, _)| name.windows(words(key).len()).any(|run| run == words(key))).map(|(_, peak)| *peak)
 }
 
-/// A GPU in use. Dropping the last handle gives the stream back; the context is the process's primary
+/// A GPU in use. Dropping the last handle gives the streams back; the context is the process's primary
 /// one and stays, since any thread may still have it current.
 pub struct Gpu {
     pub info: GpuInfo,
     context: sys::CUcontext,
-    stream: sys::CUstream,
+    main: sys::CUstream,
+    /// The side lane.
+    side: sys::CUstream,
+    /// Whether work goes to the side lane.
+    aside: AtomicBool,
 }
 
-// SAFETY: a context and a stream are handles that the driver allows any thread to use; `bind` makes
+// SAFETY: a context and its streams are handles that the driver allows any thread to use; `bind` makes
 // the context current on the calling thread first, and the driver locks its own structures.
 unsafe impl Send for Gpu {}
 // SAFETY: as above; no method hands out a mutable reference into the handle.
@@ -112,8 +118,9 @@ impl Gpu {
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(|e| fail("cuDevicePrimaryCtxRetain", e))?;
         // SAFETY: `context` was retained in the line before.
         unsafe { result::ctx::set_current(context) }.map_err(|e| fail("cuCtxSetCurrent", e))?;
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| fail("cuStreamCreate", e))?;
-        Ok(Arc::new(Gpu { info, context, stream }))
+        let main = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| fail("cuStreamCreate", e))?;
+        let side = urgent_stream().map_err(|e| fail("cuStreamCreateWithPriority", e))?;
+        Ok(Arc::new(Gpu { info, context, main, side, aside: AtomicBool::new(false) }))
     }
 
     /// Makes this device current on the calling thread, unless it is.
@@ -127,8 +134,14 @@ impl Gpu {
         Ok(())
     }
 
+    /// The stream of the lane to which work goes now.
     pub fn stream(&self) -> sys::CUstream {
-        self.stream
+        if self.aside.load(Ordering::Relaxed) { self.side } else { self.main }
+    }
+
+    /// Chooses the lane to which work goes.
+    pub(super) fn set_aside(&self, aside: bool) {
+        self.aside.store(aside, Ordering::Relaxed);
     }
 
     /// The error of `operation` on this device.
@@ -147,11 +160,14 @@ impl Gpu {
         result::mem_get_info().map(|(free, _)| free as u64).map_err(|e| self.fail("cuMemGetInfo", e))
     }
 
-    /// Waits for all work asked for so far.
+    /// Waits for all work asked for so far, on both lanes.
     pub fn synchronize(&self, operation: &'static str) -> Result<()> {
         self.bind()?;
-        // SAFETY: the stream lives as long as `self`.
-        unsafe { result::stream::synchronize(self.stream) }.map_err(|e| self.fail(operation, e))
+        for stream in [self.main, self.side] {
+            // SAFETY: the streams live as long as `self`.
+            unsafe { result::stream::synchronize(stream) }.map_err(|e| self.fail(operation, e))?;
+        }
+        Ok(())
     }
 
     /// `bytes` of uninitialised device memory at a multiple of 256 bytes.
@@ -172,10 +188,10 @@ impl Gpu {
     /// # Safety
     /// `address` came from `allocate` of this device, was not freed, and nothing refers to it.
     pub unsafe fn release(&self, address: u64) {
-        if self.bind().is_ok() {
+        if self.synchronize("cuMemFree").is_ok() {
             // SAFETY: the caller's promise. A failure cannot be helped: the process is ending or the
             // context is already lost.
-            let _ = unsafe { result::stream::synchronize(self.stream).and_then(|()| result::free_sync(address)) };
+            let _ = unsafe { result::free_sync(address) };
         }
     }
 
@@ -189,17 +205,17 @@ impl Gpu {
             return Ok(());
         }
         // SAFETY: the caller's promise.
-        unsafe { result::memset_d8_async(address, 0, bytes as usize, self.stream) }.map_err(|e| self.fail(operation, e))
+        unsafe { result::memset_d8_async(address, 0, bytes as usize, self.stream()) }.map_err(|e| self.fail(operation, e))
     }
 
-    /// Copies within the device, in stream order.
+    /// Copies between addresses of the device or of pinned host memory, in stream order.
     ///
     /// # Safety
-    /// Both ranges lie in live device memory and do not overlap.
+    /// Both ranges lie in live memory and do not overlap.
     pub unsafe fn copy(&self, to: u64, from: u64, bytes: u64, operation: &'static str) -> Result<()> {
         self.bind()?;
         // SAFETY: the caller's promise.
-        unsafe { result::memcpy_dtod_async(to, from, bytes as usize, self.stream) }.map_err(|e| self.fail(operation, e))
+        unsafe { sys::cuMemcpyAsync(to, from, bytes as usize, self.stream()) }.result().map_err(|e| self.fail(operation, e))
     }
 
     /// Starts a copy to the device.
@@ -209,7 +225,7 @@ impl Gpu {
     pub unsafe fn copy_to_device(&self, to: u64, from: *const u8, bytes: u64, operation: &'static str) -> Result<()> {
         self.bind()?;
         // SAFETY: the caller's promise.
-        unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast::<c_void>(), bytes as usize, self.stream) }
+        unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast::<c_void>(), bytes as usize, self.stream()) }
             .result()
             .map_err(|e| self.fail(operation, e))
     }
@@ -221,7 +237,7 @@ impl Gpu {
     pub unsafe fn copy_to_host(&self, to: *mut u8, from: u64, bytes: u64, operation: &'static str) -> Result<()> {
         self.bind()?;
         // SAFETY: the caller's promise.
-        unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast::<c_void>(), from, bytes as usize, self.stream) }
+        unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast::<c_void>(), from, bytes as usize, self.stream()) }
             .result()
             .map_err(|e| self.fail(operation, e))
     }
@@ -230,13 +246,27 @@ impl Gpu {
 impl Drop for Gpu {
     fn drop(&mut self) {
         if self.bind().is_ok() {
-            // SAFETY: the stream was made by `open` and is not used after this.
-            let _ = unsafe { result::stream::destroy(self.stream) };
+            for stream in [self.main, self.side] {
+                // SAFETY: the streams were made by `open` and are not used after this.
+                let _ = unsafe { result::stream::destroy(stream) };
+            }
         }
     }
 }
 
-/// A point in the stream that the host can wait for and measure from.
+/// A stream whose work goes first where there is a choice: small copies and sums beside large products.
+fn urgent_stream() -> Result<sys::CUstream, result::DriverError> {
+    let (mut least, mut most, mut stream) = (0, 0, std::ptr::null_mut());
+    let kind = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+    // SAFETY: the pointers are to live variables, and a context is current.
+    unsafe {
+        sys::cuCtxGetStreamPriorityRange(&raw mut least, &raw mut most).result()?;
+        sys::cuStreamCreateWithPriority(&raw mut stream, kind, most).result()?;
+    }
+    Ok(stream)
+}
+
+/// A point in a stream that the host can wait for and measure from, and the other lane can wait for.
 pub struct Event {
     event: sys::CUevent,
     gpu: Arc<Gpu>,
@@ -252,11 +282,20 @@ impl Event {
         Ok(Event { event, gpu: Arc::clone(gpu) })
     }
 
-    /// Marks the end of the work asked for so far.
+    /// Marks the end of the work that the lane in use was asked for so far.
     pub fn record(&self) -> Result<()> {
         self.gpu.bind()?;
         // SAFETY: event and stream are live.
-        unsafe { result::event::record(self.event, self.gpu.stream) }.map_err(|e| self.gpu.fail("cuEventRecord", e))
+        unsafe { result::event::record(self.event, self.gpu.stream()) }.map_err(|e| self.gpu.fail("cuEventRecord", e))
+    }
+
+    /// Lets the lane in use wait for the mark: the host does not wait.
+    pub fn hold(&self) -> Result<()> {
+        self.gpu.bind()?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: event and stream are live.
+        unsafe { result::stream::wait_event(self.gpu.stream(), self.event, flags) }
+            .map_err(|e| self.gpu.fail("cuStreamWaitEvent", e))
     }
 
     /// Waits until the work before the mark is done; at once when nothing was marked.

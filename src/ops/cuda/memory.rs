@@ -31,11 +31,17 @@ impl Drop for Slab {
     }
 }
 
-/// A piece of device memory.
+/// A piece of device memory, or of pinned host memory under the address that the device knows it by.
 pub struct Region {
     address: u64,
     bytes: u64,
-    _slab: Arc<Slab>,
+    _owner: Owner,
+}
+
+/// What keeps a piece of memory alive.
+enum Owner {
+    Slab(#[expect(dead_code, reason = "kept alive, not looked at")] Arc<Slab>),
+    Pinned(#[expect(dead_code, reason = "kept alive, not looked at")] Pinned),
 }
 
 impl Region {
@@ -120,6 +126,15 @@ impl Memory {
         Ok(Buf { region, len, dtype })
     }
 
+    /// An fp32 tensor in pinned host memory. Its content is not defined before it is written.
+    pub fn host_buffer(&mut self, len: usize) -> Result<Buf> {
+        let bytes = len * Dtype::F32.size();
+        let pinned = Pinned::unwritten(&self.gpu, bytes.max(1))?;
+        // One address for host and device: unified addressing, which every GPU of ours has.
+        let region = Region { address: pinned.pointer as u64, bytes: bytes as u64, _owner: Owner::Pinned(pinned) };
+        Ok(Buf { region, len, dtype: Dtype::F32 })
+    }
+
     pub fn ids(&mut self, len: usize) -> Result<Ids> {
         let region = self.region("token ids", len as u64 * 2)?;
         Ok(Ids { region, len })
@@ -144,7 +159,7 @@ impl Memory {
         let address = slab.address + offset;
         // SAFETY: the range was cut from a live slab and belongs to nobody else.
         unsafe { self.gpu.zero(address, size, "alloc") }?;
-        Ok(Region { address, bytes, _slab: slab })
+        Ok(Region { address, bytes, _owner: Owner::Slab(slab) })
     }
 
     fn slab(&mut self, what: &str, bytes: u64) -> Result<Arc<Slab>> {
@@ -197,11 +212,17 @@ unsafe impl Send for Pinned {}
 
 impl Pinned {
     fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Pinned> {
+        let pinned = Pinned::unwritten(gpu, bytes)?;
+        // SAFETY: the memory is `bytes` long; it is zeroed so that reading it is defined.
+        unsafe { pinned.pointer.write_bytes(0, bytes) };
+        Ok(pinned)
+    }
+
+    /// Memory that the host must not read before somebody has written it.
+    fn unwritten(gpu: &Arc<Gpu>, bytes: usize) -> Result<Pinned> {
         gpu.bind()?;
         // SAFETY: freed once, in `drop`.
         let pointer = unsafe { cudarc::driver::result::malloc_host(bytes, 0) }.map_err(|e| gpu.fail("cuMemHostAlloc", e))?;
-        // SAFETY: the memory is `bytes` long; it is zeroed so that reading it is defined.
-        unsafe { pointer.cast::<u8>().write_bytes(0, bytes) };
         Ok(Pinned { pointer: pointer.cast(), bytes, gpu: Arc::clone(gpu) })
     }
 

@@ -3,7 +3,7 @@
 //! In reading order:
 //!
 //! * [`libraries`] finds CUDA's libraries; nothing is linked, so the binary starts anywhere.
-//! * [`driver`] is one GPU with one stream, [`memory`] its memory and the way in and out.
+//! * [`driver`] is one GPU with its streams, [`lanes`] the order between them, [`memory`] its memory and the way in and out.
 //! * [`sources`] and [`compile`] turn `kernels/*.cu` into machine code for the GPU at hand.
 //! * [`args`], [`modules`] and [`launch`] tie each kernel to a typed function.
 //! * [`gemm`] multiplies matrices with pinned algorithms.
@@ -22,6 +22,7 @@ mod device;
 pub mod driver;
 pub mod gemm;
 mod graph;
+pub mod lanes;
 pub mod launch;
 pub mod libraries;
 mod linear;
@@ -45,6 +46,7 @@ use compile::Cubin;
 use driver::{Event, Gpu, GpuInfo};
 use gemm::Gemm;
 use gemm::plan::GemmPlan;
+use lanes::Lanes;
 use memory::{Memory, Staging};
 pub use memory::{PINNED_BYTES, taken_bytes};
 use modules::Kernels;
@@ -84,6 +86,7 @@ pub struct Cuda {
     /// The tables on the device, as last uploaded.
     tables: optimizer::Tables,
     graphs: graph::Graphs,
+    lanes: Lanes,
     /// What GELU's gradient left behind for the weight gradient after it.
     gelu_sums: Option<linear::GeluSums>,
     /// Where machine code is kept.
@@ -119,6 +122,7 @@ impl Cuda {
         let mut cuda = Cuda {
             options: options.clone(),
             staging: Staging::new(&gpu)?,
+            lanes: Lanes::new(&gpu)?,
             kernels: Kernels::new(gpu, act),
             gemm,
             memory,

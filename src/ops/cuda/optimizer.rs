@@ -70,7 +70,7 @@ impl Cuda {
             rows.push(AdamwTensor {
                 param: Out::at(param),
                 master: Out::at(master),
-                grad: In::at(k.f32(OP, "grad", slot.grad, end)? + 4 * slot.at as u64),
+                grad: In::at(k.f32(OP, "grad", slot.grad, slot.grad_at + len)? + 4 * slot.grad_at as u64),
                 adam_m: Out::at(k.f32(OP, "adam_m", slot.adam_m, len)?),
                 adam_v: Out::at(k.f32(OP, "adam_v", slot.adam_v, len)?),
                 length: len as u64,

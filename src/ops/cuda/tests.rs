@@ -426,6 +426,7 @@ fn updates_agree_with_the_cpu_with_and_without_masters() {
                     param,
                     master: masters.then_some(master),
                     grad,
+                    grad_at: 0,
                     adam_m,
                     adam_v,
                     weight_decay: 0.1,

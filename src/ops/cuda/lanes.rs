@@ -1,0 +1,122 @@
+//! Two lanes of work on one GPU: the main stream, and a second one for what nobody waits for yet.
+//!
+//! Gradients leave for other GPUs or for the host's memory while those of earlier layers are still being
+//! computed. Two events order the lanes: the side lane begins behind all that was asked for before
+//! ([`Lanes::turn_aside`]), and the main lane waits for it where it says so ([`Lanes::join`]), nowhere else.
+//!
+//! An event that is forgotten shows only when the lanes happen to run at unlucky speeds. So tests make them
+//! unlucky (`Trial`): they slow the lane down that somebody ought to wait for, and they leave the waiting out, to see that
+//! it would be noticed.
+
+use std::sync::Arc;
+
+use super::driver::{Event, Gpu};
+use crate::ops::Result;
+
+/// The order between the two streams of a GPU.
+pub struct Lanes {
+    gpu: Arc<Gpu>,
+    /// What the side lane waits for.
+    forked: Event,
+    /// The end of the side lane's work so far.
+    done: Event,
+    /// Whether the main lane has not waited for `done` yet.
+    ahead: bool,
+    #[cfg(test)]
+    pub trial: Trial,
+}
+
+impl Lanes {
+    pub fn new(gpu: &Arc<Gpu>) -> Result<Lanes> {
+        Ok(Lanes {
+            gpu: Arc::clone(gpu),
+            forked: Event::new(gpu)?,
+            done: Event::new(gpu)?,
+            ahead: false,
+            #[cfg(test)]
+            trial: Trial::default(),
+        })
+    }
+
+    /// Sends what follows to the side lane, behind everything asked for so far.
+    pub fn turn_aside(&mut self) -> Result<()> {
+        self.forked.record()?;
+        self.gpu.set_aside(true);
+        #[cfg(test)]
+        self.trial.slow_down(&self.gpu)?;
+        #[cfg(test)]
+        if self.trial.forget == Some(Forgotten::Fork) {
+            return Ok(());
+        }
+        self.forked.hold()
+    }
+
+    /// Sends what follows to the main lane again.
+    pub fn turn_back(&mut self) -> Result<()> {
+        let marked = self.done.record();
+        self.gpu.set_aside(false);
+        self.ahead = true;
+        #[cfg(test)]
+        self.trial.slow_down(&self.gpu)?;
+        marked
+    }
+
+    /// Lets the main lane wait for all that the side lane was asked for.
+    pub fn join(&mut self) -> Result<()> {
+        #[cfg(test)]
+        if self.trial.forget == Some(Forgotten::Join) {
+            return Ok(());
+        }
+        if std::mem::take(&mut self.ahead) { self.done.hold() } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+impl super::Cuda {
+    /// Holds the lanes up from here on.
+    pub fn set_trial(&mut self, trial: Trial) {
+        self.lanes.trial = trial;
+    }
+}
+
+/// What a test does to the lanes.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Trial {
+    /// Where the lanes part and where they come back, the lane in use stands still for up to so long.
+    pub delay: std::time::Duration,
+    pub forget: Option<Forgotten>,
+    pub turns: u32,
+}
+
+/// The waiting that a test leaves out.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forgotten {
+    Fork,
+    Join,
+}
+
+#[cfg(test)]
+impl Trial {
+    /// Lets the lane in use sleep.
+    fn slow_down(&mut self, gpu: &Arc<Gpu>) -> Result<()> {
+        use cudarc::driver::sys;
+
+        unsafe extern "C" fn sleep(micros: *mut std::ffi::c_void) {
+            std::thread::sleep(std::time::Duration::from_micros(micros as u64));
+        }
+        // Now the main lane is slower, now the side lane: the numbers of Knuth's multiplicative hash.
+        self.turns = self.turns.wrapping_add(1);
+        let share = u128::from(self.turns.wrapping_mul(2_654_435_769) >> 24);
+        let micros = self.delay.as_micros() * share / 255;
+        if micros == 0 {
+            return Ok(());
+        }
+        gpu.bind()?;
+        // SAFETY: the function touches nothing of CUDA's, and its argument is a number, not a pointer.
+        unsafe { sys::cuLaunchHostFunc(gpu.stream(), Some(sleep), micros as usize as *mut std::ffi::c_void) }
+            .result()
+            .map_err(|e| gpu.fail("cuLaunchHostFunc", e))
+    }
+}
