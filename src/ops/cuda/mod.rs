@@ -51,7 +51,7 @@ use memory::{Memory, Staging};
 pub use memory::{PINNED_BYTES, taken_bytes};
 use modules::Kernels;
 use scratch::Scratch;
-pub use scratch::{act_dtype, scratch_plan, workspace_bytes};
+pub use scratch::{act_dtype, opened_plan, scratch_plan};
 use sources::SOURCES;
 
 /// What the device needs to know of an experiment.
@@ -139,7 +139,8 @@ impl Cuda {
     /// Compiles all files but those that depend on the head size, each on a thread of its own.
     fn load_kernels(&mut self) -> Result<()> {
         let define = if self.kernels.act == Dtype::BF16 { "ACT_BF16=1" } else { "ACT_F32=1" };
-        self.load_sources(define, |_| true)
+        let architecture = self.kernels.gpu.info.architecture();
+        self.load_sources(define, |source| source.only.is_none_or(|only| only == architecture))
     }
 
     /// Makes sure that the fast attention kernels are loaded, where there are any for these heads.
