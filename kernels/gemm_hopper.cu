@@ -85,7 +85,8 @@ struct Product {
     struct Shared {
         u32 stages, buffers, extra, full, empty, loaded;
         __device__ __forceinline__ explicit Shared(u32 base)
-            : stages(base), buffers(base + STAGES * STAGE_BYTES), extra(buffers + 8 * WARP_BYTES), full(extra + EXTRA_BYTES), empty(full + 8 * STAGES), loaded(empty + 8 * STAGES) {}
+            : stages(base), buffers(base + STAGES * STAGE_BYTES), extra(buffers + 8 * WARP_BYTES), full(extra + EXTRA_BYTES),
+              empty(full + 8 * STAGES), loaded(empty + 8 * STAGES) {}
     };
 
     // One tile, or one part of its sum.
@@ -98,7 +99,8 @@ struct Product {
     struct Plan {
         int row_tiles, column_tiles, items;
         __device__ __forceinline__ Plan(int m, int n, int splits)
-            : row_tiles((m + ROWS * CLUSTER - 1) / (ROWS * CLUSTER)), column_tiles((n + WIDTH - 1) / WIDTH), items(row_tiles * column_tiles * (ENDING == WEIGHT ? splits : 1)) {}
+            : row_tiles((m + ROWS * CLUSTER - 1) / (ROWS * CLUSTER)), column_tiles((n + WIDTH - 1) / WIDTH),
+              items(row_tiles * column_tiles * (ENDING == WEIGHT ? splits : 1)) {}
 
         __device__ __forceinline__ Work work(const GemmArgs& a, int item, u32 rank) const {
             Work w;
@@ -153,9 +155,11 @@ struct Product {
                 if (RIGHT_ALONG_N) {
 #pragma unroll
                     for (int p = 0; p < PANELS; ++p)
-                        load_right(right + p * PANEL_BYTES, args, barrier, w.column + p * PANEL, term + static_cast<int>(rank) * (TERMS / CLUSTER), PANEL_BYTES / CLUSTER, rank);
+                        load_right(right + p * PANEL_BYTES, args, barrier, w.column + p * PANEL,
+                                   term + static_cast<int>(rank) * (TERMS / CLUSTER), PANEL_BYTES / CLUSTER, rank);
                 } else {
-                    load_right(right, args, barrier, term, w.column + static_cast<int>(rank) * (WIDTH / CLUSTER), RIGHT_BYTES / CLUSTER, rank);
+                    load_right(right, args, barrier, term, w.column + static_cast<int>(rank) * (WIDTH / CLUSTER),
+                               RIGHT_BYTES / CLUSTER, rank);
                 }
                 use.advance();
             }
@@ -175,18 +179,21 @@ struct Product {
 
     // d = the sum over the work's blocks. Where column sums of the left factor are wanted (gemm_weight), the column tile j of
     // the first `shares` adds the blocks of its part that are j modulo `shares`, as a product with a matrix of ones.
-    static __device__ __forceinline__ void multiply_tile(float (&d)[2][WIDTH / 2], float (&s)[2][4], const GemmArgs& args, const Work& w, const Shared& at, Ring<STAGES>& use, u32 group, u32 lane) {
+    static __device__ __forceinline__ void multiply_tile(float (&d)[2][WIDTH / 2], float (&s)[2][4], const GemmArgs& args, const Work& w,
+                                                         const Shared& at, Ring<STAGES>& use, u32 group, u32 lane) {
         int next_sum = 0x7fffffff;
         if (ENDING == WEIGHT) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) s[0][i] = s[1][i] = 0.f;
-            if (args.sums && w.column_tile < args.shares) next_sum = w.first + (w.column_tile - w.first % args.shares + args.shares) % args.shares;
+            if (args.sums && w.column_tile < args.shares)
+                next_sum = w.first + (w.column_tile - w.first % args.shares + args.shares) % args.shares;
         }
         named_sync<256>(TURN + group);
         u32 before = 0;
         for (int block = w.first; block < w.last; ++block) {
             barrier_wait(at.full + 8 * use.stage, use.phase);
-            const u32 left = operand_address(at.stages + use.stage * STAGE_BYTES), right = left + (LEFT_BYTES >> 4) + (PANEL_BYTES >> 4 << 16);
+            const u32 left = operand_address(at.stages + use.stage * STAGE_BYTES);
+            const u32 right = left + (LEFT_BYTES >> 4) + (PANEL_BYTES >> 4 << 16);
             wgmma_fence();
             if (ENDING == WEIGHT && block == next_sum) {
                 next_sum += args.shares;
@@ -200,7 +207,8 @@ struct Product {
             for (int k = 0; k < TERMS / 16; ++k)
 #pragma unroll
                 for (int half = 0; half < 2; ++half)
-                    multiply<LEFT_ALONG_M, RIGHT_ALONG_N>(d[half], describe(left + half * 512 + k * LEFT_STEP), describe<RIGHT_HIGH>(right + k * RIGHT_STEP), block > w.first || k > 0);
+                    multiply<LEFT_ALONG_M, RIGHT_ALONG_N>(d[half], describe(left + half * 512 + k * LEFT_STEP),
+                                                          describe<RIGHT_HIGH>(right + k * RIGHT_STEP), block > w.first || k > 0);
             wgmma_commit();
             if (block > w.first) {
                 wgmma_wait<1>();
@@ -230,7 +238,8 @@ struct Product {
     static __device__ __forceinline__ void load_pre(const GemmArgs& args, const Work& w, int unit, u32 buffers, u32 loaded, u32 warp) {
         const u32 buffer = unit % UNITS_UNDER_WAY;
         barrier_expect(loaded + 8 * buffer, UNIT_BYTES);
-        load_box(buffers + buffer * UNIT_BYTES, args.pre, loaded + 8 * buffer, w.column + unit / 2 * PANEL, w.row + unit % 2 * 64 + static_cast<int>(warp & 3) * 16);
+        load_box(buffers + buffer * UNIT_BYTES, args.pre, loaded + 8 * buffer, w.column + unit / 2 * PANEL,
+                 w.row + unit % 2 * 64 + static_cast<int>(warp & 3) * 16);
     }
 
     // Adds a thread's columns over the eight rows of its quad's column: each step halves the columns that a lane keeps. Lane l is left with
@@ -252,12 +261,14 @@ struct Product {
             }
         }
         const u32 column = (COUNT == 8 ? lane >> 2 : lane >> 3) * 8 + (lane & 3) * 2;
-        if (COUNT == 8 || (lane & 4) == 0) asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to + column * 4), "f"(sum[0][0]), "f"(sum[0][1]) : "memory");
+        if (COUNT == 8 || (lane & 4) == 0)
+            asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to + column * 4), "f"(sum[0][0]), "f"(sum[0][1]) : "memory");
     }
 
     // Rounds, applies what follows and stores the 32 rows of one warp, unit by unit. Column sums are of the stored values: a thread
     // adds its rows r, r + 8, r + 64, r + 72, then the eight threads of a column, then the four warps.
-    static __device__ __forceinline__ void finish(float (&d)[2][WIDTH / 2], const GemmArgs& args, const Work& w, u32 buffers, u32 loaded, u32 parity, u32 extra, u32 group, u32 warp, u32 lane) {
+    static __device__ __forceinline__ void finish(float (&d)[2][WIDTH / 2], const GemmArgs& args, const Work& w, u32 buffers, u32 loaded,
+                                                  u32 parity, u32 extra, u32 group, u32 warp, u32 lane) {
         const u32 row = lane >> 2;
         float sums[PANEL / 8][2];
 #pragma unroll
@@ -279,7 +290,8 @@ struct Product {
                     const float* v = &d[half][(panel * (PANEL / 8) + chunk) * 4];
                     if (ENDING == GELU_GRADIENT) {
                         const u32 upper = pack_bf16(v[0], v[1]), lower = pack_bf16(v[2], v[3]);
-                        const u32 x0 = load_shared(buffer + swizzled(row, chunk) + (lane & 3) * 4), x1 = load_shared(buffer + swizzled(row + 8, chunk) + (lane & 3) * 4);
+                        const u32 x0 = load_shared(buffer + swizzled(row, chunk) + (lane & 3) * 4);
+                        const u32 x1 = load_shared(buffer + swizzled(row + 8, chunk) + (lane & 3) * 4);
                         low[i] = pack_bf16(low_half(upper) * gelu_slope(low_half(x0)), high_half(upper) * gelu_slope(high_half(x0)));
                         high[i] = pack_bf16(low_half(lower) * gelu_slope(low_half(x1)), high_half(lower) * gelu_slope(high_half(x1)));
                         const float even = low_half(low[i]) + low_half(high[i]), odd = high_half(low[i]) + high_half(high[i]);
@@ -330,7 +342,8 @@ struct Product {
     // ---- fp32 results ------------------------------------------------------------------------------------
 
     // Adds a part of a tile to memory, after the part before it.
-    static __device__ __forceinline__ void accumulate(const float (&d)[2][WIDTH / 2], const GemmArgs& args, const Work& w, u32 group, u32 warp, u32 lane) {
+    static __device__ __forceinline__ void accumulate(const float (&d)[2][WIDTH / 2], const GemmArgs& args, const Work& w, u32 group,
+                                                      u32 warp, u32 lane) {
         const bool add = args.add || w.split > 0, first = (warp & 3) == 0 && lane == 0;
         if (w.split > 0) {
             if (first) {
@@ -353,14 +366,16 @@ struct Product {
                     const int chunk = chunk0 + i / 2, lower = i % 2 * 8;
                     old[i / 2][i % 2] = make_float2(0.f, 0.f);
                     // Past the first-level cache: another multiprocessor may have written.
-                    if (add && row + lower < args.m && chunk * 8 < width) old[i / 2][i % 2] = __ldcg(reinterpret_cast<const float2*>(at + static_cast<long long>(lower) * args.n + chunk * 8));
+                    const float* from = at + static_cast<long long>(lower) * args.n + chunk * 8;
+                    if (add && row + lower < args.m && chunk * 8 < width) old[i / 2][i % 2] = __ldcg(reinterpret_cast<const float2*>(from));
                 }
 #pragma unroll
                 for (int i = 0; i < 8; ++i) {
                     const int chunk = chunk0 + i / 2, lower = i % 2 * 8;
                     const float* v = &d[half][chunk * 4 + i % 2 * 2];
-                    if (row + lower < args.m && chunk * 8 < width)
-                        __stcg(reinterpret_cast<float2*>(at + static_cast<long long>(lower) * args.n + chunk * 8), make_float2(old[i / 2][i % 2].x + v[0], old[i / 2][i % 2].y + v[1]));
+                    const float2 sum = make_float2(old[i / 2][i % 2].x + v[0], old[i / 2][i % 2].y + v[1]);
+                    float* to = at + static_cast<long long>(lower) * args.n + chunk * 8;
+                    if (row + lower < args.m && chunk * 8 < width) __stcg(reinterpret_cast<float2*>(to), sum);
                 }
             }
         }
@@ -411,7 +426,8 @@ struct Product {
                 // Two tiles' worth, for a warp may be here while another still finishes the tile before.
                 const u32 i = (warp & 3) * 32 + lane;
                 const int column = w.column + static_cast<int>(i) * 2;
-                const u32 pair = args.bias && i < WIDTH / 2 && column < args.n ? __ldg(reinterpret_cast<const u32*>(args.bias + column)) : 0;
+                const bool there = args.bias && i < WIDTH / 2 && column < args.n;
+                const u32 pair = there ? __ldg(reinterpret_cast<const u32*>(args.bias + column)) : 0;
                 if (i < WIDTH / 2) asm volatile("st.shared.u32 [%0], %1;" ::"r"(biases + i * 4), "r"(pair) : "memory");
             }
             multiply_tile(d, s, args, w, at, use, group, lane);
