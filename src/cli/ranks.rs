@@ -25,7 +25,8 @@ use crate::train::{RunError, TrainError};
 
 /// Set for a child whose stdin is held by its parent.
 const WATCHED: &str = "RUNNER_WATCHED";
-/// How long children may take to end after the first has failed, beyond `parallel.timeout_s`.
+/// How long ranks may take to end after one has failed: all know of it at once, and those that are stuck in a call of
+/// the device's end themselves within five seconds.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// What this process is in a run.
@@ -105,9 +106,15 @@ pub fn join(place: &Place, loaded: &Loaded) -> anyhow::Result<Tcp> {
         if rank == 0 || !told(error) {
             exit::print(&format!("{error}"));
         }
-        std::process::exit(i32::from(exit::FAILED));
+        end_at_once(exit::FAILED);
     });
     Tcp::start(place, lines, timeout, last_resort).context("cannot start the threads of the lines between ranks")
+}
+
+/// Ends this process without the farewells of its libraries: those of CUDA wait for the device, which may be waiting
+/// for a rank that is gone.
+fn end_at_once(code: u8) -> ! {
+    signal_hook::low_level::exit(i32::from(code))
 }
 
 fn told(error: &ExchangeError) -> bool {
@@ -150,16 +157,16 @@ pub fn listen_to_parent(stop: &Arc<AtomicBool>) -> std::io::Result<()> {
         let mut byte = [0];
         while let Ok(1) = std::io::stdin().read(&mut byte) {
             if stop.swap(true, Ordering::SeqCst) {
-                std::process::exit(i32::from(exit::INTERRUPTED));
+                end_at_once(exit::INTERRUPTED);
             }
         }
-        std::process::exit(i32::from(exit::FAILED));
+        end_at_once(exit::FAILED);
     };
     std::thread::Builder::new().name("parent".into()).spawn(listen).map(|_| ())
 }
 
 /// Starts `ranks` processes with this command line and watches them to their end.
-pub fn parent(ranks: usize, runs: &Path, timeout_s: u64) -> anyhow::Result<ExitCode> {
+pub fn parent(ranks: usize, runs: &Path) -> anyhow::Result<ExitCode> {
     let program = std::env::current_exe().context("cannot find this program to start its ranks")?;
     let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
     let run = format!("{}-{}-{nanos}", rendezvous::host_name(), std::process::id());
@@ -190,7 +197,7 @@ pub fn parent(ranks: usize, runs: &Path, timeout_s: u64) -> anyhow::Result<ExitC
         own_group(&mut command);
         family.children.push(Process { child: command.spawn().context("cannot start a rank")?, ended: None });
     }
-    family.watch(&asked, Duration::from_secs(timeout_s) + GRACE)
+    family.watch(&asked)
 }
 
 #[cfg(unix)]
@@ -227,7 +234,7 @@ struct Family {
 
 impl Family {
     /// Waits for all; passes wishes to stop on; ends what does not end by itself.
-    fn watch(&mut self, asked: &AtomicUsize, patience: Duration) -> anyhow::Result<ExitCode> {
+    fn watch(&mut self, asked: &AtomicUsize) -> anyhow::Result<ExitCode> {
         let mut passed_on = 0;
         let mut failed: Option<Instant> = None;
         while self.children.iter().any(|process| process.ended.is_none()) {
@@ -246,10 +253,7 @@ impl Family {
                     exit::print(&format!("rank {rank} (process {}) was killed: {status}", process.child.id()));
                 }
             }
-            // When all others have ended, nobody is left whom the last could be waiting for.
-            let left = self.children.iter().filter(|process| process.ended.is_none()).count();
-            let limit = if left < self.children.len() / 2 { GRACE.min(patience) } else { patience };
-            if failed.is_some_and(|since| since.elapsed() > limit) {
+            if failed.is_some_and(|since| since.elapsed() > GRACE) {
                 self.kill();
             }
             std::thread::sleep(Duration::from_millis(20));

@@ -37,7 +37,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let path = run_argument::find(args.run.as_deref(), &args.runs)?;
     let loaded = experiment::load(&RunPaths::new(&path).experiment(), &args.set)?;
     match ranks::role(&loaded.experiment, args.ranks, &args.runs)? {
-        Role::Parent(ranks) => ranks::parent(ranks, &args.runs, loaded.experiment.parallel.timeout_s),
+        Role::Parent(ranks) => ranks::parent(ranks, &args.runs),
         Role::Alone => train(args, &path, loaded, None),
         Role::Rank(place) => ranks::as_rank(place, |place| train(args, &path, loaded, Some(place))),
     }

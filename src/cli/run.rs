@@ -46,7 +46,7 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let loaded = experiment::load(&args.experiment, &args.set)?;
     match ranks::role(&loaded.experiment, args.ranks, &args.runs)? {
-        Role::Parent(ranks) => ranks::parent(ranks, &args.runs, loaded.experiment.parallel.timeout_s),
+        Role::Parent(ranks) => ranks::parent(ranks, &args.runs),
         Role::Alone => train(args, loaded, None),
         Role::Rank(place) => ranks::as_rank(place, |place| train(args, loaded, Some(place))),
     }

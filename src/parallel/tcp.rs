@@ -73,6 +73,8 @@ struct Now {
     step: u64,
     waiting: Option<u32>,
     progress: u64,
+    /// Since when `progress` has not changed.
+    since: Instant,
     /// Whether training has begun: before, loading and tuning may take any time.
     steady: bool,
 }
@@ -143,7 +145,7 @@ impl Tcp {
             rank: place.rank,
             hosts: lines.hosts,
             lines: shared,
-            now: Mutex::new(Now { operation: "the start", step: 0, waiting: None, progress: 0, steady: false }),
+            now: Mutex::new(Now { operation: "the start", step: 0, waiting: None, progress: 0, since: now, steady: false }),
             failure: Mutex::new(None),
             closing: AtomicBool::new(false),
             timeout,
@@ -238,6 +240,7 @@ impl Shared {
         now.operation = operation;
         now.waiting = waiting.map(|peer| peer as u32);
         now.progress += 1;
+        now.since = Instant::now();
         now.step
     }
 
@@ -268,8 +271,8 @@ impl Shared {
         let begun = lock(&self.now).steady;
         if sign.ended {
             Some("has ended before this operation".into())
-        } else if sign.seen.elapsed() > self.timeout {
-            Some(format!("has given no sign of life for {} s: it is stopped, or its machine is out of reach", seconds(sign.seen)))
+        } else if let Some(why) = self.silence(&sign) {
+            Some(why)
         } else if begun && sign.waiting.is_none() && sign.since.elapsed() > self.timeout && sign.seen.elapsed() < self.timeout / 2
         {
             Some(format!("is alive but has come no further for {} s", seconds(sign.since)))
@@ -277,6 +280,33 @@ impl Shared {
             Some(format!("was waited for over {} s", seconds(began)))
         } else {
             None
+        }
+    }
+
+    /// Whether a rank has said nothing for too long.
+    fn silence(&self, sign: &Sign) -> Option<String> {
+        let seconds = sign.seen.elapsed().as_secs();
+        (sign.seen.elapsed() > self.timeout)
+            .then(|| format!("has given no sign of life for {seconds} s: it is stopped, or its machine is out of reach"))
+    }
+
+    /// Looks for what nobody notices who waits in a call of the device's: a rank that is silent, or one, perhaps
+    /// this, whose device comes to no end.
+    fn look_around(&self) {
+        if self.closing.load(Ordering::SeqCst) || lock(&self.failure).is_some() {
+            return;
+        }
+        for (peer, line) in &self.lines {
+            let sign = lock(&line.last).clone();
+            if let Some(why) = self.silence(&sign).filter(|_| !sign.ended) {
+                return self.fail(*peer, why);
+            }
+        }
+        let now = lock(&self.now).clone();
+        // Twice as long as a rank that waits for this one would wait, who knows better which is to blame.
+        if now.steady && now.waiting.is_none() && now.since.elapsed() > 2 * self.timeout {
+            let seconds = now.since.elapsed().as_secs();
+            self.fail(self.rank, format!("has come no further for {seconds} s: its device is stuck, or waits for one that is"));
         }
     }
 
@@ -370,6 +400,7 @@ impl Shared {
         while !self.closing.load(Ordering::SeqCst) {
             let Now { operation, waiting, progress, .. } = lock(&self.now).clone();
             self.tell(operation, &Body::Beat { waiting, progress });
+            self.look_around();
             let stuck = lock(&self.failure).clone().filter(|failure| !failure.noticed && failure.since.elapsed() > GRACE);
             if let Some(failure) = stuck {
                 last_resort(&failure.error());

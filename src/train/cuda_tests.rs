@@ -143,17 +143,21 @@ fn roots_of_trial(settings: &[&str], trial: Trial, exchange: Box<dyn Exchange<Cu
 /// a forgotten event is shown by forgetting it.
 #[test]
 fn cuda_lanes_that_are_late_change_no_bit_and_a_forgotten_event_does() {
-    let delay = Duration::from_millis(3);
-    let patient = Trial { delay, ..Trial::default() };
-    let forgetful = |what| Trial { forget: Some(what), ..patient };
+    let delay = Duration::from_millis(4);
+    let main = Trial { main: delay, ..Trial::default() };
+    let side = Trial { side: delay, ..Trial::default() };
+    let trials = [main, side, Trial { main: delay, ..side }];
 
     let base = ["parallel.workers=4", "batch.tokens=512"];
     let Some(expected) = roots(&base) else { return };
     let host = [&base[..], &["memory.partial_sums=host"]].concat();
     let alone = |trial| roots_of_trial(&host, trial, Box::new(Solo)).expect("a GPU");
-    assert_eq!(alone(patient), expected, "partial sums on the host");
-    assert_ne!(alone(forgetful(Forgotten::Fork)), expected, "partial sums leave before they are there");
-    assert_ne!(alone(forgetful(Forgotten::Join)), expected, "gradients are overwritten before they have left");
+    for trial in trials {
+        assert_eq!(alone(trial), expected, "partial sums on the host, {trial:?}");
+    }
+    let forgetful = |forget, trial| Trial { forget: Some(forget), ..trial };
+    assert_ne!(alone(forgetful(Forgotten::Fork, main)), expected, "partial sums leave before they are there");
+    assert_ne!(alone(forgetful(Forgotten::Join, side)), expected, "gradients are overwritten before they have left");
 
     for zero in ["parallel.zero=0", "parallel.zero=1", "parallel.zero=2"] {
         let settings = [&base[..], &[zero]].concat();
@@ -161,7 +165,9 @@ fn cuda_lanes_that_are_late_change_no_bit_and_a_forgotten_event_does() {
             let rank = |link| roots_of_trial(&settings, trial, Box::new(Hosted(link))).expect("a GPU");
             threads::run(4, rank)
         };
-        assert!(trial(patient).iter().all(|end| *end == expected), "4 ranks, {zero}");
+        for late in trials {
+            assert!(trial(late).iter().all(|end| *end == expected), "4 ranks, {zero}, {late:?}");
+        }
     }
 }
 

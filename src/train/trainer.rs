@@ -30,9 +30,10 @@ use crate::parallel::{Exchange, ExchangeError, Link, Piece, Shards, Solo, Sums, 
 
 /// Everything that training needs on a device, and the host state that the next step reads.
 pub struct Trainer<O: Ops> {
+    /// First, so that it is the first to go: the device cannot come to rest while it waits for ranks that are gone.
+    pub(super) exchange: Box<dyn Exchange<O>>,
     pub ops: O,
     pub model: Gpt2<O>,
-    pub(super) exchange: Box<dyn Exchange<O>>,
     pub(super) shards: Shards,
     /// The parts of the tensors whose moments and masters are kept here, in the model's order: all of
     /// them, or this rank's shard.

@@ -43,7 +43,7 @@ impl Lanes {
         self.forked.record()?;
         self.gpu.set_aside(true);
         #[cfg(test)]
-        self.trial.slow_down(&self.gpu)?;
+        self.trial.slow_down(self.trial.side, &self.gpu)?;
         #[cfg(test)]
         if self.trial.forget == Some(Forgotten::Fork) {
             return Ok(());
@@ -57,7 +57,7 @@ impl Lanes {
         self.gpu.set_aside(false);
         self.ahead = true;
         #[cfg(test)]
-        self.trial.slow_down(&self.gpu)?;
+        self.trial.slow_down(self.trial.main, &self.gpu)?;
         marked
     }
 
@@ -83,8 +83,10 @@ impl super::Cuda {
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Trial {
-    /// Where the lanes part and where they come back, the lane in use stands still for up to so long.
-    pub delay: std::time::Duration,
+    /// The main lane stands still for up to so long before it goes on beside the side lane.
+    pub main: std::time::Duration,
+    /// The side lane stands still for up to so long before each piece of its work.
+    pub side: std::time::Duration,
     pub forget: Option<Forgotten>,
     pub turns: u32,
 }
@@ -100,16 +102,16 @@ pub enum Forgotten {
 #[cfg(test)]
 impl Trial {
     /// Lets the lane in use sleep.
-    fn slow_down(&mut self, gpu: &Arc<Gpu>) -> Result<()> {
+    fn slow_down(&mut self, most: std::time::Duration, gpu: &Arc<Gpu>) -> Result<()> {
         use cudarc::driver::sys;
 
         unsafe extern "C" fn sleep(micros: *mut std::ffi::c_void) {
             std::thread::sleep(std::time::Duration::from_micros(micros as u64));
         }
-        // Now the main lane is slower, now the side lane: the numbers of Knuth's multiplicative hash.
+        // Now longer, now shorter: the numbers of Knuth's multiplicative hash.
         self.turns = self.turns.wrapping_add(1);
         let share = u128::from(self.turns.wrapping_mul(2_654_435_769) >> 24);
-        let micros = self.delay.as_micros() * share / 255;
+        let micros = most.as_micros() * share / 255;
         if micros == 0 {
             return Ok(());
         }
