@@ -60,8 +60,8 @@ pub struct Options {
     /// Which GPU, as the driver counts them.
     pub ordinal: usize,
     pub compute: Compute,
-    /// 0: GELU in kernels of our own; 1: its forward pass inside the matrix multiplication; 2: its
-    /// gradient too. Only in bf16.
+    /// 0: GELU of the stored value, in a kernel of its own or at the end of our own matrix products, with the same bits; 1: its
+    /// forward pass inside cuBLASLt's, before rounding; 2: its gradient too. Only in bf16.
     pub gelu_fusion: u8,
     /// Whether a micro-step is captured as a CUDA graph and replayed. Changes no bit.
     pub cuda_graph: bool,
