@@ -1,5 +1,4 @@
-// What the Hopper attention kernels (sm_90a) share: tiles brought by the tensor memory accelerator, memory
-// barriers, and products of tiles by warpgroups.
+// What the Hopper attention kernels (sm_90a) share beyond hopper.cuh: tiles of heads and their products.
 //
 // A tile is R rows of HEAD_SIZE bf16 as HEAD_SIZE/64 panels; a panel is R rows of 128 bytes, its 16-byte columns
 // permuted within each group of eight rows (the 128-byte swizzle, which TMA writes and wgmma reads).
@@ -11,51 +10,19 @@
 #pragma once
 #include "attention.cuh"
 #include "attention_wgmma.cuh"
+#include "hopper.cuh"
 
 namespace attention {
+using namespace hopper;
 
 static_assert(HS % 64 == 0, "a panel is 64 columns wide");
-
-/// The driver's CUtensorMap, made by cuTensorMapEncodeTiled.
-struct alignas(64) TensorMap {
-    u64 opaque[16];
-};
 
 /// Rows that one TMA instruction brings.
 constexpr int BOX = 64;
 constexpr int PANELS = HS / 64;
 __device__ constexpr u32 tile_bytes(int rows) { return rows * HS * 2; }
 
-// ---- memory barriers -------------------------------------------------------------------------------
-
-__device__ __forceinline__ void barrier_init(u32 barrier, u32 arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ __forceinline__ void barrier_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(u32 barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-/// Waits until the phase of this parity is complete.
-__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
-    u32 done = 0;
-    while (!done) {
-        asm volatile(
-            "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-            : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
-    }
-}
-
-/// Position in a ring of STAGES buffers: `phase` flips each time round.
-template <int STAGES>
-struct Ring {
-    u32 stage = 0, phase = 0;
-    __device__ __forceinline__ void advance() {
-        if (++stage == STAGES) stage = 0, phase ^= 1;
-    }
-};
+// ---- the feeder ---------------------------------------------------------------------------------------
 
 /// What the feeding thread does in the turn of `tile`, when `before` is the place of the tile before: once all warps
 /// have released the tile LAG turns back, it loads the one that takes its place. A lag of two keeps the feeder from waiting
@@ -109,29 +76,7 @@ __device__ __forceinline__ void load_run(u32 dst, const void* src, u32 bytes, u3
 /// units of 16 bytes. Adding n moves the start by 16 n bytes.
 template <int ROWS>
 __device__ __forceinline__ u32 operand(u32 tile) { return tile >> 4 | (ROWS * 8) << 16; }
-/// The whole of it: groups of eight rows are 1024 bytes apart, 128-byte swizzle.
-__device__ __forceinline__ u64 describe(u32 operand) {
-    u64 r;
-    asm("mov.b64 %0, {%1, %2};" : "=l"(r) : "r"(operand), "n"(1024 >> 4 | 1 << 30));
-    return r;
-}
-
 // ---- products --------------------------------------------------------------------------------------
-
-/// Before the first product that reads registers written since the last one.
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-/// Until at most PENDING committed groups are under way.
-template <int PENDING>
-__device__ __forceinline__ void wgmma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-}
-/// Keeps the compiler from moving uses of an accumulator across this point.
-template <int N>
-__device__ __forceinline__ void pin(float (&d)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
-}
 
 /// Starts D[64xN] = A B^T (+ D if ADD) over the head dimension, ascending by 16. A: 64 rows of a tile of A_ROWS rows;
 /// B: N rows of a tile of B_ROWS rows.

@@ -98,7 +98,7 @@ __device__ __forceinline__ void decode_linear(const DecodeLinearArgs& args) {
     for (u32 r = 0; r < ROWS; ++r) {
         if (first + r < args.rows) {
             float y = __fadd_rn(sum[r], bias);
-            if (args.gelu) y *= gelu_gate(y);
+            if (args.gelu) y = gelu(y);
             const u64 at = u64(first + r) * args.c_out + column;
             if (args.wide) args.wide[at] = y; else from_float(y, args.out[at]);
         }

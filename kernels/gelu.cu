@@ -11,12 +11,6 @@
 #include "columns.cuh"
 #include "gelu.cuh"
 
-__device__ __forceinline__ float gelu_slope(float x) {
-    const float s = gelu_gate(x);
-    const float du = SQRT_2_OVER_PI * (1.0f + 3.0f * CUBIC * x * x);
-    return s + 2.0f * x * s * (1.0f - s) * du;
-}
-
 struct GeluArgs {
     act_t* out;        // (length), may be pre itself
     const act_t* pre;  // (length)
@@ -38,13 +32,13 @@ extern "C" __global__ void __launch_bounds__(256) gelu_forward(const __grid_cons
             float x[8];
             held[k].widen(x);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) x[i] *= gelu_gate(x[i]);
+            for (int i = 0; i < 8; ++i) x[i] = gelu(x[i]);
             held[k].narrow(x);
             held[k].store(args.out + at);
         } else {
             for (u64 i = at; i < args.length; ++i) {
                 const float x = to_float(args.pre[i]);
-                from_float(x * gelu_gate(x), args.out[i]);
+                from_float(gelu(x), args.out[i]);
             }
         }
     }

@@ -113,10 +113,7 @@ impl Storage {
             param: dtype,
             activation: dtype,
             masters,
-            scratch: Scratch {
-                opened: vec![("matrix multiplication workspace".to_owned(), cuda::workspace_bytes())],
-                model: cuda::scratch_plan(&training_shape(experiment), compute),
-            },
+            scratch: Scratch { opened: cuda::opened_plan(), model: cuda::scratch_plan(&training_shape(experiment), compute) },
             taken: cuda::taken_bytes,
             pinned: cuda::PINNED_BYTES,
             host_apart: true,

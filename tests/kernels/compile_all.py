@@ -21,6 +21,8 @@ def resources(log):
 
 def variants(name):
     """(architecture, element type, further options) of each way in which the program compiles a file."""
+    if name == "gemm_hopper.cu":
+        return [("sm_90a", next(act for act in ACTS if "BF16" in act.upper()), [])]
     if not name.startswith("attention_") or name == "attention_any.cu":
         return [(architecture, act, []) for act in ACTS for architecture in ARCHITECTURES]
     # Flash attention is bf16, a cubin a head size; the Hopper files are for sm_90a alone.

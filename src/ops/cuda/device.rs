@@ -50,7 +50,7 @@ impl Ops for Cuda {
             self.scratch.get(&mut self.memory, which, bytes)?;
         }
         self.load_attention(shape.heads)?;
-        self.gemm.prepare(&gemm_keys(shape, &self.options), self.options.user_plans)
+        self.gemm.prepare(&self.kernels, &gemm_keys(shape, &self.options), self.options.user_plans)
     }
 
     fn upload_ids(&mut self, dst: &mut Ids, ids: &[u16]) -> Result<()> {

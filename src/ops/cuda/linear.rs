@@ -1,8 +1,12 @@
 //! Linear layers and the classifier: matrix multiplications with what is fused around them.
+//!
+//! With `kernels.gelu_fusion` 0, GELU sees what is stored. Our own products then do it on their way, cuBLASLt's are followed
+//! by a pass, and the bits of GELU are the same. The option's other values ask for cuBLASLt's fusion, which sees the sum
+//! before rounding.
 
 use super::gemm::Operands;
 use super::gemm::plan::{Epilogue, GemmKey, Product, Types};
-use super::launch::{classifier, gelu, reduce};
+use super::launch::{classifier, gelu, gemm_hopper, reduce};
 use super::memory::{Buf, Ids};
 use super::scratch::Use;
 use super::{Cuda, Options};
@@ -43,8 +47,8 @@ fn fusion(options: &Options) -> u8 {
 }
 
 fn gelu_epilogues(options: &Options) -> (Epilogue, Epilogue) {
-    let forward = if fusion(options) >= 1 { Epilogue::BiasGelu } else { Epilogue::Bias };
-    let backward = if fusion(options) >= 2 { Epilogue::GeluGradient } else { Epilogue::Nothing };
+    let forward = if fusion(options) >= 1 { Epilogue::BiasGelu } else { Epilogue::BiasThenGelu };
+    let backward = if fusion(options) >= 2 { Epilogue::GeluGradient } else { Epilogue::ThenGeluGradient };
     (forward, backward)
 }
 
@@ -54,22 +58,24 @@ pub fn gemm_keys(shape: &ScratchShape, options: &Options) -> Vec<GemmKey> {
     let n = shape.rows.count();
     let c = shape.channels;
     let (gelu_forward, gelu_backward) = gelu_epilogues(options);
-    let layers = [
-        (Shape { n, c_in: c, c_out: 3 * c }, Epilogue::Bias, Epilogue::Nothing),
-        (Shape { n, c_in: c, c_out: c }, Epilogue::Bias, Epilogue::Nothing),
-        (Shape { n, c_in: c, c_out: 4 * c }, gelu_forward, Epilogue::Nothing),
-        (Shape { n, c_in: 4 * c, c_out: c }, Epilogue::Bias, gelu_backward),
+    // GELU's gradient leaves the sums that are the gradient of the bias before it, unless cuBLASLt fuses it.
+    let before_gelu = if fusion(options) >= 2 { Epilogue::BiasGradient } else { Epilogue::Nothing };
+    use Epilogue::{Bias, BiasGradient, Nothing};
+    let mut layers = vec![
+        (Shape { n, c_in: c, c_out: 3 * c }, [Bias, Nothing, BiasGradient]),
+        (Shape { n, c_in: c, c_out: c }, [Bias, Nothing, BiasGradient]),
+        (Shape { n, c_in: c, c_out: 4 * c }, [gelu_forward, Nothing, before_gelu]),
+        (Shape { n, c_in: 4 * c, c_out: c }, [Bias, gelu_backward, BiasGradient]),
     ];
-    let mut layers = layers.to_vec();
     for (_, rows) in chunks(n, shape.vocab, super::act_dtype(options.compute)) {
-        layers.push((Shape { n: rows, c_in: c, c_out: shape.vocab.padded }, Epilogue::Nothing, Epilogue::Nothing));
+        layers.push((Shape { n: rows, c_in: c, c_out: shape.vocab.padded }, [Nothing; 3]));
     }
     let mut keys = Vec::new();
-    for (layer, forward, backward) in layers {
+    for (layer, [forward, input, weight]) in layers {
         keys.push(layer.key(Product::Forward, options, forward));
         if shape.backward {
-            keys.push(layer.key(Product::BackwardInput, options, backward));
-            keys.push(layer.key(Product::BackwardWeight, options, Epilogue::Nothing));
+            keys.push(layer.key(Product::BackwardInput, options, input));
+            keys.push(layer.key(Product::BackwardWeight, options, weight));
         }
     }
     keys.sort();
@@ -108,11 +114,12 @@ impl Cuda {
             add: false,
             bias: bias.map_or(Ok(0), |bias| k.act(op, "bias", bias, shape.c_out))?,
             pre: 0,
+            sums: 0,
         };
         self.written(out);
         let epilogue = if bias.is_some() { Epilogue::Bias } else { Epilogue::Nothing };
         // SAFETY: all lengths were checked.
-        unsafe { self.gemm.run(op, shape.key(Product::Forward, &self.options, epilogue), operands) }
+        unsafe { self.gemm.run(&self.kernels, op, shape.key(Product::Forward, &self.options, epilogue), operands) }
     }
 
     pub(super) fn linear_gelu_forward(
@@ -126,11 +133,6 @@ impl Cuda {
     ) -> Result<()> {
         const OP: &str = "linear_gelu";
         let size = shape.n * shape.c_out;
-        if fusion(&self.options) == 0 {
-            self.linear_forward(OP, pre, x, weight, Some(bias), shape)?;
-            self.written(out);
-            return gelu::forward(&self.kernels, OP, out, pre, size);
-        }
         let k = &self.kernels;
         let operands = Operands {
             left: k.act(OP, "x", x, shape.n * shape.c_in)?,
@@ -139,11 +141,16 @@ impl Cuda {
             add: false,
             bias: k.act(OP, "bias", bias, shape.c_out)?,
             pre: k.act(OP, "pre", pre, size)?,
+            sums: 0,
         };
         self.written(out);
         self.written(pre);
+        let key = shape.key(Product::Forward, &self.options, gelu_epilogues(&self.options).0);
+        let whole = key.epilogue == Epilogue::BiasGelu || self.gemm.own(key)?.is_some();
+        let operands = if whole { operands } else { Operands { out: operands.pre, ..operands } };
         // SAFETY: all lengths were checked.
-        unsafe { self.gemm.run(OP, shape.key(Product::Forward, &self.options, Epilogue::BiasGelu), operands) }
+        unsafe { self.gemm.run(&self.kernels, OP, key, operands) }?;
+        if whole { Ok(()) } else { gelu::forward(&self.kernels, OP, out, pre, size) }
     }
 
     /// `out = gelu(pre)` for recomputation: only where the forward pass rounded `pre` first, as this does.
@@ -169,24 +176,33 @@ impl Cuda {
     ) -> Result<()> {
         let k = &self.kernels;
         let size = shape.n * shape.c_in;
-        let fused = pre.is_some() && fusion(&self.options) >= 2;
-        let operands = Operands {
+        let mut operands = Operands {
             left: k.act(op, "dout", dout, shape.n * shape.c_out)?,
             right: k.act(op, "weight", weight, shape.c_out * shape.c_in)?,
             out: k.act(op, "dx", dx, size)?,
             add: false,
             bias: 0,
             pre: pre.map_or(Ok(0), |pre| k.act(op, "pre", pre, size))?,
+            sums: 0,
         };
         self.written(dx);
-        let epilogue = if fused { Epilogue::GeluGradient } else { Epilogue::Nothing };
-        let operands = if fused { operands } else { Operands { pre: 0, ..operands } };
-        // SAFETY: all lengths were checked.
-        unsafe { self.gemm.run(op, shape.key(Product::BackwardInput, &self.options, epilogue), operands) }?;
-        let Some(pre) = pre.filter(|_| !fused) else { return Ok(()) };
-        let partials =
-            self.scratch.get(&mut self.memory, Use::GeluPartials, reduce::partials_bytes(shape.n as u64, shape.c_in as u64))?;
-        gelu::backward_in_place(&self.kernels, op, partials, dx, pre, shape.n, shape.c_in)?;
+        let epilogue = if pre.is_some() { gelu_epilogues(&self.options).1 } else { Epilogue::Nothing };
+        let key = shape.key(Product::BackwardInput, &self.options, epilogue);
+        let mut leaves_sums = None;
+        if epilogue == Epilogue::ThenGeluGradient {
+            let bytes = reduce::partials_bytes(shape.n as u64, shape.c_in as u64);
+            let sums = self.scratch.get(&mut self.memory, Use::GeluPartials, bytes)?;
+            leaves_sums = Some(sums);
+            if self.gemm.own(key)?.is_some() {
+                operands.sums = sums;
+            }
+        }
+        // SAFETY: all lengths were checked, and the scratch holds the sums.
+        unsafe { self.gemm.run(&self.kernels, op, key, operands) }?;
+        let (Some(pre), Some(sums)) = (pre, leaves_sums) else { return Ok(()) };
+        if operands.sums == 0 {
+            gelu::backward_in_place(&self.kernels, op, sums, dx, pre, shape.n, shape.c_in)?;
+        }
         self.gelu_sums = Some(GeluSums { dpre: dx.address(), rows: shape.n, width: shape.c_in });
         Ok(())
     }
@@ -203,28 +219,39 @@ impl Cuda {
         const OP: &str = "linear_backward_weight";
         let k = &self.kernels;
         let Shape { n, c_in, c_out } = shape;
-        let operands = Operands {
+        let mut operands = Operands {
             left: k.act(OP, "dout", dout, n * c_out)?,
             right: k.act(OP, "x", x, n * c_in)?,
             out: k.f32(OP, "dweight", dweight, c_out * c_in)?,
             add: write == Write::Add,
             bias: 0,
             pre: 0,
+            sums: 0,
         };
-        // SAFETY: all lengths were checked.
-        unsafe { self.gemm.run(OP, shape.key(Product::BackwardWeight, &self.options, Epilogue::Nothing), operands) }?;
-        let Some(dbias) = dbias else { return Ok(()) };
-        // GELU's gradient has added the columns in the same order, when it made this tensor.
+        // GELU's gradient has added the columns when it made this tensor.
         let known = self.gelu_sums.is_some_and(|sums| sums.dpre == dout.address() && sums.rows == n && sums.width == c_out);
-        let which = if known { Use::GeluPartials } else { Use::ColumnPartials };
-        let partials = self.scratch.get(&mut self.memory, which, reduce::partials_bytes(n as u64, c_out as u64))?;
+        let epilogue = if dbias.is_some() && !known { Epilogue::BiasGradient } else { Epilogue::Nothing };
+        let key = shape.key(Product::BackwardWeight, &self.options, epilogue);
+        let own = self.gemm.own(key)?;
+        let mut sums = (0, (n as u64).div_ceil(reduce::COLUMN_ROWS));
+        if dbias.is_some() {
+            let which = if known { Use::GeluPartials } else { Use::ColumnPartials };
+            sums.0 = self.scratch.get(&mut self.memory, which, reduce::partials_bytes(n as u64, c_out as u64))?;
+        }
+        if let (Epilogue::BiasGradient, Some(tiling)) = (epilogue, &own) {
+            operands.sums = sums.0;
+            sums.1 = gemm_hopper::sum_rows(&key, tiling);
+        }
+        // SAFETY: all lengths were checked, and the scratch holds the sums.
+        unsafe { self.gemm.run(&self.kernels, OP, key, operands) }?;
+        let Some(dbias) = dbias else { return Ok(()) };
         let k = &self.kernels;
-        if !known {
-            reduce::column_sum(k, OP, partials, dout, n, c_out)?;
+        if epilogue == Epilogue::BiasGradient && own.is_none() {
+            reduce::column_sum(k, OP, sums.0, dout, n, c_out)?;
         }
         let width = c_out as u64;
         let targets = reduce::Targets { first: k.f32(OP, "dbias", dbias, c_out)?, second: 0, split: width, width };
-        reduce::reduce_partials(k, OP, targets, partials, (n as u64).div_ceil(reduce::COLUMN_ROWS), write)
+        reduce::reduce_partials(k, OP, targets, sums.0, sums.1, write)
     }
 }
 
@@ -277,7 +304,7 @@ impl Cuda {
         for (first, rows) in chunks {
             let offset = (first * channels * element) as u64;
             let layer = Shape { n: rows, c_in: channels, c_out: vocab.padded };
-            let forward = Operands { left: x + offset, right: wte, out: logits, add: false, bias: 0, pre: 0 };
+            let forward = Operands { left: x + offset, right: wte, out: logits, add: false, bias: 0, pre: 0, sums: 0 };
             let chunk = classifier::Chunk {
                 logits,
                 losses: losses + 4 * first as u64,
@@ -286,17 +313,17 @@ impl Cuda {
             };
             // SAFETY: all lengths were checked, and the scratch holds the largest chunk.
             unsafe {
-                self.gemm.run(op, layer.key(Product::Forward, &self.options, Epilogue::Nothing), forward)?;
+                self.gemm.run(&self.kernels, op, layer.key(Product::Forward, &self.options, Epilogue::Nothing), forward)?;
                 let Some(((dx, dwte), scale, write)) = gradient else {
                     classifier::loss(&self.kernels, op, &chunk, vocab)?;
                     continue;
                 };
                 classifier::gradient(&self.kernels, op, &chunk, vocab, scale)?;
-                let input = Operands { left: logits, right: wte, out: dx + offset, add: false, bias: 0, pre: 0 };
-                self.gemm.run(op, layer.key(Product::BackwardInput, &self.options, Epilogue::Nothing), input)?;
+                let input = Operands { left: logits, right: wte, out: dx + offset, add: false, bias: 0, pre: 0, sums: 0 };
+                self.gemm.run(&self.kernels, op, layer.key(Product::BackwardInput, &self.options, Epilogue::Nothing), input)?;
                 let add = write == Write::Add || first > 0;
-                let weight = Operands { left: logits, right: x + offset, out: dwte, add, bias: 0, pre: 0 };
-                self.gemm.run(op, layer.key(Product::BackwardWeight, &self.options, Epilogue::Nothing), weight)?;
+                let weight = Operands { left: logits, right: x + offset, out: dwte, add, bias: 0, pre: 0, sums: 0 };
+                self.gemm.run(&self.kernels, op, layer.key(Product::BackwardWeight, &self.options, Epilogue::Nothing), weight)?;
             }
         }
         Ok(())
@@ -331,8 +358,11 @@ mod tests {
     fn fusion_changes_the_epilogues_of_the_mlp_alone() {
         let plain = gemm_keys(&shape(true), &Options::default());
         let fused = gemm_keys(&shape(true), &Options { gelu_fusion: 2, ..Options::default() });
-        let changed: Vec<_> = fused.iter().filter(|key| !plain.contains(key)).map(|key| key.epilogue).collect();
-        assert_eq!(changed, [Epilogue::BiasGelu, Epilogue::GeluGradient]);
+        let epilogues = |a: &[GemmKey], b: &[GemmKey]| -> Vec<_> {
+            a.iter().filter(|key| !b.contains(key)).map(|key| key.epilogue).collect()
+        };
+        assert_eq!(epilogues(&fused, &plain), [Epilogue::BiasGelu, Epilogue::GeluGradient, Epilogue::BiasGradient]);
+        assert_eq!(epilogues(&plain, &fused), [Epilogue::BiasThenGelu, Epilogue::ThenGeluGradient, Epilogue::Nothing]);
     }
 
     #[test]

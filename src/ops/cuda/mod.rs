@@ -51,7 +51,7 @@ use memory::{Memory, Staging};
 pub use memory::{PINNED_BYTES, taken_bytes};
 use modules::Kernels;
 use scratch::Scratch;
-pub use scratch::{act_dtype, scratch_plan, workspace_bytes};
+pub use scratch::{act_dtype, opened_plan, scratch_plan};
 use sources::SOURCES;
 
 /// What the device needs to know of an experiment.
@@ -60,8 +60,8 @@ pub struct Options {
     /// Which GPU, as the driver counts them.
     pub ordinal: usize,
     pub compute: Compute,
-    /// 0: GELU in kernels of our own; 1: its forward pass inside the matrix multiplication; 2: its
-    /// gradient too. Only in bf16.
+    /// 0: GELU of the stored value, in a kernel of its own or at the end of our own matrix products, with the same bits; 1: its
+    /// forward pass inside cuBLASLt's, before rounding; 2: its gradient too. Only in bf16.
     pub gelu_fusion: u8,
     /// Whether a micro-step is captured as a CUDA graph and replayed. Changes no bit.
     pub cuda_graph: bool,
@@ -139,7 +139,8 @@ impl Cuda {
     /// Compiles all files but those that depend on the head size, each on a thread of its own.
     fn load_kernels(&mut self) -> Result<()> {
         let define = if self.kernels.act == Dtype::BF16 { "ACT_BF16=1" } else { "ACT_F32=1" };
-        self.load_sources(define, |_| true)
+        let architecture = self.kernels.gpu.info.architecture();
+        self.load_sources(define, |source| source.only.is_none_or(|only| only == architecture))
     }
 
     /// Makes sure that the fast attention kernels are loaded, where there are any for these heads.

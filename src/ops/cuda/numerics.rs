@@ -58,7 +58,7 @@ fn decode(values: &BTreeMap<String, String>) -> Result<Vec<GemmPlan>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gemm::plan::{Attributes, Epilogue, GemmKey, Product, Types};
+    use super::super::gemm::plan::{Algorithm, Attributes, CublasLt, Epilogue, GemmKey, Product, Tiling, Types};
     use super::*;
 
     #[test]
@@ -72,11 +72,14 @@ mod tests {
                 types: Types::Bf16,
                 epilogue: Epilogue::Bias,
             },
-            algo: GemmPlan::encode([rows; 8]),
-            attributes: Attributes { algorithm: 66, split_k: -1, ..Attributes::default() },
-            workspace_bytes: 1 << 40,
+            algorithm: Algorithm::CublasLt(CublasLt {
+                algo: CublasLt::encode([rows; 8]),
+                attributes: Attributes { algorithm: 66, split_k: -1, ..Attributes::default() },
+                workspace_bytes: 1 << 40,
+            }),
         };
-        let plans = [plan(1024), plan(2048)];
+        let hopper = Tiling { width: 160, cluster: 2, group: 4, splits: 1 };
+        let plans = [plan(1024), GemmPlan { algorithm: Algorithm::Hopper { hopper }, ..plan(2048) }];
         let mut values: BTreeMap<String, String> = plans.iter().map(encode).collect();
         values.insert("cuda.nvrtc".into(), "13.0".into());
         assert_eq!(decode(&values), Ok(plans.to_vec()));

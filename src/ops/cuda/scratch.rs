@@ -1,6 +1,6 @@
 //! Scratch: memory that operations need beside their operands, planned from the shape.
 
-use super::launch::{attention, classifier, digest, embedding, layernorm, optimizer, reduce};
+use super::launch::{attention, classifier, digest, embedding, gemm_hopper, layernorm, optimizer, reduce};
 use super::memory::{Memory, Region};
 use crate::experiment::Compute;
 use crate::ops::{Dtype, ParamCount, Result, ScratchShape};
@@ -61,9 +61,12 @@ pub fn act_dtype(compute: Compute) -> Dtype {
     }
 }
 
-/// The matrix multiplication's workspace, taken when the device is opened: that of the newest GPUs.
-pub fn workspace_bytes() -> u64 {
-    super::gemm::workspace_bytes(9)
+/// What is taken when the device is opened, by name, in bytes: that of the newest GPUs.
+pub fn opened_plan() -> Vec<(String, u64)> {
+    vec![
+        ("matrix multiplication workspace".to_owned(), super::gemm::workspace_bytes(9)),
+        ("turns of split sums".to_owned(), gemm_hopper::TURNS_BYTES),
+    ]
 }
 
 /// Scratch for micro-batches of `shape`, by name, in bytes: what `alloc_scratch` allocates.
@@ -172,7 +175,7 @@ mod tests {
         let plan = scratch_plan(&shape, Compute::Bf16);
         let logits = &plan[0];
         assert_eq!(logits, &("logits of a chunk".to_owned(), 8192 * 50_304 * 2));
-        let total: u64 = workspace_bytes() + plan.iter().map(|(_, bytes)| bytes).sum::<u64>();
+        let total: u64 = opened_plan().iter().chain(&plan).map(|(_, bytes)| bytes).sum();
         assert!(total < 1200 << 20, "{} MiB", total >> 20);
         let evaluation = scratch_plan(&ScratchShape { backward: false, ..shape }, Compute::Bf16);
         assert_eq!(evaluation.len(), 1, "evaluation needs logits alone: {evaluation:?}");

@@ -23,6 +23,7 @@ impl Source {
 
 /// Element type of weights and activations.
 const ELEMENT_TYPES: &[&str] = &["ACT_BF16=1", "ACT_F32=1"];
+const BF16: &[&str] = &["ACT_BF16=1"];
 /// Head sizes of GPT-2 and GPT-3.
 const HEAD_SIZES: &[&str] = &["HEAD_SIZE=64", "HEAD_SIZE=80", "HEAD_SIZE=96", "HEAD_SIZE=128"];
 
@@ -46,6 +47,8 @@ pub const HEADERS: &[Source] = &[
     source!("attention.cuh", &[]),
     source!("attention_hopper.cuh", &[]),
     source!("attention_wgmma.cuh", &[]),
+    source!("hopper.cuh", &[]),
+    source!("gemm_wgmma.cuh", &[]),
 ];
 
 /// Every file that holds kernels.
@@ -62,6 +65,7 @@ pub const SOURCES: &[Source] = &[
     source!("decode.cu", ELEMENT_TYPES),
     source!("attention_forward.cu", HEAD_SIZES),
     source!("attention_backward.cu", HEAD_SIZES),
+    hopper(source!("gemm_hopper.cu", BF16)),
     hopper(source!("attention_forward_hopper.cu", HOPPER_HEAD_SIZES)),
     hopper(source!("attention_backward_hopper.cu", HOPPER_HEAD_SIZES)),
 ];

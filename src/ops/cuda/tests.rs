@@ -6,7 +6,10 @@ use sha2::{Digest, Sha256};
 // Named `tests.rs`, for tests may look up the layers.
 #[path = "decoding/tests.rs"]
 mod decoding;
+#[path = "gemm/tests.rs"]
+mod products;
 
+use super::gemm::plan::Algorithm;
 use super::linear::gemm_keys;
 use super::*;
 use crate::experiment::{Device, DeviceKind, Model, Simd};
@@ -484,10 +487,20 @@ fn plans_are_restored_and_a_wrong_one_is_refused() {
     assert_eq!(again.plans(), plans);
     assert!(again.tuned().is_empty(), "nothing was left to tune");
     assert_eq!(again.numerics().expect("numerics"), cuda.numerics().expect("numerics"));
-    let mut wrong = plans[0].clone();
-    wrong.attributes.tile += 1;
-    let error = again.load_plans(&[wrong]).expect_err("text and bytes differ").to_string();
-    assert!(error.contains("64 bytes mean"), "{error}");
+    for mut wrong in plans {
+        let reason = match &mut wrong.algorithm {
+            Algorithm::CublasLt(plan) => {
+                plan.attributes.tile += 1;
+                "64 bytes mean"
+            }
+            Algorithm::Hopper { hopper } => {
+                hopper.width += 8;
+                "no kernel has"
+            }
+        };
+        let error = again.load_plans(&[wrong]).expect_err("the plan is wrong").to_string();
+        assert!(error.contains(reason), "{error}");
+    }
 }
 
 #[test]
@@ -522,7 +535,7 @@ fn tuning() {
                 println!(
                     "  {:60} {us:8.1} us, {tflops:4.0} TFLOP/s, first of {candidates}: {first_us:8.1} us; {:?}",
                     plan.key.to_string(),
-                    plan.attributes
+                    plan.algorithm
                 );
             }
         }

@@ -1,9 +1,10 @@
-//! Matrix multiplication through cuBLASLt, with pinned algorithms.
+//! Matrix multiplication through cuBLASLt or kernels of our own, with pinned algorithms.
 //!
-//! cuBLASLt can do each product in dozens of ways that differ in speed and in bits. Here every
+//! cuBLASLt can do each product in dozens of ways that differ in speed and in bits, and on Hopper our own
+//! kernels have a few more, which do all that surrounds a product on their way. Here every
 //! shape has one plan: taken from a lock file, from this user's earlier tuning, or tuned now, and
 //! from then on used for every call. Only a shape that nobody announced (a short last batch, a
-//! prompt) takes the first deterministic answer of the library's heuristic, which is a function of
+//! prompt) takes the first deterministic answer of cuBLASLt's heuristic, which is a function of
 //! library version, GPU and shape.
 //!
 //! Matrices are row-major and dense; cuBLASLt thinks in columns, so each product is written
@@ -19,10 +20,12 @@ use std::sync::Arc;
 use cudarc::cublaslt::{result, sys};
 
 use super::driver::Gpu;
+use super::launch::gemm_hopper;
 use super::libraries::{self, Library};
 use super::memory::{Memory, Region};
+use super::modules::Kernels;
 use crate::ops::{DeviceError, Result};
-use plan::{Attributes, Epilogue, GemmKey, GemmPlan, Product, Types, UserPlans};
+use plan::{Algorithm, Attributes, CublasLt, Epilogue, GemmKey, GemmPlan, Product, Tiling, Types, UserPlans};
 pub use tune::Tuned;
 
 /// Bytes of workspace on `major`: NVIDIA's advice is 32 MiB from Hopper on; twice that opens a few
@@ -43,25 +46,33 @@ pub struct Operands {
     pub add: bool,
     /// For the epilogues that have one, else 0.
     pub bias: u64,
-    /// The pre-activation: written by `BiasGelu`, read by `GeluGradient`.
+    /// The pre-activation: written by `BiasGelu` and `BiasThenGelu`, read by `GeluGradient` and `ThenGeluGradient`.
     pub pre: u64,
+    /// Partial column sums of our own products with `ThenGeluGradient` or `BiasGradient`, else 0.
+    pub sums: u64,
 }
 
-/// A pinned algorithm with its descriptors, ready to run.
+/// A pinned algorithm, ready to run.
+enum Ready {
+    CublasLt(Descriptors, sys::cublasLtMatmulAlgo_t),
+    Hopper(Tiling),
+}
+
 struct Plan {
-    descriptors: Descriptors,
-    algo: sys::cublasLtMatmulAlgo_t,
+    ready: Ready,
     record: GemmPlan,
     /// Whether the shape was known before the first step, and the plan is worth keeping.
     announced: bool,
 }
 
-/// cuBLASLt on one GPU.
+/// Matrix products on one GPU.
 pub struct Gemm {
     gpu: Arc<Gpu>,
     handle: sys::cublasLtHandle_t,
     version: u64,
     workspace: Region,
+    /// The words by which the parts of our own split sums take turns; zero between products.
+    turns: Region,
     plans: BTreeMap<GemmKey, Plan>,
     tuned: Vec<Tuned>,
 }
@@ -76,7 +87,8 @@ impl Gemm {
         gpu.bind()?;
         let handle = result::create_handle().map_err(|e| fail(gpu, "cublasLtCreate", e))?;
         let workspace = memory.region("matrix multiplication workspace", workspace_bytes(gpu.info.major))?;
-        Ok(Gemm { gpu: Arc::clone(gpu), handle, version, workspace, plans: BTreeMap::new(), tuned: Vec::new() })
+        let turns = memory.region("turns of split sums", gemm_hopper::TURNS_BYTES)?;
+        Ok(Gemm { gpu: Arc::clone(gpu), handle, version, workspace, turns, plans: BTreeMap::new(), tuned: Vec::new() })
     }
 
     /// cuBLASLt's version: 130100 is 13.1.0.
@@ -105,7 +117,7 @@ impl Gemm {
 
     /// Makes sure that each of `keys` has a plan: from a lock, the program's own, this user's file, or by timing.
     /// Without `known_plans`, all that no lock has pinned are timed.
-    pub fn prepare(&mut self, keys: &[GemmKey], known_plans: bool) -> Result<()> {
+    pub fn prepare(&mut self, kernels: &Kernels, keys: &[GemmKey], known_plans: bool) -> Result<()> {
         let (info, workspace) = (&self.gpu.info, self.workspace.bytes());
         let file = known_plans.then(|| UserPlans::of_user(&info.name, self.version, workspace));
         let mut known = Vec::new();
@@ -127,7 +139,7 @@ impl Gemm {
         if open.is_empty() {
             return Ok(());
         }
-        let tuned = self.tune(&open)?;
+        let tuned = self.tune(kernels, &open)?;
         for result in &tuned {
             self.pin(&result.plan, true)?;
         }
@@ -140,34 +152,85 @@ impl Gemm {
         Ok(())
     }
 
-    /// Runs a product in stream order.
-    ///
-    /// # Safety
-    /// The addresses are those of live device buffers that hold the matrices of `key`.
-    pub unsafe fn run(&mut self, operation: &'static str, key: GemmKey, operands: Operands) -> Result<()> {
-        self.gpu.bind()?;
-        let aligned =
-            [operands.left, operands.right, operands.out, operands.bias, operands.pre].iter().all(|address| address % 256 == 0);
-        if !aligned {
-            // The plans were chosen for this alignment.
-            return Err(self.gpu.refuse(operation, format!("a matrix does not start at a multiple of 256 bytes ({key})")));
+    /// The tiling of our own kernel that does the operation of `key` whole, or `None` where cuBLASLt's product is followed
+    /// by kernels for the rest.
+    pub fn own(&mut self, key: GemmKey) -> Result<Option<Tiling>> {
+        match &self.plan(key)?.ready {
+            Ready::Hopper(tiling) => Ok(Some(*tiling)),
+            Ready::CublasLt(..) => Ok(None),
         }
+    }
+
+    fn plan(&mut self, key: GemmKey) -> Result<&Plan> {
         if !self.plans.contains_key(&key) {
             let record = self.heuristic_first(key)?;
             self.pin(&record, false)?;
         }
-        let plan = &self.plans[&key];
-        plan.descriptors.set_pointers(&operands).map_err(|e| fail(&self.gpu, operation, e))?;
+        Ok(&self.plans[&key])
+    }
+
+    /// Runs a product in stream order: all of the operation, or what cuBLASLt can do of it (see [`Gemm::own`]).
+    ///
+    /// # Safety
+    /// The addresses are those of live device buffers that hold the matrices of `key`.
+    pub unsafe fn run(&mut self, kernels: &Kernels, operation: &'static str, key: GemmKey, operands: Operands) -> Result<()> {
+        self.gpu.bind()?;
+        let Operands { left, right, out, bias, pre, sums, .. } = operands;
+        if [left, right, out, bias, pre, sums].iter().any(|address| address % 256 != 0) {
+            // The plans were chosen for this alignment.
+            return Err(self.gpu.refuse(operation, format!("a matrix does not start at a multiple of 256 bytes ({key})")));
+        }
+        self.plan(key)?;
         // SAFETY: the caller's promise about the addresses; the plan was checked for this shape.
-        unsafe { launch(self.handle, plan, &operands, &self.workspace, &self.gpu) }.map_err(|e| fail(&self.gpu, operation, e))
+        unsafe { self.start(kernels, operation, &self.plans[&key], &operands) }
+    }
+
+    /// # Safety
+    /// As for [`Gemm::run`].
+    unsafe fn start(&self, kernels: &Kernels, operation: &'static str, plan: &Plan, operands: &Operands) -> Result<()> {
+        match &plan.ready {
+            // SAFETY: the caller's promise; every product leaves the turns at zero.
+            Ready::Hopper(tiling) => unsafe {
+                gemm_hopper::launch(kernels, operation, &plan.record.key, tiling, operands, self.turns.address())
+            },
+            Ready::CublasLt(descriptors, algo) => {
+                let fail = |e| fail(&self.gpu, operation, e);
+                descriptors.set_pointers(&operands.only(plan.record.key.epilogue)).map_err(fail)?;
+                // SAFETY: the caller's promise.
+                unsafe { launch(self.handle, descriptors, algo, operands, &self.workspace, &self.gpu) }.map_err(fail)
+            }
+        }
     }
 
     /// Checks `record` on this library and GPU, and pins it.
     fn pin(&mut self, record: &GemmPlan, announced: bool) -> Result<()> {
-        let refuse = |why: &str| self.gpu.refuse("cublasLtMatmulAlgoCheck", format!("the plan for {} {why}", record.key));
-        let words = record.algo_words().ok_or_else(|| refuse("is not 64 bytes in hexadecimal"))?;
+        let ready = self.ready(record)?;
+        self.plans.insert(record.key, Plan { ready, record: record.clone(), announced });
+        Ok(())
+    }
+
+    fn ready(&self, record: &GemmPlan) -> Result<Ready> {
+        match &record.algorithm {
+            Algorithm::CublasLt(plan) => self.ready_cublaslt(&record.key, plan),
+            Algorithm::Hopper { hopper } => {
+                let flaw = if gemm_hopper::fits(&self.gpu.info) {
+                    gemm_hopper::flaw(&record.key, hopper)
+                } else {
+                    Some("is for Hopper's instructions, which this GPU lacks")
+                };
+                match flaw {
+                    Some(flaw) => Err(self.gpu.refuse("gemm_hopper", format!("the plan for {} {flaw}", record.key))),
+                    None => Ok(Ready::Hopper(*hopper)),
+                }
+            }
+        }
+    }
+
+    fn ready_cublaslt(&self, key: &GemmKey, plan: &CublasLt) -> Result<Ready> {
+        let refuse = |why: &str| self.gpu.refuse("cublasLtMatmulAlgoCheck", format!("the plan for {key} {why}"));
+        let words = plan.words().ok_or_else(|| refuse("is not 64 bytes in hexadecimal"))?;
         let algo = sys::cublasLtMatmulAlgo_t { data: words };
-        let descriptors = Descriptors::new(&record.key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
+        let descriptors = Descriptors::new(key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
         let mut checked = std::mem::MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
         // SAFETY: all descriptors are live; an all-zero result is a valid one.
         let (status, checked) = unsafe {
@@ -184,11 +247,10 @@ impl Gemm {
             return Err(refuse("needs a larger workspace"));
         }
         let attributes = attributes(&algo).map_err(|e| fail(&self.gpu, "cublasLtMatmulAlgoConfigGetAttribute", e))?;
-        if attributes != record.attributes {
-            return Err(refuse(&format!("says {:?}, its 64 bytes mean {attributes:?}", record.attributes)));
+        if attributes != plan.attributes {
+            return Err(refuse(&format!("says {:?}, its 64 bytes mean {attributes:?}", plan.attributes)));
         }
-        self.plans.insert(record.key, Plan { descriptors, algo, record: record.clone(), announced });
-        Ok(())
+        Ok(Ready::CublasLt(descriptors, algo))
     }
 
     /// The library's first deterministic answer.
@@ -227,8 +289,9 @@ impl Gemm {
         for candidate in found.iter().filter(|c| c.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS) {
             let attributes = attributes(&candidate.algo).map_err(error)?;
             if adds_in_order(&attributes) && candidate.workspaceSize as u64 <= self.workspace.bytes() {
-                let algo = GemmPlan::encode(candidate.algo.data);
-                plans.push(GemmPlan { key: *key, algo, attributes, workspace_bytes: candidate.workspaceSize as u64 });
+                let algo = CublasLt::encode(candidate.algo.data);
+                let plan = CublasLt { algo, attributes, workspace_bytes: candidate.workspaceSize as u64 };
+                plans.push(GemmPlan { key: *key, algorithm: Algorithm::CublasLt(plan) });
             }
         }
         if plans.is_empty() {
@@ -267,17 +330,18 @@ fn adds_in_order(attributes: &Attributes) -> bool {
 }
 
 /// # Safety
-/// The operands are live buffers of the plan's shape; the plan's pointers are set.
+/// The operands are live buffers of the descriptors' shape; the descriptors' pointers are set.
 unsafe fn launch(
     handle: sys::cublasLtHandle_t,
-    plan: &Plan,
+    descriptors: &Descriptors,
+    algo: &sys::cublasLtMatmulAlgo_t,
     operands: &Operands,
     workspace: &Region,
     gpu: &Gpu,
 ) -> Result<(), result::CublasError> {
     let alpha = 1.0f32;
     let beta = if operands.add { 1.0f32 } else { 0.0 };
-    let Descriptors { desc, a, b, d } = plan.descriptors;
+    let Descriptors { desc, a, b, d } = *descriptors;
     // In columns the factors swap places: the row-major right factor is the left one.
     let (first, second) = (operands.right, operands.left);
     // SAFETY: the caller's promise; alpha and beta are read before the call returns.
@@ -295,7 +359,7 @@ unsafe fn launch(
             d,
             operands.out as *mut c_void,
             d,
-            &raw const plan.algo,
+            std::ptr::from_ref(algo),
             workspace.address() as *mut c_void,
             workspace.bytes() as usize,
             gpu.stream().cast(),
@@ -345,8 +409,8 @@ impl Descriptors {
         made.set(A::CUBLASLT_MATMUL_DESC_TRANSA, transposed(a_transposed))?;
         made.set(A::CUBLASLT_MATMUL_DESC_TRANSB, transposed(b_transposed))?;
         let epilogue = match key.epilogue {
-            Epilogue::Nothing => E::CUBLASLT_EPILOGUE_DEFAULT,
-            Epilogue::Bias => E::CUBLASLT_EPILOGUE_BIAS,
+            Epilogue::Nothing | Epilogue::ThenGeluGradient | Epilogue::BiasGradient => E::CUBLASLT_EPILOGUE_DEFAULT,
+            Epilogue::Bias | Epilogue::BiasThenGelu => E::CUBLASLT_EPILOGUE_BIAS,
             Epilogue::BiasGelu => E::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
             Epilogue::GeluGradient => E::CUBLASLT_EPILOGUE_DGELU,
         };
@@ -357,7 +421,8 @@ impl Descriptors {
             made.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, width as i64)?;
         }
         // The heuristic wants to see that there are pointers; `run` sets the true ones.
-        made.set_pointers(&Operands { left: 0, right: 0, out: 0, add: false, bias: 256, pre: 256 }.only(key.epilogue))?;
+        let some = Operands { left: 0, right: 0, out: 0, add: false, bias: 256, pre: 256, sums: 0 };
+        made.set_pointers(&some.only(key.epilogue))?;
         Ok(made)
     }
 
@@ -379,10 +444,11 @@ impl Descriptors {
 }
 
 impl Operands {
-    /// Without the addresses that `epilogue` does not use.
+    /// Without the addresses that cuBLASLt does not use under `epilogue`.
     fn only(self, epilogue: Epilogue) -> Operands {
+        let bias = matches!(epilogue, Epilogue::Bias | Epilogue::BiasGelu | Epilogue::BiasThenGelu);
         Operands {
-            bias: if matches!(epilogue, Epilogue::Bias | Epilogue::BiasGelu) { self.bias } else { 0 },
+            bias: if bias { self.bias } else { 0 },
             pre: if matches!(epilogue, Epilogue::BiasGelu | Epilogue::GeluGradient) { self.pre } else { 0 },
             ..self
         }

@@ -34,7 +34,8 @@ pub enum Types {
     Tf32,
 }
 
-/// What happens to the fp32 sum before it is rounded and stored.
+/// What the operation does beside the product. What cuBLASLt cannot fuse (the last three), kernels of their own do
+/// after its product; our own products do all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Epilogue {
@@ -45,6 +46,12 @@ pub enum Epilogue {
     BiasGelu,
     /// Multiplies by the derivative of GELU at the stored pre-activation.
     GeluGradient,
+    /// Adds a bias, rounds and stores the sum beside, and applies GELU to what was stored.
+    BiasThenGelu,
+    /// Rounds, multiplies by the derivative of GELU at the stored pre-activation, and adds the columns of the result.
+    ThenGeluGradient,
+    /// Adds the columns of `dout` beside: the gradient of the bias.
+    BiasGradient,
 }
 
 /// What a plan is for: all that the choice of an algorithm depends on.
@@ -86,11 +93,9 @@ pub struct Attributes {
     pub cluster_shape: u16,
 }
 
-/// A pinned algorithm.
+/// An algorithm of cuBLASLt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GemmPlan {
-    #[serde(flatten)]
-    pub key: GemmKey,
+pub struct CublasLt {
     /// cuBLASLt's 64 bytes, in hexadecimal.
     pub algo: String,
     #[serde(flatten)]
@@ -98,9 +103,9 @@ pub struct GemmPlan {
     pub workspace_bytes: u64,
 }
 
-impl GemmPlan {
+impl CublasLt {
     /// The 64 bytes as cuBLASLt's structure holds them; `None` when the text is damaged.
-    pub fn algo_words(&self) -> Option<[u64; 8]> {
+    pub fn words(&self) -> Option<[u64; 8]> {
         let bytes = hex::decode(&self.algo).ok()?;
         let mut words = [0; 8];
         if bytes.len() != 64 {
@@ -115,6 +120,39 @@ impl GemmPlan {
     pub fn encode(words: [u64; 8]) -> String {
         hex::encode(words.map(u64::to_le_bytes).concat())
     }
+}
+
+/// How a product of `gemm_hopper.cu` is cut into pieces of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Tiling {
+    /// Columns of a tile; its rows are 128.
+    pub width: u32,
+    /// Blocks that share what they load: 1 or 2.
+    pub cluster: u32,
+    /// Tiles above each other that are worked on before the next column. Changes no bit.
+    pub group: u32,
+    /// Parts in which a weight gradient's sum is made; else 1.
+    pub splits: u32,
+}
+
+/// Who multiplies, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Algorithm {
+    /// Our own kernels, with everything fused.
+    Hopper {
+        hopper: Tiling,
+    },
+    CublasLt(CublasLt),
+}
+
+/// A pinned algorithm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GemmPlan {
+    #[serde(flatten)]
+    pub key: GemmKey,
+    #[serde(flatten)]
+    pub algorithm: Algorithm,
 }
 
 /// The plans that this user's machine has tuned for one GPU model and one version of cuBLASLt.
@@ -213,15 +251,32 @@ mod tests {
         let key =
             GemmKey { product: Product::Forward, rows: 1024, c_in: 768, c_out, types: Types::Bf16, epilogue: Epilogue::Bias };
         let attributes = Attributes { algorithm: 66, tile: 20, split_k: 1, cluster_shape: 3, ..Attributes::default() };
-        GemmPlan { key, algo: GemmPlan::encode([fill; 8]), attributes, workspace_bytes: 0 }
+        let algorithm = Algorithm::CublasLt(CublasLt { algo: CublasLt::encode([fill; 8]), attributes, workspace_bytes: 1 << 40 });
+        GemmPlan { key, algorithm }
+    }
+
+    fn own(c_out: u64) -> GemmPlan {
+        let hopper = Tiling { width: 192, cluster: 2, group: 8, splits: 3 };
+        GemmPlan { algorithm: Algorithm::Hopper { hopper }, ..plan(c_out, 0) }
     }
 
     #[test]
     fn the_64_bytes_survive_the_text() {
         let words = [0, 1, u64::MAX, 0x0123_4567_89ab_cdef, 4, 5, 6, 7];
-        let plan = GemmPlan { algo: GemmPlan::encode(words), ..plan(8, 0) };
-        assert_eq!(plan.algo_words(), Some(words));
-        assert_eq!(GemmPlan { algo: plan.algo[2..].to_owned(), ..plan }.algo_words(), None);
+        let plan = CublasLt { algo: CublasLt::encode(words), attributes: Attributes::default(), workspace_bytes: 0 };
+        assert_eq!(plan.words(), Some(words));
+        assert_eq!(CublasLt { algo: plan.algo[2..].to_owned(), ..plan }.words(), None);
+    }
+
+    #[test]
+    fn both_kinds_of_plans_survive_json_and_say_what_they_are() {
+        for plan in [plan(768, 7), own(3072)] {
+            let json = serde_json::to_string(&plan).expect("plain data");
+            assert_eq!(serde_json::from_str::<GemmPlan>(&json).expect("a plan"), plan, "{json}");
+        }
+        let json = serde_json::to_string(&own(8)).expect("plain data");
+        assert!(json.ends_with(r#""hopper":{"width":192,"cluster":2,"group":8,"splits":3}}"#), "{json}");
+        assert!(serde_json::from_str::<GemmPlan>(&json.replace("width", "breadth")).is_err(), "half a plan is none");
     }
 
     #[test]
@@ -229,8 +284,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let plans = |version| UserPlans::new(Some(folder.path().join("plans")), "NVIDIA H100 80GB HBM3", version, 64);
         plans(130_100).add(&[plan(768, 1), plan(3072, 2)]).expect("written");
-        plans(130_100).add(&[plan(768, 9), plan(2304, 3)]).expect("written");
-        assert_eq!(plans(130_100).read(), [plan(768, 1), plan(2304, 3), plan(3072, 2)]);
+        plans(130_100).add(&[plan(768, 9), own(2304)]).expect("written");
+        assert_eq!(plans(130_100).read(), [plan(768, 1), own(2304), plan(3072, 2)]);
         assert_eq!(plans(130_200).read(), [], "another version has its own file");
     }
 
@@ -238,7 +293,11 @@ mod tests {
     fn shipped_plans_are_whole_and_for_their_own_kind_of_gpu() {
         for shipped in SHIPPED {
             let file: PlanFile = toml::from_str(shipped.text).expect("a plan file");
-            assert!(!file.plan.is_empty() && file.plan.iter().all(|plan| plan.algo_words().is_some()));
+            let whole = |plan: &GemmPlan| match &plan.algorithm {
+                Algorithm::Hopper { hopper } => hopper.splits > 0,
+                Algorithm::CublasLt(plan) => plan.words().is_some(),
+            };
+            assert!(!file.plan.is_empty() && file.plan.iter().all(whole));
             let found = |sms| super::shipped(shipped.architecture, sms, file.cublaslt, file.workspace_bytes);
             assert_eq!(found(shipped.sm_count), file.plan);
             assert_eq!(found(shipped.sm_count - 1), []);

@@ -1,11 +1,14 @@
 //! Choosing algorithms by time, before the first step.
 //!
 //! The heuristic's first answer is up to 18 % slower than its best one, so all its answers run on
-//! random data (zeros run faster than real numbers do), each timed with events on the device.
+//! random data (zeros run faster than real numbers do), each timed with events on the device. Beside
+//! them run our own kernels. What is timed is the whole operation: where cuBLASLt cannot fuse GELU or a
+//! bias's gradient, the kernels that follow its product count.
 
 use std::time::{Duration, Instant};
 
 use super::super::driver::Event;
+use super::super::launch::{gelu, reduce};
 use super::super::memory::{Memory, Staging};
 use super::*;
 
@@ -31,9 +34,18 @@ pub struct Tuned {
     pub candidates: usize,
 }
 
+/// Matrices to time candidates on.
+#[derive(Clone, Copy)]
+struct Bench<'a> {
+    kernels: &'a Kernels,
+    operands: Operands,
+    /// Room for partial column sums.
+    sums: u64,
+}
+
 impl Gemm {
     /// Times the candidates of each key. Takes memory for the largest matrices, and gives it back.
-    pub(super) fn tune(&mut self, keys: &[GemmKey]) -> Result<Vec<Tuned>> {
+    pub(super) fn tune(&mut self, kernels: &Kernels, keys: &[GemmKey]) -> Result<Vec<Tuned>> {
         let size = |elements: u64, types: Types| elements * if matches!(types, Types::Bf16) { 2 } else { 4 };
         let input_size = |elements: u64, types: Types| elements * if matches!(types, Types::F32 | Types::Tf32) { 4 } else { 2 };
         let largest = |f: &dyn Fn(&GemmKey) -> u64| keys.iter().map(f).max().unwrap_or(0);
@@ -45,9 +57,13 @@ impl Gemm {
             Product::BackwardInput => k.rows * k.c_in,
             Product::BackwardWeight => k.c_in * k.c_out,
         };
-        let has_pre = |k: &GemmKey| matches!(k.epilogue, Epilogue::BiasGelu | Epilogue::GeluGradient);
+        let has_pre = |k: &GemmKey| {
+            use Epilogue as E;
+            matches!(k.epilogue, E::BiasGelu | E::GeluGradient | E::BiasThenGelu | E::ThenGeluGradient)
+        };
         let pre = largest(&|k| if has_pre(k) { size(out(k), k.types) } else { 0 });
         let bias = largest(&|k| size(k.c_out, k.types));
+        let sums = largest(&|k| reduce::partials_bytes(k.rows, k.c_in.max(k.c_out)));
 
         let mut memory = Memory::new(Arc::clone(&self.gpu));
         let mut staging = Staging::new(&self.gpu)?;
@@ -57,6 +73,7 @@ impl Gemm {
         let out = memory.region(what, largest(&|k| size(out(k), k.types)))?;
         let pre = memory.region(what, pre.max(256))?;
         let bias = memory.region(what, bias.max(256))?;
+        let sums = memory.region(what, sums.max(256))?;
         let mut filled = None;
         let mut results = Vec::new();
         for key in keys {
@@ -75,39 +92,47 @@ impl Gemm {
                 add: key.product == Product::BackwardWeight,
                 bias: bias.address(),
                 pre: pre.address(),
-            }
-            .only(key.epilogue);
+                sums: if matches!(key.epilogue, Epilogue::ThenGeluGradient | Epilogue::BiasGradient) {
+                    sums.address()
+                } else {
+                    0
+                },
+            };
+            let bench = Bench { kernels, sums: sums.address(), operands };
             if results.is_empty() {
-                self.warm_up(key, &operands)?;
+                self.warm_up(key, &bench)?;
             }
-            results.push(self.tune_one(key, &operands)?);
+            results.push(self.tune_one(key, &bench)?);
         }
         self.gpu.synchronize("tuning")?;
         Ok(results)
     }
 
     /// Heats the chip with the heuristic's first answer, if that runs.
-    fn warm_up(&self, key: &GemmKey, operands: &Operands) -> Result<()> {
-        let record = self.heuristic_first(*key)?;
-        let algo = sys::cublasLtMatmulAlgo_t { data: record.algo_words().expect("made from 64 bytes") };
-        let descriptors = Descriptors::new(key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
-        let plan = Plan { descriptors, algo, record, announced: false };
-        plan.descriptors.set_pointers(operands).map_err(|e| fail(&self.gpu, "tuning", e))?;
+    fn warm_up(&self, key: &GemmKey, bench: &Bench<'_>) -> Result<()> {
+        let plan = self.candidate(self.heuristic_first(*key)?)?;
         let started = Instant::now();
         // SAFETY: `tune` sized the matrices for the largest of its keys.
-        while started.elapsed() < WARM_UP && unsafe { self.time(&plan, operands, 20) }?.is_some() {}
+        while started.elapsed() < WARM_UP && unsafe { self.time(&plan, bench, 20) }?.is_some() {}
         Ok(())
     }
 
-    fn tune_one(&self, key: &GemmKey, operands: &Operands) -> Result<Tuned> {
-        let descriptors = || Descriptors::new(key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e));
+    fn candidate(&self, record: GemmPlan) -> Result<Plan> {
+        Ok(Plan { ready: self.ready(&record)?, record, announced: true })
+    }
+
+    fn tune_one(&self, key: &GemmKey, bench: &Bench<'_>) -> Result<Tuned> {
+        let descriptors = Descriptors::new(key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
+        let mut records = self.candidates(key, &descriptors)?;
+        if gemm_hopper::fits(&self.gpu.info) {
+            let own = |hopper| GemmPlan { key: *key, algorithm: Algorithm::Hopper { hopper } };
+            records.extend(gemm_hopper::tilings(key, self.gpu.info.sm_count).into_iter().map(own));
+        }
         let mut timed = Vec::new();
-        for record in self.candidates(key, &descriptors()?)? {
-            let algo = sys::cublasLtMatmulAlgo_t { data: record.algo_words().expect("made from 64 bytes") };
-            let plan = Plan { descriptors: descriptors()?, algo, record, announced: true };
-            plan.descriptors.set_pointers(operands).map_err(|e| fail(&self.gpu, "tuning", e))?;
+        for record in records {
+            let plan = self.candidate(record)?;
             // SAFETY: `tune` sized the matrices for the largest of its keys.
-            if let Some(us) = unsafe { self.time(&plan, operands, 3) }? {
+            if let Some(us) = unsafe { self.time(&plan, bench, 3) }? {
                 timed.push((us, plan));
             }
         }
@@ -123,14 +148,15 @@ impl Gemm {
         for _ in 0..TURNS {
             for ((_, plan), times) in timed.iter().zip(&mut turns) {
                 // SAFETY: as above.
-                times.extend(unsafe { self.time(plan, operands, 1) }?);
+                times.extend(unsafe { self.time(plan, bench, 1) }?);
             }
         }
         for ((us, _), times) in timed.iter_mut().zip(&mut turns) {
             times.sort_by(f32::total_cmp);
             *us = times.get(times.len() / 2).copied().unwrap_or(f32::INFINITY);
         }
-        let cost = |(us, plan): &(f32, Plan)| if plan.record.attributes.split_k > 1 { us * SPLIT_MUST_WIN_BY } else { *us };
+        let is_split = |plan: &Plan| matches!(&plan.record.algorithm, Algorithm::CublasLt(lt) if lt.attributes.split_k > 1);
+        let cost = |(us, plan): &(f32, Plan)| if is_split(plan) { us * SPLIT_MUST_WIN_BY } else { *us };
         let (us, plan) = timed.into_iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).expect("at least one ran");
         Ok(Tuned { plan: plan.record, us, first_us, candidates })
     }
@@ -138,10 +164,10 @@ impl Gemm {
     /// Median time in microseconds of `repeats` runs after one; `None` when the algorithm fails to start.
     ///
     /// # Safety
-    /// As for `launch`.
-    unsafe fn time(&self, plan: &Plan, operands: &Operands, repeats: usize) -> Result<Option<f32>> {
+    /// The matrices of `bench` are large enough for the plan.
+    unsafe fn time(&self, plan: &Plan, bench: &Bench<'_>, repeats: usize) -> Result<Option<f32>> {
         // SAFETY: the caller's promise.
-        let run = || unsafe { launch(self.handle, plan, operands, &self.workspace, &self.gpu) };
+        let run = || unsafe { self.operation(plan, bench) };
         if run().is_err() {
             return Ok(None);
         }
@@ -157,6 +183,32 @@ impl Gemm {
         let mut times = marks.windows(2).map(|pair| pair[1].ms_since(&pair[0]).map(|ms| ms * 1e3)).collect::<Result<Vec<_>>>()?;
         times.sort_by(f32::total_cmp);
         Ok(Some(times[times.len() / 2]))
+    }
+
+    /// The product, and behind cuBLASLt's the passes that our own does not need.
+    ///
+    /// # Safety
+    /// As for [`Gemm::time`].
+    unsafe fn operation(&self, plan: &Plan, bench: &Bench<'_>) -> Result<()> {
+        const OP: &str = "tuning";
+        let Bench { kernels: k, sums, operands } = *bench;
+        let key = plan.record.key;
+        // SAFETY: the caller's promise, for all of these.
+        unsafe {
+            self.start(k, OP, plan, &operands)?;
+            match (&plan.ready, key.epilogue) {
+                (Ready::CublasLt(..), Epilogue::BiasThenGelu) => {
+                    gelu::forward_at(k, OP, operands.out, operands.pre, key.rows * key.c_out)
+                }
+                (Ready::CublasLt(..), Epilogue::ThenGeluGradient) => {
+                    gelu::backward_at(k, OP, sums, operands.out, operands.pre, key.rows, key.c_in)
+                }
+                (Ready::CublasLt(..), Epilogue::BiasGradient) => {
+                    reduce::column_sum_at(k, OP, sums, operands.left, key.rows, key.c_out)
+                }
+                _ => Ok(()),
+            }
+        }
     }
 
     /// Fills a region with uniform numbers in [-1, 1), repeating a few MiB of them.

@@ -1,25 +1,11 @@
 //! Launches of `attention_forward_hopper.cu` and `attention_backward_hopper.cu`: attention by the tensor memory
 //! accelerator and warpgroup products of sm_90a.
 
-use cudarc::driver::sys;
-
-use super::super::args::{Bf16, F32, Field, In, Kernel, Out, kernel_args};
+use super::super::args::{Bf16, F32, In, Kernel, Out, kernel_args};
 use super::super::driver::Gpu;
 use super::super::modules::{Geometry, Kernels};
+use super::tensor_map::{Swizzle, TensorMap};
 use crate::ops::{Dtype, Heads, Result, Rows};
-
-/// The driver's description of a tensor for the accelerator.
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-pub struct TensorMap {
-    opaque: [u64; 16],
-}
-
-impl Field for TensorMap {
-    fn c_type() -> String {
-        "TensorMap".to_owned()
-    }
-}
 
 kernel_args! { "attention_forward_hopper.cu" ForwardArgs { qkv: TensorMap, out: Out<Bf16>, lse: Out<F32>, tokens: i32, heads: i32 } }
 
@@ -53,29 +39,8 @@ fn tensor_map(k: &Kernels, op: &'static str, address: u64, rows: Rows, slices: u
     let token = 2 * head_size * slices;
     let dimensions = [head_size, slices, rows.seq as u64, rows.batch as u64];
     let strides = [2 * head_size, token, token * rows.seq as u64];
-    let boxes = [64u32, 1, TILE as u32, 1];
-    // The driver wants the alignment of its own type, which is stricter than the hardware's.
-    let mut map = sys::CUtensorMap { opaque: [0; 16] };
-    // SAFETY: all arrays have as many entries as the rank says, and are copied before the call returns; the address
-    // is only written down.
-    let status = unsafe {
-        sys::cuTensorMapEncodeTiled(
-            &raw mut map,
-            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            4,
-            address as *mut std::ffi::c_void,
-            dimensions.as_ptr(),
-            strides.as_ptr(),
-            boxes.as_ptr(),
-            [1u32; 4].as_ptr(),
-            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        )
-    };
-    status.result().map_err(|e| k.gpu.fail(op, e))?;
-    Ok(TensorMap { opaque: map.opaque })
+    let boxes = [64, 1, TILE as u32, 1];
+    TensorMap::new(&k.gpu, op, address, dimensions, &strides, boxes, Swizzle::Bytes128)
 }
 
 /// Operands and shape, checked by the caller: addresses of tensors that are long enough.

@@ -16,10 +16,17 @@ pub const FORWARD: Kernel<GeluArgs> = Kernel::new("gelu_forward");
 pub const BACKWARD: Kernel<GeluBackwardArgs> = Kernel::new("gelu_backward");
 
 pub fn forward(k: &Kernels, op: &'static str, out: &mut Buf, pre: &Buf, len: usize) -> Result<()> {
-    let args =
-        GeluArgs { out: Out::at(k.act(op, "out", out, len)?), pre: In::at(k.act(op, "pre", pre, len)?), length: len as u64 };
+    let (out, pre) = (k.act(op, "out", out, len)?, k.act(op, "pre", pre, len)?);
     // SAFETY: both lengths were checked.
-    unsafe { k.launch(op, &FORWARD, Geometry::new((len as u64).div_ceil(4096), 256), &args) }
+    unsafe { forward_at(k, op, out, pre, len as u64) }
+}
+
+/// # Safety
+/// Both addresses are those of `length` elements.
+pub unsafe fn forward_at(k: &Kernels, op: &'static str, out: u64, pre: u64, length: u64) -> Result<()> {
+    let args = GeluArgs { out: Out::at(out), pre: In::at(pre), length };
+    // SAFETY: the caller's promise.
+    unsafe { k.launch(op, &FORWARD, Geometry::new(length.div_ceil(4096), 256), &args) }
 }
 
 /// Writes where no memory is, as a kernel with a defect would.
@@ -41,16 +48,24 @@ pub fn backward_in_place(
     width: usize,
 ) -> Result<()> {
     k.row_length(op, width)?;
-    let gradient = k.act(op, "dpre", dpre, n * width)?;
-    let args = GeluBackwardArgs {
-        dpre: Out::at(gradient),
-        partials: Out::at(partials),
-        dout: In::at(gradient),
-        pre: In::at(k.act(op, "pre", pre, n * width)?),
-        rows: n as u64,
-        width: width as u64,
-    };
-    // SAFETY: the lengths were checked; the kernel allows dout and dpre to be one; the scratch is the
-    // caller's promise.
-    unsafe { k.launch(op, &BACKWARD, column_geometry(n as u64, width as u64), &args) }
+    let (dpre, pre) = (k.act(op, "dpre", dpre, n * width)?, k.act(op, "pre", pre, n * width)?);
+    // SAFETY: the lengths were checked; the scratch is the caller's promise.
+    unsafe { backward_at(k, op, partials, dpre, pre, n as u64, width as u64) }
+}
+
+/// # Safety
+/// `dpre` and `pre` are addresses of `rows` times `width` elements, and `partials` has room for their sums.
+pub unsafe fn backward_at(
+    k: &Kernels,
+    op: &'static str,
+    partials: u64,
+    dpre: u64,
+    pre: u64,
+    rows: u64,
+    width: u64,
+) -> Result<()> {
+    let args =
+        GeluBackwardArgs { dpre: Out::at(dpre), partials: Out::at(partials), dout: In::at(dpre), pre: In::at(pre), rows, width };
+    // SAFETY: the caller's promise; the kernel allows dout and dpre to be one.
+    unsafe { k.launch(op, &BACKWARD, column_geometry(rows, width), &args) }
 }

@@ -9,9 +9,11 @@ pub mod digest;
 pub mod elementwise;
 pub mod embedding;
 pub mod gelu;
+pub mod gemm_hopper;
 pub mod layernorm;
 pub mod optimizer;
 pub mod reduce;
+pub mod tensor_map;
 
 use super::args::KernelInfo;
 
@@ -25,7 +27,7 @@ fn slices(channels: usize) -> u64 {
 
 /// Every kernel that is launched anywhere.
 pub fn kernels() -> Vec<KernelInfo> {
-    vec![
+    let mut all = vec![
         embedding::FORWARD.describe(),
         embedding::SORT_COUNT.describe(),
         embedding::SORT_SCATTER.describe(),
@@ -65,7 +67,9 @@ pub fn kernels() -> Vec<KernelInfo> {
         decode::STORE.describe(),
         decode::ATTENTION[0].describe(),
         decode::ATTENTION[1].describe(),
-    ]
+    ];
+    all.extend(gemm_hopper::kernels());
+    all
 }
 
 #[cfg(test)]
@@ -138,6 +142,7 @@ mod tests {
         check::<attention::BackwardArgs>();
         check::<attention_hopper::ForwardArgs>();
         check::<attention_hopper::BackwardArgs>();
+        check::<gemm_hopper::GemmArgs>();
         check::<decode::DecodeEmbeddingArgs>();
         check::<decode::DecodeLinearArgs>();
         check::<decode::DecodeStoreArgs>();

@@ -29,14 +29,17 @@ pub fn column_geometry(n: u64, width: u64) -> Geometry {
 /// Leaves partial column sums of `dout` (n, width), of [`partials_bytes`], in `partials`.
 pub fn column_sum(k: &Kernels, op: &'static str, partials: u64, dout: &Buf, n: usize, width: usize) -> Result<()> {
     k.row_length(op, width)?;
-    let args = ColumnSumArgs {
-        partials: Out::at(partials),
-        dout: In::at(k.act(op, "dout", dout, n * width)?),
-        rows: n as u64,
-        width: width as u64,
-    };
+    let dout = k.act(op, "dout", dout, n * width)?;
     // SAFETY: the length was checked; the scratch is the caller's promise.
-    unsafe { k.launch(op, &COLUMN_SUM, column_geometry(n as u64, width as u64), &args) }
+    unsafe { column_sum_at(k, op, partials, dout, n as u64, width as u64) }
+}
+
+/// # Safety
+/// `dout` is the address of `rows` times `width` elements, and `partials` has room for their sums.
+pub unsafe fn column_sum_at(k: &Kernels, op: &'static str, partials: u64, dout: u64, rows: u64, width: u64) -> Result<()> {
+    let args = ColumnSumArgs { partials: Out::at(partials), dout: In::at(dout), rows, width };
+    // SAFETY: the caller's promise.
+    unsafe { k.launch(op, &COLUMN_SUM, column_geometry(rows, width), &args) }
 }
 
 /// Where reduced columns go: the first `split` of `width` to `first`, the rest to `second`.
