@@ -5,7 +5,7 @@
 //! line, and watches. A line on a child's stdin is a wish to stop, and the end of it is the end of the parent, after
 //! which no child stays.
 
-use std::io::Write;
+use std::io::{IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -62,6 +62,11 @@ pub fn role(experiment: &Experiment, asked: Option<usize>, runs: &Path) -> anyho
     Ok(if ranks == 1 { Role::Alone } else { Role::Parent(ranks) })
 }
 
+/// Whether a launcher has started this process, and nobody sits before it.
+pub fn is_launched() -> bool {
+    launch::is_launched(&|name| std::env::var(name).ok()) && !std::io::stdin().is_terminal()
+}
+
 /// As many of this machine's GPUs as the virtual workers can be divided among; 1 without any.
 fn all_gpus(experiment: &Experiment) -> anyhow::Result<usize> {
     let gpus = match experiment.device.kind {
@@ -116,6 +121,7 @@ fn told(error: &ExchangeError) -> bool {
 
 /// Does a rank's `work`. An error says whose it is; one that every rank has is rank 0's to tell.
 pub fn as_rank(place: Place, work: impl FnOnce(&Place) -> anyhow::Result<ExitCode>) -> anyhow::Result<ExitCode> {
+    stop::begin().context("cannot listen to the parent")?;
     let error = match work(&place) {
         Ok(code) => return Ok(code),
         Err(error) => error,
@@ -210,7 +216,9 @@ impl Family {
             for (rank, process) in self.children.iter_mut().enumerate().filter(|(_, process)| process.ended.is_none()) {
                 let Some(status) = process.child.try_wait().context("cannot wait for a rank")? else { continue };
                 process.ended = Some(status);
-                if !status.success() && failed.is_none() {
+                // Who ends as all do may leave rank 0 to draw and to tidy up.
+                let together = [exit::INTERRUPTED, exit::DIVERGED].map(|code| Some(i32::from(code)));
+                if !status.success() && !together.contains(&status.code()) && failed.is_none() {
                     failed = Some(Instant::now());
                 }
                 if status.code().is_none() {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::initial;
+use super::locking::Expected;
 use super::ranks::{self, Role};
 use super::run_argument;
 use super::session::{self, Place, Session};
@@ -44,7 +45,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn train(args: Args, path: &Path, loaded: Loaded, rank: Option<&ranks::Place>) -> anyhow::Result<ExitCode> {
-    let how = How { edited: !args.set.is_empty(), allow_drift: args.allow_drift, json: args.json };
+    let how = How { edited: !args.set.is_empty(), allow_drift: args.allow_drift, expected: None, json: args.json };
     go_on(Team::join(rank, &loaded)?, path, loaded, how)
 }
 
@@ -53,6 +54,8 @@ pub struct How {
     /// Whether the experiment may have other keys than the run's own.
     pub edited: bool,
     pub allow_drift: bool,
+    /// The lock to hold the run to.
+    pub expected: Option<Expected>,
     pub json: bool,
 }
 
@@ -78,5 +81,5 @@ pub fn go_on(mut team: Team, path: &Path, mut loaded: Loaded, how: How) -> anyho
         None => {}
     }
     let resume = session::Resume { found, allow_drift: how.allow_drift, edited: how.edited };
-    Session { loaded, device, data, initial, place, expected: None, team, json: how.json }.train(Some(resume))
+    Session { loaded, device, data, initial, place, expected: how.expected, team, json: how.json }.train(Some(resume))
 }

@@ -61,19 +61,22 @@ fn train(args: Args, mut loaded: Loaded, rank: Option<&ranks::Place>) -> anyhow:
     let mut team = Team::join(rank, &loaded)?;
     let name = args.name.unwrap_or_else(|| loaded.experiment.name.clone());
     let path = args.runs.join(&name);
-    // Rank 0 looks, for soon there will be a folder.
-    if args.or_resume && team.agree("whether there is a run", RunPaths::new(&path).experiment().exists())? {
-        return resume::go_on(team, &path, loaded, resume::How { edited: true, allow_drift: false, json: args.json });
-    }
     let beside = lock::beside(&args.experiment);
     let lock = args.lock.or_else(|| Some(beside).filter(|beside| !args.no_lock && beside.exists()));
     let expected = lock.as_deref().map(Expected::read).transpose()?;
+    // Rank 0 looks, for soon there will be a folder.
+    if args.or_resume && team.agree("whether there is a run", RunPaths::new(&path).experiment().exists())? {
+        let how = resume::How { edited: true, allow_drift: false, expected, json: args.json };
+        return resume::go_on(team, &path, loaded, how);
+    }
     let data = session::Data::open(&mut loaded)?;
     let initial = initial::read(&loaded.experiment, None, false)?;
     let device = session::Device::open_for(&loaded.experiment, &team)?;
     // Last, so that nothing is left behind when anything above fails.
     let place = match args.overwrite {
         _ if !team.is_first() => Place::Told,
+        // A kill may have left a folder in which nothing had begun.
+        false if args.or_resume => Place::Open(RunFolder::create_again(&args.runs, &name)?),
         false => Place::Open(RunFolder::create(&args.runs, &name, false)?),
         true => Place::Replace { runs: args.runs, name },
     };

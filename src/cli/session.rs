@@ -243,7 +243,7 @@ impl OnDevice for Training {
     fn on<O: Locked>(self, mut ops: O, storage: &Storage, peak_flops: Option<f64>) -> anyhow::Result<ExitCode> {
         let Training { experiment, loaded, data, place, expected, team, json, initial, resume } = self;
         let (first, ranks) = (team.is_first(), team.size());
-        let stop = stop::flag(ranks)?;
+        let stop = stop::flag(ranks > 1 || super::ranks::is_launched())?;
         if first {
             describe(&experiment, &data, &ops, storage);
         }

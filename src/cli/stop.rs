@@ -5,11 +5,11 @@
 //! So what comes in one moment is one wish; and only whom a person asks ends at once. A rank of this program's is asked
 //! that by its parent; one under a launcher never, as launchers kill for themselves what does not end.
 //!
-//! Before training begins a signal ends the process, as it does any other: nothing could be saved.
+//! Before training begins a wish ends the process at once: nothing could be saved.
 
 use std::io::Read;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
@@ -26,18 +26,28 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Set for a child whose stdin is held by its parent.
 pub const WATCHED: &str = "RUNNER_WATCHED";
 
-/// The flag that the first wish to stop sets. `ranks` is how many share the work.
-pub fn flag(ranks: usize) -> std::io::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let (set, alone) = (stop.clone(), ranks == 1);
+/// Set once training has begun, by the first wish to stop.
+static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+/// The process that started this one.
+static LAUNCHER: OnceLock<u32> = OnceLock::new();
+
+/// Listens, in a rank, to the parent from its first moment on.
+pub fn begin() -> std::io::Result<()> {
+    LAUNCHER.get_or_init(std::os::unix::process::parent_id);
+    if std::env::var_os(WATCHED).is_some() { listen_to_parent() } else { Ok(()) }
+}
+
+/// The flag that the first wish to stop sets. `launched` is whether this process was started by a launcher, or by a
+/// parent of this program's.
+pub fn flag(launched: bool) -> std::io::Result<Arc<AtomicBool>> {
+    let stop = STOP.get_or_init(Default::default).clone();
+    let set = stop.clone();
     on_wishes(move || {
-        if set.swap(true, Ordering::SeqCst) && alone {
+        if set.swap(true, Ordering::SeqCst) && !launched {
             exit::at_once(exit::INTERRUPTED);
         }
     })?;
-    if std::env::var_os(WATCHED).is_some() {
-        listen_to_parent(stop.clone())?;
-    } else if !alone {
+    if launched && std::env::var_os(WATCHED).is_none() {
         stop_without_launcher(stop.clone())?;
     }
     Ok(stop)
@@ -58,14 +68,14 @@ pub fn on_wishes(mut wish: impl FnMut() + Send + 'static) -> std::io::Result<()>
 }
 
 /// Listens to the parent: a byte asks to stop, a second byte or the end of the stream ends this process.
-fn listen_to_parent(stop: Arc<AtomicBool>) -> std::io::Result<()> {
+fn listen_to_parent() -> std::io::Result<()> {
     let listen = move || {
         let mut byte = [0];
         let mut asked = false;
         while let Ok(1) = std::io::stdin().read(&mut byte) {
-            stop.store(true, Ordering::SeqCst);
-            if asked {
-                exit::at_once(exit::INTERRUPTED);
+            match STOP.get() {
+                Some(stop) if !asked => stop.store(true, Ordering::SeqCst),
+                _ => exit::at_once(exit::INTERRUPTED),
             }
             asked = true;
         }
@@ -76,12 +86,14 @@ fn listen_to_parent(stop: Arc<AtomicBool>) -> std::io::Result<()> {
 
 /// Asks to stop when the process that started this rank is gone: whoever killed its launcher wants no rank to go on.
 fn stop_without_launcher(stop: Arc<AtomicBool>) -> std::io::Result<()> {
-    let launcher = std::os::unix::process::parent_id();
+    let launcher = *LAUNCHER.get_or_init(std::os::unix::process::parent_id);
     let watch = move || {
         while std::os::unix::process::parent_id() == launcher {
             std::thread::sleep(LOOK);
         }
-        stop.store(true, Ordering::SeqCst);
+        if !stop.swap(true, Ordering::SeqCst) {
+            anstream::eprintln!("the process that started this rank is gone: saving, and stopping");
+        }
     };
     std::thread::Builder::new().name("launcher".into()).spawn(watch).map(|_| ())
 }

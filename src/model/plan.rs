@@ -207,13 +207,14 @@ impl MemoryPlan {
         }
         // One partial sum for each level of the tree over the workers of this device.
         let levels = share.workers(experiment).next_power_of_two().trailing_zeros();
-        let on_host = storage.host_apart && experiment.memory.partial_sums == PartialSums::Host;
-        if !on_host {
+        let elsewhere = experiment.memory.partial_sums == PartialSums::Host;
+        if elsewhere && storage.host_apart {
+            plan.count(Category::Host, "sums of virtual workers", u64::from(levels) * tensors(4).sum::<u64>());
+        } else {
             (0..levels).for_each(|_| plan.all(Category::Gradients, "sums of virtual workers", tensors(4)));
-        } else if levels > 0 {
+        }
+        if elsewhere && levels > 0 {
             plan.add(Category::Scratch, "sums of virtual workers on their way back", 4 * tree::staged(&specs) as u64);
-            let sums = u64::from(levels) * tensors(4).sum::<u64>();
-            plan.count(Category::Host, "sums of virtual workers", sums);
         }
         if let Some(positions) = experiment.sample_positions() {
             for spec in decode::layout(&experiment.model, Room { streams: 1, positions }) {

@@ -171,8 +171,8 @@ pub trait Ops {
     fn dtype(&self, role: Role) -> Dtype;
     /// A zeroed buffer of `len` elements.
     fn alloc(&mut self, role: Role, len: usize) -> Result<Self::Buf>;
-    /// Like [`Ops::alloc`] of `Role::F32`, in the host's memory where the device has its own. For
-    /// [`Ops::copy`] alone, which can move it while other work goes on.
+    /// `len` elements of f32 in the host's memory, where the device has its own; what they are is not defined. For
+    /// [`Ops::copy`] alone, which can move them while other work goes on.
     fn alloc_host(&mut self, len: usize) -> Result<Self::Buf> {
         self.alloc(Role::F32, len)
     }
@@ -515,8 +515,10 @@ pub fn aside<O: Ops, E: From<DeviceError>>(
 ) -> std::result::Result<(), E> {
     ops.turn_aside()?;
     let done = work(ops);
-    ops.turn_back()?;
-    done
+    let back = ops.turn_back();
+    // What failed first is the reason.
+    done?;
+    Ok(back?)
 }
 
 /// A range of stored bytes of the buffer with this index in some list.

@@ -280,7 +280,6 @@ impl<O: Ops> Ops for Timed<O> {
         self.inner.identity(buf)
     }
 
-    // What is replayed as a whole has no parts to time.
     fn turn_aside(&mut self) -> Result<()> {
         self.inner.turn_aside()
     }
@@ -293,6 +292,7 @@ impl<O: Ops> Ops for Timed<O> {
         self.inner.join_lanes()
     }
 
+    // What is replayed as a whole has no parts to time.
     fn replay(&mut self, key: [u64; 4]) -> Result<bool> {
         if self.recording { Ok(false) } else { self.inner.replay(key) }
     }

@@ -44,7 +44,7 @@ pub trait Exchange<O: Ops>: Send {
     /// Gives the regions `gives` of `bufs` to `peer` and fills `takes` with what it gives, in order.
     /// What is given and what is filled do not overlap; the peer's regions have the same lengths.
     ///
-    /// On a GPU this is one more piece of work on the device's stream: it returns before it is done.
+    /// On a GPU this is one more piece of work on the lane in use: it returns before it is done.
     fn swap(
         &mut self,
         ops: &mut O,

@@ -162,6 +162,11 @@ fn ancestor(name: &str) -> Option<String> {
     }
 }
 
+/// Whether a launcher has started this process, alone or with others.
+pub fn is_launched(var: &dyn Fn(&str) -> Option<String>) -> bool {
+    LAUNCHERS.iter().any(|launcher| var(launcher.sign).is_some())
+}
+
 /// What a process started by `runner` itself finds in its environment.
 pub fn variables(place: &Place) -> Vec<(&'static str, String)> {
     vec![

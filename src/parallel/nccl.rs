@@ -1,7 +1,8 @@
 //! Ranks with a GPU each: what lies on devices moves by NCCL, the rest by the link.
 //!
-//! Swaps are work on the device's one stream, like any kernel: the sum that reads what was received comes after
-//! it, and the next micro-step after the new weights. No event is needed, and none can be forgotten.
+//! Swaps are work on the device's streams, like any kernel: on the lane in use, in the order they are asked for. The
+//! sum that reads what was received comes after it on the same lane; [`crate::ops::aside`] and
+//! [`crate::ops::Ops::join_lanes`] order the lanes, and with them the calls of NCCL, alike on all ranks.
 
 use super::exchange::{Exchange, Hosted, Link, all_gather, broadcast};
 use super::rendezvous::host_name;

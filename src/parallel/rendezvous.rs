@@ -45,7 +45,7 @@ pub enum RendezvousError {
     Listen { rank: usize, at: Option<String>, source: io::Error },
     #[error("cannot {doing} `{}`: {source}\n  hint: the folder must be shared by all ranks", path.display())]
     Folder { doing: &'static str, path: PathBuf, source: io::Error },
-    #[error("rank 0 refuses this rank: {why}")]
+    #[error("rank 0 turns this rank away: {why}")]
     Refused { why: String },
     #[error("rank {rank} did not find rank 0 of run `{run}` within {seconds} s: {last}\n  hint: {hint}")]
     NotFound { rank: usize, run: String, seconds: u64, last: String, hint: &'static str },
@@ -255,7 +255,12 @@ fn try_register(address: &str, greeting: &Greeting, deadline: Instant) -> io::Re
     // The answer comes when the last rank has come, or when rank 0, which may have started later, gives up.
     let left = deadline.saturating_duration_since(Instant::now());
     stream.set_read_timeout(Some(left + GREETING))?;
-    wire::read_answer(&mut stream)
+    wire::read_answer(&mut stream).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            io::Error::new(error.kind(), "somebody listens there, but not all ranks have come")
+        }
+        _ => error,
+    })
 }
 
 fn dial(address: &str) -> io::Result<TcpStream> {

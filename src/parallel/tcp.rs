@@ -50,6 +50,10 @@ struct Shared {
 struct Line {
     /// Whole frames are written under the lock.
     stream: Mutex<TcpStream>,
+    /// Another handle to it, that closes it under whoever is writing.
+    closer: TcpStream,
+    /// Whether this rank has closed it, so that its end is no news.
+    cut: AtomicBool,
     last: Mutex<Sign>,
 }
 
@@ -139,7 +143,8 @@ impl Tcp {
             inboxes.insert(peer, receiver);
             let (operation, step) = ("the start".to_owned(), 0);
             let last = Sign { operation, step, seen: now, waiting: None, progress: 0, since: now, ended: false };
-            shared.insert(peer, Line { stream: Mutex::new(stream), last: Mutex::new(last) });
+            let closer = stream.try_clone()?;
+            shared.insert(peer, Line { stream: Mutex::new(stream), closer, cut: AtomicBool::new(false), last: Mutex::new(last) });
         }
         let shared = Arc::new(Shared {
             rank: place.rank,
@@ -180,6 +185,7 @@ impl Link for Tcp {
         let mut now = lock(&self.shared.now);
         (now.step, now.steady) = (step, true);
         now.progress += 1;
+        now.since = Instant::now();
     }
 
     fn host(&self, rank: usize) -> String {
@@ -299,6 +305,9 @@ impl Shared {
         for (peer, line) in &self.lines {
             let sign = lock(&line.last).clone();
             if let Some(why) = self.silence(&sign).filter(|_| !sign.ended) {
+                // A line that nobody reads may be full: nobody should wait to write what will not arrive.
+                line.cut.store(true, Ordering::SeqCst);
+                let _ = line.closer.shutdown(Shutdown::Both);
                 return self.fail(*peer, why);
             }
         }
@@ -389,7 +398,8 @@ impl Shared {
                 Body::Beat { .. } | Body::Bye => {}
             }
         }
-        if !lock(&line.last).ended && !self.closing.load(Ordering::SeqCst) {
+        let expected = self.closing.load(Ordering::SeqCst) || line.cut.load(Ordering::SeqCst);
+        if !lock(&line.last).ended && !expected {
             self.fail(peer, "has died: its line closed".into());
         }
     }

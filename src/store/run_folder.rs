@@ -124,6 +124,21 @@ impl RunFolder {
         RunFolder::with(folder, lock)
     }
 
+    /// Like [`RunFolder::create`], also where a kill has left a run that had not begun: a lock, or half of one, and no
+    /// experiment.
+    pub fn create_again(root: &Path, name: &str) -> Result<RunFolder> {
+        check_name(name)?;
+        let folder = root.join(name);
+        let paths = RunPaths::new(&folder);
+        if folder.is_dir() && !paths.experiment().exists() {
+            let held = lock(&folder)?;
+            atomic::clean(&folder)?;
+            atomic::remove_if_there(&paths.lock_file())?;
+            drop(held);
+        }
+        RunFolder::create(root, name, false)
+    }
+
     /// Locks the folder of a run that is there, and removes what a kill left half written.
     pub fn open(folder: &Path) -> Result<RunFolder> {
         if !folder.is_dir() || !is_used(folder)? {

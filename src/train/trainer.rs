@@ -338,10 +338,11 @@ mod tests {
     fn the_memory_plan_is_what_the_trainer_allocates() {
         let text = "[model]\nlayers = 3\nheads = 2\nchannels = 32\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n[batch]\nmicro = 2\n\
             seq_len = 8\ntokens = 128\n[schedule]\nsteps = 1\n[parallel]\nworkers = 8\n[precision]\nmaster_weights = MASTERS\n\
-            [memory]\nrecompute = LEVEL\n[sample]\nevery = SAMPLES\n";
-        for (masters, level) in [("true", "0"), ("true", "1"), ("false", "2")] {
+            [memory]\nrecompute = LEVEL\npartial_sums = 'PLACE'\n[sample]\nevery = SAMPLES\n";
+        for (masters, level, place) in [("true", "0", "device"), ("true", "1", "host"), ("false", "2", "device")] {
+            let samples = if level == "2" { "5" } else { "0" };
             let text =
-                text.replace("MASTERS", masters).replace("LEVEL", level).replace("SAMPLES", if level == "2" { "5" } else { "0" });
+                text.replace("MASTERS", masters).replace("LEVEL", level).replace("SAMPLES", samples).replace("PLACE", place);
             let experiment = experiment::load_text("t", &text, &[]).expect("a whole experiment").experiment;
             let storage = Storage { scratch: Scratch::default(), ..Storage::cuda(&experiment) };
             let plan = MemoryPlan::of(&experiment, &Storage { taken: |sizes| sizes.iter().sum(), ..storage });
@@ -349,7 +350,12 @@ mod tests {
             // The token ids of a decoder are too few to be planned.
             let ids = if level == "2" { 3 * 2 * 32 } else { 0 };
             assert_eq!(plan.total() + ids, trainer.ops.taken.iter().sum::<u64>(), "masters {masters}, recompute {level}");
-            assert_eq!(plan.category(Category::Scratch), 0);
+            let largest = trainer.model.specs.iter().map(|spec| 4 * spec.len as u64).max();
+            let staged = largest.filter(|_| place == "host").unwrap_or(0);
+            assert_eq!(plan.category(Category::Scratch), staged, "{place}");
+            let on_host =
+                plan.entries.iter().find(|entry| entry.name == "sums of virtual workers" && entry.category == Category::Host);
+            assert_eq!(on_host.map_or(0, |entry| entry.bytes), trainer.ops.taken_of_host.iter().sum::<u64>(), "{place}");
         }
     }
 }

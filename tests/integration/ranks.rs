@@ -252,7 +252,7 @@ fn ranks_started_with_other_settings_are_refused_before_anything_is_changed() {
         command.envs(slurm(rank)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts")
     });
     let [zero, one] = children.map(|child| end(child, Duration::from_secs(60)));
-    one.assert_fails(1, &["rank 0 refuses this rank", "another experiment"]);
+    one.assert_fails(1, &["rank 0 turns this rank away", "another experiment"]);
     zero.assert_fails(1, &["rank 1 did not come within 3 s"]);
     assert!(!lab.path("ci").exists());
 }

@@ -57,6 +57,10 @@ fn one_command_started_again_and_again_ends_in_the_uninterrupted_run_and_refuses
     assert_eq!(lab.run(CI, again).root(), expected);
     assert_eq!(lab.ledger("ci"), whole.ledger("ci"));
     assert_eq!(lab.run(CI, again).root(), expected, "a finished run is finished");
+    // A kill before anything had begun.
+    std::fs::create_dir_all(lab.path("new/checkpoints")).expect("a folder");
+    std::fs::write(lab.path("new/lock.toml"), "half a lo").expect("a file");
+    assert_eq!(lab.run(CI, &["--or-resume", "--name", "new"]).root(), expected);
     let other = lab.run(CI, &["--or-resume", "--set", "schedule.learning_rate=0.5"]);
     other.assert_fails(5, &["schedule.learning_rate"]);
 }

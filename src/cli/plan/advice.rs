@@ -31,7 +31,11 @@ pub fn what_fits(experiment: &Experiment, gpu: &str, usable: u64) -> String {
     };
     let here = found.into_iter().filter(|advice| !advice.change.starts_with("--"));
     let lines: String = here.map(line).collect();
-    if lines.is_empty() { "\n  hint: no micro-batch and no level of recomputation fits".into() } else { lines }
+    if lines.is_empty() {
+        "\n  hint: no micro-batch, no level of recomputation and no place of partial sums fits".into()
+    } else {
+        lines
+    }
 }
 
 /// Changes of one kind each that fit into `usable` bytes; changes of bits last.
@@ -75,6 +79,13 @@ pub(super) fn advice(experiment: &Experiment, place: Place, share: Share, usable
         while changed.batch.micro.is_multiple_of(2) {
             changed.batch.micro /= 2;
             let mut change = format!("batch.micro = {}", changed.batch.micro);
+            if changed.parallel.zero > 1 {
+                // A smaller micro-batch makes a second micro-step.
+                changed.parallel.zero = 1;
+            }
+            if changed.parallel.zero != experiment.parallel.zero {
+                change.push_str(", parallel.zero = 1");
+            }
             if recompute != experiment.memory.recompute {
                 change.push_str(&format!(", memory.recompute = {recompute}"));
             }

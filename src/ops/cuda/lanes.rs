@@ -48,7 +48,12 @@ impl Lanes {
         if self.trial.forget == Some(Forgotten::Fork) {
             return Ok(());
         }
-        self.forked.hold()
+        let held = self.forked.hold();
+        if held.is_err() {
+            // Nobody will turn back.
+            self.gpu.set_aside(false);
+        }
+        held
     }
 
     /// Sends what follows to the main lane again.

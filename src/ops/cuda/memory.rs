@@ -242,7 +242,7 @@ impl Drop for Pinned {
     fn drop(&mut self) {
         // Copies that are still under way read or write this memory.
         if self.gpu.synchronize("cuMemFreeHost").is_ok() {
-            // SAFETY: allocated in `new`, freed here alone.
+            // SAFETY: allocated in `unwritten`, freed here alone.
             let _ = unsafe { cudarc::driver::result::free_host(self.pointer.cast()) };
         }
     }

@@ -192,6 +192,10 @@ pub fn shipped(architecture: &str, sm_count: u32, cublaslt: u64, workspace_bytes
         .collect()
 }
 
+/// Number of the form of a user's plan file. A build that does not know a word in it would take the file for damaged, and
+/// overwrite it.
+const FORMAT: u32 = 2;
+
 /// The file of a user's plans.
 pub struct UserPlans {
     file: Option<PathBuf>,
@@ -203,7 +207,7 @@ pub struct UserPlans {
 impl UserPlans {
     pub fn new(folder: Option<PathBuf>, gpu: &str, cublaslt: u64, workspace_bytes: u64) -> UserPlans {
         let name: String = gpu.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
-        let file = folder.map(|folder| folder.join(format!("{name}-{cublaslt}.toml")));
+        let file = folder.map(|folder| folder.join(format!("{name}-{cublaslt}-v{FORMAT}.toml")));
         UserPlans { file, gpu: gpu.to_owned(), cublaslt, workspace_bytes }
     }
 
@@ -308,7 +312,7 @@ mod tests {
     fn a_damaged_plan_file_is_no_plan_file() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let plans = UserPlans::new(Some(folder.path().to_path_buf()), "gpu", 1, 64);
-        std::fs::write(folder.path().join("gpu-1.toml"), "plan = 7").expect("written");
+        std::fs::write(folder.path().join(format!("gpu-1-v{FORMAT}.toml")), "plan = 7").expect("written");
         assert_eq!(plans.read(), []);
     }
 }

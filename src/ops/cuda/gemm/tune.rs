@@ -12,7 +12,7 @@ use super::super::launch::{gelu, reduce};
 use super::super::memory::{Memory, Staging};
 use super::*;
 
-/// An unsplit sum wins unless a split one is faster by more than this: it needs no workspace, and its
+/// An unsplit sum of cuBLASLt's wins unless a split one is faster by more than this: it needs no workspace, and its
 /// order is the plainest.
 const SPLIT_MUST_WIN_BY: f32 = 1.02;
 /// Candidates that go into the second, longer round.

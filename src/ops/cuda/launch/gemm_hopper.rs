@@ -132,7 +132,8 @@ pub fn flaw(key: &GemmKey, tiling: &Tiling) -> Option<&'static str> {
     }
     let tiles = extent.cluster_tiles(width, cluster) * u64::from(cluster);
     // Past these, numbers of pieces would not fit the kernels' integers.
-    if extent.m.max(extent.n).max(extent.k) > 1 << 24 || tiles > 1 << 24 || !(1..=1 << 16).contains(&group) {
+    let in_group = u64::from(group) * extent.column_tiles(width);
+    if extent.m.max(extent.n).max(extent.k) > 1 << 24 || tiles > 1 << 24 || group == 0 || in_group > 1 << 30 {
         return Some("is for matrices that are too large");
     }
     let parts = u64::from(splits);
@@ -257,7 +258,8 @@ pub unsafe fn launch(
         unused: 0,
     };
     // A piece of a split sum waits for the one before. That one has a lower number, so it is done or under way where all
-    // blocks run at once: no more blocks than multiprocessors, one of which has room for one.
+    // blocks run at once: no more blocks than multiprocessors, one of which has room for one. Work of the side lane may
+    // hold some of those for a while, a swap until its peer comes; it always ends, for the peer's oldest work waits for nobody.
     let workers = u64::from(k.gpu.info.sm_count / cluster).min(extent.cluster_tiles(width, cluster) * u64::from(splits));
     let geometry = Geometry { shared: SHARED_BYTES, ..Geometry::new(workers * u64::from(cluster), THREADS) };
     // SAFETY: the caller's promise; the maps hold the true extents.
