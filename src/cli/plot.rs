@@ -10,9 +10,12 @@ use crate::report::{self, Baselines, PlotOptions, RunData, Size, Theme, XAxis};
 /// Draw loss, HellaSwag, gradient norm and learning rate of one run, or of several over each other.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Run folder, name under runs/, or a main.log file of the reference
+    /// Run folder, name under `--runs`, or a main.log file of the reference
     #[arg(value_name = "RUN", required = true)]
-    runs: Vec<String>,
+    run: Vec<String>,
+    /// Folder that holds the run folders
+    #[arg(long, default_value = "runs", value_name = "DIR")]
+    runs: PathBuf,
     /// A file ending in .png or .svg, or a folder for loss.png and loss.svg [default: plots/ in the
     /// run folder, when there is one run]
     #[arg(short, long, value_name = "PATH")]
@@ -87,7 +90,7 @@ impl Baseline {
 
 /// Draws, and prints the paths written to stdout.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let runs: Vec<RunData> = args.runs.iter().map(|run| RunData::load(run)).collect::<Result<_, _>>()?;
+    let runs: Vec<RunData> = args.run.iter().map(|run| RunData::load(run, &args.runs)).collect::<Result<_, _>>()?;
     let own_folder = match runs.as_slice() {
         [run] => run.folder.as_ref().map(|folder| folder.join("plots")),
         _ => None,

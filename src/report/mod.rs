@@ -75,9 +75,9 @@ pub struct PlotOptions {
 /// Why there is no picture.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    #[error("found no run `{run}`: expected a run folder, a name under `{}/`, or a main.log{}",
-        run_data::RUNS, nearest.as_ref().map_or(String::new(), |name| format!("\n  hint: did you mean `{name}`?")))]
-    NotFound { run: String, nearest: Option<String> },
+    #[error("found no run `{run}`: expected a run folder, a name under `{}`, or a main.log{}",
+        runs.display(), nearest.as_ref().map_or(String::new(), |name| format!("\n  hint: did you mean `{name}`?")))]
+    NotFound { run: String, runs: PathBuf, nearest: Option<String> },
     #[error("`{}` has no rows yet\n  hint: the first row appears after the first step", path.display())]
     Empty { path: PathBuf },
     #[error("nothing to plot: no run was given")]

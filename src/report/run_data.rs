@@ -9,9 +9,6 @@ use crate::model::weights::Weights;
 use crate::store::main_log::{self, MAIN_LOG};
 use crate::store::metrics::{self, JSONL, MetricsRow, PARQUET};
 
-/// The folder in which a bare name is looked up.
-pub const RUNS: &str = "runs";
-
 /// One run, loaded.
 #[derive(Clone, Debug)]
 pub struct RunData {
@@ -45,10 +42,10 @@ pub struct ModelFacts {
 }
 
 impl RunData {
-    /// Finds and loads a run: a run folder, the name of one under `runs/`, or a `main.log`.
-    pub fn load(run: &str) -> Result<RunData, ReportError> {
+    /// Finds and loads a run: a run folder, the name of one under `runs`, or a `main.log`.
+    pub fn load(run: &str, runs: &Path) -> Result<RunData, ReportError> {
         let path = Path::new(run);
-        let named = Path::new(RUNS).join(run);
+        let named = runs.join(run);
         if path.is_file() {
             RunData::from_log(path)
         } else if path.is_dir() {
@@ -56,7 +53,7 @@ impl RunData {
         } else if named.is_dir() {
             RunData::from_folder(&named)
         } else {
-            Err(ReportError::NotFound { run: run.to_owned(), nearest: nearest_run(run) })
+            Err(ReportError::NotFound { run: run.to_owned(), runs: runs.to_owned(), nearest: nearest_run(run, runs) })
         }
     }
 
@@ -147,8 +144,8 @@ fn name_of(path: &Path) -> String {
 }
 
 /// The run under `runs/` whose name is most like a name that is not there.
-fn nearest_run(name: &str) -> Option<String> {
-    let mut names: Vec<String> = std::fs::read_dir(RUNS)
+fn nearest_run(name: &str, runs: &Path) -> Option<String> {
+    let mut names: Vec<String> = std::fs::read_dir(runs)
         .ok()?
         .flatten()
         .filter(|entry| entry.path().is_dir())
@@ -258,7 +255,8 @@ mod tests {
         std::fs::create_dir(&run).unwrap();
         std::fs::write(run.join(MAIN_LOG), "s:0 tel:11.0\n").unwrap();
         for path in [run.clone(), run.join(MAIN_LOG)] {
-            let loaded = RunData::load(path.to_str().unwrap()).unwrap();
+            let loaded = RunData::load(path.to_str().unwrap(), Path::new("runs")).unwrap();
+            assert_eq!(RunData::load("log_gpt2_124M", folder.path()).unwrap().name, loaded.name);
             assert_eq!((loaded.name.as_str(), loaded.has_tokens), ("log_gpt2_124M", false));
         }
     }
@@ -266,8 +264,9 @@ mod tests {
     #[test]
     fn what_cannot_be_loaded_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let error = RunData::load("no-such-run").unwrap_err().to_string();
-        assert!(error.contains("`no-such-run`"), "{error}");
+        std::fs::create_dir(folder.path().join("such-a-run")).unwrap();
+        let error = RunData::load("no-such-run", folder.path()).unwrap_err().to_string();
+        assert!(error.contains("`no-such-run`") && error.contains("did you mean `such-a-run`"), "{error}");
         std::fs::write(folder.path().join(JSONL), "").unwrap();
         let error = RunData::from_folder(folder.path()).unwrap_err().to_string();
         assert!(error.contains("no rows"), "{error}");
