@@ -164,7 +164,7 @@ pub fn parent(ranks: usize, runs: &Path) -> anyhow::Result<ExitCode> {
             local_rank: rank,
             local_size: ranks,
             run: run.clone(),
-            meeting: Meeting::Folder(runs.into()),
+            meeting: Meeting::Folder(family.folder.clone()),
         };
         let mut command = Command::new(&program);
         command.args(std::env::args_os().skip(1)).envs(launch::variables(&place)).env(stop::WATCHED, "1").stdin(Stdio::piped());

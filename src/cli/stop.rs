@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Set for a child whose stdin is held by its parent.
 pub const WATCHED: &str = "RUNNER_WATCHED";
 
-/// Set once training has begun, by the first wish to stop.
+/// There once training has begun; the first wish to stop sets it.
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 /// The process that started this one.
 static LAUNCHER: OnceLock<u32> = OnceLock::new();

@@ -231,10 +231,10 @@ mod tests {
 
     #[test]
     fn work_is_shared_and_what_is_exchanged_grows() {
-        let experiment = shipped("gpt2_33b.toml", &[]);
+        // With eight workers one device would add up what eight exchange.
+        let experiment = shipped("gpt2_33b.toml", &["parallel.workers=1"]);
         let (one, eight) = (on_h100(&experiment, 1), on_h100(&experiment, 8));
-        // One adds up what eight exchange.
-        assert!((one.step.gradients / eight.step.gradients - 8.0).abs() < 0.03, "{one:?} {eight:?}");
+        assert!((one.step.gradients / eight.step.gradients - 8.0).abs() < 0.01, "{one:?} {eight:?}");
         assert!((one.step.update / eight.step.update - 8.0).abs() < 0.1);
         assert!(one.step.exchange == 0.0 && eight.step.exchange > 0.0 && eight.step.exchange < 0.1 * eight.step.total());
         assert!(eight.forward > 0.2 * eight.step.gradients / 8.0 && eight.forward < 0.4 * eight.step.gradients / 8.0);

@@ -32,7 +32,6 @@ pub fn are_gradients_sharded(experiment: &Experiment, ranks: usize) -> bool {
 pub struct Sums<O: Ops> {
     tree: GradientTree<O>,
     shards: Shards,
-    rank: usize,
     /// Gradients on their way in; none where there is no other rank.
     received: Option<O::Buf>,
     /// The sums of this rank's shard by tensor, where they alone are kept.
@@ -42,16 +41,18 @@ pub struct Sums<O: Ops> {
 }
 
 impl<O: Ops> Sums<O> {
-    /// Room for the sums, and for the gradients that the backward pass writes.
+    /// Room for the sums, and for the gradients that the backward pass writes, on this `rank`. `sharded` is whether it
+    /// needs the sums of no more than its shard.
     pub fn new(
         ops: &mut O,
         experiment: &Experiment,
         like: &Weights<ParamSpec>,
         shards: &Shards,
-        exchange: &mut dyn Exchange<O>,
+        rank: usize,
+        sharded: bool,
     ) -> Result<(Sums<O>, Weights<O::Buf>)> {
-        let (rank, ranks, alone) = (exchange.link().rank(), exchange.link().size(), exchange.alone());
-        let divided = !alone && are_gradients_sharded(experiment, ranks);
+        let ranks = shards.ranks();
+        let divided = sharded && are_gradients_sharded(experiment, ranks);
         let written = if divided { like.clone().with_blocks(BLOCKS) } else { like.clone() };
         let grads = written.try_map(|spec| ops.alloc(Role::F32, spec.len))?;
         let mut room = |piece: Piece| Ok((piece.tensor, ops.alloc(Role::F32, piece.len)?));
@@ -59,8 +60,7 @@ impl<O: Ops> Sums<O> {
         let tree = GradientTree::new(ops, experiment.parallel.workers / ranks, like, experiment.memory.partial_sums)?;
         let half = Some(shards.largest_half()).filter(|_| ranks > 1);
         let received = half.map(|len| ops.alloc(Role::F32, len)).transpose()?;
-        let sharded = experiment.parallel.zero >= 1 && !alone;
-        Ok((Sums { tree, shards: shards.clone(), rank, received, own, sharded }, grads))
+        Ok((Sums { tree, shards: shards.clone(), received, own, sharded }, grads))
     }
 
     /// Whether groups go on while others are computed, which takes a backward pass that hands them over.
@@ -109,8 +109,9 @@ impl<O: Ops> Sums<O> {
         }
         if let Some(own) = &mut self.own {
             let grads = grads.group(group);
-            let places = shards.held(group, self.rank, shards.rounds());
-            for (place, piece) in places.iter().zip(shards.owned_of(group, self.rank)) {
+            let rank = exchange.link().rank();
+            let places = shards.held(group, rank, shards.rounds());
+            for (place, piece) in places.iter().zip(shards.owned_of(group, rank)) {
                 let own = own.get_mut(&piece.tensor).expect("a buffer for every piece of the shard");
                 ops.copy(own, 0, grads[place.tensor], place.start, place.len)?;
             }

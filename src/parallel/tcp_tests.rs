@@ -110,27 +110,28 @@ fn a_rank_that_comes_no_further_is_named_and_not_those_who_wait_for_it() {
     assert!(errors.iter().all(|text| text.contains("rank 3 on ") && text.contains("no further")), "{errors:?}");
 }
 
-/// Works without end, as a call of the device's would that waits for other ranks: until somebody has failed.
-fn stuck(link: &Tcp, began: Instant) -> String {
-    while lock(&link.shared.failure).is_none() && began.elapsed() < SOON {
-        thread::sleep(LOOK);
-    }
-    lock(&link.shared.failure).clone().map_or("nobody failed".into(), |failure| failure.error().to_string())
+/// What ranks say of the first failure while all of them work without end, as a call of the device's would that waits for other
+/// ranks. `first` is done by each before.
+fn stuck(size: usize, timeout: Duration, first: impl Fn(&Tcp) + Sync) -> Vec<String> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let began = Instant::now();
+    run(size, folder.path(), timeout, |mut link| {
+        link.mark(9);
+        first(&link);
+        while lock(&link.shared.failure).is_none() && began.elapsed() < SOON {
+            thread::sleep(LOOK);
+        }
+        let failure = lock(&link.shared.failure).clone();
+        link.finish();
+        failure.map_or("nobody failed".into(), |failure| failure.error().to_string())
+    })
 }
 
 #[test]
 fn a_rank_that_falls_silent_is_named_also_when_its_peers_wait_in_a_call_of_the_device() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let began = Instant::now();
-    let texts = run(4, folder.path(), Duration::from_millis(800), |mut link| {
-        link.mark(9);
-        if link.rank() == 3 {
-            // Its thread for signs of life ends; its lines stay.
-            link.shared.closing.store(true, Ordering::SeqCst);
-        }
-        let text = stuck(&link, began);
-        link.finish();
-        text
+    let texts = stuck(4, Duration::from_millis(800), |link| {
+        // The thread for signs of life ends; the lines stay.
+        link.shared.closing.store(link.rank() == 3, Ordering::SeqCst);
     });
     // Rank 0 has no line to rank 3 and is told.
     assert!(texts[..3].iter().all(|text| text.contains("rank 3 on ") && text.contains("no sign of life")), "{texts:?}");
@@ -138,14 +139,7 @@ fn a_rank_that_falls_silent_is_named_also_when_its_peers_wait_in_a_call_of_the_d
 
 #[test]
 fn ranks_that_are_all_stuck_in_calls_of_their_devices_end() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let began = Instant::now();
-    let texts = run(2, folder.path(), Duration::from_millis(400), |mut link| {
-        link.mark(9);
-        let text = stuck(&link, began);
-        link.finish();
-        text
-    });
+    let texts = stuck(2, Duration::from_millis(400), |_| {});
     assert!(texts.iter().all(|text| text.contains("come no further") && text.contains("step 9")), "{texts:?}");
 }
 

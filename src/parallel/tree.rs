@@ -90,3 +90,30 @@ fn add_staged<O: Ops>(ops: &mut O, dst: &mut O::Buf, src: &O::Buf, len: usize, s
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment;
+    use crate::ops::cpu::Cpu;
+
+    #[test]
+    fn a_sum_that_comes_back_in_pieces_is_the_whole_sum() {
+        let text = "[model]\nlayers = 1\nheads = 1\nchannels = 32\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n[batch]\nmicro = 1\n\
+            seq_len = 8\n[schedule]\nsteps = 1";
+        let experiment = experiment::load_text("t", text, &[]).expect("a whole experiment").experiment;
+        let mut cpu = Cpu::new(&experiment.device).expect("a CPU");
+        let len = 103;
+        let values = |scale: f32| (0..len).map(|i| scale * i as f32).collect::<Vec<f32>>();
+        for most in [4, 8, 64, 103, 200] {
+            let mut room = |len| cpu.alloc(Role::F32, len).expect("room");
+            let (mut dst, mut src, mut staging) = (room(len), room(len), room(most.min(len)));
+            cpu.upload(&mut dst, &values(1.0)).expect("an upload");
+            cpu.upload(&mut src, &values(0.5)).expect("an upload");
+            add_staged(&mut cpu, &mut dst, &src, len, &mut staging, most).expect("a sum");
+            let mut sum = vec![0.0; len];
+            cpu.download(&dst, &mut sum).expect("a download");
+            assert_eq!(sum, values(1.5), "pieces of {most}");
+        }
+    }
+}

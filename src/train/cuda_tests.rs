@@ -58,13 +58,18 @@ fn setup_rank(
 }
 
 /// The root after each of four steps.
-fn roots(settings: &[&str]) -> Option<Vec<Hash>> {
-    let (mut trainer, mut feed) = setup(settings)?;
+fn four_roots(trainer: &mut Trainer<Cuda>, feed: &mut Prefetcher) -> Vec<Hash> {
     let step = |_| {
-        trainer.step(&mut feed).expect("a step");
+        trainer.step(feed).expect("a step");
         trainer.state_root().expect("a root")
     };
-    let roots = (0..4).map(step).collect();
+    (0..4).map(step).collect()
+}
+
+/// The roots of the only rank.
+fn roots(settings: &[&str]) -> Option<Vec<Hash>> {
+    let (mut trainer, mut feed) = setup(settings)?;
+    let roots = four_roots(&mut trainer, &mut feed);
     let graphs = trainer.ops.ready_graphs();
     assert_eq!(graphs > 0, !settings.contains(&"kernels.cuda_graph=false"), "{settings:?}: {graphs} graphs");
     Some(roots)
@@ -81,14 +86,10 @@ fn cuda_graphs_and_recomputation_change_no_bit() {
     }
 }
 
-/// The root after each of four steps on a rank.
+/// The roots of a rank.
 fn roots_of_rank(settings: &[&str], exchange: impl FnOnce(&mut Cuda) -> Box<dyn Exchange<Cuda>>) -> Option<Vec<Hash>> {
     let (mut trainer, mut feed) = setup_rank(settings, exchange)?;
-    let step = |_| {
-        trainer.step(&mut feed).expect("a step");
-        trainer.state_root().expect("a root")
-    };
-    Some((0..4).map(step).collect())
+    Some(four_roots(&mut trainer, &mut feed))
 }
 
 /// Ranks as threads that share one GPU, bytes through host memory. The first run leaves its GEMM plans to the
@@ -132,11 +133,7 @@ fn cuda_gradients_that_are_divided_or_wait_on_the_host_change_no_bit() {
 fn roots_of_trial(settings: &[&str], trial: Trial, exchange: Box<dyn Exchange<Cuda>>) -> Option<Vec<Hash>> {
     let (mut trainer, mut feed) = setup_rank(settings, |_| exchange)?;
     trainer.ops.set_trial(trial);
-    let step = |_| {
-        trainer.step(&mut feed).expect("a step");
-        trainer.state_root().expect("a root")
-    };
-    Some((0..4).map(step).collect())
+    Some(four_roots(&mut trainer, &mut feed))
 }
 
 /// Gradients leave while others are computed. Either lane may be late: no bit changes. And that this test would notice

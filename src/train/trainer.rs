@@ -100,7 +100,7 @@ impl<O: Ops> Trainer<O> {
         let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
         let model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
         let shards = Shards::new(&model.specs, ops.chunk(), ranks);
-        let (sums, grads) = Sums::new(&mut ops, experiment, &model.specs, &shards, &mut *exchange)?;
+        let (sums, grads) = Sums::new(&mut ops, experiment, &model.specs, &shards, rank, sharded)?;
         let kept = if sharded { shards.owned(rank) } else { shards.whole() };
         let parts = |ops: &mut O| kept.iter().map(|piece| ops.alloc(Role::F32, piece.len)).collect::<Result<Vec<_>>>();
         let (adam_m, adam_v) = (parts(&mut ops)?, parts(&mut ops)?);

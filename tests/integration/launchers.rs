@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Finished, Lab};
+use crate::support::{Finished, Lab, output_within};
 
 const CI: &str = "experiments/ci.toml";
 const EIGHT: &[&str] =
@@ -111,21 +111,11 @@ fn run(lab: &Lab, more: &[&str]) -> String {
 
 /// The same, or to go on with it where it has begun.
 fn run_or_resume(lab: &Lab) -> String {
-    let runs = lab.path("");
-    let runs = runs.display();
-    format!("if [ -e {runs}/ci/experiment.toml ]; then exec {PROGRAM} resume ci --runs {runs}; fi; {}", run(lab, &[]))
+    format!("{} --or-resume", run(lab, &[]))
 }
 
-fn end(name: &str, mut child: Child) -> Finished {
-    let began = Instant::now();
-    while child.try_wait().expect("it can be asked").is_none() {
-        if began.elapsed() > SOON {
-            child.kill().expect("it runs");
-            panic!("{name}: it does not end");
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    let output = child.wait_with_output().expect("it has ended");
+fn end(name: &str, child: Child) -> Finished {
+    let output = output_within(name, child, SOON);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Finished { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
 }

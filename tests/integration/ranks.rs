@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Finished, Lab};
+use crate::support::{Finished, Lab, output_within};
 
 const CI: &str = "experiments/ci.toml";
 
@@ -72,16 +72,8 @@ fn start(lab: &Lab, verb: &str, what: &str, arguments: &[&str]) -> Child {
 }
 
 /// The end of a run in the background, which must come soon.
-fn end(mut child: Child, within: Duration) -> Finished {
-    let began = Instant::now();
-    while child.try_wait().expect("it can be asked").is_none() {
-        if began.elapsed() > within {
-            child.kill().expect("it runs");
-            panic!("it did not end within {within:?}");
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    child.wait_with_output().expect("it has ended").into()
+fn end(child: Child, within: Duration) -> Finished {
+    output_within("the run", child, within).into()
 }
 
 /// The process that is a rank of this parent.

@@ -79,11 +79,9 @@ pub(super) fn advice(experiment: &Experiment, place: Place, share: Share, usable
         while changed.batch.micro.is_multiple_of(2) {
             changed.batch.micro /= 2;
             let mut change = format!("batch.micro = {}", changed.batch.micro);
-            if changed.parallel.zero > 1 {
+            if experiment.parallel.zero > 1 {
                 // A smaller micro-batch makes a second micro-step.
                 changed.parallel.zero = 1;
-            }
-            if changed.parallel.zero != experiment.parallel.zero {
                 change.push_str(", parallel.zero = 1");
             }
             if recompute != experiment.memory.recompute {

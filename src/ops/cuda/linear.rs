@@ -233,25 +233,25 @@ impl Cuda {
         let epilogue = if dbias.is_some() && !known { Epilogue::BiasGradient } else { Epilogue::Nothing };
         let key = shape.key(Product::BackwardWeight, &self.options, epilogue);
         let own = self.gemm.own(key)?;
-        let mut sums = (0, (n as u64).div_ceil(reduce::COLUMN_ROWS));
+        let (mut partials, mut partial_rows) = (0, (n as u64).div_ceil(reduce::COLUMN_ROWS));
         if dbias.is_some() {
             let which = if known { Use::GeluPartials } else { Use::ColumnPartials };
-            sums.0 = self.scratch.get(&mut self.memory, which, reduce::partials_bytes(n as u64, c_out as u64))?;
+            partials = self.scratch.get(&mut self.memory, which, reduce::partials_bytes(n as u64, c_out as u64))?;
         }
         if let (Epilogue::BiasGradient, Some(tiling)) = (epilogue, &own) {
-            operands.sums = sums.0;
-            sums.1 = gemm_hopper::sum_rows(&key, tiling);
+            operands.sums = partials;
+            partial_rows = gemm_hopper::sum_rows(&key, tiling);
         }
         // SAFETY: all lengths were checked, and the scratch holds the sums.
         unsafe { self.gemm.run(&self.kernels, OP, key, operands) }?;
         let Some(dbias) = dbias else { return Ok(()) };
         let k = &self.kernels;
         if epilogue == Epilogue::BiasGradient && own.is_none() {
-            reduce::column_sum(k, OP, sums.0, dout, n, c_out)?;
+            reduce::column_sum(k, OP, partials, dout, n, c_out)?;
         }
         let width = c_out as u64;
         let targets = reduce::Targets { first: k.f32(OP, "dbias", dbias, c_out)?, second: 0, split: width, width };
-        reduce::reduce_partials(k, OP, targets, sums.0, sums.1, write)
+        reduce::reduce_partials(k, OP, targets, partials, partial_rows, write)
     }
 }
 
