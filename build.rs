@@ -30,7 +30,8 @@ fn main() {
 /// "none", or git's object id of the difference between the last commit and the sources: tracked
 /// changes as a patch, new files as name and object id.
 fn dirty_patch() -> Option<String> {
-    let mut patch = git(&[&["diff", "HEAD", "--binary", "--no-ext-diff", "--"], SOURCES.as_slice()].concat())?;
+    let mut patch =
+        git(&[&["diff", "HEAD", "--binary", "--no-ext-diff", "--"], SOURCES.as_slice()].concat())?;
     let new = git(&[&["ls-files", "--others", "--exclude-standard", "--"], SOURCES.as_slice()].concat())?;
     for name in new.lines() {
         patch.push_str(&format!("{name} {}", git(&["hash-object", "--", name])?));
@@ -38,8 +39,12 @@ fn dirty_patch() -> Option<String> {
     if patch.is_empty() {
         return Some("none".into());
     }
-    let mut hash =
-        Command::new("git").args(["hash-object", "--stdin"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().ok()?;
+    let mut hash = Command::new("git")
+        .args(["hash-object", "--stdin"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .ok()?;
     hash.stdin.take()?.write_all(patch.as_bytes()).ok()?;
     let out = hash.wait_with_output().ok()?;
     out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())

@@ -11,19 +11,20 @@
 //! * [`eval`], [`generate`]: how good the model is, and what it writes.
 //! * [`proof`]: what a run can prove: the state digest and the ledger.
 //! * [`store`]: what a run leaves on disk: folders, checkpoints, metrics.
-//! * [`report`]: pictures of it, and a page. [`export`]: the model for other programs.
+//! * [`report`]: pictures of it, and a page. [`plan`]: what a run will take. [`formats`]: models for other programs.
 //! * [`cli`]: the verbs. [`units`]: numbers for people.
 
 pub mod cli;
 pub mod data;
 pub mod eval;
 pub mod experiment;
-pub mod export;
+pub mod formats;
 pub mod generate;
 pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod parallel;
+pub mod plan;
 pub mod proof;
 pub mod report;
 pub mod rng;

@@ -31,7 +31,12 @@ impl Key {
         for _ in 0..10 {
             let a = u64::from(MULTIPLIERS[0]) * u64::from(counter[0]);
             let b = u64::from(MULTIPLIERS[1]) * u64::from(counter[2]);
-            counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
+            counter = [
+                (b >> 32) as u32 ^ counter[1] ^ key[0],
+                b as u32,
+                (a >> 32) as u32 ^ counter[3] ^ key[1],
+                a as u32,
+            ];
             key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
         }
         counter
@@ -69,7 +74,10 @@ mod tests {
     #[test]
     fn philox_matches_the_published_vectors() {
         assert_eq!(Key([0; 2]).block([0; 4]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(Key([u32::MAX; 2]).block([u32::MAX; 4]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        assert_eq!(
+            Key([u32::MAX; 2]).block([u32::MAX; 4]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
         assert_eq!(
             Key([0xa409_3822, 0x299f_31d0]).block([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344]),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]

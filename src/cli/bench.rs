@@ -14,9 +14,9 @@ use super::session::{self, Device};
 use crate::data::Prefetcher;
 use crate::experiment::{self, Experiment};
 use crate::model::flops::flops_per_token;
-use crate::model::plan::Storage;
 use crate::ops::timed::{Record, Timed};
 use crate::ops::{Ops, Role};
+use crate::plan::memory::Storage;
 use crate::train::{TrainError, Trainer};
 use crate::units;
 
@@ -52,7 +52,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let plan = session::memory_plan(experiment, &Storage::cuda(experiment)).total();
             session::require_memory(&cuda, experiment, plan)?;
             let peak = session::peak_flops(&cuda);
-            measure(Timed::new(*cuda), experiment, feed, args.steps, peak, plan, |timed| Some(timed.inner.taken_bytes()))?
+            measure(Timed::new(*cuda), experiment, feed, args.steps, peak, plan, |timed| {
+                Some(timed.inner.taken_bytes())
+            })?
         }
     };
     if args.json {
@@ -167,7 +169,9 @@ impl Measured {
         ));
         for (name, record) in &self.operations {
             let seconds = record.time.as_secs_f64();
-            let rate = |work: f64, unit: f64| if work > 0.0 { format!("{:.2}", work / seconds / unit) } else { "-".into() };
+            let rate = |work: f64, unit: f64| {
+                if work > 0.0 { format!("{:.2}", work / seconds / unit) } else { "-".into() }
+            };
             text.push_str(&format!(
                 "{name:<38} {:>6} {:>10.2} {:>5.1}% {:>9} {:>8}\n",
                 record.calls,

@@ -52,7 +52,8 @@ pub fn man(args: ManArgs) -> anyhow::Result<()> {
 /// Writes the page of a command and of all below it, and prints their paths.
 fn pages(command: &Command, name: &str, dir: &Path) -> anyhow::Result<()> {
     let path = dir.join(format!("{name}.1"));
-    std::fs::write(&path, page(command, name)?).with_context(|| format!("cannot write `{}`", path.display()))?;
+    std::fs::write(&path, page(command, name)?)
+        .with_context(|| format!("cannot write `{}`", path.display()))?;
     stdout::write(&format!("{}\n", path.display()))?;
     for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
         pages(verb, &format!("{name}-{}", verb.get_name()), dir)?;

@@ -1,5 +1,5 @@
-//! What a person sees of a run, on stderr: one calm line a step, and on a terminal a bar below, which shows an evaluation
-//! while there is one, and how far a checkpoint is that is written meanwhile.
+//! What a person sees of a run, on stderr: one calm line a step, and on a terminal a bar below, which shows
+//! an evaluation while there is one, and how far a checkpoint is that is written meanwhile.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -34,7 +34,11 @@ pub struct Console {
 impl Console {
     /// A console that prints every `every`th step, and every step that is out of the ordinary.
     pub fn new(every: u64, gpu: Arc<Shared>) -> Console {
-        let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target = if std::io::stderr().is_terminal() {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
         Console {
             bar: ProgressBar::with_draw_target(None, target),
             evaluating: None,
@@ -120,7 +124,8 @@ fn style(template: &str) -> ProgressStyle {
 
 const BOLD: anstyle::Style = anstyle::Style::new().bold();
 const DIM: anstyle::Style = anstyle::Style::new().dimmed();
-const WARN: anstyle::Style = anstyle::Style::new().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Yellow)));
+const WARN: anstyle::Style =
+    anstyle::Style::new().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Yellow)));
 
 /// A z-score as the reference prints it: signed, and `-` while the window fills.
 fn z(score: Option<f64>) -> String {
@@ -137,10 +142,18 @@ impl Listener for Console {
                 self.show_steps();
                 self.bar.enable_steady_tick(Duration::from_millis(250));
             }
-            Event::Stepped { report, step_ms, tokens_per_s, mfu, .. } => self.stepped(report, *step_ms, *tokens_per_s, *mfu),
-            Event::Evaluating { what, done, sequences } => self.evaluating(what, *done as u64, *sequences as u64),
+            Event::Stepped { report, step_ms, tokens_per_s, mfu, .. } => {
+                self.stepped(report, *step_ms, *tokens_per_s, *mfu)
+            }
+            Event::Evaluating { what, done, sequences } => {
+                self.evaluating(what, *done as u64, *sequences as u64)
+            }
             Event::Saving { step, done_bytes, bytes } => {
-                self.saving = Some(format!("saving step {step}: {} of {}", units::bytes(*done_bytes), units::bytes(*bytes)));
+                self.saving = Some(format!(
+                    "saving step {step}: {} of {}",
+                    units::bytes(*done_bytes),
+                    units::bytes(*bytes)
+                ));
                 self.show_steps();
             }
             Event::Evaluated { step, val_loss, val_tokens } => {
@@ -152,9 +165,12 @@ impl Listener for Console {
             }
             Event::HellaSwag { step, scores } => {
                 self.show_steps();
-                let [reference, acc, acc_norm] = scores.named().map(|(name, score)| format!("{name} {score:.4}"));
+                let [reference, acc, acc_norm] =
+                    scores.named().map(|(name, score)| format!("{name} {score:.4}"));
                 let tasks = units::thousands(scores.tasks as u64);
-                self.line(&format!("{BOLD}{reference}{BOLD:#} ({acc}, {acc_norm}) at step {step} on {tasks} tasks"));
+                self.line(&format!(
+                    "{BOLD}{reference}{BOLD:#} ({acc}, {acc_norm}) at step {step} on {tasks} tasks"
+                ));
             }
             Event::Sampled { step, prompt, text } => {
                 self.line(&format!("sample at step {step}:\n{DIM}{prompt}{DIM:#}{text}\n"));
@@ -162,7 +178,11 @@ impl Listener for Console {
             Event::CheckpointSaved { step, path, bytes } => {
                 self.saving = None;
                 self.show_steps();
-                self.line(&format!("checkpoint at step {step}: {} ({})", path.display(), units::bytes(*bytes)));
+                self.line(&format!(
+                    "checkpoint at step {step}: {} ({})",
+                    path.display(),
+                    units::bytes(*bytes)
+                ));
             }
             Event::Rewound { from_step, to_step } => {
                 self.done = *to_step;
@@ -172,7 +192,9 @@ impl Listener for Console {
                 ));
             }
             Event::Diverged { step, skips } => {
-                self.line(&format!("{WARN}diverged at step {step}: {skips} steps in a row were skipped{WARN:#}"));
+                self.line(&format!(
+                    "{WARN}diverged at step {step}: {skips} steps in a row were skipped{WARN:#}"
+                ));
             }
             Event::Interrupted { step } => {
                 self.bar.finish_and_clear();
@@ -182,7 +204,10 @@ impl Listener for Console {
                 self.bar.finish_and_clear();
                 let waited = match waits.waits {
                     0 => "data was never waited for".to_owned(),
-                    n => format!("data was waited for {n} times, {:.1} ms in all", waits.waited.as_secs_f64() * 1e3),
+                    n => format!(
+                        "data was waited for {n} times, {:.1} ms in all",
+                        waits.waited.as_secs_f64() * 1e3
+                    ),
                 };
                 self.line(&format!("{step} steps done in {}; {waited}", units::duration(*seconds)));
                 self.line(&format!("{BOLD}state root {root}{BOLD:#}"));

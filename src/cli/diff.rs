@@ -51,10 +51,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let diff = match (is_checkpoint(&a), is_checkpoint(&b)) {
         (true, true) => {
             let step = checkpoint::inspect(&a)?.step;
-            Diff { compared: vec![step], state: compare::checkpoints(&a, &b)?.map(|state| (step, state)), ..Diff::default() }
+            Diff {
+                compared: vec![step],
+                state: compare::checkpoints(&a, &b)?.map(|state| (step, state)),
+                ..Diff::default()
+            }
         }
         (false, false) => Diff::of(&a, &b)?,
-        _ => anyhow::bail!("a run and a checkpoint cannot be compared\n  hint: give two runs, or two folders of checkpoints"),
+        _ => anyhow::bail!(
+            "a run and a checkpoint cannot be compared\n  hint: give two runs, or two folders of checkpoints"
+        ),
     };
     if args.json {
         println!("{}", diff.to_json());
@@ -102,7 +108,11 @@ impl Diff {
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         for (name, changed) in self.locks.iter().filter(|(_, changed)| !changed.is_empty()) {
-            let what = if *name == "numerics" { "what the bits depend on" } else { "recorded, no bit depends on it" };
+            let what = if *name == "numerics" {
+                "what the bits depend on"
+            } else {
+                "recorded, no bit depends on it"
+            };
             text.push_str(&format!("lock: {name} differ ({what}):{}\n", locking::list(changed)));
         }
         match (&self.step, self.entries) {
@@ -111,19 +121,24 @@ impl Diff {
                 text.extend(fields.iter().map(|field| format!("  {field}\n")));
             }
             (None, (a, b)) if a == b => text.push_str(&format!("ledger: {a} steps, all equal\n")),
-            (None, (a, b)) => text.push_str(&format!("ledger: {} steps equal; the runs have {a} and {b}\n", a.min(b))),
+            (None, (a, b)) => {
+                text.push_str(&format!("ledger: {} steps equal; the runs have {a} and {b}\n", a.min(b)))
+            }
         }
         match (&self.state, self.compared.as_slice()) {
             (Some((step, state)), _) => text.push_str(&state_text(*step, state)),
             (None, []) => text.push_str("checkpoints: none that both have\n"),
-            (None, steps) => text.push_str(&format!("checkpoints: {} that both have, all equal\n", steps.len())),
+            (None, steps) => {
+                text.push_str(&format!("checkpoints: {} that both have, all equal\n", steps.len()))
+            }
         }
         text
     }
 
     fn to_json(&self) -> Value {
         let table = |(name, changed): &(&'static str, Vec<lock::Difference>)| {
-            let rows: Vec<Value> = changed.iter().map(|d| json!({"key": d.key, "a": d.was, "b": d.is})).collect();
+            let rows: Vec<Value> =
+                changed.iter().map(|d| json!({"key": d.key, "a": d.was, "b": d.is})).collect();
             ((*name).to_owned(), Value::from(rows))
         };
         let fields = |fields: &[FieldDifference]| -> Vec<Value> {

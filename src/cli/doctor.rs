@@ -110,7 +110,8 @@ fn examine() -> Report {
     match tried {
         Ok(test) => {
             report.usable = test.passes();
-            report.problem = (!report.usable).then(|| format!("the GPU multiplies wrongly: error {:.1e}", test.gemm_error));
+            report.problem = (!report.usable)
+                .then(|| format!("the GPU multiplies wrongly: error {:.1e}", test.gemm_error));
             report.selftest = Some(test);
         }
         Err(error) => report.problem = Some(error.to_string()),
@@ -132,9 +133,13 @@ fn examine_library(library: Library) -> LibraryReport {
 
 fn library_version(library: Library) -> Option<String> {
     match library {
-        Library::Driver => driver::driver_version().ok().map(|v| format!("CUDA {}.{}", v / 1000, v % 1000 / 10)),
+        Library::Driver => {
+            driver::driver_version().ok().map(|v| format!("CUDA {}.{}", v / 1000, v % 1000 / 10))
+        }
         Library::Nvrtc => compile::nvrtc_version().ok().map(|(major, minor)| format!("{major}.{minor}")),
-        Library::CublasLt => gemm::cublaslt_version().ok().map(|v| format!("{}.{}.{}", v / 10_000, v / 100 % 100, v % 100)),
+        Library::CublasLt => {
+            gemm::cublaslt_version().ok().map(|v| format!("{}.{}.{}", v / 10_000, v / 100 % 100, v % 100))
+        }
         Library::Nccl => None,
     }
 }
@@ -166,12 +171,15 @@ fn kernels(cuda: &Cuda) -> KernelReport {
 fn driver_version() -> Option<String> {
     let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
     let words = text.lines().next()?.split_whitespace();
-    words.map(str::to_owned).find(|word| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.'))
+    words
+        .map(str::to_owned)
+        .find(|word| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.'))
 }
 
 fn cpu() -> Cpu {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name").and_then(|rest| rest.split_once(':')));
+    let model =
+        info.lines().find_map(|line| line.strip_prefix("model name").and_then(|rest| rest.split_once(':')));
     Cpu {
         model: model.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, model)| model.trim().to_owned()),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -204,14 +212,23 @@ fn print(report: &Report) {
     for library in &report.libraries {
         match (&library.path, &library.problem) {
             (Some(path), _) => {
-                println!("{:<10} {} ({})", library.name, library.version.as_deref().unwrap_or("found"), path.display())
+                println!(
+                    "{:<10} {} ({})",
+                    library.name,
+                    library.version.as_deref().unwrap_or("found"),
+                    path.display()
+                )
             }
-            (None, problem) => println!("{:<10} missing: {}", library.name, problem.as_deref().unwrap_or("not found")),
+            (None, problem) => {
+                println!("{:<10} missing: {}", library.name, problem.as_deref().unwrap_or("not found"))
+            }
         }
     }
     for gpu in &report.gpus {
         let free = gpu.free_bytes.map_or_else(|| "?".to_owned(), |bytes| (bytes >> 20).to_string());
-        let peak = gpu.peak_bf16_tflops.map_or_else(|| "unknown peak".to_owned(), |peak| format!("{peak:.0} TFLOP/s bf16 peak"));
+        let peak = gpu
+            .peak_bf16_tflops
+            .map_or_else(|| "unknown peak".to_owned(), |peak| format!("{peak:.0} TFLOP/s bf16 peak"));
         println!(
             "gpu {}      {}, {}, {} SMs, {} MiB, {free} MiB free, {peak}",
             gpu.ordinal,

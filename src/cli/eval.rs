@@ -94,9 +94,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Device::Cpu(cpu) => measure(cpu, &experiment, state, &tasks)?,
         Device::Cuda(cuda) => measure(*cuda, &experiment, state, &tasks)?,
     };
-    anstream::eprintln!("measured on {} in {}", results.device, units::duration(started.elapsed().as_secs_f64()));
+    anstream::eprintln!(
+        "measured on {} in {}",
+        results.device,
+        units::duration(started.elapsed().as_secs_f64())
+    );
 
-    if let (Some(path), Some(set), Some((_, outcomes))) = (&args.details, &tasks.hellaswag, &results.hellaswag) {
+    if let (Some(path), Some(set), Some((_, outcomes))) =
+        (&args.details, &tasks.hellaswag, &results.hellaswag)
+    {
         store::atomic::write(path, details(set, outcomes).as_bytes())?;
     }
     if args.json {
@@ -116,7 +122,9 @@ fn open_tasks(args: &Args, experiment: &Experiment) -> anyhow::Result<Tasks> {
     let hellaswag = match (args.task, file) {
         (Some(TaskArg::Val), _) | (None, None) => None,
         (Some(TaskArg::Hellaswag), None) => {
-            bail!("the experiment names no HellaSwag file\n  hint: give one with `--data`, or set `eval.hellaswag`")
+            bail!(
+                "the experiment names no HellaSwag file\n  hint: give one with `--data`, or set `eval.hellaswag`"
+            )
         }
         (_, Some(file)) => Some(TaskSet::open(Path::new(file), &tokenizer, vocab, seq_len)?),
     };
@@ -132,13 +140,20 @@ fn held_out(pattern: Option<&String>, experiment: &Experiment) -> anyhow::Result
     let vocab = experiment.model.vocab;
     let data = match (pattern, &experiment.data.corpus) {
         (Some(pattern), _) => std::sync::Arc::new(Dataset::open(std::slice::from_ref(pattern), vocab)?),
-        (None, Some(_)) => Sources::open(&experiment.data, vocab)?.val.context("the corpus has no validation text")?,
+        (None, Some(_)) => {
+            Sources::open(&experiment.data, vocab)?.val.context("the corpus has no validation text")?
+        }
         (None, None) => std::sync::Arc::new(Dataset::open(&experiment.data.val, vocab)?),
     };
     Ok(ValidationSet::new(&data, experiment.eval.val_tokens, experiment.batch.seq_len)?)
 }
 
-fn measure<O: Ops>(mut ops: O, experiment: &Experiment, state: Vec<Tensor>, tasks: &Tasks) -> anyhow::Result<Results> {
+fn measure<O: Ops>(
+    mut ops: O,
+    experiment: &Experiment,
+    state: Vec<Tensor>,
+    tasks: &Tasks,
+) -> anyhow::Result<Results> {
     let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
     let mut model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, false)?;
     parameters::restore(&mut ops, &model.specs, &mut model.params, &state)?;
@@ -147,14 +162,17 @@ fn measure<O: Ops>(mut ops: O, experiment: &Experiment, state: Vec<Tensor>, task
     let mut results = Results { device: ops.device_name(), ..Results::default() };
     if let Some(set) = &tasks.validation {
         let bar = bar("validating", set.sequences());
-        let loss = eval::validation_loss(&mut ops, &mut model, &mut losses, set, |done| bar.set_position(done as u64))?;
+        let loss = eval::validation_loss(&mut ops, &mut model, &mut losses, set, |done| {
+            bar.set_position(done as u64)
+        })?;
         bar.finish_and_clear();
         results.validation = Some((loss, set.tokens()));
     }
     if let Some(set) = &tasks.hellaswag {
         let bar = bar("HellaSwag", set.rows());
-        let outcomes =
-            multiple_choice::outcomes(&mut ops, &mut model, &mut losses, set, |done, _| bar.set_position(done as u64))?;
+        let outcomes = multiple_choice::outcomes(&mut ops, &mut model, &mut losses, set, |done, _| {
+            bar.set_position(done as u64)
+        })?;
         bar.finish_and_clear();
         results.hellaswag = Some((Scores::of(set, &outcomes), outcomes));
     }

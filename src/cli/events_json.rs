@@ -46,11 +46,15 @@ impl Listener for JsonEvents {
                 }
                 value
             }
-            Event::Sampled { step, prompt, text } => json!({"event": "sample", "step": step, "prompt": prompt, "text": text}),
+            Event::Sampled { step, prompt, text } => {
+                json!({"event": "sample", "step": step, "prompt": prompt, "text": text})
+            }
             Event::CheckpointSaved { step, path, bytes } => {
                 json!({"event": "checkpoint", "step": step, "path": path, "bytes": bytes})
             }
-            Event::Rewound { from_step, to_step } => json!({"event": "rewind", "from_step": from_step, "to_step": to_step}),
+            Event::Rewound { from_step, to_step } => {
+                json!({"event": "rewind", "from_step": from_step, "to_step": to_step})
+            }
             Event::Diverged { step, skips } => json!({"event": "diverged", "step": step, "skips": skips}),
             Event::Interrupted { step } => json!({"event": "interrupted", "step": step}),
             Event::Finished { step, root, seconds, .. } => {

@@ -35,8 +35,8 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code(error))
 }
 
-/// Ends this process without the farewells of its libraries: those of CUDA wait for the device, which may be waiting
-/// for a rank that is gone.
+/// Ends this process without the farewells of its libraries: those of CUDA wait for the device, which may be
+/// waiting for a rank that is gone.
 pub fn at_once(code: u8) -> ! {
     signal_hook::low_level::exit(i32::from(code))
 }
@@ -46,7 +46,8 @@ pub fn print(error: &str) {
     anstream::eprintln!("{ERROR}error{ERROR:#}: {error}");
 }
 
-const ERROR: anstyle::Style = anstyle::Style::new().bold().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Red)));
+const ERROR: anstyle::Style =
+    anstyle::Style::new().bold().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Red)));
 
 fn code(error: &anyhow::Error) -> u8 {
     let device = error.downcast_ref::<DeviceError>().or_else(|| match error.downcast_ref::<RunError>() {
@@ -59,7 +60,10 @@ fn code(error: &anyhow::Error) -> u8 {
     } else if error.is::<ExperimentError>() || fetch.is_some_and(FetchError::is_usage) {
         USAGE
     } else if error.is::<ProofRefusal>()
-        || matches!(error.downcast_ref(), Some(RunError::Unrepeatable { .. } | RunError::Train(TrainError::RanksDiffer { .. })))
+        || matches!(
+            error.downcast_ref(),
+            Some(RunError::Unrepeatable { .. } | RunError::Train(TrainError::RanksDiffer { .. }))
+        )
     {
         PROOF
     } else if matches!(device, Some(DeviceError::Unavailable(_))) {

@@ -12,7 +12,7 @@ use super::exit::ProofRefusal;
 use super::run_argument;
 use crate::data::Tokenizer;
 use crate::experiment::{self, Experiment};
-use crate::export::{ExportError, Parameters, Precision, hf, llmc, slsa};
+use crate::formats::{ExportError, Parameters, Precision, hf, llmc, slsa};
 use crate::store::atomic::{self, NewFolder};
 use crate::store::{Manifest, RunPaths};
 
@@ -83,7 +83,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Format::Slsa => {}
         Format::Hf => {
             let tokenizer = Tokenizer::new(experiment.data.tokenizer);
-            let about = hf::About { tokenizer, sample: &experiment.sample, origin: origin(&experiment, &manifest) };
+            let about =
+                hf::About { tokenizer, sample: &experiment.sample, origin: origin(&experiment, &manifest) };
             hf::write(folder.path(), parameters, precision, &about)?;
         }
         Format::Llmc => {
@@ -98,7 +99,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// What was made, of what and how. A run that is not whole is a mismatch: nothing of it is attested.
 fn provenance(paths: &RunPaths, args: &Args) -> anyhow::Result<ExitCode> {
-    let statement = slsa::statement(paths.folder(), &args.builder).map_err(|error| ProofRefusal(error.to_string()))?;
+    let statement =
+        slsa::statement(paths.folder(), &args.builder).map_err(|error| ProofRefusal(error.to_string()))?;
     let text = format!("{statement:#}\n");
     match &args.out {
         None => print!("{text}"),

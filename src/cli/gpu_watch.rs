@@ -1,7 +1,7 @@
 //! A thread that reads the GPU's sensors through NVML every few seconds while a run goes on.
 //!
-//! NVML is found at run time; without it a run goes on and says so once. The thread reads, and changes nothing: no clock, no
-//! mode, no bit.
+//! NVML is found at run time; without it a run goes on and says so once. The thread reads, and changes
+//! nothing: no clock, no mode, no bit.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -45,7 +45,8 @@ pub struct GpuWatch {
 }
 
 impl GpuWatch {
-    /// Samples the GPU of this `uuid` (as the driver's interface prints it, dashes or not) every `every` into `path`.
+    /// Samples the GPU of this `uuid` (as the driver's interface prints it, dashes or not) every `every` into
+    /// `path`.
     ///
     /// # Errors
     /// NVML is not there, does not know the GPU, or the file cannot be opened: for people, in one line.
@@ -67,7 +68,10 @@ impl GpuWatch {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("gpu sensors".into()).spawn(body).map_err(|error| error.to_string())?;
+        let thread = std::thread::Builder::new()
+            .name("gpu sensors".into())
+            .spawn(body)
+            .map_err(|error| error.to_string())?;
         Ok(GpuWatch { stop: Some(stop), thread: Some(thread) })
     }
 }
@@ -81,8 +85,8 @@ impl Drop for GpuWatch {
     }
 }
 
-/// What a lock records of the GPU beside its name: clocks and power at most, and how its memory has behaved. Empty
-/// without NVML; a value that this GPU does not tell is left out.
+/// What a lock records of the GPU beside its name: clocks and power at most, and how its memory has behaved.
+/// Empty without NVML; a value that this GPU does not tell is left out.
 pub fn environment(uuid: &str) -> BTreeMap<String, String> {
     let mut facts = BTreeMap::new();
     let Ok(nvml) = open() else { return facts };
@@ -95,8 +99,14 @@ pub fn environment(uuid: &str) -> BTreeMap<String, String> {
     let ecc = |kind| device.total_ecc_errors(kind, EccCounter::Aggregate).map(|count| count.to_string());
     fact("max_sm_mhz", device.max_clock_info(Clock::SM).map(|mhz| mhz.to_string()));
     fact("max_memory_mhz", device.max_clock_info(Clock::Memory).map(|mhz| mhz.to_string()));
-    fact("power_limit_watts", device.enforced_power_limit().map(|milliwatts| (milliwatts / 1000).to_string()));
-    fact("ecc", device.is_ecc_enabled().map(|ecc| if ecc.currently_enabled { "on" } else { "off" }.to_owned()));
+    fact(
+        "power_limit_watts",
+        device.enforced_power_limit().map(|milliwatts| (milliwatts / 1000).to_string()),
+    );
+    fact(
+        "ecc",
+        device.is_ecc_enabled().map(|ecc| if ecc.currently_enabled { "on" } else { "off" }.to_owned()),
+    );
     fact("ecc_corrected", ecc(MemoryError::Corrected));
     fact("ecc_uncorrected", ecc(MemoryError::Uncorrected));
     facts
@@ -152,8 +162,14 @@ mod tests {
 
     #[test]
     fn the_uuid_of_the_driver_becomes_that_of_nvml() {
-        assert_eq!(with_dashes("GPU-0123456789abcdef0123456789abcdef"), "GPU-01234567-89ab-cdef-0123-456789abcdef");
-        assert_eq!(with_dashes("GPU-01234567-89ab-cdef-0123-456789abcdef"), "GPU-01234567-89ab-cdef-0123-456789abcdef");
+        assert_eq!(
+            with_dashes("GPU-0123456789abcdef0123456789abcdef"),
+            "GPU-01234567-89ab-cdef-0123-456789abcdef"
+        );
+        assert_eq!(
+            with_dashes("GPU-01234567-89ab-cdef-0123-456789abcdef"),
+            "GPU-01234567-89ab-cdef-0123-456789abcdef"
+        );
         assert_eq!(with_dashes("MIG-1"), "MIG-1");
     }
 

@@ -1,8 +1,8 @@
 //! The help as a person reads it: verbs in groups, examples, exit codes.
 //!
 //! Everything rests on the clap definitions of the verbs; what stands here beside them is which verbs belong
-//! together, and examples. Completions and manual pages are made from the same command, so none of the three can tell of an
-//! option that is not there.
+//! together, and examples. Completions and manual pages are made from the same command, so none of the three
+//! can tell of an option that is not there.
 
 use std::fmt::Write;
 
@@ -37,7 +37,10 @@ const EXAMPLES: [(&str, &str); 13] = [
         "config",
         "  runner config experiments/gpt2_33b.toml\n  RUNNER_SEED=7 runner config experiments/ci.toml --set batch.micro=1",
     ),
-    ("lock", "  runner lock experiments/ci.toml\n  runner lock experiments/ci.toml --out elsewhere.lock.toml"),
+    (
+        "lock",
+        "  runner lock experiments/ci.toml\n  runner lock experiments/ci.toml --out elsewhere.lock.toml",
+    ),
     (
         "data",
         "  runner data fetch hellaswag\n  runner data prepare --out data books/*.txt\n  runner data prepare --out data --tokenizer byte --val-fraction 0.05 text.txt",
@@ -48,7 +51,10 @@ const EXAMPLES: [(&str, &str); 13] = [
          runner plot log_gpt2_124M/main.log --baseline 124m --theme dark --out reference.png",
     ),
     ("report", "  runner report quickstart\n  runner report quickstart --out page.html --no-verify"),
-    ("sample", "  runner sample quickstart --prompt 'And God said' --tokens 200\n  runner sample quickstart --temperature 0"),
+    (
+        "sample",
+        "  runner sample quickstart --prompt 'And God said' --tokens 200\n  runner sample quickstart --temperature 0",
+    ),
     ("eval", "  runner eval quickstart"),
     (
         "verify",
@@ -69,7 +75,10 @@ const FACTS: [(&str, &[(&str, &str)]); 2] = [
         "Settings",
         &[
             ("--set KEY=VALUE", "sets a key of the experiment, over everything else"),
-            ("RUNNER_SECTION__KEY", "in the environment does so too, over the file: RUNNER_SCHEDULE__STEPS=100"),
+            (
+                "RUNNER_SECTION__KEY",
+                "in the environment does so too, over the file: RUNNER_SCHEDULE__STEPS=100",
+            ),
             ("NO_COLOR", "turns colours off; without a terminal there are none"),
         ],
     ),
@@ -124,10 +133,14 @@ fn row(text: &mut String, name: &str, width: usize, says: &str) {
 fn overview(command: &Command) -> String {
     let about = |verb: &str| match verb {
         "help" => Some("Print this, or the help of a verb: runner help VERB".to_owned()),
-        verb => command.find_subcommand(verb).map(|verb| verb.get_about().map_or(String::new(), ToString::to_string)),
+        verb => command
+            .find_subcommand(verb)
+            .map(|verb| verb.get_about().map_or(String::new(), ToString::to_string)),
     };
-    let grouped: Vec<&str> = GROUPS.iter().chain([&PROGRAM]).flat_map(|(_, verbs)| verbs.iter().copied()).collect();
-    let more: Vec<&str> = command.get_subcommands().map(Command::get_name).filter(|verb| !grouped.contains(verb)).collect();
+    let grouped: Vec<&str> =
+        GROUPS.iter().chain([&PROGRAM]).flat_map(|(_, verbs)| verbs.iter().copied()).collect();
+    let more: Vec<&str> =
+        command.get_subcommands().map(Command::get_name).filter(|verb| !grouped.contains(verb)).collect();
     let mut text = String::new();
     for (title, verbs) in GROUPS.iter().copied().chain([("More", more.as_slice()), PROGRAM]) {
         let rows: Vec<(&str, String)> = verbs.iter().filter_map(|verb| Some((*verb, about(verb)?))).collect();
@@ -215,12 +228,24 @@ mod tests {
         let mut examples = 0;
         for verb in bare().get_subcommands() {
             let help = verb.get_after_help().map(|help| plain(&help.to_string())).unwrap_or_default();
-            for line in help.lines().map(str::trim).filter(|line| line.starts_with("runner ") || line.starts_with("RUNNER_")) {
+            for line in help
+                .lines()
+                .map(str::trim)
+                .filter(|line| line.starts_with("runner ") || line.starts_with("RUNNER_"))
+            {
                 let words = words(line);
                 let words = words.iter().skip_while(|word| *word != "runner");
                 let parsed = bare().try_get_matches_from(words);
-                assert!(parsed.is_ok(), "`{line}`: {}", parsed.err().map_or(String::new(), |error| error.to_string()));
-                assert!(line.contains(&format!("runner {}", verb.get_name())), "`{line}` is no example of `{}`", verb.get_name());
+                assert!(
+                    parsed.is_ok(),
+                    "`{line}`: {}",
+                    parsed.err().map_or(String::new(), |error| error.to_string())
+                );
+                assert!(
+                    line.contains(&format!("runner {}", verb.get_name())),
+                    "`{line}` is no example of `{}`",
+                    verb.get_name()
+                );
                 examples += 1;
             }
         }

@@ -1,12 +1,12 @@
 //! `model.init`: the model that training starts from, read before anything is allocated.
 //!
-//! The file is hashed and read once. A resumed run has its weights in its checkpoint and does without the file
-//! where that is gone; what it was stays in the lock.
+//! The file is hashed and read once. A resumed run has its weights in its checkpoint and does without the
+//! file where that is gone; what it was stays in the lock.
 
 use std::path::Path;
 
 use crate::experiment::Experiment;
-use crate::export::{self, Parameters};
+use crate::formats::{self, Parameters};
 use crate::ops::{Ops, Result};
 use crate::proof::lock::Table;
 use crate::train::Trainer;
@@ -26,18 +26,22 @@ pub struct Initial {
 /// # Errors
 ///
 /// A file that is no such model, is damaged, or has other sizes than the experiment.
-pub fn read(experiment: &Experiment, past: Option<&Table>, from_checkpoint: bool) -> anyhow::Result<Option<Initial>> {
+pub fn read(
+    experiment: &Experiment,
+    past: Option<&Table>,
+    from_checkpoint: bool,
+) -> anyhow::Result<Option<Initial>> {
     let Some(init) = &experiment.model.init else { return Ok(None) };
     let path = Path::new(init);
     let known = past.and_then(|past| past.get(INIT_SHA256)).filter(|_| from_checkpoint && !path.exists());
     if let Some(sha256) = known {
         return Ok(Some(Initial { sha256: sha256.clone(), parameters: None }));
     }
-    let sha256 = hex::encode(export::model_sha256(path)?);
+    let sha256 = hex::encode(formats::model_sha256(path)?);
     if from_checkpoint {
         return Ok(Some(Initial { sha256, parameters: None }));
     }
-    let parameters = export::read_model(path)?;
+    let parameters = formats::read_model(path)?;
     parameters.require(&experiment.model, path)?;
     Ok(Some(Initial { sha256, parameters: Some(parameters) }))
 }
@@ -47,7 +51,7 @@ impl Initial {
     pub fn start<O: Ops>(self, trainer: &mut Trainer<O>) -> Result<()> {
         let Some(parameters) = self.parameters else { return Ok(()) };
         let mut tensors = parameters.tensors.iter();
-        trainer.start_from(|_| export::values(tensors.next().expect("both are in the model's order")))
+        trainer.start_from(|_| formats::values(tensors.next().expect("both are in the model's order")))
     }
 }
 

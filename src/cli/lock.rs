@@ -33,7 +33,10 @@ pub fn beside(experiment: &Path) -> PathBuf {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let out = args.out.unwrap_or_else(|| beside(&args.experiment));
     if out.exists() && !args.overwrite {
-        anyhow::bail!("`{}` is there already\n  hint: `--overwrite` replaces it; `--out` writes another", out.display());
+        anyhow::bail!(
+            "`{}` is there already\n  hint: `--overwrite` replaces it; `--out` writes another",
+            out.display()
+        );
     }
     let mut loaded = experiment::load(&args.experiment, &args.set)?;
     let data = Data::open(&mut loaded)?;

@@ -52,9 +52,9 @@ fn library_sha256(library: Library) -> Result<String> {
     let mut cache = cache(LIBRARIES);
     let sha256 = cache.file(&path);
     cache.save();
-    sha256
-        .map(hex::encode)
-        .map_err(|e| DeviceError::Unavailable(format!("cannot read `{}`, which the bits depend on: {e}", path.display())))
+    sha256.map(hex::encode).map_err(|e| {
+        DeviceError::Unavailable(format!("cannot read `{}`, which the bits depend on: {e}", path.display()))
+    })
 }
 
 fn table<const N: usize>(pairs: [(&str, String); N]) -> Table {
@@ -64,7 +64,10 @@ fn table<const N: usize>(pairs: [(&str, String); N]) -> Table {
 impl Locked for Cpu {
     fn facts(&self) -> Result<DeviceFacts> {
         Ok(DeviceFacts {
-            numerics: table([("cpu.numerics_version", cpu::NUMERICS_VERSION.to_string()), ("device.kind", "cpu".into())]),
+            numerics: table([
+                ("cpu.numerics_version", cpu::NUMERICS_VERSION.to_string()),
+                ("device.kind", "cpu".into()),
+            ]),
             environment: Table::new(),
         })
     }
@@ -138,7 +141,8 @@ pub fn lock<O: Locked>(
 
 /// The keys that reach the bits, as resolved.
 pub fn resolved_numerics(experiment: &Experiment) -> Table {
-    let reaching = experiment::flatten(experiment).into_iter().filter(|(key, _)| experiment::reaches_the_bits(key));
+    let reaching =
+        experiment::flatten(experiment).into_iter().filter(|(key, _)| experiment::reaches_the_bits(key));
     reaching.map(|(key, value)| (key, plain(&value))).collect()
 }
 
@@ -159,7 +163,9 @@ fn data_numerics(data: &Data, cache: DigestCache) -> Table {
 
 /// The data manifest: `data.shard.00000`, in order.
 pub fn shards(manifest: &[ShardDigest]) -> Table {
-    let line = |shard: &ShardDigest| format!("{}, {} tokens, sha256 {}", shard.name, shard.tokens, hex::encode(shard.sha256));
+    let line = |shard: &ShardDigest| {
+        format!("{}, {} tokens, sha256 {}", shard.name, shard.tokens, hex::encode(shard.sha256))
+    };
     manifest.iter().enumerate().map(|(at, shard)| (format!("data.shard.{at:05}"), line(shard))).collect()
 }
 
@@ -173,7 +179,8 @@ impl Data {
         } else {
             ProgressBar::hidden()
         };
-        let style = ProgressStyle::with_template("hashing data {bar:32.cyan/dim} {bytes}/{total_bytes}  {eta} left");
+        let style =
+            ProgressStyle::with_template("hashing data {bar:32.cyan/dim} {bytes}/{total_bytes}  {eta} left");
         bar.set_style(style.expect("the template is valid").progress_chars("━╸─"));
         if slow && bar.is_hidden() {
             anstream::eprintln!("hashing {} of training data", HumanBytes(bytes));
@@ -214,14 +221,19 @@ fn machine() -> Table {
 
 /// Which program this is; see `build.rs`.
 fn source() -> Table {
-    let binary = std::env::current_exe().and_then(std::fs::read).map_or("unknown".into(), |b| Hash::of(&b).to_string());
+    let binary = std::env::current_exe()
+        .and_then(std::fs::read)
+        .map_or("unknown".into(), |b| Hash::of(&b).to_string());
     table([
         ("version", env!("CARGO_PKG_VERSION").into()),
         ("git_commit", env!("RUNNER_GIT_COMMIT").into()),
         ("dirty_patch", env!("RUNNER_DIRTY_PATCH").into()),
         ("rustc", env!("RUNNER_RUSTC").into()),
         ("target", env!("RUNNER_TARGET").into()),
-        ("cargo_lock_sha256", Hash::of(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock"))).to_string()),
+        (
+            "cargo_lock_sha256",
+            Hash::of(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock"))).to_string(),
+        ),
         ("binary_sha256", binary),
     ])
 }
@@ -300,7 +312,8 @@ pub fn refuse(error: LockError) -> anyhow::Error {
 /// Differences, one a line; long lists are cut.
 pub fn list(differences: &[Difference]) -> String {
     const SHOWN: usize = 12;
-    let mut text: String = differences.iter().take(SHOWN).map(|difference| format!("\n  {difference}")).collect();
+    let mut text: String =
+        differences.iter().take(SHOWN).map(|difference| format!("\n  {difference}")).collect();
     if differences.len() > SHOWN {
         text.push_str(&format!("\n  and {} more", differences.len() - SHOWN));
     }
@@ -313,13 +326,18 @@ mod tests {
 
     #[test]
     fn an_experiment_locks_what_reaches_the_bits_and_no_more() {
-        let loaded =
-            experiment::load_text("t", "[model]\nlayers=1\nheads=1\nchannels=64\n[data]\ncorpus='kjv'\n[schedule]\nsteps=1", &[])
-                .expect("a whole experiment");
+        let loaded = experiment::load_text(
+            "t",
+            "[model]\nlayers=1\nheads=1\nchannels=64\n[data]\ncorpus='kjv'\n[schedule]\nsteps=1",
+            &[],
+        )
+        .expect("a whole experiment");
         let numerics = resolved_numerics(&loaded.experiment);
         assert_eq!(numerics["seed"], "1337");
         assert_eq!(numerics["data.order"], "shuffled", "no quotes of JSON");
-        assert!(!numerics.keys().any(|key| key.starts_with("eval.") || key == "name" || key == "device.threads"));
+        assert!(
+            !numerics.keys().any(|key| key.starts_with("eval.") || key == "name" || key == "device.threads")
+        );
         assert!(config(&loaded)["model.layers"].starts_with("1 (t:2"), "{}", config(&loaded)["model.layers"]);
     }
 

@@ -6,7 +6,7 @@ use anyhow::ensure;
 
 use super::run_argument;
 use crate::experiment::{self, Experiment, Tokenizer, model_file};
-use crate::export;
+use crate::formats;
 use crate::store::{Manifest, RunPaths, Tensor};
 
 /// Where a model is.
@@ -43,17 +43,25 @@ impl Place {
             Place::Model(path) => {
                 let vocab = model_file::sizes(path)?.vocab;
                 let tokenizer = Tokenizer::of_vocab(vocab);
-                ensure!(tokenizer.is_some(), "`{}` has a vocabulary of {vocab}, which no tokenizer fills", path.display());
+                ensure!(
+                    tokenizer.is_some(),
+                    "`{}` has a vocabulary of {vocab}, which no tokenizer fills",
+                    path.display()
+                );
                 let name = path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy());
                 let table = |pairs: &[(&str, &str)]| {
-                    let pairs = pairs.iter().map(|(key, value)| ((*key).to_owned(), toml::Value::from(*value)));
+                    let pairs =
+                        pairs.iter().map(|(key, value)| ((*key).to_owned(), toml::Value::from(*value)));
                     toml::Value::Table(pairs.collect())
                 };
                 let tokenizer = if tokenizer == Some(Tokenizer::Byte) { "byte" } else { "gpt2" };
                 let text = toml::Table::from_iter([
                     ("model".to_owned(), table(&[("init", &path.to_string_lossy())])),
                     ("data".to_owned(), table(&[("corpus", "kjv"), ("tokenizer", tokenizer)])),
-                    ("schedule".to_owned(), toml::Value::Table(toml::Table::from_iter([("steps".to_owned(), 1.into())]))),
+                    (
+                        "schedule".to_owned(),
+                        toml::Value::Table(toml::Table::from_iter([("steps".to_owned(), 1.into())])),
+                    ),
                 ]);
                 let loaded = experiment::load_text(&name, &text.to_string(), set)?;
                 Ok(loaded.experiment)
@@ -70,7 +78,7 @@ impl Place {
             }
             Place::Model(path) => {
                 ensure!(step.is_none(), "`{}` is a model, not a run: it has no checkpoints", path.display());
-                let parameters = export::read_model(path)?;
+                let parameters = formats::read_model(path)?;
                 parameters.require(&experiment.model, path)?;
                 Ok(Saved { experiment, state: parameters.tensors.iter().cloned().collect(), manifest: None })
             }
@@ -83,7 +91,9 @@ impl Saved {
     pub fn title(&self) -> String {
         let Saved { experiment, manifest, .. } = self;
         match manifest {
-            Some(manifest) => format!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root),
+            Some(manifest) => {
+                format!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root)
+            }
             None => experiment.model.init.clone().unwrap_or_else(|| experiment.name.clone()),
         }
     }

@@ -90,15 +90,15 @@ impl Baseline {
 
 /// Draws, and prints the paths written to stdout.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let runs: Vec<RunData> = args.run.iter().map(|run| RunData::load(run, &args.runs)).collect::<Result<_, _>>()?;
+    let runs: Vec<RunData> =
+        args.run.iter().map(|run| RunData::load(run, &args.runs)).collect::<Result<_, _>>()?;
     let own_folder = match runs.as_slice() {
         [run] => run.folder.as_ref().map(|folder| folder.join("plots")),
         _ => None,
     };
-    let out = args
-        .out
-        .or(own_folder)
-        .context("where should the pictures go?\n  hint: several runs, or a lone main.log, need --out PATH")?;
+    let out = args.out.or(own_folder).context(
+        "where should the pictures go?\n  hint: several runs, or a lone main.log, need --out PATH",
+    )?;
     let options = PlotOptions {
         x: match args.x {
             X::Step => XAxis::Step,
@@ -165,6 +165,10 @@ mod tests {
         let svg = folder.path().join("deep/curve.svg");
         plot(&[run, "-o", svg.to_str().unwrap(), "--baseline", "124M"]).unwrap();
         assert!(std::fs::read_to_string(&svg).unwrap().contains("GPT-2 124M"));
-        assert_eq!(std::fs::read_dir(svg.parent().unwrap()).unwrap().count(), 1, "only the file that was named");
+        assert_eq!(
+            std::fs::read_dir(svg.parent().unwrap()).unwrap().count(),
+            1,
+            "only the file that was named"
+        );
     }
 }

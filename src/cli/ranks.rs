@@ -1,9 +1,9 @@
 //! One process a device: who starts them, where each belongs, and how they end together.
 //!
 //! Under mpirun, mpiexec, srun or torchrun every process finds its place in its environment. Without them the
-//! process that a person starts becomes the parent: it starts one process for each rank, with the same command
-//! line, and watches. A line on a child's stdin is a wish to stop, and the end of it is the end of the parent, after
-//! which no child stays.
+//! process that a person starts becomes the parent: it starts one process for each rank, with the same
+//! command line, and watches. A line on a child's stdin is a wish to stop, and the end of it is the end of
+//! the parent, after which no child stays.
 
 use std::io::{IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
@@ -23,8 +23,8 @@ use crate::parallel::{ExchangeError, Meeting, Tcp, launch, rendezvous};
 use crate::proof::Hash;
 use crate::train::{RunError, TrainError};
 
-/// How long ranks may take to end after one has failed: all know of it at once, and those that are stuck in a call of
-/// the device's end themselves within five seconds.
+/// How long ranks may take to end after one has failed: all know of it at once, and those that are stuck in a
+/// call of the device's end themselves within five seconds.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// What this process is in a run.
@@ -50,7 +50,9 @@ pub fn role(experiment: &Experiment, asked: Option<usize>, runs: &Path) -> anyho
     if let Some(place) = launch::place(&var, &runs.join(".ranks"))?.filter(|place| place.size > 1) {
         let size = place.size;
         if let Some(asked) = asked.filter(|asked| ![0, size].contains(asked)) {
-            anyhow::bail!("the launcher has started {size} ranks, `--ranks` asks for {asked}\n  hint: leave it to the launcher");
+            anyhow::bail!(
+                "the launcher has started {size} ranks, `--ranks` asks for {asked}\n  hint: leave it to the launcher"
+            );
         }
         return if divides(size) { Ok(Role::Rank(place)) } else { Err(refuse(size, "the launcher's")) };
     }
@@ -112,7 +114,8 @@ pub fn join(place: &Place, loaded: &Loaded) -> anyhow::Result<Tcp> {
         }
         exit::at_once(exit::FAILED);
     });
-    Tcp::start(place, lines, timeout, last_resort).context("cannot start the threads of the lines between ranks")
+    Tcp::start(place, lines, timeout, last_resort)
+        .context("cannot start the threads of the lines between ranks")
 }
 
 fn told(error: &ExchangeError) -> bool {
@@ -120,7 +123,10 @@ fn told(error: &ExchangeError) -> bool {
 }
 
 /// Does a rank's `work`. An error says whose it is; one that every rank has is rank 0's to tell.
-pub fn as_rank(place: Place, work: impl FnOnce(&Place) -> anyhow::Result<ExitCode>) -> anyhow::Result<ExitCode> {
+pub fn as_rank(
+    place: Place,
+    work: impl FnOnce(&Place) -> anyhow::Result<ExitCode>,
+) -> anyhow::Result<ExitCode> {
     stop::begin().context("cannot listen to the parent")?;
     let error = match work(&place) {
         Ok(code) => return Ok(code),
@@ -167,7 +173,11 @@ pub fn parent(ranks: usize, runs: &Path) -> anyhow::Result<ExitCode> {
             meeting: Meeting::Folder(family.folder.clone()),
         };
         let mut command = Command::new(&program);
-        command.args(std::env::args_os().skip(1)).envs(launch::variables(&place)).env(stop::WATCHED, "1").stdin(Stdio::piped());
+        command
+            .args(std::env::args_os().skip(1))
+            .envs(launch::variables(&place))
+            .env(stop::WATCHED, "1")
+            .stdin(Stdio::piped());
         command.env_remove("MASTER_ADDR").env_remove("MASTER_PORT");
         // Only its reductions use NVLS, and ours are not its.
         command.env("NCCL_NVLS_ENABLE", "0");
@@ -213,8 +223,12 @@ impl Family {
                 self.ask_to_stop();
             }
             passed_on = wishes;
-            for (rank, process) in self.children.iter_mut().enumerate().filter(|(_, process)| process.ended.is_none()) {
-                let Some(status) = process.child.try_wait().context("cannot wait for a rank")? else { continue };
+            for (rank, process) in
+                self.children.iter_mut().enumerate().filter(|(_, process)| process.ended.is_none())
+            {
+                let Some(status) = process.child.try_wait().context("cannot wait for a rank")? else {
+                    continue;
+                };
                 process.ended = Some(status);
                 // Who ends as all do may leave rank 0 to draw and to tidy up.
                 let together = [exit::INTERRUPTED, exit::DIVERGED].map(|code| Some(i32::from(code)));
@@ -222,7 +236,10 @@ impl Family {
                     failed = Some(Instant::now());
                 }
                 if status.code().is_none() {
-                    exit::print(&format!("rank {rank} (process {}) was killed: {status}", process.child.id()));
+                    exit::print(&format!(
+                        "rank {rank} (process {}) was killed: {status}",
+                        process.child.id()
+                    ));
                 }
             }
             if failed.is_some_and(|since| since.elapsed() > GRACE) {
@@ -230,7 +247,8 @@ impl Family {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let codes: Vec<Option<i32>> = self.children.iter().map(|p| p.ended.and_then(|status| status.code())).collect();
+        let codes: Vec<Option<i32>> =
+            self.children.iter().map(|p| p.ended.and_then(|status| status.code())).collect();
         let first = codes.iter().find(|code| **code != Some(0));
         let code = if codes[0] == Some(0) { first.copied().unwrap_or(Some(0)) } else { codes[0] };
         Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::FAILED)))
@@ -246,7 +264,9 @@ impl Family {
     }
 
     fn kill(&mut self) {
-        for (rank, process) in self.children.iter_mut().enumerate().filter(|(_, process)| process.ended.is_none()) {
+        for (rank, process) in
+            self.children.iter_mut().enumerate().filter(|(_, process)| process.ended.is_none())
+        {
             exit::print(&format!("rank {rank} (process {}) does not end and is killed", process.child.id()));
             let _ = process.child.kill();
         }

@@ -15,7 +15,8 @@ pub struct Args {
     /// The page [default: report.html in the run folder]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Check nothing: `runner verify` reads every byte of checkpoints and data, which takes long for a large run
+    /// Check nothing: `runner verify` reads every byte of checkpoints and data, which takes long for a large
+    /// run
     #[arg(long)]
     no_verify: bool,
     /// Folder that holds the run folders
@@ -70,7 +71,10 @@ fn condensed(checks: Vec<Check>) -> Vec<Check> {
     if whole.len() >= 2 {
         let steps: Vec<String> = whole.iter().map(u64::to_string).collect();
         let name = format!("every byte of {} checkpoints is what it was", whole.len());
-        condensed.insert(0, Check { status: Status::Passed, name, detail: format!("after steps {}", steps.join(", ")) });
+        condensed.insert(
+            0,
+            Check { status: Status::Passed, name, detail: format!("after steps {}", steps.join(", ")) },
+        );
     }
     condensed
 }
@@ -101,7 +105,10 @@ fn promise(check: &str) -> String {
 fn beyond_files(folder: &Path) -> [Check; 2] {
     let open = |name: &str, detail: String| Check { status: Status::NotChecked, name: name.into(), detail };
     [
-        open("trained again, it gives the same bits", format!("runner verify {} --replay 0..STEP", folder.display())),
+        open(
+            "trained again, it gives the same bits",
+            format!("runner verify {} --replay 0..STEP", folder.display()),
+        ),
         open(
             "killed and resumed, it ends in the same bits",
             "runner verify EXPERIMENT --twice, with the experiment's file".into(),
@@ -119,7 +126,11 @@ fn replays(folder: &Path) -> anyhow::Result<Option<Check>> {
     let name = "made twice while it trained, a step gives the same bits".to_owned();
     let kept = folder.join("unrepeatable");
     Ok(Some(if kept.exists() {
-        Check { status: Status::Failed, name, detail: format!("a step gave two states: both are in {}", kept.display()) }
+        Check {
+            status: Status::Failed,
+            name,
+            detail: format!("a step gave two states: both are in {}", kept.display()),
+        }
     } else {
         Check { status: Status::Passed, name, detail: format!("every {every} steps, and none differed") }
     }))
@@ -133,9 +144,16 @@ mod tests {
     fn whole_checkpoints_are_one_promise_and_damaged_ones_stay() {
         let check = |status, name: &str| Check { status, name: name.into(), detail: "root".into() };
         let (whole, damaged) = (Status::Passed, Status::Failed);
-        let checks = vec![check(whole, "checkpoint 5"), check(damaged, "checkpoint 10"), check(whole, "checkpoint 15")];
+        let checks = vec![
+            check(whole, "checkpoint 5"),
+            check(damaged, "checkpoint 10"),
+            check(whole, "checkpoint 15"),
+        ];
         let names: Vec<String> = condensed(checks).into_iter().map(|check| check.name).collect();
-        assert_eq!(names, ["every byte of 2 checkpoints is what it was", "every byte of checkpoint 10 is what it was"]);
+        assert_eq!(
+            names,
+            ["every byte of 2 checkpoints is what it was", "every byte of checkpoint 10 is what it was"]
+        );
         assert_eq!(condensed(vec![check(whole, "checkpoint 5")])[0].detail, "root");
     }
 
@@ -143,7 +161,10 @@ mod tests {
     fn checks_read_as_promises_and_unknown_ones_stay() {
         assert_eq!(promise("checkpoint 500"), "every byte of checkpoint 500 is what it was");
         assert_eq!(promise("checkpoint 500 in the ledger"), "checkpoint 500 in the ledger");
-        assert_eq!(promise("numerics of checkpoint 5"), "checkpoint 5 was made with the numerics of the lock");
+        assert_eq!(
+            promise("numerics of checkpoint 5"),
+            "checkpoint 5 was made with the numerics of the lock"
+        );
         assert_eq!(promise("something new"), "something new");
     }
 }

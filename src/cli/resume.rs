@@ -45,7 +45,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn train(args: Args, path: &Path, loaded: Loaded, rank: Option<&ranks::Place>) -> anyhow::Result<ExitCode> {
-    let how = How { edited: !args.set.is_empty(), allow_drift: args.allow_drift, expected: None, json: args.json };
+    let how =
+        How { edited: !args.set.is_empty(), allow_drift: args.allow_drift, expected: None, json: args.json };
     go_on(Team::join(rank, &loaded)?, path, loaded, how)
 }
 
@@ -77,9 +78,12 @@ pub fn go_on(mut team: Team, path: &Path, mut loaded: Loaded, how: How) -> anyho
     let device = session::Device::open_for(&loaded.experiment, &team)?;
     match &found {
         Some((manifest, _)) => anstream::eprintln!("resuming `{}` at step {}", path.display(), manifest.step),
-        None if team.is_first() => anstream::eprintln!("no whole checkpoint in `{}`: starting at step 0", path.display()),
+        None if team.is_first() => {
+            anstream::eprintln!("no whole checkpoint in `{}`: starting at step 0", path.display())
+        }
         None => {}
     }
     let resume = session::Resume { found, allow_drift: how.allow_drift, edited: how.edited };
-    Session { loaded, device, data, initial, place, expected: how.expected, team, json: how.json }.train(Some(resume))
+    Session { loaded, device, data, initial, place, expected: how.expected, team, json: how.json }
+        .train(Some(resume))
 }

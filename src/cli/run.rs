@@ -30,8 +30,8 @@ pub struct Args {
     /// Delete a run of this name first.
     #[arg(long)]
     overwrite: bool,
-    /// Go on with a run of this name where there is one, as `runner resume` does: one command for a job that is
-    /// started again and again. Other bits than the run's are refused.
+    /// Go on with a run of this name where there is one, as `runner resume` does: one command for a job that
+    /// is started again and again. Other bits than the run's are refused.
     #[arg(long, conflicts_with = "overwrite")]
     or_resume: bool,
     /// Processes that share the work, one device each; by default one for each GPU of this machine.

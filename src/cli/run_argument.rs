@@ -13,7 +13,9 @@ pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
     let folder = match run {
         Some(run) if run.is_dir() => run.to_owned(),
         Some(run) => runs.join(run),
-        None => store::newest_run(runs)?.with_context(|| format!("there is no run in `{}`", runs.display()))?,
+        None => {
+            store::newest_run(runs)?.with_context(|| format!("there is no run in `{}`", runs.display()))?
+        }
     };
     if !RunPaths::new(&folder).experiment().is_file() {
         return Err(StoreError::NoSuchRun { path: folder }.into());

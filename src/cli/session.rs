@@ -21,11 +21,11 @@ use super::team::{self, Begin, Team};
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
 use crate::eval::TaskSet;
 use crate::experiment::{self, DeviceKind, Experiment, Loaded, Order};
-use crate::model::plan::{Category, MemoryPlan, Share, Storage};
 use crate::model::weights::Weights;
 use crate::ops::cuda::{self, Cuda};
 use crate::ops::{DeviceError, Dtype, Ops, Role, cpu::Cpu};
 use crate::parallel::{Exchange, Solo};
+use crate::plan::memory::{Category, MemoryPlan, Share, Storage};
 use crate::proof::{Ledger, Lock};
 use crate::report::{self, PlotOptions, ReportError, RunData};
 use crate::store::main_log::MainLogWriter;
@@ -91,7 +91,8 @@ impl Device {
     fn open_one(experiment: &Experiment, number: usize, of: usize) -> anyhow::Result<Device> {
         let mut cpu = experiment.device.clone();
         if of > 1 && cpu.threads == 0 {
-            cpu.threads = std::thread::available_parallelism().map_or(1, |threads| threads.get().div_ceil(of));
+            cpu.threads =
+                std::thread::available_parallelism().map_or(1, |threads| threads.get().div_ceil(of));
         }
         let mut options = cuda_options(experiment);
         if let (1.., Ok(gpus)) = (number, cuda::driver::gpus()) {
@@ -142,10 +143,12 @@ impl Data {
         let Sources { train, val, tokenizer } = Sources::open(&experiment.data, experiment.model.vocab)?;
         let sequences = train.require_sequences(seq_len)?;
         let wanted = val.filter(|_| experiment.eval.every > 0);
-        let validation = wanted.map(|val| ValidationSet::new(&val, experiment.eval.val_tokens, seq_len)).transpose()?;
+        let validation =
+            wanted.map(|val| ValidationSet::new(&val, experiment.eval.val_tokens, seq_len)).transpose()?;
         let tasks = experiment.eval.hellaswag.as_ref().filter(|_| experiment.eval.every > 0);
-        let hellaswag =
-            tasks.map(|path| TaskSet::open(Path::new(path), &tokenizer, experiment.model.vocab, seq_len)).transpose()?;
+        let hellaswag = tasks
+            .map(|path| TaskSet::open(Path::new(path), &tokenizer, experiment.model.vocab, seq_len))
+            .transpose()?;
         loaded.resolve_epochs(sequences.get())?;
         Ok(Data { train, validation, hellaswag, tokenizer })
     }
@@ -160,7 +163,17 @@ impl Session {
         experiment.parallel.ranks = team.size();
         device.with(
             &experiment,
-            Training { experiment: experiment.clone(), loaded, data, place, expected, team, json, initial, resume },
+            Training {
+                experiment: experiment.clone(),
+                loaded,
+                data,
+                place,
+                expected,
+                team,
+                json,
+                initial,
+                resume,
+            },
         )
     }
 }
@@ -170,7 +183,12 @@ pub trait OnDevice {
     type Output;
 
     /// Does it. `peak_flops` is the device's peak rate at its precision, where that is known.
-    fn on<O: Locked>(self, ops: O, storage: &Storage, peak_flops: Option<f64>) -> anyhow::Result<Self::Output>;
+    fn on<O: Locked>(
+        self,
+        ops: O,
+        storage: &Storage,
+        peak_flops: Option<f64>,
+    ) -> anyhow::Result<Self::Output>;
 }
 
 impl Device {
@@ -240,7 +258,12 @@ struct Training {
 impl OnDevice for Training {
     type Output = ExitCode;
 
-    fn on<O: Locked>(self, mut ops: O, storage: &Storage, peak_flops: Option<f64>) -> anyhow::Result<ExitCode> {
+    fn on<O: Locked>(
+        self,
+        mut ops: O,
+        storage: &Storage,
+        peak_flops: Option<f64>,
+    ) -> anyhow::Result<ExitCode> {
         let Training { experiment, loaded, data, place, expected, team, json, initial, resume } = self;
         let (first, ranks) = (team.is_first(), team.size());
         let stop = stop::flag(ranks > 1 || super::ranks::is_launched())?;
@@ -294,17 +317,24 @@ impl OnDevice for Training {
             }
             (found, _) => found,
         };
-        let (head, saved) = found.as_ref().map(|(manifest, _)| (manifest.ledger, manifest.state_root)).unzip();
+        let (head, saved) =
+            found.as_ref().map(|(manifest, _)| (manifest.ledger, manifest.state_root)).unzip();
         match (found, initial) {
             (Some((_, state)), _) => trainer.restore(state)?,
             (None, Some(initial)) => initial.start(&mut trainer)?,
             (None, None) => {}
         }
-        // All ranks start from the same bits, or not at all; one rank that begins anew has nothing to compare.
+        // All ranks start from the same bits, or not at all; one rank that begins anew has nothing to
+        // compare.
         if ranks > 1 || saved.is_some() {
             let root = trainer.state_root()?;
             if let Some(expected) = saved.filter(|saved| *saved != root) {
-                return Err(store::StoreError::RootDiffers { path: paths.checkpoints(), expected, found: root }.into());
+                return Err(store::StoreError::RootDiffers {
+                    path: paths.checkpoints(),
+                    expected,
+                    found: root,
+                }
+                .into());
             }
         }
         let progress = trainer.progress().clone();
@@ -328,8 +358,19 @@ impl OnDevice for Training {
         let writer = Writer::new(&paths.checkpoints(), Retention { keep_last, keep_every });
         let peak_flops = peak_flops.map(|peak| peak * ranks as f64);
         let Data { validation, hellaswag, tokenizer, .. } = data;
-        let mut run =
-            Run { experiment, trainer, feed, validation, hellaswag, tokenizer, paths, writer, records, stop, peak_flops };
+        let mut run = Run {
+            experiment,
+            trainer,
+            feed,
+            validation,
+            hellaswag,
+            tokenizer,
+            paths,
+            writer,
+            records,
+            stop,
+            peak_flops,
+        };
         let outcome = match run.finish(listener.as_mut()) {
             Ok(outcome) => outcome,
             Err(error) => {
@@ -374,7 +415,12 @@ impl Listener for Silence {
 }
 
 /// Reads the sensors of the GPU at work, if that is wanted and there is one.
-fn watch_gpu(experiment: &Experiment, lock: &Lock, folder: &RunFolder, shared: &Arc<gpu_watch::Shared>) -> Option<GpuWatch> {
+fn watch_gpu(
+    experiment: &Experiment,
+    lock: &Lock,
+    folder: &RunFolder,
+    shared: &Arc<gpu_watch::Shared>,
+) -> Option<GpuWatch> {
     let uuid = lock.environment.get("gpu.uuid").filter(|_| experiment.log.gpu_every > 0)?;
     let every = Duration::from_secs(experiment.log.gpu_every);
     GpuWatch::start(uuid, every, &folder.paths.gpu_log(), Arc::clone(shared))
@@ -435,7 +481,13 @@ pub fn feed(experiment: &Experiment, data: &Data, step: u64, offset: u64) -> any
 }
 
 /// The same for one rank's share of each step's sequences.
-pub fn feed_share(experiment: &Experiment, data: &Data, share: Range<u64>, step: u64, offset: u64) -> anyhow::Result<Prefetcher> {
+pub fn feed_share(
+    experiment: &Experiment,
+    data: &Data,
+    share: Range<u64>,
+    step: u64,
+    offset: u64,
+) -> anyhow::Result<Prefetcher> {
     let sequences = data.train.require_sequences(experiment.batch.seq_len)?;
     let plan = Plan {
         order: SampleOrder::new(experiment.seed, sequences, experiment.data.order == Order::Shuffled),

@@ -62,7 +62,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         table = table.sort(by)?;
     }
     let names = table.names()?;
-    let chosen: Vec<&RunSummary> = names.iter().filter_map(|name| runs.iter().find(|run| run.name == *name)).collect();
+    let chosen: Vec<&RunSummary> =
+        names.iter().filter_map(|name| runs.iter().find(|run| run.name == *name)).collect();
     let text = if args.json {
         serde_json::to_string_pretty(&chosen)? + "\n"
     } else if args.csv {
@@ -89,7 +90,12 @@ struct Column {
     cell: fn(&RunSummary) -> String,
 }
 
-const fn column(title: &'static str, right: bool, dispensable: u8, cell: fn(&RunSummary) -> String) -> Column {
+const fn column(
+    title: &'static str,
+    right: bool,
+    dispensable: u8,
+    cell: fn(&RunSummary) -> String,
+) -> Column {
     Column { title, right, dispensable, cell }
 }
 
@@ -109,9 +115,13 @@ static COLUMNS: [Column; 11] = [
     column("loss", true, 2, |run| decimal(run.loss)),
     column("val", true, 0, |run| decimal(run.val_loss)),
     column("hella", true, 1, |run| decimal(run.hellaswag)),
-    column("tok/s", true, 5, |run| run.tokens_per_s.map_or_else(|| "-".into(), |speed| units::thousands(speed as u64))),
+    column("tok/s", true, 5, |run| {
+        run.tokens_per_s.map_or_else(|| "-".into(), |speed| units::thousands(speed as u64))
+    }),
     column("MFU", true, 7, |run| run.mfu.map_or_else(|| "-".into(), |mfu| format!("{:.1}%", 100.0 * mfu))),
-    column("root", false, 6, |run| run.root.as_ref().map_or_else(|| "-".into(), |root| root.chars().take(8).collect())),
+    column("root", false, 6, |run| {
+        run.root.as_ref().map_or_else(|| "-".into(), |root| root.chars().take(8).collect())
+    }),
 ];
 
 /// A column with its cells.
@@ -152,7 +162,8 @@ fn to_text(runs: &[&RunSummary], width: usize) -> String {
     parts.retain(|part| part.column.dispensable == 0 || part.cells.iter().any(|cell| cell != "-"));
     let total = |parts: &[Part]| parts.iter().map(|part| part.width + 2).sum::<usize>() - 2;
     while total(&parts) > width {
-        let (at, part) = parts.iter().enumerate().max_by_key(|(_, part)| part.column.dispensable).expect("names stay");
+        let (at, part) =
+            parts.iter().enumerate().max_by_key(|(_, part)| part.column.dispensable).expect("names stay");
         if part.column.dispensable == 0 {
             // Nothing to leave out any more: long names are cut.
             let over = total(&parts) - width;
@@ -193,8 +204,10 @@ pub fn in_full(run: &RunSummary) -> String {
     let of = run.steps.map_or(String::new(), |steps| format!(" of {}", units::thousands(steps)));
     line("steps", format!("{}{of}, {} tokens", units::thousands(run.step), units::thousands(run.tokens)));
     line("loss", decimal(run.loss));
-    let best =
-        run.best_val_loss.filter(|best| Some(*best) != run.val_loss).map_or(String::new(), |best| format!(", best {best:.4}"));
+    let best = run
+        .best_val_loss
+        .filter(|best| Some(*best) != run.val_loss)
+        .map_or(String::new(), |best| format!(", best {best:.4}"));
     line("val loss", format!("{}{best}", decimal(run.val_loss)));
     if let Some(score) = run.hellaswag {
         let harness = run.hellaswag_acc_norm.map_or(String::new(), |acc| format!(", acc_norm {acc:.4}"));
@@ -232,7 +245,10 @@ pub fn in_full(run: &RunSummary) -> String {
 /// The keys that somebody set, with where, from the lock.
 fn settings(folder: &std::path::Path) -> Vec<String> {
     let Ok(lock) = Lock::read(&RunPaths::new(folder).lock_file()) else { return Vec::new() };
-    let set = lock.config.into_iter().filter(|(_, value)| !value.ends_with("(default)") && !value.contains("(default:"));
+    let set = lock
+        .config
+        .into_iter()
+        .filter(|(_, value)| !value.ends_with("(default)") && !value.contains("(default:"));
     set.map(|(key, value)| format!("{key} = {value}")).collect()
 }
 
@@ -269,7 +285,8 @@ mod tests {
 
     #[test]
     fn the_table_fits_the_width_and_tells_why_a_run_is_broken() {
-        let (a, b) = (run("gpt2_33b_a_rather_long_name_for_a_run", None), run("b", Some("`x` line 1: cut short")));
+        let (a, b) =
+            (run("gpt2_33b_a_rather_long_name_for_a_run", None), run("b", Some("`x` line 1: cut short")));
         for width in [60, 80, 100, 200] {
             let text = to_text(&[&a, &b], width);
             assert!(text.lines().take(3).all(|line| line.chars().count() <= width), "{width}:\n{text}");
@@ -283,9 +300,15 @@ mod tests {
     #[test]
     fn a_run_in_full_has_time_left_and_incidents() {
         let text = in_full(&run("a", None));
-        for says in
-            ["a, running", "1.56 B parameters", "31,000 of 32,000", "best 2.4500", "41m 40s", "step 7: resume", "acc_norm"]
-        {
+        for says in [
+            "a, running",
+            "1.56 B parameters",
+            "31,000 of 32,000",
+            "best 2.4500",
+            "41m 40s",
+            "step 7: resume",
+            "acc_norm",
+        ] {
             assert!(text.contains(says), "`{says}` is not in:\n{text}");
         }
     }

@@ -1,9 +1,10 @@
 //! Wishes to stop: who may ask, and which of several askings are one.
 //!
-//! The first wish lets the step at hand finish, saves and ends; a second one ends at once. Launchers, schedulers and
-//! `timeout` ask several times within a moment: a process, its group and its parent, by SIGINT and then by SIGTERM.
-//! So what comes in one moment is one wish; and only whom a person asks ends at once. A rank of this program's is asked
-//! that by its parent; one under a launcher never, as launchers kill for themselves what does not end.
+//! The first wish lets the step at hand finish, saves and ends; a second one ends at once. Launchers,
+//! schedulers and `timeout` ask several times within a moment: a process, its group and its parent, by SIGINT
+//! and then by SIGTERM. So what comes in one moment is one wish; and only whom a person asks ends at once. A
+//! rank of this program's is asked that by its parent; one under a launcher never, as launchers kill for
+//! themselves what does not end.
 //!
 //! Before training begins a wish ends the process at once: nothing could be saved.
 
@@ -16,7 +17,8 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
 use super::exit;
 
-/// SIGUSR1 because mpirun and srun only pass it on to all ranks: after SIGTERM they kill, before a large model is saved.
+/// SIGUSR1 because mpirun and srun only pass it on to all ranks: after SIGTERM they kill, before a large
+/// model is saved.
 const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGUSR1];
 /// Signals no further apart than this are one wish.
 const MOMENT: Duration = Duration::from_millis(200);
@@ -37,8 +39,8 @@ pub fn begin() -> std::io::Result<()> {
     if std::env::var_os(WATCHED).is_some() { listen_to_parent() } else { Ok(()) }
 }
 
-/// The flag that the first wish to stop sets. `launched` is whether this process was started by a launcher, or by a
-/// parent of this program's.
+/// The flag that the first wish to stop sets. `launched` is whether this process was started by a launcher,
+/// or by a parent of this program's.
 pub fn flag(launched: bool) -> std::io::Result<Arc<AtomicBool>> {
     let stop = STOP.get_or_init(Default::default).clone();
     let set = stop.clone();
@@ -84,7 +86,8 @@ fn listen_to_parent() -> std::io::Result<()> {
     std::thread::Builder::new().name("parent".into()).spawn(listen).map(|_| ())
 }
 
-/// Asks to stop when the process that started this rank is gone: whoever killed its launcher wants no rank to go on.
+/// Asks to stop when the process that started this rank is gone: whoever killed its launcher wants no rank to
+/// go on.
 fn stop_without_launcher(stop: Arc<AtomicBool>) -> std::io::Result<()> {
     let launcher = *LAUNCHER.get_or_init(std::os::unix::process::parent_id);
     let watch = move || {

@@ -40,7 +40,11 @@ impl Corpus {
     /// Training and validation tokens as datasets, `<|endoftext|>` before each document.
     pub fn datasets(&self, tokenizer: &Tokenizer) -> Result<(Dataset, Dataset), DataError> {
         let dataset = |part, documents| {
-            Dataset::from_tokens(&format!("{}/{part}", self.name), encode(tokenizer, documents), tokenizer.vocab())
+            Dataset::from_tokens(
+                &format!("{}/{part}", self.name),
+                encode(tokenizer, documents),
+                tokenizer.vocab(),
+            )
         };
         Ok((dataset("train", &self.train)?, dataset("val", &self.val)?))
     }
@@ -106,7 +110,8 @@ struct Book<'a> {
 fn books(text: &str) -> Result<Vec<Book<'_>>, DataError> {
     let mut books: Vec<Book<'_>> = Vec::new();
     for (number, line) in text.lines().enumerate() {
-        let damaged = || DataError::CorpusDamaged { reason: format!("line {} is no verse: `{line}`", number + 1) };
+        let damaged =
+            || DataError::CorpusDamaged { reason: format!("line {} is no verse: `{line}`", number + 1) };
         let (reference, words) = line.split_once(':').ok_or_else(damaged)?;
         let (title, chapter) = reference.rsplit_once(' ').ok_or_else(damaged)?;
         let (verse, words) = words.split_once(' ').ok_or_else(damaged)?;
@@ -156,7 +161,10 @@ mod tests {
         fn the_text_is_pinned() {
             let corpus = kjv().unwrap();
             assert_eq!((corpus.train.len(), corpus.val.len()), (66, 36));
-            assert_eq!(hex::encode(corpus.sha256()), "53dd6043a608260b4d2664dd7a008940aad193fa4d2146a0bce0b0d2d737c8c8");
+            assert_eq!(
+                hex::encode(corpus.sha256()),
+                "53dd6043a608260b4d2664dd7a008940aad193fa4d2146a0bce0b0d2d737c8c8"
+            );
         }
 
         #[test]
@@ -170,7 +178,13 @@ mod tests {
                     .contains("And God said, Let there be light: and there was light. And God saw the light, that it was good:")
             );
             assert!(corpus.val[0].starts_with("Genesis\n\nChapter 48\n\n"));
-            assert!(corpus.train.iter().chain(&corpus.val).all(|d| d.ends_with("\n\n") && !d.contains(['[', '‹', ']', '›'])));
+            assert!(
+                corpus
+                    .train
+                    .iter()
+                    .chain(&corpus.val)
+                    .all(|d| d.ends_with("\n\n") && !d.contains(['[', '‹', ']', '›']))
+            );
         }
 
         #[test]
@@ -178,7 +192,10 @@ mod tests {
             let corpus = kjv().unwrap();
             let byte = corpus.datasets(&Tokenizer::Byte).unwrap();
             let gpt2 = corpus.datasets(&Tokenizer::new(crate::experiment::Tokenizer::Gpt2)).unwrap();
-            assert_eq!([&byte.0, &byte.1, &gpt2.0, &gpt2.1].map(Dataset::tokens), [3_958_207, 201_327, 953_157, 48_207]);
+            assert_eq!(
+                [&byte.0, &byte.1, &gpt2.0, &gpt2.1].map(Dataset::tokens),
+                [3_958_207, 201_327, 953_157, 48_207]
+            );
             let (mut inputs, mut targets) = ([0; 3], [0; 3]);
             byte.0.read(0, &mut inputs, &mut targets).unwrap();
             assert_eq!((inputs, targets), ([256, 71, 101], [71, 101, 110]));

@@ -116,7 +116,8 @@ impl Dataset {
             if local < held {
                 let start = local * seq_len as u64;
                 shard.read(start, inputs, self.vocab)?;
-                let (last, shifted) = targets.split_last_mut().expect("a sequence exists, so its length is not 0");
+                let (last, shifted) =
+                    targets.split_last_mut().expect("a sequence exists, so its length is not 0");
                 shifted.copy_from_slice(&inputs[1..]);
                 return shard.read(start + seq_len as u64, std::slice::from_mut(last), self.vocab);
             }
@@ -137,7 +138,11 @@ impl Dataset {
 
     /// The data manifest: hashes every byte of every shard, several shards at a time.
     pub fn manifest(&self) -> Vec<ShardDigest> {
-        let digest = |shard: &Shard| ShardDigest { name: shard.name.clone(), tokens: shard.tokens, sha256: shard.sha256() };
+        let digest = |shard: &Shard| ShardDigest {
+            name: shard.name.clone(),
+            tokens: shard.tokens,
+            sha256: shard.sha256(),
+        };
         self.shards.par_iter().map(digest).collect()
     }
 
@@ -169,8 +174,11 @@ fn find(patterns: &[String]) -> Result<Vec<PathBuf>, DataError> {
     let mut found: BTreeMap<(OsString, usize, PathBuf), ()> = BTreeMap::new();
     let mut first_pattern: BTreeMap<PathBuf, usize> = BTreeMap::new();
     for (at, pattern) in patterns.iter().enumerate() {
-        let matches =
-            glob::glob(pattern).map_err(|e| DataError::BadPattern { pattern: pattern.clone(), at: e.pos + 1, message: e.msg })?;
+        let matches = glob::glob(pattern).map_err(|e| DataError::BadPattern {
+            pattern: pattern.clone(),
+            at: e.pos + 1,
+            message: e.msg,
+        })?;
         let mut any = false;
         for entry in matches {
             let path = entry.map_err(|e| {
@@ -196,7 +204,11 @@ fn fixed_folder(pattern: &str) -> PathBuf {
         .components()
         .take_while(|part| !part.as_os_str().to_string_lossy().contains(['*', '?', '[']))
         .collect();
-    let folder = if fixed == Path::new(pattern) { fixed.parent().map(Path::to_owned).unwrap_or_default() } else { fixed };
+    let folder = if fixed == Path::new(pattern) {
+        fixed.parent().map(Path::to_owned).unwrap_or_default()
+    } else {
+        fixed
+    };
     if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder }
 }
 
@@ -264,9 +276,11 @@ mod tests {
         write_shard(&dir.path().join("b"), "t_1.bin", &[1, 2]);
         write_shard(&dir.path().join("a"), "t_2.bin", &[1, 2]);
         write_shard(&dir.path().join("a"), "t_1.bin", &[1, 2]);
-        let patterns = [pattern(&dir, "b/*.bin"), pattern(&dir, "a/*.bin"), pattern(&dir, "b/t_1.bin")].concat();
+        let patterns =
+            [pattern(&dir, "b/*.bin"), pattern(&dir, "a/*.bin"), pattern(&dir, "b/t_1.bin")].concat();
         let data = Dataset::open(&patterns, 10).unwrap();
-        let paths: Vec<_> = data.shards().map(|s| s.path.unwrap().strip_prefix(dir.path()).unwrap().to_owned()).collect();
+        let paths: Vec<_> =
+            data.shards().map(|s| s.path.unwrap().strip_prefix(dir.path()).unwrap().to_owned()).collect();
         assert_eq!(paths, [Path::new("b/t_1.bin"), Path::new("a/t_1.bin"), Path::new("a/t_2.bin")]);
     }
 
@@ -277,15 +291,26 @@ mod tests {
         let folder = dir.path().display().to_string();
         let message = |tail: &str| Dataset::open(&pattern(&dir, tail), 10).unwrap_err().to_string();
         let text = message("train_*.bin");
-        assert!(text.contains(&format!("no file matches `{folder}/train_*.bin`: looked in `{folder}`")), "{text}");
+        assert!(
+            text.contains(&format!("no file matches `{folder}/train_*.bin`: looked in `{folder}`")),
+            "{text}"
+        );
         assert!(text.contains("holds 1 other entry"), "{text}");
-        assert!(message("train.bin").contains(&format!("looked in `{folder}`, which holds")), "{}", message("train.bin"));
+        assert!(
+            message("train.bin").contains(&format!("looked in `{folder}`, which holds")),
+            "{}",
+            message("train.bin")
+        );
         assert!(
             message("no/*.bin").contains(&format!("looked in `{folder}/no`, which does not exist")),
             "{}",
             message("no/*.bin")
         );
-        assert!(message("x*/y/*.bin").contains(&format!("looked in `{folder}`,")), "{}", message("x*/y/*.bin"));
+        assert!(
+            message("x*/y/*.bin").contains(&format!("looked in `{folder}`,")),
+            "{}",
+            message("x*/y/*.bin")
+        );
     }
 
     #[test]
@@ -316,7 +341,10 @@ mod tests {
         assert_eq!(data.require_sequences(2).unwrap().get(), 1);
         let message = data.require_sequences(3).unwrap_err().to_string();
         assert!(message.contains("3 tokens in `tiny` hold no sequence of 3"), "{message}");
-        assert_eq!((data.sequences(0), Dataset::from_tokens("none", vec![], 10).unwrap().sequences(1)), (0, 0));
+        assert_eq!(
+            (data.sequences(0), Dataset::from_tokens("none", vec![], 10).unwrap().sequences(1)),
+            (0, 0)
+        );
     }
 
     #[test]
@@ -325,8 +353,14 @@ mod tests {
         write_shard(dir.path(), "t.bin", &[1, 2, 99]);
         let data = Dataset::open(&pattern(&dir, "t.bin"), 50).unwrap();
         let error = data.read(0, &mut [0; 2], &mut [0; 2]).unwrap_err();
-        assert!(matches!(error, DataError::OutOfVocabulary { position: 2, byte: 1028, token: 99, .. }), "{error}");
-        assert!(matches!(Dataset::from_tokens("m", vec![1, 60], 50), Err(DataError::OutOfVocabulary { position: 1, .. })));
+        assert!(
+            matches!(error, DataError::OutOfVocabulary { position: 2, byte: 1028, token: 99, .. }),
+            "{error}"
+        );
+        assert!(matches!(
+            Dataset::from_tokens("m", vec![1, 60], 50),
+            Err(DataError::OutOfVocabulary { position: 1, .. })
+        ));
     }
 
     #[test]

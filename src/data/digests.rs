@@ -72,7 +72,8 @@ impl DigestCache {
 
     /// What `file` remembers; nothing when it is not there or is not a cache.
     pub fn open(file: &Path) -> DigestCache {
-        let entries = std::fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        let entries =
+            std::fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
         DigestCache { file: Some(file.into()), entries }
     }
 
@@ -86,7 +87,10 @@ impl DigestCache {
 
     /// Bytes of a dataset's shards that no entry knows.
     pub fn unknown_bytes(&self, data: &Dataset) -> u64 {
-        data.shards().filter(|shard| shard.path.as_ref().is_none_or(|path| self.get(path).is_none())).map(|s| s.bytes).sum()
+        data.shards()
+            .filter(|shard| shard.path.as_ref().is_none_or(|path| self.get(path).is_none()))
+            .map(|s| s.bytes)
+            .sum()
     }
 
     /// The manifest of `data`, several shards at a time. `hashed` is told of each shard that was read.
@@ -154,7 +158,12 @@ mod tests {
         let mut bytes = header(tokens.len() as u64).to_vec();
         bytes.extend(tokens.iter().flat_map(|t| t.to_le_bytes()));
         std::fs::write(path, bytes).unwrap();
-        std::fs::File::options().write(true).open(path).unwrap().set_modified(SystemTime::now() - age).unwrap();
+        std::fs::File::options()
+            .write(true)
+            .open(path)
+            .unwrap()
+            .set_modified(SystemTime::now() - age)
+            .unwrap();
     }
 
     fn manifest(cache: &Path, data: &Path) -> (Vec<ShardDigest>, usize) {

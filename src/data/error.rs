@@ -56,7 +56,9 @@ pub enum DataError {
     )]
     Version { path: PathBuf, got: u32 },
     /// A header that promises no token.
-    #[error("`{path}` holds no tokens: its header says 0 at byte 8\n  hint: remove the file, or prepare it again")]
+    #[error(
+        "`{path}` holds no tokens: its header says 0 at byte 8\n  hint: remove the file, or prepare it again"
+    )]
     Empty { path: PathBuf },
     /// Fewer tokens than the header promises.
     #[error(
@@ -102,7 +104,9 @@ pub enum DataError {
     )]
     CorpusNotBuilt { name: String },
     /// The model has no rows for some of the tokenizer's tokens.
-    #[error("`model.vocab` is {vocab}: expected at least {needed}, the tokens of `data.tokenizer` = `{tokenizer}`")]
+    #[error(
+        "`model.vocab` is {vocab}: expected at least {needed}, the tokens of `data.tokenizer` = `{tokenizer}`"
+    )]
     VocabTooSmall { vocab: usize, needed: usize, tokenizer: &'static str },
     /// No such embedded text.
     #[error("unknown corpus `{name}`: expected `kjv`")]
@@ -125,10 +129,14 @@ pub enum DataError {
     #[error("`{path}` has no column `{column}`, but {has}\n  hint: name one with `--column`")]
     NoColumn { path: PathBuf, column: String, has: String },
     /// A column of something else than text.
-    #[error("the column `{column}` of `{path}` holds {got}: expected strings\n  hint: name another with `--column`")]
+    #[error(
+        "the column `{column}` of `{path}` holds {got}: expected strings\n  hint: name another with `--column`"
+    )]
     ColumnType { path: PathBuf, column: String, got: String },
     /// A row without text.
-    #[error("row {row} of `{path}` (counted from 0) has no text: its `{column}` is null\n  hint: drop such rows first")]
+    #[error(
+        "row {row} of `{path}` (counted from 0) has no text: its `{column}` is null\n  hint: drop such rows first"
+    )]
     NullText { path: PathBuf, column: String, row: usize },
     /// Shards are there already.
     #[error(
@@ -139,7 +147,9 @@ pub enum DataError {
     #[error("`{option}` is {got}: expected {expected}")]
     Option { option: &'static str, got: String, expected: &'static str },
     /// The split leaves no training data.
-    #[error("no tokens are left to train on: validation took all {tokens}\n  hint: lower `--val-tokens` or `--val-fraction`")]
+    #[error(
+        "no tokens are left to train on: validation took all {tokens}\n  hint: lower `--val-tokens` or `--val-fraction`"
+    )]
     NoTraining { tokens: u64 },
 }
 

@@ -34,7 +34,11 @@ impl SampleOrder {
     pub fn new(seed: u64, sequences: NonZeroU64, shuffled: bool) -> SampleOrder {
         let last = sequences.get() - 1;
         let bits = u64::BITS - last.leading_zeros();
-        SampleOrder { sequences, key: shuffled.then(|| Key::new(seed, "data order")), half_bits: bits.div_ceil(2).max(1) }
+        SampleOrder {
+            sequences,
+            key: shuffled.then(|| Key::new(seed, "data order")),
+            half_bits: bits.div_ceil(2).max(1),
+        }
     }
 
     /// S: sequences in one epoch.
@@ -138,8 +142,16 @@ mod tests {
     // From an implementation of its own in Python, big integers and all.
     const GOLDEN_1000: [u64; 8] = [259, 662, 216, 820, 227, 700, 229, 593];
     const GOLDEN_1000_EPOCH_1: [u64; 8] = [338, 389, 617, 944, 1, 64, 888, 349];
-    const GOLDEN_2_40: [u64; 8] =
-        [708093030446, 550777222385, 812618591666, 340057209986, 676821737548, 221545837163, 835232943017, 1099408302791];
+    const GOLDEN_2_40: [u64; 8] = [
+        708093030446,
+        550777222385,
+        812618591666,
+        340057209986,
+        676821737548,
+        221545837163,
+        835232943017,
+        1099408302791,
+    ];
     const GOLDEN_MAX: [u64; 8] = [
         14849954000015926740,
         1185680477873726382,
@@ -153,7 +165,8 @@ mod tests {
 
     #[test]
     fn the_order_is_pinned() {
-        let first = |seed, s, from: u64| (from..from + 8).map(|p| order(seed, s).sequence_at(p)).collect::<Vec<_>>();
+        let first =
+            |seed, s, from: u64| (from..from + 8).map(|p| order(seed, s).sequence_at(p)).collect::<Vec<_>>();
         assert_eq!(first(42, 1000, 0), GOLDEN_1000);
         assert_eq!(first(42, 1000, 1000), GOLDEN_1000_EPOCH_1);
         assert_eq!(first(0, 1 << 40, 7), GOLDEN_2_40);

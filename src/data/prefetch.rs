@@ -135,7 +135,10 @@ impl Prefetcher {
     /// # Errors
     ///
     /// The fault that the reader met, once; then [`DataError::ReaderStopped`] until the next seek.
-    #[expect(clippy::should_implement_trait, reason = "an endless stream with errors and recycling is no Iterator")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an endless stream with errors and recycling is no Iterator"
+    )]
     pub fn next(&mut self) -> Result<Batch, DataError> {
         let reader = self.reader.as_ref().ok_or(DataError::ReaderStopped)?;
         let batch = match reader.batches.try_recv() {
@@ -202,7 +205,11 @@ impl Reader {
         let thread = std::thread::Builder::new()
             .name("data".to_owned())
             .spawn(move || read_on(&data, &plan, step, offset, &sender, &returned))
-            .map_err(|reason| DataError::Io { action: "start the thread that reads", path: "data".into(), reason })?;
+            .map_err(|reason| DataError::Io {
+                action: "start the thread that reads",
+                path: "data".into(),
+                reason,
+            })?;
         Ok(Reader { batches, used, thread })
     }
 }
@@ -218,7 +225,8 @@ fn read_on(
 ) {
     for step in first_step.. {
         for index in 0..plan.micro_batches_per_step() {
-            let mut batch = returned.try_recv().unwrap_or(Batch { inputs: Vec::new(), targets: Vec::new(), position: 0 });
+            let mut batch =
+                returned.try_recv().unwrap_or(Batch { inputs: Vec::new(), targets: Vec::new(), position: 0 });
             let result = fill(data, plan, plan.position(step, offset, index), &mut batch).map(|()| batch);
             let failed = result.is_err();
             if sender.send(result).is_err() || failed {

@@ -71,7 +71,12 @@ impl Shard {
 
     /// Tokens that are in memory already.
     pub fn from_tokens(name: &str, tokens: Vec<u16>) -> Shard {
-        Shard { name: name.to_owned(), path: None, tokens: tokens.len() as u64, content: Content::Owned(tokens) }
+        Shard {
+            name: name.to_owned(),
+            path: None,
+            tokens: tokens.len() as u64,
+            content: Content::Owned(tokens),
+        }
     }
 
     /// Bytes that the shard has as a file.
@@ -168,7 +173,10 @@ fn magic_hint(got: u32, bytes: &[u8]) -> &'static str {
     if bytes.starts_with(b"version https://git-lfs") {
         return "this is a pointer of Git LFS: run `git lfs pull`";
     }
-    if bytes.starts_with(&[0x1f, 0x8b]) || bytes.starts_with(b"\xfd7zXZ") || bytes.starts_with(b"\x28\xb5\x2f\xfd") {
+    if bytes.starts_with(&[0x1f, 0x8b])
+        || bytes.starts_with(b"\xfd7zXZ")
+        || bytes.starts_with(b"\x28\xb5\x2f\xfd")
+    {
         return "the file is compressed: unpack it first";
     }
     "make shards from text with `runner data prepare`"
@@ -235,7 +243,10 @@ mod tests {
         let mut bytes = shard(&[1, 2, 3, 4]);
         bytes.truncate(1031);
         let message = refusal(&bytes);
-        assert!(message.contains("promises 4 tokens, that is 1032 bytes, but the file ends at byte 1031"), "{message}");
+        assert!(
+            message.contains("promises 4 tokens, that is 1032 bytes, but the file ends at byte 1031"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -251,7 +262,10 @@ mod tests {
         let mut bytes = shard(&[1, 2]);
         bytes.extend([0, 0]);
         let message = refusal(&bytes);
-        assert!(message.contains("too long") && message.contains("1028 bytes, but the file has 1030"), "{message}");
+        assert!(
+            message.contains("too long") && message.contains("1028 bytes, but the file has 1030"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -265,7 +279,9 @@ mod tests {
 
     #[test]
     fn a_web_page_is_named_as_one() {
-        for page in ["<!DOCTYPE html>\n<title>404</title>", "\u{feff}\n <HTML><body>", "<?xml version='1.0'?><Error>"] {
+        for page in
+            ["<!DOCTYPE html>\n<title>404</title>", "\u{feff}\n <HTML><body>", "<?xml version='1.0'?><Error>"]
+        {
             let message = refusal(page.as_bytes());
             assert!(message.contains("web page saved as a token shard"), "{message}");
         }
@@ -305,7 +321,10 @@ mod tests {
     fn a_token_outside_the_vocabulary_is_named_by_position_and_byte() {
         let (_dir, path) = file(&shard(&[1, 2, 50257, 3]));
         let message = Shard::open(&path).unwrap().read(1, &mut [0; 3], 50257).unwrap_err().to_string();
-        assert!(message.contains("token 50257 at position 2 (byte 1028): expected less than 50257"), "{message}");
+        assert!(
+            message.contains("token 50257 at position 2 (byte 1028): expected less than 50257"),
+            "{message}"
+        );
         assert!(message.contains("x_train_000001.bin"), "{message}");
     }
 

@@ -53,7 +53,8 @@ impl ValidationSet {
         hash.update(b"runner/validation/v1");
         hash.update((seq_len as u64).to_le_bytes());
         hash.update(count.to_le_bytes());
-        for (sequence, (input, target)) in (0..count).zip(inputs.chunks_exact_mut(seq_len).zip(targets.chunks_exact_mut(seq_len)))
+        for (sequence, (input, target)) in
+            (0..count).zip(inputs.chunks_exact_mut(seq_len).zip(targets.chunks_exact_mut(seq_len)))
         {
             data.read(sequence, input, target)?;
             let last = target[seq_len - 1];
@@ -110,7 +111,11 @@ mod tests {
     fn joined(set: &ValidationSet, micro_batch: usize) -> (Vec<u16>, Vec<u16>, Vec<usize>) {
         let batches: Vec<_> = set.batches(micro_batch).collect();
         let join = |part: fn(&ValidationBatch<'_>) -> Vec<u16>| batches.iter().flat_map(part).collect();
-        (join(|b| b.inputs.to_vec()), join(|b| b.targets.to_vec()), batches.iter().map(|b| b.sequences).collect())
+        (
+            join(|b| b.inputs.to_vec()),
+            join(|b| b.targets.to_vec()),
+            batches.iter().map(|b| b.sequences).collect(),
+        )
     }
 
     #[test]
@@ -141,11 +146,13 @@ mod tests {
 
     #[test]
     fn the_hash_tells_tokens_length_and_shape_apart_and_is_pinned() {
-        let hash = |tokens, seq_len| hex::encode(ValidationSet::new(&data(), tokens, seq_len).unwrap().sha256());
+        let hash =
+            |tokens, seq_len| hex::encode(ValidationSet::new(&data(), tokens, seq_len).unwrap().sha256());
         assert_eq!(hash(40, 10), hash(45, 10));
         assert_ne!(hash(40, 10), hash(50, 10));
         assert_ne!(hash(40, 10), hash(40, 20));
-        // Python: sha256(b"runner/validation/v1" + pack("<QQ", 10, 2) + b"".join(pack("<11H", *range(s, s + 11)) for s in (0, 10)))
+        // Python: sha256(b"runner/validation/v1" + pack("<QQ", 10, 2) + b"".join(pack("<11H", *range(s, s +
+        // 11)) for s in (0, 10)))
         assert_eq!(hash(20, 10), "59592af14ba1c976dbcdf7cc2aaa721058ffb8c9c6b2d5cfad48dc995294f990");
     }
 }

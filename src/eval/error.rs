@@ -48,6 +48,8 @@ pub enum EvalError {
     Exchange(#[from] crate::parallel::ExchangeError),
 
     // ---- checkpoints ----
-    #[error("the saved parameter `{tensor}` {problem}\n  hint: the experiment is not the one that was trained")]
+    #[error(
+        "the saved parameter `{tensor}` {problem}\n  hint: the experiment is not the one that was trained"
+    )]
     Parameter { tensor: String, problem: String },
 }

@@ -28,8 +28,12 @@ pub fn is_eval_bin(bytes: &[u8]) -> bool {
 ///
 /// Whatever is not as the format says, by byte.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Task>, EvalError> {
-    let damaged =
-        |byte, expected: &str, got: String| EvalError::Damaged { path: path.into(), byte, expected: expected.into(), got };
+    let damaged = |byte, expected: &str, got: String| EvalError::Damaged {
+        path: path.into(),
+        byte,
+        expected: expected.into(),
+        got,
+    };
     if bytes.len() < HEADER_BYTES {
         return Err(damaged(bytes.len(), "a header of 1024 bytes", "the end of the file".into()));
     }
@@ -37,7 +41,8 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Task>, EvalError> {
     if header(1) != VERSION {
         return Err(damaged(4, "version 1", header(1).to_string()));
     }
-    let count = usize::try_from(header(2)).map_err(|_| damaged(8, "a number of examples", header(2).to_string()))?;
+    let count =
+        usize::try_from(header(2)).map_err(|_| damaged(8, "a number of examples", header(2).to_string()))?;
     let tokenizer = Tokenizer::new(crate::experiment::Tokenizer::Gpt2);
     let mut reader = Reader { path, bytes, at: HEADER_BYTES };
     // The count is not trusted with an allocation: the file may be cut or damaged.
@@ -47,7 +52,9 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Task>, EvalError> {
     }
     match bytes.len() - reader.at {
         0 => Ok(tasks),
-        more => Err(damaged(reader.at, &format!("the end after {count} examples"), format!("{more} more bytes"))),
+        more => {
+            Err(damaged(reader.at, &format!("the end after {count} examples"), format!("{more} more bytes")))
+        }
     }
 }
 
@@ -163,7 +170,10 @@ mod tests {
             (|f| f[1028] = 7, "byte 1028: expected the index 0, got 7"),
             (|f| f[1030] = 4, "byte 1030: expected a label from 0 to 3, got 4"),
             (|f| f[1032] = 5, "byte 1032: expected the number of completions 4, got 5"),
-            (|f| f.truncate(f.len() - 1), "byte 1088: expected a token of a completion, got the end of the file"),
+            (
+                |f| f.truncate(f.len() - 1),
+                "byte 1088: expected a token of a completion, got the end of the file",
+            ),
         ];
         for (damage, says) in faults {
             let mut bytes = file();

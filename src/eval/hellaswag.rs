@@ -39,7 +39,9 @@ pub fn parse(path: &Path, text: &str, tokenizer: &Tokenizer) -> Result<Vec<Task>
     // Collected before the first error is looked for, so that it is the first in the file.
     let tasks: Vec<Result<Task, String>> = lines.par_iter().map(|line| task(line, tokenizer)).collect();
     let numbered = tasks.into_iter().enumerate();
-    numbered.map(|(i, task)| task.map_err(|why| EvalError::Line { path: path.into(), line: i + 1, why })).collect()
+    numbered
+        .map(|(i, task)| task.map_err(|why| EvalError::Line { path: path.into(), line: i + 1, why }))
+        .collect()
 }
 
 fn task(line: &str, tokenizer: &Tokenizer) -> Result<Task, String> {
@@ -56,8 +58,9 @@ fn task(line: &str, tokenizer: &Tokenizer) -> Result<Task, String> {
     };
     let activity = line.activity_label.ok_or_else(|| missing("activity_label"))?;
     let endings = line.endings.ok_or_else(|| missing("endings"))?;
-    let endings: [String; COMPLETIONS] =
-        endings.try_into().map_err(|endings: Vec<String>| format!("it has {} endings, expected {COMPLETIONS}", endings.len()))?;
+    let endings: [String; COMPLETIONS] = endings.try_into().map_err(|endings: Vec<String>| {
+        format!("it has {} endings, expected {COMPLETIONS}", endings.len())
+    })?;
     let label = label(&line.label.ok_or_else(|| missing("label"))?)?;
 
     let query = clean(&format!("{activity}: {harness}"));
@@ -136,8 +139,7 @@ mod tests {
         Tokenizer::new(experiment::Tokenizer::Gpt2)
     }
 
-    const GOOD: &str =
-        r#"{"ind": 7, "activity_label": "High jump", "ctx": "A boy runs. he", "label": 2, "endings": ["a", "b c", "d", "é"]}"#;
+    const GOOD: &str = r#"{"ind": 7, "activity_label": "High jump", "ctx": "A boy runs. he", "label": 2, "endings": ["a", "b c", "d", "é"]}"#;
 
     #[test]
     fn both_wordings_of_a_line() {
@@ -154,8 +156,7 @@ mod tests {
 
     #[test]
     fn the_original_fields_are_worded_as_the_harness_does() {
-        let line =
-            r#"{"activity_label": "Jump", "ctx_a": "A boy.", "ctx_b": "the Boy", "label": "0", "endings": ["a", "b", "c", "d"]}"#;
+        let line = r#"{"activity_label": "Jump", "ctx_a": "A boy.", "ctx_b": "the Boy", "label": "0", "endings": ["a", "b", "c", "d"]}"#;
         let task = &parse(Path::new("h"), line, &gpt2()).unwrap()[0];
         assert_eq!(gpt2().decode(&task.plain.context), "A boy. the Boy");
         assert_eq!(gpt2().decode(&task.harness.as_ref().unwrap().context), "Jump: A boy. The boy");

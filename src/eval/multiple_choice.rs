@@ -87,13 +87,24 @@ impl TaskSet {
     ///
     /// A file that cannot be read, has no tasks or is faulty; a token outside `vocab`; a completion that
     /// does not fit.
-    pub fn open(path: &Path, tokenizer: &Tokenizer, vocab: usize, seq_len: usize) -> Result<TaskSet, EvalError> {
+    pub fn open(
+        path: &Path,
+        tokenizer: &Tokenizer,
+        vocab: usize,
+        seq_len: usize,
+    ) -> Result<TaskSet, EvalError> {
         let io = |reason| EvalError::Io { path: path.into(), reason };
         TaskSet::parse(path, &std::fs::read(path).map_err(io)?, tokenizer, vocab, seq_len)
     }
 
     /// [`TaskSet::open`] of a file that is in memory.
-    pub fn parse(path: &Path, bytes: &[u8], tokenizer: &Tokenizer, vocab: usize, seq_len: usize) -> Result<TaskSet, EvalError> {
+    pub fn parse(
+        path: &Path,
+        bytes: &[u8],
+        tokenizer: &Tokenizer,
+        vocab: usize,
+        seq_len: usize,
+    ) -> Result<TaskSet, EvalError> {
         let (tasks, unit) = if eval_bin::is_eval_bin(bytes) {
             (eval_bin::parse(path, bytes)?, Unit::Example)
         } else {
@@ -122,7 +133,12 @@ impl TaskSet {
             for prompt in task.prompts() {
                 let tokens = prompt.completions.iter().chain([&prompt.context]).flatten();
                 if let Some(&token) = tokens.into_iter().find(|token| usize::from(**token) >= vocab) {
-                    return Err(EvalError::OutOfVocabulary { path: self.path.clone(), place: self.place(i), token, vocab });
+                    return Err(EvalError::OutOfVocabulary {
+                        path: self.path.clone(),
+                        place: self.place(i),
+                        token,
+                        vocab,
+                    });
                 }
                 let longest = prompt.completions.iter().map(Vec::len).max().unwrap_or(0);
                 // One token of context stands before the first that is predicted.
@@ -261,8 +277,10 @@ pub struct Scores {
 }
 
 /// Names of the three scores for a set with the harness's wording, and for one without.
-const NAMES: [[&str; 3]; 2] =
-    [["hellaswag", "hellaswag_acc", "hellaswag_acc_norm"], ["hellaswag", "hellaswag_plain_acc", "hellaswag_plain_acc_norm"]];
+const NAMES: [[&str; 3]; 2] = [
+    ["hellaswag", "hellaswag_acc", "hellaswag_acc_norm"],
+    ["hellaswag", "hellaswag_plain_acc", "hellaswag_plain_acc_norm"],
+];
 
 /// Names of the three scores, in the order of [`Outcome::decisions`].
 pub fn names(harness: bool) -> [&'static str; 3] {
@@ -338,7 +356,8 @@ fn outcomes_of_ranks<O: Ops>(
     let mut batches: Vec<Vec<&Row>> = Vec::new();
     let mut mine: Vec<u8> = Vec::new();
     for shape in shapes(capacity, model.config.heads) {
-        let fitting: Vec<&Row> = rows.iter().filter(|row| row.inputs() > shorter && row.inputs() <= shape.seq).collect();
+        let fitting: Vec<&Row> =
+            rows.iter().filter(|row| row.inputs() > shorter && row.inputs() <= shape.seq).collect();
         shorter = shape.seq;
         for batch in fitting.chunks(shape.batch) {
             batches.push(batch.to_vec());
@@ -347,7 +366,11 @@ fn outcomes_of_ranks<O: Ops>(
                 continue;
             }
             let (inputs, targets) = pack(batch, shape);
-            model.forward(ops, &MicroBatch { inputs: &inputs, targets: &targets, rows: shape, losses_at: 0 }, losses)?;
+            model.forward(
+                ops,
+                &MicroBatch { inputs: &inputs, targets: &targets, rows: shape, losses_at: 0 },
+                losses,
+            )?;
             ops.download(losses, &mut host)?;
             for (row, losses) in batch.iter().zip(host.chunks_exact(shape.seq)) {
                 mine.extend_from_slice(&nats(set, row, &losses[..row.inputs()])?.to_le_bytes());
@@ -356,15 +379,20 @@ fn outcomes_of_ranks<O: Ops>(
         }
     }
     let all = all_gather(link, "the gathering of scores", mine)?;
-    let mut rest: Vec<_> =
-        all.iter().map(|bytes| bytes.as_chunks::<8>().0.iter().map(|nats| f64::from_le_bytes(*nats))).collect();
+    let mut rest: Vec<_> = all
+        .iter()
+        .map(|bytes| bytes.as_chunks::<8>().0.iter().map(|nats| f64::from_le_bytes(*nats)))
+        .collect();
     let empty = [Surprise::default(); COMPLETIONS];
-    let mut outcomes = vec![Outcome { plain: empty, harness: set.has_harness().then_some(empty) }; set.tasks.len()];
+    let mut outcomes =
+        vec![Outcome { plain: empty, harness: set.has_harness().then_some(empty) }; set.tasks.len()];
     for (number, batch) in batches.iter().enumerate() {
         for (row, nats) in batch.iter().zip(&mut rest[number % ranks]) {
             let outcome = &mut outcomes[row.task];
-            let of_wording = if row.wording == 0 { Some(&mut outcome.plain) } else { outcome.harness.as_mut() };
-            of_wording.expect("a set has one wording or two")[row.completion] = Surprise { nats, tokens: row.scored };
+            let of_wording =
+                if row.wording == 0 { Some(&mut outcome.plain) } else { outcome.harness.as_mut() };
+            of_wording.expect("a set has one wording or two")[row.completion] =
+                Surprise { nats, tokens: row.scored };
         }
     }
     Ok(outcomes)
@@ -372,7 +400,8 @@ fn outcomes_of_ranks<O: Ops>(
 
 /// Batches of exactly the capacity's tokens, by rising length of their rows; the last is the capacity's own.
 fn shapes(capacity: Rows, heads: usize) -> Vec<Rows> {
-    let lengths = std::iter::successors(Some(SHORTEST), |length| Some(2 * length)).take_while(|length| *length < capacity.seq);
+    let lengths = std::iter::successors(Some(SHORTEST), |length| Some(2 * length))
+        .take_while(|length| *length < capacity.seq);
     let whole = lengths.filter(|length| capacity.count().is_multiple_of(*length));
     let batches = whole.map(|seq| Rows { batch: capacity.count() / seq, seq });
     batches.filter(|rows| rows.batch * heads <= MOST_HEADS).chain([capacity]).collect()
@@ -394,7 +423,13 @@ fn nats(set: &TaskSet, row: &Row, losses: &[f32]) -> Result<f64, EvalError> {
     let scored = &losses[losses.len() - row.scored..];
     if let Some(token) = scored.iter().position(|loss| !loss.is_finite()) {
         let (path, place) = (set.path.clone(), set.place(row.task));
-        return Err(EvalError::NotFinite { path, place, completion: row.completion, token, loss: scored[token] });
+        return Err(EvalError::NotFinite {
+            path,
+            place,
+            completion: row.completion,
+            token,
+            loss: scored[token],
+        });
     }
     Ok(scored.iter().map(|&loss| f64::from(loss)).sum())
 }

@@ -8,7 +8,8 @@ fn set(folder: &Path) -> TaskSet {
     let path = folder.join("tasks.jsonl");
     let line = |i: usize| {
         let words = "and he saw that it was good ".repeat(i % 7);
-        let endings: Vec<String> = (0..4).map(|e| format!("end {e} {}", "so ".repeat((i * 5 + e * 3) % 9))).collect();
+        let endings: Vec<String> =
+            (0..4).map(|e| format!("end {e} {}", "so ".repeat((i * 5 + e * 3) % 9))).collect();
         serde_json::json!({"activity_label": "Making", "ctx": format!("In the beginning {words}he"), "label": i % 4, "endings": endings})
     };
     let text: String = (0..23).map(|i| format!("{}\n", line(i))).collect();
@@ -18,8 +19,16 @@ fn set(folder: &Path) -> TaskSet {
 
 /// A small model and a buffer for its losses.
 fn model(ops: &mut Cpu, capacity: Rows) -> (Gpt2<Cpu>, <Cpu as Ops>::Buf) {
-    let config =
-        Model { init: None, descriptor: None, layers: 2, heads: 2, channels: 32, context: 512, vocab: 257, vocab_padded: 384 };
+    let config = Model {
+        init: None,
+        descriptor: None,
+        layers: 2,
+        heads: 2,
+        channels: 32,
+        context: 512,
+        vocab: 257,
+        vocab_padded: 384,
+    };
     let model = Gpt2::new(ops, &config, capacity, 0, false, 3).unwrap();
     let losses = ops.alloc(Role::F32, capacity.count()).unwrap();
     (model, losses)
@@ -59,7 +68,8 @@ fn a_row_alone_without_padding_has_the_same_losses() {
     let outcomes = outcomes(&mut ops, &mut model, &mut losses, &set, |_, _| {}).unwrap();
     for row in set.make_rows() {
         let rows = Rows { batch: 1, seq: row.inputs() };
-        let batch = MicroBatch { inputs: &row.tokens[..rows.seq], targets: &row.tokens[1..], rows, losses_at: 0 };
+        let batch =
+            MicroBatch { inputs: &row.tokens[..rows.seq], targets: &row.tokens[1..], rows, losses_at: 0 };
         model.forward(&mut ops, &batch, &mut losses).unwrap();
         let mut host = vec![0.0; rows.seq];
         ops.download(&losses, &mut host).unwrap();
@@ -94,7 +104,8 @@ fn a_loss_that_is_not_finite_is_an_error_that_names_the_task() {
     let (mut model, mut losses) = model(&mut ops, Rows { batch: 2, seq: 256 });
     let width = model.config.channels;
     ops.upload(&mut model.params.ln_f.bias, &vec![f32::NAN; width]).unwrap();
-    let error = hellaswag(&mut ops, &mut model, &mut losses, &mut Solo, &set, |_, _| {}).unwrap_err().to_string();
+    let error =
+        hellaswag(&mut ops, &mut model, &mut losses, &mut Solo, &set, |_, _| {}).unwrap_err().to_string();
     assert!(error.contains("tasks.jsonl` line 1, completion 0, token 0 is NaN"), "{error}");
 }
 
@@ -102,7 +113,8 @@ fn a_loss_that_is_not_finite_is_an_error_that_names_the_task() {
 fn the_scores_pick_by_mean_by_sum_and_by_sum_a_byte_and_the_first_of_equals() {
     let surprises = |values: [(f64, usize); 4]| values.map(|(nats, tokens)| Surprise { nats, tokens });
     let prompt = Prompt { context: vec![1], completions: Default::default() };
-    let task = Task { plain: prompt.clone(), harness: Some(prompt), label: 0, completion_bytes: [10, 10, 40, 10] };
+    let task =
+        Task { plain: prompt.clone(), harness: Some(prompt), label: 0, completion_bytes: [10, 10, 40, 10] };
     let outcome = Outcome {
         plain: surprises([(6.0, 2), (8.0, 4), (9.0, 3), (4.0, 2)]),
         harness: Some(surprises([(6.0, 1), (5.0, 1), (8.0, 1), (5.0, 1)])),
@@ -132,7 +144,9 @@ fn batches_have_the_capacity_s_tokens_in_every_length() {
 fn files_that_cannot_be_used_are_refused_when_they_are_opened() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("h.jsonl");
-    let open = |vocab, seq_len| TaskSet::open(&path, &Tokenizer::Byte, vocab, seq_len).map(|_| ()).map_err(|e| e.to_string());
+    let open = |vocab, seq_len| {
+        TaskSet::open(&path, &Tokenizer::Byte, vocab, seq_len).map(|_| ()).map_err(|e| e.to_string())
+    };
     let says = |text: &str, result: Result<(), String>| {
         let error = result.unwrap_err();
         assert!(error.contains(text), "{error}\nlacks: {text}");
@@ -142,7 +156,11 @@ fn files_that_cannot_be_used_are_refused_when_they_are_opened() {
     says("has no tasks: the file is empty", open(257, 64));
     std::fs::write(&path, [b'{', 0xff]).unwrap();
     says("byte 1: expected UTF-8 text, or magic 20240522 at byte 0, got 0xff", open(257, 64));
-    std::fs::write(&path, r#"{"activity_label": "J", "ctx": "A", "label": 0, "endings": ["abcdefghi", "b", "c", "d"]}"#).unwrap();
+    std::fs::write(
+        &path,
+        r#"{"activity_label": "J", "ctx": "A", "label": 0, "endings": ["abcdefghi", "b", "c", "d"]}"#,
+    )
+    .unwrap();
     says("line 1 holds token 105, expected less than 105", open(105, 64));
     says("line 1: a completion of 10 tokens does not fit sequences of 9", open(257, 9));
     assert_eq!(open(257, 10), Ok(()));
@@ -158,7 +176,10 @@ fn files_of_other_kinds_and_tokens_out_of_range_are_refused_by_name() {
     let says = |text: &str, error: String| assert!(error.contains(text), "{error}\nlacks: {text}");
     let mut bytes = crate::data::shard::header(1).to_vec();
     bytes.extend([1, 0]);
-    says("`h.bin` is damaged at byte 0: expected UTF-8 text, or magic 20240522 at byte 0, got 0x88", refusal(&bytes, 50_257));
+    says(
+        "`h.bin` is damaged at byte 0: expected UTF-8 text, or magic 20240522 at byte 0, got 0x88",
+        refusal(&bytes, 50_257),
+    );
     says("`h.bin` line 1 is not a HellaSwag task", refusal(b"<!DOCTYPE html>", 50_257));
     let mut bytes = vec![0; 1024];
     for (i, word) in [crate::eval::eval_bin::MAGIC, 1, 1, 30].into_iter().enumerate() {

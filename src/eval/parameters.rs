@@ -42,7 +42,8 @@ pub fn restore<O: Ops>(
     params: &mut Weights<O::Buf>,
     state: &[Tensor],
 ) -> Result<(), EvalError> {
-    let by_name: BTreeMap<&str, &Tensor> = state.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let by_name: BTreeMap<&str, &Tensor> =
+        state.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
     for (spec, buf) in specs.iter().zip(params.iter_mut()) {
         let bad = |problem: String| EvalError::Parameter { tensor: spec.name.clone(), problem };
         let tensor = by_name.get(spec.name.as_str()).ok_or_else(|| bad("is missing".into()))?;
@@ -52,7 +53,8 @@ pub fn restore<O: Ops>(
         if tensor.dtype == ops.dtype(Role::Param) {
             ops.write_bytes(buf, &tensor.bytes)?;
         } else {
-            let values = floats(tensor).ok_or_else(|| bad(format!("is stored as {}, expected F32 or BF16", tensor.dtype)))?;
+            let values = floats(tensor)
+                .ok_or_else(|| bad(format!("is stored as {}, expected F32 or BF16", tensor.dtype)))?;
             ops.upload(buf, &values)?;
         }
     }
@@ -62,7 +64,9 @@ pub fn restore<O: Ops>(
 fn floats(tensor: &Tensor) -> Option<Vec<f32>> {
     match tensor.dtype {
         Dtype::F32 => Some(tensor.bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-        Dtype::BF16 => Some(tensor.bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()),
+        Dtype::BF16 => {
+            Some(tensor.bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect())
+        }
         _ => None,
     }
 }
@@ -74,16 +78,31 @@ mod tests {
     use crate::ops::cpu::Cpu;
 
     fn small() -> Model {
-        Model { init: None, descriptor: None, layers: 1, heads: 1, channels: 16, context: 8, vocab: 5, vocab_padded: 128 }
+        Model {
+            init: None,
+            descriptor: None,
+            layers: 1,
+            heads: 1,
+            channels: 16,
+            context: 8,
+            vocab: 5,
+            vocab_padded: 128,
+        }
     }
 
     /// A state in which element `i` of each tensor is `i / 8` in bf16, and a moment that is in nobody's way.
     fn state() -> Vec<Tensor> {
         let tensor = |name: String, shape: &[usize]| {
             let values = (0..shape.iter().product::<usize>()).map(|i| bf16::from_f32(i as f32 / 8.0));
-            Tensor { name, dtype: Dtype::BF16, shape: shape.to_vec(), bytes: values.flat_map(bf16::to_le_bytes).collect() }
+            Tensor {
+                name,
+                dtype: Dtype::BF16,
+                shape: shape.to_vec(),
+                bytes: values.flat_map(bf16::to_le_bytes).collect(),
+            }
         };
-        let mut state: Vec<Tensor> = Weights::of(&small()).iter().map(|spec| tensor(spec.name.clone(), &spec.shape)).collect();
+        let mut state: Vec<Tensor> =
+            Weights::of(&small()).iter().map(|spec| tensor(spec.name.clone(), &spec.shape)).collect();
         state.push(tensor("adam_m/wte.weight".into(), &[3]));
         state
     }

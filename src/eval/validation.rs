@@ -23,7 +23,8 @@ pub fn validation_loss<O: Ops>(
     validation_loss_of_ranks(ops, model, losses, &mut Solo, set, progress)
 }
 
-/// [`validation_loss`] by several ranks, each of which does every Nth batch. `progress` is told of this rank's.
+/// [`validation_loss`] by several ranks, each of which does every Nth batch. `progress` is told of this
+/// rank's.
 pub fn validation_loss_of_ranks<O: Ops>(
     ops: &mut O,
     model: &mut Gpt2<O>,
@@ -37,7 +38,8 @@ pub fn validation_loss_of_ranks<O: Ops>(
     let mut host = vec![0.0f32; rows.count()];
     let (mut inputs, mut targets) = (vec![0; rows.count()], vec![0; rows.count()]);
     let mut mine = Vec::new();
-    for (batch, sequences) in set.batches(rows.batch).zip((0..).step_by(rows.batch)).skip(rank).step_by(ranks) {
+    for (batch, sequences) in set.batches(rows.batch).zip((0..).step_by(rows.batch)).skip(rank).step_by(ranks)
+    {
         let tokens = batch.inputs.len();
         inputs[..tokens].copy_from_slice(batch.inputs);
         targets[..tokens].copy_from_slice(batch.targets);
@@ -47,8 +49,10 @@ pub fn validation_loss_of_ranks<O: Ops>(
         progress(sequences + batch.sequences);
     }
     let all = all_gather(link, "the gathering of validation losses", mine)?;
-    let mut rest: Vec<_> =
-        all.iter().map(|bytes| bytes.as_chunks::<4>().0.iter().map(|loss| f32::from_le_bytes(*loss))).collect();
+    let mut rest: Vec<_> = all
+        .iter()
+        .map(|bytes| bytes.as_chunks::<4>().0.iter().map(|loss| f32::from_le_bytes(*loss)))
+        .collect();
     // One running sum from first to last, so that neither batches nor ranks can show.
     let mut sum = 0.0f64;
     for (number, batch) in set.batches(rows.batch).enumerate() {

@@ -24,7 +24,9 @@ pub(super) fn value(key: &Key, raw: &DeValue<'_>, folder: &Path) -> Result<Value
     match key.kind {
         Kind::Integer { min, max } => integer(key, raw, min, max).map(Value::from),
         Kind::Number { .. } => number(key, raw).map(Value::from),
-        Kind::Boolean => raw.as_bool().map(Value::from).ok_or_else(|| wrong_type(key, raw, "`true` or `false`")),
+        Kind::Boolean => {
+            raw.as_bool().map(Value::from).ok_or_else(|| wrong_type(key, raw, "`true` or `false`"))
+        }
         Kind::Text => text(key, raw).map(Value::from),
         Kind::Name => name(key, raw).map(Value::from),
         Kind::Choice(values) => choice(key, raw, values).map(Value::from),
@@ -66,7 +68,11 @@ fn shortened(digits: &str) -> String {
 }
 
 fn integer(key: &Key, raw: &DeValue<'_>, min: u64, max: u64) -> Result<u64, Refusal> {
-    let range = if max >= 1 << 31 { format!("an integer, at least {min}") } else { format!("an integer from {min} to {max}") };
+    let range = if max >= 1 << 31 {
+        format!("an integer, at least {min}")
+    } else {
+        format!("an integer from {min} to {max}")
+    };
     if let DeValue::Float(float) = raw
         && let Ok(x) = float.as_str().parse::<f64>()
         && x.fract() == 0.0
@@ -80,7 +86,9 @@ fn integer(key: &Key, raw: &DeValue<'_>, min: u64, max: u64) -> Result<u64, Refu
         Ok(n) if n > i128::from(max) => {
             Err(refusal(key, &format!("is {n}, but at most {max} is allowed"), format!("expected {range}")))
         }
-        Ok(n) => Err(refusal(key, &format!("is {n}, but at least {min} is needed"), format!("expected {range}"))),
+        Ok(n) => {
+            Err(refusal(key, &format!("is {n}, but at least {min} is needed"), format!("expected {range}")))
+        }
         Err(_) => Err(refusal(key, "is far out of range", format!("expected {range}"))),
     }
 }
@@ -100,12 +108,17 @@ fn number(key: &Key, raw: &DeValue<'_>) -> Result<f64, Refusal> {
         (true, Open::Above) => format!("a number from {min} to below {max}"),
     };
     let x: f64 = digits.parse().map_err(|_| wrong_type(key, raw, &range))?;
-    let inside = x >= min && x <= max && !(open == Open::Below && x == min) && !(open == Open::Above && x == max);
+    let inside =
+        x >= min && x <= max && !(open == Open::Below && x == min) && !(open == Open::Above && x == max);
     // Minus zero equals zero but prints otherwise; the resolved file must not depend on it.
     if inside {
         Ok(x + 0.0)
     } else {
-        Err(refusal(key, &format!("is {}, which is out of range", shortened(&digits)), format!("expected {range}")))
+        Err(refusal(
+            key,
+            &format!("is {}, which is out of range", shortened(&digits)),
+            format!("expected {range}"),
+        ))
     }
 }
 
@@ -145,7 +158,8 @@ fn choice<'a>(key: &Key, raw: &'a DeValue<'_>, values: &[&str]) -> Result<&'a st
     if values.contains(&word) {
         return Ok(word);
     }
-    let hint = nearest(&word.to_lowercase(), values.iter().copied()).map(|near| format!("did you mean \"{near}\"?"));
+    let hint =
+        nearest(&word.to_lowercase(), values.iter().copied()).map(|near| format!("did you mean \"{near}\"?"));
     Err(Refusal { hint, ..refusal(key, &format!("knows no {word:?}"), format!("expected {expected}")) })
 }
 
@@ -163,7 +177,9 @@ fn patterns(key: &Key, raw: &DeValue<'_>, folder: &Path) -> Result<Vec<String>, 
     let written: Vec<&str> = match raw {
         DeValue::String(one) => vec![one],
         DeValue::Array(many) => {
-            let items = many.iter().map(|item| item.get_ref().as_str().ok_or_else(|| wrong_type(key, item.get_ref(), expected)));
+            let items = many
+                .iter()
+                .map(|item| item.get_ref().as_str().ok_or_else(|| wrong_type(key, item.get_ref(), expected)));
             items.collect::<Result<_, _>>()?
         }
         _ => return Err(wrong_type(key, raw, expected)),
@@ -202,7 +218,11 @@ fn join(folder: &Path, path: &str, as_pattern: bool) -> String {
     }
     let base = base.to_string_lossy();
     let base = if as_pattern { glob::Pattern::escape(&base) } else { base.into_owned() };
-    if rest.as_os_str().is_empty() { base } else { Path::new(&base).join(rest).to_string_lossy().into_owned() }
+    if rest.as_os_str().is_empty() {
+        base
+    } else {
+        Path::new(&base).join(rest).to_string_lossy().into_owned()
+    }
 }
 
 #[cfg(test)]
@@ -211,7 +231,11 @@ mod tests {
     use super::*;
 
     fn check(key: &str, toml: &str) -> Result<Value, Refusal> {
-        value(schema::key(key).unwrap(), DeValue::parse(toml).unwrap().get_ref(), Path::new("/work/[a]/experiments"))
+        value(
+            schema::key(key).unwrap(),
+            DeValue::parse(toml).unwrap().get_ref(),
+            Path::new("/work/[a]/experiments"),
+        )
     }
 
     fn message(key: &str, toml: &str) -> String {
@@ -226,7 +250,10 @@ mod tests {
         assert_eq!(message("schedule.steps", "-1"), "`schedule.steps` is -1, but at least 1 is needed");
         assert_eq!(check("schedule.steps", "1e5").unwrap_err().hint.as_deref(), Some("write `100000`"));
         assert!(message("schedule.steps", &"9".repeat(60)).contains("far out of range"));
-        assert!(message("schedule.steps", "\"a\"").contains("must be an integer, at least 1, not the string \"a\""));
+        assert!(
+            message("schedule.steps", "\"a\"")
+                .contains("must be an integer, at least 1, not the string \"a\"")
+        );
     }
 
     #[test]
@@ -259,7 +286,9 @@ mod tests {
 
     #[test]
     fn paths_start_from_the_files_folder() {
-        let shards = |toml: &str| check("data.train", toml).unwrap().into_array().unwrap()[0].as_str().unwrap().to_string();
+        let shards = |toml: &str| {
+            check("data.train", toml).unwrap().into_array().unwrap()[0].as_str().unwrap().to_string()
+        };
         assert_eq!(shards("\"../data/x_*.bin\""), "/work/[[]a[]]/data/x_*.bin");
         assert_eq!(shards("[\"./x.bin\", \"y.bin\"]"), "/work/[[]a[]]/experiments/x.bin");
         assert_eq!(shards("\"/data/*.bin\""), "/data/*.bin");

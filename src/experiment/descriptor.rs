@@ -15,8 +15,16 @@ pub struct Sizes {
 }
 
 /// Depth, width, heads. The context is 1024.
-const GPT2: [(usize, usize, usize); 8] =
-    [(6, 384, 6), (12, 768, 12), (24, 1024, 16), (36, 1280, 20), (48, 1600, 25), (60, 1920, 30), (72, 2880, 30), (84, 3456, 36)];
+const GPT2: [(usize, usize, usize); 8] = [
+    (6, 384, 6),
+    (12, 768, 12),
+    (24, 1024, 16),
+    (36, 1280, 20),
+    (48, 1600, 25),
+    (60, 1920, 30),
+    (72, 2880, 30),
+    (84, 3456, 36),
+];
 
 /// Width, depth, head size. The context is 2048.
 const GPT3: [(usize, usize, usize); 9] = [
@@ -47,7 +55,8 @@ pub fn descriptors() -> Vec<String> {
 
 /// The sizes of `dN`, `gpt2:dN` or `gpt3:cC`.
 pub fn sizes(descriptor: &str) -> Result<Sizes, UnknownDescriptor> {
-    let full = if descriptor.starts_with('d') { format!("gpt2:{descriptor}") } else { descriptor.to_string() };
+    let full =
+        if descriptor.starts_with('d') { format!("gpt2:{descriptor}") } else { descriptor.to_string() };
     if let Some(depth) = full.strip_prefix("gpt2:d") {
         if let Some(&(layers, channels, heads)) = GPT2.iter().find(|(d, ..)| d.to_string() == depth) {
             return Ok(Sizes { layers, heads, channels, context: 1024 });
@@ -68,8 +77,12 @@ pub fn sizes(descriptor: &str) -> Result<Sizes, UnknownDescriptor> {
     let hint = match nearest(&full, known.iter().map(String::as_str)) {
         // Every depth looks like every other, so a near miss is not a typing slip: show the family.
         Some(name) if full.starts_with("gpt2:") || full.starts_with("gpt3:") => {
-            let family: Vec<&str> = known.iter().filter(|k| k[..5] == name[..5]).map(String::as_str).collect();
-            format!("the family has {}; other sizes go in `layers`, `heads` and `channels`", family.join(", "))
+            let family: Vec<&str> =
+                known.iter().filter(|k| k[..5] == name[..5]).map(String::as_str).collect();
+            format!(
+                "the family has {}; other sizes go in `layers`, `heads` and `channels`",
+                family.join(", ")
+            )
         }
         _ => "write `d12`, `gpt2:d12` or `gpt3:c768`, or give `layers`, `heads` and `channels`".into(),
     };
@@ -101,13 +114,18 @@ mod tests {
     #[test]
     fn the_width_that_cannot_work_is_explained_and_its_true_size_works() {
         let refused = sizes("gpt3:c5140").unwrap_err();
-        assert!(refused.message.contains("not a multiple") && refused.hint.contains("gpt3:c5120"), "{refused:?}");
+        assert!(
+            refused.message.contains("not a multiple") && refused.hint.contains("gpt3:c5120"),
+            "{refused:?}"
+        );
         assert_eq!(sizes("gpt3:c5120"), Ok(Sizes { layers: 40, heads: 40, channels: 5120, context: 2048 }));
     }
 
     #[test]
     fn anything_else_is_refused() {
-        for name in ["", "d", "d13", "d012", "gpt2:12", "gpt2:d", "gpt3:c", "gpt3:d12", "gpt4:d12", "ddd", "d+12", "π"] {
+        for name in [
+            "", "d", "d13", "d012", "gpt2:12", "gpt2:d", "gpt3:c", "gpt3:d12", "gpt4:d12", "ddd", "d+12", "π",
+        ] {
             assert!(sizes(name).is_err(), "{name}");
         }
     }

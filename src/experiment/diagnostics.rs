@@ -36,12 +36,18 @@ impl SourceFile {
     pub fn snippet(&self, span: Range<usize>) -> Snippet {
         let (line, column) = self.position(span.start);
         let text = self.text.split('\n').nth(line - 1).unwrap_or("").trim_end_matches('\r').to_string();
-        let marked =
-            String::from_utf8_lossy(&self.text.as_bytes()[span.start.min(self.text.len())..span.end.min(self.text.len())])
-                .chars()
-                .take_while(|&c| c != '\n' && c != '\r')
-                .count();
-        Snippet { source: self.shown.clone(), position: Some((line, column)), text, mark: column - 1..column - 1 + marked.max(1) }
+        let marked = String::from_utf8_lossy(
+            &self.text.as_bytes()[span.start.min(self.text.len())..span.end.min(self.text.len())],
+        )
+        .chars()
+        .take_while(|&c| c != '\n' && c != '\r')
+        .count();
+        Snippet {
+            source: self.shown.clone(),
+            position: Some((line, column)),
+            text,
+            mark: column - 1..column - 1 + marked.max(1),
+        }
     }
 }
 
@@ -73,7 +79,14 @@ pub struct Fault {
 
 impl Fault {
     pub(super) fn new(message: impl Into<String>) -> Fault {
-        Fault { message: message.into(), place: None, label: String::new(), notes: Vec::new(), hint: None, order: (0, 0) }
+        Fault {
+            message: message.into(),
+            place: None,
+            label: String::new(),
+            notes: Vec::new(),
+            hint: None,
+            order: (0, 0),
+        }
     }
 
     pub(super) fn at(mut self, (place, order): (Option<Snippet>, (usize, usize))) -> Fault {
@@ -144,7 +157,8 @@ struct Palette {
 }
 
 impl Palette {
-    const PLAIN: Palette = Palette { error: Style::new(), strong: Style::new(), frame: Style::new(), hint: Style::new() };
+    const PLAIN: Palette =
+        Palette { error: Style::new(), strong: Style::new(), frame: Style::new(), hint: Style::new() };
     const COLOURED: Palette = Palette {
         error: AnsiColor::Red.on_default().bold(),
         strong: Style::new().bold(),
@@ -166,16 +180,28 @@ impl Fault {
             paint(palette.error, "error"),
             paint(palette.strong, &format!(": {}", printable(&self.message)))
         );
-        let number = self.place.as_ref().and_then(|place| place.position).map_or(String::new(), |(line, _)| line.to_string());
+        let number = self
+            .place
+            .as_ref()
+            .and_then(|place| place.position)
+            .map_or(String::new(), |(line, _)| line.to_string());
         let margin = " ".repeat(number.len().max(2));
         let bar = paint(palette.frame, "|");
         if let Some(place) = &self.place {
             let position = place.position.map_or(String::new(), |(line, column)| format!(":{line}:{column}"));
-            let _ = writeln!(out, "{margin}{} {}{position}", paint(palette.frame, "-->"), printable(&place.source));
+            let _ = writeln!(
+                out,
+                "{margin}{} {}{position}",
+                paint(palette.frame, "-->"),
+                printable(&place.source)
+            );
             let (text, mark) = window(&place.text, &place.mark);
             let number = paint(palette.frame, &format!("{number:>width$}", width = margin.len()));
             let _ = writeln!(out, "{margin} {bar}\n{number} {bar} {text}");
-            let carets = paint(palette.error, format!("{} {}", "^".repeat(mark.len()), printable(&self.label)).trim_end());
+            let carets = paint(
+                palette.error,
+                format!("{} {}", "^".repeat(mark.len()), printable(&self.label)).trim_end(),
+            );
             let _ = writeln!(out, "{margin} {bar} {}{carets}", " ".repeat(mark.start));
         }
         for note in &self.notes {
@@ -223,7 +249,8 @@ fn window(text: &str, mark: &Range<usize>) -> (String, Range<usize>) {
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let mut best: Option<(f64, &str)> = None;
     for candidate in candidates {
-        let likeness = strsim::jaro_winkler(word, candidate).max(strsim::normalized_damerau_levenshtein(word, candidate));
+        let likeness = strsim::jaro_winkler(word, candidate)
+            .max(strsim::normalized_damerau_levenshtein(word, candidate));
         if likeness > best.map_or(0.75, |(score, _)| score) {
             best = Some((likeness, candidate));
         }
@@ -273,7 +300,10 @@ mod tests {
 
     #[test]
     fn colours_add_codes_and_change_no_letter() {
-        let fault = Fault::new("wrong").at((Some(file("a = 1").snippet(0..1)), (0, 0))).label("here").hint("mend it".to_string());
+        let fault = Fault::new("wrong")
+            .at((Some(file("a = 1").snippet(0..1)), (0, 0)))
+            .label("here")
+            .hint("mend it".to_string());
         let error = ExperimentError::new("x.toml", vec![fault]);
         let plain = anstream::adapter::strip_str(&error.styled()).to_string();
         assert_ne!(error.styled(), plain);

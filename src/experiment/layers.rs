@@ -94,7 +94,8 @@ impl Layer {
 /// A one-line source; for a variable its name is put before its text.
 fn quoted(source: &str, text: &str, name: &str, span: &Range<usize>) -> Snippet {
     let lead = if name.is_empty() { String::new() } else { format!("{name}=") };
-    let chars = |bytes: usize| String::from_utf8_lossy(&text.as_bytes()[..bytes.min(text.len())]).chars().count();
+    let chars =
+        |bytes: usize| String::from_utf8_lossy(&text.as_bytes()[..bytes.min(text.len())]).chars().count();
     let at = lead.chars().count();
     // A span that cannot lie in the text stands for the name: see `read_environment`.
     let mark = if *span == NAME_SPAN {
@@ -165,15 +166,25 @@ pub(super) fn read(input: &Input<'_>, variables: &[(OsString, OsString)], sets: 
     let mut files = Vec::new();
     match input {
         Input::Path(path) => match read_file(path) {
-            Ok(bytes) => layers.read_chain(path.display().to_string(), bytes, folder_of(path), vec![identity(path)], &mut files),
+            Ok(bytes) => layers.read_chain(
+                path.display().to_string(),
+                bytes,
+                folder_of(path),
+                vec![identity(path)],
+                &mut files,
+            ),
             Err(error) => {
                 layers.unreadable = true;
                 layers.faults.push(Fault::new(format!("cannot read `{}`: {error}", path.display())));
             }
         },
-        Input::Text { name, bytes } => {
-            layers.read_chain((*name).to_string(), bytes.to_vec(), folder_of(Path::new("x")), Vec::new(), &mut files)
-        }
+        Input::Text { name, bytes } => layers.read_chain(
+            (*name).to_string(),
+            bytes.to_vec(),
+            folder_of(Path::new("x")),
+            Vec::new(),
+            &mut files,
+        ),
     }
     let count = files.len();
     files.reverse();
@@ -205,7 +216,11 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     let file = File::open(path).map_err(|error| error.to_string())?;
     let mut bytes = Vec::new();
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-    if bytes.len() as u64 > MAX_FILE_BYTES { Err("it is over 1 MiB, so it is no experiment".into()) } else { Ok(bytes) }
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        Err("it is over 1 MiB, so it is no experiment".into())
+    } else {
+        Ok(bytes)
+    }
 }
 
 /// The folder that relative paths in a file start from: absolute, links resolved where it exists.
@@ -224,17 +239,31 @@ fn identity(path: &Path) -> PathBuf {
 
 impl Layers {
     /// Reads one file and then the one it extends, into `files`, strongest first.
-    fn read_chain(&mut self, shown: String, bytes: Vec<u8>, folder: PathBuf, seen: Vec<PathBuf>, files: &mut Vec<Layer>) {
+    fn read_chain(
+        &mut self,
+        shown: String,
+        bytes: Vec<u8>,
+        folder: PathBuf,
+        seen: Vec<PathBuf>,
+        files: &mut Vec<Layer>,
+    ) {
         let order = files.len();
         let (text, broken_at) = match String::from_utf8(bytes) {
             Ok(text) => (text, None),
-            Err(error) => (String::from_utf8_lossy(error.as_bytes()).into_owned(), Some(error.utf8_error().valid_up_to())),
+            Err(error) => (
+                String::from_utf8_lossy(error.as_bytes()).into_owned(),
+                Some(error.utf8_error().valid_up_to()),
+            ),
         };
         let file = Rc::new(SourceFile { shown: shown.clone(), text });
         let mut layer = Layer::new(Source::File(file.clone()), 0, order);
         if let Some(at) = broken_at {
             self.unreadable = true;
-            self.faults.push(Fault::new("the file is not UTF-8 text").at(layer.place(at..at)).label("first byte that is not"));
+            self.faults.push(
+                Fault::new("the file is not UTF-8 text")
+                    .at(layer.place(at..at))
+                    .label("first byte that is not"),
+            );
             return;
         }
         let (table, errors) = DeTable::parse_recoverable(&file.text);
@@ -257,14 +286,15 @@ impl Layers {
             self.unreadable = true;
             let chain: Vec<String> = files
                 .iter()
-                .filter_map(|layer| if let Source::File(f) = &layer.source { Some(f.shown.clone()) } else { None })
+                .filter_map(
+                    |layer| if let Source::File(f) = &layer.source { Some(f.shown.clone()) } else { None },
+                )
                 .collect();
             self.faults.push(
-                Fault::new("files extend one another in a circle").at(place).label("back to a file already read").note(format!(
-                    "{} → {}",
-                    chain.join(" → "),
-                    path_shown.display()
-                )),
+                Fault::new("files extend one another in a circle")
+                    .at(place)
+                    .label("back to a file already read")
+                    .note(format!("{} → {}", chain.join(" → "), path_shown.display())),
             );
             return;
         }
@@ -303,7 +333,9 @@ impl Layers {
             } else if section.is_empty() && word == "extends" {
                 match value.get_ref().as_str() {
                     Some(base) if !base.is_empty() => extends = Some((base.to_string(), value.span())),
-                    _ => self.faults.push(Fault::new("`extends` must be the path of a file").at(layer.place(value.span()))),
+                    _ => self.faults.push(
+                        Fault::new("`extends` must be the path of a file").at(layer.place(value.span())),
+                    ),
                 }
             } else if section.is_empty() && schema::is_section(word) {
                 match value.get_ref() {
@@ -347,7 +379,13 @@ impl Layers {
     }
 
     /// Reports an unknown key; `spelt` writes a known one the way this source writes keys.
-    fn unknown(&mut self, dotted: &str, section: &str, place: (Option<Snippet>, (usize, usize)), spelt: impl Fn(&str) -> String) {
+    fn unknown(
+        &mut self,
+        dotted: &str,
+        section: &str,
+        place: (Option<Snippet>, (usize, usize)),
+        spelt: impl Fn(&str) -> String,
+    ) {
         self.misspelt.insert(section.to_string());
         let known = schema::is_section(section);
         let leaf = dotted.rsplit('.').next().unwrap_or(dotted);
@@ -358,8 +396,9 @@ impl Layers {
         let moved = elsewhere.next().filter(|_| elsewhere.next().is_none()).map(|key| key.name.to_string());
         let near = moved
             .or_else(|| {
-                nearest(leaf, siblings.clone().map(Key::leaf))
-                    .map(|leaf| if section.is_empty() { leaf.to_string() } else { format!("{section}.{leaf}") })
+                nearest(leaf, siblings.clone().map(Key::leaf)).map(|leaf| {
+                    if section.is_empty() { leaf.to_string() } else { format!("{section}.{leaf}") }
+                })
             })
             .or_else(|| nearest(dotted, KEYS.iter().map(|key| key.name)).map(str::to_string));
         let near_section = nearest(dotted, schema::sections()).filter(|_| section.is_empty());
@@ -400,7 +439,11 @@ impl Layers {
         for (name, text) in ours {
             let word = name[PREFIX.len()..].to_ascii_lowercase();
             let dotted = word.replace("__", ".");
-            let mut layer = Layer::new(Source::Variable { name: name.clone(), text: text.clone() }, usize::MAX - 2, order);
+            let mut layer = Layer::new(
+                Source::Variable { name: name.clone(), text: text.clone() },
+                usize::MAX - 2,
+                order,
+            );
             let as_variable = |key: &str| format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase());
             if dotted.contains('.') || dotted == "seed" {
                 let section = dotted.rsplit_once('.').map_or("", |(section, _)| section).to_string();
@@ -408,7 +451,9 @@ impl Layers {
                     Some(key) => self.read_bare(key, &text, 0, NAME_SPAN, &mut layer),
                     None => self.unknown(&dotted, &section, layer.place(NAME_SPAN), as_variable),
                 }
-            } else if let Some(key) = KEYS.iter().find(|key| key.name.contains('.') && key.name.replace('.', "_") == word) {
+            } else if let Some(key) =
+                KEYS.iter().find(|key| key.name.contains('.') && key.name.replace('.', "_") == word)
+            {
                 self.faults.push(
                     Fault::new(format!("`{name}` sets nothing"))
                         .at(layer.place(NAME_SPAN))
@@ -423,9 +468,14 @@ impl Layers {
     /// `--set schedule.steps=100`.
     fn read_sets(&mut self, sets: &[String], order: usize) {
         for (at, argument) in sets.iter().enumerate() {
-            let mut layer = Layer::new(Source::Set { argument: argument.clone() }, usize::MAX - 1, order + at);
+            let mut layer =
+                Layer::new(Source::Set { argument: argument.clone() }, usize::MAX - 1, order + at);
             let Some((written, text)) = argument.split_once('=') else {
-                self.faults.push(Fault::new("`--set` takes `key=value`").at(layer.place(0..argument.len())).label("no `=` here"));
+                self.faults.push(
+                    Fault::new("`--set` takes `key=value`")
+                        .at(layer.place(0..argument.len()))
+                        .label("no `=` here"),
+                );
                 continue;
             };
             let dotted = written.trim();
@@ -448,7 +498,14 @@ impl Layers {
 
     /// A value outside a file: TOML where it parses, else the bare text as a string. Keys that take
     /// text get the bare text also when it looks like a number. `at` is the text's place in its source.
-    fn read_bare(&mut self, key: &'static Key, text: &str, at: usize, key_span: Range<usize>, layer: &mut Layer) {
+    fn read_bare(
+        &mut self,
+        key: &'static Key,
+        text: &str,
+        at: usize,
+        key_span: Range<usize>,
+        layer: &mut Layer,
+    ) {
         let folder = folder_of(Path::new("x"));
         let trimmed = text.trim();
         let start = at + (text.len() - text.trim_start().len());
@@ -458,7 +515,11 @@ impl Layers {
         let raw = match (key.kind, parsed) {
             (_, Some(value @ (DeValue::String(_) | DeValue::Array(_)))) => value,
             (
-                schema::Kind::Text | schema::Kind::Name | schema::Kind::Choice(_) | schema::Kind::File | schema::Kind::Patterns,
+                schema::Kind::Text
+                | schema::Kind::Name
+                | schema::Kind::Choice(_)
+                | schema::Kind::File
+                | schema::Kind::Patterns,
                 _,
             ) => bare,
             (_, Some(value)) => value,

@@ -95,7 +95,11 @@ fn environment() -> Vec<(OsString, OsString)> {
     std::env::vars_os().collect()
 }
 
-fn load_layers(input: &Input<'_>, variables: &[(OsString, OsString)], sets: &[String]) -> Result<Loaded, ExperimentError> {
+fn load_layers(
+    input: &Input<'_>,
+    variables: &[(OsString, OsString)],
+    sets: &[String],
+) -> Result<Loaded, ExperimentError> {
     let path = match input {
         Input::Path(path) => path.to_path_buf(),
         Input::Text { name, .. } => PathBuf::from(name),
@@ -103,7 +107,9 @@ fn load_layers(input: &Input<'_>, variables: &[(OsString, OsString)], sets: &[St
     let stem = path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
     let layers = layers::read(input, variables, sets);
     match rules::resolve(layers, &stem) {
-        Ok(rules::Resolved { experiment, origins, epochs }) => Ok(Loaded { experiment, origins, path, epochs }),
+        Ok(rules::Resolved { experiment, origins, epochs }) => {
+            Ok(Loaded { experiment, origins, path, epochs })
+        }
         Err(faults) => Err(ExperimentError::new(&path.display().to_string(), faults)),
     }
 }
@@ -128,11 +134,16 @@ impl Loaded {
     /// the last whole step is not trained on. Without `schedule.epochs` nothing changes.
     pub fn resolve_epochs(&mut self, sequences: u64) -> Result<(), ExperimentError> {
         let Some(epochs) = self.epochs else { return Ok(()) };
-        let refused = |message: String| Err(ExperimentError::new(&self.path.display().to_string(), vec![Fault::new(message)]));
+        let refused = |message: String| {
+            Err(ExperimentError::new(&self.path.display().to_string(), vec![Fault::new(message)]))
+        };
         let a_step = self.experiment.sequences_per_step();
-        let steps = u64::try_from(u128::from(sequences) * u128::from(epochs) / u128::from(a_step.max(1))).unwrap_or(u64::MAX);
+        let steps = u64::try_from(u128::from(sequences) * u128::from(epochs) / u128::from(a_step.max(1)))
+            .unwrap_or(u64::MAX);
         if steps == 0 {
-            return refused(format!("{epochs} epochs of {sequences} sequences are less than one step of {a_step} sequences"));
+            return refused(format!(
+                "{epochs} epochs of {sequences} sequences are less than one step of {a_step} sequences"
+            ));
         }
         let warmup = self.experiment.schedule.warmup_steps;
         if warmup > steps {

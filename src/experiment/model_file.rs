@@ -1,7 +1,7 @@
 //! What a model's file says of its sizes: the part of an experiment that `model.init` brings along.
 //!
 //! Reads the `config.json` of a Hugging Face folder, or the header of the reference's `.bin`, and nothing of
-//! the weights: that is [`crate::export`]'s, which asks here for the sizes. Every size is held to what the
+//! the weights: that is [`crate::formats`]'s, which asks here for the sizes. Every size is held to what the
 //! key of its name takes, so that no absurd header is believed.
 
 use std::fs::{self, File};
@@ -66,7 +66,11 @@ pub fn config_sizes(path: &Path) -> Result<Model> {
     }
     let size = |key: &str, ours: &str| match config[key].as_u64() {
         Some(size) if (1..=largest(ours)).contains(&size) => Ok(size as usize),
-        _ => Err(bad(format!("`{key}` is {}, expected a whole number from 1 to {}", config[key], largest(ours)))),
+        _ => Err(bad(format!(
+            "`{key}` is {}, expected a whole number from 1 to {}",
+            config[key],
+            largest(ours)
+        ))),
     };
     let (vocab, channels) = (size("vocab_size", "model.vocab")?, size("n_embd", "model.channels")?);
     let model = Model {
@@ -96,7 +100,9 @@ pub fn config_sizes(path: &Path) -> Result<Model> {
     for (key, fits, expected) in gpt2 {
         let value = &config[key];
         if !value.is_null() && !fits(value) {
-            return Err(bad(format!("`{key}` is {value}, expected {expected}: this model computes something else than GPT-2")));
+            return Err(bad(format!(
+                "`{key}` is {value}, expected {expected}: this model computes something else than GPT-2"
+            )));
         }
     }
     Ok(model)
@@ -171,7 +177,9 @@ mod tests {
     fn openai_s_own_file_gives_gpt2_s_sizes() {
         let told = refusal(|_| ());
         assert!(
-            told.contains("layers: 12, heads: 12, channels: 768, context: 1024, vocab: 50257, vocab_padded: 50304"),
+            told.contains(
+                "layers: 12, heads: 12, channels: 768, context: 1024, vocab: 50257, vocab_padded: 50304"
+            ),
             "{told}"
         );
     }
@@ -180,7 +188,11 @@ mod tests {
     fn a_config_that_computes_something_else_is_refused() {
         for (key, value, told) in [
             ("model_type", json!("llama"), "`model_type` is \"llama\", expected \"gpt2\""),
-            ("activation_function", json!("relu"), "`activation_function` is \"relu\", expected \"gelu_new\""),
+            (
+                "activation_function",
+                json!("relu"),
+                "`activation_function` is \"relu\", expected \"gelu_new\"",
+            ),
             ("layer_norm_epsilon", json!(1e-6), "expected 1e-5"),
             ("n_inner", json!(1000), "expected null or four times"),
             ("scale_attn_by_inverse_layer_idx", json!(true), "expected false"),

@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 /// A whole experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Experiment {
-    /// Names the run folder: letters, digits, `-`, `_` and `.`. Default: the name of the file, without `.toml`.
+    /// Names the run folder: letters, digits, `-`, `_` and `.`. Default: the name of the file, without
+    /// `.toml`.
     pub name: String,
-    /// Seeds initialisation, data order, rounding and sampling. At most 2^63 - 1, as TOML has it. Default: 1337.
+    /// Seeds initialisation, data order, rounding and sampling. At most 2^63 - 1, as TOML has it. Default:
+    /// 1337.
     pub seed: u64,
     pub model: Model,
     pub batch: Batch,
@@ -62,7 +64,8 @@ pub struct Model {
 pub struct Batch {
     /// B: sequences in one forward and backward pass. Default: 4.
     pub micro: usize,
-    /// T: tokens a sequence; at most `model.context`. Default: `model.context`, and 1024 where neither is given.
+    /// T: tokens a sequence; at most `model.context`. Default: `model.context`, and 1024 where neither is
+    /// given.
     pub seq_len: usize,
     /// Tokens an optimizer step; a multiple of `micro * seq_len * parallel.workers`.
     /// Default: that product, one micro-batch a worker.
@@ -127,7 +130,8 @@ pub enum OnDiverge {
 /// What keeps an outlier out of the weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Guards {
-    /// Skip the update when the z-score of the loss against the window before it exceeds this; 0 is off. Default: 0.0.
+    /// Skip the update when the z-score of the loss against the window before it exceeds this; 0 is off.
+    /// Default: 0.0.
     pub loss_z: f64,
     /// The same for the gradient norm. Default: 0.0.
     pub grad_z: f64,
@@ -273,8 +277,8 @@ pub struct Precision {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kernels {
     /// GELU inside cuBLASLt's matrix multiplication on CUDA: 0 no, 1 forward, 2 forward and backward. Changes
-    /// bits: there GELU reads the fp32 sum, alone the sum as stored. Our own products on Hopper fuse it with the
-    /// bits of 0, and faster. Default: 0.
+    /// bits: there GELU reads the fp32 sum, alone the sum as stored. Our own products on Hopper fuse it with
+    /// the bits of 0, and faster. Default: 0.
     pub gelu_fusion: u8,
     /// Capture a micro-step as a CUDA graph and replay it: one launch in place of hundreds. Changes no
     /// bit. Default: true.
@@ -291,9 +295,9 @@ pub struct Parallel {
     /// of this machine's GPUs as divide `workers`, and one CPU; under a launcher (mpirun, srun, torchrun) its
     /// number counts. Changes no bit. Default: 0.
     pub ranks: usize,
-    /// What a rank keeps its own shard of alone: 0 nothing, 1 moments and master weights, 2 gradients as well,
-    /// which takes one micro-step a worker, and one worker a rank (with fewer ranks than workers gradients stay
-    /// whole). Changes no bit. Default: 1.
+    /// What a rank keeps its own shard of alone: 0 nothing, 1 moments and master weights, 2 gradients as
+    /// well, which takes one micro-step a worker, and one worker a rank (with fewer ranks than workers
+    /// gradients stay whole). Changes no bit. Default: 1.
     pub zero: u8,
     /// Seconds without a sign of life from a rank after which all ranks stop; longer than the longest step or
     /// evaluation. Default: 600.
@@ -365,7 +369,11 @@ impl Experiment {
     /// How many positions of a text the model has learned to use: those it trains on, or all when it started
     /// from a model that knew them all. Samples never go past them.
     pub fn trained_positions(&self) -> usize {
-        if self.model.init.is_some() { self.model.context } else { self.batch.seq_len.min(self.model.context) }
+        if self.model.init.is_some() {
+            self.model.context
+        } else {
+            self.batch.seq_len.min(self.model.context)
+        }
     }
 
     /// Room for the texts that are written in training; none are with `sample.every = 0`.

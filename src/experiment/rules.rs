@@ -96,7 +96,10 @@ fn is_set(entry: &Entry) -> bool {
 fn choose_between_alternatives(layers: &mut Layers) {
     for (one, other) in EXCLUSIVE {
         let strongest = |keys: &[&str], layers: &Layers| {
-            let layers = layers.list.iter().filter(|layer| keys.iter().any(|key| layer.entries.get(key).is_some_and(is_set)));
+            let layers = layers
+                .list
+                .iter()
+                .filter(|layer| keys.iter().any(|key| layer.entries.get(key).is_some_and(is_set)));
             layers.map(|layer| layer.rank).max()
         };
         let (Some(a), Some(b)) = (strongest(one, layers), strongest(other, layers)) else { continue };
@@ -104,18 +107,28 @@ fn choose_between_alternatives(layers: &mut Layers) {
             let find = |keys: &[&str]| {
                 let layers = layers.list.iter().filter(|layer| layer.rank == a);
                 let mut found = layers.flat_map(|layer| {
-                    layer.entries.iter().filter(|(key, _)| keys.contains(key)).map(move |entry| (layer, entry))
+                    layer
+                        .entries
+                        .iter()
+                        .filter(|(key, _)| keys.contains(key))
+                        .map(move |entry| (layer, entry))
                 });
                 found.next().map(|(layer, (key, entry))| (*key, layer, entry.clone()))
             };
-            let (Some((key, layer, entry)), Some((rival, rival_layer, rival_entry))) = (find(other), find(one)) else { continue };
+            let (Some((key, layer, entry)), Some((rival, rival_layer, rival_entry))) =
+                (find(other), find(one))
+            else {
+                continue;
+            };
             let fault = Fault::new(format!("`{key}` and `{rival}` exclude each other"))
                 .at(layer.place(entry.key_span.clone()))
                 .label(format!("`{rival}` is set too"))
                 .note(format!("`{rival}` is set at {}", origin_in(rival_layer, &rival_entry)))
                 .hint("keep one of the two".to_string());
             layers.faults.push(fault);
-            layers.faulty.extend(KEYS.iter().map(|key| key.name).filter(|key| one.contains(key) || other.contains(key)));
+            layers.faulty.extend(
+                KEYS.iter().map(|key| key.name).filter(|key| one.contains(key) || other.contains(key)),
+            );
         } else {
             let taken_back = if a < b { one } else { other };
             for layer in &mut layers.list {
@@ -129,7 +142,9 @@ fn origin_in(layer: &Layer, entry: &Entry) -> Origin {
     match &layer.source {
         Source::Defaults => Origin::Default,
         Source::Derived => Origin::Derived(entry.why.clone()),
-        Source::File(file) => Origin::File { path: file.shown.clone(), line: file.position(entry.key_span.start).0 },
+        Source::File(file) => {
+            Origin::File { path: file.shown.clone(), line: file.position(entry.key_span.start).0 }
+        }
         Source::Variable { name, .. } => Origin::Environment(name.clone()),
         Source::Set { .. } => Origin::Set,
     }
@@ -149,7 +164,11 @@ impl Rules {
         if self.layers.faulty.contains(key) {
             return None;
         }
-        self.derived.entries.get(key).map(|entry| entry.value.clone()).or_else(|| self.figment.find_value(key).ok())
+        self.derived
+            .entries
+            .get(key)
+            .map(|entry| entry.value.clone())
+            .or_else(|| self.figment.find_value(key).ok())
     }
 
     fn int(&self, key: &str) -> Option<u64> {
@@ -233,7 +252,8 @@ impl Rules {
             None => self.derive("name", stem, "default: the file's name"),
             Some(problem) => {
                 self.refuse(
-                    Fault::new(format!("the file's name cannot name the run: {stem:?} {problem}")).hint("set `name`".to_string()),
+                    Fault::new(format!("the file's name cannot name the run: {stem:?} {problem}"))
+                        .hint("set `name`".to_string()),
                 );
             }
         }
@@ -300,17 +320,28 @@ impl Rules {
                 self.refuse(Fault::new("the experiment has no model").hint(hint.to_string()));
             } else if !missing.is_empty() {
                 let fault = self.clash(format!("`{}` must be given too", missing.join("` and `")), &SIZES);
-                self.refuse(fault.hint("a model without a descriptor needs `layers`, `heads` and `channels`".to_string()));
+                self.refuse(
+                    fault.hint(
+                        "a model without a descriptor needs `layers`, `heads` and `channels`".to_string(),
+                    ),
+                );
             }
         }
 
         if let (Some(channels), Some(heads)) = (self.int("model.channels"), self.int("model.heads")) {
             let size = channels / heads;
             if channels % heads != 0 {
-                let message = format!("`model.channels` = {channels} is not a multiple of `model.heads` = {heads}");
+                let message =
+                    format!("`model.channels` = {channels} is not a multiple of `model.heads` = {heads}");
                 let fault = self.clash(message, &["model.channels", "model.heads"]);
-                self.refuse(fault.hint(format!("the nearest multiples are {} and {}", size.max(1) * heads, (size + 1) * heads)));
-            } else if self.text("device.kind").as_deref() == Some("cuda") && (size > CUDA_HEAD_SIZE || channels % 8 != 0) {
+                self.refuse(fault.hint(format!(
+                    "the nearest multiples are {} and {}",
+                    size.max(1) * heads,
+                    (size + 1) * heads
+                )));
+            } else if self.text("device.kind").as_deref() == Some("cuda")
+                && (size > CUDA_HEAD_SIZE || channels % 8 != 0)
+            {
                 let message = format!(
                     "{channels} channels in heads of {size} cannot run on CUDA: it takes multiples of 8 in heads of at most {CUDA_HEAD_SIZE}"
                 );
@@ -323,8 +354,12 @@ impl Rules {
         let (context, seq_len) = (self.get("model.context"), self.get("batch.seq_len"));
         let free = |key: &str| self.truly_missing(&[key]);
         match (context, seq_len) {
-            (Some(context), None) if free("batch.seq_len") => self.derive("batch.seq_len", context, "from model.context"),
-            (None, Some(seq_len)) if free("model.context") => self.derive("model.context", seq_len, "from batch.seq_len"),
+            (Some(context), None) if free("batch.seq_len") => {
+                self.derive("batch.seq_len", context, "from model.context")
+            }
+            (None, Some(seq_len)) if free("model.context") => {
+                self.derive("model.context", seq_len, "from batch.seq_len")
+            }
             (None, None) if free("model.context") && free("batch.seq_len") => {
                 self.derive("batch.seq_len", 1024u64, "default");
                 self.derive("model.context", 1024u64, "from batch.seq_len");
@@ -347,8 +382,9 @@ impl Rules {
         if let Some(vocab) = self.int("model.vocab")
             && vocab < needed
         {
-            let message =
-                format!("a vocabulary of {vocab} is too small for the tokenizer \"{tokenizer}\", which has {needed} tokens");
+            let message = format!(
+                "a vocabulary of {vocab} is too small for the tokenizer \"{tokenizer}\", which has {needed} tokens"
+            );
             let fault = self.clash(message, &["model.vocab", "data.tokenizer"]);
             self.refuse(fault.hint("leave `model.vocab` out: it follows the tokenizer".to_string()));
         }
@@ -362,11 +398,15 @@ impl Rules {
         {
             let above = workers.next_power_of_two();
             let message = format!("`parallel.workers` = {workers} is not a power of two");
-            let fault = self.clash(message, &["parallel.workers"]).label("gradients of workers are added in a balanced tree");
+            let fault = self
+                .clash(message, &["parallel.workers"])
+                .label("gradients of workers are added in a balanced tree");
             self.refuse(fault.hint(format!("the nearest are {} and {above}", above / 2)));
             return;
         }
-        let (Some(micro), Some(seq_len), Some(workers)) = (self.int("batch.micro"), self.int("batch.seq_len"), workers) else {
+        let (Some(micro), Some(seq_len), Some(workers)) =
+            (self.int("batch.micro"), self.int("batch.seq_len"), workers)
+        else {
             return;
         };
         // At most 2^20 · 2^20 · 2^16, so no overflow.
@@ -377,8 +417,10 @@ impl Rules {
         let Some(tokens) = self.int("batch.tokens") else { return };
         if tokens % unit != 0 {
             let below = tokens / unit * unit;
-            let message = format!("`batch.tokens` = {tokens} is not a multiple of micro × seq_len × workers = {unit}");
-            let fault = self.clash(message, &["batch.tokens", "batch.micro", "batch.seq_len", "parallel.workers"]);
+            let message =
+                format!("`batch.tokens` = {tokens} is not a multiple of micro × seq_len × workers = {unit}");
+            let fault =
+                self.clash(message, &["batch.tokens", "batch.micro", "batch.seq_len", "parallel.workers"]);
             let hint = if below == 0 {
                 format!("the smallest valid `batch.tokens` is {unit}")
             } else {
@@ -386,8 +428,10 @@ impl Rules {
             };
             self.refuse(fault.hint(hint));
         } else if self.int("parallel.zero") == Some(2) && tokens != unit {
-            let message =
-                format!("`parallel.zero` = 2 needs one micro-step a worker, and `batch.tokens` makes it {}", tokens / unit);
+            let message = format!(
+                "`parallel.zero` = 2 needs one micro-step a worker, and `batch.tokens` makes it {}",
+                tokens / unit
+            );
             let fault = self
                 .clash(message, &["parallel.zero", "batch.tokens", "batch.micro", "batch.seq_len", "parallel.workers"])
                 .note("a worker adds its micro-batches up before anything is divided, so it holds its whole gradient until then")
@@ -419,7 +463,9 @@ impl Rules {
 
     /// Precision, device and fusion.
     fn numerics(&mut self) {
-        let (Some(compute), Some(device)) = (self.text("precision.compute"), self.text("device.kind")) else { return };
+        let (Some(compute), Some(device)) = (self.text("precision.compute"), self.text("device.kind")) else {
+            return;
+        };
         if device == "cpu" && (compute == "bf16" || compute == "tf32") {
             let message = format!("the CPU computes in fp32, not in {compute}");
             let fault = self.clash(message, &["precision.compute", "device.kind"]);
@@ -429,16 +475,19 @@ impl Rules {
         let may_be_bf16 = compute == "bf16" || (compute == "auto" && device != "cpu");
         if self.boolean("precision.master_weights") == Some(false) && !may_be_bf16 {
             let fault = self.clash(
-                "`precision.master_weights = false` needs bf16 weights: in fp32 there is nothing to round".to_string(),
+                "`precision.master_weights = false` needs bf16 weights: in fp32 there is nothing to round"
+                    .to_string(),
                 &["precision.master_weights", "precision.compute", "device.kind"],
             );
             self.refuse(fault);
         }
-        if let (Some(fusion @ 1..), Some(recompute @ 1..)) = (self.int("kernels.gelu_fusion"), self.int("memory.recompute"))
+        if let (Some(fusion @ 1..), Some(recompute @ 1..)) =
+            (self.int("kernels.gelu_fusion"), self.int("memory.recompute"))
             && may_be_bf16
         {
-            let message =
-                format!("`kernels.gelu_fusion` = {fusion} and `memory.recompute` = {recompute} do not go together in bf16");
+            let message = format!(
+                "`kernels.gelu_fusion` = {fusion} and `memory.recompute` = {recompute} do not go together in bf16"
+            );
             let fault = self
                 .clash(message, &["kernels.gelu_fusion", "memory.recompute", "precision.compute"])
                 .note("fused, GELU reads the fp32 sum of the matrix multiplication; computed again, it would read that sum rounded to bf16")
@@ -472,14 +521,17 @@ impl Rules {
         if let (Some(tokens), Some(seq_len)) = (self.int("eval.val_tokens"), self.int("batch.seq_len"))
             && tokens < seq_len
         {
-            let message = format!("`eval.val_tokens` = {tokens} is less than one sequence of {seq_len} tokens");
+            let message =
+                format!("`eval.val_tokens` = {tokens} is less than one sequence of {seq_len} tokens");
             let fault = self.clash(message, &["eval.val_tokens", "batch.seq_len"]);
             self.refuse(fault);
         }
     }
 
     fn run(&mut self) {
-        if self.text("guards.on_diverge").as_deref() == Some("rewind") && self.int("checkpoint.every") == Some(0) {
+        if self.text("guards.on_diverge").as_deref() == Some("rewind")
+            && self.int("checkpoint.every") == Some(0)
+        {
             let message = "`guards.on_diverge = \"rewind\"` needs checkpoints to go back to".to_string();
             let fault = self.clash(message, &["guards.on_diverge", "checkpoint.every"]);
             self.refuse(fault.hint("set `checkpoint.every` above 0".to_string()));

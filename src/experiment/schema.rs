@@ -114,8 +114,8 @@ const fn ranged(name: &'static str, range: (f64, f64, Open), default: f64) -> Ke
 
 /// In the order in which the resolved file is written.
 ///
-/// `data.train`, `model.init` and the paths beside them do not reach the bits: what they name does, and the lock
-/// pins that by content, so a data set may lie in another folder on another machine.
+/// `data.train`, `model.init` and the paths beside them do not reach the bits: what they name does, and the
+/// lock pins that by content, so a data set may lie in another folder on another machine.
 pub(super) const KEYS: &[Key] = &[
     Key::new("name", Kind::Name, Default::Ruled),
     int("seed", 0, TOML_MAX, Default::Integer(1337)).bits(),
@@ -224,9 +224,9 @@ pub(super) fn sections() -> Vec<&'static str> {
 ///
 /// Keys that only say where, how often or how fast never do: `name`, `data.train`, `model.init` and the other
 /// paths (their content is pinned by the lock), `data.prefetch`, `eval.*`, `sample.*`, `checkpoint.*`,
-/// `memory.recompute`, `kernels.cuda_graph`, `parallel.*` but for `parallel.workers`, `proof.*`, `log.*`, `plan.*`,
-/// `device.threads` and `device.simd`; nor does
-/// `model.descriptor`, whose sizes are keys of their own. A name that is no key is taken to matter.
+/// `memory.recompute`, `kernels.cuda_graph`, `parallel.*` but for `parallel.workers`, `proof.*`, `log.*`,
+/// `plan.*`, `device.threads` and `device.simd`; nor does `model.descriptor`, whose sizes are keys of their
+/// own. A name that is no key is taken to matter.
 pub fn reaches_the_bits(name: &str) -> bool {
     key(name).is_none_or(|key| key.bits)
 }
@@ -251,17 +251,23 @@ mod tests {
     fn defaults_lie_in_their_own_range() {
         for key in KEYS {
             match (key.kind, key.default) {
-                (Kind::Integer { min, max }, Default::Integer(d)) => assert!((min..=max).contains(&d), "{}", key.name),
+                (Kind::Integer { min, max }, Default::Integer(d)) => {
+                    assert!((min..=max).contains(&d), "{}", key.name)
+                }
                 (Kind::Number { min, max, open }, Default::Number(d)) => {
                     assert!(
-                        d >= min && d <= max && !(open == Open::Below && d == min) && !(open == Open::Above && d == max),
+                        d >= min
+                            && d <= max
+                            && !(open == Open::Below && d == min)
+                            && !(open == Open::Above && d == max),
                         "{}",
                         key.name
                     );
                 }
                 (Kind::Choice(values), Default::Text(d)) => assert!(values.contains(&d), "{}", key.name),
-                (Kind::Boolean, Default::Boolean(_)) | (Kind::Text, Default::Text(_)) | (_, Default::Absent | Default::Ruled) => {
-                }
+                (Kind::Boolean, Default::Boolean(_))
+                | (Kind::Text, Default::Text(_))
+                | (_, Default::Absent | Default::Ruled) => {}
                 other => panic!("{}: {other:?}", key.name),
             }
         }
@@ -286,9 +292,14 @@ mod tests {
         for quiet in ["parallel.ranks", "parallel.zero", "parallel.timeout_s"] {
             assert!(!reaches_the_bits(quiet), "{quiet}");
         }
-        for quiet in
-            ["device.simd", "proof.digest_every", "sample.temperature", "data.prefetch", "data.train", "model.descriptor"]
-        {
+        for quiet in [
+            "device.simd",
+            "proof.digest_every",
+            "sample.temperature",
+            "data.prefetch",
+            "data.train",
+            "model.descriptor",
+        ] {
             assert!(!reaches_the_bits(quiet), "{quiet}");
         }
         for loud in [

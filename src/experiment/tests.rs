@@ -42,13 +42,15 @@ fn shipped() -> Vec<PathBuf> {
 }
 
 fn shipped_named(name: &str) -> Loaded {
-    file_with(&Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments").join(name)).unwrap_or_else(|error| panic!("{error}"))
+    file_with(&Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments").join(name))
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The report as a snapshot: trailing blanks aside, every byte counts.
 fn assert_report(error: &ExperimentError, expected: &str) {
     let report: Vec<String> = error.to_string().lines().map(|line| line.trim_end().to_string()).collect();
-    let expected: Vec<String> = expected.trim_matches('\n').lines().map(|line| line.trim_end().to_string()).collect();
+    let expected: Vec<String> =
+        expected.trim_matches('\n').lines().map(|line| line.trim_end().to_string()).collect();
     assert!(report == expected, "the report is\n\n{}\n", report.join("\n"));
 }
 
@@ -87,12 +89,17 @@ fn the_headline_run_accumulates_64_micro_batches_on_one_device() {
     assert_eq!((e.model.layers, e.model.heads, e.model.channels, e.model.context), (48, 25, 1600, 1024));
     assert_eq!((e.model.vocab, e.model.vocab_padded), (50257, 50304));
     assert_eq!(e.sequences_per_step(), 1024);
-    assert!(e.data.train[0].ends_with("/data/edu_fineweb_train_*.bin") && !e.data.train[0].contains(".."), "{:?}", e.data.train);
+    assert!(
+        e.data.train[0].ends_with("/data/edu_fineweb_train_*.bin") && !e.data.train[0].contains(".."),
+        "{:?}",
+        e.data.train
+    );
 }
 
 #[test]
 fn the_long_run_differs_from_the_headline_run_in_length_and_guards_alone() {
-    let changed = differences(&shipped_named("gpt2_33b.toml").experiment, &shipped_named("gpt2_420b.toml").experiment);
+    let changed =
+        differences(&shipped_named("gpt2_33b.toml").experiment, &shipped_named("gpt2_420b.toml").experiment);
     let keys: Vec<&str> = changed.iter().map(|(key, ..)| key.as_str()).collect();
     assert_eq!(keys, ["guards.grad_z", "guards.loss_z", "name", "schedule.steps"]);
     assert_eq!(changed[3], ("schedule.steps".into(), "32000".into(), "400000".into()));
@@ -102,7 +109,8 @@ fn the_long_run_differs_from_the_headline_run_in_length_and_guards_alone() {
 
 #[test]
 fn the_table_and_the_resolved_experiment_have_the_same_keys() {
-    let mut from_type: Vec<String> = write::flatten(&small_with(&[]).unwrap().experiment).into_keys().collect();
+    let mut from_type: Vec<String> =
+        write::flatten(&small_with(&[]).unwrap().experiment).into_keys().collect();
     from_type.retain(|key| key != "model.vocab_padded");
     let mut from_table: Vec<String> = schema::KEYS.iter().map(|key| key.name.to_string()).collect();
     from_table.retain(|key| key != "schedule.epochs");
@@ -118,7 +126,8 @@ fn every_default_is_in_the_documentation_of_its_field() {
             doc.push_str(text);
             doc.push(' ');
         } else if let Some(name) = line.strip_prefix("pub struct ").and_then(|rest| rest.split_once(' ')) {
-            section = if name.0 == "Experiment" { String::new() } else { format!("{}.", name.0.to_lowercase()) };
+            section =
+                if name.0 == "Experiment" { String::new() } else { format!("{}.", name.0.to_lowercase()) };
         } else if let Some((field, _)) = line.strip_prefix("pub ").and_then(|rest| rest.split_once(':'))
             && let Some(key) = schema::key(&format!("{section}{field}"))
         {
@@ -131,7 +140,11 @@ fn every_default_is_in_the_documentation_of_its_field() {
                 schema::Default::Absent => "not set".to_string(),
                 schema::Default::Ruled => String::new(),
             };
-            assert!(doc.contains(&format!("Default: {value}")), "`{}` says {doc:?}, its default is {value:?}", key.name);
+            assert!(
+                doc.contains(&format!("Default: {value}")),
+                "`{}` says {doc:?}, its default is {value:?}",
+                key.name
+            );
             seen += 1;
         }
         if !line.starts_with("///") && !line.starts_with("#[") {
@@ -155,10 +168,18 @@ fn layers_override_each_other_in_order_and_every_key_knows_its_origin() {
     write("bases/middle.toml", "extends = \"root.toml\"\nseed = 2\n[batch]\nmicro = 2\nseq_len = 64\n");
     write("top.toml", "extends = \"bases/middle.toml\"\nseed = 3\n[schedule]\nsteps = 5\nwarmup_steps = 1\n");
     let path = folder.path().join("top.toml");
-    let env = variables(&[("RUNNER_SCHEDULE__STEPS", "100"), ("RUNNER_SCHEDULE__WARMUP_STEPS", "7"), ("OTHER", "1")]);
-    let loaded = load_layers(&Input::Path(&path), &env, &["schedule.warmup_steps = 9".into()]).unwrap_or_else(|e| panic!("{e}"));
+    let env = variables(&[
+        ("RUNNER_SCHEDULE__STEPS", "100"),
+        ("RUNNER_SCHEDULE__WARMUP_STEPS", "7"),
+        ("OTHER", "1"),
+    ]);
+    let loaded = load_layers(&Input::Path(&path), &env, &["schedule.warmup_steps = 9".into()])
+        .unwrap_or_else(|e| panic!("{e}"));
     let e = &loaded.experiment;
-    assert_eq!((e.seed, e.batch.micro, e.batch.seq_len, e.schedule.steps, e.schedule.warmup_steps), (3, 2, 64, 100, 9));
+    assert_eq!(
+        (e.seed, e.batch.micro, e.batch.seq_len, e.schedule.steps, e.schedule.warmup_steps),
+        (3, 2, 64, 100, 9)
+    );
     let origin = |key: &str| loaded.origins[key].to_string();
     assert_eq!(origin("seed"), format!("{}:2", path.display()));
     assert_eq!(origin("batch.micro"), format!("{}:4", folder.path().join("bases/middle.toml").display()));
@@ -170,7 +191,12 @@ fn layers_override_each_other_in_order_and_every_key_knows_its_origin() {
     // Patterns start from the folder of the file that holds them, not from the one that extends it.
     let bases = folder.path().canonicalize().unwrap().join("bases");
     assert_eq!(e.data.train, [bases.join("t_*.bin").display().to_string()]);
-    assert!(schema::KEYS.iter().filter(|key| key.name != "schedule.epochs").all(|key| loaded.origins.contains_key(key.name)));
+    assert!(
+        schema::KEYS
+            .iter()
+            .filter(|key| key.name != "schedule.epochs")
+            .all(|key| loaded.origins.contains_key(key.name))
+    );
 }
 
 #[test]
@@ -197,17 +223,22 @@ fn files_that_extend_one_another_in_a_circle_are_refused() {
 
 #[test]
 fn a_stronger_layer_takes_back_the_other_way_to_say_it() {
-    let sized = small_with(&["model.layers=2", "model.heads=2", "model.channels=64", "batch.seq_len=32"]).unwrap();
+    let sized =
+        small_with(&["model.layers=2", "model.heads=2", "model.channels=64", "batch.seq_len=32"]).unwrap();
     assert_eq!((sized.experiment.model.descriptor, sized.experiment.model.channels), (None, 64));
     assert_eq!(sized.experiment.model.context, 32, "follows the sequence length");
     let shards = small_with(&["data.train=a.bin", "data.val=b.bin"]).unwrap().experiment.data;
     assert_eq!((shards.corpus, shards.train.len()), (None, 1));
-    assert_eq!(messages(small_with(&["model.layers=2"])), ["`model.heads` and `model.channels` must be given too"]);
+    assert_eq!(
+        messages(small_with(&["model.layers=2"])),
+        ["`model.heads` and `model.channels` must be given too"]
+    );
 }
 
 #[test]
 fn both_ways_in_one_layer_are_refused() {
-    let both = SMALL.replace("[schedule]", "layers = 2\n[schedule]").replace("corpus", "train = \"a\"\ncorpus");
+    let both =
+        SMALL.replace("[schedule]", "layers = 2\n[schedule]").replace("corpus", "train = \"a\"\ncorpus");
     let both = both.replace("steps = 10", "steps = 10\nepochs = 1");
     let found = messages(text_with(&both, &[], &[]));
     assert_eq!(
@@ -223,15 +254,27 @@ fn both_ways_in_one_layer_are_refused() {
 #[test]
 fn bare_text_is_a_string_where_a_string_is_wanted() {
     let e =
-        small_with(&["name=2024", "sample.prompt=true", "schedule.kind = linear", "optimizer.grad_clip=1"]).unwrap().experiment;
-    assert_eq!((e.name.as_str(), e.sample.prompt.as_str(), e.schedule.kind), ("2024", "true", ScheduleKind::Linear));
-    let e = small_with(&["sample.prompt=\"a # b = c\"", "data.train=['a.bin', 'b.bin']", "eval.every=0"]).unwrap().experiment;
+        small_with(&["name=2024", "sample.prompt=true", "schedule.kind = linear", "optimizer.grad_clip=1"])
+            .unwrap()
+            .experiment;
+    assert_eq!(
+        (e.name.as_str(), e.sample.prompt.as_str(), e.schedule.kind),
+        ("2024", "true", ScheduleKind::Linear)
+    );
+    let e = small_with(&["sample.prompt=\"a # b = c\"", "data.train=['a.bin', 'b.bin']", "eval.every=0"])
+        .unwrap()
+        .experiment;
     assert_eq!((e.sample.prompt.as_str(), e.data.train.len()), ("a # b = c", 2));
 }
 
 #[test]
 fn variables_of_ci_services_set_nothing_and_slips_are_refused() {
-    let ci = [("RUNNER_NAME", "Hosted Agent 2"), ("RUNNER_OS", "Linux"), ("RUNNER_TEMP", "/tmp"), ("RUNNER_LOG", "debug")];
+    let ci = [
+        ("RUNNER_NAME", "Hosted Agent 2"),
+        ("RUNNER_OS", "Linux"),
+        ("RUNNER_TEMP", "/tmp"),
+        ("RUNNER_LOG", "debug"),
+    ];
     assert_eq!(text_with(SMALL, &ci, &[]).unwrap(), small_with(&[]).unwrap());
     assert_eq!(text_with(SMALL, &[("RUNNER_SEED", "7")], &[]).unwrap().experiment.seed, 7);
     let slip = text_with(SMALL, &[("RUNNER_SCHEDULE_WARMUP_STEPS", "7")], &[]).unwrap_err();
@@ -247,7 +290,10 @@ fn variables_of_ci_services_set_nothing_and_slips_are_refused() {
 fn every_rule_between_keys_is_kept() {
     let cases: &[(&[&str], &str)] = &[
         (&["model.descriptor=d13"], "no model is called `d13`"),
-        (&["model.descriptor=gpt3:c5140"], "`gpt3:c5140` cannot be built: 5140 channels are not a multiple of the head size 128"),
+        (
+            &["model.descriptor=gpt3:c5140"],
+            "`gpt3:c5140` cannot be built: 5140 channels are not a multiple of the head size 128",
+        ),
         (
             &["model.layers=1", "model.heads=3", "model.channels=64"],
             "`model.channels` = 64 is not a multiple of `model.heads` = 3",
@@ -257,9 +303,15 @@ fn every_rule_between_keys_is_kept() {
             "160 channels in heads of 160 cannot run on CUDA: it takes multiples of 8 in heads of at most 128",
         ),
         (&["batch.seq_len=2048"], "sequences of 2048 tokens do not fit a model that reads 1024"),
-        (&["model.vocab=50000"], "a vocabulary of 50000 is too small for the tokenizer \"gpt2\", which has 50257 tokens"),
+        (
+            &["model.vocab=50000"],
+            "a vocabulary of 50000 is too small for the tokenizer \"gpt2\", which has 50257 tokens",
+        ),
         (&["parallel.workers=6"], "`parallel.workers` = 6 is not a power of two"),
-        (&["batch.tokens=1000"], "`batch.tokens` = 1000 is not a multiple of micro × seq_len × workers = 4096"),
+        (
+            &["batch.tokens=1000"],
+            "`batch.tokens` = 1000 is not a multiple of micro × seq_len × workers = 4096",
+        ),
         (
             &["parallel.zero=2", "batch.tokens=8192"],
             "`parallel.zero` = 2 needs one micro-step a worker, and `batch.tokens` makes it 2",
@@ -278,7 +330,10 @@ fn every_rule_between_keys_is_kept() {
         (&["data.train=a.bin"], "evaluation every 250 steps needs validation data"),
         (&["data.train=[]", "data.val=v.bin"], "the experiment has no data to train on"),
         (&["eval.val_tokens=1023"], "`eval.val_tokens` = 1023 is less than one sequence of 1024 tokens"),
-        (&["guards.on_diverge=rewind", "checkpoint.every=0"], "`guards.on_diverge = \"rewind\"` needs checkpoints to go back to"),
+        (
+            &["guards.on_diverge=rewind", "checkpoint.every=0"],
+            "`guards.on_diverge = \"rewind\"` needs checkpoints to go back to",
+        ),
         (&["extends=a.toml"], "`extends` belongs in a file"),
         (&["seed"], "`--set` takes `key=value`"),
     ];
@@ -308,7 +363,9 @@ fn what_the_rules_allow_loads() {
 
 #[test]
 fn sizes_follow_the_tokenizer_the_descriptor_and_each_other() {
-    let e = small_with(&["model.descriptor=gpt3:c768", "data.tokenizer=byte", "parallel.workers=2"]).unwrap().experiment;
+    let e = small_with(&["model.descriptor=gpt3:c768", "data.tokenizer=byte", "parallel.workers=2"])
+        .unwrap()
+        .experiment;
     assert_eq!((e.model.vocab, e.model.vocab_padded), (257, 384));
     assert_eq!((e.model.context, e.batch.seq_len), (2048, 2048));
     assert_eq!(e.batch.tokens, 4 * 2048 * 2, "one micro-batch a worker");
@@ -329,13 +386,19 @@ fn missing_keys_are_reported_together() {
 #[test]
 fn epochs_become_steps_when_the_data_are_open() {
     let mut loaded =
-        text_with(&SMALL.replace("steps = 10", "epochs = 2\nwarmup_steps = 5"), &[], &["batch.tokens=8192"]).unwrap();
+        text_with(&SMALL.replace("steps = 10", "epochs = 2\nwarmup_steps = 5"), &[], &["batch.tokens=8192"])
+            .unwrap();
     assert_eq!((loaded.epochs, loaded.experiment.schedule.steps), (Some(2), 0));
     let unresolved = text_with(&loaded.to_toml(), &[], &[]).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!((&unresolved.experiment, unresolved.epochs), (&loaded.experiment, Some(2)));
     assert!(loaded.clone().resolve_epochs(3).unwrap_err().to_string().contains("less than one step"));
     assert!(
-        loaded.clone().resolve_epochs(16).unwrap_err().to_string().contains("warm-up of 5 steps is longer than the run of 4")
+        loaded
+            .clone()
+            .resolve_epochs(16)
+            .unwrap_err()
+            .to_string()
+            .contains("warm-up of 5 steps is longer than the run of 4")
     );
     loaded.resolve_epochs(103).unwrap();
     assert_eq!((loaded.epochs, loaded.experiment.schedule.steps), (None, 25), "206 sequences, 8 a step");
@@ -368,7 +431,8 @@ beta1 = 0.9
 corpus = "kjv"
 workers = 2
 "#;
-    let error = text_with(text, &[("RUNNER_MEMORY__RECOMPUTE", "3")], &["schedule.kind=cosin", "log.evry=1"]).unwrap_err();
+    let error = text_with(text, &[("RUNNER_MEMORY__RECOMPUTE", "3")], &["schedule.kind=cosin", "log.evry=1"])
+        .unwrap_err();
     assert_report(&error, SEVERAL_FAULTS);
 }
 
@@ -455,7 +519,11 @@ fn several_syntax_faults_come_in_one_report() {
     let error = text_with("seed = \n[model\nlayers = 2\nheads == 3\n", &[], &["seed=1.5"]).unwrap_err();
     assert!(error.faults.len() >= 3, "{error}");
     assert!(
-        error.faults.iter().filter(|fault| fault.message.starts_with("not TOML")).all(|fault| fault.place.is_some()),
+        error
+            .faults
+            .iter()
+            .filter(|fault| fault.message.starts_with("not TOML"))
+            .all(|fault| fault.place.is_some()),
         "{error}"
     );
 }
@@ -484,7 +552,8 @@ x.toml has 1 fault; nothing was started
 
 #[test]
 fn bytes_that_are_not_text_are_refused_where_they_stand() {
-    let error = load_layers(&Input::Text { name: "x.toml", bytes: b"seed = 1\nname = \"\xff\"\n" }, &[], &[]).unwrap_err();
+    let error = load_layers(&Input::Text { name: "x.toml", bytes: b"seed = 1\nname = \"\xff\"\n" }, &[], &[])
+        .unwrap_err();
     assert_eq!(error.faults[0].message, "the file is not UTF-8 text");
     assert_eq!(error.faults[0].place.as_ref().unwrap().position, Some((2, 9)));
 }
@@ -493,8 +562,12 @@ fn bytes_that_are_not_text_are_refused_where_they_stand() {
 
 /// TOML-like lines: known and unknown keys with all kinds of values.
 fn lines() -> impl Strategy<Value = String> {
-    let names: Vec<&str> =
-        schema::KEYS.iter().map(schema::Key::leaf).chain(schema::sections()).chain(["extends", "x", "\"a.b\"", "é"]).collect();
+    let names: Vec<&str> = schema::KEYS
+        .iter()
+        .map(schema::Key::leaf)
+        .chain(schema::sections())
+        .chain(["extends", "x", "\"a.b\"", "é"])
+        .collect();
     let values = [
         "1",
         "0",
@@ -515,12 +588,13 @@ fn lines() -> impl Strategy<Value = String> {
         "0x7fffffffffffffff",
         "99999999999999999999999",
     ];
-    let line =
-        (prop::sample::select(names), prop::sample::select(values.to_vec()), 0..4u8).prop_map(|(name, value, form)| match form {
+    let line = (prop::sample::select(names), prop::sample::select(values.to_vec()), 0..4u8).prop_map(
+        |(name, value, form)| match form {
             0 => format!("[{name}]"),
             1 => format!("{name}.{name} = {value}"),
             _ => format!("{name} = {value}"),
-        });
+        },
+    );
     prop::collection::vec(line, 0..12).prop_map(|lines| lines.join("\n"))
 }
 

@@ -24,7 +24,9 @@ pub fn flatten(experiment: &Experiment) -> BTreeMap<String, Json> {
     if let Ok(Json::Object(top)) = serde_json::to_value(experiment) {
         for (key, value) in top {
             match value {
-                Json::Object(section) => leaves.extend(section.into_iter().map(|(leaf, value)| (format!("{key}.{leaf}"), value))),
+                Json::Object(section) => {
+                    leaves.extend(section.into_iter().map(|(leaf, value)| (format!("{key}.{leaf}"), value)))
+                }
                 value => {
                     leaves.insert(key, value);
                 }
@@ -44,7 +46,9 @@ fn toml_value(value: &Json) -> Option<String> {
             _ => number.to_string(),
         }),
         Json::Array(items) if items.is_empty() => None,
-        Json::Array(items) => Some(format!("[{}]", items.iter().filter_map(toml_value).collect::<Vec<_>>().join(", "))),
+        Json::Array(items) => {
+            Some(format!("[{}]", items.iter().filter_map(toml_value).collect::<Vec<_>>().join(", ")))
+        }
         other => Some(other.to_string()),
     }
 }
@@ -75,20 +79,30 @@ pub(super) fn figment_value(value: &Value) -> String {
         Value::Bool(_, b) => b.to_string(),
         Value::Num(_, Num::F64(x)) => format!("{x:?}"),
         Value::Num(_, n) => n.to_u128().map_or_else(|| format!("{n:?}"), |n| n.to_string()),
-        Value::Array(_, items) => format!("[{}]", items.iter().map(figment_value).collect::<Vec<_>>().join(", ")),
+        Value::Array(_, items) => {
+            format!("[{}]", items.iter().map(figment_value).collect::<Vec<_>>().join(", "))
+        }
         other => format!("{other:?}"),
     }
 }
 
 /// The resolved file. Every key stands in it, with its origin behind it; keys that are not set, and
 /// sizes that the descriptor gives, are comments. Loading it gives the same experiment.
-pub(super) fn to_toml(name: &str, experiment: &Experiment, origins: &BTreeMap<String, Origin>, epochs: Option<u64>) -> String {
+pub(super) fn to_toml(
+    name: &str,
+    experiment: &Experiment,
+    origins: &BTreeMap<String, Origin>,
+    epochs: Option<u64>,
+) -> String {
     let leaves = flatten(experiment);
     let by_descriptor = given_by_descriptor();
     let row = |key: &Key| -> (String, String) {
         let origin = origins.get(key.name).map_or(String::new(), |origin| printable(&origin.to_string()));
-        let value =
-            if key.name == "schedule.epochs" { epochs.map(|n| n.to_string()) } else { leaves.get(key.name).and_then(toml_value) };
+        let value = if key.name == "schedule.epochs" {
+            epochs.map(|n| n.to_string())
+        } else {
+            leaves.get(key.name).and_then(toml_value)
+        };
         let leaf = key.leaf();
         let implied = (by_descriptor.contains(key.name) && experiment.model.descriptor.is_some())
             || (key.name == "schedule.steps" && epochs.is_some());
@@ -126,7 +140,8 @@ pub(super) fn to_toml(name: &str, experiment: &Experiment, origins: &BTreeMap<St
 
 /// The resolved experiment and the origin of each dotted key.
 pub(super) fn to_json(experiment: &Experiment, origins: &BTreeMap<String, Origin>) -> Json {
-    let origins: BTreeMap<&String, String> = origins.iter().map(|(key, origin)| (key, origin.to_string())).collect();
+    let origins: BTreeMap<&String, String> =
+        origins.iter().map(|(key, origin)| (key, origin.to_string())).collect();
     serde_json::json!({ "experiment": experiment, "origins": origins })
 }
 

@@ -1,6 +1,7 @@
 //! Which token comes next: temperature, top-k, top-p and one random number.
 //!
-//! All in f64 with the pinned `libm`, summed in order of token, so that a choice is a function of the logits' bits.
+//! All in f64 with the pinned `libm`, summed in order of token, so that a choice is a function of the logits'
+//! bits.
 
 use crate::rng::Key;
 
@@ -176,7 +177,8 @@ mod tests {
     #[test]
     fn texts_of_one_key_draw_different_numbers() {
         let logits = [0.0f32; 1000];
-        let draws = |number| (0..20).map(|i| sampling(1.0, 0).choose(&logits, number, i)).collect::<Vec<u16>>();
+        let draws =
+            |number| (0..20).map(|i| sampling(1.0, 0).choose(&logits, number, i)).collect::<Vec<u16>>();
         assert_ne!(draws(0), draws(1));
         assert_eq!(draws(1), draws(1));
     }

@@ -1,11 +1,12 @@
 //! Text from a model: one token after the other, each chosen by a counter-based random number.
 //!
-//! Sampling reads the weights and nothing else of the training state. A text is a function of prompt, settings,
-//! key and its own number: written alone, beside others, or as the last of a thousand, it has the same bits.
+//! Sampling reads the weights and nothing else of the training state. A text is a function of prompt,
+//! settings, key and its own number: written alone, beside others, or as the last of a thousand, it has the
+//! same bits.
 //!
-//! A text that outgrows the decoder's positions goes on from its newer half, which is read again from position 0:
-//! the model then remembers less, and no position past the decoder's room is ever used. How many positions are
-//! worth using is the caller's to say ([`crate::experiment::Experiment::trained_positions`]).
+//! A text that outgrows the decoder's positions goes on from its newer half, which is read again from
+//! position 0: the model then remembers less, and no position past the decoder's room is ever used. How many
+//! positions are worth using is the caller's to say ([`crate::experiment::Experiment::trained_positions`]).
 
 mod choose;
 
@@ -60,8 +61,11 @@ pub fn generate<O: Ops>(
         let start = |&number| Stream { number, tokens: prompt.to_vec(), read: 0, written: 0 };
         let mut streams: Vec<Option<Stream>> = numbers.iter().map(|number| Some(start(number))).collect();
         for _ in 0..count {
-            let mut live: Vec<(usize, &mut Stream)> =
-                streams.iter_mut().enumerate().filter_map(|(place, stream)| Some((place, stream.as_mut()?))).collect();
+            let mut live: Vec<(usize, &mut Stream)> = streams
+                .iter_mut()
+                .enumerate()
+                .filter_map(|(place, stream)| Some((place, stream.as_mut()?)))
+                .collect();
             if live.is_empty() {
                 break;
             }
@@ -77,8 +81,10 @@ pub fn generate<O: Ops>(
             }
             let logits = decoder.logits(ops, params, &new)?;
             let rows = logits.par_chunks_exact(logits.len() / live.len());
-            let tokens: Vec<u16> =
-                rows.zip(&live).map(|(logits, (_, stream))| sampling.choose(logits, stream.number, stream.written)).collect();
+            let tokens: Vec<u16> = rows
+                .zip(&live)
+                .map(|(logits, (_, stream))| sampling.choose(logits, stream.number, stream.written))
+                .collect();
             let mut ended = Vec::new();
             for ((place, stream), token) in live.into_iter().zip(tokens) {
                 stream.tokens.push(token);
@@ -103,8 +109,16 @@ mod tests {
     use crate::ops::cpu::Cpu;
     use crate::rng::Key;
 
-    const MODEL: Model =
-        Model { init: None, descriptor: None, layers: 2, heads: 2, channels: 32, context: 40, vocab: 60, vocab_padded: 128 };
+    const MODEL: Model = Model {
+        init: None,
+        descriptor: None,
+        layers: 2,
+        heads: 2,
+        channels: 32,
+        context: 40,
+        vocab: 60,
+        vocab_padded: 128,
+    };
     const PROMPT: [u16; 5] = [3, 1, 4, 1, 5];
 
     struct Writer {
@@ -114,8 +128,10 @@ mod tests {
 
     impl Writer {
         fn new() -> Writer {
-            let mut ops = Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU");
-            let mut params = Gpt2::new(&mut ops, &MODEL, Rows { batch: 1, seq: 1 }, 0, false, 3).expect("a model").params;
+            let mut ops =
+                Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU");
+            let mut params =
+                Gpt2::new(&mut ops, &MODEL, Rows { batch: 1, seq: 1 }, 0, false, 3).expect("a model").params;
             for buf in params.iter_mut() {
                 buf.as_mut_slice().iter_mut().for_each(|x| *x *= 8.0);
             }
@@ -127,10 +143,19 @@ mod tests {
             let mut decoder = Decoder::new(&mut self.ops, &MODEL, room).expect("a decoder");
             let sampling = Sampling { temperature: 1.0, top_k: 20, top_p: 0.95, key: Key::new(1, "test") };
             let mut texts = vec![Vec::new(); numbers.len()];
-            generate(&mut self.ops, &mut decoder, &self.params, &PROMPT, count, numbers, &sampling, |place, token| {
-                texts[place].push(token);
-                Some(token) != end
-            })
+            generate(
+                &mut self.ops,
+                &mut decoder,
+                &self.params,
+                &PROMPT,
+                count,
+                numbers,
+                &sampling,
+                |place, token| {
+                    texts[place].push(token);
+                    Some(token) != end
+                },
+            )
             .expect("it writes");
             texts
         }
@@ -147,7 +172,11 @@ mod tests {
         let all = writer.write(room(6), &[0, 1, 2, 3, 4, 5], 30, end);
         assert!(all[0].len() <= 10 && all.iter().any(|text| text.len() != all[0].len()), "{all:?}");
         for (number, text) in all.iter().enumerate() {
-            assert_eq!(writer.write(room(1), &[number as u64], 30, end), std::slice::from_ref(text), "text {number}");
+            assert_eq!(
+                writer.write(room(1), &[number as u64], 30, end),
+                std::slice::from_ref(text),
+                "text {number}"
+            );
             assert!(endless[number].starts_with(text), "text {number} is cut, not changed");
         }
         assert_eq!(writer.write(room(4), &[0, 1, 2, 3, 4, 5], 30, end), all, "in two groups");
@@ -162,7 +191,8 @@ mod tests {
         // The window is full after 12 - 5 + 1 new tokens; the next is chosen after the newest 6.
         let sampling = Sampling { temperature: 1.0, top_k: 20, top_p: 0.95, key: Key::new(1, "test") };
         let seen: Vec<u16> = PROMPT.iter().chain(&long[..8]).copied().collect();
-        let mut model = Gpt2::new(&mut writer.ops, &MODEL, Rows { batch: 1, seq: 12 }, 0, false, 3).expect("a model");
+        let mut model =
+            Gpt2::new(&mut writer.ops, &MODEL, Rows { batch: 1, seq: 12 }, 0, false, 3).expect("a model");
         std::mem::swap(&mut model.params, &mut writer.params);
         let mut after = |tokens: &[u16], position| {
             let logits = model.next_token_logits(&mut writer.ops, tokens).expect("it runs");

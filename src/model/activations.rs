@@ -118,10 +118,11 @@ impl Activations<BufferSpec> {
     /// Every buffer, in the order of allocation.
     pub fn specs(&self) -> Vec<BufferSpec> {
         let mut specs = Vec::new();
-        let collected: std::result::Result<Activations<()>, std::convert::Infallible> = self.try_map(|spec| {
-            specs.push(spec.clone());
-            Ok(())
-        });
+        let collected: std::result::Result<Activations<()>, std::convert::Infallible> =
+            self.try_map(|spec| {
+                specs.push(spec.clone());
+                Ok(())
+            });
         let Ok(_) = collected;
         specs
     }
@@ -133,9 +134,16 @@ impl Activations<BufferSpec> {
 }
 
 impl<T> Activations<T> {
-    fn try_map<U, E>(&self, mut make: impl FnMut(&T) -> std::result::Result<U, E>) -> std::result::Result<Activations<U>, E> {
+    fn try_map<U, E>(
+        &self,
+        mut make: impl FnMut(&T) -> std::result::Result<U, E>,
+    ) -> std::result::Result<Activations<U>, E> {
         let normed = |n: &Normed<T>, make: &mut dyn FnMut(&T) -> std::result::Result<U, E>| {
-            Ok(Normed { out: n.out.as_ref().map(&mut *make).transpose()?, mean: make(&n.mean)?, rstd: make(&n.rstd)? })
+            Ok(Normed {
+                out: n.out.as_ref().map(&mut *make).transpose()?,
+                mean: make(&n.mean)?,
+                rstd: make(&n.rstd)?,
+            })
         };
         Ok(Activations {
             encoded: make(&self.encoded)?,
@@ -163,7 +171,13 @@ impl<T> Activations<T> {
             grads: self
                 .grads
                 .as_ref()
-                .map(|g| Ok(GradientBuffers { residual: make(&g.residual)?, narrow: make(&g.narrow)?, wide: make(&g.wide)? }))
+                .map(|g| {
+                    Ok(GradientBuffers {
+                        residual: make(&g.residual)?,
+                        narrow: make(&g.narrow)?,
+                        wide: make(&g.wide)?,
+                    })
+                })
                 .transpose()?,
         })
     }

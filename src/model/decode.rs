@@ -73,7 +73,8 @@ pub fn layout(model: &Model, room: Room) -> Vec<BufferSpec> {
     let (rows, c) = (room.rows(), model.channels);
     let act = |name, len| BufferSpec { name, role: Role::Activation, len };
     let f32s = |name, len| BufferSpec { name, role: Role::F32, len };
-    let mut specs = vec![act("keys and values of samples", room.streams * room.positions * c); 2 * model.layers];
+    let mut specs =
+        vec![act("keys and values of samples", room.streams * room.positions * c); 2 * model.layers];
     specs.extend([rows * c; 5].map(|len| act("activations of samples", len)));
     specs.extend([3, 4].map(|widths| act("activations of samples", rows * widths * c)));
     specs.extend([rows; 2].map(|len| f32s("activations of samples", len)));
@@ -84,9 +85,13 @@ pub fn layout(model: &Model, room: Room) -> Vec<BufferSpec> {
 impl<O: Ops> Decoder<O> {
     /// Takes all memory that decoding will need. `room` is cut to what the model can read.
     pub fn new(ops: &mut O, model: &Model, room: Room) -> Result<Decoder<O>> {
-        let room = Room { streams: room.streams.max(1), positions: room.positions.clamp(1, model.context.min(MOST_POSITIONS)) };
+        let room = Room {
+            streams: room.streams.max(1),
+            positions: room.positions.clamp(1, model.context.min(MOST_POSITIONS)),
+        };
         let specs = layout(model, room);
-        let mut bufs = specs.iter().map(|spec| ops.alloc(spec.role, spec.len)).collect::<Result<Vec<_>>>()?.into_iter();
+        let mut bufs =
+            specs.iter().map(|spec| ops.alloc(spec.role, spec.len)).collect::<Result<Vec<_>>>()?.into_iter();
         let mut next = || bufs.next().expect("the layout lists every buffer");
         Ok(Decoder {
             layers: (0..model.layers).map(|_| [next(), next()]).collect(),
@@ -112,7 +117,14 @@ impl<O: Ops> Decoder<O> {
     }
 
     /// Reads `tokens` as the positions `first ..` of a stream, for the sake of those that follow.
-    pub fn read(&mut self, ops: &mut O, params: &Weights<O::Buf>, stream: usize, first: usize, tokens: &[u16]) -> Result<()> {
+    pub fn read(
+        &mut self,
+        ops: &mut O,
+        params: &Weights<O::Buf>,
+        stream: usize,
+        first: usize,
+        tokens: &[u16],
+    ) -> Result<()> {
         let new = |(i, &token): (usize, &u16)| NewToken { token, stream, position: first + i };
         let new: Vec<NewToken> = tokens.iter().enumerate().map(new).collect();
         new.chunks(self.room.rows()).try_for_each(|new| self.replayed(ops, params, new, false))
@@ -134,19 +146,35 @@ impl<O: Ops> Decoder<O> {
 
     /// A pass over `new`, with logits or without. Passes of as many rows are the same work on the same
     /// buffers: which tokens they are, and where, is on the device.
-    fn replayed(&mut self, ops: &mut O, params: &Weights<O::Buf>, new: &[NewToken], logits: bool) -> Result<()> {
+    fn replayed(
+        &mut self,
+        ops: &mut O,
+        params: &Weights<O::Buf>,
+        new: &[NewToken],
+        logits: bool,
+    ) -> Result<()> {
         self.upload(ops, new)?;
         let Room { streams, positions } = self.room;
         let shape = [new.len(), streams, positions, usize::from(logits)];
         let shape = shape.into_iter().fold(0, |key, part| key << 20 | part as u64);
-        let key = [ops.identity(&self.layers[0][0]), ops.identity(&self.logits), ops.identity(&params.wte), shape];
+        let key =
+            [ops.identity(&self.layers[0][0]), ops.identity(&self.logits), ops.identity(&params.wte), shape];
         if ops.replay(key)? {
             return Ok(());
         }
         self.pass(ops, params, new.len())?;
         if logits {
             let Model { channels, vocab_padded, .. } = self.model;
-            ops.decode_linear(&mut self.logits, &self.normed, &params.wte, None, false, new.len(), channels, vocab_padded)?;
+            ops.decode_linear(
+                &mut self.logits,
+                &self.normed,
+                &params.wte,
+                None,
+                false,
+                new.len(),
+                channels,
+                vocab_padded,
+            )?;
         }
         ops.recorded(key)
     }
@@ -154,7 +182,9 @@ impl<O: Ops> Decoder<O> {
     /// From token ids to the final layernorm's output, in `normed`; keys and values are kept.
     fn pass(&mut self, ops: &mut O, params: &Weights<O::Buf>, n: usize) -> Result<()> {
         let c = self.model.channels;
-        let Decoder { layers, residual: [before, after], normed, mean, rstd, qkv, att, branch, hidden, .. } = self;
+        let Decoder {
+            layers, residual: [before, after], normed, mean, rstd, qkv, att, branch, hidden, ..
+        } = self;
         ops.decode_embedding(before, &self.ids, &self.positions, &params.wte, &params.wpe, n, c)?;
         let Affine { weight, bias } = &params.layers[0].ln_1;
         ops.layernorm(normed, mean, rstd, before, weight, bias, n, c)?;
@@ -164,7 +194,18 @@ impl<O: Ops> Decoder<O> {
             let places = Places { streams: &self.streams, positions: &self.positions };
             ops.decode_attention(att, cache, qkv, places, n, heads(&self.model))?;
             ops.decode_linear(branch, att, &w.attn_proj.weight, Some(&w.attn_proj.bias), false, n, c, c)?;
-            ops.residual_layernorm(after, normed, mean, rstd, before, branch, &w.ln_2.weight, &w.ln_2.bias, n, c)?;
+            ops.residual_layernorm(
+                after,
+                normed,
+                mean,
+                rstd,
+                before,
+                branch,
+                &w.ln_2.weight,
+                &w.ln_2.bias,
+                n,
+                c,
+            )?;
             ops.decode_linear(hidden, normed, &w.fc.weight, Some(&w.fc.bias), true, n, c, 4 * c)?;
             ops.decode_linear(branch, hidden, &w.fc_proj.weight, Some(&w.fc_proj.bias), false, n, 4 * c, c)?;
             let Affine { weight, bias } = params.layers.get(l + 1).map_or(&params.ln_f, |next| &next.ln_1);
@@ -175,13 +216,21 @@ impl<O: Ops> Decoder<O> {
 
     fn upload(&mut self, ops: &mut O, new: &[NewToken]) -> Result<()> {
         let Room { streams, positions } = self.room;
-        assert!(!new.is_empty() && new.len() <= self.room.rows(), "{} rows in a pass of {}", new.len(), self.room.rows());
+        assert!(
+            !new.is_empty() && new.len() <= self.room.rows(),
+            "{} rows in a pass of {}",
+            new.len(),
+            self.room.rows()
+        );
         assert!(
             new.iter().all(|new| new.stream < streams && new.position < positions),
             "a token outside {:?}: {new:?}",
             self.room
         );
-        assert!(new.iter().all(|new| usize::from(new.token) < self.model.vocab), "a token outside the vocabulary: {new:?}");
+        assert!(
+            new.iter().all(|new| usize::from(new.token) < self.model.vocab),
+            "a token outside the vocabulary: {new:?}"
+        );
         let list = |of: fn(&NewToken) -> usize| new.iter().map(|new| of(new) as u16).collect::<Vec<u16>>();
         ops.upload_ids(&mut self.ids, &list(|new| usize::from(new.token)))?;
         ops.upload_ids(&mut self.positions, &list(|new| new.position))?;
@@ -198,8 +247,16 @@ mod tests {
     use crate::ops::cpu::Cpu;
     use crate::rng::Key;
 
-    const MODEL: Model =
-        Model { init: None, descriptor: None, layers: 3, heads: 3, channels: 96, context: 150, vocab: 300, vocab_padded: 384 };
+    const MODEL: Model = Model {
+        init: None,
+        descriptor: None,
+        layers: 3,
+        heads: 3,
+        channels: 96,
+        context: 150,
+        vocab: 300,
+        vocab_padded: 384,
+    };
 
     fn cpu() -> Cpu {
         Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU")
@@ -225,8 +282,9 @@ mod tests {
     /// The logits after each token, decoded one by one.
     fn one_by_one(ops: &mut Cpu, model: &Gpt2<Cpu>, tokens: &[u16]) -> Vec<Vec<f32>> {
         let mut decoder = Decoder::new(ops, &MODEL, Room { streams: 1, positions: 150 }).expect("a decoder");
-        let mut logits =
-            |(position, &token)| decoder.logits(ops, &model.params, &[NewToken { token, stream: 0, position }]).expect("it runs");
+        let mut logits = |(position, &token)| {
+            decoder.logits(ops, &model.params, &[NewToken { token, stream: 0, position }]).expect("it runs")
+        };
         tokens.iter().enumerate().map(&mut logits).collect()
     }
 
@@ -257,9 +315,11 @@ mod tests {
     fn a_prompt_read_in_pieces_and_a_text_among_others_change_no_bit() {
         let mut ops = cpu();
         let model = model(&mut ops);
-        let texts: Vec<Vec<u16>> = [90, 75, 3].into_iter().zip(2..).map(|(len, number)| text(number, len)).collect();
+        let texts: Vec<Vec<u16>> =
+            [90, 75, 3].into_iter().zip(2..).map(|(len, number)| text(number, len)).collect();
         let alone: Vec<Vec<Vec<f32>>> = texts.iter().map(|text| one_by_one(&mut ops, &model, text)).collect();
-        let mut decoder = Decoder::new(&mut ops, &MODEL, Room { streams: 3, positions: 120 }).expect("a decoder");
+        let mut decoder =
+            Decoder::new(&mut ops, &MODEL, Room { streams: 3, positions: 120 }).expect("a decoder");
         // All but the last two tokens as prompts, then two tokens of all three together.
         for (stream, text) in texts.iter().enumerate() {
             decoder.read(&mut ops, &model.params, stream, 0, &text[..text.len() - 2]).expect("it runs");
@@ -272,7 +332,11 @@ mod tests {
             let new: Vec<NewToken> = texts.iter().enumerate().map(new).collect();
             let logits = decoder.logits(&mut ops, &model.params, &new).expect("it runs");
             for (stream, logits) in logits.chunks(MODEL.vocab).enumerate() {
-                assert_eq!(bits(logits), bits(&alone[stream][new[stream].position]), "stream {stream}, {back} from the end");
+                assert_eq!(
+                    bits(logits),
+                    bits(&alone[stream][new[stream].position]),
+                    "stream {stream}, {back} from the end"
+                );
             }
         }
     }
@@ -282,7 +346,8 @@ mod tests {
         let mut ops = cpu();
         let model = model(&mut ops);
         let (old, new) = (text(5, 60), text(6, 20));
-        let mut decoder = Decoder::new(&mut ops, &MODEL, Room { streams: 1, positions: 60 }).expect("a decoder");
+        let mut decoder =
+            Decoder::new(&mut ops, &MODEL, Room { streams: 1, positions: 60 }).expect("a decoder");
         decoder.read(&mut ops, &model.params, 0, 0, &old).expect("it runs");
         decoder.read(&mut ops, &model.params, 0, 0, &new[..19]).expect("it runs");
         let last = NewToken { token: new[19], stream: 0, position: 19 };

@@ -39,7 +39,14 @@ pub struct MicroBatch<'a> {
 
 impl<O: Ops> Gpt2<O> {
     /// A model with the initial weights of `seed`, able to run micro-batches up to `capacity`.
-    pub fn new(ops: &mut O, config: &Model, capacity: Rows, recompute: u8, backward: bool, seed: u64) -> Result<Gpt2<O>> {
+    pub fn new(
+        ops: &mut O,
+        config: &Model,
+        capacity: Rows,
+        recompute: u8,
+        backward: bool,
+        seed: u64,
+    ) -> Result<Gpt2<O>> {
         let mut model = Gpt2::zeroed(ops, config, capacity, recompute, backward)?;
         for (spec, buf) in model.specs.iter().zip(model.params.iter_mut()) {
             ops.upload(buf, &initial_values(spec, seed))?;
@@ -48,7 +55,13 @@ impl<O: Ops> Gpt2<O> {
     }
 
     /// A model whose weights are all zero, for weights that come from elsewhere.
-    pub fn zeroed(ops: &mut O, config: &Model, capacity: Rows, recompute: u8, backward: bool) -> Result<Gpt2<O>> {
+    pub fn zeroed(
+        ops: &mut O,
+        config: &Model,
+        capacity: Rows,
+        recompute: u8,
+        backward: bool,
+    ) -> Result<Gpt2<O>> {
         let specs = Weights::of(config);
         let params = specs.try_map(|spec| ops.alloc(Role::Param, spec.len))?;
         let acts = Activations::layout(config, capacity, recompute, backward).allocate(ops)?;
@@ -76,7 +89,16 @@ impl<O: Ops> Gpt2<O> {
         self.trunk(ops, batch.rows)?;
         let (n, c) = (batch.rows.count(), self.config.channels);
         let x = output(&self.acts.ln_f, None);
-        ops.classifier_loss(losses, batch.losses_at, x, &self.params.wte, &self.targets, n, c, vocab(&self.config))
+        ops.classifier_loss(
+            losses,
+            batch.losses_at,
+            x,
+            &self.params.wte,
+            &self.targets,
+            n,
+            c,
+            vocab(&self.config),
+        )
     }
 
     /// Logits (the first `vocab` of them) of the token after `tokens`, with the operations of training and
@@ -117,9 +139,9 @@ impl<O: Ops> Gpt2<O> {
         ops.copy(losses, batch.losses_at, &self.losses, 0, n)
     }
 
-    /// The same for gradients that the side lane is still reading when this is called, or that go on from here:
-    /// the backward pass waits for the lane, and gives each group to `whole` when this micro-batch has written
-    /// the last of it, while the groups before it are still to come.
+    /// The same for gradients that the side lane is still reading when this is called, or that go on from
+    /// here: the backward pass waits for the lane, and gives each group to `whole` when this micro-batch has
+    /// written the last of it, while the groups before it are still to come.
     pub fn forward_backward_by_groups<E: From<DeviceError>>(
         &mut self,
         ops: &mut O,
@@ -170,7 +192,15 @@ impl<O: Ops> Gpt2<O> {
             let (a, after) = from.split_first_mut().expect("l is below the number of layers");
             let residual_in = before.last().map_or(&*encoded, |b| &b.residual_out);
 
-            ops.linear(&mut a.qkv, output(&a.ln_1, shared_norm.as_ref()), &w.qkv.weight, Some(&w.qkv.bias), n, c, 3 * c)?;
+            ops.linear(
+                &mut a.qkv,
+                output(&a.ln_1, shared_norm.as_ref()),
+                &w.qkv.weight,
+                Some(&w.qkv.bias),
+                n,
+                c,
+                3 * c,
+            )?;
             ops.attention(&mut a.att, &mut a.lse, &a.qkv, rows, heads)?;
             ops.linear(branch, &a.att, &w.attn_proj.weight, Some(&w.attn_proj.bias), n, c, c)?;
 
@@ -231,17 +261,44 @@ impl<O: Ops> Gpt2<O> {
         let (n, c) = (rows.count(), self.config.channels);
         let heads = heads(&self.config);
         let vocab = vocab(&self.config);
-        let Activations { encoded, layers, ln_f, shared_norm, shared_gelu, grads: buffers, .. } = &mut self.acts;
+        let Activations { encoded, layers, ln_f, shared_norm, shared_gelu, grads: buffers, .. } =
+            &mut self.acts;
         let p = &self.params;
         let GradientBuffers { residual: dres, narrow, wide } =
             buffers.as_mut().expect("a model built for training has gradient buffers");
 
         let normed = output(ln_f, None);
         let losses = &mut self.losses;
-        ops.classifier(losses, 0, narrow, &mut grads.wte, normed, &p.wte, &self.targets, n, c, vocab, scale, write)?;
+        ops.classifier(
+            losses,
+            0,
+            narrow,
+            &mut grads.wte,
+            normed,
+            &p.wte,
+            &self.targets,
+            n,
+            c,
+            vocab,
+            scale,
+            write,
+        )?;
         let x = layers.last().map_or(&*encoded, |l| &l.residual_out);
         let (dw, db) = (&mut grads.ln_f.weight, &mut grads.ln_f.bias);
-        ops.layernorm_backward(dres, Write::Set, dw, db, write, narrow, x, &p.ln_f.weight, &ln_f.mean, &ln_f.rstd, n, c)?;
+        ops.layernorm_backward(
+            dres,
+            Write::Set,
+            dw,
+            db,
+            write,
+            narrow,
+            x,
+            &p.ln_f.weight,
+            &ln_f.mean,
+            &ln_f.rstd,
+            n,
+            c,
+        )?;
         whole(ops, Group::FinalNorm, grads)?;
 
         for l in (0..layers.len()).rev() {
@@ -255,27 +312,89 @@ impl<O: Ops> Gpt2<O> {
                 ops.gelu(gelu, &a.fc, n * 4 * c)?;
             }
             let gelu = a.fc_gelu.as_ref().or(shared_gelu.as_ref()).expect("GELU's output is kept or shared");
-            ops.linear_backward_weight(&mut g.fc_proj.weight, Some(&mut g.fc_proj.bias), dres, gelu, n, 4 * c, c, write)?;
+            ops.linear_backward_weight(
+                &mut g.fc_proj.weight,
+                Some(&mut g.fc_proj.bias),
+                dres,
+                gelu,
+                n,
+                4 * c,
+                c,
+                write,
+            )?;
             ops.linear_backward_input_gelu(wide, dres, &w.fc_proj.weight, &a.fc, n, 4 * c, c)?;
             recompute_norm(ops, &mut a.ln_2, shared_norm, &a.residual_mid, &w.ln_2, n, c)?;
             let normed = output(&a.ln_2, shared_norm.as_ref());
-            ops.linear_backward_weight(&mut g.fc.weight, Some(&mut g.fc.bias), wide, normed, n, c, 4 * c, write)?;
+            ops.linear_backward_weight(
+                &mut g.fc.weight,
+                Some(&mut g.fc.bias),
+                wide,
+                normed,
+                n,
+                c,
+                4 * c,
+                write,
+            )?;
             ops.linear_backward_input(narrow, wide, &w.fc.weight, n, c, 4 * c)?;
             let (dw, db) = (&mut g.ln_2.weight, &mut g.ln_2.bias);
             let (mean, rstd) = (&a.ln_2.mean, &a.ln_2.rstd);
-            ops.layernorm_backward(dres, Write::Add, dw, db, write, narrow, &a.residual_mid, &w.ln_2.weight, mean, rstd, n, c)?;
+            ops.layernorm_backward(
+                dres,
+                Write::Add,
+                dw,
+                db,
+                write,
+                narrow,
+                &a.residual_mid,
+                &w.ln_2.weight,
+                mean,
+                rstd,
+                n,
+                c,
+            )?;
 
             // The attention. `wide` becomes the gradient of `qkv`.
-            ops.linear_backward_weight(&mut g.attn_proj.weight, Some(&mut g.attn_proj.bias), dres, &a.att, n, c, c, write)?;
+            ops.linear_backward_weight(
+                &mut g.attn_proj.weight,
+                Some(&mut g.attn_proj.bias),
+                dres,
+                &a.att,
+                n,
+                c,
+                c,
+                write,
+            )?;
             ops.linear_backward_input(narrow, dres, &w.attn_proj.weight, n, c, c)?;
             ops.attention_backward(wide, narrow, &a.qkv, &a.att, &a.lse, rows, heads)?;
             recompute_norm(ops, &mut a.ln_1, shared_norm, residual_in, &w.ln_1, n, c)?;
             let normed = output(&a.ln_1, shared_norm.as_ref());
-            ops.linear_backward_weight(&mut g.qkv.weight, Some(&mut g.qkv.bias), wide, normed, n, c, 3 * c, write)?;
+            ops.linear_backward_weight(
+                &mut g.qkv.weight,
+                Some(&mut g.qkv.bias),
+                wide,
+                normed,
+                n,
+                c,
+                3 * c,
+                write,
+            )?;
             ops.linear_backward_input(narrow, wide, &w.qkv.weight, n, c, 3 * c)?;
             let (dw, db) = (&mut g.ln_1.weight, &mut g.ln_1.bias);
             let (mean, rstd) = (&a.ln_1.mean, &a.ln_1.rstd);
-            ops.layernorm_backward(dres, Write::Add, dw, db, write, narrow, residual_in, &w.ln_1.weight, mean, rstd, n, c)?;
+            ops.layernorm_backward(
+                dres,
+                Write::Add,
+                dw,
+                db,
+                write,
+                narrow,
+                residual_in,
+                &w.ln_1.weight,
+                mean,
+                rstd,
+                n,
+                c,
+            )?;
             whole(ops, Group::Block(l), grads)?;
         }
         ops.embedding_backward(&mut grads.wte, &mut grads.wpe, write, dres, &self.ids, rows, c)?;
@@ -294,7 +413,9 @@ fn recompute_norm<O: Ops>(
     c: usize,
 ) -> Result<()> {
     match (&norm.out, shared) {
-        (None, Some(out)) => ops.layernorm(out, &mut norm.mean, &mut norm.rstd, x, &weights.weight, &weights.bias, n, c),
+        (None, Some(out)) => {
+            ops.layernorm(out, &mut norm.mean, &mut norm.rstd, x, &weights.weight, &weights.bias, n, c)
+        }
         _ => Ok(()),
     }
 }
@@ -319,5 +440,12 @@ fn vocab(model: &Model) -> Vocab {
 pub fn scratch_shape(model: &Model, capacity: Rows, backward: bool) -> ScratchShape {
     let specs = Weights::of(model);
     let params = ParamCount { tensors: specs.iter().count() as u64, elements: specs.parameters() };
-    ScratchShape { rows: capacity, channels: model.channels, heads: heads(model), vocab: vocab(model), backward, params }
+    ScratchShape {
+        rows: capacity,
+        channels: model.channels,
+        heads: heads(model),
+        vocab: vocab(model),
+        backward,
+        params,
+    }
 }

@@ -17,7 +17,10 @@ pub fn initial_values(spec: &ParamSpec, seed: u64) -> Vec<f32> {
         Init::Ones => logical.fill(1.0),
         Init::Normal(std) => {
             let key = Key::new(seed, "init");
-            logical.par_iter_mut().enumerate().for_each(|(i, v)| *v = (std * key.normal(u64::from(spec.id), i as u64)) as f32);
+            logical
+                .par_iter_mut()
+                .enumerate()
+                .for_each(|(i, v)| *v = (std * key.normal(u64::from(spec.id), i as u64)) as f32);
         }
     }
     values

@@ -1,19 +1,15 @@
-//! GPT-2: which tensors it has, how they start, what it computes, and what that costs.
+//! GPT-2: which tensors it has, how they start, and what it computes.
 //!
 //! The forward and backward passes in [`gpt2`], and the pass of single new tokens in [`decode`], are
 //! written once over [`crate::ops::Ops`]; everything else here is arithmetic that needs no device.
 
 pub mod activations;
-pub mod cost;
 pub mod decode;
 pub mod flops;
 pub mod gpt2;
-pub mod hardware;
 pub mod init;
-pub mod plan;
 pub mod weights;
 
 pub use decode::Decoder;
 pub use gpt2::Gpt2;
-pub use plan::MemoryPlan;
 pub use weights::{Group, ParamSpec, Weights};

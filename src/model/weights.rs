@@ -119,7 +119,9 @@ impl<T> Weights<T> {
     pub fn group(&self, group: Group) -> Vec<&T> {
         match group {
             Group::Tables => vec![&self.wte, &self.wpe],
-            Group::Block(l) => self.layers[l % self.layers.len()].affines().into_iter().flat_map(Affine::both).collect(),
+            Group::Block(l) => {
+                self.layers[l % self.layers.len()].affines().into_iter().flat_map(Affine::both).collect()
+            }
             Group::FinalNorm => self.ln_f.both().into(),
         }
     }
@@ -128,7 +130,9 @@ impl<T> Weights<T> {
     pub fn group_mut(&mut self, group: Group) -> Vec<&mut T> {
         match group {
             Group::Tables => vec![&mut self.wte, &mut self.wpe],
-            Group::Block(l) => self.block_mut(l).affines_mut().into_iter().flat_map(Affine::both_mut).collect(),
+            Group::Block(l) => {
+                self.block_mut(l).affines_mut().into_iter().flat_map(Affine::both_mut).collect()
+            }
             Group::FinalNorm => self.ln_f.both_mut().into(),
         }
     }
@@ -151,7 +155,9 @@ impl<T> Weights<T> {
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         [&mut self.wte, &mut self.wpe]
             .into_iter()
-            .chain(self.layers.iter_mut().flat_map(|l| l.affines_mut().into_iter().flat_map(Affine::both_mut)))
+            .chain(
+                self.layers.iter_mut().flat_map(|l| l.affines_mut().into_iter().flat_map(Affine::both_mut)),
+            )
             .chain(self.ln_f.both_mut())
     }
 
@@ -248,7 +254,16 @@ mod tests {
     use super::*;
 
     fn gpt2(layers: usize, heads: usize, channels: usize) -> Model {
-        Model { init: None, descriptor: None, layers, heads, channels, context: 1024, vocab: 50257, vocab_padded: 50304 }
+        Model {
+            init: None,
+            descriptor: None,
+            layers,
+            heads,
+            channels,
+            context: 1024,
+            vocab: 50257,
+            vocab_padded: 50304,
+        }
     }
 
     #[test]

@@ -9,7 +9,9 @@
 
 use std::ops::Range;
 
-use super::{AdamW, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write};
+use super::{
+    AdamW, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write,
+};
 
 /// A device that only takes notes.
 #[derive(Clone, Debug)]
@@ -94,7 +96,17 @@ impl Ops for Dry {
         Ok(())
     }
 
-    fn layernorm(&mut self, _: &mut Len, _: &mut Len, _: &mut Len, _: &Len, _: &Len, _: &Len, _: usize, _: usize) -> Result<()> {
+    fn layernorm(
+        &mut self,
+        _: &mut Len,
+        _: &mut Len,
+        _: &mut Len,
+        _: &Len,
+        _: &Len,
+        _: &Len,
+        _: usize,
+        _: usize,
+    ) -> Result<()> {
         Ok(())
     }
 
@@ -114,11 +126,30 @@ impl Ops for Dry {
         Ok(())
     }
 
-    fn linear(&mut self, _: &mut Len, _: &Len, _: &Len, _: Option<&Len>, _: usize, _: usize, _: usize) -> Result<()> {
+    fn linear(
+        &mut self,
+        _: &mut Len,
+        _: &Len,
+        _: &Len,
+        _: Option<&Len>,
+        _: usize,
+        _: usize,
+        _: usize,
+    ) -> Result<()> {
         Ok(())
     }
 
-    fn linear_gelu(&mut self, _: &mut Len, _: &mut Len, _: &Len, _: &Len, _: &Len, _: usize, _: usize, _: usize) -> Result<()> {
+    fn linear_gelu(
+        &mut self,
+        _: &mut Len,
+        _: &mut Len,
+        _: &Len,
+        _: &Len,
+        _: &Len,
+        _: usize,
+        _: usize,
+        _: usize,
+    ) -> Result<()> {
         Ok(())
     }
 
@@ -130,7 +161,17 @@ impl Ops for Dry {
         Ok(())
     }
 
-    fn classifier_loss(&mut self, _: &mut Len, _: usize, _: &Len, _: &Len, _: &Len, _: usize, _: usize, _: Vocab) -> Result<()> {
+    fn classifier_loss(
+        &mut self,
+        _: &mut Len,
+        _: usize,
+        _: &Len,
+        _: &Len,
+        _: &Len,
+        _: usize,
+        _: usize,
+        _: Vocab,
+    ) -> Result<()> {
         Ok(())
     }
 
@@ -138,7 +179,16 @@ impl Ops for Dry {
         Ok(())
     }
 
-    fn decode_embedding(&mut self, _: &mut Len, _: &Len, _: &Len, _: &Len, _: &Len, _: usize, _: usize) -> Result<()> {
+    fn decode_embedding(
+        &mut self,
+        _: &mut Len,
+        _: &Len,
+        _: &Len,
+        _: &Len,
+        _: &Len,
+        _: usize,
+        _: usize,
+    ) -> Result<()> {
         Ok(())
     }
 
@@ -204,11 +254,28 @@ impl Ops for Dry {
         Ok(())
     }
 
-    fn linear_backward_input(&mut self, _: &mut Len, _: &Len, _: &Len, _: usize, _: usize, _: usize) -> Result<()> {
+    fn linear_backward_input(
+        &mut self,
+        _: &mut Len,
+        _: &Len,
+        _: &Len,
+        _: usize,
+        _: usize,
+        _: usize,
+    ) -> Result<()> {
         Ok(())
     }
 
-    fn linear_backward_input_gelu(&mut self, _: &mut Len, _: &Len, _: &Len, _: &Len, _: usize, _: usize, _: usize) -> Result<()> {
+    fn linear_backward_input_gelu(
+        &mut self,
+        _: &mut Len,
+        _: &Len,
+        _: &Len,
+        _: &Len,
+        _: usize,
+        _: usize,
+        _: usize,
+    ) -> Result<()> {
         Ok(())
     }
 
@@ -226,11 +293,29 @@ impl Ops for Dry {
         Ok(())
     }
 
-    fn attention_backward(&mut self, _: &mut Len, _: &Len, _: &Len, _: &Len, _: &Len, _: Rows, _: Heads) -> Result<()> {
+    fn attention_backward(
+        &mut self,
+        _: &mut Len,
+        _: &Len,
+        _: &Len,
+        _: &Len,
+        _: &Len,
+        _: Rows,
+        _: Heads,
+    ) -> Result<()> {
         Ok(())
     }
 
-    fn embedding_backward(&mut self, _: &mut Len, _: &mut Len, _: Write, _: &Len, _: &Len, _: Rows, _: usize) -> Result<()> {
+    fn embedding_backward(
+        &mut self,
+        _: &mut Len,
+        _: &mut Len,
+        _: Write,
+        _: &Len,
+        _: &Len,
+        _: Rows,
+        _: usize,
+    ) -> Result<()> {
         Ok(())
     }
 

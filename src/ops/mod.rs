@@ -73,7 +73,9 @@ impl Dtype {
 
     /// The type a safetensors header names, if it is one that a state can hold.
     pub fn parse(name: &str) -> Option<Dtype> {
-        [Dtype::F32, Dtype::BF16, Dtype::F64, Dtype::U32, Dtype::U64, Dtype::I64].into_iter().find(|d| d.name() == name)
+        [Dtype::F32, Dtype::BF16, Dtype::F64, Dtype::U32, Dtype::U64, Dtype::I64]
+            .into_iter()
+            .find(|d| d.name() == name)
     }
 }
 
@@ -171,8 +173,8 @@ pub trait Ops {
     fn dtype(&self, role: Role) -> Dtype;
     /// A zeroed buffer of `len` elements.
     fn alloc(&mut self, role: Role, len: usize) -> Result<Self::Buf>;
-    /// `len` elements of f32 in the host's memory, where the device has its own; what they are is not defined. For
-    /// [`Ops::copy`] alone, which can move them while other work goes on.
+    /// `len` elements of f32 in the host's memory, where the device has its own; what they are is not
+    /// defined. For [`Ops::copy`] alone, which can move them while other work goes on.
     fn alloc_host(&mut self, len: usize) -> Result<Self::Buf> {
         self.alloc(Role::F32, len)
     }
@@ -314,7 +316,14 @@ pub trait Ops {
 
     /// Causal attention. qkv (B,T,3,NH,HS), out (B,T,NH,HS), lse (B,NH,T) f32: log-sum-exp of the
     /// scaled scores, scale `1/sqrt(HS)`.
-    fn attention(&mut self, out: &mut Self::Buf, lse: &mut Self::Buf, qkv: &Self::Buf, rows: Rows, heads: Heads) -> Result<()>;
+    fn attention(
+        &mut self,
+        out: &mut Self::Buf,
+        lse: &mut Self::Buf,
+        qkv: &Self::Buf,
+        rows: Rows,
+        heads: Heads,
+    ) -> Result<()>;
 
     /// Token losses without gradients: `losses[at + i] = logsumexp(x_i wteᵀ) - (x_i wteᵀ)[target_i]`
     /// over the first `vocab` columns. x (n, C), wte (V, C); losses f32.
@@ -331,7 +340,14 @@ pub trait Ops {
     ) -> Result<()>;
 
     /// `dst[to..][..len] = src[from..][..len]`, of one type.
-    fn copy(&mut self, dst: &mut Self::Buf, to: usize, src: &Self::Buf, from: usize, len: usize) -> Result<()>;
+    fn copy(
+        &mut self,
+        dst: &mut Self::Buf,
+        to: usize,
+        src: &Self::Buf,
+        from: usize,
+        len: usize,
+    ) -> Result<()>;
 
     // ---- decoding --------------------------------------------------------------------------
     //
@@ -465,8 +481,8 @@ pub trait Ops {
         heads: Heads,
     ) -> Result<()>;
 
-    /// Adds the gradient of the token table to `dwte` (V,C) f32, in order of position within each
-    /// token; writes that of the positions to `dwpe` (>=T,C) f32 as `write` says (rows past T: zeros on `Set`).
+    /// Adds the gradient of the token table to `dwte` (V,C) f32, in order of position within each token;
+    /// writes that of the positions to `dwpe` (>=T,C) f32 as `write` says (rows past T: zeros on `Set`).
     fn embedding_backward(
         &mut self,
         dwte: &mut Self::Buf,
@@ -503,12 +519,19 @@ pub trait Ops {
     fn add(&mut self, dst: &mut Self::Buf, src: &Self::Buf) -> Result<()>;
 
     /// `dst[at..at + len] += src[from..from + len]`, f32; `at` and `from` are multiples of 4.
-    fn add_part(&mut self, dst: &mut Self::Buf, at: usize, src: &Self::Buf, from: usize, len: usize) -> Result<()>;
+    fn add_part(
+        &mut self,
+        dst: &mut Self::Buf,
+        at: usize,
+        src: &Self::Buf,
+        from: usize,
+        len: usize,
+    ) -> Result<()>;
 }
 
-/// Asks for `work` on the side lane of `ops`: it comes after all that was asked for before, and what is asked for
-/// after it does not wait, until [`Ops::join_lanes`]. What it reads must not be written meanwhile, and what it
-/// writes not be touched.
+/// Asks for `work` on the side lane of `ops`: it comes after all that was asked for before, and what is asked
+/// for after it does not wait, until [`Ops::join_lanes`]. What it reads must not be written meanwhile, and
+/// what it writes not be touched.
 pub fn aside<O: Ops, E: From<DeviceError>>(
     ops: &mut O,
     work: impl FnOnce(&mut O) -> std::result::Result<(), E>,

@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::{AdamW, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write};
+use super::{
+    AdamW, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write,
+};
 
 /// A device and the times of its operations.
 pub struct Timed<O> {
@@ -52,7 +54,12 @@ impl<O: Ops> Timed<O> {
         std::mem::take(&mut self.records)
     }
 
-    fn timed<R>(&mut self, name: impl FnOnce() -> String, work: Work, call: impl FnOnce(&mut O) -> Result<R>) -> Result<R> {
+    fn timed<R>(
+        &mut self,
+        name: impl FnOnce() -> String,
+        work: Work,
+        call: impl FnOnce(&mut O) -> Result<R>,
+    ) -> Result<R> {
         if !self.recording {
             return call(&mut self.inner);
         }
@@ -178,7 +185,11 @@ impl<O: Ops> Ops for Timed<O> {
         channels: usize,
     ) -> Result<()> {
         let work = self.pass(2 * n * channels);
-        self.timed(|| "layernorm".into(), work, |o| o.layernorm(out, mean, rstd, x, weight, bias, n, channels))
+        self.timed(
+            || "layernorm".into(),
+            work,
+            |o| o.layernorm(out, mean, rstd, x, weight, bias, n, channels),
+        )
     }
 
     fn residual_layernorm(
@@ -213,7 +224,11 @@ impl<O: Ops> Ops for Timed<O> {
         c_out: usize,
     ) -> Result<()> {
         let work = self.product(n, c_in, c_out, 0);
-        self.timed(|| format!("linear {c_in} to {c_out}"), work, |o| o.linear(out, x, weight, bias, n, c_in, c_out))
+        self.timed(
+            || format!("linear {c_in} to {c_out}"),
+            work,
+            |o| o.linear(out, x, weight, bias, n, c_in, c_out),
+        )
     }
 
     fn linear_gelu(
@@ -243,7 +258,14 @@ impl<O: Ops> Ops for Timed<O> {
         self.timed(|| "gelu again".into(), work, |o| o.gelu(out, pre, len))
     }
 
-    fn attention(&mut self, out: &mut O::Buf, lse: &mut O::Buf, qkv: &O::Buf, rows: Rows, heads: Heads) -> Result<()> {
+    fn attention(
+        &mut self,
+        out: &mut O::Buf,
+        lse: &mut O::Buf,
+        qkv: &O::Buf,
+        rows: Rows,
+        heads: Heads,
+    ) -> Result<()> {
         let work = Work {
             flops: attention_flops(rows, heads, 2),
             bytes: self.moved(4 * rows.count() * heads.heads * heads.head_size, 0),
@@ -262,8 +284,10 @@ impl<O: Ops> Ops for Timed<O> {
         channels: usize,
         vocab: Vocab,
     ) -> Result<()> {
-        let work =
-            Work { flops: 2.0 * (n * channels * vocab.padded) as f64, bytes: self.moved(n * channels, channels * vocab.padded) };
+        let work = Work {
+            flops: 2.0 * (n * channels * vocab.padded) as f64,
+            bytes: self.moved(n * channels, channels * vocab.padded),
+        };
         self.timed(
             || "classifier, loss alone".into(),
             work,
@@ -312,7 +336,11 @@ impl<O: Ops> Ops for Timed<O> {
         channels: usize,
     ) -> Result<()> {
         let work = self.pass(3 * n * channels);
-        self.timed(|| "decode embedding".into(), work, |o| o.decode_embedding(out, ids, positions, wte, wpe, n, channels))
+        self.timed(
+            || "decode embedding".into(),
+            work,
+            |o| o.decode_embedding(out, ids, positions, wte, wpe, n, channels),
+        )
     }
 
     fn decode_linear(
@@ -364,7 +392,8 @@ impl<O: Ops> Ops for Timed<O> {
         write: Write,
     ) -> Result<()> {
         let work = {
-            let bytes = self.moved(2 * n * channels, 2 * channels * vocab.padded) + 4.0 * (channels * vocab.padded) as f64;
+            let bytes = self.moved(2 * n * channels, 2 * channels * vocab.padded)
+                + 4.0 * (channels * vocab.padded) as f64;
             Work { flops: 6.0 * (n * channels * vocab.padded) as f64, bytes }
         };
         self.timed(
@@ -393,7 +422,11 @@ impl<O: Ops> Ops for Timed<O> {
         self.timed(
             || "layernorm backward".into(),
             work,
-            |o| o.layernorm_backward(dx, dx_write, dweight, dbias, write, dout, x, weight, mean, rstd, n, channels),
+            |o| {
+                o.layernorm_backward(
+                    dx, dx_write, dweight, dbias, write, dout, x, weight, mean, rstd, n, channels,
+                )
+            },
         )
     }
 
@@ -448,7 +481,10 @@ impl<O: Ops> Ops for Timed<O> {
     ) -> Result<()> {
         let work = {
             let wide = (1 + usize::from(write == Write::Add)) * c_in * c_out;
-            Work { flops: 2.0 * (n * c_in * c_out) as f64, bytes: self.moved(n * (c_in + c_out), 0) + 4.0 * wide as f64 }
+            Work {
+                flops: 2.0 * (n * c_in * c_out) as f64,
+                bytes: self.moved(n * (c_in + c_out), 0) + 4.0 * wide as f64,
+            }
         };
         self.timed(
             || format!("weight and bias gradient {c_in} to {c_out}"),
@@ -471,7 +507,11 @@ impl<O: Ops> Ops for Timed<O> {
             flops: attention_flops(rows, heads, 5),
             bytes: self.moved(8 * rows.count() * heads.heads * heads.head_size, 0),
         };
-        self.timed(|| "attention backward".into(), work, |o| o.attention_backward(dqkv, dout, qkv, out, lse, rows, heads))
+        self.timed(
+            || "attention backward".into(),
+            work,
+            |o| o.attention_backward(dqkv, dout, qkv, out, lse, rows, heads),
+        )
     }
 
     fn embedding_backward(
@@ -485,7 +525,11 @@ impl<O: Ops> Ops for Timed<O> {
         channels: usize,
     ) -> Result<()> {
         let work = self.pass(2 * rows.count() * channels);
-        self.timed(|| "embedding backward".into(), work, |o| o.embedding_backward(dwte, dwpe, write, dout, ids, rows, channels))
+        self.timed(
+            || "embedding backward".into(),
+            work,
+            |o| o.embedding_backward(dwte, dwpe, write, dout, ids, rows, channels),
+        )
     }
 
     fn sum_squares(&mut self, bufs: &[&O::Buf]) -> Result<Vec<f64>> {
@@ -499,7 +543,8 @@ impl<O: Ops> Ops for Timed<O> {
     }
 
     fn chunk_squares(&mut self, parts: &[(&O::Buf, Range<usize>)]) -> Result<Vec<f64>> {
-        let work = Work { flops: 0.0, bytes: 4.0 * parts.iter().map(|(_, part)| part.len()).sum::<usize>() as f64 };
+        let work =
+            Work { flops: 0.0, bytes: 4.0 * parts.iter().map(|(_, part)| part.len()).sum::<usize>() as f64 };
         self.timed(|| "gradient norm".into(), work, |o| o.chunk_squares(parts))
     }
 

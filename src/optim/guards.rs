@@ -93,7 +93,12 @@ pub struct Guards {
 
 impl Guards {
     pub fn new(config: &crate::experiment::Guards) -> Guards {
-        Guards { loss: Window::new(config.window), grad: Window::new(config.window), skips_in_a_row: 0, config: config.clone() }
+        Guards {
+            loss: Window::new(config.window),
+            grad: Window::new(config.window),
+            skips_in_a_row: 0,
+            config: config.clone(),
+        }
     }
 
     /// Judges a step and remembers it.

@@ -14,9 +14,20 @@ use crate::rng::Key;
 /// The scalars of one update, each computed in f64 and rounded once.
 ///
 /// `update` counts updates from 1; `grad_norm` is the global norm before clipping.
-pub fn adamw_scalars(optimizer: &Optimizer, learning_rate: f64, update: u64, grad_norm: f64, seed: u64, step: u64) -> AdamW {
+pub fn adamw_scalars(
+    optimizer: &Optimizer,
+    learning_rate: f64,
+    update: u64,
+    grad_norm: f64,
+    seed: u64,
+    step: u64,
+) -> AdamW {
     let correction = |beta: f64| (1.0 / (1.0 - libm::pow(beta, update as f64))) as f32;
-    let clip = if optimizer.grad_clip > 0.0 && grad_norm > optimizer.grad_clip { optimizer.grad_clip / grad_norm } else { 1.0 };
+    let clip = if optimizer.grad_clip > 0.0 && grad_norm > optimizer.grad_clip {
+        optimizer.grad_clip / grad_norm
+    } else {
+        1.0
+    };
     AdamW {
         learning_rate: learning_rate as f32,
         beta1: optimizer.beta1 as f32,
@@ -34,7 +45,8 @@ pub fn adamw_scalars(optimizer: &Optimizer, learning_rate: f64, update: u64, gra
 mod tests {
     use super::*;
 
-    const ADAM: Optimizer = Optimizer { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
+    const ADAM: Optimizer =
+        Optimizer { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
 
     #[test]
     fn the_first_update_is_fully_corrected() {

@@ -17,7 +17,9 @@ pub fn learning_rate(schedule: &Schedule, step: u64) -> f64 {
     match schedule.kind {
         ScheduleKind::Constant => peak,
         ScheduleKind::Linear => peak + (floor - peak) * past_warmup,
-        ScheduleKind::Cosine => floor + 0.5 * (1.0 + libm::cos(std::f64::consts::PI * past_warmup)) * (peak - floor),
+        ScheduleKind::Cosine => {
+            floor + 0.5 * (1.0 + libm::cos(std::f64::consts::PI * past_warmup)) * (peak - floor)
+        }
         ScheduleKind::Wsd => {
             let decay_steps = libm::round(schedule.decay_fraction * schedule.steps as f64) as u64;
             let start = schedule.steps.saturating_sub(decay_steps).max(schedule.warmup_steps);
@@ -42,7 +44,14 @@ mod tests {
     use super::*;
 
     fn schedule(kind: ScheduleKind) -> Schedule {
-        Schedule { kind, steps: 32_000, learning_rate: 6e-4, warmup_steps: 700, final_fraction: 0.1, decay_fraction: 0.2 }
+        Schedule {
+            kind,
+            steps: 32_000,
+            learning_rate: 6e-4,
+            warmup_steps: 700,
+            final_fraction: 0.1,
+            decay_fraction: 0.2,
+        }
     }
 
     #[test]

@@ -20,7 +20,12 @@ pub trait Link: Send {
 
     /// Gives `bytes` to `peer` and returns what `peer` gives: both call, in the same order of swaps.
     /// `peer` differs from this rank's number in one bit.
-    fn swap(&mut self, peer: usize, operation: &'static str, bytes: Vec<u8>) -> Result<Vec<u8>, ExchangeError>;
+    fn swap(
+        &mut self,
+        peer: usize,
+        operation: &'static str,
+        bytes: Vec<u8>,
+    ) -> Result<Vec<u8>, ExchangeError>;
 
     /// Says which optimizer step is at hand, for messages.
     fn mark(&mut self, _step: u64) {}
@@ -152,11 +157,20 @@ fn expect_len(rank: usize, operation: &str, expected: usize, found: usize) -> Re
         return Ok(());
     }
     let bytes = |n: usize| format!("{n} bytes");
-    Err(ExchangeError::Protocol { rank, operation: operation.into(), expected: bytes(expected), found: bytes(found) })
+    Err(ExchangeError::Protocol {
+        rank,
+        operation: operation.into(),
+        expected: bytes(expected),
+        found: bytes(found),
+    })
 }
 
 /// What every rank gives, by rank, to every rank.
-pub fn all_gather(link: &mut dyn Link, operation: &'static str, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, ExchangeError> {
+pub fn all_gather(
+    link: &mut dyn Link,
+    operation: &'static str,
+    bytes: Vec<u8>,
+) -> Result<Vec<Vec<u8>>, ExchangeError> {
     // What the ranks of an aligned block, twice as large after each round, have given.
     let mut known = vec![bytes];
     while known.len() < link.size() {
@@ -168,7 +182,11 @@ pub fn all_gather(link: &mut dyn Link, operation: &'static str, bytes: Vec<u8>) 
 }
 
 /// What rank 0 gives, to every rank; the others give nothing.
-pub fn broadcast(link: &mut dyn Link, operation: &'static str, bytes: Vec<u8>) -> Result<Vec<u8>, ExchangeError> {
+pub fn broadcast(
+    link: &mut dyn Link,
+    operation: &'static str,
+    bytes: Vec<u8>,
+) -> Result<Vec<u8>, ExchangeError> {
     let mine = if link.rank() == 0 { bytes } else { Vec::new() };
     Ok(all_gather(link, operation, mine)?.swap_remove(0))
 }
@@ -188,7 +206,12 @@ fn pack(messages: &[Vec<u8>]) -> Vec<u8> {
     packed
 }
 
-fn unpack(rank: usize, operation: &str, count: usize, mut packed: &[u8]) -> Result<Vec<Vec<u8>>, ExchangeError> {
+fn unpack(
+    rank: usize,
+    operation: &str,
+    count: usize,
+    mut packed: &[u8],
+) -> Result<Vec<Vec<u8>>, ExchangeError> {
     let bad = |found: String| ExchangeError::Protocol {
         rank,
         operation: operation.into(),
@@ -197,9 +220,12 @@ fn unpack(rank: usize, operation: &str, count: usize, mut packed: &[u8]) -> Resu
     };
     let mut messages = Vec::with_capacity(count);
     for _ in 0..count {
-        let (length, rest) = packed.split_first_chunk::<8>().ok_or_else(|| bad(format!("{} bytes", packed.len())))?;
+        let (length, rest) =
+            packed.split_first_chunk::<8>().ok_or_else(|| bad(format!("{} bytes", packed.len())))?;
         let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
-        let message = rest.get(..length).ok_or_else(|| bad(format!("a message of {length} bytes in {}", rest.len())))?;
+        let message = rest
+            .get(..length)
+            .ok_or_else(|| bad(format!("a message of {length} bytes in {}", rest.len())))?;
         messages.push(message.to_vec());
         packed = &rest[length..];
     }
@@ -233,7 +259,10 @@ mod tests {
     #[test]
     fn messages_that_are_none_are_refused() {
         for bad in [&[1u8, 2, 3][..], &[9, 0, 0, 0, 0, 0, 0, 0, 1], &[0; 9], &[255; 8]] {
-            assert!(matches!(unpack(1, "test", 1, bad), Err(ExchangeError::Protocol { rank: 1, .. })), "{bad:?}");
+            assert!(
+                matches!(unpack(1, "test", 1, bad), Err(ExchangeError::Protocol { rank: 1, .. })),
+                "{bad:?}"
+            );
         }
         assert_eq!(unpack(1, "test", 2, &pack(&[vec![1], vec![]])).expect("two"), [vec![1], vec![]]);
     }

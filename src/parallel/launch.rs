@@ -1,4 +1,5 @@
-//! A rank's place as its launcher tells it: torchrun, mpirun, mpiexec and srun set variables, `runner` itself those of torchrun.
+//! A rank's place as its launcher tells it: torchrun, mpirun, mpiexec and srun set variables, `runner` itself
+//! those of torchrun.
 //!
 //! Nothing is guessed: without a launcher's variables there is no place, and with half of them an error.
 //! Where rank 0 can be found is `MASTER_ADDR:MASTER_PORT` if both are set, else a file in a folder that all
@@ -15,7 +16,9 @@ pub const RUN_ID: &str = "RUNNER_RUN_ID";
 /// A launcher's variables that make no place.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LaunchError {
-    #[error("{launcher} set {set}, but not {missing}\n  hint: start all ranks by the launcher, or unset its variables")]
+    #[error(
+        "{launcher} set {set}, but not {missing}\n  hint: start all ranks by the launcher, or unset its variables"
+    )]
     Missing { launcher: &'static str, set: &'static str, missing: &'static str },
     #[error("{launcher}: {name} is `{value}`, expected {expected}")]
     Bad { launcher: &'static str, name: &'static str, value: String, expected: String },
@@ -34,9 +37,9 @@ struct Launcher {
     run: &'static [&'static str],
 }
 
-/// The first whose sign is set counts: one that starts its ranks by way of srun, or is itself started so, comes before
-/// srun. Slurm is told by its steps: inside a batch script, where nothing was started by srun yet, only the
-/// variables of the job are there.
+/// The first whose sign is set counts: one that starts its ranks by way of srun, or is itself started so,
+/// comes before srun. Slurm is told by its steps: inside a batch script, where nothing was started by srun
+/// yet, only the variables of the job are there.
 const LAUNCHERS: [Launcher; 4] = [
     Launcher {
         name: "torchrun",
@@ -56,7 +59,8 @@ const LAUNCHERS: [Launcher; 4] = [
         local_size: "OMPI_COMM_WORLD_LOCAL_SIZE",
         run: &["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_ess_jobid"],
     },
-    // Hydra, of MPICH and Intel MPI. `srun --mpi=pmi2` sets PMI_SIZE as well, without the rank on the machine.
+    // Hydra, of MPICH and Intel MPI. `srun --mpi=pmi2` sets PMI_SIZE as well, without the rank on the
+    // machine.
     Launcher {
         name: "mpiexec",
         sign: "MPI_LOCALNRANKS",
@@ -64,7 +68,8 @@ const LAUNCHERS: [Launcher; 4] = [
         size: "PMI_SIZE",
         local_rank: "MPI_LOCALRANKID",
         local_size: "MPI_LOCALNRANKS",
-        // MPICH names its runs to programs of MPI alone; then the batch system's job and the proxy have to do.
+        // MPICH names its runs to programs of MPI alone; then the batch system's job and the proxy have to
+        // do.
         run: &["I_MPI_HYDRA_UUID", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"],
     },
     Launcher {
@@ -83,10 +88,17 @@ const SLURM_LIST: &str = "SLURM_STEP_TASKS_PER_NODE";
 
 /// The place that a launcher gave this process, if one did. `shared` is the folder in which ranks meet.
 pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Option<Place>, LaunchError> {
-    let Some(launcher) = LAUNCHERS.iter().find(|launcher| var(launcher.sign).is_some()) else { return Ok(None) };
+    let Some(launcher) = LAUNCHERS.iter().find(|launcher| var(launcher.sign).is_some()) else {
+        return Ok(None);
+    };
     let number = |name: &'static str| -> Result<Option<usize>, LaunchError> {
         let Some(value) = var(name) else { return Ok(None) };
-        let bad = || LaunchError::Bad { launcher: launcher.name, name, value: value.clone(), expected: "a number".into() };
+        let bad = || LaunchError::Bad {
+            launcher: launcher.name,
+            name,
+            value: value.clone(),
+            expected: "a number".into(),
+        };
         let number = if name == SLURM_LIST {
             of_node(&value, var("SLURM_NODEID").and_then(|node| node.parse().ok()).unwrap_or(0))
         } else {
@@ -154,7 +166,8 @@ fn ancestor(name: &str) -> Option<String> {
     let mut process = "self".to_owned();
     loop {
         let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-        let field = |key: &str| status.lines().find_map(|line| Some(line.strip_prefix(key)?.trim().to_owned()));
+        let field =
+            |key: &str| status.lines().find_map(|line| Some(line.strip_prefix(key)?.trim().to_owned()));
         if field("Name:")? == name {
             return Some(process);
         }
@@ -183,7 +196,8 @@ mod tests {
     use super::*;
 
     fn from(variables: &[(&str, &str)]) -> Result<Option<Place>, LaunchError> {
-        let var = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        let var =
+            |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
         place(&var, Path::new("runs/.ranks"))
     }
 
@@ -204,7 +218,14 @@ mod tests {
             ("SLURM_STEP_TASKS_PER_NODE", "8(x2)"),
             ("SLURM_NODEID", "1"),
         ];
-        let expected = Place { rank: 11, size: 16, local_rank: 3, local_size: 8, run: "srun 7.0".into(), meeting: folder() };
+        let expected = Place {
+            rank: 11,
+            size: 16,
+            local_rank: 3,
+            local_size: 8,
+            run: "srun 7.0".into(),
+            meeting: folder(),
+        };
         assert_eq!(from(&srun), Ok(Some(expected)));
 
         let mpirun = [
@@ -214,13 +235,27 @@ mod tests {
             ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
             ("PMIX_NAMESPACE", "prterun-a-9@1"),
         ];
-        let expected =
-            Place { rank: 1, size: 2, local_rank: 1, local_size: 2, run: here("mpirun prterun-a-9@1"), meeting: folder() };
+        let expected = Place {
+            rank: 1,
+            size: 2,
+            local_rank: 1,
+            local_size: 2,
+            run: here("mpirun prterun-a-9@1"),
+            meeting: folder(),
+        };
         assert_eq!(from(&mpirun), Ok(Some(expected)));
 
-        let mpiexec = [("PMI_RANK", "5"), ("PMI_SIZE", "8"), ("MPI_LOCALRANKID", "1"), ("MPI_LOCALNRANKS", "4")];
+        let mpiexec =
+            [("PMI_RANK", "5"), ("PMI_SIZE", "8"), ("MPI_LOCALRANKID", "1"), ("MPI_LOCALNRANKS", "4")];
         let uuid = [&mpiexec[..], &[("I_MPI_HYDRA_UUID", "4f2a")]].concat();
-        let expected = Place { rank: 5, size: 8, local_rank: 1, local_size: 4, run: "mpiexec 4f2a".into(), meeting: folder() };
+        let expected = Place {
+            rank: 5,
+            size: 8,
+            local_rank: 1,
+            local_size: 4,
+            run: "mpiexec 4f2a".into(),
+            meeting: folder(),
+        };
         assert_eq!(from(&uuid), Ok(Some(expected)));
         // Started by way of srun, which has one task for each node.
         let by_srun = [&srun[..], &mpiexec].concat();
@@ -276,7 +311,8 @@ mod tests {
             meeting: Meeting::Folder("runs/.ranks".into()),
         };
         let variables = variables(&place);
-        let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let variables: Vec<(&str, &str)> =
+            variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
         assert_eq!(from(&variables), Ok(Some(place)));
     }
 
@@ -284,8 +320,14 @@ mod tests {
     fn half_a_place_and_impossible_numbers_are_refused_by_name() {
         let text = |variables| from(variables).expect_err("refused").to_string();
         assert!(text(&[("WORLD_SIZE", "2")]).contains("torchrun set WORLD_SIZE, but not RANK"));
-        assert!(text(&[("WORLD_SIZE", "6"), ("RANK", "0")]).contains("WORLD_SIZE is `6`, expected a power of two"));
-        assert!(text(&[("WORLD_SIZE", "2"), ("RANK", "2")]).contains("RANK is `2`, expected less than WORLD_SIZE, 2"));
+        assert!(
+            text(&[("WORLD_SIZE", "6"), ("RANK", "0")])
+                .contains("WORLD_SIZE is `6`, expected a power of two")
+        );
+        assert!(
+            text(&[("WORLD_SIZE", "2"), ("RANK", "2")])
+                .contains("RANK is `2`, expected less than WORLD_SIZE, 2")
+        );
         assert!(text(&[("WORLD_SIZE", "two"), ("RANK", "0")]).contains("`two`, expected a number"));
     }
 }

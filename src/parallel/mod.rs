@@ -1,17 +1,17 @@
 //! Many devices, one result: how the gradients of a step are folded, divided and exchanged.
 //!
-//! The order of every addition is fixed by the experiment: V virtual workers are added by a balanced
-//! tree. N ranks, N a divisor of V, each run V/N neighbouring workers and so hold a subtree; the upper
-//! levels of the same tree are walked by exchange. Ranks that differ in bit k of their number meet at
-//! level k, each gives away half of what it holds and adds the other half: after log2(N) rounds every rank has
-//! the whole sum of its own shard. So the bits of N ranks are those of one.
+//! The order of every addition is fixed by the experiment: V virtual workers are added by a balanced tree. N
+//! ranks, N a divisor of V, each run V/N neighbouring workers and so hold a subtree; the upper levels of the
+//! same tree are walked by exchange. Ranks that differ in bit k of their number meet at level k, each gives
+//! away half of what it holds and adds the other half: after log2(N) rounds every rank has the whole sum of
+//! its own shard. So the bits of N ranks are those of one.
 //!
-//! * [`sums`]: what becomes of gradients while the backward pass goes on, by [`tree`], the workers of one rank,
-//!   and [`reduce`], sums scattered over ranks and shards gathered from them.
+//! * [`sums`]: what becomes of gradients while the backward pass goes on, by [`tree`], the workers of one
+//!   rank, and [`reduce`], sums scattered over ranks and shards gathered from them.
 //! * [`shards`]: which part of which tensor belongs to which rank.
 //! * [`exchange`]: the traits that move bytes between ranks, and nothing else; [`Solo`] for one rank,
-//!   [`threads`] for ranks in one process, [`tcp`] for processes, which find each other by [`rendezvous`] and talk
-//!   in the frames of [`wire`]; [`nccl`] for their GPUs. [`launch`] reads what launchers say.
+//!   [`threads`] for ranks in one process, [`tcp`] for processes, which find each other by [`rendezvous`] and
+//!   talk in the frames of [`wire`]; [`nccl`] for their GPUs. [`launch`] reads what launchers say.
 //!
 //! Deliberately absent: any arithmetic of a communication library (its order depends on rings, protocols
 //! and sizes), and any knowledge of what a step is.

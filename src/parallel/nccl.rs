@@ -1,7 +1,7 @@
 //! Ranks with a GPU each: what lies on devices moves by NCCL, the rest by the link.
 //!
-//! Swaps are work on the device's streams, like any kernel: on the lane in use, in the order they are asked for. The
-//! sum that reads what was received comes after it on the same lane; [`crate::ops::aside`] and
+//! Swaps are work on the device's streams, like any kernel: on the lane in use, in the order they are asked
+//! for. The sum that reads what was received comes after it on the same lane; [`crate::ops::aside`] and
 //! [`crate::ops::Ops::join_lanes`] order the lanes, and with them the calls of NCCL, alike on all ranks.
 
 use super::exchange::{Exchange, Hosted, Link, all_gather, broadcast};
@@ -17,7 +17,10 @@ pub struct Nccl<L> {
 
 /// Joins the devices of all ranks: by NCCL where each has a GPU of its own, else through host memory.
 /// All ranks decide alike. Says how.
-pub fn join<L: Link + 'static>(cuda: &mut Cuda, mut link: L) -> Result<(Box<dyn Exchange<Cuda>>, String), ExchangeError> {
+pub fn join<L: Link + 'static>(
+    cuda: &mut Cuda,
+    mut link: L,
+) -> Result<(Box<dyn Exchange<Cuda>>, String), ExchangeError> {
     let mine = match nccl::version() {
         Ok(version) => format!("{} {} {version}", host_name(), cuda.gpu().uuid),
         Err(why) => format!("without {why}"),
@@ -25,7 +28,10 @@ pub fn join<L: Link + 'static>(cuda: &mut Cuda, mut link: L) -> Result<(Box<dyn 
     let all = all_gather(&mut link, "the list of GPUs", mine.into_bytes())?;
     let mut gpus: Vec<String> = all.iter().map(|gpu| String::from_utf8_lossy(gpu).into_owned()).collect();
     if let Some(without) = gpus.iter().find_map(|gpu| gpu.strip_prefix("without ")) {
-        return Ok((Box::new(Hosted(link)), format!("through host memory, for a rank is without NCCL: {without}")));
+        return Ok((
+            Box::new(Hosted(link)),
+            format!("through host memory, for a rank is without NCCL: {without}"),
+        ));
     }
     gpus.sort();
     if gpus.windows(2).any(|pair| pair[0] == pair[1]) {
@@ -41,7 +47,8 @@ pub fn join<L: Link + 'static>(cuda: &mut Cuda, mut link: L) -> Result<(Box<dyn 
         found: format!("{} bytes", id.len()),
     })?;
     // A group of one talks to itself, which shows that the library works.
-    let peers: Vec<usize> = if size == 1 { vec![0] } else { (0..size.trailing_zeros()).map(|bit| rank ^ 1 << bit).collect() };
+    let peers: Vec<usize> =
+        if size == 1 { vec![0] } else { (0..size.trailing_zeros()).map(|bit| rank ^ 1 << bit).collect() };
     let group = cuda.join_group(id, rank, size, &peers)?;
     Ok((Box::new(Nccl { link, group }), "by NCCL".into()))
 }

@@ -1,9 +1,10 @@
 //! Sums scattered over ranks, and shards gathered from them, one group of tensors at a time.
 //!
 //! [`scatter_sum`] walks the levels of the tree over workers that lie above one rank, from the bottom: in
-//! round k the ranks whose numbers differ in bit k swap halves, and each adds the half that it keeps. The sum of two
-//! is the same from either side, so the order of additions is the tree's. [`gather`] walks back. A rank moves
-//! (N-1)/N of the tensors each way, half of it between neighbours, and an eighth leaves a host of eight.
+//! round k the ranks whose numbers differ in bit k swap halves, and each adds the half that it keeps. The sum
+//! of two is the same from either side, so the order of additions is the tree's. [`gather`] walks back. A
+//! rank moves (N-1)/N of the tensors each way, half of it between neighbours, and an eighth leaves a host of
+//! eight.
 
 use super::ExchangeError;
 use super::exchange::Exchange;
@@ -11,8 +12,8 @@ use super::shards::{Piece, Shards};
 use crate::model::Group;
 use crate::ops::{Dtype, Ops, Region};
 
-/// Adds the gradients (f32) of all ranks: afterwards each rank's shard of the group's tensors `grads` is the whole
-/// sum, the rest of them is not to be used. `received` holds [`Shards::largest_half`] elements.
+/// Adds the gradients (f32) of all ranks: afterwards each rank's shard of the group's tensors `grads` is the
+/// whole sum, the rest of them is not to be used. `received` holds [`Shards::largest_half`] elements.
 pub fn scatter_sum<O: Ops>(
     exchange: &mut dyn Exchange<O>,
     ops: &mut O,
@@ -94,5 +95,8 @@ pub fn gather_blocks<O: Ops>(
 }
 
 fn regions(pieces: &[Piece], size: usize) -> Vec<Region> {
-    pieces.iter().map(|piece| Region { buf: piece.tensor, at: piece.start * size, len: piece.len * size }).collect()
+    pieces
+        .iter()
+        .map(|piece| Region { buf: piece.tensor, at: piece.start * size, len: piece.len * size })
+        .collect()
 }

@@ -3,8 +3,9 @@
 //! Every rank listens on a port of its own. Rank 0 is found at an address that all know beforehand, or
 //! through a file that it writes into a folder that all share. The others register there, each with the run's
 //! identifier; when all have come, rank 0 sends everyone the list of addresses, and each pair that will ever
-//! talk connects. Whoever comes with another identifier, number of ranks, experiment or program is told so and sent away: a
-//! file left by a killed run, or a process of another one, can only fail here, with a message.
+//! talk connects. Whoever comes with another identifier, number of ranks, experiment or program is told so
+//! and sent away: a file left by a killed run, or a process of another one, can only fail here, with a
+//! message.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
@@ -138,7 +139,8 @@ fn host_ranks(
     deadline: Instant,
 ) -> Result<Vec<(String, String)>, RendezvousError> {
     let mut come: Vec<Option<(TcpStream, String, String)>> = (0..place.size).map(|_| None).collect();
-    let waiting = |come: &[Option<_>]| (1..place.size).filter(|&rank| come[rank].is_none()).collect::<Vec<usize>>();
+    let waiting =
+        |come: &[Option<_>]| (1..place.size).filter(|&rank| come[rank].is_none()).collect::<Vec<usize>>();
     while !waiting(&come).is_empty() {
         let Some((mut stream, from, theirs)) = accept(listener, deadline) else {
             let (run, missing) = (place.run.clone(), waiting(&come));
@@ -160,8 +162,10 @@ fn host_ranks(
     }
     // Each rank knows for itself how it reached rank 0.
     let first = (ours.host.clone(), String::new());
-    let ranks: Vec<(String, String)> =
-        [first].into_iter().chain(come.iter().flatten().map(|(_, host, address)| (host.clone(), address.clone()))).collect();
+    let ranks: Vec<(String, String)> = [first]
+        .into_iter()
+        .chain(come.iter().flatten().map(|(_, host, address)| (host.clone(), address.clone())))
+        .collect();
     let answer: Answer = Ok(ranks.clone());
     for (stream, ..) in come.iter_mut().flatten() {
         // A rank that is gone already will be missed when its lines are made.
@@ -185,7 +189,11 @@ fn refusal(ours: &Greeting, theirs: &Greeting, taken: Option<String>) -> Option<
     } else if *rank == 0 || *rank >= ours.size {
         Some(format!("there is no place for a rank {rank} of {size} beside rank 0"))
     } else {
-        taken.map(|host| format!("there is already a rank {rank}, on `{host}`\n  hint: the launcher has given one number twice"))
+        taken.map(|host| {
+            format!(
+                "there is already a rank {rank}, on `{host}`\n  hint: the launcher has given one number twice"
+            )
+        })
     }
 }
 
@@ -294,13 +302,21 @@ fn connect(
             RendezvousError::Line { rank: peer, host, address, source }
         })?);
     }
-    let awaited = |lines: &[Option<TcpStream>]| peers.iter().copied().filter(|&peer| lines[peer].is_none()).collect::<Vec<_>>();
+    let awaited = |lines: &[Option<TcpStream>]| {
+        peers.iter().copied().filter(|&peer| lines[peer].is_none()).collect::<Vec<_>>()
+    };
     while !awaited(&lines).is_empty() {
         let Some((stream, _, theirs)) = accept(listener, deadline) else {
             let (run, missing) = (place.run.clone(), awaited(&lines));
-            return Err(RendezvousError::Missing { run, size: place.size, missing, seconds: timeout.as_secs() });
+            return Err(RendezvousError::Missing {
+                run,
+                size: place.size,
+                missing,
+                seconds: timeout.as_secs(),
+            });
         };
-        let ours = theirs.run == greeting.run && theirs.purpose == Purpose::Line && theirs.job == greeting.job;
+        let ours =
+            theirs.run == greeting.run && theirs.purpose == Purpose::Line && theirs.job == greeting.job;
         if ours && awaited(&lines).contains(&(theirs.rank as usize)) {
             lines[theirs.rank as usize] = Some(stream);
         }
@@ -315,7 +331,8 @@ struct Notice(PathBuf);
 
 impl Notice {
     fn path(folder: &Path, run: &str) -> PathBuf {
-        let name: String = run.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+        let name: String =
+            run.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
         folder.join(format!("{name}.rank0"))
     }
 

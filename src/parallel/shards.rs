@@ -2,10 +2,10 @@
 //!
 //! Tensors are cut at fixed units (the chunks of the gradient norm, which are whole leaves of the state
 //! digest), so that neither the norm nor the digest of a divided tensor needs its neighbours. The units of a
-//! group of tensors, a transformer block or what lies around the blocks, form one line. Round k of the exchange
-//! halves the line that a rank still holds; the bit k of its number says which half it keeps. So a rank's shard of a
-//! group is one run of neighbouring units, sums are scattered in the tree's order, and every group
-//! is spread over all ranks, ready to be exchanged as soon as its gradients are.
+//! group of tensors, a transformer block or what lies around the blocks, form one line. Round k of the
+//! exchange halves the line that a rank still holds; the bit k of its number says which half it keeps. So a
+//! rank's shard of a group is one run of neighbouring units, sums are scattered in the tree's order, and
+//! every group is spread over all ranks, ready to be exchanged as soon as its gradients are.
 
 use std::ops::Range;
 
@@ -84,8 +84,8 @@ impl Shards {
         (self.groups[at].1, &self.groups[at].2)
     }
 
-    /// What `rank` holds of a group after so many rounds, in the model's order; `tensor` counts from the group's
-    /// first.
+    /// What `rank` holds of a group after so many rounds, in the model's order; `tensor` counts from the
+    /// group's first.
     pub fn held(&self, group: Group, rank: usize, rounds: u32) -> Vec<Piece> {
         let lens = self.group(group).1;
         let mut line = 0..lens.iter().map(|len| len.div_ceil(self.unit)).sum::<usize>();
@@ -126,15 +126,18 @@ impl Shards {
 
     /// Every tensor whole: the division among one.
     pub fn whole(&self) -> Vec<Piece> {
-        let tensors =
-            self.groups.iter().flat_map(|(_, first, lens)| lens.iter().enumerate().map(move |(at, len)| (first + at, *len)));
+        let tensors = self
+            .groups
+            .iter()
+            .flat_map(|(_, first, lens)| lens.iter().enumerate().map(move |(at, len)| (first + at, *len)));
         tensors.map(|(tensor, len)| Piece { tensor, start: 0, len }).collect()
     }
 
     /// Elements that one swap brings at most: half of the largest group.
     pub fn largest_half(&self) -> usize {
         let half = |group| {
-            let sizes = [0, 1].map(|rank| self.held(group, rank, 1).iter().map(|piece| piece.len).sum::<usize>());
+            let sizes =
+                [0, 1].map(|rank| self.held(group, rank, 1).iter().map(|piece| piece.len).sum::<usize>());
             sizes[0].max(sizes[1])
         };
         if self.ranks == 1 { 0 } else { self.groups().map(half).max().unwrap_or(0) }
@@ -148,7 +151,16 @@ mod tests {
 
     fn specs() -> Weights<ParamSpec> {
         let (layers, heads, channels) = (3, 2, 48);
-        Weights::of(&Model { descriptor: None, init: None, layers, heads, channels, context: 40, vocab: 200, vocab_padded: 256 })
+        Weights::of(&Model {
+            descriptor: None,
+            init: None,
+            layers,
+            heads,
+            channels,
+            context: 40,
+            vocab: 200,
+            vocab_padded: 256,
+        })
     }
 
     #[test]
@@ -181,7 +193,8 @@ mod tests {
                     let peer = rank ^ 1 << round;
                     let before = shards.held(group, rank, round);
                     assert_eq!(before, shards.held(group, peer, round), "those that meet hold the same part");
-                    let (mine, theirs) = (shards.held(group, rank, round + 1), shards.held(group, peer, round + 1));
+                    let (mine, theirs) =
+                        (shards.held(group, rank, round + 1), shards.held(group, peer, round + 1));
                     assert_eq!(sizes(&before), sizes(&mine) + sizes(&theirs));
                     assert!(sizes(&mine) <= shards.largest_half());
                 }
@@ -192,7 +205,8 @@ mod tests {
     #[test]
     fn groups_are_the_blocks_and_what_lies_around_them() {
         let shards = Shards::new(&specs(), 256, 2);
-        let first: Vec<(usize, usize)> = shards.groups.iter().map(|(_, first, lens)| (*first, lens.len())).collect();
+        let first: Vec<(usize, usize)> =
+            shards.groups.iter().map(|(_, first, lens)| (*first, lens.len())).collect();
         assert_eq!(first, [(0, 2), (2, 12), (14, 12), (26, 12), (38, 2)]);
     }
 }

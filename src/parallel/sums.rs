@@ -1,13 +1,13 @@
 //! What becomes of a group of gradients once a worker has written the last of it.
 //!
-//! It is added to the partial sums of this rank's workers, and after the last of them to those of the other ranks. With
-//! one rank and all sums on the device that happens when the backward pass is over. Else it is work for the
-//! side lane, which hides it behind the backward pass of the groups that are still to come: gradients leave for
-//! other ranks, or for the host's memory, and partial sums come from there.
+//! It is added to the partial sums of this rank's workers, and after the last of them to those of the other
+//! ranks. With one rank and all sums on the device that happens when the backward pass is over. Else it is
+//! work for the side lane, which hides it behind the backward pass of the groups that are still to come:
+//! gradients leave for other ranks, or for the host's memory, and partial sums come from there.
 //!
-//! With ZeRO-2 a rank keeps the sums of its shard alone, and blocks write their gradients into two sets of buffers in
-//! turn. That needs every gradient to be whole at the end of one backward pass: one worker a rank, one
-//! micro-step a worker. Where there are more, the same experiment keeps its gradients whole: same bits.
+//! With ZeRO-2 a rank keeps the sums of its shard alone, and blocks write their gradients into two sets of
+//! buffers in turn. That needs every gradient to be whole at the end of one backward pass: one worker a rank,
+//! one micro-step a worker. Where there are more, the same experiment keeps its gradients whole: same bits.
 
 use std::collections::BTreeMap;
 
@@ -41,8 +41,8 @@ pub struct Sums<O: Ops> {
 }
 
 impl<O: Ops> Sums<O> {
-    /// Room for the sums, and for the gradients that the backward pass writes, on this `rank`. `sharded` is whether it
-    /// needs the sums of no more than its shard.
+    /// Room for the sums, and for the gradients that the backward pass writes, on this `rank`. `sharded` is
+    /// whether it needs the sums of no more than its shard.
     pub fn new(
         ops: &mut O,
         experiment: &Experiment,
@@ -56,8 +56,15 @@ impl<O: Ops> Sums<O> {
         let written = if divided { like.clone().with_blocks(BLOCKS) } else { like.clone() };
         let grads = written.try_map(|spec| ops.alloc(Role::F32, spec.len))?;
         let mut room = |piece: Piece| Ok((piece.tensor, ops.alloc(Role::F32, piece.len)?));
-        let own = divided.then(|| shards.owned(rank).into_iter().map(&mut room).collect::<Result<_>>()).transpose()?;
-        let tree = GradientTree::new(ops, experiment.parallel.workers / ranks, like, experiment.memory.partial_sums)?;
+        let own = divided
+            .then(|| shards.owned(rank).into_iter().map(&mut room).collect::<Result<_>>())
+            .transpose()?;
+        let tree = GradientTree::new(
+            ops,
+            experiment.parallel.workers / ranks,
+            like,
+            experiment.memory.partial_sums,
+        )?;
         let half = Some(shards.largest_half()).filter(|_| ranks > 1);
         let received = half.map(|len| ops.alloc(Role::F32, len)).transpose()?;
         Ok((Sums { tree, shards: shards.clone(), received, own, sharded }, grads))
@@ -87,7 +94,11 @@ impl<O: Ops> Sums<O> {
         }
         ops::aside(ops, |ops| {
             self.tree.fold(ops, worker, group, grads)?;
-            if worker + 1 == self.tree.workers() { self.exchange(ops, exchange, group, grads) } else { Ok(()) }
+            if worker + 1 == self.tree.workers() {
+                self.exchange(ops, exchange, group, grads)
+            } else {
+                Ok(())
+            }
         })
     }
 

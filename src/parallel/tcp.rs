@@ -2,9 +2,9 @@
 //!
 //! A thread a line reads frames, so that a swap never blocks both of its ends, and one thread sends signs of
 //! life. From them a rank that waits tells three cases apart: the other has died (its line closes), is
-//! stopped or out of reach (no sign of life for `parallel.timeout_s`), or waits itself for a third, who is then
-//! the third's neighbour's affair. Whoever finds a culprit tells all others before it ends, so every rank
-//! stops, and names the same one.
+//! stopped or out of reach (no sign of life for `parallel.timeout_s`), or waits itself for a third, who is
+//! then the third's neighbour's affair. Whoever finds a culprit tells all others before it ends, so every
+//! rank stops, and names the same one.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -142,22 +142,40 @@ impl Tcp {
             readers.push((peer, stream.try_clone()?, sender));
             inboxes.insert(peer, receiver);
             let (operation, step) = ("the start".to_owned(), 0);
-            let last = Sign { operation, step, seen: now, waiting: None, progress: 0, since: now, ended: false };
+            let last =
+                Sign { operation, step, seen: now, waiting: None, progress: 0, since: now, ended: false };
             let closer = stream.try_clone()?;
-            shared.insert(peer, Line { stream: Mutex::new(stream), closer, cut: AtomicBool::new(false), last: Mutex::new(last) });
+            shared.insert(
+                peer,
+                Line {
+                    stream: Mutex::new(stream),
+                    closer,
+                    cut: AtomicBool::new(false),
+                    last: Mutex::new(last),
+                },
+            );
         }
         let shared = Arc::new(Shared {
             rank: place.rank,
             hosts: lines.hosts,
             lines: shared,
-            now: Mutex::new(Now { operation: "the start", step: 0, waiting: None, progress: 0, since: now, steady: false }),
+            now: Mutex::new(Now {
+                operation: "the start",
+                step: 0,
+                waiting: None,
+                progress: 0,
+                since: now,
+                steady: false,
+            }),
             failure: Mutex::new(None),
             closing: AtomicBool::new(false),
             timeout,
         });
         for (peer, stream, inbox) in readers {
             let shared = shared.clone();
-            thread::Builder::new().name(format!("from rank {peer}")).spawn(move || shared.read(peer, stream, &inbox))?;
+            thread::Builder::new()
+                .name(format!("from rank {peer}"))
+                .spawn(move || shared.read(peer, stream, &inbox))?;
         }
         let watched = shared.clone();
         thread::Builder::new().name("signs of life".into()).spawn(move || watched.watch(&last_resort))?;
@@ -174,9 +192,15 @@ impl Link for Tcp {
         self.shared.hosts.len()
     }
 
-    fn swap(&mut self, peer: usize, operation: &'static str, bytes: Vec<u8>) -> Result<Vec<u8>, ExchangeError> {
+    fn swap(
+        &mut self,
+        peer: usize,
+        operation: &'static str,
+        bytes: Vec<u8>,
+    ) -> Result<Vec<u8>, ExchangeError> {
         let step = self.shared.enter(operation, Some(peer));
-        let result = self.shared.give(peer, operation, step, bytes).and_then(|()| self.take(peer, operation, step));
+        let result =
+            self.shared.give(peer, operation, step, bytes).and_then(|()| self.take(peer, operation, step));
         self.shared.enter(operation, None);
         result
     }
@@ -255,7 +279,8 @@ impl Shared {
         if let Some(error) = self.notice() {
             return Err(error);
         }
-        let written = Frame::write(operation, step, &Body::Data(bytes), &mut *lock(&self.lines[&peer].stream));
+        let written =
+            Frame::write(operation, step, &Body::Data(bytes), &mut *lock(&self.lines[&peer].stream));
         if let Err(error) = written {
             self.fail(peer, format!("takes no more bytes ({error})"));
         }
@@ -279,7 +304,10 @@ impl Shared {
             Some("has ended before this operation".into())
         } else if let Some(why) = self.silence(&sign) {
             Some(why)
-        } else if begun && sign.waiting.is_none() && sign.since.elapsed() > self.timeout && sign.seen.elapsed() < self.timeout / 2
+        } else if begun
+            && sign.waiting.is_none()
+            && sign.since.elapsed() > self.timeout
+            && sign.seen.elapsed() < self.timeout / 2
         {
             Some(format!("is alive but has come no further for {} s", seconds(sign.since)))
         } else if begun && began.elapsed() > 4 * self.timeout {
@@ -292,12 +320,15 @@ impl Shared {
     /// Whether a rank has said nothing for too long.
     fn silence(&self, sign: &Sign) -> Option<String> {
         let seconds = sign.seen.elapsed().as_secs();
-        (sign.seen.elapsed() > self.timeout)
-            .then(|| format!("has given no sign of life for {seconds} s: it is stopped, or its machine is out of reach"))
+        (sign.seen.elapsed() > self.timeout).then(|| {
+            format!(
+                "has given no sign of life for {seconds} s: it is stopped, or its machine is out of reach"
+            )
+        })
     }
 
-    /// Looks for what nobody notices who waits in a call of the device's: a rank that is silent, or one, perhaps
-    /// this, whose device comes to no end.
+    /// Looks for what nobody notices who waits in a call of the device's: a rank that is silent, or one,
+    /// perhaps this, whose device comes to no end.
     fn look_around(&self) {
         if self.closing.load(Ordering::SeqCst) || lock(&self.failure).is_some() {
             return;
@@ -315,7 +346,10 @@ impl Shared {
         // Twice as long as a rank that waits for this one would wait, who knows better which is to blame.
         if now.steady && now.waiting.is_none() && now.since.elapsed() > 2 * self.timeout {
             let seconds = now.since.elapsed().as_secs();
-            self.fail(self.rank, format!("has come no further for {seconds} s: its device is stuck, or waits for one that is"));
+            self.fail(
+                self.rank,
+                format!("has come no further for {seconds} s: its device is stuck, or waits for one that is"),
+            );
         }
     }
 
@@ -411,7 +445,9 @@ impl Shared {
             let Now { operation, waiting, progress, .. } = lock(&self.now).clone();
             self.tell(operation, &Body::Beat { waiting, progress });
             self.look_around();
-            let stuck = lock(&self.failure).clone().filter(|failure| !failure.noticed && failure.since.elapsed() > GRACE);
+            let stuck = lock(&self.failure)
+                .clone()
+                .filter(|failure| !failure.noticed && failure.since.elapsed() > GRACE);
             if let Some(failure) = stuck {
                 last_resort(&failure.error());
                 return;

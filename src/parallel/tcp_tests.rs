@@ -76,7 +76,10 @@ fn a_rank_that_ends_early_is_named_by_all_also_by_those_it_never_talks_to() {
     });
     for (rank, error) in errors.iter().enumerate().filter(|(rank, _)| *rank != 5) {
         let text = error.as_ref().expect("an error").to_string();
-        assert!(text.contains("rank 5 on ") && text.contains("stopped on an error of its own"), "rank {rank}: {text}");
+        assert!(
+            text.contains("rank 5 on ") && text.contains("stopped on an error of its own"),
+            "rank {rank}: {text}"
+        );
     }
 }
 
@@ -89,7 +92,10 @@ fn a_reason_given_by_one_rank_reaches_all() {
         }
         barrier(&mut link, "a barrier").expect_err("one has failed").to_string()
     });
-    assert!(errors.iter().all(|text| text.contains("rank 2 on ") && text.contains("the disk is full")), "{errors:?}");
+    assert!(
+        errors.iter().all(|text| text.contains("rank 2 on ") && text.contains("the disk is full")),
+        "{errors:?}"
+    );
 }
 
 #[test]
@@ -107,11 +113,14 @@ fn a_rank_that_comes_no_further_is_named_and_not_those_who_wait_for_it() {
         }
         barrier(&mut link, "a barrier").expect_err("one hangs").to_string()
     });
-    assert!(errors.iter().all(|text| text.contains("rank 3 on ") && text.contains("no further")), "{errors:?}");
+    assert!(
+        errors.iter().all(|text| text.contains("rank 3 on ") && text.contains("no further")),
+        "{errors:?}"
+    );
 }
 
-/// What ranks say of the first failure while all of them work without end, as a call of the device's would that waits for other
-/// ranks. `first` is done by each before.
+/// What ranks say of the first failure while all of them work without end, as a call of the device's would
+/// that waits for other ranks. `first` is done by each before.
 fn stuck(size: usize, timeout: Duration, first: impl Fn(&Tcp) + Sync) -> Vec<String> {
     let folder = tempfile::tempdir().expect("a folder");
     let began = Instant::now();
@@ -134,13 +143,19 @@ fn a_rank_that_falls_silent_is_named_also_when_its_peers_wait_in_a_call_of_the_d
         link.shared.closing.store(link.rank() == 3, Ordering::SeqCst);
     });
     // Rank 0 has no line to rank 3 and is told.
-    assert!(texts[..3].iter().all(|text| text.contains("rank 3 on ") && text.contains("no sign of life")), "{texts:?}");
+    assert!(
+        texts[..3].iter().all(|text| text.contains("rank 3 on ") && text.contains("no sign of life")),
+        "{texts:?}"
+    );
 }
 
 #[test]
 fn ranks_that_are_all_stuck_in_calls_of_their_devices_end() {
     let texts = stuck(2, Duration::from_millis(400), |_| {});
-    assert!(texts.iter().all(|text| text.contains("come no further") && text.contains("step 9")), "{texts:?}");
+    assert!(
+        texts.iter().all(|text| text.contains("come no further") && text.contains("step 9")),
+        "{texts:?}"
+    );
 }
 
 #[test]
@@ -151,9 +166,13 @@ fn a_stale_notice_is_passed_over_and_an_alien_or_another_run_is_refused_with_a_r
     let stale = format!("a run\n{}\n{dead}\n", super::super::rendezvous::host_name());
     std::fs::write(folder.path().join("a_run.rank0"), &stale).expect("a file");
     let soon = Duration::from_millis(400);
-    let late = meet(&place(1, 2, "a run", Meeting::Folder(folder.path().into())), "job", soon).expect_err("nobody is there");
+    let late = meet(&place(1, 2, "a run", Meeting::Folder(folder.path().into())), "job", soon)
+        .expect_err("nobody is there");
     let text = late.to_string();
-    assert!(text.contains("did not find rank 0 of run `a run`") && text.contains(&dead.to_string()), "{text}");
+    assert!(
+        text.contains("did not find rank 0 of run `a run`") && text.contains(&dead.to_string()),
+        "{text}"
+    );
     // With a rank 0 the stale notice is replaced, and the ranks meet.
     run(2, folder.path(), SOON, |mut link| {
         barrier(&mut link, "a barrier").expect("both are here");
@@ -189,7 +208,10 @@ fn a_stale_notice_is_passed_over_and_an_alien_or_another_run_is_refused_with_a_r
             (3, 2, "a run", "job", "no place for a rank 3 of 2"),
         ] {
             let error = meet(&place(rank, size, run, at()), job, SOON).expect_err("refused");
-            assert!(matches!(error, RendezvousError::Refused { .. }) && error.to_string().contains(says), "{error}");
+            assert!(
+                matches!(error, RendezvousError::Refused { .. }) && error.to_string().contains(says),
+                "{error}"
+            );
         }
         meet(&place(1, 2, "a run", at()), "job", SOON).expect("the right one is taken");
         zero.join().expect("no panic").expect("the ranks met");
@@ -200,7 +222,8 @@ fn a_stale_notice_is_passed_over_and_an_alien_or_another_run_is_refused_with_a_r
 fn ranks_that_never_come_are_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let soon = Duration::from_millis(100);
-    let error = meet(&place(0, 4, "a run", Meeting::Folder(folder.path().into())), "job", soon).expect_err("alone");
+    let error =
+        meet(&place(0, 4, "a run", Meeting::Folder(folder.path().into())), "job", soon).expect_err("alone");
     assert!(error.to_string().contains("of 4 ranks of run `a run` ranks 1, 2, 3 did not come"), "{error}");
 }
 

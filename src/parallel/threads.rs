@@ -47,7 +47,12 @@ impl Link for Threads {
         self.to.len()
     }
 
-    fn swap(&mut self, peer: usize, operation: &'static str, bytes: Vec<u8>) -> Result<Vec<u8>, ExchangeError> {
+    fn swap(
+        &mut self,
+        peer: usize,
+        operation: &'static str,
+        bytes: Vec<u8>,
+    ) -> Result<Vec<u8>, ExchangeError> {
         let ended = || self.lost(peer, operation, "has ended".into());
         self.to[peer].send((operation, bytes)).map_err(|_| ended())?;
         match self.from[peer].recv_timeout(self.timeout) {
@@ -75,8 +80,10 @@ impl Link for Threads {
 pub fn run<R: Send>(size: usize, work: impl Fn(Threads) -> R + Sync) -> Vec<R> {
     let work = &work;
     std::thread::scope(|scope| {
-        let ranks: Vec<_> =
-            links(size, Duration::from_secs(60)).into_iter().map(|link| scope.spawn(move || work(link))).collect();
+        let ranks: Vec<_> = links(size, Duration::from_secs(60))
+            .into_iter()
+            .map(|link| scope.spawn(move || work(link)))
+            .collect();
         ranks.into_iter().map(|rank| rank.join().expect("the rank does not panic")).collect()
     })
 }
@@ -92,7 +99,9 @@ mod tests {
         zero.mark(7);
         let silent = zero.swap(1, "sum of gradients", vec![]).expect_err("nobody answers").to_string();
         assert!(
-            silent.contains("rank 1") && silent.contains("nothing") && silent.contains("sum of gradients, step 7"),
+            silent.contains("rank 1")
+                && silent.contains("nothing")
+                && silent.contains("sum of gradients, step 7"),
             "{silent}"
         );
         drop(one);
@@ -106,6 +115,9 @@ mod tests {
             let operation = if link.rank() == 0 { "losses" } else { "weights" };
             link.swap(link.rank() ^ 1, operation, vec![]).map(|_| ())
         });
-        assert!(results.iter().any(|result| matches!(result, Err(ExchangeError::Protocol { .. }))), "{results:?}");
+        assert!(
+            results.iter().any(|result| matches!(result, Err(ExchangeError::Protocol { .. }))),
+            "{results:?}"
+        );
     }
 }

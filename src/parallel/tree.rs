@@ -1,8 +1,8 @@
 //! The balanced tree over virtual workers: `((0+1)+(2+3))+((4+5)+(6+7))`.
 //!
-//! The workers of a rank run one after the other on its device; what lies above them is [`super::reduce`]'s. As in a
-//! binary counter, a finished worker's sum is added to the sum of its left sibling as soon as both exist, so
-//! `log2(V)` partial sums hold the whole tree. The order of the additions depends on V alone.
+//! The workers of a rank run one after the other on its device; what lies above them is [`super::reduce`]'s.
+//! As in a binary counter, a finished worker's sum is added to the sum of its left sibling as soon as both
+//! exist, so `log2(V)` partial sums hold the whole tree. The order of the additions depends on V alone.
 //!
 //! A partial sum waits for long and is read once. It may do so in the host's memory, from where it
 //! comes back through a small buffer: the same sums, a little traffic, and no room on the device.
@@ -26,7 +26,12 @@ pub struct GradientTree<O: Ops> {
 
 impl<O: Ops> GradientTree<O> {
     /// Room for the `workers` of one rank, a power of two, of gradients shaped as `like`.
-    pub fn new(ops: &mut O, workers: usize, like: &Weights<ParamSpec>, place: PartialSums) -> Result<GradientTree<O>> {
+    pub fn new(
+        ops: &mut O,
+        workers: usize,
+        like: &Weights<ParamSpec>,
+        place: PartialSums,
+    ) -> Result<GradientTree<O>> {
         let levels = workers.trailing_zeros();
         let on_host = place == PartialSums::Host && levels > 0;
         let mut room = |len| if on_host { ops.alloc_host(len) } else { ops.alloc(Role::F32, len) };
@@ -46,14 +51,22 @@ impl<O: Ops> GradientTree<O> {
         self.staging.is_some()
     }
 
-    /// Takes in a group of what this rank's worker number `worker` left in `grads`. After the last worker `grads` holds
-    /// the sum. The buffers in `grads` may be others then: those of a partial sum.
-    pub fn fold(&mut self, ops: &mut O, worker: usize, group: Group, grads: &mut Weights<O::Buf>) -> Result<()> {
+    /// Takes in a group of what this rank's worker number `worker` left in `grads`. After the last worker
+    /// `grads` holds the sum. The buffers in `grads` may be others then: those of a partial sum.
+    pub fn fold(
+        &mut self,
+        ops: &mut O,
+        worker: usize,
+        group: Group,
+        grads: &mut Weights<O::Buf>,
+    ) -> Result<()> {
         let lens = self.lens.group(group);
         let mut grads = grads.group_mut(group);
         let mut level = 0;
         while worker >> level & 1 == 1 {
-            for ((left, right), len) in self.levels[level].group_mut(group).into_iter().zip(&mut grads).zip(&lens) {
+            for ((left, right), len) in
+                self.levels[level].group_mut(group).into_iter().zip(&mut grads).zip(&lens)
+            {
                 match &mut self.staging {
                     Some(staging) => add_staged(ops, right, left, **len, staging, STAGED)?,
                     None => {
@@ -65,7 +78,8 @@ impl<O: Ops> GradientTree<O> {
             level += 1;
         }
         if worker + 1 < self.workers {
-            for ((waiting, sum), len) in self.levels[level].group_mut(group).into_iter().zip(grads).zip(&lens) {
+            for ((waiting, sum), len) in self.levels[level].group_mut(group).into_iter().zip(grads).zip(&lens)
+            {
                 match self.staging {
                     Some(_) => ops.copy(waiting, 0, sum, 0, **len)?,
                     None => std::mem::swap(waiting, sum),
@@ -82,7 +96,14 @@ pub fn staged(like: &Weights<ParamSpec>) -> usize {
 }
 
 /// `dst += src` of `len` elements, `src` brought over in pieces of at most `most` elements.
-fn add_staged<O: Ops>(ops: &mut O, dst: &mut O::Buf, src: &O::Buf, len: usize, staging: &mut O::Buf, most: usize) -> Result<()> {
+fn add_staged<O: Ops>(
+    ops: &mut O,
+    dst: &mut O::Buf,
+    src: &O::Buf,
+    len: usize,
+    staging: &mut O::Buf,
+    most: usize,
+) -> Result<()> {
     for at in (0..len).step_by(most) {
         let piece = most.min(len - at);
         ops.copy(staging, 0, src, at, piece)?;

@@ -77,11 +77,20 @@ impl Frame {
             }
             1 => {
                 let waiting = u32::from_le_bytes(take(input)?);
-                Body::Beat { waiting: (waiting != u32::MAX).then_some(waiting), progress: u64::from_le_bytes(take(input)?) }
+                Body::Beat {
+                    waiting: (waiting != u32::MAX).then_some(waiting),
+                    progress: u64::from_le_bytes(take(input)?),
+                }
             }
-            2 => Body::Abort { rank: u32::from_le_bytes(take(input)?), host: take_text(input)?, why: take_text(input)? },
+            2 => Body::Abort {
+                rank: u32::from_le_bytes(take(input)?),
+                host: take_text(input)?,
+                why: take_text(input)?,
+            },
             3 => Body::Bye,
-            other => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of kind {other}"))),
+            other => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of kind {other}")));
+            }
         };
         Ok(Frame { operation, step, body })
     }
@@ -222,8 +231,15 @@ mod tests {
         }
         assert!(Frame::read(&mut input).is_err(), "the end is an error");
 
-        let greeting =
-            Greeting { purpose: Purpose::Line, run: "r".into(), job: "j".into(), rank: 1, size: 2, host: "h".into(), port: 99 };
+        let greeting = Greeting {
+            purpose: Purpose::Line,
+            run: "r".into(),
+            job: "j".into(),
+            rank: 1,
+            size: 2,
+            host: "h".into(),
+            port: 99,
+        };
         let mut bytes = Vec::new();
         greeting.write(&mut bytes).expect("memory takes it");
         assert_eq!(Greeting::read(&mut bytes.as_slice()).expect("a greeting"), greeting);

@@ -136,7 +136,14 @@ impl std::fmt::Display for Difference {
         write!(
             f,
             "leaf {}, element {} {:?}: {} and {}; {} of {} elements differ, by at most {:.3e}",
-            self.leaf, self.element, self.coordinates, self.a, self.b, self.differing, self.elements, self.largest
+            self.leaf,
+            self.element,
+            self.coordinates,
+            self.a,
+            self.b,
+            self.differing,
+            self.elements,
+            self.largest
         )
     }
 }

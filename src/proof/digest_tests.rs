@@ -30,7 +30,8 @@ fn tensor_and_state_digests_are_those_of_the_independent_script() {
     assert_eq!(b, vector(r#"`tensor("b", F32, [3, 683], ramp(8196))`"#));
     assert_eq!(a, vector(r#"`tensor("a/é", BF16, [0, 4], ramp(0))`"#));
     assert_eq!(step, vector(r#"`tensor("train/step", U64, [], ramp(8))`"#));
-    for order in [[("b", b), ("a/é", a), ("train/step", step)], [("train/step", step), ("b", b), ("a/é", a)]] {
+    for order in [[("b", b), ("a/é", a), ("train/step", step)], [("train/step", step), ("b", b), ("a/é", a)]]
+    {
         assert_eq!(state_root(order), Ok(vector("`state` of these three")));
     }
 }
@@ -68,7 +69,9 @@ fn pushes_of_any_length_give_the_root_of_the_whole() {
 #[test]
 fn the_number_of_threads_changes_nothing() {
     let bytes = ramp(5 * LEAF_BYTES * TASK_LEAVES + 1);
-    let root = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| merkle_root(&bytes));
+    let root = |threads| {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| merkle_root(&bytes))
+    };
     assert_eq!(root(1), root(7));
 }
 
@@ -90,7 +93,10 @@ fn everything_about_a_tensor_enters_its_digest() {
 #[test]
 fn a_name_given_twice_is_refused() {
     let digest = leaf(b"x");
-    assert_eq!(state_root([("w", digest), ("v", digest), ("w", digest)]), Err(DigestError::DuplicateName { name: "w".into() }));
+    assert_eq!(
+        state_root([("w", digest), ("v", digest), ("w", digest)]),
+        Err(DigestError::DuplicateName { name: "w".into() })
+    );
     assert_eq!(state_root([]), Ok(empty_root()));
 }
 

@@ -89,7 +89,8 @@ impl Entry {
             push_float(&mut text, name, value);
         }
         let events = serde_json::to_string(&self.events).expect("strings become JSON");
-        write!(text, r#","action":"{}","events":{events}}}"#, self.action.name()).expect("a string takes all");
+        write!(text, r#","action":"{}","events":{events}}}"#, self.action.name())
+            .expect("a string takes all");
         text
     }
 
@@ -117,7 +118,10 @@ impl Entry {
             ]
         };
         let pairs = fields(self).into_iter().zip(fields(other));
-        pairs.filter(|((_, a), (_, b))| a != b).map(|((field, a), (_, b))| FieldDifference { field, a, b }).collect()
+        pairs
+            .filter(|((_, a), (_, b))| a != b)
+            .map(|((field, a), (_, b))| FieldDifference { field, a, b })
+            .collect()
     }
 
     /// Reads canonical bytes, and refuses every other spelling of the same entry.
@@ -214,7 +218,9 @@ fn canonical_bits(value: f64) -> u64 {
 }
 
 fn float(bits: &str) -> Result<f64, String> {
-    u64::from_str_radix(bits, 16).map(f64::from_bits).map_err(|_| format!("`{bits}` is not the 16 hexadecimal digits of an f64"))
+    u64::from_str_radix(bits, 16)
+        .map(f64::from_bits)
+        .map_err(|_| format!("`{bits}` is not the 16 hexadecimal digits of an f64"))
 }
 
 /// A few characters of `text` from `byte` on.
@@ -262,7 +268,8 @@ mod tests {
     #[test]
     fn texts_and_digests_are_those_of_the_specification() {
         let specification = include_str!("../../docs/digest.md");
-        let documented = |text: String| assert!(specification.contains(&text), "not in docs/digest.md: {text}");
+        let documented =
+            |text: String| assert!(specification.contains(&text), "not in docs/digest.md: {text}");
         let (first, second) = (example(), skipped());
         documented(format!("    {}\n    {}\n", first.canonical(), first.digest()));
         let both = tree_root(&[first.digest(), second.digest()]);
@@ -272,7 +279,18 @@ mod tests {
     #[test]
     fn every_kind_of_entry_reads_back_equal() {
         let mut entry = example();
-        let floats = [0.0, -0.0, 1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MIN_POSITIVE, 5e-324, f64::MAX, 0.1 + 0.2];
+        let floats = [
+            0.0,
+            -0.0,
+            1.0,
+            f64::NAN,
+            f64::INFINITY,
+            f64::NEG_INFINITY,
+            f64::MIN_POSITIVE,
+            5e-324,
+            f64::MAX,
+            0.1 + 0.2,
+        ];
         for loss in floats {
             for action in [Action::Update, Action::SkipLossZ, Action::SkipGradZ, Action::SkipNonfinite] {
                 entry = Entry { loss, loss_z: Some(loss), grad_z: None, root: None, action, ..entry };

@@ -103,7 +103,10 @@ mod tests {
     #[test]
     fn the_seal_of_a_manifest_is_the_documented_one() {
         let seal = manifest_seal(b"{\n  \"format\": \"runner/checkpoint/v1\",\n");
-        assert!(include_str!("../../docs/digest.md").contains(&format!("`  \"format\": \"runner/checkpoint/v1\",` | `{seal}`")));
+        assert!(
+            include_str!("../../docs/digest.md")
+                .contains(&format!("`  \"format\": \"runner/checkpoint/v1\",` | `{seal}`"))
+        );
     }
 
     #[test]

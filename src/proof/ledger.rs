@@ -143,7 +143,12 @@ impl Ledger {
             return Err(LedgerError::TooShort { path: path.into(), have: found.size, want: head.size });
         }
         if found.root != head.root {
-            return Err(LedgerError::NotAPrefix { path: path.into(), size: head.size, expected: head.root, found: found.root });
+            return Err(LedgerError::NotAPrefix {
+                path: path.into(),
+                size: head.size,
+                expected: head.root,
+                found: found.root,
+            });
         }
         ledger.cut(ledger.log.end)?;
         Ok(ledger)
@@ -232,7 +237,10 @@ impl Ledger {
     }
 
     fn cut(&self, end: u64) -> Result<()> {
-        self.file.set_len(end).and_then(|()| self.file.sync_data()).map_err(|source| self.io("truncate", source))
+        self.file
+            .set_len(end)
+            .and_then(|()| self.file.sync_data())
+            .map_err(|source| self.io("truncate", source))
     }
 
     fn io(&self, doing: &'static str, source: io::Error) -> LedgerError {
@@ -243,7 +251,8 @@ impl Ledger {
 /// Reads and checks a ledger without changing it: for `verify` and `diff`. A torn last line is left
 /// out and reported by [`Log::torn`].
 pub fn read(path: &Path) -> Result<(Log, Vec<Entry>)> {
-    let file = File::open(path).map_err(|source| LedgerError::Io { path: path.into(), doing: "open", source })?;
+    let file =
+        File::open(path).map_err(|source| LedgerError::Io { path: path.into(), doing: "open", source })?;
     let mut entries = Vec::new();
     let log = scan(path, &file, u64::MAX, |entry| entries.push(entry))?;
     Ok((log, entries))
@@ -256,9 +265,11 @@ fn scan(path: &Path, file: &File, limit: u64, mut visit: impl FnMut(Entry)) -> R
     let mut bytes = Vec::new();
     for line in 1.. {
         bytes.clear();
-        let length =
-            lines.read_until(b'\n', &mut bytes).map_err(|source| LedgerError::Io { path: path.into(), doing: "read", source })?
-                as u64;
+        let length = lines.read_until(b'\n', &mut bytes).map_err(|source| LedgerError::Io {
+            path: path.into(),
+            doing: "read",
+            source,
+        })? as u64;
         if length == 0 {
             break;
         }
@@ -299,7 +310,8 @@ enum Line {
 }
 
 fn parse_line(bytes: &[u8]) -> Result<Line, String> {
-    let text = std::str::from_utf8(bytes).map_err(|e| format!("not UTF-8 from byte {} of the line", e.valid_up_to()))?;
+    let text = std::str::from_utf8(bytes)
+        .map_err(|e| format!("not UTF-8 from byte {} of the line", e.valid_up_to()))?;
     if let Some(note) = text.strip_prefix("{\"note\":").and_then(|rest| rest.strip_suffix('}')) {
         return serde_json::from_str(note).map(Line::Note).map_err(|e| format!("not a note: {e}"));
     }

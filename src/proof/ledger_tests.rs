@@ -104,7 +104,8 @@ fn removed_moved_and_inserted_lines_are_found() {
     let swapped = [&good[..3], &[good[4].clone(), good[3].clone()], &good[5..]].concat();
     let doubled = [&good[..4], &good[3..]].concat();
     let spliced = [&good[..4], &lines(&other)[6..]].concat();
-    for (what, bad, line) in [("removed", removed, 4), ("swapped", swapped, 4), ("doubled", doubled, 5), ("spliced", spliced, 5)]
+    for (what, bad, line) in
+        [("removed", removed, 4), ("swapped", swapped, 4), ("doubled", doubled, 5), ("spliced", spliced, 5)]
     {
         std::fs::write(&path, bad.concat()).unwrap();
         match read(&path) {
@@ -177,8 +178,11 @@ fn notes_leave_the_head_alone() {
 
 #[test]
 fn a_full_disk_is_named_and_leaves_the_entries_before() {
-    let error =
-        LedgerError::Io { path: "runs/x/ledger.jsonl".into(), doing: "append to", source: io::ErrorKind::StorageFull.into() };
+    let error = LedgerError::Io {
+        path: "runs/x/ledger.jsonl".into(),
+        doing: "append to",
+        source: io::ErrorKind::StorageFull.into(),
+    };
     let text = error.to_string();
     assert!(text.contains("append to `runs/x/ledger.jsonl`") && text.contains("free some space"), "{text}");
 }
@@ -206,7 +210,11 @@ fn the_independent_script_verifies_a_ledger() {
         eprintln!("no python3 here: the script was not run");
         return;
     };
-    assert_eq!(String::from_utf8_lossy(&output.stdout), format!("ok: 11 entries, head {}\n", heads[11].root), "{output:?}");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        format!("ok: 11 entries, head {}\n", heads[11].root),
+        "{output:?}"
+    );
     std::fs::write(&path, lines(&path).concat().replace("\"step\":7", "\"step\":8")).unwrap();
     let output = verify(&path).unwrap();
     assert_eq!(output.status.code(), Some(1));

@@ -114,7 +114,8 @@ impl Lock {
             format: String,
         }
         let syntax = |e: toml::de::Error| {
-            let line = e.span().map_or(1, |span| 1 + text.bytes().take(span.start).filter(|b| *b == b'\n').count());
+            let line =
+                e.span().map_or(1, |span| 1 + text.bytes().take(span.start).filter(|b| *b == b'\n').count());
             LockError::Syntax { path: path.into(), line, why: e.message().to_owned() }
         };
         let Format { format } = toml::from_str(text).map_err(syntax)?;
@@ -122,8 +123,13 @@ impl Lock {
             return Err(LockError::Format { path: path.into(), found: format });
         }
         let w: Written = toml::from_str(text).map_err(syntax)?;
-        let lock =
-            Lock { numerics: w.numerics, environment: w.environment, source: w.source, config: w.config, outputs: w.outputs };
+        let lock = Lock {
+            numerics: w.numerics,
+            environment: w.environment,
+            source: w.source,
+            config: w.config,
+            outputs: w.outputs,
+        };
         let ids = [w.numerics_id, w.environment_id, w.source_id, w.config_id, w.outputs_id];
         for ((table, content), expected) in lock.tables().into_iter().zip(ids) {
             let found = table_digest(table, content);
@@ -142,7 +148,13 @@ impl Lock {
     /// The tables of a text whose digests are wrong, to say what in it differs. Proves nothing.
     pub fn parse_unchecked(text: &str) -> Option<Lock> {
         let w: Written = toml::from_str(text).ok()?;
-        Some(Lock { numerics: w.numerics, environment: w.environment, source: w.source, config: w.config, outputs: w.outputs })
+        Some(Lock {
+            numerics: w.numerics,
+            environment: w.environment,
+            source: w.source,
+            config: w.config,
+            outputs: w.outputs,
+        })
     }
 
     /// Reads and checks the lock at `path`.
@@ -275,7 +287,10 @@ mod tests {
     fn an_edit_is_located_by_table_or_line() {
         let text = lock().to_text();
         let of = |from: &str, to: &str| parse(&text.replacen(from, to, 1)).unwrap_err();
-        assert!(matches!(of("\"seed\" = \"1337\"", "\"seed\" = \"1338\""), LockError::TableDiffers { table: "numerics", .. }));
+        assert!(matches!(
+            of("\"seed\" = \"1337\"", "\"seed\" = \"1338\""),
+            LockError::TableDiffers { table: "numerics", .. }
+        ));
         assert!(matches!(of("6.1", "6.2"), LockError::TableDiffers { table: "environment", .. }));
         let syntax = of("\n[environment]", "\n[environment");
         assert!(matches!(syntax, LockError::Syntax { line: 14 | 15, .. }), "{syntax}");
@@ -293,7 +308,8 @@ mod tests {
 
     #[test]
     fn differences_name_key_and_both_values() {
-        let (a, b) = (table(&[("a", "1"), ("b", "2"), ("c", "3")]), table(&[("b", "2"), ("c", "4"), ("d", "")]));
+        let (a, b) =
+            (table(&[("a", "1"), ("b", "2"), ("c", "3")]), table(&[("b", "2"), ("c", "4"), ("d", "")]));
         let told: Vec<String> = differences(&a, &b).iter().map(Difference::to_string).collect();
         assert_eq!(told, ["`a` was 1, is not set", "`c` was 3, is 4", "`d` was not set, is empty"]);
     }

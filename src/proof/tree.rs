@@ -101,7 +101,12 @@ pub fn join(runs: impl IntoIterator<Item = (u64, Hash)>) -> Hash {
         }
         peaks.push(run);
     }
-    peaks.into_iter().rev().map(|(_, root)| root).reduce(|right, left| node(&left, &right)).unwrap_or_else(empty_root)
+    peaks
+        .into_iter()
+        .rev()
+        .map(|(_, root)| root)
+        .reduce(|right, left| node(&left, &right))
+        .unwrap_or_else(empty_root)
 }
 
 #[cfg(test)]
@@ -142,9 +147,12 @@ mod tests {
         let leaves: Vec<Hash> = (0..133u32).map(|i| Hash::of(&i.to_le_bytes())).collect();
         for n in [0, 1, 2, 7, 64, 100, 133] {
             for cuts in [vec![], vec![1], vec![16, 32, 48], vec![5, 6, 77, 99], (0..n).collect()] {
-                let bounds: Vec<u64> = [0].into_iter().chain(cuts).chain([n]).map(|cut: u64| cut.min(n)).collect();
+                let bounds: Vec<u64> =
+                    [0].into_iter().chain(cuts).chain([n]).map(|cut: u64| cut.min(n)).collect();
                 let runs = bounds.windows(2).flat_map(|pair| aligned_runs(pair[0]..pair[1]));
-                let roots = runs.map(|run| (run.end - run.start, tree_root(&leaves[run.start as usize..run.end as usize])));
+                let roots = runs.map(|run| {
+                    (run.end - run.start, tree_root(&leaves[run.start as usize..run.end as usize]))
+                });
                 assert_eq!(join(roots), tree_root(&leaves[..n as usize]), "{n} leaves, cut at {bounds:?}");
             }
         }

@@ -61,7 +61,11 @@ fn linear_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
     let (mantissa, decade) = step.unwrap_or((10.0, decade));
     // Whole multiples first and the power of ten last, so that 0.3 is 3/10 and not 0.30000000000000004.
     let at = |multiple: f64| {
-        if decade < 0 { multiple * mantissa / power_of_ten(-decade) } else { multiple * mantissa * power_of_ten(decade) }
+        if decade < 0 {
+            multiple * mantissa / power_of_ten(-decade)
+        } else {
+            multiple * mantissa * power_of_ten(decade)
+        }
     };
     let slack = (high - low) * 1e-9;
     let first = libm::ceil((low - slack) / at(1.0)) as i64;
@@ -72,16 +76,22 @@ fn linear_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
 /// The densest of a few sets of round numbers that does not give too many; a range too narrow for
 /// any of them gets linear ticks.
 fn log_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
-    const SETS: [&[f64]; 4] = [&[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0], &[1.0, 2.0, 3.0, 5.0], &[1.0, 3.0], &[1.0]];
+    const SETS: [&[f64]; 4] =
+        [&[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0], &[1.0, 2.0, 3.0, 5.0], &[1.0, 3.0], &[1.0]];
     let decades = libm::floor(libm::log10(low)) as i32..=libm::floor(libm::log10(high)) as i32;
     let inside = |set: &[f64]| -> Vec<f64> {
         let all = decades.clone().flat_map(|decade| {
-            set.iter()
-                .map(move |mantissa| if decade < 0 { mantissa / power_of_ten(-decade) } else { mantissa * power_of_ten(decade) })
+            set.iter().map(move |mantissa| {
+                if decade < 0 { mantissa / power_of_ten(-decade) } else { mantissa * power_of_ten(decade) }
+            })
         });
         all.filter(|value| (low..=high).contains(value)).collect()
     };
-    let ticks = SETS.into_iter().map(inside).find(|ticks| ticks.len() <= wanted + 2).unwrap_or_else(|| inside(&[1.0]));
+    let ticks = SETS
+        .into_iter()
+        .map(inside)
+        .find(|ticks| ticks.len() <= wanted + 2)
+        .unwrap_or_else(|| inside(&[1.0]));
     if ticks.len() >= 3 { ticks } else { linear_ticks(low, high, wanted) }
 }
 
@@ -95,8 +105,10 @@ pub fn label(value: f64, spacing: f64) -> String {
         let exponent = libm::floor(libm::log10(size) + 1e-9) as i32;
         return format!("{}e{exponent}", trimmed(value * power_of_ten(-exponent), 2));
     }
-    let (unit, name) =
-        [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")].into_iter().find(|(unit, _)| size >= *unit).unwrap_or((1.0, ""));
+    let (unit, name) = [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")]
+        .into_iter()
+        .find(|(unit, _)| size >= *unit)
+        .unwrap_or((1.0, ""));
     let spacing = if spacing.is_finite() && spacing > 0.0 { spacing / unit } else { 1e-2 };
     let digits = libm::ceil(-libm::log10(spacing) - 1e-9).clamp(0.0, 6.0) as usize;
     // A spacing of 0.25 has two digits where its power of ten has one.
@@ -145,7 +157,10 @@ mod tests {
 
     #[test]
     fn numbers_read_easily() {
-        assert_eq!([label(3.2e20, 0.1), label(-4e-5, 1e-5), label(12.25, 0.25)], ["3.2e20", "-4e-5", "12.25"]);
+        assert_eq!(
+            [label(3.2e20, 0.1), label(-4e-5, 1e-5), label(12.25, 0.25)],
+            ["3.2e20", "-4e-5", "12.25"]
+        );
         assert_eq!(trimmed(2.50, 3), "2.5");
         assert_eq!(trimmed(100.0, 0), "100");
     }

@@ -24,7 +24,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 5] = [Kind::Loss, Kind::Hellaswag, Kind::GradNorm, Kind::LearningRate, Kind::Throughput];
+    pub const ALL: [Kind; 5] =
+        [Kind::Loss, Kind::Hellaswag, Kind::GradNorm, Kind::LearningRate, Kind::Throughput];
 
     /// The panel's name.
     pub fn title(self) -> &'static str {
@@ -75,7 +76,11 @@ impl Page<'_> {
         }
         let levels = self.level_values(kind);
         let mut gutter = 0.0_f64;
-        for level in self.levels.iter().filter(|level| span.aligned || levels.iter().any(|(_, name)| *name == level.name)) {
+        for level in self
+            .levels
+            .iter()
+            .filter(|level| span.aligned || levels.iter().any(|(_, name)| *name == level.name))
+        {
             gutter = gutter.max(text_width(level.name, Panel::LEVEL_TEXT, false)? + 14.0);
         }
         let left = span.left + label_width + 14.0;
@@ -105,8 +110,10 @@ impl Page<'_> {
         if !self.options.log_x {
             return Axis::new(0.0, high, Scale::Linear, ticks);
         }
-        let firsts =
-            self.curves.iter().flat_map(|run| [&run.loss, &run.val_loss, &run.hellaswag].map(|points| points.first().copied()));
+        let firsts = self
+            .curves
+            .iter()
+            .flat_map(|run| [&run.loss, &run.val_loss, &run.hellaswag].map(|points| points.first().copied()));
         let low = firsts.flatten().map(|point| point.0).fold(high, f64::min);
         Axis::new(low, if high > low { high } else { low * 10.0 }, Scale::Log, ticks)
     }
@@ -123,9 +130,11 @@ impl Page<'_> {
 
     /// Low end, high end and scale of a panel's values.
     fn range(&self, kind: Kind) -> (f64, f64, Scale) {
-        let values = |of: &dyn Fn(&Curves) -> Vec<f64>| -> Vec<f64> { self.curves.iter().flat_map(of).collect() };
+        let values =
+            |of: &dyn Fn(&Curves) -> Vec<f64>| -> Vec<f64> { self.curves.iter().flat_map(of).collect() };
         let y = |points: &[Point]| points.iter().map(|point| point.1).collect::<Vec<f64>>();
-        let limits = |values: &[f64]| (quantile(values, 0.0).unwrap_or(0.0), quantile(values, 1.0).unwrap_or(1.0));
+        let limits =
+            |values: &[f64]| (quantile(values, 0.0).unwrap_or(0.0), quantile(values, 1.0).unwrap_or(1.0));
         match kind {
             Kind::Loss => {
                 let mut all = values(&|run| [y(&run.loss), y(&run.val_loss)].concat());
@@ -134,9 +143,15 @@ impl Page<'_> {
                 if self.options.log_y && low > 0.0 {
                     return (low * 0.97, high * 1.03, Scale::Log);
                 }
-                let shown =
-                    |run: &Curves| robust_top(&y(if run.loss.is_empty() { &run.val_loss } else { &run.loss }), USUAL_LOSSES, low);
-                let level = self.level_values(kind).iter().map(|level| level.0).fold(f64::NEG_INFINITY, f64::max);
+                let shown = |run: &Curves| {
+                    robust_top(
+                        &y(if run.loss.is_empty() { &run.val_loss } else { &run.loss }),
+                        USUAL_LOSSES,
+                        low,
+                    )
+                };
+                let level =
+                    self.level_values(kind).iter().map(|level| level.0).fold(f64::NEG_INFINITY, f64::max);
                 let top = self.curves.iter().filter_map(shown).fold(level, f64::max);
                 let top = if top.is_finite() { top } else { high };
                 let space = 0.04 * (top - low);
@@ -149,15 +164,21 @@ impl Page<'_> {
                 let space = (0.08 * (high - low)).max(0.005);
                 ((low - space).max(0.0), (high + space).min(1.0), Scale::Linear)
             }
-            Kind::LearningRate => (0.0, limits(&values(&|run| y(&run.learning_rate))).1 * 1.06, Scale::Linear),
+            Kind::LearningRate => {
+                (0.0, limits(&values(&|run| y(&run.learning_rate))).1 * 1.06, Scale::Linear)
+            }
             Kind::GradNorm => {
-                let positive: Vec<f64> = values(&|run| y(&run.grad_norm)).into_iter().filter(|norm| *norm > 0.0).collect();
+                let positive: Vec<f64> =
+                    values(&|run| y(&run.grad_norm)).into_iter().filter(|norm| *norm > 0.0).collect();
                 if self.options.log_y && !positive.is_empty() {
                     let (low, high) = limits(&positive);
                     return (low * 0.9, high * 1.1, Scale::Log);
                 }
-                let top =
-                    self.curves.iter().filter_map(|run| robust_top(&y(&run.grad_norm), USUAL_NORMS, 0.0)).fold(0.0, f64::max);
+                let top = self
+                    .curves
+                    .iter()
+                    .filter_map(|run| robust_top(&y(&run.grad_norm), USUAL_NORMS, 0.0))
+                    .fold(0.0, f64::max);
                 (0.0, top * 1.06, Scale::Linear)
             }
             Kind::Throughput => (0.0, limits(&values(&|run| y(&run.tokens_per_s))).1 * 1.06, Scale::Linear),
@@ -172,7 +193,8 @@ impl Page<'_> {
             Kind::Hellaswag | Kind::LearningRate | Kind::Throughput => Vec::new(),
         };
         let values: Vec<f64> = self.curves.iter().flat_map(points).map(|point| point.1).collect();
-        let above: Vec<f64> = values.iter().copied().filter(|&value| value.is_finite() && value > top).collect();
+        let above: Vec<f64> =
+            values.iter().copied().filter(|&value| value.is_finite() && value > top).collect();
         let count = |number: usize| thousands(number as u64);
         let mut notes = [Vec::new(), Vec::new(), Vec::new()];
         if let Some(largest) = quantile(&above, 1.0) {
@@ -198,14 +220,19 @@ impl Page<'_> {
             }
         }
         // The lines of all runs before the strong ones of any.
-        let noisy = |scene: &mut Scene, weak: fn(&Curves) -> &[Point], strong: fn(&Curves) -> &[Point], width: f64| {
+        let noisy = |scene: &mut Scene,
+                     weak: fn(&Curves) -> &[Point],
+                     strong: fn(&Curves) -> &[Point],
+                     width: f64| {
             runs().for_each(|(run, color)| panel.line(scene, weak(run), 1.3, colors.faint(color)));
             runs().for_each(|(run, color)| panel.line(scene, strong(run), width, color));
         };
         let level = |scene: &mut Scene| {
             for reference in &self.levels {
                 let value = if kind == Kind::Loss { reference.val_loss } else { Some(reference.hellaswag) };
-                value.into_iter().for_each(|value| panel.level(scene, value, dash_of(reference), colors.level));
+                value
+                    .into_iter()
+                    .for_each(|value| panel.level(scene, value, dash_of(reference), colors.level));
             }
         };
         match kind {
@@ -217,7 +244,10 @@ impl Page<'_> {
                     panel.line(scene, &run.val_loss, 2.5, color);
                     panel.dots(scene, &run.val_loss, 5.0, color);
                 }
-                self.curves.iter().flat_map(|run| &run.skipped_loss).for_each(|point| panel.skip(scene, *point));
+                self.curves
+                    .iter()
+                    .flat_map(|run| &run.skipped_loss)
+                    .for_each(|point| panel.skip(scene, *point));
             }
             Kind::Hellaswag => {
                 level(scene);
@@ -229,14 +259,19 @@ impl Page<'_> {
             Kind::LearningRate => {
                 // Runs often share a schedule: the ones below stay visible as rims.
                 for (index, (run, color)) in runs().enumerate() {
-                    let same = |other: &&Curves| other.learning_rate.iter().zip(&run.learning_rate).all(|(a, b)| a == b);
+                    let same = |other: &&Curves| {
+                        other.learning_rate.iter().zip(&run.learning_rate).all(|(a, b)| a == b)
+                    };
                     let above = self.curves[index + 1..].iter().filter(same).count();
                     panel.line(scene, &run.learning_rate, 3.0 + 4.0 * above.min(3) as f64, color);
                 }
             }
             Kind::GradNorm => {
                 noisy(scene, |run| &run.grad_norm, |run| &run.grad_norm_smooth, 3.0);
-                self.curves.iter().flat_map(|run| &run.skipped_norm).for_each(|point| panel.skip(scene, *point));
+                self.curves
+                    .iter()
+                    .flat_map(|run| &run.skipped_norm)
+                    .for_each(|point| panel.skip(scene, *point));
             }
             Kind::Throughput => noisy(scene, |run| &run.tokens_per_s, |run| &run.tokens_per_s_smooth, 3.0),
         }

@@ -59,7 +59,9 @@ impl Curves {
         let rows = || run.rows.iter().zip(&positions);
         let has_place = |x: f64| !options.log_x || x > 0.0;
         let training = |value: fn(&MetricsRow) -> Option<f64>| -> Vec<Point> {
-            let points = rows().filter(|(row, _)| !row.action.is_skip()).filter_map(|(row, at)| Some((at.update, value(row)?)));
+            let points = rows()
+                .filter(|(row, _)| !row.action.is_skip())
+                .filter_map(|(row, at)| Some((at.update, value(row)?)));
             points.filter(|point| point.1.is_finite()).collect()
         };
         let skips = |value: fn(&MetricsRow) -> Option<f64>| -> Vec<Point> {
@@ -67,7 +69,10 @@ impl Curves {
             skipped.map(|(row, at)| (at.update, value(row).unwrap_or(f64::NAN))).collect()
         };
         let all = |value: fn(&MetricsRow) -> Option<f64>| -> Vec<Point> {
-            rows().filter_map(|(row, at)| Some((at.update, value(row)?))).filter(|point| point.1.is_finite()).collect()
+            rows()
+                .filter_map(|(row, at)| Some((at.update, value(row)?)))
+                .filter(|point| point.1.is_finite())
+                .collect()
         };
         let evaluations = |value: fn(&MetricsRow) -> Option<f64>| -> Vec<Point> {
             let points = rows().filter_map(|(row, at)| Some((at.evaluation, value(row)?)));
@@ -121,7 +126,10 @@ struct At {
 impl Horizontal {
     /// The axis for these runs; time is in the unit that suits the longest.
     pub fn new(x: XAxis, runs: &[RunData]) -> Horizontal {
-        let seconds = runs.iter().map(|run| run.rows.iter().filter_map(|row| row.step_ms).sum::<f64>() / 1e3).fold(0.0, f64::max);
+        let seconds = runs
+            .iter()
+            .map(|run| run.rows.iter().filter_map(|row| row.step_ms).sum::<f64>() / 1e3)
+            .fold(0.0, f64::max);
         let unit = match seconds {
             0.0..180.0 => (1.0, "seconds"),
             180.0..10_800.0 => (60.0, "minutes"),
@@ -146,17 +154,24 @@ impl Horizontal {
     }
 
     fn positions(&self, run: &RunData) -> Result<Vec<At>, ReportError> {
-        let missing = |what: &'static str, why: &'static str| ReportError::NoAxis { run: run.name.clone(), what, why };
+        let missing =
+            |what: &'static str, why: &'static str| ReportError::NoAxis { run: run.name.clone(), what, why };
         let flops = run.model.as_ref().and_then(|model| model.flops_per_token);
         let scale = match self.x {
             XAxis::Step => {
-                return Ok(run.rows.iter().map(|row| At { update: row.step as f64, evaluation: row.step as f64 }).collect());
+                return Ok(run
+                    .rows
+                    .iter()
+                    .map(|row| At { update: row.step as f64, evaluation: row.step as f64 })
+                    .collect());
             }
             XAxis::Tokens | XAxis::Flops if !run.has_tokens => {
                 return Err(missing("its tokens", "main.log has steps alone"));
             }
             XAxis::Tokens => 1.0,
-            XAxis::Flops => flops.ok_or_else(|| missing("its FLOPs", "its experiment.toml has no sizes of the model"))?,
+            XAxis::Flops => {
+                flops.ok_or_else(|| missing("its FLOPs", "its experiment.toml has no sizes of the model"))?
+            }
             XAxis::Hours if run.rows.iter().all(|row| row.step_ms.is_none()) => {
                 return Err(missing("its time", "no row of it has one"));
             }

@@ -78,9 +78,12 @@ impl<'a> Page<'a> {
             return Err(ReportError::NoRuns);
         }
         let across = Horizontal::new(options.x, runs);
-        let curves: Vec<Curves> = runs.iter().map(|run| Curves::new(run, options, &across)).collect::<Result<_, _>>()?;
+        let curves: Vec<Curves> =
+            runs.iter().map(|run| Curves::new(run, options, &across)).collect::<Result<_, _>>()?;
         let chosen: Vec<&'static Reference> = match &options.baselines {
-            Baselines::Comparable => runs.iter().filter_map(|run| run.model.as_ref()).flat_map(references).collect(),
+            Baselines::Comparable => {
+                runs.iter().filter_map(|run| run.model.as_ref()).flat_map(references).collect()
+            }
             Baselines::Chosen(sizes) => sizes.iter().flat_map(|size| size.references()).collect(),
         };
         let mut levels: Vec<&'static Reference> = Vec::new();
@@ -104,9 +107,17 @@ impl<'a> Page<'a> {
 
     /// Title and facts; returns the height used.
     fn header(&self, scene: &mut Scene) -> Result<f64, ReportError> {
-        let title = if self.single() { self.runs[0].name.clone() } else { format!("{} runs", self.runs.len()) };
+        let title =
+            if self.single() { self.runs[0].name.clone() } else { format!("{} runs", self.runs.len()) };
         let room = f64::from(WIDTH) - 2.0 * MARGIN;
-        scene.text(shortened(&title, room, 34.0, true)?, (MARGIN, 50.0), 34.0, true, Align::Left, self.colors.text);
+        scene.text(
+            shortened(&title, room, 34.0, true)?,
+            (MARGIN, 50.0),
+            34.0,
+            true,
+            Align::Left,
+            self.colors.text,
+        );
         if !self.single() {
             return Ok(66.0);
         }
@@ -121,14 +132,18 @@ impl<'a> Page<'a> {
         let mut names = Vec::new();
         if !self.single() {
             for (index, (run, curves)) in self.runs.iter().zip(&self.curves).enumerate() {
-                let last =
-                    curves.val_loss.last().map_or(String::new(), |(_, loss)| format!("  (validation {})", trimmed(*loss, 4)));
+                let last = curves
+                    .val_loss
+                    .last()
+                    .map_or(String::new(), |(_, loss)| format!("  (validation {})", trimmed(*loss, 4)));
                 let text = format!("{}{last}", shortened(&run.name, 520.0, TEXT_SIZE, false)?);
                 names.push(Entry { sample: Sample::Plain(self.colors.run(index)), text });
             }
         }
         let mut kinds = Vec::new();
-        if on(&[Kind::Loss, Kind::GradNorm, Kind::Throughput]) && self.curves.iter().any(|run| !run.loss.is_empty()) {
+        if on(&[Kind::Loss, Kind::GradNorm, Kind::Throughput])
+            && self.curves.iter().any(|run| !run.loss.is_empty())
+        {
             let color = if self.single() { self.colors.run(0) } else { self.colors.quiet };
             let what = if only.is_some_and(|only| only != Kind::Loss) { "each step" } else { "training" };
             let smoothing = self.smoothing();
@@ -136,23 +151,36 @@ impl<'a> Page<'a> {
             kinds.push(Entry { sample, text: format!("{what}{smoothing}") });
         }
         if on(&[Kind::Loss]) && self.curves.iter().any(|run| !run.val_loss.is_empty()) {
-            let color = if self.single() { self.colors.validation } else { self.colors.strong(self.colors.quiet) };
+            let color =
+                if self.single() { self.colors.validation } else { self.colors.strong(self.colors.quiet) };
             kinds.push(Entry { sample: Sample::Dots(color), text: "validation".to_owned() });
         }
         let skipped: usize = self.curves.iter().map(|run| run.skipped_loss.len()).sum();
         if on(&[Kind::Loss, Kind::GradNorm]) && skipped > 0 {
-            kinds.push(Entry { sample: Sample::Cross, text: format!("update skipped ({})", thousands(skipped as u64)) });
+            kinds.push(Entry {
+                sample: Sample::Cross,
+                text: format!("update skipped ({})", thousands(skipped as u64)),
+            });
         }
         for moment in Moment::ALL {
-            let times = self.curves.iter().flat_map(|run| &run.moments).filter(|(at, _)| *at == moment).count();
+            let times =
+                self.curves.iter().flat_map(|run| &run.moments).filter(|(at, _)| *at == moment).count();
             if on(&[Kind::Loss, Kind::GradNorm, Kind::Hellaswag]) && times > 0 {
                 let (dash, color, word) = self.mark(moment);
-                kinds.push(Entry { sample: Sample::Moment(dash, color), text: format!("{word} ({})", thousands(times as u64)) });
+                kinds.push(Entry {
+                    sample: Sample::Moment(dash, color),
+                    text: format!("{word} ({})", thousands(times as u64)),
+                });
             }
         }
         let scored = only.unwrap_or(Kind::Hellaswag) == Kind::Hellaswag && self.has(Kind::Hellaswag);
-        for reference in self.levels.iter().filter(|_| on(&[Kind::Loss, Kind::Hellaswag]) && self.levels.len() <= 4) {
-            let loss = reference.val_loss.filter(|_| on(&[Kind::Loss])).map(|loss| format!("loss on FineWeb {loss:.3}"));
+        for reference in
+            self.levels.iter().filter(|_| on(&[Kind::Loss, Kind::Hellaswag]) && self.levels.len() <= 4)
+        {
+            let loss = reference
+                .val_loss
+                .filter(|_| on(&[Kind::Loss]))
+                .map(|loss| format!("loss on FineWeb {loss:.3}"));
             let accuracy = scored.then(|| format!("HellaSwag {:.3}", reference.hellaswag));
             let values: Vec<String> = loss.into_iter().chain(accuracy).collect();
             if !values.is_empty() {
@@ -164,7 +192,8 @@ impl<'a> Page<'a> {
             let text = if scored { "GPT-2: loss on FineWeb, HellaSwag" } else { "GPT-2: loss on FineWeb" };
             kinds.push(Entry { sample: Sample::Level(Dash::Dashed), text: text.to_owned() });
             if scored {
-                kinds.push(Entry { sample: Sample::Level(Dash::Dotted), text: "GPT-3: HellaSwag".to_owned() });
+                kinds
+                    .push(Entry { sample: Sample::Level(Dash::Dotted), text: "GPT-3: HellaSwag".to_owned() });
             }
         }
         Ok(vec![names, kinds])
@@ -175,9 +204,15 @@ impl<'a> Page<'a> {
         let windows: Vec<usize> = self.curves.iter().map(|run| run.window).collect();
         match (windows.iter().min(), windows.iter().max()) {
             (_, Some(1)) | (None, _) | (_, None) => String::new(),
-            (Some(low), Some(high)) if low == high => format!(" (strong: smoothed over {} steps)", thousands(*low as u64)),
+            (Some(low), Some(high)) if low == high => {
+                format!(" (strong: smoothed over {} steps)", thousands(*low as u64))
+            }
             (Some(low), Some(high)) => {
-                format!(" (strong: smoothed over {} to {} steps)", thousands(*low as u64), thousands(*high as u64))
+                format!(
+                    " (strong: smoothed over {} to {} steps)",
+                    thousands(*low as u64),
+                    thousands(*high as u64)
+                )
             }
         }
     }
@@ -193,15 +228,23 @@ impl<'a> Page<'a> {
 
     fn panels(&self, scene: &mut Scene, top: f64, bottom: f64) -> Result<(), ReportError> {
         let end = f64::from(WIDTH) - MARGIN;
-        let beside: Vec<Kind> = [Kind::GradNorm, Kind::LearningRate].into_iter().filter(|kind| self.has(*kind)).collect();
+        let beside: Vec<Kind> =
+            [Kind::GradNorm, Kind::LearningRate].into_iter().filter(|kind| self.has(*kind)).collect();
         if self.has(Kind::Hellaswag) {
             let middle = f64::from(WIDTH) / 2.0;
             let below = if beside.is_empty() { bottom } else { top + 0.64 * (bottom - top - TITLE_ROOM) };
             for (column, kind) in [Kind::Loss, Kind::Hellaswag].into_iter().enumerate() {
-                let (left, right) =
-                    if column == 0 { (MARGIN, middle - COLUMN_GAP / 2.0) } else { (middle + COLUMN_GAP / 2.0, end) };
+                let (left, right) = if column == 0 {
+                    (MARGIN, middle - COLUMN_GAP / 2.0)
+                } else {
+                    (middle + COLUMN_GAP / 2.0, end)
+                };
                 let lower = beside.get(column);
-                self.panel(scene, kind, Span { left, right, top, bottom: below, lowest: lower.is_none(), aligned: true })?;
+                self.panel(
+                    scene,
+                    kind,
+                    Span { left, right, top, bottom: below, lowest: lower.is_none(), aligned: true },
+                )?;
                 if let Some(lower) = lower {
                     self.panel(
                         scene,
@@ -213,7 +256,11 @@ impl<'a> Page<'a> {
             return Ok(());
         }
         let split = if beside.is_empty() { end } else { 900.0 };
-        self.panel(scene, Kind::Loss, Span { left: MARGIN, right: split, top, bottom, lowest: true, aligned: true })?;
+        self.panel(
+            scene,
+            Kind::Loss,
+            Span { left: MARGIN, right: split, top, bottom, lowest: true, aligned: true },
+        )?;
         let count = beside.len().max(1) as f64;
         let height = (bottom - top - TITLE_ROOM * (count - 1.0)) / count;
         for (index, kind) in beside.iter().enumerate() {
@@ -222,7 +269,14 @@ impl<'a> Page<'a> {
             self.panel(
                 scene,
                 *kind,
-                Span { left: split + COLUMN_GAP, right: end, top, bottom: top + height, lowest, aligned: false },
+                Span {
+                    left: split + COLUMN_GAP,
+                    right: end,
+                    top,
+                    bottom: top + height,
+                    lowest,
+                    aligned: false,
+                },
             )?;
         }
         Ok(())
@@ -238,7 +292,12 @@ pub fn dash_of(reference: &Reference) -> Dash {
 fn facts(run: &RunData) -> String {
     let mut facts = Vec::new();
     if let Some(model) = &run.model {
-        facts.push(model.descriptor.clone().unwrap_or_else(|| format!("{} layers, {} wide", model.layers, model.channels)));
+        facts.push(
+            model
+                .descriptor
+                .clone()
+                .unwrap_or_else(|| format!("{} layers, {} wide", model.layers, model.channels)),
+        );
     }
     let steps = run.trained().count() as u64;
     facts.push(format!("{} step{}", thousands(steps), if steps == 1 { "" } else { "s" }));

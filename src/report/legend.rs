@@ -25,8 +25,14 @@ pub enum Sample {
     Level(Dash),
 }
 
-/// Draws groups of entries, each on rows of its own, between `left` and `right`; returns where the strip ends.
-pub fn draw(scene: &mut Scene, groups: Vec<Vec<Entry>>, top: f64, (left, right): (f64, f64)) -> Result<f64, ReportError> {
+/// Draws groups of entries, each on rows of its own, between `left` and `right`; returns where the strip
+/// ends.
+pub fn draw(
+    scene: &mut Scene,
+    groups: Vec<Vec<Entry>>,
+    top: f64,
+    (left, right): (f64, f64),
+) -> Result<f64, ReportError> {
     let mut y = top;
     for group in groups.into_iter().filter(|group| !group.is_empty()) {
         let mut x = left;
@@ -56,8 +62,9 @@ impl Sample {
         match self {
             Sample::Plain(color) => across(scene, 6.0, *color),
             Sample::Smoothed(color) => {
-                let zigzag =
-                    (0..=8).map(|index| (x + f64::from(index) * SAMPLE / 8.0, if index % 2 == 0 { y - 8.0 } else { y + 8.0 }));
+                let zigzag = (0..=8).map(|index| {
+                    (x + f64::from(index) * SAMPLE / 8.0, if index % 2 == 0 { y - 8.0 } else { y + 8.0 })
+                });
                 scene.line(zigzag.collect(), 1.5, colors.faint(*color));
                 across(scene, 3.5, *color);
             }

@@ -61,7 +61,12 @@ impl Panel {
 
     /// Grid, frame, tick labels and title. The first of the notes that fits stands at the right of
     /// the title; the last stands in any case, inside the frame when it must.
-    pub fn frame(&self, scene: &mut Scene, x_title: Option<&str>, notes: &[String]) -> Result<(), ReportError> {
+    pub fn frame(
+        &self,
+        scene: &mut Scene,
+        x_title: Option<&str>,
+        notes: &[String],
+    ) -> Result<(), ReportError> {
         let Colors { text: ink, quiet, grid, frame, .. } = *scene.colors;
         for (value, label) in &self.y.ticks {
             let (_, y) = self.at((self.x.low, *value));
@@ -87,7 +92,8 @@ impl Panel {
         for (index, note) in notes.iter().enumerate().filter(|(_, note)| !note.is_empty()) {
             let fits = text_width(note, NOTE_SIZE, false)? <= room;
             if fits || index + 1 == notes.len() {
-                let anchor = if fits { (end, self.top - 14.0) } else { (self.right() - 6.0, self.top + 24.0) };
+                let anchor =
+                    if fits { (end, self.top - 14.0) } else { (self.right() - 6.0, self.top + 24.0) };
                 scene.text(note, anchor, NOTE_SIZE, false, Align::Right, quiet);
                 break;
             }
@@ -98,7 +104,8 @@ impl Panel {
     /// A line through points, cut at the frame.
     pub fn line(&self, scene: &mut Scene, points: &[Point], width: f64, color: Color) {
         // Thinned as pixels, because the columns of a logarithmic axis are not those of its values.
-        let pixels = thin(&points.iter().map(|point| self.at(*point)).collect::<Vec<_>>(), self.width as usize);
+        let pixels =
+            thin(&points.iter().map(|point| self.at(*point)).collect::<Vec<_>>(), self.width as usize);
         let mut piece: Vec<(f64, f64)> = Vec::new();
         for pair in pixels.windows(2) {
             match clip(pair[0], pair[1], self.top, self.bottom()) {
@@ -140,7 +147,8 @@ impl Panel {
 
     /// Names of levels at the right of the frame, moved apart where they would cover each other.
     pub fn level_names(&self, scene: &mut Scene, levels: &[(f64, &str)]) {
-        let mut names: Vec<(f64, &str)> = levels.iter().map(|(value, name)| (self.at((self.x.low, *value)).1, *name)).collect();
+        let mut names: Vec<(f64, &str)> =
+            levels.iter().map(|(value, name)| (self.at((self.x.low, *value)).1, *name)).collect();
         names.sort_by(|a, b| a.0.total_cmp(&b.0));
         let apart = Panel::LEVEL_TEXT * 1.15;
         for at in 1..names.len() {

@@ -53,7 +53,11 @@ impl RunData {
         } else if named.is_dir() {
             RunData::from_folder(&named)
         } else {
-            Err(ReportError::NotFound { run: run.to_owned(), runs: runs.to_owned(), nearest: nearest_run(run, runs) })
+            Err(ReportError::NotFound {
+                run: run.to_owned(),
+                runs: runs.to_owned(),
+                nearest: nearest_run(run, runs),
+            })
         }
     }
 
@@ -64,7 +68,13 @@ impl RunData {
         let mut run = if !has_metrics && log.is_file() {
             RunData::from_log(&log)?
         } else {
-            RunData { name: String::new(), rows: metrics::read(folder)?, has_tokens: true, model: None, folder: None }
+            RunData {
+                name: String::new(),
+                rows: metrics::read(folder)?,
+                has_tokens: true,
+                model: None,
+                folder: None,
+            }
         };
         run.name = name_of(folder);
         run.model = ModelFacts::read(folder)?;
@@ -75,7 +85,8 @@ impl RunData {
     /// Loads a log in the reference's format, named after its folder where the file's name says nothing.
     pub fn from_log(path: &Path) -> Result<RunData, ReportError> {
         let rows = main_log::read(path)?;
-        let parent = path.parent().filter(|parent| path.ends_with(MAIN_LOG) && !parent.as_os_str().is_empty());
+        let parent =
+            path.parent().filter(|parent| path.ends_with(MAIN_LOG) && !parent.as_os_str().is_empty());
         let name = parent.map_or_else(|| name_of(path), name_of);
         RunData { name, rows, has_tokens: false, model: None, folder: None }.refuse_empty(path)
     }
@@ -106,7 +117,8 @@ impl ModelFacts {
         let size = |section: &str, name: &str| {
             key(section, name).and_then(toml::Value::as_integer).and_then(|size| usize::try_from(size).ok())
         };
-        let text = |section: &str, name: &str| key(section, name).and_then(toml::Value::as_str).map(str::to_owned);
+        let text =
+            |section: &str, name: &str| key(section, name).and_then(toml::Value::as_str).map(str::to_owned);
         let descriptor = text("model", "descriptor");
         // The sizes that a descriptor stands for are comments in the resolved file.
         let named = descriptor.as_deref().and_then(|descriptor| experiment::sizes(descriptor).ok());
@@ -123,7 +135,16 @@ impl ModelFacts {
         let context = size("model", "context").unwrap_or(context);
         let whole = size("model", "vocab").map(|vocab| {
             let vocab_padded = vocab.next_multiple_of(128);
-            Model { init: None, descriptor: descriptor.clone(), layers, heads, channels, context, vocab, vocab_padded }
+            Model {
+                init: None,
+                descriptor: descriptor.clone(),
+                layers,
+                heads,
+                channels,
+                context,
+                vocab,
+                vocab_padded,
+            }
         });
         let flops = |model: &Model| Some(flops_per_token(model, size("batch", "seq_len")?));
         Ok(Some(ModelFacts {
@@ -208,7 +229,10 @@ pub fn references(model: &ModelFacts) -> impl Iterator<Item = &'static Reference
 }
 
 fn of_size(layers: usize, channels: usize) -> impl Iterator<Item = &'static Reference> {
-    REFERENCES.iter().filter(move |(l, c, _)| (*l, *c) == (layers, channels)).map(|(_, _, reference)| reference)
+    REFERENCES
+        .iter()
+        .filter(move |(l, c, _)| (*l, *c) == (layers, channels))
+        .map(|(_, _, reference)| reference)
 }
 
 #[cfg(test)]
@@ -216,7 +240,11 @@ mod tests {
     use super::*;
 
     fn experiment(folder: &Path, model: &str, data: &str) {
-        std::fs::write(folder.join("experiment.toml"), format!("name = 'x'\n[model]\n{model}\n[data]\n{data}\n")).unwrap();
+        std::fs::write(
+            folder.join("experiment.toml"),
+            format!("name = 'x'\n[model]\n{model}\n[data]\n{data}\n"),
+        )
+        .unwrap();
     }
 
     #[test]

@@ -10,7 +10,9 @@ use std::sync::OnceLock;
 
 use plotters::backend::{BitMapBackend, DrawingBackend, SVGBackend};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use plotters::style::{Color as _, FontFamily, FontStyle, FontTransform, RGBColor, ShapeStyle, TextStyle, register_font};
+use plotters::style::{
+    Color as _, FontFamily, FontStyle, FontTransform, RGBColor, ShapeStyle, TextStyle, register_font,
+};
 
 use super::ReportError;
 use super::theme::Colors;
@@ -75,7 +77,15 @@ impl Scene {
     }
 
     /// One line of text; `anchor` is on its baseline, `size` is the em.
-    pub fn text(&mut self, text: impl Into<String>, anchor: (f64, f64), size: f64, bold: bool, align: Align, color: Color) {
+    pub fn text(
+        &mut self,
+        text: impl Into<String>,
+        anchor: (f64, f64),
+        size: f64,
+        bold: bool,
+        align: Align,
+        color: Color,
+    ) {
         self.shapes.push(Shape::Text { text: text.into(), anchor, size, bold, align, color });
     }
 
@@ -83,7 +93,12 @@ impl Scene {
     pub fn to_svg(&self) -> Result<String, ReportError> {
         let mut svg = String::new();
         let size = (self.width * SVG_SCALE, self.height * SVG_SCALE);
-        self.draw(&mut SVGBackend::with_string(&mut svg, size), f64::from(SVG_SCALE), SVG_SIZE_PER_EM, false)?;
+        self.draw(
+            &mut SVGBackend::with_string(&mut svg, size),
+            f64::from(SVG_SCALE),
+            SVG_SIZE_PER_EM,
+            false,
+        )?;
         // The backend cannot tell the size on the page from the size of its grid.
         let grid = format!("width=\"{}\" height=\"{}\" viewBox", size.0, size.1);
         Ok(svg.replacen(&grid, &format!("width=\"{}\" height=\"{}\" viewBox", self.width, self.height), 1))
@@ -93,7 +108,12 @@ impl Scene {
     pub fn to_png(&self) -> Result<Vec<u8>, ReportError> {
         let large = (self.width * PNG_SCALE, self.height * PNG_SCALE);
         let mut pixels = vec![255; 3 * large.0 as usize * large.1 as usize];
-        self.draw(&mut BitMapBackend::with_buffer(&mut pixels, large), f64::from(PNG_SCALE), PNG_SIZE_PER_EM, true)?;
+        self.draw(
+            &mut BitMapBackend::with_buffer(&mut pixels, large),
+            f64::from(PNG_SCALE),
+            PNG_SIZE_PER_EM,
+            true,
+        )?;
         let small = average_down(&pixels, large.0 as usize, PNG_SCALE as usize);
         // plotters encodes into files alone.
         let file = tempfile::Builder::new().suffix(".png").tempfile().map_err(ReportError::draw)?;
@@ -106,19 +126,28 @@ impl Scene {
 
     /// Draws every shape, enlarged. `by_segments` draws a wide line segment by segment with round
     /// joints: plotters' own outline of a wide path breaks where a noisy line doubles back.
-    fn draw<B: DrawingBackend>(&self, backend: &mut B, scale: f64, size_per_em: f64, by_segments: bool) -> Result<(), ReportError>
+    fn draw<B: DrawingBackend>(
+        &self,
+        backend: &mut B,
+        scale: f64,
+        size_per_em: f64,
+        by_segments: bool,
+    ) -> Result<(), ReportError>
     where
         B::ErrorType: 'static,
     {
         register_fonts()?;
         let at = |(x, y): (f64, f64)| (libm::round(x * scale) as i32, libm::round(y * scale) as i32);
         let far = at((f64::from(self.width), f64::from(self.height)));
-        backend.draw_rect((0, 0), far, &rgb(self.colors.background).filled(), true).map_err(ReportError::draw)?;
+        backend
+            .draw_rect((0, 0), far, &rgb(self.colors.background).filled(), true)
+            .map_err(ReportError::draw)?;
         for shape in &self.shapes {
             match shape {
                 Shape::Line { points, width, color } => {
                     let stroke = libm::round(width * scale).max(1.0) as u32;
-                    let style = ShapeStyle { color: rgb(*color).to_rgba(), filled: true, stroke_width: stroke };
+                    let style =
+                        ShapeStyle { color: rgb(*color).to_rgba(), filled: true, stroke_width: stroke };
                     let mut points: Vec<_> = points.iter().copied().map(at).collect();
                     points.dedup();
                     if by_segments {
@@ -127,18 +156,24 @@ impl Scene {
                         }
                         let joints = points.get(1..points.len().saturating_sub(1)).unwrap_or_default();
                         for joint in joints.iter().filter(|_| stroke > 2) {
-                            backend.draw_circle(*joint, stroke / 2, &style, true).map_err(ReportError::draw)?;
+                            backend
+                                .draw_circle(*joint, stroke / 2, &style, true)
+                                .map_err(ReportError::draw)?;
                         }
                     } else if points.len() > 1 {
                         backend.draw_path(points, &style).map_err(ReportError::draw)?;
                     }
                 }
                 Shape::Polygon { points, color } => {
-                    backend.fill_polygon(points.iter().copied().map(at), &rgb(*color)).map_err(ReportError::draw)?;
+                    backend
+                        .fill_polygon(points.iter().copied().map(at), &rgb(*color))
+                        .map_err(ReportError::draw)?;
                 }
                 Shape::Circle { center, radius, color } => {
                     let radius = libm::round(radius * scale) as u32;
-                    backend.draw_circle(at(*center), radius, &rgb(*color).filled(), true).map_err(ReportError::draw)?;
+                    backend
+                        .draw_circle(at(*center), radius, &rgb(*color).filled(), true)
+                        .map_err(ReportError::draw)?;
                 }
                 Shape::Text { text, anchor, size, bold, align, color } => {
                     let horizontal = match align {
@@ -147,7 +182,9 @@ impl Scene {
                         Align::Right => HPos::Right,
                     };
                     let color = rgb(*color);
-                    let style = font(size * scale * size_per_em, *bold).color(&color).pos(Pos::new(horizontal, VPos::Top));
+                    let style = font(size * scale * size_per_em, *bold)
+                        .color(&color)
+                        .pos(Pos::new(horizontal, VPos::Top));
                     // From the top of the text as each backend sees it down to the baseline.
                     let ascent = if by_segments { size * size_per_em / 2.0 } else { size * 0.76 };
                     let top = at((anchor.0, anchor.1 - ascent));
@@ -187,7 +224,11 @@ fn register_fonts() -> Result<(), ReportError> {
         let bold = register_font("sans-serif", FontStyle::Bold, include_bytes!("fonts/DejaVuSans-Bold.ttf"));
         normal.is_ok() && bold.is_ok()
     });
-    if *registered { Ok(()) } else { Err(ReportError::Draw { message: "the embedded font is damaged".to_owned() }) }
+    if *registered {
+        Ok(())
+    } else {
+        Err(ReportError::Draw { message: "the embedded font is damaged".to_owned() })
+    }
 }
 
 /// Averages squares of `factor` × `factor` pixels; `width` is the large picture's. Three bytes a pixel.
@@ -198,7 +239,10 @@ fn average_down(pixels: &[u8], width: usize, factor: usize) -> Vec<u8> {
         for column in 0..width / factor {
             for channel in 0..3 {
                 let sum: usize = (0..factor * factor)
-                    .map(|index| rows[index / factor * row_bytes + 3 * (column * factor + index % factor) + channel] as usize)
+                    .map(|index| {
+                        rows[index / factor * row_bytes + 3 * (column * factor + index % factor) + channel]
+                            as usize
+                    })
                     .sum();
                 small.push(((sum + factor * factor / 2) / (factor * factor)) as u8);
             }
@@ -227,7 +271,10 @@ mod tests {
         scene.text("a < b", (10.0, 20.0), 10.0, true, Align::Left, (0, 0, 0));
         let svg = scene.to_svg().unwrap();
         assert!(svg.contains("width=\"100\" height=\"50\" viewBox=\"0 0 400 200\""), "{svg}");
-        assert!(svg.contains("font-family=\"sans-serif\" font-size=\"40\"") && svg.contains("a &lt; b"), "{svg}");
+        assert!(
+            svg.contains("font-family=\"sans-serif\" font-size=\"40\"") && svg.contains("a &lt; b"),
+            "{svg}"
+        );
     }
 
     #[test]

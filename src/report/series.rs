@@ -28,7 +28,8 @@ pub fn smooth(points: &[Point], half: usize) -> Vec<Point> {
         let [sx, sy, sxx, sxy] = std::array::from_fn(|moment| sums[to][moment] - sums[from][moment]);
         let spread = sxx - sx * sx / count;
         // A single point, or several at one x, has no slope; neither has rounding noise.
-        let slope = if spread > 1e-9 * sxx.abs().max(1e-300) { (sxy - sx * sy / count) / spread } else { 0.0 };
+        let slope =
+            if spread > 1e-9 * sxx.abs().max(1e-300) { (sxy - sx * sy / count) / spread } else { 0.0 };
         (x, sy / count + slope * (x - middle - sx / count))
     };
     points.iter().enumerate().map(fit).collect()
@@ -45,7 +46,10 @@ pub fn thin(points: &[Point], width: usize) -> Vec<Point> {
     let mut kept = Vec::new();
     for group in points.chunk_by(|a, b| column(a.0) == column(b.0)) {
         let extreme = |sign: f64| {
-            (1..group.len()).fold(0, |best, index| if sign * group[index].1 > sign * group[best].1 { index } else { best })
+            (1..group.len()).fold(
+                0,
+                |best, index| if sign * group[index].1 > sign * group[best].1 { index } else { best },
+            )
         };
         let mut indices = [0, extreme(-1.0), extreme(1.0), group.len() - 1];
         indices.sort_unstable();
@@ -93,7 +97,8 @@ mod tests {
 
     #[test]
     fn smoothing_quiets_noise_and_keeps_the_first_point() {
-        let noisy: Vec<Point> = (0..200).map(|x| (f64::from(x), if x % 2 == 0 { 1.0 } else { -1.0 })).collect();
+        let noisy: Vec<Point> =
+            (0..200).map(|x| (f64::from(x), if x % 2 == 0 { 1.0 } else { -1.0 })).collect();
         let smoothed = smooth(&noisy, 10);
         assert_eq!(smoothed[0], noisy[0]);
         assert!(smoothed[20..].iter().all(|point| point.1.abs() < 0.2));

@@ -97,12 +97,15 @@ pub fn all(runs: &Path) -> std::io::Result<Vec<RunSummary>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
-    let mut folders: Vec<PathBuf> = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+    let mut folders: Vec<PathBuf> =
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
     folders.retain(|folder| {
         let hidden = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
         let paths = RunPaths::new(folder);
         !hidden
-            && [paths.experiment(), paths.metrics_jsonl(), paths.ledger(), paths.lock_file()].iter().any(|file| file.is_file())
+            && [paths.experiment(), paths.metrics_jsonl(), paths.ledger(), paths.lock_file()]
+                .iter()
+                .any(|file| file.is_file())
     });
     folders.sort();
     Ok(folders.par_iter().map(|folder| RunSummary::read(folder)).collect())
@@ -126,7 +129,9 @@ impl RunSummary {
             Ok(rows) => rows,
             Err(problem @ metrics::MetricsError::Missing { .. }) => {
                 // A run that was just started has none yet.
-                if paths.ledger().exists() && std::fs::metadata(paths.ledger()).is_ok_and(|file| file.len() > 0) {
+                if paths.ledger().exists()
+                    && std::fs::metadata(paths.ledger()).is_ok_and(|file| file.len() > 0)
+                {
                     fault(problem.to_string());
                 }
                 Vec::new()
@@ -162,11 +167,15 @@ impl RunSummary {
             fault(format!("a step did not repeat: both states are in `unrepeatable/{step}`"));
         }
 
-        let steps = experiment.as_ref().map(|experiment| experiment.schedule.steps).filter(|steps| *steps > 0);
+        let steps =
+            experiment.as_ref().map(|experiment| experiment.schedule.steps).filter(|steps| *steps > 0);
         let trained = rows.iter().filter(|row| row.loss.is_some()).count() as u64;
         let step = rows.last().map_or(0, |row| row.step + u64::from(row.action != metrics::Action::Evaluate));
-        let finished = checkpoints.last().is_some_and(|newest| newest.problem.is_none() && Some(newest.step) == steps);
-        let diverged = experiment.as_ref().is_some_and(|experiment| skips_at_the_end(&rows) >= experiment.guards.patience);
+        let finished =
+            checkpoints.last().is_some_and(|newest| newest.problem.is_none() && Some(newest.step) == steps);
+        let diverged = experiment
+            .as_ref()
+            .is_some_and(|experiment| skips_at_the_end(&rows) >= experiment.guards.patience);
         let (state, why) = if run_folder::holder(folder).is_some() {
             (State::Running, None)
         } else if let Some(problem) = faults.into_iter().next() {
@@ -174,7 +183,11 @@ impl RunSummary {
         } else if finished {
             (State::Done, None)
         } else {
-            (State::Stopped, diverged.then(|| format!("diverged: {} steps in a row were skipped", skips_at_the_end(&rows))))
+            (
+                State::Stopped,
+                diverged
+                    .then(|| format!("diverged: {} steps in a row were skipped", skips_at_the_end(&rows))),
+            )
         };
 
         let tail = (trained / 100).clamp(1, 100) as usize;
@@ -208,13 +221,16 @@ impl RunSummary {
 
 fn read_experiment(paths: &RunPaths) -> Result<Experiment, String> {
     let path = paths.experiment();
-    let text = std::fs::read_to_string(&path).map_err(|error| format!("cannot read `{}`: {error}", path.display()))?;
+    let text = std::fs::read_to_string(&path)
+        .map_err(|error| format!("cannot read `{}`: {error}", path.display()))?;
     // The file alone: no environment may change what an old run was.
-    experiment::load_recorded(&path.display().to_string(), &text).map(|loaded| loaded.experiment).map_err(|error| {
-        let message = error.to_string();
-        let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        format!("`{}`: {first}", path.display())
-    })
+    experiment::load_recorded(&path.display().to_string(), &text).map(|loaded| loaded.experiment).map_err(
+        |error| {
+            let message = error.to_string();
+            let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            format!("`{}`: {first}", path.display())
+        },
+    )
 }
 
 fn model_name(experiment: &Experiment) -> String {
@@ -225,9 +241,12 @@ fn model_name(experiment: &Experiment) -> String {
 fn read_checkpoints(paths: &RunPaths) -> Vec<CheckpointSummary> {
     let found = store::list(&paths.checkpoints()).unwrap_or_default();
     let summary = |(step, folder): (u64, PathBuf)| match checkpoint::inspect(&folder) {
-        Ok(manifest) => {
-            CheckpointSummary { step, bytes: manifest.file.bytes, root: Some(manifest.state_root.to_string()), problem: None }
-        }
+        Ok(manifest) => CheckpointSummary {
+            step,
+            bytes: manifest.file.bytes,
+            root: Some(manifest.state_root.to_string()),
+            problem: None,
+        },
         Err(problem) => CheckpointSummary { step, bytes: 0, root: None, problem: Some(first_line(&problem)) },
     };
     found.into_iter().map(summary).collect()
@@ -308,8 +327,12 @@ mod tests {
     #[test]
     fn a_run_that_nobody_holds_is_stopped_and_says_so_when_it_diverged() {
         let root = tempfile::tempdir().unwrap();
-        run(root.path(), "b", |rows| (0..4).for_each(|step| rows.append(&row(step, Action::Update)).unwrap()));
-        run(root.path(), "a", |rows| (0..4).for_each(|step| rows.append(&row(step, Action::SkipGradZ)).unwrap()));
+        run(root.path(), "b", |rows| {
+            (0..4).for_each(|step| rows.append(&row(step, Action::Update)).unwrap())
+        });
+        run(root.path(), "a", |rows| {
+            (0..4).for_each(|step| rows.append(&row(step, Action::SkipGradZ)).unwrap())
+        });
         std::fs::create_dir(root.path().join("not_a_run")).unwrap();
         std::fs::create_dir(root.path().join(".del.c")).unwrap();
         let runs = all(root.path()).unwrap();
@@ -317,7 +340,10 @@ mod tests {
         assert_eq!(names, [("a", State::Stopped), ("b", State::Stopped)]);
         assert_eq!(runs[0].why.as_deref(), Some("diverged: 4 steps in a row were skipped"));
         assert_eq!((runs[0].incidents.len(), runs[1].incidents.len()), (4, 0));
-        assert_eq!((runs[1].step, runs[1].steps, runs[1].tokens, runs[1].model.as_str()), (4, Some(10), 256, "2x32"));
+        assert_eq!(
+            (runs[1].step, runs[1].steps, runs[1].tokens, runs[1].model.as_str()),
+            (4, Some(10), 256, "2x32")
+        );
         assert_eq!(runs[1].loss, Some(5.0 - 0.1 * 3.0));
     }
 

@@ -1,8 +1,8 @@
 //! Runs as a data frame: sorted, filtered, written as CSV. The one table that `runner show` prints.
 
 use polars::prelude::{
-    BooleanChunked, ChunkCompareEq, ChunkCompareIneq, Column, CsvWriter, DataFrame, DataType, NamedFrom, PolarsError, SerWriter,
-    Series, SortMultipleOptions,
+    BooleanChunked, ChunkCompareEq, ChunkCompareIneq, Column, CsvWriter, DataFrame, DataType, NamedFrom,
+    PolarsError, SerWriter, Series, SortMultipleOptions,
 };
 
 use super::ReportError;
@@ -63,11 +63,14 @@ fn known(column: &str) -> Result<(), ReportError> {
         return Ok(());
     }
     let columns = COLUMNS.join(", ");
-    Err(ReportError::Table { message: format!("there is no column `{column}`\n  hint: the columns are {columns}") })
+    Err(ReportError::Table {
+        message: format!("there is no column `{column}`\n  hint: the columns are {columns}"),
+    })
 }
 
 impl Filter {
-    /// Reads `column op value`: `==`, `!=`, `<`, `<=`, `>`, `>=`, or `~` for "contains". Blanks do not matter.
+    /// Reads `column op value`: `==`, `!=`, `<`, `<=`, `>`, `>=`, or `~` for "contains". Blanks do not
+    /// matter.
     pub fn parse(text: &str) -> Result<Filter, ReportError> {
         const OPS: [(&str, Op); 8] = [
             ("==", Op::Equal),
@@ -84,7 +87,8 @@ impl Filter {
             OPS.iter().find_map(|(sign, op)| rest.strip_prefix(sign).map(|value| (column, *op, value)))
         });
         let Some((column, op, value)) = found else {
-            let message = format!("`{text}` is no filter\n  hint: write it as 'val_loss < 3.3' or 'state == done'");
+            let message =
+                format!("`{text}` is no filter\n  hint: write it as 'val_loss < 3.3' or 'state == done'");
             return Err(ReportError::Table { message });
         };
         let value = value.trim().trim_matches(['\'', '"']);
@@ -95,7 +99,10 @@ impl Filter {
 
     fn mask(&self, column: &Series) -> Result<BooleanChunked, ReportError> {
         let wrong = |expected: &str| ReportError::Table {
-            message: format!("`{}` cannot be compared with `{}`: expected {expected}", self.column, self.value),
+            message: format!(
+                "`{}` cannot be compared with `{}`: expected {expected}",
+                self.column, self.value
+            ),
         };
         if column.dtype() == &DataType::String {
             let text = column.str()?;
@@ -140,7 +147,8 @@ impl RunTable {
             column("model", rows.clone().map(|run| run.model.as_str())),
             column("state", rows.clone().map(|run| run.state.name())),
             column("step", rows.clone().map(|run| run.step)),
-            Series::new("steps".into(), rows.clone().map(|run| run.steps).collect::<Vec<Option<u64>>>()).into(),
+            Series::new("steps".into(), rows.clone().map(|run| run.steps).collect::<Vec<Option<u64>>>())
+                .into(),
             column("tokens", rows.clone().map(|run| run.tokens)),
             decimals("loss", rows.clone().map(|run| run.loss)),
             decimals("val_loss", rows.clone().map(|run| run.val_loss)),
@@ -148,7 +156,11 @@ impl RunTable {
             decimals("tokens_per_s", rows.clone().map(|run| run.tokens_per_s)),
             decimals("mfu", rows.clone().map(|run| run.mfu)),
             texts("root", rows.clone().map(|run| run.root.as_deref())),
-            Series::new("parameters".into(), rows.clone().map(|run| run.parameters).collect::<Vec<Option<u64>>>()).into(),
+            Series::new(
+                "parameters".into(),
+                rows.clone().map(|run| run.parameters).collect::<Vec<Option<u64>>>(),
+            )
+            .into(),
             texts("why", rows.clone().map(|run| run.why.as_deref())),
         ];
         Ok(RunTable { frame: DataFrame::new(runs.len(), columns)? })
@@ -167,7 +179,9 @@ impl RunTable {
             Some((column, "asc")) => (column, false),
             Some((column, "desc")) => (column, true),
             Some((_, order)) => {
-                return Err(ReportError::Table { message: format!("`{order}` is no order: expected `asc` or `desc`") });
+                return Err(ReportError::Table {
+                    message: format!("`{order}` is no order: expected `asc` or `desc`"),
+                });
             }
         };
         known(column)?;

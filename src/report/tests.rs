@@ -10,7 +10,9 @@ fn synthetic(name: &str, seed: u64, steps: u64, skips: &[u64], hellaswag: bool) 
     let noise = Key::new(seed, "test/plot");
     let (batch, warmup, start) = (524_288, (steps / 40).max(1) as f64, if hellaswag { 11.0 } else { 5.55 });
     let end = if hellaswag { 3.25 } else { 1.6 };
-    let level = |step: f64| end + (start - end) / libm::sqrt(1.0 + step * 1600.0 / steps as f64 / 4.0) + seed as f64 * 0.05;
+    let level = |step: f64| {
+        end + (start - end) / libm::sqrt(1.0 + step * 1600.0 / steps as f64 / 4.0) + seed as f64 * 0.05
+    };
     let every = (steps / 20).max(1);
     let mut rows: Vec<MetricsRow> = (0..=steps)
         .map(|step| {
@@ -18,7 +20,8 @@ fn synthetic(name: &str, seed: u64, steps: u64, skips: &[u64], hellaswag: bool) 
             let mut row = MetricsRow::new(step, (step + 1).min(steps) * batch, Action::Update);
             if step % every == 0 || step == steps {
                 row.val_loss = Some(level(at) + 0.03);
-                row.hellaswag = hellaswag.then(|| 0.245 + 0.055 * libm::sqrt(at / steps as f64) + 0.002 * noise.normal(step, 2));
+                row.hellaswag = hellaswag
+                    .then(|| 0.245 + 0.055 * libm::sqrt(at / steps as f64) + 0.002 * noise.normal(step, 2));
             }
             if step == steps {
                 row.action = Action::Evaluate;
@@ -31,7 +34,9 @@ fn synthetic(name: &str, seed: u64, steps: u64, skips: &[u64], hellaswag: bool) 
             };
             row.learning_rate = Some(6e-4 * rate);
             row.loss = Some(level(at) + 0.05 * noise.normal(step, 0));
-            row.grad_norm = Some((0.35 + 30.0 * libm::exp(-at / warmup * 2.0)) * (1.0 + 0.15 * noise.normal(step, 1)).abs());
+            row.grad_norm = Some(
+                (0.35 + 30.0 * libm::exp(-at / warmup * 2.0)) * (1.0 + 0.15 * noise.normal(step, 1)).abs(),
+            );
             row.step_ms = Some(250.0);
             row
         })
@@ -41,7 +46,10 @@ fn synthetic(name: &str, seed: u64, steps: u64, skips: &[u64], hellaswag: bool) 
         match index % 3 {
             0 => (row.action, row.loss) = (Action::SkipLossZ, row.loss.map(|loss| loss * 1.9)),
             1 => (row.action, row.grad_norm) = (Action::SkipGradZ, Some(61.0)),
-            _ => (row.action, row.loss, row.grad_norm) = (Action::SkipNonfinite, Some(f64::NAN), Some(f64::INFINITY)),
+            _ => {
+                (row.action, row.loss, row.grad_norm) =
+                    (Action::SkipNonfinite, Some(f64::NAN), Some(f64::INFINITY))
+            }
         }
     }
     let (layers, channels) = if hellaswag { (12, 768) } else { (4, 128) };
@@ -72,8 +80,10 @@ fn every_kind_of_picture_is_the_committed_one_to_the_byte() {
     };
     let web = |steps| synthetic(&format!("web-{steps}"), steps, steps, &[steps / 2], true);
     let dark = PlotOptions { theme: Theme::Dark, ..PlotOptions::default() };
-    let log = PlotOptions { x: XAxis::Flops, log_x: true, log_y: true, smooth: Some(1), ..PlotOptions::default() };
-    let hours = PlotOptions { x: XAxis::Hours, baselines: Baselines::Chosen(vec![]), ..PlotOptions::default() };
+    let log =
+        PlotOptions { x: XAxis::Flops, log_x: true, log_y: true, smooth: Some(1), ..PlotOptions::default() };
+    let hours =
+        PlotOptions { x: XAxis::Hours, baselines: Baselines::Chosen(vec![]), ..PlotOptions::default() };
     for (name, runs, options) in [
         ("one", vec![small()], PlotOptions::default()),
         ("one_dark_hellaswag", vec![web(40)], dark),
@@ -87,7 +97,12 @@ fn every_kind_of_picture_is_the_committed_one_to_the_byte() {
         }
         let golden = std::fs::read_to_string(&path).unwrap();
         let differs = drawn.lines().zip(golden.lines()).position(|(drawn, golden)| drawn != golden);
-        assert!(drawn == golden, "the picture changed, first in line {:?} of {}", differs.map(|line| line + 1), path.display());
+        assert!(
+            drawn == golden,
+            "the picture changed, first in line {:?} of {}",
+            differs.map(|line| line + 1),
+            path.display()
+        );
     }
 }
 
@@ -97,8 +112,15 @@ fn equal_input_gives_equal_bytes_of_both_files() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str| -> Vec<Vec<u8>> {
         let paths = plot_runs(&runs, &PlotOptions::default(), &folder.path().join(name)).unwrap();
-        assert_eq!(paths, [folder.path().join(name).join("loss.png"), folder.path().join(name).join("loss.svg")]);
-        assert_eq!(std::fs::read_dir(folder.path().join(name)).unwrap().count(), 2, "no temporary file may stay");
+        assert_eq!(
+            paths,
+            [folder.path().join(name).join("loss.png"), folder.path().join(name).join("loss.svg")]
+        );
+        assert_eq!(
+            std::fs::read_dir(folder.path().join(name)).unwrap().count(),
+            2,
+            "no temporary file may stay"
+        );
         paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
     };
     let first = write("one");
@@ -117,7 +139,10 @@ fn what_the_frame_leaves_out_is_counted() {
 #[test]
 fn published_levels_appear_only_beside_a_comparable_run() {
     let big = svg(&[synthetic("web", 1, 200, &[], true)], &PlotOptions::default());
-    assert!(big.contains("GPT-2 124M: loss on FineWeb 3.425, HellaSwag 0.294") && big.contains("GPT-3 125M: HellaSwag 0.337"));
+    assert!(
+        big.contains("GPT-2 124M: loss on FineWeb 3.425, HellaSwag 0.294")
+            && big.contains("GPT-3 125M: HellaSwag 0.337")
+    );
     let small = svg(&[synthetic("bible", 1, 200, &[], false)], &PlotOptions::default());
     assert!(!small.contains("GPT-") && !small.contains("HellaSwag"));
 }
@@ -131,23 +156,38 @@ fn tokens_need_a_run_that_tells_them() {
     assert!(error.contains("`log`") && error.contains("--x step"), "{error}");
     assert!(matches!(figure::draw(&[], &options), Err(ReportError::NoRuns)));
     let sizeless = RunData { model: None, ..synthetic("old", 1, 60, &[], false) };
-    let error = figure::draw(&[sizeless], &PlotOptions { x: XAxis::Flops, ..options.clone() }).unwrap_err().to_string();
+    let error = figure::draw(&[sizeless], &PlotOptions { x: XAxis::Flops, ..options.clone() })
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("`old`") && error.contains("FLOPs"), "{error}");
     let mut timeless = synthetic("fast", 1, 60, &[], false);
     timeless.rows.iter_mut().for_each(|row| row.step_ms = None);
-    let error = figure::draw(&[timeless], &PlotOptions { x: XAxis::Hours, ..options }).unwrap_err().to_string();
+    let error =
+        figure::draw(&[timeless], &PlotOptions { x: XAxis::Hours, ..options }).unwrap_err().to_string();
     assert!(error.contains("`fast`") && error.contains("time"), "{error}");
 }
 
 #[test]
 fn runs_with_next_to_nothing_in_them_still_draw() {
-    let one_row = |row: MetricsRow| RunData { name: "x".into(), rows: vec![row], has_tokens: true, model: None, folder: None };
+    let one_row = |row: MetricsRow| RunData {
+        name: "x".into(),
+        rows: vec![row],
+        has_tokens: true,
+        model: None,
+        folder: None,
+    };
     let empty = MetricsRow::new(0, 0, Action::Evaluate);
     for row in [
         empty.clone(),
         MetricsRow { val_loss: Some(4.0), ..empty.clone() },
         MetricsRow { loss: Some(f64::NAN), action: Action::SkipNonfinite, ..empty.clone() },
-        MetricsRow { loss: Some(0.0), grad_norm: Some(0.0), learning_rate: Some(0.0), action: Action::Update, ..empty },
+        MetricsRow {
+            loss: Some(0.0),
+            grad_norm: Some(0.0),
+            learning_rate: Some(0.0),
+            action: Action::Update,
+            ..empty
+        },
     ] {
         for (log_x, log_y) in [(false, false), (false, true), (true, true)] {
             let options = PlotOptions { log_x, log_y, ..PlotOptions::default() };
@@ -163,12 +203,19 @@ fn runs_with_next_to_nothing_in_them_still_draw() {
 fn baselines_are_chosen_by_hand_where_the_run_does_not_tell_its_size() {
     let log = RunData { model: None, has_tokens: false, ..synthetic("log_gpt2", 1, 60, &[], true) };
     let chosen = |sizes: &[Size]| {
-        svg(std::slice::from_ref(&log), &PlotOptions { baselines: Baselines::Chosen(sizes.to_vec()), ..PlotOptions::default() })
+        svg(
+            std::slice::from_ref(&log),
+            &PlotOptions { baselines: Baselines::Chosen(sizes.to_vec()), ..PlotOptions::default() },
+        )
     };
     assert!(!chosen(&[]).contains("GPT-"));
     assert!(chosen(&[Size::M1558]).contains("GPT-2 1558M: loss on FineWeb 2.831, HellaSwag 0.489"));
     let all = chosen(&[Size::M124, Size::M350, Size::M774, Size::M1558]);
-    assert!(["GPT-2 124M", "GPT-2 350M", "GPT-2 774M", "GPT-2 1558M", "GPT-3 1.3B"].iter().all(|name| all.contains(name)));
+    assert!(
+        ["GPT-2 124M", "GPT-2 350M", "GPT-2 774M", "GPT-2 1558M", "GPT-3 1.3B"]
+            .iter()
+            .all(|name| all.contains(name))
+    );
 }
 
 /// The page of the report shows light pictures dark by its style sheet: no colour may lack a rule.
@@ -180,7 +227,11 @@ fn every_colour_of_a_lone_runs_picture_has_a_dark_one() {
     for (kind, chart) in figure::charts(&[run], &PlotOptions::default()).unwrap() {
         let drawn = chart.to_svg().unwrap();
         for piece in drawn.split("=\"#").skip(1) {
-            assert!(rules.contains(&format!("=\"#{}\"]", &piece[..6])), "{kind:?}: #{} has no dark colour", &piece[..6]);
+            assert!(
+                rules.contains(&format!("=\"#{}\"]", &piece[..6])),
+                "{kind:?}: #{} has no dark colour",
+                &piece[..6]
+            );
         }
     }
 }
@@ -195,7 +246,13 @@ fn gallery() {
     let large = synthetic("gpt2_124m", 0, 32_000, &[9_000, 9_001, 20_000, 27_000], true);
     let three: Vec<RunData> = (0..3)
         .map(|seed| {
-            synthetic(["baseline", "wider batch", "no guards"][seed as usize], 3 * seed, 19_560, &[8_000 + 999 * seed], true)
+            synthetic(
+                ["baseline", "wider batch", "no guards"][seed as usize],
+                3 * seed,
+                19_560,
+                &[8_000 + 999 * seed],
+                true,
+            )
         })
         .collect();
     let draw = |name: &str, runs: &[RunData], options: PlotOptions| {
@@ -217,12 +274,17 @@ fn gallery() {
     draw("log_tokens", &[large], PlotOptions { log_y: true, smooth: Some(200), ..of(XAxis::Tokens) });
     draw("three", &three, PlotOptions::default());
     draw("three_dark_hours", &three, PlotOptions { x: XAxis::Hours, ..dark() });
-    let lengths = [three[0].clone(), synthetic("a tenth", 1, 1_956, &[700], true), synthetic("the start", 2, 120, &[], true)];
+    let lengths = [
+        three[0].clone(),
+        synthetic("a tenth", 1, 1_956, &[700], true),
+        synthetic("the start", 2, 120, &[], true),
+    ];
     draw("lengths", &lengths, PlotOptions::default());
     draw("lengths_log", &lengths, PlotOptions { log_x: true, log_y: true, ..of(XAxis::Flops) });
     draw("log_steps", &[small.clone()], PlotOptions { log_x: true, ..PlotOptions::default() });
-    let many: Vec<RunData> =
-        (0..9).map(|at| synthetic(&format!("depth sweep, run number {at}"), at, 4_000, &[], at % 2 == 0)).collect();
+    let many: Vec<RunData> = (0..9)
+        .map(|at| synthetic(&format!("depth sweep, run number {at}"), at, 4_000, &[], at % 2 == 0))
+        .collect();
     draw("many", &many, PlotOptions::default());
     for (kind, chart) in figure::charts(&[small], &PlotOptions::default()).unwrap() {
         atomic::write(&folder.join(format!("chart_{kind:?}.png")), &chart.to_png().unwrap()).unwrap();

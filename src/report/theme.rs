@@ -1,8 +1,8 @@
 //! Colours, for light and for dark surroundings.
 //!
 //! The first six light ones are Okabe and Ito's, which colour-blind readers can tell apart, and four more
-//! follow; the dark ones are the same hues, lighter. Both tables have the same rows, so a light SVG can be shown dark by a style
-//! sheet alone: [`dark_rules`].
+//! follow; the dark ones are the same hues, lighter. Both tables have the same rows, so a light SVG can be
+//! shown dark by a style sheet alone: [`dark_rules`].
 
 use std::fmt::Write as _;
 
@@ -119,8 +119,23 @@ impl Colors {
     /// Every colour that a picture of one run may have.
     fn of_a_lone_run(&self) -> [Color; 12] {
         let run = self.run(0);
-        let Colors { background, text, quiet, grid, frame, level, resumed, changed, skip, validation, .. } = *self;
-        [background, text, quiet, grid, frame, level, resumed, changed, skip, validation, run, self.faint(run)]
+        let Colors {
+            background, text, quiet, grid, frame, level, resumed, changed, skip, validation, ..
+        } = *self;
+        [
+            background,
+            text,
+            quiet,
+            grid,
+            frame,
+            level,
+            resumed,
+            changed,
+            skip,
+            validation,
+            run,
+            self.faint(run),
+        ]
     }
 }
 
@@ -143,7 +158,8 @@ fn hex((red, green, blue): Color) -> String {
 
 /// A share of the way from one colour to another.
 fn mix(from: Color, to: Color, share: f64) -> Color {
-    let channel = |from: u8, to: u8| libm::round(f64::from(from) + share * (f64::from(to) - f64::from(from))) as u8;
+    let channel =
+        |from: u8, to: u8| libm::round(f64::from(from) + share * (f64::from(to) - f64::from(from))) as u8;
     (channel(from.0, to.0), channel(from.1, to.1), channel(from.2, to.2))
 }
 

@@ -30,10 +30,13 @@ pub struct AppendFile {
 impl AppendFile {
     /// Starts a file; one that exists already is left alone and is an error.
     pub fn create(path: &Path) -> Result<AppendFile, AppendError> {
-        let file = OpenOptions::new().append(true).create_new(true).open(path).map_err(|source| match source.kind() {
-            io::ErrorKind::AlreadyExists => AppendError::Exists { path: path.to_owned() },
-            _ => AppendError::Io { action: "create", path: path.to_owned(), source },
-        })?;
+        let file =
+            OpenOptions::new().append(true).create_new(true).open(path).map_err(|source| {
+                match source.kind() {
+                    io::ErrorKind::AlreadyExists => AppendError::Exists { path: path.to_owned() },
+                    _ => AppendError::Io { action: "create", path: path.to_owned(), source },
+                }
+            })?;
         Ok(AppendFile { file, path: path.to_owned() })
     }
 
@@ -80,7 +83,11 @@ impl AppendFile {
 
     /// Returns when every record is on the disk: to be called before a checkpoint counts on them.
     pub fn sync(&self) -> Result<(), AppendError> {
-        self.file.sync_all().map_err(|source| AppendError::Io { action: "sync", path: self.path.clone(), source })
+        self.file.sync_all().map_err(|source| AppendError::Io {
+            action: "sync",
+            path: self.path.clone(),
+            source,
+        })
     }
 
     pub fn path(&self) -> &Path {

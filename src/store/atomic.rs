@@ -28,9 +28,14 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// [`write()`] for content that is streamed; `need_bytes` is its length, for the message of a full disk.
-pub fn write_with(path: &Path, need_bytes: u64, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+pub fn write_with(
+    path: &Path,
+    need_bytes: u64,
+    content: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<()> {
     let temporary = beside(path, TEMPORARY);
-    let stream = || File::create(&temporary).and_then(|mut file| content(&mut file).and_then(|()| file.sync_all()));
+    let stream =
+        || File::create(&temporary).and_then(|mut file| content(&mut file).and_then(|()| file.sync_all()));
     let written = stream()
         .map_err(StoreError::write(path, need_bytes))
         .and_then(|()| fs::rename(&temporary, path).map_err(StoreError::io(path, "rename into place")));
@@ -77,7 +82,8 @@ impl NewFolder {
         if self.target.exists() {
             fs::rename(&self.target, &replaced).map_err(StoreError::io(&self.target, "move aside"))?;
         }
-        fs::rename(&self.temporary, &self.target).map_err(StoreError::io(&self.target, "rename into place"))?;
+        fs::rename(&self.temporary, &self.target)
+            .map_err(StoreError::io(&self.target, "rename into place"))?;
         self.committed = true;
         sync_folder(folder)?;
         remove_if_there(&replaced)
@@ -116,8 +122,9 @@ pub fn clean(folder: &Path) -> Result<Vec<String>> {
     for entry in fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
         let name = entry.map_err(StoreError::io(folder, "list"))?.file_name();
         // Names this module did not make may be anything; its own are Unicode.
-        if let Some(name) =
-            name.to_str().filter(|name| [TEMPORARY, REPLACED, DELETED].iter().any(|prefix| name.starts_with(prefix)))
+        if let Some(name) = name
+            .to_str()
+            .filter(|name| [TEMPORARY, REPLACED, DELETED].iter().any(|prefix| name.starts_with(prefix)))
         {
             left.push(name.to_owned());
         }
@@ -126,7 +133,9 @@ pub fn clean(folder: &Path) -> Result<Vec<String>> {
     for name in &left {
         let path = folder.join(name);
         match name.strip_prefix(REPLACED).map(|original| folder.join(original)) {
-            Some(original) if !original.exists() => fs::rename(&path, &original).map_err(StoreError::io(&path, "restore"))?,
+            Some(original) if !original.exists() => {
+                fs::rename(&path, &original).map_err(StoreError::io(&path, "restore"))?
+            }
             _ => remove_if_there(&path)?,
         }
     }
@@ -196,9 +205,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.parquet");
         write(&path, b"old").unwrap();
-        let full = write_with(&path, 123_456, |_| File::options().write(true).open("/dev/full")?.write_all(b"new"));
+        let full =
+            write_with(&path, 123_456, |_| File::options().write(true).open("/dev/full")?.write_all(b"new"));
         let text = full.unwrap_err().to_string();
-        assert!(text.contains("metrics.parquet`, which needs 123456 bytes") && text.contains("intact"), "{text}");
+        assert!(
+            text.contains("metrics.parquet`, which needs 123456 bytes") && text.contains("intact"),
+            "{text}"
+        );
         assert_eq!((fs::read(&path).unwrap(), names(folder.path()).len()), (b"old".to_vec(), 1));
     }
 

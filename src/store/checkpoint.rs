@@ -56,7 +56,12 @@ pub fn save(checkpoints: &Path, state: &[Tensor], facts: &Facts) -> Result<Manif
 }
 
 /// [`save`] that counts in `done_bytes` how much of the tensors is written.
-pub fn save_counting(checkpoints: &Path, state: &[Tensor], facts: &Facts, done_bytes: &AtomicU64) -> Result<Manifest> {
+pub fn save_counting(
+    checkpoints: &Path,
+    state: &[Tensor],
+    facts: &Facts,
+    done_bytes: &AtomicU64,
+) -> Result<Manifest> {
     save_through(|path| File::create(path), checkpoints, state, facts, done_bytes)
 }
 
@@ -74,7 +79,8 @@ fn save_through(
     // Errors name the place the file is meant for: its temporary folder is gone when they are read.
     let (file_path, need_bytes) = (target.join(STATE_FILE), layout.file_bytes());
 
-    let mut out = create(&folder.path().join(STATE_FILE)).map_err(StoreError::write(&file_path, need_bytes))?;
+    let mut out =
+        create(&folder.path().join(STATE_FILE)).map_err(StoreError::write(&file_path, need_bytes))?;
     let write = || -> io::Result<()> {
         out.write_all(layout.header())?;
         for &i in layout.order() {
@@ -90,8 +96,13 @@ fn save_through(
     // Threads of their own: a task that waits for a disk must not sit in the pool that trains.
     let (written, sha256, tensors) = thread::scope(|scope| {
         let (write, sha256) = (scope.spawn(write), scope.spawn(sha256));
-        let tensors: BTreeMap<String, Hash> = state.iter().map(|tensor| (tensor.name.clone(), digest(tensor))).collect();
-        (write.join().expect("writing does not panic"), sha256.join().expect("hashing does not panic"), tensors)
+        let tensors: BTreeMap<String, Hash> =
+            state.iter().map(|tensor| (tensor.name.clone(), digest(tensor))).collect();
+        (
+            write.join().expect("writing does not panic"),
+            sha256.join().expect("hashing does not panic"),
+            tensors,
+        )
     });
     written.map_err(StoreError::write(&file_path, need_bytes))?;
 
@@ -103,7 +114,12 @@ fn save_through(
 
 /// The manifest of a state's file with these digests; refused when they are not those of the state that the
 /// trainer hashed.
-pub(super) fn manifest_of(facts: &Facts, bytes: u64, sha256: Hash, tensors: BTreeMap<String, Hash>) -> Result<Manifest> {
+pub(super) fn manifest_of(
+    facts: &Facts,
+    bytes: u64,
+    sha256: Hash,
+    tensors: BTreeMap<String, Hash>,
+) -> Result<Manifest> {
     let state_root = root_of(&tensors);
     if let Some(expected) = facts.state_root.filter(|expected| *expected != state_root) {
         return Err(StoreError::StateChanged { expected, found: state_root });
@@ -124,7 +140,8 @@ pub(super) fn manifest_of(facts: &Facts, bytes: u64, sha256: Hash, tensors: BTre
 }
 
 fn root_of(tensors: &BTreeMap<String, Hash>) -> Hash {
-    state_root(tensors.iter().map(|(name, digest)| (name.as_str(), *digest))).expect("a map has no name twice")
+    state_root(tensors.iter().map(|(name, digest)| (name.as_str(), *digest)))
+        .expect("a map has no name twice")
 }
 
 /// The checkpoints in a folder by step, oldest first, whole or not. A folder that is not there has none.
@@ -197,12 +214,18 @@ fn read_on(mut reader: Reader, mut take: impl FnMut(Tensor, Hash) -> Result<()>)
 /// Opens the state file and compares its header with the manifest.
 fn open_state(path: &Path, manifest: &Manifest) -> Result<Reader> {
     let reader = Reader::open(path)?;
-    let wrong_tensors =
-        |tensor: &str, found, expected| StoreError::WrongTensors { path: path.into(), tensor: tensor.into(), found, expected };
+    let wrong_tensors = |tensor: &str, found, expected| StoreError::WrongTensors {
+        path: path.into(),
+        tensor: tensor.into(),
+        found,
+        expected,
+    };
     if let Some(info) = reader.infos().iter().find(|info| !manifest.tensors.contains_key(&info.name)) {
         return Err(wrong_tensors(&info.name, "has", "does not list"));
     }
-    if let Some(missing) = manifest.tensors.keys().find(|name| !reader.infos().iter().any(|info| info.name == **name)) {
+    if let Some(missing) =
+        manifest.tensors.keys().find(|name| !reader.infos().iter().any(|info| info.name == **name))
+    {
         return Err(wrong_tensors(missing, "lacks", "lists"));
     }
     Ok(reader)
@@ -246,7 +269,12 @@ pub fn load(folder: &Path) -> Result<Loaded> {
     let read = read_on(reader, |tensor, found| {
         let expected = manifest.tensors[&tensor.name];
         if found != expected {
-            return Err(StoreError::TensorDiffers { path: path.clone(), tensor: tensor.name, expected, found });
+            return Err(StoreError::TensorDiffers {
+                path: path.clone(),
+                tensor: tensor.name,
+                expected,
+                found,
+            });
         }
         state.push(tensor);
         Ok(())
@@ -268,7 +296,10 @@ pub fn newest_whole(checkpoints: &Path) -> Result<(Option<Loaded>, Broken)> {
 }
 
 /// The newest checkpoint that `load` takes, and why it does not take each newer one.
-pub fn newest(checkpoints: &Path, load: impl Fn(&Path) -> Result<Loaded>) -> Result<(Option<Loaded>, Broken)> {
+pub fn newest(
+    checkpoints: &Path,
+    load: impl Fn(&Path) -> Result<Loaded>,
+) -> Result<(Option<Loaded>, Broken)> {
     let mut broken = Vec::new();
     for (step, folder) in list(checkpoints)?.into_iter().rev() {
         match load(&folder) {

@@ -48,7 +48,8 @@ fn saved(steps: &[u64]) -> tempfile::TempDir {
 }
 
 fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -59,10 +60,16 @@ fn a_checkpoint_loads_the_state_that_was_saved() {
     let step = folder.path().join("step_00002000");
     let (manifest, loaded) = load(&step).unwrap();
     assert_eq!(loaded, state(2000));
-    assert_eq!((manifest.step, manifest.tokens, manifest.updates, manifest.ledger), (2000, 2_048_000, 2000, facts(2000).ledger));
+    assert_eq!(
+        (manifest.step, manifest.tokens, manifest.updates, manifest.ledger),
+        (2000, 2_048_000, 2000, facts(2000).ledger)
+    );
     let digests: Vec<Hash> = state(2000).iter().map(digest).collect();
     let named = state(2000).into_iter().map(|t| t.name).zip(digests).collect::<Vec<_>>();
-    assert_eq!(manifest.state_root, state_root(named.iter().map(|(name, digest)| (name.as_str(), *digest))).unwrap());
+    assert_eq!(
+        manifest.state_root,
+        state_root(named.iter().map(|(name, digest)| (name.as_str(), *digest))).unwrap()
+    );
     assert_eq!(manifest.file.sha256, Hash::of(&fs::read(step.join(STATE_FILE)).unwrap()));
     assert_eq!(names(&step), [MANIFEST_FILE, STATE_FILE]);
     assert_eq!(names(folder.path()), ["step_00002000"]);
@@ -101,7 +108,8 @@ fn two_runs_with_the_same_bits_write_the_same_files() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     pool.install(|| save(b.path(), &backwards, &facts(7))).unwrap();
     for file in [STATE_FILE, MANIFEST_FILE] {
-        let read = |folder: &tempfile::TempDir| fs::read(folder.path().join("step_00000007").join(file)).unwrap();
+        let read =
+            |folder: &tempfile::TempDir| fs::read(folder.path().join("step_00000007").join(file)).unwrap();
         assert_eq!(read(&a), read(&b), "{file}");
     }
 }
@@ -115,8 +123,11 @@ fn every_flipped_byte_is_found_and_named() {
     let header = 8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
     let layout = Layout::new(&state(3), &BTreeMap::new()).unwrap();
     // Which tensor each byte behind the header belongs to.
-    let owner: Vec<String> =
-        layout.order().iter().flat_map(|&i| vec![state(3)[i].name.clone(); state(3)[i].bytes.len()]).collect();
+    let owner: Vec<String> = layout
+        .order()
+        .iter()
+        .flat_map(|&i| vec![state(3)[i].name.clone(); state(3)[i].bytes.len()])
+        .collect();
     assert_eq!(header + owner.len(), good.len());
 
     let key = Key::new(1, "flips");
@@ -128,7 +139,9 @@ fn every_flipped_byte_is_found_and_named() {
         let error = load(&step).expect_err(&format!("byte {byte}"));
         assert!(error.to_string().contains(STATE_FILE), "{error}");
         match error {
-            E::TensorDiffers { tensor, .. } if byte >= header => assert_eq!(tensor, owner[byte - header], "byte {byte}"),
+            E::TensorDiffers { tensor, .. } if byte >= header => {
+                assert_eq!(tensor, owner[byte - header], "byte {byte}")
+            }
             // A header may still be a good one, of other types or shapes.
             E::BadHeader { .. }
             | E::WrongTensors { .. }
@@ -213,7 +226,9 @@ fn the_newest_whole_checkpoint_is_found_behind_broken_ones() {
     let (manifest, loaded) = whole.unwrap();
     assert_eq!((manifest.step, loaded), (10, state(10)));
     assert_eq!(broken.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [30, 20]);
-    assert!(matches!(broken[0].1, E::WrongLength { found: 0, .. }) && matches!(broken[1].1, E::Missing { .. }));
+    assert!(
+        matches!(broken[0].1, E::WrongLength { found: 0, .. }) && matches!(broken[1].1, E::Missing { .. })
+    );
     let (none, broken) = newest_whole(&folder.path().join("nowhere")).unwrap();
     assert!(none.is_none() && broken.is_empty());
 }
@@ -232,7 +247,11 @@ fn a_save_killed_in_the_middle_leaves_nothing_that_counts() {
     assert_eq!(list(folder.path()).unwrap(), [(10, folder.path().join("step_00000010"))]);
     assert_eq!(newest_whole(folder.path()).unwrap().0.unwrap().0.step, 10);
     save(folder.path(), &state(20), &facts(20)).unwrap();
-    assert_eq!(load(&folder.path().join("step_00000020")).unwrap().1, state(20), "the next save takes its place");
+    assert_eq!(
+        load(&folder.path().join("step_00000020")).unwrap().1,
+        state(20),
+        "the next save takes its place"
+    );
     assert!(!half.exists());
 }
 
@@ -257,7 +276,9 @@ fn a_state_other_than_the_one_hashed_is_not_saved() {
     save(folder.path(), &state(10), &facts).unwrap();
     let mut changed = state(10);
     changed[0].bytes[5] ^= 1;
-    assert!(matches!(save(folder.path(), &changed, &facts), Err(E::StateChanged { expected, .. }) if expected == root));
+    assert!(
+        matches!(save(folder.path(), &changed, &facts), Err(E::StateChanged { expected, .. }) if expected == root)
+    );
     assert_eq!(load(&folder.path().join("step_00000010")).unwrap().1, state(10), "the one before stands");
 }
 
@@ -273,7 +294,11 @@ fn the_independent_script_verifies_a_checkpoint() {
         return;
     };
     let root = inspect(&step).unwrap().state_root;
-    assert_eq!(String::from_utf8_lossy(&output.stdout), format!("ok: step 10, state root {root}\n"), "{output:?}");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        format!("ok: step 10, state root {root}\n"),
+        "{output:?}"
+    );
     for file in [STATE_FILE, MANIFEST_FILE] {
         let good = fs::read(step.join(file)).unwrap();
         let mut bad = good.clone();
@@ -291,8 +316,12 @@ fn the_independent_script_verifies_a_checkpoint() {
 #[ignore = "a measurement; writes 1 GiB"]
 fn checkpoint_throughput() {
     let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-    let tensor =
-        |i: usize| Tensor { name: format!("{i}"), dtype: Dtype::F32, shape: vec![1 << 24], bytes: vec![i as u8; 1 << 26] };
+    let tensor = |i: usize| Tensor {
+        name: format!("{i}"),
+        dtype: Dtype::F32,
+        shape: vec![1 << 24],
+        bytes: vec![i as u8; 1 << 26],
+    };
     let state: Vec<Tensor> = (0..16).map(tensor).collect();
     let rate = |start: std::time::Instant| (1u64 << 30) as f64 / start.elapsed().as_secs_f64() / 1e9;
     let start = std::time::Instant::now();

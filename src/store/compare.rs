@@ -33,7 +33,9 @@ pub enum First {
 impl std::fmt::Display for First {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            First::Missing { in_a } => write!(f, "only the {} has it", if *in_a { "second" } else { "first" }),
+            First::Missing { in_a } => {
+                write!(f, "only the {} has it", if *in_a { "second" } else { "first" })
+            }
             First::Kind { a, b } => write!(f, "{a} and {b}"),
             First::Values { dtype, shape, difference } => write!(f, "{dtype} {shape:?}, {difference}"),
         }
@@ -53,9 +55,11 @@ pub fn checkpoints(a: &Path, b: &Path) -> Result<Option<StateDifference>> {
     };
     let (first_a, first_b) = (safetensors::read_one(&file_a, name)?, safetensors::read_one(&file_b, name)?);
     let first = match (first_a, first_b) {
-        (Some(a), Some(b)) => {
-            first(&a, &b).ok_or_else(|| StoreError::DigestsDisagree { a: file_a, b: file_b, tensor: name.clone() })?
-        }
+        (Some(a), Some(b)) => first(&a, &b).ok_or_else(|| StoreError::DigestsDisagree {
+            a: file_a,
+            b: file_b,
+            tensor: name.clone(),
+        })?,
         (a, _) => First::Missing { in_a: a.is_none() },
     };
     let of = manifest_a.tensors.len().max(manifest_b.tensors.len());

@@ -1,7 +1,7 @@
 //! `gpu.jsonl`: what the GPU's sensors said while a run went on, a line a sample.
 //!
-//! Times and temperatures prove nothing and repeat nowhere, so they stay out of metrics and ledger. A resumed run goes on
-//! at the end of the file; each line says at which step it was taken.
+//! Times and temperatures prove nothing and repeat nowhere, so they stay out of metrics and ledger. A resumed
+//! run goes on at the end of the file; each line says at which step it was taken.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -55,7 +55,11 @@ pub struct GpuLog {
 impl GpuLog {
     /// Opens the log at `path`, or starts it; a line that a kill left unfinished is cut.
     pub fn open(path: &Path) -> Result<GpuLog, AppendError> {
-        let file = if path.exists() { AppendFile::reopen(path, u64::MAX, |_| Ok(0))?.0 } else { AppendFile::create(path)? };
+        let file = if path.exists() {
+            AppendFile::reopen(path, u64::MAX, |_| Ok(0))?.0
+        } else {
+            AppendFile::create(path)?
+        };
         Ok(GpuLog { file })
     }
 
@@ -65,7 +69,8 @@ impl GpuLog {
     }
 }
 
-/// The last whole line of a log, if there is one that can be read. Reads the end alone: logs of days are long.
+/// The last whole line of a log, if there is one that can be read. Reads the end alone: logs of days are
+/// long.
 pub fn last(path: &Path) -> Option<GpuSample> {
     const END: u64 = 4096;
     let mut file = File::open(path).ok()?;

@@ -72,12 +72,18 @@ fn a_run_killed_at_any_moment_goes_on_from_a_whole_checkpoint() {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_millis(40 + u64::from(Key::new(kill, "kill").block_at(0, 0)[0] % 60)));
+        std::thread::sleep(Duration::from_millis(
+            40 + u64::from(Key::new(kill, "kill").block_at(0, 0)[0] % 60),
+        ));
         child.kill().unwrap();
         child.wait().unwrap();
         train(&folder, 1);
     }
     let (_, entries) = crate::proof::ledger::read(&folder.join("ledger.jsonl")).unwrap();
-    assert_eq!(entries, (1..=entries.len() as u64).map(entry).collect::<Vec<_>>(), "no step is lost or doubled");
+    assert_eq!(
+        entries,
+        (1..=entries.len() as u64).map(entry).collect::<Vec<_>>(),
+        "no step is lost or doubled"
+    );
     eprintln!("{} steps", entries.len());
 }

@@ -49,7 +49,8 @@ impl MainLogWriter {
     /// Opens the log of a run whose next step is `step`: drops a torn last line and every line of
     /// that step and later.
     pub fn resume(run_dir: &Path, step: u64) -> Result<MainLogWriter, AppendError> {
-        let (file, _) = AppendFile::reopen(&run_dir.join(MAIN_LOG), step, |line| parse(line).map(|(step, _)| step))?;
+        let (file, _) =
+            AppendFile::reopen(&run_dir.join(MAIN_LOG), step, |line| parse(line).map(|(step, _)| step))?;
         Ok(MainLogWriter { file })
     }
 
@@ -79,7 +80,12 @@ pub fn format(row: &MetricsRow) -> String {
     }
     if let Some(loss) = row.loss {
         let (rate, norm) = (row.learning_rate.unwrap_or(f64::NAN), row.grad_norm.unwrap_or(f64::NAN));
-        line(format_args!("s:{step} trl:{} lr:{} norm:{}\n", decimal(loss, 4), decimal(rate, 6), decimal(norm, 2)));
+        line(format_args!(
+            "s:{step} trl:{} lr:{} norm:{}\n",
+            decimal(loss, 4),
+            decimal(rate, 6),
+            decimal(norm, 2)
+        ));
     }
     if row.action.is_skip() {
         let value = match row.action {
@@ -141,9 +147,12 @@ enum Record {
 
 fn parse(line: &str) -> Result<(u64, Record), String> {
     let mut words = line.split_whitespace().map(|word| {
-        word.split_once(':').ok_or_else(|| format!("expected `name:value` words such as `s:250 tel:4.5123`, got `{word}`"))
+        word.split_once(':')
+            .ok_or_else(|| format!("expected `name:value` words such as `s:250 tel:4.5123`, got `{word}`"))
     });
-    let number = |name: &str, text: &str| text.parse::<f64>().map_err(|_| format!("`{name}`: expected a number, got `{text}`"));
+    let number = |name: &str, text: &str| {
+        text.parse::<f64>().map_err(|_| format!("`{name}`: expected a number, got `{text}`"))
+    };
     let step = match words.next().transpose()? {
         Some(("s", text)) => text.parse().map_err(|_| format!("`s`: expected a step, got `{text}`"))?,
         Some((name, _)) => return Err(format!("expected the step `s:` first, got `{name}:`")),
@@ -185,7 +194,10 @@ mod tests {
     #[test]
     fn lines_are_the_references() {
         let row = MetricsRow { val_loss: Some(4.51234), hellaswag: Some(0.265), ..row(250) };
-        assert_eq!(format(&row), "s:250 tel:4.5123\ns:250 eval:0.2650\ns:250 trl:4.4801 lr:0.000214 norm:0.89\n");
+        assert_eq!(
+            format(&row),
+            "s:250 tel:4.5123\ns:250 eval:0.2650\ns:250 trl:4.4801 lr:0.000214 norm:0.89\n"
+        );
     }
 
     #[test]
@@ -232,9 +244,13 @@ mod tests {
     fn a_fault_names_its_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(MAIN_LOG);
-        for (text, hint) in
-            [("s:1 tel:x\n", "`tel`"), ("tel:1\n", "`s:`"), ("\n", "empty"), ("s:1\n", "nothing"), ("step 1\n", "`step`")]
-        {
+        for (text, hint) in [
+            ("s:1 tel:x\n", "`tel`"),
+            ("tel:1\n", "`s:`"),
+            ("\n", "empty"),
+            ("s:1\n", "nothing"),
+            ("step 1\n", "`step`"),
+        ] {
             std::fs::write(&path, format!("s:0 tel:1.0\n{text}")).unwrap();
             let error = read(&path).unwrap_err().to_string();
             assert!(error.contains("line 2") && error.contains(hint), "{error}");

@@ -76,9 +76,11 @@ impl Manifest {
     /// Reads the text of the manifest at `path`; checks format and seal.
     pub fn parse(path: &Path, text: &[u8]) -> Result<Manifest> {
         let bad = |why: String| StoreError::BadManifest { path: path.into(), why };
-        let text = std::str::from_utf8(text).map_err(|e| bad(format!("not UTF-8 from byte {}", e.valid_up_to())))?;
-        let (body, end) =
-            text.rsplit_once(SEAL).ok_or_else(|| bad("it has no seal; the file was cut short or is another one".into()))?;
+        let text =
+            std::str::from_utf8(text).map_err(|e| bad(format!("not UTF-8 from byte {}", e.valid_up_to())))?;
+        let (body, end) = text
+            .rsplit_once(SEAL)
+            .ok_or_else(|| bad("it has no seal; the file was cut short or is another one".into()))?;
         let found: Hash = end
             .strip_prefix('"')
             .and_then(|end| end.strip_suffix("\"\n}\n"))
@@ -95,7 +97,11 @@ impl Manifest {
         let format: Format = serde_json::from_str(&json).map_err(|e| bad(e.to_string()))?;
         let expected = manifest_seal(body.as_bytes());
         if format.format != FORMAT {
-            return Err(StoreError::WrongFormat { path: path.into(), expected: FORMAT, found: format.format });
+            return Err(StoreError::WrongFormat {
+                path: path.into(),
+                expected: FORMAT,
+                found: format.format,
+            });
         }
         if found != expected {
             return Err(StoreError::SealBroken { path: path.into(), expected, found });
@@ -151,8 +157,14 @@ mod tests {
     fn an_edit_and_another_version_are_told_apart() {
         let text = manifest().to_text();
         let edited = text.replace("\"updates\": 1999", "\"updates\": 2000");
-        assert!(matches!(Manifest::parse(Path::new("m"), edited.as_bytes()), Err(StoreError::SealBroken { .. })));
+        assert!(matches!(
+            Manifest::parse(Path::new("m"), edited.as_bytes()),
+            Err(StoreError::SealBroken { .. })
+        ));
         let newer = text.replace("checkpoint/v1", "checkpoint/v2");
-        assert!(matches!(Manifest::parse(Path::new("m"), newer.as_bytes()), Err(StoreError::WrongFormat { .. })));
+        assert!(matches!(
+            Manifest::parse(Path::new("m"), newer.as_bytes()),
+            Err(StoreError::WrongFormat { .. })
+        ));
     }
 }

@@ -45,7 +45,8 @@ pub enum Action {
 }
 
 impl Action {
-    pub const ALL: [Action; 5] = [Action::Update, Action::SkipLossZ, Action::SkipGradZ, Action::SkipNonfinite, Action::Evaluate];
+    pub const ALL: [Action; 5] =
+        [Action::Update, Action::SkipLossZ, Action::SkipGradZ, Action::SkipNonfinite, Action::Evaluate];
 
     /// As written in files.
     pub fn name(self) -> &'static str {
@@ -146,12 +147,16 @@ impl MetricsRow {
     /// resumed run has other ones.
     pub fn same_bits(&self, other: &MetricsRow) -> bool {
         let bits = |row: &MetricsRow| row.exact_values().map(|(_, value)| value.map(f64::to_bits));
-        self.step == other.step && self.tokens == other.tokens && self.action == other.action && bits(self) == bits(other)
+        self.step == other.step
+            && self.tokens == other.tokens
+            && self.action == other.action
+            && bits(self) == bits(other)
     }
 
     /// The row as a line of `metrics.jsonl`, newline included.
     pub fn to_line(&self) -> String {
-        let mut line = serde_json::to_string(&Line::from(self)).expect("a struct of numbers and strings always serialises");
+        let mut line = serde_json::to_string(&Line::from(self))
+            .expect("a struct of numbers and strings always serialises");
         line.push('\n');
         line
     }
@@ -242,7 +247,11 @@ impl TryFrom<Line> for MetricsRow {
             val_loss: exact("val_loss", line.val_loss, line.val_loss_bits)?,
             hellaswag: exact("hellaswag", line.hellaswag, line.hellaswag_bits)?,
             hellaswag_acc: exact("hellaswag_acc", line.hellaswag_acc, line.hellaswag_acc_bits)?,
-            hellaswag_acc_norm: exact("hellaswag_acc_norm", line.hellaswag_acc_norm, line.hellaswag_acc_norm_bits)?,
+            hellaswag_acc_norm: exact(
+                "hellaswag_acc_norm",
+                line.hellaswag_acc_norm,
+                line.hellaswag_acc_norm_bits,
+            )?,
             step_ms: line.step_ms,
             tokens_per_s: line.tokens_per_s,
             mfu: line.mfu,
@@ -258,11 +267,9 @@ fn exact(key: &str, decimal: Option<f64>, bits: Option<String>) -> Result<Option
         Some(text) => {
             let digits = text.strip_prefix("0x").filter(|digits| digits.len() == 16);
             let parsed = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
-            Some(
-                parsed
-                    .map(f64::from_bits)
-                    .ok_or_else(|| format!("`{key}_bits`: expected 0x and 16 hexadecimal digits, got `{text}`"))?,
-            )
+            Some(parsed.map(f64::from_bits).ok_or_else(|| {
+                format!("`{key}_bits`: expected 0x and 16 hexadecimal digits, got `{text}`")
+            })?)
         }
     };
     let expected = value.filter(|value| value.is_finite());
@@ -272,7 +279,9 @@ fn exact(key: &str, decimal: Option<f64>, bits: Option<String>) -> Result<Option
     let show = |decimal: Option<f64>| decimal.map_or("null".to_owned(), |decimal| decimal.to_string());
     Err(match bits {
         None => format!("`{key}` is {} but `{key}_bits` is missing", show(decimal)),
-        Some(text) => format!("`{key}` is {} but `{key}_bits` is {text}, which is {}", show(decimal), show(value)),
+        Some(text) => {
+            format!("`{key}` is {} but `{key}_bits` is {text}, which is {}", show(decimal), show(value))
+        }
     })
 }
 
@@ -331,7 +340,8 @@ impl MetricsWriter {
     /// that step and later. Refuses a file in which rows before `step` are missing.
     pub fn resume(run_dir: &Path, step: u64) -> Result<MetricsWriter, MetricsError> {
         let path = run_dir.join(JSONL);
-        let (file, last_step) = AppendFile::reopen(&path, step, |line| MetricsRow::from_line(line).map(|row| row.step))?;
+        let (file, last_step) =
+            AppendFile::reopen(&path, step, |line| MetricsRow::from_line(line).map(|row| row.step))?;
         if last_step.map_or(0, |last| last + 1) != step {
             return Err(MetricsError::Incomplete { path, last: last_step, resume: step });
         }
@@ -372,14 +382,22 @@ pub fn read(run_dir: &Path) -> Result<Vec<MetricsRow>, MetricsError> {
 
 /// The rows of a jsonl file. A torn last line, as a killed process leaves it, is left out.
 pub fn read_jsonl(path: &Path) -> Result<Vec<MetricsRow>, MetricsError> {
-    let bytes = std::fs::read(path).map_err(|source| MetricsError::Io { action: "read", path: path.to_owned(), source })?;
+    let bytes = std::fs::read(path).map_err(|source| MetricsError::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })?;
     let mut rows: Vec<MetricsRow> = Vec::new();
     for (index, line) in complete_lines(&bytes).enumerate() {
         let row = std::str::from_utf8(line)
             .map_err(|error| error.to_string())
             .and_then(MetricsRow::from_line)
             .and_then(|row| check_order(rows.last().map(|last| last.step), row.step).map(|()| row))
-            .map_err(|message| MetricsError::Row { path: path.to_owned(), place: Place::Line(index + 1), message })?;
+            .map_err(|message| MetricsError::Row {
+                path: path.to_owned(),
+                place: Place::Line(index + 1),
+                message,
+            })?;
         rows.push(row);
     }
     Ok(rows)

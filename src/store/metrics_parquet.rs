@@ -7,14 +7,17 @@
 use std::fs::File;
 use std::path::Path;
 
-use polars::prelude::{Column, DataFrame, IntoColumn, NamedFrom, ParquetReader, ParquetWriter, PolarsError, SerReader, Series};
+use polars::prelude::{
+    Column, DataFrame, IntoColumn, NamedFrom, ParquetReader, ParquetWriter, PolarsError, SerReader, Series,
+};
 
 use super::atomic;
 use super::metrics::{Action, MetricsError, MetricsRow, Place, check_order};
 
 /// Writes the rows; a reader sees the old file or the new one.
 pub fn write(path: &Path, rows: &[MetricsRow]) -> Result<(), MetricsError> {
-    let polars_error = |error: PolarsError| MetricsError::Parquet { path: path.to_owned(), message: error.to_string() };
+    let polars_error =
+        |error: PolarsError| MetricsError::Parquet { path: path.to_owned(), message: error.to_string() };
     let mut frame = to_frame(rows).map_err(polars_error)?;
     let mut bytes = Vec::new();
     ParquetWriter::new(&mut bytes).finish(&mut frame).map_err(polars_error)?;
@@ -23,15 +26,24 @@ pub fn write(path: &Path, rows: &[MetricsRow]) -> Result<(), MetricsError> {
 
 /// Reads the rows back, from the bits.
 pub fn read(path: &Path) -> Result<Vec<MetricsRow>, MetricsError> {
-    let file = File::open(path).map_err(|source| MetricsError::Io { action: "open", path: path.to_owned(), source })?;
-    let polars_error = |error: PolarsError| MetricsError::Parquet { path: path.to_owned(), message: error.to_string() };
+    let file = File::open(path).map_err(|source| MetricsError::Io {
+        action: "open",
+        path: path.to_owned(),
+        source,
+    })?;
+    let polars_error =
+        |error: PolarsError| MetricsError::Parquet { path: path.to_owned(), message: error.to_string() };
     let frame = ParquetReader::new(file).finish().map_err(polars_error)?;
     from_frame(&frame).map_err(polars_error)?.into_iter().enumerate().try_fold(
         Vec::new(),
         |mut rows: Vec<MetricsRow>, (index, row)| {
             let row = row
                 .and_then(|row| check_order(rows.last().map(|last| last.step), row.step).map(|()| row))
-                .map_err(|message| MetricsError::Row { path: path.to_owned(), place: Place::Row(index + 1), message })?;
+                .map_err(|message| MetricsError::Row {
+                    path: path.to_owned(),
+                    place: Place::Row(index + 1),
+                    message,
+                })?;
             rows.push(row);
             Ok(rows)
         },
@@ -64,19 +76,33 @@ fn to_frame(rows: &[MetricsRow]) -> Result<DataFrame, PolarsError> {
 }
 
 /// The order of [`MetricsRow::exact_values`].
-const EXACT: [&str; 9] =
-    ["loss", "grad_norm", "learning_rate", "loss_z", "grad_z", "val_loss", "hellaswag", "hellaswag_acc", "hellaswag_acc_norm"];
+const EXACT: [&str; 9] = [
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "loss_z",
+    "grad_z",
+    "val_loss",
+    "hellaswag",
+    "hellaswag_acc",
+    "hellaswag_acc_norm",
+];
 
 type RowOrFault = Result<MetricsRow, String>;
 
 fn from_frame(frame: &DataFrame) -> Result<Vec<RowOrFault>, PolarsError> {
-    let counts = |name: &str| -> Result<Vec<Option<u64>>, PolarsError> { Ok(frame.column(name)?.u64()?.iter().collect()) };
-    let decimals = |name: &str| -> Result<Vec<Option<f64>>, PolarsError> { Ok(frame.column(name)?.f64()?.iter().collect()) };
+    let counts = |name: &str| -> Result<Vec<Option<u64>>, PolarsError> {
+        Ok(frame.column(name)?.u64()?.iter().collect())
+    };
+    let decimals = |name: &str| -> Result<Vec<Option<f64>>, PolarsError> {
+        Ok(frame.column(name)?.f64()?.iter().collect())
+    };
     let texts = |name: &str| -> Result<Vec<Option<String>>, PolarsError> {
         Ok(frame.column(name)?.str()?.iter().map(|text| text.map(str::to_owned)).collect())
     };
     let (steps, tokens) = (counts("step")?, counts("tokens")?);
-    let exact = EXACT.into_iter().map(|name| counts(&format!("{name}_bits"))).collect::<Result<Vec<_>, _>>()?;
+    let exact =
+        EXACT.into_iter().map(|name| counts(&format!("{name}_bits"))).collect::<Result<Vec<_>, _>>()?;
     let (actions, events) = (texts("action")?, texts("events")?);
     let (step_ms, tokens_per_s, mfu) = (decimals("step_ms")?, decimals("tokens_per_s")?, decimals("mfu")?);
     let row = |index: usize| -> RowOrFault {
@@ -98,7 +124,12 @@ fn from_frame(frame: &DataFrame) -> Result<Vec<RowOrFault>, PolarsError> {
             step_ms: step_ms[index],
             tokens_per_s: tokens_per_s[index],
             mfu: mfu[index],
-            events: events[index].as_deref().unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
+            events: events[index]
+                .as_deref()
+                .unwrap_or_default()
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect(),
         })
     };
     Ok((0..frame.height()).map(row).collect())

@@ -17,9 +17,20 @@ fn awkward_rows() -> Vec<MetricsRow> {
     let nan_with_payload = f64::from_bits(0xfff8_0000_0000_0abc);
     vec![
         row(0),
-        MetricsRow { loss: Some(f64::NAN), grad_norm: Some(nan_with_payload), action: Action::SkipNonfinite, ..row(1) },
+        MetricsRow {
+            loss: Some(f64::NAN),
+            grad_norm: Some(nan_with_payload),
+            action: Action::SkipNonfinite,
+            ..row(1)
+        },
         MetricsRow { loss: Some(f64::INFINITY), loss_z: Some(f64::NEG_INFINITY), ..row(2) },
-        MetricsRow { loss: Some(-0.0), grad_norm: Some(5e-324), hellaswag: Some(0.1), hellaswag_acc_norm: Some(0.3), ..row(3) },
+        MetricsRow {
+            loss: Some(-0.0),
+            grad_norm: Some(5e-324),
+            hellaswag: Some(0.1),
+            hellaswag_acc_norm: Some(0.3),
+            ..row(3)
+        },
         MetricsRow { events: vec!["resume".into(), "drift".into()], action: Action::SkipGradZ, ..row(4) },
         MetricsRow { val_loss: Some(f64::NAN), ..MetricsRow::new(5, 2560, Action::Evaluate) },
     ]
@@ -67,7 +78,8 @@ fn parquet_gives_back_equal_bits() {
     writer.write_parquet(&parquet).unwrap();
     writer.write_parquet(&parquet).unwrap();
     assert_same(&metrics_parquet::read(&parquet).unwrap(), &awkward_rows());
-    let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let names: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "no temporary file may stay: {names:?}");
 
     std::fs::remove_file(folder.path().join(JSONL)).unwrap();
@@ -112,7 +124,10 @@ fn faults_name_the_line_and_the_key() {
     let good = row(0).to_line();
     let lied = row(1).to_line().replace("\"loss\":4.25", "\"loss\":4.26");
     let error = fault(format!("{good}{lied}"));
-    assert!(error.contains("line 2") && error.contains("`loss` is 4.26") && error.contains("which is 4.25"), "{error}");
+    assert!(
+        error.contains("line 2") && error.contains("`loss` is 4.26") && error.contains("which is 4.25"),
+        "{error}"
+    );
     let error = fault(format!("{good}{{\"step\":1}}\n"));
     assert!(error.contains("line 2") && error.contains("tokens"), "{error}");
     let error = fault(format!("{good}{good}"));
@@ -131,6 +146,7 @@ fn a_folder_without_metrics_is_named() {
 fn column_names_follow_the_exact_values() {
     let frame_names = row(0).exact_values().map(|(name, _)| name);
     let line = row(0).to_line();
-    let positions: Vec<_> = frame_names.iter().map(|name| line.find(&format!("\"{name}\":")).unwrap()).collect();
+    let positions: Vec<_> =
+        frame_names.iter().map(|name| line.find(&format!("\"{name}\":")).unwrap()).collect();
     assert!(positions.is_sorted());
 }

@@ -6,8 +6,8 @@
 //!
 //! * [`atomic`]: files and folders that appear whole, by rename.
 //! * [`safetensors`]: a byte-stable writer and a strict reader.
-//! * [`checkpoint`]: a state and its manifest; [`shared`]: one written by several ranks; [`retention`]: which ones
-//!   are kept; [`writer`]: saving behind the trainer's back.
+//! * [`checkpoint`]: a state and its manifest; [`shared`]: one written by several ranks; [`retention`]: which
+//!   ones are kept; [`writer`]: saving behind the trainer's back.
 //! * [`compare`]: how two checkpoints differ.
 //! * [`metrics`]: one row a step; [`main_log`]: the same in the reference's line format; [`append`]: files
 //!   that only grow; [`tensorboard`]: the same as event files; [`gpu_log`]: what the GPU's sensors said.

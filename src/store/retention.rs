@@ -20,7 +20,10 @@ impl Retention {
             return Vec::new();
         }
         let old = &steps[..steps.len().saturating_sub(self.keep_last)];
-        old.iter().copied().filter(|step| self.keep_every == 0 || !step.is_multiple_of(self.keep_every)).collect()
+        old.iter()
+            .copied()
+            .filter(|step| self.keep_every == 0 || !step.is_multiple_of(self.keep_every))
+            .collect()
     }
 }
 
@@ -35,8 +38,10 @@ pub fn prune(checkpoints: &Path, retention: Retention) -> Result<Vec<u64>> {
     if doomed.is_empty() {
         return Ok(doomed);
     }
-    let looks_whole = |step: &u64| checkpoint::inspect(&checkpoints.join(checkpoint::folder_name(*step))).is_ok();
-    let kept_whole = found.iter().rev().map(|(step, _)| step).filter(|step| !doomed.contains(step)).any(looks_whole);
+    let looks_whole =
+        |step: &u64| checkpoint::inspect(&checkpoints.join(checkpoint::folder_name(*step))).is_ok();
+    let kept_whole =
+        found.iter().rev().map(|(step, _)| step).filter(|step| !doomed.contains(step)).any(looks_whole);
     if !kept_whole && let Some(last) = doomed.iter().rposition(looks_whole) {
         doomed.remove(last);
     }

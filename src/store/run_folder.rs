@@ -124,8 +124,8 @@ impl RunFolder {
         RunFolder::with(folder, lock)
     }
 
-    /// Like [`RunFolder::create`], also where a kill has left a run that had not begun: a lock, or half of one, and no
-    /// experiment.
+    /// Like [`RunFolder::create`], also where a kill has left a run that had not begun: a lock, or half of
+    /// one, and no experiment.
     pub fn create_again(root: &Path, name: &str) -> Result<RunFolder> {
         check_name(name)?;
         let folder = root.join(name);
@@ -171,22 +171,24 @@ pub fn newest_run(root: &Path) -> Result<Option<PathBuf>> {
         let entry = entry.map_err(StoreError::io(root, "list"))?;
         let hidden = entry.file_name().to_string_lossy().starts_with('.');
         let paths = RunPaths::new(&entry.path());
-        let modified =
-            [paths.ledger(), paths.experiment()].iter().find_map(|file| fs::metadata(file).and_then(|m| m.modified()).ok());
+        let modified = [paths.ledger(), paths.experiment()]
+            .iter()
+            .find_map(|file| fs::metadata(file).and_then(|m| m.modified()).ok());
         // Equal times: the later name, so that the answer does not hang on the order of the folder.
         newest = newest.max(modified.filter(|_| !hidden).map(|time| (time, entry.path())));
     }
     Ok(newest.map(|(_, folder)| folder))
 }
 
-/// The process that holds a run's folder, found without touching the lock: a reader that took it for a moment could
-/// turn away a run that is just starting. Linux alone tells; elsewhere nobody is seen.
+/// The process that holds a run's folder, found without touching the lock: a reader that took it for a moment
+/// could turn away a run that is just starting. Linux alone tells; elsewhere nobody is seen.
 pub fn holder(folder: &Path) -> Option<u32> {
     let path = folder.join(LOCK);
     let pid: u32 = fs::read_to_string(&path).ok()?.trim().parse().ok()?;
     let inode = inode(&path)?;
     let locks = fs::read_to_string("/proc/locks").ok()?;
-    // `1: FLOCK  ADVISORY  WRITE 26025 fe:00:10133511 0 EOF`; the device's numbers differ on some file systems.
+    // `1: FLOCK  ADVISORY  WRITE 26025 fe:00:10133511 0 EOF`; the device's numbers differ on some file
+    // systems.
     let held = locks.lines().any(|line| {
         let mut words = line.split_whitespace().skip_while(|word| *word != "WRITE").skip(1);
         let owner = words.next();
@@ -222,11 +224,19 @@ fn is_used(folder: &Path) -> Result<bool> {
 
 fn lock(folder: &Path) -> Result<File> {
     let path = folder.join(LOCK);
-    let mut file =
-        File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(StoreError::io(&path, "open"))?;
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(StoreError::io(&path, "open"))?;
     match try_lock_patiently(&file) {
         Ok(()) => {
-            let write = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+            let write = file
+                .set_len(0)
+                .and_then(|()| file.rewind())
+                .and_then(|()| writeln!(file, "{}", std::process::id()));
             write.map_err(StoreError::io(&path, "write"))?;
             Ok(file)
         }
@@ -301,7 +311,10 @@ mod tests {
     fn starting_over_is_refused_unless_asked_for() {
         let root = tempfile::tempdir().unwrap();
         drop(start(root.path()));
-        assert!(matches!(RunFolder::create(root.path(), "quickstart", false), Err(StoreError::RunExists { .. })));
+        assert!(matches!(
+            RunFolder::create(root.path(), "quickstart", false),
+            Err(StoreError::RunExists { .. })
+        ));
     }
 
     #[test]
@@ -309,7 +322,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         drop(RunFolder::create(root.path(), "quickstart", false).unwrap());
         drop(RunFolder::create(root.path(), "quickstart", false).unwrap());
-        assert!(matches!(RunFolder::open(&root.path().join("quickstart")), Err(StoreError::NoSuchRun { .. })));
+        assert!(matches!(
+            RunFolder::open(&root.path().join("quickstart")),
+            Err(StoreError::NoSuchRun { .. })
+        ));
     }
 
     /// Reference fault 8: a used folder kept its old markers, and a later resume took the old run.
@@ -348,14 +364,20 @@ mod tests {
         assert!(matches!(RunFolder::open(&root.path().join("none")), Err(StoreError::NoSuchRun { .. })));
         fs::create_dir(root.path().join("empty")).unwrap();
         assert!(matches!(RunFolder::open(&root.path().join("empty")), Err(StoreError::NoSuchRun { .. })));
-        assert!(fs::read_dir(root.path().join("empty")).unwrap().next().is_none(), "looking leaves no lock behind");
+        assert!(
+            fs::read_dir(root.path().join("empty")).unwrap().next().is_none(),
+            "looking leaves no lock behind"
+        );
     }
 
     #[test]
     fn names_that_would_leave_the_root_are_refused() {
         let root = tempfile::tempdir().unwrap();
         for name in ["", ".", "..", ".del.x", "a/b", "../x", "a b", "é", &"x".repeat(201)] {
-            assert!(matches!(RunFolder::create(root.path(), name, true), Err(StoreError::BadName { .. })), "{name}");
+            assert!(
+                matches!(RunFolder::create(root.path(), name, true), Err(StoreError::BadName { .. })),
+                "{name}"
+            );
         }
         RunFolder::create(root.path(), "gpt2_124m-v1.5", false).unwrap();
     }

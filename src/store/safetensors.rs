@@ -98,7 +98,12 @@ impl Layout {
         text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
         let mut header = (text.len() as u64).to_le_bytes().to_vec();
         header.extend_from_slice(text.as_bytes());
-        Ok(Layout { header, order, starts: offsets.into_iter().map(|(start, _)| start).collect(), data_bytes: end })
+        Ok(Layout {
+            header,
+            order,
+            starts: offsets.into_iter().map(|(start, _)| start).collect(),
+            data_bytes: end,
+        })
     }
 
     /// Everything before the data.
@@ -165,14 +170,22 @@ pub struct Info {
 impl Info {
     /// The entry of a tensor.
     pub fn of(tensor: &Tensor) -> Info {
-        Info { name: tensor.name.clone(), dtype: tensor.dtype, shape: tensor.shape.clone(), bytes: tensor.bytes.len() }
+        Info {
+            name: tensor.name.clone(),
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            bytes: tensor.bytes.len(),
+        }
     }
 }
 
-/// Opens a file and reads its header: the reader behind it, everything before the data, and the file's length.
+/// Opens a file and reads its header: the reader behind it, everything before the data, and the file's
+/// length.
 fn open_header(path: &Path) -> Result<(BufReader<File>, Vec<u8>, u64)> {
     let file = match File::open(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(StoreError::Missing { path: path.into() }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(StoreError::Missing { path: path.into() });
+        }
         opened => opened.map_err(StoreError::io(path, "open"))?,
     };
     let length = file.metadata().map_err(StoreError::io(path, "open"))?.len();
@@ -216,8 +229,8 @@ pub fn infos(path: &Path, mut file: &[u8]) -> Result<Vec<Info>> {
     checked_infos(path, &header, length)
 }
 
-/// Reads the tensors whose names are `wanted`, sorted by name. The others may be of types that no state holds:
-/// files of other programs have such.
+/// Reads the tensors whose names are `wanted`, sorted by name. The others may be of types that no state
+/// holds: files of other programs have such.
 pub fn read_some(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<Tensor>> {
     let (mut file, header, length) = open_header(path)?;
     let bad = |why: String| StoreError::BadHeader { path: path.into(), why };
@@ -230,7 +243,8 @@ pub fn read_some(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<Tenso
     let mut tensors = Vec::new();
     for (name, info) in entries {
         if !wanted(&name) {
-            file.seek_relative((info.data_offsets.1 - info.data_offsets.0) as i64).map_err(StoreError::io(path, "read"))?;
+            file.seek_relative((info.data_offsets.1 - info.data_offsets.0) as i64)
+                .map_err(StoreError::io(path, "read"))?;
             continue;
         }
         let Info { name, dtype, shape, bytes: length } = as_stored(name, &info).map_err(bad)?;
@@ -285,7 +299,9 @@ impl Reader {
     pub fn skip_tensor(&mut self) -> Result<()> {
         match self.infos.next() {
             None => Ok(()),
-            Some(info) => self.file.seek_relative(info.bytes as i64).map_err(StoreError::io(&self.path, "read")),
+            Some(info) => {
+                self.file.seek_relative(info.bytes as i64).map_err(StoreError::io(&self.path, "read"))
+            }
         }
     }
 }
@@ -293,9 +309,13 @@ impl Reader {
 /// Reads one tensor of a file without reading those before it; none if the file has no such tensor.
 pub fn read_one(path: &Path, name: &str) -> Result<Option<Tensor>> {
     let mut reader = Reader::open(path)?;
-    let before: u64 = reader.infos().iter().take_while(|info| info.name != name).map(|info| info.bytes as u64).sum();
+    let before: u64 =
+        reader.infos().iter().take_while(|info| info.name != name).map(|info| info.bytes as u64).sum();
     let skipped = reader.infos().iter().take_while(|info| info.name != name).count();
-    reader.file.seek(SeekFrom::Start(reader.header.len() as u64 + before)).map_err(StoreError::io(path, "read"))?;
+    reader
+        .file
+        .seek(SeekFrom::Start(reader.header.len() as u64 + before))
+        .map_err(StoreError::io(path, "read"))?;
     match skipped {
         0 => {}
         skipped => drop(reader.infos.nth(skipped - 1)),
@@ -336,7 +356,9 @@ fn entries(json: &[u8]) -> Result<Vec<(String, TensorInfo)>, String> {
     let mut expected = 0;
     for (name, TensorInfo { data_offsets: (start, end), .. }) in &entries {
         if *start != expected || end < start {
-            return Err(format!("tensor `{name}` has the offsets {start} to {end}, expected to start at {expected}"));
+            return Err(format!(
+                "tensor `{name}` has the offsets {start} to {end}, expected to start at {expected}"
+            ));
         }
         expected = *end;
     }
@@ -344,10 +366,13 @@ fn entries(json: &[u8]) -> Result<Vec<(String, TensorInfo)>, String> {
 }
 
 /// An entry whose type we know and whose shape fills its bytes.
-fn as_stored(name: String, TensorInfo { dtype, shape, data_offsets: (start, end) }: &TensorInfo) -> Result<Info, String> {
+fn as_stored(
+    name: String,
+    TensorInfo { dtype, shape, data_offsets: (start, end) }: &TensorInfo,
+) -> Result<Info, String> {
     let bytes = end - start;
-    let dtype =
-        Dtype::parse(&dtype.to_string()).ok_or_else(|| format!("tensor `{name}` has the type {dtype}, which no state holds"))?;
+    let dtype = Dtype::parse(&dtype.to_string())
+        .ok_or_else(|| format!("tensor `{name}` has the type {dtype}, which no state holds"))?;
     if Tensor::byte_len(dtype, shape) != Some(bytes) {
         return Err(format!("tensor `{name}` has {bytes} bytes, which do not fill {dtype} {shape:?}"));
     }

@@ -51,12 +51,15 @@ fn the_bytes_do_not_depend_on_the_order_given() {
 
 #[test]
 fn the_file_is_the_documented_bytes() {
-    let (_folder, path) = written(&[tensor("b", Dtype::BF16, &[1]), tensor("a", Dtype::F32, &[1, 1])], &BTreeMap::new());
-    let header =
-        r#"{"a":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},"b":{"dtype":"BF16","shape":[1],"data_offsets":[4,6]}}"#;
+    let (_folder, path) =
+        written(&[tensor("b", Dtype::BF16, &[1]), tensor("a", Dtype::F32, &[1, 1])], &BTreeMap::new());
+    let header = r#"{"a":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},"b":{"dtype":"BF16","shape":[1],"data_offsets":[4,6]}}"#;
     let padded = format!("{header:<width$}", width = header.len().next_multiple_of(8));
     let data = [1, 38, 75, 112, 1, 38];
-    assert_eq!(std::fs::read(path).unwrap(), [&(padded.len() as u64).to_le_bytes(), padded.as_bytes(), &data].concat());
+    assert_eq!(
+        std::fs::read(path).unwrap(),
+        [&(padded.len() as u64).to_le_bytes(), padded.as_bytes(), &data].concat()
+    );
 }
 
 #[test]
@@ -100,7 +103,8 @@ fn we_read_files_of_the_safetensors_library() {
 fn tensors_that_cannot_be_stored_are_named() {
     let short = Tensor { bytes: vec![0; 59], ..tensor("wte", Dtype::F32, &[3, 5]) };
     let overflow = Tensor { shape: vec![usize::MAX, 2], ..tensor("huge", Dtype::F32, &[0]) };
-    let twice = vec![tensor("wte", Dtype::F32, &[1]), tensor("a", Dtype::F32, &[1]), tensor("wte", Dtype::F32, &[1])];
+    let twice =
+        vec![tensor("wte", Dtype::F32, &[1]), tensor("a", Dtype::F32, &[1]), tensor("wte", Dtype::F32, &[1])];
     for (tensors, name) in [
         (vec![short], "wte"),
         (vec![overflow], "huge"),
@@ -118,7 +122,9 @@ fn tensors_that_cannot_be_stored_are_named() {
 fn every_fault_of_a_file_has_its_message() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bad.safetensors");
-    let file = |header: &str, data: usize| [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &vec![0; data]].concat();
+    let file = |header: &str, data: usize| {
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &vec![0; data]].concat()
+    };
     let cases: [(Vec<u8>, &str); 11] = [
         (vec![], "0 bytes, expected at least 8"),
         (vec![1, 0, 0], "3 bytes, expected at least 8"),
@@ -126,7 +132,10 @@ fn every_fault_of_a_file_has_its_message() {
         (file("{", 0), "EOF while parsing"),
         (file("{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4), "data_offsets"),
         (file("{\"a\":{\"dtype\":\"F33\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4), "F33"),
-        (file("{\"a\":{\"dtype\":\"F16\",\"shape\":[2],\"data_offsets\":[0,4]}}", 4), "type F16, which no state holds"),
+        (
+            file("{\"a\":{\"dtype\":\"F16\",\"shape\":[2],\"data_offsets\":[0,4]}}", 4),
+            "type F16, which no state holds",
+        ),
         (
             file("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", 4),
             "tensor `a` has 4 bytes, which do not fill F32 [2]",
@@ -141,7 +150,10 @@ fn every_fault_of_a_file_has_its_message() {
     for (bytes, expected) in cases {
         std::fs::write(&path, &bytes).unwrap();
         let message = read(&path).unwrap_err().to_string();
-        assert!(message.contains(expected) && message.contains("bad.safetensors"), "`{message}` should contain `{expected}`");
+        assert!(
+            message.contains(expected) && message.contains("bad.safetensors"),
+            "`{message}` should contain `{expected}`"
+        );
     }
     assert!(matches!(read(&folder.path().join("none")), Err(StoreError::Missing { .. })));
 }

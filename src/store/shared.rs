@@ -1,13 +1,13 @@
 //! One checkpoint written by several ranks at once, into one file.
 //!
-//! Rank 0 prepares a hidden folder with the state's file: header in place, length set. Every rank writes the byte
-//! ranges that are its own and leaves a mark when they are on the disk. When all marks are there, rank 0 reads
-//! the file back from first to last, which gives its SHA-256 and proves that what reached the disk is the
-//! state that was hashed on the devices; then it writes the manifest and puts the folder in its place. The
-//! bytes are those that one rank alone would write, so any number of ranks can read them.
+//! Rank 0 prepares a hidden folder with the state's file: header in place, length set. Every rank writes the
+//! byte ranges that are its own and leaves a mark when they are on the disk. When all marks are there, rank 0
+//! reads the file back from first to last, which gives its SHA-256 and proves that what reached the disk is
+//! the state that was hashed on the devices; then it writes the manifest and puts the folder in its place.
+//! The bytes are those that one rank alone would write, so any number of ranks can read them.
 //!
-//! Needs a file system that all ranks share, on which a file that was synchronised and closed by one machine can
-//! be read by another.
+//! Needs a file system that all ranks share, on which a file that was synchronised and closed by one machine
+//! can be read by another.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -49,7 +49,8 @@ impl Site {
     pub fn new(checkpoints: &Path, step: u64, tensors: &[Info]) -> Result<Site> {
         let target = checkpoints.join(folder_name(step));
         let layout = Layout::of(tensors, &BTreeMap::new())?;
-        let offsets = tensors.iter().enumerate().map(|(i, info)| (info.name.clone(), layout.offset(i))).collect();
+        let offsets =
+            tensors.iter().enumerate().map(|(i, info)| (info.name.clone(), layout.offset(i))).collect();
         Ok(Site { folder: atomic::temporary(&target), target, layout, offsets })
     }
 
@@ -75,8 +76,10 @@ impl Site {
         let write = || -> io::Result<()> {
             let mut file = File::options().write(true).open(&path)?;
             for Piece { tensor, at, bytes } in pieces {
-                let offset =
-                    self.offsets.get(tensor).ok_or_else(|| io::Error::other(format!("there is no tensor `{tensor}`")))?;
+                let offset = self
+                    .offsets
+                    .get(tensor)
+                    .ok_or_else(|| io::Error::other(format!("there is no tensor `{tensor}`")))?;
                 file.seek(SeekFrom::Start(offset + at))?;
                 file.write_all(bytes)?;
                 done_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -92,8 +95,8 @@ impl Site {
     /// Rank 0: waits for the marks of all `ranks`, reads the file back and completes the checkpoint.
     ///
     /// # Errors
-    /// A mark that does not come within `timeout` or before `abandon` is set, and a file that is not the state with the root
-    /// in `facts`.
+    /// A mark that does not come within `timeout` or before `abandon` is set, and a file that is not the
+    /// state with the root in `facts`.
     pub fn complete(
         &self,
         folder: NewFolder,
@@ -141,7 +144,11 @@ mod tests {
         let mut pieces = Vec::new();
         for tensor in state {
             let (from, to) = (tensor.bytes.len() * rank / ranks, tensor.bytes.len() * (rank + 1) / ranks);
-            pieces.push(Piece { tensor: tensor.name.clone(), at: from as u64, bytes: tensor.bytes[from..to].to_vec() });
+            pieces.push(Piece {
+                tensor: tensor.name.clone(),
+                at: from as u64,
+                bytes: tensor.bytes[from..to].to_vec(),
+            });
         }
         pieces
     }
@@ -155,7 +162,9 @@ mod tests {
         thread::scope(|scope| {
             for rank in 0..4 {
                 let site = &site;
-                scope.spawn(move || site.write(rank, &pieces(&state(7), rank, 4), &AtomicU64::new(0)).unwrap());
+                scope.spawn(move || {
+                    site.write(rank, &pieces(&state(7), rank, 4), &AtomicU64::new(0)).unwrap()
+                });
             }
         });
         let never = AtomicBool::new(false);

@@ -1,12 +1,14 @@
 //! Event files for TensorBoard, written by hand: the numbers of a metrics row as scalars.
 //!
-//! A file is a sequence of records: length (u64), masked CRC-32C of it, a serialised `Event`, masked CRC-32C of that, all
-//! little-endian (TFRecord). An `Event` is a protocol buffer with the fields `wall_time = 1` (double), `step = 2` (int64),
-//! `file_version = 3` (string, in the first record alone) and `summary = 5`, whose `value = 1` are messages of `tag = 1`
-//! (string) and `simple_value = 2` (float). TensorBoard's own reader opens the result: `tests/tensorboard/read.py`.
+//! A file is a sequence of records: length (u64), masked CRC-32C of it, a serialised `Event`, masked CRC-32C
+//! of that, all little-endian (TFRecord). An `Event` is a protocol buffer with the fields `wall_time = 1`
+//! (double), `step = 2` (int64), `file_version = 3` (string, in the first record alone) and `summary = 5`,
+//! whose `value = 1` are messages of `tag = 1` (string) and `simple_value = 2` (float). TensorBoard's own
+//! reader opens the result: `tests/tensorboard/read.py`.
 //!
-//! One file a run, under a fixed name. A resumed or rewound run cuts the records of the steps that come again, and with
-//! them whatever a kill left unfinished or the disk has damaged: this file is a view of the metrics, and no reason to stop.
+//! One file a run, under a fixed name. A resumed or rewound run cuts the records of the steps that come
+//! again, and with them whatever a kill left unfinished or the disk has damaged: this file is a view of the
+//! metrics, and no reason to stop.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -273,7 +275,10 @@ mod tests {
         let path = folder.path().join("events");
         let mut writer = EventWriter::resume(&path, 0).unwrap();
         (0..5).for_each(|step| writer.append(&row(step)).unwrap());
-        assert_eq!(steps(&std::fs::read(&path).unwrap()), [None, Some(0), Some(1), Some(2), Some(3), Some(4)]);
+        assert_eq!(
+            steps(&std::fs::read(&path).unwrap()),
+            [None, Some(0), Some(1), Some(2), Some(3), Some(4)]
+        );
 
         let mut torn = std::fs::read(&path).unwrap();
         torn.truncate(torn.len() - 3);

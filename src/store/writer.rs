@@ -101,9 +101,12 @@ impl Writer {
 
     /// [`Writer::submit`] for one rank's part. Only rank 0's has an outcome.
     pub fn submit_part(&mut self, job: PartJob) -> Result<Option<Saved>> {
-        let (checkpoints, retention, abandon) = (self.checkpoints.clone(), self.retention, self.abandon.clone());
+        let (checkpoints, retention, abandon) =
+            (self.checkpoints.clone(), self.retention, self.abandon.clone());
         let (step, bytes) = (job.step, job.pieces.iter().map(|piece| piece.bytes.len() as u64).sum());
-        self.start(step, bytes, move |done_bytes| run_part(&checkpoints, retention, job, done_bytes, &abandon))
+        self.start(step, bytes, move |done_bytes| {
+            run_part(&checkpoints, retention, job, done_bytes, &abandon)
+        })
     }
 
     fn start(
@@ -123,28 +126,37 @@ impl Writer {
 
     /// The outcome of the save in flight if it is done; does not wait.
     pub fn poll(&mut self) -> Result<Option<Saved>> {
-        if self.in_flight.as_ref().is_some_and(|save| save.thread.is_finished()) { self.wait() } else { Ok(None) }
+        if self.in_flight.as_ref().is_some_and(|save| save.thread.is_finished()) {
+            self.wait()
+        } else {
+            Ok(None)
+        }
     }
 
     /// How far the save in flight is; none when there is none, or it only waits to be asked for its outcome.
     pub fn saving(&self) -> Option<Saving> {
         let save = self.in_flight.as_ref().filter(|save| !save.thread.is_finished())?;
-        Some(Saving { step: save.step, done_bytes: save.done_bytes.load(Ordering::Relaxed), bytes: save.bytes })
+        Some(Saving {
+            step: save.step,
+            done_bytes: save.done_bytes.load(Ordering::Relaxed),
+            bytes: save.bytes,
+        })
     }
 
     /// Waits for the save in flight, if any.
     pub fn wait(&mut self) -> Result<Option<Saved>> {
         let Some(save) = self.in_flight.take() else { return Ok(None) };
         save.thread.join().map_err(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            let text =
+                panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             StoreError::WriterDied { why: text.unwrap_or("it panicked").to_owned() }
         })?
     }
 }
 
 impl Drop for Writer {
-    /// Lets the save in flight finish: an interrupted run still has its last checkpoint. What needs other ranks
-    /// is given up, for this one is ending.
+    /// Lets the save in flight finish: an interrupted run still has its last checkpoint. What needs other
+    /// ranks is given up, for this one is ending.
     fn drop(&mut self) {
         self.abandon.store(true, Ordering::SeqCst);
         let _ = self.wait();
@@ -208,7 +220,10 @@ mod tests {
         let mut bad = state(1);
         bad[0].bytes.pop();
         writer.submit(Job { state: bad, facts: facts(1) }).unwrap();
-        assert!(matches!(writer.submit(Job { state: state(2), facts: facts(2) }), Err(StoreError::BadTensor { .. })));
+        assert!(matches!(
+            writer.submit(Job { state: state(2), facts: facts(2) }),
+            Err(StoreError::BadTensor { .. })
+        ));
         assert!(writer.wait().unwrap().is_none(), "the second was not started");
     }
 

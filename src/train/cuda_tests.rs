@@ -24,7 +24,8 @@ fn setup_rank(
     exchange: impl FnOnce(&mut Cuda) -> Box<dyn Exchange<Cuda>>,
 ) -> Option<(Trainer<Cuda>, Prefetcher)> {
     let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
-    let experiment: Experiment = experiment::load_text("t", TEXT, &settings).expect("a whole experiment").experiment;
+    let experiment: Experiment =
+        experiment::load_text("t", TEXT, &settings).expect("a whole experiment").experiment;
     let kernels = &experiment.kernels;
     let options = Options {
         compute: experiment.precision.compute,
@@ -87,7 +88,10 @@ fn cuda_graphs_and_recomputation_change_no_bit() {
 }
 
 /// The roots of a rank.
-fn roots_of_rank(settings: &[&str], exchange: impl FnOnce(&mut Cuda) -> Box<dyn Exchange<Cuda>>) -> Option<Vec<Hash>> {
+fn roots_of_rank(
+    settings: &[&str],
+    exchange: impl FnOnce(&mut Cuda) -> Box<dyn Exchange<Cuda>>,
+) -> Option<Vec<Hash>> {
     let (mut trainer, mut feed) = setup_rank(settings, exchange)?;
     Some(four_roots(&mut trainer, &mut feed))
 }
@@ -136,8 +140,8 @@ fn roots_of_trial(settings: &[&str], trial: Trial, exchange: Box<dyn Exchange<Cu
     Some(four_roots(&mut trainer, &mut feed))
 }
 
-/// Gradients leave while others are computed. Either lane may be late: no bit changes. And that this test would notice
-/// a forgotten event is shown by forgetting it.
+/// Gradients leave while others are computed. Either lane may be late: no bit changes. And that this test
+/// would notice a forgotten event is shown by forgetting it.
 #[test]
 fn cuda_lanes_that_are_late_change_no_bit_and_a_forgotten_event_does() {
     let delay = Duration::from_millis(4);
@@ -154,7 +158,11 @@ fn cuda_lanes_that_are_late_change_no_bit_and_a_forgotten_event_does() {
     }
     let forgetful = |forget, trial| Trial { forget: Some(forget), ..trial };
     assert_ne!(alone(forgetful(Forgotten::Fork, main)), expected, "partial sums leave before they are there");
-    assert_ne!(alone(forgetful(Forgotten::Join, side)), expected, "gradients are overwritten before they have left");
+    assert_ne!(
+        alone(forgetful(Forgotten::Join, side)),
+        expected,
+        "gradients are overwritten before they have left"
+    );
 
     for zero in ["parallel.zero=0", "parallel.zero=1", "parallel.zero=2"] {
         let settings = [&base[..], &[zero]].concat();
@@ -187,8 +195,8 @@ fn nccl_with_one_rank_ends_in_the_bits_of_none() {
     assert_eq!(roots_of_rank(&base, joined), Some(expected));
 }
 
-/// The same with ZeRO-2, which takes one worker a rank: a worker's gradients in two blocks' buffers, and copied
-/// from there.
+/// The same with ZeRO-2, which takes one worker a rank: a worker's gradients in two blocks' buffers, and
+/// copied from there.
 #[test]
 fn nccl_with_one_rank_and_zero_2_ends_in_the_bits_of_none() {
     let base = ["parallel.workers=1", "batch.tokens=128", "parallel.zero=2"];

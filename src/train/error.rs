@@ -28,7 +28,9 @@ pub enum RunError {
     #[error(transparent)]
     Train(#[from] TrainError),
     /// A step that failed. Nothing of it is saved; the checkpoints before it are whole.
-    #[error("step {step}: {error}\n  hint: the checkpoints before it are whole; `runner resume` goes on from the newest")]
+    #[error(
+        "step {step}: {error}\n  hint: the checkpoints before it are whole; `runner resume` goes on from the newest"
+    )]
     Step { step: u64, error: TrainError },
     #[error(transparent)]
     Eval(#[from] crate::eval::EvalError),

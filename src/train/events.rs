@@ -13,7 +13,14 @@ pub enum Event {
     /// Everything is allocated; training goes on at `step` of `steps`.
     Began { step: u64, steps: u64 },
     /// An optimizer step is done.
-    Stepped { report: StepReport, steps: u64, step_ms: f64, tokens_per_s: f64, mfu: Option<f64>, root: Option<Hash> },
+    Stepped {
+        report: StepReport,
+        steps: u64,
+        step_ms: f64,
+        tokens_per_s: f64,
+        mfu: Option<f64>,
+        root: Option<Hash>,
+    },
     /// A set is being worked through: `what` names it.
     Evaluating { what: &'static str, done: usize, sequences: usize },
     /// Validation loss before step `step`.

@@ -34,13 +34,19 @@ struct End {
 }
 
 /// Trains `steps` steps on this rank, from a saved state if there is one.
-fn train(experiment: &Experiment, exchange: Box<dyn Exchange<Cpu>>, from: Option<&[Tensor]>, steps: usize) -> End {
+fn train(
+    experiment: &Experiment,
+    exchange: Box<dyn Exchange<Cpu>>,
+    from: Option<&[Tensor]>,
+    steps: usize,
+) -> End {
     let cpu = Cpu::new(&experiment.device).expect("a CPU");
     let mut trainer = Trainer::join(cpu, experiment, exchange).expect("a trainer");
     if let Some(state) = from {
         trainer.restore(state.to_vec()).expect("the state fits");
     }
-    let data = Dataset::from_tokens("t", (0..6000).map(|i| (i * i % 251) as u16).collect(), 257).expect("tokens");
+    let data =
+        Dataset::from_tokens("t", (0..6000).map(|i| (i * i % 251) as u16).collect(), 257).expect("tokens");
     let plan = Plan {
         order: SampleOrder::new(1, data.require_sequences(8).expect("some"), true),
         seq_len: 8,

@@ -53,7 +53,10 @@ pub(super) fn twice<O: Ops>(
     }
     if let Some(state) = compare::states(&first, &second) {
         let (count, of) = (state.tensors.len(), state.of);
-        differences.push_str(&format!("\n  {count} of {of} tensors, the first `{}`: {}", state.tensors[0], state.first));
+        differences.push_str(&format!(
+            "\n  {count} of {of} tensors, the first `{}`: {}",
+            state.tensors[0], state.first
+        ));
     }
     Err(RunError::Unrepeatable { step: number, differences, folder })
 }
@@ -129,9 +132,13 @@ mod tests {
         })
         .expect_err("a mismatch");
         let text = error.to_string();
-        assert!(text.contains("1 of ") && text.contains("`wpe.weight`: F32 [8, 32], leaf 0, element 1 [0, 1]"), "{text}");
+        assert!(
+            text.contains("1 of ") && text.contains("`wpe.weight`: F32 [8, 32], leaf 0, element 1 [0, 1]"),
+            "{text}"
+        );
         let read = |name: &str| safetensors::read(&paths.unrepeatable(0).join(name)).expect("kept");
-        let found = compare::states(&read("first.safetensors"), &read("second.safetensors")).expect("they differ");
+        let found =
+            compare::states(&read("first.safetensors"), &read("second.safetensors")).expect("they differ");
         assert_eq!(found.tensors, ["wpe.weight"]);
     }
 }

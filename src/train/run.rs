@@ -1,8 +1,8 @@
 //! The loop around the optimizer step: evaluate, step, record, save, until the last step, a request to
 //! stop, or divergence.
 //!
-//! Of several ranks every one goes through the same loop and sees the same numbers. All measure and sample, so
-//! that none waits for another; rank 0 alone keeps records, and checkpoints are written by all.
+//! Of several ranks every one goes through the same loop and sees the same numbers. All measure and sample,
+//! so that none waits for another; rank 0 alone keeps records, and checkpoints are written by all.
 //!
 //! The order within one turn of the loop is fixed: what is evaluated or sampled at step `s` reads the
 //! weights before step `s`. Nothing in this file changes what a step computes; evaluation, samples,
@@ -142,11 +142,13 @@ impl<O: Ops> Run<O> {
         let mut rewound_to = None;
         loop {
             let step = self.trainer.progress().step;
-            let measured = Measured { val_loss: self.evaluate(step, out)?, hellaswag: self.hellaswag(step, out)? };
+            let measured =
+                Measured { val_loss: self.evaluate(step, out)?, hellaswag: self.hellaswag(step, out)? };
             self.sample(step, out)?;
             if step == steps {
                 if let Some(records) = self.records.as_mut().filter(|_| measured.any()) {
-                    let mut row = MetricsRow::new(step, step * self.experiment.batch.tokens, metrics::Action::Evaluate);
+                    let mut row =
+                        MetricsRow::new(step, step * self.experiment.batch.tokens, metrics::Action::Evaluate);
                     measured.write(&mut row);
                     records.append(&row)?;
                 }
@@ -155,7 +157,9 @@ impl<O: Ops> Run<O> {
 
             let began = Instant::now();
             let report = self.step(step)?;
-            let root = due(self.experiment.proof.digest_every, step + 1, steps).then(|| self.trainer.state_root()).transpose()?;
+            let root = due(self.experiment.proof.digest_every, step + 1, steps)
+                .then(|| self.trainer.state_root())
+                .transpose()?;
             let seconds = began.elapsed().as_secs_f64();
             self.record(&measured, &report, root, seconds, out)?;
 
@@ -204,7 +208,8 @@ impl<O: Ops> Run<O> {
 
     /// Validation loss, when it is due before `step`.
     fn evaluate(&mut self, step: u64, out: &mut dyn Listener) -> Result<Option<f64>, RunError> {
-        let (Some(set), true) = (&self.validation, due_before(self.experiment.eval.every, step, self.experiment.schedule.steps))
+        let (Some(set), true) =
+            (&self.validation, due_before(self.experiment.eval.every, step, self.experiment.schedule.steps))
         else {
             return Ok(None);
         };
@@ -219,7 +224,8 @@ impl<O: Ops> Run<O> {
 
     /// HellaSwag, when it is due before `step`: together with the validation loss.
     fn hellaswag(&mut self, step: u64, out: &mut dyn Listener) -> Result<Option<Scores>, RunError> {
-        let (Some(set), true) = (&self.hellaswag, due_before(self.experiment.eval.every, step, self.experiment.schedule.steps))
+        let (Some(set), true) =
+            (&self.hellaswag, due_before(self.experiment.eval.every, step, self.experiment.schedule.steps))
         else {
             return Ok(None);
         };
@@ -274,9 +280,9 @@ impl<O: Ops> Run<O> {
     ) -> Result<(), RunError> {
         let Some(records) = &mut self.records else { return Ok(()) };
         let tokens_per_s = self.experiment.batch.tokens as f64 / seconds;
-        let mfu = self
-            .peak_flops
-            .map(|peak| tokens_per_s * flops_per_token(&self.experiment.model, self.experiment.batch.seq_len) / peak);
+        let mfu = self.peak_flops.map(|peak| {
+            tokens_per_s * flops_per_token(&self.experiment.model, self.experiment.batch.seq_len) / peak
+        });
         let tokens = (report.step + 1) * self.experiment.batch.tokens;
         let pending = std::mem::take(&mut records.pending);
         let words = pending.words();
@@ -307,7 +313,8 @@ impl<O: Ops> Run<O> {
     /// Whether any rank has been asked to stop: then all do, after the same step.
     fn agree_to_stop(&mut self) -> Result<bool, RunError> {
         let asked = vec![u8::from(self.stop.load(Ordering::SeqCst))];
-        let all = exchange::all_gather(self.trainer.link(), "the question whether to stop", asked).map_err(TrainError::from)?;
+        let all = exchange::all_gather(self.trainer.link(), "the question whether to stop", asked)
+            .map_err(TrainError::from)?;
         Ok(all.iter().flatten().any(|&asked| asked != 0))
     }
 
@@ -347,7 +354,8 @@ impl<O: Ops> Run<O> {
     /// This rank's part of a checkpoint that all write; rank 0 has the facts.
     fn checkpoint_part(&mut self, facts: Option<Facts>) -> Result<(), RunError> {
         let (rank, ranks) = (self.trainer.link().rank(), self.trainer.link().size());
-        let site = Site::new(&self.paths.checkpoints(), self.trainer.progress().step, &self.trainer.state_infos())?;
+        let site =
+            Site::new(&self.paths.checkpoints(), self.trainer.progress().step, &self.trainer.state_infos())?;
         let timeout = Duration::from_secs(self.experiment.parallel.timeout_s);
         let completion = match facts {
             Some(facts) => Some(Completion { folder: site.prepare()?, facts, ranks, timeout }),
@@ -393,7 +401,8 @@ impl<O: Ops> Run<O> {
         let checkpoints = self.paths.checkpoints();
         let found = if self.records.is_some() { newest_whole(&checkpoints)?.0 } else { None };
         let step = found.as_ref().map_or(NONE, |(manifest, _)| manifest.step).to_le_bytes().to_vec();
-        let step = exchange::broadcast(self.trainer.link(), "the choice of a checkpoint", step).map_err(TrainError::from)?;
+        let step = exchange::broadcast(self.trainer.link(), "the choice of a checkpoint", step)
+            .map_err(TrainError::from)?;
         let step = step.try_into().map_or(NONE, u64::from_le_bytes);
         if found.is_some() || step == NONE {
             return Ok(found);
@@ -403,12 +412,19 @@ impl<O: Ops> Run<O> {
 
     /// Goes back to the newest whole checkpoint and moves the stream of samples past what was read,
     /// when the experiment says so and there is somewhere new to go.
-    fn rewind(&mut self, step: u64, rewound_to: Option<u64>, out: &mut dyn Listener) -> Result<Option<u64>, RunError> {
+    fn rewind(
+        &mut self,
+        step: u64,
+        rewound_to: Option<u64>,
+        out: &mut dyn Listener,
+    ) -> Result<Option<u64>, RunError> {
         if self.experiment.guards.on_diverge != OnDiverge::Rewind {
             return Ok(None);
         }
         self.settle(out)?;
-        let Some((manifest, state)) = self.newest_checkpoint()?.filter(|(manifest, _)| Some(manifest.step) != rewound_to) else {
+        let Some((manifest, state)) =
+            self.newest_checkpoint()?.filter(|(manifest, _)| Some(manifest.step) != rewound_to)
+        else {
             return Ok(None);
         };
         self.trainer.restore(state)?;
@@ -435,7 +451,11 @@ fn saving_event(saving: Saving) -> Event {
 
 fn announce(saved: Option<Saved>, out: &mut dyn Listener) {
     if let Some(saved) = saved {
-        out.on(&Event::CheckpointSaved { step: saved.manifest.step, path: saved.folder, bytes: saved.manifest.file.bytes });
+        out.on(&Event::CheckpointSaved {
+            step: saved.manifest.step,
+            path: saved.folder,
+            bytes: saved.manifest.file.bytes,
+        });
     }
 }
 

@@ -38,7 +38,16 @@ pub struct Part {
 impl<O: Ops> Trainer<O> {
     fn split(&mut self) -> (&mut O, &mut dyn Exchange<O>, Held<'_, O>) {
         let Trainer { ops, exchange, model, shards, kept, sharded, adam_m, adam_v, masters, .. } = self;
-        let held = Held { param: ops.dtype(Role::Param), model, shards, kept, sharded: *sharded, adam_m, adam_v, masters };
+        let held = Held {
+            param: ops.dtype(Role::Param),
+            model,
+            shards,
+            kept,
+            sharded: *sharded,
+            adam_m,
+            adam_v,
+            masters,
+        };
         (ops, &mut **exchange, held)
     }
 
@@ -51,7 +60,13 @@ impl<O: Ops> Trainer<O> {
             for (rank, piece) in held.shards.all() {
                 let spec = specs[piece.tensor];
                 let (name, shape) = (format!("{}{}", group.prefix, spec.name), spec.shape.clone());
-                parts.push(Part { name, dtype: group.dtype, shape, range: group.bytes(piece, spec), rank: *rank });
+                parts.push(Part {
+                    name,
+                    dtype: group.dtype,
+                    shape,
+                    range: group.bytes(piece, spec),
+                    rank: *rank,
+                });
             }
         }
         parts
@@ -100,7 +115,11 @@ impl<O: Ops> Trainer<O> {
         let parts = self.parts().into_iter().filter(|part| part.rank == rank);
         let host = if rank == 0 { self.host_state() } else { Vec::new() };
         let host = host.into_iter().map(|t| shared::Piece { tensor: t.name, at: 0, bytes: t.bytes });
-        let piece = |(part, bytes): (Part, Vec<u8>)| shared::Piece { tensor: part.name, at: part.range.start as u64, bytes };
+        let piece = |(part, bytes): (Part, Vec<u8>)| shared::Piece {
+            tensor: part.name,
+            at: part.range.start as u64,
+            bytes,
+        };
         Ok(host.chain(parts.zip(bytes).map(piece)).collect())
     }
 
@@ -139,20 +158,25 @@ impl<O: Ops> Trainer<O> {
         for group in &groups {
             for (part, buf) in &group.bufs {
                 let bytes = group.bytes(part, specs[part.tensor]);
-                asked.extend(runs(group.everywhere, &bytes).map(|run| (*buf, run.start - bytes.start..run.end - bytes.start)));
+                asked.extend(
+                    runs(group.everywhere, &bytes)
+                        .map(|run| (*buf, run.start - bytes.start..run.end - bytes.start)),
+                );
             }
         }
         let mut mine = hash(ops, &asked)?.into_iter();
 
         // What every rank has whole, and the digests of what is divided.
-        let mut digests: Vec<(String, Hash)> = host.iter().map(|t| (t.name.clone(), checkpoint::digest(t))).collect();
+        let mut digests: Vec<(String, Hash)> =
+            host.iter().map(|t| (t.name.clone(), checkpoint::digest(t))).collect();
         for group in groups.iter().filter(|group| group.everywhere) {
             digests.extend(specs.iter().zip(&mut mine).map(|(spec, root)| group.digest(spec, &root)));
         }
         let common = root(&digests);
         let message = [common].into_iter().chain(mine).flat_map(|hash| hash.0).collect();
         let all = all_gather(exchange.link(), "the comparison of states", message)?;
-        let mut theirs: Vec<_> = all.iter().map(|bytes| bytes.as_chunks::<32>().0.iter().map(|hash| Hash(*hash))).collect();
+        let mut theirs: Vec<_> =
+            all.iter().map(|bytes| bytes.as_chunks::<32>().0.iter().map(|hash| Hash(*hash))).collect();
         let commons: Vec<Option<Hash>> = theirs.iter_mut().map(Iterator::next).collect();
         if let Some(differing) = odd_ones(&commons, |rank| exchange.link().host(rank)) {
             return Err(TrainError::RanksDiffer { step, differing });
@@ -192,7 +216,12 @@ impl<O: Ops> Trainer<O> {
             ("", param, &whole, Some(self.model.params.iter_mut().collect::<Vec<_>>())),
             ("adam_m/", Dtype::F32, &self.kept, Some(self.adam_m.iter_mut().collect())),
             ("adam_v/", Dtype::F32, &self.kept, Some(self.adam_v.iter_mut().collect())),
-            ("master/", Dtype::F32, &self.kept, self.masters.as_mut().map(|masters| masters.iter_mut().collect())),
+            (
+                "master/",
+                Dtype::F32,
+                &self.kept,
+                self.masters.as_mut().map(|masters| masters.iter_mut().collect()),
+            ),
         ];
         for (prefix, dtype, parts, bufs) in groups {
             let Some(bufs) = bufs else { continue };
@@ -206,11 +235,14 @@ impl<O: Ops> Trainer<O> {
                 };
                 let tensor = take(&mut saved, &name, dtype, &spec.shape)?;
                 let range = logical(part, spec);
-                self.ops.write_bytes(buf, &tensor.bytes[range.start * dtype.size()..range.end * dtype.size()])?;
+                self.ops
+                    .write_bytes(buf, &tensor.bytes[range.start * dtype.size()..range.end * dtype.size()])?;
             }
         }
         match saved.into_keys().next() {
-            Some(name) => Err(TrainError::State { tensor: name, problem: "does not belong to this experiment".into() }),
+            Some(name) => {
+                Err(TrainError::State { tensor: name, problem: "does not belong to this experiment".into() })
+            }
             None => Ok(()),
         }
     }
@@ -267,9 +299,11 @@ impl<'a, O: Ops> Held<'a, O> {
     fn groups(&self) -> Vec<Group<'a, O::Buf>> {
         let params = self.shards.whole().into_iter().zip(self.model.params.iter()).collect();
         let mut groups = vec![Group { prefix: "", dtype: self.param, everywhere: true, bufs: params }];
-        for (prefix, bufs) in
-            [("adam_m/", Some(self.adam_m)), ("adam_v/", Some(self.adam_v)), ("master/", self.masters.as_deref())]
-        {
+        for (prefix, bufs) in [
+            ("adam_m/", Some(self.adam_m)),
+            ("adam_v/", Some(self.adam_v)),
+            ("master/", self.masters.as_deref()),
+        ] {
             let Some(bufs) = bufs else { continue };
             let bufs = self.kept.iter().cloned().zip(bufs).collect();
             groups.push(Group { prefix, dtype: Dtype::F32, everywhere: !self.sharded, bufs });
@@ -328,7 +362,8 @@ fn hash<O: Ops>(ops: &mut O, asked: &[(&O::Buf, Range<usize>)]) -> Result<Vec<Ha
 }
 
 fn root(digests: &[(String, Hash)]) -> Hash {
-    proof::state_root(digests.iter().map(|(name, digest)| (name.as_str(), *digest))).expect("the state's names are unique")
+    proof::state_root(digests.iter().map(|(name, digest)| (name.as_str(), *digest)))
+        .expect("the state's names are unique")
 }
 
 /// The ranks that disagree with most, and what they have; none if all agree.
@@ -341,7 +376,13 @@ fn odd_ones(hashes: &[Option<Hash>], mut host: impl FnMut(usize) -> String) -> O
         .iter()
         .enumerate()
         .filter(|(_, hash)| *hash != usual)
-        .map(|(rank, hash)| format!("rank {rank} on `{}` has {}", host(rank), hash.map_or("nothing".into(), |h| h.to_string())))
+        .map(|(rank, hash)| {
+            format!(
+                "rank {rank} on `{}` has {}",
+                host(rank),
+                hash.map_or("nothing".into(), |h| h.to_string())
+            )
+        })
         .collect();
     let usual = usual.map_or("nothing".into(), |hash| hash.to_string());
     (!odd.is_empty()).then(|| format!("{}, {best} of {} have {usual}", odd.join(", "), hashes.len()))
@@ -360,7 +401,8 @@ fn window(name: &str, window: &Window) -> Tensor {
 fn take(saved: &mut Saved, name: &str, dtype: Dtype, shape: &[usize]) -> Result<Tensor, TrainError> {
     let tensor = take_any(saved, name)?;
     if tensor.dtype != dtype || tensor.shape != shape {
-        let problem = format!("is {} {:?}, this experiment needs {dtype} {shape:?}", tensor.dtype, tensor.shape);
+        let problem =
+            format!("is {} {:?}, this experiment needs {dtype} {shape:?}", tensor.dtype, tensor.shape);
         return Err(TrainError::State { tensor: name.into(), problem });
     }
     Ok(tensor)
@@ -379,10 +421,14 @@ fn take_counter(saved: &mut Saved, name: &str) -> Result<u64, TrainError> {
 fn take_window(saved: &mut Saved, name: &str, size: usize) -> Result<Window, TrainError> {
     let tensor = take_any(saved, name)?;
     if tensor.dtype != Dtype::F64 || tensor.shape.len() != 1 || tensor.shape[0] > size {
-        let problem = format!("is {} {:?}, expected F64 with at most {size} values", tensor.dtype, tensor.shape);
+        let problem =
+            format!("is {} {:?}, expected F64 with at most {size} values", tensor.dtype, tensor.shape);
         return Err(TrainError::State { tensor: name.into(), problem });
     }
-    let values: Vec<f64> =
-        tensor.bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("chunks of eight"))).collect();
+    let values: Vec<f64> = tensor
+        .bytes
+        .chunks_exact(8)
+        .map(|b| f64::from_le_bytes(b.try_into().expect("chunks of eight")))
+        .collect();
     Ok(Window::from_values(size, &values))
 }

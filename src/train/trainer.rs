@@ -7,12 +7,12 @@
 //! Of N ranks each runs V/N neighbouring workers. Then gradients are exchanged along the tree's upper levels,
 //! and losses gathered in the stream's order, so that every rank judges by the same numbers. With
 //! `parallel.zero = 1` a rank keeps moments and masters of its shard alone, updates that, and the new weights
-//! are gathered; with 2 it keeps the sums of its shard alone as well; with 0 the sums are gathered and everyone
-//! updates everything. None of it changes a bit.
+//! are gathered; with 2 it keeps the sums of its shard alone as well; with 0 the sums are gathered and
+//! everyone updates everything. None of it changes a bit.
 //!
-//! Gradients are exchanged on the side lane, behind the backward pass. The new weights are gathered on the main lane: a
-//! few milliseconds a step, after which the digest and the next forward pass find them in the order of
-//! one stream.
+//! Gradients are exchanged on the side lane, behind the backward pass. The new weights are gathered on the
+//! main lane: a few milliseconds a step, after which the digest and the next forward pass find them in the
+//! order of one stream.
 
 use std::ops::Range;
 
@@ -30,7 +30,8 @@ use crate::parallel::{Exchange, ExchangeError, Link, Piece, Shards, Solo, Sums, 
 
 /// Everything that training needs on a device, and the host state that the next step reads.
 pub struct Trainer<O: Ops> {
-    /// First, so that it is the first to go: the device cannot come to rest while it waits for ranks that are gone.
+    /// First, so that it is the first to go: the device cannot come to rest while it waits for ranks that are
+    /// gone.
     pub(super) exchange: Box<dyn Exchange<O>>,
     pub ops: O,
     pub model: Gpt2<O>,
@@ -94,7 +95,11 @@ impl<O: Ops> Trainer<O> {
 
     /// Allocates everything and initialises the weights from the experiment's seed. The number of ranks
     /// divides `parallel.workers`.
-    pub fn join(mut ops: O, experiment: &Experiment, mut exchange: Box<dyn Exchange<O>>) -> Result<Trainer<O>> {
+    pub fn join(
+        mut ops: O,
+        experiment: &Experiment,
+        mut exchange: Box<dyn Exchange<O>>,
+    ) -> Result<Trainer<O>> {
         let (rank, ranks) = (exchange.link().rank(), exchange.link().size());
         let sharded = experiment.parallel.zero >= 1 && !exchange.alone();
         let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
@@ -102,7 +107,9 @@ impl<O: Ops> Trainer<O> {
         let shards = Shards::new(&model.specs, ops.chunk(), ranks);
         let (sums, grads) = Sums::new(&mut ops, experiment, &model.specs, &shards, rank, sharded)?;
         let kept = if sharded { shards.owned(rank) } else { shards.whole() };
-        let parts = |ops: &mut O| kept.iter().map(|piece| ops.alloc(Role::F32, piece.len)).collect::<Result<Vec<_>>>();
+        let parts = |ops: &mut O| {
+            kept.iter().map(|piece| ops.alloc(Role::F32, piece.len)).collect::<Result<Vec<_>>>()
+        };
         let (adam_m, adam_v) = (parts(&mut ops)?, parts(&mut ops)?);
         let masters = if ops.dtype(Role::Param) != Dtype::F32 && experiment.precision.master_weights {
             Some(parts(&mut ops)?)
@@ -115,7 +122,12 @@ impl<O: Ops> Trainer<O> {
         let mut trainer = Trainer {
             losses: ops.alloc(Role::F32, step_tokens)?,
             host_losses: vec![0.0; step_tokens],
-            progress: Progress { step: 0, updates: 0, data_offset: 0, guards: Guards::new(&experiment.guards) },
+            progress: Progress {
+                step: 0,
+                updates: 0,
+                data_offset: 0,
+                guards: Guards::new(&experiment.guards),
+            },
             decoder,
             experiment: experiment.clone(),
             ops,
@@ -134,8 +146,8 @@ impl<O: Ops> Trainer<O> {
         Ok(trainer)
     }
 
-    /// Puts `values` of each tensor, padding left out or zero, in place of the weights and their masters: where
-    /// training starts, before its first step.
+    /// Puts `values` of each tensor, padding left out or zero, in place of the weights and their masters:
+    /// where training starts, before its first step.
     pub fn start_from(&mut self, mut values: impl FnMut(&ParamSpec) -> Vec<f32>) -> Result<()> {
         let masters = self.masters.iter_mut().flatten();
         let mut kept = self.kept.iter().zip(masters).peekable();
@@ -209,8 +221,8 @@ impl<O: Ops> Trainer<O> {
         })
     }
 
-    /// The gradients of the mean loss over the step's tokens, added up over all workers, and this rank's part of
-    /// the token losses, in their place in `losses`.
+    /// The gradients of the mean loss over the step's tokens, added up over all workers, and this rank's part
+    /// of the token losses, in their place in `losses`.
     fn gradients(&mut self, feed: &mut Prefetcher) -> Result<(), TrainError> {
         let rows = self.model.capacity();
         let scale = (1.0 / self.experiment.batch.tokens as f64) as f32;
@@ -237,7 +249,9 @@ impl<O: Ops> Trainer<O> {
                 feed.recycle(batch);
             }
             if !sums.by_groups() {
-                shards.groups().try_for_each(|group| sums.take(ops, &mut **exchange, worker, group, grads))?;
+                shards
+                    .groups()
+                    .try_for_each(|group| sums.take(ops, &mut **exchange, worker, group, grads))?;
             }
         }
         Ok(ops.join_lanes()?)
@@ -272,12 +286,15 @@ impl<O: Ops> Trainer<O> {
     /// chunks in their order.
     fn squares_of_shards(&mut self) -> Result<Vec<f64>, TrainError> {
         let sums = self.sums.parts(&self.kept, &self.grads).into_iter().zip(&self.kept);
-        let parts: Vec<(&O::Buf, Range<usize>)> = sums.map(|((buf, at), piece)| (buf, at..at + piece.len)).collect();
+        let parts: Vec<(&O::Buf, Range<usize>)> =
+            sums.map(|((buf, at), piece)| (buf, at..at + piece.len)).collect();
         let mine = self.ops.chunk_squares(&parts)?;
         let bytes = mine.iter().flat_map(|sum| sum.to_le_bytes()).collect();
         let all = all_gather(self.exchange.link(), "the gradient norm", bytes)?;
-        let mut sums: Vec<_> =
-            all.iter().map(|bytes| bytes.as_chunks::<8>().0.iter().map(|sum| f64::from_le_bytes(*sum))).collect();
+        let mut sums: Vec<_> = all
+            .iter()
+            .map(|bytes| bytes.as_chunks::<8>().0.iter().map(|sum| f64::from_le_bytes(*sum)))
+            .collect();
         let mut chunks = vec![Vec::new(); self.model.specs.iter().count()];
         for (rank, piece) in self.shards.all() {
             chunks[piece.tensor].extend(sums[*rank].by_ref().take(piece.len.div_ceil(self.ops.chunk())));
@@ -288,7 +305,8 @@ impl<O: Ops> Trainer<O> {
     fn update(&mut self, rate: f64, grad_norm: f64) -> Result<(), TrainError> {
         self.progress.updates += 1;
         let Progress { step, updates, .. } = self.progress;
-        let scalars = adamw_scalars(&self.experiment.optimizer, rate, updates, grad_norm, self.experiment.seed, step);
+        let scalars =
+            adamw_scalars(&self.experiment.optimizer, rate, updates, grad_norm, self.experiment.seed, step);
         let decay = self.experiment.optimizer.weight_decay as f32;
         let masters: Box<dyn Iterator<Item = Option<&mut O::Buf>>> = match &mut self.masters {
             Some(masters) => Box::new(masters.iter_mut().map(Some)),
@@ -307,7 +325,17 @@ impl<O: Ops> Trainer<O> {
             };
             let weight_decay = if spec.decay { decay } else { 0.0 };
             let at = piece.start;
-            slots.push(ParamSlot { id: spec.id, at, param, master, grad, grad_at, adam_m, adam_v, weight_decay });
+            slots.push(ParamSlot {
+                id: spec.id,
+                at,
+                param,
+                master,
+                grad,
+                grad_at,
+                adam_m,
+                adam_v,
+                weight_decay,
+            });
         }
         self.ops.adamw(&mut slots, &scalars)?;
         if self.sharded {
@@ -315,7 +343,15 @@ impl<O: Ops> Trainer<O> {
             let Trainer { exchange, ops, shards, model, .. } = self;
             let what = "the gathering of weights";
             for group in shards.groups() {
-                reduce::gather(&mut **exchange, ops, shards, group, what, model.params.group_mut(group), size)?;
+                reduce::gather(
+                    &mut **exchange,
+                    ops,
+                    shards,
+                    group,
+                    what,
+                    model.params.group_mut(group),
+                    size,
+                )?;
             }
         }
         Ok(())
@@ -331,31 +367,46 @@ pub fn mean(losses: &[f32]) -> f64 {
 mod tests {
     use super::*;
     use crate::experiment;
-    use crate::model::plan::{Category, MemoryPlan, Scratch, Storage};
     use crate::ops::dry::Dry;
+    use crate::plan::memory::{Category, MemoryPlan, Scratch, Storage};
 
     #[test]
     fn the_memory_plan_is_what_the_trainer_allocates() {
         let text = "[model]\nlayers = 3\nheads = 2\nchannels = 32\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n[batch]\nmicro = 2\n\
             seq_len = 8\ntokens = 128\n[schedule]\nsteps = 1\n[parallel]\nworkers = 8\n[precision]\nmaster_weights = MASTERS\n\
             [memory]\nrecompute = LEVEL\npartial_sums = 'PLACE'\n[sample]\nevery = SAMPLES\n";
-        for (masters, level, place) in [("true", "0", "device"), ("true", "1", "host"), ("false", "2", "device")] {
+        for (masters, level, place) in
+            [("true", "0", "device"), ("true", "1", "host"), ("false", "2", "device")]
+        {
             let samples = if level == "2" { "5" } else { "0" };
-            let text =
-                text.replace("MASTERS", masters).replace("LEVEL", level).replace("SAMPLES", samples).replace("PLACE", place);
+            let text = text
+                .replace("MASTERS", masters)
+                .replace("LEVEL", level)
+                .replace("SAMPLES", samples)
+                .replace("PLACE", place);
             let experiment = experiment::load_text("t", &text, &[]).expect("a whole experiment").experiment;
             let storage = Storage { scratch: Scratch::default(), ..Storage::cuda(&experiment) };
             let plan = MemoryPlan::of(&experiment, &Storage { taken: |sizes| sizes.iter().sum(), ..storage });
             let trainer = Trainer::new(Dry::new(Dtype::BF16), &experiment).expect("nothing can fail");
             // The token ids of a decoder are too few to be planned.
             let ids = if level == "2" { 3 * 2 * 32 } else { 0 };
-            assert_eq!(plan.total() + ids, trainer.ops.taken.iter().sum::<u64>(), "masters {masters}, recompute {level}");
+            assert_eq!(
+                plan.total() + ids,
+                trainer.ops.taken.iter().sum::<u64>(),
+                "masters {masters}, recompute {level}"
+            );
             let largest = trainer.model.specs.iter().map(|spec| 4 * spec.len as u64).max();
             let staged = largest.filter(|_| place == "host").unwrap_or(0);
             assert_eq!(plan.category(Category::Scratch), staged, "{place}");
-            let on_host =
-                plan.entries.iter().find(|entry| entry.name == "sums of virtual workers" && entry.category == Category::Host);
-            assert_eq!(on_host.map_or(0, |entry| entry.bytes), trainer.ops.taken_of_host.iter().sum::<u64>(), "{place}");
+            let on_host = plan
+                .entries
+                .iter()
+                .find(|entry| entry.name == "sums of virtual workers" && entry.category == Category::Host);
+            assert_eq!(
+                on_host.map_or(0, |entry| entry.bytes),
+                trainer.ops.taken_of_host.iter().sum::<u64>(),
+                "{place}"
+            );
         }
     }
 }

@@ -1,12 +1,12 @@
 //! What is done with bytes that anybody may have written: read them, and hold the reader to its word.
 //!
-//! A refusal must name the file; what is accepted must be what the reader says it is. Shared by the fuzz targets
-//! and by the plain test that runs the seeds.
+//! A refusal must name the file; what is accepted must be what the reader says it is. Shared by the fuzz
+//! targets and by the plain test that runs the seeds.
 
 use std::path::Path;
 
 use runner::data::Tokenizer;
-use runner::{data, eval, experiment, export, store};
+use runner::{data, eval, experiment, formats, store};
 
 const NAME: &str = "some/file";
 
@@ -59,7 +59,7 @@ pub fn safetensors_header(bytes: &[u8]) {
 }
 
 pub fn model_bin(bytes: &[u8]) {
-    match export::llmc::parse(Path::new(NAME), bytes) {
+    match formats::llmc::parse(Path::new(NAME), bytes) {
         Err(error) => refused(&error),
         Ok((parameters, precision)) => {
             let element = precision.dtype().size();

@@ -37,8 +37,9 @@ fn serve(file: Vec<u8>) -> Server {
             }
             ranges.lock().expect("unpoisoned").push(from);
             let start = from.unwrap_or(0);
-            let range =
-                from.map_or(String::new(), |from| format!("content-range: bytes {from}-{}/{}\r\n", file.len() - 1, file.len()));
+            let range = from.map_or(String::new(), |from| {
+                format!("content-range: bytes {from}-{}/{}\r\n", file.len() - 1, file.len())
+            });
             let status = if from.is_some() { 206 } else { 200 };
             let body = &file[start..];
             let head = format!(
@@ -71,7 +72,8 @@ fn shard(tokens: u32) -> Vec<u8> {
 }
 
 fn fetch(lab: &Lab, server: &Server) -> Command {
-    let mut command = lab.command(&["data", "fetch", "fineweb-edu-100b", "--shards", "1", "--parallel", "1", "--out"]);
+    let mut command =
+        lab.command(&["data", "fetch", "fineweb-edu-100b", "--shards", "1", "--parallel", "1", "--out"]);
     command.arg(lab.path("data")).env("HF_ENDPOINT", &server.url).env_remove("HF_TOKEN");
     command.args(["--revision", "0123456789012345678901234567890123456789"]);
     command
@@ -81,7 +83,8 @@ fn fetch(lab: &Lab, server: &Server) -> Command {
 #[cfg(unix)]
 fn stopped_half_way(lab: &Lab, server: &Server, signal: &str, half: u64) -> Finished {
     server.stalls.store(true, Ordering::Relaxed);
-    let child = fetch(lab, server).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    let child =
+        fetch(lab, server).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
     let part = lab.path("data/edu_fineweb_val_000000.bin.part");
     let started = Instant::now();
     while std::fs::metadata(&part).map_or(0, |m| m.len()) < half {
@@ -106,12 +109,18 @@ fn a_fetch_that_was_interrupted_or_killed_goes_on_and_says_what_to_do_next() {
         if signal == "-INT" {
             stopped.assert_fails(130, &["interrupted; what came is kept"]);
         }
-        assert!(!lab.path("data/edu_fineweb_val_000000.bin").exists(), "half a file has the name of a whole one");
+        assert!(
+            !lab.path("data/edu_fineweb_val_000000.bin").exists(),
+            "half a file has the name of a whole one"
+        );
         let done = Finished::from(fetch(&lab, &server).output().expect("the program starts"));
         assert_eq!(done.code, Some(0), "{}", done.stderr);
         assert_eq!(*server.ranges.lock().expect("unpoisoned"), [None, Some(half), None], "{signal}");
         for name in ["edu_fineweb_val_000000.bin", "edu_fineweb_train_000001.bin"] {
-            assert!(std::fs::read(lab.path("data").join(name)).expect("there") == file, "{signal}: {name} differs");
+            assert!(
+                std::fs::read(lab.path("data").join(name)).expect("there") == file,
+                "{signal}: {name} differs"
+            );
             assert!(done.stdout.contains(name), "{}", done.stdout);
         }
         assert!(done.stderr.contains("next: runner run experiments/gpt2_124m.toml"), "{}", done.stderr);
@@ -121,7 +130,8 @@ fn a_fetch_that_was_interrupted_or_killed_goes_on_and_says_what_to_do_next() {
 #[test]
 fn usage_errors_of_fetch_exit_with_two() {
     let lab = Lab::new();
-    lab.finish(&["data", "fetch", "hellaswag", "--shards", "3"]).assert_fails(2, &["`--shards` is 3: `hellaswag` has 1 to 1"]);
+    lab.finish(&["data", "fetch", "hellaswag", "--shards", "3"])
+        .assert_fails(2, &["`--shards` is 3: `hellaswag` has 1 to 1"]);
     lab.finish(&["data", "fetch", "imagenet"]).assert_fails(2, &["fineweb-edu-100b"]);
     let mut command = lab.command(&["data", "fetch", "hellaswag"]);
     let bad = command.env("HF_ENDPOINT", "huggingface.co").output().expect("the program starts");

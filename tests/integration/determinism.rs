@@ -22,7 +22,13 @@ fn settings_that_do_not_matter_change_no_bit() {
         &["eval.every=0", "sample.every=0"],
         &["eval.every=1", "sample.every=7"],
         &["checkpoint.every=0", "proof.digest_every=0"],
-        &["checkpoint.every=1", "checkpoint.keep_last=1", "log.every=5", "log.tensorboard=false", "log.gpu_every=0"],
+        &[
+            "checkpoint.every=1",
+            "checkpoint.keep_last=1",
+            "log.every=5",
+            "log.tensorboard=false",
+            "log.gpu_every=0",
+        ],
         &["data.prefetch=1"],
         &["proof.replay_every=3"],
     ];
@@ -67,7 +73,10 @@ fn simd_width_changes_no_bit() {
 fn the_seed_changes_the_bits() {
     let root = |seed: &str| {
         let seed = format!("seed={seed}");
-        Lab::new().run(CI, &["--set", "schedule.steps=1", "--set", "schedule.warmup_steps=1", "--set", &seed]).root().to_owned()
+        Lab::new()
+            .run(CI, &["--set", "schedule.steps=1", "--set", "schedule.warmup_steps=1", "--set", &seed])
+            .root()
+            .to_owned()
     };
     assert_ne!(root("1"), root("2"));
 }
@@ -77,7 +86,8 @@ fn virtual_workers_change_the_order_of_sums_and_nothing_else() {
     let losses = |workers: &str| {
         let lab = Lab::new();
         let workers = format!("parallel.workers={workers}");
-        lab.run(CI, &["--set", "schedule.steps=3", "--set", "schedule.warmup_steps=1", "--set", &workers]).root();
+        lab.run(CI, &["--set", "schedule.steps=3", "--set", "schedule.warmup_steps=1", "--set", &workers])
+            .root();
         lab.metrics("ci").iter().filter_map(|row| row["loss"].as_f64()).collect::<Vec<_>>()
     };
     let one = losses("1");

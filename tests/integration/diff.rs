@@ -6,8 +6,16 @@ use serde_json::Value;
 use crate::support::Lab;
 
 const CI: &str = "experiments/ci.toml";
-const SHORT: [&str; 8] =
-    ["--set", "schedule.steps=4", "--set", "schedule.warmup_steps=1", "--set", "checkpoint.every=2", "--set", "eval.every=0"];
+const SHORT: [&str; 8] = [
+    "--set",
+    "schedule.steps=4",
+    "--set",
+    "schedule.warmup_steps=1",
+    "--set",
+    "checkpoint.every=2",
+    "--set",
+    "eval.every=0",
+];
 
 fn run(lab: &Lab, name: &str, more: &[&str]) {
     lab.run(CI, &[&["--name", name], SHORT.as_slice(), more].concat()).root();
@@ -20,7 +28,11 @@ fn equal_runs_do_not_differ() {
     run(&lab, "b", &["--set", "device.threads=1"]);
     let diff = lab.diff("a", "b", &[]);
     assert_eq!(diff.code, Some(0), "{}", diff.stdout);
-    for says in ["environment differ (recorded, no bit depends on it)", "4 steps, all equal", "2 that both have, all equal"] {
+    for says in [
+        "environment differ (recorded, no bit depends on it)",
+        "4 steps, all equal",
+        "2 that both have, all equal",
+    ] {
         assert!(diff.stdout.contains(says), "`{says}` is not in:\n{}", diff.stdout);
     }
 }

@@ -31,10 +31,12 @@ fn a_diverging_run_skips_stops_with_exit_4_and_leaves_a_trace() {
 #[test]
 fn rewind_goes_back_once_and_stops_when_the_data_were_not_to_blame() {
     let lab = Lab::new();
-    let arguments: Vec<&str> = BREAKING.into_iter().chain(["--set", "guards.on_diverge=\"rewind\""]).collect();
+    let arguments: Vec<&str> =
+        BREAKING.into_iter().chain(["--set", "guards.on_diverge=\"rewind\""]).collect();
     lab.run(CI, &arguments).assert_fails(4, &["back to the checkpoint of step"]);
     let rewound = lab.ledger("ci").into_iter().filter(|entry| entry.contains("rewind from step")).count();
     assert_eq!(rewound, 1, "the entry after the rewind says so");
     let steps = lab.ledger("ci").len();
-    lab.verify("ci", &["--replay", &format!("0..{steps}")]).assert_says(&["steps 0 to", "gave the same bits again"]);
+    lab.verify("ci", &["--replay", &format!("0..{steps}")])
+        .assert_says(&["steps 0 to", "gave the same bits again"]);
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use half::bf16;
-use runner::export::{Parameters, Precision, hf, llmc};
+use runner::formats::{Parameters, Precision, hf, llmc};
 use runner::store::{self, Tensor};
 use safetensors::{Dtype, SafeTensors};
 
@@ -57,13 +57,24 @@ fn a_hugging_face_folder_has_their_names_shapes_and_orientation() {
         assert_eq!(theirs.shape(), [ins, outs], "{}", ours.name);
         let element = |bytes: &[u8], i: usize| bytes[4 * i..4 * i + 4].to_vec();
         for (o, i) in (0..outs).flat_map(|o| (0..ins).map(move |i| (o, i))) {
-            assert_eq!(element(theirs.data(), i * outs + o), element(&ours.bytes, o * ins + i), "{} {o} {i}", ours.name);
+            assert_eq!(
+                element(theirs.data(), i * outs + o),
+                element(&ours.bytes, o * ins + i),
+                "{} {o} {i}",
+                ours.name
+            );
         }
     }
-    assert_eq!(file.tensor("transformer.wte.weight").expect("there").shape(), [257, C], "padding rows were not dropped");
+    assert_eq!(
+        file.tensor("transformer.wte.weight").expect("there").shape(),
+        [257, C],
+        "padding rows were not dropped"
+    );
 
     let config = json(&folder.join("config.json"));
-    for (key, value) in [("n_layer", 2), ("n_head", 2), ("n_embd", C), ("n_positions", 64), ("vocab_size", 257)] {
+    for (key, value) in
+        [("n_layer", 2), ("n_head", 2), ("n_embd", C), ("n_positions", 64), ("vocab_size", 257)]
+    {
         assert_eq!(config[key], value, "{key}");
     }
     assert_eq!((&config["model_type"], &config["tie_word_embeddings"]), (&"gpt2".into(), &true.into()));
@@ -76,7 +87,8 @@ fn a_hugging_face_folder_has_their_names_shapes_and_orientation() {
 fn every_format_gives_back_the_bits_it_was_given() {
     let lab = trained();
     let state = state(&lab);
-    let (fp32, bf16_file) = (export(&lab, &["--format", "llmc"]), export(&lab, &["--format", "llmc", "--dtype", "bf16"]));
+    let (fp32, bf16_file) =
+        (export(&lab, &["--format", "llmc"]), export(&lab, &["--format", "llmc", "--dtype", "bf16"]));
     let (parameters, precision) = llmc::read(&fp32.join("model.bin")).expect("version 3");
     assert_eq!(precision, Precision::Fp32);
     assert_eq!((parameters.model.vocab, parameters.model.vocab_padded), (257, 384));
@@ -91,15 +103,22 @@ fn every_format_gives_back_the_bits_it_was_given() {
     assert_eq!(precision, Precision::Bf16);
     for (narrow, wide) in narrow.tensors.iter().zip(ours.tensors.iter()) {
         let rounded = wide.bytes.as_chunks().0.iter().map(|b| bf16::from_f32(f32::from_le_bytes(*b)));
-        assert!(narrow.bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)).eq(rounded), "{}", wide.name);
+        assert!(
+            narrow.bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)).eq(rounded),
+            "{}",
+            wide.name
+        );
     }
     llmc::write(&again, &narrow, precision).expect("writable");
-    assert!(std::fs::read(&again).expect("there") == std::fs::read(bf16_file.join("model.bin")).expect("there"));
+    assert!(
+        std::fs::read(&again).expect("there") == std::fs::read(bf16_file.join("model.bin")).expect("there")
+    );
 
     // Through Hugging Face's folder, where weights are transposed, and back.
     for (dtype, expected) in [("fp32", &ours), ("bf16", &narrow)] {
         let out = lab.path(dtype);
-        let folder = export(&lab, &["--format", "hf", "--dtype", dtype, "--out", out.to_str().expect("UTF-8")]);
+        let folder =
+            export(&lab, &["--format", "hf", "--dtype", dtype, "--out", out.to_str().expect("UTF-8")]);
         let back = hf::read(&folder).expect("readable");
         assert!(back.tensors.iter().eq(expected.tensors.iter()), "{dtype}");
     }
@@ -118,7 +137,8 @@ fn an_older_checkpoint_is_exported_by_its_step() {
 fn the_same_seed_writes_the_same_text_and_another_seed_another() {
     let lab = trained();
     let sample = |arguments: &[&str]| -> Finished {
-        let finished = lab.verb("sample", "ci", &[&["--prompt", "And God", "--tokens", "100"], arguments].concat());
+        let finished =
+            lab.verb("sample", "ci", &[&["--prompt", "And God", "--tokens", "100"], arguments].concat());
         assert_eq!(finished.code, Some(0), "{}", finished.stderr);
         assert!(finished.stdout.starts_with("And God"), "{}", finished.stdout);
         finished

@@ -16,7 +16,8 @@ const MUTATIONS: u64 = 400;
 /// The seeds of a target by name; each target has some.
 fn seeds(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds").join(target);
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder).expect("seeds").map(|e| e.expect("an entry").path()).collect();
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(&folder).expect("seeds").map(|e| e.expect("an entry").path()).collect();
     paths.sort();
     assert!(paths.len() >= 3, "{} has hardly any seeds", folder.display());
     paths.into_iter().map(|path| (path.clone(), std::fs::read(path).expect("readable"))).collect()
@@ -60,7 +61,12 @@ fn run(target: &str, exercise: fn(&[u8])) {
             let mut bytes = seed.clone();
             mutate(&mut bytes, other, |i| u64::from(Key([11, index as u32]).block_at(round, i)[0]));
             let outcome = std::panic::catch_unwind(|| exercise(&bytes));
-            assert!(outcome.is_ok(), "mutation {round} of {}: {:?}", path.display(), String::from_utf8_lossy(&bytes));
+            assert!(
+                outcome.is_ok(),
+                "mutation {round} of {}: {:?}",
+                path.display(),
+                String::from_utf8_lossy(&bytes)
+            );
         }
     }
 }

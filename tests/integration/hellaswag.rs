@@ -1,4 +1,5 @@
-//! HellaSwag during training and alone: the same scores, from both file formats, and no bit of training changed.
+//! HellaSwag during training and alone: the same scores, from both file formats, and no bit of training
+//! changed.
 
 use serde_json::Value;
 
@@ -10,19 +11,35 @@ const SCORES: [&str; 3] = ["hellaswag", "hellaswag_acc", "hellaswag_acc_norm"];
 
 /// Made-up tasks in which shorter endings, longer endings and true ones compete.
 fn tasks() -> Vec<(String, [String; 4], usize)> {
-    let words = ["the king", "of Judah", "went up", "and smote", "them all", "in that day", "unto the LORD", "zzz qqq"];
+    let words = [
+        "the king",
+        "of Judah",
+        "went up",
+        "and smote",
+        "them all",
+        "in that day",
+        "unto the LORD",
+        "zzz qqq",
+    ];
     let word = |i: usize| words[i % words.len()];
     (0..30)
         .map(|i| {
-            let ending = |e: usize| (0..=(i + e) % 3).map(|j| word(i * 3 + e * 5 + j)).collect::<Vec<_>>().join(" ");
-            (format!("And it came to pass that {} {}", word(i), word(i + 3)), [0, 1, 2, 3].map(ending), (i * 7) % 4)
+            let ending =
+                |e: usize| (0..=(i + e) % 3).map(|j| word(i * 3 + e * 5 + j)).collect::<Vec<_>>().join(" ");
+            (
+                format!("And it came to pass that {} {}", word(i), word(i + 3)),
+                [0, 1, 2, 3].map(ending),
+                (i * 7) % 4,
+            )
         })
         .collect()
 }
 
 fn jsonl() -> String {
     let line = |(ctx, endings, label): (String, [String; 4], usize)| {
-        serde_json::json!({"activity_label": "War", "ctx": ctx, "endings": endings, "label": label}).to_string() + "\n"
+        serde_json::json!({"activity_label": "War", "ctx": ctx, "endings": endings, "label": label})
+            .to_string()
+            + "\n"
     };
     tasks().into_iter().map(line).collect()
 }
@@ -51,7 +68,8 @@ fn trained() -> Lab {
     let lab = Lab::new();
     std::fs::write(lab.path("tasks.jsonl"), jsonl()).expect("writable");
     std::fs::write(lab.path("tasks.bin"), eval_bin()).expect("writable");
-    let finished = lab.run(CI, &["--set", &format!("eval.hellaswag=\"{}\"", lab.path("tasks.jsonl").display())]);
+    let finished =
+        lab.run(CI, &["--set", &format!("eval.hellaswag=\"{}\"", lab.path("tasks.jsonl").display())]);
     assert_eq!(finished.root(), GOLDEN.trim(), "HellaSwag changed the bits of training");
     lab
 }
@@ -69,7 +87,10 @@ fn training_records_all_three_scores_and_eval_finds_the_same_alone() {
     let lab = trained();
     let rows = lab.metrics("ci");
     let scored: Vec<&Value> = rows.iter().filter(|row| row["hellaswag"].is_f64()).collect();
-    assert_eq!(scored.iter().map(|row| row["step"].as_u64()).collect::<Vec<_>>(), [Some(0), Some(10), Some(20)]);
+    assert_eq!(
+        scored.iter().map(|row| row["step"].as_u64()).collect::<Vec<_>>(),
+        [Some(0), Some(10), Some(20)]
+    );
     let last = scored.last().expect("three rows");
     let alone = eval(&lab, "tasks.jsonl", &[]);
     for name in SCORES {

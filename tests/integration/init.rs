@@ -42,7 +42,10 @@ fn training_starts_from_the_weights_of_any_form_with_their_bits() {
     assert_eq!(val_losses(&lab, "from_hf")[0], *val_losses(&lab, "ci").last().expect("measured at the end"));
     let lock = std::fs::read_to_string(lab.path("from_hf/lock.toml")).expect("a lock");
     assert!(lock.contains("\"model.init_sha256\" = "), "{lock}");
-    assert!(lab.verify("from_hf", &["--replay", "0..3"]).code == Some(0), "a replay starts from the model too");
+    assert!(
+        lab.verify("from_hf", &["--replay", "0..3"]).code == Some(0),
+        "a replay starts from the model too"
+    );
 
     // bf16 files hold other numbers, the same in both forms.
     let narrow = [exported(&lab, "hf", "bf16"), exported(&lab, "llmc", "bf16")];
@@ -67,7 +70,10 @@ fn sizes_come_from_the_file_when_none_are_given() {
     lab.run(experiment.to_str().expect("UTF-8"), &[]).root();
     let resolved = std::fs::read_to_string(lab.path("tuned/experiment.toml")).expect("resolved");
     for line in ["layers = 2", "heads = 2", "channels = 64", "context = 64", "vocab = 257"] {
-        assert!(resolved.lines().any(|l| l.starts_with(line) && l.ends_with("# from model.init")), "`{line}` in\n{resolved}");
+        assert!(
+            resolved.lines().any(|l| l.starts_with(line) && l.ends_with("# from model.init")),
+            "`{line}` in\n{resolved}"
+        );
     }
     // The run goes on without the file, which its checkpoint replaces; a new one does not.
     std::fs::remove_file(&model).expect("removable");
@@ -93,7 +99,11 @@ fn a_model_that_does_not_fit_or_is_damaged_is_refused_before_the_first_step() {
         train_from(&lab, "refused", init, set).assert_fails(1, says);
         assert!(!lab.path("refused").exists(), "a folder was made");
     };
-    refused(&file, &["--set", "model.layers=3"], &["is a model of 2 layers, the experiment's has 3", "leave the sizes out"]);
+    refused(
+        &file,
+        &["--set", "model.layers=3"],
+        &["is a model of 2 layers, the experiment's has 3", "leave the sizes out"],
+    );
     refused(&folder, &["--set", "model.vocab=300"], &["is a model of 257 tokens, the experiment's has 300"]);
     refused(&folder, &["--set", "model.context=65"], &["64 positions, the experiment's has 65"]);
     refused(&lab.path("nothing"), &[], &["cannot read `", "nothing`"]);
@@ -130,7 +140,18 @@ fn a_model_writes_and_is_measured_without_a_run() {
     let lab = Lab::new();
     let (folder, file) = (exported(&lab, "hf", "fp32"), exported(&lab, "llmc", "fp32"));
     let write = |what: &str| {
-        let arguments = ["--prompt", "And", "--tokens", "40", "--seed", "3", "--temperature", "0.8", "--set", "device.kind=cpu"];
+        let arguments = [
+            "--prompt",
+            "And",
+            "--tokens",
+            "40",
+            "--seed",
+            "3",
+            "--temperature",
+            "0.8",
+            "--set",
+            "device.kind=cpu",
+        ];
         let finished = lab.verb("sample", what, &arguments);
         assert_eq!(finished.code, Some(0), "{}", finished.stderr);
         finished.stdout
@@ -139,14 +160,19 @@ fn a_model_writes_and_is_measured_without_a_run() {
     assert_eq!(write(folder.to_str().expect("UTF-8")), text);
     assert_eq!(write(file.to_str().expect("UTF-8")), text);
     let measure = |what: &str, set: &[&str]| {
-        let finished =
-            lab.verb("eval", what, &[&["--json", "--set", "eval.val_tokens=2048", "--set", "device.kind=cpu"], set].concat());
+        let finished = lab.verb(
+            "eval",
+            what,
+            &[&["--json", "--set", "eval.val_tokens=2048", "--set", "device.kind=cpu"], set].concat(),
+        );
         assert_eq!(finished.code, Some(0), "{}", finished.stderr);
         serde_json::from_str::<serde_json::Value>(&finished.stdout).expect("JSON")["val_loss"].clone()
     };
-    let alone = measure(folder.to_str().expect("UTF-8"), &["--set", "batch.micro=2", "--set", "batch.seq_len=64"]);
+    let alone =
+        measure(folder.to_str().expect("UTF-8"), &["--set", "batch.micro=2", "--set", "batch.seq_len=64"]);
     assert_eq!(alone, measure("ci", &[]));
-    lab.verb("sample", file.to_str().expect("UTF-8"), &["--checkpoint", "3"]).assert_fails(1, &["it has no checkpoints"]);
+    lab.verb("sample", file.to_str().expect("UTF-8"), &["--checkpoint", "3"])
+        .assert_fails(1, &["it has no checkpoints"]);
 }
 
 #[test]
@@ -154,7 +180,8 @@ fn several_texts_come_in_order_and_each_is_what_it_would_be_alone() {
     let lab = Lab::new();
     lab.run(CI, &[]).root();
     let write = |arguments: &[&str]| {
-        let finished = lab.verb("sample", "ci", &[&["--prompt", "And", "--tokens", "80"], arguments].concat());
+        let finished =
+            lab.verb("sample", "ci", &[&["--prompt", "And", "--tokens", "80"], arguments].concat());
         assert_eq!(finished.code, Some(0), "{}", finished.stderr);
         finished.stdout
     };
@@ -170,5 +197,9 @@ fn several_texts_come_in_order_and_each_is_what_it_would_be_alone() {
     }
     // The model has 64 positions and the texts 81 tokens.
     let finished = lab.verb("sample", "ci", &["--tokens", "100", "--temperature", "0"]);
-    assert!(finished.stderr.contains("past 64 tokens a text goes on from its newer half"), "{}", finished.stderr);
+    assert!(
+        finished.stderr.contains("past 64 tokens a text goes on from its newer half"),
+        "{}",
+        finished.stderr
+    );
 }

@@ -1,8 +1,8 @@
-//! Real launchers, as far as they are installed: ranks they start end in the bits of one process, stop saved when asked, and none stays
-//! behind.
+//! Real launchers, as far as they are installed: ranks they start end in the bits of one process, stop saved
+//! when asked, and none stays behind.
 //!
-//! A launcher is looked for in `target/ci-launchers/*/bin`, where CI installs them, then along PATH. One that is missing is
-//! `skipped`, and a failure where `REQUIRE_LAUNCHERS` names it.
+//! A launcher is looked for in `target/ci-launchers/*/bin`, where CI installs them, then along PATH. One that
+//! is missing is `skipped`, and a failure where `REQUIRE_LAUNCHERS` names it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,8 +11,14 @@ use std::time::{Duration, Instant};
 use crate::support::{Finished, Lab, output_within};
 
 const CI: &str = "experiments/ci.toml";
-const EIGHT: &[&str] =
-    &["parallel.workers=8", "batch.tokens=1024", "schedule.steps=40", "checkpoint.every=5", "eval.every=0", "sample.every=0"];
+const EIGHT: &[&str] = &[
+    "parallel.workers=8",
+    "batch.tokens=1024",
+    "schedule.steps=40",
+    "checkpoint.every=5",
+    "eval.every=0",
+    "sample.every=0",
+];
 const SOON: Duration = Duration::from_secs(60);
 
 /// One that starts ranks.
@@ -41,7 +47,10 @@ fn launchers() -> Vec<Launcher> {
         let found = folders().into_iter().map(|folder| folder.join(program)).find(is_it);
         if found.is_none() {
             let required = std::env::var("REQUIRE_LAUNCHERS").unwrap_or_default();
-            assert!(!required.split(' ').any(|required| required == name), "REQUIRE_LAUNCHERS names {name}, which is not here");
+            assert!(
+                !required.split(' ').any(|required| required == name),
+                "REQUIRE_LAUNCHERS names {name}, which is not here"
+            );
             eprintln!("skipped: no {name}");
         }
         found.map(|program| Launcher { name, program, arguments, rank, stop })
@@ -71,8 +80,15 @@ impl Launcher {
     fn start(&self, lab: &Lab, script: &str) -> Child {
         let mut command = Command::new(&self.program);
         command.args(self.arguments).args(["sh", "-c", script]).current_dir(env!("CARGO_MANIFEST_DIR"));
-        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1").env("NO_COLOR", "1");
-        command.env("TMPDIR", lab.path("")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+            .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+            .env("NO_COLOR", "1");
+        command
+            .env("TMPDIR", lab.path(""))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command.spawn().expect("the launcher starts")
     }
 
@@ -85,7 +101,8 @@ impl Launcher {
             let mine = command.starts_with(PROGRAM) && command.contains(&*lab.path("").to_string_lossy());
             let environment = std::fs::read(process.join("environ")).ok().filter(|_| mine)?;
             let environment = String::from_utf8_lossy(&environment).into_owned();
-            let number = environment.split('\0').find_map(|v| v.strip_prefix(self.rank)?.strip_prefix('='))?;
+            let number =
+                environment.split('\0').find_map(|v| v.strip_prefix(self.rank)?.strip_prefix('='))?;
             Some((process.file_name()?.to_string_lossy().into_owned(), number.parse().ok()?))
         };
         processes.filter_map(rank).collect()
@@ -128,7 +145,11 @@ fn rows(lab: &Lab) -> usize {
 fn wait_for_rows(name: &str, lab: &Lab, child: &mut Child, count: usize) {
     let began = Instant::now();
     while rows(lab) < count {
-        assert!(child.try_wait().expect("it can be asked").is_none(), "{name} has ended after {} steps", rows(lab));
+        assert!(
+            child.try_wait().expect("it can be asked").is_none(),
+            "{name} has ended after {} steps",
+            rows(lab)
+        );
         assert!(began.elapsed() < SOON, "{name}: {} steps", rows(lab));
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -165,7 +186,13 @@ fn ranks_of_a_real_launcher_end_in_the_root_of_one_process_and_one_of_them_speak
         let finished = end(launcher.name, launcher.start(&lab, &run(&lab, &[])));
         assert_eq!(finished.root(), expected, "{}: {}", launcher.name, finished.stderr);
         let said = |what: &str| finished.stderr.lines().filter(|line| line.contains(what)).count();
-        assert_eq!((said("devices: 2 ranks"), said("step 20/40 ")), (1, 1), "{}: {}", launcher.name, finished.stderr);
+        assert_eq!(
+            (said("devices: 2 ranks"), said("step 20/40 ")),
+            (1, 1),
+            "{}: {}",
+            launcher.name,
+            finished.stderr
+        );
         launcher.assert_nobody_stays(&lab);
     }
 }
@@ -213,7 +240,8 @@ fn two_runs_of_a_real_launcher_that_meet_in_one_folder_do_not_mix() {
         let lab = Lab::new();
         let both = ["1", "2"].map(|seed| {
             let set = format!("seed={seed}");
-            launcher.start(&lab, &format!("{} --name seed{seed}", run(&lab, &[&set, "parallel.timeout_s=20"])))
+            launcher
+                .start(&lab, &format!("{} --name seed{seed}", run(&lab, &[&set, "parallel.timeout_s=20"])))
         });
         let [one, two] = both.map(|child| end(launcher.name, child));
         assert_ne!(one.root(), two.root(), "{}", launcher.name);
@@ -232,7 +260,8 @@ fn ranks_whose_launcher_is_gone_save_and_end() {
     wait_for_rows("a shell", &lab, &mut child, 3);
     child.kill().expect("it runs");
     child.wait().expect("it ends");
-    let shell = Launcher { name: "a shell", program: "sh".into(), arguments: &[], rank: "RANK", stop: "TERM" };
+    let shell =
+        Launcher { name: "a shell", program: "sh".into(), arguments: &[], rank: "RANK", stop: "TERM" };
     shell.assert_nobody_stays(&lab);
     assert_stopped_and_saved("a shell", &lab, "");
 }
@@ -246,7 +275,8 @@ fn a_signal_to_every_process_of_a_run_is_one_wish_to_stop() {
         let sets: Vec<&str> = EIGHT.iter().flat_map(|set| ["--set", set]).chain(endless).collect();
         let mut child = lab.start("run", CI, &sets);
         wait_for_rows("runner", &lab, &mut child, 3);
-        let own = Launcher { name: "runner", program: PROGRAM.into(), arguments: &[], rank: "RANK", stop: "TERM" };
+        let own =
+            Launcher { name: "runner", program: PROGRAM.into(), arguments: &[], rank: "RANK", stop: "TERM" };
         let parent = child.id().to_string();
         let mut all = vec![parent.clone(), parent];
         all.extend(own.ranks(&lab).into_iter().map(|(process, _)| process));
@@ -260,7 +290,16 @@ fn a_signal_to_every_process_of_a_run_is_one_wish_to_stop() {
 #[test]
 fn another_number_of_ranks_than_the_launcher_has_started_is_refused() {
     let lab = Lab::new();
-    let mut command = lab.command(&["run", CI, "--ranks", "4", "--set", "parallel.workers=8", "--set", "batch.tokens=1024"]);
+    let mut command = lab.command(&[
+        "run",
+        CI,
+        "--ranks",
+        "4",
+        "--set",
+        "parallel.workers=8",
+        "--set",
+        "batch.tokens=1024",
+    ]);
     let output = command.args(["--runs"]).arg(lab.path("")).env("RANK", "0").env("WORLD_SIZE", "2").output();
     let refused = Finished::from(output.expect("the program starts"));
     refused.assert_fails(1, &["the launcher has started 2 ranks, `--ranks` asks for 4"]);

@@ -112,7 +112,17 @@ fn a_changed_token_in_a_shard_is_named_and_refused() {
     let text = lab.path("text.txt");
     std::fs::write(&text, "In the beginning was the Word. ".repeat(2000)).expect("writable");
     let out = lab.path("data").display().to_string();
-    lab.done(&["data", "prepare", &text.display().to_string(), "--out", &out, "--tokenizer", "byte", "--val-tokens", "4096"]);
+    lab.done(&[
+        "data",
+        "prepare",
+        &text.display().to_string(),
+        "--out",
+        &out,
+        "--tokenizer",
+        "byte",
+        "--val-tokens",
+        "4096",
+    ]);
     let mut shards: Vec<_> =
         std::fs::read_dir(lab.path("data")).expect("a folder").map(|e| e.expect("an entry").path()).collect();
     shards.sort();

@@ -9,15 +9,24 @@ const CI: &str = "experiments/ci.toml";
 #[test]
 fn a_plan_needs_neither_gpu_nor_data_and_is_json_for_machines() {
     let lab = Lab::new();
-    let plan = lab.done(&["plan", "experiments/gpt2_33b.toml", "--gpu", "h100", "--gpus", "8", "--json"]).stdout;
+    let plan =
+        lab.done(&["plan", "experiments/gpt2_33b.toml", "--gpu", "h100", "--gpus", "8", "--json"]).stdout;
     let plan: serde_json::Value = serde_json::from_str(&plan).expect("JSON");
     assert_eq!(plan["model"]["parameters"], 1_557_686_400u64);
     assert_eq!(plan["memory"]["fits"], true);
     let days = plan["time"]["reference"]["total_s"].as_f64().expect("a number") / 86_400.0;
     assert!((days - 1.0).abs() < 0.04, "{days}");
     lab.finish(&["plan", CI, "--gpu", "h9000"]).assert_fails(1, &["no GPU is known as `h9000`"]);
-    lab.finish(&["plan", "experiments/gpt2_33b.toml", "--gpu", "h100", "--gpus", "3"]).assert_fails(1, &["power of two"]);
-    let dear = lab.done(&["plan", "experiments/gpt2_124m.toml", "--gpu", "h100", "--set", "plan.dollars_per_gpu_hour=100"]);
+    lab.finish(&["plan", "experiments/gpt2_33b.toml", "--gpu", "h100", "--gpus", "3"])
+        .assert_fails(1, &["power of two"]);
+    let dear = lab.done(&[
+        "plan",
+        "experiments/gpt2_124m.toml",
+        "--gpu",
+        "h100",
+        "--set",
+        "plan.dollars_per_gpu_hour=100",
+    ]);
     assert!(dear.stdout.contains("at $100.00 an hour"), "{}", dear.stdout);
 }
 
@@ -68,7 +77,8 @@ fn help_completions_and_the_manual_know_every_verb() {
     assert!(lab.done(&["help", "run"]).stdout.contains("Examples:"));
 }
 
-/// Needs Python with TensorBoard: `RUNNER_TEST_PYTHON=python cargo test --release --test integration tensorboard -- --ignored`
+/// Needs Python with TensorBoard: `RUNNER_TEST_PYTHON=python cargo test --release --test integration
+/// tensorboard -- --ignored`
 #[test]
 #[ignore = "needs tensorboard"]
 fn tensorboard_reads_every_number_once_after_a_kill_and_a_rewind() {
@@ -80,9 +90,18 @@ fn tensorboard_reads_every_number_once_after_a_kill_and_a_rewind() {
         std::fs::remove_dir_all(lab.path(&format!("ci/checkpoints/step_000000{step}"))).expect("it is there");
     }
     lab.resume("ci", &[]).root();
-    let breaking = ["--name", "diverging", "--set", "schedule.learning_rate=1e30", "--set", "schedule.warmup_steps=0"];
-    let rewinding = ["--set", "guards.patience=3", "--set", "checkpoint.every=1", "--set", "guards.on_diverge=\"rewind\""];
-    lab.run(CI, &[&breaking[..], &rewinding[..]].concat()).assert_fails(4, &["back to the checkpoint of step"]);
+    let breaking =
+        ["--name", "diverging", "--set", "schedule.learning_rate=1e30", "--set", "schedule.warmup_steps=0"];
+    let rewinding = [
+        "--set",
+        "guards.patience=3",
+        "--set",
+        "checkpoint.every=1",
+        "--set",
+        "guards.on_diverge=\"rewind\"",
+    ];
+    lab.run(CI, &[&breaking[..], &rewinding[..]].concat())
+        .assert_fails(4, &["back to the checkpoint of step"]);
     for run in ["ci", "diverging"] {
         let mut command = Command::new(&python);
         command.arg("tests/tensorboard/read.py").arg(lab.path(run)).current_dir(env!("CARGO_MANIFEST_DIR"));

@@ -12,7 +12,16 @@ const FIXTURE: &[u8] = include_bytes!("../fixtures/gpt2_reference.safetensors");
 const ROWS: Rows = Rows { batch: 3, seq: 13 };
 
 fn config() -> Model {
-    Model { init: None, descriptor: None, layers: 3, heads: 4, channels: 48, context: 16, vocab: 97, vocab_padded: 128 }
+    Model {
+        init: None,
+        descriptor: None,
+        layers: 3,
+        heads: 4,
+        channels: 48,
+        context: 16,
+        vocab: 97,
+        vocab_padded: 128,
+    }
 }
 
 fn floats(fixture: &SafeTensors<'_>, name: &str) -> Vec<f32> {
@@ -23,7 +32,10 @@ fn floats(fixture: &SafeTensors<'_>, name: &str) -> Vec<f32> {
 
 fn ids(fixture: &SafeTensors<'_>, name: &str) -> Vec<u16> {
     let view = fixture.tensor(name).expect(name);
-    view.data().chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().expect("four bytes")) as u16).collect()
+    view.data()
+        .chunks_exact(4)
+        .map(|b| i32::from_le_bytes(b.try_into().expect("four bytes")) as u16)
+        .collect()
 }
 
 /// ‖a − b‖ / ‖b‖
@@ -59,7 +71,8 @@ fn logits_losses_and_gradients_agree_with_pytorch_at_every_recompute_level() {
     let fixture = SafeTensors::deserialize(FIXTURE).expect("the fixture is whole");
     let (inputs, targets) = (ids(&fixture, "inputs"), ids(&fixture, "targets"));
     for recompute in 0..=2 {
-        let mut ops = Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU");
+        let mut ops =
+            Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU");
         let mut model = model(&mut ops, &fixture, recompute);
         let specs = Weights::of(&config());
         let mut grads = specs.try_map(|spec| ops.alloc(Role::F32, spec.len)).expect("it fits");
@@ -70,7 +83,9 @@ fn logits_losses_and_gradients_agree_with_pytorch_at_every_recompute_level() {
         let mut losses = ops.alloc(Role::F32, ROWS.count()).expect("it fits");
         let batch = MicroBatch { inputs: &inputs, targets: &targets, rows: ROWS, losses_at: 0 };
         let scale = 1.0 / ROWS.count() as f32;
-        model.forward_backward(&mut ops, &batch, &mut losses, &mut grads, scale, Write::Set).expect("it runs");
+        model
+            .forward_backward(&mut ops, &batch, &mut losses, &mut grads, scale, Write::Set)
+            .expect("it runs");
 
         let mut ours = vec![0.0; ROWS.count()];
         ops.download(&losses, &mut ours).expect("host memory");
@@ -85,7 +100,9 @@ fn logits_losses_and_gradients_agree_with_pytorch_at_every_recompute_level() {
         }
 
         // Adding the same gradients once more doubles them exactly.
-        model.forward_backward(&mut ops, &batch, &mut losses, &mut grads, scale, Write::Add).expect("it runs");
+        model
+            .forward_backward(&mut ops, &batch, &mut losses, &mut grads, scale, Write::Add)
+            .expect("it runs");
         let mut doubled = vec![0.0; specs.ln_f.bias.len];
         ops.download(&grads.ln_f.bias, &mut doubled).expect("host memory");
         let single = floats(&fixture, "gradient/ln_f.bias");

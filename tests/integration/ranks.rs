@@ -33,7 +33,13 @@ fn on<'a>(ranks: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 fn a_shard_of_padding_alone_changes_nothing() {
     let wide = |ranks| {
         let lab = Lab::new();
-        let set = ["model.channels=1024", "model.layers=1", "parallel.workers=4", "batch.tokens=512", "schedule.steps=2"];
+        let set = [
+            "model.channels=1024",
+            "model.layers=1",
+            "parallel.workers=4",
+            "batch.tokens=512",
+            "schedule.steps=2",
+        ];
         let off = ["schedule.warmup_steps=1", "eval.every=0", "sample.every=0", "checkpoint.every=1"];
         let mut arguments = vec!["--ranks", ranks];
         set.iter().chain(&off).for_each(|set| arguments.extend(["--set", set]));
@@ -48,13 +54,16 @@ fn a_shard_of_padding_alone_changes_nothing() {
 
 fn read(lab: &Lab, file: &str) -> String {
     let path = lab.path("ci").join(file);
-    String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).into_owned()
+    String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+        .into_owned()
 }
 
 /// Waits until the run has `rows` rows; false if it ends before.
 fn wait_for_rows(lab: &Lab, child: &mut Child, rows: usize) -> bool {
     let began = Instant::now();
-    while !std::fs::read_to_string(lab.path("ci/metrics.jsonl")).is_ok_and(|text| text.lines().count() >= rows) {
+    while !std::fs::read_to_string(lab.path("ci/metrics.jsonl"))
+        .is_ok_and(|text| text.lines().count() >= rows)
+    {
         if child.try_wait().expect("it can be asked").is_some() {
             return false;
         }
@@ -82,10 +91,12 @@ fn process_of(parent: u32, rank: usize) -> String {
         let status = std::fs::read_to_string(process.join("status")).unwrap_or_default();
         let environment = std::fs::read(process.join("environ")).unwrap_or_default();
         let variable = format!("RANK={rank}");
-        status.contains(&format!("PPid:\t{parent}\n")) && environment.split(|&b| b == 0).any(|v| v == variable.as_bytes())
+        status.contains(&format!("PPid:\t{parent}\n"))
+            && environment.split(|&b| b == 0).any(|v| v == variable.as_bytes())
     };
     let processes = std::fs::read_dir("/proc").expect("Linux").flatten().map(|entry| entry.path());
-    let found = processes.filter(|path| path.join("status").exists()).find(|path| mine(path)).expect("the rank runs");
+    let found =
+        processes.filter(|path| path.join("status").exists()).find(|path| mine(path)).expect("the rank runs");
     found.file_name().expect("a number").to_string_lossy().into_owned()
 }
 
@@ -176,7 +187,13 @@ fn a_rank_that_hangs_is_named_within_the_timeout_and_the_checkpoint_stands() {
     let ended = end(child, Duration::from_secs(60));
     ended.assert_fails(
         1,
-        &["rank 2 on `", "no sign of life", "last operation:", "rank 2 (process ", "does not end and is killed"],
+        &[
+            "rank 2 on `",
+            "no sign of life",
+            "last operation:",
+            "rank 2 (process ",
+            "does not end and is killed",
+        ],
     );
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     assert_eq!(lab.verify("ci", &[]).code, Some(0));
@@ -185,14 +202,16 @@ fn a_rank_that_hangs_is_named_within_the_timeout_and_the_checkpoint_stands() {
 #[test]
 fn ranks_end_with_their_parent() {
     let lab = Lab::new();
-    let mut child = start(&lab, "run", CI, &[EIGHT, &["--set", "schedule.steps=1000000", "--ranks", "2"]].concat());
+    let mut child =
+        start(&lab, "run", CI, &[EIGHT, &["--set", "schedule.steps=1000000", "--ranks", "2"]].concat());
     assert!(wait_for_rows(&lab, &mut child, 2), "{:?}", end(child, Duration::from_secs(9)));
     let ranks = [0, 1].map(|rank| process_of(child.id(), rank));
     child.kill().expect("it runs");
     child.wait().expect("it ends");
     let began = Instant::now();
     while ranks.iter().any(|process| {
-        std::fs::read_to_string(format!("/proc/{process}/status")).is_ok_and(|status| !status.contains("State:\tZ"))
+        std::fs::read_to_string(format!("/proc/{process}/status"))
+            .is_ok_and(|status| !status.contains("State:\tZ"))
     }) {
         assert!(began.elapsed() < Duration::from_secs(20), "a rank has outlived its parent");
         std::thread::sleep(Duration::from_millis(20));
@@ -212,14 +231,22 @@ fn launched(lab: &Lab, variables: [&[(&str, &str)]; 2], arguments: &[&str]) -> [
 #[test]
 fn launchers_are_understood_and_the_order_of_starting_does_not_matter() {
     let expected = Lab::new().run(CI, &on("1", &[])).root().to_owned();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port().to_string();
-    let torchrun = |rank| [("RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port.as_str())];
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|l| l.local_addr())
+        .expect("a port")
+        .port()
+        .to_string();
+    let torchrun = |rank| {
+        [("RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port.as_str())]
+    };
     let lab = Lab::new();
     let [one, zero] = launched(&lab, [&torchrun("1"), &torchrun("0")], EIGHT);
     assert_eq!(zero.root(), expected);
     assert_eq!((one.code, one.stdout.as_str(), one.stderr.as_str()), (Some(0), "", ""), "one rank speaks");
 
-    let mpirun = |rank| [("OMPI_COMM_WORLD_RANK", rank), ("OMPI_COMM_WORLD_SIZE", "2"), ("PMIX_NAMESPACE", "prterun-test@1")];
+    let mpirun = |rank| {
+        [("OMPI_COMM_WORLD_RANK", rank), ("OMPI_COMM_WORLD_SIZE", "2"), ("PMIX_NAMESPACE", "prterun-test@1")]
+    };
     let lab = Lab::new();
     let [one, zero] = launched(&lab, [&mpirun("1"), &mpirun("0")], EIGHT);
     assert_eq!(zero.root(), expected);
@@ -240,8 +267,18 @@ fn ranks_started_with_other_settings_are_refused_before_anything_is_changed() {
     };
     let children = [("0", "1"), ("1", "2")].map(|(rank, seed)| {
         let mut command = lab.command(&["run", CI, "--runs"]);
-        command.arg(lab.path("")).args(EIGHT).args(["--set", "parallel.timeout_s=3", "--set", &format!("seed={seed}")]);
-        command.envs(slurm(rank)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts")
+        command.arg(lab.path("")).args(EIGHT).args([
+            "--set",
+            "parallel.timeout_s=3",
+            "--set",
+            &format!("seed={seed}"),
+        ]);
+        command
+            .envs(slurm(rank))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts")
     });
     let [zero, one] = children.map(|child| end(child, Duration::from_secs(60)));
     one.assert_fails(1, &["rank 0 turns this rank away", "another experiment"]);

@@ -52,10 +52,14 @@ fn the_page_tells_result_promises_and_damage() {
 fn chromium() -> Option<PathBuf> {
     let folders = std::env::var_os("PATH").unwrap_or_default();
     let names = ["chromium", "chromium-browser", "google-chrome"];
-    let found =
-        std::env::split_paths(&folders).flat_map(|folder| names.map(|name| folder.join(name))).find(|path| path.is_file());
+    let found = std::env::split_paths(&folders)
+        .flat_map(|folder| names.map(|name| folder.join(name)))
+        .find(|path| path.is_file());
     if found.is_none() {
-        assert!(std::env::var_os("REQUIRE_CHROMIUM").is_none(), "REQUIRE_CHROMIUM is set, and there is no chromium");
+        assert!(
+            std::env::var_os("REQUIRE_CHROMIUM").is_none(),
+            "REQUIRE_CHROMIUM is set, and there is no chromium"
+        );
         eprintln!("skipped: no chromium");
     }
     found
@@ -89,7 +93,8 @@ fn a_browser_shows_the_page_on_a_desk_on_a_phone_and_in_the_dark() {
     {
         let file = shots.join(format!("{name}.png"));
         let scheme = format!("--blink-settings=preferredColorScheme={}", if dark { 0 } else { 1 });
-        let (size, target) = (format!("--window-size={width},{height}"), format!("--screenshot={}", file.display()));
+        let (size, target) =
+            (format!("--window-size={width},{height}"), format!("--screenshot={}", file.display()));
         browse(&browser, &lab.path("profile"), &[&size, &scheme, &target, &url]);
         let png = std::fs::read(&file).expect("a picture");
         let side = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().expect("four bytes"));
@@ -106,11 +111,23 @@ fn a_browser_shows_the_page_on_a_desk_on_a_phone_and_in_the_dark() {
         );
         std::fs::write(&frame, html).expect("written");
         let flags = ["--allow-file-access-from-files", "--virtual-time-budget=5000", "--dump-dom"];
-        let dom = browse(&browser, &lab.path("profile"), &[&flags[..], &[&format!("file://{}", frame.display())]].concat());
-        assert!(dom.contains("inner 0 over"), "at {width} pixels: {}", dom.lines().last().unwrap_or_default());
+        let dom = browse(
+            &browser,
+            &lab.path("profile"),
+            &[&flags[..], &[&format!("file://{}", frame.display())]].concat(),
+        );
+        assert!(
+            dom.contains("inner 0 over"),
+            "at {width} pixels: {}",
+            dom.lines().last().unwrap_or_default()
+        );
     }
 
     let pdf = shots.join("paper.pdf");
-    browse(&browser, &lab.path("profile"), &["--no-pdf-header-footer", &format!("--print-to-pdf={}", pdf.display()), &url]);
+    browse(
+        &browser,
+        &lab.path("profile"),
+        &["--no-pdf-header-footer", &format!("--print-to-pdf={}", pdf.display()), &url],
+    );
     assert!(std::fs::read(&pdf).expect("a document").starts_with(b"%PDF"));
 }

@@ -10,7 +10,8 @@ const CI: &str = "experiments/ci.toml";
 
 /// Sends a signal by the name that `kill` knows.
 fn signal(child: &std::process::Child, name: &str) {
-    let status = std::process::Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
+    let status =
+        std::process::Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
     assert!(status.expect("kill runs").success());
 }
 
@@ -133,8 +134,10 @@ fn a_run_that_drifted_is_replayed_from_where_it_did_and_not_across() {
 fn a_damaged_checkpoint_is_named_and_passed_over_for_the_one_before() {
     let lab = Lab::new();
     let expected = lab.run(CI, &["--set", "checkpoint.keep_last=0"]).root().to_owned();
-    let mut checkpoints: Vec<_> =
-        std::fs::read_dir(lab.path("ci/checkpoints")).expect("a folder").map(|e| e.expect("an entry").path()).collect();
+    let mut checkpoints: Vec<_> = std::fs::read_dir(lab.path("ci/checkpoints"))
+        .expect("a folder")
+        .map(|e| e.expect("an entry").path())
+        .collect();
     checkpoints.sort();
     assert!(checkpoints.len() >= 3, "{checkpoints:?}");
     let newest = checkpoints.last().expect("some").join("state.safetensors");

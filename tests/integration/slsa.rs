@@ -15,8 +15,15 @@ fn message<'a>(schemas: &'a Value, name: &str) -> &'a Value {
     let files = schemas["file"].as_array().expect("files");
     let (file, rest) = files
         .iter()
-        .filter_map(|file| Some((file, name.trim_start_matches('.').strip_prefix(file["package"].as_str()?)?.strip_prefix('.')?)))
-        .find(|(file, rest)| named(&file["messageType"], rest.split('.').next().unwrap_or_default()).is_some())
+        .filter_map(|file| {
+            Some((
+                file,
+                name.trim_start_matches('.').strip_prefix(file["package"].as_str()?)?.strip_prefix('.')?,
+            ))
+        })
+        .find(|(file, rest)| {
+            named(&file["messageType"], rest.split('.').next().unwrap_or_default()).is_some()
+        })
         .unwrap_or_else(|| panic!("no schema of `{name}`"));
     let mut parts = rest.split('.');
     let outer = named(&file["messageType"], parts.next().unwrap_or_default()).expect("found above");
@@ -30,15 +37,22 @@ fn named<'a>(list: &'a Value, name: &str) -> Option<&'a Value> {
 /// Whether `json` is a message of the schema by protobuf's mapping to JSON; else where it is not.
 fn check(schemas: &Value, name: &str, json: &Value) -> Result<(), String> {
     match name.trim_start_matches('.') {
-        "google.protobuf.Struct" => return json.as_object().map(|_| ()).ok_or(format!("{json} is no object")),
+        "google.protobuf.Struct" => {
+            return json.as_object().map(|_| ()).ok_or(format!("{json} is no object"));
+        }
         "google.protobuf.Timestamp" => return json.as_str().map(|_| ()).ok_or(format!("{json} is no time")),
         _ => {}
     }
     let descriptor = message(schemas, name);
     for (key, value) in json.as_object().ok_or(format!("{json} is no `{name}`"))? {
         let fields = descriptor["field"].as_array().expect("fields");
-        let field = fields.iter().find(|field| json_name(field) == *key).ok_or(format!("`{name}` has no field `{key}`"))?;
-        let entry = field["typeName"].as_str().filter(|t| field["type"] == "TYPE_MESSAGE" && message_is_map(schemas, t));
+        let field = fields
+            .iter()
+            .find(|field| json_name(field) == *key)
+            .ok_or(format!("`{name}` has no field `{key}`"))?;
+        let entry = field["typeName"]
+            .as_str()
+            .filter(|t| field["type"] == "TYPE_MESSAGE" && message_is_map(schemas, t));
         let one = |value: &Value| match field["type"].as_str() {
             Some("TYPE_STRING" | "TYPE_BYTES") => {
                 value.as_str().map(|_| ()).ok_or(format!("`{key}` is {value}, expected a text"))
@@ -52,12 +66,16 @@ fn check(schemas: &Value, name: &str, json: &Value) -> Result<(), String> {
                 for value in value.as_object().ok_or(format!("`{key}` is no map"))?.values() {
                     match of["type"].as_str() {
                         Some("TYPE_STRING") if value.is_string() => {}
-                        Some("TYPE_MESSAGE") => check(schemas, of["typeName"].as_str().expect("a name"), value)?,
+                        Some("TYPE_MESSAGE") => {
+                            check(schemas, of["typeName"].as_str().expect("a name"), value)?
+                        }
                         _ => return Err(format!("`{key}` has the value {value}")),
                     }
                 }
             }
-            (None, true) => value.as_array().ok_or(format!("`{key}` is no list"))?.iter().try_for_each(one)?,
+            (None, true) => {
+                value.as_array().ok_or(format!("`{key}` is no list"))?.iter().try_for_each(one)?
+            }
             (None, false) => one(value)?,
         }
     }
@@ -91,8 +109,10 @@ const PROVENANCE: &str = "in_toto_attestation.predicates.provenance.v1.Provenanc
 #[test]
 fn the_statement_of_a_run_fits_the_published_schemas_and_names_its_bytes() {
     let lab = Lab::new();
-    let root = lab.run(CI, &["--set", "schedule.steps=4", "--set", "schedule.warmup_steps=1"]).root().to_owned();
-    let export = || lab.finish(&["export", "ci", "--format", "slsa", "--runs", &lab.path("").display().to_string()]);
+    let root =
+        lab.run(CI, &["--set", "schedule.steps=4", "--set", "schedule.warmup_steps=1"]).root().to_owned();
+    let export =
+        || lab.finish(&["export", "ci", "--format", "slsa", "--runs", &lab.path("").display().to_string()]);
     let exported = export();
     assert_eq!(exported.code, Some(0), "{}", exported.stderr);
     let statement: Value = serde_json::from_str(&exported.stdout).expect("JSON alone");
@@ -113,7 +133,10 @@ fn the_statement_of_a_run_fits_the_published_schemas_and_names_its_bytes() {
     let definition = &statement["predicate"]["buildDefinition"];
     assert_eq!(definition["externalParameters"]["experiment"]["schedule.steps"], 4);
     let text = definition["resolvedDependencies"].to_string();
-    assert!(text.contains("kjv/train") && text.contains("Cargo.lock") && !text.contains("unknown\"}"), "{text}");
+    assert!(
+        text.contains("kjv/train") && text.contains("Cargo.lock") && !text.contains("unknown\"}"),
+        "{text}"
+    );
     let run = &statement["predicate"]["runDetails"];
     assert!(run["builder"]["id"].as_str().is_some_and(|id| id.contains(':')), "an URI");
     assert!(run["byproducts"].to_string().contains(&root));

@@ -71,7 +71,9 @@ impl Lab {
 
     /// `runner diff A B`.
     pub fn diff(&self, a: &str, b: &str, arguments: &[&str]) -> Finished {
-        Finished::from(self.training("diff", a, &[&[b], arguments].concat()).output().expect("the program starts"))
+        Finished::from(
+            self.training("diff", a, &[&[b], arguments].concat()).output().expect("the program starts"),
+        )
     }
 
     /// `runner run EXPERIMENT` in the background.
@@ -82,7 +84,10 @@ impl Lab {
 
     /// The ledger of a run without notes of how often it was resumed.
     pub fn ledger(&self, run: &str) -> Vec<String> {
-        lines(&self.path(run).join("ledger.jsonl")).into_iter().filter(|line| line.contains("\"step\"")).collect()
+        lines(&self.path(run).join("ledger.jsonl"))
+            .into_iter()
+            .filter(|line| line.contains("\"step\""))
+            .collect()
     }
 
     /// The rows of a run's metrics without timings.

@@ -61,9 +61,13 @@ fn a_whole_run_verifies_and_its_steps_repeat() {
     let verified = lab.verify("ci", &["--replay", "5..12"]);
     assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
     assert!(verified.stdout.contains("steps 5 to 12 gave the same bits again"), "{}", verified.stdout);
-    let json: Value = serde_json::from_str(&lab.verify("ci", &["--json", "--replay", "0..3"]).stdout).expect("JSON alone");
+    let json: Value =
+        serde_json::from_str(&lab.verify("ci", &["--json", "--replay", "0..3"]).stdout).expect("JSON alone");
     assert_eq!(json["ok"], true);
-    assert!(json["checks"].as_array().expect("a list").iter().all(|check| check["status"] == "ok"), "{json:#}");
+    assert!(
+        json["checks"].as_array().expect("a list").iter().all(|check| check["status"] == "ok"),
+        "{json:#}"
+    );
     lab.verify("ci", &["--replay", "3..12"]).assert_fails(1, &["no checkpoint of step 3", "hint:"]);
 }
 
@@ -90,7 +94,8 @@ fn every_flipped_bit_of_a_run_is_found_and_located() {
             let text = std::fs::read_to_string(&path).expect("rows");
             let (before, after) = text.split_once("\"loss_bits\":\"0x").expect("bits");
             let digit = if after.starts_with('4') { '5' } else { '4' };
-            std::fs::write(&path, format!("{before}\"loss_bits\":\"0x{digit}{}", &after[1..])).expect("writable");
+            std::fs::write(&path, format!("{before}\"loss_bits\":\"0x{digit}{}", &after[1..]))
+                .expect("writable");
         } else {
             flip(&lab.path(&run).join(file), at);
         }
@@ -146,15 +151,28 @@ fn a_forged_history_does_not_survive_a_replay() {
     std::fs::write(run.join("lock.toml"), lock.to_text()).expect("writable");
 
     assert_eq!(lab.verify("ci", &[]).code, Some(0), "nothing shows but the bits");
-    assert_finds(&lab, "ci", &["--replay", "5..10"], &["step 7 gave other bits", "loss: ", "suspect the hardware"]);
+    assert_finds(
+        &lab,
+        "ci",
+        &["--replay", "5..10"],
+        &["step 7 gave other bits", "loss: ", "suspect the hardware"],
+    );
 }
 
 #[test]
 fn an_experiment_is_trained_twice_killed_once_and_held_to_golden_roots() {
     let lab = Lab::new();
     let golden = lab.path("golden.txt").display().to_string();
-    let short =
-        ["--set", "schedule.steps=8", "--set", "schedule.warmup_steps=1", "--set", "eval.every=0", "--set", "sample.every=0"];
+    let short = [
+        "--set",
+        "schedule.steps=8",
+        "--set",
+        "schedule.warmup_steps=1",
+        "--set",
+        "eval.every=0",
+        "--set",
+        "sample.every=0",
+    ];
     let twice = |more: &[&str]| lab.finish(&[&["verify", CI, "--twice"], short.as_slice(), more].concat());
     let blessed = twice(&["--bless", &golden]);
     assert_eq!(blessed.code, Some(0), "{}{}", blessed.stdout, blessed.stderr);
@@ -162,7 +180,11 @@ fn an_experiment_is_trained_twice_killed_once_and_held_to_golden_roots() {
 
     let changed = twice(&["--expect", &golden, "--set", "schedule.learning_rate=2e-3"]);
     assert_eq!(changed.code, Some(5), "{}{}", changed.stdout, changed.stderr);
-    for says in ["the root after step 1 is the first that differs", "first differing tensor after step 2: `adam_m/", "--bless"] {
+    for says in [
+        "the root after step 1 is the first that differs",
+        "first differing tensor after step 2: `adam_m/",
+        "--bless",
+    ] {
         assert!(changed.stdout.contains(says), "`{says}` is not in:\n{}", changed.stdout);
     }
 }

@@ -90,7 +90,11 @@ pub fn run(args: FetchArgs) -> anyhow::Result<()> {
     }
     let (host, repository) = data_set.repository();
     let count = counted(request.files.len());
-    anstream::eprintln!("{}: {count} of {repository} ({host:?}) into {}", data_set.name(), args.out.display());
+    anstream::eprintln!(
+        "{}: {count} of {repository} ({host:?}) into {}",
+        data_set.name(),
+        args.out.display()
+    );
     let screen = Screen::new(&request.files);
     let fetched = fetch(&request, &stop, |index, event| screen.show(index, &event));
     screen.clear();
@@ -232,7 +236,9 @@ fn summarize(request: &Request, fetched: &[Fetched]) {
     let checked = match (verified, fetched.len() - verified) {
         (_, 0) => "each with its published SHA-256".to_owned(),
         (0, _) => "checked by length and format; no digest was published".to_owned(),
-        (verified, rest) => format!("{verified} with their published SHA-256, {rest} checked by length and format"),
+        (verified, rest) => {
+            format!("{verified} with their published SHA-256, {rest} checked by length and format")
+        }
     };
     let were_there = if there > 0 { format!(", {there} of them were there") } else { String::new() };
     anstream::eprintln!("{}, {}{were_there}; {checked}", counted(fetched.len()), units::bytes(bytes));
@@ -264,7 +270,9 @@ fn next(data_set: DataSet, args: &FetchArgs, fetched: &[Fetched]) -> Vec<String>
     let out = args.out.display();
     let elsewhere = args.out != Path::new("data");
     let run = |experiment: &str| {
-        let shards = format!(" --set 'data.train={out}/edu_fineweb_train_*.bin' --set 'data.val={out}/edu_fineweb_val_*.bin'");
+        let shards = format!(
+            " --set 'data.train={out}/edu_fineweb_train_*.bin' --set 'data.val={out}/edu_fineweb_val_*.bin'"
+        );
         format!("runner run experiments/{experiment}.toml{}", if elsewhere { &shards } else { "" })
     };
     match data_set {
@@ -273,11 +281,17 @@ fn next(data_set: DataSet, args: &FetchArgs, fetched: &[Fetched]) -> Vec<String>
             vec![format!("runner data fetch hellaswag --out {out}"), run("gpt2_33b")]
         }
         DataSet::FineWebEdu100B => vec![run("gpt2_124m")],
-        DataSet::FineWebEdu if args.no_prepare => vec![format!("runner data prepare --out {out} {out}/fineweb-edu/*.parquet")],
+        DataSet::FineWebEdu if args.no_prepare => {
+            vec![format!("runner data prepare --out {out} {out}/fineweb-edu/*.parquet")]
+        }
         DataSet::FineWebEdu => vec![run("gpt2_124m")],
-        DataSet::HellaSwag => vec![format!("runner eval RUN --task hellaswag --data {out}/hellaswag_val.jsonl")],
+        DataSet::HellaSwag => {
+            vec![format!("runner eval RUN --task hellaswag --data {out}/hellaswag_val.jsonl")]
+        }
         DataSet::TinyShakespeare => vec![
-            format!("runner data prepare --tokenizer byte --val-fraction 0.1 --out {out} {out}/tinyshakespeare.txt"),
+            format!(
+                "runner data prepare --tokenizer byte --val-fraction 0.1 --out {out} {out}/tinyshakespeare.txt"
+            ),
             format!(
                 "runner run experiments/quickstart.toml --name tinyshakespeare --set 'data.train={out}/tinyshakespeare_train_*.bin' --set 'data.val={out}/tinyshakespeare_val_*.bin'"
             ),

@@ -1,7 +1,8 @@
-//! `runner plan EXPERIMENT`: what a run will take, in memory, time, money and disk, before anything is started.
+//! `runner plan EXPERIMENT`: what a run will take, in memory, time, money and disk, before anything is
+//! started.
 //!
-//! Needs neither the GPU nor the data. Memory is the trainer's own plan ([`MemoryPlan`]); time is
-//! [`cost`] at rates measured on an H100, and an estimate anywhere else. What this file decides: which device is meant,
+//! Needs neither the GPU nor the data. Memory is the trainer's own plan ([`MemoryPlan`]); time is [`cost`] at
+//! rates measured on an H100, and an estimate anywhere else. What this file decides: which device is meant,
 //! how often things happen in a run, and what they add up to.
 
 mod advice;
@@ -19,12 +20,12 @@ use super::stdout;
 use crate::data::{Sources, Tokenizer};
 use crate::eval::TaskSet;
 use crate::experiment::{self, Checkpoint, Compute, DeviceKind, Experiment, Loaded};
-use crate::model::cost::{Cost, Place, cost};
 use crate::model::flops::flops_per_token;
-use crate::model::hardware::{GPUS, Gpu, H100};
-use crate::model::plan::{Category, MemoryPlan, PlanEntry, Share, Storage, state_bytes};
 use crate::model::weights::Weights;
 use crate::ops::cuda::driver;
+use crate::plan::cost::{Cost, Place, cost};
+use crate::plan::hardware::{GPUS, Gpu, H100};
+use crate::plan::memory::{Category, MemoryPlan, PlanEntry, Share, Storage, state_bytes};
 
 /// Say what a run will take: memory, steps, time, money, disk. Needs no GPU and no data.
 #[derive(clap::Args)]
@@ -39,8 +40,9 @@ pub struct Args {
     /// Set a key, over file and environment. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Plan for this GPU: h100, h100-pcie, h200, gh200, b200, a100, a100-40, l40s, a10, l4, rtx4090, rtx3090, or
-    /// `cpu`. By default this machine's GPU; without one, h100 for an experiment on CUDA and else this CPU.
+    /// Plan for this GPU: h100, h100-pcie, h200, gh200, b200, a100, a100-40, l40s, a10, l4, rtx4090, rtx3090,
+    /// or `cpu`. By default this machine's GPU; without one, h100 for an experiment on CUDA and else this
+    /// CPU.
     #[arg(long, value_name = "GPU")]
     gpu: Option<String>,
     /// How many of them, in one machine.
@@ -55,9 +57,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut loaded = experiment::load(&args.experiment, &args.set)?;
     let place = place(args.gpu.as_deref(), &loaded.experiment)?;
     let share = Share { devices: args.gpus };
-    ensure!(args.gpus.is_power_of_two(), "`--gpus` is {}, expected a power of two: it divides the virtual workers", args.gpus);
+    ensure!(
+        args.gpus.is_power_of_two(),
+        "`--gpus` is {}, expected a power of two: it divides the virtual workers",
+        args.gpus
+    );
     if let Place::Cpu { .. } = place {
-        ensure!(args.gpus == 1, "`--gpus` is {}, but the plan is for a CPU\n  hint: name the GPU with `--gpu h100`", args.gpus);
+        ensure!(
+            args.gpus == 1,
+            "`--gpus` is {}, but the plan is for a CPU\n  hint: name the GPU with `--gpu h100`",
+            args.gpus
+        );
     }
     let data = DataFacts::look(&mut loaded)?;
     let plan = Plan::of(&loaded.experiment, place, share, data)?;
@@ -129,7 +139,8 @@ impl DataFacts {
         let experiment = &loaded.experiment;
         if let Some(path) = &experiment.eval.hellaswag {
             let tokenizer = Tokenizer::new(experiment.data.tokenizer);
-            let set = TaskSet::open(Path::new(path), &tokenizer, experiment.model.vocab, experiment.batch.seq_len);
+            let set =
+                TaskSet::open(Path::new(path), &tokenizer, experiment.model.vocab, experiment.batch.seq_len);
             facts.hellaswag_tokens = Some(set.map_or(HELLASWAG_TOKENS, |set| set.tokens()));
         }
         Ok(facts)
@@ -263,7 +274,9 @@ impl Plan {
                 fits: usable_bytes.map(|usable| memory.total() <= usable),
                 host_bytes: memory.category(Category::Host),
                 advice: match usable_bytes {
-                    Some(usable) if memory.total() > usable => advice::advice(experiment, place, share, usable)?,
+                    Some(usable) if memory.total() > usable => {
+                        advice::advice(experiment, place, share, usable)?
+                    }
                     _ => Vec::new(),
                 },
                 entries: memory.entries,
@@ -271,7 +284,9 @@ impl Plan {
             work: Work {
                 steps,
                 tokens_per_step: experiment.batch.tokens,
-                micro_steps_per_device: experiment.sequences_per_step().div_ceil(experiment.batch.micro as u64 * share.devices),
+                micro_steps_per_device: experiment
+                    .sequences_per_step()
+                    .div_ceil(experiment.batch.micro as u64 * share.devices),
                 tokens,
                 flops: flops * tokens as f64,
                 epochs: data.train_tokens.map(|have| tokens as f64 / have as f64),
@@ -307,7 +322,9 @@ fn notes(experiment: &Experiment, share: Share) -> Vec<String> {
     }
     let micro_batches = experiment.sequences_per_step() / experiment.batch.micro as u64;
     if micro_batches < gpus {
-        notes.push(format!("a step has {micro_batches} micro-batches, too few for {gpus} GPUs: lower `batch.micro`"));
+        notes.push(format!(
+            "a step has {micro_batches} micro-batches, too few for {gpus} GPUs: lower `batch.micro`"
+        ));
     }
     notes
 }
@@ -321,14 +338,23 @@ impl DeviceFacts {
         };
         let (name, measured) = match place {
             Place::Cpu { threads } => (format!("CPU, {threads} threads"), false),
-            Place::Gpu(gpu) => (gpu.name.to_owned(), gpu.is_measured() && precision == "bf16" && share.devices == 1),
+            Place::Gpu(gpu) => {
+                (gpu.name.to_owned(), gpu.is_measured() && precision == "bf16" && share.devices == 1)
+            }
         };
         DeviceFacts { name, count: share.devices, precision, measured }
     }
 }
 
 impl Time {
-    fn of(experiment: &Experiment, place: Place, share: Share, cost: &Cost, data: &DataFacts, state_bytes: u64) -> Time {
+    fn of(
+        experiment: &Experiment,
+        place: Place,
+        share: Share,
+        cost: &Cost,
+        data: &DataFacts,
+        state_bytes: u64,
+    ) -> Time {
         let step_s = cost.step.total();
         let (steps, tokens) = (experiment.schedule.steps as f64, experiment.batch.tokens as f64);
         let tokens_per_s = tokens / step_s;
@@ -338,12 +364,15 @@ impl Time {
             every => experiment.schedule.steps.div_ceil(every) + 1,
         };
         let micro_tokens = (experiment.batch.micro * experiment.batch.seq_len) as u64;
-        let val_tokens = data.val_tokens.map_or(experiment.eval.val_tokens, |have| have.min(experiment.eval.val_tokens));
+        let val_tokens =
+            data.val_tokens.map_or(experiment.eval.val_tokens, |have| have.min(experiment.eval.val_tokens));
         let read = val_tokens + data.hellaswag_tokens.unwrap_or(0);
-        let evaluation_s = (evaluations * read.div_ceil(micro_tokens)) as f64 * cost.forward / share.devices as f64;
+        let evaluation_s =
+            (evaluations * read.div_ceil(micro_tokens)) as f64 * cost.forward / share.devices as f64;
         let training_s = steps * step_s;
         // The trainer waits for the copy of the state to the host; writing goes on behind its back.
-        let copies_s = Disk::saves(&experiment.checkpoint, experiment.schedule.steps) as f64 * state_bytes as f64 / 10e9;
+        let copies_s =
+            Disk::saves(&experiment.checkpoint, experiment.schedule.steps) as f64 * state_bytes as f64 / 10e9;
         let total_s = training_s + evaluation_s + copies_s / share.devices as f64;
         let price = match place {
             Place::Cpu { .. } => 0.0,
@@ -351,7 +380,9 @@ impl Time {
         };
         let reference = REFERENCE
             .iter()
-            .find(|(layers, channels, _)| (*layers, *channels) == (experiment.model.layers, experiment.model.channels))
+            .find(|(layers, channels, _)| {
+                (*layers, *channels) == (experiment.model.layers, experiment.model.channels)
+            })
             .filter(|_| matches!(place, Place::Gpu(gpu) if gpu.is_measured()))
             .map(|(_, _, speed)| {
                 let total_s = steps * tokens / (speed * share.devices as f64);
@@ -449,7 +480,11 @@ mod tests {
         assert!((reference.dollars - 672.0).abs() < 25.0, "{reference:?}");
         assert!(plan.time.total_s < reference.total_s, "ours is faster: {:?}", plan.time);
         assert_eq!(plan.memory.fits, Some(true));
-        assert!(plan.memory.total_bytes < 60 << 30, "ZeRO-1 leaves room: {} MiB", plan.memory.total_bytes >> 20);
+        assert!(
+            plan.memory.total_bytes < 60 << 30,
+            "ZeRO-1 leaves room: {} MiB",
+            plan.memory.total_bytes >> 20
+        );
         assert!(plan.notes.is_empty(), "{:?}", plan.notes);
         assert!(too_few.notes[0].contains("`parallel.workers`"), "{:?}", too_few.notes);
         let text = plan.to_text();
@@ -465,7 +500,10 @@ mod tests {
             assert!(advice.total_bytes <= plan.memory.usable_bytes.expect("a GPU"), "{advice:?}");
         }
         let text = plan.to_text();
-        assert!(text.contains("does not fit") && text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(
+            text.contains("does not fit") && text.lines().all(|line| line.chars().count() <= 80),
+            "{text}"
+        );
     }
 
     #[test]
@@ -473,7 +511,10 @@ mod tests {
         let experiment = shipped("gpt2_124m.toml", &[]);
         let text = what_fits(&experiment, "a GPU that nobody knows", 12 << 30);
         assert!(text.contains("fits: --set batch.micro=") && text.contains("other bits"), "{text}");
-        assert!(what_fits(&experiment, "NVIDIA H100 80GB HBM3", 1 << 20).contains("no micro-batch"), "a megabyte is too little");
+        assert!(
+            what_fits(&experiment, "NVIDIA H100 80GB HBM3", 1 << 20).contains("no micro-batch"),
+            "a megabyte is too little"
+        );
     }
 
     #[test]
@@ -487,7 +528,11 @@ mod tests {
             (checkpoint(10, 2, 20), 100, 10, 2 + 4 + 1),
             (checkpoint(10, 20, 0), 100, 10, 10),
         ] {
-            assert_eq!((Disk::saves(&policy, steps), Disk::kept(&policy, steps)), (saves, kept), "{policy:?}");
+            assert_eq!(
+                (Disk::saves(&policy, steps), Disk::kept(&policy, steps)),
+                (saves, kept),
+                "{policy:?}"
+            );
         }
     }
 
@@ -495,6 +540,9 @@ mod tests {
     fn an_unknown_gpu_is_refused_with_those_that_are_known() {
         let error = place(Some("h9000"), &shipped("ci.toml", &[])).expect_err("no such GPU").to_string();
         assert!(error.contains("`h9000`") && error.contains("h100, h100-pcie"), "{error}");
-        assert!(matches!(place(None, &shipped("ci.toml", &[])), Ok(Place::Cpu { .. })), "its device is the CPU");
+        assert!(
+            matches!(place(None, &shipped("ci.toml", &[])), Ok(Place::Cpu { .. })),
+            "its device is the CPU"
+        );
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::Plan;
-use crate::model::plan::{Category, PlanEntry};
+use crate::plan::memory::{Category, PlanEntry};
 use crate::units;
 
 fn mib(bytes: u64) -> String {
@@ -47,7 +47,11 @@ impl Plan {
     fn write(&self, out: &mut String) -> std::fmt::Result {
         let (m, d) = (&self.model, &self.device);
         writeln!(out, "{}: GPT-2 with {} parameters", self.experiment, units::count(m.parameters))?;
-        writeln!(out, "  {} layers, {} heads, {} channels, {} tokens of context", m.layers, m.heads, m.channels, m.context)?;
+        writeln!(
+            out,
+            "  {} layers, {} heads, {} channels, {} tokens of context",
+            m.layers, m.heads, m.channels, m.context
+        )?;
         let count = if d.count > 1 { format!("{} × ", d.count) } else { String::new() };
         let rates = if d.measured { "rates measured on such a card" } else { "an estimate" };
         writeln!(out, "  on {count}{}, {}: {rates}", d.name, d.precision)?;
@@ -72,19 +76,29 @@ impl Plan {
             }
             writeln!(out, "  {}", title(category))?;
             // What takes less than a MiB is told together.
-            let (small, large): (Vec<&PlanEntry>, Vec<&PlanEntry>) = entries.into_iter().partition(|entry| entry.bytes < 1 << 20);
+            let (small, large): (Vec<&PlanEntry>, Vec<&PlanEntry>) =
+                entries.into_iter().partition(|entry| entry.bytes < 1 << 20);
             for entry in &large {
                 writeln!(out, "    {:<40} {:>11}", entry.name, mib(entry.bytes))?;
             }
             if !small.is_empty() {
-                let name = if small.len() == 1 { small[0].name.clone() } else { format!("{} small buffers", small.len()) };
+                let name = if small.len() == 1 {
+                    small[0].name.clone()
+                } else {
+                    format!("{} small buffers", small.len())
+                };
                 writeln!(out, "    {name:<40} {:>11}", mib(small.iter().map(|entry| entry.bytes).sum()))?;
             }
         }
         writeln!(out, "  {:<42} {:>11}", "total", mib(memory.total_bytes))?;
         if let Some(usable) = memory.usable_bytes {
             if memory.total_bytes <= usable {
-                writeln!(out, "  fits: {} MiB of {} stay free", mib(usable - memory.total_bytes), mib(usable))?;
+                writeln!(
+                    out,
+                    "  fits: {} MiB of {} stay free",
+                    mib(usable - memory.total_bytes),
+                    mib(usable)
+                )?;
             } else {
                 writeln!(
                     out,
@@ -95,7 +109,12 @@ impl Plan {
                 for advice in &memory.advice {
                     let bits = if advice.changes_bits { "other bits" } else { "same bits" };
                     let pace = 100.0 * (advice.step_factor - 1.0);
-                    writeln!(out, "    {:<40} {:>7} MiB, {pace:+.1}% time, {bits}", advice.change, mib(advice.total_bytes))?;
+                    writeln!(
+                        out,
+                        "    {:<40} {:>7} MiB, {pace:+.1}% time, {bits}",
+                        advice.change,
+                        mib(advice.total_bytes)
+                    )?;
                 }
                 if memory.advice.is_empty() {
                     writeln!(out, "    no single change makes it fit: take a smaller model or more GPUs")?;
@@ -103,7 +122,9 @@ impl Plan {
             }
         }
         writeln!(out, "  {:<42} {:>11}", "on the host", mib(memory.host_bytes))?;
-        for entry in memory.entries.iter().filter(|entry| entry.category == Category::Host && entry.bytes >= 1 << 20) {
+        for entry in
+            memory.entries.iter().filter(|entry| entry.category == Category::Host && entry.bytes >= 1 << 20)
+        {
             writeln!(out, "    {:<49} {:>2}", entry.name, mib(entry.bytes))?;
         }
         Ok(())
@@ -121,8 +142,17 @@ impl Plan {
         )?;
         let each = if self.device.count > 1 { " on each GPU" } else { "" };
         let plural = if work.micro_steps_per_device == 1 { "" } else { "es" };
-        writeln!(out, "  {} micro-batch{plural} a step{each}", units::thousands(work.micro_steps_per_device))?;
-        writeln!(out, "  {:.2} GFLOP a token, {:.2e} FLOP in all", self.model.flops_per_token / 1e9, work.flops)?;
+        writeln!(
+            out,
+            "  {} micro-batch{plural} a step{each}",
+            units::thousands(work.micro_steps_per_device)
+        )?;
+        writeln!(
+            out,
+            "  {:.2} GFLOP a token, {:.2e} FLOP in all",
+            self.model.flops_per_token / 1e9,
+            work.flops
+        )?;
         match (work.epochs, self.data.train_tokens, &self.data.problem) {
             (Some(epochs), Some(tokens), _) => {
                 writeln!(out, "  {epochs:.2} epochs over {} tokens", units::thousands(tokens))
@@ -135,7 +165,8 @@ impl Plan {
     fn write_time(&self, out: &mut String) -> std::fmt::Result {
         let time = &self.time;
         writeln!(out, "\ntime")?;
-        let mut parts = vec![format!("gradients {:.1}", time.gradients_ms), format!("update {:.1}", time.update_ms)];
+        let mut parts =
+            vec![format!("gradients {:.1}", time.gradients_ms), format!("update {:.1}", time.update_ms)];
         for (name, ms) in [("digest", time.digest_ms), ("exchange", time.exchange_ms)] {
             if ms > 0.0 {
                 parts.push(format!("{name} {ms:.1}"));
@@ -145,10 +176,18 @@ impl Plan {
         let mfu = time.mfu.map_or(String::new(), |mfu| format!(", {:.1}% MFU", 100.0 * mfu));
         writeln!(out, "  {} tokens a second{mfu}", units::thousands(time.tokens_per_s as u64))?;
         if time.evaluations > 0 {
-            writeln!(out, "  {} for {} evaluations", hours(time.evaluation_s), units::thousands(time.evaluations))?;
+            writeln!(
+                out,
+                "  {} for {} evaluations",
+                hours(time.evaluation_s),
+                units::thousands(time.evaluations)
+            )?;
         }
-        let price =
-            if time.dollars_per_hour > 0.0 { format!(" at ${:.2} an hour", time.dollars_per_hour) } else { String::new() };
+        let price = if time.dollars_per_hour > 0.0 {
+            format!(" at ${:.2} an hour", time.dollars_per_hour)
+        } else {
+            String::new()
+        };
         writeln!(out, "  the run: {}{}{price}", hours(time.total_s), dollars(time.dollars))?;
         if let Some(reference) = &time.reference {
             writeln!(

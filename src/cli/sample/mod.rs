@@ -96,8 +96,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         key: Key::new(args.seed.unwrap_or(experiment.seed), "sample"),
     };
     let temperature = sampling.temperature;
-    ensure!(temperature.is_finite() && temperature >= 0.0, "`--temperature` is {temperature}, expected a number from 0 on");
-    ensure!(sampling.top_p > 0.0 && sampling.top_p <= 1.0, "`--top-p` is {}, expected above 0 and at most 1", args.top_p);
+    ensure!(
+        temperature.is_finite() && temperature >= 0.0,
+        "`--temperature` is {temperature}, expected a number from 0 on"
+    );
+    ensure!(
+        sampling.top_p > 0.0 && sampling.top_p <= 1.0,
+        "`--top-p` is {}, expected above 0 and at most 1",
+        args.top_p
+    );
     ensure!(args.samples >= 1, "`--samples` is 0, expected at least 1");
     let request = Request {
         prompt: args.prompt.unwrap_or_else(|| defaults.prompt.clone()),
@@ -132,9 +139,16 @@ fn write<O: Ops>(mut ops: O, saved: Saved, request: &Request) -> anyhow::Result<
     let numbers: Vec<u64> = (0..request.samples as u64).collect();
     let mut page = Page::new(request, tokenizer, io::stdout().lock());
     let started = Instant::now();
-    generate(&mut ops, &mut decoder, &params, &prompt, request.tokens, &numbers, &request.sampling, |text, token| {
-        page.push(text, token)
-    })?;
+    generate(
+        &mut ops,
+        &mut decoder,
+        &params,
+        &prompt,
+        request.tokens,
+        &numbers,
+        &request.sampling,
+        |text, token| page.push(text, token),
+    )?;
     let seconds = started.elapsed().as_secs_f64();
     let (written, longest) = (page.written(), prompt.len() + page.longest());
     match page.finish() {
@@ -143,21 +157,37 @@ fn write<O: Ops>(mut ops: O, saved: Saved, request: &Request) -> anyhow::Result<
         shown => shown?,
     }
     let speed = written as f64 / seconds;
-    anstream::eprintln!("{written} tokens on {} in {}, {speed:.0} tok/s", ops.device_name(), units::duration(seconds));
+    anstream::eprintln!(
+        "{written} tokens on {} in {}, {speed:.0} tok/s",
+        ops.device_name(),
+        units::duration(seconds)
+    );
     let positions = decoder.room().positions;
     if longest > positions {
-        anstream::eprintln!("past {positions} tokens a text goes on from its newer half: the model has learned no further");
+        anstream::eprintln!(
+            "past {positions} tokens a text goes on from its newer half: the model has learned no further"
+        );
     }
     Ok(())
 }
 
 /// The prompt's tokens and the logits of the next one, as JSON.
-fn logits<O: Ops>(ops: &mut O, decoder: &mut Decoder<O>, params: &Weights<O::Buf>, prompt: &[u16]) -> anyhow::Result<()> {
+fn logits<O: Ops>(
+    ops: &mut O,
+    decoder: &mut Decoder<O>,
+    params: &Weights<O::Buf>,
+    prompt: &[u16],
+) -> anyhow::Result<()> {
     let room = decoder.room().positions;
-    ensure!(prompt.len() <= room, "the prompt has {} tokens, the model has learned {room} positions", prompt.len());
+    ensure!(
+        prompt.len() <= room,
+        "the prompt has {} tokens, the model has learned {room} positions",
+        prompt.len()
+    );
     let last = prompt.len() - 1;
     decoder.read(ops, params, 0, 0, &prompt[..last])?;
-    let logits = decoder.logits(ops, params, &[NewToken { token: prompt[last], stream: 0, position: last }])?;
+    let logits =
+        decoder.logits(ops, params, &[NewToken { token: prompt[last], stream: 0, position: last }])?;
     println!("{}", json!({"tokens": prompt, "logits": logits}));
     Ok(())
 }

@@ -101,8 +101,7 @@ impl<W: Write> Page<'_, W> {
                 let Text { text, tokens, .. } = text;
                 let ended = tokens.last() == Some(&self.tokenizer.eot());
                 let prompt = &self.request.prompt;
-                let line =
-                    json!({"sample": number, "prompt": prompt, "text": &text[prompt.len()..], "tokens": tokens, "ended": ended});
+                let line = json!({"sample": number, "prompt": prompt, "text": &text[prompt.len()..], "tokens": tokens, "ended": ended});
                 writeln!(self.out, "{line}")?;
             }
         }
@@ -159,8 +158,12 @@ mod tests {
     #[test]
     fn json_has_a_line_a_text() {
         let text = shown(&request(2, true), &[(0, 98), (1, 256), (0, 99), (0, 100)]).pop().expect("the last");
-        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-        assert_eq!(lines[0], json!({"sample": 0, "prompt": "A", "text": "bcd", "tokens": [98, 99, 100], "ended": false}));
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(
+            lines[0],
+            json!({"sample": 0, "prompt": "A", "text": "bcd", "tokens": [98, 99, 100], "ended": false})
+        );
         assert_eq!(lines[1], json!({"sample": 1, "prompt": "A", "text": "", "tokens": [256], "ended": true}));
     }
 }

@@ -45,7 +45,9 @@ pub fn verify(folder: &Path, report: &mut Report) -> anyhow::Result<Option<Whole
     let data = data(&mut loaded, lock.as_ref(), report);
     machine(&loaded, lock.as_ref(), report);
     Ok(match (lock, ledger) {
-        (Some(lock), Some((_, entries))) if report.is_ok() => Some(WholeRun { paths, lock, entries, loaded, data }),
+        (Some(lock), Some((_, entries))) if report.is_ok() => {
+            Some(WholeRun { paths, lock, entries, loaded, data })
+        }
         _ => None,
     })
 }
@@ -57,8 +59,10 @@ fn checkpoints(paths: &RunPaths, report: &mut Report) -> store::Result<Vec<Manif
         match store::load(&folder) {
             Ok((manifest, state)) => {
                 let bytes = crate::units::bytes(manifest.file.bytes);
-                report
-                    .ok(&format!("checkpoint {step}"), format!("{} tensors, {bytes}, root {}", state.len(), manifest.state_root));
+                report.ok(
+                    &format!("checkpoint {step}"),
+                    format!("{} tensors, {bytes}, root {}", state.len(), manifest.state_root),
+                );
                 whole.push(manifest);
             }
             Err(why) => report.failed(
@@ -83,13 +87,19 @@ fn lock(paths: &RunPaths, newest: Option<&Manifest>, report: &mut Report) -> Opt
         Err(why) => {
             // The newest checkpoint has a copy of the numerics, which may tell the field.
             let damaged = matches!(&why, LockError::TableDiffers { table: "numerics", .. });
-            let content = std::fs::read_to_string(&path).ok().filter(|_| damaged).and_then(|text| Lock::parse_unchecked(&text));
-            let fields = newest
-                .zip(content)
-                .map_or(String::new(), |(manifest, content)| list(&differences(&manifest.numerics, &content.numerics)));
+            let content = std::fs::read_to_string(&path)
+                .ok()
+                .filter(|_| damaged)
+                .and_then(|text| Lock::parse_unchecked(&text));
+            let fields = newest.zip(content).map_or(String::new(), |(manifest, content)| {
+                list(&differences(&manifest.numerics, &content.numerics))
+            });
             report.failed(
                 "lock",
-                format!("{why}{}{fields}", if fields.is_empty() { "" } else { "\n  against the newest checkpoint:" }),
+                format!(
+                    "{why}{}{fields}",
+                    if fields.is_empty() { "" } else { "\n  against the newest checkpoint:" }
+                ),
             );
             None
         }
@@ -107,14 +117,18 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], report: &mut Report) ->
             return None;
         }
     };
-    let torn = log.torn().map_or(String::new(), |torn| format!("; line {} was left unfinished by a kill", torn.line));
+    let torn = log
+        .torn()
+        .map_or(String::new(), |torn| format!("; line {} was left unfinished by a kill", torn.line));
     report.ok("ledger", format!("{} steps, head {}{torn}", log.size(), log.head().root));
     let mut right = 0;
     for manifest in manifests {
         let check = format!("checkpoint {} in the ledger", manifest.step);
         let recorded = manifest.step.checked_sub(1).and_then(|at| entries.get(usize::try_from(at).ok()?));
         if !log.is_prefix(&manifest.ledger) {
-            let found = log.head_at(manifest.ledger.size).map_or("has fewer lines".into(), |head| format!("gives {}", head.root));
+            let found = log
+                .head_at(manifest.ledger.size)
+                .map_or("has fewer lines".into(), |head| format!("gives {}", head.root));
             report.failed(
                 &check,
                 format!(
@@ -125,7 +139,10 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], report: &mut Report) ->
         } else if let Some(Entry { root: Some(root), .. }) = recorded
             && *root != manifest.state_root
         {
-            report.failed(&check, format!("its state has the root {}, the ledger says {root}", manifest.state_root));
+            report.failed(
+                &check,
+                format!("its state has the root {}, the ledger says {root}", manifest.state_root),
+            );
         } else {
             right += 1;
         }
@@ -143,7 +160,9 @@ fn locked_numerics(lock: &Lock, manifests: &[Manifest], drifted: bool, report: &
         let check = format!("numerics of checkpoint {}", manifest.step);
         match (changed.is_empty(), drifted) {
             (true, _) => {}
-            (false, true) => report.skipped(&check, format!("the ledger notes that drift was allowed:{}", list(&changed))),
+            (false, true) => {
+                report.skipped(&check, format!("the ledger notes that drift was allowed:{}", list(&changed)))
+            }
             (false, false) => report.failed(&check, format!("not those of the lock:{}", list(&changed))),
         }
     }
@@ -153,7 +172,10 @@ fn outputs(lock: &Lock, newest: Option<&Manifest>, report: &mut Report) {
     let found = newest.map(crate::cli::past::outputs_of).unwrap_or_default();
     let changed = differences(&lock.outputs, &found);
     if !lock.outputs.is_empty() && !changed.is_empty() {
-        report.failed("outputs", format!("the lock's are not those of the newest checkpoint:{}", list(&changed)));
+        report.failed(
+            "outputs",
+            format!("the lock's are not those of the newest checkpoint:{}", list(&changed)),
+        );
     }
 }
 
@@ -165,21 +187,33 @@ fn metrics(paths: &RunPaths, entries: &[Entry], report: &mut Report) -> anyhow::
         let Ok(row) = serde_json::from_str::<Value>(line) else {
             // A kill leaves the last line unfinished; resuming drops it.
             if number + 1 < text.lines().count() {
-                report.failed("metrics", format!("line {} of `{}` is not JSON", number + 1, paths.metrics_jsonl().display()));
+                report.failed(
+                    "metrics",
+                    format!("line {} of `{}` is not JSON", number + 1, paths.metrics_jsonl().display()),
+                );
             }
             continue;
         };
         let entry = row["step"].as_u64().and_then(|step| entries.get(usize::try_from(step).ok()?));
         let Some(entry) = entry.filter(|_| row["action"] != "evaluate") else { continue };
         rows += 1;
-        for (field, value) in [("loss", entry.loss), ("grad_norm", entry.grad_norm), ("learning_rate", entry.learning_rate)] {
-            let bits =
-                row[format!("{field}_bits")].as_str().and_then(|b| u64::from_str_radix(b.trim_start_matches("0x"), 16).ok());
-            let same = bits.is_some_and(|bits| bits == value.to_bits() || (f64::from_bits(bits).is_nan() && value.is_nan()));
+        for (field, value) in
+            [("loss", entry.loss), ("grad_norm", entry.grad_norm), ("learning_rate", entry.learning_rate)]
+        {
+            let bits = row[format!("{field}_bits")]
+                .as_str()
+                .and_then(|b| u64::from_str_radix(b.trim_start_matches("0x"), 16).ok());
+            let same = bits.is_some_and(|bits| {
+                bits == value.to_bits() || (f64::from_bits(bits).is_nan() && value.is_nan())
+            });
             if !same {
                 report.failed(
                     "metrics",
-                    format!("line {}: {field} of step {} is not the ledger's {value}", number + 1, entry.step),
+                    format!(
+                        "line {}: {field} of step {} is not the ledger's {value}",
+                        number + 1,
+                        entry.step
+                    ),
                 );
                 return Ok(());
             }
@@ -204,11 +238,18 @@ fn data(loaded: &mut Loaded, lock: Option<&Lock>, report: &mut Report) -> Option
     };
     let found = locking::shards(&data.manifest(DigestCache::none()));
     let Some(lock) = lock else { return Some(data) };
-    let locked: Table =
-        lock.numerics.iter().filter(|(key, _)| key.starts_with("data.shard.")).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let locked: Table = lock
+        .numerics
+        .iter()
+        .filter(|(key, _)| key.starts_with("data.shard."))
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
     let changed = differences(&locked, &found);
     if changed.is_empty() {
-        report.ok("data", format!("{} shards, {} tokens", found.len(), crate::units::thousands(data.train.tokens())));
+        report.ok(
+            "data",
+            format!("{} shards, {} tokens", found.len(), crate::units::thousands(data.train.tokens())),
+        );
     } else {
         report.failed(
             "data",
@@ -235,14 +276,20 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, report: &mut Report) {
     match facts {
         Err(why) => report.skipped("this machine", format!("it cannot make these bits: {why}")),
         Ok(DeviceFacts { mut numerics, .. }) => {
-            numerics.extend(locking::resolved_numerics(&loaded.experiment).into_iter().filter(|(key, _)| key != "device.kind"));
+            numerics.extend(
+                locking::resolved_numerics(&loaded.experiment)
+                    .into_iter()
+                    .filter(|(key, _)| key != "device.kind"),
+            );
             numerics.insert("train.numerics_version".into(), crate::train::NUMERICS_VERSION.to_string());
             match initial::read(&loaded.experiment, Some(&lock.numerics), true) {
                 Ok(initial) => initial::lock(initial.as_ref(), &mut numerics),
                 Err(why) => return report.failed("model.init", why.to_string()),
             }
             // Before anything is allocated a GPU knows only some of its kernels and plans, and maybe others.
-            let known = |key: &str| !key.starts_with("cuda.") || (numerics.contains_key(key) && lock.numerics.contains_key(key));
+            let known = |key: &str| {
+                !key.starts_with("cuda.") || (numerics.contains_key(key) && lock.numerics.contains_key(key))
+            };
             let compared = |table: &Table| -> Table {
                 table
                     .iter()

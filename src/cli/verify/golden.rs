@@ -33,23 +33,30 @@ impl Golden {
     pub fn of(numerics_id: Hash, entries: &[Entry], manifests: &[Manifest]) -> Golden {
         let roots = entries.iter().filter_map(|entry| Some((entry.step + 1, entry.root?))).collect();
         let kept = manifests.first().into_iter().chain(manifests.last());
-        let tensors = kept.flat_map(|m| m.tensors.iter().map(|(name, digest)| ((m.step, name.clone()), *digest))).collect();
+        let tensors = kept
+            .flat_map(|m| m.tensors.iter().map(|(name, digest)| ((m.step, name.clone()), *digest)))
+            .collect();
         Golden { numerics_id: Some(numerics_id), roots, tensors, last: None }
     }
 
     /// The file's text.
     pub fn to_text(&self, name: &str) -> String {
-        let mut text = format!("# Golden roots of `{name}`. Made by `runner verify EXPERIMENT --twice --bless FILE`.\n");
+        let mut text =
+            format!("# Golden roots of `{name}`. Made by `runner verify EXPERIMENT --twice --bless FILE`.\n");
         text.extend(self.numerics_id.map(|id| format!("numerics_id {id}\n")));
         text.extend(self.roots.iter().map(|(step, root)| format!("root {step} {root}\n")));
-        text.extend(self.tensors.iter().map(|((step, name), digest)| format!("tensor {step} {name} {digest}\n")));
+        text.extend(
+            self.tensors.iter().map(|((step, name), digest)| format!("tensor {step} {name} {digest}\n")),
+        );
         text
     }
 
     /// Reads the text of the file at `path`.
     pub fn parse(path: &Path, text: &str) -> anyhow::Result<Golden> {
         let mut golden = Golden::default();
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#')) {
+        for (number, line) in
+            text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'))
+        {
             let words: Vec<&str> = line.split_whitespace().collect();
             let read = || -> Option<()> {
                 match words[..] {
@@ -87,7 +94,9 @@ impl Golden {
         let mut hashed = roots.filter(|(step, _)| found(*step).is_some() || *step > steps);
         let (step, expected) = hashed.find(|(step, root)| found(*step) != Some(*root))?;
         let here = found(step).map_or("the run ended before".to_owned(), |root| root.to_string());
-        let mut text = format!("the root after step {step} is the first that differs: expected {expected}, found {here}");
+        let mut text = format!(
+            "the root after step {step} is the first that differs: expected {expected}, found {here}"
+        );
         if let Some(tensors) = self.first_tensors(step, manifests) {
             text.push_str(&tensors);
         }
@@ -96,7 +105,8 @@ impl Golden {
 
     /// The tensors that differ at the first checkpoint from `step` on that has golden digests.
     fn first_tensors(&self, step: u64, manifests: &[Manifest]) -> Option<String> {
-        let has_golden = |at: u64| self.tensors.range((at, String::new())..(at + 1, String::new())).next().is_some();
+        let has_golden =
+            |at: u64| self.tensors.range((at, String::new())..(at + 1, String::new())).next().is_some();
         let manifest = manifests.iter().find(|m| m.step >= step && has_golden(m.step))?;
         let at = manifest.step;
         let golden = || self.tensors.iter().filter(|((step, _), _)| *step == at);
@@ -104,7 +114,8 @@ impl Golden {
             .filter(|((_, name), digest)| manifest.tensors.get(name) != Some(*digest))
             .map(|((_, name), _)| name)
             .collect();
-        let new = manifest.tensors.keys().filter(|name| !self.tensors.contains_key(&(at, (*name).clone()))).count();
+        let new =
+            manifest.tensors.keys().filter(|name| !self.tensors.contains_key(&(at, (*name).clone()))).count();
         let first = differing.first()?;
         let mut text = format!(
             "\n  first differing tensor after step {at}: `{first}`, of {} that differ among {}",

@@ -61,7 +61,8 @@ fn parse_range(text: &str) -> Result<(u64, u64), String> {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut report = Report { json: args.json, checks: Vec::new() };
     if let (true, Some(experiment)) = (args.twice, &args.what) {
-        let options = twice::Options { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
+        let options =
+            twice::Options { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
         twice::run(experiment, &options, &mut report)?;
     } else {
         let folder = run_argument::find(args.what.as_deref(), &args.runs)?;
@@ -154,8 +155,10 @@ impl Report {
     }
 }
 
-const GOOD: anstyle::Style = anstyle::Style::new().bold().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Green)));
-const BAD: anstyle::Style = anstyle::Style::new().bold().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Red)));
+const GOOD: anstyle::Style =
+    anstyle::Style::new().bold().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Green)));
+const BAD: anstyle::Style =
+    anstyle::Style::new().bold().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Red)));
 
 #[cfg(test)]
 mod tests {

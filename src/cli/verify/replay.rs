@@ -12,8 +12,8 @@ use crate::cli::locking::{self, Locked, list};
 use crate::cli::session::{self, Data, Device, OnDevice};
 use crate::data::Prefetcher;
 use crate::experiment::Loaded;
-use crate::model::plan::Storage;
 use crate::ops::Ops;
+use crate::plan::memory::Storage;
 use crate::proof::Entry;
 use crate::proof::entry::rewound_from;
 use crate::proof::lock::{Lock, differences};
@@ -29,9 +29,16 @@ pub fn verify(run: WholeRun, steps: Range<u64>, report: &mut Report) -> anyhow::
         return Ok(());
     };
     if (entries.len() as u64) < steps.end {
-        anyhow::bail!("the run has {} steps, so {}..{} cannot be replayed", entries.len(), steps.start, steps.end);
+        anyhow::bail!(
+            "the run has {} steps, so {}..{} cannot be replayed",
+            entries.len(),
+            steps.start,
+            steps.end
+        );
     }
-    let drifted = |entry: &&Entry| entry.step > steps.start && entry.events.iter().any(|event| event.starts_with("drift "));
+    let drifted = |entry: &&Entry| {
+        entry.step > steps.start && entry.events.iter().any(|event| event.starts_with("drift "))
+    };
     if let Some(entry) = entries.iter().take(steps.end as usize).rev().find(drifted) {
         anyhow::bail!(
             "the steps before {0} were made with other numerics: drift was allowed there\n  hint: replay from a checkpoint of step {0} on",
@@ -40,7 +47,8 @@ pub fn verify(run: WholeRun, steps: Range<u64>, report: &mut Report) -> anyhow::
     }
     let folder = checkpoint_folder(&paths, steps.start);
     if steps.start > 0 && !folder.is_dir() {
-        let have: Vec<String> = store::list(&paths.checkpoints())?.iter().map(|(step, _)| step.to_string()).collect();
+        let have: Vec<String> =
+            store::list(&paths.checkpoints())?.iter().map(|(step, _)| step.to_string()).collect();
         anyhow::bail!(
             "there is no checkpoint of step {} to start from\n  hint: there are those of steps 0 (the start), {}",
             steps.start,
@@ -50,10 +58,12 @@ pub fn verify(run: WholeRun, steps: Range<u64>, report: &mut Report) -> anyhow::
     // One device makes the bits of any number.
     let mut experiment = loaded.experiment.clone();
     experiment.parallel.ranks = 1;
-    let outcome =
-        Device::open(&experiment)?.with(&experiment, Replay { loaded, data, paths, lock, entries, steps: steps.clone() })?;
+    let outcome = Device::open(&experiment)?
+        .with(&experiment, Replay { loaded, data, paths, lock, entries, steps: steps.clone() })?;
     match outcome {
-        Ok(()) => report.ok("replay", format!("steps {} to {} gave the same bits again", steps.start, steps.end)),
+        Ok(()) => {
+            report.ok("replay", format!("steps {} to {} gave the same bits again", steps.start, steps.end))
+        }
         Err(why) => report.failed("replay", why),
     }
     Ok(())
@@ -77,7 +87,8 @@ impl OnDevice for Replay {
         ops.pin(&self.lock.numerics)?;
         let initial = initial::read(experiment, Some(&self.lock.numerics), self.steps.start > 0)?;
         let mut trainer = Trainer::new(ops, experiment)?;
-        let here = locking::lock(&self.loaded, &self.data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
+        let here =
+            locking::lock(&self.loaded, &self.data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
         let changed = differences(&self.lock.numerics, &here.numerics);
         if !changed.is_empty() {
             return Ok(Err(format!("not begun: the bits cannot be made here:{}", list(&changed))));
@@ -87,8 +98,12 @@ impl OnDevice for Replay {
         } else if let Some(initial) = initial {
             initial.start(&mut trainer)?;
         }
-        let mut feed = session::feed(experiment, &self.data, self.steps.start, trainer.progress().data_offset)?;
-        let bar = ProgressBar::with_draw_target(Some(self.steps.end - self.steps.start), ProgressDrawTarget::stderr());
+        let mut feed =
+            session::feed(experiment, &self.data, self.steps.start, trainer.progress().data_offset)?;
+        let bar = ProgressBar::with_draw_target(
+            Some(self.steps.end - self.steps.start),
+            ProgressDrawTarget::stderr(),
+        );
         let style = ProgressStyle::with_template("replaying {bar:32.cyan/dim} {pos}/{len} steps  {eta} left");
         bar.set_style(style.expect("the template is valid").progress_chars("━╸─"));
         for step in self.steps.clone() {
@@ -106,7 +121,12 @@ impl OnDevice for Replay {
 }
 
 impl Replay {
-    fn step<O: Ops>(&self, trainer: &mut Trainer<O>, feed: &mut Prefetcher, recorded: &Entry) -> anyhow::Result<Entry> {
+    fn step<O: Ops>(
+        &self,
+        trainer: &mut Trainer<O>,
+        feed: &mut Prefetcher,
+        recorded: &Entry,
+    ) -> anyhow::Result<Entry> {
         let experiment = &self.loaded.experiment;
         // Where the run went back to this step, it went on with other data.
         if let Some(from) = recorded.events.iter().find_map(|event| rewound_from(event)) {
@@ -120,7 +140,12 @@ impl Replay {
     }
 
     /// Names what differs, down to the element where the run has a checkpoint of this step.
-    fn mismatch<O: Ops>(&self, trainer: &mut Trainer<O>, recorded: &Entry, again: &Entry) -> anyhow::Result<String> {
+    fn mismatch<O: Ops>(
+        &self,
+        trainer: &mut Trainer<O>,
+        recorded: &Entry,
+        again: &Entry,
+    ) -> anyhow::Result<String> {
         let done = recorded.step + 1;
         let mut text = format!("step {} gave other bits (recorded and now):", recorded.step);
         text.extend(recorded.differences(again).iter().map(|field| format!("\n  {field}")));

@@ -36,7 +36,8 @@ const ATTEMPTS: usize = 5;
 pub fn run(path: &Path, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     // Read first: a mistake in it should not cost two runs.
     let golden = options.expect.as_deref().map(|path| {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
         Golden::parse(path, &text)
     });
     let golden = golden.transpose()?;
@@ -57,7 +58,9 @@ pub fn run(path: &Path, options: &Options, report: &mut Report) -> anyhow::Resul
     same(&repeat, "repeat", "two processes gave the same bits", report);
     let resumed = Diff::of(&trial.folder("first"), &trial.folder("killed"))?;
     match killed_at {
-        Some(step) => same(&resumed, "resume", &format!("killed after step {step} and resumed: the same bits"), report),
+        Some(step) => {
+            same(&resumed, "resume", &format!("killed after step {step} and resumed: the same bits"), report)
+        }
         None => report.skipped("resume", "every run ended before it could be killed"),
     }
 
@@ -74,7 +77,15 @@ pub fn run(path: &Path, options: &Options, report: &mut Report) -> anyhow::Resul
         }
         let golden = Golden::of(lock.numerics_id(), &entries, &manifests);
         store::atomic::write(file, golden.to_text(&loaded.experiment.name).as_bytes())?;
-        report.ok("bless", format!("{} roots and {} tensors in `{}`", golden.roots.len(), golden.tensors.len(), file.display()));
+        report.ok(
+            "bless",
+            format!(
+                "{} roots and {} tensors in `{}`",
+                golden.roots.len(),
+                golden.tensors.len(),
+                file.display()
+            ),
+        );
     }
     Ok(())
 }
@@ -83,12 +94,20 @@ fn same(diff: &Diff, check: &str, good: &str, report: &mut Report) {
     if diff.same_bits() && diff.entries.0 == diff.entries.1 {
         report.ok(check, good);
     } else {
-        report.failed(check, format!("the bits differ\n  {}", diff.to_text().trim_end().replace('\n', "\n  ")));
+        report
+            .failed(check, format!("the bits differ\n  {}", diff.to_text().trim_end().replace('\n', "\n  ")));
     }
 }
 
 /// Says whether the roots are golden, and what to do when they are not.
-fn golden_roots(experiment: &Path, golden: &Golden, file: &Path, why: Option<String>, lock: &Lock, report: &mut Report) {
+fn golden_roots(
+    experiment: &Path,
+    golden: &Golden,
+    file: &Path,
+    why: Option<String>,
+    lock: &Lock,
+    report: &mut Report,
+) {
     let check = "golden roots";
     let Some(why) = why else {
         return report.ok(check, format!("as in `{}`", file.display()));
@@ -96,7 +115,9 @@ fn golden_roots(experiment: &Path, golden: &Golden, file: &Path, why: Option<Str
     let id = lock.numerics_id();
     let numerics = match golden.numerics_id {
         Some(expected) if expected != id => {
-            format!("\n  the lock differs too: numerics_id was {expected}, is {id}; so a key, the data or a version has changed")
+            format!(
+                "\n  the lock differs too: numerics_id was {expected}, is {id}; so a key, the data or a version has changed"
+            )
         }
         _ => String::new(),
     };
@@ -124,7 +145,13 @@ impl Trial<'_> {
 
     fn command(&self, verb: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(verb).arg("--runs").arg(&self.runs).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .args(verb)
+            .arg("--runs")
+            .arg(&self.runs)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         command
     }
 
@@ -138,7 +165,10 @@ impl Trial<'_> {
         for _ in 0..ATTEMPTS {
             let mut child = self.start(name)?;
             let paths = RunPaths::new(&self.folder(name));
-            let lines = || std::fs::read(paths.ledger()).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count() as u64);
+            let lines = || {
+                std::fs::read(paths.ledger())
+                    .map_or(0, |text| text.iter().filter(|b| **b == b'\n').count() as u64)
+            };
             while child.try_wait()?.is_none() && lines() < self.steps.div_ceil(2) {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -166,7 +196,11 @@ fn finished(child: Child, name: &str) -> anyhow::Result<()> {
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let tail: Vec<&str> = said.lines().rev().take(12).collect();
-        bail!("run `{name}` ended with {}:\n{}", output.status, tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        bail!(
+            "run `{name}` ended with {}:\n{}",
+            output.status,
+            tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+        );
     }
     Ok(())
 }

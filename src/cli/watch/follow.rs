@@ -154,7 +154,11 @@ impl Followed {
         }
         if let Some(loss) = row.loss {
             self.done = row.step + 1;
-            self.points.push(Point { step: row.step, loss, tokens_per_s: row.tokens_per_s.unwrap_or(f64::NAN) });
+            self.points.push(Point {
+                step: row.step,
+                loss,
+                tokens_per_s: row.tokens_per_s.unwrap_or(f64::NAN),
+            });
             self.last = Some(row);
         }
     }
@@ -174,7 +178,8 @@ impl Followed {
                 self.root = Some(root.to_owned());
             }
         } else if let Some(note) = value.get("note") {
-            let (kind, text) = (note["kind"].as_str().unwrap_or_default(), note["text"].as_str().unwrap_or_default());
+            let (kind, text) =
+                (note["kind"].as_str().unwrap_or_default(), note["text"].as_str().unwrap_or_default());
             // A resume stands in the metrics too, a new machine does not.
             if kind != "resume" {
                 self.events.push((note["after"].as_u64().unwrap_or(0), format!("{kind}: {text}")));
@@ -184,7 +189,8 @@ impl Followed {
     }
 
     fn look_at_state(&mut self) {
-        let saved = store::list(&self.paths.checkpoints()).ok().and_then(|found| found.last().map(|(step, _)| *step));
+        let saved =
+            store::list(&self.paths.checkpoints()).ok().and_then(|found| found.last().map(|(step, _)| *step));
         let before = self.state;
         self.state = if run_folder::holder(self.paths.folder()).is_some() {
             State::Running
@@ -206,7 +212,8 @@ impl Followed {
     pub fn seconds_left(&self) -> Option<f64> {
         let steps = self.steps.filter(|_| self.state == State::Running)?;
         let tokens_a_step = self.tokens as f64 / self.done.max(1) as f64;
-        let mut speeds: Vec<f64> = self.points.iter().rev().take(100).map(|p| p.tokens_per_s).filter(|s| *s > 0.0).collect();
+        let mut speeds: Vec<f64> =
+            self.points.iter().rev().take(100).map(|p| p.tokens_per_s).filter(|s| *s > 0.0).collect();
         speeds.sort_by(f64::total_cmp);
         let speed = speeds.get(speeds.len() / 2)?;
         Some(steps.saturating_sub(self.done) as f64 * tokens_a_step / speed)
@@ -217,7 +224,8 @@ impl Followed {
 fn newest_sample(folder: &Path) -> Option<(u64, String)> {
     let files = std::fs::read_dir(folder).ok()?.flatten();
     let step = |name: &str| name.strip_prefix("step_")?.strip_suffix(".txt")?.parse::<u64>().ok();
-    let (step, path) = files.filter_map(|file| Some((step(file.file_name().to_str()?)?, file.path()))).max()?;
+    let (step, path) =
+        files.filter_map(|file| Some((step(file.file_name().to_str()?)?, file.path()))).max()?;
     Some((step, String::from_utf8_lossy(&std::fs::read(path).ok()?).trim_end().to_owned()))
 }
 
@@ -243,7 +251,10 @@ mod tests {
         (0..3).for_each(|step| writer.append(&row(step)).unwrap());
         let mut followed = Followed::open(folder.path());
         followed.refresh();
-        assert_eq!((followed.points.len(), followed.val.len(), followed.done, followed.tokens), (3, 2, 3, 192));
+        assert_eq!(
+            (followed.points.len(), followed.val.len(), followed.done, followed.tokens),
+            (3, 2, 3, 192)
+        );
         (3..9).for_each(|step| writer.append(&row(step)).unwrap());
         followed.refresh();
         assert_eq!((followed.points.len(), followed.done), (9, 9));
@@ -276,7 +287,9 @@ mod tests {
     fn the_newest_sample_is_shown() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(newest_sample(folder.path()), None);
-        for (name, text) in [("step_00000500.txt", "old"), ("step_00001000.txt", "new\n"), ("notes.txt", "no")] {
+        for (name, text) in
+            [("step_00000500.txt", "old"), ("step_00001000.txt", "new\n"), ("notes.txt", "no")]
+        {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
         assert_eq!(newest_sample(folder.path()), Some((1000, "new".to_owned())));

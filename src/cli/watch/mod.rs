@@ -1,8 +1,8 @@
 //! `runner watch RUN`: a run as it goes, or as it went, on a terminal.
 //!
-//! Attaches from outside: it reads the files that the run writes and holds nothing, so any number may watch, from any
-//! process, and stopping to watch stops nothing. [`follow`] reads, [`view`] draws, this file owns the terminal and gives
-//! it back as it was, whatever ends the view.
+//! Attaches from outside: it reads the files that the run writes and holds nothing, so any number may watch,
+//! from any process, and stopping to watch stops nothing. [`follow`] reads, [`view`] draws, this file owns
+//! the terminal and gives it back as it was, whatever ends the view.
 
 mod follow;
 mod view;

@@ -1,5 +1,5 @@
-//! The picture: progress on top, the loss in the middle, numbers, events and the last sample below. Meant for 80 by 24 and
-//! larger.
+//! The picture: progress on top, the loss in the middle, numbers, events and the last sample below. Meant for
+//! 80 by 24 and larger.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -61,10 +61,13 @@ fn title_line(run: &Followed) -> Line<'static> {
 
 fn gauge(run: &Followed) -> LineGauge<'static> {
     let (ratio, of) = match run.steps {
-        Some(steps) if steps > 0 => ((run.done as f64 / steps as f64).min(1.0), format!("/{}", units::thousands(steps))),
+        Some(steps) if steps > 0 => {
+            ((run.done as f64 / steps as f64).min(1.0), format!("/{}", units::thousands(steps)))
+        }
         _ => (0.0, String::new()),
     };
-    let left = run.seconds_left().map_or(String::new(), |seconds| format!("  {} left", units::duration(seconds)));
+    let left =
+        run.seconds_left().map_or(String::new(), |seconds| format!("  {} left", units::duration(seconds)));
     let label = format!(" step {}{of}  {:.1}%{left} ", units::thousands(run.done), 100.0 * ratio);
     LineGauge::default()
         .ratio(ratio)
@@ -80,7 +83,8 @@ fn thinned(run: &Followed, buckets: usize) -> Vec<(f64, f64)> {
     run.points
         .chunks(size)
         .filter_map(|chunk| {
-            let finite: Vec<f64> = chunk.iter().map(|point| point.loss).filter(|loss| loss.is_finite()).collect();
+            let finite: Vec<f64> =
+                chunk.iter().map(|point| point.loss).filter(|loss| loss.is_finite()).collect();
             let middle = chunk[chunk.len() / 2].step as f64;
             (!finite.is_empty()).then(|| (middle, finite.iter().sum::<f64>() / finite.len() as f64))
         })
@@ -90,23 +94,37 @@ fn thinned(run: &Followed, buckets: usize) -> Vec<(f64, f64)> {
 fn draw_chart(frame: &mut Frame<'_>, area: Rect, run: &Followed, look: Look) {
     // Two dots a cell lie beside each other.
     let mut loss = thinned(run, 2 * usize::from(area.width.saturating_sub(10)));
-    let mut val: Vec<(f64, f64)> =
-        run.val.iter().filter(|(_, loss)| loss.is_finite()).map(|(step, loss)| (*step as f64, *loss)).collect();
+    let mut val: Vec<(f64, f64)> = run
+        .val
+        .iter()
+        .filter(|(_, loss)| loss.is_finite())
+        .map(|(step, loss)| (*step as f64, *loss))
+        .collect();
     if look.logarithmic {
         loss.iter_mut().chain(&mut val).for_each(|(_, y)| *y = libm::log10(y.max(1e-9)));
     }
     let title = if look.logarithmic { " loss, logarithmic: " } else { " loss: " };
-    let block =
-        Block::bordered().title(Line::from(vec![title.into(), "⠒⠒ training".cyan(), "  ".into(), "• validation ".yellow()]));
+    let block = Block::bordered().title(Line::from(vec![
+        title.into(),
+        "⠒⠒ training".cyan(),
+        "  ".into(),
+        "• validation ".yellow(),
+    ]));
     let all = loss.iter().chain(&val);
-    let (mut low, mut high) = all.fold((f64::MAX, f64::MIN), |(low, high), (_, y)| (low.min(*y), high.max(*y)));
+    let (mut low, mut high) =
+        all.fold((f64::MAX, f64::MIN), |(low, high), (_, y)| (low.min(*y), high.max(*y)));
     if low > high {
         frame.render_widget(Paragraph::new("no step yet").block(block), area);
         return;
     }
     let margin = (0.05 * (high - low)).max(1e-3);
     (low, high) = (low - margin, high + margin);
-    let last = run.points.last().map_or(0, |point| point.step).max(run.val.last().map_or(0, |(step, _)| *step)).max(1);
+    let last = run
+        .points
+        .last()
+        .map_or(0, |point| point.step)
+        .max(run.val.last().map_or(0, |(step, _)| *step))
+        .max(1);
     let label = |y: f64| format!("{:>6.3}", if look.logarithmic { libm::exp10(y) } else { y });
     let y_labels = [label(low), label((low + high) / 2.0), label(high)];
     let x_labels = ["0".to_owned(), units::thousands(last / 2), units::thousands(last)];
@@ -124,7 +142,9 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, run: &Followed, look: Look) {
 fn number_lines(run: &Followed) -> Vec<Line<'static>> {
     let z = |score: Option<f64>| score.map_or_else(|| "z -".to_owned(), |z| format!("z {z:+.2}"));
     let mut lines = Vec::new();
-    let mut line = |name: &str, value: String| lines.push(Line::from(vec![Span::from(format!("{name:<7}")).dim(), value.into()]));
+    let mut line = |name: &str, value: String| {
+        lines.push(Line::from(vec![Span::from(format!("{name:<7}")).dim(), value.into()]))
+    };
     if let Some(row) = &run.last {
         line("loss", format!("{:.5} ({})", row.loss.unwrap_or(f64::NAN), z(row.loss_z)));
         line("norm", format!("{:.4} ({})", row.grad_norm.unwrap_or(f64::NAN), z(row.grad_z)));
@@ -134,10 +154,16 @@ fn number_lines(run: &Followed) -> Vec<Line<'static>> {
         line("speed", format!("{speed} tok/s{mfu}"));
     }
     let score = run.hellaswag.map_or(String::new(), |(_, score)| format!("  HellaSwag {score:.4}"));
-    line("val", run.val.last().map_or_else(|| "-".into(), |(step, loss)| format!("{loss:.4} at {step}{score}")));
+    line(
+        "val",
+        run.val.last().map_or_else(|| "-".into(), |(step, loss)| format!("{loss:.4} at {step}{score}")),
+    );
     line("tokens", units::count(run.tokens));
     line("ledger", {
-        let root = run.root.as_ref().map_or(String::new(), |root| format!(", root {}…", root.get(..8).unwrap_or(root)));
+        let root = run
+            .root
+            .as_ref()
+            .map_or(String::new(), |root| format!(", root {}…", root.get(..8).unwrap_or(root)));
         format!("{} entries{root}", units::thousands(run.entries))
     });
     if let Some(gpu) = &run.gpu {
@@ -148,12 +174,18 @@ fn number_lines(run: &Followed) -> Vec<Line<'static>> {
 
 fn draw_events(frame: &mut Frame<'_>, area: Rect, run: &Followed) {
     let room = usize::from(area.height.saturating_sub(2));
-    let title = if run.events.len() > room { format!(" {} events, the last ", run.events.len()) } else { " events ".to_owned() };
+    let title = if run.events.len() > room {
+        format!(" {} events, the last ", run.events.len())
+    } else {
+        " events ".to_owned()
+    };
     let lines: Vec<Line<'_>> = match run.events.len() {
         0 => vec![Line::from("none: no skip, no resume").dim()],
         count => run.events[count.saturating_sub(room)..]
             .iter()
-            .map(|(step, what)| Line::from(vec![Span::from(format!("step {step} ")).dim(), what.as_str().into()]))
+            .map(|(step, what)| {
+                Line::from(vec![Span::from(format!("step {step} ")).dim(), what.as_str().into()])
+            })
             .collect(),
     };
     frame.render_widget(Paragraph::new(lines).block(Block::bordered().title(title)), area);
@@ -206,7 +238,8 @@ mod tests {
             "And God said,\u{1b}[2J Let there be light: and there was light.\n",
         )
         .unwrap();
-        let sample = GpuSample { sm_mhz: Some(1755), watts: Some(688.0), celsius: Some(64), ..GpuSample::default() };
+        let sample =
+            GpuSample { sm_mhz: Some(1755), watts: Some(688.0), celsius: Some(64), ..GpuSample::default() };
         GpuLog::open(&folder.join("gpu.jsonl")).unwrap().append(&sample).unwrap();
         let mut followed = Followed::open(folder);
         followed.refresh();
@@ -220,7 +253,8 @@ mod tests {
         terminal.draw(|frame| draw(frame, run, look)).unwrap();
         let buffer = terminal.backend().buffer().clone();
         let cells = buffer.content.chunks(usize::from(width));
-        let lines = cells.map(|row| row.iter().map(|cell| cell.symbol()).collect::<String>().trim_end().to_owned());
+        let lines =
+            cells.map(|row| row.iter().map(|cell| cell.symbol()).collect::<String>().trim_end().to_owned());
         lines.collect::<Vec<_>>().join("\n") + "\n"
     }
 
@@ -230,7 +264,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let shown = picture(&run(folder.path()), 80, 24, Look::default());
         if std::env::var_os("WATCH_BLESS").is_some() {
-            std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/watch/view_80x24.txt"), &shown).unwrap();
+            std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/watch/view_80x24.txt"), &shown)
+                .unwrap();
         }
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/watch/view_80x24.txt");
         assert_eq!(shown, std::fs::read_to_string(path).unwrap(), "\n{shown}");

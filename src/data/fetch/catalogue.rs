@@ -44,7 +44,8 @@ pub struct RemoteFile {
 }
 
 impl DataSet {
-    pub const ALL: [DataSet; 4] = [DataSet::FineWebEdu100B, DataSet::FineWebEdu, DataSet::HellaSwag, DataSet::TinyShakespeare];
+    pub const ALL: [DataSet; 4] =
+        [DataSet::FineWebEdu100B, DataSet::FineWebEdu, DataSet::HellaSwag, DataSet::TinyShakespeare];
 
     /// The name on the command line and in the record.
     pub fn name(self) -> &'static str {
@@ -144,14 +145,19 @@ mod tests {
     fn the_shards_are_those_that_the_experiments_name() {
         let files = DataSet::FineWebEdu100B.files(Some(2)).unwrap();
         let names: Vec<_> = files.iter().map(|file| file.name.as_str()).collect();
-        assert_eq!(names, ["edu_fineweb_val_000000.bin", "edu_fineweb_train_000001.bin", "edu_fineweb_train_000002.bin"]);
+        assert_eq!(
+            names,
+            ["edu_fineweb_val_000000.bin", "edu_fineweb_train_000001.bin", "edu_fineweb_train_000002.bin"]
+        );
         assert_eq!(DataSet::FineWebEdu100B.files(None).unwrap().len(), 101);
         assert_eq!(DataSet::FineWebEdu.files(None).unwrap()[13].path, "sample/10BT/013_00000.parquet");
     }
 
     #[test]
     fn a_number_of_shards_that_does_not_exist_is_refused() {
-        for (set, shards) in [(DataSet::FineWebEdu100B, 0), (DataSet::FineWebEdu100B, 1001), (DataSet::HellaSwag, 2)] {
+        for (set, shards) in
+            [(DataSet::FineWebEdu100B, 0), (DataSet::FineWebEdu100B, 1001), (DataSet::HellaSwag, 2)]
+        {
             let error = set.files(Some(shards)).unwrap_err().to_string();
             assert!(error.contains("`--shards` is") && error.contains(set.name()), "{error}");
         }

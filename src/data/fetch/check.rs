@@ -55,7 +55,9 @@ impl Format {
             Format::Parquet if !start.starts_with(PARQUET_MAGIC) => Err(wrong("`PAR1`")),
             Format::Jsonl if start.trim_ascii_start().first() != Some(&b'{') => Err(wrong("`{`")),
             // A character may be cut at the end of the start.
-            Format::Text if std::str::from_utf8(start).is_err_and(|e| e.error_len().is_some()) => Err(wrong("UTF-8")),
+            Format::Text if std::str::from_utf8(start).is_err_and(|e| e.error_len().is_some()) => {
+                Err(wrong("UTF-8"))
+            }
             _ => Ok(()),
         }
     }
@@ -68,7 +70,8 @@ impl Format {
     pub(super) fn check_file(self, at: &Path, path: &Path) -> Result<(), DataError> {
         let file = MappedFile::open(at).map_err(DataError::io("read", path))?;
         let bytes = file.bytes();
-        let wrong = |problem: String| DataError::WrongFormat { path: path.to_owned(), format: self.name(), problem };
+        let wrong =
+            |problem: String| DataError::WrongFormat { path: path.to_owned(), format: self.name(), problem };
         if bytes.is_empty() {
             return Err(wrong("it is empty".to_owned()));
         }

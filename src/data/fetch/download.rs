@@ -166,7 +166,13 @@ impl Download<'_> {
         self.copy(part, &url, body, received)
     }
 
-    fn copy(&self, part: &mut Part, url: &str, body: ureq::Body, received: &mut u64) -> Result<(), FetchError> {
+    fn copy(
+        &self,
+        part: &mut Part,
+        url: &str,
+        body: ureq::Body,
+        received: &mut u64,
+    ) -> Result<(), FetchError> {
         let expected = part.origin().and_then(|origin| origin.bytes);
         let mut reader = body.into_reader();
         let mut buffer = vec![0; CHUNK_BYTES];
@@ -222,7 +228,9 @@ impl Download<'_> {
     fn broken(&self, url: &str, got_bytes: u64, expected: Option<u64>, error: std::io::Error) -> FetchError {
         let error = ureq::Error::from(error);
         match (self.client.connection(url, &error), expected) {
-            (FetchError::Stalled { url, seconds, .. }, _) => FetchError::Stalled { url, seconds, received: 0, got_bytes },
+            (FetchError::Stalled { url, seconds, .. }, _) => {
+                FetchError::Stalled { url, seconds, received: 0, got_bytes }
+            }
             (_, Some(expected_bytes)) => {
                 FetchError::Cut { url: url.to_owned(), got_bytes, expected_bytes, reason: error.to_string() }
             }
@@ -307,7 +315,12 @@ struct Window {
 
 impl Window {
     fn new(patience: &super::Patience) -> Window {
-        Window { since: Instant::now(), received: 0, length: patience.stall, least_bytes: patience.stall_bytes }
+        Window {
+            since: Instant::now(),
+            received: 0,
+            length: patience.stall,
+            least_bytes: patience.stall_bytes,
+        }
     }
 
     fn add(&mut self, bytes: u64, url: &str, got_bytes: u64) -> Result<(), FetchError> {

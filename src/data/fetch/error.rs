@@ -32,7 +32,9 @@ pub enum FetchError {
     )]
     Stalled { url: String, seconds: u64, received: u64, got_bytes: u64 },
     /// All attempts failed.
-    #[error("gave up after {attempts} attempts; the last: {last}\n  hint: what came is kept; the same command goes on there")]
+    #[error(
+        "gave up after {attempts} attempts; the last: {last}\n  hint: what came is kept; the same command goes on there"
+    )]
     GaveUp { attempts: u32, last: Box<FetchError> },
 
     // ---- what the server said ----
@@ -53,7 +55,9 @@ pub enum FetchError {
     )]
     WrongLength { url: String, got_bytes: u64, expected_bytes: u64, whence: &'static str },
     /// Neither length nor digest: the end of the file could not be told from a cut.
-    #[error("`{url}` does not say how long the file is, and no digest of it is published: a cut could not be noticed")]
+    #[error(
+        "`{url}` does not say how long the file is, and no digest of it is published: a cut could not be noticed"
+    )]
     NoLength { url: String },
     /// A part of the file that was not asked for.
     #[error("`{url}` was asked for the bytes from {asked} on and gave `{got}`")]
@@ -101,9 +105,12 @@ impl FetchError {
             | FetchError::Cut { .. }
             | FetchError::Stalled { .. }
             | FetchError::WrongRange { .. } => true,
-            // A digest that is wrong after a resume may come from the old part; from the start it will not change.
+            // A digest that is wrong after a resume may come from the old part; from the start it will not
+            // change.
             FetchError::Digest { resumed, .. } => *resumed,
-            FetchError::Status { status, .. } => matches!(status, 408 | 416 | 425 | 429 | 500 | 502 | 503 | 504),
+            FetchError::Status { status, .. } => {
+                matches!(status, 408 | 416 | 425 | 429 | 500 | 502 | 503 | 504)
+            }
             _ => false,
         }
     }
@@ -122,7 +129,11 @@ impl FetchError {
     }
 
     /// An error of the operating system, a full disk told apart.
-    pub(super) fn io(action: &'static str, path: &Path, need_bytes: u64) -> impl FnOnce(io::Error) -> FetchError {
+    pub(super) fn io(
+        action: &'static str,
+        path: &Path,
+        need_bytes: u64,
+    ) -> impl FnOnce(io::Error) -> FetchError {
         move |reason| match reason.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 FetchError::DiskFull { path: path.to_owned(), need_bytes }
@@ -134,10 +145,19 @@ impl FetchError {
     /// A status other than success.
     pub(super) fn status(url: &str, status: u16, retry_after_s: Option<u64>) -> FetchError {
         let (meaning, hint) = match status {
-            401 | 403 => ("not allowed", "the data set may be private or gated: set `HF_TOKEN`, or accept its terms on its page"),
-            404 => ("not found", "the file, data set or revision does not exist there; check `--revision` and `HF_ENDPOINT`"),
+            401 | 403 => (
+                "not allowed",
+                "the data set may be private or gated: set `HF_TOKEN`, or accept its terms on its page",
+            ),
+            404 => (
+                "not found",
+                "the file, data set or revision does not exist there; check `--revision` and `HF_ENDPOINT`",
+            ),
             410 => ("gone", "the file was removed from the server"),
-            416 => ("range not satisfiable", "the file on the server is shorter than what came of it; it will be fetched anew"),
+            416 => (
+                "range not satisfiable",
+                "the file on the server is shorter than what came of it; it will be fetched anew",
+            ),
             429 => ("too many requests", "wait a while, lower `--parallel`, or set `HF_TOKEN`"),
             500..=599 => ("the server failed", "wait a while and run the same command again"),
             _ => ("unexpected", "look at the address in a browser"),

@@ -35,17 +35,20 @@ impl std::fmt::Debug for Endpoints {
 }
 
 impl Endpoints {
-    /// `HF_ENDPOINT`, `GITHUB_RAW_ENDPOINT` and `HF_TOKEN`, as `variable` gives them; unset or empty is the default.
+    /// `HF_ENDPOINT`, `GITHUB_RAW_ENDPOINT` and `HF_TOKEN`, as `variable` gives them; unset or empty is the
+    /// default.
     ///
     /// # Errors
     ///
     /// An endpoint that is no `http` or `https` address.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Endpoints, FetchError> {
-        let set = |name| variable(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+        let set =
+            |name| variable(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
         let endpoint = |name: &'static str, default: &str| {
             let value = set(name).unwrap_or_else(|| default.to_owned());
             let uri = value.parse::<Uri>().ok();
-            match uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()) {
+            match uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some())
+            {
                 Some(_) => Ok(value.trim_end_matches('/').to_owned()),
                 None => Err(FetchError::Endpoint { variable: name, value }),
             }
@@ -60,7 +63,9 @@ impl Endpoints {
     /// The address of a file.
     pub fn url(&self, (host, repository): (Host, &str), revision: &str, path: &str) -> String {
         match host {
-            Host::HuggingFace => format!("{}/datasets/{repository}/resolve/{revision}/{path}", self.hugging_face),
+            Host::HuggingFace => {
+                format!("{}/datasets/{repository}/resolve/{revision}/{path}", self.hugging_face)
+            }
             Host::GitHub => format!("{}/{repository}/{revision}/{path}", self.github_raw),
         }
     }
@@ -152,7 +157,8 @@ impl Client {
             .timeout_per_read(Some(patience.stall))
             .timeout_per_write(Some(patience.stall));
         // A server on this machine is not behind a proxy.
-        let local = [&endpoints.hugging_face, &endpoints.github_raw].iter().any(|endpoint| is_loopback(endpoint));
+        let local =
+            [&endpoints.hugging_face, &endpoints.github_raw].iter().any(|endpoint| is_loopback(endpoint));
         let config = if local { config.proxy(None) } else { config };
         Client { agent: config.build().new_agent(), endpoints, patience }
     }
@@ -175,7 +181,8 @@ impl Client {
         let mut url = url.to_owned();
         let mut facts = Facts::default();
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.once(Method::GET, &url, resume).map_err(|error| self.connection(&url, &error))?;
+            let response =
+                self.once(Method::GET, &url, resume).map_err(|error| self.connection(&url, &error))?;
             let status = response.status().as_u16();
             let headers = response.headers();
             facts.read(headers, self.is_hub(&url));
@@ -194,7 +201,8 @@ impl Client {
     pub fn commit(&self, url: &str) -> Result<Option<String>, FetchError> {
         let mut url = url.to_owned();
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.once(Method::HEAD, &url, None).map_err(|error| self.connection(&url, &error))?;
+            let response =
+                self.once(Method::HEAD, &url, None).map_err(|error| self.connection(&url, &error))?;
             let (status, headers) = (response.status().as_u16(), response.headers());
             let mut facts = Facts::default();
             facts.read(headers, self.is_hub(&url));
@@ -214,9 +222,15 @@ impl Client {
         Ok(None)
     }
 
-    fn once(&self, method: Method, url: &str, resume: Option<&Resume>) -> Result<ureq::http::Response<Body>, ureq::Error> {
+    fn once(
+        &self,
+        method: Method,
+        url: &str,
+        resume: Option<&Resume>,
+    ) -> Result<ureq::http::Response<Body>, ureq::Error> {
         // Compressed, the lengths and ranges of a file would be other ones.
-        let mut request = ureq::http::Request::builder().method(method).uri(url).header("accept-encoding", "identity");
+        let mut request =
+            ureq::http::Request::builder().method(method).uri(url).header("accept-encoding", "identity");
         if let Some(token) = self.endpoints.token.as_ref().filter(|_| self.is_hub(url)) {
             request = request.header("authorization", format!("Bearer {token}"));
         }
@@ -279,8 +293,10 @@ impl Facts {
         self.range = parse_range(&self.range_text);
         let strong = text("etag").filter(|etag| etag.starts_with('"'));
         self.validator = strong.or_else(|| text("last-modified")).map(str::to_owned);
-        self.is_html = text("content-type").is_some_and(|kind| kind.to_ascii_lowercase().starts_with("text/html"));
-        self.encoding = text("content-encoding").filter(|e| !e.eq_ignore_ascii_case("identity")).map(str::to_owned);
+        self.is_html =
+            text("content-type").is_some_and(|kind| kind.to_ascii_lowercase().starts_with("text/html"));
+        self.encoding =
+            text("content-encoding").filter(|e| !e.eq_ignore_ascii_case("identity")).map(str::to_owned);
         self.retry_after_s = number("retry-after");
     }
 }
@@ -345,12 +361,24 @@ mod tests {
     #[test]
     fn endpoints_come_from_variables_and_must_be_addresses() {
         let of = |pairs: &'static [(&str, &str)]| {
-            Endpoints::from_variables(|name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
+            Endpoints::from_variables(|name| {
+                pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned())
+            })
         };
         let url = |endpoints: &Endpoints| endpoints.url((Host::HuggingFace, "a/b"), "main", "x.bin");
-        assert_eq!(url(&of(&[("HF_ENDPOINT", "")]).unwrap()), "https://huggingface.co/datasets/a/b/resolve/main/x.bin");
-        assert_eq!(url(&of(&[("HF_ENDPOINT", "http://m:1/")]).unwrap()), "http://m:1/datasets/a/b/resolve/main/x.bin");
-        for bad in [&[("HF_ENDPOINT", "huggingface.co")], &[("HF_ENDPOINT", "ftp://x")], &[("HF_ENDPOINT", "http://")]] {
+        assert_eq!(
+            url(&of(&[("HF_ENDPOINT", "")]).unwrap()),
+            "https://huggingface.co/datasets/a/b/resolve/main/x.bin"
+        );
+        assert_eq!(
+            url(&of(&[("HF_ENDPOINT", "http://m:1/")]).unwrap()),
+            "http://m:1/datasets/a/b/resolve/main/x.bin"
+        );
+        for bad in [
+            &[("HF_ENDPOINT", "huggingface.co")],
+            &[("HF_ENDPOINT", "ftp://x")],
+            &[("HF_ENDPOINT", "http://")],
+        ] {
             assert!(of(bad).unwrap_err().to_string().contains("`HF_ENDPOINT` is `"));
         }
         let debug = format!("{:?}", of(&[("HF_TOKEN", "hf_secret")]).unwrap());

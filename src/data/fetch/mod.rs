@@ -60,10 +60,15 @@ pub struct Request {
 /// # Errors
 ///
 /// The first failure in the order of the files.
-pub fn fetch(request: &Request, stop: &AtomicBool, report: impl Fn(usize, Event<'_>) + Sync) -> Result<Vec<Fetched>, FetchError> {
+pub fn fetch(
+    request: &Request,
+    stop: &AtomicBool,
+    report: impl Fn(usize, Event<'_>) + Sync,
+) -> Result<Vec<Fetched>, FetchError> {
     let (host, repository) = request.data_set.repository();
     let client = Client::new(request.endpoints.clone(), request.patience);
-    let record = Record::read(&request.out, request.data_set.name()).filter(|record| record.repository == repository);
+    let record =
+        Record::read(&request.out, request.data_set.name()).filter(|record| record.repository == repository);
     let asked = match (&request.revision, &record) {
         (Some(revision), _) => checked_revision(revision)?,
         (None, Some(record)) => record.revision.clone(),
@@ -113,7 +118,8 @@ pub fn fetch(request: &Request, stop: &AtomicBool, report: impl Fn(usize, Event<
         }
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..request.parallel.clamp(1, request.files.len().max(1))).map(|_| scope.spawn(worker)).collect();
+        let workers: Vec<_> =
+            (0..request.parallel.clamp(1, request.files.len().max(1))).map(|_| scope.spawn(worker)).collect();
         while workers.iter().any(|worker| !worker.is_finished()) {
             if stop.load(Ordering::Relaxed) || halt.load(Ordering::Relaxed) {
                 halt.store(true, Ordering::Relaxed);
@@ -145,7 +151,12 @@ fn in_order(results: Vec<Outcome>, stop: &AtomicBool) -> Result<Vec<Fetched>, Fe
 }
 
 /// The commit that a branch of the hub is now; none where the server does not say.
-fn commit_of(client: &Client, url: &str, stop: &AtomicBool, report: &dyn Fn(Event<'_>)) -> Result<Option<String>, FetchError> {
+fn commit_of(
+    client: &Client,
+    url: &str,
+    stop: &AtomicBool,
+    report: &dyn Fn(Event<'_>),
+) -> Result<Option<String>, FetchError> {
     let mut attempts = Attempts::new(client.patience());
     loop {
         let error = match client.commit(url) {
@@ -178,7 +189,12 @@ impl<'a> Attempts<'a> {
     /// # Errors
     ///
     /// The failure, where it will not pass or was one too many; an interruption.
-    fn after(&mut self, error: FetchError, stop: &AtomicBool, report: &dyn Fn(Event<'_>)) -> Result<(), FetchError> {
+    fn after(
+        &mut self,
+        error: FetchError,
+        stop: &AtomicBool,
+        report: &dyn Fn(Event<'_>),
+    ) -> Result<(), FetchError> {
         if stop.load(Ordering::Relaxed) {
             return Err(FetchError::Interrupted);
         }

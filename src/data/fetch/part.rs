@@ -37,8 +37,8 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Opens the part of `target`, or starts an empty one. Bytes that came from another address than `url`, or
-    /// of which nobody knows where from, are dropped.
+    /// Opens the part of `target`, or starts an empty one. Bytes that came from another address than `url`,
+    /// or of which nobody knows where from, are dropped.
     ///
     /// # Errors
     ///
@@ -56,9 +56,12 @@ impl Part {
             Err(TryLockError::Error(_)) => {}
         }
         let len = file.metadata().map_err(FetchError::io("read", &path, 0))?.len();
-        let origin = fs::read(with_suffix(target, ".part.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let origin = fs::read(with_suffix(target, ".part.json"))
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok());
         let mut part = Part { path, file, len, origin };
-        let known = part.origin.as_ref().is_some_and(|o: &Origin| o.url == url && o.bytes.is_none_or(|b| len <= b));
+        let known =
+            part.origin.as_ref().is_some_and(|o: &Origin| o.url == url && o.bytes.is_none_or(|b| len <= b));
         if !known {
             part.restart(None)?;
         }
@@ -89,7 +92,8 @@ impl Part {
             let text = serde_json::to_vec_pretty(origin).expect("strings and numbers become JSON");
             let path = sidecar(&self.path);
             let need = text.len() as u64;
-            atomic::write(&path, &text).map_err(|e| FetchError::io("write", &path, need)(std::io::Error::other(e)))?;
+            atomic::write(&path, &text)
+                .map_err(|e| FetchError::io("write", &path, need)(std::io::Error::other(e)))?;
         }
         self.origin = origin;
         Ok(())
@@ -97,7 +101,11 @@ impl Part {
 
     /// Adds bytes at the end.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), FetchError> {
-        let need = self.origin.as_ref().and_then(|o| o.bytes).map_or(bytes.len() as u64, |b| b.saturating_sub(self.len));
+        let need = self
+            .origin
+            .as_ref()
+            .and_then(|o| o.bytes)
+            .map_or(bytes.len() as u64, |b| b.saturating_sub(self.len));
         self.file.write_all(bytes).map_err(FetchError::io("write", &self.path, need))?;
         self.len += bytes.len() as u64;
         Ok(())

@@ -34,7 +34,8 @@ pub struct RecordedFile {
 
 impl Record {
     pub fn new(data_set: &str, repository: &str, revision: &str) -> Record {
-        let (data_set, repository, revision) = (data_set.to_owned(), repository.to_owned(), revision.to_owned());
+        let (data_set, repository, revision) =
+            (data_set.to_owned(), repository.to_owned(), revision.to_owned());
         Record { data_set, repository, revision, files: BTreeMap::new() }
     }
 
@@ -60,6 +61,7 @@ impl Record {
         let mut text = serde_json::to_vec_pretty(self).expect("strings and numbers become JSON");
         text.push(b'\n');
         let need = text.len() as u64;
-        atomic::write(&path, &text).map_err(|e| FetchError::io("write", &path, need)(std::io::Error::other(e)))
+        atomic::write(&path, &text)
+            .map_err(|e| FetchError::io("write", &path, need)(std::io::Error::other(e)))
     }
 }

@@ -71,7 +71,8 @@ fn refusal(answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> (String,
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -100,7 +101,10 @@ fn a_file_comes_whole_with_its_record() {
     );
     assert!(asked[0].from().is_none() && asked[0].header("accept-encoding") == Some("identity"));
     let record = Record::read(dir.path(), "fineweb-edu-100b").unwrap();
-    assert_eq!((record.files[NAME].sha256.as_str(), record.files[NAME].verified), (sha256(&bytes).as_str(), false));
+    assert_eq!(
+        (record.files[NAME].sha256.as_str(), record.files[NAME].verified),
+        (sha256(&bytes).as_str(), false)
+    );
 }
 
 #[test]
@@ -119,12 +123,18 @@ fn many_files_come_in_parallel_and_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(|asked| {
         let index: usize = asked.path[asked.path.len() - 10..asked.path.len() - 4].parse().unwrap();
-        Reply { pause: Some((600, Duration::from_millis(100))), ..Reply::file(asked, &shard_of(100 + index, index), ETAG) }
+        Reply {
+            pause: Some((600, Duration::from_millis(100))),
+            ..Reply::file(asked, &shard_of(100 + index, index), ETAG)
+        }
     });
     let files = DataSet::FineWebEdu100B.files(Some(7)).unwrap();
     let started = Instant::now();
     let fetched = run(&Request { files, parallel: 4, ..request(&server, dir.path()) }).unwrap();
-    assert!(started.elapsed() < Duration::from_millis(790), "eight files, 100 ms each, were not fetched in parallel");
+    assert!(
+        started.elapsed() < Duration::from_millis(790),
+        "eight files, 100 ms each, were not fetched in parallel"
+    );
     let sizes: Vec<_> = fetched.iter().map(|file| file.bytes).collect();
     assert_eq!(sizes, [1224, 1226, 1228, 1230, 1232, 1234, 1236, 1238]);
     assert_eq!(Record::read(dir.path(), "fineweb-edu-100b").unwrap().files.len(), 8);
@@ -134,13 +144,16 @@ fn many_files_come_in_parallel_and_in_order() {
 fn a_branch_is_pinned_to_its_commit_and_stays_so() {
     let dir = tempfile::tempdir().unwrap();
     let commit = "aaaaaaaaaabbbbbbbbbbccccccccccdddddddddd";
-    let server = Server::start(move |asked| Reply::file(asked, &shard_of(50, 0), ETAG).header("x-repo-commit", commit));
+    let server = Server::start(move |asked| {
+        Reply::file(asked, &shard_of(50, 0), ETAG).header("x-repo-commit", commit)
+    });
     let mut request = Request { revision: None, ..request(&server, dir.path()) };
     run(&request).unwrap();
     request.files = DataSet::FineWebEdu100B.files(Some(2)).unwrap();
     run(&request).unwrap();
     assert_eq!(server.asked()[0].method, "HEAD");
-    let revisions: Vec<String> = server.asked().iter().map(|a| a.path.split('/').nth(5).unwrap().to_owned()).collect();
+    let revisions: Vec<String> =
+        server.asked().iter().map(|a| a.path.split('/').nth(5).unwrap().to_owned()).collect();
     assert_eq!(revisions, ["main", commit, commit, commit]);
     assert_eq!(Record::read(dir.path(), "fineweb-edu-100b").unwrap().revision, commit);
 }
@@ -170,7 +183,9 @@ fn the_digest_that_the_hub_publishes_in_its_redirect_is_checked() {
         let cdn = Server::start(move |asked| Reply::file(asked, &bytes, ETAG));
         let to = format!("{}/blob?signature=1", cdn.url);
         let hub = Server::start(move |_| {
-            Reply::redirect(&to).header("x-linked-etag", format!("\"{digest}\"")).header("x-linked-size", 11_024)
+            Reply::redirect(&to)
+                .header("x-linked-etag", format!("\"{digest}\""))
+                .header("x-linked-size", 11_024)
         });
         let dir = tempfile::tempdir().unwrap();
         let result = run(&request(&hub, dir.path()));
@@ -206,8 +221,15 @@ fn a_pinned_digest_is_checked_and_the_token_stays_off_github() {
         ..request(&server, dir.path())
     };
     let error = run(&request).unwrap_err().to_string();
-    assert!(error.contains("0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588, which is pinned"), "{error}");
-    assert!(server.asked()[0].path.starts_with("/rowanz/hellaswag/a29ff8e9a04bba4bd6588223785ce105328adc57/data/"));
+    assert!(
+        error.contains("0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588, which is pinned"),
+        "{error}"
+    );
+    assert!(
+        server.asked()[0]
+            .path
+            .starts_with("/rowanz/hellaswag/a29ff8e9a04bba4bd6588223785ce105328adc57/data/")
+    );
     assert_eq!(server.asked()[0].header("authorization"), None);
     assert!(names(dir.path()).is_empty());
 }
@@ -225,12 +247,20 @@ fn after_a_cut_only_the_missing_bytes_are_asked_for() {
         2 => Reply::file(asked, &served, ETAG).cut_after(50_000),
         _ => Reply::file(asked, &served, ETAG),
     });
-    let request = Request { patience: Patience { attempts: 4, ..patience() }, ..request(&server, dir.path()) };
+    let request =
+        Request { patience: Patience { attempts: 4, ..patience() }, ..request(&server, dir.path()) };
     run(&request).unwrap();
     assert_eq!(fs::read(dir.path().join(NAME)).unwrap(), bytes);
-    let ranges: Vec<_> = server.asked().iter().map(|asked| (asked.from(), asked.header("if-range").map(str::to_owned))).collect();
+    let ranges: Vec<_> = server
+        .asked()
+        .iter()
+        .map(|asked| (asked.from(), asked.header("if-range").map(str::to_owned)))
+        .collect();
     let etag = || Some(ETAG.to_owned());
-    assert_eq!(ranges, [(None, None), (Some(70_000), etag()), (Some(70_000), etag()), (Some(120_000), etag())]);
+    assert_eq!(
+        ranges,
+        [(None, None), (Some(70_000), etag()), (Some(70_000), etag()), (Some(120_000), etag())]
+    );
 }
 
 #[test]
@@ -393,7 +423,11 @@ fn a_web_page_in_place_of_a_file_is_named_and_leaves_nothing() {
 #[test]
 fn another_kind_of_file_is_refused_by_its_start() {
     let (error, left) = refusal(|asked| Reply::file(asked, b"PAR1 something else PAR1", ETAG));
-    assert!(error.contains("is not a token shard: it starts with `PAR1 something e`, expected the magic 20240520"), "{error}");
+    assert!(
+        error
+            .contains("is not a token shard: it starts with `PAR1 something e`, expected the magic 20240520"),
+        "{error}"
+    );
     assert!(left.is_empty(), "{left:?}");
 }
 
@@ -402,14 +436,20 @@ fn a_shard_that_is_shorter_than_its_header_says_never_gets_its_name() {
     let mut bytes = shard_of(100, 0);
     bytes.truncate(1100);
     let (error, left) = refusal(move |asked| Reply::file(asked, &bytes, ETAG));
-    assert!(error.contains("promises 100 tokens, that is 1224 bytes, but the file ends at byte 1100"), "{error}");
+    assert!(
+        error.contains("promises 100 tokens, that is 1224 bytes, but the file ends at byte 1100"),
+        "{error}"
+    );
     assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]
 fn a_connection_that_is_always_cut_is_given_up_with_what_came() {
     let (error, left) = refusal(|asked| Reply::file(asked, &shard_of(100_000, 0), ETAG).cut_after(2000));
-    assert!(error.contains("after 3 attempts") && error.contains("cut after 6000 of 201024 bytes"), "{error}");
+    assert!(
+        error.contains("after 3 attempts") && error.contains("cut after 6000 of 201024 bytes"),
+        "{error}"
+    );
     assert_eq!(left, PART);
 }
 
@@ -419,7 +459,10 @@ fn attempts_that_bring_enough_do_not_count_as_failures() {
     let bytes = shard_of(100_000, 0);
     let served = bytes.clone();
     let server = Server::start(move |asked| Reply::file(asked, &served, ETAG).cut_after(20_000));
-    let request = Request { patience: Patience { progress_bytes: 20_000, ..patience() }, ..request(&server, dir.path()) };
+    let request = Request {
+        patience: Patience { progress_bytes: 20_000, ..patience() },
+        ..request(&server, dir.path())
+    };
     run(&request).unwrap();
     assert_eq!(server.asked().len(), 11);
     assert_eq!(fs::read(dir.path().join(NAME)).unwrap(), bytes);
@@ -427,7 +470,8 @@ fn attempts_that_bring_enough_do_not_count_as_failures() {
 
 #[test]
 fn a_length_other_than_the_published_one_is_refused() {
-    let (error, left) = refusal(|asked| Reply::file(asked, &shard_of(100, 0), ETAG).header("x-linked-size", 1300));
+    let (error, left) =
+        refusal(|asked| Reply::file(asked, &shard_of(100, 0), ETAG).header("x-linked-size", 1300));
     assert!(error.contains("has 1224 bytes, expected 1300, as the hub says"), "{error}");
     assert!(left.is_empty(), "{left:?}");
     // More promised than sent is a cut; see above. Less promised than sent: the rest is not read.
@@ -452,13 +496,17 @@ fn a_file_of_unknown_length_is_refused_unless_its_digest_is_known() {
 
 #[test]
 fn a_stalled_and_a_dripping_line_are_given_up_and_go_on_later() {
-    let stalled =
-        |asked: &Asked| Reply { pause: Some((5000, Duration::from_secs(5))), ..Reply::file(asked, &shard_of(100_000, 0), ETAG) };
+    let stalled = |asked: &Asked| Reply {
+        pause: Some((5000, Duration::from_secs(5))),
+        ..Reply::file(asked, &shard_of(100_000, 0), ETAG)
+    };
     let (error, left) = refusal(stalled);
     assert!(error.contains("stalled: 0 bytes in 0 s, at byte 15000"), "{error}");
     assert_eq!(left, PART);
-    let dripping =
-        |asked: &Asked| Reply { drip: Some((100, Duration::from_millis(50))), ..Reply::file(asked, &shard_of(100_000, 0), ETAG) };
+    let dripping = |asked: &Asked| Reply {
+        drip: Some((100, Duration::from_millis(50))),
+        ..Reply::file(asked, &shard_of(100_000, 0), ETAG)
+    };
     let (error, left) = refusal(dripping);
     assert!(error.contains("stalled: ") && !error.contains("stalled: 0 bytes"), "{error}");
     assert_eq!(left, PART);
@@ -480,7 +528,8 @@ fn a_server_that_is_not_there_is_named() {
 fn redirects_in_a_circle_and_compressed_files_are_refused() {
     let (error, _) = refusal(|asked| Reply::redirect(&asked.path));
     assert!(error.contains("ten redirects"), "{error}");
-    let (error, _) = refusal(|asked| Reply::file(asked, &shard_of(9, 0), ETAG).header("content-encoding", "gzip"));
+    let (error, _) =
+        refusal(|asked| Reply::file(asked, &shard_of(9, 0), ETAG).header("content-encoding", "gzip"));
     assert!(error.contains("encoding `gzip`"), "{error}");
 }
 
@@ -501,7 +550,10 @@ fn a_damaged_file_under_the_name_is_not_taken_for_a_good_one() {
     fs::write(dir.path().join(NAME), &shard_of(100, 0)[..1100]).unwrap();
     let server = Server::start(|asked| Reply::file(asked, &shard_of(100, 0), ETAG));
     let error = run(&request(&server, dir.path())).unwrap_err().to_string();
-    assert!(error.contains("is there already, but damaged") && error.contains("ends at byte 1100"), "{error}");
+    assert!(
+        error.contains("is there already, but damaged") && error.contains("ends at byte 1100"),
+        "{error}"
+    );
     assert!(server.asked().is_empty());
 }
 
@@ -510,7 +562,10 @@ fn one_file_that_does_not_exist_ends_the_others_and_is_the_error() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(|asked| match asked.path.contains("000003") {
         true => Reply::new(404, b""),
-        false => Reply { pause: Some((2000, Duration::from_secs(3))), ..Reply::file(asked, &shard_of(1000, 0), ETAG) },
+        false => Reply {
+            pause: Some((2000, Duration::from_secs(3))),
+            ..Reply::file(asked, &shard_of(1000, 0), ETAG)
+        },
     });
     let files = DataSet::FineWebEdu100B.files(Some(3)).unwrap();
     let mut request = Request { files, parallel: 4, ..request(&server, dir.path()) };
@@ -526,7 +581,8 @@ fn a_revision_that_would_change_the_address_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(|_| Reply::new(404, b""));
     for bad in ["", "../x", "a b", "a/b", "main?x"] {
-        let error = run(&Request { revision: Some(bad.to_owned()), ..request(&server, dir.path()) }).unwrap_err();
+        let error =
+            run(&Request { revision: Some(bad.to_owned()), ..request(&server, dir.path()) }).unwrap_err();
         assert!(matches!(error, FetchError::Revision { .. }), "{bad}: {error}");
     }
     assert!(server.asked().is_empty());

@@ -1,7 +1,8 @@
 //! Cutting text into chunks that can be encoded alone and give the tokens of the whole.
 //!
-//! GPT-2's pre-tokeniser ends a piece wherever white space follows something else, and looks neither
-//! back past that place nor, from a piece that ends there, ahead of it. So documents are cut only there. The chunks are a function of the text alone, never of threads.
+//! GPT-2's pre-tokeniser ends a piece wherever white space follows something else, and looks neither back
+//! past that place nor, from a piece that ends there, ahead of it. So documents are cut only there. The
+//! chunks are a function of the text alone, never of threads.
 
 use std::ops::Range;
 

@@ -52,7 +52,8 @@ impl Input {
     /// A file, mapped.
     pub fn file_as(path: &Path, format: InputFormat) -> Result<Input, DataError> {
         if path.is_dir() {
-            let reason = std::io::Error::new(std::io::ErrorKind::IsADirectory, "it is a folder; name its files");
+            let reason =
+                std::io::Error::new(std::io::ErrorKind::IsADirectory, "it is a folder; name its files");
             return Err(DataError::Io { action: "read", path: path.to_owned(), reason });
         }
         let map = MappedFile::open(path).map_err(DataError::io("read", path))?;

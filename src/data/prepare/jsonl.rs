@@ -86,7 +86,10 @@ impl<'de> Visitor<'de> for Column<'_> {
         found.ok_or_else(|| {
             let has: Vec<String> = others.iter().take(12).map(|key| format!("`{key}`")).collect();
             let has = if has.is_empty() { "nothing".to_owned() } else { has.join(", ") };
-            A::Error::custom(format!("it has no column `{}`, but {has}\n  hint: name one with `--column`", self.name))
+            A::Error::custom(format!(
+                "it has no column `{}`, but {has}\n  hint: name one with `--column`",
+                self.name
+            ))
         })
     }
 }
@@ -161,7 +164,8 @@ mod tests {
 
     #[test]
     fn blank_lines_count_and_say_nothing() {
-        let found: Vec<_> = lines(b"{}\n\r\n \n{\"a\":1}\r\n").map(|line| (line.number, line.start)).collect();
+        let found: Vec<_> =
+            lines(b"{}\n\r\n \n{\"a\":1}\r\n").map(|line| (line.number, line.start)).collect();
         assert_eq!(found, [(1, 0), (4, 7)]);
         assert_eq!(lines(b"").count(), 0);
     }

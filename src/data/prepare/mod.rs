@@ -1,10 +1,10 @@
 //! Text, JSON lines and parquet to token shards, many cores, the same bytes for any number of them.
 //!
 //! The inputs are mapped. Text is checked whole before the first token is written and cut into chunks of
-//! about a megabyte at places where GPT-2's pre-tokeniser cuts anyway ([`chunks`]); of JSON lines ([`jsonl`]) a few
-//! megabytes are taken at a time, of parquet ([`parquet`]) a row group. Each batch is encoded in parallel, and the
-//! tokens are written in order ([`writer`]). Memory holds a batch, whatever the size of the input; only standard
-//! input is read whole.
+//! about a megabyte at places where GPT-2's pre-tokeniser cuts anyway ([`chunks`]); of JSON lines ([`jsonl`])
+//! a few megabytes are taken at a time, of parquet ([`parquet`]) a row group. Each batch is encoded in
+//! parallel, and the tokens are written in order ([`writer`]). Memory holds a batch, whatever the size of the
+//! input; only standard input is read whole.
 //!
 //! Shards are written under temporary names, flushed to disk, and renamed together at the end: a
 //! prepare that is cut off, or meets a fault in the last line, leaves no shard behind.
@@ -80,14 +80,14 @@ const BATCH_BYTES: usize = 4 << 20;
 
 /// Encodes the inputs into shards. `progress` is told how many bytes of input have been encoded.
 ///
-/// Text is split into documents at a literal `<|endoftext|>`, and at the end of each input; a row of the other
-/// formats is a document, and such a mark in it is text. The token of that name is put before each document.
-/// Documents of white space alone are left out.
+/// Text is split into documents at a literal `<|endoftext|>`, and at the end of each input; a row of the
+/// other formats is a document, and such a mark in it is text. The token of that name is put before each
+/// document. Documents of white space alone are left out.
 ///
 /// # Errors
 ///
-/// Input that is not of its format, not UTF-8, or holds no document; shards that exist already, options out of
-/// range, and what the operating system refuses. In every case no shard has been written or replaced.
+/// Input that is not of its format, not UTF-8, or holds no document; shards that exist already, options out
+/// of range, and what the operating system refuses. In every case no shard has been written or replaced.
 pub fn prepare(inputs: &[Input], options: &Options, progress: impl FnMut(u64)) -> Result<Summary, DataError> {
     options.check()?;
     inputs.par_iter().try_for_each(|input| input.check(&options.column))?;
@@ -175,7 +175,10 @@ impl<P: FnMut(u64)> Sink<'_, P> {
             let texts: Vec<Result<_, DataError>> =
                 batch.par_iter().map(|line| jsonl::text(input.path(), *line, column)).collect();
             let texts = texts.into_iter().collect::<Result<Vec<_>, _>>()?;
-            let pieces = batch.iter().zip(&texts).filter_map(|(line, text)| Piece::document(text, line.start < val_bytes));
+            let pieces = batch
+                .iter()
+                .zip(&texts)
+                .filter_map(|(line, text)| Piece::document(text, line.start < val_bytes));
             self.write(&pieces.collect::<Vec<_>>())?;
             let end = batch.last().map_or(done, |line| line.start + line.bytes.len() as u64);
             (self.progress)(end - done);
@@ -188,7 +191,8 @@ impl<P: FnMut(u64)> Sink<'_, P> {
     fn parquet(&mut self, input: &Input, val_bytes: u64) -> Result<(), DataError> {
         let table = parquet::Table::open(input.path(), input.content(), &self.options.column)?;
         // Compressed as it is, a file's bytes belong to its rows in proportion.
-        let bytes_before = |row: usize| (u128::from(input.len()) * row as u128 / table.rows().max(1) as u128) as u64;
+        let bytes_before =
+            |row: usize| (u128::from(input.len()) * row as u128 / table.rows().max(1) as u128) as u64;
         for group in table.groups() {
             let group = group?;
             let texts = group.texts(input.path())?;
@@ -238,7 +242,11 @@ impl Options {
             && !(0.0..1.0).contains(&fraction)
         {
             let got = fraction.to_string();
-            return Err(DataError::Option { option: "--val-fraction", got, expected: "at least 0 and less than 1" });
+            return Err(DataError::Option {
+                option: "--val-fraction",
+                got,
+                expected: "at least 0 and less than 1",
+            });
         }
         let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if self.prefix.is_empty() || self.prefix.starts_with('.') || !self.prefix.chars().all(good) {

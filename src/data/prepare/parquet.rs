@@ -28,7 +28,11 @@ impl<'a> Table<'a> {
     ///
     /// Bytes that are no parquet file, or one without such a column of strings.
     pub fn open(path: &Path, bytes: &'a [u8], column: &'a str) -> Result<Table<'a>, DataError> {
-        let damaged = |problem: String| DataError::WrongFormat { path: path.to_owned(), format: "Parquet file", problem };
+        let damaged = |problem: String| DataError::WrongFormat {
+            path: path.to_owned(),
+            format: "Parquet file",
+            problem,
+        };
         if !bytes.starts_with(b"PAR1") {
             return Err(damaged("it does not start with `PAR1`".to_owned()));
         }
@@ -40,9 +44,14 @@ impl<'a> Table<'a> {
         let metadata = guarded(|| reader.get_metadata().cloned()).map_err(damaged)?;
         let Some(field) = schema.get(column) else {
             let has: Vec<String> = schema.iter_names().map(|name| format!("`{name}`")).collect();
-            return Err(DataError::NoColumn { path: path.to_owned(), column: column.to_owned(), has: has.join(", ") });
+            return Err(DataError::NoColumn {
+                path: path.to_owned(),
+                column: column.to_owned(),
+                has: has.join(", "),
+            });
         };
-        if !matches!(field.dtype(), ArrowDataType::Utf8 | ArrowDataType::LargeUtf8 | ArrowDataType::Utf8View) {
+        if !matches!(field.dtype(), ArrowDataType::Utf8 | ArrowDataType::LargeUtf8 | ArrowDataType::Utf8View)
+        {
             let (path, column, got) = (path.to_owned(), column.to_owned(), format!("{:?}", field.dtype()));
             return Err(DataError::ColumnType { path, column, got });
         }
@@ -92,10 +101,16 @@ impl Group {
     ///
     /// A row without one.
     pub fn texts(&self, path: &Path) -> Result<Vec<&str>, DataError> {
-        let wrong = |problem: String| DataError::WrongFormat { path: path.to_owned(), format: "Parquet file", problem };
-        let column = self.frame.columns().first().ok_or_else(|| wrong("a row group has no columns".to_owned()))?;
+        let wrong = |problem: String| DataError::WrongFormat {
+            path: path.to_owned(),
+            format: "Parquet file",
+            problem,
+        };
+        let column =
+            self.frame.columns().first().ok_or_else(|| wrong("a row group has no columns".to_owned()))?;
         let strings = column.str().map_err(|e| wrong(e.to_string()))?;
-        let null = |row| DataError::NullText { path: path.to_owned(), column: column.name().to_string(), row };
+        let null =
+            |row| DataError::NullText { path: path.to_owned(), column: column.name().to_string(), row };
         strings.iter().enumerate().map(|(row, text)| text.ok_or_else(|| null(self.start + row))).collect()
     }
 }
@@ -105,7 +120,10 @@ fn guarded<T>(read: impl FnOnce() -> Result<T, PolarsError>) -> Result<T, String
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied());
             Err(format!("it is damaged: {}", text.unwrap_or("its pages do not fit its footer")))
         }
     }

@@ -20,7 +20,8 @@ fn options(out: &Path) -> Options {
 }
 
 fn run(texts: &[&str], options: &Options) -> Result<Summary, DataError> {
-    let inputs: Vec<Input> = texts.iter().map(|text| Input::bytes("text", InputFormat::Text, text.as_bytes().to_vec())).collect();
+    let inputs: Vec<Input> =
+        texts.iter().map(|text| Input::bytes("text", InputFormat::Text, text.as_bytes().to_vec())).collect();
     prepare(&inputs, options, |_| ())
 }
 
@@ -44,7 +45,10 @@ fn documents_follow_their_mark_in_order_of_the_inputs() {
     let files = files(dir.path());
     assert_eq!(files.keys().collect::<Vec<_>>(), ["t_train_000001.bin"]);
     assert_eq!(tokens(&files["t_train_000001.bin"]), [256, 97, 98, 256, 99, 256, 100]);
-    assert_eq!((summary.documents, summary.text_bytes, summary.train_tokens, summary.val_tokens), (3, 4, 7, 0));
+    assert_eq!(
+        (summary.documents, summary.text_bytes, summary.train_tokens, summary.val_tokens),
+        (3, 4, 7, 0)
+    );
 }
 
 #[test]
@@ -53,9 +57,17 @@ fn shards_are_cut_at_their_size_and_open_as_a_dataset() {
     let text = "x".repeat(25);
     let options = Options { shard_tokens: 10, val: ValSplit::Tokens(12), ..options(dir.path()) };
     let summary = run(&[&text], &options).unwrap();
-    let sizes: Vec<_> =
-        summary.shards.iter().map(|s| (s.path.file_name().unwrap().to_str().unwrap().to_owned(), s.tokens)).collect();
-    let expected = [("t_val_000000.bin", 10), ("t_val_000001.bin", 2), ("t_train_000001.bin", 10), ("t_train_000002.bin", 4)];
+    let sizes: Vec<_> = summary
+        .shards
+        .iter()
+        .map(|s| (s.path.file_name().unwrap().to_str().unwrap().to_owned(), s.tokens))
+        .collect();
+    let expected = [
+        ("t_val_000000.bin", 10),
+        ("t_val_000001.bin", 2),
+        ("t_train_000001.bin", 10),
+        ("t_train_000002.bin", 4),
+    ];
     assert_eq!(sizes, expected.map(|(name, tokens)| (name.to_owned(), tokens)));
     let train = Dataset::open(&[dir.path().join("t_train_*.bin").display().to_string()], 257).unwrap();
     assert_eq!((train.tokens(), train.sequences(3)), (14, 4));
@@ -63,14 +75,19 @@ fn shards_are_cut_at_their_size_and_open_as_a_dataset() {
 
 #[test]
 fn any_number_of_threads_writes_the_same_bytes() {
-    let text: String = (0..400_000).map(|i| format!("word{} ", i % 977)).collect::<String>() + "<|endoftext|>end";
+    let text: String =
+        (0..400_000).map(|i| format!("word{} ", i % 977)).collect::<String>() + "<|endoftext|>end";
     let outputs: Vec<_> = [1, 2, 7]
         .into_iter()
         .map(|threads| {
             let dir = tempfile::tempdir().unwrap();
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let options =
-                Options { shard_tokens: 1 << 18, val: ValSplit::Fraction(0.1), tokenizer: gpt2(), ..options(dir.path()) };
+            let options = Options {
+                shard_tokens: 1 << 18,
+                val: ValSplit::Fraction(0.1),
+                tokenizer: gpt2(),
+                ..options(dir.path())
+            };
             let summary = pool.install(|| run(&[&text], &options)).unwrap();
             assert_eq!(summary.documents, 2);
             files(dir.path())
@@ -97,7 +114,10 @@ fn existing_shards_are_kept_unless_they_may_be_replaced_and_then_none_is_left_ov
     assert_eq!(files(dir.path()), before);
     run(&["xy"], &Options { overwrite: true, ..options(dir.path()) }).unwrap();
     let after = files(dir.path());
-    assert_eq!(after.keys().collect::<Vec<_>>(), ["other_train_000001.bin", "t_train_000001.bin", "t_train_notes.bin"]);
+    assert_eq!(
+        after.keys().collect::<Vec<_>>(),
+        ["other_train_000001.bin", "t_train_000001.bin", "t_train_notes.bin"]
+    );
     assert_eq!(tokens(&after["t_train_000001.bin"]), [256, 120, 121]);
 }
 
@@ -112,7 +132,10 @@ fn text_that_is_not_utf8_is_refused_with_its_byte() {
         prepare(&inputs, &options(dir.path()), |_| ()).unwrap_err().to_string()
     };
     let error = refuse(b"caf\xe9 au lait");
-    assert!(error.contains("`latin.txt` is not UTF-8 text: invalid at byte 3 (0xe9)") && error.contains("iconv"), "{error}");
+    assert!(
+        error.contains("`latin.txt` is not UTF-8 text: invalid at byte 3 (0xe9)") && error.contains("iconv"),
+        "{error}"
+    );
     assert!(refuse(&[0x1f, 0x8b, 8]).contains("gzip"));
     assert!(files(dir.path()).is_empty(), "nothing was written");
 }
@@ -137,7 +160,8 @@ fn an_empty_file_and_a_folder_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("empty.txt");
     fs::write(&path, "").unwrap();
-    let error = prepare(&[Input::file(&path).unwrap()], &options(&dir.path().join("out")), |_| ()).unwrap_err();
+    let error =
+        prepare(&[Input::file(&path).unwrap()], &options(&dir.path().join("out")), |_| ()).unwrap_err();
     assert!(matches!(error, DataError::NoText { .. }), "{error}");
     assert!(Input::file(dir.path()).unwrap_err().to_string().contains("it is a folder"));
 }
@@ -166,8 +190,10 @@ fn options_out_of_range_are_refused() {
 #[test]
 fn progress_reaches_the_bytes_of_the_text() {
     let dir = tempfile::tempdir().unwrap();
-    let inputs =
-        [Input::bytes("a", InputFormat::Text, b"one two".to_vec()), Input::bytes("b", InputFormat::Text, b"three".to_vec())];
+    let inputs = [
+        Input::bytes("a", InputFormat::Text, b"one two".to_vec()),
+        Input::bytes("b", InputFormat::Text, b"three".to_vec()),
+    ];
     let mut seen = 0;
     prepare(&inputs, &options(dir.path()), |bytes| seen += bytes).unwrap();
     assert_eq!(seen, 12);
@@ -188,7 +214,10 @@ fn table(columns: Vec<Column>, group: usize) -> Vec<u8> {
 }
 
 fn parquet(texts: &[&str], group: usize) -> Input {
-    let columns = vec![Column::new("id".into(), (0..texts.len() as i64).collect::<Vec<_>>()), Column::new("text".into(), texts)];
+    let columns = vec![
+        Column::new("id".into(), (0..texts.len() as i64).collect::<Vec<_>>()),
+        Column::new("text".into(), texts),
+    ];
     Input::bytes("x.parquet", InputFormat::Parquet, table(columns, group))
 }
 
@@ -201,9 +230,12 @@ fn shard(inputs: &[Input], options: &Options) -> Result<(Summary, Vec<u16>), Str
 fn every_row_is_a_document_and_marks_in_it_are_text() {
     let dir = tempfile::tempdir().unwrap();
     let rows = ["ab", "c<|endoftext|>d", "", " \n", "é"];
-    let lines: String = rows.iter().map(|text| format!("{}\n", serde_json::json!({"id": 1, "text": text}))).collect();
-    let expected: Vec<u16> =
-        [&rows[0], &rows[1], &rows[4]].iter().flat_map(|text| std::iter::once(256).chain(text.bytes().map(u16::from))).collect();
+    let lines: String =
+        rows.iter().map(|text| format!("{}\n", serde_json::json!({"id": 1, "text": text}))).collect();
+    let expected: Vec<u16> = [&rows[0], &rows[1], &rows[4]]
+        .iter()
+        .flat_map(|text| std::iter::once(256).chain(text.bytes().map(u16::from)))
+        .collect();
     for inputs in [[jsonl(&lines)], [parquet(&rows, 100)], [parquet(&rows, 2)]] {
         let options = Options { overwrite: true, ..options(dir.path()) };
         let (summary, tokens) = shard(&inputs, &options).unwrap();
@@ -221,7 +253,8 @@ fn formats_mix_in_the_order_of_the_inputs_and_share_the_split() {
     assert_eq!(tokens, [256, 84, 256, 74, 256, 75, 256, 80]);
     // By bytes of input: the text, and the line that begins before the share ends.
     let total: u64 = inputs.iter().map(Input::len).sum();
-    let options = Options { val: ValSplit::Fraction(3.0 / total as f64), overwrite: true, ..options(dir.path()) };
+    let options =
+        Options { val: ValSplit::Fraction(3.0 / total as f64), overwrite: true, ..options(dir.path()) };
     let (summary, tokens) = shard(&inputs, &options).unwrap();
     assert_eq!(tokens, [256, 75, 256, 80]);
     assert_eq!((summary.val_tokens, summary.train_tokens), (4, 4));
@@ -258,9 +291,15 @@ fn a_fault_in_the_last_line_leaves_no_shard() {
     let dir = tempfile::tempdir().unwrap();
     let lines = "{\"text\": \"good\"}\n".repeat(5000);
     for (last, says) in [
-        ("{\"text\": \"cut", "`x.jsonl` line 5001 is no document: it is no JSON object: EOF while parsing a string"),
+        (
+            "{\"text\": \"cut",
+            "`x.jsonl` line 5001 is no document: it is no JSON object: EOF while parsing a string",
+        ),
         ("{\"body\": \"x\"}", "line 5001 is no document: it has no column `text`, but `body`"),
-        ("{\"text\": 7}", "line 5001 is no document: invalid type: integer `7`, expected a string in the column `text`"),
+        (
+            "{\"text\": 7}",
+            "line 5001 is no document: invalid type: integer `7`, expected a string in the column `text`",
+        ),
     ] {
         let error = shard(&[jsonl(&format!("{lines}{last}"))], &options(dir.path())).unwrap_err();
         assert!(error.contains(says), "{error}\nlacks: {says}");
@@ -282,7 +321,8 @@ fn jsonl_without_text_and_other_files_under_its_name_are_refused() {
         assert!(error.contains(says), "{error}\nlacks: {says}");
     }
     let bytes = b"{\"text\": \"caf\xe9\"}".to_vec();
-    let error = shard(&[Input::bytes("x.jsonl", InputFormat::Jsonl, bytes)], &options(dir.path())).unwrap_err();
+    let error =
+        shard(&[Input::bytes("x.jsonl", InputFormat::Jsonl, bytes)], &options(dir.path())).unwrap_err();
     assert!(error.contains("line 1 is no document") && error.contains("unicode"), "{error}");
 }
 
@@ -295,7 +335,10 @@ fn parquet_without_the_column_or_with_other_types_is_refused() {
     };
     let ids = || Column::new("id".into(), [1i64, 2]);
     let error = refuse(vec![ids(), Column::new("body".into(), ["a", "b"])]);
-    assert!(error.contains("`x.parquet` has no column `text`, but `id`, `body`") && error.contains("--column"), "{error}");
+    assert!(
+        error.contains("`x.parquet` has no column `text`, but `id`, `body`") && error.contains("--column"),
+        "{error}"
+    );
     let error = refuse(vec![Column::new("text".into(), [1i64, 2])]);
     assert!(error.contains("the column `text` of `x.parquet` holds Int64: expected strings"), "{error}");
     let error = refuse(vec![Column::new("text".into(), [&b"raw"[..], b"\xff"])]);

@@ -49,7 +49,11 @@ impl<'a> ShardWriter<'a> {
         if let Some(first) = existing.first()
             && !options.overwrite
         {
-            return Err(DataError::ShardsExist { path: first.clone(), prefix: options.prefix.clone(), count: existing.len() });
+            return Err(DataError::ShardsExist {
+                path: first.clone(),
+                prefix: options.prefix.clone(),
+                count: existing.len(),
+            });
         }
         let val_left = match options.val {
             ValSplit::Tokens(tokens) => tokens,
@@ -84,10 +88,17 @@ impl<'a> ShardWriter<'a> {
         let stale = existing(self.options)?;
         let mut written = Vec::new();
         for shard in self.val.closed.into_iter().chain(self.train.closed) {
-            let named =
-                if self.options.overwrite { shard.file.persist(&shard.path) } else { shard.file.persist_noclobber(&shard.path) };
+            let named = if self.options.overwrite {
+                shard.file.persist(&shard.path)
+            } else {
+                shard.file.persist_noclobber(&shard.path)
+            };
             named.map_err(|e| DataError::io("write", &shard.path)(e.error))?;
-            written.push(Written { path: shard.path, tokens: shard.tokens, bytes: HEADER_BYTES + 2 * shard.tokens });
+            written.push(Written {
+                path: shard.path,
+                tokens: shard.tokens,
+                bytes: HEADER_BYTES + 2 * shard.tokens,
+            });
         }
         // A left-over shard of an earlier, longer set would match the same pattern and be trained on.
         for path in stale.iter().filter(|old| written.iter().all(|new| new.path != **old)) {

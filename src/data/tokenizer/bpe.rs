@@ -44,7 +44,8 @@ impl Bpe {
 
     /// From the bytes of each token in the order of the ranks.
     fn new(tokens: impl Iterator<Item = Vec<u8>>) -> Bpe {
-        let mut bpe = Bpe { bytes: Vec::new(), starts: vec![0], slots: vec![NONE; SLOTS], pieces: Pieces::new() };
+        let mut bpe =
+            Bpe { bytes: Vec::new(), starts: vec![0], slots: vec![NONE; SLOTS], pieces: Pieces::new() };
         for (rank, token) in tokens.enumerate() {
             let mut slot = hash(&token) % SLOTS;
             while bpe.slots[slot] != NONE {
@@ -99,7 +100,11 @@ impl Bpe {
         let mut ranks = [NONE; SHORT + 1];
         let mut parts = piece.len();
         let rank = |starts: &[u8; SHORT + 1], parts: usize, i: usize| {
-            if i + 2 <= parts { self.lookup(&piece[usize::from(starts[i])..usize::from(starts[i + 2])]) } else { NONE }
+            if i + 2 <= parts {
+                self.lookup(&piece[usize::from(starts[i])..usize::from(starts[i + 2])])
+            } else {
+                NONE
+            }
         };
         for (i, slot) in ranks[..parts].iter_mut().enumerate() {
             *slot = rank(&starts, parts, i);
@@ -115,12 +120,15 @@ impl Bpe {
                 ranks[at - 1] = rank(&starts, parts, at - 1);
             }
         }
-        tokens.extend((0..parts).map(|i| self.lookup(&piece[usize::from(starts[i])..usize::from(starts[i + 1])])));
+        tokens.extend(
+            (0..parts).map(|i| self.lookup(&piece[usize::from(starts[i])..usize::from(starts[i + 1])])),
+        );
     }
 
     /// Merges a piece of any length.
     fn merge_long(&self, piece: &[u8], tokens: &mut Vec<u16>) {
-        // Part i begins at byte i and ends at ends[i]; `before` and `ends` link neighbours. A dead part has end 0.
+        // Part i begins at byte i and ends at ends[i]; `before` and `ends` link neighbours. A dead part has
+        // end 0.
         let len = piece.len();
         let mut ends: Vec<usize> = (1..=len).collect();
         let mut before: Vec<usize> = (0..len).map(|i| i.wrapping_sub(1)).collect();
@@ -203,8 +211,8 @@ mod tests {
         assert!(texts.inspect(|text| same(text)).count() > 49_000);
     }
 
-    /// Characters between letters, numbers, spaces and marks: their class decides where they are cut. All up to
-    /// the last plane with letters, and samples of the planes after it.
+    /// Characters between letters, numbers, spaces and marks: their class decides where they are cut. All up
+    /// to the last plane with letters, and samples of the planes after it.
     #[test]
     fn every_character_is_cut_as_the_pattern_cuts_it() {
         let mut text = String::new();
@@ -220,7 +228,19 @@ mod tests {
 
     #[test]
     fn long_and_repetitive_pieces_are_merged_alike() {
-        for part in ["a", "ab", "aaab", "é", "=", "-=", " ", "\n", "漢字", "0123456789", "antidisestablishmentarianism"] {
+        for part in [
+            "a",
+            "ab",
+            "aaab",
+            "é",
+            "=",
+            "-=",
+            " ",
+            "\n",
+            "漢字",
+            "0123456789",
+            "antidisestablishmentarianism",
+        ] {
             for times in [2, 5, 13, 40, 47, 48, 49, 50, 120, 1000] {
                 same(&part.repeat(times));
                 same(&format!("x {} y", part.repeat(times)));
@@ -230,10 +250,14 @@ mod tests {
 
     #[test]
     fn random_bytes_of_few_letters_are_merged_alike() {
-        for (case, letters) in [&b"abc"[..], b"etaoin ", b" \t\n.'", b"sdmtlrve'", b"0123456789abcdef"].into_iter().enumerate() {
+        for (case, letters) in
+            [&b"abc"[..], b"etaoin ", b" \t\n.'", b"sdmtlrve'", b"0123456789abcdef"].into_iter().enumerate()
+        {
             for length in [3, 20, 47, 49, 70, 300] {
                 for sample in 0..40 {
-                    let pick = |i: usize| letters[Key([7, case as u32]).block_at(sample, i as u64)[0] as usize % letters.len()];
+                    let pick = |i: usize| {
+                        letters[Key([7, case as u32]).block_at(sample, i as u64)[0] as usize % letters.len()]
+                    };
                     same(&String::from_utf8((0..length).map(pick).collect()).unwrap());
                 }
             }

@@ -1,9 +1,9 @@
 //! Text to tokens and back: GPT-2's byte-pair encoding, and plain bytes.
 //!
-//! Text is data and never markup: a literal `<|endoftext|>` inside a text is encoded as its
-//! characters. The token of that name is set by whoever joins documents, with [`Tokenizer::eot`].
-//! The vocabulary is tiktoken's `r50k_base`, which is GPT-2's; the encoder over it is ours ([`bpe`], [`pieces`]),
-//! several times as fast and equal in every id.
+//! Text is data and never markup: a literal `<|endoftext|>` inside a text is encoded as its characters. The
+//! token of that name is set by whoever joins documents, with [`Tokenizer::eot`]. The vocabulary is
+//! tiktoken's `r50k_base`, which is GPT-2's; the encoder over it is ours ([`bpe`], [`pieces`]), several times
+//! as fast and equal in every id.
 
 #![forbid(unsafe_code)]
 
@@ -229,8 +229,14 @@ mod tests {
 
     #[test]
     fn the_tokenizers_are_pinned() {
-        assert_eq!(hex::encode(gpt2().sha256()), "a6481a7a20ef272dce463a95c1b8d2fe317c29a8d928dfb42c256e6c8c88e8f3");
-        assert_eq!(hex::encode(Tokenizer::Byte.sha256()), "cdb83a1e046bf23c52ddfb6e389460ac628c85804065ff98d3d8672d511f3e26");
+        assert_eq!(
+            hex::encode(gpt2().sha256()),
+            "a6481a7a20ef272dce463a95c1b8d2fe317c29a8d928dfb42c256e6c8c88e8f3"
+        );
+        assert_eq!(
+            hex::encode(Tokenizer::Byte.sha256()),
+            "cdb83a1e046bf23c52ddfb6e389460ac628c85804065ff98d3d8672d511f3e26"
+        );
     }
 
     proptest! {

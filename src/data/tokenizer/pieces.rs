@@ -2,8 +2,8 @@
 //!
 //! The pattern is `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`. In words: a
 //! contraction; a run of letters, of numbers, or of neither, each with one space before it; a run of white
-//! space at the end of the text; and a longer run of white space before text in two parts, of which the second
-//! is its last character, which goes with the text if it is a space.
+//! space at the end of the text; and a longer run of white space before text in two parts, of which the
+//! second is its last character, which goes with the text if it is a space.
 //!
 //! A backtracking regular expression takes most of the time of an encoder. Here one table look-up a character
 //! decides, and ASCII is not even decoded.

@@ -98,13 +98,15 @@ pub fn forward(engine: &Engine, out: &mut [f32], lse: &mut [f32], qkv: &[f32], r
     let channels = heads.heads * heads.head_size;
     let tasks = blocks(out, channels, channels, rows.seq, heads.head_size);
     engine.install(|| {
-        tasks.into_par_iter().zip(lse.par_chunks_mut(rows.seq)).enumerate().for_each(|(index, (mut out, lse))| {
-            let qkv = &qkv[index / heads.heads * rows.seq * 3 * channels..];
-            let head = Head { qkv, tokens: rows.seq, heads, index: index % heads.heads };
-            engine.with_scratch(scratch_len(rows.seq, heads.head_size, false), |scratch| {
-                run_tiled(engine.isa, Forward { head, out: &mut out, lse, scratch });
-            });
-        });
+        tasks.into_par_iter().zip(lse.par_chunks_mut(rows.seq)).enumerate().for_each(
+            |(index, (mut out, lse))| {
+                let qkv = &qkv[index / heads.heads * rows.seq * 3 * channels..];
+                let head = Head { qkv, tokens: rows.seq, heads, index: index % heads.heads };
+                engine.with_scratch(scratch_len(rows.seq, heads.head_size, false), |scratch| {
+                    run_tiled(engine.isa, Forward { head, out: &mut out, lse, scratch });
+                });
+            },
+        );
     });
 }
 
@@ -130,10 +132,22 @@ impl Tiled for Forward<'_, '_> {
         for first in (0..tokens).step_by(QUERIES) {
             let rows = QUERIES.min(tokens - first);
             let query = &head.part(0)[first * stride..];
-            product::<S, NV>(simd, scores, sizes.tokens, sums, query, stride, rows, keys, head_size, first + rows);
+            product::<S, NV>(
+                simd,
+                scores,
+                sizes.tokens,
+                sums,
+                query,
+                stride,
+                rows,
+                keys,
+                head_size,
+                first + rows,
+            );
             let mut inverse = [0.0f32; QUERIES];
             for row in 0..rows {
-                let (seen, later) = scores[row * sizes.tokens..][..first + rows].split_at_mut(first + row + 1);
+                let (seen, later) =
+                    scores[row * sizes.tokens..][..first + rows].split_at_mut(first + row + 1);
                 let max = largest(seen) * scale;
                 seen.iter_mut().for_each(|s| *s = exp(s.mul_add(scale, -max)));
                 let sum = sum_of(seen, |p| p);
@@ -169,12 +183,16 @@ pub fn backward(
     engine.install(|| {
         tasks.into_par_iter().enumerate().for_each(|(index, ((mut dq, mut dk), mut dv))| {
             let (sequence, index) = (index / heads.heads, index % heads.heads);
-            let head = Head { qkv: &qkv[sequence * rows.seq * 3 * channels..], tokens: rows.seq, heads, index };
+            let head =
+                Head { qkv: &qkv[sequence * rows.seq * 3 * channels..], tokens: rows.seq, heads, index };
             let at = sequence * rows.seq * channels + index * heads.head_size;
             let lse = &lse[(sequence * heads.heads + index) * rows.seq..][..rows.seq];
             engine.with_scratch(scratch_len(rows.seq, heads.head_size, true), |scratch| {
                 let gradient = [&mut dq[..], &mut dk[..], &mut dv[..]];
-                run_tiled(engine.isa, Backward { head, gradient, dout: &dout[at..], out: &out[at..], lse, scratch });
+                run_tiled(
+                    engine.isa,
+                    Backward { head, gradient, dout: &dout[at..], out: &out[at..], lse, scratch },
+                );
             });
         });
     });
@@ -200,7 +218,8 @@ impl Tiled for Backward<'_, '_> {
         let Head { tokens, heads: Heads { heads, head_size }, .. } = head;
         let (sizes, stride, scale) = (Sizes::new(tokens, head_size), head.stride(), head.scale());
         let channels = heads * head_size;
-        let [keys_across, values_across, keys, dk_sums, dv_sums] = std::array::from_fn(|_| take(&mut scratch, sizes.panels()));
+        let [keys_across, values_across, keys, dk_sums, dv_sums] =
+            std::array::from_fn(|_| take(&mut scratch, sizes.panels()));
         let [p, ds, p_across, ds_across] = std::array::from_fn(|_| take(&mut scratch, sizes.scores()));
         let [sums, query_panels, dout_panels] = std::array::from_fn(|_| take(&mut scratch, sizes.sums()));
         pack_all::<S, NV>(keys_across, Right::Columns { data: head.part(1), stride }, head_size, tokens);
@@ -214,7 +233,18 @@ impl Tiled for Backward<'_, '_> {
             let query = &head.part(0)[first * stride..];
             let dout = &dout[first * channels..];
             product::<S, NV>(simd, p, sizes.tokens, sums, query, stride, rows, keys_across, head_size, seen);
-            product::<S, NV>(simd, ds, sizes.tokens, sums, dout, channels, rows, values_across, head_size, seen);
+            product::<S, NV>(
+                simd,
+                ds,
+                sizes.tokens,
+                sums,
+                dout,
+                channels,
+                rows,
+                values_across,
+                head_size,
+                seen,
+            );
             for row in 0..rows {
                 let at = row * channels;
                 let d = dot(&dout[at..at + head_size], &out[(first + row) * channels..][..head_size]);

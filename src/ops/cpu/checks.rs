@@ -1,4 +1,5 @@
-//! What every operation checks of its operands before it hands slices on: lengths, token ids, places in a cache; and how much memory there is.
+//! What every operation checks of its operands before it hands slices on: lengths, token ids, places in a
+//! cache; and how much memory there is.
 
 use super::{Buffer, DEVICE, DeviceError, Ids, Result};
 
@@ -8,27 +9,50 @@ pub fn failed(operation: &'static str, message: String) -> DeviceError {
 
 /// The first `len` elements of an operand. A buffer may be longer than a call needs.
 pub fn view<'a>(operation: &'static str, name: &str, buf: &'a Buffer, len: usize) -> Result<&'a [f32]> {
-    buf.as_slice().get(..len).ok_or_else(|| failed(operation, format!("`{name}` has {} elements, expected {len}", buf.len())))
+    buf.as_slice()
+        .get(..len)
+        .ok_or_else(|| failed(operation, format!("`{name}` has {} elements, expected {len}", buf.len())))
 }
 
-pub fn view_mut<'a>(operation: &'static str, name: &str, buf: &'a mut Buffer, len: usize) -> Result<&'a mut [f32]> {
+pub fn view_mut<'a>(
+    operation: &'static str,
+    name: &str,
+    buf: &'a mut Buffer,
+    len: usize,
+) -> Result<&'a mut [f32]> {
     let have = buf.len();
-    buf.as_mut_slice().get_mut(..len).ok_or_else(|| failed(operation, format!("`{name}` has {have} elements, expected {len}")))
+    buf.as_mut_slice()
+        .get_mut(..len)
+        .ok_or_else(|| failed(operation, format!("`{name}` has {have} elements, expected {len}")))
 }
 
 /// The first `len` ids, each below `vocab`.
 pub fn tokens<'a>(operation: &'static str, ids: &'a Ids, len: usize, vocab: usize) -> Result<&'a [u16]> {
-    let ids =
-        ids.0.get(..len).ok_or_else(|| failed(operation, format!("{} token ids are there, expected {len}", ids.0.len())))?;
+    let ids = ids
+        .0
+        .get(..len)
+        .ok_or_else(|| failed(operation, format!("{} token ids are there, expected {len}", ids.0.len())))?;
     match ids.iter().position(|id| usize::from(*id) >= vocab) {
-        Some(at) => Err(failed(operation, format!("token {} at position {at} is not below the vocabulary of {vocab}", ids[at]))),
+        Some(at) => Err(failed(
+            operation,
+            format!("token {} at position {at} is not below the vocabulary of {vocab}", ids[at]),
+        )),
         None => Ok(ids),
     }
 }
 
 /// The first `len` positions or streams, each below `limit`.
-pub fn indices<'a>(operation: &'static str, what: &str, ids: &'a Ids, len: usize, limit: usize) -> Result<&'a [u16]> {
-    let ids = ids.0.get(..len).ok_or_else(|| failed(operation, format!("{} {what}s are there, expected {len}", ids.0.len())))?;
+pub fn indices<'a>(
+    operation: &'static str,
+    what: &str,
+    ids: &'a Ids,
+    len: usize,
+    limit: usize,
+) -> Result<&'a [u16]> {
+    let ids = ids
+        .0
+        .get(..len)
+        .ok_or_else(|| failed(operation, format!("{} {what}s are there, expected {len}", ids.0.len())))?;
     match ids.iter().find(|id| usize::from(**id) >= limit) {
         Some(id) => Err(failed(operation, format!("{what} {id} is not below {limit}"))),
         None => Ok(ids),
@@ -37,7 +61,11 @@ pub fn indices<'a>(operation: &'static str, what: &str, ids: &'a Ids, len: usize
 
 /// Bytes of a transfer make whole floats.
 pub fn whole_floats(operation: &'static str, rest: usize) -> Result<()> {
-    if rest == 0 { Ok(()) } else { Err(failed(operation, format!("{rest} bytes are left over, an element has 4"))) }
+    if rest == 0 {
+        Ok(())
+    } else {
+        Err(failed(operation, format!("{rest} bytes are left over, an element has 4")))
+    }
 }
 
 /// A transfer between buffers of different lengths is a bug of the caller.

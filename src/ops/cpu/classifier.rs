@@ -60,7 +60,13 @@ impl Scratch {
 /// Losses of all rows and, if asked, the gradient of `scale * sum of losses`.
 ///
 /// The gradient of `wte` is a left fold over chunks of [`ROW_CHUNK`] rows.
-pub fn run(engine: &Engine, scratch: &mut Scratch, losses: &mut [f32], problem: Problem<'_>, mut gradient: Option<Gradient<'_>>) {
+pub fn run(
+    engine: &Engine,
+    scratch: &mut Scratch,
+    losses: &mut [f32],
+    problem: Problem<'_>,
+    mut gradient: Option<Gradient<'_>>,
+) {
     let Problem { x, wte, targets, channels, vocab } = problem;
     let n = losses.len();
     if let Some(Gradient { dwte, write: Write::Set, .. }) = &mut gradient {
@@ -84,10 +90,15 @@ pub fn run(engine: &Engine, scratch: &mut Scratch, losses: &mut [f32], problem: 
         );
         let scale = gradient.as_ref().map(|gradient| gradient.scale);
         engine.install(|| {
-            (logits.par_chunks_mut(vocab.padded), &mut losses[first..first + rows], &targets[first..first + rows])
+            (
+                logits.par_chunks_mut(vocab.padded),
+                &mut losses[first..first + rows],
+                &targets[first..first + rows],
+            )
                 .into_par_iter()
                 .for_each(|(logits, loss, target)| {
-                    vectorize!(engine.isa, |_| *loss = cross_entropy(&mut logits[..vocab.used], usize::from(*target), scale));
+                    vectorize!(engine.isa, |_| *loss =
+                        cross_entropy(&mut logits[..vocab.used], usize::from(*target), scale));
                 });
         });
         if let Some(Gradient { dx, dwte, write, .. }) = &mut gradient {
@@ -105,7 +116,17 @@ pub fn run(engine: &Engine, scratch: &mut Scratch, losses: &mut [f32], problem: 
             );
             let write = if first == 0 { *write } else { Write::Add };
             let dwte = &mut dwte[..vocab.used * channels];
-            backward_weight(engine, dwte, logits, vocab.padded, x, rows, channels, write, &mut scratch.packed);
+            backward_weight(
+                engine,
+                dwte,
+                logits,
+                vocab.padded,
+                x,
+                rows,
+                channels,
+                write,
+                &mut scratch.packed,
+            );
         }
     }
 }

@@ -112,7 +112,8 @@ fn columns<S: Simd, const NV: usize, const ROWS: usize, const WIDTH: usize>(
     let width = out[0].len();
     let mut column = 0;
     while column + WIDTH <= width {
-        let weights: [&[f32]; WIDTH] = std::array::from_fn(|i| &weight[(first + column + i) * c_in..][..c_in]);
+        let weights: [&[f32]; WIDTH] =
+            std::array::from_fn(|i| &weight[(first + column + i) * c_in..][..c_in]);
         for (out, sums) in out.iter_mut().zip(dots::<S, NV, ROWS, WIDTH>(simd, rows, weights)) {
             for (i, sum) in sums.into_iter().enumerate() {
                 out[column + i] = finish(sum, first + column + i, layer);
@@ -171,7 +172,9 @@ fn dots<S: Simd, const NV: usize, const ROWS: usize, const WIDTH: usize>(
 /// Sixteen floats as vectors.
 #[inline(always)]
 fn vectors<S: Simd, const NV: usize>(floats: &[f32; LANES]) -> [S::f32s; NV] {
-    std::array::from_fn(|v| bytemuck::pod_read_unaligned(bytemuck::cast_slice(&floats[v * S::F32_LANES..][..S::F32_LANES])))
+    std::array::from_fn(|v| {
+        bytemuck::pod_read_unaligned(bytemuck::cast_slice(&floats[v * S::F32_LANES..][..S::F32_LANES]))
+    })
 }
 
 /// The operands of [`attention`]: where `n` rows belong, and what they read.
@@ -194,7 +197,13 @@ impl Attention<'_> {
 
 /// Writes keys and values (S, NH, P, HS) of all rows, then `out` (n, NH, HS): softmax over the positions
 /// up to the row's own, the weighted values added in order of position.
-pub fn attention(engine: &Engine, out: &mut [f32], keys: &mut [f32], values: &mut [f32], rows: &Attention<'_>) {
+pub fn attention(
+    engine: &Engine,
+    out: &mut [f32],
+    keys: &mut [f32],
+    values: &mut [f32],
+    rows: &Attention<'_>,
+) {
     let Heads { heads, head_size } = rows.heads;
     let channels = heads * head_size;
     for (i, qkv) in rows.qkv.chunks_exact(3 * channels).enumerate().take(rows.positions.len()) {
@@ -212,8 +221,11 @@ pub fn attention(engine: &Engine, out: &mut [f32], keys: &mut [f32], values: &mu
             let seen = usize::from(rows.positions[row]) + 1;
             let start = rows.head(rows.streams[row], head);
             let query = &rows.qkv[row * 3 * channels + head * head_size..][..head_size];
-            let (keys, values) = (&keys[start..start + seen * head_size], &values[start..start + seen * head_size]);
-            engine.with_scratch(seen, |scores| run_laned(engine.isa, Attend { out, scores, query, keys, values }));
+            let (keys, values) =
+                (&keys[start..start + seen * head_size], &values[start..start + seen * head_size]);
+            engine.with_scratch(seen, |scores| {
+                run_laned(engine.isa, Attend { out, scores, query, keys, values })
+            });
         });
     });
 }

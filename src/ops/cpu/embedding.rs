@@ -8,12 +8,23 @@ use super::linear::add;
 use super::simd::vectorize;
 
 /// `out[b,t,:] = wte[ids[b,t],:] + wpe[t,:]`.
-pub fn forward(engine: &Engine, out: &mut [f32], ids: &[u16], wte: &[f32], wpe: &[f32], rows: Rows, channels: usize) {
+pub fn forward(
+    engine: &Engine,
+    out: &mut [f32],
+    ids: &[u16],
+    wte: &[f32],
+    wpe: &[f32],
+    rows: Rows,
+    channels: usize,
+) {
     engine.install(|| {
         out.par_chunks_mut(channels).zip(ids).enumerate().with_min_len(16).for_each(|(row, (out, id))| {
             let token = &wte[usize::from(*id) * channels..][..channels];
             let position = &wpe[row % rows.seq * channels..][..channels];
-            out.iter_mut().zip(token).zip(position).for_each(|((out, token), position)| *out = token + position);
+            out.iter_mut()
+                .zip(token)
+                .zip(position)
+                .for_each(|((out, token), position)| *out = token + position);
         });
     });
 }
@@ -79,7 +90,14 @@ pub fn backward_tokens(engine: &Engine, dwte: &mut [f32], dout: &[f32], by_token
 }
 
 /// The gradient of each position is the sum over sequences, one chain in their order from zero.
-pub fn backward_positions(engine: &Engine, dwpe: &mut [f32], write: Write, dout: &[f32], rows: Rows, channels: usize) {
+pub fn backward_positions(
+    engine: &Engine,
+    dwpe: &mut [f32],
+    write: Write,
+    dout: &[f32],
+    rows: Rows,
+    channels: usize,
+) {
     const WIDTH: usize = 64;
     engine.install(|| {
         dwpe.par_chunks_mut(channels).enumerate().with_min_len(16).for_each(|(position, dwpe)| {

@@ -17,7 +17,10 @@ pub struct Engine {
 impl Engine {
     /// `threads` of them; the caller's thread waits while they work.
     pub fn new(isa: Isa, threads: usize) -> Result<Engine, rayon::ThreadPoolBuildError> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("cpu-{i}")).build()?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("cpu-{i}"))
+            .build()?;
         let scratch = (0..threads).map(|_| Mutex::new(Buffer::default())).collect();
         Ok(Engine { isa, threads, pool, scratch })
     }
@@ -40,7 +43,10 @@ impl Engine {
     /// Floats of all threads' scratch.
     #[cfg(test)]
     pub fn scratch_len(&mut self) -> usize {
-        self.scratch.iter_mut().map(|buffer| buffer.get_mut().unwrap_or_else(PoisonError::into_inner).len()).sum()
+        self.scratch
+            .iter_mut()
+            .map(|buffer| buffer.get_mut().unwrap_or_else(PoisonError::into_inner).len())
+            .sum()
     }
 
     /// Grows every thread's scratch to `len` floats.
@@ -54,7 +60,13 @@ impl Engine {
 /// Splits a row-major matrix of `stride` columns into blocks of `width` columns and `height` rows,
 /// each as the list of its rows' parts: what lets tasks write column blocks without sharing.
 /// Only the first `columns` columns are handed out. Blocks come row block by row block.
-pub fn blocks(data: &mut [f32], stride: usize, columns: usize, height: usize, width: usize) -> Vec<Vec<&mut [f32]>> {
+pub fn blocks(
+    data: &mut [f32],
+    stride: usize,
+    columns: usize,
+    height: usize,
+    width: usize,
+) -> Vec<Vec<&mut [f32]>> {
     let across = columns.div_ceil(width);
     let mut all = Vec::new();
     for band in data.chunks_mut(height * stride) {

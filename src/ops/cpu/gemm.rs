@@ -52,7 +52,9 @@ impl Finish<'_> {
         match self {
             Finish::Set => out.copy_from_slice(sums),
             Finish::Add => out.iter_mut().zip(sums).for_each(|(o, s)| *o += s),
-            Finish::Bias(bias) => out.iter_mut().zip(sums).zip(&bias[column..]).for_each(|((o, s), b)| *o = s + b),
+            Finish::Bias(bias) => {
+                out.iter_mut().zip(sums).zip(&bias[column..]).for_each(|((o, s), b)| *o = s + b)
+            }
         }
     }
 }
@@ -107,7 +109,15 @@ pub fn strips_mut<S: Simd, const NV: usize>(floats: &mut [f32]) -> &mut [Strip<S
 /// Copies `B[k0 .. k0+depth][j0 .. j0+columns]` into `packed[k][j]` of `width` columns; missing
 /// columns become zeros, whose sums nobody reads.
 #[inline(always)]
-pub fn pack(packed: &mut [f32], width: usize, right: Right<'_>, k0: usize, depth: usize, j0: usize, columns: usize) {
+pub fn pack(
+    packed: &mut [f32],
+    width: usize,
+    right: Right<'_>,
+    k0: usize,
+    depth: usize,
+    j0: usize,
+    columns: usize,
+) {
     let packed = &mut packed[..depth * width];
     match right {
         Right::Rows { data, stride } => {
@@ -217,14 +227,19 @@ pub fn multiply(
     let block = block_width(columns, engine.threads);
     let across = columns.div_ceil(block);
     engine.install(|| {
-        blocks(out, out_stride, columns, BAND, block).into_par_iter().enumerate().for_each(|(index, mut out)| {
-            let (band, column) = (index / across, index % across * block);
-            let scratch = DEPTH * WIDEST + out.len() * block.next_multiple_of(WIDEST);
-            engine.with_scratch(scratch, |scratch| {
-                let a = &a[band * BAND * a_stride..];
-                run_tiled(engine.isa, Block { out: &mut out, a, a_stride, right, column, depth, finish, scratch });
-            });
-        });
+        blocks(out, out_stride, columns, BAND, block).into_par_iter().enumerate().for_each(
+            |(index, mut out)| {
+                let (band, column) = (index / across, index % across * block);
+                let scratch = DEPTH * WIDEST + out.len() * block.next_multiple_of(WIDEST);
+                engine.with_scratch(scratch, |scratch| {
+                    let a = &a[band * BAND * a_stride..];
+                    run_tiled(
+                        engine.isa,
+                        Block { out: &mut out, a, a_stride, right, column, depth, finish, scratch },
+                    );
+                });
+            },
+        );
     });
 }
 
@@ -313,14 +328,30 @@ pub fn multiply_outer(
         packed.par_chunks_mut(depth * WIDEST).enumerate().for_each(|(index, packed)| {
             run_tiled(
                 engine.isa,
-                PackGroup { packed, right: Right::Rows { data: right, stride: columns }, depth, column: index * WIDEST, columns },
+                PackGroup {
+                    packed,
+                    right: Right::Rows { data: right, stride: columns },
+                    depth,
+                    column: index * WIDEST,
+                    columns,
+                },
             );
         });
         out.par_chunks_mut(OUTER_BAND * columns).enumerate().for_each(|(index, out)| {
             engine.with_scratch(multiply_outer_scratch(depth), |scratch| {
                 run_tiled(
                     engine.isa,
-                    Outer { out, columns, left, left_stride, first: index * OUTER_BAND, packed, depth, finish, scratch },
+                    Outer {
+                        out,
+                        columns,
+                        left,
+                        left_stride,
+                        first: index * OUTER_BAND,
+                        packed,
+                        depth,
+                        finish,
+                        scratch,
+                    },
                 );
             });
         });
@@ -370,14 +401,23 @@ impl Tiled for Outer<'_> {
         let width = width::<S, NV>();
         let rows = self.out.len() / self.columns;
         transpose(self.scratch, self.depth, &self.left[self.first..], self.left_stride, self.depth, rows);
-        for (panel, packed) in self.packed.chunks_exact(self.depth * width).enumerate().take(self.columns.div_ceil(width)) {
+        for (panel, packed) in
+            self.packed.chunks_exact(self.depth * width).enumerate().take(self.columns.div_ceil(width))
+        {
             let packed = strips::<S, NV>(packed);
             let column = panel * width;
             let used = width.min(self.columns - column);
             for row in (0..rows).step_by(TILE) {
                 let height = TILE.min(rows - row);
                 let mut sums = [[simd.splat_f32s(0.0); NV]; TILE];
-                accumulate(simd, &mut sums[..height], height, &self.scratch[row * self.depth..], self.depth, packed);
+                accumulate(
+                    simd,
+                    &mut sums[..height],
+                    height,
+                    &self.scratch[row * self.depth..],
+                    self.depth,
+                    packed,
+                );
                 for (i, sums) in sums[..height].iter().enumerate() {
                     let at = (row + i) * self.columns + column;
                     self.finish.write(&mut self.out[at..at + used], bytemuck::cast_slice(sums), column);
@@ -389,7 +429,14 @@ impl Tiled for Outer<'_> {
 
 /// `to[j][i] = from[i][j]` for `rows` rows and `columns` columns of `from`, in blocks that stay in L1.
 #[inline(always)]
-pub fn transpose(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize, rows: usize, columns: usize) {
+pub fn transpose(
+    to: &mut [f32],
+    to_stride: usize,
+    from: &[f32],
+    from_stride: usize,
+    rows: usize,
+    columns: usize,
+) {
     const SIDE: usize = 16;
     for i0 in (0..rows).step_by(SIDE) {
         let height = SIDE.min(rows - i0);

@@ -17,14 +17,49 @@ pub const ROW_CHUNK: usize = 256;
 pub const ELEMENTS: usize = 16 * 1024;
 
 /// `out = x weightᵀ + bias`. Each element is one chain over `c_in`, then one addition of the bias.
-pub fn forward(engine: &Engine, out: &mut [f32], x: &[f32], weight: &[f32], bias: Option<&[f32]>, c_in: usize, c_out: usize) {
+pub fn forward(
+    engine: &Engine,
+    out: &mut [f32],
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    c_in: usize,
+    c_out: usize,
+) {
     let finish = bias.map_or(Finish::Set, Finish::Bias);
-    gemm::multiply(engine, out, c_out, c_out, x, c_in, Right::Columns { data: weight, stride: c_in }, c_in, finish);
+    gemm::multiply(
+        engine,
+        out,
+        c_out,
+        c_out,
+        x,
+        c_in,
+        Right::Columns { data: weight, stride: c_in },
+        c_in,
+        finish,
+    );
 }
 
 /// `dx = dout weight`. Each element is one chain over `c_out`.
-pub fn backward_input(engine: &Engine, dx: &mut [f32], dout: &[f32], weight: &[f32], c_in: usize, c_out: usize) {
-    gemm::multiply(engine, dx, c_in, c_in, dout, c_out, Right::Rows { data: weight, stride: c_in }, c_out, Finish::Set);
+pub fn backward_input(
+    engine: &Engine,
+    dx: &mut [f32],
+    dout: &[f32],
+    weight: &[f32],
+    c_in: usize,
+    c_out: usize,
+) {
+    gemm::multiply(
+        engine,
+        dx,
+        c_in,
+        c_in,
+        dout,
+        c_out,
+        Right::Rows { data: weight, stride: c_in },
+        c_out,
+        Finish::Set,
+    );
 }
 
 /// `dweight (+)= doutᵀ x`: a left fold over chunks of [`ROW_CHUNK`] rows, each one chain from zero.
@@ -93,7 +128,10 @@ pub fn add(to: &mut [f32], from: &[f32]) {
 pub fn gelu(engine: &Engine, out: &mut [f32], pre: &[f32]) {
     engine.install(|| {
         out.par_chunks_mut(ELEMENTS).zip(pre.par_chunks(ELEMENTS)).for_each(|(out, pre)| {
-            vectorize!(engine.isa, |_| out.iter_mut().zip(pre).for_each(|(out, pre)| *out = math::gelu(*pre)));
+            vectorize!(engine.isa, |_| out
+                .iter_mut()
+                .zip(pre)
+                .for_each(|(out, pre)| *out = math::gelu(*pre)));
         });
     });
 }
@@ -102,7 +140,10 @@ pub fn gelu(engine: &Engine, out: &mut [f32], pre: &[f32]) {
 pub fn gelu_backward(engine: &Engine, dpre: &mut [f32], pre: &[f32]) {
     engine.install(|| {
         dpre.par_chunks_mut(ELEMENTS).zip(pre.par_chunks(ELEMENTS)).for_each(|(dpre, pre)| {
-            vectorize!(engine.isa, |_| dpre.iter_mut().zip(pre).for_each(|(dpre, pre)| *dpre *= math::gelu_derivative(*pre)));
+            vectorize!(engine.isa, |_| dpre
+                .iter_mut()
+                .zip(pre)
+                .for_each(|(dpre, pre)| *dpre *= math::gelu_derivative(*pre)));
         });
     });
 }

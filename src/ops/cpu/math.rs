@@ -131,9 +131,16 @@ mod tests {
             let x = -12.0 + 24.0 * (i as f32 / 4e5);
             let wide = f64::from(x);
             let error = (f64::from(gelu(x)) - gelu_f64(wide)).abs();
-            assert!(error <= 3e-7 * gelu_f64(wide).abs() + 2e-7 * f64::from(x <= 0.0), "gelu({x}) is off by {error}");
+            assert!(
+                error <= 3e-7 * gelu_f64(wide).abs() + 2e-7 * f64::from(x <= 0.0),
+                "gelu({x}) is off by {error}"
+            );
             let slope = (gelu_f64(wide + 1e-5) - gelu_f64(wide - 1e-5)) / 2e-5;
-            assert!((f64::from(gelu_derivative(x)) - slope).abs() < 1e-6, "gelu'({x}) = {} and not {slope}", gelu_derivative(x));
+            assert!(
+                (f64::from(gelu_derivative(x)) - slope).abs() < 1e-6,
+                "gelu'({x}) = {} and not {slope}",
+                gelu_derivative(x)
+            );
         }
     }
 

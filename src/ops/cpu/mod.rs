@@ -5,7 +5,8 @@
 //! the shape and written at its function. [`NUMERICS_VERSION`] changes whenever such an order, a
 //! polynomial or a chunk length changes.
 //!
-//! * [`gemm`]: matrix products; [`attention`] and [`classifier`] are built on its tiles; [`decode`] does without.
+//! * [`gemm`]: matrix products; [`attention`] and [`classifier`] are built on its tiles; [`decode`] does
+//!   without.
 //! * [`simd`]: one kernel body for every vector width; [`math`]: exponential and GELU.
 //! * [`engine`]: threads and scratch; [`buffer`]: aligned memory.
 //!
@@ -30,7 +31,10 @@ mod tests;
 
 use std::ops::Range;
 
-use super::{AdamW, DeviceError, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write};
+use super::{
+    AdamW, DeviceError, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape,
+    Vocab, Write,
+};
 use crate::experiment::Device;
 pub use buffer::Buffer;
 use checks::{available_bytes, failed, indices, same_len, tokens, view, view_mut, whole_floats};
@@ -68,7 +72,9 @@ impl Cpu {
             threads => threads,
         };
         let engine = Engine::new(Isa::new(device.simd)?, threads).map_err(|e| {
-            DeviceError::Unavailable(format!("cannot start {threads} CPU threads: {e}\n  hint: lower `device.threads`"))
+            DeviceError::Unavailable(format!(
+                "cannot start {threads} CPU threads: {e}\n  hint: lower `device.threads`"
+            ))
         })?;
         Ok(Cpu { engine, scratch: classifier::Scratch::default(), by_token: embedding::ByToken::default() })
     }
@@ -97,7 +103,9 @@ fn shared_scratch(shape: &ScratchShape) -> (usize, usize) {
 /// Floats of each thread's scratch.
 fn thread_scratch(shape: &ScratchShape) -> usize {
     let attention = attention::scratch_len(shape.rows.seq, shape.heads.head_size, shape.backward);
-    attention.max(gemm::multiply_scratch(shape.rows.count())).max(gemm::multiply_outer_scratch(linear::ROW_CHUNK))
+    attention
+        .max(gemm::multiply_scratch(shape.rows.count()))
+        .max(gemm::multiply_outer_scratch(linear::ROW_CHUNK))
 }
 
 const DEVICE: &str = "CPU";
@@ -142,8 +150,10 @@ impl Ops for Cpu {
 
     fn upload_ids(&mut self, dst: &mut Ids, ids: &[u16]) -> Result<()> {
         let have = dst.0.len();
-        let to =
-            dst.0.get_mut(..ids.len()).ok_or_else(|| failed("upload_ids", format!("{} ids do not fit {have}", ids.len())))?;
+        let to = dst
+            .0
+            .get_mut(..ids.len())
+            .ok_or_else(|| failed("upload_ids", format!("{} ids do not fit {have}", ids.len())))?;
         to.copy_from_slice(ids);
         Ok(())
     }
@@ -184,7 +194,15 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn embedding(&mut self, out: &mut Buffer, ids: &Ids, wte: &Buffer, wpe: &Buffer, rows: Rows, channels: usize) -> Result<()> {
+    fn embedding(
+        &mut self,
+        out: &mut Buffer,
+        ids: &Ids,
+        wte: &Buffer,
+        wpe: &Buffer,
+        rows: Rows,
+        channels: usize,
+    ) -> Result<()> {
         const OP: &str = "embedding";
         let out = view_mut(OP, "out", out, rows.count() * channels)?;
         let wpe = view(OP, "wpe", wpe, rows.seq * channels)?;
@@ -291,7 +309,14 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn attention(&mut self, out: &mut Buffer, lse: &mut Buffer, qkv: &Buffer, rows: Rows, heads: Heads) -> Result<()> {
+    fn attention(
+        &mut self,
+        out: &mut Buffer,
+        lse: &mut Buffer,
+        qkv: &Buffer,
+        rows: Rows,
+        heads: Heads,
+    ) -> Result<()> {
         const OP: &str = "attention";
         let len = rows.count() * heads.heads * heads.head_size;
         let out = view_mut(OP, "out", out, len)?;
@@ -456,7 +481,14 @@ impl Ops for Cpu {
         let dout = view(OP, "dout", dout, n * channels)?;
         norm::backward_input(&self.engine, view_mut(OP, "dx", dx, n * channels)?, dx_write, dout, saved);
         let dbias = view_mut(OP, "dbias", dbias, channels)?;
-        norm::backward_params(&self.engine, view_mut(OP, "dweight", dweight, channels)?, dbias, write, dout, saved);
+        norm::backward_params(
+            &self.engine,
+            view_mut(OP, "dweight", dweight, channels)?,
+            dbias,
+            write,
+            dout,
+            saved,
+        );
         Ok(())
     }
 
@@ -494,7 +526,11 @@ impl Ops for Cpu {
     ) -> Result<()> {
         const OP: &str = "linear_backward_input_gelu";
         self.linear_backward_input(dpre, dout, weight, n, c_in, c_out)?;
-        linear::gelu_backward(&self.engine, view_mut(OP, "dpre", dpre, n * c_in)?, view(OP, "pre", pre, n * c_in)?);
+        linear::gelu_backward(
+            &self.engine,
+            view_mut(OP, "dpre", dpre, n * c_in)?,
+            view(OP, "pre", pre, n * c_in)?,
+        );
         Ok(())
     }
 
@@ -570,7 +606,13 @@ impl Ops for Cpu {
         let dout = view(OP, "dout", dout, rows.count() * channels)?;
         view(OP, "dwpe", dwpe, rows.seq * channels)?;
         self.by_token.sort(ids, vocab);
-        embedding::backward_tokens(&self.engine, &mut dwte.as_mut_slice()[..vocab * channels], dout, &self.by_token, channels);
+        embedding::backward_tokens(
+            &self.engine,
+            &mut dwte.as_mut_slice()[..vocab * channels],
+            dout,
+            &self.by_token,
+            channels,
+        );
         embedding::backward_positions(&self.engine, dwpe.as_mut_slice(), write, dout, rows, channels);
         Ok(())
     }

@@ -37,7 +37,15 @@ fn normalize(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) -> (f32, 
 }
 
 /// Layernorm of every row of `x`.
-pub fn forward(engine: &Engine, out: &mut [f32], mean: &mut [f32], rstd: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
+pub fn forward(
+    engine: &Engine,
+    out: &mut [f32],
+    mean: &mut [f32],
+    rstd: &mut [f32],
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+) {
     let channels = weight.len();
     engine.install(|| {
         (
@@ -49,7 +57,9 @@ pub fn forward(engine: &Engine, out: &mut [f32], mean: &mut [f32], rstd: &mut [f
             .into_par_iter()
             .for_each(|(out, mean, rstd, x)| {
                 vectorize!(engine.isa, |_| {
-                    for (i, (out, x)) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)).enumerate() {
+                    for (i, (out, x)) in
+                        out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)).enumerate()
+                    {
                         (mean[i], rstd[i]) = normalize(out, x, weight, bias);
                     }
                 });
@@ -85,7 +95,9 @@ pub fn forward_residual(
                     for ((residual, x), branch) in residual.iter_mut().zip(x).zip(branch) {
                         *residual = x + branch;
                     }
-                    for (i, (out, x)) in out.chunks_exact_mut(channels).zip(residual.chunks_exact(channels)).enumerate() {
+                    for (i, (out, x)) in
+                        out.chunks_exact_mut(channels).zip(residual.chunks_exact(channels)).enumerate()
+                    {
                         (mean[i], rstd[i]) = normalize(out, x, weight, bias);
                     }
                 });
@@ -107,7 +119,13 @@ pub struct Saved<'a> {
 pub fn backward_input(engine: &Engine, dx: &mut [f32], write: Write, dout: &[f32], saved: Saved<'_>) {
     let channels = saved.weight.len();
     engine.install(|| {
-        (dx.par_chunks_mut(channels), dout.par_chunks(channels), saved.x.par_chunks(channels), saved.mean, saved.rstd)
+        (
+            dx.par_chunks_mut(channels),
+            dout.par_chunks(channels),
+            saved.x.par_chunks(channels),
+            saved.mean,
+            saved.rstd,
+        )
             .into_par_iter()
             .with_min_len(ROWS)
             .for_each(|(dx, dout, x, mean, rstd)| {
@@ -145,34 +163,48 @@ fn backward_row(dx: &mut [f32], write: Write, dout: &[f32], x: &[f32], weight: &
 }
 
 /// Gradients of weight and bias: one chain a channel in order of rows, from zero.
-pub fn backward_params(engine: &Engine, dweight: &mut [f32], dbias: &mut [f32], write: Write, dout: &[f32], saved: Saved<'_>) {
+pub fn backward_params(
+    engine: &Engine,
+    dweight: &mut [f32],
+    dbias: &mut [f32],
+    write: Write,
+    dout: &[f32],
+    saved: Saved<'_>,
+) {
     const WIDTH: usize = 64;
     let channels = saved.weight.len();
     engine.install(|| {
-        dweight.par_chunks_mut(WIDTH).zip(dbias.par_chunks_mut(WIDTH)).enumerate().for_each(|(block, (dweight, dbias))| {
-            vectorize!(engine.isa, |_| {
-                let (first, width) = (block * WIDTH, dweight.len());
-                let mut weights = [0.0f32; WIDTH];
-                let mut biases = [0.0f32; WIDTH];
-                let rows = dout.chunks_exact(channels).zip(saved.x.chunks_exact(channels)).zip(saved.mean.iter().zip(saved.rstd));
-                for ((dout, x), (mean, rstd)) in rows {
-                    let sums = weights[..width].iter_mut().zip(&mut biases[..width]);
-                    for ((dout, x), (weight, bias)) in dout[first..first + width].iter().zip(&x[first..first + width]).zip(sums) {
-                        *weight = dout.mul_add((x - mean) * rstd, *weight);
-                        *bias += dout;
+        dweight.par_chunks_mut(WIDTH).zip(dbias.par_chunks_mut(WIDTH)).enumerate().for_each(
+            |(block, (dweight, dbias))| {
+                vectorize!(engine.isa, |_| {
+                    let (first, width) = (block * WIDTH, dweight.len());
+                    let mut weights = [0.0f32; WIDTH];
+                    let mut biases = [0.0f32; WIDTH];
+                    let rows = dout
+                        .chunks_exact(channels)
+                        .zip(saved.x.chunks_exact(channels))
+                        .zip(saved.mean.iter().zip(saved.rstd));
+                    for ((dout, x), (mean, rstd)) in rows {
+                        let sums = weights[..width].iter_mut().zip(&mut biases[..width]);
+                        for ((dout, x), (weight, bias)) in
+                            dout[first..first + width].iter().zip(&x[first..first + width]).zip(sums)
+                        {
+                            *weight = dout.mul_add((x - mean) * rstd, *weight);
+                            *bias += dout;
+                        }
                     }
-                }
-                match write {
-                    Write::Set => {
-                        dweight.copy_from_slice(&weights[..width]);
-                        dbias.copy_from_slice(&biases[..width]);
+                    match write {
+                        Write::Set => {
+                            dweight.copy_from_slice(&weights[..width]);
+                            dbias.copy_from_slice(&biases[..width]);
+                        }
+                        Write::Add => {
+                            add(dweight, &weights[..width]);
+                            add(dbias, &biases[..width]);
+                        }
                     }
-                    Write::Add => {
-                        add(dweight, &weights[..width]);
-                        add(dbias, &biases[..width]);
-                    }
-                }
-            });
-        });
+                });
+            },
+        );
     });
 }

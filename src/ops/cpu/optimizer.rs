@@ -22,7 +22,9 @@ pub fn sum_squares(engine: &Engine, data: &[f32]) -> f64 {
 
 /// The sum of squares of each chunk.
 pub fn chunk_squares(engine: &Engine, data: &[f32]) -> Vec<f64> {
-    engine.install(|| data.par_chunks(CHUNK).map(|chunk| vectorize!(engine.isa, |_| sum_squares_chunk(chunk))).collect())
+    engine.install(|| {
+        data.par_chunks(CHUNK).map(|chunk| vectorize!(engine.isa, |_| sum_squares_chunk(chunk))).collect()
+    })
 }
 
 /// Adds the chunks in order.
@@ -77,7 +79,9 @@ pub fn adamw(engine: &Engine, slot: &mut ParamSlot<'_, Cpu>, update: &AdamW) {
             slot.grad.as_slice()[slot.grad_at..][..part.len()].par_chunks(ELEMENTS),
         )
             .into_par_iter()
-            .for_each(|(p, m, v, g)| vectorize!(engine.isa, |_| adamw_chunk(p, m, v, g, slot.weight_decay, update)));
+            .for_each(|(p, m, v, g)| {
+                vectorize!(engine.isa, |_| adamw_chunk(p, m, v, g, slot.weight_decay, update))
+            });
     });
     if let Some(master) = slot.master.as_deref() {
         slot.param.as_mut_slice()[part].copy_from_slice(master.as_slice());

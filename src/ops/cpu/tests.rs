@@ -22,7 +22,10 @@ fn every_operation_matches_the_f64_reference() {
 #[test]
 fn threads_and_instruction_sets_change_no_bit() {
     let bits = |cpu: &mut Cpu| -> Vec<(String, Vec<u32>)> {
-        testing::cases(cpu).into_iter().map(|case| (case.name, case.got.iter().map(|x| x.to_bits()).collect())).collect()
+        testing::cases(cpu)
+            .into_iter()
+            .map(|case| (case.name, case.got.iter().map(|x| x.to_bits()).collect()))
+            .collect()
     };
     let want = bits(&mut cpu(1, Simd::Baseline));
     for simd in [Simd::Auto, Simd::Avx512, Simd::Avx2, Simd::Baseline] {
@@ -55,7 +58,10 @@ fn the_bits_are_those_of_the_numerics_version() {
 #[test]
 fn more_memory_than_there_is_is_an_error() {
     let error = cpu(1, Simd::Auto).alloc(Role::Param, 1 << 55).err().unwrap().to_string();
-    assert!(error.starts_with("out of memory on CPU: `Param buffer of 36028797018963968 elements` needs"), "{error}");
+    assert!(
+        error.starts_with("out of memory on CPU: `Param buffer of 36028797018963968 elements` needs"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -74,7 +80,10 @@ fn a_nan_in_the_logits_is_a_nan_loss() {
             cpu.classifier_loss(&mut losses, 0, &x, &wte, &ids, n, channels, vocab).unwrap();
             let bad = losses.as_slice().iter().filter(|loss| !loss.is_finite()).count();
             // An infinite logit of the wrong sign is probability 0 of a token that is not the target.
-            assert!(bad == n || (value == f32::INFINITY && bad > 0), "row {broken} of wte with {value} gave {bad} bad losses");
+            assert!(
+                bad == n || (value == f32::INFINITY && bad > 0),
+                "row {broken} of wte with {value} gave {bad} bad losses"
+            );
         }
     }
 }
@@ -141,7 +150,8 @@ fn wrong_lengths_and_tokens_are_errors_that_say_so() {
     assert_eq!(error, "linear failed on CPU: `out` has 3 elements, expected 4");
     let mut ids = cpu.alloc_ids(1).unwrap();
     cpu.upload_ids(&mut ids, &[3]).unwrap();
-    let error = cpu.embedding(&mut out, &ids, &x, &weight, Rows { batch: 1, seq: 1 }, 3).unwrap_err().to_string();
+    let error =
+        cpu.embedding(&mut out, &ids, &x, &weight, Rows { batch: 1, seq: 1 }, 3).unwrap_err().to_string();
     assert_eq!(error, "embedding failed on CPU: token 3 at position 0 is not below the vocabulary of 2");
 }
 
@@ -174,15 +184,19 @@ fn planned_scratch_is_what_the_operations_use() {
     let (n, c) = (80, 32);
     let [mut a, mut b, mut dwte, mut wide, mut dwide] =
         [n * c, n * c, 128 * c, n * 4 * c, 4 * c * c].map(|len| cpu.alloc(Role::F32, len).unwrap());
-    let (mut qkv, mut lse, mut losses) =
-        (cpu.alloc(Role::F32, 3 * n * c).unwrap(), cpu.alloc(Role::F32, 160).unwrap(), cpu.alloc(Role::F32, n).unwrap());
+    let (mut qkv, mut lse, mut losses) = (
+        cpu.alloc(Role::F32, 3 * n * c).unwrap(),
+        cpu.alloc(Role::F32, 160).unwrap(),
+        cpu.alloc(Role::F32, n).unwrap(),
+    );
     let ids = cpu.alloc_ids(n).unwrap();
     let dout = cpu.alloc(Role::F32, n * c).unwrap();
     cpu.attention(&mut a, &mut lse, &qkv, shape.rows, shape.heads).unwrap();
     let input = cpu.alloc(Role::F32, 3 * n * c).unwrap();
     cpu.attention_backward(&mut qkv, &dout, &input, &a, &lse, shape.rows, shape.heads).unwrap();
     let wte = cpu.alloc(Role::F32, 128 * c).unwrap();
-    cpu.classifier(&mut losses, 0, &mut b, &mut dwte, &a, &wte, &ids, n, c, shape.vocab, 1.0, Write::Set).unwrap();
+    cpu.classifier(&mut losses, 0, &mut b, &mut dwte, &a, &wte, &ids, n, c, shape.vocab, 1.0, Write::Set)
+        .unwrap();
     cpu.linear(&mut wide, &a, &wte, None, n, c, 4 * c).unwrap();
     cpu.linear(&mut a, &wide, &wte, None, n, 4 * c, c).unwrap();
     cpu.linear_backward_weight(&mut dwide, None, &dout, &wide, n, 4 * c, c, Write::Set).unwrap();
@@ -221,7 +235,8 @@ fn a_position_or_stream_outside_the_cache_is_refused() {
         cpu.upload_ids(&mut positions, &[position]).unwrap();
         let cache = KvCache { keys: &mut keys, values: &mut values, capacity: 2 };
         let at = Places { streams: &streams, positions: &positions };
-        cpu.decode_attention(&mut out, cache, &qkv, at, 1, Heads { heads: 1, head_size: 8 }).map_err(|e| e.to_string())
+        cpu.decode_attention(&mut out, cache, &qkv, at, 1, Heads { heads: 1, head_size: 8 })
+            .map_err(|e| e.to_string())
     };
     assert_eq!(attend(0, 1), Ok(()));
     assert!(attend(0, 2).unwrap_err().contains("position 2 is not below 2"));

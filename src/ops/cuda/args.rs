@@ -95,8 +95,8 @@ pub struct FieldLayout {
 /// A struct that mirrors one in a .cu file.
 ///
 /// # Safety
-/// The struct is `repr(C)`, matches the struct of the same name in `FILE`, and has no padding but, where its alignment
-/// is more than 8, at the end.
+/// The struct is `repr(C)`, matches the struct of the same name in `FILE`, and has no padding but, where its
+/// alignment is more than 8, at the end.
 pub unsafe trait KernelArgs: Copy {
     const NAME: &'static str;
     /// The .cu file that declares the struct.

@@ -66,16 +66,24 @@ pub fn nvrtc_version() -> Result<(i32, i32)> {
 /// Where code is kept between runs: `$XDG_CACHE_HOME/runner/<name>`, or under `~/.cache`.
 pub fn cache_folder(name: &str) -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let root = set("XDG_CACHE_HOME").filter(|path| path.is_absolute()).or_else(|| set("HOME").map(|home| home.join(".cache")))?;
+    let root = set("XDG_CACHE_HOME")
+        .filter(|path| path.is_absolute())
+        .or_else(|| set("HOME").map(|home| home.join(".cache")))?;
     Some(root.join("runner").join(name))
 }
 
 /// Code for `source` on `architecture` (`sm_90a`), with `defines` such as `ACT_BF16=1`.
 ///
 /// Reads and fills `cache` when there is one; a cache that cannot be written costs time, not more.
-pub fn compile(source: &Source, architecture: &str, defines: &[String], cache: Option<&Path>) -> Result<Cubin, CompileError> {
+pub fn compile(
+    source: &Source,
+    architecture: &str,
+    defines: &[String],
+    cache: Option<&Path>,
+) -> Result<Cubin, CompileError> {
     let (major, minor) = nvrtc_version()?;
-    let mut options = vec![format!("--gpu-architecture={architecture}"), "--std=c++17".into(), "--fmad=true".into()];
+    let mut options =
+        vec![format!("--gpu-architecture={architecture}"), "--std=c++17".into(), "--fmad=true".into()];
     options.extend(defines.iter().map(|define| format!("-D{define}")));
     let source_sha256 = source_hash(source);
     let key = Sha256::new()
@@ -153,7 +161,12 @@ impl Drop for Program {
     }
 }
 
-fn run_nvrtc(source: &Source, architecture: &str, options: &[String], nvrtc: &str) -> Result<Vec<u8>, CompileError> {
+fn run_nvrtc(
+    source: &Source,
+    architecture: &str,
+    options: &[String],
+    nvrtc: &str,
+) -> Result<Vec<u8>, CompileError> {
     let failed = |message: String| CompileError::Failed { file: source.file, message };
     let c_string = |text: &str| CString::new(text).map_err(|e| failed(e.to_string()));
     let text = c_string(source.text)?;
@@ -194,10 +207,14 @@ fn run_nvrtc(source: &Source, architecture: &str, options: &[String], nvrtc: &st
     }
     let mut size = 0;
     // SAFETY: the program compiled; `size` is a live integer.
-    unsafe { sys::nvrtcGetCUBINSize(program.0, &raw mut size) }.result().map_err(|e| failed(e.to_string()))?;
+    unsafe { sys::nvrtcGetCUBINSize(program.0, &raw mut size) }
+        .result()
+        .map_err(|e| failed(e.to_string()))?;
     let mut code = vec![0u8; size];
     // SAFETY: `code` has the length that NVRTC asked for.
-    unsafe { sys::nvrtcGetCUBIN(program.0, code.as_mut_ptr().cast()) }.result().map_err(|e| failed(e.to_string()))?;
+    unsafe { sys::nvrtcGetCUBIN(program.0, code.as_mut_ptr().cast()) }
+        .result()
+        .map_err(|e| failed(e.to_string()))?;
     if code.is_empty() {
         return Err(failed(format!("no machine code for {architecture}")));
     }
@@ -245,11 +262,13 @@ mod tests {
             return;
         }
         for source in SOURCES {
-            // All variants for one generation, the first for the others: a compilation takes a third of a second.
+            // All variants for one generation, the first for the others: a compilation takes a third of a
+            // second.
             for (architecture, variants) in [("sm_80", 1), ("sm_90a", usize::MAX), ("sm_100a", 1)] {
                 let variants = if source.only.is_none_or(|only| only == architecture) { variants } else { 0 };
                 for defines in source.variants().iter().take(variants) {
-                    let cubin = compile(source, architecture, defines, None).unwrap_or_else(|e| panic!("{e}"));
+                    let cubin =
+                        compile(source, architecture, defines, None).unwrap_or_else(|e| panic!("{e}"));
                     assert_eq!(&cubin.code[1..4], b"ELF", "{} is machine code", source.file);
                 }
             }
@@ -285,7 +304,9 @@ mod tests {
             variants: &[],
             only: None,
         };
-        let get = |value: u32| compile(&source, "sm_90a", &[format!("VALUE={value}")], Some(folder.path())).expect("code");
+        let get = |value: u32| {
+            compile(&source, "sm_90a", &[format!("VALUE={value}")], Some(folder.path())).expect("code")
+        };
         let first = get(1);
         let second = get(1);
         assert!(!first.cached && second.cached);
@@ -308,8 +329,8 @@ mod tests {
         assert!(error.contains("nonsense") && error.contains("broken.cu:2: extern"), "{error}");
     }
 
-    /// A kernel that has changed makes the lock and its golden roots void: make both anew on such a GPU, by `runner verify
-    /// experiments/ci_cuda.toml --twice --bless …` and `runner lock`.
+    /// A kernel that has changed makes the lock and its golden roots void: make both anew on such a GPU, by
+    /// `runner verify experiments/ci_cuda.toml --twice --bless …` and `runner lock`.
     #[test]
     fn the_shipped_lock_names_the_kernels_of_this_tree() {
         let text = include_str!("../../../experiments/locks/ci_cuda_h100.lock.toml");
@@ -318,7 +339,12 @@ mod tests {
         for source in crate::ops::cuda::sources::SOURCES {
             let name = format!("cuda.kernels.{}.source_sha256", source.file);
             if let Some(locked) = lock["numerics"].get(&name) {
-                assert_eq!(locked.as_str(), Some(hex::encode(source_hash(source)).as_str()), "{}", source.file);
+                assert_eq!(
+                    locked.as_str(),
+                    Some(hex::encode(source_hash(source)).as_str()),
+                    "{}",
+                    source.file
+                );
                 named += 1;
             }
         }

@@ -8,7 +8,9 @@ use super::launch::{attention, decode, elementwise, embedding, layernorm, optimi
 use super::linear::{Classifier, ClassifierGradient, Shape, gemm_keys};
 use super::memory::{Buf, Ids};
 use super::scratch::{Use, planned};
-use crate::ops::{AdamW, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write};
+use crate::ops::{
+    AdamW, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write,
+};
 
 impl Ops for Cuda {
     type Buf = Buf;
@@ -59,7 +61,9 @@ impl Ops for Cuda {
         let bytes: &[u8] = bytemuck::cast_slice(ids);
         // SAFETY: the length was checked.
         unsafe {
-            self.staging.upload(address, bytes.len() as u64, OP, |at, piece| piece.copy_from_slice(&bytes[at..][..piece.len()]))
+            self.staging.upload(address, bytes.len() as u64, OP, |at, piece| {
+                piece.copy_from_slice(&bytes[at..][..piece.len()])
+            })
         }
     }
 
@@ -120,7 +124,9 @@ impl Ops for Cuda {
         let address = dst.address() + at as u64;
         // SAFETY: the length was checked.
         unsafe {
-            self.staging.upload(address, src.len() as u64, OP, |at, piece| piece.copy_from_slice(&src[at..][..piece.len()]))
+            self.staging.upload(address, src.len() as u64, OP, |at, piece| {
+                piece.copy_from_slice(&src[at..][..piece.len()])
+            })
         }
     }
 
@@ -162,7 +168,15 @@ impl Ops for Cuda {
 
     // ---- the forward pass ------------------------------------------------------------------
 
-    fn embedding(&mut self, out: &mut Buf, ids: &Ids, wte: &Buf, wpe: &Buf, rows: Rows, channels: usize) -> Result<()> {
+    fn embedding(
+        &mut self,
+        out: &mut Buf,
+        ids: &Ids,
+        wte: &Buf,
+        wpe: &Buf,
+        rows: Rows,
+        channels: usize,
+    ) -> Result<()> {
         self.written(out);
         embedding::forward(&self.kernels, out, ids, wte, wpe, rows, channels)
     }
@@ -179,7 +193,16 @@ impl Ops for Cuda {
         channels: usize,
     ) -> Result<()> {
         self.written(out);
-        layernorm::forward(&self.kernels, out, None, Statistics { mean, rstd }, x, Affine { weight, bias }, n, channels)
+        layernorm::forward(
+            &self.kernels,
+            out,
+            None,
+            Statistics { mean, rstd },
+            x,
+            Affine { weight, bias },
+            n,
+            channels,
+        )
     }
 
     fn residual_layernorm(
@@ -198,7 +221,16 @@ impl Ops for Cuda {
         self.written(residual);
         self.written(out);
         let residual = Residual { sum: residual, branch };
-        layernorm::forward(&self.kernels, out, Some(residual), Statistics { mean, rstd }, x, Affine { weight, bias }, n, channels)
+        layernorm::forward(
+            &self.kernels,
+            out,
+            Some(residual),
+            Statistics { mean, rstd },
+            x,
+            Affine { weight, bias },
+            n,
+            channels,
+        )
     }
 
     fn linear(
@@ -256,7 +288,9 @@ impl Ops for Cuda {
         const OP: &str = "copy";
         self.check_length(OP, dst, to + len)?;
         self.check_length(OP, src, from + len)?;
-        self.kernels.check(OP, dst.dtype() == src.dtype(), || format!("`dst` is {}, `src` is {}", dst.dtype(), src.dtype()))?;
+        self.kernels.check(OP, dst.dtype() == src.dtype(), || {
+            format!("`dst` is {}, `src` is {}", dst.dtype(), src.dtype())
+        })?;
         self.written(dst);
         let size = src.dtype().size() as u64;
         let (to, from) = (dst.address() + to as u64 * size, src.address() + from as u64 * size);
@@ -327,7 +361,11 @@ impl Ops for Cuda {
     ) -> Result<()> {
         self.written(dx);
         let gradient = ClassifierGradient { dx, dwte, scale, write };
-        self.classify("classifier", Classifier { losses, at, x, wte, targets, n, channels, vocab }, Some(gradient))
+        self.classify(
+            "classifier",
+            Classifier { losses, at, x, wte, targets, n, channels, vocab },
+            Some(gradient),
+        )
     }
 
     fn layernorm_backward(
@@ -346,8 +384,11 @@ impl Ops for Cuda {
         channels: usize,
     ) -> Result<()> {
         self.written(dx);
-        let partials =
-            self.scratch.get(&mut self.memory, Use::LayernormPartials, layernorm::partials_bytes(n as u64, channels as u64))?;
+        let partials = self.scratch.get(
+            &mut self.memory,
+            Use::LayernormPartials,
+            layernorm::partials_bytes(n as u64, channels as u64),
+        )?;
         layernorm::backward(
             &self.kernels,
             partials,
@@ -388,7 +429,14 @@ impl Ops for Cuda {
         c_in: usize,
         c_out: usize,
     ) -> Result<()> {
-        self.backward_input("linear_backward_input_gelu", dpre, dout, weight, Some(pre), Shape { n, c_in, c_out })
+        self.backward_input(
+            "linear_backward_input_gelu",
+            dpre,
+            dout,
+            weight,
+            Some(pre),
+            Shape { n, c_in, c_out },
+        )
     }
 
     fn linear_backward_weight(
@@ -417,7 +465,8 @@ impl Ops for Cuda {
     ) -> Result<()> {
         self.load_attention(heads)?;
         self.written(dqkv);
-        let delta = self.scratch.get(&mut self.memory, Use::AttentionDelta, attention::delta_bytes(rows, heads))?;
+        let delta =
+            self.scratch.get(&mut self.memory, Use::AttentionDelta, attention::delta_bytes(rows, heads))?;
         attention::backward(&self.kernels, delta, dqkv, dout, qkv, out, lse, rows, heads)
     }
 
@@ -452,7 +501,9 @@ impl Ops for Cuda {
     }
 
     fn add(&mut self, dst: &mut Buf, src: &Buf) -> Result<()> {
-        self.kernels.check("add", src.len() == dst.len(), || format!("{} elements do not fit {}", src.len(), dst.len()))?;
+        self.kernels.check("add", src.len() == dst.len(), || {
+            format!("{} elements do not fit {}", src.len(), dst.len())
+        })?;
         let len = dst.len();
         elementwise::add(&self.kernels, dst, 0, src, 0, len)
     }
@@ -480,6 +531,8 @@ impl Cuda {
     }
 
     fn check_bytes(&self, op: &'static str, buf: &Buf, bytes: usize) -> Result<()> {
-        self.kernels.check(op, bytes as u64 <= buf.bytes(), || format!("{bytes} bytes of a tensor of {}", buf.bytes()))
+        self.kernels.check(op, bytes as u64 <= buf.bytes(), || {
+            format!("{bytes} bytes of a tensor of {}", buf.bytes())
+        })
     }
 }

@@ -84,7 +84,10 @@ pub fn peak_bf16_flops(name: &str) -> Option<f64> {
     // Whole words: `A10` must not match `A100`.
     let words = |text: &str| text.split([' ', '-']).map(str::to_owned).collect::<Vec<_>>();
     let name = words(name);
-    PEAKS.iter().find(|(key, _)| name.windows(words(key).len()).any(|run| run == words(key))).map(|(_, peak)| *peak)
+    PEAKS
+        .iter()
+        .find(|(key, _)| name.windows(words(key).len()).any(|run| run == words(key)))
+        .map(|(_, peak)| *peak)
 }
 
 /// A GPU in use. Dropping the last handle gives the streams back; the context is the process's primary
@@ -115,10 +118,12 @@ impl Gpu {
         let fail = |operation, e| failed(&info.name, operation, e);
         let device = result::device::get(ordinal as i32).map_err(|e| fail("cuDeviceGet", e))?;
         // SAFETY: `device` is a device that the driver has just named.
-        let context = unsafe { result::primary_ctx::retain(device) }.map_err(|e| fail("cuDevicePrimaryCtxRetain", e))?;
+        let context = unsafe { result::primary_ctx::retain(device) }
+            .map_err(|e| fail("cuDevicePrimaryCtxRetain", e))?;
         // SAFETY: `context` was retained in the line before.
         unsafe { result::ctx::set_current(context) }.map_err(|e| fail("cuCtxSetCurrent", e))?;
-        let main = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| fail("cuStreamCreate", e))?;
+        let main = result::stream::create(result::stream::StreamKind::NonBlocking)
+            .map_err(|e| fail("cuStreamCreate", e))?;
         let side = urgent_stream().map_err(|e| fail("cuStreamCreateWithPriority", e))?;
         Ok(Arc::new(Gpu { info, context, main, side, aside: AtomicBool::new(false) }))
     }
@@ -205,7 +210,8 @@ impl Gpu {
             return Ok(());
         }
         // SAFETY: the caller's promise.
-        unsafe { result::memset_d8_async(address, 0, bytes as usize, self.stream()) }.map_err(|e| self.fail(operation, e))
+        unsafe { result::memset_d8_async(address, 0, bytes as usize, self.stream()) }
+            .map_err(|e| self.fail(operation, e))
     }
 
     /// Copies between addresses of the device or of pinned host memory, in stream order.
@@ -215,14 +221,22 @@ impl Gpu {
     pub unsafe fn copy(&self, to: u64, from: u64, bytes: u64, operation: &'static str) -> Result<()> {
         self.bind()?;
         // SAFETY: the caller's promise.
-        unsafe { sys::cuMemcpyAsync(to, from, bytes as usize, self.stream()) }.result().map_err(|e| self.fail(operation, e))
+        unsafe { sys::cuMemcpyAsync(to, from, bytes as usize, self.stream()) }
+            .result()
+            .map_err(|e| self.fail(operation, e))
     }
 
     /// Starts a copy to the device.
     ///
     /// # Safety
     /// `from` is pinned and stays as it is until the copy is done; `to` is live device memory.
-    pub unsafe fn copy_to_device(&self, to: u64, from: *const u8, bytes: u64, operation: &'static str) -> Result<()> {
+    pub unsafe fn copy_to_device(
+        &self,
+        to: u64,
+        from: *const u8,
+        bytes: u64,
+        operation: &'static str,
+    ) -> Result<()> {
         self.bind()?;
         // SAFETY: the caller's promise.
         unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast::<c_void>(), bytes as usize, self.stream()) }
@@ -234,7 +248,13 @@ impl Gpu {
     ///
     /// # Safety
     /// `to` is pinned and untouched until the copy is done; `from` is live device memory.
-    pub unsafe fn copy_to_host(&self, to: *mut u8, from: u64, bytes: u64, operation: &'static str) -> Result<()> {
+    pub unsafe fn copy_to_host(
+        &self,
+        to: *mut u8,
+        from: u64,
+        bytes: u64,
+        operation: &'static str,
+    ) -> Result<()> {
         self.bind()?;
         // SAFETY: the caller's promise.
         unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast::<c_void>(), from, bytes as usize, self.stream()) }
@@ -278,7 +298,8 @@ unsafe impl Send for Event {}
 impl Event {
     pub fn new(gpu: &Arc<Gpu>) -> Result<Event> {
         gpu.bind()?;
-        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(|e| gpu.fail("cuEventCreate", e))?;
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
+            .map_err(|e| gpu.fail("cuEventCreate", e))?;
         Ok(Event { event, gpu: Arc::clone(gpu) })
     }
 
@@ -286,7 +307,8 @@ impl Event {
     pub fn record(&self) -> Result<()> {
         self.gpu.bind()?;
         // SAFETY: event and stream are live.
-        unsafe { result::event::record(self.event, self.gpu.stream()) }.map_err(|e| self.gpu.fail("cuEventRecord", e))
+        unsafe { result::event::record(self.event, self.gpu.stream()) }
+            .map_err(|e| self.gpu.fail("cuEventRecord", e))
     }
 
     /// Lets the lane in use wait for the mark: the host does not wait.
@@ -309,7 +331,8 @@ impl Event {
     pub fn ms_since(&self, earlier: &Event) -> Result<f32> {
         self.wait()?;
         // SAFETY: both events are live and were recorded on the same stream.
-        unsafe { result::event::elapsed(earlier.event, self.event) }.map_err(|e| self.gpu.fail("cuEventElapsedTime", e))
+        unsafe { result::event::elapsed(earlier.event, self.event) }
+            .map_err(|e| self.gpu.fail("cuEventElapsedTime", e))
     }
 }
 
@@ -327,9 +350,9 @@ pub fn driver_version() -> Result<i32> {
     libraries::require(Library::Driver)?;
     let mut version = 0;
     // SAFETY: the pointer is to a live integer, and the driver is loaded.
-    unsafe { sys::cuDriverGetVersion(&raw mut version) }
-        .result()
-        .map_err(|e| DeviceError::Unavailable(format!("the NVIDIA driver does not answer: {}", describe(e))))?;
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(|e| {
+        DeviceError::Unavailable(format!("the NVIDIA driver does not answer: {}", describe(e)))
+    })?;
     Ok(version)
 }
 
@@ -343,11 +366,14 @@ pub fn gpus() -> Result<Vec<GpuInfo>> {
             version % 1000 / 10
         )));
     }
-    let unavailable = |e| DeviceError::Unavailable(format!("the NVIDIA driver shows no usable GPU: {}", describe(e)));
+    let unavailable =
+        |e| DeviceError::Unavailable(format!("the NVIDIA driver shows no usable GPU: {}", describe(e)));
     result::init().map_err(unavailable)?;
     let count = result::device::get_count().map_err(unavailable)?;
     if count == 0 {
-        return Err(DeviceError::Unavailable("the NVIDIA driver shows no GPU\n  hint: is CUDA_VISIBLE_DEVICES set?".into()));
+        return Err(DeviceError::Unavailable(
+            "the NVIDIA driver shows no GPU\n  hint: is CUDA_VISIBLE_DEVICES set?".into(),
+        ));
     }
     (0..count).map(|ordinal| describe_gpu(ordinal).map_err(unavailable)).collect()
 }
@@ -356,7 +382,8 @@ fn describe_gpu(ordinal: i32) -> Result<GpuInfo, result::DriverError> {
     use sys::CUdevice_attribute as Attribute;
     let device = result::device::get(ordinal)?;
     // SAFETY: `device` is a device that the driver has just named.
-    let attribute = |which| unsafe { result::device::get_attribute(device, which) }.map(|value| value.max(0) as u32);
+    let attribute =
+        |which| unsafe { result::device::get_attribute(device, which) }.map(|value| value.max(0) as u32);
     let uuid = result::device::get_uuid(device)?.bytes.map(|byte| byte as u8);
     Ok(GpuInfo {
         ordinal: ordinal as usize,
@@ -382,9 +409,12 @@ fn failed(device: &str, operation: &'static str, error: result::DriverError) -> 
     DeviceError::Failed { device: device.to_owned(), operation, message }
 }
 
-/// The driver's name and sentence for an error: `CUDA_ERROR_ILLEGAL_ADDRESS, an illegal memory access was encountered`.
+/// The driver's name and sentence for an error: `CUDA_ERROR_ILLEGAL_ADDRESS, an illegal memory access was
+/// encountered`.
 fn describe(error: result::DriverError) -> String {
-    let text = |c: Result<&std::ffi::CStr, result::DriverError>| c.map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
+    let text = |c: Result<&std::ffi::CStr, result::DriverError>| {
+        c.map(|c| c.to_string_lossy().into_owned()).unwrap_or_default()
+    };
     format!("{}, {}", text(error.error_name()), text(error.error_string()))
 }
 

@@ -61,19 +61,22 @@ impl Gpu {
         self.bind()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is live.
-        unsafe { result::stream::begin_capture(self.stream(), mode) }.map_err(|e| self.fail("cuStreamBeginCapture", e))
+        unsafe { result::stream::begin_capture(self.stream(), mode) }
+            .map_err(|e| self.fail("cuStreamBeginCapture", e))
     }
 
     /// Ends the recording and makes it launchable.
     fn end_capture(self: &Arc<Gpu>) -> Result<Graph> {
         self.bind()?;
         // SAFETY: the stream is live and recording.
-        let graph = unsafe { result::stream::end_capture(self.stream()) }.map_err(|e| self.fail("cuStreamEndCapture", e))?;
+        let graph = unsafe { result::stream::end_capture(self.stream()) }
+            .map_err(|e| self.fail("cuStreamEndCapture", e))?;
         // SAFETY: `graph` was made in the line before, and is not needed once it is instantiated.
         unsafe {
             let exec = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
             let _ = result::graph::destroy(graph);
-            exec.map(|exec| Graph { exec, gpu: Arc::clone(self) }).map_err(|e| self.fail("cuGraphInstantiate", e))
+            exec.map(|exec| Graph { exec, gpu: Arc::clone(self) })
+                .map_err(|e| self.fail("cuGraphInstantiate", e))
         }
     }
 

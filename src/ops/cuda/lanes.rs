@@ -5,8 +5,8 @@
 //! ([`Lanes::turn_aside`]), and the main lane waits for it where it says so ([`Lanes::join`]), nowhere else.
 //!
 //! An event that is forgotten shows only when the lanes happen to run at unlucky speeds. So tests make them
-//! unlucky (`Trial`): they slow the lane down that somebody ought to wait for, and they leave the waiting out, to see that
-//! it would be noticed.
+//! unlucky (`Trial`): they slow the lane down that somebody ought to wait for, and they leave the waiting
+//! out, to see that it would be noticed.
 
 use std::sync::Arc;
 

@@ -58,7 +58,9 @@ impl Library {
     fn hint(self) -> &'static str {
         match self {
             Library::Driver => "install the NVIDIA driver",
-            Library::Nvrtc => "install the CUDA toolkit, or `pip install nvidia-cuda-nvrtc`, or set CUDA_HOME",
+            Library::Nvrtc => {
+                "install the CUDA toolkit, or `pip install nvidia-cuda-nvrtc`, or set CUDA_HOME"
+            }
             Library::CublasLt => "install the CUDA toolkit, or `pip install nvidia-cublas`, or set CUDA_HOME",
             Library::Nccl => "install NCCL, or `pip install nvidia-nccl-cu13`",
         }
@@ -187,7 +189,8 @@ fn folders(library: Library, env: &dyn Fn(&str) -> Option<OsString>) -> Vec<Path
     let mut found = Vec::new();
     let mut add = |pattern: String| {
         // Descending, so that `cuda-13.0` comes before `cuda-12.4`.
-        let mut matches: Vec<PathBuf> = glob::glob(&pattern).map(|paths| paths.flatten().collect()).unwrap_or_default();
+        let mut matches: Vec<PathBuf> =
+            glob::glob(&pattern).map(|paths| paths.flatten().collect()).unwrap_or_default();
         matches.sort_unstable_by(|a, b| b.cmp(a));
         for folder in matches {
             if folder.is_dir() && !found.contains(&folder) {
@@ -233,7 +236,8 @@ fn folders(library: Library, env: &dyn Fn(&str) -> Option<OsString>) -> Vec<Path
 
 /// Prefixes under which a Python keeps `lib/python3*/site-packages`, without asking any Python.
 fn python_roots(env: &dyn Fn(&str) -> Option<OsString>) -> Vec<String> {
-    let mut roots: Vec<String> = ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(|name| env_folder(env, name)).collect();
+    let mut roots: Vec<String> =
+        ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(|name| env_folder(env, name)).collect();
     roots.push(".venv".into());
     // A Python on the path: `<root>/bin/python3`.
     for folder in env("PATH").iter().flat_map(std::env::split_paths) {
@@ -268,7 +272,8 @@ mod tests {
             std::fs::create_dir_all(packages.join(folder)).expect("folders");
         }
         let env = |name: &str| (name == "VIRTUAL_ENV").then(|| root.path().as_os_str().to_owned());
-        let found: Vec<PathBuf> = folders(Library::CublasLt, &env).into_iter().filter(|f| f.starts_with(root.path())).collect();
+        let found: Vec<PathBuf> =
+            folders(Library::CublasLt, &env).into_iter().filter(|f| f.starts_with(root.path())).collect();
         assert_eq!(found, [packages.join("cu13/lib"), packages.join("cublas/lib")]);
     }
 

@@ -1,8 +1,8 @@
 //! Linear layers and the classifier: matrix multiplications with what is fused around them.
 //!
-//! With `kernels.gelu_fusion` 0, GELU sees what is stored. Our own products then do it on their way, cuBLASLt's are followed
-//! by a pass, and the bits of GELU are the same. The option's other values ask for cuBLASLt's fusion, which sees the sum
-//! before rounding.
+//! With `kernels.gelu_fusion` 0, GELU sees what is stored. Our own products then do it on their way,
+//! cuBLASLt's are followed by a pass, and the bits of GELU are the same. The option's other values ask for
+//! cuBLASLt's fusion, which sees the sum before rounding.
 
 use super::gemm::Operands;
 use super::gemm::plan::{Epilogue, GemmKey, Product, Types};
@@ -37,7 +37,14 @@ impl Shape {
             (Compute::Auto | Compute::Bf16, Product::BackwardWeight) => Types::Bf16ToF32,
             (Compute::Auto | Compute::Bf16, _) => Types::Bf16,
         };
-        GemmKey { product, rows: self.n as u64, c_in: self.c_in as u64, c_out: self.c_out as u64, types, epilogue }
+        GemmKey {
+            product,
+            rows: self.n as u64,
+            c_in: self.c_in as u64,
+            c_out: self.c_out as u64,
+            types,
+            epilogue,
+        }
     }
 }
 
@@ -119,7 +126,9 @@ impl Cuda {
         self.written(out);
         let epilogue = if bias.is_some() { Epilogue::Bias } else { Epilogue::Nothing };
         // SAFETY: all lengths were checked.
-        unsafe { self.gemm.run(&self.kernels, op, shape.key(Product::Forward, &self.options, epilogue), operands) }
+        unsafe {
+            self.gemm.run(&self.kernels, op, shape.key(Product::Forward, &self.options, epilogue), operands)
+        }
     }
 
     pub(super) fn linear_gelu_forward(
@@ -229,14 +238,17 @@ impl Cuda {
             sums: 0,
         };
         // GELU's gradient has added the columns when it made this tensor.
-        let known = self.gelu_sums.is_some_and(|sums| sums.dpre == dout.address() && sums.rows == n && sums.width == c_out);
+        let known = self
+            .gelu_sums
+            .is_some_and(|sums| sums.dpre == dout.address() && sums.rows == n && sums.width == c_out);
         let epilogue = if dbias.is_some() && !known { Epilogue::BiasGradient } else { Epilogue::Nothing };
         let key = shape.key(Product::BackwardWeight, &self.options, epilogue);
         let own = self.gemm.own(key)?;
         let (mut partials, mut partial_rows) = (0, (n as u64).div_ceil(reduce::COLUMN_ROWS));
         if dbias.is_some() {
             let which = if known { Use::GeluPartials } else { Use::ColumnPartials };
-            partials = self.scratch.get(&mut self.memory, which, reduce::partials_bytes(n as u64, c_out as u64))?;
+            partials =
+                self.scratch.get(&mut self.memory, which, reduce::partials_bytes(n as u64, c_out as u64))?;
         }
         if let (Epilogue::BiasGradient, Some(tiling)) = (epilogue, &own) {
             operands.sums = partials;
@@ -250,7 +262,8 @@ impl Cuda {
             reduce::column_sum(k, OP, partials, dout, n, c_out)?;
         }
         let width = c_out as u64;
-        let targets = reduce::Targets { first: k.f32(OP, "dbias", dbias, c_out)?, second: 0, split: width, width };
+        let targets =
+            reduce::Targets { first: k.f32(OP, "dbias", dbias, c_out)?, second: 0, split: width, width };
         reduce::reduce_partials(k, OP, targets, partials, partial_rows, write)
     }
 }
@@ -293,18 +306,21 @@ impl Cuda {
         let targets = k.ids(op, "targets", targets, n)?;
         let gradient = gradient
             .map(|g| {
-                let addresses = (k.act(op, "dx", g.dx, size)?, k.f32(op, "dwte", g.dwte, vocab.padded * channels)?);
+                let addresses =
+                    (k.act(op, "dx", g.dx, size)?, k.f32(op, "dwte", g.dwte, vocab.padded * channels)?);
                 Ok((addresses, g.scale, g.write))
             })
             .transpose()?;
         let element = k.act.size();
         let chunks = chunks(n, vocab, k.act);
         let most = chunks.first().map_or(0, |(_, rows)| *rows);
-        let logits = self.scratch.get(&mut self.memory, Use::Logits, (most * vocab.padded * element) as u64)?;
+        let logits =
+            self.scratch.get(&mut self.memory, Use::Logits, (most * vocab.padded * element) as u64)?;
         for (first, rows) in chunks {
             let offset = (first * channels * element) as u64;
             let layer = Shape { n: rows, c_in: channels, c_out: vocab.padded };
-            let forward = Operands { left: x + offset, right: wte, out: logits, add: false, bias: 0, pre: 0, sums: 0 };
+            let forward =
+                Operands { left: x + offset, right: wte, out: logits, add: false, bias: 0, pre: 0, sums: 0 };
             let chunk = classifier::Chunk {
                 logits,
                 losses: losses + 4 * first as u64,
@@ -313,17 +329,41 @@ impl Cuda {
             };
             // SAFETY: all lengths were checked, and the scratch holds the largest chunk.
             unsafe {
-                self.gemm.run(&self.kernels, op, layer.key(Product::Forward, &self.options, Epilogue::Nothing), forward)?;
+                self.gemm.run(
+                    &self.kernels,
+                    op,
+                    layer.key(Product::Forward, &self.options, Epilogue::Nothing),
+                    forward,
+                )?;
                 let Some(((dx, dwte), scale, write)) = gradient else {
                     classifier::loss(&self.kernels, op, &chunk, vocab)?;
                     continue;
                 };
                 classifier::gradient(&self.kernels, op, &chunk, vocab, scale)?;
-                let input = Operands { left: logits, right: wte, out: dx + offset, add: false, bias: 0, pre: 0, sums: 0 };
-                self.gemm.run(&self.kernels, op, layer.key(Product::BackwardInput, &self.options, Epilogue::Nothing), input)?;
+                let input = Operands {
+                    left: logits,
+                    right: wte,
+                    out: dx + offset,
+                    add: false,
+                    bias: 0,
+                    pre: 0,
+                    sums: 0,
+                };
+                self.gemm.run(
+                    &self.kernels,
+                    op,
+                    layer.key(Product::BackwardInput, &self.options, Epilogue::Nothing),
+                    input,
+                )?;
                 let add = write == Write::Add || first > 0;
-                let weight = Operands { left: logits, right: x + offset, out: dwte, add, bias: 0, pre: 0, sums: 0 };
-                self.gemm.run(&self.kernels, op, layer.key(Product::BackwardWeight, &self.options, Epilogue::Nothing), weight)?;
+                let weight =
+                    Operands { left: logits, right: x + offset, out: dwte, add, bias: 0, pre: 0, sums: 0 };
+                self.gemm.run(
+                    &self.kernels,
+                    op,
+                    layer.key(Product::BackwardWeight, &self.options, Epilogue::Nothing),
+                    weight,
+                )?;
             }
         }
         Ok(())
@@ -361,8 +401,14 @@ mod tests {
         let epilogues = |a: &[GemmKey], b: &[GemmKey]| -> Vec<_> {
             a.iter().filter(|key| !b.contains(key)).map(|key| key.epilogue).collect()
         };
-        assert_eq!(epilogues(&fused, &plain), [Epilogue::BiasGelu, Epilogue::GeluGradient, Epilogue::BiasGradient]);
-        assert_eq!(epilogues(&plain, &fused), [Epilogue::BiasThenGelu, Epilogue::ThenGeluGradient, Epilogue::Nothing]);
+        assert_eq!(
+            epilogues(&fused, &plain),
+            [Epilogue::BiasGelu, Epilogue::GeluGradient, Epilogue::BiasGradient]
+        );
+        assert_eq!(
+            epilogues(&plain, &fused),
+            [Epilogue::BiasThenGelu, Epilogue::ThenGeluGradient, Epilogue::Nothing]
+        );
     }
 
     #[test]

@@ -66,7 +66,10 @@ impl Buf {
         self.region.address
     }
 
-    #[expect(clippy::len_without_is_empty, reason = "the number of elements; nobody asks whether a tensor is empty")]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "the number of elements; nobody asks whether a tensor is empty"
+    )]
     pub fn len(&self) -> usize {
         self.len
     }
@@ -131,7 +134,8 @@ impl Memory {
         let bytes = len * Dtype::F32.size();
         let pinned = Pinned::unwritten(&self.gpu, bytes.max(1))?;
         // One address for host and device: unified addressing, which every GPU of ours has.
-        let region = Region { address: pinned.pointer as u64, bytes: bytes as u64, _owner: Owner::Pinned(pinned) };
+        let region =
+            Region { address: pinned.pointer as u64, bytes: bytes as u64, _owner: Owner::Pinned(pinned) };
         Ok(Buf { region, len, dtype: Dtype::F32 })
     }
 
@@ -222,7 +226,8 @@ impl Pinned {
     fn unwritten(gpu: &Arc<Gpu>, bytes: usize) -> Result<Pinned> {
         gpu.bind()?;
         // SAFETY: freed once, in `drop`.
-        let pointer = unsafe { cudarc::driver::result::malloc_host(bytes, 0) }.map_err(|e| gpu.fail("cuMemHostAlloc", e))?;
+        let pointer = unsafe { cudarc::driver::result::malloc_host(bytes, 0) }
+            .map_err(|e| gpu.fail("cuMemHostAlloc", e))?;
         Ok(Pinned { pointer: pointer.cast(), bytes, gpu: Arc::clone(gpu) })
     }
 
@@ -278,7 +283,9 @@ pub const PINNED_BYTES: u64 = (LARGE_SLOTS * LARGE_BYTES + SMALL_SLOTS * SMALL_B
 impl Staging {
     pub fn new(gpu: &Arc<Gpu>) -> Result<Staging> {
         let slots = |count: usize, bytes| {
-            (0..count).map(|_| Ok(Slot { pinned: Pinned::new(gpu, bytes)?, free: Event::new(gpu)? })).collect::<Result<Vec<_>>>()
+            (0..count)
+                .map(|_| Ok(Slot { pinned: Pinned::new(gpu, bytes)?, free: Event::new(gpu)? }))
+                .collect::<Result<Vec<_>>>()
         };
         Ok(Staging {
             gpu: Arc::clone(gpu),
@@ -304,8 +311,11 @@ impl Staging {
         let mut at = 0;
         while at < len {
             let small = len <= SMALL_BYTES as u64;
-            let (slots, next) =
-                if small { (&mut self.small, &mut self.next_small) } else { (&mut self.large, &mut self.next_large) };
+            let (slots, next) = if small {
+                (&mut self.small, &mut self.next_small)
+            } else {
+                (&mut self.large, &mut self.next_large)
+            };
             let count = slots.len();
             let slot = &mut slots[*next];
             *next = (*next + 1) % count;
@@ -345,7 +355,12 @@ impl Staging {
                 slot.free.wait()?;
                 // SAFETY: as in `upload`; the slot is read only after its event.
                 unsafe {
-                    self.gpu.copy_to_host(slot.pinned.pointer, address + step * LARGE_BYTES as u64, size(step), operation)
+                    self.gpu.copy_to_host(
+                        slot.pinned.pointer,
+                        address + step * LARGE_BYTES as u64,
+                        size(step),
+                        operation,
+                    )
                 }?;
                 slot.free.record()?;
             }

@@ -3,7 +3,8 @@
 //! In reading order:
 //!
 //! * [`libraries`] finds CUDA's libraries; nothing is linked, so the binary starts anywhere.
-//! * [`driver`] is one GPU with its streams, [`lanes`] the order between them, [`memory`] its memory and the way in and out.
+//! * [`driver`] is one GPU with its streams, [`lanes`] the order between them, [`memory`] its memory and the
+//!   way in and out.
 //! * [`sources`] and [`compile`] turn `kernels/*.cu` into machine code for the GPU at hand.
 //! * [`args`], [`modules`] and [`launch`] tie each kernel to a typed function.
 //! * [`gemm`] multiplies matrices with pinned algorithms.
@@ -11,7 +12,8 @@
 //! * [`scratch`] plans the memory that operations need beside their operands.
 //! * `device`, `linear` and `optimizer` put these together as [`crate::ops::Ops`].
 //! * [`nccl`] carries bytes to other GPUs.
-//! * `numerics` says what the bits depend on, for locks; [`selftest`] shows in a second whether all of it works, for `runner doctor`.
+//! * `numerics` says what the bits depend on, for locks; [`selftest`] shows in a second whether all of it
+//!   works, for `runner doctor`.
 //!
 //! Not done here: no operation waits for the device except those whose results the host reads, and
 //! nothing is allocated once the first step has run.
@@ -60,8 +62,8 @@ pub struct Options {
     /// Which GPU, as the driver counts them.
     pub ordinal: usize,
     pub compute: Compute,
-    /// 0: GELU of the stored value, in a kernel of its own or at the end of our own matrix products, with the same bits; 1: its
-    /// forward pass inside cuBLASLt's, before rounding; 2: its gradient too. Only in bf16.
+    /// 0: GELU of the stored value, in a kernel of its own or at the end of our own matrix products, with the
+    /// same bits; 1: its forward pass inside cuBLASLt's, before rounding; 2: its gradient too. Only in bf16.
     pub gelu_fusion: u8,
     /// Whether a micro-step is captured as a CUDA graph and replayed. Changes no bit.
     pub cuda_graph: bool,
@@ -106,7 +108,11 @@ impl Cuda {
         gemm::cublaslt_version()?;
         let act = act_dtype(options.compute);
         let info = gpus.get(options.ordinal).ok_or_else(|| {
-            DeviceError::Unavailable(format!("GPU {} was asked for, the driver shows {}", options.ordinal, gpus.len()))
+            DeviceError::Unavailable(format!(
+                "GPU {} was asked for, the driver shows {}",
+                options.ordinal,
+                gpus.len()
+            ))
         })?;
         if act == Dtype::BF16 && info.major < 8 {
             return Err(DeviceError::Unavailable(format!(
@@ -176,7 +182,10 @@ impl Cuda {
                 .filter(|source| source.variants.contains(&define) && wanted(source))
                 .map(|source| scope.spawn(move || compile(source)))
                 .collect();
-            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
         });
         let all = launch::kernels();
         for cubin in compiled {
@@ -201,7 +210,8 @@ impl Cuda {
         self.gemm.plans()
     }
 
-    /// Pins the plans of a lock file. Call it before [`crate::ops::Ops::alloc_scratch`], which tunes what is left.
+    /// Pins the plans of a lock file. Call it before [`crate::ops::Ops::alloc_scratch`], which tunes what is
+    /// left.
     ///
     /// # Errors
     ///

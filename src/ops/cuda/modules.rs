@@ -63,14 +63,15 @@ impl Kernels {
         self.gpu.bind()?;
         let gpu = Arc::clone(&self.gpu);
         // SAFETY: the image is a whole cubin, whose hash was checked if it came from a file.
-        let module =
-            unsafe { result::module::load_data(cubin.code.as_ptr().cast()) }.map_err(|e| gpu.fail("cuModuleLoadData", e))?;
+        let module = unsafe { result::module::load_data(cubin.code.as_ptr().cast()) }
+            .map_err(|e| gpu.fail("cuModuleLoadData", e))?;
         self.modules.push(module);
         for kernel in kernels {
             let name = CString::new(kernel.name).expect("kernel names hold no NUL");
             // SAFETY: the module is loaded and lives as long as `self`.
-            let function = unsafe { result::module::get_function(module, name) }
-                .map_err(|_| gpu.refuse("cuModuleGetFunction", format!("`{}` has no kernel `{}`", cubin.file, kernel.name)))?;
+            let function = unsafe { result::module::get_function(module, name) }.map_err(|_| {
+                gpu.refuse("cuModuleGetFunction", format!("`{}` has no kernel `{}`", cubin.file, kernel.name))
+            })?;
             self.check_arguments(function, kernel)?;
             self.functions.insert((kernel.file, kernel.name), function);
         }
@@ -88,7 +89,10 @@ impl Kernels {
         if bytes != kernel.bytes {
             return Err(self.gpu.refuse(
                 "cuFuncGetParamInfo",
-                format!("`{}` takes {bytes} bytes of arguments, its binding has {}", kernel.name, kernel.bytes),
+                format!(
+                    "`{}` takes {bytes} bytes of arguments, its binding has {}",
+                    kernel.name, kernel.bytes
+                ),
             ));
         }
         Ok(())
@@ -111,16 +115,21 @@ impl Kernels {
             return Ok(());
         }
         let Some(&function) = self.functions.get(&(A::FILE, kernel.name)) else {
-            return Err(self.gpu.refuse(operation, format!("the kernel `{}` of {} is not loaded", kernel.name, A::FILE)));
+            return Err(self
+                .gpu
+                .refuse(operation, format!("the kernel `{}` of {} is not loaded", kernel.name, A::FILE)));
         };
         if grid[0] > i32::MAX as u64 || grid[1] > 65_535 || grid[2] > 65_535 || block > 1024 {
-            return Err(self.gpu.refuse(operation, format!("a grid of {grid:?} by {block} threads is past CUDA's limits")));
+            return Err(self
+                .gpu
+                .refuse(operation, format!("a grid of {grid:?} by {block} threads is past CUDA's limits")));
         }
         if shared > u64::from(self.gpu.info.shared_bytes_per_block) {
             let most = self.gpu.info.shared_bytes_per_block;
-            return Err(self
-                .gpu
-                .refuse(operation, format!("`{}` needs {shared} bytes of shared memory, a block has {most}", kernel.name)));
+            return Err(self.gpu.refuse(
+                operation,
+                format!("`{}` needs {shared} bytes of shared memory, a block has {most}", kernel.name),
+            ));
         }
         self.gpu.bind()?;
         if shared > PLAIN_SHARED {
@@ -134,8 +143,17 @@ impl Kernels {
         let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
         // SAFETY: the argument's size was checked when the kernel was loaded, the driver copies it before it
         // returns, and its pointers are the caller's promise.
-        unsafe { result::launch_kernel(function, (x, y, z), (block, 1, 1), shared as u32, self.gpu.stream(), &mut parameters) }
-            .map_err(|e| self.gpu.fail(operation, e))
+        unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (block, 1, 1),
+                shared as u32,
+                self.gpu.stream(),
+                &mut parameters,
+            )
+        }
+        .map_err(|e| self.gpu.fail(operation, e))
     }
 
     // ---- checks that launches share ---------------------------------------------------------------
@@ -152,13 +170,26 @@ impl Kernels {
 
     /// The address of a list that must hold `len` ids.
     pub fn ids(&self, operation: &'static str, name: &str, ids: &Ids, len: usize) -> Result<u64> {
-        self.check(operation, ids.len() >= len, || format!("`{name}` holds {} ids, {len} are needed", ids.len()))?;
+        self.check(operation, ids.len() >= len, || {
+            format!("`{name}` holds {} ids, {len} are needed", ids.len())
+        })?;
         Ok(ids.address())
     }
 
-    fn tensor(&self, operation: &'static str, name: &str, buf: &Buf, len: usize, dtype: Dtype) -> Result<u64> {
-        self.check(operation, buf.dtype() == dtype, || format!("`{name}` is {}, expected {dtype}", buf.dtype()))?;
-        self.check(operation, buf.len() >= len, || format!("`{name}` has {} elements, {len} are needed", buf.len()))?;
+    fn tensor(
+        &self,
+        operation: &'static str,
+        name: &str,
+        buf: &Buf,
+        len: usize,
+        dtype: Dtype,
+    ) -> Result<u64> {
+        self.check(operation, buf.dtype() == dtype, || {
+            format!("`{name}` is {}, expected {dtype}", buf.dtype())
+        })?;
+        self.check(operation, buf.len() >= len, || {
+            format!("`{name}` has {} elements, {len} are needed", buf.len())
+        })?;
         Ok(buf.address())
     }
 
@@ -169,7 +200,12 @@ impl Kernels {
         })
     }
 
-    pub fn check(&self, operation: &'static str, holds: bool, message: impl FnOnce() -> String) -> Result<()> {
+    pub fn check(
+        &self,
+        operation: &'static str,
+        holds: bool,
+        message: impl FnOnce() -> String,
+    ) -> Result<()> {
         if holds { Ok(()) } else { Err(self.gpu.refuse(operation, message())) }
     }
 }

@@ -51,7 +51,8 @@ fn api() -> Result<&'static Api> {
         macro_rules! symbol {
             ($name:literal) => {
                 // SAFETY: the types above are those of `nccl.h`, unchanged since version 2.7.
-                *unsafe { handle.get(concat!($name, "\0").as_bytes()) }.map_err(|e| format!("{}: {e}", path.display()))?
+                *unsafe { handle.get(concat!($name, "\0").as_bytes()) }
+                    .map_err(|e| format!("{}: {e}", path.display()))?
             };
         }
         let api = Api {
@@ -69,7 +70,9 @@ fn api() -> Result<&'static Api> {
         std::mem::forget(handle);
         Ok(api)
     };
-    API.get_or_init(load).as_ref().map_err(|why| DeviceError::Unavailable(format!("NCCL cannot be used: {why}")))
+    API.get_or_init(load)
+        .as_ref()
+        .map_err(|why| DeviceError::Unavailable(format!("NCCL cannot be used: {why}")))
 }
 
 impl Api {
@@ -79,7 +82,10 @@ impl Api {
         }
         // SAFETY: the function gives a static string for every code.
         let text = unsafe { CStr::from_ptr((self.get_error_string)(code)) }.to_string_lossy().into_owned();
-        Err(gpu.refuse(operation, format!("NCCL says: {text} (code {code})\n  hint: NCCL_DEBUG=WARN tells more")))
+        Err(gpu.refuse(
+            operation,
+            format!("NCCL says: {text} (code {code})\n  hint: NCCL_DEBUG=WARN tells more"),
+        ))
     }
 }
 
@@ -100,7 +106,11 @@ pub fn unique_id() -> Result<[u8; ID_BYTES]> {
     let mut id = UniqueId([0; ID_BYTES]);
     // SAFETY: the pointer is valid for an identifier.
     let code = unsafe { (api()?.get_unique_id)(&mut id) };
-    if code == 0 { Ok(id.0) } else { Err(DeviceError::Unavailable(format!("NCCL gives no identifier: code {code}"))) }
+    if code == 0 {
+        Ok(id.0)
+    } else {
+        Err(DeviceError::Unavailable(format!("NCCL gives no identifier: code {code}")))
+    }
 }
 
 /// This GPU's place in a group of GPUs.
@@ -126,7 +136,13 @@ impl Drop for Group {
 impl Cuda {
     /// Joins a group of `size` GPUs as number `rank`, and swaps a byte with each of `peers`, so that every
     /// connection and its memory is there before the first step. All ranks call it.
-    pub fn join_group(&mut self, id: [u8; ID_BYTES], rank: usize, size: usize, peers: &[usize]) -> Result<Group> {
+    pub fn join_group(
+        &mut self,
+        id: [u8; ID_BYTES],
+        rank: usize,
+        size: usize,
+        peers: &[usize],
+    ) -> Result<Group> {
         const OP: &str = "ncclCommInitRank";
         let api = api()?;
         let gpu = Arc::clone(&self.kernels.gpu);
@@ -145,8 +161,8 @@ impl Cuda {
         Ok(group)
     }
 
-    /// Gives the regions `gives` of `bufs` to `peer` and fills `takes` with what it gives. One piece of work on
-    /// the stream: returns before it is done. The peer's regions have the same lengths in the same order.
+    /// Gives the regions `gives` of `bufs` to `peer` and fills `takes` with what it gives. One piece of work
+    /// on the stream: returns before it is done. The peer's regions have the same lengths in the same order.
     pub fn swap_regions(
         &mut self,
         group: &Group,
@@ -161,21 +177,32 @@ impl Cuda {
         let address = |region: &Region| -> Result<u64> {
             let buf = &bufs[region.buf];
             let fits = (region.at + region.len) as u64 <= buf.bytes();
-            self.kernels.check(operation, fits, || format!("{region:?} of a tensor of {} bytes", buf.bytes()))?;
+            self.kernels
+                .check(operation, fits, || format!("{region:?} of a tensor of {} bytes", buf.bytes()))?;
             Ok(buf.address() + region.at as u64)
         };
-        let gives: Vec<(u64, usize)> = gives.iter().map(|region| Ok((address(region)?, region.len))).collect::<Result<_>>()?;
-        let takes: Vec<(u64, usize)> = takes.iter().map(|region| Ok((address(region)?, region.len))).collect::<Result<_>>()?;
+        let gives: Vec<(u64, usize)> =
+            gives.iter().map(|region| Ok((address(region)?, region.len))).collect::<Result<_>>()?;
+        let takes: Vec<(u64, usize)> =
+            takes.iter().map(|region| Ok((address(region)?, region.len))).collect::<Result<_>>()?;
         let (peer, stream) = (peer as c_int, gpu.stream().cast());
-        // SAFETY: every region lies in live memory of this GPU, which stays alive as long as the stream works on
-        // it, as for any kernel; the group's calls are made by this thread alone.
+        // SAFETY: every region lies in live memory of this GPU, which stays alive as long as the stream works
+        // on it, as for any kernel; the group's calls are made by this thread alone.
         unsafe {
             api.check(gpu, operation, (api.group_start)())?;
             for (address, len) in gives {
-                api.check(gpu, operation, (api.send)(address as *const c_void, len, BYTE, peer, *comm, stream))?;
+                api.check(
+                    gpu,
+                    operation,
+                    (api.send)(address as *const c_void, len, BYTE, peer, *comm, stream),
+                )?;
             }
             for (address, len) in takes {
-                api.check(gpu, operation, (api.recv)(address as *mut c_void, len, BYTE, peer, *comm, stream))?;
+                api.check(
+                    gpu,
+                    operation,
+                    (api.recv)(address as *mut c_void, len, BYTE, peer, *comm, stream),
+                )?;
             }
             api.check(gpu, operation, (api.group_end)())
         }

@@ -40,7 +40,8 @@ impl Cuda {
     ///
     /// A plan that is damaged, or that this library and GPU cannot run as it is written.
     pub fn restore_plans(&mut self, values: &BTreeMap<String, String>) -> Result<()> {
-        let plans = decode(values).map_err(|name| DeviceError::Unavailable(format!("the lock's `{name}` is not a plan")))?;
+        let plans = decode(values)
+            .map_err(|name| DeviceError::Unavailable(format!("the lock's `{name}` is not a plan")))?;
         self.load_plans(&plans)
     }
 }
@@ -58,7 +59,9 @@ fn decode(values: &BTreeMap<String, String>) -> Result<Vec<GemmPlan>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gemm::plan::{Algorithm, Attributes, CublasLt, Epilogue, GemmKey, Product, Tiling, Types};
+    use super::super::gemm::plan::{
+        Algorithm, Attributes, CublasLt, Epilogue, GemmKey, Product, Tiling, Types,
+    };
     use super::*;
 
     #[test]

@@ -48,8 +48,9 @@ impl Cuda {
         if known != bytes {
             // SAFETY: the scratch is at least as long as the rows.
             unsafe {
-                self.staging
-                    .upload(address, bytes.len() as u64, op, |at, piece| piece.copy_from_slice(&bytes[at..][..piece.len()]))
+                self.staging.upload(address, bytes.len() as u64, op, |at, piece| {
+                    piece.copy_from_slice(&bytes[at..][..piece.len()])
+                })
             }?;
             bytes.clone_into(known);
         }
@@ -64,7 +65,9 @@ impl Cuda {
         for slot in slots {
             let len = slot.adam_m.len();
             let end = slot.at + len;
-            self.kernels.check(OP, slot.at.is_multiple_of(kernels::CHUNK as usize), || format!("a part at {}", slot.at))?;
+            self.kernels.check(OP, slot.at.is_multiple_of(kernels::CHUNK as usize), || {
+                format!("a part at {}", slot.at)
+            })?;
             let param = k.act(OP, "param", slot.param, end)? + (slot.at * slot.param.dtype().size()) as u64;
             let master = slot.master.as_deref().map_or(Ok(0), |master| k.f32(OP, "master", master, len))?;
             rows.push(AdamwTensor {
@@ -153,7 +156,11 @@ impl Cuda {
             let bytes = range.len() as u64;
             let count = bytes.div_ceil(digest::LEAF_BYTES);
             if count > 0 {
-                rows.push(DigestTensor { data: In::at(buf.address() + range.start as u64), bytes, first: leaves });
+                rows.push(DigestTensor {
+                    data: In::at(buf.address() + range.start as u64),
+                    bytes,
+                    first: leaves,
+                });
                 counts.push(count);
                 leaves += count;
             }
@@ -162,7 +169,13 @@ impl Cuda {
         let empty: [u8; 32] = <sha2::Sha256 as sha2::Digest>::digest([]).into();
         Ok(bufs
             .iter()
-            .map(|(_, range)| if range.is_empty() { empty } else { roots.next().expect("a root for each tensor that has bytes") })
+            .map(|(_, range)| {
+                if range.is_empty() {
+                    empty
+                } else {
+                    roots.next().expect("a root for each tensor that has bytes")
+                }
+            })
             .collect())
     }
 
@@ -192,8 +205,9 @@ impl Cuda {
         let mut roots = Vec::with_capacity(rows.len());
         // SAFETY: after the swap `source` holds one digest a tensor.
         unsafe {
-            self.staging
-                .download(source, 32 * u64::from(count), OP, |_, piece| roots.extend_from_slice(piece.as_chunks::<32>().0))
+            self.staging.download(source, 32 * u64::from(count), OP, |_, piece| {
+                roots.extend_from_slice(piece.as_chunks::<32>().0)
+            })
         }?;
         Ok(roots)
     }
@@ -232,9 +246,14 @@ mod tests {
     #[test]
     fn levels_end_with_one_digest_a_tensor() {
         let levels = levels(vec![1, 512, 513, 300_000]);
-        let shape: Vec<(Vec<u64>, u64)> =
-            levels.iter().map(|level| (level.runs.iter().map(|run| run.count).collect(), level.groups)).collect();
-        assert_eq!(shape, [(vec![1, 512, 513, 300_000], 590), (vec![1, 1, 2, 586], 5), (vec![1, 1, 1, 2], 4)]);
+        let shape: Vec<(Vec<u64>, u64)> = levels
+            .iter()
+            .map(|level| (level.runs.iter().map(|run| run.count).collect(), level.groups))
+            .collect();
+        assert_eq!(
+            shape,
+            [(vec![1, 512, 513, 300_000], 590), (vec![1, 1, 2, 586], 5), (vec![1, 1, 1, 2], 4)]
+        );
         let second: Vec<(u64, u64)> = levels[1].runs.iter().map(|run| (run.source, run.first)).collect();
         assert_eq!(second, [(0, 0), (1, 1), (2, 2), (4, 3)]);
     }

@@ -71,7 +71,10 @@ pub fn opened_plan() -> Vec<(String, u64)> {
 
 /// Scratch for micro-batches of `shape`, by name, in bytes: what `alloc_scratch` allocates.
 pub fn scratch_plan(shape: &ScratchShape, compute: Compute) -> Vec<(String, u64)> {
-    planned(shape, compute).into_iter().map(|(which, bytes)| (USES[which as usize].1.to_owned(), bytes)).collect()
+    planned(shape, compute)
+        .into_iter()
+        .map(|(which, bytes)| (USES[which as usize].1.to_owned(), bytes))
+        .collect()
 }
 
 pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)> {

@@ -41,8 +41,11 @@ fn gemm_error(cuda: &mut Cuda) -> Result<f64> {
         (0..len).map(|i| ((key.uniform(0, i as u64) * 256.0) as i32 - 128) as f32 / 128.0).collect()
     };
     let (x, w) = (numbers("selftest x", n * c_in), numbers("selftest w", c_out * c_in));
-    let mut buffers =
-        [cuda.alloc(Role::Activation, x.len())?, cuda.alloc(Role::Param, w.len())?, cuda.alloc(Role::Activation, n * c_out)?];
+    let mut buffers = [
+        cuda.alloc(Role::Activation, x.len())?,
+        cuda.alloc(Role::Param, w.len())?,
+        cuda.alloc(Role::Activation, n * c_out)?,
+    ];
     cuda.upload(&mut buffers[0], &x)?;
     cuda.upload(&mut buffers[1], &w)?;
     let [x_buf, w_buf, out] = &mut buffers;
@@ -85,7 +88,9 @@ pub fn copy_gb_per_s(cuda: &mut Cuda, bytes: usize) -> Result<f64> {
     let mut times = Vec::new();
     for _ in 0..8 {
         // SAFETY: both tensors are live, as long as each other, and do not overlap.
-        times.push(cuda.time(|cuda| unsafe { cuda.kernels.gpu.copy(to.address(), from.address(), from.bytes(), "selftest") })?);
+        times.push(cuda.time(|cuda| unsafe {
+            cuda.kernels.gpu.copy(to.address(), from.address(), from.bytes(), "selftest")
+        })?);
     }
     times.remove(0);
     Ok(2.0 * bytes as f64 / (median(&mut times) * 1e-3) / 1e9)

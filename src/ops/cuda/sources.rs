@@ -35,7 +35,12 @@ const fn hopper(source: Source) -> Source {
 
 macro_rules! source {
     ($file:literal, $variants:expr) => {
-        Source { file: $file, text: include_str!(concat!("../../../kernels/", $file)), variants: $variants, only: None }
+        Source {
+            file: $file,
+            text: include_str!(concat!("../../../kernels/", $file)),
+            variants: $variants,
+            only: None,
+        }
     };
 }
 

@@ -84,8 +84,8 @@ fn agrees(cuda: &mut Cuda, head_sizes: &'static [usize], error: fn(&testing::Cas
     assert!(off.is_empty(), "off by more than {tolerance:.0e}: {off:?}");
 }
 
-/// By the norm: a logit of 10 is rounded by up to 0.03, which moves a small probability by 3 % and so single gradients
-/// by more. The next test holds the same kernels to each element.
+/// By the norm: a logit of 10 is rounded by up to 0.03, which moves a small probability by 3 % and so single
+/// gradients by more. The next test holds the same kernels to each element.
 #[test]
 fn every_operation_agrees_with_f64_in_bf16() {
     let Some(mut cuda) = cuda() else { return };
@@ -158,7 +158,10 @@ fn merkle_roots_on_the_device_are_those_of_the_host() {
         .collect();
     let (long, buf) = tensors.last().expect("there are tensors");
     let ranges = [16..48, 8 * 4096..12 * 4096, 1024 * 4096..long.len()];
-    let parts = cuda.merkle_roots(&ranges.clone().map(|range| (buf, range))).expect("roots").expect("the device hashes");
+    let parts = cuda
+        .merkle_roots(&ranges.clone().map(|range| (buf, range)))
+        .expect("roots")
+        .expect("the device hashes");
     for (range, root) in ranges.into_iter().zip(parts) {
         assert_eq!(hex::encode(root), hex::encode(merkle_root(&long[range.clone()])), "{range:?}");
     }
@@ -167,7 +170,12 @@ fn merkle_roots_on_the_device_are_those_of_the_host() {
     for round in 0..2 {
         let roots = cuda.merkle_roots(&asked).expect("roots").expect("the device hashes");
         for ((content, _), root) in tensors.iter().zip(roots) {
-            assert_eq!(hex::encode(root), hex::encode(merkle_root(content)), "{} bytes, round {round}", content.len());
+            assert_eq!(
+                hex::encode(root),
+                hex::encode(merkle_root(content)),
+                "{} bytes, round {round}",
+                content.len()
+            );
         }
     }
 }
@@ -196,7 +204,8 @@ fn the_products_of_a_wide_layer_agree_with_the_cpu_in_every_mode() {
         let mut dx = ops.alloc(Role::Activation, n * c_in).expect("memory");
         ops.linear_backward_input(&mut dx, &d, &w, n, c_in, c_out).expect("linear_backward_input");
         let mut dpre = ops.alloc(Role::Activation, n * c_in).expect("memory");
-        ops.linear_backward_input_gelu(&mut dpre, &d, &w, &x, n, c_in, c_out).expect("linear_backward_input_gelu");
+        ops.linear_backward_input_gelu(&mut dpre, &d, &w, &x, n, c_in, c_out)
+            .expect("linear_backward_input_gelu");
         let mut dw = ops.alloc(Role::F32, c_out * c_in).expect("memory");
         let mut db = ops.alloc(Role::F32, c_out).expect("memory");
         ops.linear_backward_weight(&mut dw, Some(&mut db), &d, &x, n, c_in, c_out, Write::Set).expect("set");
@@ -219,15 +228,22 @@ fn the_products_of_a_wide_layer_agree_with_the_cpu_in_every_mode() {
         (Compute::Tf32, 0, 1e-3),
     ] {
         let Some(mut cuda) = open(&Options { compute, gelu_fusion, ..Options::default() }) else { return };
-        results.push((format!("{compute:?} fusion {gelu_fusion}"), tolerance, run(&mut cuda, (n, c_in, c_out), data)));
+        results.push((
+            format!("{compute:?} fusion {gelu_fusion}"),
+            tolerance,
+            run(&mut cuda, (n, c_in, c_out), data),
+        ));
     }
     let expected = run(&mut cpu(), (n, c_in, c_out), data);
     for (mode, tolerance, got) in &results {
-        for (name, (got, expected)) in ["out", "pre", "dx", "dpre", "dweight", "dbias"].iter().zip(got.iter().zip(&expected)) {
+        for (name, (got, expected)) in
+            ["out", "pre", "dx", "dpre", "dweight", "dbias"].iter().zip(got.iter().zip(&expected))
+        {
             let distance = distance(got, expected);
             println!("{mode}: {name} {distance:.1e}");
             // Weight gradients are summed and stored in fp32 whatever the inputs are.
-            let tolerance = if name.starts_with("dw") || *name == "dbias" { tolerance.min(1e-3) } else { *tolerance };
+            let tolerance =
+                if name.starts_with("dw") || *name == "dbias" { tolerance.min(1e-3) } else { *tolerance };
             assert!(distance < tolerance, "{mode}: {name} is off by {distance:.2e}, at most {tolerance:.0e}");
         }
     }
@@ -245,7 +261,8 @@ fn the_bias_gradient_after_gelu_has_the_bits_of_a_pass_of_its_own() {
     let mut dw = cuda.alloc(Role::F32, wide * c).expect("memory");
     let mut gradient = |cuda: &mut Cuda, dpre: &memory::Buf| {
         let mut db = cuda.alloc(Role::F32, wide).expect("memory");
-        cuda.linear_backward_weight(&mut dw, Some(&mut db), dpre, &x, n, c, wide, Write::Set).expect("gradient");
+        cuda.linear_backward_weight(&mut dw, Some(&mut db), dpre, &x, n, c, wide, Write::Set)
+            .expect("gradient");
         bytes(cuda, &db)
     };
     cuda.linear_backward_input_gelu(&mut dpre, &dout, &weight, &pre, n, wide, c).expect("gradient");
@@ -265,7 +282,14 @@ fn the_classifier_crosses_chunks_without_a_seam() {
     let x = numbers("x", n * c, 1.0);
     let wte = numbers("wte", vocab.padded * c, 0.3);
     let targets: Vec<u16> = (0..n).map(|i| (i * 7919 % vocab.used) as u16).collect();
-    fn run<O: Ops>(ops: &mut O, x: &[f32], wte: &[f32], targets: &[u16], c: usize, vocab: Vocab) -> [Vec<f32>; 4] {
+    fn run<O: Ops>(
+        ops: &mut O,
+        x: &[f32],
+        wte: &[f32],
+        targets: &[u16],
+        c: usize,
+        vocab: Vocab,
+    ) -> [Vec<f32>; 4] {
         let n = targets.len();
         let (x, wte) = (filled(ops, Role::Activation, x), filled(ops, Role::Param, wte));
         let mut ids = ops.alloc_ids(n).expect("memory");
@@ -274,8 +298,21 @@ fn the_classifier_crosses_chunks_without_a_seam() {
         let mut alone = ops.alloc(Role::F32, n).expect("memory");
         let mut dx = ops.alloc(Role::Activation, n * c).expect("memory");
         let mut dwte = filled(ops, Role::F32, &vec![7.0; vocab.padded * c]);
-        ops.classifier(&mut losses, 5, &mut dx, &mut dwte, &x, &wte, &ids, n, c, vocab, 1.0 / 64.0, Write::Set)
-            .expect("classifier");
+        ops.classifier(
+            &mut losses,
+            5,
+            &mut dx,
+            &mut dwte,
+            &x,
+            &wte,
+            &ids,
+            n,
+            c,
+            vocab,
+            1.0 / 64.0,
+            Write::Set,
+        )
+        .expect("classifier");
         ops.classifier_loss(&mut alone, 0, &x, &wte, &ids, n, c, vocab).expect("classifier_loss");
         [
             values(ops, &losses, n + 5)[5..].to_vec(),
@@ -288,7 +325,9 @@ fn the_classifier_crosses_chunks_without_a_seam() {
     let expected = run(&mut cpu(), &x, &wte, &targets, c, vocab);
     assert_eq!(got[0], got[1], "the losses are the same bits with and without gradients");
     for ((name, tolerance), (got, expected)) in
-        [("losses", 2e-3), ("losses", 2e-3), ("dx", 1e-2), ("dwte", 1e-2)].iter().zip(got.iter().zip(&expected))
+        [("losses", 2e-3), ("losses", 2e-3), ("dx", 1e-2), ("dwte", 1e-2)]
+            .iter()
+            .zip(got.iter().zip(&expected))
     {
         let distance = distance(got, expected);
         println!("classifier {name} {distance:.1e}");
@@ -311,7 +350,8 @@ fn attention_over_many_tiles_agrees_with_the_cpu_and_repeats_its_bits() {
         [values(ops, &out, len), values(ops, &lse, rows.count() * heads.heads), values(ops, &dqkv, 3 * len)]
     }
     let Some(mut cuda) = cuda() else { return };
-    for (batch, seq, count, head_size) in [(2, 1024, 3, 64), (1, 777, 2, 80), (1, 500, 2, 96), (2, 650, 2, 128), (1, 300, 2, 40)]
+    for (batch, seq, count, head_size) in
+        [(2, 1024, 3, 64), (1, 777, 2, 80), (1, 500, 2, 96), (2, 650, 2, 128), (1, 300, 2, 40)]
     {
         let (rows, heads) = (Rows { batch, seq }, Heads { heads: count, head_size });
         let len = rows.count() * count * head_size;
@@ -332,7 +372,16 @@ fn attention_over_many_tiles_agrees_with_the_cpu_and_repeats_its_bits() {
 }
 
 fn small_model() -> Model {
-    Model { init: None, descriptor: None, layers: 3, heads: 2, channels: 128, context: 160, vocab: 500, vocab_padded: 512 }
+    Model {
+        init: None,
+        descriptor: None,
+        layers: 3,
+        heads: 2,
+        channels: 128,
+        context: 160,
+        vocab: 500,
+        vocab_padded: 512,
+    }
 }
 
 const ROWS: Rows = Rows { batch: 3, seq: 150 };
@@ -341,7 +390,8 @@ const ROWS: Rows = Rows { batch: 3, seq: 150 };
 fn train_small<O: Ops>(ops: &mut O, recompute: u8) -> (Vec<f32>, Vec<(String, Vec<f32>)>) {
     let config = small_model();
     let mut model = Gpt2::new(ops, &config, ROWS, recompute, true, 11).expect("a model");
-    let mut grads: Weights<O::Buf> = model.specs.try_map(|spec| ops.alloc(Role::F32, spec.len)).expect("memory");
+    let mut grads: Weights<O::Buf> =
+        model.specs.try_map(|spec| ops.alloc(Role::F32, spec.len)).expect("memory");
     let n = ROWS.count();
     let mut losses = ops.alloc(Role::F32, 2 * n).expect("memory");
     for (micro, write) in [Write::Set, Write::Add].into_iter().enumerate() {
@@ -349,10 +399,13 @@ fn train_small<O: Ops>(ops: &mut O, recompute: u8) -> (Vec<f32>, Vec<(String, Ve
         let inputs: Vec<u16> = (0..n).map(token).collect();
         let targets: Vec<u16> = (1..=n).map(token).collect();
         let batch = MicroBatch { inputs: &inputs, targets: &targets, rows: ROWS, losses_at: micro * n };
-        model.forward_backward(ops, &batch, &mut losses, &mut grads, 1.0 / 32.0, write).expect("a micro-step");
+        model
+            .forward_backward(ops, &batch, &mut losses, &mut grads, 1.0 / 32.0, write)
+            .expect("a micro-step");
     }
     let names: Vec<(String, usize)> = model.specs.iter().map(|spec| (spec.name.clone(), spec.len)).collect();
-    let gradients = names.into_iter().zip(grads.iter()).map(|((name, len), buf)| (name, values(ops, buf, len))).collect();
+    let gradients =
+        names.into_iter().zip(grads.iter()).map(|((name, len), buf)| (name, values(ops, buf, len))).collect();
     (values(ops, &losses, 2 * n), gradients)
 }
 
@@ -366,7 +419,10 @@ fn a_model_has_the_losses_and_gradients_of_the_cpu() {
         let got = train_small(&mut cuda, 0);
         let mut worst = vec![(distance(&got.0, &expected.0) / losses, "losses".to_owned())];
         worst.extend(
-            got.1.iter().zip(&expected.1).map(|((name, got), (_, expected))| (distance(got, expected) / gradients, name.clone())),
+            got.1
+                .iter()
+                .zip(&expected.1)
+                .map(|((name, got), (_, expected))| (distance(got, expected) / gradients, name.clone())),
         );
         worst.sort_by(|a, b| b.0.total_cmp(&a.0));
         println!("{compute:?} fusion {gelu_fusion}, parts of the tolerance: {:?}", &worst[..4]);
@@ -509,11 +565,17 @@ fn too_little_memory_and_wrong_operands_are_refused_by_name() {
     let all = cuda.gpu().total_bytes;
     assert!(cuda.free_bytes().expect("the driver knows") < all, "some of it is taken");
     let Err(error) = cuda.alloc(Role::F32, all as usize) else { panic!("four times the memory there is") };
-    assert!(error.to_string().contains("`fp32 tensors`") && error.to_string().contains("out of memory"), "{error}");
+    assert!(
+        error.to_string().contains("`fp32 tensors`") && error.to_string().contains("out of memory"),
+        "{error}"
+    );
     let mut short = cuda.alloc(Role::Activation, 64).expect("memory");
     let x = cuda.alloc(Role::Activation, 128).expect("memory");
     let error = cuda.linear(&mut short, &x, &x, None, 2, 64, 64).expect_err("`weight` is short").to_string();
-    assert!(error.contains("linear failed on") && error.contains("`weight` has 128 elements, 4096 are needed"), "{error}");
+    assert!(
+        error.contains("linear failed on") && error.contains("`weight` has 128 elements, 4096 are needed"),
+        "{error}"
+    );
     let floats = cuda.alloc(Role::F32, 128).expect("memory");
     let error = cuda.gelu(&mut short, &floats, 64).expect_err("`pre` is fp32").to_string();
     assert!(error.contains("gelu failed on") && error.contains("`pre` is F32, expected BF16"), "{error}");
@@ -529,7 +591,11 @@ fn tuning() {
             let Some(mut cuda) = open(&Options { gelu_fusion, ..Options::default() }) else { return };
             let started = std::time::Instant::now();
             cuda.alloc_scratch(&shape).expect("scratch and plans");
-            println!("{name}, fusion {gelu_fusion}: {} products in {:.1} s", cuda.tuned().len(), started.elapsed().as_secs_f64());
+            println!(
+                "{name}, fusion {gelu_fusion}: {} products in {:.1} s",
+                cuda.tuned().len(),
+                started.elapsed().as_secs_f64()
+            );
             for gemm::Tuned { plan, us, first_us, candidates } in cuda.tuned() {
                 let tflops = plan.key.flops() / f64::from(*us) * 1e-6;
                 println!(

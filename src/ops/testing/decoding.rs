@@ -39,7 +39,9 @@ impl<O: Ops> Bench<'_, O> {
     }
 
     fn decode_linear(&mut self) {
-        for (n, c_in, c_out) in [(1, 1, 1), (1, 768, 131), (2, 7, 3), (3, 520, 70), (5, 64, 64), (8, 1100, 9), (13, 130, 65)] {
+        for (n, c_in, c_out) in
+            [(1, 1, 1), (1, 768, 131), (2, 7, 3), (3, 520, 70), (5, 64, 64), (8, 1100, 9), (13, 130, 65)]
+        {
             let c_in = self.limits.row(c_in);
             let shape = format!("{n} {c_in} {c_out}");
             let x = self.input(Role::Activation, n * c_in, 1.0);
@@ -47,20 +49,30 @@ impl<O: Ops> Bench<'_, O> {
             let bias = self.input(Role::Param, c_out, 1.0);
             let [mut out, mut act] = [(); 2].map(|()| self.poisoned(Role::Activation, n * c_out));
             let mut wide = self.poisoned(Role::F32, n * c_out);
-            self.ops.decode_linear(&mut out, &x.buf, &weight.buf, Some(&bias.buf), false, n, c_in, c_out).unwrap();
-            self.ops.decode_linear(&mut act, &x.buf, &weight.buf, Some(&bias.buf), true, n, c_in, c_out).unwrap();
+            self.ops
+                .decode_linear(&mut out, &x.buf, &weight.buf, Some(&bias.buf), false, n, c_in, c_out)
+                .unwrap();
+            self.ops
+                .decode_linear(&mut act, &x.buf, &weight.buf, Some(&bias.buf), true, n, c_in, c_out)
+                .unwrap();
             self.ops.decode_linear(&mut wide, &x.buf, &weight.buf, None, false, n, c_in, c_out).unwrap();
             let want = reference::linear(&x.values, &weight.values, Some(&bias.values), n, c_in, c_out);
             let bare = reference::linear(&x.values, &weight.values, None, n, c_in, c_out);
             self.result(&format!("decode_linear {shape}"), &out, want.clone());
-            self.result(&format!("decode_linear gelu {shape}"), &act, want.iter().map(|x| reference::gelu(*x)).collect());
+            self.result(
+                &format!("decode_linear gelu {shape}"),
+                &act,
+                want.iter().map(|x| reference::gelu(*x)).collect(),
+            );
             self.result(&format!("decode_linear f32 {shape}"), &wide, bare);
         }
     }
 
     /// A sequence comes in pieces of one row and of several, beside another stream that must not show.
     fn decode_attention(&mut self) {
-        for (seq, heads, head_size) in [(1, 1, 16), (5, 2, 16), (70, 3, 24), (200, 2, 64), (90, 1, 80), (300, 2, 128)] {
+        for (seq, heads, head_size) in
+            [(1, 1, 16), (5, 2, 16), (70, 3, 24), (200, 2, 64), (90, 1, 80), (300, 2, 128)]
+        {
             let Some(head_size) = self.limits.head_size(head_size) else { continue };
             let (channels, capacity) = (heads * head_size, seq + 3);
             let qkv = self.input(Role::Activation, 3 * seq * channels, 1.0);
@@ -82,7 +94,16 @@ impl<O: Ops> Bench<'_, O> {
                 let [keys, values] = &mut caches;
                 let places = Places { streams: &streams, positions: &positions };
                 let heads = Heads { heads, head_size };
-                self.ops.decode_attention(&mut out, KvCache { keys, values, capacity }, &rows, places, n + 1, heads).unwrap();
+                self.ops
+                    .decode_attention(
+                        &mut out,
+                        KvCache { keys, values, capacity },
+                        &rows,
+                        places,
+                        n + 1,
+                        heads,
+                    )
+                    .unwrap();
                 got.extend(self.read(&out, n * channels));
                 at += n;
                 piece = piece % 7 + 1;
@@ -108,7 +129,8 @@ pub fn decoding_alone_and_together<O: Ops>(ops: &mut O, n: usize) -> [Vec<f32>; 
     let mut pass = |rows: std::ops::Range<usize>| {
         let n = rows.len();
         let x = bench.input_of(Role::Activation, &x[rows.start * c_in..rows.end * c_in]).buf;
-        let qkv = bench.input_of(Role::Activation, &qkv[rows.start * 3 * channels..rows.end * 3 * channels]).buf;
+        let qkv =
+            bench.input_of(Role::Activation, &qkv[rows.start * 3 * channels..rows.end * 3 * channels]).buf;
         let mut all = Vec::new();
         for (role, gelu) in [(Role::Activation, true), (Role::Activation, false), (Role::F32, false)] {
             let mut out = bench.poisoned(role, n * c_out);
@@ -116,8 +138,8 @@ pub fn decoding_alone_and_together<O: Ops>(ops: &mut O, n: usize) -> [Vec<f32>; 
             all.push((c_out, bench.read(&out, n * c_out)));
         }
         let stream = capacity * channels;
-        let [mut keys, mut values] =
-            [(); 2].map(|()| bench.input_of(Role::Activation, &cache[rows.start * stream..rows.end * stream]).buf);
+        let [mut keys, mut values] = [(); 2]
+            .map(|()| bench.input_of(Role::Activation, &cache[rows.start * stream..rows.end * stream]).buf);
         let streams = bench.listed(&(0..n as u16).collect::<Vec<_>>());
         let at = bench.listed(&positions[rows]);
         let mut out = bench.poisoned(Role::Activation, n * channels);
@@ -128,7 +150,9 @@ pub fn decoding_alone_and_together<O: Ops>(ops: &mut O, n: usize) -> [Vec<f32>; 
         // Row by row, so that passes of one row line up with a pass of several.
         (0..n)
             .flat_map(|i| {
-                all.iter().flat_map(move |(width, values)| values[i * width..(i + 1) * width].to_vec()).collect::<Vec<f32>>()
+                all.iter()
+                    .flat_map(move |(width, values)| values[i * width..(i + 1) * width].to_vec())
+                    .collect::<Vec<f32>>()
             })
             .collect::<Vec<f32>>()
     };

@@ -29,7 +29,8 @@ impl Case {
     /// `‖got - want‖ / ‖want‖` over the whole tensor; infinite when something is not a number.
     pub fn distance(&self) -> f64 {
         let square = |x: f64| x * x;
-        let off: f64 = self.got.iter().zip(&self.want).map(|(got, want)| square(f64::from(*got) - want)).sum();
+        let off: f64 =
+            self.got.iter().zip(&self.want).map(|(got, want)| square(f64::from(*got) - want)).sum();
         match off.sqrt() {
             0.0 => 0.0,
             off if off.is_nan() => f64::INFINITY,
@@ -100,7 +101,11 @@ pub fn check_within<O: Ops>(ops: &mut O, tolerance: Tolerance, limits: Limits) {
             let error = (f64::from(*got) - want).abs();
             let allowed = tolerance.relative * (want.abs() + rms);
             // Written so that a NaN fails.
-            assert!(error <= allowed, "{}: element {i} is {got}, the reference {want}, allowed {allowed:e}", case.name);
+            assert!(
+                error <= allowed,
+                "{}: element {i} is {got}, the reference {want}, allowed {allowed:e}",
+                case.name
+            );
         }
     }
 }
@@ -154,7 +159,8 @@ impl<O: Ops> Bench<'_, O> {
         self.input_of(role, &vec![f32::NAN; len]).buf
     }
 
-    /// An output of a `write` operation: poisoned on `Set`, random on `Add`; and what it held, zeros on `Set`.
+    /// An output of a `write` operation: poisoned on `Set`, random on `Add`; and what it held, zeros on
+    /// `Set`.
     fn target(&mut self, len: usize, write: Write) -> Input<O> {
         match write {
             Write::Set => Input { buf: self.poisoned(Role::F32, len), values: vec![0.0; len] },
@@ -184,7 +190,9 @@ impl<O: Ops> Bench<'_, O> {
 
     fn scratch(&mut self, rows: Rows, channels: usize, heads: Heads, vocab: Vocab) {
         let params = super::ParamCount::default();
-        self.ops.alloc_scratch(&ScratchShape { rows, channels, heads, vocab, backward: true, params }).unwrap();
+        self.ops
+            .alloc_scratch(&ScratchShape { rows, channels, heads, vocab, backward: true, params })
+            .unwrap();
     }
 
     fn embedding(&mut self) {
@@ -200,7 +208,10 @@ impl<O: Ops> Bench<'_, O> {
             let mut out = self.poisoned(Role::Activation, n * channels);
             self.ops.embedding(&mut out, &ids, &wte.buf, &wpe.buf, rows, channels).unwrap();
             let at = |i: usize| {
-                (usize::from(tokens[i / channels]) * channels + i % channels, (i / channels % rows.seq) * channels + i % channels)
+                (
+                    usize::from(tokens[i / channels]) * channels + i % channels,
+                    (i / channels % rows.seq) * channels + i % channels,
+                )
             };
             let want = (0..n * channels).map(|i| wte.values[at(i).0] + wpe.values[at(i).1]).collect();
             self.result(&format!("embedding {rows:?} {channels}"), &out, want);
@@ -213,9 +224,19 @@ impl<O: Ops> Bench<'_, O> {
                     dwte.values[at(i).0] += dout.values[i];
                     dwpe.values[at(i).1] += dout.values[i];
                 }
-                self.ops.embedding_backward(&mut dwte.buf, &mut dwpe.buf, write, &dout.buf, &ids, rows, channels).unwrap();
-                self.result(&format!("embedding_backward dwte {rows:?} {channels} {write:?}"), &dwte.buf, dwte.values);
-                self.result(&format!("embedding_backward dwpe {rows:?} {channels} {write:?}"), &dwpe.buf, dwpe.values);
+                self.ops
+                    .embedding_backward(&mut dwte.buf, &mut dwpe.buf, write, &dout.buf, &ids, rows, channels)
+                    .unwrap();
+                self.result(
+                    &format!("embedding_backward dwte {rows:?} {channels} {write:?}"),
+                    &dwte.buf,
+                    dwte.values,
+                );
+                self.result(
+                    &format!("embedding_backward dwpe {rows:?} {channels} {write:?}"),
+                    &dwpe.buf,
+                    dwpe.values,
+                );
             }
         }
     }
@@ -230,13 +251,14 @@ impl<O: Ops> Bench<'_, O> {
             let [mut out, mut residual] = [(); 2].map(|()| self.poisoned(Role::Activation, n * c));
             let [mut mean, mut rstd] = [(); 2].map(|()| self.poisoned(Role::F32, n));
             self.ops.layernorm(&mut out, &mut mean, &mut rstd, &x.buf, &weight.buf, &bias.buf, n, c).unwrap();
-            let (want, want_mean, want_rstd) = reference::layernorm(&x.values, &weight.values, &bias.values, c);
+            let (want, want_mean, want_rstd) =
+                reference::layernorm(&x.values, &weight.values, &bias.values, c);
             self.result(&format!("layernorm {n} {c}"), &out, want);
             self.result(&format!("layernorm mean {n} {c}"), &mean, want_mean);
             self.result(&format!("layernorm rstd {n} {c}"), &rstd, want_rstd);
 
-            let [mut out, mut mean2, mut rstd2] =
-                [(Role::Activation, n * c), (Role::F32, n), (Role::F32, n)].map(|(role, len)| self.poisoned(role, len));
+            let [mut out, mut mean2, mut rstd2] = [(Role::Activation, n * c), (Role::F32, n), (Role::F32, n)]
+                .map(|(role, len)| self.poisoned(role, len));
             self.ops
                 .residual_layernorm(
                     &mut residual,
@@ -265,7 +287,9 @@ impl<O: Ops> Bench<'_, O> {
             for (dx_write, write) in [(Write::Set, Write::Set), (Write::Add, Write::Add)] {
                 let dout = self.input(Role::Activation, n * c, 1.0);
                 let mut dx = match dx_write {
-                    Write::Set => Input { buf: self.poisoned(Role::Activation, n * c), values: vec![0.0; n * c] },
+                    Write::Set => {
+                        Input { buf: self.poisoned(Role::Activation, n * c), values: vec![0.0; n * c] }
+                    }
                     Write::Add => self.input(Role::Activation, n * c, 1.0),
                 };
                 let (mut dweight, mut dbias) = (self.target(c, write), self.target(c, write));
@@ -285,29 +309,46 @@ impl<O: Ops> Bench<'_, O> {
                         c,
                     )
                     .unwrap();
-                let (want_dx, want_dw, want_db) = reference::layernorm_backward(&dout.values, &x.values, &weight.values, c);
-                self.result(&format!("layernorm_backward dx {n} {c} {write:?}"), &dx.buf, sum(&dx.values, &want_dx));
+                let (want_dx, want_dw, want_db) =
+                    reference::layernorm_backward(&dout.values, &x.values, &weight.values, c);
+                self.result(
+                    &format!("layernorm_backward dx {n} {c} {write:?}"),
+                    &dx.buf,
+                    sum(&dx.values, &want_dx),
+                );
                 self.result(
                     &format!("layernorm_backward dweight {n} {c} {write:?}"),
                     &dweight.buf,
                     sum(&dweight.values, &want_dw),
                 );
-                self.result(&format!("layernorm_backward dbias {n} {c} {write:?}"), &dbias.buf, sum(&dbias.values, &want_db));
+                self.result(
+                    &format!("layernorm_backward dbias {n} {c} {write:?}"),
+                    &dbias.buf,
+                    sum(&dbias.values, &want_db),
+                );
             }
         }
     }
 
     fn linear(&mut self) {
         // Past 256 the sums and the row chunks are cut, past 384 the tasks; 64, 16 and 6 are tile sides.
-        for (n, c_in, c_out) in
-            [(1, 1, 1), (5, 7, 3), (6, 64, 64), (13, 520, 70), (300, 65, 40), (257, 16, 130), (390, 8, 67), (12, 130, 600)]
-        {
+        for (n, c_in, c_out) in [
+            (1, 1, 1),
+            (5, 7, 3),
+            (6, 64, 64),
+            (13, 520, 70),
+            (300, 65, 40),
+            (257, 16, 130),
+            (390, 8, 67),
+            (12, 130, 600),
+        ] {
             let (c_in, c_out) = (self.limits.row(c_in), self.limits.row(c_out));
             let shape = format!("{n} {c_in} {c_out}");
             let x = self.input(Role::Activation, n * c_in, 1.0);
             let weight = self.input(Role::Param, c_out * c_in, 0.3);
             let bias = self.input(Role::Param, c_out, 1.0);
-            let [mut out, mut plain, mut act, mut pre, mut again] = [(); 5].map(|()| self.poisoned(Role::Activation, n * c_out));
+            let [mut out, mut plain, mut act, mut pre, mut again] =
+                [(); 5].map(|()| self.poisoned(Role::Activation, n * c_out));
             self.ops.linear(&mut out, &x.buf, &weight.buf, Some(&bias.buf), n, c_in, c_out).unwrap();
             self.ops.linear(&mut plain, &x.buf, &weight.buf, None, n, c_in, c_out).unwrap();
             self.ops.linear_gelu(&mut act, &mut pre, &x.buf, &weight.buf, &bias.buf, n, c_in, c_out).unwrap();
@@ -318,27 +359,56 @@ impl<O: Ops> Bench<'_, O> {
             self.result(&format!("linear {shape}"), &out, want.clone());
             self.result(&format!("linear without bias {shape}"), &plain, bare);
             self.result(&format!("linear_gelu pre {shape}"), &pre, want.clone());
-            self.result(&format!("linear_gelu out {shape}"), &act, want.iter().map(|x| reference::gelu(*x)).collect());
-            self.result(&format!("gelu {shape}"), &again, stored.iter().map(|x| reference::gelu(*x)).collect());
+            self.result(
+                &format!("linear_gelu out {shape}"),
+                &act,
+                want.iter().map(|x| reference::gelu(*x)).collect(),
+            );
+            self.result(
+                &format!("gelu {shape}"),
+                &again,
+                stored.iter().map(|x| reference::gelu(*x)).collect(),
+            );
 
             let dout = self.input(Role::Activation, n * c_out, 1.0);
             let pre = self.input(Role::Activation, n * c_in, 1.5);
             let [mut dx, mut dpre] = [(); 2].map(|()| self.poisoned(Role::Activation, n * c_in));
             self.ops.linear_backward_input(&mut dx, &dout.buf, &weight.buf, n, c_in, c_out).unwrap();
-            self.ops.linear_backward_input_gelu(&mut dpre, &dout.buf, &weight.buf, &pre.buf, n, c_in, c_out).unwrap();
+            self.ops
+                .linear_backward_input_gelu(&mut dpre, &dout.buf, &weight.buf, &pre.buf, n, c_in, c_out)
+                .unwrap();
             let want = reference::linear_backward_input(&dout.values, &weight.values, n, c_in, c_out);
             self.result(&format!("linear_backward_input {shape}"), &dx, want.clone());
-            let want = want.iter().zip(&pre.values).map(|(d, x)| d * reference::gelu_derivative(*x)).collect();
+            let want =
+                want.iter().zip(&pre.values).map(|(d, x)| d * reference::gelu_derivative(*x)).collect();
             self.result(&format!("linear_backward_input_gelu {shape}"), &dpre, want);
 
-            let (want_dw, want_db) = reference::linear_backward_weight(&dout.values, &x.values, n, c_in, c_out);
+            let (want_dw, want_db) =
+                reference::linear_backward_weight(&dout.values, &x.values, n, c_in, c_out);
             for write in [Write::Set, Write::Add] {
                 let (mut dweight, mut dbias) = (self.target(c_out * c_in, write), self.target(c_out, write));
                 self.ops
-                    .linear_backward_weight(&mut dweight.buf, Some(&mut dbias.buf), &dout.buf, &x.buf, n, c_in, c_out, write)
+                    .linear_backward_weight(
+                        &mut dweight.buf,
+                        Some(&mut dbias.buf),
+                        &dout.buf,
+                        &x.buf,
+                        n,
+                        c_in,
+                        c_out,
+                        write,
+                    )
                     .unwrap();
-                self.result(&format!("linear_backward_weight {shape} {write:?}"), &dweight.buf, sum(&dweight.values, &want_dw));
-                self.result(&format!("linear_backward_weight dbias {shape} {write:?}"), &dbias.buf, sum(&dbias.values, &want_db));
+                self.result(
+                    &format!("linear_backward_weight {shape} {write:?}"),
+                    &dweight.buf,
+                    sum(&dweight.values, &want_dw),
+                );
+                self.result(
+                    &format!("linear_backward_weight dbias {shape} {write:?}"),
+                    &dbias.buf,
+                    sum(&dbias.values, &want_db),
+                );
             }
         }
     }
@@ -372,7 +442,9 @@ impl<O: Ops> Bench<'_, O> {
     }
 
     fn classifier(&mut self) {
-        for (n, channels, used, padded) in [(1, 4, 3, 8), (3, 8, 10, 16), (300, 16, 257, 384), (7, 48, 1000, 1024)] {
+        for (n, channels, used, padded) in
+            [(1, 4, 3, 8), (3, 8, 10, 16), (300, 16, 257, 384), (7, 48, 1000, 1024)]
+        {
             let (channels, padded) = (self.limits.row(channels), self.limits.row(padded));
             let vocab = Vocab { used, padded };
             let rows = Rows { batch: 1, seq: n };
@@ -381,21 +453,46 @@ impl<O: Ops> Bench<'_, O> {
             let wte = self.input(Role::Param, padded * channels, 0.5);
             let (ids, targets) = self.ids(n, used);
             let scale = 1.0 / n as f32;
-            let (want, want_dx, want_dwte) =
-                reference::classifier(&x.values, &wte.values, &targets, channels, used, padded, f64::from(scale));
+            let (want, want_dx, want_dwte) = reference::classifier(
+                &x.values,
+                &wte.values,
+                &targets,
+                channels,
+                used,
+                padded,
+                f64::from(scale),
+            );
             // Losses go behind two that must stay.
             let behind: Vec<f64> = [2.0, 3.0].into_iter().chain(want).collect();
             let mut losses = self.input_of(Role::F32, &[&[2.0, 3.0][..], &vec![f32::NAN; n]].concat()).buf;
             self.ops.classifier_loss(&mut losses, 2, &x.buf, &wte.buf, &ids, n, channels, vocab).unwrap();
             self.result(&format!("classifier_loss {n} {channels} {used}"), &losses, behind.clone());
             for write in [Write::Set, Write::Add] {
-                let mut losses = self.input_of(Role::F32, &[&[2.0, 3.0][..], &vec![f32::NAN; n]].concat()).buf;
+                let mut losses =
+                    self.input_of(Role::F32, &[&[2.0, 3.0][..], &vec![f32::NAN; n]].concat()).buf;
                 let mut dx = self.poisoned(Role::Activation, n * channels);
                 let mut dwte = self.target(padded * channels, write);
                 self.ops
-                    .classifier(&mut losses, 2, &mut dx, &mut dwte.buf, &x.buf, &wte.buf, &ids, n, channels, vocab, scale, write)
+                    .classifier(
+                        &mut losses,
+                        2,
+                        &mut dx,
+                        &mut dwte.buf,
+                        &x.buf,
+                        &wte.buf,
+                        &ids,
+                        n,
+                        channels,
+                        vocab,
+                        scale,
+                        write,
+                    )
                     .unwrap();
-                self.result(&format!("classifier losses {n} {channels} {used} {write:?}"), &losses, behind.clone());
+                self.result(
+                    &format!("classifier losses {n} {channels} {used} {write:?}"),
+                    &losses,
+                    behind.clone(),
+                );
                 self.result(&format!("classifier dx {n} {channels} {used} {write:?}"), &dx, want_dx.clone());
                 self.result(
                     &format!("classifier dwte {n} {channels} {used} {write:?}"),
@@ -435,7 +532,8 @@ impl<O: Ops> Bench<'_, O> {
         let (grad, more) = (self.input(Role::F32, len, 1.0).buf, self.input(Role::F32, len, 1.0).buf);
 
         let whole = self.ops.sum_squares(&[&grad]).unwrap()[0];
-        let chunks: Vec<f64> = parts.iter().flat_map(|part| self.ops.chunk_squares(&[(&grad, part.clone())]).unwrap()).collect();
+        let chunks: Vec<f64> =
+            parts.iter().flat_map(|part| self.ops.chunk_squares(&[(&grad, part.clone())]).unwrap()).collect();
         assert_eq!(chunks, self.ops.chunk_squares(&[(&grad, 0..chunk), (&grad, chunk..len)]).unwrap());
         assert_eq!(self.ops.fold_squares(&chunks).to_bits(), whole.to_bits());
         // More chunks than threads of any kernel that adds them.
@@ -480,13 +578,16 @@ impl<O: Ops> Bench<'_, O> {
             let run = |test: &mut Self, parts: &[std::ops::Range<usize>]| {
                 let start = bytes(test.ops, &more, len, 4);
                 let mut param = test.ops.alloc(Role::Param, len).unwrap();
-                let values: Vec<f32> = start.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+                let values: Vec<f32> =
+                    start.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
                 test.ops.upload(&mut param, &values).unwrap();
                 let mut kept = Vec::new();
                 for part in parts {
                     let mut master = wide(test.ops, &start[4 * part.start..4 * part.end]);
-                    let (mut m, mut v) =
-                        (test.ops.alloc(Role::F32, part.len()).unwrap(), test.ops.alloc(Role::F32, part.len()).unwrap());
+                    let (mut m, mut v) = (
+                        test.ops.alloc(Role::F32, part.len()).unwrap(),
+                        test.ops.alloc(Role::F32, part.len()).unwrap(),
+                    );
                     let slot = ParamSlot {
                         id: 3,
                         at: part.start,
@@ -501,7 +602,8 @@ impl<O: Ops> Bench<'_, O> {
                     test.ops.adamw(&mut [slot], &update).unwrap();
                     kept.extend([&master, &m, &v].map(|buf| bytes(test.ops, buf, part.len(), 4)));
                 }
-                let [master, m, v] = [0, 1, 2].map(|k| kept.iter().skip(k).step_by(3).flatten().copied().collect::<Vec<u8>>());
+                let [master, m, v] =
+                    [0, 1, 2].map(|k| kept.iter().skip(k).step_by(3).flatten().copied().collect::<Vec<u8>>());
                 [bytes(test.ops, &param, len, size), master, m, v]
             };
             let whole = run(self, std::slice::from_ref(&(0..len)));

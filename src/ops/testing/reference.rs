@@ -1,7 +1,14 @@
 //! Plain f64 forms of the operations: loops that follow the formulas and nothing else.
 
 /// Row-major (rows, columns) times the transpose of (out, columns), plus bias.
-pub fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, n: usize, c_in: usize, c_out: usize) -> Vec<f64> {
+pub fn linear(
+    x: &[f64],
+    weight: &[f64],
+    bias: Option<&[f64]>,
+    n: usize,
+    c_in: usize,
+    c_out: usize,
+) -> Vec<f64> {
     let mut out = Vec::with_capacity(n * c_out);
     for i in 0..n {
         for j in 0..c_out {
@@ -26,7 +33,13 @@ pub fn linear_backward_input(dout: &[f64], weight: &[f64], n: usize, c_in: usize
 }
 
 /// (`doutᵀ x`, column sums of `dout`).
-pub fn linear_backward_weight(dout: &[f64], x: &[f64], n: usize, c_in: usize, c_out: usize) -> (Vec<f64>, Vec<f64>) {
+pub fn linear_backward_weight(
+    dout: &[f64],
+    x: &[f64],
+    n: usize,
+    c_in: usize,
+    c_out: usize,
+) -> (Vec<f64>, Vec<f64>) {
     let (mut dweight, mut dbias) = (vec![0.0; c_out * c_in], vec![0.0; c_out]);
     for i in 0..n {
         for j in 0..c_out {
@@ -65,7 +78,12 @@ pub fn layernorm(x: &[f64], weight: &[f64], bias: &[f64], channels: usize) -> (V
 }
 
 /// (dx, dweight, dbias)
-pub fn layernorm_backward(dout: &[f64], x: &[f64], weight: &[f64], channels: usize) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+pub fn layernorm_backward(
+    dout: &[f64],
+    x: &[f64],
+    weight: &[f64],
+    channels: usize,
+) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
     let (_, means, rstds) = layernorm(x, weight, &vec![0.0; channels], channels);
     let (mut dx, mut dweight, mut dbias) = (Vec::new(), vec![0.0; channels], vec![0.0; channels]);
     for (i, (dout, x)) in dout.chunks(channels).zip(x.chunks(channels)).enumerate() {
@@ -181,9 +199,9 @@ pub fn classifier(
         let log_sum = log_sum_exp(row);
         losses.push(log_sum - row[usize::from(*target)]);
         dlogits.extend(
-            row.iter()
-                .enumerate()
-                .map(|(j, x)| scale * (libm::exp(x - log_sum) - f64::from(u8::from(j == usize::from(*target))))),
+            row.iter().enumerate().map(|(j, x)| {
+                scale * (libm::exp(x - log_sum) - f64::from(u8::from(j == usize::from(*target))))
+            }),
         );
     }
     let dx = linear_backward_input(&dlogits, wte, n, channels, used);
@@ -259,7 +277,10 @@ mod tests {
     fn attention_gradient_is_the_slope() {
         let shape = AttentionShape { batch: 2, seq: 4, heads: 2, head_size: 3 };
         let (qkv, r) = (wide(10, 2 * 4 * 18), wide(11, 2 * 4 * 6));
-        assert_close(&attention_backward(&r, &qkv, shape), &differences(&qkv, &r, |qkv| attention(qkv, shape).0));
+        assert_close(
+            &attention_backward(&r, &qkv, shape),
+            &differences(&qkv, &r, |qkv| attention(qkv, shape).0),
+        );
     }
 
     #[test]
@@ -267,7 +288,13 @@ mod tests {
         let (c, used, padded, targets) = (3, 5, 8, [1u16, 4, 0]);
         let (x, wte) = (wide(12, 9), wide(13, padded * c));
         let (_, dx, dwte) = classifier(&x, &wte, &targets, c, used, padded, 0.3);
-        assert_close(&dx, &differences(&x, &[0.3; 3], |x| classifier(x, &wte, &targets, c, used, padded, 0.3).0));
-        assert_close(&dwte, &differences(&wte, &[0.3; 3], |wte| classifier(&x, wte, &targets, c, used, padded, 0.3).0));
+        assert_close(
+            &dx,
+            &differences(&x, &[0.3; 3], |x| classifier(x, &wte, &targets, c, used, padded, 0.3).0),
+        );
+        assert_close(
+            &dwte,
+            &differences(&wte, &[0.3; 3], |wte| classifier(&x, wte, &targets, c, used, padded, 0.3).0),
+        );
     }
 }

@@ -24,11 +24,16 @@ pub fn settings(text: &str) -> Vec<Setting> {
         }
         // What follows from another key, and what is not set, are comments.
         let line = line.strip_prefix("# ").unwrap_or(line);
-        let is_key =
-            |key: &str| !key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        let is_key = |key: &str| {
+            !key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        };
         let setting = if let Some((key, rest)) = line.split_once(" = ").filter(|(key, _)| is_key(key)) {
             let (value, origin) = split_comment(rest);
-            Setting { key: format!("{section}{key}"), value: Some(value.to_owned()), origin: origin.to_owned() }
+            Setting {
+                key: format!("{section}{key}"),
+                value: Some(value.to_owned()),
+                origin: origin.to_owned(),
+            }
         } else if let Some(key) = line.strip_suffix(" is not set").filter(|key| is_key(key)) {
             Setting { key: format!("{section}{key}"), value: None, origin: String::new() }
         } else {
@@ -64,7 +69,8 @@ mod tests {
         let loaded = experiment::load_text("t", text, &["optimizer.beta1=0.8".into()]).unwrap();
         let settings = settings(&loaded.to_toml());
         let find = |key: &str| {
-            let setting = settings.iter().find(|setting| setting.key == key).unwrap_or_else(|| panic!("no {key}"));
+            let setting =
+                settings.iter().find(|setting| setting.key == key).unwrap_or_else(|| panic!("no {key}"));
             (setting.value.as_deref(), setting.origin.as_str())
         };
         assert_eq!(find("schedule.steps"), (Some("7"), "t:7"));

@@ -63,17 +63,22 @@ pub fn page(page: &Page, charts: &[Chart]) -> Markup {
 fn facts(page: &Page, numbers: &Numbers) -> String {
     let mut facts = Vec::new();
     if let Some(model) = &page.run.model {
-        let size = model.parameters.map_or(String::new(), |n| format!(" with {} parameters", units::count(n)));
+        let size =
+            model.parameters.map_or(String::new(), |n| format!(" with {} parameters", units::count(n)));
         let name = model.descriptor.as_ref().map_or(String::new(), |name| format!(" {name}"));
         facts.push(format!("GPT-2{name}{size}: {} layers, {} channels", model.layers, model.channels));
     }
     let steps = units::thousands(numbers.steps);
     facts.push(match page.setting("schedule.steps").and_then(|steps| steps.parse::<u64>().ok()) {
-        Some(planned) if planned > numbers.steps => format!("{steps} of {} steps so far", units::thousands(planned)),
+        Some(planned) if planned > numbers.steps => {
+            format!("{steps} of {} steps so far", units::thousands(planned))
+        }
         Some(_) => format!("finished after {steps} steps"),
         None => format!("{steps} steps"),
     });
-    if let Some(device) = page.lock.as_ref().and_then(|lock| lock.as_ref().ok()).and_then(|lock| lock.environment.get("device")) {
+    if let Some(device) =
+        page.lock.as_ref().and_then(|lock| lock.as_ref().ok()).and_then(|lock| lock.environment.get("device"))
+    {
         facts.push(format!("on {device}"));
     }
     facts.join(" · ")
@@ -235,11 +240,17 @@ fn happened(row: &MetricsRow) -> Vec<String> {
     let value = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
     let skip = match row.action {
         _ if !row.action.is_skip() => None,
-        crate::store::metrics::Action::SkipLossZ => Some(format!("skipped: loss {}{}", value(row.loss), z(row.loss_z))),
+        crate::store::metrics::Action::SkipLossZ => {
+            Some(format!("skipped: loss {}{}", value(row.loss), z(row.loss_z)))
+        }
         crate::store::metrics::Action::SkipGradZ => {
             Some(format!("skipped: gradient norm {}{}", value(row.grad_norm), z(row.grad_z)))
         }
-        _ => Some(format!("skipped: loss {}, gradient norm {}: not finite", value(row.loss), value(row.grad_norm))),
+        _ => Some(format!(
+            "skipped: loss {}, gradient norm {}: not finite",
+            value(row.loss),
+            value(row.grad_norm)
+        )),
     };
     skip.into_iter().chain(row.events.iter().cloned()).collect()
 }
@@ -248,8 +259,14 @@ fn events(page: &Page) -> Markup {
     let mut events: Vec<(u64, String)> =
         page.run.rows.iter().flat_map(|row| happened(row).into_iter().map(|what| (row.step, what))).collect();
     if let Some(Ok((log, entries))) = &page.ledger {
-        events.extend(entries.iter().flat_map(|entry| entry.events.iter().map(|event| (entry.step, format!("ledger: {event}")))));
-        events.extend(log.notes().iter().map(|note| (note.after, format!("note, {}: {}", note.kind, note.text))));
+        events.extend(
+            entries
+                .iter()
+                .flat_map(|entry| entry.events.iter().map(|event| (entry.step, format!("ledger: {event}")))),
+        );
+        events.extend(
+            log.notes().iter().map(|note| (note.after, format!("note, {}: {}", note.kind, note.text))),
+        );
     }
     events.sort_by_key(|(step, _)| *step);
     let set = |key: &str| page.setting(key).unwrap_or("not set").to_owned();
@@ -281,7 +298,8 @@ fn events(page: &Page) -> Markup {
 }
 
 fn speed(page: &Page, numbers: &Numbers) -> Markup {
-    let sensor = |value: fn(&GpuSample) -> Option<f64>| numbers::spread(page.sensors.iter().filter_map(value));
+    let sensor =
+        |value: fn(&GpuSample) -> Option<f64>| numbers::spread(page.sensors.iter().filter_map(value));
     let spread = |name: &str, values: Option<[f64; 3]>, show: fn(f64) -> String| {
         html! {
             @if let Some(values) = values {
@@ -325,7 +343,9 @@ fn table(table: &Table) -> Markup {
 }
 
 fn configuration(page: &Page) -> Markup {
-    let section = |setting: &Setting| setting.key.split_once('.').map_or(String::new(), |(section, _)| section.to_owned());
+    let section = |setting: &Setting| {
+        setting.key.split_once('.').map_or(String::new(), |(section, _)| section.to_owned())
+    };
     html! {
         @if page.settings.is_empty() { p.quiet { "The run has no experiment.toml." } } @else {
             table.stack {

@@ -87,8 +87,14 @@ impl Page {
         Ok(Page {
             run,
             settings,
-            lock: paths.lock_file().exists().then(|| Lock::read(&paths.lock_file()).map_err(|why| why.to_string())),
-            ledger: paths.ledger().exists().then(|| ledger::read(&paths.ledger()).map_err(|why| why.to_string())),
+            lock: paths
+                .lock_file()
+                .exists()
+                .then(|| Lock::read(&paths.lock_file()).map_err(|why| why.to_string())),
+            ledger: paths
+                .ledger()
+                .exists()
+                .then(|| ledger::read(&paths.ledger()).map_err(|why| why.to_string())),
             checkpoints: checkpoints.collect(),
             samples: samples(&paths.samples())?,
             sensors: sensors(&paths.gpu_log()),
@@ -124,9 +130,16 @@ fn samples(folder: &Path) -> Result<Vec<Sample>, ReportError> {
     let mut samples = Vec::new();
     for entry in entries {
         let path = entry.map_err(io)?.path();
-        let step = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.strip_prefix("step_")?.parse().ok());
+        let step = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .and_then(|stem| stem.strip_prefix("step_")?.parse().ok());
         if let Some(step) = step {
-            let bytes = std::fs::read(&path).map_err(|source| ReportError::Io { action: "read", path: path.clone(), source })?;
+            let bytes = std::fs::read(&path).map_err(|source| ReportError::Io {
+                action: "read",
+                path: path.clone(),
+                source,
+            })?;
             samples.push(Sample { step, text: String::from_utf8_lossy(&bytes).into_owned() });
         }
     }

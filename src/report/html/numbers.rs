@@ -36,8 +36,10 @@ impl Numbers {
         let losses: Vec<f64> = updates.filter_map(|row| row.loss).filter(|loss| loss.is_finite()).collect();
         let looked_at = (losses.len() / 50).max(1).min(losses.len());
         let tail = &losses[losses.len() - looked_at..];
-        let best = rows.iter().filter_map(|row| Some((row.val_loss?, row.step))).min_by(|a, b| a.0.total_cmp(&b.0));
-        let happened = |word: &str| rows.iter().filter(|row| row.events.iter().any(|event| event == word)).count();
+        let best =
+            rows.iter().filter_map(|row| Some((row.val_loss?, row.step))).min_by(|a, b| a.0.total_cmp(&b.0));
+        let happened =
+            |word: &str| rows.iter().filter(|row| row.events.iter().any(|event| event == word)).count();
         Numbers {
             steps: run.trained().count() as u64,
             tokens: rows.last().map_or(0, |row| row.tokens),

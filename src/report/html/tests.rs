@@ -53,7 +53,11 @@ fn the_page_needs_nothing_from_elsewhere_and_is_the_same_each_time() {
     for loaded in ["://", "src=", "url(", "@import", "<script", "<link", "<iframe"] {
         assert!(!page.contains(loaded), "{loaded}");
     }
-    assert_eq!(page.matches("<svg role=\"img\" aria-label=").count(), 3, "loss, gradient norm and throughput");
+    assert_eq!(
+        page.matches("<svg role=\"img\" aria-label=").count(),
+        3,
+        "loss, gradient norm and throughput"
+    );
 }
 
 #[test]
@@ -67,14 +71,22 @@ fn what_is_damaged_is_shown_as_such_and_what_happened_is_told() {
     let page = Page::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
     assert!(page.contains("The ledger cannot be trusted") && page.contains("The lock cannot be trusted"));
     assert!(page.contains("skipped: loss 9.5000, z-score 7.25"));
-    assert!(page.contains("1 above") || page.contains("1 step above"), "the plot counts what is off its scale");
+    assert!(
+        page.contains("1 above") || page.contains("1 step above"),
+        "the plot counts what is off its scale"
+    );
 }
 
 #[test]
 fn a_run_that_is_only_a_log_of_the_reference_has_a_page() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = MainLogWriter::create(folder.path()).unwrap();
-    log.append(&MetricsRow { val_loss: Some(4.0), hellaswag: Some(0.25), ..MetricsRow::new(0, 0, Action::Evaluate) }).unwrap();
+    log.append(&MetricsRow {
+        val_loss: Some(4.0),
+        hellaswag: Some(0.25),
+        ..MetricsRow::new(0, 0, Action::Evaluate)
+    })
+    .unwrap();
     let page = Page::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
     assert!(page.contains("4.0000") && page.contains("0.2500") && page.contains("no experiment.toml"));
 }
@@ -84,7 +96,8 @@ fn the_sensors_of_a_gpu_are_told_with_why_it_was_throttled() {
     let folder = tempfile::tempdir().unwrap();
     run(folder.path());
     let mut log = crate::store::gpu_log::GpuLog::open(&RunPaths::new(folder.path()).gpu_log()).unwrap();
-    for (watts, throttled) in [(640.0, Vec::new()), (697.0, vec!["power_cap".to_owned()]), (698.0, vec!["power_cap".to_owned()])]
+    for (watts, throttled) in
+        [(640.0, Vec::new()), (697.0, vec!["power_cap".to_owned()]), (698.0, vec!["power_cap".to_owned()])]
     {
         log.append(&GpuSample { watts: Some(watts), throttled, ..GpuSample::default() }).unwrap();
     }

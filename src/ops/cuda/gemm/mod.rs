@@ -46,7 +46,8 @@ pub struct Operands {
     pub add: bool,
     /// For the epilogues that have one, else 0.
     pub bias: u64,
-    /// The pre-activation: written by `BiasGelu` and `BiasThenGelu`, read by `GeluGradient` and `ThenGeluGradient`.
+    /// The pre-activation: written by `BiasGelu` and `BiasThenGelu`, read by `GeluGradient` and
+    /// `ThenGeluGradient`.
     pub pre: u64,
     /// Partial column sums of our own products with `ThenGeluGradient` or `BiasGradient`, else 0.
     pub sums: u64,
@@ -88,7 +89,15 @@ impl Gemm {
         let handle = result::create_handle().map_err(|e| fail(gpu, "cublasLtCreate", e))?;
         let workspace = memory.region("matrix multiplication workspace", workspace_bytes(gpu.info.major))?;
         let turns = memory.region("turns of split sums", gemm_hopper::TURNS_BYTES)?;
-        Ok(Gemm { gpu: Arc::clone(gpu), handle, version, workspace, turns, plans: BTreeMap::new(), tuned: Vec::new() })
+        Ok(Gemm {
+            gpu: Arc::clone(gpu),
+            handle,
+            version,
+            workspace,
+            turns,
+            plans: BTreeMap::new(),
+            tuned: Vec::new(),
+        })
     }
 
     /// cuBLASLt's version: 130100 is 13.1.0.
@@ -115,8 +124,8 @@ impl Gemm {
         Ok(())
     }
 
-    /// Makes sure that each of `keys` has a plan: from a lock, the program's own, this user's file, or by timing.
-    /// Without `known_plans`, all that no lock has pinned are timed.
+    /// Makes sure that each of `keys` has a plan: from a lock, the program's own, this user's file, or by
+    /// timing. Without `known_plans`, all that no lock has pinned are timed.
     pub fn prepare(&mut self, kernels: &Kernels, keys: &[GemmKey], known_plans: bool) -> Result<()> {
         let (info, workspace) = (&self.gpu.info, self.workspace.bytes());
         let file = known_plans.then(|| UserPlans::of_user(&info.name, self.version, workspace));
@@ -131,7 +140,8 @@ impl Gemm {
                 continue;
             }
             // A plan that this library refuses was written by another build of the same version.
-            let pinned = known.iter().find(|plan| plan.key == *key).is_some_and(|plan| self.pin(plan, true).is_ok());
+            let pinned =
+                known.iter().find(|plan| plan.key == *key).is_some_and(|plan| self.pin(plan, true).is_ok());
             if !pinned {
                 open.push(*key);
             }
@@ -152,8 +162,8 @@ impl Gemm {
         Ok(())
     }
 
-    /// The tiling of our own kernel that does the operation of `key` whole, or `None` where cuBLASLt's product is followed
-    /// by kernels for the rest.
+    /// The tiling of our own kernel that does the operation of `key` whole, or `None` where cuBLASLt's
+    /// product is followed by kernels for the rest.
     pub fn own(&mut self, key: GemmKey) -> Result<Option<Tiling>> {
         match &self.plan(key)?.ready {
             Ready::Hopper(tiling) => Ok(Some(*tiling)),
@@ -169,16 +179,25 @@ impl Gemm {
         Ok(&self.plans[&key])
     }
 
-    /// Runs a product in stream order: all of the operation, or what cuBLASLt can do of it (see [`Gemm::own`]).
+    /// Runs a product in stream order: all of the operation, or what cuBLASLt can do of it (see
+    /// [`Gemm::own`]).
     ///
     /// # Safety
     /// The addresses are those of live device buffers that hold the matrices of `key`.
-    pub unsafe fn run(&mut self, kernels: &Kernels, operation: &'static str, key: GemmKey, operands: Operands) -> Result<()> {
+    pub unsafe fn run(
+        &mut self,
+        kernels: &Kernels,
+        operation: &'static str,
+        key: GemmKey,
+        operands: Operands,
+    ) -> Result<()> {
         self.gpu.bind()?;
         let Operands { left, right, out, bias, pre, sums, .. } = operands;
         if [left, right, out, bias, pre, sums].iter().any(|address| address % 256 != 0) {
             // The plans were chosen for this alignment.
-            return Err(self.gpu.refuse(operation, format!("a matrix does not start at a multiple of 256 bytes ({key})")));
+            return Err(self
+                .gpu
+                .refuse(operation, format!("a matrix does not start at a multiple of 256 bytes ({key})")));
         }
         self.plan(key)?;
         // SAFETY: the caller's promise about the addresses; the plan was checked for this shape.
@@ -187,17 +206,31 @@ impl Gemm {
 
     /// # Safety
     /// As for [`Gemm::run`].
-    unsafe fn start(&self, kernels: &Kernels, operation: &'static str, plan: &Plan, operands: &Operands) -> Result<()> {
+    unsafe fn start(
+        &self,
+        kernels: &Kernels,
+        operation: &'static str,
+        plan: &Plan,
+        operands: &Operands,
+    ) -> Result<()> {
         match &plan.ready {
             // SAFETY: the caller's promise; every product leaves the turns at zero.
             Ready::Hopper(tiling) => unsafe {
-                gemm_hopper::launch(kernels, operation, &plan.record.key, tiling, operands, self.turns.address())
+                gemm_hopper::launch(
+                    kernels,
+                    operation,
+                    &plan.record.key,
+                    tiling,
+                    operands,
+                    self.turns.address(),
+                )
             },
             Ready::CublasLt(descriptors, algo) => {
                 let fail = |e| fail(&self.gpu, operation, e);
                 descriptors.set_pointers(&operands.only(plan.record.key.epilogue)).map_err(fail)?;
                 // SAFETY: the caller's promise.
-                unsafe { launch(self.handle, descriptors, algo, operands, &self.workspace, &self.gpu) }.map_err(fail)
+                unsafe { launch(self.handle, descriptors, algo, operands, &self.workspace, &self.gpu) }
+                    .map_err(fail)
             }
         }
     }
@@ -219,7 +252,9 @@ impl Gemm {
                     Some("is for Hopper's instructions, which this GPU lacks")
                 };
                 match flaw {
-                    Some(flaw) => Err(self.gpu.refuse("gemm_hopper", format!("the plan for {} {flaw}", record.key))),
+                    Some(flaw) => {
+                        Err(self.gpu.refuse("gemm_hopper", format!("the plan for {} {flaw}", record.key)))
+                    }
                     None => Ok(Ready::Hopper(*hopper)),
                 }
             }
@@ -227,16 +262,27 @@ impl Gemm {
     }
 
     fn ready_cublaslt(&self, key: &GemmKey, plan: &CublasLt) -> Result<Ready> {
-        let refuse = |why: &str| self.gpu.refuse("cublasLtMatmulAlgoCheck", format!("the plan for {key} {why}"));
+        let refuse =
+            |why: &str| self.gpu.refuse("cublasLtMatmulAlgoCheck", format!("the plan for {key} {why}"));
         let words = plan.words().ok_or_else(|| refuse("is not 64 bytes in hexadecimal"))?;
         let algo = sys::cublasLtMatmulAlgo_t { data: words };
-        let descriptors = Descriptors::new(key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
+        let descriptors =
+            Descriptors::new(key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
         let mut checked = std::mem::MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
         // SAFETY: all descriptors are live; an all-zero result is a valid one.
         let (status, checked) = unsafe {
             let Descriptors { desc, a, b, d } = descriptors;
             (
-                sys::cublasLtMatmulAlgoCheck(self.handle, desc, a, b, d, d, &raw const algo, checked.as_mut_ptr()),
+                sys::cublasLtMatmulAlgoCheck(
+                    self.handle,
+                    desc,
+                    a,
+                    b,
+                    d,
+                    d,
+                    &raw const algo,
+                    checked.as_mut_ptr(),
+                ),
                 checked.assume_init(),
             )
         };
@@ -246,7 +292,8 @@ impl Gemm {
         if checked.workspaceSize as u64 > self.workspace.bytes() {
             return Err(refuse("needs a larger workspace"));
         }
-        let attributes = attributes(&algo).map_err(|e| fail(&self.gpu, "cublasLtMatmulAlgoConfigGetAttribute", e))?;
+        let attributes =
+            attributes(&algo).map_err(|e| fail(&self.gpu, "cublasLtMatmulAlgoConfigGetAttribute", e))?;
         if attributes != plan.attributes {
             return Err(refuse(&format!("says {:?}, its 64 bytes mean {attributes:?}", plan.attributes)));
         }
@@ -255,7 +302,8 @@ impl Gemm {
 
     /// The library's first deterministic answer.
     fn heuristic_first(&self, key: GemmKey) -> Result<GemmPlan> {
-        let descriptors = Descriptors::new(&key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
+        let descriptors =
+            Descriptors::new(&key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
         let mut candidates = self.candidates(&key, &descriptors)?;
         Ok(candidates.swap_remove(0))
     }
@@ -282,7 +330,9 @@ impl Gemm {
                 found.as_mut_ptr(),
                 &raw mut count,
             );
-            status.result().map_err(|e| self.gpu.refuse("cublasLtMatmulAlgoGetHeuristic", format!("{e:?} for {key}")))?;
+            status
+                .result()
+                .map_err(|e| self.gpu.refuse("cublasLtMatmulAlgoGetHeuristic", format!("{e:?} for {key}")))?;
             found.set_len(count.max(0) as usize);
         }
         let mut plans = Vec::new();
@@ -400,7 +450,11 @@ impl Descriptors {
             Product::BackwardInput => (weight()?, wide(input, c_out)?, wide(output, c_in)?),
             Product::BackwardWeight => {
                 b_transposed = true;
-                (wide(input, c_in)?, wide(input, c_out)?, result::create_matrix_layout(output, c_in, c_out, c_in as i64)?)
+                (
+                    wide(input, c_in)?,
+                    wide(input, c_out)?,
+                    result::create_matrix_layout(output, c_in, c_out, c_in as i64)?,
+                )
             }
         };
         let made = Descriptors { desc: result::create_matmul_desc(compute, CUDA_R_32F)?, a, b, d };
@@ -409,7 +463,9 @@ impl Descriptors {
         made.set(A::CUBLASLT_MATMUL_DESC_TRANSA, transposed(a_transposed))?;
         made.set(A::CUBLASLT_MATMUL_DESC_TRANSB, transposed(b_transposed))?;
         let epilogue = match key.epilogue {
-            Epilogue::Nothing | Epilogue::ThenGeluGradient | Epilogue::BiasGradient => E::CUBLASLT_EPILOGUE_DEFAULT,
+            Epilogue::Nothing | Epilogue::ThenGeluGradient | Epilogue::BiasGradient => {
+                E::CUBLASLT_EPILOGUE_DEFAULT
+            }
             Epilogue::Bias | Epilogue::BiasThenGelu => E::CUBLASLT_EPILOGUE_BIAS,
             Epilogue::BiasGelu => E::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
             Epilogue::GeluGradient => E::CUBLASLT_EPILOGUE_DGELU,
@@ -426,9 +482,15 @@ impl Descriptors {
         Ok(made)
     }
 
-    fn set<T>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: T) -> Result<(), result::CublasError> {
+    fn set<T>(
+        &self,
+        attribute: sys::cublasLtMatmulDescAttributes_t,
+        value: T,
+    ) -> Result<(), result::CublasError> {
         // SAFETY: the descriptor is live, and the library copies the value.
-        unsafe { result::set_matmul_desc_attribute(self.desc, attribute, (&raw const value).cast(), size_of::<T>()) }
+        unsafe {
+            result::set_matmul_desc_attribute(self.desc, attribute, (&raw const value).cast(), size_of::<T>())
+        }
     }
 
     fn set_pointers(&self, operands: &Operands) -> Result<(), result::CublasError> {
@@ -510,7 +572,13 @@ fn attributes(algo: &sys::cublasLtMatmulAlgo_t) -> Result<Attributes, result::Cu
         let mut written = 0;
         // SAFETY: `value` is as large as it says, and `algo` is live.
         unsafe {
-            sys::cublasLtMatmulAlgoConfigGetAttribute(algo, attribute, (&raw mut value).cast(), size_of::<T>(), &raw mut written)
+            sys::cublasLtMatmulAlgoConfigGetAttribute(
+                algo,
+                attribute,
+                (&raw mut value).cast(),
+                size_of::<T>(),
+                &raw mut written,
+            )
         }
         .result()?;
         Ok(value)

@@ -34,8 +34,8 @@ pub enum Types {
     Tf32,
 }
 
-/// What the operation does beside the product. What cuBLASLt cannot fuse (the last three), kernels of their own do
-/// after its product; our own products do all of it.
+/// What the operation does beside the product. What cuBLASLt cannot fuse (the last three), kernels of their
+/// own do after its product; our own products do all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Epilogue {
@@ -48,7 +48,8 @@ pub enum Epilogue {
     GeluGradient,
     /// Adds a bias, rounds and stores the sum beside, and applies GELU to what was stored.
     BiasThenGelu,
-    /// Rounds, multiplies by the derivative of GELU at the stored pre-activation, and adds the columns of the result.
+    /// Rounds, multiplies by the derivative of GELU at the stored pre-activation, and adds the columns of the
+    /// result.
     ThenGeluGradient,
     /// Adds the columns of `dout` beside: the gradient of the bias.
     BiasGradient,
@@ -192,8 +193,8 @@ pub fn shipped(architecture: &str, sm_count: u32, cublaslt: u64, workspace_bytes
         .collect()
 }
 
-/// Number of the form of a user's plan file. A build that does not know a word in it would take the file for damaged, and
-/// overwrite it.
+/// Number of the form of a user's plan file. A build that does not know a word in it would take the file for
+/// damaged, and overwrite it.
 const FORMAT: u32 = 2;
 
 /// The file of a user's plans.
@@ -206,7 +207,10 @@ pub struct UserPlans {
 
 impl UserPlans {
     pub fn new(folder: Option<PathBuf>, gpu: &str, cublaslt: u64, workspace_bytes: u64) -> UserPlans {
-        let name: String = gpu.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
+        let name: String = gpu
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+            .collect();
         let file = folder.map(|folder| folder.join(format!("{name}-{cublaslt}-v{FORMAT}.toml")));
         UserPlans { file, gpu: gpu.to_owned(), cublaslt, workspace_bytes }
     }
@@ -220,9 +224,11 @@ impl UserPlans {
     pub fn read(&self) -> Vec<GemmPlan> {
         let text = self.file.as_deref().and_then(|file| std::fs::read_to_string(file).ok());
         let file = text.and_then(|text| toml::from_str::<PlanFile>(&text).ok());
-        file.filter(|f| f.gpu == self.gpu && f.cublaslt == self.cublaslt && f.workspace_bytes == self.workspace_bytes)
-            .map(|f| f.plan)
-            .unwrap_or_default()
+        file.filter(|f| {
+            f.gpu == self.gpu && f.cublaslt == self.cublaslt && f.workspace_bytes == self.workspace_bytes
+        })
+        .map(|f| f.plan)
+        .unwrap_or_default()
     }
 
     /// Adds `plans` to the file. A plan that is already there stays: it may be in somebody's lock.
@@ -235,8 +241,12 @@ impl UserPlans {
             }
         }
         all.sort_by_key(|plan| plan.key);
-        let contents =
-            PlanFile { gpu: self.gpu.clone(), cublaslt: self.cublaslt, workspace_bytes: self.workspace_bytes, plan: all };
+        let contents = PlanFile {
+            gpu: self.gpu.clone(),
+            cublaslt: self.cublaslt,
+            workspace_bytes: self.workspace_bytes,
+            plan: all,
+        };
         let text = toml::to_string(&contents).map_err(std::io::Error::other)?;
         let folder = file.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder)?;
@@ -252,10 +262,21 @@ mod tests {
     use super::*;
 
     fn plan(c_out: u64, fill: u64) -> GemmPlan {
-        let key =
-            GemmKey { product: Product::Forward, rows: 1024, c_in: 768, c_out, types: Types::Bf16, epilogue: Epilogue::Bias };
-        let attributes = Attributes { algorithm: 66, tile: 20, split_k: 1, cluster_shape: 3, ..Attributes::default() };
-        let algorithm = Algorithm::CublasLt(CublasLt { algo: CublasLt::encode([fill; 8]), attributes, workspace_bytes: 1 << 40 });
+        let key = GemmKey {
+            product: Product::Forward,
+            rows: 1024,
+            c_in: 768,
+            c_out,
+            types: Types::Bf16,
+            epilogue: Epilogue::Bias,
+        };
+        let attributes =
+            Attributes { algorithm: 66, tile: 20, split_k: 1, cluster_shape: 3, ..Attributes::default() };
+        let algorithm = Algorithm::CublasLt(CublasLt {
+            algo: CublasLt::encode([fill; 8]),
+            attributes,
+            workspace_bytes: 1 << 40,
+        });
         GemmPlan { key, algorithm }
     }
 
@@ -267,7 +288,8 @@ mod tests {
     #[test]
     fn the_64_bytes_survive_the_text() {
         let words = [0, 1, u64::MAX, 0x0123_4567_89ab_cdef, 4, 5, 6, 7];
-        let plan = CublasLt { algo: CublasLt::encode(words), attributes: Attributes::default(), workspace_bytes: 0 };
+        let plan =
+            CublasLt { algo: CublasLt::encode(words), attributes: Attributes::default(), workspace_bytes: 0 };
         assert_eq!(plan.words(), Some(words));
         assert_eq!(CublasLt { algo: plan.algo[2..].to_owned(), ..plan }.words(), None);
     }
@@ -280,13 +302,17 @@ mod tests {
         }
         let json = serde_json::to_string(&own(8)).expect("plain data");
         assert!(json.ends_with(r#""hopper":{"width":192,"cluster":2,"group":8,"splits":3}}"#), "{json}");
-        assert!(serde_json::from_str::<GemmPlan>(&json.replace("width", "breadth")).is_err(), "half a plan is none");
+        assert!(
+            serde_json::from_str::<GemmPlan>(&json.replace("width", "breadth")).is_err(),
+            "half a plan is none"
+        );
     }
 
     #[test]
     fn plans_come_back_from_the_file_and_the_first_one_stays() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let plans = |version| UserPlans::new(Some(folder.path().join("plans")), "NVIDIA H100 80GB HBM3", version, 64);
+        let plans =
+            |version| UserPlans::new(Some(folder.path().join("plans")), "NVIDIA H100 80GB HBM3", version, 64);
         plans(130_100).add(&[plan(768, 1), plan(3072, 2)]).expect("written");
         plans(130_100).add(&[plan(768, 9), own(2304)]).expect("written");
         assert_eq!(plans(130_100).read(), [plan(768, 1), own(2304), plan(3072, 2)]);

@@ -30,7 +30,14 @@ struct Layer {
 impl Layer {
     fn key(self, product: Product, epilogue: Epilogue) -> GemmKey {
         let types = if product == Product::BackwardWeight { Types::Bf16ToF32 } else { Types::Bf16 };
-        GemmKey { product, rows: self.n as u64, c_in: self.c_in as u64, c_out: self.c_out as u64, types, epilogue }
+        GemmKey {
+            product,
+            rows: self.n as u64,
+            c_in: self.c_in as u64,
+            c_out: self.c_out as u64,
+            types,
+            epilogue,
+        }
     }
 
     fn keys(self) -> Vec<GemmKey> {
@@ -62,11 +69,13 @@ fn run<O: Ops>(ops: &mut O, layer: Layer) -> Vec<(&'static str, Vec<f32>)> {
     results.push(("out", values(ops, &out, n * c_out)));
     ops.linear(&mut out, &x, &w, Some(&b), n, c_in, c_out).expect("linear");
     results.push(("out with bias", values(ops, &out, n * c_out)));
-    let (mut out, mut pre) = (poison(ops, Role::Activation, n * c_out), poison(ops, Role::Activation, n * c_out));
+    let (mut out, mut pre) =
+        (poison(ops, Role::Activation, n * c_out), poison(ops, Role::Activation, n * c_out));
     ops.linear_gelu(&mut out, &mut pre, &x, &w, &b, n, c_in, c_out).expect("linear_gelu");
     results.push(("pre", values(ops, &pre, n * c_out)));
     results.push(("gelu", values(ops, &out, n * c_out)));
-    let (mut dx, mut dpre) = (poison(ops, Role::Activation, n * c_in), poison(ops, Role::Activation, n * c_in));
+    let (mut dx, mut dpre) =
+        (poison(ops, Role::Activation, n * c_in), poison(ops, Role::Activation, n * c_in));
     ops.linear_backward_input(&mut dx, &d, &w, n, c_in, c_out).expect("linear_backward_input");
     results.push(("dx", values(ops, &dx, n * c_in)));
     let (mut dw, mut db) = (poison(ops, Role::F32, c_out * c_in), poison(ops, Role::F32, c_out));
@@ -76,7 +85,8 @@ fn run<O: Ops>(ops: &mut O, layer: Layer) -> Vec<(&'static str, Vec<f32>)> {
     ops.linear_backward_weight(&mut dw, Some(&mut db), &d, &x, n, c_in, c_out, Write::Add).expect("add");
     results.push(("dweight added", values(ops, &dw, c_out * c_in)));
     results.push(("dbias added", values(ops, &db, c_out)));
-    ops.linear_backward_input_gelu(&mut dpre, &d, &w, &before, n, c_in, c_out).expect("linear_backward_input_gelu");
+    ops.linear_backward_input_gelu(&mut dpre, &d, &w, &before, n, c_in, c_out)
+        .expect("linear_backward_input_gelu");
     results.push(("dpre", values(ops, &dpre, n * c_in)));
     let (mut dw, mut db) = (poison(ops, Role::F32, c_in * c_in), poison(ops, Role::F32, c_in));
     ops.linear_backward_weight(&mut dw, Some(&mut db), &dpre, &x, n, c_in, c_in, Write::Set).expect("set");
@@ -100,7 +110,8 @@ fn our_products_are_exact_where_sums_are_and_have_the_bits_of_separate_passes() 
         let exact = run(&mut cpu(), layer);
         // Nobody announced these shapes: cuBLASLt's heuristic, and a pass for what it does not fuse.
         let passes = run(&mut cuda, layer);
-        let candidates: Vec<_> = layer.keys().into_iter().map(|key| (key, gemm_hopper::tilings(&key, 8))).collect();
+        let candidates: Vec<_> =
+            layer.keys().into_iter().map(|key| (key, gemm_hopper::tilings(&key, 8))).collect();
         for round in 0..candidates.iter().map(|(_, tilings)| tilings.len()).max().unwrap_or(0) {
             let mut used = Vec::new();
             for (key, tilings) in &candidates {
@@ -116,9 +127,17 @@ fn our_products_are_exact_where_sums_are_and_have_the_bits_of_separate_passes() 
                     "sums of dpre" => assert!(distance(got, passes) < 1e-6, "{what}"),
                     "gelu" | "dpre" => assert!(got == passes, "{what} differs from a pass of its own"),
                     name => {
-                        let stored =
-                            |x: &f32| if name.starts_with("d") && name != "dx" { *x } else { half::bf16::from_f32(*x).to_f32() };
-                        assert!(got.iter().eq(exact.iter().map(stored).collect::<Vec<_>>().iter()), "{what} is not exact");
+                        let stored = |x: &f32| {
+                            if name.starts_with("d") && name != "dx" {
+                                *x
+                            } else {
+                                half::bf16::from_f32(*x).to_f32()
+                            }
+                        };
+                        assert!(
+                            got.iter().eq(exact.iter().map(stored).collect::<Vec<_>>().iter()),
+                            "{what} is not exact"
+                        );
                     }
                 }
             }
@@ -140,8 +159,17 @@ fn a_split_sum_has_the_same_bits_every_time() {
                 cuda.alloc(Role::F32, layer.c_out * layer.c_in).expect("memory"),
                 cuda.alloc(Role::F32, layer.c_out).expect("memory"),
             );
-            cuda.linear_backward_weight(&mut dw, Some(&mut db), &d, &x, layer.n, layer.c_in, layer.c_out, Write::Set)
-                .expect("set");
+            cuda.linear_backward_weight(
+                &mut dw,
+                Some(&mut db),
+                &d,
+                &x,
+                layer.n,
+                layer.c_in,
+                layer.c_out,
+                Write::Set,
+            )
+            .expect("set");
             (bytes(&mut cuda, &dw), bytes(&mut cuda, &db))
         };
         let first = once();

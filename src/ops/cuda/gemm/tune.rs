@@ -12,8 +12,8 @@ use super::super::launch::{gelu, reduce};
 use super::super::memory::{Memory, Staging};
 use super::*;
 
-/// An unsplit sum of cuBLASLt's wins unless a split one is faster by more than this: it needs no workspace, and its
-/// order is the plainest.
+/// An unsplit sum of cuBLASLt's wins unless a split one is faster by more than this: it needs no workspace,
+/// and its order is the plainest.
 const SPLIT_MUST_WIN_BY: f32 = 1.02;
 /// Candidates that go into the second, longer round.
 const FINALISTS: usize = 4;
@@ -47,11 +47,16 @@ impl Gemm {
     /// Times the candidates of each key. Takes memory for the largest matrices, and gives it back.
     pub(super) fn tune(&mut self, kernels: &Kernels, keys: &[GemmKey]) -> Result<Vec<Tuned>> {
         let size = |elements: u64, types: Types| elements * if matches!(types, Types::Bf16) { 2 } else { 4 };
-        let input_size = |elements: u64, types: Types| elements * if matches!(types, Types::F32 | Types::Tf32) { 4 } else { 2 };
+        let input_size = |elements: u64, types: Types| {
+            elements * if matches!(types, Types::F32 | Types::Tf32) { 4 } else { 2 }
+        };
         let largest = |f: &dyn Fn(&GemmKey) -> u64| keys.iter().map(f).max().unwrap_or(0);
-        let left = largest(&|k| input_size(k.rows * if k.product == Product::Forward { k.c_in } else { k.c_out }, k.types));
-        let right =
-            largest(&|k| input_size(k.c_in * if k.product == Product::BackwardWeight { k.rows } else { k.c_out }, k.types));
+        let left = largest(&|k| {
+            input_size(k.rows * if k.product == Product::Forward { k.c_in } else { k.c_out }, k.types)
+        });
+        let right = largest(&|k| {
+            input_size(k.c_in * if k.product == Product::BackwardWeight { k.rows } else { k.c_out }, k.types)
+        });
         let out = |k: &GemmKey| match k.product {
             Product::Forward => k.rows * k.c_out,
             Product::BackwardInput => k.rows * k.c_in,
@@ -81,7 +86,9 @@ impl Gemm {
             if filled != Some(floats) {
                 for (seed, region) in [(1, &left), (2, &right), (3, &pre), (4, &bias)] {
                     // SAFETY: the regions are live, and this function owns them.
-                    unsafe { self.fill_random(&mut staging, region.address(), region.bytes(), floats, seed) }?;
+                    unsafe {
+                        self.fill_random(&mut staging, region.address(), region.bytes(), floats, seed)
+                    }?;
                 }
                 filled = Some(floats);
             }
@@ -122,7 +129,8 @@ impl Gemm {
     }
 
     fn tune_one(&self, key: &GemmKey, bench: &Bench<'_>) -> Result<Tuned> {
-        let descriptors = Descriptors::new(key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
+        let descriptors =
+            Descriptors::new(key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
         let mut records = self.candidates(key, &descriptors)?;
         if gemm_hopper::fits(&self.gpu.info) {
             let own = |hopper| GemmPlan { key: *key, algorithm: Algorithm::Hopper { hopper } };
@@ -157,7 +165,8 @@ impl Gemm {
         }
         let is_split = |plan: &Plan| matches!(&plan.record.algorithm, Algorithm::CublasLt(lt) if lt.attributes.split_k > 1);
         let cost = |(us, plan): &(f32, Plan)| if is_split(plan) { us * SPLIT_MUST_WIN_BY } else { *us };
-        let (us, plan) = timed.into_iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).expect("at least one ran");
+        let (us, plan) =
+            timed.into_iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).expect("at least one ran");
         Ok(Tuned { plan: plan.record, us, first_us, candidates })
     }
 
@@ -180,7 +189,10 @@ impl Gemm {
             mark.record()?;
         }
         self.gpu.synchronize("tuning")?;
-        let mut times = marks.windows(2).map(|pair| pair[1].ms_since(&pair[0]).map(|ms| ms * 1e3)).collect::<Result<Vec<_>>>()?;
+        let mut times = marks
+            .windows(2)
+            .map(|pair| pair[1].ms_since(&pair[0]).map(|ms| ms * 1e3))
+            .collect::<Result<Vec<_>>>()?;
         times.sort_by(f32::total_cmp);
         Ok(Some(times[times.len() / 2]))
     }
@@ -236,7 +248,8 @@ impl Gemm {
                         bytemuck::cast(block.map(|word| number(word).to_bits()))
                     } else {
                         let halves = block.map(|word| {
-                            [word << 16, word & 0xffff_0000].map(|half| half::bf16::from_f32(number(half)).to_bits())
+                            [word << 16, word & 0xffff_0000]
+                                .map(|half| half::bf16::from_f32(number(half)).to_bits())
                         });
                         bytemuck::cast(halves)
                     };

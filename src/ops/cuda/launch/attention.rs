@@ -48,7 +48,9 @@ pub fn is_fast(act: Dtype, head_size: usize) -> bool {
 
 fn check(k: &Kernels, op: &'static str, rows: Rows, heads: Heads) -> Result<()> {
     let Heads { heads: count, head_size } = heads;
-    k.check(op, head_size <= MOST_HEAD_SIZE, || format!("heads of {head_size} channels are wider than {MOST_HEAD_SIZE}"))?;
+    k.check(op, head_size <= MOST_HEAD_SIZE, || {
+        format!("heads of {head_size} channels are wider than {MOST_HEAD_SIZE}")
+    })?;
     k.check(op, rows.batch * count <= 65_535, || {
         format!("{} sequences of {count} heads are more than a grid holds", rows.batch)
     })?;

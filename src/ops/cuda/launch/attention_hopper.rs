@@ -1,5 +1,5 @@
-//! Launches of `attention_forward_hopper.cu` and `attention_backward_hopper.cu`: attention by the tensor memory
-//! accelerator and warpgroup products of sm_90a.
+//! Launches of `attention_forward_hopper.cu` and `attention_backward_hopper.cu`: attention by the tensor
+//! memory accelerator and warpgroup products of sm_90a.
 
 use super::super::args::{Bf16, F32, In, Kernel, Out, kernel_args};
 use super::super::driver::Gpu;
@@ -34,7 +34,14 @@ pub fn fits(gpu: &Gpu, act: Dtype, head_size: usize) -> bool {
 }
 
 /// Describes a (B, T, slices, HS) tensor: boxes of 64 tokens by 64 columns of one slice.
-fn tensor_map(k: &Kernels, op: &'static str, address: u64, rows: Rows, slices: usize, head_size: usize) -> Result<TensorMap> {
+fn tensor_map(
+    k: &Kernels,
+    op: &'static str,
+    address: u64,
+    rows: Rows,
+    slices: usize,
+    head_size: usize,
+) -> Result<TensorMap> {
     let (head_size, slices) = (head_size as u64, slices as u64);
     let token = 2 * head_size * slices;
     let dimensions = [head_size, slices, rows.seq as u64, rows.batch as u64];
@@ -63,7 +70,11 @@ pub fn forward(k: &Kernels, op: &'static str, t: &Forward, rows: Rows, heads: He
     let (groups, stages) = (groups(head_size), 4);
     let block_rows = 64 * groups;
     let shared = 2 * head_size as u64 * (block_rows + 2 * stages * TILE) + 8 * (1 + 3 * stages);
-    let grid = Geometry::new2((rows.seq as u64).div_ceil(block_rows), (rows.batch * count) as u64, 128 * groups as u32);
+    let grid = Geometry::new2(
+        (rows.seq as u64).div_ceil(block_rows),
+        (rows.batch * count) as u64,
+        128 * groups as u32,
+    );
     // SAFETY: the caller has checked all lengths.
     unsafe { k.launch(op, &FORWARD, Geometry { shared, ..grid }, &args) }
 }

@@ -70,7 +70,9 @@ pub unsafe fn gradient(k: &Kernels, op: &'static str, chunk: &Chunk, vocab: Voca
 
 fn check(k: &Kernels, op: &'static str, vocab: Vocab) -> Result<()> {
     k.row_length(op, vocab.padded)?;
-    k.check(op, vocab.used <= vocab.padded && vocab.used > 0, || format!("{} of {} columns are used", vocab.used, vocab.padded))
+    k.check(op, vocab.used <= vocab.padded && vocab.used > 0, || {
+        format!("{} of {} columns are used", vocab.used, vocab.padded)
+    })
 }
 
 #[cfg(test)]

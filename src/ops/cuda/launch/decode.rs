@@ -34,7 +34,8 @@ pub const LINEAR: [Kernel<DecodeLinearArgs>; 4] = [
 ];
 pub const STORE: Kernel<DecodeStoreArgs> = Kernel::new("decode_store");
 /// 8 lanes a key for heads of up to 64 channels, 16 for the wider ones.
-pub const ATTENTION: [Kernel<DecodeAttentionArgs>; 2] = [Kernel::new("decode_attention_8"), Kernel::new("decode_attention_16")];
+pub const ATTENTION: [Kernel<DecodeAttentionArgs>; 2] =
+    [Kernel::new("decode_attention_8"), Kernel::new("decode_attention_16")];
 
 pub fn embedding(
     k: &Kernels,
@@ -58,8 +59,8 @@ pub fn embedding(
         channels: channels as u32,
     };
     let chunks = n as u64 * (channels as u64 / 8);
-    // SAFETY: lengths were checked; ids and positions within the tables are the caller's promise, as for every
-    // operation on ids.
+    // SAFETY: lengths were checked; ids and positions within the tables are the caller's promise, as for
+    // every operation on ids.
     unsafe { k.launch(OP, &EMBEDDING, Geometry::new(chunks.div_ceil(256), 256), &args) }
 }
 
@@ -110,12 +111,15 @@ pub fn attention(
     const OP: &str = "decode_attention";
     let Heads { heads, head_size } = heads;
     let KvCache { keys, values, capacity } = cache;
-    k.check(OP, head_size <= MOST_HEAD_SIZE, || format!("heads of {head_size} channels are wider than {MOST_HEAD_SIZE}"))?;
+    k.check(OP, head_size <= MOST_HEAD_SIZE, || {
+        format!("heads of {head_size} channels are wider than {MOST_HEAD_SIZE}")
+    })?;
     let channels = heads * head_size;
     let stream = capacity * channels;
     let qkv = k.act(OP, "qkv", qkv, 3 * n * channels)?;
     let (keys, values) = (k.act(OP, "keys", keys, stream)?, k.act(OP, "values", values, stream)?);
-    let (streams, positions) = (k.ids(OP, "streams", at.streams, n)?, k.ids(OP, "positions", at.positions, n)?);
+    let (streams, positions) =
+        (k.ids(OP, "streams", at.streams, n)?, k.ids(OP, "positions", at.positions, n)?);
     let store = DecodeStoreArgs {
         keys: Out::at(keys),
         values: Out::at(values),
@@ -140,8 +144,8 @@ pub fn attention(
         scale: scale(head_size),
     };
     let kernel = &ATTENTION[usize::from(head_size > 64)];
-    // SAFETY: lengths were checked; streams and positions within the cache are the caller's promise, as for every
-    // operation on ids. The first kernel writes what the second reads.
+    // SAFETY: lengths were checked; streams and positions within the cache are the caller's promise, as for
+    // every operation on ids. The first kernel writes what the second reads.
     unsafe {
         k.launch(OP, &STORE, Geometry::new(n as u64, 256), &store)?;
         k.launch(OP, kernel, Geometry::new2(heads as u64, n as u64, 256), &attend)

@@ -57,7 +57,16 @@ const NODE_TAG: &str = "runner/node/v1";
 /// SHA-256's state after the block `SHA256(tag) ‖ SHA256(tag)`.
 fn after_tag(tag: &str) -> [u32; 8] {
     // FIPS 180-4, 5.3.3.
-    let mut state = [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+    let mut state = [
+        0x6a09_e667,
+        0xbb67_ae85,
+        0x3c6e_f372,
+        0xa54f_f53a,
+        0x510e_527f,
+        0x9b05_688c,
+        0x1f83_d9ab,
+        0x5be0_cd19,
+    ];
     let hash: [u8; 32] = Sha256::digest(tag).into();
     let mut block = [0; 64];
     block[..32].copy_from_slice(&hash);
@@ -83,7 +92,15 @@ pub unsafe fn leaves(k: &Kernels, table: u64, count: u32, digests: u64, leaves: 
 
 /// # Safety
 /// `runs` holds `count` rows that lie in `source`; `target` has room for `groups` digests.
-pub unsafe fn nodes(k: &Kernels, runs: u64, count: u32, source: u64, target: u64, groups: u64, last: bool) -> Result<()> {
+pub unsafe fn nodes(
+    k: &Kernels,
+    runs: u64,
+    count: u32,
+    source: u64,
+    target: u64,
+    groups: u64,
+    last: bool,
+) -> Result<()> {
     let args = DigestNodesArgs {
         runs: In::at(runs),
         source: In::at(source),

@@ -12,7 +12,9 @@ pub const ADD: Kernel<AddArgs> = Kernel::new("add_f32");
 /// `dst[at..at + len] += src[from..from + len]`.
 pub fn add(k: &Kernels, dst: &mut Buf, at: usize, src: &Buf, from: usize, len: usize) -> Result<()> {
     const OP: &str = "add";
-    k.check(OP, at.is_multiple_of(4) && from.is_multiple_of(4), || format!("{at} and {from} are no multiples of 4"))?;
+    k.check(OP, at.is_multiple_of(4) && from.is_multiple_of(4), || {
+        format!("{at} and {from} are no multiples of 4")
+    })?;
     let args = AddArgs {
         dst: Out::at(k.f32(OP, "dst", dst, at + len)? + 4 * at as u64),
         src: In::at(k.f32(OP, "src", src, from + len)? + 4 * from as u64),

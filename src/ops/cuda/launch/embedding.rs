@@ -34,7 +34,15 @@ const SORT_TILE: u64 = 1024;
 /// Sorted positions that one block adds.
 const PIECE: u64 = 32;
 
-pub fn forward(k: &Kernels, out: &mut Buf, ids: &Ids, wte: &Buf, wpe: &Buf, rows: Rows, channels: usize) -> Result<()> {
+pub fn forward(
+    k: &Kernels,
+    out: &mut Buf,
+    ids: &Ids,
+    wte: &Buf,
+    wpe: &Buf,
+    rows: Rows,
+    channels: usize,
+) -> Result<()> {
     const OP: &str = "embedding";
     k.row_length(OP, channels)?;
     let n = rows.count();
@@ -117,7 +125,9 @@ pub fn backward(
         k.launch(OP, &TOKENS, geometry, &args)?;
         k.launch(OP, &CROSSING, geometry, &args)?;
     }
-    k.check(OP, dwpe.len().is_multiple_of(channels), || format!("`dwpe` has {} elements, not rows of {channels}", dwpe.len()))?;
+    k.check(OP, dwpe.len().is_multiple_of(channels), || {
+        format!("`dwpe` has {} elements, not rows of {channels}", dwpe.len())
+    })?;
     let add = write == Write::Add;
     let args = PositionGradArgs {
         dwpe: Out::at(k.f32(OP, "dwpe", dwpe, rows.seq * channels)?),

@@ -64,8 +64,14 @@ pub unsafe fn backward_at(
     rows: u64,
     width: u64,
 ) -> Result<()> {
-    let args =
-        GeluBackwardArgs { dpre: Out::at(dpre), partials: Out::at(partials), dout: In::at(dpre), pre: In::at(pre), rows, width };
+    let args = GeluBackwardArgs {
+        dpre: Out::at(dpre),
+        partials: Out::at(partials),
+        dout: In::at(dpre),
+        pre: In::at(pre),
+        rows,
+        width,
+    };
     // SAFETY: the caller's promise; the kernel allows dout and dpre to be one.
     unsafe { k.launch(op, &BACKWARD, column_geometry(rows, width), &args) }
 }

@@ -1,4 +1,5 @@
-//! Launches of `gemm_hopper.cu`: matrix products of our own for sm_90a, with everything fused that surrounds them.
+//! Launches of `gemm_hopper.cu`: matrix products of our own for sm_90a, with everything fused that surrounds
+//! them.
 
 use super::super::args::{Bf16, F32, In, Kernel, KernelInfo, Out, U32, kernel_args};
 use super::super::driver::{Gpu, GpuInfo};
@@ -87,7 +88,9 @@ fn kind(key: &GemmKey) -> Option<Kind> {
         (Types::Bf16, Product::Forward, Epilogue::BiasThenGelu) => Some(Kind::ForwardGelu),
         (Types::Bf16, Product::BackwardInput, Epilogue::Nothing) => Some(Kind::Input),
         (Types::Bf16, Product::BackwardInput, Epilogue::ThenGeluGradient) => Some(Kind::InputGelu),
-        (Types::Bf16ToF32, Product::BackwardWeight, Epilogue::Nothing | Epilogue::BiasGradient) => Some(Kind::Weight),
+        (Types::Bf16ToF32, Product::BackwardWeight, Epilogue::Nothing | Epilogue::BiasGradient) => {
+            Some(Kind::Weight)
+        }
         _ => None,
     }
 }
@@ -182,8 +185,8 @@ pub fn tilings(key: &GemmKey, sm_count: u32) -> Vec<Tiling> {
     found
 }
 
-/// The two numbers of parts that keep the multiprocessors busiest: rounds of work times the length of one, where a piece costs
-/// as much as some six blocks of terms beside its sum.
+/// The two numbers of parts that keep the multiprocessors busiest: rounds of work times the length of one,
+/// where a piece costs as much as some six blocks of terms beside its sum.
 fn likely_splits(key: &GemmKey, width: u32, cluster: u32, sm_count: u32) -> Vec<u32> {
     const PIECE: u64 = 6;
     let extent = Extent::of(key);
@@ -198,12 +201,12 @@ fn likely_splits(key: &GemmKey, width: u32, cluster: u32, sm_count: u32) -> Vec<
     splits
 }
 
-/// Runs the product of `key`. Column sums go to `operands.sums` unless that is 0: a row of partial sums for each 128 rows
-/// with [`Epilogue::ThenGeluGradient`], [`sum_rows`] with [`Epilogue::BiasGradient`].
+/// Runs the product of `key`. Column sums go to `operands.sums` unless that is 0: a row of partial sums for
+/// each 128 rows with [`Epilogue::ThenGeluGradient`], [`sum_rows`] with [`Epilogue::BiasGradient`].
 ///
 /// # Safety
-/// The addresses are those of live device buffers that hold the matrices of `key`, 256-byte aligned; `turns` is that of
-/// [`TURNS`] words that are zero, as every product leaves them.
+/// The addresses are those of live device buffers that hold the matrices of `key`, 256-byte aligned; `turns`
+/// is that of [`TURNS`] words that are zero, as every product leaves them.
 pub unsafe fn launch(
     k: &Kernels,
     op: &'static str,
@@ -221,18 +224,23 @@ pub unsafe fn launch(
         .find(|entry| Some(entry.kind) == kind(key) && entry.width == width && entry.cluster == cluster)
         .expect("a tiling without flaw has a kernel");
     let extent = Extent::of(key);
-    let map = |address: u64, rows: u64, columns: u64, boxes: [u32; 2]| matrix(&k.gpu, op, address, rows, columns, boxes);
+    let map = |address: u64, rows: u64, columns: u64, boxes: [u32; 2]| {
+        matrix(&k.gpu, op, address, rows, columns, boxes)
+    };
     let panel = panel(width);
     let (left, right) = match key.product {
-        Product::Forward => {
-            (map(operands.left, extent.m, extent.k, [64, 128])?, map(operands.right, extent.n, extent.k, [64, width / cluster])?)
-        }
-        Product::BackwardInput => {
-            (map(operands.left, extent.m, extent.k, [64, 128])?, map(operands.right, extent.k, extent.n, [panel, 64 / cluster])?)
-        }
-        Product::BackwardWeight => {
-            (map(operands.left, extent.k, extent.m, [64, 64])?, map(operands.right, extent.k, extent.n, [panel, 64 / cluster])?)
-        }
+        Product::Forward => (
+            map(operands.left, extent.m, extent.k, [64, 128])?,
+            map(operands.right, extent.n, extent.k, [64, width / cluster])?,
+        ),
+        Product::BackwardInput => (
+            map(operands.left, extent.m, extent.k, [64, 128])?,
+            map(operands.right, extent.k, extent.n, [panel, 64 / cluster])?,
+        ),
+        Product::BackwardWeight => (
+            map(operands.left, extent.k, extent.m, [64, 64])?,
+            map(operands.right, extent.k, extent.n, [panel, 64 / cluster])?,
+        ),
     };
     let rounded = |address: u64, wanted: bool| {
         if wanted { map(address, extent.m, extent.n, [panel, 16]) } else { Ok(TensorMap::NONE) }
@@ -245,7 +253,10 @@ pub unsafe fn launch(
         out: rounded(operands.out, !is_weight)?,
         pre: rounded(operands.pre, matches!(entry.kind, Kind::ForwardGelu | Kind::InputGelu))?,
         weight: Out::at(only(operands.out, is_weight)),
-        sums: Out::at(only(operands.sums, matches!(key.epilogue, Epilogue::ThenGeluGradient | Epilogue::BiasGradient))),
+        sums: Out::at(only(
+            operands.sums,
+            matches!(key.epilogue, Epilogue::ThenGeluGradient | Epilogue::BiasGradient),
+        )),
         turns: Out::at(turns),
         bias: In::at(only(operands.bias, matches!(key.epilogue, Epilogue::Bias | Epilogue::BiasThenGelu))),
         m: extent.m as i32,
@@ -257,10 +268,12 @@ pub unsafe fn launch(
         add: u32::from(operands.add),
         unused: 0,
     };
-    // A piece of a split sum waits for the one before. That one has a lower number, so it is done or under way where all
-    // blocks run at once: no more blocks than multiprocessors, one of which has room for one. Work of the side lane may
-    // hold some of those for a while, a swap until its peer comes; it always ends, for the peer's oldest work waits for nobody.
-    let workers = u64::from(k.gpu.info.sm_count / cluster).min(extent.cluster_tiles(width, cluster) * u64::from(splits));
+    // A piece of a split sum waits for the one before. That one has a lower number, so it is done or under
+    // way where all blocks run at once: no more blocks than multiprocessors, one of which has room for one.
+    // Work of the side lane may hold some of those for a while, a swap until its peer comes; it always ends,
+    // for the peer's oldest work waits for nobody.
+    let workers = u64::from(k.gpu.info.sm_count / cluster)
+        .min(extent.cluster_tiles(width, cluster) * u64::from(splits));
     let geometry = Geometry { shared: SHARED_BYTES, ..Geometry::new(workers * u64::from(cluster), THREADS) };
     // SAFETY: the caller's promise; the maps hold the true extents.
     unsafe { k.launch(op, &entry.kernel, geometry, &args) }
@@ -272,7 +285,14 @@ fn panel(width: u32) -> u32 {
 }
 
 /// Describes a row-major bf16 matrix.
-fn matrix(gpu: &Gpu, op: &'static str, address: u64, rows: u64, columns: u64, boxes: [u32; 2]) -> Result<TensorMap> {
+fn matrix(
+    gpu: &Gpu,
+    op: &'static str,
+    address: u64,
+    rows: u64,
+    columns: u64,
+    boxes: [u32; 2],
+) -> Result<TensorMap> {
     let swizzle = if boxes[0] == 64 { Swizzle::Bytes128 } else { Swizzle::Bytes64 };
     TensorMap::new(gpu, op, address, [columns, rows], &[2 * columns], boxes, swizzle)
 }
@@ -289,7 +309,8 @@ mod tests {
 
     #[test]
     fn constants_are_those_of_the_source() {
-        let source = SOURCES.iter().find(|source| source.file == "gemm_hopper.cu").expect("the file is embedded").text;
+        let source =
+            SOURCES.iter().find(|source| source.file == "gemm_hopper.cu").expect("the file is embedded").text;
         for line in [
             format!("constexpr int THREADS = {THREADS}, ROWS = {ROWS}, TERMS = {TERMS};"),
             format!("constexpr int SHARED_BYTES = {SHARED_BYTES};"),
@@ -298,8 +319,10 @@ mod tests {
         }
         for Entry { width, cluster, kernel, .. } in &ENTRIES {
             assert!(kernel.name.ends_with(&format!("_{width}_{cluster}")), "{}", kernel.name);
-            let launch =
-                format!("BLOCK({cluster}) {}(const __grid_constant__ GemmArgs args) {{ Product<{width}, {cluster},", kernel.name);
+            let launch = format!(
+                "BLOCK({cluster}) {}(const __grid_constant__ GemmArgs args) {{ Product<{width}, {cluster},",
+                kernel.name
+            );
             assert!(source.contains(&launch), "{launch}");
         }
     }
@@ -320,7 +343,10 @@ mod tests {
                 assert!(found.len() >= 4, "{key}: {found:?}");
                 for tiling in &found {
                     assert_eq!(flaw(&key, tiling), None);
-                    assert!(sum_rows(&key, tiling) * 4 * c_out <= reduce::partials_bytes(rows, c_out), "{key}: {tiling:?}");
+                    assert!(
+                        sum_rows(&key, tiling) * 4 * c_out <= reduce::partials_bytes(rows, c_out),
+                        "{key}: {tiling:?}"
+                    );
                 }
             }
         }
@@ -340,12 +366,20 @@ mod tests {
         let forward = key(Product::Forward, 1024, 768, 3072, Epilogue::Bias);
         let tiling = Tiling { width: 192, cluster: 2, group: 8, splits: 1 };
         assert_eq!(flaw(&forward, &tiling), None);
-        assert!(flaw(&forward, &Tiling { width: 176, ..tiling }).is_some_and(|flaw| flaw.contains("no kernel")));
+        assert!(
+            flaw(&forward, &Tiling { width: 176, ..tiling }).is_some_and(|flaw| flaw.contains("no kernel"))
+        );
         assert!(flaw(&forward, &Tiling { splits: 2, ..tiling }).is_some_and(|flaw| flaw.contains("parts")));
         assert!(flaw(&forward, &Tiling { splits: 0, ..tiling }).is_some_and(|flaw| flaw.contains("none")));
-        assert!(flaw(&GemmKey { c_in: 772, ..forward }, &tiling).is_some_and(|flaw| flaw.contains("multiples of 8")));
+        assert!(
+            flaw(&GemmKey { c_in: 772, ..forward }, &tiling)
+                .is_some_and(|flaw| flaw.contains("multiples of 8"))
+        );
         let weight = key(Product::BackwardWeight, 1024, 768, 768, Epilogue::Nothing);
         assert_eq!(flaw(&weight, &Tiling { splits: 8, ..tiling }), None);
-        assert!(flaw(&weight, &Tiling { splits: 9, ..tiling }).is_some(), "more parts than there is room for their sums");
+        assert!(
+            flaw(&weight, &Tiling { splits: 9, ..tiling }).is_some(),
+            "more parts than there is room for their sums"
+        );
     }
 }

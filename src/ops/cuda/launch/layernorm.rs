@@ -57,7 +57,9 @@ pub fn forward(
     let warps_per_row = channels.div_ceil(2048).next_power_of_two() as u32;
     let kernel = if residual.is_some() { RESIDUAL_FORWARD } else { FORWARD };
     let (sum, branch) = match residual {
-        Some(Residual { sum, branch }) => (k.act(op, "residual", sum, size)?, k.act(op, "branch", branch, size)?),
+        Some(Residual { sum, branch }) => {
+            (k.act(op, "residual", sum, size)?, k.act(op, "branch", branch, size)?)
+        }
         None => (0, 0),
     };
     let args = LayernormArgs {
@@ -124,8 +126,11 @@ pub fn backward(
         add: u32::from(dx_write == Write::Add),
         unused: 0,
     };
-    let (kernel, block) =
-        if channels <= 4096 { (BACKWARD, (channels / 8).next_multiple_of(32) as u32) } else { (BACKWARD_WIDE, 512) };
+    let (kernel, block) = if channels <= 4096 {
+        (BACKWARD, (channels / 8).next_multiple_of(32) as u32)
+    } else {
+        (BACKWARD_WIDE, 512)
+    };
     // SAFETY: all lengths were checked; the scratch is the caller's promise.
     unsafe { k.launch(OP, &kernel, Geometry::new(count, block), &args) }?;
     let targets = Targets {

@@ -84,13 +84,19 @@ mod tests {
 
     /// The fields of `struct name` in CUDA source: type and name, without comments.
     fn fields_in_source(text: &str, name: &str) -> Vec<(String, String)> {
-        let start = text.find(&format!("struct {name} {{")).unwrap_or_else(|| panic!("struct {name} is in the source"));
+        let start = text
+            .find(&format!("struct {name} {{"))
+            .unwrap_or_else(|| panic!("struct {name} is in the source"));
         let body = &text[start..][..text[start..].find("};").expect("the struct ends")];
-        let lines =
-            body.lines().skip(1).map(|line| line.split("//").next().unwrap_or_default().trim()).filter(|line| !line.is_empty());
+        let lines = body
+            .lines()
+            .skip(1)
+            .map(|line| line.split("//").next().unwrap_or_default().trim())
+            .filter(|line| !line.is_empty());
         lines
             .map(|line| {
-                let line = line.strip_suffix(';').unwrap_or_else(|| panic!("`{line}` of {name} is one field"));
+                let line =
+                    line.strip_suffix(';').unwrap_or_else(|| panic!("`{line}` of {name} is one field"));
                 let (c_type, field) = line.rsplit_once(' ').expect("type and name");
                 match field.split_once('[') {
                     Some((field, count)) => (format!("{c_type}[{count}"), field.to_owned()),
@@ -102,8 +108,15 @@ mod tests {
 
     fn check<A: KernelArgs>() {
         let layout = A::layout();
-        let bound: Vec<(String, String)> = layout.iter().map(|field| (field.c_type.clone(), field.name.to_owned())).collect();
-        assert_eq!(fields_in_source(text_of(A::FILE), A::NAME), bound, "fields of {} in {}", A::NAME, A::FILE);
+        let bound: Vec<(String, String)> =
+            layout.iter().map(|field| (field.c_type.clone(), field.name.to_owned())).collect();
+        assert_eq!(
+            fields_in_source(text_of(A::FILE), A::NAME),
+            bound,
+            "fields of {} in {}",
+            A::NAME,
+            A::FILE
+        );
         // C lays fields out by the same rule; without padding the sizes alone fix every offset.
         let mut end = 0;
         for FieldLayout { name, offset, bytes, .. } in &layout {
@@ -156,8 +169,11 @@ mod tests {
             .map(|rest| {
                 let at = rest.find("(const __grid_constant__ ").expect("a kernel takes one argument struct");
                 let name = rest[..at].split_whitespace().last().expect("a name");
-                let parameter =
-                    rest[at..].trim_start_matches("(const __grid_constant__ ").split_whitespace().next().expect("a type");
+                let parameter = rest[at..]
+                    .trim_start_matches("(const __grid_constant__ ")
+                    .split_whitespace()
+                    .next()
+                    .expect("a type");
                 (name.to_owned(), parameter.rsplit("::").next().expect("a type").to_owned())
             })
             .collect()

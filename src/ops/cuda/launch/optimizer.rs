@@ -94,8 +94,14 @@ pub fn fold_squares(partials: &[f64]) -> f64 {
 /// # Safety
 /// As for [`sum_squares`].
 pub unsafe fn chunk_squares(k: &Kernels, table: u64, partials: u64, count: u32, blocks: u64) -> Result<()> {
-    let args =
-        SquaresArgs { tensors: In::at(table), partials: Out::at(partials), sums: Out::at(0), chunks: blocks, count, unused: 0 };
+    let args = SquaresArgs {
+        tensors: In::at(table),
+        partials: Out::at(partials),
+        sums: Out::at(0),
+        chunks: blocks,
+        count,
+        unused: 0,
+    };
     // SAFETY: the caller's promise.
     unsafe { k.launch("chunk_squares", &SQUARES_PARTIAL, Geometry::new(blocks, 256), &args) }
 }
@@ -104,7 +110,14 @@ pub unsafe fn chunk_squares(k: &Kernels, table: u64, partials: u64, count: u32, 
 ///
 /// # Safety
 /// As for [`adamw`]; `partials` holds `blocks` f64.
-pub unsafe fn sum_squares(k: &Kernels, table: u64, partials: u64, sums: u64, count: u32, blocks: u64) -> Result<()> {
+pub unsafe fn sum_squares(
+    k: &Kernels,
+    table: u64,
+    partials: u64,
+    sums: u64,
+    count: u32,
+    blocks: u64,
+) -> Result<()> {
     let args = SquaresArgs {
         tensors: In::at(table),
         partials: Out::at(partials),

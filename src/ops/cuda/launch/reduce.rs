@@ -27,7 +27,14 @@ pub fn column_geometry(n: u64, width: u64) -> Geometry {
 }
 
 /// Leaves partial column sums of `dout` (n, width), of [`partials_bytes`], in `partials`.
-pub fn column_sum(k: &Kernels, op: &'static str, partials: u64, dout: &Buf, n: usize, width: usize) -> Result<()> {
+pub fn column_sum(
+    k: &Kernels,
+    op: &'static str,
+    partials: u64,
+    dout: &Buf,
+    n: usize,
+    width: usize,
+) -> Result<()> {
     k.row_length(op, width)?;
     let dout = k.act(op, "dout", dout, n * width)?;
     // SAFETY: the length was checked; the scratch is the caller's promise.
@@ -36,7 +43,14 @@ pub fn column_sum(k: &Kernels, op: &'static str, partials: u64, dout: &Buf, n: u
 
 /// # Safety
 /// `dout` is the address of `rows` times `width` elements, and `partials` has room for their sums.
-pub unsafe fn column_sum_at(k: &Kernels, op: &'static str, partials: u64, dout: u64, rows: u64, width: u64) -> Result<()> {
+pub unsafe fn column_sum_at(
+    k: &Kernels,
+    op: &'static str,
+    partials: u64,
+    dout: u64,
+    rows: u64,
+    width: u64,
+) -> Result<()> {
     let args = ColumnSumArgs { partials: Out::at(partials), dout: In::at(dout), rows, width };
     // SAFETY: the caller's promise.
     unsafe { k.launch(op, &COLUMN_SUM, column_geometry(rows, width), &args) }
@@ -51,7 +65,14 @@ pub struct Targets {
 }
 
 /// Adds `count` partial rows.
-pub fn reduce_partials(k: &Kernels, op: &'static str, targets: Targets, partials: u64, count: u64, write: Write) -> Result<()> {
+pub fn reduce_partials(
+    k: &Kernels,
+    op: &'static str,
+    targets: Targets,
+    partials: u64,
+    count: u64,
+    write: Write,
+) -> Result<()> {
     let Targets { first, second, split, width } = targets;
     let args = ReducePartialsArgs {
         out0: Out::at(first),

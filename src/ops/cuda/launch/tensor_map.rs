@@ -30,8 +30,8 @@ impl TensorMap {
     /// Describes nothing, for a kernel that does not look.
     pub const NONE: TensorMap = TensorMap { opaque: [0; 16] };
 
-    /// A bf16 tensor at `address` with `dimensions`, the densest first, `strides` in bytes for all but that, and the box that
-    /// one instruction moves. What lies outside of the tensor reads as zero.
+    /// A bf16 tensor at `address` with `dimensions`, the densest first, `strides` in bytes for all but that,
+    /// and the box that one instruction moves. What lies outside of the tensor reads as zero.
     pub fn new<const RANK: usize>(
         gpu: &Gpu,
         op: &'static str,
@@ -44,8 +44,8 @@ impl TensorMap {
         assert_eq!(strides.len() + 1, RANK, "one stride for each dimension but the densest");
         // The driver wants the alignment of its own type, which is stricter than the hardware's.
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
-        // SAFETY: all arrays have as many entries as the rank says, and are copied before the call returns; the address
-        // is only written down.
+        // SAFETY: all arrays have as many entries as the rank says, and are copied before the call returns;
+        // the address is only written down.
         let status = unsafe {
             sys::cuTensorMapEncodeTiled(
                 &raw mut map,

@@ -1,14 +1,15 @@
 //! What a step costs in time, without the device: operations counted by running the model on
 //! [`Dry`], each at the rate of its [`Family`].
 //!
-//! Because the model itself is run, a change of its operations changes the plan with it. What is not an operation of the
-//! model (AdamW, the norm, the digest, sums over workers, the exchange between devices) is counted here by its bytes.
+//! Because the model itself is run, a change of its operations changes the plan with it. What is not an
+//! operation of the model (AdamW, the norm, the digest, sums over workers, the exchange between devices) is
+//! counted here by its bytes.
 
-use super::gpt2::{Gpt2, MicroBatch};
 use super::hardware::{self, Family, Gpu, H100, Rate, UNDISTURBED};
-use super::plan::{Share, Storage, state_bytes};
-use super::weights::Weights;
+use super::memory::{Share, Storage, state_bytes};
 use crate::experiment::{Compute, Experiment};
+use crate::model::gpt2::{Gpt2, MicroBatch};
+use crate::model::weights::Weights;
 use crate::ops::dry::Dry;
 use crate::ops::timed::{Record, Timed};
 use crate::ops::{DeviceError, Ops, Role, Rows, Write};
@@ -57,20 +58,30 @@ const LINK_SHARE: f64 = 0.75;
 /// # Errors
 ///
 /// None that could happen: the model runs on a device that refuses nothing.
-pub fn cost(experiment: &Experiment, storage: &Storage, place: Place, share: Share) -> Result<Cost, DeviceError> {
+pub fn cost(
+    experiment: &Experiment,
+    storage: &Storage,
+    place: Place,
+    share: Share,
+) -> Result<Cost, DeviceError> {
     let rates = Rates { experiment, place };
     let (backward, forward) = (counted(experiment, storage, true)?, counted(experiment, storage, false)?);
     let element = storage.activation.size() as f64;
     let seconds = |name: &str, record: &Record| {
-        let logits = (experiment.batch.micro * experiment.batch.seq_len * experiment.model.vocab_padded) as f64 * element;
+        let logits = (experiment.batch.micro * experiment.batch.seq_len * experiment.model.vocab_padded)
+            as f64
+            * element;
         let family = rates.family(name);
         let bytes = if family == Family::Classifier { logits } else { record.bytes };
         rates.seconds(family, record.calls as f64, record.flops, bytes)
     };
-    let sum = |records: &[(String, Record)]| records.iter().map(|(name, record)| seconds(name, record)).sum::<f64>();
+    let sum = |records: &[(String, Record)]| {
+        records.iter().map(|(name, record)| seconds(name, record)).sum::<f64>()
+    };
 
     let workers = share.workers(experiment);
-    let micro_steps = experiment.sequences_per_step().div_ceil(experiment.batch.micro as u64 * share.devices) as f64;
+    let micro_steps =
+        experiment.sequences_per_step().div_ceil(experiment.batch.micro as u64 * share.devices) as f64;
     let n = Weights::of(&experiment.model).parameters() as f64;
     let shard = n / share.devices as f64;
     let param = storage.param.size() as f64;
@@ -85,7 +96,9 @@ pub fn cost(experiment: &Experiment, storage: &Storage, place: Place, share: Sha
     let losses = once(Family::Host, 4.0 * experiment.batch.tokens as f64 / share.devices as f64);
     let exchange = match place {
         Place::Gpu(gpu) if share.devices > 1 => {
-            let over_links = |bytes: f64| bytes * (share.devices - 1) as f64 / share.devices as f64 / (LINK_SHARE * gpu.link);
+            let over_links = |bytes: f64| {
+                bytes * (share.devices - 1) as f64 / share.devices as f64 / (LINK_SHARE * gpu.link)
+            };
             // Gradients leave while those of the blocks before are computed; the token table's are the last.
             let tables = (experiment.model.vocab_padded * experiment.model.channels) as f64;
             let hidden = over_links(4.0 * (n - tables)).min(sum(&backward) - sum(&forward));
@@ -95,18 +108,28 @@ pub fn cost(experiment: &Experiment, storage: &Storage, place: Place, share: Sha
     };
     Ok(Cost {
         step: StepTime {
-            gradients: micro_steps * sum(&backward) + (workers - 1) as f64 * once(Family::Sum, 12.0 * n) + losses,
+            gradients: micro_steps * sum(&backward)
+                + (workers - 1) as f64 * once(Family::Sum, 12.0 * n)
+                + losses,
             update: once(Family::GradientNorm, 4.0 * shard) + once(Family::Optimizer, update_bytes * shard),
             digest: digests * once(Family::Digest, state),
             exchange,
         },
-        forward: sum(&forward) + once(Family::Host, 4.0 * (experiment.batch.micro * experiment.batch.seq_len) as f64),
-        operations: backward.iter().map(|(name, record)| (name.clone(), *record, seconds(name, record))).collect(),
+        forward: sum(&forward)
+            + once(Family::Host, 4.0 * (experiment.batch.micro * experiment.batch.seq_len) as f64),
+        operations: backward
+            .iter()
+            .map(|(name, record)| (name.clone(), *record, seconds(name, record)))
+            .collect(),
     })
 }
 
 /// The operations of one micro-batch: with gradients that are added to, or the loss alone.
-fn counted(experiment: &Experiment, storage: &Storage, backward: bool) -> Result<Vec<(String, Record)>, DeviceError> {
+fn counted(
+    experiment: &Experiment,
+    storage: &Storage,
+    backward: bool,
+) -> Result<Vec<(String, Record)>, DeviceError> {
     let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
     let mut ops = Timed::new(Dry::new(storage.activation));
     let mut model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
@@ -143,7 +166,10 @@ fn family(name: &str) -> Family {
         ("token upload", Family::Host),
         ("copy", Family::Host),
     ];
-    PREFIXES.iter().find(|(prefix, _)| name.starts_with(prefix)).map_or(Family::ResidualLayernorm, |(_, family)| *family)
+    PREFIXES
+        .iter()
+        .find(|(prefix, _)| name.starts_with(prefix))
+        .map_or(Family::ResidualLayernorm, |(_, family)| *family)
 }
 
 /// Rates of a place at an experiment's precision.
@@ -180,10 +206,16 @@ impl Rates<'_> {
                 let peak = match self.experiment.precision.compute {
                     Compute::Auto | Compute::Bf16 => gpu.bf16(),
                     // Attention has no tensor cores in fp32.
-                    Compute::Tf32 if !matches!(family, Family::Attention | Family::AttentionBackward) => gpu.tf32,
+                    Compute::Tf32 if !matches!(family, Family::Attention | Family::AttentionBackward) => {
+                        gpu.tf32
+                    }
                     Compute::Tf32 | Compute::Fp32 => gpu.fp32,
                 };
-                let width = if family == Family::Digest { gpu.bf16() / H100.bf16() } else { gpu.bandwidth / H100.bandwidth };
+                let width = if family == Family::Digest {
+                    gpu.bf16() / H100.bf16()
+                } else {
+                    gpu.bandwidth / H100.bandwidth
+                };
                 UNDISTURBED * time(rate, peak / H100.bf16(), width)
             }
         }
@@ -196,7 +228,8 @@ mod tests {
     use crate::experiment::shipped;
 
     fn on_h100(experiment: &Experiment, devices: u64) -> Cost {
-        cost(experiment, &Storage::cuda(experiment), Place::Gpu(H100), Share { devices }).expect("nothing can fail")
+        cost(experiment, &Storage::cuda(experiment), Place::Gpu(H100), Share { devices })
+            .expect("nothing can fail")
     }
 
     /// Speeds that `runner bench` measured on an H100: docs/log.md, 2026-11-24. With and without
@@ -215,7 +248,10 @@ mod tests {
             let off = 1e3 * (step.total() - step.digest) / step_ms - 1.0;
             assert!(off.abs() < 0.05, "{name} {sets:?}: {step:?}, {off:+.3} of {step_ms} ms");
             let off = 1e3 * step.total() / hashed_ms - 1.0;
-            assert!(off.abs() < 0.05, "{name} {sets:?}: {step:?}, {off:+.3} of {hashed_ms} ms with the digest");
+            assert!(
+                off.abs() < 0.05,
+                "{name} {sets:?}: {step:?}, {off:+.3} of {hashed_ms} ms with the digest"
+            );
         }
     }
 
@@ -223,7 +259,10 @@ mod tests {
     fn every_operation_of_the_model_has_a_family_of_its_own() {
         let cost = on_h100(&shipped("gpt2_124m.toml", &["memory.recompute=2", "kernels.gelu_fusion=0"]), 1);
         for (name, record, seconds) in &cost.operations {
-            assert!(name.starts_with("residual") || family(name) != Family::ResidualLayernorm, "`{name}` has no family");
+            assert!(
+                name.starts_with("residual") || family(name) != Family::ResidualLayernorm,
+                "`{name}` has no family"
+            );
             assert!(*seconds > 0.0 && record.calls > 0, "{name}");
         }
         assert!(cost.operations.len() > 15, "{}", cost.operations.len());
@@ -236,15 +275,23 @@ mod tests {
         let (one, eight) = (on_h100(&experiment, 1), on_h100(&experiment, 8));
         assert!((one.step.gradients / eight.step.gradients - 8.0).abs() < 0.01, "{one:?} {eight:?}");
         assert!((one.step.update / eight.step.update - 8.0).abs() < 0.1);
-        assert!(one.step.exchange == 0.0 && eight.step.exchange > 0.0 && eight.step.exchange < 0.1 * eight.step.total());
-        assert!(eight.forward > 0.2 * eight.step.gradients / 8.0 && eight.forward < 0.4 * eight.step.gradients / 8.0);
+        assert!(
+            one.step.exchange == 0.0
+                && eight.step.exchange > 0.0
+                && eight.step.exchange < 0.1 * eight.step.total()
+        );
+        assert!(
+            eight.forward > 0.2 * eight.step.gradients / 8.0
+                && eight.forward < 0.4 * eight.step.gradients / 8.0
+        );
     }
 
     #[test]
     fn another_gpu_is_slower_by_its_peaks() {
         let experiment = shipped("gpt2_124m.toml", &[]);
         let a100 = Gpu::find("a100").expect("known");
-        let slow = cost(&experiment, &Storage::cuda(&experiment), Place::Gpu(a100), Share::ALONE).expect("nothing can fail");
+        let slow = cost(&experiment, &Storage::cuda(&experiment), Place::Gpu(a100), Share::ALONE)
+            .expect("nothing can fail");
         let factor = slow.step.total() / on_h100(&experiment, 1).step.total();
         assert!(factor > 1.6 && factor < 3.2, "{factor}");
     }

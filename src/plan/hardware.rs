@@ -1,9 +1,9 @@
 //! The GPUs that `runner plan` knows, and how fast the operations of a step run on them.
 //!
 //! Rates were measured on one H100 80GB HBM3 and nowhere else: the tables by operation that `runner bench`
-//! printed on 2026-11-24 (`docs/perf/`), fitted by family as `time = FLOPs / rate + bytes / bandwidth` over the
-//! shapes of GPT-2 124M and 1558M and GPT-3 125M. They give the five measured steps within 5 %. Another GPU is the H100
-//! scaled by the vendors' peak numbers, and every such plan says that it is an estimate.
+//! printed on 2026-11-24 (`docs/perf/`), fitted by family as `time = FLOPs / rate + bytes / bandwidth` over
+//! the shapes of GPT-2 124M and 1558M and GPT-3 125M. They give the five measured steps within 5 %. Another
+//! GPU is the H100 scaled by the vendors' peak numbers, and every such plan says that it is an estimate.
 
 use crate::ops::cuda::driver::peak_bf16_flops;
 
@@ -25,8 +25,21 @@ pub struct Gpu {
     pub fp32: f64,
 }
 
-const fn gpu(key: &'static str, name: &'static str, memory_mib: u64, [gb, link_gb, tf32, fp32]: [f64; 4]) -> Gpu {
-    Gpu { key, name, memory_mib, bandwidth: gb * 1e9, link: link_gb * 1e9, tf32: tf32 * 1e12, fp32: fp32 * 1e12 }
+const fn gpu(
+    key: &'static str,
+    name: &'static str,
+    memory_mib: u64,
+    [gb, link_gb, tf32, fp32]: [f64; 4],
+) -> Gpu {
+    Gpu {
+        key,
+        name,
+        memory_mib,
+        bandwidth: gb * 1e9,
+        link: link_gb * 1e9,
+        tf32: tf32 * 1e12,
+        fp32: fp32 * 1e12,
+    }
 }
 
 /// Memory in MiB; GB/s of memory, GB/s of the link; TFLOP/s in TF32 and fp32. From the vendor's data sheets.
@@ -147,8 +160,8 @@ pub const fn h100(family: Family) -> Rate {
     }
 }
 
-/// Undisturbed, a step takes this much of the sum of operations that are each waited for: 0.97 for the small models,
-/// 0.96 for the large one, which the fit makes 3 % too fast.
+/// Undisturbed, a step takes this much of the sum of operations that are each waited for: 0.97 for the small
+/// models, 0.96 for the large one, which the fit makes 3 % too fast.
 pub const UNDISTURBED: f64 = 0.975;
 
 /// A CPU thread: from the same log, two threads of an AMD EPYC with AVX-512, GPT-2 124M and the quick start.
@@ -163,9 +176,10 @@ pub const fn cpu(family: Family) -> Rate {
             Rate { flops: 0.0, bytes: 6e9, call: 80e-6 }
         }
         Family::Gelu | Family::EmbeddingBackward => Rate { flops: 0.0, bytes: 3e9, call: 80e-6 },
-        Family::LinearGelu | Family::InputGradientGelu | Family::LinearGeluFused | Family::InputGradientGeluFused => {
-            Rate { flops: 95e9, bytes: 6e9, call: 80e-6 }
-        }
+        Family::LinearGelu
+        | Family::InputGradientGelu
+        | Family::LinearGeluFused
+        | Family::InputGradientGeluFused => Rate { flops: 95e9, bytes: 6e9, call: 80e-6 },
         Family::Linear | Family::InputGradient | Family::WeightGradient | Family::Classifier => {
             Rate { flops: 95e9, bytes: 0.0, call: 80e-6 }
         }

@@ -8,7 +8,9 @@ use crate::store::StoreError;
 /// Why a model could not be exported, or a file not be read as one.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    #[error("parameter `{tensor}` {problem}\n  hint: these parameters and the experiment's `[model]` do not belong together")]
+    #[error(
+        "parameter `{tensor}` {problem}\n  hint: these parameters and the experiment's `[model]` do not belong together"
+    )]
     Parameter { tensor: String, problem: String },
     #[error("`{}` is already there\n  hint: name another folder with `--out`, or delete it", path.display())]
     Exists { path: PathBuf },

@@ -30,7 +30,9 @@ pub const BUILDER: &str = "urn:runner:local";
 pub enum SlsaError {
     #[error("there is no checkpoint in `{}` to attest", folder.display())]
     NoCheckpoint { folder: std::path::PathBuf },
-    #[error("the head of the checkpoint of step {step} is not in the ledger\n  hint: `runner verify` says what differs")]
+    #[error(
+        "the head of the checkpoint of step {step} is not in the ledger\n  hint: `runner verify` says what differs"
+    )]
     ForeignLedger { step: u64 },
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -94,7 +96,8 @@ pub fn statement(folder: &Path, builder: &str) -> Result<Value, SlsaError> {
 
 /// A file of the run under its name there.
 fn file(path: &Path, name: &str) -> Result<Value, StoreError> {
-    let bytes = std::fs::read(path).map_err(|source| StoreError::Io { path: path.into(), doing: "read", source })?;
+    let bytes =
+        std::fs::read(path).map_err(|source| StoreError::Io { path: path.into(), doing: "read", source })?;
     Ok(json!({"name": name, "digest": {"sha256": Hash::of(&bytes)}}))
 }
 
@@ -103,20 +106,26 @@ fn dependencies(lock: &Lock) -> Vec<Value> {
     let mut found = Vec::new();
     if let Some(commit) = lock.source.get("git_commit").filter(|commit| *commit != "unknown") {
         let patch = lock.source.get("dirty_patch").map_or("unknown", String::as_str);
-        found.push(json!({"name": "runner", "digest": {"gitCommit": commit}, "annotations": {"dirty_patch": patch}}));
+        found.push(
+            json!({"name": "runner", "digest": {"gitCommit": commit}, "annotations": {"dirty_patch": patch}}),
+        );
     }
     if let Some(sha256) = lock.source.get("cargo_lock_sha256") {
         found.push(json!({"name": "Cargo.lock", "digest": {"sha256": sha256}}));
     }
     for (key, shard) in lock.numerics.iter().filter(|(key, _)| key.starts_with("data.shard.")) {
         // `name, 100 tokens, sha256 …`; a name may hold commas.
-        let parts = shard.rsplit_once(", sha256 ").and_then(|(rest, sha256)| Some((rest.rsplit_once(", ")?, sha256)));
+        let parts =
+            shard.rsplit_once(", sha256 ").and_then(|(rest, sha256)| Some((rest.rsplit_once(", ")?, sha256)));
         let ((name, tokens), sha256) = parts.unwrap_or(((shard, "unknown"), "unknown"));
         let number = key.trim_start_matches("data.shard.");
         found.push(json!({"name": name, "digest": {"sha256": sha256}, "annotations": {"shard": number, "size": tokens}}));
     }
     if let Some(sha256) = lock.numerics.get("data.tokenizer_sha256") {
-        let name = lock.numerics.get("data.tokenizer").map_or("tokenizer".to_owned(), |name| format!("tokenizer {name}"));
+        let name = lock
+            .numerics
+            .get("data.tokenizer")
+            .map_or("tokenizer".to_owned(), |name| format!("tokenizer {name}"));
         found.push(json!({"name": name, "digest": {"runnerTokenizer": sha256}}));
     }
     found

@@ -117,7 +117,8 @@ fn read_from(path: &Path, mut file: impl Read, length: u64) -> Result<(Parameter
         }
         read[spec.id as usize] = Some(tensor(spec, precision.dtype(), bytes));
     }
-    let tensors: Result<_> = specs.try_map(|spec| Ok(read[spec.id as usize].take().expect("`stacked` gives every tensor once")));
+    let tensors: Result<_> =
+        specs.try_map(|spec| Ok(read[spec.id as usize].take().expect("`stacked` gives every tensor once")));
     Ok((Parameters { model, tensors: tensors? }, precision))
 }
 
@@ -136,7 +137,7 @@ fn file_bytes(model: &Model, element: u128) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::export::sample_parameters;
+    use crate::formats::sample_parameters;
 
     fn written(parameters: &Parameters, precision: Precision) -> (tempfile::TempDir, std::path::PathBuf) {
         let folder = tempfile::tempdir().expect("a folder");
@@ -160,9 +161,17 @@ mod tests {
         assert!(bytes[1024 + 4 * 88..1024 + 4 * 1024].iter().all(|&byte| byte == 0));
         assert!(at(1024, &parameters.tensors.wpe));
         let ln_1 = 1024 + 40;
-        assert!((0..3).all(|l| at(ln_1 + 8 * l, &layers[l].ln_1.weight) && at(ln_1 + 24 + 8 * l, &layers[l].ln_1.bias)));
+        assert!(
+            (0..3)
+                .all(|l| at(ln_1 + 8 * l, &layers[l].ln_1.weight)
+                    && at(ln_1 + 24 + 8 * l, &layers[l].ln_1.bias))
+        );
         let qkv = ln_1 + 48;
-        assert!((0..3).all(|l| at(qkv + 192 * l, &layers[l].qkv.weight) && at(qkv + 576 + 24 * l, &layers[l].qkv.bias)));
+        assert!(
+            (0..3)
+                .all(|l| at(qkv + 192 * l, &layers[l].qkv.weight)
+                    && at(qkv + 576 + 24 * l, &layers[l].qkv.bias))
+        );
         assert!(bytes.ends_with(&parameters.tensors.ln_f.bias.bytes));
     }
 
@@ -190,13 +199,17 @@ mod tests {
             std::fs::write(&path, bytes).expect("writable");
             read(&path).expect_err("damaged").to_string()
         };
-        let word =
-            |i: usize, value: i32| move |bytes: &mut Vec<u8>| bytes[4 * i..4 * i + 4].copy_from_slice(&value.to_le_bytes());
+        let word = |i: usize, value: i32| {
+            move |bytes: &mut Vec<u8>| bytes[4 * i..4 * i + 4].copy_from_slice(&value.to_le_bytes())
+        };
         let html = |bytes: &mut Vec<u8>| bytes[..6].copy_from_slice(b"<html>");
         assert!(refusal(&html).contains("the magic number at byte 0"));
         assert!(refusal(&word(1, 4)).contains("the version at byte 4 is 4, expected 3 (fp32) or 5 (bf16)"));
         assert!(refusal(&word(4, 0)).contains("layers at byte 16 is 0"));
-        assert!(refusal(&word(4, i32::MAX)).contains("layers at byte 16 is 2147483647, expected at least 1 and at most 1024"));
+        assert!(
+            refusal(&word(4, i32::MAX))
+                .contains("layers at byte 16 is 2147483647, expected at least 1 and at most 1024")
+        );
         assert!(refusal(&word(4, 1024)).contains("the file was cut short"));
         assert!(refusal(&word(5, 3)).contains("a divisor of 8 channels"));
         assert!(refusal(&word(7, 10)).contains("at least the vocabulary, 11"));

@@ -1,7 +1,7 @@
 //! Hugging Face's GPT-2: a folder that `transformers` loads as `GPT2LMHeadModel`.
 //!
-//! Its `Conv1D` weights are (in, out), ours (out, in); its names begin with `transformer.`; `lm_head` is tied to
-//! `wte` and not stored; the token table has no padding rows. Transposing moves bits and changes none, so
+//! Its `Conv1D` weights are (in, out), ours (out, in); its names begin with `transformer.`; `lm_head` is tied
+//! to `wte` and not stored; the token table has no padding rows. Transposing moves bits and changes none, so
 //! [`read`] gives back what [`write`] was given, in the precision written.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,7 +45,8 @@ pub fn write(folder: &Path, parameters: Parameters, precision: Precision, about:
     }
     // One by one, so that of a large model little more than one copy is in memory.
     let Weights { wte, wpe, layers, ln_f } = tensors;
-    let affines = layers.into_iter().flat_map(|l| [l.ln_1, l.qkv, l.attn_proj, l.ln_2, l.fc, l.fc_proj]).chain([ln_f]);
+    let affines =
+        layers.into_iter().flat_map(|l| [l.ln_1, l.qkv, l.attn_proj, l.ln_2, l.fc, l.fc_proj]).chain([ln_f]);
     let ours = [wte, wpe].into_iter().chain(affines.flat_map(|affine| [affine.weight, affine.bias]));
     let theirs: Vec<Tensor> = ours.map(|tensor| to_theirs(tensor, precision)).collect();
     // `transformers` refuses a file that does not say "pt".
@@ -55,20 +56,21 @@ pub fn write(folder: &Path, parameters: Parameters, precision: Precision, about:
     Ok(())
 }
 
-/// Reads the parameters of a folder that [`write`] made, or another of GPT-2 in F32 or BF16: OpenAI's, or what
-/// `save_pretrained` wrote. Tensors that are no parameters of ours (masks of attention) are not read.
+/// Reads the parameters of a folder that [`write`] made, or another of GPT-2 in F32 or BF16: OpenAI's, or
+/// what `save_pretrained` wrote. Tensors that are no parameters of ours (masks of attention) are not read.
 ///
 /// # Errors
 ///
-/// Files that are missing or damaged, sizes that `config.json` does not give, tensors that do not fit them, or a
-/// classifier that is not the token table.
+/// Files that are missing or damaged, sizes that `config.json` does not give, tensors that do not fit them,
+/// or a classifier that is not the token table.
 pub fn read(folder: &Path) -> Result<Parameters> {
     let model = model_file::config_sizes(&folder.join(CONFIG))?;
     let path = folder.join(WEIGHTS);
     let ours: BTreeSet<String> = Weights::of(&model).iter().map(|spec| spec.name.clone()).collect();
     let bare = |name: &str| name.strip_prefix(PREFIX).unwrap_or(name).to_owned();
     let theirs = safetensors::read_some(&path, |name| name == CLASSIFIER || ours.contains(&bare(name)))?;
-    let (classifier, theirs): (Vec<Tensor>, Vec<Tensor>) = theirs.into_iter().partition(|tensor| tensor.name == CLASSIFIER);
+    let (classifier, theirs): (Vec<Tensor>, Vec<Tensor>) =
+        theirs.into_iter().partition(|tensor| tensor.name == CLASSIFIER);
     let parameters = Parameters::of_state(&model, theirs.into_iter().map(to_ours).collect())?;
     if classifier.iter().any(|tensor| tensor.bytes != parameters.tensors.wte.bytes) {
         let problem = "differs from `wte.weight`: GPT-2's classifier is its token table".into();
@@ -173,7 +175,7 @@ mod tests {
 
     use super::*;
     use crate::experiment;
-    use crate::export::sample_parameters;
+    use crate::formats::sample_parameters;
     use crate::ops::Dtype;
 
     fn sample() -> Sample {
@@ -238,9 +240,16 @@ mod tests {
         let folder = written(&parameters, Precision::Fp32);
         let back = changed(&folder, |tensors| {
             let wte = tensors.iter().find(|t| t.name == "transformer.wte.weight").expect("there").clone();
-            tensors.iter_mut().for_each(|t| t.name = t.name.strip_prefix(PREFIX).expect("prefixed").to_owned());
+            tensors
+                .iter_mut()
+                .for_each(|t| t.name = t.name.strip_prefix(PREFIX).expect("prefixed").to_owned());
             tensors.push(Tensor { name: CLASSIFIER.into(), ..wte });
-            tensors.push(Tensor { name: "h.0.attn.bias".into(), dtype: Dtype::I64, shape: vec![2], bytes: vec![7; 16] });
+            tensors.push(Tensor {
+                name: "h.0.attn.bias".into(),
+                dtype: Dtype::I64,
+                shape: vec![2],
+                bytes: vec![7; 16],
+            });
         });
         assert!(back.expect("readable").tensors.iter().eq(parameters.tensors.iter()));
     }
@@ -248,7 +257,9 @@ mod tests {
     #[test]
     fn tensors_that_are_missing_misshapen_or_untied_are_refused_by_name() {
         let refusal = |change: &dyn Fn(&mut Vec<Tensor>)| {
-            changed(&written(&sample_parameters(Dtype::F32), Precision::Fp32), change).expect_err("refused").to_string()
+            changed(&written(&sample_parameters(Dtype::F32), Precision::Fp32), change)
+                .expect_err("refused")
+                .to_string()
         };
         let at = |tensors: &[Tensor], name: &str| tensors.iter().position(|t| t.name == name).expect("there");
         let missing = refusal(&|t| _ = t.remove(at(t, "transformer.h.2.mlp.c_fc.weight")));
@@ -257,7 +268,10 @@ mod tests {
             let at = at(t, "transformer.h.0.attn.c_attn.weight");
             t[at].shape.reverse();
         });
-        assert!(misshapen.contains("`h.0.attn.c_attn.weight` has the shape [8, 24], expected [24, 8]"), "{misshapen}");
+        assert!(
+            misshapen.contains("`h.0.attn.c_attn.weight` has the shape [8, 24], expected [24, 8]"),
+            "{misshapen}"
+        );
         let counted = refusal(&|t| {
             let at = at(t, "transformer.ln_f.bias");
             t[at] = Tensor { dtype: Dtype::U64, bytes: vec![0; 64], ..t[at].clone() };

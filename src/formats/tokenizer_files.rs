@@ -21,7 +21,8 @@ use crate::experiment::Model;
 pub fn files(tokenizer: &Tokenizer, model: &Model) -> Vec<(&'static str, Vec<u8>)> {
     let tokens: Vec<Vec<u8>> = (0..tokenizer.eot()).map(|token| tokenizer.decode_bytes(&[token])).collect();
     let merges: Vec<[String; 2]> = merges(&tokens).iter().map(|pair| pair.map(printable)).collect();
-    let mut vocab: Map<String, Value> = tokens.iter().zip(0..).map(|(bytes, id)| (printable(bytes), json!(id))).collect();
+    let mut vocab: Map<String, Value> =
+        tokens.iter().zip(0..).map(|(bytes, id)| (printable(bytes), json!(id))).collect();
     vocab.insert(END_OF_TEXT.into(), tokenizer.eot().into());
 
     let text = |value: &Value| value.to_string().into_bytes();
@@ -40,7 +41,8 @@ pub fn files(tokenizer: &Tokenizer, model: &Model) -> Vec<(&'static str, Vec<u8>
 
 /// `tokenizer.json`: the whole pipeline, as the `tokenizers` library has it.
 fn fast(tokenizer: &Tokenizer, vocab: &Map<String, Value>, merges: &[[String; 2]]) -> Value {
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     json!({
         "version": "1.0",
         "truncation": null,
@@ -77,7 +79,8 @@ fn config(tokenizer: &Tokenizer, model: &Model) -> Value {
 
 /// The pair that was merged into each token of more than one byte, in order of rank.
 fn merges(tokens: &[Vec<u8>]) -> Vec<[&[u8]; 2]> {
-    let ranks: BTreeMap<&[u8], usize> = tokens.iter().enumerate().map(|(rank, token)| (token.as_slice(), rank)).collect();
+    let ranks: BTreeMap<&[u8], usize> =
+        tokens.iter().enumerate().map(|(rank, token)| (token.as_slice(), rank)).collect();
     let longer = tokens.iter().enumerate().filter(|(_, token)| token.len() > 1);
     longer.map(|(rank, token)| last_pair(token, rank, &ranks)).collect()
 }
@@ -100,8 +103,8 @@ fn printable(bytes: &[u8]) -> String {
     bytes.iter().map(|&byte| character(byte)).collect()
 }
 
-/// GPT-2's character for a byte: itself if it is printable and no space in Latin-1, else the next free one from
-/// U+0100 on.
+/// GPT-2's character for a byte: itself if it is printable and no space in Latin-1, else the next free one
+/// from U+0100 on.
 fn character(byte: u8) -> char {
     let stands = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     if stands(byte) {
@@ -119,7 +122,16 @@ mod tests {
     use crate::experiment;
 
     fn model() -> Model {
-        Model { init: None, descriptor: None, layers: 1, heads: 1, channels: 8, context: 16, vocab: 50_257, vocab_padded: 50_304 }
+        Model {
+            init: None,
+            descriptor: None,
+            layers: 1,
+            heads: 1,
+            channels: 8,
+            context: 16,
+            vocab: 50_257,
+            vocab_padded: 50_304,
+        }
     }
 
     fn file(kind: experiment::Tokenizer, name: &str) -> Option<Vec<u8>> {
@@ -133,7 +145,8 @@ mod tests {
 
     #[test]
     fn the_merges_are_the_published_ones() {
-        let merges = String::from_utf8(file(experiment::Tokenizer::Gpt2, "merges.txt").expect("there")).expect("UTF-8");
+        let merges = String::from_utf8(file(experiment::Tokenizer::Gpt2, "merges.txt").expect("there"))
+            .expect("UTF-8");
         let lines: Vec<&str> = merges.lines().collect();
         assert_eq!(lines.len(), 50_001);
         assert_eq!(lines[..5], ["#version: 0.2", "Ġ t", "Ġ a", "h e", "i n"]);
@@ -147,7 +160,10 @@ mod tests {
         let fast = file(experiment::Tokenizer::Byte, "tokenizer.json").expect("there");
         let fast: Value = serde_json::from_slice(&fast).expect("JSON");
         assert_eq!(fast["model"]["vocab"].as_object().expect("a map").len(), 257);
-        assert_eq!((&fast["model"]["vocab"]["Ġ"], &fast["model"]["vocab"][END_OF_TEXT]), (&json!(32), &json!(256)));
+        assert_eq!(
+            (&fast["model"]["vocab"]["Ġ"], &fast["model"]["vocab"][END_OF_TEXT]),
+            (&json!(32), &json!(256))
+        );
         assert_eq!(fast["model"]["merges"], json!([]));
         assert_eq!(file(experiment::Tokenizer::Byte, "merges.txt"), None);
     }

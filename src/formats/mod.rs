@@ -45,7 +45,8 @@ impl Parameters {
     ///
     /// A parameter that is missing, has another shape than `model` says, or is stored as no float.
     pub fn of_state(model: &Model, state: Vec<Tensor>) -> Result<Parameters> {
-        let mut state: BTreeMap<String, Tensor> = state.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+        let mut state: BTreeMap<String, Tensor> =
+            state.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
         let tensors = Weights::of(model).try_map(|spec| {
             let bad = |problem: String| ExportError::Parameter { tensor: spec.name.clone(), problem };
             let parameter = state.remove(&spec.name);
@@ -67,7 +68,13 @@ impl Parameters {
     /// Refuses sizes that are not those of `model`; `path` is where these parameters come from.
     pub fn require(&self, model: &Model, path: &Path) -> Result<()> {
         let sizes = |m: &Model| {
-            [("layers", m.layers), ("heads", m.heads), ("channels", m.channels), ("positions", m.context), ("tokens", m.vocab)]
+            [
+                ("layers", m.layers),
+                ("heads", m.heads),
+                ("channels", m.channels),
+                ("positions", m.context),
+                ("tokens", m.vocab),
+            ]
         };
         for ((what, got), (_, expected)) in sizes(&self.model).into_iter().zip(sizes(model)) {
             if got != expected {
@@ -143,8 +150,16 @@ fn encoded(tensor: &Tensor, precision: Precision) -> Cow<'_, [u8]> {
 #[cfg(test)]
 fn sample_parameters(dtype: Dtype) -> Parameters {
     use crate::rng::Key;
-    let model =
-        Model { init: None, descriptor: None, layers: 3, heads: 2, channels: 8, context: 5, vocab: 11, vocab_padded: 128 };
+    let model = Model {
+        init: None,
+        descriptor: None,
+        layers: 3,
+        heads: 2,
+        channels: 8,
+        context: 5,
+        vocab: 11,
+        vocab_padded: 128,
+    };
     let tensors: Result<_> = Weights::of(&model).try_map(|spec| {
         let values = (0..spec.logical_len()).map(|i| Key([3, 4]).normal(spec.id.into(), i as u64) as f32);
         let bytes = match dtype {
@@ -166,7 +181,9 @@ mod tests {
         let mut state: Vec<Tensor> = parameters.tensors.iter().cloned().collect();
         let exact = Parameters::of_state(&parameters.model, state.clone()).expect("whole");
         assert!(exact.tensors.iter().eq(parameters.tensors.iter()));
-        state.extend(masters.tensors.iter().map(|t| Tensor { name: format!("master/{}", t.name), ..t.clone() }));
+        state.extend(
+            masters.tensors.iter().map(|t| Tensor { name: format!("master/{}", t.name), ..t.clone() }),
+        );
         let exact = Parameters::of_state(&parameters.model, state).expect("whole");
         assert!(exact.tensors.iter().eq(masters.tensors.iter()));
     }
@@ -190,7 +207,8 @@ mod tests {
         let halves = [1.0 + 0.003_906_25f32, 1.0 + 3.0 * 0.003_906_25];
         let wide = tensor(Dtype::F32, halves.iter().flat_map(|v| v.to_le_bytes()).collect());
         let narrow = tensor(Dtype::BF16, encoded(&wide, Precision::Bf16).into_owned());
-        let back: Vec<f32> = encoded(&narrow, Precision::Fp32).as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let back: Vec<f32> =
+            encoded(&narrow, Precision::Fp32).as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         assert_eq!(back, [1.0, 1.015_625]);
     }
 }

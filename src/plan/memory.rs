@@ -6,11 +6,11 @@
 
 use serde::Serialize;
 
-use super::activations::{Activations, BufferSpec};
-use super::decode::{self, Room};
-use super::gpt2::scratch_shape;
-use super::weights::Weights;
 use crate::experiment::{Compute, Experiment, PartialSums};
+use crate::model::activations::{Activations, BufferSpec};
+use crate::model::decode::{self, Room};
+use crate::model::gpt2::scratch_shape;
+use crate::model::weights::Weights;
 use crate::ops::{Dtype, Role, Rows, ScratchShape, cpu, cuda};
 use crate::parallel::{Shards, sums, tree};
 
@@ -94,7 +94,10 @@ impl Storage {
             param: Dtype::F32,
             activation: Dtype::F32,
             masters: false,
-            scratch: Scratch { model: cpu::scratch_bytes(&training_shape(experiment), threads), ..Scratch::default() },
+            scratch: Scratch {
+                model: cpu::scratch_bytes(&training_shape(experiment), threads),
+                ..Scratch::default()
+            },
             taken: |sizes| sizes.iter().sum(),
             pinned: 0,
             host_apart: false,
@@ -113,7 +116,10 @@ impl Storage {
             param: dtype,
             activation: dtype,
             masters,
-            scratch: Scratch { opened: cuda::opened_plan(), model: cuda::scratch_plan(&training_shape(experiment), compute) },
+            scratch: Scratch {
+                opened: cuda::opened_plan(),
+                model: cuda::scratch_plan(&training_shape(experiment), compute),
+            },
             taken: cuda::taken_bytes,
             pinned: cuda::PINNED_BYTES,
             host_apart: true,
@@ -209,12 +215,20 @@ impl MemoryPlan {
         let levels = share.workers(experiment).next_power_of_two().trailing_zeros();
         let elsewhere = experiment.memory.partial_sums == PartialSums::Host;
         if elsewhere && storage.host_apart {
-            plan.count(Category::Host, "sums of virtual workers", u64::from(levels) * tensors(4).sum::<u64>());
+            plan.count(
+                Category::Host,
+                "sums of virtual workers",
+                u64::from(levels) * tensors(4).sum::<u64>(),
+            );
         } else {
             (0..levels).for_each(|_| plan.all(Category::Gradients, "sums of virtual workers", tensors(4)));
         }
         if elsewhere && levels > 0 {
-            plan.add(Category::Scratch, "sums of virtual workers on their way back", 4 * tree::staged(&specs) as u64);
+            plan.add(
+                Category::Scratch,
+                "sums of virtual workers on their way back",
+                4 * tree::staged(&specs) as u64,
+            );
         }
         if let Some(positions) = experiment.sample_positions() {
             for spec in decode::layout(&experiment.model, Room { streams: 1, positions }) {
@@ -283,7 +297,10 @@ impl Builder {
         // The copy lives until the checkpoint is on the disk, behind the trainer's back.
         add("copy of the state, while a checkpoint is written", state);
         // Before the step, after it, and after it again.
-        add("copies of the state, for a replayed step", if experiment.proof.replay_every > 0 { 3 * state } else { 0 });
+        add(
+            "copies of the state, for a replayed step",
+            if experiment.proof.replay_every > 0 { 3 * state } else { 0 },
+        );
         add("losses of a step", experiment.batch.tokens * 4);
         let batch = 4 * (experiment.batch.micro * experiment.batch.seq_len) as u64;
         add("batches read ahead", batch * (experiment.data.prefetch as u64 + 1));
@@ -318,11 +335,15 @@ mod tests {
     fn samples_have_their_place_in_the_plan_before_the_first_step() {
         let plan = |sets: &[&str]| {
             let experiment = shipped("gpt2_124m.toml", sets);
-            MemoryPlan::of(&experiment, &Storage { taken: |sizes| sizes.iter().sum(), ..Storage::cuda(&experiment) })
+            MemoryPlan::of(
+                &experiment,
+                &Storage { taken: |sizes| sizes.iter().sum(), ..Storage::cuda(&experiment) },
+            )
         };
         assert_eq!(plan(&[]).category(Category::Samples), 0);
         let with = plan(&["sample.every=10"]);
-        let keys_and_values = with.entries.iter().find(|entry| entry.name == "keys and values of samples").expect("planned");
+        let keys_and_values =
+            with.entries.iter().find(|entry| entry.name == "keys and values of samples").expect("planned");
         assert_eq!(keys_and_values.bytes, 2 * 12 * 1024 * 768 * 2);
         assert_eq!(with.total() - plan(&[]).total(), with.category(Category::Samples));
     }
@@ -331,9 +352,15 @@ mod tests {
     fn several_devices_share_moments_and_masters_and_need_no_tree() {
         let experiment = shipped("gpt2_33b.toml", &["memory.partial_sums=device"]);
         let storage = Storage::cuda(&experiment);
-        let (alone, eighth) =
-            (MemoryPlan::of(&experiment, &storage), MemoryPlan::shared(&experiment, &storage, Share { devices: 8 }));
-        assert_eq!(alone.category(Category::Gradients), 4 * eighth.category(Category::Gradients), "three levels of a tree");
+        let (alone, eighth) = (
+            MemoryPlan::of(&experiment, &storage),
+            MemoryPlan::shared(&experiment, &storage, Share { devices: 8 }),
+        );
+        assert_eq!(
+            alone.category(Category::Gradients),
+            4 * eighth.category(Category::Gradients),
+            "three levels of a tree"
+        );
         assert_eq!(alone.category(Category::Optimizer) / 8, eighth.category(Category::Optimizer));
         assert_eq!(alone.category(Category::Activations), eighth.category(Category::Activations));
     }
@@ -347,7 +374,11 @@ mod tests {
         let (eighth, quarter) = (of(8), of(4));
         let specs = Weights::of(&experiment.model);
         let all = 4 * specs.parameters();
-        assert_eq!(quarter.category(Category::Gradients), 2 * all, "two workers a device: whole, and one partial sum");
+        assert_eq!(
+            quarter.category(Category::Gradients),
+            2 * all,
+            "two workers a device: whole, and one partial sum"
+        );
         let blocks: u64 = specs.layers.len() as u64;
         let tables = 4 * (specs.wte.len + specs.wpe.len + 2 * experiment.model.channels) as u64;
         let written = tables + (all - tables) / blocks * 2;
@@ -358,7 +389,10 @@ mod tests {
     fn partial_sums_in_the_hosts_memory_leave_a_small_buffer_on_the_device() {
         let plan = |place: &str| {
             let experiment = shipped("gpt2_33b.toml", &[place]);
-            MemoryPlan::of(&experiment, &Storage { taken: |sizes| sizes.iter().sum(), ..Storage::cuda(&experiment) })
+            MemoryPlan::of(
+                &experiment,
+                &Storage { taken: |sizes| sizes.iter().sum(), ..Storage::cuda(&experiment) },
+            )
         };
         let (device, host) = (plan("memory.partial_sums=device"), plan("memory.partial_sums=host"));
         let sums = 3 * 4 * 1_557_686_400;
@@ -372,7 +406,8 @@ mod tests {
         let experiment = shipped("gpt2_124m.toml", &[]);
         let storage = Storage::cuda(&experiment);
         let plan = MemoryPlan::of(&experiment, &storage);
-        let copy = plan.entries.iter().find(|entry| entry.name.starts_with("copy of the state")).expect("an entry");
+        let copy =
+            plan.entries.iter().find(|entry| entry.name.starts_with("copy of the state")).expect("an entry");
         // 124,439,808 parameters without padding, 14 bytes each.
         assert_eq!(copy.bytes, 124_439_808 * 14 + 32 + 2 * 8 * 128);
         assert!(plan.total() + copy.bytes > plan.total(), "the host's memory is no part of the device's");
