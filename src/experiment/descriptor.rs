@@ -1,7 +1,7 @@
 //! Model descriptors: the sizes that have names.
 //!
 //! `d12` or `gpt2:d12` is GPT-2 of that depth (Radford et al. 2019 for d12 to d48; d6 and d60 to d84
-//! are the reference trainer's own), `gpt3:c768` is GPT-3 of that width (Brown et al. 2020, table 2.1).
+//! are llm.c's own), `gpt3:c768` is GPT-3 of that width (Brown et al. 2020, table 2.1).
 
 use super::diagnostics::nearest;
 

@@ -35,8 +35,8 @@ pub struct Experiment {
 /// Sizes of the network. In the file either `descriptor` (`d12`, `gpt2:d12`, `gpt3:c768`) or the sizes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {
-    /// A model to start from in place of random weights: a Hugging Face folder of GPT-2 or the reference's
-    /// `.bin`, version 3 or 5. Sizes that are not given are the file's. A path in the file starts from its
+    /// A model to start from in place of random weights: a Hugging Face folder of GPT-2 or llm.c's `.bin`,
+    /// version 3 or 5. Sizes that are not given are the file's. A path in the file starts from its
     /// folder; here it is absolute. The lock pins the weights by content. Default: not set.
     pub init: Option<String>,
     /// As written, when a descriptor was. Excludes `layers`, `heads` and `channels`. Default: not set.
@@ -198,9 +198,9 @@ pub struct Eval {
     /// Steps between evaluations, also before the first step and after the last; 0 is never. Default: 250.
     pub every: u64,
     /// Validation tokens: the first this many, the same for every batch shape; at least one sequence.
-    /// Default: 2621440, what the reference's run reads.
+    /// Default: 2621440, what llm.c's run reads.
     pub val_tokens: u64,
-    /// HellaSwag: a jsonl file or the reference's `.bin`, scored at every evaluation. A path in the
+    /// HellaSwag: a jsonl file or llm.c's `.bin`, scored at every evaluation. A path in the
     /// file starts from its folder; here it is absolute. Default: not set.
     pub hellaswag: Option<String>,
 }

@@ -285,7 +285,7 @@ impl Rules {
             }
             Err(error) => {
                 let fault = self.clash(error.to_string(), &["model.init"]);
-                let hint = "`model.init` takes a Hugging Face folder of GPT-2 or the reference's `.bin`";
+                let hint = "`model.init` takes a Hugging Face folder of GPT-2 or llm.c's `.bin`";
                 self.layers.faulty.extend(SIZES);
                 self.refuse(fault.hint(hint.to_string()));
             }
@@ -508,7 +508,6 @@ impl Rules {
         }
         for key in ["data.train", "data.val"] {
             if self.get(key).is_none() && self.truly_missing(&[key]) {
-                let key = if key == "data.train" { "data.train" } else { "data.val" };
                 self.derive(key, Vec::<String>::new(), "default");
             }
         }

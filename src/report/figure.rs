@@ -1,6 +1,6 @@
 //! The page: header, legend, and the panels with their lines.
 //!
-//! Loss and HellaSwag, the two panels of the reference's notebook, stand side by side, with gradient
+//! Loss and HellaSwag, the two panels of llm.c's notebook, stand side by side, with gradient
 //! norm and learning rate below them on the same horizontal axes. Where no run has HellaSwag the loss
 //! takes the left part alone, and the rest is stacked beside it. One run has colours by kind of line
 //! (training, validation); several runs have a colour each, the same in every panel, and kinds differ by

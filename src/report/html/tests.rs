@@ -78,7 +78,7 @@ fn what_is_damaged_is_shown_as_such_and_what_happened_is_told() {
 }
 
 #[test]
-fn a_run_that_is_only_a_log_of_the_reference_has_a_page() {
+fn a_run_that_is_only_a_log_of_llm_c_has_a_page() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = MainLogWriter::create(folder.path()).unwrap();
     log.append(&MetricsRow {
