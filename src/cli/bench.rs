@@ -10,13 +10,13 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::session::{self, Device};
 use crate::data::Prefetcher;
 use crate::experiment::{self, Experiment};
 use crate::model::flops::flops_per_token;
 use crate::ops::timed::{Record, Timed};
 use crate::ops::{Ops, Role};
 use crate::plan::memory::Storage;
+use crate::run::train::{self as session, Device};
 use crate::train::{TrainError, Trainer};
 use crate::units;
 

@@ -13,14 +13,14 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::model_argument::{self, Saved};
-use super::session::Device;
 use crate::data::{Dataset, Sources, Tokenizer, ValidationSet};
 use crate::eval::multiple_choice::{self, Outcome, names};
 use crate::eval::{self, Scores, TaskSet, parameters};
 use crate::experiment::Experiment;
 use crate::model::Gpt2;
 use crate::ops::{Ops, Role, Rows};
+use crate::run::model::{self, Saved};
+use crate::run::train::Device;
 use crate::store::{self, Manifest, Tensor};
 use crate::units;
 
@@ -79,7 +79,7 @@ struct Results {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let place = model_argument::find(&args.run, &args.runs)?;
+    let place = model::find(&args.run, &args.runs)?;
     let experiment = place.experiment(&args.set)?;
     let tasks = open_tasks(&args, &experiment)?;
     if args.details.is_some() && tasks.hellaswag.is_none() {

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::initial;
-use super::locking::{self, Locked};
-use super::session::{self, Data};
 use crate::experiment::{self, Loaded};
+use crate::run::initial;
+use crate::run::lock::{self, Locked};
+use crate::run::train::{self, Data};
 use crate::store;
 use crate::train::Trainer;
 
@@ -40,9 +40,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let mut loaded = experiment::load(&args.experiment, &args.set)?;
     let data = Data::open(&mut loaded)?;
-    match session::Device::open(&loaded.experiment)? {
-        session::Device::Cpu(cpu) => write(cpu, &loaded, &data, &out),
-        session::Device::Cuda(cuda) => write(*cuda, &loaded, &data, &out),
+    match train::Device::open(&loaded.experiment)? {
+        train::Device::Cpu(cpu) => write(cpu, &loaded, &data, &out),
+        train::Device::Cuda(cuda) => write(*cuda, &loaded, &data, &out),
     }
 }
 
@@ -50,7 +50,7 @@ fn write<O: Locked>(ops: O, loaded: &Loaded, data: &Data, out: &Path) -> anyhow:
     // Allocating chooses what is still to be chosen, such as algorithms.
     let initial = initial::read(&loaded.experiment, None, false)?;
     let trainer = Trainer::new(ops, &loaded.experiment)?;
-    let lock = locking::lock(loaded, data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
+    let lock = lock::lock(loaded, data, initial.as_ref(), &trainer.ops, lock::user_cache())?;
     store::atomic::write(out, lock.to_text().as_bytes())?;
     anstream::eprintln!("locked {} numerics in `{}`", lock.numerics.len(), out.display());
     println!("{}", lock.numerics_id());

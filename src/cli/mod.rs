@@ -3,34 +3,23 @@
 pub mod bench;
 pub mod completions;
 pub mod config;
-mod console;
+pub(crate) mod console;
 pub mod data;
-pub mod diff;
 pub mod doctor;
 pub mod eval;
-mod events_json;
+pub(crate) mod events_json;
 pub mod exit;
 pub mod export;
-mod gpu_watch;
 pub mod help;
-mod initial;
 pub mod lock;
-mod locking;
-mod model_argument;
-mod past;
 pub mod plan;
 pub mod plot;
-mod ranks;
 pub mod report;
 pub mod resume;
 pub mod run;
-mod run_argument;
 pub mod sample;
-mod session;
 pub mod show;
-mod stdout;
-mod stop;
-mod team;
+pub(crate) mod stdout;
 pub mod verify;
 pub mod watch;
 
@@ -59,13 +48,13 @@ enum Verb {
     /// Check a run to the byte, or that an experiment repeats.
     Verify(verify::Args),
     /// Find the first step, tensor, leaf and element in which two runs differ.
-    Diff(diff::Args),
+    Diff(crate::verify::diff::Args),
     /// Let a saved model write.
     Sample(sample::Args),
     /// Write a saved model for other programs: Hugging Face, llm.c; or its provenance.
     Export(export::Args),
     /// Say what a run will take: memory, steps, time, money, disk.
-    Plan(plan::Args),
+    Plan(crate::plan::run_plan::Args),
     /// Print an experiment as it resolves, with the origin of every key.
     Config(config::Args),
     /// List runs, or show one in full.
@@ -103,10 +92,10 @@ impl Cli {
             Verb::Lock(args) => lock::run(args).map(done),
             Verb::Eval(args) => eval::run(args),
             Verb::Verify(args) => verify::run(args),
-            Verb::Diff(args) => diff::run(args),
+            Verb::Diff(args) => crate::verify::diff::run(args),
             Verb::Sample(args) => sample::run(args),
             Verb::Export(args) => export::run(args),
-            Verb::Plan(args) => plan::run(args),
+            Verb::Plan(args) => crate::plan::run_plan::run(args),
             Verb::Config(args) => config::run(args).map(done),
             Verb::Show(args) => show::run(args),
             Verb::Watch(args) => watch::run(args),

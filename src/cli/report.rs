@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{run_argument, verify};
+use super::verify;
 use crate::experiment;
 use crate::report::html::{Check, Page, Status};
+use crate::run::find;
 use crate::store::{RunPaths, atomic};
 
 /// Write a run as one HTML page that needs nothing else.
@@ -26,7 +27,7 @@ pub struct Args {
 
 /// Writes the page, and prints its path to stdout. Damage is on the page, and no failure of this verb.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let folder = run_argument::find(args.run.as_deref(), &args.runs)?;
+    let folder = find::find(args.run.as_deref(), &args.runs)?;
     let mut checks = if args.no_verify {
         unchecked(&folder)
     } else {

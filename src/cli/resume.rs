@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::initial;
-use super::locking::Expected;
-use super::ranks::{self, Role};
-use super::run_argument;
-use super::session::{self, Place, Session};
-use super::team::Team;
 use crate::experiment::{self, Loaded};
+use crate::run::find;
+use crate::run::initial;
+use crate::run::lock::Expected;
+use crate::run::ranks::{self, Role};
+use crate::run::team::Team;
+use crate::run::train::{self as session, Place, Session};
 use crate::store::{RunFolder, RunPaths, newest_whole};
 
 /// Go on with a run from its newest whole checkpoint.
@@ -35,7 +35,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let path = run_argument::find(args.run.as_deref(), &args.runs)?;
+    let path = find::find(args.run.as_deref(), &args.runs)?;
     let loaded = experiment::load(&RunPaths::new(&path).experiment(), &args.set)?;
     match ranks::role(&loaded.experiment, args.ranks, &args.runs)? {
         Role::Parent(ranks) => ranks::parent(ranks, &args.runs),

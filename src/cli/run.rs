@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::initial;
 use super::lock;
-use super::locking::Expected;
-use super::ranks::{self, Role};
 use super::resume;
-use super::session::{self, Place, Session};
-use super::team::Team;
 use crate::experiment::{self, Loaded};
+use crate::run::initial;
+use crate::run::lock::Expected;
+use crate::run::ranks::{self, Role};
+use crate::run::team::Team;
+use crate::run::train::{self as session, Place, Session};
 use crate::store::{RunFolder, RunPaths};
 
 /// Train an experiment from its first step.

@@ -13,8 +13,6 @@ use std::time::Instant;
 use anyhow::ensure;
 use serde_json::json;
 
-use super::model_argument::{self, Saved};
-use super::session::Device;
 use crate::data::Tokenizer;
 use crate::eval::parameters;
 use crate::generate::{Sampling, generate};
@@ -22,6 +20,8 @@ use crate::model::decode::{Decoder, NewToken, Room};
 use crate::model::weights::Weights;
 use crate::ops::Ops;
 use crate::rng::Key;
+use crate::run::model::{self, Saved};
+use crate::run::train::Device;
 use crate::units;
 use page::Page;
 
@@ -86,7 +86,7 @@ struct Request {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let place = model_argument::find(&args.run, &args.runs)?;
+    let place = model::find(&args.run, &args.runs)?;
     let experiment = place.experiment(&args.set)?;
     let defaults = &experiment.sample;
     let sampling = Sampling {

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::Report;
 use super::golden::Golden;
-use crate::cli::diff::Diff;
+use crate::cli::verify::Report;
 use crate::experiment;
 use crate::proof::{Lock, ledger};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
+use crate::verify::diff::Diff;
 
 pub struct Options {
     pub set: Vec<String>,

@@ -8,16 +8,15 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::console::Console;
-use super::events_json::JsonEvents;
-use super::exit;
-use super::gpu_watch::{self, GpuWatch};
 use super::initial::Initial;
-use super::locking::{self, Expected, Locked};
-use super::past::{self, Past};
-use super::plan;
+use super::lock::{self, Expected, Locked};
+use super::resume::{self, Past};
+use super::sensors::{self, GpuWatch};
 use super::stop;
 use super::team::{self, Begin, Team};
+use crate::cli::console::Console;
+use crate::cli::events_json::JsonEvents;
+use crate::cli::exit;
 use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
 use crate::eval::TaskSet;
 use crate::experiment::{self, DeviceKind, Experiment, Loaded, Order};
@@ -26,6 +25,7 @@ use crate::ops::cuda::{self, Cuda};
 use crate::ops::{DeviceError, Dtype, Ops, Role, cpu::Cpu};
 use crate::parallel::{Exchange, Solo};
 use crate::plan::memory::{Category, MemoryPlan, Share, Storage};
+use crate::plan::run_plan as plan;
 use crate::proof::{Ledger, Lock};
 use crate::report::{self, PlotOptions, ReportError, RunData};
 use crate::store::main_log::MainLogWriter;
@@ -283,7 +283,7 @@ impl OnDevice for Training {
             ops.pin(numerics)?;
         }
         let mut trainer = Trainer::join(ops, &experiment, exchange)?;
-        let mut lock = locking::lock(&loaded, &data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
+        let mut lock = lock::lock(&loaded, &data, initial.as_ref(), &trainer.ops, lock::user_cache())?;
         lock.environment.insert("ranks".into(), ranks.to_string());
         match &heard {
             Some(numerics) => team::require_same(trainer.link().rank(), numerics, &lock.numerics)?,
@@ -347,7 +347,7 @@ impl OnDevice for Training {
             None => None,
         };
         let feed = feed_share(&experiment, &data, trainer.share(), progress.step, progress.data_offset)?;
-        let sensors = Arc::<gpu_watch::Shared>::default();
+        let sensors = Arc::<sensors::Shared>::default();
         let _watch = folder.as_ref().and_then(|folder| watch_gpu(&experiment, &lock, folder, &sensors));
         let mut listener: Box<dyn Listener> = match (first, json) {
             (false, _) => Box::new(Silence),
@@ -390,7 +390,7 @@ impl OnDevice for Training {
             if !json {
                 println!("{root}");
             }
-            let lock = past::with_outputs(lock, &folder.paths)?;
+            let lock = resume::with_outputs(lock, &folder.paths)?;
             if let Some(expected) = &expected {
                 expected.require_outputs(&lock.outputs)?;
             }
@@ -419,7 +419,7 @@ fn watch_gpu(
     experiment: &Experiment,
     lock: &Lock,
     folder: &RunFolder,
-    shared: &Arc<gpu_watch::Shared>,
+    shared: &Arc<sensors::Shared>,
 ) -> Option<GpuWatch> {
     let uuid = lock.environment.get("gpu.uuid").filter(|_| experiment.log.gpu_every > 0)?;
     let every = Duration::from_secs(experiment.log.gpu_every);
@@ -443,9 +443,9 @@ impl Records {
         lock: &Lock,
     ) -> anyhow::Result<Records> {
         let ledger = match head {
-            Some(head) => Ledger::resume(&folder.paths.ledger(), &head).map_err(past::refuse_ledger)?,
+            Some(head) => Ledger::resume(&folder.paths.ledger(), &head).map_err(resume::refuse_ledger)?,
             None => {
-                let mut ledger = Ledger::open(&folder.paths.ledger()).map_err(past::refuse_ledger)?;
+                let mut ledger = Ledger::open(&folder.paths.ledger()).map_err(resume::refuse_ledger)?;
                 ledger.truncate_to(0)?;
                 ledger
             }

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 
-use super::{exit, stop};
+use super::stop;
+use crate::cli::exit;
 use crate::experiment::{DeviceKind, Experiment, Loaded};
 use crate::ops::DeviceError;
 use crate::ops::cuda::driver;
@@ -95,7 +96,7 @@ fn all_gpus(experiment: &Experiment) -> anyhow::Result<usize> {
 /// divided, and the program.
 fn job(experiment: &Experiment) -> String {
     let mut text = format!("{} {}\n", env!("CARGO_PKG_VERSION"), env!("RUNNER_GIT_COMMIT"));
-    for (key, value) in super::locking::resolved_numerics(experiment) {
+    for (key, value) in super::lock::resolved_numerics(experiment) {
         text.push_str(&format!("{key} = {value}\n"));
     }
     text.push_str(&format!("parallel.zero = {}\n", experiment.parallel.zero));

@@ -5,9 +5,7 @@
 //! rates measured on an H100, and an estimate anywhere else. What this file decides: which device is meant,
 //! how often things happen in a run, and what they add up to.
 
-mod advice;
-pub use advice::what_fits;
-mod text;
+pub use super::advice::what_fits;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,8 +13,8 @@ use std::process::ExitCode;
 use anyhow::{bail, ensure};
 use serde::Serialize;
 
-use self::advice::Advice;
-use super::stdout;
+use super::advice::{self, Advice};
+use crate::cli::stdout;
 use crate::data::{Sources, Tokenizer};
 use crate::eval::TaskSet;
 use crate::experiment::{self, Checkpoint, Compute, DeviceKind, Experiment, Loaded};
@@ -77,7 +75,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Which device the plan is for.
-fn place(name: Option<&str>, experiment: &Experiment) -> anyhow::Result<Place> {
+pub fn place(name: Option<&str>, experiment: &Experiment) -> anyhow::Result<Place> {
     let cpu = || {
         let here = std::thread::available_parallelism().map_or(1, usize::from);
         Place::Cpu { threads: if experiment.device.threads == 0 { here } else { experiment.device.threads } }
@@ -105,12 +103,12 @@ fn place(name: Option<&str>, experiment: &Experiment) -> anyhow::Result<Place> {
 
 /// What can be known of the data: they need not be there yet.
 #[derive(Debug, Default, Serialize)]
-struct DataFacts {
-    train_tokens: Option<u64>,
-    val_tokens: Option<u64>,
-    hellaswag_tokens: Option<u64>,
+pub struct DataFacts {
+    pub train_tokens: Option<u64>,
+    pub val_tokens: Option<u64>,
+    pub hellaswag_tokens: Option<u64>,
     /// Why the data could not be looked at.
-    problem: Option<String>,
+    pub problem: Option<String>,
 }
 
 /// Tokens that scoring all of HellaSwag reads, 10,042 tasks in both wordings, while the file is not there.
@@ -118,7 +116,7 @@ const HELLASWAG_TOKENS: u64 = 6_094_168;
 
 impl DataFacts {
     /// Looks at headers and lengths, and turns epochs into steps.
-    fn look(loaded: &mut Loaded) -> anyhow::Result<DataFacts> {
+    pub fn look(loaded: &mut Loaded) -> anyhow::Result<DataFacts> {
         let mut facts = DataFacts::default();
         let experiment = &loaded.experiment;
         match Sources::open(&experiment.data, experiment.model.vocab) {
@@ -149,97 +147,97 @@ impl DataFacts {
 
 /// Everything that the plan says.
 #[derive(Debug, Serialize)]
-struct Plan {
-    experiment: String,
-    model: ModelFacts,
-    device: DeviceFacts,
-    memory: Memory,
-    work: Work,
-    time: Time,
-    disk: Disk,
-    data: DataFacts,
+pub struct Plan {
+    pub experiment: String,
+    pub model: ModelFacts,
+    pub device: DeviceFacts,
+    pub memory: Memory,
+    pub work: Work,
+    pub time: Time,
+    pub disk: Disk,
+    pub data: DataFacts,
     /// What is assumed, or must be changed first.
-    notes: Vec<String>,
+    pub notes: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
-struct ModelFacts {
-    parameters: u64,
-    layers: usize,
-    heads: usize,
-    channels: usize,
-    context: usize,
+pub struct ModelFacts {
+    pub parameters: u64,
+    pub layers: usize,
+    pub heads: usize,
+    pub channels: usize,
+    pub context: usize,
     /// To train on one token: 6 N + 6 L C T.
-    flops_per_token: f64,
+    pub flops_per_token: f64,
 }
 
 #[derive(Debug, Serialize)]
-struct DeviceFacts {
-    name: String,
-    count: u64,
-    precision: &'static str,
+pub struct DeviceFacts {
+    pub name: String,
+    pub count: u64,
+    pub precision: &'static str,
     /// Whether the rates were measured on this device; else they are scaled from an H100's.
-    measured: bool,
+    pub measured: bool,
 }
 
 /// Bytes of one device.
 #[derive(Debug, Serialize)]
-struct Memory {
-    entries: Vec<PlanEntry>,
-    total_bytes: u64,
+pub struct Memory {
+    pub entries: Vec<PlanEntry>,
+    pub total_bytes: u64,
     /// What the device has, less what the driver takes; not known for the CPU.
-    usable_bytes: Option<u64>,
-    fits: Option<bool>,
+    pub usable_bytes: Option<u64>,
+    pub fits: Option<bool>,
     /// On the host, of one device.
-    host_bytes: u64,
-    advice: Vec<Advice>,
+    pub host_bytes: u64,
+    pub advice: Vec<Advice>,
 }
 
 #[derive(Debug, Serialize)]
-struct Work {
-    steps: u64,
-    tokens_per_step: u64,
-    micro_steps_per_device: u64,
-    tokens: u64,
-    flops: f64,
-    epochs: Option<f64>,
+pub struct Work {
+    pub steps: u64,
+    pub tokens_per_step: u64,
+    pub micro_steps_per_device: u64,
+    pub tokens: u64,
+    pub flops: f64,
+    pub epochs: Option<f64>,
 }
 
 /// Milliseconds of a step, seconds and dollars of the run.
 #[derive(Debug, Serialize)]
-struct Time {
-    gradients_ms: f64,
-    update_ms: f64,
-    digest_ms: f64,
-    exchange_ms: f64,
-    step_ms: f64,
-    tokens_per_s: f64,
-    mfu: Option<f64>,
-    training_s: f64,
-    evaluations: u64,
-    evaluation_s: f64,
-    total_s: f64,
-    dollars_per_hour: f64,
-    dollars: f64,
-    reference: Option<ReferenceTime>,
+pub struct Time {
+    pub gradients_ms: f64,
+    pub update_ms: f64,
+    pub digest_ms: f64,
+    pub exchange_ms: f64,
+    pub step_ms: f64,
+    pub tokens_per_s: f64,
+    pub mfu: Option<f64>,
+    pub training_s: f64,
+    pub evaluations: u64,
+    pub evaluation_s: f64,
+    pub total_s: f64,
+    pub dollars_per_hour: f64,
+    pub dollars: f64,
+    pub reference: Option<ReferenceTime>,
 }
 
 /// The same run at the speed that llm.c was measured at on an H100; training alone.
 #[derive(Debug, Serialize)]
-struct ReferenceTime {
-    tokens_per_s_per_gpu: f64,
-    total_s: f64,
-    dollars: f64,
+pub struct ReferenceTime {
+    pub tokens_per_s_per_gpu: f64,
+    pub total_s: f64,
+    pub dollars: f64,
 }
 
 #[derive(Debug, Serialize)]
-struct Disk {
-    checkpoint_bytes: u64,
-    checkpoints_saved: u64,
+pub struct Disk {
+    pub checkpoint_bytes: u64,
+    pub checkpoints_saved: u64,
     /// At most at one time: what is kept, and the one being written.
-    checkpoints_kept: u64,
-    records_bytes: u64,
-    total_bytes: u64,
+    pub checkpoints_kept: u64,
+    pub records_bytes: u64,
+    pub total_bytes: u64,
 }
 
 /// llm.c with cuDNN on an H100, tokens a second and GPU by layers and channels: docs/log.md.
@@ -248,7 +246,7 @@ const REFERENCE: [(usize, usize, f64); 2] = [(12, 768, 533_500.0), (48, 1600, 49
 const RECORD_BYTES: u64 = 1_600;
 
 impl Plan {
-    fn of(experiment: &Experiment, place: Place, share: Share, data: DataFacts) -> anyhow::Result<Plan> {
+    pub fn of(experiment: &Experiment, place: Place, share: Share, data: DataFacts) -> anyhow::Result<Plan> {
         let storage = storage(experiment, place);
         let memory = MemoryPlan::shared(experiment, &storage, share);
         let cost = cost(experiment, &storage, place, share)?;
@@ -299,7 +297,7 @@ impl Plan {
     }
 }
 
-fn storage(experiment: &Experiment, place: Place) -> Storage {
+pub fn storage(experiment: &Experiment, place: Place) -> Storage {
     match place {
         Place::Cpu { threads } => Storage::cpu(experiment, threads),
         Place::Gpu(_) => Storage::cuda(experiment),

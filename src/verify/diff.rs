@@ -8,9 +8,10 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::{exit, locking};
+use crate::cli::exit;
 use crate::proof::lock::{self, Lock, differences};
 use crate::proof::{Entry, FieldDifference, ledger};
+use crate::run::lock as locks_of;
 use crate::store::compare::{self, First, StateDifference};
 use crate::store::{self, RunPaths, checkpoint};
 
@@ -79,8 +80,8 @@ impl Diff {
                 return Err(store::StoreError::NoSuchRun { path: paths.folder().into() }.into());
             }
         }
-        let (_, entries_a) = ledger::read(&a.ledger()).map_err(super::past::refuse_ledger)?;
-        let (_, entries_b) = ledger::read(&b.ledger()).map_err(super::past::refuse_ledger)?;
+        let (_, entries_a) = ledger::read(&a.ledger()).map_err(crate::run::resume::refuse_ledger)?;
+        let (_, entries_b) = ledger::read(&b.ledger()).map_err(crate::run::resume::refuse_ledger)?;
         let mut diff = Diff {
             locks: locks(&a, &b)?,
             entries: (entries_a.len(), entries_b.len()),
@@ -113,7 +114,7 @@ impl Diff {
             } else {
                 "recorded, no bit depends on it"
             };
-            text.push_str(&format!("lock: {name} differ ({what}):{}\n", locking::list(changed)));
+            text.push_str(&format!("lock: {name} differ ({what}):{}\n", locks_of::list(changed)));
         }
         match (&self.step, self.entries) {
             (Some((step, fields)), _) => {
@@ -189,7 +190,7 @@ fn locks(a: &RunPaths, b: &RunPaths) -> anyhow::Result<Vec<(&'static str, Vec<lo
     if !a.lock_file().exists() || !b.lock_file().exists() {
         return Ok(Vec::new());
     }
-    let read = |paths: &RunPaths| Lock::read(&paths.lock_file()).map_err(locking::refuse);
+    let read = |paths: &RunPaths| Lock::read(&paths.lock_file()).map_err(locks_of::refuse);
     let (a, b) = (read(a)?, read(b)?);
     Ok(vec![
         ("numerics", differences(&a.numerics, &b.numerics)),

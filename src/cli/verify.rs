@@ -4,18 +4,15 @@
 //! * `replay`: steps of a run trained again, each root compared.
 //! * `twice`: an experiment in fresh processes, one of them killed; `golden`: roots in a file.
 
-mod files;
-mod golden;
-mod replay;
-mod twice;
-
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::{exit, run_argument};
+use super::exit;
 use crate::report::html;
+use crate::run::find;
+use crate::verify::{files, replay, twice};
 
 /// Check a run to the byte, or that an experiment repeats.
 #[derive(clap::Args)]
@@ -65,7 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             twice::Options { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
         twice::run(experiment, &options, &mut report)?;
     } else {
-        let folder = run_argument::find(args.what.as_deref(), &args.runs)?;
+        let folder = find::find(args.what.as_deref(), &args.runs)?;
         let run = files::verify(&folder, &mut report)?;
         if let Some((from, to)) = args.replay {
             match run {
@@ -119,19 +116,19 @@ impl Report {
         self.checks.push((status, check.to_owned(), detail));
     }
 
-    fn ok(&mut self, check: &str, detail: impl Into<String>) {
+    pub fn ok(&mut self, check: &str, detail: impl Into<String>) {
         self.add(Status::Ok, check, detail.into());
     }
 
-    fn failed(&mut self, check: &str, detail: impl Into<String>) {
+    pub fn failed(&mut self, check: &str, detail: impl Into<String>) {
         self.add(Status::Failed, check, detail.into());
     }
 
-    fn skipped(&mut self, check: &str, detail: impl Into<String>) {
+    pub fn skipped(&mut self, check: &str, detail: impl Into<String>) {
         self.add(Status::Skipped, check, detail.into());
     }
 
-    fn is_ok(&self) -> bool {
+    pub fn is_ok(&self) -> bool {
         self.checks.iter().all(|(status, ..)| *status != Status::Failed)
     }
 

@@ -4,15 +4,15 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::Report;
-use crate::cli::initial;
-use crate::cli::locking::{self, DeviceFacts, Locked, list};
-use crate::cli::session::{Data, Device};
+use crate::cli::verify::Report;
 use crate::data::{DataError, DigestCache};
 use crate::experiment::{self, Loaded};
 use crate::ops::DeviceError;
 use crate::proof::lock::{Lock, Table, differences};
 use crate::proof::{Entry, LockError, ledger};
+use crate::run::initial;
+use crate::run::lock::{self, DeviceFacts, Locked, list};
+use crate::run::train::{Data, Device};
 use crate::store::{self, Manifest, RunPaths, StoreError, checkpoint};
 
 /// A run whose files are whole.
@@ -169,7 +169,7 @@ fn locked_numerics(lock: &Lock, manifests: &[Manifest], drifted: bool, report: &
 }
 
 fn outputs(lock: &Lock, newest: Option<&Manifest>, report: &mut Report) {
-    let found = newest.map(crate::cli::past::outputs_of).unwrap_or_default();
+    let found = newest.map(crate::run::resume::outputs_of).unwrap_or_default();
     let changed = differences(&lock.outputs, &found);
     if !lock.outputs.is_empty() && !changed.is_empty() {
         report.failed(
@@ -236,7 +236,7 @@ fn data(loaded: &mut Loaded, lock: Option<&Lock>, report: &mut Report) -> Option
             return None;
         }
     };
-    let found = locking::shards(&data.manifest(DigestCache::none()));
+    let found = lock::shards(&data.manifest(DigestCache::none()));
     let Some(lock) = lock else { return Some(data) };
     let locked: Table = lock
         .numerics
@@ -277,7 +277,7 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, report: &mut Report) {
         Err(why) => report.skipped("this machine", format!("it cannot make these bits: {why}")),
         Ok(DeviceFacts { mut numerics, .. }) => {
             numerics.extend(
-                locking::resolved_numerics(&loaded.experiment)
+                lock::resolved_numerics(&loaded.experiment)
                     .into_iter()
                     .filter(|(key, _)| key != "device.kind"),
             );

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::exit::ProofRefusal;
-use super::locking::list;
+use super::lock::list;
 use super::ranks;
+use crate::cli::exit::ProofRefusal;
 use crate::experiment::Loaded;
 use crate::parallel::exchange::broadcast;
 use crate::parallel::{ExchangeError, Link, Place, Tcp};

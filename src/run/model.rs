@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 
-use super::run_argument;
+use super::find;
 use crate::experiment::{self, Experiment, Tokenizer, model_file};
 use crate::formats;
 use crate::store::{Manifest, RunPaths, Tensor};
@@ -31,7 +31,7 @@ pub fn find(argument: &Path, runs: &Path) -> anyhow::Result<Place> {
     if argument.is_file() || argument.join(model_file::CONFIG).is_file() {
         return Ok(Place::Model(std::path::absolute(argument)?));
     }
-    Ok(Place::Run(RunPaths::new(&run_argument::find(Some(argument), runs)?)))
+    Ok(Place::Run(RunPaths::new(&find::find(Some(argument), runs)?)))
 }
 
 impl Place {
@@ -73,7 +73,7 @@ impl Place {
     pub fn parameters(&self, experiment: Experiment, step: Option<u64>) -> anyhow::Result<Saved> {
         match self {
             Place::Run(paths) => {
-                let (manifest, state) = run_argument::load_parameters(paths, step)?;
+                let (manifest, state) = find::load_parameters(paths, step)?;
                 Ok(Saved { experiment, state, manifest: Some(manifest) })
             }
             Place::Model(path) => {

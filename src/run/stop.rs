@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
-use super::exit;
+use crate::cli::exit;
 
 /// SIGUSR1 because mpirun and srun only pass it on to all ranks: after SIGTERM they kill, before a large
 /// model is saved.

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::Plan;
 use crate::plan::memory::{Category, PlanEntry};
+use crate::plan::run_plan::Plan;
 use crate::units;
 
 fn mib(bytes: u64) -> String {
@@ -37,7 +37,7 @@ fn title(category: Category) -> &'static str {
 
 impl Plan {
     /// The whole plan.
-    pub(super) fn to_text(&self) -> String {
+    pub fn to_text(&self) -> String {
         let mut out = String::new();
         // Writing to a string cannot fail.
         let _ = self.write(&mut out);

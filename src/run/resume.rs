@@ -1,8 +1,8 @@
 //! What a resumed run was: its checkpoint, its lock, and what has changed since.
 
-use super::exit::ProofRefusal;
-use super::locking::{self, list};
-use super::session::{Place, Resume};
+use super::lock::{self, list};
+use super::train::{Place, Resume};
+use crate::cli::exit::ProofRefusal;
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{LedgerError, LockError};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
@@ -40,7 +40,7 @@ impl Past {
         let lock = match Lock::read(&folder.paths.lock_file()) {
             Ok(lock) => Some(lock),
             Err(LockError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
-            Err(damaged) => return Err(locking::refuse(damaged)),
+            Err(damaged) => return Err(lock::refuse(damaged)),
         };
         Ok(Past { resumed: true, edited, found, lock, allow_drift })
     }

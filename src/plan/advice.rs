@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::storage;
+use super::run_plan::storage;
 use crate::experiment::{Compute, Experiment, PartialSums};
 use crate::plan::cost::{Place, cost};
 use crate::plan::hardware::{Gpu, H100};
@@ -10,7 +10,7 @@ use crate::plan::memory::{MemoryPlan, Share};
 
 /// A change that makes the experiment fit.
 #[derive(Debug, Serialize)]
-pub(super) struct Advice {
+pub struct Advice {
     /// Keys to set, or more GPUs to take.
     pub change: String,
     pub total_bytes: u64,
@@ -44,7 +44,7 @@ pub fn what_fits(experiment: &Experiment, gpu: &str, usable: u64) -> String {
 }
 
 /// Changes of one kind each that fit into `usable` bytes; changes of bits last.
-pub(super) fn advice(
+pub fn advice(
     experiment: &Experiment,
     place: Place,
     share: Share,

@@ -4,12 +4,8 @@ use std::ops::Range;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::Report;
 use super::files::{WholeRun, checkpoint_folder};
-use crate::cli::diff::state_text;
-use crate::cli::initial;
-use crate::cli::locking::{self, Locked, list};
-use crate::cli::session::{self, Data, Device, OnDevice};
+use crate::cli::verify::Report;
 use crate::data::Prefetcher;
 use crate::experiment::Loaded;
 use crate::ops::Ops;
@@ -17,9 +13,13 @@ use crate::plan::memory::Storage;
 use crate::proof::Entry;
 use crate::proof::entry::rewound_from;
 use crate::proof::lock::{Lock, differences};
+use crate::run::initial;
+use crate::run::lock::{self, Locked, list};
+use crate::run::train::{self, Data, Device, OnDevice};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;
 use crate::train::run::ledger_entry;
+use crate::verify::diff::state_text;
 
 /// Trains steps `steps` of a run again and compares each with the ledger.
 pub fn verify(run: WholeRun, steps: Range<u64>, report: &mut Report) -> anyhow::Result<()> {
@@ -87,8 +87,7 @@ impl OnDevice for Replay {
         ops.pin(&self.lock.numerics)?;
         let initial = initial::read(experiment, Some(&self.lock.numerics), self.steps.start > 0)?;
         let mut trainer = Trainer::new(ops, experiment)?;
-        let here =
-            locking::lock(&self.loaded, &self.data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
+        let here = lock::lock(&self.loaded, &self.data, initial.as_ref(), &trainer.ops, lock::user_cache())?;
         let changed = differences(&self.lock.numerics, &here.numerics);
         if !changed.is_empty() {
             return Ok(Err(format!("not begun: the bits cannot be made here:{}", list(&changed))));
@@ -98,8 +97,7 @@ impl OnDevice for Replay {
         } else if let Some(initial) = initial {
             initial.start(&mut trainer)?;
         }
-        let mut feed =
-            session::feed(experiment, &self.data, self.steps.start, trainer.progress().data_offset)?;
+        let mut feed = train::feed(experiment, &self.data, self.steps.start, trainer.progress().data_offset)?;
         let bar = ProgressBar::with_draw_target(
             Some(self.steps.end - self.steps.start),
             ProgressDrawTarget::stderr(),

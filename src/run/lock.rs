@@ -9,10 +9,10 @@ use std::path::Path;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::exit::ProofRefusal;
-use super::gpu_watch;
 use super::initial::{self, Initial};
-use super::session::Data;
+use super::sensors;
+use super::train::Data;
+use crate::cli::exit::ProofRefusal;
 use crate::data::{DigestCache, ShardDigest};
 use crate::experiment::{self, Compute, Experiment, Loaded};
 use crate::ops::cpu::{self, Cpu};
@@ -87,7 +87,7 @@ impl Locked for Cuda {
         numerics.insert("device.kind".into(), "cuda".into());
         numerics.insert("cuda.cublaslt_sha256".into(), library_sha256(Library::CublasLt)?);
         let gpu = self.gpu();
-        let mut environment = gpu_watch::environment(&gpu.uuid);
+        let mut environment = sensors::environment(&gpu.uuid);
         environment.extend(table([
             ("gpu.name", gpu.name.clone()),
             ("gpu.uuid", gpu.uuid.clone()),
