@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use crate::data::fetch::FetchError;
 use crate::experiment::ExperimentError;
 use crate::ops::DeviceError;
+use crate::plan::PlanError;
 use crate::train::{RunError, TrainError};
 
 /// Something failed that is none of the cases below.
@@ -27,7 +28,7 @@ pub struct ProofRefusal(pub String);
 
 /// Prints an error to stderr and says with which code to exit.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    if let Some(experiment) = error.downcast_ref::<ExperimentError>() {
+    if let Some(experiment) = experiment(error) {
         anstream::eprintln!("{}", experiment.styled());
     } else {
         print(&format!("{error:#}"));
@@ -46,6 +47,13 @@ pub fn print(error: &str) {
     anstream::eprintln!("{ERROR}error{ERROR:#}: {error}");
 }
 
+fn experiment(error: &anyhow::Error) -> Option<&ExperimentError> {
+    match error.downcast_ref::<PlanError>() {
+        Some(PlanError::Experiment(experiment)) => Some(experiment),
+        _ => error.downcast_ref::<ExperimentError>(),
+    }
+}
+
 const ERROR: anstyle::Style =
     anstyle::Style::new().bold().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Red)));
 
@@ -57,7 +65,7 @@ fn code(error: &anyhow::Error) -> u8 {
     let fetch = error.downcast_ref::<FetchError>();
     if matches!(fetch, Some(FetchError::Interrupted)) {
         INTERRUPTED
-    } else if error.is::<ExperimentError>() || fetch.is_some_and(FetchError::is_usage) {
+    } else if experiment(error).is_some() || fetch.is_some_and(FetchError::is_usage) {
         USAGE
     } else if error.is::<ProofRefusal>()
         || matches!(

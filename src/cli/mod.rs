@@ -54,7 +54,7 @@ enum Verb {
     /// Write a saved model for other programs: Hugging Face, llm.c; or its provenance.
     Export(export::Args),
     /// Say what a run will take: memory, steps, time, money, disk.
-    Plan(crate::plan::run_plan::Args),
+    Plan(plan::Args),
     /// Print an experiment as it resolves, with the origin of every key.
     Config(config::Args),
     /// List runs, or show one in full.
@@ -95,7 +95,7 @@ impl Cli {
             Verb::Diff(args) => crate::verify::diff::run(args),
             Verb::Sample(args) => sample::run(args),
             Verb::Export(args) => export::run(args),
-            Verb::Plan(args) => crate::plan::run_plan::run(args),
+            Verb::Plan(args) => plan::run(args),
             Verb::Config(args) => config::run(args).map(done),
             Verb::Show(args) => show::run(args),
             Verb::Watch(args) => watch::run(args),

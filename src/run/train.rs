@@ -24,8 +24,8 @@ use crate::model::weights::Weights;
 use crate::ops::cuda::{self, Cuda};
 use crate::ops::{DeviceError, Dtype, Ops, Role, cpu::Cpu};
 use crate::parallel::{Exchange, Solo};
+use crate::plan::advice::what_fits;
 use crate::plan::memory::{Category, MemoryPlan, Share, Storage};
-use crate::plan::run_plan as plan;
 use crate::proof::{Ledger, Lock};
 use crate::report::{self, PlotOptions, ReportError, RunData};
 use crate::store::main_log::MainLogWriter;
@@ -222,7 +222,7 @@ pub fn require_memory(cuda: &Cuda, experiment: &Experiment, planned: u64) -> any
         free >> 20,
         gpu.name,
         gpu.total_bytes >> 20,
-        plan::what_fits(experiment, &gpu.name, free)
+        what_fits(experiment, &gpu.name, free)
     );
 }
 
