@@ -3,11 +3,12 @@
 pub mod bench;
 pub mod completions;
 pub mod config;
-pub(crate) mod console;
+mod console;
 pub mod data;
+pub mod diff;
 pub mod doctor;
 pub mod eval;
-pub(crate) mod events_json;
+mod events_json;
 pub mod exit;
 pub mod export;
 pub mod help;
@@ -15,11 +16,12 @@ pub mod lock;
 pub mod plan;
 pub mod plot;
 pub mod report;
+mod reporter;
 pub mod resume;
 pub mod run;
 pub mod sample;
 pub mod show;
-pub(crate) mod stdout;
+mod stdout;
 pub mod verify;
 pub mod watch;
 
@@ -48,7 +50,7 @@ enum Verb {
     /// Check a run to the byte, or that an experiment repeats.
     Verify(verify::Args),
     /// Find the first step, tensor, leaf and element in which two runs differ.
-    Diff(crate::verify::diff::Args),
+    Diff(diff::Args),
     /// Let a saved model write.
     Sample(sample::Args),
     /// Write a saved model for other programs: Hugging Face, llm.c; or its provenance.
@@ -92,7 +94,7 @@ impl Cli {
             Verb::Lock(args) => lock::run(args).map(done),
             Verb::Eval(args) => eval::run(args),
             Verb::Verify(args) => verify::run(args),
-            Verb::Diff(args) => crate::verify::diff::run(args),
+            Verb::Diff(args) => diff::run(args),
             Verb::Sample(args) => sample::run(args),
             Verb::Export(args) => export::run(args),
             Verb::Plan(args) => plan::run(args),

@@ -1,18 +1,14 @@
 //! `runner verify`: a run checked to the byte, trained again in part, or an experiment trained twice.
-//!
-//! * `files`: locks, ledger, checkpoints and data of a run against each other and this machine.
-//! * `replay`: steps of a run trained again, each root compared.
-//! * `twice`: an experiment in fresh processes, one of them killed; `golden`: roots in a file.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde_json::json;
 
 use super::exit;
-use crate::report::html;
+use super::reporter::reporter;
 use crate::run::find;
-use crate::verify::{files, replay, twice};
+use crate::verify::{Check, Checks, Status, files, replay, twice};
 
 /// Check a run to the byte, or that an experiment repeats.
 #[derive(clap::Args)]
@@ -56,99 +52,56 @@ fn parse_range(text: &str) -> Result<(u64, u64), String> {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut report = Report { json: args.json, checks: Vec::new() };
+    let json = args.json;
+    let mut show = |check: &Check| {
+        if !json {
+            print(check);
+        }
+    };
+    let mut checks = Checks::new(&mut show);
+    make(args, &mut checks)?;
+    let ok = checks.all_passed();
+    if json {
+        let made: Vec<_> = checks
+            .into_made()
+            .iter()
+            .map(|Check { status, name, detail }| json!({"check": name, "status": word(*status), "detail": detail}))
+            .collect();
+        println!("{}", json!({"ok": ok, "checks": made}));
+    }
+    Ok(ExitCode::from(if ok { 0 } else { exit::PROOF }))
+}
+
+fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     if let (true, Some(experiment)) = (args.twice, &args.what) {
         let options =
             twice::Options { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
-        twice::run(experiment, &options, &mut report)?;
-    } else {
-        let folder = find::find(args.what.as_deref(), &args.runs)?;
-        let run = files::verify(&folder, &mut report)?;
-        if let Some((from, to)) = args.replay {
-            match run {
-                Some(run) => replay::verify(run, from..to, &mut report)?,
-                None => report.failed("replay", "not begun: the files are not whole"),
-            }
-        }
+        return twice::verify(experiment, &options, checks);
     }
-    Ok(report.finish())
+    let folder = find::find(args.what.as_deref(), &args.runs)?;
+    let report = reporter(args.json);
+    let run = files::verify(&folder, checks, report)?;
+    match (args.replay, run) {
+        (Some((from, to)), Some(run)) => replay::verify(run, from..to, checks, report)?,
+        (Some(_), None) => checks.failed("replay", "not begun: the files are not whole"),
+        (None, _) => {}
+    }
+    Ok(())
 }
 
-/// The checks of the files of the run in `folder`, made without a word.
-pub fn files_of(folder: &Path) -> anyhow::Result<Vec<html::Check>> {
-    let mut report = Report { json: true, checks: Vec::new() };
-    files::verify(folder, &mut report)?;
-    let check = |(status, name, detail)| {
-        let status = match status {
-            Status::Ok => html::Status::Passed,
-            Status::Failed => html::Status::Failed,
-            Status::Skipped => html::Status::NotChecked,
-        };
-        html::Check { status, name, detail }
-    };
-    Ok(report.checks.into_iter().map(check).collect())
+fn word(status: Status) -> &'static str {
+    match status {
+        Status::Passed => "ok",
+        Status::Failed => "failed",
+        Status::NotChecked => "skipped",
+    }
 }
 
-/// What a check came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Status {
-    Ok,
-    Failed,
-    /// It could not be made here, which proves nothing.
-    Skipped,
-}
-
-/// The checks so far, printed as they are made.
-pub struct Report {
-    json: bool,
-    checks: Vec<(Status, String, String)>,
-}
-
-impl Report {
-    fn add(&mut self, status: Status, check: &str, detail: String) {
-        if !self.json {
-            match status {
-                Status::Ok => anstream::println!("{GOOD}ok{GOOD:#}      {check}: {detail}"),
-                Status::Failed => anstream::println!("{BAD}FAILED{BAD:#}  {check}: {detail}"),
-                Status::Skipped => anstream::println!("skipped {check}: {detail}"),
-            }
-        }
-        self.checks.push((status, check.to_owned(), detail));
-    }
-
-    pub fn ok(&mut self, check: &str, detail: impl Into<String>) {
-        self.add(Status::Ok, check, detail.into());
-    }
-
-    pub fn failed(&mut self, check: &str, detail: impl Into<String>) {
-        self.add(Status::Failed, check, detail.into());
-    }
-
-    pub fn skipped(&mut self, check: &str, detail: impl Into<String>) {
-        self.add(Status::Skipped, check, detail.into());
-    }
-
-    pub fn is_ok(&self) -> bool {
-        self.checks.iter().all(|(status, ..)| *status != Status::Failed)
-    }
-
-    fn finish(self) -> ExitCode {
-        if self.json {
-            let checks: Vec<_> = self
-                .checks
-                .iter()
-                .map(|(status, check, detail)| {
-                    let status = match status {
-                        Status::Ok => "ok",
-                        Status::Failed => "failed",
-                        Status::Skipped => "skipped",
-                    };
-                    json!({"check": check, "status": status, "detail": detail})
-                })
-                .collect();
-            println!("{}", json!({"ok": self.is_ok(), "checks": checks}));
-        }
-        ExitCode::from(if self.is_ok() { 0 } else { exit::PROOF })
+fn print(Check { status, name, detail }: &Check) {
+    match status {
+        Status::Passed => anstream::println!("{GOOD}ok{GOOD:#}      {name}: {detail}"),
+        Status::Failed => anstream::println!("{BAD}FAILED{BAD:#}  {name}: {detail}"),
+        Status::NotChecked => anstream::println!("skipped {name}: {detail}"),
     }
 }
 

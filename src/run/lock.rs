@@ -1,128 +1,36 @@
 //! What goes into a lock: this file knows the keys, [`crate::proof::lock`] the file.
 //!
-//! A difference in `numerics` stops a run; a difference elsewhere is told. So a name belongs into
+//! A difference in `numerics` stops a run; a difference elsewhere is reported. So a name belongs into
 //! `numerics` when, and only when, another value can change a bit of the training state. The validation
 //! set changes none and stands in `environment`: a run may be measured on other text.
 
-use std::io::IsTerminal;
-use std::path::Path;
-
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
-
+use super::data::{Data, SHARDS, remembered};
+use super::device::Device;
 use super::initial::{self, Initial};
-use super::sensors;
-use super::train::Data;
-use crate::cli::exit::ProofRefusal;
-use crate::data::{DigestCache, ShardDigest};
+use super::locked::Locked;
+use super::report::Report;
+use crate::data::{ShardDigest, Tokenizer};
 use crate::experiment::{self, Compute, Experiment, Loaded};
-use crate::ops::cpu::{self, Cpu};
-use crate::ops::cuda::libraries::{self, Library};
-use crate::ops::cuda::{Cuda, compile};
-use crate::ops::{DeviceError, Ops, Result};
-use crate::parallel::{Exchange, ExchangeError, Hosted, Link as _, Tcp, nccl};
-use crate::proof::lock::{Difference, Lock, Table, differences};
-use crate::proof::{Hash, LockError};
-use crate::train;
-
-/// What a device adds to a lock.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DeviceFacts {
-    /// What its bits depend on: equal values mean equal bits.
-    pub numerics: Table,
-    /// What else is worth knowing of it.
-    pub environment: Table,
-}
-
-/// A device that says what its bits depend on, and can be held to it.
-pub trait Locked: Ops {
-    /// Complete once the trainer has allocated everything.
-    fn facts(&self) -> Result<DeviceFacts>;
-
-    /// Takes choices that were made when the lock was (the algorithms of matrix multiplications), before
-    /// the trainer allocates anything.
-    fn pin(&mut self, numerics: &Table) -> Result<()>;
-
-    /// Joins the devices of all ranks, to exchange what lies on them.
-    fn join(&mut self, link: Tcp) -> Result<Box<dyn Exchange<Self>>, ExchangeError>;
-}
-
-/// SHA-256 of a library's file, remembered between runs: it is hundreds of megabytes.
-fn library_sha256(library: Library) -> Result<String> {
-    let path = libraries::require(library)?.path;
-    let mut cache = cache(LIBRARIES);
-    let sha256 = cache.file(&path);
-    cache.save();
-    sha256.map(hex::encode).map_err(|e| {
-        DeviceError::Unavailable(format!("cannot read `{}`, which the bits depend on: {e}", path.display()))
-    })
-}
+use crate::proof::Hash;
+use crate::proof::lock::{Difference, Lock, Table};
+use crate::train::{self, Trainer};
 
 fn table<const N: usize>(pairs: [(&str, String); N]) -> Table {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
-impl Locked for Cpu {
-    fn facts(&self) -> Result<DeviceFacts> {
-        Ok(DeviceFacts {
-            numerics: table([
-                ("cpu.numerics_version", cpu::NUMERICS_VERSION.to_string()),
-                ("device.kind", "cpu".into()),
-            ]),
-            environment: Table::new(),
-        })
-    }
-
-    fn pin(&mut self, _: &Table) -> Result<()> {
-        Ok(())
-    }
-
-    fn join(&mut self, link: Tcp) -> Result<Box<dyn Exchange<Cpu>>, ExchangeError> {
-        Ok(Box::new(Hosted(link)))
-    }
-}
-
-impl Locked for Cuda {
-    fn facts(&self) -> Result<DeviceFacts> {
-        let mut numerics = self.numerics()?;
-        numerics.insert("device.kind".into(), "cuda".into());
-        numerics.insert("cuda.cublaslt_sha256".into(), library_sha256(Library::CublasLt)?);
-        let gpu = self.gpu();
-        let mut environment = sensors::environment(&gpu.uuid);
-        environment.extend(table([
-            ("gpu.name", gpu.name.clone()),
-            ("gpu.uuid", gpu.uuid.clone()),
-            ("gpu.memory_bytes", gpu.total_bytes.to_string()),
-        ]));
-        Ok(DeviceFacts { numerics, environment })
-    }
-
-    fn pin(&mut self, numerics: &Table) -> Result<()> {
-        self.restore_plans(numerics)
-    }
-
-    fn join(&mut self, link: Tcp) -> Result<Box<dyn Exchange<Cuda>>, ExchangeError> {
-        let first = link.rank() == 0;
-        let (exchange, how) = nccl::join(self, link)?;
-        if first {
-            anstream::eprintln!("exchange: {how}");
-        }
-        Ok(exchange)
-    }
-}
-
-/// The lock of an experiment on this machine, without outputs.
-///
-/// `cache` holds the digests of shards; without one every byte is read.
+/// The lock of an experiment on this machine, without outputs. Shards whose digests this user's runs
+/// remember are not read again.
 pub fn lock<O: Locked>(
     loaded: &Loaded,
     data: &Data,
     initial: Option<&Initial>,
     ops: &O,
-    cache: DigestCache,
+    report: Report,
 ) -> anyhow::Result<Lock> {
     let facts = ops.facts()?;
     let mut numerics = resolved_numerics(&loaded.experiment);
-    numerics.extend(data_numerics(data, cache));
+    numerics.extend(data_numerics(&data.manifest(remembered(SHARDS), report), &data.tokenizer));
     numerics.extend(facts.numerics);
     initial::lock(initial, &mut numerics);
     numerics.insert("train.numerics_version".into(), train::NUMERICS_VERSION.to_string());
@@ -137,6 +45,22 @@ pub fn lock<O: Locked>(
     }
     environment.extend(facts.environment);
     Ok(Lock { numerics, environment, source: source(), config: config(loaded), outputs: Table::new() })
+}
+
+/// The lock of an experiment that is not trained.
+pub fn of_experiment(mut loaded: Loaded, report: Report) -> anyhow::Result<Lock> {
+    let data = Data::open(&mut loaded)?;
+    match Device::open(&loaded.experiment)? {
+        Device::Cpu(cpu) => lock_allocated(cpu, &loaded, &data, report),
+        Device::Cuda(cuda) => lock_allocated(*cuda, &loaded, &data, report),
+    }
+}
+
+/// Allocating chooses what is still to be chosen, such as algorithms.
+fn lock_allocated<O: Locked>(ops: O, loaded: &Loaded, data: &Data, report: Report) -> anyhow::Result<Lock> {
+    let initial = initial::read(&loaded.experiment, None, false)?;
+    let trainer = Trainer::new(ops, &loaded.experiment)?;
+    lock(loaded, data, initial.as_ref(), &trainer.ops, report)
 }
 
 /// The keys that reach the bits, as resolved.
@@ -155,9 +79,9 @@ fn plain(value: &serde_json::Value) -> String {
     }
 }
 
-fn data_numerics(data: &Data, cache: DigestCache) -> Table {
-    let mut numerics = shards(&data.manifest(cache));
-    numerics.insert("data.tokenizer_sha256".into(), hex::encode(data.tokenizer.sha256()));
+fn data_numerics(manifest: &[ShardDigest], tokenizer: &Tokenizer) -> Table {
+    let mut numerics = shards(manifest);
+    numerics.insert("data.tokenizer_sha256".into(), hex::encode(tokenizer.sha256()));
     numerics
 }
 
@@ -167,40 +91,6 @@ pub fn shards(manifest: &[ShardDigest]) -> Table {
         format!("{}, {} tokens, sha256 {}", shard.name, shard.tokens, hex::encode(shard.sha256))
     };
     manifest.iter().enumerate().map(|(at, shard)| (format!("data.shard.{at:05}"), line(shard))).collect()
-}
-
-impl Data {
-    /// Name, tokens and SHA-256 of each training shard; a bar where that takes long.
-    pub fn manifest(&self, mut cache: DigestCache) -> Vec<ShardDigest> {
-        let bytes = cache.unknown_bytes(&self.train);
-        let slow = bytes > 1 << 30;
-        let bar = if slow && std::io::stderr().is_terminal() {
-            ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr())
-        } else {
-            ProgressBar::hidden()
-        };
-        let style =
-            ProgressStyle::with_template("hashing data {bar:32.cyan/dim} {bytes}/{total_bytes}  {eta} left");
-        bar.set_style(style.expect("the template is valid").progress_chars("━╸─"));
-        if slow && bar.is_hidden() {
-            anstream::eprintln!("hashing {} of training data", HumanBytes(bytes));
-        }
-        let manifest = cache.manifest(&self.train, |shard| bar.inc(shard.bytes));
-        bar.finish_and_clear();
-        cache.save();
-        manifest
-    }
-}
-
-/// The digests of shards that this user's runs have hashed before.
-pub fn user_cache() -> DigestCache {
-    cache("shards.json")
-}
-
-const LIBRARIES: &str = "libraries.json";
-
-fn cache(name: &str) -> DigestCache {
-    compile::cache_folder(name).map_or_else(DigestCache::none, |file| DigestCache::open(&file))
 }
 
 /// Operating system and processor. No host name, no user name.
@@ -246,67 +136,6 @@ fn config(loaded: &Loaded) -> Table {
         (key, text)
     };
     experiment::flatten(&loaded.experiment).into_iter().map(line).collect()
-}
-
-/// A lock that a run is held to.
-pub struct Expected {
-    pub lock: Lock,
-    /// How messages call it.
-    pub from: String,
-}
-
-impl Expected {
-    /// Reads a lock file; damage is a refusal.
-    pub fn read(path: &Path) -> anyhow::Result<Expected> {
-        let lock = Lock::read(path).map_err(refuse)?;
-        Ok(Expected { lock, from: format!("`{}`", path.display()) })
-    }
-
-    /// Refuses other numerics, key by key.
-    pub fn require(&self, here: &Lock) -> Result<(), ProofRefusal> {
-        let changed = differences(&self.lock.numerics, &here.numerics);
-        if changed.is_empty() {
-            return Ok(());
-        }
-        Err(ProofRefusal(format!(
-            "the bits that {} locks cannot be made here:{}\n  hint: undo the change, run on a machine that has what is locked, or lock anew with `runner lock`",
-            self.from,
-            list(&changed)
-        )))
-    }
-
-    /// Says on stderr what differs without changing a bit.
-    pub fn tell(&self, here: &Lock) {
-        let told = differences(&self.lock.environment, &here.environment)
-            .into_iter()
-            .chain(differences(&self.lock.source, &here.source))
-            .collect::<Vec<_>>();
-        if !told.is_empty() {
-            anstream::eprintln!("same numerics as {}, made elsewhere:{}", self.from, list(&told));
-        }
-    }
-
-    /// Refuses other outputs than the locked ones, if the lock has any.
-    pub fn require_outputs(&self, outputs: &Table) -> Result<(), ProofRefusal> {
-        let (locked, here) = (&self.lock.outputs, outputs);
-        let changed = differences(locked, here);
-        if locked.is_empty() || changed.is_empty() {
-            return Ok(());
-        }
-        Err(ProofRefusal(format!(
-            "the numerics are those of {}, the outputs are not:{}\n  hint: `runner verify` this run with `--replay`; if it cannot repeat itself either, suspect the hardware; else a change of the program has changed bits without saying so",
-            self.from,
-            list(&changed)
-        )))
-    }
-}
-
-/// A damaged lock is a mismatch, not a failure of the system.
-pub fn refuse(error: LockError) -> anyhow::Error {
-    match error {
-        LockError::Io { .. } => error.into(),
-        damaged => ProofRefusal(damaged.to_string()).into(),
-    }
 }
 
 /// Differences, one a line; long lists are cut.

@@ -1,34 +1,19 @@
-//! `runner diff A B`: the first step, tensor, leaf and element in which two runs differ.
+//! The first step, tensor, leaf and element in which two runs differ.
 //!
 //! Ledgers give the step, manifests the tensor; then a single tensor of each side is read. Two
 //! checkpoint folders may be given instead of two runs.
 
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::fmt;
+use std::path::Path;
 
-use serde_json::{Value, json};
+use anyhow::bail;
 
-use crate::cli::exit;
 use crate::proof::lock::{self, Lock, differences};
 use crate::proof::{Entry, FieldDifference, ledger};
-use crate::run::lock as locks_of;
-use crate::store::compare::{self, First, StateDifference};
+use crate::run::error::{refuse_ledger, refuse_lock};
+use crate::run::lock::list;
+use crate::store::compare::{self, StateDifference};
 use crate::store::{self, RunPaths, checkpoint};
-
-/// Find the first step, tensor, leaf and element in which two runs differ.
-#[derive(clap::Args)]
-pub struct Args {
-    /// A run: a name under `--runs`, or a folder; or the folder of a checkpoint.
-    a: PathBuf,
-    /// The other one.
-    b: PathBuf,
-    /// Folder that holds the run folders.
-    #[arg(long, default_value = "runs", value_name = "DIR")]
-    runs: PathBuf,
-    /// Print the differences as JSON on stdout.
-    #[arg(long)]
-    json: bool,
-}
 
 /// How two runs differ.
 #[derive(Debug, Default)]
@@ -45,43 +30,35 @@ pub struct Diff {
     pub state: Option<(u64, StateDifference)>,
 }
 
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let folder = |path: &Path| if path.is_dir() { path.to_owned() } else { args.runs.join(path) };
-    let (a, b) = (folder(&args.a), folder(&args.b));
-    let is_checkpoint = |folder: &Path| folder.join(checkpoint::MANIFEST_FILE).is_file();
-    let diff = match (is_checkpoint(&a), is_checkpoint(&b)) {
-        (true, true) => {
-            let step = checkpoint::inspect(&a)?.step;
-            Diff {
-                compared: vec![step],
-                state: compare::checkpoints(&a, &b)?.map(|state| (step, state)),
-                ..Diff::default()
-            }
-        }
-        (false, false) => Diff::of(&a, &b)?,
-        _ => anyhow::bail!(
-            "a run and a checkpoint cannot be compared\n  hint: give two runs, or two folders of checkpoints"
-        ),
-    };
-    if args.json {
-        println!("{}", diff.to_json());
-    } else {
-        print!("{}", diff.to_text());
-    }
-    Ok(ExitCode::from(if diff.same_bits() { 0 } else { exit::PROOF }))
-}
-
 impl Diff {
-    /// Compares two run folders.
+    /// Compares the folders of two runs, or of two checkpoints.
+    ///
+    /// # Errors
+    /// One is a run and the other a checkpoint, or a file of either is missing or damaged.
     pub fn of(a: &Path, b: &Path) -> anyhow::Result<Diff> {
+        let is_checkpoint = |folder: &Path| folder.join(checkpoint::MANIFEST_FILE).is_file();
+        match (is_checkpoint(a), is_checkpoint(b)) {
+            (true, true) => {
+                let step = checkpoint::inspect(a)?.step;
+                let state = compare::checkpoints(a, b)?.map(|state| (step, state));
+                Ok(Diff { compared: vec![step], state, ..Diff::default() })
+            }
+            (false, false) => Diff::of_runs(a, b),
+            _ => bail!(
+                "a run and a checkpoint cannot be compared\n  hint: give two runs, or two folders of checkpoints"
+            ),
+        }
+    }
+
+    fn of_runs(a: &Path, b: &Path) -> anyhow::Result<Diff> {
         let (a, b) = (RunPaths::new(a), RunPaths::new(b));
         for paths in [&a, &b] {
             if !paths.ledger().is_file() {
                 return Err(store::StoreError::NoSuchRun { path: paths.folder().into() }.into());
             }
         }
-        let (_, entries_a) = ledger::read(&a.ledger()).map_err(crate::run::resume::refuse_ledger)?;
-        let (_, entries_b) = ledger::read(&b.ledger()).map_err(crate::run::resume::refuse_ledger)?;
+        let (_, entries_a) = ledger::read(&a.ledger()).map_err(refuse_ledger)?;
+        let (_, entries_b) = ledger::read(&b.ledger()).map_err(refuse_ledger)?;
         let mut diff = Diff {
             locks: locks(&a, &b)?,
             entries: (entries_a.len(), entries_b.len()),
@@ -104,55 +81,34 @@ impl Diff {
     pub fn same_bits(&self) -> bool {
         self.step.is_none() && self.state.is_none()
     }
+}
 
+impl fmt::Display for Diff {
     /// A few lines that end in the first differing element.
-    pub fn to_text(&self) -> String {
-        let mut text = String::new();
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, changed) in self.locks.iter().filter(|(_, changed)| !changed.is_empty()) {
             let what = if *name == "numerics" {
                 "what the bits depend on"
             } else {
                 "recorded, no bit depends on it"
             };
-            text.push_str(&format!("lock: {name} differ ({what}):{}\n", locks_of::list(changed)));
+            writeln!(f, "lock: {name} differ ({what}):{}", list(changed))?;
         }
         match (&self.step, self.entries) {
             (Some((step, fields)), _) => {
-                text.push_str(&format!("ledger: step {step} is the first that differs\n"));
-                text.extend(fields.iter().map(|field| format!("  {field}\n")));
+                writeln!(f, "ledger: step {step} is the first that differs")?;
+                fields.iter().try_for_each(|field| writeln!(f, "  {field}"))?;
             }
-            (None, (a, b)) if a == b => text.push_str(&format!("ledger: {a} steps, all equal\n")),
+            (None, (a, b)) if a == b => writeln!(f, "ledger: {a} steps, all equal")?,
             (None, (a, b)) => {
-                text.push_str(&format!("ledger: {} steps equal; the runs have {a} and {b}\n", a.min(b)))
+                writeln!(f, "ledger: {} steps equal; the runs have {a} and {b}", a.min(b))?;
             }
         }
         match (&self.state, self.compared.as_slice()) {
-            (Some((step, state)), _) => text.push_str(&state_text(*step, state)),
-            (None, []) => text.push_str("checkpoints: none that both have\n"),
-            (None, steps) => {
-                text.push_str(&format!("checkpoints: {} that both have, all equal\n", steps.len()))
-            }
+            (Some((step, state)), _) => f.write_str(&state_text(*step, state)),
+            (None, []) => writeln!(f, "checkpoints: none that both have"),
+            (None, steps) => writeln!(f, "checkpoints: {} that both have, all equal", steps.len()),
         }
-        text
-    }
-
-    fn to_json(&self) -> Value {
-        let table = |(name, changed): &(&'static str, Vec<lock::Difference>)| {
-            let rows: Vec<Value> =
-                changed.iter().map(|d| json!({"key": d.key, "a": d.was, "b": d.is})).collect();
-            ((*name).to_owned(), Value::from(rows))
-        };
-        let fields = |fields: &[FieldDifference]| -> Vec<Value> {
-            fields.iter().map(|f| json!({"field": f.field, "a": f.a, "b": f.b})).collect()
-        };
-        json!({
-            "same_bits": self.same_bits(),
-            "lock": self.locks.iter().map(table).collect::<serde_json::Map<_, _>>(),
-            "entries": [self.entries.0, self.entries.1],
-            "first_step": self.step.as_ref().map(|(step, differing)| json!({"step": step, "fields": fields(differing)})),
-            "checkpoints_compared": self.compared,
-            "first_state": self.state.as_ref().map(|(step, state)| state_json(*step, state)),
-        })
     }
 }
 
@@ -167,30 +123,18 @@ pub fn state_text(step: u64, state: &StateDifference) -> String {
     )
 }
 
-fn state_json(step: u64, state: &StateDifference) -> Value {
-    let first = match &state.first {
-        First::Values { dtype, shape, difference: d } => json!({
-            "dtype": dtype, "shape": shape, "leaf": d.leaf, "byte": d.byte, "element": d.element, "coordinates": d.coordinates,
-            "a": {"value": d.a.number, "bits": format!("{:#x}", d.a.bits)},
-            "b": {"value": d.b.number, "bits": format!("{:#x}", d.b.bits)},
-            "differing": d.differing, "elements": d.elements, "largest": d.largest,
-        }),
-        other => json!({"problem": other.to_string()}),
-    };
-    json!({"step": step, "tensors": state.tensors, "of": state.of, "first": first})
-}
-
 /// The first entry that differs and its fields.
 pub fn first_entry(a: &[Entry], b: &[Entry]) -> Option<(u64, Vec<FieldDifference>)> {
     let (a, b) = a.iter().zip(b).find(|(a, b)| a != b)?;
     Some((a.step, a.differences(b)))
 }
 
+/// The tables of both locks, where both have one.
 fn locks(a: &RunPaths, b: &RunPaths) -> anyhow::Result<Vec<(&'static str, Vec<lock::Difference>)>> {
     if !a.lock_file().exists() || !b.lock_file().exists() {
         return Ok(Vec::new());
     }
-    let read = |paths: &RunPaths| Lock::read(&paths.lock_file()).map_err(locks_of::refuse);
+    let read = |paths: &RunPaths| Lock::read(&paths.lock_file()).map_err(refuse_lock);
     let (a, b) = (read(a)?, read(b)?);
     Ok(vec![
         ("numerics", differences(&a.numerics, &b.numerics)),

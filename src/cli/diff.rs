@@ -1,0 +1,69 @@
+//! `runner diff A B`: the first step, tensor, leaf and element in which two runs differ.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use super::exit;
+use crate::proof::FieldDifference;
+use crate::proof::lock;
+use crate::store::compare::{First, StateDifference};
+use crate::verify::diff::Diff;
+
+/// Find the first step, tensor, leaf and element in which two runs differ.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A run: a name under `--runs`, or a folder; or the folder of a checkpoint.
+    a: PathBuf,
+    /// The other one.
+    b: PathBuf,
+    /// Folder that holds the run folders.
+    #[arg(long, default_value = "runs", value_name = "DIR")]
+    runs: PathBuf,
+    /// Print the differences as JSON on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let folder = |path: &Path| if path.is_dir() { path.to_owned() } else { args.runs.join(path) };
+    let diff = Diff::of(&folder(&args.a), &folder(&args.b))?;
+    if args.json {
+        println!("{}", to_json(&diff));
+    } else {
+        print!("{diff}");
+    }
+    Ok(ExitCode::from(if diff.same_bits() { 0 } else { exit::PROOF }))
+}
+
+fn to_json(diff: &Diff) -> Value {
+    let table = |(name, changed): &(&'static str, Vec<lock::Difference>)| {
+        let rows: Vec<Value> = changed.iter().map(|d| json!({"key": d.key, "a": d.was, "b": d.is})).collect();
+        ((*name).to_owned(), Value::from(rows))
+    };
+    let fields = |fields: &[FieldDifference]| -> Vec<Value> {
+        fields.iter().map(|f| json!({"field": f.field, "a": f.a, "b": f.b})).collect()
+    };
+    json!({
+        "same_bits": diff.same_bits(),
+        "lock": diff.locks.iter().map(table).collect::<serde_json::Map<_, _>>(),
+        "entries": [diff.entries.0, diff.entries.1],
+        "first_step": diff.step.as_ref().map(|(step, differing)| json!({"step": step, "fields": fields(differing)})),
+        "checkpoints_compared": diff.compared,
+        "first_state": diff.state.as_ref().map(|(step, state)| state_json(*step, state)),
+    })
+}
+
+fn state_json(step: u64, state: &StateDifference) -> Value {
+    let first = match &state.first {
+        First::Values { dtype, shape, difference: d } => json!({
+            "dtype": dtype, "shape": shape, "leaf": d.leaf, "byte": d.byte, "element": d.element, "coordinates": d.coordinates,
+            "a": {"value": d.a.number, "bits": format!("{:#x}", d.a.bits)},
+            "b": {"value": d.b.number, "bits": format!("{:#x}", d.b.bits)},
+            "differing": d.differing, "elements": d.elements, "largest": d.largest,
+        }),
+        other => json!({"problem": other.to_string()}),
+    };
+    json!({"step": step, "tensors": state.tensors, "of": state.of, "first": first})
+}
