@@ -28,6 +28,8 @@ pub mod plan;
 pub mod proof;
 pub mod report;
 pub mod rng;
+pub mod run;
 pub mod store;
 pub mod train;
 pub mod units;
+pub mod verify;

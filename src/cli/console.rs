@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::gpu_watch::Shared;
 use crate::optim::Verdict;
+use crate::run::sensors::Shared;
 use crate::train::{Event, Listener, StepReport};
 use crate::units;
 

@@ -13,14 +13,15 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::model_argument::{self, Saved};
-use super::session::Device;
+use super::reporter::reporter;
 use crate::data::{Dataset, Sources, Tokenizer, ValidationSet};
 use crate::eval::multiple_choice::{self, Outcome, names};
 use crate::eval::{self, Scores, TaskSet, parameters};
 use crate::experiment::Experiment;
 use crate::model::Gpt2;
 use crate::ops::{Ops, Role, Rows};
+use crate::run::device::Device;
+use crate::run::model::{self, SavedModel};
 use crate::store::{self, Manifest, Tensor};
 use crate::units;
 
@@ -79,15 +80,15 @@ struct Results {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let place = model_argument::find(&args.run, &args.runs)?;
-    let experiment = place.experiment(&args.set)?;
+    let source = model::find(&args.run, &args.runs)?;
+    let experiment = source.experiment(&args.set)?;
     let tasks = open_tasks(&args, &experiment)?;
     if args.details.is_some() && tasks.hellaswag.is_none() {
         bail!("`--details` needs HellaSwag\n  hint: add `--task hellaswag`");
     }
-    let saved = place.parameters(experiment, args.checkpoint)?;
+    let saved = source.parameters(experiment, args.checkpoint, reporter(args.json))?;
     anstream::eprintln!("{}", saved.title());
-    let Saved { experiment, state, manifest } = saved;
+    let SavedModel { experiment, state, manifest } = saved;
 
     let started = Instant::now();
     let results = match Device::open(&experiment)? {

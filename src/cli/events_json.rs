@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use serde_json::json;
 
-use super::gpu_watch::Shared;
+use crate::run::sensors::Shared;
 use crate::train::{Event, Listener};
 
 /// Prints each event as one JSON object a line.

@@ -5,29 +5,27 @@ use std::process::ExitCode;
 use crate::data::fetch::FetchError;
 use crate::experiment::ExperimentError;
 use crate::ops::DeviceError;
+use crate::plan::PlanError;
+use crate::run::ProofRefusal;
+use crate::run::ending::Ending;
 use crate::train::{RunError, TrainError};
 
 /// Something failed that is none of the cases below.
-pub const FAILED: u8 = 1;
+pub const FAILED: u8 = Ending::Failed.code();
 /// The command line or the experiment is wrong. (clap's own code as well.)
 pub const USAGE: u8 = 2;
 /// No usable device of the kind asked for.
 pub const NO_DEVICE: u8 = 3;
 /// Training diverged; the last good checkpoint stands.
-pub const DIVERGED: u8 = 4;
+pub const DIVERGED: u8 = Ending::Diverged.code();
 /// Bits are not what they must be.
 pub const PROOF: u8 = 5;
 /// Asked to stop; a checkpoint was saved.
-pub const INTERRUPTED: u8 = 130;
-
-/// A refusal to go on because something that the bits depend on has changed.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct ProofRefusal(pub String);
+pub const INTERRUPTED: u8 = Ending::Interrupted.code();
 
 /// Prints an error to stderr and says with which code to exit.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    if let Some(experiment) = error.downcast_ref::<ExperimentError>() {
+    if let Some(experiment) = experiment(error) {
         anstream::eprintln!("{}", experiment.styled());
     } else {
         print(&format!("{error:#}"));
@@ -35,15 +33,16 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code(error))
 }
 
-/// Ends this process without the farewells of its libraries: those of CUDA wait for the device, which may be
-/// waiting for a rank that is gone.
-pub fn at_once(code: u8) -> ! {
-    signal_hook::low_level::exit(i32::from(code))
-}
-
 /// Prints what went wrong to stderr.
 pub fn print(error: &str) {
     anstream::eprintln!("{ERROR}error{ERROR:#}: {error}");
+}
+
+fn experiment(error: &anyhow::Error) -> Option<&ExperimentError> {
+    match error.downcast_ref::<PlanError>() {
+        Some(PlanError::Experiment(experiment)) => Some(experiment),
+        _ => error.downcast_ref::<ExperimentError>(),
+    }
 }
 
 const ERROR: anstyle::Style =
@@ -57,7 +56,7 @@ fn code(error: &anyhow::Error) -> u8 {
     let fetch = error.downcast_ref::<FetchError>();
     if matches!(fetch, Some(FetchError::Interrupted)) {
         INTERRUPTED
-    } else if error.is::<ExperimentError>() || fetch.is_some_and(FetchError::is_usage) {
+    } else if experiment(error).is_some() || fetch.is_some_and(FetchError::is_usage) {
         USAGE
     } else if error.is::<ProofRefusal>()
         || matches!(

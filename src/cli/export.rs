@@ -8,11 +8,11 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 
-use super::exit::ProofRefusal;
-use super::run_argument;
+use super::reporter::reporter;
 use crate::data::Tokenizer;
 use crate::experiment::{self, Experiment};
 use crate::formats::{ExportError, Parameters, Precision, hf, llmc, slsa};
+use crate::run::{ProofRefusal, find};
 use crate::store::atomic::{self, NewFolder};
 use crate::store::{Manifest, RunPaths};
 
@@ -59,7 +59,7 @@ enum DtypeArg {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let paths = RunPaths::new(&run_argument::find(Some(&args.run), &args.runs)?);
+    let paths = RunPaths::new(&find::find(Some(&args.run), &args.runs)?);
     let precision = match args.dtype {
         DtypeArg::Fp32 => Precision::Fp32,
         DtypeArg::Bf16 => Precision::Bf16,
@@ -70,7 +70,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Format::Slsa => return provenance(&paths, &args),
     };
     let experiment = experiment::load(&paths.experiment(), &[])?.experiment;
-    let (manifest, state) = run_argument::load_masters(&paths, args.checkpoint)?;
+    let (manifest, state) = find::load_masters(&paths, args.checkpoint, reporter(false))?;
     let name = format!("step_{:08}_{format}_{}", manifest.step, precision.name());
     let out = args.out.unwrap_or_else(|| paths.folder().join("export").join(name));
     if out.exists() {

@@ -2,12 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::initial;
-use super::locking::{self, Locked};
-use super::session::{self, Data};
-use crate::experiment::{self, Loaded};
-use crate::store;
-use crate::train::Trainer;
+use super::reporter::reporter;
+use crate::run::lock;
+use crate::{experiment, store};
 
 /// Write down what an experiment's bits depend on, for `runner run --lock`.
 #[derive(clap::Args)]
@@ -38,20 +35,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             out.display()
         );
     }
-    let mut loaded = experiment::load(&args.experiment, &args.set)?;
-    let data = Data::open(&mut loaded)?;
-    match session::Device::open(&loaded.experiment)? {
-        session::Device::Cpu(cpu) => write(cpu, &loaded, &data, &out),
-        session::Device::Cuda(cuda) => write(*cuda, &loaded, &data, &out),
-    }
-}
-
-fn write<O: Locked>(ops: O, loaded: &Loaded, data: &Data, out: &Path) -> anyhow::Result<()> {
-    // Allocating chooses what is still to be chosen, such as algorithms.
-    let initial = initial::read(&loaded.experiment, None, false)?;
-    let trainer = Trainer::new(ops, &loaded.experiment)?;
-    let lock = locking::lock(loaded, data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
-    store::atomic::write(out, lock.to_text().as_bytes())?;
+    let lock = lock::of_experiment(experiment::load(&args.experiment, &args.set)?, reporter(false))?;
+    store::atomic::write(&out, lock.to_text().as_bytes())?;
     anstream::eprintln!("locked {} numerics in `{}`", lock.numerics.len(), out.display());
     println!("{}", lock.numerics_id());
     Ok(())

@@ -1,16 +1,15 @@
 //! `runner resume [RUN]`: go on from the newest whole checkpoint, to the bits of the uninterrupted run.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::initial;
-use super::locking::Expected;
-use super::ranks::{self, Role};
-use super::run_argument;
-use super::session::{self, Place, Session};
-use super::team::Team;
-use crate::experiment::{self, Loaded};
-use crate::store::{RunFolder, RunPaths, newest_whole};
+use super::reporter::{conclude, exit_code, reporter};
+use crate::experiment;
+use crate::run::find;
+use crate::run::open::{Continuation, Opened};
+use crate::run::ranks;
+use crate::run::train::train;
+use crate::store::RunPaths;
 
 /// Go on with a run from its newest whole checkpoint.
 #[derive(clap::Args)]
@@ -35,55 +34,13 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let path = run_argument::find(args.run.as_deref(), &args.runs)?;
+    let path = find::find(args.run.as_deref(), &args.runs)?;
     let loaded = experiment::load(&RunPaths::new(&path).experiment(), &args.set)?;
-    match ranks::role(&loaded.experiment, args.ranks, &args.runs)? {
-        Role::Parent(ranks) => ranks::parent(ranks, &args.runs),
-        Role::Alone => train(args, &path, loaded, None),
-        Role::Rank(place) => ranks::as_rank(place, |place| train(args, &path, loaded, Some(place))),
-    }
-}
-
-fn train(args: Args, path: &Path, loaded: Loaded, rank: Option<&ranks::Place>) -> anyhow::Result<ExitCode> {
-    let how =
-        How { edited: !args.set.is_empty(), allow_drift: args.allow_drift, expected: None, json: args.json };
-    go_on(Team::join(rank, &loaded)?, path, loaded, how)
-}
-
-/// How to go on.
-pub struct How {
-    /// Whether the experiment may have other keys than the run's own.
-    pub edited: bool,
-    pub allow_drift: bool,
-    /// The lock to hold the run to.
-    pub expected: Option<Expected>,
-    pub json: bool,
-}
-
-/// Goes on with the run at `path`.
-pub fn go_on(mut team: Team, path: &Path, mut loaded: Loaded, how: How) -> anyhow::Result<ExitCode> {
-    let (place, found) = if team.is_first() {
-        let folder = RunFolder::open(path)?;
-        let (found, broken) = newest_whole(&folder.paths.checkpoints())?;
-        for (step, why) in &broken {
-            anstream::eprintln!("passed over the checkpoint of step {step}: {why}");
-        }
-        (Place::Open(folder), found)
-    } else {
-        (Place::Told, None)
-    };
-    let data = session::Data::open(&mut loaded)?;
-    let past = team.past(found.as_ref().map(|(manifest, _)| &manifest.numerics))?;
-    let initial = initial::read(&loaded.experiment, past.as_ref(), past.is_some())?;
-    let device = session::Device::open_for(&loaded.experiment, &team)?;
-    match &found {
-        Some((manifest, _)) => anstream::eprintln!("resuming `{}` at step {}", path.display(), manifest.step),
-        None if team.is_first() => {
-            anstream::eprintln!("no whole checkpoint in `{}`: starting at step 0", path.display())
-        }
-        None => {}
-    }
-    let resume = session::Resume { found, allow_drift: how.allow_drift, edited: how.edited };
-    Session { loaded, device, data, initial, place, expected: how.expected, team, json: how.json }
-        .train(Some(resume))
+    let report = reporter(args.json);
+    let how = Continuation { edited: !args.set.is_empty(), allow_drift: args.allow_drift, expected: None };
+    let experiment = loaded.experiment.clone();
+    let ended = ranks::in_processes(&experiment, args.ranks, &args.runs, report, |place| {
+        conclude(train(Opened::resume(loaded, &path, how, place, report)?)?, args.json)
+    })?;
+    Ok(exit_code(ended))
 }

@@ -3,15 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::initial;
 use super::lock;
-use super::locking::Expected;
-use super::ranks::{self, Role};
-use super::resume;
-use super::session::{self, Place, Session};
-use super::team::Team;
-use crate::experiment::{self, Loaded};
-use crate::store::{RunFolder, RunPaths};
+use super::reporter::{conclude, exit_code, reporter};
+use crate::experiment;
+use crate::run::open::{Existing, Opened, Request};
+use crate::run::ranks;
+use crate::run::train::train;
 
 /// Train an experiment from its first step.
 #[derive(clap::Args)]
@@ -50,35 +47,21 @@ pub struct Args {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let loaded = experiment::load(&args.experiment, &args.set)?;
-    match ranks::role(&loaded.experiment, args.ranks, &args.runs)? {
-        Role::Parent(ranks) => ranks::parent(ranks, &args.runs),
-        Role::Alone => train(args, loaded, None),
-        Role::Rank(place) => ranks::as_rank(place, |place| train(args, loaded, Some(place))),
-    }
-}
-
-fn train(args: Args, mut loaded: Loaded, rank: Option<&ranks::Place>) -> anyhow::Result<ExitCode> {
-    let mut team = Team::join(rank, &loaded)?;
-    let name = args.name.unwrap_or_else(|| loaded.experiment.name.clone());
-    let path = args.runs.join(&name);
+    let report = reporter(args.json);
     let beside = lock::beside(&args.experiment);
-    let lock = args.lock.or_else(|| Some(beside).filter(|beside| !args.no_lock && beside.exists()));
-    let expected = lock.as_deref().map(Expected::read).transpose()?;
-    // Rank 0 looks, for soon there will be a folder.
-    if args.or_resume && team.agree("whether there is a run", RunPaths::new(&path).experiment().exists())? {
-        let how = resume::How { edited: true, allow_drift: false, expected, json: args.json };
-        return resume::go_on(team, &path, loaded, how);
-    }
-    let data = session::Data::open(&mut loaded)?;
-    let initial = initial::read(&loaded.experiment, None, false)?;
-    let device = session::Device::open_for(&loaded.experiment, &team)?;
-    // Last, so that nothing is left behind when anything above fails.
-    let place = match args.overwrite {
-        _ if !team.is_first() => Place::Told,
-        // A kill may have left a folder in which nothing had begun.
-        false if args.or_resume => Place::Open(RunFolder::create_again(&args.runs, &name)?),
-        false => Place::Open(RunFolder::create(&args.runs, &name, false)?),
-        true => Place::Replace { runs: args.runs, name },
+    let request = Request {
+        name: args.name.unwrap_or_else(|| loaded.experiment.name.clone()),
+        runs: args.runs.clone(),
+        existing: match (args.overwrite, args.or_resume) {
+            (true, _) => Existing::Replace,
+            (_, true) => Existing::Resume,
+            _ => Existing::Refuse,
+        },
+        lock: args.lock.or_else(|| Some(beside).filter(|beside| !args.no_lock && beside.exists())),
     };
-    Session { loaded, device, data, initial, place, expected, team, json: args.json }.train(None)
+    let experiment = loaded.experiment.clone();
+    let ended = ranks::in_processes(&experiment, args.ranks, &args.runs, report, |place| {
+        conclude(train(Opened::start(loaded, request, place, report)?)?, args.json)
+    })?;
+    Ok(exit_code(ended))
 }

@@ -8,10 +8,11 @@ use std::process::ExitCode;
 
 use ratatui::crossterm::terminal;
 
-use super::{run_argument, stdout};
+use super::stdout;
 use crate::proof::lock::Lock;
 use crate::report::summary::{self, RunSummary, State};
 use crate::report::table::{Filter, RunTable};
+use crate::run::find;
 use crate::store::RunPaths;
 use crate::units;
 
@@ -48,7 +49,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(run) = &args.run {
-        let run = RunSummary::read(&run_argument::find(Some(run), &args.runs)?);
+        let run = RunSummary::read(&find::find(Some(run), &args.runs)?);
         let text = if args.json { serde_json::to_string_pretty(&run)? + "\n" } else { in_full(&run) };
         stdout::write(&text)?;
         return Ok(ExitCode::SUCCESS);

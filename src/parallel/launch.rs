@@ -8,7 +8,7 @@
 
 use std::path::Path;
 
-use super::{Meeting, Place, rendezvous};
+use super::{Meeting, RankPlace, rendezvous};
 
 /// The variable that names the run, over what the launcher says.
 pub const RUN_ID: &str = "RUNNER_RUN_ID";
@@ -87,7 +87,7 @@ const LAUNCHERS: [Launcher; 4] = [
 const SLURM_LIST: &str = "SLURM_STEP_TASKS_PER_NODE";
 
 /// The place that a launcher gave this process, if one did. `shared` is the folder in which ranks meet.
-pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Option<Place>, LaunchError> {
+pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Option<RankPlace>, LaunchError> {
     let Some(launcher) = LAUNCHERS.iter().find(|launcher| var(launcher.sign).is_some()) else {
         return Ok(None);
     };
@@ -142,7 +142,7 @@ pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Opti
         let parts: Vec<String> = parts.chain(machine).chain(proxy).collect();
         format!("{} {}", launcher.name, parts.join("."))
     });
-    Ok(Some(Place { rank, size, local_rank, local_size, run, meeting }))
+    Ok(Some(RankPlace { rank, size, local_rank, local_size, run, meeting }))
 }
 
 /// What Slurm's list of numbers, such as `8(x2),4` for nodes of 8, 8 and 4, says of a node.
@@ -181,7 +181,7 @@ pub fn is_launched(var: &dyn Fn(&str) -> Option<String>) -> bool {
 }
 
 /// What a process started by `runner` itself finds in its environment.
-pub fn variables(place: &Place) -> Vec<(&'static str, String)> {
+pub fn variables(place: &RankPlace) -> Vec<(&'static str, String)> {
     vec![
         ("RANK", place.rank.to_string()),
         ("WORLD_SIZE", place.size.to_string()),
@@ -195,7 +195,7 @@ pub fn variables(place: &Place) -> Vec<(&'static str, String)> {
 mod tests {
     use super::*;
 
-    fn from(variables: &[(&str, &str)]) -> Result<Option<Place>, LaunchError> {
+    fn from(variables: &[(&str, &str)]) -> Result<Option<RankPlace>, LaunchError> {
         let var =
             |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
         place(&var, Path::new("runs/.ranks"))
@@ -218,7 +218,7 @@ mod tests {
             ("SLURM_STEP_TASKS_PER_NODE", "8(x2)"),
             ("SLURM_NODEID", "1"),
         ];
-        let expected = Place {
+        let expected = RankPlace {
             rank: 11,
             size: 16,
             local_rank: 3,
@@ -235,7 +235,7 @@ mod tests {
             ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
             ("PMIX_NAMESPACE", "prterun-a-9@1"),
         ];
-        let expected = Place {
+        let expected = RankPlace {
             rank: 1,
             size: 2,
             local_rank: 1,
@@ -248,7 +248,7 @@ mod tests {
         let mpiexec =
             [("PMI_RANK", "5"), ("PMI_SIZE", "8"), ("MPI_LOCALRANKID", "1"), ("MPI_LOCALNRANKS", "4")];
         let uuid = [&mpiexec[..], &[("I_MPI_HYDRA_UUID", "4f2a")]].concat();
-        let expected = Place {
+        let expected = RankPlace {
             rank: 5,
             size: 8,
             local_rank: 1,
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn what_runner_gives_its_own_processes_reads_back() {
-        let place = Place {
+        let place = RankPlace {
             rank: 2,
             size: 4,
             local_rank: 2,

@@ -32,7 +32,7 @@ pub mod wire;
 pub use crate::ops::Region;
 pub use error::ExchangeError;
 pub use exchange::{Exchange, Hosted, Link, Solo};
-pub use rendezvous::{Meeting, Place, RendezvousError};
+pub use rendezvous::{Meeting, RankPlace, RendezvousError};
 pub use shards::{Piece, Shards};
 pub use sums::Sums;
 pub use tcp::Tcp;

@@ -26,7 +26,7 @@ pub enum Meeting {
 
 /// A rank's place in a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct RankPlace {
     pub rank: usize,
     /// N, a power of two.
     pub size: usize,
@@ -81,7 +81,7 @@ const GREETING: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
 /// Brings the ranks together. `job` is what all must have been started with, hashed.
-pub fn meet(place: &Place, job: &str, timeout: Duration) -> Result<Lines, RendezvousError> {
+pub fn meet(place: &RankPlace, job: &str, timeout: Duration) -> Result<Lines, RendezvousError> {
     let deadline = Instant::now() + timeout;
     let rank = place.rank;
     let at = match &place.meeting {
@@ -134,7 +134,7 @@ fn port_of(at: &str) -> u16 {
 fn host_ranks(
     listener: &TcpListener,
     ours: &Greeting,
-    place: &Place,
+    place: &RankPlace,
     timeout: Duration,
     deadline: Instant,
 ) -> Result<Vec<(String, String)>, RendezvousError> {
@@ -215,7 +215,7 @@ fn accept(listener: &TcpListener, deadline: Instant) -> Option<(TcpStream, Socke
 
 /// Any rank but 0: finds rank 0, registers, and returns host and address of all ranks.
 fn register(
-    place: &Place,
+    place: &RankPlace,
     greeting: &Greeting,
     timeout: Duration,
     deadline: Instant,
@@ -284,7 +284,7 @@ fn dial(address: &str) -> io::Result<TcpStream> {
 
 /// Makes the lines to all ranks whose numbers differ in one bit: the higher number calls.
 fn connect(
-    place: &Place,
+    place: &RankPlace,
     listener: &TcpListener,
     greeting: &Greeting,
     ranks: Vec<(String, String)>,

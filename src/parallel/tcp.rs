@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::rendezvous::{Lines, Place};
+use super::rendezvous::{Lines, RankPlace};
 use super::wire::{Body, Frame};
 use super::{ExchangeError, Link};
 
@@ -129,7 +129,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Tcp {
     /// Starts the threads on lines that are made. `last_resort` ends the process when this rank does not.
-    pub fn start(place: &Place, lines: Lines, timeout: Duration, last_resort: LastResort) -> io::Result<Tcp> {
+    pub fn start(
+        place: &RankPlace,
+        lines: Lines,
+        timeout: Duration,
+        last_resort: LastResort,
+    ) -> io::Result<Tcp> {
         let now = Instant::now();
         let mut readers = Vec::new();
         let mut inboxes = BTreeMap::new();

@@ -10,8 +10,8 @@ use super::*;
 
 const SOON: Duration = Duration::from_secs(20);
 
-fn place(rank: usize, size: usize, run: &str, meeting: Meeting) -> Place {
-    Place { rank, size, local_rank: rank, local_size: size, run: run.into(), meeting }
+fn place(rank: usize, size: usize, run: &str, meeting: Meeting) -> RankPlace {
+    RankPlace { rank, size, local_rank: rank, local_size: size, run: run.into(), meeting }
 }
 
 fn never() -> LastResort {

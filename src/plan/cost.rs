@@ -5,21 +5,15 @@
 //! operation of the model (AdamW, the norm, the digest, sums over workers, the exchange between devices) is
 //! counted here by its bytes.
 
-use super::hardware::{self, Family, Gpu, H100, Rate, UNDISTURBED};
+use super::hardware::{self, Family, H100, Rate, UNDISTURBED};
 use super::memory::{Share, Storage, state_bytes};
+use super::target::Target;
 use crate::experiment::{Compute, Experiment};
 use crate::model::gpt2::{Gpt2, MicroBatch};
 use crate::model::weights::Weights;
 use crate::ops::dry::Dry;
 use crate::ops::timed::{Record, Timed};
 use crate::ops::{DeviceError, Ops, Role, Rows, Write};
-
-/// Where the work is to be done.
-#[derive(Clone, Copy, Debug)]
-pub enum Place {
-    Cpu { threads: usize },
-    Gpu(&'static Gpu),
-}
 
 /// Seconds by what they are spent on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -53,7 +47,7 @@ pub struct Cost {
 /// Of the links' peak rate, what large copies reach. Assumed, not measured.
 const LINK_SHARE: f64 = 0.75;
 
-/// What an experiment costs on `place`, spread as `share` says.
+/// What an experiment costs on `target`, spread as `share` says.
 ///
 /// # Errors
 ///
@@ -61,10 +55,10 @@ const LINK_SHARE: f64 = 0.75;
 pub fn cost(
     experiment: &Experiment,
     storage: &Storage,
-    place: Place,
+    target: Target,
     share: Share,
 ) -> Result<Cost, DeviceError> {
-    let rates = Rates { experiment, place };
+    let rates = Rates { experiment, target };
     let (backward, forward) = (counted(experiment, storage, true)?, counted(experiment, storage, false)?);
     let element = storage.activation.size() as f64;
     let seconds = |name: &str, record: &Record| {
@@ -94,8 +88,8 @@ pub fn cost(
     };
     let state = state_bytes(experiment, storage) as f64 / share.devices as f64;
     let losses = once(Family::Host, 4.0 * experiment.batch.tokens as f64 / share.devices as f64);
-    let exchange = match place {
-        Place::Gpu(gpu) if share.devices > 1 => {
+    let exchange = match target {
+        Target::Gpu(gpu) if share.devices > 1 => {
             let over_links = |bytes: f64| {
                 bytes * (share.devices - 1) as f64 / share.devices as f64 / (LINK_SHARE * gpu.link)
             };
@@ -172,10 +166,10 @@ fn family(name: &str) -> Family {
         .map_or(Family::ResidualLayernorm, |(_, family)| *family)
 }
 
-/// Rates of a place at an experiment's precision.
+/// Rates of a device at an experiment's precision.
 struct Rates<'a> {
     experiment: &'a Experiment,
-    place: Place,
+    target: Target,
 }
 
 impl Rates<'_> {
@@ -195,10 +189,10 @@ impl Rates<'_> {
             let part = |work: f64, rate: f64| if rate > 0.0 { work / rate } else { 0.0 };
             calls * rate.call + part(flops, rate.flops * speed) + part(bytes, rate.bytes * width)
         };
-        match self.place {
+        match self.target {
             // Bytes and FLOPs of a CPU both grow with its threads, if memory keeps up.
-            Place::Cpu { threads } => time(hardware::cpu(family), threads as f64, threads as f64),
-            Place::Gpu(gpu) => {
+            Target::Cpu { threads } => time(hardware::cpu(family), threads as f64, threads as f64),
+            Target::Gpu(gpu) => {
                 let rate = hardware::h100(family);
                 if family == Family::Host {
                     return time(rate, 1.0, 1.0);
@@ -226,9 +220,10 @@ impl Rates<'_> {
 mod tests {
     use super::*;
     use crate::experiment::shipped;
+    use crate::plan::hardware::Gpu;
 
     fn on_h100(experiment: &Experiment, devices: u64) -> Cost {
-        cost(experiment, &Storage::cuda(experiment), Place::Gpu(H100), Share { devices })
+        cost(experiment, &Storage::cuda(experiment), Target::Gpu(H100), Share { devices })
             .expect("nothing can fail")
     }
 
@@ -290,7 +285,7 @@ mod tests {
     fn another_gpu_is_slower_by_its_peaks() {
         let experiment = shipped("gpt2_124m.toml", &[]);
         let a100 = Gpu::find("a100").expect("known");
-        let slow = cost(&experiment, &Storage::cuda(&experiment), Place::Gpu(a100), Share::ALONE)
+        let slow = cost(&experiment, &Storage::cuda(&experiment), Target::Gpu(a100), Share::ALONE)
             .expect("nothing can fail");
         let factor = slow.step.total() / on_h100(&experiment, 1).step.total();
         assert!(factor > 1.6 && factor < 3.2, "{factor}");

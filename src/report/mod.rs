@@ -15,6 +15,7 @@ mod axis;
 mod chart;
 mod curves;
 mod figure;
+pub mod follow;
 pub mod html;
 mod legend;
 mod panel;

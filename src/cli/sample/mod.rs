@@ -13,8 +13,7 @@ use std::time::Instant;
 use anyhow::ensure;
 use serde_json::json;
 
-use super::model_argument::{self, Saved};
-use super::session::Device;
+use super::reporter::reporter;
 use crate::data::Tokenizer;
 use crate::eval::parameters;
 use crate::generate::{Sampling, generate};
@@ -22,6 +21,8 @@ use crate::model::decode::{Decoder, NewToken, Room};
 use crate::model::weights::Weights;
 use crate::ops::Ops;
 use crate::rng::Key;
+use crate::run::device::Device;
+use crate::run::model::{self, SavedModel};
 use crate::units;
 use page::Page;
 
@@ -86,8 +87,8 @@ struct Request {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let place = model_argument::find(&args.run, &args.runs)?;
-    let experiment = place.experiment(&args.set)?;
+    let source = model::find(&args.run, &args.runs)?;
+    let experiment = source.experiment(&args.set)?;
     let defaults = &experiment.sample;
     let sampling = Sampling {
         temperature: args.temperature.unwrap_or(defaults.temperature),
@@ -114,7 +115,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         json: args.json,
         logits: args.logits,
     };
-    let saved = place.parameters(experiment, args.checkpoint)?;
+    let saved = source.parameters(experiment, args.checkpoint, reporter(args.json))?;
     anstream::eprintln!("{}", saved.title());
     match Device::open(&saved.experiment)? {
         Device::Cpu(cpu) => write(cpu, saved, &request)?,
@@ -123,8 +124,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn write<O: Ops>(mut ops: O, saved: Saved, request: &Request) -> anyhow::Result<()> {
-    let Saved { experiment, state, .. } = saved;
+fn write<O: Ops>(mut ops: O, saved: SavedModel, request: &Request) -> anyhow::Result<()> {
+    let SavedModel { experiment, state, .. } = saved;
     let params = parameters::load(&mut ops, &experiment.model, &state)?;
     drop(state);
     let room = Room { streams: request.samples.min(STREAMS), positions: experiment.trained_positions() };

@@ -4,7 +4,6 @@
 //! from any process, and stopping to watch stops nothing. [`follow`] reads, [`view`] draws, this file owns
 //! the terminal and gives it back as it was, whatever ends the view.
 
-mod follow;
 mod view;
 
 use std::io::IsTerminal;
@@ -18,10 +17,11 @@ use anyhow::Context;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
-use self::follow::Followed;
 use self::view::Look;
-use super::{run_argument, show, stdout};
+use super::{show, stdout};
+use crate::report::follow::Followed;
 use crate::report::summary::RunSummary;
+use crate::run::find;
 
 /// Watch a run live: loss, speed, events, samples. Works on finished runs too.
 #[derive(clap::Args)]
@@ -51,7 +51,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let folder = run_argument::find(args.run.as_deref(), &args.runs)?;
+    let folder = find::find(args.run.as_deref(), &args.runs)?;
     if !(std::io::stdout().is_terminal() && std::io::stdin().is_terminal()) {
         stdout::write(&show::in_full(&RunSummary::read(&folder)))?;
         return Ok(ExitCode::SUCCESS);

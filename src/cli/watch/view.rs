@@ -8,7 +8,7 @@ use ratatui::symbols::Marker;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, LineGauge, Paragraph, Wrap};
 
-use super::follow::Followed;
+use crate::report::follow::Followed;
 use crate::report::summary::State;
 use crate::units;
 

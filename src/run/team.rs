@@ -1,25 +1,27 @@
-//! This process among the ranks of a run: what rank 0 decides, and the others are told.
+//! This process among the ranks of a run: what rank 0 decides and sends to the others.
 
 use std::path::{Path, PathBuf};
 
-use super::exit::ProofRefusal;
-use super::locking::list;
+use super::device::Device;
+use super::error::ProofRefusal;
+use super::lock::list;
 use super::ranks;
-use crate::experiment::Loaded;
+use super::report::Report;
+use crate::experiment::Experiment;
 use crate::parallel::exchange::broadcast;
-use crate::parallel::{ExchangeError, Link, Place, Tcp};
+use crate::parallel::{ExchangeError, Link, RankPlace, Tcp};
 use crate::proof::lock::{Lock, Table, differences};
 
-/// This process's rank, and its lines until a trainer takes them.
+/// This process's rank, and its connections until a trainer takes them.
 pub struct Team {
-    place: Option<Place>,
+    place: Option<RankPlace>,
     pub link: Option<Tcp>,
 }
 
 impl Team {
     /// Meets the other ranks, if this is one of several.
-    pub fn join(place: Option<&Place>, loaded: &Loaded) -> anyhow::Result<Team> {
-        let link = place.map(|place| ranks::join(place, loaded)).transpose()?;
+    pub fn join(place: Option<&RankPlace>, experiment: &Experiment, report: Report) -> anyhow::Result<Team> {
+        let link = place.map(|place| ranks::join(place, experiment, report)).transpose()?;
         Ok(Team { place: place.cloned(), link })
     }
 
@@ -28,39 +30,41 @@ impl Team {
         self.place.as_ref().is_none_or(|place| place.rank == 0)
     }
 
-    /// N.
+    /// N, the number of ranks.
     pub fn size(&self) -> usize {
         self.place.as_ref().map_or(1, |place| place.size)
     }
 
-    /// What rank 0 finds, to all.
+    /// What rank 0 finds, sent to all.
     pub fn agree(&mut self, operation: &'static str, mine: bool) -> Result<bool, ExchangeError> {
         let Some(link) = &mut self.link else { return Ok(mine) };
         Ok(broadcast(link, operation, vec![u8::from(mine)])? == [1])
     }
 
-    /// The numerics of the checkpoint that a run goes on from: rank 0's, told to all; none where it has none.
+    /// The numerics of the checkpoint that a run goes on from: rank 0's, sent to all; none where it has none.
     pub fn past(&mut self, mine: Option<&Table>) -> anyhow::Result<Option<Table>> {
         let Some(link) = &mut self.link else { return Ok(mine.cloned()) };
         let text = broadcast(link, "the past of the run", serde_json::to_vec(&mine)?)?;
         Ok(serde_json::from_slice(&text)?)
     }
 
-    /// Number and count among the ranks of this machine.
-    pub fn local(&self) -> (usize, usize) {
-        self.place.as_ref().map_or((0, 1), |place| (place.local_rank, place.local_size.max(1)))
+    /// Opens this rank's device: the GPU of its number on this machine, or its part of the CPU.
+    pub fn open_device(&self, experiment: &Experiment) -> anyhow::Result<Device> {
+        let (number, of) =
+            self.place.as_ref().map_or((0, 1), |place| (place.local_rank, place.local_size.max(1)));
+        Device::open_part(experiment, number, of)
     }
 }
 
 const LOCK: &str = "the lock of rank 0";
 
-/// Rank 0 tells the others what its bits depend on, choices included.
-pub fn tell_lock(link: &mut dyn Link, lock: &Lock) -> Result<(), ExchangeError> {
+/// Rank 0 sends the others what its bits depend on, choices included.
+pub fn send_lock(link: &mut dyn Link, lock: &Lock) -> Result<(), ExchangeError> {
     broadcast(link, LOCK, lock.to_text().into_bytes()).map(|_| ())
 }
 
-/// What rank 0 says of it; called by the others before anything is chosen.
-pub fn hear_numerics(link: &mut dyn Link) -> anyhow::Result<Table> {
+/// What [`send_lock`] sends; called by the others before anything is chosen.
+pub fn receive_numerics(link: &mut dyn Link) -> anyhow::Result<Table> {
     let text = broadcast(link, LOCK, Vec::new())?;
     Ok(Lock::parse(Path::new(LOCK), &String::from_utf8_lossy(&text))?.numerics)
 }
@@ -86,7 +90,7 @@ pub struct Begin {
 }
 
 impl Begin {
-    /// Rank 0's decision, to all; `mine` is rank 0's.
+    /// Rank 0's decision, sent to all; `mine` is rank 0's.
     pub fn agree(link: &mut dyn Link, mine: Option<Begin>) -> Result<Begin, ExchangeError> {
         let text = mine.map_or(String::new(), |begin| {
             let step = begin.step.map_or("none".into(), |step| step.to_string());

@@ -2,14 +2,9 @@
 
 use std::ops::Range;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
-use super::Report;
+use super::Checks;
+use super::diff::state_text;
 use super::files::{WholeRun, checkpoint_folder};
-use crate::cli::diff::state_text;
-use crate::cli::initial;
-use crate::cli::locking::{self, Locked, list};
-use crate::cli::session::{self, Data, Device, OnDevice};
 use crate::data::Prefetcher;
 use crate::experiment::Loaded;
 use crate::ops::Ops;
@@ -17,15 +12,25 @@ use crate::plan::memory::Storage;
 use crate::proof::Entry;
 use crate::proof::entry::rewound_from;
 use crate::proof::lock::{Lock, differences};
+use crate::run::data::Data;
+use crate::run::device::{Device, OnDevice};
+use crate::run::locked::Locked;
+use crate::run::report::{Report, Work};
+use crate::run::{initial, lock};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;
 use crate::train::run::ledger_entry;
 
 /// Trains steps `steps` of a run again and compares each with the ledger.
-pub fn verify(run: WholeRun, steps: Range<u64>, report: &mut Report) -> anyhow::Result<()> {
+pub fn verify(
+    run: WholeRun,
+    steps: Range<u64>,
+    checks: &mut Checks<'_>,
+    report: Report,
+) -> anyhow::Result<()> {
     let WholeRun { paths, lock, entries, loaded, data } = run;
     let Some(data) = data else {
-        report.failed("replay", "not begun: the data are not here");
+        checks.failed("replay", "not begun: the data are not here");
         return Ok(());
     };
     if (entries.len() as u64) < steps.end {
@@ -59,12 +64,11 @@ pub fn verify(run: WholeRun, steps: Range<u64>, report: &mut Report) -> anyhow::
     let mut experiment = loaded.experiment.clone();
     experiment.parallel.ranks = 1;
     let outcome = Device::open(&experiment)?
-        .with(&experiment, Replay { loaded, data, paths, lock, entries, steps: steps.clone() })?;
+        .with(&experiment, Replay { loaded, data, paths, lock, entries, steps: steps.clone(), report })?;
     match outcome {
-        Ok(()) => {
-            report.ok("replay", format!("steps {} to {} gave the same bits again", steps.start, steps.end))
-        }
-        Err(why) => report.failed("replay", why),
+        Ok(()) => checks
+            .passed("replay", format!("steps {} to {} gave the same bits again", steps.start, steps.end)),
+        Err(why) => checks.failed("replay", why),
     }
     Ok(())
 }
@@ -76,6 +80,7 @@ struct Replay {
     lock: Lock,
     entries: Vec<Entry>,
     steps: Range<u64>,
+    report: Report,
 }
 
 impl OnDevice for Replay {
@@ -87,35 +92,26 @@ impl OnDevice for Replay {
         ops.pin(&self.lock.numerics)?;
         let initial = initial::read(experiment, Some(&self.lock.numerics), self.steps.start > 0)?;
         let mut trainer = Trainer::new(ops, experiment)?;
-        let here =
-            locking::lock(&self.loaded, &self.data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
+        let here = lock::lock(&self.loaded, &self.data, initial.as_ref(), &trainer.ops, self.report)?;
         let changed = differences(&self.lock.numerics, &here.numerics);
         if !changed.is_empty() {
-            return Ok(Err(format!("not begun: the bits cannot be made here:{}", list(&changed))));
+            return Ok(Err(format!("not begun: the bits cannot be made here:{}", lock::list(&changed))));
         }
         if self.steps.start > 0 {
             trainer.restore(store::load(&checkpoint_folder(&self.paths, self.steps.start))?.1)?;
         } else if let Some(initial) = initial {
             initial.start(&mut trainer)?;
         }
-        let mut feed =
-            session::feed(experiment, &self.data, self.steps.start, trainer.progress().data_offset)?;
-        let bar = ProgressBar::with_draw_target(
-            Some(self.steps.end - self.steps.start),
-            ProgressDrawTarget::stderr(),
-        );
-        let style = ProgressStyle::with_template("replaying {bar:32.cyan/dim} {pos}/{len} steps  {eta} left");
-        bar.set_style(style.expect("the template is valid").progress_chars("━╸─"));
+        let mut feed = self.data.feed(experiment, self.steps.start, trainer.progress().data_offset)?;
+        let replayed = self.report.progress(Work::Replaying, self.steps.end - self.steps.start);
         for step in self.steps.clone() {
             let recorded = &self.entries[step as usize];
             let again = self.step(&mut trainer, &mut feed, recorded)?;
             if again != *recorded {
-                bar.finish_and_clear();
                 return Ok(Err(self.mismatch(&mut trainer, recorded, &again)?));
             }
-            bar.inc(1);
+            replayed(1);
         }
-        bar.finish_and_clear();
         Ok(Ok(()))
     }
 }

@@ -4,20 +4,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 
-use super::run_argument;
+use super::find;
+use super::report::Report;
 use crate::experiment::{self, Experiment, Tokenizer, model_file};
 use crate::formats;
 use crate::store::{Manifest, RunPaths, Tensor};
 
 /// Where a model is.
-pub enum Place {
+pub enum ModelSource {
     Run(RunPaths),
     /// A Hugging Face folder or a `.bin`, absolute.
     Model(PathBuf),
 }
 
 /// A model with its parameters on the host.
-pub struct Saved {
+pub struct SavedModel {
     /// The run's, or one made up for a model that comes alone.
     pub experiment: Experiment,
     /// Parameters, under their names.
@@ -27,20 +28,20 @@ pub struct Saved {
 }
 
 /// A model file or folder, a run's folder, or a run's name under `runs`.
-pub fn find(argument: &Path, runs: &Path) -> anyhow::Result<Place> {
+pub fn find(argument: &Path, runs: &Path) -> anyhow::Result<ModelSource> {
     if argument.is_file() || argument.join(model_file::CONFIG).is_file() {
-        return Ok(Place::Model(std::path::absolute(argument)?));
+        return Ok(ModelSource::Model(std::path::absolute(argument)?));
     }
-    Ok(Place::Run(RunPaths::new(&run_argument::find(Some(argument), runs)?)))
+    Ok(ModelSource::Run(RunPaths::new(&find::find(Some(argument), runs)?)))
 }
 
-impl Place {
+impl ModelSource {
     /// The experiment, with the keys that are set over it. A model that comes alone has its own sizes, the
     /// tokenizer that its vocabulary belongs to, and the embedded text to be measured on.
     pub fn experiment(&self, set: &[String]) -> anyhow::Result<Experiment> {
         match self {
-            Place::Run(paths) => Ok(experiment::load(&paths.experiment(), set)?.experiment),
-            Place::Model(path) => {
+            ModelSource::Run(paths) => Ok(experiment::load(&paths.experiment(), set)?.experiment),
+            ModelSource::Model(path) => {
                 let vocab = model_file::sizes(path)?.vocab;
                 let tokenizer = Tokenizer::of_vocab(vocab);
                 ensure!(
@@ -70,26 +71,35 @@ impl Place {
     }
 
     /// The parameters of the checkpoint of `step` (the newest whole one without), or of the model.
-    pub fn parameters(&self, experiment: Experiment, step: Option<u64>) -> anyhow::Result<Saved> {
+    pub fn parameters(
+        &self,
+        experiment: Experiment,
+        step: Option<u64>,
+        report: Report,
+    ) -> anyhow::Result<SavedModel> {
         match self {
-            Place::Run(paths) => {
-                let (manifest, state) = run_argument::load_parameters(paths, step)?;
-                Ok(Saved { experiment, state, manifest: Some(manifest) })
+            ModelSource::Run(paths) => {
+                let (manifest, state) = find::load_parameters(paths, step, report)?;
+                Ok(SavedModel { experiment, state, manifest: Some(manifest) })
             }
-            Place::Model(path) => {
+            ModelSource::Model(path) => {
                 ensure!(step.is_none(), "`{}` is a model, not a run: it has no checkpoints", path.display());
                 let parameters = formats::read_model(path)?;
                 parameters.require(&experiment.model, path)?;
-                Ok(Saved { experiment, state: parameters.tensors.iter().cloned().collect(), manifest: None })
+                Ok(SavedModel {
+                    experiment,
+                    state: parameters.tensors.iter().cloned().collect(),
+                    manifest: None,
+                })
             }
         }
     }
 }
 
-impl Saved {
+impl SavedModel {
     /// What it is, for people.
     pub fn title(&self) -> String {
-        let Saved { experiment, manifest, .. } = self;
+        let SavedModel { experiment, manifest, .. } = self;
         match manifest {
             Some(manifest) => {
                 format!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root)

@@ -1,13 +1,26 @@
 //! What a resumed run was: its checkpoint, its lock, and what has changed since.
 
-use super::exit::ProofRefusal;
-use super::locking::{self, list};
-use super::session::{Place, Resume};
+use std::io::ErrorKind;
+
+use super::destination::Destination;
+use super::error::{ProofRefusal, refuse_lock};
+use super::lock::list;
+use super::report::{Message, Report};
+use crate::proof::LockError;
 use crate::proof::lock::{Difference, Lock, Table, differences};
-use crate::proof::{LedgerError, LockError};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
 use crate::train::RunError;
 use crate::train::run::Records;
+
+/// Where a resumed run goes on.
+pub struct Resume {
+    /// The newest whole checkpoint; none starts at step 0.
+    pub found: Option<store::Loaded>,
+    /// Whether what the bits depend on may have changed.
+    pub allow_drift: bool,
+    /// Whether a key was set that the run's own experiment does not have so.
+    pub edited: bool,
+}
 
 /// The past of a run; empty for a new one.
 #[derive(Default)]
@@ -24,8 +37,10 @@ pub struct Past {
 /// What differs between the past and now, allowed.
 #[derive(Default)]
 pub struct Changed {
+    /// Numerics.
     drift: Vec<Difference>,
-    told: Vec<Difference>,
+    /// What changes no bit.
+    elsewhere: Vec<Difference>,
 }
 
 impl Past {
@@ -33,14 +48,15 @@ impl Past {
     ///
     /// # Errors
     /// The lock is damaged. One that is missing is made anew: the checkpoint has its numerics too.
-    pub fn of(place: &Place, resume: Option<Resume>) -> anyhow::Result<Past> {
-        let (Some(Resume { found, allow_drift, edited }), Place::Open(folder)) = (resume, place) else {
+    pub fn of(destination: &Destination, resume: Option<Resume>) -> anyhow::Result<Past> {
+        let (Some(Resume { found, allow_drift, edited }), Destination::Open(folder)) = (resume, destination)
+        else {
             return Ok(Past::default());
         };
         let lock = match Lock::read(&folder.paths.lock_file()) {
             Ok(lock) => Some(lock),
-            Err(LockError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
-            Err(damaged) => return Err(locking::refuse(damaged)),
+            Err(LockError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => None,
+            Err(damaged) => return Err(refuse_lock(damaged)),
         };
         Ok(Past { resumed: true, edited, found, lock, allow_drift })
     }
@@ -72,27 +88,27 @@ impl Past {
                 list(&drift)
             )));
         }
-        let told = self.lock.as_ref().map_or_else(Vec::new, |lock| {
-            let mut told = differences(&lock.environment, &here.environment);
-            told.extend(differences(&lock.source, &here.source));
-            told
+        let elsewhere = self.lock.as_ref().map_or_else(Vec::new, |lock| {
+            let mut elsewhere = differences(&lock.environment, &here.environment);
+            elsewhere.extend(differences(&lock.source, &here.source));
+            elsewhere
         });
-        Ok(Changed { drift, told })
+        Ok(Changed { drift, elsewhere })
     }
 }
 
 impl Changed {
-    /// Tells the user and writes it into the ledger: drift into the next entry's hash, the rest as notes.
-    /// `resumed` is the step that a resumed run goes on at.
-    pub fn write(&self, records: &mut Records, resumed: Option<u64>) -> Result<(), RunError> {
+    /// Reports what differs and writes it into the ledger: drift into the next entry's hash, the rest as
+    /// notes. `resumed` is the step that a resumed run goes on at.
+    pub fn write(&self, records: &mut Records, resumed: Option<u64>, report: Report) -> Result<(), RunError> {
         if let Some(step) = resumed {
             records.ledger.note("resume", &format!("at step {step}"))?;
             records.pending.resumed = true;
         }
-        if !self.told.is_empty() {
-            anstream::eprintln!("same numerics, made elsewhere before:{}", list(&self.told));
+        if !self.elsewhere.is_empty() {
+            report.tell(&Message::MadeElsewhere { lock: None, differences: &self.elsewhere });
         }
-        for difference in &self.told {
+        for difference in &self.elsewhere {
             records.ledger.note("environment", &difference.to_string())?;
         }
         for difference in &self.drift {
@@ -104,16 +120,8 @@ impl Changed {
     }
 }
 
-/// A ledger that is not what the checkpoint says is a mismatch, not a failure of the system.
-pub fn refuse_ledger(error: LedgerError) -> anyhow::Error {
-    match error {
-        LedgerError::Io { .. } => error.into(),
-        damaged => ProofRefusal(damaged.to_string()).into(),
-    }
-}
-
 /// What a run ended in, from its newest checkpoint.
-pub fn outputs(paths: &RunPaths) -> store::Result<Table> {
+fn outputs(paths: &RunPaths) -> store::Result<Table> {
     let Some((_, folder)) = store::list(&paths.checkpoints())?.pop() else { return Ok(Table::new()) };
     Ok(outputs_of(&checkpoint::inspect(&folder)?))
 }

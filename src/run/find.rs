@@ -1,9 +1,10 @@
-//! The argument `RUN` of several verbs: which folder is meant, and which checkpoint in it.
+//! Which run is meant, and which checkpoint in it.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use super::report::{Message, Report};
 use crate::eval::parameters;
 use crate::store::{self, Loaded, RunPaths, StoreError, checkpoint};
 
@@ -24,25 +25,35 @@ pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// The parameters, and nothing else, of the checkpoint of `step`, or of the newest whole one. Those passed
-/// over are named on stderr.
-pub fn load_parameters(paths: &RunPaths, step: Option<u64>) -> anyhow::Result<Loaded> {
-    load_some(paths, step, parameters::is_parameter)
+/// over are reported.
+pub fn load_parameters(paths: &RunPaths, step: Option<u64>, report: Report) -> anyhow::Result<Loaded> {
+    load_some(paths, step, report, parameters::is_parameter)
 }
 
 /// As [`load_parameters`], and their fp32 masters where there are any.
-pub fn load_masters(paths: &RunPaths, step: Option<u64>) -> anyhow::Result<Loaded> {
-    load_some(paths, step, |name| parameters::is_parameter(name) || name.starts_with("master/"))
+pub fn load_masters(paths: &RunPaths, step: Option<u64>, report: Report) -> anyhow::Result<Loaded> {
+    load_some(paths, step, report, |name| parameters::is_parameter(name) || name.starts_with("master/"))
 }
 
-fn load_some(paths: &RunPaths, step: Option<u64>, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Loaded> {
+fn load_some(
+    paths: &RunPaths,
+    step: Option<u64>,
+    report: Report,
+    wanted: impl Fn(&str) -> bool,
+) -> anyhow::Result<Loaded> {
     let checkpoints = paths.checkpoints();
     let load = |folder: &Path| checkpoint::load_some(folder, &wanted);
     if let Some(step) = step {
         return Ok(load(&checkpoints.join(checkpoint::folder_name(step)))?);
     }
     let (found, broken) = checkpoint::newest(&checkpoints, load)?;
-    for (step, why) in &broken {
-        anstream::eprintln!("passed over the checkpoint of step {step}: {why}");
-    }
+    passed_over(&broken, report);
     found.with_context(|| format!("there is no whole checkpoint in `{}`", checkpoints.display()))
+}
+
+/// Reports the damaged checkpoints that a search has passed over.
+pub(super) fn passed_over(broken: &checkpoint::Broken, report: Report) {
+    for (step, why) in broken {
+        report.tell(&Message::CheckpointPassedOver { step: *step, why });
+    }
 }

@@ -1,19 +1,22 @@
 //! The files of a run against each other: lock, ledger, checkpoints, metrics, data.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::Report;
-use crate::cli::initial;
-use crate::cli::locking::{self, DeviceFacts, Locked, list};
-use crate::cli::session::{Data, Device};
+use super::Checks;
 use crate::data::{DataError, DigestCache};
 use crate::experiment::{self, Loaded};
 use crate::ops::DeviceError;
 use crate::proof::lock::{Lock, Table, differences};
 use crate::proof::{Entry, LockError, ledger};
+use crate::run::data::Data;
+use crate::run::device::Device;
+use crate::run::locked::{DeviceFacts, Locked};
+use crate::run::report::Report;
+use crate::run::{initial, lock, resume};
 use crate::store::{self, Manifest, RunPaths, StoreError, checkpoint};
+use crate::{train, units};
 
 /// A run whose files are whole.
 pub struct WholeRun {
@@ -26,26 +29,26 @@ pub struct WholeRun {
 }
 
 /// Checks the files of the run in `folder`; gives the run when nothing of it is damaged.
-pub fn verify(folder: &Path, report: &mut Report) -> anyhow::Result<Option<WholeRun>> {
+pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow::Result<Option<WholeRun>> {
     let paths = RunPaths::new(folder);
     if !paths.experiment().is_file() {
         return Err(StoreError::NoSuchRun { path: folder.into() }.into());
     }
-    let manifests = checkpoints(&paths, report)?;
+    let manifests = checkpoints(&paths, checks)?;
     let newest = manifests.last();
-    let lock = lock(&paths, newest, report);
-    let ledger = read_ledger(&paths, &manifests, report);
+    let lock = read_lock(&paths, newest, checks);
+    let ledger = read_ledger(&paths, &manifests, checks);
     if let (Some(lock), Some((log, entries))) = (&lock, &ledger) {
         let drifted = log.notes().iter().any(|note| note.kind == "drift");
-        locked_numerics(lock, &manifests, drifted, report);
-        outputs(lock, newest, report);
-        metrics(&paths, entries, report)?;
+        locked_numerics(lock, &manifests, drifted, checks);
+        outputs(lock, newest, checks);
+        metrics(&paths, entries, checks)?;
     }
     let mut loaded = experiment::load(&paths.experiment(), &[])?;
-    let data = data(&mut loaded, lock.as_ref(), report);
-    machine(&loaded, lock.as_ref(), report);
+    let data = data(&mut loaded, lock.as_ref(), checks, report);
+    machine(&loaded, lock.as_ref(), checks);
     Ok(match (lock, ledger) {
-        (Some(lock), Some((_, entries))) if report.is_ok() => {
+        (Some(lock), Some((_, entries))) if checks.all_passed() => {
             Some(WholeRun { paths, lock, entries, loaded, data })
         }
         _ => None,
@@ -53,35 +56,35 @@ pub fn verify(folder: &Path, report: &mut Report) -> anyhow::Result<Option<Whole
 }
 
 /// Every byte of every checkpoint.
-fn checkpoints(paths: &RunPaths, report: &mut Report) -> store::Result<Vec<Manifest>> {
+fn checkpoints(paths: &RunPaths, checks: &mut Checks<'_>) -> store::Result<Vec<Manifest>> {
     let mut whole = Vec::new();
     for (step, folder) in store::list(&paths.checkpoints())? {
         match store::load(&folder) {
             Ok((manifest, state)) => {
-                let bytes = crate::units::bytes(manifest.file.bytes);
-                report.ok(
+                let bytes = units::bytes(manifest.file.bytes);
+                checks.passed(
                     &format!("checkpoint {step}"),
                     format!("{} tensors, {bytes}, root {}", state.len(), manifest.state_root),
                 );
                 whole.push(manifest);
             }
-            Err(why) => report.failed(
+            Err(why) => checks.failed(
                 &format!("checkpoint {step}"),
                 format!("{why}\n  do: delete its folder; `runner resume` goes on from the one before"),
             ),
         }
     }
     if whole.is_empty() {
-        report.skipped("checkpoints", "there are none yet");
+        checks.skipped("checkpoints", "there are none yet");
     }
     Ok(whole)
 }
 
-fn lock(paths: &RunPaths, newest: Option<&Manifest>, report: &mut Report) -> Option<Lock> {
+fn read_lock(paths: &RunPaths, newest: Option<&Manifest>, checks: &mut Checks<'_>) -> Option<Lock> {
     let path = paths.lock_file();
     match Lock::read(&path) {
         Ok(lock) => {
-            report.ok("lock", format!("numerics_id {}", lock.numerics_id()));
+            checks.passed("lock", format!("numerics_id {}", lock.numerics_id()));
             Some(lock)
         }
         Err(why) => {
@@ -92,9 +95,9 @@ fn lock(paths: &RunPaths, newest: Option<&Manifest>, report: &mut Report) -> Opt
                 .filter(|_| damaged)
                 .and_then(|text| Lock::parse_unchecked(&text));
             let fields = newest.zip(content).map_or(String::new(), |(manifest, content)| {
-                list(&differences(&manifest.numerics, &content.numerics))
+                lock::list(&differences(&manifest.numerics, &content.numerics))
             });
-            report.failed(
+            checks.failed(
                 "lock",
                 format!(
                     "{why}{}{fields}",
@@ -109,18 +112,18 @@ fn lock(paths: &RunPaths, newest: Option<&Manifest>, report: &mut Report) -> Opt
 type Ledger = (ledger::Log, Vec<Entry>);
 
 /// Each line against its head, and the heads and roots in the checkpoints against the lines.
-fn read_ledger(paths: &RunPaths, manifests: &[Manifest], report: &mut Report) -> Option<Ledger> {
+fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>) -> Option<Ledger> {
     let (log, entries) = match ledger::read(&paths.ledger()) {
         Ok(read) => read,
         Err(why) => {
-            report.failed("ledger", why.to_string());
+            checks.failed("ledger", why.to_string());
             return None;
         }
     };
     let torn = log
         .torn()
         .map_or(String::new(), |torn| format!("; line {} was left unfinished by a kill", torn.line));
-    report.ok("ledger", format!("{} steps, head {}{torn}", log.size(), log.head().root));
+    checks.passed("ledger", format!("{} steps, head {}{torn}", log.size(), log.head().root));
     let mut right = 0;
     for manifest in manifests {
         let check = format!("checkpoint {} in the ledger", manifest.step);
@@ -129,7 +132,7 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], report: &mut Report) ->
             let found = log
                 .head_at(manifest.ledger.size)
                 .map_or("has fewer lines".into(), |head| format!("gives {}", head.root));
-            report.failed(
+            checks.failed(
                 &check,
                 format!(
                     "its manifest has the head {} after {} steps, the ledger {found}\n  do: one of them is of another run, or was rewritten; restore it from a copy",
@@ -139,7 +142,7 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], report: &mut Report) ->
         } else if let Some(Entry { root: Some(root), .. }) = recorded
             && *root != manifest.state_root
         {
-            report.failed(
+            checks.failed(
                 &check,
                 format!("its state has the root {}, the ledger says {root}", manifest.state_root),
             );
@@ -148,46 +151,47 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], report: &mut Report) ->
         }
     }
     if right == manifests.len() && right > 0 {
-        report.ok("ledger and checkpoints", format!("{right} heads and roots agree"));
+        checks.passed("ledger and checkpoints", format!("{right} heads and roots agree"));
     }
     Some((log, entries))
 }
 
 /// Every checkpoint was made with the numerics of the lock, but for drift that was allowed.
-fn locked_numerics(lock: &Lock, manifests: &[Manifest], drifted: bool, report: &mut Report) {
+fn locked_numerics(lock: &Lock, manifests: &[Manifest], drifted: bool, checks: &mut Checks<'_>) {
     for manifest in manifests {
         let changed = differences(&manifest.numerics, &lock.numerics);
         let check = format!("numerics of checkpoint {}", manifest.step);
         match (changed.is_empty(), drifted) {
             (true, _) => {}
-            (false, true) => {
-                report.skipped(&check, format!("the ledger notes that drift was allowed:{}", list(&changed)))
+            (false, true) => checks
+                .skipped(&check, format!("the ledger notes that drift was allowed:{}", lock::list(&changed))),
+            (false, false) => {
+                checks.failed(&check, format!("not those of the lock:{}", lock::list(&changed)))
             }
-            (false, false) => report.failed(&check, format!("not those of the lock:{}", list(&changed))),
         }
     }
 }
 
-fn outputs(lock: &Lock, newest: Option<&Manifest>, report: &mut Report) {
-    let found = newest.map(crate::cli::past::outputs_of).unwrap_or_default();
+fn outputs(lock: &Lock, newest: Option<&Manifest>, checks: &mut Checks<'_>) {
+    let found = newest.map(resume::outputs_of).unwrap_or_default();
     let changed = differences(&lock.outputs, &found);
     if !lock.outputs.is_empty() && !changed.is_empty() {
-        report.failed(
+        checks.failed(
             "outputs",
-            format!("the lock's are not those of the newest checkpoint:{}", list(&changed)),
+            format!("the lock's are not those of the newest checkpoint:{}", lock::list(&changed)),
         );
     }
 }
 
 /// The bits in the metrics are those of the ledger.
-fn metrics(paths: &RunPaths, entries: &[Entry], report: &mut Report) -> anyhow::Result<()> {
+fn metrics(paths: &RunPaths, entries: &[Entry], checks: &mut Checks<'_>) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(paths.metrics_jsonl()).unwrap_or_default();
     let mut rows = 0;
     for (number, line) in text.lines().enumerate() {
         let Ok(row) = serde_json::from_str::<Value>(line) else {
             // A kill leaves the last line unfinished; resuming drops it.
             if number + 1 < text.lines().count() {
-                report.failed(
+                checks.failed(
                     "metrics",
                     format!("line {} of `{}` is not JSON", number + 1, paths.metrics_jsonl().display()),
                 );
@@ -207,7 +211,7 @@ fn metrics(paths: &RunPaths, entries: &[Entry], report: &mut Report) -> anyhow::
                 bits == value.to_bits() || (f64::from_bits(bits).is_nan() && value.is_nan())
             });
             if !same {
-                report.failed(
+                checks.failed(
                     "metrics",
                     format!(
                         "line {}: {field} of step {} is not the ledger's {value}",
@@ -219,25 +223,25 @@ fn metrics(paths: &RunPaths, entries: &[Entry], report: &mut Report) -> anyhow::
             }
         }
     }
-    report.ok("metrics", format!("{rows} rows have the ledger's bits"));
+    checks.passed("metrics", format!("{rows} rows have the ledger's bits"));
     Ok(())
 }
 
 /// Every byte of the training data.
-fn data(loaded: &mut Loaded, lock: Option<&Lock>, report: &mut Report) -> Option<Data> {
+fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, report: Report) -> Option<Data> {
     let data = match Data::open(loaded) {
         Ok(data) => data,
         Err(why) if matches!(why.downcast_ref(), Some(DataError::NoMatch { .. })) => {
-            report.skipped("data", why.to_string());
+            checks.skipped("data", why.to_string());
             return None;
         }
         Err(why) => {
-            report.failed("data", why.to_string());
+            checks.failed("data", why.to_string());
             return None;
         }
     };
-    let found = locking::shards(&data.manifest(DigestCache::none()));
-    let Some(lock) = lock else { return Some(data) };
+    let found = lock::shards(&data.manifest(DigestCache::none(), report));
+    let Some(lock) = locked else { return Some(data) };
     let locked: Table = lock
         .numerics
         .iter()
@@ -246,16 +250,16 @@ fn data(loaded: &mut Loaded, lock: Option<&Lock>, report: &mut Report) -> Option
         .collect();
     let changed = differences(&locked, &found);
     if changed.is_empty() {
-        report.ok(
+        checks.passed(
             "data",
-            format!("{} shards, {} tokens", found.len(), crate::units::thousands(data.train.tokens())),
+            format!("{} shards, {} tokens", found.len(), units::thousands(data.train.tokens())),
         );
     } else {
-        report.failed(
+        checks.failed(
             "data",
             format!(
                 "not what was trained on:{}\n  do: restore the shards; nothing here can be repeated without them",
-                list(&changed)
+                lock::list(&changed)
             ),
         );
     }
@@ -263,28 +267,28 @@ fn data(loaded: &mut Loaded, lock: Option<&Lock>, report: &mut Report) -> Option
 }
 
 /// Whether this machine and program can make these bits.
-fn machine(loaded: &Loaded, lock: Option<&Lock>, report: &mut Report) {
+fn machine(loaded: &Loaded, lock: Option<&Lock>, checks: &mut Checks<'_>) {
     let Some(lock) = lock else { return };
     let facts = match Device::open(&loaded.experiment) {
         Ok(Device::Cpu(cpu)) => cpu.facts(),
         Ok(Device::Cuda(cuda)) => cuda.facts(),
         Err(error) => match error.downcast::<DeviceError>() {
             Ok(error) => Err(error),
-            Err(other) => return report.skipped("this machine", other.to_string()),
+            Err(other) => return checks.skipped("this machine", other.to_string()),
         },
     };
     match facts {
-        Err(why) => report.skipped("this machine", format!("it cannot make these bits: {why}")),
+        Err(why) => checks.skipped("this machine", format!("it cannot make these bits: {why}")),
         Ok(DeviceFacts { mut numerics, .. }) => {
             numerics.extend(
-                locking::resolved_numerics(&loaded.experiment)
+                lock::resolved_numerics(&loaded.experiment)
                     .into_iter()
                     .filter(|(key, _)| key != "device.kind"),
             );
-            numerics.insert("train.numerics_version".into(), crate::train::NUMERICS_VERSION.to_string());
+            numerics.insert("train.numerics_version".into(), train::NUMERICS_VERSION.to_string());
             match initial::read(&loaded.experiment, Some(&lock.numerics), true) {
                 Ok(initial) => initial::lock(initial.as_ref(), &mut numerics),
-                Err(why) => return report.failed("model.init", why.to_string()),
+                Err(why) => return checks.failed("model.init", why.to_string()),
             }
             // Before anything is allocated a GPU knows only some of its kernels and plans, and maybe others.
             let known = |key: &str| {
@@ -299,9 +303,9 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, report: &mut Report) {
             };
             let changed = differences(&compared(&lock.numerics), &compared(&numerics));
             if changed.is_empty() {
-                report.ok("this machine", "it has what the bits depend on");
+                checks.passed("this machine", "it has what the bits depend on");
             } else {
-                report.failed("this machine", format!("it cannot make these bits:{}", list(&changed)));
+                checks.failed("this machine", format!("it cannot make these bits:{}", lock::list(&changed)));
             }
         }
     }
@@ -313,6 +317,6 @@ fn is_data(key: &str) -> bool {
 }
 
 /// The folder of a checkpoint of a run.
-pub fn checkpoint_folder(paths: &RunPaths, step: u64) -> std::path::PathBuf {
+pub fn checkpoint_folder(paths: &RunPaths, step: u64) -> PathBuf {
     paths.checkpoints().join(checkpoint::folder_name(step))
 }

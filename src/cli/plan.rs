@@ -1,10 +1,66 @@
-//! The plan for people: at most 80 columns.
+//! `runner plan EXPERIMENT`: what a run will take, in memory, time, money and disk, before anything is
+//! started. For people in at most 80 columns, or as JSON.
 
 use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
 
-use super::Plan;
-use crate::plan::memory::{Category, PlanEntry};
+use anyhow::ensure;
+
+use super::stdout;
+use crate::experiment;
+use crate::plan::data_facts::DataFacts;
+use crate::plan::memory::{Category, PlanEntry, Share};
+use crate::plan::{RunPlan, Target};
 use crate::units;
+
+/// Say what a run will take: memory, steps, time, money, disk. Needs no GPU and no data.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  runner plan experiments/gpt2_33b.toml --gpu h100 --gpus 8
+  runner plan experiments/gpt2_124m.toml --gpu rtx4090 --set batch.micro=16
+  runner plan experiments/gpt2_124m.toml --json | jq .memory.total_bytes")]
+pub struct Args {
+    /// The experiment's TOML file.
+    experiment: PathBuf,
+    /// Set a key, over file and environment. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Plan for this GPU: h100, h100-pcie, h200, gh200, b200, a100, a100-40, l40s, a10, l4, rtx4090, rtx3090,
+    /// or `cpu`. By default this machine's GPU; without one, h100 for an experiment on CUDA and else this
+    /// CPU.
+    #[arg(long, value_name = "GPU")]
+    gpu: Option<String>,
+    /// How many of them, in one machine.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    gpus: u64,
+    /// Print the plan as JSON on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let mut loaded = experiment::load(&args.experiment, &args.set)?;
+    let target = Target::choose(args.gpu.as_deref(), &loaded.experiment)?;
+    ensure!(
+        args.gpus.is_power_of_two(),
+        "`--gpus` is {}, expected a power of two: it divides the virtual workers",
+        args.gpus
+    );
+    if let Target::Cpu { .. } = target {
+        ensure!(
+            args.gpus == 1,
+            "`--gpus` is {}, but the plan is for a CPU\n  hint: name the GPU with `--gpu h100`",
+            args.gpus
+        );
+    }
+    let data = DataFacts::look(&mut loaded)?;
+    let plan = RunPlan::of(&loaded.experiment, target, Share { devices: args.gpus }, data)?;
+    let text = if args.json { serde_json::to_string_pretty(&plan)? + "\n" } else { to_text(&plan) };
+    stdout::write(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
 
 fn mib(bytes: u64) -> String {
     units::thousands(bytes.div_ceil(1 << 20))
@@ -35,18 +91,21 @@ fn title(category: Category) -> &'static str {
     }
 }
 
-impl Plan {
-    /// The whole plan.
-    pub(super) fn to_text(&self) -> String {
-        let mut out = String::new();
-        // Writing to a string cannot fail.
-        let _ = self.write(&mut out);
-        out
-    }
+/// The whole plan.
+fn to_text(plan: &RunPlan) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = Text(plan).write(&mut out);
+    out
+}
 
+/// A plan on its way to a person.
+struct Text<'a>(&'a RunPlan);
+
+impl Text<'_> {
     fn write(&self, out: &mut String) -> std::fmt::Result {
-        let (m, d) = (&self.model, &self.device);
-        writeln!(out, "{}: GPT-2 with {} parameters", self.experiment, units::count(m.parameters))?;
+        let (m, d) = (&self.0.model, &self.0.device);
+        writeln!(out, "{}: GPT-2 with {} parameters", self.0.experiment, units::count(m.parameters))?;
         writeln!(
             out,
             "  {} layers, {} heads, {} channels, {} tokens of context",
@@ -59,7 +118,7 @@ impl Plan {
         self.write_work(out)?;
         self.write_time(out)?;
         self.write_disk(out)?;
-        for note in &self.notes {
+        for note in &self.0.notes {
             writeln!(out)?;
             wrapped(out, "note: ", note)?;
         }
@@ -67,15 +126,15 @@ impl Plan {
     }
 
     fn write_memory(&self, out: &mut String) -> std::fmt::Result {
-        let memory = &self.memory;
-        writeln!(out, "\nmemory{:>50}", if self.device.count > 1 { "MiB, each" } else { "MiB" })?;
+        let memory = &self.0.memory;
+        writeln!(out, "\nmemory{:>50}", if self.0.device.count > 1 { "MiB, each" } else { "MiB" })?;
         for category in Category::ALL {
             let entries: Vec<_> = memory.entries.iter().filter(|entry| entry.category == category).collect();
             if entries.is_empty() || category == Category::Host {
                 continue;
             }
             writeln!(out, "  {}", title(category))?;
-            // What takes less than a MiB is told together.
+            // What takes less than a MiB goes on one line.
             let (small, large): (Vec<&PlanEntry>, Vec<&PlanEntry>) =
                 entries.into_iter().partition(|entry| entry.bytes < 1 << 20);
             for entry in &large {
@@ -131,7 +190,7 @@ impl Plan {
     }
 
     fn write_work(&self, out: &mut String) -> std::fmt::Result {
-        let work = &self.work;
+        let work = &self.0.work;
         writeln!(out, "\nwork")?;
         writeln!(
             out,
@@ -140,7 +199,7 @@ impl Plan {
             units::thousands(work.tokens_per_step),
             units::count(work.tokens)
         )?;
-        let each = if self.device.count > 1 { " on each GPU" } else { "" };
+        let each = if self.0.device.count > 1 { " on each GPU" } else { "" };
         let plural = if work.micro_steps_per_device == 1 { "" } else { "es" };
         writeln!(
             out,
@@ -150,10 +209,10 @@ impl Plan {
         writeln!(
             out,
             "  {:.2} GFLOP a token, {:.2e} FLOP in all",
-            self.model.flops_per_token / 1e9,
+            self.0.model.flops_per_token / 1e9,
             work.flops
         )?;
-        match (work.epochs, self.data.train_tokens, &self.data.problem) {
+        match (work.epochs, self.0.data.train_tokens, &self.0.data.problem) {
             (Some(epochs), Some(tokens), _) => {
                 writeln!(out, "  {epochs:.2} epochs over {} tokens", units::thousands(tokens))
             }
@@ -163,7 +222,7 @@ impl Plan {
     }
 
     fn write_time(&self, out: &mut String) -> std::fmt::Result {
-        let time = &self.time;
+        let time = &self.0.time;
         writeln!(out, "\ntime")?;
         let mut parts =
             vec![format!("gradients {:.1}", time.gradients_ms), format!("update {:.1}", time.update_ms)];
@@ -189,20 +248,20 @@ impl Plan {
             String::new()
         };
         writeln!(out, "  the run: {}{}{price}", hours(time.total_s), dollars(time.dollars))?;
-        if let Some(reference) = &time.reference {
+        if let Some(llmc) = &time.llmc {
             writeln!(
                 out,
                 "  at llm.c's {} tok/s a GPU: {}{}, evaluation aside",
-                units::thousands(reference.tokens_per_s_per_gpu as u64),
-                hours(reference.total_s),
-                dollars(reference.dollars)
+                units::thousands(llmc.tokens_per_s_per_gpu as u64),
+                hours(llmc.total_s),
+                dollars(llmc.dollars)
             )?;
         }
         Ok(())
     }
 
     fn write_disk(&self, out: &mut String) -> std::fmt::Result {
-        let disk = &self.disk;
+        let disk = &self.0.disk;
         writeln!(out, "\ndisk")?;
         writeln!(
             out,
@@ -232,4 +291,20 @@ fn wrapped(out: &mut String, lead: &str, text: &str) -> std::fmt::Result {
         empty = false;
     }
     writeln!(out, "{line}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::to_text;
+    use crate::plan::run_plan::tests::plan;
+
+    #[test]
+    fn a_plan_fits_80_columns_whether_the_run_fits_or_not() {
+        let fits = to_text(&plan("gpt2_33b.toml", "h100", 8, &["parallel.workers=1"]));
+        let not = to_text(&plan("gpt2_33b.toml", "a100-40", 1, &[]));
+        assert!(fits.contains("fits: ") && not.contains("does not fit"), "{fits}{not}");
+        for line in fits.lines().chain(not.lines()) {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
 }

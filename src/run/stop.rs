@@ -1,12 +1,12 @@
-//! Wishes to stop: who may ask, and which of several askings are one.
+//! Requests to stop: who may ask, and which of several signals are one request.
 //!
-//! The first wish lets the step at hand finish, saves and ends; a second one ends at once. Launchers,
+//! The first request lets the step at hand finish, saves and ends; a second one ends at once. Launchers,
 //! schedulers and `timeout` ask several times within a moment: a process, its group and its parent, by SIGINT
-//! and then by SIGTERM. So what comes in one moment is one wish; and only whom a person asks ends at once. A
-//! rank of this program's is asked that by its parent; one under a launcher never, as launchers kill for
-//! themselves what does not end.
+//! and then by SIGTERM. So what comes in one moment is one request; and only a process that a person started
+//! ends at once. A rank of this program's is asked that by its parent; one under a launcher never, as
+//! launchers kill for themselves what does not end.
 //!
-//! Before training begins a wish ends the process at once: nothing could be saved.
+//! Before training begins a request ends the process at once: nothing could be saved.
 
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
-use super::exit;
+use super::ending::Ending;
+use super::report::{Message, Report};
 
 /// SIGUSR1 because mpirun and srun only pass it on to all ranks: after SIGTERM they kill, before a large
 /// model is saved.
 const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGUSR1];
-/// Signals no further apart than this are one wish.
+/// Signals no further apart than this are one request.
 const MOMENT: Duration = Duration::from_millis(200);
 /// How often a rank looks whether its launcher is still there.
 const LOOK: Duration = Duration::from_secs(1);
@@ -28,7 +29,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Set for a child whose stdin is held by its parent.
 pub const WATCHED: &str = "RUNNER_WATCHED";
 
-/// There once training has begun; the first wish to stop sets it.
+/// There once training has begun; the first request to stop sets it.
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 /// The process that started this one.
 static LAUNCHER: OnceLock<u32> = OnceLock::new();
@@ -39,30 +40,30 @@ pub fn begin() -> std::io::Result<()> {
     if std::env::var_os(WATCHED).is_some() { listen_to_parent() } else { Ok(()) }
 }
 
-/// The flag that the first wish to stop sets. `launched` is whether this process was started by a launcher,
-/// or by a parent of this program's.
-pub fn flag(launched: bool) -> std::io::Result<Arc<AtomicBool>> {
+/// The flag that the first request to stop sets. `launched` is whether this process was started by a
+/// launcher, or by a parent of this program's.
+pub fn flag(launched: bool, report: Report) -> std::io::Result<Arc<AtomicBool>> {
     let stop = STOP.get_or_init(Default::default).clone();
     let set = stop.clone();
-    on_wishes(move || {
+    on_requests(move || {
         if set.swap(true, Ordering::SeqCst) && !launched {
-            exit::at_once(exit::INTERRUPTED);
+            Ending::Interrupted.at_once();
         }
     })?;
     if launched && std::env::var_os(WATCHED).is_none() {
-        stop_without_launcher(stop.clone())?;
+        stop_without_launcher(stop.clone(), report)?;
     }
     Ok(stop)
 }
 
-/// Calls `wish` from now on whenever a signal asks to stop.
-pub fn on_wishes(mut wish: impl FnMut() + Send + 'static) -> std::io::Result<()> {
+/// Calls `request` from now on whenever a signal asks to stop.
+pub fn on_requests(mut request: impl FnMut() + Send + 'static) -> std::io::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new(SIGNALS)?;
     let listen = move || {
         let mut last: Option<Instant> = None;
         for _ in signals.forever() {
             if last.replace(Instant::now()).is_none_or(|last| last.elapsed() > MOMENT) {
-                wish();
+                request();
             }
         }
     };
@@ -77,25 +78,25 @@ fn listen_to_parent() -> std::io::Result<()> {
         while let Ok(1) = std::io::stdin().read(&mut byte) {
             match STOP.get() {
                 Some(stop) if !asked => stop.store(true, Ordering::SeqCst),
-                _ => exit::at_once(exit::INTERRUPTED),
+                _ => Ending::Interrupted.at_once(),
             }
             asked = true;
         }
-        exit::at_once(exit::FAILED);
+        Ending::Failed.at_once();
     };
     std::thread::Builder::new().name("parent".into()).spawn(listen).map(|_| ())
 }
 
 /// Asks to stop when the process that started this rank is gone: whoever killed its launcher wants no rank to
 /// go on.
-fn stop_without_launcher(stop: Arc<AtomicBool>) -> std::io::Result<()> {
+fn stop_without_launcher(stop: Arc<AtomicBool>, report: Report) -> std::io::Result<()> {
     let launcher = *LAUNCHER.get_or_init(std::os::unix::process::parent_id);
     let watch = move || {
         while std::os::unix::process::parent_id() == launcher {
             std::thread::sleep(LOOK);
         }
         if !stop.swap(true, Ordering::SeqCst) {
-            anstream::eprintln!("the process that started this rank is gone: saving, and stopping");
+            report.tell(&Message::LauncherGone);
         }
     };
     std::thread::Builder::new().name("launcher".into()).spawn(watch).map(|_| ())

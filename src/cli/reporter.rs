@@ -1,0 +1,185 @@
+//! What a run says, in words: messages and bars on stderr, events on stderr or as JSON on stdout.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
+
+use super::console::Console;
+use super::events_json::JsonEvents;
+use super::exit;
+use crate::experiment::Experiment;
+use crate::plan::memory::Category;
+use crate::run::ending::Ending;
+use crate::run::lock::list;
+use crate::run::ranks::Ended;
+use crate::run::report::{Message, Report, Reporter, Summary, Work};
+use crate::run::sensors;
+use crate::run::train::Trained;
+use crate::train::Listener;
+use crate::train::run::Outcome;
+use crate::units;
+
+/// Speaks to a person, or leaves stdout to a program.
+struct Terminal {
+    json: bool,
+}
+
+static PERSON: Terminal = Terminal { json: false };
+static PROGRAM: Terminal = Terminal { json: true };
+
+/// The reporter of this process.
+pub fn reporter(json: bool) -> Report {
+    if json { &PROGRAM } else { &PERSON }
+}
+
+impl Reporter for Terminal {
+    fn tell(&self, message: &Message<'_>) {
+        match message {
+            Message::RankKilled { rank, process, status } => {
+                exit::print(&format!("rank {rank} (process {process}) was killed: {status}"));
+            }
+            Message::RankStuck { rank, process } => {
+                exit::print(&format!("rank {rank} (process {process}) does not end and is killed"));
+            }
+            Message::RankLost(error) => exit::print(&error.to_string()),
+            message => anstream::eprintln!("{}", text(message)),
+        }
+    }
+
+    fn progress(&self, work: Work, total: u64) -> Box<dyn Fn(u64) + Sync> {
+        let bar = match work {
+            Work::Hashing => hashing(total),
+            Work::Replaying => bar(total, "replaying {bar:32.cyan/dim} {pos}/{len} steps  {eta} left"),
+        };
+        Box::new(move |done| bar.inc(done))
+    }
+
+    fn training(&self, experiment: &Experiment, sensors: Arc<sensors::Shared>) -> Box<dyn Listener> {
+        if self.json {
+            Box::new(JsonEvents { sensors })
+        } else {
+            Box::new(Console::new(experiment.log.every, sensors))
+        }
+    }
+}
+
+/// A bar on stderr that is cleared with its last handle.
+fn bar(total: u64, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).expect("the template is valid");
+    ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
+        .with_style(style.progress_chars("━╸─"))
+        .with_finish(ProgressFinish::AndClear)
+}
+
+/// A bar where hashing takes long, and a line where there is no terminal for it.
+fn hashing(bytes: u64) -> ProgressBar {
+    if bytes <= 1 << 30 {
+        return ProgressBar::hidden();
+    }
+    if !std::io::stderr().is_terminal() {
+        anstream::eprintln!("hashing {} of training data", HumanBytes(bytes));
+        return ProgressBar::hidden();
+    }
+    bar(bytes, "hashing data {bar:32.cyan/dim} {bytes}/{total_bytes}  {eta} left")
+}
+
+fn text(message: &Message<'_>) -> String {
+    match message {
+        Message::CheckpointPassedOver { step, why } => {
+            format!("passed over the checkpoint of step {step}: {why}")
+        }
+        Message::Resuming { folder, from: Some(step) } => {
+            format!("resuming `{}` at step {step}", folder.display())
+        }
+        Message::Resuming { folder, from: None } => {
+            format!("no whole checkpoint in `{}`: starting at step 0", folder.display())
+        }
+        Message::Training(summary) => summary_text(summary),
+        Message::Exchange(how) => format!("exchange: {how}"),
+        Message::MadeElsewhere { lock: Some(lock), differences } => {
+            format!("same numerics as {lock}, made elsewhere:{}", list(differences))
+        }
+        Message::MadeElsewhere { lock: None, differences } => {
+            format!("same numerics, made elsewhere before:{}", list(differences))
+        }
+        Message::Folder(folder) => format!("folder: {}", folder.display()),
+        Message::NoSensors(why) => format!("the GPU's sensors cannot be read: {why}"),
+        Message::GpusLeftOver { used, gpus, workers } => format!(
+            "{used} of {gpus} GPUs are used: `parallel.workers` is {workers}, and the number of ranks is a power of two that divides it"
+        ),
+        Message::LauncherGone => "the process that started this rank is gone: saving, and stopping".into(),
+        Message::RankKilled { .. } | Message::RankStuck { .. } | Message::RankLost(_) => String::new(),
+    }
+}
+
+/// The few lines that say what is about to be trained, on what, and in how much memory.
+fn summary_text(summary: &Summary<'_>) -> String {
+    let Summary { experiment, memory, .. } = summary;
+    let m = &experiment.model;
+    let part = |category| units::bytes(memory.category(category));
+    let device = match experiment.parallel.ranks {
+        0 | 1 => format!("device: {}", summary.device),
+        ranks => format!("devices: {ranks} ranks, the first {}", summary.device),
+    };
+    let samples = match memory.category(Category::Samples) {
+        0 => String::new(),
+        samples => format!(", samples {}", units::bytes(samples)),
+    };
+    let lines = [
+        format!(
+            "{}: GPT-2 with {} parameters: {} layers, {} heads, {} channels, {} tokens of context",
+            experiment.name,
+            units::count(summary.parameters),
+            m.layers,
+            m.heads,
+            m.channels,
+            m.context,
+        ),
+        device,
+        format!(
+            "data: {} training tokens, {} steps of {}, {} to validate on",
+            units::thousands(summary.train_tokens),
+            units::thousands(experiment.schedule.steps),
+            units::thousands(experiment.batch.tokens),
+            units::thousands(summary.val_tokens),
+        ),
+        format!(
+            "memory: {} planned: weights {}, gradients {}, optimizer {}, activations {}{samples}, scratch {}; {} on the host",
+            units::bytes(memory.total()),
+            part(Category::Parameters),
+            part(Category::Gradients),
+            part(Category::Optimizer),
+            part(Category::Activations),
+            part(Category::Scratch),
+            part(Category::Host),
+        ),
+    ];
+    lines.join("\n")
+}
+
+/// Says what a training has left, and how it ended.
+pub fn conclude(trained: Trained, json: bool) -> anyhow::Result<Ending> {
+    let ending = Ending::from(&trained.outcome);
+    let Some(kept) = trained.kept else { return Ok(ending) };
+    for plot in kept.draw()?.iter().filter(|_| !json) {
+        anstream::eprintln!("plot: {}", plot.display());
+    }
+    if let Outcome::Finished { root } = trained.outcome {
+        if !json {
+            println!("{root}");
+        }
+        kept.keep_outputs()?;
+    }
+    Ok(ending)
+}
+
+/// The exit code of a run's processes.
+pub fn exit_code(ended: Ended<Ending>) -> ExitCode {
+    ExitCode::from(match ended {
+        Ended::Here(ending) => ending.code(),
+        Ended::Ranks(code) => code.and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::FAILED),
+        Ended::Everywhere => exit::FAILED,
+    })
+}

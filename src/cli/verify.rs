@@ -1,0 +1,124 @@
+//! `runner verify`: a run checked to the byte, trained again in part, or an experiment trained twice.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::exit;
+use super::reporter::reporter;
+use crate::run::find;
+use crate::verify::{Check, Checks, Status, files, replay, twice};
+
+/// Check a run to the byte, or that an experiment repeats.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The run: a name under `--runs`, or a folder; the newest run by default. With `--twice`, the
+    /// experiment's TOML file.
+    what: Option<PathBuf>,
+    /// Train again from the checkpoint of step A (0: from the start) to step B, and compare every step.
+    #[arg(long, value_name = "A..B", value_parser = parse_range, conflicts_with = "twice")]
+    replay: Option<(u64, u64)>,
+    /// Train the experiment twice, and once more with a kill in the middle; all must agree.
+    #[arg(long, requires = "what")]
+    twice: bool,
+    /// With `--twice`: compare with golden roots.
+    #[arg(long, value_name = "FILE", requires = "twice")]
+    expect: Option<PathBuf>,
+    /// With `--twice`: write the golden roots, when all runs agree.
+    #[arg(long, value_name = "FILE", requires = "twice", conflicts_with = "expect")]
+    bless: Option<PathBuf>,
+    /// With `--twice`: set a key. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE", requires = "twice")]
+    set: Vec<String>,
+    /// With `--twice`: keep the run folders here.
+    #[arg(long, value_name = "DIR", requires = "twice")]
+    keep: Option<PathBuf>,
+    /// Folder that holds the run folders.
+    #[arg(long, default_value = "runs", value_name = "DIR")]
+    runs: PathBuf,
+    /// Print the checks as JSON on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_range(text: &str) -> Result<(u64, u64), String> {
+    let number = |text: &str| text.parse::<u64>().map_err(|_| format!("`{text}` is not a step"));
+    let (from, to) = text.split_once("..").ok_or("expected A..B, such as 5..20")?;
+    match (number(from)?, number(to)?) {
+        (from, to) if from < to => Ok((from, to)),
+        (from, to) => Err(format!("there is no step from {from} to {to}")),
+    }
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let json = args.json;
+    let mut show = |check: &Check| {
+        if !json {
+            print(check);
+        }
+    };
+    let mut checks = Checks::new(&mut show);
+    make(args, &mut checks)?;
+    let ok = checks.all_passed();
+    if json {
+        let made: Vec<_> = checks
+            .into_made()
+            .iter()
+            .map(|Check { status, name, detail }| json!({"check": name, "status": word(*status), "detail": detail}))
+            .collect();
+        println!("{}", json!({"ok": ok, "checks": made}));
+    }
+    Ok(ExitCode::from(if ok { 0 } else { exit::PROOF }))
+}
+
+fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
+    if let (true, Some(experiment)) = (args.twice, &args.what) {
+        let options =
+            twice::Options { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
+        return twice::verify(experiment, &options, checks);
+    }
+    let folder = find::find(args.what.as_deref(), &args.runs)?;
+    let report = reporter(args.json);
+    let run = files::verify(&folder, checks, report)?;
+    match (args.replay, run) {
+        (Some((from, to)), Some(run)) => replay::verify(run, from..to, checks, report)?,
+        (Some(_), None) => checks.failed("replay", "not begun: the files are not whole"),
+        (None, _) => {}
+    }
+    Ok(())
+}
+
+fn word(status: Status) -> &'static str {
+    match status {
+        Status::Passed => "ok",
+        Status::Failed => "failed",
+        Status::NotChecked => "skipped",
+    }
+}
+
+fn print(Check { status, name, detail }: &Check) {
+    match status {
+        Status::Passed => anstream::println!("{GOOD}ok{GOOD:#}      {name}: {detail}"),
+        Status::Failed => anstream::println!("{BAD}FAILED{BAD:#}  {name}: {detail}"),
+        Status::NotChecked => anstream::println!("skipped {name}: {detail}"),
+    }
+}
+
+const GOOD: anstyle::Style =
+    anstyle::Style::new().bold().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Green)));
+const BAD: anstyle::Style =
+    anstyle::Style::new().bold().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Red)));
+
+#[cfg(test)]
+mod tests {
+    use super::parse_range;
+
+    #[test]
+    fn ranges_are_two_rising_steps() {
+        assert_eq!(parse_range("5..20"), Ok((5, 20)));
+        for wrong in ["5", "5..", "..5", "5..5", "7..5", "a..b", "-1..3"] {
+            assert!(parse_range(wrong).is_err(), "{wrong}");
+        }
+    }
+}

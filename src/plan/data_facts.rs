@@ -1,0 +1,52 @@
+//! What can be known of an experiment's data before a run: they need not be there yet.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::PlanError;
+use crate::data::{Sources, Tokenizer};
+use crate::eval::TaskSet;
+use crate::experiment::Loaded;
+
+/// Tokens of the data, where they are known.
+#[derive(Debug, Default, Serialize)]
+pub struct DataFacts {
+    pub train_tokens: Option<u64>,
+    pub val_tokens: Option<u64>,
+    pub hellaswag_tokens: Option<u64>,
+    /// Why the data could not be looked at.
+    pub problem: Option<String>,
+}
+
+/// Tokens that scoring all of HellaSwag reads, 10,042 tasks in both wordings, while the file is not there.
+pub const HELLASWAG_TOKENS: u64 = 6_094_168;
+
+impl DataFacts {
+    /// Looks at headers and lengths, and turns epochs into steps.
+    ///
+    /// # Errors
+    /// The experiment counts in epochs and its data are not here, or they are shorter than one sequence.
+    pub fn look(loaded: &mut Loaded) -> Result<DataFacts, PlanError> {
+        let mut facts = DataFacts::default();
+        let experiment = &loaded.experiment;
+        match Sources::open(&experiment.data, experiment.model.vocab) {
+            Ok(Sources { train, val, .. }) => {
+                facts.train_tokens = Some(train.tokens());
+                facts.val_tokens = val.map(|val| val.tokens());
+                let sequences = train.require_sequences(experiment.batch.seq_len)?;
+                loaded.resolve_epochs(sequences.get())?;
+            }
+            Err(problem) if loaded.epochs.is_some() => return Err(PlanError::EpochsWithoutData(problem)),
+            Err(problem) => facts.problem = problem.to_string().lines().next().map(str::to_owned),
+        }
+        let experiment = &loaded.experiment;
+        if let Some(path) = &experiment.eval.hellaswag {
+            let tokenizer = Tokenizer::new(experiment.data.tokenizer);
+            let (vocab, seq_len) = (experiment.model.vocab, experiment.batch.seq_len);
+            let set = TaskSet::open(Path::new(path), &tokenizer, vocab, seq_len);
+            facts.hellaswag_tokens = Some(set.map_or(HELLASWAG_TOKENS, |set| set.tokens()));
+        }
+        Ok(facts)
+    }
+}

@@ -1,0 +1,84 @@
+//! What a run leaves on the disk.
+
+use serde::Serialize;
+
+use crate::experiment::{Checkpoint, Experiment};
+
+/// Metrics in both forms, ledger, main.log and TensorBoard's events of a step.
+const RECORD_BYTES: u64 = 1_600;
+
+/// Bytes on the disk at the worst moment.
+#[derive(Debug, Serialize)]
+pub struct Disk {
+    pub checkpoint_bytes: u64,
+    pub checkpoints_saved: u64,
+    /// At most at one time: what is kept, and the one being written.
+    pub checkpoints_kept: u64,
+    pub records_bytes: u64,
+    pub total_bytes: u64,
+}
+
+impl Disk {
+    /// The disk of an experiment whose training state takes `state_bytes`.
+    pub fn of(experiment: &Experiment, state_bytes: u64) -> Disk {
+        let steps = experiment.schedule.steps;
+        let kept = kept(&experiment.checkpoint, steps);
+        // Names, shapes and digests of a few hundred tensors.
+        let checkpoint_bytes = state_bytes + (256 << 10);
+        let records_bytes = steps * RECORD_BYTES;
+        Disk {
+            checkpoint_bytes,
+            checkpoints_saved: saves(&experiment.checkpoint, steps),
+            checkpoints_kept: kept,
+            records_bytes,
+            total_bytes: kept * checkpoint_bytes + records_bytes,
+        }
+    }
+}
+
+/// Checkpoints that a run saves: every so many steps, and the last.
+pub fn saves(checkpoint: &Checkpoint, steps: u64) -> u64 {
+    match checkpoint.every {
+        0 => 1,
+        every => steps.div_ceil(every),
+    }
+}
+
+/// Checkpoints on the disk at the worst moment: before the oldest goes, the newest is there.
+fn kept(checkpoint: &Checkpoint, steps: u64) -> u64 {
+    let saved = saves(checkpoint, steps);
+    let last = checkpoint.keep_last as u64;
+    if last == 0 || saved <= last {
+        return saved;
+    }
+    let older = saved - last;
+    let forever = match (checkpoint.keep_every, checkpoint.every) {
+        (0, _) | (_, 0) => 0,
+        (keep, every) => older * every / (keep / gcd(keep, every) * every),
+    };
+    last + forever + u64::from(forever < older)
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retention_decides_what_lies_on_the_disk() {
+        let checkpoint = |every, keep_last, keep_every| Checkpoint { every, keep_last, keep_every };
+        for (policy, steps, saved, on_disk) in [
+            (checkpoint(2000, 0, 0), 32_000, 16, 16),
+            (checkpoint(0, 0, 0), 100, 1, 1),
+            (checkpoint(30, 0, 0), 100, 4, 4),
+            (checkpoint(10, 2, 0), 100, 10, 3),
+            (checkpoint(10, 2, 20), 100, 10, 2 + 4 + 1),
+            (checkpoint(10, 20, 0), 100, 10, 10),
+        ] {
+            assert_eq!((saves(&policy, steps), kept(&policy, steps)), (saved, on_disk), "{policy:?}");
+        }
+    }
+}

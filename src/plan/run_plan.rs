@@ -1,0 +1,247 @@
+//! Everything that `runner plan` says of an experiment: memory, work, time, dollars and disk on one kind of
+//! device.
+//!
+//! Needs neither the GPU nor the data. Memory is the trainer's own plan ([`MemoryPlan`]); time is [`cost`] at
+//! rates measured on an H100, and an estimate anywhere else. Serialised, this is the JSON of `runner plan`.
+
+use serde::Serialize;
+
+use super::PlanError;
+use super::advice::{Advice, advice};
+use super::cost::cost;
+use super::data_facts::DataFacts;
+use super::disk::Disk;
+use super::memory::{Category, MemoryPlan, PlanEntry, Share, state_bytes};
+use super::target::Target;
+use super::time::Time;
+use crate::experiment::{Compute, Experiment};
+use crate::model::flops::flops_per_token;
+use crate::model::weights::Weights;
+
+/// Everything that the plan says.
+#[derive(Debug, Serialize)]
+pub struct RunPlan {
+    pub experiment: String,
+    pub model: ModelFacts,
+    pub device: TargetFacts,
+    pub memory: Memory,
+    pub work: Work,
+    pub time: Time,
+    pub disk: Disk,
+    pub data: DataFacts,
+    /// What is assumed, or must be changed first.
+    pub notes: Vec<String>,
+}
+
+/// The model's sizes.
+#[derive(Debug, Serialize)]
+pub struct ModelFacts {
+    pub parameters: u64,
+    pub layers: usize,
+    pub heads: usize,
+    pub channels: usize,
+    pub context: usize,
+    /// To train on one token: 6 N + 6 L C T.
+    pub flops_per_token: f64,
+}
+
+/// What the plan is for.
+#[derive(Debug, Serialize)]
+pub struct TargetFacts {
+    pub name: String,
+    pub count: u64,
+    pub precision: &'static str,
+    /// Whether the rates were measured on this device; else they are scaled from an H100's.
+    pub measured: bool,
+}
+
+/// Bytes of one device.
+#[derive(Debug, Serialize)]
+pub struct Memory {
+    pub entries: Vec<PlanEntry>,
+    pub total_bytes: u64,
+    /// What the device has, less what the driver takes; not known for the CPU.
+    pub usable_bytes: Option<u64>,
+    pub fits: Option<bool>,
+    /// On the host, of one device.
+    pub host_bytes: u64,
+    pub advice: Vec<Advice>,
+}
+
+/// Steps, tokens and floating-point operations of the run.
+#[derive(Debug, Serialize)]
+pub struct Work {
+    pub steps: u64,
+    pub tokens_per_step: u64,
+    pub micro_steps_per_device: u64,
+    pub tokens: u64,
+    pub flops: f64,
+    pub epochs: Option<f64>,
+}
+
+impl RunPlan {
+    /// The plan of an experiment, spread over devices of one kind as `share` says.
+    ///
+    /// # Errors
+    /// None that could happen: operations are counted by a device that refuses nothing.
+    pub fn of(
+        experiment: &Experiment,
+        target: Target,
+        share: Share,
+        data: DataFacts,
+    ) -> Result<RunPlan, PlanError> {
+        let storage = target.storage(experiment);
+        let cost = cost(experiment, &storage, target, share)?;
+        let state_bytes = state_bytes(experiment, &storage);
+        Ok(RunPlan {
+            experiment: experiment.name.clone(),
+            model: ModelFacts::of(experiment),
+            device: TargetFacts::of(experiment, target, share),
+            memory: Memory::of(experiment, target, share)?,
+            work: Work::of(experiment, share, &data),
+            time: Time::of(experiment, target, share, &cost, &data, state_bytes),
+            disk: Disk::of(experiment, state_bytes),
+            notes: notes(experiment, share),
+            data,
+        })
+    }
+}
+
+impl ModelFacts {
+    fn of(experiment: &Experiment) -> ModelFacts {
+        let m = &experiment.model;
+        ModelFacts {
+            parameters: Weights::of(m).parameters(),
+            layers: m.layers,
+            heads: m.heads,
+            channels: m.channels,
+            context: m.context,
+            flops_per_token: flops_per_token(m, experiment.batch.seq_len),
+        }
+    }
+}
+
+impl TargetFacts {
+    fn of(experiment: &Experiment, target: Target, share: Share) -> TargetFacts {
+        let precision = match (target, experiment.precision.compute) {
+            (Target::Cpu { .. }, _) | (_, Compute::Fp32) => "fp32",
+            (_, Compute::Tf32) => "tf32",
+            (_, Compute::Auto | Compute::Bf16) => "bf16",
+        };
+        let (name, measured) = match target {
+            Target::Cpu { threads } => (format!("CPU, {threads} threads"), false),
+            Target::Gpu(gpu) => {
+                (gpu.name.to_owned(), gpu.is_measured() && precision == "bf16" && share.devices == 1)
+            }
+        };
+        TargetFacts { name, count: share.devices, precision, measured }
+    }
+}
+
+impl Memory {
+    fn of(experiment: &Experiment, target: Target, share: Share) -> Result<Memory, PlanError> {
+        let memory = MemoryPlan::shared(experiment, &target.storage(experiment), share);
+        let (total_bytes, usable_bytes) = (memory.total(), target.usable_bytes());
+        let advice = match usable_bytes {
+            Some(usable) if total_bytes > usable => advice(experiment, target, share, usable)?,
+            _ => Vec::new(),
+        };
+        Ok(Memory {
+            total_bytes,
+            usable_bytes,
+            fits: usable_bytes.map(|usable| total_bytes <= usable),
+            host_bytes: memory.category(Category::Host),
+            advice,
+            entries: memory.entries,
+        })
+    }
+}
+
+impl Work {
+    fn of(experiment: &Experiment, share: Share, data: &DataFacts) -> Work {
+        let steps = experiment.schedule.steps;
+        let tokens = steps * experiment.batch.tokens;
+        let at_once = experiment.batch.micro as u64 * share.devices;
+        Work {
+            steps,
+            tokens_per_step: experiment.batch.tokens,
+            micro_steps_per_device: experiment.sequences_per_step().div_ceil(at_once),
+            tokens,
+            flops: flops_per_token(&experiment.model, experiment.batch.seq_len) * tokens as f64,
+            epochs: data.train_tokens.map(|have| tokens as f64 / have as f64),
+        }
+    }
+}
+
+fn notes(experiment: &Experiment, share: Share) -> Vec<String> {
+    let mut notes = Vec::new();
+    let (workers, gpus) = (experiment.parallel.workers as u64, share.devices);
+    if workers < gpus {
+        notes.push(format!(
+            "`parallel.workers` is {workers}: {gpus} GPUs need {gpus}, which changes bits; planned as if it were"
+        ));
+    }
+    let micro_batches = experiment.sequences_per_step() / experiment.batch.micro as u64;
+    if micro_batches < gpus {
+        notes.push(format!(
+            "a step has {micro_batches} micro-batches, too few for {gpus} GPUs: lower `batch.micro`"
+        ));
+    }
+    notes
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::experiment::shipped;
+    use crate::plan::advice::what_fits;
+    use crate::plan::data_facts::HELLASWAG_TOKENS;
+    use crate::plan::hardware::Gpu;
+
+    pub(crate) fn plan(name: &str, gpu: &str, gpus: u64, sets: &[&str]) -> RunPlan {
+        let facts = DataFacts { hellaswag_tokens: Some(HELLASWAG_TOKENS), ..DataFacts::default() };
+        let target = Target::Gpu(Gpu::find(gpu).expect("known"));
+        RunPlan::of(&shipped(name, sets), target, Share { devices: gpus }, facts).expect("a plan")
+    }
+
+    /// The recipe: 24 hours and $672 for 33.6 billion tokens on 8 H100s at $28 an hour.
+    #[test]
+    fn the_headline_run_takes_what_llmc_was_measured_to_take_or_less() {
+        let too_few = plan("gpt2_33b.toml", "h100", 8, &["parallel.workers=1"]);
+        let plan = plan("gpt2_33b.toml", "h100", 8, &[]);
+        assert_eq!(plan.work.tokens, 32_000 * 1_048_576);
+        let llmc = plan.time.llmc.as_ref().expect("the size is known");
+        assert!((llmc.total_s / 3600.0 - 24.0).abs() < 0.75, "{llmc:?}");
+        assert!((llmc.dollars - 672.0).abs() < 25.0, "{llmc:?}");
+        assert!(plan.time.total_s < llmc.total_s, "ours is faster: {:?}", plan.time);
+        assert_eq!(plan.memory.fits, Some(true));
+        assert!(
+            plan.memory.total_bytes < 60 << 30,
+            "ZeRO-1 leaves room: {} MiB",
+            plan.memory.total_bytes >> 20
+        );
+        assert!(plan.notes.is_empty(), "{:?}", plan.notes);
+        assert!(too_few.notes[0].contains("`parallel.workers`"), "{:?}", too_few.notes);
+    }
+
+    #[test]
+    fn what_does_not_fit_comes_with_changes_that_fit() {
+        let plan = plan("gpt2_33b.toml", "a100-40", 1, &[]);
+        assert_eq!(plan.memory.fits, Some(false));
+        assert!(!plan.memory.advice.is_empty());
+        for advice in &plan.memory.advice {
+            assert!(advice.total_bytes <= plan.memory.usable_bytes.expect("a GPU"), "{advice:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_settings_that_fit() {
+        let experiment = shipped("gpt2_124m.toml", &[]);
+        let text = what_fits(&experiment, "a GPU that nobody knows", 12 << 30);
+        assert!(text.contains("fits: --set batch.micro=") && text.contains("other bits"), "{text}");
+        assert!(
+            what_fits(&experiment, "NVIDIA H100 80GB HBM3", 1 << 20).contains("no micro-batch"),
+            "a megabyte is too little"
+        );
+    }
+}

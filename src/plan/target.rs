@@ -1,0 +1,80 @@
+//! The device that a plan is for: a kind of GPU from the table, or this machine's CPU.
+
+use super::PlanError;
+use super::hardware::{GPUS, Gpu, H100};
+use super::memory::Storage;
+use crate::experiment::{DeviceKind, Experiment};
+use crate::ops::cuda::driver;
+
+/// Where the work is to be done.
+#[derive(Clone, Copy, Debug)]
+pub enum Target {
+    Cpu { threads: usize },
+    Gpu(&'static Gpu),
+}
+
+impl Target {
+    /// The device of this name (`h100`, `cpu`, …). Without a name: the CPU for an experiment on it, else this
+    /// machine's first GPU if the table knows it, else an H100 for an experiment on CUDA and this CPU for one
+    /// that takes what there is.
+    ///
+    /// # Errors
+    /// No GPU of the table has this name.
+    pub fn choose(name: Option<&str>, experiment: &Experiment) -> Result<Target, PlanError> {
+        let cpu = || {
+            let here = std::thread::available_parallelism().map_or(1, usize::from);
+            let threads = experiment.device.threads;
+            Target::Cpu { threads: if threads == 0 { here } else { threads } }
+        };
+        match name {
+            Some("cpu") => Ok(cpu()),
+            Some(name) => Gpu::find(name)
+                .map(Target::Gpu)
+                .ok_or_else(|| PlanError::UnknownGpu { name: name.to_owned() }),
+            None if experiment.device.kind == DeviceKind::Cpu => Ok(cpu()),
+            None => {
+                let here = driver::gpus().ok().and_then(|gpus| Gpu::find(&gpus.first()?.name));
+                Ok(match (here, experiment.device.kind) {
+                    (Some(gpu), _) => Target::Gpu(gpu),
+                    (None, DeviceKind::Cuda) => Target::Gpu(H100),
+                    (None, _) => cpu(),
+                })
+            }
+        }
+    }
+
+    /// How this device stores an experiment.
+    pub fn storage(self, experiment: &Experiment) -> Storage {
+        match self {
+            Target::Cpu { threads } => Storage::cpu(experiment, threads),
+            Target::Gpu(_) => Storage::cuda(experiment),
+        }
+    }
+
+    /// Bytes of its memory that a run may take; not known for a CPU.
+    pub fn usable_bytes(self) -> Option<u64> {
+        match self {
+            Target::Cpu { .. } => None,
+            Target::Gpu(gpu) => Some(gpu.usable_bytes()),
+        }
+    }
+}
+
+/// The names that [`Target::choose`] takes, for its refusal.
+pub(super) fn known_gpus() -> String {
+    GPUS.iter().map(|gpu| gpu.key).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment::shipped;
+
+    #[test]
+    fn an_unknown_gpu_is_refused_with_those_that_are_known() {
+        let experiment = shipped("ci.toml", &[]);
+        let error = Target::choose(Some("h9000"), &experiment).expect_err("no such GPU").to_string();
+        assert!(error.contains("`h9000`") && error.contains("h100, h100-pcie"), "{error}");
+        assert!(matches!(Target::choose(None, &experiment), Ok(Target::Cpu { .. })), "its device is the CPU");
+    }
+}

@@ -1,0 +1,114 @@
+//! The second step of a run: everything is allocated, and all ranks, the lock and the run's own past hold the
+//! same numerics. Nothing has been written yet.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::data::Data;
+use super::destination::Destination;
+use super::device::memory_plan;
+use super::expected::Expected;
+use super::initial::Initial;
+use super::locked::Locked;
+use super::open::Job;
+use super::report::{Message, Report, Summary};
+use super::resume::{Changed, Past};
+use super::{lock, ranks, stop, team};
+use crate::data::ValidationSet;
+use crate::experiment::{Experiment, Loaded};
+use crate::model::weights::Weights;
+use crate::ops::Ops;
+use crate::parallel::{Exchange, Solo};
+use crate::plan::memory::Storage;
+use crate::proof::Lock;
+use crate::train::Trainer;
+
+/// A run that may begin.
+pub struct Agreed<O: Ops> {
+    pub(super) experiment: Experiment,
+    pub(super) loaded: Loaded,
+    pub(super) data: Data,
+    pub(super) initial: Option<Initial>,
+    pub(super) destination: Destination,
+    pub(super) expected: Option<Expected>,
+    pub(super) past: Past,
+    /// What differs from the past, allowed.
+    pub(super) changed: Changed,
+    /// What the bits depend on here.
+    pub(super) lock: Lock,
+    pub(super) trainer: Trainer<O>,
+    /// Set by the first request to stop.
+    pub(super) stop: Arc<AtomicBool>,
+    pub(super) report: Report,
+}
+
+impl<O: Locked> Agreed<O> {
+    /// Allocates a trainer on `ops` and holds its numerics to those of rank 0, of the lock and of the past.
+    ///
+    /// # Errors
+    /// Something that the bits depend on is not what it must be; the device has no room; a rank is lost.
+    pub fn of(job: Job, mut ops: O, storage: &Storage) -> anyhow::Result<Agreed<O>> {
+        let Job { experiment, loaded, data, initial, destination, expected, resume, team, report } = job;
+        let (first, ranks) = (team.is_first(), team.size());
+        let stop = stop::flag(ranks > 1 || ranks::is_launched(), report)?;
+        if first {
+            report.tell(&Message::Training(summary(&experiment, &data, &ops, storage)));
+        }
+        let mut exchange: Box<dyn Exchange<O>> = Box::new(Solo);
+        if let Some(link) = team.link {
+            let (joined, how) = ops.join(link)?;
+            if let Some(how) = how.filter(|_| first) {
+                report.tell(&Message::Exchange(&how));
+            }
+            exchange = joined;
+        }
+        let past = Past::of(&destination, resume)?;
+        // What is still to be chosen, such as algorithms, rank 0 chooses.
+        let of_rank_zero = if first { None } else { Some(team::receive_numerics(exchange.link())?) };
+        let locked = expected.as_ref().map(|expected| &expected.lock.numerics);
+        if let Some(numerics) = of_rank_zero.as_ref().or(locked).or(past.numerics()) {
+            ops.pin(numerics)?;
+        }
+        let mut trainer = Trainer::join(ops, &experiment, exchange)?;
+        let mut lock = lock::lock(&loaded, &data, initial.as_ref(), &trainer.ops, report)?;
+        lock.environment.insert("ranks".into(), ranks.to_string());
+        match &of_rank_zero {
+            Some(numerics) => team::require_same(trainer.link().rank(), numerics, &lock.numerics)?,
+            None => team::send_lock(trainer.link(), &lock)?,
+        }
+        if let Some(expected) = expected.as_ref().filter(|_| first) {
+            expected.require(&lock)?;
+            let differences = &expected.made_elsewhere(&lock);
+            if !differences.is_empty() {
+                report.tell(&Message::MadeElsewhere { lock: Some(&expected.from), differences });
+            }
+        }
+        let changed = past.changed(&lock)?;
+        let lock = past.keep_config(lock);
+        Ok(Agreed {
+            experiment,
+            loaded,
+            data,
+            initial,
+            destination,
+            expected,
+            past,
+            changed,
+            lock,
+            trainer,
+            stop,
+            report,
+        })
+    }
+}
+
+fn summary<'a, O: Ops>(experiment: &'a Experiment, data: &Data, ops: &O, storage: &Storage) -> Summary<'a> {
+    Summary {
+        experiment,
+        device: ops.device_name(),
+        train_tokens: data.train.tokens(),
+        val_tokens: data.validation.as_ref().map_or(0, ValidationSet::tokens),
+        parameters: Weights::of(&experiment.model).parameters(),
+        memory: memory_plan(experiment, storage),
+    }
+}

@@ -1,0 +1,135 @@
+//! How fast an experiment trains here, and where the time goes.
+//!
+//! Steps are whole optimizer steps on the experiment's own data, each ended by the one wait for the
+//! device that every step has. The operations come from one more step in which each is waited for; see
+//! [`crate::ops::timed`].
+
+use std::time::Instant;
+
+use super::data::Data;
+use super::device::{Device, memory_plan, peak_flops, require_memory};
+use crate::data::Prefetcher;
+use crate::experiment::{Experiment, Loaded};
+use crate::model::flops::flops_per_token;
+use crate::ops::timed::{Record, Timed};
+use crate::ops::{Ops, Role};
+use crate::plan::memory::Storage;
+use crate::train::{TrainError, Trainer};
+
+/// Times `steps` steps of an experiment, after two that warm up, on one device, whatever a run would take.
+///
+/// # Errors
+/// Data or device cannot be had, or a step fails.
+pub fn bench(mut loaded: Loaded, steps: usize) -> anyhow::Result<Measured> {
+    let data = Data::open(&mut loaded)?;
+    loaded.experiment.parallel.ranks = 1;
+    let experiment = &loaded.experiment;
+    let feed = data.feed(experiment, 0, 0)?;
+    let setup = |planned_bytes, peak_flops| Setup { experiment, steps, planned_bytes, peak_flops };
+    Ok(match Device::open(experiment)? {
+        Device::Cpu(cpu) => {
+            let planned = memory_plan(experiment, &Storage::cpu(experiment, cpu.threads())).total();
+            measure(Timed::new(cpu), feed, &setup(planned, None), |_| peak_resident_bytes())?
+        }
+        Device::Cuda(cuda) => {
+            let planned = memory_plan(experiment, &Storage::cuda(experiment)).total();
+            require_memory(&cuda, experiment, planned)?;
+            let setup = setup(planned, peak_flops(&cuda));
+            measure(Timed::new(*cuda), feed, &setup, |timed| Some(timed.inner.taken_bytes()))?
+        }
+    })
+}
+
+/// What is to be measured.
+struct Setup<'a> {
+    experiment: &'a Experiment,
+    steps: usize,
+    planned_bytes: u64,
+    peak_flops: Option<f64>,
+}
+
+/// What was measured.
+pub struct Measured {
+    /// The experiment.
+    pub name: String,
+    /// Sequences of a micro-batch.
+    pub micro_batch: usize,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+    pub step_tokens: u64,
+    /// The device, and how it stores activations.
+    pub device: String,
+    /// Milliseconds of a step, the median.
+    pub step_ms: f64,
+    /// The same of steps that end with the state digest.
+    pub hashed_step_ms: f64,
+    pub tokens_per_s: f64,
+    pub mfu: Option<f64>,
+    pub planned_bytes: u64,
+    pub peak_bytes: Option<u64>,
+    /// How often a step waited for data.
+    pub data_waits: u64,
+    /// By the time they took in one step, the longest first.
+    pub operations: Vec<(String, Record)>,
+}
+
+fn measure<O: Ops>(
+    device: Timed<O>,
+    mut feed: Prefetcher,
+    setup: &Setup<'_>,
+    peak_bytes: impl Fn(&Timed<O>) -> Option<u64>,
+) -> Result<Measured, TrainError> {
+    let &Setup { experiment, steps, planned_bytes, peak_flops } = setup;
+    let mut trainer = Trainer::new(device, experiment)?;
+    for _ in 0..2 {
+        trainer.step(&mut feed)?;
+    }
+    let step_ms = median_ms(steps, || trainer.step(&mut feed).map(|_| ()))?;
+    let hashed_step_ms = median_ms(steps, || {
+        trainer.step(&mut feed)?;
+        trainer.state_root().map(|_| ())
+    })?;
+    let peak_bytes = peak_bytes(&trainer.ops);
+    trainer.ops.start();
+    trainer.step(&mut feed)?;
+    trainer.state_root()?;
+    let mut operations: Vec<(String, Record)> = trainer.ops.finish().into_iter().collect();
+    operations.sort_by_key(|(_, record)| std::cmp::Reverse(record.time));
+
+    let tokens_per_s = experiment.batch.tokens as f64 / step_ms * 1e3;
+    let flops = flops_per_token(&experiment.model, experiment.batch.seq_len);
+    Ok(Measured {
+        name: experiment.name.clone(),
+        micro_batch: experiment.batch.micro,
+        seq_len: experiment.batch.seq_len,
+        step_tokens: experiment.batch.tokens,
+        device: format!("{}, {} activations", trainer.ops.device_name(), trainer.ops.dtype(Role::Activation)),
+        step_ms,
+        hashed_step_ms,
+        tokens_per_s,
+        mfu: peak_flops.map(|peak| tokens_per_s * flops / peak),
+        planned_bytes,
+        peak_bytes,
+        data_waits: feed.waits().waits,
+        operations,
+    })
+}
+
+fn median_ms(count: usize, mut step: impl FnMut() -> Result<(), TrainError>) -> Result<f64, TrainError> {
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count.max(1) {
+        let start = Instant::now();
+        step()?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
+/// Most memory this process ever held, where the system tells.
+fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}

@@ -1,0 +1,110 @@
+//! The device that an experiment runs on, and work that is the same on every device.
+
+use super::locked::Locked;
+use crate::experiment::{DeviceKind, Experiment};
+use crate::ops::cuda::{self, Cuda};
+use crate::ops::{DeviceError, Dtype, Ops, Role, cpu::Cpu};
+use crate::plan::advice::what_fits;
+use crate::plan::memory::{MemoryPlan, Share, Storage};
+
+/// A device that is open.
+pub enum Device {
+    Cpu(Cpu),
+    Cuda(Box<Cuda>),
+}
+
+/// Work that is the same on every device.
+pub trait OnDevice {
+    type Output;
+
+    /// Does it. `peak_flops` is the device's peak rate at its precision, where that is known.
+    fn on<O: Locked>(
+        self,
+        ops: O,
+        storage: &Storage,
+        peak_flops: Option<f64>,
+    ) -> anyhow::Result<Self::Output>;
+}
+
+impl Device {
+    /// Opens the device that the experiment names.
+    pub fn open(experiment: &Experiment) -> anyhow::Result<Device> {
+        Device::open_part(experiment, 0, 1)
+    }
+
+    /// Opens the device of rank `number` of the `of` ranks of this machine: the GPU of this number, or a part
+    /// of the CPU.
+    pub fn open_part(experiment: &Experiment, number: usize, of: usize) -> anyhow::Result<Device> {
+        let mut cpu = experiment.device.clone();
+        if of > 1 && cpu.threads == 0 {
+            cpu.threads =
+                std::thread::available_parallelism().map_or(1, |threads| threads.get().div_ceil(of));
+        }
+        let mut options = cuda_options(experiment);
+        if let (1.., Ok(gpus)) = (number, cuda::driver::gpus()) {
+            // A launcher may show each rank its own GPU alone.
+            options.ordinal = number % gpus.len().max(1);
+        }
+        match experiment.device.kind {
+            DeviceKind::Cpu => Ok(Device::Cpu(Cpu::new(&cpu)?)),
+            DeviceKind::Cuda => Ok(Device::Cuda(Box::new(Cuda::open(&options)?))),
+            DeviceKind::Auto => match Cuda::open(&options) {
+                Ok(cuda) => Ok(Device::Cuda(Box::new(cuda))),
+                Err(DeviceError::Unavailable(_)) => Ok(Device::Cpu(Cpu::new(&cpu)?)),
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
+    /// Does `work` for an experiment on this device.
+    ///
+    /// # Errors
+    /// The GPU has no room for the experiment; or the work's own.
+    pub fn with<W: OnDevice>(self, experiment: &Experiment, work: W) -> anyhow::Result<W::Output> {
+        match self {
+            Device::Cpu(cpu) => {
+                let storage = Storage::cpu(experiment, cpu.threads());
+                work.on(cpu, &storage, None)
+            }
+            Device::Cuda(cuda) => {
+                let storage = Storage::cuda(experiment);
+                require_memory(&cuda, experiment, memory_plan(experiment, &storage).total())?;
+                let peak_flops = peak_flops(&cuda);
+                work.on(*cuda, &storage, peak_flops)
+            }
+        }
+    }
+}
+
+fn cuda_options(experiment: &Experiment) -> cuda::Options {
+    let Experiment { precision, kernels, .. } = experiment;
+    let (gelu_fusion, cuda_graph) = (kernels.gelu_fusion, kernels.cuda_graph);
+    cuda::Options { compute: precision.compute, gelu_fusion, cuda_graph, ..cuda::Options::default() }
+}
+
+/// Refuses an experiment that the GPU has no room for, before anything is allocated, with settings that fit.
+pub fn require_memory(cuda: &Cuda, experiment: &Experiment, planned: u64) -> anyhow::Result<()> {
+    let (free, gpu) = (cuda.free_bytes()?, cuda.gpu());
+    if planned <= free {
+        return Ok(());
+    }
+    anyhow::bail!(
+        "`{}` needs {} MiB, {} of {}'s {} MiB are free{}",
+        experiment.name,
+        planned >> 20,
+        free >> 20,
+        gpu.name,
+        gpu.total_bytes >> 20,
+        what_fits(experiment, &gpu.name, free)
+    );
+}
+
+/// The GPU's dense bf16 peak, when that is the precision at work and the GPU is known.
+pub fn peak_flops(cuda: &Cuda) -> Option<f64> {
+    cuda.gpu().peak_bf16_flops().filter(|_| cuda.dtype(Role::Activation) == Dtype::BF16)
+}
+
+/// Everything that training allocates on one of the experiment's devices.
+pub fn memory_plan(experiment: &Experiment, storage: &Storage) -> MemoryPlan {
+    MemoryPlan::shared(experiment, storage, Share { devices: experiment.parallel.ranks.max(1) as u64 })
+}

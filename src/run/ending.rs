@@ -1,0 +1,42 @@
+//! How a run's process ends. The codes are what the parent of several ranks reads, and what scripts rely on.
+
+use crate::train::run::Outcome;
+
+/// The ends of a process that trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Finished,
+    Failed,
+    /// Training diverged; the last good checkpoint stands.
+    Diverged,
+    /// Asked to stop; a checkpoint was saved.
+    Interrupted,
+}
+
+impl Ending {
+    /// The exit code.
+    pub const fn code(self) -> u8 {
+        match self {
+            Ending::Finished => 0,
+            Ending::Failed => 1,
+            Ending::Diverged => 4,
+            Ending::Interrupted => 130,
+        }
+    }
+
+    /// Ends this process without running the exit handlers of its libraries: those of CUDA wait for the
+    /// device, which may be waiting for a rank that is gone.
+    pub fn at_once(self) -> ! {
+        signal_hook::low_level::exit(i32::from(self.code()))
+    }
+}
+
+impl From<&Outcome> for Ending {
+    fn from(outcome: &Outcome) -> Ending {
+        match outcome {
+            Outcome::Finished { .. } => Ending::Finished,
+            Outcome::Interrupted { .. } => Ending::Interrupted,
+            Outcome::Diverged { .. } => Ending::Diverged,
+        }
+    }
+}

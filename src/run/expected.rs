@@ -1,0 +1,56 @@
+//! A lock that a run is held to.
+
+use std::path::Path;
+
+use super::error::{ProofRefusal, refuse_lock};
+use super::lock::list;
+use crate::proof::lock::{Difference, Lock, Table, differences};
+
+/// A lock that a run is held to.
+pub struct Expected {
+    pub lock: Lock,
+    /// How messages call it.
+    pub from: String,
+}
+
+impl Expected {
+    /// Reads a lock file; damage is a refusal.
+    pub fn read(path: &Path) -> anyhow::Result<Expected> {
+        let lock = Lock::read(path).map_err(refuse_lock)?;
+        Ok(Expected { lock, from: format!("`{}`", path.display()) })
+    }
+
+    /// Refuses other numerics, key by key.
+    pub fn require(&self, here: &Lock) -> Result<(), ProofRefusal> {
+        let changed = differences(&self.lock.numerics, &here.numerics);
+        if changed.is_empty() {
+            return Ok(());
+        }
+        Err(ProofRefusal(format!(
+            "the bits that {} locks cannot be made here:{}\n  hint: undo the change, run on a machine that has what is locked, or lock anew with `runner lock`",
+            self.from,
+            list(&changed)
+        )))
+    }
+
+    /// What differs without changing a bit.
+    pub fn made_elsewhere(&self, here: &Lock) -> Vec<Difference> {
+        let mut found = differences(&self.lock.environment, &here.environment);
+        found.extend(differences(&self.lock.source, &here.source));
+        found
+    }
+
+    /// Refuses other outputs than the locked ones, if the lock has any.
+    pub fn require_outputs(&self, outputs: &Table) -> Result<(), ProofRefusal> {
+        let (locked, here) = (&self.lock.outputs, outputs);
+        let changed = differences(locked, here);
+        if locked.is_empty() || changed.is_empty() {
+            return Ok(());
+        }
+        Err(ProofRefusal(format!(
+            "the numerics are those of {}, the outputs are not:{}\n  hint: `runner verify` this run with `--replay`; if it cannot repeat itself either, suspect the hardware; else a change of the program has changed bits without saying so",
+            self.from,
+            list(&changed)
+        )))
+    }
+}

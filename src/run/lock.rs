@@ -1,0 +1,179 @@
+//! What goes into a lock: this file knows the keys, [`crate::proof::lock`] the file.
+//!
+//! A difference in `numerics` stops a run; a difference elsewhere is reported. So a name belongs into
+//! `numerics` when, and only when, another value can change a bit of the training state. The validation
+//! set changes none and stands in `environment`: a run may be measured on other text.
+
+use super::data::{Data, SHARDS, remembered};
+use super::device::Device;
+use super::initial::{self, Initial};
+use super::locked::Locked;
+use super::report::Report;
+use crate::data::{ShardDigest, Tokenizer};
+use crate::experiment::{self, Compute, Experiment, Loaded};
+use crate::proof::Hash;
+use crate::proof::lock::{Difference, Lock, Table};
+use crate::train::{self, Trainer};
+
+fn table<const N: usize>(pairs: [(&str, String); N]) -> Table {
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+/// The lock of an experiment on this machine, without outputs. Shards whose digests this user's runs
+/// remember are not read again.
+pub fn lock<O: Locked>(
+    loaded: &Loaded,
+    data: &Data,
+    initial: Option<&Initial>,
+    ops: &O,
+    report: Report,
+) -> anyhow::Result<Lock> {
+    let facts = ops.facts()?;
+    let mut numerics = resolved_numerics(&loaded.experiment);
+    numerics.extend(data_numerics(&data.manifest(remembered(SHARDS), report), &data.tokenizer));
+    numerics.extend(facts.numerics);
+    initial::lock(initial, &mut numerics);
+    numerics.insert("train.numerics_version".into(), train::NUMERICS_VERSION.to_string());
+    if loaded.experiment.precision.compute == Compute::Auto {
+        let actual = if numerics["device.kind"] == "cpu" { "fp32" } else { "bf16" };
+        numerics.insert("precision.compute".into(), actual.into());
+    }
+    let mut environment = machine();
+    environment.insert("device".into(), ops.device_name());
+    if let Some(set) = &data.validation {
+        environment.insert("data.validation_sha256".into(), hex::encode(set.sha256()));
+    }
+    environment.extend(facts.environment);
+    Ok(Lock { numerics, environment, source: source(), config: config(loaded), outputs: Table::new() })
+}
+
+/// The lock of an experiment that is not trained.
+pub fn of_experiment(mut loaded: Loaded, report: Report) -> anyhow::Result<Lock> {
+    let data = Data::open(&mut loaded)?;
+    match Device::open(&loaded.experiment)? {
+        Device::Cpu(cpu) => lock_allocated(cpu, &loaded, &data, report),
+        Device::Cuda(cuda) => lock_allocated(*cuda, &loaded, &data, report),
+    }
+}
+
+/// Allocating chooses what is still to be chosen, such as algorithms.
+fn lock_allocated<O: Locked>(ops: O, loaded: &Loaded, data: &Data, report: Report) -> anyhow::Result<Lock> {
+    let initial = initial::read(&loaded.experiment, None, false)?;
+    let trainer = Trainer::new(ops, &loaded.experiment)?;
+    lock(loaded, data, initial.as_ref(), &trainer.ops, report)
+}
+
+/// The keys that reach the bits, as resolved.
+pub fn resolved_numerics(experiment: &Experiment) -> Table {
+    let reaching =
+        experiment::flatten(experiment).into_iter().filter(|(key, _)| experiment::reaches_the_bits(key));
+    reaching.map(|(key, value)| (key, plain(&value))).collect()
+}
+
+/// A value without the quotes of JSON.
+fn plain(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Null => "not set".into(),
+        other => other.to_string(),
+    }
+}
+
+fn data_numerics(manifest: &[ShardDigest], tokenizer: &Tokenizer) -> Table {
+    let mut numerics = shards(manifest);
+    numerics.insert("data.tokenizer_sha256".into(), hex::encode(tokenizer.sha256()));
+    numerics
+}
+
+/// The data manifest: `data.shard.00000`, in order.
+pub fn shards(manifest: &[ShardDigest]) -> Table {
+    let line = |shard: &ShardDigest| {
+        format!("{}, {} tokens, sha256 {}", shard.name, shard.tokens, hex::encode(shard.sha256))
+    };
+    manifest.iter().enumerate().map(|(at, shard)| (format!("data.shard.{at:05}"), line(shard))).collect()
+}
+
+/// Operating system and processor. No host name, no user name.
+fn machine() -> Table {
+    let mut machine = table([
+        ("arch", std::env::consts::ARCH.into()),
+        ("os", std::env::consts::OS.into()),
+        ("cpus", std::thread::available_parallelism().map_or("unknown".into(), |n| n.to_string())),
+    ]);
+    if let Ok(release) = std::fs::read_to_string("/proc/sys/kernel/osrelease") {
+        machine.insert("kernel".into(), release.trim().into());
+    }
+    if let Ok(version) = std::fs::read_to_string("/sys/module/nvidia/version") {
+        machine.insert("gpu.driver".into(), version.trim().into());
+    }
+    machine
+}
+
+/// Which program this is; see `build.rs`.
+fn source() -> Table {
+    let binary = std::env::current_exe()
+        .and_then(std::fs::read)
+        .map_or("unknown".into(), |b| Hash::of(&b).to_string());
+    table([
+        ("version", env!("CARGO_PKG_VERSION").into()),
+        ("git_commit", env!("RUNNER_GIT_COMMIT").into()),
+        ("dirty_patch", env!("RUNNER_DIRTY_PATCH").into()),
+        ("rustc", env!("RUNNER_RUSTC").into()),
+        ("target", env!("RUNNER_TARGET").into()),
+        (
+            "cargo_lock_sha256",
+            Hash::of(include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock"))).to_string(),
+        ),
+        ("binary_sha256", binary),
+    ])
+}
+
+/// Every key, its value and where that came from.
+fn config(loaded: &Loaded) -> Table {
+    let origin = |key: &str| loaded.origins.get(key).map_or(String::new(), |origin| format!(" ({origin})"));
+    let line = |(key, value): (String, serde_json::Value)| {
+        let text = format!("{}{}", plain(&value), origin(&key));
+        (key, text)
+    };
+    experiment::flatten(&loaded.experiment).into_iter().map(line).collect()
+}
+
+/// Differences, one a line; long lists are cut.
+pub fn list(differences: &[Difference]) -> String {
+    const SHOWN: usize = 12;
+    let mut text: String =
+        differences.iter().take(SHOWN).map(|difference| format!("\n  {difference}")).collect();
+    if differences.len() > SHOWN {
+        text.push_str(&format!("\n  and {} more", differences.len() - SHOWN));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_experiment_locks_what_reaches_the_bits_and_no_more() {
+        let loaded = experiment::load_text(
+            "t",
+            "[model]\nlayers=1\nheads=1\nchannels=64\n[data]\ncorpus='kjv'\n[schedule]\nsteps=1",
+            &[],
+        )
+        .expect("a whole experiment");
+        let numerics = resolved_numerics(&loaded.experiment);
+        assert_eq!(numerics["seed"], "1337");
+        assert_eq!(numerics["data.order"], "shuffled", "no quotes of JSON");
+        assert!(
+            !numerics.keys().any(|key| key.starts_with("eval.") || key == "name" || key == "device.threads")
+        );
+        assert!(config(&loaded)["model.layers"].starts_with("1 (t:2"), "{}", config(&loaded)["model.layers"]);
+    }
+
+    #[test]
+    fn long_lists_are_cut() {
+        let difference = |n: usize| Difference { key: n.to_string(), was: None, is: None };
+        let text = list(&(0..20).map(difference).collect::<Vec<_>>());
+        assert!(text.ends_with("and 8 more"), "{text}");
+    }
+}

@@ -1,0 +1,91 @@
+//! Devices that say what their bits depend on, and can be held to it.
+
+use super::data::remembered;
+use super::sensors;
+use crate::ops::cpu::{self, Cpu};
+use crate::ops::cuda::Cuda;
+use crate::ops::cuda::libraries::{self, Library};
+use crate::ops::{DeviceError, Ops, Result};
+use crate::parallel::{Exchange, ExchangeError, Hosted, Tcp, nccl};
+use crate::proof::lock::Table;
+
+/// What a device adds to a lock.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceFacts {
+    /// What its bits depend on: equal values mean equal bits.
+    pub numerics: Table,
+    /// What else is worth knowing of it.
+    pub environment: Table,
+}
+
+/// How a device's tensors reach other ranks, and a word on the way where there are several.
+pub type Joined<O> = (Box<dyn Exchange<O>>, Option<String>);
+
+/// A device that says what its bits depend on, and can be held to it.
+pub trait Locked: Ops {
+    /// Complete once the trainer has allocated everything.
+    fn facts(&self) -> Result<DeviceFacts>;
+
+    /// Takes choices that were made when the lock was (the algorithms of matrix multiplications), before
+    /// the trainer allocates anything.
+    fn pin(&mut self, numerics: &Table) -> Result<()>;
+
+    /// Joins the devices of all ranks, to exchange what lies on them.
+    fn join(&mut self, link: Tcp) -> Result<Joined<Self>, ExchangeError>;
+}
+
+impl Locked for Cpu {
+    fn facts(&self) -> Result<DeviceFacts> {
+        Ok(DeviceFacts {
+            numerics: Table::from([
+                ("cpu.numerics_version".to_owned(), cpu::NUMERICS_VERSION.to_string()),
+                ("device.kind".to_owned(), "cpu".into()),
+            ]),
+            environment: Table::new(),
+        })
+    }
+
+    fn pin(&mut self, _: &Table) -> Result<()> {
+        Ok(())
+    }
+
+    fn join(&mut self, link: Tcp) -> Result<Joined<Cpu>, ExchangeError> {
+        Ok((Box::new(Hosted(link)), None))
+    }
+}
+
+impl Locked for Cuda {
+    fn facts(&self) -> Result<DeviceFacts> {
+        let mut numerics = self.numerics()?;
+        numerics.insert("device.kind".into(), "cuda".into());
+        numerics.insert("cuda.cublaslt_sha256".into(), library_sha256(Library::CublasLt)?);
+        let gpu = self.gpu();
+        let mut environment = sensors::environment(&gpu.uuid);
+        environment.extend([
+            ("gpu.name".to_owned(), gpu.name.clone()),
+            ("gpu.uuid".to_owned(), gpu.uuid.clone()),
+            ("gpu.memory_bytes".to_owned(), gpu.total_bytes.to_string()),
+        ]);
+        Ok(DeviceFacts { numerics, environment })
+    }
+
+    fn pin(&mut self, numerics: &Table) -> Result<()> {
+        self.restore_plans(numerics)
+    }
+
+    fn join(&mut self, link: Tcp) -> Result<Joined<Cuda>, ExchangeError> {
+        let (exchange, how) = nccl::join(self, link)?;
+        Ok((exchange, Some(how)))
+    }
+}
+
+/// SHA-256 of a library's file, remembered between runs: it is hundreds of megabytes.
+fn library_sha256(library: Library) -> Result<String> {
+    let path = libraries::require(library)?.path;
+    let mut cache = remembered("libraries.json");
+    let sha256 = cache.file(&path);
+    cache.save();
+    sha256.map(hex::encode).map_err(|e| {
+        DeviceError::Unavailable(format!("cannot read `{}`, which the bits depend on: {e}", path.display()))
+    })
+}

@@ -1,0 +1,38 @@
+//! A run from its folder to its end. Parses no arguments; what it says goes to a [`report::Reporter`].
+//!
+//! * [`ranks`] decides what this process is, and [`parent`] starts others; [`team`] is what ranks agree on.
+//! * [`open`], [`agree`], [`prepare`] and [`train`] are the steps of a run, in this order.
+//! * [`device`] and [`data`] are opened, [`initial`] is a model to start from, [`locked`] and [`lock`] say what
+//!   the bits depend on, [`expected`] holds a run to it, [`resume`] to its own past.
+//! * [`records`], [`destination`] and [`sensors`] are the files of a run; [`stop`] and [`ending`] its end.
+//! * [`find`] says which run is meant, and [`model`] which model; [`bench`] times steps, [`machine`] looks at
+//!   what a machine can do.
+
+pub mod agree;
+pub mod bench;
+pub mod data;
+pub mod destination;
+pub mod device;
+pub mod ending;
+pub mod error;
+pub mod expected;
+pub mod find;
+pub mod initial;
+pub mod lock;
+pub mod locked;
+pub mod machine;
+pub mod model;
+pub mod open;
+pub mod parent;
+pub mod prepare;
+pub mod ranks;
+pub mod records;
+pub mod report;
+pub mod resume;
+pub mod sensors;
+pub mod stop;
+pub mod team;
+pub mod train;
+
+pub use error::ProofRefusal;
+pub use open::Opened;

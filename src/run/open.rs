@@ -1,0 +1,157 @@
+//! The first step of a run: everything that can refuse it before anything is allocated or written.
+
+use std::path::{Path, PathBuf};
+
+use super::data::Data;
+use super::destination::Destination;
+use super::device::Device;
+use super::expected::Expected;
+use super::find::passed_over;
+use super::initial::{self, Initial};
+use super::report::{Message, Report};
+use super::resume::Resume;
+use super::team::Team;
+use crate::experiment::{Experiment, Loaded};
+use crate::parallel::RankPlace;
+use crate::store::{RunFolder, RunPaths, newest_whole};
+
+/// A run with its device open.
+pub struct Opened {
+    pub(super) device: Device,
+    pub(super) job: Job,
+}
+
+/// What is known of a run on any device.
+pub struct Job {
+    /// As loaded, with the number of ranks at work: what is planned is one rank's part.
+    pub experiment: Experiment,
+    pub loaded: Loaded,
+    pub data: Data,
+    /// The model that training starts from, when it is not noise.
+    pub initial: Option<Initial>,
+    pub destination: Destination,
+    /// A lock that the run is held to.
+    pub expected: Option<Expected>,
+    pub resume: Option<Resume>,
+    pub team: Team,
+    pub report: Report,
+}
+
+/// What a new run is asked to be.
+pub struct Request {
+    /// The folder of the run is `name` in `runs`.
+    pub runs: PathBuf,
+    pub name: String,
+    pub existing: Existing,
+    /// The lock to hold the run to.
+    pub lock: Option<PathBuf>,
+}
+
+/// What becomes of a run of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// The new run is refused.
+    Refuse,
+    /// It is deleted.
+    Replace,
+    /// It goes on, in place of a new one.
+    Resume,
+}
+
+/// How to go on with a run.
+pub struct Continuation {
+    /// Whether the experiment may have other keys than the run's own.
+    pub edited: bool,
+    pub allow_drift: bool,
+    /// The lock to hold the run to.
+    pub expected: Option<Expected>,
+}
+
+impl Opened {
+    /// Opens a run from its first step.
+    ///
+    /// # Errors
+    /// Data, model, device or lock cannot be had, or there is a run of this name.
+    pub fn start(
+        mut loaded: Loaded,
+        request: Request,
+        place: Option<&RankPlace>,
+        report: Report,
+    ) -> anyhow::Result<Opened> {
+        let mut team = Team::join(place, &loaded.experiment, report)?;
+        let Request { runs, name, existing, lock } = request;
+        let path = runs.join(&name);
+        let expected = lock.as_deref().map(Expected::read).transpose()?;
+        // Rank 0 looks, for soon there will be a folder.
+        let is_run = RunPaths::new(&path).experiment().exists();
+        if existing == Existing::Resume && team.agree("whether there is a run", is_run)? {
+            let how = Continuation { edited: true, allow_drift: false, expected };
+            return Opened::go_on(team, &path, loaded, how, report);
+        }
+        let data = Data::open(&mut loaded)?;
+        let initial = initial::read(&loaded.experiment, None, false)?;
+        let device = team.open_device(&loaded.experiment)?;
+        // Last, so that nothing is left behind when anything above fails.
+        let destination = match existing {
+            _ if !team.is_first() => Destination::OfRankZero,
+            Existing::Refuse => Destination::Open(RunFolder::create(&runs, &name, false)?),
+            // A kill may have left a folder in which nothing had begun.
+            Existing::Resume => Destination::Open(RunFolder::create_again(&runs, &name)?),
+            Existing::Replace => Destination::Replace { runs, name },
+        };
+        let resume = None;
+        let experiment = with_ranks(&loaded, &team);
+        let job = Job { experiment, loaded, data, initial, destination, expected, resume, team, report };
+        Ok(Opened { device, job })
+    }
+
+    /// Opens the run at `path`, to go on from its newest whole checkpoint.
+    ///
+    /// # Errors
+    /// There is no run, another process has it, or data, model or device cannot be had.
+    pub fn resume(
+        loaded: Loaded,
+        path: &Path,
+        how: Continuation,
+        place: Option<&RankPlace>,
+        report: Report,
+    ) -> anyhow::Result<Opened> {
+        Opened::go_on(Team::join(place, &loaded.experiment, report)?, path, loaded, how, report)
+    }
+
+    fn go_on(
+        mut team: Team,
+        path: &Path,
+        mut loaded: Loaded,
+        how: Continuation,
+        report: Report,
+    ) -> anyhow::Result<Opened> {
+        let (destination, found) = if team.is_first() {
+            let folder = RunFolder::open(path)?;
+            let (found, broken) = newest_whole(&folder.paths.checkpoints())?;
+            passed_over(&broken, report);
+            (Destination::Open(folder), found)
+        } else {
+            (Destination::OfRankZero, None)
+        };
+        let data = Data::open(&mut loaded)?;
+        let past = team.past(found.as_ref().map(|(manifest, _)| &manifest.numerics))?;
+        let initial = initial::read(&loaded.experiment, past.as_ref(), past.is_some())?;
+        let device = team.open_device(&loaded.experiment)?;
+        if team.is_first() {
+            let from = found.as_ref().map(|(manifest, _)| manifest.step);
+            report.tell(&Message::Resuming { folder: path, from });
+        }
+        let Continuation { edited, allow_drift, expected } = how;
+        let resume = Some(Resume { found, allow_drift, edited });
+        let experiment = with_ranks(&loaded, &team);
+        let job = Job { experiment, loaded, data, initial, destination, expected, resume, team, report };
+        Ok(Opened { device, job })
+    }
+}
+
+fn with_ranks(loaded: &Loaded, team: &Team) -> Experiment {
+    let mut experiment = loaded.experiment.clone();
+    experiment.parallel.ranks = team.size();
+    experiment
+}

@@ -1,0 +1,141 @@
+//! The third step of a run: its folder, its state as of the step that it goes on at, and its records.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::agree::Agreed;
+use super::expected::Expected;
+use super::initial::Initial;
+use super::records;
+use super::report::{Message, Report};
+use super::sensors::{self, GpuWatch};
+use super::team::Begin;
+use crate::experiment::{self, Experiment};
+use crate::ops::Ops;
+use crate::proof::Lock;
+use crate::store::{self, Loaded, Retention, RunFolder, RunPaths, StoreError, Writer, checkpoint};
+use crate::train::Trainer;
+use crate::train::run::Run;
+
+/// A run that is about to make its next step.
+pub struct Prepared<O: Ops> {
+    pub(super) run: Run<O>,
+    /// What rank 0 keeps.
+    pub(super) kept: Option<Kept>,
+    /// What the sensors' thread and the listener share.
+    pub(super) sensors: Arc<sensors::Shared>,
+    /// Reads the GPU's sensors until it is dropped.
+    pub(super) watch: Option<GpuWatch>,
+    pub(super) report: Report,
+}
+
+/// The folder of a run, and the locks of it and for it.
+pub struct Kept {
+    pub(super) folder: RunFolder,
+    pub(super) lock: Lock,
+    pub(super) expected: Option<Expected>,
+}
+
+impl<O: Ops> Prepared<O> {
+    /// Takes the folder, loads the state, opens the records. `peak_flops` is the peak rate of one device.
+    ///
+    /// # Errors
+    /// Files cannot be read or written; a checkpoint or the ledger is damaged; ranks do not have equal states.
+    pub fn of(agreed: Agreed<O>, peak_flops: Option<f64>) -> anyhow::Result<Prepared<O>> {
+        let Agreed { experiment, loaded, data, initial, destination, .. } = agreed;
+        let Agreed { expected, past, changed, lock, mut trainer, stop, report, .. } = agreed;
+        let folder = destination.take()?;
+        if let Some(folder) = &folder {
+            report.tell(&Message::Folder(folder.paths.folder()));
+            // The lock first: a folder with an experiment is one that can be resumed.
+            store::atomic::write(&folder.paths.lock_file(), lock.to_text().as_bytes())?;
+            if !past.resumed || past.edited {
+                store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes())?;
+            }
+        }
+        let begin = folder.as_ref().map(|folder| Begin {
+            folder: folder.paths.folder().to_owned(),
+            step: past.found.as_ref().map(|(manifest, _)| manifest.step),
+        });
+        let begin = Begin::agree(trainer.link(), begin)?;
+        let paths = RunPaths::new(&begin.folder);
+        let found = match (past.found, begin.step) {
+            (None, Some(step)) => {
+                let folder = paths.checkpoints().join(checkpoint::folder_name(step));
+                Some(store::load_some(&folder, |name| trainer.needs(name))?)
+            }
+            (found, _) => found,
+        };
+        let head = found.as_ref().map(|(manifest, _)| manifest.ledger);
+        begin_state(&mut trainer, found, initial, &paths)?;
+        let progress = trainer.progress().clone();
+        let records = match &folder {
+            Some(folder) => {
+                let mut records = records::open(&experiment, folder, head, progress.step, &lock)?;
+                changed.write(&mut records, past.resumed.then_some(progress.step), report)?;
+                Some(records)
+            }
+            None => None,
+        };
+        let feed = data.feed_share(&experiment, trainer.share(), progress.step, progress.data_offset)?;
+        let sensors = Arc::<sensors::Shared>::default();
+        let watch =
+            folder.as_ref().and_then(|folder| watch_gpu(&experiment, &lock, folder, &sensors, report));
+        let experiment::Checkpoint { keep_last, keep_every, .. } = experiment.checkpoint;
+        let writer = Writer::new(&paths.checkpoints(), Retention { keep_last, keep_every });
+        let run = Run {
+            peak_flops: peak_flops.map(|peak| peak * experiment.parallel.ranks as f64),
+            experiment,
+            trainer,
+            feed,
+            validation: data.validation,
+            hellaswag: data.hellaswag,
+            tokenizer: data.tokenizer,
+            paths,
+            writer,
+            records,
+            stop,
+        };
+        let kept = folder.map(|folder| Kept { folder, lock, expected });
+        Ok(Prepared { run, kept, sensors, watch, report })
+    }
+}
+
+/// Puts the state of the checkpoint, or of the model to start from, into a trainer.
+///
+/// All ranks start from the same bits, or not at all; one rank that begins anew has nothing to compare.
+fn begin_state<O: Ops>(
+    trainer: &mut Trainer<O>,
+    found: Option<Loaded>,
+    initial: Option<Initial>,
+    paths: &RunPaths,
+) -> anyhow::Result<()> {
+    let saved = found.as_ref().map(|(manifest, _)| manifest.state_root);
+    match (found, initial) {
+        (Some((_, state)), _) => trainer.restore(state)?,
+        (None, Some(initial)) => initial.start(trainer)?,
+        (None, None) => {}
+    }
+    if trainer.link().size() > 1 || saved.is_some() {
+        let root = trainer.state_root()?;
+        if let Some(expected) = saved.filter(|saved| *saved != root) {
+            return Err(StoreError::RootDiffers { path: paths.checkpoints(), expected, found: root }.into());
+        }
+    }
+    Ok(())
+}
+
+/// Reads the sensors of the GPU at work, if that is wanted and there is one.
+fn watch_gpu(
+    experiment: &Experiment,
+    lock: &Lock,
+    folder: &RunFolder,
+    shared: &Arc<sensors::Shared>,
+    report: Report,
+) -> Option<GpuWatch> {
+    let uuid = lock.environment.get("gpu.uuid").filter(|_| experiment.log.gpu_every > 0)?;
+    let every = Duration::from_secs(experiment.log.gpu_every);
+    GpuWatch::start(uuid, every, &folder.paths.gpu_log(), Arc::clone(shared))
+        .inspect_err(|why| report.tell(&Message::NoSensors(why)))
+        .ok()
+}

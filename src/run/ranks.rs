@@ -1,0 +1,169 @@
+//! One process a device: what this process is, and how it joins the others.
+//!
+//! Under mpirun, mpiexec, srun or torchrun every process finds its place in its environment. Without them the
+//! process that a person starts becomes the parent of the ranks.
+
+use std::io::IsTerminal as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::ending::Ending;
+use super::lock::resolved_numerics;
+use super::report::{Message, Report};
+use super::{parent, stop};
+use crate::experiment::{DeviceKind, Experiment};
+use crate::ops::DeviceError;
+use crate::ops::cuda::driver;
+use crate::parallel::{ExchangeError, RankPlace, Tcp, launch, rendezvous};
+use crate::proof::Hash;
+use crate::train::{RunError, TrainError};
+
+/// What this process is in a run.
+enum Process {
+    /// The only rank.
+    Alone,
+    /// Starts so many ranks and watches them.
+    Parent(usize),
+    Rank(RankPlace),
+}
+
+/// How the work of a run's processes ended, seen from this one.
+pub enum Ended<T> {
+    /// This process did it.
+    Here(T),
+    /// The ranks that this process started did, and this is their exit code; none where a signal ended one.
+    Ranks(Option<i32>),
+    /// It failed, every rank knows why, and rank 0 says so.
+    Everywhere,
+}
+
+/// Does a run's `work`, or starts the ranks that do. `asked` is `--ranks`, and `runs` the folder that all
+/// ranks share.
+pub fn in_processes<T>(
+    experiment: &Experiment,
+    asked: Option<usize>,
+    runs: &Path,
+    report: Report,
+    work: impl FnOnce(Option<&RankPlace>) -> anyhow::Result<T>,
+) -> anyhow::Result<Ended<T>> {
+    match process(experiment, asked, runs, report)? {
+        Process::Alone => work(None).map(Ended::Here),
+        Process::Parent(ranks) => parent::start(ranks, runs, report).map(Ended::Ranks),
+        Process::Rank(place) => as_rank(&place, || work(Some(&place))),
+    }
+}
+
+/// What this process is.
+fn process(
+    experiment: &Experiment,
+    asked: Option<usize>,
+    runs: &Path,
+    report: Report,
+) -> anyhow::Result<Process> {
+    let workers = experiment.parallel.workers;
+    let var = |name: &str| std::env::var(name).ok();
+    let divides = |ranks: usize| ranks.is_power_of_two() && workers.is_multiple_of(ranks);
+    let refuse = |ranks: usize, whose: &str| {
+        anyhow::anyhow!(
+            "{whose} {ranks} ranks cannot share {workers} virtual workers\n  hint: the number of ranks must be a power of two that divides `parallel.workers`; more workers change the bits"
+        )
+    };
+    // A launcher that starts one process (a shell of Slurm's, say) leaves the rest to this program.
+    if let Some(place) = launch::place(&var, &runs.join(parent::FOLDER))?.filter(|place| place.size > 1) {
+        let size = place.size;
+        if let Some(asked) = asked.filter(|asked| ![0, size].contains(asked)) {
+            anyhow::bail!(
+                "the launcher has started {size} ranks, `--ranks` asks for {asked}\n  hint: leave it to the launcher"
+            );
+        }
+        return if divides(size) { Ok(Process::Rank(place)) } else { Err(refuse(size, "the launcher's")) };
+    }
+    let ranks = match asked.unwrap_or(experiment.parallel.ranks) {
+        0 => all_gpus(experiment, report)?,
+        ranks if divides(ranks) => ranks,
+        ranks => return Err(refuse(ranks, "the asked for")),
+    };
+    Ok(if ranks == 1 { Process::Alone } else { Process::Parent(ranks) })
+}
+
+/// Whether a launcher has started this process, and nobody sits before it.
+pub fn is_launched() -> bool {
+    launch::is_launched(&|name| std::env::var(name).ok()) && !std::io::stdin().is_terminal()
+}
+
+/// As many of this machine's GPUs as the virtual workers can be divided among; 1 without any.
+fn all_gpus(experiment: &Experiment, report: Report) -> anyhow::Result<usize> {
+    let gpus = match experiment.device.kind {
+        DeviceKind::Cpu => return Ok(1),
+        DeviceKind::Cuda | DeviceKind::Auto => match driver::gpus() {
+            Ok(gpus) => gpus.len(),
+            // Opening the device will say what is missing, or take the CPU.
+            Err(DeviceError::Unavailable(_)) => return Ok(1),
+            Err(error) => return Err(error.into()),
+        },
+    };
+    let most = if gpus == 0 { 1 } else { 1 << gpus.ilog2() };
+    let workers = experiment.parallel.workers;
+    let used = most.min(workers);
+    if used < gpus {
+        report.tell(&Message::GpusLeftOver { used, gpus, workers });
+    }
+    Ok(used)
+}
+
+/// What all ranks must agree on before they exchange anything, hashed: the keys that reach the bits, how
+/// states are divided, and the program.
+fn job(experiment: &Experiment) -> String {
+    let mut text = format!("{} {}\n", env!("CARGO_PKG_VERSION"), env!("RUNNER_GIT_COMMIT"));
+    for (key, value) in resolved_numerics(experiment) {
+        text.push_str(&format!("{key} = {value}\n"));
+    }
+    text.push_str(&format!("parallel.zero = {}\n", experiment.parallel.zero));
+    Hash::of(text.as_bytes()).to_string()
+}
+
+/// This rank's connections to the others.
+pub fn join(place: &RankPlace, experiment: &Experiment, report: Report) -> anyhow::Result<Tcp> {
+    let timeout = Duration::from_secs(experiment.parallel.timeout_s);
+    let lines = rendezvous::meet(place, &job(experiment), timeout)?;
+    let rank = place.rank;
+    // A rank that hangs in a call of the device's cannot end by itself.
+    let last_resort = Box::new(move |error: &ExchangeError| {
+        if rank == 0 || !is_known_to_all(error) {
+            report.tell(&Message::RankLost(error));
+        }
+        Ending::Failed.at_once();
+    });
+    Tcp::start(place, lines, timeout, last_resort)
+        .context("cannot start the threads of the lines between ranks")
+}
+
+/// Whether the rank that failed has sent its error to the others.
+fn is_known_to_all(error: &ExchangeError) -> bool {
+    matches!(error, ExchangeError::Lost { told: true, .. })
+}
+
+/// Does a rank's `work`. An error names the rank; one that every rank has is left to rank 0.
+fn as_rank<T>(place: &RankPlace, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<Ended<T>> {
+    stop::begin().context("cannot listen to the parent")?;
+    match work() {
+        Ok(done) => Ok(Ended::Here(done)),
+        Err(error) if place.rank != 0 && is_everyones(&error) => Ok(Ended::Everywhere),
+        Err(error) => Err(error.context(format!("rank {} on `{}`", place.rank, rendezvous::host_name()))),
+    }
+}
+
+/// Whether every rank has this error, so that rank 0 alone reports it.
+fn is_everyones(error: &anyhow::Error) -> bool {
+    let train = match error.downcast_ref::<RunError>() {
+        Some(RunError::Train(train) | RunError::Step { error: train, .. }) => Some(train),
+        _ => error.downcast_ref::<TrainError>(),
+    };
+    match train {
+        Some(TrainError::RanksDiffer { .. }) => true,
+        Some(TrainError::Exchange(error)) => is_known_to_all(error),
+        _ => error.downcast_ref::<ExchangeError>().is_some_and(is_known_to_all),
+    }
+}

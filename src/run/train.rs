@@ -1,0 +1,101 @@
+//! A run from opened to trained, in steps that each take what the one before has made:
+//!
+//! 1. [`Opened`]: data, device, lock file and, for a resume, the newest whole checkpoint;
+//! 2. [`Agreed`]: all is allocated, and ranks, lock and past hold the same numerics;
+//! 3. [`Prepared`]: the folder is written, the state loaded, the records open;
+//! 4. [`Trained`]: the last step is done, or training was stopped or diverged.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use super::agree::Agreed;
+use super::device::OnDevice;
+use super::locked::Locked;
+use super::open::{Job, Opened};
+use super::prepare::{Kept, Prepared};
+use super::resume;
+use crate::ops::Ops;
+use crate::plan::memory::Storage;
+use crate::report::{self, PlotOptions, RunData};
+use crate::train::run::Outcome;
+use crate::train::{Event, Listener};
+
+/// A run whose training has ended, its device closed.
+pub struct Trained {
+    pub outcome: Outcome,
+    /// Rank 0's.
+    pub kept: Option<Kept>,
+}
+
+/// Trains to the end, or until asked to stop.
+///
+/// # Errors
+/// Those of every step; the checkpoints that were saved before stay whole.
+pub fn train(opened: Opened) -> anyhow::Result<Trained> {
+    let Opened { device, job } = opened;
+    let experiment = job.experiment.clone();
+    device.with(&experiment, job)
+}
+
+impl OnDevice for Job {
+    type Output = Trained;
+
+    fn on<O: Locked>(self, ops: O, storage: &Storage, peak_flops: Option<f64>) -> anyhow::Result<Trained> {
+        let agreed = Agreed::of(self, ops, storage)?;
+        let prepared = Prepared::of(agreed, peak_flops)?;
+        Trained::of(prepared)
+    }
+}
+
+impl Trained {
+    fn of<O: Ops>(prepared: Prepared<O>) -> anyhow::Result<Trained> {
+        let Prepared { mut run, kept, sensors, watch, report } = prepared;
+        let mut listener: Box<dyn Listener> = match &kept {
+            Some(_) => report.training(&run.experiment, sensors),
+            None => Box::new(Silence),
+        };
+        let outcome = run.finish(listener.as_mut());
+        drop(watch);
+        match outcome {
+            Ok(outcome) => {
+                run.trainer.link().finish();
+                Ok(Trained { outcome, kept })
+            }
+            Err(error) => {
+                run.trainer.link().fail(&error.to_string());
+                Err(error.into())
+            }
+        }
+    }
+}
+
+impl Kept {
+    /// Draws the run; the pictures' paths.
+    pub fn draw(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let draw = || {
+            let run = RunData::from_folder(self.folder.paths.folder())?;
+            report::plot_runs(&[run], &PlotOptions::default(), &self.folder.paths.plots())
+        };
+        draw().context("the run is whole, but its plot could not be drawn")
+    }
+
+    /// Writes what a finished run ended in into its lock.
+    ///
+    /// # Errors
+    /// The lock that the run is held to has other outputs.
+    pub fn keep_outputs(self) -> anyhow::Result<()> {
+        let lock = resume::with_outputs(self.lock, &self.folder.paths)?;
+        if let Some(expected) = &self.expected {
+            expected.require_outputs(&lock.outputs)?;
+        }
+        Ok(())
+    }
+}
+
+/// The listener of every rank but the first.
+struct Silence;
+
+impl Listener for Silence {
+    fn on(&mut self, _: &Event) {}
+}

@@ -1,0 +1,144 @@
+//! The first step, tensor, leaf and element in which two runs differ.
+//!
+//! Ledgers give the step, manifests the tensor; then a single tensor of each side is read. Two
+//! checkpoint folders may be given instead of two runs.
+
+use std::fmt;
+use std::path::Path;
+
+use anyhow::bail;
+
+use crate::proof::lock::{self, Lock, differences};
+use crate::proof::{Entry, FieldDifference, ledger};
+use crate::run::error::{refuse_ledger, refuse_lock};
+use crate::run::lock::list;
+use crate::store::compare::{self, StateDifference};
+use crate::store::{self, RunPaths, checkpoint};
+
+/// How two runs differ.
+#[derive(Debug, Default)]
+pub struct Diff {
+    /// Tables of the locks by name, with what differs in each.
+    pub locks: Vec<(&'static str, Vec<lock::Difference>)>,
+    /// Entries in both ledgers.
+    pub entries: (usize, usize),
+    /// The first entry that differs, by its place, and its fields.
+    pub step: Option<(u64, Vec<FieldDifference>)>,
+    /// Checkpoint steps that both runs have.
+    pub compared: Vec<u64>,
+    /// The first common checkpoint that differs.
+    pub state: Option<(u64, StateDifference)>,
+}
+
+impl Diff {
+    /// Compares the folders of two runs, or of two checkpoints.
+    ///
+    /// # Errors
+    /// One is a run and the other a checkpoint, or a file of either is missing or damaged.
+    pub fn of(a: &Path, b: &Path) -> anyhow::Result<Diff> {
+        let is_checkpoint = |folder: &Path| folder.join(checkpoint::MANIFEST_FILE).is_file();
+        match (is_checkpoint(a), is_checkpoint(b)) {
+            (true, true) => {
+                let step = checkpoint::inspect(a)?.step;
+                let state = compare::checkpoints(a, b)?.map(|state| (step, state));
+                Ok(Diff { compared: vec![step], state, ..Diff::default() })
+            }
+            (false, false) => Diff::of_runs(a, b),
+            _ => bail!(
+                "a run and a checkpoint cannot be compared\n  hint: give two runs, or two folders of checkpoints"
+            ),
+        }
+    }
+
+    fn of_runs(a: &Path, b: &Path) -> anyhow::Result<Diff> {
+        let (a, b) = (RunPaths::new(a), RunPaths::new(b));
+        for paths in [&a, &b] {
+            if !paths.ledger().is_file() {
+                return Err(store::StoreError::NoSuchRun { path: paths.folder().into() }.into());
+            }
+        }
+        let (_, entries_a) = ledger::read(&a.ledger()).map_err(refuse_ledger)?;
+        let (_, entries_b) = ledger::read(&b.ledger()).map_err(refuse_ledger)?;
+        let mut diff = Diff {
+            locks: locks(&a, &b)?,
+            entries: (entries_a.len(), entries_b.len()),
+            step: first_entry(&entries_a, &entries_b),
+            ..Diff::default()
+        };
+        let in_b = store::list(&b.checkpoints())?;
+        for (step, folder) in store::list(&a.checkpoints())? {
+            let Some((_, other)) = in_b.iter().find(|(other, _)| *other == step) else { continue };
+            diff.compared.push(step);
+            if let Some(state) = compare::checkpoints(&folder, other)? {
+                diff.state = Some((step, state));
+                break;
+            }
+        }
+        Ok(diff)
+    }
+
+    /// Whether everything that both have has the same bits.
+    pub fn same_bits(&self) -> bool {
+        self.step.is_none() && self.state.is_none()
+    }
+}
+
+impl fmt::Display for Diff {
+    /// A few lines that end in the first differing element.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, changed) in self.locks.iter().filter(|(_, changed)| !changed.is_empty()) {
+            let what = if *name == "numerics" {
+                "what the bits depend on"
+            } else {
+                "recorded, no bit depends on it"
+            };
+            writeln!(f, "lock: {name} differ ({what}):{}", list(changed))?;
+        }
+        match (&self.step, self.entries) {
+            (Some((step, fields)), _) => {
+                writeln!(f, "ledger: step {step} is the first that differs")?;
+                fields.iter().try_for_each(|field| writeln!(f, "  {field}"))?;
+            }
+            (None, (a, b)) if a == b => writeln!(f, "ledger: {a} steps, all equal")?,
+            (None, (a, b)) => {
+                writeln!(f, "ledger: {} steps equal; the runs have {a} and {b}", a.min(b))?;
+            }
+        }
+        match (&self.state, self.compared.as_slice()) {
+            (Some((step, state)), _) => f.write_str(&state_text(*step, state)),
+            (None, []) => writeln!(f, "checkpoints: none that both have"),
+            (None, steps) => writeln!(f, "checkpoints: {} that both have, all equal", steps.len()),
+        }
+    }
+}
+
+/// Which tensors differ and the first of them, down to the element.
+pub fn state_text(step: u64, state: &StateDifference) -> String {
+    format!(
+        "checkpoint of step {step}: {} of {} tensors differ\n  first: `{}`: {}\n",
+        state.tensors.len(),
+        state.of,
+        state.tensors[0],
+        state.first
+    )
+}
+
+/// The first entry that differs and its fields.
+pub fn first_entry(a: &[Entry], b: &[Entry]) -> Option<(u64, Vec<FieldDifference>)> {
+    let (a, b) = a.iter().zip(b).find(|(a, b)| a != b)?;
+    Some((a.step, a.differences(b)))
+}
+
+/// The tables of both locks, where both have one.
+fn locks(a: &RunPaths, b: &RunPaths) -> anyhow::Result<Vec<(&'static str, Vec<lock::Difference>)>> {
+    if !a.lock_file().exists() || !b.lock_file().exists() {
+        return Ok(Vec::new());
+    }
+    let read = |paths: &RunPaths| Lock::read(&paths.lock_file()).map_err(refuse_lock);
+    let (a, b) = (read(a)?, read(b)?);
+    Ok(vec![
+        ("numerics", differences(&a.numerics, &b.numerics)),
+        ("environment", differences(&a.environment, &b.environment)),
+        ("source", differences(&a.source, &b.source)),
+    ])
+}

@@ -1,0 +1,60 @@
+//! What can be proven of a run. Every check is a value; nothing here prints.
+//!
+//! * [`files`]: locks, ledger, checkpoints and data of a run against each other and this machine.
+//! * [`replay`]: steps of a run trained again, each root compared.
+//! * [`twice`]: an experiment in fresh processes, one of them killed; [`golden`]: roots in a file.
+//! * [`diff`]: the first step, tensor, leaf and element in which two runs differ.
+//! * [`promises`]: the checks of a run in the words of its page.
+
+pub mod diff;
+pub mod files;
+pub mod golden;
+pub mod promises;
+pub mod replay;
+pub mod twice;
+
+pub use crate::report::html::{Check, Status};
+
+/// The checks so far. Each is handed over as it is made, for some take long.
+pub struct Checks<'a> {
+    made: Vec<Check>,
+    on_check: &'a mut dyn FnMut(&Check),
+}
+
+impl<'a> Checks<'a> {
+    /// No checks yet; `on_check` gets each.
+    pub fn new(on_check: &'a mut dyn FnMut(&Check)) -> Checks<'a> {
+        Checks { made: Vec::new(), on_check }
+    }
+
+    fn add(&mut self, status: Status, name: &str, detail: String) {
+        let check = Check { status, name: name.to_owned(), detail };
+        (self.on_check)(&check);
+        self.made.push(check);
+    }
+
+    /// What was checked is as it must be.
+    pub fn passed(&mut self, name: &str, detail: impl Into<String>) {
+        self.add(Status::Passed, name, detail.into());
+    }
+
+    /// It is not.
+    pub fn failed(&mut self, name: &str, detail: impl Into<String>) {
+        self.add(Status::Failed, name, detail.into());
+    }
+
+    /// It could not be checked here, which proves nothing.
+    pub fn skipped(&mut self, name: &str, detail: impl Into<String>) {
+        self.add(Status::NotChecked, name, detail.into());
+    }
+
+    /// Whether no check has failed.
+    pub fn all_passed(&self) -> bool {
+        self.made.iter().all(|check| check.status != Status::Failed)
+    }
+
+    /// All of them, in the order in which they were made.
+    pub fn into_made(self) -> Vec<Check> {
+        self.made
+    }
+}

@@ -1,0 +1,139 @@
+//! The checks of a run in the words of a page that people read: what each promises, and the promises that no
+//! file can show.
+
+use std::path::Path;
+
+use super::{Check, Status};
+use crate::experiment;
+use crate::store::RunPaths;
+
+/// What a page says of files that were not checked.
+pub fn unchecked(folder: &Path) -> Vec<Check> {
+    let check = |name: &str, command: &str| Check {
+        status: Status::NotChecked,
+        name: name.into(),
+        detail: format!("runner {command} {}", folder.display()),
+    };
+    vec![check("files against checkpoints, ledger, lock, metrics and data", "verify")]
+}
+
+/// The checks of the files in `folder` as promises, and those that no check of files can show.
+pub fn of_run(checks: Vec<Check>, folder: &Path) -> anyhow::Result<Vec<Check>> {
+    let mut checks = condensed(checks);
+    checks.extend(beyond_files(folder));
+    checks.extend(replays(folder)?);
+    Ok(checks)
+}
+
+/// The checks as promises, those of whole checkpoints in one: the page lists their roots elsewhere.
+fn condensed(checks: Vec<Check>) -> Vec<Check> {
+    let step_of = |check: &Check| {
+        let step = check.name.strip_prefix("checkpoint ")?.parse::<u64>().ok()?;
+        (check.status == Status::Passed).then_some(step)
+    };
+    let whole: Vec<u64> = checks.iter().filter_map(step_of).collect();
+    let mut condensed: Vec<Check> = checks
+        .into_iter()
+        .filter(|check| whole.len() < 2 || step_of(check).is_none())
+        .map(|check| Check { name: promise(&check.name), ..check })
+        .collect();
+    if whole.len() >= 2 {
+        let steps: Vec<String> = whole.iter().map(u64::to_string).collect();
+        let name = format!("every byte of {} checkpoints is what it was", whole.len());
+        condensed.insert(
+            0,
+            Check { status: Status::Passed, name, detail: format!("after steps {}", steps.join(", ")) },
+        );
+    }
+    condensed
+}
+
+/// What a check of `runner verify` promises, in the words of a reader.
+fn promise(check: &str) -> String {
+    let sentence = match check {
+        "lock" => "the lock is as runner wrote it",
+        "ledger" => "no line of the ledger was edited, moved or lost",
+        "ledger and checkpoints" => "ledger and checkpoints tell of the same run",
+        "outputs" => "the lock's outputs are those of the last checkpoint",
+        "metrics" => "the metrics have the ledger's bits",
+        "data" => "the data are those that it was trained on",
+        "this machine" => "the machine that wrote this page can make these bits",
+        other => {
+            let of = |prefix: &str| other.strip_prefix(prefix);
+            return match (of("checkpoint ").and_then(|rest| rest.parse::<u64>().ok()), of("numerics of ")) {
+                (Some(step), _) => format!("every byte of checkpoint {step} is what it was"),
+                (_, Some(checkpoint)) => format!("{checkpoint} was made with the numerics of the lock"),
+                _ => other.to_owned(),
+            };
+        }
+    };
+    sentence.to_owned()
+}
+
+/// The promises that no file can show: each with the command that checks it.
+fn beyond_files(folder: &Path) -> [Check; 2] {
+    let open = |name: &str, detail: String| Check { status: Status::NotChecked, name: name.into(), detail };
+    [
+        open(
+            "trained again, it gives the same bits",
+            format!("runner verify {} --replay 0..STEP", folder.display()),
+        ),
+        open(
+            "killed and resumed, it ends in the same bits",
+            "runner verify EXPERIMENT --twice, with the experiment's file".into(),
+        ),
+    ]
+}
+
+/// What `proof.replay_every` found: a run that made a step twice with other bits has stopped and kept both.
+fn replays(folder: &Path) -> anyhow::Result<Option<Check>> {
+    let paths = RunPaths::new(folder);
+    let every = experiment::load(&paths.experiment(), &[])?.experiment.proof.replay_every;
+    if every == 0 {
+        return Ok(None);
+    }
+    let name = "made twice while it trained, a step gives the same bits".to_owned();
+    let kept = folder.join("unrepeatable");
+    Ok(Some(if kept.exists() {
+        Check {
+            status: Status::Failed,
+            name,
+            detail: format!("a step gave two states: both are in {}", kept.display()),
+        }
+    } else {
+        Check { status: Status::Passed, name, detail: format!("every {every} steps, and none differed") }
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_checkpoints_are_one_promise_and_damaged_ones_stay() {
+        let check = |status, name: &str| Check { status, name: name.into(), detail: "root".into() };
+        let (whole, damaged) = (Status::Passed, Status::Failed);
+        let checks = vec![
+            check(whole, "checkpoint 5"),
+            check(damaged, "checkpoint 10"),
+            check(whole, "checkpoint 15"),
+        ];
+        let names: Vec<String> = condensed(checks).into_iter().map(|check| check.name).collect();
+        assert_eq!(
+            names,
+            ["every byte of 2 checkpoints is what it was", "every byte of checkpoint 10 is what it was"]
+        );
+        assert_eq!(condensed(vec![check(whole, "checkpoint 5")])[0].detail, "root");
+    }
+
+    #[test]
+    fn checks_read_as_promises_and_unknown_ones_stay() {
+        assert_eq!(promise("checkpoint 500"), "every byte of checkpoint 500 is what it was");
+        assert_eq!(promise("checkpoint 500 in the ledger"), "checkpoint 500 in the ledger");
+        assert_eq!(
+            promise("numerics of checkpoint 5"),
+            "checkpoint 5 was made with the numerics of the lock"
+        );
+        assert_eq!(promise("something new"), "something new");
+    }
+}

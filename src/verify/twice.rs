@@ -1,0 +1,232 @@
+//! An experiment trained twice in fresh processes, and once more with a kill in the middle.
+
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use super::Checks;
+use super::diff::Diff;
+use super::golden::Golden;
+use crate::experiment;
+use crate::proof::{Entry, Lock, ledger};
+use crate::store::{self, Manifest, RunPaths, checkpoint};
+
+/// What to hold the runs to, and where to keep them.
+pub struct Options {
+    /// `--set` arguments of the experiment.
+    pub set: Vec<String>,
+    /// A file of golden roots to compare with.
+    pub expect: Option<PathBuf>,
+    /// A file of golden roots to write, when all runs agree.
+    pub bless: Option<PathBuf>,
+    /// Where to keep the run folders.
+    pub keep: Option<PathBuf>,
+}
+
+/// The three runs and where they are.
+struct Trial<'a> {
+    program: PathBuf,
+    experiment: &'a Path,
+    runs: PathBuf,
+    /// Where the runs' stderr goes: a pipe that nobody reads would stop them when it is full.
+    logs: PathBuf,
+    /// `--set` arguments, those of the user and our own.
+    set: Vec<String>,
+    steps: u64,
+}
+
+/// A run whose bits are compared with golden roots.
+struct Made {
+    entries: Vec<Entry>,
+    manifests: Vec<Manifest>,
+    lock: Lock,
+}
+
+/// How often a run that ends before its kill is started again, to be killed earlier.
+const ATTEMPTS: u32 = 5;
+
+/// Makes the three runs of the experiment at `path` and checks that they agree, and that they are golden.
+///
+/// # Errors
+/// A run fails, or a file cannot be read or written.
+pub fn verify(path: &Path, options: &Options, checks: &mut Checks<'_>) -> anyhow::Result<()> {
+    // Read first: a mistake in it should not cost two runs.
+    let golden = options.expect.as_deref().map(|path| {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        Golden::parse(path, &text)
+    });
+    let golden = golden.transpose()?;
+    let loaded = experiment::load(path, &options.set)?;
+    let temporary = tempfile::tempdir().context("cannot make a folder for the runs")?;
+    let steps = loaded.experiment.schedule.steps;
+    let mut set = options.set.clone();
+    // Intervals change no bit; checkpoints to resume from and to compare are wanted.
+    set.extend([format!("checkpoint.every={}", (steps / 4).max(1)), "checkpoint.keep_last=0".into()]);
+    let trial = Trial {
+        program: std::env::current_exe()?,
+        experiment: path,
+        runs: options.keep.clone().unwrap_or_else(|| temporary.path().join("runs")),
+        logs: temporary.path().to_owned(),
+        set,
+        steps,
+    };
+    trial.whole("first")?;
+    trial.whole("second")?;
+    let killed_after = trial.killed("killed")?;
+    let repeat = Diff::of(&trial.folder("first"), &trial.folder("second"))?;
+    same(&repeat, "repeat", "two processes gave the same bits", checks);
+    match killed_after {
+        Some(step) => {
+            let resumed = Diff::of(&trial.folder("first"), &trial.folder("killed"))?;
+            same(&resumed, "resume", &format!("killed after step {step} and resumed: the same bits"), checks);
+        }
+        None => checks.failed(
+            "resume",
+            format!(
+                "nothing was killed: {ATTEMPTS} runs of {steps} steps ended before their kill\n  do: use more steps, with `--set schedule.steps=N`"
+            ),
+        ),
+    }
+    let made = Made::read(&RunPaths::new(&trial.folder("first")))?;
+    if let Some((golden, file)) = golden.zip(options.expect.as_ref()) {
+        golden_roots(path, &golden, file, &made, checks);
+    }
+    if let Some(file) = &options.bless {
+        bless(file, &loaded.experiment.name, &made, checks)?;
+    }
+    Ok(())
+}
+
+fn same(diff: &Diff, check: &str, good: &str, checks: &mut Checks<'_>) {
+    if diff.same_bits() && diff.entries.0 == diff.entries.1 {
+        checks.passed(check, good);
+    } else {
+        let lines = diff.to_string().trim_end().replace('\n', "\n  ");
+        checks.failed(check, format!("the bits differ\n  {lines}"));
+    }
+}
+
+/// Whether the roots are golden, and what to do when they are not.
+fn golden_roots(experiment: &Path, golden: &Golden, file: &Path, made: &Made, checks: &mut Checks<'_>) {
+    let check = "golden roots";
+    let Some(why) = golden.mismatch(&made.entries, &made.manifests) else {
+        return checks.passed(check, format!("as in `{}`", file.display()));
+    };
+    let id = made.lock.numerics_id();
+    let numerics = match golden.numerics_id {
+        Some(expected) if expected != id => format!(
+            "\n  the lock differs too: numerics_id was {expected}, is {id}; so a key, the data or a version has changed"
+        ),
+        _ => String::new(),
+    };
+    let bless = format!("runner verify {} --twice --bless {}", experiment.display(), file.display());
+    checks.failed(check, format!("{why}{numerics}\n  do: if the change of bits is meant, `{bless}`"));
+}
+
+/// Writes the golden roots of runs that agree.
+fn bless(file: &Path, name: &str, made: &Made, checks: &mut Checks<'_>) -> anyhow::Result<()> {
+    if !checks.all_passed() {
+        checks.failed("bless", "nothing is written: the runs do not agree");
+        return Ok(());
+    }
+    let golden = Golden::of(made.lock.numerics_id(), &made.entries, &made.manifests);
+    store::atomic::write(file, golden.to_text(name).as_bytes())?;
+    let (roots, tensors) = (golden.roots.len(), golden.tensors.len());
+    checks.passed("bless", format!("{roots} roots and {tensors} tensors in `{}`", file.display()));
+    Ok(())
+}
+
+impl Made {
+    fn read(paths: &RunPaths) -> anyhow::Result<Made> {
+        let (_, entries) = ledger::read(&paths.ledger())?;
+        let folders = store::list(&paths.checkpoints())?.into_iter();
+        let manifests =
+            folders.map(|(_, folder)| checkpoint::inspect(&folder)).collect::<store::Result<_>>()?;
+        Ok(Made { entries, manifests, lock: Lock::read(&paths.lock_file())? })
+    }
+}
+
+impl Trial<'_> {
+    fn folder(&self, name: &str) -> PathBuf {
+        self.runs.join(name)
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.logs.join(format!("{name}.stderr"))
+    }
+
+    fn start(&self, name: &str) -> anyhow::Result<Child> {
+        let mut command = self.command(name, "run")?;
+        command.arg(self.experiment).args(["--name", name, "--overwrite"]);
+        for set in &self.set {
+            command.args(["--set", set]);
+        }
+        Ok(command.spawn()?)
+    }
+
+    fn command(&self, name: &str, verb: &str) -> anyhow::Result<Command> {
+        let mut command = Command::new(&self.program);
+        command
+            .arg(verb)
+            .arg("--runs")
+            .arg(&self.runs)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(self.log(name)).context("cannot keep what the runs say")?);
+        Ok(command)
+    }
+
+    /// Trains to the end.
+    fn whole(&self, name: &str) -> anyhow::Result<()> {
+        self.finished(self.start(name)?, name)
+    }
+
+    /// Kills a run in its middle and resumes it; the steps that it had done. None when every attempt came too
+    /// late: the first kill is at half of the steps, each further one at half of the steps before.
+    fn killed(&self, name: &str) -> anyhow::Result<Option<u64>> {
+        for attempt in 1..=ATTEMPTS {
+            let mut child = self.start(name)?;
+            let paths = RunPaths::new(&self.folder(name));
+            let done = || {
+                std::fs::read(paths.ledger())
+                    .map_or(0, |text| text.iter().filter(|byte| **byte == b'\n').count() as u64)
+            };
+            let kill_after = (self.steps >> attempt).max(1);
+            while child.try_wait()?.is_none() && done() < kill_after {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // SIGKILL: nothing of the process runs any more.
+            child.kill()?;
+            let status = child.wait()?;
+            let done = done();
+            if status.signal() == Some(signal_hook::consts::SIGKILL) && done < self.steps {
+                let child = self.command(name, "resume")?.arg(name).spawn()?;
+                self.finished(child, name)?;
+                return Ok(Some(done));
+            }
+            if status.signal() != Some(signal_hook::consts::SIGKILL) && !status.success() {
+                self.failed(name, status)?;
+            }
+        }
+        Ok(None)
+    }
+
+    fn finished(&self, mut child: Child, name: &str) -> anyhow::Result<()> {
+        let status = child.wait()?;
+        if status.success() { Ok(()) } else { self.failed(name, status) }
+    }
+
+    /// The error of a run that failed, with the last that it said.
+    fn failed(&self, name: &str, status: ExitStatus) -> anyhow::Result<()> {
+        let said = std::fs::read(self.log(name)).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said);
+        let lines: Vec<&str> = said.lines().collect();
+        let tail = lines[lines.len().saturating_sub(12)..].join("\n");
+        bail!("run `{name}` ended with {status}:\n{tail}")
+    }
+}
