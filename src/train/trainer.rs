@@ -323,7 +323,7 @@ impl<O: Ops> Trainer<O> {
             else {
                 continue;
             };
-            let weight_decay = if spec.decay { decay } else { 0.0 };
+            let weight_decay = if spec.shape.len() == 2 { decay } else { 0.0 };
             let at = piece.start;
             slots.push(ParamSlot {
                 id: spec.id,
