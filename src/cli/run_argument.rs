@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::eval::parameters;
+use crate::optim::MASTER;
 use crate::store::{self, Loaded, RunPaths, StoreError, checkpoint};
 
 /// The folder of a run: `run` itself if it is a folder, else that name under `runs`; the newest of
@@ -31,7 +32,7 @@ pub fn load_parameters(paths: &RunPaths, step: Option<u64>) -> anyhow::Result<Lo
 
 /// As [`load_parameters`], and their fp32 masters where there are any.
 pub fn load_masters(paths: &RunPaths, step: Option<u64>) -> anyhow::Result<Loaded> {
-    load_some(paths, step, |name| parameters::is_parameter(name) || name.starts_with("master/"))
+    load_some(paths, step, |name| parameters::is_parameter(name) || name.starts_with(MASTER.prefix))
 }
 
 fn load_some(paths: &RunPaths, step: Option<u64>, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Loaded> {
