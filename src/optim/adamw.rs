@@ -3,7 +3,7 @@
 //! Two moments for every parameter, and an fp32 master where the parameter is stored narrower. The
 //! arithmetic of an element is the device's, [`Ops::adamw`].
 
-use super::{MASTER, Slot, Start, StateRow, UpdateRule, UpdateStep};
+use super::{MASTER, Slot, Start, StateRow, UpdateRule, UpdateStep, keeps_masters};
 use crate::experiment::{self, Experiment};
 use crate::ops::{AdamW, Dtype, Ops, ParamSlot, Result};
 use crate::rng::Key;
@@ -24,7 +24,7 @@ pub struct AdamWRule<'a> {
 impl<'a> AdamWRule<'a> {
     /// The rule of an experiment on a device that stores parameters as `param`.
     pub fn new(experiment: &'a Experiment, param: Dtype) -> AdamWRule<'a> {
-        let masters = param != Dtype::F32 && experiment.precision.master_weights;
+        let masters = keeps_masters(experiment, param);
         AdamWRule { config: &experiment.optimizer, seed: experiment.seed, masters }
     }
 

@@ -37,6 +37,11 @@ pub enum Start {
 /// An fp32 copy of a parameter that is stored narrower. It takes the updates; the parameter is rounded from it.
 pub const MASTER: StateRow = StateRow { prefix: "master/", label: "master weights", start: Start::Parameter };
 
+/// Whether parameters stored as `param` have masters.
+fn keeps_masters(experiment: &Experiment, param: Dtype) -> bool {
+    param != Dtype::F32 && experiment.precision.master_weights
+}
+
 /// A parameter in an update, or the part of it that is updated on this rank.
 pub struct Slot<'a, O: Ops> {
     /// Number of the parameter in the model's order; enters the counter of stochastic rounding.

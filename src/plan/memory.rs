@@ -173,7 +173,6 @@ impl MemoryPlan {
             pieces.iter().for_each(|(name, bytes)| plan.add(Category::Scratch, name, *bytes));
         };
         scratch(&mut plan, &storage.scratch.opened);
-        let tensors = |size: usize| specs.iter().map(move |spec| (spec.len * size) as u64);
         let sharded = experiment.parallel.zero > 0;
         let table = table(experiment, &specs, storage.param, sharded);
         plan.rows(Category::Parameters, &table, share);
@@ -186,27 +185,21 @@ impl MemoryPlan {
         plan.all(Category::Activations, "token ids", [2 * rows.count() as u64; 2].into_iter());
         plan.add(Category::Activations, "token losses", 4 * rows.count() as u64);
 
-        let shard = move |bytes: u64| if sharded { share.of(bytes) } else { bytes };
+        let tensors = || specs.iter().map(|spec| 4 * spec.len as u64);
         let divided = share.devices > 1 && sums::are_gradients_sharded(experiment, share.devices as usize);
+        let written = sums::written(&specs, divided);
+        plan.all(Category::Gradients, "gradients", written.iter().map(|spec| 4 * spec.len as u64));
         if divided {
-            let written = specs.clone().with_blocks(sums::BLOCKS);
-            plan.all(Category::Gradients, "gradients", written.iter().map(|spec| 4 * spec.len as u64));
-            plan.all(Category::Gradients, "sums of gradients", tensors(4).map(shard));
-        } else {
-            plan.all(Category::Gradients, "gradients", tensors(4));
+            plan.all(Category::Gradients, "sums of gradients", tensors().map(|bytes| share.of(bytes)));
         }
         plan.rows(Category::Optimizer, &table, share);
         // One partial sum for each level of the tree over the workers of this device.
         let levels = share.workers(experiment).next_power_of_two().trailing_zeros();
         let elsewhere = experiment.memory.partial_sums == PartialSums::Host;
         if elsewhere && storage.host_apart {
-            plan.count(
-                Category::Host,
-                "sums of virtual workers",
-                u64::from(levels) * tensors(4).sum::<u64>(),
-            );
+            plan.count(Category::Host, "sums of virtual workers", u64::from(levels) * tensors().sum::<u64>());
         } else {
-            (0..levels).for_each(|_| plan.all(Category::Gradients, "sums of virtual workers", tensors(4)));
+            (0..levels).for_each(|_| plan.all(Category::Gradients, "sums of virtual workers", tensors()));
         }
         if elsewhere && levels > 0 {
             plan.add(

@@ -80,7 +80,7 @@ fn samples_have_their_place_in_the_plan_before_the_first_step() {
 }
 
 #[test]
-fn several_devices_share_moments_and_masters_and_need_no_tree() {
+fn several_devices_share_the_optimizers_state_and_need_no_tree() {
     let experiment = shipped("gpt2_33b.toml", &["memory.partial_sums=device"]);
     let storage = Storage::cuda(&experiment);
     let (alone, eighth) = (

@@ -12,7 +12,7 @@ use crate::store::Tensor;
 pub struct Progress {
     /// Optimizer steps done; the number of the next one.
     pub step: u64,
-    /// Steps that reached the weights: AdamW's `t`.
+    /// Steps that reached the weights.
     pub updates: u64,
     /// Sequences by which rewinds have moved the stream of samples on.
     pub data_offset: u64,

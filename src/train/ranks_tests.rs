@@ -129,15 +129,15 @@ fn saved_on_four_ranks_and_resumed_on_any_gives_the_uninterrupted_run() {
 #[test]
 fn the_optimizers_state_is_divided_among_the_ranks() {
     let experiment = experiment(1);
-    let kept = threads::run(4, |link| {
+    let lens = threads::run(4, |link| {
         let rank = link.rank();
         let cpu = Cpu::new(&experiment.device).expect("a CPU");
         let trainer = Trainer::join(cpu, &experiment, Box::new(Hosted(link))).expect("a trainer");
         (rank, trainer.optimizer.pieces().iter().map(|piece| piece.len).sum::<usize>())
     });
     let all: usize = crate::model::Weights::of(&experiment.model).parameters() as usize;
-    assert_eq!(kept.iter().map(|(_, len)| len).sum::<usize>(), all);
-    for (rank, len) in kept {
+    assert_eq!(lens.iter().map(|(_, len)| len).sum::<usize>(), all);
+    for (rank, len) in lens {
         assert!(len < all / 2, "rank {rank} keeps {len} of {all}");
     }
 }

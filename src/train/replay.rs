@@ -2,8 +2,8 @@
 //!
 //! A processor that miscalculates once an hour leaves no trace in a loss curve. Here the state before the
 //! step is copied to the host, the step made, the copy put back and the step made again on the same
-//! micro-batches; the two reports and roots must be equal. What is kept is the second state, which is
-//! the first.
+//! micro-batches; the two reports and roots must be equal. Training goes on from the second
+//! state, which is the first.
 
 use super::trainer::{StepReport, Trainer};
 use super::{RunError, TrainError};
