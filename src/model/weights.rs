@@ -7,6 +7,7 @@
 use std::fmt;
 
 use crate::experiment::Model;
+use crate::optim::{ParamKind, Parameter};
 
 /// How a tensor is initialised.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,10 +29,16 @@ pub struct ParamSpec {
     pub shape: Vec<usize>,
     /// Elements in memory: `wte` has its padding rows, which are always zero.
     pub len: usize,
+    pub kind: ParamKind,
     pub init: Init,
 }
 
 impl ParamSpec {
+    /// The parameter as the optimizer sees it.
+    pub fn parameter(&self) -> Parameter<'_> {
+        Parameter { id: self.id, kind: self.kind, shape: &self.shape }
+    }
+
     /// Elements of the logical tensor: a prefix of the `len` in memory.
     pub fn logical_len(&self) -> usize {
         self.shape.iter().product()
@@ -119,9 +126,9 @@ tensors! {
 }
 
 tensors! {
-    /// The tensors of transformer block `l`, of C channels. What the projections into the residual stream
-    /// start from is given apart: every block adds two to it.
-    Layer(specs: &mut Specs, l: usize, c: usize, into_residual: Init) {
+    /// The tensors of one transformer block. Number `l`, C channels; the initialisation of the projections
+    /// into the residual stream.
+    Block(specs: &mut Specs, l: usize, c: usize, into_residual: Init) {
         /// (C)
         ln_1: Affine = Affine::specs(specs, &format!("h.{l}.ln_1"), &[c], Init::Ones),
         /// (3C, C): query, key and value projections.
@@ -141,13 +148,13 @@ tensors! {
     /// One `T` for each parameter tensor.
     Weights(specs: &mut Specs, model: &Model) {
         /// Token table (V, C), tied to the classifier; in memory with its padding rows.
-        wte: T = specs.padded("wte.weight".into(), &[model.vocab, model.channels], model.vocab_padded),
+        wte: T = specs.table("wte.weight", [model.vocab, model.channels], model.vocab_padded),
         /// Position table (context, C).
-        wpe: T = specs.tensor("wpe.weight".into(), &[model.context, model.channels], NORMAL),
-        layers: [Layer] = {
+        wpe: T = specs.table("wpe.weight", [model.context, model.channels], model.context),
+        layers: [Block] = {
             // GPT-2's, narrower by the root of the number of projections.
             let into_residual = Init::Normal(0.02 / libm::sqrt(2.0 * model.layers as f64));
-            (0..model.layers).map(|l| Layer::specs(specs, l, model.channels, into_residual)).collect()
+            (0..model.layers).map(|l| Block::specs(specs, l, model.channels, into_residual)).collect()
         },
         ln_f: Affine = Affine::specs(specs, "ln_f", &[model.channels], Init::Ones),
     }
@@ -166,12 +173,14 @@ impl Specs {
     fn tensor(&mut self, name: String, shape: &[usize], init: Init) -> ParamSpec {
         let id = self.next_id;
         self.next_id += 1;
-        ParamSpec { id, name, shape: shape.to_vec(), len: shape.iter().product(), init }
+        let kind = if shape.len() == 2 { ParamKind::Matrix } else { ParamKind::Vector };
+        ParamSpec { id, name, shape: shape.to_vec(), len: shape.iter().product(), kind, init }
     }
 
-    /// A table of normal numbers whose rows are padded to `rows` in memory.
-    fn padded(&mut self, name: String, shape: &[usize], rows: usize) -> ParamSpec {
-        ParamSpec { len: rows * shape[1], ..self.tensor(name, shape, NORMAL) }
+    /// A table of normal numbers with `rows` rows in memory.
+    fn table(&mut self, name: &str, shape: [usize; 2], rows: usize) -> ParamSpec {
+        let spec = self.tensor(name.into(), &shape, NORMAL);
+        ParamSpec { len: rows * shape[1], kind: ParamKind::Table, ..spec }
     }
 }
 
@@ -195,7 +204,7 @@ impl Group {
 
 impl<T> Weights<T> {
     /// What is kept for block `l`. Where it is kept for fewer blocks than there are, they use it in turn.
-    pub fn block_mut(&mut self, l: usize) -> &mut Layer<T> {
+    pub fn block_mut(&mut self, l: usize) -> &mut Block<T> {
         let kept = self.layers.len();
         &mut self.layers[l % kept]
     }

@@ -3,7 +3,7 @@
 //! Two moments for every parameter, and an fp32 master where the parameter is stored narrower. The
 //! arithmetic of an element is the device's, [`Ops::adamw`].
 
-use super::{MASTER, Slot, Start, StateRow, UpdateRule, UpdateStep, keeps_masters};
+use super::{MASTER, ParamKind, Parameter, Slot, Start, StateRow, UpdateRule, UpdateStep, keeps_masters};
 use crate::experiment::{self, Experiment};
 use crate::ops::{AdamW, Dtype, Ops, ParamSlot, Result};
 use crate::rng::Key;
@@ -50,26 +50,29 @@ impl<'a> AdamWRule<'a> {
         }
     }
 
-    /// Decay applies to matrices and tables: not to biases and norms.
-    fn weight_decay(&self, shape: &[usize]) -> f32 {
-        if shape.len() == 2 { self.config.weight_decay as f32 } else { 0.0 }
+    /// Matrices and tables decay, vectors do not.
+    fn weight_decay(&self, kind: ParamKind) -> f32 {
+        match kind {
+            ParamKind::Table | ParamKind::Matrix => self.config.weight_decay as f32,
+            ParamKind::Vector => 0.0,
+        }
     }
 }
 
 impl UpdateRule for AdamWRule<'_> {
-    fn state(&self, _shape: &[usize]) -> Vec<StateRow> {
+    fn state(&self, _parameter: &Parameter<'_>) -> Vec<StateRow> {
         if self.masters { vec![FIRST, SECOND, MASTER] } else { vec![FIRST, SECOND] }
     }
 
     fn update<O: Ops>(&self, ops: &mut O, slots: Vec<Slot<'_, O>>, at: &UpdateStep) -> Result<()> {
         let slot = |slot| {
-            let Slot { id, shape, at, param, grad, grad_at, state } = slot;
+            let Slot { parameter, at, param, grad, grad_at, state } = slot;
             let (adam_m, adam_v, master) = match state {
                 [adam_m, adam_v] => (adam_m, adam_v, None),
                 [adam_m, adam_v, master] => (adam_m, adam_v, Some(master)),
                 _ => unreachable!("a slot has the tensors that `state` lists"),
             };
-            let weight_decay = self.weight_decay(shape);
+            let (id, weight_decay) = (parameter.id, self.weight_decay(parameter.kind));
             ParamSlot { id, at, param, master, grad, grad_at, adam_m, adam_v, weight_decay }
         };
         let mut slots: Vec<ParamSlot<'_, O>> = slots.into_iter().map(slot).collect();
@@ -109,7 +112,7 @@ mod tests {
 
     #[test]
     fn weights_decay_and_vectors_do_not() {
-        assert_eq!(rule(&ADAM).weight_decay(&[3, 4]), 0.1);
-        assert_eq!(rule(&ADAM).weight_decay(&[3]), 0.0);
+        let decays = [ParamKind::Table, ParamKind::Matrix, ParamKind::Vector];
+        assert_eq!(decays.map(|kind| rule(&ADAM).weight_decay(kind)), [0.1, 0.1, 0.0]);
     }
 }

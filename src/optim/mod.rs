@@ -34,7 +34,8 @@ pub enum Start {
     Parameter,
 }
 
-/// An fp32 copy of a parameter that is stored narrower. It takes the updates; the parameter is rounded from it.
+/// An fp32 copy of a parameter that is stored narrower: it takes the updates, and the parameter is rounded
+/// from it.
 pub const MASTER: StateRow = StateRow { prefix: "master/", label: "master weights", start: Start::Parameter };
 
 /// Whether parameters stored as `param` have masters.
@@ -42,12 +43,30 @@ fn keeps_masters(experiment: &Experiment, param: Dtype) -> bool {
     param != Dtype::F32 && experiment.precision.master_weights
 }
 
-/// A parameter in an update, or the part of it that is updated on this rank.
-pub struct Slot<'a, O: Ops> {
-    /// Number of the parameter in the model's order; enters the counter of stochastic rounding.
+/// What a parameter is to an optimizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParamKind {
+    /// Rows that are looked up: tokens, positions.
+    Table,
+    /// Weights of a linear layer, (out, in).
+    Matrix,
+    /// Biases, and the vectors of norms.
+    Vector,
+}
+
+/// A parameter, as far as an optimizer looks at it.
+#[derive(Clone, Copy, Debug)]
+pub struct Parameter<'a> {
+    /// Number in the model's order; enters the counter of stochastic rounding.
     pub id: u32,
+    pub kind: ParamKind,
     /// Of the whole parameter, without padding rows.
     pub shape: &'a [usize],
+}
+
+/// A parameter in an update, or the part of it that is updated on this rank.
+pub struct Slot<'a, O: Ops> {
+    pub parameter: Parameter<'a>,
     /// First element of the part.
     pub at: usize,
     /// The whole parameter.
@@ -74,8 +93,8 @@ pub struct UpdateStep {
 
 /// An optimizer.
 pub trait UpdateRule {
-    /// The tensors kept for a parameter of this shape. Parameters may differ in them.
-    fn state(&self, shape: &[usize]) -> Vec<StateRow>;
+    /// The tensors kept for a parameter. Parameters may differ in them.
+    fn state(&self, parameter: &Parameter<'_>) -> Vec<StateRow>;
 
     /// One update of all `slots`, which are in the model's order.
     fn update<O: Ops>(&self, ops: &mut O, slots: Vec<Slot<'_, O>>, at: &UpdateStep) -> Result<()>;

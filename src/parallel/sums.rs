@@ -22,8 +22,8 @@ use crate::ops::{self, Dtype, Ops, Result, Role};
 /// How many blocks have gradients at a time with ZeRO-2: one is written, one is on its way.
 const BLOCKS: usize = 2;
 
-/// The gradients that the backward pass writes, of parameters like `like`: of all, or of [`BLOCKS`] blocks at a
-/// time where a rank keeps `sharded` sums.
+/// The gradients that the backward pass writes, of parameters like `like`: of all, or of [`BLOCKS`] blocks
+/// at a time where a rank keeps `sharded` sums.
 pub fn written(like: &Weights<ParamSpec>, sharded: bool) -> Weights<ParamSpec> {
     let written = like.clone();
     if sharded { written.with_blocks(BLOCKS) } else { written }

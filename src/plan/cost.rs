@@ -2,8 +2,8 @@
 //! [`Dry`], each at the rate of its [`Family`].
 //!
 //! Because the model itself is run, a change of its operations changes the plan with it. What is not an
-//! operation of the model (the optimizer, the norm, the digest, sums over workers, the exchange between devices) is
-//! counted here by its bytes.
+//! operation of the model (the optimizer, the norm, the digest, sums over workers, the exchange between
+//! devices) is counted here by its bytes.
 
 use super::hardware::{self, Family, Gpu, H100, Rate, UNDISTURBED};
 use super::memory::{Share, Storage, state_bytes};
@@ -131,7 +131,7 @@ fn update_bytes(experiment: &Experiment, specs: &Weights<ParamSpec>, storage: &S
     let rule = update_rule(experiment, storage.param);
     let (gradient, kept, param) = (4, 8, storage.param.size());
     let bytes = |spec: &ParamSpec| {
-        let state = rule.state(&spec.shape);
+        let state = rule.state(&spec.parameter());
         let weights = if state.contains(&MASTER) { param } else { 2 * param };
         spec.len * (gradient + kept * state.len() + weights)
     };

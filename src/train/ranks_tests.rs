@@ -12,9 +12,11 @@ use crate::proof::Hash;
 use crate::store::Tensor;
 
 /// Wide enough that tensors are divided: the token table has two chunks, the MLP's weights four each.
-const TEXT: &str = "seed = 1\n[model]\nlayers = 2\nheads = 4\nchannels = 256\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
+const TEXT: &str = "seed = 1\n[model]\nlayers = 2\nheads = 4\nchannels = 256\n\
+    [data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
     [batch]\nmicro = 1\nseq_len = 8\ntokens = 128\n[schedule]\nsteps = 6\n[optimizer]\ngrad_clip = 0.5\n\
-    [guards]\nloss_z = 3.0\ngrad_z = 3.0\nwindow = 3\n[parallel]\nworkers = 8\n[device]\nkind = 'cpu'\nthreads = 1";
+    [guards]\nloss_z = 3.0\ngrad_z = 3.0\nwindow = 3\n\
+    [parallel]\nworkers = 8\n[device]\nkind = 'cpu'\nthreads = 1";
 
 fn experiment(zero: u8) -> Experiment {
     experiment_with(&[&format!("parallel.zero={zero}")])

@@ -77,7 +77,8 @@ mod tests {
     use crate::experiment::{self, Experiment};
     use crate::ops::cpu::Cpu;
 
-    const TEXT: &str = "seed = 1\n[model]\nlayers = 1\nheads = 1\nchannels = 32\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
+    const TEXT: &str = "seed = 1\n[model]\nlayers = 1\nheads = 1\nchannels = 32\n\
+        [data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
         [batch]\nmicro = 1\nseq_len = 8\n[schedule]\nsteps = 4\n[device]\nkind = 'cpu'\nthreads = 1";
 
     fn setup() -> (Experiment, Trainer<Cpu>, Prefetcher) {

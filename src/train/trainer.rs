@@ -6,9 +6,9 @@
 //!
 //! Of N ranks each runs V/N neighbouring workers. Then gradients are exchanged along the tree's upper levels,
 //! and losses gathered in the stream's order, so that every rank judges by the same numbers. With
-//! `parallel.zero = 1` a rank keeps the optimizer's state of its shard alone, updates that, and the new weights
-//! are gathered; with 2 it keeps the sums of its shard alone as well; with 0 the sums are gathered and
-//! everyone updates everything. None of it changes a bit.
+//! `parallel.zero = 1` a rank keeps the optimizer's state of its shard alone, updates that, and the new
+//! weights are gathered; with 2 it keeps the sums of its shard alone as well; with 0 the sums are gathered
+//! and everyone updates everything. None of it changes a bit.
 //!
 //! Gradients are exchanged on the side lane, behind the backward pass. The new weights are gathered on the
 //! main lane: a few milliseconds a step, after which the digest and the next forward pass find them in the
@@ -128,7 +128,7 @@ impl<O: Ops> Trainer<O> {
             ops.upload(param, &values)?;
             let Some(part) = optimizer.of_mut(at) else { continue };
             let range = part.piece.start.min(values.len())..part.piece.end().min(values.len());
-            for (row, buf) in rule.state(&spec.shape).iter().zip(&mut part.bufs) {
+            for (row, buf) in rule.state(&spec.parameter()).iter().zip(&mut part.bufs) {
                 if row.start == Start::Parameter {
                     ops.upload(buf, &values[range.clone()])?;
                 }
@@ -291,8 +291,8 @@ impl<O: Ops> Trainer<O> {
             let (_, (spec, param)) = params
                 .find(|(at, _)| *at == part.piece.tensor)
                 .expect("parts are of the model's parameters, in its order");
-            let (id, shape, at, state) = (spec.id, &spec.shape[..], part.piece.start, &mut part.bufs[..]);
-            slots.push(Slot { id, shape, at, param, grad, grad_at, state });
+            let (parameter, at, state) = (spec.parameter(), part.piece.start, &mut part.bufs[..]);
+            slots.push(Slot { parameter, at, param, grad, grad_at, state });
         }
         let rule = update_rule(experiment, ops.dtype(Role::Param));
         rule.update(ops, slots, &UpdateStep { learning_rate, grad_norm, update, step })

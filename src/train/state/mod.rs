@@ -48,8 +48,8 @@ impl<O: Ops> Trainer<O> {
         Ok(host.chain(self.read_shard()?).collect())
     }
 
-    /// This rank's shard of the device tensors, in the table's order: of every tensor, also of those that each
-    /// rank has whole, so that all ranks together read every byte once.
+    /// This rank's shard of the device tensors, in the table's order: of every tensor, also of those that
+    /// each rank has whole, so that all ranks together read every byte once.
     fn read_shard(&mut self) -> Result<Vec<Extent>> {
         let Trainer { ops, exchange, table, shards, model, optimizer, .. } = self;
         let held = Held { weights: model.params.iter().zip(shards.whole()).collect(), optimizer };

@@ -114,7 +114,7 @@ pub fn table(experiment: &Experiment, specs: &Weights<ParamSpec>, param: Dtype, 
         rows.push(row(name, "weights", param, spec, Division::Replicated, home));
     }
     let rule = optim::update_rule(experiment, param);
-    let states: Vec<_> = specs.iter().map(|spec| (spec, rule.state(&spec.shape))).collect();
+    let states: Vec<_> = specs.iter().map(|spec| (spec, rule.state(&spec.parameter()))).collect();
     let most = states.iter().map(|(_, state)| state.len()).max().unwrap_or(0);
     let division = if sharded { Division::Sharded } else { Division::Replicated };
     for slot in 0..most {
@@ -133,7 +133,8 @@ mod tests {
     use super::*;
     use crate::experiment;
 
-    const TEXT: &str = "[model]\nlayers = 1\nheads = 1\nchannels = 32\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
+    const TEXT: &str = "[model]\nlayers = 1\nheads = 1\nchannels = 32\n\
+        [data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
         [batch]\nmicro = 1\nseq_len = 8\n[schedule]\nsteps = 1\n[guards]\nwindow = 16\n";
 
     fn rows(param: Dtype, sharded: bool, sets: &[&str]) -> Vec<Row> {
