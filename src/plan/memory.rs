@@ -263,12 +263,12 @@ impl Builder {
     fn rows(&mut self, category: Category, table: &[Row], share: Share) {
         for row in table {
             let of = match row.home {
-                Home::Host(_) => Category::Host,
+                Home::Host(_) => continue,
                 Home::Weights(_) => Category::Parameters,
                 Home::Optimizer { .. } => Category::Optimizer,
             };
-            let whole = (row.len * row.dtype.size()) as u64;
             if of == category {
+                let whole = (row.len * row.dtype.size()) as u64;
                 let bytes = if row.division == Division::Sharded { share.of(whole) } else { whole };
                 self.add(category, row.label, bytes);
             }

@@ -145,6 +145,28 @@ fn the_optimizers_state_is_divided_among_the_ranks() {
 }
 
 #[test]
+fn a_rank_restores_from_the_tensors_that_it_needs() {
+    let saved = train_on(4, 1, None, 1);
+    let experiment = experiment(1);
+    let needed = threads::run(4, |link| {
+        let cpu = Cpu::new(&experiment.device).expect("a CPU");
+        let mut trainer = Trainer::join(cpu, &experiment, Box::new(Hosted(link))).expect("a trainer");
+        let needed: Vec<Tensor> =
+            saved.state.iter().filter(|tensor| trainer.needs(&tensor.name)).cloned().collect();
+        let names: Vec<String> = needed.iter().map(|tensor| tensor.name.clone()).collect();
+        trainer.restore(needed).expect("nothing is missing");
+        assert_eq!(trainer.state_root().expect("a root"), saved.roots[0]);
+        names
+    });
+    for names in &needed {
+        assert!(names.len() < saved.state.len(), "no rank needs everything");
+    }
+    for tensor in &saved.state {
+        assert!(needed.iter().any(|names| names.contains(&tensor.name)), "`{}` is restored", tensor.name);
+    }
+}
+
+#[test]
 fn a_rank_whose_weights_differ_is_named() {
     let experiment = experiment(1);
     let errors = threads::run(4, |link| {
