@@ -5,7 +5,7 @@
 //! * [`rng`]: counter-based random numbers; nothing random has state.
 //! * [`ops`]: the operations a device offers, and the devices that offer them.
 //! * [`model`]: GPT-2, written once over those operations.
-//! * [`optim`]: learning rates, AdamW's scalars, the guards.
+//! * [`optim`]: learning rates, optimizers, the guards.
 //! * [`parallel`]: virtual workers, the tree that adds them, and the ranks that share them.
 //! * [`train`]: what one optimizer step is, the loop around it, and what the loop reports.
 //! * [`eval`], [`generate`]: how good the model is, and what it writes.

@@ -1,6 +1,6 @@
 //! The weights of a checkpoint on a device, without the rest of a training state.
 //!
-//! Evaluation needs neither moments nor windows, and may run on a device that stores parameters in
+//! Evaluation needs nothing of what the optimizer and the guards keep, and may run on a device that stores parameters in
 //! another format than the one that trained: they are then widened, or rounded to nearest even.
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use crate::model::{ParamSpec, Weights};
 use crate::ops::{Dtype, Ops, Role};
 use crate::store::Tensor;
 
-/// Whether a tensor of a state is a parameter: moments, masters and the rest have a path before their name.
+/// Whether a tensor of a state is a parameter: all others have a path before their name.
 pub fn is_parameter(name: &str) -> bool {
     !name.contains('/')
 }
@@ -90,7 +90,7 @@ mod tests {
         }
     }
 
-    /// A state in which element `i` of each tensor is `i / 8` in bf16, and a moment that is in nobody's way.
+    /// A state in which element `i` of each tensor is `i / 8` in bf16, and a tensor of the optimizer, which is ignored.
     fn state() -> Vec<Tensor> {
         let tensor = |name: String, shape: &[usize]| {
             let values = (0..shape.iter().product::<usize>()).map(|i| bf16::from_f32(i as f32 / 8.0));

@@ -26,6 +26,7 @@ use crate::data::digests::file_sha256;
 use crate::experiment::Model;
 use crate::model::Weights;
 use crate::ops::Dtype;
+use crate::optim::MASTER;
 use crate::store::Tensor;
 
 /// The result of everything here.
@@ -50,7 +51,7 @@ impl Parameters {
         let tensors = Weights::of(model).try_map(|spec| {
             let bad = |problem: String| ExportError::Parameter { tensor: spec.name.clone(), problem };
             let parameter = state.remove(&spec.name);
-            let stored = state.remove(&format!("master/{}", spec.name)).or(parameter);
+            let stored = state.remove(&format!("{}{}", MASTER.prefix, spec.name)).or(parameter);
             let tensor = stored.ok_or_else(|| bad("is missing".into()))?;
             if tensor.shape != spec.shape {
                 return Err(bad(format!("has the shape {:?}, expected {:?}", tensor.shape, spec.shape)));
@@ -182,7 +183,10 @@ mod tests {
         let exact = Parameters::of_state(&parameters.model, state.clone()).expect("whole");
         assert!(exact.tensors.iter().eq(parameters.tensors.iter()));
         state.extend(
-            masters.tensors.iter().map(|t| Tensor { name: format!("master/{}", t.name), ..t.clone() }),
+            masters
+                .tensors
+                .iter()
+                .map(|t| Tensor { name: format!("{}{}", MASTER.prefix, t.name), ..t.clone() }),
         );
         let exact = Parameters::of_state(&parameters.model, state).expect("whole");
         assert!(exact.tensors.iter().eq(masters.tensors.iter()));

@@ -1,9 +1,13 @@
 //! The parameter tensors of GPT-2, as a structure generic over what is kept for each of them.
 //!
-//! One [`Weights<T>`] serves for shapes (`ParamSpec`), parameters, gradients, moments and masters, so
-//! that all of them are walked in the same order: `wte`, `wpe`, the layers, `ln_f`.
+//! One [`Weights<T>`] serves for shapes (`ParamSpec`), parameters and gradients, so that all of them are
+//! walked in the same order: `wte`, `wpe`, the layers, `ln_f`. Which tensors a block has, with their names,
+//! shapes and initialisation, stands once, in the descriptions below.
+
+use std::fmt;
 
 use crate::experiment::Model;
+use crate::optim::{ParamKind, Parameter};
 
 /// How a tensor is initialised.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,68 +29,158 @@ pub struct ParamSpec {
     pub shape: Vec<usize>,
     /// Elements in memory: `wte` has its padding rows, which are always zero.
     pub len: usize,
-    /// Whether weight decay applies: 2-D tensors only.
-    pub decay: bool,
+    pub kind: ParamKind,
     pub init: Init,
 }
 
 impl ParamSpec {
+    /// The parameter as the optimizer sees it.
+    pub fn parameter(&self) -> Parameter<'_> {
+        Parameter { id: self.id, kind: self.kind, shape: &self.shape }
+    }
+
     /// Elements of the logical tensor: a prefix of the `len` in memory.
     pub fn logical_len(&self) -> usize {
         self.shape.iter().product()
     }
 }
 
-/// A weight with its bias, or the two vectors of a layernorm.
-#[derive(Clone, Debug)]
-pub struct Affine<T> {
-    pub weight: T,
-    pub bias: T,
+/// Declares a structure of tensors, and all that follows from its fields: their order, walks over them,
+/// and a structure of the same form made from them.
+///
+/// A field is one tensor (`T`), a structure of tensors, or a list of structures in brackets. What stands
+/// behind `=` gives its [`ParamSpec`]s, evaluated in the order of the fields, which is the model's order.
+macro_rules! tensors {
+    (
+        $(#[$doc:meta])*
+        $name:ident($specs:ident: &mut Specs $(, $arg:ident: $arg_type:ty)*) {
+            $($(#[$field_doc:meta])* $field:ident: $kind:tt = $spec:expr,)+
+        }
+    ) => {
+        $(#[$doc])*
+        pub struct $name<T> {
+            $($(#[$field_doc])* pub $field: tensors!(@type T, $kind),)+
+        }
+
+        // Not derived: `derive` takes no field whose type a macro gives.
+        impl<T: Clone> Clone for $name<T> {
+            fn clone(&self) -> Self {
+                $name { $($field: self.$field.clone()),+ }
+            }
+        }
+
+        impl<T: fmt::Debug> fmt::Debug for $name<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($name))$(.field(stringify!($field), &self.$field))+.finish()
+            }
+        }
+
+        impl $name<ParamSpec> {
+            fn specs($specs: &mut Specs $(, $arg: $arg_type)*) -> Self {
+                $(let $field = $spec;)+
+                $name { $($field),+ }
+            }
+        }
+
+        impl<T> $name<T> {
+            fn each<'a>(&'a self, see: &mut impl FnMut(&'a T)) {
+                $(tensors!(@each $kind, each, &self.$field, see);)+
+            }
+
+            fn each_mut<'a>(&'a mut self, see: &mut impl FnMut(&'a mut T)) {
+                $(tensors!(@each $kind, each_mut, &mut self.$field, see);)+
+            }
+
+            fn try_map_each<U, E>(
+                &self,
+                make: &mut impl FnMut(&T) -> Result<U, E>,
+            ) -> Result<$name<U>, E> {
+                Ok($name { $($field: tensors!(@map $kind, &self.$field, make),)+ })
+            }
+        }
+    };
+    (@type $t:ident, T) => { $t };
+    (@type $t:ident, [$part:ident]) => { Vec<$part<$t>> };
+    (@type $t:ident, $part:ident) => { $part<$t> };
+    (@each T, $each:ident, $field:expr, $see:ident) => { $see($field) };
+    (@each [$part:ident], $each:ident, $field:expr, $see:ident) => {
+        for part in $field {
+            part.$each($see);
+        }
+    };
+    (@each $part:ident, $each:ident, $field:expr, $see:ident) => { $part::$each($field, $see) };
+    (@map T, $field:expr, $make:ident) => { $make($field)? };
+    (@map [$part:ident], $field:expr, $make:ident) => {
+        $field.iter().map(|part| part.try_map_each($make)).collect::<Result<_, E>>()?
+    };
+    (@map $part:ident, $field:expr, $make:ident) => { $part::try_map_each($field, $make)? };
 }
 
-/// The tensors of one transformer block.
-#[derive(Clone, Debug)]
-pub struct Layer<T> {
-    pub ln_1: Affine<T>,
-    /// (3C, C): query, key and value projections.
-    pub qkv: Affine<T>,
-    /// (C, C)
-    pub attn_proj: Affine<T>,
-    pub ln_2: Affine<T>,
-    /// (4C, C)
-    pub fc: Affine<T>,
-    /// (C, 4C)
-    pub fc_proj: Affine<T>,
+tensors! {
+    /// A weight with its bias, or the two vectors of a layernorm.
+    Affine(specs: &mut Specs, name: &str, weight_shape: &[usize], start: Init) {
+        weight: T = specs.tensor(format!("{name}.weight"), weight_shape, start),
+        /// As long as the weight has rows.
+        bias: T = specs.tensor(format!("{name}.bias"), &weight_shape[..1], Init::Zeros),
+    }
 }
 
-/// One `T` for each parameter tensor.
-#[derive(Clone, Debug)]
-pub struct Weights<T> {
-    /// Token table (V, C), tied to the classifier.
-    pub wte: T,
-    /// Position table (context, C).
-    pub wpe: T,
-    pub layers: Vec<Layer<T>>,
-    pub ln_f: Affine<T>,
+tensors! {
+    /// The tensors of one transformer block. Number `l`, C channels; the initialisation of the projections
+    /// into the residual stream.
+    Block(specs: &mut Specs, l: usize, c: usize, into_residual: Init) {
+        /// (C)
+        ln_1: Affine = Affine::specs(specs, &format!("h.{l}.ln_1"), &[c], Init::Ones),
+        /// (3C, C): query, key and value projections.
+        qkv: Affine = Affine::specs(specs, &format!("h.{l}.attn.c_attn"), &[3 * c, c], NORMAL),
+        /// (C, C)
+        attn_proj: Affine = Affine::specs(specs, &format!("h.{l}.attn.c_proj"), &[c, c], into_residual),
+        /// (C)
+        ln_2: Affine = Affine::specs(specs, &format!("h.{l}.ln_2"), &[c], Init::Ones),
+        /// (4C, C)
+        fc: Affine = Affine::specs(specs, &format!("h.{l}.mlp.c_fc"), &[4 * c, c], NORMAL),
+        /// (C, 4C)
+        fc_proj: Affine = Affine::specs(specs, &format!("h.{l}.mlp.c_proj"), &[c, 4 * c], into_residual),
+    }
 }
 
-impl<T> Affine<T> {
-    fn both(&self) -> [&T; 2] {
-        [&self.weight, &self.bias]
+tensors! {
+    /// One `T` for each parameter tensor.
+    Weights(specs: &mut Specs, model: &Model) {
+        /// Token table (V, C), tied to the classifier; in memory with its padding rows.
+        wte: T = specs.table("wte.weight", [model.vocab, model.channels], model.vocab_padded),
+        /// Position table (context, C).
+        wpe: T = specs.table("wpe.weight", [model.context, model.channels], model.context),
+        layers: [Block] = {
+            // GPT-2's, narrower by the root of the number of projections.
+            let into_residual = Init::Normal(0.02 / libm::sqrt(2.0 * model.layers as f64));
+            (0..model.layers).map(|l| Block::specs(specs, l, model.channels, into_residual)).collect()
+        },
+        ln_f: Affine = Affine::specs(specs, "ln_f", &[model.channels], Init::Ones),
+    }
+}
+
+/// GPT-2's N(0, 0.02).
+const NORMAL: Init = Init::Normal(0.02);
+
+/// Numbers the tensors as they are listed.
+#[derive(Default)]
+struct Specs {
+    next_id: u32,
+}
+
+impl Specs {
+    fn tensor(&mut self, name: String, shape: &[usize], init: Init) -> ParamSpec {
+        let id = self.next_id;
+        self.next_id += 1;
+        let kind = if shape.len() == 2 { ParamKind::Matrix } else { ParamKind::Vector };
+        ParamSpec { id, name, shape: shape.to_vec(), len: shape.iter().product(), kind, init }
     }
 
-    fn both_mut(&mut self) -> [&mut T; 2] {
-        [&mut self.weight, &mut self.bias]
-    }
-}
-
-impl<T> Layer<T> {
-    fn affines(&self) -> [&Affine<T>; 6] {
-        [&self.ln_1, &self.qkv, &self.attn_proj, &self.ln_2, &self.fc, &self.fc_proj]
-    }
-
-    fn affines_mut(&mut self) -> [&mut Affine<T>; 6] {
-        [&mut self.ln_1, &mut self.qkv, &mut self.attn_proj, &mut self.ln_2, &mut self.fc, &mut self.fc_proj]
+    /// A table of normal numbers with `rows` rows in memory.
+    fn table(&mut self, name: &str, shape: [usize; 2], rows: usize) -> ParamSpec {
+        let spec = self.tensor(name.into(), &shape, NORMAL);
+        ParamSpec { len: rows * shape[1], kind: ParamKind::Table, ..spec }
     }
 }
 
@@ -110,31 +204,33 @@ impl Group {
 
 impl<T> Weights<T> {
     /// What is kept for block `l`. Where it is kept for fewer blocks than there are, they use it in turn.
-    pub fn block_mut(&mut self, l: usize) -> &mut Layer<T> {
+    pub fn block_mut(&mut self, l: usize) -> &mut Block<T> {
         let kept = self.layers.len();
         &mut self.layers[l % kept]
     }
 
     /// The tensors of a group in the model's order.
     pub fn group(&self, group: Group) -> Vec<&T> {
+        let mut all = Vec::new();
+        let mut see = |tensor| all.push(tensor);
         match group {
-            Group::Tables => vec![&self.wte, &self.wpe],
-            Group::Block(l) => {
-                self.layers[l % self.layers.len()].affines().into_iter().flat_map(Affine::both).collect()
-            }
-            Group::FinalNorm => self.ln_f.both().into(),
+            Group::Tables => [&self.wte, &self.wpe].into_iter().for_each(see),
+            Group::Block(l) => self.layers[l % self.layers.len()].each(&mut see),
+            Group::FinalNorm => self.ln_f.each(&mut see),
         }
+        all
     }
 
     /// The tensors of a group in the model's order.
     pub fn group_mut(&mut self, group: Group) -> Vec<&mut T> {
+        let mut all = Vec::new();
+        let mut see = |tensor| all.push(tensor);
         match group {
-            Group::Tables => vec![&mut self.wte, &mut self.wpe],
-            Group::Block(l) => {
-                self.block_mut(l).affines_mut().into_iter().flat_map(Affine::both_mut).collect()
-            }
-            Group::FinalNorm => self.ln_f.both_mut().into(),
+            Group::Tables => [&mut self.wte, &mut self.wpe].into_iter().for_each(see),
+            Group::Block(l) => self.block_mut(l).each_mut(&mut see),
+            Group::FinalNorm => self.ln_f.each_mut(&mut see),
         }
+        all
     }
 
     /// The same of the first blocks alone.
@@ -145,107 +241,33 @@ impl<T> Weights<T> {
 
     /// All tensors in the model's order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        [&self.wte, &self.wpe]
-            .into_iter()
-            .chain(self.layers.iter().flat_map(|l| l.affines().into_iter().flat_map(Affine::both)))
-            .chain(self.ln_f.both())
+        let mut all = Vec::new();
+        self.each(&mut |tensor| all.push(tensor));
+        all.into_iter()
     }
 
     /// All tensors in the model's order.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        [&mut self.wte, &mut self.wpe]
-            .into_iter()
-            .chain(
-                self.layers.iter_mut().flat_map(|l| l.affines_mut().into_iter().flat_map(Affine::both_mut)),
-            )
-            .chain(self.ln_f.both_mut())
+        let mut all = Vec::new();
+        self.each_mut(&mut |tensor| all.push(tensor));
+        all.into_iter()
     }
 
     /// One new `U` for each tensor, made in the model's order; the first error ends it.
     pub fn try_map<U, E>(&self, mut make: impl FnMut(&T) -> Result<U, E>) -> Result<Weights<U>, E> {
-        fn affine<T, U, E>(a: &Affine<T>, make: &mut impl FnMut(&T) -> Result<U, E>) -> Result<Affine<U>, E> {
-            Ok(Affine { weight: make(&a.weight)?, bias: make(&a.bias)? })
-        }
-        Ok(Weights {
-            wte: make(&self.wte)?,
-            wpe: make(&self.wpe)?,
-            layers: self
-                .layers
-                .iter()
-                .map(|l| {
-                    Ok(Layer {
-                        ln_1: affine(&l.ln_1, &mut make)?,
-                        qkv: affine(&l.qkv, &mut make)?,
-                        attn_proj: affine(&l.attn_proj, &mut make)?,
-                        ln_2: affine(&l.ln_2, &mut make)?,
-                        fc: affine(&l.fc, &mut make)?,
-                        fc_proj: affine(&l.fc_proj, &mut make)?,
-                    })
-                })
-                .collect::<Result<_, E>>()?,
-            ln_f: affine(&self.ln_f, &mut make)?,
-        })
+        self.try_map_each(&mut make)
     }
 }
 
 impl Weights<ParamSpec> {
-    /// Every tensor of the model: GPT-2's initialisation, N(0, 0.02) with the projections into the
-    /// residual stream scaled by `1/sqrt(2L)`.
+    /// Every tensor of the model, with its initialisation.
     pub fn of(model: &Model) -> Weights<ParamSpec> {
-        let c = model.channels;
-        let residual = Init::Normal(0.02 / libm::sqrt(2.0 * model.layers as f64));
-        let mut specs = Specs { next_id: 0 };
-        Weights {
-            wte: specs.table("wte.weight", [model.vocab, c], model.vocab_padded * c),
-            wpe: specs.table("wpe.weight", [model.context, c], model.context * c),
-            layers: (0..model.layers)
-                .map(|l| Layer {
-                    ln_1: specs.norm(&format!("h.{l}.ln_1"), c),
-                    qkv: specs.linear(&format!("h.{l}.attn.c_attn"), [3 * c, c], Init::Normal(0.02)),
-                    attn_proj: specs.linear(&format!("h.{l}.attn.c_proj"), [c, c], residual),
-                    ln_2: specs.norm(&format!("h.{l}.ln_2"), c),
-                    fc: specs.linear(&format!("h.{l}.mlp.c_fc"), [4 * c, c], Init::Normal(0.02)),
-                    fc_proj: specs.linear(&format!("h.{l}.mlp.c_proj"), [c, 4 * c], residual),
-                })
-                .collect(),
-            ln_f: specs.norm("ln_f", c),
-        }
+        Weights::specs(&mut Specs::default(), model)
     }
 
-    /// Parameters of the model with the padding rows of `wte`, as the reference counts them.
+    /// Parameters of the model with the padding rows of `wte`, as llm.c counts them.
     pub fn parameters(&self) -> u64 {
         self.iter().map(|s| s.len as u64).sum()
-    }
-}
-
-/// Numbers the tensors as they are listed.
-struct Specs {
-    next_id: u32,
-}
-
-impl Specs {
-    fn spec(&mut self, name: String, shape: &[usize], len: usize, init: Init) -> ParamSpec {
-        let id = self.next_id;
-        self.next_id += 1;
-        ParamSpec { id, name, shape: shape.to_vec(), len, decay: shape.len() == 2, init }
-    }
-
-    fn table(&mut self, name: &str, shape: [usize; 2], len: usize) -> ParamSpec {
-        self.spec(name.into(), &shape, len, Init::Normal(0.02))
-    }
-
-    fn linear(&mut self, name: &str, shape: [usize; 2], init: Init) -> Affine<ParamSpec> {
-        Affine {
-            weight: self.spec(format!("{name}.weight"), &shape, shape[0] * shape[1], init),
-            bias: self.spec(format!("{name}.bias"), &shape[..1], shape[0], Init::Zeros),
-        }
-    }
-
-    fn norm(&mut self, name: &str, c: usize) -> Affine<ParamSpec> {
-        Affine {
-            weight: self.spec(format!("{name}.weight"), &[c], c, Init::Ones),
-            bias: self.spec(format!("{name}.bias"), &[c], c, Init::Zeros),
-        }
     }
 }
 
@@ -267,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reference_sizes_have_the_reference_parameter_counts() {
+    fn gpt2_sizes_have_the_parameter_counts_of_llm_c() {
         assert_eq!(Weights::of(&gpt2(12, 12, 768)).parameters(), 124_475_904);
         assert_eq!(Weights::of(&gpt2(48, 25, 1600)).parameters(), 1_557_686_400);
     }

@@ -26,6 +26,11 @@ impl Window {
         window
     }
 
+    /// How many values it holds when it is full.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
     /// Oldest first.
     pub fn values(&self) -> impl Iterator<Item = f64> {
         self.values.iter().copied()
@@ -81,7 +86,7 @@ pub struct Judgement {
     pub grad_z: Option<f64>,
 }
 
-/// The guards with their memory.
+/// The guards with their windows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Guards {
     config: crate::experiment::Guards,
@@ -101,7 +106,7 @@ impl Guards {
         }
     }
 
-    /// Judges a step and remembers it.
+    /// The verdict on a step, whose values enter the windows if it is an update.
     pub fn judge(&mut self, loss: f64, grad_norm: f64) -> Judgement {
         let (loss_z, grad_z) = (self.loss.z_score(loss), self.grad.z_score(grad_norm));
         let over = |z: Option<f64>, limit: f64| limit > 0.0 && z.is_some_and(|z| z > limit);
@@ -122,11 +127,6 @@ impl Guards {
             self.skips_in_a_row += 1;
         }
         Judgement { verdict, loss_z, grad_z }
-    }
-
-    /// Values each window holds when it is full.
-    pub fn window_size(&self) -> usize {
-        self.config.window
     }
 
     /// Whether so many steps were skipped in a row that training has diverged.
@@ -155,7 +155,7 @@ mod tests {
         guards
     }
 
-    /// Reference fault 3: with the outlier inside its own window, z cannot pass 11.27.
+    /// Fault 3 of llm.c: with the outlier inside its own window, z cannot pass 11.27.
     #[test]
     fn an_outlier_is_measured_against_the_window_before_it() {
         let judged = guards().judge(1e6, 1.0);
@@ -163,7 +163,7 @@ mod tests {
         assert!(judged.loss_z.expect("full") > 1e6);
     }
 
-    /// Reference fault 2: a NaN enters the detector and blinds it for good.
+    /// Fault 2 of llm.c: a NaN enters the detector and blinds it for good.
     #[test]
     fn a_value_that_is_not_finite_is_skipped_and_forgotten() {
         let mut guards = guards();

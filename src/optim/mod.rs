@@ -1,65 +1,106 @@
-//! What happens to the weights between two steps: learning rates, AdamW's scalars, and the guards
-//! that keep a bad step out. Host arithmetic in f64 with the pinned `libm`; no device, no model.
+//! What happens to the weights between two steps: learning rates, the optimizer's update, and the guards
+//! that keep a bad step out. Host arithmetic in f64 with the pinned `libm`; no model.
+//!
+//! An optimizer is an [`UpdateRule`]: it says which tensors it keeps for a parameter, and how its operation
+//! is called. The training state, checkpoints, digests, ZeRO and the memory plan follow from that; nothing
+//! outside the optimizer's own file and its operation knows which tensors there are.
 
+pub mod adamw;
 pub mod guards;
 pub mod schedule;
 
 pub use guards::{Guards, Verdict};
 pub use schedule::learning_rate;
 
-use crate::experiment::Optimizer;
-use crate::ops::AdamW;
-use crate::rng::Key;
+use crate::experiment::Experiment;
+use crate::ops::{Dtype, Ops, Result};
 
-/// The scalars of one update, each computed in f64 and rounded once.
-///
-/// `update` counts updates from 1; `grad_norm` is the global norm before clipping.
-pub fn adamw_scalars(
-    optimizer: &Optimizer,
-    learning_rate: f64,
-    update: u64,
-    grad_norm: f64,
-    seed: u64,
-    step: u64,
-) -> AdamW {
-    let correction = |beta: f64| (1.0 / (1.0 - libm::pow(beta, update as f64))) as f32;
-    let clip = if optimizer.grad_clip > 0.0 && grad_norm > optimizer.grad_clip {
-        optimizer.grad_clip / grad_norm
-    } else {
-        1.0
-    };
-    AdamW {
-        learning_rate: learning_rate as f32,
-        beta1: optimizer.beta1 as f32,
-        beta2: optimizer.beta2 as f32,
-        epsilon: optimizer.epsilon as f32,
-        correction1: correction(optimizer.beta1),
-        correction2: correction(optimizer.beta2),
-        grad_scale: clip as f32,
-        rounding_key: Key::new(seed, "stochastic rounding").0,
-        step,
-    }
+/// A tensor that an optimizer keeps for a parameter and reads in the next update: f32, of the parameter's
+/// shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateRow {
+    /// Its name in the state is this before the parameter's, and ends with a slash.
+    pub prefix: &'static str,
+    /// What the memory plan calls it.
+    pub label: &'static str,
+    pub start: Start,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What a tensor of an optimizer holds before the first update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    Zero,
+    /// The parameter's values, before they are rounded to its type.
+    Parameter,
+}
 
-    const ADAM: Optimizer =
-        Optimizer { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
+/// An fp32 copy of a parameter that is stored narrower: it takes the updates, and the parameter is rounded
+/// from it.
+pub const MASTER: StateRow = StateRow { prefix: "master/", label: "master weights", start: Start::Parameter };
 
-    #[test]
-    fn the_first_update_is_fully_corrected() {
-        let scalars = adamw_scalars(&ADAM, 6e-4, 1, 0.5, 1, 0);
-        assert_eq!(scalars.correction1, (1.0f64 / (1.0 - 0.9)) as f32);
-        assert_eq!(scalars.correction2, (1.0f64 / (1.0 - 0.95)) as f32);
-        assert_eq!(scalars.grad_scale, 1.0);
-    }
+/// Whether parameters stored as `param` have masters.
+fn keeps_masters(experiment: &Experiment, param: Dtype) -> bool {
+    param != Dtype::F32 && experiment.precision.master_weights
+}
 
-    #[test]
-    fn a_norm_above_the_limit_is_scaled_to_it_and_zero_turns_clipping_off() {
-        assert_eq!(adamw_scalars(&ADAM, 6e-4, 5, 4.0, 1, 4).grad_scale, 0.25);
-        let off = Optimizer { grad_clip: 0.0, ..ADAM };
-        assert_eq!(adamw_scalars(&off, 6e-4, 5, 4.0, 1, 4).grad_scale, 1.0);
-    }
+/// What a parameter is to an optimizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParamKind {
+    /// Rows that are looked up: tokens, positions.
+    Table,
+    /// Weights of a linear layer, (out, in).
+    Matrix,
+    /// Biases, and the vectors of norms.
+    Vector,
+}
+
+/// A parameter, as far as an optimizer looks at it.
+#[derive(Clone, Copy, Debug)]
+pub struct Parameter<'a> {
+    /// Number in the model's order; enters the counter of stochastic rounding.
+    pub id: u32,
+    pub kind: ParamKind,
+    /// Of the whole parameter, without padding rows.
+    pub shape: &'a [usize],
+}
+
+/// A parameter in an update, or the part of it that is updated on this rank.
+pub struct Slot<'a, O: Ops> {
+    pub parameter: Parameter<'a>,
+    /// First element of the part.
+    pub at: usize,
+    /// The whole parameter.
+    pub param: &'a mut O::Buf,
+    /// The gradient, whole or the part alone.
+    pub grad: &'a O::Buf,
+    /// Where in `grad` the part begins.
+    pub grad_at: usize,
+    /// The part of what [`UpdateRule::state`] lists, in its order.
+    pub state: &'a mut [O::Buf],
+}
+
+/// Which update it is, and how far it goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UpdateStep {
+    pub learning_rate: f64,
+    /// Global norm of the gradients before clipping.
+    pub grad_norm: f64,
+    /// Counts updates from 1.
+    pub update: u64,
+    /// Counts steps from 0, those that a guard kept from the weights too.
+    pub step: u64,
+}
+
+/// An optimizer.
+pub trait UpdateRule {
+    /// The tensors kept for a parameter. Parameters may differ in them.
+    fn state(&self, parameter: &Parameter<'_>) -> Vec<StateRow>;
+
+    /// One update of all `slots`, which are in the model's order.
+    fn update<O: Ops>(&self, ops: &mut O, slots: Vec<Slot<'_, O>>, at: &UpdateStep) -> Result<()>;
+}
+
+/// The optimizer of an experiment on a device that stores parameters as `param`.
+pub fn update_rule(experiment: &Experiment, param: Dtype) -> impl UpdateRule {
+    adamw::AdamWRule::new(experiment, param)
 }

@@ -55,8 +55,8 @@ mod tests {
     }
 
     #[test]
-    fn the_reference_run_prints_this_rate_at_its_second_step() {
-        // The reference printed `lr 1.71e-06` at step 2 of 32000, counted from 1.
+    fn llm_c_printed_this_rate_at_its_second_step() {
+        // llm.c printed `lr 1.71e-06` at step 2 of 32000, counted from 1.
         let lr = learning_rate(&schedule(ScheduleKind::Cosine), 1);
         assert_eq!(format!("{lr:.2e}"), "1.71e-6");
     }

@@ -124,6 +124,13 @@ impl Shards {
         &self.all
     }
 
+    /// The shards of one tensor with their ranks, from its first element to its last.
+    pub fn of(&self, tensor: usize) -> &[(usize, Piece)] {
+        let from = self.all.partition_point(|(_, piece)| piece.tensor < tensor);
+        let to = self.all.partition_point(|(_, piece)| piece.tensor <= tensor);
+        &self.all[from..to]
+    }
+
     /// Every tensor whole: the division among one.
     pub fn whole(&self) -> Vec<Piece> {
         let tensors = self

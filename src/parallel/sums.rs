@@ -20,7 +20,14 @@ use crate::model::{Group, ParamSpec, Weights};
 use crate::ops::{self, Dtype, Ops, Result, Role};
 
 /// How many blocks have gradients at a time with ZeRO-2: one is written, one is on its way.
-pub const BLOCKS: usize = 2;
+const BLOCKS: usize = 2;
+
+/// The gradients that the backward pass writes, of parameters like `like`: of all, or of [`BLOCKS`] blocks
+/// at a time where a rank keeps `sharded` sums.
+pub fn written(like: &Weights<ParamSpec>, sharded: bool) -> Weights<ParamSpec> {
+    let written = like.clone();
+    if sharded { written.with_blocks(BLOCKS) } else { written }
+}
 
 /// Whether each of `ranks` keeps gradients of its shard alone.
 pub fn are_gradients_sharded(experiment: &Experiment, ranks: usize) -> bool {
@@ -53,8 +60,7 @@ impl<O: Ops> Sums<O> {
     ) -> Result<(Sums<O>, Weights<O::Buf>)> {
         let ranks = shards.ranks();
         let divided = sharded && are_gradients_sharded(experiment, ranks);
-        let written = if divided { like.clone().with_blocks(BLOCKS) } else { like.clone() };
-        let grads = written.try_map(|spec| ops.alloc(Role::F32, spec.len))?;
+        let grads = written(like, divided).try_map(|spec| ops.alloc(Role::F32, spec.len))?;
         let mut room = |piece: Piece| Ok((piece.tensor, ops.alloc(Role::F32, piece.len)?));
         let own = divided
             .then(|| shards.owned(rank).into_iter().map(&mut room).collect::<Result<_>>())
@@ -76,7 +82,7 @@ impl<O: Ops> Sums<O> {
     }
 
     /// Takes in a group of what worker number `worker` left in `grads`. After the last worker and
-    /// [`Ops::join_lanes`] the sums are what [`Sums::parts`] tells.
+    /// [`Ops::join_lanes`] the sums lie where [`Sums::parts`] says.
     pub fn take(
         &mut self,
         ops: &mut O,

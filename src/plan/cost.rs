@@ -2,25 +2,26 @@
 //! [`Dry`], each at the rate of its [`Family`].
 //!
 //! Because the model itself is run, a change of its operations changes the plan with it. What is not an
-//! operation of the model (AdamW, the norm, the digest, sums over workers, the exchange between devices) is
-//! counted here by its bytes.
+//! operation of the model (the optimizer, the norm, the digest, sums over workers, the exchange between
+//! devices) is counted here by its bytes.
 
 use super::hardware::{self, Family, H100, Rate, UNDISTURBED};
 use super::memory::{Share, Storage, state_bytes};
 use super::target::Target;
 use crate::experiment::{Compute, Experiment};
 use crate::model::gpt2::{Gpt2, MicroBatch};
-use crate::model::weights::Weights;
+use crate::model::weights::{ParamSpec, Weights};
 use crate::ops::dry::Dry;
 use crate::ops::timed::{Record, Timed};
 use crate::ops::{DeviceError, Ops, Role, Rows, Write};
+use crate::optim::{MASTER, UpdateRule, update_rule};
 
 /// Seconds by what they are spent on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepTime {
     /// Forward and backward passes of all micro-batches that one device works through, and their sums.
     pub gradients: f64,
-    /// Gradient norm and AdamW.
+    /// Gradient norm and the optimizer's update.
     pub update: f64,
     /// The state digest, spread over the steps between digests.
     pub digest: f64,
@@ -76,11 +77,11 @@ pub fn cost(
     let workers = share.workers(experiment);
     let micro_steps =
         experiment.sequences_per_step().div_ceil(experiment.batch.micro as u64 * share.devices) as f64;
-    let n = Weights::of(&experiment.model).parameters() as f64;
+    let specs = Weights::of(&experiment.model);
+    let n = specs.parameters() as f64;
     let shard = n / share.devices as f64;
     let param = storage.param.size() as f64;
-    // Gradient, both moments, weights and masters; what is updated is read and written.
-    let update_bytes = 4.0 + 16.0 + if storage.masters { 8.0 + param } else { 2.0 * param };
+    let update_bytes = update_bytes(experiment, &specs, storage) / share.devices as f64;
     let once = |family, bytes: f64| rates.seconds(family, 1.0, 0.0, bytes);
     let digests = match experiment.proof.digest_every {
         0 => 0.0,
@@ -105,7 +106,7 @@ pub fn cost(
             gradients: micro_steps * sum(&backward)
                 + (workers - 1) as f64 * once(Family::Sum, 12.0 * n)
                 + losses,
-            update: once(Family::GradientNorm, 4.0 * shard) + once(Family::Optimizer, update_bytes * shard),
+            update: once(Family::GradientNorm, 4.0 * shard) + once(Family::Optimizer, update_bytes),
             digest: digests * once(Family::Digest, state),
             exchange,
         },
@@ -116,6 +117,19 @@ pub fn cost(
             .map(|(name, record)| (name.clone(), *record, seconds(name, record)))
             .collect(),
     })
+}
+
+/// Bytes that an update of all parameters moves: gradients are read, what the optimizer keeps is read and
+/// written, and so are the weights, unless they are rounded from masters and only written.
+fn update_bytes(experiment: &Experiment, specs: &Weights<ParamSpec>, storage: &Storage) -> f64 {
+    let rule = update_rule(experiment, storage.param);
+    let (gradient, kept, param) = (4, 8, storage.param.size());
+    let bytes = |spec: &ParamSpec| {
+        let state = rule.state(&spec.parameter());
+        let weights = if state.contains(&MASTER) { param } else { 2 * param };
+        spec.len * (gradient + kept * state.len() + weights)
+    };
+    specs.iter().map(bytes).sum::<usize>() as f64
 }
 
 /// The operations of one micro-batch: with gradients that are added to, or the loss alone.

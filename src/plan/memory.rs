@@ -13,6 +13,7 @@ use crate::model::gpt2::scratch_shape;
 use crate::model::weights::Weights;
 use crate::ops::{Dtype, Role, Rows, ScratchShape, cpu, cuda};
 use crate::parallel::{Shards, sums, tree};
+use crate::train::state::{Division, Home, Row, table};
 
 /// One kind of memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -62,8 +63,6 @@ const NCCL_BYTES: u64 = 970 << 20;
 pub struct Storage {
     pub param: Dtype,
     pub activation: Dtype,
-    /// Whether fp32 masters are kept beside narrower parameters.
-    pub masters: bool,
     pub scratch: Scratch,
     /// What the device's allocator takes for buffers of these sizes in this order.
     pub taken: fn(&[u64]) -> u64,
@@ -93,7 +92,6 @@ impl Storage {
         Storage {
             param: Dtype::F32,
             activation: Dtype::F32,
-            masters: false,
             scratch: Scratch {
                 model: cpu::scratch_bytes(&training_shape(experiment), threads),
                 ..Scratch::default()
@@ -111,11 +109,9 @@ impl Storage {
             compute => compute,
         };
         let dtype = cuda::act_dtype(compute);
-        let masters = dtype != Dtype::F32 && experiment.precision.master_weights;
         Storage {
             param: dtype,
             activation: dtype,
-            masters,
             scratch: Scratch {
                 opened: cuda::opened_plan(),
                 model: cuda::scratch_plan(&training_shape(experiment), compute),
@@ -127,19 +123,12 @@ impl Storage {
     }
 }
 
-/// Element types of what is saved of each parameter tensor: itself, its moments, its master.
-fn state_dtypes(param: Dtype, masters: bool) -> Vec<Dtype> {
-    let mut dtypes = vec![param, Dtype::F32, Dtype::F32];
-    dtypes.extend(masters.then_some(Dtype::F32));
-    dtypes
-}
-
 /// Bytes of the training state's tensors: what is hashed, and what a checkpoint holds.
 pub fn state_bytes(experiment: &Experiment, storage: &Storage) -> u64 {
-    let logical: u64 = Weights::of(&experiment.model).iter().map(|spec| spec.logical_len() as u64).sum();
-    let element: usize = state_dtypes(storage.param, storage.masters).into_iter().map(Dtype::size).sum();
-    // Counters, and the windows of the guards.
-    logical * element as u64 + 4 * 8 + 2 * 8 * experiment.guards.window as u64
+    table(experiment, &Weights::of(&experiment.model), storage.param, false)
+        .iter()
+        .map(|row| row.bytes() as u64)
+        .sum()
 }
 
 /// The largest shapes of an experiment's training.
@@ -184,8 +173,9 @@ impl MemoryPlan {
             pieces.iter().for_each(|(name, bytes)| plan.add(Category::Scratch, name, *bytes));
         };
         scratch(&mut plan, &storage.scratch.opened);
-        let tensors = |size: usize| specs.iter().map(move |spec| (spec.len * size) as u64);
-        plan.all(Category::Parameters, "weights", tensors(storage.param.size()));
+        let sharded = experiment.parallel.zero > 0;
+        let table = table(experiment, &specs, storage.param, sharded);
+        plan.rows(Category::Parameters, &table, share);
 
         let layout = Activations::layout(&experiment.model, rows, experiment.memory.recompute, true);
         for spec in layout.specs() {
@@ -195,33 +185,21 @@ impl MemoryPlan {
         plan.all(Category::Activations, "token ids", [2 * rows.count() as u64; 2].into_iter());
         plan.add(Category::Activations, "token losses", 4 * rows.count() as u64);
 
-        let sharded = experiment.parallel.zero > 0;
-        let shard = move |bytes: u64| if sharded { share.of(bytes) } else { bytes };
+        let tensors = || specs.iter().map(|spec| 4 * spec.len as u64);
         let divided = share.devices > 1 && sums::are_gradients_sharded(experiment, share.devices as usize);
+        let written = sums::written(&specs, divided);
+        plan.all(Category::Gradients, "gradients", written.iter().map(|spec| 4 * spec.len as u64));
         if divided {
-            let written = specs.clone().with_blocks(sums::BLOCKS);
-            plan.all(Category::Gradients, "gradients", written.iter().map(|spec| 4 * spec.len as u64));
-            plan.all(Category::Gradients, "sums of gradients", tensors(4).map(shard));
-        } else {
-            plan.all(Category::Gradients, "gradients", tensors(4));
+            plan.all(Category::Gradients, "sums of gradients", tensors().map(|bytes| share.of(bytes)));
         }
-        for _ in 0..2 {
-            plan.all(Category::Optimizer, "moments", tensors(4).map(shard));
-        }
-        if storage.masters {
-            plan.all(Category::Optimizer, "master weights", tensors(4).map(shard));
-        }
+        plan.rows(Category::Optimizer, &table, share);
         // One partial sum for each level of the tree over the workers of this device.
         let levels = share.workers(experiment).next_power_of_two().trailing_zeros();
         let elsewhere = experiment.memory.partial_sums == PartialSums::Host;
         if elsewhere && storage.host_apart {
-            plan.count(
-                Category::Host,
-                "sums of virtual workers",
-                u64::from(levels) * tensors(4).sum::<u64>(),
-            );
+            plan.count(Category::Host, "sums of virtual workers", u64::from(levels) * tensors().sum::<u64>());
         } else {
-            (0..levels).for_each(|_| plan.all(Category::Gradients, "sums of virtual workers", tensors(4)));
+            (0..levels).for_each(|_| plan.all(Category::Gradients, "sums of virtual workers", tensors()));
         }
         if elsewhere && levels > 0 {
             plan.add(
@@ -281,6 +259,22 @@ impl Builder {
         sizes.for_each(|bytes| self.add(category, name, bytes));
     }
 
+    /// The rows of the training state that are of this category, as one of several devices holds them.
+    fn rows(&mut self, category: Category, table: &[Row], share: Share) {
+        for row in table {
+            let of = match row.home {
+                Home::Host(_) => continue,
+                Home::Weights(_) => Category::Parameters,
+                Home::Optimizer { .. } => Category::Optimizer,
+            };
+            if of == category {
+                let whole = (row.len * row.dtype.size()) as u64;
+                let bytes = if row.division == Division::Sharded { share.of(whole) } else { whole };
+                self.add(category, row.label, bytes);
+            }
+        }
+    }
+
     /// Adds to the entry of that name.
     fn count(&mut self, category: Category, name: &str, bytes: u64) {
         match self.entries.iter_mut().find(|entry| entry.category == category && entry.name == name) {
@@ -309,107 +303,5 @@ impl Builder {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::experiment::shipped;
-
-    /// Peaks that `runner bench` measured on an H100, without room for samples: docs/log.md, 2026-11-24.
-    #[test]
-    fn the_plan_is_what_was_measured_on_an_h100() {
-        let (one, d48, alone) = ("parallel.workers=1", "batch.tokens=131072", "sample.every=0");
-        for (name, sets, mib) in [
-            ("gpt2_124m.toml", &[one][..], 22_430),
-            ("gpt2_124m.toml", &[], 23_960),
-            ("gpt2_33b.toml", &[one, d48, alone, "memory.recompute=1"], 57_960),
-            ("gpt2_33b.toml", &[one, d48, alone], 67_400),
-            ("gpt3_125m.toml", &[one], 22_530),
-        ] {
-            let experiment = shipped(name, sets);
-            let planned = MemoryPlan::of(&experiment, &Storage::cuda(&experiment)).total() >> 20;
-            let off = planned as f64 / f64::from(mib) - 1.0;
-            assert!(off.abs() < 0.005, "{name} {sets:?}: {planned} MiB planned, {mib} measured, {off:+.4}");
-        }
-    }
-
-    #[test]
-    fn samples_have_their_place_in_the_plan_before_the_first_step() {
-        let plan = |sets: &[&str]| {
-            let experiment = shipped("gpt2_124m.toml", sets);
-            MemoryPlan::of(
-                &experiment,
-                &Storage { taken: |sizes| sizes.iter().sum(), ..Storage::cuda(&experiment) },
-            )
-        };
-        assert_eq!(plan(&[]).category(Category::Samples), 0);
-        let with = plan(&["sample.every=10"]);
-        let keys_and_values =
-            with.entries.iter().find(|entry| entry.name == "keys and values of samples").expect("planned");
-        assert_eq!(keys_and_values.bytes, 2 * 12 * 1024 * 768 * 2);
-        assert_eq!(with.total() - plan(&[]).total(), with.category(Category::Samples));
-    }
-
-    #[test]
-    fn several_devices_share_moments_and_masters_and_need_no_tree() {
-        let experiment = shipped("gpt2_33b.toml", &["memory.partial_sums=device"]);
-        let storage = Storage::cuda(&experiment);
-        let (alone, eighth) = (
-            MemoryPlan::of(&experiment, &storage),
-            MemoryPlan::shared(&experiment, &storage, Share { devices: 8 }),
-        );
-        assert_eq!(
-            alone.category(Category::Gradients),
-            4 * eighth.category(Category::Gradients),
-            "three levels of a tree"
-        );
-        assert_eq!(alone.category(Category::Optimizer) / 8, eighth.category(Category::Optimizer));
-        assert_eq!(alone.category(Category::Activations), eighth.category(Category::Activations));
-    }
-
-    #[test]
-    fn with_zero_2_a_device_holds_two_blocks_of_gradients_and_its_shard_of_the_sums() {
-        let sets = ["parallel.zero=2", "batch.tokens=131072", "memory.partial_sums=device"];
-        let experiment = shipped("gpt2_33b.toml", &sets);
-        let storage = Storage::cuda(&experiment);
-        let of = |devices| MemoryPlan::shared(&experiment, &storage, Share { devices });
-        let (eighth, quarter) = (of(8), of(4));
-        let specs = Weights::of(&experiment.model);
-        let all = 4 * specs.parameters();
-        assert_eq!(
-            quarter.category(Category::Gradients),
-            2 * all,
-            "two workers a device: whole, and one partial sum"
-        );
-        let blocks: u64 = specs.layers.len() as u64;
-        let tables = 4 * (specs.wte.len + specs.wpe.len + 2 * experiment.model.channels) as u64;
-        let written = tables + (all - tables) / blocks * 2;
-        assert!(eighth.category(Category::Gradients).abs_diff(written + all / 8) < 1 << 20);
-    }
-
-    #[test]
-    fn partial_sums_in_the_hosts_memory_leave_a_small_buffer_on_the_device() {
-        let plan = |place: &str| {
-            let experiment = shipped("gpt2_33b.toml", &[place]);
-            MemoryPlan::of(
-                &experiment,
-                &Storage { taken: |sizes| sizes.iter().sum(), ..Storage::cuda(&experiment) },
-            )
-        };
-        let (device, host) = (plan("memory.partial_sums=device"), plan("memory.partial_sums=host"));
-        let sums = 3 * 4 * 1_557_686_400;
-        assert_eq!(device.category(Category::Gradients) - host.category(Category::Gradients), sums);
-        assert_eq!(host.category(Category::Host) - device.category(Category::Host), sums);
-        assert_eq!(device.total() - host.total(), sums - (64 << 20));
-    }
-
-    #[test]
-    fn the_host_holds_a_copy_of_what_a_checkpoint_holds() {
-        let experiment = shipped("gpt2_124m.toml", &[]);
-        let storage = Storage::cuda(&experiment);
-        let plan = MemoryPlan::of(&experiment, &storage);
-        let copy =
-            plan.entries.iter().find(|entry| entry.name.starts_with("copy of the state")).expect("an entry");
-        // 124,439,808 parameters without padding, 14 bytes each.
-        assert_eq!(copy.bytes, 124_439_808 * 14 + 32 + 2 * 8 * 128);
-        assert!(plan.total() + copy.bytes > plan.total(), "the host's memory is no part of the device's");
-    }
-}
+#[path = "memory_tests.rs"]
+mod tests;

@@ -6,6 +6,7 @@ use anyhow::Context;
 
 use super::report::{Message, Report};
 use crate::eval::parameters;
+use crate::optim::MASTER;
 use crate::store::{self, Loaded, RunPaths, StoreError, checkpoint};
 
 /// The folder of a run: `run` itself if it is a folder, else that name under `runs`; the newest of
@@ -32,7 +33,7 @@ pub fn load_parameters(paths: &RunPaths, step: Option<u64>, report: Report) -> a
 
 /// As [`load_parameters`], and their fp32 masters where there are any.
 pub fn load_masters(paths: &RunPaths, step: Option<u64>, report: Report) -> anyhow::Result<Loaded> {
-    load_some(paths, step, report, |name| parameters::is_parameter(name) || name.starts_with("master/"))
+    load_some(paths, step, report, |name| parameters::is_parameter(name) || name.starts_with(MASTER.prefix))
 }
 
 fn load_some(

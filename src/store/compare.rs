@@ -106,12 +106,16 @@ fn differing(a: &Manifest, b: &Manifest) -> Vec<String> {
 
 fn same_bytes(a: &Path, b: &Path) -> Result<()> {
     let (mut left, mut right) = (Reader::open(a)?, Reader::open(b)?);
-    while let (Some(x), Some(y)) = (left.next_tensor()?, right.next_tensor()?) {
+    loop {
+        let (x, y) = (left.next_tensor()?, right.next_tensor()?);
         if x != y {
-            return Err(StoreError::DigestsDisagree { a: a.into(), b: b.into(), tensor: x.name });
+            let tensor = x.or(y).map(|tensor| tensor.name).unwrap_or_default();
+            return Err(StoreError::DigestsDisagree { a: a.into(), b: b.into(), tensor });
+        }
+        if x.is_none() {
+            return Ok(());
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]

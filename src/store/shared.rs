@@ -25,7 +25,7 @@ use super::{Result, StoreError};
 
 /// Bytes of a tensor, and where in it they begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct Extent {
     pub tensor: String,
     pub at: u64,
     pub bytes: Vec<u8>,
@@ -70,12 +70,12 @@ impl Site {
         Ok(folder)
     }
 
-    /// Any rank: writes its pieces, counted in `done_bytes`, and leaves its mark.
-    pub fn write(&self, rank: usize, pieces: &[Piece], done_bytes: &AtomicU64) -> Result<()> {
+    /// Any rank: writes its extents, counted in `done_bytes`, and leaves its mark.
+    pub fn write(&self, rank: usize, extents: &[Extent], done_bytes: &AtomicU64) -> Result<()> {
         let path = self.folder.join(STATE_FILE);
         let write = || -> io::Result<()> {
             let mut file = File::options().write(true).open(&path)?;
-            for Piece { tensor, at, bytes } in pieces {
+            for Extent { tensor, at, bytes } in extents {
                 let offset = self
                     .offsets
                     .get(tensor)
@@ -86,7 +86,7 @@ impl Site {
             }
             file.sync_all()
         };
-        let need_bytes = pieces.iter().map(|piece| piece.bytes.len() as u64).sum();
+        let need_bytes = extents.iter().map(|extent| extent.bytes.len() as u64).sum();
         write().map_err(StoreError::write(&self.target.join(STATE_FILE), need_bytes))?;
         let mark = mark(&self.folder, rank);
         File::create(&mark).and_then(|file| file.sync_all()).map_err(StoreError::io(&mark, "write"))
@@ -140,17 +140,17 @@ mod tests {
     }
 
     /// Every `ranks`th byte run of each tensor, uneven and partly empty.
-    fn pieces(state: &[Tensor], rank: usize, ranks: usize) -> Vec<Piece> {
-        let mut pieces = Vec::new();
+    fn extents(state: &[Tensor], rank: usize, ranks: usize) -> Vec<Extent> {
+        let mut extents = Vec::new();
         for tensor in state {
             let (from, to) = (tensor.bytes.len() * rank / ranks, tensor.bytes.len() * (rank + 1) / ranks);
-            pieces.push(Piece {
+            extents.push(Extent {
                 tensor: tensor.name.clone(),
                 at: from as u64,
                 bytes: tensor.bytes[from..to].to_vec(),
             });
         }
-        pieces
+        extents
     }
 
     #[test]
@@ -163,7 +163,7 @@ mod tests {
             for rank in 0..4 {
                 let site = &site;
                 scope.spawn(move || {
-                    site.write(rank, &pieces(&state(7), rank, 4), &AtomicU64::new(0)).unwrap()
+                    site.write(rank, &extents(&state(7), rank, 4), &AtomicU64::new(0)).unwrap()
                 });
             }
         });
@@ -182,7 +182,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let site = Site::new(root.path(), 7, &infos(&state(7))).unwrap();
         let folder = site.prepare().unwrap();
-        site.write(0, &pieces(&state(7), 0, 2), &AtomicU64::new(0)).unwrap();
+        site.write(0, &extents(&state(7), 0, 2), &AtomicU64::new(0)).unwrap();
         let abandon = AtomicBool::new(true);
         let error = site.complete(folder, 2, &facts(7), Duration::from_secs(9), &abandon).unwrap_err();
         assert!(error.to_string().contains("rank 1"), "{error}");
@@ -195,8 +195,8 @@ mod tests {
         let manifest = checkpoint::save(root.path(), &state(6), &facts(6)).unwrap();
         let site = Site::new(root.path(), 7, &infos(&state(6))).unwrap();
         let folder = site.prepare().unwrap();
-        let mut wrong = pieces(&state(6), 0, 1);
-        wrong.iter_mut().find(|piece| !piece.bytes.is_empty()).unwrap().bytes[0] ^= 1;
+        let mut wrong = extents(&state(6), 0, 1);
+        wrong.iter_mut().find(|extent| !extent.bytes.is_empty()).unwrap().bytes[0] ^= 1;
         site.write(0, &wrong, &AtomicU64::new(0)).unwrap();
         let facts = Facts { state_root: Some(manifest.state_root), ..facts(7) };
         let never = AtomicBool::new(false);

@@ -14,7 +14,7 @@ use super::atomic::NewFolder;
 use super::manifest::{Facts, Manifest};
 use super::retention::{Retention, prune};
 use super::safetensors::Tensor;
-use super::shared::{Piece, Site};
+use super::shared::{Extent, Site};
 use super::{Result, StoreError, checkpoint};
 
 /// A state to be saved.
@@ -62,7 +62,7 @@ pub struct PartJob {
     pub site: Site,
     pub step: u64,
     pub rank: usize,
-    pub pieces: Vec<Piece>,
+    pub extents: Vec<Extent>,
     /// Rank 0 completes the checkpoint.
     pub completion: Option<Completion>,
 }
@@ -103,7 +103,7 @@ impl Writer {
     pub fn submit_part(&mut self, job: PartJob) -> Result<Option<Saved>> {
         let (checkpoints, retention, abandon) =
             (self.checkpoints.clone(), self.retention, self.abandon.clone());
-        let (step, bytes) = (job.step, job.pieces.iter().map(|piece| piece.bytes.len() as u64).sum());
+        let (step, bytes) = (job.step, job.extents.iter().map(|extent| extent.bytes.len() as u64).sum());
         self.start(step, bytes, move |done_bytes| {
             run_part(&checkpoints, retention, job, done_bytes, &abandon)
         })
@@ -179,9 +179,9 @@ fn run_part(
     abandon: &AtomicBool,
 ) -> Result<Option<Saved>> {
     let start = Instant::now();
-    let PartJob { site, rank, pieces, completion, .. } = job;
-    site.write(rank, &pieces, done_bytes)?;
-    drop(pieces);
+    let PartJob { site, rank, extents, completion, .. } = job;
+    site.write(rank, &extents, done_bytes)?;
+    drop(extents);
     let Some(Completion { folder, facts, ranks, timeout }) = completion else { return Ok(None) };
     let manifest = site.complete(folder, ranks, &facts, timeout, abandon)?;
     let pruned = prune(checkpoints, retention)?;

@@ -14,7 +14,8 @@ pub enum TrainError {
     Exchange(#[from] crate::parallel::ExchangeError),
     /// Ranks that must hold the same do not.
     #[error(
-        "after step {step} the ranks differ in weights or counters: {differing}\n  hint: suspect that machine; the last checkpoint is whole, `runner resume` without it"
+        "after step {step} the ranks differ in weights or counters: {differing}\n  \
+         hint: suspect that machine; the last checkpoint is whole, `runner resume` without it"
     )]
     RanksDiffer { step: u64, differing: String },
     /// A saved state that this experiment cannot take.
@@ -29,7 +30,8 @@ pub enum RunError {
     Train(#[from] TrainError),
     /// A step that failed. Nothing of it is saved; the checkpoints before it are whole.
     #[error(
-        "step {step}: {error}\n  hint: the checkpoints before it are whole; `runner resume` goes on from the newest"
+        "step {step}: {error}\n  \
+         hint: the checkpoints before it are whole; `runner resume` goes on from the newest"
     )]
     Step { step: u64, error: TrainError },
     #[error(transparent)]

@@ -1,20 +1,23 @@
-//! Training: what one optimizer step is ([`trainer`]), all that it reads as named tensors ([`state`]),
-//! the loop around it ([`run`]) and what the loop reports ([`events`]). Prints nothing.
+//! Training: what one optimizer step is ([`trainer`]), all that it reads as named tensors ([`state`], with
+//! the host's values in [`progress`]), the loop around it ([`run`]) and what the loop reports ([`events`]).
+//! Prints nothing.
 
 #[cfg(test)]
 mod cuda_tests;
 mod error;
 pub mod events;
+pub mod progress;
 #[cfg(test)]
 mod ranks_tests;
 mod replay;
 pub mod run;
-mod state;
+pub mod state;
 pub mod trainer;
 
 pub use error::{RunError, TrainError};
 pub use events::{Event, Listener};
-pub use trainer::{Progress, StepReport, Trainer};
+pub use progress::Progress;
+pub use trainer::{StepReport, Trainer};
 
 /// Raised whenever a change above the device changes a bit: the model's order of operations, initial
 /// values, schedules, guards, the order of samples. Part of every lock.

@@ -12,9 +12,11 @@ use crate::proof::Hash;
 use crate::store::Tensor;
 
 /// Wide enough that tensors are divided: the token table has two chunks, the MLP's weights four each.
-const TEXT: &str = "seed = 1\n[model]\nlayers = 2\nheads = 4\nchannels = 256\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
+const TEXT: &str = "seed = 1\n[model]\nlayers = 2\nheads = 4\nchannels = 256\n\
+    [data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
     [batch]\nmicro = 1\nseq_len = 8\ntokens = 128\n[schedule]\nsteps = 6\n[optimizer]\ngrad_clip = 0.5\n\
-    [guards]\nloss_z = 3.0\ngrad_z = 3.0\nwindow = 3\n[parallel]\nworkers = 8\n[device]\nkind = 'cpu'\nthreads = 1";
+    [guards]\nloss_z = 3.0\ngrad_z = 3.0\nwindow = 3\n\
+    [parallel]\nworkers = 8\n[device]\nkind = 'cpu'\nthreads = 1";
 
 fn experiment(zero: u8) -> Experiment {
     experiment_with(&[&format!("parallel.zero={zero}")])
@@ -127,18 +129,40 @@ fn saved_on_four_ranks_and_resumed_on_any_gives_the_uninterrupted_run() {
 }
 
 #[test]
-fn moments_and_masters_are_divided_among_the_ranks() {
+fn the_optimizers_state_is_divided_among_the_ranks() {
     let experiment = experiment(1);
-    let kept = threads::run(4, |link| {
+    let lens = threads::run(4, |link| {
         let rank = link.rank();
         let cpu = Cpu::new(&experiment.device).expect("a CPU");
         let trainer = Trainer::join(cpu, &experiment, Box::new(Hosted(link))).expect("a trainer");
-        (rank, trainer.kept.iter().map(|piece| piece.len).sum::<usize>())
+        (rank, trainer.optimizer.pieces().iter().map(|piece| piece.len).sum::<usize>())
     });
     let all: usize = crate::model::Weights::of(&experiment.model).parameters() as usize;
-    assert_eq!(kept.iter().map(|(_, len)| len).sum::<usize>(), all);
-    for (rank, len) in kept {
+    assert_eq!(lens.iter().map(|(_, len)| len).sum::<usize>(), all);
+    for (rank, len) in lens {
         assert!(len < all / 2, "rank {rank} keeps {len} of {all}");
+    }
+}
+
+#[test]
+fn a_rank_restores_from_the_tensors_that_it_needs() {
+    let saved = train_on(4, 1, None, 1);
+    let experiment = experiment(1);
+    let needed = threads::run(4, |link| {
+        let cpu = Cpu::new(&experiment.device).expect("a CPU");
+        let mut trainer = Trainer::join(cpu, &experiment, Box::new(Hosted(link))).expect("a trainer");
+        let needed: Vec<Tensor> =
+            saved.state.iter().filter(|tensor| trainer.needs(&tensor.name)).cloned().collect();
+        let names: Vec<String> = needed.iter().map(|tensor| tensor.name.clone()).collect();
+        trainer.restore(needed).expect("nothing is missing");
+        assert_eq!(trainer.state_root().expect("a root"), saved.roots[0]);
+        names
+    });
+    for names in &needed {
+        assert!(names.len() < saved.state.len(), "no rank needs everything");
+    }
+    for tensor in &saved.state {
+        assert!(needed.iter().any(|names| names.contains(&tensor.name)), "`{}` is restored", tensor.name);
     }
 }
 

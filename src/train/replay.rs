@@ -2,8 +2,8 @@
 //!
 //! A processor that miscalculates once an hour leaves no trace in a loss curve. Here the state before the
 //! step is copied to the host, the step made, the copy put back and the step made again on the same
-//! micro-batches; the two reports and roots must be equal. What is kept is the second state, which is
-//! the first.
+//! micro-batches; the two reports and roots must be equal. Training goes on from the second
+//! state, which is the first.
 
 use super::trainer::{StepReport, Trainer};
 use super::{RunError, TrainError};
@@ -77,7 +77,8 @@ mod tests {
     use crate::experiment::{self, Experiment};
     use crate::ops::cpu::Cpu;
 
-    const TEXT: &str = "seed = 1\n[model]\nlayers = 1\nheads = 1\nchannels = 32\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
+    const TEXT: &str = "seed = 1\n[model]\nlayers = 1\nheads = 1\nchannels = 32\n\
+        [data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
         [batch]\nmicro = 1\nseq_len = 8\n[schedule]\nsteps = 4\n[device]\nkind = 'cpu'\nthreads = 1";
 
     fn setup() -> (Experiment, Trainer<Cpu>, Prefetcher) {

@@ -362,9 +362,9 @@ impl<O: Ops> Run<O> {
             None => None,
         };
         exchange::barrier(self.trainer.link(), "the start of a checkpoint").map_err(TrainError::from)?;
-        let pieces = self.trainer.read_pieces()?;
+        let extents = self.trainer.read_extents()?;
         let step = self.trainer.progress().step;
-        self.writer.submit_part(PartJob { site, step, rank, pieces, completion })?;
+        self.writer.submit_part(PartJob { site, step, rank, extents, completion })?;
         Ok(())
     }
 

@@ -2,13 +2,13 @@
 //!
 //! A step is organised by virtual workers: each folds its micro-batches into f32 gradients, the tree
 //! of [`crate::parallel`] adds the workers, and then the host looks once: at the losses and at the
-//! gradient norm, to let the guards decide whether AdamW runs.
+//! gradient norm, to let the guards decide whether the optimizer runs.
 //!
 //! Of N ranks each runs V/N neighbouring workers. Then gradients are exchanged along the tree's upper levels,
 //! and losses gathered in the stream's order, so that every rank judges by the same numbers. With
-//! `parallel.zero = 1` a rank keeps moments and masters of its shard alone, updates that, and the new weights
-//! are gathered; with 2 it keeps the sums of its shard alone as well; with 0 the sums are gathered and
-//! everyone updates everything. None of it changes a bit.
+//! `parallel.zero = 1` a rank keeps the optimizer's state of its shard alone, updates that, and the new
+//! weights are gathered; with 2 it keeps the sums of its shard alone as well; with 0 the sums are gathered
+//! and everyone updates everything. None of it changes a bit.
 //!
 //! Gradients are exchanged on the side lane, behind the backward pass. The new weights are gathered on the
 //! main lane: a few milliseconds a step, after which the digest and the next forward pass find them in the
@@ -16,17 +16,18 @@
 
 use std::ops::Range;
 
-use super::TrainError;
+use super::state::{self, OptimizerState, Row};
+use super::{Progress, TrainError};
 use crate::data::Prefetcher;
 use crate::experiment::Experiment;
 use crate::model::decode::Room;
 use crate::model::gpt2::MicroBatch;
 use crate::model::init::initial_values;
 use crate::model::{Decoder, Gpt2, ParamSpec, Weights};
-use crate::ops::{Dtype, Ops, ParamSlot, Result, Role, Rows, Write};
-use crate::optim::{Guards, Verdict, adamw_scalars, learning_rate};
+use crate::ops::{Dtype, Ops, Result, Role, Rows, Write};
+use crate::optim::{Slot, Start, UpdateRule, UpdateStep, Verdict, learning_rate, update_rule};
 use crate::parallel::exchange::all_gather;
-use crate::parallel::{Exchange, ExchangeError, Link, Piece, Shards, Solo, Sums, reduce};
+use crate::parallel::{Exchange, ExchangeError, Link, Shards, Solo, Sums, reduce};
 
 /// Everything that training needs on a device, and the host state that the next step reads.
 pub struct Trainer<O: Ops> {
@@ -36,16 +37,13 @@ pub struct Trainer<O: Ops> {
     pub ops: O,
     pub model: Gpt2<O>,
     pub(super) shards: Shards,
-    /// The parts of the tensors whose moments and masters are kept here, in the model's order: all of
-    /// them, or this rank's shard.
-    pub(super) kept: Vec<Piece>,
-    /// Whether `kept` is a shard, and sums and weights are exchanged as such.
-    pub(super) sharded: bool,
-    /// One for each of `kept`.
-    pub(super) adam_m: Vec<O::Buf>,
-    pub(super) adam_v: Vec<O::Buf>,
-    /// fp32 masters, where parameters are narrower and masters are wanted.
-    pub(super) masters: Option<Vec<O::Buf>>,
+    /// The training state, tensor by tensor.
+    pub(super) table: Vec<Row>,
+    /// What the optimizer keeps of it for the parameters that are updated here: all of them, or this rank's
+    /// shard.
+    pub(super) optimizer: OptimizerState<O::Buf>,
+    /// Whether that is a shard, and sums and weights are exchanged as such.
+    sharded: bool,
     /// What the backward pass writes.
     grads: Weights<O::Buf>,
     sums: Sums<O>,
@@ -56,18 +54,6 @@ pub struct Trainer<O: Ops> {
     decoder: Option<Decoder<O>>,
     experiment: Experiment,
     pub(super) progress: Progress,
-}
-
-/// The host state that the next step reads.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Progress {
-    /// Optimizer steps done; the number of the next one.
-    pub step: u64,
-    /// Steps that reached the weights: AdamW's `t`.
-    pub updates: u64,
-    /// Sequences by which rewinds have moved the stream of samples on.
-    pub data_offset: u64,
-    pub guards: Guards,
 }
 
 /// What a step did.
@@ -106,39 +92,25 @@ impl<O: Ops> Trainer<O> {
         let model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
         let shards = Shards::new(&model.specs, ops.chunk(), ranks);
         let (sums, grads) = Sums::new(&mut ops, experiment, &model.specs, &shards, rank, sharded)?;
-        let kept = if sharded { shards.owned(rank) } else { shards.whole() };
-        let parts = |ops: &mut O| {
-            kept.iter().map(|piece| ops.alloc(Role::F32, piece.len)).collect::<Result<Vec<_>>>()
-        };
-        let (adam_m, adam_v) = (parts(&mut ops)?, parts(&mut ops)?);
-        let masters = if ops.dtype(Role::Param) != Dtype::F32 && experiment.precision.master_weights {
-            Some(parts(&mut ops)?)
-        } else {
-            None
-        };
+        let table = state::table(experiment, &model.specs, ops.dtype(Role::Param), sharded);
+        let updated = if sharded { shards.owned(rank) } else { shards.whole() };
+        let optimizer = OptimizerState::alloc(&mut ops, &table, updated)?;
         let step_tokens = experiment.batch.tokens as usize;
         let decoder = experiment.sample_positions().map(|positions| Room { streams: 1, positions });
         let decoder = decoder.map(|room| Decoder::new(&mut ops, &experiment.model, room)).transpose()?;
         let mut trainer = Trainer {
             losses: ops.alloc(Role::F32, step_tokens)?,
             host_losses: vec![0.0; step_tokens],
-            progress: Progress {
-                step: 0,
-                updates: 0,
-                data_offset: 0,
-                guards: Guards::new(&experiment.guards),
-            },
+            progress: Progress::new(&experiment.guards),
             decoder,
             experiment: experiment.clone(),
             ops,
             model,
             exchange,
             shards,
-            kept,
+            table,
+            optimizer,
             sharded,
-            adam_m,
-            adam_v,
-            masters,
             grads,
             sums,
         };
@@ -146,17 +118,20 @@ impl<O: Ops> Trainer<O> {
         Ok(trainer)
     }
 
-    /// Puts `values` of each tensor, padding left out or zero, in place of the weights and their masters:
-    /// where training starts, before its first step.
+    /// Puts `values` of each tensor, padding left out or zero, in place of the weights, and of what the
+    /// optimizer keeps as a copy of them: where training starts, before its first step.
     pub fn start_from(&mut self, mut values: impl FnMut(&ParamSpec) -> Vec<f32>) -> Result<()> {
-        let masters = self.masters.iter_mut().flatten();
-        let mut kept = self.kept.iter().zip(masters).peekable();
-        for (tensor, (spec, param)) in self.model.specs.iter().zip(self.model.params.iter_mut()).enumerate() {
+        let Trainer { ops, model, optimizer, experiment, .. } = self;
+        let rule = update_rule(experiment, ops.dtype(Role::Param));
+        for (at, (spec, param)) in model.specs.iter().zip(model.params.iter_mut()).enumerate() {
             let values = values(spec);
-            self.ops.upload(param, &values)?;
-            if let Some((piece, master)) = kept.next_if(|(piece, _)| piece.tensor == tensor) {
-                let part = piece.start.min(values.len())..piece.end().min(values.len());
-                self.ops.upload(master, &values[part])?;
+            ops.upload(param, &values)?;
+            let Some(part) = optimizer.of_mut(at) else { continue };
+            let range = part.piece.start.min(values.len())..part.piece.end().min(values.len());
+            for (row, buf) in rule.state(&spec.parameter()).iter().zip(&mut part.bufs) {
+                if row.start == Start::Parameter {
+                    ops.upload(buf, &values[range.clone()])?;
+                }
             }
         }
         Ok(())
@@ -208,6 +183,7 @@ impl<O: Ops> Trainer<O> {
         let judged = self.progress.guards.judge(loss, grad_norm);
         if judged.verdict == Verdict::Update {
             self.update(rate, grad_norm)?;
+            self.gather_weights()?;
         }
         self.progress.step += 1;
         Ok(StepReport {
@@ -285,7 +261,8 @@ impl<O: Ops> Trainer<O> {
     /// Each tensor's sum of squares: those of this rank's chunks go to all ranks, and every rank adds all
     /// chunks in their order.
     fn squares_of_shards(&mut self) -> Result<Vec<f64>, TrainError> {
-        let sums = self.sums.parts(&self.kept, &self.grads).into_iter().zip(&self.kept);
+        let pieces = self.optimizer.pieces();
+        let sums = self.sums.parts(&pieces, &self.grads).into_iter().zip(&pieces);
         let parts: Vec<(&O::Buf, Range<usize>)> =
             sums.map(|((buf, at), piece)| (buf, at..at + piece.len)).collect();
         let mine = self.ops.chunk_squares(&parts)?;
@@ -302,111 +279,40 @@ impl<O: Ops> Trainer<O> {
         Ok(chunks.iter().map(|chunks| self.ops.fold_squares(chunks)).collect())
     }
 
-    fn update(&mut self, rate: f64, grad_norm: f64) -> Result<(), TrainError> {
+    /// The optimizer's update of the parameters, or of this rank's shard of them.
+    fn update(&mut self, learning_rate: f64, grad_norm: f64) -> Result<()> {
         self.progress.updates += 1;
-        let Progress { step, updates, .. } = self.progress;
-        let scalars =
-            adamw_scalars(&self.experiment.optimizer, rate, updates, grad_norm, self.experiment.seed, step);
-        let decay = self.experiment.optimizer.weight_decay as f32;
-        let masters: Box<dyn Iterator<Item = Option<&mut O::Buf>>> = match &mut self.masters {
-            Some(masters) => Box::new(masters.iter_mut().map(Some)),
-            None => Box::new(std::iter::repeat_with(|| None)),
-        };
-        let moments = self.adam_m.iter_mut().zip(self.adam_v.iter_mut());
-        let sums = self.sums.parts(&self.kept, &self.grads);
-        let mut kept = self.kept.iter().zip(sums).zip(moments).zip(masters).peekable();
-        let mut slots: Vec<ParamSlot<'_, O>> = Vec::with_capacity(self.kept.len());
-        for (tensor, (spec, param)) in self.model.specs.iter().zip(self.model.params.iter_mut()).enumerate() {
-            // At most one piece of each tensor is kept here.
-            let Some((((piece, (grad, grad_at)), (adam_m, adam_v)), master)) =
-                kept.next_if(|(((piece, _), _), _)| piece.tensor == tensor)
-            else {
-                continue;
-            };
-            let weight_decay = if spec.decay { decay } else { 0.0 };
-            let at = piece.start;
-            slots.push(ParamSlot {
-                id: spec.id,
-                at,
-                param,
-                master,
-                grad,
-                grad_at,
-                adam_m,
-                adam_v,
-                weight_decay,
-            });
+        let Progress { step, updates: update, .. } = self.progress;
+        let Trainer { ops, model, optimizer, sums, grads, experiment, .. } = self;
+        let gradients = sums.parts(&optimizer.pieces(), grads);
+        let mut params = model.specs.iter().zip(model.params.iter_mut()).enumerate();
+        let mut slots = Vec::with_capacity(gradients.len());
+        for (part, (grad, grad_at)) in optimizer.parts_mut().zip(gradients) {
+            let (_, (spec, param)) = params
+                .find(|(at, _)| *at == part.piece.tensor)
+                .expect("parts are of the model's parameters, in its order");
+            let (parameter, at, state) = (spec.parameter(), part.piece.start, &mut part.bufs[..]);
+            slots.push(Slot { parameter, at, param, grad, grad_at, state });
         }
-        self.ops.adamw(&mut slots, &scalars)?;
-        if self.sharded {
-            let size = self.ops.dtype(Role::Param).size();
-            let Trainer { exchange, ops, shards, model, .. } = self;
-            let what = "the gathering of weights";
-            for group in shards.groups() {
-                reduce::gather(
-                    &mut **exchange,
-                    ops,
-                    shards,
-                    group,
-                    what,
-                    model.params.group_mut(group),
-                    size,
-                )?;
-            }
+        let rule = update_rule(experiment, ops.dtype(Role::Param));
+        rule.update(ops, slots, &UpdateStep { learning_rate, grad_norm, update, step })
+    }
+
+    /// Every rank's new weights to all, where each updates its shard.
+    fn gather_weights(&mut self) -> Result<(), ExchangeError> {
+        if !self.sharded {
+            return Ok(());
         }
-        Ok(())
+        let size = self.ops.dtype(Role::Param).size();
+        let Trainer { exchange, ops, shards, model, .. } = self;
+        shards.groups().try_for_each(|group| {
+            let weights = model.params.group_mut(group);
+            reduce::gather(&mut **exchange, ops, shards, group, "the gathering of weights", weights, size)
+        })
     }
 }
 
 /// Mean of token losses, summed in f64 from first to last.
 pub fn mean(losses: &[f32]) -> f64 {
     losses.iter().map(|&l| f64::from(l)).sum::<f64>() / losses.len() as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::experiment;
-    use crate::ops::dry::Dry;
-    use crate::plan::memory::{Category, MemoryPlan, Scratch, Storage};
-
-    #[test]
-    fn the_memory_plan_is_what_the_trainer_allocates() {
-        let text = "[model]\nlayers = 3\nheads = 2\nchannels = 32\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n[batch]\nmicro = 2\n\
-            seq_len = 8\ntokens = 128\n[schedule]\nsteps = 1\n[parallel]\nworkers = 8\n[precision]\nmaster_weights = MASTERS\n\
-            [memory]\nrecompute = LEVEL\npartial_sums = 'PLACE'\n[sample]\nevery = SAMPLES\n";
-        for (masters, level, place) in
-            [("true", "0", "device"), ("true", "1", "host"), ("false", "2", "device")]
-        {
-            let samples = if level == "2" { "5" } else { "0" };
-            let text = text
-                .replace("MASTERS", masters)
-                .replace("LEVEL", level)
-                .replace("SAMPLES", samples)
-                .replace("PLACE", place);
-            let experiment = experiment::load_text("t", &text, &[]).expect("a whole experiment").experiment;
-            let storage = Storage { scratch: Scratch::default(), ..Storage::cuda(&experiment) };
-            let plan = MemoryPlan::of(&experiment, &Storage { taken: |sizes| sizes.iter().sum(), ..storage });
-            let trainer = Trainer::new(Dry::new(Dtype::BF16), &experiment).expect("nothing can fail");
-            // The token ids of a decoder are too few to be planned.
-            let ids = if level == "2" { 3 * 2 * 32 } else { 0 };
-            assert_eq!(
-                plan.total() + ids,
-                trainer.ops.taken.iter().sum::<u64>(),
-                "masters {masters}, recompute {level}"
-            );
-            let largest = trainer.model.specs.iter().map(|spec| 4 * spec.len as u64).max();
-            let staged = largest.filter(|_| place == "host").unwrap_or(0);
-            assert_eq!(plan.category(Category::Scratch), staged, "{place}");
-            let on_host = plan
-                .entries
-                .iter()
-                .find(|entry| entry.name == "sums of virtual workers" && entry.category == Category::Host);
-            assert_eq!(
-                on_host.map_or(0, |entry| entry.bytes),
-                trainer.ops.taken_of_host.iter().sum::<u64>(),
-                "{place}"
-            );
-        }
-    }
 }

@@ -1,0 +1,61 @@
+//! What the optimizer keeps on this rank's device.
+
+use super::table::{Home, Row};
+use crate::ops::{Ops, Result, Role};
+use crate::parallel::Piece;
+
+/// The optimizer's tensors for the parameters, or the parts of them, that this rank updates.
+pub struct OptimizerState<B> {
+    /// In the model's order, at most one for each parameter.
+    parts: Vec<PartState<B>>,
+}
+
+/// What the optimizer keeps for one parameter.
+pub struct PartState<B> {
+    /// The part of the parameter that is updated here.
+    pub piece: Piece,
+    /// That part of each tensor of [`crate::optim::UpdateRule::state`], in its order.
+    pub bufs: Vec<B>,
+}
+
+impl<B> OptimizerState<B> {
+    /// Allocates what `table` lists for the parameters of `pieces`, which are in the model's order, zeroed.
+    pub fn alloc<O: Ops<Buf = B>>(
+        ops: &mut O,
+        table: &[Row],
+        pieces: Vec<Piece>,
+    ) -> Result<OptimizerState<B>> {
+        let parts = pieces.into_iter().map(|piece| PartState { piece, bufs: Vec::new() }).collect();
+        let mut state = OptimizerState { parts };
+        for row in table {
+            if let Home::Optimizer { parameter, .. } = row.home
+                && let Some(part) = state.of_mut(parameter)
+            {
+                part.bufs.push(ops.alloc(Role::F32, part.piece.len)?);
+            }
+        }
+        Ok(state)
+    }
+
+    /// What is kept here for a parameter; none if another rank updates all of it.
+    pub fn of(&self, parameter: usize) -> Option<&PartState<B>> {
+        let at = self.parts.binary_search_by_key(&parameter, |part| part.piece.tensor).ok()?;
+        Some(&self.parts[at])
+    }
+
+    /// As [`OptimizerState::of`].
+    pub fn of_mut(&mut self, parameter: usize) -> Option<&mut PartState<B>> {
+        let at = self.parts.binary_search_by_key(&parameter, |part| part.piece.tensor).ok()?;
+        Some(&mut self.parts[at])
+    }
+
+    /// What is updated here.
+    pub fn pieces(&self) -> Vec<Piece> {
+        self.parts.iter().map(|part| part.piece.clone()).collect()
+    }
+
+    /// All of it, in the model's order.
+    pub fn parts_mut(&mut self) -> impl Iterator<Item = &mut PartState<B>> {
+        self.parts.iter_mut()
+    }
+}
