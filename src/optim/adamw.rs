@@ -5,7 +5,7 @@
 
 use super::{MASTER, ParamKind, Parameter, Slot, Start, StateRow, UpdateRule, UpdateStep, keeps_masters};
 use crate::experiment::{self, Experiment};
-use crate::ops::{AdamW, Dtype, Ops, ParamSlot, Result};
+use crate::ops::{AdamW, AdamWUpdate, Dtype, Ops, ParamSlot, Result};
 use crate::rng::Key;
 
 /// Decaying mean of the gradients.
@@ -75,8 +75,8 @@ impl UpdateRule for AdamWRule<'_> {
             let (id, weight_decay) = (parameter.id, self.weight_decay(parameter.kind));
             ParamSlot { id, at, param, master, grad, grad_at, adam_m, adam_v, weight_decay }
         };
-        let mut slots: Vec<ParamSlot<'_, O>> = slots.into_iter().map(slot).collect();
-        ops.adamw(&mut slots, &self.scalars(at))
+        let slots = slots.into_iter().map(slot).collect();
+        ops.adamw(AdamWUpdate { slots, scalars: self.scalars(at) })
     }
 }
 

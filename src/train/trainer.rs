@@ -24,7 +24,7 @@ use crate::model::decode::Room;
 use crate::model::gpt2::MicroBatch;
 use crate::model::init::initial_values;
 use crate::model::{Decoder, Gpt2, ParamSpec, Weights};
-use crate::ops::{Dtype, Ops, Result, Role, Rows, Write};
+use crate::ops::{ChunkSquares, Dtype, Ops, Result, Role, Rows, SumSquares, Write};
 use crate::optim::{Slot, Start, UpdateRule, UpdateStep, Verdict, learning_rate, update_rule};
 use crate::parallel::exchange::all_gather;
 use crate::parallel::{Exchange, ExchangeError, Link, Shards, Solo, Sums, reduce};
@@ -253,7 +253,7 @@ impl<O: Ops> Trainer<O> {
         let squares = if self.sharded {
             self.squares_of_shards()?
         } else {
-            self.ops.sum_squares(&self.grads.iter().collect::<Vec<_>>())?
+            self.ops.sum_squares(SumSquares { tensors: &self.grads.iter().collect::<Vec<_>>() })?
         };
         Ok(libm::sqrt(squares.iter().sum::<f64>()))
     }
@@ -265,7 +265,7 @@ impl<O: Ops> Trainer<O> {
         let sums = self.sums.parts(&pieces, &self.grads).into_iter().zip(&pieces);
         let parts: Vec<(&O::Buf, Range<usize>)> =
             sums.map(|((buf, at), piece)| (buf, at..at + piece.len)).collect();
-        let mine = self.ops.chunk_squares(&parts)?;
+        let mine = self.ops.chunk_squares(ChunkSquares { parts: &parts })?;
         let bytes = mine.iter().flat_map(|sum| sum.to_le_bytes()).collect();
         let all = all_gather(self.exchange.link(), "the gradient norm", bytes)?;
         let mut sums: Vec<_> = all
