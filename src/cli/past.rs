@@ -6,8 +6,7 @@ use super::session::{Place, Resume};
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{LedgerError, LockError};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
-use crate::train::RunError;
-use crate::train::run::Records;
+use crate::train::{Recorder, RunError};
 
 /// The past of a run; empty for a new one.
 #[derive(Default)]
@@ -84,21 +83,21 @@ impl Past {
 impl Changed {
     /// Tells the user and writes it into the ledger: drift into the next entry's hash, the rest as notes.
     /// `resumed` is the step that a resumed run goes on at.
-    pub fn write(&self, records: &mut Records, resumed: Option<u64>) -> Result<(), RunError> {
+    pub fn write(&self, recorder: &mut Recorder, resumed: Option<u64>) -> Result<(), RunError> {
         if let Some(step) = resumed {
-            records.ledger.note("resume", &format!("at step {step}"))?;
-            records.pending.resumed = true;
+            recorder.records.note("resume", &format!("at step {step}"))?;
+            recorder.resumed = true;
         }
         if !self.told.is_empty() {
             anstream::eprintln!("same numerics, made elsewhere before:{}", list(&self.told));
         }
         for difference in &self.told {
-            records.ledger.note("environment", &difference.to_string())?;
+            recorder.records.note("environment", &difference.to_string())?;
         }
         for difference in &self.drift {
             // A run that is at its end has no next entry; the note is there at once.
-            records.ledger.note("drift", &difference.to_string())?;
-            records.pending.changes.push(format!("drift {difference}"));
+            recorder.records.note("drift", &difference.to_string())?;
+            recorder.changes.push(format!("drift {difference}"));
         }
         Ok(())
     }

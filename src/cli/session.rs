@@ -26,14 +26,11 @@ use crate::ops::cuda::{self, Cuda};
 use crate::ops::{DeviceError, Dtype, Ops, Role, cpu::Cpu};
 use crate::parallel::{Exchange, Solo};
 use crate::plan::memory::{Category, MemoryPlan, Share, Storage};
-use crate::proof::{Ledger, Lock};
+use crate::proof::Lock;
 use crate::report::{self, PlotOptions, ReportError, RunData};
-use crate::store::main_log::MainLogWriter;
-use crate::store::metrics::MetricsWriter;
-use crate::store::tensorboard::EventWriter;
-use crate::store::{self, Retention, RunFolder, RunPaths, Writer, checkpoint};
-use crate::train::run::{Outcome, Pending, Records, Run};
-use crate::train::{Event, Listener, Trainer};
+use crate::store::{self, Records, RecordsError, Retention, RunFolder, RunPaths, Writer, checkpoint};
+use crate::train::run::{Outcome, Run};
+use crate::train::{Listener, Listeners, Recorder, Trainer};
 use crate::units;
 
 /// An experiment with its device, data and folder, ready to train.
@@ -338,22 +335,22 @@ impl OnDevice for Training {
             }
         }
         let progress = trainer.progress().clone();
-        let records = match &folder {
-            Some(folder) => {
-                let mut records = Records::open(&experiment, folder, head, progress.step, &lock)?;
-                changed.write(&mut records, past.resumed.then_some(progress.step))?;
-                Some(records)
-            }
-            None => None,
-        };
+        let mut listeners: Vec<Box<dyn Listener>> = Vec::new();
+        if let Some(folder) = &folder {
+            let tensorboard = experiment.log.tensorboard;
+            let records = Records::open(&folder.paths, tensorboard, head, progress.step);
+            let mut recorder = Recorder::new(records.map_err(refuse_records)?);
+            changed.write(&mut recorder, past.resumed.then_some(progress.step))?;
+            listeners.push(Box::new(recorder));
+        }
         let feed = feed_share(&experiment, &data, trainer.share(), progress.step, progress.data_offset)?;
         let sensors = Arc::<gpu_watch::Shared>::default();
         let _watch = folder.as_ref().and_then(|folder| watch_gpu(&experiment, &lock, folder, &sensors));
-        let mut listener: Box<dyn Listener> = match (first, json) {
-            (false, _) => Box::new(Silence),
-            (true, true) => Box::new(JsonEvents { sensors }),
-            (true, false) => Box::new(Console::new(experiment.log.every, sensors)),
-        };
+        match (first, json) {
+            (false, _) => {}
+            (true, true) => listeners.push(Box::new(JsonEvents { sensors })),
+            (true, false) => listeners.push(Box::new(Console::new(experiment.log.every, sensors))),
+        }
         let experiment::Checkpoint { keep_last, keep_every, .. } = experiment.checkpoint;
         let writer = Writer::new(&paths.checkpoints(), Retention { keep_last, keep_every });
         let peak_flops = peak_flops.map(|peak| peak * ranks as f64);
@@ -365,13 +362,12 @@ impl OnDevice for Training {
             validation,
             hellaswag,
             tokenizer,
-            paths,
             writer,
-            records,
+            numerics: lock.numerics.clone(),
             stop,
             peak_flops,
         };
-        let outcome = match run.finish(listener.as_mut()) {
+        let outcome = match run.finish(&mut Listeners(listeners)) {
             Ok(outcome) => outcome,
             Err(error) => {
                 run.trainer.link().fail(&error.to_string());
@@ -407,13 +403,6 @@ fn exit_code(outcome: &Outcome) -> u8 {
     }
 }
 
-/// The listener of every rank but the first.
-struct Silence;
-
-impl Listener for Silence {
-    fn on(&mut self, _: &Event) {}
-}
-
 /// Reads the sensors of the GPU at work, if that is wanted and there is one.
 fn watch_gpu(
     experiment: &Experiment,
@@ -433,45 +422,11 @@ fn draw(folder: &RunFolder) -> Result<Vec<PathBuf>, ReportError> {
     report::plot_runs(&[run], &PlotOptions::default(), &folder.paths.plots())
 }
 
-impl Records {
-    /// Opens the files of a run at `step`, dropping what they say of later steps: it will come again.
-    fn open(
-        experiment: &Experiment,
-        folder: &RunFolder,
-        head: Option<crate::proof::Head>,
-        step: u64,
-        lock: &Lock,
-    ) -> anyhow::Result<Records> {
-        let ledger = match head {
-            Some(head) => Ledger::resume(&folder.paths.ledger(), &head).map_err(past::refuse_ledger)?,
-            None => {
-                let mut ledger = Ledger::open(&folder.paths.ledger()).map_err(past::refuse_ledger)?;
-                ledger.truncate_to(0)?;
-                ledger
-            }
-        };
-        let run = folder.paths.folder();
-        Ok(Records {
-            ledger,
-            // A run that was killed before its first row has no files to go on with.
-            metrics: if folder.paths.metrics_jsonl().exists() {
-                MetricsWriter::resume(run, step)?
-            } else {
-                MetricsWriter::create(run)?
-            },
-            main_log: if folder.paths.main_log().exists() {
-                MainLogWriter::resume(run, step)?
-            } else {
-                MainLogWriter::create(run)?
-            },
-            tensorboard: match experiment.log.tensorboard {
-                true => Some(EventWriter::resume(&folder.paths.tensorboard(), step)?),
-                false => None,
-            },
-            paths: folder.paths.clone(),
-            numerics: lock.numerics.clone(),
-            pending: Pending::default(),
-        })
+/// A record that is not what the checkpoint says is a mismatch, not a failure of the system.
+fn refuse_records(error: RecordsError) -> anyhow::Error {
+    match error {
+        RecordsError::Ledger(error) => past::refuse_ledger(error),
+        error => error.into(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Training: what one optimizer step is ([`trainer`]), all that it reads as named tensors ([`state`]),
-//! the loop around it ([`run`]) and what the loop reports ([`events`]). Prints nothing.
+//! the loop around it ([`run`], [`saving`]), what the loop reports ([`events`]) and the listener that writes
+//! it down ([`record`]). Prints nothing, and names no file: those are the store's.
 
 #[cfg(test)]
 mod cuda_tests;
@@ -7,13 +8,16 @@ mod error;
 pub mod events;
 #[cfg(test)]
 mod ranks_tests;
+pub mod record;
 mod replay;
 pub mod run;
+mod saving;
 mod state;
 pub mod trainer;
 
 pub use error::{RunError, TrainError};
-pub use events::{Event, Listener};
+pub use events::{Event, Listener, Listeners};
+pub use record::Recorder;
 pub use trainer::{Progress, StepReport, Trainer};
 
 /// Raised whenever a change above the device changes a bit: the model's order of operations, initial

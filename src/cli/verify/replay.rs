@@ -19,7 +19,7 @@ use crate::proof::entry::rewound_from;
 use crate::proof::lock::{Lock, differences};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;
-use crate::train::run::ledger_entry;
+use crate::train::record::ledger_entry;
 
 /// Trains steps `steps` of a run again and compares each with the ledger.
 pub fn verify(run: WholeRun, steps: Range<u64>, report: &mut Report) -> anyhow::Result<()> {
