@@ -10,7 +10,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::optim::Verdict;
 use crate::run::sensors::Shared;
-use crate::train::{Event, Listener, StepReport};
+use crate::store::Timing;
+use crate::train::{Event, Listener, RunError, StepReport};
 use crate::units;
 
 /// Writes events as lines; on a terminal, with colours and a progress bar.
@@ -83,7 +84,8 @@ impl Console {
         self.bar.set_message(format!("{}{saving}", self.left(self.done)));
     }
 
-    fn stepped(&mut self, report: &StepReport, step_ms: f64, tokens_per_s: f64, mfu: Option<f64>) {
+    fn stepped(&mut self, report: &StepReport, timing: &Timing) {
+        let Timing { step_ms, tokens_per_s, mfu } = *timing;
         let done = report.step + 1;
         self.gpu.step.store(done, Ordering::Relaxed);
         self.done = done;
@@ -127,13 +129,13 @@ const DIM: anstyle::Style = anstyle::Style::new().dimmed();
 const WARN: anstyle::Style =
     anstyle::Style::new().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Yellow)));
 
-/// A z-score as the reference prints it: signed, and `-` while the window fills.
+/// A z-score as llm.c prints it: signed, and `-` while the window fills.
 fn z(score: Option<f64>) -> String {
     score.map_or_else(|| "z -".into(), |z| format!("z {z:+.2}"))
 }
 
 impl Listener for Console {
-    fn on(&mut self, event: &Event) {
+    fn on(&mut self, event: &Event) -> Result<(), RunError> {
         match event {
             Event::Began { step, steps } => {
                 self.started = Instant::now();
@@ -142,9 +144,8 @@ impl Listener for Console {
                 self.show_steps();
                 self.bar.enable_steady_tick(Duration::from_millis(250));
             }
-            Event::Stepped { report, step_ms, tokens_per_s, mfu, .. } => {
-                self.stepped(report, *step_ms, *tokens_per_s, *mfu)
-            }
+            Event::Stepped { report, timing, .. } => self.stepped(report, timing),
+            Event::Completed { .. } => {}
             Event::Evaluating { what, done, sequences } => {
                 self.evaluating(what, *done as u64, *sequences as u64)
             }
@@ -184,7 +185,7 @@ impl Listener for Console {
                     units::bytes(*bytes)
                 ));
             }
-            Event::Rewound { from_step, to_step } => {
+            Event::Rewound { from_step, to_step, .. } => {
                 self.done = *to_step;
                 self.show_steps();
                 self.line(&format!(
@@ -213,5 +214,6 @@ impl Listener for Console {
                 self.line(&format!("{BOLD}state root {root}{BOLD:#}"));
             }
         }
+        Ok(())
     }
 }

@@ -6,22 +6,22 @@ use std::sync::atomic::Ordering;
 use serde_json::json;
 
 use crate::run::sensors::Shared;
-use crate::train::{Event, Listener};
+use crate::train::{Event, Listener, RunError};
 
 /// Prints each event as one JSON object a line.
 pub struct JsonEvents {
-    /// Told how far the run is, for whoever samples the sensors.
+    /// Steps done, for the thread that reads the GPU's sensors.
     pub sensors: Arc<Shared>,
 }
 
 impl Listener for JsonEvents {
-    fn on(&mut self, event: &Event) {
+    fn on(&mut self, event: &Event) -> Result<(), RunError> {
         if let Event::Stepped { report, .. } = event {
             self.sensors.step.store(report.step + 1, Ordering::Relaxed);
         }
         let value = match event {
             Event::Began { step, steps } => json!({"event": "began", "step": step, "steps": steps}),
-            Event::Stepped { report, step_ms, tokens_per_s, mfu, root, .. } => json!({
+            Event::Stepped { report, timing, root, .. } => json!({
                 "event": "step",
                 "step": report.step,
                 "loss": report.loss,
@@ -30,12 +30,12 @@ impl Listener for JsonEvents {
                 "loss_z": report.loss_z,
                 "grad_z": report.grad_z,
                 "action": report.verdict.name(),
-                "step_ms": step_ms,
-                "tokens_per_s": tokens_per_s,
-                "mfu": mfu,
+                "step_ms": timing.step_ms,
+                "tokens_per_s": timing.tokens_per_s,
+                "mfu": timing.mfu,
                 "root": root.map(|root| root.to_string()),
             }),
-            Event::Evaluating { .. } | Event::Saving { .. } => return,
+            Event::Evaluating { .. } | Event::Saving { .. } | Event::Completed { .. } => return Ok(()),
             Event::Evaluated { step, val_loss, val_tokens } => {
                 json!({"event": "evaluation", "step": step, "val_loss": val_loss, "val_tokens": val_tokens})
             }
@@ -52,7 +52,7 @@ impl Listener for JsonEvents {
             Event::CheckpointSaved { step, path, bytes } => {
                 json!({"event": "checkpoint", "step": step, "path": path, "bytes": bytes})
             }
-            Event::Rewound { from_step, to_step } => {
+            Event::Rewound { from_step, to_step, .. } => {
                 json!({"event": "rewind", "from_step": from_step, "to_step": to_step})
             }
             Event::Diverged { step, skips } => json!({"event": "diverged", "step": step, "skips": skips}),
@@ -62,5 +62,6 @@ impl Listener for JsonEvents {
             }
         };
         println!("{value}");
+        Ok(())
     }
 }

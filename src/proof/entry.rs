@@ -8,26 +8,31 @@
 
 use std::fmt::Write;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::Digest;
 
 use super::hash::{Hash, STEP};
 
-/// What the guards let happen to a step's update.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+/// What became of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// The optimizer ran.
+    /// The weights were updated.
     Update,
-    /// Skipped: the loss stood out of its window.
+    /// The loss stood out too far from its window; no update.
     SkipLossZ,
-    /// Skipped: the gradient norm stood out of its window.
+    /// The gradient norm stood out too far from its window; no update.
     SkipGradZ,
-    /// Skipped: loss or gradient norm was infinite or not a number.
+    /// Loss or gradient norm was NaN or infinite; no update.
     SkipNonfinite,
+    /// No training: the evaluation after the last update.
+    Evaluate,
 }
 
 impl Action {
+    pub const ALL: [Action; 5] =
+        [Action::Update, Action::SkipLossZ, Action::SkipGradZ, Action::SkipNonfinite, Action::Evaluate];
+
     /// The word in the ledger and in the metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -35,7 +40,23 @@ impl Action {
             Action::SkipLossZ => "skip_loss_z",
             Action::SkipGradZ => "skip_grad_z",
             Action::SkipNonfinite => "skip_nonfinite",
+            Action::Evaluate => "evaluate",
         }
+    }
+
+    pub fn from_name(name: &str) -> Option<Action> {
+        Action::ALL.into_iter().find(|action| action.name() == name)
+    }
+
+    /// Whether a guard kept the update from the weights.
+    pub fn is_skip(self) -> bool {
+        matches!(self, Action::SkipLossZ | Action::SkipGradZ | Action::SkipNonfinite)
+    }
+}
+
+impl std::fmt::Display for Action {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }
 

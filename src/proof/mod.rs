@@ -6,13 +6,15 @@
 //! * [`hash`]: the 32 bytes everything here is made of.
 //! * [`tree`]: the Merkle tree of RFC 9162, whole and growing.
 //! * [`digest`]: leaf, tensor and state digests over those.
-//! * [`ledger`]: one entry a step, an append-only log whose head every checkpoint carries.
+//! * [`ledger`]: one [`entry`] a step, an append-only log whose head every checkpoint carries;
+//!   [`evaluation`]: what was measured before a step.
 //! * [`compare`]: where two tensors differ.
 //! * [`lock`]: what the bits depend on, and where they were made.
 
 pub mod compare;
 pub mod digest;
 pub mod entry;
+pub mod evaluation;
 pub mod hash;
 pub mod ledger;
 pub mod lock;
@@ -20,6 +22,7 @@ pub mod tree;
 
 pub use digest::{MerkleHasher, merkle_root, state_root, tensor_digest, tensor_digest_from_root};
 pub use entry::{Action, Entry, FieldDifference};
+pub use evaluation::{Evaluation, HellaSwag, Validation};
 pub use hash::Hash;
 pub use ledger::{Head, Ledger, LedgerError};
 pub use lock::{Lock, LockError};

@@ -26,7 +26,6 @@ pub mod open;
 pub mod parent;
 pub mod prepare;
 pub mod ranks;
-pub mod records;
 pub mod report;
 pub mod resume;
 pub mod sensors;

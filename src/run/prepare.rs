@@ -4,22 +4,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::agree::Agreed;
+use super::error::refuse_ledger;
 use super::expected::Expected;
 use super::initial::Initial;
-use super::records;
 use super::report::{Message, Report};
 use super::sensors::{self, GpuWatch};
 use super::team::Begin;
 use crate::experiment::{self, Experiment};
 use crate::ops::Ops;
 use crate::proof::Lock;
-use crate::store::{self, Loaded, Retention, RunFolder, RunPaths, StoreError, Writer, checkpoint};
-use crate::train::Trainer;
+use crate::store::{
+    self, Loaded, Records, RecordsError, Retention, RunFolder, RunPaths, StoreError, Writer, checkpoint,
+};
 use crate::train::run::Run;
+use crate::train::{Recorder, Trainer};
 
 /// A run that is about to make its next step.
 pub struct Prepared<O: Ops> {
     pub(super) run: Run<O>,
+    /// Writes down what the run does; rank 0's.
+    pub(super) recorder: Option<Recorder>,
     /// What rank 0 keeps.
     pub(super) kept: Option<Kept>,
     /// What the sensors' thread and the listener share.
@@ -69,11 +73,13 @@ impl<O: Ops> Prepared<O> {
         let head = found.as_ref().map(|(manifest, _)| manifest.ledger);
         begin_state(&mut trainer, found, initial, &paths)?;
         let progress = trainer.progress().clone();
-        let records = match &folder {
+        let recorder = match &folder {
             Some(folder) => {
-                let mut records = records::open(&experiment, folder, head, progress.step, &lock)?;
-                changed.write(&mut records, past.resumed.then_some(progress.step), report)?;
-                Some(records)
+                let tensorboard = experiment.log.tensorboard;
+                let records = Records::open(&folder.paths, tensorboard, head, progress.step);
+                let mut recorder = Recorder::new(records.map_err(refuse_records)?);
+                changed.write(&mut recorder, past.resumed.then_some(progress.step), report)?;
+                Some(recorder)
             }
             None => None,
         };
@@ -91,13 +97,20 @@ impl<O: Ops> Prepared<O> {
             validation: data.validation,
             hellaswag: data.hellaswag,
             tokenizer: data.tokenizer,
-            paths,
             writer,
-            records,
+            numerics: lock.numerics.clone(),
             stop,
         };
         let kept = folder.map(|folder| Kept { folder, lock, expected });
-        Ok(Prepared { run, kept, sensors, watch, report })
+        Ok(Prepared { run, recorder, kept, sensors, watch, report })
+    }
+}
+
+/// A record that is not what the checkpoint says is a mismatch, not a failure of the system.
+fn refuse_records(error: RecordsError) -> anyhow::Error {
+    match error {
+        RecordsError::Ledger(error) => refuse_ledger(error),
+        error => error.into(),
     }
 }
 

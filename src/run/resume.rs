@@ -9,8 +9,7 @@ use super::report::{Message, Report};
 use crate::proof::LockError;
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
-use crate::train::RunError;
-use crate::train::run::Records;
+use crate::train::{Recorder, RunError};
 
 /// Where a resumed run goes on.
 pub struct Resume {
@@ -100,21 +99,26 @@ impl Past {
 impl Changed {
     /// Reports what differs and writes it into the ledger: drift into the next entry's hash, the rest as
     /// notes. `resumed` is the step that a resumed run goes on at.
-    pub fn write(&self, records: &mut Records, resumed: Option<u64>, report: Report) -> Result<(), RunError> {
+    pub fn write(
+        &self,
+        recorder: &mut Recorder,
+        resumed: Option<u64>,
+        report: Report,
+    ) -> Result<(), RunError> {
         if let Some(step) = resumed {
-            records.ledger.note("resume", &format!("at step {step}"))?;
-            records.pending.resumed = true;
+            recorder.records.note("resume", &format!("at step {step}"))?;
+            recorder.resumed = true;
         }
         if !self.elsewhere.is_empty() {
             report.tell(&Message::MadeElsewhere { lock: None, differences: &self.elsewhere });
         }
         for difference in &self.elsewhere {
-            records.ledger.note("environment", &difference.to_string())?;
+            recorder.records.note("environment", &difference.to_string())?;
         }
         for difference in &self.drift {
             // A run that is at its end has no next entry; the note is there at once.
-            records.ledger.note("drift", &difference.to_string())?;
-            records.pending.changes.push(format!("drift {difference}"));
+            recorder.records.note("drift", &difference.to_string())?;
+            recorder.changes.push(format!("drift {difference}"));
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use crate::ops::Ops;
 use crate::plan::memory::Storage;
 use crate::report::{self, PlotOptions, RunData};
 use crate::train::run::Outcome;
-use crate::train::{Event, Listener};
+use crate::train::{Listener, Listeners};
 
 /// A run whose training has ended, its device closed.
 pub struct Trained {
@@ -50,12 +50,13 @@ impl OnDevice for Job {
 
 impl Trained {
     fn of<O: Ops>(prepared: Prepared<O>) -> anyhow::Result<Trained> {
-        let Prepared { mut run, kept, sensors, watch, report } = prepared;
-        let mut listener: Box<dyn Listener> = match &kept {
-            Some(_) => report.training(&run.experiment, sensors),
-            None => Box::new(Silence),
-        };
-        let outcome = run.finish(listener.as_mut());
+        let Prepared { mut run, recorder, kept, sensors, watch, report } = prepared;
+        let mut listeners: Vec<Box<dyn Listener>> = Vec::new();
+        if let Some(recorder) = recorder {
+            listeners.push(Box::new(recorder));
+            listeners.push(report.training(&run.experiment, sensors));
+        }
+        let outcome = run.finish(&mut Listeners(listeners));
         drop(watch);
         match outcome {
             Ok(outcome) => {
@@ -91,11 +92,4 @@ impl Kept {
         }
         Ok(())
     }
-}
-
-/// The listener of every rank but the first.
-struct Silence;
-
-impl Listener for Silence {
-    fn on(&mut self, _: &Event) {}
 }

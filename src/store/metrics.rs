@@ -1,268 +1,145 @@
 //! What was measured at every step: `metrics.jsonl`, one row a step, and `metrics.parquet`.
 //!
-//! A number that the training computes stands in two keys: `loss` as a decimal for people and
-//! scripts, `loss_bits` as the 16 hexadecimal digits of its IEEE 754 double for proofs. The decimal
-//! is the shortest that reads back to the same bits. JSON knows neither NaN nor infinity: there the
-//! decimal is `null` and the bits tell which it was, so a column stays numeric for every reader. A
-//! value that was not measured is `null` in both. Timings have no bits: nobody proves them.
+//! The numbers are those of [`super::columns`]. An exact one stands in two keys: `loss` as a decimal for
+//! people and scripts, `loss_bits` as the 16 hexadecimal digits of its IEEE 754 double for proofs. The
+//! decimal is the shortest that reads back to the same bits. JSON knows neither NaN nor infinity: there the
+//! decimal is `null` and the bits tell which it was, so a column stays numeric for every reader. A value
+//! that was not measured is `null` in both. Timings have no bits: nobody proves them.
 //!
-//! Step numbers are the reference's: row `s` is the update that turns the weights after `s` updates
-//! into those after `s + 1`; validation and HellaSwag in row `s` were measured before that update.
-//! The evaluation after the last update is a row of its own, with [`Action::Evaluate`] and no
-//! training values.
+//! Steps are counted from 0: row `s` is the update that turns the weights after `s` updates into those after
+//! `s + 1`; validation and HellaSwag in row `s` were measured before that update. The evaluation after the
+//! last update is a row of its own, with [`Action::Evaluate`] and no training values.
 //!
-//! The jsonl is complete at every moment; the parquet is a copy for data-frame readers, made at
-//! checkpoints and at the end. This module does not decide when.
+//! The jsonl is complete at every moment; the parquet is a copy for data-frame readers, made at checkpoints
+//! and at the end. This module does not decide when.
 
-use std::fmt;
+use std::borrow::Cow;
+use std::fmt::{self, Write};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::append::{AppendError, AppendFile, complete_lines};
+use super::columns::{Kind, Turn};
 use super::metrics_parquet;
+
+pub use super::columns::{COLUMNS, Column, MetricsRow};
+pub use crate::proof::Action;
 
 /// The file of rows in a run folder.
 pub const JSONL: &str = "metrics.jsonl";
 /// The copy for data-frame readers.
 pub const PARQUET: &str = "metrics.parquet";
 
-/// What became of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Action {
-    /// The weights were updated.
-    Update,
-    /// The loss stood out too far from its window; no update.
-    SkipLossZ,
-    /// The gradient norm stood out too far from its window; no update.
-    SkipGradZ,
-    /// Loss or gradient norm was NaN or infinite; no update.
-    SkipNonfinite,
-    /// No training: the evaluation after the last update.
-    Evaluate,
-}
-
-impl Action {
-    pub const ALL: [Action; 5] =
-        [Action::Update, Action::SkipLossZ, Action::SkipGradZ, Action::SkipNonfinite, Action::Evaluate];
-
-    /// As written in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Action::Update => "update",
-            Action::SkipLossZ => "skip_loss_z",
-            Action::SkipGradZ => "skip_grad_z",
-            Action::SkipNonfinite => "skip_nonfinite",
-            Action::Evaluate => "evaluate",
-        }
-    }
-
-    pub fn from_name(name: &str) -> Option<Action> {
-        Action::ALL.into_iter().find(|action| action.name() == name)
-    }
-
-    /// Whether a guard kept the update from the weights.
-    pub fn is_skip(self) -> bool {
-        matches!(self, Action::SkipLossZ | Action::SkipGradZ | Action::SkipNonfinite)
-    }
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// One step. `None` is "not measured"; NaN and infinity are values.
-#[derive(Clone, Debug)]
-pub struct MetricsRow {
-    pub step: u64,
-    /// Tokens trained on, this step's included.
-    pub tokens: u64,
-    /// Mean training loss of the step, nats a token.
-    pub loss: Option<f64>,
-    /// Global gradient norm before clipping.
-    pub grad_norm: Option<f64>,
-    pub learning_rate: Option<f64>,
-    /// Standard deviations of this loss from the mean of the window before it; `None` while the window fills.
-    pub loss_z: Option<f64>,
-    pub grad_z: Option<f64>,
-    pub action: Action,
-    /// Mean validation loss before this step's update, nats a token.
-    pub val_loss: Option<f64>,
-    /// HellaSwag before this step's update, 0 to 1: the reference's score.
-    pub hellaswag: Option<f64>,
-    /// The published harness's `acc` and `acc_norm`; `None` where the tasks lack its wording.
-    pub hellaswag_acc: Option<f64>,
-    pub hellaswag_acc_norm: Option<f64>,
-    pub step_ms: Option<f64>,
-    pub tokens_per_s: Option<f64>,
-    /// Model FLOPs utilisation, 0 to 1; `None` on a device whose peak is unknown.
-    pub mfu: Option<f64>,
-    /// What else happened, a word each: `resume`, `drift`, `rewind`.
-    pub events: Vec<String>,
-}
-
 impl MetricsRow {
-    /// A row in which nothing but the position is measured yet.
-    pub fn new(step: u64, tokens: u64, action: Action) -> MetricsRow {
-        MetricsRow {
-            step,
-            tokens,
-            loss: None,
-            grad_norm: None,
-            learning_rate: None,
-            loss_z: None,
-            grad_z: None,
-            action,
-            val_loss: None,
-            hellaswag: None,
-            hellaswag_acc: None,
-            hellaswag_acc_norm: None,
-            step_ms: None,
-            tokens_per_s: None,
-            mfu: None,
-            events: Vec::new(),
+    /// The row of one turn of the training loop. `step` and `tokens` are the turn's; a turn without an entry
+    /// is the evaluation after the last step.
+    pub fn of(step: u64, tokens: u64, turn: &Turn<'_>) -> MetricsRow {
+        let action = turn.entry.map_or(Action::Evaluate, |entry| entry.action);
+        let mut row = MetricsRow::new(step, tokens, action);
+        for column in COLUMNS {
+            (column.set)(&mut row, (column.from)(turn));
         }
+        row
     }
 
-    /// The values that have bits, with their names, in file order.
-    pub fn exact_values(&self) -> [(&'static str, Option<f64>); 9] {
-        [
-            ("loss", self.loss),
-            ("grad_norm", self.grad_norm),
-            ("learning_rate", self.learning_rate),
-            ("loss_z", self.loss_z),
-            ("grad_z", self.grad_z),
-            ("val_loss", self.val_loss),
-            ("hellaswag", self.hellaswag),
-            ("hellaswag_acc", self.hellaswag_acc),
-            ("hellaswag_acc_norm", self.hellaswag_acc_norm),
-        ]
-    }
-
-    /// Whether two rows tell of the same training, bit for bit. Timings and events may differ: a
-    /// resumed run has other ones.
+    /// Whether two rows tell of the same training, bit for bit. Timings and events may differ.
     pub fn same_bits(&self, other: &MetricsRow) -> bool {
-        let bits = |row: &MetricsRow| row.exact_values().map(|(_, value)| value.map(f64::to_bits));
+        let bits = |row: &MetricsRow, column: &Column| (column.get)(row).map(f64::to_bits);
         self.step == other.step
             && self.tokens == other.tokens
             && self.action == other.action
-            && bits(self) == bits(other)
+            && COLUMNS.iter().filter(|column| column.is_exact()).all(|c| bits(self, c) == bits(other, c))
     }
 
     /// The row as a line of `metrics.jsonl`, newline included.
     pub fn to_line(&self) -> String {
-        let mut line = serde_json::to_string(&Line::from(self))
-            .expect("a struct of numbers and strings always serialises");
-        line.push('\n');
+        let mut line = format!(r#"{{"step":{},"tokens":{}"#, self.step, self.tokens);
+        self.push_columns(&mut line, Kind::Training);
+        write!(line, r#","action":"{}""#, self.action).expect("a string takes all");
+        self.push_columns(&mut line, Kind::Evaluation);
+        self.push_columns(&mut line, Kind::Timing);
+        let events = serde_json::to_string(&self.events).expect("strings become JSON");
+        line.push_str(&format!(",\"events\":{events}}}\n"));
         line
+    }
+
+    fn push_columns(&self, line: &mut String, kind: Kind) {
+        for column in COLUMNS.iter().filter(|column| column.kind == kind) {
+            let (name, value) = (column.name, (column.get)(self));
+            // serde_json writes a number that is not finite as `null`.
+            let decimal = serde_json::to_string(&value).expect("a number becomes JSON");
+            write!(line, r#","{name}":{decimal}"#).expect("a string takes all");
+            if column.is_exact() {
+                let bits = value.map_or("null".to_owned(), |v| format!(r#""0x{:016x}""#, v.to_bits()));
+                write!(line, r#","{name}_bits":{bits}"#).expect("a string takes all");
+            }
+        }
     }
 
     /// Reads a line of `metrics.jsonl`. Fails on unreadable JSON and where decimal and bits disagree.
     pub fn from_line(line: &str) -> Result<MetricsRow, String> {
-        serde_json::from_str::<Line>(line).map_err(|error| error.to_string())?.try_into()
+        serde_json::from_str(line).map_err(|error: serde_json::Error| error.to_string())
     }
 }
 
-/// A row as JSON has it. Field order is file order.
-#[derive(Serialize, Deserialize)]
-struct Line {
-    step: u64,
-    tokens: u64,
-    loss: Option<f64>,
-    loss_bits: Option<String>,
-    grad_norm: Option<f64>,
-    grad_norm_bits: Option<String>,
-    learning_rate: Option<f64>,
-    learning_rate_bits: Option<String>,
-    loss_z: Option<f64>,
-    loss_z_bits: Option<String>,
-    grad_z: Option<f64>,
-    grad_z_bits: Option<String>,
-    action: Action,
-    val_loss: Option<f64>,
-    val_loss_bits: Option<String>,
-    hellaswag: Option<f64>,
-    hellaswag_bits: Option<String>,
-    hellaswag_acc: Option<f64>,
-    hellaswag_acc_bits: Option<String>,
-    hellaswag_acc_norm: Option<f64>,
-    hellaswag_acc_norm_bits: Option<String>,
-    step_ms: Option<f64>,
-    tokens_per_s: Option<f64>,
-    mfu: Option<f64>,
-    events: Vec<String>,
+/// Keys that no column of this program has are passed over, and columns that are missing not measured: a
+/// file may have been written by an older or a newer program.
+impl<'de> Deserialize<'de> for MetricsRow {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<MetricsRow, D::Error> {
+        deserializer.deserialize_map(RowVisitor)
+    }
 }
 
-impl From<&MetricsRow> for Line {
-    fn from(row: &MetricsRow) -> Line {
-        let bits = |value: Option<f64>| value.map(|value| format!("0x{:016x}", value.to_bits()));
-        // serde_json writes a number that is not finite as `null`.
-        Line {
-            step: row.step,
-            tokens: row.tokens,
-            loss: row.loss,
-            loss_bits: bits(row.loss),
-            grad_norm: row.grad_norm,
-            grad_norm_bits: bits(row.grad_norm),
-            learning_rate: row.learning_rate,
-            learning_rate_bits: bits(row.learning_rate),
-            loss_z: row.loss_z,
-            loss_z_bits: bits(row.loss_z),
-            grad_z: row.grad_z,
-            grad_z_bits: bits(row.grad_z),
-            action: row.action,
-            val_loss: row.val_loss,
-            val_loss_bits: bits(row.val_loss),
-            hellaswag: row.hellaswag,
-            hellaswag_bits: bits(row.hellaswag),
-            hellaswag_acc: row.hellaswag_acc,
-            hellaswag_acc_bits: bits(row.hellaswag_acc),
-            hellaswag_acc_norm: row.hellaswag_acc_norm,
-            hellaswag_acc_norm_bits: bits(row.hellaswag_acc_norm),
-            step_ms: row.step_ms,
-            tokens_per_s: row.tokens_per_s,
-            mfu: row.mfu,
-            events: row.events.clone(),
+struct RowVisitor;
+
+impl<'de> Visitor<'de> for RowVisitor {
+    type Value = MetricsRow;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a row of metrics")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<MetricsRow, A::Error> {
+        let (mut step, mut tokens, mut action, mut events) = (None, None, None, None);
+        let mut decimals: Vec<Option<f64>> = vec![None; COLUMNS.len()];
+        let mut bits: Vec<Option<Cow<'de, str>>> = vec![None; COLUMNS.len()];
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            let at = |name: &str| COLUMNS.iter().position(|column| column.name == name);
+            match key.as_ref() {
+                "step" => step = Some(map.next_value()?),
+                "tokens" => tokens = Some(map.next_value()?),
+                "action" => action = Some(map.next_value()?),
+                "events" => events = Some(map.next_value()?),
+                name => match (at(name), name.strip_suffix("_bits").and_then(at)) {
+                    (Some(column), _) => decimals[column] = map.next_value()?,
+                    (None, Some(column)) => bits[column] = map.next_value()?,
+                    (None, None) => drop(map.next_value::<IgnoredAny>()?),
+                },
+            }
         }
-    }
-}
-
-impl TryFrom<Line> for MetricsRow {
-    type Error = String;
-
-    fn try_from(line: Line) -> Result<MetricsRow, String> {
-        Ok(MetricsRow {
-            step: line.step,
-            tokens: line.tokens,
-            loss: exact("loss", line.loss, line.loss_bits)?,
-            grad_norm: exact("grad_norm", line.grad_norm, line.grad_norm_bits)?,
-            learning_rate: exact("learning_rate", line.learning_rate, line.learning_rate_bits)?,
-            loss_z: exact("loss_z", line.loss_z, line.loss_z_bits)?,
-            grad_z: exact("grad_z", line.grad_z, line.grad_z_bits)?,
-            action: line.action,
-            val_loss: exact("val_loss", line.val_loss, line.val_loss_bits)?,
-            hellaswag: exact("hellaswag", line.hellaswag, line.hellaswag_bits)?,
-            hellaswag_acc: exact("hellaswag_acc", line.hellaswag_acc, line.hellaswag_acc_bits)?,
-            hellaswag_acc_norm: exact(
-                "hellaswag_acc_norm",
-                line.hellaswag_acc_norm,
-                line.hellaswag_acc_norm_bits,
-            )?,
-            step_ms: line.step_ms,
-            tokens_per_s: line.tokens_per_s,
-            mfu: line.mfu,
-            events: line.events,
-        })
+        let missing = A::Error::missing_field;
+        let mut row = MetricsRow::new(
+            step.ok_or_else(|| missing("step"))?,
+            tokens.ok_or_else(|| missing("tokens"))?,
+            action.ok_or_else(|| missing("action"))?,
+        );
+        row.events = events.ok_or_else(|| missing("events"))?;
+        for ((column, decimal), bits) in COLUMNS.iter().zip(decimals).zip(bits) {
+            let value = match column.is_exact() {
+                true => exact(column.name, decimal, bits.as_deref()).map_err(A::Error::custom)?,
+                false => decimal,
+            };
+            (column.set)(&mut row, value);
+        }
+        Ok(row)
     }
 }
 
 /// The value behind a decimal and its bits, which must tell the same.
-fn exact(key: &str, decimal: Option<f64>, bits: Option<String>) -> Result<Option<f64>, String> {
-    let value = match &bits {
+fn exact(key: &str, decimal: Option<f64>, bits: Option<&str>) -> Result<Option<f64>, String> {
+    let value = match bits {
         None => None,
         Some(text) => {
             let digits = text.strip_prefix("0x").filter(|digits| digits.len() == 16);
@@ -297,7 +174,7 @@ pub enum MetricsError {
     #[error("`{}` has neither {JSONL} nor {PARQUET}\n  hint: is it the folder of a run that has started?", folder.display())]
     Missing { folder: PathBuf },
     #[error("`{}` {place}: {message}", path.display())]
-    Row { path: PathBuf, place: Place, message: String },
+    Row { path: PathBuf, place: RowPlace, message: String },
     #[error("cannot append to `{}`: {message}", path.display())]
     Order { path: PathBuf, message: String },
     #[error("`{}`: {message}", path.display())]
@@ -309,16 +186,16 @@ pub enum MetricsError {
 
 /// Where in a file a row stands, counted from 1.
 #[derive(Clone, Copy, Debug)]
-pub enum Place {
+pub enum RowPlace {
     Line(usize),
     Row(usize),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for RowPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Line(number) => write!(f, "line {number}"),
-            Place::Row(number) => write!(f, "row {number}"),
+            RowPlace::Line(number) => write!(f, "line {number}"),
+            RowPlace::Row(number) => write!(f, "row {number}"),
         }
     }
 }
@@ -395,7 +272,7 @@ pub fn read_jsonl(path: &Path) -> Result<Vec<MetricsRow>, MetricsError> {
             .and_then(|row| check_order(rows.last().map(|last| last.step), row.step).map(|()| row))
             .map_err(|message| MetricsError::Row {
                 path: path.to_owned(),
-                place: Place::Line(index + 1),
+                place: RowPlace::Line(index + 1),
                 message,
             })?;
         rows.push(row);

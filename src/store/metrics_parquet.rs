@@ -12,7 +12,7 @@ use polars::prelude::{
 };
 
 use super::atomic;
-use super::metrics::{Action, MetricsError, MetricsRow, Place, check_order};
+use super::metrics::{Action, COLUMNS, MetricsError, MetricsRow, RowPlace, check_order};
 
 /// Writes the rows; a reader sees the old file or the new one.
 pub fn write(path: &Path, rows: &[MetricsRow]) -> Result<(), MetricsError> {
@@ -41,7 +41,7 @@ pub fn read(path: &Path) -> Result<Vec<MetricsRow>, MetricsError> {
                 .and_then(|row| check_order(rows.last().map(|last| last.step), row.step).map(|()| row))
                 .map_err(|message| MetricsError::Row {
                     path: path.to_owned(),
-                    place: Place::Row(index + 1),
+                    place: RowPlace::Row(index + 1),
                     message,
                 })?;
             rows.push(row);
@@ -54,83 +54,63 @@ fn to_frame(rows: &[MetricsRow]) -> Result<DataFrame, PolarsError> {
     let counts = |name: &str, get: fn(&MetricsRow) -> u64| {
         Series::new(name.into(), rows.iter().map(get).collect::<Vec<_>>()).into_column()
     };
-    let decimals = |name: &str, get: &dyn Fn(&MetricsRow) -> Option<f64>| {
+    let decimals = |name: &str, get: fn(&MetricsRow) -> Option<f64>| {
         Series::new(name.into(), rows.iter().map(get).collect::<Vec<_>>()).into_column()
     };
-    let texts = |name: &str, get: &dyn Fn(&MetricsRow) -> String| {
+    let texts = |name: &str, get: fn(&MetricsRow) -> String| {
         Series::new(name.into(), rows.iter().map(get).collect::<Vec<_>>()).into_column()
     };
     let mut columns: Vec<Column> = vec![counts("step", |row| row.step), counts("tokens", |row| row.tokens)];
-    for (index, name) in EXACT.into_iter().enumerate() {
-        let value = |row: &MetricsRow| row.exact_values()[index].1;
-        columns.push(decimals(name, &value));
-        let bits: Vec<Option<u64>> = rows.iter().map(|row| value(row).map(f64::to_bits)).collect();
-        columns.push(Series::new(format!("{name}_bits").into(), bits).into_column());
+    for column in COLUMNS.iter().filter(|column| column.is_exact()) {
+        columns.push(decimals(column.name, column.get));
+        let bits: Vec<Option<u64>> = rows.iter().map(|row| (column.get)(row).map(f64::to_bits)).collect();
+        columns.push(Series::new(format!("{}_bits", column.name).into(), bits).into_column());
     }
-    columns.push(texts("action", &|row| row.action.name().to_owned()));
-    columns.push(decimals("step_ms", &|row| row.step_ms));
-    columns.push(decimals("tokens_per_s", &|row| row.tokens_per_s));
-    columns.push(decimals("mfu", &|row| row.mfu));
-    columns.push(texts("events", &|row| row.events.join(" ")));
+    columns.push(texts("action", |row| row.action.name().to_owned()));
+    let timings = COLUMNS.iter().filter(|column| !column.is_exact());
+    columns.extend(timings.map(|column| decimals(column.name, column.get)));
+    columns.push(texts("events", |row| row.events.join(" ")));
     DataFrame::new(rows.len(), columns)
 }
 
-/// The order of [`MetricsRow::exact_values`].
-const EXACT: [&str; 9] = [
-    "loss",
-    "grad_norm",
-    "learning_rate",
-    "loss_z",
-    "grad_z",
-    "val_loss",
-    "hellaswag",
-    "hellaswag_acc",
-    "hellaswag_acc_norm",
-];
-
 type RowOrFault = Result<MetricsRow, String>;
 
+/// A column that the file does not have was not measured: the file may be an older program's.
 fn from_frame(frame: &DataFrame) -> Result<Vec<RowOrFault>, PolarsError> {
     let counts = |name: &str| -> Result<Vec<Option<u64>>, PolarsError> {
         Ok(frame.column(name)?.u64()?.iter().collect())
-    };
-    let decimals = |name: &str| -> Result<Vec<Option<f64>>, PolarsError> {
-        Ok(frame.column(name)?.f64()?.iter().collect())
     };
     let texts = |name: &str| -> Result<Vec<Option<String>>, PolarsError> {
         Ok(frame.column(name)?.str()?.iter().map(|text| text.map(str::to_owned)).collect())
     };
     let (steps, tokens) = (counts("step")?, counts("tokens")?);
-    let exact =
-        EXACT.into_iter().map(|name| counts(&format!("{name}_bits"))).collect::<Result<Vec<_>, _>>()?;
     let (actions, events) = (texts("action")?, texts("events")?);
-    let (step_ms, tokens_per_s, mfu) = (decimals("step_ms")?, decimals("tokens_per_s")?, decimals("mfu")?);
     let row = |index: usize| -> RowOrFault {
-        let value = |column: usize| exact[column][index].map(f64::from_bits);
         let action = actions[index].as_deref().unwrap_or_default();
-        Ok(MetricsRow {
-            step: steps[index].ok_or("`step` is null")?,
-            tokens: tokens[index].ok_or("`tokens` is null")?,
-            loss: value(0),
-            grad_norm: value(1),
-            learning_rate: value(2),
-            loss_z: value(3),
-            grad_z: value(4),
-            action: Action::from_name(action).ok_or_else(|| format!("`action`: unknown `{action}`"))?,
-            val_loss: value(5),
-            hellaswag: value(6),
-            hellaswag_acc: value(7),
-            hellaswag_acc_norm: value(8),
-            step_ms: step_ms[index],
-            tokens_per_s: tokens_per_s[index],
-            mfu: mfu[index],
-            events: events[index]
-                .as_deref()
-                .unwrap_or_default()
-                .split_whitespace()
-                .map(str::to_owned)
-                .collect(),
-        })
+        let mut row = MetricsRow::new(
+            steps[index].ok_or("`step` is null")?,
+            tokens[index].ok_or("`tokens` is null")?,
+            Action::from_name(action).ok_or_else(|| format!("`action`: unknown `{action}`"))?,
+        );
+        let words = events[index].as_deref().unwrap_or_default();
+        row.events = words.split_whitespace().map(str::to_owned).collect();
+        Ok(row)
     };
-    Ok((0..frame.height()).map(row).collect())
+    let mut rows: Vec<RowOrFault> = (0..frame.height()).map(row).collect();
+    for column in COLUMNS {
+        let name = if column.is_exact() { format!("{}_bits", column.name) } else { column.name.to_owned() };
+        if frame.column(&name).is_err() {
+            continue;
+        }
+        let values: Vec<Option<f64>> = match column.is_exact() {
+            true => counts(&name)?.into_iter().map(|bits| bits.map(f64::from_bits)).collect(),
+            false => frame.column(&name)?.f64()?.iter().collect(),
+        };
+        for (row, value) in rows.iter_mut().zip(values) {
+            if let Ok(row) = row {
+                (column.set)(row, value);
+            }
+        }
+    }
+    Ok(rows)
 }

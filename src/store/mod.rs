@@ -1,7 +1,7 @@
 //! What a run leaves on disk: its folder, files that are whole or absent, checkpoints that prove
 //! themselves.
 //!
-//! Nothing here trains or decides when to save; it is told what to write and refuses to read back
+//! Nothing here trains or decides when to save; it writes what it is given and refuses to read back
 //! anything else. A kill or a full disk at any moment leaves the previous checkpoint untouched.
 //!
 //! * [`atomic`]: files and folders that appear whole, by rename.
@@ -9,13 +9,15 @@
 //! * [`checkpoint`]: a state and its manifest; [`shared`]: one written by several ranks; [`retention`]: which
 //!   ones are kept; [`writer`]: saving behind the trainer's back.
 //! * [`compare`]: how two checkpoints differ.
-//! * [`metrics`]: one row a step; [`main_log`]: the same in the reference's line format; [`append`]: files
-//!   that only grow; [`tensorboard`]: the same as event files; [`gpu_log`]: what the GPU's sensors said.
+//! * [`columns`]: the numbers of a step, in one table; [`metrics`]: one row a step; [`main_log`]: the same in
+//!   llm.c's line format; [`tensorboard`]: the same as event files; [`records`]: these and the ledger,
+//!   together; [`append`]: files that only grow; [`gpu_log`]: the readings of the GPU's sensors.
 //! * [`run_folder`]: where everything is, and the lock that keeps a second process out.
 
 pub mod append;
 pub mod atomic;
 pub mod checkpoint;
+pub mod columns;
 pub mod compare;
 pub mod error;
 pub mod gpu_log;
@@ -23,6 +25,7 @@ pub mod main_log;
 pub mod manifest;
 pub mod metrics;
 mod metrics_parquet;
+pub mod records;
 pub mod retention;
 pub mod run_folder;
 pub mod safetensors;
@@ -31,13 +34,15 @@ pub mod tensorboard;
 pub mod writer;
 
 pub use checkpoint::{Broken, Loaded, list, load, load_some, newest_whole, save};
+pub use columns::Timing;
 pub use error::StoreError;
 pub use manifest::{Facts, Manifest};
+pub use records::{Records, RecordsError};
 pub use retention::Retention;
 pub use run_folder::{RunFolder, RunPaths, newest_run};
 pub use safetensors::{Info, Tensor};
 pub use shared::Site;
-pub use writer::{Job, Saved, Saving, Writer};
+pub use writer::{Job, Writer};
 
 /// The result of everything in the store.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;

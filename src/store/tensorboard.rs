@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::append::AppendError;
-use super::metrics::MetricsRow;
+use super::metrics::{COLUMNS, MetricsRow};
 
 /// The first record of every file says this.
 const VERSION: &str = "brain.Event:2";
@@ -53,10 +53,12 @@ impl EventWriter {
     /// Appends what is measured in a row.
     pub fn append(&mut self, row: &MetricsRow) -> Result<(), AppendError> {
         let mut summary = Message::default();
-        for (tag, value) in scalars(row) {
-            let mut scalar = Message::default();
-            scalar.string(1, tag).float(2, value as f32);
-            summary.message(1, &scalar);
+        for column in COLUMNS.iter().filter(|column| !column.tag.is_empty()) {
+            if let Some(value) = (column.get)(row) {
+                let mut scalar = Message::default();
+                scalar.string(1, column.tag).float(2, value as f32);
+                summary.message(1, &scalar);
+            }
         }
         if summary.bytes.is_empty() {
             return Ok(());
@@ -74,25 +76,6 @@ impl EventWriter {
             source,
         })
     }
-}
-
-/// Tags and values; the part before the slash groups them on the page.
-fn scalars(row: &MetricsRow) -> impl Iterator<Item = (&'static str, f64)> {
-    [
-        ("train/loss", row.loss),
-        ("train/grad_norm", row.grad_norm),
-        ("train/learning_rate", row.learning_rate),
-        ("eval/val_loss", row.val_loss),
-        ("eval/hellaswag", row.hellaswag),
-        ("eval/hellaswag_acc_norm", row.hellaswag_acc_norm),
-        ("guard/loss_z", row.loss_z),
-        ("guard/grad_z", row.grad_z),
-        ("speed/step_ms", row.step_ms),
-        ("speed/tokens_per_s", row.tokens_per_s),
-        ("speed/mfu", row.mfu),
-    ]
-    .into_iter()
-    .filter_map(|(tag, value)| Some((tag, value?)))
 }
 
 /// When a point was made, for TensorBoard's relative axis: no bit depends on it.

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use super::atomic::NewFolder;
 use super::manifest::{Facts, Manifest};
 use super::retention::{Retention, prune};
-use super::safetensors::Tensor;
+use super::safetensors::{self, Info, Tensor};
 use super::shared::{Extent, Site};
-use super::{Result, StoreError, checkpoint};
+use super::{Loaded, Result, RunPaths, StoreError, checkpoint};
 
 /// A state to be saved.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub struct Job {
 
 /// A checkpoint that is on the disk.
 #[derive(Debug)]
-pub struct Saved {
+pub struct SavedCheckpoint {
     pub manifest: Manifest,
     pub folder: PathBuf,
     /// Steps whose checkpoints were deleted afterwards.
@@ -39,7 +39,7 @@ pub struct Saved {
 
 /// A save in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Saving {
+pub struct SaveProgress {
     pub step: u64,
     /// Bytes of tensors handed to the disk, of so many.
     pub done_bytes: u64,
@@ -79,7 +79,7 @@ pub struct Completion {
 
 #[derive(Debug)]
 struct InFlight {
-    thread: JoinHandle<Result<Option<Saved>>>,
+    thread: JoinHandle<Result<Option<SavedCheckpoint>>>,
     step: u64,
     bytes: u64,
     done_bytes: Arc<AtomicU64>,
@@ -93,14 +93,14 @@ impl Writer {
 
     /// Starts saving. Waits for the save before and returns its outcome; if that failed, `job` is
     /// not started.
-    pub fn submit(&mut self, job: Job) -> Result<Option<Saved>> {
+    pub fn submit(&mut self, job: Job) -> Result<Option<SavedCheckpoint>> {
         let (checkpoints, retention) = (self.checkpoints.clone(), self.retention);
         let (step, bytes) = (job.facts.step, job.state.iter().map(|tensor| tensor.bytes.len() as u64).sum());
         self.start(step, bytes, move |done_bytes| run(&checkpoints, retention, job, done_bytes).map(Some))
     }
 
     /// [`Writer::submit`] for one rank's part. Only rank 0's has an outcome.
-    pub fn submit_part(&mut self, job: PartJob) -> Result<Option<Saved>> {
+    pub fn submit_part(&mut self, job: PartJob) -> Result<Option<SavedCheckpoint>> {
         let (checkpoints, retention, abandon) =
             (self.checkpoints.clone(), self.retention, self.abandon.clone());
         let (step, bytes) = (job.step, job.extents.iter().map(|extent| extent.bytes.len() as u64).sum());
@@ -113,8 +113,8 @@ impl Writer {
         &mut self,
         step: u64,
         bytes: u64,
-        work: impl FnOnce(&AtomicU64) -> Result<Option<Saved>> + Send + 'static,
-    ) -> Result<Option<Saved>> {
+        work: impl FnOnce(&AtomicU64) -> Result<Option<SavedCheckpoint>> + Send + 'static,
+    ) -> Result<Option<SavedCheckpoint>> {
         let before = self.wait()?;
         let done_bytes = Arc::<AtomicU64>::default();
         let count = Arc::clone(&done_bytes);
@@ -125,7 +125,7 @@ impl Writer {
     }
 
     /// The outcome of the save in flight if it is done; does not wait.
-    pub fn poll(&mut self) -> Result<Option<Saved>> {
+    pub fn poll(&mut self) -> Result<Option<SavedCheckpoint>> {
         if self.in_flight.as_ref().is_some_and(|save| save.thread.is_finished()) {
             self.wait()
         } else {
@@ -134,17 +134,43 @@ impl Writer {
     }
 
     /// How far the save in flight is; none when there is none, or it only waits to be asked for its outcome.
-    pub fn saving(&self) -> Option<Saving> {
+    pub fn saving(&self) -> Option<SaveProgress> {
         let save = self.in_flight.as_ref().filter(|save| !save.thread.is_finished())?;
-        Some(Saving {
+        Some(SaveProgress {
             step: save.step,
             done_bytes: save.done_bytes.load(Ordering::Relaxed),
             bytes: save.bytes,
         })
     }
 
+    /// Where several ranks write the checkpoint of `step`, of a state with these tensors.
+    pub fn site(&self, step: u64, tensors: &[Info]) -> Result<Site> {
+        Site::new(&self.checkpoints, step, tensors)
+    }
+
+    /// The newest checkpoint that is whole.
+    pub fn newest_whole(&self) -> Result<Option<Loaded>> {
+        Ok(checkpoint::newest_whole(&self.checkpoints)?.0)
+    }
+
+    /// The tensors that are `wanted`, of the checkpoint of `step`.
+    pub fn load_some(&self, step: u64, wanted: impl Fn(&str) -> bool) -> Result<Loaded> {
+        checkpoint::load_some(&self.checkpoints.join(checkpoint::folder_name(step)), wanted)
+    }
+
+    /// Keeps both states that `step` gave when it was made twice; their folder.
+    pub fn keep_unrepeatable(&self, step: u64, first: &[Tensor], second: &[Tensor]) -> Result<PathBuf> {
+        let run = self.checkpoints.parent().unwrap_or(Path::new("."));
+        let folder = RunPaths::new(run).unrepeatable(step);
+        std::fs::create_dir_all(&folder).map_err(StoreError::io(&folder, "create"))?;
+        for (name, state) in [("first", first), ("second", second)] {
+            safetensors::write(&folder.join(format!("{name}.safetensors")), state, &Default::default())?;
+        }
+        Ok(folder)
+    }
+
     /// Waits for the save in flight, if any.
-    pub fn wait(&mut self) -> Result<Option<Saved>> {
+    pub fn wait(&mut self) -> Result<Option<SavedCheckpoint>> {
         let Some(save) = self.in_flight.take() else { return Ok(None) };
         save.thread.join().map_err(|panic| {
             let text =
@@ -163,12 +189,17 @@ impl Drop for Writer {
     }
 }
 
-fn run(checkpoints: &Path, retention: Retention, job: Job, done_bytes: &AtomicU64) -> Result<Saved> {
+fn run(
+    checkpoints: &Path,
+    retention: Retention,
+    job: Job,
+    done_bytes: &AtomicU64,
+) -> Result<SavedCheckpoint> {
     let start = Instant::now();
     let manifest = checkpoint::save_counting(checkpoints, &job.state, &job.facts, done_bytes)?;
     let pruned = prune(checkpoints, retention)?;
     let folder = checkpoints.join(checkpoint::folder_name(manifest.step));
-    Ok(Saved { manifest, folder, pruned, took: start.elapsed(), state: job.state })
+    Ok(SavedCheckpoint { manifest, folder, pruned, took: start.elapsed(), state: job.state })
 }
 
 fn run_part(
@@ -177,7 +208,7 @@ fn run_part(
     job: PartJob,
     done_bytes: &AtomicU64,
     abandon: &AtomicBool,
-) -> Result<Option<Saved>> {
+) -> Result<Option<SavedCheckpoint>> {
     let start = Instant::now();
     let PartJob { site, rank, extents, completion, .. } = job;
     site.write(rank, &extents, done_bytes)?;
@@ -186,7 +217,7 @@ fn run_part(
     let manifest = site.complete(folder, ranks, &facts, timeout, abandon)?;
     let pruned = prune(checkpoints, retention)?;
     let folder = checkpoints.join(checkpoint::folder_name(manifest.step));
-    Ok(Some(Saved { manifest, folder, pruned, took: start.elapsed(), state: Vec::new() }))
+    Ok(Some(SavedCheckpoint { manifest, folder, pruned, took: start.elapsed(), state: Vec::new() }))
 }
 
 #[cfg(test)]

@@ -43,12 +43,9 @@ pub enum RunError {
     Unrepeatable { step: u64, differences: String, folder: std::path::PathBuf },
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
+    /// What a listener could not write.
     #[error(transparent)]
-    Ledger(#[from] crate::proof::LedgerError),
-    #[error(transparent)]
-    Log(#[from] crate::store::append::AppendError),
-    #[error(transparent)]
-    Metrics(#[from] crate::store::metrics::MetricsError),
+    Records(#[from] crate::store::RecordsError),
 }
 
 impl From<DeviceError> for RunError {

@@ -1,11 +1,13 @@
-//! What a run reports. The loop emits events; the console, a JSON stream or anything else listens.
+//! What a run reports. The loop emits events; records, the console, a JSON stream or anything else listens.
 
 use std::path::PathBuf;
 
+use super::RunError;
 use super::trainer::StepReport;
 use crate::data::Waits;
 use crate::eval::Scores;
-use crate::proof::Hash;
+use crate::proof::{Hash, Head};
+use crate::store::Timing;
 
 /// Something that happened in a run.
 #[derive(Clone, Debug)]
@@ -15,12 +17,14 @@ pub enum Event {
     /// An optimizer step is done.
     Stepped {
         report: StepReport,
-        steps: u64,
-        step_ms: f64,
-        tokens_per_s: f64,
-        mfu: Option<f64>,
+        /// Training tokens seen, this step's included.
+        tokens: u64,
+        timing: Timing,
+        /// State root after the step, where it was hashed.
         root: Option<Hash>,
     },
+    /// All steps are done, and what was due after the last has been measured and written.
+    Completed { steps: u64, tokens: u64 },
     /// A set is being worked through: `what` names it.
     Evaluating { what: &'static str, done: usize, sequences: usize },
     /// Validation loss before step `step`.
@@ -33,8 +37,9 @@ pub enum Event {
     Saving { step: u64, done_bytes: u64, bytes: u64 },
     /// A checkpoint is safely on disk.
     CheckpointSaved { step: u64, path: PathBuf, bytes: u64 },
-    /// Training went back to a checkpoint, and on behind the bad data.
-    Rewound { from_step: u64, to_step: u64 },
+    /// Training went back to a checkpoint, at which the ledger had so many entries, and on behind the bad
+    /// data.
+    Rewound { from_step: u64, to_step: u64, entries: u64 },
     /// Too many steps in a row were skipped.
     Diverged { step: u64, skips: u64 },
     /// Asked to stop: the step at hand is done and saved.
@@ -43,7 +48,30 @@ pub enum Event {
     Finished { step: u64, root: Hash, seconds: f64, waits: Waits },
 }
 
-/// Takes events as they come.
+/// Takes events as they come. An error stops the run.
 pub trait Listener {
-    fn on(&mut self, event: &Event);
+    fn on(&mut self, event: &Event) -> Result<(), RunError>;
+
+    /// Returns when everything reported so far is on the disk: a checkpoint that counts on it may follow.
+    /// The listener that keeps the ledger gives its head.
+    fn make_durable(&mut self) -> Result<Option<Head>, RunError> {
+        Ok(None)
+    }
+}
+
+/// Several listeners, each of which is told what the one before it has taken.
+pub struct Listeners(pub Vec<Box<dyn Listener>>);
+
+impl Listener for Listeners {
+    fn on(&mut self, event: &Event) -> Result<(), RunError> {
+        self.0.iter_mut().try_for_each(|listener| listener.on(event))
+    }
+
+    fn make_durable(&mut self) -> Result<Option<Head>, RunError> {
+        let mut head = None;
+        for listener in &mut self.0 {
+            head = listener.make_durable()?.or(head);
+        }
+        Ok(head)
+    }
 }

@@ -1,6 +1,6 @@
 //! Training: what one optimizer step is ([`trainer`]), all that it reads as named tensors ([`state`], with
-//! the host's values in [`progress`]), the loop around it ([`run`]) and what the loop reports ([`events`]).
-//! Prints nothing.
+//! the host's values in [`progress`]), the loop around it ([`run`], [`saving`]), what the loop reports ([`events`]) and the listener that writes
+//! it down ([`record`]). Prints nothing, and names no file: those are the store's.
 
 #[cfg(test)]
 mod cuda_tests;
@@ -9,14 +9,17 @@ pub mod events;
 pub mod progress;
 #[cfg(test)]
 mod ranks_tests;
+pub mod record;
 mod replay;
 pub mod run;
+mod saving;
 pub mod state;
 pub mod trainer;
 
 pub use error::{RunError, TrainError};
-pub use events::{Event, Listener};
+pub use events::{Event, Listener, Listeners};
 pub use progress::Progress;
+pub use record::Recorder;
 pub use trainer::{StepReport, Trainer};
 
 /// Raised whenever a change above the device changes a bit: the model's order of operations, initial

@@ -9,7 +9,7 @@ use super::trainer::{StepReport, Trainer};
 use super::{RunError, TrainError};
 use crate::data::Prefetcher;
 use crate::ops::Ops;
-use crate::store::{RunPaths, compare, safetensors};
+use crate::store::{Writer, compare};
 
 /// Makes one `step` twice and compares.
 ///
@@ -20,7 +20,7 @@ use crate::store::{RunPaths, compare, safetensors};
 pub(super) fn twice<O: Ops>(
     trainer: &mut Trainer<O>,
     feed: &mut Prefetcher,
-    paths: &RunPaths,
+    writer: &Writer,
     mut step: impl FnMut(&mut Trainer<O>, &mut Prefetcher) -> Result<StepReport, TrainError>,
 ) -> Result<StepReport, RunError> {
     let before = trainer.state()?;
@@ -35,15 +35,7 @@ pub(super) fn twice<O: Ops>(
     if same_report && first == second {
         return Ok(again);
     }
-    let folder = paths.unrepeatable(number);
-    std::fs::create_dir_all(&folder).map_err(|source| crate::store::StoreError::Io {
-        path: folder.clone(),
-        doing: "create",
-        source,
-    })?;
-    for (name, state) in [("first", &first), ("second", &second)] {
-        safetensors::write(&folder.join(format!("{name}.safetensors")), state, &Default::default())?;
-    }
+    let folder = writer.keep_unrepeatable(number, &first, &second)?;
     let mut differences = String::new();
     if !same_report {
         differences.push_str(&format!(
@@ -76,6 +68,7 @@ mod tests {
     use crate::data::{Dataset, Plan, SampleOrder};
     use crate::experiment::{self, Experiment};
     use crate::ops::cpu::Cpu;
+    use crate::store::{Retention, RunPaths, safetensors};
 
     const TEXT: &str = "seed = 1\n[model]\nlayers = 1\nheads = 1\nchannels = 32\n\
         [data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
@@ -99,15 +92,19 @@ mod tests {
         (experiment, trainer, feed)
     }
 
+    fn writer(run: &std::path::Path) -> Writer {
+        Writer::new(&RunPaths::new(run).checkpoints(), Retention { keep_last: 0, keep_every: 0 })
+    }
+
     #[test]
     fn a_step_made_twice_leaves_the_state_and_the_data_of_one_made_once() {
         let folder = tempfile::tempdir().expect("a folder");
-        let paths = RunPaths::new(folder.path());
+        let writer = writer(folder.path());
         let (_, mut once, mut feed_once) = setup();
         let (_, mut doubled, mut feed_doubled) = setup();
         for _ in 0..3 {
             let report = once.step(&mut feed_once).expect("a step");
-            let again = twice(&mut doubled, &mut feed_doubled, &paths, |t, f| t.step(f)).expect("a step");
+            let again = twice(&mut doubled, &mut feed_doubled, &writer, |t, f| t.step(f)).expect("a step");
             assert_eq!(report, again);
             assert_eq!(once.state_root().expect("a root"), doubled.state_root().expect("a root"));
         }
@@ -120,7 +117,7 @@ mod tests {
         let paths = RunPaths::new(folder.path());
         let (_, mut trainer, mut feed) = setup();
         let mut call = 0;
-        let error = twice(&mut trainer, &mut feed, &paths, |trainer, feed| {
+        let error = twice(&mut trainer, &mut feed, &writer(folder.path()), |trainer, feed| {
             let report = trainer.step(feed)?;
             call += 1;
             if call == 2 {

@@ -19,7 +19,7 @@ use crate::run::report::{Report, Work};
 use crate::run::{initial, lock};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;
-use crate::train::run::ledger_entry;
+use crate::train::record::ledger_entry;
 
 /// Trains steps `steps` of a run again and compares each with the ledger.
 pub fn verify(

@@ -1,0 +1,118 @@
+//! The columns of a run's metrics: one table, from which the row, `metrics.jsonl`, `metrics.parquet`, the
+//! event file and what reads them follow.
+//!
+//! A number is a column when it stands here: its name, which is the key of a row in JSON and the column in
+//! parquet; its [`Kind`]; its unit; the tag under which TensorBoard shows it, empty for none; and how it is
+//! taken from what happened in one turn of the training loop. A number of the kinds `Training` and
+//! `Evaluation` is exact: it stands in the files a second time, under `NAME_bits`, as the bits of its double.
+//! A timing has no bits. `main.log` is llm.c's format and has llm.c's five streams whatever stands here.
+
+use crate::proof::{Action, Entry, Evaluation};
+
+/// What a column tells of, which decides where in a row it stands and whether it has bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Computed by the optimizer step; exact.
+    Training,
+    /// Measured before the step's update; exact.
+    Evaluation,
+    /// Measured by a clock; no bit of a run depends on it.
+    Timing,
+}
+
+/// How long a step took.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Timing {
+    /// Wall-clock time of the step with its digest, milliseconds.
+    pub step_ms: f64,
+    pub tokens_per_s: f64,
+    /// Model FLOPs utilisation, 0 to 1; `None` on a device whose peak is unknown.
+    pub mfu: Option<f64>,
+}
+
+/// One turn of the training loop, from which a row is taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn<'a> {
+    /// None for the evaluation after the last step.
+    pub entry: Option<&'a Entry>,
+    pub evaluation: &'a Evaluation,
+    pub timing: Option<Timing>,
+}
+
+/// A number of each row.
+pub struct Column {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub unit: &'static str,
+    /// In event files; the part before the slash groups tags on TensorBoard's page. Empty: it is not there.
+    pub tag: &'static str,
+    pub get: fn(&MetricsRow) -> Option<f64>,
+    pub set: fn(&mut MetricsRow, Option<f64>),
+    pub from: fn(&Turn<'_>) -> Option<f64>,
+}
+
+impl Column {
+    /// Whether the column stands in the files a second time, as bits.
+    pub fn is_exact(&self) -> bool {
+        self.kind != Kind::Timing
+    }
+}
+
+/// Declares the fields of [`MetricsRow`] and, in the same order, the table [`COLUMNS`].
+macro_rules! columns {
+    ($($(#[$doc:meta])* $name:ident: $kind:ident, $unit:literal, $tag:literal, $from:expr;)*) => {
+        /// One step. `None` is "not measured"; NaN and infinity are values.
+        #[derive(Clone, Debug)]
+        pub struct MetricsRow {
+            pub step: u64,
+            /// Tokens trained on, this step's included.
+            pub tokens: u64,
+            pub action: Action,
+            /// What changed the bits of the run here, a word each: `drift`, `rewind`.
+            pub events: Vec<String>,
+            $($(#[$doc])* pub $name: Option<f64>,)*
+        }
+
+        impl MetricsRow {
+            /// A row in which nothing but the position is measured yet.
+            pub fn new(step: u64, tokens: u64, action: Action) -> MetricsRow {
+                MetricsRow { step, tokens, action, events: Vec::new(), $($name: None,)* }
+            }
+        }
+
+        /// Every number of a row, in the order of the files.
+        pub static COLUMNS: &[Column] = &[$(Column {
+            name: stringify!($name),
+            kind: Kind::$kind,
+            unit: $unit,
+            tag: $tag,
+            get: |row| row.$name,
+            set: |row, value| row.$name = value,
+            from: $from,
+        },)*];
+    };
+}
+
+columns! {
+    /// Mean training loss of the step.
+    loss: Training, "nats a token", "train/loss", |turn| Some(turn.entry?.loss);
+    /// Global gradient norm before clipping.
+    grad_norm: Training, "", "train/grad_norm", |turn| Some(turn.entry?.grad_norm);
+    learning_rate: Training, "", "train/learning_rate", |turn| Some(turn.entry?.learning_rate);
+    /// Distance of this loss from the mean of the window before it; `None` while the window fills.
+    loss_z: Training, "standard deviations", "guard/loss_z", |turn| turn.entry?.loss_z;
+    grad_z: Training, "standard deviations", "guard/grad_z", |turn| turn.entry?.grad_z;
+    /// Mean validation loss before this step's update.
+    val_loss: Evaluation, "nats a token", "eval/val_loss", |turn| Some(turn.evaluation.validation?.loss);
+    /// HellaSwag before this step's update, 0 to 1: llm.c's score.
+    hellaswag: Evaluation, "share of tasks", "eval/hellaswag", |turn| Some(turn.evaluation.hellaswag?.llmc());
+    /// lm-eval's `acc` and `acc_norm`; `None` where the tasks lack its wording.
+    hellaswag_acc: Evaluation, "share of tasks", "", |turn| turn.evaluation.hellaswag?.acc();
+    hellaswag_acc_norm: Evaluation, "share of tasks", "eval/hellaswag_acc_norm",
+        |turn| turn.evaluation.hellaswag?.acc_norm();
+    /// Wall-clock time of the step with its digest.
+    step_ms: Timing, "milliseconds", "speed/step_ms", |turn| Some(turn.timing?.step_ms);
+    tokens_per_s: Timing, "tokens a second", "speed/tokens_per_s", |turn| Some(turn.timing?.tokens_per_s);
+    /// Model FLOPs utilisation, 0 to 1; `None` on a device whose peak is unknown.
+    mfu: Timing, "share of peak FLOPs", "speed/mfu", |turn| turn.timing?.mfu;
+}

@@ -1,0 +1,135 @@
+//! The files that a run writes while it trains: ledger, metrics, `main.log`, the event file and samples.
+//!
+//! They are opened together at a step, written together and cut together, so that they tell of the same
+//! steps. A turn of the training loop enters the ledger first: what the others say is derived from it.
+
+use super::append::AppendError;
+use super::columns::{Timing, Turn};
+use super::main_log::MainLogWriter;
+use super::metrics::{MetricsError, MetricsRow, MetricsWriter};
+use super::tensorboard::EventWriter;
+use super::{RunPaths, StoreError, atomic};
+use crate::proof::{Entry, Evaluation, Head, Ledger, LedgerError};
+
+/// Why a record cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordsError {
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    #[error(transparent)]
+    Log(#[from] AppendError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The files, open at the step that comes next.
+#[derive(Debug)]
+pub struct Records {
+    paths: RunPaths,
+    ledger: Ledger,
+    metrics: MetricsWriter,
+    main_log: MainLogWriter,
+    /// None when no event file is wanted.
+    tensorboard: Option<EventWriter>,
+}
+
+impl Records {
+    /// Opens the files of a run at `step`, or starts them, and drops what they say of that step and later
+    /// ones: those will come again. `head` is the ledger's at the checkpoint that the run goes on from.
+    pub fn open(
+        paths: &RunPaths,
+        tensorboard: bool,
+        head: Option<Head>,
+        step: u64,
+    ) -> Result<Records, RecordsError> {
+        let ledger = match head {
+            Some(head) => Ledger::resume(&paths.ledger(), &head)?,
+            None => {
+                let mut ledger = Ledger::open(&paths.ledger())?;
+                ledger.truncate_to(0)?;
+                ledger
+            }
+        };
+        let run = paths.folder();
+        // A run that was killed before its first row has no files to go on with.
+        let metrics = match paths.metrics_jsonl().exists() {
+            true => MetricsWriter::resume(run, step)?,
+            false => MetricsWriter::create(run)?,
+        };
+        let main_log = match paths.main_log().exists() {
+            true => MainLogWriter::resume(run, step)?,
+            false => MainLogWriter::create(run)?,
+        };
+        let tensorboard = match tensorboard {
+            true => Some(EventWriter::resume(&paths.tensorboard(), step)?),
+            false => None,
+        };
+        Ok(Records { paths: paths.clone(), ledger, metrics, main_log, tensorboard })
+    }
+
+    /// Writes a step down, with what was measured before it. `events` are the words of its row.
+    pub fn step(
+        &mut self,
+        entry: &Entry,
+        evaluation: &Evaluation,
+        timing: Timing,
+        events: Vec<String>,
+    ) -> Result<(), RecordsError> {
+        self.ledger.append(entry)?;
+        let turn = Turn { entry: Some(entry), evaluation, timing: Some(timing) };
+        self.append(&MetricsRow { events, ..MetricsRow::of(entry.step, entry.tokens, &turn) })
+    }
+
+    /// Writes down what was measured after the last of `steps`.
+    pub fn last_evaluation(
+        &mut self,
+        steps: u64,
+        tokens: u64,
+        evaluation: &Evaluation,
+    ) -> Result<(), RecordsError> {
+        self.append(&MetricsRow::of(steps, tokens, &Turn { entry: None, evaluation, timing: None }))
+    }
+
+    fn append(&mut self, row: &MetricsRow) -> Result<(), RecordsError> {
+        self.metrics.append(row)?;
+        if let Some(events) = &mut self.tensorboard {
+            events.append(row)?;
+        }
+        Ok(self.main_log.append(row)?)
+    }
+
+    /// Writes into the ledger what changed no bit; it enters no hash.
+    pub fn note(&mut self, kind: &str, text: &str) -> Result<(), RecordsError> {
+        Ok(self.ledger.note(kind, text)?)
+    }
+
+    /// Keeps a text that the model wrote before `step`.
+    pub fn sample(&self, step: u64, text: &str) -> Result<(), RecordsError> {
+        let path = self.paths.samples().join(format!("step_{step:08}.txt"));
+        Ok(atomic::write(&path, text.as_bytes())?)
+    }
+
+    /// Drops what the files say of `step` and later ones. The ledger then has `entries` entries.
+    pub fn rewind(&mut self, entries: u64, step: u64) -> Result<(), RecordsError> {
+        let run = self.paths.folder();
+        self.ledger.truncate_to(entries)?;
+        self.metrics = MetricsWriter::resume(run, step)?;
+        self.main_log = MainLogWriter::resume(run, step)?;
+        if let Some(events) = &mut self.tensorboard {
+            *events = EventWriter::resume(&self.paths.tensorboard(), step)?;
+        }
+        Ok(())
+    }
+
+    /// Returns when every entry and row is on the disk, the copy in parquet too, with the ledger's head:
+    /// a checkpoint that refers to it may follow.
+    pub fn sync(&self) -> Result<Head, RecordsError> {
+        self.ledger.sync()?;
+        self.metrics.sync()?;
+        self.main_log.sync()?;
+        self.metrics.write_parquet(&self.paths.metrics_parquet())?;
+        Ok(self.ledger.head())
+    }
+}

@@ -1,0 +1,105 @@
+//! The listener that writes a run down: what the loop reports becomes entries of the ledger, rows and texts.
+
+use super::RunError;
+use super::events::{Event, Listener};
+use super::trainer::StepReport;
+use crate::eval::Scores;
+use crate::optim::Verdict;
+use crate::proof::entry::rewind_event;
+use crate::proof::{Action, Entry, Evaluation, Hash, Head, HellaSwag, Validation};
+use crate::store::Records;
+
+/// Keeps the records of a run. What was reported since the last step goes into the next entry and row.
+pub struct Recorder {
+    pub records: Records,
+    /// Measured before the next step.
+    evaluation: Evaluation,
+    /// Whether the run was resumed here.
+    pub resumed: bool,
+    /// What changed the bits before the next step, in the ledger's words: `drift …`, `rewind …`.
+    pub changes: Vec<String>,
+}
+
+impl Recorder {
+    /// A recorder to which nothing was reported yet.
+    pub fn new(records: Records) -> Recorder {
+        Recorder { records, evaluation: Evaluation::default(), resumed: false, changes: Vec::new() }
+    }
+
+    /// One word for each thing that happened since the last step.
+    fn words(&self) -> Vec<String> {
+        let changes = self.changes.iter().filter_map(|change| change.split(' ').next().map(str::to_owned));
+        self.resumed.then(|| "resume".to_owned()).into_iter().chain(changes).collect()
+    }
+}
+
+impl Listener for Recorder {
+    fn on(&mut self, event: &Event) -> Result<(), RunError> {
+        match event {
+            Event::Evaluated { val_loss, val_tokens, .. } => {
+                self.evaluation.validation = Some(Validation { loss: *val_loss, tokens: *val_tokens });
+            }
+            Event::HellaSwag { scores, .. } => self.evaluation.hellaswag = Some(counts(scores)),
+            Event::Sampled { step, prompt, text } => {
+                self.records.sample(*step, &format!("{prompt}{text}\n"))?;
+            }
+            Event::Stepped { report, tokens, timing, root, .. } => {
+                let words = self.words();
+                let entry = ledger_entry(report, *tokens, *root, std::mem::take(&mut self.changes));
+                let evaluation = std::mem::take(&mut self.evaluation);
+                self.resumed = false;
+                self.records.step(&entry, &evaluation, *timing, words)?;
+            }
+            Event::Completed { steps, tokens } => {
+                let evaluation = std::mem::take(&mut self.evaluation);
+                if !evaluation.is_empty() {
+                    self.records.last_evaluation(*steps, *tokens, &evaluation)?;
+                }
+            }
+            Event::Rewound { from_step, to_step, entries } => {
+                self.records.rewind(*entries, *to_step)?;
+                self.changes.push(rewind_event(*from_step, *to_step));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn make_durable(&mut self) -> Result<Option<Head>, RunError> {
+        Ok(Some(self.records.sync()?))
+    }
+}
+
+/// What the ledger says of a step.
+pub fn ledger_entry(report: &StepReport, tokens: u64, root: Option<Hash>, events: Vec<String>) -> Entry {
+    Entry {
+        step: report.step,
+        tokens,
+        root,
+        loss: report.loss,
+        grad_norm: report.grad_norm,
+        learning_rate: report.learning_rate,
+        loss_z: report.loss_z,
+        grad_z: report.grad_z,
+        action: match report.verdict {
+            Verdict::Update => Action::Update,
+            Verdict::SkipLoss => Action::SkipLossZ,
+            Verdict::SkipGrad => Action::SkipGradZ,
+            Verdict::SkipNonfinite => Action::SkipNonfinite,
+        },
+        events,
+    }
+}
+
+/// Scores as the counts that they are shares of. Sums over the plain wording are not lm-eval's scores and are
+/// not recorded under their names.
+fn counts(scores: &Scores) -> HellaSwag {
+    // A share of n tasks, times n, is off its count by less than any rounding could make a half.
+    let correct = |score: f64| (score * scores.tasks as f64).round() as u64;
+    HellaSwag {
+        tasks: scores.tasks as u64,
+        llmc_correct: correct(scores.reference),
+        acc_correct: scores.harness.then(|| correct(scores.acc)),
+        acc_norm_correct: scores.harness.then(|| correct(scores.acc_norm)),
+    }
+}

@@ -1,0 +1,131 @@
+//! Checkpoints of a run in the making, and the way back to one.
+
+use std::time::Duration;
+
+use super::events::{Event, Listener};
+use super::run::Run;
+use super::{RunError, TrainError};
+use crate::experiment::OnDiverge;
+use crate::ops::Ops;
+use crate::parallel::exchange;
+use crate::proof::Hash;
+use crate::store::writer::{Completion, PartJob, SaveProgress, SavedCheckpoint};
+use crate::store::{Facts, Job, Loaded};
+
+impl<O: Ops> Run<O> {
+    /// Copies the state and hands it to the writer. Rows and entries up to the checkpoint are on the disk
+    /// before it is, so that a resume finds no gap.
+    pub(super) fn checkpoint(&mut self, root: Option<Hash>, out: &mut dyn Listener) -> Result<(), RunError> {
+        // One snapshot at a time: the memory of the last one must be free before the next is taken.
+        let before = self.writer.wait()?;
+        announce(before, out)?;
+        let progress = self.trainer.progress();
+        let (step, updates) = (progress.step, progress.updates);
+        let facts = out.make_durable()?.map(|ledger| Facts {
+            experiment: self.experiment.name.clone(),
+            step,
+            tokens: step * self.experiment.batch.tokens,
+            updates,
+            ledger,
+            numerics: self.numerics.clone(),
+            created_by: concat!("runner ", env!("CARGO_PKG_VERSION")).into(),
+            state_root: root,
+        });
+        match (self.trainer.link().size(), facts) {
+            (1, Some(facts)) => {
+                let state = self.trainer.state()?;
+                self.writer.submit(Job { state, facts })?;
+            }
+            (_, facts) => self.checkpoint_part(facts)?,
+        }
+        Ok(())
+    }
+
+    /// This rank's part of a checkpoint that all write; rank 0 has the facts.
+    fn checkpoint_part(&mut self, facts: Option<Facts>) -> Result<(), RunError> {
+        let (rank, ranks) = (self.trainer.link().rank(), self.trainer.link().size());
+        let step = self.trainer.progress().step;
+        let site = self.writer.site(step, &self.trainer.state_infos())?;
+        let timeout = Duration::from_secs(self.experiment.parallel.timeout_s);
+        let completion = match facts {
+            Some(facts) => Some(Completion { folder: site.prepare()?, facts, ranks, timeout }),
+            None => None,
+        };
+        exchange::barrier(self.trainer.link(), "the start of a checkpoint").map_err(TrainError::from)?;
+        let extents = self.trainer.read_extents()?;
+        self.writer.submit_part(PartJob { site, step, rank, extents, completion })?;
+        Ok(())
+    }
+
+    /// Reports how far the checkpoint is that is being written, or that it is done.
+    pub(super) fn announce_saved(&mut self, out: &mut dyn Listener) -> Result<(), RunError> {
+        let saved = self.writer.poll()?;
+        if saved.is_none()
+            && let Some(saving) = self.writer.saving()
+        {
+            out.on(&progress_event(saving))?;
+        }
+        announce(saved, out)
+    }
+
+    /// Waits until everything is on disk, on all ranks.
+    pub(super) fn settle(&mut self, out: &mut dyn Listener) -> Result<(), RunError> {
+        while let Some(saving) = self.writer.saving() {
+            out.on(&progress_event(saving))?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let saved = self.writer.wait()?;
+        announce(saved, out)?;
+        out.make_durable()?;
+        exchange::barrier(self.trainer.link(), "the end of a checkpoint").map_err(TrainError::from)?;
+        Ok(())
+    }
+
+    /// The newest whole checkpoint: rank 0 looks for it, the others load what they need of the same.
+    fn newest_checkpoint(&mut self) -> Result<Option<Loaded>, RunError> {
+        const NONE: u64 = u64::MAX;
+        let found = if self.trainer.link().rank() == 0 { self.writer.newest_whole()? } else { None };
+        let step = found.as_ref().map_or(NONE, |(manifest, _)| manifest.step).to_le_bytes().to_vec();
+        let step = exchange::broadcast(self.trainer.link(), "the choice of a checkpoint", step)
+            .map_err(TrainError::from)?;
+        let step = step.try_into().map_or(NONE, u64::from_le_bytes);
+        if found.is_some() || step == NONE {
+            return Ok(found);
+        }
+        Ok(Some(self.writer.load_some(step, |name| self.trainer.needs(name))?))
+    }
+
+    /// Goes back to the newest whole checkpoint and moves the stream of samples past what was read,
+    /// when the experiment says so and there is somewhere new to go.
+    pub(super) fn rewind(
+        &mut self,
+        step: u64,
+        rewound_to: Option<u64>,
+        out: &mut dyn Listener,
+    ) -> Result<Option<u64>, RunError> {
+        if self.experiment.guards.on_diverge != OnDiverge::Rewind {
+            return Ok(None);
+        }
+        self.settle(out)?;
+        let Some((manifest, state)) =
+            self.newest_checkpoint()?.filter(|(manifest, _)| Some(manifest.step) != rewound_to)
+        else {
+            return Ok(None);
+        };
+        self.trainer.restore(state)?;
+        let behind = (step + 1 - manifest.step) * self.experiment.sequences_per_step();
+        self.trainer.skip_data(behind);
+        self.feed.seek(manifest.step, self.trainer.progress().data_offset).map_err(TrainError::from)?;
+        out.on(&Event::Rewound { from_step: step, to_step: manifest.step, entries: manifest.ledger.size })?;
+        Ok(Some(manifest.step))
+    }
+}
+
+fn progress_event(saving: SaveProgress) -> Event {
+    Event::Saving { step: saving.step, done_bytes: saving.done_bytes, bytes: saving.bytes }
+}
+
+fn announce(saved: Option<SavedCheckpoint>, out: &mut dyn Listener) -> Result<(), RunError> {
+    let Some(SavedCheckpoint { manifest, folder, .. }) = saved else { return Ok(()) };
+    out.on(&Event::CheckpointSaved { step: manifest.step, path: folder, bytes: manifest.file.bytes })
+}
