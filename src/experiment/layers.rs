@@ -497,7 +497,8 @@ impl Layers {
     }
 
     /// A value outside a file: TOML where it parses, else the bare text as a string. Keys that take
-    /// text get the bare text also when it looks like a number. `at` is the text's place in its source.
+    /// text get the bare text also when it looks like a number. No text at all turns a key off that may be
+    /// left out. `at` is the text's place in its source.
     fn read_bare(
         &mut self,
         key: &'static Key,
@@ -506,8 +507,13 @@ impl Layers {
         key_span: Range<usize>,
         layer: &mut Layer,
     ) {
-        let folder = folder_of(Path::new("x"));
         let trimmed = text.trim();
+        if trimmed.is_empty() && key.default == schema::Default::Absent {
+            // `--set eval.hellaswag=`: what weaker layers say is taken back.
+            self.list.iter_mut().for_each(|weaker| drop(weaker.entries.remove(key.name)));
+            return;
+        }
+        let folder = folder_of(Path::new("x"));
         let start = at + (text.len() - text.trim_start().len());
         let span = start..start + trimmed.len();
         let bare = DeValue::String(trimmed.into());

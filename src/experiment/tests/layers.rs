@@ -1,0 +1,147 @@
+//! Files, variables and `--set`: what lies over what.
+
+use super::*;
+
+#[test]
+fn layers_override_each_other_in_order_and_every_key_knows_its_origin() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("bases")).unwrap();
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    write(
+        "bases/root.toml",
+        "seed = 1\n[model]\ndescriptor = \"d12\"\n[batch]\nmicro = 1\n[data]\ntrain = \"t_*.bin\"\nval = \"v.bin\"\n",
+    );
+    write("bases/middle.toml", "extends = \"root.toml\"\nseed = 2\n[batch]\nmicro = 2\nseq_len = 64\n");
+    write("top.toml", "extends = \"bases/middle.toml\"\nseed = 3\n[schedule]\nsteps = 5\nwarmup_steps = 1\n");
+    let path = folder.path().join("top.toml");
+    let env = variables(&[
+        ("RUNNER_SCHEDULE__STEPS", "100"),
+        ("RUNNER_SCHEDULE__WARMUP_STEPS", "7"),
+        ("OTHER", "1"),
+    ]);
+    let loaded = load_layers(&Input::Path(&path), &env, &["schedule.warmup_steps = 9".into()])
+        .unwrap_or_else(|e| panic!("{e}"));
+    let e = &loaded.experiment;
+    assert_eq!(
+        (e.seed, e.batch.micro, e.batch.seq_len, e.schedule.steps, e.schedule.warmup_steps),
+        (3, 2, 64, 100, 9)
+    );
+    let origin = |key: &str| loaded.origins[key].to_string();
+    assert_eq!(origin("seed"), format!("{}:2", path.display()));
+    assert_eq!(origin("batch.micro"), format!("{}:4", folder.path().join("bases/middle.toml").display()));
+    assert_eq!(origin("schedule.steps"), "RUNNER_SCHEDULE__STEPS");
+    assert_eq!(loaded.origins["schedule.warmup_steps"], Origin::Set);
+    assert_eq!(loaded.origins["optimizer.beta1"], Origin::Default);
+    assert_eq!(origin("model.layers"), "from descriptor d12");
+    assert_eq!(origin("name"), "default: the file's name");
+    // Patterns start from the folder of the file that holds them, not from the one that extends it.
+    let bases = folder.path().canonicalize().unwrap().join("bases");
+    assert_eq!(e.data.train, [bases.join("t_*.bin").display().to_string()]);
+    assert!(
+        schema::KEYS
+            .iter()
+            .filter(|key| key.name != "schedule.epochs")
+            .all(|key| loaded.origins.contains_key(key.name))
+    );
+}
+
+#[test]
+fn a_missing_file_and_a_missing_base_are_faults() {
+    let folder = tempfile::tempdir().unwrap();
+    let top = folder.path().join("top.toml");
+    assert!(messages(file_with(&top))[0].starts_with("cannot read"));
+    fs::write(&top, "seed = 1\nextends = \"nowhere.toml\"\n").unwrap();
+    let error = file_with(&top).unwrap_err();
+    assert!(error.faults[0].message.contains("nowhere.toml"), "{error}");
+    assert_eq!(error.faults[0].place.as_ref().unwrap().position, Some((2, 11)));
+    assert!(messages(file_with(folder.path()))[0].starts_with("cannot read"));
+}
+
+#[test]
+fn files_that_extend_one_another_in_a_circle_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("a.toml"), "extends = \"b.toml\"\n").unwrap();
+    fs::write(folder.path().join("b.toml"), "extends = \"./a.toml\"\n").unwrap();
+    assert_eq!(messages(file_with(&folder.path().join("a.toml"))), ["files extend one another in a circle"]);
+    fs::write(folder.path().join("a.toml"), "extends = \"a.toml\"\n").unwrap();
+    assert_eq!(messages(file_with(&folder.path().join("a.toml"))), ["files extend one another in a circle"]);
+}
+
+#[test]
+fn a_stronger_layer_takes_back_the_other_way_to_say_it() {
+    let sized =
+        small_with(&["model.layers=2", "model.heads=2", "model.channels=64", "batch.seq_len=32"]).unwrap();
+    assert_eq!((sized.experiment.model.descriptor, sized.experiment.model.channels), (None, 64));
+    assert_eq!(sized.experiment.model.context, 32, "follows the sequence length");
+    let shards = small_with(&["data.train=a.bin", "data.val=b.bin"]).unwrap().experiment.data;
+    assert_eq!((shards.corpus, shards.train.len()), (None, 1));
+    assert_eq!(
+        messages(small_with(&["model.layers=2"])),
+        ["`model.heads` and `model.channels` must be given too"]
+    );
+}
+
+#[test]
+fn both_ways_in_one_layer_are_refused() {
+    let both =
+        SMALL.replace("[schedule]", "layers = 2\n[schedule]").replace("corpus", "train = \"a\"\ncorpus");
+    let both = both.replace("steps = 10", "steps = 10\nepochs = 1");
+    let found = messages(text_with(&both, &[], &[]));
+    assert_eq!(
+        found,
+        [
+            "`model.layers` and `model.descriptor` exclude each other",
+            "`schedule.epochs` and `schedule.steps` exclude each other",
+            "`data.train` and `data.corpus` exclude each other"
+        ]
+    );
+}
+
+#[test]
+fn bare_text_is_a_string_where_a_string_is_wanted() {
+    let e =
+        small_with(&["name=2024", "sample.prompt=true", "schedule.kind = linear", "optimizer.grad_clip=1"])
+            .unwrap()
+            .experiment;
+    assert_eq!(
+        (e.name.as_str(), e.sample.prompt.as_str(), e.schedule.kind),
+        ("2024", "true", ScheduleKind::Linear)
+    );
+    let e = small_with(&["sample.prompt=\"a # b = c\"", "data.train=['a.bin', 'b.bin']", "eval.every=0"])
+        .unwrap()
+        .experiment;
+    assert_eq!((e.sample.prompt.as_str(), e.data.train.len()), ("a # b = c", 2));
+}
+
+#[test]
+fn an_empty_setting_turns_off_a_key_that_may_be_left_out_and_no_other() {
+    let text = format!("{SMALL}[eval]\nhellaswag = \"h.jsonl\"\n");
+    assert!(text_with(&text, &[], &[]).unwrap().experiment.eval.hellaswag.is_some());
+    for (env, sets) in [
+        (&[][..], &["eval.hellaswag="][..]),
+        (&[("RUNNER_EVAL__HELLASWAG", "")], &[]),
+        (&[], &["eval.hellaswag = "]),
+    ] {
+        let off = text_with(&text, env, sets).unwrap();
+        assert_eq!((off.experiment.eval.hellaswag, &off.origins["eval.hellaswag"]), (None, &Origin::Default));
+    }
+    let again = text_with(&text, &[], &["eval.hellaswag=", "eval.hellaswag=other.jsonl"]).unwrap();
+    assert!(again.experiment.eval.hellaswag.unwrap().ends_with("other.jsonl"));
+    assert_eq!(messages(text_with(&text, &[], &["schedule.steps="])).len(), 1);
+}
+
+#[test]
+fn variables_of_ci_services_set_nothing_and_slips_are_refused() {
+    let ci = [
+        ("RUNNER_NAME", "Hosted Agent 2"),
+        ("RUNNER_OS", "Linux"),
+        ("RUNNER_TEMP", "/tmp"),
+        ("RUNNER_LOG", "debug"),
+    ];
+    assert_eq!(text_with(SMALL, &ci, &[]).unwrap(), small_with(&[]).unwrap());
+    assert_eq!(text_with(SMALL, &[("RUNNER_SEED", "7")], &[]).unwrap().experiment.seed, 7);
+    let slip = text_with(SMALL, &[("RUNNER_SCHEDULE_WARMUP_STEPS", "7")], &[]).unwrap_err();
+    assert_eq!(slip.faults[0].hint.as_deref(), Some("did you mean `RUNNER_SCHEDULE__WARMUP_STEPS`?"));
+    let unknown = text_with(SMALL, &[("RUNNER_SCHEDULE__STEP", "7")], &[]).unwrap_err();
+    assert_eq!(unknown.faults[0].hint.as_deref(), Some("did you mean `RUNNER_SCHEDULE__STEPS`?"));
+}

@@ -1,0 +1,124 @@
+//! Rules between keys: what each refuses, and what follows from what.
+
+use super::*;
+
+/// Each line breaks one rule of a sound experiment and gives exactly one fault.
+#[test]
+fn every_rule_between_keys_is_kept() {
+    let cases: &[(&[&str], &str)] = &[
+        (&["model.descriptor=d13"], "no model is called `d13`"),
+        (
+            &["model.descriptor=gpt3:c5140"],
+            "`gpt3:c5140` cannot be built: 5140 channels are not a multiple of the head size 128",
+        ),
+        (
+            &["model.layers=1", "model.heads=3", "model.channels=64"],
+            "`model.channels` = 64 is not a multiple of `model.heads` = 3",
+        ),
+        (
+            &["model.layers=1", "model.heads=1", "model.channels=160", "device.kind=cuda"],
+            "160 channels in heads of 160 cannot run on CUDA: it takes multiples of 8 in heads of at most 128",
+        ),
+        (&["batch.seq_len=2048"], "sequences of 2048 tokens do not fit a model that reads 1024"),
+        (
+            &["model.vocab=50000"],
+            "a vocabulary of 50000 is too small for the tokenizer \"gpt2\", which has 50257 tokens",
+        ),
+        (&["parallel.workers=6"], "`parallel.workers` = 6 is not a power of two"),
+        (
+            &["batch.tokens=1000"],
+            "`batch.tokens` = 1000 is not a multiple of micro × seq_len × workers = 4096",
+        ),
+        (
+            &["parallel.zero=2", "batch.tokens=8192"],
+            "`parallel.zero` = 2 needs one micro-step a worker, and `batch.tokens` makes it 2",
+        ),
+        (&["schedule.warmup_steps=11"], "the warm-up of 11 steps is longer than the run of 10"),
+        (&["device.kind=cpu", "precision.compute=bf16"], "the CPU computes in fp32, not in bf16"),
+        (&["device.kind=cpu", "precision.compute=tf32"], "the CPU computes in fp32, not in tf32"),
+        (
+            &["precision.compute=fp32", "precision.master_weights=false"],
+            "`precision.master_weights = false` needs bf16 weights: in fp32 there is nothing to round",
+        ),
+        (
+            &["kernels.gelu_fusion=1", "memory.recompute=2"],
+            "`kernels.gelu_fusion` = 1 and `memory.recompute` = 2 do not go together in bf16",
+        ),
+        (&["data.train=a.bin"], "evaluation every 250 steps needs validation data"),
+        (&["data.train=[]", "data.val=v.bin"], "the experiment has no data to train on"),
+        (&["eval.val_tokens=1023"], "`eval.val_tokens` = 1023 is less than one sequence of 1024 tokens"),
+        (
+            &["guards.on_diverge=rewind", "checkpoint.every=0"],
+            "`guards.on_diverge = \"rewind\"` needs checkpoints to go back to",
+        ),
+        (&["extends=a.toml"], "`extends` belongs in a file"),
+        (&["seed"], "`--set` takes `key=value`"),
+    ];
+    for (sets, expected) in cases {
+        assert_eq!(messages(small_with(sets)), [*expected], "{sets:?}");
+    }
+}
+
+#[test]
+fn what_the_rules_allow_loads() {
+    for sets in [
+        &["kernels.gelu_fusion=2", "memory.recompute=0"][..],
+        &["kernels.gelu_fusion=1", "memory.recompute=1", "precision.compute=fp32"],
+        &["kernels.gelu_fusion=1", "memory.recompute=1", "device.kind=cpu"],
+        &["precision.master_weights=false"],
+        &["data.train=a.bin", "eval.every=0"],
+        &["schedule.warmup_steps=10"],
+        &["model.descriptor=gpt3:c5120", "device.kind=cuda"],
+        &["model.context=4096", "batch.seq_len=2048"],
+        &["model.vocab=65536"],
+        &["batch.tokens=32768", "parallel.workers=8"],
+        &["batch.tokens=32768", "parallel.workers=8", "parallel.zero=2"],
+    ] {
+        small_with(sets).unwrap_or_else(|error| panic!("{sets:?}\n{error}"));
+    }
+}
+
+#[test]
+fn sizes_follow_the_tokenizer_the_descriptor_and_each_other() {
+    let e = small_with(&["model.descriptor=gpt3:c768", "data.tokenizer=byte", "parallel.workers=2"])
+        .unwrap()
+        .experiment;
+    assert_eq!((e.model.vocab, e.model.vocab_padded), (257, 384));
+    assert_eq!((e.model.context, e.batch.seq_len), (2048, 2048));
+    assert_eq!(e.batch.tokens, 4 * 2048 * 2, "one micro-batch a worker");
+}
+
+#[test]
+fn missing_keys_are_reported_together() {
+    assert_eq!(
+        messages(text_with("", &[], &[])),
+        [
+            "the experiment has no model",
+            "the experiment does not say how long to train",
+            "the experiment has no data to train on"
+        ]
+    );
+}
+
+#[test]
+fn epochs_become_steps_when_the_data_are_open() {
+    let mut loaded =
+        text_with(&SMALL.replace("steps = 10", "epochs = 2\nwarmup_steps = 5"), &[], &["batch.tokens=8192"])
+            .unwrap();
+    assert_eq!((loaded.epochs, loaded.experiment.schedule.steps), (Some(2), 0));
+    let unresolved = text_with(&loaded.to_toml(), &[], &[]).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!((&unresolved.experiment, unresolved.epochs), (&loaded.experiment, Some(2)));
+    assert!(loaded.clone().resolve_epochs(3).unwrap_err().to_string().contains("less than one step"));
+    assert!(
+        loaded
+            .clone()
+            .resolve_epochs(16)
+            .unwrap_err()
+            .to_string()
+            .contains("warm-up of 5 steps is longer than the run of 4")
+    );
+    loaded.resolve_epochs(103).unwrap();
+    assert_eq!((loaded.epochs, loaded.experiment.schedule.steps), (None, 25), "206 sequences, 8 a step");
+    let back = text_with(&loaded.to_toml(), &[], &[]).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(back.experiment, loaded.experiment);
+}
