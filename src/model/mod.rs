@@ -8,6 +8,10 @@ pub mod decode;
 pub mod flops;
 pub mod gpt2;
 pub mod init;
+#[cfg(test)]
+mod measurements;
+#[cfg(test)]
+pub mod reference;
 pub mod weights;
 
 pub use decode::Decoder;

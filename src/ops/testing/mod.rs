@@ -11,7 +11,7 @@ mod embedding;
 mod linear;
 mod norm;
 mod optimizer;
-mod reference;
+pub mod reference;
 
 use super::{Heads, Ops, ParamCount, Role, Rows, ScratchShape, Vocab, Write};
 use crate::rng::Key;
