@@ -1,7 +1,8 @@
 //! GPT-2: which tensors it has, how they start, and what it computes.
 //!
-//! The forward pass in [`gpt2`], the backward pass in `backward`, and the pass of single new tokens in [`decode`], are
-//! written once over [`crate::ops::Ops`]; everything else here is arithmetic that needs no device.
+//! The forward pass in [`gpt2`], the backward pass in `backward`, and the pass of single new tokens in
+//! [`decode`] are written once over [`crate::ops::Ops`]; everything else here is arithmetic that needs no
+//! device.
 
 pub mod activations;
 mod backward;

@@ -14,11 +14,11 @@ use super::linear::gemm_keys;
 use super::memory::Buf;
 use super::product::{Epilogue, GemmKey, Product, Tiling, Types};
 use super::*;
-use crate::experiment::{Device, DeviceKind, Model, Simd};
+use crate::experiment::{Device, DeviceKind, Simd};
 use crate::model::decode::{Decoder, NewToken, Room};
 use crate::model::gpt2::{Gpt2, MicroBatch};
-use crate::model::reference::{bf16, logits};
-use crate::model::weights::{ParamSpec, Weights};
+use crate::model::reference::{ROUNDINGS, bf16, logits, small_model, steep_weights, texts};
+use crate::model::weights::Weights;
 use crate::ops::cpu::Cpu;
 use crate::ops::testing::{self, Limits};
 use crate::ops::{
@@ -74,17 +74,4 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     let norm: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
     let distance = (difference / norm).sqrt();
     if distance.is_nan() { f64::INFINITY } else { distance }
-}
-
-fn small_model() -> Model {
-    Model {
-        init: None,
-        descriptor: None,
-        layers: 3,
-        heads: 2,
-        channels: 128,
-        context: 160,
-        vocab: 500,
-        vocab_padded: 512,
-    }
 }
