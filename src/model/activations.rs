@@ -18,6 +18,18 @@ pub struct Normed<B> {
     pub rstd: B,
 }
 
+impl<B> Normed<B> {
+    /// The output, where it is not kept that in `shared`.
+    pub fn output<'a>(&'a self, shared: Option<&'a B>) -> &'a B {
+        self.out.as_ref().or(shared).expect("an output that is not kept is shared")
+    }
+}
+
+/// The buffer that stands for one that may not be kept.
+pub fn kept_or_shared<'a, B>(kept: &'a mut Option<B>, shared: &'a mut Option<B>) -> &'a mut B {
+    kept.as_mut().or(shared.as_mut()).expect("an output that is not kept is shared")
+}
+
 /// What one transformer block keeps.
 #[derive(Clone, Debug)]
 pub struct LayerActivations<B> {

@@ -280,7 +280,7 @@ fn linear<'a, B>(
 mod tests {
     use super::*;
     use crate::experiment::{Device, DeviceKind, Simd};
-    use crate::model::Gpt2;
+    use crate::model::{Gpt2, reference};
     use crate::ops::Rows;
     use crate::ops::cpu::Cpu;
     use crate::rng::Key;
@@ -347,6 +347,32 @@ mod tests {
         println!("relative error {worst:.1e}");
         // Written so that a NaN fails.
         assert!(worst < 1e-5, "relative error {worst:.1e}");
+    }
+
+    /// The plain model in f64 that devices are held against is held against this one.
+    #[test]
+    fn logits_are_those_of_f64_and_rounding_to_bf16_would_show() {
+        let mut ops = cpu();
+        let model = model(&mut ops);
+        let mut read = |buf: &crate::ops::cpu::Buffer| {
+            let mut values = vec![0.0; buf.len()];
+            ops.download(buf, &mut values).map(|()| values)
+        };
+        let weights = model.params.try_map(&mut read).expect("a download");
+        let tokens = text(1, 150);
+        let decoded = one_by_one(&mut ops, &model, &tokens)[146..].concat();
+        let distance = |a: &[f32], b: &[f32]| {
+            assert_eq!(a.len(), b.len());
+            let square = |x: f64| x * x;
+            let off: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+            (off / b.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
+        };
+        let exact = reference::logits(&MODEL, &weights, &tokens, 4, |x| x);
+        let rounded = reference::logits(&MODEL, &weights, &tokens, 4, reference::bf16);
+        println!("CPU {:.1e}, rounded {:.1e}", distance(&decoded, &exact), distance(&rounded, &exact));
+        // Written so that a NaN fails.
+        assert!(distance(&decoded, &exact) < 1e-5, "{:.1e}", distance(&decoded, &exact));
+        assert!(distance(&rounded, &exact) > 1e-3, "{:.1e}", distance(&rounded, &exact));
     }
 
     #[test]

@@ -1,13 +1,19 @@
 //! GPT-2: which tensors it has, how they start, and what it computes.
 //!
-//! The forward and backward passes in [`gpt2`], and the pass of single new tokens in [`decode`], are
-//! written once over [`crate::ops::Ops`]; everything else here is arithmetic that needs no device.
+//! The forward pass in [`gpt2`], the backward pass in `backward`, and the pass of single new tokens in
+//! [`decode`] are written once over [`crate::ops::Ops`]; everything else here is arithmetic that needs no
+//! device.
 
 pub mod activations;
+mod backward;
 pub mod decode;
 pub mod flops;
 pub mod gpt2;
 pub mod init;
+#[cfg(test)]
+mod measurements;
+#[cfg(test)]
+pub mod reference;
 pub mod weights;
 
 pub use decode::Decoder;

@@ -2,8 +2,8 @@
 //!
 //! The model is written once over [`Ops`], so running it here shows exactly which buffers it takes and,
 //! under [`super::timed::Timed`], which operations it does on which shapes: what `runner plan` counts, in
-//! milliseconds, for a model that would fill a GPU. Downloads give zeros, sums of squares are empty lists. No shape is checked: devices
-//! that compute do that.
+//! milliseconds, for a model that would fill a GPU. Downloads give zeros, sums of squares are empty lists.
+//! No shape is checked: devices that compute do that.
 
 #![forbid(unsafe_code)]
 

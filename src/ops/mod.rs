@@ -34,7 +34,7 @@ pub use types::*;
 macro_rules! declare {
     ($($name:ident($Op:ident<$($of:ident),+>) -> $gives:ty;)*) => {
         $(
-            #[doc = concat!("Does a [`", stringify!($Op), "`].")]
+            #[doc = concat!("Runs [`", stringify!($Op), "`].")]
             fn $name(&mut self, op: $Op<'_, $(Self::$of),+>) -> Result<$gives>;
         )*
     };

@@ -188,3 +188,43 @@ impl<O: Ops> Ops for Timed<O> {
         self.inner.fold_squares(chunks)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::dry::Dry;
+    use super::super::{Gelu, Linear, LinearShape};
+    use super::*;
+
+    #[test]
+    fn operations_are_recorded_by_name_shape_and_family_and_only_when_asked() {
+        let mut ops = Timed::new(Dry::new(Dtype::BF16));
+        let x = ops.alloc(Role::Activation, 8 * 16).expect("nothing can fail");
+        let weight = ops.alloc(Role::Param, 32 * 16).expect("nothing can fail");
+        let mut out = ops.alloc(Role::Activation, 8 * 32).expect("nothing can fail");
+        let shape = LinearShape { rows: 8, c_in: 16, c_out: 32 };
+        for round in 0..3 {
+            if round == 1 {
+                ops.start();
+            }
+            ops.linear(Linear { out: &mut out, x: &x, weight: &weight, bias: None, shape })
+                .expect("nothing can fail");
+        }
+        ops.gelu(Gelu { out: &mut out, pre: &x, len: 128 }).expect("nothing can fail");
+        let records: Vec<_> = ops
+            .finish()
+            .into_iter()
+            .map(|(label, r)| (label.name, label.family, r.calls, r.flops, r.bytes))
+            .collect();
+        let bytes = 2.0 * (8.0 * (16.0 + 32.0) + 16.0 * 32.0);
+        assert_eq!(
+            records,
+            [
+                ("gelu again".to_owned(), Family::Gelu, 1, 0.0, 512.0),
+                ("linear 16 to 32".to_owned(), Family::Linear, 2, 2.0 * 8192.0, 2.0 * bytes),
+            ]
+        );
+        ops.linear(Linear { out: &mut out, x: &x, weight: &weight, bias: None, shape })
+            .expect("nothing can fail");
+        assert!(ops.finish().is_empty(), "nothing is recorded after the end");
+    }
+}

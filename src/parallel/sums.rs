@@ -130,7 +130,7 @@ impl<O: Ops> Sums<O> {
             let places = shards.held(group, rank, shards.rounds());
             for (place, piece) in places.iter().zip(shards.owned_of(group, rank)) {
                 let own = own.get_mut(&piece.tensor).expect("a buffer for every piece of the shard");
-                let (src, from) = (&*grads[place.tensor], place.start);
+                let (src, from) = (grads[place.tensor], place.start);
                 ops.copy(CopyPart { dst: own, at: 0, src, from, len: place.len })?;
             }
         }

@@ -9,7 +9,9 @@ use rayon::prelude::*;
 
 use super::super::{Heads, Rows};
 use super::engine::{Engine, blocks};
-use super::gemm::{Right, Tiled, accumulate, pack, run_tiled, strips, strips_mut, transpose, width};
+use super::gemm::{
+    Right, Strided, StridedMut, Tiled, accumulate, pack, run_tiled, strips, strips_mut, transpose, width,
+};
 use super::math::{exp, ln};
 use super::simd::{dot, largest, sum_of};
 use pulp::Simd;
@@ -134,15 +136,11 @@ impl Tiled for Forward<'_, '_> {
             let query = &head.part(0)[first * stride..];
             product::<S, NV>(
                 simd,
-                scores,
-                sizes.tokens,
+                StridedMut { data: &mut *scores, stride: sizes.tokens, columns: first + rows },
                 sums,
-                query,
-                stride,
+                Strided { data: query, stride },
                 rows,
-                keys,
-                head_size,
-                first + rows,
+                Panels { data: keys, depth: head_size },
             );
             let mut inverse = [0.0f32; QUERIES];
             for row in 0..rows {
@@ -155,7 +153,9 @@ impl Tiled for Forward<'_, '_> {
                 inverse[row] = 1.0 / sum;
                 lse[first + row] = max + ln(sum);
             }
-            causal_product::<S, NV>(simd, sums, scores, sizes.tokens, rows, first, values, tokens, head_size);
+            let (scores, values) =
+                (Strided { data: scores, stride: sizes.tokens }, Panels { data: values, depth: tokens });
+            causal_product::<S, NV>(simd, sums, scores, rows, first, values, head_size);
             write_rows::<S, NV>(&mut out[first..first + rows], sums, |row, sum| sum * inverse[row]);
         }
     }
@@ -242,19 +242,18 @@ impl Tiled for Backward<'_, '_> {
             let seen = first + rows;
             let query = &head.part(0)[first * stride..];
             let dout = &dout[first * channels..];
-            product::<S, NV>(simd, p, sizes.tokens, sums, query, stride, rows, keys_across, head_size, seen);
-            product::<S, NV>(
-                simd,
-                ds,
-                sizes.tokens,
-                sums,
-                dout,
-                channels,
-                rows,
-                values_across,
-                head_size,
-                seen,
-            );
+            for (to, a, stride, across) in
+                [(&mut *p, query, stride, &*keys_across), (&mut *ds, dout, channels, &*values_across)]
+            {
+                product::<S, NV>(
+                    simd,
+                    StridedMut { data: to, stride: sizes.tokens, columns: seen },
+                    sums,
+                    Strided { data: a, stride },
+                    rows,
+                    Panels { data: across, depth: head_size },
+                );
+            }
             for row in 0..rows {
                 let at = row * channels;
                 let d = dot(&dout[at..at + head_size], &out[(first + row) * channels..][..head_size]);
@@ -268,15 +267,18 @@ impl Tiled for Backward<'_, '_> {
                 p_later.fill(0.0);
                 ds_later.fill(0.0);
             }
-            causal_product::<S, NV>(simd, sums, ds, sizes.tokens, rows, first, keys, tokens, head_size);
+            let (ds_rows, keys) =
+                (Strided { data: ds, stride: sizes.tokens }, Panels { data: keys, depth: tokens });
+            causal_product::<S, NV>(simd, sums, ds_rows, rows, first, keys, head_size);
             write_rows::<S, NV>(&mut dq[first..seen], sums, |_, sum| sum);
 
             transpose(p_across, QUERIES, p, sizes.tokens, rows, seen);
             transpose(ds_across, QUERIES, ds, sizes.tokens, rows, seen);
             pack_all::<S, NV>(query_panels, Right::Rows { data: query, stride }, rows, head_size);
             pack_all::<S, NV>(dout_panels, Right::Rows { data: dout, stride: channels }, rows, head_size);
-            add_product::<S, NV>(simd, dk_sums, tokens, seen, ds_across, query_panels, rows, head_size);
-            add_product::<S, NV>(simd, dv_sums, tokens, seen, p_across, dout_panels, rows, head_size);
+            let [queries, douts] = [&*query_panels, &*dout_panels].map(|data| Panels { data, depth: rows });
+            add_product::<S, NV>(simd, dk_sums, tokens, seen, ds_across, queries, head_size);
+            add_product::<S, NV>(simd, dv_sums, tokens, seen, p_across, douts, head_size);
         }
         write_rows::<S, NV>(dk, dk_sums, |_, sum| sum);
         write_rows::<S, NV>(dv, dv_sums, |_, sum| sum);
@@ -293,20 +295,25 @@ fn pack_all<S: Simd, const NV: usize>(packed: &mut [f32], right: Right<'_>, dept
     }
 }
 
-/// `to[i][j] = sum over k of a[i][k] B[k][j]` for `rows` rows and at least `columns` columns.
+/// A right operand as [`pack_all`] leaves it: panels of `depth` steps.
+#[derive(Clone, Copy)]
+struct Panels<'a> {
+    data: &'a [f32],
+    depth: usize,
+}
+
+/// `to[i][j] = sum over k of a[i][k] B[k][j]` for `rows` rows and at least the columns of `to`.
 #[inline(always)]
 fn product<S: Simd, const NV: usize>(
     simd: S,
-    to: &mut [f32],
-    to_stride: usize,
+    to: StridedMut<'_>,
     sums: &mut [f32],
-    a: &[f32],
-    stride: usize,
+    a: Strided<'_>,
     rows: usize,
-    panels: &[f32],
-    depth: usize,
-    columns: usize,
+    panels: Panels<'_>,
 ) {
+    let StridedMut { data: to, stride: to_stride, columns } = to;
+    let (Strided { data: a, stride }, Panels { data: panels, depth }) = (a, panels);
     let width = width::<S, NV>();
     for (panel, packed) in panels.chunks_exact(depth * width).enumerate().take(columns.div_ceil(width)) {
         let sums = &mut sums[..rows * width];
@@ -323,14 +330,13 @@ fn product<S: Simd, const NV: usize>(
 fn causal_product<S: Simd, const NV: usize>(
     simd: S,
     sums: &mut [f32],
-    a: &[f32],
-    stride: usize,
+    a: Strided<'_>,
     rows: usize,
     first: usize,
-    panels: &[f32],
-    tokens: usize,
+    panels: Panels<'_>,
     columns: usize,
 ) {
+    let (Strided { data: a, stride }, Panels { data: panels, depth: tokens }) = (a, panels);
     let width = width::<S, NV>();
     for (panel, packed) in panels.chunks_exact(tokens * width).enumerate().take(columns.div_ceil(width)) {
         let packed = strips::<S, NV>(packed);
@@ -353,10 +359,10 @@ fn add_product<S: Simd, const NV: usize>(
     tokens: usize,
     seen: usize,
     across: &[f32],
-    panels: &[f32],
-    depth: usize,
+    panels: Panels<'_>,
     columns: usize,
 ) {
+    let Panels { data: panels, depth } = panels;
     let width = width::<S, NV>();
     for (panel, packed) in panels.chunks_exact(depth * width).enumerate().take(columns.div_ceil(width)) {
         let sums = &mut sums[panel * tokens * width..][..seen * width];

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::super::{Vocab, Write};
 use super::buffer::Buffer;
 use super::engine::Engine;
-use super::gemm::{self, Finish, Right};
+use super::gemm::{self, Finish, Right, Strided, StridedMut};
 use super::linear::{OuterProduct, ROW_CHUNK, backward_weight, packed_len};
 use super::math::{exp, ln};
 use super::simd::{largest, sum_of, vectorize};
@@ -79,11 +79,8 @@ pub fn run(
         let logits = &mut scratch.logits.as_mut_slice()[..rows * vocab.padded];
         gemm::multiply(
             engine,
-            logits,
-            vocab.padded,
-            vocab.used,
-            x,
-            channels,
+            StridedMut { data: logits, stride: vocab.padded, columns: vocab.used },
+            Strided { data: x, stride: channels },
             Right::Columns { data: wte, stride: channels },
             channels,
             Finish::Set,
@@ -105,11 +102,8 @@ pub fn run(
             let dx = &mut dx[first * channels..(first + rows) * channels];
             gemm::multiply(
                 engine,
-                dx,
-                channels,
-                channels,
-                logits,
-                vocab.padded,
+                StridedMut::dense(dx, channels),
+                Strided { data: logits, stride: vocab.padded },
                 Right::Rows { data: wte, stride: channels },
                 vocab.used,
                 Finish::Set,

@@ -211,19 +211,38 @@ fn tile<S: Simd, const MR: usize, const NV: usize>(
     *sums = tile;
 }
 
-/// `out[i][j] = finish(sum over k of a[i][k] * right[k][j])`: `out` has `columns` columns in rows
-/// of `out_stride`, `a` rows of `a_stride`, `k` runs to `depth`.
+/// A matrix in rows of `stride` floats.
+#[derive(Clone, Copy)]
+pub struct Strided<'a> {
+    pub data: &'a [f32],
+    pub stride: usize,
+}
+
+/// A matrix to be written: the first `columns` of rows of `stride` floats.
+pub struct StridedMut<'a> {
+    pub data: &'a mut [f32],
+    pub stride: usize,
+    pub columns: usize,
+}
+
+impl StridedMut<'_> {
+    /// Rows without gaps.
+    pub fn dense(data: &mut [f32], columns: usize) -> StridedMut<'_> {
+        StridedMut { data, stride: columns, columns }
+    }
+}
+
+/// `out[i][j] = finish(sum over k of a[i][k] * right[k][j])`; `k` runs to `depth`.
 pub fn multiply(
     engine: &Engine,
-    out: &mut [f32],
-    out_stride: usize,
-    columns: usize,
-    a: &[f32],
-    a_stride: usize,
+    out: StridedMut<'_>,
+    a: Strided<'_>,
     right: Right<'_>,
     depth: usize,
     finish: Finish<'_>,
 ) {
+    let StridedMut { data: out, stride: out_stride, columns } = out;
+    let Strided { data: a, stride: a_stride } = a;
     let block = block_width(columns, engine.threads);
     let across = columns.div_ceil(block);
     engine.install(|| {
@@ -308,21 +327,21 @@ pub fn multiply_outer_scratch(depth: usize) -> usize {
 }
 
 /// `out[i][j] = finish(sum over k of left[k][i] * right[k][j])`, where `k` is the row of both: the
-/// gradient of a weight. `out` is dense with `columns` columns; `left` has rows of `left_stride`
-/// of which the first `out.len() / columns` columns count; `right` is dense.
+/// gradient of a weight. `right` and `out` are dense with `right.stride` columns; of `left` the first
+/// `out.len() / right.stride` columns count.
 ///
-/// `packed` takes the right operand: `depth * columns.next_multiple_of(64)` floats.
+/// `packed` takes the right operand: `depth * right.stride.next_multiple_of(64)` floats.
 pub fn multiply_outer(
     engine: &Engine,
     out: &mut [f32],
-    columns: usize,
-    left: &[f32],
-    left_stride: usize,
-    right: &[f32],
+    left: Strided<'_>,
+    right: Strided<'_>,
     depth: usize,
     finish: Finish<'_>,
     packed: &mut [f32],
 ) {
+    let Strided { data: left, stride: left_stride } = left;
+    let Strided { data: right, stride: columns } = right;
     let packed = &mut packed[..depth * columns.next_multiple_of(WIDEST)];
     engine.install(|| {
         packed.par_chunks_mut(depth * WIDEST).enumerate().for_each(|(index, packed)| {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::super::{LinearShape, Write};
 use super::buffer::Buffer;
 use super::engine::Engine;
-use super::gemm::{self, Finish, Right};
+use super::gemm::{self, Finish, Right, Strided, StridedMut};
 use super::math;
 use super::simd::vectorize;
 
@@ -27,33 +27,17 @@ pub fn forward(
 ) {
     let LinearShape { c_in, c_out, .. } = shape;
     let finish = bias.map_or(Finish::Set, Finish::Bias);
-    gemm::multiply(
-        engine,
-        out,
-        c_out,
-        c_out,
-        x,
-        c_in,
-        Right::Columns { data: weight, stride: c_in },
-        c_in,
-        finish,
-    );
+    let right = Right::Columns { data: weight, stride: c_in };
+    let x = Strided { data: x, stride: c_in };
+    gemm::multiply(engine, StridedMut::dense(out, c_out), x, right, c_in, finish);
 }
 
 /// `dx = dout weight`. Each element is one chain over `c_out`.
 pub fn backward_input(engine: &Engine, dx: &mut [f32], dout: &[f32], weight: &[f32], shape: LinearShape) {
     let LinearShape { c_in, c_out, .. } = shape;
-    gemm::multiply(
-        engine,
-        dx,
-        c_in,
-        c_in,
-        dout,
-        c_out,
-        Right::Rows { data: weight, stride: c_in },
-        c_out,
-        Finish::Set,
-    );
+    let right = Right::Rows { data: weight, stride: c_in };
+    let dout = Strided { data: dout, stride: c_out };
+    gemm::multiply(engine, StridedMut::dense(dx, c_in), dout, right, c_out, Finish::Set);
 }
 
 /// The factors of a weight gradient. `dout` has rows of `stride`, of which the first
@@ -81,17 +65,9 @@ pub fn backward_weight(
     for first in (0..n).step_by(ROW_CHUNK) {
         let rows = ROW_CHUNK.min(n - first);
         let finish = if first == 0 && write == Write::Set { Finish::Set } else { Finish::Add };
-        gemm::multiply_outer(
-            engine,
-            dweight,
-            c_in,
-            &dout[first * stride..],
-            stride,
-            &x[first * c_in..],
-            rows,
-            finish,
-            packed.as_mut_slice(),
-        );
+        let left = Strided { data: &dout[first * stride..], stride };
+        let right = Strided { data: &x[first * c_in..], stride: c_in };
+        gemm::multiply_outer(engine, dweight, left, right, rows, finish, packed.as_mut_slice());
     }
 }
 

@@ -1,8 +1,8 @@
 //! The argument structs of kernels, and how they are tied to the text of the .cu files.
 //!
-//! A kernel takes one struct by value. [`kernel_args!`] declares its mirror in Rust: the field types
-//! say what they are called in CUDA (`In<Act>` is `const act_t*`), so that a test can compare each
-//! struct with the kernel's source, field by field, without a GPU.
+//! A kernel takes one struct by value. [`bindings!`] declares its mirror in Rust: the field types say what
+//! they are called in CUDA (`In<Act>` is `const act_t*`), so that a test can compare each struct with the
+//! kernel's source, field by field, without a GPU.
 
 use std::marker::PhantomData;
 
@@ -104,31 +104,91 @@ pub unsafe trait KernelArgs: Copy {
     fn layout() -> Vec<FieldLayout>;
 }
 
-/// Declares an argument struct, or the entry of a table in device memory, of the named file.
-macro_rules! kernel_args {
-    ($(#[$doc:meta])* $file:literal $name:ident { $($field:ident: $type:ty),* $(,)? }) => {
-        $(#[$doc])*
-        #[repr(C)]
-        #[derive(Clone, Copy)]
-        pub struct $name { $(pub $field: $type),* }
+/// Declares what a launch file takes from the `.cu` files: argument structs (and the entries of tables in
+/// device memory), kernels by their names, and lists of kernels that stand below. All of them are in the
+/// file's `BINDINGS`, from which they are loaded and checked against the source.
+///
+/// ```text
+/// bindings! { "file.cu" {
+///     struct FileArgs { out: Out<Act>, rows: u64 }
+///     kernel FORWARD(FileArgs) = "file_forward";
+///     each LIST;
+/// } }
+/// ```
+macro_rules! bindings {
+    ($($file:literal {
+        $($(#[$doc:meta])* struct $name:ident { $($field:ident: $type:ty),* $(,)? })*
+        $(kernel $kernel:ident($args:ident) = $symbol:literal;)*
+        $(each $list:ident;)*
+    })*) => {
+        $($(
+            $(#[$doc])*
+            #[repr(C)]
+            #[derive(Clone, Copy)]
+            pub struct $name { $(pub $field: $type),* }
 
-        // SAFETY: `repr(C)` by the line above; the tests of `launch` compare it with the kernel's source
-        // and find padding.
-        unsafe impl $crate::ops::cuda::args::KernelArgs for $name {
-            const NAME: &'static str = stringify!($name);
-            const FILE: &'static str = $file;
-            fn layout() -> Vec<$crate::ops::cuda::args::FieldLayout> {
-                vec![$($crate::ops::cuda::args::FieldLayout {
-                    name: stringify!($field),
-                    c_type: <$type as $crate::ops::cuda::args::Field>::c_type(),
-                    offset: std::mem::offset_of!($name, $field),
-                    bytes: size_of::<$type>(),
-                }),*]
+            // SAFETY: `repr(C)` by the line above; the tests of `launch` compare it with the kernel's source
+            // and find padding.
+            unsafe impl $crate::ops::cuda::args::KernelArgs for $name {
+                const NAME: &'static str = stringify!($name);
+                const FILE: &'static str = $file;
+                fn layout() -> Vec<$crate::ops::cuda::args::FieldLayout> {
+                    vec![$($crate::ops::cuda::args::FieldLayout {
+                        name: stringify!($field),
+                        c_type: <$type as $crate::ops::cuda::args::Field>::c_type(),
+                        offset: std::mem::offset_of!($name, $field),
+                        bytes: size_of::<$type>(),
+                    }),*]
+                }
             }
-        }
+        )*)*
+
+        $($(
+            pub const $kernel: $crate::ops::cuda::args::Kernel<$args> =
+                $crate::ops::cuda::args::Kernel::new($symbol);
+        )*)*
+
+        /// What this file binds.
+        pub const BINDINGS: $crate::ops::cuda::args::Bindings = $crate::ops::cuda::args::Bindings {
+            structs: || vec![$($($crate::ops::cuda::args::StructInfo::of::<$name>(),)*)*],
+            kernels: || {
+                let single: Vec<$crate::ops::cuda::args::KernelInfo> = vec![$($($kernel.info(),)*)*];
+                let listed = std::iter::empty()$($(.chain($list.iter().map(|kernel| kernel.info())))*)*;
+                single.into_iter().chain(listed).collect()
+            },
+        };
     };
 }
-pub(crate) use kernel_args;
+pub(crate) use bindings;
+
+/// What a launch file binds.
+pub struct Bindings {
+    /// Argument structs and entries of tables.
+    pub structs: fn() -> Vec<StructInfo>,
+    pub kernels: fn() -> Vec<KernelInfo>,
+}
+
+/// A bound struct without its type.
+#[derive(Debug, PartialEq, Eq)]
+pub struct StructInfo {
+    pub name: &'static str,
+    pub file: &'static str,
+    pub bytes: usize,
+    pub align: usize,
+    pub fields: Vec<FieldLayout>,
+}
+
+impl StructInfo {
+    pub fn of<A: KernelArgs>() -> StructInfo {
+        StructInfo {
+            name: A::NAME,
+            file: A::FILE,
+            bytes: size_of::<A>(),
+            align: align_of::<A>(),
+            fields: A::layout(),
+        }
+    }
+}
 
 /// A kernel by name, tied to the type of its arguments.
 pub struct Kernel<A> {
@@ -142,7 +202,7 @@ impl<A: KernelArgs> Kernel<A> {
     }
 
     /// What the tests and the loader need to know of it.
-    pub fn describe(&self) -> KernelInfo {
+    pub fn info(&self) -> KernelInfo {
         KernelInfo { name: self.name, file: A::FILE, args: A::NAME, bytes: size_of::<A>() }
     }
 }

@@ -133,7 +133,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// Breaks the CUDA context, for tests of what a user is told then.
+    /// Breaks the CUDA context, for tests of the error that follows.
     #[cfg(test)]
     pub fn fault(&mut self) {
         super::launch::gelu::fault(&self.kernels);

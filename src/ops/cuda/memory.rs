@@ -32,7 +32,7 @@ impl Drop for Slab {
 }
 
 /// A piece of device memory, or of pinned host memory under the address that the device knows it by.
-pub struct Region {
+pub struct Allocation {
     address: u64,
     bytes: u64,
     _owner: Owner,
@@ -44,7 +44,7 @@ enum Owner {
     Pinned(#[expect(dead_code, reason = "kept alive, not looked at")] Pinned),
 }
 
-impl Region {
+impl Allocation {
     pub fn address(&self) -> u64 {
         self.address
     }
@@ -56,14 +56,14 @@ impl Region {
 
 /// A dense float tensor on the GPU.
 pub struct Buf {
-    region: Region,
+    allocation: Allocation,
     len: usize,
     dtype: Dtype,
 }
 
 impl Buf {
     pub fn address(&self) -> u64 {
-        self.region.address
+        self.allocation.address
     }
 
     #[expect(
@@ -85,13 +85,13 @@ impl Buf {
 
 /// Token ids on the GPU.
 pub struct Ids {
-    region: Region,
+    allocation: Allocation,
     len: usize,
 }
 
 impl Ids {
     pub fn address(&self) -> u64 {
-        self.region.address
+        self.allocation.address
     }
 
     #[expect(clippy::len_without_is_empty, reason = "the room for ids; nobody asks whether it is empty")]
@@ -125,8 +125,8 @@ impl Memory {
     }
 
     pub fn buffer(&mut self, what: &str, dtype: Dtype, len: usize) -> Result<Buf> {
-        let region = self.region(what, len as u64 * dtype.size() as u64)?;
-        Ok(Buf { region, len, dtype })
+        let allocation = self.allocate(what, len as u64 * dtype.size() as u64)?;
+        Ok(Buf { allocation, len, dtype })
     }
 
     /// An fp32 tensor in pinned host memory. Its content is not defined before it is written.
@@ -134,18 +134,18 @@ impl Memory {
         let bytes = len * Dtype::F32.size();
         let pinned = Pinned::unwritten(&self.gpu, bytes.max(1))?;
         // One address for host and device: unified addressing, which every GPU of ours has.
-        let region =
-            Region { address: pinned.pointer as u64, bytes: bytes as u64, _owner: Owner::Pinned(pinned) };
-        Ok(Buf { region, len, dtype: Dtype::F32 })
+        let allocation =
+            Allocation { address: pinned.pointer as u64, bytes: bytes as u64, _owner: Owner::Pinned(pinned) };
+        Ok(Buf { allocation, len, dtype: Dtype::F32 })
     }
 
     pub fn ids(&mut self, len: usize) -> Result<Ids> {
-        let region = self.region("token ids", len as u64 * 2)?;
-        Ok(Ids { region, len })
+        let allocation = self.allocate("token ids", len as u64 * 2)?;
+        Ok(Ids { allocation, len })
     }
 
     /// `bytes` of zeroed memory.
-    pub fn region(&mut self, what: &str, bytes: u64) -> Result<Region> {
+    pub fn allocate(&mut self, what: &str, bytes: u64) -> Result<Allocation> {
         let size = rounded(bytes);
         let (slab, offset) = match &mut self.open {
             Some((slab, taken)) if *taken + size <= slab.bytes => {
@@ -163,7 +163,7 @@ impl Memory {
         let address = slab.address + offset;
         // SAFETY: the range was cut from a live slab and belongs to nobody else.
         unsafe { self.gpu.zero(address, size, "alloc") }?;
-        Ok(Region { address, bytes, _owner: Owner::Slab(slab) })
+        Ok(Allocation { address, bytes, _owner: Owner::Slab(slab) })
     }
 
     fn slab(&mut self, what: &str, bytes: u64) -> Result<Arc<Slab>> {

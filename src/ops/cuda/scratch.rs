@@ -1,7 +1,7 @@
 //! Scratch: memory that operations need beside their operands, planned from the shape.
 
 use super::launch::{attention, classifier, digest, embedding, gemm_hopper, layernorm, optimizer, reduce};
-use super::memory::{Memory, Region};
+use super::memory::{Allocation, Memory};
 use crate::experiment::Compute;
 use crate::ops::{Dtype, ParamCount, Result, ScratchShape};
 
@@ -127,7 +127,7 @@ fn over_all_tensors(shape: &ScratchShape, element: u64) -> [(Use, u64); 8] {
 /// The scratch of one device.
 #[derive(Default)]
 pub struct Scratch {
-    regions: [Option<Region>; USES.len()],
+    allocations: [Option<Allocation>; USES.len()],
     generation: u64,
 }
 
@@ -140,16 +140,16 @@ impl Scratch {
     /// The address of at least `bytes` bytes for `which`; the contents are whatever they are. What was
     /// planned for the shape is there already, and nothing is allocated.
     pub fn get(&mut self, memory: &mut Memory, which: Use, bytes: u64) -> Result<u64> {
-        let slot = &mut self.regions[which as usize];
-        if let Some(region) = slot
-            && region.bytes() >= bytes
+        let slot = &mut self.allocations[which as usize];
+        if let Some(allocation) = slot
+            && allocation.bytes() >= bytes
         {
-            return Ok(region.address());
+            return Ok(allocation.address());
         }
         self.generation += 1;
         // The old one goes first, or both would have to fit.
         *slot = None;
-        Ok(slot.insert(memory.region(USES[which as usize].1, bytes)?).address())
+        Ok(slot.insert(memory.allocate(USES[which as usize].1, bytes)?).address())
     }
 }
 

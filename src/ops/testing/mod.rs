@@ -11,7 +11,7 @@ mod embedding;
 mod linear;
 mod norm;
 mod optimizer;
-mod reference;
+pub mod reference;
 
 use super::{Heads, Ops, ParamCount, Role, Rows, ScratchShape, Vocab, Write};
 use crate::rng::Key;
@@ -23,7 +23,7 @@ pub struct Tolerance {
     pub relative: f64,
 }
 
-/// What a device computed and what the reference says.
+/// What a device computed, and the same in f64.
 pub struct Case {
     pub name: String,
     pub got: Vec<f32>,
@@ -86,7 +86,7 @@ impl Limits {
     }
 }
 
-/// Compares every operation of a device with the reference.
+/// Compares every operation of a device with f64.
 ///
 /// # Panics
 /// At the first element that is too far off.
@@ -108,7 +108,7 @@ pub fn check_within<O: Ops>(ops: &mut O, tolerance: Tolerance, limits: Limits) {
             // Written so that a NaN fails.
             assert!(
                 error <= allowed,
-                "{}: element {i} is {got}, the reference {want}, allowed {allowed:e}",
+                "{}: element {i} is {got}, in f64 {want}, allowed {allowed:e}",
                 case.name
             );
         }

@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use cudarc::cublaslt::{result, sys};
 
 use super::super::driver::Gpu;
-use super::super::memory::Region;
+use super::super::memory::Allocation;
 use super::super::product::{Epilogue, GemmKey, Operands, Product, Types};
 use super::plan::Attributes;
 
@@ -25,7 +25,7 @@ pub unsafe fn launch(
     descriptors: &Descriptors,
     algo: &sys::cublasLtMatmulAlgo_t,
     operands: &Operands,
-    workspace: &Region,
+    workspace: &Allocation,
     gpu: &Gpu,
 ) -> Result<(), result::CublasError> {
     let alpha = 1.0f32;
@@ -110,7 +110,7 @@ impl Descriptors {
             Epilogue::GeluGradient => E::CUBLASLT_EPILOGUE_DGELU,
         };
         made.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
-        // Bias and pre-activation have the output's type unless told otherwise.
+        // Bias and pre-activation have the output's type unless an attribute says otherwise.
         if matches!(key.epilogue, Epilogue::BiasGelu | Epilogue::GeluGradient) {
             let width = if key.product == Product::Forward { c_out } else { c_in };
             made.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, width as i64)?;

@@ -22,7 +22,7 @@ use cudarc::cublaslt::{result, sys};
 use super::driver::Gpu;
 use super::launch::gemm_hopper;
 use super::libraries::{self, Library};
-use super::memory::{Memory, Region};
+use super::memory::{Allocation, Memory};
 use super::modules::Kernels;
 use super::product::{GemmKey, Operands, Tiling};
 use crate::ops::{DeviceError, Result};
@@ -55,9 +55,9 @@ pub struct Gemm {
     gpu: Arc<Gpu>,
     handle: sys::cublasLtHandle_t,
     version: u64,
-    workspace: Region,
+    workspace: Allocation,
     /// The words by which the parts of our own split sums take turns; zero between products.
-    turns: Region,
+    turns: Allocation,
     plans: BTreeMap<GemmKey, PinnedPlan>,
     tuned: Vec<Tuned>,
 }
@@ -71,8 +71,9 @@ impl Gemm {
         let version = cublaslt_version()?;
         gpu.bind()?;
         let handle = result::create_handle().map_err(|e| fail(gpu, "cublasLtCreate", e))?;
-        let workspace = memory.region("matrix multiplication workspace", workspace_bytes(gpu.info.major))?;
-        let turns = memory.region("turns of split sums", gemm_hopper::TURNS_BYTES)?;
+        let workspace =
+            memory.allocate("matrix multiplication workspace", workspace_bytes(gpu.info.major))?;
+        let turns = memory.allocate("turns of split sums", gemm_hopper::TURNS_BYTES)?;
         Ok(Gemm {
             gpu: Arc::clone(gpu),
             handle,

@@ -74,21 +74,21 @@ impl Gemm {
         let mut memory = Memory::new(Arc::clone(&self.gpu));
         let mut staging = Staging::new(&self.gpu)?;
         let what = "matrices for tuning";
-        let left = memory.region(what, left)?;
-        let right = memory.region(what, right)?;
-        let out = memory.region(what, largest(&|k| size(out(k), k.types)))?;
-        let pre = memory.region(what, pre.max(256))?;
-        let bias = memory.region(what, bias.max(256))?;
-        let sums = memory.region(what, sums.max(256))?;
+        let left = memory.allocate(what, left)?;
+        let right = memory.allocate(what, right)?;
+        let out = memory.allocate(what, largest(&|k| size(out(k), k.types)))?;
+        let pre = memory.allocate(what, pre.max(256))?;
+        let bias = memory.allocate(what, bias.max(256))?;
+        let sums = memory.allocate(what, sums.max(256))?;
         let mut filled = None;
         let mut results = Vec::new();
         for key in keys {
             let floats = matches!(key.types, Types::F32 | Types::Tf32);
             if filled != Some(floats) {
-                for (seed, region) in [(1, &left), (2, &right), (3, &pre), (4, &bias)] {
-                    // SAFETY: the regions are live, and this function owns them.
+                for (seed, allocation) in [(1, &left), (2, &right), (3, &pre), (4, &bias)] {
+                    // SAFETY: the allocations are live, and this function owns them.
                     unsafe {
-                        self.fill_random(&mut staging, region.address(), region.bytes(), floats, seed)
+                        self.fill_random(&mut staging, allocation.address(), allocation.bytes(), floats, seed)
                     }?;
                 }
                 filled = Some(floats);
@@ -224,10 +224,10 @@ impl Gemm {
         }
     }
 
-    /// Fills a region with uniform numbers in [-1, 1), repeating a few MiB of them.
+    /// Fills a allocation with uniform numbers in [-1, 1), repeating a few MiB of them.
     ///
     /// # Safety
-    /// The region is live and in use by nobody else.
+    /// The allocation is live and in use by nobody else.
     pub(in super::super) unsafe fn fill_random(
         &self,
         staging: &mut Staging,

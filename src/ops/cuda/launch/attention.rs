@@ -1,34 +1,39 @@
 //! Launches of `attention_forward.cu` and `attention_backward.cu` for bf16 and the usual head sizes, and of
 //! `attention_any.cu` for the rest.
 
-use super::super::args::{Act, Bf16, F32, In, Kernel, Out, kernel_args};
+use super::super::args::{Act, Bf16, F32, In, Out, bindings};
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
 use super::attention_hopper;
 use crate::ops::{Attention, AttentionBackward, Dtype, Heads, Result, Rows};
 
-kernel_args! { "attention_forward.cu" ForwardArgs { out: Out<Bf16>, lse: Out<F32>, qkv: In<Bf16>, tokens: i32, heads: i32 } }
-
-kernel_args! { "attention_backward.cu" BackwardArgs {
-    dqkv: Out<Bf16>, delta: Out<F32>, dout: In<Bf16>, qkv: In<Bf16>, out: In<Bf16>, lse: In<F32>, tokens: i32, heads: i32,
-} }
-
-kernel_args! { "attention_any.cu" AttentionAnyArgs {
-    out: Out<Act>, lse: Out<F32>, qkv: In<Act>, tokens: u32, heads: u32, head_size: u32, scale: f32,
-} }
-
-kernel_args! { "attention_any.cu" AttentionAnyBackwardArgs {
-    dqkv: Out<Act>, delta: Out<F32>, dout: In<Act>, qkv: In<Act>, out: In<Act>, lse: In<F32>,
-    tokens: u32, heads: u32, head_size: u32, scale: f32,
-} }
-
-pub const ANY_FORWARD: Kernel<AttentionAnyArgs> = Kernel::new("attention_any_forward");
-pub const ANY_QUERY: Kernel<AttentionAnyBackwardArgs> = Kernel::new("attention_any_query");
-pub const ANY_KEY: Kernel<AttentionAnyBackwardArgs> = Kernel::new("attention_any_key");
-
-pub const FORWARD: Kernel<ForwardArgs> = Kernel::new("attention_forward");
-pub const BACKWARD_QUERY: Kernel<BackwardArgs> = Kernel::new("attention_backward_query");
-pub const BACKWARD_KEY: Kernel<BackwardArgs> = Kernel::new("attention_backward_key");
+bindings! {
+    "attention_forward.cu" {
+        struct ForwardArgs { out: Out<Bf16>, lse: Out<F32>, qkv: In<Bf16>, tokens: i32, heads: i32 }
+        kernel FORWARD(ForwardArgs) = "attention_forward";
+    }
+    "attention_backward.cu" {
+        struct BackwardArgs {
+            dqkv: Out<Bf16>, delta: Out<F32>, dout: In<Bf16>, qkv: In<Bf16>, out: In<Bf16>, lse: In<F32>,
+            tokens: i32, heads: i32,
+        }
+        kernel BACKWARD_QUERY(BackwardArgs) = "attention_backward_query";
+        kernel BACKWARD_KEY(BackwardArgs) = "attention_backward_key";
+    }
+    "attention_any.cu" {
+        struct AttentionAnyArgs {
+            out: Out<Act>, lse: Out<F32>, qkv: In<Act>, tokens: u32, heads: u32, head_size: u32,
+            scale: f32,
+        }
+        struct AttentionAnyBackwardArgs {
+            dqkv: Out<Act>, delta: Out<F32>, dout: In<Act>, qkv: In<Act>, out: In<Act>, lse: In<F32>,
+            tokens: u32, heads: u32, head_size: u32, scale: f32,
+        }
+        kernel ANY_FORWARD(AttentionAnyArgs) = "attention_any_forward";
+        kernel ANY_QUERY(AttentionAnyBackwardArgs) = "attention_any_query";
+        kernel ANY_KEY(AttentionAnyBackwardArgs) = "attention_any_key";
+    }
+}
 
 /// Head sizes that the fast kernels are written for: those of GPT-2 and GPT-3.
 pub const HEAD_SIZES: [usize; 4] = [64, 80, 96, 128];

@@ -1,22 +1,26 @@
 //! Launches of `attention_forward_hopper.cu` and `attention_backward_hopper.cu`: attention by the tensor
 //! memory accelerator and warpgroup products of sm_90a.
 
-use super::super::args::{Bf16, F32, In, Kernel, Out, kernel_args};
+use super::super::args::{Bf16, F32, In, Out, bindings};
 use super::super::driver::Gpu;
 use super::super::modules::{Geometry, Kernels};
 use super::tensor_map::{Swizzle, TensorMap};
 use crate::ops::{Dtype, Heads, Result, Rows};
 
-kernel_args! { "attention_forward_hopper.cu" ForwardArgs { qkv: TensorMap, out: Out<Bf16>, lse: Out<F32>, tokens: i32, heads: i32 } }
-
-kernel_args! { "attention_backward_hopper.cu" BackwardArgs {
-    qkv_map: TensorMap, dout_map: TensorMap, dqkv: Out<Bf16>, rows: Out<F32>, dout: In<Bf16>, out: In<Bf16>, lse: In<F32>,
-    tokens: i32, heads: i32,
-} }
-
-pub const FORWARD: Kernel<ForwardArgs> = Kernel::new("attention_forward");
-pub const BACKWARD_QUERY: Kernel<BackwardArgs> = Kernel::new("attention_backward_query");
-pub const BACKWARD_KEY: Kernel<BackwardArgs> = Kernel::new("attention_backward_key");
+bindings! {
+    "attention_forward_hopper.cu" {
+        struct ForwardArgs { qkv: TensorMap, out: Out<Bf16>, lse: Out<F32>, tokens: i32, heads: i32 }
+        kernel FORWARD(ForwardArgs) = "attention_forward";
+    }
+    "attention_backward_hopper.cu" {
+        struct BackwardArgs {
+            qkv_map: TensorMap, dout_map: TensorMap, dqkv: Out<Bf16>, rows: Out<F32>, dout: In<Bf16>,
+            out: In<Bf16>, lse: In<F32>, tokens: i32, heads: i32,
+        }
+        kernel BACKWARD_QUERY(BackwardArgs) = "attention_backward_query";
+        kernel BACKWARD_KEY(BackwardArgs) = "attention_backward_key";
+    }
+}
 
 /// Head sizes that the kernels are written for.
 const HEAD_SIZES: [usize; 2] = [64, 128];

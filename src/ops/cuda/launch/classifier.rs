@@ -1,15 +1,19 @@
 //! Launches of `classifier.cu`: softmax, cross-entropy and its gradient over a chunk of logits.
 
-use super::super::args::{Act, F32, In, Kernel, Out, U16, kernel_args};
+use super::super::args::{Act, F32, In, Out, U16, bindings};
 use super::super::modules::{Geometry, Kernels};
 use crate::ops::{Result, Vocab};
 
-kernel_args! { "classifier.cu" ClassifierArgs {
-    logits: Out<Act>, losses: Out<F32>, targets: In<U16>, padded: u64, used: u64, scale: f32, cached: u32,
-} }
-
-pub const LOSS: Kernel<ClassifierArgs> = Kernel::new("classifier_loss");
-pub const GRADIENT: Kernel<ClassifierArgs> = Kernel::new("classifier_gradient");
+bindings! {
+    "classifier.cu" {
+        struct ClassifierArgs {
+            logits: Out<Act>, losses: Out<F32>, targets: In<U16>, padded: u64, used: u64, scale: f32,
+            cached: u32,
+        }
+        kernel LOSS(ClassifierArgs) = "classifier_loss";
+        kernel GRADIENT(ClassifierArgs) = "classifier_gradient";
+    }
+}
 
 /// The most bytes that a chunk of logits takes. Larger chunks read and write `dwte` less often; this
 /// one holds 8192 rows of GPT-2's vocabulary in bf16.

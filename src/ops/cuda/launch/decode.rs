@@ -1,30 +1,36 @@
 //! Launches of `decode.cu`: few rows, each the newest token of a text, against a cache of keys and values.
 
-use super::super::args::{Act, F32, In, Kernel, Out, U16, kernel_args};
+use super::super::args::{Act, F32, In, Kernel, Out, U16, bindings};
 use super::super::memory::{Buf, Ids};
 use super::super::modules::{Geometry, Kernels};
 use super::attention::{MOST_HEAD_SIZE, scale};
 use crate::ops::{DecodeAttention, DecodeEmbedding, DecodeLinear, Dtype, Heads, KvCache, Result};
 
-kernel_args! { "decode.cu" DecodeEmbeddingArgs {
-    out: Out<Act>, ids: In<U16>, positions: In<U16>, wte: In<Act>, wpe: In<Act>, rows: u32, channels: u32,
-} }
+bindings! {
+    "decode.cu" {
+        struct DecodeEmbeddingArgs {
+            out: Out<Act>, ids: In<U16>, positions: In<U16>, wte: In<Act>, wpe: In<Act>, rows: u32,
+            channels: u32,
+        }
+        struct DecodeLinearArgs {
+            out: Out<Act>, wide: Out<F32>, x: In<Act>, weight: In<Act>, bias: In<Act>, rows: u32,
+            c_in: u32, c_out: u32, gelu: u32,
+        }
+        struct DecodeStoreArgs {
+            keys: Out<Act>, values: Out<Act>, qkv: In<Act>, streams: In<U16>, positions: In<U16>,
+            rows: u32, heads: u32, head_size: u32, capacity: u32,
+        }
+        struct DecodeAttentionArgs {
+            out: Out<Act>, keys: In<Act>, values: In<Act>, qkv: In<Act>, streams: In<U16>,
+            positions: In<U16>, heads: u32, head_size: u32, capacity: u32, scale: f32,
+        }
+        kernel EMBEDDING(DecodeEmbeddingArgs) = "decode_embedding";
+        kernel STORE(DecodeStoreArgs) = "decode_store";
+        each LINEAR;
+        each ATTENTION;
+    }
+}
 
-kernel_args! { "decode.cu" DecodeLinearArgs {
-    out: Out<Act>, wide: Out<F32>, x: In<Act>, weight: In<Act>, bias: In<Act>, rows: u32, c_in: u32, c_out: u32, gelu: u32,
-} }
-
-kernel_args! { "decode.cu" DecodeStoreArgs {
-    keys: Out<Act>, values: Out<Act>, qkv: In<Act>, streams: In<U16>, positions: In<U16>,
-    rows: u32, heads: u32, head_size: u32, capacity: u32,
-} }
-
-kernel_args! { "decode.cu" DecodeAttentionArgs {
-    out: Out<Act>, keys: In<Act>, values: In<Act>, qkv: In<Act>, streams: In<U16>, positions: In<U16>,
-    heads: u32, head_size: u32, capacity: u32, scale: f32,
-} }
-
-pub const EMBEDDING: Kernel<DecodeEmbeddingArgs> = Kernel::new("decode_embedding");
 /// For 1, 2, 4 and 8 rows a block: the same sums, more of them for each weight that is read.
 pub const LINEAR: [Kernel<DecodeLinearArgs>; 4] = [
     Kernel::new("decode_linear_1"),
@@ -32,7 +38,6 @@ pub const LINEAR: [Kernel<DecodeLinearArgs>; 4] = [
     Kernel::new("decode_linear_4"),
     Kernel::new("decode_linear_8"),
 ];
-pub const STORE: Kernel<DecodeStoreArgs> = Kernel::new("decode_store");
 /// 8 lanes a key for heads of up to 64 channels, 16 for the wider ones.
 pub const ATTENTION: [Kernel<DecodeAttentionArgs>; 2] =
     [Kernel::new("decode_attention_8"), Kernel::new("decode_attention_16")];

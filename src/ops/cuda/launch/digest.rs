@@ -2,13 +2,27 @@
 
 use sha2::{Digest, Sha256};
 
-use super::super::args::{Element, In, Kernel, Out, U8, kernel_args};
+use super::super::args::{Element, In, Out, U8, bindings};
 use super::super::modules::{Geometry, Kernels};
 use crate::ops::Result;
 
-kernel_args! {
-    /// One row of the table that [`DigestLeavesArgs`] points to.
-    "digest.cu" DigestTensor { data: In<U8>, bytes: u64, first: u64 }
+bindings! {
+    "digest.cu" {
+        /// One row of the table that [`DigestLeavesArgs`] points to.
+        struct DigestTensor { data: In<U8>, bytes: u64, first: u64 }
+        struct DigestLeavesArgs {
+            tensors: In<DigestTensor>, digests: Out<DigestValue>, leaves: u64, count: u32,
+            after_tag: [u32; 8], unused: u32,
+        }
+        /// One row of the table that [`DigestNodesArgs`] points to.
+        struct DigestRun { source: u64, count: u64, first: u64 }
+        struct DigestNodesArgs {
+            runs: In<DigestRun>, source: In<DigestValue>, target: Out<DigestValue>, count: u32,
+            after_tag: [u32; 8], bytes_out: u32,
+        }
+        kernel LEAVES(DigestLeavesArgs) = "digest_leaves";
+        kernel NODES(DigestNodesArgs) = "digest_nodes";
+    }
 }
 
 impl Element for DigestTensor {
@@ -23,25 +37,9 @@ impl Element for DigestValue {
     const C_NAME: &'static str = "DigestValue";
 }
 
-kernel_args! { "digest.cu" DigestLeavesArgs {
-    tensors: In<DigestTensor>, digests: Out<DigestValue>, leaves: u64, count: u32, after_tag: [u32; 8], unused: u32,
-} }
-
-kernel_args! {
-    /// One row of the table that [`DigestNodesArgs`] points to.
-    "digest.cu" DigestRun { source: u64, count: u64, first: u64 }
-}
-
 impl Element for DigestRun {
     const C_NAME: &'static str = "DigestRun";
 }
-
-kernel_args! { "digest.cu" DigestNodesArgs {
-    runs: In<DigestRun>, source: In<DigestValue>, target: Out<DigestValue>, count: u32, after_tag: [u32; 8], bytes_out: u32,
-} }
-
-pub const LEAVES: Kernel<DigestLeavesArgs> = Kernel::new("digest_leaves");
-pub const NODES: Kernel<DigestNodesArgs> = Kernel::new("digest_nodes");
 
 pub const LEAF_BYTES: u64 = 4096;
 /// Neighbours that one block of `digest_nodes` reduces to one.

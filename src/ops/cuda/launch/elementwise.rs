@@ -1,13 +1,16 @@
 //! Launches of `elementwise.cu`: sums of whole buffers.
 
-use super::super::args::{F32, In, Kernel, Out, kernel_args};
+use super::super::args::{F32, In, Out, bindings};
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
 use crate::ops::{AddPart, Result};
 
-kernel_args! { "elementwise.cu" AddArgs { dst: Out<F32>, src: In<F32>, length: u64 } }
-
-pub const ADD: Kernel<AddArgs> = Kernel::new("add_f32");
+bindings! {
+    "elementwise.cu" {
+        struct AddArgs { dst: Out<F32>, src: In<F32>, length: u64 }
+        kernel ADD(AddArgs) = "add_f32";
+    }
+}
 
 /// `dst[at..at + len] += src[from..from + len]`.
 pub fn add(k: &Kernels, op: AddPart<'_, Buf>) -> Result<()> {

@@ -1,33 +1,34 @@
 //! Launches of `embedding.cu`: the embedding and its gradient.
 
-use super::super::args::{Act, F32, In, Kernel, Out, U16, U32, kernel_args};
+use super::super::args::{Act, F32, In, Out, U16, U32, bindings};
 use super::super::memory::{Buf, Ids};
 use super::super::modules::{Geometry, Kernels};
 use super::{SLICE, slices};
 use crate::ops::{Embedding, EmbeddingBackward, Result, Write};
 
-kernel_args! { "embedding.cu" EmbeddingArgs {
-    out: Out<Act>, ids: In<U16>, wte: In<Act>, wpe: In<Act>, rows: u64, seq: u32, channels: u32,
-} }
-
-kernel_args! { "embedding.cu" SortArgs {
-    ids: In<U16>, source: In<U32>, target: Out<U32>, counts: Out<U32>, rows: u32, shift: u32,
-} }
-
-kernel_args! { "embedding.cu" TokenGradArgs {
-    dwte: Out<F32>, partials: Out<F32>, dout: In<Act>, ids: In<U16>, sorted: In<U32>, rows: u32, channels: u32,
-} }
-
-kernel_args! { "embedding.cu" PositionGradArgs {
-    dwpe: Out<F32>, dout: In<Act>, batch: u32, seq: u32, channels: u32, add: u32,
-} }
-
-pub const FORWARD: Kernel<EmbeddingArgs> = Kernel::new("embedding_forward");
-pub const SORT_COUNT: Kernel<SortArgs> = Kernel::new("sort_count");
-pub const SORT_SCATTER: Kernel<SortArgs> = Kernel::new("sort_scatter");
-pub const TOKENS: Kernel<TokenGradArgs> = Kernel::new("embedding_backward_tokens");
-pub const CROSSING: Kernel<TokenGradArgs> = Kernel::new("embedding_backward_crossing");
-pub const POSITIONS: Kernel<PositionGradArgs> = Kernel::new("embedding_backward_positions");
+bindings! {
+    "embedding.cu" {
+        struct EmbeddingArgs {
+            out: Out<Act>, ids: In<U16>, wte: In<Act>, wpe: In<Act>, rows: u64, seq: u32, channels: u32,
+        }
+        struct SortArgs {
+            ids: In<U16>, source: In<U32>, target: Out<U32>, counts: Out<U32>, rows: u32, shift: u32,
+        }
+        struct TokenGradArgs {
+            dwte: Out<F32>, partials: Out<F32>, dout: In<Act>, ids: In<U16>, sorted: In<U32>, rows: u32,
+            channels: u32,
+        }
+        struct PositionGradArgs {
+            dwpe: Out<F32>, dout: In<Act>, batch: u32, seq: u32, channels: u32, add: u32,
+        }
+        kernel FORWARD(EmbeddingArgs) = "embedding_forward";
+        kernel SORT_COUNT(SortArgs) = "sort_count";
+        kernel SORT_SCATTER(SortArgs) = "sort_scatter";
+        kernel TOKENS(TokenGradArgs) = "embedding_backward_tokens";
+        kernel CROSSING(TokenGradArgs) = "embedding_backward_crossing";
+        kernel POSITIONS(PositionGradArgs) = "embedding_backward_positions";
+    }
+}
 
 /// Positions that one block sorts.
 const SORT_TILE: u64 = 1024;

@@ -1,19 +1,21 @@
 //! Launches of `gelu.cu`.
 
-use super::super::args::{Act, F32, In, Kernel, Out, kernel_args};
+use super::super::args::{Act, F32, In, Out, bindings};
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
 use super::reduce::column_geometry;
 use crate::ops::{Gelu, Result};
 
-kernel_args! { "gelu.cu" GeluArgs { out: Out<Act>, pre: In<Act>, length: u64 } }
-
-kernel_args! { "gelu.cu" GeluBackwardArgs {
-    dpre: Out<Act>, partials: Out<F32>, dout: In<Act>, pre: In<Act>, rows: u64, width: u64,
-} }
-
-pub const FORWARD: Kernel<GeluArgs> = Kernel::new("gelu_forward");
-pub const BACKWARD: Kernel<GeluBackwardArgs> = Kernel::new("gelu_backward");
+bindings! {
+    "gelu.cu" {
+        struct GeluArgs { out: Out<Act>, pre: In<Act>, length: u64 }
+        struct GeluBackwardArgs {
+            dpre: Out<Act>, partials: Out<F32>, dout: In<Act>, pre: In<Act>, rows: u64, width: u64,
+        }
+        kernel FORWARD(GeluArgs) = "gelu_forward";
+        kernel BACKWARD(GeluBackwardArgs) = "gelu_backward";
+    }
+}
 
 /// `op` names the operation that asks, which may be larger.
 pub fn forward(k: &Kernels, op: &'static str, gelu: Gelu<'_, Buf>) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Launches of `gemm_hopper.cu`: matrix products of our own for sm_90a, with everything fused that surrounds
 //! them.
 
-use super::super::args::{Bf16, F32, In, Kernel, KernelInfo, Out, U32, kernel_args};
+use super::super::args::{Bf16, F32, In, Kernel, KernelInfo, Out, U32, bindings};
 use super::super::driver::{Gpu, GpuInfo};
 use super::super::modules::{Geometry, Kernels};
 use super::super::product::{Epilogue, GemmKey, Operands, Product, Tiling, Types};
@@ -9,11 +9,16 @@ use super::reduce;
 use super::tensor_map::{Swizzle, TensorMap};
 use crate::ops::Result;
 
-kernel_args! { "gemm_hopper.cu" GemmArgs {
-    left: TensorMap, right: TensorMap, out: TensorMap, pre: TensorMap,
-    weight: Out<F32>, sums: Out<F32>, turns: Out<U32>, bias: In<Bf16>,
-    m: i32, n: i32, k: i32, splits: i32, shares: i32, group: i32, add: u32, unused: u32,
-} }
+bindings! {
+    "gemm_hopper.cu" {
+        struct GemmArgs {
+            left: TensorMap, right: TensorMap, out: TensorMap, pre: TensorMap, weight: Out<F32>,
+            sums: Out<F32>, turns: Out<U32>, bias: In<Bf16>, m: i32, n: i32, k: i32, splits: i32,
+            shares: i32, group: i32, add: u32, unused: u32,
+        }
+        each ENTRIES;
+    }
+}
 
 /// What a kernel computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +36,12 @@ struct Entry {
     width: u32,
     cluster: u32,
     kernel: Kernel<GemmArgs>,
+}
+
+impl Entry {
+    fn info(&self) -> KernelInfo {
+        self.kernel.info()
+    }
 }
 
 const fn entry(kind: Kind, width: u32, cluster: u32, name: &'static str) -> Entry {
@@ -59,10 +70,6 @@ const ENTRIES: [Entry; 19] = [
     entry(Kind::Weight, 160, 2, "gemm_weight_160_2"),
     entry(Kind::Weight, 128, 2, "gemm_weight_128_2"),
 ];
-
-pub fn kernels() -> impl Iterator<Item = KernelInfo> {
-    ENTRIES.iter().map(|entry| entry.kernel.describe())
-}
 
 /// Rows of a tile, terms of a stage, and threads of a block: ROWS, TERMS and THREADS of the source.
 const ROWS: u64 = 128;

@@ -1,25 +1,27 @@
 //! Launches of `layernorm.cu`: layer normalisation, with and without a residual addition.
 
-use super::super::args::{Act, F32, In, Kernel, Out, kernel_args};
+use super::super::args::{Act, F32, In, Out, bindings};
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
 use super::reduce::{self, Targets};
 use crate::ops::{Layernorm, LayernormBackward, ResidualLayernorm, Result, Write};
 
-kernel_args! { "layernorm.cu" LayernormArgs {
-    out: Out<Act>, residual: Out<Act>, mean: Out<F32>, rstd: Out<F32>, x: In<Act>, branch: In<Act>,
-    weight: In<Act>, bias: In<Act>, rows: u64, channels: u32, warps_per_row: u32,
-} }
-
-kernel_args! { "layernorm.cu" LayernormBackwardArgs {
-    dx: Out<Act>, partials: Out<F32>, dout: In<Act>, x: In<Act>, weight: In<Act>, mean: In<F32>, rstd: In<F32>,
-    rows: u64, channels: u32, rows_per_block: u32, add: u32, unused: u32,
-} }
-
-pub const FORWARD: Kernel<LayernormArgs> = Kernel::new("layernorm_forward");
-pub const RESIDUAL_FORWARD: Kernel<LayernormArgs> = Kernel::new("residual_layernorm_forward");
-pub const BACKWARD: Kernel<LayernormBackwardArgs> = Kernel::new("layernorm_backward");
-pub const BACKWARD_WIDE: Kernel<LayernormBackwardArgs> = Kernel::new("layernorm_backward_wide");
+bindings! {
+    "layernorm.cu" {
+        struct LayernormArgs {
+            out: Out<Act>, residual: Out<Act>, mean: Out<F32>, rstd: Out<F32>, x: In<Act>, branch: In<Act>,
+            weight: In<Act>, bias: In<Act>, rows: u64, channels: u32, warps_per_row: u32,
+        }
+        struct LayernormBackwardArgs {
+            dx: Out<Act>, partials: Out<F32>, dout: In<Act>, x: In<Act>, weight: In<Act>, mean: In<F32>,
+            rstd: In<F32>, rows: u64, channels: u32, rows_per_block: u32, add: u32, unused: u32,
+        }
+        kernel FORWARD(LayernormArgs) = "layernorm_forward";
+        kernel RESIDUAL_FORWARD(LayernormArgs) = "residual_layernorm_forward";
+        kernel BACKWARD(LayernormBackwardArgs) = "layernorm_backward";
+        kernel BACKWARD_WIDE(LayernormBackwardArgs) = "layernorm_backward_wide";
+    }
+}
 
 /// The widest row that the kernels hold.
 const MOST_CHANNELS: usize = 16_384;

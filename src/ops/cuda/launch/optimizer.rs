@@ -1,15 +1,30 @@
 //! Launches of `adamw.cu`: the update of all tensors, and the sums of squares of all gradients.
 
 use super::super::args::Element;
-use super::super::args::{Act, F32, F64, In, Kernel, Out, kernel_args};
+use super::super::args::{Act, F32, F64, In, Out, bindings};
 use super::super::modules::{Geometry, Kernels};
 use crate::ops::{AdamW, Result};
 
-kernel_args! {
-    /// One row of the table that [`AdamwArgs`] points to.
-    "adamw.cu" AdamwTensor {
-        param: Out<Act>, master: Out<F32>, grad: In<F32>, adam_m: Out<F32>, adam_v: Out<F32>,
-        length: u64, offset: u64, first: u64, weight_decay: f32, id: u32,
+bindings! {
+    "adamw.cu" {
+        /// One row of the table that [`AdamwArgs`] points to.
+        struct AdamwTensor {
+            param: Out<Act>, master: Out<F32>, grad: In<F32>, adam_m: Out<F32>, adam_v: Out<F32>,
+            length: u64, offset: u64, first: u64, weight_decay: f32, id: u32,
+        }
+        struct AdamwArgs {
+            tensors: In<AdamwTensor>, step: u64, count: u32, learning_rate: f32, beta1: f32, beta2: f32,
+            epsilon: f32, correction1: f32, correction2: f32, grad_scale: f32, rounding_key: [u32; 2],
+        }
+        /// One row of the table that [`SquaresArgs`] points to.
+        struct SquaresTensor { data: In<F32>, length: u64, first: u64 }
+        struct SquaresArgs {
+            tensors: In<SquaresTensor>, partials: Out<F64>, sums: Out<F64>, chunks: u64, count: u32,
+            unused: u32,
+        }
+        kernel ADAMW(AdamwArgs) = "adamw";
+        kernel SQUARES_PARTIAL(SquaresArgs) = "sum_squares_partial";
+        kernel SQUARES_REDUCE(SquaresArgs) = "sum_squares_reduce";
     }
 }
 
@@ -17,27 +32,9 @@ impl Element for AdamwTensor {
     const C_NAME: &'static str = "AdamwTensor";
 }
 
-kernel_args! { "adamw.cu" AdamwArgs {
-    tensors: In<AdamwTensor>, step: u64, count: u32, learning_rate: f32, beta1: f32, beta2: f32, epsilon: f32,
-    correction1: f32, correction2: f32, grad_scale: f32, rounding_key: [u32; 2],
-} }
-
-kernel_args! {
-    /// One row of the table that [`SquaresArgs`] points to.
-    "adamw.cu" SquaresTensor { data: In<F32>, length: u64, first: u64 }
-}
-
 impl Element for SquaresTensor {
     const C_NAME: &'static str = "SquaresTensor";
 }
-
-kernel_args! { "adamw.cu" SquaresArgs {
-    tensors: In<SquaresTensor>, partials: Out<F64>, sums: Out<F64>, chunks: u64, count: u32, unused: u32,
-} }
-
-pub const ADAMW: Kernel<AdamwArgs> = Kernel::new("adamw");
-pub const SQUARES_PARTIAL: Kernel<SquaresArgs> = Kernel::new("sum_squares_partial");
-pub const SQUARES_REDUCE: Kernel<SquaresArgs> = Kernel::new("sum_squares_reduce");
 
 /// Elements of a tensor that one block works on.
 pub const CHUNK: u64 = 16_384;

@@ -1,18 +1,21 @@
 //! Launches of `reduce.cu`: sums over rows, in a fixed order.
 
-use super::super::args::{Act, F32, In, Kernel, Out, kernel_args};
+use super::super::args::{Act, F32, In, Out, bindings};
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
 use crate::ops::{Result, Write};
 
-kernel_args! { "reduce.cu" ColumnSumArgs { partials: Out<F32>, dout: In<Act>, rows: u64, width: u64 } }
-
-kernel_args! { "reduce.cu" ReducePartialsArgs {
-    out0: Out<F32>, out1: Out<F32>, partials: In<F32>, count: u64, width: u64, split: u64, add: u32, unused: u32,
-} }
-
-pub const COLUMN_SUM: Kernel<ColumnSumArgs> = Kernel::new("column_sum");
-pub const REDUCE_PARTIALS: Kernel<ReducePartialsArgs> = Kernel::new("reduce_partials");
+bindings! {
+    "reduce.cu" {
+        struct ColumnSumArgs { partials: Out<F32>, dout: In<Act>, rows: u64, width: u64 }
+        struct ReducePartialsArgs {
+            out0: Out<F32>, out1: Out<F32>, partials: In<F32>, count: u64, width: u64, split: u64,
+            add: u32, unused: u32,
+        }
+        kernel COLUMN_SUM(ColumnSumArgs) = "column_sum";
+        kernel REDUCE_PARTIALS(ReducePartialsArgs) = "reduce_partials";
+    }
+}
 
 /// Rows that one block adds; `gelu_backward` uses the same tiles.
 pub const COLUMN_ROWS: u64 = 128;

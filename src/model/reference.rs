@@ -1,0 +1,129 @@
+//! GPT-2's forward pass in f64, written plainly over the f64 operations of the device tests: what the logits
+//! of a device are held against, exactly or with every stored tensor rounded.
+
+use super::init::initial_values;
+use super::weights::{Affine, ParamSpec, Weights};
+use crate::experiment::Model;
+use crate::ops::DeviceError;
+use crate::ops::testing::reference::{AttentionShape, attention, gelu, layernorm, linear};
+use crate::rng::Key;
+
+/// How far a device in bf16 may be from f64, in units of what rounding every stored tensor to the nearest
+/// bf16 does to this model. A device rounds the same tensors, once each; the order of its sums in fp32
+/// decides only which way a number near a tie falls, so that its error is another draw from the same
+/// distribution. A test below shows how little draws differ.
+pub const ROUNDINGS: f64 = 2.0;
+
+/// A model that is quick on any device, and not divisible where it need not be.
+pub fn small_model() -> Model {
+    Model {
+        init: None,
+        descriptor: None,
+        layers: 3,
+        heads: 2,
+        channels: 128,
+        context: 160,
+        vocab: 500,
+        vocab_padded: 512,
+    }
+}
+
+/// Weights as they start but for larger queries, keys and values, so that attention is not flat.
+pub fn steep_weights(config: &Model) -> Weights<Vec<f32>> {
+    let values = |spec: &ParamSpec| {
+        let scale = if spec.name.ends_with("c_attn.weight") { 5.0 } else { 1.0 };
+        initial_values(spec, 3).into_iter().map(|x| scale * x).collect()
+    };
+    Weights::of(config).try_map(|spec| Ok::<_, DeviceError>(values(spec))).expect("numbers")
+}
+
+/// Texts of nine lengths, up to the small model's context.
+pub fn texts(config: &Model) -> Vec<Vec<u16>> {
+    let text = |(len, number): (u64, u64)| {
+        let key = Key::new(number, "decoding");
+        (0..len).map(|i| (key.uniform(0, i) * config.vocab as f64) as u16).collect()
+    };
+    [160, 97, 5, 64, 33, 70, 80, 12, 41].into_iter().zip(0..).map(text).collect()
+}
+
+/// The nearest bf16, ties to even.
+pub fn bf16(x: f64) -> f64 {
+    half::bf16::from_f32(x as f32).to_f64()
+}
+
+/// Logits (the first `vocab`) of the token after each of the last `last` of `tokens`, row after row.
+/// `store` is applied to the weights and to each tensor that a device stores between two operations.
+pub fn logits(
+    config: &Model,
+    weights: &Weights<Vec<f32>>,
+    tokens: &[u16],
+    last: usize,
+    store: impl Fn(f64) -> f64,
+) -> Vec<f32> {
+    let (n, c) = (tokens.len(), config.channels);
+    let stored = |values: &[f32]| -> Vec<f64> { values.iter().map(|x| store(f64::from(*x))).collect() };
+    let keep = |values: Vec<f64>| -> Vec<f64> { values.into_iter().map(&store).collect() };
+    let norm = |x: &[f64], layer: &Affine<Vec<f32>>| {
+        keep(layernorm(x, &stored(&layer.weight), &stored(&layer.bias), c).0)
+    };
+    let project = |x: &[f64], layer: &Affine<Vec<f32>>, c_in: usize, c_out: usize| {
+        linear(x, &stored(&layer.weight), Some(&stored(&layer.bias)), n, c_in, c_out)
+    };
+    let add = |x: &[f64], branch: &[f64]| keep(x.iter().zip(branch).map(|(x, b)| x + b).collect());
+
+    let (wte, wpe) = (stored(&weights.wte), stored(&weights.wpe));
+    let at = |i: usize| usize::from(tokens[i / c]) * c + i % c;
+    let mut x = keep((0..n * c).map(|i| wte[at(i)] + wpe[i]).collect());
+    let shape = AttentionShape { batch: 1, seq: n, heads: config.heads, head_size: c / config.heads };
+    for w in &weights.layers {
+        let qkv = keep(project(&norm(&x, &w.ln_1), &w.qkv, c, 3 * c));
+        let branch = keep(project(&keep(attention(&qkv, shape).0), &w.attn_proj, c, c));
+        x = add(&x, &branch);
+        // Decoding applies GELU to the sum before it is rounded.
+        let hidden = project(&norm(&x, &w.ln_2), &w.fc, c, 4 * c).into_iter().map(gelu).collect();
+        x = add(&x, &keep(project(&keep(hidden), &w.fc_proj, 4 * c, c)));
+    }
+    let normed = norm(&x, &weights.ln_f);
+    let rows = linear(&normed[(n - last) * c..], &wte, None, last, c, config.vocab_padded);
+    let used = rows.chunks(config.vocab_padded).flat_map(|row| &row[..config.vocab]);
+    used.map(|x| *x as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn distance(a: &[f32], b: &[f32]) -> f64 {
+        assert_eq!(a.len(), b.len());
+        let square = |x: f64| x * x;
+        let off: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+        (off / b.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
+    }
+
+    /// Each number is moved by up to four units in the last place of fp32 before it is rounded to bf16, as
+    /// another order of the sums would move it.
+    #[test]
+    fn draws_of_rounding_errors_are_far_nearer_to_each_other_than_the_bound_on_a_device() {
+        let config = small_model();
+        let weights = steep_weights(&config);
+        for text in texts(&config) {
+            let exact = logits(&config, &weights, &text, 4, |x| x);
+            let nearest = distance(&logits(&config, &weights, &text, 4, bf16), &exact);
+            assert!(nearest > 1e-3, "rounding shows: {nearest:.1e}");
+            for draw in 0..3 {
+                let (key, count) = (Key::new(draw, "rounding"), Cell::new(0));
+                let moved = |x: f64| {
+                    count.set(count.get() + 1);
+                    bf16(x * (1.0 + (key.uniform(0, count.get()) - 0.5) * 2f64.powi(-20)))
+                };
+                let other = distance(&logits(&config, &weights, &text, 4, moved), &exact);
+                let ratio = other / nearest;
+                println!("{} tokens: {nearest:.1e}, then {other:.1e}, {ratio:.2} times", text.len());
+                // Half of the way to the bound.
+                assert!(ratio < 1.0 + (ROUNDINGS - 1.0) / 2.0, "{} tokens: {ratio:.2}", text.len());
+            }
+        }
+    }
+}
