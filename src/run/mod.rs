@@ -1,4 +1,4 @@
-//! A run from its folder to its end. Parses no arguments; what it says goes to a [`report::Reporter`].
+//! A run from its folder to its end. Parses no arguments; what it says goes to a [`messages::Reporter`].
 //!
 //! * [`ranks`] decides what this process is, and [`parent`] starts others; [`team`] is what ranks agree on.
 //! * [`open`], [`agree`], [`prepare`] and [`train`] are the steps of a run, in this order.
@@ -21,13 +21,13 @@ pub mod initial;
 pub mod lock;
 pub mod locked;
 pub mod machine;
+pub mod messages;
 pub mod model;
 pub mod open;
 pub mod parent;
 pub mod prepare;
 pub mod ranks;
 pub mod records;
-pub mod report;
 pub mod resume;
 pub mod sensors;
 pub mod stop;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context;
 
 use super::ending::Ending;
-use super::report::{Message, Report};
+use super::messages::{Message, Report};
 use super::stop;
 use crate::parallel::{Meeting, RankPlace, launch, rendezvous};
 

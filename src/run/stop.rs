@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
 use super::ending::Ending;
-use super::report::{Message, Report};
+use super::messages::{Message, Report};
 
 /// SIGUSR1 because mpirun and srun only pass it on to all ranks: after SIGTERM they kill, before a large
 /// model is saved.
