@@ -63,13 +63,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let followed = Followed::open(&folder);
     let mut terminal = ratatui::try_init().context("the terminal cannot be taken over")?;
-    let shown = show_until_told(&mut terminal, followed, Duration::from_secs_f64(args.every), &stop);
+    let shown = show_until_stopped(&mut terminal, followed, Duration::from_secs_f64(args.every), &stop);
     ratatui::restore();
     shown?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_until_told(
+fn show_until_stopped(
     terminal: &mut DefaultTerminal,
     mut followed: Followed,
     every: Duration,
