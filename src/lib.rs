@@ -11,8 +11,9 @@
 //! * [`eval`], [`generate`]: how good the model is, and what it writes.
 //! * [`proof`]: what a run can prove: the state digest and the ledger.
 //! * [`store`]: what a run leaves on disk: folders, checkpoints, metrics.
-//! * [`report`]: pictures of it, and a page. [`plan`]: what a run will take. [`formats`]: models for other programs.
-//! * [`cli`]: the verbs. [`units`]: numbers for people.
+//! * [`formats`]: models of other programs. [`plan`]: what a run will take. [`report`]: pictures of it, and a page.
+//! * [`run`]: a run from its folder to its end. [`verify`]: what can be proven of one.
+//! * [`cli`]: the verbs, one file each. [`units`]: numbers for people.
 
 pub mod cli;
 pub mod data;

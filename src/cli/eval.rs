@@ -21,15 +21,15 @@ use crate::experiment::Experiment;
 use crate::model::Gpt2;
 use crate::ops::{Ops, Role, Rows};
 use crate::run::device::Device;
-use crate::run::model::{self, SavedModel};
+use crate::run::model::{self, LoadedModel};
 use crate::store::{self, Manifest, Tensor};
 use crate::units;
 
 /// Measure a saved model: validation loss, HellaSwag.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The run: a name under `--runs`, or a folder. Or a model: a Hugging Face folder of GPT-2, or the
-    /// reference's `.bin`.
+    /// The run: a name under `--runs`, or a folder. Or a model: a Hugging Face folder of GPT-2, or llm.c's
+    /// `.bin`.
     #[arg(value_name = "MODEL")]
     run: PathBuf,
     /// Step of the checkpoint to measure; the newest whole one by default.
@@ -80,15 +80,15 @@ struct Results {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let source = model::find(&args.run, &args.runs)?;
-    let experiment = source.experiment(&args.set)?;
+    let argument = model::find(&args.run, &args.runs)?;
+    let experiment = argument.experiment(&args.set)?;
     let tasks = open_tasks(&args, &experiment)?;
     if args.details.is_some() && tasks.hellaswag.is_none() {
         bail!("`--details` needs HellaSwag\n  hint: add `--task hellaswag`");
     }
-    let saved = source.parameters(experiment, args.checkpoint, reporter(args.json))?;
-    anstream::eprintln!("{}", saved.title());
-    let SavedModel { experiment, state, manifest } = saved;
+    let loaded = argument.parameters(experiment, args.checkpoint, reporter(args.json))?;
+    anstream::eprintln!("{}", loaded.title());
+    let LoadedModel { experiment, state, manifest } = loaded;
 
     let started = Instant::now();
     let results = match Device::open(&experiment)? {

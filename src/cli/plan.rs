@@ -150,41 +150,34 @@ impl Text<'_> {
             }
         }
         writeln!(out, "  {:<42} {:>11}", "total", mib(memory.total_bytes))?;
-        if let Some(usable) = memory.usable_bytes {
-            if memory.total_bytes <= usable {
-                writeln!(
-                    out,
-                    "  fits: {} MiB of {} stay free",
-                    mib(usable - memory.total_bytes),
-                    mib(usable)
-                )?;
-            } else {
-                writeln!(
-                    out,
-                    "  does not fit: {} MiB more than the {} there are",
-                    mib(memory.total_bytes - usable),
-                    mib(usable)
-                )?;
-                for advice in &memory.advice {
-                    let bits = if advice.changes_bits { "other bits" } else { "same bits" };
-                    let pace = 100.0 * (advice.step_factor - 1.0);
-                    writeln!(
-                        out,
-                        "    {:<40} {:>7} MiB, {pace:+.1}% time, {bits}",
-                        advice.change,
-                        mib(advice.total_bytes)
-                    )?;
-                }
-                if memory.advice.is_empty() {
-                    writeln!(out, "    no single change makes it fit: take a smaller model or more GPUs")?;
-                }
-            }
-        }
+        self.write_fit(out)?;
         writeln!(out, "  {:<42} {:>11}", "on the host", mib(memory.host_bytes))?;
         for entry in
             memory.entries.iter().filter(|entry| entry.category == Category::Host && entry.bytes >= 1 << 20)
         {
             writeln!(out, "    {:<49} {:>2}", entry.name, mib(entry.bytes))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the run fits the device, and what would make it fit.
+    fn write_fit(&self, out: &mut String) -> std::fmt::Result {
+        let memory = &self.0.memory;
+        let Some(usable) = memory.usable_bytes else { return Ok(()) };
+        if memory.total_bytes <= usable {
+            let free = mib(usable - memory.total_bytes);
+            return writeln!(out, "  fits: {free} MiB of {} stay free", mib(usable));
+        }
+        let missing = mib(memory.total_bytes - usable);
+        writeln!(out, "  does not fit: {missing} MiB more than the {} there are", mib(usable))?;
+        for advice in &memory.advice {
+            let bits = if advice.changes_bits { "other bits" } else { "same bits" };
+            let pace = 100.0 * (advice.step_factor - 1.0);
+            let total = mib(advice.total_bytes);
+            writeln!(out, "    {:<40} {total:>7} MiB, {pace:+.1}% time, {bits}", advice.change)?;
+        }
+        if memory.advice.is_empty() {
+            writeln!(out, "    no single change makes it fit: take a smaller model or more GPUs")?;
         }
         Ok(())
     }

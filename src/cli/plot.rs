@@ -10,7 +10,7 @@ use crate::report::{self, Baselines, PlotOptions, RunData, Size, Theme, XAxis};
 /// Draw loss, HellaSwag, gradient norm and learning rate of one run, or of several over each other.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Run folder, name under `--runs`, or a main.log file of the reference
+    /// Run folder, name under `--runs`, or a main.log file of llm.c
     #[arg(value_name = "RUN", required = true)]
     run: Vec<String>,
     /// Folder that holds the run folders

@@ -9,12 +9,10 @@ use std::process::ExitCode;
 use ratatui::crossterm::terminal;
 
 use super::stdout;
-use crate::proof::lock::Lock;
-use crate::report::summary::{self, RunSummary, State};
+use crate::report::listing;
+use crate::report::summary::{self, RunSummary};
 use crate::report::table::{Filter, RunTable};
 use crate::run::find;
-use crate::store::RunPaths;
-use crate::units;
 
 /// List runs, or show one in full.
 #[derive(clap::Args)]
@@ -50,7 +48,8 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(run) = &args.run {
         let run = RunSummary::read(&find::find(Some(run), &args.runs)?);
-        let text = if args.json { serde_json::to_string_pretty(&run)? + "\n" } else { in_full(&run) };
+        let text =
+            if args.json { serde_json::to_string_pretty(&run)? + "\n" } else { listing::in_full(&run) };
         stdout::write(&text)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -75,242 +74,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let what = if runs.is_empty() { "there is no run" } else { "no run passes the filter" };
             anstream::eprintln!("{what} in `{}`", args.runs.display());
         }
-        to_text(&chosen, width)
+        listing::table(&chosen, width)
     };
     stdout::write(&text)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// A column of the printed table.
-struct Column {
-    title: &'static str,
-    /// Numbers stand at the right.
-    right: bool,
-    /// The highest go first when the terminal is narrow; 0 stays.
-    dispensable: u8,
-    cell: fn(&RunSummary) -> String,
-}
-
-const fn column(
-    title: &'static str,
-    right: bool,
-    dispensable: u8,
-    cell: fn(&RunSummary) -> String,
-) -> Column {
-    Column { title, right, dispensable, cell }
-}
-
-fn decimal(value: Option<f64>) -> String {
-    value.map_or_else(|| "-".into(), |value| format!("{value:.4}"))
-}
-
-static COLUMNS: [Column; 11] = [
-    column("name", false, 0, |run| run.name.clone()),
-    column("model", false, 3, |run| run.model.clone()),
-    column("state", false, 0, |run| run.state.name().into()),
-    column("step", true, 0, |run| match run.steps {
-        Some(steps) if steps != run.step => format!("{}/{steps}", run.step),
-        _ => run.step.to_string(),
-    }),
-    column("tokens", true, 4, |run| units::count(run.tokens)),
-    column("loss", true, 2, |run| decimal(run.loss)),
-    column("val", true, 0, |run| decimal(run.val_loss)),
-    column("hella", true, 1, |run| decimal(run.hellaswag)),
-    column("tok/s", true, 5, |run| {
-        run.tokens_per_s.map_or_else(|| "-".into(), |speed| units::thousands(speed as u64))
-    }),
-    column("MFU", true, 7, |run| run.mfu.map_or_else(|| "-".into(), |mfu| format!("{:.1}%", 100.0 * mfu))),
-    column("root", false, 6, |run| {
-        run.root.as_ref().map_or_else(|| "-".into(), |root| root.chars().take(8).collect())
-    }),
-];
-
-/// A column with its cells.
-struct Part {
-    column: &'static Column,
-    cells: Vec<String>,
-    width: usize,
-}
-
-impl Part {
-    fn of(column: &'static Column, runs: &[&RunSummary]) -> Part {
-        let cells: Vec<String> = runs.iter().map(|run| (column.cell)(run)).collect();
-        let widest = cells.iter().map(|cell| cell.chars().count()).max().unwrap_or(0);
-        Part { column, cells, width: widest.max(column.title.len()) }
-    }
-
-    /// Makes the column narrower by `over`, but not narrower than 8.
-    fn cut(&mut self, over: usize) {
-        self.width = self.width.saturating_sub(over).max(8);
-        for cell in self.cells.iter_mut().filter(|cell| cell.chars().count() > self.width) {
-            *cell = cell.chars().take(self.width - 1).chain(['…']).collect();
-        }
-    }
-
-    fn padded(&self, text: String) -> String {
-        let width = self.width;
-        if self.column.right { format!("{text:>width$}") } else { format!("{text:<width$}") }
-    }
-}
-
-/// The table in at most `width` columns, and why runs are broken.
-fn to_text(runs: &[&RunSummary], width: usize) -> String {
-    if runs.is_empty() {
-        return String::new();
-    }
-    let mut parts: Vec<Part> = COLUMNS.iter().map(|column| Part::of(column, runs)).collect();
-    // A column in which nothing stands says nothing.
-    parts.retain(|part| part.column.dispensable == 0 || part.cells.iter().any(|cell| cell != "-"));
-    let total = |parts: &[Part]| parts.iter().map(|part| part.width + 2).sum::<usize>() - 2;
-    while total(&parts) > width {
-        let (at, part) =
-            parts.iter().enumerate().max_by_key(|(_, part)| part.column.dispensable).expect("names stay");
-        if part.column.dispensable == 0 {
-            // Nothing to leave out any more: long names are cut.
-            let over = total(&parts) - width;
-            parts[0].cut(over);
-            break;
-        }
-        parts.remove(at);
-    }
-    let line = |cell: &dyn Fn(&Part) -> String| {
-        let cells: Vec<String> = parts.iter().map(|part| part.padded(cell(part))).collect();
-        format!("{}\n", cells.join("  ").trim_end())
-    };
-    let mut text = line(&|part| part.column.title.to_owned());
-    for at in 0..runs.len() {
-        text.push_str(&line(&|part| part.cells[at].clone()));
-    }
-    for run in runs {
-        if let Some(why) = &run.why {
-            text.push_str(&format!("{} is {}: {why}\n", run.name, run.state.name()));
-        }
-    }
-    text
-}
-
-/// Everything that is known of one run.
-pub fn in_full(run: &RunSummary) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| text.push_str(&format!("{name:<12} {value}\n"));
-    let none = || "-".to_owned();
-    line("run", format!("{}, {}", run.name, run.state.name()));
-    if let Some(why) = &run.why {
-        line("", why.clone());
-    }
-    line("folder", run.folder.display().to_string());
-    let parameters = run.parameters.map_or(String::new(), |n| format!(", {} parameters", units::count(n)));
-    line("model", format!("{}{parameters}", run.model));
-    line("device", run.device.clone().unwrap_or_else(none));
-    let of = run.steps.map_or(String::new(), |steps| format!(" of {}", units::thousands(steps)));
-    line("steps", format!("{}{of}, {} tokens", units::thousands(run.step), units::thousands(run.tokens)));
-    line("loss", decimal(run.loss));
-    let best = run
-        .best_val_loss
-        .filter(|best| Some(*best) != run.val_loss)
-        .map_or(String::new(), |best| format!(", best {best:.4}"));
-    line("val loss", format!("{}{best}", decimal(run.val_loss)));
-    if let Some(score) = run.hellaswag {
-        let harness = run.hellaswag_acc_norm.map_or(String::new(), |acc| format!(", acc_norm {acc:.4}"));
-        line("HellaSwag", format!("{score:.4}{harness}"));
-    }
-    if let (Some(speed), Some(step_ms)) = (run.tokens_per_s, run.step_ms) {
-        let mfu = run.mfu.map_or(String::new(), |mfu| format!(", {:.1}% MFU", 100.0 * mfu));
-        line("speed", format!("{} tok/s, {step_ms:.1} ms a step{mfu}", units::thousands(speed as u64)));
-        if let (State::Running, Some(steps)) = (run.state, run.steps) {
-            line("time left", units::duration(steps.saturating_sub(run.step) as f64 * step_ms / 1e3));
-        }
-    }
-    line("root", run.root.clone().unwrap_or_else(none));
-    line("numerics", run.numerics_id.clone().unwrap_or_else(none));
-    for (at, checkpoint) in run.checkpoints.iter().enumerate() {
-        let what = match &checkpoint.problem {
-            Some(problem) => problem.clone(),
-            None => units::bytes(checkpoint.bytes),
-        };
-        line(if at == 0 { "checkpoints" } else { "" }, format!("step {}: {what}", checkpoint.step));
-    }
-    const SHOWN: usize = 12;
-    for (at, incident) in run.incidents.iter().take(SHOWN).enumerate() {
-        line(if at == 0 { "incidents" } else { "" }, format!("step {}: {}", incident.step, incident.what));
-    }
-    if run.incidents.len() > SHOWN {
-        line("", format!("and {} more", run.incidents.len() - SHOWN));
-    }
-    for (at, setting) in settings(&run.folder).into_iter().enumerate() {
-        line(if at == 0 { "settings" } else { "" }, setting);
-    }
-    text
-}
-
-/// The keys that somebody set, with where, from the lock.
-fn settings(folder: &std::path::Path) -> Vec<String> {
-    let Ok(lock) = Lock::read(&RunPaths::new(folder).lock_file()) else { return Vec::new() };
-    let set = lock
-        .config
-        .into_iter()
-        .filter(|(_, value)| !value.ends_with("(default)") && !value.contains("(default:"));
-    set.map(|(key, value)| format!("{key} = {value}")).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(name: &str, why: Option<&str>) -> RunSummary {
-        RunSummary {
-            name: name.into(),
-            folder: PathBuf::from("/nowhere").join(name),
-            state: if why.is_some() { State::Broken } else { State::Running },
-            why: why.map(str::to_owned),
-            model: "gpt2:d48".into(),
-            parameters: Some(1_557_686_400),
-            step: 31_000,
-            steps: Some(32_000),
-            tokens: 32_505_856_000,
-            loss: Some(2.4),
-            val_loss: Some(2.5),
-            hellaswag: Some(0.51),
-            hellaswag_acc_norm: Some(0.55),
-            best_val_loss: Some(2.45),
-            step_ms: Some(2500.0),
-            tokens_per_s: Some(419_137.0),
-            mfu: Some(0.52),
-            root: Some("91e07c9d8ec24ba4e0274008b40c294394424b56bb6e65f8e5af21aef63901df".into()),
-            numerics_id: None,
-            device: None,
-            checkpoints: Vec::new(),
-            incidents: vec![summary::Incident { step: 7, what: "resume".into() }],
-        }
-    }
-
-    #[test]
-    fn the_table_fits_the_width_and_tells_why_a_run_is_broken() {
-        let (a, b) =
-            (run("gpt2_33b_a_rather_long_name_for_a_run", None), run("b", Some("`x` line 1: cut short")));
-        for width in [60, 80, 100, 200] {
-            let text = to_text(&[&a, &b], width);
-            assert!(text.lines().take(3).all(|line| line.chars().count() <= width), "{width}:\n{text}");
-            assert!(text.ends_with("b is broken: `x` line 1: cut short\n"), "{text}");
-        }
-        assert!(to_text(&[&a], 200).contains("91e07c9d"));
-        assert!(to_text(&[&b], 80).contains("tok/s"), "{}", to_text(&[&b], 80));
-        assert_eq!(to_text(&[], 80), "");
-    }
-
-    #[test]
-    fn a_run_in_full_has_time_left_and_incidents() {
-        let text = in_full(&run("a", None));
-        for says in [
-            "a, running",
-            "1.56 B parameters",
-            "31,000 of 32,000",
-            "best 2.4500",
-            "41m 40s",
-            "step 7: resume",
-            "acc_norm",
-        ] {
-            assert!(text.contains(says), "`{says}` is not in:\n{text}");
-        }
-    }
 }

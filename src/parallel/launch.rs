@@ -1,5 +1,5 @@
-//! A rank's place as its launcher tells it: torchrun, mpirun, mpiexec and srun set variables, `runner` itself
-//! those of torchrun.
+//! The place of a rank as its launcher gives it: torchrun, mpirun, mpiexec and srun set variables, `runner`
+//! itself those of torchrun.
 //!
 //! Nothing is guessed: without a launcher's variables there is no place, and with half of them an error.
 //! Where rank 0 can be found is `MASTER_ADDR:MASTER_PORT` if both are set, else a file in a folder that all
@@ -33,13 +33,13 @@ struct Launcher {
     size: &'static str,
     local_rank: &'static str,
     local_size: &'static str,
-    /// What tells one run and attempt from the next; those that are set are joined.
+    /// What distinguishes one run and attempt from the next; those that are set are joined.
     run: &'static [&'static str],
 }
 
 /// The first whose sign is set counts: one that starts its ranks by way of srun, or is itself started so,
-/// comes before srun. Slurm is told by its steps: inside a batch script, where nothing was started by srun
-/// yet, only the variables of the job are there.
+/// comes before srun. Slurm is recognised by its steps: inside a batch script, where nothing was started by
+/// srun yet, only the variables of the job are there.
 const LAUNCHERS: [Launcher; 4] = [
     Launcher {
         name: "torchrun",
@@ -124,8 +124,8 @@ pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Opti
         return Err(bad(launcher.rank, rank, format!("less than {}, {size}", launcher.size)));
     }
     let local_rank = number(launcher.local_rank)?.unwrap_or(rank);
-    let told_local_size = number(launcher.local_size)?;
-    let local_size = told_local_size.unwrap_or(size);
+    let given_local_size = number(launcher.local_size)?;
+    let local_size = given_local_size.unwrap_or(size);
     let meeting = match (var("MASTER_ADDR"), var("MASTER_PORT")) {
         // torchrun may keep a store of its own at that port.
         (Some(host), Some(port)) if var("TORCHELASTIC_USE_AGENT_STORE").as_deref() != Some("True") => {
@@ -136,7 +136,7 @@ pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Opti
     let run = var(RUN_ID).unwrap_or_else(|| {
         let parts = launcher.run.iter().filter_map(|name| var(name));
         // Launchers on two machines that share a folder may name their runs alike.
-        let machine = (told_local_size == Some(size)).then(rendezvous::host_name);
+        let machine = (given_local_size == Some(size)).then(rendezvous::host_name);
         let unnamed = launcher.name == "mpiexec" && var("I_MPI_HYDRA_UUID").is_none();
         let proxy = machine.as_ref().filter(|_| unnamed).and_then(|_| ancestor("hydra_pmi_proxy"));
         let parts: Vec<String> = parts.chain(machine).chain(proxy).collect();

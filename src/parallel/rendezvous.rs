@@ -3,9 +3,9 @@
 //! Every rank listens on a port of its own. Rank 0 is found at an address that all know beforehand, or
 //! through a file that it writes into a folder that all share. The others register there, each with the run's
 //! identifier; when all have come, rank 0 sends everyone the list of addresses, and each pair that will ever
-//! talk connects. Whoever comes with another identifier, number of ranks, experiment or program is told so
-//! and sent away: a file left by a killed run, or a process of another one, can only fail here, with a
-//! message.
+//! talk connects. A process that comes with another identifier, number of ranks, experiment or program gets
+//! the reason and is refused: a file left by a killed run, or a process of another one, can only fail here,
+//! with a message.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
@@ -76,7 +76,7 @@ pub struct Lines {
     pub peers: Vec<(usize, TcpStream)>,
 }
 
-/// How long one greeting may take: whoever is slower is no rank.
+/// How long one greeting may take: a slower process is no rank.
 const GREETING: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
@@ -146,14 +146,14 @@ fn host_ranks(
             let (run, missing) = (place.run.clone(), waiting(&come));
             let why = RendezvousError::Missing { run, size: place.size, missing, seconds: timeout.as_secs() };
             for (stream, ..) in come.iter_mut().flatten() {
-                // Whoever has come learns whom it waited for; whether it still listens is its affair.
+                // Those that have come learn which ranks are missing, if they still listen.
                 let _ = wire::write_answer(&Err(why.to_string()), stream);
             }
             return Err(why);
         };
         let taken = come.get(theirs.rank as usize).and_then(Option::as_ref).map(|(_, host, _)| host.clone());
         if let Some(why) = refusal(ours, &theirs, taken) {
-            // It is told; whether it listens is its affair.
+            // It gets the reason, if it still listens.
             let _ = wire::write_answer(&Err(why), &mut stream);
             continue;
         }

@@ -5,7 +5,8 @@
 //! ticks; [`scene`] is a list of shapes that prints itself as SVG and PNG, in the colours of [`theme`];
 //! [`panel`] draws a frame and what can be in one, [`chart`] says what each panel shows, [`legend`] what
 //! the lines mean; [`figure`] lays the page out. [`html`] is the page of a run around its pictures.
-//! [`summary`] reads what a folder says of its run, and [`table`] sorts and filters many of them.
+//! [`summary`] reads what a folder says of its run, [`table`] sorts and filters many of them, [`listing`] is
+//! the text of either; [`follow`] keeps up with a run that goes on.
 //!
 //! Equal rows and options give equal bytes: no clock, no font of the machine, no hash order. A
 //! picture hides nothing silently: what does not fit a frame is counted beside the panel's title,
@@ -18,6 +19,7 @@ mod figure;
 pub mod follow;
 pub mod html;
 mod legend;
+pub mod listing;
 mod panel;
 mod run_data;
 mod scene;

@@ -127,7 +127,7 @@ fn median_ms(count: usize, mut step: impl FnMut() -> Result<(), TrainError>) -> 
     Ok(times[times.len() / 2])
 }
 
-/// Most memory this process ever held, where the system tells.
+/// Most memory this process ever held, where the system says.
 fn peak_resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::report::{Report, Work};
+use super::messages::{Report, Work};
 use crate::data::{
     Dataset, DigestCache, Plan, Prefetcher, SampleOrder, ShardDigest, Sources, Tokenizer, ValidationSet,
 };

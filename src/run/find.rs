@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::report::{Message, Report};
+use super::messages::{Message, Report};
 use crate::eval::parameters;
 use crate::optim::MASTER;
 use crate::store::{self, Loaded, RunPaths, StoreError, checkpoint};

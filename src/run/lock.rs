@@ -8,7 +8,7 @@ use super::data::{Data, SHARDS, remembered};
 use super::device::Device;
 use super::initial::{self, Initial};
 use super::locked::Locked;
-use super::report::Report;
+use super::messages::Report;
 use crate::data::{ShardDigest, Tokenizer};
 use crate::experiment::{self, Compute, Experiment, Loaded};
 use crate::proof::Hash;

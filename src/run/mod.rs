@@ -1,9 +1,9 @@
-//! A run from its folder to its end. Parses no arguments; what it says goes to a [`report::Reporter`].
+//! A run from its folder to its end. Parses no arguments; what it says goes to a [`messages::Reporter`].
 //!
 //! * [`ranks`] decides what this process is, and [`parent`] starts others; [`team`] is what ranks agree on.
 //! * [`open`], [`agree`], [`prepare`] and [`train`] are the steps of a run, in this order.
-//! * [`device`] and [`data`] are opened, [`initial`] is a model to start from, [`locked`] and [`lock`] say what
-//!   the bits depend on, [`expected`] holds a run to it, [`resume`] to its own past.
+//! * [`device`] and [`data`] are opened, [`initial`] is a model to start from; [`locked`] and [`lock`]
+//!   say what the bits depend on, [`expected`] holds a run to it, [`resume`] to its own past.
 //! * [`records`], [`destination`] and [`sensors`] are the files of a run; [`stop`] and [`ending`] its end.
 //! * [`find`] says which run is meant, and [`model`] which model; [`bench`] times steps, [`machine`] looks at
 //!   what a machine can do.
@@ -21,12 +21,12 @@ pub mod initial;
 pub mod lock;
 pub mod locked;
 pub mod machine;
+pub mod messages;
 pub mod model;
 pub mod open;
 pub mod parent;
 pub mod prepare;
 pub mod ranks;
-pub mod report;
 pub mod resume;
 pub mod sensors;
 pub mod stop;

@@ -5,20 +5,20 @@ use std::path::{Path, PathBuf};
 use anyhow::ensure;
 
 use super::find;
-use super::report::Report;
+use super::messages::Report;
 use crate::experiment::{self, Experiment, Tokenizer, model_file};
 use crate::formats;
 use crate::store::{Manifest, RunPaths, Tensor};
 
-/// Where a model is.
-pub enum ModelSource {
+/// Where the model is that the argument names.
+pub enum ModelArgument {
     Run(RunPaths),
     /// A Hugging Face folder or a `.bin`, absolute.
-    Model(PathBuf),
+    Foreign(PathBuf),
 }
 
 /// A model with its parameters on the host.
-pub struct SavedModel {
+pub struct LoadedModel {
     /// The run's, or one made up for a model that comes alone.
     pub experiment: Experiment,
     /// Parameters, under their names.
@@ -28,20 +28,20 @@ pub struct SavedModel {
 }
 
 /// A model file or folder, a run's folder, or a run's name under `runs`.
-pub fn find(argument: &Path, runs: &Path) -> anyhow::Result<ModelSource> {
+pub fn find(argument: &Path, runs: &Path) -> anyhow::Result<ModelArgument> {
     if argument.is_file() || argument.join(model_file::CONFIG).is_file() {
-        return Ok(ModelSource::Model(std::path::absolute(argument)?));
+        return Ok(ModelArgument::Foreign(std::path::absolute(argument)?));
     }
-    Ok(ModelSource::Run(RunPaths::new(&find::find(Some(argument), runs)?)))
+    Ok(ModelArgument::Run(RunPaths::new(&find::find(Some(argument), runs)?)))
 }
 
-impl ModelSource {
+impl ModelArgument {
     /// The experiment, with the keys that are set over it. A model that comes alone has its own sizes, the
     /// tokenizer that its vocabulary belongs to, and the embedded text to be measured on.
     pub fn experiment(&self, set: &[String]) -> anyhow::Result<Experiment> {
         match self {
-            ModelSource::Run(paths) => Ok(experiment::load(&paths.experiment(), set)?.experiment),
-            ModelSource::Model(path) => {
+            ModelArgument::Run(paths) => Ok(experiment::load(&paths.experiment(), set)?.experiment),
+            ModelArgument::Foreign(path) => {
                 let vocab = model_file::sizes(path)?.vocab;
                 let tokenizer = Tokenizer::of_vocab(vocab);
                 ensure!(
@@ -76,17 +76,17 @@ impl ModelSource {
         experiment: Experiment,
         step: Option<u64>,
         report: Report,
-    ) -> anyhow::Result<SavedModel> {
+    ) -> anyhow::Result<LoadedModel> {
         match self {
-            ModelSource::Run(paths) => {
+            ModelArgument::Run(paths) => {
                 let (manifest, state) = find::load_parameters(paths, step, report)?;
-                Ok(SavedModel { experiment, state, manifest: Some(manifest) })
+                Ok(LoadedModel { experiment, state, manifest: Some(manifest) })
             }
-            ModelSource::Model(path) => {
+            ModelArgument::Foreign(path) => {
                 ensure!(step.is_none(), "`{}` is a model, not a run: it has no checkpoints", path.display());
                 let parameters = formats::read_model(path)?;
                 parameters.require(&experiment.model, path)?;
-                Ok(SavedModel {
+                Ok(LoadedModel {
                     experiment,
                     state: parameters.tensors.iter().cloned().collect(),
                     manifest: None,
@@ -96,10 +96,10 @@ impl ModelSource {
     }
 }
 
-impl SavedModel {
+impl LoadedModel {
     /// What it is, for people.
     pub fn title(&self) -> String {
-        let SavedModel { experiment, manifest, .. } = self;
+        let LoadedModel { experiment, manifest, .. } = self;
         match manifest {
             Some(manifest) => {
                 format!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root)

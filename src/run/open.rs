@@ -8,7 +8,7 @@ use super::device::Device;
 use super::expected::Expected;
 use super::find::passed_over;
 use super::initial::{self, Initial};
-use super::report::{Message, Report};
+use super::messages::{Message, Report};
 use super::resume::Resume;
 use super::team::Team;
 use crate::experiment::{Experiment, Loaded};

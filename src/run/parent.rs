@@ -1,8 +1,8 @@
 //! The process that starts the ranks of one machine, with its own command line, and watches them to their
 //! end.
 //!
-//! A byte on a rank's stdin asks it to stop, and the end of its stdin is the end of the parent, after which no
-//! rank stays.
+//! A byte on a rank's stdin asks it to stop, and the end of its stdin is the end of the parent, after which
+//! no rank stays.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context;
 
 use super::ending::Ending;
-use super::report::{Message, Report};
+use super::messages::{Message, Report};
 use super::stop;
 use crate::parallel::{Meeting, RankPlace, launch, rendezvous};
 

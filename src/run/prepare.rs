@@ -7,7 +7,7 @@ use super::agree::Agreed;
 use super::error::refuse_ledger;
 use super::expected::Expected;
 use super::initial::Initial;
-use super::report::{Message, Report};
+use super::messages::{Message, Report};
 use super::sensors::{self, GpuWatch};
 use super::team::Begin;
 use crate::experiment::{self, Experiment};
@@ -44,7 +44,7 @@ impl<O: Ops> Prepared<O> {
     /// Takes the folder, loads the state, opens the records. `peak_flops` is the peak rate of one device.
     ///
     /// # Errors
-    /// Files cannot be read or written; a checkpoint or the ledger is damaged; ranks do not have equal states.
+    /// Files cannot be read or written; a checkpoint or the ledger is damaged; ranks differ in their states.
     pub fn of(agreed: Agreed<O>, peak_flops: Option<f64>) -> anyhow::Result<Prepared<O>> {
         let Agreed { experiment, loaded, data, initial, destination, .. } = agreed;
         let Agreed { expected, past, changed, lock, mut trainer, stop, report, .. } = agreed;

@@ -11,7 +11,7 @@ use anyhow::Context;
 
 use super::ending::Ending;
 use super::lock::resolved_numerics;
-use super::report::{Message, Report};
+use super::messages::{Message, Report};
 use super::{parent, stop};
 use crate::experiment::{DeviceKind, Experiment};
 use crate::ops::DeviceError;

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use super::destination::Destination;
 use super::error::{ProofRefusal, refuse_lock};
 use super::lock::list;
-use super::report::{Message, Report};
+use super::messages::{Message, Report};
 use crate::proof::LockError;
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::store::{self, Manifest, RunPaths, checkpoint};

@@ -22,7 +22,7 @@ use crate::store::gpu_log::{GpuLog, GpuSample};
 /// What a run and its console share with the thread.
 #[derive(Debug, Default)]
 pub struct Shared {
-    /// Optimizer steps done, told by the console.
+    /// Optimizer steps done, set by the listener of the training.
     pub step: AtomicU64,
     latest: Mutex<Option<GpuSample>>,
 }
@@ -86,7 +86,7 @@ impl Drop for GpuWatch {
 }
 
 /// What a lock records of the GPU beside its name: clocks and power at most, and how its memory has behaved.
-/// Empty without NVML; a value that this GPU does not tell is left out.
+/// Empty without NVML; a value that this GPU does not give is left out.
 pub fn environment(uuid: &str) -> BTreeMap<String, String> {
     let mut facts = BTreeMap::new();
     let Ok(nvml) = open() else { return facts };

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
 use super::ending::Ending;
-use super::report::{Message, Report};
+use super::messages::{Message, Report};
 
 /// SIGUSR1 because mpirun and srun only pass it on to all ranks: after SIGTERM they kill, before a large
 /// model is saved.
@@ -87,8 +87,8 @@ fn listen_to_parent() -> std::io::Result<()> {
     std::thread::Builder::new().name("parent".into()).spawn(listen).map(|_| ())
 }
 
-/// Asks to stop when the process that started this rank is gone: whoever killed its launcher wants no rank to
-/// go on.
+/// Asks to stop when the process that started this rank is gone: a person who kills a launcher wants no
+/// rank to go on.
 fn stop_without_launcher(stop: Arc<AtomicBool>, report: Report) -> std::io::Result<()> {
     let launcher = *LAUNCHER.get_or_init(std::os::unix::process::parent_id);
     let watch = move || {

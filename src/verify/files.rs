@@ -13,7 +13,7 @@ use crate::proof::{Entry, LockError, ledger};
 use crate::run::data::Data;
 use crate::run::device::Device;
 use crate::run::locked::{DeviceFacts, Locked};
-use crate::run::report::Report;
+use crate::run::messages::Report;
 use crate::run::{initial, lock, resume};
 use crate::store::{self, Manifest, RunPaths, StoreError, checkpoint};
 use crate::{train, units};

@@ -15,7 +15,7 @@ use crate::proof::lock::{Lock, differences};
 use crate::run::data::Data;
 use crate::run::device::{Device, OnDevice};
 use crate::run::locked::Locked;
-use crate::run::report::{Report, Work};
+use crate::run::messages::{Report, Work};
 use crate::run::{initial, lock};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;

@@ -18,4 +18,5 @@ mod report;
 mod resume;
 mod slsa;
 mod support;
+mod twice;
 mod verify;

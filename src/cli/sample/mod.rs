@@ -22,7 +22,7 @@ use crate::model::weights::Weights;
 use crate::ops::Ops;
 use crate::rng::Key;
 use crate::run::device::Device;
-use crate::run::model::{self, SavedModel};
+use crate::run::model::{self, LoadedModel};
 use crate::units;
 use page::Page;
 
@@ -32,8 +32,8 @@ const STREAMS: usize = 8;
 /// Let a saved model write.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The run: a name under `--runs`, or a folder. Or a model: a Hugging Face folder of GPT-2, or the
-    /// reference's `.bin`.
+    /// The run: a name under `--runs`, or a folder. Or a model: a Hugging Face folder of GPT-2, or llm.c's
+    /// `.bin`.
     #[arg(value_name = "MODEL")]
     run: PathBuf,
     /// Text to go on from; empty starts a document. By default the experiment's `sample.prompt`, as for
@@ -87,8 +87,8 @@ struct Request {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let source = model::find(&args.run, &args.runs)?;
-    let experiment = source.experiment(&args.set)?;
+    let argument = model::find(&args.run, &args.runs)?;
+    let experiment = argument.experiment(&args.set)?;
     let defaults = &experiment.sample;
     let sampling = Sampling {
         temperature: args.temperature.unwrap_or(defaults.temperature),
@@ -115,17 +115,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         json: args.json,
         logits: args.logits,
     };
-    let saved = source.parameters(experiment, args.checkpoint, reporter(args.json))?;
-    anstream::eprintln!("{}", saved.title());
-    match Device::open(&saved.experiment)? {
-        Device::Cpu(cpu) => write(cpu, saved, &request)?,
-        Device::Cuda(cuda) => write(*cuda, saved, &request)?,
+    let model = argument.parameters(experiment, args.checkpoint, reporter(args.json))?;
+    anstream::eprintln!("{}", model.title());
+    match Device::open(&model.experiment)? {
+        Device::Cpu(cpu) => write(cpu, model, &request)?,
+        Device::Cuda(cuda) => write(*cuda, model, &request)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn write<O: Ops>(mut ops: O, saved: SavedModel, request: &Request) -> anyhow::Result<()> {
-    let SavedModel { experiment, state, .. } = saved;
+fn write<O: Ops>(mut ops: O, model: LoadedModel, request: &Request) -> anyhow::Result<()> {
+    let LoadedModel { experiment, state, .. } = model;
     let params = parameters::load(&mut ops, &experiment.model, &state)?;
     drop(state);
     let room = Room { streams: request.samples.min(STREAMS), positions: experiment.trained_positions() };

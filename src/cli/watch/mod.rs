@@ -18,8 +18,9 @@ use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use self::view::Look;
-use super::{show, stdout};
+use super::stdout;
 use crate::report::follow::Followed;
+use crate::report::listing;
 use crate::report::summary::RunSummary;
 use crate::run::find;
 
@@ -53,7 +54,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let folder = find::find(args.run.as_deref(), &args.runs)?;
     if !(std::io::stdout().is_terminal() && std::io::stdin().is_terminal()) {
-        stdout::write(&show::in_full(&RunSummary::read(&folder)))?;
+        stdout::write(&listing::in_full(&RunSummary::read(&folder)))?;
         return Ok(ExitCode::SUCCESS);
     }
     let stop = Arc::new(AtomicBool::new(false));
@@ -62,13 +63,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let followed = Followed::open(&folder);
     let mut terminal = ratatui::try_init().context("the terminal cannot be taken over")?;
-    let shown = show_until_told(&mut terminal, followed, Duration::from_secs_f64(args.every), &stop);
+    let shown = show_until_stopped(&mut terminal, followed, Duration::from_secs_f64(args.every), &stop);
     ratatui::restore();
     shown?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_until_told(
+fn show_until_stopped(
     terminal: &mut DefaultTerminal,
     mut followed: Followed,
     every: Duration,

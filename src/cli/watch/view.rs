@@ -31,9 +31,9 @@ pub fn draw(frame: &mut Frame<'_>, run: &Followed, look: Look) {
     frame.render_widget(title_line(run), title);
     frame.render_widget(gauge(run), progress);
     draw_chart(frame, chart, run, look);
-    let [numbers, told] = Layout::horizontal([Constraint::Length(38), Constraint::Min(20)]).areas(below);
+    let [numbers, texts] = Layout::horizontal([Constraint::Length(38), Constraint::Min(20)]).areas(below);
     frame.render_widget(Paragraph::new(number_lines(run)).block(Block::bordered().title(" now ")), numbers);
-    let [events, sample] = Layout::vertical([Constraint::Length(5), Constraint::Min(3)]).areas(told);
+    let [events, sample] = Layout::vertical([Constraint::Length(5), Constraint::Min(3)]).areas(texts);
     draw_events(frame, events, run);
     draw_sample(frame, sample, run);
     let axis = if look.logarithmic { "linear" } else { "logarithmic" };

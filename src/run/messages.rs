@@ -1,4 +1,4 @@
-//! What a run says while it goes on, as values: whoever starts a run decides how they read.
+//! What a run says while it goes on, as values: the caller of a run decides how they read.
 
 use std::path::Path;
 use std::process::ExitStatus;
@@ -47,7 +47,7 @@ pub enum Message<'a> {
     Training(Summary<'a>),
     /// How tensors on devices are exchanged.
     Exchange(&'a str),
-    /// The numerics are equal, what changes no bit differs: from the lock of this name, or from the run's own.
+    /// The numerics are equal, what changes no bit differs: from the lock of this name, or the run's own.
     MadeElsewhere { lock: Option<&'a str>, differences: &'a [Difference] },
     /// The run's files are here.
     Folder(&'a Path),
