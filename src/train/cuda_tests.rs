@@ -12,8 +12,7 @@ use crate::ops::cuda::{Cuda, Options};
 use crate::parallel::{Exchange, Hosted, Solo, nccl, threads};
 use crate::proof::Hash;
 
-const TEXT: &str = "seed = 1\n[model]\nlayers = 3\nheads = 2\nchannels = 128\n\
-    [data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
+const TEXT: &str = "seed = 1\n[model]\nlayers = 3\nheads = 2\nchannels = 128\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
     [batch]\nmicro = 2\nseq_len = 64\ntokens = 2048\n[schedule]\nsteps = 8\n[device]\nkind = 'cuda'";
 
 fn setup(settings: &[&str]) -> Option<(Trainer<Cuda>, Prefetcher)> {
@@ -134,7 +133,7 @@ fn cuda_gradients_that_are_divided_or_wait_on_the_host_change_no_bit() {
     }
 }
 
-/// The roots of a rank whose lanes are delayed and, if the trial says so, do not wait for each other.
+/// The roots of a rank whose lanes are held up and, if so wished, do not wait for each other.
 fn roots_of_trial(settings: &[&str], trial: Trial, exchange: Box<dyn Exchange<Cuda>>) -> Option<Vec<Hash>> {
     let (mut trainer, mut feed) = setup_rank(settings, |_| exchange)?;
     trainer.ops.set_trial(trial);
