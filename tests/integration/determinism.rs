@@ -93,7 +93,7 @@ fn virtual_workers_change_the_order_of_sums_and_nothing_else() {
     let one = losses("1");
     for workers in ["2", "4"] {
         let several = losses(workers);
-        assert_eq!((one.len(), several.len()), (3, 3), "a loss for each of three steps");
+        assert_eq!((one.len(), several.len()), (3, 3), "a loss a step");
         for (a, b) in one.iter().zip(several) {
             assert!((a - b).abs() < 1e-5, "{workers} workers: {a} and {b}");
         }

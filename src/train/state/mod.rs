@@ -109,16 +109,8 @@ impl<O: Ops> Trainer<O> {
         let (replicated, sharded): (Vec<&Row>, Vec<&Row>) =
             on_device.partition(|row| row.division == Division::Replicated);
 
-        let mut ranges: Vec<(&O::Buf, Range<usize>)> = Vec::new();
-        for row in replicated.iter().chain(&sharded) {
-            let Some((piece, buf)) = held.of(row) else { continue };
-            let bytes = row.bytes_of(piece);
-            let start = bytes.start;
-            ranges.extend(
-                runs(row.division, bytes).into_iter().map(|run| (buf, run.start - start..run.end - start)),
-            );
-        }
-        let mut mine = roots(ops, &ranges)?.into_iter();
+        let hashed = replicated.iter().chain(&sharded).flat_map(|row| held.hashed(row));
+        let mut mine = roots(ops, &hashed.collect::<Vec<_>>())?.into_iter();
 
         // What every rank has whole must be the same on all; of the rest each gives the digests of its shard.
         digests.extend(
@@ -214,6 +206,14 @@ impl<'a, B> Held<'a, B> {
                 Some((&part.piece, &part.bufs[slot]))
             }
         }
+    }
+
+    /// What this rank hashes of a row: ranges of bytes of its buffer.
+    fn hashed(&self, row: &Row) -> Vec<(&'a B, Range<usize>)> {
+        let Some((piece, buf)) = self.of(row) else { return Vec::new() };
+        let bytes = row.bytes_of(piece);
+        let in_buf = |run: Range<usize>| run.start - bytes.start..run.end - bytes.start;
+        runs(row.division, bytes.clone()).into_iter().map(|run| (buf, in_buf(run))).collect()
     }
 }
 

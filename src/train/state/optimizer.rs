@@ -59,3 +59,36 @@ impl<B> OptimizerState<B> {
         self.parts.iter_mut()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Dtype;
+    use crate::ops::dry::Dry;
+    use crate::train::state::Division;
+
+    fn row(parameter: usize, slot: usize) -> Row {
+        Row {
+            name: format!("{slot}/{parameter}"),
+            label: "test",
+            dtype: Dtype::F32,
+            shape: vec![8],
+            len: 8,
+            division: Division::Sharded,
+            home: Home::Optimizer { parameter, slot },
+        }
+    }
+
+    #[test]
+    fn parameters_may_keep_different_tensors_and_those_of_other_ranks_take_nothing() {
+        let table = [row(0, 0), row(1, 0), row(2, 0), row(0, 1), row(2, 1), row(2, 2)];
+        let pieces = vec![Piece { tensor: 1, start: 0, len: 8 }, Piece { tensor: 2, start: 4, len: 4 }];
+        let mut ops = Dry::new(Dtype::F32);
+        let state = OptimizerState::alloc(&mut ops, &table, pieces).expect("nothing can fail");
+        let lens = |parameter| {
+            state.of(parameter).map(|part| part.bufs.iter().map(|buf| buf.0).collect::<Vec<usize>>())
+        };
+        assert_eq!([0, 1, 2].map(lens), [None, Some(vec![8]), Some(vec![4, 4, 4])]);
+        assert_eq!(ops.taken, [8, 4, 4, 4].map(|len| 4 * len), "in the table's order");
+    }
+}

@@ -84,7 +84,7 @@ impl Row {
 /// share what the optimizer keeps.
 ///
 /// The host's values come first, then the parameters, then what the optimizer keeps: the first tensor of each
-/// parameter, the second of each, and so on. Device buffers are allocated in this order.
+/// parameter, the second of each, and so on. The optimizer's buffers are allocated in this order.
 pub fn table(experiment: &Experiment, specs: &Weights<ParamSpec>, param: Dtype, sharded: bool) -> Vec<Row> {
     let mut rows = Vec::new();
     for (at, (name, value)) in Progress::new(&experiment.guards).values().into_iter().enumerate() {
