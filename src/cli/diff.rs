@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{exit, locking};
 use crate::proof::lock::{self, Lock, differences};
-use crate::proof::{Entry, FieldDifference, ledger};
+use crate::proof::{Entry, FieldDifference, entry, ledger};
 use crate::store::compare::{self, First, StateDifference};
 use crate::store::{self, RunPaths, checkpoint};
 
@@ -81,9 +81,10 @@ impl Diff {
         }
         let (_, entries_a) = ledger::read(&a.ledger()).map_err(super::past::refuse_ledger)?;
         let (_, entries_b) = ledger::read(&b.ledger()).map_err(super::past::refuse_ledger)?;
+        let (steps_a, steps_b) = (entry::steps(&entries_a), entry::steps(&entries_b));
         let mut diff = Diff {
             locks: locks(&a, &b)?,
-            entries: (entries_a.len(), entries_b.len()),
+            entries: (steps_a.len(), steps_b.len()),
             step: first_entry(&entries_a, &entries_b),
             ..Diff::default()
         };
@@ -181,8 +182,9 @@ fn state_json(step: u64, state: &StateDifference) -> Value {
 
 /// The first entry that differs and its fields.
 pub fn first_entry(a: &[Entry], b: &[Entry]) -> Option<(u64, Vec<FieldDifference>)> {
-    let (a, b) = a.iter().zip(b).find(|(a, b)| a != b)?;
-    Some((a.step, a.differences(b)))
+    // The evaluation after the last step of one is compared with that of the other alone.
+    let pairs = a.iter().zip(b).filter(|(a, b)| a != b && (a.loss.is_some() == b.loss.is_some()));
+    pairs.map(|(a, b)| (a.step, a.differences(b))).find(|(_, fields)| !fields.is_empty())
 }
 
 fn locks(a: &RunPaths, b: &RunPaths) -> anyhow::Result<Vec<(&'static str, Vec<lock::Difference>)>> {

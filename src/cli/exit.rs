@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::data::fetch::FetchError;
+use crate::eval::EvalError;
 use crate::experiment::ExperimentError;
 use crate::ops::DeviceError;
 use crate::train::{RunError, TrainError};
@@ -13,7 +14,7 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// No usable device of the kind asked for.
 pub const NO_DEVICE: u8 = 3;
-/// Training diverged; the last good checkpoint stands.
+/// Training diverged, or came to numbers that are not finite; the last good checkpoint stands.
 pub const DIVERGED: u8 = 4;
 /// Bits are not what they must be.
 pub const PROOF: u8 = 5;
@@ -66,6 +67,8 @@ fn code(error: &anyhow::Error) -> u8 {
         )
     {
         PROOF
+    } else if matches!(error.downcast_ref(), Some(RunError::Eval(EvalError::NotFinite { .. }))) {
+        DIVERGED
     } else if matches!(device, Some(DeviceError::Unavailable(_))) {
         NO_DEVICE
     } else {

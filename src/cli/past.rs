@@ -3,6 +3,7 @@
 use super::exit::ProofRefusal;
 use super::locking::{self, list};
 use super::session::{Place, Resume};
+use crate::proof::ledger::RESUME;
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{LedgerError, LockError};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
@@ -85,8 +86,7 @@ impl Changed {
     /// `resumed` is the step that a resumed run goes on at.
     pub fn write(&self, recorder: &mut Recorder, resumed: Option<u64>) -> Result<(), RunError> {
         if let Some(step) = resumed {
-            recorder.records.note("resume", &format!("at step {step}"))?;
-            recorder.resumed = true;
+            recorder.records.note(RESUME, &format!("at step {step}"))?;
         }
         if !self.told.is_empty() {
             anstream::eprintln!("same numerics, made elsewhere before:{}", list(&self.told));

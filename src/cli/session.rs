@@ -399,7 +399,7 @@ fn exit_code(outcome: &Outcome) -> u8 {
     match outcome {
         Outcome::Finished { .. } => 0,
         Outcome::Interrupted { .. } => exit::INTERRUPTED,
-        Outcome::Diverged { .. } => exit::DIVERGED,
+        Outcome::Diverged { .. } | Outcome::NotFinite { .. } => exit::DIVERGED,
     }
 }
 

@@ -21,11 +21,12 @@ use std::path::{Path, PathBuf};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::append::{AppendError, AppendFile, complete_lines};
-use super::columns::{Kind, Turn};
+use super::columns::{Kind, Timing, Turn};
 use super::metrics_parquet;
 
 pub use super::columns::{COLUMNS, Column, MetricsRow};
 pub use crate::proof::Action;
+use crate::proof::Entry;
 
 /// The file of rows in a run folder.
 pub const JSONL: &str = "metrics.jsonl";
@@ -33,14 +34,15 @@ pub const JSONL: &str = "metrics.jsonl";
 pub const PARQUET: &str = "metrics.parquet";
 
 impl MetricsRow {
-    /// The row of one turn of the training loop. `step` and `tokens` are the turn's; a turn without an entry
-    /// is the evaluation after the last step.
-    pub fn of(step: u64, tokens: u64, turn: &Turn<'_>) -> MetricsRow {
-        let action = turn.entry.map_or(Action::Evaluate, |entry| entry.action);
-        let mut row = MetricsRow::new(step, tokens, action);
+    /// The row of an entry of the ledger. Events are the first words of the entry's.
+    pub fn of(entry: &Entry, timing: Option<Timing>) -> MetricsRow {
+        let mut row = MetricsRow::new(entry.step, entry.tokens, entry.action);
+        let turn = Turn { entry, timing };
         for column in COLUMNS {
-            (column.set)(&mut row, (column.from)(turn));
+            (column.set)(&mut row, (column.from)(&turn));
         }
+        let words = entry.events.iter().filter_map(|event| event.split(' ').next());
+        row.events = words.map(str::to_owned).collect();
         row
     }
 

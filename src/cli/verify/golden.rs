@@ -87,7 +87,7 @@ impl Golden {
 
     /// What differs in a run: nothing when its bits are golden.
     pub fn mismatch(&self, entries: &[Entry], manifests: &[Manifest]) -> Option<String> {
-        let steps = entries.len() as u64;
+        let steps = crate::proof::entry::steps(entries).len() as u64;
         let found = |step: u64| entries.get(usize::try_from(step.checked_sub(1)?).ok()?)?.root;
         let last = self.last.map(|root| (steps, root));
         let roots = self.roots.iter().map(|(step, root)| (*step, *root)).chain(last);

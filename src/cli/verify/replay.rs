@@ -24,6 +24,7 @@ use crate::train::record::ledger_entry;
 /// Trains steps `steps` of a run again and compares each with the ledger.
 pub fn verify(run: WholeRun, steps: Range<u64>, report: &mut Report) -> anyhow::Result<()> {
     let WholeRun { paths, lock, entries, loaded, data } = run;
+    let entries = crate::proof::entry::steps(&entries).to_vec();
     let Some(data) = data else {
         report.failed("replay", "not begun: the data are not here");
         return Ok(());
@@ -136,7 +137,9 @@ impl Replay {
         let report = trainer.step(feed)?;
         let root = recorded.root.map(|_| trainer.state_root()).transpose()?;
         let tokens = (report.step + 1) * experiment.batch.tokens;
-        Ok(ledger_entry(&report, tokens, root, recorded.events.clone()))
+        // Evaluations are not made again.
+        let (events, evaluation) = (recorded.events.clone(), recorded.evaluation);
+        Ok(Entry { root, events, evaluation, ..ledger_entry(&report, tokens) })
     }
 
     /// Names what differs, down to the element where the run has a checkpoint of this step.
