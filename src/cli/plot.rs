@@ -10,7 +10,7 @@ use crate::report::{self, Baselines, PlotOptions, RunData, Size, Theme, XAxis};
 /// Draw loss, HellaSwag, gradient norm and learning rate of one run, or of several over each other.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Run folder, name under `--runs`, or a main.log file of the reference
+    /// Run folder, name under `--runs`, or a main.log file of llm.c
     #[arg(value_name = "RUN", required = true)]
     run: Vec<String>,
     /// Folder that holds the run folders
@@ -92,6 +92,11 @@ impl Baseline {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let runs: Vec<RunData> =
         args.run.iter().map(|run| RunData::load(run, &args.runs)).collect::<Result<_, _>>()?;
+    for run in &runs {
+        if let Some(why) = &run.unverified {
+            anstream::eprintln!("the curves of {} are not verified: {why}", run.name);
+        }
+    }
     let own_folder = match runs.as_slice() {
         [run] => run.folder.as_ref().map(|folder| folder.join("plots")),
         _ => None,

@@ -5,7 +5,8 @@
 //! ticks; [`scene`] is a list of shapes that prints itself as SVG and PNG, in the colours of [`theme`];
 //! [`panel`] draws a frame and what can be in one, [`chart`] says what each panel shows, [`legend`] what
 //! the lines mean; [`figure`] lays the page out. [`html`] is the page of a run around its pictures.
-//! [`summary`] reads what a folder says of its run, and [`table`] sorts and filters many of them.
+//! [`figures`] comes to one number of a run for each column of its metrics; [`summary`] reads what a folder
+//! says of its run, and [`table`] sorts and filters many of them.
 //!
 //! Equal rows and options give equal bytes: no clock, no font of the machine, no hash order. A
 //! picture hides nothing silently: what does not fit a frame is counted beside the panel's title,
@@ -15,6 +16,7 @@ mod axis;
 mod chart;
 mod curves;
 mod figure;
+mod figures;
 pub mod html;
 mod legend;
 mod panel;
@@ -28,6 +30,7 @@ mod theme;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use figures::Figures;
 pub use run_data::{ModelFacts, RunData, Size};
 pub use theme::{Theme, dark_rules};
 

@@ -49,6 +49,9 @@ pub fn page(page: &Page, charts: &[Chart]) -> Markup {
                 header {
                     h1 { (page.run.name) }
                     p.quiet { (facts(page, &numbers)) }
+                    @if let Some(why) = &page.run.unverified {
+                        p.failed { "Figures and curves are not verified: " (why) }
+                    }
                     (tiles(page, &numbers))
                     nav { @for (id, title, _) in &sections { a href={ "#" (id) } { (title) } } }
                 }
