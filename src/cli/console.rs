@@ -167,11 +167,10 @@ impl Listener for Console {
             }
             Event::HellaSwag { step, scores } => {
                 self.show_steps();
-                let [reference, acc, acc_norm] =
-                    scores.named().map(|(name, score)| format!("{name} {score:.4}"));
+                let [llmc, acc, acc_norm] = scores.named().map(|(name, score)| format!("{name} {score:.4}"));
                 let tasks = units::thousands(scores.tasks as u64);
                 self.line(&format!(
-                    "{BOLD}{reference}{BOLD:#} ({acc}, {acc_norm}) at step {step} on {tasks} tasks"
+                    "{BOLD}{llmc}{BOLD:#} ({acc}, {acc_norm}) at step {step} on {tasks} tasks"
                 ));
             }
             Event::Sampled { step, prompt, text } => {

@@ -103,7 +103,7 @@ impl RunData {
         if self.rows.is_empty() { Err(ReportError::Empty { path: path.to_owned() }) } else { Ok(self) }
     }
 
-    /// The rows that tell of training, skipped steps included.
+    /// The rows of training steps, skipped ones included.
     pub fn trained(&self) -> impl Iterator<Item = &MetricsRow> {
         self.rows.iter().filter(|row| row.loss.is_some())
     }

@@ -43,7 +43,7 @@ impl State {
     }
 }
 
-/// A checkpoint as its manifest tells it.
+/// A checkpoint, from its manifest.
 #[derive(Clone, Debug, Serialize)]
 pub struct CheckpointSummary {
     pub step: u64,
@@ -126,34 +126,7 @@ impl RunSummary {
             }
         };
         let running = run_folder::holder(folder).is_some();
-        // The ledger first: what a run adds meanwhile are rows without an entry, which are yet to come.
-        let ledger = paths.ledger().exists().then(|| ledger::read(&paths.ledger()));
-        let mut rows = match metrics::read(folder) {
-            Ok(rows) => rows,
-            Err(problem @ metrics::MetricsError::Missing { .. }) => {
-                // A run that was just started has none yet.
-                if paths.ledger().exists()
-                    && std::fs::metadata(paths.ledger()).is_ok_and(|file| file.len() > 0)
-                {
-                    fault(problem.to_string());
-                }
-                Vec::new()
-            }
-            Err(problem) => {
-                fault(problem.to_string());
-                Vec::new()
-            }
-        };
-        let unverified = unverified(&rows, ledger.as_ref(), running);
-        let (log, entries) = match ledger {
-            Some(Ok((log, entries))) => (log, entries),
-            Some(Err(problem)) => {
-                fault(problem.to_string());
-                Default::default()
-            }
-            None => Default::default(),
-        };
-        mark_resumes(&mut rows, &log);
+        let Recorded { rows, log, entries, unverified } = Recorded::read(&paths, running, &mut fault);
         let lock = match Lock::read(&paths.lock_file()) {
             Ok(lock) => Some(lock),
             Err(LockError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
@@ -177,26 +150,14 @@ impl RunSummary {
         let step = rows.last().map_or(0, |row| row.step + u64::from(row.action != metrics::Action::Evaluate));
         let finished =
             checkpoints.last().is_some_and(|newest| newest.problem.is_none() && Some(newest.step) == steps);
-        let diverged = experiment
-            .as_ref()
-            .is_some_and(|experiment| skips_at_the_end(&rows) >= experiment.guards.patience);
-        let not_finite = not_finite(&rows, &log);
-        let (state, why) = if running {
-            (State::Running, None)
-        } else if let Some(problem) = faults.into_iter().next() {
-            (State::Broken, Some(problem))
-        } else if let Some(why) = not_finite {
-            (State::Stopped, Some(format!("not finite: {why}")))
-        } else if finished {
-            (State::Done, None)
-        } else {
-            (
-                State::Stopped,
-                diverged
-                    .then(|| format!("diverged: {} steps in a row were skipped", skips_at_the_end(&rows))),
-            )
+        let patience = experiment.as_ref().map(|experiment| experiment.guards.patience);
+        let failed = failed(&rows, &log, patience);
+        let (state, why) = match (running, faults.into_iter().next()) {
+            (true, _) => (State::Running, None),
+            (false, Some(problem)) => (State::Broken, Some(problem)),
+            (false, None) if finished && failed.is_none() => (State::Done, None),
+            (false, None) => (State::Stopped, failed),
         };
-
         RunSummary {
             name: paths.name(),
             folder: folder.to_owned(),
@@ -217,6 +178,44 @@ impl RunSummary {
             checkpoints,
             incidents: incidents(&rows),
         }
+    }
+}
+
+/// What the metrics and the ledger of a run say.
+struct Recorded {
+    rows: Vec<MetricsRow>,
+    log: Log,
+    entries: Vec<Entry>,
+    /// Why the rows are not what the ledger says.
+    unverified: Option<String>,
+}
+
+impl Recorded {
+    fn read(paths: &RunPaths, running: bool, fault: &mut dyn FnMut(String)) -> Recorded {
+        // The ledger first: what a run adds meanwhile are rows without an entry, which are yet to come.
+        let ledger = paths.ledger().exists().then(|| ledger::read(&paths.ledger()));
+        let mut rows = match metrics::read(paths.folder()) {
+            Ok(rows) => rows,
+            Err(problem) => {
+                // A run that was just started has none yet.
+                let begun = std::fs::metadata(paths.ledger()).is_ok_and(|file| file.len() > 0);
+                if begun || !matches!(problem, metrics::MetricsError::Missing { .. }) {
+                    fault(problem.to_string());
+                }
+                Vec::new()
+            }
+        };
+        let unverified = unverified(&rows, ledger.as_ref(), running);
+        let (log, entries) = match ledger {
+            Some(Ok(read)) => read,
+            Some(Err(problem)) => {
+                fault(problem.to_string());
+                Default::default()
+            }
+            None => Default::default(),
+        };
+        mark_resumes(&mut rows, &log);
+        Recorded { rows, log, entries, unverified }
     }
 }
 
@@ -272,25 +271,25 @@ fn skips_at_the_end(rows: &[MetricsRow]) -> u64 {
     rows.iter().rev().filter(|row| row.loss.is_some()).take_while(|row| row.action.is_skip()).count() as u64
 }
 
-/// Why a run that ended has come to nothing: what it noted, or a last step or evaluation that is not finite. A
-/// resume that went on since makes its own.
-fn not_finite(rows: &[MetricsRow], log: &Log) -> Option<String> {
-    let trained = rows.iter().rev().find(|row| row.loss.is_some());
+/// Why a run did not come to its end, or ended with numbers that are not finite; none while nothing failed.
+/// `patience` is the number of skipped steps in a row that ends a run.
+fn failed(rows: &[MetricsRow], log: &Log, patience: Option<u64>) -> Option<String> {
+    let skips = skips_at_the_end(rows);
+    if patience.is_some_and(|patience| skips >= patience) {
+        return Some(format!("diverged: {skips} steps in a row were skipped"));
+    }
     let noted = log.notes().iter().rev().find(|note| note.kind == NOT_FINITE && note.after == log.size());
     if let Some(note) = noted {
-        return Some(note.text.clone());
+        return Some(format!("not finite: {}", note.text));
     }
-    let skips = skips_at_the_end(rows);
+    let trained = rows.iter().rev().find(|row| row.loss.is_some());
     if let Some(row) = trained.filter(|row| row.action == metrics::Action::SkipNonfinite) {
-        return Some(format!(
-            "loss or gradient norm of step {}; {skips} steps in a row were skipped",
-            row.step
-        ));
+        return Some(format!("not finite: loss or gradient norm of step {}", row.step));
     }
     let val_loss = rows.iter().rev().find_map(|row| row.val_loss.map(|loss| (row.step, loss)));
     val_loss
         .filter(|(_, loss)| !loss.is_finite())
-        .map(|(step, loss)| format!("the validation loss at step {step} is {loss}"))
+        .map(|(step, loss)| format!("not finite: the validation loss at step {step} is {loss}"))
 }
 
 fn last_root(entries: &[Entry], checkpoints: &[CheckpointSummary]) -> Option<String> {

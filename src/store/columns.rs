@@ -9,7 +9,7 @@
 
 use crate::proof::{Action, Entry, HellaSwag};
 
-/// What a column tells of, which decides where in a row it stands and whether it has bits.
+/// Where a column's numbers come from, which decides where in a row it stands and whether it has bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Computed by the optimizer step; exact.

@@ -3,7 +3,7 @@
 //! The numbers are those of [`super::columns`]. An exact one stands in two keys: `loss` as a decimal for
 //! people and scripts, `loss_bits` as the 16 hexadecimal digits of its IEEE 754 double for proofs. The
 //! decimal is the shortest that reads back to the same bits. JSON knows neither NaN nor infinity: there the
-//! decimal is `null` and the bits tell which it was, so a column stays numeric for every reader. A value
+//! decimal is `null` and the bits say which it was, so a column stays numeric for every reader. A value
 //! that was not measured is `null` in both. Timings have no bits: nobody proves them.
 //!
 //! Steps are counted from 0: row `s` is the update that turns the weights after `s` updates into those after
@@ -46,7 +46,7 @@ impl MetricsRow {
         row
     }
 
-    /// Whether two rows tell of the same training, bit for bit. Timings and events may differ.
+    /// Whether two rows are of the same training, bit for bit. Timings and events may differ.
     pub fn same_bits(&self, other: &MetricsRow) -> bool {
         let bits = |row: &MetricsRow, column: &Column| (column.get)(row).map(f64::to_bits);
         self.step == other.step
@@ -139,7 +139,7 @@ impl<'de> Visitor<'de> for RowVisitor {
     }
 }
 
-/// The value behind a decimal and its bits, which must tell the same.
+/// The value behind a decimal and its bits, which must be of one number.
 fn exact(key: &str, decimal: Option<f64>, bits: Option<&str>) -> Result<Option<f64>, String> {
     let value = match bits {
         None => None,

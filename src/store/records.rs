@@ -1,6 +1,6 @@
 //! The files that a run writes while it trains: ledger, metrics, `main.log`, the event file and samples.
 //!
-//! They are opened together at a step, written together and cut together, so that they tell of the same
+//! They are opened together at a step, written together and cut together, so that they hold the same
 //! steps. A turn of the training loop enters the ledger first: what the others say is derived from it.
 
 use super::append::AppendError;

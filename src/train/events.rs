@@ -61,7 +61,7 @@ pub trait Listener {
     }
 }
 
-/// Several listeners, each of which is told what the one before it has taken.
+/// Several listeners: an event goes to one after the other, and no further than to the first that fails.
 pub struct Listeners(pub Vec<Box<dyn Listener>>);
 
 impl Listener for Listeners {
