@@ -73,7 +73,7 @@ fn condensed(checks: Vec<Check>) -> Vec<Check> {
         let name = format!("every byte of {} checkpoints is what it was", whole.len());
         condensed.insert(
             0,
-            Check { status: Status::Passed, name, detail: format!("after steps {}", steps.join(", ")) },
+            Check { status: Status::Passed, name, detail: format!("at steps {}", steps.join(", ")) },
         );
     }
     condensed

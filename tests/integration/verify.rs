@@ -226,8 +226,8 @@ fn an_experiment_is_trained_twice_killed_once_and_held_to_golden_roots() {
     let changed = twice(&["--expect", &golden, "--set", "schedule.learning_rate=2e-3"]);
     assert_eq!(changed.code, Some(5), "{}{}", changed.stdout, changed.stderr);
     for says in [
-        "the root after step 1 is the first that differs",
-        "first differing tensor after step 2: `adam_m/",
+        "the root at step 1 is the first that differs",
+        "first differing tensor at step 2: `adam_m/",
         "--bless",
     ] {
         assert!(changed.stdout.contains(says), "`{says}` is not in:\n{}", changed.stdout);

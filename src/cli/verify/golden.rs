@@ -95,7 +95,7 @@ impl Golden {
         let (step, expected) = hashed.find(|(step, root)| found(*step) != Some(*root))?;
         let here = found(step).map_or("the run ended before".to_owned(), |root| root.to_string());
         let mut text = format!(
-            "the root after step {step} is the first that differs: expected {expected}, found {here}"
+            "the root at step {step} is the first that differs: expected {expected}, found {here}"
         );
         if let Some(tensors) = self.first_tensors(step, manifests) {
             text.push_str(&tensors);
@@ -118,7 +118,7 @@ impl Golden {
             manifest.tensors.keys().filter(|name| !self.tensors.contains_key(&(at, (*name).clone()))).count();
         let first = differing.first()?;
         let mut text = format!(
-            "\n  first differing tensor after step {at}: `{first}`, of {} that differ among {}",
+            "\n  first differing tensor at step {at}: `{first}`, of {} that differ among {}",
             differing.len(),
             golden().count()
         );

@@ -59,7 +59,7 @@ pub fn run(path: &Path, options: &Options, report: &mut Report) -> anyhow::Resul
     let resumed = Diff::of(&trial.folder("first"), &trial.folder("killed"))?;
     match killed_at {
         Some(step) => {
-            same(&resumed, "resume", &format!("killed after step {step} and resumed: the same bits"), report)
+            same(&resumed, "resume", &format!("killed with {step} steps done and resumed: the same bits"), report)
         }
         None => report.skipped("resume", "every run ended before it could be killed"),
     }

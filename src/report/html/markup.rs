@@ -202,7 +202,7 @@ fn ledger(page: &Page) -> Markup {
                         tr { th { "Entries" } td { (units::thousands(head.size)) ", one a step, an append-only Merkle log" } }
                         tr { th { "Head" } td { code.hash { (head.root) } } }
                         @if let Some((step, root)) = entries.iter().rev().find_map(|entry| Some((entry.step, entry.root?))) {
-                            tr { th { "State root" } td { code.hash { (root) } " after step " (units::thousands(step + 1)) } }
+                            tr { th { "State root" } td { code.hash { (root) } " at step " (units::thousands(step + 1)) } }
                         }
                         @if let Some(torn) = log.torn() {
                             tr { th { "Unfinished" } td { "line " (torn.line) " was left unfinished by a kill" } }
