@@ -128,7 +128,7 @@ pub struct Resume {
 pub struct Data {
     pub train: Arc<Dataset>,
     pub validation: Option<ValidationSet>,
-    hellaswag: Option<TaskSet>,
+    pub hellaswag: Option<TaskSet>,
     pub tokenizer: Tokenizer,
 }
 

@@ -2,6 +2,8 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::proof::{Evaluation, HellaSwag, Validation};
+use crate::store::main_log::MainLogWriter;
+use crate::store::metrics::MetricsWriter;
 use crate::store::{Records, Timing};
 
 const ENDED: Extent = Extent { saved: 6, ended: true, running: false };
@@ -188,6 +190,18 @@ fn a_ledger_of_version_1_leaves_evaluations_unproven_and_proves_the_rest() {
     let mut rows: Vec<MetricsRow> = entries().iter().map(|entry| MetricsRow::of(entry, None)).collect();
     rows[3].events.insert(0, "resume".into());
     assert_eq!(compare(&rows, &old), Ok(Agreed { rows: 7, unproven: 4 }));
+    let folder = tempfile::tempdir().unwrap();
+    let paths = RunPaths::new(folder.path());
+    let mut metrics = MetricsWriter::create(folder.path()).unwrap();
+    let mut log = MainLogWriter::create(folder.path()).unwrap();
+    for row in &rows {
+        metrics.append(row).unwrap();
+        log.append(row).unwrap();
+    }
+    metrics.write_parquet(&paths.metrics_parquet()).unwrap();
+    let checked: Vec<usize> =
+        check(&paths, &old, ENDED).into_iter().map(|(_, result)| result.unwrap().unproven).collect();
+    assert_eq!(checked, [4, 4, 0]);
     assert_eq!(unverified(&rows, &old, false), None);
     rows[5].loss = Some(1.0);
     assert!(unverified(&rows, &old, false).unwrap().contains("row 6, `loss`"));

@@ -32,7 +32,7 @@ impl Listener for Recorder {
             Event::Evaluated { val_loss, val_tokens, .. } => {
                 self.evaluation.validation = Some(Validation { loss: *val_loss, tokens: *val_tokens });
             }
-            Event::HellaSwag { scores, .. } => self.evaluation.hellaswag = Some(counts(scores)),
+            Event::HellaSwag { scores, .. } => self.evaluation.hellaswag = Some(correct_counts(scores)),
             Event::Sampled { step, prompt, text } => {
                 self.records.sample(*step, &format!("{prompt}{text}\n"))?;
             }
@@ -105,7 +105,7 @@ fn last_entry(step: u64, tokens: u64, evaluation: Evaluation) -> Entry {
 
 /// Scores as the counts that they are shares of. Sums over the plain wording are not lm-eval's scores and are
 /// not recorded under their names.
-fn counts(scores: &Scores) -> HellaSwag {
+pub fn correct_counts(scores: &Scores) -> HellaSwag {
     // A share of n tasks, times n, is off its count by less than any rounding could make a half.
     let correct = |score: f64| (score * scores.tasks as f64).round() as u64;
     HellaSwag {

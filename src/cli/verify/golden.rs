@@ -94,9 +94,8 @@ impl Golden {
         let mut hashed = roots.filter(|(step, _)| found(*step).is_some() || *step > steps);
         let (step, expected) = hashed.find(|(step, root)| found(*step) != Some(*root))?;
         let here = found(step).map_or("the run ended before".to_owned(), |root| root.to_string());
-        let mut text = format!(
-            "the root at step {step} is the first that differs: expected {expected}, found {here}"
-        );
+        let mut text =
+            format!("the root at step {step} is the first that differs: expected {expected}, found {here}");
         if let Some(tensors) = self.first_tensors(step, manifests) {
             text.push_str(&tensors);
         }

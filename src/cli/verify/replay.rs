@@ -11,15 +11,16 @@ use crate::cli::initial;
 use crate::cli::locking::{self, Locked, list};
 use crate::cli::session::{self, Data, Device, OnDevice};
 use crate::data::Prefetcher;
+use crate::eval;
 use crate::experiment::Loaded;
 use crate::ops::Ops;
 use crate::plan::memory::Storage;
-use crate::proof::Entry;
 use crate::proof::entry::rewound_from;
 use crate::proof::lock::{Lock, differences};
+use crate::proof::{Entry, Evaluation, Validation};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;
-use crate::train::record::ledger_entry;
+use crate::train::record::{correct_counts, ledger_entry};
 
 /// Trains steps `steps` of a run again and compares each with the ledger.
 pub fn verify(run: WholeRun, steps: Range<u64>, report: &mut Report) -> anyhow::Result<()> {
@@ -134,12 +135,31 @@ impl Replay {
             trainer.skip_data((from + 1 - recorded.step) * experiment.sequences_per_step());
             feed.seek(recorded.step, trainer.progress().data_offset)?;
         }
+        let evaluation = recorded.evaluation.map(|recorded| self.evaluate(trainer, recorded)).transpose()?;
         let report = trainer.step(feed)?;
         let root = recorded.root.map(|_| trainer.state_root()).transpose()?;
         let tokens = (report.step + 1) * experiment.batch.tokens;
-        // Evaluations are not made again.
-        let (events, evaluation) = (recorded.events.clone(), recorded.evaluation);
+        let events = recorded.events.clone();
         Ok(Entry { root, events, evaluation, ..ledger_entry(&report, tokens) })
+    }
+
+    /// Measures again what was measured before a step, on sets of the sizes that were recorded: a resumed run
+    /// may have been given others since.
+    fn evaluate<O: Ops>(&self, trainer: &mut Trainer<O>, recorded: Evaluation) -> anyhow::Result<Evaluation> {
+        let mut again = recorded;
+        let (ops, model, losses, link) = trainer.for_evaluation();
+        if let (Some(Validation { tokens, loss }), Some(set)) = (&mut again.validation, &self.data.validation)
+            && *tokens == set.tokens()
+        {
+            *loss = eval::validation_loss_of_ranks(ops, model, losses, link, set, |_| ())?;
+        }
+        if let (Some(counts), Some(set)) = (&mut again.hellaswag, &self.data.hellaswag) {
+            let scores = eval::hellaswag(ops, model, losses, link, set, |_, _| ())?;
+            if counts.tasks == scores.tasks as u64 {
+                *counts = correct_counts(&scores);
+            }
+        }
+        Ok(again)
     }
 
     /// Names what differs, down to the element where the run has a checkpoint of this step.

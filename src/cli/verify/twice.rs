@@ -58,9 +58,12 @@ pub fn run(path: &Path, options: &Options, report: &mut Report) -> anyhow::Resul
     same(&repeat, "repeat", "two processes gave the same bits", report);
     let resumed = Diff::of(&trial.folder("first"), &trial.folder("killed"))?;
     match killed_at {
-        Some(step) => {
-            same(&resumed, "resume", &format!("killed with {step} steps done and resumed: the same bits"), report)
-        }
+        Some(step) => same(
+            &resumed,
+            "resume",
+            &format!("killed with {step} steps done and resumed: the same bits"),
+            report,
+        ),
         None => report.skipped("resume", "every run ended before it could be killed"),
     }
 
