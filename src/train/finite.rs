@@ -1,5 +1,7 @@
 //! Whether what a run ends with is made of numbers.
 
+use rayon::prelude::*;
+
 use super::run::Run;
 use super::{RunError, TrainError};
 use crate::ops::{Dtype, Ops};
@@ -19,7 +21,7 @@ impl<O: Ops> Run<O> {
         }
         let infos = self.trainer.state_infos();
         let pieces = self.trainer.read_pieces().map_err(TrainError::from)?;
-        let found = pieces.iter().find_map(|piece| {
+        let found = pieces.par_iter().find_map_first(|piece| {
             let info = infos.iter().find(|info| info.name == piece.tensor)?;
             let (at, value) = first_not_finite(info.dtype, &piece.bytes)?;
             let element = piece.at as usize / info.dtype.size() + at;

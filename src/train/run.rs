@@ -10,6 +10,7 @@
 //! hashing and checkpoints may come and go without changing a bit of the training state.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -71,58 +72,83 @@ impl<O: Ops> Run<O> {
         let steps = self.experiment.schedule.steps;
         out.on(&Event::Began { step: self.trainer.progress().step, steps })?;
         // A second divergence before any new checkpoint would go back to the same place for ever.
-        let mut rewound_to = None;
-        let mut why = None;
-        loop {
-            let step = self.trainer.progress().step;
-            let not_finite = self.evaluate(step, out)?;
-            if not_finite.is_none() {
-                self.sample(step, out)?;
+        let (mut rewound_to, mut last) = (None, None);
+        while self.trainer.progress().step < steps {
+            match self.turn(&mut rewound_to, out)? {
+                ControlFlow::Continue(verdict) => last = Some(verdict),
+                ControlFlow::Break(outcome) => return Ok(outcome),
             }
-            if step == steps {
-                why = not_finite.or(why);
-                break;
+        }
+        self.end(last, started, out)
+    }
+
+    /// One turn of the loop. Gives what the guards said of its step, or how the run ended.
+    fn turn(
+        &mut self,
+        rewound_to: &mut Option<u64>,
+        out: &mut dyn Listener,
+    ) -> Result<ControlFlow<Outcome, Verdict>, RunError> {
+        let (step, steps) = (self.trainer.progress().step, self.experiment.schedule.steps);
+        let not_finite = self.evaluate(step, out)?;
+        if not_finite.is_none() {
+            self.sample(step, out)?;
+        }
+        let (verdict, root) = self.step(step, out)?;
+        if let Some(why) = not_finite {
+            // The step is made for its entry, in which the evaluation stands.
+            return self.end_not_finite(why, out).map(ControlFlow::Break);
+        }
+        if self.trainer.progress().guards.diverged() {
+            let skips = self.trainer.progress().guards.skips_in_a_row;
+            out.on(&Event::Diverged { step, skips })?;
+            *rewound_to = self.rewind(step, *rewound_to, out)?;
+            if rewound_to.is_some() {
+                return Ok(ControlFlow::Continue(verdict));
             }
-            let (verdict, root) = self.step(step, out)?;
-            if not_finite.is_some() {
-                return self.end_not_finite(step + 1, not_finite, out);
-            }
-            if self.trainer.progress().guards.diverged() {
-                let skips = self.trainer.progress().guards.skips_in_a_row;
-                out.on(&Event::Diverged { step, skips })?;
-                rewound_to = self.rewind(step, rewound_to, out)?;
-                if rewound_to.is_none() {
-                    self.settle(out)?;
-                    return Ok(Outcome::Diverged { step });
-                }
-                continue;
-            }
-            why = (verdict == Verdict::SkipNonfinite)
-                .then(|| format!("loss or gradient norm of step {step}, the last, is not finite"));
-            let stop = self.agree_to_stop()?;
-            if stop || due(self.experiment.checkpoint.every, step + 1, steps) {
-                self.checkpoint(root, out)?;
-            }
-            self.announce_saved(out)?;
-            if stop && step + 1 < steps {
-                self.settle(out)?;
-                out.on(&Event::Interrupted { step: step + 1 })?;
-                return Ok(Outcome::Interrupted { step: step + 1 });
-            }
+            self.settle(out)?;
+            return Ok(ControlFlow::Break(Outcome::Diverged { step }));
+        }
+        let stop = self.agree_to_stop()?;
+        if stop || due(self.experiment.checkpoint.every, step + 1, steps) {
+            self.checkpoint(root, out)?;
+        }
+        self.announce_saved(out)?;
+        if stop && step + 1 < steps {
+            self.settle(out)?;
+            out.on(&Event::Interrupted { step: step + 1 })?;
+            return Ok(ControlFlow::Break(Outcome::Interrupted { step: step + 1 }));
+        }
+        Ok(ControlFlow::Continue(verdict))
+    }
+
+    /// Evaluates and samples after the last step, and looks whether the run has come to a model. `last` is
+    /// what the guards said of the last step, if one was made.
+    fn end(
+        &mut self,
+        last: Option<Verdict>,
+        started: Instant,
+        out: &mut dyn Listener,
+    ) -> Result<Outcome, RunError> {
+        let steps = self.experiment.schedule.steps;
+        let mut why = self.evaluate(steps, out)?;
+        if why.is_none() {
+            self.sample(steps, out)?;
         }
         out.on(&Event::Completed { steps, tokens: steps * self.experiment.batch.tokens })?;
-        why = match why {
-            None => self.came_to_nothing()?,
-            why => why,
-        };
-        if why.is_some() {
-            return self.end_not_finite(steps, why, out);
+        if why.is_none() && last == Some(Verdict::SkipNonfinite) {
+            why = Some(format!("loss or gradient norm of step {}, the last, is not finite", steps - 1));
         }
+        // The memory of the last snapshot must be free before the state is read again.
         self.settle(out)?;
+        if why.is_none() {
+            why = self.came_to_nothing()?;
+        }
+        if let Some(why) = why {
+            return self.end_not_finite(why, out);
+        }
         let root = self.trainer.state_root()?;
         let (waits, seconds) = (self.feed.waits(), started.elapsed().as_secs_f64());
-        let skipped = self.skipped();
-        out.on(&Event::Finished { step: steps, skipped, root, seconds, waits })?;
+        out.on(&Event::Finished { step: steps, skipped: self.skipped(), root, seconds, waits })?;
         Ok(Outcome::Finished { root })
     }
 
@@ -131,15 +157,10 @@ impl<O: Ops> Run<O> {
         self.trainer.progress().step - self.trainer.progress().updates
     }
 
-    /// Ends a run of which a number that must be finite is not. Nothing more is saved: the checkpoints that
+    /// Ends a run of which a number that must be finite is not. Nothing more is saved; the checkpoints that
     /// are there stay.
-    fn end_not_finite(
-        &mut self,
-        step: u64,
-        why: Option<String>,
-        out: &mut dyn Listener,
-    ) -> Result<Outcome, RunError> {
-        let why = why.unwrap_or_default();
+    fn end_not_finite(&mut self, why: String, out: &mut dyn Listener) -> Result<Outcome, RunError> {
+        let step = self.trainer.progress().step;
         let why = format!("{why}; {} of {step} steps were skipped", self.skipped());
         out.on(&Event::NotFinite { step, why })?;
         self.settle(out)?;
