@@ -68,6 +68,8 @@ pub struct Followed {
     pub state: State,
     /// Why it is broken or stopped.
     pub why: Option<String>,
+    /// The step of the newest checkpoint at the last look.
+    saved: Option<u64>,
     pub steps: Option<u64>,
     /// Steps done.
     pub done: u64,
@@ -102,6 +104,7 @@ impl Followed {
             device: summary.device.unwrap_or_default(),
             state: summary.state,
             why: summary.why,
+            saved: summary.checkpoints.last().map(|checkpoint| checkpoint.step),
             steps: summary.steps,
             done: 0,
             tokens: 0,
@@ -194,21 +197,14 @@ impl Followed {
     fn look_at_state(&mut self) {
         let saved =
             store::list(&self.paths.checkpoints()).ok().and_then(|found| found.last().map(|(step, _)| *step));
-        let before = self.state;
-        self.state = if run_folder::holder(self.paths.folder()).is_some() {
-            State::Running
-        } else if before == State::Broken {
-            State::Broken
-        } else if self.steps.is_some() && saved == self.steps {
-            State::Done
-        } else {
-            State::Stopped
-        };
-        if before == State::Running && self.state != State::Running {
-            // It has ended: look at everything once, for the reason.
+        if run_folder::holder(self.paths.folder()).is_some() {
+            self.state = State::Running;
+        } else if self.state == State::Running || saved != self.saved {
+            // It has ended, or gone on unseen: look at everything once, for the state and its reason.
             let summary = RunSummary::read(self.paths.folder());
             (self.state, self.why) = (summary.state, summary.why);
         }
+        self.saved = saved;
     }
 
     /// Seconds to the last step at the pace of the last steps.

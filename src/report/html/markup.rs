@@ -76,6 +76,9 @@ fn facts(page: &Page, numbers: &Numbers) -> String {
         Some(planned) if planned > numbers.steps => {
             format!("{steps} of {} steps so far", units::thousands(planned))
         }
+        Some(_) if page.is_not_finite() => {
+            format!("ended after {steps} steps in numbers that are not finite")
+        }
         Some(_) => format!("finished after {steps} steps"),
         None => format!("{steps} steps"),
     });
