@@ -91,14 +91,15 @@ impl Console {
         self.done = done;
         self.show_steps();
         let usual = report.verdict == Verdict::Update;
-        if usual && !done.is_multiple_of(self.every) && done != self.steps && done != self.first_step + 1 {
+        let step = report.step;
+        if usual && !step.is_multiple_of(self.every) && done != self.steps && step != self.first_step {
             return;
         }
         let width = self.steps.to_string().len();
         let gpu = self.gpu.latest().map_or(String::new(), |sample| format!(" | {}", sample.to_text()));
         let mfu = mfu.map_or(String::new(), |m| format!(" | {:4.1}% MFU", 100.0 * m));
         let mut line = format!(
-            "step {done:>width$}/{} | loss {:.6} ({}) | norm {:.4} ({}) | lr {:.2e} | {step_ms:.1} ms{mfu} | {tokens_per_s:.0} tok/s{gpu}",
+            "step {step:>width$}/{} | loss {:.6} ({}) | norm {:.4} ({}) | lr {:.2e} | {step_ms:.1} ms{mfu} | {tokens_per_s:.0} tok/s{gpu}",
             self.steps,
             report.loss,
             z(report.loss_z),
@@ -166,11 +167,10 @@ impl Listener for Console {
             }
             Event::HellaSwag { step, scores } => {
                 self.show_steps();
-                let [reference, acc, acc_norm] =
-                    scores.named().map(|(name, score)| format!("{name} {score:.4}"));
+                let [llmc, acc, acc_norm] = scores.named().map(|(name, score)| format!("{name} {score:.4}"));
                 let tasks = units::thousands(scores.tasks as u64);
                 self.line(&format!(
-                    "{BOLD}{reference}{BOLD:#} ({acc}, {acc_norm}) at step {step} on {tasks} tasks"
+                    "{BOLD}{llmc}{BOLD:#} ({acc}, {acc_norm}) at step {step} on {tasks} tasks"
                 ));
             }
             Event::Sampled { step, prompt, text } => {
@@ -197,11 +197,15 @@ impl Listener for Console {
                     "{WARN}diverged at step {step}: {skips} steps in a row were skipped{WARN:#}"
                 ));
             }
+            Event::NotFinite { why, .. } => {
+                self.bar.finish_and_clear();
+                self.line(&format!("{WARN}not finite: {why}{WARN:#}"));
+            }
             Event::Interrupted { step } => {
                 self.bar.finish_and_clear();
                 self.line(&format!("stopped as asked: {step} steps are done and saved"));
             }
-            Event::Finished { step, root, seconds, waits } => {
+            Event::Finished { step, skipped, root, seconds, waits } => {
                 self.bar.finish_and_clear();
                 let waited = match waits.waits {
                     0 => "data was never waited for".to_owned(),
@@ -210,7 +214,11 @@ impl Listener for Console {
                         waits.waited.as_secs_f64() * 1e3
                     ),
                 };
-                self.line(&format!("{step} steps done in {}; {waited}", units::duration(*seconds)));
+                let skipped = match skipped {
+                    0 => String::new(),
+                    n => format!(", {n} of them skipped"),
+                };
+                self.line(&format!("{step} steps done in {}{skipped}; {waited}", units::duration(*seconds)));
                 self.line(&format!("{BOLD}state root {root}{BOLD:#}"));
             }
         }

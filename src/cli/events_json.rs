@@ -56,10 +56,15 @@ impl Listener for JsonEvents {
                 json!({"event": "rewind", "from_step": from_step, "to_step": to_step})
             }
             Event::Diverged { step, skips } => json!({"event": "diverged", "step": step, "skips": skips}),
+            Event::NotFinite { step, why } => json!({"event": "not_finite", "step": step, "why": why}),
             Event::Interrupted { step } => json!({"event": "interrupted", "step": step}),
-            Event::Finished { step, root, seconds, .. } => {
-                json!({"event": "finished", "step": step, "root": root.to_string(), "seconds": seconds})
-            }
+            Event::Finished { step, skipped, root, seconds, .. } => json!({
+                "event": "finished",
+                "step": step,
+                "skipped": skipped,
+                "root": root.to_string(),
+                "seconds": seconds,
+            }),
         };
         println!("{value}");
         Ok(())

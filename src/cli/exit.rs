@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::data::fetch::FetchError;
+use crate::eval::EvalError;
 use crate::experiment::ExperimentError;
 use crate::ops::DeviceError;
 use crate::plan::PlanError;
@@ -16,7 +17,7 @@ pub const FAILED: u8 = Ending::Failed.code();
 pub const USAGE: u8 = 2;
 /// No usable device of the kind asked for.
 pub const NO_DEVICE: u8 = 3;
-/// Training diverged; the last good checkpoint stands.
+/// Training diverged, or came to numbers that are not finite; the last good checkpoint stands.
 pub const DIVERGED: u8 = Ending::Diverged.code();
 /// Bits are not what they must be.
 pub const PROOF: u8 = 5;
@@ -65,6 +66,8 @@ fn code(error: &anyhow::Error) -> u8 {
         )
     {
         PROOF
+    } else if matches!(error.downcast_ref(), Some(RunError::Eval(EvalError::NotFinite { .. }))) {
+        DIVERGED
     } else if matches!(device, Some(DeviceError::Unavailable(_))) {
         NO_DEVICE
     } else {

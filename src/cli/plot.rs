@@ -92,6 +92,11 @@ impl Baseline {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let runs: Vec<RunData> =
         args.run.iter().map(|run| RunData::load(run, &args.runs)).collect::<Result<_, _>>()?;
+    for run in &runs {
+        if let Some(why) = &run.unverified {
+            anstream::eprintln!("the curves of {} are not verified: {why}", run.name);
+        }
+    }
     let own_folder = match runs.as_slice() {
         [run] => run.folder.as_ref().map(|folder| folder.join("plots")),
         _ => None,

@@ -104,6 +104,9 @@ fn text(message: &Message<'_>) -> String {
         Message::MadeElsewhere { lock: None, differences } => {
             format!("same numerics, made elsewhere before:{}", list(differences))
         }
+        Message::OtherEvaluations(lock) => format!(
+            "the state is that of {lock}, the ledger has another head: its run was evaluated at other steps, or by an older program"
+        ),
         Message::Folder(folder) => format!("folder: {}", folder.display()),
         Message::NoSensors(why) => format!("the GPU's sensors cannot be read: {why}"),
         Message::GpusLeftOver { used, gpus, workers } => format!(
@@ -170,7 +173,7 @@ pub fn conclude(trained: Trained, json: bool) -> anyhow::Result<Ending> {
         if !json {
             println!("{root}");
         }
-        kept.keep_outputs()?;
+        kept.keep_outputs(reporter(json))?;
     }
     Ok(ending)
 }

@@ -23,8 +23,8 @@ Examples:
   runner show quickstart
   runner show --csv > runs.csv
 
-Columns: name, model, state, step, steps, tokens, loss, val_loss, hellaswag, tokens_per_s, mfu, root,
-parameters, why. Operators: ==, !=, <, <=, >, >=, and ~ for text that contains another.")]
+Columns: name, model, state, step, steps, tokens, loss, val_loss, hellaswag, hellaswag_acc, hellaswag_acc_norm,
+step_ms, tokens_per_s, mfu, skipped, root, parameters, why. Operators: ==, !=, <, <=, >, >=, and ~ for text that contains another.")]
 pub struct Args {
     /// The run to show in full: a name under `--runs`, or a folder.
     run: Option<PathBuf>,
@@ -51,6 +51,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let text =
             if args.json { serde_json::to_string_pretty(&run)? + "\n" } else { listing::in_full(&run) };
         stdout::write(&text)?;
+        warn_unverified(&[&run]);
         return Ok(ExitCode::SUCCESS);
     }
     let runs = summary::all(&args.runs)?;
@@ -77,5 +78,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         listing::table(&chosen, width)
     };
     stdout::write(&text)?;
+    warn_unverified(&chosen);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says on stderr which figures are not what the ledgers say. A run without a figure has none to verify.
+fn warn_unverified(runs: &[&RunSummary]) {
+    for run in runs.iter().filter(|run| run.step > 0) {
+        if let Some(why) = &run.unverified {
+            anstream::eprintln!("the figures of {} are not verified: {why}", run.name);
+        }
+    }
 }

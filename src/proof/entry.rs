@@ -5,12 +5,15 @@
 //! checked with any SHA-256 and no knowledge of JSON; and a reader can show that no other spelling
 //! of the same entry passes. What an entry holds is a function of the experiment alone: nothing of
 //! time, machine or how often the run was resumed, or a resumed run could not end in the same log.
+//!
+//! Version 2 of an entry has the key `evaluation`, version 1 has not; both are read and checked.
 
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 use sha2::Digest;
 
+use super::evaluation::{Evaluation, WrittenEvaluation};
 use super::hash::{Hash, STEP};
 
 /// What became of a step.
@@ -71,18 +74,21 @@ pub fn rewound_from(event: &str) -> Option<u64> {
     event.strip_prefix("rewind from step ")?.split_once(" to step ")?.0.parse().ok()
 }
 
-/// What one optimizer step did. Two entries are equal when their canonical bytes are.
+/// What one optimizer step did, or the evaluation after the last. Two entries are equal when their canonical
+/// bytes are.
 #[derive(Clone, Debug)]
 pub struct Entry {
+    /// Steps done before it.
     pub step: u64,
     /// Training tokens seen up to and including this step.
     pub tokens: u64,
     /// State root after the step, on steps that were hashed.
     pub root: Option<Hash>,
-    pub loss: f64,
+    /// Mean loss of the step. This and the two below are there exactly when a step was made.
+    pub loss: Option<f64>,
     /// Global gradient norm before clipping.
-    pub grad_norm: f64,
-    pub learning_rate: f64,
+    pub grad_norm: Option<f64>,
+    pub learning_rate: Option<f64>,
     /// z-scores against the guards' windows; none while a window fills.
     pub loss_z: Option<f64>,
     pub grad_z: Option<f64>,
@@ -90,6 +96,16 @@ pub struct Entry {
     /// What else changed the bits of the run here: `rewind …`, `drift …`. What changed none
     /// (a resume, another number of GPUs) is a note in the file and in no hash.
     pub events: Vec<String>,
+    /// What was measured before the step; none in an entry of version 1, which does not say.
+    pub evaluation: Option<Evaluation>,
+}
+
+/// The entries of steps, without that of the evaluation after the last one.
+pub fn steps(entries: &[Entry]) -> &[Entry] {
+    match entries.split_last() {
+        Some((last, steps)) if last.action == Action::Evaluate => steps,
+        _ => entries,
+    }
 }
 
 impl Entry {
@@ -101,17 +117,21 @@ impl Entry {
             None => text.push_str("null"),
         }
         for (name, value) in [
-            ("loss", Some(self.loss)),
-            ("grad_norm", Some(self.grad_norm)),
-            ("learning_rate", Some(self.learning_rate)),
+            ("loss", self.loss),
+            ("grad_norm", self.grad_norm),
+            ("learning_rate", self.learning_rate),
             ("loss_z", self.loss_z),
             ("grad_z", self.grad_z),
         ] {
             push_float(&mut text, name, value);
         }
         let events = serde_json::to_string(&self.events).expect("strings become JSON");
-        write!(text, r#","action":"{}","events":{events}}}"#, self.action.name())
-            .expect("a string takes all");
+        write!(text, r#","action":"{}","events":{events}"#, self.action.name()).expect("a string takes all");
+        if let Some(evaluation) = &self.evaluation {
+            text.push_str(",\"evaluation\":");
+            evaluation.push_canonical(&mut text);
+        }
+        text.push('}');
         text
     }
 
@@ -120,25 +140,38 @@ impl Entry {
         digest_of_canonical(self.canonical().as_bytes())
     }
 
-    /// The fields in which two entries differ, with both values, bits included.
+    /// The fields in which two entries differ, with both values, bits included. What was measured before one
+    /// of them alone is no difference: no bit of the training depends on it.
     pub fn differences(&self, other: &Entry) -> Vec<FieldDifference> {
-        let number = |value: f64| format!("{value} (0x{:016x})", canonical_bits(value));
-        let score = |value: Option<f64>| value.map_or("none".to_owned(), number);
+        let number = |value: Option<f64>| {
+            value.map_or("none".to_owned(), |v| format!("{v} (0x{:016x})", canonical_bits(v)))
+        };
         let fields = |entry: &Entry| {
-            [
+            vec![
                 ("step", entry.step.to_string()),
                 ("tokens", entry.tokens.to_string()),
                 ("loss", number(entry.loss)),
                 ("grad_norm", number(entry.grad_norm)),
                 ("learning_rate", number(entry.learning_rate)),
-                ("loss_z", score(entry.loss_z)),
-                ("grad_z", score(entry.grad_z)),
+                ("loss_z", number(entry.loss_z)),
+                ("grad_z", number(entry.grad_z)),
                 ("action", entry.action.name().to_owned()),
                 ("events", format!("{:?}", entry.events)),
                 ("root", entry.root.map_or("not hashed".to_owned(), |root| root.to_string())),
             ]
         };
-        let pairs = fields(self).into_iter().zip(fields(other));
+        let (mut mine, mut others) = (fields(self), fields(other));
+        if let (Some(a), Some(b)) = (&self.evaluation, &other.evaluation) {
+            if let (Some(a), Some(b)) = (a.validation, b.validation) {
+                mine.push(("val_loss", number(Some(a.loss))));
+                others.push(("val_loss", number(Some(b.loss))));
+            }
+            if let (Some(a), Some(b)) = (a.hellaswag, b.hellaswag) {
+                mine.push(("hellaswag", format!("{a:?}")));
+                others.push(("hellaswag", format!("{b:?}")));
+            }
+        }
+        let pairs = mine.into_iter().zip(others);
         pairs
             .filter(|((_, a), (_, b))| a != b)
             .map(|((field, a), (_, b))| FieldDifference { field, a, b })
@@ -152,14 +185,19 @@ impl Entry {
             step: written.step,
             tokens: written.tokens,
             root: written.root,
-            loss: float(&written.loss_bits)?,
-            grad_norm: float(&written.grad_norm_bits)?,
-            learning_rate: float(&written.learning_rate_bits)?,
-            loss_z: written.loss_z_bits.as_deref().map(float).transpose()?,
-            grad_z: written.grad_z_bits.as_deref().map(float).transpose()?,
+            loss: float(written.loss_bits)?,
+            grad_norm: float(written.grad_norm_bits)?,
+            learning_rate: float(written.learning_rate_bits)?,
+            loss_z: float(written.loss_z_bits)?,
+            grad_z: float(written.grad_z_bits)?,
             action: written.action,
             events: written.events,
+            evaluation: match written.evaluation {
+                None => None,
+                Some(evaluation) => Some(evaluation.map_or_else(|| Ok(Evaluation::default()), |e| e.read())?),
+            },
         };
+        entry.check()?;
         let canonical = entry.canonical();
         if canonical == text {
             Ok(entry)
@@ -169,6 +207,27 @@ impl Entry {
                 "not the canonical text of its own values: expected `{}` from byte {byte} of the entry",
                 tail(&canonical, byte)
             ))
+        }
+    }
+}
+
+impl Entry {
+    /// A step has its numbers; the evaluation after the last has what it measured and nothing else.
+    fn check(&self) -> Result<(), String> {
+        let numbers = [self.loss, self.grad_norm, self.learning_rate];
+        let right = match self.action {
+            Action::Evaluate => {
+                let z = [self.loss_z, self.grad_z];
+                self.evaluation.is_some_and(|evaluation| !evaluation.is_empty())
+                    && numbers.into_iter().chain(z).all(|number| number.is_none())
+                    && self.root.is_none()
+                    && self.events.is_empty()
+            }
+            _ => numbers.iter().all(Option::is_some),
+        };
+        match right {
+            true => Ok(()),
+            false => Err(format!("an entry with the action `{}` does not have these keys", self.action)),
         }
     }
 }
@@ -208,13 +267,13 @@ struct Written {
     root: Option<Hash>,
     #[serde(rename = "loss")]
     _loss: Option<f64>,
-    loss_bits: String,
+    loss_bits: Option<String>,
     #[serde(rename = "grad_norm")]
     _grad_norm: Option<f64>,
-    grad_norm_bits: String,
+    grad_norm_bits: Option<String>,
     #[serde(rename = "learning_rate")]
     _learning_rate: Option<f64>,
-    learning_rate_bits: String,
+    learning_rate_bits: Option<String>,
     #[serde(rename = "loss_z")]
     _loss_z: Option<f64>,
     loss_z_bits: Option<String>,
@@ -223,24 +282,35 @@ struct Written {
     grad_z_bits: Option<String>,
     action: Action,
     events: Vec<String>,
+    /// None without the key, `Some(None)` for `null`.
+    #[serde(default, deserialize_with = "present")]
+    evaluation: Option<Option<WrittenEvaluation>>,
+}
+
+/// Tells a key that is `null` from one that is not there.
+fn present<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<WrittenEvaluation>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }
 
 /// `,"name":decimal,"name_bits":"16 hex digits"`. The decimal is the shortest that reads back as the
 /// same number, without an exponent; `null` when not finite.
-fn push_float(text: &mut String, name: &str, value: Option<f64>) {
+pub(super) fn push_float(text: &mut String, name: &str, value: Option<f64>) {
     let decimal = value.filter(|v| v.is_finite()).map_or("null".to_owned(), |v| v.to_string());
     let bits = value.map_or("null".to_owned(), |v| format!(r#""{:016x}""#, canonical_bits(v)));
     write!(text, r#","{name}":{decimal},"{name}_bits":{bits}"#).expect("a string takes all");
 }
 
 /// Processors differ in the sign and payload of the NaN they make; the ledger knows one.
-fn canonical_bits(value: f64) -> u64 {
+pub fn canonical_bits(value: f64) -> u64 {
     if value.is_nan() { 0x7ff8_0000_0000_0000 } else { value.to_bits() }
 }
 
-fn float(bits: &str) -> Result<f64, String> {
-    u64::from_str_radix(bits, 16)
-        .map(f64::from_bits)
+pub(super) fn float(bits: Option<String>) -> Result<Option<f64>, String> {
+    let Some(bits) = bits else { return Ok(None) };
+    u64::from_str_radix(&bits, 16)
+        .map(|bits| Some(f64::from_bits(bits)))
         .map_err(|_| format!("`{bits}` is not the 16 hexadecimal digits of an f64"))
 }
 
@@ -251,99 +321,5 @@ fn tail(text: &str, byte: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::proof::tree::tree_root;
-
-    fn example() -> Entry {
-        Entry {
-            step: 7,
-            tokens: 3_670_016,
-            root: Some(Hash::of(b"state")),
-            loss: 10.539388656616211,
-            grad_norm: 43.5996,
-            learning_rate: 1.71e-6,
-            loss_z: None,
-            grad_z: Some(-0.25),
-            action: Action::Update,
-            events: vec![],
-        }
-    }
-
-    /// The entry of a step that came to nothing, after a rewind.
-    fn skipped() -> Entry {
-        Entry {
-            step: 8,
-            tokens: 4_194_304,
-            root: None,
-            loss: f64::NAN,
-            grad_norm: f64::INFINITY,
-            learning_rate: 2e-6,
-            loss_z: None,
-            grad_z: None,
-            action: Action::SkipNonfinite,
-            events: vec!["rewind to step 4".into()],
-        }
-    }
-
-    #[test]
-    fn texts_and_digests_are_those_of_the_specification() {
-        let specification = include_str!("../../docs/digest.md");
-        let documented =
-            |text: String| assert!(specification.contains(&text), "not in docs/digest.md: {text}");
-        let (first, second) = (example(), skipped());
-        documented(format!("    {}\n    {}\n", first.canonical(), first.digest()));
-        let both = tree_root(&[first.digest(), second.digest()]);
-        documented(format!("    {}\n    {}\n    {both}\n", second.canonical(), second.digest()));
-    }
-
-    #[test]
-    fn every_kind_of_entry_reads_back_equal() {
-        let mut entry = example();
-        let floats = [
-            0.0,
-            -0.0,
-            1.0,
-            f64::NAN,
-            f64::INFINITY,
-            f64::NEG_INFINITY,
-            f64::MIN_POSITIVE,
-            5e-324,
-            f64::MAX,
-            0.1 + 0.2,
-        ];
-        for loss in floats {
-            for action in [Action::Update, Action::SkipLossZ, Action::SkipGradZ, Action::SkipNonfinite] {
-                entry = Entry { loss, loss_z: Some(loss), grad_z: None, root: None, action, ..entry };
-                entry.events = vec!["drift `seed`: 1 → 2\n\"quoted\"".into()];
-                let back = Entry::parse(&entry.canonical()).unwrap();
-                assert_eq!(back, entry);
-                assert_eq!(back.loss.is_nan(), loss.is_nan());
-            }
-        }
-    }
-
-    #[test]
-    fn every_nan_is_the_same_entry() {
-        let nan = |bits| Entry { loss: f64::from_bits(bits), ..example() }.digest();
-        assert_eq!(nan(0x7ff8_0000_0000_0000), nan(0xfff8_0000_0000_0001));
-    }
-
-    #[test]
-    fn another_spelling_of_an_entry_is_refused() {
-        let text = example().canonical();
-        for (from, to) in [
-            ("43.5996", "43.6"),
-            ("43.5996", "43.59960"),
-            ("\"step\":7", "\"step\": 7"),
-            ("4045ccbfb15b573f", "4045CCBFB15B573F"),
-            ("\"events\":[]", "\"events\":[],\"more\":1"),
-            ("update", "updated"),
-            ("null", "0"),
-        ] {
-            let edited = text.replacen(from, to, 1);
-            assert_ne!(edited, text);
-            assert!(Entry::parse(&edited).is_err(), "{edited}");
-        }
-    }
-}
+#[path = "entry_tests.rs"]
+mod tests;

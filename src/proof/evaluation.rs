@@ -1,5 +1,11 @@
 //! What was measured before a step, as counts and bits: validation loss and HellaSwag.
 
+use std::fmt::Write;
+
+use serde::Deserialize;
+
+use super::entry::{float, push_float};
+
 /// What was measured; nothing where nothing was due.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Evaluation {
@@ -11,6 +17,88 @@ impl Evaluation {
     /// Whether nothing was measured.
     pub fn is_empty(&self) -> bool {
         self.validation.is_none() && self.hellaswag.is_none()
+    }
+
+    /// Its JSON text in an entry: `null` where nothing was measured. Specified in `docs/digest.md`.
+    pub(super) fn push_canonical(&self, text: &mut String) {
+        if self.is_empty() {
+            return text.push_str("null");
+        }
+        let mut fields = String::new();
+        push_float(&mut fields, "val_loss", self.validation.map(|validation| validation.loss));
+        push_count(&mut fields, "val_tokens", self.validation.map(|validation| validation.tokens));
+        let hellaswag = self.hellaswag;
+        push_count(&mut fields, "hellaswag_tasks", hellaswag.map(|h| h.tasks));
+        for (name, correct, score) in [
+            ("hellaswag", hellaswag.map(|h| h.llmc_correct), hellaswag.map(|h| h.llmc())),
+            ("hellaswag_acc", hellaswag.and_then(|h| h.acc_correct), hellaswag.and_then(|h| h.acc())),
+            (
+                "hellaswag_acc_norm",
+                hellaswag.and_then(|h| h.acc_norm_correct),
+                hellaswag.and_then(|h| h.acc_norm()),
+            ),
+        ] {
+            push_count(&mut fields, &format!("{name}_correct"), correct);
+            push_float(&mut fields, name, score);
+        }
+        text.push('{');
+        text.push_str(fields.strip_prefix(',').expect("each field begins with a comma"));
+        text.push('}');
+    }
+}
+
+/// `,"name":count`.
+fn push_count(text: &mut String, name: &str, count: Option<u64>) {
+    let count = count.map_or("null".to_owned(), |count| count.to_string());
+    write!(text, r#","{name}":{count}"#).expect("a string takes all");
+}
+
+/// An evaluation as it stands in the file. Counts and the bits of the loss decide; the comparison with the
+/// canonical text shows that all else agrees.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WrittenEvaluation {
+    #[serde(rename = "val_loss")]
+    _val_loss: Option<f64>,
+    val_loss_bits: Option<String>,
+    val_tokens: Option<u64>,
+    hellaswag_tasks: Option<u64>,
+    hellaswag_correct: Option<u64>,
+    #[serde(rename = "hellaswag")]
+    _hellaswag: Option<f64>,
+    #[serde(rename = "hellaswag_bits")]
+    _hellaswag_bits: Option<String>,
+    hellaswag_acc_correct: Option<u64>,
+    #[serde(rename = "hellaswag_acc")]
+    _hellaswag_acc: Option<f64>,
+    #[serde(rename = "hellaswag_acc_bits")]
+    _hellaswag_acc_bits: Option<String>,
+    hellaswag_acc_norm_correct: Option<u64>,
+    #[serde(rename = "hellaswag_acc_norm")]
+    _hellaswag_acc_norm: Option<f64>,
+    #[serde(rename = "hellaswag_acc_norm_bits")]
+    _hellaswag_acc_norm_bits: Option<String>,
+}
+
+impl WrittenEvaluation {
+    /// What was measured.
+    pub(super) fn read(self) -> Result<Evaluation, String> {
+        let validation = match (float(self.val_loss_bits)?, self.val_tokens) {
+            (Some(loss), Some(tokens)) => Some(Validation { loss, tokens }),
+            (None, None) => None,
+            _ => return Err("`val_loss` and `val_tokens` stand together or not at all".into()),
+        };
+        let hellaswag = match (self.hellaswag_tasks, self.hellaswag_correct) {
+            (Some(tasks @ 1..), Some(llmc_correct)) => Some(HellaSwag {
+                tasks,
+                llmc_correct,
+                acc_correct: self.hellaswag_acc_correct,
+                acc_norm_correct: self.hellaswag_acc_norm_correct,
+            }),
+            (None, None) => None,
+            _ => return Err("`hellaswag_tasks` and `hellaswag_correct` stand together or not at all".into()),
+        };
+        Ok(Evaluation { validation, hellaswag })
     }
 }
 

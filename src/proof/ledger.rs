@@ -29,13 +29,18 @@ pub struct Head {
     pub root: Hash,
 }
 
+/// The kind of the note that a run was resumed.
+pub const RESUME: &str = "resume";
+/// The kind of the note that a run stopped because a loss or a weight was not finite.
+pub const NOT_FINITE: &str = "not_finite";
+
 /// What happened to a run without changing its bits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Note {
-    /// Entries in the log when it was written.
+    /// Entries in the log when it was written: the step that comes next.
     pub after: u64,
-    /// One word: `resume`, `topology`.
+    /// One word: [`RESUME`], [`NOT_FINITE`], `environment`, `drift`.
     pub kind: String,
     pub text: String,
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::proof::Evaluation;
 use crate::proof::entry::Action;
 
 fn entry(step: u64) -> Entry {
@@ -6,13 +7,14 @@ fn entry(step: u64) -> Entry {
         step,
         tokens: step * 1024,
         root: step.is_multiple_of(2).then(|| Hash::of(&step.to_le_bytes())),
-        loss: 11.0 / step as f64,
-        grad_norm: f64::NAN,
-        learning_rate: 6e-4,
+        loss: Some(11.0 / step as f64),
+        grad_norm: Some(f64::NAN),
+        learning_rate: Some(6e-4),
         loss_z: None,
         grad_z: Some(0.5),
         action: Action::Update,
         events: vec![],
+        evaluation: Some(Evaluation::default()),
     }
 }
 

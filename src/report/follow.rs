@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use crate::proof::ledger::RESUME;
 use crate::report::summary::{RunSummary, State};
 use crate::store::gpu_log::{self, GpuSample};
 use crate::store::metrics::MetricsRow;
@@ -67,6 +68,8 @@ pub struct Followed {
     pub state: State,
     /// Why it is broken or stopped.
     pub why: Option<String>,
+    /// The step of the newest checkpoint at the last look.
+    saved: Option<u64>,
     pub steps: Option<u64>,
     /// Steps done.
     pub done: u64,
@@ -101,6 +104,7 @@ impl Followed {
             device: summary.device.unwrap_or_default(),
             state: summary.state,
             why: summary.why,
+            saved: summary.checkpoints.last().map(|checkpoint| checkpoint.step),
             steps: summary.steps,
             done: 0,
             tokens: 0,
@@ -180,9 +184,11 @@ impl Followed {
         } else if let Some(note) = value.get("note") {
             let (kind, text) =
                 (note["kind"].as_str().unwrap_or_default(), note["text"].as_str().unwrap_or_default());
-            // A resume stands in the metrics too, a new machine does not.
-            if kind != "resume" {
-                self.events.push((note["after"].as_u64().unwrap_or(0), format!("{kind}: {text}")));
+            let what = if kind == RESUME { kind.to_owned() } else { format!("{kind}: {text}") };
+            let noted = (note["after"].as_u64().unwrap_or(0), what);
+            // A file that was cut is read again, and rows of older programs tell of a resume too.
+            if !self.events.contains(&noted) {
+                self.events.push(noted);
                 self.events.sort_by_key(|(step, _)| *step);
             }
         }
@@ -191,21 +197,14 @@ impl Followed {
     fn look_at_state(&mut self) {
         let saved =
             store::list(&self.paths.checkpoints()).ok().and_then(|found| found.last().map(|(step, _)| *step));
-        let before = self.state;
-        self.state = if run_folder::holder(self.paths.folder()).is_some() {
-            State::Running
-        } else if before == State::Broken {
-            State::Broken
-        } else if self.steps.is_some() && saved == self.steps {
-            State::Done
-        } else {
-            State::Stopped
-        };
-        if before == State::Running && self.state != State::Running {
-            // It has ended: look at everything once, for the reason.
+        if run_folder::holder(self.paths.folder()).is_some() {
+            self.state = State::Running;
+        } else if self.state == State::Running || saved != self.saved {
+            // It has ended, or gone on unseen: look at everything once, for the state and its reason.
             let summary = RunSummary::read(self.paths.folder());
             (self.state, self.why) = (summary.state, summary.why);
         }
+        self.saved = saved;
     }
 
     /// Seconds to the last step at the pace of the last steps.
@@ -232,6 +231,7 @@ fn newest_sample(folder: &Path) -> Option<(u64, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proof::Ledger;
     use crate::store::metrics::{Action, MetricsWriter};
 
     fn row(step: u64) -> MetricsRow {
@@ -261,10 +261,11 @@ mod tests {
 
         // Cut and grown again past its old end, between two looks.
         let mut writer = MetricsWriter::resume(folder.path(), 4).unwrap();
-        writer.append(&MetricsRow { events: vec!["resume".into()], ..row(4) }).unwrap();
+        writer.append(&row(4)).unwrap();
+        Ledger::open(&folder.path().join("ledger.jsonl")).unwrap().note(RESUME, "at step 4").unwrap();
         followed.refresh();
         assert_eq!((followed.points.len(), followed.done), (5, 5), "a shorter file is read anew");
-        assert_eq!(followed.events, [(4, "resume".to_owned())]);
+        assert_eq!(followed.events, [(0, "resume".to_owned())], "the ledger has no entry yet");
         let steps: Vec<u64> = followed.points.iter().map(|point| point.step).collect();
         assert_eq!(steps, [0, 1, 2, 3, 4]);
     }

@@ -37,13 +37,15 @@ static COLUMNS: [Column; 11] = [
         _ => run.step.to_string(),
     }),
     column("tokens", true, 4, |run| units::count(run.tokens)),
-    column("loss", true, 2, |run| decimal(run.loss)),
-    column("val", true, 0, |run| decimal(run.val_loss)),
-    column("hella", true, 1, |run| decimal(run.hellaswag)),
+    column("loss", true, 2, |run| decimal(run.figures.get("loss"))),
+    column("val", true, 0, |run| decimal(run.figures.get("val_loss"))),
+    column("hella", true, 1, |run| decimal(run.figures.get("hellaswag"))),
     column("tok/s", true, 5, |run| {
-        run.tokens_per_s.map_or_else(|| "-".into(), |speed| units::thousands(speed as u64))
+        run.figures.get("tokens_per_s").map_or_else(|| "-".into(), |speed| units::thousands(speed as u64))
     }),
-    column("MFU", true, 7, |run| run.mfu.map_or_else(|| "-".into(), |mfu| format!("{:.1}%", 100.0 * mfu))),
+    column("MFU", true, 7, |run| {
+        run.figures.get("mfu").map_or_else(|| "-".into(), |mfu| format!("{:.1}%", 100.0 * mfu))
+    }),
     column("root", false, 6, |run| {
         run.root.as_ref().map_or_else(|| "-".into(), |root| root.chars().take(8).collect())
     }),
@@ -128,18 +130,23 @@ pub fn in_full(run: &RunSummary) -> String {
     line("device", run.device.clone().unwrap_or_else(none));
     let of = run.steps.map_or(String::new(), |steps| format!(" of {}", units::thousands(steps)));
     line("steps", format!("{}{of}, {} tokens", units::thousands(run.step), units::thousands(run.tokens)));
-    line("loss", decimal(run.loss));
+    let figure = |name| run.figures.get(name);
+    line("loss", decimal(figure("loss")));
     let best = run
         .best_val_loss
-        .filter(|best| Some(*best) != run.val_loss)
+        .filter(|best| Some(*best) != figure("val_loss"))
         .map_or(String::new(), |best| format!(", best {best:.4}"));
-    line("val loss", format!("{}{best}", decimal(run.val_loss)));
-    if let Some(score) = run.hellaswag {
-        let harness = run.hellaswag_acc_norm.map_or(String::new(), |acc| format!(", acc_norm {acc:.4}"));
+    line("val loss", format!("{}{best}", decimal(figure("val_loss"))));
+    if let Some(score) = figure("hellaswag") {
+        let harness =
+            figure("hellaswag_acc_norm").map_or(String::new(), |acc| format!(", acc_norm {acc:.4}"));
         line("HellaSwag", format!("{score:.4}{harness}"));
     }
-    if let (Some(speed), Some(step_ms)) = (run.tokens_per_s, run.step_ms) {
-        let mfu = run.mfu.map_or(String::new(), |mfu| format!(", {:.1}% MFU", 100.0 * mfu));
+    if run.skipped > 0 {
+        line("skipped", format!("{} steps", units::thousands(run.skipped)));
+    }
+    if let (Some(speed), Some(step_ms)) = (figure("tokens_per_s"), figure("step_ms")) {
+        let mfu = figure("mfu").map_or(String::new(), |mfu| format!(", {:.1}% MFU", 100.0 * mfu));
         line("speed", format!("{} tok/s, {step_ms:.1} ms a step{mfu}", units::thousands(speed as u64)));
         if let (State::Running, Some(steps)) = (run.state, run.steps) {
             line("time left", units::duration(steps.saturating_sub(run.step) as f64 * step_ms / 1e3));
@@ -179,6 +186,8 @@ fn settings(run: &RunSummary) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use crate::report::Figures;
+    use crate::store::metrics::{Action, MetricsRow};
     use std::path::PathBuf;
 
     use super::*;
@@ -195,14 +204,19 @@ mod tests {
             step: 31_000,
             steps: Some(32_000),
             tokens: 32_505_856_000,
-            loss: Some(2.4),
-            val_loss: Some(2.5),
-            hellaswag: Some(0.51),
-            hellaswag_acc_norm: Some(0.55),
+            skipped: 0,
+            figures: Figures::of(&[MetricsRow {
+                loss: Some(2.4),
+                val_loss: Some(2.5),
+                hellaswag: Some(0.51),
+                hellaswag_acc_norm: Some(0.55),
+                step_ms: Some(2500.0),
+                tokens_per_s: Some(419_137.0),
+                mfu: Some(0.52),
+                ..MetricsRow::new(0, 0, Action::Update)
+            }]),
             best_val_loss: Some(2.45),
-            step_ms: Some(2500.0),
-            tokens_per_s: Some(419_137.0),
-            mfu: Some(0.52),
+            unverified: None,
             root: Some("91e07c9d8ec24ba4e0274008b40c294394424b56bb6e65f8e5af21aef63901df".into()),
             numerics_id: None,
             device: None,

@@ -5,8 +5,9 @@
 //! ticks; [`scene`] is a list of shapes that prints itself as SVG and PNG, in the colours of [`theme`];
 //! [`panel`] draws a frame and what can be in one, [`chart`] says what each panel shows, [`legend`] what
 //! the lines mean; [`figure`] lays the page out. [`html`] is the page of a run around its pictures.
-//! [`summary`] reads what a folder says of its run, [`table`] sorts and filters many of them, [`listing`] is
-//! the text of either; [`follow`] keeps up with a run that goes on.
+//! [`figures`] comes to one number of a run for each column of its metrics; [`summary`] reads what a folder
+//! says of its run, [`table`] sorts and filters many of them, [`listing`] is the text of either; [`follow`]
+//! keeps up with a run that goes on.
 //!
 //! Equal rows and options give equal bytes: no clock, no font of the machine, no hash order. A
 //! picture hides nothing silently: what does not fit a frame is counted beside the panel's title,
@@ -16,6 +17,7 @@ mod axis;
 mod chart;
 mod curves;
 mod figure;
+mod figures;
 pub mod follow;
 pub mod html;
 mod legend;
@@ -31,6 +33,7 @@ mod theme;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use figures::Figures;
 pub use run_data::{ModelFacts, RunData, Size};
 pub use theme::{Theme, dark_rules};
 

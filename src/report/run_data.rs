@@ -6,8 +6,11 @@ use super::ReportError;
 use crate::experiment::{self, Model, Sizes};
 use crate::model::flops::flops_per_token;
 use crate::model::weights::Weights;
+use crate::proof::ledger::{self, Log, RESUME};
+use crate::proof::{Entry, LedgerError};
 use crate::store::main_log::{self, MAIN_LOG};
 use crate::store::metrics::{self, JSONL, MetricsRow, PARQUET};
+use crate::store::{RunPaths, derived, run_folder};
 
 /// One run, loaded.
 #[derive(Clone, Debug)]
@@ -16,12 +19,14 @@ pub struct RunData {
     pub name: String,
     /// Steps ascending.
     pub rows: Vec<MetricsRow>,
-    /// False for a `main.log`, which does not tell tokens.
+    /// False for a `main.log`, which does not have tokens.
     pub has_tokens: bool,
     /// What the model is, where that is known.
     pub model: Option<ModelFacts>,
     /// The run folder; `None` for a lone log file.
     pub folder: Option<PathBuf>,
+    /// Why the rows are not what the run's ledger says; `None` where they are.
+    pub unverified: Option<String>,
 }
 
 /// What decides which published numbers a run may be compared with.
@@ -68,13 +73,15 @@ impl RunData {
         let mut run = if !has_metrics && log.is_file() {
             RunData::from_log(&log)?
         } else {
-            RunData {
-                name: String::new(),
-                rows: metrics::read(folder)?,
-                has_tokens: true,
-                model: None,
-                folder: None,
+            let running = run_folder::holder(folder).is_some();
+            let path = RunPaths::new(folder).ledger();
+            let ledger = path.exists().then(|| ledger::read(&path));
+            let mut rows = metrics::read(folder)?;
+            let unverified = unverified(&rows, ledger.as_ref(), running);
+            if let Some(Ok((log, _))) = &ledger {
+                mark_resumes(&mut rows, log);
             }
+            RunData { name: String::new(), rows, has_tokens: true, model: None, folder: None, unverified }
         };
         run.name = name_of(folder);
         run.model = ModelFacts::read(folder)?;
@@ -82,27 +89,28 @@ impl RunData {
         run.refuse_empty(folder)
     }
 
-    /// Loads a log in the reference's format, named after its folder where the file's name says nothing.
+    /// Loads a log in llm.c's format, named after its folder where the file's name says nothing.
     pub fn from_log(path: &Path) -> Result<RunData, ReportError> {
         let rows = main_log::read(path)?;
         let parent =
             path.parent().filter(|parent| path.ends_with(MAIN_LOG) && !parent.as_os_str().is_empty());
         let name = parent.map_or_else(|| name_of(path), name_of);
-        RunData { name, rows, has_tokens: false, model: None, folder: None }.refuse_empty(path)
+        let unverified = Some("a log alone has no ledger".to_owned());
+        RunData { name, rows, has_tokens: false, model: None, folder: None, unverified }.refuse_empty(path)
     }
 
     fn refuse_empty(self, path: &Path) -> Result<RunData, ReportError> {
         if self.rows.is_empty() { Err(ReportError::Empty { path: path.to_owned() }) } else { Ok(self) }
     }
 
-    /// The rows that tell of training, skipped steps included.
+    /// The rows of training steps, skipped ones included.
     pub fn trained(&self) -> impl Iterator<Item = &MetricsRow> {
         self.rows.iter().filter(|row| row.loss.is_some())
     }
 }
 
 impl ModelFacts {
-    /// Reads the experiment of a run folder; a folder without one, such as the reference's, has no facts.
+    /// Reads the experiment of a run folder; a folder without one, such as llm.c's, has no facts.
     ///
     /// Only a few keys are read, so that a plot of an old run survives a change of the schema.
     fn read(folder: &Path) -> Result<Option<ModelFacts>, ReportError> {
@@ -156,6 +164,29 @@ impl ModelFacts {
             parameters: whole.as_ref().map(|model| Weights::of(model).parameters()),
             flops_per_token: whole.as_ref().and_then(flops),
         }))
+    }
+}
+
+/// Why rows are not what a ledger says; `None` where they are. `ledger` is none where there is no such file.
+pub(super) fn unverified(
+    rows: &[MetricsRow],
+    ledger: Option<&Result<(Log, Vec<Entry>), LedgerError>>,
+    running: bool,
+) -> Option<String> {
+    match ledger {
+        None => Some("there is no ledger".into()),
+        Some(Err(problem)) => Some(problem.to_string().lines().next().unwrap_or_default().to_owned()),
+        Some(Ok((_, entries))) => derived::unverified(rows, entries, running),
+    }
+}
+
+/// Adds the event `resume` to the rows of the steps at which a run was resumed, which its ledger notes.
+pub(super) fn mark_resumes(rows: &mut [MetricsRow], log: &Log) {
+    for note in log.notes().iter().filter(|note| note.kind == RESUME) {
+        let row = rows.iter_mut().find(|row| row.step == note.after);
+        if let Some(row) = row.filter(|row| row.events.first().is_none_or(|event| event != RESUME)) {
+            row.events.insert(0, RESUME.to_owned());
+        }
     }
 }
 

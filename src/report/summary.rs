@@ -8,10 +8,13 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::Figures;
+use super::run_data::{mark_resumes, unverified};
 use crate::experiment::{self, Experiment};
 use crate::model::weights::Weights;
+use crate::proof::ledger::{self, Log, NOT_FINITE};
 use crate::proof::lock::Lock;
-use crate::proof::{Entry, LockError, ledger};
+use crate::proof::{Entry, LockError};
 use crate::store::metrics::{self, MetricsRow};
 use crate::store::{self, RunPaths, StoreError, checkpoint, run_folder};
 
@@ -40,7 +43,7 @@ impl State {
     }
 }
 
-/// A checkpoint as its manifest tells it.
+/// A checkpoint, from its manifest.
 #[derive(Clone, Debug, Serialize)]
 pub struct CheckpointSummary {
     pub step: u64,
@@ -72,17 +75,14 @@ pub struct RunSummary {
     pub step: u64,
     pub steps: Option<u64>,
     pub tokens: u64,
-    /// Training loss, the mean over the last steps (a hundredth of the run, at most 100).
-    pub loss: Option<f64>,
-    /// The last ones measured.
-    pub val_loss: Option<f64>,
-    pub hellaswag: Option<f64>,
-    pub hellaswag_acc_norm: Option<f64>,
+    /// Steps that reached no weight.
+    pub skipped: u64,
+    /// One number for each column of the metrics.
+    #[serde(flatten)]
+    pub figures: Figures,
     pub best_val_loss: Option<f64>,
-    /// Medians over the last hundred steps.
-    pub step_ms: Option<f64>,
-    pub tokens_per_s: Option<f64>,
-    pub mfu: Option<f64>,
+    /// Why the figures are not what the ledger says; none where they are.
+    pub unverified: Option<String>,
     /// State root after the last step that was hashed.
     pub root: Option<String>,
     pub numerics_id: Option<String>,
@@ -125,30 +125,8 @@ impl RunSummary {
                 None
             }
         };
-        let rows = match metrics::read(folder) {
-            Ok(rows) => rows,
-            Err(problem @ metrics::MetricsError::Missing { .. }) => {
-                // A run that was just started has none yet.
-                if paths.ledger().exists()
-                    && std::fs::metadata(paths.ledger()).is_ok_and(|file| file.len() > 0)
-                {
-                    fault(problem.to_string());
-                }
-                Vec::new()
-            }
-            Err(problem) => {
-                fault(problem.to_string());
-                Vec::new()
-            }
-        };
-        let entries = match paths.ledger().exists().then(|| ledger::read(&paths.ledger())) {
-            Some(Ok((_, entries))) => entries,
-            Some(Err(problem)) => {
-                fault(problem.to_string());
-                Vec::new()
-            }
-            None => Vec::new(),
-        };
+        let running = run_folder::holder(folder).is_some();
+        let Recorded { rows, log, entries, unverified } = Recorded::read(&paths, running, &mut fault);
         let lock = match Lock::read(&paths.lock_file()) {
             Ok(lock) => Some(lock),
             Err(LockError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
@@ -169,29 +147,17 @@ impl RunSummary {
 
         let steps =
             experiment.as_ref().map(|experiment| experiment.schedule.steps).filter(|steps| *steps > 0);
-        let trained = rows.iter().filter(|row| row.loss.is_some()).count() as u64;
         let step = rows.last().map_or(0, |row| row.step + u64::from(row.action != metrics::Action::Evaluate));
         let finished =
             checkpoints.last().is_some_and(|newest| newest.problem.is_none() && Some(newest.step) == steps);
-        let diverged = experiment
-            .as_ref()
-            .is_some_and(|experiment| skips_at_the_end(&rows) >= experiment.guards.patience);
-        let (state, why) = if run_folder::holder(folder).is_some() {
-            (State::Running, None)
-        } else if let Some(problem) = faults.into_iter().next() {
-            (State::Broken, Some(problem))
-        } else if finished {
-            (State::Done, None)
-        } else {
-            (
-                State::Stopped,
-                diverged
-                    .then(|| format!("diverged: {} steps in a row were skipped", skips_at_the_end(&rows))),
-            )
+        let patience = experiment.as_ref().map(|experiment| experiment.guards.patience);
+        let failed = failed(&rows, &log, patience);
+        let (state, why) = match (running, faults.into_iter().next()) {
+            (true, _) => (State::Running, None),
+            (false, Some(problem)) => (State::Broken, Some(problem)),
+            (false, None) if finished && failed.is_none() => (State::Done, None),
+            (false, None) => (State::Stopped, failed),
         };
-
-        let tail = (trained / 100).clamp(1, 100) as usize;
-        let last = |value: fn(&MetricsRow) -> Option<f64>| rows.iter().rev().find_map(value);
         RunSummary {
             name: paths.name(),
             folder: folder.to_owned(),
@@ -202,20 +168,54 @@ impl RunSummary {
             step,
             steps,
             tokens: rows.last().map_or(0, |row| row.tokens),
-            loss: mean(rows.iter().rev().filter_map(|row| row.loss).take(tail)),
-            val_loss: last(|row| row.val_loss),
-            hellaswag: last(|row| row.hellaswag),
-            hellaswag_acc_norm: last(|row| row.hellaswag_acc_norm),
+            skipped: rows.iter().filter(|row| row.action.is_skip()).count() as u64,
+            figures: Figures::of(&rows),
             best_val_loss: rows.iter().filter_map(|row| row.val_loss).min_by(f64::total_cmp),
-            step_ms: median(&rows, |row| row.step_ms),
-            tokens_per_s: median(&rows, |row| row.tokens_per_s),
-            mfu: median(&rows, |row| row.mfu),
+            unverified,
             root: last_root(&entries, &checkpoints),
             numerics_id: lock.as_ref().map(|lock| lock.numerics_id().to_string()),
             device: lock.as_ref().and_then(|lock| lock.environment.get("device").cloned()),
             checkpoints,
             incidents: incidents(&rows),
         }
+    }
+}
+
+/// What the metrics and the ledger of a run say.
+struct Recorded {
+    rows: Vec<MetricsRow>,
+    log: Log,
+    entries: Vec<Entry>,
+    /// Why the rows are not what the ledger says.
+    unverified: Option<String>,
+}
+
+impl Recorded {
+    fn read(paths: &RunPaths, running: bool, fault: &mut dyn FnMut(String)) -> Recorded {
+        // The ledger first: what a run adds meanwhile are rows without an entry, which are yet to come.
+        let ledger = paths.ledger().exists().then(|| ledger::read(&paths.ledger()));
+        let mut rows = match metrics::read(paths.folder()) {
+            Ok(rows) => rows,
+            Err(problem) => {
+                // A run that was just started has none yet.
+                let begun = std::fs::metadata(paths.ledger()).is_ok_and(|file| file.len() > 0);
+                if begun || !matches!(problem, metrics::MetricsError::Missing { .. }) {
+                    fault(problem.to_string());
+                }
+                Vec::new()
+            }
+        };
+        let unverified = unverified(&rows, ledger.as_ref(), running);
+        let (log, entries) = match ledger {
+            Some(Ok(read)) => read,
+            Some(Err(problem)) => {
+                fault(problem.to_string());
+                Default::default()
+            }
+            None => Default::default(),
+        };
+        mark_resumes(&mut rows, &log);
+        Recorded { rows, log, entries, unverified }
     }
 }
 
@@ -271,15 +271,25 @@ fn skips_at_the_end(rows: &[MetricsRow]) -> u64 {
     rows.iter().rev().filter(|row| row.loss.is_some()).take_while(|row| row.action.is_skip()).count() as u64
 }
 
-fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let (sum, count) = values.fold((0.0, 0), |(sum, count), value| (sum + value, count + 1));
-    (count > 0).then(|| sum / f64::from(count))
-}
-
-fn median(rows: &[MetricsRow], value: fn(&MetricsRow) -> Option<f64>) -> Option<f64> {
-    let mut values: Vec<f64> = rows.iter().rev().filter_map(value).take(100).collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
+/// Why a run did not come to its end, or ended with numbers that are not finite; none while nothing failed.
+/// `patience` is the number of skipped steps in a row that ends a run.
+fn failed(rows: &[MetricsRow], log: &Log, patience: Option<u64>) -> Option<String> {
+    let skips = skips_at_the_end(rows);
+    if patience.is_some_and(|patience| skips >= patience) {
+        return Some(format!("diverged: {skips} steps in a row were skipped"));
+    }
+    let noted = log.notes().iter().rev().find(|note| note.kind == NOT_FINITE && note.after == log.size());
+    if let Some(note) = noted {
+        return Some(format!("not finite: {}", note.text));
+    }
+    let trained = rows.iter().rev().find(|row| row.loss.is_some());
+    if let Some(row) = trained.filter(|row| row.action == metrics::Action::SkipNonfinite) {
+        return Some(format!("not finite: loss or gradient norm of step {}", row.step));
+    }
+    let val_loss = rows.iter().rev().find_map(|row| row.val_loss.map(|loss| (row.step, loss)));
+    val_loss
+        .filter(|(_, loss)| !loss.is_finite())
+        .map(|(step, loss)| format!("not finite: the validation loss at step {step} is {loss}"))
 }
 
 fn last_root(entries: &[Entry], checkpoints: &[CheckpointSummary]) -> Option<String> {
@@ -344,7 +354,26 @@ mod tests {
             (runs[1].step, runs[1].steps, runs[1].tokens, runs[1].model.as_str()),
             (4, Some(10), 256, "2x32")
         );
-        assert_eq!(runs[1].loss, Some(5.0 - 0.1 * 3.0));
+        assert_eq!(runs[1].figures.get("loss"), Some(5.0 - 0.1 * 3.0));
+        assert_eq!(runs[1].unverified.as_deref(), Some("there is no ledger"));
+        assert_eq!((runs[0].skipped, runs[1].skipped), (4, 0));
+    }
+
+    #[test]
+    fn a_run_that_ended_in_numbers_that_are_not_finite_is_not_done() {
+        let root = tempfile::tempdir().unwrap();
+        for (name, last) in [
+            ("loss", row(1, Action::SkipNonfinite)),
+            ("val", MetricsRow { val_loss: Some(f64::NAN), ..row(1, Action::Update) }),
+        ] {
+            let folder = run(root.path(), name, |rows| {
+                rows.append(&row(0, Action::Update)).unwrap();
+                rows.append(&last).unwrap();
+            });
+            let summary = RunSummary::read(&folder);
+            assert_eq!(summary.state, State::Stopped);
+            assert!(summary.why.is_some_and(|why| why.starts_with("not finite: ")), "{name}");
+        }
     }
 
     #[test]

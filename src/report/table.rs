@@ -6,25 +6,17 @@ use polars::prelude::{
 };
 
 use super::ReportError;
+use super::figures;
 use super::summary::RunSummary;
 
-/// The table's columns, in order.
-pub const COLUMNS: [&str; 14] = [
-    "name",
-    "model",
-    "state",
-    "step",
-    "steps",
-    "tokens",
-    "loss",
-    "val_loss",
-    "hellaswag",
-    "tokens_per_s",
-    "mfu",
-    "root",
-    "parameters",
-    "why",
-];
+/// The names of the table's columns, in order: those of a run, and in their middle those of its metrics of
+/// which a run has one number.
+pub fn columns() -> Vec<&'static str> {
+    let before = ["name", "model", "state", "step", "steps", "tokens"];
+    let after = ["skipped", "root", "parameters", "why"];
+    let figures = figures::columns().map(|column| column.name);
+    before.into_iter().chain(figures).chain(after).collect()
+}
 
 /// A table of runs.
 #[derive(Clone, Debug)]
@@ -59,10 +51,10 @@ impl From<PolarsError> for ReportError {
 }
 
 fn known(column: &str) -> Result<(), ReportError> {
-    if COLUMNS.contains(&column) {
+    if columns().contains(&column) {
         return Ok(());
     }
-    let columns = COLUMNS.join(", ");
+    let columns = columns().join(", ");
     Err(ReportError::Table {
         message: format!("there is no column `{column}`\n  hint: the columns are {columns}"),
     })
@@ -142,27 +134,25 @@ impl RunTable {
             Series::new(name.into(), values.collect::<Vec<T>>()).into()
         }
         let rows = runs.iter();
-        let columns = vec![
+        let counts = |name: &str, values: &dyn Fn(&RunSummary) -> Option<u64>| -> Column {
+            Series::new(name.into(), runs.iter().map(values).collect::<Vec<Option<u64>>>()).into()
+        };
+        let mut columns = vec![
             column("name", rows.clone().map(|run| run.name.as_str())),
             column("model", rows.clone().map(|run| run.model.as_str())),
             column("state", rows.clone().map(|run| run.state.name())),
             column("step", rows.clone().map(|run| run.step)),
-            Series::new("steps".into(), rows.clone().map(|run| run.steps).collect::<Vec<Option<u64>>>())
-                .into(),
+            counts("steps", &|run| run.steps),
             column("tokens", rows.clone().map(|run| run.tokens)),
-            decimals("loss", rows.clone().map(|run| run.loss)),
-            decimals("val_loss", rows.clone().map(|run| run.val_loss)),
-            decimals("hellaswag", rows.clone().map(|run| run.hellaswag)),
-            decimals("tokens_per_s", rows.clone().map(|run| run.tokens_per_s)),
-            decimals("mfu", rows.clone().map(|run| run.mfu)),
-            texts("root", rows.clone().map(|run| run.root.as_deref())),
-            Series::new(
-                "parameters".into(),
-                rows.clone().map(|run| run.parameters).collect::<Vec<Option<u64>>>(),
-            )
-            .into(),
-            texts("why", rows.clone().map(|run| run.why.as_deref())),
         ];
+        let figure = |name| decimals(name, rows.clone().map(|run| run.figures.get(name)));
+        columns.extend(figures::columns().map(|column| figure(column.name)));
+        columns.extend([
+            column("skipped", rows.clone().map(|run| run.skipped)),
+            texts("root", rows.clone().map(|run| run.root.as_deref())),
+            counts("parameters", &|run| run.parameters),
+            texts("why", rows.clone().map(|run| run.why.as_deref())),
+        ]);
         Ok(RunTable { frame: DataFrame::new(runs.len(), columns)? })
     }
 
@@ -218,6 +208,7 @@ fn texts<'a>(name: &str, values: impl Iterator<Item = Option<&'a str>>) -> Colum
 mod tests {
     use std::path::PathBuf;
 
+    use super::super::Figures;
     use super::super::summary::State;
     use super::*;
 
@@ -232,14 +223,10 @@ mod tests {
             step,
             steps: Some(10),
             tokens: 64 * step,
-            loss: None,
-            val_loss,
-            hellaswag: None,
-            hellaswag_acc_norm: None,
+            skipped: 0,
+            figures: Figures::default().with("val_loss", val_loss),
             best_val_loss: None,
-            step_ms: None,
-            tokens_per_s: None,
-            mfu: None,
+            unverified: None,
             root: None,
             numerics_id: None,
             device: None,
@@ -286,7 +273,7 @@ mod tests {
     #[test]
     fn csv_has_a_header_and_empty_fields_for_what_is_not_there() {
         let csv = table().to_csv().unwrap();
-        assert_eq!(csv.lines().next().unwrap(), COLUMNS.join(","));
-        assert_eq!(csv.lines().nth(2).unwrap(), "b,d12,broken,2,10,128,,,,,,,1000,");
+        assert_eq!(csv.lines().next().unwrap(), columns().join(","));
+        assert_eq!(csv.lines().nth(2).unwrap(), "b,d12,broken,2,10,128,,,,,,,,,0,,1000,");
     }
 }

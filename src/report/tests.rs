@@ -62,7 +62,14 @@ fn synthetic(name: &str, seed: u64, steps: u64, skips: &[u64], hellaswag: bool) 
         parameters: None,
         flops_per_token: Some(if hellaswag { 8.0e8 } else { 5.5e6 }),
     };
-    RunData { name: name.to_owned(), rows, has_tokens: true, model: Some(model), folder: None }
+    RunData {
+        name: name.to_owned(),
+        rows,
+        has_tokens: true,
+        model: Some(model),
+        folder: None,
+        unverified: None,
+    }
 }
 
 fn svg(runs: &[RunData], options: &PlotOptions) -> String {
@@ -175,6 +182,7 @@ fn runs_with_next_to_nothing_in_them_still_draw() {
         has_tokens: true,
         model: None,
         folder: None,
+        unverified: None,
     };
     let empty = MetricsRow::new(0, 0, Action::Evaluate);
     for row in [

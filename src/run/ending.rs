@@ -7,7 +7,7 @@ use crate::train::run::Outcome;
 pub enum Ending {
     Finished,
     Failed,
-    /// Training diverged; the last good checkpoint stands.
+    /// Training diverged, or came to numbers that are not finite; the last good checkpoint stands.
     Diverged,
     /// Asked to stop; a checkpoint was saved.
     Interrupted,
@@ -36,7 +36,7 @@ impl From<&Outcome> for Ending {
         match outcome {
             Outcome::Finished { .. } => Ending::Finished,
             Outcome::Interrupted { .. } => Ending::Interrupted,
-            Outcome::Diverged { .. } => Ending::Diverged,
+            Outcome::Diverged { .. } | Outcome::NotFinite { .. } => Ending::Diverged,
         }
     }
 }

@@ -49,6 +49,8 @@ pub enum Message<'a> {
     Exchange(&'a str),
     /// The numerics are equal, what changes no bit differs: from the lock of this name, or the run's own.
     MadeElsewhere { lock: Option<&'a str>, differences: &'a [Difference] },
+    /// The state is that of the lock of this name, the ledger has other evaluations.
+    OtherEvaluations(&'a str),
     /// The run's files are here.
     Folder(&'a Path),
     /// The GPU's sensors cannot be read.

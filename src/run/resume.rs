@@ -7,6 +7,7 @@ use super::error::{ProofRefusal, refuse_lock};
 use super::lock::list;
 use super::messages::{Message, Report};
 use crate::proof::LockError;
+use crate::proof::ledger::RESUME;
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
 use crate::train::{Recorder, RunError};
@@ -106,8 +107,7 @@ impl Changed {
         report: Report,
     ) -> Result<(), RunError> {
         if let Some(step) = resumed {
-            recorder.records.note("resume", &format!("at step {step}"))?;
-            recorder.resumed = true;
+            recorder.records.note(RESUME, &format!("at step {step}"))?;
         }
         if !self.elsewhere.is_empty() {
             report.tell(&Message::MadeElsewhere { lock: None, differences: &self.elsewhere });

@@ -12,6 +12,7 @@ use anyhow::Context;
 use super::agree::Agreed;
 use super::device::OnDevice;
 use super::locked::Locked;
+use super::messages::Report;
 use super::open::{Job, Opened};
 use super::prepare::{Kept, Prepared};
 use super::resume;
@@ -85,10 +86,10 @@ impl Kept {
     ///
     /// # Errors
     /// The lock that the run is held to has other outputs.
-    pub fn keep_outputs(self) -> anyhow::Result<()> {
+    pub fn keep_outputs(self, report: Report) -> anyhow::Result<()> {
         let lock = resume::with_outputs(self.lock, &self.folder.paths)?;
         if let Some(expected) = &self.expected {
-            expected.require_outputs(&lock.outputs)?;
+            expected.require_outputs(&lock.outputs, report)?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 //!
 //! Every record goes to the kernel in one `write`, newline included, so a killed process leaves at
 //! most one torn line, at the end and without its newline. Opening for resume cuts that line and
-//! every record of the steps that will be trained again. Nothing here knows what a record says:
+//! every record of the steps that will be trained again. Nothing here knows what is in a record:
 //! the caller reads the step out of a line.
 
 use std::fs::{File, OpenOptions};

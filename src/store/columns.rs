@@ -2,14 +2,14 @@
 //! event file and what reads them follow.
 //!
 //! A number is a column when it stands here: its name, which is the key of a row in JSON and the column in
-//! parquet; its [`Kind`]; its unit; the tag under which TensorBoard shows it, empty for none; and how it is
-//! taken from what happened in one turn of the training loop. A number of the kinds `Training` and
+//! parquet; its [`Kind`]; its unit; the tag under which TensorBoard shows it, empty for none; how a run comes
+//! to one number of it; and how it is taken from an entry of the ledger, or from the clock. A number of the kinds `Training` and
 //! `Evaluation` is exact: it stands in the files a second time, under `NAME_bits`, as the bits of its double.
 //! A timing has no bits. `main.log` is llm.c's format and has llm.c's five streams whatever stands here.
 
-use crate::proof::{Action, Entry, Evaluation};
+use crate::proof::{Action, Entry, HellaSwag};
 
-/// What a column tells of, which decides where in a row it stands and whether it has bits.
+/// Where a column's numbers come from, which decides where in a row it stands and whether it has bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Computed by the optimizer step; exact.
@@ -30,13 +30,35 @@ pub struct Timing {
     pub mfu: Option<f64>,
 }
 
-/// One turn of the training loop, from which a row is taken.
+/// What a row is taken from: an entry of the ledger, and the clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn<'a> {
-    /// None for the evaluation after the last step.
-    pub entry: Option<&'a Entry>,
-    pub evaluation: &'a Evaluation,
+    pub entry: &'a Entry,
+    /// None for the evaluation after the last step, and where a row is made from the ledger alone.
     pub timing: Option<Timing>,
+}
+
+impl Turn<'_> {
+    fn val_loss(&self) -> Option<f64> {
+        Some(self.entry.evaluation?.validation?.loss)
+    }
+
+    fn hellaswag(&self) -> Option<HellaSwag> {
+        self.entry.evaluation?.hellaswag
+    }
+}
+
+/// How a run comes to one number of a column: "the loss" of a run, "its speed".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Summary {
+    /// The mean over the last hundredth of the updates, at least one and at most a hundred.
+    Tail,
+    /// The last one measured.
+    Last,
+    /// The median over all steps.
+    Median,
+    /// A run has no such number.
+    None,
 }
 
 /// A number of each row.
@@ -46,6 +68,8 @@ pub struct Column {
     pub unit: &'static str,
     /// In event files; the part before the slash groups tags on TensorBoard's page. Empty: it is not there.
     pub tag: &'static str,
+    /// Of the column's name, in `runner show` and the report.
+    pub summary: Summary,
     pub get: fn(&MetricsRow) -> Option<f64>,
     pub set: fn(&mut MetricsRow, Option<f64>),
     pub from: fn(&Turn<'_>) -> Option<f64>,
@@ -60,7 +84,7 @@ impl Column {
 
 /// Declares the fields of [`MetricsRow`] and, in the same order, the table [`COLUMNS`].
 macro_rules! columns {
-    ($($(#[$doc:meta])* $name:ident: $kind:ident, $unit:literal, $tag:literal, $from:expr;)*) => {
+    ($($(#[$doc:meta])* $name:ident: $kind:ident, $unit:literal, $tag:literal, $summary:ident, $from:expr;)*) => {
         /// One step. `None` is "not measured"; NaN and infinity are values.
         #[derive(Clone, Debug)]
         pub struct MetricsRow {
@@ -86,6 +110,7 @@ macro_rules! columns {
             kind: Kind::$kind,
             unit: $unit,
             tag: $tag,
+            summary: Summary::$summary,
             get: |row| row.$name,
             set: |row, value| row.$name = value,
             from: $from,
@@ -95,24 +120,25 @@ macro_rules! columns {
 
 columns! {
     /// Mean training loss of the step.
-    loss: Training, "nats a token", "train/loss", |turn| Some(turn.entry?.loss);
+    loss: Training, "nats a token", "train/loss", Tail, |turn| turn.entry.loss;
     /// Global gradient norm before clipping.
-    grad_norm: Training, "", "train/grad_norm", |turn| Some(turn.entry?.grad_norm);
-    learning_rate: Training, "", "train/learning_rate", |turn| Some(turn.entry?.learning_rate);
+    grad_norm: Training, "", "train/grad_norm", None, |turn| turn.entry.grad_norm;
+    learning_rate: Training, "", "train/learning_rate", None, |turn| turn.entry.learning_rate;
     /// Distance of this loss from the mean of the window before it; `None` while the window fills.
-    loss_z: Training, "standard deviations", "guard/loss_z", |turn| turn.entry?.loss_z;
-    grad_z: Training, "standard deviations", "guard/grad_z", |turn| turn.entry?.grad_z;
+    loss_z: Training, "standard deviations", "guard/loss_z", None, |turn| turn.entry.loss_z;
+    grad_z: Training, "standard deviations", "guard/grad_z", None, |turn| turn.entry.grad_z;
     /// Mean validation loss before this step's update.
-    val_loss: Evaluation, "nats a token", "eval/val_loss", |turn| Some(turn.evaluation.validation?.loss);
+    val_loss: Evaluation, "nats a token", "eval/val_loss", Last, |turn| turn.val_loss();
     /// HellaSwag before this step's update, 0 to 1: llm.c's score.
-    hellaswag: Evaluation, "share of tasks", "eval/hellaswag", |turn| Some(turn.evaluation.hellaswag?.llmc());
+    hellaswag: Evaluation, "share of tasks", "eval/hellaswag", Last, |turn| Some(turn.hellaswag()?.llmc());
     /// lm-eval's `acc` and `acc_norm`; `None` where the tasks lack its wording.
-    hellaswag_acc: Evaluation, "share of tasks", "", |turn| turn.evaluation.hellaswag?.acc();
-    hellaswag_acc_norm: Evaluation, "share of tasks", "eval/hellaswag_acc_norm",
-        |turn| turn.evaluation.hellaswag?.acc_norm();
+    hellaswag_acc: Evaluation, "share of tasks", "", Last, |turn| turn.hellaswag()?.acc();
+    hellaswag_acc_norm: Evaluation, "share of tasks", "eval/hellaswag_acc_norm", Last,
+        |turn| turn.hellaswag()?.acc_norm();
     /// Wall-clock time of the step with its digest.
-    step_ms: Timing, "milliseconds", "speed/step_ms", |turn| Some(turn.timing?.step_ms);
-    tokens_per_s: Timing, "tokens a second", "speed/tokens_per_s", |turn| Some(turn.timing?.tokens_per_s);
+    step_ms: Timing, "milliseconds", "speed/step_ms", Median, |turn| Some(turn.timing?.step_ms);
+    tokens_per_s: Timing, "tokens a second", "speed/tokens_per_s", Median,
+        |turn| Some(turn.timing?.tokens_per_s);
     /// Model FLOPs utilisation, 0 to 1; `None` on a device whose peak is unknown.
-    mfu: Timing, "share of peak FLOPs", "speed/mfu", |turn| turn.timing?.mfu;
+    mfu: Timing, "share of peak FLOPs", "speed/mfu", Median, |turn| turn.timing?.mfu;
 }

@@ -1,4 +1,4 @@
-//! `gpu.jsonl`: what the GPU's sensors said while a run went on, a line a sample.
+//! `gpu.jsonl`: readings of the GPU's sensors while a run goes on, a line a sample.
 //!
 //! Times and temperatures prove nothing and repeat nowhere, so they stay out of metrics and ledger. A resumed
 //! run goes on at the end of the file; each line says at which step it was taken.
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::append::{AppendError, AppendFile};
 
-/// What the sensors said at one moment. `None` is what this GPU does not tell.
+/// The sensors at one moment. `None` is a sensor that this GPU does not have.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GpuSample {
     /// Optimizer steps done.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::checkpoint::{newest_whole, tests::*};
 use super::*;
+use crate::proof::Evaluation;
 use crate::proof::entry::{Action, Entry};
 use crate::proof::ledger::Ledger;
 use crate::rng::Key;
@@ -21,13 +22,14 @@ fn entry(step: u64) -> Entry {
         step,
         tokens,
         root: None,
-        loss: number,
-        grad_norm: 1.0 / number,
-        learning_rate: 6e-4,
+        loss: Some(number),
+        grad_norm: Some(1.0 / number),
+        learning_rate: Some(6e-4),
         loss_z: None,
         grad_z: None,
         action,
         events: vec![],
+        evaluation: Some(Evaluation::default()),
     }
 }
 

@@ -1,5 +1,5 @@
-//! `main.log`: the reference's log, so that the notebooks written for it read our runs, and the
-//! reader that lets its runs stand beside ours in a plot.
+//! `main.log`: the log of llm.c, so that the notebooks written for it read our runs, and the reader that
+//! lets its runs stand beside ours in a plot.
 //!
 //! One record a line, a step and one stream:
 //!
@@ -10,7 +10,7 @@
 //! s:251 skip_loss_z:7.3100                       the update was skipped, and the number that was too large
 //! ```
 //!
-//! The last is ours: the reference leaves no trace of a skipped step. Its notebook takes the second
+//! The last is ours: llm.c leaves no trace of a skipped step. Its notebook takes the second
 //! word apart at the colon, wants a number behind it, and four words in a `trl` line and two in any
 //! other; so the reason is the stream's name (`skip_loss_z`, `skip_grad_z`, `skip_nonfinite`) and
 //! the value its number. Numbers are rounded: the exact ones are in `metrics.jsonl`.
@@ -103,9 +103,9 @@ fn decimal(value: f64, digits: usize) -> String {
     if value.is_nan() { "nan".to_owned() } else { format!("{value:.digits$}") }
 }
 
-/// Reads a log into rows, one a step, in order of the steps. `tokens` is 0 throughout: the log does not tell.
+/// Reads a log into rows, one a step, in order of the steps. `tokens` is 0 throughout: the log does not have them.
 ///
-/// A run that crashed and went on writes steps twice; what stands later wins, as in the reference's
+/// A run that crashed and went on writes steps twice; what stands later wins, as in llm.c's
 /// notebook. Streams with other names are left out. A torn last line is left out.
 pub fn read(path: &Path) -> Result<Vec<MetricsRow>, MainLogError> {
     let bytes = std::fs::read(path).map_err(|source| MainLogError::Io { path: path.to_owned(), source })?;
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_the_references() {
+    fn lines_are_those_of_llm_c() {
         let row = MetricsRow { val_loss: Some(4.51234), hellaswag: Some(0.265), ..row(250) };
         assert_eq!(
             format(&row),
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_skipped_step_leaves_a_line_the_references_notebook_can_take_apart() {
+    fn a_skipped_step_leaves_a_line_that_llm_c_s_notebook_can_take_apart() {
         let skip = MetricsRow { action: Action::SkipLossZ, loss_z: Some(7.31), ..row(251) };
         assert!(format(&skip).ends_with("\ns:251 skip_loss_z:7.3100\n"));
         let broken = MetricsRow { action: Action::SkipNonfinite, loss: Some(-f64::NAN), ..row(252) };

@@ -3,7 +3,7 @@
 //! The numbers are those of [`super::columns`]. An exact one stands in two keys: `loss` as a decimal for
 //! people and scripts, `loss_bits` as the 16 hexadecimal digits of its IEEE 754 double for proofs. The
 //! decimal is the shortest that reads back to the same bits. JSON knows neither NaN nor infinity: there the
-//! decimal is `null` and the bits tell which it was, so a column stays numeric for every reader. A value
+//! decimal is `null` and the bits say which it was, so a column stays numeric for every reader. A value
 //! that was not measured is `null` in both. Timings have no bits: nobody proves them.
 //!
 //! Steps are counted from 0: row `s` is the update that turns the weights after `s` updates into those after
@@ -21,11 +21,12 @@ use std::path::{Path, PathBuf};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::append::{AppendError, AppendFile, complete_lines};
-use super::columns::{Kind, Turn};
+use super::columns::{Kind, Timing, Turn};
 use super::metrics_parquet;
 
 pub use super::columns::{COLUMNS, Column, MetricsRow};
 pub use crate::proof::Action;
+use crate::proof::Entry;
 
 /// The file of rows in a run folder.
 pub const JSONL: &str = "metrics.jsonl";
@@ -33,18 +34,19 @@ pub const JSONL: &str = "metrics.jsonl";
 pub const PARQUET: &str = "metrics.parquet";
 
 impl MetricsRow {
-    /// The row of one turn of the training loop. `step` and `tokens` are the turn's; a turn without an entry
-    /// is the evaluation after the last step.
-    pub fn of(step: u64, tokens: u64, turn: &Turn<'_>) -> MetricsRow {
-        let action = turn.entry.map_or(Action::Evaluate, |entry| entry.action);
-        let mut row = MetricsRow::new(step, tokens, action);
+    /// The row of an entry of the ledger. Events are the first words of the entry's.
+    pub fn of(entry: &Entry, timing: Option<Timing>) -> MetricsRow {
+        let mut row = MetricsRow::new(entry.step, entry.tokens, entry.action);
+        let turn = Turn { entry, timing };
         for column in COLUMNS {
-            (column.set)(&mut row, (column.from)(turn));
+            (column.set)(&mut row, (column.from)(&turn));
         }
+        let words = entry.events.iter().filter_map(|event| event.split(' ').next());
+        row.events = words.map(str::to_owned).collect();
         row
     }
 
-    /// Whether two rows tell of the same training, bit for bit. Timings and events may differ.
+    /// Whether two rows are of the same training, bit for bit. Timings and events may differ.
     pub fn same_bits(&self, other: &MetricsRow) -> bool {
         let bits = |row: &MetricsRow, column: &Column| (column.get)(row).map(f64::to_bits);
         self.step == other.step
@@ -137,7 +139,7 @@ impl<'de> Visitor<'de> for RowVisitor {
     }
 }
 
-/// The value behind a decimal and its bits, which must tell the same.
+/// The value behind a decimal and its bits, which must be of one number.
 fn exact(key: &str, decimal: Option<f64>, bits: Option<&str>) -> Result<Option<f64>, String> {
     let value = match bits {
         None => None,

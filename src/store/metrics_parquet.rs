@@ -97,18 +97,20 @@ fn from_frame(frame: &DataFrame) -> Result<Vec<RowOrFault>, PolarsError> {
         Ok(row)
     };
     let mut rows: Vec<RowOrFault> = (0..frame.height()).map(row).collect();
-    for column in COLUMNS {
-        let name = if column.is_exact() { format!("{}_bits", column.name) } else { column.name.to_owned() };
-        if frame.column(&name).is_err() {
-            continue;
+    for column in COLUMNS.iter().filter(|column| frame.column(column.name).is_ok()) {
+        let mut values: Vec<Option<f64>> = frame.column(column.name)?.f64()?.iter().collect();
+        let mut agree = vec![true; values.len()];
+        if column.is_exact() {
+            for (at, bits) in counts(&format!("{}_bits", column.name))?.into_iter().enumerate() {
+                agree[at] = bits == values[at].map(f64::to_bits);
+                values[at] = bits.map(f64::from_bits);
+            }
         }
-        let values: Vec<Option<f64>> = match column.is_exact() {
-            true => counts(&name)?.into_iter().map(|bits| bits.map(f64::from_bits)).collect(),
-            false => frame.column(&name)?.f64()?.iter().collect(),
-        };
-        for (row, value) in rows.iter_mut().zip(values) {
-            if let Ok(row) = row {
-                (column.set)(row, value);
+        for ((row, value), agrees) in rows.iter_mut().zip(values).zip(agree) {
+            match row {
+                Ok(_) if !agrees => *row = Err(format!("`{0}` is not what `{0}_bits` is", column.name)),
+                Ok(row) => (column.set)(row, value),
+                Err(_) => {}
             }
         }
     }

@@ -12,6 +12,7 @@
 //! * [`columns`]: the numbers of a step, in one table; [`metrics`]: one row a step; [`main_log`]: the same in
 //!   llm.c's line format; [`tensorboard`]: the same as event files; [`records`]: these and the ledger,
 //!   together; [`append`]: files that only grow; [`gpu_log`]: the readings of the GPU's sensors.
+//! * [`derived`]: whether metrics and main.log say what the ledger says.
 //! * [`run_folder`]: where everything is, and the lock that keeps a second process out.
 
 pub mod append;
@@ -19,6 +20,7 @@ pub mod atomic;
 pub mod checkpoint;
 pub mod columns;
 pub mod compare;
+pub mod derived;
 pub mod error;
 pub mod gpu_log;
 pub mod main_log;

@@ -1,15 +1,15 @@
 //! The files that a run writes while it trains: ledger, metrics, `main.log`, the event file and samples.
 //!
-//! They are opened together at a step, written together and cut together, so that they tell of the same
+//! They are opened together at a step, written together and cut together, so that they hold the same
 //! steps. A turn of the training loop enters the ledger first: what the others say is derived from it.
 
 use super::append::AppendError;
-use super::columns::{Timing, Turn};
+use super::columns::Timing;
 use super::main_log::MainLogWriter;
 use super::metrics::{MetricsError, MetricsRow, MetricsWriter};
 use super::tensorboard::EventWriter;
 use super::{RunPaths, StoreError, atomic};
-use crate::proof::{Entry, Evaluation, Head, Ledger, LedgerError};
+use crate::proof::{Entry, Head, Ledger, LedgerError};
 
 /// Why a record cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -69,27 +69,10 @@ impl Records {
         Ok(Records { paths: paths.clone(), ledger, metrics, main_log, tensorboard })
     }
 
-    /// Writes a step down, with what was measured before it. `events` are the words of its row.
-    pub fn step(
-        &mut self,
-        entry: &Entry,
-        evaluation: &Evaluation,
-        timing: Timing,
-        events: Vec<String>,
-    ) -> Result<(), RecordsError> {
+    /// Writes down a step, or the evaluation after the last, which has no timing.
+    pub fn add(&mut self, entry: &Entry, timing: Option<Timing>) -> Result<(), RecordsError> {
         self.ledger.append(entry)?;
-        let turn = Turn { entry: Some(entry), evaluation, timing: Some(timing) };
-        self.append(&MetricsRow { events, ..MetricsRow::of(entry.step, entry.tokens, &turn) })
-    }
-
-    /// Writes down what was measured after the last of `steps`.
-    pub fn last_evaluation(
-        &mut self,
-        steps: u64,
-        tokens: u64,
-        evaluation: &Evaluation,
-    ) -> Result<(), RecordsError> {
-        self.append(&MetricsRow::of(steps, tokens, &Turn { entry: None, evaluation, timing: None }))
+        self.append(&MetricsRow::of(entry, timing))
     }
 
     fn append(&mut self, row: &MetricsRow) -> Result<(), RecordsError> {

@@ -57,7 +57,7 @@ impl RunPaths {
         self.folder.join("metrics.parquet")
     }
 
-    /// The reference's line format.
+    /// llm.c's line format.
     pub fn main_log(&self) -> PathBuf {
         self.folder.join("main.log")
     }
@@ -67,7 +67,7 @@ impl RunPaths {
         self.folder.join("events.out.tfevents.0.runner")
     }
 
-    /// What the GPU's sensors said.
+    /// Readings of the GPU's sensors.
     pub fn gpu_log(&self) -> PathBuf {
         self.folder.join("gpu.jsonl")
     }
@@ -181,7 +181,8 @@ pub fn newest_run(root: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// The process that holds a run's folder, found without touching the lock: a reader that took it for a moment
-/// could turn away a run that is just starting. Linux alone tells; elsewhere nobody is seen.
+/// could turn away a run that is just starting. Only Linux lists its locks; elsewhere no holder is
+/// found.
 pub fn holder(folder: &Path) -> Option<u32> {
     let path = folder.join(LOCK);
     let pid: u32 = fs::read_to_string(&path).ok()?.trim().parse().ok()?;

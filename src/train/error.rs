@@ -14,8 +14,7 @@ pub enum TrainError {
     Exchange(#[from] crate::parallel::ExchangeError),
     /// Ranks that must hold the same do not.
     #[error(
-        "after step {step} the ranks differ in weights or counters: {differing}\n  \
-         hint: suspect that machine; the last checkpoint is whole, `runner resume` without it"
+        "at step {step} the ranks differ in weights or counters: {differing}\n  hint: suspect that machine; the last checkpoint is whole, `runner resume` without it"
     )]
     RanksDiffer { step: u64, differing: String },
     /// A saved state that this experiment cannot take.

@@ -42,10 +42,12 @@ pub enum Event {
     Rewound { from_step: u64, to_step: u64, entries: u64 },
     /// Too many steps in a row were skipped.
     Diverged { step: u64, skips: u64 },
+    /// A loss, a weight or a validation loss is NaN or infinite, and the run ends, with `step` steps done.
+    NotFinite { step: u64, why: String },
     /// Asked to stop: the step at hand is done and saved.
     Interrupted { step: u64 },
-    /// The last step is done.
-    Finished { step: u64, root: Hash, seconds: f64, waits: Waits },
+    /// The last step is done, and of all steps so many were skipped.
+    Finished { step: u64, skipped: u64, root: Hash, seconds: f64, waits: Waits },
 }
 
 /// Takes events as they come. An error stops the run.
@@ -59,7 +61,7 @@ pub trait Listener {
     }
 }
 
-/// Several listeners, each of which is told what the one before it has taken.
+/// Several listeners: an event goes to one after the other, and no further than to the first that fails.
 pub struct Listeners(pub Vec<Box<dyn Listener>>);
 
 impl Listener for Listeners {

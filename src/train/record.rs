@@ -6,16 +6,15 @@ use super::trainer::StepReport;
 use crate::eval::Scores;
 use crate::optim::Verdict;
 use crate::proof::entry::rewind_event;
-use crate::proof::{Action, Entry, Evaluation, Hash, Head, HellaSwag, Validation};
+use crate::proof::ledger::NOT_FINITE;
+use crate::proof::{Action, Entry, Evaluation, Head, HellaSwag, Validation};
 use crate::store::Records;
 
-/// Keeps the records of a run. What was reported since the last step goes into the next entry and row.
+/// Keeps the records of a run. What was reported since the last step goes into the next entry.
 pub struct Recorder {
     pub records: Records,
     /// Measured before the next step.
     evaluation: Evaluation,
-    /// Whether the run was resumed here.
-    pub resumed: bool,
     /// What changed the bits before the next step, in the ledger's words: `drift …`, `rewind …`.
     pub changes: Vec<String>,
 }
@@ -23,13 +22,7 @@ pub struct Recorder {
 impl Recorder {
     /// A recorder to which nothing was reported yet.
     pub fn new(records: Records) -> Recorder {
-        Recorder { records, evaluation: Evaluation::default(), resumed: false, changes: Vec::new() }
-    }
-
-    /// One word for each thing that happened since the last step.
-    fn words(&self) -> Vec<String> {
-        let changes = self.changes.iter().filter_map(|change| change.split(' ').next().map(str::to_owned));
-        self.resumed.then(|| "resume".to_owned()).into_iter().chain(changes).collect()
+        Recorder { records, evaluation: Evaluation::default(), changes: Vec::new() }
     }
 }
 
@@ -39,23 +32,23 @@ impl Listener for Recorder {
             Event::Evaluated { val_loss, val_tokens, .. } => {
                 self.evaluation.validation = Some(Validation { loss: *val_loss, tokens: *val_tokens });
             }
-            Event::HellaSwag { scores, .. } => self.evaluation.hellaswag = Some(counts(scores)),
+            Event::HellaSwag { scores, .. } => self.evaluation.hellaswag = Some(correct_counts(scores)),
             Event::Sampled { step, prompt, text } => {
                 self.records.sample(*step, &format!("{prompt}{text}\n"))?;
             }
-            Event::Stepped { report, tokens, timing, root, .. } => {
-                let words = self.words();
-                let entry = ledger_entry(report, *tokens, *root, std::mem::take(&mut self.changes));
-                let evaluation = std::mem::take(&mut self.evaluation);
-                self.resumed = false;
-                self.records.step(&entry, &evaluation, *timing, words)?;
+            Event::Stepped { report, tokens, timing, root } => {
+                let step = Entry { root: *root, ..ledger_entry(report, *tokens) };
+                let evaluation = Some(std::mem::take(&mut self.evaluation));
+                let entry = Entry { events: std::mem::take(&mut self.changes), evaluation, ..step };
+                self.records.add(&entry, Some(*timing))?;
             }
             Event::Completed { steps, tokens } => {
                 let evaluation = std::mem::take(&mut self.evaluation);
                 if !evaluation.is_empty() {
-                    self.records.last_evaluation(*steps, *tokens, &evaluation)?;
+                    self.records.add(&last_entry(*steps, *tokens, evaluation), None)?;
                 }
             }
+            Event::NotFinite { why, .. } => self.records.note(NOT_FINITE, why)?,
             Event::Rewound { from_step, to_step, entries } => {
                 self.records.rewind(*entries, *to_step)?;
                 self.changes.push(rewind_event(*from_step, *to_step));
@@ -70,15 +63,16 @@ impl Listener for Recorder {
     }
 }
 
-/// What the ledger says of a step.
-pub fn ledger_entry(report: &StepReport, tokens: u64, root: Option<Hash>, events: Vec<String>) -> Entry {
+/// What a step itself gives the ledger: its numbers, and what the guards did. `tokens` are those seen,
+/// the step's included.
+pub fn ledger_entry(report: &StepReport, tokens: u64) -> Entry {
     Entry {
         step: report.step,
         tokens,
-        root,
-        loss: report.loss,
-        grad_norm: report.grad_norm,
-        learning_rate: report.learning_rate,
+        root: None,
+        loss: Some(report.loss),
+        grad_norm: Some(report.grad_norm),
+        learning_rate: Some(report.learning_rate),
         loss_z: report.loss_z,
         grad_z: report.grad_z,
         action: match report.verdict {
@@ -87,13 +81,31 @@ pub fn ledger_entry(report: &StepReport, tokens: u64, root: Option<Hash>, events
             Verdict::SkipGrad => Action::SkipGradZ,
             Verdict::SkipNonfinite => Action::SkipNonfinite,
         },
-        events,
+        events: Vec::new(),
+        evaluation: None,
+    }
+}
+
+/// The entry of the evaluation after the last step.
+fn last_entry(step: u64, tokens: u64, evaluation: Evaluation) -> Entry {
+    Entry {
+        step,
+        tokens,
+        root: None,
+        loss: None,
+        grad_norm: None,
+        learning_rate: None,
+        loss_z: None,
+        grad_z: None,
+        action: Action::Evaluate,
+        events: Vec::new(),
+        evaluation: Some(evaluation),
     }
 }
 
 /// Scores as the counts that they are shares of. Sums over the plain wording are not lm-eval's scores and are
 /// not recorded under their names.
-fn counts(scores: &Scores) -> HellaSwag {
+pub fn correct_counts(scores: &Scores) -> HellaSwag {
     // A share of n tasks, times n, is off its count by less than any rounding could make a half.
     let correct = |score: f64| (score * scores.tasks as f64).round() as u64;
     HellaSwag {

@@ -10,6 +10,7 @@
 //! hashing and checkpoints may come and go without changing a bit of the training state.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -18,11 +19,12 @@ use super::events::{Event, Listener};
 use super::trainer::{StepReport, Trainer};
 use super::{RunError, TrainError, replay};
 use crate::data::{Prefetcher, StreamDecoder, Tokenizer, ValidationSet};
-use crate::eval::{self, TaskSet};
+use crate::eval::{self, EvalError, TaskSet};
 use crate::experiment::Experiment;
 use crate::generate::{Sampling, generate};
 use crate::model::flops::flops_per_token;
 use crate::ops::Ops;
+use crate::optim::Verdict;
 use crate::parallel::exchange;
 use crate::proof::Hash;
 use crate::rng::Key;
@@ -48,9 +50,19 @@ pub struct Run<O: Ops> {
 /// How a run ended, other than by an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    Finished { root: Hash },
-    Interrupted { step: u64 },
-    Diverged { step: u64 },
+    Finished {
+        root: Hash,
+    },
+    Interrupted {
+        step: u64,
+    },
+    Diverged {
+        step: u64,
+    },
+    /// A loss or weight is not finite, so that what the run ended with is no model.
+    NotFinite {
+        step: u64,
+    },
 }
 
 impl<O: Ops> Run<O> {
@@ -60,46 +72,104 @@ impl<O: Ops> Run<O> {
         let steps = self.experiment.schedule.steps;
         out.on(&Event::Began { step: self.trainer.progress().step, steps })?;
         // A second divergence before any new checkpoint would go back to the same place for ever.
-        let mut rewound_to = None;
-        loop {
-            let step = self.trainer.progress().step;
-            self.evaluate(step, out)?;
-            self.sample(step, out)?;
-            if step == steps {
-                break;
-            }
-            let root = self.step(step, out)?;
-            if self.trainer.progress().guards.diverged() {
-                let skips = self.trainer.progress().guards.skips_in_a_row;
-                out.on(&Event::Diverged { step, skips })?;
-                rewound_to = self.rewind(step, rewound_to, out)?;
-                if rewound_to.is_none() {
-                    self.settle(out)?;
-                    return Ok(Outcome::Diverged { step });
-                }
-                continue;
-            }
-            let stop = self.agree_to_stop()?;
-            if stop || due(self.experiment.checkpoint.every, step + 1, steps) {
-                self.checkpoint(root, out)?;
-            }
-            self.announce_saved(out)?;
-            if stop && step + 1 < steps {
-                self.settle(out)?;
-                out.on(&Event::Interrupted { step: step + 1 })?;
-                return Ok(Outcome::Interrupted { step: step + 1 });
+        let (mut rewound_to, mut last) = (None, None);
+        while self.trainer.progress().step < steps {
+            match self.turn(&mut rewound_to, out)? {
+                ControlFlow::Continue(verdict) => last = Some(verdict),
+                ControlFlow::Break(outcome) => return Ok(outcome),
             }
         }
+        self.end(last, started, out)
+    }
+
+    /// One turn of the loop. Gives what the guards said of its step, or how the run ended.
+    fn turn(
+        &mut self,
+        rewound_to: &mut Option<u64>,
+        out: &mut dyn Listener,
+    ) -> Result<ControlFlow<Outcome, Verdict>, RunError> {
+        let (step, steps) = (self.trainer.progress().step, self.experiment.schedule.steps);
+        let not_finite = self.evaluate(step, out)?;
+        if not_finite.is_none() {
+            self.sample(step, out)?;
+        }
+        let (verdict, root) = self.step(step, out)?;
+        if let Some(why) = not_finite {
+            // The step is made for its entry, in which the evaluation stands.
+            return self.end_not_finite(why, out).map(ControlFlow::Break);
+        }
+        if self.trainer.progress().guards.diverged() {
+            let skips = self.trainer.progress().guards.skips_in_a_row;
+            out.on(&Event::Diverged { step, skips })?;
+            *rewound_to = self.rewind(step, *rewound_to, out)?;
+            if rewound_to.is_some() {
+                return Ok(ControlFlow::Continue(verdict));
+            }
+            self.settle(out)?;
+            return Ok(ControlFlow::Break(Outcome::Diverged { step }));
+        }
+        let stop = self.agree_to_stop()?;
+        if stop || due(self.experiment.checkpoint.every, step + 1, steps) {
+            self.checkpoint(root, out)?;
+        }
+        self.announce_saved(out)?;
+        if stop && step + 1 < steps {
+            self.settle(out)?;
+            out.on(&Event::Interrupted { step: step + 1 })?;
+            return Ok(ControlFlow::Break(Outcome::Interrupted { step: step + 1 }));
+        }
+        Ok(ControlFlow::Continue(verdict))
+    }
+
+    /// Evaluates and samples after the last step, and looks whether the run has come to a model. `last` is
+    /// what the guards said of the last step, if one was made.
+    fn end(
+        &mut self,
+        last: Option<Verdict>,
+        started: Instant,
+        out: &mut dyn Listener,
+    ) -> Result<Outcome, RunError> {
+        let steps = self.experiment.schedule.steps;
+        let mut why = self.evaluate(steps, out)?;
+        if why.is_none() {
+            self.sample(steps, out)?;
+        }
         out.on(&Event::Completed { steps, tokens: steps * self.experiment.batch.tokens })?;
+        if why.is_none() && last == Some(Verdict::SkipNonfinite) {
+            why = Some(format!("loss or gradient norm of step {}, the last, is not finite", steps - 1));
+        }
+        // The memory of the last snapshot must be free before the state is read again.
         self.settle(out)?;
+        if why.is_none() {
+            why = self.came_to_nothing()?;
+        }
+        if let Some(why) = why {
+            return self.end_not_finite(why, out);
+        }
         let root = self.trainer.state_root()?;
-        let waits = self.feed.waits();
-        out.on(&Event::Finished { step: steps, root, seconds: started.elapsed().as_secs_f64(), waits })?;
+        let (waits, seconds) = (self.feed.waits(), started.elapsed().as_secs_f64());
+        out.on(&Event::Finished { step: steps, skipped: self.skipped(), root, seconds, waits })?;
         Ok(Outcome::Finished { root })
     }
 
-    /// One optimizer step with its digest, timed and reported. Gives the state root where it was hashed.
-    fn step(&mut self, step: u64, out: &mut dyn Listener) -> Result<Option<Hash>, RunError> {
+    /// Steps that reached no weight, of all that were made.
+    fn skipped(&self) -> u64 {
+        self.trainer.progress().step - self.trainer.progress().updates
+    }
+
+    /// Ends a run of which a number that must be finite is not. Nothing more is saved; the checkpoints that
+    /// are there stay.
+    fn end_not_finite(&mut self, why: String, out: &mut dyn Listener) -> Result<Outcome, RunError> {
+        let step = self.trainer.progress().step;
+        let why = format!("{why}; {} of {step} steps were skipped", self.skipped());
+        out.on(&Event::NotFinite { step, why })?;
+        self.settle(out)?;
+        Ok(Outcome::NotFinite { step })
+    }
+
+    /// One optimizer step with its digest, timed and reported. Gives what the guards said, and the
+    /// state root where it was hashed.
+    fn step(&mut self, step: u64, out: &mut dyn Listener) -> Result<(Verdict, Option<Hash>), RunError> {
         let (steps, tokens) = (self.experiment.schedule.steps, self.experiment.batch.tokens);
         let began = Instant::now();
         let report = self.train(step)?;
@@ -111,8 +181,9 @@ impl<O: Ops> Run<O> {
         let flops = flops_per_token(&self.experiment.model, self.experiment.batch.seq_len);
         let mfu = self.peak_flops.map(|peak| tokens_per_s * flops / peak);
         let timing = Timing { step_ms: seconds * 1e3, tokens_per_s, mfu };
+        let verdict = report.verdict;
         out.on(&Event::Stepped { report, tokens: (step + 1) * tokens, timing, root })?;
-        Ok(root)
+        Ok((verdict, root))
     }
 
     /// The step itself; every `proof.replay_every`th is made twice.
@@ -128,10 +199,11 @@ impl<O: Ops> Run<O> {
         replay::twice(&mut self.trainer, &mut self.feed, &self.writer, |trainer, feed| trainer.step(feed))
     }
 
-    /// Validation loss and HellaSwag, when they are due before `step`.
-    fn evaluate(&mut self, step: u64, out: &mut dyn Listener) -> Result<(), RunError> {
+    /// Validation loss and HellaSwag, when they are due before `step`. Gives why the weights are broken, when
+    /// a loss is not finite.
+    fn evaluate(&mut self, step: u64, out: &mut dyn Listener) -> Result<Option<String>, RunError> {
         if !due_before(self.experiment.eval.every, step, self.experiment.schedule.steps) {
-            return Ok(());
+            return Ok(None);
         }
         let mut reported = Ok(());
         if let Some(set) = &self.validation {
@@ -140,16 +212,23 @@ impl<O: Ops> Run<O> {
             let progress = |done| report(&mut reported, out, Event::Evaluating { what, done, sequences });
             let val_loss = eval::validation_loss_of_ranks(ops, model, losses, link, set, progress)?;
             out.on(&Event::Evaluated { step, val_loss, val_tokens: set.tokens() })?;
+            if !val_loss.is_finite() {
+                return Ok(Some(format!("the validation loss at step {step} is {val_loss}")));
+            }
         }
         if let Some(set) = &self.hellaswag {
             let (ops, model, losses, link) = self.trainer.for_evaluation();
-            let what = "HellaSwag";
+            let (what, alone) = ("HellaSwag", link.size() == 1);
             let progress =
                 |done, sequences| report(&mut reported, out, Event::Evaluating { what, done, sequences });
-            let scores = eval::hellaswag(ops, model, losses, link, set, progress)?;
-            out.on(&Event::HellaSwag { step, scores })?;
+            match eval::hellaswag(ops, model, losses, link, set, progress) {
+                Ok(scores) => out.on(&Event::HellaSwag { step, scores })?,
+                // One of several ranks finds it before the others know: to them it is an error.
+                Err(why @ EvalError::NotFinite { .. }) if alone => return Ok(Some(why.to_string())),
+                Err(error) => return Err(error.into()),
+            }
         }
-        reported
+        reported.map(|()| None)
     }
 
     /// A text, when one is due before `step`.

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::bail;
 
 use crate::proof::lock::{self, Lock, differences};
-use crate::proof::{Entry, FieldDifference, ledger};
+use crate::proof::{Entry, FieldDifference, entry, ledger};
 use crate::run::error::{refuse_ledger, refuse_lock};
 use crate::run::lock::list;
 use crate::store::compare::{self, StateDifference};
@@ -61,7 +61,7 @@ impl Diff {
         let (_, entries_b) = ledger::read(&b.ledger()).map_err(refuse_ledger)?;
         let mut diff = Diff {
             locks: locks(&a, &b)?,
-            entries: (entries_a.len(), entries_b.len()),
+            entries: (entry::steps(&entries_a).len(), entry::steps(&entries_b).len()),
             step: first_entry(&entries_a, &entries_b),
             ..Diff::default()
         };
@@ -125,8 +125,9 @@ pub fn state_text(step: u64, state: &StateDifference) -> String {
 
 /// The first entry that differs and its fields.
 pub fn first_entry(a: &[Entry], b: &[Entry]) -> Option<(u64, Vec<FieldDifference>)> {
-    let (a, b) = a.iter().zip(b).find(|(a, b)| a != b)?;
-    Some((a.step, a.differences(b)))
+    // The evaluation after the last step of one is compared with that of the other alone.
+    let pairs = a.iter().zip(b).filter(|(a, b)| a != b && (a.loss.is_some() == b.loss.is_some()));
+    pairs.map(|(a, b)| (a.step, a.differences(b))).find(|(_, fields)| !fields.is_empty())
 }
 
 /// The tables of both locks, where both have one.

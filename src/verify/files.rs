@@ -2,20 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use super::Checks;
 use crate::data::{DataError, DigestCache};
 use crate::experiment::{self, Loaded};
 use crate::ops::DeviceError;
 use crate::proof::lock::{Lock, Table, differences};
-use crate::proof::{Entry, LockError, ledger};
+use crate::proof::{Entry, LockError, entry, ledger};
 use crate::run::data::Data;
 use crate::run::device::Device;
 use crate::run::locked::{DeviceFacts, Locked};
 use crate::run::messages::Report;
 use crate::run::{initial, lock, resume};
-use crate::store::{self, Manifest, RunPaths, StoreError, checkpoint};
+use crate::store::derived::{self, Agreed, Reach};
+use crate::store::{self, Manifest, RunPaths, StoreError, checkpoint, run_folder};
 use crate::{train, units};
 
 /// A run whose files are whole.
@@ -31,6 +30,8 @@ pub struct WholeRun {
 /// Checks the files of the run in `folder`; gives the run when nothing of it is damaged.
 pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow::Result<Option<WholeRun>> {
     let paths = RunPaths::new(folder);
+    // Asked first: a run that ends meanwhile is whole.
+    let running = run_folder::holder(folder).is_some();
     if !paths.experiment().is_file() {
         return Err(StoreError::NoSuchRun { path: folder.into() }.into());
     }
@@ -38,11 +39,18 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
     let newest = manifests.last();
     let lock = read_lock(&paths, newest, checks);
     let ledger = read_ledger(&paths, &manifests, checks);
-    if let (Some(lock), Some((log, entries))) = (&lock, &ledger) {
+    if let (Some(lock), Some((log, _))) = (&lock, &ledger) {
         let drifted = log.notes().iter().any(|note| note.kind == "drift");
         locked_numerics(lock, &manifests, drifted, checks);
         outputs(lock, newest, checks);
-        metrics(&paths, entries, checks)?;
+    }
+    if let Some((_, entries)) = &ledger {
+        let reach = Reach {
+            saved: newest.map_or(0, |manifest| manifest.step),
+            ended: lock.as_ref().is_some_and(|lock| !lock.outputs.is_empty()),
+            running,
+        };
+        derived_files(&paths, entries, reach, checks);
     }
     let mut loaded = experiment::load(&paths.experiment(), &[])?;
     let data = data(&mut loaded, lock.as_ref(), checks, report);
@@ -123,7 +131,8 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
     let torn = log
         .torn()
         .map_or(String::new(), |torn| format!("; line {} was left unfinished by a kill", torn.line));
-    checks.passed("ledger", format!("{} steps, head {}{torn}", log.size(), log.head().root));
+    let steps = entry::steps(&entries).len();
+    checks.passed("ledger", format!("{steps} steps, head {}{torn}", log.head().root));
     let mut right = 0;
     for manifest in manifests {
         let check = format!("checkpoint {} in the ledger", manifest.step);
@@ -183,48 +192,23 @@ fn outputs(lock: &Lock, newest: Option<&Manifest>, checks: &mut Checks<'_>) {
     }
 }
 
-/// The bits in the metrics are those of the ledger.
-fn metrics(paths: &RunPaths, entries: &[Entry], checks: &mut Checks<'_>) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(paths.metrics_jsonl()).unwrap_or_default();
-    let mut rows = 0;
-    for (number, line) in text.lines().enumerate() {
-        let Ok(row) = serde_json::from_str::<Value>(line) else {
-            // A kill leaves the last line unfinished; resuming drops it.
-            if number + 1 < text.lines().count() {
-                checks.failed(
-                    "metrics",
-                    format!("line {} of `{}` is not JSON", number + 1, paths.metrics_jsonl().display()),
-                );
-            }
-            continue;
-        };
-        let entry = row["step"].as_u64().and_then(|step| entries.get(usize::try_from(step).ok()?));
-        let Some(entry) = entry.filter(|_| row["action"] != "evaluate") else { continue };
-        rows += 1;
-        for (field, value) in
-            [("loss", entry.loss), ("grad_norm", entry.grad_norm), ("learning_rate", entry.learning_rate)]
-        {
-            let bits = row[format!("{field}_bits")]
-                .as_str()
-                .and_then(|b| u64::from_str_radix(b.trim_start_matches("0x"), 16).ok());
-            let same = bits.is_some_and(|bits| {
-                bits == value.to_bits() || (f64::from_bits(bits).is_nan() && value.is_nan())
-            });
-            if !same {
-                checks.failed(
-                    "metrics",
-                    format!(
-                        "line {}: {field} of step {} is not the ledger's {value}",
-                        number + 1,
-                        entry.step
-                    ),
-                );
-                return Ok(());
-            }
+/// Metrics and `main.log` are made again from the ledger.
+fn derived_files(paths: &RunPaths, entries: &[Entry], reach: Reach, checks: &mut Checks<'_>) {
+    for (file, result) in derived::check(paths, entries, reach) {
+        match result {
+            Ok(Agreed { rows, unproven: 0 }) => checks.passed(file, format!("{rows} lines are the ledger's")),
+            Ok(Agreed { rows, unproven }) => checks.passed(
+                file,
+                format!(
+                    "{rows} lines are the ledger's, but for {unproven} evaluations that it does not have"
+                ),
+            ),
+            Err(fault) => checks.failed(
+                file,
+                format!("{fault}\n  do: restore it from a copy; figures in it are not the run's"),
+            ),
         }
     }
-    checks.passed("metrics", format!("{rows} rows have the ledger's bits"));
-    Ok(())
 }
 
 /// Every byte of the training data.

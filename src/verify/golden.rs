@@ -87,16 +87,15 @@ impl Golden {
 
     /// What differs in a run: nothing when its bits are golden.
     pub fn mismatch(&self, entries: &[Entry], manifests: &[Manifest]) -> Option<String> {
-        let steps = entries.len() as u64;
+        let steps = crate::proof::entry::steps(entries).len() as u64;
         let found = |step: u64| entries.get(usize::try_from(step.checked_sub(1)?).ok()?)?.root;
         let last = self.last.map(|root| (steps, root));
         let roots = self.roots.iter().map(|(step, root)| (*step, *root)).chain(last);
         let mut hashed = roots.filter(|(step, _)| found(*step).is_some() || *step > steps);
         let (step, expected) = hashed.find(|(step, root)| found(*step) != Some(*root))?;
         let here = found(step).map_or("the run ended before".to_owned(), |root| root.to_string());
-        let mut text = format!(
-            "the root after step {step} is the first that differs: expected {expected}, found {here}"
-        );
+        let mut text =
+            format!("the root at step {step} is the first that differs: expected {expected}, found {here}");
         if let Some(tensors) = self.first_tensors(step, manifests) {
             text.push_str(&tensors);
         }
@@ -118,7 +117,7 @@ impl Golden {
             manifest.tensors.keys().filter(|name| !self.tensors.contains_key(&(at, (*name).clone()))).count();
         let first = differing.first()?;
         let mut text = format!(
-            "\n  first differing tensor after step {at}: `{first}`, of {} that differ among {}",
+            "\n  first differing tensor at step {at}: `{first}`, of {} that differ among {}",
             differing.len(),
             golden().count()
         );

@@ -42,7 +42,7 @@ fn condensed(checks: Vec<Check>) -> Vec<Check> {
         let name = format!("every byte of {} checkpoints is what it was", whole.len());
         condensed.insert(
             0,
-            Check { status: Status::Passed, name, detail: format!("after steps {}", steps.join(", ")) },
+            Check { status: Status::Passed, name, detail: format!("at steps {}", steps.join(", ")) },
         );
     }
     condensed
@@ -55,7 +55,9 @@ fn promise(check: &str) -> String {
         "ledger" => "no line of the ledger was edited, moved or lost",
         "ledger and checkpoints" => "ledger and checkpoints tell of the same run",
         "outputs" => "the lock's outputs are those of the last checkpoint",
-        "metrics" => "the metrics have the ledger's bits",
+        "metrics.jsonl" => "every row of metrics.jsonl is what the ledger says",
+        "metrics.parquet" => "every row of metrics.parquet is what the ledger says",
+        "main.log" => "every line of main.log is what the ledger says",
         "data" => "the data are those that it was trained on",
         "this machine" => "the machine that wrote this page can make these bits",
         other => {

@@ -6,12 +6,13 @@ use super::Checks;
 use super::diff::state_text;
 use super::files::{WholeRun, checkpoint_folder};
 use crate::data::Prefetcher;
+use crate::eval;
 use crate::experiment::Loaded;
 use crate::ops::Ops;
 use crate::plan::memory::Storage;
-use crate::proof::Entry;
 use crate::proof::entry::rewound_from;
 use crate::proof::lock::{Lock, differences};
+use crate::proof::{Entry, Evaluation, Validation};
 use crate::run::data::Data;
 use crate::run::device::{Device, OnDevice};
 use crate::run::locked::Locked;
@@ -19,7 +20,7 @@ use crate::run::messages::{Report, Work};
 use crate::run::{initial, lock};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;
-use crate::train::record::ledger_entry;
+use crate::train::record::{correct_counts, ledger_entry};
 
 /// Trains steps `steps` of a run again and compares each with the ledger.
 pub fn verify(
@@ -29,6 +30,7 @@ pub fn verify(
     report: Report,
 ) -> anyhow::Result<()> {
     let WholeRun { paths, lock, entries, loaded, data } = run;
+    let entries = crate::proof::entry::steps(&entries).to_vec();
     let Some(data) = data else {
         checks.failed("replay", "not begun: the data are not here");
         return Ok(());
@@ -129,10 +131,31 @@ impl Replay {
             trainer.skip_data((from + 1 - recorded.step) * experiment.sequences_per_step());
             feed.seek(recorded.step, trainer.progress().data_offset)?;
         }
+        let evaluation = recorded.evaluation.map(|recorded| self.evaluate(trainer, recorded)).transpose()?;
         let report = trainer.step(feed)?;
         let root = recorded.root.map(|_| trainer.state_root()).transpose()?;
         let tokens = (report.step + 1) * experiment.batch.tokens;
-        Ok(ledger_entry(&report, tokens, root, recorded.events.clone()))
+        let events = recorded.events.clone();
+        Ok(Entry { root, events, evaluation, ..ledger_entry(&report, tokens) })
+    }
+
+    /// Measures again what was measured before a step, on sets of the sizes that were recorded: a resumed run
+    /// may have been given others since.
+    fn evaluate<O: Ops>(&self, trainer: &mut Trainer<O>, recorded: Evaluation) -> anyhow::Result<Evaluation> {
+        let mut again = recorded;
+        let (ops, model, losses, link) = trainer.for_evaluation();
+        if let (Some(Validation { tokens, loss }), Some(set)) = (&mut again.validation, &self.data.validation)
+            && *tokens == set.tokens()
+        {
+            *loss = eval::validation_loss_of_ranks(ops, model, losses, link, set, |_| ())?;
+        }
+        if let (Some(counts), Some(set)) = (&mut again.hellaswag, &self.data.hellaswag) {
+            let scores = eval::hellaswag(ops, model, losses, link, set, |_, _| ())?;
+            if counts.tasks == scores.tasks as u64 {
+                *counts = correct_counts(&scores);
+            }
+        }
+        Ok(again)
     }
 
     /// Names what differs, down to the element where the run has a checkpoint of this step.

@@ -83,7 +83,7 @@ pub fn verify(path: &Path, options: &Options, checks: &mut Checks<'_>) -> anyhow
     match killed_after {
         Some(step) => {
             let resumed = Diff::of(&trial.folder("first"), &trial.folder("killed"))?;
-            same(&resumed, "resume", &format!("killed after step {step} and resumed: the same bits"), checks);
+            same(&resumed, "resume", &format!("killed with {step} steps done and resumed: the same bits"), checks);
         }
         None => checks.failed(
             "resume",

@@ -40,3 +40,31 @@ fn rewind_goes_back_once_and_stops_when_the_data_were_not_to_blame() {
     lab.verify("ci", &["--replay", &format!("0..{steps}")])
         .assert_says(&["steps 0 to", "gave the same bits again"]);
 }
+
+/// Ten steps, fewer than `guards.patience`, none of which has a finite loss.
+#[test]
+fn a_run_without_one_finite_loss_is_not_done_however_short_it_is() {
+    let lab = Lab::new();
+    let case = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cases");
+    let init = format!("model.init=\"{case}/hf_huge\"");
+    let runs = lab.path("").display().to_string();
+    let run = |name: &str, set: &[&str]| {
+        lab.run(&format!("{case}/nan.toml"), &[&["--name", name, "--set", &init], set].concat())
+    };
+    let show = |name: &str| lab.done(&["show", name, "--runs", &runs]).stdout;
+    let skipped = run("nan", &[]);
+    skipped.assert_fails(4, &["not finite: ", "10 of 10 steps were skipped"]);
+    assert!(skipped.stdout.is_empty(), "no root of a run that came to nothing: {}", skipped.stdout);
+    let shown = show("nan");
+    assert!(shown.contains("nan, stopped") && shown.contains("not finite: "), "{shown}");
+    assert!(shown.contains("skipped      10 steps"), "{shown}");
+    let resumed = lab.resume("nan", &[]);
+    assert_eq!(resumed.code, Some(4), "the end is the same again: {}", resumed.stderr);
+    assert!(!show("nan").contains("nan, done"));
+    assert_eq!(lab.verify("nan", &[]).code, Some(0), "what it wrote is what it computed");
+
+    run("val", &["--set", "eval.every=5"])
+        .assert_fails(4, &["not finite: the validation loss at step 0 is NaN", "1 of 1 steps were skipped"]);
+    assert!(show("val").contains("val, stopped"), "{}", show("val"));
+    assert_eq!(lab.verify("val", &[]).code, Some(0));
+}

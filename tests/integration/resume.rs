@@ -40,13 +40,20 @@ fn kill_9_at_random_moments_and_resume_gives_the_uninterrupted_run() {
         assert_eq!(finished.root(), expected, "trial {trial}");
         assert_eq!(lab.ledger("ci"), whole.ledger("ci"), "trial {trial}: ledger");
         assert_eq!(lab.metrics("ci"), whole.metrics("ci"), "trial {trial}: metrics");
+        let main_log = |lab: &Lab| std::fs::read_to_string(lab.path("ci/main.log")).expect("main.log");
+        assert_eq!(main_log(&lab), main_log(&whole), "trial {trial}: main.log");
+        lab.verify("ci", &[]).assert_says(&[
+            "metrics.jsonl: 21 lines",
+            "metrics.parquet: 21 lines",
+            "main.log: ",
+        ]);
     }
 }
 
 #[test]
 fn one_command_started_again_and_again_ends_in_the_uninterrupted_run_and_refuses_another() {
     let whole = Lab::new();
-    let expected = whole.run(CI, &[]).root().to_owned();
+    let expected = whole.run(CI, &["--set", "eval.every=2"]).root().to_owned();
     let (lab, key) = (Lab::new(), Key::new(7, "moments to kill at"));
     let again = &["--or-resume", "--set", "eval.every=2"];
     for kill in 0..4 {
@@ -64,6 +71,22 @@ fn one_command_started_again_and_again_ends_in_the_uninterrupted_run_and_refuses
     assert_eq!(lab.run(CI, &["--or-resume", "--name", "new"]).root(), expected);
     let other = lab.run(CI, &["--or-resume", "--set", "schedule.learning_rate=0.5"]);
     other.assert_fails(5, &["schedule.learning_rate"]);
+}
+
+#[test]
+fn a_resumed_run_has_the_metrics_of_one_that_was_not_and_its_ledger_notes_the_resume() {
+    let (whole, lab) = (Lab::new(), Lab::new());
+    whole.run(CI, &[]).root();
+    lab.run(CI, &[]).root();
+    for step in ["15", "20"] {
+        std::fs::remove_dir_all(lab.path(&format!("ci/checkpoints/step_000000{step}"))).expect("it is there");
+    }
+    lab.resume("ci", &[]).root();
+    assert_eq!(lab.metrics("ci"), whole.metrics("ci"), "all but the timings, events too");
+    let ledger = std::fs::read_to_string(lab.path("ci/ledger.jsonl")).expect("a ledger");
+    assert!(ledger.contains("\"kind\":\"resume\",\"text\":\"at step 10\""), "{ledger}");
+    let shown = lab.finish(&["show", "ci", "--runs", lab.path("").to_str().expect("UTF-8")]);
+    assert!(shown.stdout.contains("step 10: resume") && shown.stderr.is_empty(), "{shown:?}");
 }
 
 #[test]

@@ -97,7 +97,7 @@ impl Lab {
             .map(|line| {
                 let mut row: serde_json::Value = serde_json::from_str(line).expect("a row is JSON");
                 let fields = row.as_object_mut().expect("a row is an object");
-                for timing in ["step_ms", "tokens_per_s", "mfu", "events"] {
+                for timing in ["step_ms", "tokens_per_s", "mfu"] {
                     fields.remove(timing);
                 }
                 row

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use runner::proof::{Ledger, ledger};
-use runner::store::{self, Facts, Manifest};
+use runner::proof::ledger;
+use runner::store::{self, Facts, Manifest, Records, RunPaths, Timing};
 use serde_json::Value;
 
 use crate::support::Lab;
@@ -135,17 +135,23 @@ fn a_forged_history_does_not_survive_a_replay() {
     let run = lab.path("ci");
     let path = run.join("ledger.jsonl");
     let (_, mut entries) = ledger::read(&path).expect("a ledger");
-    entries[7].loss = f64::from_bits(entries[7].loss.to_bits() ^ 1);
-    std::fs::remove_file(&path).expect("there");
-    let mut forged = Ledger::open(&path).expect("writable");
-    let heads: Vec<_> = entries.iter().map(|entry| forged.append(entry).expect("written")).collect();
+    entries[7].loss = entries[7].loss.map(|loss| f64::from_bits(loss.to_bits() ^ 1));
+    for file in ["ledger.jsonl", "metrics.jsonl", "metrics.parquet", "main.log"] {
+        std::fs::remove_file(run.join(file)).expect("there");
+    }
+    let mut forged = Records::open(&RunPaths::new(&run), false, None, 0).expect("writable");
+    let mut heads = Vec::new();
+    for entry in &entries {
+        let timing = Timing { step_ms: 1.0, tokens_per_s: 1.0, mfu: None };
+        forged.add(entry, entry.loss.map(|_| timing)).expect("written");
+        heads.push(forged.sync().expect("written"));
+    }
     let checkpoints = run.join("checkpoints");
     for (_, folder) in store::list(&checkpoints).expect("some") {
         let (manifest, state) = store::load(&folder).expect("whole");
         let ledger = heads[manifest.step as usize - 1];
         store::save(&checkpoints, &state, &Facts { ledger, ..facts(&manifest) }).expect("saved");
     }
-    std::fs::remove_file(run.join("metrics.jsonl")).expect("there");
     let mut lock = runner::proof::Lock::read(&run.join("lock.toml")).expect("a lock");
     lock.outputs.clear();
     std::fs::write(run.join("lock.toml"), lock.to_text()).expect("writable");
@@ -157,6 +163,45 @@ fn a_forged_history_does_not_survive_a_replay() {
         &["--replay", "5..10"],
         &["step 7 gave other bits", "loss: ", "suspect the hardware"],
     );
+}
+
+/// Rows that were cut, doubled or changed, and files that are empty or gone; what each must say is tested beside
+/// the comparison itself.
+#[test]
+fn figures_that_are_not_the_ledgers_are_found_in_each_file() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    let damage: [(&str, fn(&str) -> String, &[&str]); 5] = [
+        (
+            "metrics.jsonl",
+            |text| text.lines().take(20).map(|l| format!("{l}\n")).collect(),
+            &["line 21", "step 20"],
+        ),
+        (
+            "metrics.jsonl",
+            |text| text.replacen("\"val_loss\":5", "\"val_loss\":4", 1),
+            &["line 1", "`val_loss`"],
+        ),
+        ("metrics.jsonl", |_| String::new(), &["the file has no row"]),
+        ("main.log", |text| text.replacen("tel:5", "tel:4", 1), &["line 1", "`tel`"]),
+        ("metrics.parquet", |_| String::new(), &["metrics.parquet"]),
+    ];
+    for (number, (file, change, says)) in damage.into_iter().enumerate() {
+        let run = format!("run{number}");
+        copy(&lab.path("ci"), &lab.path(&run));
+        let path = lab.path(&run).join(file);
+        let before = std::fs::read(&path).expect("the file");
+        let after = change(&String::from_utf8_lossy(&before));
+        assert_ne!(before, after.as_bytes(), "{file}: something is changed");
+        std::fs::write(&path, after).expect("writable");
+        assert_finds(&lab, &run, &[], says);
+        let plotted = lab.verb("plot", &run, &[]);
+        assert!(
+            file != "metrics.jsonl" || plotted.stderr.contains("not verified") || plotted.code == Some(1)
+        );
+    }
+    let whole = lab.verb("plot", "ci", &[]);
+    assert!(whole.code == Some(0) && !whole.stderr.contains("not verified"), "{}", whole.stderr);
 }
 
 #[test]
@@ -181,8 +226,8 @@ fn an_experiment_is_trained_twice_killed_once_and_held_to_golden_roots() {
     let changed = twice(&["--expect", &golden, "--set", "schedule.learning_rate=2e-3"]);
     assert_eq!(changed.code, Some(5), "{}{}", changed.stdout, changed.stderr);
     for says in [
-        "the root after step 1 is the first that differs",
-        "first differing tensor after step 2: `adam_m/",
+        "the root at step 1 is the first that differs",
+        "first differing tensor at step 2: `adam_m/",
         "--bless",
     ] {
         assert!(changed.stdout.contains(says), "`{says}` is not in:\n{}", changed.stdout);

@@ -49,6 +49,9 @@ pub fn page(page: &Page, charts: &[Chart]) -> Markup {
                 header {
                     h1 { (page.run.name) }
                     p.quiet { (facts(page, &numbers)) }
+                    @if let Some(why) = &page.run.unverified {
+                        p.failed { "Figures and curves are not verified: " (why) }
+                    }
                     (tiles(page, &numbers))
                     nav { @for (id, title, _) in &sections { a href={ "#" (id) } { (title) } } }
                 }
@@ -72,6 +75,9 @@ fn facts(page: &Page, numbers: &Numbers) -> String {
     facts.push(match page.setting("schedule.steps").and_then(|steps| steps.parse::<u64>().ok()) {
         Some(planned) if planned > numbers.steps => {
             format!("{steps} of {} steps so far", units::thousands(planned))
+        }
+        Some(_) if page.is_not_finite() => {
+            format!("ended after {steps} steps in numbers that are not finite")
         }
         Some(_) => format!("finished after {steps} steps"),
         None => format!("{steps} steps"),
@@ -199,7 +205,7 @@ fn ledger(page: &Page) -> Markup {
                         tr { th { "Entries" } td { (units::thousands(head.size)) ", one a step, an append-only Merkle log" } }
                         tr { th { "Head" } td { code.hash { (head.root) } } }
                         @if let Some((step, root)) = entries.iter().rev().find_map(|entry| Some((entry.step, entry.root?))) {
-                            tr { th { "State root" } td { code.hash { (root) } " after step " (units::thousands(step + 1)) } }
+                            tr { th { "State root" } td { code.hash { (root) } " at step " (units::thousands(step + 1)) } }
                         }
                         @if let Some(torn) = log.torn() {
                             tr { th { "Unfinished" } td { "line " (torn.line) " was left unfinished by a kill" } }

@@ -19,7 +19,7 @@ use config::Setting;
 
 use super::{PlotOptions, ReportError, RunData, charts};
 use crate::proof::entry::Entry;
-use crate::proof::ledger::{self, Log};
+use crate::proof::ledger::{self, Log, NOT_FINITE};
 use crate::proof::lock::Lock;
 use crate::store::gpu_log::GpuSample;
 use crate::store::{Manifest, RunPaths, checkpoint};
@@ -106,6 +106,12 @@ impl Page {
     pub fn render(&self) -> Result<String, ReportError> {
         let charts = charts(std::slice::from_ref(&self.run), &PlotOptions::default())?;
         Ok(markup::page(self, &charts).into_string())
+    }
+
+    /// Whether the run ended because a loss or weight was not finite.
+    fn is_not_finite(&self) -> bool {
+        let Some(Ok((log, _))) = &self.ledger else { return false };
+        log.notes().iter().any(|note| note.kind == NOT_FINITE && note.after == log.size())
     }
 
     /// The value of a key of the experiment, as written.

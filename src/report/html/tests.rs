@@ -66,6 +66,7 @@ fn what_is_damaged_is_shown_as_such_and_what_happened_is_told() {
     run(folder.path());
     let page = Page::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
     assert!(page.contains("There is no ledger") && page.contains("There is no lock"));
+    assert!(page.contains("not verified: there is no ledger"));
     std::fs::write(folder.path().join("lock.toml"), "format = 1").unwrap();
     std::fs::write(folder.path().join("ledger.jsonl"), "{}\n").unwrap();
     let page = Page::gather(folder.path(), Vec::new()).unwrap().render().unwrap();

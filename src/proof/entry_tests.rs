@@ -1,0 +1,156 @@
+use super::*;
+use crate::proof::tree::tree_root;
+use crate::proof::{HellaSwag, Validation};
+
+fn example() -> Entry {
+    Entry {
+        step: 7,
+        tokens: 3_670_016,
+        root: Some(Hash::of(b"state")),
+        loss: Some(10.539388656616211),
+        grad_norm: Some(43.5996),
+        learning_rate: Some(1.71e-6),
+        loss_z: None,
+        grad_z: Some(-0.25),
+        action: Action::Update,
+        events: vec![],
+        evaluation: None,
+    }
+}
+
+/// The entry of a step that came to nothing, after a rewind.
+fn skipped() -> Entry {
+    Entry {
+        step: 8,
+        tokens: 4_194_304,
+        root: None,
+        loss: Some(f64::NAN),
+        grad_norm: Some(f64::INFINITY),
+        learning_rate: Some(2e-6),
+        loss_z: None,
+        grad_z: None,
+        action: Action::SkipNonfinite,
+        events: vec!["rewind to step 4".into()],
+        evaluation: None,
+    }
+}
+
+fn evaluation() -> Evaluation {
+    Evaluation {
+        validation: Some(Validation { loss: 3.28125, tokens: 10_485_760 }),
+        hellaswag: Some(HellaSwag {
+            tasks: 10_042,
+            llmc_correct: 3_004,
+            acc_correct: Some(2_905),
+            acc_norm_correct: None,
+        }),
+    }
+}
+
+/// The entry of the evaluation after the last step.
+fn evaluated() -> Entry {
+    Entry {
+        step: 9,
+        root: None,
+        loss: None,
+        grad_norm: None,
+        learning_rate: None,
+        grad_z: None,
+        action: Action::Evaluate,
+        evaluation: Some(evaluation()),
+        ..example()
+    }
+}
+
+#[test]
+fn texts_and_digests_are_those_of_the_specification() {
+    let specification = include_str!("../../docs/digest.md");
+    let documented = |text: String| assert!(specification.contains(&text), "not in docs/digest.md: {text}");
+    let (first, second) = (example(), skipped());
+    documented(format!("    {}\n    {}\n", first.canonical(), first.digest()));
+    let both = tree_root(&[first.digest(), second.digest()]);
+    documented(format!("    {}\n    {}\n    {both}\n", second.canonical(), second.digest()));
+    let unmeasured = Entry { evaluation: Some(Evaluation::default()), ..example() };
+    documented(format!("    {}\n    {}\n", unmeasured.canonical(), unmeasured.digest()));
+    documented(format!("    {}\n    {}\n", evaluated().canonical(), evaluated().digest()));
+}
+
+#[test]
+fn entries_of_both_versions_read_back_and_no_kind_has_the_keys_of_another() {
+    let measured = Entry { evaluation: Some(evaluation()), ..skipped() };
+    let unmeasured = Entry { evaluation: Some(Evaluation::default()), ..example() };
+    for entry in [example(), measured, unmeasured, evaluated()] {
+        assert_eq!(Entry::parse(&entry.canonical()).unwrap(), entry);
+    }
+    assert!(example() != Entry { evaluation: Some(Evaluation::default()), ..example() });
+    for wrong in [
+        Entry { loss: None, ..example() },
+        Entry { loss: Some(1.0), ..evaluated() },
+        Entry { evaluation: None, ..evaluated() },
+        Entry { evaluation: Some(Evaluation::default()), ..evaluated() },
+    ] {
+        assert!(Entry::parse(&wrong.canonical()).is_err(), "{}", wrong.canonical());
+    }
+    let lied = evaluated().canonical().replace("3004", "3005");
+    assert!(Entry::parse(&lied).unwrap_err().contains("not the canonical text"), "{lied}");
+}
+
+#[test]
+fn what_one_run_alone_measured_is_no_difference_and_what_both_did_is() {
+    let with = |loss| {
+        let validation = Some(Validation { loss, tokens: 8 });
+        Entry { evaluation: Some(Evaluation { validation, hellaswag: None }), ..example() }
+    };
+    assert!(example().differences(&with(3.0)).is_empty());
+    assert_eq!(with(3.0).differences(&with(3.5))[0].field, "val_loss");
+}
+
+#[test]
+fn every_kind_of_entry_reads_back_equal() {
+    let mut entry = example();
+    let floats = [
+        0.0,
+        -0.0,
+        1.0,
+        f64::NAN,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        f64::MIN_POSITIVE,
+        5e-324,
+        f64::MAX,
+        0.1 + 0.2,
+    ];
+    for loss in floats {
+        for action in [Action::Update, Action::SkipLossZ, Action::SkipGradZ, Action::SkipNonfinite] {
+            entry = Entry { loss: Some(loss), loss_z: Some(loss), grad_z: None, root: None, action, ..entry };
+            entry.events = vec!["drift `seed`: 1 → 2\n\"quoted\"".into()];
+            let back = Entry::parse(&entry.canonical()).unwrap();
+            assert_eq!(back, entry);
+            assert_eq!(back.loss.map(f64::is_nan), Some(loss.is_nan()));
+        }
+    }
+}
+
+#[test]
+fn every_nan_is_the_same_entry() {
+    let nan = |bits| Entry { loss: Some(f64::from_bits(bits)), ..example() }.digest();
+    assert_eq!(nan(0x7ff8_0000_0000_0000), nan(0xfff8_0000_0000_0001));
+}
+
+#[test]
+fn another_spelling_of_an_entry_is_refused() {
+    let text = example().canonical();
+    for (from, to) in [
+        ("43.5996", "43.6"),
+        ("43.5996", "43.59960"),
+        ("\"step\":7", "\"step\": 7"),
+        ("4045ccbfb15b573f", "4045CCBFB15B573F"),
+        ("\"events\":[]", "\"events\":[],\"more\":1"),
+        ("update", "updated"),
+        ("null", "0"),
+    ] {
+        let edited = text.replacen(from, to, 1);
+        assert_ne!(edited, text);
+        assert!(Entry::parse(&edited).is_err(), "{edited}");
+    }
+}

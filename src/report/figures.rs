@@ -1,0 +1,90 @@
+//! One number of a run for each column of its metrics: the same in `runner show`, in the table of runs and on
+//! the page of a run.
+
+use serde::{Serialize, Serializer};
+
+use super::series::quantile;
+use crate::store::columns::Summary;
+use crate::store::metrics::{Action, COLUMNS, Column, MetricsRow};
+
+/// The columns that have a number of a run, in their order.
+pub fn columns() -> impl Iterator<Item = &'static Column> {
+    COLUMNS.iter().filter(|column| column.summary != Summary::None)
+}
+
+/// The numbers of a run, by column; none where nothing was measured.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Figures(Vec<(&'static str, Option<f64>)>);
+
+impl Figures {
+    /// What the rows of a run come to.
+    pub fn of(rows: &[MetricsRow]) -> Figures {
+        Figures(columns().map(|column| (column.name, figure(column, rows))).collect())
+    }
+
+    /// The number of the column `name`.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.0.iter().find(|(column, _)| *column == name)?.1
+    }
+
+    /// With another number in the column `name`.
+    #[cfg(test)]
+    pub fn with(mut self, name: &'static str, value: Option<f64>) -> Figures {
+        self.0.retain(|(column, _)| *column != name);
+        self.0.push((name, value));
+        self
+    }
+}
+
+/// An object with a key a column.
+impl Serialize for Figures {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
+}
+
+/// How many updates the mean over the end of a run looks at: a hundredth of them, one to a hundred.
+pub fn tail(updates: usize) -> usize {
+    (updates / 100).clamp(1, 100).min(updates)
+}
+
+fn figure(column: &Column, rows: &[MetricsRow]) -> Option<f64> {
+    let last_first = || rows.iter().rev().filter_map(column.get);
+    match column.summary {
+        Summary::None => None,
+        Summary::Last => last_first().next(),
+        Summary::Median => quantile(&last_first().collect::<Vec<_>>(), 0.5),
+        Summary::Tail => {
+            let updates = || rows.iter().rev().filter(|row| row.action == Action::Update);
+            let values: Vec<f64> = updates().filter_map(column.get).take(tail(updates().count())).collect();
+            (!values.is_empty()).then(|| values.iter().rev().sum::<f64>() / values.len() as f64)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loss_is_a_mean_over_the_end_the_score_the_last_and_the_speed_the_median() {
+        let rows: Vec<MetricsRow> = (0..300)
+            .map(|step| MetricsRow {
+                loss: Some(if step == 299 { f64::NAN } else { step as f64 }),
+                val_loss: (step % 100 == 0).then_some(step as f64),
+                step_ms: Some(if step == 0 { 900.0 } else { 10.0 }),
+                ..MetricsRow::new(
+                    step,
+                    step + 1,
+                    if step == 299 { Action::SkipNonfinite } else { Action::Update },
+                )
+            })
+            .collect();
+        let figures = Figures::of(&rows);
+        // 299 updates: the last two; the skipped step is none of them.
+        assert_eq!(figures.get("loss"), Some(297.5));
+        assert_eq!((figures.get("val_loss"), figures.get("step_ms")), (Some(200.0), Some(10.0)));
+        assert_eq!((figures.get("hellaswag"), figures.get("grad_norm")), (None, None));
+        assert_eq!(Figures::of(&[]).get("loss"), None);
+    }
+}

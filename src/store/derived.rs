@@ -1,0 +1,318 @@
+//! Whether the files that are derived from the ledger say what it says: `metrics.jsonl`, `metrics.parquet` and
+//! `main.log`.
+//!
+//! Row i of the metrics is entry i of the ledger. Every row is made again from its entry and compared column
+//! by column; a timing may be anything. Lines of `main.log` are made again from the rows. So a row that is
+//! missing, cut off, added, doubled, out of order or changed is found, and the first such one is named.
+//! Entries of version 1 do not say what was evaluated: those numbers are counted as unproven.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use super::RunPaths;
+use super::append::complete_lines;
+use super::columns::Kind;
+use super::main_log::{self, MAIN_LOG};
+use super::metrics::{Action, COLUMNS, JSONL, MetricsRow, PARQUET};
+use super::metrics_parquet;
+use crate::proof::Entry;
+use crate::proof::entry::canonical_bits;
+
+/// How much of the files must be there.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach {
+    /// The step of the newest checkpoint: what was written before it is on the disk.
+    pub saved: u64,
+    /// The run has ended, and nothing may be missing.
+    pub ended: bool,
+    /// A process holds the run and writes on: the files may be ahead of the ledger that was read, or behind.
+    pub running: bool,
+}
+
+/// What agrees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Agreed {
+    pub rows: usize,
+    /// Rows with an evaluation that the ledger, of an older program, does not have.
+    pub unproven: usize,
+}
+
+/// The first thing in a file that the ledger does not say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub file: &'static str,
+    /// Line or row, counted from 1; none of the file as a whole.
+    pub row: Option<usize>,
+    pub column: Option<String>,
+    pub what: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`", self.file)?;
+        if let Some(row) = self.row {
+            let unit = if self.file == PARQUET { "row" } else { "line" };
+            write!(f, " {unit} {row}")?;
+        }
+        if let Some(column) = &self.column {
+            write!(f, ", `{column}`")?;
+        }
+        write!(f, ": {}", self.what)
+    }
+}
+
+/// A fault of a row; the file is known to the caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowFault {
+    /// Counted from 0.
+    index: usize,
+    column: Option<&'static str>,
+    what: String,
+}
+
+impl RowFault {
+    fn in_file(self, file: &'static str) -> Fault {
+        Fault { file, row: Some(self.index + 1), column: self.column.map(str::to_owned), what: self.what }
+    }
+}
+
+impl fmt::Display for RowFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "row {}", self.index + 1)?;
+        if let Some(column) = self.column {
+            write!(f, ", `{column}`")?;
+        }
+        write!(f, ": {}", self.what)
+    }
+}
+
+/// Compares the three files of a run with the entries of its ledger. A file is left out where there is
+/// nothing yet that it would have to say.
+pub fn check(
+    paths: &RunPaths,
+    entries: &[Entry],
+    extent: Reach,
+) -> Vec<(&'static str, Result<Agreed, Fault>)> {
+    let mut checked = Vec::new();
+    let jsonl = jsonl(&paths.metrics_jsonl(), entries, extent);
+    // Where the metrics cannot be trusted, the ledger makes the rows, if it has all that they say.
+    let rows = match &jsonl {
+        Ok((rows, _)) => Some(rows.clone()),
+        Err(_) if entries.iter().all(|entry| entry.evaluation.is_some()) => {
+            Some(entries.iter().map(|entry| MetricsRow::of(entry, None)).collect())
+        }
+        Err(_) => None,
+    };
+    checked.push((JSONL, jsonl.map(|(_, agreed)| agreed)));
+    if extent.saved > 0 || extent.ended || paths.metrics_parquet().exists() {
+        checked.push((PARQUET, parquet(&paths.metrics_parquet(), entries, extent)));
+    }
+    if let Some(rows) = rows {
+        checked.push((MAIN_LOG, main_log(&paths.main_log(), &rows, extent)));
+    }
+    checked
+}
+
+/// Why the rows of a run are not what its ledger says; none when they are. Rows that are still to come in a
+/// run that goes on are no fault.
+pub fn unverified(rows: &[MetricsRow], entries: &[Entry], running: bool) -> Option<String> {
+    let rows = if running { &rows[..rows.len().min(entries.len())] } else { rows };
+    match compare(rows, entries) {
+        Err(fault) => Some(fault.to_string()),
+        Ok(_) if running => None,
+        Ok(_) => entries.get(rows.len()).map(|entry| format!("the row of step {} is missing", entry.step)),
+    }
+}
+
+/// Compares rows with the first so many entries.
+fn compare(rows: &[MetricsRow], entries: &[Entry]) -> Result<Agreed, RowFault> {
+    let mut agreed = Agreed::default();
+    for (index, row) in rows.iter().enumerate() {
+        let fault = |column, what| RowFault { index, column, what };
+        let Some(entry) = entries.get(index).filter(|entry| entry.step == row.step) else {
+            if is_unproven_end(row, index, entries) {
+                agreed.unproven += 1;
+                continue;
+            }
+            return Err(fault(Some("step"), misplaced(index, rows, entries)));
+        };
+        let expected = MetricsRow::of(entry, None);
+        let step = entry.step;
+        if row.tokens != entry.tokens {
+            let what = format!("{} at step {step}, the ledger has {}", row.tokens, entry.tokens);
+            return Err(fault(Some("tokens"), what));
+        }
+        if row.action != entry.action {
+            let what = format!("{} at step {step}, the ledger has {}", row.action, entry.action);
+            return Err(fault(Some("action"), what));
+        }
+        let recorded = entry.evaluation.is_some();
+        let mut unproven = false;
+        for column in COLUMNS.iter().filter(|column| column.is_exact()) {
+            let (found, expected) = ((column.get)(row), (column.get)(&expected));
+            if column.kind == Kind::Evaluation && !recorded {
+                unproven |= found.is_some();
+            } else if found.map(canonical_bits) != expected.map(canonical_bits) {
+                let show = |value: Option<f64>| value.map_or("nothing".to_owned(), |value| value.to_string());
+                let what = format!("{} at step {step}, the ledger has {}", show(found), show(expected));
+                return Err(fault(Some(column.name), what));
+            }
+        }
+        // An older program wrote a resume into the row, of which its ledger has a note.
+        let events = match row.events.split_first() {
+            Some((first, rest)) if first == "resume" && !recorded => rest,
+            _ => &row.events,
+        };
+        if events != expected.events {
+            let what = format!("{:?} at step {step}, the ledger has {:?}", row.events, expected.events);
+            return Err(fault(Some("events"), what));
+        }
+        agreed.unproven += usize::from(unproven);
+    }
+    agreed.rows = rows.len();
+    Ok(agreed)
+}
+
+/// Whether a row is the evaluation after the last step, of which a ledger of version 1 has no entry.
+fn is_unproven_end(row: &MetricsRow, index: usize, entries: &[Entry]) -> bool {
+    let last = entries.last().filter(|entry| entry.evaluation.is_none() && entry.step + 1 == row.step);
+    index == entries.len() && row.action == Action::Evaluate && last.is_some()
+}
+
+/// Why the row at `index` does not stand where its entry does.
+fn misplaced(index: usize, rows: &[MetricsRow], entries: &[Entry]) -> String {
+    let step = rows[index].step;
+    if rows[..index].iter().any(|row| row.step == step) {
+        return format!("the row of step {step} stands a second time");
+    }
+    if entries.iter().all(|entry| entry.step != step) {
+        return format!("a row of step {step} was added, which the ledger does not have");
+    }
+    match entries.get(index).map(|entry| entry.step) {
+        Some(expected) if rows[index..].iter().any(|row| row.step == expected) => {
+            format!("the row of step {step} stands before that of step {expected}")
+        }
+        Some(expected) => format!("the row of step {expected} is missing; step {step} stands there"),
+        None => format!("the row of step {step} does not belong here"),
+    }
+}
+
+/// The content of a text file; nothing where there is none and there need not be.
+fn read(file: &'static str, path: &Path, needed: bool) -> Result<Vec<u8>, Fault> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !needed => Ok(Vec::new()),
+        Err(error) => Err(whole_file(file, format!("cannot be read: {error}"))),
+    }
+}
+
+fn whole_file(file: &'static str, what: String) -> Fault {
+    Fault { file, row: None, column: None, what }
+}
+
+fn jsonl(path: &Path, entries: &[Entry], extent: Reach) -> Result<(Vec<MetricsRow>, Agreed), Fault> {
+    let bytes = read(JSONL, path, !entries.is_empty())?;
+    let mut rows: Vec<MetricsRow> = Vec::new();
+    for (index, line) in complete_lines(&bytes).enumerate() {
+        if extent.running && index >= entries.len() {
+            break;
+        }
+        let fault = |what| Fault { file: JSONL, row: Some(index + 1), column: None, what };
+        let text = std::str::from_utf8(line).map_err(|error| fault(error.to_string()))?;
+        let row = MetricsRow::from_line(text).map_err(fault)?;
+        let recorded = entries.get(index).is_some_and(|entry| entry.evaluation.is_some());
+        if recorded && row.to_line().trim_end() != text {
+            return Err(fault("not the text that is written of its values: keys were added or moved".into()));
+        }
+        rows.push(row);
+    }
+    let agreed = compare(&rows, entries).map_err(|fault| fault.in_file(JSONL))?;
+    let torn = bytes.last().is_some_and(|byte| *byte != b'\n');
+    if let Some(missing) = entries.get(rows.len()) {
+        let killed = torn && rows.len() + 1 == entries.len() && may_be_torn(missing.step, extent);
+        if !killed && !extent.running {
+            return Err(cut(JSONL, rows.len(), missing.step));
+        }
+    } else if torn && !extent.running {
+        let row = Some(rows.len() + 1);
+        return Err(Fault { file: JSONL, row, column: None, what: "an unfinished line was added".into() });
+    }
+    Ok((rows, agreed))
+}
+
+/// Whether a kill may have left the last line, of this step, unfinished.
+fn may_be_torn(step: u64, extent: Reach) -> bool {
+    !extent.ended && step >= extent.saved
+}
+
+fn cut(file: &'static str, lines: usize, step: u64) -> Fault {
+    let what = match lines {
+        0 => format!("the file has no row: that of step {step} is missing"),
+        _ => format!("the row of step {step} is missing: the file ends before it"),
+    };
+    Fault { file, row: Some(lines + 1), column: Some("step".into()), what }
+}
+
+fn parquet(path: &Path, entries: &[Entry], extent: Reach) -> Result<Agreed, Fault> {
+    if !path.exists() {
+        return Err(whole_file(PARQUET, "the file is missing".into()));
+    }
+    let rows = metrics_parquet::read(path).map_err(|error| whole_file(PARQUET, error.to_string()))?;
+    let seen = if extent.running { rows.len().min(entries.len()) } else { rows.len() };
+    let agreed = compare(&rows[..seen], entries).map_err(|fault| fault.in_file(PARQUET))?;
+    let must = |entry: &&Entry| extent.ended || entry.step < extent.saved;
+    match entries.get(seen).filter(must) {
+        Some(missing) => Err(cut(PARQUET, seen, missing.step)),
+        None => Ok(agreed),
+    }
+}
+
+fn main_log(path: &Path, rows: &[MetricsRow], extent: Reach) -> Result<Agreed, Fault> {
+    let expected: Vec<(u64, String)> = rows
+        .iter()
+        .flat_map(|row| {
+            let lines = main_log::format(row);
+            lines.lines().map(|line| (row.step, line.to_owned())).collect::<Vec<_>>()
+        })
+        .collect();
+    let bytes = read(MAIN_LOG, path, !expected.is_empty())?;
+    let lines: Vec<&[u8]> = complete_lines(&bytes).collect();
+    for (index, line) in lines.iter().enumerate() {
+        let fault = |column, what| Fault { file: MAIN_LOG, row: Some(index + 1), column, what };
+        let found = String::from_utf8_lossy(line);
+        match expected.get(index) {
+            Some((_, expected)) if *expected == found => {}
+            None if extent.running => break,
+            None => return Err(fault(None, format!("`{found}` was added"))),
+            Some((step, expected)) => {
+                let words = expected.split(' ').zip(found.split(' '));
+                let differing = words.skip_while(|(a, b)| a == b).map(|(word, _)| word).next();
+                let column = differing.and_then(|word| word.split(':').next()).map(str::to_owned);
+                let what = format!("`{found}`, the ledger has `{expected}` of step {step}");
+                return Err(fault(column, what));
+            }
+        }
+    }
+    let torn = bytes.last().is_some_and(|byte| *byte != b'\n');
+    let last = expected.last().map(|(step, _)| *step);
+    match expected.get(lines.len()) {
+        Some((step, _)) if extent.running || (torn && Some(*step) == last && may_be_torn(*step, extent)) => {}
+        Some((step, _)) => return Err(cut(MAIN_LOG, lines.len(), *step)),
+        None if torn && !extent.running => {
+            let row = Some(lines.len() + 1);
+            return Err(Fault {
+                file: MAIN_LOG,
+                row,
+                column: None,
+                what: "an unfinished line was added".into(),
+            });
+        }
+        None => {}
+    }
+    Ok(Agreed { rows: lines.len(), unproven: 0 })
+}
+
+#[cfg(test)]
+#[path = "derived_tests.rs"]
+mod tests;
