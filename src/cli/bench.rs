@@ -12,7 +12,8 @@ use serde_json::json;
 
 use super::session::{self, Device};
 use crate::data::Prefetcher;
-use crate::experiment::{self, Experiment};
+use crate::experiment::Experiment;
+use crate::formats::load_experiment;
 use crate::model::flops::flops_per_token;
 use crate::ops::timed::{Record, Timed};
 use crate::ops::{Ops, Role};
@@ -37,7 +38,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut loaded = experiment::load(&args.experiment, &args.set)?;
+    let mut loaded = load_experiment(&args.experiment, &args.set)?;
     let data = session::Data::open(&mut loaded)?;
     // One device is measured, whatever a run would take.
     loaded.experiment.parallel.ranks = 1;

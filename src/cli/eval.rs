@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::model_argument::{self, Saved};
+use super::model_argument::{self, LoadedModel};
 use super::session::Device;
 use crate::data::{Dataset, Sources, Tokenizer, ValidationSet};
 use crate::eval::multiple_choice::{self, Outcome, names};
@@ -27,8 +27,8 @@ use crate::units;
 /// Measure a saved model: validation loss, HellaSwag.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The run: a name under `--runs`, or a folder. Or a model: a Hugging Face folder of GPT-2, or the
-    /// reference's `.bin`.
+    /// The run: a name under `--runs`, or a folder. Or a model: a Hugging Face folder of GPT-2, or llm.c's
+    /// `.bin`.
     #[arg(value_name = "MODEL")]
     run: PathBuf,
     /// Step of the checkpoint to measure; the newest whole one by default.
@@ -79,15 +79,15 @@ struct Results {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let place = model_argument::find(&args.run, &args.runs)?;
-    let experiment = place.experiment(&args.set)?;
+    let argument = model_argument::find(&args.run, &args.runs)?;
+    let experiment = argument.experiment(&args.set)?;
     let tasks = open_tasks(&args, &experiment)?;
     if args.details.is_some() && tasks.hellaswag.is_none() {
         bail!("`--details` needs HellaSwag\n  hint: add `--task hellaswag`");
     }
-    let saved = place.parameters(experiment, args.checkpoint)?;
-    anstream::eprintln!("{}", saved.title());
-    let Saved { experiment, state, manifest } = saved;
+    let loaded = argument.parameters(experiment, args.checkpoint)?;
+    anstream::eprintln!("{}", loaded.title());
+    let LoadedModel { experiment, state, manifest } = loaded;
 
     let started = Instant::now();
     let results = match Device::open(&experiment)? {

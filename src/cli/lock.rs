@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use super::initial;
 use super::locking::{self, Locked};
 use super::session::{self, Data};
-use crate::experiment::{self, Loaded};
+use crate::experiment::Loaded;
+use crate::formats::load_experiment;
 use crate::store;
 use crate::train::Trainer;
 
@@ -38,7 +39,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             out.display()
         );
     }
-    let mut loaded = experiment::load(&args.experiment, &args.set)?;
+    let mut loaded = load_experiment(&args.experiment, &args.set)?;
     let data = Data::open(&mut loaded)?;
     match session::Device::open(&loaded.experiment)? {
         session::Device::Cpu(cpu) => write(cpu, &loaded, &data, &out),

@@ -1,23 +1,22 @@
 //! The argument `MODEL` of `sample` and `eval`: a run's checkpoint, or a model in another program's files.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::ensure;
 
 use super::run_argument;
-use crate::experiment::{self, Experiment, Tokenizer, model_file};
-use crate::formats;
+use crate::experiment::{self, Experiment, Model, Tokenizer};
+use crate::formats::ForeignModel;
 use crate::store::{Manifest, RunPaths, Tensor};
 
-/// Where a model is.
-pub enum Place {
+/// Where the model is that the argument names.
+pub enum ModelArgument {
     Run(RunPaths),
-    /// A Hugging Face folder or a `.bin`, absolute.
-    Model(PathBuf),
+    Foreign(ForeignModel),
 }
 
 /// A model with its parameters on the host.
-pub struct Saved {
+pub struct LoadedModel {
     /// The run's, or one made up for a model that comes alone.
     pub experiment: Experiment,
     /// Parameters, under their names.
@@ -27,69 +26,73 @@ pub struct Saved {
 }
 
 /// A model file or folder, a run's folder, or a run's name under `runs`.
-pub fn find(argument: &Path, runs: &Path) -> anyhow::Result<Place> {
-    if argument.is_file() || argument.join(model_file::CONFIG).is_file() {
-        return Ok(Place::Model(std::path::absolute(argument)?));
+pub fn find(argument: &Path, runs: &Path) -> anyhow::Result<ModelArgument> {
+    match run_argument::find(Some(argument), runs) {
+        Err(_) if argument.exists() => {
+            Ok(ModelArgument::Foreign(ForeignModel::open(&std::path::absolute(argument)?)?))
+        }
+        found => Ok(ModelArgument::Run(RunPaths::new(&found?))),
     }
-    Ok(Place::Run(RunPaths::new(&run_argument::find(Some(argument), runs)?)))
 }
 
-impl Place {
+impl ModelArgument {
     /// The experiment, with the keys that are set over it. A model that comes alone has its own sizes, the
     /// tokenizer that its vocabulary belongs to, and the embedded text to be measured on.
     pub fn experiment(&self, set: &[String]) -> anyhow::Result<Experiment> {
         match self {
-            Place::Run(paths) => Ok(experiment::load(&paths.experiment(), set)?.experiment),
-            Place::Model(path) => {
-                let vocab = model_file::sizes(path)?.vocab;
-                let tokenizer = Tokenizer::of_vocab(vocab);
-                ensure!(
-                    tokenizer.is_some(),
-                    "`{}` has a vocabulary of {vocab}, which no tokenizer fills",
-                    path.display()
-                );
+            ModelArgument::Run(paths) => Ok(experiment::load(&paths.experiment(), set)?.experiment),
+            ModelArgument::Foreign(foreign) => {
+                let (path, sizes) = (foreign.path(), foreign.sizes()?);
                 let name = path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy());
-                let table = |pairs: &[(&str, &str)]| {
-                    let pairs =
-                        pairs.iter().map(|(key, value)| ((*key).to_owned(), toml::Value::from(*value)));
-                    toml::Value::Table(pairs.collect())
-                };
-                let tokenizer = if tokenizer == Some(Tokenizer::Byte) { "byte" } else { "gpt2" };
-                let text = toml::Table::from_iter([
-                    ("model".to_owned(), table(&[("init", &path.to_string_lossy())])),
-                    ("data".to_owned(), table(&[("corpus", "kjv"), ("tokenizer", tokenizer)])),
-                    (
-                        "schedule".to_owned(),
-                        toml::Value::Table(toml::Table::from_iter([("steps".to_owned(), 1.into())])),
-                    ),
-                ]);
-                let loaded = experiment::load_text(&name, &text.to_string(), set)?;
-                Ok(loaded.experiment)
+                let text = made_up(path, &sizes)?;
+                Ok(experiment::load_text(&name, &text, set)?.experiment)
             }
         }
     }
 
     /// The parameters of the checkpoint of `step` (the newest whole one without), or of the model.
-    pub fn parameters(&self, experiment: Experiment, step: Option<u64>) -> anyhow::Result<Saved> {
+    pub fn parameters(&self, experiment: Experiment, step: Option<u64>) -> anyhow::Result<LoadedModel> {
         match self {
-            Place::Run(paths) => {
+            ModelArgument::Run(paths) => {
                 let (manifest, state) = run_argument::load_parameters(paths, step)?;
-                Ok(Saved { experiment, state, manifest: Some(manifest) })
+                Ok(LoadedModel { experiment, state, manifest: Some(manifest) })
             }
-            Place::Model(path) => {
-                ensure!(step.is_none(), "`{}` is a model, not a run: it has no checkpoints", path.display());
-                let parameters = formats::read_model(path)?;
-                parameters.require(&experiment.model, path)?;
-                Ok(Saved { experiment, state: parameters.tensors.iter().cloned().collect(), manifest: None })
+            ModelArgument::Foreign(foreign) => {
+                let path = foreign.path().display();
+                ensure!(step.is_none(), "`{path}` is a model, not a run: it has no checkpoints");
+                let parameters = foreign.read(&experiment.model)?;
+                let state = parameters.tensors.iter().cloned().collect();
+                Ok(LoadedModel { experiment, state, manifest: None })
             }
         }
     }
 }
 
-impl Saved {
+/// The experiment of a model that comes alone, as text.
+fn made_up(path: &Path, sizes: &Model) -> anyhow::Result<String> {
+    let tokenizer = match Tokenizer::of_vocab(sizes.vocab) {
+        Some(Tokenizer::Byte) => "byte",
+        Some(Tokenizer::Gpt2) => "gpt2",
+        None => anyhow::bail!(
+            "`{}` has a vocabulary of {}, which no tokenizer fills",
+            path.display(),
+            sizes.vocab
+        ),
+    };
+    let Model { layers, heads, channels, context, vocab, .. } = *sizes;
+    let path = toml::Value::from(&*path.to_string_lossy());
+    Ok(format!(
+        "[model]\ninit = {path}\nlayers = {layers}\nheads = {heads}\nchannels = {channels}\n\
+         context = {context}\nvocab = {vocab}\n\
+         [data]\ncorpus = \"kjv\"\ntokenizer = \"{tokenizer}\"\n\
+         [schedule]\nsteps = 1\n"
+    ))
+}
+
+impl LoadedModel {
     /// What it is, for people.
     pub fn title(&self) -> String {
-        let Saved { experiment, manifest, .. } = self;
+        let LoadedModel { experiment, manifest, .. } = self;
         match manifest {
             Some(manifest) => {
                 format!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root)

@@ -10,7 +10,8 @@ use super::ranks::{self, Role};
 use super::resume;
 use super::session::{self, Place, Session};
 use super::team::Team;
-use crate::experiment::{self, Loaded};
+use crate::experiment::Loaded;
+use crate::formats::load_experiment;
 use crate::store::{RunFolder, RunPaths};
 
 /// Train an experiment from its first step.
@@ -49,7 +50,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let loaded = experiment::load(&args.experiment, &args.set)?;
+    let loaded = load_experiment(&args.experiment, &args.set)?;
     match ranks::role(&loaded.experiment, args.ranks, &args.runs)? {
         Role::Parent(ranks) => ranks::parent(ranks, &args.runs),
         Role::Alone => train(args, loaded, None),

@@ -19,7 +19,8 @@ use self::advice::Advice;
 use super::stdout;
 use crate::data::{Sources, Tokenizer};
 use crate::eval::TaskSet;
-use crate::experiment::{self, Checkpoint, Compute, DeviceKind, Experiment, Loaded};
+use crate::experiment::{Checkpoint, Compute, DeviceKind, Experiment, Loaded};
+use crate::formats::load_experiment;
 use crate::model::flops::flops_per_token;
 use crate::model::weights::Weights;
 use crate::ops::cuda::driver;
@@ -54,7 +55,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut loaded = experiment::load(&args.experiment, &args.set)?;
+    let mut loaded = load_experiment(&args.experiment, &args.set)?;
     let place = place(args.gpu.as_deref(), &loaded.experiment)?;
     let share = Share { devices: args.gpus };
     ensure!(

@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::ensure;
 use serde_json::json;
 
-use super::model_argument::{self, Saved};
+use super::model_argument::{self, LoadedModel};
 use super::session::Device;
 use crate::data::Tokenizer;
 use crate::eval::parameters;
@@ -31,8 +31,8 @@ const STREAMS: usize = 8;
 /// Let a saved model write.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The run: a name under `--runs`, or a folder. Or a model: a Hugging Face folder of GPT-2, or the
-    /// reference's `.bin`.
+    /// The run: a name under `--runs`, or a folder. Or a model: a Hugging Face folder of GPT-2, or llm.c's
+    /// `.bin`.
     #[arg(value_name = "MODEL")]
     run: PathBuf,
     /// Text to go on from; empty starts a document. By default the experiment's `sample.prompt`, as for
@@ -86,8 +86,8 @@ struct Request {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let place = model_argument::find(&args.run, &args.runs)?;
-    let experiment = place.experiment(&args.set)?;
+    let argument = model_argument::find(&args.run, &args.runs)?;
+    let experiment = argument.experiment(&args.set)?;
     let defaults = &experiment.sample;
     let sampling = Sampling {
         temperature: args.temperature.unwrap_or(defaults.temperature),
@@ -114,17 +114,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         json: args.json,
         logits: args.logits,
     };
-    let saved = place.parameters(experiment, args.checkpoint)?;
-    anstream::eprintln!("{}", saved.title());
-    match Device::open(&saved.experiment)? {
-        Device::Cpu(cpu) => write(cpu, saved, &request)?,
-        Device::Cuda(cuda) => write(*cuda, saved, &request)?,
+    let model = argument.parameters(experiment, args.checkpoint)?;
+    anstream::eprintln!("{}", model.title());
+    match Device::open(&model.experiment)? {
+        Device::Cpu(cpu) => write(cpu, model, &request)?,
+        Device::Cuda(cuda) => write(*cuda, model, &request)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn write<O: Ops>(mut ops: O, saved: Saved, request: &Request) -> anyhow::Result<()> {
-    let Saved { experiment, state, .. } = saved;
+fn write<O: Ops>(mut ops: O, model: LoadedModel, request: &Request) -> anyhow::Result<()> {
+    let LoadedModel { experiment, state, .. } = model;
     let params = parameters::load(&mut ops, &experiment.model, &state)?;
     drop(state);
     let room = Room { streams: request.samples.min(STREAMS), positions: experiment.trained_positions() };

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use super::Report;
 use super::golden::Golden;
 use crate::cli::diff::Diff;
-use crate::experiment;
+use crate::formats::load_experiment;
 use crate::proof::{Lock, ledger};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
 
@@ -41,7 +41,7 @@ pub fn run(path: &Path, options: &Options, report: &mut Report) -> anyhow::Resul
         Golden::parse(path, &text)
     });
     let golden = golden.transpose()?;
-    let loaded = experiment::load(path, &options.set)?;
+    let loaded = load_experiment(path, &options.set)?;
     let temporary = tempfile::tempdir().context("cannot make a folder for the runs")?;
     let runs = options.keep.clone().unwrap_or_else(|| temporary.path().to_owned());
     let steps = loaded.experiment.schedule.steps;
