@@ -165,7 +165,7 @@ impl Listener for Console {
             }
             Event::HellaSwag { step, scores } => {
                 self.show_steps();
-                let [reference, acc, acc_norm] =
+                let [reference, acc, acc_norm, _] =
                     scores.named().map(|(name, score)| format!("{name} {score:.4}"));
                 let tasks = units::thousands(scores.tasks as u64);
                 self.line(&format!(

@@ -39,7 +39,7 @@ pub fn eval_file(bytes: &[u8]) {
                     let tokens = prompt.completions.iter().chain([&prompt.context]).flatten();
                     assert!(tokens.into_iter().all(|&token| usize::from(token) < vocab));
                 }
-                assert!(task.completion_bytes.iter().all(|&bytes| bytes > 0));
+                assert!(task.lengths.iter().all(|length| 0 < length.chars && length.chars <= length.bytes));
             }
         }
     }
