@@ -15,7 +15,7 @@ use crate::data::Tokenizer;
 use crate::experiment::{self, Experiment};
 use crate::formats::{Export, FORMATS, Format, FormatError, Parameters, Precision, Writer, slsa};
 use crate::store::atomic::{self, NewFolder};
-use crate::store::{Manifest, RunPaths, checkpoint};
+use crate::store::{Manifest, RunPaths};
 
 /// Write a saved model for other programs: Hugging Face, llm.c; or its provenance.
 #[derive(clap::Args)]
@@ -78,8 +78,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if out.exists() {
         return Err(FormatError::Exists { path: out }.into());
     }
-    let checkpoint = paths.checkpoints().join(checkpoint::folder_name(manifest.step));
-    let parameters = Parameters::of_state(&checkpoint, &experiment.model, state)?;
+    let state_file = run_argument::state_file(&paths, manifest.step);
+    let parameters = Parameters::of_state(&state_file, &experiment.model, state)?;
     let folder = NewFolder::create(&out)?;
     let export = Export {
         parameters,

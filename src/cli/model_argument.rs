@@ -25,13 +25,23 @@ pub struct LoadedModel {
     pub manifest: Option<Manifest>,
 }
 
-/// A model file or folder, a run's folder, or a run's name under `runs`.
+/// A run's folder, a run's name under `runs`, or a model's file or folder. A run goes before a file of its
+/// name, which is said.
 pub fn find(argument: &Path, runs: &Path) -> anyhow::Result<ModelArgument> {
     match run_argument::find(Some(argument), runs) {
         Err(_) if argument.exists() => {
             Ok(ModelArgument::Foreign(ForeignModel::open(&std::path::absolute(argument)?)?))
         }
-        found => Ok(ModelArgument::Run(RunPaths::new(&found?))),
+        found => {
+            let folder = found?;
+            if folder != argument && argument.exists() {
+                let (name, folder) = (argument.display(), folder.display());
+                anstream::eprintln!(
+                    "`{name}` names the run `{folder}` here; `./{name}` is the file or folder"
+                );
+            }
+            Ok(ModelArgument::Run(RunPaths::new(&folder)))
+        }
     }
 }
 

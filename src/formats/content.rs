@@ -1,4 +1,7 @@
 //! What stands under a path that should be a model: looked at before anything is read as one.
+//!
+//! Files that were meant to be something else (a page of a web server's error, a Git LFS pointer, a file that
+//! is still compressed) are said to be that, with the command that helps, in place of a complaint about bytes.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -37,4 +40,81 @@ pub fn look(path: &Path) -> Result<Content> {
     let mut start = Vec::new();
     File::open(path).map_err(io)?.take(START_BYTES).read_to_end(&mut start).map_err(io)?;
     Ok(Content::File(start))
+}
+
+/// Refuses what is not a file of a model at all. The first check of every file that a format reads.
+///
+/// # Errors
+///
+/// As [`look`]; a folder; a file that [`mistaken`] knows.
+pub fn require_file(path: &Path) -> Result<()> {
+    let refuse = |found: String, hint: String| FormatError::NotAModel { path: path.into(), found, hint };
+    match look(path)? {
+        Content::Folder => Err(refuse("it is a folder, expected a file".into(), "give the file".into())),
+        Content::File(start) => match mistaken(path, &start) {
+            Some((found, hint)) => Err(refuse(found.into(), hint)),
+            None => Ok(()),
+        },
+    }
+}
+
+/// What a file is that begins with `start`, if that is a common mistake, and what to do.
+pub fn mistaken(path: &Path, start: &[u8]) -> Option<(&'static str, String)> {
+    let shown = path.display();
+    let text = String::from_utf8_lossy(&start[..start.len().min(64)]).trim_start().to_ascii_lowercase();
+    if start.starts_with(b"version https://git-lfs") {
+        let hint = "`git lfs pull` in its repository fetches the file that it stands for";
+        return Some(("it is a Git LFS pointer", hint.into()));
+    }
+    if ["<!doctype html", "<html", "<?xml"].iter().any(|tag| text.starts_with(tag)) {
+        let hint = "a web server's answer was saved in place of the file: download it again";
+        return Some(("it is a web page (HTML or XML)", hint.into()));
+    }
+    let packed = |with: &'static str, command: &str| {
+        (with, format!("unpack it first: `{command} {shown} > unpacked`, and give that file"))
+    };
+    match start {
+        [0x1f, 0x8b, ..] => Some(packed("it is compressed with gzip", "gzip -dc")),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(packed("it is compressed with zstd", "zstd -dc")),
+        [b'P', b'K', 3, 4, ..] | [0x80, 2, ..] => Some(("it is a file of PyTorch", converted(path.parent()))),
+        [0x89, b'H', b'D', b'F', ..] => {
+            Some(("it is a file of HDF5, as TensorFlow writes it", converted(path.parent())))
+        }
+        [b'G', b'G', b'U', b'F', ..] => {
+            Some(("it is a model in GGUF", "take the Hugging Face folder that it was made from".into()))
+        }
+        _ if start.get(257..262) == Some(b"ustar") => {
+            Some(("it is a tar archive", format!("unpack it first: `tar -xf {shown}`")))
+        }
+        _ => None,
+    }
+}
+
+/// The command that turns the other files of a Hugging Face folder into safetensors.
+pub fn converted(folder: Option<&Path>) -> String {
+    let folder = folder.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder.display();
+    format!(
+        "only safetensors are read; this makes them: `python -c \"from transformers import GPT2LMHeadModel \
+         as M; M.from_pretrained('{folder}').save_pretrained('{folder}')\"`"
+    )
+}
+
+/// What a file is that no format recognises, beyond what [`mistaken`] knows, and what to do.
+pub fn unrecognised(path: &Path, start: &[u8]) -> (String, String) {
+    let folder = path.parent().unwrap_or(Path::new(".")).display();
+    match start {
+        [] => ("it is empty".into(), "nothing was written to it".into()),
+        // The length of a header, then its JSON.
+        [_, _, _, _, _, 0, 0, 0, b'{', ..] => (
+            "it is safetensors, which do not say the sizes of a model".into(),
+            format!("give the folder with its `config.json`: `{folder}`"),
+        ),
+        [b'{', ..] => ("it is JSON".into(), format!("give the folder that it is in: `{folder}`")),
+        _ => {
+            let first: Vec<String> = start.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+            let found = format!("it begins with the bytes {}, as no model does", first.join(" "));
+            (found, format!("a model is {}", super::models_read()))
+        }
+    }
 }

@@ -34,6 +34,24 @@ pub enum FormatError {
     Sizes { path: PathBuf, what: &'static str, got: usize, expected: usize },
 
     // ---- parameters ----
+    #[error(
+        "tensor `{tensor}` in `{}` holds {} at {index:?}, element {element} of {elements}\n  hint: its training \
+         diverged, or the file is damaged; nothing can be computed with it", path.display(), not_finite(*value)
+    )]
+    NotFinite {
+        path: PathBuf,
+        tensor: String,
+        /// The place in the tensor as it is stored, and the same counted in row-major order from 0.
+        index: Vec<usize>,
+        element: usize,
+        elements: usize,
+        value: f64,
+    },
+    #[error(
+        "`{}` holds the tensor `{tensor}`, which GPT-2 does not have\n  hint: it is a model of another \
+         architecture, or of other sizes than its `config.json` says", path.display()
+    )]
+    Unused { path: PathBuf, tensor: String },
     #[error("`{}`: parameter `{tensor}` {problem}", path.display())]
     Parameter { path: PathBuf, tensor: String, problem: String },
     #[error(
@@ -41,4 +59,15 @@ pub enum FormatError {
          be lost; the vocabulary in the header may be too small", path.display()
     )]
     Padding { path: PathBuf, row: usize },
+}
+
+/// The word for a number that is not finite.
+fn not_finite(value: f64) -> &'static str {
+    if value.is_nan() {
+        "NaN"
+    } else if value > 0.0 {
+        "infinity"
+    } else {
+        "minus infinity"
+    }
 }

@@ -8,11 +8,10 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
-use super::parameters::encoded;
+use super::parameters::{encoded, require_finite};
 use super::{Content, FormatError, Parameters, Precision, Reader, Result};
 use crate::experiment::{Model, largest};
-use crate::model::{ParamSpec, Weights};
-use crate::ops::Dtype;
+use crate::model::Weights;
 use crate::store::{Tensor, atomic};
 
 const MAGIC: i32 = 20_240_326;
@@ -21,12 +20,11 @@ const HEADER_BYTES: usize = 1024;
 
 /// How such files are read.
 pub(super) const READER: Reader = Reader {
-    what: "llm.c's `.bin`",
-    // A file that is nothing else is read as this one, and refused by its header.
-    recognises: |_, content| matches!(content, Content::File(_)),
+    what: "llm.c's `.bin` (its first int32 is 20240326)",
+    recognises: |_, content| matches!(content, Content::File(start) if start.starts_with(&MAGIC.to_le_bytes())),
     sizes,
     read: |path| Ok(read(path)?.0),
-    weights: Path::to_owned,
+    weights: |path| Ok(vec![path.to_owned()]),
 };
 
 impl Precision {
@@ -90,8 +88,8 @@ fn header(model: &Model, precision: Precision) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// A file that is no such model, is shorter or longer than its header says, or has numbers in the padding
-/// rows, which our state does not keep.
+/// A file that is no such model, is shorter or longer than its header says, holds NaN or infinity, or has
+/// numbers in the padding rows, which our state does not keep.
 pub fn read(path: &Path) -> Result<(Parameters, Precision)> {
     let io = |source| FormatError::Io { path: path.into(), source };
     let file = File::open(path).map_err(io)?;
@@ -126,7 +124,10 @@ fn read_from(path: &Path, mut file: impl Read, length: u64) -> Result<(Parameter
             let row = model.vocab + at / (model.channels * element);
             return Err(FormatError::Padding { path: path.into(), row });
         }
-        read[spec.id as usize] = Some(tensor(spec, precision.dtype(), bytes));
+        let tensor =
+            Tensor { name: spec.name.clone(), dtype: precision.dtype(), shape: spec.shape.clone(), bytes };
+        require_finite(path, [&tensor])?;
+        read[spec.id as usize] = Some(tensor);
     }
     let tensors: Result<_> =
         specs.try_map(|spec| Ok(read[spec.id as usize].take().expect("`stacked` gives every tensor once")));
@@ -191,10 +192,6 @@ fn parse_header(path: &Path, header: &[u8]) -> Result<(Model, Precision)> {
     Ok((model, precision))
 }
 
-fn tensor(spec: &ParamSpec, dtype: Dtype, bytes: Vec<u8>) -> Tensor {
-    Tensor { name: spec.name.clone(), dtype, shape: spec.shape.clone(), bytes }
-}
-
 /// Length of the file of a model; computed apart from [`Weights`], which would list the layers of a header
 /// that lies.
 fn file_bytes(model: &Model, element: u128) -> u128 {
@@ -207,6 +204,7 @@ fn file_bytes(model: &Model, element: u128) -> u128 {
 mod tests {
     use super::*;
     use crate::formats::parameters::sample_parameters;
+    use crate::ops::Dtype;
 
     fn written(parameters: &Parameters, precision: Precision) -> (tempfile::TempDir, std::path::PathBuf) {
         let folder = tempfile::tempdir().expect("a folder");

@@ -22,11 +22,14 @@ use std::path::{Path, PathBuf};
 
 pub use content::Content;
 pub use error::FormatError;
-pub use parameters::{Parameters, Precision, values};
+pub use parameters::{Parameters, Precision, require_finite, values};
+
+use sha2::{Digest, Sha256};
 
 use crate::data::Tokenizer;
 use crate::data::digests::file_sha256;
 use crate::experiment::{self, ExperimentError, InitError, Loaded, Model, Sample};
+use crate::store::RunPaths;
 use slsa::SlsaError;
 
 /// The result of everything here.
@@ -52,8 +55,8 @@ pub struct Reader {
     /// The model's sizes, from a header or configuration.
     pub sizes: fn(&Path) -> Result<Model>,
     pub read: fn(&Path) -> Result<Parameters>,
-    /// The file whose bytes are the weights.
-    pub weights: fn(&Path) -> PathBuf,
+    /// The files whose bytes are the weights, always in the same order.
+    pub weights: fn(&Path) -> Result<Vec<PathBuf>>,
 }
 
 /// How a format is written.
@@ -126,11 +129,23 @@ impl ForeignModel {
         let content = content::look(path)?;
         match readers().find(|reader| (reader.recognises)(path, &content)) {
             Some(reader) => Ok(ForeignModel { path: path.into(), reader }),
-            None => Err(FormatError::NotAModel {
-                path: path.into(),
-                found: "no format is recognised".into(),
-                hint: format!("what is read is {}", models_read()),
-            }),
+            None => {
+                let (found, hint) = match &content {
+                    Content::Folder if RunPaths::new(path).experiment().is_file() => (
+                        "it is the folder of a run".to_owned(),
+                        format!("`runner export {} --format hf` writes its model", path.display()),
+                    ),
+                    Content::Folder => (
+                        "it is a folder without `config.json`".to_owned(),
+                        format!("a model is {}", models_read()),
+                    ),
+                    Content::File(start) => match content::mistaken(path, start) {
+                        Some((found, hint)) => (found.to_owned(), hint),
+                        None => content::unrecognised(path, start),
+                    },
+                };
+                Err(FormatError::NotAModel { path: path.into(), found, hint })
+            }
         }
     }
 
@@ -151,10 +166,16 @@ impl ForeignModel {
         Ok(parameters)
     }
 
-    /// SHA-256 of the file that holds the weights.
+    /// SHA-256 of the file that holds the weights; of several files, that of their digests one after another.
     pub fn sha256(&self) -> Result<[u8; 32]> {
-        let file = (self.reader.weights)(&self.path);
-        file_sha256(&file).map_err(|source| FormatError::Io { path: file.clone(), source })
+        let digests: Result<Vec<[u8; 32]>> = (self.reader.weights)(&self.path)?
+            .into_iter()
+            .map(|path| file_sha256(&path).map_err(|source| FormatError::Io { path, source }))
+            .collect();
+        match digests?[..] {
+            [digest] => Ok(digest),
+            ref digests => Ok(Sha256::digest(digests.concat()).into()),
+        }
     }
 }
 

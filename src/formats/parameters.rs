@@ -69,6 +69,22 @@ impl Parameters {
     }
 }
 
+/// Refuses tensors that hold NaN or infinity, by name and element as they are stored in the file `path`.
+pub fn require_finite<'a>(path: &Path, tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<()> {
+    for tensor in tensors {
+        let Some((element, value)) = tensor.first_not_finite() else { continue };
+        let mut rest = element;
+        let mut index: Vec<usize> = Vec::with_capacity(tensor.shape.len());
+        for dimension in tensor.shape.iter().rev() {
+            index.insert(0, rest % dimension);
+            rest /= dimension;
+        }
+        let (path, tensor, elements) = (path.into(), tensor.name.clone(), tensor.shape.iter().product());
+        return Err(FormatError::NotFinite { path, tensor, index, element, elements, value });
+    }
+    Ok(())
+}
+
 /// How the numbers of an exported file are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
@@ -185,5 +201,30 @@ mod tests {
         let wide = tensor(Dtype::F32, halves.iter().flat_map(|v| v.to_le_bytes()).collect());
         let narrow = tensor(Dtype::BF16, encoded(&wide, Precision::Bf16).into_owned());
         assert_eq!(values(&narrow), [1.0, 1.015_625]);
+    }
+
+    #[test]
+    fn nan_and_infinity_are_refused_by_tensor_and_element() {
+        let refusal = |dtype, bytes: Vec<u8>| {
+            let tensor = Tensor { name: "w".into(), dtype, shape: vec![2, 3], bytes };
+            require_finite(Path::new("some/file"), [&tensor]).map_err(|error| error.to_string())
+        };
+        let with = |at: usize, value: f32| {
+            let mut values = [1.0f32; 6];
+            values[at] = value;
+            values
+        };
+        let wide = |at, value| refusal(Dtype::F32, with(at, value).map(f32::to_le_bytes).concat());
+        let narrow = |at, value| {
+            refusal(Dtype::BF16, with(at, value).map(|v| bf16::from_f32(v).to_le_bytes()).concat())
+        };
+        assert_eq!((wide(5, f32::MAX), narrow(5, -1e38)), (Ok(()), Ok(())));
+        for error in [wide(4, f32::NAN), narrow(4, f32::NAN)] {
+            let error = error.expect_err("refused");
+            let says = "tensor `w` in `some/file` holds NaN at [1, 1], element 4 of 6";
+            assert!(error.starts_with(says), "{error}");
+        }
+        assert!(wide(0, f32::INFINITY).expect_err("refused").contains("holds infinity at [0, 0]"));
+        assert!(narrow(3, f32::NEG_INFINITY).expect_err("refused").contains("minus infinity at [1, 0]"));
     }
 }

@@ -17,7 +17,7 @@ use super::model_argument::{self, LoadedModel};
 use super::session::Device;
 use crate::data::Tokenizer;
 use crate::eval::parameters;
-use crate::generate::{Sampling, generate};
+use crate::generate::{self, Sampling, generate};
 use crate::model::decode::{Decoder, NewToken, Room};
 use crate::model::weights::Weights;
 use crate::ops::Ops;
@@ -35,8 +35,8 @@ pub struct Args {
     /// `.bin`.
     #[arg(value_name = "MODEL")]
     run: PathBuf,
-    /// Text to go on from; empty starts a document. By default the experiment's `sample.prompt`, as for
-    /// the next four.
+    /// Text to go on from; empty starts a document. The model reads `<|endoftext|>` before it, as before every
+    /// document in training. By default the experiment's `sample.prompt`, as for the next four.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// Tokens at most; the model may end its text before.
@@ -60,7 +60,8 @@ pub struct Args {
     /// Print a JSON line a text on stdout, when all are written.
     #[arg(long)]
     json: bool,
-    /// Print the prompt's tokens and the logits of the next one as JSON, and write nothing.
+    /// Print the prompt's tokens, `<|endoftext|>` first, and the logits of the next one as JSON, and write
+    /// nothing.
     #[arg(long)]
     logits: bool,
     /// Step of the checkpoint to read; the newest whole one by default.
@@ -188,6 +189,7 @@ fn logits<O: Ops>(
     decoder.read(ops, params, 0, 0, &prompt[..last])?;
     let logits =
         decoder.logits(ops, params, &[NewToken { token: prompt[last], stream: 0, position: last }])?;
+    generate::require_finite(&logits, 0, 0)?;
     println!("{}", json!({"tokens": prompt, "logits": logits}));
     Ok(())
 }

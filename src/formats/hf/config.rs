@@ -8,9 +8,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::super::{FormatError, Precision, Result};
 use crate::data::Tokenizer;
 use crate::experiment::{Model, VOCAB_ALIGN, largest};
+use crate::formats::content::require_file;
+use crate::formats::{FormatError, Precision, Result};
 
 /// The file that makes a folder a Hugging Face model.
 pub const CONFIG: &str = "config.json";
@@ -19,6 +20,7 @@ pub const CONFIG: &str = "config.json";
 /// vocabulary is ours, not the file's.
 pub fn sizes(path: &Path) -> Result<Model> {
     let bad = |problem: String| FormatError::Config { path: path.into(), problem };
+    require_file(path)?;
     let bytes = fs::read(path).map_err(|source| FormatError::Io { path: path.into(), source })?;
     let config: Value = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
     if config["model_type"] != "gpt2" {
@@ -46,26 +48,35 @@ pub fn sizes(path: &Path) -> Result<Model> {
     if !channels.is_multiple_of(model.heads) {
         return Err(bad(format!("`n_head` is {}, which does not divide `n_embd`, {channels}", model.heads)));
     }
-    // Each is GPT-2's where the file does not say.
-    let wide = (4 * channels) as u64;
+    require_gpt2(&config, channels).map_err(bad)?;
+    Ok(model)
+}
+
+/// Refuses a configuration with a key that makes it compute something else than GPT-2 with `channels`. Where
+/// the file has no such key, its value is GPT-2's.
+fn require_gpt2(config: &Value, channels: usize) -> Result<(), String> {
     type Expected<'a> = (&'a str, &'a dyn Fn(&Value) -> bool, &'a str);
-    let gpt2: [Expected; 6] = [
+    let wide = (4 * channels) as u64;
+    let empty = |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
+    let keys: [Expected; 10] = [
         ("activation_function", &|v| v == "gelu_new" || v == "gelu_pytorch_tanh", "\"gelu_new\""),
         ("layer_norm_epsilon", &|v| v.as_f64() == Some(1e-5), "1e-5"),
-        ("n_inner", &|v| v.as_u64() == Some(wide), "null or four times `n_embd`"),
+        ("n_inner", &|v| v.is_null() || v.as_u64() == Some(wide), "null or four times `n_embd`"),
         ("scale_attn_weights", &|v| v == true, "true"),
         ("scale_attn_by_inverse_layer_idx", &|v| v == false, "false"),
+        ("reorder_and_upcast_attn", &|v| v == false, "false"),
         ("tie_word_embeddings", &|v| v == true, "true"),
+        ("add_cross_attention", &|v| v == false, "false"),
+        ("pruned_heads", &empty, "{}"),
+        ("quantization_config", &Value::is_null, "null"),
     ];
-    for (key, fits, expected) in gpt2 {
-        let value = &config[key];
-        if !value.is_null() && !fits(value) {
-            return Err(bad(format!(
-                "`{key}` is {value}, expected {expected}: this model computes something else than GPT-2"
-            )));
+    for (key, fits, expected) in keys {
+        if let Some(value) = config.get(key).filter(|value| !fits(value)) {
+            let what = "this model computes something else than GPT-2";
+            return Err(format!("`{key}` is {value}, expected {expected}: {what}"));
         }
     }
-    Ok(model)
+    Ok(())
 }
 
 /// The configuration of a model.
@@ -139,6 +150,11 @@ mod tests {
             ("n_inner", json!(1000), "expected null or four times"),
             ("scale_attn_by_inverse_layer_idx", json!(true), "expected false"),
             ("tie_word_embeddings", json!(false), "expected true"),
+            ("reorder_and_upcast_attn", json!(true), "`reorder_and_upcast_attn` is true, expected false"),
+            ("add_cross_attention", json!(true), "expected false"),
+            ("pruned_heads", json!({"0": [1]}), "`pruned_heads` is {\"0\":[1]}, expected {}"),
+            ("quantization_config", json!({"bits": 8}), "`quantization_config` is {\"bits\":8}"),
+            ("activation_function", json!(null), "`activation_function` is null"),
             ("n_head", json!(7), "does not divide `n_embd`, 768"),
             ("n_layer", json!(-3), "`n_layer` is -3, expected a whole number from 1 to 1024"),
             ("n_layer", json!(1_000_000), "to 1024"),

@@ -4,36 +4,41 @@
 //! to `wte` and not stored; the token table has no padding rows. Transposing moves bits and changes none, so
 //! [`read`] gives back what [`write`] was given, in the precision written.
 //!
-//! [`config`] is `config.json`, [`tokenizer_files`] the tokenizer.
+//! [`config`] is `config.json`, [`weights`] the files of the weights, [`tokenizer_files`] the tokenizer.
 
 mod config;
 mod tokenizer_files;
+mod weights;
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::parameters::encoded;
+use super::parameters::{encoded, require_finite};
 use super::{Content, Export, FormatError, Parameters, Precision, Reader, Result};
 use crate::data::Tokenizer;
-use crate::experiment::Sample;
+use crate::experiment::{Model, Sample};
 use crate::model::Weights;
 use crate::store::{Tensor, atomic, safetensors};
 use config::CONFIG;
+use weights::{FOREIGN, INDEX, WEIGHTS};
 
 const PREFIX: &str = "transformer.";
-const WEIGHTS: &str = "model.safetensors";
 /// Tied to `wte`; a file may hold it nevertheless.
 const CLASSIFIER: &str = "lm_head.weight";
 
 /// How such folders are read.
 pub(super) const READER: Reader = Reader {
     what: "a Hugging Face folder of GPT-2",
-    recognises: |path, content| matches!(content, Content::Folder) && path.join(CONFIG).exists(),
+    recognises: |path, content| {
+        let mut names = [CONFIG, WEIGHTS, INDEX].into_iter().chain(FOREIGN);
+        matches!(content, Content::Folder) && names.any(|name| path.join(name).exists())
+    },
     sizes: |folder| config::sizes(&folder.join(CONFIG)),
     read,
-    weights: |folder| folder.join(WEIGHTS),
+    weights: weights::files,
 };
 
 /// Writes the files of a model into `folder`, which must be there.
@@ -61,46 +66,75 @@ pub fn write(folder: &Path, export: Export<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Reads the parameters of a folder that [`write`] made, or another of GPT-2 in F32 or BF16: OpenAI's, or
-/// what `save_pretrained` wrote. Tensors that are no parameters of ours (masks of attention) are not read.
+/// Reads the parameters of a folder that [`write`] made, or another of GPT-2: OpenAI's, or what
+/// `save_pretrained` wrote, in one file or several, each tensor in F32, BF16 or F16 (widened to F32).
 ///
 /// # Errors
 ///
-/// Files that are missing or damaged, sizes that `config.json` does not give, tensors that do not fit them,
-/// or a classifier that is not the token table.
+/// Files that are missing or damaged, sizes that `config.json` does not give, tensors that do not fit them or
+/// are not finite, tensors that GPT-2 does not have, or a classifier that is not the token table.
 pub fn read(folder: &Path) -> Result<Parameters> {
     let model = config::sizes(&folder.join(CONFIG))?;
-    let path = folder.join(WEIGHTS);
-    let ours: BTreeSet<String> = Weights::of(&model).iter().map(|spec| spec.name.clone()).collect();
-    let bare = |name: &str| name.strip_prefix(PREFIX).unwrap_or(name).to_owned();
-    let theirs = safetensors::read_some(&path, |name| name == CLASSIFIER || ours.contains(&bare(name)))?;
-    let (classifier, theirs): (Vec<Tensor>, Vec<Tensor>) =
-        theirs.into_iter().partition(|tensor| tensor.name == CLASSIFIER);
-    let parameters = Parameters::of_state(&path, &model, theirs.into_iter().map(to_ours).collect())?;
-    if classifier.iter().any(|tensor| tensor.bytes != parameters.tensors.wte.bytes) {
-        let problem = "differs from `wte.weight`: GPT-2's classifier is its token table".into();
-        return Err(FormatError::Parameter { path, tensor: CLASSIFIER.into(), problem });
+    let names: BTreeSet<String> = Weights::of(&model).iter().map(|spec| spec.name.clone()).collect();
+    let found = weights::read(folder, |name| name == CLASSIFIER || names.contains(bare(name)))?;
+    if let Some((file, name)) = found.others.into_iter().find(|(_, name)| !is_mask(bare(name), &model)) {
+        return Err(FormatError::Unused { path: file, tensor: name });
+    }
+    let mut state: BTreeMap<String, Tensor> = BTreeMap::new();
+    for (file, tensor) in found.tensors {
+        require_finite(&file, [&tensor])?;
+        let name = bare(&tensor.name).to_owned();
+        if state.insert(name.clone(), flipped(Tensor { name: name.clone(), ..tensor })).is_some() {
+            let problem = format!("is given twice, with and without `{PREFIX}`");
+            return Err(FormatError::Parameter { path: file, tensor: name, problem });
+        }
+    }
+    let classifier = state.remove(CLASSIFIER);
+    let parameters = Parameters::of_state(folder, &model, state.into_values().collect())?;
+    if let Some(classifier) = classifier {
+        require_tied(folder, &classifier, &parameters.tensors.wte)?;
     }
     Ok(parameters)
 }
 
+/// A tensor's name without the prefix that a model saved without its classifier lacks.
+fn bare(name: &str) -> &str {
+    name.strip_prefix(PREFIX).unwrap_or(name)
+}
+
+/// Whether a tensor is the causal mask of a layer or the number that stands in its empty places: constants
+/// that older files hold.
+fn is_mask(name: &str, model: &Model) -> bool {
+    let layer = name.strip_prefix("h.").and_then(|rest| rest.split_once('.'));
+    layer.is_some_and(|(layer, rest)| {
+        layer.parse().is_ok_and(|layer: usize| layer < model.layers)
+            && (rest == "attn.bias" || rest == "attn.masked_bias")
+    })
+}
+
+/// Refuses a classifier with other numbers than the token table: GPT-2's are one.
+fn require_tied(folder: &Path, classifier: &Tensor, wte: &Tensor) -> Result<()> {
+    let bits = |tensor| encoded(tensor, Precision::Fp32);
+    if classifier.shape == wte.shape && bits(classifier) == bits(wte) {
+        return Ok(());
+    }
+    let problem = "differs from `wte.weight`: GPT-2's classifier is its token table".into();
+    Err(FormatError::Parameter { path: folder.into(), tensor: CLASSIFIER.into(), problem })
+}
+
 fn to_theirs(tensor: Tensor, precision: Precision) -> Tensor {
     let bytes = match encoded(&tensor, precision) {
-        std::borrow::Cow::Owned(bytes) => bytes,
-        std::borrow::Cow::Borrowed(_) => tensor.bytes,
+        Cow::Owned(bytes) => bytes,
+        Cow::Borrowed(_) => tensor.bytes,
     };
     let name = format!("{PREFIX}{}", tensor.name);
     flipped(Tensor { name, dtype: precision.dtype(), shape: tensor.shape, bytes })
 }
 
-fn to_ours(tensor: Tensor) -> Tensor {
-    let name = tensor.name.strip_prefix(PREFIX).unwrap_or(&tensor.name).to_owned();
-    flipped(Tensor { name, ..tensor })
-}
-
 /// The tensor transposed if it is the weight of a `Conv1D`: every matrix but the two tables.
 fn flipped(tensor: Tensor) -> Tensor {
-    let table = tensor.name.ends_with("wte.weight") || tensor.name.ends_with("wpe.weight");
+    let tables = ["wte.weight", "wpe.weight", CLASSIFIER];
+    let table = tables.iter().any(|table| tensor.name.ends_with(table));
     match tensor.shape[..] {
         [rows, columns] if !table => {
             let bytes = match tensor.dtype.size() {

@@ -102,7 +102,8 @@ fn tensors_that_are_missing_misshapen_or_untied_are_refused_by_name() {
         let at = at(t, "transformer.ln_f.bias");
         t[at] = Tensor { dtype: Dtype::U64, bytes: vec![0; 64], ..t[at].clone() };
     });
-    assert!(counted.contains("`ln_f.bias` is stored as U64, expected F32 or BF16"), "{counted}");
+    let says = "tensor `transformer.ln_f.bias` in `";
+    assert!(counted.starts_with(says) && counted.contains("is stored as U64, expected F32, BF16 or F16"));
     let untied = refusal(&|t| {
         let mut classifier = t[at(t, "transformer.wte.weight")].clone();
         classifier.name = CLASSIFIER.into();
@@ -110,4 +111,37 @@ fn tensors_that_are_missing_misshapen_or_untied_are_refused_by_name() {
         t.push(classifier);
     });
     assert!(untied.contains("`lm_head.weight` differs from `wte.weight`"), "{untied}");
+}
+
+#[test]
+fn each_tensor_may_have_its_own_precision() {
+    let (wide, narrow) = (sample_parameters(Dtype::F32), sample_parameters(Dtype::BF16));
+    let folder = written(&wide, Precision::Fp32);
+    let back = changed(&folder, |tensors| {
+        let wpe = tensors.iter_mut().find(|t| t.name == "transformer.wpe.weight").expect("there");
+        *wpe = Tensor { name: wpe.name.clone(), ..narrow.tensors.wpe.clone() };
+    });
+    let back = back.expect("readable").tensors;
+    assert_eq!((&back.wpe, &back.wte), (&narrow.tensors.wpe, &wide.tensors.wte));
+}
+
+#[test]
+fn tensors_that_gpt2_does_not_have_or_that_come_twice_are_refused_by_name() {
+    let refusal = |name: &str| {
+        let folder = written(&sample_parameters(Dtype::F32), Precision::Fp32);
+        let refused = changed(&folder, |tensors| {
+            let extra = tensors.iter().find(|t| t.name == "transformer.ln_f.bias").expect("there").clone();
+            tensors.push(Tensor { name: name.into(), ..extra });
+        });
+        refused.map(|_| "read".to_owned()).unwrap_or_else(|error| error.to_string())
+    };
+    // The model has three layers.
+    let extra = ["transformer.h.0.attn.q_norm.weight", "h.3.ln_1.bias", "score.weight", "h.3.attn.bias"];
+    for name in extra {
+        assert!(refusal(name).contains(&format!("holds the tensor `{name}`, which GPT-2 does not have")));
+    }
+    assert!(refusal("ln_f.bias").contains("parameter `ln_f.bias` is given twice"));
+    for name in ["transformer.h.2.attn.bias", "h.0.attn.masked_bias"] {
+        assert_eq!(refusal(name), "read");
+    }
 }
