@@ -28,10 +28,8 @@ use crate::units;
 /// Measure a saved model: validation loss, HellaSwag.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The run: a name under `--runs`, or a folder. Or a model: a Hugging Face folder of GPT-2, or llm.c's
-    /// `.bin`.
-    #[arg(value_name = "MODEL")]
-    run: PathBuf,
+    #[arg(value_name = "MODEL", help = model_argument::help())]
+    model: PathBuf,
     /// Step of the checkpoint to measure; the newest whole one by default.
     #[arg(long, value_name = "STEP")]
     checkpoint: Option<u64>,
@@ -82,8 +80,8 @@ impl HeldOut {
     fn note(&self) -> String {
         match &self.corpus {
             Some(corpus) => format!(
-                "val_loss is that of the built-in text `{corpus}`: the model names no other\n  hint: `--task val \
-                 --data SHARDS` or `--set data.val=SHARDS` measures on yours"
+                "val_loss is that of the built-in text `{corpus}`: the model names no other\n  hint: `--task \
+                 val --data SHARDS` or `--set data.val=SHARDS` measures on yours"
             ),
             None => format!("val_loss is that of {}", self.from),
         }
@@ -106,7 +104,7 @@ struct Validation {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let argument = model_argument::find(&args.run, &args.runs)?;
+    let argument = model_argument::find(&args.model, &args.runs)?;
     let experiment = argument.experiment(&args.set)?;
     let tasks = open_tasks(&args, &experiment)?;
     if let (ModelArgument::Foreign(_), Some(held_out)) = (&argument, &tasks.validation) {
@@ -153,7 +151,8 @@ fn open_tasks(args: &Args, experiment: &Experiment) -> anyhow::Result<Tasks> {
         (Some(TaskArg::Val), _) | (None, None) => None,
         (Some(TaskArg::Hellaswag), None) => {
             bail!(
-                "the experiment names no HellaSwag file\n  hint: give one with `--data`, or set `eval.hellaswag`"
+                "the experiment names no HellaSwag file\n  hint: give one with `--data`, or set \
+                 `eval.hellaswag`"
             )
         }
         (_, Some(file)) => Some(TaskSet::open(Path::new(file), &tokenizer, vocab, seq_len)?),

@@ -6,7 +6,7 @@ use anyhow::ensure;
 
 use super::run_argument;
 use crate::experiment::{self, Experiment, Model, Tokenizer};
-use crate::formats::ForeignModel;
+use crate::formats::{ForeignModel, models_read};
 use crate::store::{Manifest, RunPaths, Tensor};
 
 /// Where the model is that the argument names.
@@ -43,6 +43,11 @@ pub fn find(argument: &Path, runs: &Path) -> anyhow::Result<ModelArgument> {
             Ok(ModelArgument::Run(RunPaths::new(&folder)))
         }
     }
+}
+
+/// What the help says of the argument.
+pub fn help() -> String {
+    format!("The run: a name under `--runs`, or a folder. Or a model: {}", models_read())
 }
 
 impl ModelArgument {

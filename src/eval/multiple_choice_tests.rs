@@ -10,7 +10,8 @@ fn set(folder: &Path) -> TaskSet {
         let words = "and he saw that it was good ".repeat(i % 7);
         let endings: Vec<String> =
             (0..4).map(|e| format!("end {e} {}", "so ".repeat((i * 5 + e * 3) % 9))).collect();
-        serde_json::json!({"activity_label": "Making", "ctx": format!("In the beginning {words}he"), "label": i % 4, "endings": endings})
+        let ctx = format!("In the beginning {words}he");
+        serde_json::json!({"activity_label": "Making", "ctx": ctx, "label": i % 4, "endings": endings})
     };
     let text: String = (0..23).map(|i| format!("{}\n", line(i))).collect();
     std::fs::write(&path, text).unwrap();

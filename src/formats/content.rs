@@ -1,7 +1,7 @@
 //! What stands under a path that should be a model: looked at before anything is read as one.
 //!
-//! Files that were meant to be something else (a page of a web server's error, a Git LFS pointer, a file that
-//! is still compressed) are said to be that, with the command that helps, in place of a complaint about bytes.
+//! Files that are something else (a web server's page, a Git LFS pointer, a file that is still compressed) are
+//! refused as what they are, with the command that helps.
 
 use std::fs::{self, File};
 use std::io::Read as _;

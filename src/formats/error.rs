@@ -35,8 +35,8 @@ pub enum FormatError {
 
     // ---- parameters ----
     #[error(
-        "tensor `{tensor}` in `{}` holds {} at {index:?}, element {element} of {elements}\n  hint: its training \
-         diverged, or the file is damaged; nothing can be computed with it", path.display(), not_finite(*value)
+        "tensor `{tensor}` in `{}` holds {} at {index:?}, element {element} of {elements}\n  hint: its \
+         training diverged, or the file is damaged; nothing can be computed with it", path.display(), not_finite(*value)
     )]
     NotFinite {
         path: PathBuf,
@@ -55,8 +55,8 @@ pub enum FormatError {
     #[error("`{}`: parameter `{tensor}` {problem}", path.display())]
     Parameter { path: PathBuf, tensor: String, problem: String },
     #[error(
-        "row {row} of the token table of `{}` is padding, but holds numbers that are not 0\n  hint: they would \
-         be lost; the vocabulary in the header may be too small", path.display()
+        "row {row} of the token table of `{}` is padding, but holds numbers that are not 0\n  hint: they \
+         would be lost; the vocabulary in the header may be too small", path.display()
     )]
     Padding { path: PathBuf, row: usize },
 }

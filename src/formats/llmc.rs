@@ -20,7 +20,7 @@ const HEADER_BYTES: usize = 1024;
 
 /// How such files are read.
 pub(super) const READER: Reader = Reader {
-    what: "llm.c's `.bin` (its first int32 is 20240326)",
+    what: "llm.c's `.bin`",
     recognises: |_, content| matches!(content, Content::File(start) if start.starts_with(&MAGIC.to_le_bytes())),
     sizes,
     read: |path| Ok(read(path)?.0),

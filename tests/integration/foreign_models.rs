@@ -142,8 +142,8 @@ fn losses_and_logits_that_are_not_finite_fail_in_words() {
     }
     sample(&lab, &huge, &["--logits"]).assert_fails(1, &["are not finite"]);
     let tasks = case("hellaswag_nonascii.jsonl");
-    let long = ["--task", "hellaswag", "--data", &tasks, "--json", "--set", "model.context=64"];
-    let scored = lab.verb("eval", &huge, &[&long[..], &["--set", "device.kind=cpu"]].concat());
+    let arguments = ["--task", "hellaswag", "--data", &tasks, "--json", "--set", "device.kind=cpu"];
+    let scored = lab.verb("eval", &huge, &arguments);
     scored.assert_fails(1, &["hellaswag_nonascii.jsonl` line 1"]);
 }
 

@@ -44,7 +44,7 @@ fn jsonl() -> String {
     tasks().into_iter().map(line).collect()
 }
 
-/// The same tasks as the reference's script would write them, with a token a byte.
+/// The same tasks as llm.c's script would write them, with a token a byte.
 fn eval_bin() -> Vec<u8> {
     let mut stream: Vec<u16> = Vec::new();
     let mut longest = 0;
@@ -127,7 +127,7 @@ fn the_numbers_behind_each_decision_do_not_depend_on_the_batch_and_agree_between
     }
 }
 
-/// Reference fault 12: with a missing file HellaSwag is silently switched off.
+/// A missing file must not switch HellaSwag off in silence.
 #[test]
 fn a_missing_or_faulty_file_ends_a_run_before_its_folder_exists() {
     let lab = Lab::new();

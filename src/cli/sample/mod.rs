@@ -31,10 +31,8 @@ const STREAMS: usize = 8;
 /// Let a saved model write.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The run: a name under `--runs`, or a folder. Or a model: a Hugging Face folder of GPT-2, or llm.c's
-    /// `.bin`.
-    #[arg(value_name = "MODEL")]
-    run: PathBuf,
+    #[arg(value_name = "MODEL", help = model_argument::help())]
+    model: PathBuf,
     /// Text to go on from; empty starts a document. The model reads `<|endoftext|>` before it, as before every
     /// document in training. By default the experiment's `sample.prompt`, as for the next four.
     #[arg(long, value_name = "TEXT")]
@@ -87,7 +85,7 @@ struct Request {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let argument = model_argument::find(&args.run, &args.runs)?;
+    let argument = model_argument::find(&args.model, &args.runs)?;
     let experiment = argument.experiment(&args.set)?;
     let defaults = &experiment.sample;
     let sampling = Sampling {
