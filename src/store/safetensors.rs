@@ -258,7 +258,25 @@ pub struct Floats {
 ///
 /// As [`Reader::open`], and a wanted tensor that is neither F32 nor BF16 nor F16.
 pub fn read_floats(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Floats> {
-    let (mut file, header, length) = open_header(path)?;
+    let (file, header, length) = open_header(path)?;
+    floats_behind(path, file, &header, length, wanted)
+}
+
+/// [`read_floats`] of a file that is in memory.
+pub fn parse_floats(path: &Path, bytes: &[u8], wanted: impl Fn(&str) -> bool) -> Result<Floats> {
+    let (mut file, length) = (io::Cursor::new(bytes), bytes.len() as u64);
+    let header = read_header(path, &mut file, length)?;
+    floats_behind(path, file, &header, length, wanted)
+}
+
+/// The tensors of a file of `length` bytes that is read up to the end of its header.
+fn floats_behind(
+    path: &Path,
+    mut file: impl Read + Seek,
+    header: &[u8],
+    length: u64,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Floats> {
     let bad = |why: String| StoreError::BadHeader { path: path.into(), why };
     let entries = entries(&header[8..]).map_err(bad)?;
     let end = entries.last().map_or(0, |(_, info)| info.data_offsets.1);

@@ -56,6 +56,30 @@ pub fn safetensors_header(bytes: &[u8]) {
             }
         }
     }
+    // The same bytes as another program's file, of which every other tensor is wanted.
+    match store::safetensors::parse_floats(Path::new(NAME), bytes, |name| name.len() % 2 == 0) {
+        Err(error) => refused(&error),
+        Ok(floats) => {
+            for tensor in &floats.tensors {
+                assert_eq!(store::Tensor::byte_len(tensor.dtype, &tensor.shape), Some(tensor.bytes.len()));
+            }
+        }
+    }
+}
+
+/// Both JSON files of a Hugging Face folder.
+pub fn hf_json(bytes: &[u8]) {
+    match formats::hf::parse_config(Path::new(NAME), bytes) {
+        Err(error) => refused(&error),
+        Ok(model) => {
+            assert!(model.layers > 0 && model.channels.is_multiple_of(model.heads));
+            assert!(model.context > 0 && (1..=model.vocab_padded).contains(&model.vocab));
+        }
+    }
+    match formats::hf::parse_index(Path::new(NAME), bytes) {
+        Err(error) => refused(&error),
+        Ok(files) => assert!(files.values().all(|file| Path::new(file).components().count() == 1)),
+    }
 }
 
 pub fn model_bin(bytes: &[u8]) {

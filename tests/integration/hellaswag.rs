@@ -149,3 +149,19 @@ fn eval_refuses_what_it_cannot_measure() {
     lab.verb("eval", "ci", &["--set", "model.layers=3"]).assert_fails(1, &["`h.2.ln_1.weight` is missing"]);
     lab.verb("eval", "ci", &["--data", "x"]).assert_fails(2, &["--task"]);
 }
+
+/// Needs Python with lm-eval, safetensors and numpy:
+/// `RUNNER_TEST_PYTHON=python cargo test --release --test integration lm_eval -- --ignored`
+#[test]
+#[ignore = "needs lm-eval"]
+fn the_scores_are_those_of_lm_eval_beyond_ascii_too() {
+    let python = std::env::var_os("RUNNER_TEST_PYTHON").unwrap_or_else(|| "python3".into());
+    let finished = std::process::Command::new(&python)
+        .args(["tests/pytorch/hellaswag_lm_eval.py", env!("CARGO_BIN_EXE_runner")])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("Python starts");
+    let stderr = String::from_utf8_lossy(&finished.stderr);
+    assert!(finished.status.success(), "{stderr}");
+    print!("{}", String::from_utf8_lossy(&finished.stdout));
+}

@@ -19,10 +19,14 @@ pub const CONFIG: &str = "config.json";
 /// The sizes in a `config.json` of GPT-2. What would compute something else than GPT-2 is refused. The padded
 /// vocabulary is ours, not the file's.
 pub fn sizes(path: &Path) -> Result<Model> {
-    let bad = |problem: String| FormatError::Config { path: path.into(), problem };
     require_file(path)?;
-    let bytes = fs::read(path).map_err(|source| FormatError::Io { path: path.into(), source })?;
-    let config: Value = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+    parse(path, &fs::read(path).map_err(|source| FormatError::Io { path: path.into(), source })?)
+}
+
+/// [`sizes`] of a file that is in memory.
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<Model> {
+    let bad = |problem: String| FormatError::Config { path: path.into(), problem };
+    let config: Value = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
     if config["model_type"] != "gpt2" {
         return Err(bad(format!("`model_type` is {}, expected \"gpt2\"", config["model_type"])));
     }

@@ -25,6 +25,9 @@ use crate::store::{Tensor, atomic, safetensors};
 use config::CONFIG;
 use weights::{FOREIGN, INDEX, WEIGHTS};
 
+pub use config::parse as parse_config;
+pub use weights::parse_index;
+
 const PREFIX: &str = "transformer.";
 /// Tied to `wte`; a file may hold it nevertheless.
 const CLASSIFIER: &str = "lm_head.weight";

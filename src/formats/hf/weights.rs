@@ -60,9 +60,13 @@ pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 fn index(folder: &Path) -> Result<BTreeMap<String, String>> {
     let path = folder.join(INDEX);
     require_file(&path)?;
-    let bad = |problem: String| FormatError::Config { path: path.clone(), problem };
-    let bytes = fs::read(&path).map_err(|source| FormatError::Io { path: path.clone(), source })?;
-    let Index { weight_map } = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
+    parse_index(&path, &fs::read(&path).map_err(|source| FormatError::Io { path: path.clone(), source })?)
+}
+
+/// Tensor to file name, from an index in memory; each is the name of a file beside the index.
+pub fn parse_index(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
+    let bad = |problem: String| FormatError::Config { path: path.into(), problem };
+    let Index { weight_map } = serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
     let inside = |name: &str| Path::new(name).file_name().is_some_and(|file| file == name);
     match weight_map.iter().find(|(_, file)| !inside(file)) {
         Some((tensor, file)) => Err(bad(format!("`{tensor}` is in {file:?}, expected the name of a file"))),
