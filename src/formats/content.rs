@@ -8,6 +8,8 @@ use std::io::Read as _;
 use std::path::Path;
 
 use super::{FormatError, Result};
+use crate::store::RunPaths;
+use crate::store::checkpoint::MANIFEST_FILE;
 
 /// As much of a file as is looked at.
 const START_BYTES: u64 = 1024;
@@ -60,7 +62,7 @@ pub fn require_file(path: &Path) -> Result<()> {
 
 /// What a file is that begins with `start`, if that is a common mistake, and what to do.
 pub fn mistaken(path: &Path, start: &[u8]) -> Option<(&'static str, String)> {
-    let shown = path.display();
+    let shown = quoted(path);
     let text = String::from_utf8_lossy(&start[..start.len().min(64)]).trim_start().to_ascii_lowercase();
     if start.starts_with(b"version https://git-lfs") {
         let hint = "`git lfs pull` in its repository fetches the file that it stands for";
@@ -100,21 +102,59 @@ pub fn converted(folder: Option<&Path>) -> String {
     )
 }
 
-/// What a file is that no format recognises, beyond what [`mistaken`] knows, and what to do.
-pub fn unrecognised(path: &Path, start: &[u8]) -> (String, String) {
-    let folder = path.parent().unwrap_or(Path::new(".")).display();
+/// The refusal of a path that no format recognises: what it is instead, and what to do.
+pub fn not_a_model(path: &Path, content: &Content) -> FormatError {
+    let (found, hint) = match content {
+        Content::Folder => folder(path),
+        Content::File(start) => match mistaken(path, start) {
+            Some((found, hint)) => (found.to_owned(), hint),
+            None => file(path, start),
+        },
+    };
+    FormatError::NotAModel { path: path.into(), found, hint }
+}
+
+fn folder(path: &Path) -> (String, String) {
+    let (found, hint) = if RunPaths::new(path).experiment().is_file() {
+        (
+            "it is the folder of a run",
+            format!("`runner export {} --format hf` writes its model", quoted(path)),
+        )
+    } else if path.join(MANIFEST_FILE).is_file() {
+        let hint = "`sample`, `eval` and `export` take the run, and the step with `--checkpoint`";
+        ("it is a checkpoint of a run", hint.to_owned())
+    } else {
+        ("it is a folder without `config.json`", format!("a model is {}", super::models_read()))
+    };
+    (found.to_owned(), hint)
+}
+
+fn file(path: &Path, start: &[u8]) -> (String, String) {
+    let folder = path.parent().unwrap_or(Path::new("."));
     match start {
         [] => ("it is empty".into(), "nothing was written to it".into()),
         // The length of a header, then its JSON.
+        [_, _, _, _, _, 0, 0, 0, b'{', ..] if folder.join(MANIFEST_FILE).is_file() => self::folder(folder),
         [_, _, _, _, _, 0, 0, 0, b'{', ..] => (
             "it is safetensors, which do not say the sizes of a model".into(),
-            format!("give the folder with its `config.json`: `{folder}`"),
+            format!("give the folder with its `config.json`: {}", quoted(folder)),
         ),
-        [b'{', ..] => ("it is JSON".into(), format!("give the folder that it is in: `{folder}`")),
+        [b'{', ..] => ("it is JSON".into(), format!("give the folder that it is in: {}", quoted(folder))),
         _ => {
             let first: Vec<String> = start.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
             let found = format!("it begins with the bytes {}, as no model does", first.join(" "));
             (found, format!("a model is {}", super::models_read()))
         }
+    }
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
     }
 }

@@ -29,7 +29,6 @@ use sha2::{Digest, Sha256};
 use crate::data::Tokenizer;
 use crate::data::digests::file_sha256;
 use crate::experiment::{self, ExperimentError, InitError, Loaded, Model, Sample};
-use crate::store::RunPaths;
 use slsa::SlsaError;
 
 /// The result of everything here.
@@ -129,23 +128,7 @@ impl ForeignModel {
         let content = content::look(path)?;
         match readers().find(|reader| (reader.recognises)(path, &content)) {
             Some(reader) => Ok(ForeignModel { path: path.into(), reader }),
-            None => {
-                let (found, hint) = match &content {
-                    Content::Folder if RunPaths::new(path).experiment().is_file() => (
-                        "it is the folder of a run".to_owned(),
-                        format!("`runner export {} --format hf` writes its model", path.display()),
-                    ),
-                    Content::Folder => (
-                        "it is a folder without `config.json`".to_owned(),
-                        format!("a model is {}", models_read()),
-                    ),
-                    Content::File(start) => match content::mistaken(path, start) {
-                        Some((found, hint)) => (found.to_owned(), hint),
-                        None => content::unrecognised(path, start),
-                    },
-                };
-                Err(FormatError::NotAModel { path: path.into(), found, hint })
-            }
+            None => Err(content::not_a_model(path, &content)),
         }
     }
 

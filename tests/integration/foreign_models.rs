@@ -229,6 +229,10 @@ fn files_that_are_no_models_are_said_to_be_what_they_are() {
     std::fs::rename(&run, lab.path("finished")).expect("renamed");
     let of_a_run = train(&lab, text(&lab.path("finished")));
     of_a_run.assert_fails(2, &["it is the folder of a run", "runner export"]);
+    let checkpoint = lab.path("finished/checkpoints/step_00000002");
+    let says = ["it is a checkpoint of a run", "--checkpoint"];
+    refused(&lab, text(&checkpoint), &says);
+    refused(&lab, text(&checkpoint.join("state.safetensors")), &says);
 }
 
 #[test]
