@@ -62,6 +62,10 @@ pub fn require_file(path: &Path) -> Result<()> {
 
 /// What a file is that begins with `start`, if that is a common mistake, and what to do.
 pub fn mistaken(path: &Path, start: &[u8]) -> Option<(&'static str, String)> {
+    if is_safetensors(start) {
+        // The length that they begin with may look like any of the marks below.
+        return None;
+    }
     let shown = quoted(path);
     let text = String::from_utf8_lossy(&start[..start.len().min(64)]).trim_start().to_ascii_lowercase();
     if start.starts_with(b"version https://git-lfs") {
@@ -78,7 +82,9 @@ pub fn mistaken(path: &Path, start: &[u8]) -> Option<(&'static str, String)> {
     match start {
         [0x1f, 0x8b, ..] => Some(packed("it is compressed with gzip", "gzip -dc")),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(packed("it is compressed with zstd", "zstd -dc")),
-        [b'P', b'K', 3, 4, ..] | [0x80, 2, ..] => Some(("it is a file of PyTorch", converted(path.parent()))),
+        [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..] => {
+            Some(("it is a file of PyTorch", converted(path.parent())))
+        }
         [0x89, b'H', b'D', b'F', ..] => {
             Some(("it is a file of HDF5, as TensorFlow writes it", converted(path.parent())))
         }
@@ -133,9 +139,8 @@ fn file(path: &Path, start: &[u8]) -> (String, String) {
     let folder = path.parent().unwrap_or(Path::new("."));
     match start {
         [] => ("it is empty".into(), "nothing was written to it".into()),
-        // The length of a header, then its JSON.
-        [_, _, _, _, _, 0, 0, 0, b'{', ..] if folder.join(MANIFEST_FILE).is_file() => self::folder(folder),
-        [_, _, _, _, _, 0, 0, 0, b'{', ..] => (
+        _ if is_safetensors(start) && folder.join(MANIFEST_FILE).is_file() => self::folder(folder),
+        _ if is_safetensors(start) => (
             "it is safetensors, which do not say the sizes of a model".into(),
             format!("give the folder with its `config.json`: {}", quoted(folder)),
         ),
@@ -148,6 +153,11 @@ fn file(path: &Path, start: &[u8]) -> (String, String) {
     }
 }
 
+/// Whether a file begins as safetensors do: the length of the header in 8 bytes, then its JSON.
+fn is_safetensors(start: &[u8]) -> bool {
+    matches!(start, [_, _, _, _, _, 0, 0, 0, b'{', ..])
+}
+
 /// A path as a shell takes it.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
@@ -156,5 +166,26 @@ fn quoted(path: &Path) -> String {
         text
     } else {
         format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_s_length_is_not_taken_for_the_mark_of_another_format() {
+        // 640 bytes of header begin like a pickle, 35,615 like gzip.
+        for length in [640u64, 35_615] {
+            let start = [&length.to_le_bytes()[..], b"{\"a\":{}}"].concat();
+            assert_eq!(mistaken(Path::new("x"), &start), None);
+            assert!(mistaken(Path::new("x"), &start[..8]).is_some());
+        }
+    }
+
+    #[test]
+    fn commands_in_hints_quote_what_a_shell_would_split() {
+        assert_eq!(quoted(Path::new("a/b-1.bin")), "a/b-1.bin");
+        assert_eq!(quoted(Path::new("my model's.bin")), r"'my model'\''s.bin'");
     }
 }

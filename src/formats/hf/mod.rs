@@ -142,8 +142,7 @@ fn flipped(tensor: Tensor) -> Tensor {
         [rows, columns] if !table => {
             let bytes = match tensor.dtype.size() {
                 2 => transposed::<2>(&tensor.bytes, rows, columns),
-                4 => transposed::<4>(&tensor.bytes, rows, columns),
-                _ => transposed::<8>(&tensor.bytes, rows, columns),
+                _ => transposed::<4>(&tensor.bytes, rows, columns),
             };
             Tensor { shape: vec![columns, rows], bytes, ..tensor }
         }
