@@ -17,7 +17,7 @@ use crate::formats::{Export, FORMATS, Format, FormatError, Parameters, Precision
 use crate::store::atomic::{self, NewFolder};
 use crate::store::{Manifest, RunPaths};
 
-/// Write a saved model for other programs: Hugging Face, llm.c; or its provenance.
+/// Write a saved model in the files of other programs, or its provenance.
 #[derive(clap::Args)]
 pub struct Args {
     /// The run: a name under `--runs`, or a folder.
