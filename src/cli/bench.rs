@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::experiment;
+use crate::formats::load_experiment;
 use crate::run::bench::{Measured, bench};
 use crate::units;
 
@@ -26,7 +26,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let measured = bench(experiment::load(&args.experiment, &args.set)?, args.steps)?;
+    let measured = bench(load_experiment(&args.experiment, &args.set)?, args.steps)?;
     if args.json {
         println!("{}", to_json(&measured))
     } else {

@@ -167,7 +167,8 @@ impl Listener for Console {
             }
             Event::HellaSwag { step, scores } => {
                 self.show_steps();
-                let [llmc, acc, acc_norm] = scores.named().map(|(name, score)| format!("{name} {score:.4}"));
+                let [llmc, acc, acc_norm, _] =
+                    scores.named().map(|(name, score)| format!("{name} {score:.4}"));
                 let tasks = units::thousands(scores.tasks as u64);
                 self.line(&format!(
                     "{BOLD}{llmc}{BOLD:#} ({acc}, {acc_norm}) at step {step} on {tasks} tasks"

@@ -1,4 +1,4 @@
-//! `runner eval RUN`: how good a saved model is.
+//! `runner eval MODEL`: how good a saved model is.
 //!
 //! Reads a checkpoint's parameters and nothing else of its training state, takes no lock and writes
 //! nothing into the run, so that a run may be measured while it goes on.
@@ -6,9 +6,10 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
@@ -21,25 +22,23 @@ use crate::experiment::Experiment;
 use crate::model::Gpt2;
 use crate::ops::{Ops, Role, Rows};
 use crate::run::device::Device;
-use crate::run::model::{self, LoadedModel};
+use crate::run::model::{self, LoadedModel, ModelArgument};
 use crate::store::{self, Manifest, Tensor};
 use crate::units;
 
 /// Measure a saved model: validation loss, HellaSwag.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The run: a name under `--runs`, or a folder. Or a model: a Hugging Face folder of GPT-2, or llm.c's
-    /// `.bin`.
-    #[arg(value_name = "MODEL")]
-    run: PathBuf,
+    #[arg(value_name = "MODEL", help = model::help())]
+    model: PathBuf,
     /// Step of the checkpoint to measure; the newest whole one by default.
     #[arg(long, value_name = "STEP")]
     checkpoint: Option<u64>,
     /// What to measure. By default the validation loss, and HellaSwag when the experiment names its file.
     #[arg(long, value_enum)]
     task: Option<TaskArg>,
-    /// The task's data instead of the experiment's: a pattern of shards for `val`; a jsonl file or the
-    /// reference's `.bin` for `hellaswag`.
+    /// The task's data instead of the experiment's: a pattern of shards for `val`; a jsonl file or llm.c's
+    /// `.bin` for `hellaswag`.
     #[arg(long, value_name = "FILE", requires = "task")]
     data: Option<String>,
     /// Write the numbers behind every HellaSwag decision to this file, a JSON line a task.
@@ -60,29 +59,58 @@ pub struct Args {
 enum TaskArg {
     /// Mean loss on held-out tokens.
     Val,
-    /// Which of four endings is the likeliest; three scores.
+    /// Which of four endings is the likeliest; four scores.
     Hellaswag,
 }
 
 /// What there is to measure on.
 struct Tasks {
-    validation: Option<ValidationSet>,
+    validation: Option<HeldOut>,
     hellaswag: Option<TaskSet>,
+}
+
+/// Tokens to measure the loss on, and where they come from: a corpus's name, or patterns of shards.
+struct HeldOut {
+    set: ValidationSet,
+    corpus: Option<String>,
+    from: String,
+}
+
+impl HeldOut {
+    /// For a model that brings no text of its own: which one it is measured on.
+    fn note(&self) -> String {
+        match &self.corpus {
+            Some(corpus) => format!(
+                "val_loss is that of the built-in text `{corpus}`: the model names no other\n  hint: `--task \
+                 val --data SHARDS` or `--set data.val=SHARDS` measures on yours"
+            ),
+            None => format!("val_loss is that of {}", self.from),
+        }
+    }
 }
 
 /// What was measured.
 #[derive(Default)]
 struct Results {
     device: String,
-    /// Loss and tokens.
-    validation: Option<(f64, u64)>,
+    validation: Option<Validation>,
     hellaswag: Option<(Scores, Vec<Outcome>)>,
 }
 
+/// The loss on held-out tokens, and where these come from.
+struct Validation {
+    loss: f64,
+    tokens: u64,
+    from: String,
+}
+
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let argument = model::find(&args.run, &args.runs)?;
+    let argument = model::find(&args.model, &args.runs, reporter(args.json))?;
     let experiment = argument.experiment(&args.set)?;
     let tasks = open_tasks(&args, &experiment)?;
+    if let (ModelArgument::Foreign(_), Some(held_out)) = (&argument, &tasks.validation) {
+        anstream::eprintln!("{}", held_out.note());
+    }
     if args.details.is_some() && tasks.hellaswag.is_none() {
         bail!("`--details` needs HellaSwag\n  hint: add `--task hellaswag`");
     }
@@ -124,7 +152,8 @@ fn open_tasks(args: &Args, experiment: &Experiment) -> anyhow::Result<Tasks> {
         (Some(TaskArg::Val), _) | (None, None) => None,
         (Some(TaskArg::Hellaswag), None) => {
             bail!(
-                "the experiment names no HellaSwag file\n  hint: give one with `--data`, or set `eval.hellaswag`"
+                "the experiment names no HellaSwag file\n  hint: give one with `--data`, or set \
+                 `eval.hellaswag`"
             )
         }
         (_, Some(file)) => Some(TaskSet::open(Path::new(file), &tokenizer, vocab, seq_len)?),
@@ -137,16 +166,22 @@ fn open_tasks(args: &Args, experiment: &Experiment) -> anyhow::Result<Tasks> {
 }
 
 /// The validation set that training uses, or one from other shards.
-fn held_out(pattern: Option<&String>, experiment: &Experiment) -> anyhow::Result<ValidationSet> {
+fn held_out(pattern: Option<&String>, experiment: &Experiment) -> anyhow::Result<HeldOut> {
     let vocab = experiment.model.vocab;
-    let data = match (pattern, &experiment.data.corpus) {
-        (Some(pattern), _) => std::sync::Arc::new(Dataset::open(std::slice::from_ref(pattern), vocab)?),
-        (None, Some(_)) => {
-            Sources::open(&experiment.data, vocab)?.val.context("the corpus has no validation text")?
+    let shards =
+        |patterns: &[String]| anyhow::Ok((Arc::new(Dataset::open(patterns, vocab)?), patterns.join(", ")));
+    let corpus = experiment.data.corpus.clone().filter(|_| pattern.is_none());
+    let (data, from) = match (pattern, &corpus) {
+        (Some(pattern), _) => shards(std::slice::from_ref(pattern))?,
+        (None, Some(corpus)) => {
+            let val =
+                Sources::open(&experiment.data, vocab)?.val.context("the corpus has no validation text")?;
+            (val, corpus.clone())
         }
-        (None, None) => std::sync::Arc::new(Dataset::open(&experiment.data.val, vocab)?),
+        (None, None) => shards(&experiment.data.val)?,
     };
-    Ok(ValidationSet::new(&data, experiment.eval.val_tokens, experiment.batch.seq_len)?)
+    let set = ValidationSet::new(&data, experiment.eval.val_tokens, experiment.batch.seq_len)?;
+    Ok(HeldOut { set, corpus, from })
 }
 
 fn measure<O: Ops>(
@@ -161,13 +196,18 @@ fn measure<O: Ops>(
     drop(state);
     let mut losses = ops.alloc(Role::F32, rows.count())?;
     let mut results = Results { device: ops.device_name(), ..Results::default() };
-    if let Some(set) = &tasks.validation {
+    if let Some(HeldOut { set, from, .. }) = &tasks.validation {
         let bar = bar("validating", set.sequences());
         let loss = eval::validation_loss(&mut ops, &mut model, &mut losses, set, |done| {
             bar.set_position(done as u64)
         })?;
         bar.finish_and_clear();
-        results.validation = Some((loss, set.tokens()));
+        ensure!(
+            loss.is_finite(),
+            "the validation loss is not finite ({loss}): the model's numbers overflow\n  hint: its training \
+             diverged, or its weights are not what they were"
+        );
+        results.validation = Some(Validation { loss, tokens: set.tokens(), from: from.clone() });
     }
     if let Some(set) = &tasks.hellaswag {
         let bar = bar("HellaSwag", set.rows());
@@ -194,8 +234,8 @@ impl Results {
     /// Name, value and on how much, a line each.
     fn to_text(&self) -> String {
         let mut lines = Vec::new();
-        if let Some((loss, tokens)) = self.validation {
-            lines.push(("val_loss", format!("{loss:.6}"), format!("{} tokens", units::thousands(tokens))));
+        if let Some(Validation { loss, tokens, .. }) = &self.validation {
+            lines.push(("val_loss", format!("{loss:.6}"), format!("{} tokens", units::thousands(*tokens))));
         }
         if let Some((scores, _)) = &self.hellaswag {
             let tasks = format!("{} tasks", units::thousands(scores.tasks as u64));
@@ -214,9 +254,10 @@ impl Results {
             value["tokens"] = manifest.tokens.into();
             value["state_root"] = manifest.state_root.to_string().into();
         }
-        if let Some((loss, tokens)) = self.validation {
-            value["val_loss"] = loss.into();
-            value["val_tokens"] = tokens.into();
+        if let Some(Validation { loss, tokens, from }) = &self.validation {
+            value["val_loss"] = (*loss).into();
+            value["val_tokens"] = (*tokens).into();
+            value["val_data"] = from.as_str().into();
         }
         if let Some((scores, _)) = &self.hellaswag {
             for (name, score) in scores.named() {

@@ -3,27 +3,28 @@
 //! Takes no lock and changes nothing that is there: a run may be exported while it goes on.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::reporter::reporter;
 use crate::data::Tokenizer;
 use crate::experiment::{self, Experiment};
-use crate::formats::{ExportError, Parameters, Precision, hf, llmc, slsa};
+use crate::formats::{Export, FORMATS, Format, FormatError, Parameters, Precision, Writer, slsa};
 use crate::run::{ProofRefusal, find};
 use crate::store::atomic::{self, NewFolder};
 use crate::store::{Manifest, RunPaths};
 
-/// Write a saved model for other programs: Hugging Face, llm.c; or its provenance.
+/// Write a saved model in the files of other programs, or its provenance.
 #[derive(clap::Args)]
 pub struct Args {
     /// The run: a name under `--runs`, or a folder.
     run: PathBuf,
     /// Whose files to write.
-    #[arg(long, value_enum)]
-    format: Format,
+    #[arg(long, value_parser = format_names())]
+    format: &'static Format,
     /// How to store the numbers. They come from the fp32 masters where the run has any.
     #[arg(long, value_enum, default_value = "fp32")]
     dtype: DtypeArg,
@@ -43,19 +44,17 @@ pub struct Args {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
-    /// A folder for `transformers`: safetensors, configuration, tokenizer.
-    Hf,
-    /// The reference's `model.bin`: version 3 for fp32, 5 for bf16.
-    Llmc,
-    /// An in-toto statement with SLSA provenance v1, of the newest checkpoint.
-    Slsa,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
 enum DtypeArg {
     Fp32,
     Bf16,
+}
+
+/// The values of `--format`, which are the table's.
+fn format_names() -> impl TypedValueParser<Value = &'static Format> {
+    let names = FORMATS.iter().map(|format| PossibleValue::new(format.name).help(format.about));
+    PossibleValuesParser::new(names).map(|name| {
+        FORMATS.iter().find(|format| format.name == name).expect("clap takes the names of the table alone")
+    })
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -64,45 +63,41 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         DtypeArg::Fp32 => Precision::Fp32,
         DtypeArg::Bf16 => Precision::Bf16,
     };
-    let format = match args.format {
-        Format::Hf => "hf",
-        Format::Llmc => "llmc",
-        Format::Slsa => return provenance(&paths, &args),
+    let write = match args.format.writer {
+        Writer::Model(write) => write,
+        Writer::Statement(statement) => {
+            let text =
+                statement(paths.folder(), &args.builder).map_err(|error| ProofRefusal(error.to_string()))?;
+            return print_statement(&text, args.out.as_deref());
+        }
     };
     let experiment = experiment::load(&paths.experiment(), &[])?.experiment;
     let (manifest, state) = find::load_masters(&paths, args.checkpoint, reporter(false))?;
-    let name = format!("step_{:08}_{format}_{}", manifest.step, precision.name());
+    let name = format!("step_{:08}_{}_{}", manifest.step, args.format.name, precision.name());
     let out = args.out.unwrap_or_else(|| paths.folder().join("export").join(name));
     if out.exists() {
-        return Err(ExportError::Exists { path: out }.into());
+        return Err(FormatError::Exists { path: out }.into());
     }
-    let parameters = Parameters::of_state(&experiment.model, state)?;
+    let state_file = find::state_file(&paths, manifest.step);
+    let parameters = Parameters::of_state(&state_file, &experiment.model, state)?;
     let folder = NewFolder::create(&out)?;
-    match args.format {
-        // It has returned already.
-        Format::Slsa => {}
-        Format::Hf => {
-            let tokenizer = Tokenizer::new(experiment.data.tokenizer);
-            let about =
-                hf::About { tokenizer, sample: &experiment.sample, origin: origin(&experiment, &manifest) };
-            hf::write(folder.path(), parameters, precision, &about)?;
-        }
-        Format::Llmc => {
-            llmc::write(&folder.path().join("model.bin"), &parameters, precision)?;
-        }
-    }
+    let export = Export {
+        parameters,
+        precision,
+        tokenizer: Tokenizer::new(experiment.data.tokenizer),
+        sample: &experiment.sample,
+        origin: origin(&experiment, &manifest),
+    };
+    write(folder.path(), export)?;
     folder.commit()?;
     anstream::eprintln!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root);
     println!("{}", out.display());
     Ok(ExitCode::SUCCESS)
 }
 
-/// What was made, of what and how. A run that is not whole is a mismatch: nothing of it is attested.
-fn provenance(paths: &RunPaths, args: &Args) -> anyhow::Result<ExitCode> {
-    let statement =
-        slsa::statement(paths.folder(), &args.builder).map_err(|error| ProofRefusal(error.to_string()))?;
-    let text = format!("{statement:#}\n");
-    match &args.out {
+/// Prints a statement, or writes it to a file.
+fn print_statement(text: &str, out: Option<&Path>) -> anyhow::Result<ExitCode> {
+    match out {
         None => print!("{text}"),
         Some(file) => {
             atomic::write(file, text.as_bytes())?;

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::reporter::reporter;
+use crate::formats::load_experiment;
 use crate::run::lock;
-use crate::{experiment, store};
+use crate::store;
 
 /// Write down what an experiment's bits depend on, for `runner run --lock`.
 #[derive(clap::Args)]
@@ -35,7 +36,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             out.display()
         );
     }
-    let lock = lock::of_experiment(experiment::load(&args.experiment, &args.set)?, reporter(false))?;
+    let lock = lock::of_experiment(load_experiment(&args.experiment, &args.set)?, reporter(false))?;
     store::atomic::write(&out, lock.to_text().as_bytes())?;
     anstream::eprintln!("locked {} numerics in `{}`", lock.numerics.len(), out.display());
     println!("{}", lock.numerics_id());

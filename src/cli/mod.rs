@@ -53,7 +53,7 @@ enum Verb {
     Diff(diff::Args),
     /// Let a saved model write.
     Sample(sample::Args),
-    /// Write a saved model for other programs: Hugging Face, llm.c; or its provenance.
+    /// Write a saved model in the files of other programs, or its provenance.
     Export(export::Args),
     /// Say what a run will take: memory, steps, time, money, disk.
     Plan(plan::Args),

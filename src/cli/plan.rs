@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::ensure;
 
 use super::stdout;
-use crate::experiment;
+use crate::formats::load_experiment;
 use crate::plan::data_facts::DataFacts;
 use crate::plan::memory::{Category, PlanEntry, Share};
 use crate::plan::{RunPlan, Target};
@@ -41,7 +41,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut loaded = experiment::load(&args.experiment, &args.set)?;
+    let mut loaded = load_experiment(&args.experiment, &args.set)?;
     let target = Target::choose(args.gpu.as_deref(), &loaded.experiment)?;
     ensure!(
         args.gpus.is_power_of_two(),

@@ -107,6 +107,11 @@ fn text(message: &Message<'_>) -> String {
         Message::OtherEvaluations(lock) => format!(
             "the state is that of {lock}, the ledger has another head: its run was evaluated at other steps, or by an older program"
         ),
+        Message::RunBeforeFile { name, folder } => format!(
+            "`{0}` names the run `{1}` here; `./{0}` is the file or folder",
+            name.display(),
+            folder.display()
+        ),
         Message::Folder(folder) => format!("folder: {}", folder.display()),
         Message::NoSensors(why) => format!("the GPU's sensors cannot be read: {why}"),
         Message::GpusLeftOver { used, gpus, workers } => format!(

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::lock;
 use super::reporter::{conclude, exit_code, reporter};
-use crate::experiment;
+use crate::formats::load_experiment;
 use crate::run::open::{Existing, Opened, Request};
 use crate::run::ranks;
 use crate::run::train::train;
@@ -46,7 +46,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let loaded = experiment::load(&args.experiment, &args.set)?;
+    let loaded = load_experiment(&args.experiment, &args.set)?;
     let report = reporter(args.json);
     let beside = lock::beside(&args.experiment);
     let request = Request {

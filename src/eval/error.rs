@@ -7,7 +7,10 @@ use crate::ops::DeviceError;
 /// Why a model could not be scored.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
-    #[error("cannot read `{}`: {reason}\n  hint: HellaSwag's validation set is the jsonl file that `eval.hellaswag` names", path.display())]
+    #[error(
+        "cannot read `{}`: {reason}\n  hint: HellaSwag's validation set is the jsonl file that \
+         `eval.hellaswag` names", path.display()
+    )]
     Io { path: PathBuf, reason: std::io::Error },
     #[error("`{}` has no tasks: {found}", path.display())]
     Empty { path: PathBuf, found: &'static str },
@@ -16,18 +19,20 @@ pub enum EvalError {
     #[error("`{}` line {line} is not a HellaSwag task: {why}", path.display())]
     Line { path: PathBuf, line: usize, why: String },
 
-    // ---- the reference's file ----
+    // ---- llm.c's file ----
     #[error("`{}` is damaged at byte {byte}: expected {expected}, got {got}", path.display())]
     Damaged { path: PathBuf, byte: usize, expected: String, got: String },
 
     // ---- any file, against the model ----
     #[error(
-        "`{}` {place} holds token {token}, expected less than {vocab}, the model's vocabulary\n  hint: the reference's files hold GPT-2 tokens; a model of another tokenizer needs the jsonl",
+        "`{}` {place} holds token {token}, expected less than {vocab}, the model's vocabulary\n  \
+         hint: llm.c's files hold GPT-2 tokens; a model of another tokenizer needs the jsonl",
         path.display()
     )]
     OutOfVocabulary { path: PathBuf, place: String, token: u16, vocab: usize },
     #[error(
-        "`{}` {place}: a completion of {tokens} tokens does not fit sequences of {limit}\n  hint: raise `batch.seq_len`, or leave `eval.hellaswag` out for so short a model",
+        "`{}` {place}: a completion of {tokens} tokens does not fit sequences of {limit}\n  hint: raise \
+         `batch.seq_len`, or leave `eval.hellaswag` out for so short a model",
         path.display()
     )]
     TooLong { path: PathBuf, place: String, tokens: usize, limit: usize },
@@ -38,7 +43,8 @@ pub enum EvalError {
 
     // ---- scoring ----
     #[error(
-        "the loss of `{}` {place}, completion {completion}, token {token} is {loss}: the weights are broken, and a score would mean nothing",
+        "the loss of `{}` {place}, completion {completion}, token {token} is {loss}: the weights are \
+         broken, and a score would mean nothing",
         path.display()
     )]
     NotFinite { path: PathBuf, place: String, completion: usize, token: usize, loss: f32 },

@@ -1,4 +1,4 @@
-//! The reference's multiple-choice file: tasks as GPT-2 tokens, little-endian.
+//! llm.c's multiple-choice file: tasks as GPT-2 tokens, little-endian.
 //!
 //! A header of 256 `i32`: magic 20240522, version 1, the number of examples, bytes of the longest. Then
 //! each example as `u16`: 65535, its bytes, its index, the label, the number of completions, and the
@@ -8,7 +8,7 @@
 use std::path::Path;
 
 use super::EvalError;
-use super::multiple_choice::{COMPLETIONS, Prompt, Task};
+use super::multiple_choice::{COMPLETIONS, Length, Prompt, Task};
 use crate::data::Tokenizer;
 
 pub const MAGIC: i32 = 20_240_522;
@@ -16,13 +16,13 @@ const VERSION: i32 = 1;
 const HEADER_BYTES: usize = 256 * 4;
 const START: u16 = u16::MAX;
 
-/// Whether a file starts as the reference's does.
+/// Whether a file starts as llm.c's does.
 pub fn is_eval_bin(bytes: &[u8]) -> bool {
     bytes.starts_with(&MAGIC.to_le_bytes())
 }
 
-/// Every example as a task, in order. Lengths in bytes are those of the completions' GPT-2 tokens
-/// without the space they start with.
+/// Every example as a task, in order. Lengths are those of the text of the completions' GPT-2 tokens without
+/// the space they start with; bytes that are no UTF-8 count as a character each run of them.
 ///
 /// # Errors
 ///
@@ -114,14 +114,15 @@ impl Reader<'_> {
         if self.at - start != size {
             return Err(self.damaged(start + 2, format!("{} bytes of this example", self.at - start), size));
         }
-        let completion_bytes = completions.each_ref().map(|completion| {
+        let lengths = completions.each_ref().map(|completion| {
             let bytes = tokenizer.decode_bytes(completion);
-            bytes.strip_prefix(b" ").unwrap_or(&bytes).len()
+            let bytes = bytes.strip_prefix(b" ").unwrap_or(&bytes);
+            Length { chars: String::from_utf8_lossy(bytes).chars().count(), bytes: bytes.len() }
         });
-        if let Some(i) = completion_bytes.iter().position(|&bytes| bytes == 0) {
+        if let Some(i) = lengths.iter().position(|length| length.bytes == 0) {
             return Err(self.damaged(start, format!("text in completion {i}"), "a space alone"));
         }
-        Ok(Task { plain: Prompt { context, completions }, harness: None, label, completion_bytes })
+        Ok(Task { plain: Prompt { context, completions }, harness: None, label, lengths })
     }
 }
 
@@ -129,7 +130,7 @@ impl Reader<'_> {
 mod tests {
     use super::*;
 
-    /// A file of two examples as the reference's script lays them out.
+    /// A file of two examples as llm.c's script lays them out.
     fn file() -> Vec<u8> {
         let mut bytes = vec![0u8; HEADER_BYTES];
         for (i, value) in [MAGIC, VERSION, 2, 36].into_iter().enumerate() {
@@ -150,7 +151,7 @@ mod tests {
         assert_eq!(tasks.len(), 2);
         assert_eq!((tasks[0].label, &tasks[0].plain.context[..]), (3, &[32, 582][..]));
         assert_eq!(tasks[0].plain.completions, [vec![257], vec![257, 582], vec![582], vec![262, 257]]);
-        assert_eq!(tasks[0].completion_bytes, [1, 5, 3, 5], "`a`, `a man`, `man`, `the a`");
+        assert_eq!(tasks[0].lengths.map(|length| length.chars), [1, 5, 3, 5], "`a`, `a man`, `man`, `the a`");
         assert!(tasks[1].harness.is_none());
     }
 

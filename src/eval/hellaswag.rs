@@ -1,8 +1,8 @@
 //! HellaSwag's jsonl (Zellers et al. 2019) as tokens, in the two wordings that are in use.
 //!
-//! The reference encodes the context and `" " + ending` as they stand. The harness whose `acc` and
-//! `acc_norm` are published puts the activity label before the context, removes the artefacts of
-//! WikiHow's markup, and encodes context and ending as one text. Where a file has the original's
+//! llm.c encodes the context and `" " + ending` as they stand. lm-eval, whose `acc` and `acc_norm` are
+//! published and which is called the harness here, puts the activity label before the context, removes the
+//! artefacts of WikiHow's markup, and encodes context and ending as one text. Where a file has the original's
 //! `ctx_a` and `ctx_b`, the harness capitalises the second sentence; a file with `ctx` alone has
 //! lost where it starts, and is taken as it is.
 
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::EvalError;
-use super::multiple_choice::{COMPLETIONS, Prompt, Task};
+use super::multiple_choice::{COMPLETIONS, Length, Prompt, Task};
 use crate::data::Tokenizer;
 
 /// A line of the file; everything else in it is ignored.
@@ -81,7 +81,7 @@ fn task(line: &str, tokenizer: &Tokenizer) -> Result<Task, String> {
         },
         harness: Some(harness),
         label,
-        completion_bytes: choices.each_ref().map(String::len),
+        lengths: choices.each_ref().map(|choice| Length::of(choice)),
     })
 }
 
@@ -96,7 +96,9 @@ fn label(value: &Value) -> Result<usize, String> {
 /// The harness's cleaning: trimmed; ` [title]` becomes `. `; what stands in brackets on one line goes;
 /// two spaces become one, in a single pass.
 fn clean(text: &str) -> String {
-    let text = text.trim().replace(" [title]", ". ");
+    // What Python's `str.strip` takes for white space: Unicode's, and four separators of ASCII.
+    let space = |c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c);
+    let text = text.trim_matches(space).replace(" [title]", ". ");
     let mut kept = String::with_capacity(text.len());
     let mut rest = text.as_str();
     while let Some(open) = rest.find('[') {
@@ -114,11 +116,13 @@ fn clean(text: &str) -> String {
     kept.replace("  ", " ")
 }
 
-/// First character in upper case, all others in lower case.
+/// First character in upper case, all others in lower case, as Python's `str.capitalize`: of a character that
+/// becomes several, such as `ß`, only the first is a capital.
 fn capitalize(text: &str) -> String {
     let mut chars = text.chars();
-    let first: String = chars.next().into_iter().flat_map(char::to_uppercase).collect();
-    first + &chars.as_str().to_lowercase()
+    let mut first = chars.next().into_iter().flat_map(char::to_uppercase);
+    let capital: String = first.next().into_iter().chain(first.flat_map(char::to_lowercase)).collect();
+    capital + &chars.as_str().to_lowercase()
 }
 
 /// Context and continuation encoded as one text, cut where the context alone would end. White space at
@@ -139,7 +143,10 @@ mod tests {
         Tokenizer::new(experiment::Tokenizer::Gpt2)
     }
 
-    const GOOD: &str = r#"{"ind": 7, "activity_label": "High jump", "ctx": "A boy runs. he", "label": 2, "endings": ["a", "b c", "d", "é"]}"#;
+    const GOOD: &str = concat!(
+        r#"{"ind": 7, "activity_label": "High jump", "ctx": "A boy runs. he", "label": 2, "#,
+        r#""endings": ["a", "b c", "d", "é"]}"#
+    );
 
     #[test]
     fn both_wordings_of_a_line() {
@@ -151,12 +158,16 @@ mod tests {
         let harness = task.harness.as_ref().unwrap();
         assert_eq!(text(&harness.context), "High jump: A boy runs. he");
         assert_eq!(text(&harness.completions[3]), " é");
-        assert_eq!((task.label, task.completion_bytes), (2, [1, 3, 1, 2]));
+        let lengths = [(1, 1), (3, 3), (1, 1), (1, 2)].map(|(chars, bytes)| Length { chars, bytes });
+        assert_eq!((task.label, task.lengths), (2, lengths));
     }
 
     #[test]
     fn the_original_fields_are_worded_as_the_harness_does() {
-        let line = r#"{"activity_label": "Jump", "ctx_a": "A boy.", "ctx_b": "the Boy", "label": "0", "endings": ["a", "b", "c", "d"]}"#;
+        let line = concat!(
+            r#"{"activity_label": "Jump", "ctx_a": "A boy.", "ctx_b": "the Boy", "label": "0", "#,
+            r#""endings": ["a", "b", "c", "d"]}"#
+        );
         let task = &parse(Path::new("h"), line, &gpt2()).unwrap()[0];
         assert_eq!(gpt2().decode(&task.plain.context), "A boy. the Boy");
         assert_eq!(gpt2().decode(&task.harness.as_ref().unwrap().context), "Jump: A boy. The boy");
@@ -176,6 +187,16 @@ mod tests {
             ("a   b    c", "a  b  c"),
         ] {
             assert_eq!(clean(dirty), clean_text, "{dirty:?}");
+        }
+    }
+
+    /// Expected texts are those of Python's `str.capitalize`.
+    #[test]
+    fn sentences_begin_with_a_capital_as_in_python() {
+        for (text, capitalized) in
+            [("the Boy", "The boy"), ("éTÉ", "Été"), ("ß Ä", "Ss ä"), ("ﬁNE", "Fine"), ("", "")]
+        {
+            assert_eq!(capitalize(text), capitalized);
         }
     }
 

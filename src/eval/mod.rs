@@ -4,8 +4,7 @@
 //! numbers in the same order and has the scores of one.
 //!
 //! * [`validation`]: mean loss over a fixed set of tokens.
-//! * [`hellaswag`]: the tasks as text, and as the tokens of both wordings. [`eval_bin`]: the reference's
-//!   file.
+//! * [`hellaswag`]: the tasks as text, and as the tokens of both wordings. [`eval_bin`]: llm.c's file.
 //! * [`multiple_choice`]: tasks, how they are packed and scored, and what is made of the scores.
 //! * [`parameters`]: weights, and nothing else, out of a checkpoint.
 

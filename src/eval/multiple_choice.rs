@@ -6,14 +6,16 @@
 //! not pay for long ones. Attention is causal and every other operation works row by row, so neither
 //! the padding behind a row nor its neighbours reach its losses.
 //!
-//! Three scores are made of the same losses, and each has its own name, because each picks other winners:
+//! Four scores are made of the same losses, and each has its own name, because each picks other winners:
 //!
-//! * `hellaswag`: the reference's. The plain wording; lowest mean loss a token.
-//! * `hellaswag_acc`: the harness's `acc`. Its wording; highest sum of log-likelihoods.
-//! * `hellaswag_acc_norm`: the harness's `acc_norm`, the sum divided by the completion's bytes of UTF-8.
+//! * `hellaswag`: llm.c's. The plain wording; lowest mean loss a token.
+//! * `hellaswag_acc`: lm-eval's `acc`. Its wording; highest sum of log-likelihoods.
+//! * `hellaswag_acc_norm`: lm-eval's `acc_norm`, the sum divided by the completion's characters (Unicode code
+//!   points, Python's `len` of a `str`), without the space before it.
+//! * `hellaswag_acc_bytes`: lm-eval's `acc_bytes`, the sum divided by the completion's bytes of UTF-8.
 //!
-//! The reference's file holds only the plain wording. Sums of its losses are no harness scores and are
-//! called `hellaswag_plain_acc` and `hellaswag_plain_acc_norm`.
+//! llm.c's file holds only the plain wording. Sums of its losses are not lm-eval's scores and are called
+//! `hellaswag_plain_acc`, `hellaswag_plain_acc_norm` and `hellaswag_plain_acc_bytes`.
 
 use std::path::{Path, PathBuf};
 
@@ -46,12 +48,28 @@ pub struct Prompt {
 pub struct Task {
     /// Context and completions as they stand in the file.
     pub plain: Prompt,
-    /// As the harness words them; none in the reference's file.
+    /// As lm-eval words them; none in llm.c's file.
     pub harness: Option<Prompt>,
     /// The right completion.
     pub label: usize,
-    /// Bytes of UTF-8 of each completion, without the space before it.
-    pub completion_bytes: [usize; COMPLETIONS],
+    /// Length of each completion without the space before it.
+    pub lengths: [Length; COMPLETIONS],
+}
+
+/// How long a text is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Length {
+    /// Unicode code points.
+    pub chars: usize,
+    /// Bytes of UTF-8.
+    pub bytes: usize,
+}
+
+impl Length {
+    /// The length of a text in both units.
+    pub fn of(text: &str) -> Length {
+        Length { chars: text.chars().count(), bytes: text.len() }
+    }
 }
 
 impl Task {
@@ -78,7 +96,7 @@ enum Unit {
 }
 
 impl TaskSet {
-    /// Reads HellaSwag's jsonl or the reference's `.bin`, told apart by how the file starts.
+    /// Reads HellaSwag's jsonl or llm.c's `.bin`, recognised by how the file starts.
     ///
     /// A row longer than `seq_len`, the sequences that the model was trained on, loses the start of its
     /// context: positions that were never trained would make noise of the score.
@@ -170,7 +188,7 @@ impl TaskSet {
         }
     }
 
-    /// Whether the tasks have the harness's wording.
+    /// Whether the tasks have lm-eval's wording.
     pub fn has_harness(&self) -> bool {
         matches!(self.unit, Unit::Line)
     }
@@ -237,13 +255,16 @@ pub struct Outcome {
 
 impl Outcome {
     /// What each score picks and from which numbers; lowest wins, and the first of equals.
-    pub fn decisions(&self, task: &Task) -> [Decision; 3] {
+    pub fn decisions(&self, task: &Task) -> [Decision; SCORES] {
         let summed = self.harness.unwrap_or(self.plain);
-        let per_byte = |i: usize| summed[i].nats / task.completion_bytes[i] as f64;
+        let per = |length: [usize; COMPLETIONS]| {
+            Decision::of([0, 1, 2, 3].map(|i| summed[i].nats / length[i] as f64))
+        };
         [
             Decision::of(self.plain.map(|s| s.nats / s.tokens as f64)),
             Decision::of(summed.map(|s| s.nats)),
-            Decision::of([0, 1, 2, 3].map(per_byte)),
+            per(task.lengths.map(|length| length.chars)),
+            per(task.lengths.map(|length| length.bytes)),
         ]
     }
 }
@@ -262,53 +283,59 @@ impl Decision {
     }
 }
 
+/// How many scores are made of the losses.
+pub const SCORES: usize = 4;
+
 /// Shares of tasks decided right.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scores {
-    /// The reference's score.
+    /// llm.c's score: by the mean loss a token.
     pub reference: f64,
     /// By the sum of log-likelihoods.
     pub acc: f64,
-    /// By the sum of log-likelihoods a byte.
+    /// By the sum of log-likelihoods a character.
     pub acc_norm: f64,
-    /// Whether `acc` and `acc_norm` read the harness's wording.
+    /// By the sum of log-likelihoods a byte.
+    pub acc_bytes: f64,
+    /// Whether all but the first read lm-eval's wording.
     pub harness: bool,
     pub tasks: usize,
 }
 
-/// Names of the three scores for a set with the harness's wording, and for one without.
-const NAMES: [[&str; 3]; 2] = [
-    ["hellaswag", "hellaswag_acc", "hellaswag_acc_norm"],
-    ["hellaswag", "hellaswag_plain_acc", "hellaswag_plain_acc_norm"],
+/// Names of the scores for a set with lm-eval's wording, and for one without.
+const NAMES: [[&str; SCORES]; 2] = [
+    ["hellaswag", "hellaswag_acc", "hellaswag_acc_norm", "hellaswag_acc_bytes"],
+    ["hellaswag", "hellaswag_plain_acc", "hellaswag_plain_acc_norm", "hellaswag_plain_acc_bytes"],
 ];
 
-/// Names of the three scores, in the order of [`Outcome::decisions`].
-pub fn names(harness: bool) -> [&'static str; 3] {
+/// Names of the scores, in the order of [`Outcome::decisions`].
+pub fn names(harness: bool) -> [&'static str; SCORES] {
     NAMES[usize::from(!harness)]
 }
 
 impl Scores {
     /// Counts the right decisions.
     pub fn of(set: &TaskSet, outcomes: &[Outcome]) -> Scores {
-        let mut right = [0usize; 3];
+        let mut right = [0usize; SCORES];
         for (task, outcome) in set.tasks.iter().zip(outcomes) {
             for (right, decision) in right.iter_mut().zip(outcome.decisions(task)) {
                 *right += usize::from(decision.picked == task.label);
             }
         }
-        let [reference, acc, acc_norm] = right.map(|right| right as f64 / set.tasks.len() as f64);
-        Scores { reference, acc, acc_norm, harness: set.has_harness(), tasks: set.tasks.len() }
+        let [reference, acc, acc_norm, acc_bytes] = right.map(|right| right as f64 / set.tasks.len() as f64);
+        Scores { reference, acc, acc_norm, acc_bytes, harness: set.has_harness(), tasks: set.tasks.len() }
     }
 
     /// Each score under its own name.
-    pub fn named(&self) -> [(&'static str, f64); 3] {
-        let [reference, acc, acc_norm] = names(self.harness);
-        [(reference, self.reference), (acc, self.acc), (acc_norm, self.acc_norm)]
+    pub fn named(&self) -> [(&'static str, f64); SCORES] {
+        let scores = [self.reference, self.acc, self.acc_norm, self.acc_bytes];
+        let names = names(self.harness);
+        std::array::from_fn(|i| (names[i], scores[i]))
     }
 }
 
 /// The scores of a model, by all ranks together. `losses` holds at least the model's capacity; `progress` is
-/// told how many of how many rows are done.
+/// called with how many of how many rows are done.
 pub fn hellaswag<O: Ops>(
     ops: &mut O,
     model: &mut Gpt2<O>,

@@ -10,7 +10,8 @@ fn set(folder: &Path) -> TaskSet {
         let words = "and he saw that it was good ".repeat(i % 7);
         let endings: Vec<String> =
             (0..4).map(|e| format!("end {e} {}", "so ".repeat((i * 5 + e * 3) % 9))).collect();
-        serde_json::json!({"activity_label": "Making", "ctx": format!("In the beginning {words}he"), "label": i % 4, "endings": endings})
+        let ctx = format!("In the beginning {words}he");
+        serde_json::json!({"activity_label": "Making", "ctx": ctx, "label": i % 4, "endings": endings})
     };
     let text: String = (0..23).map(|i| format!("{}\n", line(i))).collect();
     std::fs::write(&path, text).unwrap();
@@ -95,7 +96,7 @@ fn long_contexts_lose_their_start_and_keep_every_completion() {
     }
 }
 
-/// Reference fault 12: HellaSwag with NaN losses scores 25 % instead of failing.
+/// With NaN losses every comparison is false, and a score of 25 % would mean nothing.
 #[test]
 fn a_loss_that_is_not_finite_is_an_error_that_names_the_task() {
     let folder = tempfile::tempdir().unwrap();
@@ -110,20 +111,20 @@ fn a_loss_that_is_not_finite_is_an_error_that_names_the_task() {
 }
 
 #[test]
-fn the_scores_pick_by_mean_by_sum_and_by_sum_a_byte_and_the_first_of_equals() {
+fn the_scores_pick_by_mean_by_sum_and_by_sum_a_character_or_byte_and_the_first_of_equals() {
     let surprises = |values: [(f64, usize); 4]| values.map(|(nats, tokens)| Surprise { nats, tokens });
     let prompt = Prompt { context: vec![1], completions: Default::default() };
-    let task =
-        Task { plain: prompt.clone(), harness: Some(prompt), label: 0, completion_bytes: [10, 10, 40, 10] };
+    let lengths = [(10, 10), (10, 10), (40, 40), (20, 80)].map(|(chars, bytes)| Length { chars, bytes });
+    let task = Task { plain: prompt.clone(), harness: Some(prompt), label: 0, lengths };
     let outcome = Outcome {
         plain: surprises([(6.0, 2), (8.0, 4), (9.0, 3), (4.0, 2)]),
         harness: Some(surprises([(6.0, 1), (5.0, 1), (8.0, 1), (5.0, 1)])),
     };
     let decisions = outcome.decisions(&task);
-    assert_eq!(decisions.map(|d| d.picked), [1, 1, 2]);
+    assert_eq!(decisions.map(|d| d.picked), [1, 1, 2, 3]);
     assert_eq!(decisions[0].values, [3.0, 2.0, 3.0, 2.0]);
     let plain_only = Outcome { harness: None, ..outcome };
-    assert_eq!(plain_only.decisions(&task).map(|d| d.picked), [1, 3, 2]);
+    assert_eq!(plain_only.decisions(&task).map(|d| d.picked), [1, 3, 3, 3]);
 }
 
 #[test]
@@ -139,7 +140,7 @@ fn batches_have_the_capacity_s_tokens_in_every_length() {
     assert_eq!(many[0], Rows { batch: 4096, seq: 128 }, "8192 sequences of 12 heads are too many");
 }
 
-/// Reference fault 12: with a missing file HellaSwag is silently switched off.
+/// A missing file must not switch HellaSwag off in silence.
 #[test]
 fn files_that_cannot_be_used_are_refused_when_they_are_opened() {
     let folder = tempfile::tempdir().unwrap();

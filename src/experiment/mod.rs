@@ -33,7 +33,6 @@ mod check;
 mod descriptor;
 mod diagnostics;
 mod layers;
-pub mod model_file;
 mod resolved;
 mod rules;
 mod schema;
@@ -48,8 +47,8 @@ use std::path::{Path, PathBuf};
 pub use descriptor::{Sizes, UnknownDescriptor, descriptors, sizes};
 pub use diagnostics::{ExperimentError, Fault, Snippet};
 pub use resolved::*;
-pub use rules::Origin;
-pub use schema::reaches_the_bits;
+pub use rules::{InitError, InitSizes, Origin, VOCAB_ALIGN};
+pub use schema::{largest, reaches_the_bits};
 pub use write::{differences, flatten};
 
 use layers::Input;
@@ -76,8 +75,17 @@ pub fn shipped(name: &str, sets: &[&str]) -> Experiment {
 }
 
 /// Loads an experiment's file with the process's environment and `sets`, each `key.path=value`.
+///
+/// Opens no model: an experiment whose sizes are those of the model that `model.init` names is refused here
+/// and read by [`crate::formats::load_experiment`]. A run's own file has its sizes.
 pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, ExperimentError> {
     load_layers(&Input::Path(path), &environment(), sets)
+}
+
+/// As [`load`], with a function that gives the sizes of the model that `model.init` names. It is called only
+/// where the experiment lacks one of them.
+pub fn load_with(path: &Path, sets: &[String], init_sizes: InitSizes<'_>) -> Result<Loaded, ExperimentError> {
+    load_layers_with(&Input::Path(path), &environment(), sets, init_sizes)
 }
 
 /// Loads an experiment from text; messages call it `name`, and relative paths in it start from the
@@ -100,13 +108,22 @@ fn load_layers(
     variables: &[(OsString, OsString)],
     sets: &[String],
 ) -> Result<Loaded, ExperimentError> {
+    load_layers_with(input, variables, sets, &rules::no_init_sizes)
+}
+
+fn load_layers_with(
+    input: &Input<'_>,
+    variables: &[(OsString, OsString)],
+    sets: &[String],
+    init_sizes: InitSizes<'_>,
+) -> Result<Loaded, ExperimentError> {
     let path = match input {
         Input::Path(path) => path.to_path_buf(),
         Input::Text { name, .. } => PathBuf::from(name),
     };
     let stem = path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
     let layers = layers::read(input, variables, sets);
-    match rules::resolve(layers, &stem) {
+    match rules::resolve(layers, &stem, init_sizes) {
         Ok(rules::Resolved { experiment, origins, epochs }) => {
             Ok(Loaded { experiment, origins, path, epochs })
         }

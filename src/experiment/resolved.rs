@@ -36,8 +36,8 @@ pub struct Experiment {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {
     /// A model to start from in place of random weights: a Hugging Face folder of GPT-2 or llm.c's `.bin`,
-    /// version 3 or 5. Sizes that are not given are the file's. A path in the file starts from its
-    /// folder; here it is absolute. The lock pins the weights by content. Default: not set.
+    /// version 3 or 5. Sizes that are not given are the file's. A path in the file starts from its folder;
+    /// here it is absolute. The lock pins the weights by content. Default: not set.
     pub init: Option<String>,
     /// As written, when a descriptor was. Excludes `layers`, `heads` and `channels`. Default: not set.
     pub descriptor: Option<String>,

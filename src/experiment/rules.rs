@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::Path;
 
 use figment::value::Value;
 use figment::{Figment, Provider as _};
@@ -16,15 +17,14 @@ use super::check;
 use super::descriptor;
 use super::diagnostics::Fault;
 use super::layers::{Entry, Layer, Layers, Source};
-use super::model_file;
-use super::resolved::Experiment;
+use super::resolved::{Experiment, Model};
 use super::schema::{self, KEYS};
 use super::write;
 
 /// The widest head that the CUDA attention kernels take.
 const CUDA_HEAD_SIZE: u64 = 128;
 /// Rows of the token table in memory are a multiple of this.
-pub(super) const VOCAB_ALIGN: u64 = 128;
+pub const VOCAB_ALIGN: u64 = 128;
 
 /// Pairs of ways to say one thing. Both in one layer is a fault; a stronger layer that says it one way
 /// takes back what a weaker one said the other way.
@@ -68,9 +68,32 @@ pub(super) struct Resolved {
     pub epochs: Option<u64>,
 }
 
+/// Why a model gives no sizes: what is wrong with its file, and what to do.
+#[derive(Clone, Debug)]
+pub struct InitError {
+    pub message: String,
+    pub hint: String,
+}
+
+/// Gives the sizes of the model in the file or folder that `model.init` names. Which files hold a model is
+/// no concern of this module: the caller brings the function.
+pub type InitSizes<'a> = &'a dyn Fn(&Path) -> Result<Model, InitError>;
+
+/// The [`InitSizes`] of a caller that opens no model.
+pub(super) fn no_init_sizes(path: &Path) -> Result<Model, InitError> {
+    Err(InitError {
+        message: format!("the sizes of `{}` are not read here", path.display()),
+        hint: "set `model.layers`, `model.heads` and `model.channels`".into(),
+    })
+}
+
 /// Merges the layers, applies every rule, and extracts the experiment. `stem` names the run when no
 /// layer does.
-pub(super) fn resolve(mut layers: Layers, stem: &str) -> Result<Resolved, Vec<Fault>> {
+pub(super) fn resolve(
+    mut layers: Layers,
+    stem: &str,
+    init_sizes: InitSizes<'_>,
+) -> Result<Resolved, Vec<Fault>> {
     if layers.unreadable {
         return Err(layers.faults);
     }
@@ -79,7 +102,7 @@ pub(super) fn resolve(mut layers: Layers, stem: &str) -> Result<Resolved, Vec<Fa
     let derived = Layer::new(Source::Derived, usize::MAX, usize::MAX);
     let mut rules = Rules { layers, figment, derived };
     rules.name(stem);
-    rules.init();
+    rules.init(init_sizes);
     rules.model();
     rules.batch();
     rules.schedule();
@@ -261,14 +284,14 @@ impl Rules {
 
     /// The sizes that are not given, from the file that `model.init` names; it is opened only where one is
     /// missing, so that a resolved experiment does without.
-    fn init(&mut self) {
+    fn init(&mut self, init_sizes: InitSizes<'_>) {
         const SIZES: [&str; 3] = ["model.layers", "model.heads", "model.channels"];
         let missing = SIZES.iter().any(|key| self.get(key).is_none());
         let Some(path) = self.text("model.init") else { return };
         if self.text("model.descriptor").is_some() || !missing || !self.truly_missing(&["model.descriptor"]) {
             return;
         }
-        match model_file::sizes(std::path::Path::new(&path)) {
+        match init_sizes(Path::new(&path)) {
             Ok(model) => {
                 let sizes = [
                     ("model.layers", model.layers),
@@ -283,11 +306,10 @@ impl Rules {
                     }
                 }
             }
-            Err(error) => {
-                let fault = self.clash(error.to_string(), &["model.init"]);
-                let hint = "`model.init` takes a Hugging Face folder of GPT-2 or llm.c's `.bin`";
+            Err(InitError { message, hint }) => {
+                let fault = self.clash(message, &["model.init"]);
                 self.layers.faulty.extend(SIZES);
-                self.refuse(fault.hint(hint.to_string()));
+                self.refuse(fault.hint(hint));
             }
         }
     }

@@ -208,6 +208,14 @@ pub(super) fn key(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
 }
 
+/// The largest number that a whole-number key takes; panics on a name that is no such key.
+pub fn largest(name: &str) -> u64 {
+    match key(name).map(|key| key.kind) {
+        Some(Kind::Integer { max, .. }) => max,
+        _ => panic!("`{name}` is no whole number in the table of keys"),
+    }
+}
+
 /// Whether any key lies under this name.
 pub(super) fn is_section(name: &str) -> bool {
     !name.is_empty() && KEYS.iter().any(|key| key.section() == name)

@@ -2,32 +2,72 @@
 
 use std::path::PathBuf;
 
-use crate::experiment::model_file::ModelFileError;
 use crate::store::StoreError;
 
-/// Why a model could not be exported, or a file not be read as one.
+/// Why a model could not be exported, or a file not be read as one. Every message names the file.
 #[derive(Debug, thiserror::Error)]
-pub enum ExportError {
-    #[error(
-        "parameter `{tensor}` {problem}\n  hint: these parameters and the experiment's `[model]` do not belong together"
-    )]
-    Parameter { tensor: String, problem: String },
-    #[error("`{}` is already there\n  hint: name another folder with `--out`, or delete it", path.display())]
-    Exists { path: PathBuf },
+pub enum FormatError {
+    // ---- files ----
     #[error("cannot read `{}`: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("`{}` has {got} bytes, expected {expected} after its header\n  hint: {}", path.display(), if got < expected { "the file was cut short" } else { "something was written behind its end" })]
+    #[error("`{}` is no model: {found}\n  hint: {hint}", path.display())]
+    NotAModel { path: PathBuf, found: String, hint: String },
+    #[error(
+        "`{}` has {got} bytes, expected {expected} after its header\n  hint: {}", path.display(),
+        if got < expected { "the file was cut short" } else { "something was written behind its end" }
+    )]
     Length { path: PathBuf, got: u64, expected: u64 },
-    #[error(
-        "row {row} of the token table of `{}` is padding, but holds numbers that are not 0\n  hint: they would be lost; the vocabulary in the header may be too small", path.display()
-    )]
-    Padding { path: PathBuf, row: usize },
-    #[error(
-        "`{}` is a model of {got} {what}, the experiment's has {expected}\n  hint: leave the sizes out of `[model]`, and they are the file's", path.display()
-    )]
-    Sizes { path: PathBuf, what: &'static str, got: usize, expected: usize },
-    #[error(transparent)]
-    File(#[from] ModelFileError),
+    #[error("`{}` is already there\n  hint: name another folder with `--out`, or delete it", path.display())]
+    Exists { path: PathBuf },
     #[error(transparent)]
     Store(#[from] StoreError),
+
+    // ---- what a file says of the model ----
+    #[error("`{}`: {problem}", path.display())]
+    Config { path: PathBuf, problem: String },
+    #[error("`{}` is no model of llm.c: {what} at byte {byte} is {got}, expected {expected}", path.display())]
+    Header { path: PathBuf, what: &'static str, byte: usize, got: i64, expected: String },
+    #[error(
+        "`{}` is a model of {got} {what}, the experiment's has {expected}\n  hint: leave the sizes out of \
+         `[model]`, and they are the file's", path.display()
+    )]
+    Sizes { path: PathBuf, what: &'static str, got: usize, expected: usize },
+
+    // ---- parameters ----
+    #[error(
+        "tensor `{tensor}` in `{}` holds {} at {index:?}, element {element} of {elements}\n  hint: its \
+         training diverged, or the file is damaged; nothing can be computed with it", path.display(), not_finite(*value)
+    )]
+    NotFinite {
+        path: PathBuf,
+        tensor: String,
+        /// The place in the tensor as it is stored, and the same counted in row-major order from 0.
+        index: Vec<usize>,
+        element: usize,
+        elements: usize,
+        value: f64,
+    },
+    #[error(
+        "`{}` holds the tensor `{tensor}`, which GPT-2 does not have\n  hint: it is a model of another \
+         architecture, or of other sizes than its `config.json` says", path.display()
+    )]
+    Unused { path: PathBuf, tensor: String },
+    #[error("`{}`: parameter `{tensor}` {problem}", path.display())]
+    Parameter { path: PathBuf, tensor: String, problem: String },
+    #[error(
+        "row {row} of the token table of `{}` is padding, but holds numbers that are not 0\n  hint: they \
+         would be lost; the vocabulary in the header may be too small", path.display()
+    )]
+    Padding { path: PathBuf, row: usize },
+}
+
+/// The word for a number that is not finite.
+fn not_finite(value: f64) -> &'static str {
+    if value.is_nan() {
+        "NaN"
+    } else if value > 0.0 {
+        "infinity"
+    } else {
+        "minus infinity"
+    }
 }

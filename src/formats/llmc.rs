@@ -1,4 +1,4 @@
-//! The reference's model file, `.bin`: version 3 (fp32) and 5 (bf16).
+//! llm.c's model file, `.bin`: version 3 (fp32) and 5 (bf16).
 //!
 //! 256 little-endian int32 (magic 20240326, version, context, V, L, NH, C, padded V), then the tensors, each
 //! stacked over the layers: all first layernorms' weights, then all their biases, and so on. Weights
@@ -8,14 +8,24 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
-use super::{ExportError, Parameters, Precision, Result, encoded};
-use crate::experiment::Model;
-use crate::experiment::model_file::{self, HEADER_BYTES};
-use crate::model::{ParamSpec, Weights};
-use crate::ops::Dtype;
+use super::parameters::{encoded, require_finite};
+use super::{Content, FormatError, Parameters, Precision, Reader, Result};
+use crate::experiment::{Model, largest};
+use crate::model::Weights;
 use crate::store::{Tensor, atomic};
 
 const MAGIC: i32 = 20_240_326;
+/// Bytes before the weights.
+const HEADER_BYTES: usize = 1024;
+
+/// How such files are read.
+pub(super) const READER: Reader = Reader {
+    what: "llm.c's `.bin`",
+    recognises: |_, content| matches!(content, Content::File(start) if start.starts_with(&MAGIC.to_le_bytes())),
+    sizes,
+    read: |path| Ok(read(path)?.0),
+    weights: |path| Ok(vec![path.to_owned()]),
+};
 
 impl Precision {
     fn version(self) -> i32 {
@@ -78,10 +88,10 @@ fn header(model: &Model, precision: Precision) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// A file that is no such model, is shorter or longer than its header says, or has numbers in the padding
-/// rows, which our state does not keep.
+/// A file that is no such model, is shorter or longer than its header says, holds NaN or infinity, or has
+/// numbers in the padding rows, which our state does not keep.
 pub fn read(path: &Path) -> Result<(Parameters, Precision)> {
-    let io = |source| ExportError::Io { path: path.into(), source };
+    let io = |source| FormatError::Io { path: path.into(), source };
     let file = File::open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
     read_from(path, BufReader::with_capacity(1 << 20, file), length)
@@ -93,17 +103,16 @@ pub fn parse(path: &Path, file: &[u8]) -> Result<(Parameters, Precision)> {
 }
 
 fn read_from(path: &Path, mut file: impl Read, length: u64) -> Result<(Parameters, Precision)> {
-    let io = |source| ExportError::Io { path: path.into(), source };
+    let io = |source| FormatError::Io { path: path.into(), source };
     let mut header = Vec::with_capacity(HEADER_BYTES);
     file.by_ref().take(HEADER_BYTES as u64).read_to_end(&mut header).map_err(io)?;
-    let (model, narrow) = model_file::header_sizes(path, &header)?;
-    let precision = if narrow { Precision::Bf16 } else { Precision::Fp32 };
+    let (model, precision) = parse_header(path, &header)?;
 
     let element = precision.dtype().size();
     let expected = file_bytes(&model, element as u128);
     if u128::from(length) != expected {
         let expected = u64::try_from(expected).unwrap_or(u64::MAX);
-        return Err(ExportError::Length { path: path.into(), got: length, expected });
+        return Err(FormatError::Length { path: path.into(), got: length, expected });
     }
     let specs = Weights::of(&model);
     let mut read: Vec<Option<Tensor>> = vec![None; specs.iter().count()];
@@ -113,17 +122,74 @@ fn read_from(path: &Path, mut file: impl Read, length: u64) -> Result<(Parameter
         let padding = bytes.split_off(spec.logical_len() * element);
         if let Some(at) = padding.iter().position(|&byte| byte != 0) {
             let row = model.vocab + at / (model.channels * element);
-            return Err(ExportError::Padding { path: path.into(), row });
+            return Err(FormatError::Padding { path: path.into(), row });
         }
-        read[spec.id as usize] = Some(tensor(spec, precision.dtype(), bytes));
+        let tensor =
+            Tensor { name: spec.name.clone(), dtype: precision.dtype(), shape: spec.shape.clone(), bytes };
+        require_finite(path, [&tensor])?;
+        read[spec.id as usize] = Some(tensor);
     }
     let tensors: Result<_> =
         specs.try_map(|spec| Ok(read[spec.id as usize].take().expect("`stacked` gives every tensor once")));
     Ok((Parameters { model, tensors: tensors? }, precision))
 }
 
-fn tensor(spec: &ParamSpec, dtype: Dtype, bytes: Vec<u8>) -> Tensor {
-    Tensor { name: spec.name.clone(), dtype, shape: spec.shape.clone(), bytes }
+/// The sizes of the model in a file, from its header alone.
+fn sizes(path: &Path) -> Result<Model> {
+    let io = |source| FormatError::Io { path: path.into(), source };
+    let mut header = Vec::with_capacity(HEADER_BYTES);
+    File::open(path).map_err(io)?.take(HEADER_BYTES as u64).read_to_end(&mut header).map_err(io)?;
+    parse_header(path, &header).map(|(model, _)| model)
+}
+
+/// Sizes and precision in a header. Every size is held to what the key of its name takes.
+fn parse_header(path: &Path, header: &[u8]) -> Result<(Model, Precision)> {
+    if header.len() < HEADER_BYTES {
+        return Err(FormatError::NotAModel {
+            path: path.into(),
+            found: format!("it has {} bytes, its header alone has {HEADER_BYTES}", header.len()),
+            hint: "the file was cut short".into(),
+        });
+    }
+    let words = header.as_chunks().0;
+    let word = |i: usize| i32::from_le_bytes(words[i]);
+    let bad = |what, i: usize, expected: &str| FormatError::Header {
+        path: path.into(),
+        what,
+        byte: 4 * i,
+        got: word(i).into(),
+        expected: expected.into(),
+    };
+    if word(0) != MAGIC {
+        return Err(bad("the magic number", 0, "20240326"));
+    }
+    let precision = match word(1) {
+        3 => Precision::Fp32,
+        5 => Precision::Bf16,
+        _ => return Err(bad("the version", 1, "3 (fp32) or 5 (bf16)")),
+    };
+    let size = |what, i: usize, most: u64| match u64::try_from(word(i)) {
+        Ok(size) if (1..=most).contains(&size) => Ok(size as usize),
+        _ => Err(bad(what, i, &format!("at least 1 and at most {most}"))),
+    };
+    let most_tokens = largest("model.vocab");
+    let model = Model {
+        init: None,
+        descriptor: None,
+        context: size("the context", 2, largest("model.context"))?,
+        vocab: size("the vocabulary", 3, most_tokens)?,
+        layers: size("the number of layers", 4, largest("model.layers"))?,
+        heads: size("the number of heads", 5, largest("model.heads"))?,
+        channels: size("the number of channels", 6, largest("model.channels"))?,
+        vocab_padded: size("the padded vocabulary", 7, 2 * most_tokens)?,
+    };
+    if !model.channels.is_multiple_of(model.heads) {
+        return Err(bad("the number of heads", 5, &format!("a divisor of {} channels", model.channels)));
+    }
+    if model.vocab_padded < model.vocab {
+        return Err(bad("the padded vocabulary", 7, &format!("at least the vocabulary, {}", model.vocab)));
+    }
+    Ok((model, precision))
 }
 
 /// Length of the file of a model; computed apart from [`Weights`], which would list the layers of a header
@@ -137,7 +203,8 @@ fn file_bytes(model: &Model, element: u128) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::formats::sample_parameters;
+    use crate::formats::parameters::sample_parameters;
+    use crate::ops::Dtype;
 
     fn written(parameters: &Parameters, precision: Precision) -> (tempfile::TempDir, std::path::PathBuf) {
         let folder = tempfile::tempdir().expect("a folder");

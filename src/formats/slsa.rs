@@ -31,7 +31,8 @@ pub enum SlsaError {
     #[error("there is no checkpoint in `{}` to attest", folder.display())]
     NoCheckpoint { folder: std::path::PathBuf },
     #[error(
-        "the head of the checkpoint of step {step} is not in the ledger\n  hint: `runner verify` says what differs"
+        "the head of the checkpoint of step {step} is not in the ledger\n  \
+         hint: `runner verify` says what differs"
     )]
     ForeignLedger { step: u64 },
     #[error(transparent)]
@@ -119,7 +120,8 @@ fn dependencies(lock: &Lock) -> Vec<Value> {
             shard.rsplit_once(", sha256 ").and_then(|(rest, sha256)| Some((rest.rsplit_once(", ")?, sha256)));
         let ((name, tokens), sha256) = parts.unwrap_or(((shard, "unknown"), "unknown"));
         let number = key.trim_start_matches("data.shard.");
-        found.push(json!({"name": name, "digest": {"sha256": sha256}, "annotations": {"shard": number, "size": tokens}}));
+        let annotations = json!({"shard": number, "size": tokens});
+        found.push(json!({"name": name, "digest": {"sha256": sha256}, "annotations": annotations}));
     }
     if let Some(sha256) = lock.numerics.get("data.tokenizer_sha256") {
         let name = lock

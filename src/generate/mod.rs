@@ -16,7 +16,28 @@ pub use choose::Sampling;
 
 use crate::model::decode::{Decoder, NewToken};
 use crate::model::weights::Weights;
-use crate::ops::{Ops, Result};
+use crate::ops::{DeviceError, Ops};
+
+/// Why a text was not written to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error(
+        "the logits of text {text}, token {token} are not finite ({logit}): the model's numbers overflow\n  \
+         hint: its training diverged, or its weights are not what they were"
+    )]
+    NotFinite { text: u64, token: u64, logit: f32 },
+}
+
+/// Refuses logits among which is NaN or infinity: no token can be chosen by them. `text` is the text's number,
+/// `token` how many new ones it has.
+pub fn require_finite(logits: &[f32], text: u64, token: u64) -> Result<(), GenerateError> {
+    match logits.iter().find(|logit| !logit.is_finite()) {
+        Some(&logit) => Err(GenerateError::NotFinite { text, token, logit }),
+        None => Ok(()),
+    }
+}
 
 /// A text that is being written.
 struct Stream {
@@ -44,6 +65,10 @@ impl Stream {
 ///
 /// Each token is handed to `emit` with the place of its text among `numbers`; the text ends when it answers
 /// `false`. Texts come side by side, as many at a time as the decoder has streams, token by token.
+///
+/// # Errors
+///
+/// What the device finds, and logits that are not finite.
 pub fn generate<O: Ops>(
     ops: &mut O,
     decoder: &mut Decoder<O>,
@@ -53,7 +78,7 @@ pub fn generate<O: Ops>(
     numbers: &[u64],
     sampling: &Sampling,
     mut emit: impl FnMut(usize, u16) -> bool,
-) -> Result<()> {
+) -> Result<(), GenerateError> {
     let window = decoder.room().positions;
     let prompt = &prompt[prompt.len().saturating_sub(window)..];
     for (group, numbers) in numbers.chunks(decoder.room().streams).enumerate() {
@@ -81,12 +106,14 @@ pub fn generate<O: Ops>(
             }
             let logits = decoder.logits(ops, params, &new)?;
             let rows = logits.par_chunks_exact(logits.len() / live.len());
-            let tokens: Vec<u16> = rows
-                .zip(&live)
-                .map(|(logits, (_, stream))| sampling.choose(logits, stream.number, stream.written))
-                .collect();
+            let choose = |(logits, (_, stream)): (&[f32], &(usize, &mut Stream))| {
+                require_finite(logits, stream.number, stream.written)?;
+                Ok(sampling.choose(logits, stream.number, stream.written))
+            };
+            let chosen: Vec<Result<u16, GenerateError>> = rows.zip(&live).map(choose).collect();
             let mut ended = Vec::new();
-            for ((place, stream), token) in live.into_iter().zip(tokens) {
+            for ((place, stream), token) in live.into_iter().zip(chosen) {
+                let token = token?;
                 stream.tokens.push(token);
                 stream.written += 1;
                 if !emit(first + place, token) {
@@ -203,5 +230,22 @@ mod tests {
         std::mem::swap(&mut model.params, &mut writer.params);
         let tiny = writer.write(Room { streams: 1, positions: 1 }, &[5], 9, None);
         assert_eq!(tiny[0].len(), 9, "a window of one token is one");
+    }
+
+    #[test]
+    fn no_token_is_chosen_by_logits_that_are_not_finite() {
+        let mut writer = Writer::new();
+        writer.params.ln_f.weight.as_mut_slice().fill(1e38);
+        let mut decoder =
+            Decoder::new(&mut writer.ops, &MODEL, Room { streams: 1, positions: 40 }).expect("a decoder");
+        let sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, key: Key::new(1, "test") };
+        let (params, mut written) = (&writer.params, 0);
+        let error = generate(&mut writer.ops, &mut decoder, params, &PROMPT, 3, &[7], &sampling, |_, _| {
+            written += 1;
+            true
+        });
+        let error = error.expect_err("refused").to_string();
+        assert!(error.contains("the logits of text 7, token 0 are not finite"), "{error}");
+        assert_eq!(written, 0);
     }
 }

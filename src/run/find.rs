@@ -6,27 +6,31 @@ use anyhow::Context;
 
 use super::messages::{Message, Report};
 use crate::eval::parameters;
+use crate::formats::require_finite;
 use crate::optim::MASTER;
 use crate::store::{self, Loaded, RunPaths, StoreError, checkpoint};
 
-/// The folder of a run: `run` itself if it is a folder, else that name under `runs`; the newest of
-/// `runs` when none is given.
+/// The folder of a run: `run` itself if it is one, else that name under `runs`; the newest of `runs` when
+/// none is given. A file or folder called `run` that is no run does not hide the one under `runs`; `./` before
+/// the name means the working folder alone.
 pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
+    let is_run = |folder: &Path| RunPaths::new(folder).experiment().is_file();
     let folder = match run {
-        Some(run) if run.is_dir() => run.to_owned(),
+        Some(run) if is_run(run) || run.starts_with(".") => run.to_owned(),
+        Some(run) if run.is_dir() && !is_run(&runs.join(run)) => run.to_owned(),
         Some(run) => runs.join(run),
         None => {
             store::newest_run(runs)?.with_context(|| format!("there is no run in `{}`", runs.display()))?
         }
     };
-    if !RunPaths::new(&folder).experiment().is_file() {
+    if !is_run(&folder) {
         return Err(StoreError::NoSuchRun { path: folder }.into());
     }
     Ok(folder)
 }
 
 /// The parameters, and nothing else, of the checkpoint of `step`, or of the newest whole one. Those passed
-/// over are reported.
+/// over are reported. Numbers that are not finite are refused.
 pub fn load_parameters(paths: &RunPaths, step: Option<u64>, report: Report) -> anyhow::Result<Loaded> {
     load_some(paths, step, report, parameters::is_parameter)
 }
@@ -44,12 +48,21 @@ fn load_some(
 ) -> anyhow::Result<Loaded> {
     let checkpoints = paths.checkpoints();
     let load = |folder: &Path| checkpoint::load_some(folder, &wanted);
-    if let Some(step) = step {
-        return Ok(load(&checkpoints.join(checkpoint::folder_name(step)))?);
-    }
-    let (found, broken) = checkpoint::newest(&checkpoints, load)?;
-    passed_over(&broken, report);
-    found.with_context(|| format!("there is no whole checkpoint in `{}`", checkpoints.display()))
+    let (manifest, state) = match step {
+        Some(step) => load(&checkpoints.join(checkpoint::folder_name(step)))?,
+        None => {
+            let (found, broken) = checkpoint::newest(&checkpoints, load)?;
+            passed_over(&broken, report);
+            found.with_context(|| format!("there is no whole checkpoint in `{}`", checkpoints.display()))?
+        }
+    };
+    require_finite(&state_file(paths, manifest.step), &state)?;
+    Ok((manifest, state))
+}
+
+/// The file of a checkpoint's tensors.
+pub fn state_file(paths: &RunPaths, step: u64) -> PathBuf {
+    paths.checkpoints().join(checkpoint::folder_name(step)).join(checkpoint::STATE_FILE)
 }
 
 /// Reports the damaged checkpoints that a search has passed over.

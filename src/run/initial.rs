@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use crate::experiment::Experiment;
-use crate::formats::{self, Parameters};
+use crate::formats::{ForeignModel, Parameters, values};
 use crate::ops::{Ops, Result};
 use crate::proof::lock::Table;
 use crate::train::Trainer;
@@ -37,12 +37,12 @@ pub fn read(
     if let Some(sha256) = known {
         return Ok(Some(Initial { sha256: sha256.clone(), parameters: None }));
     }
-    let sha256 = hex::encode(formats::model_sha256(path)?);
+    let model = ForeignModel::open(path)?;
+    let sha256 = hex::encode(model.sha256()?);
     if from_checkpoint {
         return Ok(Some(Initial { sha256, parameters: None }));
     }
-    let parameters = formats::read_model(path)?;
-    parameters.require(&experiment.model, path)?;
+    let parameters = model.read(&experiment.model)?;
     Ok(Some(Initial { sha256, parameters: Some(parameters) }))
 }
 
@@ -51,7 +51,7 @@ impl Initial {
     pub fn start<O: Ops>(self, trainer: &mut Trainer<O>) -> Result<()> {
         let Some(parameters) = self.parameters else { return Ok(()) };
         let mut tensors = parameters.tensors.iter();
-        trainer.start_from(|_| formats::values(tensors.next().expect("both are in the model's order")))
+        trainer.start_from(|_| values(tensors.next().expect("both are in the model's order")))
     }
 }
 

@@ -51,6 +51,8 @@ pub enum Message<'a> {
     MadeElsewhere { lock: Option<&'a str>, differences: &'a [Difference] },
     /// The state is that of the lock of this name, the ledger has other evaluations.
     OtherEvaluations(&'a str),
+    /// A name means a run, though there is a file or folder of that name too.
+    RunBeforeFile { name: &'a Path, folder: &'a Path },
     /// The run's files are here.
     Folder(&'a Path),
     /// The GPU's sensors cannot be read.

@@ -1,20 +1,19 @@
 //! The argument `MODEL` of `sample` and `eval`: a run's checkpoint, or a model in another program's files.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::ensure;
 
 use super::find;
-use super::messages::Report;
-use crate::experiment::{self, Experiment, Tokenizer, model_file};
-use crate::formats;
+use super::messages::{Message, Report};
+use crate::experiment::{self, Experiment, Model, Tokenizer};
+use crate::formats::{ForeignModel, models_read};
 use crate::store::{Manifest, RunPaths, Tensor};
 
 /// Where the model is that the argument names.
 pub enum ModelArgument {
     Run(RunPaths),
-    /// A Hugging Face folder or a `.bin`, absolute.
-    Foreign(PathBuf),
+    Foreign(ForeignModel),
 }
 
 /// A model with its parameters on the host.
@@ -27,12 +26,26 @@ pub struct LoadedModel {
     pub manifest: Option<Manifest>,
 }
 
-/// A model file or folder, a run's folder, or a run's name under `runs`.
-pub fn find(argument: &Path, runs: &Path) -> anyhow::Result<ModelArgument> {
-    if argument.is_file() || argument.join(model_file::CONFIG).is_file() {
-        return Ok(ModelArgument::Foreign(std::path::absolute(argument)?));
+/// A run's folder, a run's name under `runs`, or a model's file or folder. A run goes before a file of its
+/// name, which is said.
+pub fn find(argument: &Path, runs: &Path, report: Report) -> anyhow::Result<ModelArgument> {
+    match find::find(Some(argument), runs) {
+        Err(_) if argument.exists() => {
+            Ok(ModelArgument::Foreign(ForeignModel::open(&std::path::absolute(argument)?)?))
+        }
+        found => {
+            let folder = found?;
+            if folder != argument && argument.exists() {
+                report.tell(&Message::RunBeforeFile { name: argument, folder: &folder });
+            }
+            Ok(ModelArgument::Run(RunPaths::new(&folder)))
+        }
     }
-    Ok(ModelArgument::Run(RunPaths::new(&find::find(Some(argument), runs)?)))
+}
+
+/// What the help says of the argument.
+pub fn help() -> String {
+    format!("The run: a name under `--runs`, or a folder. Or a model: {}", models_read())
 }
 
 impl ModelArgument {
@@ -41,31 +54,11 @@ impl ModelArgument {
     pub fn experiment(&self, set: &[String]) -> anyhow::Result<Experiment> {
         match self {
             ModelArgument::Run(paths) => Ok(experiment::load(&paths.experiment(), set)?.experiment),
-            ModelArgument::Foreign(path) => {
-                let vocab = model_file::sizes(path)?.vocab;
-                let tokenizer = Tokenizer::of_vocab(vocab);
-                ensure!(
-                    tokenizer.is_some(),
-                    "`{}` has a vocabulary of {vocab}, which no tokenizer fills",
-                    path.display()
-                );
+            ModelArgument::Foreign(foreign) => {
+                let (path, sizes) = (foreign.path(), foreign.sizes()?);
                 let name = path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy());
-                let table = |pairs: &[(&str, &str)]| {
-                    let pairs =
-                        pairs.iter().map(|(key, value)| ((*key).to_owned(), toml::Value::from(*value)));
-                    toml::Value::Table(pairs.collect())
-                };
-                let tokenizer = if tokenizer == Some(Tokenizer::Byte) { "byte" } else { "gpt2" };
-                let text = toml::Table::from_iter([
-                    ("model".to_owned(), table(&[("init", &path.to_string_lossy())])),
-                    ("data".to_owned(), table(&[("corpus", "kjv"), ("tokenizer", tokenizer)])),
-                    (
-                        "schedule".to_owned(),
-                        toml::Value::Table(toml::Table::from_iter([("steps".to_owned(), 1.into())])),
-                    ),
-                ]);
-                let loaded = experiment::load_text(&name, &text.to_string(), set)?;
-                Ok(loaded.experiment)
+                let text = made_up(path, &sizes)?;
+                Ok(experiment::load_text(&name, &text, set)?.experiment)
             }
         }
     }
@@ -82,18 +75,36 @@ impl ModelArgument {
                 let (manifest, state) = find::load_parameters(paths, step, report)?;
                 Ok(LoadedModel { experiment, state, manifest: Some(manifest) })
             }
-            ModelArgument::Foreign(path) => {
-                ensure!(step.is_none(), "`{}` is a model, not a run: it has no checkpoints", path.display());
-                let parameters = formats::read_model(path)?;
-                parameters.require(&experiment.model, path)?;
-                Ok(LoadedModel {
-                    experiment,
-                    state: parameters.tensors.iter().cloned().collect(),
-                    manifest: None,
-                })
+            ModelArgument::Foreign(foreign) => {
+                let path = foreign.path().display();
+                ensure!(step.is_none(), "`{path}` is a model, not a run: it has no checkpoints");
+                let parameters = foreign.read(&experiment.model)?;
+                let state = parameters.tensors.iter().cloned().collect();
+                Ok(LoadedModel { experiment, state, manifest: None })
             }
         }
     }
+}
+
+/// The experiment of a model that comes alone, as text.
+fn made_up(path: &Path, sizes: &Model) -> anyhow::Result<String> {
+    let tokenizer = match Tokenizer::of_vocab(sizes.vocab) {
+        Some(Tokenizer::Byte) => "byte",
+        Some(Tokenizer::Gpt2) => "gpt2",
+        None => anyhow::bail!(
+            "`{}` has a vocabulary of {}, which no tokenizer fills",
+            path.display(),
+            sizes.vocab
+        ),
+    };
+    let Model { layers, heads, channels, context, vocab, .. } = *sizes;
+    let path = toml::Value::from(&*path.to_string_lossy());
+    Ok(format!(
+        "[model]\ninit = {path}\nlayers = {layers}\nheads = {heads}\nchannels = {channels}\n\
+         context = {context}\nvocab = {vocab}\n\
+         [data]\ncorpus = \"kjv\"\ntokenizer = \"{tokenizer}\"\n\
+         [schedule]\nsteps = 1\n"
+    ))
 }
 
 impl LoadedModel {

@@ -18,6 +18,8 @@ pub enum StoreError {
 
     #[error("cannot store tensor `{name}`: {why}")]
     BadTensor { name: String, why: String },
+    #[error("tensor `{name}` in `{}` {why}", path.display())]
+    BadTensorOf { path: PathBuf, name: String, why: String },
     #[error("cannot store the state: {0}")]
     Digest(#[from] DigestError),
     #[error(

@@ -35,6 +35,21 @@ impl Tensor {
         shape.iter().try_fold(dtype.size(), |bytes, dimension| bytes.checked_mul(*dimension))
     }
 
+    /// The first element that is NaN or infinite, counted in row-major order, and its value; none in a
+    /// tensor of whole numbers.
+    pub fn first_not_finite(&self) -> Option<(usize, f64)> {
+        fn first<const SIZE: usize>(bytes: &[u8], value: impl Fn([u8; SIZE]) -> f64) -> Option<(usize, f64)> {
+            let values = bytes.as_chunks().0.iter().map(|element| value(*element));
+            values.enumerate().find(|(_, value)| !value.is_finite())
+        }
+        match self.dtype {
+            Dtype::F32 => first(&self.bytes, |b| f32::from_le_bytes(b).into()),
+            Dtype::BF16 => first(&self.bytes, |b| half::bf16::from_le_bytes(b).into()),
+            Dtype::F64 => first(&self.bytes, f64::from_le_bytes),
+            Dtype::U32 | Dtype::U64 | Dtype::I64 => None,
+        }
+    }
+
     /// The shape as digests and headers have it.
     pub fn shape_u64(&self) -> Vec<u64> {
         self.shape.iter().map(|dimension| *dimension as u64).collect()
@@ -229,10 +244,39 @@ pub fn infos(path: &Path, mut file: &[u8]) -> Result<Vec<Info>> {
     checked_infos(path, &header, length)
 }
 
-/// Reads the tensors whose names are `wanted`, sorted by name. The others may be of types that no state
-/// holds: files of other programs have such.
-pub fn read_some(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<Tensor>> {
-    let (mut file, header, length) = open_header(path)?;
+/// The tensors of another program's file.
+pub struct Floats {
+    /// Those that were wanted, in the order of the file; F16 is widened to F32, exactly.
+    pub tensors: Vec<Tensor>,
+    /// The names of the others, which may be of any type.
+    pub others: Vec<String>,
+}
+
+/// Reads the tensors of another program's file whose names are `wanted`, which must be floats.
+///
+/// # Errors
+///
+/// As [`Reader::open`], and a wanted tensor that is neither F32 nor BF16 nor F16.
+pub fn read_floats(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Floats> {
+    let (file, header, length) = open_header(path)?;
+    floats_behind(path, file, &header, length, wanted)
+}
+
+/// [`read_floats`] of a file that is in memory.
+pub fn parse_floats(path: &Path, bytes: &[u8], wanted: impl Fn(&str) -> bool) -> Result<Floats> {
+    let (mut file, length) = (io::Cursor::new(bytes), bytes.len() as u64);
+    let header = read_header(path, &mut file, length)?;
+    floats_behind(path, file, &header, length, wanted)
+}
+
+/// The tensors of a file of `length` bytes that is read up to the end of its header.
+fn floats_behind(
+    path: &Path,
+    mut file: impl Read + Seek,
+    header: &[u8],
+    length: u64,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Floats> {
     let bad = |why: String| StoreError::BadHeader { path: path.into(), why };
     let entries = entries(&header[8..]).map_err(bad)?;
     let end = entries.last().map_or(0, |(_, info)| info.data_offsets.1);
@@ -240,20 +284,40 @@ pub fn read_some(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<Tenso
     if expected != length {
         return Err(StoreError::WrongLength { path: path.into(), expected, found: length });
     }
-    let mut tensors = Vec::new();
+    let mut floats = Floats { tensors: Vec::new(), others: Vec::new() };
     for (name, info) in entries {
+        let length = info.data_offsets.1 - info.data_offsets.0;
         if !wanted(&name) {
-            file.seek_relative((info.data_offsets.1 - info.data_offsets.0) as i64)
-                .map_err(StoreError::io(path, "read"))?;
+            file.seek_relative(length as i64).map_err(StoreError::io(path, "read"))?;
+            floats.others.push(name);
             continue;
         }
-        let Info { name, dtype, shape, bytes: length } = as_stored(name, &info).map_err(bad)?;
+        let (dtype, half) = match info.dtype {
+            safetensors::Dtype::F32 => (Dtype::F32, false),
+            safetensors::Dtype::BF16 => (Dtype::BF16, false),
+            safetensors::Dtype::F16 => (Dtype::F32, true),
+            other => {
+                let why = format!("is stored as {other}, expected F32, BF16 or F16");
+                return Err(StoreError::BadTensorOf { path: path.into(), name, why });
+            }
+        };
+        let shape = info.shape;
+        let widened = if half { length.saturating_mul(2) } else { length };
+        if Tensor::byte_len(dtype, &shape) != Some(widened) {
+            return Err(bad(format!(
+                "tensor `{name}` has {length} bytes, which do not fill {} {shape:?}",
+                info.dtype
+            )));
+        }
         let mut bytes = vec![0; length];
         file.read_exact(&mut bytes).map_err(StoreError::io(path, "read"))?;
-        tensors.push(Tensor { name, dtype, shape, bytes });
+        if half {
+            let widen = |b: &[u8; 2]| half::f16::from_le_bytes(*b).to_f32().to_le_bytes();
+            bytes = bytes.as_chunks().0.iter().flat_map(widen).collect();
+        }
+        floats.tensors.push(Tensor { name, dtype, shape, bytes });
     }
-    tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(tensors)
+    Ok(floats)
 }
 
 /// A file being read: the header is checked, tensors follow one by one in the order of the file.

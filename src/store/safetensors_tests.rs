@@ -53,7 +53,10 @@ fn the_bytes_do_not_depend_on_the_order_given() {
 fn the_file_is_the_documented_bytes() {
     let (_folder, path) =
         written(&[tensor("b", Dtype::BF16, &[1]), tensor("a", Dtype::F32, &[1, 1])], &BTreeMap::new());
-    let header = r#"{"a":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},"b":{"dtype":"BF16","shape":[1],"data_offsets":[4,6]}}"#;
+    let header = concat!(
+        r#"{"a":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},"#,
+        r#""b":{"dtype":"BF16","shape":[1],"data_offsets":[4,6]}}"#
+    );
     let padded = format!("{header:<width$}", width = header.len().next_multiple_of(8));
     let data = [1, 38, 75, 112, 1, 38];
     assert_eq!(

@@ -21,7 +21,7 @@ use super::{RunError, TrainError, replay};
 use crate::data::{Prefetcher, StreamDecoder, Tokenizer, ValidationSet};
 use crate::eval::{self, EvalError, TaskSet};
 use crate::experiment::Experiment;
-use crate::generate::{Sampling, generate};
+use crate::generate::{GenerateError, Sampling, generate};
 use crate::model::flops::flops_per_token;
 use crate::ops::Ops;
 use crate::optim::Verdict;
@@ -248,14 +248,19 @@ impl<O: Ops> Run<O> {
         let (mut characters, mut text) = (StreamDecoder::new(self.tokenizer), String::new());
         let eot = self.tokenizer.eot();
         let Some((ops, params, decoder)) = self.trainer.for_sampling() else { return Ok(()) };
-        generate(ops, decoder, params, &prompt, sample.tokens, &[0], &sampling, |_, token| {
+        let written = generate(ops, decoder, params, &prompt, sample.tokens, &[0], &sampling, |_, token| {
             if token != eot {
                 text.push_str(&characters.push(token));
             }
             token != eot
-        })
-        .map_err(TrainError::from)?;
+        });
         text.push_str(&characters.finish());
+        match written {
+            Ok(()) => {}
+            Err(GenerateError::Device(error)) => return Err(TrainError::from(error).into()),
+            // The guards judge the training; the sample says why it ends here.
+            Err(not_finite) => text.push_str(&format!("[{not_finite}]")),
+        }
         out.on(&Event::Sampled { step, prompt: sample.prompt.clone(), text })
     }
 

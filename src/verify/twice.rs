@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use super::Checks;
 use super::diff::Diff;
 use super::golden::Golden;
-use crate::experiment;
+use crate::formats::load_experiment;
 use crate::proof::{Entry, Lock, ledger};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
 
@@ -61,7 +61,7 @@ pub fn verify(path: &Path, options: &Options, checks: &mut Checks<'_>) -> anyhow
         Golden::parse(path, &text)
     });
     let golden = golden.transpose()?;
-    let loaded = experiment::load(path, &options.set)?;
+    let loaded = load_experiment(path, &options.set)?;
     let temporary = tempfile::tempdir().context("cannot make a folder for the runs")?;
     let steps = loaded.experiment.schedule.steps;
     let mut set = options.set.clone();

@@ -87,7 +87,12 @@ fn safetensors_headers() {
 }
 
 #[test]
-fn model_files_of_the_reference() {
+fn configurations_and_indices_of_hugging_face() {
+    run("hf_json", exercise::hf_json);
+}
+
+#[test]
+fn model_files_of_llm_c() {
     run("model_bin", exercise::model_bin);
 }
 

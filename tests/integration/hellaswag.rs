@@ -44,7 +44,7 @@ fn jsonl() -> String {
     tasks().into_iter().map(line).collect()
 }
 
-/// The same tasks as the reference's script would write them, with a token a byte.
+/// The same tasks as llm.c's script would write them, with a token a byte.
 fn eval_bin() -> Vec<u8> {
     let mut stream: Vec<u16> = Vec::new();
     let mut longest = 0;
@@ -127,7 +127,7 @@ fn the_numbers_behind_each_decision_do_not_depend_on_the_batch_and_agree_between
     }
 }
 
-/// Reference fault 12: with a missing file HellaSwag is silently switched off.
+/// A missing file must not switch HellaSwag off in silence.
 #[test]
 fn a_missing_or_faulty_file_ends_a_run_before_its_folder_exists() {
     let lab = Lab::new();
@@ -148,4 +148,20 @@ fn eval_refuses_what_it_cannot_measure() {
     lab.verb("eval", "ci", &["--checkpoint", "7"]).assert_fails(1, &["step_00000007"]);
     lab.verb("eval", "ci", &["--set", "model.layers=3"]).assert_fails(1, &["`h.2.ln_1.weight` is missing"]);
     lab.verb("eval", "ci", &["--data", "x"]).assert_fails(2, &["--task"]);
+}
+
+/// Needs Python with lm-eval, safetensors and numpy:
+/// `RUNNER_TEST_PYTHON=python cargo test --release --test integration lm_eval -- --ignored`
+#[test]
+#[ignore = "needs lm-eval"]
+fn the_scores_are_those_of_lm_eval_beyond_ascii_too() {
+    let python = std::env::var_os("RUNNER_TEST_PYTHON").unwrap_or_else(|| "python3".into());
+    let finished = std::process::Command::new(&python)
+        .args(["tests/pytorch/hellaswag_lm_eval.py", env!("CARGO_BIN_EXE_runner")])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("Python starts");
+    let stderr = String::from_utf8_lossy(&finished.stderr);
+    assert!(finished.status.success(), "{stderr}");
+    print!("{}", String::from_utf8_lossy(&finished.stdout));
 }

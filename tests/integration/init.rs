@@ -63,7 +63,8 @@ fn sizes_come_from_the_file_when_none_are_given() {
     let model = exported(&lab, "llmc", "fp32");
     let experiment = lab.path("tuned.toml");
     let text = format!(
-        "[model]\ninit = '{}'\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n[batch]\nmicro = 2\nseq_len = 32\n[schedule]\nsteps = 2\n[eval]\nevery = 0\n[device]\nkind = 'cpu'",
+        "[model]\ninit = '{}'\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n[batch]\nmicro = 2\nseq_len = 32\n\
+         [schedule]\nsteps = 2\n[eval]\nevery = 0\n[device]\nkind = 'cpu'",
         model.strip_prefix(lab.path("")).expect("inside").display()
     );
     std::fs::write(&experiment, text).expect("writable");
@@ -113,8 +114,8 @@ fn a_model_that_does_not_fit_or_is_damaged_is_refused_before_the_first_step() {
     for (bytes, says) in [
         (&whole[..whole.len() - 4], "the file was cut short"),
         (&whole[..1000], "its header alone has 1024"),
-        (b"<html>404</html>", "its header alone has 1024"),
-        (&[&[0; 4], &whole[4..]].concat(), "the magic number at byte 0 is 0, expected 20240326"),
+        (b"<html>404</html>", "is no model: it is a web page"),
+        (&[&[0; 4], &whole[4..]].concat(), "is no model: it begins with the bytes 00 00 00 00"),
         (&[&whole[..4], &7i32.to_le_bytes(), &whole[8..]].concat(), "the version at byte 4 is 7"),
         (&[&whole[..16], &i32::MAX.to_le_bytes(), &whole[20..]].concat(), "layers at byte 16 is 2147483647"),
     ] {

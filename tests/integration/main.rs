@@ -6,6 +6,7 @@ mod determinism;
 mod diff;
 mod divergence;
 mod export;
+mod foreign_models;
 mod fuzz;
 mod hellaswag;
 mod init;

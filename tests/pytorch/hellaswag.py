@@ -1,14 +1,15 @@
-"""Compares every HellaSwag decision of `runner eval` with transformers and the harness's formula.
+"""Compares every HellaSwag decision of `runner eval` with transformers and lm-eval's formulas.
 
     pip install torch transformers tiktoken safetensors numpy
     runner eval RUN --task hellaswag --data hellaswag_val.jsonl --details details.jsonl
     python tests/pytorch/hellaswag.py RUN hellaswag_val.jsonl details.jsonl [--bin FILE]
 
-The model is `GPT2LMHeadModel` in fp32, on a GPU where there is one, with the weights of the run's newest checkpoint. Nothing here is shared with
-`runner`: the texts are encoded by tiktoken, the wording and the formulas are written out below. A decision
-may differ only where the two best completions are closer than `TIE`; the script fails on any other.
+The model is `GPT2LMHeadModel` in fp32, on a GPU where there is one, with the weights of the run's newest
+checkpoint. Nothing here is shared with `runner`: the texts are encoded by tiktoken, the wording and the
+formulas are written out below. A decision may differ only where the two best completions are closer than
+`TIE`; the script fails on any other. hellaswag_lm_eval.py compares with lm-eval itself.
 
-With `--bin` it first writes the jsonl as the reference's evaluation file, for `runner eval` to read.
+With `--bin` it first writes the jsonl as llm.c's evaluation file, for `runner eval` to read.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 TIE = 1e-4
 BATCH = 64
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NAMES = ["hellaswag", "hellaswag_acc", "hellaswag_acc_norm"]
+NAMES = ["hellaswag", "hellaswag_acc", "hellaswag_acc_norm", "hellaswag_acc_bytes"]
 
 
 def load_model(run):
@@ -59,7 +60,7 @@ def preprocess(text):
 
 
 def harness(doc, encode):
-    """Contexts, continuations and choices as the harness words and encodes them."""
+    """Contexts, continuations and choices as lm-eval words and encodes them."""
     ctx = doc["ctx"]
     if "ctx_a" in doc and "ctx_b" in doc:
         ctx = doc["ctx_a"] + " " + doc["ctx_b"].capitalize()
@@ -73,7 +74,7 @@ def harness(doc, encode):
 
 
 def plain(doc, encode):
-    """The reference's: everything as it stands, each ending encoded alone with a space before it."""
+    """llm.c's: everything as it stands, each ending encoded alone with a space before it."""
     return encode(doc["ctx"]), [encode(" " + ending) for ending in doc["endings"]]
 
 
@@ -103,7 +104,7 @@ def completion_losses(model, rows, seq_len):
 
 
 def write_bin(path, docs, encode):
-    """The reference's multiple-choice file."""
+    """llm.c's multiple-choice file."""
     stream, longest = [], 0
     for index, doc in enumerate(docs):
         context, endings = plain(doc, encode)
@@ -137,21 +138,24 @@ def main():
     assert len(ours) == len(docs), f"{len(ours)} decisions for {len(docs)} tasks"
 
     model, step, seq_len = load_model(args.run)
-    rows, lengths = [], []
+    rows, chars, utf8 = [], [], []
     for doc in docs:
         context, endings = plain(doc, encode)
         rows += [(context, ending) for ending in endings]
         context, continuations, choices = harness(doc, encode)
         rows += [(context, continuation) for continuation in continuations]
-        lengths.append([len(choice.encode()) for choice in choices])
+        chars.append(np.array([len(choice) for choice in choices]))
+        utf8.append(np.array([len(choice.encode()) for choice in choices]))
     losses = completion_losses(model, rows, seq_len)
 
-    right_ours, right_theirs, apart, largest = np.zeros(3), np.zeros(3), [], 0.0
+    right_ours, right_theirs = np.zeros(len(NAMES)), np.zeros(len(NAMES))
+    apart, largest = [], 0.0
     for i, (doc, decision) in enumerate(zip(docs, ours)):
         mine = losses[8 * i : 8 * i + 8]
         # lm-eval takes argmax of log-likelihoods; the same, and the first of equals, as argmin of losses.
         sums = np.array([loss.sum().item() for loss in mine[4:]])
-        theirs = [np.array([loss.mean().item() for loss in mine[:4]]), sums, sums / np.array(lengths[i])]
+        means = np.array([loss.mean().item() for loss in mine[:4]])
+        theirs = [means, sums, sums / chars[i], sums / utf8[i]]
         for score, (name, values) in enumerate(zip(NAMES, theirs)):
             a, b = decision[name]["picked"], int(values.argmin())
             label = int(doc["label"])
@@ -163,7 +167,7 @@ def main():
                 apart.append((i, name, a, b, abs(values[a] - values[b]) / values[b]))
 
     n = len(docs)
-    print(f"{args.run.name} {step}, {n} tasks, {3 * n} decisions")
+    print(f"{args.run.name} {step}, {n} tasks, {len(NAMES) * n} decisions")
     for name, a, b in zip(NAMES, right_ours / n, right_theirs / n):
         print(f"{name:<20} runner {a:.6f}  transformers {b:.6f}")
     print(f"largest relative difference of a score's value: {largest:.3e}")

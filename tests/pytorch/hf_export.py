@@ -2,10 +2,10 @@
 
     python tests/pytorch/hf_export.py target/release/runner runs/quickstart [--dtype fp32|bf16]
 
-Ours are the logits of the token after each prompt, from `runner sample --logits`, computed in the run's own precision; theirs
-those of `GPT2LMHeadModel` in fp32, with the weights of the exported file. The numbers compared are relative: the norm of the
-difference over the norm of ours. Limits: 2e-6 for an fp32 export of a run on the CPU, 1e-2 for a bf16 export, whose weights are
-rounded (half a unit in the last place is 2e-3).
+Ours are the logits of the token after each prompt, from `runner sample --logits`, computed in the run's own
+precision; theirs those of `GPT2LMHeadModel` in fp32, with the weights of the exported file. The numbers compared
+are relative: the norm of the difference over the norm of ours. Limits: 2e-6 for an fp32 export of a run on the
+CPU, 1e-2 for a bf16 export, whose weights are rounded (half a unit in the last place is 2e-3).
 """
 
 import argparse
@@ -28,11 +28,12 @@ PROMPTS = [
     " And God said,\nLet there be light: 1,234 times!",
     "naïve façade — 漢字 🦀",
     "don't I'll  two spaces\t\ttabs\r\n\n end  ",
-    """Tokens are counted in bytes by one tokenizer and in pieces of words by the other; this paragraph (which only
-the latter gets into 256 tokens) has a bit of everything: hyphen-ated and CamelCase words, they've and WE'LL and she's, numbers
-such as 3.14159, 1,557,686,400 and 0x7f, e-mail@example.org, https://example.org/?q=a&b=c#d, code { return x[i] += 1; } // so,
-    four spaces of indentation, a tab\there, accents déjà-vu Ångström, Ελληνικά, русский, עברית, 日本語, emoji 👩‍🚀🏳️‍🌈, and\u00a0no-break
-spaces.""",
+    """Tokens are counted in bytes by one tokenizer and in pieces of words by the other; this paragraph (which
+only the latter gets into 256 tokens) has a bit of everything: hyphen-ated and CamelCase words, they've and WE'LL
+and she's, numbers such as 3.14159, 1,557,686,400 and 0x7f, e-mail@example.org, https://example.org/?q=a&b=c#d,
+code { return x[i] += 1; } // so,
+    four spaces of indentation, a tab\there, accents déjà-vu Ångström, Ελληνικά, русский, עברית, 日本語,
+emoji 👩‍🚀🏳️‍🌈, and\u00a0no-break spaces.""",
 ]
 LIMITS = {"fp32": 2e-6, "bf16": 1e-2}
 
@@ -56,7 +57,8 @@ def main():
         model, report = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         problems = {key: list(value) for key, value in report.items() if value}
         assert not problems, problems
-        assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr(), "the classifier is not tied"
+        tied = model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
+        assert tied, "the classifier is not tied"
         model.eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
 
@@ -75,8 +77,9 @@ def main():
         longest, compared = max(longest, len(theirs)), compared + 1
         worst = max(worst, ((logits - mine).norm() / mine.norm()).item())
     print(
-        f"{os.path.basename(args.run)} {args.dtype}: {compared} prompts of up to {longest} tokens, {type(tokenizer).__name__}, {model.config.vocab_size} logits,"
-        f" relative error at most {worst:.2e} (limit {LIMITS[args.dtype]:.0e}); transformers {transformers.__version__},"
+        f"{os.path.basename(args.run)} {args.dtype}: {compared} prompts of up to {longest} tokens,"
+        f" {type(tokenizer).__name__}, {model.config.vocab_size} logits, relative error at most {worst:.2e}"
+        f" (limit {LIMITS[args.dtype]:.0e}); transformers {transformers.__version__},"
         f" tokenizers {tokenizers.__version__}, torch {torch.__version__}"
     )
     if not worst <= LIMITS[args.dtype]:

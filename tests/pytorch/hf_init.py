@@ -1,12 +1,14 @@
-"""Models of transformers, as `save_pretrained` writes them, read by runner: the same logits, the same loss, training that starts from them.
+"""Models of transformers, as `save_pretrained` writes them, read by runner: the same logits, loss and training.
 
     python tests/pytorch/hf_init.py target/release/runner
 
-Random GPT-2s with OpenAI's vocabulary are written in every form that a folder has: fp32 and bf16, with the prefix `transformer.` and
-without (OpenAI's own file), with masks of attention and a copy of the classifier beside the parameters. Ours are the logits after
-each prompt (`runner sample FOLDER --logits`, on the CPU in fp32) and the mean loss on random tokens (`runner eval FOLDER`), theirs those of
-`GPT2LMHeadModel` in fp32. Compared is the norm of the difference over the norm of theirs: at most 2e-6 for logits, 1e-7 for the loss.
-Then two steps of training from the folder and from the same weights as the reference's `.bin` must end in the same state.
+Random GPT-2s with OpenAI's vocabulary are written in every form that a folder has: fp32, bf16 and fp16, in one
+file and in several, with the prefix `transformer.` and without (OpenAI's own file), with masks of attention and
+a copy of the classifier beside the parameters. Ours are the logits after each prompt (`runner sample FOLDER
+--logits`, on the CPU in fp32) and the mean loss on random tokens (`runner eval FOLDER`), theirs those of
+`GPT2LMHeadModel` in fp32. Compared is the norm of the difference over the norm of theirs: at most 2e-6 for
+logits, 1e-7 for the loss. Then two steps of training from folders of the same weights and from llm.c's `.bin`
+of them must end in the same state.
 """
 
 import argparse
@@ -50,15 +52,19 @@ def shard(path, tokens):
 
 
 def llmc(path, model):
-    """The weights as the reference's version 3: each kind of tensor stacked over the layers, Conv1D's transposed."""
+    """The weights as llm.c's version 3: each kind of tensor stacked over the layers, Conv1D's transposed."""
     config, state = model.config, model.state_dict()
     header = np.zeros(256, dtype="<i4")
     padded = -(-config.vocab_size // 128) * 128
-    header[:8] = 20240326, 3, config.n_positions, config.vocab_size, config.n_layer, config.n_head, config.n_embd, padded
-    kinds = [("ln_1.weight", 0), ("ln_1.bias", 0), ("attn.c_attn.weight", 1), ("attn.c_attn.bias", 0), ("attn.c_proj.weight", 1), ("attn.c_proj.bias", 0),
-             ("ln_2.weight", 0), ("ln_2.bias", 0), ("mlp.c_fc.weight", 1), ("mlp.c_fc.bias", 0), ("mlp.c_proj.weight", 1), ("mlp.c_proj.bias", 0)]
-    wte = state["transformer.wte.weight"]
-    tensors = [torch.cat([wte, torch.zeros(padded - config.vocab_size, config.n_embd)]), state["transformer.wpe.weight"]]
+    sizes = config.n_positions, config.vocab_size, config.n_layer, config.n_head, config.n_embd
+    header[:8] = 20240326, 3, *sizes, padded
+    kinds = [
+        ("ln_1.weight", 0), ("ln_1.bias", 0), ("attn.c_attn.weight", 1), ("attn.c_attn.bias", 0),
+        ("attn.c_proj.weight", 1), ("attn.c_proj.bias", 0), ("ln_2.weight", 0), ("ln_2.bias", 0),
+        ("mlp.c_fc.weight", 1), ("mlp.c_fc.bias", 0), ("mlp.c_proj.weight", 1), ("mlp.c_proj.bias", 0),
+    ]
+    padding = torch.zeros(padded - config.vocab_size, config.n_embd)
+    tensors = [torch.cat([state["transformer.wte.weight"], padding]), state["transformer.wpe.weight"]]
     for kind, flip in kinds:
         for layer in range(config.n_layer):
             tensor = state[f"transformer.h.{layer}.{kind}"]
@@ -78,6 +84,13 @@ def forms(root, model):
     narrow = os.path.join(root, "bf16")
     GPT2LMHeadModel.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(narrow)
     yield "bf16", narrow, GPT2LMHeadModel.from_pretrained(narrow, dtype=torch.float32)
+    half = os.path.join(root, "fp16")
+    GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float16).save_pretrained(half)
+    yield "fp16", half, GPT2LMHeadModel.from_pretrained(half, dtype=torch.float32)
+    sharded = os.path.join(root, "sharded")
+    model.save_pretrained(sharded, max_shard_size="1MB")
+    assert os.path.exists(os.path.join(sharded, "model.safetensors.index.json"))
+    yield "several files", sharded, model
     bare = os.path.join(root, "bare")
     model.transformer.save_pretrained(bare)
     assert "wte.weight" in load_file(os.path.join(bare, "model.safetensors"))
@@ -87,22 +100,25 @@ def forms(root, model):
     tensors = load_file(os.path.join(crowded, "model.safetensors"))
     positions = model.config.n_positions
     for layer in range(model.config.n_layer):
-        tensors[f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, positions, positions, dtype=torch.bool).tril()
+        mask = torch.ones(1, 1, positions, positions, dtype=torch.bool).tril()
+        tensors[f"transformer.h.{layer}.attn.bias"] = mask
         tensors[f"transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4, dtype=torch.float16)
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
     save_file(tensors, os.path.join(crowded, "model.safetensors"), metadata={"format": "pt"})
     yield "with masks and classifier", crowded, model
     path = os.path.join(root, "model.bin")
     llmc(path, model)
-    yield "the reference's .bin", path, model
+    yield "llm.c's .bin", path, model
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("runner")
     args = parser.parse_args()
     runner = os.path.abspath(args.runner)
-    run = lambda *arguments: subprocess.run([runner, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+    run = lambda *arguments: subprocess.run(
+        [runner, *arguments], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
 
     torch.manual_seed(3)
     # Wide enough that attention is not flat.
@@ -122,23 +138,24 @@ def main():
                     logits = theirs(torch.tensor([ours["tokens"]])).logits[0, -1].double()
                 mine = torch.tensor(ours["logits"], dtype=torch.float64)
                 worst = max(worst, ((logits - mine).norm() / logits.norm()).item())
-            told = json.loads(run("eval", path, "--task", "val", "--data", os.path.join(root, "val.bin"), "--json",
-                                  "--set", "eval.val_tokens=1024", "--set", "device.kind=cpu"))
+            data = ["--task", "val", "--data", os.path.join(root, "val.bin"), "--set", "eval.val_tokens=1024"]
+            measured = json.loads(run("eval", path, *data, "--json", "--set", "device.kind=cpu"))
             with torch.no_grad():
                 logits = theirs(tokens[:-1].view(4, 256)).logits.double()
             loss = torch.nn.functional.cross_entropy(logits.view(-1, 50257), tokens[1:]).item()
-            off = abs(told["val_loss"] - loss) / loss
-            print(f"{name}: relative error of logits at most {worst:.1e} (limit {LOGITS:.0e}), of the loss {loss:.6f} {off:.1e} (limit {LOSS:.0e})")
+            off = abs(measured["val_loss"] - loss) / loss
+            print(f"{name}: relative error of logits at most {worst:.1e} (limit {LOGITS:.0e}),")
+            print(f"    of the loss {loss:.6f} {off:.1e} (limit {LOSS:.0e})")
             if not (worst <= LOGITS and off <= LOSS):
                 faults.append(name)
 
         roots = []
-        for number, init in enumerate(["fp32", "crowded", "model.bin"]):
+        for number, init in enumerate(["fp32", "crowded", "sharded", "model.bin"]):
             experiment = os.path.join(root, f"train{number}.toml")
             with open(experiment, "w") as file:
                 file.write(TRAINING.format(init=init))
             roots.append(run("run", experiment, "--runs", os.path.join(root, "runs")).strip())
-        print(f"two steps from each of three forms: state root {roots[0]}")
+        print(f"two steps from each of four forms: state root {roots[0]}")
         if len(set(roots)) != 1:
             faults.append(f"training: {roots}")
     print(f"transformers {transformers.__version__}, torch {torch.__version__}")

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::reporter::reporter;
 use crate::data::Tokenizer;
 use crate::eval::parameters;
-use crate::generate::{Sampling, generate};
+use crate::generate::{self, Sampling, generate};
 use crate::model::decode::{Decoder, NewToken, Room};
 use crate::model::weights::Weights;
 use crate::ops::Ops;
@@ -32,12 +32,10 @@ const STREAMS: usize = 8;
 /// Let a saved model write.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The run: a name under `--runs`, or a folder. Or a model: a Hugging Face folder of GPT-2, or llm.c's
-    /// `.bin`.
-    #[arg(value_name = "MODEL")]
-    run: PathBuf,
-    /// Text to go on from; empty starts a document. By default the experiment's `sample.prompt`, as for
-    /// the next four.
+    #[arg(value_name = "MODEL", help = model::help())]
+    model: PathBuf,
+    /// Text to go on from; empty starts a document. The model reads `<|endoftext|>` before it, as before every
+    /// document in training. By default the experiment's `sample.prompt`, as for the next four.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// Tokens at most; the model may end its text before.
@@ -61,7 +59,8 @@ pub struct Args {
     /// Print a JSON line a text on stdout, when all are written.
     #[arg(long)]
     json: bool,
-    /// Print the prompt's tokens and the logits of the next one as JSON, and write nothing.
+    /// Print the prompt's tokens, `<|endoftext|>` first, and the logits of the next one as JSON, and write
+    /// nothing.
     #[arg(long)]
     logits: bool,
     /// Step of the checkpoint to read; the newest whole one by default.
@@ -87,7 +86,7 @@ struct Request {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let argument = model::find(&args.run, &args.runs)?;
+    let argument = model::find(&args.model, &args.runs, reporter(args.json))?;
     let experiment = argument.experiment(&args.set)?;
     let defaults = &experiment.sample;
     let sampling = Sampling {
@@ -189,6 +188,7 @@ fn logits<O: Ops>(
     decoder.read(ops, params, 0, 0, &prompt[..last])?;
     let logits =
         decoder.logits(ops, params, &[NewToken { token: prompt[last], stream: 0, position: last }])?;
+    generate::require_finite(&logits, 0, 0)?;
     println!("{}", json!({"tokens": prompt, "logits": logits}));
     Ok(())
 }

@@ -101,7 +101,10 @@ impl<W: Write> Page<'_, W> {
                 let Text { text, tokens, .. } = text;
                 let ended = tokens.last() == Some(&self.tokenizer.eot());
                 let prompt = &self.request.prompt;
-                let line = json!({"sample": number, "prompt": prompt, "text": &text[prompt.len()..], "tokens": tokens, "ended": ended});
+                let text = &text[prompt.len()..];
+                let line = json!({
+                    "sample": number, "prompt": prompt, "text": text, "tokens": tokens, "ended": ended,
+                });
                 writeln!(self.out, "{line}")?;
             }
         }

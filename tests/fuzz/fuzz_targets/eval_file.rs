@@ -1,4 +1,4 @@
-//! Multiple choice: the reference's `.bin` and HellaSwag's jsonl.
+//! Multiple choice: llm.c's `.bin` and HellaSwag's jsonl.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The reference's model `.bin`: header and weights.
+//! llm.c's model `.bin`: header and weights.
 
 #![no_main]
 

@@ -48,8 +48,8 @@ fn fast(tokenizer: &Tokenizer, vocab: &Map<String, Value>, merges: &[[String; 2]
         "truncation": null,
         "padding": null,
         "added_tokens": [{
-            "id": tokenizer.eot(), "content": END_OF_TEXT, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": true,
+            "id": tokenizer.eot(), "content": END_OF_TEXT, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true,
         }],
         "normalizer": null,
         "pre_tokenizer": byte_level,
@@ -57,7 +57,8 @@ fn fast(tokenizer: &Tokenizer, vocab: &Map<String, Value>, merges: &[[String; 2]
         "decoder": byte_level,
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
-            "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges,
+            "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "vocab": vocab,
+            "merges": merges,
         },
     })
 }

@@ -1,0 +1,175 @@
+//! `config.json` of GPT-2, read and written.
+//!
+//! Every size is held to what the key of its name takes, so that no absurd configuration is believed, and
+//! every key that would change what is computed to what is computed here.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::data::Tokenizer;
+use crate::experiment::{Model, VOCAB_ALIGN, largest};
+use crate::formats::content::require_file;
+use crate::formats::{FormatError, Precision, Result};
+
+/// The file that makes a folder a Hugging Face model.
+pub const CONFIG: &str = "config.json";
+
+/// The sizes in a `config.json` of GPT-2. What would compute something else than GPT-2 is refused. The padded
+/// vocabulary is ours, not the file's.
+pub fn sizes(path: &Path) -> Result<Model> {
+    require_file(path)?;
+    parse(path, &fs::read(path).map_err(|source| FormatError::Io { path: path.into(), source })?)
+}
+
+/// [`sizes`] of a file that is in memory.
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<Model> {
+    let bad = |problem: String| FormatError::Config { path: path.into(), problem };
+    let config: Value = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
+    if config["model_type"] != "gpt2" {
+        return Err(bad(format!("`model_type` is {}, expected \"gpt2\"", config["model_type"])));
+    }
+    let size = |key: &str, ours: &str| match config[key].as_u64() {
+        Some(size) if (1..=largest(ours)).contains(&size) => Ok(size as usize),
+        _ => Err(bad(format!(
+            "`{key}` is {}, expected a whole number from 1 to {}",
+            config[key],
+            largest(ours)
+        ))),
+    };
+    let (vocab, channels) = (size("vocab_size", "model.vocab")?, size("n_embd", "model.channels")?);
+    let model = Model {
+        init: None,
+        descriptor: None,
+        layers: size("n_layer", "model.layers")?,
+        heads: size("n_head", "model.heads")?,
+        channels,
+        context: size("n_positions", "model.context")?,
+        vocab,
+        vocab_padded: vocab.next_multiple_of(VOCAB_ALIGN as usize),
+    };
+    if !channels.is_multiple_of(model.heads) {
+        return Err(bad(format!("`n_head` is {}, which does not divide `n_embd`, {channels}", model.heads)));
+    }
+    require_gpt2(&config, channels).map_err(bad)?;
+    Ok(model)
+}
+
+/// Refuses a configuration with a key that makes it compute something else than GPT-2 with `channels`. Where
+/// the file has no such key, its value is GPT-2's.
+fn require_gpt2(config: &Value, channels: usize) -> Result<(), String> {
+    type Expected<'a> = (&'a str, &'a dyn Fn(&Value) -> bool, &'a str);
+    let wide = (4 * channels) as u64;
+    let empty = |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
+    let keys: [Expected; 10] = [
+        ("activation_function", &|v| v == "gelu_new" || v == "gelu_pytorch_tanh", "\"gelu_new\""),
+        ("layer_norm_epsilon", &|v| v.as_f64() == Some(1e-5), "1e-5"),
+        ("n_inner", &|v| v.is_null() || v.as_u64() == Some(wide), "null or four times `n_embd`"),
+        ("scale_attn_weights", &|v| v == true, "true"),
+        ("scale_attn_by_inverse_layer_idx", &|v| v == false, "false"),
+        ("reorder_and_upcast_attn", &|v| v == false, "false"),
+        ("tie_word_embeddings", &|v| v == true, "true"),
+        ("add_cross_attention", &|v| v == false, "false"),
+        ("pruned_heads", &empty, "{}"),
+        ("quantization_config", &Value::is_null, "null"),
+    ];
+    for (key, fits, expected) in keys {
+        if let Some(value) = config.get(key).filter(|value| !fits(value)) {
+            let what = "this model computes something else than GPT-2";
+            return Err(format!("`{key}` is {value}, expected {expected}: {what}"));
+        }
+    }
+    Ok(())
+}
+
+/// The configuration of a model.
+pub fn of(model: &Model, precision: Precision, tokenizer: &Tokenizer) -> Value {
+    json!({
+        "activation_function": "gelu_new",
+        "architectures": ["GPT2LMHeadModel"],
+        "attn_pdrop": 0.0,
+        "bos_token_id": tokenizer.eot(),
+        "embd_pdrop": 0.0,
+        "eos_token_id": tokenizer.eot(),
+        "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-5,
+        "model_type": "gpt2",
+        "n_ctx": model.context,
+        "n_embd": model.channels,
+        "n_head": model.heads,
+        "n_inner": null,
+        "n_layer": model.layers,
+        "n_positions": model.context,
+        "reorder_and_upcast_attn": false,
+        "resid_pdrop": 0.0,
+        "scale_attn_by_inverse_layer_idx": false,
+        "scale_attn_weights": true,
+        "summary_first_dropout": 0.0,
+        "tie_word_embeddings": true,
+        "torch_dtype": match precision { Precision::Fp32 => "float32", Precision::Bf16 => "bfloat16" },
+        "use_cache": true,
+        "vocab_size": model.vocab,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPENAI: &str = r#"{"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"],
+        "attn_pdrop": 0.1, "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256,
+        "initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024,
+        "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1,
+        "summary_first_dropout": 0.1, "vocab_size": 50257}"#;
+
+    fn refusal(change: impl Fn(&mut Value)) -> String {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config: Value = serde_json::from_str(OPENAI).expect("JSON");
+        change(&mut config);
+        fs::write(folder.path().join(CONFIG), config.to_string()).expect("writable");
+        sizes(&folder.path().join(CONFIG)).map_or_else(|e| e.to_string(), |model| format!("{model:?}"))
+    }
+
+    #[test]
+    fn openai_s_own_file_gives_gpt2_s_sizes() {
+        let says = refusal(|_| ());
+        assert!(
+            says.contains(
+                "layers: 12, heads: 12, channels: 768, context: 1024, vocab: 50257, vocab_padded: 50304"
+            ),
+            "{says}"
+        );
+    }
+
+    #[test]
+    fn a_config_that_computes_something_else_is_refused() {
+        for (key, value, says) in [
+            ("model_type", json!("llama"), "`model_type` is \"llama\", expected \"gpt2\""),
+            (
+                "activation_function",
+                json!("relu"),
+                "`activation_function` is \"relu\", expected \"gelu_new\"",
+            ),
+            ("layer_norm_epsilon", json!(1e-6), "expected 1e-5"),
+            ("n_inner", json!(1000), "expected null or four times"),
+            ("scale_attn_by_inverse_layer_idx", json!(true), "expected false"),
+            ("tie_word_embeddings", json!(false), "expected true"),
+            ("reorder_and_upcast_attn", json!(true), "`reorder_and_upcast_attn` is true, expected false"),
+            ("add_cross_attention", json!(true), "expected false"),
+            ("pruned_heads", json!({"0": [1]}), "`pruned_heads` is {\"0\":[1]}, expected {}"),
+            ("quantization_config", json!({"bits": 8}), "`quantization_config` is {\"bits\":8}"),
+            ("activation_function", json!(null), "`activation_function` is null"),
+            ("n_head", json!(7), "does not divide `n_embd`, 768"),
+            ("n_layer", json!(-3), "`n_layer` is -3, expected a whole number from 1 to 1024"),
+            ("n_layer", json!(1_000_000), "to 1024"),
+            ("n_embd", json!(null), "`n_embd` is null"),
+            ("vocab_size", json!(70_000), "to 65536"),
+        ] {
+            let got = refusal(|config| config[key] = value.clone());
+            assert!(got.contains(says), "{key} {value}: {got}");
+        }
+        let none = sizes(Path::new("/nowhere/config.json")).expect_err("nothing there").to_string();
+        assert!(none.contains("cannot read `/nowhere/config.json`"), "{none}");
+    }
+}

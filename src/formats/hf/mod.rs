@@ -1,0 +1,180 @@
+//! Hugging Face's GPT-2: a folder that `transformers` loads as `GPT2LMHeadModel`.
+//!
+//! Its `Conv1D` weights are (in, out), ours (out, in); its names begin with `transformer.`; `lm_head` is tied
+//! to `wte` and not stored; the token table has no padding rows. Transposing moves bits and changes none, so
+//! [`read`] gives back what [`write`] was given, in the precision written.
+//!
+//! [`config`] is `config.json`, [`weights`] the files of the weights, [`tokenizer_files`] the tokenizer.
+
+mod config;
+mod tokenizer_files;
+mod weights;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::parameters::{encoded, require_finite};
+use super::{Content, Export, FormatError, Parameters, Precision, Reader, Result};
+use crate::data::Tokenizer;
+use crate::experiment::{Model, Sample};
+use crate::model::Weights;
+use crate::store::{Tensor, atomic, safetensors};
+use config::CONFIG;
+use weights::{FOREIGN, INDEX, WEIGHTS};
+
+pub use config::parse as parse_config;
+pub use weights::parse_index;
+
+const PREFIX: &str = "transformer.";
+/// Tied to `wte`; a file may hold it nevertheless.
+const CLASSIFIER: &str = "lm_head.weight";
+
+/// How such folders are read.
+pub(super) const READER: Reader = Reader {
+    what: "a Hugging Face folder of GPT-2",
+    recognises: |path, content| {
+        let mut names = [CONFIG, WEIGHTS, INDEX].into_iter().chain(FOREIGN);
+        matches!(content, Content::Folder) && names.any(|name| path.join(name).exists())
+    },
+    sizes: |folder| config::sizes(&folder.join(CONFIG)),
+    read,
+    weights: weights::files,
+};
+
+/// Writes the files of a model into `folder`, which must be there.
+pub fn write(folder: &Path, export: Export<'_>) -> Result<()> {
+    let Export { parameters: Parameters { model, tensors }, precision, tokenizer, sample, origin } = export;
+    let pretty = |value: Value| format!("{value:#}\n").into_bytes();
+    let mut files = vec![
+        (CONFIG, pretty(config::of(&model, precision, &tokenizer))),
+        ("generation_config.json", pretty(generation_config(&tokenizer, sample))),
+    ];
+    files.extend(tokenizer_files::files(&tokenizer, &model));
+    for (name, bytes) in files {
+        atomic::write(&folder.join(name), &bytes)?;
+    }
+    // One by one, so that of a large model little more than one copy is in memory.
+    let Weights { wte, wpe, layers, ln_f } = tensors;
+    let affines =
+        layers.into_iter().flat_map(|l| [l.ln_1, l.qkv, l.attn_proj, l.ln_2, l.fc, l.fc_proj]).chain([ln_f]);
+    let ours = [wte, wpe].into_iter().chain(affines.flat_map(|affine| [affine.weight, affine.bias]));
+    let theirs: Vec<Tensor> = ours.map(|tensor| to_theirs(tensor, precision)).collect();
+    // `transformers` refuses a file that does not say "pt".
+    let mut metadata = origin;
+    metadata.insert("format".into(), "pt".into());
+    safetensors::write(&folder.join(WEIGHTS), &theirs, &metadata)?;
+    Ok(())
+}
+
+/// Reads the parameters of a folder that [`write`] made, or another of GPT-2: OpenAI's, or what
+/// `save_pretrained` wrote, in one file or several, each tensor in F32, BF16 or F16 (widened to F32).
+///
+/// # Errors
+///
+/// Files that are missing or damaged, sizes that `config.json` does not give, tensors that do not fit them or
+/// are not finite, tensors that GPT-2 does not have, or a classifier that is not the token table.
+pub fn read(folder: &Path) -> Result<Parameters> {
+    let model = config::sizes(&folder.join(CONFIG))?;
+    let names: BTreeSet<String> = Weights::of(&model).iter().map(|spec| spec.name.clone()).collect();
+    let found = weights::read(folder, |name| name == CLASSIFIER || names.contains(bare(name)))?;
+    if let Some((file, name)) = found.others.into_iter().find(|(_, name)| !is_mask(bare(name), &model)) {
+        return Err(FormatError::Unused { path: file, tensor: name });
+    }
+    let mut state: BTreeMap<String, Tensor> = BTreeMap::new();
+    for (file, tensor) in found.tensors {
+        require_finite(&file, [&tensor])?;
+        let name = bare(&tensor.name).to_owned();
+        if state.insert(name.clone(), flipped(Tensor { name: name.clone(), ..tensor })).is_some() {
+            let problem = format!("is given twice, with and without `{PREFIX}`");
+            return Err(FormatError::Parameter { path: file, tensor: name, problem });
+        }
+    }
+    let classifier = state.remove(CLASSIFIER);
+    let parameters = Parameters::of_state(folder, &model, state.into_values().collect())?;
+    if let Some(classifier) = classifier {
+        require_tied(folder, &classifier, &parameters.tensors.wte)?;
+    }
+    Ok(parameters)
+}
+
+/// A tensor's name without the prefix that a model saved without its classifier lacks.
+fn bare(name: &str) -> &str {
+    name.strip_prefix(PREFIX).unwrap_or(name)
+}
+
+/// Whether a tensor is the causal mask of a layer or the number that stands in its empty places: constants
+/// that older files hold.
+fn is_mask(name: &str, model: &Model) -> bool {
+    let layer = name.strip_prefix("h.").and_then(|rest| rest.split_once('.'));
+    layer.is_some_and(|(layer, rest)| {
+        layer.parse().is_ok_and(|layer: usize| layer < model.layers)
+            && (rest == "attn.bias" || rest == "attn.masked_bias")
+    })
+}
+
+/// Refuses a classifier with other numbers than the token table: GPT-2's are one.
+fn require_tied(folder: &Path, classifier: &Tensor, wte: &Tensor) -> Result<()> {
+    let bits = |tensor| encoded(tensor, Precision::Fp32);
+    if classifier.shape == wte.shape && bits(classifier) == bits(wte) {
+        return Ok(());
+    }
+    let problem = "differs from `wte.weight`: GPT-2's classifier is its token table".into();
+    Err(FormatError::Parameter { path: folder.into(), tensor: CLASSIFIER.into(), problem })
+}
+
+fn to_theirs(tensor: Tensor, precision: Precision) -> Tensor {
+    let bytes = match encoded(&tensor, precision) {
+        Cow::Owned(bytes) => bytes,
+        Cow::Borrowed(_) => tensor.bytes,
+    };
+    let name = format!("{PREFIX}{}", tensor.name);
+    flipped(Tensor { name, dtype: precision.dtype(), shape: tensor.shape, bytes })
+}
+
+/// The tensor transposed if it is the weight of a `Conv1D`: every matrix but the two tables.
+fn flipped(tensor: Tensor) -> Tensor {
+    let tables = ["wte.weight", "wpe.weight", CLASSIFIER];
+    let table = tables.iter().any(|table| tensor.name.ends_with(table));
+    match tensor.shape[..] {
+        [rows, columns] if !table => {
+            let bytes = match tensor.dtype.size() {
+                2 => transposed::<2>(&tensor.bytes, rows, columns),
+                _ => transposed::<4>(&tensor.bytes, rows, columns),
+            };
+            Tensor { shape: vec![columns, rows], bytes, ..tensor }
+        }
+        _ => tensor,
+    }
+}
+
+/// A row-major matrix of elements of `SIZE` bytes as its transpose.
+fn transposed<const SIZE: usize>(bytes: &[u8], rows: usize, columns: usize) -> Vec<u8> {
+    let elements = bytes.as_chunks::<SIZE>().0;
+    let mut out = Vec::with_capacity(bytes.len());
+    for column in 0..columns {
+        for row in 0..rows {
+            out.extend_from_slice(&elements[row * columns + column]);
+        }
+    }
+    out
+}
+
+fn generation_config(tokenizer: &Tokenizer, sample: &Sample) -> Value {
+    let mut config = json!({
+        "bos_token_id": tokenizer.eot(),
+        "eos_token_id": tokenizer.eot(),
+        "pad_token_id": tokenizer.eot(),
+        "do_sample": sample.temperature > 0.0,
+    });
+    if sample.temperature > 0.0 {
+        config["temperature"] = sample.temperature.into();
+        config["top_k"] = sample.top_k.into();
+    }
+    config
+}
+
+#[cfg(test)]
+mod tests;
