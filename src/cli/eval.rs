@@ -138,12 +138,14 @@ fn open_tasks(args: &Args, experiment: &Experiment) -> anyhow::Result<Tasks> {
 /// The validation set that training uses, or one from other shards.
 fn held_out(pattern: Option<&String>, experiment: &Experiment) -> anyhow::Result<ValidationSet> {
     let vocab = experiment.model.vocab;
+    let tokenizer = Tokenizer::new(experiment.data.tokenizer);
+    let open = |patterns: &[String]| Dataset::open(patterns, vocab, &tokenizer).map(std::sync::Arc::new);
     let data = match (pattern, &experiment.data.corpus) {
-        (Some(pattern), _) => std::sync::Arc::new(Dataset::open(std::slice::from_ref(pattern), vocab)?),
+        (Some(pattern), _) => open(std::slice::from_ref(pattern))?,
         (None, Some(_)) => {
             Sources::open(&experiment.data, vocab)?.val.context("the corpus has no validation text")?
         }
-        (None, None) => std::sync::Arc::new(Dataset::open(&experiment.data.val, vocab)?),
+        (None, None) => open(&experiment.data.val)?,
     };
     Ok(ValidationSet::new(&data, experiment.eval.val_tokens, experiment.batch.seq_len)?)
 }

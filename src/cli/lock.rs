@@ -50,7 +50,8 @@ fn write<O: Locked>(ops: O, loaded: &Loaded, data: &Data, out: &Path) -> anyhow:
     // Allocating chooses what is still to be chosen, such as algorithms.
     let initial = initial::read(&loaded.experiment, None, false)?;
     let trainer = Trainer::new(ops, &loaded.experiment)?;
-    let lock = locking::lock(loaded, data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
+    let manifest = data.manifest(locking::user_cache())?;
+    let lock = locking::lock(loaded, data, &manifest, initial.as_ref(), &trainer.ops)?;
     store::atomic::write(out, lock.to_text().as_bytes())?;
     anstream::eprintln!("locked {} numerics in `{}`", lock.numerics.len(), out.display());
     println!("{}", lock.numerics_id());

@@ -7,13 +7,14 @@
 use std::io::IsTerminal;
 use std::path::Path;
 
+use anyhow::Context;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::exit::ProofRefusal;
 use super::gpu_watch;
 use super::initial::{self, Initial};
 use super::session::Data;
-use crate::data::{DigestCache, ShardDigest};
+use crate::data::{DataError, Dataset, DigestCache, Manifest, ShardDigest};
 use crate::experiment::{self, Compute, Experiment, Loaded};
 use crate::ops::cpu::{self, Cpu};
 use crate::ops::cuda::libraries::{self, Library};
@@ -112,17 +113,18 @@ impl Locked for Cuda {
 
 /// The lock of an experiment on this machine, without outputs.
 ///
-/// `cache` holds the digests of shards; without one every byte is read.
+/// `manifest` has the digests of `data`.
 pub fn lock<O: Locked>(
     loaded: &Loaded,
     data: &Data,
+    manifest: &Manifest,
     initial: Option<&Initial>,
     ops: &O,
-    cache: DigestCache,
 ) -> anyhow::Result<Lock> {
     let facts = ops.facts()?;
     let mut numerics = resolved_numerics(&loaded.experiment);
-    numerics.extend(data_numerics(data, cache));
+    numerics.extend(shards("data.shard", &manifest.train));
+    numerics.insert("data.tokenizer_sha256".into(), hex::encode(data.tokenizer.sha256()));
     numerics.extend(facts.numerics);
     initial::lock(initial, &mut numerics);
     numerics.insert("train.numerics_version".into(), train::NUMERICS_VERSION.to_string());
@@ -135,6 +137,7 @@ pub fn lock<O: Locked>(
     if let Some(set) = &data.validation {
         environment.insert("data.validation_sha256".into(), hex::encode(set.sha256()));
     }
+    environment.extend(evaluation_data(manifest));
     environment.extend(facts.environment);
     Ok(Lock { numerics, environment, source: source(), config: config(loaded), outputs: Table::new() })
 }
@@ -155,41 +158,68 @@ fn plain(value: &serde_json::Value) -> String {
     }
 }
 
-fn data_numerics(data: &Data, cache: DigestCache) -> Table {
-    let mut numerics = shards(&data.manifest(cache));
-    numerics.insert("data.tokenizer_sha256".into(), hex::encode(data.tokenizer.sha256()));
-    numerics
-}
-
-/// The data manifest: `data.shard.00000`, in order.
-pub fn shards(manifest: &[ShardDigest]) -> Table {
+/// Lines of the data manifest, in order: `data.shard.00000` for the prefix `data.shard`.
+pub fn shards(prefix: &str, manifest: &[ShardDigest]) -> Table {
     let line = |shard: &ShardDigest| {
         format!("{}, {} tokens, sha256 {}", shard.name, shard.tokens, hex::encode(shard.sha256))
     };
-    manifest.iter().enumerate().map(|(at, shard)| (format!("data.shard.{at:05}"), line(shard))).collect()
+    manifest.iter().enumerate().map(|(at, shard)| (format!("{prefix}.{at:05}"), line(shard))).collect()
+}
+
+/// What a run is measured on: `data.val_shard.00000` and on, and `data.hellaswag`.
+pub fn evaluation_data(manifest: &Manifest) -> Table {
+    let mut table = shards("data.val_shard", &manifest.val);
+    if let Some((name, bytes, sha256)) = &manifest.hellaswag {
+        let line = format!("{name}, {bytes} bytes, sha256 {}", hex::encode(sha256));
+        table.insert("data.hellaswag".into(), line);
+    }
+    table
 }
 
 impl Data {
-    /// Name, tokens and SHA-256 of each training shard; a bar where that takes long.
-    pub fn manifest(&self, mut cache: DigestCache) -> Vec<ShardDigest> {
-        let bytes = cache.unknown_bytes(&self.train);
-        let slow = bytes > 1 << 30;
-        let bar = if slow && std::io::stderr().is_terminal() {
-            ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr())
-        } else {
-            ProgressBar::hidden()
-        };
-        let style =
-            ProgressStyle::with_template("hashing data {bar:32.cyan/dim} {bytes}/{total_bytes}  {eta} left");
-        bar.set_style(style.expect("the template is valid").progress_chars("━╸─"));
-        if slow && bar.is_hidden() {
-            anstream::eprintln!("hashing {} of training data", HumanBytes(bytes));
-        }
-        let manifest = cache.manifest(&self.train, |shard| bar.inc(shard.bytes));
-        bar.finish_and_clear();
+    /// Digests of all that a run reads, with a bar where that takes long. `cache` holds those of earlier runs;
+    /// without one every byte is read.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a token outside the vocabulary.
+    pub fn manifest(&self, mut cache: DigestCache) -> anyhow::Result<Manifest> {
+        let manifest = self.digests(&mut cache);
+        // Also after an error: what was hashed before it need not be hashed again.
         cache.save();
         manifest
     }
+
+    fn digests(&self, cache: &mut DigestCache) -> anyhow::Result<Manifest> {
+        let train = hash(&self.train, cache)?;
+        let val = self.val.as_ref().map(|val| hash(val, cache)).transpose()?.unwrap_or_default();
+        let hellaswag = self.hellaswag_file.as_ref().map(|path| {
+            let sha256 = cache.file(path);
+            let found = sha256.and_then(|sha256| Ok((path.metadata()?.len(), sha256)));
+            let (bytes, sha256) = found.with_context(|| format!("cannot read `{}`", path.display()))?;
+            let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+            anyhow::Ok((name, bytes, sha256))
+        });
+        Ok(Manifest { train, val, hellaswag: hellaswag.transpose()? })
+    }
+}
+
+fn hash(data: &Dataset, cache: &mut DigestCache) -> Result<Vec<ShardDigest>, DataError> {
+    let bytes = cache.unknown_bytes(data);
+    let slow = bytes > 1 << 30;
+    let bar = if slow && std::io::stderr().is_terminal() {
+        ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr())
+    } else {
+        ProgressBar::hidden()
+    };
+    let style =
+        ProgressStyle::with_template("hashing data {bar:32.cyan/dim} {bytes}/{total_bytes}  {eta} left");
+    bar.set_style(style.expect("the template is valid").progress_chars("━╸─"));
+    if slow && bar.is_hidden() {
+        anstream::eprintln!("hashing {} of data", HumanBytes(bytes));
+    }
+    let manifest = cache.manifest(data, |shard| bar.inc(shard.bytes));
+    bar.finish_and_clear();
+    manifest
 }
 
 /// The digests of shards that this user's runs have hashed before.

@@ -1,7 +1,7 @@
 //! What `run` and `resume` share: device, data, records, signals, and the training between them.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::past::{self, Past};
 use super::plan;
 use super::stop;
 use super::team::{self, Begin, Team};
-use crate::data::{Dataset, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
+use crate::data::{Dataset, Manifest, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
 use crate::eval::TaskSet;
 use crate::experiment::{self, DeviceKind, Experiment, Loaded, Order};
 use crate::model::weights::Weights;
@@ -130,8 +130,12 @@ pub struct Resume {
 /// The tokens of an experiment.
 pub struct Data {
     pub train: Arc<Dataset>,
+    /// The shards of which `validation` is the start; none where nothing is validated.
+    pub val: Option<Arc<Dataset>>,
     pub validation: Option<ValidationSet>,
     hellaswag: Option<TaskSet>,
+    /// The file of `hellaswag`.
+    pub hellaswag_file: Option<PathBuf>,
     pub tokenizer: Tokenizer,
 }
 
@@ -142,15 +146,27 @@ impl Data {
         let seq_len = experiment.batch.seq_len;
         let Sources { train, val, tokenizer } = Sources::open(&experiment.data, experiment.model.vocab)?;
         let sequences = train.require_sequences(seq_len)?;
-        let wanted = val.filter(|_| experiment.eval.every > 0);
-        let validation =
-            wanted.map(|val| ValidationSet::new(&val, experiment.eval.val_tokens, seq_len)).transpose()?;
+        let val = val.filter(|_| experiment.eval.every > 0);
+        let validation = val
+            .as_ref()
+            .map(|val| ValidationSet::new(val, experiment.eval.val_tokens, seq_len))
+            .transpose()?;
         let tasks = experiment.eval.hellaswag.as_ref().filter(|_| experiment.eval.every > 0);
-        let hellaswag = tasks
-            .map(|path| TaskSet::open(Path::new(path), &tokenizer, experiment.model.vocab, seq_len))
+        let hellaswag_file = tasks.map(PathBuf::from);
+        let hellaswag = hellaswag_file
+            .as_ref()
+            .map(|path| TaskSet::open(path, &tokenizer, experiment.model.vocab, seq_len))
             .transpose()?;
         loaded.resolve_epochs(sequences.get())?;
-        Ok(Data { train, validation, hellaswag, tokenizer })
+        Ok(Data { train, val, validation, hellaswag, hellaswag_file, tokenizer })
+    }
+
+    /// What is odd about the data of `experiment` without being an error, one line each.
+    fn remarks(&self, manifest: &Manifest, experiment: &Experiment) -> Vec<String> {
+        let (seq_len, wanted) = (experiment.batch.seq_len, experiment.eval.val_tokens);
+        let mut remarks = manifest.remarks(&self.train, self.val.as_deref(), &self.tokenizer, seq_len);
+        remarks.extend(self.validation.as_ref().and_then(|set| set.shortfall(wanted)));
+        remarks
     }
 }
 
@@ -283,7 +299,13 @@ impl OnDevice for Training {
             ops.pin(numerics)?;
         }
         let mut trainer = Trainer::join(ops, &experiment, exchange)?;
-        let mut lock = locking::lock(&loaded, &data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
+        let manifest = data.manifest(locking::user_cache())?;
+        if first {
+            for remark in data.remarks(&manifest, &experiment) {
+                anstream::eprintln!("note: {remark}");
+            }
+        }
+        let mut lock = locking::lock(&loaded, &data, &manifest, initial.as_ref(), &trainer.ops)?;
         lock.environment.insert("ranks".into(), ranks.to_string());
         match &heard {
             Some(numerics) => team::require_same(trainer.link().rank(), numerics, &lock.numerics)?,
@@ -521,7 +543,7 @@ fn describe<O: Ops>(experiment: &Experiment, data: &Data, ops: &O, storage: &Sto
     }
     anstream::eprintln!(
         "data: {} training tokens, {} steps of {}, {} to validate on",
-        units::thousands(data.train.tokens()),
+        units::thousands(data.train.usable_tokens(experiment.batch.seq_len)),
         units::thousands(experiment.schedule.steps),
         units::thousands(experiment.batch.tokens),
         units::thousands(data.validation.as_ref().map_or(0, ValidationSet::tokens)),

@@ -8,7 +8,7 @@ use super::Report;
 use crate::cli::initial;
 use crate::cli::locking::{self, DeviceFacts, Locked, list};
 use crate::cli::session::{Data, Device};
-use crate::data::{DataError, DigestCache};
+use crate::data::{DataError, DigestCache, ShardDigest};
 use crate::experiment::{self, Loaded};
 use crate::ops::DeviceError;
 use crate::proof::lock::{Lock, Table, differences};
@@ -223,10 +223,14 @@ fn metrics(paths: &RunPaths, entries: &[Entry], report: &mut Report) -> anyhow::
     Ok(())
 }
 
-/// Every byte of the training data.
+/// Every byte of the training and validation data and of HellaSwag's file.
 fn data(loaded: &mut Loaded, lock: Option<&Lock>, report: &mut Report) -> Option<Data> {
-    let data = match Data::open(loaded) {
-        Ok(data) => data,
+    let read = Data::open(loaded).and_then(|data| {
+        let manifest = data.manifest(DigestCache::none())?;
+        Ok((data, manifest))
+    });
+    let (data, manifest) = match read {
+        Ok(read) => read,
         Err(why) if matches!(why.downcast_ref(), Some(DataError::NoMatch { .. })) => {
             report.skipped("data", why.to_string());
             return None;
@@ -236,20 +240,19 @@ fn data(loaded: &mut Loaded, lock: Option<&Lock>, report: &mut Report) -> Option
             return None;
         }
     };
-    let found = locking::shards(&data.manifest(DigestCache::none()));
     let Some(lock) = lock else { return Some(data) };
-    let locked: Table = lock
-        .numerics
-        .iter()
-        .filter(|(key, _)| key.starts_with("data.shard."))
-        .map(|(k, v)| (k.clone(), v.clone()))
-        .collect();
-    let changed = differences(&locked, &found);
+    let of = |table: &Table, prefixes: &[&str]| -> Table {
+        let wanted = |key: &&String| prefixes.iter().any(|prefix| key.starts_with(prefix));
+        table.keys().filter(wanted).map(|key| (key.clone(), table[key].clone())).collect()
+    };
+    let train = locking::shards("data.shard", &manifest.train);
+    let changed = differences(&of(&lock.numerics, &["data.shard."]), &train);
+    let tokens = |shards: &[ShardDigest]| {
+        let tokens = shards.iter().map(|shard| shard.tokens).sum();
+        format!("{} shards, {} tokens", shards.len(), crate::units::thousands(tokens))
+    };
     if changed.is_empty() {
-        report.ok(
-            "data",
-            format!("{} shards, {} tokens", found.len(), crate::units::thousands(data.train.tokens())),
-        );
+        report.ok("data", tokens(&manifest.train));
     } else {
         report.failed(
             "data",
@@ -258,6 +261,28 @@ fn data(loaded: &mut Loaded, lock: Option<&Lock>, report: &mut Report) -> Option
                 list(&changed)
             ),
         );
+    }
+    let locked = of(&lock.environment, &["data.val_shard.", "data.hellaswag"]);
+    let found = locking::evaluation_data(&manifest);
+    let changed = differences(&locked, &found);
+    match (locked.is_empty(), changed.is_empty()) {
+        _ if found.is_empty() && locked.is_empty() => {}
+        (true, _) => report.skipped("evaluation data", "the lock is older and names none"),
+        (false, true) => report.ok(
+            "evaluation data",
+            match &manifest.hellaswag {
+                None => tokens(&manifest.val),
+                Some((name, ..)) if manifest.val.is_empty() => name.clone(),
+                Some((name, ..)) => format!("{}, {name}", tokens(&manifest.val)),
+            },
+        ),
+        (false, false) => report.failed(
+            "evaluation data",
+            format!(
+                "not what the run was measured on:{}\n  do: restore the files; the state's bits do not depend on them, the scores do",
+                list(&changed)
+            ),
+        ),
     }
     Some(data)
 }

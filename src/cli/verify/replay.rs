@@ -87,8 +87,8 @@ impl OnDevice for Replay {
         ops.pin(&self.lock.numerics)?;
         let initial = initial::read(experiment, Some(&self.lock.numerics), self.steps.start > 0)?;
         let mut trainer = Trainer::new(ops, experiment)?;
-        let here =
-            locking::lock(&self.loaded, &self.data, initial.as_ref(), &trainer.ops, locking::user_cache())?;
+        let manifest = self.data.manifest(locking::user_cache())?;
+        let here = locking::lock(&self.loaded, &self.data, &manifest, initial.as_ref(), &trainer.ops)?;
         let changed = differences(&self.lock.numerics, &here.numerics);
         if !changed.is_empty() {
             return Ok(Err(format!("not begun: the bits cannot be made here:{}", list(&changed))));
