@@ -10,7 +10,7 @@ use super::run_argument;
 use super::session::{self, Place, Session};
 use super::team::Team;
 use crate::experiment::{self, Loaded};
-use crate::store::{RunFolder, RunPaths, newest_whole};
+use crate::store::{self, RunFolder, RunPaths, newest_whole};
 
 /// Go on with a run from its newest whole checkpoint.
 #[derive(clap::Args)]
@@ -64,6 +64,9 @@ pub struct How {
 pub fn go_on(mut team: Team, path: &Path, mut loaded: Loaded, how: How) -> anyhow::Result<ExitCode> {
     let (place, found) = if team.is_first() {
         let folder = RunFolder::open(path)?;
+        for path in store::contents::beside_checkpoints(&folder.paths.checkpoints())? {
+            anstream::eprintln!("note: `{}` is no checkpoint, and is left alone", path.display());
+        }
         let (found, broken) = newest_whole(&folder.paths.checkpoints())?;
         for (step, why) in &broken {
             anstream::eprintln!("passed over the checkpoint of step {step}: {why}");

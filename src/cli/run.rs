@@ -69,6 +69,9 @@ fn train(args: Args, mut loaded: Loaded, rank: Option<&ranks::Place>) -> anyhow:
         let how = resume::How { edited: true, allow_drift: false, expected, json: args.json };
         return resume::go_on(team, &path, loaded, how);
     }
+    if args.overwrite && team.is_first() {
+        RunFolder::check_overwrite(&args.runs, &name)?;
+    }
     let data = session::Data::open(&mut loaded)?;
     let initial = initial::read(&loaded.experiment, None, false)?;
     let device = session::Device::open_for(&loaded.experiment, &team)?;

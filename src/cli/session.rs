@@ -18,7 +18,9 @@ use super::past::{self, Past};
 use super::plan;
 use super::stop;
 use super::team::{self, Begin, Team};
-use crate::data::{Dataset, Manifest, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet};
+use crate::data::{
+    self, Dataset, Manifest, Plan, Prefetcher, SampleOrder, Sources, Tokenizer, ValidationSet,
+};
 use crate::eval::TaskSet;
 use crate::experiment::{self, DeviceKind, Experiment, Loaded, Order};
 use crate::model::weights::Weights;
@@ -61,6 +63,15 @@ pub enum Place {
 }
 
 impl Place {
+    /// The folder, which may not be there yet; none on a rank that writes none.
+    fn path(&self) -> Option<PathBuf> {
+        match self {
+            Place::Open(folder) => Some(folder.paths.folder().to_owned()),
+            Place::Replace { runs, name } => Some(runs.join(name)),
+            Place::Told => None,
+        }
+    }
+
     fn take(self) -> anyhow::Result<Option<RunFolder>> {
         match self {
             Place::Open(folder) => Ok(Some(folder)),
@@ -153,6 +164,7 @@ impl Data {
             .transpose()?;
         let tasks = experiment.eval.hellaswag.as_ref().filter(|_| experiment.eval.every > 0);
         let hellaswag_file = tasks.map(PathBuf::from);
+        hellaswag_file.as_deref().map(data::require_file).transpose()?;
         let hellaswag = hellaswag_file
             .as_ref()
             .map(|path| TaskSet::open(path, &tokenizer, experiment.model.vocab, seq_len))
@@ -317,6 +329,10 @@ impl OnDevice for Training {
         }
         let changed = past.changed(&lock)?;
         let lock = past.keep_config(lock);
+        if let Some(path) = place.path() {
+            let (bytes, what) = plan::disk_needed(&experiment, storage);
+            store::space::require(&path, bytes, &what)?;
+        }
         let folder = place.take()?;
         if let Some(folder) = &folder {
             anstream::eprintln!("folder: {}", folder.paths.folder().display());

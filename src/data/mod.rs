@@ -36,6 +36,7 @@ pub use digests::DigestCache;
 pub use error::DataError;
 pub use order::SampleOrder;
 pub use prefetch::{Batch, Plan, Prefetcher, Waits};
+pub use read_at::require_file;
 pub use remarks::Manifest;
 pub use sources::Sources;
 pub use tokenizer::{StreamDecoder, Tokenizer};

@@ -130,6 +130,15 @@ fn read_exact_at(file: &File, mut at: u64, mut out: &mut [u8]) -> std::io::Resul
     Ok(())
 }
 
+/// Refuses a path that leads to something else than a regular file, such as a pipe; one that leads nowhere is
+/// left to whoever opens it.
+pub fn require_file(path: &Path) -> Result<(), DataError> {
+    match path.metadata().ok().as_ref().and_then(irregular) {
+        Some(what) => Err(DataError::NotAFile { path: path.to_owned(), what }),
+        None => Ok(()),
+    }
+}
+
 /// What something is called that is no regular file.
 pub(super) fn irregular(found: &Metadata) -> Option<&'static str> {
     #[cfg(unix)]

@@ -1,7 +1,7 @@
 //! What a run leaves on disk: its folder, files that are whole or absent, checkpoints that prove
 //! themselves.
 //!
-//! Nothing here trains or decides when to save; it is told what to write and refuses to read back
+//! Nothing here trains or decides when to save; it writes what it is given and refuses to read back
 //! anything else. A kill or a full disk at any moment leaves the previous checkpoint untouched.
 //!
 //! * [`atomic`]: files and folders that appear whole, by rename.
@@ -9,14 +9,16 @@
 //! * [`checkpoint`]: a state and its manifest; [`shared`]: one written by several ranks; [`retention`]: which
 //!   ones are kept; [`writer`]: saving behind the trainer's back.
 //! * [`compare`]: how two checkpoints differ.
-//! * [`metrics`]: one row a step; [`main_log`]: the same in the reference's line format; [`append`]: files
+//! * [`metrics`]: one row a step; [`main_log`]: the same in llm.c's line format; [`append`]: files
 //!   that only grow; [`tensorboard`]: the same as event files; [`gpu_log`]: what the GPU's sensors said.
-//! * [`run_folder`]: where everything is, and the lock that keeps a second process out.
+//! * [`run_folder`]: where everything is, and the lock that keeps a second process out; [`contents`]: which
+//!   files are this program's; [`space`]: whether there is room for them.
 
 pub mod append;
 pub mod atomic;
 pub mod checkpoint;
 pub mod compare;
+pub mod contents;
 pub mod error;
 pub mod gpu_log;
 pub mod main_log;
@@ -27,6 +29,7 @@ pub mod retention;
 pub mod run_folder;
 pub mod safetensors;
 pub mod shared;
+pub mod space;
 pub mod tensorboard;
 pub mod writer;
 

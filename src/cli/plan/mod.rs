@@ -299,6 +299,17 @@ impl Plan {
     }
 }
 
+/// Bytes that a run of `experiment` needs on its disk at most at one time, and what for.
+pub fn disk_needed(experiment: &Experiment, storage: &Storage) -> (u64, String) {
+    let disk = Disk::of(experiment, state_bytes(experiment, storage));
+    let kept = disk.checkpoints_kept;
+    let plural = if kept == 1 { "" } else { "s" };
+    (
+        disk.total_bytes,
+        format!("{kept} checkpoint{plural} of {} and records", crate::units::bytes(disk.checkpoint_bytes)),
+    )
+}
+
 fn storage(experiment: &Experiment, place: Place) -> Storage {
     match place {
         Place::Cpu { threads } => Storage::cpu(experiment, threads),
