@@ -310,7 +310,7 @@ fn jsonl_without_text_and_other_files_under_its_name_are_refused() {
         ("", "`x.jsonl` holds no text: it is empty"),
         ("\n\n", "every line's text is empty or white space"),
         ("{\"text\": \" \"}\n", "every line's text is empty or white space"),
-        ("<!DOCTYPE html>\n<p>", "is not a file of JSON lines: it is a web page"),
+        ("<!DOCTYPE html>\n<p>", "`x.jsonl` is a web page (HTML): expected a file of JSON lines"),
         ("plain text", "line 1 is no document: it is no JSON object"),
     ] {
         let error = shard(&[jsonl(content)], &options(dir.path())).unwrap_err();
@@ -338,7 +338,7 @@ fn parquet_without_the_column_or_with_other_types_is_refused() {
     let error = refuse(vec![Column::new("text".into(), [1i64, 2])]);
     assert!(error.contains("the column `text` of `x.parquet` holds Int64: expected strings"), "{error}");
     let error = refuse(vec![Column::new("text".into(), [&b"raw"[..], b"\xff"])]);
-    assert!(error.contains("holds BinaryView: expected strings"), "{error}");
+    assert!(error.contains("holds ByteArray: expected strings"), "{error}");
     let error = refuse(vec![ids(), Column::new("text".into(), [Some("a"), None])]);
     assert!(error.contains("row 1 of `x.parquet`") && error.contains("its `text` is null"), "{error}");
     let error = refuse(vec![Column::new("text".into(), [""; 0])]);
