@@ -147,7 +147,11 @@ fn held_out(pattern: Option<&String>, experiment: &Experiment) -> anyhow::Result
         }
         (None, None) => open(&experiment.data.val)?,
     };
-    Ok(ValidationSet::new(&data, experiment.eval.val_tokens, experiment.batch.seq_len)?)
+    let set = ValidationSet::new(&data, experiment.eval.val_tokens, experiment.batch.seq_len)?;
+    if let Some(shortfall) = set.shortfall(experiment.eval.val_tokens) {
+        anstream::eprintln!("note: {shortfall}");
+    }
+    Ok(set)
 }
 
 fn measure<O: Ops>(

@@ -45,12 +45,18 @@ fn known(name: &str) -> Option<Known> {
     })
 }
 
+/// Refuses a folder that is no run: one in which not even a lock was written.
+pub(super) fn require_run(folder: &Path) -> Result<()> {
+    let paths = RunPaths::new(folder);
+    match paths.experiment().is_file() || paths.lock_file().is_file() {
+        true => Ok(()),
+        false => Err(StoreError::NotARun { path: folder.into() }),
+    }
+}
+
 /// Refuses a folder that is no run, or holds something that this program did not write.
 pub(super) fn require_ours(folder: &Path) -> Result<()> {
-    let paths = RunPaths::new(folder);
-    if !paths.experiment().is_file() && !paths.lock_file().is_file() {
-        return Err(StoreError::NotARun { path: folder.into() });
-    }
+    require_run(folder)?;
     let mut foreign = Vec::new();
     for (name, path) in entries(folder)? {
         let known = known(&name);
@@ -182,6 +188,7 @@ mod tests {
             assert!(matches!(error, StoreError::NotARun { .. }), "{error}");
         }
         assert!(root.path().join("photos/plots/me.png").exists());
+        assert_eq!(fs::read_dir(root.path().join("photos")).unwrap().count(), 1, "no lock is left");
     }
 
     #[test]

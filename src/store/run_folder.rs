@@ -111,14 +111,17 @@ impl RunFolder {
     pub fn create(root: &Path, name: &str, overwrite: bool) -> Result<RunFolder> {
         check_name(name)?;
         let folder = root.join(name);
+        if folder.is_dir() && is_used(&folder)? {
+            // Before the lock, which would be left in it.
+            contents::require_run(&folder)?;
+        }
         fs::create_dir_all(&folder).map_err(StoreError::io(&folder, "create"))?;
         let mut lock = lock(&folder)?;
         if is_used(&folder)? {
-            match contents::require_ours(&folder) {
-                Err(other @ StoreError::NotARun { .. }) => return Err(other),
-                _ if !overwrite => return Err(StoreError::RunExists { path: folder }),
-                ours => ours?,
+            if !overwrite {
+                return Err(StoreError::RunExists { path: folder });
             }
+            contents::require_ours(&folder)?;
             // The lock moves away with the old folder and holds until the new one is locked.
             let old = atomic::set_aside(&folder)?;
             fs::create_dir(&folder).map_err(StoreError::io(&folder, "create"))?;
@@ -135,6 +138,9 @@ impl RunFolder {
         let folder = root.join(name);
         let paths = RunPaths::new(&folder);
         if folder.is_dir() && !paths.experiment().exists() {
+            if is_used(&folder)? {
+                contents::require_ours(&folder)?;
+            }
             let held = lock(&folder)?;
             atomic::clean(&folder)?;
             atomic::remove_if_there(&paths.lock_file())?;
@@ -225,13 +231,14 @@ fn inode(_: &Path) -> Option<u64> {
     None
 }
 
-/// Whether anything is in the folder but the lock and empty folders, which a run that failed before
-/// its first byte leaves.
+/// Whether anything is in the folder but the lock, empty folders and what a kill left half written, which a run
+/// that failed before its first byte leaves.
 fn is_used(folder: &Path) -> Result<bool> {
     for entry in fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
         let entry = entry.map_err(StoreError::io(folder, "list"))?;
         let empty_folder = fs::read_dir(entry.path()).is_ok_and(|mut content| content.next().is_none());
-        if entry.file_name() != LOCK && !empty_folder {
+        let leftover = entry.file_name().to_str().is_some_and(atomic::is_leftover);
+        if entry.file_name() != LOCK && !empty_folder && !leftover {
             return Ok(true);
         }
     }

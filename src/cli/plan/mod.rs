@@ -123,7 +123,7 @@ impl DataFacts {
         let experiment = &loaded.experiment;
         match Sources::open(&experiment.data, experiment.model.vocab) {
             Ok(Sources { train, val, .. }) => {
-                facts.train_tokens = Some(train.tokens());
+                facts.train_tokens = Some(train.usable_tokens(experiment.batch.seq_len));
                 facts.val_tokens = val.map(|val| val.tokens());
                 let sequences = train.require_sequences(experiment.batch.seq_len)?;
                 loaded.resolve_epochs(sequences.get())?;
@@ -431,13 +431,13 @@ impl Disk {
         let kept = Disk::kept(&experiment.checkpoint, steps);
         // Names, shapes and digests of a few hundred tensors.
         let checkpoint_bytes = state_bytes + (256 << 10);
-        let records_bytes = steps * RECORD_BYTES;
+        let records_bytes = steps.saturating_mul(RECORD_BYTES);
         Disk {
             checkpoint_bytes,
             checkpoints_saved: saved,
             checkpoints_kept: kept,
             records_bytes,
-            total_bytes: kept * checkpoint_bytes + records_bytes,
+            total_bytes: kept.saturating_mul(checkpoint_bytes).saturating_add(records_bytes),
         }
     }
 

@@ -91,7 +91,7 @@ static UTF_16_BE: Foreign = foreign(0, b"", "text in UTF-16", Filter("iconv -f U
 /// UTF-32 comes before UTF-16, whose mark it starts with.
 static FOREIGN: [Foreign; 19] = [
     foreign(0, b"\xfd7zXZ\0", "compressed with xz", Filter("xz -dc {}")),
-    foreign(0, b"BZh", "compressed with bzip2", Filter("bzip2 -dc {}")),
+    foreign(4, b"1AY&SY", "compressed with bzip2", Filter("bzip2 -dc {}")),
     foreign(0, b"\x04\x22\x4d\x18", "compressed with lz4", Filter("lz4 -dc {}")),
     foreign(0, b"PK\x03\x04", "a zip archive", Filter("unzip -p {}")),
     foreign(0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", Filter("7z x -so {}")),
