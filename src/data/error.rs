@@ -88,6 +88,10 @@ pub enum DataError {
     #[error("`{path}` is not a {format}: {problem}")]
     WrongFormat { path: PathBuf, format: &'static str, problem: String },
 
+    /// A file whose start is right and whose content is not.
+    #[error("`{path}` is damaged: {problem}\n  hint: fetch or copy the file again")]
+    Damaged { path: PathBuf, problem: String },
+
     // ---- reading ----
     /// A token that the model has no row for.
     #[error(

@@ -6,8 +6,7 @@ use super::kind::{Compression, Kind, Remedy, extension};
 use super::{InputFormat, Options, ValSplit};
 
 /// What `prepare` reads.
-const READ: &str =
-    "text in UTF-8, JSON lines or Parquet, as they are or compressed with gzip or zstd (Parquet not)";
+const READ: &str = "text in UTF-8 or JSON lines, plain or compressed with gzip or zstd, or Parquet";
 
 impl Options {
     /// The error for the input at `at`, with a command that prepares the same in another way.

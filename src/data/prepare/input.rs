@@ -240,10 +240,13 @@ impl Stream<'_> {
         }
         let read = (&mut self.reader).take(missing).read_to_end(&mut self.bytes);
         let read = read.map_err(|error| match self.compression {
-            Some(compression) if error.kind() != std::io::ErrorKind::NotFound => DataError::WrongFormat {
+            Some(compression) if error.kind() != std::io::ErrorKind::NotFound => DataError::Damaged {
                 path: self.path.to_owned(),
-                format: compression.name(),
-                problem: format!("it is damaged or was cut off after {} bytes of text: {error}", self.end()),
+                problem: format!(
+                    "after {} bytes of text its {} data go wrong or were cut off: {error}",
+                    self.end(),
+                    compression.command()
+                ),
             },
             _ => DataError::io("read", self.path)(error),
         })?;

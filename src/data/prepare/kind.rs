@@ -62,14 +62,7 @@ impl Compression {
         }
     }
 
-    /// The name in messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            Compression::Gzip => "gzip file",
-            Compression::Zstd => "zstd file",
-        }
-    }
-
+    /// The command that undoes it with `-dc`.
     pub fn command(self) -> &'static str {
         match self {
             Compression::Gzip => "gzip",

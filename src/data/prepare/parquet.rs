@@ -97,8 +97,9 @@ impl<'a> Table<'a> {
         let start = self.metadata.row_groups[..at].iter().map(|group| group.num_rows()).sum();
         let group = &self.metadata.row_groups[at];
         let rows = group.num_rows();
-        let failed = |problem: String| {
-            wrong(&self.path, format!("rows {start} to {} cannot be read: {problem}", start + rows))
+        let failed = |problem: String| DataError::Damaged {
+            path: self.path.clone(),
+            problem: format!("rows {start} to {} cannot be read: {problem}", start + rows),
         };
         if rows == 0 {
             return Ok(Group { start, rows, arrays: Vec::new() });
@@ -238,7 +239,7 @@ fn check_pages(chunk: &[u8], values: i64) -> Result<(), String> {
             crc.update(bytes);
             if crc.sum() != expected as u32 {
                 return Err(format!(
-                    "the checksum of page {page} differs: its bytes give {:08x}, its header says {:08x}; the file is damaged",
+                    "the checksum of page {page} differs: its bytes give {:08x}, its header says {:08x}",
                     crc.sum(),
                     expected as u32
                 ));
