@@ -168,8 +168,10 @@ fn open_tasks(args: &Args, experiment: &Experiment) -> anyhow::Result<Tasks> {
 /// The validation set that training uses, or one from other shards.
 fn held_out(pattern: Option<&String>, experiment: &Experiment) -> anyhow::Result<HeldOut> {
     let vocab = experiment.model.vocab;
-    let shards =
-        |patterns: &[String]| anyhow::Ok((Arc::new(Dataset::open(patterns, vocab)?), patterns.join(", ")));
+    let tokenizer = Tokenizer::new(experiment.data.tokenizer);
+    let shards = |patterns: &[String]| {
+        anyhow::Ok((Arc::new(Dataset::open(patterns, vocab, &tokenizer)?), patterns.join(", ")))
+    };
     let corpus = experiment.data.corpus.clone().filter(|_| pattern.is_none());
     let (data, from) = match (pattern, &corpus) {
         (Some(pattern), _) => shards(std::slice::from_ref(pattern))?,
@@ -181,6 +183,9 @@ fn held_out(pattern: Option<&String>, experiment: &Experiment) -> anyhow::Result
         (None, None) => shards(&experiment.data.val)?,
     };
     let set = ValidationSet::new(&data, experiment.eval.val_tokens, experiment.batch.seq_len)?;
+    if let Some(shortfall) = set.shortfall(experiment.eval.val_tokens) {
+        anstream::eprintln!("note: {shortfall}");
+    }
     Ok(HeldOut { set, corpus, from })
 }
 

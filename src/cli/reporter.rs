@@ -79,7 +79,7 @@ fn hashing(bytes: u64) -> ProgressBar {
         return ProgressBar::hidden();
     }
     if !std::io::stderr().is_terminal() {
-        anstream::eprintln!("hashing {} of training data", HumanBytes(bytes));
+        anstream::eprintln!("hashing {} of data", HumanBytes(bytes));
         return ProgressBar::hidden();
     }
     bar(bytes, "hashing data {bar:32.cyan/dim} {bytes}/{total_bytes}  {eta} left")
@@ -112,6 +112,10 @@ fn text(message: &Message<'_>) -> String {
             name.display(),
             folder.display()
         ),
+        Message::Remark(remark) => format!("note: {remark}"),
+        Message::NotACheckpoint(path) => {
+            format!("note: `{}` is no checkpoint, and is left alone", path.display())
+        }
         Message::Folder(folder) => format!("folder: {}", folder.display()),
         Message::NoSensors(why) => format!("the GPU's sensors cannot be read: {why}"),
         Message::GpusLeftOver { used, gpus, workers } => format!(

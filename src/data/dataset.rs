@@ -4,7 +4,8 @@
 //! tokens that overlap by one, so only a tail shorter than T is unused, and shards may differ in size.
 //! The space is computed from T at each call: a dataset does not know batch or sequence length.
 //!
-//! Opening checks every header and length, and reads no token; reading checks every token.
+//! Opening checks every header and length, and reads no token. [`super::DigestCache::manifest`] reads every
+//! token and refuses one outside the vocabulary; what is read later is checked again.
 
 #![forbid(unsafe_code)]
 
@@ -13,10 +14,9 @@ use std::ffi::OsString;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-
 use super::error::DataError;
-use super::shard::Shard;
+use super::shard::{Scan, Shard};
+use super::tokenizer::Tokenizer;
 
 /// Shards, or tokens in memory. `Send + Sync`; share it in an `Arc`.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub struct ShardInfo {
     pub tokens: u64,
     /// Length as a file, the header included.
     pub bytes: u64,
+    /// Whether its header records the tokenizer.
+    pub recorded: bool,
 }
 
 /// One line of the data manifest: equal lines mean equal tokens.
@@ -45,6 +47,7 @@ pub struct ShardDigest {
     pub tokens: u64,
     /// SHA-256 of the file; tokens in memory count as the file they would make.
     pub sha256: [u8; 32],
+    pub largest_token: u16,
 }
 
 impl Dataset {
@@ -55,9 +58,11 @@ impl Dataset {
     ///
     /// # Errors
     ///
-    /// A pattern that matches nothing, and every fault of a header or length; see [`DataError`].
-    pub fn open(patterns: &[String], vocab: usize) -> Result<Dataset, DataError> {
-        let shards = find(patterns)?.iter().map(|path| Shard::open(path)).collect::<Result<_, _>>()?;
+    /// A pattern that matches nothing, every fault of a header or length, and a shard that records another
+    /// tokenizer; see [`DataError`].
+    pub fn open(patterns: &[String], vocab: usize, tokenizer: &Tokenizer) -> Result<Dataset, DataError> {
+        let open = |path: &PathBuf| Shard::open(path, tokenizer);
+        let shards = find(patterns)?.iter().map(open).collect::<Result<_, _>>()?;
         Ok(Dataset::new(shards, vocab))
     }
 
@@ -82,6 +87,12 @@ impl Dataset {
     /// Tokens in all shards.
     pub fn tokens(&self) -> u64 {
         self.tokens
+    }
+
+    /// Tokens in the shards that give a sequence of `seq_len` tokens.
+    pub fn usable_tokens(&self, seq_len: usize) -> u64 {
+        let tokens = self.shards.iter().map(|shard| shard.tokens);
+        tokens.filter(|tokens| sequences_in(*tokens, seq_len) > 0).sum()
     }
 
     /// S: sequences of `seq_len` tokens in all shards. May be 0; see [`Dataset::require_sequences`].
@@ -114,12 +125,11 @@ impl Dataset {
         for shard in &self.shards {
             let held = sequences_in(shard.tokens, seq_len);
             if local < held {
-                let start = local * seq_len as u64;
-                shard.read(start, inputs, self.vocab)?;
-                let (last, shifted) =
-                    targets.split_last_mut().expect("a sequence exists, so its length is not 0");
-                shifted.copy_from_slice(&inputs[1..]);
-                return shard.read(start + seq_len as u64, std::slice::from_mut(last), self.vocab);
+                let mut window = vec![0; seq_len + 1];
+                shard.read(local * seq_len as u64, &mut window, self.vocab)?;
+                inputs.copy_from_slice(&window[..seq_len]);
+                targets.copy_from_slice(&window[1..]);
+                return Ok(());
             }
             local -= held;
         }
@@ -133,22 +143,18 @@ impl Dataset {
             path: shard.path.clone(),
             tokens: shard.tokens,
             bytes: shard.bytes(),
+            recorded: shard.recorded,
         })
     }
 
-    /// The data manifest: hashes every byte of every shard, several shards at a time.
-    pub fn manifest(&self) -> Vec<ShardDigest> {
-        let digest = |shard: &Shard| ShardDigest {
-            name: shard.name.clone(),
-            tokens: shard.tokens,
-            sha256: shard.sha256(),
-        };
-        self.shards.par_iter().map(digest).collect()
+    /// Reads every byte of one shard, by its place in [`Dataset::shards`].
+    pub(super) fn scan(&self, at: usize) -> Result<Scan, DataError> {
+        self.shards[at].scan()
     }
 
-    /// SHA-256 of one shard as a file, by its place in [`Dataset::shards`].
-    pub(super) fn shard_sha256(&self, at: usize) -> [u8; 32] {
-        self.shards[at].sha256()
+    /// Refuses a shard whose largest token is outside the vocabulary, with the first such token's position.
+    pub(super) fn require_vocab(&self, at: usize, largest: u16) -> Result<(), DataError> {
+        if usize::from(largest) < self.vocab { Ok(()) } else { self.shards[at].require_vocab(self.vocab) }
     }
 
     /// What messages call the whole.
@@ -256,7 +262,7 @@ mod tests {
         write_shard(dir.path(), "t_000001.bin", &[10, 11, 12, 13, 14, 15]);
         write_shard(dir.path(), "t_000003.bin", &[30, 31]);
         write_shard(dir.path(), "t_000004.bin", &[40, 41, 42, 43, 44]);
-        let data = Dataset::open(&pattern(&dir, "t_*.bin"), 100).unwrap();
+        let data = Dataset::open(&pattern(&dir, "t_*.bin"), 100, &Tokenizer::Byte).unwrap();
         assert_eq!(data.tokens(), 16);
         assert_eq!(data.sequences(2), 2 + 1 + 2, "(6-1)/2 + (3-1)/2 + 0 + (5-1)/2");
         assert_eq!(read(&data, 1, 2), (vec![12, 13], vec![13, 14]));
@@ -278,7 +284,7 @@ mod tests {
         write_shard(&dir.path().join("a"), "t_1.bin", &[1, 2]);
         let patterns =
             [pattern(&dir, "b/*.bin"), pattern(&dir, "a/*.bin"), pattern(&dir, "b/t_1.bin")].concat();
-        let data = Dataset::open(&patterns, 10).unwrap();
+        let data = Dataset::open(&patterns, 10, &Tokenizer::Byte).unwrap();
         let paths: Vec<_> =
             data.shards().map(|s| s.path.unwrap().strip_prefix(dir.path()).unwrap().to_owned()).collect();
         assert_eq!(paths, [Path::new("b/t_1.bin"), Path::new("a/t_1.bin"), Path::new("a/t_2.bin")]);
@@ -289,7 +295,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         write_shard(dir.path(), "val.bin", &[1, 2]);
         let folder = dir.path().display().to_string();
-        let message = |tail: &str| Dataset::open(&pattern(&dir, tail), 10).unwrap_err().to_string();
+        let message =
+            |tail: &str| Dataset::open(&pattern(&dir, tail), 10, &Tokenizer::Byte).unwrap_err().to_string();
         let text = message("train_*.bin");
         assert!(
             text.contains(&format!("no file matches `{folder}/train_*.bin`: looked in `{folder}`")),
@@ -318,13 +325,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         write_shard(dir.path(), "val.bin", &[1, 2]);
         let patterns = [pattern(&dir, "val.bin"), pattern(&dir, "other*.bin")].concat();
-        assert!(matches!(Dataset::open(&patterns, 10), Err(DataError::NoMatch { .. })));
+        assert!(matches!(Dataset::open(&patterns, 10, &Tokenizer::Byte), Err(DataError::NoMatch { .. })));
     }
 
     #[test]
     fn a_malformed_or_missing_pattern_is_refused() {
-        assert!(matches!(Dataset::open(&["a/[.bin".into()], 10), Err(DataError::BadPattern { .. })));
-        assert!(matches!(Dataset::open(&[], 10), Err(DataError::NoPatterns)));
+        assert!(matches!(
+            Dataset::open(&["a/[.bin".into()], 10, &Tokenizer::Byte),
+            Err(DataError::BadPattern { .. })
+        ));
+        assert!(matches!(Dataset::open(&[], 10, &Tokenizer::Byte), Err(DataError::NoPatterns)));
     }
 
     #[test]
@@ -332,7 +342,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         write_shard(dir.path(), "t_1.bin", &[1, 2]);
         fs::write(dir.path().join("t_2.bin"), "<html>").unwrap();
-        assert!(matches!(Dataset::open(&pattern(&dir, "*.bin"), 10), Err(DataError::Html { .. })));
+        assert!(matches!(
+            Dataset::open(&pattern(&dir, "*.bin"), 10, &Tokenizer::Byte),
+            Err(DataError::Html { .. })
+        ));
     }
 
     #[test]
@@ -351,7 +364,7 @@ mod tests {
     fn a_bad_last_target_is_found_too() {
         let dir = tempfile::tempdir().unwrap();
         write_shard(dir.path(), "t.bin", &[1, 2, 99]);
-        let data = Dataset::open(&pattern(&dir, "t.bin"), 50).unwrap();
+        let data = Dataset::open(&pattern(&dir, "t.bin"), 50, &Tokenizer::Byte).unwrap();
         let error = data.read(0, &mut [0; 2], &mut [0; 2]).unwrap_err();
         assert!(
             matches!(error, DataError::OutOfVocabulary { position: 2, byte: 1028, token: 99, .. }),
@@ -361,17 +374,5 @@ mod tests {
             Dataset::from_tokens("m", vec![1, 60], 50),
             Err(DataError::OutOfVocabulary { position: 1, .. })
         ));
-    }
-
-    #[test]
-    fn the_manifest_is_in_order_and_tells_contents_apart() {
-        let dir = tempfile::tempdir().unwrap();
-        write_shard(dir.path(), "t_1.bin", &[1, 2]);
-        write_shard(dir.path(), "t_2.bin", &[1, 3]);
-        let manifest = Dataset::open(&pattern(&dir, "*.bin"), 10).unwrap().manifest();
-        assert_eq!(manifest.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["t_1.bin", "t_2.bin"]);
-        assert_ne!(manifest[0].sha256, manifest[1].sha256);
-        let file = fs::read(dir.path().join("t_1.bin")).unwrap();
-        assert_eq!(manifest[0].sha256, <[u8; 32]>::from(<sha2::Sha256 as sha2::Digest>::digest(file)));
     }
 }

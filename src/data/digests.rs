@@ -1,4 +1,4 @@
-//! SHA-256 of every shard, remembered between runs.
+//! SHA-256 and largest token of every shard, remembered between runs.
 //!
 //! Hashing ten billion tokens takes a quarter of a minute, too long for each start of a run, so the
 //! digests of files are kept in the user's cache folder. The rules:
@@ -23,6 +23,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::dataset::{Dataset, ShardDigest, ShardInfo};
+use super::error::DataError;
+use super::shard::Scan;
 
 /// Age that a file must have for its digest to be remembered.
 pub const SETTLED: Duration = Duration::from_secs(2);
@@ -42,6 +44,9 @@ struct Known {
     /// Nanoseconds since 1970.
     modified_ns: u128,
     sha256: String,
+    /// Of shards alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    largest_token: Option<u16>,
 }
 
 /// SHA-256 of a file, a megabyte in memory at a time.
@@ -77,56 +82,73 @@ impl DigestCache {
         DigestCache { file: Some(file.into()), entries }
     }
 
-    fn get(&self, path: &Path) -> Option<[u8; 32]> {
+    /// The digest of `path` and, of a shard, its largest token, while the file is what it was.
+    fn get(&self, path: &Path) -> Option<([u8; 32], Option<u16>)> {
         let known = self.entries.get(path)?;
         let (bytes, modified_ns) = settled(path)?;
         let mut sha256 = [0; 32];
         hex::decode_to_slice(&known.sha256, &mut sha256).ok()?;
-        ((known.bytes, known.modified_ns) == (bytes, modified_ns)).then_some(sha256)
+        ((known.bytes, known.modified_ns) == (bytes, modified_ns)).then_some((sha256, known.largest_token))
+    }
+
+    fn shard(&self, shard: &ShardInfo) -> Option<Scan> {
+        let (sha256, largest) = self.get(shard.path.as_ref()?)?;
+        Some(Scan { sha256, largest: largest? })
     }
 
     /// Bytes of a dataset's shards that no entry knows.
     pub fn unknown_bytes(&self, data: &Dataset) -> u64 {
-        data.shards()
-            .filter(|shard| shard.path.as_ref().is_none_or(|path| self.get(path).is_none()))
-            .map(|s| s.bytes)
-            .sum()
+        data.shards().filter(|shard| self.shard(shard).is_none()).map(|shard| shard.bytes).sum()
     }
 
-    /// The manifest of `data`, several shards at a time. `hashed` is told of each shard that was read.
-    pub fn manifest(&mut self, data: &Dataset, hashed: impl Fn(&ShardInfo) + Sync) -> Vec<ShardDigest> {
+    /// The manifest of `data`, several shards at a time. `hashed` is called for each shard that was read.
+    ///
+    /// # Errors
+    ///
+    /// A shard that cannot be read, and a token outside the vocabulary of `data`.
+    pub fn manifest(
+        &mut self,
+        data: &Dataset,
+        hashed: impl Fn(&ShardInfo) + Sync,
+    ) -> Result<Vec<ShardDigest>, DataError> {
         let fresh = Mutex::new(Vec::new());
         let infos: Vec<ShardInfo> = data.shards().collect();
-        let digest = |(at, info): (usize, &ShardInfo)| {
-            let known = info.path.as_ref().and_then(|path| self.get(path));
-            let sha256 = known.unwrap_or_else(|| {
-                // Before reading: a change while it is read must not pass for what was read.
-                let before = info.path.as_ref().and_then(|path| Some((path.clone(), settled(path)?)));
-                let sha256 = data.shard_sha256(at);
-                if let (Some(entry), Ok(mut fresh)) = (before, fresh.lock()) {
-                    fresh.push((entry, sha256));
-                }
-                hashed(info);
-                sha256
-            });
-            ShardDigest { name: info.name.clone(), tokens: info.tokens, sha256 }
+        let scan = |(at, info): (usize, &ShardInfo)| {
+            if let Some(known) = self.shard(info) {
+                return Ok(known);
+            }
+            // Before reading: a change while it is read must not pass for what was read.
+            let before = info.path.as_ref().and_then(|path| Some((path.clone(), settled(path)?)));
+            let scan = data.scan(at)?;
+            if let (Some(entry), Ok(mut fresh)) = (before, fresh.lock()) {
+                fresh.push((entry, scan));
+            }
+            hashed(info);
+            Ok(scan)
         };
-        let manifest = infos.par_iter().enumerate().map(digest).collect();
-        for ((path, (bytes, modified_ns)), sha256) in fresh.into_inner().unwrap_or_default() {
-            self.entries.insert(path, Known { bytes, modified_ns, sha256: hex::encode(sha256) });
+        let scans: Result<Vec<Scan>, DataError> = infos.par_iter().enumerate().map(scan).collect();
+        for ((path, (bytes, modified_ns)), Scan { sha256, largest }) in fresh.into_inner().unwrap_or_default()
+        {
+            let (sha256, largest_token) = (hex::encode(sha256), Some(largest));
+            self.entries.insert(path, Known { bytes, modified_ns, sha256, largest_token });
         }
-        manifest
+        let digest = |(at, (info, Scan { sha256, largest })): (usize, (&ShardInfo, Scan))| {
+            data.require_vocab(at, largest)?;
+            Ok(ShardDigest { name: info.name.clone(), tokens: info.tokens, sha256, largest_token: largest })
+        };
+        infos.iter().zip(scans?).enumerate().map(digest).collect()
     }
 
     /// SHA-256 of one file, read unless it is known.
     pub fn file(&mut self, path: &Path) -> io::Result<[u8; 32]> {
-        if let Some(known) = self.get(path) {
+        if let Some((known, _)) = self.get(path) {
             return Ok(known);
         }
         let before = settled(path);
         let sha256 = file_sha256(path)?;
         if let Some((bytes, modified_ns)) = before {
-            self.entries.insert(path.into(), Known { bytes, modified_ns, sha256: hex::encode(sha256) });
+            let sha256 = hex::encode(sha256);
+            self.entries.insert(path.into(), Known { bytes, modified_ns, sha256, largest_token: None });
         }
         Ok(sha256)
     }
@@ -152,6 +174,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::super::shard::header;
+    use super::super::tokenizer::Tokenizer;
     use super::*;
 
     fn shard(path: &Path, tokens: &[u16], age: Duration) {
@@ -167,14 +190,15 @@ mod tests {
     }
 
     fn manifest(cache: &Path, data: &Path) -> (Vec<ShardDigest>, usize) {
-        let data = Dataset::open(&[data.display().to_string()], 100).unwrap();
+        let data = Dataset::open(&[data.display().to_string()], 100, &Tokenizer::Byte).unwrap();
         let read = AtomicUsize::new(0);
         let mut cache = DigestCache::open(cache);
-        let manifest = cache.manifest(&data, |_| {
+        let hashed = |_: &ShardInfo| {
             read.fetch_add(1, Ordering::Relaxed);
-        });
+        };
+        let manifest = cache.manifest(&data, hashed).unwrap();
         cache.save();
-        assert_eq!(manifest, data.manifest());
+        assert_eq!(manifest, DigestCache::none().manifest(&data, |_| ()).unwrap());
         (manifest, read.into_inner())
     }
 
@@ -216,6 +240,36 @@ mod tests {
         assert_eq!(cache.file(&file).unwrap(), [7; 32], "what is known is not read");
         shard(&file, &[1, 2, 4], 2 * hour);
         assert_ne!(cache.file(&file).unwrap(), first);
+    }
+
+    #[test]
+    fn a_token_outside_the_vocabulary_is_found_by_hashing_and_again_from_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, file) = (dir.path().join("shards.json"), dir.path().join("t.bin"));
+        shard(&file, &[1, 99, 100, 3], Duration::from_secs(3600));
+        let data = Dataset::open(&[file.display().to_string()], 100, &Tokenizer::Byte).unwrap();
+        for read in [1, 0] {
+            let mut cache_now = DigestCache::open(&cache);
+            assert_eq!(cache_now.unknown_bytes(&data), 1032 * read);
+            let error = cache_now.manifest(&data, |_| ()).unwrap_err().to_string();
+            assert!(error.contains("t.bin` holds token 100 at position 2 (byte 1028)"), "{error}");
+            cache_now.save();
+        }
+    }
+
+    #[test]
+    fn the_manifest_is_in_order_and_tells_contents_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        shard(&dir.path().join("t_1.bin"), &[1, 2], Duration::ZERO);
+        shard(&dir.path().join("t_2.bin"), &[1, 3], Duration::ZERO);
+        let data =
+            Dataset::open(&[dir.path().join("*.bin").display().to_string()], 10, &Tokenizer::Byte).unwrap();
+        let manifest = DigestCache::none().manifest(&data, |_| ()).unwrap();
+        assert_eq!(manifest.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["t_1.bin", "t_2.bin"]);
+        assert_ne!(manifest[0].sha256, manifest[1].sha256);
+        let file = std::fs::read(dir.path().join("t_1.bin")).unwrap();
+        assert_eq!(manifest[0].sha256, <[u8; 32]>::from(Sha256::digest(file)));
+        assert_eq!((manifest[0].largest_token, manifest[1].largest_token), (2, 3));
     }
 
     #[test]

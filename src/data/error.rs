@@ -1,8 +1,8 @@
 //! What can be wrong with data, and what to do about it.
 //!
-//! Every message names the file, where in it, what was expected and what was found. Faults of a
-//! shard are found when it is opened, before the first step; a token outside the vocabulary when it
-//! is read, because reading every token at start would take minutes on a large set.
+//! Every message names the file, where in it, what was expected and what was found. Faults of a shard's header
+//! and length are found when it is opened; a token outside the vocabulary when it is hashed, before the first
+//! step.
 
 #![forbid(unsafe_code)]
 
@@ -32,9 +32,16 @@ pub enum DataError {
         "no file matches `{pattern}`: looked in `{folder}`, which {found}\n  hint: relative patterns start at the experiment's folder; `runner data prepare` writes shards"
     )]
     NoMatch { pattern: String, folder: PathBuf, found: String },
-    /// A pattern matched something that is no file.
-    #[error("`{path}` is a folder, not a token shard\n  hint: end the pattern in `*.bin`")]
-    NotAFile { path: PathBuf },
+    /// A folder, pipe or device where a file is read more than once, and not from its start to its end.
+    #[error(
+        "`{path}` is {what}, but it is read here and there and more than once: expected a file\n  hint: {}", if *what == "a folder" { "name its files, for example with `*.bin`" } else { "write it to a file first" }
+    )]
+    NotAFile { path: PathBuf, what: &'static str },
+    /// A file that is not what it was when it was opened.
+    #[error(
+        "`{path}` changed while it was read: it had {expected_bytes} bytes when it was opened, and has {got_bytes} bytes now\n  hint: another program cut or replaced it; put the file back, then `runner resume`"
+    )]
+    Changed { path: PathBuf, expected_bytes: u64, got_bytes: u64 },
 
     // ---- the header of a shard ----
     /// A web page under a shard's name.
@@ -50,6 +57,11 @@ pub enum DataError {
     /// Another kind of file.
     #[error("`{path}` is not a token shard: expected magic {MAGIC} at byte 0, got {got}\n  hint: {hint}")]
     Magic { path: PathBuf, got: u32, hint: &'static str },
+    /// A shard that another tokenizer made.
+    #[error(
+        "`{path}` was made with the tokenizer `{recorded}`{}, as its header says (byte 12): expected `{wanted}`, which `data.tokenizer` names\n  hint: set `data.tokenizer = \"{recorded}\"`, or prepare the text again with `--tokenizer {wanted}`", if recorded == wanted { format!(" of SHA-256 {sha256}") } else { String::new() }
+    )]
+    OtherTokenizer { path: PathBuf, recorded: String, sha256: String, wanted: &'static str },
     /// A version of the format that is not known.
     #[error(
         "`{path}` has an unknown shard version: expected {VERSION} at byte 4, got {got}\n  hint: only 16-bit shards of version {VERSION} can be read"
@@ -75,6 +87,10 @@ pub enum DataError {
     /// Bytes that are not a file of the kind they should be.
     #[error("`{path}` is not a {format}: {problem}")]
     WrongFormat { path: PathBuf, format: &'static str, problem: String },
+
+    /// A file whose start is right and whose content is not.
+    #[error("`{path}` is damaged: {problem}\n  hint: fetch or copy the file again")]
+    Damaged { path: PathBuf, problem: String },
 
     // ---- reading ----
     /// A token that the model has no row for.
@@ -116,15 +132,23 @@ pub enum DataError {
     CorpusDamaged { reason: String },
 
     // ---- preparing shards ----
+    /// Content that is not read, or is not what it was said to be.
+    #[error("`{path}` is {found}: expected {expected}\n  hint: {hint}")]
+    Content { path: PathBuf, found: String, expected: &'static str, hint: String },
     /// Text that is not UTF-8.
-    #[error("`{path}` is not UTF-8 text: invalid at byte {byte} (0x{value:02x})\n  hint: {hint}")]
-    NotUtf8 { path: PathBuf, byte: u64, value: u8, hint: &'static str },
+    #[error(
+        "`{path}` is not UTF-8 text: invalid at byte {byte} (0x{value:02x})\n  hint: convert it, for example with `iconv -f WINDOWS-1252 -t UTF-8`"
+    )]
+    NotUtf8 { path: PathBuf, byte: u64, value: u8 },
     /// Nothing to encode.
     #[error("`{path}` holds no text: {found}\n  hint: every input must have at least one document")]
     NoText { path: PathBuf, found: String },
     /// A line that is no object with text.
     #[error("`{path}` line {line} is no document: {problem}")]
     Line { path: PathBuf, line: u64, problem: String },
+    /// More rows without text than may be left out.
+    #[error("{why}\n  hint: this is one bad row more than `--skip-bad-rows {allowed}` leaves out")]
+    BadRows { why: String, allowed: u64 },
     /// A table without the column.
     #[error("`{path}` has no column `{column}`, but {has}\n  hint: name one with `--column`")]
     NoColumn { path: PathBuf, column: String, has: String },
@@ -135,9 +159,14 @@ pub enum DataError {
     ColumnType { path: PathBuf, column: String, got: String },
     /// A row without text.
     #[error(
-        "row {row} of `{path}` (counted from 0) has no text: its `{column}` is null\n  hint: drop such rows first"
+        "row {row} of `{path}` (counted from 0) has no text: its `{column}` is null\n  hint: `--skip-bad-rows N` leaves out up to N such rows"
     )]
     NullText { path: PathBuf, column: String, row: usize },
+    /// A file that would be replaced and is no shard.
+    #[error(
+        "`{path}` has a shard's name, but is none: `--overwrite` replaces shards alone\n  hint: move it away, or give another `--name`"
+    )]
+    NotOurs { path: PathBuf },
     /// Shards are there already.
     #[error(
         "`{path}` exists already ({count} shards named `{prefix}_…` are in the folder)\n  hint: give another `--name` or `--out`, or replace them with `--overwrite`"
@@ -154,6 +183,17 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// Where a bad row is and why, in one line.
+    pub(super) fn row_text(&self) -> String {
+        let first_line = |text: &str| text.lines().next().unwrap_or_default().to_owned();
+        match self {
+            DataError::Line { path, line, problem } => {
+                format!("{}:{line}: {}", path.display(), first_line(problem))
+            }
+            other => first_line(&other.to_string()),
+        }
+    }
+
     /// For `map_err` on calls to the operating system.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataError {
         move |reason| DataError::Io { action, path: path.to_owned(), reason }

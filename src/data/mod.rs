@@ -4,27 +4,28 @@
 //!
 //! * [`tokenizer`]: text to tokens and back.
 //! * [`prepare`]: text files to token shards. [`corpus`]: the text that is built in.
-//! * [`shard`]: the shard format, checked to the byte. [`mmap`]: the one place with `unsafe`.
+//! * [`shard`]: the shard format, checked to the byte. `read_at`: files that may change while they are read.
 //! * [`sources`]: what an experiment's `data` table names, opened.
 //! * [`dataset`]: all shards of a run as one space of sequences.
-//! * [`digests`]: the SHA-256 of each shard, remembered between runs.
+//! * [`digests`]: the SHA-256 of each shard, remembered between runs. [`remarks`]: what is odd about them.
 //! * [`order`]: which sequence stands at which position of the infinite stream of samples.
 //! * [`prefetch`]: micro-batches read ahead of the trainer. [`validation`]: the fixed held-out set.
 //!
 //! Nothing here has state that a resume must save: what is read next follows from the step number.
 //! Nothing here knows of devices, prints, or fetches anything from a network.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 pub mod corpus;
 pub mod dataset;
 pub mod digests;
 mod error;
 pub mod fetch;
-mod mmap;
 pub mod order;
 pub mod prefetch;
 pub mod prepare;
+mod read_at;
+pub mod remarks;
 pub mod shard;
 pub mod sources;
 pub mod tokenizer;
@@ -35,6 +36,8 @@ pub use digests::DigestCache;
 pub use error::DataError;
 pub use order::SampleOrder;
 pub use prefetch::{Batch, Plan, Prefetcher, Waits};
+pub use read_at::require_file;
+pub use remarks::Manifest;
 pub use sources::Sources;
 pub use tokenizer::{StreamDecoder, Tokenizer};
 pub use validation::ValidationSet;

@@ -338,7 +338,8 @@ mod tests {
         let mut bytes = super::super::shard::header(9).to_vec();
         bytes.extend([0, 1, 2, 3, 4, 5, 6, 900, 8].iter().flat_map(|t: &u16| t.to_le_bytes()));
         std::fs::write(dir.path().join("t.bin"), bytes).unwrap();
-        let data = Dataset::open(&[dir.path().join("*.bin").display().to_string()], 100).unwrap();
+        let patterns = [dir.path().join("*.bin").display().to_string()];
+        let data = Dataset::open(&patterns, 100, &crate::data::Tokenizer::Byte).unwrap();
         let mut prefetcher = Prefetcher::start(Arc::new(data), plan(2, 1, 2, false), 0, 0).unwrap();
         assert_eq!(prefetcher.next().unwrap().inputs, [0, 1, 2, 3]);
         assert!(matches!(prefetcher.next(), Err(DataError::OutOfVocabulary { position: 7, token: 900, .. })));

@@ -1,9 +1,17 @@
 //! One token shard: 1024 bytes of header, then 16-bit tokens, all little-endian.
 //!
-//! The header is 256 `int32`: magic 20240520, version 1, number of tokens, zeros. It is the format of
-//! llm.c, so shards of that world open as they are. A count is read as unsigned, so a shard may hold up
-//! to 2^32 - 1 tokens (8.6 GB); [`MAX_TOKENS`] is what may be written, so that readers of a signed
-//! count agree.
+//! The header is 256 `int32`: magic 20240520, version 1, number of tokens, zeros. It is the format of llm.c,
+//! which reads these three words alone, so its shards open here and ours open there. A count is read as
+//! unsigned, so a shard may hold up to 2^32 - 1 tokens (8.6 GB); [`MAX_TOKENS`] is what may be written, so that
+//! readers of a signed count agree.
+//!
+//! Where llm.c has zeros, shards that `runner data prepare` writes record their tokenizer:
+//!
+//! | bytes | content |
+//! |---|---|
+//! | 12..16 | `TOK1` |
+//! | 16..32 | the tokenizer's name (`gpt2`, `byte`), filled up with zeros |
+//! | 32..64 | [`Tokenizer::sha256`] |
 
 #![forbid(unsafe_code)]
 
@@ -12,7 +20,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::error::DataError;
-use super::mmap::MappedFile;
+use super::read_at::ReadAt;
+use super::tokenizer::Tokenizer;
 
 /// First word of a token shard.
 pub const MAGIC: u32 = 20_240_520;
@@ -30,7 +39,44 @@ const KNOWN_MAGICS: [(u32, &str); 3] = [
     (20_240_801, "this is a shard of 32-bit tokens (Llama 3): only 16-bit GPT-2 shards can be read"),
 ];
 
-/// The header of a shard with this many tokens.
+/// Marks a header that records its tokenizer, at byte 12.
+const RECORDED: &[u8; 4] = b"TOK1";
+
+/// The header of a shard with this many tokens, made with `tokenizer`.
+pub fn recorded_header(tokens: u64, tokenizer: &Tokenizer) -> [u8; HEADER_BYTES as usize] {
+    let mut bytes = header(tokens);
+    let name = tokenizer.name().as_bytes();
+    bytes[12..16].copy_from_slice(RECORDED);
+    bytes[16..16 + name.len()].copy_from_slice(name);
+    bytes[32..64].copy_from_slice(&tokenizer.sha256());
+    bytes
+}
+
+/// The tokenizer that a header records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    pub name: String,
+    pub sha256: [u8; 32],
+}
+
+/// What a header says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub tokens: u64,
+    /// `None` in shards of llm.c's tools and of older versions.
+    pub tokenizer: Option<Recorded>,
+}
+
+/// What reading a whole shard gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Scan {
+    /// Of the shard as a file.
+    pub sha256: [u8; 32],
+    /// The largest token; 0 for a shard without any.
+    pub largest: u16,
+}
+
+/// The header of a shard with this many tokens and no record of its tokenizer.
 pub fn header(tokens: u64) -> [u8; HEADER_BYTES as usize] {
     let count = u32::try_from(tokens).expect("writers close a shard at MAX_TOKENS");
     let mut bytes = [0; HEADER_BYTES as usize];
@@ -48,25 +94,41 @@ pub(super) struct Shard {
     /// `None` for tokens in memory.
     pub path: Option<PathBuf>,
     pub tokens: u64,
+    /// Whether its header records its tokenizer; tokens in memory were just made with it.
+    pub recorded: bool,
     content: Content,
 }
 
 #[derive(Debug)]
 enum Content {
-    Mapped(MappedFile),
+    File(ReadAt),
     Owned(Vec<u16>),
 }
 
 impl Shard {
-    /// Opens a file and checks its header against its length. Reads no token.
-    pub fn open(path: &Path) -> Result<Shard, DataError> {
-        if path.is_dir() {
-            return Err(DataError::NotAFile { path: path.to_owned() });
+    /// Opens a file and checks its header against its length and `tokenizer`. Reads no token.
+    ///
+    /// # Errors
+    ///
+    /// Everything that [`check`] finds, and a shard that records another tokenizer.
+    pub fn open(path: &Path, tokenizer: &Tokenizer) -> Result<Shard, DataError> {
+        let file = ReadAt::open(path)?;
+        let mut head = vec![0; file.bytes().min(HEADER_BYTES) as usize];
+        file.read(0, &mut head)?;
+        let header = check(path, &head, file.bytes())?;
+        if let Some(recorded) = &header.tokenizer
+            && (recorded.name != tokenizer.name() || recorded.sha256 != tokenizer.sha256())
+        {
+            return Err(DataError::OtherTokenizer {
+                path: path.to_owned(),
+                recorded: recorded.name.clone(),
+                sha256: hex::encode(recorded.sha256),
+                wanted: tokenizer.name(),
+            });
         }
-        let file = MappedFile::open(path).map_err(DataError::io("open", path))?;
-        let tokens = check(path, file.bytes())?;
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Ok(Shard { name, path: Some(path.to_owned()), tokens, content: Content::Mapped(file) })
+        let (tokens, recorded) = (header.tokens, header.tokenizer.is_some());
+        Ok(Shard { name, path: Some(path.to_owned()), tokens, recorded, content: Content::File(file) })
     }
 
     /// Tokens that are in memory already.
@@ -75,6 +137,7 @@ impl Shard {
             name: name.to_owned(),
             path: None,
             tokens: tokens.len() as u64,
+            recorded: true,
             content: Content::Owned(tokens),
         }
     }
@@ -87,46 +150,70 @@ impl Shard {
     /// Copies tokens from `position` on, as many as `out` takes, and checks each against `vocab`.
     ///
     /// The caller stays within the shard.
+    ///
+    /// # Errors
+    ///
+    /// A token outside the vocabulary, and a file that has changed since it was opened.
     pub fn read(&self, position: u64, out: &mut [u16], vocab: usize) -> Result<(), DataError> {
-        let at = position as usize;
         match &self.content {
-            Content::Owned(tokens) => out.copy_from_slice(&tokens[at..at + out.len()]),
-            Content::Mapped(file) => {
-                let start = HEADER_BYTES as usize + 2 * at;
-                let bytes = &file.bytes()[start..start + 2 * out.len()];
-                for (token, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-                    *token = u16::from_le_bytes([pair[0], pair[1]]);
-                }
+            Content::Owned(tokens) => {
+                let at = position as usize;
+                out.copy_from_slice(&tokens[at..at + out.len()]);
+            }
+            Content::File(file) => {
+                file.read(HEADER_BYTES + 2 * position, bytemuck::cast_slice_mut(out))?;
+                out.iter_mut().for_each(|token| *token = u16::from_le(*token));
             }
         }
         match out.iter().position(|&token| usize::from(token) >= vocab) {
             None => Ok(()),
-            Some(bad) => {
-                let position = position + bad as u64;
-                Err(DataError::OutOfVocabulary {
-                    shard: self.label(),
-                    position,
-                    byte: HEADER_BYTES + 2 * position,
-                    token: out[bad],
-                    vocab,
-                })
-            }
+            Some(bad) => Err(self.out_of_vocabulary(position + bad as u64, out[bad], vocab)),
         }
     }
 
-    /// SHA-256 of the shard as a file; tokens in memory are hashed as the file they would make.
-    pub fn sha256(&self) -> [u8; 32] {
+    fn out_of_vocabulary(&self, position: u64, token: u16, vocab: usize) -> DataError {
+        let byte = HEADER_BYTES + 2 * position;
+        DataError::OutOfVocabulary { shard: self.label(), position, byte, token, vocab }
+    }
+
+    /// Reads every byte: the SHA-256 of the shard as a file (tokens in memory are hashed as the file without a
+    /// record of its tokenizer that they would make) and its largest token.
+    pub fn scan(&self) -> Result<Scan, DataError> {
         let mut hash = Sha256::new();
+        let mut largest = 0;
         match &self.content {
-            Content::Mapped(file) => hash.update(file.bytes()),
+            Content::File(file) => {
+                let mut skip = HEADER_BYTES as usize;
+                file.scan(|part| {
+                    hash.update(part);
+                    // Parts have an even length, so no token is divided.
+                    let (pairs, _) = part[skip.min(part.len())..].as_chunks::<2>();
+                    largest = pairs.iter().map(|pair| u16::from_le_bytes(*pair)).fold(largest, u16::max);
+                    skip = skip.saturating_sub(part.len());
+                })?;
+            }
             Content::Owned(tokens) => {
                 hash.update(header(self.tokens));
                 for part in tokens.chunks(1 << 15) {
                     hash.update(part.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<u8>>());
                 }
+                largest = tokens.iter().copied().max().unwrap_or(0);
             }
         }
-        hash.finalize().into()
+        Ok(Scan { sha256: hash.finalize().into(), largest })
+    }
+
+    /// Reads every token until one is outside the vocabulary; for the message, once [`Shard::scan`] has found
+    /// that there is one.
+    pub fn require_vocab(&self, vocab: usize) -> Result<(), DataError> {
+        let mut part = vec![0; 1 << 19];
+        let mut position = 0;
+        while position < self.tokens {
+            let length = (self.tokens - position).min(part.len() as u64);
+            self.read(position, &mut part[..length as usize], vocab)?;
+            position += length;
+        }
+        Ok(())
     }
 
     /// What messages call it: its path, else its name.
@@ -135,20 +222,20 @@ impl Shard {
     }
 }
 
-/// The number of tokens of a shard that is in memory or mapped, when header and length agree.
+/// Checks the start of a shard (its first [`HEADER_BYTES`], or all of a shorter file) against the file's
+/// length, `got_bytes`.
 ///
 /// # Errors
 ///
 /// What is wrong with the header, or with the length it promises. `path` is for the message.
-pub fn check(path: &Path, bytes: &[u8]) -> Result<u64, DataError> {
+pub fn check(path: &Path, head: &[u8], got_bytes: u64) -> Result<Header, DataError> {
     let path = path.to_owned();
-    let got_bytes = bytes.len() as u64;
-    if let Some(start) = html_start(bytes) {
+    if let Some(start) = html_start(head) {
         return Err(DataError::Html { path, start });
     }
-    let word = |at: usize| Some(u32::from_le_bytes(bytes.get(4 * at..4 * at + 4)?.try_into().ok()?));
+    let word = |at: usize| Some(u32::from_le_bytes(head.get(4 * at..4 * at + 4)?.try_into().ok()?));
     if let Some(got) = word(0).filter(|&magic| magic != MAGIC) {
-        return Err(DataError::Magic { path, got, hint: magic_hint(got, bytes) });
+        return Err(DataError::Magic { path, got, hint: magic_hint(got, head) });
     }
     if let Some(got) = word(1).filter(|&version| version != VERSION) {
         return Err(DataError::Version { path, got });
@@ -162,8 +249,15 @@ pub fn check(path: &Path, bytes: &[u8]) -> Result<u64, DataError> {
         _ if tokens == 0 && got_bytes == expected_bytes => Err(DataError::Empty { path }),
         std::cmp::Ordering::Less => Err(DataError::Truncated { path, tokens, expected_bytes, got_bytes }),
         std::cmp::Ordering::Greater => Err(DataError::TooLong { path, tokens, expected_bytes, got_bytes }),
-        std::cmp::Ordering::Equal => Ok(tokens),
+        std::cmp::Ordering::Equal => Ok(Header { tokens, tokenizer: recorded(head) }),
     }
+}
+
+fn recorded(head: &[u8]) -> Option<Recorded> {
+    let record = head.get(12..64)?.strip_prefix(RECORDED)?;
+    let (name, sha256) = record.split_at(16);
+    let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
+    Some(Recorded { name, sha256: sha256.try_into().ok()? })
 }
 
 fn magic_hint(got: u32, bytes: &[u8]) -> &'static str {
@@ -215,7 +309,7 @@ mod tests {
 
     fn refusal(content: &[u8]) -> String {
         let (_dir, path) = file(content);
-        let message = Shard::open(&path).unwrap_err().to_string();
+        let message = Shard::open(&path, &Tokenizer::Byte).unwrap_err().to_string();
         assert!(message.contains(&path.display().to_string()), "no file in: {message}");
         message
     }
@@ -231,7 +325,7 @@ mod tests {
     #[test]
     fn tokens_come_back_from_any_position() {
         let (_dir, path) = file(&shard(&[5, 50256, 0, 7]));
-        let shard = Shard::open(&path).unwrap();
+        let shard = Shard::open(&path, &Tokenizer::Byte).unwrap();
         assert_eq!((shard.tokens, shard.bytes()), (4, 1032));
         let mut out = [0; 3];
         shard.read(1, &mut out, 50257).unwrap();
@@ -314,13 +408,53 @@ mod tests {
     #[test]
     fn a_folder_is_not_a_shard() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(Shard::open(dir.path()), Err(DataError::NotAFile { .. })));
+        assert!(matches!(Shard::open(dir.path(), &Tokenizer::Byte), Err(DataError::NotAFile { .. })));
+    }
+
+    #[test]
+    fn a_recorded_tokenizer_is_held_to_and_read_by_its_name() {
+        let gpt2 = Tokenizer::new(crate::experiment::Tokenizer::Gpt2);
+        let mut bytes = recorded_header(2, &Tokenizer::Byte).to_vec();
+        assert_eq!(bytes[..12], header(2)[..12], "llm.c reads these alone");
+        assert_eq!(&bytes[12..32], b"TOK1byte\0\0\0\0\0\0\0\0\0\0\0\0");
+        assert!(bytes[64..].iter().all(|&b| b == 0));
+        bytes.extend([1, 0, 2, 0]);
+        let (_dir, path) = file(&bytes);
+        assert!(Shard::open(&path, &Tokenizer::Byte).unwrap().recorded);
+        let error = Shard::open(&path, &gpt2).unwrap_err().to_string();
+        assert!(
+            error.contains("made with the tokenizer `byte`") && error.contains("expected `gpt2`"),
+            "{error}"
+        );
+        // Another tokenizer of the same name.
+        bytes[40] ^= 1;
+        let (_dir, path) = file(&bytes);
+        let error = Shard::open(&path, &Tokenizer::Byte).unwrap_err().to_string();
+        assert!(error.contains("`byte` of SHA-256"), "{error}");
+    }
+
+    #[test]
+    fn the_largest_token_is_found_in_every_part_of_a_large_shard() {
+        for at in [0, 523_775, 523_776, 700_000, 1_299_999] {
+            let mut tokens = vec![3; 1_300_000];
+            tokens[at] = 40_000;
+            let (_dir, path) = file(&shard(&tokens));
+            let shard = Shard::open(&path, &Tokenizer::Byte).unwrap();
+            assert_eq!(shard.scan().unwrap().largest, 40_000, "{at}");
+            let error = shard.require_vocab(40_000).unwrap_err().to_string();
+            assert!(error.contains(&format!("holds token 40000 at position {at} ")), "{error}");
+            shard.require_vocab(40_001).unwrap();
+        }
     }
 
     #[test]
     fn a_token_outside_the_vocabulary_is_named_by_position_and_byte() {
         let (_dir, path) = file(&shard(&[1, 2, 50257, 3]));
-        let message = Shard::open(&path).unwrap().read(1, &mut [0; 3], 50257).unwrap_err().to_string();
+        let message = Shard::open(&path, &Tokenizer::Byte)
+            .unwrap()
+            .read(1, &mut [0; 3], 50257)
+            .unwrap_err()
+            .to_string();
         assert!(
             message.contains("token 50257 at position 2 (byte 1028): expected less than 50257"),
             "{message}"
@@ -332,7 +466,9 @@ mod tests {
     fn tokens_in_memory_hash_as_the_file_they_would_make() {
         let tokens: Vec<u16> = (0..40_000).map(|i| (i % 977) as u16).collect();
         let (_dir, path) = file(&shard(&tokens));
-        assert_eq!(Shard::open(&path).unwrap().sha256(), Shard::from_tokens("x", tokens).sha256());
+        let file = Shard::open(&path, &Tokenizer::Byte).unwrap().scan().unwrap();
+        assert_eq!(file, Shard::from_tokens("x", tokens).scan().unwrap());
+        assert_eq!(file.largest, 976);
     }
 
     /// Sparse, so it takes no room: 2^31 + 8 tokens, 4.29 GB, past every signed and 32-bit limit.
@@ -346,7 +482,7 @@ mod tests {
         file.write_all_at(&header(tokens), 0).unwrap();
         file.set_len(HEADER_BYTES + 2 * tokens).unwrap();
         file.write_all_at(&[0x34, 0x12], HEADER_BYTES + 2 * (tokens - 1)).unwrap();
-        let shard = Shard::open(&path).unwrap();
+        let shard = Shard::open(&path, &Tokenizer::Byte).unwrap();
         assert_eq!(shard.tokens, tokens);
         let mut out = [9; 2];
         shard.read(tokens - 2, &mut out, 50257).unwrap();

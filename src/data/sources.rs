@@ -37,8 +37,9 @@ impl Sources {
             let (train, val) = Corpus::load(name)?.datasets(&tokenizer)?;
             return Ok(Sources { train: Arc::new(train), val: Some(Arc::new(val)), tokenizer });
         }
-        let train = Arc::new(Dataset::open(&data.train, vocab)?);
-        let val = if data.val.is_empty() { None } else { Some(Arc::new(Dataset::open(&data.val, vocab)?)) };
+        let open = |patterns: &[String]| Dataset::open(patterns, vocab, &tokenizer).map(Arc::new);
+        let train = open(&data.train)?;
+        let val = if data.val.is_empty() { None } else { Some(open(&data.val)?) };
         Ok(Sources { train, val, tokenizer })
     }
 }

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::dataset::Dataset;
 use super::error::DataError;
+use crate::units;
 
 /// Fixed sequences to validate on.
 #[derive(Debug)]
@@ -79,6 +80,18 @@ impl ValidationSet {
         self.inputs.len() as u64
     }
 
+    /// What to say when the data held fewer tokens than were asked for.
+    pub fn shortfall(&self, val_tokens: u64) -> Option<String> {
+        let whole = val_tokens / self.seq_len as u64 * self.seq_len as u64;
+        (self.tokens() < whole).then(|| {
+            format!(
+                "`eval.val_tokens` asks for {} tokens, but the validation data hold {} in whole sequences: all of these are used",
+                units::thousands(val_tokens),
+                units::thousands(self.tokens())
+            )
+        })
+    }
+
     /// The sequences in order, `micro_batch` at a time; the last group may be short.
     ///
     /// # Panics
@@ -135,7 +148,11 @@ mod tests {
 
     #[test]
     fn fewer_tokens_than_asked_for_are_all_used() {
-        assert_eq!(ValidationSet::new(&data(), 1 << 40, 10).unwrap().sequences(), 9, "⌊99/10⌋");
+        let set = ValidationSet::new(&data(), 1 << 40, 10).unwrap();
+        assert_eq!(set.sequences(), 9, "⌊99/10⌋");
+        let said = set.shortfall(100).expect("ten more than there are");
+        assert!(said.contains("asks for 100 tokens") && said.contains("hold 90"), "{said}");
+        assert_eq!((set.shortfall(99), set.shortfall(90)), (None, None), "99 tokens are nine sequences too");
     }
 
     #[test]

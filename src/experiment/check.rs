@@ -130,7 +130,7 @@ fn name<'a>(key: &Key, raw: &'a DeValue<'_>) -> Result<&'a str, Refusal> {
     let name = text(key, raw)?;
     if let Some(problem) = name_problem(name) {
         return Err(Refusal {
-            hint: Some("it names the run's folder: use letters, digits, `-`, `_` and `.`".into()),
+            hint: Some("it names the run's folder: use letters, digits, `-`, `_`, `.` and spaces".into()),
             ..refusal(key, problem, "expected a name for a folder")
         });
     }
@@ -138,18 +138,30 @@ fn name<'a>(key: &Key, raw: &'a DeValue<'_>) -> Result<&'a str, Refusal> {
 }
 
 /// What keeps a text from naming a run folder on every file system.
-pub(super) fn name_problem(name: &str) -> Option<&'static str> {
+pub fn name_problem(name: &str) -> Option<&'static str> {
     if name.is_empty() {
         Some("must not be empty")
-    } else if name.len() > 100 {
-        Some("is longer than 100 characters")
-    } else if !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
+    } else if name.len() > 200 {
+        Some("is longer than 200 bytes")
+    } else if !name.chars().all(may_name) {
         Some("has a character that a run folder's name may not have")
-    } else if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+    } else if !name.starts_with(char::is_alphanumeric) {
         Some("must begin with a letter or a digit")
+    } else if name.ends_with(' ') {
+        Some("must not end with a space")
     } else {
         None
     }
+}
+
+/// A name for a run folder from the name of a file: what may not be in it becomes `_`.
+pub(super) fn name_of_file(stem: &str) -> String {
+    let name: String = stem.chars().map(|c| if may_name(c) { c } else { '_' }).collect();
+    name.trim().to_owned()
+}
+
+fn may_name(c: char) -> bool {
+    c.is_alphanumeric() || "-_. ".contains(c)
 }
 
 fn choice<'a>(key: &Key, raw: &'a DeValue<'_>, values: &[&str]) -> Result<&'a str, Refusal> {
@@ -278,10 +290,13 @@ mod tests {
 
     #[test]
     fn names_cannot_leave_their_folder() {
-        for bad in ["\"\"", "\"..\"", "\"a/b\"", "\"a b\"", "\".hidden\"", "\"é\""] {
+        for bad in ["\"\"", "\"..\"", "\"a/b\"", "\" a\"", "\"a \"", "\".hidden\"", "\"a:b\"", "\"a\\tb\""] {
             assert!(check("name", bad).is_err(), "{bad}");
         }
-        assert!(check("name", "\"gpt2_33b.v1-a\"").is_ok());
+        for good in ["\"gpt2_33b.v1-a\"", "\"a b\"", "\"été\""] {
+            assert!(check("name", good).is_ok(), "{good}");
+        }
+        assert_eq!(name_of_file("essai été (2)"), "essai été _2_");
     }
 
     #[test]

@@ -271,8 +271,9 @@ impl Rules {
         if self.get("name").is_some() || !self.truly_missing(&["name"]) {
             return;
         }
-        match check::name_problem(stem) {
-            None => self.derive("name", stem, "default: the file's name"),
+        let name = check::name_of_file(stem);
+        match check::name_problem(&name) {
+            None => self.derive("name", name.as_str(), "default: the file's name"),
             Some(problem) => {
                 self.refuse(
                     Fault::new(format!("the file's name cannot name the run: {stem:?} {problem}"))

@@ -32,7 +32,7 @@ impl DataFacts {
         let experiment = &loaded.experiment;
         match Sources::open(&experiment.data, experiment.model.vocab) {
             Ok(Sources { train, val, .. }) => {
-                facts.train_tokens = Some(train.tokens());
+                facts.train_tokens = Some(train.usable_tokens(experiment.batch.seq_len));
                 facts.val_tokens = val.map(|val| val.tokens());
                 let sequences = train.require_sequences(experiment.batch.seq_len)?;
                 loaded.resolve_epochs(sequences.get())?;

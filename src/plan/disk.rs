@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::experiment::{Checkpoint, Experiment};
+use crate::units;
 
 /// Metrics in both forms, ledger, main.log and TensorBoard's events of a step.
 const RECORD_BYTES: u64 = 1_600;
@@ -25,14 +26,21 @@ impl Disk {
         let kept = kept(&experiment.checkpoint, steps);
         // Names, shapes and digests of a few hundred tensors.
         let checkpoint_bytes = state_bytes + (256 << 10);
-        let records_bytes = steps * RECORD_BYTES;
+        let records_bytes = steps.saturating_mul(RECORD_BYTES);
         Disk {
             checkpoint_bytes,
             checkpoints_saved: saves(&experiment.checkpoint, steps),
             checkpoints_kept: kept,
             records_bytes,
-            total_bytes: kept * checkpoint_bytes + records_bytes,
+            total_bytes: kept.saturating_mul(checkpoint_bytes).saturating_add(records_bytes),
         }
+    }
+
+    /// What the bytes are for.
+    pub fn what(&self) -> String {
+        let plural = if self.checkpoints_kept == 1 { "" } else { "s" };
+        let each = units::bytes(self.checkpoint_bytes);
+        format!("{} checkpoint{plural} of {each} and records", self.checkpoints_kept)
     }
 }
 

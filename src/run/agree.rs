@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::data::Data;
+use super::data::{Data, SHARDS, remembered};
 use super::destination::Destination;
 use super::device::memory_plan;
 use super::expected::Expected;
@@ -19,8 +19,10 @@ use crate::experiment::{Experiment, Loaded};
 use crate::model::weights::Weights;
 use crate::ops::Ops;
 use crate::parallel::{Exchange, Solo};
-use crate::plan::memory::Storage;
+use crate::plan::disk::Disk;
+use crate::plan::memory::{Storage, state_bytes};
 use crate::proof::Lock;
+use crate::store;
 use crate::train::Trainer;
 
 /// A run that may begin.
@@ -70,7 +72,13 @@ impl<O: Locked> Agreed<O> {
             ops.pin(numerics)?;
         }
         let mut trainer = Trainer::join(ops, &experiment, exchange)?;
-        let mut lock = lock::lock(&loaded, &data, initial.as_ref(), &trainer.ops, report)?;
+        let manifest = data.manifest(remembered(SHARDS), report)?;
+        if first {
+            for remark in data.remarks(&manifest, &experiment) {
+                report.tell(&Message::Remark(&remark));
+            }
+        }
+        let mut lock = lock::lock(&loaded, &data, &manifest, initial.as_ref(), &trainer.ops)?;
         lock.environment.insert("ranks".into(), ranks.to_string());
         match &of_rank_zero {
             Some(numerics) => team::require_same(trainer.link().rank(), numerics, &lock.numerics)?,
@@ -85,6 +93,10 @@ impl<O: Locked> Agreed<O> {
         }
         let changed = past.changed(&lock)?;
         let lock = past.keep_config(lock);
+        if let Some(path) = destination.path() {
+            let disk = Disk::of(&experiment, state_bytes(&experiment, storage));
+            store::space::require(&path, disk.total_bytes, &disk.what())?;
+        }
         Ok(Agreed {
             experiment,
             loaded,
@@ -106,7 +118,7 @@ fn summary<'a, O: Ops>(experiment: &'a Experiment, data: &Data, ops: &O, storage
     Summary {
         experiment,
         device: ops.device_name(),
-        train_tokens: data.train.tokens(),
+        train_tokens: data.train.usable_tokens(experiment.batch.seq_len),
         val_tokens: data.validation.as_ref().map_or(0, ValidationSet::tokens),
         parameters: Weights::of(&experiment.model).parameters(),
         memory: memory_plan(experiment, storage),

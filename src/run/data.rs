@@ -1,12 +1,15 @@
 //! The data of an experiment, opened and checked, and the micro-batches that training reads of them.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
+
+use anyhow::Context;
 
 use super::messages::{Report, Work};
 use crate::data::{
-    Dataset, DigestCache, Plan, Prefetcher, SampleOrder, ShardDigest, Sources, Tokenizer, ValidationSet,
+    self, DataError, Dataset, DigestCache, Manifest, Plan, Prefetcher, SampleOrder, ShardDigest, Sources,
+    Tokenizer, ValidationSet,
 };
 use crate::eval::TaskSet;
 use crate::experiment::{Experiment, Loaded, Order};
@@ -23,8 +26,12 @@ pub fn remembered(name: &str) -> DigestCache {
 /// The tokens of an experiment.
 pub struct Data {
     pub train: Arc<Dataset>,
+    /// The shards of which `validation` is the start; none where nothing is validated.
+    pub val: Option<Arc<Dataset>>,
     pub validation: Option<ValidationSet>,
     pub hellaswag: Option<TaskSet>,
+    /// The file of `hellaswag`.
+    pub hellaswag_file: Option<PathBuf>,
     pub tokenizer: Tokenizer,
 }
 
@@ -35,23 +42,52 @@ impl Data {
         let seq_len = experiment.batch.seq_len;
         let Sources { train, val, tokenizer } = Sources::open(&experiment.data, experiment.model.vocab)?;
         let sequences = train.require_sequences(seq_len)?;
-        let wanted = val.filter(|_| experiment.eval.every > 0);
-        let validation =
-            wanted.map(|val| ValidationSet::new(&val, experiment.eval.val_tokens, seq_len)).transpose()?;
+        let val = val.filter(|_| experiment.eval.every > 0);
+        let validation = val
+            .as_ref()
+            .map(|val| ValidationSet::new(val, experiment.eval.val_tokens, seq_len))
+            .transpose()?;
         let tasks = experiment.eval.hellaswag.as_ref().filter(|_| experiment.eval.every > 0);
-        let hellaswag = tasks
-            .map(|path| TaskSet::open(Path::new(path), &tokenizer, experiment.model.vocab, seq_len))
+        let hellaswag_file = tasks.map(PathBuf::from);
+        hellaswag_file.as_deref().map(data::require_file).transpose()?;
+        let hellaswag = hellaswag_file
+            .as_ref()
+            .map(|path| TaskSet::open(path, &tokenizer, experiment.model.vocab, seq_len))
             .transpose()?;
         loaded.resolve_epochs(sequences.get())?;
-        Ok(Data { train, validation, hellaswag, tokenizer })
+        Ok(Data { train, val, validation, hellaswag, hellaswag_file, tokenizer })
     }
 
-    /// Name, tokens and SHA-256 of each training shard; what `cache` knows is not read again.
-    pub fn manifest(&self, mut cache: DigestCache, report: Report) -> Vec<ShardDigest> {
-        let hashed = report.progress(Work::Hashing, cache.unknown_bytes(&self.train));
-        let manifest = cache.manifest(&self.train, |shard| hashed(shard.bytes));
+    /// Digests of all that a run reads. `cache` holds those of earlier runs; without one every byte is read.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a token outside the vocabulary.
+    pub fn manifest(&self, mut cache: DigestCache, report: Report) -> anyhow::Result<Manifest> {
+        let manifest = self.digests(&mut cache, report);
+        // Also after an error: what was hashed before it need not be hashed again.
         cache.save();
         manifest
+    }
+
+    fn digests(&self, cache: &mut DigestCache, report: Report) -> anyhow::Result<Manifest> {
+        let train = hash(&self.train, cache, report)?;
+        let val = self.val.as_ref().map(|val| hash(val, cache, report)).transpose()?.unwrap_or_default();
+        let hellaswag = self.hellaswag_file.as_ref().map(|path| {
+            let sha256 = cache.file(path);
+            let found = sha256.and_then(|sha256| Ok((path.metadata()?.len(), sha256)));
+            let (bytes, sha256) = found.with_context(|| format!("cannot read `{}`", path.display()))?;
+            let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+            anyhow::Ok((name, bytes, sha256))
+        });
+        Ok(Manifest { train, val, hellaswag: hellaswag.transpose()? })
+    }
+
+    /// What is odd about the data of `experiment` without being an error, one line each.
+    pub fn remarks(&self, manifest: &Manifest, experiment: &Experiment) -> Vec<String> {
+        let (seq_len, wanted) = (experiment.batch.seq_len, experiment.eval.val_tokens);
+        let mut remarks = manifest.remarks(&self.train, self.val.as_deref(), &self.tokenizer, seq_len);
+        remarks.extend(self.validation.as_ref().and_then(|set| set.shortfall(wanted)));
+        remarks
     }
 
     /// Micro-batches of whole steps from `step` on, read ahead; `offset` samples further on in the stream.
@@ -80,4 +116,9 @@ impl Data {
         };
         Ok(Prefetcher::start(self.train.clone(), plan, step, offset)?)
     }
+}
+
+fn hash(data: &Dataset, cache: &mut DigestCache, report: Report) -> Result<Vec<ShardDigest>, DataError> {
+    let hashed = report.progress(Work::Hashing, cache.unknown_bytes(data));
+    cache.manifest(data, |shard| hashed(shard.bytes))
 }

@@ -15,6 +15,15 @@ pub enum Destination {
 }
 
 impl Destination {
+    /// The folder, which may not be there yet; none on a rank that writes none.
+    pub fn path(&self) -> Option<PathBuf> {
+        match self {
+            Destination::Open(folder) => Some(folder.paths.folder().to_owned()),
+            Destination::Replace { runs, name } => Some(runs.join(name)),
+            Destination::OfRankZero => None,
+        }
+    }
+
     /// The folder, locked; none on any rank but 0.
     pub fn take(self) -> store::Result<Option<RunFolder>> {
         match self {

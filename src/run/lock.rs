@@ -9,7 +9,7 @@ use super::device::Device;
 use super::initial::{self, Initial};
 use super::locked::Locked;
 use super::messages::Report;
-use crate::data::{ShardDigest, Tokenizer};
+use crate::data::{Manifest, ShardDigest};
 use crate::experiment::{self, Compute, Experiment, Loaded};
 use crate::proof::Hash;
 use crate::proof::lock::{Difference, Lock, Table};
@@ -19,18 +19,18 @@ fn table<const N: usize>(pairs: [(&str, String); N]) -> Table {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
-/// The lock of an experiment on this machine, without outputs. Shards whose digests this user's runs
-/// remember are not read again.
+/// The lock of an experiment on this machine, without outputs. `manifest` has the digests of `data`.
 pub fn lock<O: Locked>(
     loaded: &Loaded,
     data: &Data,
+    manifest: &Manifest,
     initial: Option<&Initial>,
     ops: &O,
-    report: Report,
 ) -> anyhow::Result<Lock> {
     let facts = ops.facts()?;
     let mut numerics = resolved_numerics(&loaded.experiment);
-    numerics.extend(data_numerics(&data.manifest(remembered(SHARDS), report), &data.tokenizer));
+    numerics.extend(shards("data.shard", &manifest.train));
+    numerics.insert("data.tokenizer_sha256".into(), hex::encode(data.tokenizer.sha256()));
     numerics.extend(facts.numerics);
     initial::lock(initial, &mut numerics);
     numerics.insert("train.numerics_version".into(), train::NUMERICS_VERSION.to_string());
@@ -43,6 +43,7 @@ pub fn lock<O: Locked>(
     if let Some(set) = &data.validation {
         environment.insert("data.validation_sha256".into(), hex::encode(set.sha256()));
     }
+    environment.extend(evaluation_data(manifest));
     environment.extend(facts.environment);
     Ok(Lock { numerics, environment, source: source(), config: config(loaded), outputs: Table::new() })
 }
@@ -60,7 +61,8 @@ pub fn of_experiment(mut loaded: Loaded, report: Report) -> anyhow::Result<Lock>
 fn lock_allocated<O: Locked>(ops: O, loaded: &Loaded, data: &Data, report: Report) -> anyhow::Result<Lock> {
     let initial = initial::read(&loaded.experiment, None, false)?;
     let trainer = Trainer::new(ops, &loaded.experiment)?;
-    lock(loaded, data, initial.as_ref(), &trainer.ops, report)
+    let manifest = data.manifest(remembered(SHARDS), report)?;
+    lock(loaded, data, &manifest, initial.as_ref(), &trainer.ops)
 }
 
 /// The keys that reach the bits, as resolved.
@@ -79,18 +81,22 @@ fn plain(value: &serde_json::Value) -> String {
     }
 }
 
-fn data_numerics(manifest: &[ShardDigest], tokenizer: &Tokenizer) -> Table {
-    let mut numerics = shards(manifest);
-    numerics.insert("data.tokenizer_sha256".into(), hex::encode(tokenizer.sha256()));
-    numerics
-}
-
-/// The data manifest: `data.shard.00000`, in order.
-pub fn shards(manifest: &[ShardDigest]) -> Table {
+/// Lines of the data manifest, in order: `data.shard.00000` for the prefix `data.shard`.
+pub fn shards(prefix: &str, manifest: &[ShardDigest]) -> Table {
     let line = |shard: &ShardDigest| {
         format!("{}, {} tokens, sha256 {}", shard.name, shard.tokens, hex::encode(shard.sha256))
     };
-    manifest.iter().enumerate().map(|(at, shard)| (format!("data.shard.{at:05}"), line(shard))).collect()
+    manifest.iter().enumerate().map(|(at, shard)| (format!("{prefix}.{at:05}"), line(shard))).collect()
+}
+
+/// What a run is measured on: `data.val_shard.00000` and on, and `data.hellaswag`.
+pub fn evaluation_data(manifest: &Manifest) -> Table {
+    let mut table = shards("data.val_shard", &manifest.val);
+    if let Some((name, bytes, sha256)) = &manifest.hellaswag {
+        let line = format!("{name}, {bytes} bytes, sha256 {}", hex::encode(sha256));
+        table.insert("data.hellaswag".into(), line);
+    }
+    table
 }
 
 /// Operating system and processor. No host name, no user name.

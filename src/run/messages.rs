@@ -30,7 +30,7 @@ pub type Report = &'static dyn Reporter;
 /// Work with a length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Bytes of training data whose SHA-256 no earlier run has remembered.
+    /// Bytes of data whose SHA-256 no earlier run has remembered.
     Hashing,
     /// Steps that are trained again.
     Replaying,
@@ -53,6 +53,10 @@ pub enum Message<'a> {
     OtherEvaluations(&'a str),
     /// A name means a run, though there is a file or folder of that name too.
     RunBeforeFile { name: &'a Path, folder: &'a Path },
+    /// Something odd about the data.
+    Remark(&'a str),
+    /// A file or folder among the checkpoints that is none.
+    NotACheckpoint(&'a Path),
     /// The run's files are here.
     Folder(&'a Path),
     /// The GPU's sensors cannot be read.

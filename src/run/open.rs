@@ -13,6 +13,7 @@ use super::resume::Resume;
 use super::team::Team;
 use crate::experiment::{Experiment, Loaded};
 use crate::parallel::RankPlace;
+use crate::store::contents::beside_checkpoints;
 use crate::store::{RunFolder, RunPaths, newest_whole};
 
 /// A run with its device open.
@@ -88,6 +89,9 @@ impl Opened {
             let how = Continuation { edited: true, allow_drift: false, expected };
             return Opened::go_on(team, &path, loaded, how, report);
         }
+        if existing == Existing::Replace && team.is_first() {
+            RunFolder::check_overwrite(&runs, &name)?;
+        }
         let data = Data::open(&mut loaded)?;
         let initial = initial::read(&loaded.experiment, None, false)?;
         let device = team.open_device(&loaded.experiment)?;
@@ -128,6 +132,9 @@ impl Opened {
     ) -> anyhow::Result<Opened> {
         let (destination, found) = if team.is_first() {
             let folder = RunFolder::open(path)?;
+            for path in beside_checkpoints(&folder.paths.checkpoints())? {
+                report.tell(&Message::NotACheckpoint(&path));
+            }
             let (found, broken) = newest_whole(&folder.paths.checkpoints())?;
             passed_over(&broken, report);
             (Destination::Open(folder), found)

@@ -122,10 +122,7 @@ pub fn clean(folder: &Path) -> Result<Vec<String>> {
     for entry in fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
         let name = entry.map_err(StoreError::io(folder, "list"))?.file_name();
         // Names this module did not make may be anything; its own are Unicode.
-        if let Some(name) = name
-            .to_str()
-            .filter(|name| [TEMPORARY, REPLACED, DELETED].iter().any(|prefix| name.starts_with(prefix)))
-        {
+        if let Some(name) = name.to_str().filter(|name| is_leftover(name)) {
             left.push(name.to_owned());
         }
     }
@@ -143,6 +140,11 @@ pub fn clean(folder: &Path) -> Result<Vec<String>> {
         sync_folder(folder)?;
     }
     Ok(left)
+}
+
+/// Whether a name is one of those that this module gives for a while.
+pub(super) fn is_leftover(name: &str) -> bool {
+    [TEMPORARY, REPLACED, DELETED].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Waits until the names in `folder` are on the disk.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::proof::Hash;
 use crate::proof::digest::DigestError;
+use crate::units;
 
 /// A fault of the store. Every message names the file.
 #[derive(Debug, thiserror::Error)]
@@ -56,10 +57,18 @@ pub enum StoreError {
     #[error("the thread that saves checkpoints died: {why}")]
     WriterDied { why: String },
 
-    #[error("`{name}` cannot name a run: {why}\n  hint: use letters, digits, `-`, `_` and `.`")]
+    #[error("`{name}` cannot name a run: {why}\n  hint: use letters, digits, `-`, `_`, `.` and spaces")]
     BadName { name: String, why: &'static str },
     #[error("there is already a run in `{}`\n  hint: `runner resume` goes on with it, `--name` starts another, `--overwrite` deletes it", path.display())]
     RunExists { path: PathBuf },
+    #[error("`{}` is not a run: it has neither `experiment.toml` nor `lock.toml`\n  hint: `--name` starts a run elsewhere; `--overwrite` deletes runs alone", path.display())]
+    NotARun { path: PathBuf },
+    #[error("the run in `{}` holds what runner did not write: {names}\n  hint: move that away, then `--overwrite` deletes the run", path.display())]
+    Foreign { path: PathBuf, names: String },
+    #[error("`{}` has the name of a checkpoint, but is none: {found}\n  hint: move it away; the checkpoints beside it are not touched", path.display())]
+    NotACheckpoint { path: PathBuf, found: String },
+    #[error("the run in `{}` will write {} ({what}), and its disk has {} free\n  hint: free some space, lower `checkpoint.keep_last`, raise `checkpoint.every` or `checkpoint.keep_every`, or name another disk with `--runs`", path.display(), units::bytes(*needed), units::bytes(*free))]
+    NoRoom { path: PathBuf, needed: u64, what: String, free: u64 },
     #[error("there is no run in `{}`", path.display())]
     NoSuchRun { path: PathBuf },
     #[error("`{}` is in use by {}\n  hint: wait for it, or stop it; the lock goes with the process", path.display(), pid.map_or("another process".to_owned(), |pid| format!("process {pid}")))]

@@ -13,13 +13,15 @@
 //!   llm.c's line format; [`tensorboard`]: the same as event files; [`records`]: these and the ledger,
 //!   together; [`append`]: files that only grow; [`gpu_log`]: the readings of the GPU's sensors.
 //! * [`derived`]: whether metrics and main.log say what the ledger says.
-//! * [`run_folder`]: where everything is, and the lock that keeps a second process out.
+//! * [`run_folder`]: where everything is, and the lock that keeps a second process out; [`contents`]: which
+//!   files are this program's; [`space`]: whether there is room for them.
 
 pub mod append;
 pub mod atomic;
 pub mod checkpoint;
 pub mod columns;
 pub mod compare;
+pub mod contents;
 pub mod derived;
 pub mod error;
 pub mod gpu_log;
@@ -32,6 +34,7 @@ pub mod retention;
 pub mod run_folder;
 pub mod safetensors;
 pub mod shared;
+pub mod space;
 pub mod tensorboard;
 pub mod writer;
 

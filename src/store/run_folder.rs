@@ -9,9 +9,10 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::{Result, StoreError, atomic};
+use super::{Result, StoreError, atomic, contents};
+use crate::experiment;
 
-const LOCK: &str = ".lock";
+pub(super) const LOCK: &str = ".lock";
 
 /// The files of a run. Readers (`plot`, `verify`, `diff`) need no lock and use this alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,16 +106,22 @@ impl RunFolder {
     /// Makes the folder `root/name` for a new run and locks it.
     ///
     /// # Errors
-    /// A run is there already and `overwrite` is false; or another process holds it, in either case.
+    /// A run is there already and `overwrite` is false; what is there is no run, or holds what this program did
+    /// not write; or another process holds it.
     pub fn create(root: &Path, name: &str, overwrite: bool) -> Result<RunFolder> {
         check_name(name)?;
         let folder = root.join(name);
+        if folder.is_dir() && is_used(&folder)? {
+            // Before the lock, which would be left in it.
+            contents::require_run(&folder)?;
+        }
         fs::create_dir_all(&folder).map_err(StoreError::io(&folder, "create"))?;
         let mut lock = lock(&folder)?;
         if is_used(&folder)? {
             if !overwrite {
                 return Err(StoreError::RunExists { path: folder });
             }
+            contents::require_ours(&folder)?;
             // The lock moves away with the old folder and holds until the new one is locked.
             let old = atomic::set_aside(&folder)?;
             fs::create_dir(&folder).map_err(StoreError::io(&folder, "create"))?;
@@ -131,6 +138,9 @@ impl RunFolder {
         let folder = root.join(name);
         let paths = RunPaths::new(&folder);
         if folder.is_dir() && !paths.experiment().exists() {
+            if is_used(&folder)? {
+                contents::require_ours(&folder)?;
+            }
             let held = lock(&folder)?;
             atomic::clean(&folder)?;
             atomic::remove_if_there(&paths.lock_file())?;
@@ -139,13 +149,25 @@ impl RunFolder {
         RunFolder::create(root, name, false)
     }
 
+    /// Refuses now what [`RunFolder::create`] with `overwrite` will refuse when all else is ready.
+    pub fn check_overwrite(root: &Path, name: &str) -> Result<()> {
+        check_name(name)?;
+        let folder = root.join(name);
+        if folder.is_dir() && is_used(&folder)? { contents::require_ours(&folder) } else { Ok(()) }
+    }
+
     /// Locks the folder of a run that is there, and removes what a kill left half written.
+    ///
+    /// # Errors
+    /// No run, one that another process holds, or a folder among its checkpoints that is none.
     pub fn open(folder: &Path) -> Result<RunFolder> {
         if !folder.is_dir() || !is_used(folder)? {
             return Err(StoreError::NoSuchRun { path: folder.into() });
         }
         let lock = lock(folder)?;
-        RunFolder::with(folder.into(), lock)
+        let run = RunFolder::with(folder.into(), lock)?;
+        contents::require_checkpoints(&run.paths.checkpoints())?;
+        Ok(run)
     }
 
     fn with(folder: PathBuf, lock: File) -> Result<RunFolder> {
@@ -210,13 +232,14 @@ fn inode(_: &Path) -> Option<u64> {
     None
 }
 
-/// Whether anything is in the folder but the lock and empty folders, which a run that failed before
-/// its first byte leaves.
+/// Whether anything is in the folder but the lock, empty folders and what a kill left half written, which a run
+/// that failed before its first byte leaves.
 fn is_used(folder: &Path) -> Result<bool> {
     for entry in fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
         let entry = entry.map_err(StoreError::io(folder, "list"))?;
         let empty_folder = fs::read_dir(entry.path()).is_ok_and(|mut content| content.next().is_none());
-        if entry.file_name() != LOCK && !empty_folder {
+        let leftover = entry.file_name().to_str().is_some_and(atomic::is_leftover);
+        if entry.file_name() != LOCK && !empty_folder && !leftover {
             return Ok(true);
         }
     }
@@ -264,12 +287,8 @@ fn try_lock_patiently(file: &File) -> Result<(), TryLockError> {
 }
 
 fn check_name(name: &str) -> Result<()> {
-    let bad = |why| Err(StoreError::BadName { name: name.into(), why });
-    match name.chars().find(|c| !(c.is_ascii_alphanumeric() || "-_.".contains(*c))) {
-        Some(_) => bad("it has a character that is not portable in a folder's name"),
-        None if name.is_empty() => bad("it is empty"),
-        None if name.starts_with('.') => bad("it starts with a dot"),
-        None if name.len() > 200 => bad("it is longer than 200 characters"),
+    match experiment::name_problem(name) {
+        Some(why) => Err(StoreError::BadName { name: name.into(), why }),
         None => Ok(()),
     }
 }
@@ -287,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_process_is_kept_out_and_told_by_whom() {
+    fn a_second_process_is_kept_out_and_the_message_names_the_first() {
         let root = tempfile::tempdir().unwrap();
         let run = start(root.path());
         let folder = run.paths.folder().to_owned();
@@ -329,7 +348,7 @@ mod tests {
         ));
     }
 
-    /// Reference fault 8: a used folder kept its old markers, and a later resume took the old run.
+    /// In llm.c a used folder keeps its old `DONE` markers, and a later resume takes the old run.
     #[test]
     fn starting_over_leaves_no_old_checkpoint_behind() {
         let root = tempfile::tempdir().unwrap();
@@ -374,13 +393,15 @@ mod tests {
     #[test]
     fn names_that_would_leave_the_root_are_refused() {
         let root = tempfile::tempdir().unwrap();
-        for name in ["", ".", "..", ".del.x", "a/b", "../x", "a b", "é", &"x".repeat(201)] {
+        for name in ["", ".", "..", ".del.x", "a/b", "../x", " a", "a ", "a:b", "a\nb", &"x".repeat(201)] {
             assert!(
                 matches!(RunFolder::create(root.path(), name, true), Err(StoreError::BadName { .. })),
                 "{name}"
             );
         }
-        RunFolder::create(root.path(), "gpt2_124m-v1.5", false).unwrap();
+        for name in ["gpt2_124m-v1.5", "a b", "été"] {
+            RunFolder::create(root.path(), name, false).unwrap();
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Checks;
-use crate::data::{DataError, DigestCache};
+use crate::data::{DataError, DigestCache, ShardDigest};
 use crate::experiment::{self, Loaded};
 use crate::ops::DeviceError;
 use crate::proof::lock::{Lock, Table, differences};
@@ -211,10 +211,14 @@ fn derived_files(paths: &RunPaths, entries: &[Entry], reach: Reach, checks: &mut
     }
 }
 
-/// Every byte of the training data.
+/// Every byte of the training and validation data and of HellaSwag's file.
 fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, report: Report) -> Option<Data> {
-    let data = match Data::open(loaded) {
-        Ok(data) => data,
+    let read = Data::open(loaded).and_then(|data| {
+        let manifest = data.manifest(DigestCache::none(), report)?;
+        Ok((data, manifest))
+    });
+    let (data, manifest) = match read {
+        Ok(read) => read,
         Err(why) if matches!(why.downcast_ref(), Some(DataError::NoMatch { .. })) => {
             checks.skipped("data", why.to_string());
             return None;
@@ -224,20 +228,19 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
             return None;
         }
     };
-    let found = lock::shards(&data.manifest(DigestCache::none(), report));
-    let Some(lock) = locked else { return Some(data) };
-    let locked: Table = lock
-        .numerics
-        .iter()
-        .filter(|(key, _)| key.starts_with("data.shard."))
-        .map(|(k, v)| (k.clone(), v.clone()))
-        .collect();
-    let changed = differences(&locked, &found);
+    let Some(locked) = locked else { return Some(data) };
+    let of = |table: &Table, prefixes: &[&str]| -> Table {
+        let wanted = |key: &&String| prefixes.iter().any(|prefix| key.starts_with(prefix));
+        table.keys().filter(wanted).map(|key| (key.clone(), table[key].clone())).collect()
+    };
+    let train = lock::shards("data.shard", &manifest.train);
+    let changed = differences(&of(&locked.numerics, &["data.shard."]), &train);
+    let tokens = |shards: &[ShardDigest]| {
+        let tokens = shards.iter().map(|shard| shard.tokens).sum();
+        format!("{} shards, {} tokens", shards.len(), units::thousands(tokens))
+    };
     if changed.is_empty() {
-        checks.passed(
-            "data",
-            format!("{} shards, {} tokens", found.len(), units::thousands(data.train.tokens())),
-        );
+        checks.passed("data", tokens(&manifest.train));
     } else {
         checks.failed(
             "data",
@@ -246,6 +249,28 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
                 lock::list(&changed)
             ),
         );
+    }
+    let locked = of(&locked.environment, &["data.val_shard.", "data.hellaswag"]);
+    let found = lock::evaluation_data(&manifest);
+    let changed = differences(&locked, &found);
+    match (locked.is_empty(), changed.is_empty()) {
+        _ if found.is_empty() && locked.is_empty() => {}
+        (true, _) => checks.skipped("evaluation data", "the lock is older and names none"),
+        (false, true) => checks.passed(
+            "evaluation data",
+            match &manifest.hellaswag {
+                None => tokens(&manifest.val),
+                Some((name, ..)) if manifest.val.is_empty() => name.clone(),
+                Some((name, ..)) => format!("{}, {name}", tokens(&manifest.val)),
+            },
+        ),
+        (false, false) => checks.failed(
+            "evaluation data",
+            format!(
+                "not what the run was measured on:{}\n  do: restore the files; the state's bits do not depend on them, the scores do",
+                lock::list(&changed)
+            ),
+        ),
     }
     Some(data)
 }

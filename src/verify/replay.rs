@@ -13,7 +13,7 @@ use crate::plan::memory::Storage;
 use crate::proof::entry::rewound_from;
 use crate::proof::lock::{Lock, differences};
 use crate::proof::{Entry, Evaluation, Validation};
-use crate::run::data::Data;
+use crate::run::data::{Data, SHARDS, remembered};
 use crate::run::device::{Device, OnDevice};
 use crate::run::locked::Locked;
 use crate::run::messages::{Report, Work};
@@ -94,7 +94,8 @@ impl OnDevice for Replay {
         ops.pin(&self.lock.numerics)?;
         let initial = initial::read(experiment, Some(&self.lock.numerics), self.steps.start > 0)?;
         let mut trainer = Trainer::new(ops, experiment)?;
-        let here = lock::lock(&self.loaded, &self.data, initial.as_ref(), &trainer.ops, self.report)?;
+        let manifest = self.data.manifest(remembered(SHARDS), self.report)?;
+        let here = lock::lock(&self.loaded, &self.data, &manifest, initial.as_ref(), &trainer.ops)?;
         let changed = differences(&self.lock.numerics, &here.numerics);
         if !changed.is_empty() {
             return Ok(Err(format!("not begun: the bits cannot be made here:{}", lock::list(&changed))));

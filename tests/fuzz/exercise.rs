@@ -18,8 +18,8 @@ fn refused(error: &dyn std::fmt::Display) {
 }
 
 pub fn shard(bytes: &[u8]) {
-    match data::shard::check(Path::new(NAME), bytes) {
-        Ok(tokens) => assert_eq!(bytes.len() as u64, data::shard::HEADER_BYTES + 2 * tokens),
+    match data::shard::check(Path::new(NAME), bytes, bytes.len() as u64) {
+        Ok(header) => assert_eq!(bytes.len() as u64, data::shard::HEADER_BYTES + 2 * header.tokens),
         Err(error) => refused(&error),
     }
 }

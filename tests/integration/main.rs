@@ -2,6 +2,8 @@
 
 mod architecture;
 mod data;
+mod data_prepare;
+mod data_shards;
 mod determinism;
 mod diff;
 mod divergence;

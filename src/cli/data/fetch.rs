@@ -252,15 +252,10 @@ fn summarize(request: &Request, fetched: &[Fetched]) {
 /// validate on, then shards of 100 M.
 fn prepare(out: &Path, fetched: &[Fetched]) -> anyhow::Result<()> {
     anstream::eprintln!("encoding {} into shards", counted(fetched.len()));
-    let inputs = fetched.iter().map(|file| Input::file(&file.path)).collect::<Result<Vec<_>, _>>()?;
+    let inputs = fetched.iter().map(|file| Input::file(&file.path, None)).collect::<Result<Vec<_>, _>>()?;
     let options = Options {
-        out: out.to_owned(),
-        prefix: "edu_fineweb".to_owned(),
-        tokenizer: Tokenizer::new(experiment::Tokenizer::Gpt2),
-        shard_tokens: 100_000_000,
         val: ValSplit::Tokens(100_000_000),
-        column: "text".to_owned(),
-        overwrite: false,
+        ..Options::new(out, "edu_fineweb", Tokenizer::new(experiment::Tokenizer::Gpt2))
     };
     encode(&inputs, &options)
 }

@@ -14,7 +14,8 @@ use crate::experiment;
 
 #[derive(Debug, Args)]
 pub struct PrepareArgs {
-    /// Text in UTF-8, JSON lines (`.jsonl`, `.ndjson`) or Parquet (`.parquet`); `-` reads standard input
+    /// Text in UTF-8, JSON lines or Parquet; text and JSON lines may be compressed with gzip or zstd. `-` reads
+    /// standard input, and a pipe such as `<(…)` is read as one
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Folder to write the shards into
@@ -23,10 +24,10 @@ pub struct PrepareArgs {
     /// Shards are named NAME_train_000001.bin … and NAME_val_000000.bin [default: the first file's name]
     #[arg(long)]
     name: Option<String>,
-    /// The field of each JSON line, or the Parquet column, that holds the text
+    /// The field of each JSON line, or the Parquet column (`a.b` where nested), that holds the text
     #[arg(long, value_name = "NAME", default_value = "text")]
     column: String,
-    /// What the files are [default: what their names say; standard input is text]
+    /// What the files are [default: what they hold, by their content]
     #[arg(long, value_enum)]
     format: Option<FormatArg>,
     /// How text becomes tokens
@@ -44,6 +45,9 @@ pub struct PrepareArgs {
     /// Replace all shards of this name
     #[arg(long)]
     overwrite: bool,
+    /// Leave out up to N JSON lines and Parquet rows that have no text, and list them
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    skip_bad_rows: u64,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -76,25 +80,28 @@ pub fn run(args: PrepareArgs) -> anyhow::Result<()> {
         TokenizerArg::Gpt2 => experiment::Tokenizer::Gpt2,
         TokenizerArg::Byte => experiment::Tokenizer::Byte,
     };
+    let prefix = args.name.unwrap_or_else(|| default_name(&args.files));
     let options = Options {
-        prefix: args.name.unwrap_or_else(|| default_name(&args.files)),
-        out: args.out,
-        tokenizer: Tokenizer::new(kind),
         shard_tokens: args.shard_tokens,
         val: args.val_tokens.map_or(ValSplit::Fraction(args.val_fraction), ValSplit::Tokens),
         column: args.column,
         overwrite: args.overwrite,
+        skip_bad_rows: args.skip_bad_rows,
+        ..Options::new(&args.out, &prefix, Tokenizer::new(kind))
     };
     encode(&inputs, &options)
 }
 
 /// Prepares shards with a bar, and prints what was made.
 pub(super) fn encode(inputs: &[Input], options: &Options) -> anyhow::Result<()> {
-    let bar = progress_bar(inputs.iter().map(Input::len).sum());
+    let bar = progress_bar();
     let start = Instant::now();
-    let summary = prepare(inputs, options, |bytes| bar.inc(bytes));
+    let summary = prepare(inputs, options, |bytes, total| {
+        bar.set_length(total);
+        bar.inc(bytes);
+    });
     bar.finish_and_clear();
-    print_summary(&summary?, start.elapsed().as_secs_f64());
+    print_summary(&summary?, options, start.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -102,31 +109,48 @@ fn open(file: &Path, format: Option<InputFormat>) -> anyhow::Result<Input> {
     if file == Path::new("-") {
         let mut bytes = Vec::new();
         std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
-        return Ok(Input::bytes("standard input", format.unwrap_or(InputFormat::Text), bytes));
+        return Ok(Input::bytes("standard input", format, bytes));
     }
-    Ok(Input::file_as(file, format.unwrap_or_else(|| InputFormat::of(file)))?)
+    Ok(Input::file(file, format)?)
 }
 
-/// The first file's name without its last extension; `data` for standard input.
+/// The first file's name without its extensions; `data` for standard input and other pipes.
 fn default_name(files: &[PathBuf]) -> String {
-    match files.first().and_then(|file| file.file_stem()) {
-        Some(stem) if stem != "-" => stem.to_string_lossy().into_owned(),
-        _ => "data".to_owned(),
-    }
+    let Some(file) = files.first().filter(|file| file.is_file()) else { return "data".to_owned() };
+    let stem = |name: &Path| name.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let compressed =
+        file.extension().is_some_and(|end| ["gz", "zst"].iter().any(|known| end.eq_ignore_ascii_case(known)));
+    let name = stem(file);
+    if compressed { stem(Path::new(&name)) } else { name }
 }
 
 /// A bar on standard error, and nothing where that is no terminal.
-fn progress_bar(bytes: u64) -> ProgressBar {
+fn progress_bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     let style =
         ProgressStyle::with_template("encoding {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn print_summary(summary: &Summary, seconds: f64) {
+fn print_summary(summary: &Summary, options: &Options, seconds: f64) {
+    for note in &summary.notes {
+        anstream::eprintln!("note: {note}");
+    }
+    if summary.blank > 0 {
+        anstream::eprintln!("note: {} documents of white space alone were left out", summary.blank);
+    }
+    if let ValSplit::Tokens(wanted) = options.val
+        && summary.val_tokens < wanted
+    {
+        anstream::eprintln!("note: `--val-tokens` is {wanted}, but only {} are there", summary.val_tokens);
+    }
+    if !summary.skipped.is_empty() {
+        anstream::eprintln!("note: {} bad rows were left out:", summary.skipped.len());
+        summary.skipped.iter().for_each(|row| anstream::eprintln!("  {row}"));
+    }
     let width = summary.shards.iter().map(|s| s.path.display().to_string().len()).max().unwrap_or(0).max(5);
     println!("{:width$}  {:>13}  {:>14}", "shard", "tokens", "bytes");
     for shard in &summary.shards {

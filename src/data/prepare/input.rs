@@ -1,160 +1,307 @@
-//! Where text comes from: mapped files, or bytes that were read already (standard input); and what they are.
+//! Where text comes from: files, pipes, or bytes that were read already; and what it turns out to be.
+//!
+//! Files are read from their start to their end, decompressed on the way, a few megabytes in memory at a time.
+//! A pipe cannot be read twice, and so is read whole first.
 
+use std::fs::File;
+use std::io::{BufReader, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 
+use flate2::read::MultiGzDecoder;
+
 use super::super::error::DataError;
-use super::super::mmap::MappedFile;
-use super::super::shard::{self, MAGIC};
+use super::super::read_at::irregular;
+use super::InputFormat;
+use super::kind::{Compression, HEAD_BYTES, Kind, extension};
 use super::parquet::Table;
 
-/// What an input is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InputFormat {
-    /// UTF-8, documents apart by a literal `<|endoftext|>`.
-    Text,
-    /// One JSON object a line, each a document.
-    Jsonl,
-    /// One row a document.
-    Parquet,
-}
-
-impl InputFormat {
-    /// By the end of the name; whatever says nothing else is text.
-    pub fn of(path: &Path) -> InputFormat {
-        match path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).as_deref() {
-            Some("jsonl" | "ndjson") => InputFormat::Jsonl,
-            Some("parquet") => InputFormat::Parquet,
-            _ => InputFormat::Text,
-        }
-    }
-}
+/// The byte order mark of UTF-8, which is part of no text.
+const BOM: &[u8] = "\u{feff}".as_bytes();
 
 /// A source of documents.
 #[derive(Debug)]
 pub struct Input {
     path: PathBuf,
-    format: InputFormat,
+    declared: Option<InputFormat>,
     content: Content,
 }
 
 #[derive(Debug)]
 enum Content {
-    Mapped(MappedFile),
-    Owned(Vec<u8>),
+    File,
+    /// A pipe's, or standard input's.
+    Read(Vec<u8>),
 }
 
-impl Input {
-    /// A file, mapped; its format follows from its name.
-    pub fn file(path: &Path) -> Result<Input, DataError> {
-        Input::file_as(path, InputFormat::of(path))
-    }
+/// What can be read anywhere; Parquet needs that.
+pub(super) trait ReadSeek: Read + Seek {}
 
-    /// A file, mapped.
-    pub fn file_as(path: &Path, format: InputFormat) -> Result<Input, DataError> {
-        if path.is_dir() {
-            let reason =
-                std::io::Error::new(std::io::ErrorKind::IsADirectory, "it is a folder; name its files");
-            return Err(DataError::Io { action: "read", path: path.to_owned(), reason });
-        }
-        let map = MappedFile::open(path).map_err(DataError::io("read", path))?;
-        Ok(Input { path: path.to_owned(), format, content: Content::Mapped(map) })
+impl<T: Read + Seek> ReadSeek for T {}
+
+impl Input {
+    /// A file, or a pipe that is read to its end. What it holds is recognised, unless `format` declares it.
+    ///
+    /// # Errors
+    ///
+    /// A folder or device, and what the operating system refuses.
+    pub fn file(path: &Path, format: Option<InputFormat>) -> Result<Input, DataError> {
+        let io = || DataError::io("read", path);
+        let content = match irregular(&path.metadata().map_err(io())?) {
+            None => {
+                // Found now, and not after other inputs were encoded.
+                File::open(path).map_err(io())?;
+                Content::File
+            }
+            Some("a pipe" | "a socket") => Content::Read(std::fs::read(path).map_err(io())?),
+            Some(what) => {
+                let reason = std::io::Error::other(format!("it is {what}; name files"));
+                return Err(io()(reason));
+            }
+        };
+        Ok(Input { path: path.to_owned(), declared: format, content })
     }
 
     /// Bytes in memory, called `name` in messages.
-    pub fn bytes(name: &str, format: InputFormat, bytes: Vec<u8>) -> Input {
-        Input { path: PathBuf::from(name), format, content: Content::Owned(bytes) }
-    }
-
-    /// Length in bytes. Progress and the share that is held out count in these.
-    pub fn len(&self) -> u64 {
-        self.content().len() as u64
-    }
-
-    /// Whether there is no byte at all.
-    pub fn is_empty(&self) -> bool {
-        self.content().is_empty()
+    pub fn bytes(name: &str, format: Option<InputFormat>, bytes: Vec<u8>) -> Input {
+        Input { path: PathBuf::from(name), declared: format, content: Content::Read(bytes) }
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn format(&self) -> InputFormat {
-        self.format
+    /// Whether it can be named on a command line.
+    pub(super) fn is_file(&self) -> bool {
+        matches!(self.content, Content::File)
     }
 
-    fn raw(&self) -> &[u8] {
-        match &self.content {
-            Content::Mapped(map) => map.bytes(),
-            Content::Owned(bytes) => bytes,
-        }
+    pub(super) fn declared(&self) -> Option<InputFormat> {
+        self.declared
     }
 
-    /// The bytes without a byte order mark, which is part of no text.
-    pub(super) fn content(&self) -> &[u8] {
-        let raw = self.raw();
-        match self.format {
-            InputFormat::Parquet => raw,
-            InputFormat::Text | InputFormat::Jsonl => raw.strip_prefix("\u{feff}".as_bytes()).unwrap_or(raw),
-        }
+    /// The bytes as they are.
+    pub(super) fn open(&self) -> Result<Box<dyn ReadSeek + '_>, DataError> {
+        Ok(match &self.content {
+            Content::File => Box::new(File::open(&self.path).map_err(DataError::io("read", &self.path))?),
+            Content::Read(bytes) => Box::new(Cursor::new(bytes)),
+        })
     }
 
-    /// Looks for what can be found without encoding: text is read to its last byte, of the others the start.
-    pub(super) fn check(&self, column: &str) -> Result<(), DataError> {
-        if self.raw().is_empty() {
-            return Err(self.no_text());
+    /// Looks for what can be found without encoding: text and compressed files are read to their last byte,
+    /// of the others the start.
+    ///
+    /// # Errors
+    ///
+    /// Content that is not read, or is not what was declared; text that is not UTF-8; an empty input.
+    pub(super) fn examine(&self, column: &str) -> Result<Examined<'_>, Refused> {
+        let mut raw = BufReader::with_capacity(HEAD_BYTES, self.open()?);
+        let start = std::io::BufRead::fill_buf(&mut raw).map_err(DataError::io("read", &self.path))?;
+        let compression = Compression::of(start);
+        drop(raw);
+        let mut examined =
+            Examined { input: self, format: InputFormat::Text, compression, bytes: 0, note: None };
+        let mut stream = examined.stream()?;
+        stream.fill(HEAD_BYTES)?;
+        if stream.bytes.is_empty() && stream.done {
+            return Err(Refused::Error(examined.no_text()));
         }
-        match self.format {
-            InputFormat::Text => self.text().map(|_| ()),
-            InputFormat::Jsonl => match shard::html_start(self.raw()) {
-                Some(start) => Err(DataError::WrongFormat {
-                    path: self.path.clone(),
-                    format: "file of JSON lines",
-                    problem: format!("it is a web page, which starts with `{start}`"),
-                }),
-                None => Ok(()),
+        let name = extension(&self.path);
+        let kind = Kind::of(&stream.bytes, stream.done).named(if self.is_file() { &name } else { "" });
+        let named = match name.as_str() {
+            "jsonl" | "ndjson" => Some(InputFormat::Jsonl),
+            "parquet" => Some(InputFormat::Parquet),
+            "txt" | "text" | "md" => Some(InputFormat::Text),
+            _ => None,
+        };
+        let format = match (self.declared, kind.format()) {
+            (Some(declared), _) if kind.can_be(declared) => declared,
+            (None, Some(InputFormat::Text)) => match named {
+                Some(named) if kind.can_be(named) => named,
+                _ => InputFormat::Text,
             },
-            InputFormat::Parquet => match Table::open(&self.path, self.raw(), column)?.rows() {
-                0 => Err(self.no_text()),
-                _ => Ok(()),
-            },
+            (None, Some(format)) => format,
+            _ => return Err(Refused::Kind { kind, compression }),
+        };
+        if format == InputFormat::Parquet && compression.is_some() {
+            return Err(Refused::Kind { kind, compression });
         }
+        examined.format = format;
+        let says_more = self.declared.is_none() && (name == "json" || named.is_some_and(|n| n != format));
+        examined.note = says_more.then(|| {
+            format!(
+                "`{}` is {}, whatever its name says, and is read as such; `--format` reads it otherwise",
+                self.path.display(),
+                kind.name()
+            )
+        });
+        examined.bytes = match format {
+            InputFormat::Parquet => Table::open(self, column)?.bytes(),
+            InputFormat::Text => check_text(&mut stream)?,
+            InputFormat::Jsonl if compression.is_some() => stream.count()?,
+            InputFormat::Jsonl => {
+                let mut raw = self.open()?;
+                let bytes = raw.seek(std::io::SeekFrom::End(0)).map_err(DataError::io("read", &self.path))?;
+                bytes - stream.skipped
+            }
+        };
+        drop(stream);
+        Ok(examined)
     }
+}
 
-    /// The text, checked to be UTF-8 to its last byte.
-    pub(super) fn text(&self) -> Result<&str, DataError> {
-        let raw = self.raw();
-        let text = std::str::from_utf8(raw).map_err(|error| {
-            let at = error.valid_up_to();
-            DataError::NotUtf8 { path: self.path.clone(), byte: at as u64, value: raw[at], hint: hint(raw) }
-        })?;
-        Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+/// Why an input cannot be read.
+pub(super) enum Refused {
+    Error(DataError),
+    /// What it holds is not read; the caller knows what to do instead.
+    Kind {
+        kind: Kind,
+        compression: Option<Compression>,
+    },
+}
+
+impl From<DataError> for Refused {
+    fn from(error: DataError) -> Refused {
+        Refused::Error(error)
+    }
+}
+
+/// An input whose content is known.
+pub(super) struct Examined<'a> {
+    pub input: &'a Input,
+    pub format: InputFormat,
+    compression: Option<Compression>,
+    /// Length without compression and byte order mark. Progress and the share that is held out count in these.
+    pub bytes: u64,
+    /// That its name says something else.
+    pub note: Option<String>,
+}
+
+impl<'a> Examined<'a> {
+    /// The text from its start, decompressed.
+    pub fn stream(&self) -> Result<Stream<'a>, DataError> {
+        let (path, raw) = (self.input.path(), self.input.open()?);
+        let reader: Box<dyn Read + 'a> = match self.compression {
+            None => raw,
+            Some(Compression::Gzip) => Box::new(MultiGzDecoder::new(BufReader::with_capacity(1 << 18, raw))),
+            Some(Compression::Zstd) => {
+                Box::new(zstd::Decoder::new(raw).map_err(DataError::io("read", path))?)
+            }
+        };
+        let mut stream = Stream {
+            path,
+            compression: self.compression,
+            reader,
+            bytes: Vec::new(),
+            at: 0,
+            skipped: 0,
+            done: false,
+        };
+        stream.fill(BOM.len())?;
+        if stream.bytes.starts_with(BOM) {
+            stream.bytes.drain(..BOM.len());
+            stream.skipped = BOM.len() as u64;
+        }
+        Ok(stream)
     }
 
     /// The error that nothing in here can be encoded.
-    pub(super) fn no_text(&self) -> DataError {
-        let found = match (self.raw().len(), self.format) {
+    pub fn no_text(&self) -> DataError {
+        let found = match (self.bytes, self.format) {
             (0, _) => "it is empty".to_owned(),
             (n, InputFormat::Text) => format!("its {n} bytes are white space and document marks"),
             (_, InputFormat::Jsonl) => "every line's text is empty or white space".to_owned(),
             (_, InputFormat::Parquet) => "it has no row with text".to_owned(),
         };
-        DataError::NoText { path: self.path.clone(), found }
+        DataError::NoText { path: self.input.path.clone(), found }
     }
 }
 
-/// What a file that is not text most likely is.
-fn hint(raw: &[u8]) -> &'static str {
-    const KNOWN: [(&[u8], &str); 8] = [
-        (&[0x1f, 0x8b], "the file is gzip-compressed: `gzip -dc FILE | runner data prepare … -`"),
-        (b"\xfd7zXZ", "the file is xz-compressed: `xz -dc FILE | runner data prepare … -`"),
-        (b"\x28\xb5\x2f\xfd", "the file is zstd-compressed: `zstd -dc FILE | runner data prepare … -`"),
-        (b"PK\x03\x04", "the file is a zip archive: unpack it first"),
-        (b"PAR1", "the file is Parquet: name it `….parquet`, or say `--format parquet`"),
-        (&MAGIC.to_le_bytes(), "the file is a token shard already: name it in `data.train`"),
-        (&[0xff, 0xfe], "the file is UTF-16: `iconv -f UTF-16 -t UTF-8 FILE`"),
-        (&[0xfe, 0xff], "the file is UTF-16: `iconv -f UTF-16 -t UTF-8 FILE`"),
-    ];
-    let known = KNOWN.iter().find(|(magic, _)| raw.starts_with(magic));
-    known.map_or("convert it, for example `iconv -f WINDOWS-1252 -t UTF-8 FILE`", |(_, hint)| hint)
+/// The bytes of an input, a window in memory at a time.
+pub(super) struct Stream<'a> {
+    path: &'a Path,
+    compression: Option<Compression>,
+    reader: Box<dyn Read + 'a>,
+    /// The window.
+    pub bytes: Vec<u8>,
+    /// Bytes before the window, those of a byte order mark not counted.
+    pub at: u64,
+    /// Bytes of a byte order mark.
+    skipped: u64,
+    /// Whether nothing follows the window.
+    pub done: bool,
+}
+
+impl Stream<'_> {
+    /// Reads on until the window has `target` bytes, or nothing follows.
+    pub fn fill(&mut self, target: usize) -> Result<(), DataError> {
+        let missing = target.saturating_sub(self.bytes.len()) as u64;
+        if self.done || missing == 0 {
+            return Ok(());
+        }
+        let read = (&mut self.reader).take(missing).read_to_end(&mut self.bytes);
+        let read = read.map_err(|error| match self.compression {
+            Some(compression) if error.kind() != std::io::ErrorKind::NotFound => DataError::Damaged {
+                path: self.path.to_owned(),
+                problem: format!(
+                    "after {} bytes of text its {} data go wrong or were cut off: {error}",
+                    self.end(),
+                    compression.command()
+                ),
+            },
+            _ => DataError::io("read", self.path)(error),
+        })?;
+        self.done = (read as u64) < missing;
+        Ok(())
+    }
+
+    /// Bytes up to the end of the window.
+    fn end(&self) -> u64 {
+        self.at + self.bytes.len() as u64
+    }
+
+    /// Drops the first `bytes` of the window.
+    pub fn consume(&mut self, bytes: usize) {
+        self.bytes.drain(..bytes);
+        self.at += bytes as u64;
+    }
+
+    /// The text in the window, less a character that is cut at its end.
+    ///
+    /// # Errors
+    ///
+    /// Bytes that are not UTF-8.
+    pub fn text(&self) -> Result<&str, DataError> {
+        match std::str::from_utf8(&self.bytes) {
+            Ok(text) => Ok(text),
+            Err(error) if error.error_len().is_none() && !self.done => {
+                Ok(std::str::from_utf8(&self.bytes[..error.valid_up_to()]).expect("it is valid up to there"))
+            }
+            Err(error) => {
+                let at = error.valid_up_to();
+                let byte = self.at + at as u64 + self.skipped;
+                Err(DataError::NotUtf8 { path: self.path.to_owned(), byte, value: self.bytes[at] })
+            }
+        }
+    }
+
+    /// Reads to the end; the length of the whole.
+    fn count(&mut self) -> Result<u64, DataError> {
+        while !self.done {
+            self.consume(self.bytes.len());
+            self.fill(1 << 20)?;
+        }
+        Ok(self.end())
+    }
+}
+
+/// Reads text to its last byte; its length.
+fn check_text(stream: &mut Stream<'_>) -> Result<u64, DataError> {
+    loop {
+        let read = stream.text()?.len();
+        stream.consume(read);
+        if stream.done {
+            return Ok(stream.at);
+        }
+        stream.fill(1 << 20)?;
+    }
 }

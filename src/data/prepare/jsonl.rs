@@ -19,10 +19,9 @@ pub(super) struct Line<'a> {
     pub bytes: &'a [u8],
 }
 
-/// The lines of a file that hold something.
-pub(super) fn lines(bytes: &[u8]) -> impl Iterator<Item = Line<'_>> {
-    let mut start = 0;
-    let numbered = bytes.split(|&byte| byte == b'\n').zip(1u64..).map(move |(bytes, number)| {
+/// The lines that hold something, of a part of a file that begins with line `first` at byte `start`.
+pub(super) fn lines(bytes: &[u8], first: u64, mut start: u64) -> impl Iterator<Item = Line<'_>> {
+    let numbered = bytes.split(|&byte| byte == b'\n').zip(first..).map(move |(bytes, number)| {
         let line = Line { number, start, bytes };
         start += bytes.len() as u64 + 1;
         line
@@ -165,8 +164,8 @@ mod tests {
     #[test]
     fn blank_lines_count_and_say_nothing() {
         let found: Vec<_> =
-            lines(b"{}\n\r\n \n{\"a\":1}\r\n").map(|line| (line.number, line.start)).collect();
-        assert_eq!(found, [(1, 0), (4, 7)]);
-        assert_eq!(lines(b"").count(), 0);
+            lines(b"{}\n\r\n \n{\"a\":1}\r\n", 11, 100).map(|line| (line.number, line.start)).collect();
+        assert_eq!(found, [(11, 100), (14, 107)]);
+        assert_eq!(lines(b"", 1, 0).count(), 0);
     }
 }

@@ -1,10 +1,11 @@
-//! Text, JSON lines and parquet to token shards, many cores, the same bytes for any number of them.
+//! Text, JSON lines and Parquet to token shards, many cores, the same bytes for any number of them.
 //!
-//! The inputs are mapped. Text is checked whole before the first token is written and cut into chunks of
-//! about a megabyte at places where GPT-2's pre-tokeniser cuts anyway ([`chunks`]); of JSON lines ([`jsonl`])
-//! a few megabytes are taken at a time, of parquet ([`parquet`]) a row group. Each batch is encoded in
-//! parallel, and the tokens are written in order ([`writer`]). Memory holds a batch, whatever the size of the
-//! input; only standard input is read whole.
+//! What an input is follows from its content ([`kind`]), and gzip and zstd are undone on the way ([`input`]).
+//! Text is checked whole before the first token is written; then a few megabytes at a time are cut into chunks
+//! at places where GPT-2's pre-tokeniser cuts anyway ([`chunks`]). Of JSON lines ([`jsonl`]) a few megabytes
+//! are taken at a time, of Parquet ([`parquet`]) a row group. Each batch is encoded in parallel, and the tokens
+//! are written in order ([`writer`]). Memory holds a batch, whatever the size of the input; only pipes are read
+//! whole.
 //!
 //! Shards are written under temporary names, flushed to disk, and renamed together at the end: a
 //! prepare that is cut off, or meets a fault in the last line, leaves no shard behind.
@@ -12,23 +13,37 @@
 #![forbid(unsafe_code)]
 
 mod chunks;
+mod command;
 mod input;
 mod jsonl;
+mod kind;
 mod parquet;
 mod writer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-pub use input::{Input, InputFormat};
+use input::Examined;
+pub use input::Input;
 use writer::ShardWriter;
 
 use super::error::DataError;
 use super::shard::MAX_TOKENS;
 use super::tokenizer::Tokenizer;
 
-/// Which tokens are held out. They are taken from the front, as the reference does.
+/// How documents lie in an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputFormat {
+    /// UTF-8, documents apart by a literal `<|endoftext|>`.
+    Text,
+    /// One JSON object a line, each a document.
+    Jsonl,
+    /// One row a document.
+    Parquet,
+}
+
+/// Which tokens are held out. They are taken from the front, as llm.c does.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ValSplit {
     /// The first so many tokens.
@@ -48,10 +63,12 @@ pub struct Options {
     /// Tokens a shard; the last may be shorter.
     pub shard_tokens: u64,
     pub val: ValSplit,
-    /// The field of JSON lines, or the column of parquet, that holds the text.
+    /// The field of JSON lines, or the column of Parquet, that holds the text; in Parquet `a.b` is `b` in `a`.
     pub column: String,
     /// Replace all shards of this prefix.
     pub overwrite: bool,
+    /// JSON lines and Parquet rows without text that may be left out; one more is an error.
+    pub skip_bad_rows: u64,
 }
 
 /// A shard that was written.
@@ -63,7 +80,7 @@ pub struct Written {
 }
 
 /// What was done.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     pub documents: u64,
     /// Bytes of text in those documents.
@@ -73,12 +90,19 @@ pub struct Summary {
     pub val_tokens: u64,
     /// Validation first.
     pub shards: Vec<Written>,
+    /// Documents of white space alone, left out.
+    pub blank: u64,
+    /// Why each row was left out that `skip_bad_rows` allowed.
+    pub skipped: Vec<String>,
+    /// What was odd about the inputs.
+    pub notes: Vec<String>,
 }
 
 /// Bytes of text that are encoded at a time, for each thread.
 const BATCH_BYTES: usize = 4 << 20;
 
-/// Encodes the inputs into shards. `progress` is told how many bytes of input have been encoded.
+/// Encodes the inputs into shards. `progress` is called with the bytes of input that have been encoded since the
+/// last call, and with the bytes of all inputs.
 ///
 /// Text is split into documents at a literal `<|endoftext|>`, and at the end of each input; a row of the
 /// other formats is a document, and such a mark in it is text. The token of that name is put before each
@@ -88,29 +112,52 @@ const BATCH_BYTES: usize = 4 << 20;
 ///
 /// Input that is not of its format, not UTF-8, or holds no document; shards that exist already, options out
 /// of range, and what the operating system refuses. In every case no shard has been written or replaced.
-pub fn prepare(inputs: &[Input], options: &Options, progress: impl FnMut(u64)) -> Result<Summary, DataError> {
+pub fn prepare(
+    inputs: &[Input],
+    options: &Options,
+    progress: impl FnMut(u64, u64),
+) -> Result<Summary, DataError> {
     options.check()?;
-    inputs.par_iter().try_for_each(|input| input.check(&options.column))?;
-    let total: u64 = inputs.iter().map(Input::len).sum();
+    let examine = |at: usize| {
+        inputs[at].examine(&options.column).map_err(|refused| options.refuse(inputs, at, refused))
+    };
+    let examined: Vec<Examined> = (0..inputs.len()).into_par_iter().map(examine).collect::<Result<_, _>>()?;
+    let total: u64 = examined.iter().map(|input| input.bytes).sum();
     let mut val_bytes = match options.val {
         ValSplit::Fraction(fraction) => (total as f64 * fraction) as u64,
         ValSplit::Tokens(_) => 0,
     };
-    let summary = Summary { documents: 0, text_bytes: 0, train_tokens: 0, val_tokens: 0, shards: Vec::new() };
-    let mut sink = Sink { options, writer: ShardWriter::new(options)?, summary, progress };
-    for input in inputs {
-        let documents = sink.summary.documents;
-        match input.format() {
+    let notes = examined.iter().filter_map(|input| input.note.clone()).chain(twice(inputs)).collect();
+    let summary = Summary { notes, ..Summary::default() };
+    let mut sink = Sink { options, writer: ShardWriter::new(options)?, summary, progress, total };
+    for input in &examined {
+        let (documents, skipped) = (sink.summary.documents, sink.summary.skipped.len());
+        let rows = match input.format {
             InputFormat::Text => sink.text(input, val_bytes)?,
             InputFormat::Jsonl => sink.jsonl(input, val_bytes)?,
             InputFormat::Parquet => sink.parquet(input, val_bytes)?,
-        }
+        };
         if sink.summary.documents == documents {
-            return Err(input.no_text());
+            // One part of many may be empty; rows without text are a fault.
+            let empty_part = input.format == InputFormat::Parquet && rows == 0 && examined.len() > 1;
+            if !empty_part || sink.summary.skipped.len() > skipped {
+                return Err(input.no_text());
+            }
+            sink.summary.notes.push(format!("`{}` has no rows", input.input.path().display()));
         }
-        val_bytes = val_bytes.saturating_sub(input.len());
+        val_bytes = val_bytes.saturating_sub(input.bytes);
     }
     sink.finish()
+}
+
+/// Files that are named more than once.
+fn twice(inputs: &[Input]) -> Vec<String> {
+    let mut seen = std::collections::BTreeSet::new();
+    let files = inputs.iter().filter(|input| input.is_file());
+    files
+        .filter(|input| input.path().canonicalize().is_ok_and(|path| !seen.insert(path)))
+        .map(|input| format!("`{}` is named more than once, and is encoded as often", input.path().display()))
+        .collect()
 }
 
 /// A document or a part of one, that can be encoded alone.
@@ -134,74 +181,118 @@ struct Sink<'a, P> {
     writer: ShardWriter<'a>,
     summary: Summary,
     progress: P,
+    total: u64,
 }
 
-impl<P: FnMut(u64)> Sink<'_, P> {
-    fn text(&mut self, input: &Input, val_bytes: u64) -> Result<(), DataError> {
-        let text = input.text()?;
-        let chunks = chunks::plan(text, val_bytes);
-        let mut done = 0;
-        // Any batch size gives the same bytes; this one keeps every thread busy.
-        for batch in chunks.chunks(4 * rayon::current_num_threads()) {
+impl<P: FnMut(u64, u64)> Sink<'_, P> {
+    /// Encodes text; returns its documents, those left out not counted.
+    fn text(&mut self, input: &Examined<'_>, val_bytes: u64) -> Result<u64, DataError> {
+        let before = self.summary.documents;
+        let mut stream = input.stream()?;
+        // Any size gives the same tokens; this one keeps every thread busy.
+        let window = BATCH_BYTES * rayon::current_num_threads();
+        let (mut target, mut open) = (window, None);
+        loop {
+            stream.fill(target)?;
+            let text = stream.text()?;
+            let end = if stream.done { Some(text.len()) } else { chunks::last_cut(text) };
+            let Some(end) = end else {
+                // A word that is longer than the window.
+                target *= 2;
+                continue;
+            };
+            let text = &text[..end];
+            let plan = chunks::plan(text, open, val_bytes.saturating_sub(stream.at));
             let piece = |chunk: &chunks::Chunk| Piece {
                 text: &text[chunk.range.clone()],
                 starts_document: chunk.starts_document,
                 validation: chunk.validation,
             };
-            self.write(&batch.iter().map(piece).collect::<Vec<_>>())?;
-            let end = batch.last().map_or(done, |chunk| chunk.range.end);
-            (self.progress)((end - done) as u64);
-            done = end;
+            self.write(&plan.chunks.iter().map(piece).collect::<Vec<_>>())?;
+            self.summary.blank += plan.blank;
+            (self.progress)(end as u64, self.total);
+            if stream.done {
+                return Ok(self.summary.documents - before);
+            }
+            stream.consume(end);
+            (target, open) = (window, Some(plan.open));
         }
-        (self.progress)((text.len() - done) as u64);
-        Ok(())
     }
 
-    fn jsonl(&mut self, input: &Input, val_bytes: u64) -> Result<(), DataError> {
-        let bytes = input.content();
-        let mut lines = jsonl::lines(bytes).peekable();
-        let mut done = 0;
-        while lines.peek().is_some() {
-            let mut size = 0;
-            let mut batch = Vec::new();
-            while size < BATCH_BYTES * rayon::current_num_threads()
-                && let Some(line) = lines.next()
-            {
-                size += line.bytes.len();
-                batch.push(line);
-            }
-            let column = &self.options.column;
+    /// Encodes JSON lines; returns how many there are.
+    fn jsonl(&mut self, input: &Examined<'_>, val_bytes: u64) -> Result<u64, DataError> {
+        let (path, column) = (input.input.path(), &self.options.column);
+        let mut stream = input.stream()?;
+        let window = BATCH_BYTES * rayon::current_num_threads();
+        let (mut target, mut first, mut rows) = (window, 1, 0);
+        loop {
+            stream.fill(target)?;
+            let bytes = &stream.bytes[..];
+            let end = match bytes.iter().rposition(|&byte| byte == b'\n') {
+                _ if stream.done => bytes.len(),
+                Some(last) => last + 1,
+                None => {
+                    target *= 2;
+                    continue;
+                }
+            };
+            let lines: Vec<jsonl::Line> = jsonl::lines(&bytes[..end], first, stream.at).collect();
             // Collected before the first error is looked for, so that it is the first in the file.
             let texts: Vec<Result<_, DataError>> =
-                batch.par_iter().map(|line| jsonl::text(input.path(), *line, column)).collect();
-            let texts = texts.into_iter().collect::<Result<Vec<_>, _>>()?;
-            let pieces = batch
-                .iter()
-                .zip(&texts)
-                .filter_map(|(line, text)| Piece::document(text, line.start < val_bytes));
-            self.write(&pieces.collect::<Vec<_>>())?;
-            let end = batch.last().map_or(done, |line| line.start + line.bytes.len() as u64);
-            (self.progress)(end - done);
-            done = end;
+                lines.par_iter().map(|line| jsonl::text(path, *line, column)).collect();
+            let mut pieces = Vec::new();
+            let texts = texts.into_iter().map(|text| self.good(text)).collect::<Result<Vec<_>, _>>()?;
+            for (line, text) in lines.iter().zip(&texts) {
+                let Some(text) = text else { continue };
+                let piece = Piece::document(text, line.start < val_bytes);
+                self.summary.blank += u64::from(piece.is_none());
+                pieces.extend(piece);
+            }
+            self.write(&pieces)?;
+            rows += lines.len() as u64;
+            (self.progress)(end as u64, self.total);
+            if stream.done {
+                return Ok(rows);
+            }
+            first += bytes[..end].iter().filter(|&&byte| byte == b'\n').count() as u64;
+            stream.consume(end);
+            target = window;
         }
-        (self.progress)(bytes.len() as u64 - done);
-        Ok(())
     }
 
-    fn parquet(&mut self, input: &Input, val_bytes: u64) -> Result<(), DataError> {
-        let table = parquet::Table::open(input.path(), input.content(), &self.options.column)?;
+    /// Encodes the rows of a Parquet file; returns how many there are.
+    fn parquet(&mut self, input: &Examined<'_>, val_bytes: u64) -> Result<u64, DataError> {
+        let mut table = parquet::Table::open(input.input, &self.options.column)?;
         // Compressed as it is, a file's bytes belong to its rows in proportion.
-        let bytes_before =
-            |row: usize| (u128::from(input.len()) * row as u128 / table.rows().max(1) as u128) as u64;
-        for group in table.groups() {
-            let group = group?;
-            let texts = group.texts(input.path())?;
-            let rows = (group.start..).zip(&texts);
-            let pieces = rows.filter_map(|(row, text)| Piece::document(text, bytes_before(row) < val_bytes));
-            self.write(&pieces.collect::<Vec<_>>())?;
-            (self.progress)(bytes_before(group.start + texts.len()) - bytes_before(group.start));
+        let rows = table.rows();
+        let bytes_before = |row: usize| (u128::from(input.bytes) * row as u128 / rows.max(1) as u128) as u64;
+        for at in 0..table.groups() {
+            let group = table.group(at)?;
+            let mut pieces = Vec::new();
+            for (row, text) in (group.start..).zip(group.texts()) {
+                let Some(text) = self.good(text.ok_or_else(|| table.null(row)))? else { continue };
+                let piece = Piece::document(text, bytes_before(row) < val_bytes);
+                self.summary.blank += u64::from(piece.is_none());
+                pieces.extend(piece);
+            }
+            self.write(&pieces)?;
+            (self.progress)(bytes_before(group.start + group.rows) - bytes_before(group.start), self.total);
         }
-        Ok(())
+        Ok(rows as u64)
+    }
+
+    /// A row's text; none of a bad row while those may be left out.
+    fn good<T>(&mut self, row: Result<T, DataError>) -> Result<Option<T>, DataError> {
+        let allowed = self.options.skip_bad_rows;
+        match row {
+            Ok(text) => Ok(Some(text)),
+            Err(why) if (self.summary.skipped.len() as u64) < allowed => {
+                self.summary.skipped.push(why.row_text());
+                Ok(None)
+            }
+            Err(why) if allowed == 0 => Err(why),
+            Err(why) => Err(DataError::BadRows { why: why.row_text(), allowed }),
+        }
     }
 
     /// Encodes pieces in parallel and writes them in order.
@@ -233,6 +324,20 @@ fn encode(piece: &Piece<'_>, tokenizer: &Tokenizer) -> Vec<u16> {
 }
 
 impl Options {
+    /// Shards of 100 M tokens called `prefix` in `out`, about a hundredth of the text held out.
+    pub fn new(out: &Path, prefix: &str, tokenizer: Tokenizer) -> Options {
+        Options {
+            out: out.to_owned(),
+            prefix: prefix.to_owned(),
+            tokenizer,
+            shard_tokens: 100_000_000,
+            val: ValSplit::Fraction(0.01),
+            column: "text".to_owned(),
+            overwrite: false,
+            skip_bad_rows: 0,
+        }
+    }
+
     fn check(&self) -> Result<(), DataError> {
         if !(1..=MAX_TOKENS).contains(&self.shard_tokens) {
             let got = self.shard_tokens.to_string();
@@ -248,9 +353,9 @@ impl Options {
                 expected: "at least 0 and less than 1",
             });
         }
-        let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if self.prefix.is_empty() || self.prefix.starts_with('.') || !self.prefix.chars().all(good) {
-            let expected = "letters, digits, `-`, `_` and `.`, not starting with `.`";
+        let good = |c: char| c.is_alphanumeric() || "-_. ".contains(c);
+        if self.prefix.is_empty() || self.prefix.starts_with(['.', ' ']) || !self.prefix.chars().all(good) {
+            let expected = "letters, digits, `-`, `_`, `.` and spaces, not starting with `.` or a space";
             return Err(DataError::Option { option: "--name", got: format!("`{}`", self.prefix), expected });
         }
         Ok(())

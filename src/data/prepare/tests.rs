@@ -8,21 +8,15 @@ use super::{Input, InputFormat, Options, Summary, ValSplit, prepare};
 use crate::data::{DataError, Dataset, Tokenizer};
 
 fn options(out: &Path) -> Options {
-    Options {
-        out: out.to_owned(),
-        prefix: "t".to_owned(),
-        tokenizer: Tokenizer::Byte,
-        shard_tokens: 1000,
-        val: ValSplit::Tokens(0),
-        column: "text".to_owned(),
-        overwrite: false,
-    }
+    Options { shard_tokens: 1000, val: ValSplit::Tokens(0), ..Options::new(out, "t", Tokenizer::Byte) }
 }
 
 fn run(texts: &[&str], options: &Options) -> Result<Summary, DataError> {
-    let inputs: Vec<Input> =
-        texts.iter().map(|text| Input::bytes("text", InputFormat::Text, text.as_bytes().to_vec())).collect();
-    prepare(&inputs, options, |_| ())
+    let inputs: Vec<Input> = texts
+        .iter()
+        .map(|text| Input::bytes("text", Some(InputFormat::Text), text.as_bytes().to_vec()))
+        .collect();
+    prepare(&inputs, options, |_, _| ())
 }
 
 /// Names and contents of all files in a folder, hidden ones too.
@@ -69,7 +63,8 @@ fn shards_are_cut_at_their_size_and_open_as_a_dataset() {
         ("t_train_000002.bin", 4),
     ];
     assert_eq!(sizes, expected.map(|(name, tokens)| (name.to_owned(), tokens)));
-    let train = Dataset::open(&[dir.path().join("t_train_*.bin").display().to_string()], 257).unwrap();
+    let patterns = [dir.path().join("t_train_*.bin").display().to_string()];
+    let train = Dataset::open(&patterns, 257, &Tokenizer::Byte).unwrap();
     assert_eq!((train.tokens(), train.sequences(3)), (14, 4));
 }
 
@@ -126,10 +121,10 @@ fn text_that_is_not_utf8_is_refused_with_its_byte() {
     let dir = tempfile::tempdir().unwrap();
     let refuse = |bytes: &[u8]| {
         let inputs = [
-            Input::bytes("good.txt", InputFormat::Text, b"fine".to_vec()),
-            Input::bytes("latin.txt", InputFormat::Text, bytes.to_vec()),
+            Input::bytes("good.txt", Some(InputFormat::Text), b"fine".to_vec()),
+            Input::bytes("latin.txt", Some(InputFormat::Text), bytes.to_vec()),
         ];
-        prepare(&inputs, &options(dir.path()), |_| ()).unwrap_err().to_string()
+        prepare(&inputs, &options(dir.path()), |_, _| ()).unwrap_err().to_string()
     };
     let error = refuse(b"caf\xe9 au lait");
     assert!(
@@ -145,10 +140,10 @@ fn inputs_without_text_are_refused_each_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let refuse = |content: &str| {
         let inputs = [
-            Input::bytes("a.txt", InputFormat::Text, b"a".to_vec()),
-            Input::bytes("b.txt", InputFormat::Text, content.as_bytes().to_vec()),
+            Input::bytes("a.txt", Some(InputFormat::Text), b"a".to_vec()),
+            Input::bytes("b.txt", Some(InputFormat::Text), content.as_bytes().to_vec()),
         ];
-        prepare(&inputs, &options(dir.path()), |_| ()).unwrap_err().to_string()
+        prepare(&inputs, &options(dir.path()), |_, _| ()).unwrap_err().to_string()
     };
     assert!(refuse("").contains("`b.txt` holds no text: it is empty"));
     assert!(refuse(" \n<|endoftext|>\n").contains("`b.txt` holds no text: its 16 bytes are white space"));
@@ -160,10 +155,10 @@ fn an_empty_file_and_a_folder_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("empty.txt");
     fs::write(&path, "").unwrap();
-    let error =
-        prepare(&[Input::file(&path).unwrap()], &options(&dir.path().join("out")), |_| ()).unwrap_err();
+    let error = prepare(&[Input::file(&path, None).unwrap()], &options(&dir.path().join("out")), |_, _| ())
+        .unwrap_err();
     assert!(matches!(error, DataError::NoText { .. }), "{error}");
-    assert!(Input::file(dir.path()).unwrap_err().to_string().contains("it is a folder"));
+    assert!(Input::file(dir.path(), None).unwrap_err().to_string().contains("it is a folder"));
 }
 
 #[test]
@@ -191,18 +186,18 @@ fn options_out_of_range_are_refused() {
 fn progress_reaches_the_bytes_of_the_text() {
     let dir = tempfile::tempdir().unwrap();
     let inputs = [
-        Input::bytes("a", InputFormat::Text, b"one two".to_vec()),
-        Input::bytes("b", InputFormat::Text, b"three".to_vec()),
+        Input::bytes("a", Some(InputFormat::Text), b"one two".to_vec()),
+        Input::bytes("b", Some(InputFormat::Text), b"three".to_vec()),
     ];
-    let mut seen = 0;
-    prepare(&inputs, &options(dir.path()), |bytes| seen += bytes).unwrap();
-    assert_eq!(seen, 12);
+    let mut seen = Vec::new();
+    prepare(&inputs, &options(dir.path()), |bytes, total| seen.push((bytes, total))).unwrap();
+    assert_eq!(seen, [(7, 12), (5, 12)]);
 }
 
 // ---- JSON lines and parquet ----
 
 fn jsonl(text: &str) -> Input {
-    Input::bytes("x.jsonl", InputFormat::Jsonl, text.as_bytes().to_vec())
+    Input::bytes("x.jsonl", Some(InputFormat::Jsonl), text.as_bytes().to_vec())
 }
 
 /// A parquet file of these columns, so many rows a row group.
@@ -218,11 +213,11 @@ fn parquet(texts: &[&str], group: usize) -> Input {
         Column::new("id".into(), (0..texts.len() as i64).collect::<Vec<_>>()),
         Column::new("text".into(), texts),
     ];
-    Input::bytes("x.parquet", InputFormat::Parquet, table(columns, group))
+    Input::bytes("x.parquet", Some(InputFormat::Parquet), table(columns, group))
 }
 
 fn shard(inputs: &[Input], options: &Options) -> Result<(Summary, Vec<u16>), String> {
-    let summary = prepare(inputs, options, |_| ()).map_err(|e| e.to_string())?;
+    let summary = prepare(inputs, options, |_, _| ()).map_err(|e| e.to_string())?;
     Ok((summary, tokens(&files(&options.out)["t_train_000001.bin"])))
 }
 
@@ -247,12 +242,13 @@ fn every_row_is_a_document_and_marks_in_it_are_text() {
 #[test]
 fn formats_mix_in_the_order_of_the_inputs_and_share_the_split() {
     let dir = tempfile::tempdir().unwrap();
-    let text = Input::bytes("x.txt", InputFormat::Text, b"T".to_vec());
+    let text = Input::bytes("x.txt", Some(InputFormat::Text), b"T".to_vec());
     let inputs = [text, jsonl("{\"text\": \"J\"}\n{\"text\": \"K\"}"), parquet(&["P"], 1)];
     let (_, tokens) = shard(&inputs, &options(dir.path())).unwrap();
     assert_eq!(tokens, [256, 84, 256, 74, 256, 75, 256, 80]);
     // By bytes of input: the text, and the line that begins before the share ends.
-    let total: u64 = inputs.iter().map(Input::len).sum();
+    let examined = inputs.iter().map(|input| input.examine("text").ok().expect("it is good"));
+    let total: u64 = examined.map(|input| input.bytes).sum();
     let options =
         Options { val: ValSplit::Fraction(3.0 / total as f64), overwrite: true, ..options(dir.path()) };
     let (summary, tokens) = shard(&inputs, &options).unwrap();
@@ -265,7 +261,7 @@ fn another_column_can_be_named_and_gives_its_text() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { column: "body".to_owned(), ..options(dir.path()) };
     let columns = vec![Column::new("text".into(), ["no"]), Column::new("body".into(), ["B"])];
-    let input = Input::bytes("x.parquet", InputFormat::Parquet, table(columns, 9));
+    let input = Input::bytes("x.parquet", Some(InputFormat::Parquet), table(columns, 9));
     let (_, tokens) = shard(&[jsonl("{\"text\": 1, \"body\": \"A\"}"), input], &options).unwrap();
     assert_eq!(tokens, [256, 65, 256, 66]);
 }
@@ -280,7 +276,7 @@ fn rows_give_the_same_shards_for_any_number_of_threads_and_batches() {
         let dir = tempfile::tempdir().unwrap();
         let options = Options { shard_tokens: 1 << 18, tokenizer: gpt2(), ..options(dir.path()) };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        assert_eq!(pool.install(|| prepare(&[input], &options, |_| ())).unwrap().documents, 20_000);
+        assert_eq!(pool.install(|| prepare(&[input], &options, |_, _| ())).unwrap().documents, 20_000);
         outputs.push(files(dir.path()));
     }
     assert!(outputs[0].len() > 3 && outputs[0] == outputs[1] && outputs[0] == outputs[2]);
@@ -314,7 +310,7 @@ fn jsonl_without_text_and_other_files_under_its_name_are_refused() {
         ("", "`x.jsonl` holds no text: it is empty"),
         ("\n\n", "every line's text is empty or white space"),
         ("{\"text\": \" \"}\n", "every line's text is empty or white space"),
-        ("<!DOCTYPE html>\n<p>", "is not a file of JSON lines: it is a web page"),
+        ("<!DOCTYPE html>\n<p>", "`x.jsonl` is a web page (HTML): expected a file of JSON lines"),
         ("plain text", "line 1 is no document: it is no JSON object"),
     ] {
         let error = shard(&[jsonl(content)], &options(dir.path())).unwrap_err();
@@ -322,7 +318,7 @@ fn jsonl_without_text_and_other_files_under_its_name_are_refused() {
     }
     let bytes = b"{\"text\": \"caf\xe9\"}".to_vec();
     let error =
-        shard(&[Input::bytes("x.jsonl", InputFormat::Jsonl, bytes)], &options(dir.path())).unwrap_err();
+        shard(&[Input::bytes("x.jsonl", Some(InputFormat::Jsonl), bytes)], &options(dir.path())).unwrap_err();
     assert!(error.contains("line 1 is no document") && error.contains("unicode"), "{error}");
 }
 
@@ -330,7 +326,7 @@ fn jsonl_without_text_and_other_files_under_its_name_are_refused() {
 fn parquet_without_the_column_or_with_other_types_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let refuse = |columns: Vec<Column>| {
-        let input = Input::bytes("x.parquet", InputFormat::Parquet, table(columns, 9));
+        let input = Input::bytes("x.parquet", Some(InputFormat::Parquet), table(columns, 9));
         shard(&[input], &options(dir.path())).unwrap_err()
     };
     let ids = || Column::new("id".into(), [1i64, 2]);
@@ -342,7 +338,7 @@ fn parquet_without_the_column_or_with_other_types_is_refused() {
     let error = refuse(vec![Column::new("text".into(), [1i64, 2])]);
     assert!(error.contains("the column `text` of `x.parquet` holds Int64: expected strings"), "{error}");
     let error = refuse(vec![Column::new("text".into(), [&b"raw"[..], b"\xff"])]);
-    assert!(error.contains("holds BinaryView: expected strings"), "{error}");
+    assert!(error.contains("holds ByteArray: expected strings"), "{error}");
     let error = refuse(vec![ids(), Column::new("text".into(), [Some("a"), None])]);
     assert!(error.contains("row 1 of `x.parquet`") && error.contains("its `text` is null"), "{error}");
     let error = refuse(vec![Column::new("text".into(), [""; 0])]);
@@ -356,7 +352,7 @@ fn parquet_that_is_cut_or_damaged_is_refused_and_never_panics() {
     let rows: Vec<String> = (0..300).map(|i| format!("row {i}")).collect();
     let whole = table(vec![Column::new("text".into(), rows)], 100);
     let try_it = |bytes: Vec<u8>| {
-        let input = Input::bytes("x.parquet", InputFormat::Parquet, bytes);
+        let input = Input::bytes("x.parquet", Some(InputFormat::Parquet), bytes);
         shard(&[input], &Options { overwrite: true, ..options(dir.path()) })
     };
     assert!(try_it(whole.clone()).is_ok());

@@ -1,13 +1,14 @@
 //! Shards under temporary names, and their appearance all at once.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
 use super::super::error::DataError;
-use super::super::shard::{HEADER_BYTES, header};
+use super::super::shard::{HEADER_BYTES, MAGIC, recorded_header};
+use super::super::tokenizer::Tokenizer;
 use super::{Options, ValSplit, Written};
 
 /// Splits a stream of tokens into validation and training shards of a fixed size.
@@ -55,6 +56,9 @@ impl<'a> ShardWriter<'a> {
                 count: existing.len(),
             });
         }
+        if let Some(path) = existing.into_iter().find(|path| !is_shard(path)) {
+            return Err(DataError::NotOurs { path });
+        }
         let val_left = match options.val {
             ValSplit::Tokens(tokens) => tokens,
             ValSplit::Fraction(_) => 0,
@@ -83,8 +87,8 @@ impl<'a> ShardWriter<'a> {
 
     /// Gives all shards their names, removes replaced ones that have no successor, and flushes the folder.
     pub fn finish(mut self) -> Result<Vec<Written>, DataError> {
-        self.val.close()?;
-        self.train.close()?;
+        self.val.close(&self.options.tokenizer)?;
+        self.train.close(&self.options.tokenizer)?;
         let stale = existing(self.options)?;
         let mut written = Vec::new();
         for shard in self.val.closed.into_iter().chain(self.train.closed) {
@@ -131,15 +135,15 @@ impl Series {
             self.tokens += part as u64;
             tokens = &tokens[part..];
             if shard.tokens == options.shard_tokens {
-                self.close()?;
+                self.close(&options.tokenizer)?;
             }
         }
         Ok(())
     }
 
-    fn close(&mut self) -> Result<(), DataError> {
+    fn close(&mut self, tokenizer: &Tokenizer) -> Result<(), DataError> {
         if let Some(shard) = self.open.take() {
-            self.closed.push(shard.close()?);
+            self.closed.push(shard.close(tokenizer)?);
         }
         Ok(())
     }
@@ -172,12 +176,12 @@ impl OpenShard {
     }
 
     /// Writes the header and waits until the disk has everything.
-    fn close(self) -> Result<ClosedShard, DataError> {
+    fn close(self, tokenizer: &Tokenizer) -> Result<ClosedShard, DataError> {
         let OpenShard { file, path, tokens } = self;
         let finish = |file: BufWriter<NamedTempFile>| -> std::io::Result<NamedTempFile> {
             let mut file = file.into_inner().map_err(|e| e.into_error())?;
             file.seek(SeekFrom::Start(0))?;
-            file.write_all(&header(tokens))?;
+            file.write_all(&recorded_header(tokens, tokenizer))?;
             file.as_file().sync_all()?;
             Ok(file)
         };
@@ -198,6 +202,13 @@ fn existing(options: &Options) -> Result<Vec<PathBuf>, DataError> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Whether a file begins as a token shard does.
+fn is_shard(path: &Path) -> bool {
+    let mut start = [0; 4];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    read.is_ok() && start == MAGIC.to_le_bytes()
 }
 
 /// Whether a name is `<prefix>_train_<digits>.bin` or `<prefix>_val_<digits>.bin`.

@@ -1,0 +1,220 @@
+//! Files that are read here and there while a run lasts.
+//!
+//! Shards are larger than memory may be and are read a sequence at a time. They are not mapped: a file that
+//! another program truncates would end the process with SIGBUS, while a read at a position gives an error that
+//! can name the file. Reading a sequence of 1024 tokens takes about a microsecond either way.
+//!
+//! The first [`KEPT`] files of the process stay open; more are opened for each read, so that a thousand shards
+//! do not exceed the system's limit of open files (1024 on many Linux systems, 256 on macOS).
+
+#![forbid(unsafe_code)]
+
+use std::fs::{File, Metadata};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use super::error::DataError;
+
+/// Files that stay open.
+const KEPT: usize = 128;
+
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+/// A regular file and what it was when it was opened.
+#[derive(Debug)]
+pub(super) struct ReadAt {
+    path: PathBuf,
+    bytes: u64,
+    modified: Option<SystemTime>,
+    /// `None` where too many files are open already.
+    kept: Option<File>,
+}
+
+impl ReadAt {
+    /// Opens `path`, which must be a regular file.
+    ///
+    /// # Errors
+    ///
+    /// A folder, a pipe or a device by its name, and what the operating system refuses.
+    pub fn open(path: &Path) -> Result<ReadAt, DataError> {
+        let io = || DataError::io("open", path);
+        // Before opening: that of a pipe would wait for its writer.
+        let kind = path.metadata().map_err(io())?;
+        if let Some(what) = irregular(&kind) {
+            return Err(DataError::NotAFile { path: path.to_owned(), what });
+        }
+        let file = File::open(path).map_err(io())?;
+        let found = file.metadata().map_err(io())?;
+        let keep = OPEN.fetch_add(1, Ordering::Relaxed) < KEPT;
+        if !keep {
+            OPEN.fetch_sub(1, Ordering::Relaxed);
+        }
+        let (bytes, modified) = (found.len(), found.modified().ok());
+        Ok(ReadAt { path: path.to_owned(), bytes, modified, kept: keep.then_some(file) })
+    }
+
+    /// Length in bytes when it was opened.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Fills `out` from byte `at` on.
+    ///
+    /// # Errors
+    ///
+    /// A file that has become shorter, or is another than the one that was opened.
+    pub fn read(&self, at: u64, out: &mut [u8]) -> Result<(), DataError> {
+        match &self.kept {
+            Some(file) => self.read_from(file, at, out),
+            None => {
+                let file = File::open(&self.path).map_err(DataError::io("open", &self.path))?;
+                let found = file.metadata().map_err(DataError::io("open", &self.path))?;
+                if (found.len(), found.modified().ok()) != (self.bytes, self.modified) {
+                    return Err(self.changed(found.len()));
+                }
+                self.read_from(&file, at, out)
+            }
+        }
+    }
+
+    fn read_from(&self, file: &File, at: u64, out: &mut [u8]) -> Result<(), DataError> {
+        read_exact_at(file, at, out).map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => self.changed(file.metadata().map_or(0, |found| found.len())),
+            _ => DataError::io("read", &self.path)(error),
+        })
+    }
+
+    fn changed(&self, got_bytes: u64) -> DataError {
+        DataError::Changed { path: self.path.clone(), expected_bytes: self.bytes, got_bytes }
+    }
+
+    /// Gives the whole file to `take`, about a megabyte at a time, in order.
+    pub fn scan(&self, mut take: impl FnMut(&[u8])) -> Result<(), DataError> {
+        let mut buffer = vec![0; 1 << 20];
+        let mut at = 0;
+        while at < self.bytes {
+            let part = (self.bytes - at).min(buffer.len() as u64);
+            let part = &mut buffer[..part as usize];
+            self.read(at, part)?;
+            take(part);
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ReadAt {
+    fn drop(&mut self) {
+        if self.kept.is_some() {
+            OPEN.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, at: u64, out: &mut [u8]) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, at)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut at: u64, mut out: &mut [u8]) -> std::io::Result<()> {
+    while !out.is_empty() {
+        let read = std::os::windows::fs::FileExt::seek_read(file, out, at)?;
+        if read == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        (at, out) = (at + read as u64, &mut out[read..]);
+    }
+    Ok(())
+}
+
+/// Refuses a path that leads to something else than a regular file, such as a pipe; one that leads nowhere is
+/// left to whoever opens it.
+pub fn require_file(path: &Path) -> Result<(), DataError> {
+    match path.metadata().ok().as_ref().and_then(irregular) {
+        Some(what) => Err(DataError::NotAFile { path: path.to_owned(), what }),
+        None => Ok(()),
+    }
+}
+
+/// What something is called that is no regular file.
+pub(super) fn irregular(found: &Metadata) -> Option<&'static str> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = found.file_type();
+        if kind.is_fifo() {
+            return Some("a pipe");
+        }
+        if kind.is_socket() {
+            return Some("a socket");
+        }
+        if kind.is_char_device() || kind.is_block_device() {
+            return Some("a device");
+        }
+    }
+    found.is_dir().then_some("a folder")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_cut_short_while_it_is_open_gives_an_error_with_both_lengths() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.bin");
+        fs::write(&path, vec![7; 5000]).unwrap();
+        let mut file = ReadAt::open(&path).unwrap();
+        let mut out = [0; 10];
+        file.read(4990, &mut out).unwrap();
+        assert_eq!(out, [7; 10]);
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4995).unwrap();
+        for kept in [true, false] {
+            let error = file.read(4990, &mut out).unwrap_err().to_string();
+            assert!(error.contains("had 5000 bytes") && error.contains("4995 bytes now"), "{kept}: {error}");
+            assert!(matches!(file.scan(|_| ()), Err(DataError::Changed { .. })), "{kept}");
+            // As with more files than stay open.
+            if file.kept.take().is_some() {
+                OPEN.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    #[test]
+    fn more_files_than_stay_open_are_read_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let files: Vec<ReadAt> = (0..2 * KEPT)
+            .map(|i| {
+                let path = dir.path().join(i.to_string());
+                fs::write(&path, [i as u8; 3]).unwrap();
+                ReadAt::open(&path).unwrap()
+            })
+            .collect();
+        assert!(files.iter().filter(|file| file.kept.is_some()).count() <= KEPT);
+        for (i, file) in files.iter().enumerate() {
+            let mut out = [0; 2];
+            file.read(1, &mut out).unwrap();
+            assert_eq!(out, [i as u8; 2]);
+        }
+        fs::write(dir.path().join((2 * KEPT - 1).to_string()), "longer").unwrap();
+        assert!(matches!(files[2 * KEPT - 1].read(0, &mut [0]), Err(DataError::Changed { .. })));
+    }
+
+    #[test]
+    fn a_folder_and_a_pipe_are_refused_by_what_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(ReadAt::open(dir.path()), Err(DataError::NotAFile { what: "a folder", .. })));
+        assert!(matches!(
+            ReadAt::open(Path::new("/dev/null")),
+            Err(DataError::NotAFile { what: "a device", .. })
+        ));
+        let pipe = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(matches!(ReadAt::open(&pipe), Err(DataError::NotAFile { what: "a pipe", .. })));
+    }
+}

@@ -1,0 +1,193 @@
+//! What is odd about the data of a run without being an error: said before the first step.
+//!
+//! All of it follows from the digests, which cost a pass over every byte once; nothing here reads a file.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use super::dataset::{Dataset, ShardDigest};
+use super::tokenizer::Tokenizer;
+use crate::units;
+
+/// Names that a remark lists.
+const LISTED: usize = 6;
+
+/// Digests of everything that a run reads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Manifest {
+    pub train: Vec<ShardDigest>,
+    /// Empty where nothing is held out.
+    pub val: Vec<ShardDigest>,
+    /// Name, length in bytes and SHA-256 of the file with HellaSwag's tasks.
+    pub hellaswag: Option<(String, u64, [u8; 32])>,
+}
+
+impl Manifest {
+    /// What should be said of the data: one line each. `train` and `val` are what the digests are of.
+    pub fn remarks(
+        &self,
+        train: &Dataset,
+        val: Option<&Dataset>,
+        tokenizer: &Tokenizer,
+        seq_len: usize,
+    ) -> Vec<String> {
+        let mut remarks = overlaps(&self.train, &self.val);
+        let sets = [("training", Some(train), &self.train), ("validation", val, &self.val)];
+        for (what, data, digests) in sets.into_iter().filter_map(|(what, data, d)| Some((what, data?, d))) {
+            remarks.extend(short(what, data, seq_len));
+            remarks.extend(doubtful(what, data, digests, tokenizer));
+        }
+        remarks
+    }
+}
+
+/// Shards of one content, by SHA-256: in the training data twice, or in training and validation data.
+fn overlaps(train: &[ShardDigest], val: &[ShardDigest]) -> Vec<String> {
+    let mut first: BTreeMap<[u8; 32], &str> = BTreeMap::new();
+    let mut twice = Vec::new();
+    for shard in train {
+        match first.get(&shard.sha256) {
+            Some(other) => twice.push(format!("`{}` is `{other}`", shard.name)),
+            None => {
+                first.insert(shard.sha256, &shard.name);
+            }
+        }
+    }
+    let shared: Vec<String> = val
+        .iter()
+        .filter_map(|shard| {
+            let other = first.get(&shard.sha256)?;
+            Some(match *other == shard.name {
+                true => format!("`{other}`"),
+                false => format!("`{}` is `{other}`", shard.name),
+            })
+        })
+        .collect();
+    let say = |what: &str, found: &[String]| (!found.is_empty()).then(|| format!("{what}: {}", list(found)));
+    let shared = say(
+        "the validation data are trained on, so the validation loss does not measure what is new; same content in both",
+        &shared,
+    );
+    let twice = say("training shards are there twice, by content, and are read twice an epoch", &twice);
+    shared.into_iter().chain(twice).collect()
+}
+
+/// Shards too short for a sequence.
+fn short(what: &str, data: &Dataset, seq_len: usize) -> Option<String> {
+    let short: Vec<String> = data
+        .shards()
+        .filter(|shard| shard.tokens <= seq_len as u64)
+        .map(|shard| format!("`{}` ({} tokens)", shard.name, units::thousands(shard.tokens)))
+        .collect();
+    (!short.is_empty()).then(|| {
+        format!(
+            "{what} shards with fewer than {} tokens (`batch.seq_len` + 1) give no sequence and are not read: {}",
+            seq_len + 1,
+            list(&short)
+        )
+    })
+}
+
+/// Shards whose tokens do not look like the tokenizer's. A shard that records its tokenizer was compared when
+/// it was opened.
+fn doubtful(what: &str, data: &Dataset, digests: &[ShardDigest], tokenizer: &Tokenizer) -> Option<String> {
+    let vocab = tokenizer.vocab();
+    let doubt = |largest: u16| match tokenizer {
+        _ if usize::from(largest) >= vocab => Some("more than it has"),
+        Tokenizer::Gpt2(_) if usize::from(largest) < Tokenizer::Byte.vocab() => Some("as with `byte`"),
+        _ => None,
+    };
+    let found: Vec<String> = data
+        .shards()
+        .zip(digests)
+        .filter(|(shard, _)| !shard.recorded)
+        .filter_map(|(shard, digest)| {
+            let why = doubt(digest.largest_token)?;
+            Some(format!("`{}` (largest token {}, {why})", shard.name, digest.largest_token))
+        })
+        .collect();
+    (!found.is_empty()).then(|| {
+        format!(
+            "{what} shards may be of another tokenizer than `data.tokenizer` = `{}`, which has {} tokens; they record none: {}",
+            tokenizer.name(),
+            units::thousands(vocab as u64),
+            list(&found)
+        )
+    })
+}
+
+fn list(found: &[String]) -> String {
+    let shown = found.iter().take(LISTED).cloned().collect::<Vec<_>>().join(", ");
+    match found.len().checked_sub(LISTED).filter(|more| *more > 0) {
+        Some(more) => format!("{shown} and {more} more"),
+        None => shown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::digests::DigestCache;
+    use super::super::shard::{header, recorded_header};
+    use super::*;
+
+    fn write(dir: &Path, name: &str, tokens: &[u16], tokenizer: Option<&Tokenizer>) {
+        let count = tokens.len() as u64;
+        let mut bytes =
+            tokenizer.map_or_else(|| header(count), |tokenizer| recorded_header(count, tokenizer)).to_vec();
+        bytes.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
+        std::fs::write(dir.join(name), bytes).unwrap();
+    }
+
+    fn remarks(dir: &Path, tokenizer: &Tokenizer) -> Vec<String> {
+        let open = |pattern: &str| {
+            Dataset::open(&[dir.join(pattern).display().to_string()], 50_304, tokenizer).unwrap()
+        };
+        let (train, val) = (open("*.bin"), open("v*.bin"));
+        let digests = |data| DigestCache::none().manifest(data, |_| ()).unwrap();
+        let manifest = Manifest { train: digests(&train), val: digests(&val), hellaswag: None };
+        manifest.remarks(&train, Some(&val), tokenizer, 4)
+    }
+
+    #[test]
+    fn what_is_odd_is_said_by_name_and_once() {
+        let gpt2 = Tokenizer::new(crate::experiment::Tokenizer::Gpt2);
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "a.bin", &[1, 2, 3, 4, 5000], None);
+        write(dir.path(), "b.bin", &[1, 2, 3, 4, 5000], None);
+        write(dir.path(), "c.bin", &[1, 2, 3, 4, 256], None);
+        write(dir.path(), "d.bin", &[1, 2, 3, 50_300], None);
+        write(dir.path(), "e.bin", &[1, 2, 3, 4, 5], Some(&gpt2));
+        write(dir.path(), "v.bin", &[1, 2, 3, 4, 6000], None);
+        let found = remarks(dir.path(), &gpt2);
+        assert_eq!(found.len(), 4, "{found:#?}");
+        assert!(found[0].ends_with("same content in both: `v.bin`"), "{}", found[0]);
+        assert!(found[1].ends_with("read twice an epoch: `b.bin` is `a.bin`"), "{}", found[1]);
+        assert!(
+            found[2].contains("fewer than 5 tokens") && found[2].ends_with(": `d.bin` (4 tokens)"),
+            "{}",
+            found[2]
+        );
+        assert!(
+            found[3].ends_with(
+                "`c.bin` (largest token 256, as with `byte`), `d.bin` (largest token 50300, more than it has)"
+            ),
+            "{}",
+            found[3]
+        );
+    }
+
+    #[test]
+    fn nothing_is_said_of_good_shards_and_long_lists_are_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "v.bin", &[1, 2, 3, 4, 6], Some(&Tokenizer::Byte));
+        let train = Dataset::from_tokens("t", vec![1, 2, 3, 4, 5], 257).unwrap();
+        let digests = |data| DigestCache::none().manifest(data, |_| ()).unwrap();
+        let manifest = Manifest { train: digests(&train), val: vec![], hellaswag: None };
+        assert_eq!(manifest.remarks(&train, None, &Tokenizer::Byte, 4), [""; 0]);
+        let many: Vec<String> = (0..9).map(|i| i.to_string()).collect();
+        assert_eq!(list(&many), "0, 1, 2, 3, 4, 5 and 3 more");
+    }
+}

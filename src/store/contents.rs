@@ -1,0 +1,214 @@
+//! What this program writes into a run's folder: only that is deleted by `--overwrite`, and anything else is
+//! named before it is in the way.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
+use super::run_folder::{LOCK, RunPaths};
+use super::{Result, StoreError, atomic};
+
+/// Names that a message lists.
+const LISTED: usize = 5;
+
+/// What a name in a run's folder stands for.
+enum Known {
+    File,
+    /// A folder whose entries have names that the function knows.
+    Folder(fn(&str) -> bool),
+    /// Folders of steps, whose files have names that the function knows.
+    Steps(fn(&str) -> bool),
+}
+
+fn known(name: &str) -> Option<Known> {
+    Some(match name {
+        LOCK
+        | "experiment.toml"
+        | "lock.toml"
+        | "ledger.jsonl"
+        | "metrics.jsonl"
+        | "metrics.parquet"
+        | "main.log"
+        | "events.out.tfevents.0.runner"
+        | "gpu.jsonl"
+        | "report.html" => Known::File,
+        "checkpoints" => Known::Steps(|file| {
+            file == STATE_FILE
+                || file == MANIFEST_FILE
+                || (file.starts_with("rank_") && file.ends_with(".done"))
+        }),
+        "unrepeatable" => Known::Steps(|file| file.ends_with(".safetensors")),
+        "samples" => Known::Folder(|name| name.starts_with("step_") && name.ends_with(".txt")),
+        "plots" => Known::Folder(|name| name.ends_with(".svg") || name.ends_with(".png")),
+        "export" => Known::Folder(|name| name.starts_with("step_")),
+        _ => return None,
+    })
+}
+
+/// Refuses a folder that is no run: one in which not even a lock was written.
+pub(super) fn require_run(folder: &Path) -> Result<()> {
+    let paths = RunPaths::new(folder);
+    match paths.experiment().is_file() || paths.lock_file().is_file() {
+        true => Ok(()),
+        false => Err(StoreError::NotARun { path: folder.into() }),
+    }
+}
+
+/// Refuses a folder that is no run, or holds something that this program did not write.
+pub(super) fn require_ours(folder: &Path) -> Result<()> {
+    require_run(folder)?;
+    let mut foreign = Vec::new();
+    for (name, path) in entries(folder)? {
+        let known = known(&name);
+        // A link is deleted as itself, whatever it leads to.
+        let is_folder = fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir());
+        match known {
+            Some(Known::File) if !is_folder => {}
+            Some(Known::Folder(is_known)) if is_folder => {
+                let inside = entries(&path)?.into_iter().filter(|(file, _)| !is_known(file));
+                foreign.extend(inside.map(|(file, _)| format!("{name}/{file}")));
+            }
+            Some(Known::Steps(is_known)) if is_folder => {
+                for (step, path) in entries(&path)? {
+                    if checkpoint::step_of(&step).is_none() || !path.is_dir() {
+                        foreign.push(format!("{name}/{step}"));
+                        continue;
+                    }
+                    let inside = entries(&path)?.into_iter().filter(|(file, _)| !is_known(file));
+                    foreign.extend(inside.map(|(file, _)| format!("{name}/{step}/{file}")));
+                }
+            }
+            _ => foreign.push(name),
+        }
+    }
+    match foreign.is_empty() {
+        true => Ok(()),
+        false => Err(StoreError::Foreign { path: folder.into(), names: listed(&foreign) }),
+    }
+}
+
+/// Refuses folders with the name of a checkpoint that hold nothing of one: the step they are named after could
+/// not be saved without deleting them, and the end of the run would look for its outputs there.
+pub(super) fn require_checkpoints(checkpoints: &Path) -> Result<()> {
+    for (_, path) in checkpoint::list(checkpoints)? {
+        let has = |file: &str| path.join(file).is_file();
+        if has(STATE_FILE) || has(MANIFEST_FILE) {
+            continue;
+        }
+        let found = match entries(&path) {
+            Err(_) => "it is no folder".to_owned(),
+            Ok(entries) if entries.is_empty() => "it is empty".to_owned(),
+            Ok(entries) => {
+                let names: Vec<String> = entries.into_iter().map(|(name, _)| name).collect();
+                format!("it holds {}", listed(&names))
+            }
+        };
+        return Err(StoreError::NotACheckpoint { path, found });
+    }
+    Ok(())
+}
+
+/// What lies among checkpoints under another name than theirs, and is left alone.
+pub fn beside_checkpoints(checkpoints: &Path) -> Result<Vec<PathBuf>> {
+    let foreign = |(name, _): &(String, PathBuf)| checkpoint::step_of(name).is_none();
+    Ok(entries(checkpoints)?.into_iter().filter(foreign).map(|(_, path)| path).collect())
+}
+
+/// Bytes of the files in a folder and all its folders; what cannot be read counts nothing.
+pub(super) fn bytes_in(folder: &Path) -> u64 {
+    let entry = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(found) if found.is_dir() => bytes_in(&entry.path()),
+        Ok(found) => found.len(),
+        Err(_) => 0,
+    };
+    fs::read_dir(folder).map_or(0, |entries| entries.flatten().map(entry).sum())
+}
+
+/// Names and paths in a folder, sorted, without what a kill left half written.
+fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
+        let entry = entry.map_err(StoreError::io(folder, "list"))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !atomic::is_leftover(&name) {
+            found.push((name, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn listed(names: &[String]) -> String {
+    let shown: Vec<String> = names.iter().take(LISTED).map(|name| format!("`{name}`")).collect();
+    let more = names.len().saturating_sub(LISTED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", shown.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::checkpoint::tests::*;
+    use super::super::{RunFolder, save};
+    use super::*;
+
+    fn run(root: &Path) -> PathBuf {
+        let run = RunFolder::create(root, "a", false).unwrap();
+        fs::write(run.paths.experiment(), "").unwrap();
+        save(&run.paths.checkpoints(), &state(3), &facts(3)).unwrap();
+        run.paths.folder().to_owned()
+    }
+
+    #[test]
+    fn only_what_this_program_wrote_is_deleted() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = run(root.path());
+        for name in ["samples/step_00000003.txt", "plots/loss.png", ".tmp.lock.toml", "metrics.jsonl"] {
+            fs::write(folder.join(name), "").unwrap();
+        }
+        require_ours(&folder).unwrap();
+        for name in ["notes.txt", "plots/thesis.tex", "checkpoints/old", "checkpoints/step_00000003/copy.bin"]
+        {
+            fs::write(folder.join(name), "mine").unwrap();
+            let error = RunFolder::create(root.path(), "a", true).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{name}`")) && error.contains("--overwrite"), "{name}: {error}");
+            assert_eq!(fs::read(folder.join(name)).unwrap(), b"mine");
+            fs::remove_file(folder.join(name)).unwrap();
+        }
+        fs::create_dir(folder.join("metrics")).unwrap();
+        assert!(require_ours(&folder).unwrap_err().to_string().contains("`metrics`"));
+    }
+
+    #[test]
+    fn a_folder_that_is_no_run_is_refused_and_kept() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("photos/plots")).unwrap();
+        fs::write(root.path().join("photos/plots/me.png"), "mine").unwrap();
+        for overwrite in [false, true] {
+            let error = RunFolder::create(root.path(), "photos", overwrite).unwrap_err();
+            assert!(matches!(error, StoreError::NotARun { .. }), "{error}");
+        }
+        assert!(root.path().join("photos/plots/me.png").exists());
+        assert_eq!(fs::read_dir(root.path().join("photos")).unwrap().count(), 1, "no lock is left");
+    }
+
+    #[test]
+    fn an_empty_or_foreign_folder_among_checkpoints_is_named_when_a_run_is_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = run(root.path());
+        let odd = folder.join("checkpoints/step_00000009");
+        fs::create_dir(&odd).unwrap();
+        let refused = || RunFolder::open(&folder).unwrap_err().to_string();
+        let error = refused();
+        assert!(error.contains("step_00000009") && error.contains("it is empty"), "{error}");
+        fs::write(odd.join("mine.txt"), "").unwrap();
+        assert!(refused().contains("it holds `mine.txt`"), "{}", refused());
+        // Half of a checkpoint is a damaged one, and passed over.
+        fs::write(odd.join(MANIFEST_FILE), "").unwrap();
+        RunFolder::open(&folder).unwrap();
+        fs::create_dir(folder.join("checkpoints/backup")).unwrap();
+        assert_eq!(
+            beside_checkpoints(&folder.join("checkpoints")).unwrap(),
+            [folder.join("checkpoints/backup")]
+        );
+    }
+}
