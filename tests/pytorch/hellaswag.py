@@ -5,10 +5,10 @@
     python tests/pytorch/hellaswag.py RUN hellaswag_val.jsonl details.jsonl [--bin FILE]
 
 The model is `GPT2LMHeadModel` in fp32, on a GPU where there is one, with the weights of the run's newest checkpoint. Nothing here is shared with
-`runner`: the texts are encoded by tiktoken, the wording and the formulas are written out below. A decision
+`runner`: the texts are encoded by tiktoken (as bytes where the run's tokenizer is `byte`), the wording and the formulas are written out below. A decision
 may differ only where the two best completions are closer than `TIE`; the script fails on any other.
 
-With `--bin` it first writes the jsonl as the reference's evaluation file, for `runner eval` to read.
+With `--bin` it first writes the jsonl as llm.c's evaluation file, for `runner eval` to read.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import sys
 import tomllib
 
 import numpy as np
-import tiktoken
 import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -53,6 +52,16 @@ def load_model(run):
     return model.to(DEVICE), newest.name, experiment["batch"]["seq_len"]
 
 
+def encoder(run):
+    """What turns a text into tokens: the run's tokenizer."""
+    tokenizer = tomllib.loads((run / "experiment.toml").read_text())["data"]["tokenizer"]
+    if tokenizer == "byte":
+        return lambda text: list(text.encode())
+    import tiktoken  # It fetches GPT-2's vocabulary, which needs the network.
+
+    return tiktoken.get_encoding("r50k_base").encode_ordinary
+
+
 def preprocess(text):
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
@@ -73,7 +82,7 @@ def harness(doc, encode):
 
 
 def plain(doc, encode):
-    """The reference's: everything as it stands, each ending encoded alone with a space before it."""
+    """llm.c's: everything as it stands, each ending encoded alone with a space before it."""
     return encode(doc["ctx"]), [encode(" " + ending) for ending in doc["endings"]]
 
 
@@ -103,7 +112,7 @@ def completion_losses(model, rows, seq_len):
 
 
 def write_bin(path, docs, encode):
-    """The reference's multiple-choice file."""
+    """llm.c's multiple-choice file."""
     stream, longest = [], 0
     for index, doc in enumerate(docs):
         context, endings = plain(doc, encode)
@@ -126,7 +135,7 @@ def main():
     parser.add_argument("--bin", type=pathlib.Path)
     args = parser.parse_args()
 
-    encode = tiktoken.get_encoding("r50k_base").encode_ordinary  # GPT-2's vocabulary
+    encode = encoder(args.run)
     docs = [json.loads(line) for line in args.tasks.open(encoding="utf-8")]
     if args.bin:
         write_bin(args.bin, docs, encode)

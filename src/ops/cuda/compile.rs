@@ -247,20 +247,9 @@ mod tests {
     use super::*;
     use crate::ops::cuda::sources::SOURCES;
 
-    /// NVRTC needs no GPU, only its library.
-    fn nvrtc_is_here() -> bool {
-        let here = nvrtc_version().is_ok();
-        if !here {
-            eprintln!("skipped: no NVRTC");
-        }
-        here
-    }
-
     #[test]
+    #[ignore = "skipped: needs NVRTC; run with --include-ignored"]
     fn every_kernel_file_compiles_for_every_generation() {
-        if !nvrtc_is_here() {
-            return;
-        }
         for source in SOURCES {
             // All variants for one generation, the first for the others: a compilation takes a third of a
             // second.
@@ -293,10 +282,8 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "skipped: needs NVRTC; run with --include-ignored"]
     fn code_comes_from_the_cache_the_second_time() {
-        if !nvrtc_is_here() {
-            return;
-        }
         let folder = tempfile::tempdir().expect("a temporary folder");
         let source = Source {
             file: "probe.cu",
@@ -315,10 +302,8 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "skipped: needs NVRTC; run with --include-ignored"]
     fn a_compile_error_shows_the_log_and_the_line() {
-        if !nvrtc_is_here() {
-            return;
-        }
         let source = Source {
             file: "broken.cu",
             text: "// a comment\nextern \"C\" __global__ void k() { nonsense; }",
