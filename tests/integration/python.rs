@@ -1,5 +1,5 @@
-//! What other programs make of our files: `transformers`, `lm-eval`'s formulas and TensorBoard, each asked by a
-//! script of Python's.
+//! What other programs make of our files: `transformers`, `lm-eval`'s formulas and TensorBoard, each in a
+//! Python script.
 //!
 //! Python is `target/ci-venv/bin/python`, into which `.ci/run` installs what the scripts import, or what the
 //! environment variable `RUNNER_TEST_PYTHON` names. These tests are ignored unless they are asked for, and

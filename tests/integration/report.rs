@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::Lab;
+use crate::support::{Lab, flip_bit};
 
 #[test]
 fn the_page_tells_result_promises_and_damage() {
@@ -31,10 +31,7 @@ fn the_page_tells_result_promises_and_damage() {
     assert!(!page.contains("FAILED"), "{page}");
 
     // A flipped bit in a checkpoint: the page says so, and is still a page.
-    let state = lab.path("ci/checkpoints/step_00000010/state.safetensors");
-    let mut bytes = std::fs::read(&state).expect("the state");
-    *bytes.last_mut().expect("not empty") ^= 1;
-    std::fs::write(&state, bytes).expect("written");
+    flip_bit(&lab.path("ci/checkpoints/step_00000010/state.safetensors"), 0.99);
     let other = lab.path("elsewhere.html");
     let damaged = lab.verb("report", "ci", &["-o", other.to_str().expect("UTF-8")]);
     assert_eq!(damaged.code, Some(0), "{}", damaged.stderr);

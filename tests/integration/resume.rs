@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use runner::rng::Key;
 
-use crate::support::Lab;
+use crate::support::{Lab, flip_bit};
 
 const CI: &str = "experiments/ci.toml";
 
@@ -155,11 +155,7 @@ fn a_damaged_checkpoint_is_named_and_passed_over_for_the_one_before() {
         .collect();
     checkpoints.sort();
     assert!(checkpoints.len() >= 3, "{checkpoints:?}");
-    let newest = checkpoints.last().expect("some").join("state.safetensors");
-    let mut bytes = std::fs::read(&newest).expect("a file");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&newest, bytes).expect("writable");
+    flip_bit(&checkpoints.last().expect("some").join("state.safetensors"), 0.5);
     let resumed = lab.resume("ci", &[]);
     assert!(resumed.stderr.contains("passed over the checkpoint of step"), "{}", resumed.stderr);
     assert_eq!(resumed.root(), expected);

@@ -112,6 +112,15 @@ impl Lab {
     }
 }
 
+/// Flips one bit of a file, in the byte that lies at this share of its length: 0.0 is the first.
+#[track_caller]
+pub fn flip_bit(path: &Path, at: f64) {
+    let mut bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let byte = (bytes.len() as f64 * at) as usize;
+    bytes[byte] ^= 1;
+    std::fs::write(path, bytes).expect("writable");
+}
+
 fn lines(path: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     text.lines().map(str::to_owned).collect()

@@ -6,17 +6,9 @@ use runner::proof::{Ledger, ledger};
 use runner::store::{self, Facts, Manifest};
 use serde_json::Value;
 
-use crate::support::Lab;
+use crate::support::{Lab, flip_bit};
 
 const CI: &str = "experiments/ci.toml";
-
-/// Flips one bit of the byte at `at` of a file's length.
-fn flip(path: &Path, at: f64) {
-    let mut bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let byte = (bytes.len() as f64 * at) as usize;
-    bytes[byte] ^= 1;
-    std::fs::write(path, bytes).expect("writable");
-}
 
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a folder");
@@ -97,7 +89,7 @@ fn every_flipped_bit_of_a_run_is_found_and_located() {
             std::fs::write(&path, format!("{before}\"loss_bits\":\"0x{digit}{}", &after[1..]))
                 .expect("writable");
         } else {
-            flip(&lab.path(&run).join(file), at);
+            flip_bit(&lab.path(&run).join(file), at);
         }
         assert_finds(&lab, &run, &[], says);
     }
