@@ -56,10 +56,8 @@ fn a_whole_run_verifies_and_its_steps_repeat() {
     let json: Value =
         serde_json::from_str(&lab.verify("ci", &["--json", "--replay", "0..3"]).stdout).expect("JSON alone");
     assert_eq!(json["ok"], true);
-    assert!(
-        json["checks"].as_array().expect("a list").iter().all(|check| check["status"] == "ok"),
-        "{json:#}"
-    );
+    let checks = json["checks"].as_array().expect("a list");
+    assert!(checks.len() > 5 && checks.iter().all(|check| check["status"] == "ok"), "{json:#}");
     lab.verify("ci", &["--replay", "3..12"]).assert_fails(1, &["no checkpoint of step 3", "hint:"]);
 }
 
