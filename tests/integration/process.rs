@@ -110,6 +110,7 @@ impl Drop for Running {
 /// The processes that are ranks of a run in `lab`, each with its number, which stands in the environment
 /// variable `variable`.
 pub fn ranks(lab: &Lab, variable: &str) -> Vec<(u32, usize)> {
+    let folder = lab.path("").display().to_string();
     let processes = std::fs::read_dir("/proc").expect("Linux").flatten().map(|entry| entry.path());
     let rank = |process: PathBuf| {
         let read = |file: &str| {
@@ -117,7 +118,7 @@ pub fn ranks(lab: &Lab, variable: &str) -> Vec<(u32, usize)> {
         };
         let command = read("cmdline")?;
         let ours = command.starts_with(env!("CARGO_BIN_EXE_runner"))
-            && command.contains(&*lab.path("").to_string_lossy());
+            && command.contains(folder.trim_end_matches('/'));
         let environment = read("environ").filter(|_| ours)?;
         let number = environment.split('\0').find_map(|v| v.strip_prefix(variable)?.strip_prefix('='))?;
         Some((process.file_name()?.to_str()?.parse().ok()?, number.parse().ok()?))

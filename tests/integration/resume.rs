@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use runner::rng::Key;
 
+use crate::process::wait_until;
 use crate::support::{Lab, flip_bit};
 
 const CI: &str = "experiments/ci.toml";
@@ -40,8 +41,12 @@ fn kill_9_at_random_moments_and_resume_gives_the_uninterrupted_run() {
         for (kill, earliest) in (0..).zip(KILLS) {
             let mut run = lab.start(verb.0, verb.1, verb.2);
             if kill == trial {
-                // Before the first step: in half of the trials one kill lands there.
-                std::thread::sleep(below(startup, key, kill));
+                // Before its first step: in half of the trials one kill lands there.
+                let (before, moment) = (lab.rows("ci"), below(startup, key, kill));
+                let began = Instant::now();
+                wait_until("the moment to kill at", 2 * startup, || {
+                    began.elapsed() >= moment || lab.rows("ci") > before
+                });
             } else {
                 run.wait_for_rows(&lab, earliest + (key.uniform(0, kill) * 5.0) as usize);
                 std::thread::sleep(below(Duration::from_millis(20), key, kill));
@@ -67,7 +72,7 @@ fn one_command_started_again_and_again_ends_in_the_uninterrupted_run_and_refuses
     let (lab, key) = (Lab::new(), Key::new(7, "moments to kill at"));
     let again = [&LONGER[..], &["--or-resume", "--set", "eval.every=2"]].concat();
     let first = lab.start("run", CI, &again);
-    std::thread::sleep(below(startup, key, 9));
+    std::thread::sleep(below(startup, key, 9) / 2);
     first.kill();
     for (kill, earliest) in (0..).zip(KILLS) {
         let mut run = lab.start("run", CI, &again);
