@@ -339,6 +339,7 @@ mod tests {
         let mut worst = 0.0f64;
         for t in [1, 2, 17, 64, 149, 150] {
             let whole = model.next_token_logits(&mut ops, &tokens[..t]).expect("it runs");
+            assert_eq!(decoded[t - 1].len(), whole.len());
             let square = |x: f64| x * x;
             let off: f64 = decoded[t - 1].iter().zip(&whole).map(|(a, b)| square(f64::from(a - b))).sum();
             let norm: f64 = whole.iter().map(|x| square(f64::from(*x))).sum();

@@ -204,14 +204,12 @@ fn a_failed_append_changes_neither_the_head_nor_the_next_line() {
 
 /// The independent script agrees with the program on a whole ledger and on an edited one.
 #[test]
+#[ignore = "skipped: needs python3; run with --include-ignored"]
 fn the_independent_script_verifies_a_ledger() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/verify_digest.py");
     let verify = |path: &Path| std::process::Command::new("python3").arg(&script).arg(path).output();
     let (_folder, path, heads) = ledger_of(11);
-    let Ok(output) = verify(&path) else {
-        eprintln!("no python3 here: the script was not run");
-        return;
-    };
+    let output = verify(&path).expect("python3 starts");
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
         format!("ok: 11 entries, head {}\n", heads[11].root),

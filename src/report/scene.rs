@@ -115,13 +115,17 @@ impl Scene {
             true,
         )?;
         let small = average_down(&pixels, large.0 as usize, PNG_SCALE as usize);
-        // plotters encodes into files alone.
-        let file = tempfile::Builder::new().suffix(".png").tempfile().map_err(ReportError::draw)?;
-        let mut encoder = BitMapBackend::new(file.path(), (self.width, self.height));
-        encoder.blit_bitmap((0, 0), (self.width, self.height), &small).map_err(ReportError::draw)?;
-        encoder.present().map_err(ReportError::draw)?;
-        drop(encoder);
-        std::fs::read(file.path()).map_err(ReportError::draw)
+        let mut file = Vec::new();
+        let mut encoder = png::Encoder::new(&mut file, self.width, self.height);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        encoder.set_compression(png::Compression::Fast);
+        encoder.set_filter(png::FilterType::Sub);
+        encoder.set_adaptive_filter(png::AdaptiveFilterType::Adaptive);
+        let mut writer = encoder.write_header().map_err(ReportError::draw)?;
+        writer.write_image_data(&small).map_err(ReportError::draw)?;
+        writer.finish().map_err(ReportError::draw)?;
+        Ok(file)
     }
 
     /// Draws every shape, enlarged. `by_segments` draws a wide line segment by segment with round

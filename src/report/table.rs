@@ -1,8 +1,8 @@
 //! Runs as a data frame: sorted, filtered, written as CSV. The one table that `runner show` prints.
 
 use polars::prelude::{
-    BooleanChunked, ChunkCompareEq, ChunkCompareIneq, Column, CsvWriter, DataFrame, DataType, NamedFrom,
-    PolarsError, SerWriter, Series, SortMultipleOptions,
+    AnyValue, BooleanChunked, ChunkCompareEq, ChunkCompareIneq, Column, DataFrame, DataType, NamedFrom,
+    PolarsError, Series, SortMultipleOptions,
 };
 
 use super::ReportError;
@@ -188,11 +188,32 @@ impl RunTable {
         Ok(self.frame.column("name")?.str()?.iter().flatten().map(str::to_owned).collect())
     }
 
-    /// Comma-separated values with a header.
+    /// Comma-separated values with a header, each line ended by a newline (RFC 4180's quotes).
     pub fn to_csv(&self) -> Result<String, ReportError> {
-        let mut bytes = Vec::new();
-        CsvWriter::new(&mut bytes).finish(&mut self.frame.clone())?;
-        String::from_utf8(bytes).map_err(|error| ReportError::Table { message: error.to_string() })
+        let mut csv = columns().join(",") + "\n";
+        for row in 0..self.frame.height() {
+            let fields = self.frame.columns().iter().map(|column| Ok(csv_field(&column.get(row)?)));
+            csv += &(fields.collect::<Result<Vec<_>, PolarsError>>()?.join(",") + "\n");
+        }
+        Ok(csv)
+    }
+}
+
+/// A value as a field of CSV: nothing where there is none, quotes where the text needs them or is empty.
+fn csv_field(value: &AnyValue<'_>) -> String {
+    match value {
+        AnyValue::Null => String::new(),
+        AnyValue::Float64(number) if number.is_finite() => serde_json::Value::from(*number).to_string(),
+        AnyValue::Float64(number) => number.to_string(),
+        AnyValue::UInt64(number) => number.to_string(),
+        value => {
+            let text = value.str_value();
+            if text.is_empty() || text.contains([',', '"', '\n', '\r']) {
+                format!("\"{}\"", text.replace('"', "\"\""))
+            } else {
+                text.into_owned()
+            }
+        }
     }
 }
 

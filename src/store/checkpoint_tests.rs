@@ -284,15 +284,13 @@ fn a_state_other_than_the_one_hashed_is_not_saved() {
 
 /// The independent script agrees with the program, on whole checkpoints and on damaged ones.
 #[test]
+#[ignore = "skipped: needs python3; run with --include-ignored"]
 fn the_independent_script_verifies_a_checkpoint() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/verify_digest.py");
     let verify = |folder: &Path| std::process::Command::new("python3").arg(&script).arg(folder).output();
     let folder = saved(&[10]);
     let step = folder.path().join("step_00000010");
-    let Ok(output) = verify(&step) else {
-        eprintln!("no python3 here: the script was not run");
-        return;
-    };
+    let output = verify(&step).expect("python3 starts");
     let root = inspect(&step).unwrap().state_root;
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),

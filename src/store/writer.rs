@@ -263,13 +263,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = Writer::new(folder.path(), KEEP_TWO);
         writer.submit(Job { state: state(1), facts: facts(1) }).unwrap();
-        loop {
+        let began = std::time::Instant::now();
+        let saved = loop {
             if let Some(saved) = writer.poll().unwrap() {
-                assert_eq!(saved.manifest.step, 1);
-                break;
+                break saved;
             }
+            assert!(began.elapsed().as_secs() < 60, "the save never ends");
             thread::yield_now();
-        }
+        };
+        assert_eq!(saved.manifest.step, 1);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use runner::store::{self, Facts};
 use serde_json::Value;
 
-use crate::support::Lab;
+use crate::support::{Lab, flip_bit};
 
 const CI: &str = "experiments/ci.toml";
 const SHORT: [&str; 8] = [
@@ -97,10 +97,7 @@ fn a_damaged_file_is_called_damaged_and_not_different() {
     let lab = Lab::new();
     run(&lab, "a", &[]);
     run(&lab, "b", &[]);
-    let file = lab.path("b/checkpoints/step_00000002/state.safetensors");
-    let mut bytes = std::fs::read(&file).expect("a file");
-    *bytes.last_mut().expect("bytes") ^= 1;
-    std::fs::write(&file, bytes).expect("writable");
+    flip_bit(&lab.path("b/checkpoints/step_00000002/state.safetensors"), 0.99);
     let diff = lab.diff("a", "b", &[]);
     assert_ne!(diff.code, Some(0));
     assert!(diff.stderr.contains("one of the files is damaged"), "{}", diff.stderr);

@@ -16,8 +16,8 @@ const BREAKING: [&str; 8] = [
     "checkpoint.every=1",
 ];
 
-/// Reference fault 2: a NaN loss enters the weights, and later checkpoints replace the good ones.
-/// Reference fault 4: a skipped step leaves no trace in main.log.
+/// In llm.c a NaN loss enters the weights, later checkpoints replace the good ones, and a skipped step
+/// leaves no trace in main.log.
 #[test]
 fn a_diverging_run_skips_stops_with_exit_4_and_leaves_a_trace() {
     let lab = Lab::new();

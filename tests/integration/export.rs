@@ -1,7 +1,6 @@
 //! A trained model in other programs' files, and the text it writes.
 
 use std::path::Path;
-use std::process::Command;
 
 use half::bf16;
 use runner::formats::{Parameters, Precision, hf, llmc};
@@ -153,28 +152,4 @@ fn the_same_seed_writes_the_same_text_and_another_seed_another() {
     assert_eq!(sample(&["--top-p", "0.000001"]).stdout, greedy);
     lab.verb("sample", "ci", &["--top-p", "0"]).assert_fails(1, &["`--top-p` is 0, expected above 0"]);
     lab.verb("sample", "ci", &["--temperature=-1"]).assert_fails(1, &["`--temperature` is -1"]);
-}
-
-/// Needs Python with torch and transformers:
-/// `RUNNER_TEST_PYTHON=python cargo test --release --test integration transformers -- --ignored`
-#[test]
-#[ignore = "needs transformers"]
-fn transformers_gives_our_logits_and_our_tokens() {
-    let python = std::env::var_os("RUNNER_TEST_PYTHON").unwrap_or_else(|| "python3".into());
-    let lab = Lab::new();
-    lab.run(CI, &[]).root();
-    let keys = ["data.tokenizer=gpt2", "schedule.steps=4", "batch.micro=1", "batch.seq_len=256"];
-    let set: Vec<&str> = keys.iter().flat_map(|key| ["--set", key]).collect();
-    lab.run(CI, &[&["--name", "gpt2"], &set[..]].concat()).root();
-    for (run, dtype) in [("ci", "fp32"), ("ci", "bf16"), ("gpt2", "fp32"), ("gpt2", "bf16")] {
-        let finished = Command::new(&python)
-            .args(["tests/pytorch/hf_export.py", env!("CARGO_BIN_EXE_runner"), "--dtype", dtype])
-            .arg(lab.path(run))
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .output()
-            .expect("Python starts");
-        let stderr = String::from_utf8_lossy(&finished.stderr);
-        assert!(finished.status.success(), "{run} {dtype}: {stderr}");
-        print!("{}", String::from_utf8_lossy(&finished.stdout));
-    }
 }

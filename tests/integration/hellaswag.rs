@@ -35,7 +35,7 @@ fn tasks() -> Vec<(String, [String; 4], usize)> {
         .collect()
 }
 
-fn jsonl() -> String {
+pub fn jsonl() -> String {
     let line = |(ctx, endings, label): (String, [String; 4], usize)| {
         serde_json::json!({"activity_label": "War", "ctx": ctx, "endings": endings, "label": label})
             .to_string()
@@ -121,6 +121,7 @@ fn the_numbers_behind_each_decision_do_not_depend_on_the_batch_and_agree_between
         assert_eq!(details("tasks.jsonl", micro), two, "{micro}");
     }
     let from_bin = details("tasks.bin", "batch.micro=2");
+    assert_eq!(from_bin.len(), 30);
     for (a, b) in two.iter().zip(&from_bin) {
         assert_eq!(a["hellaswag"], b["hellaswag"], "{a}");
         assert!(b.get("hellaswag_acc").is_none() && b.get("hellaswag_plain_acc").is_some(), "{b}");

@@ -192,6 +192,7 @@ fn several_texts_come_in_order_and_each_is_what_it_would_be_alone() {
     assert_eq!(texts.len(), 11, "{several}");
     assert_eq!(texts[0], one.trim_end_matches('\n'), "the first is the one that is written alone");
     let lines = write(&["--samples", "11", "--json"]);
+    assert_eq!(lines.lines().count(), 11, "{lines}");
     for (line, text) in lines.lines().zip(&texts) {
         let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
         assert_eq!(format!("And{}", line["text"].as_str().expect("text")).trim_end_matches('\n'), *text);

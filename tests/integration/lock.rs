@@ -32,7 +32,7 @@ fn a_lock_made_before_or_by_a_run_gives_its_bits_again_elsewhere() {
     assert_eq!(id.stdout.trim(), of_run.numerics_id().to_string(), "locked before is locked by the run");
     assert_eq!(of_run.outputs["state_root"], root);
 
-    // "Elsewhere": another machine and program, which is told and no more.
+    // "Elsewhere": another machine and program, which is said and changes nothing.
     let carried = lab.path("carried.toml");
     std::fs::copy(lab.path("ci/lock.toml"), &carried).expect("a copy");
     edit(&carried, |lock| {
@@ -41,8 +41,8 @@ fn a_lock_made_before_or_by_a_run_gives_its_bits_again_elsewhere() {
     });
     let again = lab.run(CI, &with(&["--name", "again", "--lock", &carried.display().to_string()]));
     assert_eq!(again.root(), root);
-    for told in ["same numerics as", "`kernel` was 0.0.1, is ", "`git_commit` was f00d"] {
-        assert!(again.stderr.contains(told), "{}", again.stderr);
+    for difference in ["same numerics as", "`kernel` was 0.0.1, is ", "`git_commit` was f00d"] {
+        assert!(again.stderr.contains(difference), "{}", again.stderr);
     }
 }
 

@@ -1,6 +1,4 @@
-//! What a person sees of runs without training: plan, show, watch, completions, event files.
-
-use std::process::Command;
+//! What a person sees of runs without training: plan, show, watch, completions.
 
 use crate::support::Lab;
 
@@ -43,7 +41,7 @@ fn show_lists_runs_sorts_filters_and_tells_why_one_is_broken() {
         lab.done(&[&["show", "--runs", runs], arguments].concat()).stdout
     };
     let text = show(&[]);
-    assert!(text.lines().all(|line| !line.starts_with("ci") || line.contains("done")), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("ci ") && line.contains("done")), "{text}");
     assert!(text.contains("bad is broken: ") && text.contains("state.safetensors` is missing"), "{text}");
     let csv = show(&["--csv", "--sort", "step:desc", "--filter", "state == done"]);
     let names: Vec<&str> = csv.lines().skip(1).filter_map(|line| line.split(',').next()).collect();
@@ -75,38 +73,4 @@ fn help_completions_and_the_manual_know_every_verb() {
     }
     assert!(man.starts_with(".ie") || man.contains(".TH runner 1"), "{man}");
     assert!(lab.done(&["help", "run"]).stdout.contains("Examples:"));
-}
-
-/// Needs Python with TensorBoard: `RUNNER_TEST_PYTHON=python cargo test --release --test integration
-/// tensorboard -- --ignored`
-#[test]
-#[ignore = "needs tensorboard"]
-fn tensorboard_reads_every_number_once_after_a_kill_and_a_rewind() {
-    let python = std::env::var_os("RUNNER_TEST_PYTHON").unwrap_or_else(|| "python3".into());
-    let lab = Lab::new();
-    lab.run(CI, &[]).root();
-    // Cut at the checkpoint of step 10, as a kill after later steps leaves it, and go on.
-    for step in ["15", "20"] {
-        std::fs::remove_dir_all(lab.path(&format!("ci/checkpoints/step_000000{step}"))).expect("it is there");
-    }
-    lab.resume("ci", &[]).root();
-    let breaking =
-        ["--name", "diverging", "--set", "schedule.learning_rate=1e30", "--set", "schedule.warmup_steps=0"];
-    let rewinding = [
-        "--set",
-        "guards.patience=3",
-        "--set",
-        "checkpoint.every=1",
-        "--set",
-        "guards.on_diverge=\"rewind\"",
-    ];
-    lab.run(CI, &[&breaking[..], &rewinding[..]].concat())
-        .assert_fails(4, &["back to the checkpoint of step"]);
-    for run in ["ci", "diverging"] {
-        let mut command = Command::new(&python);
-        command.arg("tests/tensorboard/read.py").arg(lab.path(run)).current_dir(env!("CARGO_MANIFEST_DIR"));
-        let read = command.output().expect("Python starts");
-        assert!(read.status.success(), "{run}: {}", String::from_utf8_lossy(&read.stderr));
-        print!("{}", String::from_utf8_lossy(&read.stdout));
-    }
 }

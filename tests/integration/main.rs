@@ -15,6 +15,8 @@ mod init;
 mod launchers;
 mod lock;
 mod look;
+mod process;
+mod python;
 mod pytorch;
 mod ranks;
 mod report;

@@ -1,12 +1,14 @@
 //! Promise 4: any number of ranks ends in the bits of one; and a rank that fails stops all, by name.
 
-use std::path::Path;
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::support::{Finished, Lab, output_within};
+use crate::process::{Running, process_of_rank, signal, wait_until};
+use crate::support::{Finished, Lab};
 
 const CI: &str = "experiments/ci.toml";
+/// The variable that tells a rank its number.
+const RANK: &str = "RANK";
+const SOON: Duration = Duration::from_secs(60);
 
 /// Eight workers and few steps: evaluation, samples and checkpoints included.
 const EIGHT: &[&str] = &[
@@ -23,6 +25,9 @@ const EIGHT: &[&str] = &[
     "--set",
     "sample.every=12",
 ];
+
+/// For runs that are stopped on their way: a signal after a few rows never comes too late.
+const LONGER: &[&str] = &["--set", "schedule.steps=24"];
 
 fn on<'a>(ranks: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [EIGHT, &["--ranks", ranks], more].concat()
@@ -58,53 +63,6 @@ fn read(lab: &Lab, file: &str) -> String {
         .into_owned()
 }
 
-/// Waits until the run has `rows` rows; false if it ends before.
-fn wait_for_rows(lab: &Lab, child: &mut Child, rows: usize) -> bool {
-    let began = Instant::now();
-    while !std::fs::read_to_string(lab.path("ci/metrics.jsonl"))
-        .is_ok_and(|text| text.lines().count() >= rows)
-    {
-        if child.try_wait().expect("it can be asked").is_some() {
-            return false;
-        }
-        assert!(began.elapsed() < Duration::from_secs(120), "no step for two minutes");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    true
-}
-
-/// A run in the background whose stderr is kept.
-fn start(lab: &Lab, verb: &str, what: &str, arguments: &[&str]) -> Child {
-    let mut command = lab.command(&[verb, what, "--runs"]);
-    command.arg(lab.path("")).args(arguments).stdout(Stdio::null()).stderr(Stdio::piped());
-    command.spawn().expect("the program starts")
-}
-
-/// The end of a run in the background, which must come soon.
-fn end(child: Child, within: Duration) -> Finished {
-    output_within("the run", child, within).into()
-}
-
-/// The process that is a rank of this parent.
-fn process_of(parent: u32, rank: usize) -> String {
-    let mine = |process: &Path| {
-        let status = std::fs::read_to_string(process.join("status")).unwrap_or_default();
-        let environment = std::fs::read(process.join("environ")).unwrap_or_default();
-        let variable = format!("RANK={rank}");
-        status.contains(&format!("PPid:\t{parent}\n"))
-            && environment.split(|&b| b == 0).any(|v| v == variable.as_bytes())
-    };
-    let processes = std::fs::read_dir("/proc").expect("Linux").flatten().map(|entry| entry.path());
-    let found =
-        processes.filter(|path| path.join("status").exists()).find(|path| mine(path)).expect("the rank runs");
-    found.file_name().expect("a number").to_string_lossy().into_owned()
-}
-
-fn signal(process: &str, name: &str) {
-    let status = std::process::Command::new("kill").args([&format!("-{name}"), process]).status();
-    assert!(status.expect("kill runs").success());
-}
-
 #[test]
 fn any_number_of_processes_ends_in_the_files_of_one() {
     let one = Lab::new();
@@ -132,19 +90,16 @@ fn any_number_of_processes_ends_in_the_files_of_one() {
 #[test]
 fn a_run_goes_from_four_ranks_to_two_to_one_and_ends_in_the_bits_of_the_uninterrupted_one() {
     let whole = Lab::new();
-    let expected = whole.run(CI, &on("1", &[])).root().to_owned();
+    let expected = whole.run(CI, &on("1", LONGER)).root().to_owned();
     let lab = Lab::new();
-    let mut child = start(&lab, "run", CI, &on("4", &[]));
-    assert!(wait_for_rows(&lab, &mut child, 3), "{:?}", end(child, Duration::from_secs(9)));
-    signal(&child.id().to_string(), "TERM");
-    let stopped = end(child, Duration::from_secs(60));
-    assert_eq!(stopped.code, Some(130), "{}", stopped.stderr);
-    let mut child = start(&lab, "resume", "ci", &["--ranks", "2"]);
-    if wait_for_rows(&lab, &mut child, 8) {
-        signal(&child.id().to_string(), "TERM");
-    }
-    let stopped = end(child, Duration::from_secs(60));
-    assert!(matches!(stopped.code, Some(130 | 0)), "{}", stopped.stderr);
+    let mut run = lab.start("run", CI, &on("4", LONGER));
+    run.wait_for_rows(&lab, 3);
+    run.signal("TERM");
+    run.end(SOON).assert_fails(130, &[]);
+    let mut run = lab.start("resume", "ci", &["--ranks", "2"]);
+    run.wait_for_rows(&lab, 8);
+    run.signal("TERM");
+    run.end(SOON).assert_fails(130, &[]);
     assert_eq!(lab.resume("ci", &["--ranks", "1"]).root(), expected);
     assert_eq!(lab.ledger("ci"), whole.ledger("ci"));
     assert_eq!(lab.metrics("ci"), whole.metrics("ci"));
@@ -154,23 +109,19 @@ fn a_run_goes_from_four_ranks_to_two_to_one_and_ends_in_the_bits_of_the_uninterr
 #[test]
 fn each_rank_in_turn_killed_stops_all_by_name_and_the_run_goes_on_to_the_same_bits() {
     let whole = Lab::new();
-    let expected = whole.run(CI, &on("1", &[])).root().to_owned();
+    let expected = whole.run(CI, &on("1", LONGER)).root().to_owned();
     let lab = Lab::new();
-    let mut child = start(&lab, "run", CI, &on("4", &[]));
+    let mut run = lab.start("run", CI, &on("4", LONGER));
     for victim in 0..4 {
-        if wait_for_rows(&lab, &mut child, 2 + 2 * victim) {
-            signal(&process_of(child.id(), victim), "KILL");
-            let ended = end(child, Duration::from_secs(30));
-            ended.assert_fails(1, &[&format!("rank {victim} (process "), "was killed"]);
-            // Whoever is left says what happened; at the very start that may be nobody but the parent.
-            assert!(ended.stderr.contains(&format!("rank {victim} on `")), "{}", ended.stderr);
-        } else {
-            assert_eq!(end(child, Duration::from_secs(9)).code, Some(0));
-        }
-        child = start(&lab, "resume", "ci", &["--ranks", "4"]);
+        run.wait_for_rows(&lab, 2 + 2 * victim);
+        signal(process_of_rank(&lab, RANK, victim), "KILL");
+        let ended = run.end(SOON);
+        ended.assert_fails(1, &[&format!("rank {victim} (process "), "was killed"]);
+        // Whoever is left says what happened; at the very start that may be nobody but the parent.
+        assert!(ended.stderr.contains(&format!("rank {victim} on `")), "{}", ended.stderr);
+        run = lab.start("resume", "ci", &["--ranks", "4"]);
     }
-    end(child, Duration::from_secs(120));
-    assert_eq!(lab.resume("ci", &["--ranks", "2"]).root(), expected);
+    assert_eq!(run.end(SOON).root(), expected);
     assert_eq!(lab.ledger("ci"), whole.ledger("ci"));
     assert_eq!(lab.metrics("ci"), whole.metrics("ci"));
 }
@@ -180,12 +131,10 @@ fn a_rank_that_hangs_is_named_within_the_timeout_and_the_checkpoint_stands() {
     let lab = Lab::new();
     let endless = ["--set", "schedule.steps=1000000", "--set", "eval.every=0", "--set", "sample.every=0"];
     let arguments = [EIGHT, &endless, &["--set", "parallel.timeout_s=3", "--ranks", "4"]].concat();
-    let mut child = start(&lab, "run", CI, &arguments);
-    assert!(wait_for_rows(&lab, &mut child, 3), "{:?}", end(child, Duration::from_secs(9)));
-    signal(&process_of(child.id(), 2), "STOP");
-    let began = Instant::now();
-    let ended = end(child, Duration::from_secs(60));
-    ended.assert_fails(
+    let mut run = lab.start("run", CI, &arguments);
+    run.wait_for_rows(&lab, 3);
+    signal(process_of_rank(&lab, RANK, 2), "STOP");
+    run.end(Duration::from_secs(30)).assert_fails(
         1,
         &[
             "rank 2 on `",
@@ -195,37 +144,35 @@ fn a_rank_that_hangs_is_named_within_the_timeout_and_the_checkpoint_stands() {
             "does not end and is killed",
         ],
     );
-    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     assert_eq!(lab.verify("ci", &[]).code, Some(0));
 }
 
 #[test]
 fn ranks_end_with_their_parent() {
     let lab = Lab::new();
-    let mut child =
-        start(&lab, "run", CI, &[EIGHT, &["--set", "schedule.steps=1000000", "--ranks", "2"]].concat());
-    assert!(wait_for_rows(&lab, &mut child, 2), "{:?}", end(child, Duration::from_secs(9)));
-    let ranks = [0, 1].map(|rank| process_of(child.id(), rank));
-    child.kill().expect("it runs");
-    child.wait().expect("it ends");
-    let began = Instant::now();
-    while ranks.iter().any(|process| {
+    let mut run =
+        lab.start("run", CI, &[EIGHT, &["--set", "schedule.steps=1000000", "--ranks", "2"]].concat());
+    run.wait_for_rows(&lab, 2);
+    let ranks = [0, 1].map(|rank| process_of_rank(&lab, RANK, rank));
+    run.kill();
+    let runs = |process: &u32| {
         std::fs::read_to_string(format!("/proc/{process}/status"))
             .is_ok_and(|status| !status.contains("State:\tZ"))
-    }) {
-        assert!(began.elapsed() < Duration::from_secs(20), "a rank has outlived its parent");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    };
+    let within = Duration::from_secs(20);
+    wait_until("the end of ranks without a parent", within, || !ranks.iter().any(runs));
 }
 
-/// Two processes as a launcher would start them, in any order.
-fn launched(lab: &Lab, variables: [&[(&str, &str)]; 2], arguments: &[&str]) -> [Finished; 2] {
-    let children = variables.map(|variables| {
-        let mut command = lab.command(&["run", CI, "--runs"]);
-        command.arg(lab.path("")).args(arguments).envs(variables.iter().copied());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts")
-    });
-    children.map(|child| end(child, Duration::from_secs(120)))
+/// A process as a launcher would start it, with these variables.
+fn launched(lab: &Lab, variables: &[(&str, &str)], arguments: &[&str]) -> Running {
+    let mut command = lab.command(&["run", CI, "--runs"]);
+    command.arg(lab.path("")).args(arguments).envs(variables.iter().copied());
+    Running::start("a rank", &mut command)
+}
+
+/// Two of them, to their ends.
+fn launched_both(lab: &Lab, variables: [&[(&str, &str)]; 2]) -> [Finished; 2] {
+    variables.map(|variables| launched(lab, variables, EIGHT)).map(|rank| rank.end(2 * SOON))
 }
 
 #[test]
@@ -240,15 +187,19 @@ fn launchers_are_understood_and_the_order_of_starting_does_not_matter() {
         [("RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port.as_str())]
     };
     let lab = Lab::new();
-    let [one, zero] = launched(&lab, [&torchrun("1"), &torchrun("0")], EIGHT);
+    let [one, zero] = launched_both(&lab, [&torchrun("1"), &torchrun("0")]);
     assert_eq!(zero.root(), expected);
-    assert_eq!((one.code, one.stdout.as_str(), one.stderr.as_str()), (Some(0), "", ""), "one rank speaks");
+    assert_eq!(
+        (one.code, one.stdout.as_str(), one.stderr.as_str()),
+        (Some(0), "", ""),
+        "one rank alone writes"
+    );
 
     let mpirun = |rank| {
         [("OMPI_COMM_WORLD_RANK", rank), ("OMPI_COMM_WORLD_SIZE", "2"), ("PMIX_NAMESPACE", "prterun-test@1")]
     };
     let lab = Lab::new();
-    let [one, zero] = launched(&lab, [&mpirun("1"), &mpirun("0")], EIGHT);
+    let [one, zero] = launched_both(&lab, [&mpirun("1"), &mpirun("0")]);
     assert_eq!(zero.root(), expected);
     assert_eq!(one.code, Some(0), "{}", one.stderr);
 }
@@ -265,22 +216,11 @@ fn ranks_started_with_other_settings_are_refused_before_anything_is_changed() {
             ("SLURM_LOCALID", rank),
         ]
     };
-    let children = [("0", "1"), ("1", "2")].map(|(rank, seed)| {
-        let mut command = lab.command(&["run", CI, "--runs"]);
-        command.arg(lab.path("")).args(EIGHT).args([
-            "--set",
-            "parallel.timeout_s=3",
-            "--set",
-            &format!("seed={seed}"),
-        ]);
-        command
-            .envs(slurm(rank))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts")
+    let ranks = [("0", "1"), ("1", "2")].map(|(rank, seed)| {
+        let other = ["--set", "parallel.timeout_s=3", "--set", &format!("seed={seed}")];
+        launched(&lab, &slurm(rank), &[EIGHT, &other].concat())
     });
-    let [zero, one] = children.map(|child| end(child, Duration::from_secs(60)));
+    let [zero, one] = ranks.map(|rank| rank.end(SOON));
     one.assert_fails(1, &["rank 0 turns this rank away", "another experiment"]);
     zero.assert_fails(1, &["rank 1 did not come within 3 s"]);
     assert!(!lab.path("ci").exists());

@@ -1,43 +1,66 @@
 //! Promise 2: killed at any moment and resumed, a run ends in the bits of the uninterrupted run.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use runner::rng::Key;
 
-use crate::support::Lab;
+use crate::process::wait_until;
+use crate::support::{Lab, flip_bit};
 
 const CI: &str = "experiments/ci.toml";
 
-/// Sends a signal by the name that `kill` knows.
-fn signal(child: &std::process::Child, name: &str) {
-    let status =
-        std::process::Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
-    assert!(status.expect("kill runs").success());
+/// Twice the steps of the CI experiment, so that a kill after the twenty-fifth row is never too late.
+const LONGER: [&str; 2] = ["--set", "schedule.steps=40"];
+
+/// The rows of metrics after which the first, second and third kill of a run come at the earliest.
+const KILLS: [usize; 3] = [1, 11, 21];
+
+/// An uninterrupted run to compare with, its state root, and how long it took to its first step.
+fn uninterrupted() -> (Lab, String, Duration) {
+    let lab = Lab::new();
+    let began = Instant::now();
+    let mut run = lab.start("run", CI, &LONGER);
+    run.wait_for_rows(&lab, 1);
+    let startup = began.elapsed();
+    let root = run.end(Duration::from_secs(120)).root().to_owned();
+    (lab, root, startup)
+}
+
+/// A time below `most`.
+fn below(most: Duration, key: Key, kill: u64) -> Duration {
+    most.mul_f64(key.uniform(1, kill))
 }
 
 #[test]
 fn kill_9_at_random_moments_and_resume_gives_the_uninterrupted_run() {
-    let whole = Lab::new();
-    let expected = whole.run(CI, &[]).root().to_owned();
+    let (whole, expected, startup) = uninterrupted();
     for trial in 0..6u64 {
         let lab = Lab::new();
         let key = Key::new(trial, "moments to kill at");
-        let mut verb = ("run", CI);
-        for kill in 0..3 {
-            let mut child = lab.start(verb.0, verb.1, &[]);
-            std::thread::sleep(Duration::from_micros((key.uniform(0, kill) * 1.5e6) as u64));
-            // It may have finished by then; both ends are right.
-            let _ = child.kill();
-            child.wait().expect("it ends");
+        let mut verb = ("run", CI, &LONGER[..]);
+        for (kill, earliest) in (0..).zip(KILLS) {
+            let mut run = lab.start(verb.0, verb.1, verb.2);
+            if kill == trial {
+                // Before its first step: in half of the trials one kill lands there.
+                let (before, moment) = (lab.rows("ci"), below(startup, key, kill));
+                let began = Instant::now();
+                wait_until("the moment to kill at", 2 * startup, || {
+                    began.elapsed() >= moment || lab.rows("ci") > before
+                });
+            } else {
+                run.wait_for_rows(&lab, earliest + (key.uniform(0, kill) * 5.0) as usize);
+                std::thread::sleep(below(Duration::from_millis(20), key, kill));
+            }
+            run.kill();
             // Killed before its folder existed: there is nothing to resume yet.
             if lab.path("ci/experiment.toml").exists() {
-                verb = ("resume", "ci");
+                verb = ("resume", "ci", &[]);
             } else if lab.path("ci").exists() {
                 std::fs::remove_dir_all(lab.path("ci")).expect("it is ours");
             }
         }
-        let finished = if verb.0 == "run" { lab.run(CI, &[]) } else { lab.resume("ci", &[]) };
-        assert_eq!(finished.root(), expected, "trial {trial}");
+        assert!(lab.rows("ci") < whole.rows("ci"), "trial {trial}: nothing was left to do");
+        assert_eq!(lab.verb(verb.0, verb.1, verb.2).root(), expected, "trial {trial}");
         assert_eq!(lab.ledger("ci"), whole.ledger("ci"), "trial {trial}: ledger");
         assert_eq!(lab.metrics("ci"), whole.metrics("ci"), "trial {trial}: metrics");
         let main_log = |lab: &Lab| std::fs::read_to_string(lab.path("ci/main.log")).expect("main.log");
@@ -52,25 +75,27 @@ fn kill_9_at_random_moments_and_resume_gives_the_uninterrupted_run() {
 
 #[test]
 fn one_command_started_again_and_again_ends_in_the_uninterrupted_run_and_refuses_another() {
-    let whole = Lab::new();
-    let expected = whole.run(CI, &["--set", "eval.every=2"]).root().to_owned();
+    let (whole, expected, startup) = uninterrupted();
     let (lab, key) = (Lab::new(), Key::new(7, "moments to kill at"));
-    let again = &["--or-resume", "--set", "eval.every=2"];
-    for kill in 0..4 {
-        let mut child = lab.start("run", CI, again);
-        std::thread::sleep(Duration::from_micros((key.uniform(0, kill) * 1.2e6) as u64));
-        let _ = child.kill();
-        child.wait().expect("it ends");
+    let again = [&LONGER[..], &["--or-resume", "--set", "eval.every=2"]].concat();
+    let first = lab.start("run", CI, &again);
+    std::thread::sleep(below(startup, key, 9) / 2);
+    first.kill();
+    for (kill, earliest) in (0..).zip(KILLS) {
+        let mut run = lab.start("run", CI, &again);
+        run.wait_for_rows(&lab, earliest + (key.uniform(0, kill) * 5.0) as usize);
+        run.kill();
     }
-    assert_eq!(lab.run(CI, again).root(), expected);
+    assert_eq!(lab.run(CI, &again).root(), expected);
     assert_eq!(lab.ledger("ci"), whole.ledger("ci"));
-    assert_eq!(lab.run(CI, again).root(), expected, "a finished run is finished");
+    assert_eq!(lab.run(CI, &again).root(), expected, "a finished run is finished");
     // A kill before anything had begun.
     std::fs::create_dir_all(lab.path("new/checkpoints")).expect("a folder");
     std::fs::write(lab.path("new/lock.toml"), "half a lo").expect("a file");
-    assert_eq!(lab.run(CI, &["--or-resume", "--name", "new"]).root(), expected);
-    let other = lab.run(CI, &["--or-resume", "--set", "schedule.learning_rate=0.5"]);
-    other.assert_fails(5, &["schedule.learning_rate"]);
+    let new = [&LONGER[..], &["--or-resume", "--name", "new"]].concat();
+    assert_eq!(lab.run(CI, &new).root(), expected);
+    let other = [&LONGER[..], &["--or-resume", "--set", "schedule.learning_rate=0.5"]].concat();
+    lab.run(CI, &other).assert_fails(5, &["schedule.learning_rate"]);
 }
 
 #[test]
@@ -93,12 +118,10 @@ fn a_resumed_run_has_the_metrics_of_one_that_was_not_and_its_ledger_notes_the_re
 fn sigterm_saves_and_exits_130_and_the_run_goes_on_to_the_same_root() {
     let lab = Lab::new();
     let expected = Lab::new().run(CI, &[]).root().to_owned();
-    let mut child = lab.start("run", CI, &["--set", "checkpoint.every=0"]);
-    while !std::fs::read_to_string(lab.path("ci/metrics.jsonl")).is_ok_and(|rows| rows.lines().count() >= 3) {
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    signal(&child, "TERM");
-    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    let mut run = lab.start("run", CI, &["--set", "checkpoint.every=0"]);
+    run.wait_for_rows(&lab, 3);
+    run.signal("TERM");
+    assert_eq!(run.end(Duration::from_secs(60)).code, Some(130));
     let saved = std::fs::read_dir(lab.path("ci/checkpoints")).expect("a folder").count();
     assert_eq!(saved, 1, "one checkpoint at the step it stopped at");
     assert_eq!(lab.resume("ci", &[]).root(), expected);
@@ -107,15 +130,12 @@ fn sigterm_saves_and_exits_130_and_the_run_goes_on_to_the_same_root() {
 #[test]
 fn a_second_process_is_kept_out_of_the_folder() {
     let lab = Lab::new();
-    let mut child = lab.start("run", CI, &["--set", "schedule.steps=100000"]);
-    while !lab.path("ci/metrics.jsonl").exists() {
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    let pid = child.id().to_string();
+    let mut run = lab.start("run", CI, &["--set", "schedule.steps=100000"]);
+    run.wait_for_rows(&lab, 1);
+    let pid = run.pid().to_string();
     lab.resume("ci", &[]).assert_fails(1, &["is in use by process", &pid]);
     lab.run(CI, &["--overwrite"]).assert_fails(1, &["is in use by process", &pid]);
-    child.kill().expect("it runs");
-    child.wait().expect("it ends");
+    run.kill();
 }
 
 #[test]
@@ -123,13 +143,13 @@ fn starting_over_a_run_is_refused_and_overwriting_leaves_nothing_of_it() {
     let lab = Lab::new();
     lab.run(CI, &[]).root();
     lab.run(CI, &[]).assert_fails(1, &["there is already a run", "--overwrite", "runner resume"]);
-    // Reference fault 8: old markers survive, and a later resume picks the old run.
+    // In llm.c old markers of checkpoints survive, and a later resume picks the old run.
     lab.run(CI, &["--overwrite", "--set", "schedule.steps=3", "--set", "schedule.warmup_steps=1"]).root();
     let left: Vec<_> = std::fs::read_dir(lab.path("ci/checkpoints")).expect("a folder").collect();
     assert_eq!(left.len(), 1, "{left:?}");
 }
 
-/// Reference fault 6: changing the steps or the peak learning rate silently changes the schedule.
+/// In llm.c other steps or another peak learning rate silently change the schedule on resume.
 #[test]
 fn a_changed_experiment_is_refused_by_key_and_goes_on_only_by_leave() {
     let lab = Lab::new();
@@ -163,11 +183,7 @@ fn a_damaged_checkpoint_is_named_and_passed_over_for_the_one_before() {
         .collect();
     checkpoints.sort();
     assert!(checkpoints.len() >= 3, "{checkpoints:?}");
-    let newest = checkpoints.last().expect("some").join("state.safetensors");
-    let mut bytes = std::fs::read(&newest).expect("a file");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&newest, bytes).expect("writable");
+    flip_bit(&checkpoints.last().expect("some").join("state.safetensors"), 0.5);
     let resumed = lab.resume("ci", &[]);
     assert!(resumed.stderr.contains("passed over the checkpoint of step"), "{}", resumed.stderr);
     assert_eq!(resumed.root(), expected);

@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use crate::support::Lab;
+use crate::support::{Lab, flip_bit};
 
 const SCHEMAS: &str = include_str!("../fixtures/slsa_v1.json");
 const CI: &str = "experiments/ci.toml";
@@ -125,7 +125,9 @@ fn the_statement_of_a_run_fits_the_published_schemas_and_names_its_bytes() {
     // What the specifications require beyond types.
     assert_eq!(statement["_type"], "https://in-toto.io/Statement/v1");
     assert_eq!(statement["predicateType"], "https://slsa.dev/provenance/v1");
-    for resource in statement["subject"].as_array().expect("subjects") {
+    let subjects = statement["subject"].as_array().expect("subjects");
+    assert!(!subjects.is_empty());
+    for resource in subjects {
         let file = lab.path("ci").join(resource["name"].as_str().expect("a name"));
         let sha256 = runner::proof::Hash::of(&std::fs::read(file).expect("a file")).to_string();
         assert_eq!(resource["digest"]["sha256"], sha256);
@@ -143,10 +145,7 @@ fn the_statement_of_a_run_fits_the_published_schemas_and_names_its_bytes() {
     assert_eq!(export().stdout, exported.stdout, "a function of the run");
 
     // Nothing damaged is attested.
-    let state = lab.path("ci/checkpoints/step_00000004/state.safetensors");
-    let mut bytes = std::fs::read(&state).expect("a file");
-    *bytes.last_mut().expect("bytes") ^= 1;
-    std::fs::write(&state, bytes).expect("writable");
+    flip_bit(&lab.path("ci/checkpoints/step_00000004/state.safetensors"), 0.99);
     let refused = export();
     refused.assert_fails(5, &["is damaged"]);
     assert_eq!(refused.stdout, "");

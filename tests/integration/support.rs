@@ -1,10 +1,11 @@
 //! A folder of its own for each test, and the program run in it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
+
+use crate::process::Running;
 
 /// A temporary folder for run folders, and the ways to run the program there.
 pub struct Lab {
@@ -76,10 +77,15 @@ impl Lab {
         )
     }
 
-    /// `runner run EXPERIMENT` in the background.
-    pub fn start(&self, verb: &str, what: &str, arguments: &[&str]) -> Child {
-        let mut command = self.training(verb, what, arguments);
-        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts")
+    /// Any verb with a run or an experiment and `--runs`, in the background.
+    pub fn start(&self, verb: &str, what: &str, arguments: &[&str]) -> Running {
+        Running::start(&format!("`runner {verb} {what}`"), &mut self.training(verb, what, arguments))
+    }
+
+    /// How many rows of metrics a run has; none before it has begun.
+    pub fn rows(&self, run: &str) -> usize {
+        let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap_or_default();
+        text.matches('\n').count()
     }
 
     /// The ledger of a run without notes of how often it was resumed.
@@ -106,14 +112,24 @@ impl Lab {
     }
 }
 
+/// Flips one bit of a file, in the byte that lies at this share of its length: 0.0 is the first.
+#[track_caller]
+pub fn flip_bit(path: &Path, at: f64) {
+    let mut bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let byte = (bytes.len() as f64 * at) as usize;
+    bytes[byte] ^= 1;
+    std::fs::write(path, bytes).expect("writable");
+}
+
 fn lines(path: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     text.lines().map(str::to_owned).collect()
 }
 
-/// What a finished process said.
+/// What a finished process wrote, and how it ended.
 #[derive(Debug)]
 pub struct Finished {
+    /// The exit code; none when a signal ended it.
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
@@ -129,19 +145,6 @@ impl From<Output> for Finished {
     }
 }
 
-/// What a process in the background left, which must end soon.
-pub fn output_within(what: &str, mut child: Child, within: Duration) -> Output {
-    let began = Instant::now();
-    while child.try_wait().expect("it can be asked").is_none() {
-        if began.elapsed() > within {
-            child.kill().expect("it runs");
-            panic!("{what} did not end within {within:?}");
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    child.wait_with_output().expect("it has ended")
-}
-
 impl Finished {
     /// The state root that a run that went well ends with.
     #[track_caller]
@@ -152,7 +155,7 @@ impl Finished {
         root
     }
 
-    /// Ended well, and said so on stdout.
+    /// It went well, and each of these is in stdout.
     #[track_caller]
     pub fn assert_says(&self, says: &[&str]) {
         assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
@@ -161,6 +164,7 @@ impl Finished {
         }
     }
 
+    /// It ended with this exit code, and each of these is in stderr.
     #[track_caller]
     pub fn assert_fails(&self, code: i32, says: &[&str]) {
         assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);

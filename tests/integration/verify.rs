@@ -6,17 +6,9 @@ use runner::proof::ledger;
 use runner::store::{self, Facts, Manifest, Records, RunPaths, Timing};
 use serde_json::Value;
 
-use crate::support::Lab;
+use crate::support::{Lab, flip_bit};
 
 const CI: &str = "experiments/ci.toml";
-
-/// Flips one bit of the byte at `at` of a file's length.
-fn flip(path: &Path, at: f64) {
-    let mut bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let byte = (bytes.len() as f64 * at) as usize;
-    bytes[byte] ^= 1;
-    std::fs::write(path, bytes).expect("writable");
-}
 
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a folder");
@@ -64,10 +56,8 @@ fn a_whole_run_verifies_and_its_steps_repeat() {
     let json: Value =
         serde_json::from_str(&lab.verify("ci", &["--json", "--replay", "0..3"]).stdout).expect("JSON alone");
     assert_eq!(json["ok"], true);
-    assert!(
-        json["checks"].as_array().expect("a list").iter().all(|check| check["status"] == "ok"),
-        "{json:#}"
-    );
+    let checks = json["checks"].as_array().expect("a list");
+    assert!(checks.len() > 5 && checks.iter().all(|check| check["status"] == "ok"), "{json:#}");
     lab.verify("ci", &["--replay", "3..12"]).assert_fails(1, &["no checkpoint of step 3", "hint:"]);
 }
 
@@ -97,7 +87,7 @@ fn every_flipped_bit_of_a_run_is_found_and_located() {
             std::fs::write(&path, format!("{before}\"loss_bits\":\"0x{digit}{}", &after[1..]))
                 .expect("writable");
         } else {
-            flip(&lab.path(&run).join(file), at);
+            flip_bit(&lab.path(&run).join(file), at);
         }
         assert_finds(&lab, &run, &[], says);
     }

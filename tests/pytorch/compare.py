@@ -6,7 +6,7 @@
 The initial weights are those of `runner` (src/model/init.rs, src/rng.rs), computed here from their description: Philox4x32-10
 keyed by SHA-256, Box and Muller in float64. Batches are the shards' sequences in order, so `data.order` must be
 `sequential`. Precisions: `autocast` keeps fp32 weights and computes in bf16; `pure` keeps bf16 weights with no master copy;
-`fp32` computes in fp32. The model is compiled unless --eager. --log writes losses in the reference's main.log format, which
+`fp32` computes in fp32. The model is compiled unless --eager. --log writes losses in llm.c's main.log format, which
 `runner plot` overlays.
 """
 

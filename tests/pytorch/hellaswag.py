@@ -20,7 +20,6 @@ import sys
 import tomllib
 
 import numpy as np
-import tiktoken
 import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -52,6 +51,16 @@ def load_model(run):
         weights[name] = value.t().contiguous() if conv1d else value
     model.transformer.load_state_dict(weights, strict=False)
     return model.to(DEVICE), newest.name, experiment["batch"]["seq_len"]
+
+
+def encoder(run):
+    """What turns a text into tokens: the run's tokenizer."""
+    tokenizer = tomllib.loads((run / "experiment.toml").read_text())["data"]["tokenizer"]
+    if tokenizer == "byte":
+        return lambda text: list(text.encode())
+    import tiktoken  # It fetches GPT-2's vocabulary, which needs the network.
+
+    return tiktoken.get_encoding("r50k_base").encode_ordinary
 
 
 def preprocess(text):
@@ -127,7 +136,7 @@ def main():
     parser.add_argument("--bin", type=pathlib.Path)
     args = parser.parse_args()
 
-    encode = tiktoken.get_encoding("r50k_base").encode_ordinary  # GPT-2's vocabulary
+    encode = encoder(args.run)
     docs = [json.loads(line) for line in args.tasks.open(encoding="utf-8")]
     if args.bin:
         write_bin(args.bin, docs, encode)

@@ -248,7 +248,7 @@ mod tests {
     use crate::ops::cuda::sources::SOURCES;
 
     #[test]
-    #[ignore = "skipped: needs NVRTC, no GPU; run with --include-ignored"]
+    #[ignore = "skipped: needs NVRTC; run with --include-ignored"]
     fn every_kernel_file_compiles_for_every_generation() {
         for source in SOURCES {
             // All variants for one generation, the first for the others: a compilation takes a third of a
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "skipped: needs NVRTC, no GPU; run with --include-ignored"]
+    #[ignore = "skipped: needs NVRTC; run with --include-ignored"]
     fn code_comes_from_the_cache_the_second_time() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let source = Source {
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "skipped: needs NVRTC, no GPU; run with --include-ignored"]
+    #[ignore = "skipped: needs NVRTC; run with --include-ignored"]
     fn a_compile_error_shows_the_log_and_the_line() {
         let source = Source {
             file: "broken.cu",

@@ -1,0 +1,94 @@
+//! What other programs make of our files: `transformers`, `lm-eval`'s formulas and TensorBoard, each in a
+//! Python script.
+//!
+//! Python is `target/ci-venv/bin/python`, into which `.ci/run` installs what the scripts import, or what the
+//! environment variable `RUNNER_TEST_PYTHON` names. These tests are ignored unless they are asked for, and
+//! fail where a package is missing.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::{Finished, Lab};
+
+const CI: &str = "experiments/ci.toml";
+const PROGRAM: &str = env!("CARGO_BIN_EXE_runner");
+
+/// Runs a script of `tests/`, which must succeed and say so.
+#[track_caller]
+fn script(name: &str, arguments: &[&str], says: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let python = std::env::var_os("RUNNER_TEST_PYTHON")
+        .unwrap_or_else(|| root.join("target/ci-venv/bin/python").into_os_string());
+    let mut command = Command::new(&python);
+    command.arg(root.join("tests").join(name)).args(arguments).current_dir(root);
+    let output = command.output().unwrap_or_else(|error| panic!("{}: {error}", python.display()));
+    let finished = Finished::from(output);
+    finished.assert_says(&[says]);
+    print!("{}", finished.stdout);
+}
+
+fn path(lab: &Lab, relative: &str) -> String {
+    lab.path(relative).display().to_string()
+}
+
+/// A short run whose tokenizer is GPT-2's, beside `ci`, whose tokens are bytes.
+fn trained_with_gpt2_tokens(lab: &Lab) {
+    let keys = ["data.tokenizer=gpt2", "schedule.steps=4", "batch.micro=1", "batch.seq_len=256"];
+    let set: Vec<&str> = keys.iter().flat_map(|key| ["--set", key]).collect();
+    lab.run(CI, &[&["--name", "gpt2"], &set[..]].concat()).root();
+}
+
+#[test]
+#[ignore = "skipped: needs Python with transformers; run with --include-ignored"]
+fn transformers_gives_the_logits_and_tokens_of_an_exported_model() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    trained_with_gpt2_tokens(&lab);
+    for (run, dtype) in [("ci", "fp32"), ("ci", "bf16"), ("gpt2", "fp32"), ("gpt2", "bf16")] {
+        script("pytorch/hf_export.py", &[PROGRAM, &path(&lab, run), "--dtype", dtype], "relative error");
+    }
+}
+
+#[test]
+#[ignore = "skipped: needs Python with transformers; run with --include-ignored"]
+fn a_model_of_transformers_gives_its_logits_here_and_training_starts_from_it() {
+    script("pytorch/hf_init.py", &[PROGRAM], "two steps from each of three forms: state root ");
+}
+
+#[test]
+#[ignore = "skipped: needs Python with transformers; run with --include-ignored"]
+fn hellaswag_decisions_are_those_of_transformers_and_the_formulas_of_lm_eval() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    let tasks = path(&lab, "tasks.jsonl");
+    std::fs::write(&tasks, crate::hellaswag::jsonl()).expect("writable");
+    let details = path(&lab, "details.jsonl");
+    let evaluated = lab.verb("eval", "ci", &["--task", "hellaswag", "--data", &tasks, "--details", &details]);
+    assert_eq!(evaluated.code, Some(0), "{}", evaluated.stderr);
+    script("pytorch/hellaswag.py", &[&path(&lab, "ci"), &tasks, &details], "0 decisions differ");
+}
+
+#[test]
+#[ignore = "skipped: needs Python with TensorBoard; run with --include-ignored"]
+fn tensorboard_reads_every_number_once_after_a_kill_and_a_rewind() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    // Cut at the checkpoint of step 10, as a kill after later steps leaves it, and go on.
+    for step in ["15", "20"] {
+        std::fs::remove_dir_all(lab.path(&format!("ci/checkpoints/step_000000{step}"))).expect("it is there");
+    }
+    lab.resume("ci", &[]).root();
+    let settings = [
+        "schedule.learning_rate=1e30",
+        "schedule.warmup_steps=0",
+        "guards.patience=3",
+        "checkpoint.every=1",
+        "guards.on_diverge=\"rewind\"",
+    ];
+    let set: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    lab.run(CI, &[&["--name", "diverging"], &set[..]].concat())
+        .assert_fails(4, &["back to the checkpoint of step"]);
+    for run in ["ci", "diverging"] {
+        script("tensorboard/read.py", &[&path(&lab, run)], " points");
+    }
+}
