@@ -161,7 +161,9 @@ fn a_forged_history_does_not_survive_a_replay() {
 fn figures_that_are_not_the_ledgers_are_found_in_each_file() {
     let lab = Lab::new();
     lab.run(CI, &[]).root();
-    let damage: [(&str, fn(&str) -> String, &[&str]); 5] = [
+    /// A file, a change of its text, and what must be said of it.
+    type Damage = (&'static str, fn(&str) -> String, &'static [&'static str]);
+    let damage: [Damage; 5] = [
         (
             "metrics.jsonl",
             |text| text.lines().take(20).map(|l| format!("{l}\n")).collect(),
