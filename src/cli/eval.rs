@@ -108,14 +108,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let argument = model::find(&args.model, &args.runs, reporter(args.json))?;
     let experiment = argument.experiment(&args.set)?;
     let tasks = open_tasks(&args, &experiment)?;
-    if let (ModelArgument::Foreign(_), Some(held_out)) = (&argument, &tasks.validation) {
-        anstream::eprintln!("{}", held_out.note());
-    }
     if args.details.is_some() && tasks.hellaswag.is_none() {
         bail!("`--details` needs HellaSwag\n  hint: add `--task hellaswag`");
     }
     let loaded = argument.parameters(experiment, args.checkpoint, reporter(args.json))?;
     anstream::eprintln!("{}", loaded.title());
+    if let (ModelArgument::Foreign(_), Some(held_out)) = (&argument, &tasks.validation) {
+        anstream::eprintln!("{}", held_out.note());
+    }
     let LoadedModel { experiment, state, manifest } = loaded;
 
     let started = Instant::now();

@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn no_token_is_chosen_by_logits_that_are_not_finite() {
         let mut writer = Writer::new();
-        writer.params.ln_f.weight.as_mut_slice().fill(1e38);
+        writer.params.ln_f.weight.as_mut_slice().fill(f32::MAX);
         let mut decoder =
             Decoder::new(&mut writer.ops, &MODEL, Room { streams: 1, positions: 40 }).expect("a decoder");
         let sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, key: Key::new(1, "test") };

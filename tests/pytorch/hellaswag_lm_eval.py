@@ -149,14 +149,15 @@ def main():
         few, many = root / "few.jsonl", root / "many.jsonl"
         with_two_parts(CASES / "hellaswag_nonascii.jsonl", few)
         many_tasks(many)
-        folders = [CASES / "hf_uniform", louder(CASES / "hf_uniform", root / "louder")]
-        for folder in folders:
-            for tasks in (few, many):
-                theirs, ours = lm_eval_scores(folder, tasks), runner_scores(runner, folder, tasks)
-                print(f"{folder.name}, {tasks.stem}: lm-eval {theirs}, runner {ours}")
-                apart += theirs[1] != theirs[2]
-                if theirs != ours:
-                    differ.append((folder.name, tasks.stem))
+        uniform, loud = CASES / "hf_uniform", louder(CASES / "hf_uniform", root / "louder")
+        # Not the uniform model on many tasks: endings of equal cost are decided by the last bit there, which
+        # differs between sums of fp32 losses and of float64.
+        for folder, tasks in [(uniform, few), (loud, few), (loud, many)]:
+            theirs, ours = lm_eval_scores(folder, tasks), runner_scores(runner, folder, tasks)
+            print(f"{folder.name}, {tasks.stem}: lm-eval {theirs}, runner {ours}")
+            apart += theirs[1] != theirs[2]
+            if theirs != ours:
+                differ.append((folder.name, tasks.stem))
     print(f"acc, acc_norm and acc_bytes of lm-eval {version('lm_eval')}")
     if differ:
         sys.exit(f"differ: {differ}")
