@@ -177,8 +177,8 @@ pub fn evaluation_data(manifest: &Manifest) -> Table {
 }
 
 impl Data {
-    /// Digests of all that a run reads, with a bar where that takes long. `cache` holds those of earlier runs;
-    /// without one every byte is read.
+    /// Digests of all that a run reads, with a bar where that takes long. `cache` holds those of earlier
+    /// runs; without one every byte is read.
     ///
     /// # Errors
     /// A file that cannot be read, or a token outside the vocabulary.
