@@ -1,8 +1,8 @@
 //! What can be wrong with data, and what to do about it.
 //!
-//! Every message names the file, where in it, what was expected and what was found. Faults of a shard's header
-//! and length are found when it is opened; a token outside the vocabulary when it is hashed, before the first
-//! step.
+//! Every message names the file, where in it, what was expected and what was found. Faults of a shard's
+//! header and length are found when it is opened; a token outside the vocabulary when it is hashed, before
+//! the first step.
 
 #![forbid(unsafe_code)]
 

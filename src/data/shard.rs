@@ -2,8 +2,8 @@
 //!
 //! The header is 256 `int32`: magic 20240520, version 1, number of tokens, zeros. It is the format of llm.c,
 //! which reads these three words alone, so its shards open here and ours open there. A count is read as
-//! unsigned, so a shard may hold up to 2^32 - 1 tokens (8.6 GB); [`MAX_TOKENS`] is what may be written, so that
-//! readers of a signed count agree.
+//! unsigned, so a shard may hold up to 2^32 - 1 tokens (8.6 GB); [`MAX_TOKENS`] is what may be written, so
+//! that readers of a signed count agree.
 //!
 //! Where llm.c has zeros, shards that `runner data prepare` writes record their tokenizer:
 //!
@@ -176,8 +176,8 @@ impl Shard {
         DataError::OutOfVocabulary { shard: self.label(), position, byte, token, vocab }
     }
 
-    /// Reads every byte: the SHA-256 of the shard as a file (tokens in memory are hashed as the file without a
-    /// record of its tokenizer that they would make) and its largest token.
+    /// Reads every byte: the SHA-256 of the shard as a file (tokens in memory are hashed as the file without
+    /// a record of its tokenizer that they would make) and its largest token.
     pub fn scan(&self) -> Result<Scan, DataError> {
         let mut hash = Sha256::new();
         let mut largest = 0;

@@ -4,7 +4,7 @@
 //! are on the disk, and two runs with the same bits write the same bytes. Loading checks every
 //! byte before it gives out a state, and names the tensor that is damaged.
 //!
-//! What the tensors mean is not known here; the state is whatever the next step reads.
+//! What the tensors mean is known to the trainer alone; the state is whatever the next step reads.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -87,8 +87,8 @@ pub(super) fn require_ours(folder: &Path) -> Result<()> {
     }
 }
 
-/// Refuses folders with the name of a checkpoint that hold nothing of one: the step they are named after could
-/// not be saved without deleting them, and the end of the run would look for its outputs there.
+/// Refuses folders with the name of a checkpoint that hold nothing of one: the step they are named after
+/// could not be saved without deleting them, and the end of the run would look for its outputs there.
 pub(super) fn require_checkpoints(checkpoints: &Path) -> Result<()> {
     for (_, path) in checkpoint::list(checkpoints)? {
         let has = |file: &str| path.join(file).is_file();

@@ -106,8 +106,8 @@ impl RunFolder {
     /// Makes the folder `root/name` for a new run and locks it.
     ///
     /// # Errors
-    /// A run is there already and `overwrite` is false; what is there is no run, or holds what this program did
-    /// not write; or another process holds it.
+    /// A run is there already and `overwrite` is false; what is there is no run, or holds what this program
+    /// did not write; or another process holds it.
     pub fn create(root: &Path, name: &str, overwrite: bool) -> Result<RunFolder> {
         check_name(name)?;
         let folder = root.join(name);
@@ -232,8 +232,8 @@ fn inode(_: &Path) -> Option<u64> {
     None
 }
 
-/// Whether anything is in the folder but the lock, empty folders and what a kill left half written, which a run
-/// that failed before its first byte leaves.
+/// Whether anything is in the folder but the lock, empty folders and what a kill left half written, which a
+/// run that failed before its first byte leaves.
 fn is_used(folder: &Path) -> Result<bool> {
     for entry in fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
         let entry = entry.map_err(StoreError::io(folder, "list"))?;

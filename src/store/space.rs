@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::{Result, StoreError, contents};
 
-/// Refuses a run in `folder`, which need not be there yet, whose files will take `needed` bytes, when its disk
-/// has less. What is in the folder already counts as free: a resumed run deletes its old checkpoints, and a
-/// run that is overwritten goes.
+/// Refuses a run in `folder`, which need not be there yet, whose files will take `needed` bytes, when its
+/// disk has less. What is in the folder already counts as free: a resumed run deletes its old checkpoints,
+/// and a run that is overwritten goes.
 ///
 /// Where the system does not say how much is free, nothing is refused.
 pub fn require(folder: &Path, needed: u64, what: &str) -> Result<()> {

@@ -14,8 +14,8 @@ use crate::experiment;
 
 #[derive(Debug, Args)]
 pub struct PrepareArgs {
-    /// Text in UTF-8, JSON lines or Parquet; text and JSON lines may be compressed with gzip or zstd. `-` reads
-    /// standard input, and a pipe such as `<(…)` is read as one
+    /// Text in UTF-8, JSON lines or Parquet; text and JSON lines may be compressed with gzip or zstd. `-`
+    /// reads standard input, and a pipe such as `<(…)` is read as one
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Folder to write the shards into

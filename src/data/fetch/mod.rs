@@ -51,7 +51,7 @@ pub struct Request {
     pub patience: Patience,
 }
 
-/// Fetches all files of a request, several at a time, and returns them in its order. `report` is told what
+/// Fetches all files of a request, several at a time, and returns them in its order. `report` receives what
 /// happens, with the index of the file; it is called from several threads.
 ///
 /// Once `stop` is set, or a file has failed for good, requests under way are ended; what came stays and is

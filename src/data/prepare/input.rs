@@ -1,7 +1,7 @@
 //! Where text comes from: files, pipes, or bytes that were read already; and what it turns out to be.
 //!
-//! Files are read from their start to their end, decompressed on the way, a few megabytes in memory at a time.
-//! A pipe cannot be read twice, and so is read whole first.
+//! Files are read from their start to their end, decompressed on the way, a few megabytes in memory at a
+//! time. A pipe cannot be read twice, and so is read whole first.
 
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Seek};
@@ -170,7 +170,8 @@ pub(super) struct Examined<'a> {
     pub input: &'a Input,
     pub format: InputFormat,
     compression: Option<Compression>,
-    /// Length without compression and byte order mark. Progress and the share that is held out count in these.
+    /// Length without compression and byte order mark. Progress and the share that is held out count in
+    /// these.
     pub bytes: u64,
     /// That its name says something else.
     pub note: Option<String>,

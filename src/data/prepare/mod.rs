@@ -1,11 +1,11 @@
 //! Text, JSON lines and Parquet to token shards, many cores, the same bytes for any number of them.
 //!
 //! What an input is follows from its content ([`kind`]), and gzip and zstd are undone on the way ([`input`]).
-//! Text is checked whole before the first token is written; then a few megabytes at a time are cut into chunks
-//! at places where GPT-2's pre-tokeniser cuts anyway ([`chunks`]). Of JSON lines ([`jsonl`]) a few megabytes
-//! are taken at a time, of Parquet ([`parquet`]) a row group. Each batch is encoded in parallel, and the tokens
-//! are written in order ([`writer`]). Memory holds a batch, whatever the size of the input; only pipes are read
-//! whole.
+//! Text is checked whole before the first token is written; then a few megabytes at a time are cut into
+//! chunks at places where GPT-2's pre-tokeniser cuts anyway ([`chunks`]). Of JSON lines ([`jsonl`]) a few
+//! megabytes are taken at a time, of Parquet ([`parquet`]) a row group. Each batch is encoded in parallel,
+//! and the tokens are written in order ([`writer`]). Memory holds a batch, whatever the size of the input;
+//! only pipes are read whole.
 //!
 //! Shards are written under temporary names, flushed to disk, and renamed together at the end: a
 //! prepare that is cut off, or meets a fault in the last line, leaves no shard behind.
@@ -63,7 +63,8 @@ pub struct Options {
     /// Tokens a shard; the last may be shorter.
     pub shard_tokens: u64,
     pub val: ValSplit,
-    /// The field of JSON lines, or the column of Parquet, that holds the text; in Parquet `a.b` is `b` in `a`.
+    /// The field of JSON lines, or the column of Parquet, that holds the text; in Parquet `a.b` is `b` in
+    /// `a`.
     pub column: String,
     /// Replace all shards of this prefix.
     pub overwrite: bool,
@@ -101,8 +102,8 @@ pub struct Summary {
 /// Bytes of text that are encoded at a time, for each thread.
 const BATCH_BYTES: usize = 4 << 20;
 
-/// Encodes the inputs into shards. `progress` is called with the bytes of input that have been encoded since the
-/// last call, and with the bytes of all inputs.
+/// Encodes the inputs into shards. `progress` is called with the bytes of input that have been encoded since
+/// the last call, and with the bytes of all inputs.
 ///
 /// Text is split into documents at a literal `<|endoftext|>`, and at the end of each input; a row of the
 /// other formats is a document, and such a mark in it is text. The token of that name is put before each
