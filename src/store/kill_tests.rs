@@ -9,7 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::checkpoint::{newest_whole, tests::*};
 use super::*;
+<<<<<<< HEAD
 use crate::proof::Evaluation;
+=======
+use crate::ops::Dtype;
+>>>>>>> tests
 use crate::proof::entry::{Action, Entry};
 use crate::proof::ledger::Ledger;
 use crate::rng::Key;
@@ -34,19 +38,27 @@ fn entry(step: u64) -> Entry {
     }
 }
 
+/// A state that is large enough for most of the time to go into writing it.
+fn large(step: u64) -> Vec<Tensor> {
+    let mut tensors = state(step);
+    let bytes = vec![step as u8; 4 << 20];
+    tensors.push(Tensor { name: "x/large".into(), dtype: Dtype::F32, shape: vec![1 << 20], bytes });
+    tensors
+}
+
 /// What the killed process does: resume, then a step, a ledger entry, a checkpoint, over and over.
 fn train(folder: &Path, steps: u64) -> u64 {
     let run = RunFolder::open(folder).unwrap();
     let (whole, broken) = newest_whole(&run.paths.checkpoints()).unwrap();
     assert!(broken.is_empty(), "a kill never leaves a checkpoint that looks whole and is not: {broken:?}");
     let (manifest, loaded) = whole.unwrap();
-    assert_eq!(loaded, state(manifest.step));
+    assert!(loaded == large(manifest.step), "the state of step {}", manifest.step);
     let mut ledger = Ledger::resume(&run.paths.ledger(), &manifest.ledger).unwrap();
     let mut writer = Writer::new(&run.paths.checkpoints(), Retention { keep_last: 2, keep_every: 0 });
     for step in manifest.step + 1..=manifest.step + steps {
         let head = ledger.append(&entry(step)).unwrap();
         ledger.sync().unwrap();
-        writer.submit(Job { state: state(step), facts: Facts { ledger: head, ..facts(step) } }).unwrap();
+        writer.submit(Job { state: large(step), facts: Facts { ledger: head, ..facts(step) } }).unwrap();
     }
     writer.wait().unwrap();
     manifest.step
@@ -70,7 +82,7 @@ fn a_run_killed_at_any_moment_goes_on_from_a_whole_checkpoint() {
     let root = tempfile::tempdir().unwrap();
     let run = RunFolder::create(root.path(), "killed", false).unwrap();
     let ledger = Ledger::open(&run.paths.ledger()).unwrap();
-    save(&run.paths.checkpoints(), &state(0), &Facts { ledger: ledger.head(), ..facts(0) }).unwrap();
+    save(&run.paths.checkpoints(), &large(0), &Facts { ledger: ledger.head(), ..facts(0) }).unwrap();
     let folder = run.paths.folder().to_owned();
     drop(run);
     let mut before = 0;
