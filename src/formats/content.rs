@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::Path;
 
-use super::{FormatError, Result};
+use super::error::{FormatError, Result};
 use crate::store::RunPaths;
 use crate::store::checkpoint::MANIFEST_FILE;
 
@@ -108,19 +108,20 @@ pub fn converted(folder: Option<&Path>) -> String {
     )
 }
 
-/// The refusal of a path that no format recognises: what it is instead, and what to do.
-pub fn not_a_model(path: &Path, content: &Content) -> FormatError {
+/// The refusal of a path that no format recognises: what it is instead, and what to do. `models` are those
+/// that are read.
+pub fn not_a_model(path: &Path, content: &Content, models: &str) -> FormatError {
     let (found, hint) = match content {
-        Content::Folder => folder(path),
+        Content::Folder => folder(path, models),
         Content::File(start) => match mistaken(path, start) {
             Some((found, hint)) => (found.to_owned(), hint),
-            None => file(path, start),
+            None => file(path, start, models),
         },
     };
     FormatError::NotAModel { path: path.into(), found, hint }
 }
 
-fn folder(path: &Path) -> (String, String) {
+fn folder(path: &Path, models: &str) -> (String, String) {
     let (found, hint) = if RunPaths::new(path).experiment().is_file() {
         (
             "it is the folder of a run",
@@ -130,16 +131,16 @@ fn folder(path: &Path) -> (String, String) {
         let hint = "`sample`, `eval` and `export` take the run, and the step with `--checkpoint`";
         ("it is a checkpoint of a run", hint.to_owned())
     } else {
-        ("it is a folder without `config.json`", format!("a model is {}", super::models_read()))
+        ("it is a folder without `config.json`", format!("a model is {models}"))
     };
     (found.to_owned(), hint)
 }
 
-fn file(path: &Path, start: &[u8]) -> (String, String) {
+fn file(path: &Path, start: &[u8], models: &str) -> (String, String) {
     let folder = path.parent().unwrap_or(Path::new("."));
     match start {
         [] => ("it is empty".into(), "nothing was written to it".into()),
-        _ if is_safetensors(start) && folder.join(MANIFEST_FILE).is_file() => self::folder(folder),
+        _ if is_safetensors(start) && folder.join(MANIFEST_FILE).is_file() => self::folder(folder, models),
         _ if is_safetensors(start) => (
             "it is safetensors, which do not say the sizes of a model".into(),
             format!("give the folder with its `config.json`: {}", quoted(folder)),
@@ -148,7 +149,7 @@ fn file(path: &Path, start: &[u8]) -> (String, String) {
         _ => {
             let first: Vec<String> = start.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
             let found = format!("it begins with the bytes {}, as no model does", first.join(" "));
-            (found, format!("a model is {}", super::models_read()))
+            (found, format!("a model is {models}"))
         }
     }
 }

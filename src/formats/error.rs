@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use crate::store::StoreError;
 
+/// The result of everything in [`super`].
+pub type Result<T, E = FormatError> = std::result::Result<T, E>;
+
 /// Why a model could not be exported, or a file not be read as one. Every message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {

@@ -8,8 +8,11 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
+use super::content::Content;
+use super::error::{FormatError, Result};
+use super::format::Reader;
+use super::parameters::{Parameters, Precision};
 use super::parameters::{encoded, require_finite};
-use super::{Content, FormatError, Parameters, Precision, Reader, Result};
 use crate::experiment::{Model, largest};
 use crate::model::Weights;
 use crate::store::{Tensor, atomic};

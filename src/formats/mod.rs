@@ -12,70 +12,23 @@
 
 mod content;
 mod error;
+mod format;
 pub mod hf;
 pub mod llmc;
 mod parameters;
 pub mod slsa;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use content::Content;
-pub use error::FormatError;
+pub use error::{FormatError, Result};
+pub use format::{Export, Format, Reader, Writer};
 pub use parameters::{Parameters, Precision, require_finite, values};
 
 use sha2::{Digest, Sha256};
 
-use crate::data::Tokenizer;
 use crate::data::digests::file_sha256;
-use crate::experiment::{self, ExperimentError, InitError, Loaded, Model, Sample};
-use slsa::SlsaError;
-
-/// The result of everything here.
-pub type Result<T, E = FormatError> = std::result::Result<T, E>;
-
-/// A format that a run can be exported in.
-pub struct Format {
-    /// What `--format` and the exported folder call it.
-    pub name: &'static str,
-    /// For the help: what is written.
-    pub about: &'static str,
-    /// How models in it are read; none of a format that is only written.
-    pub reader: Option<Reader>,
-    pub writer: Writer,
-}
-
-/// How models in a format are recognised and read. The functions take the path that the user named.
-pub struct Reader {
-    /// For messages: what such a model is, with an article.
-    pub what: &'static str,
-    /// Whether the content is meant to be this format; a damaged file may be recognised all the same.
-    pub recognises: fn(&Path, &Content) -> bool,
-    /// The model's sizes, from a header or configuration.
-    pub sizes: fn(&Path) -> Result<Model>,
-    pub read: fn(&Path) -> Result<Parameters>,
-    /// The files whose bytes are the weights, always in the same order.
-    pub weights: fn(&Path) -> Result<Vec<PathBuf>>,
-}
-
-/// How a format is written.
-pub enum Writer {
-    /// Files of a saved model, into a folder that is there.
-    Model(fn(&Path, Export<'_>) -> Result<()>),
-    /// A text about the run in a folder; the second argument is the URI of who made it.
-    Statement(fn(&Path, &str) -> Result<String, SlsaError>),
-}
-
-/// A saved model on its way into another program's files.
-pub struct Export<'a> {
-    pub parameters: Parameters,
-    pub precision: Precision,
-    pub tokenizer: Tokenizer,
-    /// Temperature and top-k, for formats that keep defaults of generation.
-    pub sample: &'a Sample,
-    /// Which bits of which run these are, for formats that hold metadata.
-    pub origin: BTreeMap<String, String>,
-}
+use crate::experiment::{self, ExperimentError, InitError, Loaded, Model};
 
 /// Every format, in the order of the help.
 pub static FORMATS: [Format; 3] = [
@@ -128,7 +81,7 @@ impl ForeignModel {
         let content = content::look(path)?;
         match readers().find(|reader| (reader.recognises)(path, &content)) {
             Some(reader) => Ok(ForeignModel { path: path.into(), reader }),
-            None => Err(content::not_a_model(path, &content)),
+            None => Err(content::not_a_model(path, &content, &models_read())),
         }
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use half::bf16;
 
-use super::{FormatError, Result};
+use super::error::{FormatError, Result};
 use crate::experiment::Model;
 use crate::model::Weights;
 use crate::ops::Dtype;

@@ -9,11 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::checkpoint::{newest_whole, tests::*};
 use super::*;
-<<<<<<< HEAD
-use crate::proof::Evaluation;
-=======
 use crate::ops::Dtype;
->>>>>>> tests
+use crate::proof::Evaluation;
 use crate::proof::entry::{Action, Entry};
 use crate::proof::ledger::Ledger;
 use crate::rng::Key;

@@ -1,10 +1,10 @@
 //! Shards under training: what is wrong with them is an error before the first step or said by name.
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
-use crate::support::{Finished, Lab, output_within};
+use crate::process::{Running, wait_until};
+use crate::support::Lab;
 
 /// llm.c's header and tokens of one letter each, always the same for a seed.
 fn shard(seed: u32, tokens: usize) -> Vec<u8> {
@@ -86,15 +86,12 @@ fn a_shard_that_is_cut_while_a_run_reads_it_ends_the_run_with_its_name() {
     let (lab, toml) = lab();
     let runs = lab.path("").display().to_string();
     let endless = ["run", &toml, "--runs", &runs, "--set", "schedule.steps=1000000", "--set", "eval.every=0"];
-    let mut command = lab.command(&endless);
-    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    let running = Running::start("the run", &mut lab.command(&endless));
     let rows = || std::fs::read_to_string(lab.path("a/metrics.jsonl")).map_or(0, |rows| rows.lines().count());
-    while rows() < 2 {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until("two rows", Duration::from_secs(60), || rows() >= 2);
     let shard = std::fs::File::options().write(true).open(lab.path("a_train_0.bin")).expect("there");
     shard.set_len(1100).expect("writable");
-    let ended = Finished::from(output_within("the run", child, Duration::from_secs(60)));
+    let ended = running.end(Duration::from_secs(60));
     ended.assert_fails(1, &["a_train_0.bin` changed while it was read: it had 9024 bytes", "1100 bytes now"]);
 }
 

@@ -16,8 +16,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::content::Content;
+use super::error::{FormatError, Result};
+use super::format::{Export, Reader};
+use super::parameters::{Parameters, Precision};
 use super::parameters::{encoded, require_finite};
-use super::{Content, Export, FormatError, Parameters, Precision, Reader, Result};
 use crate::data::Tokenizer;
 use crate::experiment::{Model, Sample};
 use crate::model::Weights;

@@ -1,0 +1,54 @@
+//! What a format is: a line of the table.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::content::Content;
+use super::error::Result;
+use super::parameters::{Parameters, Precision};
+use super::slsa::SlsaError;
+use crate::data::Tokenizer;
+use crate::experiment::{Model, Sample};
+
+/// A format that a run can be exported in.
+pub struct Format {
+    /// What `--format` and the exported folder call it.
+    pub name: &'static str,
+    /// For the help: what is written.
+    pub about: &'static str,
+    /// How models in it are read; none of a format that is only written.
+    pub reader: Option<Reader>,
+    pub writer: Writer,
+}
+
+/// How models in a format are recognised and read. The functions take the path that the user named.
+pub struct Reader {
+    /// For messages: what such a model is, with an article.
+    pub what: &'static str,
+    /// Whether the content is meant to be this format; a damaged file may be recognised all the same.
+    pub recognises: fn(&Path, &Content) -> bool,
+    /// The model's sizes, from a header or configuration.
+    pub sizes: fn(&Path) -> Result<Model>,
+    pub read: fn(&Path) -> Result<Parameters>,
+    /// The files whose bytes are the weights, always in the same order.
+    pub weights: fn(&Path) -> Result<Vec<PathBuf>>,
+}
+
+/// How a format is written.
+pub enum Writer {
+    /// Files of a saved model, into a folder that is there.
+    Model(fn(&Path, Export<'_>) -> Result<()>),
+    /// A text about the run in a folder; the second argument is the URI of who made it.
+    Statement(fn(&Path, &str) -> Result<String, SlsaError>),
+}
+
+/// A saved model on its way into another program's files.
+pub struct Export<'a> {
+    pub parameters: Parameters,
+    pub precision: Precision,
+    pub tokenizer: Tokenizer,
+    /// Temperature and top-k, for formats that keep defaults of generation.
+    pub sample: &'a Sample,
+    /// Which bits of which run these are, for formats that hold metadata.
+    pub origin: BTreeMap<String, String>,
+}
