@@ -129,7 +129,8 @@ fn each_rank_in_turn_killed_stops_all_by_name_and_the_run_goes_on_to_the_same_bi
 #[test]
 fn a_rank_that_hangs_is_named_within_the_timeout_and_the_checkpoint_stands() {
     let lab = Lab::new();
-    let endless = ["--set", "schedule.steps=1000000", "--set", "eval.every=0", "--set", "sample.every=0"];
+    let endless =
+        ["--set", "schedule.steps=1000000", "--set", "checkpoint.keep_last=2", "--set", "eval.every=0"];
     let arguments = [EIGHT, &endless, &["--set", "parallel.timeout_s=3", "--ranks", "4"]].concat();
     let mut run = lab.start("run", CI, &arguments);
     run.wait_for_rows(&lab, 3);
@@ -150,8 +151,12 @@ fn a_rank_that_hangs_is_named_within_the_timeout_and_the_checkpoint_stands() {
 #[test]
 fn ranks_end_with_their_parent() {
     let lab = Lab::new();
-    let mut run =
-        lab.start("run", CI, &[EIGHT, &["--set", "schedule.steps=1000000", "--ranks", "2"]].concat());
+    let mut run = lab.start(
+        "run",
+        CI,
+        &[EIGHT, &["--set", "schedule.steps=1000000", "--set", "checkpoint.every=0", "--ranks", "2"]]
+            .concat(),
+    );
     run.wait_for_rows(&lab, 2);
     let ranks = [0, 1].map(|rank| process_of_rank(&lab, RANK, rank));
     run.kill();

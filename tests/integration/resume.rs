@@ -16,10 +16,10 @@ const LONGER: [&str; 2] = ["--set", "schedule.steps=40"];
 const KILLS: [usize; 3] = [1, 11, 21];
 
 /// An uninterrupted run to compare with, its state root, and how long it took to its first step.
-fn uninterrupted() -> (Lab, String, Duration) {
+fn uninterrupted(settings: &[&str]) -> (Lab, String, Duration) {
     let lab = Lab::new();
     let began = Instant::now();
-    let mut run = lab.start("run", CI, &LONGER);
+    let mut run = lab.start("run", CI, settings);
     run.wait_for_rows(&lab, 1);
     let startup = began.elapsed();
     let root = run.end(Duration::from_secs(120)).root().to_owned();
@@ -33,7 +33,7 @@ fn below(most: Duration, key: Key, kill: u64) -> Duration {
 
 #[test]
 fn kill_9_at_random_moments_and_resume_gives_the_uninterrupted_run() {
-    let (whole, expected, startup) = uninterrupted();
+    let (whole, expected, startup) = uninterrupted(&LONGER);
     for trial in 0..6u64 {
         let lab = Lab::new();
         let key = Key::new(trial, "moments to kill at");
@@ -66,8 +66,8 @@ fn kill_9_at_random_moments_and_resume_gives_the_uninterrupted_run() {
         let main_log = |lab: &Lab| std::fs::read_to_string(lab.path("ci/main.log")).expect("main.log");
         assert_eq!(main_log(&lab), main_log(&whole), "trial {trial}: main.log");
         lab.verify("ci", &[]).assert_says(&[
-            "metrics.jsonl: 21 lines",
-            "metrics.parquet: 21 lines",
+            "metrics.jsonl: 41 lines",
+            "metrics.parquet: 41 lines",
             "main.log: ",
         ]);
     }
@@ -75,9 +75,10 @@ fn kill_9_at_random_moments_and_resume_gives_the_uninterrupted_run() {
 
 #[test]
 fn one_command_started_again_and_again_ends_in_the_uninterrupted_run_and_refuses_another() {
-    let (whole, expected, startup) = uninterrupted();
+    let settings = [&LONGER[..], &["--set", "eval.every=2"]].concat();
+    let (whole, expected, startup) = uninterrupted(&settings);
     let (lab, key) = (Lab::new(), Key::new(7, "moments to kill at"));
-    let again = [&LONGER[..], &["--or-resume", "--set", "eval.every=2"]].concat();
+    let again = [&settings[..], &["--or-resume"]].concat();
     let first = lab.start("run", CI, &again);
     std::thread::sleep(below(startup, key, 9) / 2);
     first.kill();
@@ -130,7 +131,8 @@ fn sigterm_saves_and_exits_130_and_the_run_goes_on_to_the_same_root() {
 #[test]
 fn a_second_process_is_kept_out_of_the_folder() {
     let lab = Lab::new();
-    let mut run = lab.start("run", CI, &["--set", "schedule.steps=100000"]);
+    let mut run =
+        lab.start("run", CI, &["--set", "schedule.steps=100000", "--set", "checkpoint.keep_last=2"]);
     run.wait_for_rows(&lab, 1);
     let pid = run.pid().to_string();
     lab.resume("ci", &[]).assert_fails(1, &["is in use by process", &pid]);
