@@ -94,13 +94,16 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     auto exponentiate = [&](int tile) {
         pin(s);
         const int key0 = tile * KEYS;
-        if (key0 + KEYS - 1 > group_row0) {
+        // Sets scores of keys after their query; only tiles on the diagonal have any.
+        auto mask = [&](float value) {
+            if (key0 + KEYS - 1 <= group_row0) return;
 #pragma unroll
             for (int i = 0; i < KEYS / 2; ++i) {
                 const int key = key0 + i / 4 * 8 + static_cast<int>(lane & 3) * 2 + (i & 1);
-                if (key > row + (i & 2) * 4) s[i] = MASKED;
+                if (key > row + (i & 2) * 4) s[i] = value;
             }
-        }
+        };
+        mask(MASKED);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             float top = row_max[h];
@@ -108,17 +111,20 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
             for (int n = 0; n < KEYS / 8; ++n) top = fmaxf(top, fmaxf(s[4 * n + 2 * h], s[4 * n + 2 * h + 1]));
             top = quad_max(top);  // not MASKED: key 0 never is
             const float shift = top * SCALE_LOG2;
-            rescale[h] = exp2_approx((row_max[h] - top) * SCALE_LOG2);
+            rescale[h] = exact::exp2_weight((row_max[h] - top) * SCALE_LOG2);
             row_max[h] = top;
-            float sum = 0.0f;
 #pragma unroll
             for (int n = 0; n < KEYS / 8; ++n) {
-                float& a = s[4 * n + 2 * h];
-                float& b = s[4 * n + 2 * h + 1];
-                a = exp2_approx(__fmaf_rn(a, SCALE_LOG2, -shift));
-                b = exp2_approx(__fmaf_rn(b, SCALE_LOG2, -shift));
-                sum += a + b;
+                s[4 * n + 2 * h] = exact::exp2_weight(__fmaf_rn(s[4 * n + 2 * h], SCALE_LOG2, -shift));
+                s[4 * n + 2 * h + 1] = exact::exp2_weight(__fmaf_rn(s[4 * n + 2 * h + 1], SCALE_LOG2, -shift));
             }
+        }
+        mask(0.0f);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            float sum = 0.0f;
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; ++n) sum += s[4 * n + 2 * h] + s[4 * n + 2 * h + 1];
             row_sum[h] = __fmaf_rn(row_sum[h], rescale[h], sum);
         }
     };
@@ -171,8 +177,8 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         const float sum = quad_sum(row_sum[h]);
-        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse[h]) : "f"(sum));
-        if ((lane & 3) == 0 && row + 8 * h < tokens) lse[row + 8 * h] = __fmaf_rn(row_max[h], SCALE, LN_2 * __log2f(sum));
+        inverse[h] = __frcp_rn(sum);
+        if ((lane & 3) == 0 && row + 8 * h < tokens) lse[row + 8 * h] = __fmaf_rn(row_max[h], SCALE, exact::ln(sum));
     }
     // The warpgroup's own rows of Q have been read by all its warps only now that all are past their waits.
     asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");

@@ -83,7 +83,7 @@ pub fn compile(
 ) -> Result<Cubin, CompileError> {
     let (major, minor) = nvrtc_version()?;
     let mut options =
-        vec![format!("--gpu-architecture={architecture}"), "--std=c++17".into(), "--fmad=true".into()];
+        vec![format!("--gpu-architecture={architecture}"), "--std=c++17".into(), "--fmad=false".into()];
     options.extend(defines.iter().map(|define| format!("-D{define}")));
     let source_sha256 = source_hash(source);
     let key = Sha256::new()
