@@ -102,7 +102,8 @@ fn measure<O: Ops>(
     trainer.ops.start();
     trainer.step(&mut feed)?;
     trainer.state_root()?;
-    let mut operations: Vec<(String, Record)> = trainer.ops.finish().into_iter().collect();
+    let mut operations: Vec<(String, Record)> =
+        trainer.ops.finish().into_iter().map(|(label, record)| (label.name, record)).collect();
     operations.sort_by_key(|(_, record)| std::cmp::Reverse(record.time));
 
     let tokens_per_s = experiment.batch.tokens as f64 / step_ms * 1e3;

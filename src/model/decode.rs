@@ -12,7 +12,10 @@ use super::activations::BufferSpec;
 use super::gpt2::heads;
 use super::weights::{Affine, Weights};
 use crate::experiment::Model;
-use crate::ops::{KvCache, Ops, Places, Result, Role};
+use crate::ops::{
+    DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, Layernorm, LinearShape, Ops, ResidualLayernorm,
+    Result, Role, RowPositions,
+};
 
 /// Rows a pass takes at least: what a prompt is cut into.
 const LEAST_ROWS: usize = 32;
@@ -165,51 +168,74 @@ impl<O: Ops> Decoder<O> {
         self.pass(ops, params, new.len())?;
         if logits {
             let Model { channels, vocab_padded, .. } = self.model;
-            ops.decode_linear(
-                &mut self.logits,
-                &self.normed,
-                &params.wte,
-                None,
-                false,
-                new.len(),
-                channels,
-                vocab_padded,
-            )?;
+            ops.decode_linear(DecodeLinear {
+                out: &mut self.logits,
+                x: &self.normed,
+                weight: &params.wte,
+                bias: None,
+                gelu: false,
+                shape: LinearShape { rows: new.len(), c_in: channels, c_out: vocab_padded },
+            })?;
         }
         ops.recorded(key)
     }
 
     /// From token ids to the final layernorm's output, in `normed`; keys and values are kept.
-    fn pass(&mut self, ops: &mut O, params: &Weights<O::Buf>, n: usize) -> Result<()> {
+    fn pass(&mut self, ops: &mut O, params: &Weights<O::Buf>, rows: usize) -> Result<()> {
         let c = self.model.channels;
+        let shape = |c_in, c_out| LinearShape { rows, c_in, c_out };
         let Decoder {
             layers, residual: [before, after], normed, mean, rstd, qkv, att, branch, hidden, ..
         } = self;
-        ops.decode_embedding(before, &self.ids, &self.positions, &params.wte, &params.wpe, n, c)?;
+        ops.decode_embedding(DecodeEmbedding {
+            out: before,
+            ids: &self.ids,
+            positions: &self.positions,
+            wte: &params.wte,
+            wpe: &params.wpe,
+            rows,
+            channels: c,
+        })?;
         let Affine { weight, bias } = &params.layers[0].ln_1;
-        ops.layernorm(normed, mean, rstd, before, weight, bias, n, c)?;
+        ops.layernorm(Layernorm { out: normed, mean, rstd, x: before, weight, bias, rows, channels: c })?;
         for (l, ([keys, values], w)) in layers.iter_mut().zip(&params.layers).enumerate() {
-            ops.decode_linear(qkv, normed, &w.qkv.weight, Some(&w.qkv.bias), false, n, c, 3 * c)?;
-            let cache = KvCache { keys, values, capacity: self.room.positions };
-            let places = Places { streams: &self.streams, positions: &self.positions };
-            ops.decode_attention(att, cache, qkv, places, n, heads(&self.model))?;
-            ops.decode_linear(branch, att, &w.attn_proj.weight, Some(&w.attn_proj.bias), false, n, c, c)?;
-            ops.residual_layernorm(
-                after,
-                normed,
+            ops.decode_linear(linear(qkv, normed, &w.qkv, false, shape(c, 3 * c)))?;
+            ops.decode_attention(DecodeAttention {
+                out: att,
+                cache: KvCache { keys, values, capacity: self.room.positions },
+                qkv,
+                at: RowPositions { streams: &self.streams, positions: &self.positions },
+                rows,
+                heads: heads(&self.model),
+            })?;
+            ops.decode_linear(linear(branch, att, &w.attn_proj, false, shape(c, c)))?;
+            ops.residual_layernorm(ResidualLayernorm {
+                residual: after,
+                out: normed,
                 mean,
                 rstd,
-                before,
+                x: before,
                 branch,
-                &w.ln_2.weight,
-                &w.ln_2.bias,
-                n,
-                c,
-            )?;
-            ops.decode_linear(hidden, normed, &w.fc.weight, Some(&w.fc.bias), true, n, c, 4 * c)?;
-            ops.decode_linear(branch, hidden, &w.fc_proj.weight, Some(&w.fc_proj.bias), false, n, 4 * c, c)?;
+                weight: &w.ln_2.weight,
+                bias: &w.ln_2.bias,
+                rows,
+                channels: c,
+            })?;
+            ops.decode_linear(linear(hidden, normed, &w.fc, true, shape(c, 4 * c)))?;
+            ops.decode_linear(linear(branch, hidden, &w.fc_proj, false, shape(4 * c, c)))?;
             let Affine { weight, bias } = params.layers.get(l + 1).map_or(&params.ln_f, |next| &next.ln_1);
-            ops.residual_layernorm(before, normed, mean, rstd, after, branch, weight, bias, n, c)?;
+            ops.residual_layernorm(ResidualLayernorm {
+                residual: before,
+                out: normed,
+                mean,
+                rstd,
+                x: after,
+                branch,
+                weight,
+                bias,
+                rows,
+                channels: c,
+            })?;
         }
         Ok(())
     }
@@ -236,6 +262,18 @@ impl<O: Ops> Decoder<O> {
         ops.upload_ids(&mut self.positions, &list(|new| new.position))?;
         ops.upload_ids(&mut self.streams, &list(|new| new.stream))
     }
+}
+
+/// A linear layer of a block, through GELU where `gelu` says so.
+fn linear<'a, B>(
+    out: &'a mut B,
+    x: &'a B,
+    layer: &'a Affine<B>,
+    gelu: bool,
+    shape: LinearShape,
+) -> DecodeLinear<'a, B> {
+    let Affine { weight, bias } = layer;
+    DecodeLinear { out, x, weight, bias: Some(bias), gelu, shape }
 }
 
 #[cfg(test)]

@@ -7,11 +7,16 @@
 //! Deliberately absent: dropout (GPT-2's pre-training here uses none), the optimizer, any notion of
 //! what a step is.
 
-use super::activations::{Activations, GradientBuffers, Normed};
+use super::activations::{Activations, GradientBuffers, LayerActivations, Normed};
 use super::init::initial_values;
-use super::weights::{Group, ParamSpec, Weights};
+use super::weights::{Affine, Group, Layer, ParamSpec, Weights};
 use crate::experiment::Model;
-use crate::ops::{DeviceError, Heads, Ops, ParamCount, Result, Role, Rows, ScratchShape, Vocab, Write};
+use crate::ops::{
+    Attention, AttentionBackward, Classifier, ClassifierLoss, CopyPart, DeviceError, Embedding,
+    EmbeddingBackward, Gelu, Heads, Layernorm, LayernormBackward, Linear, LinearBackwardInput,
+    LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape, Ops, ParamCount,
+    ResidualLayernorm, Result, Role, Rows, ScratchShape, Vocab, Write,
+};
 
 /// A model on a device: its parameters, and room for one micro-batch.
 pub struct Gpt2<O: Ops> {
@@ -87,18 +92,16 @@ impl<O: Ops> Gpt2<O> {
     pub fn forward(&mut self, ops: &mut O, batch: &MicroBatch<'_>, losses: &mut O::Buf) -> Result<()> {
         self.upload(ops, batch)?;
         self.trunk(ops, batch.rows)?;
-        let (n, c) = (batch.rows.count(), self.config.channels);
-        let x = output(&self.acts.ln_f, None);
-        ops.classifier_loss(
+        ops.classifier_loss(ClassifierLoss {
             losses,
-            batch.losses_at,
-            x,
-            &self.params.wte,
-            &self.targets,
-            n,
-            c,
-            vocab(&self.config),
-        )
+            losses_at: batch.losses_at,
+            x: output(&self.acts.ln_f, None),
+            wte: &self.params.wte,
+            targets: &self.targets,
+            rows: batch.rows.count(),
+            channels: self.config.channels,
+            vocab: vocab(&self.config),
+        })
     }
 
     /// Logits (the first `vocab` of them) of the token after `tokens`, with the operations of training and
@@ -108,8 +111,15 @@ impl<O: Ops> Gpt2<O> {
         ops.upload_ids(&mut self.ids, tokens)?;
         self.trunk(ops, Rows { batch: 1, seq: t })?;
         let (mut last, mut out) = (ops.alloc(Role::Activation, c)?, ops.alloc(Role::Activation, padded)?);
-        ops.copy(&mut last, 0, output(&self.acts.ln_f, None), (t - 1) * c, c)?;
-        ops.linear(&mut out, &last, &self.params.wte, None, 1, c, padded)?;
+        let normed = output(&self.acts.ln_f, None);
+        ops.copy(CopyPart { dst: &mut last, at: 0, src: normed, from: (t - 1) * c, len: c })?;
+        ops.linear(Linear {
+            out: &mut out,
+            x: &last,
+            weight: &self.params.wte,
+            bias: None,
+            shape: LinearShape { rows: 1, c_in: c, c_out: padded },
+        })?;
         let mut logits = vec![0.0; padded];
         ops.download(&out, &mut logits)?;
         logits.truncate(self.config.vocab);
@@ -136,7 +146,7 @@ impl<O: Ops> Gpt2<O> {
             self.backward(ops, batch.rows, grads, scale, write, |_, _, _| Ok::<(), DeviceError>(()))?;
             ops.recorded(key)?;
         }
-        ops.copy(losses, batch.losses_at, &self.losses, 0, n)
+        self.give_losses(ops, batch, losses)
     }
 
     /// The same for gradients that the side lane is still reading when this is called, or that go on from
@@ -156,7 +166,13 @@ impl<O: Ops> Gpt2<O> {
         self.trunk(ops, batch.rows)?;
         ops.join_lanes()?;
         self.backward(ops, batch.rows, grads, scale, write, whole)?;
-        Ok(ops.copy(losses, batch.losses_at, &self.losses, 0, batch.rows.count())?)
+        Ok(self.give_losses(ops, batch, losses)?)
+    }
+
+    /// Copies the micro-batch's losses to their place among those of the step.
+    fn give_losses(&self, ops: &mut O, batch: &MicroBatch<'_>, losses: &mut O::Buf) -> Result<()> {
+        let (src, len) = (&self.losses, batch.rows.count());
+        ops.copy(CopyPart { dst: losses, at: batch.losses_at, src, from: 0, len })
     }
 
     fn upload(&mut self, ops: &mut O, batch: &MicroBatch<'_>) -> Result<()> {
@@ -168,23 +184,23 @@ impl<O: Ops> Gpt2<O> {
     fn trunk(&mut self, ops: &mut O, rows: Rows) -> Result<()> {
         let (n, c) = (rows.count(), self.config.channels);
         let heads = heads(&self.config);
+        let shape = |c_in, c_out| LinearShape { rows: n, c_in, c_out };
         let Activations { encoded, layers, ln_f, branch, shared_norm, shared_gelu, .. } = &mut self.acts;
         let p = &self.params;
 
-        ops.embedding(encoded, &self.ids, &p.wte, &p.wpe, rows, c)?;
+        ops.embedding(Embedding {
+            out: encoded,
+            ids: &self.ids,
+            wte: &p.wte,
+            wpe: &p.wpe,
+            rows,
+            channels: c,
+        })?;
         {
-            let first = &mut layers[0].ln_1;
-            let out = output_mut(&mut first.out, shared_norm);
-            ops.layernorm(
-                out,
-                &mut first.mean,
-                &mut first.rstd,
-                encoded,
-                &p.layers[0].ln_1.weight,
-                &p.layers[0].ln_1.bias,
-                n,
-                c,
-            )?;
+            let Normed { out, mean, rstd } = &mut layers[0].ln_1;
+            let Affine { weight, bias } = &p.layers[0].ln_1;
+            let out = output_mut(out, shared_norm);
+            ops.layernorm(Layernorm { out, mean, rstd, x: encoded, weight, bias, rows: n, channels: c })?;
         }
         for l in 0..layers.len() {
             let w = &p.layers[l];
@@ -192,57 +208,68 @@ impl<O: Ops> Gpt2<O> {
             let (a, after) = from.split_first_mut().expect("l is below the number of layers");
             let residual_in = before.last().map_or(&*encoded, |b| &b.residual_out);
 
-            ops.linear(
-                &mut a.qkv,
-                output(&a.ln_1, shared_norm.as_ref()),
-                &w.qkv.weight,
-                Some(&w.qkv.bias),
-                n,
-                c,
-                3 * c,
-            )?;
-            ops.attention(&mut a.att, &mut a.lse, &a.qkv, rows, heads)?;
-            ops.linear(branch, &a.att, &w.attn_proj.weight, Some(&w.attn_proj.bias), n, c, c)?;
-
-            let ln_2 = &mut a.ln_2;
-            let out = output_mut(&mut ln_2.out, shared_norm);
-            let (weight, bias) = (&w.ln_2.weight, &w.ln_2.bias);
-            ops.residual_layernorm(
-                &mut a.residual_mid,
-                out,
-                &mut ln_2.mean,
-                &mut ln_2.rstd,
-                residual_in,
+            ops.linear(Linear {
+                out: &mut a.qkv,
+                x: output(&a.ln_1, shared_norm.as_ref()),
+                weight: &w.qkv.weight,
+                bias: Some(&w.qkv.bias),
+                shape: shape(c, 3 * c),
+            })?;
+            ops.attention(Attention { out: &mut a.att, lse: &mut a.lse, qkv: &a.qkv, rows, heads })?;
+            ops.linear(Linear {
+                out: branch,
+                x: &a.att,
+                weight: &w.attn_proj.weight,
+                bias: Some(&w.attn_proj.bias),
+                shape: shape(c, c),
+            })?;
+            ops.residual_layernorm(ResidualLayernorm {
+                residual: &mut a.residual_mid,
+                out: output_mut(&mut a.ln_2.out, shared_norm),
+                mean: &mut a.ln_2.mean,
+                rstd: &mut a.ln_2.rstd,
+                x: residual_in,
                 branch,
-                weight,
-                bias,
-                n,
-                c,
-            )?;
+                weight: &w.ln_2.weight,
+                bias: &w.ln_2.bias,
+                rows: n,
+                channels: c,
+            })?;
 
             let gelu = output_mut(&mut a.fc_gelu, shared_gelu);
-            let normed = output(&a.ln_2, shared_norm.as_ref());
-            ops.linear_gelu(gelu, &mut a.fc, normed, &w.fc.weight, &w.fc.bias, n, c, 4 * c)?;
-            ops.linear(branch, gelu, &w.fc_proj.weight, Some(&w.fc_proj.bias), n, 4 * c, c)?;
+            ops.linear_gelu(LinearGelu {
+                out: gelu,
+                pre: &mut a.fc,
+                x: output(&a.ln_2, shared_norm.as_ref()),
+                weight: &w.fc.weight,
+                bias: &w.fc.bias,
+                shape: shape(c, 4 * c),
+            })?;
+            ops.linear(Linear {
+                out: branch,
+                x: gelu,
+                weight: &w.fc_proj.weight,
+                bias: Some(&w.fc_proj.bias),
+                shape: shape(4 * c, c),
+            })?;
 
             // The block's end is fused with the layernorm that reads it: the next block's or the last.
-            let (next, weights) = match after.first_mut() {
+            let (next, Affine { weight, bias }) = match after.first_mut() {
                 Some(next) => (&mut next.ln_1, &p.layers[l + 1].ln_1),
                 None => (&mut *ln_f, &p.ln_f),
             };
-            let out = output_mut(&mut next.out, shared_norm);
-            ops.residual_layernorm(
-                &mut a.residual_out,
-                out,
-                &mut next.mean,
-                &mut next.rstd,
-                &a.residual_mid,
+            ops.residual_layernorm(ResidualLayernorm {
+                residual: &mut a.residual_out,
+                out: output_mut(&mut next.out, shared_norm),
+                mean: &mut next.mean,
+                rstd: &mut next.rstd,
+                x: &a.residual_mid,
                 branch,
-                &weights.weight,
-                &weights.bias,
-                n,
-                c,
-            )?;
+                weight,
+                bias,
+                rows: n,
+                channels: c,
+            })?;
         }
         Ok(())
     }
@@ -259,146 +286,207 @@ impl<O: Ops> Gpt2<O> {
         mut whole: impl FnMut(&mut O, Group, &mut Weights<O::Buf>) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let (n, c) = (rows.count(), self.config.channels);
-        let heads = heads(&self.config);
-        let vocab = vocab(&self.config);
         let Activations { encoded, layers, ln_f, shared_norm, shared_gelu, grads: buffers, .. } =
             &mut self.acts;
         let p = &self.params;
         let GradientBuffers { residual: dres, narrow, wide } =
             buffers.as_mut().expect("a model built for training has gradient buffers");
 
-        let normed = output(ln_f, None);
-        let losses = &mut self.losses;
-        ops.classifier(
-            losses,
-            0,
-            narrow,
-            &mut grads.wte,
-            normed,
-            &p.wte,
-            &self.targets,
-            n,
-            c,
-            vocab,
+        ops.classifier(Classifier {
+            losses: &mut self.losses,
+            losses_at: 0,
+            dx: narrow,
+            dwte: &mut grads.wte,
+            x: output(ln_f, None),
+            wte: &p.wte,
+            targets: &self.targets,
+            rows: n,
+            channels: c,
+            vocab: vocab(&self.config),
             scale,
             write,
-        )?;
-        let x = layers.last().map_or(&*encoded, |l| &l.residual_out);
-        let (dw, db) = (&mut grads.ln_f.weight, &mut grads.ln_f.bias);
-        ops.layernorm_backward(
-            dres,
-            Write::Set,
-            dw,
-            db,
+        })?;
+        ops.layernorm_backward(LayernormBackward {
+            dx: dres,
+            dx_write: Write::Set,
+            dweight: &mut grads.ln_f.weight,
+            dbias: &mut grads.ln_f.bias,
             write,
-            narrow,
-            x,
-            &p.ln_f.weight,
-            &ln_f.mean,
-            &ln_f.rstd,
-            n,
-            c,
-        )?;
+            dout: narrow,
+            x: layers.last().map_or(&*encoded, |l| &l.residual_out),
+            weight: &p.ln_f.weight,
+            mean: &ln_f.mean,
+            rstd: &ln_f.rstd,
+            rows: n,
+            channels: c,
+        })?;
         whole(ops, Group::FinalNorm, grads)?;
 
         for l in (0..layers.len()).rev() {
-            let (w, g) = (&p.layers[l], grads.block_mut(l));
             let (before, from) = layers.split_at_mut(l);
-            let a = &mut from[0];
             let residual_in = before.last().map_or(&*encoded, |b| &b.residual_out);
-
-            // The MLP. `wide` becomes the gradient of `fc`.
-            if let Some(gelu) = shared_gelu.as_mut() {
-                ops.gelu(gelu, &a.fc, n * 4 * c)?;
-            }
-            let gelu = a.fc_gelu.as_ref().or(shared_gelu.as_ref()).expect("GELU's output is kept or shared");
-            ops.linear_backward_weight(
-                &mut g.fc_proj.weight,
-                Some(&mut g.fc_proj.bias),
-                dres,
-                gelu,
-                n,
-                4 * c,
-                c,
+            let mut block = BlockBackward {
+                acts: &mut from[0],
+                weights: &p.layers[l],
+                grads: grads.block_mut(l),
+                dres: &mut *dres,
+                narrow: &mut *narrow,
+                wide: &mut *wide,
+                shared_norm: &mut *shared_norm,
+                rows,
+                channels: c,
                 write,
-            )?;
-            ops.linear_backward_input_gelu(wide, dres, &w.fc_proj.weight, &a.fc, n, 4 * c, c)?;
-            recompute_norm(ops, &mut a.ln_2, shared_norm, &a.residual_mid, &w.ln_2, n, c)?;
-            let normed = output(&a.ln_2, shared_norm.as_ref());
-            ops.linear_backward_weight(
-                &mut g.fc.weight,
-                Some(&mut g.fc.bias),
-                wide,
-                normed,
-                n,
-                c,
-                4 * c,
-                write,
-            )?;
-            ops.linear_backward_input(narrow, wide, &w.fc.weight, n, c, 4 * c)?;
-            let (dw, db) = (&mut g.ln_2.weight, &mut g.ln_2.bias);
-            let (mean, rstd) = (&a.ln_2.mean, &a.ln_2.rstd);
-            ops.layernorm_backward(
-                dres,
-                Write::Add,
-                dw,
-                db,
-                write,
-                narrow,
-                &a.residual_mid,
-                &w.ln_2.weight,
-                mean,
-                rstd,
-                n,
-                c,
-            )?;
-
-            // The attention. `wide` becomes the gradient of `qkv`.
-            ops.linear_backward_weight(
-                &mut g.attn_proj.weight,
-                Some(&mut g.attn_proj.bias),
-                dres,
-                &a.att,
-                n,
-                c,
-                c,
-                write,
-            )?;
-            ops.linear_backward_input(narrow, dres, &w.attn_proj.weight, n, c, c)?;
-            ops.attention_backward(wide, narrow, &a.qkv, &a.att, &a.lse, rows, heads)?;
-            recompute_norm(ops, &mut a.ln_1, shared_norm, residual_in, &w.ln_1, n, c)?;
-            let normed = output(&a.ln_1, shared_norm.as_ref());
-            ops.linear_backward_weight(
-                &mut g.qkv.weight,
-                Some(&mut g.qkv.bias),
-                wide,
-                normed,
-                n,
-                c,
-                3 * c,
-                write,
-            )?;
-            ops.linear_backward_input(narrow, wide, &w.qkv.weight, n, c, 3 * c)?;
-            let (dw, db) = (&mut g.ln_1.weight, &mut g.ln_1.bias);
-            let (mean, rstd) = (&a.ln_1.mean, &a.ln_1.rstd);
-            ops.layernorm_backward(
-                dres,
-                Write::Add,
-                dw,
-                db,
-                write,
-                narrow,
-                residual_in,
-                &w.ln_1.weight,
-                mean,
-                rstd,
-                n,
-                c,
-            )?;
+            };
+            block.mlp(ops, shared_gelu)?;
+            block.attention(ops, residual_in, heads(&self.config))?;
             whole(ops, Group::Block(l), grads)?;
         }
-        ops.embedding_backward(&mut grads.wte, &mut grads.wpe, write, dres, &self.ids, rows, c)?;
+        ops.embedding_backward(EmbeddingBackward {
+            dwte: &mut grads.wte,
+            dwpe: &mut grads.wpe,
+            write,
+            dout: dres,
+            ids: &self.ids,
+            rows,
+            channels: c,
+        })?;
         whole(ops, Group::Tables, grads)
+    }
+}
+
+/// The backward pass of one block, from the gradient of its output to that of its input, both in `dres`.
+struct BlockBackward<'a, B> {
+    acts: &'a mut LayerActivations<B>,
+    weights: &'a Layer<B>,
+    grads: &'a mut Layer<B>,
+    /// Gradient of the residual stream (N, C).
+    dres: &'a mut B,
+    /// Gradient of what is (N, C) within the block.
+    narrow: &'a mut B,
+    /// Gradient of what is wider: of `fc` (N, 4C), then of `qkv` (N, 3C).
+    wide: &'a mut B,
+    shared_norm: &'a mut Option<B>,
+    rows: Rows,
+    channels: usize,
+    write: Write,
+}
+
+impl<B: Send> BlockBackward<'_, B> {
+    fn shape(&self, c_in: usize, c_out: usize) -> LinearShape {
+        LinearShape { rows: self.rows.count(), c_in, c_out }
+    }
+
+    fn mlp<O: Ops<Buf = B>>(&mut self, ops: &mut O, shared_gelu: &mut Option<B>) -> Result<()> {
+        let (n, c, write) = (self.rows.count(), self.channels, self.write);
+        let (up, down) = (self.shape(c, 4 * c), self.shape(4 * c, c));
+        let BlockBackward { acts: a, weights: w, grads: g, dres, narrow, wide, shared_norm, .. } = self;
+        if let Some(out) = shared_gelu.as_mut() {
+            ops.gelu(Gelu { out, pre: &a.fc, len: n * 4 * c })?;
+        }
+        let gelu = a.fc_gelu.as_ref().or(shared_gelu.as_ref()).expect("GELU's output is kept or shared");
+        ops.linear_backward_weight(LinearBackwardWeight {
+            dweight: &mut g.fc_proj.weight,
+            dbias: Some(&mut g.fc_proj.bias),
+            dout: dres,
+            x: gelu,
+            shape: down,
+            write,
+        })?;
+        ops.linear_backward_input_gelu(LinearBackwardInputGelu {
+            dpre: wide,
+            dout: dres,
+            weight: &w.fc_proj.weight,
+            pre: &a.fc,
+            shape: down,
+        })?;
+        recompute_norm(ops, &mut a.ln_2, shared_norm, &a.residual_mid, &w.ln_2, n, c)?;
+        ops.linear_backward_weight(LinearBackwardWeight {
+            dweight: &mut g.fc.weight,
+            dbias: Some(&mut g.fc.bias),
+            dout: wide,
+            x: output(&a.ln_2, shared_norm.as_ref()),
+            shape: up,
+            write,
+        })?;
+        ops.linear_backward_input(LinearBackwardInput {
+            dx: narrow,
+            dout: wide,
+            weight: &w.fc.weight,
+            shape: up,
+        })?;
+        ops.layernorm_backward(LayernormBackward {
+            dx: dres,
+            dx_write: Write::Add,
+            dweight: &mut g.ln_2.weight,
+            dbias: &mut g.ln_2.bias,
+            write,
+            dout: narrow,
+            x: &a.residual_mid,
+            weight: &w.ln_2.weight,
+            mean: &a.ln_2.mean,
+            rstd: &a.ln_2.rstd,
+            rows: n,
+            channels: c,
+        })
+    }
+
+    /// `residual_in` is the residual stream before the block.
+    fn attention<O: Ops<Buf = B>>(&mut self, ops: &mut O, residual_in: &B, heads: Heads) -> Result<()> {
+        let (n, c, write, rows) = (self.rows.count(), self.channels, self.write, self.rows);
+        let (qkv, proj) = (self.shape(c, 3 * c), self.shape(c, c));
+        let BlockBackward { acts: a, weights: w, grads: g, dres, narrow, wide, shared_norm, .. } = self;
+        ops.linear_backward_weight(LinearBackwardWeight {
+            dweight: &mut g.attn_proj.weight,
+            dbias: Some(&mut g.attn_proj.bias),
+            dout: dres,
+            x: &a.att,
+            shape: proj,
+            write,
+        })?;
+        ops.linear_backward_input(LinearBackwardInput {
+            dx: narrow,
+            dout: dres,
+            weight: &w.attn_proj.weight,
+            shape: proj,
+        })?;
+        ops.attention_backward(AttentionBackward {
+            dqkv: wide,
+            dout: narrow,
+            qkv: &a.qkv,
+            out: &a.att,
+            lse: &a.lse,
+            rows,
+            heads,
+        })?;
+        recompute_norm(ops, &mut a.ln_1, shared_norm, residual_in, &w.ln_1, n, c)?;
+        ops.linear_backward_weight(LinearBackwardWeight {
+            dweight: &mut g.qkv.weight,
+            dbias: Some(&mut g.qkv.bias),
+            dout: wide,
+            x: output(&a.ln_1, shared_norm.as_ref()),
+            shape: qkv,
+            write,
+        })?;
+        ops.linear_backward_input(LinearBackwardInput {
+            dx: narrow,
+            dout: wide,
+            weight: &w.qkv.weight,
+            shape: qkv,
+        })?;
+        ops.layernorm_backward(LayernormBackward {
+            dx: dres,
+            dx_write: Write::Add,
+            dweight: &mut g.ln_1.weight,
+            dbias: &mut g.ln_1.bias,
+            write,
+            dout: narrow,
+            x: residual_in,
+            weight: &w.ln_1.weight,
+            mean: &a.ln_1.mean,
+            rstd: &a.ln_1.rstd,
+            rows: n,
+            channels: c,
+        })
     }
 }
 
@@ -408,16 +496,13 @@ fn recompute_norm<O: Ops>(
     norm: &mut Normed<O::Buf>,
     shared: &mut Option<O::Buf>,
     x: &O::Buf,
-    weights: &super::weights::Affine<O::Buf>,
-    n: usize,
-    c: usize,
+    weights: &Affine<O::Buf>,
+    rows: usize,
+    channels: usize,
 ) -> Result<()> {
-    match (&norm.out, shared) {
-        (None, Some(out)) => {
-            ops.layernorm(out, &mut norm.mean, &mut norm.rstd, x, &weights.weight, &weights.bias, n, c)
-        }
-        _ => Ok(()),
-    }
+    let (Normed { out: None, mean, rstd }, Some(out)) = (norm, shared) else { return Ok(()) };
+    let Affine { weight, bias } = weights;
+    ops.layernorm(Layernorm { out, mean, rstd, x, weight, bias, rows, channels })
 }
 
 fn output<'a, B>(norm: &'a Normed<B>, shared: Option<&'a B>) -> &'a B {

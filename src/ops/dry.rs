@@ -1,19 +1,15 @@
-//! A device without memory: it computes nothing, and remembers what was asked of it.
+//! A device without memory: it computes nothing, and remembers which buffers were taken.
 //!
-//! The model is written once over [`Ops`], so running it here tells exactly which buffers it takes and,
+//! The model is written once over [`Ops`], so running it here shows exactly which buffers it takes and,
 //! under [`super::timed::Timed`], which operations it does on which shapes: what `runner plan` counts, in
-//! milliseconds, for a model that would fill a GPU. Downloads give zeros. Nothing is checked: shapes are the
-//! other devices' affair.
+//! milliseconds, for a model that would fill a GPU. Downloads give zeros, sums of squares are empty lists. No shape is checked: devices
+//! that compute do that.
 
 #![forbid(unsafe_code)]
 
-use std::ops::Range;
+use super::{Dtype, Ops, Result, Role, ScratchShape, op};
 
-use super::{
-    AdamW, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write,
-};
-
-/// A device that only takes notes.
+/// A device that only counts what is asked of it.
 #[derive(Clone, Debug)]
 pub struct Dry {
     /// Element type of weights and activations.
@@ -34,6 +30,17 @@ impl Dry {
 /// A buffer's length; there are no elements.
 #[derive(Clone, Copy, Debug)]
 pub struct Len(pub usize);
+
+/// Writes an operation that does nothing.
+macro_rules! do_nothing {
+    ($($name:ident($Op:ident<$($of:ident),+>) -> $gives:ty;)*) => {
+        $(
+            fn $name(&mut self, _: op::$Op<'_, $(Self::$of),+>) -> Result<$gives> {
+                Ok(<$gives>::default())
+            }
+        )*
+    };
+}
 
 impl Ops for Dry {
     type Buf = Len;
@@ -92,255 +99,10 @@ impl Ops for Dry {
         Ok(())
     }
 
-    fn embedding(&mut self, _: &mut Len, _: &Len, _: &Len, _: &Len, _: Rows, _: usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn layernorm(
-        &mut self,
-        _: &mut Len,
-        _: &mut Len,
-        _: &mut Len,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: usize,
-        _: usize,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn residual_layernorm(
-        &mut self,
-        _: &mut Len,
-        _: &mut Len,
-        _: &mut Len,
-        _: &mut Len,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: usize,
-        _: usize,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn linear(
-        &mut self,
-        _: &mut Len,
-        _: &Len,
-        _: &Len,
-        _: Option<&Len>,
-        _: usize,
-        _: usize,
-        _: usize,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn linear_gelu(
-        &mut self,
-        _: &mut Len,
-        _: &mut Len,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: usize,
-        _: usize,
-        _: usize,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn gelu(&mut self, _: &mut Len, _: &Len, _: usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn attention(&mut self, _: &mut Len, _: &mut Len, _: &Len, _: Rows, _: Heads) -> Result<()> {
-        Ok(())
-    }
-
-    fn classifier_loss(
-        &mut self,
-        _: &mut Len,
-        _: usize,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: usize,
-        _: usize,
-        _: Vocab,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn copy(&mut self, _: &mut Len, _: usize, _: &Len, _: usize, _: usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn decode_embedding(
-        &mut self,
-        _: &mut Len,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: usize,
-        _: usize,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn decode_linear(
-        &mut self,
-        _: &mut Len,
-        _: &Len,
-        _: &Len,
-        _: Option<&Len>,
-        _: bool,
-        _: usize,
-        _: usize,
-        _: usize,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn decode_attention(
-        &mut self,
-        _: &mut Len,
-        _: KvCache<'_, Len>,
-        _: &Len,
-        _: Places<'_, Len>,
-        _: usize,
-        _: Heads,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn classifier(
-        &mut self,
-        _: &mut Len,
-        _: usize,
-        _: &mut Len,
-        _: &mut Len,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: usize,
-        _: usize,
-        _: Vocab,
-        _: f32,
-        _: Write,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn layernorm_backward(
-        &mut self,
-        _: &mut Len,
-        _: Write,
-        _: &mut Len,
-        _: &mut Len,
-        _: Write,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: usize,
-        _: usize,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn linear_backward_input(
-        &mut self,
-        _: &mut Len,
-        _: &Len,
-        _: &Len,
-        _: usize,
-        _: usize,
-        _: usize,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn linear_backward_input_gelu(
-        &mut self,
-        _: &mut Len,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: usize,
-        _: usize,
-        _: usize,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn linear_backward_weight(
-        &mut self,
-        _: &mut Len,
-        _: Option<&mut Len>,
-        _: &Len,
-        _: &Len,
-        _: usize,
-        _: usize,
-        _: usize,
-        _: Write,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn attention_backward(
-        &mut self,
-        _: &mut Len,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: &Len,
-        _: Rows,
-        _: Heads,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn embedding_backward(
-        &mut self,
-        _: &mut Len,
-        _: &mut Len,
-        _: Write,
-        _: &Len,
-        _: &Len,
-        _: Rows,
-        _: usize,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn sum_squares(&mut self, bufs: &[&Len]) -> Result<Vec<f64>> {
-        Ok(vec![0.0; bufs.len()])
-    }
-
-    fn adamw(&mut self, _: &mut [ParamSlot<'_, Self>], _: &AdamW) -> Result<()> {
-        Ok(())
-    }
-
-    fn add(&mut self, _: &mut Len, _: &Len) -> Result<()> {
-        Ok(())
-    }
-
-    fn add_part(&mut self, _: &mut Len, _: usize, _: &Len, _: usize, _: usize) -> Result<()> {
-        Ok(())
-    }
+    op::operations!(do_nothing);
 
     fn chunk(&self) -> usize {
         2048
-    }
-
-    fn chunk_squares(&mut self, parts: &[(&Len, Range<usize>)]) -> Result<Vec<f64>> {
-        Ok(vec![0.0; parts.iter().map(|(_, part)| part.len().div_ceil(self.chunk())).sum()])
     }
 
     fn fold_squares(&self, _: &[f64]) -> f64 {

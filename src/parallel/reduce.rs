@@ -10,7 +10,7 @@ use super::ExchangeError;
 use super::exchange::Exchange;
 use super::shards::{Piece, Shards};
 use crate::model::Group;
-use crate::ops::{Dtype, Ops, Region};
+use crate::ops::{AddPart, Dtype, Ops, Region};
 
 /// Adds the gradients (f32) of all ranks: afterwards each rank's shard of the group's tensors `grads` is the
 /// whole sum, the rest of them is not to be used. `received` holds [`Shards::largest_half`] elements.
@@ -46,7 +46,7 @@ pub fn scatter_sum<O: Ops>(
         let (received, grads) = bufs.split_last_mut().expect("the inbox is last");
         let mut from = 0;
         for Piece { tensor, start, len } in kept {
-            ops.add_part(grads[tensor], start, received, from, len)?;
+            ops.add_part(AddPart { dst: grads[tensor], at: start, src: received, from, len })?;
             from += len;
         }
     }

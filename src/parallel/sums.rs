@@ -17,7 +17,7 @@ use super::tree::GradientTree;
 use super::{ExchangeError, reduce};
 use crate::experiment::Experiment;
 use crate::model::{Group, ParamSpec, Weights};
-use crate::ops::{self, Dtype, Ops, Result, Role};
+use crate::ops::{self, CopyPart, Dtype, Ops, Result, Role};
 
 /// How many blocks have gradients at a time with ZeRO-2: one is written, one is on its way.
 pub const BLOCKS: usize = 2;
@@ -124,7 +124,8 @@ impl<O: Ops> Sums<O> {
             let places = shards.held(group, rank, shards.rounds());
             for (place, piece) in places.iter().zip(shards.owned_of(group, rank)) {
                 let own = own.get_mut(&piece.tensor).expect("a buffer for every piece of the shard");
-                ops.copy(own, 0, grads[place.tensor], place.start, place.len)?;
+                let (src, from) = (&*grads[place.tensor], place.start);
+                ops.copy(CopyPart { dst: own, at: 0, src, from, len: place.len })?;
             }
         }
         Ok(())

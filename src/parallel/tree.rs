@@ -9,7 +9,7 @@
 
 use crate::experiment::PartialSums;
 use crate::model::{Group, ParamSpec, Weights};
-use crate::ops::{Ops, Result, Role};
+use crate::ops::{Add, AddPart, CopyPart, Ops, Result, Role};
 
 /// Elements of the buffer through which partial sums come back from the host.
 pub const STAGED: usize = 16 << 20;
@@ -70,7 +70,7 @@ impl<O: Ops> GradientTree<O> {
                 match &mut self.staging {
                     Some(staging) => add_staged(ops, right, left, **len, staging, STAGED)?,
                     None => {
-                        ops.add(left, right)?;
+                        ops.add(Add { dst: left, src: right })?;
                         std::mem::swap(left, right);
                     }
                 }
@@ -81,7 +81,7 @@ impl<O: Ops> GradientTree<O> {
             for ((waiting, sum), len) in self.levels[level].group_mut(group).into_iter().zip(grads).zip(&lens)
             {
                 match self.staging {
-                    Some(_) => ops.copy(waiting, 0, sum, 0, **len)?,
+                    Some(_) => ops.copy(CopyPart { dst: waiting, at: 0, src: sum, from: 0, len: **len })?,
                     None => std::mem::swap(waiting, sum),
                 }
             }
@@ -106,8 +106,8 @@ fn add_staged<O: Ops>(
 ) -> Result<()> {
     for at in (0..len).step_by(most) {
         let piece = most.min(len - at);
-        ops.copy(staging, 0, src, at, piece)?;
-        ops.add_part(dst, at, staging, 0, piece)?;
+        ops.copy(CopyPart { dst: staging, at: 0, src, from: at, len: piece })?;
+        ops.add_part(AddPart { dst, at, src: staging, from: 0, len: piece })?;
     }
     Ok(())
 }

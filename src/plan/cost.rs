@@ -5,14 +5,14 @@
 //! operation of the model (AdamW, the norm, the digest, sums over workers, the exchange between devices) is
 //! counted here by its bytes.
 
-use super::hardware::{self, Family, Gpu, H100, Rate, UNDISTURBED};
+use super::hardware::{self, Gpu, H100, Rate, UNDISTURBED};
 use super::memory::{Share, Storage, state_bytes};
 use crate::experiment::{Compute, Experiment};
 use crate::model::gpt2::{Gpt2, MicroBatch};
 use crate::model::weights::Weights;
 use crate::ops::dry::Dry;
-use crate::ops::timed::{Record, Timed};
-use crate::ops::{DeviceError, Ops, Role, Rows, Write};
+use crate::ops::timed::{Label, Record, Timed};
+use crate::ops::{DeviceError, Family, Ops, Role, Rows, Write};
 
 /// Where the work is to be done.
 #[derive(Clone, Copy, Debug)]
@@ -67,16 +67,15 @@ pub fn cost(
     let rates = Rates { experiment, place };
     let (backward, forward) = (counted(experiment, storage, true)?, counted(experiment, storage, false)?);
     let element = storage.activation.size() as f64;
-    let seconds = |name: &str, record: &Record| {
+    let seconds = |family: Family, record: &Record| {
         let logits = (experiment.batch.micro * experiment.batch.seq_len * experiment.model.vocab_padded)
             as f64
             * element;
-        let family = rates.family(name);
         let bytes = if family == Family::Classifier { logits } else { record.bytes };
         rates.seconds(family, record.calls as f64, record.flops, bytes)
     };
-    let sum = |records: &[(String, Record)]| {
-        records.iter().map(|(name, record)| seconds(name, record)).sum::<f64>()
+    let sum = |records: &[(Label, Record)]| {
+        records.iter().map(|(label, record)| seconds(label.family, record)).sum::<f64>()
     };
 
     let workers = share.workers(experiment);
@@ -119,7 +118,7 @@ pub fn cost(
             + once(Family::Host, 4.0 * (experiment.batch.micro * experiment.batch.seq_len) as f64),
         operations: backward
             .iter()
-            .map(|(name, record)| (name.clone(), *record, seconds(name, record)))
+            .map(|(label, record)| (label.name.clone(), *record, seconds(label.family, record)))
             .collect(),
     })
 }
@@ -129,7 +128,7 @@ fn counted(
     experiment: &Experiment,
     storage: &Storage,
     backward: bool,
-) -> Result<Vec<(String, Record)>, DeviceError> {
+) -> Result<Vec<(Label, Record)>, DeviceError> {
     let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
     let mut ops = Timed::new(Dry::new(storage.activation));
     let mut model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
@@ -146,32 +145,6 @@ fn counted(
     Ok(ops.finish().into_iter().collect())
 }
 
-/// The family of an operation by its name in `runner bench`'s table.
-fn family(name: &str) -> Family {
-    const PREFIXES: [(&str, Family); 16] = [
-        ("linear + gelu", Family::LinearGelu),
-        ("linear", Family::Linear),
-        ("input gradient + gelu", Family::InputGradientGelu),
-        ("input gradient", Family::InputGradient),
-        ("weight and bias gradient", Family::WeightGradient),
-        ("attention backward", Family::AttentionBackward),
-        ("attention", Family::Attention),
-        ("classifier", Family::Classifier),
-        ("layernorm backward", Family::LayernormBackward),
-        ("layernorm", Family::Layernorm),
-        ("residual + layernorm", Family::ResidualLayernorm),
-        ("gelu again", Family::Gelu),
-        ("embedding backward", Family::EmbeddingBackward),
-        ("embedding", Family::Embedding),
-        ("token upload", Family::Host),
-        ("copy", Family::Host),
-    ];
-    PREFIXES
-        .iter()
-        .find(|(prefix, _)| name.starts_with(prefix))
-        .map_or(Family::ResidualLayernorm, |(_, family)| *family)
-}
-
 /// Rates of a place at an experiment's precision.
 struct Rates<'a> {
     experiment: &'a Experiment,
@@ -179,14 +152,14 @@ struct Rates<'a> {
 }
 
 impl Rates<'_> {
-    /// The family of an operation, as the experiment's fusion has it.
-    fn family(&self, name: &str) -> Family {
+    /// Whether the experiment has cuBLASLt do the GELU of such an operation inside its product.
+    fn fused(&self, family: Family) -> bool {
         let bf16 = matches!(self.experiment.precision.compute, Compute::Auto | Compute::Bf16);
         let fusion = if bf16 { self.experiment.kernels.gelu_fusion } else { 0 };
-        match family(name) {
-            Family::LinearGelu if fusion >= 1 => Family::LinearGeluFused,
-            Family::InputGradientGelu if fusion >= 2 => Family::InputGradientGeluFused,
-            family => family,
+        match family {
+            Family::LinearGelu => fusion >= 1,
+            Family::InputGradientGelu => fusion >= 2,
+            _ => false,
         }
     }
 
@@ -199,7 +172,7 @@ impl Rates<'_> {
             // Bytes and FLOPs of a CPU both grow with its threads, if memory keeps up.
             Place::Cpu { threads } => time(hardware::cpu(family), threads as f64, threads as f64),
             Place::Gpu(gpu) => {
-                let rate = hardware::h100(family);
+                let rate = hardware::h100(family, self.fused(family));
                 if family == Family::Host {
                     return time(rate, 1.0, 1.0);
                 }
@@ -256,16 +229,22 @@ mod tests {
     }
 
     #[test]
-    fn every_operation_of_the_model_has_a_family_of_its_own() {
+    fn every_operation_of_the_model_takes_time() {
         let cost = on_h100(&shipped("gpt2_124m.toml", &["memory.recompute=2", "kernels.gelu_fusion=0"]), 1);
         for (name, record, seconds) in &cost.operations {
-            assert!(
-                name.starts_with("residual") || family(name) != Family::ResidualLayernorm,
-                "`{name}` has no family"
-            );
             assert!(*seconds > 0.0 && record.calls > 0, "{name}");
         }
         assert!(cost.operations.len() > 15, "{}", cost.operations.len());
+    }
+
+    #[test]
+    fn fusion_changes_the_time_of_gelu_alone() {
+        let times = |fusion: &str| on_h100(&shipped("gpt2_124m.toml", &[fusion]), 1).operations;
+        let (apart, fused) = (times("kernels.gelu_fusion=0"), times("kernels.gelu_fusion=2"));
+        assert_eq!(apart.len(), fused.len());
+        for ((name, _, apart), (_, _, fused)) in apart.iter().zip(&fused) {
+            assert_eq!(apart != fused, name.contains("gelu"), "{name}: {apart} and {fused} s");
+        }
     }
 
     #[test]

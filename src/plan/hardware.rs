@@ -5,6 +5,7 @@
 //! the shapes of GPT-2 124M and 1558M and GPT-3 125M. They give the five measured steps within 5 %. Another
 //! GPU is the H100 scaled by the vendors' peak numbers, and every such plan says that it is an estimate.
 
+use crate::ops::Family;
 use crate::ops::cuda::driver::peak_bf16_flops;
 
 /// A GPU by the numbers on its data sheet.
@@ -12,7 +13,7 @@ use crate::ops::cuda::driver::peak_bf16_flops;
 pub struct Gpu {
     /// As written after `--gpu`.
     pub key: &'static str,
-    /// As the driver says it.
+    /// As the driver calls it.
     pub name: &'static str,
     /// Memory that the driver shows, MiB.
     pub memory_mib: u64,
@@ -87,37 +88,6 @@ impl Gpu {
     }
 }
 
-/// What decides how fast an operation is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Family {
-    Linear,
-    /// Followed by a GELU in a kernel of its own.
-    LinearGelu,
-    /// With GELU inside the matrix multiplication.
-    LinearGeluFused,
-    InputGradient,
-    InputGradientGelu,
-    InputGradientGeluFused,
-    WeightGradient,
-    Attention,
-    AttentionBackward,
-    /// Its bytes are those of the logits, once.
-    Classifier,
-    Layernorm,
-    ResidualLayernorm,
-    LayernormBackward,
-    Gelu,
-    Embedding,
-    EmbeddingBackward,
-    Optimizer,
-    GradientNorm,
-    /// Sums over workers: two reads and a write.
-    Sum,
-    Digest,
-    /// Copies between host and device, and waiting for them.
-    Host,
-}
-
 /// A rate in FLOP/s, 0 for none; a bandwidth in bytes/s, 0 for none; and seconds a call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rate {
@@ -131,14 +101,15 @@ const fn rate(tera_flops: f64, giga_bytes: f64) -> Rate {
 }
 
 /// The H100's rates, bf16. Where a table has TFLOP/s alone, bytes do not count, and the other way round.
-pub const fn h100(family: Family) -> Rate {
+/// `fused` says that cuBLASLt does GELU inside the product; otherwise a kernel of its own follows.
+pub const fn h100(family: Family, fused: bool) -> Rate {
     match family {
         Family::Linear => rate(718.0, 7786.0),
+        Family::LinearGelu if fused => rate(612.0, 6506.0),
         Family::LinearGelu => rate(742.0, 6347.0),
-        Family::LinearGeluFused => rate(612.0, 6506.0),
         Family::InputGradient => rate(742.0, 5627.0),
+        Family::InputGradientGelu if fused => rate(744.0, 2944.0),
         Family::InputGradientGelu => rate(782.0, 3395.0),
-        Family::InputGradientGeluFused => rate(744.0, 2944.0),
         // Bytes of fp32 gradients that are added to, and the bias's, in the same pass or another.
         Family::WeightGradient => rate(680.0, 6000.0),
         Family::Attention => rate(387.0, 3309.0),
@@ -176,10 +147,7 @@ pub const fn cpu(family: Family) -> Rate {
             Rate { flops: 0.0, bytes: 6e9, call: 80e-6 }
         }
         Family::Gelu | Family::EmbeddingBackward => Rate { flops: 0.0, bytes: 3e9, call: 80e-6 },
-        Family::LinearGelu
-        | Family::InputGradientGelu
-        | Family::LinearGeluFused
-        | Family::InputGradientGeluFused => Rate { flops: 95e9, bytes: 6e9, call: 80e-6 },
+        Family::LinearGelu | Family::InputGradientGelu => Rate { flops: 95e9, bytes: 6e9, call: 80e-6 },
         Family::Linear | Family::InputGradient | Family::WeightGradient | Family::Classifier => {
             Rate { flops: 95e9, bytes: 0.0, call: 80e-6 }
         }

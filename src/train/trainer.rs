@@ -23,7 +23,7 @@ use crate::model::decode::Room;
 use crate::model::gpt2::MicroBatch;
 use crate::model::init::initial_values;
 use crate::model::{Decoder, Gpt2, ParamSpec, Weights};
-use crate::ops::{Dtype, Ops, ParamSlot, Result, Role, Rows, Write};
+use crate::ops::{AdamWUpdate, ChunkSquares, Dtype, Ops, ParamSlot, Result, Role, Rows, SumSquares, Write};
 use crate::optim::{Guards, Verdict, adamw_scalars, learning_rate};
 use crate::parallel::exchange::all_gather;
 use crate::parallel::{Exchange, ExchangeError, Link, Piece, Shards, Solo, Sums, reduce};
@@ -277,7 +277,7 @@ impl<O: Ops> Trainer<O> {
         let squares = if self.sharded {
             self.squares_of_shards()?
         } else {
-            self.ops.sum_squares(&self.grads.iter().collect::<Vec<_>>())?
+            self.ops.sum_squares(SumSquares { tensors: &self.grads.iter().collect::<Vec<_>>() })?
         };
         Ok(libm::sqrt(squares.iter().sum::<f64>()))
     }
@@ -288,7 +288,7 @@ impl<O: Ops> Trainer<O> {
         let sums = self.sums.parts(&self.kept, &self.grads).into_iter().zip(&self.kept);
         let parts: Vec<(&O::Buf, Range<usize>)> =
             sums.map(|((buf, at), piece)| (buf, at..at + piece.len)).collect();
-        let mine = self.ops.chunk_squares(&parts)?;
+        let mine = self.ops.chunk_squares(ChunkSquares { parts: &parts })?;
         let bytes = mine.iter().flat_map(|sum| sum.to_le_bytes()).collect();
         let all = all_gather(self.exchange.link(), "the gradient norm", bytes)?;
         let mut sums: Vec<_> = all
@@ -315,7 +315,7 @@ impl<O: Ops> Trainer<O> {
         let moments = self.adam_m.iter_mut().zip(self.adam_v.iter_mut());
         let sums = self.sums.parts(&self.kept, &self.grads);
         let mut kept = self.kept.iter().zip(sums).zip(moments).zip(masters).peekable();
-        let mut slots: Vec<ParamSlot<'_, O>> = Vec::with_capacity(self.kept.len());
+        let mut slots: Vec<ParamSlot<'_, O::Buf>> = Vec::with_capacity(self.kept.len());
         for (tensor, (spec, param)) in self.model.specs.iter().zip(self.model.params.iter_mut()).enumerate() {
             // At most one piece of each tensor is kept here.
             let Some((((piece, (grad, grad_at)), (adam_m, adam_v)), master)) =
@@ -337,7 +337,7 @@ impl<O: Ops> Trainer<O> {
                 weight_decay,
             });
         }
-        self.ops.adamw(&mut slots, &scalars)?;
+        self.ops.adamw(AdamWUpdate { slots, scalars })?;
         if self.sharded {
             let size = self.ops.dtype(Role::Param).size();
             let Trainer { exchange, ops, shards, model, .. } = self;

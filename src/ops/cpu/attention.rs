@@ -161,17 +161,27 @@ impl Tiled for Forward<'_, '_> {
     }
 }
 
+/// What the backward pass reads of the forward pass.
+#[derive(Clone, Copy)]
+pub struct ForwardPass<'a> {
+    /// (B, T, 3, NH, HS)
+    pub qkv: &'a [f32],
+    /// (B, T, NH, HS)
+    pub out: &'a [f32],
+    /// (B, NH, T)
+    pub lse: &'a [f32],
+}
+
 /// Gradient of [`forward`]: `dqkv` (B,T,3,NH,HS) is set.
 pub fn backward(
     engine: &Engine,
     dqkv: &mut [f32],
     dout: &[f32],
-    qkv: &[f32],
-    out: &[f32],
-    lse: &[f32],
+    forward: ForwardPass<'_>,
     rows: Rows,
     heads: Heads,
 ) {
+    let ForwardPass { qkv, out, lse } = forward;
     let channels = heads.heads * heads.head_size;
     let mut parts = blocks(dqkv, 3 * channels, 3 * channels, rows.seq, heads.head_size).into_iter();
     let mut tasks = Vec::with_capacity(rows.batch * heads.heads);

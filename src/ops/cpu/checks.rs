@@ -1,7 +1,11 @@
-//! What every operation checks of its operands before it hands slices on: lengths, token ids, places in a
+//! What every operation checks of its operands before it hands slices on: lengths, token ids, positions in a
 //! cache; and how much memory there is.
 
-use super::{Buffer, DEVICE, DeviceError, Ids, Result};
+use super::super::{DeviceError, Result};
+use super::buffer::Buffer;
+
+/// The device's name in errors.
+pub const DEVICE: &str = "CPU";
 
 pub fn failed(operation: &'static str, message: String) -> DeviceError {
     DeviceError::Failed { device: DEVICE.to_owned(), operation, message }
@@ -27,11 +31,10 @@ pub fn view_mut<'a>(
 }
 
 /// The first `len` ids, each below `vocab`.
-pub fn tokens<'a>(operation: &'static str, ids: &'a Ids, len: usize, vocab: usize) -> Result<&'a [u16]> {
+pub fn tokens<'a>(operation: &'static str, ids: &'a [u16], len: usize, vocab: usize) -> Result<&'a [u16]> {
     let ids = ids
-        .0
         .get(..len)
-        .ok_or_else(|| failed(operation, format!("{} token ids are there, expected {len}", ids.0.len())))?;
+        .ok_or_else(|| failed(operation, format!("{} token ids are there, expected {len}", ids.len())))?;
     match ids.iter().position(|id| usize::from(*id) >= vocab) {
         Some(at) => Err(failed(
             operation,
@@ -45,14 +48,13 @@ pub fn tokens<'a>(operation: &'static str, ids: &'a Ids, len: usize, vocab: usiz
 pub fn indices<'a>(
     operation: &'static str,
     what: &str,
-    ids: &'a Ids,
+    ids: &'a [u16],
     len: usize,
     limit: usize,
 ) -> Result<&'a [u16]> {
     let ids = ids
-        .0
         .get(..len)
-        .ok_or_else(|| failed(operation, format!("{} {what}s are there, expected {len}", ids.0.len())))?;
+        .ok_or_else(|| failed(operation, format!("{} {what}s are there, expected {len}", ids.len())))?;
     match ids.iter().find(|id| usize::from(**id) >= limit) {
         Some(id) => Err(failed(operation, format!("{what} {id} is not below {limit}"))),
         None => Ok(ids),

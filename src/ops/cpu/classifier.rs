@@ -9,7 +9,7 @@ use super::super::{Vocab, Write};
 use super::buffer::Buffer;
 use super::engine::Engine;
 use super::gemm::{self, Finish, Right};
-use super::linear::{ROW_CHUNK, backward_weight, packed_len};
+use super::linear::{OuterProduct, ROW_CHUNK, backward_weight, packed_len};
 use super::math::{exp, ln};
 use super::simd::{largest, sum_of, vectorize};
 
@@ -116,17 +116,8 @@ pub fn run(
             );
             let write = if first == 0 { *write } else { Write::Add };
             let dwte = &mut dwte[..vocab.used * channels];
-            backward_weight(
-                engine,
-                dwte,
-                logits,
-                vocab.padded,
-                x,
-                rows,
-                channels,
-                write,
-                &mut scratch.packed,
-            );
+            let operands = OuterProduct { dout: logits, stride: vocab.padded, x, rows, c_in: channels };
+            backward_weight(engine, dwte, operands, write, &mut scratch.packed);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::super::Write;
+use super::super::{LinearShape, Write};
 use super::buffer::Buffer;
 use super::engine::Engine;
 use super::gemm::{self, Finish, Right};
@@ -23,9 +23,9 @@ pub fn forward(
     x: &[f32],
     weight: &[f32],
     bias: Option<&[f32]>,
-    c_in: usize,
-    c_out: usize,
+    shape: LinearShape,
 ) {
+    let LinearShape { c_in, c_out, .. } = shape;
     let finish = bias.map_or(Finish::Set, Finish::Bias);
     gemm::multiply(
         engine,
@@ -41,14 +41,8 @@ pub fn forward(
 }
 
 /// `dx = dout weight`. Each element is one chain over `c_out`.
-pub fn backward_input(
-    engine: &Engine,
-    dx: &mut [f32],
-    dout: &[f32],
-    weight: &[f32],
-    c_in: usize,
-    c_out: usize,
-) {
+pub fn backward_input(engine: &Engine, dx: &mut [f32], dout: &[f32], weight: &[f32], shape: LinearShape) {
+    let LinearShape { c_in, c_out, .. } = shape;
     gemm::multiply(
         engine,
         dx,
@@ -62,19 +56,27 @@ pub fn backward_input(
     );
 }
 
+/// The factors of a weight gradient. `dout` has rows of `stride`, of which the first
+/// `dweight.len() / c_in` columns count.
+#[derive(Clone, Copy)]
+pub struct OuterProduct<'a> {
+    pub dout: &'a [f32],
+    pub stride: usize,
+    /// (rows, c_in)
+    pub x: &'a [f32],
+    pub rows: usize,
+    pub c_in: usize,
+}
+
 /// `dweight (+)= doutᵀ x`: a left fold over chunks of [`ROW_CHUNK`] rows, each one chain from zero.
-/// `dout` has rows of `stride`, of which the first `dweight.len() / c_in` columns count.
 pub fn backward_weight(
     engine: &Engine,
     dweight: &mut [f32],
-    dout: &[f32],
-    stride: usize,
-    x: &[f32],
-    n: usize,
-    c_in: usize,
+    operands: OuterProduct<'_>,
     write: Write,
     packed: &mut Buffer,
 ) {
+    let OuterProduct { dout, stride, x, rows: n, c_in } = operands;
     packed.reserve(packed_len(c_in));
     for first in (0..n).step_by(ROW_CHUNK) {
         let rows = ROW_CHUNK.min(n - first);

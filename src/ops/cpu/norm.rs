@@ -67,19 +67,25 @@ pub fn forward(
     });
 }
 
-/// `residual = x + branch`, then layernorm of `residual`.
+/// A residual addition, `sum = x + branch`, each (N, C).
+pub struct Residual<'a> {
+    pub sum: &'a mut [f32],
+    pub x: &'a [f32],
+    pub branch: &'a [f32],
+}
+
+/// The residual addition, then layernorm of its sum.
 pub fn forward_residual(
     engine: &Engine,
-    residual: &mut [f32],
+    residual: Residual<'_>,
     out: &mut [f32],
     mean: &mut [f32],
     rstd: &mut [f32],
-    x: &[f32],
-    branch: &[f32],
     weight: &[f32],
     bias: &[f32],
 ) {
     let channels = weight.len();
+    let Residual { sum: residual, x, branch } = residual;
     engine.install(|| {
         (
             residual.par_chunks_mut(ROWS * channels),
@@ -105,9 +111,9 @@ pub fn forward_residual(
     });
 }
 
-/// What the backward pass knows of the forward pass.
+/// What the backward pass reads of the forward pass.
 #[derive(Clone, Copy)]
-pub struct Saved<'a> {
+pub struct ForwardPass<'a> {
     pub x: &'a [f32],
     pub weight: &'a [f32],
     pub mean: &'a [f32],
@@ -116,20 +122,20 @@ pub struct Saved<'a> {
 
 /// Gradient of the input: with `h = (x - mean) rstd` and `g = dout weight`,
 /// `dx = rstd (g - mean(g) - h mean(g h))`.
-pub fn backward_input(engine: &Engine, dx: &mut [f32], write: Write, dout: &[f32], saved: Saved<'_>) {
-    let channels = saved.weight.len();
+pub fn backward_input(engine: &Engine, dx: &mut [f32], write: Write, dout: &[f32], forward: ForwardPass<'_>) {
+    let channels = forward.weight.len();
     engine.install(|| {
         (
             dx.par_chunks_mut(channels),
             dout.par_chunks(channels),
-            saved.x.par_chunks(channels),
-            saved.mean,
-            saved.rstd,
+            forward.x.par_chunks(channels),
+            forward.mean,
+            forward.rstd,
         )
             .into_par_iter()
             .with_min_len(ROWS)
             .for_each(|(dx, dout, x, mean, rstd)| {
-                vectorize!(engine.isa, |_| backward_row(dx, write, dout, x, saved.weight, *mean, *rstd));
+                vectorize!(engine.isa, |_| backward_row(dx, write, dout, x, forward.weight, *mean, *rstd));
             });
     });
 }
@@ -169,10 +175,10 @@ pub fn backward_params(
     dbias: &mut [f32],
     write: Write,
     dout: &[f32],
-    saved: Saved<'_>,
+    forward: ForwardPass<'_>,
 ) {
     const WIDTH: usize = 64;
-    let channels = saved.weight.len();
+    let channels = forward.weight.len();
     engine.install(|| {
         dweight.par_chunks_mut(WIDTH).zip(dbias.par_chunks_mut(WIDTH)).enumerate().for_each(
             |(block, (dweight, dbias))| {
@@ -182,8 +188,8 @@ pub fn backward_params(
                     let mut biases = [0.0f32; WIDTH];
                     let rows = dout
                         .chunks_exact(channels)
-                        .zip(saved.x.chunks_exact(channels))
-                        .zip(saved.mean.iter().zip(saved.rstd));
+                        .zip(forward.x.chunks_exact(channels))
+                        .zip(forward.mean.iter().zip(forward.rstd));
                     for ((dout, x), (mean, rstd)) in rows {
                         let sums = weights[..width].iter_mut().zip(&mut biases[..width]);
                         for ((dout, x), (weight, bias)) in

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::super::{AdamW, ParamSlot};
-use super::Cpu;
+use super::buffer::Buffer;
 use super::engine::Engine;
 use super::linear::{ELEMENTS, add};
 use super::simd::vectorize;
@@ -65,7 +65,7 @@ fn sum_squares_chunk(data: &[f32]) -> f64 {
 /// u = (m * correction1) / (sqrt(v * correction2) + epsilon)
 /// p = fma(-learning_rate, fma(weight_decay, p, u), p)
 /// ```
-pub fn adamw(engine: &Engine, slot: &mut ParamSlot<'_, Cpu>, update: &AdamW) {
+pub fn adamw(engine: &Engine, slot: &mut ParamSlot<'_, Buffer>, update: &AdamW) {
     let part = slot.at..slot.at + slot.adam_m.len();
     let param = match slot.master.as_deref_mut() {
         Some(master) => master.as_mut_slice(),

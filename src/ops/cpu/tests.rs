@@ -1,6 +1,7 @@
 //! The CPU device against the f64 reference, and against itself under every setting.
 
 use super::super::testing::{self, Tolerance, random};
+use super::super::*;
 use super::*;
 use crate::experiment::{DeviceKind, Simd};
 
@@ -77,7 +78,17 @@ fn a_nan_in_the_logits_is_a_nan_loss() {
             wte[broken * channels] = value;
             let wte = upload(&mut cpu, &wte);
             let mut losses = upload(&mut cpu, &vec![0.0; n]);
-            cpu.classifier_loss(&mut losses, 0, &x, &wte, &ids, n, channels, vocab).unwrap();
+            cpu.classifier_loss(ClassifierLoss {
+                losses: &mut losses,
+                losses_at: 0,
+                x: &x,
+                wte: &wte,
+                targets: &ids,
+                rows: n,
+                channels,
+                vocab,
+            })
+            .unwrap();
             let bad = losses.as_slice().iter().filter(|loss| !loss.is_finite()).count();
             // An infinite logit of the wrong sign is probability 0 of a token that is not the target.
             assert!(
@@ -98,13 +109,23 @@ fn a_nan_in_the_input_reaches_every_output_that_depends_on_it() {
         let x = upload(&mut cpu, &x);
         let ones = upload(&mut cpu, &vec![1.0; c]);
         let [mut out, mut mean, mut rstd] = [n * c, n, n].map(|len| cpu.alloc(Role::F32, len).unwrap());
-        cpu.layernorm(&mut out, &mut mean, &mut rstd, &x, &ones, &ones, n, c).unwrap();
+        cpu.layernorm(Layernorm {
+            out: &mut out,
+            mean: &mut mean,
+            rstd: &mut rstd,
+            x: &x,
+            weight: &ones,
+            bias: &ones,
+            rows: n,
+            channels: c,
+        })
+        .unwrap();
         for row in 0..n {
             assert!(out.as_slice()[row * c..][..c].iter().all(|x| x.is_nan() == (row == 4)));
         }
-        cpu.gelu(&mut out, &x, n * c).unwrap();
+        cpu.gelu(Gelu { out: &mut out, pre: &x, len: n * c }).unwrap();
         assert_eq!(out.as_slice().iter().filter(|x| x.is_nan()).count(), 1);
-        let squares = cpu.sum_squares(&[&x]).unwrap();
+        let squares = cpu.sum_squares(SumSquares { tensors: &[&x] }).unwrap();
         assert!(squares[0].is_nan());
     }
     let (rows, heads) = (Rows { batch: 1, seq: 60 }, Heads { heads: 2, head_size: 16 });
@@ -113,7 +134,7 @@ fn a_nan_in_the_input_reaches_every_output_that_depends_on_it() {
         qkv[53 * 96 + which * 32 + 7] = f32::NAN;
         let qkv = upload(&mut cpu, &qkv);
         let [mut out, mut lse] = [60 * 32, 120].map(|len| cpu.alloc(Role::F32, len).unwrap());
-        cpu.attention(&mut out, &mut lse, &qkv, rows, heads).unwrap();
+        cpu.attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, rows, heads }).unwrap();
         let token = |t: usize| &out.as_slice()[t * 32..(t + 1) * 32];
         assert!(token(53)[..16].iter().any(|x| x.is_nan()), "part {which}");
         assert!(token(53)[16..].iter().all(|x| x.is_finite()), "part {which}: the other head");
@@ -128,7 +149,7 @@ fn later_tokens_change_no_bit_of_earlier_outputs() {
     let run = |cpu: &mut Cpu, qkv: &[f32]| {
         let qkv = upload(cpu, qkv);
         let [mut out, mut lse] = [60 * 16, 60].map(|len| cpu.alloc(Role::F32, len).unwrap());
-        cpu.attention(&mut out, &mut lse, &qkv, rows, heads).unwrap();
+        cpu.attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, rows, heads }).unwrap();
         out.as_slice().to_vec()
     };
     let mut qkv = random(5, 60 * 48, 1.0);
@@ -146,12 +167,15 @@ fn wrong_lengths_and_tokens_are_errors_that_say_so() {
     let mut cpu = cpu(1, Simd::Auto);
     let (x, weight) = (upload(&mut cpu, &[0.0; 6]), upload(&mut cpu, &[0.0; 6]));
     let mut out = cpu.alloc(Role::F32, 3).unwrap();
-    let error = cpu.linear(&mut out, &x, &weight, None, 2, 3, 2).unwrap_err().to_string();
+    let shape = LinearShape { rows: 2, c_in: 3, c_out: 2 };
+    let op = Linear { out: &mut out, x: &x, weight: &weight, bias: None, shape };
+    let error = cpu.linear(op).unwrap_err().to_string();
     assert_eq!(error, "linear failed on CPU: `out` has 3 elements, expected 4");
     let mut ids = cpu.alloc_ids(1).unwrap();
     cpu.upload_ids(&mut ids, &[3]).unwrap();
-    let error =
-        cpu.embedding(&mut out, &ids, &x, &weight, Rows { batch: 1, seq: 1 }, 3).unwrap_err().to_string();
+    let rows = Rows { batch: 1, seq: 1 };
+    let op = Embedding { out: &mut out, ids: &ids, wte: &x, wpe: &weight, rows, channels: 3 };
+    let error = cpu.embedding(op).unwrap_err().to_string();
     assert_eq!(error, "embedding failed on CPU: token 3 at position 0 is not below the vocabulary of 2");
 }
 
@@ -176,7 +200,7 @@ fn planned_scratch_is_what_the_operations_use() {
         heads: Heads { heads: 2, head_size: 16 },
         vocab: Vocab { used: 100, padded: 128 },
         backward: true,
-        params: crate::ops::ParamCount::default(),
+        params: ParamCount::default(),
     };
     cpu.alloc_scratch(&shape).unwrap();
     let planned: u64 = scratch_bytes(&shape, 2).iter().map(|(_, bytes)| bytes).sum();
@@ -191,15 +215,48 @@ fn planned_scratch_is_what_the_operations_use() {
     );
     let ids = cpu.alloc_ids(n).unwrap();
     let dout = cpu.alloc(Role::F32, n * c).unwrap();
-    cpu.attention(&mut a, &mut lse, &qkv, shape.rows, shape.heads).unwrap();
+    let (rows, heads) = (shape.rows, shape.heads);
+    cpu.attention(Attention { out: &mut a, lse: &mut lse, qkv: &qkv, rows, heads }).unwrap();
     let input = cpu.alloc(Role::F32, 3 * n * c).unwrap();
-    cpu.attention_backward(&mut qkv, &dout, &input, &a, &lse, shape.rows, shape.heads).unwrap();
+    cpu.attention_backward(AttentionBackward {
+        dqkv: &mut qkv,
+        dout: &dout,
+        qkv: &input,
+        out: &a,
+        lse: &lse,
+        rows,
+        heads,
+    })
+    .unwrap();
     let wte = cpu.alloc(Role::F32, 128 * c).unwrap();
-    cpu.classifier(&mut losses, 0, &mut b, &mut dwte, &a, &wte, &ids, n, c, shape.vocab, 1.0, Write::Set)
-        .unwrap();
-    cpu.linear(&mut wide, &a, &wte, None, n, c, 4 * c).unwrap();
-    cpu.linear(&mut a, &wide, &wte, None, n, 4 * c, c).unwrap();
-    cpu.linear_backward_weight(&mut dwide, None, &dout, &wide, n, 4 * c, c, Write::Set).unwrap();
+    cpu.classifier(Classifier {
+        losses: &mut losses,
+        losses_at: 0,
+        dx: &mut b,
+        dwte: &mut dwte,
+        x: &a,
+        wte: &wte,
+        targets: &ids,
+        rows: n,
+        channels: c,
+        vocab: shape.vocab,
+        scale: 1.0,
+        write: Write::Set,
+    })
+    .unwrap();
+    let up = LinearShape { rows: n, c_in: c, c_out: 4 * c };
+    let down = LinearShape { rows: n, c_in: 4 * c, c_out: c };
+    cpu.linear(Linear { out: &mut wide, x: &a, weight: &wte, bias: None, shape: up }).unwrap();
+    cpu.linear(Linear { out: &mut a, x: &wide, weight: &wte, bias: None, shape: down }).unwrap();
+    cpu.linear_backward_weight(LinearBackwardWeight {
+        dweight: &mut dwide,
+        dbias: None,
+        dout: &dout,
+        x: &wide,
+        shape: down,
+        write: Write::Set,
+    })
+    .unwrap();
     assert_eq!(planned, cpu.held_scratch_bytes());
 }
 
@@ -233,10 +290,15 @@ fn a_position_or_stream_outside_the_cache_is_refused() {
         let [mut streams, mut positions] = [(); 2].map(|()| cpu.alloc_ids(1).unwrap());
         cpu.upload_ids(&mut streams, &[stream]).unwrap();
         cpu.upload_ids(&mut positions, &[position]).unwrap();
-        let cache = KvCache { keys: &mut keys, values: &mut values, capacity: 2 };
-        let at = Places { streams: &streams, positions: &positions };
-        cpu.decode_attention(&mut out, cache, &qkv, at, 1, Heads { heads: 1, head_size: 8 })
-            .map_err(|e| e.to_string())
+        let op = DecodeAttention {
+            out: &mut out,
+            cache: KvCache { keys: &mut keys, values: &mut values, capacity: 2 },
+            qkv: &qkv,
+            at: RowPositions { streams: &streams, positions: &positions },
+            rows: 1,
+            heads: Heads { heads: 1, head_size: 8 },
+        };
+        cpu.decode_attention(op).map_err(|e| e.to_string())
     };
     assert_eq!(attend(0, 1), Ok(()));
     assert!(attend(0, 2).unwrap_err().contains("position 2 is not below 2"));

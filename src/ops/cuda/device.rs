@@ -3,13 +3,15 @@
 use std::ops::Range;
 
 use super::Cuda;
-use super::launch::layernorm::{Affine, Residual, Statistics};
 use super::launch::{attention, decode, elementwise, embedding, layernorm, optimizer};
-use super::linear::{Classifier, ClassifierGradient, Shape, gemm_keys};
+use super::linear::gemm_keys;
 use super::memory::{Buf, Ids};
 use super::scratch::{Use, planned};
 use crate::ops::{
-    AdamW, Dtype, Heads, KvCache, Ops, ParamSlot, Places, Result, Role, Rows, ScratchShape, Vocab, Write,
+    AdamWUpdate, Add, AddPart, Attention, AttentionBackward, ChunkSquares, Classifier, ClassifierLoss,
+    CopyPart, DecodeAttention, DecodeEmbedding, DecodeLinear, Dtype, Embedding, EmbeddingBackward, Gelu,
+    Layernorm, LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight,
+    LinearGelu, Ops, ResidualLayernorm, Result, Role, ScratchShape, SumSquares,
 };
 
 impl Ops for Cuda {
@@ -166,358 +168,147 @@ impl Ops for Cuda {
         self.end_graph(key)
     }
 
-    // ---- the forward pass ------------------------------------------------------------------
+    // ---- the operations --------------------------------------------------------------------
 
-    fn embedding(
-        &mut self,
-        out: &mut Buf,
-        ids: &Ids,
-        wte: &Buf,
-        wpe: &Buf,
-        rows: Rows,
-        channels: usize,
-    ) -> Result<()> {
-        self.written(out);
-        embedding::forward(&self.kernels, out, ids, wte, wpe, rows, channels)
+    fn embedding(&mut self, op: Embedding<'_, Buf, Ids>) -> Result<()> {
+        self.written(op.out);
+        embedding::forward(&self.kernels, op)
     }
 
-    fn layernorm(
-        &mut self,
-        out: &mut Buf,
-        mean: &mut Buf,
-        rstd: &mut Buf,
-        x: &Buf,
-        weight: &Buf,
-        bias: &Buf,
-        n: usize,
-        channels: usize,
-    ) -> Result<()> {
-        self.written(out);
-        layernorm::forward(
-            &self.kernels,
-            out,
-            None,
-            Statistics { mean, rstd },
-            x,
-            Affine { weight, bias },
-            n,
-            channels,
-        )
+    fn layernorm(&mut self, op: Layernorm<'_, Buf>) -> Result<()> {
+        self.written(op.out);
+        layernorm::forward(&self.kernels, op)
     }
 
-    fn residual_layernorm(
-        &mut self,
-        residual: &mut Buf,
-        out: &mut Buf,
-        mean: &mut Buf,
-        rstd: &mut Buf,
-        x: &Buf,
-        branch: &Buf,
-        weight: &Buf,
-        bias: &Buf,
-        n: usize,
-        channels: usize,
-    ) -> Result<()> {
-        self.written(residual);
-        self.written(out);
-        let residual = Residual { sum: residual, branch };
-        layernorm::forward(
-            &self.kernels,
-            out,
-            Some(residual),
-            Statistics { mean, rstd },
-            x,
-            Affine { weight, bias },
-            n,
-            channels,
-        )
+    fn residual_layernorm(&mut self, op: ResidualLayernorm<'_, Buf>) -> Result<()> {
+        self.written(op.residual);
+        self.written(op.out);
+        layernorm::residual_forward(&self.kernels, op)
     }
 
-    fn linear(
-        &mut self,
-        out: &mut Buf,
-        x: &Buf,
-        weight: &Buf,
-        bias: Option<&Buf>,
-        n: usize,
-        c_in: usize,
-        c_out: usize,
-    ) -> Result<()> {
-        self.linear_forward("linear", out, x, weight, bias, Shape { n, c_in, c_out })
+    fn linear(&mut self, op: Linear<'_, Buf>) -> Result<()> {
+        self.linear_forward(op)
     }
 
-    fn linear_gelu(
-        &mut self,
-        out: &mut Buf,
-        pre: &mut Buf,
-        x: &Buf,
-        weight: &Buf,
-        bias: &Buf,
-        n: usize,
-        c_in: usize,
-        c_out: usize,
-    ) -> Result<()> {
-        self.linear_gelu_forward(out, pre, x, weight, bias, Shape { n, c_in, c_out })
+    fn linear_gelu(&mut self, op: LinearGelu<'_, Buf>) -> Result<()> {
+        self.linear_gelu_forward(op)
     }
 
-    fn gelu(&mut self, out: &mut Buf, pre: &Buf, len: usize) -> Result<()> {
-        self.gelu_again(out, pre, len)
+    fn gelu(&mut self, op: Gelu<'_, Buf>) -> Result<()> {
+        self.gelu_again(op)
     }
 
-    fn attention(&mut self, out: &mut Buf, lse: &mut Buf, qkv: &Buf, rows: Rows, heads: Heads) -> Result<()> {
-        self.load_attention(heads)?;
-        self.written(out);
-        attention::forward(&self.kernels, out, lse, qkv, rows, heads)
+    fn attention(&mut self, op: Attention<'_, Buf>) -> Result<()> {
+        self.load_attention(op.heads)?;
+        self.written(op.out);
+        attention::forward(&self.kernels, op)
     }
 
-    fn classifier_loss(
-        &mut self,
-        losses: &mut Buf,
-        at: usize,
-        x: &Buf,
-        wte: &Buf,
-        targets: &Ids,
-        n: usize,
-        channels: usize,
-        vocab: Vocab,
-    ) -> Result<()> {
-        self.classify("classifier_loss", Classifier { losses, at, x, wte, targets, n, channels, vocab }, None)
+    fn classifier_loss(&mut self, op: ClassifierLoss<'_, Buf, Ids>) -> Result<()> {
+        self.classify_loss(op)
     }
 
-    fn copy(&mut self, dst: &mut Buf, to: usize, src: &Buf, from: usize, len: usize) -> Result<()> {
+    fn copy(&mut self, op: CopyPart<'_, Buf>) -> Result<()> {
         const OP: &str = "copy";
-        self.check_length(OP, dst, to + len)?;
+        let CopyPart { dst, at, src, from, len } = op;
+        self.check_length(OP, dst, at + len)?;
         self.check_length(OP, src, from + len)?;
         self.kernels.check(OP, dst.dtype() == src.dtype(), || {
             format!("`dst` is {}, `src` is {}", dst.dtype(), src.dtype())
         })?;
         self.written(dst);
         let size = src.dtype().size() as u64;
-        let (to, from) = (dst.address() + to as u64 * size, src.address() + from as u64 * size);
+        let (to, from) = (dst.address() + at as u64 * size, src.address() + from as u64 * size);
         // SAFETY: both lengths were checked, and two tensors never overlap.
         unsafe { self.kernels.gpu.copy(to, from, len as u64 * size, OP) }
     }
 
-    // ---- decoding --------------------------------------------------------------------------
-
-    fn decode_embedding(
-        &mut self,
-        out: &mut Buf,
-        ids: &Ids,
-        positions: &Ids,
-        wte: &Buf,
-        wpe: &Buf,
-        n: usize,
-        channels: usize,
-    ) -> Result<()> {
-        self.written(out);
-        decode::embedding(&self.kernels, out, ids, positions, wte, wpe, n, channels)
+    fn decode_embedding(&mut self, op: DecodeEmbedding<'_, Buf, Ids>) -> Result<()> {
+        self.written(op.out);
+        decode::embedding(&self.kernels, op)
     }
 
-    fn decode_linear(
-        &mut self,
-        out: &mut Buf,
-        x: &Buf,
-        weight: &Buf,
-        bias: Option<&Buf>,
-        gelu: bool,
-        n: usize,
-        c_in: usize,
-        c_out: usize,
-    ) -> Result<()> {
-        self.written(out);
-        decode::linear(&self.kernels, out, x, weight, bias, gelu, n, c_in, c_out)
+    fn decode_linear(&mut self, op: DecodeLinear<'_, Buf>) -> Result<()> {
+        self.written(op.out);
+        decode::linear(&self.kernels, op)
     }
 
-    fn decode_attention(
-        &mut self,
-        out: &mut Buf,
-        cache: KvCache<'_, Buf>,
-        qkv: &Buf,
-        at: Places<'_, Ids>,
-        n: usize,
-        heads: Heads,
-    ) -> Result<()> {
-        self.written(out);
-        decode::attention(&self.kernels, out, cache, qkv, at, n, heads)
+    fn decode_attention(&mut self, op: DecodeAttention<'_, Buf, Ids>) -> Result<()> {
+        self.written(op.out);
+        decode::attention(&self.kernels, op)
     }
 
-    // ---- the backward pass -----------------------------------------------------------------
-
-    fn classifier(
-        &mut self,
-        losses: &mut Buf,
-        at: usize,
-        dx: &mut Buf,
-        dwte: &mut Buf,
-        x: &Buf,
-        wte: &Buf,
-        targets: &Ids,
-        n: usize,
-        channels: usize,
-        vocab: Vocab,
-        scale: f32,
-        write: Write,
-    ) -> Result<()> {
-        self.written(dx);
-        let gradient = ClassifierGradient { dx, dwte, scale, write };
-        self.classify(
-            "classifier",
-            Classifier { losses, at, x, wte, targets, n, channels, vocab },
-            Some(gradient),
-        )
+    fn classifier(&mut self, op: Classifier<'_, Buf, Ids>) -> Result<()> {
+        self.written(op.dx);
+        self.classify(op)
     }
 
-    fn layernorm_backward(
-        &mut self,
-        dx: &mut Buf,
-        dx_write: Write,
-        dweight: &mut Buf,
-        dbias: &mut Buf,
-        write: Write,
-        dout: &Buf,
-        x: &Buf,
-        weight: &Buf,
-        mean: &Buf,
-        rstd: &Buf,
-        n: usize,
-        channels: usize,
-    ) -> Result<()> {
-        self.written(dx);
-        let partials = self.scratch.get(
-            &mut self.memory,
-            Use::LayernormPartials,
-            layernorm::partials_bytes(n as u64, channels as u64),
-        )?;
-        layernorm::backward(
-            &self.kernels,
-            partials,
-            dx,
-            dx_write,
-            dweight,
-            dbias,
-            write,
-            dout,
-            x,
-            weight,
-            mean,
-            rstd,
-            n,
-            channels,
-        )
+    fn layernorm_backward(&mut self, op: LayernormBackward<'_, Buf>) -> Result<()> {
+        self.written(op.dx);
+        let bytes = layernorm::partials_bytes(op.rows as u64, op.channels as u64);
+        let partials = self.scratch.get(&mut self.memory, Use::LayernormPartials, bytes)?;
+        layernorm::backward(&self.kernels, partials, op)
     }
 
-    fn linear_backward_input(
-        &mut self,
-        dx: &mut Buf,
-        dout: &Buf,
-        weight: &Buf,
-        n: usize,
-        c_in: usize,
-        c_out: usize,
-    ) -> Result<()> {
-        self.backward_input("linear_backward_input", dx, dout, weight, None, Shape { n, c_in, c_out })
+    fn linear_backward_input(&mut self, op: LinearBackwardInput<'_, Buf>) -> Result<()> {
+        self.backward_input(op)
     }
 
-    fn linear_backward_input_gelu(
-        &mut self,
-        dpre: &mut Buf,
-        dout: &Buf,
-        weight: &Buf,
-        pre: &Buf,
-        n: usize,
-        c_in: usize,
-        c_out: usize,
-    ) -> Result<()> {
-        self.backward_input(
-            "linear_backward_input_gelu",
-            dpre,
-            dout,
-            weight,
-            Some(pre),
-            Shape { n, c_in, c_out },
-        )
+    fn linear_backward_input_gelu(&mut self, op: LinearBackwardInputGelu<'_, Buf>) -> Result<()> {
+        self.backward_input_gelu(op)
     }
 
-    fn linear_backward_weight(
-        &mut self,
-        dweight: &mut Buf,
-        dbias: Option<&mut Buf>,
-        dout: &Buf,
-        x: &Buf,
-        n: usize,
-        c_in: usize,
-        c_out: usize,
-        write: Write,
-    ) -> Result<()> {
-        self.backward_weight(dweight, dbias, dout, x, Shape { n, c_in, c_out }, write)
+    fn linear_backward_weight(&mut self, op: LinearBackwardWeight<'_, Buf>) -> Result<()> {
+        self.backward_weight(op)
     }
 
-    fn attention_backward(
-        &mut self,
-        dqkv: &mut Buf,
-        dout: &Buf,
-        qkv: &Buf,
-        out: &Buf,
-        lse: &Buf,
-        rows: Rows,
-        heads: Heads,
-    ) -> Result<()> {
-        self.load_attention(heads)?;
-        self.written(dqkv);
-        let delta =
-            self.scratch.get(&mut self.memory, Use::AttentionDelta, attention::delta_bytes(rows, heads))?;
-        attention::backward(&self.kernels, delta, dqkv, dout, qkv, out, lse, rows, heads)
+    fn attention_backward(&mut self, op: AttentionBackward<'_, Buf>) -> Result<()> {
+        self.load_attention(op.heads)?;
+        self.written(op.dqkv);
+        let bytes = attention::delta_bytes(op.rows, op.heads);
+        let delta = self.scratch.get(&mut self.memory, Use::AttentionDelta, bytes)?;
+        attention::backward(&self.kernels, delta, op)
     }
 
-    fn embedding_backward(
-        &mut self,
-        dwte: &mut Buf,
-        dwpe: &mut Buf,
-        write: Write,
-        dout: &Buf,
-        ids: &Ids,
-        rows: Rows,
-        channels: usize,
-    ) -> Result<()> {
-        let [list, counts, partials] = embedding::sort_scratch_bytes(rows.count() as u64, channels as u64);
+    fn embedding_backward(&mut self, op: EmbeddingBackward<'_, Buf, Ids>) -> Result<()> {
+        let [list, counts, partials] =
+            embedding::sort_scratch_bytes(op.rows.count() as u64, op.channels as u64);
         let (scratch, memory) = (&mut self.scratch, &mut self.memory);
         let scratch = embedding::SortScratch {
             lists: [scratch.get(memory, Use::SortFirst, list)?, scratch.get(memory, Use::SortSecond, list)?],
             counts: scratch.get(memory, Use::SortCounts, counts)?,
             partials: scratch.get(memory, Use::EmbeddingPartials, partials)?,
         };
-        embedding::backward(&self.kernels, scratch, dwte, dwpe, write, dout, ids, rows, channels)
+        embedding::backward(&self.kernels, scratch, op)
     }
 
-    // ---- the optimizer ---------------------------------------------------------------------
-
-    fn sum_squares(&mut self, bufs: &[&Buf]) -> Result<Vec<f64>> {
-        self.squares(bufs)
+    fn sum_squares(&mut self, op: SumSquares<'_, Buf>) -> Result<Vec<f64>> {
+        self.squares(op.tensors)
     }
 
-    fn adamw(&mut self, slots: &mut [ParamSlot<'_, Self>], update: &AdamW) -> Result<()> {
-        self.update(slots, update)
+    fn chunk_squares(&mut self, op: ChunkSquares<'_, Buf>) -> Result<Vec<f64>> {
+        self.squares_of_chunks(op.parts)
     }
 
-    fn add(&mut self, dst: &mut Buf, src: &Buf) -> Result<()> {
+    fn adamw(&mut self, op: AdamWUpdate<'_, Buf>) -> Result<()> {
+        self.update(op)
+    }
+
+    fn add(&mut self, op: Add<'_, Buf>) -> Result<()> {
+        let Add { dst, src } = op;
         self.kernels.check("add", src.len() == dst.len(), || {
             format!("{} elements do not fit {}", src.len(), dst.len())
         })?;
         let len = dst.len();
-        elementwise::add(&self.kernels, dst, 0, src, 0, len)
+        elementwise::add(&self.kernels, AddPart { dst, at: 0, src, from: 0, len })
     }
 
-    fn add_part(&mut self, dst: &mut Buf, at: usize, src: &Buf, from: usize, len: usize) -> Result<()> {
-        elementwise::add(&self.kernels, dst, at, src, from, len)
+    fn add_part(&mut self, op: AddPart<'_, Buf>) -> Result<()> {
+        elementwise::add(&self.kernels, op)
     }
 
     fn chunk(&self) -> usize {
         optimizer::CHUNK as usize
-    }
-
-    fn chunk_squares(&mut self, parts: &[(&Buf, Range<usize>)]) -> Result<Vec<f64>> {
-        self.squares_of_chunks(parts)
     }
 
     fn fold_squares(&self, chunks: &[f64]) -> f64 {

@@ -4,14 +4,16 @@
 //! cuBLASLt's are followed by a pass, and the bits of GELU are the same. The option's other values ask for
 //! cuBLASLt's fusion, which sees the sum before rounding.
 
-use super::gemm::Operands;
-use super::gemm::plan::{Epilogue, GemmKey, Product, Types};
 use super::launch::{classifier, gelu, gemm_hopper, reduce};
 use super::memory::{Buf, Ids};
+use super::product::{Epilogue, GemmKey, Operands, Product, Types};
 use super::scratch::Use;
 use super::{Cuda, Options};
 use crate::experiment::Compute;
-use crate::ops::{Dtype, Result, ScratchShape, Vocab, Write};
+use crate::ops::{
+    Classifier, ClassifierLoss, Dtype, Gelu, Linear, LinearBackwardInput, LinearBackwardInputGelu,
+    LinearBackwardWeight, LinearGelu, LinearShape, Result, ScratchShape, Vocab, Write,
+};
 
 /// The column sums that GELU's gradient computed on its way: valid for one tensor until it is written.
 #[derive(Clone, Copy, Debug)]
@@ -21,31 +23,16 @@ pub struct GeluSums {
     width: usize,
 }
 
-/// Rows, input and output width of a linear layer.
-#[derive(Clone, Copy)]
-pub struct Shape {
-    pub n: usize,
-    pub c_in: usize,
-    pub c_out: usize,
-}
-
-impl Shape {
-    fn key(self, product: Product, options: &Options, epilogue: Epilogue) -> GemmKey {
-        let types = match (options.compute, product) {
-            (Compute::Fp32, _) => Types::F32,
-            (Compute::Tf32, _) => Types::Tf32,
-            (Compute::Auto | Compute::Bf16, Product::BackwardWeight) => Types::Bf16ToF32,
-            (Compute::Auto | Compute::Bf16, _) => Types::Bf16,
-        };
-        GemmKey {
-            product,
-            rows: self.n as u64,
-            c_in: self.c_in as u64,
-            c_out: self.c_out as u64,
-            types,
-            epilogue,
-        }
-    }
+/// The key of a product of a linear layer.
+fn key(shape: LinearShape, product: Product, options: &Options, epilogue: Epilogue) -> GemmKey {
+    let types = match (options.compute, product) {
+        (Compute::Fp32, _) => Types::F32,
+        (Compute::Tf32, _) => Types::Tf32,
+        (Compute::Auto | Compute::Bf16, Product::BackwardWeight) => Types::Bf16ToF32,
+        (Compute::Auto | Compute::Bf16, _) => Types::Bf16,
+    };
+    let LinearShape { rows, c_in, c_out } = shape;
+    GemmKey { product, rows: rows as u64, c_in: c_in as u64, c_out: c_out as u64, types, epilogue }
 }
 
 /// Fusion is a matter of bf16: cuBLASLt has no such epilogue for every type.
@@ -68,21 +55,22 @@ pub fn gemm_keys(shape: &ScratchShape, options: &Options) -> Vec<GemmKey> {
     // GELU's gradient leaves the sums that are the gradient of the bias before it, unless cuBLASLt fuses it.
     let before_gelu = if fusion(options) >= 2 { Epilogue::BiasGradient } else { Epilogue::Nothing };
     use Epilogue::{Bias, BiasGradient, Nothing};
+    let layer = |c_in, c_out| LinearShape { rows: n, c_in, c_out };
     let mut layers = vec![
-        (Shape { n, c_in: c, c_out: 3 * c }, [Bias, Nothing, BiasGradient]),
-        (Shape { n, c_in: c, c_out: c }, [Bias, Nothing, BiasGradient]),
-        (Shape { n, c_in: c, c_out: 4 * c }, [gelu_forward, Nothing, before_gelu]),
-        (Shape { n, c_in: 4 * c, c_out: c }, [Bias, gelu_backward, BiasGradient]),
+        (layer(c, 3 * c), [Bias, Nothing, BiasGradient]),
+        (layer(c, c), [Bias, Nothing, BiasGradient]),
+        (layer(c, 4 * c), [gelu_forward, Nothing, before_gelu]),
+        (layer(4 * c, c), [Bias, gelu_backward, BiasGradient]),
     ];
     for (_, rows) in chunks(n, shape.vocab, super::act_dtype(options.compute)) {
-        layers.push((Shape { n: rows, c_in: c, c_out: shape.vocab.padded }, [Nothing; 3]));
+        layers.push((LinearShape { rows, c_in: c, c_out: shape.vocab.padded }, [Nothing; 3]));
     }
     let mut keys = Vec::new();
     for (layer, [forward, input, weight]) in layers {
-        keys.push(layer.key(Product::Forward, options, forward));
+        keys.push(key(layer, Product::Forward, options, forward));
         if shape.backward {
-            keys.push(layer.key(Product::BackwardInput, options, input));
-            keys.push(layer.key(Product::BackwardWeight, options, weight));
+            keys.push(key(layer, Product::BackwardInput, options, input));
+            keys.push(key(layer, Product::BackwardWeight, options, weight));
         }
     }
     keys.sort();
@@ -104,145 +92,135 @@ impl Cuda {
         }
     }
 
-    pub(super) fn linear_forward(
-        &mut self,
-        op: &'static str,
-        out: &mut Buf,
-        x: &Buf,
-        weight: &Buf,
-        bias: Option<&Buf>,
-        shape: Shape,
-    ) -> Result<()> {
+    pub(super) fn linear_forward(&mut self, op: Linear<'_, Buf>) -> Result<()> {
+        const OP: &str = "linear";
+        let Linear { out, x, weight, bias, shape } = op;
         let k = &self.kernels;
         let operands = Operands {
-            left: k.act(op, "x", x, shape.n * shape.c_in)?,
-            right: k.act(op, "weight", weight, shape.c_out * shape.c_in)?,
-            out: k.act(op, "out", out, shape.n * shape.c_out)?,
-            add: false,
-            bias: bias.map_or(Ok(0), |bias| k.act(op, "bias", bias, shape.c_out))?,
-            pre: 0,
-            sums: 0,
+            bias: bias.map_or(Ok(0), |bias| k.act(OP, "bias", bias, shape.c_out))?,
+            ..Operands::new(
+                k.act(OP, "x", x, shape.input())?,
+                k.act(OP, "weight", weight, shape.weight())?,
+                k.act(OP, "out", out, shape.output())?,
+            )
         };
         self.written(out);
         let epilogue = if bias.is_some() { Epilogue::Bias } else { Epilogue::Nothing };
+        let key = key(shape, Product::Forward, &self.options, epilogue);
         // SAFETY: all lengths were checked.
-        unsafe {
-            self.gemm.run(&self.kernels, op, shape.key(Product::Forward, &self.options, epilogue), operands)
-        }
+        unsafe { self.gemm.run(&self.kernels, OP, key, operands) }
     }
 
-    pub(super) fn linear_gelu_forward(
-        &mut self,
-        out: &mut Buf,
-        pre: &mut Buf,
-        x: &Buf,
-        weight: &Buf,
-        bias: &Buf,
-        shape: Shape,
-    ) -> Result<()> {
+    pub(super) fn linear_gelu_forward(&mut self, op: LinearGelu<'_, Buf>) -> Result<()> {
         const OP: &str = "linear_gelu";
-        let size = shape.n * shape.c_out;
+        let LinearGelu { out, pre, x, weight, bias, shape } = op;
         let k = &self.kernels;
         let operands = Operands {
-            left: k.act(OP, "x", x, shape.n * shape.c_in)?,
-            right: k.act(OP, "weight", weight, shape.c_out * shape.c_in)?,
-            out: k.act(OP, "out", out, size)?,
-            add: false,
             bias: k.act(OP, "bias", bias, shape.c_out)?,
-            pre: k.act(OP, "pre", pre, size)?,
-            sums: 0,
+            pre: k.act(OP, "pre", pre, shape.output())?,
+            ..Operands::new(
+                k.act(OP, "x", x, shape.input())?,
+                k.act(OP, "weight", weight, shape.weight())?,
+                k.act(OP, "out", out, shape.output())?,
+            )
         };
         self.written(out);
         self.written(pre);
-        let key = shape.key(Product::Forward, &self.options, gelu_epilogues(&self.options).0);
+        let key = key(shape, Product::Forward, &self.options, gelu_epilogues(&self.options).0);
         let whole = key.epilogue == Epilogue::BiasGelu || self.gemm.own(key)?.is_some();
         let operands = if whole { operands } else { Operands { out: operands.pre, ..operands } };
         // SAFETY: all lengths were checked.
         unsafe { self.gemm.run(&self.kernels, OP, key, operands) }?;
-        if whole { Ok(()) } else { gelu::forward(&self.kernels, OP, out, pre, size) }
+        if whole { Ok(()) } else { gelu::forward(&self.kernels, OP, Gelu { out, pre, len: shape.output() }) }
     }
 
     /// `out = gelu(pre)` for recomputation: only where the forward pass rounded `pre` first, as this does.
-    pub(super) fn gelu_again(&mut self, out: &mut Buf, pre: &Buf, len: usize) -> Result<()> {
+    pub(super) fn gelu_again(&mut self, op: Gelu<'_, Buf>) -> Result<()> {
         const OP: &str = "gelu";
         self.kernels.check(OP, fusion(&self.options) == 0, || {
-            "a GELU inside the matrix multiplication sees the sum before rounding, so it cannot be computed again from what was stored\n  \
+            "a GELU inside the matrix multiplication sees the sum before rounding, so it cannot be \
+             computed again from what was stored\n  \
              hint: set `memory.recompute` or `kernels.gelu_fusion` to 0"
                 .into()
         })?;
-        self.written(out);
-        gelu::forward(&self.kernels, OP, out, pre, len)
+        self.written(op.out);
+        gelu::forward(&self.kernels, OP, op)
     }
 
-    pub(super) fn backward_input(
-        &mut self,
-        op: &'static str,
-        dx: &mut Buf,
-        dout: &Buf,
-        weight: &Buf,
-        pre: Option<&Buf>,
-        shape: Shape,
-    ) -> Result<()> {
-        let k = &self.kernels;
-        let size = shape.n * shape.c_in;
-        let mut operands = Operands {
-            left: k.act(op, "dout", dout, shape.n * shape.c_out)?,
-            right: k.act(op, "weight", weight, shape.c_out * shape.c_in)?,
-            out: k.act(op, "dx", dx, size)?,
-            add: false,
-            bias: 0,
-            pre: pre.map_or(Ok(0), |pre| k.act(op, "pre", pre, size))?,
-            sums: 0,
-        };
+    pub(super) fn backward_input(&mut self, op: LinearBackwardInput<'_, Buf>) -> Result<()> {
+        const OP: &str = "linear_backward_input";
+        let LinearBackwardInput { dx, dout, weight, shape } = op;
+        let operands = self.input_operands(OP, dx, dout, weight, shape)?;
         self.written(dx);
-        let epilogue = if pre.is_some() { gelu_epilogues(&self.options).1 } else { Epilogue::Nothing };
-        let key = shape.key(Product::BackwardInput, &self.options, epilogue);
-        let mut leaves_sums = None;
-        if epilogue == Epilogue::ThenGeluGradient {
-            let bytes = reduce::partials_bytes(shape.n as u64, shape.c_in as u64);
-            let sums = self.scratch.get(&mut self.memory, Use::GeluPartials, bytes)?;
-            leaves_sums = Some(sums);
+        let key = key(shape, Product::BackwardInput, &self.options, Epilogue::Nothing);
+        // SAFETY: all lengths were checked.
+        unsafe { self.gemm.run(&self.kernels, OP, key, operands) }
+    }
+
+    pub(super) fn backward_input_gelu(&mut self, op: LinearBackwardInputGelu<'_, Buf>) -> Result<()> {
+        const OP: &str = "linear_backward_input_gelu";
+        let LinearBackwardInputGelu { dpre, dout, weight, pre, shape } = op;
+        let mut operands = self.input_operands(OP, dpre, dout, weight, shape)?;
+        operands.pre = self.kernels.act(OP, "pre", pre, shape.input())?;
+        self.written(dpre);
+        let key = key(shape, Product::BackwardInput, &self.options, gelu_epilogues(&self.options).1);
+        let separate = key.epilogue == Epilogue::ThenGeluGradient;
+        let mut sums = 0;
+        if separate {
+            let bytes = reduce::partials_bytes(shape.rows as u64, shape.c_in as u64);
+            sums = self.scratch.get(&mut self.memory, Use::GeluPartials, bytes)?;
             if self.gemm.own(key)?.is_some() {
                 operands.sums = sums;
             }
         }
         // SAFETY: all lengths were checked, and the scratch holds the sums.
-        unsafe { self.gemm.run(&self.kernels, op, key, operands) }?;
-        let (Some(pre), Some(sums)) = (pre, leaves_sums) else { return Ok(()) };
-        if operands.sums == 0 {
-            gelu::backward_in_place(&self.kernels, op, sums, dx, pre, shape.n, shape.c_in)?;
+        unsafe { self.gemm.run(&self.kernels, OP, key, operands) }?;
+        if !separate {
+            return Ok(());
         }
-        self.gelu_sums = Some(GeluSums { dpre: dx.address(), rows: shape.n, width: shape.c_in });
+        let LinearShape { rows, c_in: width, .. } = shape;
+        if operands.sums == 0 {
+            gelu::backward_in_place(&self.kernels, OP, sums, dpre, pre, rows, width)?;
+        }
+        self.gelu_sums = Some(GeluSums { dpre: dpre.address(), rows, width });
         Ok(())
     }
 
-    pub(super) fn backward_weight(
-        &mut self,
-        dweight: &mut Buf,
-        dbias: Option<&mut Buf>,
+    fn input_operands(
+        &self,
+        op: &'static str,
+        dx: &Buf,
         dout: &Buf,
-        x: &Buf,
-        shape: Shape,
-        write: Write,
-    ) -> Result<()> {
-        const OP: &str = "linear_backward_weight";
+        weight: &Buf,
+        shape: LinearShape,
+    ) -> Result<Operands> {
         let k = &self.kernels;
-        let Shape { n, c_in, c_out } = shape;
+        Ok(Operands::new(
+            k.act(op, "dout", dout, shape.output())?,
+            k.act(op, "weight", weight, shape.weight())?,
+            k.act(op, "dx", dx, shape.input())?,
+        ))
+    }
+
+    pub(super) fn backward_weight(&mut self, op: LinearBackwardWeight<'_, Buf>) -> Result<()> {
+        const OP: &str = "linear_backward_weight";
+        let LinearBackwardWeight { dweight, dbias, dout, x, shape, write } = op;
+        let k = &self.kernels;
+        let (n, c_out) = (shape.rows, shape.c_out);
         let mut operands = Operands {
-            left: k.act(OP, "dout", dout, n * c_out)?,
-            right: k.act(OP, "x", x, n * c_in)?,
-            out: k.f32(OP, "dweight", dweight, c_out * c_in)?,
             add: write == Write::Add,
-            bias: 0,
-            pre: 0,
-            sums: 0,
+            ..Operands::new(
+                k.act(OP, "dout", dout, shape.output())?,
+                k.act(OP, "x", x, shape.input())?,
+                k.f32(OP, "dweight", dweight, shape.weight())?,
+            )
         };
         // GELU's gradient has added the columns when it made this tensor.
         let known = self
             .gelu_sums
             .is_some_and(|sums| sums.dpre == dout.address() && sums.rows == n && sums.width == c_out);
         let epilogue = if dbias.is_some() && !known { Epilogue::BiasGradient } else { Epilogue::Nothing };
-        let key = shape.key(Product::BackwardWeight, &self.options, epilogue);
+        let key = key(shape, Product::BackwardWeight, &self.options, epilogue);
         let own = self.gemm.own(key)?;
         let (mut partials, mut partial_rows) = (0, (n as u64).div_ceil(reduce::COLUMN_ROWS));
         if dbias.is_some() {
@@ -266,108 +244,113 @@ impl Cuda {
             reduce::Targets { first: k.f32(OP, "dbias", dbias, c_out)?, second: 0, split: width, width };
         reduce::reduce_partials(k, OP, targets, partials, partial_rows, write)
     }
-}
 
-/// The tensors of the classifier.
-pub struct Classifier<'a> {
-    pub losses: &'a mut Buf,
-    pub at: usize,
-    pub x: &'a Buf,
-    pub wte: &'a Buf,
-    pub targets: &'a Ids,
-    pub n: usize,
-    pub channels: usize,
-    pub vocab: Vocab,
-}
+    pub(super) fn classify_loss(&mut self, op: ClassifierLoss<'_, Buf, Ids>) -> Result<()> {
+        const OP: &str = "classifier_loss";
+        let ClassifierLoss { losses, losses_at, x, wte, targets, rows, channels, vocab } = op;
+        let k = &self.kernels;
+        let rows = ClassifierRows {
+            x: k.act(OP, "x", x, rows * channels)?,
+            wte: k.act(OP, "wte", wte, vocab.padded * channels)?,
+            losses: k.f32(OP, "losses", losses, losses_at + rows)? + 4 * losses_at as u64,
+            targets: k.ids(OP, "targets", targets, rows)?,
+            rows,
+            channels,
+            vocab,
+        };
+        // SAFETY: all lengths were checked.
+        unsafe { self.classify_chunks(OP, &rows, None) }
+    }
 
-/// Where the classifier's gradients go.
-pub struct ClassifierGradient<'a> {
-    pub dx: &'a mut Buf,
-    pub dwte: &'a mut Buf,
-    pub scale: f32,
-    pub write: Write,
-}
+    pub(super) fn classify(&mut self, op: Classifier<'_, Buf, Ids>) -> Result<()> {
+        const OP: &str = "classifier";
+        let (rows, channels, vocab) = (op.rows, op.channels, op.vocab);
+        let k = &self.kernels;
+        let classified = ClassifierRows {
+            x: k.act(OP, "x", op.x, rows * channels)?,
+            wte: k.act(OP, "wte", op.wte, vocab.padded * channels)?,
+            losses: k.f32(OP, "losses", op.losses, op.losses_at + rows)? + 4 * op.losses_at as u64,
+            targets: k.ids(OP, "targets", op.targets, rows)?,
+            rows,
+            channels,
+            vocab,
+        };
+        let gradient = ClassifierGradient {
+            dx: k.act(OP, "dx", op.dx, rows * channels)?,
+            dwte: k.f32(OP, "dwte", op.dwte, vocab.padded * channels)?,
+            scale: op.scale,
+            write: op.write,
+        };
+        // SAFETY: all lengths were checked.
+        unsafe { self.classify_chunks(OP, &classified, Some(gradient)) }
+    }
 
-impl Cuda {
     /// Losses and, where asked for, gradients, one chunk of rows after the other. Within a chunk `dwte`
     /// is summed by the matrix multiplication, over chunks in order.
-    pub(super) fn classify(
+    ///
+    /// # Safety
+    /// The addresses are those of live tensors of the shapes that the structs give.
+    unsafe fn classify_chunks(
         &mut self,
         op: &'static str,
-        c: Classifier<'_>,
-        gradient: Option<ClassifierGradient<'_>>,
+        c: &ClassifierRows,
+        gradient: Option<ClassifierGradient>,
     ) -> Result<()> {
-        let Classifier { losses, at, x, wte, targets, n, channels, vocab } = c;
-        let k = &self.kernels;
-        let size = n * channels;
-        let x = k.act(op, "x", x, size)?;
-        let wte = k.act(op, "wte", wte, vocab.padded * channels)?;
-        let losses = k.f32(op, "losses", losses, at + n)? + 4 * at as u64;
-        let targets = k.ids(op, "targets", targets, n)?;
-        let gradient = gradient
-            .map(|g| {
-                let addresses =
-                    (k.act(op, "dx", g.dx, size)?, k.f32(op, "dwte", g.dwte, vocab.padded * channels)?);
-                Ok((addresses, g.scale, g.write))
-            })
-            .transpose()?;
-        let element = k.act.size();
-        let chunks = chunks(n, vocab, k.act);
+        let ClassifierRows { x, wte, losses, targets, rows: n, channels, vocab } = *c;
+        let element = self.kernels.act.size();
+        let chunks = chunks(n, vocab, self.kernels.act);
         let most = chunks.first().map_or(0, |(_, rows)| *rows);
         let logits =
             self.scratch.get(&mut self.memory, Use::Logits, (most * vocab.padded * element) as u64)?;
         for (first, rows) in chunks {
             let offset = (first * channels * element) as u64;
-            let layer = Shape { n: rows, c_in: channels, c_out: vocab.padded };
-            let forward =
-                Operands { left: x + offset, right: wte, out: logits, add: false, bias: 0, pre: 0, sums: 0 };
+            let shape = LinearShape { rows, c_in: channels, c_out: vocab.padded };
+            let [forward, input, weight] =
+                [Product::Forward, Product::BackwardInput, Product::BackwardWeight]
+                    .map(|product| key(shape, product, &self.options, Epilogue::Nothing));
             let chunk = classifier::Chunk {
                 logits,
                 losses: losses + 4 * first as u64,
                 targets: targets + 2 * first as u64,
                 rows: rows as u64,
             };
-            // SAFETY: all lengths were checked, and the scratch holds the largest chunk.
+            // SAFETY: the caller's promise, and the scratch holds the largest chunk.
             unsafe {
-                self.gemm.run(
-                    &self.kernels,
-                    op,
-                    layer.key(Product::Forward, &self.options, Epilogue::Nothing),
-                    forward,
-                )?;
-                let Some(((dx, dwte), scale, write)) = gradient else {
+                self.gemm.run(&self.kernels, op, forward, Operands::new(x + offset, wte, logits))?;
+                let Some(ClassifierGradient { dx, dwte, scale, write }) = gradient else {
                     classifier::loss(&self.kernels, op, &chunk, vocab)?;
                     continue;
                 };
                 classifier::gradient(&self.kernels, op, &chunk, vocab, scale)?;
-                let input = Operands {
-                    left: logits,
-                    right: wte,
-                    out: dx + offset,
-                    add: false,
-                    bias: 0,
-                    pre: 0,
-                    sums: 0,
-                };
-                self.gemm.run(
-                    &self.kernels,
-                    op,
-                    layer.key(Product::BackwardInput, &self.options, Epilogue::Nothing),
-                    input,
-                )?;
+                self.gemm.run(&self.kernels, op, input, Operands::new(logits, wte, dx + offset))?;
                 let add = write == Write::Add || first > 0;
-                let weight =
-                    Operands { left: logits, right: x + offset, out: dwte, add, bias: 0, pre: 0, sums: 0 };
-                self.gemm.run(
-                    &self.kernels,
-                    op,
-                    layer.key(Product::BackwardWeight, &self.options, Epilogue::Nothing),
-                    weight,
-                )?;
+                let operands = Operands { add, ..Operands::new(logits, x + offset, dwte) };
+                self.gemm.run(&self.kernels, op, weight, operands)?;
             }
         }
         Ok(())
     }
+}
+
+/// The operands of the classifier as device addresses, and their shape.
+struct ClassifierRows {
+    x: u64,
+    wte: u64,
+    /// Of the first row's loss.
+    losses: u64,
+    targets: u64,
+    rows: usize,
+    channels: usize,
+    vocab: Vocab,
+}
+
+/// Where the classifier's gradients go.
+#[derive(Clone, Copy)]
+struct ClassifierGradient {
+    dx: u64,
+    dwte: u64,
+    scale: f32,
+    write: Write,
 }
 
 #[cfg(test)]

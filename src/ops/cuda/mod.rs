@@ -7,7 +7,7 @@
 //!   way in and out.
 //! * [`sources`] and [`compile`] turn `kernels/*.cu` into machine code for the GPU at hand.
 //! * [`args`], [`modules`] and [`launch`] tie each kernel to a typed function.
-//! * [`gemm`] multiplies matrices with pinned algorithms.
+//! * [`product`] is a matrix product as a value; [`gemm`] multiplies matrices with pinned algorithms.
 //! * `graph` replays work that comes again.
 //! * [`scratch`] plans the memory that operations need beside their operands.
 //! * `device`, `linear` and `optimizer` put these together as [`crate::ops::Ops`].
@@ -33,6 +33,7 @@ pub mod modules;
 pub mod nccl;
 mod numerics;
 mod optimizer;
+pub mod product;
 pub mod scratch;
 pub mod selftest;
 pub mod sources;

@@ -59,9 +59,8 @@ fn decode(values: &BTreeMap<String, String>) -> Result<Vec<GemmPlan>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gemm::plan::{
-        Algorithm, Attributes, CublasLt, Epilogue, GemmKey, Product, Tiling, Types,
-    };
+    use super::super::gemm::plan::{Algorithm, Attributes, CublasLt};
+    use super::super::product::{Epilogue, GemmKey, Product, Tiling, Types};
     use super::*;
 
     #[test]

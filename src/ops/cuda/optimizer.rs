@@ -11,7 +11,7 @@ use super::launch::digest::{self, DigestRun, DigestTensor};
 use super::launch::optimizer::{self as kernels, AdamwTensor, SquaresTensor};
 use super::memory::Buf;
 use super::scratch::Use;
-use crate::ops::{AdamW, ParamSlot, Result};
+use crate::ops::{AdamWUpdate, Result};
 
 /// The bytes of each table as they lie on the device.
 #[derive(Default)]
@@ -57,8 +57,9 @@ impl Cuda {
         Ok(address)
     }
 
-    pub(super) fn update(&mut self, slots: &mut [ParamSlot<'_, Cuda>], update: &AdamW) -> Result<()> {
+    pub(super) fn update(&mut self, op: AdamWUpdate<'_, Buf>) -> Result<()> {
         const OP: &str = "adamw";
+        let AdamWUpdate { slots, scalars } = op;
         let k = &self.kernels;
         let mut rows = Vec::with_capacity(slots.len());
         let mut blocks = 0;
@@ -86,7 +87,7 @@ impl Cuda {
         }
         let table = self.table(OP, Use::UpdateTable, &rows)?;
         // SAFETY: all lengths were checked, and `first` counts the chunks before each tensor.
-        unsafe { kernels::adamw(&self.kernels, table, rows.len() as u32, blocks, update) }
+        unsafe { kernels::adamw(&self.kernels, table, rows.len() as u32, blocks, &scalars) }
     }
 
     pub(super) fn squares(&mut self, bufs: &[&Buf]) -> Result<Vec<f64>> {

@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::memory::Buf;
-use crate::ops::{Ops, Result, Role};
+use crate::ops::{Linear, LinearShape, Ops, Result, Role};
 use crate::rng::Key;
 
 /// What the self-test measured.
@@ -49,7 +49,8 @@ fn gemm_error(cuda: &mut Cuda) -> Result<f64> {
     cuda.upload(&mut buffers[0], &x)?;
     cuda.upload(&mut buffers[1], &w)?;
     let [x_buf, w_buf, out] = &mut buffers;
-    cuda.linear(out, x_buf, w_buf, None, n, c_in, c_out)?;
+    let shape = LinearShape { rows: n, c_in, c_out };
+    cuda.linear(Linear { out, x: x_buf, weight: w_buf, bias: None, shape })?;
     let mut got = vec![0.0; n * c_out];
     cuda.download(out, &mut got)?;
     let (mut worst, mut largest) = (0f64, 0f64);
@@ -72,9 +73,11 @@ pub fn gemm_tflops(cuda: &mut Cuda, size: usize) -> Result<f64> {
     cuda.fill_random(&mut x, 1)?;
     // SAFETY: both tensors have the same length and do not overlap.
     unsafe { cuda.kernels.gpu.copy(w.address(), x.address(), x.bytes(), "selftest") }?;
+    let shape = LinearShape { rows: size, c_in: size, c_out: size };
     let mut times = Vec::new();
     for _ in 0..8 {
-        times.push(cuda.time(|cuda| cuda.linear(&mut out, &x, &w, None, size, size, size))?);
+        let op = Linear { out: &mut out, x: &x, weight: &w, bias: None, shape };
+        times.push(cuda.time(|cuda| cuda.linear(op))?);
     }
     // The first run is the warm-up.
     times.remove(0);

@@ -17,7 +17,11 @@ use crate::model::gpt2::{Gpt2, MicroBatch};
 use crate::model::weights::Weights;
 use crate::ops::cpu::Cpu;
 use crate::ops::testing::{self, Limits};
-use crate::ops::{Ops, ParamSlot, Role, Rows, ScratchShape, Vocab, Write};
+use crate::ops::{
+    AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, Gelu, Linear,
+    LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape, Ops,
+    ParamCount, ParamSlot, Role, Rows, ScratchShape, SumSquares, Vocab, Write,
+};
 use crate::rng::Key;
 
 fn open(options: &Options) -> Option<Cuda> {
@@ -199,17 +203,30 @@ fn the_products_of_a_wide_layer_agree_with_the_cpu_in_every_mode() {
         );
         let mut out = ops.alloc(Role::Activation, n * c_out).expect("memory");
         let mut pre = ops.alloc(Role::Activation, n * c_out).expect("memory");
-        ops.linear_gelu(&mut out, &mut pre, &x, &w, &b, n, c_in, c_out).expect("linear_gelu");
+        let shape = LinearShape { rows: n, c_in, c_out };
+        let op = LinearGelu { out: &mut out, pre: &mut pre, x: &x, weight: &w, bias: &b, shape };
+        ops.linear_gelu(op).expect("linear_gelu");
         // The gradient of a layer that came after a GELU at `x`.
         let mut dx = ops.alloc(Role::Activation, n * c_in).expect("memory");
-        ops.linear_backward_input(&mut dx, &d, &w, n, c_in, c_out).expect("linear_backward_input");
+        ops.linear_backward_input(LinearBackwardInput { dx: &mut dx, dout: &d, weight: &w, shape })
+            .expect("linear_backward_input");
         let mut dpre = ops.alloc(Role::Activation, n * c_in).expect("memory");
-        ops.linear_backward_input_gelu(&mut dpre, &d, &w, &x, n, c_in, c_out)
-            .expect("linear_backward_input_gelu");
+        let op = LinearBackwardInputGelu { dpre: &mut dpre, dout: &d, weight: &w, pre: &x, shape };
+        ops.linear_backward_input_gelu(op).expect("linear_backward_input_gelu");
         let mut dw = ops.alloc(Role::F32, c_out * c_in).expect("memory");
         let mut db = ops.alloc(Role::F32, c_out).expect("memory");
-        ops.linear_backward_weight(&mut dw, Some(&mut db), &d, &x, n, c_in, c_out, Write::Set).expect("set");
-        ops.linear_backward_weight(&mut dw, Some(&mut db), &d, &x, n, c_in, c_out, Write::Add).expect("add");
+        for write in [Write::Set, Write::Add] {
+            let (dweight, dbias) = (&mut dw, Some(&mut db));
+            ops.linear_backward_weight(LinearBackwardWeight {
+                dweight,
+                dbias,
+                dout: &d,
+                x: &x,
+                shape,
+                write,
+            })
+            .expect("linear_backward_weight");
+        }
         [
             values(ops, &out, n * c_out),
             values(ops, &pre, n * c_out),
@@ -261,11 +278,15 @@ fn the_bias_gradient_after_gelu_has_the_bits_of_a_pass_of_its_own() {
     let mut dw = cuda.alloc(Role::F32, wide * c).expect("memory");
     let mut gradient = |cuda: &mut Cuda, dpre: &memory::Buf| {
         let mut db = cuda.alloc(Role::F32, wide).expect("memory");
-        cuda.linear_backward_weight(&mut dw, Some(&mut db), dpre, &x, n, c, wide, Write::Set)
+        let shape = LinearShape { rows: n, c_in: c, c_out: wide };
+        let (dweight, dbias, write) = (&mut dw, Some(&mut db), Write::Set);
+        cuda.linear_backward_weight(LinearBackwardWeight { dweight, dbias, dout: dpre, x: &x, shape, write })
             .expect("gradient");
         bytes(cuda, &db)
     };
-    cuda.linear_backward_input_gelu(&mut dpre, &dout, &weight, &pre, n, wide, c).expect("gradient");
+    let shape = LinearShape { rows: n, c_in: wide, c_out: c };
+    let op = LinearBackwardInputGelu { dpre: &mut dpre, dout: &dout, weight: &weight, pre: &pre, shape };
+    cuda.linear_backward_input_gelu(op).expect("gradient");
     assert!(cuda.gelu_sums.is_some(), "the sums wait for the weight gradient");
     let kept = gradient(&mut cuda, &dpre);
     let stored = bytes(&mut cuda, &dpre);
@@ -298,22 +319,32 @@ fn the_classifier_crosses_chunks_without_a_seam() {
         let mut alone = ops.alloc(Role::F32, n).expect("memory");
         let mut dx = ops.alloc(Role::Activation, n * c).expect("memory");
         let mut dwte = filled(ops, Role::F32, &vec![7.0; vocab.padded * c]);
-        ops.classifier(
-            &mut losses,
-            5,
-            &mut dx,
-            &mut dwte,
-            &x,
-            &wte,
-            &ids,
-            n,
-            c,
+        ops.classifier(Classifier {
+            losses: &mut losses,
+            losses_at: 5,
+            dx: &mut dx,
+            dwte: &mut dwte,
+            x: &x,
+            wte: &wte,
+            targets: &ids,
+            rows: n,
+            channels: c,
             vocab,
-            1.0 / 64.0,
-            Write::Set,
-        )
+            scale: 1.0 / 64.0,
+            write: Write::Set,
+        })
         .expect("classifier");
-        ops.classifier_loss(&mut alone, 0, &x, &wte, &ids, n, c, vocab).expect("classifier_loss");
+        ops.classifier_loss(ClassifierLoss {
+            losses: &mut alone,
+            losses_at: 0,
+            x: &x,
+            wte: &wte,
+            targets: &ids,
+            rows: n,
+            channels: c,
+            vocab,
+        })
+        .expect("classifier_loss");
         [
             values(ops, &losses, n + 5)[5..].to_vec(),
             values(ops, &alone, n),
@@ -345,8 +376,17 @@ fn attention_over_many_tiles_agrees_with_the_cpu_and_repeats_its_bits() {
         let mut out = filled(ops, Role::Activation, &vec![f32::NAN; len]);
         let mut lse = filled(ops, Role::F32, &vec![f32::NAN; rows.count() * heads.heads]);
         let mut dqkv = filled(ops, Role::Activation, &vec![f32::NAN; 3 * len]);
-        ops.attention(&mut out, &mut lse, &qkv, rows, heads).expect("attention");
-        ops.attention_backward(&mut dqkv, &dout, &qkv, &out, &lse, rows, heads).expect("attention_backward");
+        ops.attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, rows, heads }).expect("attention");
+        ops.attention_backward(AttentionBackward {
+            dqkv: &mut dqkv,
+            dout: &dout,
+            qkv: &qkv,
+            out: &out,
+            lse: &lse,
+            rows,
+            heads,
+        })
+        .expect("attention_backward");
         [values(ops, &out, len), values(ops, &lse, rows.count() * heads.heads), values(ops, &dqkv, 3 * len)]
     }
     let Some(mut cuda) = cuda() else { return };
@@ -465,7 +505,7 @@ fn updates_agree_with_the_cpu_with_and_without_masters() {
         }
         for step in 1..=3u64 {
             let correction = |beta: f64| (1.0 / (1.0 - beta.powi(step as i32))) as f32;
-            let update = crate::ops::AdamW {
+            let scalars = AdamW {
                 learning_rate: 1e-2,
                 beta1: 0.9,
                 beta2: 0.95,
@@ -476,7 +516,7 @@ fn updates_agree_with_the_cpu_with_and_without_masters() {
                 rounding_key: [5, 6],
                 step,
             };
-            let mut slots: Vec<ParamSlot<'_, O>> = buffers
+            let slots: Vec<ParamSlot<'_, O::Buf>> = buffers
                 .iter_mut()
                 .enumerate()
                 .map(|(id, [param, master, grad, adam_m, adam_v])| ParamSlot {
@@ -491,9 +531,10 @@ fn updates_agree_with_the_cpu_with_and_without_masters() {
                     weight_decay: 0.1,
                 })
                 .collect();
-            ops.adamw(&mut slots, &update).expect("an update");
+            ops.adamw(AdamWUpdate { slots, scalars }).expect("an update");
         }
-        let squares = ops.sum_squares(&buffers.iter().map(|b| &b[2]).collect::<Vec<_>>()).expect("sums");
+        let tensors: Vec<&O::Buf> = buffers.iter().map(|b| &b[2]).collect();
+        let squares = ops.sum_squares(SumSquares { tensors: &tensors }).expect("sums");
         let mut result = vec![squares.iter().map(|s| *s as f32).collect()];
         for (b, len) in buffers.iter().zip(lengths) {
             let [param, master, _, adam_m, adam_v] = b;
@@ -525,7 +566,7 @@ fn shape(batch: usize, seq: usize, channels: usize, heads: usize) -> ScratchShap
         heads: Heads { heads, head_size: channels / heads },
         vocab,
         backward: true,
-        params: crate::ops::ParamCount::default(),
+        params: ParamCount::default(),
     }
 }
 
@@ -571,13 +612,16 @@ fn too_little_memory_and_wrong_operands_are_refused_by_name() {
     );
     let mut short = cuda.alloc(Role::Activation, 64).expect("memory");
     let x = cuda.alloc(Role::Activation, 128).expect("memory");
-    let error = cuda.linear(&mut short, &x, &x, None, 2, 64, 64).expect_err("`weight` is short").to_string();
+    let layer = LinearShape { rows: 2, c_in: 64, c_out: 64 };
+    let op = Linear { out: &mut short, x: &x, weight: &x, bias: None, shape: layer };
+    let error = cuda.linear(op).expect_err("`weight` is short").to_string();
     assert!(
         error.contains("linear failed on") && error.contains("`weight` has 128 elements, 4096 are needed"),
         "{error}"
     );
     let floats = cuda.alloc(Role::F32, 128).expect("memory");
-    let error = cuda.gelu(&mut short, &floats, 64).expect_err("`pre` is fp32").to_string();
+    let op = Gelu { out: &mut short, pre: &floats, len: 64 };
+    let error = cuda.gelu(op).expect_err("`pre` is fp32").to_string();
     assert!(error.contains("gelu failed on") && error.contains("`pre` is F32, expected BF16"), "{error}");
 }
 

@@ -2,7 +2,9 @@
 
 use super::reference::{self, AttentionShape};
 use super::{Bench, Case, Limits, random};
-use crate::ops::{Heads, KvCache, Ops, Places, Role};
+use crate::ops::{
+    DecodeAttention, DecodeEmbedding, DecodeLinear, Heads, KvCache, LinearShape, Ops, Role, RowPositions,
+};
 
 /// Runs every decoding operation at odd shapes.
 pub fn decoding_cases<O: Ops>(ops: &mut O, limits: Limits) -> Vec<Case> {
@@ -28,7 +30,16 @@ impl<O: Ops> Bench<'_, O> {
             let wte = self.input(Role::Param, vocab * channels, 1.0);
             let wpe = self.input(Role::Param, context * channels, 1.0);
             let mut out = self.poisoned(Role::Activation, n * channels);
-            self.ops.decode_embedding(&mut out, &ids, &positions, &wte.buf, &wpe.buf, n, channels).unwrap();
+            let op = DecodeEmbedding {
+                out: &mut out,
+                ids: &ids,
+                positions: &positions,
+                wte: &wte.buf,
+                wpe: &wpe.buf,
+                rows: n,
+                channels,
+            };
+            self.ops.decode_embedding(op).unwrap();
             let at = |row: u16, c: usize| usize::from(row) * channels + c;
             let want = (0..n * channels).map(|i| {
                 let (row, c) = (i / channels, i % channels);
@@ -43,28 +54,28 @@ impl<O: Ops> Bench<'_, O> {
             [(1, 1, 1), (1, 768, 131), (2, 7, 3), (3, 520, 70), (5, 64, 64), (8, 1100, 9), (13, 130, 65)]
         {
             let c_in = self.limits.row(c_in);
-            let shape = format!("{n} {c_in} {c_out}");
+            let (name, shape) = (format!("{n} {c_in} {c_out}"), LinearShape { rows: n, c_in, c_out });
             let x = self.input(Role::Activation, n * c_in, 1.0);
             let weight = self.input(Role::Param, c_out * c_in, 0.3);
             let bias = self.input(Role::Param, c_out, 1.0);
             let [mut out, mut act] = [(); 2].map(|()| self.poisoned(Role::Activation, n * c_out));
             let mut wide = self.poisoned(Role::F32, n * c_out);
-            self.ops
-                .decode_linear(&mut out, &x.buf, &weight.buf, Some(&bias.buf), false, n, c_in, c_out)
-                .unwrap();
-            self.ops
-                .decode_linear(&mut act, &x.buf, &weight.buf, Some(&bias.buf), true, n, c_in, c_out)
-                .unwrap();
-            self.ops.decode_linear(&mut wide, &x.buf, &weight.buf, None, false, n, c_in, c_out).unwrap();
+            let biased = Some(&bias.buf);
+            for (out, bias, gelu) in
+                [(&mut out, biased, false), (&mut act, biased, true), (&mut wide, None, false)]
+            {
+                let op = DecodeLinear { out, x: &x.buf, weight: &weight.buf, bias, gelu, shape };
+                self.ops.decode_linear(op).unwrap();
+            }
             let want = reference::linear(&x.values, &weight.values, Some(&bias.values), n, c_in, c_out);
             let bare = reference::linear(&x.values, &weight.values, None, n, c_in, c_out);
-            self.result(&format!("decode_linear {shape}"), &out, want.clone());
+            self.result(&format!("decode_linear {name}"), &out, want.clone());
             self.result(
-                &format!("decode_linear gelu {shape}"),
+                &format!("decode_linear gelu {name}"),
                 &act,
                 want.iter().map(|x| reference::gelu(*x)).collect(),
             );
-            self.result(&format!("decode_linear f32 {shape}"), &wide, bare);
+            self.result(&format!("decode_linear f32 {name}"), &wide, bare);
         }
     }
 
@@ -92,18 +103,15 @@ impl<O: Ops> Bench<'_, O> {
                 let (streams, positions) = (self.listed(&streams), self.listed(&positions));
                 let mut out = self.poisoned(Role::Activation, (n + 1) * channels);
                 let [keys, values] = &mut caches;
-                let places = Places { streams: &streams, positions: &positions };
-                let heads = Heads { heads, head_size };
-                self.ops
-                    .decode_attention(
-                        &mut out,
-                        KvCache { keys, values, capacity },
-                        &rows,
-                        places,
-                        n + 1,
-                        heads,
-                    )
-                    .unwrap();
+                let op = DecodeAttention {
+                    out: &mut out,
+                    cache: KvCache { keys, values, capacity },
+                    qkv: &rows,
+                    at: RowPositions { streams: &streams, positions: &positions },
+                    rows: n + 1,
+                    heads: Heads { heads, head_size },
+                };
+                self.ops.decode_attention(op).unwrap();
                 got.extend(self.read(&out, n * channels));
                 at += n;
                 piece = piece % 7 + 1;
@@ -134,7 +142,9 @@ pub fn decoding_alone_and_together<O: Ops>(ops: &mut O, n: usize) -> [Vec<f32>; 
         let mut all = Vec::new();
         for (role, gelu) in [(Role::Activation, true), (Role::Activation, false), (Role::F32, false)] {
             let mut out = bench.poisoned(role, n * c_out);
-            bench.ops.decode_linear(&mut out, &x, &weight, Some(&bias), gelu, n, c_in, c_out).unwrap();
+            let shape = LinearShape { rows: n, c_in, c_out };
+            let op = DecodeLinear { out: &mut out, x: &x, weight: &weight, bias: Some(&bias), gelu, shape };
+            bench.ops.decode_linear(op).unwrap();
             all.push((c_out, bench.read(&out, n * c_out)));
         }
         let stream = capacity * channels;
@@ -143,9 +153,15 @@ pub fn decoding_alone_and_together<O: Ops>(ops: &mut O, n: usize) -> [Vec<f32>; 
         let streams = bench.listed(&(0..n as u16).collect::<Vec<_>>());
         let at = bench.listed(&positions[rows]);
         let mut out = bench.poisoned(Role::Activation, n * channels);
-        let cache = KvCache { keys: &mut keys, values: &mut values, capacity };
-        let places = Places { streams: &streams, positions: &at };
-        bench.ops.decode_attention(&mut out, cache, &qkv, places, n, Heads { heads, head_size }).unwrap();
+        let op = DecodeAttention {
+            out: &mut out,
+            cache: KvCache { keys: &mut keys, values: &mut values, capacity },
+            qkv: &qkv,
+            at: RowPositions { streams: &streams, positions: &at },
+            rows: n,
+            heads: Heads { heads, head_size },
+        };
+        bench.ops.decode_attention(op).unwrap();
         all.push((channels, bench.read(&out, n * channels)));
         // Row by row, so that passes of one row line up with a pass of several.
         (0..n)

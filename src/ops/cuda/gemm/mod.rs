@@ -10,11 +10,11 @@
 //! Matrices are row-major and dense; cuBLASLt thinks in columns, so each product is written
 //! transposed: `out = x weightᵀ` becomes `outᵀ = weight xᵀ`.
 
+mod cublaslt;
 pub mod plan;
 mod tune;
 
 use std::collections::BTreeMap;
-use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::cublaslt::{result, sys};
@@ -24,8 +24,10 @@ use super::launch::gemm_hopper;
 use super::libraries::{self, Library};
 use super::memory::{Memory, Region};
 use super::modules::Kernels;
+use super::product::{GemmKey, Operands, Tiling};
 use crate::ops::{DeviceError, Result};
-use plan::{Algorithm, Attributes, CublasLt, Epilogue, GemmKey, GemmPlan, Product, Tiling, Types, UserPlans};
+use cublaslt::{Descriptors, Preference, adds_in_order, attributes};
+use plan::{Algorithm, CublasLt, GemmPlan, UserPlans};
 pub use tune::Tuned;
 
 /// Bytes of workspace on `major`: NVIDIA's advice is 32 MiB from Hopper on; twice that opens a few
@@ -34,32 +36,14 @@ pub fn workspace_bytes(major: u32) -> u64 {
     if major >= 9 { 64 << 20 } else { 32 << 20 }
 }
 
-/// Where a product's matrices lie, by their role in [`Product`].
-#[derive(Clone, Copy)]
-pub struct Operands {
-    /// The left factor: `x`, `dout`, `dout`.
-    pub left: u64,
-    /// The right factor: `weight`, `weight`, `x`.
-    pub right: u64,
-    pub out: u64,
-    /// Adds to `out` instead of replacing it.
-    pub add: bool,
-    /// For the epilogues that have one, else 0.
-    pub bias: u64,
-    /// The pre-activation: written by `BiasGelu` and `BiasThenGelu`, read by `GeluGradient` and
-    /// `ThenGeluGradient`.
-    pub pre: u64,
-    /// Partial column sums of our own products with `ThenGeluGradient` or `BiasGradient`, else 0.
-    pub sums: u64,
-}
-
 /// A pinned algorithm, ready to run.
 enum Ready {
     CublasLt(Descriptors, sys::cublasLtMatmulAlgo_t),
     Hopper(Tiling),
 }
 
-struct Plan {
+/// A plan that was checked here, with what runs it.
+struct PinnedPlan {
     ready: Ready,
     record: GemmPlan,
     /// Whether the shape was known before the first step, and the plan is worth keeping.
@@ -74,7 +58,7 @@ pub struct Gemm {
     workspace: Region,
     /// The words by which the parts of our own split sums take turns; zero between products.
     turns: Region,
-    plans: BTreeMap<GemmKey, Plan>,
+    plans: BTreeMap<GemmKey, PinnedPlan>,
     tuned: Vec<Tuned>,
 }
 
@@ -171,7 +155,7 @@ impl Gemm {
         }
     }
 
-    fn plan(&mut self, key: GemmKey) -> Result<&Plan> {
+    fn plan(&mut self, key: GemmKey) -> Result<&PinnedPlan> {
         if !self.plans.contains_key(&key) {
             let record = self.heuristic_first(key)?;
             self.pin(&record, false)?;
@@ -210,7 +194,7 @@ impl Gemm {
         &self,
         kernels: &Kernels,
         operation: &'static str,
-        plan: &Plan,
+        plan: &PinnedPlan,
         operands: &Operands,
     ) -> Result<()> {
         match &plan.ready {
@@ -229,8 +213,10 @@ impl Gemm {
                 let fail = |e| fail(&self.gpu, operation, e);
                 descriptors.set_pointers(&operands.only(plan.record.key.epilogue)).map_err(fail)?;
                 // SAFETY: the caller's promise.
-                unsafe { launch(self.handle, descriptors, algo, operands, &self.workspace, &self.gpu) }
-                    .map_err(fail)
+                unsafe {
+                    cublaslt::launch(self.handle, descriptors, algo, operands, &self.workspace, &self.gpu)
+                }
+                .map_err(fail)
             }
         }
     }
@@ -238,7 +224,7 @@ impl Gemm {
     /// Checks `record` on this library and GPU, and pins it.
     fn pin(&mut self, record: &GemmPlan, announced: bool) -> Result<()> {
         let ready = self.ready(record)?;
-        self.plans.insert(record.key, Plan { ready, record: record.clone(), announced });
+        self.plans.insert(record.key, PinnedPlan { ready, record: record.clone(), announced });
         Ok(())
     }
 
@@ -368,232 +354,6 @@ pub fn cublaslt_version() -> Result<u64> {
     libraries::require(Library::CublasLt)?;
     // SAFETY: the library is loaded; the call has no arguments.
     Ok(unsafe { sys::cublasLtGetVersion() } as u64)
-}
-
-/// No split of the sum, or partial sums in the workspace that a second kernel adds by index. The
-/// in-place scheme adds in the output's type, and newer kernels may use -1 for "as it comes".
-fn adds_in_order(attributes: &Attributes) -> bool {
-    let scheme = |scheme: sys::cublasLtReductionScheme_t| scheme as u32;
-    let none = scheme(sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE);
-    let workspace = scheme(sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
-    attributes.split_k >= 0 && (attributes.reduction == none || attributes.reduction == workspace)
-}
-
-/// # Safety
-/// The operands are live buffers of the descriptors' shape; the descriptors' pointers are set.
-unsafe fn launch(
-    handle: sys::cublasLtHandle_t,
-    descriptors: &Descriptors,
-    algo: &sys::cublasLtMatmulAlgo_t,
-    operands: &Operands,
-    workspace: &Region,
-    gpu: &Gpu,
-) -> Result<(), result::CublasError> {
-    let alpha = 1.0f32;
-    let beta = if operands.add { 1.0f32 } else { 0.0 };
-    let Descriptors { desc, a, b, d } = *descriptors;
-    // In columns the factors swap places: the row-major right factor is the left one.
-    let (first, second) = (operands.right, operands.left);
-    // SAFETY: the caller's promise; alpha and beta are read before the call returns.
-    unsafe {
-        result::matmul(
-            handle,
-            desc,
-            (&raw const alpha).cast(),
-            (&raw const beta).cast(),
-            first as *const c_void,
-            a,
-            second as *const c_void,
-            b,
-            operands.out as *const c_void,
-            d,
-            operands.out as *mut c_void,
-            d,
-            std::ptr::from_ref(algo),
-            workspace.address() as *mut c_void,
-            workspace.bytes() as usize,
-            gpu.stream().cast(),
-        )
-    }
-}
-
-/// The descriptors of one product; `a` and `b` in cuBLASLt's order, `d` for both C and D.
-struct Descriptors {
-    desc: sys::cublasLtMatmulDesc_t,
-    a: sys::cublasLtMatrixLayout_t,
-    b: sys::cublasLtMatrixLayout_t,
-    d: sys::cublasLtMatrixLayout_t,
-}
-
-impl Descriptors {
-    fn new(key: &GemmKey) -> Result<Descriptors, result::CublasError> {
-        use sys::cublasComputeType_t::{CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32};
-        use sys::cublasLtEpilogue_t as E;
-        use sys::cublasLtMatmulDescAttributes_t as A;
-        use sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
-        let (input, output, compute) = match key.types {
-            Types::Bf16 => (CUDA_R_16BF, CUDA_R_16BF, CUBLAS_COMPUTE_32F),
-            Types::Bf16ToF32 => (CUDA_R_16BF, CUDA_R_32F, CUBLAS_COMPUTE_32F),
-            Types::F32 => (CUDA_R_32F, CUDA_R_32F, CUBLAS_COMPUTE_32F),
-            Types::Tf32 => (CUDA_R_32F, CUDA_R_32F, CUBLAS_COMPUTE_32F_FAST_TF32),
-        };
-        let GemmKey { rows, c_in, c_out, .. } = *key;
-        // A row-major (r, c) matrix is a column-major (c, r) one with leading dimension c.
-        let weight = || result::create_matrix_layout(input, c_in, c_out, c_in as i64);
-        let wide = |kind, c: u64| result::create_matrix_layout(kind, c, rows, c as i64);
-        let (mut a_transposed, mut b_transposed) = (false, false);
-        let (a, b, d) = match key.product {
-            Product::Forward => {
-                a_transposed = true;
-                (weight()?, wide(input, c_in)?, wide(output, c_out)?)
-            }
-            Product::BackwardInput => (weight()?, wide(input, c_out)?, wide(output, c_in)?),
-            Product::BackwardWeight => {
-                b_transposed = true;
-                (
-                    wide(input, c_in)?,
-                    wide(input, c_out)?,
-                    result::create_matrix_layout(output, c_in, c_out, c_in as i64)?,
-                )
-            }
-        };
-        let made = Descriptors { desc: result::create_matmul_desc(compute, CUDA_R_32F)?, a, b, d };
-        // CUBLAS_OP_N and CUBLAS_OP_T of cublas_api.h, which has no bindings here.
-        let transposed = |yes| i32::from(yes);
-        made.set(A::CUBLASLT_MATMUL_DESC_TRANSA, transposed(a_transposed))?;
-        made.set(A::CUBLASLT_MATMUL_DESC_TRANSB, transposed(b_transposed))?;
-        let epilogue = match key.epilogue {
-            Epilogue::Nothing | Epilogue::ThenGeluGradient | Epilogue::BiasGradient => {
-                E::CUBLASLT_EPILOGUE_DEFAULT
-            }
-            Epilogue::Bias | Epilogue::BiasThenGelu => E::CUBLASLT_EPILOGUE_BIAS,
-            Epilogue::BiasGelu => E::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
-            Epilogue::GeluGradient => E::CUBLASLT_EPILOGUE_DGELU,
-        };
-        made.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
-        // Bias and pre-activation have the output's type unless told otherwise.
-        if matches!(key.epilogue, Epilogue::BiasGelu | Epilogue::GeluGradient) {
-            let width = if key.product == Product::Forward { c_out } else { c_in };
-            made.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, width as i64)?;
-        }
-        // The heuristic wants to see that there are pointers; `run` sets the true ones.
-        let some = Operands { left: 0, right: 0, out: 0, add: false, bias: 256, pre: 256, sums: 0 };
-        made.set_pointers(&some.only(key.epilogue))?;
-        Ok(made)
-    }
-
-    fn set<T>(
-        &self,
-        attribute: sys::cublasLtMatmulDescAttributes_t,
-        value: T,
-    ) -> Result<(), result::CublasError> {
-        // SAFETY: the descriptor is live, and the library copies the value.
-        unsafe {
-            result::set_matmul_desc_attribute(self.desc, attribute, (&raw const value).cast(), size_of::<T>())
-        }
-    }
-
-    fn set_pointers(&self, operands: &Operands) -> Result<(), result::CublasError> {
-        use sys::cublasLtMatmulDescAttributes_t as A;
-        if operands.bias != 0 {
-            self.set(A::CUBLASLT_MATMUL_DESC_BIAS_POINTER, operands.bias)?;
-        }
-        if operands.pre != 0 {
-            self.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, operands.pre)?;
-        }
-        Ok(())
-    }
-}
-
-impl Operands {
-    /// Without the addresses that cuBLASLt does not use under `epilogue`.
-    fn only(self, epilogue: Epilogue) -> Operands {
-        let bias = matches!(epilogue, Epilogue::Bias | Epilogue::BiasGelu | Epilogue::BiasThenGelu);
-        Operands {
-            bias: if bias { self.bias } else { 0 },
-            pre: if matches!(epilogue, Epilogue::BiasGelu | Epilogue::GeluGradient) { self.pre } else { 0 },
-            ..self
-        }
-    }
-}
-
-impl Drop for Descriptors {
-    fn drop(&mut self) {
-        // SAFETY: all four were created together and are destroyed here alone; the library copies
-        // what running work needs of them.
-        unsafe {
-            let _ = result::destroy_matmul_desc(self.desc);
-            for layout in [self.a, self.b, self.d] {
-                let _ = result::destroy_matrix_layout(layout);
-            }
-        }
-    }
-}
-
-/// What the heuristic may use.
-struct Preference(sys::cublasLtMatmulPreference_t);
-
-impl Preference {
-    fn new(workspace_bytes: u64) -> Result<Preference, result::CublasError> {
-        use sys::cublasLtMatmulPreferenceAttributes_t as A;
-        let made = Preference(result::create_matmul_pref()?);
-        let schemes = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
-        // SAFETY: the preference is live, and the library copies the values.
-        unsafe {
-            result::set_matmul_pref_attribute(
-                made.0,
-                A::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                (&raw const workspace_bytes).cast(),
-                8,
-            )?;
-            result::set_matmul_pref_attribute(
-                made.0,
-                A::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                (&raw const schemes).cast(),
-                4,
-            )?;
-        }
-        Ok(made)
-    }
-}
-
-impl Drop for Preference {
-    fn drop(&mut self) {
-        // SAFETY: created in `new`, destroyed here alone.
-        let _ = unsafe { result::destroy_matmul_pref(self.0) };
-    }
-}
-
-/// Reads an algorithm's settings.
-fn attributes(algo: &sys::cublasLtMatmulAlgo_t) -> Result<Attributes, result::CublasError> {
-    use sys::cublasLtMatmulAlgoConfigAttributes_t as A;
-    fn get<T: Default>(algo: &sys::cublasLtMatmulAlgo_t, attribute: A) -> Result<T, result::CublasError> {
-        let mut value = T::default();
-        let mut written = 0;
-        // SAFETY: `value` is as large as it says, and `algo` is live.
-        unsafe {
-            sys::cublasLtMatmulAlgoConfigGetAttribute(
-                algo,
-                attribute,
-                (&raw mut value).cast(),
-                size_of::<T>(),
-                &raw mut written,
-            )
-        }
-        .result()?;
-        Ok(value)
-    }
-    Ok(Attributes {
-        algorithm: get(algo, A::CUBLASLT_ALGO_CONFIG_ID)?,
-        tile: get(algo, A::CUBLASLT_ALGO_CONFIG_TILE_ID)?,
-        stages: get(algo, A::CUBLASLT_ALGO_CONFIG_STAGES_ID)?,
-        split_k: get(algo, A::CUBLASLT_ALGO_CONFIG_SPLITK_NUM)?,
-        reduction: get(algo, A::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME)?,
-        swizzle: get(algo, A::CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING)?,
-        custom: get(algo, A::CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION)?,
-        inner_shape: get(algo, A::CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID)?,
-        cluster_shape: get(algo, A::CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID)?,
-    })
 }
 
 fn fail(gpu: &Gpu, operation: &'static str, error: result::CublasError) -> DeviceError {

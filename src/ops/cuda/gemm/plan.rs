@@ -1,84 +1,12 @@
 //! Which algorithm a matrix multiplication uses, in a form that files can hold.
 
-use std::fmt;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::super::compile::cache_folder;
-
-/// The three products of a linear layer with weight (c_out, c_in), all matrices row-major.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Product {
-    /// out (rows, c_out) = x weightᵀ.
-    Forward,
-    /// dx (rows, c_in) = dout weight.
-    BackwardInput,
-    /// dweight (c_out, c_in) = doutᵀ x.
-    BackwardWeight,
-}
-
-/// Element types of inputs and output, and the unit that multiplies. Sums are always fp32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Types {
-    /// bf16 in, bf16 out.
-    Bf16,
-    /// bf16 in, fp32 out.
-    Bf16ToF32,
-    /// fp32 in and out, fp32 products.
-    F32,
-    /// fp32 in and out, TF32 products.
-    Tf32,
-}
-
-/// What the operation does beside the product. What cuBLASLt cannot fuse (the last three), kernels of their
-/// own do after its product; our own products do all of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Epilogue {
-    Nothing,
-    /// Adds a bias of length c_out.
-    Bias,
-    /// Adds a bias, stores the sum beside, and applies GELU.
-    BiasGelu,
-    /// Multiplies by the derivative of GELU at the stored pre-activation.
-    GeluGradient,
-    /// Adds a bias, rounds and stores the sum beside, and applies GELU to what was stored.
-    BiasThenGelu,
-    /// Rounds, multiplies by the derivative of GELU at the stored pre-activation, and adds the columns of the
-    /// result.
-    ThenGeluGradient,
-    /// Adds the columns of `dout` beside: the gradient of the bias.
-    BiasGradient,
-}
-
-/// What a plan is for: all that the choice of an algorithm depends on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct GemmKey {
-    pub product: Product,
-    pub rows: u64,
-    pub c_in: u64,
-    pub c_out: u64,
-    pub types: Types,
-    pub epilogue: Epilogue,
-}
-
-impl GemmKey {
-    /// Multiplications and additions.
-    pub fn flops(&self) -> f64 {
-        2.0 * self.rows as f64 * self.c_in as f64 * self.c_out as f64
-    }
-}
-
-impl fmt::Display for GemmKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let GemmKey { product, rows, c_in, c_out, types, epilogue } = self;
-        write!(f, "{product:?} rows {rows}, {c_in} -> {c_out}, {types:?}, {epilogue:?}")
-    }
-}
+use super::super::product::{GemmKey, Tiling};
 
 /// An algorithm's settings as cuBLASLt names them: for people, and to check what the bytes say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,19 +49,6 @@ impl CublasLt {
     pub fn encode(words: [u64; 8]) -> String {
         hex::encode(words.map(u64::to_le_bytes).concat())
     }
-}
-
-/// How a product of `gemm_hopper.cu` is cut into pieces of work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Tiling {
-    /// Columns of a tile; its rows are 128.
-    pub width: u32,
-    /// Blocks that share what they load: 1 or 2.
-    pub cluster: u32,
-    /// Tiles above each other that are worked on before the next column. Changes no bit.
-    pub group: u32,
-    /// Parts in which a weight gradient's sum is made; else 1.
-    pub splits: u32,
 }
 
 /// Who multiplies, and how.
@@ -259,6 +174,7 @@ impl UserPlans {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::product::{Epilogue, Product, Types};
     use super::*;
 
     fn plan(c_out: u64, fill: u64) -> GemmPlan {

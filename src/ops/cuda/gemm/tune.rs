@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::super::driver::Event;
 use super::super::launch::{gelu, reduce};
 use super::super::memory::{Memory, Staging};
+use super::super::product::{Epilogue, Product, Types};
 use super::*;
 
 /// An unsplit sum of cuBLASLt's wins unless a split one is faster by more than this: it needs no workspace,
@@ -124,8 +125,8 @@ impl Gemm {
         Ok(())
     }
 
-    fn candidate(&self, record: GemmPlan) -> Result<Plan> {
-        Ok(Plan { ready: self.ready(&record)?, record, announced: true })
+    fn candidate(&self, record: GemmPlan) -> Result<PinnedPlan> {
+        Ok(PinnedPlan { ready: self.ready(&record)?, record, announced: true })
     }
 
     fn tune_one(&self, key: &GemmKey, bench: &Bench<'_>) -> Result<Tuned> {
@@ -163,8 +164,8 @@ impl Gemm {
             times.sort_by(f32::total_cmp);
             *us = times.get(times.len() / 2).copied().unwrap_or(f32::INFINITY);
         }
-        let is_split = |plan: &Plan| matches!(&plan.record.algorithm, Algorithm::CublasLt(lt) if lt.attributes.split_k > 1);
-        let cost = |(us, plan): &(f32, Plan)| if is_split(plan) { us * SPLIT_MUST_WIN_BY } else { *us };
+        let is_split = |plan: &PinnedPlan| matches!(&plan.record.algorithm, Algorithm::CublasLt(lt) if lt.attributes.split_k > 1);
+        let cost = |(us, plan): &(f32, PinnedPlan)| if is_split(plan) { us * SPLIT_MUST_WIN_BY } else { *us };
         let (us, plan) =
             timed.into_iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).expect("at least one ran");
         Ok(Tuned { plan: plan.record, us, first_us, candidates })
@@ -174,7 +175,7 @@ impl Gemm {
     ///
     /// # Safety
     /// The matrices of `bench` are large enough for the plan.
-    unsafe fn time(&self, plan: &Plan, bench: &Bench<'_>, repeats: usize) -> Result<Option<f32>> {
+    unsafe fn time(&self, plan: &PinnedPlan, bench: &Bench<'_>, repeats: usize) -> Result<Option<f32>> {
         // SAFETY: the caller's promise.
         let run = || unsafe { self.operation(plan, bench) };
         if run().is_err() {
@@ -201,7 +202,7 @@ impl Gemm {
     ///
     /// # Safety
     /// As for [`Gemm::time`].
-    unsafe fn operation(&self, plan: &Plan, bench: &Bench<'_>) -> Result<()> {
+    unsafe fn operation(&self, plan: &PinnedPlan, bench: &Bench<'_>) -> Result<()> {
         const OP: &str = "tuning";
         let Bench { kernels: k, sums, operands } = *bench;
         let key = plan.record.key;

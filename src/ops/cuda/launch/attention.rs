@@ -5,7 +5,7 @@ use super::super::args::{Act, Bf16, F32, In, Kernel, Out, kernel_args};
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
 use super::attention_hopper;
-use crate::ops::{Dtype, Heads, Result, Rows};
+use crate::ops::{Attention, AttentionBackward, Dtype, Heads, Result, Rows};
 
 kernel_args! { "attention_forward.cu" ForwardArgs { out: Out<Bf16>, lse: Out<F32>, qkv: In<Bf16>, tokens: i32, heads: i32 } }
 
@@ -66,8 +66,9 @@ pub fn scale(head_size: usize) -> f32 {
     (1.0 / (head_size as f64).sqrt()) as f32
 }
 
-pub fn forward(k: &Kernels, out: &mut Buf, lse: &mut Buf, qkv: &Buf, rows: Rows, heads: Heads) -> Result<()> {
+pub fn forward(k: &Kernels, op: Attention<'_, Buf>) -> Result<()> {
     const OP: &str = "attention";
+    let Attention { out, lse, qkv, rows, heads } = op;
     check(k, OP, rows, heads)?;
     let size = rows.count() * heads.heads * heads.head_size;
     if !is_fast(k.act, heads.head_size) {
@@ -111,18 +112,10 @@ pub fn delta_bytes(rows: Rows, heads: Heads) -> u64 {
     attention_hopper::rows_bytes(rows, heads)
 }
 
-pub fn backward(
-    k: &Kernels,
-    delta: u64,
-    dqkv: &mut Buf,
-    dout: &Buf,
-    qkv: &Buf,
-    out: &Buf,
-    lse: &Buf,
-    rows: Rows,
-    heads: Heads,
-) -> Result<()> {
+/// `delta` has [`delta_bytes`].
+pub fn backward(k: &Kernels, delta: u64, op: AttentionBackward<'_, Buf>) -> Result<()> {
     const OP: &str = "attention_backward";
+    let AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads } = op;
     check(k, OP, rows, heads)?;
     let size = rows.count() * heads.heads * heads.head_size;
     if !is_fast(k.act, heads.head_size) {

@@ -4,7 +4,7 @@ use super::super::args::{Act, F32, In, Kernel, Out, U16, kernel_args};
 use super::super::memory::{Buf, Ids};
 use super::super::modules::{Geometry, Kernels};
 use super::attention::{MOST_HEAD_SIZE, scale};
-use crate::ops::{Dtype, Heads, KvCache, Places, Result};
+use crate::ops::{DecodeAttention, DecodeEmbedding, DecodeLinear, Dtype, Heads, KvCache, Result};
 
 kernel_args! { "decode.cu" DecodeEmbeddingArgs {
     out: Out<Act>, ids: In<U16>, positions: In<U16>, wte: In<Act>, wpe: In<Act>, rows: u32, channels: u32,
@@ -37,17 +37,9 @@ pub const STORE: Kernel<DecodeStoreArgs> = Kernel::new("decode_store");
 pub const ATTENTION: [Kernel<DecodeAttentionArgs>; 2] =
     [Kernel::new("decode_attention_8"), Kernel::new("decode_attention_16")];
 
-pub fn embedding(
-    k: &Kernels,
-    out: &mut Buf,
-    ids: &Ids,
-    positions: &Ids,
-    wte: &Buf,
-    wpe: &Buf,
-    n: usize,
-    channels: usize,
-) -> Result<()> {
+pub fn embedding(k: &Kernels, op: DecodeEmbedding<'_, Buf, Ids>) -> Result<()> {
     const OP: &str = "decode_embedding";
+    let DecodeEmbedding { out, ids, positions, wte, wpe, rows: n, channels } = op;
     k.row_length(OP, channels)?;
     let args = DecodeEmbeddingArgs {
         out: Out::at(k.act(OP, "out", out, n * channels)?),
@@ -64,18 +56,10 @@ pub fn embedding(
     unsafe { k.launch(OP, &EMBEDDING, Geometry::new(chunks.div_ceil(256), 256), &args) }
 }
 
-pub fn linear(
-    k: &Kernels,
-    out: &mut Buf,
-    x: &Buf,
-    weight: &Buf,
-    bias: Option<&Buf>,
-    gelu: bool,
-    n: usize,
-    c_in: usize,
-    c_out: usize,
-) -> Result<()> {
+pub fn linear(k: &Kernels, op: DecodeLinear<'_, Buf>) -> Result<()> {
     const OP: &str = "decode_linear";
+    let DecodeLinear { out, x, weight, bias, gelu, shape } = op;
+    let (n, c_in, c_out) = (shape.rows, shape.c_in, shape.c_out);
     k.row_length(OP, c_in)?;
     k.check(OP, n > 0, || "there are no rows".to_owned())?;
     let (narrow, wide) = match out.dtype() {
@@ -99,16 +83,9 @@ pub fn linear(
     unsafe { k.launch(OP, &LINEAR[size.trailing_zeros() as usize], geometry, &args) }
 }
 
-pub fn attention(
-    k: &Kernels,
-    out: &mut Buf,
-    cache: KvCache<'_, Buf>,
-    qkv: &Buf,
-    at: Places<'_, Ids>,
-    n: usize,
-    heads: Heads,
-) -> Result<()> {
+pub fn attention(k: &Kernels, op: DecodeAttention<'_, Buf, Ids>) -> Result<()> {
     const OP: &str = "decode_attention";
+    let DecodeAttention { out, cache, qkv, at, rows: n, heads } = op;
     let Heads { heads, head_size } = heads;
     let KvCache { keys, values, capacity } = cache;
     k.check(OP, head_size <= MOST_HEAD_SIZE, || {

@@ -3,15 +3,16 @@
 use super::super::args::{F32, In, Kernel, Out, kernel_args};
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
-use crate::ops::Result;
+use crate::ops::{AddPart, Result};
 
 kernel_args! { "elementwise.cu" AddArgs { dst: Out<F32>, src: In<F32>, length: u64 } }
 
 pub const ADD: Kernel<AddArgs> = Kernel::new("add_f32");
 
 /// `dst[at..at + len] += src[from..from + len]`.
-pub fn add(k: &Kernels, dst: &mut Buf, at: usize, src: &Buf, from: usize, len: usize) -> Result<()> {
+pub fn add(k: &Kernels, op: AddPart<'_, Buf>) -> Result<()> {
     const OP: &str = "add";
+    let AddPart { dst, at, src, from, len } = op;
     k.check(OP, at.is_multiple_of(4) && from.is_multiple_of(4), || {
         format!("{at} and {from} are no multiples of 4")
     })?;

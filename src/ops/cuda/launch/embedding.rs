@@ -4,7 +4,7 @@ use super::super::args::{Act, F32, In, Kernel, Out, U16, U32, kernel_args};
 use super::super::memory::{Buf, Ids};
 use super::super::modules::{Geometry, Kernels};
 use super::{SLICE, slices};
-use crate::ops::{Result, Rows, Write};
+use crate::ops::{Embedding, EmbeddingBackward, Result, Write};
 
 kernel_args! { "embedding.cu" EmbeddingArgs {
     out: Out<Act>, ids: In<U16>, wte: In<Act>, wpe: In<Act>, rows: u64, seq: u32, channels: u32,
@@ -34,16 +34,9 @@ const SORT_TILE: u64 = 1024;
 /// Sorted positions that one block adds.
 const PIECE: u64 = 32;
 
-pub fn forward(
-    k: &Kernels,
-    out: &mut Buf,
-    ids: &Ids,
-    wte: &Buf,
-    wpe: &Buf,
-    rows: Rows,
-    channels: usize,
-) -> Result<()> {
+pub fn forward(k: &Kernels, op: Embedding<'_, Buf, Ids>) -> Result<()> {
     const OP: &str = "embedding";
+    let Embedding { out, ids, wte, wpe, rows, channels } = op;
     k.row_length(OP, channels)?;
     let n = rows.count();
     let args = EmbeddingArgs {
@@ -76,18 +69,9 @@ pub fn sort_scratch_bytes(n: u64, channels: u64) -> [u64; 3] {
     [4 * n, 1024 * n.div_ceil(SORT_TILE), 8 * n.div_ceil(PIECE) * channels]
 }
 
-pub fn backward(
-    k: &Kernels,
-    scratch: SortScratch,
-    dwte: &mut Buf,
-    dwpe: &mut Buf,
-    write: Write,
-    dout: &Buf,
-    ids: &Ids,
-    rows: Rows,
-    channels: usize,
-) -> Result<()> {
+pub fn backward(k: &Kernels, scratch: SortScratch, op: EmbeddingBackward<'_, Buf, Ids>) -> Result<()> {
     const OP: &str = "embedding_backward";
+    let EmbeddingBackward { dwte, dwpe, write, dout, ids, rows, channels } = op;
     k.row_length(OP, channels)?;
     let n = rows.count();
     k.check(OP, n < 1 << 32, || format!("{n} rows are more than fit 32 bits"))?;

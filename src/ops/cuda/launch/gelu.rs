@@ -4,7 +4,7 @@ use super::super::args::{Act, F32, In, Kernel, Out, kernel_args};
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
 use super::reduce::column_geometry;
-use crate::ops::Result;
+use crate::ops::{Gelu, Result};
 
 kernel_args! { "gelu.cu" GeluArgs { out: Out<Act>, pre: In<Act>, length: u64 } }
 
@@ -15,7 +15,9 @@ kernel_args! { "gelu.cu" GeluBackwardArgs {
 pub const FORWARD: Kernel<GeluArgs> = Kernel::new("gelu_forward");
 pub const BACKWARD: Kernel<GeluBackwardArgs> = Kernel::new("gelu_backward");
 
-pub fn forward(k: &Kernels, op: &'static str, out: &mut Buf, pre: &Buf, len: usize) -> Result<()> {
+/// `op` names the operation that asks, which may be larger.
+pub fn forward(k: &Kernels, op: &'static str, gelu: Gelu<'_, Buf>) -> Result<()> {
+    let Gelu { out, pre, len } = gelu;
     let (out, pre) = (k.act(op, "out", out, len)?, k.act(op, "pre", pre, len)?);
     // SAFETY: both lengths were checked.
     unsafe { forward_at(k, op, out, pre, len as u64) }

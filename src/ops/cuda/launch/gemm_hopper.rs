@@ -3,9 +3,8 @@
 
 use super::super::args::{Bf16, F32, In, Kernel, KernelInfo, Out, U32, kernel_args};
 use super::super::driver::{Gpu, GpuInfo};
-use super::super::gemm::Operands;
-use super::super::gemm::plan::{Epilogue, GemmKey, Product, Tiling, Types};
 use super::super::modules::{Geometry, Kernels};
+use super::super::product::{Epilogue, GemmKey, Operands, Product, Tiling, Types};
 use super::reduce;
 use super::tensor_map::{Swizzle, TensorMap};
 use crate::ops::Result;

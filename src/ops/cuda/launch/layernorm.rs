@@ -4,7 +4,7 @@ use super::super::args::{Act, F32, In, Kernel, Out, kernel_args};
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
 use super::reduce::{self, Targets};
-use crate::ops::{Result, Write};
+use crate::ops::{Layernorm, LayernormBackward, ResidualLayernorm, Result, Write};
 
 kernel_args! { "layernorm.cu" LayernormArgs {
     out: Out<Act>, residual: Out<Act>, mean: Out<F32>, rstd: Out<F32>, x: In<Act>, branch: In<Act>,
@@ -24,60 +24,58 @@ pub const BACKWARD_WIDE: Kernel<LayernormBackwardArgs> = Kernel::new("layernorm_
 /// The widest row that the kernels hold.
 const MOST_CHANNELS: usize = 16_384;
 
-/// Where the residual addition reads and writes.
-pub struct Residual<'a> {
-    pub sum: &'a mut Buf,
-    pub branch: &'a Buf,
-}
-
-#[derive(Clone, Copy)]
-pub struct Affine<'a> {
-    pub weight: &'a Buf,
-    pub bias: &'a Buf,
-}
-
-pub struct Statistics<'a> {
-    pub mean: &'a mut Buf,
-    pub rstd: &'a mut Buf,
-}
-
-pub fn forward(
-    k: &Kernels,
-    out: &mut Buf,
-    residual: Option<Residual<'_>>,
-    statistics: Statistics<'_>,
-    x: &Buf,
-    affine: Affine<'_>,
-    n: usize,
-    channels: usize,
-) -> Result<()> {
-    let op = if residual.is_some() { "residual_layernorm" } else { "layernorm" };
-    check_channels(k, op, channels)?;
-    let size = n * channels;
-    let warps_per_row = channels.div_ceil(2048).next_power_of_two() as u32;
-    let kernel = if residual.is_some() { RESIDUAL_FORWARD } else { FORWARD };
-    let (sum, branch) = match residual {
-        Some(Residual { sum, branch }) => {
-            (k.act(op, "residual", sum, size)?, k.act(op, "branch", branch, size)?)
-        }
-        None => (0, 0),
-    };
+pub fn forward(k: &Kernels, op: Layernorm<'_, Buf>) -> Result<()> {
+    const OP: &str = "layernorm";
+    let Layernorm { out, mean, rstd, x, weight, bias, rows, channels } = op;
+    check_channels(k, OP, channels)?;
+    let size = rows * channels;
     let args = LayernormArgs {
-        out: Out::at(k.act(op, "out", out, size)?),
-        residual: Out::at(sum),
-        mean: Out::at(k.f32(op, "mean", statistics.mean, n)?),
-        rstd: Out::at(k.f32(op, "rstd", statistics.rstd, n)?),
-        x: In::at(k.act(op, "x", x, size)?),
-        branch: In::at(branch),
-        weight: In::at(k.act(op, "weight", affine.weight, channels)?),
-        bias: In::at(k.act(op, "bias", affine.bias, channels)?),
-        rows: n as u64,
+        out: Out::at(k.act(OP, "out", out, size)?),
+        residual: Out::null(),
+        mean: Out::at(k.f32(OP, "mean", mean, rows)?),
+        rstd: Out::at(k.f32(OP, "rstd", rstd, rows)?),
+        x: In::at(k.act(OP, "x", x, size)?),
+        branch: In::null(),
+        weight: In::at(k.act(OP, "weight", weight, channels)?),
+        bias: In::at(k.act(OP, "bias", bias, channels)?),
+        rows: rows as u64,
         channels: channels as u32,
-        warps_per_row,
+        warps_per_row: warps_per_row(channels),
     };
-    let rows_per_block = 8 / u64::from(warps_per_row);
     // SAFETY: all lengths were checked.
-    unsafe { k.launch(op, &kernel, Geometry::new((n as u64).div_ceil(rows_per_block), 256), &args) }
+    unsafe { k.launch(OP, &FORWARD, forward_geometry(&args), &args) }
+}
+
+pub fn residual_forward(k: &Kernels, op: ResidualLayernorm<'_, Buf>) -> Result<()> {
+    const OP: &str = "residual_layernorm";
+    let ResidualLayernorm { residual, out, mean, rstd, x, branch, weight, bias, rows, channels } = op;
+    check_channels(k, OP, channels)?;
+    let size = rows * channels;
+    let args = LayernormArgs {
+        out: Out::at(k.act(OP, "out", out, size)?),
+        residual: Out::at(k.act(OP, "residual", residual, size)?),
+        mean: Out::at(k.f32(OP, "mean", mean, rows)?),
+        rstd: Out::at(k.f32(OP, "rstd", rstd, rows)?),
+        x: In::at(k.act(OP, "x", x, size)?),
+        branch: In::at(k.act(OP, "branch", branch, size)?),
+        weight: In::at(k.act(OP, "weight", weight, channels)?),
+        bias: In::at(k.act(OP, "bias", bias, channels)?),
+        rows: rows as u64,
+        channels: channels as u32,
+        warps_per_row: warps_per_row(channels),
+    };
+    // SAFETY: all lengths were checked.
+    unsafe { k.launch(OP, &RESIDUAL_FORWARD, forward_geometry(&args), &args) }
+}
+
+fn warps_per_row(channels: usize) -> u32 {
+    channels.div_ceil(2048).next_power_of_two() as u32
+}
+
+/// Eight warps a block.
+fn forward_geometry(args: &LayernormArgs) -> Geometry {
+    let rows_per_block = 8 / u64::from(args.warps_per_row);
+    Geometry::new(args.rows.div_ceil(rows_per_block), 256)
 }
 
 /// Rows that one block of the gradient adds, and the number of blocks.
@@ -92,23 +90,22 @@ pub fn partials_bytes(n: u64, channels: u64) -> u64 {
 }
 
 /// `partials` has the bytes of [`partials_bytes`].
-pub fn backward(
-    k: &Kernels,
-    partials: u64,
-    dx: &mut Buf,
-    dx_write: Write,
-    dweight: &mut Buf,
-    dbias: &mut Buf,
-    write: Write,
-    dout: &Buf,
-    x: &Buf,
-    weight: &Buf,
-    mean: &Buf,
-    rstd: &Buf,
-    n: usize,
-    channels: usize,
-) -> Result<()> {
+pub fn backward(k: &Kernels, partials: u64, op: LayernormBackward<'_, Buf>) -> Result<()> {
     const OP: &str = "layernorm_backward";
+    let LayernormBackward {
+        dx,
+        dx_write,
+        dweight,
+        dbias,
+        write,
+        dout,
+        x,
+        weight,
+        mean,
+        rstd,
+        rows: n,
+        channels,
+    } = op;
     check_channels(k, OP, channels)?;
     let size = n * channels;
     let (rows_per_block, count) = blocks(n as u64);

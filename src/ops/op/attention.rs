@@ -1,0 +1,72 @@
+//! Causal self-attention over whole sequences.
+
+use super::{ElementBytes, Family, Operation, Work};
+use crate::ops::types::{Heads, Rows};
+
+/// `out = softmax(scale Q Kᵀ) V` over the keys up to each query, scale `1/sqrt(HS)`.
+pub struct Attention<'a, B> {
+    /// (B, T, NH, HS), activation.
+    pub out: &'a mut B,
+    /// (B, NH, T), f32: log-sum-exp of the scaled scores, which the backward pass reads.
+    pub lse: &'a mut B,
+    /// (B, T, 3, NH, HS), activation.
+    pub qkv: &'a B,
+    pub rows: Rows,
+    pub heads: Heads,
+}
+
+impl<B> Operation for Attention<'_, B> {
+    fn family(&self) -> Family {
+        Family::Attention
+    }
+
+    fn label(&self) -> String {
+        "attention".into()
+    }
+
+    fn work(&self, element: ElementBytes) -> Work {
+        Work {
+            flops: flops(self.rows, self.heads, 2),
+            bytes: element.moved(4 * self.rows.count() * self.heads.channels(), 0),
+        }
+    }
+}
+
+/// Gradient of [`Attention`]: `dqkv` is set. The softmax is computed again from `lse`.
+pub struct AttentionBackward<'a, B> {
+    /// (B, T, 3, NH, HS), activation.
+    pub dqkv: &'a mut B,
+    /// (B, T, NH, HS), activation.
+    pub dout: &'a B,
+    /// (B, T, 3, NH, HS), activation.
+    pub qkv: &'a B,
+    /// (B, T, NH, HS), activation.
+    pub out: &'a B,
+    /// (B, NH, T), f32.
+    pub lse: &'a B,
+    pub rows: Rows,
+    pub heads: Heads,
+}
+
+impl<B> Operation for AttentionBackward<'_, B> {
+    fn family(&self) -> Family {
+        Family::AttentionBackward
+    }
+
+    fn label(&self) -> String {
+        "attention backward".into()
+    }
+
+    fn work(&self, element: ElementBytes) -> Work {
+        Work {
+            flops: flops(self.rows, self.heads, 5),
+            bytes: element.moved(8 * self.rows.count() * self.heads.channels(), 0),
+        }
+    }
+}
+
+/// FLOPs of so many matrix products over the causal half of the score matrix: a multiplication and an
+/// addition for each of half of T*T*HS terms.
+fn flops(rows: Rows, heads: Heads, products: usize) -> f64 {
+    (products * rows.batch * heads.heads * rows.seq * rows.seq * heads.head_size) as f64
+}

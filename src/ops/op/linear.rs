@@ -1,0 +1,181 @@
+//! Linear layers: `out = x weightᵀ + bias`, alone and with GELU, and their gradients.
+
+use super::{ElementBytes, Family, Operation, Work};
+use crate::ops::types::Write;
+
+/// Rows and both widths of a linear layer, the same in the forward and the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearShape {
+    /// n.
+    pub rows: usize,
+    pub c_in: usize,
+    pub c_out: usize,
+}
+
+impl LinearShape {
+    /// Elements of the input (n, c_in).
+    pub fn input(self) -> usize {
+        self.rows * self.c_in
+    }
+
+    /// Elements of the weight (c_out, c_in).
+    pub fn weight(self) -> usize {
+        self.c_out * self.c_in
+    }
+
+    /// Elements of the output (n, c_out).
+    pub fn output(self) -> usize {
+        self.rows * self.c_out
+    }
+
+    pub(super) fn forward(self, element: ElementBytes) -> Work {
+        element.product(self.rows, self.c_in, self.c_out)
+    }
+
+    fn backward_input(self, element: ElementBytes) -> Work {
+        element.product(self.rows, self.c_out, self.c_in)
+    }
+}
+
+/// `out = x weightᵀ + bias`. Each element sums over c_in in an order that the shape fixes.
+pub struct Linear<'a, B> {
+    /// (n, c_out), activation.
+    pub out: &'a mut B,
+    /// (n, c_in), activation.
+    pub x: &'a B,
+    /// (c_out, c_in), parameter.
+    pub weight: &'a B,
+    /// (c_out), parameter.
+    pub bias: Option<&'a B>,
+    pub shape: LinearShape,
+}
+
+impl<B> Operation for Linear<'_, B> {
+    fn family(&self) -> Family {
+        Family::Linear
+    }
+
+    fn label(&self) -> String {
+        format!("linear {} to {}", self.shape.c_in, self.shape.c_out)
+    }
+
+    fn work(&self, element: ElementBytes) -> Work {
+        self.shape.forward(element)
+    }
+}
+
+/// `pre = x weightᵀ + bias`, `out = gelu(pre)`, the tanh form of GELU.
+pub struct LinearGelu<'a, B> {
+    /// (n, c_out), activation.
+    pub out: &'a mut B,
+    /// (n, c_out), activation.
+    pub pre: &'a mut B,
+    /// (n, c_in), activation.
+    pub x: &'a B,
+    /// (c_out, c_in), parameter.
+    pub weight: &'a B,
+    /// (c_out), parameter.
+    pub bias: &'a B,
+    pub shape: LinearShape,
+}
+
+impl<B> Operation for LinearGelu<'_, B> {
+    fn family(&self) -> Family {
+        Family::LinearGelu
+    }
+
+    fn label(&self) -> String {
+        format!("linear + gelu {} to {}", self.shape.c_in, self.shape.c_out)
+    }
+
+    fn work(&self, element: ElementBytes) -> Work {
+        let Work { flops, bytes } = self.shape.forward(element);
+        Work { flops, bytes: bytes + element.moved(self.shape.output(), 0) }
+    }
+}
+
+/// `dx = dout weight`. Each element sums over c_out.
+pub struct LinearBackwardInput<'a, B> {
+    /// (n, c_in), activation.
+    pub dx: &'a mut B,
+    /// (n, c_out), activation.
+    pub dout: &'a B,
+    /// (c_out, c_in), parameter.
+    pub weight: &'a B,
+    pub shape: LinearShape,
+}
+
+impl<B> Operation for LinearBackwardInput<'_, B> {
+    fn family(&self) -> Family {
+        Family::InputGradient
+    }
+
+    fn label(&self) -> String {
+        format!("input gradient {} to {}", self.shape.c_out, self.shape.c_in)
+    }
+
+    fn work(&self, element: ElementBytes) -> Work {
+        self.shape.backward_input(element)
+    }
+}
+
+/// `dpre = (dout weight) * gelu'(pre)`: the gradient of a layer whose input came out of a GELU.
+pub struct LinearBackwardInputGelu<'a, B> {
+    /// (n, c_in), activation.
+    pub dpre: &'a mut B,
+    /// (n, c_out), activation.
+    pub dout: &'a B,
+    /// (c_out, c_in), parameter.
+    pub weight: &'a B,
+    /// (n, c_in), activation.
+    pub pre: &'a B,
+    pub shape: LinearShape,
+}
+
+impl<B> Operation for LinearBackwardInputGelu<'_, B> {
+    fn family(&self) -> Family {
+        Family::InputGradientGelu
+    }
+
+    fn label(&self) -> String {
+        format!("input gradient + gelu {} to {}", self.shape.c_out, self.shape.c_in)
+    }
+
+    fn work(&self, element: ElementBytes) -> Work {
+        let Work { flops, bytes } = self.shape.backward_input(element);
+        Work { flops, bytes: bytes + element.moved(self.shape.input(), 0) }
+    }
+}
+
+/// `dweight = doutᵀ x` and `dbias = column sums of dout`, both summed over the rows.
+pub struct LinearBackwardWeight<'a, B> {
+    /// (c_out, c_in), f32; written as `write` says.
+    pub dweight: &'a mut B,
+    /// (c_out), f32; written as `write` says.
+    pub dbias: Option<&'a mut B>,
+    /// (n, c_out), activation.
+    pub dout: &'a B,
+    /// (n, c_in), activation.
+    pub x: &'a B,
+    pub shape: LinearShape,
+    pub write: Write,
+}
+
+impl<B> Operation for LinearBackwardWeight<'_, B> {
+    fn family(&self) -> Family {
+        Family::WeightGradient
+    }
+
+    fn label(&self) -> String {
+        format!("weight and bias gradient {} to {}", self.shape.c_in, self.shape.c_out)
+    }
+
+    fn work(&self, element: ElementBytes) -> Work {
+        let LinearShape { rows, c_in, c_out } = self.shape;
+        let wide = (1 + usize::from(self.write == Write::Add)) * c_in * c_out;
+        Work {
+            flops: 2.0 * (rows * c_in * c_out) as f64,
+            bytes: element.moved(rows * (c_in + c_out), 0) + 4.0 * wide as f64,
+        }
+    }
+}

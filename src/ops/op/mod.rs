@@ -1,0 +1,148 @@
+//! Operations as values: one struct an operation, with named fields, declared here and nowhere else.
+//!
+//! A device takes the struct and does the work; the timer asks the same struct how fast such work is
+//! ([`Family`]), what the bench table calls it, and how many FLOPs and bytes it takes at least. The list of
+//! all operations is the macro `operations`: the methods of [`super::Ops`], of the device without memory
+//! and of the timer are made from it, so that those files name no operation.
+//!
+//! `B` is a device's tensor and `I` its list of token ids. Shape letters are those of [`super`]. A tensor
+//! may be longer than the operation needs. "Activation", "parameter" and "f32" in the comments are the
+//! roles of [`super::Role`].
+
+mod attention;
+mod classifier;
+mod decode;
+mod elementwise;
+mod embedding;
+mod linear;
+mod norm;
+mod optimizer;
+
+use super::types::{Dtype, Role};
+pub use attention::{Attention, AttentionBackward};
+pub use classifier::{Classifier, ClassifierLoss};
+pub use decode::{DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, RowPositions};
+pub use elementwise::{Add, AddPart, CopyPart, Gelu};
+pub use embedding::{Embedding, EmbeddingBackward};
+pub use linear::{
+    Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape,
+};
+pub use norm::{Layernorm, LayernormBackward, ResidualLayernorm};
+pub use optimizer::{AdamW, AdamWUpdate, ChunkSquares, ParamSlot, SumSquares};
+
+/// Hands the list of operations to the macro named in its argument: a row is the method, its struct with
+/// the buffers that it holds, and what the method gives.
+macro_rules! operations {
+    ($write:ident) => {
+        $write! {
+            // The forward pass.
+            embedding(Embedding<Buf, Ids>) -> ();
+            layernorm(Layernorm<Buf>) -> ();
+            residual_layernorm(ResidualLayernorm<Buf>) -> ();
+            linear(Linear<Buf>) -> ();
+            linear_gelu(LinearGelu<Buf>) -> ();
+            gelu(Gelu<Buf>) -> ();
+            attention(Attention<Buf>) -> ();
+            classifier_loss(ClassifierLoss<Buf, Ids>) -> ();
+            copy(CopyPart<Buf>) -> ();
+            // Decoding.
+            decode_embedding(DecodeEmbedding<Buf, Ids>) -> ();
+            decode_linear(DecodeLinear<Buf>) -> ();
+            decode_attention(DecodeAttention<Buf, Ids>) -> ();
+            // The backward pass.
+            classifier(Classifier<Buf, Ids>) -> ();
+            layernorm_backward(LayernormBackward<Buf>) -> ();
+            linear_backward_input(LinearBackwardInput<Buf>) -> ();
+            linear_backward_input_gelu(LinearBackwardInputGelu<Buf>) -> ();
+            linear_backward_weight(LinearBackwardWeight<Buf>) -> ();
+            attention_backward(AttentionBackward<Buf>) -> ();
+            embedding_backward(EmbeddingBackward<Buf, Ids>) -> ();
+            // The optimizer, and sums over workers.
+            sum_squares(SumSquares<Buf>) -> Vec<f64>;
+            chunk_squares(ChunkSquares<Buf>) -> Vec<f64>;
+            adamw(AdamWUpdate<Buf>) -> ();
+            add(Add<Buf>) -> ();
+            add_part(AddPart<Buf>) -> ();
+        }
+    };
+}
+pub(in crate::ops) use operations;
+
+/// What decides how fast an operation is: [`crate::plan`] has a rate for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    Linear,
+    LinearGelu,
+    InputGradient,
+    InputGradientGelu,
+    WeightGradient,
+    Attention,
+    AttentionBackward,
+    /// Bound by its passes over the logits.
+    Classifier,
+    Layernorm,
+    ResidualLayernorm,
+    LayernormBackward,
+    Gelu,
+    Embedding,
+    EmbeddingBackward,
+    Optimizer,
+    GradientNorm,
+    /// Sums over workers: two reads and a write.
+    Sum,
+    Digest,
+    /// Copies between host and device, and waiting for them.
+    Host,
+}
+
+/// The least that an operation must do: floating-point operations, and bytes when each input is read once
+/// and each output written once.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    pub flops: f64,
+    pub bytes: f64,
+}
+
+impl Work {
+    /// Work that counts no FLOPs.
+    pub fn bytes(bytes: f64) -> Work {
+        Work { flops: 0.0, bytes }
+    }
+}
+
+/// Bytes of an element of a weight and of an activation on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ElementBytes {
+    pub param: usize,
+    pub activation: usize,
+}
+
+impl ElementBytes {
+    /// Those of a device that stores a role as `dtype` says.
+    pub fn of(dtype: impl Fn(Role) -> Dtype) -> ElementBytes {
+        ElementBytes { param: dtype(Role::Param).size(), activation: dtype(Role::Activation).size() }
+    }
+
+    /// Bytes of so many elements of activations and of weights.
+    fn moved(self, activations: usize, weights: usize) -> f64 {
+        (activations * self.activation + weights * self.param) as f64
+    }
+
+    /// Work that reads and writes so many activations and computes next to nothing.
+    fn pass(self, activations: usize) -> Work {
+        Work::bytes(self.moved(activations, 0))
+    }
+
+    /// A product of activations (n, k) and weights (k, m).
+    fn product(self, n: usize, k: usize, m: usize) -> Work {
+        Work { flops: 2.0 * (n * k * m) as f64, bytes: self.moved(n * (k + m), k * m) }
+    }
+}
+
+/// What an operation says of itself, whatever device does it.
+pub trait Operation {
+    fn family(&self) -> Family;
+    /// Its row in the table of `runner bench`, with the shape where that decides the speed.
+    fn label(&self) -> String;
+    fn work(&self, element: ElementBytes) -> Work;
+}

@@ -1,0 +1,120 @@
+//! Layernorm over the channels of a row (Ba et al. 2016), epsilon 1e-5.
+
+use super::{ElementBytes, Family, Operation, Work};
+use crate::ops::types::Write;
+
+/// `out = (x - mean) * rstd * weight + bias` for each row.
+///
+/// Sums over a row have an order that each device documents; it depends on C alone.
+pub struct Layernorm<'a, B> {
+    /// (N, C), activation.
+    pub out: &'a mut B,
+    /// (N), f32.
+    pub mean: &'a mut B,
+    /// (N), f32: one over the standard deviation.
+    pub rstd: &'a mut B,
+    /// (N, C), activation.
+    pub x: &'a B,
+    /// (C), parameter.
+    pub weight: &'a B,
+    /// (C), parameter.
+    pub bias: &'a B,
+    /// N.
+    pub rows: usize,
+    /// C.
+    pub channels: usize,
+}
+
+impl<B> Operation for Layernorm<'_, B> {
+    fn family(&self) -> Family {
+        Family::Layernorm
+    }
+
+    fn label(&self) -> String {
+        "layernorm".into()
+    }
+
+    fn work(&self, element: ElementBytes) -> Work {
+        element.pass(2 * self.rows * self.channels)
+    }
+}
+
+/// `residual = x + branch`, then [`Layernorm`] of `residual` into `out`. Statistics are of the residual as
+/// stored.
+pub struct ResidualLayernorm<'a, B> {
+    /// (N, C), activation.
+    pub residual: &'a mut B,
+    /// (N, C), activation.
+    pub out: &'a mut B,
+    /// (N), f32.
+    pub mean: &'a mut B,
+    /// (N), f32.
+    pub rstd: &'a mut B,
+    /// (N, C), activation.
+    pub x: &'a B,
+    /// (N, C), activation.
+    pub branch: &'a B,
+    /// (C), parameter.
+    pub weight: &'a B,
+    /// (C), parameter.
+    pub bias: &'a B,
+    /// N.
+    pub rows: usize,
+    /// C.
+    pub channels: usize,
+}
+
+impl<B> Operation for ResidualLayernorm<'_, B> {
+    fn family(&self) -> Family {
+        Family::ResidualLayernorm
+    }
+
+    fn label(&self) -> String {
+        "residual + layernorm".into()
+    }
+
+    fn work(&self, element: ElementBytes) -> Work {
+        element.pass(4 * self.rows * self.channels)
+    }
+}
+
+/// Gradient of [`Layernorm`]. With `h = (x - mean) rstd` and `g = dout weight`,
+/// `dx = rstd (g - mean(g) - h mean(g h))`; `dweight` sums `dout h` and `dbias` sums `dout` over the rows.
+pub struct LayernormBackward<'a, B> {
+    /// (N, C), activation; written as `dx_write` says: a residual stream adds.
+    pub dx: &'a mut B,
+    pub dx_write: Write,
+    /// (C), f32; written as `write` says.
+    pub dweight: &'a mut B,
+    /// (C), f32; written as `write` says.
+    pub dbias: &'a mut B,
+    pub write: Write,
+    /// (N, C), activation.
+    pub dout: &'a B,
+    /// (N, C), activation: the input of the forward pass.
+    pub x: &'a B,
+    /// (C), parameter.
+    pub weight: &'a B,
+    /// (N), f32.
+    pub mean: &'a B,
+    /// (N), f32.
+    pub rstd: &'a B,
+    /// N.
+    pub rows: usize,
+    /// C.
+    pub channels: usize,
+}
+
+impl<B> Operation for LayernormBackward<'_, B> {
+    fn family(&self) -> Family {
+        Family::LayernormBackward
+    }
+
+    fn label(&self) -> String {
+        "layernorm backward".into()
+    }
+
+    fn work(&self, element: ElementBytes) -> Work {
+        element.pass((3 + usize::from(self.dx_write == Write::Add)) * self.rows * self.channels)
+    }
+}

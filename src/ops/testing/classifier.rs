@@ -1,0 +1,77 @@
+//! The classifier, with and without gradients.
+
+use super::{Bench, reference, sum};
+use crate::ops::{Classifier, ClassifierLoss, Heads, Ops, Role, Rows, Vocab, Write};
+
+impl<O: Ops> Bench<'_, O> {
+    pub(super) fn classifier(&mut self) {
+        for (n, channels, used, padded) in
+            [(1, 4, 3, 8), (3, 8, 10, 16), (300, 16, 257, 384), (7, 48, 1000, 1024)]
+        {
+            let (channels, padded) = (self.limits.row(channels), self.limits.row(padded));
+            let vocab = Vocab { used, padded };
+            let rows = Rows { batch: 1, seq: n };
+            self.scratch(rows, channels, Heads { heads: 1, head_size: channels }, vocab);
+            let x = self.input(Role::Activation, n * channels, 1.0);
+            let wte = self.input(Role::Param, padded * channels, 0.5);
+            let (ids, targets) = self.ids(n, used);
+            let scale = 1.0 / n as f32;
+            let (want, want_dx, want_dwte) = reference::classifier(
+                &x.values,
+                &wte.values,
+                &targets,
+                channels,
+                used,
+                padded,
+                f64::from(scale),
+            );
+            // Losses go behind two that must stay.
+            let behind: Vec<f64> = [2.0, 3.0].into_iter().chain(want).collect();
+            let mut losses = self.input_of(Role::F32, &[&[2.0, 3.0][..], &vec![f32::NAN; n]].concat()).buf;
+            let op = ClassifierLoss {
+                losses: &mut losses,
+                losses_at: 2,
+                x: &x.buf,
+                wte: &wte.buf,
+                targets: &ids,
+                rows: n,
+                channels,
+                vocab,
+            };
+            self.ops.classifier_loss(op).unwrap();
+            self.result(&format!("classifier_loss {n} {channels} {used}"), &losses, behind.clone());
+            for write in [Write::Set, Write::Add] {
+                let mut losses =
+                    self.input_of(Role::F32, &[&[2.0, 3.0][..], &vec![f32::NAN; n]].concat()).buf;
+                let mut dx = self.poisoned(Role::Activation, n * channels);
+                let mut dwte = self.target(padded * channels, write);
+                let op = Classifier {
+                    losses: &mut losses,
+                    losses_at: 2,
+                    dx: &mut dx,
+                    dwte: &mut dwte.buf,
+                    x: &x.buf,
+                    wte: &wte.buf,
+                    targets: &ids,
+                    rows: n,
+                    channels,
+                    vocab,
+                    scale,
+                    write,
+                };
+                self.ops.classifier(op).unwrap();
+                self.result(
+                    &format!("classifier losses {n} {channels} {used} {write:?}"),
+                    &losses,
+                    behind.clone(),
+                );
+                self.result(&format!("classifier dx {n} {channels} {used} {write:?}"), &dx, want_dx.clone());
+                self.result(
+                    &format!("classifier dwte {n} {channels} {used} {write:?}"),
+                    &dwte.buf,
+                    sum(&dwte.values, &want_dwte),
+                );
+            }
+        }
+    }
+}

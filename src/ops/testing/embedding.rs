@@ -1,0 +1,61 @@
+//! The embedding and its gradient.
+
+use super::Bench;
+use crate::ops::{Embedding, EmbeddingBackward, Ops, Role, Rows, Write};
+
+impl<O: Ops> Bench<'_, O> {
+    pub(super) fn embedding(&mut self) {
+        for (rows, channels, vocab, positions) in [
+            (Rows { batch: 1, seq: 1 }, 1, 3, 1),
+            (Rows { batch: 3, seq: 17 }, 70, 11, 20),
+            (Rows { batch: 2, seq: 64 }, 48, 300, 64),
+        ] {
+            let (n, channels) = (rows.count(), self.limits.row(channels));
+            let (ids, tokens) = self.ids(n, vocab);
+            let wte = self.input(Role::Param, vocab * channels, 1.0);
+            let wpe = self.input(Role::Param, positions * channels, 1.0);
+            let mut out = self.poisoned(Role::Activation, n * channels);
+            let (wte_buf, wpe_buf) = (&wte.buf, &wpe.buf);
+            let op = Embedding { out: &mut out, ids: &ids, wte: wte_buf, wpe: wpe_buf, rows, channels };
+            self.ops.embedding(op).unwrap();
+            let at = |i: usize| {
+                (
+                    usize::from(tokens[i / channels]) * channels + i % channels,
+                    (i / channels % rows.seq) * channels + i % channels,
+                )
+            };
+            let want = (0..n * channels).map(|i| wte.values[at(i).0] + wpe.values[at(i).1]).collect();
+            self.result(&format!("embedding {rows:?} {channels}"), &out, want);
+
+            for write in [Write::Set, Write::Add] {
+                let dout = self.input(Role::Activation, n * channels, 1.0);
+                let mut dwte = self.input(Role::F32, vocab * channels, 1.0);
+                let mut dwpe = self.target(positions * channels, write);
+                for i in 0..n * channels {
+                    dwte.values[at(i).0] += dout.values[i];
+                    dwpe.values[at(i).1] += dout.values[i];
+                }
+                let op = EmbeddingBackward {
+                    dwte: &mut dwte.buf,
+                    dwpe: &mut dwpe.buf,
+                    write,
+                    dout: &dout.buf,
+                    ids: &ids,
+                    rows,
+                    channels,
+                };
+                self.ops.embedding_backward(op).unwrap();
+                self.result(
+                    &format!("embedding_backward dwte {rows:?} {channels} {write:?}"),
+                    &dwte.buf,
+                    dwte.values,
+                );
+                self.result(
+                    &format!("embedding_backward dwpe {rows:?} {channels} {write:?}"),
+                    &dwpe.buf,
+                    dwpe.values,
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Linear layers, GELU, and their gradients.
+
+use super::{Bench, reference, sum};
+use crate::ops::{
+    Gelu, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
+    LinearShape, Ops, Role, Write,
+};
+
+impl<O: Ops> Bench<'_, O> {
+    pub(super) fn linear(&mut self) {
+        // Past 256 the sums and the row chunks are cut, past 384 the tasks; 64, 16 and 6 are tile sides.
+        for (n, c_in, c_out) in [
+            (1, 1, 1),
+            (5, 7, 3),
+            (6, 64, 64),
+            (13, 520, 70),
+            (300, 65, 40),
+            (257, 16, 130),
+            (390, 8, 67),
+            (12, 130, 600),
+        ] {
+            let (c_in, c_out) = (self.limits.row(c_in), self.limits.row(c_out));
+            let (name, shape) = (format!("{n} {c_in} {c_out}"), LinearShape { rows: n, c_in, c_out });
+            let x = self.input(Role::Activation, n * c_in, 1.0);
+            let weight = self.input(Role::Param, c_out * c_in, 0.3);
+            let bias = self.input(Role::Param, c_out, 1.0);
+            let [mut out, mut plain, mut act, mut pre, mut again] =
+                [(); 5].map(|()| self.poisoned(Role::Activation, n * c_out));
+            for (out, bias) in [(&mut out, Some(&bias.buf)), (&mut plain, None)] {
+                self.ops.linear(Linear { out, x: &x.buf, weight: &weight.buf, bias, shape }).unwrap();
+            }
+            let op = LinearGelu {
+                out: &mut act,
+                pre: &mut pre,
+                x: &x.buf,
+                weight: &weight.buf,
+                bias: &bias.buf,
+                shape,
+            };
+            self.ops.linear_gelu(op).unwrap();
+            self.ops.gelu(Gelu { out: &mut again, pre: &pre, len: n * c_out }).unwrap();
+            let want = reference::linear(&x.values, &weight.values, Some(&bias.values), n, c_in, c_out);
+            let bare = reference::linear(&x.values, &weight.values, None, n, c_in, c_out);
+            let stored: Vec<f64> = self.read(&pre, n * c_out).into_iter().map(f64::from).collect();
+            self.result(&format!("linear {name}"), &out, want.clone());
+            self.result(&format!("linear without bias {name}"), &plain, bare);
+            self.result(&format!("linear_gelu pre {name}"), &pre, want.clone());
+            self.result(
+                &format!("linear_gelu out {name}"),
+                &act,
+                want.iter().map(|x| reference::gelu(*x)).collect(),
+            );
+            self.result(
+                &format!("gelu {name}"),
+                &again,
+                stored.iter().map(|x| reference::gelu(*x)).collect(),
+            );
+
+            let dout = self.input(Role::Activation, n * c_out, 1.0);
+            let pre = self.input(Role::Activation, n * c_in, 1.5);
+            let [mut dx, mut dpre] = [(); 2].map(|()| self.poisoned(Role::Activation, n * c_in));
+            let (dout_buf, weight_buf) = (&dout.buf, &weight.buf);
+            let op = LinearBackwardInput { dx: &mut dx, dout: dout_buf, weight: weight_buf, shape };
+            self.ops.linear_backward_input(op).unwrap();
+            let op = LinearBackwardInputGelu {
+                dpre: &mut dpre,
+                dout: dout_buf,
+                weight: weight_buf,
+                pre: &pre.buf,
+                shape,
+            };
+            self.ops.linear_backward_input_gelu(op).unwrap();
+            let want = reference::linear_backward_input(&dout.values, &weight.values, n, c_in, c_out);
+            self.result(&format!("linear_backward_input {name}"), &dx, want.clone());
+            let want =
+                want.iter().zip(&pre.values).map(|(d, x)| d * reference::gelu_derivative(*x)).collect();
+            self.result(&format!("linear_backward_input_gelu {name}"), &dpre, want);
+
+            let (want_dw, want_db) =
+                reference::linear_backward_weight(&dout.values, &x.values, n, c_in, c_out);
+            for write in [Write::Set, Write::Add] {
+                let (mut dweight, mut dbias) = (self.target(c_out * c_in, write), self.target(c_out, write));
+                let op = LinearBackwardWeight {
+                    dweight: &mut dweight.buf,
+                    dbias: Some(&mut dbias.buf),
+                    dout: &dout.buf,
+                    x: &x.buf,
+                    shape,
+                    write,
+                };
+                self.ops.linear_backward_weight(op).unwrap();
+                self.result(
+                    &format!("linear_backward_weight {name} {write:?}"),
+                    &dweight.buf,
+                    sum(&dweight.values, &want_dw),
+                );
+                self.result(
+                    &format!("linear_backward_weight dbias {name} {write:?}"),
+                    &dbias.buf,
+                    sum(&dbias.values, &want_db),
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Layernorm, alone and behind a residual addition, and its gradient.
+
+use super::{Bench, Input, reference, sum};
+use crate::ops::{Layernorm, LayernormBackward, Ops, ResidualLayernorm, Role, Write};
+
+impl<O: Ops> Bench<'_, O> {
+    pub(super) fn layernorm(&mut self) {
+        for (n, c) in [(1, 3), (5, 16), (7, 67), (33, 130), (70, 768)] {
+            let c = self.limits.row(c);
+            let x = self.input(Role::Activation, n * c, 2.0);
+            let branch = self.input(Role::Activation, n * c, 1.0);
+            let weight = self.input(Role::Param, c, 1.0);
+            let bias = self.input(Role::Param, c, 1.0);
+            let [mut out, mut residual] = [(); 2].map(|()| self.poisoned(Role::Activation, n * c));
+            let [mut mean, mut rstd] = [(); 2].map(|()| self.poisoned(Role::F32, n));
+            let op = Layernorm {
+                out: &mut out,
+                mean: &mut mean,
+                rstd: &mut rstd,
+                x: &x.buf,
+                weight: &weight.buf,
+                bias: &bias.buf,
+                rows: n,
+                channels: c,
+            };
+            self.ops.layernorm(op).unwrap();
+            let (want, want_mean, want_rstd) =
+                reference::layernorm(&x.values, &weight.values, &bias.values, c);
+            self.result(&format!("layernorm {n} {c}"), &out, want);
+            self.result(&format!("layernorm mean {n} {c}"), &mean, want_mean);
+            self.result(&format!("layernorm rstd {n} {c}"), &rstd, want_rstd);
+
+            let [mut out, mut mean2, mut rstd2] = [(Role::Activation, n * c), (Role::F32, n), (Role::F32, n)]
+                .map(|(role, len)| self.poisoned(role, len));
+            let op = ResidualLayernorm {
+                residual: &mut residual,
+                out: &mut out,
+                mean: &mut mean2,
+                rstd: &mut rstd2,
+                x: &x.buf,
+                branch: &branch.buf,
+                weight: &weight.buf,
+                bias: &bias.buf,
+                rows: n,
+                channels: c,
+            };
+            self.ops.residual_layernorm(op).unwrap();
+            self.result(
+                &format!("residual {n} {c}"),
+                &residual,
+                x.values.iter().zip(&branch.values).map(|(x, b)| x + b).collect(),
+            );
+            let stored: Vec<f64> = self.read(&residual, n * c).into_iter().map(f64::from).collect();
+            let (want, want_mean, want_rstd) = reference::layernorm(&stored, &weight.values, &bias.values, c);
+            self.result(&format!("residual_layernorm {n} {c}"), &out, want);
+            self.result(&format!("residual_layernorm mean {n} {c}"), &mean2, want_mean);
+            self.result(&format!("residual_layernorm rstd {n} {c}"), &rstd2, want_rstd);
+
+            for (dx_write, write) in [(Write::Set, Write::Set), (Write::Add, Write::Add)] {
+                let dout = self.input(Role::Activation, n * c, 1.0);
+                let mut dx = match dx_write {
+                    Write::Set => {
+                        Input { buf: self.poisoned(Role::Activation, n * c), values: vec![0.0; n * c] }
+                    }
+                    Write::Add => self.input(Role::Activation, n * c, 1.0),
+                };
+                let (mut dweight, mut dbias) = (self.target(c, write), self.target(c, write));
+                let op = LayernormBackward {
+                    dx: &mut dx.buf,
+                    dx_write,
+                    dweight: &mut dweight.buf,
+                    dbias: &mut dbias.buf,
+                    write,
+                    dout: &dout.buf,
+                    x: &x.buf,
+                    weight: &weight.buf,
+                    mean: &mean,
+                    rstd: &rstd,
+                    rows: n,
+                    channels: c,
+                };
+                self.ops.layernorm_backward(op).unwrap();
+                let (want_dx, want_dw, want_db) =
+                    reference::layernorm_backward(&dout.values, &x.values, &weight.values, c);
+                self.result(
+                    &format!("layernorm_backward dx {n} {c} {write:?}"),
+                    &dx.buf,
+                    sum(&dx.values, &want_dx),
+                );
+                self.result(
+                    &format!("layernorm_backward dweight {n} {c} {write:?}"),
+                    &dweight.buf,
+                    sum(&dweight.values, &want_dw),
+                );
+                self.result(
+                    &format!("layernorm_backward dbias {n} {c} {write:?}"),
+                    &dbias.buf,
+                    sum(&dbias.values, &want_db),
+                );
+            }
+        }
+    }
+}

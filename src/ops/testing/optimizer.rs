@@ -1,0 +1,176 @@
+//! AdamW, sums of squares and sums of tensors, whole and by parts.
+
+use std::ops::Range;
+
+use super::{Bench, random, sum};
+use crate::ops::{
+    AdamW, AdamWUpdate, Add, AddPart, ChunkSquares, CopyPart, Ops, ParamSlot, Role, SumSquares,
+};
+
+impl<O: Ops> Bench<'_, O> {
+    pub(super) fn optimizer(&mut self) {
+        for len in [1, 17, 70_001] {
+            let x = self.input(Role::F32, len, 1.0);
+            let squares = self.ops.sum_squares(SumSquares { tensors: &[&x.buf, &x.buf] }).unwrap();
+            assert_eq!(squares[0].to_bits(), squares[1].to_bits());
+            let got = self.input_of(Role::F32, &[squares[0] as f32]).buf;
+            self.result(&format!("sum_squares {len}"), &got, vec![x.values.iter().map(|x| x * x).sum()]);
+
+            let (a, b) = (self.input(Role::F32, len, 1.0), self.input(Role::F32, len, 1.0));
+            let mut total = a.buf;
+            self.ops.add(Add { dst: &mut total, src: &b.buf }).unwrap();
+            self.result(&format!("add {len}"), &total, sum(&a.values, &b.values));
+            let mut row = self.poisoned(Role::F32, 1);
+            let op = CopyPart { dst: &mut row, at: 0, src: &total, from: len - 1, len: 1 };
+            self.ops.copy(op).unwrap();
+            self.result(&format!("copy {len}"), &row, vec![a.values[len - 1] + b.values[len - 1]]);
+
+            self.adamw(len);
+        }
+        self.parts();
+    }
+
+    /// What devices that share a tensor do to its parts gives the bits of one that has it whole.
+    fn parts(&mut self) {
+        let chunk = self.ops.chunk();
+        let len = 3 * chunk - 17;
+        let parts = [0..chunk, chunk..2 * chunk, 2 * chunk..len];
+        let (grad, more) = (self.input(Role::F32, len, 1.0).buf, self.input(Role::F32, len, 1.0).buf);
+
+        let whole = self.ops.sum_squares(SumSquares { tensors: &[&grad] }).unwrap()[0];
+        let mut squares = |parts: &[Range<usize>]| {
+            let parts: Vec<_> = parts.iter().map(|part| (&grad, part.clone())).collect();
+            self.ops.chunk_squares(ChunkSquares { parts: &parts }).unwrap()
+        };
+        let chunks: Vec<f64> = parts.iter().flat_map(|part| squares(std::slice::from_ref(part))).collect();
+        assert_eq!(chunks, squares(&[0..chunk, chunk..len]));
+        assert_eq!(self.ops.fold_squares(&chunks).to_bits(), whole.to_bits());
+        // More chunks than threads of any kernel that adds them.
+        let many: Vec<f64> = (0..1000).map(|i| 1.0 / f64::from(i + 1)).collect();
+        assert!((self.ops.fold_squares(&many) - many.iter().sum::<f64>()).abs() < 1e-12);
+
+        let bytes = |ops: &mut O, buf: &O::Buf, elements: usize, size: usize| {
+            let mut bytes = vec![0; elements * size];
+            ops.read_bytes(buf, &mut bytes).unwrap();
+            bytes
+        };
+        let wide = |ops: &mut O, values: &[u8]| {
+            let mut buf = ops.alloc(Role::F32, values.len() / 4).unwrap();
+            ops.write_bytes(&mut buf, values).unwrap();
+            buf
+        };
+        let before = bytes(self.ops, &grad, len, 4);
+        let mut sum = wide(self.ops, &before);
+        self.ops.add(Add { dst: &mut sum, src: &more }).unwrap();
+        let mut by_parts = wide(self.ops, &before);
+        let content = bytes(self.ops, &more, len, 4);
+        for part in &parts {
+            let piece = wide(self.ops, &content[4 * part.start..4 * part.end]);
+            let (at, len) = (part.start, part.len());
+            self.ops.add_part(AddPart { dst: &mut by_parts, at, src: &piece, from: 0, len }).unwrap();
+        }
+        assert!(bytes(self.ops, &sum, len, 4) == bytes(self.ops, &by_parts, len, 4), "add_part");
+
+        // AdamW, with masters and (where parameters are narrow, rounded stochastically) without.
+        let update = AdamW {
+            learning_rate: 0.01,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            correction1: 1.2,
+            correction2: 1.1,
+            grad_scale: 0.5,
+            rounding_key: [3, 4],
+            step: 5,
+        };
+        let size = self.ops.dtype(Role::Param).size();
+        for masters in [true, false] {
+            let run = |test: &mut Self, parts: &[Range<usize>]| {
+                let start = bytes(test.ops, &more, len, 4);
+                let mut param = test.ops.alloc(Role::Param, len).unwrap();
+                let values: Vec<f32> =
+                    start.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+                test.ops.upload(&mut param, &values).unwrap();
+                let mut kept = Vec::new();
+                for part in parts {
+                    let mut master = wide(test.ops, &start[4 * part.start..4 * part.end]);
+                    let (mut m, mut v) = (
+                        test.ops.alloc(Role::F32, part.len()).unwrap(),
+                        test.ops.alloc(Role::F32, part.len()).unwrap(),
+                    );
+                    let slot = ParamSlot {
+                        id: 3,
+                        at: part.start,
+                        param: &mut param,
+                        master: masters.then_some(&mut master),
+                        grad: &grad,
+                        grad_at: part.start,
+                        adam_m: &mut m,
+                        adam_v: &mut v,
+                        weight_decay: 0.1,
+                    };
+                    test.ops.adamw(AdamWUpdate { slots: vec![slot], scalars: update }).unwrap();
+                    kept.extend([&master, &m, &v].map(|buf| bytes(test.ops, buf, part.len(), 4)));
+                }
+                let [master, m, v] =
+                    [0, 1, 2].map(|k| kept.iter().skip(k).step_by(3).flatten().copied().collect::<Vec<u8>>());
+                [bytes(test.ops, &param, len, size), master, m, v]
+            };
+            let whole = run(self, std::slice::from_ref(&(0..len)));
+            assert!(run(self, &parts) == whole, "AdamW of parts, masters {masters}");
+        }
+
+        let mut piece = vec![0; 64];
+        self.ops.read_at(&more, 4 * chunk, &mut piece).unwrap();
+        assert_eq!(piece, content[4 * chunk..4 * chunk + 64]);
+        self.ops.write_at(&mut by_parts, 4 * (chunk + 8), &piece).unwrap();
+        let mut back = vec![0; 128];
+        self.ops.read_at(&by_parts, 4 * chunk, &mut back).unwrap();
+        assert_eq!(back[32..96], piece[..]);
+    }
+
+    fn adamw(&mut self, len: usize) {
+        let update = AdamW {
+            learning_rate: 0.01,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            correction1: 1.0 / (1.0 - 0.9 * 0.9),
+            correction2: 1.0 / (1.0 - 0.95 * 0.95),
+            grad_scale: 0.5,
+            rounding_key: [1, 2],
+            step: 2,
+        };
+        let (mut param, grad) = (self.input(Role::Param, len, 1.0), self.input(Role::F32, len, 1.0));
+        let master: Vec<f32> = param.values.iter().map(|p| *p as f32).collect();
+        let mut master = self.input_of(Role::F32, &master);
+        let mut m = self.input(Role::F32, len, 0.1);
+        let v: Vec<f32> = random(self.seed, len, 0.3).into_iter().map(|x| x * x + 0.01).collect();
+        let mut v = self.input_of(Role::F32, &v);
+        let slot = ParamSlot {
+            id: 3,
+            at: 0,
+            param: &mut param.buf,
+            master: Some(&mut master.buf),
+            grad: &grad.buf,
+            grad_at: 0,
+            adam_m: &mut m.buf,
+            adam_v: &mut v.buf,
+            weight_decay: 0.1,
+        };
+        self.ops.adamw(AdamWUpdate { slots: vec![slot], scalars: update }).unwrap();
+        let wide = |x: f32| f64::from(x);
+        for i in 0..len {
+            let g = grad.values[i] * wide(update.grad_scale);
+            m.values[i] = wide(update.beta1) * m.values[i] + (1.0 - wide(update.beta1)) * g;
+            v.values[i] = wide(update.beta2) * v.values[i] + (1.0 - wide(update.beta2)) * g * g;
+            let root = (v.values[i] * wide(update.correction2)).sqrt() + wide(update.epsilon);
+            let step = m.values[i] * wide(update.correction1) / root + 0.1 * master.values[i];
+            master.values[i] -= wide(update.learning_rate) * step;
+        }
+        self.result(&format!("adamw m {len}"), &m.buf, m.values);
+        self.result(&format!("adamw v {len}"), &v.buf, v.values);
+        self.result(&format!("adamw master {len}"), &master.buf, master.values.clone());
+        self.result(&format!("adamw param {len}"), &param.buf, master.values);
+    }
+}

@@ -1,0 +1,156 @@
+//! The words that operations share: what a buffer is for, element types, shapes, errors.
+
+use std::fmt;
+
+/// What a buffer is for; each device maps it to an element type.
+///
+/// On the CPU everything is `f32`. On CUDA `Param` and `Activation` follow `precision.compute`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Weights as the forward pass reads them.
+    Param,
+    /// Activations and their gradients.
+    Activation,
+    /// Always `f32`: parameter gradients, moments, master weights, losses, statistics.
+    F32,
+}
+
+/// Element type of a stored tensor, named as safetensors names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Dtype {
+    F32,
+    BF16,
+    F64,
+    U32,
+    U64,
+    I64,
+}
+
+impl Dtype {
+    /// The name in a safetensors header.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::F32 => "F32",
+            Dtype::BF16 => "BF16",
+            Dtype::F64 => "F64",
+            Dtype::U32 => "U32",
+            Dtype::U64 => "U64",
+            Dtype::I64 => "I64",
+        }
+    }
+
+    /// Bytes an element takes.
+    pub const fn size(self) -> usize {
+        match self {
+            Dtype::BF16 => 2,
+            Dtype::F32 | Dtype::U32 => 4,
+            Dtype::F64 | Dtype::U64 | Dtype::I64 => 8,
+        }
+    }
+
+    /// The type a safetensors header names, if it is one that a state can hold.
+    pub fn parse(name: &str) -> Option<Dtype> {
+        [Dtype::F32, Dtype::BF16, Dtype::F64, Dtype::U32, Dtype::U64, Dtype::I64]
+            .into_iter()
+            .find(|d| d.name() == name)
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Whether an operation replaces what its output held or adds to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    Set,
+    Add,
+}
+
+/// Sequences by tokens: the shape of one micro-batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// B, sequences.
+    pub batch: usize,
+    /// T, tokens a sequence.
+    pub seq: usize,
+}
+
+impl Rows {
+    /// B*T, the number of rows of an activation matrix.
+    pub fn count(self) -> usize {
+        self.batch * self.seq
+    }
+}
+
+/// NH and HS of an attention operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    pub heads: usize,
+    pub head_size: usize,
+}
+
+impl Heads {
+    /// C = NH*HS.
+    pub fn channels(self) -> usize {
+        self.heads * self.head_size
+    }
+}
+
+/// The vocabulary: rows of the token table that mean a token, and rows in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vocab {
+    pub used: usize,
+    pub padded: usize,
+}
+
+/// The largest shapes that the operations will see: what scratch is planned for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScratchShape {
+    pub rows: Rows,
+    pub channels: usize,
+    pub heads: Heads,
+    pub vocab: Vocab,
+    /// False for evaluation and sampling alone.
+    pub backward: bool,
+    pub params: ParamCount,
+}
+
+/// How much the optimizer and the state digest go through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ParamCount {
+    /// Parameter tensors.
+    pub tensors: u64,
+    /// Their elements in all.
+    pub elements: u64,
+}
+
+/// A range of stored bytes of the buffer with this index in some list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Region {
+    pub buf: usize,
+    pub at: usize,
+    pub len: usize,
+}
+
+/// What a device gives back.
+pub type Result<T, E = DeviceError> = std::result::Result<T, E>;
+
+/// What can go wrong on a device.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// More memory was asked for than there is.
+    #[error(
+        "out of memory on {device}: `{what}` needs {need_bytes} bytes, {free_bytes} are free\n  \
+         hint: lower `batch.micro` or raise `memory.recompute`"
+    )]
+    OutOfMemory { device: String, what: String, need_bytes: u64, free_bytes: u64 },
+    /// A device call failed.
+    #[error("{operation} failed on {device}: {message}")]
+    Failed { device: String, operation: &'static str, message: String },
+    /// No such device here.
+    #[error("{0}")]
+    Unavailable(String),
+}
