@@ -80,7 +80,7 @@ mod tests {
                 workspace_bytes: 1 << 40,
             }),
         };
-        let hopper = Tiling { width: 160, cluster: 2, group: 4, splits: 1 };
+        let hopper = Tiling { width: 160, cluster: 2, group: 4 };
         let plans = [plan(1024), GemmPlan { algorithm: Algorithm::Hopper { hopper }, ..plan(2048) }];
         let mut values: BTreeMap<String, String> = plans.iter().map(encode).collect();
         values.insert("cuda.nvrtc".into(), "13.0".into());
