@@ -14,6 +14,8 @@
 namespace exact {
 
 constexpr float LOG2_E = 1.4426950408889634f;
+// 1.5 * 2^23: added, it rounds a number to an integer in the sum's low bits.
+constexpr float MAGIC = 12582912.0f;
 
 __device__ __forceinline__ float bits(unsigned x) { return __uint_as_float(x); }
 
@@ -50,10 +52,9 @@ __device__ __forceinline__ float power_of_fraction(float r) {
 }
 
 // 2^x for x from -125 to 127; elsewhere meaningless. NaN gives 3.4e38, the largest number.
-// Adding 1.5 * 2^23 rounds x to an integer, which stands in the sum's low bits and is added to the exponent.
+// The integer that MAGIC leaves in the sum's low bits is added to the exponent.
 template <int DEGREE>
 __device__ __forceinline__ float exp2_within(float x) {
-    constexpr float MAGIC = 12582912.0f;
     const float shifted = x + MAGIC;
     const float p = power_of_fraction<DEGREE>(x - (shifted - MAGIC));
     return bits(__float_as_uint(p) + (__float_as_uint(shifted) << 23));
@@ -63,12 +64,20 @@ __device__ __forceinline__ float exp2_within(float x) {
 // infinity. A masked score's weight has to be set to 0 by the caller.
 __device__ __forceinline__ float exp2_weight(float x) { return exp2_within<3>(max_or_nan(x, -125.0f)); }
 
+// 2^(score * scale), as exp2_weight but with no rounding of the product; a product below -124 counts as that.
+__device__ __forceinline__ float exp2_weight(float score, float scale) {
+    score = max_or_nan(score, -124.0f * (1.0f / scale));
+    const float shifted = __fmaf_rn(score, scale, MAGIC);
+    const float p = power_of_fraction<3>(__fmaf_rn(score, scale, MAGIC - shifted));
+    return bits(__float_as_uint(p) + (__float_as_uint(shifted) << 23));
+}
+
 // 2^x for every x: 0 below -126.5, infinity above 127.5. Here the integer's exponent is a factor of its own.
 __device__ __forceinline__ float exp2(float x) {
-    constexpr float MAGIC = 12582912.0f + 127.0f;
+    constexpr float BIASED = MAGIC + 127.0f;
     x = min_or_nan(max_or_nan(x, -127.0f), 128.0f);
-    const float shifted = x + MAGIC;
-    return power_of_fraction<6>(x - (shifted - MAGIC)) * bits(__float_as_uint(shifted) << 23);
+    const float shifted = x + BIASED;
+    return power_of_fraction<6>(x - (shifted - BIASED)) * bits(__float_as_uint(shifted) << 23);
 }
 
 // e^x for every x.

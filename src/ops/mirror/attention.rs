@@ -6,7 +6,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::scalar::{LOG2_E, exp2_weight, kept, ln, max, round, wide};
+use super::scalar::{LOG2_E, exp2_weight, exp2_weight_of, kept, ln, max, round, wide};
 use super::tensor_core::{Left, Right, multiply};
 use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::attention::scale;
@@ -115,8 +115,9 @@ pub fn forward(engine: &Engine, out: &mut [bf16], lse: &mut [f32], qkv: &[bf16],
     }
 }
 
-/// Keys ascending, tile by tile. The maximum so far moves the sums so far; a thread's sum of a row goes
-/// on over the tiles, and the four are added at the end.
+/// Keys ascending, tile by tile. Weights are relative to the row's maximum so far; when that moves, the sums
+/// so far follow. A thread's sum of a row goes on over the tiles, and the
+/// four are added at the end.
 fn forward_tile(engine: &Engine, [q, k, v]: [Head<'_>; 3], tile: usize) -> RowTile {
     let head_size = q.head_size;
     let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
@@ -162,7 +163,7 @@ pub struct Backward<'a> {
     pub heads: Heads,
 }
 
-/// Statistics of a head's rows, up to whole tiles: log-sum-exp, zero past T, and D, the sum of dout times out.
+/// What sums of a head's rows start from, up to whole tiles: -lse sqrt(HS), and -D, the sum of dout times out.
 struct Statistics {
     lse: Vec<f32>,
     delta: Vec<f32>,
@@ -213,8 +214,23 @@ fn statistics(lse: &[f32], dout: Head<'_>, out: Head<'_>, padded: usize) -> Stat
         };
         quad_sum(std::array::from_fn(thread))
     };
-    let lse = (0..padded).map(|row| lse.get(row).copied().unwrap_or(0.0)).collect();
-    Statistics { lse, delta: (0..padded).map(delta).collect() }
+    let scale = scale(dout.head_size);
+    let lse = (0..padded).map(|row| lse.get(row).map_or(0.0, |lse| -lse) / scale).collect();
+    Statistics { lse, delta: (0..padded).map(|row| -delta(row)).collect() }
+}
+
+/// A tile of S - lse, not yet scaled, and of dP - D, by rows of `left`: the sums start from the statistics of
+/// their queries instead of zero.
+fn begin(statistics: &[f32], of: impl Fn(usize) -> usize) -> Vec<f32> {
+    (0..TILE * TILE).map(|i| kept(statistics[of(i)])).collect()
+}
+
+/// From a tile of S - lse and dP - D to P and dS; an element is masked where `masked` says so.
+fn differentiate(p: &mut [f32], ds: &mut [f32], scale_log2: f32, masked: impl Fn(usize) -> bool) {
+    for (i, (p, ds)) in p.iter_mut().zip(ds).enumerate() {
+        *p = if masked(i) { 0.0 } else { exp2_weight_of(*p, scale_log2) };
+        *ds *= *p;
+    }
 }
 
 /// dQ of 64 queries: keys ascending.
@@ -225,29 +241,21 @@ fn query_tile(
     of: &Statistics,
     tile: usize,
 ) -> Vec<bf16> {
-    let head_size = q.head_size;
-    let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
+    let scale = scale(q.head_size);
     let (queries, gradients) = (q.rows(tile), dout.rows(tile));
-    let mut dq = vec![0.0f32; TILE * head_size];
+    let mut dq = vec![0.0f32; TILE * q.head_size];
     for keys in 0..=tile {
-        let (mut s, mut dp) = (vec![0.0f32; TILE * TILE], vec![0.0f32; TILE * TILE]);
-        multiply(engine, &mut s, &queries, &k.columns(keys));
-        multiply(engine, &mut dp, &gradients, &v.columns(keys));
-        for (row, (s, dp)) in s.chunks_exact_mut(TILE).zip(dp.chunks_exact(TILE)).enumerate() {
-            let (lse, delta) = (of.lse[tile * TILE + row] * LOG2_E, of.delta[tile * TILE + row]);
-            for (column, (s, dp)) in s.iter_mut().zip(dp).enumerate() {
-                let masked = keys == tile && column > row;
-                let p = if masked { 0.0 } else { exp2_weight(s.mul_add(scale_log2, -lse)) };
-                *s = p * (dp - delta);
-            }
-        }
-        multiply(engine, &mut dq, &rounded(&s), &k.terms(keys));
+        let row = |i: usize| tile * TILE + i / TILE;
+        let (mut p, mut ds) = (begin(&of.lse, row), begin(&of.delta, row));
+        multiply(engine, &mut p, &queries, &k.columns(keys));
+        multiply(engine, &mut ds, &gradients, &v.columns(keys));
+        differentiate(&mut p, &mut ds, scale * LOG2_E, |i| keys == tile && i % TILE > i / TILE);
+        multiply(engine, &mut dq, &rounded(&ds), &k.terms(keys));
     }
     dq.iter().map(|x| round(x * scale)).collect()
 }
 
-/// dK and dV of 64 keys: queries ascending. Rows are keys here, and the sums start from the statistics of
-/// their queries instead of zero: they come out as S - lse (not yet scaled) and dP - D.
+/// dK and dV of 64 keys: queries ascending. Rows are keys here.
 fn key_tile(
     engine: &Engine,
     [q, k, v]: [Head<'_>; 3],
@@ -256,23 +264,15 @@ fn key_tile(
     tile: usize,
     tiles: usize,
 ) -> [Vec<bf16>; 2] {
-    let head_size = q.head_size;
-    let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
+    let scale = scale(q.head_size);
     let (keys, values) = (k.rows(tile), v.rows(tile));
-    let (mut dk, mut dv) = (vec![0.0f32; TILE * head_size], vec![0.0f32; TILE * head_size]);
+    let (mut dk, mut dv) = (vec![0.0f32; TILE * q.head_size], vec![0.0f32; TILE * q.head_size]);
     for queries in tile..tiles {
-        let start = |statistic: &dyn Fn(usize) -> f32| -> Vec<f32> {
-            (0..TILE * TILE).map(|i| kept(statistic(queries * TILE + i % TILE))).collect()
-        };
-        let mut p = start(&|row| -of.lse[row] / scale);
-        let mut ds = start(&|row| -of.delta[row]);
+        let row = |i: usize| queries * TILE + i % TILE;
+        let (mut p, mut ds) = (begin(&of.lse, row), begin(&of.delta, row));
         multiply(engine, &mut p, &keys, &q.columns(queries));
         multiply(engine, &mut ds, &values, &dout.columns(queries));
-        for (i, (p, ds)) in p.iter_mut().zip(&mut ds).enumerate() {
-            let masked = queries == tile && i / TILE > i % TILE;
-            *p = if masked { 0.0 } else { exp2_weight(*p * scale_log2) };
-            *ds *= *p;
-        }
+        differentiate(&mut p, &mut ds, scale * LOG2_E, |i| queries == tile && i / TILE > i % TILE);
         multiply(engine, &mut dv, &rounded(&p), &dout.terms(queries));
         multiply(engine, &mut dk, &rounded(&ds), &q.terms(queries));
     }

@@ -7,7 +7,7 @@
 //! 2. The largest exponent among the products and the sum so far (24 bits, subnormals at -126) is found.
 //! 3. All are shifted to that exponent with 25 fraction bits; what falls off is cut off, towards zero. They are
 //!    then added exactly.
-//! 4. The sum is normalised and cut off to 24 bits, towards zero, at no exponent below -126; zero is +0.
+//! 4. The sum is normalised and cut off to 24 bits, towards zero, at no exponent below -126; zero, also by cutting off, is +0.
 //!
 //! NaN, and infinity times zero or beside the other infinity, gives NaN; other infinities stay; a sum of 2^128
 //! or more is infinite. How k is tiled, pipelined or which library asks does not matter as long as a sum is one
@@ -98,6 +98,9 @@ fn pack(total: i64, exponent: i32) -> f32 {
     let lowest = (highest + exponent - 23).max(-149);
     let shift = lowest - exponent;
     let significand = if shift >= 0 { magnitude >> shift.min(63) } else { magnitude << -shift } as u32;
+    if significand == 0 {
+        return 0.0;
+    }
     if highest + exponent > 127 {
         return f32::from_bits(sign | 0x7f80_0000);
     }
@@ -192,9 +195,9 @@ fn multiply_band(engine: &Engine, sums: &mut [f32], first: usize, left: &Left, r
             tile[..width].copy_from_slice(&sums[column..][..width]);
         }
         for (terms, left) in terms.iter().zip(&left.chunks) {
-            vectorize!(engine.isa, |_| {
+            vectorize!(engine.isa, |simd| {
                 for (tile, left) in tile[..rows].iter_mut().zip(&left[first..]) {
-                    add_chunk(tile, left, terms);
+                    add_chunk(simd, tile, left, terms);
                 }
             });
         }
@@ -204,9 +207,46 @@ fn multiply_band(engine: &Engine, sums: &mut [f32], first: usize, left: &Left, r
     }
 }
 
+/// Sixteen numbers cut off towards zero, each below 2^31 in size.
+trait CutOff: Copy {
+    fn cut_off(self, x: [f32; LANES]) -> [i32; LANES];
+}
+
+#[cfg(target_arch = "x86_64")]
+impl CutOff for pulp::x86::V4 {
+    #[inline(always)]
+    fn cut_off(self, x: [f32; LANES]) -> [i32; LANES] {
+        pulp::cast(self.convert_f32x16_to_i32x16(pulp::cast(x)))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl CutOff for pulp::x86::V3 {
+    #[inline(always)]
+    fn cut_off(self, x: [f32; LANES]) -> [i32; LANES] {
+        let halves: [pulp::f32x8; 2] = pulp::cast(x);
+        pulp::cast(halves.map(|half| self.convert_f32x8_to_i32x8(half)))
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl CutOff for pulp::aarch64::Neon {
+    #[inline(always)]
+    fn cut_off(self, x: [f32; LANES]) -> [i32; LANES] {
+        x.map(|x| x as i32)
+    }
+}
+
+impl CutOff for pulp::Scalar {
+    #[inline(always)]
+    fn cut_off(self, x: [f32; LANES]) -> [i32; LANES] {
+        x.map(|x| x as i32)
+    }
+}
+
 /// [`chunk`] for sixteen columns.
 #[inline(always)]
-fn add_chunk(sums: &mut [f32; LANES], left: &Sixteen, right: &[Sixteen; CHUNK]) {
+fn add_chunk<S: CutOff>(simd: S, sums: &mut [f32; LANES], left: &Sixteen, right: &[Sixteen; CHUNK]) {
     let mut top = sums.map(|sum| {
         let field = (sum.to_bits() >> 23 & 0xff) as i32;
         // A subnormal sum is not for the fast way; zero is nothing.
@@ -227,13 +267,16 @@ fn add_chunk(sums: &mut [f32; LANES], left: &Sixteen, right: &[Sixteen; CHUNK]) 
     let scale = top.map(|top| f32::from_bits(((FRACTION - top + 127) << 23) as u32));
     let mut total = [0i32; LANES];
     for (k, right) in right.iter().enumerate() {
+        let product = std::array::from_fn(|lane| left.value[k] * right.value[lane] * scale[lane]);
+        let product = simd.cut_off(product);
         for lane in 0..LANES {
             // At most 16 * 3.97 * 2^25 in all, which 31 bits hold.
-            total[lane] += (left.value[k] * right.value[lane] * scale[lane]) as i32;
+            total[lane] += product[lane];
         }
     }
+    let old = simd.cut_off(std::array::from_fn(|lane| sums[lane] * scale[lane]));
     for lane in 0..LANES {
-        let whole = f64::from(total[lane]) + f64::from((sums[lane] * scale[lane]) as i32);
+        let whole = f64::from(total[lane]) + f64::from(old[lane]);
         let cut = f64::from_bits(whole.to_bits() & !((1 << 29) - 1));
         sums[lane] = (cut * f64::from_bits(((top[lane] - FRACTION + 1023) as u64) << 52)) as f32;
     }
