@@ -34,7 +34,7 @@ constexpr float SCALE = HS == 64 ? 0.125f : HS == 80 ? 0.11180339887498948f : HS
 static_assert(HS == 64 || HS == 80 || HS == 96 || HS == 128, "no scale for this head size");
 /// Scores times this are exponents of 2.
 constexpr float SCALE_LOG2 = SCALE * LOG2_E;
-/// A masked score. Finite, so that no difference of two is NaN. Its weight is set to 0 after the powers are taken.
+/// A masked score. Finite, so that no difference of two is NaN; 2 to its power is 0.
 constexpr float MASKED = -1e30f;
 
 __device__ __forceinline__ u32 shared_address(const void* p) {

@@ -15,7 +15,7 @@
 // The trick: no sum crosses a warpgroup, so there is nothing to order. dQ is summed by the warpgroup that owns 64 query
 // rows, dK and dV by the one that owns 64 key rows; the price is S and dP computed twice (seven products instead of
 // five). The second kernel computes S^T and dP^T, so that P^T and dS^T already have the layout of a left operand in
-// registers, and its accumulators start from the row statistics instead of zero, as those of the first do: they come out as S - lse and
+// registers, and its accumulators start from the row statistics instead of zero: they come out as S - lse and
 // dP - D. Products are started before their turn: the scores of the next tile are under way while the gradients of this one
 // are, and several warpgroups on a multiprocessor fill each other's waits.
 //
@@ -48,7 +48,7 @@ constexpr int AHEAD = 132 * KEY_BLOCKS;
 
 }  // namespace attention
 
-extern "C" __global__ void __launch_bounds__(128 * attention::GROUPS, attention::HS == 64 ? 2 : 1)
+extern "C" __global__ void __launch_bounds__(128 * attention::GROUPS, 1)
 attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     using namespace attention;
     constexpr int ROWS = 64 * GROUPS, KEYS = 64, STAGES = QUERY_STAGES, LAG = 2;
@@ -95,12 +95,12 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     const u32 q_rows = q_tile + group * 64 * 128, dout_rows = dout_tile + group * 64 * 128;
 
     // For D: this thread's quarter of two rows of out, on their way from here on.
-    float lse[2], delta[2];  // as the sums start from them: -lse*sqrt(HS) and -D
+    float lse[2], delta[2];
     uint4 out[2][HS / 32];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         const int r = row + 8 * h;
-        lse[h] = __fdiv_rn(r < tokens ? -args.lse[static_cast<long long>(blockIdx.y) * tokens + r] : 0.0f, SCALE);
+        lse[h] = r < tokens ? args.lse[static_cast<long long>(blockIdx.y) * tokens + r] : 0.0f;
 #pragma unroll
         for (int c = 0; c < HS / 32; ++c) {
             out[h][c] = make_uint4(0, 0, 0, 0);
@@ -112,19 +112,15 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     const u32 k_operand = operand<KEYS>(k_tiles), v_operand = operand<KEYS>(v_tiles);
     float s[KEYS / 2], dp[KEYS / 2], dq[HS / 2];
     u32 ds[KEYS / 16][4];
+    clear(dq);
     Ring<STAGES> use;
-    auto begin_with = [](float(&d)[KEYS / 2], const float(&start)[2]) {
-#pragma unroll
-        for (int i = 0; i < KEYS / 2; ++i) d[i] = start[(i >> 1) & 1];
-        pin(d);
-    };
-    // From S - lse and dP - D of a tile, both under way, to dS.
+    // From the scores and dP of a tile, both under way, to dS.
     auto differentiate = [&](int tile) {
         wgmma_wait<1>();  // the scores
         pin(s);
         const int key0 = tile * KEYS;
 #pragma unroll
-        for (int i = 0; i < KEYS / 2; ++i) s[i] = exact::exp2_weight(s[i], SCALE_LOG2);
+        for (int i = 0; i < KEYS / 2; ++i) s[i] = exact::exp2(__fmaf_rn(s[i], SCALE_LOG2, -lse[(i >> 1) & 1]));
         if (key0 + KEYS - 1 > group_row0) {
 #pragma unroll
             for (int i = 0; i < KEYS / 2; ++i) {
@@ -136,15 +132,17 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
         wgmma_wait<0>();
         pin(dp);
 #pragma unroll
-        for (int i = 0; i < KEYS / 2; ++i) s[i] *= dp[i];
+        for (int i = 0; i < KEYS / 2; ++i) s[i] *= dp[i] - delta[(i >> 1) & 1];
         to_operand(ds, s);
     };
 
     barrier_wait(q_full, 0);
     barrier_wait(full, 0);
-    begin_with(s, lse);
+    pin(dq);
     wgmma_fence();
-    start_rows<ROWS, KEYS, true>(s, q_operand, k_operand);
+    start_rows<ROWS, KEYS>(s, q_operand, k_operand);
+    wgmma_commit();
+    start_rows<ROWS, KEYS>(dp, dout_operand, v_operand);
     wgmma_commit();
     const int padded = (tokens + 63) / 64 * 64;
 #pragma unroll
@@ -153,20 +151,15 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
         float sum = 0.0f;
 #pragma unroll
         for (int c = 0; c < HS / 32; ++c) sum = add_products(sum, load_shared_16(at + c / 2 * ROWS * 128 + (((c % 2 * 4 + (lane & 3)) ^ (lane >> 2)) << 4)), out[h][c]);
-        delta[h] = -quad_sum(sum);
+        delta[h] = quad_sum(sum);
         if ((lane & 3) == 0 && row + 8 * h < padded) {
             float* stats = args.rows + static_cast<long long>(blockIdx.y) * 2 * padded + row + 8 * h;
-            stats[0] = lse[h];
-            stats[padded] = delta[h];
+            stats[0] = __fdiv_rn(-lse[h], SCALE);
+            stats[padded] = -delta[h];
         }
+        lse[h] *= LOG2_E;
     }
-    begin_with(dp, delta);
-    wgmma_fence();
-    start_rows<ROWS, KEYS, true>(dp, dout_operand, v_operand);
-    wgmma_commit();
     differentiate(0);
-    clear(dq);
-    pin(dq);
     for (int tile = 1; tile < group_tiles; ++tile) {
         const Ring<STAGES> before = use;
         use.advance();
@@ -174,14 +167,11 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
         wgmma_fence();
         start_columns(dq, ds, k_operand + before.stage * (TILE / 16));
         wgmma_commit();
-        begin_with(s, lse);
-        wgmma_fence();
-        start_rows<ROWS, KEYS, true>(s, q_operand, k_operand + use.stage * (TILE / 16));
+        start_rows<ROWS, KEYS>(s, q_operand, k_operand + use.stage * (TILE / 16));
         wgmma_commit();
         wgmma_wait<1>();  // the registers of dS are free for dP, and the matrix unit is busy with the scores
-        begin_with(dp, delta);
         wgmma_fence();
-        start_rows<ROWS, KEYS, true>(dp, dout_operand, v_operand + use.stage * (TILE / 16));
+        start_rows<ROWS, KEYS>(dp, dout_operand, v_operand + use.stage * (TILE / 16));
         wgmma_commit();
         if (lane == 0) barrier_arrive(empty + 8 * before.stage);
         if (feeder) refill<STAGES, LAG>(tile, tiles, 0, before, empty, load);
@@ -277,7 +267,7 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
         pin(s);
         const int row0 = tile * ROWS;
 #pragma unroll
-        for (int i = 0; i < ROWS / 2; ++i) s[i] = exact::exp2_weight(s[i], SCALE_LOG2);
+        for (int i = 0; i < ROWS / 2; ++i) s[i] = exact::exp2(s[i] * SCALE_LOG2);
         if (row0 < key0 + 63) {
 #pragma unroll
             for (int i = 0; i < ROWS / 2; ++i) {

@@ -87,9 +87,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
         float s[M][KEYS / 8][4];
         clear(s);
         multiply_rows<M, KEYS / 16>(s, qa, k_tile + lane_offset_b(lane));
-        // Sets scores of keys after their query; only tiles on the diagonal have any.
-        auto mask = [&](float value) {
-            if (key0 + KEYS - 1 <= warp_row0) return;
+        if (key0 + KEYS - 1 > warp_row0) {
 #pragma unroll
             for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -98,11 +96,9 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
                     for (int e = 0; e < 4; ++e) {
                         const int key = key0 + n * 8 + static_cast<int>(lane & 3) * 2 + (e & 1);
                         const int row = warp_row0 + m * 16 + static_cast<int>(lane >> 2) + (e >> 1) * 8;
-                        if (key > row) s[m][n][e] = value;
+                        if (key > row) s[m][n][e] = MASKED;
                     }
-        };
-        mask(MASKED);
-        float rescale[M][2];
+        }
 #pragma unroll
         for (int m = 0; m < M; ++m) {
 #pragma unroll
@@ -111,27 +107,19 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
 #pragma unroll
                 for (int n = 0; n < KEYS / 8; ++n) top = fmaxf(top, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
                 top = quad_max(top);  // finite: key 0 is never masked
-                rescale[m][h] = exact::exp2_weight((row_max[m][h] - top) * SCALE_LOG2);
+                const float rescale = exact::exp2((row_max[m][h] - top) * SCALE_LOG2);
                 const float shift = top * SCALE_LOG2;
                 row_max[m][h] = top;
-#pragma unroll
-                for (int n = 0; n < KEYS / 8; ++n) {
-                    s[m][n][2 * h] = exact::exp2_weight(__fmaf_rn(s[m][n][2 * h], SCALE_LOG2, -shift));
-                    s[m][n][2 * h + 1] = exact::exp2_weight(__fmaf_rn(s[m][n][2 * h + 1], SCALE_LOG2, -shift));
-                }
-            }
-        }
-        mask(0.0f);
-#pragma unroll
-        for (int m = 0; m < M; ++m) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
                 float sum = 0.0f;
 #pragma unroll
-                for (int n = 0; n < KEYS / 8; ++n) sum += s[m][n][2 * h] + s[m][n][2 * h + 1];
-                row_sum[m][h] = __fmaf_rn(row_sum[m][h], rescale[m][h], sum);
+                for (int n = 0; n < KEYS / 8; ++n) {
+                    s[m][n][2 * h] = exact::exp2(__fmaf_rn(s[m][n][2 * h], SCALE_LOG2, -shift));
+                    s[m][n][2 * h + 1] = exact::exp2(__fmaf_rn(s[m][n][2 * h + 1], SCALE_LOG2, -shift));
+                    sum += s[m][n][2 * h] + s[m][n][2 * h + 1];
+                }
+                row_sum[m][h] = __fmaf_rn(row_sum[m][h], rescale, sum);
 #pragma unroll
-                for (int n = 0; n < 2 * HS16; ++n) o[m][n][2 * h] *= rescale[m][h], o[m][n][2 * h + 1] *= rescale[m][h];
+                for (int n = 0; n < 2 * HS16; ++n) o[m][n][2 * h] *= rescale, o[m][n][2 * h + 1] *= rescale;
             }
         }
         u32 p[M][KEYS / 16][4];

@@ -94,16 +94,13 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     auto exponentiate = [&](int tile) {
         pin(s);
         const int key0 = tile * KEYS;
-        // Sets scores of keys after their query; only tiles on the diagonal have any.
-        auto mask = [&](float value) {
-            if (key0 + KEYS - 1 <= group_row0) return;
+        if (key0 + KEYS - 1 > group_row0) {
 #pragma unroll
             for (int i = 0; i < KEYS / 2; ++i) {
                 const int key = key0 + i / 4 * 8 + static_cast<int>(lane & 3) * 2 + (i & 1);
-                if (key > row + (i & 2) * 4) s[i] = value;
+                if (key > row + (i & 2) * 4) s[i] = MASKED;
             }
-        };
-        mask(MASKED);
+        }
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             float top = row_max[h];
@@ -111,20 +108,17 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
             for (int n = 0; n < KEYS / 8; ++n) top = fmaxf(top, fmaxf(s[4 * n + 2 * h], s[4 * n + 2 * h + 1]));
             top = quad_max(top);  // not MASKED: key 0 never is
             const float shift = top * SCALE_LOG2;
-            rescale[h] = exact::exp2_weight((row_max[h] - top) * SCALE_LOG2);
+            rescale[h] = exact::exp2((row_max[h] - top) * SCALE_LOG2);
             row_max[h] = top;
-#pragma unroll
-            for (int n = 0; n < KEYS / 8; ++n) {
-                s[4 * n + 2 * h] = exact::exp2_weight(__fmaf_rn(s[4 * n + 2 * h], SCALE_LOG2, -shift));
-                s[4 * n + 2 * h + 1] = exact::exp2_weight(__fmaf_rn(s[4 * n + 2 * h + 1], SCALE_LOG2, -shift));
-            }
-        }
-        mask(0.0f);
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
             float sum = 0.0f;
 #pragma unroll
-            for (int n = 0; n < KEYS / 8; ++n) sum += s[4 * n + 2 * h] + s[4 * n + 2 * h + 1];
+            for (int n = 0; n < KEYS / 8; ++n) {
+                float& a = s[4 * n + 2 * h];
+                float& b = s[4 * n + 2 * h + 1];
+                a = exact::exp2(__fmaf_rn(a, SCALE_LOG2, -shift));
+                b = exact::exp2(__fmaf_rn(b, SCALE_LOG2, -shift));
+                sum += a + b;
+            }
             row_sum[h] = __fmaf_rn(row_sum[h], rescale[h], sum);
         }
     };

@@ -56,6 +56,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 Some(timed.inner.taken_bytes())
             })?
         }
+        Device::Mirror(mirror) => {
+            let plan = session::memory_plan(experiment, &Storage::mirror(experiment)).total();
+            measure(Timed::new(mirror), experiment, feed, args.steps, None, plan, |_| peak_resident_bytes())?
+        }
     };
     if args.json {
         println!("{}", result.to_json())

@@ -43,6 +43,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     match session::Device::open(&loaded.experiment)? {
         session::Device::Cpu(cpu) => write(cpu, &loaded, &data, &out),
         session::Device::Cuda(cuda) => write(*cuda, &loaded, &data, &out),
+        session::Device::Mirror(mirror) => write(mirror, &loaded, &data, &out),
     }
 }
 

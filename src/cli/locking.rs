@@ -18,11 +18,15 @@ use crate::experiment::{self, Compute, Experiment, Loaded};
 use crate::ops::cpu::{self, Cpu};
 use crate::ops::cuda::libraries::{self, Library};
 use crate::ops::cuda::{Cuda, compile};
+use crate::ops::mirror::{self, Mirror};
 use crate::ops::{DeviceError, Ops, Result};
 use crate::parallel::{Exchange, ExchangeError, Hosted, Link as _, Tcp, nccl};
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{Hash, LockError};
 use crate::train;
+
+/// Names the arithmetic of a Hopper GPU and its mirror in `numerics`.
+const ARITHMETIC_KEY: &str = "cuda.arithmetic";
 
 /// What a device adds to a lock.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,13 +85,35 @@ impl Locked for Cpu {
     }
 }
 
+impl Locked for Mirror {
+    fn facts(&self) -> Result<DeviceFacts> {
+        let numerics = table([(ARITHMETIC_KEY, mirror::ARITHMETIC.into())]);
+        Ok(DeviceFacts { numerics, environment: Table::new() })
+    }
+
+    fn pin(&mut self, _: &Table) -> Result<()> {
+        Ok(())
+    }
+
+    fn join(&mut self, link: Tcp) -> Result<Box<dyn Exchange<Mirror>>, ExchangeError> {
+        Ok(Box::new(Hosted(link)))
+    }
+}
+
 impl Locked for Cuda {
     fn facts(&self) -> Result<DeviceFacts> {
-        let mut numerics = self.numerics()?;
-        numerics.insert("device.kind".into(), "cuda".into());
-        numerics.insert("cuda.cublaslt_sha256".into(), library_sha256(Library::CublasLt)?);
+        let mut machinery = self.numerics()?;
+        machinery.insert("cuda.cublaslt_sha256".into(), library_sha256(Library::CublasLt)?);
         let gpu = self.gpu();
         let mut environment = gpu_watch::environment(&gpu.uuid);
+        // Where the mirror has the same bits, its name says all that they depend on.
+        let numerics = if self.has_mirror() {
+            environment.extend(machinery);
+            table([(ARITHMETIC_KEY, mirror::ARITHMETIC.into())])
+        } else {
+            machinery.insert("device.kind".into(), "cuda".into());
+            machinery
+        };
         environment.extend(table([
             ("gpu.name", gpu.name.clone()),
             ("gpu.uuid", gpu.uuid.clone()),
@@ -122,12 +148,15 @@ pub fn lock<O: Locked>(
 ) -> anyhow::Result<Lock> {
     let facts = ops.facts()?;
     let mut numerics = resolved_numerics(&loaded.experiment);
+    // The arithmetic says it better: a GPU and its mirror have one.
+    numerics.remove("device.kind");
     numerics.extend(data_numerics(data, cache));
     numerics.extend(facts.numerics);
     initial::lock(initial, &mut numerics);
     numerics.insert("train.numerics_version".into(), train::NUMERICS_VERSION.to_string());
     if loaded.experiment.precision.compute == Compute::Auto {
-        let actual = if numerics["device.kind"] == "cpu" { "fp32" } else { "bf16" };
+        let actual =
+            if numerics.get("device.kind").is_some_and(|kind| kind == "cpu") { "fp32" } else { "bf16" };
         numerics.insert("precision.compute".into(), actual.into());
     }
     let mut environment = machine();
@@ -269,9 +298,10 @@ impl Expected {
             return Ok(());
         }
         Err(ProofRefusal(format!(
-            "the bits that {} locks cannot be made here:{}\n  hint: undo the change, run on a machine that has what is locked, or lock anew with `runner lock`",
+            "the bits that {} locks cannot be made here:{}{}\n  hint: undo the change, run on a machine that has what is locked, or lock anew with `runner lock`",
             self.from,
-            list(&changed)
+            list(&changed),
+            older_arithmetic(&self.lock.numerics, &here.numerics)
         )))
     }
 
@@ -306,6 +336,18 @@ pub fn refuse(error: LockError) -> anyhow::Error {
     match error {
         LockError::Io { .. } => error.into(),
         damaged => ProofRefusal(damaged.to_string()).into(),
+    }
+}
+
+/// A sentence for a lock of a GPU from before its arithmetic had a name, or nothing.
+pub fn older_arithmetic(locked: &Table, here: &Table) -> String {
+    match here.get(ARITHMETIC_KEY) {
+        Some(name) if locked.contains_key("cuda.nvrtc") && !locked.contains_key(ARITHMETIC_KEY) => format!(
+            "\n  note: this lock is from a version whose bits depended on compiler, libraries and the number of \
+             multiprocessors; the kernels' arithmetic is `{name}` now, on any Hopper GPU and in its mirror, and \
+             has other bits"
+        ),
+        _ => String::new(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a resumed run was: its checkpoint, its lock, and what has changed since.
 
 use super::exit::ProofRefusal;
-use super::locking::{self, list};
+use super::locking::{self, list, older_arithmetic};
 use super::session::{Place, Resume};
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{LedgerError, LockError};
@@ -68,8 +68,9 @@ impl Past {
                 None => "it was locked".into(),
             };
             return Err(ProofRefusal(format!(
-                "what the bits of this run depend on has changed since {since}:{}\n  hint: undo the change, or go on with `--allow-drift`, which is written into the ledger",
-                list(&drift)
+                "what the bits of this run depend on has changed since {since}:{}{}\n  hint: undo the change, or go on with `--allow-drift`, which is written into the ledger",
+                list(&drift),
+                self.numerics().map_or_else(String::new, |was| older_arithmetic(was, &here.numerics))
             )));
         }
         let told = self.lock.as_ref().map_or_else(Vec::new, |lock| {

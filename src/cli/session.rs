@@ -23,6 +23,7 @@ use crate::eval::TaskSet;
 use crate::experiment::{self, DeviceKind, Experiment, Loaded, Order};
 use crate::model::weights::Weights;
 use crate::ops::cuda::{self, Cuda};
+use crate::ops::mirror::Mirror;
 use crate::ops::{DeviceError, Dtype, Ops, Role, cpu::Cpu};
 use crate::parallel::{Exchange, Solo};
 use crate::plan::memory::{Category, MemoryPlan, Share, Storage};
@@ -74,6 +75,7 @@ impl Place {
 pub enum Device {
     Cpu(Cpu),
     Cuda(Box<Cuda>),
+    Mirror(Mirror),
 }
 
 impl Device {
@@ -102,6 +104,7 @@ impl Device {
         match experiment.device.kind {
             DeviceKind::Cpu => Ok(Device::Cpu(Cpu::new(&cpu)?)),
             DeviceKind::Cuda => Ok(Device::Cuda(Box::new(Cuda::open(&options)?))),
+            DeviceKind::Mirror => Ok(Device::Mirror(Mirror::new(&cpu)?)),
             DeviceKind::Auto => match Cuda::open(&options) {
                 Ok(cuda) => Ok(Device::Cuda(Box::new(cuda))),
                 Err(DeviceError::Unavailable(_)) => Ok(Device::Cpu(Cpu::new(&cpu)?)),
@@ -205,6 +208,7 @@ impl Device {
                 let peak_flops = peak_flops(&cuda);
                 work.on(*cuda, &storage, peak_flops)
             }
+            Device::Mirror(mirror) => work.on(mirror, &Storage::mirror(experiment), None),
         }
     }
 }

@@ -91,7 +91,7 @@ fn place(name: Option<&str>, experiment: &Experiment) -> anyhow::Result<Place> {
                 bail!("no GPU is known as `{name}`\n  hint: `--gpu` takes {}, or cpu", known.join(", "))
             }
         },
-        None if experiment.device.kind == DeviceKind::Cpu => Ok(cpu()),
+        None if matches!(experiment.device.kind, DeviceKind::Cpu | DeviceKind::Mirror) => Ok(cpu()),
         None => {
             let here = driver::gpus().ok().and_then(|gpus| Gpu::find(&gpus.first()?.name));
             Ok(match (here, experiment.device.kind) {

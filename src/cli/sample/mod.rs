@@ -119,6 +119,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match Device::open(&saved.experiment)? {
         Device::Cpu(cpu) => write(cpu, saved, &request)?,
         Device::Cuda(cuda) => write(*cuda, saved, &request)?,
+        Device::Mirror(mirror) => write(mirror, saved, &request)?,
     }
     Ok(ExitCode::SUCCESS)
 }

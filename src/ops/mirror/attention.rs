@@ -6,7 +6,8 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::scalar::{LOG2_E, exp2_weight, exp2_weight_of, kept, ln, max, round, wide};
+use super::scalar::{LOG2_E, kept, ln, max, round, wide};
+use super::special::exp2;
 use super::tensor_core::{Left, Right, multiply};
 use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::attention::scale;
@@ -115,9 +116,8 @@ pub fn forward(engine: &Engine, out: &mut [bf16], lse: &mut [f32], qkv: &[bf16],
     }
 }
 
-/// Keys ascending, tile by tile. Weights are relative to the row's maximum so far; when that moves, the sums
-/// so far follow. A thread's sum of a row goes on over the tiles, and the
-/// four are added at the end.
+/// Keys ascending, tile by tile. The maximum so far moves the sums so far; a thread's sum of a row goes
+/// on over the tiles, and the four are added at the end.
 fn forward_tile(engine: &Engine, [q, k, v]: [Head<'_>; 3], tile: usize) -> RowTile {
     let head_size = q.head_size;
     let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
@@ -132,9 +132,9 @@ fn forward_tile(engine: &Engine, [q, k, v]: [Head<'_>; 3], tile: usize) -> RowTi
             let seen = if keys == tile { row + 1 } else { TILE };
             let top = s[..seen].iter().fold(tops[row], |top, s| max(top, *s));
             let shift = top * scale_log2;
-            let rescale = exp2_weight((tops[row] - top) * scale_log2);
+            let rescale = exp2((tops[row] - top) * scale_log2);
             tops[row] = top;
-            s[..seen].iter_mut().for_each(|s| *s = exp2_weight(s.mul_add(scale_log2, -shift)));
+            s[..seen].iter_mut().for_each(|s| *s = exp2(s.mul_add(scale_log2, -shift)));
             s[seen..].fill(0.0);
             for (sum, new) in sums[row].iter_mut().zip(quad(s)) {
                 *sum = sum.mul_add(rescale, new);
@@ -163,7 +163,7 @@ pub struct Backward<'a> {
     pub heads: Heads,
 }
 
-/// What sums of a head's rows start from, up to whole tiles: -lse sqrt(HS), and -D, the sum of dout times out.
+/// Statistics of a head's rows, up to whole tiles: log-sum-exp, zero past T, and D, the sum of dout times out.
 struct Statistics {
     lse: Vec<f32>,
     delta: Vec<f32>,
@@ -214,23 +214,8 @@ fn statistics(lse: &[f32], dout: Head<'_>, out: Head<'_>, padded: usize) -> Stat
         };
         quad_sum(std::array::from_fn(thread))
     };
-    let scale = scale(dout.head_size);
-    let lse = (0..padded).map(|row| lse.get(row).map_or(0.0, |lse| -lse) / scale).collect();
-    Statistics { lse, delta: (0..padded).map(|row| -delta(row)).collect() }
-}
-
-/// A tile of S - lse, not yet scaled, and of dP - D, by rows of `left`: the sums start from the statistics of
-/// their queries instead of zero.
-fn begin(statistics: &[f32], of: impl Fn(usize) -> usize) -> Vec<f32> {
-    (0..TILE * TILE).map(|i| kept(statistics[of(i)])).collect()
-}
-
-/// From a tile of S - lse and dP - D to P and dS; an element is masked where `masked` says so.
-fn differentiate(p: &mut [f32], ds: &mut [f32], scale_log2: f32, masked: impl Fn(usize) -> bool) {
-    for (i, (p, ds)) in p.iter_mut().zip(ds).enumerate() {
-        *p = if masked(i) { 0.0 } else { exp2_weight_of(*p, scale_log2) };
-        *ds *= *p;
-    }
+    let lse = (0..padded).map(|row| lse.get(row).copied().unwrap_or(0.0)).collect();
+    Statistics { lse, delta: (0..padded).map(delta).collect() }
 }
 
 /// dQ of 64 queries: keys ascending.
@@ -241,21 +226,29 @@ fn query_tile(
     of: &Statistics,
     tile: usize,
 ) -> Vec<bf16> {
-    let scale = scale(q.head_size);
+    let head_size = q.head_size;
+    let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
     let (queries, gradients) = (q.rows(tile), dout.rows(tile));
-    let mut dq = vec![0.0f32; TILE * q.head_size];
+    let mut dq = vec![0.0f32; TILE * head_size];
     for keys in 0..=tile {
-        let row = |i: usize| tile * TILE + i / TILE;
-        let (mut p, mut ds) = (begin(&of.lse, row), begin(&of.delta, row));
-        multiply(engine, &mut p, &queries, &k.columns(keys));
-        multiply(engine, &mut ds, &gradients, &v.columns(keys));
-        differentiate(&mut p, &mut ds, scale * LOG2_E, |i| keys == tile && i % TILE > i / TILE);
-        multiply(engine, &mut dq, &rounded(&ds), &k.terms(keys));
+        let (mut s, mut dp) = (vec![0.0f32; TILE * TILE], vec![0.0f32; TILE * TILE]);
+        multiply(engine, &mut s, &queries, &k.columns(keys));
+        multiply(engine, &mut dp, &gradients, &v.columns(keys));
+        for (row, (s, dp)) in s.chunks_exact_mut(TILE).zip(dp.chunks_exact(TILE)).enumerate() {
+            let (lse, delta) = (of.lse[tile * TILE + row] * LOG2_E, of.delta[tile * TILE + row]);
+            for (column, (s, dp)) in s.iter_mut().zip(dp).enumerate() {
+                let masked = keys == tile && column > row;
+                let p = if masked { 0.0 } else { exp2(s.mul_add(scale_log2, -lse)) };
+                *s = p * (dp - delta);
+            }
+        }
+        multiply(engine, &mut dq, &rounded(&s), &k.terms(keys));
     }
     dq.iter().map(|x| round(x * scale)).collect()
 }
 
-/// dK and dV of 64 keys: queries ascending. Rows are keys here.
+/// dK and dV of 64 keys: queries ascending. Rows are keys here, and the sums start from the statistics of
+/// their queries instead of zero: they come out as S - lse (not yet scaled) and dP - D.
 fn key_tile(
     engine: &Engine,
     [q, k, v]: [Head<'_>; 3],
@@ -264,15 +257,23 @@ fn key_tile(
     tile: usize,
     tiles: usize,
 ) -> [Vec<bf16>; 2] {
-    let scale = scale(q.head_size);
+    let head_size = q.head_size;
+    let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
     let (keys, values) = (k.rows(tile), v.rows(tile));
-    let (mut dk, mut dv) = (vec![0.0f32; TILE * q.head_size], vec![0.0f32; TILE * q.head_size]);
+    let (mut dk, mut dv) = (vec![0.0f32; TILE * head_size], vec![0.0f32; TILE * head_size]);
     for queries in tile..tiles {
-        let row = |i: usize| queries * TILE + i % TILE;
-        let (mut p, mut ds) = (begin(&of.lse, row), begin(&of.delta, row));
+        let start = |statistic: &dyn Fn(usize) -> f32| -> Vec<f32> {
+            (0..TILE * TILE).map(|i| kept(statistic(queries * TILE + i % TILE))).collect()
+        };
+        let mut p = start(&|row| -of.lse[row] / scale);
+        let mut ds = start(&|row| -of.delta[row]);
         multiply(engine, &mut p, &keys, &q.columns(queries));
         multiply(engine, &mut ds, &values, &dout.columns(queries));
-        differentiate(&mut p, &mut ds, scale * LOG2_E, |i| queries == tile && i / TILE > i % TILE);
+        for (i, (p, ds)) in p.iter_mut().zip(&mut ds).enumerate() {
+            let masked = queries == tile && i / TILE > i % TILE;
+            *p = if masked { 0.0 } else { exp2(*p * scale_log2) };
+            *ds *= *p;
+        }
         multiply(engine, &mut dv, &rounded(&p), &dout.terms(queries));
         multiply(engine, &mut dk, &rounded(&ds), &q.terms(queries));
     }

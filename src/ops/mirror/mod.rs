@@ -6,7 +6,7 @@
 //! operation rounds, and the order of its sums, is its code; launch geometry appears only where it decides an
 //! order. `docs/arithmetic.md` says the same in prose.
 //!
-//! * [`scalar`]: elementary functions and roundings; [`tensor_core`]: the chain of products and sums.
+//! * [`scalar`]: roundings and elementary functions; [`special`]: those of the special-function unit; [`tensor_core`]: the chain of products and sums.
 //! * `linear`, `norm`, `attention`, `classifier`, `embedding`, `optimizer`, `reduce`, `decode`: the operations,
 //!   free functions over slices of bf16 and f32.
 //! * `device` checks operands and hands slices on.
@@ -27,6 +27,7 @@ mod norm;
 mod optimizer;
 mod reduce;
 pub mod scalar;
+pub mod special;
 pub mod tensor_core;
 #[cfg(test)]
 mod tests;
