@@ -154,7 +154,7 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
         delta[h] = quad_sum(sum);
         if ((lane & 3) == 0 && row + 8 * h < padded) {
             float* stats = args.rows + static_cast<long long>(blockIdx.y) * 2 * padded + row + 8 * h;
-            stats[0] = __fdiv_rn(-lse[h], SCALE);
+            stats[0] = -lse[h] / SCALE;
             stats[padded] = -delta[h];
         }
         lse[h] *= LOG2_E;

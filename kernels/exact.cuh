@@ -1,7 +1,7 @@
 // Elementary functions with bits that are specified, on every Hopper GPU, under every compiler and, through
 // `src/ops/mirror`, on every CPU.
 //
-// Kernels are compiled with --fmad=false: `a * b + c` is two roundings, __fmaf_rn one; divisions and roots are the
+// Kernels are compiled with --fmad=false: `a * b + c` is two roundings, __fmaf_rn one; divisions (`/` too) and roots are the
 // correctly rounded ones. Subnormal numbers are kept, not flushed. What an operation makes of NaN has the bits
 // 0x7fffffff, and rounded to bf16 0x7fff.
 //
