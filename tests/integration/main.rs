@@ -12,6 +12,7 @@ mod init;
 mod launchers;
 mod lock;
 mod look;
+mod mirror;
 mod pytorch;
 mod ranks;
 mod report;

@@ -125,7 +125,7 @@ mod tests {
         )
     }
 
-    /// `docs/arithmetic.md` holds the largest errors, over every third float.
+    /// `docs/arithmetic.md` holds the largest errors, over every 31st float.
     #[test]
     fn functions_are_as_exact_as_they_say() {
         let ulp = |f, want, from, to| worst(f, want, from, to, 997).0;
@@ -140,7 +140,7 @@ mod tests {
     #[ignore = "a measurement"]
     fn errors_over_whole_ranges() {
         let show = |name: &str, f: fn(f32) -> f32, want: fn(f64) -> f64, from: f32, to: f32| {
-            let (ulps, at) = worst(f, want, from, to, 3);
+            let (ulps, at) = worst(f, want, from, to, 31);
             println!("{name} from {from:e} to {to:e}: {ulps:.2} ulp at {at:e}");
         };
         show("exp2", exp2, libm::exp2, 1e-30, 127.99);
@@ -151,7 +151,7 @@ mod tests {
         show("reciprocal", reciprocal, |x| 1.0 / x, 1.0, 1e30);
         let relative = |got: f32, want: f64| (f64::from(got) / want - 1.0).abs();
         let floats =
-            |to: f32| (1e-30f32.to_bits()..=to.to_bits()).step_by(3).map(|bits| -f32::from_bits(bits));
+            |to: f32| (1e-30f32.to_bits()..=to.to_bits()).step_by(31).map(|bits| -f32::from_bits(bits));
         let gelu_of = |v: f64| {
             let u = 0.797_884_560_802_865_4 * (v + 0.044_715 * v * v * v);
             (v / (1.0 + libm::exp(-2.0 * u)), 1.0 / (1.0 + libm::exp(-2.0 * u)))
