@@ -92,10 +92,10 @@ __device__ __forceinline__ void store4(float* p, const float (&x)[4]) {
 // One element. Returns the new p.
 __device__ __forceinline__ float adamw_element(const AdamwArgs& args, float decay, float p, float grad, float& m, float& v) {
     const float g = grad * args.grad_scale;
-    m = args.beta1 * m + (1.0f - args.beta1) * g;
-    v = args.beta2 * v + (1.0f - args.beta2) * g * g;
-    const float direction = m * args.correction1 / (sqrtf(v * args.correction2) + args.epsilon);
-    return p - args.learning_rate * (direction + decay * p);
+    m = __fmaf_rn(args.beta1, m, (1.0f - args.beta1) * g);
+    v = __fmaf_rn(args.beta2, v, (1.0f - args.beta2) * g * g);
+    const float direction = __fdiv_rn(m * args.correction1, __fsqrt_rn(v * args.correction2) + args.epsilon);
+    return __fmaf_rn(-args.learning_rate, __fmaf_rn(decay, p, direction), p);
 }
 
 // grid: chunks of all tensors, the sum of ceil(length / 16384); block 256.

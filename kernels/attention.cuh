@@ -8,6 +8,7 @@
 //
 // HEAD_SIZE is a macro given on the compiler's command line; it must be a multiple of 16.
 #pragma once
+#include "exact.cuh"
 
 #ifndef HEAD_SIZE
 #define HEAD_SIZE 64
@@ -28,7 +29,6 @@ constexpr int HS16 = HS / 16;
 /// Bytes from one row of a tile to the next.
 constexpr int ROW_BYTES = HS * 2 + 16;
 constexpr float LOG2_E = 1.4426950408889634f;
-constexpr float LN_2 = 0.6931471805599453f;
 /// 1/sqrt(HS), rounded once.
 constexpr float SCALE = HS == 64 ? 0.125f : HS == 80 ? 0.11180339887498948f : HS == 96 ? 0.10206207261596575f : 0.08838834764831845f;
 static_assert(HS == 64 || HS == 80 || HS == 96 || HS == 128, "no scale for this head size");
@@ -50,13 +50,6 @@ __device__ __forceinline__ u32 pack_bf16(float lo, float hi) {
 
 __device__ __forceinline__ float low_bf16(u32 pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_bf16(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
-
-/// 2^x by the special-function unit; 2^-inf = 0.
-__device__ __forceinline__ float exp2_approx(float x) {
-    float r;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
-    return r;
-}
 
 /// Sum and maximum over the four lanes that hold one row of an accumulator. Order: lane^1, then lane^2.
 __device__ __forceinline__ float quad_sum(float x) {

@@ -15,6 +15,7 @@
 //
 // Order of sums: dot products by column ascending; over rows by tile and row, both ascending.
 #include "common.cuh"
+#include "exact.cuh"
 
 constexpr u32 COLUMNS = 4;  // columns a lane, so that HS <= 128
 
@@ -58,7 +59,7 @@ struct Head {
 
 __device__ __forceinline__ float dot(const act_t* a, const act_t* b, u32 length) {
     float sum = 0.f;
-    for (u32 i = 0; i < length; ++i) sum += to_float(a[i]) * to_float(b[i]);
+    for (u32 i = 0; i < length; ++i) sum = __fmaf_rn(to_float(a[i]), to_float(b[i]), sum);
     return sum;
 }
 
@@ -69,7 +70,7 @@ __device__ __forceinline__ void add_rows(float (&sum)[COLUMNS], float weight, co
         const float w = __shfl_sync(FULL_WARP, weight, r);
 #pragma unroll
         for (u32 c = 0; c < COLUMNS; ++c)
-            if (c * 32 + lane < head_size) sum[c] += w * to_float(row[c * 32 + lane]);
+            if (c * 32 + lane < head_size) sum[c] = __fmaf_rn(w, to_float(row[c * 32 + lane]), sum[c]);
     }
 }
 
@@ -93,16 +94,16 @@ extern "C" __global__ void __launch_bounds__(128) attention_any_forward(const __
         float score = -3.402823466e38f;
         if (lane < keys) score = dot(q, k + (first + lane) * head.qkv_stride, args.head_size) * args.scale;
         const float top = fmaxf(highest, warp_max(score));
-        const float rescale = expf(highest - top);
-        const float p = lane < keys ? expf(score - top) : 0.f;
+        const float rescale = exact::exp(highest - top);
+        const float p = lane < keys ? exact::exp(score - top) : 0.f;
         highest = top;
-        total = total * rescale + warp_sum(p);
+        total = __fmaf_rn(total, rescale, warp_sum(p));
 #pragma unroll
         for (u32 c = 0; c < COLUMNS; ++c) sum[c] *= rescale;
         add_rows(sum, p, v + first * head.qkv_stride, head.qkv_stride, keys, args.head_size);
     }
-    store_row(args.out + head.out + row * head.out_stride, sum, 1.0f / total, args.head_size);
-    if (lane == 0) args.lse[head.lse + row] = highest + logf(total);
+    store_row(args.out + head.out + row * head.out_stride, sum, __frcp_rn(total), args.head_size);
+    if (lane == 0) args.lse[head.lse + row] = highest + exact::ln(total);
 }
 
 extern "C" __global__ void __launch_bounds__(128) attention_any_query(const __grid_constant__ AttentionAnyBackwardArgs args) {
@@ -115,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_any_query(const __gr
     const act_t* dout = args.dout + head.out + row * head.out_stride;
     const act_t* out = args.out + head.out + row * head.out_stride;
     float delta = 0.f;
-    for (u32 c = lane; c < args.head_size; c += 32) delta += to_float(dout[c]) * to_float(out[c]);
+    for (u32 c = lane; c < args.head_size; c += 32) delta = __fmaf_rn(to_float(dout[c]), to_float(out[c]), delta);
     delta = warp_sum(delta);
     if (lane == 0) args.delta[head.lse + row] = delta;
     const float lse = args.lse[head.lse + row];
@@ -125,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_any_query(const __gr
         float ds = 0.f;
         if (lane < keys) {
             const u64 at = (first + lane) * head.qkv_stride;
-            const float p = expf(dot(q, k + at, args.head_size) * args.scale - lse);
+            const float p = exact::exp(dot(q, k + at, args.head_size) * args.scale - lse);
             ds = p * (dot(dout, v + at, args.head_size) - delta);
         }
         add_rows(sum, ds, k + first * head.qkv_stride, head.qkv_stride, keys, args.head_size);
@@ -147,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(128) attention_any_key(const __grid
         float p = 0.f, ds = 0.f;
         if (lane < queries) {
             const u64 query = first + lane;
-            p = expf(dot(q + query * head.qkv_stride, k, args.head_size) * args.scale - args.lse[head.lse + query]);
+            p = exact::exp(dot(q + query * head.qkv_stride, k, args.head_size) * args.scale - args.lse[head.lse + query]);
             ds = p * (dot(dout + query * head.out_stride, v, args.head_size) - args.delta[head.lse + query]);
         }
         add_rows(dv, p, dout + first * head.out_stride, head.out_stride, queries, args.head_size);

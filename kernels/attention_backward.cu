@@ -116,7 +116,7 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
             for (int n = 0; n < KEYS / 8; ++n)
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
-                    const float p = exp2_approx(__fmaf_rn(s[m][n][e], SCALE_LOG2, -lse_log2[m][e >> 1]));
+                    const float p = exact::exp2(__fmaf_rn(s[m][n][e], SCALE_LOG2, -lse_log2[m][e >> 1]));
                     s[m][n][e] = p * (dp[m][n][e] - delta[m][e >> 1]);
                     const int key = key0 + n * 8 + static_cast<int>(lane & 3) * 2 + (e & 1);
                     const int row = warp_row0 + m * 16 + static_cast<int>(lane >> 2) + (e >> 1) * 8;
@@ -200,7 +200,7 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
             asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(delta_pair[0]), "=f"(delta_pair[1]) : "r"(at + ROWS * 4));
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                float p = exp2_approx(__fmaf_rn(s[0][n][e], SCALE_LOG2, -lse_pair[e & 1] * LOG2_E));
+                float p = exact::exp2(__fmaf_rn(s[0][n][e], SCALE_LOG2, -lse_pair[e & 1] * LOG2_E));
                 const int row = row0 + n * 8 + static_cast<int>(lane & 3) * 2 + (e & 1);
                 const int key = warp_key0 + static_cast<int>(lane >> 2) + (e >> 1) * 8;
                 if (diagonal && key > row) p = 0.0f;

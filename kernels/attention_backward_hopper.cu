@@ -120,7 +120,7 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
         pin(s);
         const int key0 = tile * KEYS;
 #pragma unroll
-        for (int i = 0; i < KEYS / 2; ++i) s[i] = exp2_approx(__fmaf_rn(s[i], SCALE_LOG2, -lse[(i >> 1) & 1]));
+        for (int i = 0; i < KEYS / 2; ++i) s[i] = exact::exp2(__fmaf_rn(s[i], SCALE_LOG2, -lse[(i >> 1) & 1]));
         if (key0 + KEYS - 1 > group_row0) {
 #pragma unroll
             for (int i = 0; i < KEYS / 2; ++i) {
@@ -267,7 +267,7 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
         pin(s);
         const int row0 = tile * ROWS;
 #pragma unroll
-        for (int i = 0; i < ROWS / 2; ++i) s[i] = exp2_approx(s[i] * SCALE_LOG2);
+        for (int i = 0; i < ROWS / 2; ++i) s[i] = exact::exp2(s[i] * SCALE_LOG2);
         if (row0 < key0 + 63) {
 #pragma unroll
             for (int i = 0; i < ROWS / 2; ++i) {

@@ -107,14 +107,14 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
 #pragma unroll
                 for (int n = 0; n < KEYS / 8; ++n) top = fmaxf(top, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
                 top = quad_max(top);  // finite: key 0 is never masked
-                const float rescale = exp2_approx((row_max[m][h] - top) * SCALE_LOG2);
+                const float rescale = exact::exp2((row_max[m][h] - top) * SCALE_LOG2);
                 const float shift = top * SCALE_LOG2;
                 row_max[m][h] = top;
                 float sum = 0.0f;
 #pragma unroll
                 for (int n = 0; n < KEYS / 8; ++n) {
-                    s[m][n][2 * h] = exp2_approx(__fmaf_rn(s[m][n][2 * h], SCALE_LOG2, -shift));
-                    s[m][n][2 * h + 1] = exp2_approx(__fmaf_rn(s[m][n][2 * h + 1], SCALE_LOG2, -shift));
+                    s[m][n][2 * h] = exact::exp2(__fmaf_rn(s[m][n][2 * h], SCALE_LOG2, -shift));
+                    s[m][n][2 * h + 1] = exact::exp2(__fmaf_rn(s[m][n][2 * h + 1], SCALE_LOG2, -shift));
                     sum += s[m][n][2 * h] + s[m][n][2 * h + 1];
                 }
                 row_sum[m][h] = __fmaf_rn(row_sum[m][h], rescale, sum);
@@ -136,7 +136,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
             const float sum = quad_sum(row_sum[m][h]);
             const int row = warp_row0 + m * 16 + static_cast<int>(lane >> 2) + h * 8;
             inverse[m][h] = __frcp_rn(sum);
-            if ((lane & 3) == 0 && row < tokens) lse[row] = __fmaf_rn(row_max[m][h], SCALE, LN_2 * __log2f(sum));
+            if ((lane & 3) == 0 && row < tokens) lse[row] = __fmaf_rn(row_max[m][h], SCALE, exact::ln(sum));
         }
     // The warp's own rows of Q have been read: stage the result there.
     store_rows<M>(args.out + (static_cast<long long>(batch) * tokens + warp_row0) * channels + head * HS, channels,

@@ -108,15 +108,15 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
             for (int n = 0; n < KEYS / 8; ++n) top = fmaxf(top, fmaxf(s[4 * n + 2 * h], s[4 * n + 2 * h + 1]));
             top = quad_max(top);  // not MASKED: key 0 never is
             const float shift = top * SCALE_LOG2;
-            rescale[h] = exp2_approx((row_max[h] - top) * SCALE_LOG2);
+            rescale[h] = exact::exp2((row_max[h] - top) * SCALE_LOG2);
             row_max[h] = top;
             float sum = 0.0f;
 #pragma unroll
             for (int n = 0; n < KEYS / 8; ++n) {
                 float& a = s[4 * n + 2 * h];
                 float& b = s[4 * n + 2 * h + 1];
-                a = exp2_approx(__fmaf_rn(a, SCALE_LOG2, -shift));
-                b = exp2_approx(__fmaf_rn(b, SCALE_LOG2, -shift));
+                a = exact::exp2(__fmaf_rn(a, SCALE_LOG2, -shift));
+                b = exact::exp2(__fmaf_rn(b, SCALE_LOG2, -shift));
                 sum += a + b;
             }
             row_sum[h] = __fmaf_rn(row_sum[h], rescale[h], sum);
@@ -171,8 +171,8 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         const float sum = quad_sum(row_sum[h]);
-        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse[h]) : "f"(sum));
-        if ((lane & 3) == 0 && row + 8 * h < tokens) lse[row + 8 * h] = __fmaf_rn(row_max[h], SCALE, LN_2 * __log2f(sum));
+        inverse[h] = __frcp_rn(sum);
+        if ((lane & 3) == 0 && row + 8 * h < tokens) lse[row + 8 * h] = __fmaf_rn(row_max[h], SCALE, exact::ln(sum));
     }
     // The warpgroup's own rows of Q have been read by all its warps only now that all are past their waits.
     asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");

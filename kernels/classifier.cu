@@ -11,6 +11,7 @@
 //
 // Order: chunks t, t+512, ... in thread t, then the butterfly of a warp, then the 16 warps by index.
 #include "common.cuh"
+#include "exact.cuh"
 
 constexpr u32 CLS_THREADS = 512;
 constexpr u32 CLS_WARPS = CLS_THREADS / 32;
@@ -37,12 +38,12 @@ struct LogSum {
         for (u32 i = 0; i < 8; ++i)
             if (i < count) highest = fmaxf(highest, x[i]);
         if (highest > max) {
-            sum *= __expf(max - highest);
+            sum *= exact::exp(max - highest);
             max = highest;
         }
 #pragma unroll
         for (u32 i = 0; i < 8; ++i)
-            if (i < count) sum += __expf(x[i] - max);
+            if (i < count) sum += exact::exp(x[i] - max);
     }
 };
 
@@ -69,15 +70,15 @@ __device__ __forceinline__ float row_log_sum_exp(const ClassifierArgs& args, con
         }
     }
     const float warp_highest = warp_max(mine.max);
-    const float warp_total = warp_sum(mine.sum * __expf(mine.max - warp_highest));
+    const float warp_total = warp_sum(mine.sum * exact::exp(mine.max - warp_highest));
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = {warp_highest, warp_total};
     __syncthreads();
     float highest = warps[0].max, sum = 0.f;
 #pragma unroll
     for (u32 w = 1; w < CLS_WARPS; ++w) highest = fmaxf(highest, warps[w].max);
 #pragma unroll
-    for (u32 w = 0; w < CLS_WARPS; ++w) sum += warps[w].sum * __expf(warps[w].max - highest);
-    return highest + logf(sum);
+    for (u32 w = 0; w < CLS_WARPS; ++w) sum += warps[w].sum * exact::exp(warps[w].max - highest);
+    return highest + exact::ln(sum);
 }
 
 __device__ __forceinline__ float token_loss(const ClassifierArgs& args, const act_t* row, float lse, u32 target) {
@@ -117,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(512) classifier_gradient(const __gr
                 float x[8];
                 held[k].widen(x);
 #pragma unroll
-                for (u32 i = 0; i < 8; ++i) x[i] = __expf(x[i] - lse) * args.scale;
+                for (u32 i = 0; i < 8; ++i) x[i] = exact::exp(x[i] - lse) * args.scale;
                 if (target / 8 == chunk) {
 #pragma unroll
                     for (u32 i = 0; i < 8; ++i) x[i] -= target % 8 == i ? args.scale : 0.f;

@@ -16,6 +16,7 @@
 // lane numbers. Attention: a group of LANES lanes takes the keys g, g + G, g + 2G, ... of G groups in order, its softmax
 // rescaled after every four; then the groups in order.
 #include "common.cuh"
+#include "exact.cuh"
 #include "gelu.cuh"
 
 struct DecodeEmbeddingArgs {
@@ -216,14 +217,14 @@ __device__ __forceinline__ void decode_attention(const DecodeAttentionArgs& args
         float highest = top;
 #pragma unroll
         for (u32 u = 0; u < UNROLL; ++u) highest = fmaxf(highest, score[u]);
-        const float rescale = expf(top - highest);
+        const float rescale = exact::exp(top - highest);
         top = highest;
         total *= rescale;
 #pragma unroll
         for (int i = 0; i < 8; ++i) sum[i] *= rescale;
 #pragma unroll
         for (u32 u = 0; u < UNROLL; ++u) {
-            const float p = first + u * GROUPS + group <= last ? expf(score[u] - top) : 0.f;
+            const float p = first + u * GROUPS + group <= last ? exact::exp(score[u] - top) : 0.f;
             float v[8];
             value[u].widen(v);
             total = __fadd_rn(total, p);
@@ -238,7 +239,7 @@ __device__ __forceinline__ void decode_attention(const DecodeAttentionArgs& args
     if (threadIdx.x < GROUPS) {
         float highest = tops[0];
         for (u32 g = 1; g < GROUPS; ++g) highest = fmaxf(highest, tops[g]);
-        factors[threadIdx.x] = expf(tops[threadIdx.x] - highest);
+        factors[threadIdx.x] = exact::exp(tops[threadIdx.x] - highest);
     }
     __syncthreads();
     const u32 d = threadIdx.x;
@@ -248,7 +249,7 @@ __device__ __forceinline__ void decode_attention(const DecodeAttentionArgs& args
         whole = __fmaf_rn(factors[g], totals[g], whole);
         mixed = __fmaf_rn(factors[g], sums[g][d], mixed);
     }
-    from_float(mixed / whole, args.out[(u64(row) * args.heads + head) * head_size + d]);
+    from_float(__fdiv_rn(mixed, whole), args.out[(u64(row) * args.heads + head) * head_size + d]);
 }
 
 extern "C" __global__ void __launch_bounds__(256) decode_attention_8(const __grid_constant__ DecodeAttentionArgs args) {

@@ -81,7 +81,7 @@ __device__ __forceinline__ void layernorm_row(const LayernormArgs& args) {
             for (int i = 0; i < 8; ++i) sum += x[i];
         }
     }
-    const float mean = row_sum(sum, args.warps_per_row, shared) / float(args.channels);
+    const float mean = __fdiv_rn(row_sum(sum, args.warps_per_row, shared), float(args.channels));
     float squares = 0.f;
 #pragma unroll
     for (u32 k = 0; k < LN_CHUNKS; ++k) {
@@ -89,11 +89,11 @@ __device__ __forceinline__ void layernorm_row(const LayernormArgs& args) {
             float x[8];
             held[k].widen(x);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) squares += (x[i] - mean) * (x[i] - mean);
+            for (int i = 0; i < 8; ++i) squares = __fmaf_rn(x[i] - mean, x[i] - mean, squares);
         }
     }
-    const float variance = row_sum(squares, args.warps_per_row, shared) / float(args.channels);
-    const float rstd = 1.0f / sqrtf(variance + LN_EPSILON);
+    const float variance = __fdiv_rn(row_sum(squares, args.warps_per_row, shared), float(args.channels));
+    const float rstd = __frcp_rn(__fsqrt_rn(variance + LN_EPSILON));
 #pragma unroll
     for (u32 k = 0; k < LN_CHUNKS; ++k) {
         const u32 chunk = k * width + thread;
@@ -106,7 +106,7 @@ __device__ __forceinline__ void layernorm_row(const LayernormArgs& args) {
             other.load(args.bias + chunk * 8);
             other.widen(b);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) x[i] = (x[i] - mean) * rstd * w[i] + b[i];
+            for (int i = 0; i < 8; ++i) x[i] = __fmaf_rn((x[i] - mean) * rstd, w[i], b[i]);
             other.narrow(x);
             other.store(args.out + start + chunk * 8);
         }
@@ -177,8 +177,8 @@ __device__ __forceinline__ void layernorm_backward_sums(const NormRow& row, cons
     for (int i = 0; i < 8; ++i) {
         const float h = row.normalised(v[i]), g = d[i] * w[i];
         sum_g += g;
-        sum_gh += g * h;
-        sums.dweight[i] += d[i] * h;
+        sum_gh = __fmaf_rn(g, h, sum_gh);
+        sums.dweight[i] = __fmaf_rn(d[i], h, sums.dweight[i]);
         sums.dbias[i] += d[i];
     }
 }
@@ -189,7 +189,10 @@ __device__ __forceinline__ void layernorm_backward_input(const NormRow& row, con
     float d[8], v[8], w[8], o[8];
     dout.widen(d), x.widen(v), weight.widen(w), old.widen(o);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) o[i] += row.rstd * (d[i] * w[i] - avg_g - row.normalised(v[i]) * avg_gh);
+    for (int i = 0; i < 8; ++i) {
+        const float centred = __fmaf_rn(-row.normalised(v[i]), avg_gh, __fmaf_rn(d[i], w[i], -avg_g));
+        o[i] = __fmaf_rn(row.rstd, centred, o[i]);
+    }
     old.narrow(o);
 }
 
@@ -224,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(512) layernorm_backward(const __gri
     const bool active = threadIdx.x < args.channels / 8;
     const u64 first = u64(blockIdx.x) * args.rows_per_block;
     const u64 end = min(first + args.rows_per_block, args.rows);
-    const float inverse = 1.0f / float(args.channels);
+    const float inverse = __frcp_rn(float(args.channels));
 
     Chunk<act_t> weight;
     weight.clear();
@@ -267,7 +270,7 @@ extern "C" __global__ void __launch_bounds__(512) layernorm_backward_wide(const 
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, chunks = args.channels / 8;
     const u64 first = u64(blockIdx.x) * args.rows_per_block;
     const u32 count = u32(min(u64(args.rows_per_block), args.rows - first));
-    const float inverse = 1.0f / float(args.channels);
+    const float inverse = __frcp_rn(float(args.channels));
     WeightSums sums[CHUNKS] = {};
     u32 turn = 0;
 #pragma unroll 1

@@ -122,6 +122,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let results = match Device::open(&experiment)? {
         Device::Cpu(cpu) => measure(cpu, &experiment, state, &tasks)?,
         Device::Cuda(cuda) => measure(*cuda, &experiment, state, &tasks)?,
+        Device::Mirror(mirror) => measure(mirror, &experiment, state, &tasks)?,
     };
     anstream::eprintln!(
         "measured on {} in {}",

@@ -341,6 +341,8 @@ pub enum DeviceKind {
     Auto,
     Cpu,
     Cuda,
+    /// The bits of a Hopper GPU in bf16, computed on the CPU.
+    Mirror,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -354,7 +356,7 @@ pub enum Simd {
     Baseline,
 }
 
-/// Where the work is done. No key here changes a bit, except the choice between CPU and CUDA.
+/// Where the work is done. No key here changes a bit, except the choice between CPU and CUDA or its mirror.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Device {
     /// What kind of device. Default: auto.

@@ -362,6 +362,14 @@ impl Rules {
                     size.max(1) * heads,
                     (size + 1) * heads
                 )));
+            } else if self.text("device.kind").as_deref() == Some("mirror")
+                && (!matches!(size, 64 | 128) || channels % 8 != 0)
+            {
+                let message = format!(
+                    "{channels} channels in heads of {size} have no mirror: it has heads of 64 and 128, as Hopper's kernels do"
+                );
+                let fault = self.clash(message, &["model.heads", "model.channels", "device.kind"]);
+                self.refuse(fault);
             } else if self.text("device.kind").as_deref() == Some("cuda")
                 && (size > CUDA_HEAD_SIZE || channels % 8 != 0)
             {
@@ -493,6 +501,20 @@ impl Rules {
             let message = format!("the CPU computes in fp32, not in {compute}");
             let fault = self.clash(message, &["precision.compute", "device.kind"]);
             self.refuse(fault.hint("set `precision.compute` to \"fp32\" or \"auto\"".to_string()));
+            return;
+        }
+        if device == "mirror" && (compute == "fp32" || compute == "tf32") {
+            let message = format!("the mirror computes in bf16, as a Hopper GPU does, not in {compute}");
+            let fault = self.clash(message, &["precision.compute", "device.kind"]);
+            self.refuse(fault.hint("set `precision.compute` to \"bf16\" or \"auto\"".to_string()));
+            return;
+        }
+        if let ("mirror", Some(fusion @ 1..)) = (device.as_str(), self.int("kernels.gelu_fusion")) {
+            let message = format!(
+                "`kernels.gelu_fusion` = {fusion} is cuBLASLt's own arithmetic, which the mirror lacks"
+            );
+            let fault = self.clash(message, &["kernels.gelu_fusion", "device.kind"]);
+            self.refuse(fault.hint("set `kernels.gelu_fusion` to 0".to_string()));
             return;
         }
         let may_be_bf16 = compute == "bf16" || (compute == "auto" && device != "cpu");

@@ -198,7 +198,7 @@ pub(super) const KEYS: &[Key] = &[
     //
     ranged("plan.dollars_per_gpu_hour", FROM_ZERO, 3.5),
     //
-    choice("device.kind", &["auto", "cpu", "cuda"], "auto").bits(),
+    choice("device.kind", &["auto", "cpu", "cuda", "mirror"], "auto").bits(),
     int("device.threads", 0, 4096, Default::Integer(0)),
     choice("device.simd", &["auto", "avx512", "avx2", "baseline"], "auto"),
 ];

@@ -102,6 +102,18 @@ impl Storage {
         }
     }
 
+    /// How the mirror stores an experiment: as a GPU does in bf16, in the host's memory.
+    pub fn mirror() -> Storage {
+        Storage {
+            param: Dtype::BF16,
+            activation: Dtype::BF16,
+            scratch: Scratch::default(),
+            taken: |sizes| sizes.iter().sum(),
+            pinned: 0,
+            host_apart: false,
+        }
+    }
+
     /// How a GPU stores an experiment at its precision, whether there is one here or not.
     pub fn cuda(experiment: &Experiment) -> Storage {
         let compute = match experiment.precision.compute {

@@ -31,7 +31,7 @@ impl Target {
             Some(name) => Gpu::find(name)
                 .map(Target::Gpu)
                 .ok_or_else(|| PlanError::UnknownGpu { name: name.to_owned() }),
-            None if experiment.device.kind == DeviceKind::Cpu => Ok(cpu()),
+            None if matches!(experiment.device.kind, DeviceKind::Cpu | DeviceKind::Mirror) => Ok(cpu()),
             None => {
                 let here = driver::gpus().ok().and_then(|gpus| Gpu::find(&gpus.first()?.name));
                 Ok(match (here, experiment.device.kind) {

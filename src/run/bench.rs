@@ -31,6 +31,10 @@ pub fn bench(mut loaded: Loaded, steps: usize) -> anyhow::Result<Measured> {
             let planned = memory_plan(experiment, &Storage::cpu(experiment, cpu.threads())).total();
             measure(Timed::new(cpu), feed, &setup(planned, None), |_| peak_resident_bytes())?
         }
+        Device::Mirror(mirror) => {
+            let planned = memory_plan(experiment, &Storage::mirror()).total();
+            measure(Timed::new(mirror), feed, &setup(planned, None), |_| peak_resident_bytes())?
+        }
         Device::Cuda(cuda) => {
             let planned = memory_plan(experiment, &Storage::cuda(experiment)).total();
             require_memory(&cuda, experiment, planned)?;

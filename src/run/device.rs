@@ -3,6 +3,7 @@
 use super::locked::Locked;
 use crate::experiment::{DeviceKind, Experiment};
 use crate::ops::cuda::{self, Cuda};
+use crate::ops::mirror::Mirror;
 use crate::ops::{DeviceError, Dtype, Ops, Role, cpu::Cpu};
 use crate::plan::advice::what_fits;
 use crate::plan::memory::{MemoryPlan, Share, Storage};
@@ -11,6 +12,7 @@ use crate::plan::memory::{MemoryPlan, Share, Storage};
 pub enum Device {
     Cpu(Cpu),
     Cuda(Box<Cuda>),
+    Mirror(Mirror),
 }
 
 /// Work that is the same on every device.
@@ -48,6 +50,7 @@ impl Device {
         match experiment.device.kind {
             DeviceKind::Cpu => Ok(Device::Cpu(Cpu::new(&cpu)?)),
             DeviceKind::Cuda => Ok(Device::Cuda(Box::new(Cuda::open(&options)?))),
+            DeviceKind::Mirror => Ok(Device::Mirror(Mirror::new(&cpu)?)),
             DeviceKind::Auto => match Cuda::open(&options) {
                 Ok(cuda) => Ok(Device::Cuda(Box::new(cuda))),
                 Err(DeviceError::Unavailable(_)) => Ok(Device::Cpu(Cpu::new(&cpu)?)),
@@ -72,6 +75,7 @@ impl Device {
                 let peak_flops = peak_flops(&cuda);
                 work.on(*cuda, &storage, peak_flops)
             }
+            Device::Mirror(mirror) => work.on(mirror, &Storage::mirror(), None),
         }
     }
 }

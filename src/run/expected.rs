@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::error::{ProofRefusal, refuse_lock};
-use super::lock::list;
+use super::lock::{list, older_arithmetic};
 use super::messages::{Message, Report};
 use crate::proof::lock::{Difference, Lock, Table, differences};
 
@@ -28,9 +28,10 @@ impl Expected {
             return Ok(());
         }
         Err(ProofRefusal(format!(
-            "the bits that {} locks cannot be made here:{}\n  hint: undo the change, run on a machine that has what is locked, or lock anew with `runner lock`",
+            "the bits that {} locks cannot be made here:{}{}\n  hint: undo the change, run on a machine that has what is locked, or lock anew with `runner lock`",
             self.from,
-            list(&changed)
+            list(&changed),
+            older_arithmetic(&self.lock.numerics, &here.numerics)
         )))
     }
 

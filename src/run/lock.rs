@@ -7,7 +7,7 @@
 use super::data::{Data, SHARDS, remembered};
 use super::device::Device;
 use super::initial::{self, Initial};
-use super::locked::Locked;
+use super::locked::{ARITHMETIC_KEY, Locked};
 use super::messages::Report;
 use crate::data::{Manifest, ShardDigest};
 use crate::experiment::{self, Compute, Experiment, Loaded};
@@ -29,13 +29,16 @@ pub fn lock<O: Locked>(
 ) -> anyhow::Result<Lock> {
     let facts = ops.facts()?;
     let mut numerics = resolved_numerics(&loaded.experiment);
+    // The arithmetic says it better: a GPU and its mirror have one.
+    numerics.remove("device.kind");
     numerics.extend(shards("data.shard", &manifest.train));
     numerics.insert("data.tokenizer_sha256".into(), hex::encode(data.tokenizer.sha256()));
     numerics.extend(facts.numerics);
     initial::lock(initial, &mut numerics);
     numerics.insert("train.numerics_version".into(), train::NUMERICS_VERSION.to_string());
     if loaded.experiment.precision.compute == Compute::Auto {
-        let actual = if numerics["device.kind"] == "cpu" { "fp32" } else { "bf16" };
+        let cpu = numerics.get("device.kind").is_some_and(|kind| kind == "cpu");
+        let actual = if cpu { "fp32" } else { "bf16" };
         numerics.insert("precision.compute".into(), actual.into());
     }
     let mut environment = machine();
@@ -53,6 +56,7 @@ pub fn of_experiment(mut loaded: Loaded, report: Report) -> anyhow::Result<Lock>
     let data = Data::open(&mut loaded)?;
     match Device::open(&loaded.experiment)? {
         Device::Cpu(cpu) => lock_allocated(cpu, &loaded, &data, report),
+        Device::Mirror(mirror) => lock_allocated(mirror, &loaded, &data, report),
         Device::Cuda(cuda) => lock_allocated(*cuda, &loaded, &data, report),
     }
 }
@@ -142,6 +146,18 @@ fn config(loaded: &Loaded) -> Table {
         (key, text)
     };
     experiment::flatten(&loaded.experiment).into_iter().map(line).collect()
+}
+
+/// A sentence for a lock of a GPU from before its arithmetic had a name, or nothing.
+pub fn older_arithmetic(locked: &Table, here: &Table) -> String {
+    match here.get(ARITHMETIC_KEY) {
+        Some(name) if locked.contains_key("cuda.nvrtc") && !locked.contains_key(ARITHMETIC_KEY) => format!(
+            "\n  note: this lock is from a version whose bits depended on compiler, libraries and the number of \
+             multiprocessors; the kernels' arithmetic is `{name}` now, on any Hopper GPU and in its mirror, and \
+             has other bits"
+        ),
+        _ => String::new(),
+    }
 }
 
 /// Differences, one a line; long lists are cut.

@@ -5,9 +5,13 @@ use super::sensors;
 use crate::ops::cpu::{self, Cpu};
 use crate::ops::cuda::Cuda;
 use crate::ops::cuda::libraries::{self, Library};
+use crate::ops::mirror::{self, Mirror};
 use crate::ops::{DeviceError, Ops, Result};
 use crate::parallel::{Exchange, ExchangeError, Hosted, Tcp, nccl};
 use crate::proof::lock::Table;
+
+/// Names the arithmetic of a Hopper GPU and its mirror in `numerics`.
+pub const ARITHMETIC_KEY: &str = "cuda.arithmetic";
 
 /// What a device adds to a lock.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,13 +58,38 @@ impl Locked for Cpu {
     }
 }
 
+fn arithmetic() -> Table {
+    Table::from([(ARITHMETIC_KEY.to_owned(), mirror::ARITHMETIC.into())])
+}
+
+impl Locked for Mirror {
+    fn facts(&self) -> Result<DeviceFacts> {
+        Ok(DeviceFacts { numerics: arithmetic(), environment: Table::new() })
+    }
+
+    fn pin(&mut self, _: &Table) -> Result<()> {
+        Ok(())
+    }
+
+    fn join(&mut self, link: Tcp) -> Result<Joined<Mirror>, ExchangeError> {
+        Ok((Box::new(Hosted(link)), None))
+    }
+}
+
 impl Locked for Cuda {
     fn facts(&self) -> Result<DeviceFacts> {
-        let mut numerics = self.numerics()?;
-        numerics.insert("device.kind".into(), "cuda".into());
-        numerics.insert("cuda.cublaslt_sha256".into(), library_sha256(Library::CublasLt)?);
+        let mut machinery = self.numerics()?;
+        machinery.insert("cuda.cublaslt_sha256".into(), library_sha256(Library::CublasLt)?);
         let gpu = self.gpu();
         let mut environment = sensors::environment(&gpu.uuid);
+        // Where the mirror has the same bits, its name says all that they depend on.
+        let numerics = if self.has_mirror() {
+            environment.extend(machinery);
+            arithmetic()
+        } else {
+            machinery.insert("device.kind".into(), "cuda".into());
+            machinery
+        };
         environment.extend([
             ("gpu.name".to_owned(), gpu.name.clone()),
             ("gpu.uuid".to_owned(), gpu.uuid.clone()),

@@ -96,7 +96,7 @@ pub fn is_launched() -> bool {
 /// As many of this machine's GPUs as the virtual workers can be divided among; 1 without any.
 fn all_gpus(experiment: &Experiment, report: Report) -> anyhow::Result<usize> {
     let gpus = match experiment.device.kind {
-        DeviceKind::Cpu => return Ok(1),
+        DeviceKind::Cpu | DeviceKind::Mirror => return Ok(1),
         DeviceKind::Cuda | DeviceKind::Auto => match driver::gpus() {
             Ok(gpus) => gpus.len(),
             // Opening the device will say what is missing, or take the CPU.

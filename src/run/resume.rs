@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 
 use super::destination::Destination;
 use super::error::{ProofRefusal, refuse_lock};
-use super::lock::list;
+use super::lock::{list, older_arithmetic};
 use super::messages::{Message, Report};
 use crate::proof::LockError;
 use crate::proof::ledger::RESUME;
@@ -84,8 +84,9 @@ impl Past {
                 None => "it was locked".into(),
             };
             return Err(ProofRefusal(format!(
-                "what the bits of this run depend on has changed since {since}:{}\n  hint: undo the change, or go on with `--allow-drift`, which is written into the ledger",
-                list(&drift)
+                "what the bits of this run depend on has changed since {since}:{}{}\n  hint: undo the change, or go on with `--allow-drift`, which is written into the ledger",
+                list(&drift),
+                self.numerics().map_or_else(String::new, |was| older_arithmetic(was, &here.numerics))
             )));
         }
         let elsewhere = self.lock.as_ref().map_or_else(Vec::new, |lock| {

@@ -281,6 +281,7 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, checks: &mut Checks<'_>) {
     let facts = match Device::open(&loaded.experiment) {
         Ok(Device::Cpu(cpu)) => cpu.facts(),
         Ok(Device::Cuda(cuda)) => cuda.facts(),
+        Ok(Device::Mirror(mirror)) => mirror.facts(),
         Err(error) => match error.downcast::<DeviceError>() {
             Ok(error) => Err(error),
             Err(other) => return checks.skipped("this machine", other.to_string()),
@@ -301,7 +302,8 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, checks: &mut Checks<'_>) {
             }
             // Before anything is allocated a GPU knows only some of its kernels and plans, and maybe others.
             let known = |key: &str| {
-                !key.starts_with("cuda.") || (numerics.contains_key(key) && lock.numerics.contains_key(key))
+                !(key.starts_with("cuda.") || key == "device.kind")
+                    || (numerics.contains_key(key) && lock.numerics.contains_key(key))
             };
             let compared = |table: &Table| -> Table {
                 table

@@ -15,6 +15,7 @@ mod init;
 mod launchers;
 mod lock;
 mod look;
+mod mirror;
 mod process;
 mod python;
 mod pytorch;

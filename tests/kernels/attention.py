@@ -30,7 +30,7 @@ def compile_cubin(folder, file, arch, defines, cache):
     """The cubin of one source file, from the cache when the same text and options were compiled before."""
     source = (folder / file).read_bytes()
     headers = sorted(folder.glob("*.cuh"))
-    options = [f"--gpu-architecture={arch}", "--std=c++17"] + [f"-D{k}={v}" for k, v in sorted(defines.items())]
+    options = [f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false"] + [f"-D{k}={v}" for k, v in sorted(defines.items())]
     key = hashlib.sha256(b"\0".join([source] + [h.read_bytes() for h in headers] + [o.encode() for o in options])).hexdigest()
     cached = cache / f"{key}.cubin" if cache else None
     if cached and cached.exists():

@@ -16,7 +16,7 @@ ACTS = ["ACT_BF16", "ACT_F32"]
 
 def options(architecture, act):
     """The options the program compiles with. They are part of the bits: change them there and here together."""
-    return [f"--gpu-architecture={architecture}", "--std=c++17", "--fmad=true", f"-D{act}=1"]
+    return [f"--gpu-architecture={architecture}", "--std=c++17", "--fmad=false", f"-D{act}=1"]
 
 
 def load_library():

@@ -118,6 +118,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     anstream::eprintln!("{}", model.title());
     match Device::open(&model.experiment)? {
         Device::Cpu(cpu) => write(cpu, model, &request)?,
+        Device::Mirror(mirror) => write(mirror, model, &request)?,
         Device::Cuda(cuda) => write(*cuda, model, &request)?,
     }
     Ok(ExitCode::SUCCESS)

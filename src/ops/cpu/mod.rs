@@ -15,18 +15,18 @@
 
 mod attention;
 mod buffer;
-mod checks;
+pub(in crate::ops) mod checks;
 mod classifier;
 mod decode;
 mod device;
 mod embedding;
-mod engine;
+pub(in crate::ops) mod engine;
 mod gemm;
 mod linear;
 mod math;
 mod norm;
 mod optimizer;
-mod simd;
+pub(in crate::ops) mod simd;
 #[cfg(test)]
 mod tests;
 

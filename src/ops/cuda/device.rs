@@ -53,6 +53,7 @@ impl Ops for Cuda {
         for (which, bytes) in planned(shape, self.options.compute) {
             self.scratch.get(&mut self.memory, which, bytes)?;
         }
+        self.head_size = Some(shape.heads.head_size);
         self.load_attention(shape.heads)?;
         self.gemm.prepare(&self.kernels, &gemm_keys(shape, &self.options), self.options.user_plans)
     }

@@ -221,22 +221,23 @@ impl Cuda {
             .is_some_and(|sums| sums.dpre == dout.address() && sums.rows == n && sums.width == c_out);
         let epilogue = if dbias.is_some() && !known { Epilogue::BiasGradient } else { Epilogue::Nothing };
         let key = key(shape, Product::BackwardWeight, &self.options, epilogue);
-        let own = self.gemm.own(key)?;
+        // Whether the product adds the columns of `dout` on its way.
+        let inside = self.gemm.own(key)?.is_some() && gemm_hopper::order(&key).bias_chains.is_some();
         let (mut partials, mut partial_rows) = (0, (n as u64).div_ceil(reduce::COLUMN_ROWS));
         if dbias.is_some() {
             let which = if known { Use::GeluPartials } else { Use::ColumnPartials };
             partials =
                 self.scratch.get(&mut self.memory, which, reduce::partials_bytes(n as u64, c_out as u64))?;
         }
-        if let (Epilogue::BiasGradient, Some(tiling)) = (epilogue, &own) {
+        if inside {
             operands.sums = partials;
-            partial_rows = gemm_hopper::sum_rows(&key, tiling);
+            partial_rows = gemm_hopper::sum_rows(&key);
         }
         // SAFETY: all lengths were checked, and the scratch holds the sums.
         unsafe { self.gemm.run(&self.kernels, OP, key, operands) }?;
         let Some(dbias) = dbias else { return Ok(()) };
         let k = &self.kernels;
-        if epilogue == Epilogue::BiasGradient && own.is_none() {
+        if epilogue == Epilogue::BiasGradient && !inside {
             reduce::column_sum(k, OP, partials, dout, n, c_out)?;
         }
         let width = c_out as u64;

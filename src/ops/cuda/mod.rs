@@ -92,6 +92,8 @@ pub struct Cuda {
     lanes: Lanes,
     /// What GELU's gradient left behind for the weight gradient after it.
     gelu_sums: Option<linear::GeluSums>,
+    /// Channels of a head, once the model is known.
+    head_size: Option<usize>,
     /// Where machine code is kept.
     cache: Option<PathBuf>,
 }
@@ -137,6 +139,7 @@ impl Cuda {
             tables: optimizer::Tables::default(),
             graphs: graph::Graphs::default(),
             gelu_sums: None,
+            head_size: None,
             cache: compile::cache_folder("cubins"),
         };
         cuda.load_kernels()?;

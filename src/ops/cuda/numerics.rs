@@ -6,12 +6,23 @@ use std::collections::BTreeMap;
 use super::Cuda;
 use super::compile;
 use super::gemm::plan::GemmPlan;
-use crate::ops::{DeviceError, Result};
+use super::launch::{attention_hopper, gemm_hopper};
+use crate::ops::{DeviceError, Dtype, Result};
 
 /// Where the pinned algorithms stand, each as JSON.
 const PLAN: &str = "cuda.gemm.";
 
 impl Cuda {
+    /// Whether the bits here are those of [`crate::ops::mirror`]: bf16 on a Hopper GPU, without cuBLASLt's own
+    /// fusions, in heads that have kernels of Hopper's own. Known once [`crate::ops::Ops::alloc_scratch`] has run.
+    pub fn has_mirror(&self) -> bool {
+        let (gpu, act) = (&self.kernels.gpu, self.kernels.act);
+        act == Dtype::BF16
+            && self.options.gelu_fusion == 0
+            && gemm_hopper::fits(&gpu.info)
+            && self.head_size.is_none_or(|size| attention_hopper::fits(gpu, act, size))
+    }
+
     /// Architecture, compiler, libraries, kernels and plans: equal values mean equal bits. Complete once
     /// [`crate::ops::Ops::alloc_scratch`] has run.
     pub fn numerics(&self) -> Result<BTreeMap<String, String>> {
@@ -80,7 +91,7 @@ mod tests {
                 workspace_bytes: 1 << 40,
             }),
         };
-        let hopper = Tiling { width: 160, cluster: 2, group: 4, splits: 1 };
+        let hopper = Tiling { width: 160, cluster: 2, group: 4 };
         let plans = [plan(1024), GemmPlan { algorithm: Algorithm::Hopper { hopper }, ..plan(2048) }];
         let mut values: BTreeMap<String, String> = plans.iter().map(encode).collect();
         values.insert("cuda.nvrtc".into(), "13.0".into());

@@ -76,17 +76,15 @@ impl fmt::Display for GemmKey {
     }
 }
 
-/// How a product of `gemm_hopper.cu` is cut into pieces of work.
+/// How a product of `gemm_hopper.cu` is cut into pieces of work. Changes no bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tiling {
     /// Columns of a tile; its rows are 128.
     pub width: u32,
     /// Blocks that share what they load: 1 or 2.
     pub cluster: u32,
-    /// Tiles above each other that are worked on before the next column. Changes no bit.
+    /// Tiles above each other that are worked on before the next column.
     pub group: u32,
-    /// Parts in which a weight gradient's sum is made; else 1.
-    pub splits: u32,
 }
 
 /// Where a product's matrices lie, by their role in [`Product`].

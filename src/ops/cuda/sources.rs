@@ -47,6 +47,7 @@ macro_rules! source {
 /// What `#include "name"` finds.
 pub const HEADERS: &[Source] = &[
     source!("common.cuh", &[]),
+    source!("exact.cuh", &[]),
     source!("columns.cuh", &[]),
     source!("gelu.cuh", &[]),
     source!("attention.cuh", &[]),

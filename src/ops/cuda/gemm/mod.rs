@@ -158,7 +158,7 @@ impl Gemm {
 
     fn plan(&mut self, key: GemmKey) -> Result<&PinnedPlan> {
         if !self.plans.contains_key(&key) {
-            let record = self.heuristic_first(key)?;
+            let record = self.first_candidate(key)?;
             self.pin(&record, false)?;
         }
         Ok(&self.plans[&key])
@@ -231,6 +231,15 @@ impl Gemm {
 
     fn ready(&self, record: &GemmPlan) -> Result<Ready> {
         match &record.algorithm {
+            Algorithm::CublasLt(plan)
+                if self.has_own(&record.key)
+                    && (plan.attributes.split_k > 1 || gemm_hopper::only_own(&record.key)) =>
+            {
+                Err(self.gpu.refuse(
+                    "gemm",
+                    format!("the plan for {} adds in another order than this architecture's", record.key),
+                ))
+            }
             Algorithm::CublasLt(plan) => self.ready_cublaslt(&record.key, plan),
             Algorithm::Hopper { hopper } => {
                 let flaw = if gemm_hopper::fits(&self.gpu.info) {
@@ -287,16 +296,46 @@ impl Gemm {
         Ok(Ready::CublasLt(descriptors, algo))
     }
 
-    /// The library's first deterministic answer.
-    fn heuristic_first(&self, key: GemmKey) -> Result<GemmPlan> {
+    /// What is likeliest fastest, without trying.
+    fn first_candidate(&self, key: GemmKey) -> Result<GemmPlan> {
         let descriptors =
             Descriptors::new(&key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
         let mut candidates = self.candidates(&key, &descriptors)?;
         Ok(candidates.swap_remove(0))
     }
 
-    /// The heuristic's answers that add in a fixed order, likeliest fastest first; never empty.
+    /// What is worth trying, likeliest fastest first; never empty: the heuristic's answers that add in the
+    /// order of this product, and our own tilings.
     fn candidates(&self, key: &GemmKey, descriptors: &Descriptors) -> Result<Vec<GemmPlan>> {
+        let mut plans = Vec::new();
+        let own = self.has_own(key);
+        if !own || !gemm_hopper::only_own(key) {
+            plans = self.heuristic(key, descriptors)?;
+            plans.retain(|plan| matches!(&plan.algorithm, Algorithm::CublasLt(lt) if !own || lt.attributes.split_k <= 1));
+        }
+        if own {
+            let tilings = gemm_hopper::tilings(key).into_iter();
+            plans.extend(
+                tilings.map(|hopper| GemmPlan { key: *key, algorithm: Algorithm::Hopper { hopper } }),
+            );
+        }
+        if plans.is_empty() {
+            return Err(self.gpu.refuse(
+                "cublasLtMatmulAlgoGetHeuristic",
+                format!("cuBLASLt has no algorithm with a fixed order of sums for {key}"),
+            ));
+        }
+        Ok(plans)
+    }
+
+    /// Whether our own kernels can make this product here: its bits are then those of [`gemm_hopper::order`],
+    /// whoever multiplies.
+    fn has_own(&self, key: &GemmKey) -> bool {
+        gemm_hopper::fits(&self.gpu.info) && !gemm_hopper::tilings(key).is_empty()
+    }
+
+    /// The heuristic's answers that add in a fixed order.
+    fn heuristic(&self, key: &GemmKey, descriptors: &Descriptors) -> Result<Vec<GemmPlan>> {
         const REQUESTED: usize = 24;
         let error = |e| fail(&self.gpu, "cublasLtMatmulAlgoGetHeuristic", e);
         let preference = Preference::new(self.workspace.bytes()).map_err(error)?;
@@ -330,12 +369,6 @@ impl Gemm {
                 let plan = CublasLt { algo, attributes, workspace_bytes: candidate.workspaceSize as u64 };
                 plans.push(GemmPlan { key: *key, algorithm: Algorithm::CublasLt(plan) });
             }
-        }
-        if plans.is_empty() {
-            return Err(self.gpu.refuse(
-                "cublasLtMatmulAlgoGetHeuristic",
-                format!("cuBLASLt has no algorithm with a fixed order of sums for {key}"),
-            ));
         }
         Ok(plans)
     }

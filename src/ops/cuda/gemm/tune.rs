@@ -118,7 +118,7 @@ impl Gemm {
 
     /// Heats the chip with the heuristic's first answer, if that runs.
     fn warm_up(&self, key: &GemmKey, bench: &Bench<'_>) -> Result<()> {
-        let plan = self.candidate(self.heuristic_first(*key)?)?;
+        let plan = self.candidate(self.first_candidate(*key)?)?;
         let started = Instant::now();
         // SAFETY: `tune` sized the matrices for the largest of its keys.
         while started.elapsed() < WARM_UP && unsafe { self.time(&plan, bench, 20) }?.is_some() {}
@@ -132,11 +132,7 @@ impl Gemm {
     fn tune_one(&self, key: &GemmKey, bench: &Bench<'_>) -> Result<Tuned> {
         let descriptors =
             Descriptors::new(key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
-        let mut records = self.candidates(key, &descriptors)?;
-        if gemm_hopper::fits(&self.gpu.info) {
-            let own = |hopper| GemmPlan { key: *key, algorithm: Algorithm::Hopper { hopper } };
-            records.extend(gemm_hopper::tilings(key, self.gpu.info.sm_count).into_iter().map(own));
-        }
+        let records = self.candidates(key, &descriptors)?;
         let mut timed = Vec::new();
         for record in records {
             let plan = self.candidate(record)?;
@@ -216,7 +212,10 @@ impl Gemm {
                 (Ready::CublasLt(..), Epilogue::ThenGeluGradient) => {
                     gelu::backward_at(k, OP, sums, operands.out, operands.pre, key.rows, key.c_in)
                 }
-                (Ready::CublasLt(..), Epilogue::BiasGradient) => {
+                (ready, Epilogue::BiasGradient)
+                    if matches!(ready, Ready::CublasLt(..))
+                        || gemm_hopper::order(&key).bias_chains.is_none() =>
+                {
                     reduce::column_sum_at(k, OP, sums, operands.left, key.rows, key.c_out)
                 }
                 _ => Ok(()),

@@ -106,7 +106,7 @@ fn our_products_are_exact_where_sums_are_and_have_the_bits_of_separate_passes() 
         // Nobody announced these shapes: cuBLASLt's heuristic, and a pass for what it does not fuse.
         let passes = run(&mut cuda, layer);
         let candidates: Vec<_> =
-            keys(layer).into_iter().map(|key| (key, gemm_hopper::tilings(&key, 8))).collect();
+            keys(layer).into_iter().map(|key| (key, gemm_hopper::tilings(&key))).collect();
         for round in 0..candidates.iter().map(|(_, tilings)| tilings.len()).max().unwrap_or(0) {
             let mut used = Vec::new();
             for (key, tilings) in &candidates {
@@ -149,7 +149,7 @@ fn a_split_sum_has_the_same_bits_every_time() {
     let d = filled(&mut cuda, Role::Activation, &numbers("d", layer.output(), 1.0));
     let x = filled(&mut cuda, Role::Activation, &numbers("x", layer.input(), 1.0));
     for cluster in [1, 2] {
-        pin(&mut cuda, key, Tiling { width: 192, cluster, group: 4, splits: 31 });
+        pin(&mut cuda, key, Tiling { width: 192, cluster, group: 4 });
         let mut once = || {
             let (mut dw, mut db) = (
                 cuda.alloc(Role::F32, layer.weight()).expect("memory"),

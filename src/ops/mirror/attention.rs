@@ -1,0 +1,281 @@
+//! Causal attention, as `kernels/attention_forward_hopper.cu` and `attention_backward_hopper.cu` compute it.
+//!
+//! Everything goes by tiles of 64 queries and 64 keys. A warpgroup owns 64 rows; in a row of 64 columns
+//! thread q of four has the columns 8n + 2q and 8n + 2q + 1. Rows past the last token are zeros.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::scalar::{LOG2_E, kept, ln, max, round, wide};
+use super::special::exp2;
+use super::tensor_core::{Left, Right, multiply};
+use crate::ops::cpu::engine::Engine;
+use crate::ops::cuda::launch::attention::scale;
+use crate::ops::{Heads, Rows};
+
+/// Queries and keys of a tile.
+const TILE: usize = 64;
+const MASKED: f32 = -1e30;
+
+/// One head of one sequence in a matrix (B, T, slices, HS).
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    data: &'a [bf16],
+    /// Element of the first token, and from token to token.
+    first: usize,
+    stride: usize,
+    tokens: usize,
+    head_size: usize,
+}
+
+impl<'a> Head<'a> {
+    /// Slice `slice` of `slices` of sequence `batch`.
+    fn new(
+        data: &'a [bf16],
+        rows: Rows,
+        head_size: usize,
+        batch: usize,
+        slice: usize,
+        slices: usize,
+    ) -> Self {
+        let stride = slices * head_size;
+        let first = batch * rows.seq * stride + slice * head_size;
+        Head { data, first, stride, tokens: rows.seq, head_size }
+    }
+
+    /// Queries, keys and values of a head.
+    fn qkv(qkv: &'a [bf16], rows: Rows, heads: Heads, batch: usize, head: usize) -> [Head<'a>; 3] {
+        let slices = 3 * heads.heads;
+        [0, 1, 2].map(|part| Head::new(qkv, rows, heads.head_size, batch, part * heads.heads + head, slices))
+    }
+
+    fn at(&self, token: usize, column: usize) -> bf16 {
+        if token < self.tokens { self.data[self.first + token * self.stride + column] } else { bf16::ZERO }
+    }
+
+    /// The 64 rows of a tile as a left factor, summed along the head.
+    fn rows(&self, tile: usize) -> Left {
+        Left::new(TILE, self.head_size, |row, k| self.at(tile * TILE + row, k))
+    }
+
+    /// The same rows as columns of a right factor, summed along the head.
+    fn columns(&self, tile: usize) -> Right {
+        Right::new(self.head_size, TILE, |k, column| self.at(tile * TILE + column, k))
+    }
+
+    /// The 64 rows of a tile as terms of a sum.
+    fn terms(&self, tile: usize) -> Right {
+        Right::new(TILE, self.head_size, |k, column| self.at(tile * TILE + k, column))
+    }
+}
+
+/// A tile of numbers as a left factor in bf16, summed along its columns.
+fn rounded(tile: &[f32]) -> Left {
+    Left::new(TILE, TILE, |row, k| round(tile[row * TILE + k]))
+}
+
+/// Each thread's sum of a row: its pairs of columns, ascending.
+fn quad(row: &[f32]) -> [f32; 4] {
+    std::array::from_fn(|q| {
+        (0..TILE / 8).fold(0.0, |sum, n| sum + (row[8 * n + 2 * q] + row[8 * n + 2 * q + 1]))
+    })
+}
+
+fn quad_sum(x: [f32; 4]) -> f32 {
+    (x[0] + x[1]) + (x[2] + x[3])
+}
+
+/// What one tile of 64 rows of a head comes to.
+struct RowTile {
+    /// (64, HS)
+    out: Vec<bf16>,
+    /// (64)
+    lse: Vec<f32>,
+}
+
+/// `out = softmax(scale Q Kᵀ) V` and lse (B, NH, T), the log-sum-exp of a row's scaled scores.
+pub fn forward(engine: &Engine, out: &mut [bf16], lse: &mut [f32], qkv: &[bf16], rows: Rows, heads: Heads) {
+    let tiles = rows.seq.div_ceil(TILE);
+    let jobs: Vec<_> = (0..rows.batch * heads.heads * tiles).collect();
+    let results: Vec<RowTile> = engine.install(|| {
+        let job = |job: &usize| {
+            let (item, tile) = (job / tiles, job % tiles);
+            forward_tile(engine, Head::qkv(qkv, rows, heads, item / heads.heads, item % heads.heads), tile)
+        };
+        jobs.par_iter().map(job).collect()
+    });
+    let (head_size, channels) = (heads.head_size, heads.channels());
+    for (job, result) in jobs.into_iter().zip(results) {
+        let (item, first) = (job / tiles, job % tiles * TILE);
+        let (batch, head) = (item / heads.heads, item % heads.heads);
+        for (row, out_row) in result.out.chunks_exact(head_size).enumerate().take(rows.seq - first) {
+            let at = (batch * rows.seq + first + row) * channels + head * head_size;
+            out[at..][..head_size].copy_from_slice(out_row);
+            lse[item * rows.seq + first + row] = result.lse[row];
+        }
+    }
+}
+
+/// Keys ascending, tile by tile. The maximum so far moves the sums so far; a thread's sum of a row goes
+/// on over the tiles, and the four are added at the end.
+fn forward_tile(engine: &Engine, [q, k, v]: [Head<'_>; 3], tile: usize) -> RowTile {
+    let head_size = q.head_size;
+    let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
+    let queries = q.rows(tile);
+    let mut out = vec![0.0f32; TILE * head_size];
+    let mut tops = [MASKED; TILE];
+    let mut sums = [[0.0f32; 4]; TILE];
+    for keys in 0..=tile {
+        let mut s = vec![0.0f32; TILE * TILE];
+        multiply(engine, &mut s, &queries, &k.columns(keys));
+        for (row, s) in s.chunks_exact_mut(TILE).enumerate() {
+            let seen = if keys == tile { row + 1 } else { TILE };
+            let top = s[..seen].iter().fold(tops[row], |top, s| max(top, *s));
+            let shift = top * scale_log2;
+            let rescale = exp2((tops[row] - top) * scale_log2);
+            tops[row] = top;
+            s[..seen].iter_mut().for_each(|s| *s = exp2(s.mul_add(scale_log2, -shift)));
+            s[seen..].fill(0.0);
+            for (sum, new) in sums[row].iter_mut().zip(quad(s)) {
+                *sum = sum.mul_add(rescale, new);
+            }
+            out[row * head_size..][..head_size].iter_mut().for_each(|o| *o *= rescale);
+        }
+        multiply(engine, &mut out, &rounded(&s), &v.terms(keys));
+    }
+    let row = |row: usize| {
+        let sum = quad_sum(sums[row]);
+        (1.0 / sum, kept(tops[row].mul_add(scale, ln(sum))))
+    };
+    let (inverse, lse): (Vec<f32>, Vec<f32>) = (0..TILE).map(row).unzip();
+    let out = out.iter().enumerate().map(|(i, o)| round(o * inverse[i / head_size])).collect();
+    RowTile { out, lse }
+}
+
+/// What the backward pass reads: qkv (B,T,3,NH,HS), out and dout (B,T,NH,HS), lse (B,NH,T).
+#[derive(Clone, Copy)]
+pub struct Backward<'a> {
+    pub dout: &'a [bf16],
+    pub qkv: &'a [bf16],
+    pub out: &'a [bf16],
+    pub lse: &'a [f32],
+    pub rows: Rows,
+    pub heads: Heads,
+}
+
+/// Statistics of a head's rows, up to whole tiles: log-sum-exp, zero past T, and D, the sum of dout times out.
+struct Statistics {
+    lse: Vec<f32>,
+    delta: Vec<f32>,
+}
+
+/// With P = e^(S - lse) and dS = P (dP - D): dQ = scale dS K, dK = scale dSᵀ Q, dV = Pᵀ dout.
+pub fn backward(engine: &Engine, dqkv: &mut [bf16], b: Backward<'_>) {
+    let Backward { rows, heads, .. } = b;
+    let (tiles, head_size) = (rows.seq.div_ceil(TILE), heads.head_size);
+    let stride = 3 * heads.channels();
+    let items: Vec<_> = (0..rows.batch * heads.heads).collect();
+    let results: Vec<Vec<[Vec<bf16>; 3]>> = engine.install(|| {
+        let item = |item: &usize| {
+            let (batch, head) = (item / heads.heads, item % heads.heads);
+            let qkv = Head::qkv(b.qkv, rows, heads, batch, head);
+            let of_head = |data| Head::new(data, rows, head_size, batch, head, heads.heads);
+            let (dout, out) = (of_head(b.dout), of_head(b.out));
+            let statistics = statistics(&b.lse[item * rows.seq..][..rows.seq], dout, out, tiles * TILE);
+            let tile = |tile: usize| {
+                let [dk, dv] = key_tile(engine, qkv, dout, &statistics, tile, tiles);
+                [query_tile(engine, qkv, dout, &statistics, tile), dk, dv]
+            };
+            (0..tiles).into_par_iter().map(tile).collect()
+        };
+        items.par_iter().map(item).collect()
+    });
+    for (item, tiles) in results.into_iter().enumerate() {
+        let (batch, head) = (item / heads.heads, item % heads.heads);
+        for (tile, parts) in tiles.into_iter().enumerate() {
+            for (part, values) in parts.into_iter().enumerate() {
+                let token_rows = values.chunks_exact(head_size).enumerate().take(rows.seq - tile * TILE);
+                for (row, values) in token_rows {
+                    let token = batch * rows.seq + tile * TILE + row;
+                    let at = token * stride + (part * heads.heads + head) * head_size;
+                    dqkv[at..][..head_size].copy_from_slice(values);
+                }
+            }
+        }
+    }
+}
+
+/// D of a row: thread q of four takes the runs of eight columns q, q + 4, …, fused, then the four are added.
+fn statistics(lse: &[f32], dout: Head<'_>, out: Head<'_>, padded: usize) -> Statistics {
+    let delta = |row: usize| {
+        let thread = |q: usize| {
+            let columns = (q * 8..dout.head_size).step_by(32).flat_map(|first| first..first + 8);
+            columns.fold(0.0, |sum, c| wide(dout.at(row, c)).mul_add(wide(out.at(row, c)), sum))
+        };
+        quad_sum(std::array::from_fn(thread))
+    };
+    let lse = (0..padded).map(|row| lse.get(row).copied().unwrap_or(0.0)).collect();
+    Statistics { lse, delta: (0..padded).map(delta).collect() }
+}
+
+/// dQ of 64 queries: keys ascending.
+fn query_tile(
+    engine: &Engine,
+    [q, k, v]: [Head<'_>; 3],
+    dout: Head<'_>,
+    of: &Statistics,
+    tile: usize,
+) -> Vec<bf16> {
+    let head_size = q.head_size;
+    let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
+    let (queries, gradients) = (q.rows(tile), dout.rows(tile));
+    let mut dq = vec![0.0f32; TILE * head_size];
+    for keys in 0..=tile {
+        let (mut s, mut dp) = (vec![0.0f32; TILE * TILE], vec![0.0f32; TILE * TILE]);
+        multiply(engine, &mut s, &queries, &k.columns(keys));
+        multiply(engine, &mut dp, &gradients, &v.columns(keys));
+        for (row, (s, dp)) in s.chunks_exact_mut(TILE).zip(dp.chunks_exact(TILE)).enumerate() {
+            let (lse, delta) = (of.lse[tile * TILE + row] * LOG2_E, of.delta[tile * TILE + row]);
+            for (column, (s, dp)) in s.iter_mut().zip(dp).enumerate() {
+                let masked = keys == tile && column > row;
+                let p = if masked { 0.0 } else { exp2(s.mul_add(scale_log2, -lse)) };
+                *s = p * (dp - delta);
+            }
+        }
+        multiply(engine, &mut dq, &rounded(&s), &k.terms(keys));
+    }
+    dq.iter().map(|x| round(x * scale)).collect()
+}
+
+/// dK and dV of 64 keys: queries ascending. Rows are keys here, and the sums start from the statistics of
+/// their queries instead of zero: they come out as S - lse (not yet scaled) and dP - D.
+fn key_tile(
+    engine: &Engine,
+    [q, k, v]: [Head<'_>; 3],
+    dout: Head<'_>,
+    of: &Statistics,
+    tile: usize,
+    tiles: usize,
+) -> [Vec<bf16>; 2] {
+    let head_size = q.head_size;
+    let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
+    let (keys, values) = (k.rows(tile), v.rows(tile));
+    let (mut dk, mut dv) = (vec![0.0f32; TILE * head_size], vec![0.0f32; TILE * head_size]);
+    for queries in tile..tiles {
+        let start = |statistic: &dyn Fn(usize) -> f32| -> Vec<f32> {
+            (0..TILE * TILE).map(|i| kept(statistic(queries * TILE + i % TILE))).collect()
+        };
+        let mut p = start(&|row| -of.lse[row] / scale);
+        let mut ds = start(&|row| -of.delta[row]);
+        multiply(engine, &mut p, &keys, &q.columns(queries));
+        multiply(engine, &mut ds, &values, &dout.columns(queries));
+        for (i, (p, ds)) in p.iter_mut().zip(&mut ds).enumerate() {
+            let masked = queries == tile && i / TILE > i % TILE;
+            *p = if masked { 0.0 } else { exp2(*p * scale_log2) };
+            *ds *= *p;
+        }
+        multiply(engine, &mut dv, &rounded(&p), &dout.terms(queries));
+        multiply(engine, &mut dk, &rounded(&ds), &q.terms(queries));
+    }
+    [dk.iter().map(|x| round(x * scale)).collect(), dv.iter().map(|x| round(*x)).collect()]
+}

@@ -1,0 +1,148 @@
+//! Decoding: a few new tokens against the keys and values of all before them, as `kernels/decode.cu` does it.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::scalar::{exp, gelu, max, round, warp_sum, wide};
+use crate::ops::cpu::engine::Engine;
+use crate::ops::cuda::launch::attention::scale;
+use crate::ops::{Heads, LinearShape};
+
+const LOWEST: f32 = -3.402_823_466e38;
+
+/// The operands of [`linear`].
+#[derive(Clone, Copy)]
+pub struct Linear<'a> {
+    /// (n, c_in)
+    pub x: &'a [bf16],
+    /// (c_out, c_in)
+    pub weight: &'a [bf16],
+    pub bias: Option<&'a [bf16]>,
+    pub gelu: bool,
+    pub shape: LinearShape,
+}
+
+/// `x weightᵀ + bias`, through GELU where that is asked for, (n, c_out), not rounded. Lane l of 32 adds the
+/// columns 8l to 8l + 7, then those 256 further on, fused; then the butterfly.
+pub fn linear(engine: &Engine, layer: Linear<'_>) -> Vec<f32> {
+    let Linear { x, weight, bias, shape, .. } = layer;
+    let element = |i: usize| {
+        let (row, column) = (i / shape.c_out, i % shape.c_out);
+        let (x, w) = (&x[row * shape.c_in..][..shape.c_in], &weight[column * shape.c_in..][..shape.c_in]);
+        let lane = |lane: usize| {
+            let columns = (lane * 8..shape.c_in).step_by(256).flat_map(|first| first..first + 8);
+            columns.fold(0.0, |sum, k| wide(w[k]).mul_add(wide(x[k]), sum))
+        };
+        let y = warp_sum(std::array::from_fn(lane)) + bias.map_or(0.0, |bias| wide(bias[column]));
+        if layer.gelu { gelu(y) } else { y }
+    };
+    engine.install(|| (0..shape.output()).into_par_iter().map(element).collect())
+}
+
+/// The operands of [`attention`].
+#[derive(Clone, Copy)]
+pub struct Queries<'a> {
+    /// (n, 3, NH, HS)
+    pub qkv: &'a [bf16],
+    /// (n) each.
+    pub streams: &'a [u16],
+    pub positions: &'a [u16],
+    pub heads: Heads,
+    /// P of the cache (S, NH, P, HS).
+    pub capacity: usize,
+}
+
+impl Queries<'_> {
+    /// Where a head's keys or values of a row's stream begin in the cache.
+    fn cached(&self, row: usize, head: usize) -> usize {
+        let stream = usize::from(self.streams[row]);
+        (stream * self.heads.heads + head) * self.capacity * self.heads.head_size
+    }
+}
+
+/// Keys and values of the rows go to the cache.
+pub fn store(keys: &mut [bf16], values: &mut [bf16], q: Queries<'_>) {
+    let (channels, size) = (q.heads.channels(), q.heads.head_size);
+    for (row, qkv) in q.qkv.chunks_exact(3 * channels).enumerate() {
+        for head in 0..q.heads.heads {
+            let to = q.cached(row, head) + usize::from(q.positions[row]) * size;
+            keys[to..][..size].copy_from_slice(&qkv[channels + head * size..][..size]);
+            values[to..][..size].copy_from_slice(&qkv[2 * channels + head * size..][..size]);
+        }
+    }
+}
+
+/// `out[i,h,:]` over the positions up to the row's. A group of 8 or, for heads over 64, 16 lanes takes the keys
+/// g, g + G, … of G groups, its softmax moved after every four; then the groups in order.
+pub fn attention(out: &mut [bf16], keys: &[bf16], values: &[bf16], q: Queries<'_>) {
+    let size = q.heads.head_size;
+    let lanes = if size > 64 { 16 } else { 8 };
+    let count = 256 / lanes;
+    for (item, out) in out.chunks_exact_mut(size).enumerate() {
+        let (row, head) = (item / q.heads.heads, item % q.heads.heads);
+        let start = q.cached(row, head);
+        let query = &q.qkv[(row * 3 * q.heads.heads + head) * size..][..size];
+        let query: Vec<f32> = query.iter().map(|x| wide(*x) * scale(size)).collect();
+        let score = |key: usize| {
+            let key = &keys[start + key * size..][..size];
+            let mut parts: Vec<f32> = (0..lanes)
+                .map(|lane| {
+                    let columns = (lane * 8).min(size)..(lane * 8 + 8).min(size);
+                    columns.fold(0.0, |dot, c| query[c].mul_add(wide(key[c]), dot))
+                })
+                .collect();
+            while parts.len() > 1 {
+                let upper = parts.split_off(parts.len() / 2);
+                parts.iter_mut().zip(upper).for_each(|(a, b)| *a += b);
+            }
+            parts[0]
+        };
+        let last = usize::from(q.positions[row]);
+        let groups: Vec<Group> = (0..count)
+            .map(|group| {
+                let mut state = Group { top: LOWEST, total: 0.0, sum: vec![0.0; size] };
+                for first in (0..=last).step_by(4 * count) {
+                    let seen = |u: &usize| first + u * count + group <= last;
+                    let four: Vec<(usize, f32)> = (0..4)
+                        .filter(seen)
+                        .map(|u| first + u * count + group)
+                        .map(|key| (key, score(key)))
+                        .collect();
+                    state.add(&four, |key, c| wide(values[start + key * size + c]));
+                }
+                state
+            })
+            .collect();
+        let highest = groups.iter().fold(groups[0].top, |highest, group| max(highest, group.top));
+        let factors: Vec<f32> = groups.iter().map(|group| exp(group.top - highest)).collect();
+        let mix = |of: &dyn Fn(&Group) -> f32| {
+            groups.iter().zip(&factors).fold(0.0, |sum, (group, f)| f.mul_add(of(group), sum))
+        };
+        let whole = mix(&|group| group.total);
+        for (c, out) in out.iter_mut().enumerate() {
+            *out = round(mix(&|group| group.sum[c]) / whole);
+        }
+    }
+}
+
+/// A softmax so far: the highest score, the sum of weights, and the weighted values.
+struct Group {
+    top: f32,
+    total: f32,
+    sum: Vec<f32>,
+}
+
+impl Group {
+    fn add(&mut self, keys: &[(usize, f32)], value: impl Fn(usize, usize) -> f32) {
+        let highest = keys.iter().fold(self.top, |highest, (_, score)| max(highest, *score));
+        let rescale = exp(self.top - highest);
+        self.top = highest;
+        self.total *= rescale;
+        self.sum.iter_mut().for_each(|sum| *sum *= rescale);
+        for (key, score) in keys {
+            let p = exp(score - highest);
+            self.total += p;
+            self.sum.iter_mut().enumerate().for_each(|(c, sum)| *sum = p.mul_add(value(*key, c), *sum));
+        }
+    }
+}

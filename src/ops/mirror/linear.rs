@@ -1,0 +1,176 @@
+//! Linear layers, as `kernels/gemm_hopper.cu` computes them; cuBLASLt's plans that sum in one chain have the
+//! same bits.
+//!
+//! Every product is a chain of [`super::tensor_core`] over k ascending. A weight gradient may be cut in parts,
+//! each a chain, that are added to memory in order ([`gemm_hopper::Order`]).
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::reduce::{BLOCK_ROWS, add_in_order, column_sum, reduce_partials};
+use super::scalar::{gelu, gelu_slope, kept, round, wide};
+use super::tensor_core::{Left, Right, multiply};
+use crate::ops::cpu::engine::Engine;
+use crate::ops::cuda::launch::gemm_hopper::{self, Order};
+use crate::ops::cuda::product::{Epilogue, GemmKey, Product, Types};
+use crate::ops::{LinearShape, Write};
+
+/// Rows of a block of terms: what parts and bias chains are counted in.
+const TERMS: usize = 64;
+
+/// The sums of `x weightᵀ` in fp32. x (n, c_in), weight (c_out, c_in).
+pub fn forward_sums(engine: &Engine, x: &[bf16], weight: &[bf16], shape: LinearShape) -> Vec<f32> {
+    let LinearShape { rows, c_in, c_out } = shape;
+    let mut sums = vec![0.0; rows * c_out];
+    let left = Left::new(rows, c_in, |row, k| x[row * c_in + k]);
+    let right = Right::new(c_in, c_out, |k, column| weight[column * c_in + k]);
+    multiply(engine, &mut sums, &left, &right);
+    sums
+}
+
+/// `out = bf16(x weightᵀ + bias)`.
+pub fn forward(
+    engine: &Engine,
+    out: &mut [bf16],
+    x: &[bf16],
+    weight: &[bf16],
+    bias: Option<&[bf16]>,
+    shape: LinearShape,
+) {
+    let sums = forward_sums(engine, x, weight, shape);
+    for (out, sums) in out.chunks_exact_mut(shape.c_out).zip(sums.chunks_exact(shape.c_out)) {
+        for (column, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
+            *out = round(sum + bias.map_or(0.0, |bias| wide(bias[column])));
+        }
+    }
+}
+
+/// `out = bf16(gelu(pre))` of the stored `pre`.
+pub fn gelu_forward(engine: &Engine, out: &mut [bf16], pre: &[bf16]) {
+    engine.install(|| out.par_iter_mut().zip(pre).for_each(|(out, pre)| *out = round(gelu(wide(*pre)))));
+}
+
+/// `dx = bf16(dout weight)`. dout (n, c_out), weight (c_out, c_in).
+pub fn backward_input(engine: &Engine, dx: &mut [bf16], dout: &[bf16], weight: &[bf16], shape: LinearShape) {
+    let LinearShape { rows, c_in, c_out } = shape;
+    let mut sums = vec![0.0; rows * c_in];
+    let left = Left::new(rows, c_out, |row, k| dout[row * c_out + k]);
+    let right = Right::new(c_out, c_in, |k, column| weight[k * c_in + column]);
+    multiply(engine, &mut sums, &left, &right);
+    dx.iter_mut().zip(sums).for_each(|(dx, sum)| *dx = round(sum + 0.0));
+}
+
+/// `dpre = bf16(dpre gelu'(pre))` in place, and the partial column sums of what is stored, one row for each
+/// 128 rows. A column's 128 rows are added as the registers of a tile hold them: thread r of 8 adds the rows
+/// r, r + 8, r + 64 and r + 72 of a warp's 32, threads that differ by 4, 2 and 1 are added, then four warps.
+pub fn gelu_gradient(engine: &Engine, dpre: &mut [bf16], pre: &[bf16], width: usize) -> Vec<f32> {
+    let block = |(dpre, pre): (&mut [bf16], &[bf16])| -> Vec<f32> {
+        for (d, x) in dpre.iter_mut().zip(pre) {
+            *d = round(wide(*d) * gelu_slope(wide(*x)));
+        }
+        // Rows past the last are products with zeros.
+        let at = |row: usize, column: usize| dpre.get(row * width + column).map_or(0.0, |x| wide(*x));
+        let warp = |warp: usize| -> Vec<f32> {
+            let column = |column: usize| {
+                let row = |row: usize| at(warp * 16 + row, column);
+                let thread = |r: usize| (row(r) + row(r + 8)) + (row(r + 64) + row(r + 72));
+                let pair = |r: usize| thread(r) + thread(r + 4);
+                (pair(0) + pair(2)) + (pair(1) + pair(3))
+            };
+            (0..width).map(column).collect()
+        };
+        add_in_order((0..4).map(warp).collect())
+    };
+    let tile = BLOCK_ROWS * width;
+    engine.install(|| dpre.par_chunks_mut(tile).zip(pre.par_chunks(tile)).flat_map_iter(block).collect())
+}
+
+/// The operands of a weight gradient.
+#[derive(Clone, Copy)]
+pub struct WeightGradient<'a> {
+    /// (n, c_out)
+    pub dout: &'a [bf16],
+    /// (n, c_in)
+    pub x: &'a [bf16],
+    pub shape: LinearShape,
+    pub write: Write,
+}
+
+impl WeightGradient<'_> {
+    fn order(&self) -> Order {
+        let LinearShape { rows, c_in, c_out } = self.shape;
+        gemm_hopper::order(&GemmKey {
+            product: Product::BackwardWeight,
+            rows: rows as u64,
+            c_in: c_in as u64,
+            c_out: c_out as u64,
+            types: Types::Bf16ToF32,
+            epilogue: Epilogue::BiasGradient,
+        })
+    }
+
+    /// The blocks of terms of each part.
+    fn parts(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let (blocks, splits) = (self.shape.rows.div_ceil(TERMS), self.order().splits as usize);
+        (0..splits).map(move |part| blocks * part / splits..blocks * (part + 1) / splits)
+    }
+
+    /// `dweight (=|+=) doutᵀ x`, part after part.
+    pub fn weight(&self, engine: &Engine, dweight: &mut [f32]) {
+        let LinearShape { rows, c_in, c_out } = self.shape;
+        for (part, blocks) in self.parts().enumerate() {
+            let first = blocks.start * TERMS;
+            let k = (blocks.end * TERMS).min(rows) - first;
+            let mut sums = vec![0.0; c_out * c_in];
+            let left = Left::new(c_out, k, |row, k| self.dout[(first + k) * c_out + row]);
+            let right = Right::new(k, c_in, |k, column| self.x[(first + k) * c_in + column]);
+            multiply(engine, &mut sums, &left, &right);
+            let add = part > 0 || self.write == Write::Add;
+            for (out, sum) in dweight.iter_mut().zip(sums) {
+                *out = kept(if add { *out } else { 0.0 } + sum);
+            }
+        }
+    }
+
+    /// `dbias (=|+=)` column sums of `dout`: `known` where GELU's gradient has left partial sums, chains of
+    /// products with ones, or a pass of its own.
+    pub fn bias(&self, engine: &Engine, dbias: &mut [f32], known: Option<&[f32]>) {
+        let c_out = self.shape.c_out;
+        let own;
+        let partials = match (known, self.order().bias_chains) {
+            (Some(known), _) => known,
+            (None, Some(chains)) => {
+                own = self.bias_chains(engine, chains as usize);
+                &own
+            }
+            (None, None) => {
+                own = column_sum(engine, self.dout, c_out);
+                &own
+            }
+        };
+        reduce_partials(dbias, self.write, partials, c_out, 0);
+    }
+
+    /// For each part, chain j of `chains` has the blocks that are j modulo `chains`.
+    fn bias_chains(&self, engine: &Engine, chains: usize) -> Vec<f32> {
+        let LinearShape { rows, c_out, .. } = self.shape;
+        let mut partials = Vec::with_capacity(self.order().splits as usize * chains * c_out);
+        for part in self.parts() {
+            for chain in 0..chains {
+                let terms: Vec<usize> = part
+                    .clone()
+                    .filter(|block| block % chains == chain)
+                    .flat_map(|block| block * TERMS..(block + 1) * TERMS)
+                    .collect();
+                let dout = |k: usize, column: usize| {
+                    if terms[k] < rows { self.dout[terms[k] * c_out + column] } else { bf16::ZERO }
+                };
+                let mut sums = vec![0.0; c_out];
+                let ones = Left::new(1, terms.len(), |_, _| bf16::ONE);
+                multiply(engine, &mut sums, &ones, &Right::new(terms.len(), c_out, dout));
+                partials.extend(sums);
+            }
+        }
+        partials
+    }
+}

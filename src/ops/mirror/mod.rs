@@ -1,0 +1,83 @@
+//! The GPU's arithmetic on a CPU: the third implementation of the operations, and the specification of the
+//! numerics `hopper-bf16-v1`.
+//!
+//! A training step here ends in the bits of the same step on a Hopper GPU in bf16 (`kernels/*.cu` on the fast
+//! path of sm_90a). Each file stands beside the kernels that it mirrors and is written to be read: what an
+//! operation rounds, and the order of its sums, is its code; launch geometry appears only where it decides an
+//! order. `docs/arithmetic.md` says the same in prose.
+//!
+//! * [`scalar`]: roundings and elementary functions; [`special`]: those of the special-function unit; [`tensor_core`]: the chain of products and sums.
+//! * `linear`, `norm`, `attention`, `classifier`, `embedding`, `optimizer`, `reduce`, `decode`: the operations,
+//!   free functions over slices of bf16 and f32.
+//! * `device` checks operands and hands slices on.
+//!
+//! Deliberately not here: other head sizes than 64 and 128, fp32 and tf32, cuBLASLt's own fusions of GELU, and
+//! GPUs before Hopper, whose tensor cores add in other ways.
+
+#![forbid(unsafe_code)]
+
+mod attention;
+mod buffer;
+mod classifier;
+mod decode;
+mod device;
+mod embedding;
+mod linear;
+mod norm;
+mod optimizer;
+mod reduce;
+pub mod scalar;
+pub mod special;
+pub mod tensor_core;
+#[cfg(test)]
+mod tests;
+
+use super::cpu::engine::Engine;
+use super::cpu::simd::Isa;
+use super::{DeviceError, Result};
+use crate::experiment::Device;
+pub use buffer::Buffer;
+pub use device::Ids;
+
+/// Names the arithmetic in locks. Any change of a bit needs another name.
+pub const ARITHMETIC: &str = "hopper-bf16-v1";
+
+/// Partial column sums that GELU's gradient left for the bias gradient that follows.
+struct GeluSums {
+    /// The buffer that holds the gradient, by number.
+    buffer: u64,
+    rows: usize,
+    width: usize,
+    partials: Vec<f32>,
+}
+
+/// A CPU that computes as a Hopper GPU does.
+pub struct Mirror {
+    engine: Engine,
+    gelu_sums: Option<GeluSums>,
+}
+
+impl Mirror {
+    /// `device.threads` threads (0: all that the system offers) and the instruction set of `device.simd`; no
+    /// bit depends on either.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unavailable`] when the CPU lacks the instruction set or threads cannot start.
+    pub fn new(device: &Device) -> Result<Mirror> {
+        let threads = match device.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let engine = Engine::new(Isa::new(device.simd)?, threads).map_err(|e| {
+            DeviceError::Unavailable(format!(
+                "cannot start {threads} CPU threads: {e}\n  hint: lower `device.threads`"
+            ))
+        })?;
+        Ok(Mirror { engine, gelu_sums: None })
+    }
+
+    /// Threads that share the work.
+    pub fn threads(&self) -> usize {
+        self.engine.threads
+    }
+}

@@ -1,0 +1,133 @@
+//! Layer normalisation, as `kernels/layernorm.cu` computes it.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::reduce::reduce_partials;
+use super::scalar::{kept, round, warp_sum, wide};
+use crate::ops::Write;
+use crate::ops::cpu::engine::Engine;
+
+const EPSILON: f32 = 1e-5;
+const LANES: usize = 32;
+
+/// Sum over a row of what its threads have: the butterfly of each warp, then the warps in order.
+fn add_threads(threads: &[f32]) -> f32 {
+    let mut warps = threads.as_chunks::<LANES>().0.iter().map(|lanes| warp_sum(*lanes));
+    let first = warps.next().unwrap_or(0.0);
+    warps.fold(first, |sum, warp| sum + warp)
+}
+
+/// Thread t of `threads` has the chunks of eight columns t, t + threads, …; `f(sum, column)` adds one column.
+fn each_thread(threads: usize, channels: usize, f: impl Fn(f32, usize) -> f32) -> Vec<f32> {
+    let chunks = |thread: usize| (thread..channels / 8).step_by(threads);
+    let sum = |thread| chunks(thread).flat_map(|chunk| chunk * 8..chunk * 8 + 8).fold(0.0, &f);
+    (0..threads).map(sum).collect()
+}
+
+/// The outputs of the forward pass: out (n, C), mean and rstd (n).
+pub struct Normalised<'a> {
+    pub out: &'a mut [bf16],
+    pub mean: &'a mut [f32],
+    pub rstd: &'a mut [f32],
+}
+
+/// `out = (x - mean) rstd weight + bias` for each row; rstd is one over the root of the variance and 1e-5.
+///
+/// Sums of a row, first of x, then of the squared distances from the mean: eight columns at a time by 32
+/// threads up to 2048 channels, 64 up to 4096 and so on, see [`each_thread`]; then [`add_threads`].
+pub fn forward(engine: &Engine, to: Normalised<'_>, x: &[bf16], weight: &[bf16], bias: &[bf16]) {
+    let channels = weight.len();
+    let threads = LANES * channels.div_ceil(2048).next_power_of_two();
+    let row = |(((out, mean), rstd), x): (((&mut [bf16], &mut f32), &mut f32), &[bf16])| {
+        let x: Vec<f32> = x.iter().map(|x| wide(*x)).collect();
+        let sum = add_threads(&each_thread(threads, channels, |sum, c| sum + x[c]));
+        let average = sum / channels as f32;
+        let square = |sum: f32, c: usize| (x[c] - average).mul_add(x[c] - average, sum);
+        let variance = add_threads(&each_thread(threads, channels, square)) / channels as f32;
+        let scale = 1.0 / (variance + EPSILON).sqrt();
+        for (c, out) in out.iter_mut().enumerate() {
+            *out = round(((x[c] - average) * scale).mul_add(wide(weight[c]), wide(bias[c])));
+        }
+        (*mean, *rstd) = (kept(average), kept(scale));
+    };
+    let rows = to.out.par_chunks_mut(channels).zip(to.mean.par_iter_mut()).zip(to.rstd.par_iter_mut());
+    engine.install(|| rows.zip(x.par_chunks(channels)).for_each(row));
+}
+
+/// `sum = bf16(x + branch)`.
+pub fn add_branch(sum: &mut [bf16], x: &[bf16], branch: &[bf16]) {
+    for ((sum, x), branch) in sum.iter_mut().zip(x).zip(branch) {
+        *sum = round(wide(*x) + wide(*branch));
+    }
+}
+
+/// What the gradient reads of the forward pass: x (n, C), weight (C), mean and rstd (n).
+#[derive(Clone, Copy)]
+pub struct ForwardPass<'a> {
+    pub x: &'a [bf16],
+    pub weight: &'a [bf16],
+    pub mean: &'a [f32],
+    pub rstd: &'a [f32],
+}
+
+/// Where the gradients of the weights go: (C) each.
+pub struct WeightGradients<'a> {
+    pub dweight: &'a mut [f32],
+    pub dbias: &'a mut [f32],
+    pub write: Write,
+}
+
+/// With h = (x - mean) rstd and g = dout weight: `dx (=|+=) rstd (g - avg(g) - h avg(g h))`, dweight the sum of
+/// dout h and dbias that of dout over the rows.
+///
+/// Sums of a row: eight columns at a time by as many threads as there are such chunks, or 512 that take
+/// several, then [`add_threads`]. Weights: blocks of rows, at most some 512 of them and each a multiple of four
+/// rows, are added row by row from zero, then [`reduce_partials`].
+pub fn backward(
+    engine: &Engine,
+    dx: &mut [bf16],
+    dx_write: Write,
+    weights: WeightGradients<'_>,
+    dout: &[bf16],
+    forward: ForwardPass<'_>,
+) {
+    let channels = forward.weight.len();
+    let (rows, threads) =
+        (dout.len() / channels, if channels <= 4096 { (channels / 8).next_multiple_of(LANES) } else { 512 });
+    let block_rows = rows.div_ceil(512).next_multiple_of(4).max(4);
+    let weight: Vec<f32> = forward.weight.iter().map(|w| wide(*w)).collect();
+    let inverse = 1.0 / channels as f32;
+    let block = |(number, (dx, dout)): (usize, (&mut [bf16], &[bf16]))| {
+        let mut partials = vec![0.0f32; 2 * channels];
+        let (dweight, dbias) = partials.split_at_mut(channels);
+        for (at, (dx, dout)) in dx.chunks_exact_mut(channels).zip(dout.chunks_exact(channels)).enumerate() {
+            let row = number * block_rows + at;
+            let (mean, rstd) = (forward.mean[row], forward.rstd[row]);
+            let d: Vec<f32> = dout.iter().map(|d| wide(*d)).collect();
+            let x = &forward.x[row * channels..][..channels];
+            let h: Vec<f32> = x.iter().map(|x| (wide(*x) - mean) * rstd).collect();
+            for c in 0..channels {
+                dweight[c] = d[c].mul_add(h[c], dweight[c]);
+                dbias[c] += d[c];
+            }
+            let average = |f: &dyn Fn(f32, usize) -> f32| {
+                // The warps are added to zero here.
+                (0.0 + add_threads(&each_thread(threads, channels, f))) * inverse
+            };
+            let avg_g = average(&|sum, c| sum + d[c] * weight[c]);
+            let avg_gh = average(&|sum, c| (d[c] * weight[c]).mul_add(h[c], sum));
+            for (c, dx) in dx.iter_mut().enumerate() {
+                let old = if dx_write == Write::Add { wide(*dx) } else { 0.0 };
+                let centred = (-h[c]).mul_add(avg_gh, d[c].mul_add(weight[c], -avg_g));
+                *dx = round(rstd.mul_add(centred, old));
+            }
+        }
+        partials
+    };
+    let size = block_rows * channels;
+    let blocks = dx.par_chunks_mut(size).zip(dout.par_chunks(size)).enumerate();
+    let partials: Vec<f32> = engine.install(|| blocks.flat_map_iter(block).collect());
+    reduce_partials(weights.dweight, weights.write, &partials, 2 * channels, 0);
+    reduce_partials(weights.dbias, weights.write, &partials, 2 * channels, channels);
+}

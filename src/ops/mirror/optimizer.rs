@@ -1,0 +1,78 @@
+//! AdamW, sums of squares and sums of tensors, as `kernels/adamw.cu` and `elementwise.cu` compute them.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::scalar::{kept, round, warp_sum, wide};
+use crate::ops::AdamW;
+use crate::ops::cpu::engine::Engine;
+use crate::ops::cuda::launch::optimizer::CHUNK;
+use crate::rng::Key;
+
+/// One tensor, or the part of it that starts at its element `offset`; all slices have the same length.
+pub struct Part<'a> {
+    pub param: &'a mut [bf16],
+    pub master: Option<&'a mut [f32]>,
+    pub grad: &'a [f32],
+    pub adam_m: &'a mut [f32],
+    pub adam_v: &'a mut [f32],
+    pub offset: usize,
+    pub id: u32,
+    pub weight_decay: f32,
+}
+
+/// One step of AdamW. The parameter is the master rounded; without a master it is rounded up with the
+/// probability of the 16 bits that are cut off, by word i % 4 of the Philox block (i / 4, step, tensor).
+pub fn adamw(part: Part<'_>, s: &AdamW) {
+    let Part { param, mut master, grad, adam_m, adam_v, offset, id, weight_decay } = part;
+    for i in 0..param.len() {
+        let p = master.as_ref().map_or_else(|| wide(param[i]), |master| master[i]);
+        let g = grad[i] * s.grad_scale;
+        let m = s.beta1.mul_add(adam_m[i], (1.0 - s.beta1) * g);
+        let v = s.beta2.mul_add(adam_v[i], (1.0 - s.beta2) * g * g);
+        let direction = m * s.correction1 / ((v * s.correction2).sqrt() + s.epsilon);
+        let p = (-s.learning_rate).mul_add(weight_decay.mul_add(p, direction), p);
+        (adam_m[i], adam_v[i]) = (kept(m), kept(v));
+        match &mut master {
+            Some(master) => {
+                master[i] = kept(p);
+                param[i] = round(p);
+            }
+            None => {
+                let (index, word) = ((offset + i) as u64 / 4, (offset + i) % 4);
+                let counter = [index as u32, (index >> 32) as u32, s.step as u32, id];
+                param[i] = round_by_chance(p, Key(s.rounding_key).block(counter)[word]);
+            }
+        }
+    }
+}
+
+fn round_by_chance(x: f32, random: u32) -> bf16 {
+    if !x.is_finite() {
+        return round(x);
+    }
+    bf16::from_bits((x.to_bits().wrapping_add(random & 0xffff) >> 16) as u16)
+}
+
+/// Sums of squares of the chunks of 16,384 elements: squares of four neighbours are added in fp32, then thread
+/// t of 256 adds the groups t, t + 256, … in f64, the butterfly of a warp, the eight warps in order.
+/// [`crate::ops::cuda::launch::optimizer::fold_squares`] adds chunks.
+pub fn chunk_squares(engine: &Engine, data: &[f32]) -> Vec<f64> {
+    let chunk = |chunk: &[f32]| {
+        let mut threads = [0.0f64; 256];
+        for (group, x) in chunk.chunks(4).enumerate() {
+            let square = |i: usize| x.get(i).map_or(0.0, |x| x * x);
+            threads[group % 256] += f64::from(square(0) + square(1) + square(2) + square(3));
+        }
+        let warps = threads.as_chunks::<32>().0;
+        let sum = warps[1..].iter().fold(warp_sum(warps[0]), |sum, lanes| sum + warp_sum(*lanes));
+        // What a GPU makes of an fp32 NaN in f64.
+        if sum.is_nan() { f64::from_bits(0x7fff_ffff_e000_0000) } else { sum }
+    };
+    engine.install(|| data.par_chunks(CHUNK as usize).map(chunk).collect())
+}
+
+/// `dst += src`.
+pub fn add(dst: &mut [f32], src: &[f32]) {
+    dst.iter_mut().zip(src).for_each(|(dst, src)| *dst = kept(*dst + src));
+}

@@ -1,0 +1,202 @@
+//! One number at a time, as `kernels/exact.cuh`, `gelu.cuh` and `common.cuh` compute it.
+//!
+//! Every function is a list of IEEE operations in the order of the header's. What differs between processors
+//! is the sign and payload of a NaN: a GPU makes 0x7fffffff of it, and 0x7fff in bf16, so results are
+//! stored through [`round`] and [`kept`], which do the same.
+
+use half::bf16;
+
+use super::special::{exp2, reciprocal};
+
+pub const LOG2_E: f32 = std::f32::consts::LOG2_E;
+
+/// `x` in bf16, to nearest, ties to even: `cvt.rn.bf16.f32`.
+#[inline(always)]
+pub fn round(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    if x.is_nan() {
+        return bf16::from_bits(0x7fff);
+    }
+    bf16::from_bits(((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16)
+}
+
+/// `x` as fp32 memory holds what an operation made.
+#[inline(always)]
+pub fn kept(x: f32) -> f32 {
+    if x.is_nan() { f32::from_bits(0x7fff_ffff) } else { x }
+}
+
+#[inline(always)]
+pub fn wide(x: bf16) -> f32 {
+    f32::from_bits(u32::from(x.to_bits()) << 16)
+}
+
+/// The larger of two numbers, the other one if one is NaN: `fmaxf`.
+#[inline(always)]
+pub fn max(a: f32, b: f32) -> f32 {
+    if a >= b || b.is_nan() { a } else { b }
+}
+
+/// `p = p r + c` over the coefficients, the highest power first.
+#[inline(always)]
+fn horner(r: f32, coefficients: &[u32]) -> f32 {
+    let mut p = f32::from_bits(coefficients[0]);
+    for c in &coefficients[1..] {
+        p = p.mul_add(r, f32::from_bits(*c));
+    }
+    p
+}
+
+/// e^x.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    exp2(x * LOG2_E)
+}
+
+/// Natural logarithm of every x.
+pub fn ln(x: f32) -> f32 {
+    if x.is_nan() || x == f32::INFINITY {
+        return x + x;
+    }
+    if x <= 0.0 {
+        return if x < 0.0 { f32::from_bits(0x7fff_ffff) } else { f32::NEG_INFINITY };
+    }
+    let (x, e) = if x < f32::from_bits(0x0080_0000) { (x * 8_388_608.0, -23.0) } else { (x, 0.0) };
+    let whole = (x.to_bits() as i32 - 0x3f35_04f3) >> 23;
+    let m = f32::from_bits((x.to_bits() as i32 - whole * 8_388_608) as u32);
+    let e: f32 = e + whole as f32;
+    let s = (m - 1.0) / (m + 1.0);
+    let z = s * s;
+    let q = horner(z, &[0x3e98_f040, 0x3ecc_af6b, 0x3f2a_aabd]);
+    e.mul_add(0.693_359_375, e.mul_add(-2.121_944_4e-4, (s * z).mul_add(q, s + s)))
+}
+
+const SQRT_2_OVER_PI: f32 = 0.797_884_560_802_865_4;
+const CUBIC: f32 = 0.044_715;
+const GATE: f32 = -2.302_208_198;
+const GATE_CUBIC: f32 = GATE * CUBIC;
+
+#[inline(always)]
+fn gelu_gate(x: f32) -> f32 {
+    reciprocal(1.0 + exp2(x * (x * x).mul_add(GATE_CUBIC, GATE)))
+}
+
+#[inline(always)]
+pub fn gelu(x: f32) -> f32 {
+    x * gelu_gate(x)
+}
+
+#[inline(always)]
+pub fn gelu_slope(x: f32) -> f32 {
+    let s = gelu_gate(x);
+    let slope = x * (x * x).mul_add(6.0 * SQRT_2_OVER_PI * CUBIC, 2.0 * SQRT_2_OVER_PI);
+    (-s).mul_add(s, s).mul_add(slope, s)
+}
+
+/// The 32 lanes of a warp, added by its butterfly: lane numbers that differ in bit 16 first, in bit 1 last.
+#[inline(always)]
+pub fn warp_sum<T: Copy + std::ops::Add<Output = T>>(mut lanes: [T; 32]) -> T {
+    for step in [16, 8, 4, 2, 1] {
+        for lane in 0..step {
+            lanes[lane] = lanes[lane] + lanes[lane + step];
+        }
+    }
+    lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Units in the last place of the f32 nearest to `want`, subnormals counted in theirs.
+    fn ulps(got: f32, want: f64) -> f64 {
+        let size = f64::from(want.abs() as f32).max(f64::from(f32::MIN_POSITIVE));
+        (f64::from(got) - want).abs() / 2f64.powi(libm::ilogb(size) - 23)
+    }
+
+    /// The largest error of `f` against `want` over every `step`-th float of a range.
+    fn worst(f: fn(f32) -> f32, want: fn(f64) -> f64, from: f32, to: f32, step: usize) -> (f64, f32) {
+        let floats = (from.to_bits().min(to.to_bits())..=from.to_bits().max(to.to_bits())).step_by(step);
+        floats.map(f32::from_bits).map(|x| (ulps(f(x), want(f64::from(x))), x)).fold(
+            (0.0, 0.0),
+            |worst, this| {
+                if this.0 > worst.0 { this } else { worst }
+            },
+        )
+    }
+
+    /// `docs/arithmetic.md` holds the largest errors, over every 31st float.
+    #[test]
+    fn functions_are_as_exact_as_they_say() {
+        let ulp = |f, want, from, to| worst(f, want, from, to, 997).0;
+        assert!(ulp(exp2, libm::exp2, 1e-20, 127.99) < 1.6);
+        assert!(ulp(exp2, libm::exp2, -1e-20, -125.99) < 2.6);
+        assert!(ulp(ln, libm::log, f32::from_bits(1), f32::MAX) < 2.5);
+        assert!(ulp(reciprocal, |x| 1.0 / x, 1.0, 1e30) < 1.6);
+    }
+
+    /// Prints the table of `docs/arithmetic.md`; run it with `--ignored --nocapture`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn errors_over_whole_ranges() {
+        let show = |name: &str, f: fn(f32) -> f32, want: fn(f64) -> f64, from: f32, to: f32| {
+            let (ulps, at) = worst(f, want, from, to, 31);
+            println!("{name} from {from:e} to {to:e}: {ulps:.2} ulp at {at:e}");
+        };
+        show("exp2", exp2, libm::exp2, 1e-30, 127.99);
+        show("exp2", exp2, libm::exp2, -1e-30, -125.99);
+        show("exp", exp, libm::exp, 1e-30, 88.0);
+        show("exp", exp, libm::exp, -1e-30, -87.0);
+        show("ln", ln, libm::log, f32::from_bits(1), f32::MAX);
+        show("reciprocal", reciprocal, |x| 1.0 / x, 1.0, 1e30);
+        let relative = |got: f32, want: f64| (f64::from(got) / want - 1.0).abs();
+        let floats =
+            |to: f32| (1e-30f32.to_bits()..=to.to_bits()).step_by(31).map(|bits| -f32::from_bits(bits));
+        let gelu_of = |v: f64| {
+            let u = 0.797_884_560_802_865_4 * (v + 0.044_715 * v * v * v);
+            (v / (1.0 + libm::exp(-2.0 * u)), 1.0 / (1.0 + libm::exp(-2.0 * u)))
+        };
+        let both = |to: f32| floats(to).flat_map(|x| [x, -x]);
+        let gelu_error = both(8.0).map(|x| relative(gelu(x), gelu_of(f64::from(x)).0)).fold(0.0, f64::max);
+        println!("gelu in [-8, 8]: 2^{:.2} relative", libm::log2(gelu_error));
+        let slope_error = both(8.0)
+            .map(|x| {
+                let (v, s) = (f64::from(x), gelu_of(f64::from(x)).1);
+                let du = 0.797_884_560_802_865_4 * (1.0 + 3.0 * 0.044_715 * v * v);
+                (f64::from(gelu_slope(x)) - (s + 2.0 * v * s * (1.0 - s) * du)).abs()
+            })
+            .fold(0.0, f64::max);
+        println!("gelu's slope in [-8, 8]: 2^{:.2} absolute", libm::log2(slope_error));
+    }
+
+    #[test]
+    fn gelu_and_its_slope_are_far_finer_than_bf16() {
+        for i in -80_000..=80_000 {
+            let x = i as f32 / 10_000.0;
+            let (v, u) = (f64::from(x), 0.797_884_560_802_865_4 * f64::from(x));
+            let s = 1.0 / (1.0 + libm::exp(-2.0 * u * (1.0 + 0.044715 * v * v)));
+            assert!(
+                (f64::from(gelu(x)) - v * s).abs() <= 1e-5 * (v * s).abs(),
+                "{x}: {}",
+                f64::from(gelu(x)) / (v * s) - 1.0
+            );
+            let slope = s + s * (1.0 - s) * 2.0 * u * (1.0 + 3.0 * 0.044715 * v * v);
+            assert!((f64::from(gelu_slope(x)) - slope).abs() <= 4e-6, "{x}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_ordinary_number_comes_out_as_specified() {
+        let nan = f32::NAN;
+        assert_eq!([exp2(f32::NEG_INFINITY), exp2(-126.1), exp2(0.0)], [0.0, 0.0, 1.0]);
+        assert_eq!([exp2(128.0), exp2(f32::INFINITY)], [f32::INFINITY; 2]);
+        assert!(exp2(nan).is_nan() && ln(nan).is_nan() && ln(-1.0).is_nan());
+        assert_eq!([ln(0.0), ln(f32::INFINITY), ln(1.0)], [f32::NEG_INFINITY, f32::INFINITY, 0.0]);
+        assert!(gelu(nan).is_nan() && gelu_slope(nan).is_nan());
+        assert_eq!(gelu(f32::INFINITY), f32::INFINITY);
+        assert_eq!(round(-nan).to_bits(), 0x7fff);
+        assert_eq!(round(f32::from_bits(0x3f80_8000)).to_bits(), 0x3f80, "ties go to even");
+        assert_eq!(round(f32::from_bits(0x3f81_8000)).to_bits(), 0x3f82);
+        assert_eq!(round(f32::MAX), bf16::INFINITY);
+    }
+}

@@ -1,0 +1,505 @@
+//! The mirror against plain f64, and a GPU against the mirror: there every bit counts.
+
+use crate::experiment::{Device, DeviceKind, Simd};
+use crate::ops::cuda::launch::gemm_hopper;
+use crate::ops::cuda::{Cuda, Options};
+use crate::ops::mirror::Mirror;
+use crate::ops::testing::{self, Limits};
+use crate::ops::{
+    AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, Embedding,
+    EmbeddingBackward, Heads, Layernorm, LayernormBackward, Linear, LinearBackwardInput,
+    LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape, Ops, ParamCount, ParamSlot,
+    ResidualLayernorm, Role, Rows, ScratchShape, SumSquares, Vocab, Write,
+};
+use crate::rng::Key;
+
+const LIMITS: Limits = Limits { row_multiple: 8, head_sizes: Some(&[64, 128]) };
+
+fn mirror(threads: usize, simd: Simd) -> Mirror {
+    Mirror::new(&Device { kind: DeviceKind::Cpu, threads, simd }).expect("a CPU")
+}
+
+/// A Hopper GPU, or nothing; with `REQUIRE_GPU=1` nothing is a failure.
+fn hopper() -> Option<Cuda> {
+    match Cuda::open(&Options { user_plans: false, ..Options::default() }) {
+        Ok(cuda) if gemm_hopper::fits(cuda.gpu()) => Some(cuda),
+        other => {
+            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "a Hopper GPU is required: {:?}", other.err());
+            eprintln!("skipped: no Hopper GPU");
+            None
+        }
+    }
+}
+
+#[test]
+fn every_operation_agrees_with_f64() {
+    let mut mirror = mirror(2, Simd::Auto);
+    let mut cases = testing::cases_within(&mut mirror, LIMITS);
+    cases.extend(testing::decoding_cases(&mut mirror, LIMITS));
+    for case in cases {
+        assert!(case.distance() <= 0.01, "{} is off by {:.1e}", case.name, case.distance());
+    }
+}
+
+/// The kinds of numbers that operations meet, or should survive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Numbers {
+    Normal,
+    /// Exponents spread over 60 doublings.
+    Wide,
+    /// Around the smallest normal number, most of them subnormal.
+    Subnormal,
+    /// Normal, and now and then an infinity, a NaN, a zero of either sign, or the largest number.
+    Special,
+}
+
+/// Inputs by number, the same for every device.
+struct Draw {
+    numbers: Numbers,
+    count: u64,
+}
+
+impl Draw {
+    fn values(&mut self, len: usize, scale: f64) -> Vec<f32> {
+        self.count += 1;
+        let key = Key::new(self.count, "ops/mirror");
+        let number = |i: usize| {
+            let (normal, words) = (key.normal(0, i as u64), key.block_at(1, i as u64));
+            let spread = f64::from(words[0] % 60) - 30.0;
+            match self.numbers {
+                Numbers::Normal => (scale * normal) as f32,
+                Numbers::Wide => (normal * libm::exp2(spread)) as f32,
+                Numbers::Subnormal => (normal * libm::exp2(-126.0 - spread.abs() / 8.0)) as f32,
+                Numbers::Special => match words[0] % 2000 {
+                    0 => f32::INFINITY,
+                    1 => f32::NEG_INFINITY,
+                    2 => f32::NAN,
+                    3 => -0.0,
+                    4 => 0.0,
+                    5 => 3.38e38,
+                    _ => (scale * normal) as f32,
+                },
+            }
+        };
+        (0..len).map(number).collect()
+    }
+
+    fn buf<O: Ops>(&mut self, ops: &mut O, role: Role, len: usize, scale: f64) -> O::Buf {
+        filled(ops, role, &self.values(len, scale))
+    }
+
+    fn ids<O: Ops>(&mut self, ops: &mut O, len: usize, vocab: usize) -> O::Ids {
+        self.count += 1;
+        let key = Key::new(self.count, "ops/mirror/ids");
+        // Squared, so that some tokens come often.
+        let id = |i| (key.uniform(0, i) * key.uniform(1, i) * vocab as f64) as u16;
+        let values: Vec<u16> = (0..len as u64).map(id).collect();
+        let mut ids = ops.alloc_ids(len).expect("memory");
+        ops.upload_ids(&mut ids, &values).expect("an upload");
+        ids
+    }
+}
+
+fn filled<O: Ops>(ops: &mut O, role: Role, values: &[f32]) -> O::Buf {
+    let mut buf = ops.alloc(role, values.len()).expect("memory");
+    ops.upload(&mut buf, values).expect("an upload");
+    buf
+}
+
+/// Outputs by name, as bits.
+struct Outputs<'a, O: Ops> {
+    ops: &'a mut O,
+    named: Vec<(String, Vec<u32>)>,
+}
+
+impl<O: Ops> Outputs<'_, O> {
+    fn add(&mut self, name: impl Into<String>, buf: &O::Buf, len: usize) {
+        let mut values = vec![0.0f32; len];
+        self.ops.download(buf, &mut values).expect("a download");
+        self.named.push((name.into(), values.into_iter().map(f32::to_bits).collect()));
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    rows: Rows,
+    heads: Heads,
+    vocab: Vocab,
+}
+
+impl Shape {
+    fn new(batch: usize, seq: usize, heads: usize, head_size: usize, used: usize) -> Shape {
+        Shape {
+            rows: Rows { batch, seq },
+            heads: Heads { heads, head_size },
+            vocab: Vocab { used, padded: used.next_multiple_of(128) },
+        }
+    }
+}
+
+/// Every operation of a training step, each on inputs of its own.
+fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<u32>)> {
+    let Shape { rows, heads, vocab } = shape;
+    let scratch = ScratchShape {
+        rows,
+        channels: heads.channels(),
+        heads,
+        vocab,
+        backward: true,
+        params: ParamCount::default(),
+    };
+    ops.alloc_scratch(&scratch).expect("scratch");
+    let mut draw = Draw { numbers, count: 0 };
+    let mut to = Outputs { ops, named: Vec::new() };
+    let c = heads.channels();
+    norms(&mut to, &mut draw, rows.count(), c);
+    for (c_in, c_out) in [(c, 3 * c), (4 * c, c)] {
+        products(&mut to, &mut draw, LinearShape { rows: rows.count(), c_in, c_out });
+    }
+    attention(&mut to, &mut draw, rows, heads);
+    classifier(&mut to, &mut draw, shape);
+    embedding(&mut to, &mut draw, shape);
+    optimizer(&mut to, &mut draw);
+    to.named
+}
+
+fn norms<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: usize, channels: usize) {
+    let size = rows * channels;
+    let x = draw.buf(to.ops, Role::Activation, size, 1.0);
+    let branch = draw.buf(to.ops, Role::Activation, size, 1.0);
+    let weight = draw.buf(to.ops, Role::Param, channels, 1.0);
+    let bias = draw.buf(to.ops, Role::Param, channels, 1.0);
+    let dout = draw.buf(to.ops, Role::Activation, size, 1e-3);
+    let mut residual = to.ops.alloc(Role::Activation, size).expect("memory");
+    let mut out = to.ops.alloc(Role::Activation, size).expect("memory");
+    let [mut mean, mut rstd] = [(); 2].map(|()| to.ops.alloc(Role::F32, rows).expect("memory"));
+    to.ops
+        .layernorm(Layernorm {
+            out: &mut out,
+            mean: &mut mean,
+            rstd: &mut rstd,
+            x: &x,
+            weight: &weight,
+            bias: &bias,
+            rows,
+            channels,
+        })
+        .expect("layernorm");
+    to.add("layernorm", &out, size);
+    to.ops
+        .residual_layernorm(ResidualLayernorm {
+            residual: &mut residual,
+            out: &mut out,
+            mean: &mut mean,
+            rstd: &mut rstd,
+            x: &x,
+            branch: &branch,
+            weight: &weight,
+            bias: &bias,
+            rows,
+            channels,
+        })
+        .expect("residual_layernorm");
+    to.add("residual", &residual, size);
+    to.add("residual_layernorm", &out, size);
+    to.add("mean", &mean, rows);
+    to.add("rstd", &rstd, rows);
+    let [mut dweight, mut dbias] = [(); 2].map(|()| draw.buf(to.ops, Role::F32, channels, 1.0));
+    let mut dx = draw.buf(to.ops, Role::Activation, size, 1e-3);
+    for write in [Write::Set, Write::Add] {
+        to.ops
+            .layernorm_backward(LayernormBackward {
+                dx: &mut dx,
+                dx_write: write,
+                dweight: &mut dweight,
+                dbias: &mut dbias,
+                write,
+                dout: &dout,
+                x: &residual,
+                weight: &weight,
+                mean: &mean,
+                rstd: &rstd,
+                rows,
+                channels,
+            })
+            .expect("layernorm_backward");
+        to.add(format!("layernorm_backward dx {write:?}"), &dx, size);
+        to.add(format!("layernorm_backward dweight {write:?}"), &dweight, channels);
+        to.add(format!("layernorm_backward dbias {write:?}"), &dbias, channels);
+    }
+}
+
+fn products<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: LinearShape) {
+    let named = |what: &str| format!("{what} of {} x {} -> {}", shape.rows, shape.c_in, shape.c_out);
+    let x = draw.buf(to.ops, Role::Activation, shape.input(), 1.0);
+    let weight = draw.buf(to.ops, Role::Param, shape.weight(), 0.05);
+    let bias = draw.buf(to.ops, Role::Param, shape.c_out, 0.1);
+    let dout = draw.buf(to.ops, Role::Activation, shape.output(), 1e-2);
+    let before = draw.buf(to.ops, Role::Activation, shape.input(), 1.5);
+    let [mut out, mut pre] =
+        [(); 2].map(|()| to.ops.alloc(Role::Activation, shape.output()).expect("memory"));
+    let (weight, x) = (&weight, &x);
+    to.ops.linear(Linear { out: &mut out, x, weight, bias: None, shape }).expect("linear");
+    to.add(named("linear"), &out, shape.output());
+    to.ops.linear(Linear { out: &mut out, x, weight, bias: Some(&bias), shape }).expect("linear");
+    to.add(named("linear with bias"), &out, shape.output());
+    let gelu = LinearGelu { out: &mut out, pre: &mut pre, x, weight, bias: &bias, shape };
+    to.ops.linear_gelu(gelu).expect("linear_gelu");
+    to.add(named("linear_gelu pre"), &pre, shape.output());
+    to.add(named("linear_gelu"), &out, shape.output());
+    let mut dx = to.ops.alloc(Role::Activation, shape.input()).expect("memory");
+    to.ops
+        .linear_backward_input(LinearBackwardInput { dx: &mut dx, dout: &dout, weight, shape })
+        .expect("backward_input");
+    to.add(named("backward_input"), &dx, shape.input());
+    let mut dweight = draw.buf(to.ops, Role::F32, shape.weight(), 1.0);
+    let mut dbias = draw.buf(to.ops, Role::F32, shape.c_out, 1.0);
+    for write in [Write::Set, Write::Add] {
+        let dbias_of = Some(&mut dbias);
+        to.ops
+            .linear_backward_weight(LinearBackwardWeight {
+                dweight: &mut dweight,
+                dbias: dbias_of,
+                dout: &dout,
+                x,
+                shape,
+                write,
+            })
+            .expect("backward_weight");
+        to.add(named(&format!("dweight {write:?}")), &dweight, shape.weight());
+        to.add(named(&format!("dbias {write:?}")), &dbias, shape.c_out);
+    }
+    let mut dpre = to.ops.alloc(Role::Activation, shape.input()).expect("memory");
+    let gradient = LinearBackwardInputGelu { dpre: &mut dpre, dout: &dout, weight, pre: &before, shape };
+    to.ops.linear_backward_input_gelu(gradient).expect("backward_input_gelu");
+    to.add(named("dpre"), &dpre, shape.input());
+    // The bias gradient of the layer before takes the sums that were left.
+    let square = LinearShape { rows: shape.rows, c_in: shape.c_in, c_out: shape.c_in };
+    let mut dweight = to.ops.alloc(Role::F32, square.weight()).expect("memory");
+    let mut dbias = to.ops.alloc(Role::F32, square.c_out).expect("memory");
+    to.ops
+        .linear_backward_weight(LinearBackwardWeight {
+            dweight: &mut dweight,
+            dbias: Some(&mut dbias),
+            dout: &dpre,
+            x,
+            shape: square,
+            write: Write::Set,
+        })
+        .expect("backward_weight");
+    to.add(named("sums of dpre"), &dbias, square.c_out);
+}
+
+fn attention<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: Rows, heads: Heads) {
+    let size = rows.count() * heads.channels();
+    let qkv = draw.buf(to.ops, Role::Activation, 3 * size, 1.0);
+    let dout = draw.buf(to.ops, Role::Activation, size, 1e-2);
+    let mut out = to.ops.alloc(Role::Activation, size).expect("memory");
+    let mut lse = to.ops.alloc(Role::F32, rows.count() * heads.heads).expect("memory");
+    to.ops.attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, rows, heads }).expect("attention");
+    to.add("attention", &out, size);
+    to.add("lse", &lse, rows.count() * heads.heads);
+    let mut dqkv = to.ops.alloc(Role::Activation, 3 * size).expect("memory");
+    to.ops
+        .attention_backward(AttentionBackward {
+            dqkv: &mut dqkv,
+            dout: &dout,
+            qkv: &qkv,
+            out: &out,
+            lse: &lse,
+            rows,
+            heads,
+        })
+        .expect("attention_backward");
+    to.add("attention_backward", &dqkv, 3 * size);
+}
+
+fn classifier<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: Shape) {
+    let (rows, channels, vocab) = (shape.rows.count(), shape.heads.channels(), shape.vocab);
+    let x = draw.buf(to.ops, Role::Activation, rows * channels, 1.0);
+    let wte = draw.buf(to.ops, Role::Param, vocab.padded * channels, 0.3);
+    let targets = draw.ids(to.ops, rows, vocab.used);
+    let mut losses = to.ops.alloc(Role::F32, rows + 3).expect("memory");
+    to.ops
+        .classifier_loss(ClassifierLoss {
+            losses: &mut losses,
+            losses_at: 3,
+            x: &x,
+            wte: &wte,
+            targets: &targets,
+            rows,
+            channels,
+            vocab,
+        })
+        .expect("classifier_loss");
+    to.add("classifier_loss", &losses, rows + 3);
+    let mut dx = to.ops.alloc(Role::Activation, rows * channels).expect("memory");
+    let mut dwte = draw.buf(to.ops, Role::F32, vocab.padded * channels, 1.0);
+    to.ops
+        .classifier(Classifier {
+            losses: &mut losses,
+            losses_at: 0,
+            dx: &mut dx,
+            dwte: &mut dwte,
+            x: &x,
+            wte: &wte,
+            targets: &targets,
+            rows,
+            channels,
+            vocab,
+            scale: 1.0 / rows as f32,
+            write: Write::Add,
+        })
+        .expect("classifier");
+    to.add("classifier losses", &losses, rows);
+    to.add("classifier dx", &dx, rows * channels);
+    to.add("classifier dwte", &dwte, vocab.padded * channels);
+}
+
+fn embedding<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: Shape) {
+    let (rows, channels, vocab) = (shape.rows, shape.heads.channels(), shape.vocab.padded);
+    let size = rows.count() * channels;
+    let wte = draw.buf(to.ops, Role::Param, vocab * channels, 1.0);
+    let wpe = draw.buf(to.ops, Role::Param, (rows.seq + 2) * channels, 1.0);
+    let ids = draw.ids(to.ops, rows.count(), vocab);
+    let mut out = to.ops.alloc(Role::Activation, size).expect("memory");
+    to.ops
+        .embedding(Embedding { out: &mut out, ids: &ids, wte: &wte, wpe: &wpe, rows, channels })
+        .expect("embedding");
+    to.add("embedding", &out, size);
+    let dout = draw.buf(to.ops, Role::Activation, size, 1.0);
+    let mut dwte = draw.buf(to.ops, Role::F32, vocab * channels, 1.0);
+    let mut dwpe = draw.buf(to.ops, Role::F32, (rows.seq + 2) * channels, 1.0);
+    for write in [Write::Set, Write::Add] {
+        to.ops
+            .embedding_backward(EmbeddingBackward {
+                dwte: &mut dwte,
+                dwpe: &mut dwpe,
+                write,
+                dout: &dout,
+                ids: &ids,
+                rows,
+                channels,
+            })
+            .expect("embedding_backward");
+        to.add(format!("embedding_backward dwte {write:?}"), &dwte, vocab * channels);
+        to.add(format!("embedding_backward dwpe {write:?}"), &dwpe, (rows.seq + 2) * channels);
+    }
+}
+
+fn optimizer<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw) {
+    // A whole chunk and an odd rest.
+    let len = 16_384 + 8 * 611 + 3;
+    let grad = draw.buf(to.ops, Role::F32, len, 1e-2);
+    let sums = to.ops.sum_squares(SumSquares { tensors: &[&grad] }).expect("sum_squares");
+    let bits = sums.iter().flat_map(|sum| [sum.to_bits() as u32, (sum.to_bits() >> 32) as u32]);
+    to.named.push(("sum_squares".into(), bits.collect()));
+    for with_master in [true, false] {
+        let mut param = draw.buf(to.ops, Role::Param, len, 1.0);
+        let mut master = draw.buf(to.ops, Role::F32, len, 1.0);
+        let mut adam_m = draw.buf(to.ops, Role::F32, len, 1e-2);
+        let squares: Vec<f32> = draw.values(len, 1e-4).into_iter().map(|x| x * x).collect();
+        let mut adam_v = filled(to.ops, Role::F32, &squares);
+        let scalars = AdamW {
+            learning_rate: 6e-4,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            correction1: 1.25,
+            correction2: 1.5,
+            grad_scale: 0.75,
+            rounding_key: [12, 34],
+            step: 7,
+        };
+        let slots = vec![ParamSlot {
+            id: 5,
+            at: 0,
+            param: &mut param,
+            master: with_master.then_some(&mut master),
+            grad: &grad,
+            grad_at: 0,
+            adam_m: &mut adam_m,
+            adam_v: &mut adam_v,
+            weight_decay: 0.1,
+        }];
+        to.ops.adamw(AdamWUpdate { slots, scalars }).expect("adamw");
+        for (what, buf) in [("param", &param), ("master", &master), ("m", &adam_m), ("v", &adam_v)] {
+            to.add(format!("adamw {what}, masters {with_master}"), buf, len);
+        }
+    }
+}
+
+/// How many bits differ, by output; prints those that do.
+fn differences(got: &[(String, Vec<u32>)], want: &[(String, Vec<u32>)], what: &str) -> usize {
+    assert_eq!(got.len(), want.len(), "as many outputs");
+    let mut wrong = 0;
+    for ((name, got), (other, want)) in got.iter().zip(want) {
+        assert_eq!((name, got.len()), (other, want.len()), "{what}: outputs come in one order");
+        let off: Vec<usize> = (0..got.len()).filter(|i| got[*i] != want[*i]).collect();
+        if let Some(first) = off.first() {
+            wrong += 1;
+            let show = |bits: u32| format!("{bits:08x} {:e}", f32::from_bits(bits));
+            println!(
+                "{what}: {name}: {} of {} differ, element {first} is {}, the mirror has {}",
+                off.len(),
+                got.len(),
+                show(got[*first]),
+                show(want[*first])
+            );
+        }
+    }
+    wrong
+}
+
+#[test]
+fn threads_and_instruction_sets_change_no_bit() {
+    let shape = Shape::new(2, 72, 1, 64, 200);
+    for numbers in [Numbers::Normal, Numbers::Special] {
+        let want = run(&mut mirror(1, Simd::Auto), numbers, shape);
+        let got = run(&mut mirror(3, Simd::Baseline), numbers, shape);
+        assert_eq!(differences(&got, &want, "three threads"), 0);
+    }
+}
+
+#[test]
+fn a_gpu_has_the_bits_of_the_mirror() {
+    let Some(mut cuda) = hopper() else { return };
+    let mut mirror = mirror(0, Simd::Auto);
+    let mut wrong = 0;
+    for (shape, kinds) in [
+        (
+            Shape::new(2, 200, 2, 64, 300),
+            &[Numbers::Normal, Numbers::Wide, Numbers::Subnormal, Numbers::Special][..],
+        ),
+        (
+            Shape::new(1, 130, 1, 128, 130),
+            &[Numbers::Normal, Numbers::Wide, Numbers::Subnormal, Numbers::Special],
+        ),
+        (Shape::new(4, 512, 3, 64, 1000), &[Numbers::Normal]),
+        (Shape::new(1, 1024, 6, 128, 257), &[Numbers::Normal]),
+    ] {
+        for numbers in kinds {
+            let what = format!("{numbers:?} numbers, {:?}, {:?}", shape.rows, shape.heads);
+            let started = std::time::Instant::now();
+            let want = run(&mut mirror, *numbers, shape);
+            let middle = started.elapsed();
+            let got = run(&mut cuda, *numbers, shape);
+            println!("{what}: {} outputs, mirror {middle:.1?}, all {:.1?}", got.len(), started.elapsed());
+            wrong += differences(&got, &want, &what);
+        }
+    }
+    for (name, cases) in [
+        ("cases", testing::cases_within as fn(&mut Cuda, Limits) -> Vec<testing::Case>),
+        ("decoding", testing::decoding_cases),
+    ] {
+        let bits = |cases: Vec<testing::Case>| -> Vec<(String, Vec<u32>)> {
+            cases.into_iter().map(|c| (c.name, c.got.into_iter().map(f32::to_bits).collect())).collect()
+        };
+        let want = match name {
+            "cases" => testing::cases_within(&mut mirror, LIMITS),
+            _ => testing::decoding_cases(&mut mirror, LIMITS),
+        };
+        wrong += differences(&bits(cases(&mut cuda, LIMITS)), &bits(want), name);
+    }
+    assert_eq!(wrong, 0, "outputs differ from the mirror's");
+}
