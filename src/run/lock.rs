@@ -193,6 +193,26 @@ mod tests {
     }
 
     #[test]
+    fn a_gpus_lock_from_before_its_arithmetic_had_a_name_is_refused_with_a_sentence() {
+        let old = table([("cuda.nvrtc", "13.0".into()), ("cuda.sm_count", "132".into())]);
+        let here = table([(ARITHMETIC_KEY, crate::ops::mirror::ARITHMETIC.into())]);
+        let note = older_arithmetic(&old, &here);
+        assert!(note.contains("hopper-bf16-v1") && note.contains("other bits"), "{note}");
+        assert_eq!(older_arithmetic(&here, &here), "");
+        assert_eq!(older_arithmetic(&old, &old), "", "a GPU without a mirror is held to all that it names");
+        let lock = |numerics: Table| Lock {
+            numerics,
+            environment: Table::new(),
+            source: Table::new(),
+            config: Table::new(),
+            outputs: Table::new(),
+        };
+        let refused = crate::run::expected::Expected { lock: lock(old), from: "`old.lock.toml`".into() }
+            .require(&lock(here));
+        assert!(refused.expect_err("other bits").0.contains("note: this lock is from a version"));
+    }
+
+    #[test]
     fn long_lists_are_cut() {
         let difference = |n: usize| Difference { key: n.to_string(), was: None, is: None };
         let text = list(&(0..20).map(difference).collect::<Vec<_>>());

@@ -318,7 +318,7 @@ mod tests {
     /// `runner verify experiments/ci_cuda.toml --twice --bless …` and `runner lock`.
     #[test]
     fn the_shipped_lock_and_golden_roots_name_the_arithmetic_of_this_tree() {
-        let text = include_str!("../../../experiments/locks/ci_cuda_h100.lock.toml");
+        let text = include_str!("../../../experiments/locks/ci_cuda_hopper.lock.toml");
         let lock: toml::Table = toml::from_str(text).expect("a lock is TOML");
         let arithmetic = lock["numerics"].get("cuda.arithmetic").and_then(toml::Value::as_str);
         assert_eq!(arithmetic, Some(crate::ops::mirror::ARITHMETIC));

@@ -4,8 +4,10 @@
 //! kernels have a few more, which do all that surrounds a product on their way. Here every
 //! shape has one plan: taken from a lock file, from this user's earlier tuning, or tuned now, and
 //! from then on used for every call. Only a shape that nobody announced (a short last batch, a
-//! prompt) takes the first deterministic answer of cuBLASLt's heuristic, which is a function of
-//! library version, GPU and shape.
+//! prompt) takes the first candidate, a function of library version, GPU and shape.
+//!
+//! In bf16 on Hopper the order of a sum is a function of the shape ([`gemm_hopper::order`]): only algorithms of
+//! that order are candidates, and a plan decides the speed alone.
 //!
 //! Matrices are row-major and dense; cuBLASLt thinks in columns, so each product is written
 //! transposed: `out = x weightᵀ` becomes `outᵀ = weight xᵀ`.

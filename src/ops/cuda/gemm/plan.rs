@@ -81,10 +81,10 @@ struct PlanFile {
     plan: Vec<GemmPlan>,
 }
 
-/// Plans that come with the program, so that a newcomer with such a GPU and such a library gets the bits of
-/// everyone else: those of the experiments under `experiments/`, tuned on one machine.
+/// Plans that come with the program, for the experiments under `experiments/`, tuned on one machine: a newcomer
+/// with such a GPU and such a library need not tune.
 struct Shipped {
-    /// Equal architecture and number of multiprocessors mean equal bits, whatever the GPU is called.
+    /// What is fastest depends on these two, whatever the GPU is called.
     architecture: &'static str,
     sm_count: u32,
     text: &'static str,

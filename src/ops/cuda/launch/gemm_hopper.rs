@@ -407,7 +407,7 @@ mod tests {
             (splits, bias_chains)
         };
         assert_eq!(order(65_536, 768, 768), (5, Some(4)));
-        assert_eq!(order(65_536, 768, 2304), (9, Some(4)));
+        assert_eq!(order(65_536, 768, 2304), (7, Some(4)));
         assert_eq!(order(65_536, 768, 3072), (4, Some(4)));
         assert_eq!(order(65_536, 3072, 768), (4, Some(16)));
         assert_eq!(order(16_384, 1600, 1600), (1, Some(9)));
