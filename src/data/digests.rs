@@ -3,7 +3,9 @@
 //! Hashing ten billion tokens takes a quarter of a minute, too long for each start of a run, so the
 //! digests of files are kept in the user's cache folder. The rules:
 //!
-//! * An entry counts while path, length and modification time (to the nanosecond) are what they were.
+//! * An entry counts while path, length, and the times of the last change of content and of anything
+//!   (mtime and ctime, to the nanosecond) are what they were. `touch -r`, `cp -p` and `rsync -t` can set the
+//!   first back; nothing but the clock of the system sets the second.
 //! * A file modified within [`SETTLED`] of being hashed is not remembered: it might change again within
 //!   the resolution of its time stamp.
 //! * A cache that is damaged, locked away or cannot be written costs time, not more.
@@ -12,7 +14,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -36,13 +38,20 @@ pub struct DigestCache {
     entries: BTreeMap<PathBuf, Known>,
 }
 
+/// What tells that a file was changed; times in nanoseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stamp {
+    bytes: u64,
+    modified_ns: u128,
+    changed_ns: u128,
+}
+
 /// A file as it was when it was hashed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Known {
-    bytes: u64,
-    /// Nanoseconds since 1970.
-    modified_ns: u128,
+    stamp: Stamp,
     sha256: String,
     /// Of shards alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,13 +69,27 @@ pub fn file_sha256(path: &Path) -> io::Result<[u8; 32]> {
     }
 }
 
-/// Length and modification time of a file, when it has settled.
-fn settled(path: &Path) -> Option<(u64, u128)> {
+/// The stamp of a file, when it has settled.
+fn settled(path: &Path) -> Option<Stamp> {
     let metadata = std::fs::metadata(path).ok()?;
     let modified = metadata.modified().ok()?;
     let old_enough = SystemTime::now().duration_since(modified).is_ok_and(|age| age >= SETTLED);
     let since_1970 = modified.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    old_enough.then_some((metadata.len(), since_1970.as_nanos()))
+    let changed_ns = changed_ns(&metadata);
+    old_enough.then_some(Stamp { bytes: metadata.len(), modified_ns: since_1970.as_nanos(), changed_ns })
+}
+
+#[cfg(unix)]
+fn changed_ns(metadata: &Metadata) -> u128 {
+    use std::os::unix::fs::MetadataExt;
+    let of = |number: i64| u128::try_from(number).unwrap_or(0);
+    of(metadata.ctime()) * 1_000_000_000 + of(metadata.ctime_nsec())
+}
+
+/// Windows tells no such time of a file.
+#[cfg(not(unix))]
+fn changed_ns(_: &Metadata) -> u128 {
+    0
 }
 
 impl DigestCache {
@@ -85,10 +108,10 @@ impl DigestCache {
     /// The digest of `path` and, of a shard, its largest token, while the file is what it was.
     fn get(&self, path: &Path) -> Option<([u8; 32], Option<u16>)> {
         let known = self.entries.get(path)?;
-        let (bytes, modified_ns) = settled(path)?;
+        let stamp = settled(path)?;
         let mut sha256 = [0; 32];
         hex::decode_to_slice(&known.sha256, &mut sha256).ok()?;
-        ((known.bytes, known.modified_ns) == (bytes, modified_ns)).then_some((sha256, known.largest_token))
+        (known.stamp == stamp).then_some((sha256, known.largest_token))
     }
 
     fn shard(&self, shard: &ShardInfo) -> Option<Scan> {
@@ -127,10 +150,9 @@ impl DigestCache {
             Ok(scan)
         };
         let scans: Result<Vec<Scan>, DataError> = infos.par_iter().enumerate().map(scan).collect();
-        for ((path, (bytes, modified_ns)), Scan { sha256, largest }) in fresh.into_inner().unwrap_or_default()
-        {
+        for ((path, stamp), Scan { sha256, largest }) in fresh.into_inner().unwrap_or_default() {
             let (sha256, largest_token) = (hex::encode(sha256), Some(largest));
-            self.entries.insert(path, Known { bytes, modified_ns, sha256, largest_token });
+            self.entries.insert(path, Known { stamp, sha256, largest_token });
         }
         let digest = |(at, (info, Scan { sha256, largest })): (usize, (&ShardInfo, Scan))| {
             data.require_vocab(at, largest)?;
@@ -146,9 +168,9 @@ impl DigestCache {
         }
         let before = settled(path);
         let sha256 = file_sha256(path)?;
-        if let Some((bytes, modified_ns)) = before {
+        if let Some(stamp) = before {
             let sha256 = hex::encode(sha256);
-            self.entries.insert(path.into(), Known { bytes, modified_ns, sha256, largest_token: None });
+            self.entries.insert(path.into(), Known { stamp, sha256, largest_token: None });
         }
         Ok(sha256)
     }
@@ -214,6 +236,26 @@ mod tests {
         shard(&file, &[1, 2, 4], 2 * hour);
         let (second, read) = manifest(&cache, &file);
         assert_eq!(read, 1, "same length, another time");
+        assert_ne!(first, second);
+    }
+
+    #[test]
+    fn a_file_that_was_changed_and_given_its_old_time_back_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, file) = (dir.path().join("shards.json"), dir.path().join("t.bin"));
+        shard(&file, &[1, 2, 3], Duration::from_secs(3600));
+        let before = std::fs::metadata(&file).unwrap();
+        let (first, _) = manifest(&cache, &file);
+        // The system's clock of files may stand still for some milliseconds.
+        while changed_ns(&std::fs::metadata(&file).unwrap()) == changed_ns(&before) {
+            shard(&file, &[1, 2, 4], Duration::ZERO);
+            let open = File::options().write(true).open(&file).unwrap();
+            open.set_modified(before.modified().unwrap()).unwrap();
+        }
+        let after = std::fs::metadata(&file).unwrap();
+        assert_eq!((after.len(), after.modified().unwrap()), (before.len(), before.modified().unwrap()));
+        let (second, read) = manifest(&cache, &file);
+        assert_eq!(read, 1);
         assert_ne!(first, second);
     }
 

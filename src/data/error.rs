@@ -39,7 +39,8 @@ pub enum DataError {
     NotAFile { path: PathBuf, what: &'static str },
     /// A file that is not what it was when it was opened.
     #[error(
-        "`{path}` changed while it was read: it had {expected_bytes} bytes when it was opened, and has {got_bytes} bytes now\n  hint: another program cut or replaced it; put the file back, then `runner resume`"
+        "`{path}` changed while it was read: {}\n  hint: another program wrote to it, cut or replaced it; put the file back, then `runner resume`",
+        change(*expected_bytes, *got_bytes)
     )]
     Changed { path: PathBuf, expected_bytes: u64, got_bytes: u64 },
 
@@ -198,4 +199,12 @@ impl DataError {
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataError {
         move |reason| DataError::Io { action, path: path.to_owned(), reason }
     }
+}
+
+/// How a file is not what it was when it was opened.
+fn change(expected_bytes: u64, got_bytes: u64) -> String {
+    if expected_bytes == got_bytes {
+        return "it was written to since it was opened".into();
+    }
+    format!("it had {expected_bytes} bytes when it was opened, and has {got_bytes} bytes now")
 }

@@ -65,16 +65,12 @@ impl ReadAt {
     ///
     /// # Errors
     ///
-    /// A file that has become shorter, or is another than the one that was opened.
+    /// A file that has become shorter or was written to since, or is another than the one that was opened.
     pub fn read(&self, at: u64, out: &mut [u8]) -> Result<(), DataError> {
         match &self.kept {
             Some(file) => self.read_from(file, at, out),
             None => {
                 let file = File::open(&self.path).map_err(DataError::io("open", &self.path))?;
-                let found = file.metadata().map_err(DataError::io("open", &self.path))?;
-                if (found.len(), found.modified().ok()) != (self.bytes, self.modified) {
-                    return Err(self.changed(found.len()));
-                }
                 self.read_from(&file, at, out)
             }
         }
@@ -84,7 +80,13 @@ impl ReadAt {
         read_exact_at(file, at, out).map_err(|error| match error.kind() {
             ErrorKind::UnexpectedEof => self.changed(file.metadata().map_or(0, |found| found.len())),
             _ => DataError::io("read", &self.path)(error),
-        })
+        })?;
+        // Looked at afterwards: what was written before the bytes were read has changed the time by now.
+        let found = file.metadata().map_err(DataError::io("read", &self.path))?;
+        match (found.len(), found.modified().ok()) == (self.bytes, self.modified) {
+            true => Ok(()),
+            false => Err(self.changed(found.len())),
+        }
     }
 
     fn changed(&self, got_bytes: u64) -> DataError {
@@ -184,6 +186,26 @@ mod tests {
                 OPEN.fetch_sub(1, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Else the run would go on with other tokens than those that were hashed.
+    #[test]
+    fn a_file_written_to_while_it_is_open_gives_an_error_at_the_same_length_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.bin");
+        fs::write(&path, vec![7; 5000]).unwrap();
+        let past = SystemTime::now() - std::time::Duration::from_secs(60);
+        let writer = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        writer.set_modified(past).unwrap();
+        let file = ReadAt::open(&path).unwrap();
+        let mut out = [0; 10];
+        file.read(0, &mut out).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&writer, &[8; 10], 4000).unwrap();
+        let error = file.read(0, &mut out).unwrap_err().to_string();
+        assert!(
+            error.contains("changed while it was read: it was written to since it was opened"),
+            "{error}"
+        );
     }
 
     #[test]

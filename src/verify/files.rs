@@ -6,8 +6,9 @@ use super::Checks;
 use crate::data::{DataError, DigestCache, ShardDigest};
 use crate::experiment::{self, Loaded};
 use crate::ops::DeviceError;
+use crate::proof::ledger::{self, Note};
 use crate::proof::lock::{Lock, Table, differences};
-use crate::proof::{Entry, LockError, entry, ledger};
+use crate::proof::{Action, Entry, LockError, entry};
 use crate::run::data::Data;
 use crate::run::device::Device;
 use crate::run::locked::{DeviceFacts, Locked};
@@ -39,9 +40,8 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
     let newest = manifests.last();
     let lock = read_lock(&paths, newest, checks);
     let ledger = read_ledger(&paths, &manifests, checks);
-    if let (Some(lock), Some((log, _))) = (&lock, &ledger) {
-        let drifted = log.notes().iter().any(|note| note.kind == "drift");
-        locked_numerics(lock, &manifests, drifted, checks);
+    if let (Some(lock), Some((log, entries))) = (&lock, &ledger) {
+        locked_numerics(lock, &manifests, last_drift(log.notes(), entries), checks);
         outputs(lock, newest, checks);
     }
     if let Some((_, entries)) = &ledger {
@@ -54,6 +54,9 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
     }
     let mut loaded = experiment::load(&paths.experiment(), &[])?;
     let data = data(&mut loaded, lock.as_ref(), checks, report);
+    if let (Some(lock), Some(data), Some((_, entries))) = (&lock, &data, &ledger) {
+        last_evaluation(lock, data, entries, checks);
+    }
     machine(&loaded, lock.as_ref(), checks);
     Ok(match (lock, ledger) {
         (Some(lock), Some((_, entries))) if checks.all_passed() => {
@@ -155,6 +158,10 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
                 &check,
                 format!("its state has the root {}, the ledger says {root}", manifest.state_root),
             );
+        } else if let Some(entry) = recorded
+            && let Some(what) = counted_otherwise(manifest, entry, &entries)
+        {
+            checks.failed(&check, what);
         } else {
             right += 1;
         }
@@ -165,12 +172,35 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
     Some((log, entries))
 }
 
-/// Every checkpoint was made with the numerics of the lock, but for drift that was allowed.
-fn locked_numerics(lock: &Lock, manifests: &[Manifest], drifted: bool, checks: &mut Checks<'_>) {
+/// The tokens or updates of a manifest, where the ledger counts others. `last` is the entry of its last step.
+fn counted_otherwise(manifest: &Manifest, last: &Entry, entries: &[Entry]) -> Option<String> {
+    let made = entries.iter().take_while(|entry| entry.step < manifest.step);
+    let updates = made.filter(|entry| entry.action == Action::Update).count() as u64;
+    let differing = |what, found: u64, counted: u64| {
+        (found != counted).then(|| format!("its manifest says {found} {what}, the ledger has {counted}"))
+    };
+    differing("tokens", manifest.tokens, last.tokens).or(differing("updates", manifest.updates, updates))
+}
+
+/// The step before which the run last went on with other numerics, by leave; 0 when it never did. A note is in
+/// no hash, so it counts only with its event in the entry of the step that followed, if one did.
+fn last_drift(notes: &[Note], entries: &[Entry]) -> u64 {
+    let confirmed = |note: &&Note| {
+        let next = usize::try_from(note.after).ok().and_then(|at| entries.get(at));
+        next.is_none_or(|next| {
+            next.action == Action::Evaluate || next.events.iter().any(|event| event.starts_with("drift "))
+        })
+    };
+    let drifts = notes.iter().filter(|note| note.kind == "drift").filter(confirmed);
+    drifts.map(|note| note.after).max().unwrap_or(0)
+}
+
+/// Every checkpoint was made with the numerics of the lock, but for those before drift that was allowed.
+fn locked_numerics(lock: &Lock, manifests: &[Manifest], last_drift: u64, checks: &mut Checks<'_>) {
     for manifest in manifests {
         let changed = differences(&manifest.numerics, &lock.numerics);
         let check = format!("numerics of checkpoint {}", manifest.step);
-        match (changed.is_empty(), drifted) {
+        match (changed.is_empty(), manifest.step <= last_drift) {
             (true, _) => {}
             (false, true) => checks
                 .skipped(&check, format!("the ledger notes that drift was allowed:{}", lock::list(&changed))),
@@ -188,6 +218,19 @@ fn outputs(lock: &Lock, newest: Option<&Manifest>, checks: &mut Checks<'_>) {
         checks.failed(
             "outputs",
             format!("the lock's are not those of the newest checkpoint:{}", lock::list(&changed)),
+        );
+    }
+}
+
+/// A run that ended measured its last weights. No checkpoint has a head that covers that entry, so that a
+/// ledger without it agrees with all of them.
+fn last_evaluation(lock: &Lock, data: &Data, entries: &[Entry], checks: &mut Checks<'_>) {
+    let measured = data.validation.is_some() || data.hellaswag.is_some();
+    let cut = entries.last().is_some_and(|last| last.action != Action::Evaluate && last.evaluation.is_some());
+    if measured && cut && !lock.outputs.is_empty() {
+        checks.failed(
+            "last evaluation",
+            "the run has ended, and the ledger has no evaluation after its last step\n  do: restore the ledger from a copy; `runner eval` measures the weights again",
         );
     }
 }

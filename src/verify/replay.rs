@@ -1,4 +1,5 @@
-//! Steps of a run trained again, nothing written: each must end in the ledger's entry.
+//! Steps of a run trained again, nothing written: each must end in the ledger's entry. With the last step goes
+//! the evaluation after it, which stands behind the head in the last checkpoint: nothing else ties it to the run.
 
 use std::ops::Range;
 
@@ -10,9 +11,9 @@ use crate::eval;
 use crate::experiment::Loaded;
 use crate::ops::Ops;
 use crate::plan::memory::Storage;
-use crate::proof::entry::rewound_from;
+use crate::proof::entry::{self, rewound_from};
 use crate::proof::lock::{Lock, differences};
-use crate::proof::{Entry, Evaluation, Validation};
+use crate::proof::{Action, Entry, Evaluation, Validation};
 use crate::run::data::{Data, SHARDS, remembered};
 use crate::run::device::{Device, OnDevice};
 use crate::run::locked::Locked;
@@ -30,18 +31,13 @@ pub fn verify(
     report: Report,
 ) -> anyhow::Result<()> {
     let WholeRun { paths, lock, entries, loaded, data } = run;
-    let entries = crate::proof::entry::steps(&entries).to_vec();
+    let trained = entry::steps(&entries).len();
     let Some(data) = data else {
         checks.failed("replay", "not begun: the data are not here");
         return Ok(());
     };
-    if (entries.len() as u64) < steps.end {
-        anyhow::bail!(
-            "the run has {} steps, so {}..{} cannot be replayed",
-            entries.len(),
-            steps.start,
-            steps.end
-        );
+    if (trained as u64) < steps.end {
+        anyhow::bail!("the run has {trained} steps, so {}..{} cannot be replayed", steps.start, steps.end);
     }
     let drifted = |entry: &&Entry| {
         entry.step > steps.start && entry.events.iter().any(|event| event.starts_with("drift "))
@@ -65,11 +61,16 @@ pub fn verify(
     // One device makes the bits of any number.
     let mut experiment = loaded.experiment.clone();
     experiment.parallel.ranks = 1;
-    let outcome = Device::open(&experiment)?
-        .with(&experiment, Replay { loaded, data, paths, lock, entries, steps: steps.clone(), report })?;
-    match outcome {
-        Ok(()) => checks
-            .passed("replay", format!("steps {} to {} gave the same bits again", steps.start, steps.end)),
+    let replay = Replay { loaded, data, paths, lock, entries, steps: steps.clone(), report, unmeasured: 0 };
+    let same = format!("steps {} to {} gave the same bits again", steps.start, steps.end);
+    match Device::open(&experiment)?.with(&experiment, replay)? {
+        Ok(0) => checks.passed("replay", same),
+        Ok(unmeasured) => checks.passed(
+            "replay",
+            format!(
+                "{same}, but for {unmeasured} evaluations: they were of other sets than `data.val`, `eval.val_tokens` and `eval.hellaswag` give now"
+            ),
+        ),
         Err(why) => checks.failed("replay", why),
     }
     Ok(())
@@ -83,13 +84,15 @@ struct Replay {
     entries: Vec<Entry>,
     steps: Range<u64>,
     report: Report,
+    /// Evaluations of sets that are not those of the experiment as it is now, and could not be made again.
+    unmeasured: usize,
 }
 
 impl OnDevice for Replay {
-    /// What differs, and since when.
-    type Output = Result<(), String>;
+    /// How many evaluations could not be made again; or what differs, and since when.
+    type Output = Result<usize, String>;
 
-    fn on<O: Locked>(self, mut ops: O, _: &Storage, _: Option<f64>) -> anyhow::Result<Self::Output> {
+    fn on<O: Locked>(mut self, mut ops: O, _: &Storage, _: Option<f64>) -> anyhow::Result<Self::Output> {
         let experiment = &self.loaded.experiment;
         ops.pin(&self.lock.numerics)?;
         let initial = initial::read(experiment, Some(&self.lock.numerics), self.steps.start > 0)?;
@@ -108,54 +111,72 @@ impl OnDevice for Replay {
         let mut feed = self.data.feed(experiment, self.steps.start, trainer.progress().data_offset)?;
         let replayed = self.report.progress(Work::Replaying, self.steps.end - self.steps.start);
         for step in self.steps.clone() {
-            let recorded = &self.entries[step as usize];
-            let again = self.step(&mut trainer, &mut feed, recorded)?;
-            if again != *recorded {
-                return Ok(Err(self.mismatch(&mut trainer, recorded, &again)?));
+            let recorded = self.entries[step as usize].clone();
+            let again = self.step(&mut trainer, &mut feed, &recorded)?;
+            if again != recorded {
+                return Ok(Err(self.mismatch(&mut trainer, &recorded, &again)?));
             }
             replayed(1);
         }
-        Ok(Ok(()))
+        let last = self.entries.get(self.steps.end as usize).filter(|entry| entry.action == Action::Evaluate);
+        if let Some(recorded) = last.cloned() {
+            let evaluation = recorded.evaluation.map(|it| self.evaluate(&mut trainer, it)).transpose()?;
+            let again = Entry { evaluation, ..recorded.clone() };
+            if again != recorded {
+                return Ok(Err(self.mismatch(&mut trainer, &recorded, &again)?));
+            }
+        }
+        Ok(Ok(self.unmeasured))
     }
 }
 
 impl Replay {
     fn step<O: Ops>(
-        &self,
+        &mut self,
         trainer: &mut Trainer<O>,
         feed: &mut Prefetcher,
         recorded: &Entry,
     ) -> anyhow::Result<Entry> {
-        let experiment = &self.loaded.experiment;
+        let sequences = self.loaded.experiment.sequences_per_step();
         // Where the run went back to this step, it went on with other data.
         if let Some(from) = recorded.events.iter().find_map(|event| rewound_from(event)) {
-            trainer.skip_data((from + 1 - recorded.step) * experiment.sequences_per_step());
+            trainer.skip_data((from + 1 - recorded.step) * sequences);
             feed.seek(recorded.step, trainer.progress().data_offset)?;
         }
         let evaluation = recorded.evaluation.map(|recorded| self.evaluate(trainer, recorded)).transpose()?;
         let report = trainer.step(feed)?;
         let root = recorded.root.map(|_| trainer.state_root()).transpose()?;
-        let tokens = (report.step + 1) * experiment.batch.tokens;
+        let tokens = (report.step + 1) * self.loaded.experiment.batch.tokens;
         let events = recorded.events.clone();
         Ok(Entry { root, events, evaluation, ..ledger_entry(&report, tokens) })
     }
 
     /// Measures again what was measured before a step, on sets of the sizes that were recorded: a resumed run
-    /// may have been given others since.
-    fn evaluate<O: Ops>(&self, trainer: &mut Trainer<O>, recorded: Evaluation) -> anyhow::Result<Evaluation> {
+    /// may have been given others since, and an evaluation of another set is counted as not measured.
+    fn evaluate<O: Ops>(
+        &mut self,
+        trainer: &mut Trainer<O>,
+        recorded: Evaluation,
+    ) -> anyhow::Result<Evaluation> {
         let mut again = recorded;
         let (ops, model, losses, link) = trainer.for_evaluation();
-        if let (Some(Validation { tokens, loss }), Some(set)) = (&mut again.validation, &self.data.validation)
-            && *tokens == set.tokens()
-        {
-            *loss = eval::validation_loss_of_ranks(ops, model, losses, link, set, |_| ())?;
-        }
-        if let (Some(counts), Some(set)) = (&mut again.hellaswag, &self.data.hellaswag) {
-            let scores = eval::hellaswag(ops, model, losses, link, set, |_, _| ())?;
-            if counts.tasks == scores.tasks as u64 {
-                *counts = correct_counts(&scores);
+        let mut unmeasured = false;
+        if let Some(Validation { tokens, loss }) = &mut again.validation {
+            match self.data.validation.as_ref().filter(|set| set.tokens() == *tokens) {
+                Some(set) => *loss = eval::validation_loss_of_ranks(ops, model, losses, link, set, |_| ())?,
+                None => unmeasured = true,
             }
         }
+        if let Some(counts) = &mut again.hellaswag {
+            let set = self.data.hellaswag.as_ref();
+            let scores =
+                set.map(|set| eval::hellaswag(ops, model, losses, link, set, |_, _| ())).transpose()?;
+            match scores.filter(|scores| scores.tasks as u64 == counts.tasks) {
+                Some(scores) => *counts = correct_counts(&scores),
+                None => unmeasured = true,
+            }
+        }
+        self.unmeasured += usize::from(unmeasured);
         Ok(again)
     }
 
@@ -167,7 +188,11 @@ impl Replay {
         again: &Entry,
     ) -> anyhow::Result<String> {
         let done = recorded.step + 1;
-        let mut text = format!("step {} gave other bits (recorded and now):", recorded.step);
+        let what = match recorded.action {
+            Action::Evaluate => "the evaluation after the last step".to_owned(),
+            _ => format!("step {}", recorded.step),
+        };
+        let mut text = format!("{what} gave other bits (recorded and now):");
         text.extend(recorded.differences(again).iter().map(|field| format!("\n  {field}")));
         let folder = checkpoint_folder(&self.paths, done);
         if folder.is_dir() {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use runner::proof::ledger;
+use runner::proof::{Entry, Head, Validation, ledger};
 use runner::store::{self, Facts, Manifest, Records, RunPaths, Timing};
 use serde_json::Value;
 
@@ -117,6 +117,81 @@ fn a_ledger_that_was_cut_reordered_or_spliced_is_located() {
     assert_finds(&lab, "foreign", &[], &["checkpoint 5 in the ledger", "was rewritten"]);
 }
 
+/// Writes ledger, metrics and `main.log` of a run anew, of these entries. Gives the head after each.
+fn rewrite_records(run: &Path, entries: &[Entry]) -> Vec<Head> {
+    for file in ["ledger.jsonl", "metrics.jsonl", "metrics.parquet", "main.log"] {
+        std::fs::remove_file(run.join(file)).expect("there");
+    }
+    let mut forged = Records::open(&RunPaths::new(run), false, None, 0).expect("writable");
+    let timing = Timing { step_ms: 1.0, tokens_per_s: 1.0, mfu: None };
+    let written = entries.iter().map(|entry| {
+        forged.add(entry, entry.loss.map(|_| timing)).expect("written");
+        forged.sync().expect("written")
+    });
+    written.collect()
+}
+
+/// Consistent in their own files and seals; each is found against another file.
+#[test]
+fn counts_drift_and_a_missing_last_evaluation_are_held_against_the_ledger() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    let fresh = |name: &str| {
+        copy(&lab.path("ci"), &lab.path(name));
+        let checkpoints = lab.path(name).join("checkpoints");
+        let (_, folder) = store::list(&checkpoints).expect("some").remove(1);
+        (checkpoints, store::load(&folder).expect("whole"))
+    };
+    let (checkpoints, (manifest, state)) = fresh("tokens");
+    let tokens = manifest.tokens + 1;
+    store::save(&checkpoints, &state, &Facts { tokens, ..facts(&manifest) }).expect("saved");
+    assert_finds(&lab, "tokens", &[], &["checkpoint 10 in the ledger: its manifest says 5121 tokens"]);
+    let (checkpoints, (manifest, state)) = fresh("updates");
+    store::save(&checkpoints, &state, &Facts { updates: 3, ..facts(&manifest) }).expect("saved");
+    assert_finds(&lab, "updates", &[], &["its manifest says 3 updates, the ledger has 10"]);
+    // A note that leave was given for other numerics, which no entry confirms.
+    let (checkpoints, (manifest, state)) = fresh("drift");
+    let mut other = facts(&manifest);
+    other.numerics.insert("seed".into(), "2".into());
+    store::save(&checkpoints, &state, &other).expect("saved");
+    let mut lines = lab.ledger("drift");
+    lines.insert(12, r#"{"note":{"after":12,"kind":"drift","text":"`seed` was 2, is 1337"}}"#.into());
+    std::fs::write(lab.path("drift").join("ledger.jsonl"), lines.join("\n") + "\n").expect("writable");
+    assert_finds(&lab, "drift", &[], &["numerics of checkpoint 10: not those of the lock", "`seed` was 2"]);
+    fresh("unmeasured");
+    let (_, entries) = ledger::read(&lab.path("ci").join("ledger.jsonl")).expect("a ledger");
+    rewrite_records(&lab.path("unmeasured"), &entries[..20]);
+    assert_finds(&lab, "unmeasured", &[], &["last evaluation: the run has ended"]);
+}
+
+/// The evaluation after the last step stands behind the head in the last checkpoint, so a rewritten one agrees
+/// with all files; a replay of the last steps measures it again.
+#[test]
+fn a_forged_last_evaluation_does_not_survive_a_replay() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    let run = lab.path("ci");
+    let (_, entries) = ledger::read(&run.join("ledger.jsonl")).expect("a ledger");
+    let forge = |change: fn(&mut Validation)| {
+        let mut entries = entries.clone();
+        let last = entries.last_mut().and_then(|entry| entry.evaluation.as_mut()).expect("an evaluation");
+        change(last.validation.as_mut().expect("a validation loss"));
+        rewrite_records(&run, &entries);
+        assert_eq!(lab.verify("ci", &[]).code, Some(0), "the files agree");
+    };
+    forge(|validation| validation.loss = 1.0);
+    assert_finds(
+        &lab,
+        "ci",
+        &["--replay", "15..20"],
+        &["the evaluation after the last step gave other bits", "val_loss: 1 "],
+    );
+    // As if of another set, which is not here to measure it on.
+    forge(|validation| *validation = Validation { loss: 1.0, tokens: 4096 });
+    let unmeasured = lab.verify("ci", &["--replay", "15..20"]);
+    assert!(unmeasured.stdout.contains("again, but for 1 evaluations"), "{}", unmeasured.stdout);
+}
+
 /// A run whose whole history was rewritten consistently; only training again can tell.
 #[test]
 fn a_forged_history_does_not_survive_a_replay() {
@@ -126,16 +201,7 @@ fn a_forged_history_does_not_survive_a_replay() {
     let path = run.join("ledger.jsonl");
     let (_, mut entries) = ledger::read(&path).expect("a ledger");
     entries[7].loss = entries[7].loss.map(|loss| f64::from_bits(loss.to_bits() ^ 1));
-    for file in ["ledger.jsonl", "metrics.jsonl", "metrics.parquet", "main.log"] {
-        std::fs::remove_file(run.join(file)).expect("there");
-    }
-    let mut forged = Records::open(&RunPaths::new(&run), false, None, 0).expect("writable");
-    let mut heads = Vec::new();
-    for entry in &entries {
-        let timing = Timing { step_ms: 1.0, tokens_per_s: 1.0, mfu: None };
-        forged.add(entry, entry.loss.map(|_| timing)).expect("written");
-        heads.push(forged.sync().expect("written"));
-    }
+    let heads = rewrite_records(&run, &entries);
     let checkpoints = run.join("checkpoints");
     for (_, folder) in store::list(&checkpoints).expect("some") {
         let (manifest, state) = store::load(&folder).expect("whole");
