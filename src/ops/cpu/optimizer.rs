@@ -7,7 +7,7 @@ use super::Cpu;
 use super::buffer::Buffer;
 use super::checks::{same_len, view};
 use super::engine::Engine;
-use super::linear::{ELEMENTS, add};
+use super::linear::ELEMENTS;
 use super::simd::vectorize;
 
 /// Elements whose squares are summed before partial sums are added: part of the numerics.

@@ -245,12 +245,12 @@ fn with_source_lines(log: &str, source: &Source) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::cuda::sources::SOURCES;
+    use crate::ops::cuda::launch::sources;
 
     #[test]
     #[ignore = "skipped: needs NVRTC; run with --include-ignored"]
     fn every_kernel_file_compiles_for_every_generation() {
-        for source in SOURCES {
+        for source in sources() {
             // All variants for one generation, the first for the others: a compilation takes a third of a
             // second.
             for (architecture, variants) in [("sm_80", 1), ("sm_90a", usize::MAX), ("sm_100a", 1)] {
@@ -321,7 +321,7 @@ mod tests {
         let text = include_str!("../../../experiments/locks/ci_cuda_h100.lock.toml");
         let lock: toml::Table = toml::from_str(text).expect("a lock is TOML");
         let mut named = 0;
-        for source in crate::ops::cuda::sources::SOURCES {
+        for source in sources() {
             let name = format!("cuda.kernels.{}.source_sha256", source.file);
             if let Some(locked) = lock["numerics"].get(&name) {
                 assert_eq!(
