@@ -4,6 +4,20 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Declares a key that takes one word of several, and `NAMES`, the words in the order of the reference.
+macro_rules! choice {
+    ($(#[$doc:meta])* $name:ident { $($(#[$what:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum $name { $($(#[$what])* #[serde(rename = $word)] $variant,)* }
+
+        impl $name {
+            /// What the key takes.
+            pub const NAMES: &[&str] = &[$($word),*];
+        }
+    };
+}
+
 /// A whole experiment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Experiment {
@@ -72,17 +86,17 @@ pub struct Batch {
     pub tokens: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScheduleKind {
-    /// Half a cosine from the peak to the last rate.
-    Cosine,
-    /// A straight line from the peak to the last rate.
-    Linear,
-    /// The peak to the end.
-    Constant,
-    /// Warm-up, stable, decay.
-    Wsd,
+choice! {
+    ScheduleKind {
+        /// Half a cosine from the peak to the last rate.
+        Cosine = "cosine",
+        /// A straight line from the peak to the last rate.
+        Linear = "linear",
+        /// The peak to the end.
+        Constant = "constant",
+        /// Warm-up, stable, decay.
+        Wsd = "wsd",
+    }
 }
 
 /// How long to train, and the learning rate on the way.
@@ -118,13 +132,13 @@ pub struct Optimizer {
     pub grad_clip: f64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnDiverge {
-    /// Stop with exit code 4; the last good checkpoint stands.
-    Stop,
-    /// Go back to the last checkpoint and on with the data behind the bad stretch.
-    Rewind,
+choice! {
+    OnDiverge {
+        /// Stop with exit code 4; the last good checkpoint stands.
+        Stop = "stop",
+        /// Go back to the last checkpoint and on with the data behind the bad stretch.
+        Rewind = "rewind",
+    }
 }
 
 /// What keeps an outlier out of the weights.
@@ -143,13 +157,13 @@ pub struct Guards {
     pub on_diverge: OnDiverge,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Tokenizer {
-    /// GPT-2's byte-pair encoding: 50257 tokens.
-    Gpt2,
-    /// One token a byte, and 256 for `<|endoftext|>`: 257 tokens.
-    Byte,
+choice! {
+    Tokenizer {
+        /// GPT-2's byte-pair encoding: 50257 tokens.
+        Gpt2 = "gpt2",
+        /// One token a byte, and 256 for `<|endoftext|>`: 257 tokens.
+        Byte = "byte",
+    }
 }
 
 impl Tokenizer {
@@ -163,13 +177,13 @@ impl Tokenizer {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Order {
-    /// A keyed permutation of all sequences an epoch.
-    Shuffled,
-    /// As they lie in the shards.
-    Sequential,
+choice! {
+    Order {
+        /// A keyed permutation of all sequences an epoch.
+        Shuffled = "shuffled",
+        /// As they lie in the shards.
+        Sequential = "sequential",
+    }
 }
 
 /// What is trained and evaluated on: exactly one of `corpus` and `train`.
@@ -244,24 +258,24 @@ pub struct Memory {
     pub partial_sums: PartialSums,
 }
 
-/// A place for partial sums.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PartialSums {
-    Device,
-    Host,
+choice! {
+    /// A place for partial sums.
+    PartialSums {
+        Device = "device",
+        Host = "host",
+    }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Compute {
-    /// `bf16` on CUDA, `fp32` on the CPU.
-    Auto,
-    Fp32,
-    /// fp32 tensors, TF32 in the matrix multiplications. CUDA only.
-    Tf32,
-    /// bf16 weights and activations. CUDA only.
-    Bf16,
+choice! {
+    Compute {
+        /// `bf16` on CUDA, `fp32` on the CPU.
+        Auto = "auto",
+        Fp32 = "fp32",
+        /// fp32 tensors, TF32 in the matrix multiplications. CUDA only.
+        Tf32 = "tf32",
+        /// bf16 weights and activations. CUDA only.
+        Bf16 = "bf16",
+    }
 }
 
 /// Number formats.
@@ -334,26 +348,26 @@ pub struct Plan {
     pub dollars_per_gpu_hour: f64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DeviceKind {
-    /// CUDA where there is a usable GPU, else the CPU.
-    Auto,
-    Cpu,
-    Cuda,
-    /// The bits of a Hopper GPU in bf16, computed on the CPU.
-    Mirror,
+choice! {
+    DeviceKind {
+        /// CUDA where there is a usable GPU, else the CPU.
+        Auto = "auto",
+        Cpu = "cpu",
+        Cuda = "cuda",
+        /// The bits of a Hopper GPU in bf16, computed on the CPU.
+        Mirror = "mirror",
+    }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Simd {
-    /// The widest the CPU has.
-    Auto,
-    Avx512,
-    Avx2,
-    /// What every CPU of the architecture has. Slow where fused multiply-add is missing.
-    Baseline,
+choice! {
+    Simd {
+        /// The widest the CPU has.
+        Auto = "auto",
+        Avx512 = "avx512",
+        Avx2 = "avx2",
+        /// What every CPU of the architecture has. Slow where fused multiply-add is missing.
+        Baseline = "baseline",
+    }
 }
 
 /// Where the work is done. No key here changes a bit, except the choice between CPU and CUDA or its mirror.

@@ -5,6 +5,8 @@
 //! read this table, and tests hold it against [`super::Experiment`], so that no key can be known to
 //! one of them alone. Rules that tie keys to each other are not here but in `rules`.
 
+use super::resolved::{Compute, DeviceKind, OnDiverge, Order, PartialSums, ScheduleKind, Simd, Tokenizer};
+
 /// What a key takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Kind {
@@ -132,7 +134,7 @@ pub(super) const KEYS: &[Key] = &[
     int("batch.seq_len", 1, 1 << 20, Default::Ruled).bits(),
     int("batch.tokens", 1, MANY, Default::Ruled).bits(),
     //
-    choice("schedule.kind", &["cosine", "linear", "constant", "wsd"], "cosine").bits(),
+    choice("schedule.kind", ScheduleKind::NAMES, "cosine").bits(),
     int("schedule.steps", 1, MANY, Default::Ruled).bits(),
     // Resolved into `steps` when the data are open, so it is no part of the resolved experiment.
     int("schedule.epochs", 1, 1 << 20, Default::Absent),
@@ -151,13 +153,13 @@ pub(super) const KEYS: &[Key] = &[
     ranged("guards.grad_z", FROM_ZERO, 0.0).bits(),
     int("guards.window", 2, 1 << 20, Default::Integer(128)).bits(),
     int("guards.patience", 1, MANY, Default::Integer(16)).bits(),
-    choice("guards.on_diverge", &["stop", "rewind"], "stop").bits(),
+    choice("guards.on_diverge", OnDiverge::NAMES, "stop").bits(),
     //
     Key::new("data.corpus", Kind::Choice(&["kjv"]), Default::Absent).bits(),
     Key::new("data.train", Kind::Patterns, Default::Ruled),
     Key::new("data.val", Kind::Patterns, Default::Ruled),
-    choice("data.tokenizer", &["gpt2", "byte"], "gpt2").bits(),
-    choice("data.order", &["shuffled", "sequential"], "shuffled").bits(),
+    choice("data.tokenizer", Tokenizer::NAMES, "gpt2").bits(),
+    choice("data.order", Order::NAMES, "shuffled").bits(),
     boolean("data.overfit_single_batch", false).bits(),
     int("data.prefetch", 1, 1024, Default::Integer(2)),
     //
@@ -176,9 +178,9 @@ pub(super) const KEYS: &[Key] = &[
     int("checkpoint.keep_every", 0, MANY, Default::Integer(0)),
     //
     int("memory.recompute", 0, 2, Default::Integer(0)),
-    choice("memory.partial_sums", &["device", "host"], "device"),
+    choice("memory.partial_sums", PartialSums::NAMES, "device"),
     //
-    choice("precision.compute", &["auto", "fp32", "tf32", "bf16"], "auto").bits(),
+    choice("precision.compute", Compute::NAMES, "auto").bits(),
     boolean("precision.master_weights", true).bits(),
     //
     int("kernels.gelu_fusion", 0, 2, Default::Integer(0)).bits(),
@@ -198,9 +200,9 @@ pub(super) const KEYS: &[Key] = &[
     //
     ranged("plan.dollars_per_gpu_hour", FROM_ZERO, 3.5),
     //
-    choice("device.kind", &["auto", "cpu", "cuda", "mirror"], "auto").bits(),
+    choice("device.kind", DeviceKind::NAMES, "auto").bits(),
     int("device.threads", 0, 4096, Default::Integer(0)),
-    choice("device.simd", &["auto", "avx512", "avx2", "baseline"], "auto"),
+    choice("device.simd", Simd::NAMES, "auto"),
 ];
 
 /// The row of a dotted key.

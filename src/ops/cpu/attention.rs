@@ -7,7 +7,10 @@
 
 use rayon::prelude::*;
 
-use super::super::{Heads, Rows};
+use super::super::{Attention, AttentionBackward, Heads, Result, Rows, Run};
+use super::Cpu;
+use super::buffer::Buffer;
+use super::checks::{view, view_mut};
 use super::engine::{Engine, blocks};
 use super::gemm::{
     Right, Strided, StridedMut, Tiled, accumulate, pack, run_tiled, strips, strips_mut, transpose, width,
@@ -380,5 +383,33 @@ fn write_rows<S: Simd, const NV: usize>(out: &mut [&mut [f32]], sums: &[f32], f:
             let at = (panel * rows + row) * width;
             out.iter_mut().zip(&sums[at..at + width]).for_each(|(out, sum)| *out = f(row, *sum));
         }
+    }
+}
+
+impl Run<Attention<'_, Buffer>> for Cpu {
+    fn run(&mut self, op: Attention<'_, Buffer>) -> Result<()> {
+        const OP: &str = "attention";
+        let Attention { out, lse, qkv, rows, heads } = op;
+        let len = rows.count() * heads.channels();
+        let out = view_mut(OP, "out", out, len)?;
+        let lse = view_mut(OP, "lse", lse, rows.count() * heads.heads)?;
+        forward(&self.engine, out, lse, view(OP, "qkv", qkv, 3 * len)?, rows, heads);
+        Ok(())
+    }
+}
+
+impl Run<AttentionBackward<'_, Buffer>> for Cpu {
+    fn run(&mut self, op: AttentionBackward<'_, Buffer>) -> Result<()> {
+        const OP: &str = "attention_backward";
+        let AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads } = op;
+        let len = rows.count() * heads.channels();
+        let forward = ForwardPass {
+            qkv: view(OP, "qkv", qkv, 3 * len)?,
+            out: view(OP, "out", out, len)?,
+            lse: view(OP, "lse", lse, rows.count() * heads.heads)?,
+        };
+        let dqkv = view_mut(OP, "dqkv", dqkv, 3 * len)?;
+        backward(&self.engine, dqkv, view(OP, "dout", dout, len)?, forward, rows, heads);
+        Ok(())
     }
 }

@@ -5,13 +5,15 @@
 
 use rayon::prelude::*;
 
-use super::super::{Vocab, Write};
+use super::super::{Classifier, ClassifierLoss, Result, Run, Vocab, Write};
 use super::buffer::Buffer;
+use super::checks::{tokens, view, view_mut};
 use super::engine::Engine;
 use super::gemm::{self, Finish, Right, Strided, StridedMut};
 use super::linear::{OuterProduct, ROW_CHUNK, backward_weight, packed_len};
 use super::math::{exp, ln};
 use super::simd::{largest, sum_of, vectorize};
+use super::{Cpu, Ids};
 
 /// The constants of a call.
 #[derive(Clone, Copy)]
@@ -129,4 +131,44 @@ fn cross_entropy(logits: &mut [f32], target: usize, scale: Option<f32>) -> f32 {
         logits[target] -= scale;
     }
     loss
+}
+
+impl Run<ClassifierLoss<'_, Buffer, Ids>> for Cpu {
+    fn run(&mut self, op: ClassifierLoss<'_, Buffer, Ids>) -> Result<()> {
+        const OP: &str = "classifier_loss";
+        let ClassifierLoss { losses, losses_at, x, wte, targets, rows, channels, vocab } = op;
+        let losses = &mut view_mut(OP, "losses", losses, losses_at + rows)?[losses_at..];
+        let problem = Problem {
+            x: view(OP, "x", x, rows * channels)?,
+            wte: view(OP, "wte", wte, vocab.padded * channels)?,
+            targets: tokens(OP, &targets.0, rows, vocab.used)?,
+            channels,
+            vocab,
+        };
+        run(&self.engine, &mut self.scratch, losses, problem, None);
+        Ok(())
+    }
+}
+
+impl Run<Classifier<'_, Buffer, Ids>> for Cpu {
+    fn run(&mut self, op: Classifier<'_, Buffer, Ids>) -> Result<()> {
+        const OP: &str = "classifier";
+        let (rows, channels, vocab) = (op.rows, op.channels, op.vocab);
+        let losses = &mut view_mut(OP, "losses", op.losses, op.losses_at + rows)?[op.losses_at..];
+        let problem = Problem {
+            x: view(OP, "x", op.x, rows * channels)?,
+            wte: view(OP, "wte", op.wte, vocab.padded * channels)?,
+            targets: tokens(OP, &op.targets.0, rows, vocab.used)?,
+            channels,
+            vocab,
+        };
+        let gradient = Gradient {
+            dx: view_mut(OP, "dx", op.dx, rows * channels)?,
+            dwte: view_mut(OP, "dwte", op.dwte, vocab.padded * channels)?,
+            scale: op.scale,
+            write: op.write,
+        };
+        run(&self.engine, &mut self.scratch, losses, problem, Some(gradient));
+        Ok(())
+    }
 }

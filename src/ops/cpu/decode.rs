@@ -8,10 +8,13 @@
 
 use rayon::prelude::*;
 
-use super::super::Heads;
+use super::super::{DecodeAttention, DecodeEmbedding, DecodeLinear, Heads, KvCache, Result, Run};
+use super::buffer::Buffer;
+use super::checks::{indices, tokens, view, view_mut};
 use super::engine::{Engine, blocks};
 use super::math::{exp, gelu};
 use super::simd::{Isa, LANES, largest, sum_lanes, sum_of};
+use super::{Cpu, Ids};
 use pulp::Simd;
 
 /// Output columns a task takes. No result depends on it.
@@ -271,4 +274,52 @@ fn soften(out: &mut [f32], scores: &mut [f32], values: &[f32]) {
         out.iter_mut().zip(value).for_each(|(out, v)| *out = p.mul_add(*v, *out));
     }
     out.iter_mut().for_each(|out| *out *= inverse);
+}
+
+impl Run<DecodeEmbedding<'_, Buffer, Ids>> for Cpu {
+    fn run(&mut self, op: DecodeEmbedding<'_, Buffer, Ids>) -> Result<()> {
+        const OP: &str = "decode_embedding";
+        let DecodeEmbedding { out, ids, positions, wte, wpe, rows, channels } = op;
+        let out = view_mut(OP, "out", out, rows * channels)?;
+        let ids = tokens(OP, &ids.0, rows, wte.len() / channels)?;
+        let positions = indices(OP, "position", &positions.0, rows, wpe.len() / channels)?;
+        embedding(out, ids, positions, wte.as_slice(), wpe.as_slice(), channels);
+        Ok(())
+    }
+}
+
+impl Run<DecodeLinear<'_, Buffer>> for Cpu {
+    fn run(&mut self, op: DecodeLinear<'_, Buffer>) -> Result<()> {
+        const OP: &str = "decode_linear";
+        let DecodeLinear { out, x, weight, bias, gelu, shape } = op;
+        let layer = Linear {
+            x: view(OP, "x", x, shape.input())?,
+            weight: view(OP, "weight", weight, shape.weight())?,
+            bias: bias.map(|bias| view(OP, "bias", bias, shape.c_out)).transpose()?,
+            gelu,
+            c_in: shape.c_in,
+        };
+        linear(&self.engine, view_mut(OP, "out", out, shape.output())?, shape.c_out, layer);
+        Ok(())
+    }
+}
+
+impl Run<DecodeAttention<'_, Buffer, Ids>> for Cpu {
+    fn run(&mut self, op: DecodeAttention<'_, Buffer, Ids>) -> Result<()> {
+        const OP: &str = "decode_attention";
+        let DecodeAttention { out, cache, qkv, at, rows, heads } = op;
+        let KvCache { keys, values, capacity } = cache;
+        let channels = heads.channels();
+        let streams = keys.len().min(values.len()) / (capacity * channels);
+        let queries = Attention {
+            qkv: view(OP, "qkv", qkv, 3 * rows * channels)?,
+            streams: indices(OP, "stream", &at.streams.0, rows, streams)?,
+            positions: indices(OP, "position", &at.positions.0, rows, capacity)?,
+            heads,
+            capacity,
+        };
+        let out = view_mut(OP, "out", out, rows * channels)?;
+        attention(&self.engine, out, keys.as_mut_slice(), values.as_mut_slice(), &queries);
+        Ok(())
+    }
 }

@@ -2,10 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::super::{Rows, Write};
+use super::super::{Embedding, EmbeddingBackward, Result, Rows, Run, Write};
+use super::buffer::Buffer;
+use super::checks::{tokens, view, view_mut};
 use super::engine::Engine;
 use super::linear::add;
 use super::simd::vectorize;
+use super::{Cpu, Ids};
 
 /// `out[b,t,:] = wte[ids[b,t],:] + wpe[t,:]`.
 pub fn forward(
@@ -120,4 +123,32 @@ pub fn backward_positions(
             }
         });
     });
+}
+
+impl Run<Embedding<'_, Buffer, Ids>> for Cpu {
+    fn run(&mut self, op: Embedding<'_, Buffer, Ids>) -> Result<()> {
+        const OP: &str = "embedding";
+        let Embedding { out, ids, wte, wpe, rows, channels } = op;
+        let out = view_mut(OP, "out", out, rows.count() * channels)?;
+        let wpe = view(OP, "wpe", wpe, rows.seq * channels)?;
+        let ids = tokens(OP, &ids.0, rows.count(), wte.len() / channels)?;
+        forward(&self.engine, out, ids, wte.as_slice(), wpe, rows, channels);
+        Ok(())
+    }
+}
+
+impl Run<EmbeddingBackward<'_, Buffer, Ids>> for Cpu {
+    fn run(&mut self, op: EmbeddingBackward<'_, Buffer, Ids>) -> Result<()> {
+        const OP: &str = "embedding_backward";
+        let EmbeddingBackward { dwte, dwpe, write, dout, ids, rows, channels } = op;
+        let vocab = dwte.len() / channels;
+        let ids = tokens(OP, &ids.0, rows.count(), vocab)?;
+        let dout = view(OP, "dout", dout, rows.count() * channels)?;
+        view(OP, "dwpe", dwpe, rows.seq * channels)?;
+        self.by_token.sort(ids, vocab);
+        let dwte = &mut dwte.as_mut_slice()[..vocab * channels];
+        backward_tokens(&self.engine, dwte, dout, &self.by_token, channels);
+        backward_positions(&self.engine, dwpe.as_mut_slice(), write, dout, rows, channels);
+        Ok(())
+    }
 }

@@ -2,8 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::super::{LinearShape, Write};
+use super::super::{
+    Gelu, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
+    LinearShape, Ops, Result, Run, Write,
+};
+use super::Cpu;
 use super::buffer::Buffer;
+use super::checks::{view, view_mut};
 use super::engine::Engine;
 use super::gemm::{self, Finish, Right, Strided, StridedMut};
 use super::math;
@@ -124,4 +129,76 @@ pub fn gelu_backward(engine: &Engine, dpre: &mut [f32], pre: &[f32]) {
                 .for_each(|(dpre, pre)| *dpre *= math::gelu_derivative(*pre)));
         });
     });
+}
+
+impl Run<Linear<'_, Buffer>> for Cpu {
+    fn run(&mut self, op: Linear<'_, Buffer>) -> Result<()> {
+        const OP: &str = "linear";
+        let Linear { out, x, weight, bias, shape } = op;
+        let bias = bias.map(|bias| view(OP, "bias", bias, shape.c_out)).transpose()?;
+        let out = view_mut(OP, "out", out, shape.output())?;
+        let (x, weight) = (view(OP, "x", x, shape.input())?, view(OP, "weight", weight, shape.weight())?);
+        forward(&self.engine, out, x, weight, bias, shape);
+        Ok(())
+    }
+}
+
+impl Run<LinearGelu<'_, Buffer>> for Cpu {
+    fn run(&mut self, op: LinearGelu<'_, Buffer>) -> Result<()> {
+        let LinearGelu { out, pre, x, weight, bias, shape } = op;
+        self.linear(Linear { out: pre, x, weight, bias: Some(bias), shape })?;
+        self.gelu(Gelu { out, pre, len: shape.output() })
+    }
+}
+
+impl Run<Gelu<'_, Buffer>> for Cpu {
+    fn run(&mut self, op: Gelu<'_, Buffer>) -> Result<()> {
+        const OP: &str = "gelu";
+        let Gelu { out, pre, len } = op;
+        gelu(&self.engine, view_mut(OP, "out", out, len)?, view(OP, "pre", pre, len)?);
+        Ok(())
+    }
+}
+
+impl Run<LinearBackwardInput<'_, Buffer>> for Cpu {
+    fn run(&mut self, op: LinearBackwardInput<'_, Buffer>) -> Result<()> {
+        const OP: &str = "linear_backward_input";
+        let LinearBackwardInput { dx, dout, weight, shape } = op;
+        let dx = view_mut(OP, "dx", dx, shape.input())?;
+        let dout = view(OP, "dout", dout, shape.output())?;
+        backward_input(&self.engine, dx, dout, view(OP, "weight", weight, shape.weight())?, shape);
+        Ok(())
+    }
+}
+
+impl Run<LinearBackwardInputGelu<'_, Buffer>> for Cpu {
+    fn run(&mut self, op: LinearBackwardInputGelu<'_, Buffer>) -> Result<()> {
+        const OP: &str = "linear_backward_input_gelu";
+        let LinearBackwardInputGelu { dpre, dout, weight, pre, shape } = op;
+        self.linear_backward_input(LinearBackwardInput { dx: dpre, dout, weight, shape })?;
+        let dpre = view_mut(OP, "dpre", dpre, shape.input())?;
+        gelu_backward(&self.engine, dpre, view(OP, "pre", pre, shape.input())?);
+        Ok(())
+    }
+}
+
+impl Run<LinearBackwardWeight<'_, Buffer>> for Cpu {
+    fn run(&mut self, op: LinearBackwardWeight<'_, Buffer>) -> Result<()> {
+        const OP: &str = "linear_backward_weight";
+        let LinearBackwardWeight { dweight, dbias, dout, x, shape, write } = op;
+        let operands = OuterProduct {
+            dout: view(OP, "dout", dout, shape.output())?,
+            stride: shape.c_out,
+            x: view(OP, "x", x, shape.input())?,
+            rows: shape.rows,
+            c_in: shape.c_in,
+        };
+        let dweight = view_mut(OP, "dweight", dweight, shape.weight())?;
+        backward_weight(&self.engine, dweight, operands, write, &mut self.scratch.packed);
+        if let Some(dbias) = dbias {
+            let dbias = view_mut(OP, "dbias", dbias, shape.c_out)?;
+            backward_bias(&self.engine, dbias, operands.dout, write);
+        }
+        Ok(())
+    }
 }

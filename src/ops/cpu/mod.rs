@@ -10,8 +10,8 @@
 //! * [`simd`]: one kernel body for every vector width; [`math`]: exponential and GELU.
 //! * [`engine`]: threads and scratch; [`buffer`]: aligned memory.
 //!
-//! * `device` checks lengths and token ids and then hands slices to the operation's module, which may rely
-//!   on them. It deliberately knows no arithmetic.
+//! A file of operations holds, for each, its [`super::Run`], which checks lengths and token ids, and the
+//! arithmetic on slices, which relies on that. `device` is the memory.
 
 mod attention;
 mod buffer;
@@ -19,6 +19,7 @@ pub(in crate::ops) mod checks;
 mod classifier;
 mod decode;
 mod device;
+mod elementwise;
 mod embedding;
 pub(in crate::ops) mod engine;
 mod gemm;

@@ -5,7 +5,10 @@
 
 use rayon::prelude::*;
 
-use super::super::Write;
+use super::super::{Layernorm, LayernormBackward, ResidualLayernorm, Result, Run, Write};
+use super::Cpu;
+use super::buffer::Buffer;
+use super::checks::{view, view_mut};
 use super::engine::Engine;
 use super::linear::add;
 use super::simd::{self, LANES, sum_lanes, sum_of, vectorize};
@@ -213,4 +216,62 @@ pub fn backward_params(
             },
         );
     });
+}
+
+impl Run<Layernorm<'_, Buffer>> for Cpu {
+    fn run(&mut self, op: Layernorm<'_, Buffer>) -> Result<()> {
+        const OP: &str = "layernorm";
+        let Layernorm { out, mean, rstd, x, weight, bias, rows, channels } = op;
+        forward(
+            &self.engine,
+            view_mut(OP, "out", out, rows * channels)?,
+            view_mut(OP, "mean", mean, rows)?,
+            view_mut(OP, "rstd", rstd, rows)?,
+            view(OP, "x", x, rows * channels)?,
+            view(OP, "weight", weight, channels)?,
+            view(OP, "bias", bias, channels)?,
+        );
+        Ok(())
+    }
+}
+
+impl Run<ResidualLayernorm<'_, Buffer>> for Cpu {
+    fn run(&mut self, op: ResidualLayernorm<'_, Buffer>) -> Result<()> {
+        const OP: &str = "residual_layernorm";
+        let (rows, channels) = (op.rows, op.channels);
+        forward_residual(
+            &self.engine,
+            Residual {
+                sum: view_mut(OP, "residual", op.residual, rows * channels)?,
+                x: view(OP, "x", op.x, rows * channels)?,
+                branch: view(OP, "branch", op.branch, rows * channels)?,
+            },
+            view_mut(OP, "out", op.out, rows * channels)?,
+            view_mut(OP, "mean", op.mean, rows)?,
+            view_mut(OP, "rstd", op.rstd, rows)?,
+            view(OP, "weight", op.weight, channels)?,
+            view(OP, "bias", op.bias, channels)?,
+        );
+        Ok(())
+    }
+}
+
+impl Run<LayernormBackward<'_, Buffer>> for Cpu {
+    fn run(&mut self, op: LayernormBackward<'_, Buffer>) -> Result<()> {
+        const OP: &str = "layernorm_backward";
+        let (rows, channels) = (op.rows, op.channels);
+        let forward = ForwardPass {
+            x: view(OP, "x", op.x, rows * channels)?,
+            weight: view(OP, "weight", op.weight, channels)?,
+            mean: view(OP, "mean", op.mean, rows)?,
+            rstd: view(OP, "rstd", op.rstd, rows)?,
+        };
+        let dout = view(OP, "dout", op.dout, rows * channels)?;
+        let dx = view_mut(OP, "dx", op.dx, rows * channels)?;
+        backward_input(&self.engine, dx, op.dx_write, dout, forward);
+        let dbias = view_mut(OP, "dbias", op.dbias, channels)?;
+        let dweight = view_mut(OP, "dweight", op.dweight, channels)?;
+        backward_params(&self.engine, dweight, dbias, op.write, dout, forward);
+        Ok(())
+    }
 }

@@ -1,11 +1,13 @@
-//! What the optimizer needs: norms in f64, AdamW, the addition of gradients.
+//! What the optimizer needs: norms in f64, and AdamW.
 
 use rayon::prelude::*;
 
-use super::super::{AdamW, ParamSlot};
+use super::super::{AdamW, AdamWUpdate, ChunkSquares, ParamSlot, Result, Run, SumSquares};
+use super::Cpu;
 use super::buffer::Buffer;
+use super::checks::{same_len, view};
 use super::engine::Engine;
-use super::linear::{ELEMENTS, add};
+use super::linear::ELEMENTS;
 use super::simd::vectorize;
 
 /// Elements whose squares are summed before partial sums are added: part of the numerics.
@@ -101,11 +103,36 @@ fn adamw_chunk(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], weight_de
     }
 }
 
-/// `dst += src`.
-pub fn accumulate(engine: &Engine, dst: &mut [f32], src: &[f32]) {
-    engine.install(|| {
-        dst.par_chunks_mut(ELEMENTS)
-            .zip(src.par_chunks(ELEMENTS))
-            .for_each(|(dst, src)| vectorize!(engine.isa, |_| add(dst, src)));
-    });
+impl Run<SumSquares<'_, Buffer>, Vec<f64>> for Cpu {
+    fn run(&mut self, op: SumSquares<'_, Buffer>) -> Result<Vec<f64>> {
+        let sum = |tensor: &&Buffer| sum_squares(&self.engine, tensor.as_slice());
+        Ok(op.tensors.iter().map(sum).collect())
+    }
+}
+
+impl Run<ChunkSquares<'_, Buffer>, Vec<f64>> for Cpu {
+    fn run(&mut self, op: ChunkSquares<'_, Buffer>) -> Result<Vec<f64>> {
+        let mut sums = Vec::new();
+        for (buf, part) in op.parts {
+            let data = view("chunk_squares", "part", buf, part.end)?;
+            sums.extend(chunk_squares(&self.engine, &data[part.start..]));
+        }
+        Ok(sums)
+    }
+}
+
+impl Run<AdamWUpdate<'_, Buffer>> for Cpu {
+    fn run(&mut self, op: AdamWUpdate<'_, Buffer>) -> Result<()> {
+        const OP: &str = "adamw";
+        for mut slot in op.slots {
+            let len = slot.adam_m.len();
+            for other in [Some(slot.adam_v.len()), slot.master.as_ref().map(|m| m.len())] {
+                same_len(OP, other.unwrap_or(len), len)?;
+            }
+            view(OP, "param", slot.param, slot.at + len)?;
+            view(OP, "grad", slot.grad, slot.grad_at + len)?;
+            adamw(&self.engine, &mut slot, &op.scalars);
+        }
+        Ok(())
+    }
 }

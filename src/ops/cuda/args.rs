@@ -6,6 +6,8 @@
 
 use std::marker::PhantomData;
 
+use super::sources::Source;
+
 /// A field of an argument struct.
 pub trait Field: Copy {
     /// The field's type in CUDA: `const act_t*`, `u32`.
@@ -106,17 +108,18 @@ pub unsafe trait KernelArgs: Copy {
 
 /// Declares what a launch file takes from the `.cu` files: argument structs (and the entries of tables in
 /// device memory), kernels by their names, and lists of kernels that stand below. All of them are in the
-/// file's `BINDINGS`, from which they are loaded and checked against the source.
+/// file's `BINDINGS`, from which they are loaded and checked against the source, and so is the text of the
+/// `.cu` file: it has a variant for each element type, or what the settings after `as` say.
 ///
 /// ```text
-/// bindings! { "file.cu" {
+/// bindings! { "file.cu" as SETTINGS {
 ///     struct FileArgs { out: Out<Act>, rows: u64 }
 ///     kernel FORWARD(FileArgs) = "file_forward";
 ///     each LIST;
 /// } }
 /// ```
 macro_rules! bindings {
-    ($($file:literal {
+    ($($file:literal $(as $settings:ident)? {
         $($(#[$doc:meta])* struct $name:ident { $($field:ident: $type:ty),* $(,)? })*
         $(kernel $kernel:ident($args:ident) = $symbol:literal;)*
         $(each $list:ident;)*
@@ -150,6 +153,12 @@ macro_rules! bindings {
 
         /// What this file binds.
         pub const BINDINGS: $crate::ops::cuda::args::Bindings = $crate::ops::cuda::args::Bindings {
+            sources: &[$(
+                $crate::ops::cuda::sources::Source::new(
+                    $file,
+                    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/", $file)),
+                )$(.compiled($crate::ops::cuda::sources::$settings))?
+            ),*],
             structs: || vec![$($($crate::ops::cuda::args::StructInfo::of::<$name>(),)*)*],
             kernels: || {
                 let single: Vec<$crate::ops::cuda::args::KernelInfo> = vec![$($($kernel.info(),)*)*];
@@ -163,6 +172,8 @@ pub(crate) use bindings;
 
 /// What a launch file binds.
 pub struct Bindings {
+    /// The `.cu` files.
+    pub sources: &'static [Source],
     /// Argument structs and entries of tables.
     pub structs: fn() -> Vec<StructInfo>,
     pub kernels: fn() -> Vec<KernelInfo>,

@@ -245,12 +245,12 @@ fn with_source_lines(log: &str, source: &Source) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::cuda::sources::SOURCES;
+    use crate::ops::cuda::launch::sources;
 
     #[test]
     #[ignore = "skipped: needs NVRTC; run with --include-ignored"]
     fn every_kernel_file_compiles_for_every_generation() {
-        for source in SOURCES {
+        for source in sources() {
             // All variants for one generation, the first for the others: a compilation takes a third of a
             // second.
             for (architecture, variants) in [("sm_80", 1), ("sm_90a", usize::MAX), ("sm_100a", 1)] {

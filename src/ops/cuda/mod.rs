@@ -55,7 +55,6 @@ pub use memory::{PINNED_BYTES, taken_bytes};
 use modules::Kernels;
 use scratch::Scratch;
 pub use scratch::{act_dtype, opened_plan, scratch_plan};
-use sources::SOURCES;
 
 /// What the device needs to know of an experiment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,8 +180,7 @@ impl Cuda {
         let defines = [define.to_owned()];
         let compiled: Vec<Result<Cubin, compile::CompileError>> = std::thread::scope(|scope| {
             let compile = |source| compile::compile(source, &architecture, &defines, cache);
-            let threads: Vec<_> = SOURCES
-                .iter()
+            let threads: Vec<_> = launch::sources()
                 .filter(|source| source.variants.contains(&define) && wanted(source))
                 .map(|source| scope.spawn(move || compile(source)))
                 .collect();

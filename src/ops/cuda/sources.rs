@@ -1,4 +1,5 @@
-//! The kernels' source, embedded in the binary: `kernels/*.cu` and the headers they share.
+//! What a file of `kernels/` is to the program, and the headers that files share. The files of kernels are
+//! embedded where they are bound: see [`bindings!`](super::args).
 
 /// One file under `kernels/`.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +13,16 @@ pub struct Source {
 }
 
 impl Source {
+    /// A file with a variant for each element type.
+    pub const fn new(file: &'static str, text: &'static str) -> Source {
+        Source { file, text, variants: ELEMENT_TYPES, only: None }
+    }
+
+    /// The file under other settings.
+    pub const fn compiled(self, settings: Settings) -> Source {
+        Source { variants: settings.variants, only: settings.only, ..self }
+    }
+
     /// The variants as lists of macro definitions.
     pub fn variants(&self) -> Vec<Vec<String>> {
         if self.variants.is_empty() {
@@ -21,24 +32,30 @@ impl Source {
     }
 }
 
-/// Element type of weights and activations.
-const ELEMENT_TYPES: &[&str] = &["ACT_BF16=1", "ACT_F32=1"];
-const BF16: &[&str] = &["ACT_BF16=1"];
-/// Head sizes of GPT-2 and GPT-3.
-const HEAD_SIZES: &[&str] = &["HEAD_SIZE=64", "HEAD_SIZE=80", "HEAD_SIZE=96", "HEAD_SIZE=128"];
-
-const HOPPER_HEAD_SIZES: &[&str] = &["HEAD_SIZE=64", "HEAD_SIZE=128"];
-
-const fn hopper(source: Source) -> Source {
-    Source { only: Some("sm_90a"), ..source }
+/// How a file is compiled.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub variants: &'static [&'static str],
+    pub only: Option<&'static str>,
 }
 
-macro_rules! source {
-    ($file:literal, $variants:expr) => {
+/// Element type of weights and activations.
+const ELEMENT_TYPES: &[&str] = &["ACT_BF16=1", "ACT_F32=1"];
+/// For each head size of GPT-2 and GPT-3.
+pub const HEAD_SIZES: Settings =
+    Settings { variants: &["HEAD_SIZE=64", "HEAD_SIZE=80", "HEAD_SIZE=96", "HEAD_SIZE=128"], only: None };
+/// bf16 with Hopper's instructions.
+pub const HOPPER: Settings = Settings { variants: &["ACT_BF16=1"], only: Some("sm_90a") };
+/// The head sizes that Hopper's attention has.
+pub const HOPPER_HEAD_SIZES: Settings =
+    Settings { variants: &["HEAD_SIZE=64", "HEAD_SIZE=128"], only: Some("sm_90a") };
+
+macro_rules! header {
+    ($file:literal) => {
         Source {
             file: $file,
             text: include_str!(concat!("../../../kernels/", $file)),
-            variants: $variants,
+            variants: &[],
             only: None,
         }
     };
@@ -46,32 +63,13 @@ macro_rules! source {
 
 /// What `#include "name"` finds.
 pub const HEADERS: &[Source] = &[
-    source!("common.cuh", &[]),
-    source!("exact.cuh", &[]),
-    source!("columns.cuh", &[]),
-    source!("gelu.cuh", &[]),
-    source!("attention.cuh", &[]),
-    source!("attention_hopper.cuh", &[]),
-    source!("attention_wgmma.cuh", &[]),
-    source!("hopper.cuh", &[]),
-    source!("gemm_wgmma.cuh", &[]),
-];
-
-/// Every file that holds kernels.
-pub const SOURCES: &[Source] = &[
-    source!("embedding.cu", ELEMENT_TYPES),
-    source!("layernorm.cu", ELEMENT_TYPES),
-    source!("reduce.cu", ELEMENT_TYPES),
-    source!("gelu.cu", ELEMENT_TYPES),
-    source!("classifier.cu", ELEMENT_TYPES),
-    source!("adamw.cu", ELEMENT_TYPES),
-    source!("elementwise.cu", ELEMENT_TYPES),
-    source!("digest.cu", ELEMENT_TYPES),
-    source!("attention_any.cu", ELEMENT_TYPES),
-    source!("decode.cu", ELEMENT_TYPES),
-    source!("attention_forward.cu", HEAD_SIZES),
-    source!("attention_backward.cu", HEAD_SIZES),
-    hopper(source!("gemm_hopper.cu", BF16)),
-    hopper(source!("attention_forward_hopper.cu", HOPPER_HEAD_SIZES)),
-    hopper(source!("attention_backward_hopper.cu", HOPPER_HEAD_SIZES)),
+    header!("common.cuh"),
+    header!("exact.cuh"),
+    header!("columns.cuh"),
+    header!("gelu.cuh"),
+    header!("attention.cuh"),
+    header!("attention_hopper.cuh"),
+    header!("attention_wgmma.cuh"),
+    header!("hopper.cuh"),
+    header!("gemm_wgmma.cuh"),
 ];

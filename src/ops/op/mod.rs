@@ -18,7 +18,7 @@ mod linear;
 mod norm;
 mod optimizer;
 
-use super::types::{Dtype, Role};
+use super::types::{Dtype, Result, Role};
 pub use attention::{Attention, AttentionBackward};
 pub use classifier::{Classifier, ClassifierLoss};
 pub use decode::{DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, RowPositions};
@@ -67,6 +67,12 @@ macro_rules! operations {
     };
 }
 pub(in crate::ops) use operations;
+
+/// Does an operation and gives `R`: how a device spreads its operations over files, each beside its
+/// arithmetic. [`super::Ops`] is then one line, and an operation that is left out does not compile.
+pub trait Run<Op, R = ()> {
+    fn run(&mut self, op: Op) -> Result<R>;
+}
 
 /// What decides how fast an operation is: [`crate::plan`] has a rate for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

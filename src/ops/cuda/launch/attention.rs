@@ -8,11 +8,11 @@ use super::attention_hopper;
 use crate::ops::{Attention, AttentionBackward, Dtype, Heads, Result, Rows};
 
 bindings! {
-    "attention_forward.cu" {
+    "attention_forward.cu" as HEAD_SIZES {
         struct ForwardArgs { out: Out<Bf16>, lse: Out<F32>, qkv: In<Bf16>, tokens: i32, heads: i32 }
         kernel FORWARD(ForwardArgs) = "attention_forward";
     }
-    "attention_backward.cu" {
+    "attention_backward.cu" as HEAD_SIZES {
         struct BackwardArgs {
             dqkv: Out<Bf16>, delta: Out<F32>, dout: In<Bf16>, qkv: In<Bf16>, out: In<Bf16>, lse: In<F32>,
             tokens: i32, heads: i32,
@@ -186,7 +186,7 @@ pub fn backward(k: &Kernels, delta: u64, op: AttentionBackward<'_, Buf>) -> Resu
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::sources::SOURCES;
+    use super::super::sources;
 
     #[test]
     fn tile_sizes_are_those_of_the_source() {
@@ -196,7 +196,7 @@ mod tests {
             ("attention_backward.cu", "    constexpr int M = 1, ROWS = 64, KEYS = HS <= 80 ? 64 : 32;"),
             ("attention_backward.cu", "    constexpr int KEYS = 64, ROWS = 32;"),
         ] {
-            let source = SOURCES.iter().find(|source| source.file == file).expect("the file is embedded");
+            let source = sources().find(|source| source.file == file).expect("the file is embedded");
             assert!(source.text.lines().any(|l| l == line), "{file} says `{line}`: the launch counts on it");
         }
     }

@@ -8,11 +8,11 @@ use super::tensor_map::{Swizzle, TensorMap};
 use crate::ops::{Dtype, Heads, Result, Rows};
 
 bindings! {
-    "attention_forward_hopper.cu" {
+    "attention_forward_hopper.cu" as HOPPER_HEAD_SIZES {
         struct ForwardArgs { qkv: TensorMap, out: Out<Bf16>, lse: Out<F32>, tokens: i32, heads: i32 }
         kernel FORWARD(ForwardArgs) = "attention_forward";
     }
-    "attention_backward_hopper.cu" {
+    "attention_backward_hopper.cu" as HOPPER_HEAD_SIZES {
         struct BackwardArgs {
             qkv_map: TensorMap, dout_map: TensorMap, dqkv: Out<Bf16>, rows: Out<F32>, dout: In<Bf16>,
             out: In<Bf16>, lse: In<F32>, tokens: i32, heads: i32,
@@ -132,7 +132,7 @@ pub fn backward(k: &Kernels, op: &'static str, t: &Backward, rows: Rows, heads: 
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::sources::SOURCES;
+    use super::super::sources;
 
     #[test]
     fn tile_sizes_are_those_of_the_source() {
@@ -142,7 +142,7 @@ mod tests {
             (backward, "constexpr int GROUPS = HS == 64 ? 2 : 3, QUERY_STAGES = HS == 64 ? 4 : 3;"),
             (backward, "constexpr int KEY_STAGES = HS == 64 ? 3 : 2, KEY_BLOCKS = HS == 64 ? 3 : 2;"),
         ] {
-            let source = SOURCES.iter().find(|source| source.file == file).expect("the file is embedded");
+            let source = sources().find(|source| source.file == file).expect("the file is embedded");
             assert!(source.text.lines().any(|l| l == line), "{file} says `{line}`: the launch counts on it");
         }
     }

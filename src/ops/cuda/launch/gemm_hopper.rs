@@ -10,7 +10,7 @@ use super::tensor_map::{Swizzle, TensorMap};
 use crate::ops::Result;
 
 bindings! {
-    "gemm_hopper.cu" {
+    "gemm_hopper.cu" as HOPPER {
         struct GemmArgs {
             left: TensorMap, right: TensorMap, out: TensorMap, pre: TensorMap, weight: Out<F32>,
             sums: Out<F32>, turns: Out<U32>, bias: In<Bf16>, m: i32, n: i32, k: i32, splits: i32,
@@ -322,7 +322,7 @@ fn matrix(
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::sources::SOURCES;
+    use super::super::sources;
     use super::*;
 
     fn key(product: Product, rows: u64, c_in: u64, c_out: u64, epilogue: Epilogue) -> GemmKey {
@@ -333,7 +333,7 @@ mod tests {
     #[test]
     fn constants_are_those_of_the_source() {
         let source =
-            SOURCES.iter().find(|source| source.file == "gemm_hopper.cu").expect("the file is embedded").text;
+            sources().find(|source| source.file == "gemm_hopper.cu").expect("the file is embedded").text;
         for line in [
             format!("constexpr int THREADS = {THREADS}, ROWS = {ROWS}, TERMS = {TERMS};"),
             format!("constexpr int SHARED_BYTES = {SHARED_BYTES};"),

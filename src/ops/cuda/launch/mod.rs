@@ -18,6 +18,7 @@ pub mod tensor_map;
 mod tests;
 
 use super::args::{Bindings, KernelInfo};
+use super::sources::Source;
 
 /// Threads of the kernels that own eight channels a thread.
 const SLICE: u32 = 128;
@@ -28,7 +29,7 @@ fn slices(channels: usize) -> u64 {
 }
 
 /// What every file of this folder binds.
-const BINDINGS: [Bindings; 12] = [
+static BINDINGS: [Bindings; 12] = [
     attention::BINDINGS,
     attention_hopper::BINDINGS,
     classifier::BINDINGS,
@@ -42,6 +43,11 @@ const BINDINGS: [Bindings; 12] = [
     optimizer::BINDINGS,
     reduce::BINDINGS,
 ];
+
+/// Every file that holds kernels.
+pub fn sources() -> impl Iterator<Item = &'static Source> {
+    BINDINGS.iter().flat_map(|file| file.sources)
+}
 
 /// Every kernel that is launched anywhere.
 pub fn kernels() -> Vec<KernelInfo> {

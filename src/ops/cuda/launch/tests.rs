@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::super::args::{FieldLayout, StructInfo};
-use super::super::sources::SOURCES;
+use super::super::sources::HEADERS;
 use super::*;
 
 /// Kernels that nothing launches, with their argument structs. Their file's hash stands in locks, so that
@@ -22,7 +22,7 @@ fn structs() -> Vec<StructInfo> {
 }
 
 fn text_of(file: &str) -> &'static str {
-    SOURCES.iter().find(|source| source.file == file).unwrap_or_else(|| panic!("{file} is embedded")).text
+    sources().find(|source| source.file == file).unwrap_or_else(|| panic!("{file} is embedded")).text
 }
 
 /// The fields of `struct name` in CUDA source: type and name, without comments.
@@ -71,7 +71,7 @@ fn kernels_in_source(text: &str) -> Vec<(String, String)> {
 /// those point to.
 fn unbound(kernels: &[KernelInfo], structs: &[StructInfo]) -> Vec<String> {
     let mut missing = Vec::new();
-    for source in SOURCES {
+    for source in sources() {
         let file = source.file;
         let bound = |name: &str| structs.iter().any(|bound| bound.file == file && bound.name == name);
         let written = kernels_in_source(source.text);
@@ -162,6 +162,19 @@ fn every_binding_names_a_kernel_once() {
     let count = names.len();
     names.dedup();
     assert_eq!(names.len(), count, "a kernel is bound once");
+}
+
+#[test]
+fn every_file_of_kernels_is_embedded() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let mut files: Vec<String> = std::fs::read_dir(folder)
+        .expect("the kernels")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name in ASCII"))
+        .collect();
+    files.sort_unstable();
+    let mut embedded: Vec<&str> = sources().chain(HEADERS).map(|source| source.file).collect();
+    embedded.sort_unstable();
+    assert_eq!(embedded, files);
 }
 
 /// The folder's text against the list above: a file that is not in it would go unchecked, and so would a
