@@ -1,4 +1,4 @@
-//! The words that operations share: what a buffer is for, element types, shapes, errors.
+//! Types that operations share: the role of a buffer, element types, shapes, errors.
 
 use std::fmt;
 
@@ -150,7 +150,7 @@ pub enum DeviceError {
     /// A device call failed.
     #[error("{operation} failed on {device}: {message}")]
     Failed { device: String, operation: &'static str, message: String },
-    /// No such device here.
+    /// This machine has no such device.
     #[error("{0}")]
     Unavailable(String),
 }

@@ -52,7 +52,7 @@ macro_rules! pointer {
         }
         impl<T> Copy for $name<T> {}
         impl<T> $name<T> {
-            /// The device address, which the kernel will trust.
+            /// The device address; the kernel does not check it.
             pub fn at(address: u64) -> Self {
                 Self(address, PhantomData)
             }

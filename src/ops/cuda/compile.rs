@@ -314,8 +314,8 @@ mod tests {
         assert!(error.contains("nonsense") && error.contains("broken.cu:2: extern"), "{error}");
     }
 
-    /// A kernel that has changed makes the lock and its golden roots void: make both anew on such a GPU, by
-    /// `runner verify experiments/ci_cuda.toml --twice --bless …` and `runner lock`.
+    /// After a change of a kernel the lock and its golden roots no longer hold: make both again on such a
+    /// GPU, with `runner verify experiments/ci_cuda.toml --twice --bless …` and `runner lock`.
     #[test]
     fn the_shipped_lock_names_the_kernels_of_this_tree() {
         let text = include_str!("../../../experiments/locks/ci_cuda_h100.lock.toml");

@@ -68,7 +68,7 @@ impl Buf {
 
     #[expect(
         clippy::len_without_is_empty,
-        reason = "the number of elements; nobody asks whether a tensor is empty"
+        reason = "the number of elements; no caller asks whether a tensor is empty"
     )]
     pub fn len(&self) -> usize {
         self.len
@@ -94,7 +94,7 @@ impl Ids {
         self.allocation.address
     }
 
-    #[expect(clippy::len_without_is_empty, reason = "the room for ids; nobody asks whether it is empty")]
+    #[expect(clippy::len_without_is_empty, reason = "the room for ids; no caller asks whether it is empty")]
     pub fn len(&self) -> usize {
         self.len
     }
@@ -161,7 +161,7 @@ impl Memory {
             }
         };
         let address = slab.address + offset;
-        // SAFETY: the range was cut from a live slab and belongs to nobody else.
+        // SAFETY: the range was cut from a live slab and is handed out once.
         unsafe { self.gpu.zero(address, size, "alloc") }?;
         Ok(Allocation { address, bytes, _owner: Owner::Slab(slab) })
     }
@@ -222,7 +222,7 @@ impl Pinned {
         Ok(pinned)
     }
 
-    /// Memory that the host must not read before somebody has written it.
+    /// Pinned memory that the host must not read before it is written.
     fn unwritten(gpu: &Arc<Gpu>, bytes: usize) -> Result<Pinned> {
         gpu.bind()?;
         // SAFETY: freed once, in `drop`.
@@ -232,8 +232,8 @@ impl Pinned {
     }
 
     fn as_slice(&self) -> &[u8] {
-        // SAFETY: the memory is live, initialised, and borrowed as long as `self`; callers wait for
-        // copies into it before they look.
+        // SAFETY: the memory is live, initialised, and borrowed as long as `self`; callers wait for copies
+        // into it before they read.
         unsafe { std::slice::from_raw_parts(self.pointer, self.bytes) }
     }
 
@@ -259,7 +259,7 @@ struct Slot {
     free: Event,
 }
 
-/// The way between host and device.
+/// Copies between host and device.
 ///
 /// Uploads rotate through slots, so that the host fills one while the GPU reads the others and
 /// waits only when it is a full round ahead.

@@ -1,4 +1,5 @@
-//! What a matrix product is: its operands, its shape and what is fused with it, for whoever computes it.
+//! What a matrix product is: its operands, its shape and what is fused with it, whichever library computes
+//! it.
 
 use std::fmt;
 

@@ -139,7 +139,7 @@ impl ElementBytes {
     }
 }
 
-/// What an operation says of itself, whatever device does it.
+/// What an operation reports of itself, on any device.
 pub trait Operation {
     fn family(&self) -> Family;
     /// Its row in the table of `runner bench`, with the shape where that decides the speed.

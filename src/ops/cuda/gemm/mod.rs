@@ -1,11 +1,10 @@
 //! Matrix multiplication through cuBLASLt or kernels of our own, with pinned algorithms.
 //!
 //! cuBLASLt can do each product in dozens of ways that differ in speed and in bits, and on Hopper our own
-//! kernels have a few more, which do all that surrounds a product on their way. Here every
-//! shape has one plan: taken from a lock file, from this user's earlier tuning, or tuned now, and
-//! from then on used for every call. Only a shape that nobody announced (a short last batch, a
-//! prompt) takes the first deterministic answer of cuBLASLt's heuristic, which is a function of
-//! library version, GPU and shape.
+//! kernels have a few more, which fuse all that surrounds a product. Here every shape has one plan: taken
+//! from a lock file, from this user's earlier tuning, or tuned now, and from then on used for every call.
+//! Only a shape that was not announced (a short last batch, a prompt) takes the first deterministic answer of
+//! cuBLASLt's heuristic, which is a function of library version, GPU and shape.
 //!
 //! Matrices are row-major and dense; cuBLASLt thinks in columns, so each product is written
 //! transposed: `out = x weightᵀ` becomes `outᵀ = weight xᵀ`.
@@ -56,7 +55,7 @@ pub struct Gemm {
     handle: sys::cublasLtHandle_t,
     version: u64,
     workspace: Allocation,
-    /// The words by which the parts of our own split sums take turns; zero between products.
+    /// Counters that order the parts of our own split sums; zero between products.
     turns: Allocation,
     plans: BTreeMap<GemmKey, PinnedPlan>,
     tuned: Vec<Tuned>,
@@ -361,7 +360,7 @@ fn fail(gpu: &Gpu, operation: &'static str, error: result::CublasError) -> Devic
     let hint = match error.0 {
         sys::cublasStatus_t::CUBLAS_STATUS_ARCH_MISMATCH => "\n  hint: this cuBLASLt is too old for this GPU",
         sys::cublasStatus_t::CUBLAS_STATUS_EXECUTION_FAILED => {
-            "\n  hint: an earlier operation may be the cause; CUDA_LAUNCH_BLOCKING=1 makes the guilty one report it"
+            "\n  hint: an earlier operation may be the cause; with CUDA_LAUNCH_BLOCKING=1 it reports the error itself"
         }
         _ => "",
     };

@@ -51,7 +51,7 @@ impl CublasLt {
     }
 }
 
-/// Who multiplies, and how.
+/// Which implementation multiplies, and with which settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Algorithm {
@@ -81,8 +81,8 @@ struct PlanFile {
     plan: Vec<GemmPlan>,
 }
 
-/// Plans that come with the program, so that a newcomer with such a GPU and such a library gets the bits of
-/// everyone else: those of the experiments under `experiments/`, tuned on one machine.
+/// Plans that come with the program, so that a new user with such a GPU and such a library gets the bits that
+/// everyone else gets: those of the experiments under `experiments/`, tuned on one machine.
 struct Shipped {
     /// Equal architecture and number of multiprocessors mean equal bits, whatever the GPU is called.
     architecture: &'static str,
@@ -146,7 +146,7 @@ impl UserPlans {
         .unwrap_or_default()
     }
 
-    /// Adds `plans` to the file. A plan that is already there stays: it may be in somebody's lock.
+    /// Adds `plans` to the file. A plan that is already there stays: a lock may hold it.
     pub fn add(&self, plans: &[GemmPlan]) -> std::io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         let mut all = self.read();

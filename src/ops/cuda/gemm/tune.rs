@@ -224,10 +224,10 @@ impl Gemm {
         }
     }
 
-    /// Fills a allocation with uniform numbers in [-1, 1), repeating a few MiB of them.
+    /// Fills an allocation with uniform numbers in [-1, 1), repeating a few MiB of them.
     ///
     /// # Safety
-    /// The allocation is live and in use by nobody else.
+    /// The allocation is live and not in use.
     pub(in super::super) unsafe fn fill_random(
         &self,
         staging: &mut Staging,

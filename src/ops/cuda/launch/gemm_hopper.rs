@@ -277,7 +277,7 @@ pub unsafe fn launch(
     // A piece of a split sum waits for the one before. That one has a lower number, so it is done or under
     // way where all blocks run at once: no more blocks than multiprocessors, one of which has room for one.
     // Work of the side lane may hold some of those for a while, a swap until its peer comes; it always ends,
-    // for the peer's oldest work waits for nobody.
+    // because the peer's oldest work waits for no rank.
     let workers = u64::from(k.gpu.info.sm_count / cluster)
         .min(extent.cluster_tiles(width, cluster) * u64::from(splits));
     let geometry = Geometry { shared: SHARED_BYTES, ..Geometry::new(workers * u64::from(cluster), THREADS) };
