@@ -127,7 +127,7 @@ fn job(experiment: &Experiment) -> String {
 /// This rank's connections to the others.
 pub fn join(place: &RankPlace, experiment: &Experiment, report: Report) -> anyhow::Result<Tcp> {
     let timeout = Duration::from_secs(experiment.parallel.timeout_s);
-    let lines = rendezvous::meet(place, &job(experiment), timeout)?;
+    let connections = rendezvous::meet(place, &job(experiment), timeout)?;
     let rank = place.rank;
     // A rank that hangs in a call of the device's cannot end by itself.
     let last_resort = Box::new(move |error: &ExchangeError| {
@@ -136,13 +136,13 @@ pub fn join(place: &RankPlace, experiment: &Experiment, report: Report) -> anyho
         }
         Ending::Failed.at_once();
     });
-    Tcp::start(place, lines, timeout, last_resort)
-        .context("cannot start the threads of the lines between ranks")
+    Tcp::start(place, connections, timeout, last_resort)
+        .context("cannot start the threads of the connections between ranks")
 }
 
 /// Whether the rank that failed has sent its error to the others.
 fn is_known_to_all(error: &ExchangeError) -> bool {
-    matches!(error, ExchangeError::Lost { told: true, .. })
+    matches!(error, ExchangeError::Lost { reported: true, .. })
 }
 
 /// Does a rank's `work`. An error names the rank; one that every rank has is left to rank 0.
