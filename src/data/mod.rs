@@ -4,10 +4,11 @@
 //!
 //! * [`tokenizer`]: text to tokens and back.
 //! * [`prepare`]: text files to token shards. [`corpus`]: the text that is built in.
-//! * [`shard`]: the shard format, checked to the byte. `read_at`: files that may change while they are read.
+//! * [`shard`]: the shard format, checked to the byte. `read_at`: reading at a position, with an error if the
+//!   file has changed.
 //! * [`sources`]: what an experiment's `data` table names, opened.
 //! * [`dataset`]: all shards of a run as one space of sequences.
-//! * [`digests`]: the SHA-256 of each shard, remembered between runs. [`remarks`]: what is odd about them.
+//! * [`digests`]: the SHA-256 of each shard, remembered between runs. [`remarks`]: warnings about them.
 //! * [`order`]: which sequence stands at which position of the infinite stream of samples.
 //! * [`prefetch`]: micro-batches read ahead of the trainer. [`validation`]: the fixed held-out set.
 //!

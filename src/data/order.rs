@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(firsts.len(), 2);
     }
 
-    /// A shuffle that left neighbours together, or favoured a place, would show here: chi-squared of
+    /// A shuffle that left neighbours together, or favoured a position, would fail here: chi-squared of
     /// where 64 sequences stand over 4096 epochs, 63 degrees of freedom a sequence.
     #[test]
     fn every_place_is_equally_likely() {
@@ -139,7 +139,7 @@ mod tests {
         assert_eq!((0..7).map(|p| order.sequence_at(p)).collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2, 0]);
     }
 
-    // From an implementation of its own in Python, big integers and all.
+    // From an independent implementation in Python, with big integers.
     const GOLDEN_1000: [u64; 8] = [259, 662, 216, 820, 227, 700, 229, 593];
     const GOLDEN_1000_EPOCH_1: [u64; 8] = [338, 389, 617, 944, 1, 64, 888, 349];
     const GOLDEN_2_40: [u64; 8] = [

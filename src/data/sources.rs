@@ -26,7 +26,7 @@ impl Sources {
     ///
     /// # Errors
     ///
-    /// Every fault that is found at start; see [`DataError`].
+    /// Every error that is found at the start; see [`DataError`].
     pub fn open(data: &experiment::Data, vocab: usize) -> Result<Sources, DataError> {
         let tokenizer = Tokenizer::new(data.tokenizer);
         if let Some(name) = &data.corpus {

@@ -176,7 +176,7 @@ impl<'a> Piece<'a> {
     }
 }
 
-/// Where pieces go, batch by batch.
+/// Encodes pieces and writes their tokens, batch by batch.
 struct Sink<'a, P> {
     options: &'a Options,
     writer: ShardWriter<'a>,
