@@ -1,4 +1,4 @@
-//! Promise 4 without processes: ranks as threads end in the bits of one.
+//! Ranks as threads of one process end in the bits of a single rank.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! The training state as named tensors: all that the next step reads, and nothing else.
 //!
-//! [`table`] lists them; checkpoint, digest, restore and the memory plan walk that list. Parameters bear
-//! their own names, what the optimizer keeps for them a prefix and a slash before these, the guards' windows
-//! `guard/…`, the counters `train/…`.
+//! [`table`] lists them; checkpoint, digest, restore and the memory plan walk that list. Parameters have
+//! their own names, the optimizer's tensors a prefix and a slash before these, the guards' windows `guard/…`,
+//! the counters `train/…`.
 //!
 //! Names, shapes and bytes are those of whole tensors, however many ranks share them. Of a sharded tensor
 //! each rank hashes the nodes of the tree that lie in its shard, and only digests move.

@@ -1,4 +1,4 @@
-//! What the optimizer keeps on this rank's device.
+//! The optimizer's tensors on this rank's device.
 
 use super::table::{Home, Row};
 use crate::ops::{Ops, Result, Role};
@@ -10,7 +10,7 @@ pub struct OptimizerState<B> {
     parts: Vec<PartState<B>>,
 }
 
-/// What the optimizer keeps for one parameter.
+/// The optimizer's tensors for one parameter.
 pub struct PartState<B> {
     /// The part of the parameter that is updated here.
     pub piece: Piece,
