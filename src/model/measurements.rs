@@ -1,4 +1,4 @@
-//! Measurements on a GPU that check nothing and print what they find:
+//! Measurements on a GPU, which print and check nothing:
 //! `cargo test --release --lib measurements -- --ignored --nocapture`.
 
 use std::time::Instant;
