@@ -1,5 +1,5 @@
-//! What happens to the weights between two steps: learning rates, the optimizer's update, and the guards
-//! that keep a bad step out. Host arithmetic in f64 with the pinned `libm`; no model.
+//! From gradients to new weights: learning rates, the optimizer's update, and the guards that skip a bad
+//! step. Host arithmetic in f64 with the pinned `libm`; no model.
 //!
 //! An optimizer is an [`UpdateRule`]: it says which tensors it keeps for a parameter, and how its operation
 //! is called. The training state, checkpoints, digests, ZeRO and the memory plan follow from that; nothing
@@ -87,7 +87,7 @@ pub struct UpdateStep {
     pub grad_norm: f64,
     /// Counts updates from 1.
     pub update: u64,
-    /// Counts steps from 0, those that a guard kept from the weights too.
+    /// Counts steps from 0, skipped ones included.
     pub step: u64,
 }
 
