@@ -6,7 +6,7 @@
 //! not pay for long ones. Attention is causal and every other operation works row by row, so neither
 //! the padding behind a row nor its neighbours reach its losses.
 //!
-//! Four scores are made of the same losses, and each has its own name, because each picks other winners:
+//! Four scores are computed from the same losses, each with its own name, because they choose differently:
 //!
 //! * `hellaswag`: llm.c's. The plain wording; lowest mean loss a token.
 //! * `hellaswag_acc`: lm-eval's `acc`. Its wording; highest sum of log-likelihoods.
@@ -83,7 +83,7 @@ impl Task {
 pub struct TaskSet {
     path: PathBuf,
     tasks: Vec<Task>,
-    /// What a task is called in messages: lines count from 1, examples from 0.
+    /// How messages number tasks: lines from 1, examples from 0.
     unit: Unit,
     /// T: tokens of the longest sequence the model was trained on.
     seq_len: usize,
@@ -193,7 +193,7 @@ impl TaskSet {
         matches!(self.unit, Unit::Line)
     }
 
-    /// Rows that scoring works through: the completions of every wording.
+    /// Rows to be scored: the completions of every wording.
     pub fn rows(&self) -> usize {
         self.tasks.iter().map(|task| task.prompts().count() * COMPLETIONS).sum()
     }
@@ -254,7 +254,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// What each score picks and from which numbers; lowest wins, and the first of equals.
+    /// What each score chooses, and from which numbers: the lowest, and the first of equals.
     pub fn decisions(&self, task: &Task) -> [Decision; SCORES] {
         let summed = self.harness.unwrap_or(self.plain);
         let per = |length: [usize; COMPLETIONS]| {
@@ -283,7 +283,7 @@ impl Decision {
     }
 }
 
-/// How many scores are made of the losses.
+/// The number of scores.
 pub const SCORES: usize = 4;
 
 /// Shares of tasks decided right.
