@@ -1,8 +1,8 @@
-//! What training takes in memory, known before anything is allocated.
+//! The memory that training takes, computed before anything is allocated.
 //!
 //! There is one plan: the trainer asks for it before it allocates, `runner bench` prints it beside what was
-//! taken, and `runner plan` shows it without a device. A test holds it against what [`crate::train::Trainer`]
-//! asks of [`crate::ops::dry::Dry`], buffer by buffer.
+//! taken, and `runner plan` shows it without a device. A test compares it with what [`crate::train::Trainer`]
+//! allocates on [`crate::ops::dry::Dry`], buffer by buffer.
 
 use serde::Serialize;
 
@@ -238,7 +238,7 @@ impl MemoryPlan {
     }
 }
 
-/// A plan in the making.
+/// A plan being built.
 #[derive(Default)]
 struct Builder {
     entries: Vec<PlanEntry>,
@@ -288,7 +288,7 @@ impl Builder {
     fn host(&mut self, experiment: &Experiment, storage: &Storage, share: Share) {
         let state = share.of(state_bytes(experiment, storage));
         let mut add = |name: &str, bytes: u64| self.count(Category::Host, name, bytes);
-        // The copy lives until the checkpoint is on the disk, behind the trainer's back.
+        // The copy lives until the checkpoint is on the disk, while training goes on.
         add("copy of the state, while a checkpoint is written", state);
         // Before the step, after it, and after it again.
         add(
