@@ -77,14 +77,14 @@ impl Diff {
         Ok(diff)
     }
 
-    /// Whether everything that both have has the same bits.
+    /// Whether everything that both runs have has the same bits.
     pub fn same_bits(&self) -> bool {
         self.step.is_none() && self.state.is_none()
     }
 }
 
 impl fmt::Display for Diff {
-    /// A few lines that end in the first differing element.
+    /// A text of a few lines, down to the first differing element.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, changed) in self.locks.iter().filter(|(_, changed)| !changed.is_empty()) {
             let what = if *name == "numerics" {

@@ -1,4 +1,4 @@
-//! Steps of a run trained again, nothing written: each must end in the ledger's entry.
+//! Trains steps of a run again without writing anything, and compares each with the ledger's entry.
 
 use std::ops::Range;
 
@@ -86,7 +86,7 @@ struct Replay {
 }
 
 impl OnDevice for Replay {
-    /// What differs, and since when.
+    /// What differs, and from which step on.
     type Output = Result<(), String>;
 
     fn on<O: Locked>(self, mut ops: O, _: &Storage, _: Option<f64>) -> anyhow::Result<Self::Output> {
@@ -140,8 +140,8 @@ impl Replay {
         Ok(Entry { root, events, evaluation, ..ledger_entry(&report, tokens) })
     }
 
-    /// Measures again what was measured before a step, on sets of the sizes that were recorded: a resumed run
-    /// may have been given others since.
+    /// Repeats the evaluation before a step, on sets of the recorded sizes, which a resume may have changed
+    /// since.
     fn evaluate<O: Ops>(&self, trainer: &mut Trainer<O>, recorded: Evaluation) -> anyhow::Result<Evaluation> {
         let mut again = recorded;
         let (ops, model, losses, link) = trainer.for_evaluation();
