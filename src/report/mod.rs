@@ -5,8 +5,8 @@
 //! ticks; [`scene`] is a list of shapes that prints itself as SVG and PNG, in the colours of [`theme`];
 //! [`panel`] draws a frame and what can be in one, [`chart`] says what each panel shows, [`legend`] what
 //! the lines mean; [`figure`] lays the page out. [`html`] is the page of a run around its pictures.
-//! [`figures`] comes to one number of a run for each column of its metrics; [`summary`] reads what a folder
-//! says of its run, [`table`] sorts and filters many of them, [`listing`] is the text of either; [`follow`]
+//! [`figures`] summarises a run in one number for each column of its metrics; [`summary`] reads the state of
+//! a run from its folder, [`table`] sorts and filters many of them, [`listing`] prints either; [`follow`]
 //! keeps up with a run that goes on.
 //!
 //! Equal rows and options give equal bytes: no clock, no font of the machine, no hash order. A
@@ -58,7 +58,7 @@ pub enum XAxis {
 /// Which published numbers are drawn as levels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Baselines {
-    /// Those that a run may be compared with: same size, same tokens, web text.
+    /// Those comparable with a run: same size, same tokenizer, web text.
     #[default]
     Comparable,
     /// Those of these sizes.
@@ -69,7 +69,8 @@ pub enum Baselines {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PlotOptions {
     pub x: XAxis,
-    /// Steps that a point of the strong line looks at; `None` takes a fortieth of the run, 1 smooths nothing.
+    /// Steps over which a point of the strong line is smoothed; `None` takes a fortieth of the run, 1 smooths
+    /// nothing.
     pub smooth: Option<usize>,
     pub log_x: bool,
     /// Logarithmic axes of loss and gradient norm.
@@ -88,7 +89,7 @@ pub enum ReportError {
     Empty { path: PathBuf },
     #[error("nothing to plot: no run was given")]
     NoRuns,
-    #[error("run `{run}` does not tell {what}: {why}\n  hint: use --x step")]
+    #[error("run `{run}` has no {what}: {why}\n  hint: use --x step")]
     NoAxis { run: String, what: &'static str, why: &'static str },
     #[error(transparent)]
     Metrics(#[from] MetricsError),

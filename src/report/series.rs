@@ -1,8 +1,8 @@
-//! Numbers on their way into a picture: smoothing, thinning and the range worth showing.
+//! From numbers to a picture: smoothing, thinning and the range to show.
 //!
-//! A picture has about a thousand columns of pixels and a run may have 400,000 steps. Nothing here
-//! may hide what happened: thinning keeps the extremes of every column, and a range that leaves
-//! values out says how many and how far.
+//! A picture has about a thousand columns of pixels and a run may have 400,000 steps. No outlier is hidden:
+//! thinning keeps the extremes of every column, and a range that leaves values out reports how many and how
+//! far.
 
 /// A point of a line; x ascends along a line.
 pub type Point = (f64, f64);

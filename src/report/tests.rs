@@ -244,7 +244,7 @@ fn every_colour_of_a_lone_runs_picture_has_a_dark_one() {
     }
 }
 
-/// Pictures to look at: `RUNNER_PLOT_DIR=/tmp/plots cargo test --release --lib report -- --ignored`.
+/// Pictures to inspect: `RUNNER_PLOT_DIR=/tmp/plots cargo test --release --lib report -- --ignored`.
 #[test]
 #[ignore = "writes pictures for the eye"]
 fn gallery() {
