@@ -33,7 +33,7 @@ struct Index {
 ///
 /// # Errors
 ///
-/// Neither is there, by the name of what is; an index that is damaged, or names a file outside the folder.
+/// Neither exists, with the name of what does; an index that is damaged, or names a file outside the folder.
 pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     if folder.join(WEIGHTS).exists() {
         return Ok(vec![folder.join(WEIGHTS)]);
