@@ -1,4 +1,4 @@
-//! Shards under training: what is wrong with them is an error before the first step or said by name.
+//! Shards under training: faults are an error before the first step, or a warning that names the shard.
 
 use std::path::Path;
 use std::time::Duration;

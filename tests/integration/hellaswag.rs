@@ -128,7 +128,7 @@ fn the_numbers_behind_each_decision_do_not_depend_on_the_batch_and_agree_between
     }
 }
 
-/// A missing file must not switch HellaSwag off in silence.
+/// A missing file must not turn HellaSwag off without an error.
 #[test]
 fn a_missing_or_faulty_file_ends_a_run_before_its_folder_exists() {
     let lab = Lab::new();

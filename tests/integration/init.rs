@@ -1,4 +1,4 @@
-//! `model.init`, and models that are read without a run: whole files, and every way in which one is not.
+//! `model.init`, and models that are read without a run: whole files, and damaged ones.
 
 use std::path::{Path, PathBuf};
 

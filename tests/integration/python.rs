@@ -1,4 +1,4 @@
-//! What other programs make of our files: `transformers`, `lm-eval`'s formulas and TensorBoard, each in a
+//! Our files in other programs: `transformers`, `lm-eval`'s formulas and TensorBoard, each in a
 //! Python script.
 //!
 //! Python is `target/ci-venv/bin/python`, into which `.ci/run` installs what the scripts import, or what the
@@ -13,7 +13,7 @@ use crate::support::{Finished, Lab};
 const CI: &str = "experiments/ci.toml";
 const PROGRAM: &str = env!("CARGO_BIN_EXE_runner");
 
-/// Runs a script of `tests/`, which must succeed and say so.
+/// Runs a script of `tests/`, which must succeed and print so.
 #[track_caller]
 fn script(name: &str, arguments: &[&str], says: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -1,4 +1,4 @@
-//! Promise 4: any number of ranks ends in the bits of one; and a rank that fails stops all, by name.
+//! Any number of ranks ends in the bits of one; and a rank that fails stops all, and is named.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use crate::process::{Running, process_of_rank, signal, wait_until};
 use crate::support::{Finished, Lab};
 
 const CI: &str = "experiments/ci.toml";
-/// The variable that tells a rank its number.
+/// The environment variable with a rank's number.
 const RANK: &str = "RANK";
 const SOON: Duration = Duration::from_secs(60);
 
@@ -26,7 +26,7 @@ const EIGHT: &[&str] = &[
     "sample.every=12",
 ];
 
-/// For runs that are stopped on their way: a signal after a few rows never comes too late.
+/// For runs that are stopped midway: long enough that a signal after a few rows never comes too late.
 const LONGER: &[&str] = &["--set", "schedule.steps=24"];
 
 fn on<'a>(ranks: &'a str, more: &[&'a str]) -> Vec<&'a str> {
@@ -117,7 +117,7 @@ fn each_rank_in_turn_killed_stops_all_by_name_and_the_run_goes_on_to_the_same_bi
         signal(process_of_rank(&lab, RANK, victim), "KILL");
         let ended = run.end(SOON);
         ended.assert_fails(1, &[&format!("rank {victim} (process "), "was killed"]);
-        // Whoever is left says what happened; at the very start that may be nobody but the parent.
+        // The remaining processes say what happened; at the very start that may be only the parent.
         assert!(ended.stderr.contains(&format!("rank {victim} on `")), "{}", ended.stderr);
         run = lab.start("resume", "ci", &["--ranks", "4"]);
     }

@@ -1,4 +1,4 @@
-//! Promise 2: killed at any moment and resumed, a run ends in the bits of the uninterrupted run.
+//! Killed at any moment and resumed, a run ends in the bits of the uninterrupted run.
 
 use std::time::{Duration, Instant};
 
