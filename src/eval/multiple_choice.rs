@@ -290,7 +290,7 @@ pub const SCORES: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scores {
     /// llm.c's score: by the mean loss a token.
-    pub reference: f64,
+    pub llmc: f64,
     /// By the sum of log-likelihoods.
     pub acc: f64,
     /// By the sum of log-likelihoods a character.
@@ -322,13 +322,13 @@ impl Scores {
                 *right += usize::from(decision.picked == task.label);
             }
         }
-        let [reference, acc, acc_norm, acc_bytes] = right.map(|right| right as f64 / set.tasks.len() as f64);
-        Scores { reference, acc, acc_norm, acc_bytes, harness: set.has_harness(), tasks: set.tasks.len() }
+        let [llmc, acc, acc_norm, acc_bytes] = right.map(|right| right as f64 / set.tasks.len() as f64);
+        Scores { llmc, acc, acc_norm, acc_bytes, harness: set.has_harness(), tasks: set.tasks.len() }
     }
 
     /// Each score under its own name.
     pub fn named(&self) -> [(&'static str, f64); SCORES] {
-        let scores = [self.reference, self.acc, self.acc_norm, self.acc_bytes];
+        let scores = [self.llmc, self.acc, self.acc_norm, self.acc_bytes];
         let names = names(self.harness);
         std::array::from_fn(|i| (names[i], scores[i]))
     }

@@ -110,7 +110,7 @@ pub fn correct_counts(scores: &Scores) -> HellaSwag {
     let correct = |score: f64| (score * scores.tasks as f64).round() as u64;
     HellaSwag {
         tasks: scores.tasks as u64,
-        llmc_correct: correct(scores.reference),
+        llmc_correct: correct(scores.llmc),
         acc_correct: scores.harness.then(|| correct(scores.acc)),
         acc_norm_correct: scores.harness.then(|| correct(scores.acc_norm)),
     }
