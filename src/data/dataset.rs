@@ -26,7 +26,7 @@ pub struct Dataset {
     tokens: u64,
 }
 
-/// What is known of a shard without reading its tokens.
+/// The facts about a shard that need no reading of its tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardInfo {
     /// File name, or the name given to tokens in memory.
@@ -218,7 +218,7 @@ fn fixed_folder(pattern: &str) -> PathBuf {
     if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder }
 }
 
-/// What is in a folder, for the message that nothing matches.
+/// A description of a folder's content, for the message that nothing matches.
 fn describe(folder: &Path) -> String {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return if folder.exists() { "cannot be read".into() } else { "does not exist".into() };

@@ -1,4 +1,4 @@
-//! What can be wrong with data, and what to do about it.
+//! Errors in data, and what to do about them.
 //!
 //! Every message names the file, where in it, what was expected and what was found. Faults of a shard's
 //! header and length are found when it is opened; a token outside the vocabulary when it is hashed, before

@@ -9,7 +9,7 @@
 //! * [`sources`]: what an experiment's `data` table names, opened.
 //! * [`dataset`]: all shards of a run as one space of sequences.
 //! * [`digests`]: the SHA-256 of each shard, remembered between runs. [`remarks`]: warnings about them.
-//! * [`order`]: which sequence stands at which position of the infinite stream of samples.
+//! * [`order`]: the sequence at each position of the endless stream of samples.
 //! * [`prefetch`]: micro-batches read ahead of the trainer. [`validation`]: the fixed held-out set.
 //!
 //! Nothing here has state that a resume must save: what is read next follows from the step number.

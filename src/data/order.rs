@@ -1,4 +1,4 @@
-//! Which sequence stands at which position of the endless stream of samples: a pure function.
+//! The sequence at each position of the endless stream of samples: a pure function.
 //!
 //! Position `p` lies in epoch `e = ⌊p/S⌋`; its sequence is `π_e(p mod S)`, with `π_e` a permutation of
 //! `[0, S)` keyed by seed and epoch. So every sequence is seen once an epoch, the data state of a run
@@ -119,7 +119,7 @@ mod tests {
     }
 
     /// A shuffle that left neighbours together, or favoured a position, would fail here: chi-squared of
-    /// where 64 sequences stand over 4096 epochs, 63 degrees of freedom a sequence.
+    /// the positions of 64 sequences over 4096 epochs, 63 degrees of freedom a sequence.
     #[test]
     fn every_place_is_equally_likely() {
         let order = order(9, 64);

@@ -59,7 +59,7 @@ pub struct Recorded {
     pub sha256: [u8; 32],
 }
 
-/// What a header says.
+/// The content of a header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     pub tokens: u64,

@@ -1,4 +1,4 @@
-//! What an experiment's `data` table names, opened: the embedded text or shards, and the tokenizer.
+//! Opens the data of an experiment's `data` table: the embedded text or shards, and the tokenizer.
 
 #![forbid(unsafe_code)]
 

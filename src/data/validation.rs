@@ -1,8 +1,8 @@
 //! The held-out set: the first tokens of the validation data, the same for every batch shape.
 //!
 //! Sequences are taken in file order and fixed once; a micro-batch only groups them, and the last one
-//! may be short. So the validation loss is one number of the model and the data, and the set's hash
-//! can stand beside it.
+//! may be short. So the validation loss is one number of the model and the data, and can be recorded with the
+//! set's hash.
 
 #![forbid(unsafe_code)]
 

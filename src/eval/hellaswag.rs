@@ -93,7 +93,7 @@ fn label(value: &Value) -> Result<usize, String> {
     }
 }
 
-/// The harness's cleaning: trimmed; ` [title]` becomes `. `; what stands in brackets on one line goes;
+/// The harness's cleaning: trimmed; ` [title]` becomes `. `; text in brackets on one line is removed;
 /// two spaces become one, in a single pass.
 fn clean(text: &str) -> String {
     // What Python's `str.strip` takes for white space: Unicode's, and four separators of ASCII.

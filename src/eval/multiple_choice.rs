@@ -36,7 +36,7 @@ const MOST_HEADS: usize = 65_535;
 /// The shortest rows that batches are made for; longer ones double.
 const SHORTEST: usize = 64;
 
-/// What the model reads: a context and the completions to choose from.
+/// Tokens for the model: a context and the completions to choose from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
     pub context: Vec<u16>,
@@ -159,7 +159,7 @@ impl TaskSet {
                     });
                 }
                 let longest = prompt.completions.iter().map(Vec::len).max().unwrap_or(0);
-                // One token of context stands before the first that is predicted.
+                // One token of context precedes the first that is predicted.
                 let (path, place) = (self.path.clone(), self.place(i));
                 if longest > self.seq_len {
                     return Err(EvalError::TooLong { path, place, tokens: longest, limit: self.seq_len });
@@ -180,7 +180,7 @@ impl TaskSet {
         &self.tasks
     }
 
-    /// Where task `i` stands in the file.
+    /// The place of task `i` in the file.
     pub fn place(&self, i: usize) -> String {
         match self.unit {
             Unit::Line => format!("line {}", i + 1),

@@ -77,7 +77,7 @@ impl Layer {
         self.entries.insert(key, Entry { value: value.into(), key_span: 0..0, span: 0..0, why: why.into() });
     }
 
-    /// The place of a span of this layer's text, and where a fault there stands in the report.
+    /// The place of a span of this layer's text, and the position of a fault there in the report.
     pub fn place(&self, span: Range<usize>) -> (Option<Snippet>, (usize, usize)) {
         let order = (self.order, span.start);
         let snippet = match &self.source {
@@ -231,7 +231,7 @@ fn folder_of(path: &Path) -> PathBuf {
     parent.canonicalize().or_else(|_| std::path::absolute(parent)).unwrap_or_else(|_| parent.to_path_buf())
 }
 
-/// What makes two paths the same file.
+/// The identity of a file, equal for two paths to it.
 fn identity(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
 }

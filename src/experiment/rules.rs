@@ -61,7 +61,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What resolving gives.
+/// The result of resolving.
 pub(super) struct Resolved {
     pub experiment: Experiment,
     pub origins: BTreeMap<String, Origin>,

@@ -68,7 +68,7 @@ impl Stream {
 ///
 /// # Errors
 ///
-/// What the device finds, and logits that are not finite.
+/// Errors of the device, and logits that are not finite.
 pub fn generate<O: Ops>(
     ops: &mut O,
     decoder: &mut Decoder<O>,

@@ -21,12 +21,12 @@ use crate::ops::{Dtype, Ops, Result};
 pub struct StateRow {
     /// Its name in the state is this before the parameter's, and ends with a slash.
     pub prefix: &'static str,
-    /// What the memory plan calls it.
+    /// Its name in the memory plan.
     pub label: &'static str,
     pub start: Start,
 }
 
-/// What a tensor of an optimizer holds before the first update.
+/// The content of an optimizer's tensor before the first update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     Zero,
@@ -43,7 +43,7 @@ fn keeps_masters(experiment: &Experiment, param: Dtype) -> bool {
     param != Dtype::F32 && experiment.precision.master_weights
 }
 
-/// What a parameter is to an optimizer.
+/// The kind of a parameter, for the optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParamKind {
     /// Rows that are looked up: tokens, positions.

@@ -1,4 +1,4 @@
-//! What can end an exchange: which rank, on which host, in which operation.
+//! Errors of an exchange: which rank, on which host, in which operation.
 
 use crate::ops::DeviceError;
 

@@ -171,7 +171,7 @@ pub fn all_gather(
     operation: &'static str,
     bytes: Vec<u8>,
 ) -> Result<Vec<Vec<u8>>, ExchangeError> {
-    // What the ranks of an aligned block, twice as large after each round, have sent.
+    // The messages of the ranks of an aligned block, twice as large after each round.
     let mut known = vec![bytes];
     while known.len() < link.size() {
         let peer = link.rank() ^ known.len();

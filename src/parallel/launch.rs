@@ -68,8 +68,8 @@ const LAUNCHERS: [Launcher; 4] = [
         size: "PMI_SIZE",
         local_rank: "MPI_LOCALRANKID",
         local_size: "MPI_LOCALNRANKS",
-        // MPICH gives the name of a run to MPI programs only; else the batch system's job and the proxy stand
-        // for it.
+        // MPICH gives the name of a run only to MPI programs, so the batch system's job and the proxy are
+        // used.
         run: &["I_MPI_HYDRA_UUID", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"],
     },
     Launcher {

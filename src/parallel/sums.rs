@@ -1,4 +1,4 @@
-//! What becomes of a group of gradients once a worker has written the last of it.
+//! Summing a group of gradients, once a worker has written the last of it.
 //!
 //! It is added to the partial sums of this rank's workers, and after the last of them to those of the other
 //! ranks. With one rank and all sums on the device that happens when the backward pass is over. Else it is

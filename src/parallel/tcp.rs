@@ -35,7 +35,7 @@ pub struct Tcp {
     finished: bool,
 }
 
-/// What the threads of a rank share.
+/// The state that the threads of a rank share.
 struct Shared {
     rank: usize,
     hosts: Vec<String>,
@@ -57,7 +57,7 @@ struct Connection {
     last: Mutex<Sign>,
 }
 
-/// What is known of another rank.
+/// The last state known of another rank.
 #[derive(Clone, Debug)]
 struct Sign {
     operation: String,
@@ -70,7 +70,7 @@ struct Sign {
     ended: bool,
 }
 
-/// What this rank is doing.
+/// The current operation of this rank.
 #[derive(Clone, Debug)]
 struct Now {
     operation: &'static str,

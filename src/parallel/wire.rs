@@ -10,7 +10,7 @@ const MAGIC: &[u8; 16] = b"runner/ranks/v1\n";
 /// The longest text in a frame or greeting; a longer one is refused.
 const MAX_TEXT: u32 = 1 << 16;
 
-/// What a frame carries.
+/// The content of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     /// One side of a swap.
@@ -96,7 +96,7 @@ impl Frame {
     }
 }
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Registers a rank and its address with rank 0.
@@ -111,7 +111,7 @@ pub struct Greeting {
     pub purpose: Purpose,
     /// Names the run and the attempt; a caller with another one is refused.
     pub run: String,
-    /// What all ranks must have been started with, hashed.
+    /// A hash of the settings that all ranks must have been started with.
     pub job: String,
     pub rank: u32,
     pub size: u32,

@@ -55,7 +55,7 @@ pub struct MemoryPlan {
     pub entries: Vec<PlanEntry>,
 }
 
-/// What NCCL takes of each GPU, measured with two: docs/log.md, 2026-11-24.
+/// Memory that NCCL takes of each GPU, measured with two: docs/log.md, 2026-11-24.
 const NCCL_BYTES: u64 = 970 << 20;
 
 /// How a device stores things: what the plan needs to know of it.
@@ -64,7 +64,7 @@ pub struct Storage {
     pub param: Dtype,
     pub activation: Dtype,
     pub scratch: Scratch,
-    /// What the device's allocator takes for buffers of these sizes in this order.
+    /// Bytes that the device's allocator takes for buffers of these sizes in this order.
     pub taken: fn(&[u64]) -> u64,
     /// Pinned host memory for copies.
     pub pinned: u64,
@@ -82,7 +82,7 @@ pub struct Scratch {
 }
 
 impl Storage {
-    /// What a buffer of activations takes.
+    /// Bytes of a buffer of activations.
     fn bytes(&self, spec: &BufferSpec) -> u64 {
         (spec.len * if spec.role == Role::F32 { 4 } else { self.activation.size() }) as u64
     }

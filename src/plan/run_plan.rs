@@ -29,7 +29,7 @@ pub struct RunPlan {
     pub time: Time,
     pub disk: Disk,
     pub data: DataFacts,
-    /// What is assumed, or must be changed first.
+    /// Assumptions, and what must be changed first.
     pub notes: Vec<String>,
 }
 
@@ -45,7 +45,7 @@ pub struct ModelFacts {
     pub flops_per_token: f64,
 }
 
-/// What the plan is for.
+/// The device of the plan.
 #[derive(Debug, Serialize)]
 pub struct TargetFacts {
     pub name: String,
@@ -60,7 +60,7 @@ pub struct TargetFacts {
 pub struct Memory {
     pub entries: Vec<PlanEntry>,
     pub total_bytes: u64,
-    /// What the device has, less what the driver takes; not known for the CPU.
+    /// Bytes of the device, less what the driver takes; not known for the CPU.
     pub usable_bytes: Option<u64>,
     pub fits: Option<bool>,
     /// On the host, of one device.

@@ -74,8 +74,8 @@ pub fn rewound_from(event: &str) -> Option<u64> {
     event.strip_prefix("rewind from step ")?.split_once(" to step ")?.0.parse().ok()
 }
 
-/// What one optimizer step did, or the evaluation after the last. Two entries are equal when their canonical
-/// bytes are.
+/// The record of one optimizer step, or of the evaluation after the last. Two entries are equal when their
+/// canonical bytes are.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// Steps done before it.

@@ -53,7 +53,7 @@ pub struct TornLine {
     pub bytes: u64,
 }
 
-/// What is wrong with a ledger.
+/// An error in a ledger.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     #[error("cannot {doing} `{}`: {source}{}", path.display(), full_disk_hint(source))]
@@ -103,7 +103,7 @@ impl Log {
         Head { size: self.size(), root: self.frontier.root() }
     }
 
-    /// The head when the log had `size` entries; none if it never had so many.
+    /// The head when the log had `size` entries; none if it never had that many.
     pub fn head_at(&self, size: u64) -> Option<Head> {
         let digests = self.digests.get(..usize::try_from(size).ok()?)?;
         Some(Head { size, root: tree_root(digests) })

@@ -36,11 +36,11 @@ pub struct Lock {
     pub source: Table,
     /// Every key of the experiment with its origin.
     pub config: Table,
-    /// What the run ended in; empty until it has.
+    /// The outputs of the run; empty until it has ended.
     pub outputs: Table,
 }
 
-/// What is wrong with a lock file.
+/// An error in a lock file.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     #[error("cannot read `{}`: {source}", path.display())]
@@ -208,7 +208,7 @@ pub struct Difference {
     pub is: Option<String>,
 }
 
-/// What differs between what was locked and what is found, in byte order of the keys.
+/// The differences between a lock's values and others, in byte order of the keys.
 pub fn differences(was: &Table, is: &Table) -> Vec<Difference> {
     let mut keys: Vec<&String> = was.keys().chain(is.keys()).collect();
     keys.sort_unstable();

@@ -1,4 +1,4 @@
-//! What each panel shows: its range, its lines, and what it has to leave out.
+//! The content of each panel: its range, its lines, and what it leaves out.
 
 use super::ReportError;
 use super::axis::{Axis, Scale, label};
@@ -13,7 +13,7 @@ use crate::units::thousands;
 const USUAL_LOSSES: f64 = 0.98;
 const USUAL_NORMS: f64 = 0.95;
 
-/// What a panel shows.
+/// The quantity of a panel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Loss,
@@ -69,7 +69,7 @@ impl Page<'_> {
         let (low, high, scale) = self.range(kind);
         let height = span.bottom - span.top;
         let y = Axis::new(low, high, scale, ((height / 62.0) as usize).max(4));
-        // Panels that stand under each other share their edges.
+        // Panels under each other share their edges.
         let mut label_width = 66.0_f64;
         for (_, label) in &y.ticks {
             label_width = label_width.max(text_width(label, TEXT_SIZE, false)?);

@@ -138,7 +138,7 @@ impl Horizontal {
         Horizontal { x, unit }
     }
 
-    /// What is written under it.
+    /// The text under it.
     pub fn title(&self, log: bool, left_out: bool) -> String {
         let name = match self.x {
             XAxis::Step => "optimizer step".to_owned(),

@@ -26,7 +26,7 @@ const X_ROOM: f64 = 78.0;
 /// Room between two columns of panels.
 const COLUMN_GAP: f64 = 36.0;
 
-/// What the page and its panels draw from.
+/// The data of the page and its panels.
 pub struct Page<'a> {
     runs: &'a [RunData],
     pub(super) curves: Vec<Curves>,

@@ -41,7 +41,7 @@ use crate::store::main_log::MainLogError;
 use crate::store::metrics::MetricsError;
 use crate::store::{StoreError, atomic};
 
-/// What stands on the horizontal axis.
+/// The horizontal axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum XAxis {
     /// Optimizer steps.

@@ -72,8 +72,8 @@ pub fn quantile(values: &[f64], share: f64) -> Option<f64> {
     sorted.get(index).copied()
 }
 
-/// The top of a range that shows the run rather than its first steps: the largest value, unless the
-/// highest values stand so far above a `share` of all that they would flatten it.
+/// The top of a range that shows the run rather than its first steps: the largest value, unless the highest
+/// values are so far above a `share` of all that they would flatten it.
 ///
 /// `floor` is the bottom of the range. Values must be finite.
 pub fn robust_top(values: &[f64], share: f64, floor: f64) -> Option<f64> {

@@ -18,7 +18,7 @@ use crate::proof::{Entry, LockError};
 use crate::store::metrics::{self, MetricsRow};
 use crate::store::{self, RunPaths, StoreError, checkpoint, run_folder};
 
-/// What a run is doing.
+/// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {

@@ -33,7 +33,7 @@ pub struct Colors {
     pub skip: Color,
     /// Validation of a lone run.
     pub validation: Color,
-    /// What a run's colour is mixed with to stand out.
+    /// The colour that a run's colour is mixed with for emphasis.
     pub emphasis: Color,
     /// One for each run, in this order; the eleventh run starts over.
     pub runs: [Color; 10],

@@ -223,7 +223,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("kept");
         write(&path, b"old").unwrap();
-        // A folder has the name of the temporary file, which so cannot be created.
+        // A folder with the name of the temporary file, which then cannot be created.
         fs::create_dir(folder.path().join(".tmp.kept")).unwrap();
         assert!(write(&path, b"new").is_err());
         assert_eq!(fs::read(&path).unwrap(), b"old");

@@ -31,7 +31,7 @@ pub struct Timing {
     pub mfu: Option<f64>,
 }
 
-/// What a row is taken from: an entry of the ledger, and the clock.
+/// The sources of a row: an entry of the ledger, and the clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn<'a> {
     pub entry: &'a Entry,

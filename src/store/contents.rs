@@ -11,7 +11,7 @@ use super::{Result, StoreError, atomic};
 /// How many names a message lists.
 const LISTED: usize = 5;
 
-/// What an entry of a run's folder is.
+/// The kind of an entry of a run's folder.
 enum Known {
     File,
     /// A folder whose entries have names that the function knows.

@@ -30,7 +30,7 @@ pub struct Reach {
     pub running: bool,
 }
 
-/// What agrees.
+/// The parts that agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Agreed {
     pub rows: usize,

@@ -1,4 +1,4 @@
-//! What can go wrong with files: which file, what was expected, what was found, what to do.
+//! Errors of files: which file, what was expected, what was found, what to do.
 
 use std::io;
 use std::path::{Path, PathBuf};

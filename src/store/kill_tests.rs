@@ -43,7 +43,7 @@ fn large(step: u64) -> Vec<Tensor> {
     tensors
 }
 
-/// What the killed process does: resume, then a step, a ledger entry, a checkpoint, over and over.
+/// The work of the process that is killed: resume, then a step, a ledger entry and a checkpoint, repeatedly.
 fn train(folder: &Path, steps: u64) -> u64 {
     let run = RunFolder::open(folder).unwrap();
     let (whole, broken) = newest_whole(&run.paths.checkpoints()).unwrap();

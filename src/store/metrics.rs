@@ -1,4 +1,4 @@
-//! What was measured at every step: `metrics.jsonl`, one row a step, and `metrics.parquet`.
+//! The measurements of every step: `metrics.jsonl`, one row a step, and `metrics.parquet`.
 //!
 //! The numbers are those of [`super::columns`]. An exact one has two keys: `loss` as a decimal for
 //! people and scripts, `loss_bits` as the 16 hexadecimal digits of its IEEE 754 double for proofs. The

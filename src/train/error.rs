@@ -42,7 +42,7 @@ pub enum RunError {
     Unrepeatable { step: u64, differences: String, folder: std::path::PathBuf },
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
-    /// What a listener could not write.
+    /// An error of a listener that could not write.
     #[error(transparent)]
     Records(#[from] crate::store::RecordsError),
 }

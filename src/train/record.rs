@@ -63,7 +63,7 @@ impl Listener for Recorder {
     }
 }
 
-/// What a step itself gives the ledger: its numbers, and what the guards did. `tokens` are those seen,
+/// A step's own part of its entry: its numbers, and the guards' decision. `tokens` are those seen,
 /// the step's included.
 pub fn ledger_entry(report: &StepReport, tokens: u64) -> Entry {
     Entry {

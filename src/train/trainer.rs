@@ -44,7 +44,7 @@ pub struct Trainer<O: Ops> {
     pub(super) optimizer: OptimizerState<O::Buf>,
     /// Whether that is a shard, and sums and weights are exchanged as such.
     sharded: bool,
-    /// What the backward pass writes.
+    /// The gradients that the backward pass writes.
     grads: Weights<O::Buf>,
     sums: Sums<O>,
     /// Losses of every token of a step, in the order of the stream.
@@ -56,7 +56,7 @@ pub struct Trainer<O: Ops> {
     pub(super) progress: Progress,
 }
 
-/// What a step did.
+/// The report of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
     pub step: u64,

@@ -320,7 +320,7 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, checks: &mut Checks<'_>) {
     }
 }
 
-/// What was compared with the data themselves.
+/// Whether a key of the lock is a digest of the training data.
 fn is_data(key: &str) -> bool {
     key.starts_with("data.shard.") || key == "data.tokenizer_sha256"
 }

@@ -33,12 +33,12 @@ impl<'a> Checks<'a> {
         self.made.push(check);
     }
 
-    /// What was checked is as it must be.
+    /// The check passed.
     pub fn passed(&mut self, name: &str, detail: impl Into<String>) {
         self.add(Status::Passed, name, detail.into());
     }
 
-    /// It is not.
+    /// The check failed.
     pub fn failed(&mut self, name: &str, detail: impl Into<String>) {
         self.add(Status::Failed, name, detail.into());
     }

@@ -86,7 +86,8 @@ fn beyond_files(folder: &Path) -> [Check; 2] {
     ]
 }
 
-/// What `proof.replay_every` found: a run that made a step twice with other bits has stopped and kept both.
+/// The result of `proof.replay_every`: a run that made a step twice with other bits has stopped and kept both
+/// states.
 fn replays(folder: &Path) -> anyhow::Result<Option<Check>> {
     let paths = RunPaths::new(folder);
     let every = experiment::load(&paths.experiment(), &[])?.experiment.proof.replay_every;

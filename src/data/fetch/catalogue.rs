@@ -130,7 +130,7 @@ impl DataSet {
         })
     }
 
-    /// Training tokens in so many shards of the pre-tokenised set.
+    /// Training tokens in `shards` shards of the pre-tokenised set.
     pub fn tokens(shards: usize) -> u64 {
         shards as u64 * SHARD_TOKENS
     }

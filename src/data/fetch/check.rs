@@ -22,7 +22,7 @@ pub enum Format {
 /// Bytes that [`Format::check_start`] needs, where the file has as many.
 pub(super) const START_BYTES: usize = 512;
 
-/// What parquet files begin and end with.
+/// The first and last bytes of a parquet file.
 const PARQUET_MAGIC: &[u8; 4] = b"PAR1";
 
 impl Format {

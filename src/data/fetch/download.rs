@@ -20,7 +20,7 @@ use super::part::{Origin, Part};
 /// Bytes that are read and written at a time.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// What happens to a file while it is fetched.
+/// An event in the fetching of a file.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// An answer arrived: bytes present already, and bytes in all.
@@ -121,7 +121,7 @@ impl Download<'_> {
         self.finish(part, resumed)
     }
 
-    /// Takes the answer's bytes into the part, or starts the part anew when it belongs to another file.
+    /// Appends the answer's bytes to the part, or starts the part again when it belongs to another file.
     fn receive(&self, part: &mut Part, answer: Answer, received: &mut u64) -> Result<(), FetchError> {
         let Answer { url, status, facts, body } = answer;
         if status != 200 && status != 206 {
@@ -225,7 +225,7 @@ impl Download<'_> {
         }
     }
 
-    /// What a failed read of a body means.
+    /// The error for a failed read of a body.
     fn broken(&self, url: &str, got_bytes: u64, expected: Option<u64>, error: std::io::Error) -> FetchError {
         let error = ureq::Error::from(error);
         match (self.client.connection(url, &error), expected) {

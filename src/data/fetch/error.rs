@@ -156,7 +156,7 @@ impl FetchError {
             410 => ("gone", "the file was removed from the server"),
             416 => (
                 "range not satisfiable",
-                "the file on the server is shorter than what came of it; it will be fetched anew",
+                "the file on the server is shorter than the bytes received before; it will be fetched from the start",
             ),
             429 => ("too many requests", "wait a while, lower `--parallel`, or set `HF_TOKEN`"),
             500..=599 => ("the server failed", "wait a while and run the same command again"),

@@ -15,7 +15,7 @@ use server::{Asked, Reply, Server};
 
 const ETAG: &str = "\"v1\"";
 
-/// A shard of so many tokens.
+/// A shard of `tokens` tokens.
 fn shard_of(tokens: usize, seed: usize) -> Vec<u8> {
     let mut bytes = shard::header(tokens as u64).to_vec();
     bytes.extend((0..tokens).flat_map(|i| (((i + seed) * 7 % 50_257) as u16).to_le_bytes()));

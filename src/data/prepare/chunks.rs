@@ -22,7 +22,7 @@ pub(super) struct Chunk {
     pub validation: bool,
 }
 
-/// What a part of a text consists of.
+/// The content of a part of a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
     pub chunks: Vec<Chunk>,

@@ -5,7 +5,7 @@ use super::input::{Input, Refused};
 use super::kind::{Compression, Kind, Remedy, extension};
 use super::{InputFormat, Options, ValSplit};
 
-/// What `prepare` reads.
+/// The formats that `prepare` reads.
 const READ: &str = "text in UTF-8 or JSON lines, plain or compressed with gzip or zstd, or Parquet";
 
 impl Options {

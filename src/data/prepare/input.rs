@@ -33,7 +33,7 @@ enum Content {
     Read(Vec<u8>),
 }
 
-/// What can be read anywhere; Parquet needs that.
+/// A source that can be read at any position, which Parquet needs.
 pub(super) trait ReadSeek: Read + Seek {}
 
 impl<T: Read + Seek> ReadSeek for T {}

@@ -1,4 +1,4 @@
-//! What bytes hold, recognised by their start and never by a name alone.
+//! The format of bytes, recognised by their start and never by a name alone.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use super::InputFormat;
 /// Bytes that recognition needs, where there are as many.
 pub(super) const HEAD_BYTES: usize = 64 << 10;
 
-/// What an input holds.
+/// The format of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Text,
@@ -180,7 +180,7 @@ impl Kind {
         }
     }
 
-    /// What it is, after "it is".
+    /// Its name in messages, after "it is".
     pub fn name(self) -> &'static str {
         match self {
             Kind::Text => "text",
@@ -242,7 +242,7 @@ fn zeros(head: &[u8]) -> Option<Kind> {
     }
 }
 
-/// What starts with `{`.
+/// The format of content that starts with `{`.
 fn braces(text: &str, whole: bool) -> Kind {
     let inside = text[1..].trim_start();
     let is_json = inside.starts_with('"') || inside.starts_with('}');

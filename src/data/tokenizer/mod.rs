@@ -17,7 +17,7 @@ pub use bpe::Bpe;
 
 use crate::experiment;
 
-/// What the end of a document is called in text.
+/// The name of the end of a document in text.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// A way to write text as 16-bit tokens.
@@ -60,7 +60,7 @@ impl Tokenizer {
         }
     }
 
-    /// The token `<|endoftext|>`, which stands before each document.
+    /// The token `<|endoftext|>`, which precedes each document.
     pub fn eot(&self) -> u16 {
         match self {
             Tokenizer::Gpt2(_) => 50_256,

@@ -1,4 +1,4 @@
-//! What the optimizer needs: norms in f64, AdamW, the addition of gradients.
+//! Operations of the optimizer: norms in f64, AdamW, the addition of gradients.
 
 use rayon::prelude::*;
 

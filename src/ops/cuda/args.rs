@@ -105,7 +105,7 @@ pub unsafe trait KernelArgs: Copy {
 }
 
 /// Declares what a launch file takes from the `.cu` files: argument structs (and the entries of tables in
-/// device memory), kernels by their names, and lists of kernels that stand below. All of them are in the
+/// device memory), kernels by their names, and lists of kernels declared below. All of them are in the
 /// file's `BINDINGS`, from which they are loaded and checked against the source.
 ///
 /// ```text
@@ -148,7 +148,7 @@ macro_rules! bindings {
                 $crate::ops::cuda::args::Kernel::new($symbol);
         )*)*
 
-        /// What this file binds.
+        /// The bindings of this file.
         pub const BINDINGS: $crate::ops::cuda::args::Bindings = $crate::ops::cuda::args::Bindings {
             structs: || vec![$($($crate::ops::cuda::args::StructInfo::of::<$name>(),)*)*],
             kernels: || {
@@ -161,7 +161,7 @@ macro_rules! bindings {
 }
 pub(crate) use bindings;
 
-/// What a launch file binds.
+/// The bindings of a launch file.
 pub struct Bindings {
     /// Argument structs and entries of tables.
     pub structs: fn() -> Vec<StructInfo>,
@@ -201,7 +201,7 @@ impl<A: KernelArgs> Kernel<A> {
         Kernel { name, args: PhantomData }
     }
 
-    /// What the tests and the loader need to know of it.
+    /// Its name, file and arguments, for the tests and the loader.
     pub fn info(&self) -> KernelInfo {
         KernelInfo { name: self.name, file: A::FILE, args: A::NAME, bytes: size_of::<A>() }
     }

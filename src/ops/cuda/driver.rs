@@ -18,7 +18,7 @@ use crate::ops::{DeviceError, Result};
 /// The oldest driver whose entry points are all here: CUDA 12.8.
 const OLDEST_DRIVER: i32 = 12_080;
 
-/// What a GPU is.
+/// The properties of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GpuInfo {
     pub ordinal: usize,
@@ -109,7 +109,7 @@ unsafe impl Send for Gpu {}
 unsafe impl Sync for Gpu {}
 
 impl Gpu {
-    /// Opens GPU number `ordinal`, or says what stands in the way.
+    /// Opens GPU number `ordinal`, or says why it cannot.
     pub fn open(ordinal: usize) -> Result<Arc<Gpu>> {
         let info = gpus()?
             .into_iter()

@@ -16,7 +16,7 @@ use crate::ops::Result;
 /// The order between the two streams of a GPU.
 pub struct Lanes {
     gpu: Arc<Gpu>,
-    /// What the side lane waits for.
+    /// The event that the side lane waits for.
     forked: Event,
     /// The end of the side lane's work so far.
     done: Event,
@@ -84,7 +84,7 @@ impl super::Cuda {
     }
 }
 
-/// What a test does to the lanes.
+/// The changes that a test makes to the lanes.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Trial {

@@ -14,7 +14,7 @@ const LARGE: u64 = 8 << 20;
 const SLAB: u64 = 64 << 20;
 /// Every buffer starts at a multiple of this: the widest access of any kernel, with room to spare.
 const ALIGNMENT: u64 = 256;
-/// What the driver rounds allocations to.
+/// The driver rounds allocations to a multiple of this.
 const PAGE: u64 = 2 << 20;
 
 /// One allocation of the driver's.
@@ -38,7 +38,7 @@ pub struct Allocation {
     _owner: Owner,
 }
 
-/// What keeps a piece of memory alive.
+/// The allocation that keeps a piece of memory alive.
 enum Owner {
     Slab(#[expect(dead_code, reason = "kept alive, not looked at")] Arc<Slab>),
     Pinned(#[expect(dead_code, reason = "kept alive, not looked at")] Pinned),
@@ -182,8 +182,8 @@ impl Memory {
     }
 }
 
-/// What a buffer of `bytes` takes of a slab. The kernels may read a vector past the last element of a row,
-/// never past this.
+/// Bytes that a buffer of `bytes` takes of a slab. The kernels may read a vector past the last element of a
+/// row, never past this.
 fn rounded(bytes: u64) -> u64 {
     bytes.max(1).next_multiple_of(ALIGNMENT)
 }

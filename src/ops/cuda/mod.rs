@@ -57,7 +57,7 @@ use scratch::Scratch;
 pub use scratch::{act_dtype, opened_plan, scratch_plan};
 use sources::SOURCES;
 
-/// What the device needs to know of an experiment.
+/// The settings of an experiment that the device needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Which GPU, as the driver counts them.
@@ -90,7 +90,7 @@ pub struct Cuda {
     tables: optimizer::Tables,
     graphs: graph::Graphs,
     lanes: Lanes,
-    /// What GELU's gradient left behind for the weight gradient after it.
+    /// The column sums that GELU's gradient leaves for the weight gradient after it.
     gelu_sums: Option<linear::GeluSums>,
     /// Where machine code is kept.
     cache: Option<PathBuf>,
@@ -221,7 +221,7 @@ impl Cuda {
         self.gemm.load(plans)
     }
 
-    /// What tuning measured in this process.
+    /// The results of tuning in this process.
     pub fn tuned(&self) -> &[gemm::Tuned] {
         self.gemm.tuned()
     }

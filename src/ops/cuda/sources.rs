@@ -44,7 +44,7 @@ macro_rules! source {
     };
 }
 
-/// What `#include "name"` finds.
+/// The headers that `#include "name"` finds.
 pub const HEADERS: &[Source] = &[
     source!("common.cuh", &[]),
     source!("columns.cuh", &[]),

@@ -68,7 +68,7 @@ macro_rules! operations {
 }
 pub(in crate::ops) use operations;
 
-/// What decides how fast an operation is: [`crate::plan`] has a rate for each.
+/// Families of operations with one speed each: [`crate::plan`] has a rate for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
     Linear,
@@ -123,12 +123,12 @@ impl ElementBytes {
         ElementBytes { param: dtype(Role::Param).size(), activation: dtype(Role::Activation).size() }
     }
 
-    /// Bytes of so many elements of activations and of weights.
+    /// Bytes of these numbers of elements of activations and of weights.
     fn moved(self, activations: usize, weights: usize) -> f64 {
         (activations * self.activation + weights * self.param) as f64
     }
 
-    /// Work that reads and writes so many activations and computes next to nothing.
+    /// Work that reads and writes activations and computes next to nothing.
     fn pass(self, activations: usize) -> Work {
         Work::bytes(self.moved(activations, 0))
     }

@@ -23,7 +23,7 @@ pub struct Tolerance {
     pub relative: f64,
 }
 
-/// What a device computed, and the same in f64.
+/// A device's result, and the same in f64.
 pub struct Case {
     pub name: String,
     pub got: Vec<f32>,

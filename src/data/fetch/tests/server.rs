@@ -28,17 +28,17 @@ impl Asked {
     }
 }
 
-/// What goes back.
+/// The answer.
 #[derive(Clone, Debug, Default)]
 pub struct Reply {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// Close the connection after so many bytes of the body.
+    /// Close the connection after this many bytes of the body.
     pub cut_after: Option<usize>,
-    /// Wait after so many bytes of the body.
+    /// Wait after this many bytes of the body.
     pub pause: Option<(usize, Duration)>,
-    /// Send so many bytes at a time, with a pause between.
+    /// Send this many bytes at a time, with a pause between.
     pub drip: Option<(usize, Duration)>,
     /// Send no length: the body ends with the connection.
     pub no_length: bool,

@@ -94,7 +94,7 @@ impl Gemm {
         self.plans.values().filter(|plan| plan.announced).map(|plan| plan.record.clone()).collect()
     }
 
-    /// What tuning measured in this process.
+    /// The results of tuning in this process.
     pub fn tuned(&self) -> &[Tuned] {
         &self.tuned
     }

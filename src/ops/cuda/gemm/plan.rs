@@ -135,7 +135,7 @@ impl UserPlans {
         UserPlans::new(cache_folder("plans"), gpu, cublaslt, workspace_bytes)
     }
 
-    /// What the file holds; nothing when it is absent, damaged, or was made under other conditions.
+    /// The plans in the file; none when it is absent, damaged, or was made under other conditions.
     pub fn read(&self) -> Vec<GemmPlan> {
         let text = self.file.as_deref().and_then(|file| std::fs::read_to_string(file).ok());
         let file = text.and_then(|text| toml::from_str::<PlanFile>(&text).ok());

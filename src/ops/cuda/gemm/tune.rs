@@ -23,7 +23,7 @@ const TURNS: usize = 11;
 /// How long the first product runs before anything is timed: training runs on a hot chip with a lower clock.
 const WARM_UP: Duration = Duration::from_millis(1500);
 
-/// What tuning found for one shape.
+/// The result of tuning one shape.
 #[derive(Clone, Debug)]
 pub struct Tuned {
     pub plan: GemmPlan,

@@ -173,7 +173,7 @@ pub fn sum_rows(key: &GemmKey, tiling: &Tiling) -> u64 {
     u64::from(tiling.splits) * shares(key, tiling)
 }
 
-/// The tilings that are worth trying on a GPU with so many multiprocessors.
+/// The tilings that are worth trying on a GPU with this many multiprocessors.
 pub fn tilings(key: &GemmKey, sm_count: u32) -> Vec<Tiling> {
     let Some(kind) = kind(key) else { return Vec::new() };
     let mut found = Vec::new();

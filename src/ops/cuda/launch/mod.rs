@@ -27,7 +27,7 @@ fn slices(channels: usize) -> u64 {
     (channels as u64 / 8).div_ceil(u64::from(SLICE))
 }
 
-/// What every file of this folder binds.
+/// The bindings of every file of this folder.
 const BINDINGS: [Bindings; 12] = [
     attention::BINDINGS,
     attention_hopper::BINDINGS,
