@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::formats::load_experiment;
+use super::{experiment, streams};
 use crate::run::bench::{Measured, bench};
 use crate::units;
 
@@ -26,12 +26,8 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let measured = bench(load_experiment(&args.experiment, &args.set)?, args.steps)?;
-    if args.json {
-        println!("{}", to_json(&measured))
-    } else {
-        print!("{}", to_text(&measured))
-    }
+    let measured = bench(experiment::load(&args.experiment, &args.set)?, args.steps)?;
+    streams::print(&if args.json { format!("{}\n", to_json(&measured)) } else { to_text(&measured) })?;
     Ok(ExitCode::SUCCESS)
 }
 

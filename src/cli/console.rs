@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::streams::say;
 use crate::optim::Verdict;
 use crate::run::sensors::Shared;
 use crate::store::Timing;
@@ -26,6 +27,9 @@ pub struct Console {
     /// What the GPU's sensors say, where they are read.
     gpu: Arc<Shared>,
     every: u64,
+    /// When the last line of an ordinary step was written, and how long the next one waits after it.
+    last_line: Option<Instant>,
+    calm: Duration,
     started: Instant,
     /// Step and time of the first event, for the time left.
     first_step: u64,
@@ -33,12 +37,13 @@ pub struct Console {
 }
 
 impl Console {
-    /// A console that prints every `every`th step, and every step that is out of the ordinary.
+    /// A console that prints every `every`th step, and every step that is out of the ordinary. On a terminal,
+    /// where the bar shows each step, ordinary lines come at most twice a second.
     pub fn new(every: u64, gpu: Arc<Shared>) -> Console {
-        let target = if std::io::stderr().is_terminal() {
-            ProgressDrawTarget::stderr()
+        let (target, calm) = if std::io::stderr().is_terminal() {
+            (ProgressDrawTarget::stderr(), Duration::from_millis(500))
         } else {
-            ProgressDrawTarget::hidden()
+            (ProgressDrawTarget::hidden(), Duration::ZERO)
         };
         Console {
             bar: ProgressBar::with_draw_target(None, target),
@@ -47,6 +52,8 @@ impl Console {
             done: 0,
             gpu,
             every: every.max(1),
+            last_line: None,
+            calm,
             started: Instant::now(),
             first_step: 0,
             steps: 0,
@@ -55,9 +62,9 @@ impl Console {
 
     fn line(&self, text: &str) {
         if self.bar.is_hidden() {
-            anstream::eprintln!("{text}");
+            say!("{text}");
         } else {
-            self.bar.suspend(|| anstream::eprintln!("{text}"));
+            self.bar.suspend(|| say!("{text}"));
         }
     }
 
@@ -92,8 +99,13 @@ impl Console {
         self.show_steps();
         let usual = report.verdict == Verdict::Update;
         let step = report.step;
-        if usual && !step.is_multiple_of(self.every) && done != self.steps && step != self.first_step {
-            return;
+        if usual && done != self.steps && step != self.first_step {
+            if !step.is_multiple_of(self.every)
+                || self.last_line.is_some_and(|last| last.elapsed() < self.calm)
+            {
+                return;
+            }
+            self.last_line = Some(Instant::now());
         }
         let width = self.steps.to_string().len();
         let gpu = self.gpu.latest().map_or(String::new(), |sample| format!(" | {}", sample.to_text()));

@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::reporter::reporter;
+use super::streams::{self, say};
 use crate::data::Tokenizer;
 use crate::experiment::{self, Experiment};
 use crate::formats::{Export, FORMATS, Format, FormatError, Parameters, Precision, Writer, slsa};
@@ -90,18 +91,18 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     write(folder.path(), export)?;
     folder.commit()?;
-    anstream::eprintln!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root);
-    println!("{}", out.display());
+    say!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root);
+    streams::print(&format!("{}\n", out.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Prints a statement, or writes it to a file.
 fn print_statement(text: &str, out: Option<&Path>) -> anyhow::Result<ExitCode> {
     match out {
-        None => print!("{text}"),
+        None => streams::print(text)?,
         Some(file) => {
             atomic::write(file, text.as_bytes())?;
-            println!("{}", file.display());
+            streams::print(&format!("{}\n", file.display()))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::experiment;
 use super::reporter::reporter;
-use crate::formats::load_experiment;
+use super::streams::{self, say};
 use crate::run::lock;
 use crate::store;
 
@@ -36,9 +37,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             out.display()
         );
     }
-    let lock = lock::of_experiment(load_experiment(&args.experiment, &args.set)?, reporter(false))?;
+    let lock = lock::of_experiment(experiment::load(&args.experiment, &args.set)?, reporter(false))?;
     store::atomic::write(&out, lock.to_text().as_bytes())?;
-    anstream::eprintln!("locked {} numerics in `{}`", lock.numerics.len(), out.display());
-    println!("{}", lock.numerics_id());
-    Ok(())
+    say!("locked {} numerics in `{}`", lock.numerics.len(), out.display());
+    streams::print(&format!("{}\n", lock.numerics_id()))
 }

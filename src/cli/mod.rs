@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod eval;
 mod events_json;
 pub mod exit;
+mod experiment;
 pub mod export;
 pub mod help;
 pub mod lock;
@@ -21,7 +22,7 @@ pub mod resume;
 pub mod run;
 pub mod sample;
 pub mod show;
-mod stdout;
+mod streams;
 pub mod verify;
 pub mod watch;
 
@@ -80,9 +81,12 @@ enum Verb {
 }
 
 impl Cli {
-    /// Reads the process's arguments; prints help and errors, and exits, as clap does.
-    pub fn from_arguments() -> Cli {
-        Cli::from_arg_matches(&help::command().get_matches()).unwrap_or_else(|error| error.exit())
+    /// Reads the process's arguments.
+    ///
+    /// # Errors
+    /// A wrong command line, or one that asks for help or the version: see [`exit::answer`].
+    pub fn from_arguments() -> Result<Cli, clap::Error> {
+        Cli::from_arg_matches(&help::command().try_get_matches()?)
     }
 
     /// Does what was asked for.

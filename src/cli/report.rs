@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::reporter::reporter;
+use super::streams::{self, say};
 use crate::report::html::{Page, Status};
 use crate::run::find;
 use crate::store::{RunPaths, atomic};
@@ -31,7 +32,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let checks = if args.no_verify {
         promises::unchecked(&folder)
     } else {
-        anstream::eprintln!("checking every byte of {} (`--no-verify` leaves that out)", folder.display());
+        say!("checking every byte of {} (`--no-verify` leaves that out)", folder.display());
         let mut silent = |_: &_| {};
         let mut checks = Checks::new(&mut silent);
         files::verify(&folder, &mut checks, reporter(false))?;
@@ -43,8 +44,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let out = args.out.unwrap_or_else(|| RunPaths::new(&folder).report());
     atomic::write(&out, page.as_bytes())?;
     if failed > 0 {
-        anstream::eprintln!("{failed} checks failed: `runner verify {}` says more", folder.display());
+        say!("{failed} checks failed: `runner verify {}` says more", folder.display());
     }
-    println!("{}", out.display());
-    Ok(())
+    streams::print(&format!("{}\n", out.display()))
 }

@@ -1,14 +1,16 @@
 //! What a run says, in words: messages and bars on stderr, events on stderr or as JSON on stdout.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
+use serde_json::json;
 
 use super::console::Console;
 use super::events_json::JsonEvents;
 use super::exit;
+use super::streams::{self, say};
 use crate::experiment::Experiment;
 use crate::plan::memory::Category;
 use crate::run::ending::Ending;
@@ -44,7 +46,7 @@ impl Reporter for Terminal {
                 exit::print(&format!("rank {rank} (process {process}) does not end and is killed"));
             }
             Message::RankLost(error) => exit::print(&error.to_string()),
-            message => anstream::eprintln!("{}", text(message)),
+            message => say!("{}", text(message)),
         }
     }
 
@@ -58,7 +60,7 @@ impl Reporter for Terminal {
 
     fn training(&self, experiment: &Experiment, sensors: Arc<sensors::Shared>) -> Box<dyn Listener> {
         if self.json {
-            Box::new(JsonEvents { sensors })
+            Box::new(JsonEvents::new(sensors))
         } else {
             Box::new(Console::new(experiment.log.every, sensors))
         }
@@ -79,7 +81,7 @@ fn hashing(bytes: u64) -> ProgressBar {
         return ProgressBar::hidden();
     }
     if !std::io::stderr().is_terminal() {
-        anstream::eprintln!("hashing {} of data", HumanBytes(bytes));
+        say!("hashing {} of data", HumanBytes(bytes));
         return ProgressBar::hidden();
     }
     bar(bytes, "hashing data {bar:32.cyan/dim} {bytes}/{total_bytes}  {eta} left")
@@ -95,6 +97,9 @@ fn text(message: &Message<'_>) -> String {
         }
         Message::Resuming { folder, from: None } => {
             format!("no whole checkpoint in `{}`: starting at step 0", folder.display())
+        }
+        Message::NothingToDo { folder, steps } => {
+            format!("nothing to do: `{}` has done all its {steps} steps", folder.display())
         }
         Message::Training(summary) => summary_text(summary),
         Message::Exchange(how) => format!("exchange: {how}"),
@@ -173,14 +178,21 @@ fn summary_text(summary: &Summary<'_>) -> String {
 
 /// Says what a training has left, and how it ended.
 pub fn conclude(trained: Trained, json: bool) -> anyhow::Result<Ending> {
-    let ending = Ending::from(&trained.outcome);
-    let Some(kept) = trained.kept else { return Ok(ending) };
-    for plot in kept.draw()?.iter().filter(|_| !json) {
-        anstream::eprintln!("plot: {}", plot.display());
+    let Trained { outcome, kept, found_finished } = trained;
+    let ending = Ending::from(&outcome);
+    if let (Some(step), Outcome::Finished { root }) = (found_finished, outcome) {
+        let event = json!({"event": "finished", "step": step, "root": root.to_string()});
+        streams::print(&if json { format!("{event}\n") } else { format!("{root}\n") })?;
     }
-    if let Outcome::Finished { root } = trained.outcome {
-        if !json {
-            println!("{root}");
+    let Some(kept) = kept else { return Ok(ending) };
+    for plot in kept.draw()?.iter().filter(|_| !json) {
+        say!("plot: {}", plot.display());
+    }
+    if let Outcome::Finished { root } = outcome {
+        // Where both are one terminal, the root stands on it already.
+        if !(json || io::stdout().is_terminal() && io::stderr().is_terminal()) {
+            // The run is whole, whoever learns of it.
+            streams::print(&format!("{root}\n")).unwrap_or_else(|error| say!("{error:#}"));
         }
         kept.keep_outputs(reporter(json))?;
     }

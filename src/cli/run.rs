@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::lock;
 use super::reporter::{conclude, exit_code, reporter};
-use crate::formats::load_experiment;
+use super::{experiment, lock};
+use crate::run::UsageError;
 use crate::run::open::{Existing, Opened, Request};
 use crate::run::ranks;
 use crate::run::train::train;
@@ -46,7 +46,15 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let loaded = load_experiment(&args.experiment, &args.set)?;
+    let loaded = experiment::load(&args.experiment, &args.set)?;
+    if let Some(lock) = args.lock.as_ref().filter(|lock| !lock.exists()) {
+        return Err(UsageError(format!(
+            "there is no lock `{0}`\n  hint: `runner lock {1} --out {0}` writes one",
+            lock.display(),
+            args.experiment.display()
+        ))
+        .into());
+    }
     let report = reporter(args.json);
     let beside = lock::beside(&args.experiment);
     let request = Request {

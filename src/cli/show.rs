@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use ratatui::crossterm::terminal;
 
-use super::stdout;
+use super::streams::{self, say};
 use crate::report::listing;
 use crate::report::summary::{self, RunSummary};
 use crate::report::table::{Filter, RunTable};
@@ -50,7 +50,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let run = RunSummary::read(&find::find(Some(run), &args.runs)?);
         let text =
             if args.json { serde_json::to_string_pretty(&run)? + "\n" } else { listing::in_full(&run) };
-        stdout::write(&text)?;
+        streams::print(&text)?;
         warn_unverified(&[&run]);
         return Ok(ExitCode::SUCCESS);
     }
@@ -73,11 +73,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let width = terminal::size().map_or(80, |(width, _)| usize::from(width).max(60));
         if chosen.is_empty() {
             let what = if runs.is_empty() { "there is no run" } else { "no run passes the filter" };
-            anstream::eprintln!("{what} in `{}`", args.runs.display());
+            say!("{what} in `{}`", args.runs.display());
         }
         listing::table(&chosen, width)
     };
-    stdout::write(&text)?;
+    streams::print(&text)?;
     warn_unverified(&chosen);
     Ok(ExitCode::SUCCESS)
 }
@@ -86,7 +86,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 fn warn_unverified(runs: &[&RunSummary]) {
     for run in runs.iter().filter(|run| run.step > 0) {
         if let Some(why) = &run.unverified {
-            anstream::eprintln!("the figures of {} are not verified: {why}", run.name);
+            say!("the figures of {} are not verified: {why}", run.name);
         }
     }
 }

@@ -6,12 +6,23 @@ use crate::store::{self, RunFolder};
 
 /// Where a run's files go.
 pub enum Destination {
-    /// A folder that is this run's.
+    /// The folder of a run that goes on.
     Open(RunFolder),
-    /// The folder of another run, deleted when nothing can refuse this one any more.
-    Replace { runs: PathBuf, name: String },
+    /// The folder `name` in `runs`, made when nothing can refuse the run any more.
+    New { runs: PathBuf, name: String, existing: Existing },
     /// Rank 0's folder, which this rank learns of when the run begins.
     OfRankZero,
+}
+
+/// What becomes of a run of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// The new run is refused.
+    Refuse,
+    /// It is deleted.
+    Replace,
+    /// It goes on, in place of a new one.
+    Resume,
 }
 
 impl Destination {
@@ -19,17 +30,22 @@ impl Destination {
     pub fn path(&self) -> Option<PathBuf> {
         match self {
             Destination::Open(folder) => Some(folder.paths.folder().to_owned()),
-            Destination::Replace { runs, name } => Some(runs.join(name)),
+            Destination::New { runs, name, .. } => Some(runs.join(name)),
             Destination::OfRankZero => None,
         }
     }
 
     /// The folder, locked; none on any rank but 0.
     pub fn take(self) -> store::Result<Option<RunFolder>> {
-        match self {
-            Destination::Open(folder) => Ok(Some(folder)),
-            Destination::Replace { runs, name } => Ok(Some(RunFolder::create(&runs, &name, true)?)),
-            Destination::OfRankZero => Ok(None),
-        }
+        Ok(match self {
+            Destination::Open(folder) => Some(folder),
+            Destination::New { runs, name, existing } => Some(match existing {
+                Existing::Refuse => RunFolder::create(&runs, &name, false)?,
+                Existing::Replace => RunFolder::create(&runs, &name, true)?,
+                // A kill may have left a folder in which nothing had begun.
+                Existing::Resume => RunFolder::create_again(&runs, &name)?,
+            }),
+            Destination::OfRankZero => None,
+        })
     }
 }

@@ -73,7 +73,7 @@ pub fn resolved_numerics(experiment: &Experiment) -> Table {
 }
 
 /// A value without the quotes of JSON.
-fn plain(value: &serde_json::Value) -> String {
+pub(super) fn plain(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::String(text) => text.clone(),
         serde_json::Value::Null => "not set".into(),

@@ -43,6 +43,8 @@ pub enum Message<'a> {
     CheckpointPassedOver { step: u64, why: &'a StoreError },
     /// The run goes on from the checkpoint of this step; from its start without one.
     Resuming { folder: &'a Path, from: Option<u64> },
+    /// The run is finished, and what was asked for changes nothing in it.
+    NothingToDo { folder: &'a Path, steps: u64 },
     /// What is about to be trained.
     Training(Summary<'a>),
     /// How tensors on devices are exchanged.

@@ -33,5 +33,5 @@ pub mod stop;
 pub mod team;
 pub mod train;
 
-pub use error::ProofRefusal;
+pub use error::{ProofRefusal, UsageError, require_usage};
 pub use open::Opened;

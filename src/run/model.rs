@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::ensure;
-
+use super::error::require_usage;
 use super::find;
 use super::messages::{Message, Report};
 use crate::experiment::{self, Experiment, Model, Tokenizer};
@@ -77,7 +76,9 @@ impl ModelArgument {
             }
             ModelArgument::Foreign(foreign) => {
                 let path = foreign.path().display();
-                ensure!(step.is_none(), "`{path}` is a model, not a run: it has no checkpoints");
+                require_usage(step.is_none(), || {
+                    format!("`{path}` is a model, not a run: it has no checkpoints")
+                })?;
                 let parameters = foreign.read(&experiment.model)?;
                 let state = parameters.tensors.iter().cloned().collect();
                 Ok(LoadedModel { experiment, state, manifest: None })

@@ -61,7 +61,7 @@ pub fn start(ranks: usize, runs: &Path, report: Report) -> anyhow::Result<Option
         }
         own_group(&mut command);
         let process = command.spawn().context("cannot start a rank")?;
-        started.ranks.push(StartedRank { process, ended: None });
+        started.ranks.push(StartedRank { process, ended: None, stuck: false });
     }
     started.watch(&requests)
 }
@@ -79,6 +79,8 @@ fn own_group(_: &mut Command) {}
 struct StartedRank {
     process: Child,
     ended: Option<ExitStatus>,
+    /// Whether it did not end by itself and was killed, which has been said.
+    stuck: bool,
 }
 
 /// The ranks of this machine.
@@ -123,7 +125,7 @@ impl StartedRanks {
             // Who ends as all do may leave rank 0 to draw and to tidy up.
             let together = [Ending::Interrupted, Ending::Diverged].map(|ending| i32::from(ending.code()));
             failed |= !status.success() && !status.code().is_some_and(|code| together.contains(&code));
-            if status.code().is_none() {
+            if status.code().is_none() && !rank.stuck {
                 let process = rank.process.id();
                 report.tell(&Message::RankKilled { rank: number, process, status });
             }
@@ -142,7 +144,8 @@ impl StartedRanks {
 
     fn kill(&mut self) {
         let report = self.report;
-        for (number, rank) in self.running() {
+        for (number, rank) in self.running().filter(|(_, rank)| !rank.stuck) {
+            rank.stuck = true;
             report.tell(&Message::RankStuck { rank: number, process: rank.process.id() });
             let _ = rank.process.kill();
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::ending::Ending;
+use super::error::UsageError;
 use super::lock::resolved_numerics;
 use super::messages::{Message, Report};
 use super::{parent, stop};
@@ -66,24 +67,29 @@ fn process(
     let var = |name: &str| std::env::var(name).ok();
     let divides = |ranks: usize| ranks.is_power_of_two() && workers.is_multiple_of(ranks);
     let refuse = |ranks: usize, whose: &str| {
-        anyhow::anyhow!(
+        UsageError(format!(
             "{whose} {ranks} ranks cannot share {workers} virtual workers\n  hint: the number of ranks must be a power of two that divides `parallel.workers`; more workers change the bits"
-        )
+        ))
     };
     // A launcher that starts one process (a shell of Slurm's, say) leaves the rest to this program.
     if let Some(place) = launch::place(&var, &runs.join(parent::FOLDER))?.filter(|place| place.size > 1) {
         let size = place.size;
         if let Some(asked) = asked.filter(|asked| ![0, size].contains(asked)) {
-            anyhow::bail!(
-                "the launcher has started {size} ranks, `--ranks` asks for {asked}\n  hint: leave it to the launcher"
-            );
+            return Err(UsageError(format!(
+                "the launcher has started {size} ranks, `--ranks` asks for {asked}\n  hint: leave it to the \
+                 launcher"
+            ))
+            .into());
         }
-        return if divides(size) { Ok(Process::Rank(place)) } else { Err(refuse(size, "the launcher's")) };
+        if !divides(size) {
+            return Err(refuse(size, "the launcher's").into());
+        }
+        return Ok(Process::Rank(place));
     }
     let ranks = match asked.unwrap_or(experiment.parallel.ranks) {
         0 => all_gpus(experiment, report)?,
         ranks if divides(ranks) => ranks,
-        ranks => return Err(refuse(ranks, "the asked for")),
+        ranks => return Err(refuse(ranks, "the asked for").into()),
     };
     Ok(if ranks == 1 { Process::Alone } else { Process::Parent(ranks) })
 }

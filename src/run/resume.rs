@@ -1,14 +1,17 @@
 //! What a resumed run was: its checkpoint, its lock, and what has changed since.
 
 use std::io::ErrorKind;
+use std::path::Path;
 
 use super::destination::Destination;
 use super::error::{ProofRefusal, refuse_lock};
-use super::lock::list;
+use super::expected::Expected;
+use super::lock::{list, plain};
 use super::messages::{Message, Report};
-use crate::proof::LockError;
+use crate::experiment::{Loaded, Origin, flatten};
 use crate::proof::ledger::RESUME;
 use crate::proof::lock::{Difference, Lock, Table, differences};
+use crate::proof::{Hash, LockError};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
 use crate::train::{Recorder, RunError};
 
@@ -95,6 +98,62 @@ impl Past {
         });
         Ok(Changed { drift, elsewhere })
     }
+}
+
+/// The root that a run has ended in, where nothing is left to do: its lock has the outputs of the last step,
+/// its newest checkpoint is that one and whole, and the experiment has no other value than the run's. Reads
+/// alone.
+///
+/// # Errors
+/// A checkpoint cannot be read, or the run is not what `expected` locks.
+pub fn finished(
+    paths: &RunPaths,
+    loaded: &Loaded,
+    expected: Option<&Expected>,
+    report: Report,
+) -> anyhow::Result<Option<Hash>> {
+    // What is wrong with a lock is said when the run goes on.
+    let Ok(lock) = Lock::read(&paths.lock_file()) else { return Ok(None) };
+    let steps = loaded.experiment.schedule.steps;
+    let values = flatten(&loaded.experiment);
+    let own = values.iter().all(|(key, value)| origin(&lock, key, value).is_some());
+    if lock.outputs.get("step") != Some(&steps.to_string()) || !own {
+        return Ok(None);
+    }
+    let (found, _) = store::newest_whole(&paths.checkpoints())?;
+    let Some(root) = found.filter(|(manifest, _)| outputs_of(manifest) == lock.outputs) else {
+        return Ok(None);
+    };
+    if let Some(expected) = expected {
+        expected.require(&lock)?;
+        expected.require_outputs(&lock.outputs, report)?;
+    }
+    Ok(Some(root.0.state_root))
+}
+
+/// Gives the keys of a run's own file the origins that they had when the run was started.
+pub fn keep_origins(loaded: &mut Loaded, paths: &RunPaths) {
+    // What is wrong with a lock is said when the run goes on.
+    let Ok(lock) = Lock::read(&paths.lock_file()) else { return };
+    let values = flatten(&loaded.experiment);
+    for (key, now) in &mut loaded.origins {
+        let own = matches!(now, Origin::File { path, .. } if paths.experiment() == Path::new(path));
+        let was = values.get(key).filter(|_| own).and_then(|value| origin(&lock, key, value));
+        if let Some(was) = was {
+            *now = Origin::Derived(was.to_owned());
+        }
+    }
+    // The file's first line names the experiment that it was resolved from.
+    let own = std::fs::read_to_string(paths.experiment()).unwrap_or_default();
+    if let Some((name, _)) = own.strip_prefix("# ").and_then(|text| text.split_once(", resolved: ")) {
+        loaded.path = name.into();
+    }
+}
+
+/// The origin of a key in a lock's table, where the key has this value there.
+fn origin<'a>(lock: &'a Lock, key: &str, value: &serde_json::Value) -> Option<&'a str> {
+    let rest = lock.config.get(key)?.strip_prefix(&plain(value))?;
+    if rest.is_empty() { Some(rest) } else { rest.strip_prefix(" (")?.strip_suffix(')') }
 }
 
 impl Changed {

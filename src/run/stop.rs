@@ -13,14 +13,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use super::ending::Ending;
 use super::messages::{Message, Report};
 
 /// SIGUSR1 because mpirun and srun only pass it on to all ranks: after SIGTERM they kill, before a large
-/// model is saved.
-const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGUSR1];
+/// model is saved. SIGHUP comes when a terminal or its connection is closed.
+const SIGNALS: [i32; 4] = [SIGINT, SIGTERM, SIGUSR1, SIGHUP];
 /// Signals no further apart than this are one request.
 const MOMENT: Duration = Duration::from_millis(200);
 /// How often a rank looks whether its launcher is still there.
@@ -58,7 +58,8 @@ pub fn flag(launched: bool, report: Report) -> std::io::Result<Arc<AtomicBool>> 
 
 /// Calls `request` from now on whenever a signal asks to stop.
 pub fn on_requests(mut request: impl FnMut() + Send + 'static) -> std::io::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new(SIGNALS)?;
+    let heard = SIGNALS.into_iter().filter(|&signal| signal != SIGHUP || !is_ignored(SIGHUP));
+    let mut signals = signal_hook::iterator::Signals::new(heard)?;
     let listen = move || {
         let mut last: Option<Instant> = None;
         for _ in signals.forever() {
@@ -68,6 +69,14 @@ pub fn on_requests(mut request: impl FnMut() + Send + 'static) -> std::io::Resul
         }
     };
     std::thread::Builder::new().name("signals".into()).spawn(listen).map(|_| ())
+}
+
+/// Whether this process was started to ignore a signal, as `nohup` does with SIGHUP: then it stays ignored.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
 }
 
 /// Listens to the parent: a byte asks to stop, a second byte or the end of the stream ends this process.

@@ -10,6 +10,7 @@ use super::ranks;
 use crate::experiment::Experiment;
 use crate::parallel::exchange::broadcast;
 use crate::parallel::{ExchangeError, Link, RankPlace, Tcp};
+use crate::proof::Hash;
 use crate::proof::lock::{Lock, Table, differences};
 
 /// This process's rank, and its connections until a trainer takes them.
@@ -39,6 +40,18 @@ impl Team {
     pub fn agree(&mut self, operation: &'static str, mine: bool) -> Result<bool, ExchangeError> {
         let Some(link) = &mut self.link else { return Ok(mine) };
         Ok(broadcast(link, operation, vec![u8::from(mine)])? == [1])
+    }
+
+    /// The root that the run has ended in, as rank 0 finds: sent to all, who then need each other no more.
+    pub fn finished(&mut self, mine: Option<Hash>) -> Result<Option<Hash>, ExchangeError> {
+        let Some(link) = &mut self.link else { return Ok(mine) };
+        let text = mine.map_or(String::new(), |root| root.to_string());
+        let text = broadcast(link, "whether the run is finished", text.into_bytes())?;
+        let root = std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok());
+        if root.is_some() {
+            link.finish();
+        }
+        Ok(root)
     }
 
     /// The numerics of the checkpoint that a run goes on from: rank 0's, sent to all; none where it has none.

@@ -25,8 +25,10 @@ use crate::train::{Listener, Listeners};
 /// A run whose training has ended, its device closed.
 pub struct Trained {
     pub outcome: Outcome,
-    /// Rank 0's.
+    /// What this rank has to close: rank 0's.
     pub kept: Option<Kept>,
+    /// The step that the run was found to have ended at: rank 0's, where there was nothing to train.
+    pub found_finished: Option<u64>,
 }
 
 /// Trains to the end, or until asked to stop.
@@ -34,9 +36,17 @@ pub struct Trained {
 /// # Errors
 /// Those of every step; the checkpoints that were saved before stay whole.
 pub fn train(opened: Opened) -> anyhow::Result<Trained> {
-    let Opened { device, job } = opened;
-    let experiment = job.experiment.clone();
-    device.with(&experiment, job)
+    match opened {
+        Opened::Ready { device, job } => {
+            let experiment = job.experiment.clone();
+            device.with(&experiment, *job)
+        }
+        Opened::Finished { root, step, first_rank } => Ok(Trained {
+            outcome: Outcome::Finished { root },
+            kept: None,
+            found_finished: first_rank.then_some(step),
+        }),
+    }
 }
 
 impl OnDevice for Job {
@@ -62,7 +72,7 @@ impl Trained {
         match outcome {
             Ok(outcome) => {
                 run.trainer.link().finish();
-                Ok(Trained { outcome, kept })
+                Ok(Trained { outcome, kept, found_finished: None })
             }
             Err(error) => {
                 run.trainer.link().fail(&error.to_string());

@@ -18,7 +18,7 @@ use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use self::view::Look;
-use super::stdout;
+use super::streams;
 use crate::report::follow::Followed;
 use crate::report::listing;
 use crate::report::summary::RunSummary;
@@ -54,7 +54,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let folder = find::find(args.run.as_deref(), &args.runs)?;
     if !(std::io::stdout().is_terminal() && std::io::stdin().is_terminal()) {
-        stdout::write(&listing::in_full(&RunSummary::read(&folder)))?;
+        streams::print(&listing::in_full(&RunSummary::read(&folder)))?;
         return Ok(ExitCode::SUCCESS);
     }
     let stop = Arc::new(AtomicBool::new(false));
