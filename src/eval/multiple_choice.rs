@@ -382,6 +382,7 @@ fn outcomes_of_ranks<O: Ops>(
     let (mut done, mut shorter) = (0, 0);
     let mut batches: Vec<Vec<&Row>> = Vec::new();
     let mut mine: Vec<u8> = Vec::new();
+    let mut failure: Option<Failure> = None;
     for shape in shapes(capacity, model.config.heads) {
         let fitting: Vec<&Row> =
             rows.iter().filter(|row| row.inputs() > shorter && row.inputs() <= shape.seq).collect();
@@ -392,6 +393,11 @@ fn outcomes_of_ranks<O: Ops>(
             if (batches.len() - 1) % ranks != rank {
                 continue;
             }
+            if failure.is_some() {
+                // The other ranks wait for as many numbers.
+                mine.extend(batch.iter().flat_map(|_| f64::NAN.to_le_bytes()));
+                continue;
+            }
             let (inputs, targets) = pack(batch, shape);
             model.forward(
                 ops,
@@ -399,13 +405,30 @@ fn outcomes_of_ranks<O: Ops>(
                 losses,
             )?;
             ops.download(losses, &mut host)?;
-            for (row, losses) in batch.iter().zip(host.chunks_exact(shape.seq)) {
-                mine.extend_from_slice(&nats(set, row, &losses[..row.inputs()])?.to_le_bytes());
+            for (at, (row, losses)) in batch.iter().zip(host.chunks_exact(shape.seq)).enumerate() {
+                let scored = &losses[row.inputs() - row.scored..row.inputs()];
+                mine.extend_from_slice(&nats(scored).to_le_bytes());
+                if let Some(token) = scored.iter().position(|loss| !loss.is_finite()) {
+                    let new = Failure { batch: batches.len() - 1, at, token, loss: scored[token] };
+                    failure.get_or_insert(new);
+                }
             }
             progress(done, rows.len());
         }
     }
     let all = all_gather(link, "the gathering of scores", mine)?;
+    // Sums of finite losses are finite, so that every rank sees whether any has failed.
+    if all
+        .iter()
+        .flat_map(|bytes| bytes.as_chunks::<8>().0)
+        .any(|nats| !f64::from_le_bytes(*nats).is_finite())
+    {
+        let failures = all_gather(link, "the gathering of failures", Failure::to_bytes(failure))?;
+        let first = failures.iter().filter_map(|bytes| Failure::from_bytes(bytes)).min_by_key(Failure::place);
+        if let Some(failure) = first {
+            return Err(failure.error(set, batches[failure.batch][failure.at]));
+        }
+    }
     let mut rest: Vec<_> = all
         .iter()
         .map(|bytes| bytes.as_chunks::<8>().0.iter().map(|nats| f64::from_le_bytes(*nats)))
@@ -446,19 +469,51 @@ fn pack(rows: &[&Row], shape: Rows) -> (Vec<u16>, Vec<u16>) {
 }
 
 /// The sum of the losses at a row's completion.
-fn nats(set: &TaskSet, row: &Row, losses: &[f32]) -> Result<f64, EvalError> {
-    let scored = &losses[losses.len() - row.scored..];
-    if let Some(token) = scored.iter().position(|loss| !loss.is_finite()) {
-        let (path, place) = (set.path.clone(), set.place(row.task));
-        return Err(EvalError::NotFinite {
-            path,
-            place,
-            completion: row.completion,
-            token,
-            loss: scored[token],
-        });
+fn nats(scored: &[f32]) -> f64 {
+    scored.iter().map(|&loss| f64::from(loss)).sum()
+}
+
+/// The first loss of a rank that is not finite.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Failure {
+    /// The batch, counted over all ranks, and the row in it.
+    batch: usize,
+    at: usize,
+    /// Token of the completion.
+    token: usize,
+    loss: f32,
+}
+
+impl Failure {
+    /// Orders failures as one rank alone would come to them.
+    fn place(&self) -> (usize, usize) {
+        (self.batch, self.at)
     }
-    Ok(scored.iter().map(|&loss| f64::from(loss)).sum())
+
+    /// What a rank sends: nothing where it has not failed.
+    fn to_bytes(failure: Option<Failure>) -> Vec<u8> {
+        let numbers = |Failure { batch, at, token, loss }| {
+            [batch as u64, at as u64, token as u64, u64::from(f32::to_bits(loss))]
+        };
+        failure.map(numbers).into_iter().flatten().flat_map(u64::to_le_bytes).collect()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Failure> {
+        let numbers: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|n| u64::from_le_bytes(*n)).collect();
+        let &[batch, at, token, loss] = numbers.as_slice() else { return None };
+        let [batch, at, token] = [batch, at, token].map(|number| number as usize);
+        Some(Failure { batch, at, token, loss: f32::from_bits(loss as u32) })
+    }
+
+    fn error(&self, set: &TaskSet, row: &Row) -> EvalError {
+        EvalError::NotFinite {
+            path: set.path.clone(),
+            place: set.place(row.task),
+            completion: row.completion,
+            token: self.token,
+            loss: self.loss,
+        }
+    }
 }
 
 #[cfg(test)]

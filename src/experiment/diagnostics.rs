@@ -246,7 +246,7 @@ fn window(text: &str, mark: &Range<usize>) -> (String, Range<usize>) {
 }
 
 /// The candidate most similar to `word`, if one is similar enough.
-pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let mut best: Option<(f64, &str)> = None;
     for candidate in candidates {
         let likeness = strsim::jaro_winkler(word, candidate)

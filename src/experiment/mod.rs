@@ -46,7 +46,7 @@ use std::path::{Path, PathBuf};
 
 pub use check::name_problem;
 pub use descriptor::{Sizes, UnknownDescriptor, descriptors, sizes};
-pub use diagnostics::{ExperimentError, Fault, Snippet};
+pub use diagnostics::{ExperimentError, Fault, Snippet, nearest};
 pub use resolved::*;
 pub use rules::{InitError, InitSizes, Origin, VOCAB_ALIGN};
 pub use schema::{largest, reaches_the_bits};

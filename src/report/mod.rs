@@ -87,6 +87,8 @@ pub enum ReportError {
     NotFound { run: String, runs: PathBuf, nearest: Option<String> },
     #[error("`{}` has no rows yet\n  hint: the first row appears after the first step", path.display())]
     Empty { path: PathBuf },
+    #[error("`{}` ends in .{ending}, which is not a format of pictures here\n  hint: name a file in .png or .svg, or a folder for loss.png and loss.svg", path.display())]
+    Ending { path: PathBuf, ending: String },
     #[error("nothing to plot: no run was given")]
     NoRuns,
     #[error("run `{run}` has no {what}: {why}\n  hint: use --x step")]
@@ -116,12 +118,16 @@ impl ReportError {
 /// Draws runs into one figure. `out` is a file that ends in `.png` or `.svg`, or a folder for `loss.png`
 /// and `loss.svg`. Each is written atomically. Returns the paths written.
 pub fn plot_runs(runs: &[RunData], options: &PlotOptions, out: &Path) -> Result<Vec<PathBuf>, ReportError> {
-    let scene = figure::draw(runs, options)?;
     let ending = out.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
     let paths = match ending.as_deref() {
         Some("png" | "svg") => vec![out.to_owned()],
+        // A folder may have a dot in its name, and is then there.
+        Some(ending) if !out.is_dir() => {
+            return Err(ReportError::Ending { path: out.to_owned(), ending: ending.to_owned() });
+        }
         _ => vec![out.join("loss.png"), out.join("loss.svg")],
     };
+    let scene = figure::draw(runs, options)?;
     for path in &paths {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(|source| ReportError::Io {

@@ -10,7 +10,7 @@ use crate::proof::ledger::{self, Log, RESUME};
 use crate::proof::{Entry, LedgerError};
 use crate::store::main_log::{self, MAIN_LOG};
 use crate::store::metrics::{self, JSONL, MetricsRow, PARQUET};
-use crate::store::{RunPaths, derived, run_folder};
+use crate::store::{RunPaths, derived, run_folder, run_names};
 
 /// One run, loaded.
 #[derive(Clone, Debug)]
@@ -61,7 +61,8 @@ impl RunData {
             Err(ReportError::NotFound {
                 run: run.to_owned(),
                 runs: runs.to_owned(),
-                nearest: nearest_run(run, runs),
+                nearest: experiment::nearest(run, run_names(runs).iter().map(String::as_str))
+                    .map(str::to_owned),
             })
         }
     }
@@ -193,18 +194,6 @@ pub(super) fn mark_resumes(rows: &mut [MetricsRow], log: &Log) {
 fn name_of(path: &Path) -> String {
     let absolute = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     absolute.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-}
-
-/// The run under `runs/` whose name is most similar to a missing one.
-fn nearest_run(name: &str, runs: &Path) -> Option<String> {
-    let mut names: Vec<String> = std::fs::read_dir(runs)
-        .ok()?
-        .flatten()
-        .filter(|entry| entry.path().is_dir())
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names.into_iter().min_by_key(|candidate| strsim::levenshtein(candidate, name))
 }
 
 /// A published number for a model of some size, drawn as a level across a panel.

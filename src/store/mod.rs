@@ -43,7 +43,7 @@ pub use error::StoreError;
 pub use manifest::{Facts, Manifest};
 pub use records::{Records, RecordsError};
 pub use retention::Retention;
-pub use run_folder::{RunFolder, RunPaths, newest_run};
+pub use run_folder::{RunFolder, RunPaths, newest_run, run_names};
 pub use safetensors::{Info, Tensor};
 pub use shared::Site;
 pub use writer::{Job, Writer};

@@ -149,6 +149,17 @@ impl RunFolder {
         RunFolder::create(root, name, false)
     }
 
+    /// Checks early what [`RunFolder::create`] would refuse later: a run of this name.
+    pub fn check_new(root: &Path, name: &str) -> Result<()> {
+        check_name(name)?;
+        let folder = root.join(name);
+        if !folder.is_dir() || !is_used(&folder)? {
+            return Ok(());
+        }
+        contents::require_run(&folder)?;
+        Err(StoreError::RunExists { path: folder })
+    }
+
     /// Checks early what [`RunFolder::create`] with `overwrite` would refuse later.
     pub fn check_overwrite(root: &Path, name: &str) -> Result<()> {
         check_name(name)?;
@@ -200,6 +211,15 @@ pub fn newest_run(root: &Path) -> Result<Option<PathBuf>> {
         newest = newest.max(modified.filter(|_| !hidden).map(|time| (time, entry.path())));
     }
     Ok(newest.map(|(_, folder)| folder))
+}
+
+/// The names of the runs under `root`, in order; none where it cannot be read.
+pub fn run_names(root: &Path) -> Vec<String> {
+    let runs = fs::read_dir(root).into_iter().flatten().flatten();
+    let runs = runs.filter(|entry| RunPaths::new(&entry.path()).experiment().is_file());
+    let mut names: Vec<String> = runs.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
 }
 
 /// The process that has locked a run's folder, found without taking the lock, which could make a run that is

@@ -218,13 +218,12 @@ impl<O: Ops> Run<O> {
         }
         if let Some(set) = &self.hellaswag {
             let (ops, model, losses, link) = self.trainer.for_evaluation();
-            let (what, alone) = ("HellaSwag", link.size() == 1);
-            let progress =
-                |done, sequences| report(&mut reported, out, Event::Evaluating { what, done, sequences });
+            let progress = |done, sequences| {
+                report(&mut reported, out, Event::Evaluating { what: "HellaSwag", done, sequences })
+            };
             match eval::hellaswag(ops, model, losses, link, set, progress) {
                 Ok(scores) => out.on(&Event::HellaSwag { step, scores })?,
-                // With several ranks, one finds it before the others know: for them it is an error.
-                Err(why @ EvalError::NotFinite { .. }) if alone => return Ok(Some(why.to_string())),
+                Err(why @ EvalError::NotFinite { .. }) => return Ok(Some(why.to_string())),
                 Err(error) => return Err(error.into()),
             }
         }

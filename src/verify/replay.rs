@@ -17,7 +17,7 @@ use crate::run::data::{Data, SHARDS, remembered};
 use crate::run::device::{Device, OnDevice};
 use crate::run::locked::Locked;
 use crate::run::messages::{Report, Work};
-use crate::run::{initial, lock};
+use crate::run::{UsageError, initial, lock};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;
 use crate::train::record::{correct_counts, ledger_entry};
@@ -36,12 +36,13 @@ pub fn verify(
         return Ok(());
     };
     if (entries.len() as u64) < steps.end {
-        anyhow::bail!(
+        return Err(UsageError(format!(
             "the run has {} steps, so {}..{} cannot be replayed",
             entries.len(),
             steps.start,
             steps.end
-        );
+        ))
+        .into());
     }
     let drifted = |entry: &&Entry| {
         entry.step > steps.start && entry.events.iter().any(|event| event.starts_with("drift "))
@@ -56,11 +57,12 @@ pub fn verify(
     if steps.start > 0 && !folder.is_dir() {
         let have: Vec<String> =
             store::list(&paths.checkpoints())?.iter().map(|(step, _)| step.to_string()).collect();
-        anyhow::bail!(
+        return Err(UsageError(format!(
             "there is no checkpoint of step {} to start from\n  hint: there are those of steps 0 (the start), {}",
             steps.start,
             have.join(", ")
-        );
+        ))
+        .into());
     }
     // One device makes the bits of any number.
     let mut experiment = loaded.experiment.clone();
