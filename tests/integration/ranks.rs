@@ -227,7 +227,7 @@ fn ranks_started_with_other_settings_are_refused_before_anything_is_changed() {
     });
     let [zero, one] = ranks.map(|rank| rank.end(SOON));
     one.assert_fails(1, &["rank 0 refuses this rank", "another experiment"]);
-    zero.assert_fails(1, &["rank 1 did not come within 3 s"]);
+    zero.assert_fails(1, &["rank 1 did not register within 3 s"]);
     assert!(!lab.path("ci").exists());
 }
 
