@@ -11,9 +11,10 @@
 //! * [`digests`]: the SHA-256 of each shard, remembered between runs. [`remarks`]: warnings about them.
 //! * [`order`]: the sequence at each position of the endless stream of samples.
 //! * [`prefetch`]: micro-batches read ahead of the trainer. [`validation`]: the fixed held-out set.
+//! * [`fetch`]: data sets from the Hugging Face hub and GitHub.
 //!
 //! Nothing here has state that a resume must save: what is read next follows from the step number.
-//! Nothing here knows of devices, prints, or fetches anything from a network.
+//! Nothing here knows of devices or prints, and only [`fetch`] uses a network.
 
 #![forbid(unsafe_code)]
 
