@@ -235,5 +235,5 @@ fn another_number_of_ranks_than_the_launcher_has_started_is_refused() {
     ]);
     let output = command.args(["--runs"]).arg(lab.path("")).env("RANK", "0").env("WORLD_SIZE", "2").output();
     let refused = Finished::from(output.expect("the program starts"));
-    refused.assert_fails(1, &["the launcher has started 2 ranks, `--ranks` asks for 4"]);
+    refused.assert_fails(2, &["the launcher has started 2 ranks, `--ranks` asks for 4"]);
 }

@@ -135,7 +135,10 @@ fn a_rank_that_hangs_is_named_within_the_timeout_and_the_checkpoint_stands() {
     let mut run = lab.start("run", CI, &arguments);
     run.wait_for_rows(&lab, 3);
     signal(process_of_rank(&lab, RANK, 2), "STOP");
-    run.end(Duration::from_secs(30)).assert_fails(
+    let ended = run.end(Duration::from_secs(30));
+    let said = |words: &str| ended.stderr.matches(words).count();
+    assert_eq!((said("does not end and is killed"), said("was killed")), (1, 0), "{}", ended.stderr);
+    ended.assert_fails(
         1,
         &[
             "rank 2 on `",
@@ -235,7 +238,7 @@ fn ranks_started_with_other_settings_are_refused_before_anything_is_changed() {
 fn numbers_of_ranks_that_do_not_divide_the_workers_are_refused() {
     let lab = Lab::new();
     for ranks in ["3", "16"] {
-        lab.run(CI, &on(ranks, &[])).assert_fails(1, &["cannot share 8 virtual workers", "power of two"]);
+        lab.run(CI, &on(ranks, &[])).assert_fails(2, &["cannot share 8 virtual workers", "power of two"]);
     }
     assert!(!lab.path("ci").exists());
 }
