@@ -15,6 +15,9 @@
 //! * [`run`]: a run from its folder to its end. [`verify`]: what can be proven of one.
 //! * [`cli`]: the verbs, one file each. [`units`]: numbers for people.
 
+// Those macros panic where their stream is closed; `cli::streams` is what writes.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod cli;
 pub mod data;
 pub mod eval;

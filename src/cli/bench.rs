@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::formats::load_experiment;
+use super::{experiment, streams};
 use crate::run::bench::{Measured, bench};
 use crate::units;
 
@@ -26,16 +26,12 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let measured = bench(load_experiment(&args.experiment, &args.set)?, args.steps)?;
-    if args.json {
-        println!("{}", to_json(&measured))
-    } else {
-        print!("{}", to_text(&measured))
-    }
+    let measured = bench(experiment::load(&args.experiment, &args.set)?, args.steps)?;
+    streams::print(&if args.json { format!("{}\n", to_json(&measured)) } else { to_text(&measured) })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The experiment and how much of it is at once.
+/// The experiment and its micro-batch.
 fn title(measured: &Measured) -> String {
     let Measured { name, micro_batch, seq_len, step_tokens, .. } = measured;
     format!("{name}: B {micro_batch}, T {seq_len}, {} tokens a step", units::thousands(*step_tokens))

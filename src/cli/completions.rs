@@ -1,4 +1,5 @@
-//! `runner completions SHELL` and `runner man [DIR]`: made from the definitions that parse the arguments.
+//! `runner completions SHELL` and `runner man [DIR]`: generated from the definitions that parse the
+//! arguments.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +7,7 @@ use anyhow::Context;
 use clap::Command;
 use clap_complete::Shell;
 
-use super::{help, stdout};
+use super::{help, streams};
 
 /// Print completions for a shell.
 #[derive(clap::Args)]
@@ -34,14 +35,14 @@ pub struct ManArgs {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut help::bare(), "runner", &mut text);
-    Ok(stdout::write(&String::from_utf8(text)?)?)
+    streams::print(&String::from_utf8(text)?)
 }
 
 pub fn man(args: ManArgs) -> anyhow::Result<()> {
     let mut command = help::bare().disable_help_subcommand(true);
     command.build();
     match args.dir {
-        None => Ok(stdout::write(&page(&command, "runner")?)?),
+        None => streams::print(&page(&command, "runner")?),
         Some(dir) => {
             std::fs::create_dir_all(&dir).with_context(|| format!("cannot create `{}`", dir.display()))?;
             pages(&command, "runner", &dir)
@@ -49,12 +50,12 @@ pub fn man(args: ManArgs) -> anyhow::Result<()> {
     }
 }
 
-/// Writes the page of a command and of all below it, and prints their paths.
+/// Writes the pages of a command and of its subcommands, and prints their paths.
 fn pages(command: &Command, name: &str, dir: &Path) -> anyhow::Result<()> {
     let path = dir.join(format!("{name}.1"));
     std::fs::write(&path, page(command, name)?)
         .with_context(|| format!("cannot write `{}`", path.display()))?;
-    stdout::write(&format!("{}\n", path.display()))?;
+    streams::print(&format!("{}\n", path.display()))?;
     for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
         pages(verb, &format!("{name}-{}", verb.get_name()), dir)?;
     }

@@ -4,8 +4,7 @@
 
 use std::path::PathBuf;
 
-use super::stdout;
-use crate::formats::load_experiment;
+use super::{experiment, streams};
 
 /// Print the resolved experiment with the origin of every key
 #[derive(clap::Args, Clone, Debug)]
@@ -24,7 +23,7 @@ pub struct Args {
 /// Loads the experiment and prints it on stdout. A fault in it is an
 /// [`experiment::ExperimentError`] inside the error: a matter of usage, exit code 2.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let loaded = load_experiment(&args.experiment, &args.sets)?;
+    let loaded = experiment::load(&args.experiment, &args.sets)?;
     let text = if args.json { format!("{:#}\n", loaded.to_json()) } else { loaded.to_toml() };
-    Ok(stdout::write(&text)?)
+    streams::print(&text)
 }

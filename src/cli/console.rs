@@ -1,5 +1,5 @@
-//! What a person sees of a run, on stderr: one calm line a step, and on a terminal a bar below, which shows
-//! an evaluation while there is one, and how far a checkpoint is that is written meanwhile.
+//! The console of a run, on stderr: one line a step, and on a terminal a progress bar below, which shows an
+//! evaluation while there is one, and the progress of a checkpoint that is being written.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::streams::say;
 use crate::optim::Verdict;
 use crate::run::sensors::Shared;
 use crate::store::Timing;
@@ -23,9 +24,12 @@ pub struct Console {
     saving: Option<String>,
     /// Steps done.
     done: u64,
-    /// What the GPU's sensors say, where they are read.
+    /// Readings of the GPU's sensors, where they are taken.
     gpu: Arc<Shared>,
     every: u64,
+    /// When the last line of an ordinary step was written, and the least time until the next one.
+    last_line: Option<Instant>,
+    calm: Duration,
     started: Instant,
     /// Step and time of the first event, for the time left.
     first_step: u64,
@@ -33,12 +37,13 @@ pub struct Console {
 }
 
 impl Console {
-    /// A console that prints every `every`th step, and every step that is out of the ordinary.
+    /// A console that prints every `every`th step, and every step with an event. On a terminal,
+    /// where the bar shows each step, ordinary lines come at most twice a second.
     pub fn new(every: u64, gpu: Arc<Shared>) -> Console {
-        let target = if std::io::stderr().is_terminal() {
-            ProgressDrawTarget::stderr()
+        let (target, calm) = if std::io::stderr().is_terminal() {
+            (ProgressDrawTarget::stderr(), Duration::from_millis(500))
         } else {
-            ProgressDrawTarget::hidden()
+            (ProgressDrawTarget::hidden(), Duration::ZERO)
         };
         Console {
             bar: ProgressBar::with_draw_target(None, target),
@@ -47,6 +52,8 @@ impl Console {
             done: 0,
             gpu,
             every: every.max(1),
+            last_line: None,
+            calm,
             started: Instant::now(),
             first_step: 0,
             steps: 0,
@@ -55,13 +62,13 @@ impl Console {
 
     fn line(&self, text: &str) {
         if self.bar.is_hidden() {
-            anstream::eprintln!("{text}");
+            say!("{text}");
         } else {
-            self.bar.suspend(|| anstream::eprintln!("{text}"));
+            self.bar.suspend(|| say!("{text}"));
         }
     }
 
-    /// Shows how far an evaluation is.
+    /// Shows the progress of an evaluation.
     fn evaluating(&mut self, what: &'static str, done: u64, of: u64) {
         if self.evaluating != Some(what) {
             self.evaluating = Some(what);
@@ -92,8 +99,13 @@ impl Console {
         self.show_steps();
         let usual = report.verdict == Verdict::Update;
         let step = report.step;
-        if usual && !step.is_multiple_of(self.every) && done != self.steps && step != self.first_step {
-            return;
+        if usual && done != self.steps && step != self.first_step {
+            if !step.is_multiple_of(self.every)
+                || self.last_line.is_some_and(|last| last.elapsed() < self.calm)
+            {
+                return;
+            }
+            self.last_line = Some(Instant::now());
         }
         let width = self.steps.to_string().len();
         let gpu = self.gpu.latest().map_or(String::new(), |sample| format!(" | {}", sample.to_text()));
@@ -113,7 +125,7 @@ impl Console {
         self.line(&line);
     }
 
-    /// Time left at the mean pace of this process.
+    /// Time left at the mean speed of this process.
     fn left(&self, done: u64) -> String {
         let here = done.saturating_sub(self.first_step).max(1) as f64;
         let seconds = self.started.elapsed().as_secs_f64() / here * self.steps.saturating_sub(done) as f64;

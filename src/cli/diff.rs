@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::exit;
+use super::{exit, streams};
 use crate::proof::FieldDifference;
 use crate::proof::lock;
+use crate::run::find;
 use crate::store::compare::{First, StateDifference};
 use crate::verify::diff::Diff;
 
@@ -27,12 +28,15 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let folder = |path: &Path| if path.is_dir() { path.to_owned() } else { args.runs.join(path) };
-    let diff = Diff::of(&folder(&args.a), &folder(&args.b))?;
+    let folder = |path: &Path| match path.is_dir() {
+        true => Ok(path.to_owned()),
+        false => find::find(Some(path), &args.runs),
+    };
+    let diff = Diff::of(&folder(&args.a)?, &folder(&args.b)?)?;
     if args.json {
-        println!("{}", to_json(&diff));
+        streams::print(&format!("{}\n", to_json(&diff)))?;
     } else {
-        print!("{diff}");
+        streams::print(&diff.to_string())?;
     }
     Ok(ExitCode::from(if diff.same_bits() { 0 } else { exit::PROOF }))
 }

@@ -1,7 +1,7 @@
 //! `runner eval MODEL`: how good a saved model is.
 //!
 //! Reads a checkpoint's parameters and nothing else of its training state, takes no lock and writes
-//! nothing into the run, so that a run may be measured while it goes on.
+//! nothing into the run, so that a run may be evaluated while it is training.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -9,18 +9,20 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::reporter::reporter;
+use super::streams::{self, say};
 use crate::data::{Dataset, Sources, Tokenizer, ValidationSet};
 use crate::eval::multiple_choice::{self, Outcome, names};
 use crate::eval::{self, Scores, TaskSet, parameters};
 use crate::experiment::Experiment;
 use crate::model::Gpt2;
 use crate::ops::{Ops, Role, Rows};
+use crate::run::UsageError;
 use crate::run::device::Device;
 use crate::run::model::{self, LoadedModel, ModelArgument};
 use crate::store::{self, Manifest, Tensor};
@@ -63,7 +65,7 @@ enum TaskArg {
     Hellaswag,
 }
 
-/// What there is to measure on.
+/// The data to measure on.
 struct Tasks {
     validation: Option<HeldOut>,
     hellaswag: Option<TaskSet>,
@@ -77,7 +79,7 @@ struct HeldOut {
 }
 
 impl HeldOut {
-    /// For a model that brings no text of its own: which one it is measured on.
+    /// For a model without data of its own: the data that it is measured on.
     fn note(&self) -> String {
         match &self.corpus {
             Some(corpus) => format!(
@@ -109,12 +111,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let experiment = argument.experiment(&args.set)?;
     let tasks = open_tasks(&args, &experiment)?;
     if args.details.is_some() && tasks.hellaswag.is_none() {
-        bail!("`--details` needs HellaSwag\n  hint: add `--task hellaswag`");
+        return Err(UsageError("`--details` needs HellaSwag\n  hint: add `--task hellaswag`".into()).into());
     }
     let loaded = argument.parameters(experiment, args.checkpoint, reporter(args.json))?;
-    anstream::eprintln!("{}", loaded.title());
+    say!("{}", loaded.title());
     if let (ModelArgument::Foreign(_), Some(held_out)) = (&argument, &tasks.validation) {
-        anstream::eprintln!("{}", held_out.note());
+        say!("{}", held_out.note());
     }
     let LoadedModel { experiment, state, manifest } = loaded;
 
@@ -124,11 +126,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Device::Cuda(cuda) => measure(*cuda, &experiment, state, &tasks)?,
         Device::Mirror(mirror) => measure(mirror, &experiment, state, &tasks)?,
     };
-    anstream::eprintln!(
-        "measured on {} in {}",
-        results.device,
-        units::duration(started.elapsed().as_secs_f64())
-    );
+    say!("measured on {} in {}", results.device, units::duration(started.elapsed().as_secs_f64()));
 
     if let (Some(path), Some(set), Some((_, outcomes))) =
         (&args.details, &tasks.hellaswag, &results.hellaswag)
@@ -136,9 +134,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         store::atomic::write(path, details(set, outcomes).as_bytes())?;
     }
     if args.json {
-        println!("{}", results.to_json(&experiment, manifest.as_ref()));
+        streams::print(&format!("{}\n", results.to_json(&experiment, manifest.as_ref())))?;
     } else {
-        print!("{}", results.to_text());
+        streams::print(&results.to_text())?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -152,10 +150,12 @@ fn open_tasks(args: &Args, experiment: &Experiment) -> anyhow::Result<Tasks> {
     let hellaswag = match (args.task, file) {
         (Some(TaskArg::Val), _) | (None, None) => None,
         (Some(TaskArg::Hellaswag), None) => {
-            bail!(
+            return Err(UsageError(
                 "the experiment names no HellaSwag file\n  hint: give one with `--data`, or set \
                  `eval.hellaswag`"
+                    .into(),
             )
+            .into());
         }
         (_, Some(file)) => Some(TaskSet::open(Path::new(file), &tokenizer, vocab, seq_len)?),
     };
@@ -185,7 +185,7 @@ fn held_out(pattern: Option<&String>, experiment: &Experiment) -> anyhow::Result
     };
     let set = ValidationSet::new(&data, experiment.eval.val_tokens, experiment.batch.seq_len)?;
     if let Some(shortfall) = set.shortfall(experiment.eval.val_tokens) {
-        anstream::eprintln!("note: {shortfall}");
+        say!("note: {shortfall}");
     }
     Ok(HeldOut { set, corpus, from })
 }
@@ -226,7 +226,7 @@ fn measure<O: Ops>(
     Ok(results)
 }
 
-/// A bar on standard error, and nothing where that is no terminal.
+/// A bar on standard error, if that is a terminal.
 fn bar(what: &'static str, len: usize) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -237,7 +237,7 @@ fn bar(what: &'static str, len: usize) -> ProgressBar {
 }
 
 impl Results {
-    /// Name, value and on how much, a line each.
+    /// Name, value and amount of data, a line each.
     fn to_text(&self) -> String {
         let mut lines = Vec::new();
         if let Some(Validation { loss, tokens, .. }) = &self.validation {
@@ -275,7 +275,8 @@ impl Results {
     }
 }
 
-/// A JSON line a task: under each score's name the four numbers, of which the lowest wins, and the winner.
+/// A JSON line for each task: under each score's name the four numbers, of which the lowest wins, and the
+/// winner.
 fn details(set: &TaskSet, outcomes: &[Outcome]) -> String {
     let mut text = String::new();
     for (i, (task, outcome)) in set.tasks().iter().zip(outcomes).enumerate() {

@@ -1,17 +1,40 @@
 //! Events as JSON lines on stdout, for programs.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::streams::{self, say};
 use crate::run::sensors::Shared;
 use crate::train::{Event, Listener, RunError};
 
-/// Prints each event as one JSON object a line.
+/// Prints each event as one JSON object a line, as long as stdout takes them.
 pub struct JsonEvents {
     /// Steps done, for the thread that reads the GPU's sensors.
-    pub sensors: Arc<Shared>,
+    sensors: Arc<Shared>,
+    /// Whether writing to stdout has failed. Then no more lines are written, and training goes on.
+    refused: bool,
+}
+
+impl JsonEvents {
+    pub fn new(sensors: Arc<Shared>) -> JsonEvents {
+        JsonEvents { sensors, refused: false }
+    }
+
+    fn print(&mut self, event: &Value) {
+        if self.refused {
+            return;
+        }
+        let Err(error) = streams::try_print(&format!("{event}\n")) else { return };
+        self.refused = true;
+        let why = match error.kind() {
+            ErrorKind::BrokenPipe => "stdout was closed by its reader".to_owned(),
+            _ => format!("cannot write to stdout: {error}"),
+        };
+        say!("{why}; training goes on without events");
+    }
 }
 
 impl Listener for JsonEvents {
@@ -66,7 +89,7 @@ impl Listener for JsonEvents {
                 "seconds": seconds,
             }),
         };
-        println!("{value}");
+        self.print(&value);
         Ok(())
     }
 }

@@ -2,41 +2,72 @@
 
 use std::process::ExitCode;
 
+use super::streams::{self, say};
 use crate::data::fetch::FetchError;
 use crate::eval::EvalError;
 use crate::experiment::ExperimentError;
 use crate::ops::DeviceError;
+use crate::parallel::launch::LaunchError;
 use crate::plan::PlanError;
-use crate::run::ProofRefusal;
+use crate::report::ReportError;
 use crate::run::ending::Ending;
+use crate::run::{ProofRefusal, UsageError};
+use crate::store::StoreError;
 use crate::train::{RunError, TrainError};
 
 /// Something failed that is none of the cases below.
 pub const FAILED: u8 = Ending::Failed.code();
-/// The command line or the experiment is wrong. (clap's own code as well.)
+/// The command line or the experiment is wrong, or names a run or an experiment that is not there.
 pub const USAGE: u8 = 2;
 /// No usable device of the kind asked for.
 pub const NO_DEVICE: u8 = 3;
-/// Training diverged, or came to numbers that are not finite; the last good checkpoint stands.
+/// Training diverged, or ended in numbers that are not finite; the last good checkpoint is kept.
 pub const DIVERGED: u8 = Ending::Diverged.code();
-/// Bits are not what they must be.
+/// Bits differ from the required ones.
 pub const PROOF: u8 = 5;
-/// Asked to stop; a checkpoint was saved.
+/// Stopped on request; a checkpoint was saved.
 pub const INTERRUPTED: u8 = Ending::Interrupted.code();
 
-/// Prints an error to stderr and says with which code to exit.
+/// Prints an error to stderr and returns the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    if let Some(experiment) = experiment(error) {
-        anstream::eprintln!("{}", experiment.styled());
-    } else {
-        print(&format!("{error:#}"));
+    match experiment(error) {
+        Some(experiment) => say!("{}", experiment.styled()),
+        None => print(&message(error)),
     }
     ExitCode::from(code(error))
 }
 
 /// Prints what went wrong to stderr.
 pub fn print(error: &str) {
-    anstream::eprintln!("{ERROR}error{ERROR:#}: {error}");
+    say!("{ERROR}error{ERROR:#}: {error}");
+}
+
+/// Prints what clap answers to a command line: help and version to stdout, the rest to stderr.
+pub fn answer(error: &clap::Error) -> ExitCode {
+    let text = error.render().ansi().to_string();
+    if error.use_stderr() {
+        say!("{}", text.trim_end());
+        return ExitCode::from(USAGE);
+    }
+    streams::print_styled(&text).map_or_else(|error| report(&error), |()| ExitCode::SUCCESS)
+}
+
+/// An error and its causes on one line, and its hints below. Most errors of this program quote their cause:
+/// it is not repeated.
+fn message(error: &anyhow::Error) -> String {
+    const HINT: &str = "\n  hint: ";
+    let (mut text, mut hints) = (String::new(), String::new());
+    for cause in error.chain().map(ToString::to_string) {
+        let (what, hint) = cause.split_at(cause.find(HINT).unwrap_or(cause.len()));
+        if !text.contains(what) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(what);
+        }
+        if !hints.contains(hint) {
+            hints.push_str(hint);
+        }
+    }
+    text + &hints
 }
 
 fn experiment(error: &anyhow::Error) -> Option<&ExperimentError> {
@@ -54,10 +85,9 @@ fn code(error: &anyhow::Error) -> u8 {
         Some(RunError::Train(TrainError::Device(device))) => Some(device),
         _ => None,
     });
-    let fetch = error.downcast_ref::<FetchError>();
-    if matches!(fetch, Some(FetchError::Interrupted)) {
+    if matches!(error.downcast_ref(), Some(FetchError::Interrupted)) {
         INTERRUPTED
-    } else if experiment(error).is_some() || fetch.is_some_and(FetchError::is_usage) {
+    } else if is_usage(error) {
         USAGE
     } else if error.is::<ProofRefusal>()
         || matches!(
@@ -72,5 +102,60 @@ fn code(error: &anyhow::Error) -> u8 {
         NO_DEVICE
     } else {
         FAILED
+    }
+}
+
+/// Whether an error is one of usage.
+fn is_usage(error: &anyhow::Error) -> bool {
+    experiment(error).is_some()
+        || error.is::<UsageError>()
+        || error.is::<LaunchError>()
+        || error.downcast_ref().is_some_and(FetchError::is_usage)
+        || matches!(error.downcast_ref(), Some(PlanError::UnknownGpu { .. }))
+        || matches!(error.downcast_ref(), Some(StoreError::NoSuchRun { .. } | StoreError::BadName { .. }))
+        || matches!(
+            error.downcast_ref(),
+            Some(
+                ReportError::NotFound { .. }
+                    | ReportError::NoRuns
+                    | ReportError::NoAxis { .. }
+                    | ReportError::Table { .. }
+                    | ReportError::Ending { .. }
+            )
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_that_its_error_quotes_is_said_once_and_before_the_hints() {
+        let system = || Error::new(ErrorKind::NotFound, "no such file");
+        let quoted = StoreError::Io { path: "a".into(), doing: "open", source: system() };
+        assert_eq!(message(&quoted.into()), "cannot open `a`: no such file");
+        let full = StoreError::DiskFull { path: "a".into(), need_bytes: 3, source: system() };
+        let text = message(&anyhow::Error::from(full).context("rank 1 on `b`"));
+        assert!(
+            text.starts_with(
+                "rank 1 on `b`: no space left to write `a`, which needs 3 bytes: no such file\n  hint: "
+            ),
+            "{text}"
+        );
+        assert_eq!(text.matches("hint").count(), 1, "{text}");
+        let said: anyhow::Result<()> = Err(system()).context("cannot write to stdout");
+        assert_eq!(message(&said.unwrap_err()), "cannot write to stdout: no such file");
+    }
+
+    #[test]
+    fn what_was_asked_wrong_is_usage_on_every_rank() {
+        let usage = anyhow::Error::from(UsageError("wrong".into())).context("rank 1 on `b`");
+        assert_eq!(code(&usage), USAGE);
+        assert_eq!(code(&StoreError::NoSuchRun { path: "a".into() }.into()), USAGE);
+        assert_eq!(code(&StoreError::RunExists { path: "a".into() }.into()), FAILED);
     }
 }

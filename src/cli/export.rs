@@ -1,6 +1,6 @@
 //! `runner export RUN`: a saved model as files that other programs read, or the statement of how it was made.
 //!
-//! Takes no lock and changes nothing that is there: a run may be exported while it goes on.
+//! Takes no lock and changes no existing file: a run may be exported while it is training.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::reporter::reporter;
+use super::streams::{self, say};
 use crate::data::Tokenizer;
 use crate::experiment::{self, Experiment};
 use crate::formats::{Export, FORMATS, Format, FormatError, Parameters, Precision, Writer, slsa};
@@ -22,7 +23,7 @@ use crate::store::{Manifest, RunPaths};
 pub struct Args {
     /// The run: a name under `--runs`, or a folder.
     run: PathBuf,
-    /// Whose files to write.
+    /// The format of the files.
     #[arg(long, value_parser = format_names())]
     format: &'static Format,
     /// How to store the numbers. They come from the fp32 masters where the run has any.
@@ -31,11 +32,11 @@ pub struct Args {
     /// Step of the checkpoint to export; the newest whole one by default.
     #[arg(long, value_name = "STEP")]
     checkpoint: Option<u64>,
-    /// The folder to make, which must not be there. By default below `export/` in the run's folder. With
+    /// The folder to create, which must not exist. By default below `export/` in the run's folder. With
     /// `slsa`, a file; stdout by default.
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
-    /// With `slsa`: who made the run, as a URI that names what you trust to have made it.
+    /// With `slsa`: the builder of the run, as a URI.
     #[arg(long, value_name = "URI", default_value = slsa::BUILDER)]
     builder: String,
     /// Folder that holds the run folders.
@@ -90,24 +91,24 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     write(folder.path(), export)?;
     folder.commit()?;
-    anstream::eprintln!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root);
-    println!("{}", out.display());
+    say!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root);
+    streams::print(&format!("{}\n", out.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Prints a statement, or writes it to a file.
 fn print_statement(text: &str, out: Option<&Path>) -> anyhow::Result<ExitCode> {
     match out {
-        None => print!("{text}"),
+        None => streams::print(text)?,
         Some(file) => {
             atomic::write(file, text.as_bytes())?;
-            println!("{}", file.display());
+            streams::print(&format!("{}\n", file.display()))?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Which bits of which run the file holds.
+/// Run, step and state root of the file.
 fn origin(experiment: &Experiment, manifest: &Manifest) -> BTreeMap<String, String> {
     let entries = [
         ("experiment", experiment.name.clone()),

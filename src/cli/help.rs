@@ -1,8 +1,8 @@
-//! The help as a person reads it: verbs in groups, examples, exit codes.
+//! The text of the help: verbs in groups, examples, exit codes.
 //!
-//! Everything rests on the clap definitions of the verbs; what stands here beside them is which verbs belong
-//! together, and examples. Completions and manual pages are made from the same command, so none of the three
-//! can tell of an option that is not there.
+//! It is generated from the clap definitions of the verbs; this file adds the groups and examples.
+//! Completions and manual pages are generated from the same command, so none of the three can list an option
+//! that does not exist.
 
 use std::fmt::Write;
 
@@ -21,7 +21,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
 /// Verbs about the program itself.
 const PROGRAM: (&str, &[&str]) = ("This program", &["completions", "man", "help"]);
 
-/// Examples of verbs that bring none of their own.
+/// Examples of verbs that define none of their own.
 const EXAMPLES: [(&str, &str); 13] = [
     (
         "run",
@@ -69,7 +69,7 @@ const EXAMPLES: [(&str, &str); 13] = [
     ("bench", "  runner bench experiments/gpt2_124m.toml --steps 10"),
 ];
 
-/// What the help and the manual say of all verbs.
+/// Facts for all verbs, in the help and the manual.
 const FACTS: [(&str, &[(&str, &str)]); 2] = [
     (
         "Settings",

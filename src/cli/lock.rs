@@ -1,13 +1,14 @@
-//! `runner lock EXPERIMENT`: write down what its bits depend on, without training.
+//! `runner lock EXPERIMENT`: record what its bits depend on, without training.
 
 use std::path::{Path, PathBuf};
 
+use super::experiment;
 use super::reporter::reporter;
-use crate::formats::load_experiment;
+use super::streams::{self, say};
 use crate::run::lock;
 use crate::store;
 
-/// Write down what an experiment's bits depend on, for `runner run --lock`.
+/// Record what an experiment's bits depend on, for `runner run --lock`.
 #[derive(clap::Args)]
 pub struct Args {
     /// The experiment's TOML file.
@@ -18,7 +19,7 @@ pub struct Args {
     /// Where to write; by default beside the experiment, where `runner run` finds it.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Replace a lock that is there.
+    /// Replace an existing lock.
     #[arg(long)]
     overwrite: bool,
 }
@@ -36,9 +37,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             out.display()
         );
     }
-    let lock = lock::of_experiment(load_experiment(&args.experiment, &args.set)?, reporter(false))?;
+    let lock = lock::of_experiment(experiment::load(&args.experiment, &args.set)?, reporter(false))?;
     store::atomic::write(&out, lock.to_text().as_bytes())?;
-    anstream::eprintln!("locked {} numerics in `{}`", lock.numerics.len(), out.display());
-    println!("{}", lock.numerics_id());
-    Ok(())
+    say!("locked {} numerics in `{}`", lock.numerics.len(), out.display());
+    streams::print(&format!("{}\n", lock.numerics_id()))
 }

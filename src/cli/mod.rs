@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod eval;
 mod events_json;
 pub mod exit;
+mod experiment;
 pub mod export;
 pub mod help;
 pub mod lock;
@@ -21,7 +22,7 @@ pub mod resume;
 pub mod run;
 pub mod sample;
 pub mod show;
-mod stdout;
+mod streams;
 pub mod verify;
 pub mod watch;
 
@@ -41,9 +42,9 @@ pub struct Cli {
 enum Verb {
     /// Train an experiment from its first step.
     Run(run::Args),
-    /// Go on with a run from its newest whole checkpoint.
+    /// Resume a run from its newest whole checkpoint.
     Resume(resume::Args),
-    /// Write down what an experiment's bits depend on, for `run --lock`.
+    /// Record what an experiment's bits depend on, for `run --lock`.
     Lock(lock::Args),
     /// Measure a saved model: validation loss, HellaSwag.
     Eval(eval::Args),
@@ -51,13 +52,13 @@ enum Verb {
     Verify(verify::Args),
     /// Find the first step, tensor, leaf and element in which two runs differ.
     Diff(diff::Args),
-    /// Let a saved model write.
+    /// Generate text with a saved model.
     Sample(sample::Args),
-    /// Write a saved model in the files of other programs, or its provenance.
+    /// Export a saved model for other programs, or its provenance.
     Export(export::Args),
-    /// Say what a run will take: memory, steps, time, money, disk.
+    /// Estimate what a run needs: memory, steps, time, money, disk.
     Plan(plan::Args),
-    /// Print an experiment as it resolves, with the origin of every key.
+    /// Print the resolved experiment with the origin of every key.
     Config(config::Args),
     /// List runs, or show one in full.
     Show(show::Args),
@@ -65,7 +66,7 @@ enum Verb {
     Watch(watch::Args),
     /// Draw loss, HellaSwag, gradient norm and learning rate of one or more runs.
     Plot(plot::Args),
-    /// Write a run as one HTML page that needs nothing else.
+    /// Write a run as one self-contained HTML page.
     Report(report::Args),
     /// Fetch data sets; turn text into token shards.
     Data(data::DataArgs),
@@ -80,12 +81,15 @@ enum Verb {
 }
 
 impl Cli {
-    /// Reads the process's arguments; prints help and errors, and exits, as clap does.
-    pub fn from_arguments() -> Cli {
-        Cli::from_arg_matches(&help::command().get_matches()).unwrap_or_else(|error| error.exit())
+    /// Reads the process's arguments.
+    ///
+    /// # Errors
+    /// A wrong command line, or one that asks for help or the version: see [`exit::answer`].
+    pub fn from_arguments() -> Result<Cli, clap::Error> {
+        Cli::from_arg_matches(&help::command().try_get_matches()?)
     }
 
-    /// Does what was asked for.
+    /// Runs the verb.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let done = |()| ExitCode::SUCCESS;
         match self.verb {

@@ -1,20 +1,18 @@
-//! `runner plan EXPERIMENT`: what a run will take, in memory, time, money and disk, before anything is
-//! started. For people in at most 80 columns, or as JSON.
+//! `runner plan EXPERIMENT`: what a run needs in memory, time, money and disk, before anything is started.
+//! For people in at most 80 columns, or as JSON.
 
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::ensure;
-
-use super::stdout;
-use crate::formats::load_experiment;
+use super::{experiment, streams};
 use crate::plan::data_facts::DataFacts;
 use crate::plan::memory::{Category, PlanEntry, Share};
 use crate::plan::{RunPlan, Target};
+use crate::run::require_usage;
 use crate::units;
 
-/// Say what a run will take: memory, steps, time, money, disk. Needs no GPU and no data.
+/// Estimate what a run needs: memory, steps, time, money, disk. Takes no GPU and no data.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -41,24 +39,19 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut loaded = load_experiment(&args.experiment, &args.set)?;
+    let mut loaded = experiment::load(&args.experiment, &args.set)?;
     let target = Target::choose(args.gpu.as_deref(), &loaded.experiment)?;
-    ensure!(
-        args.gpus.is_power_of_two(),
-        "`--gpus` is {}, expected a power of two: it divides the virtual workers",
-        args.gpus
-    );
-    if let Target::Cpu { .. } = target {
-        ensure!(
-            args.gpus == 1,
-            "`--gpus` is {}, but the plan is for a CPU\n  hint: name the GPU with `--gpu h100`",
-            args.gpus
-        );
-    }
+    let gpus = args.gpus;
+    require_usage(gpus.is_power_of_two(), || {
+        format!("`--gpus` is {gpus}, expected a power of two: it divides the virtual workers")
+    })?;
+    require_usage(gpus == 1 || !matches!(target, Target::Cpu { .. }), || {
+        format!("`--gpus` is {gpus}, but the plan is for a CPU\n  hint: name the GPU with `--gpu h100`")
+    })?;
     let data = DataFacts::look(&mut loaded)?;
     let plan = RunPlan::of(&loaded.experiment, target, Share { devices: args.gpus }, data)?;
     let text = if args.json { serde_json::to_string_pretty(&plan)? + "\n" } else { to_text(&plan) };
-    stdout::write(&text)?;
+    streams::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -99,7 +92,7 @@ fn to_text(plan: &RunPlan) -> String {
     out
 }
 
-/// A plan on its way to a person.
+/// A plan as text.
 struct Text<'a>(&'a RunPlan);
 
 impl Text<'_> {
@@ -134,7 +127,7 @@ impl Text<'_> {
                 continue;
             }
             writeln!(out, "  {}", title(category))?;
-            // What takes less than a MiB goes on one line.
+            // Entries below one MiB share one line.
             let (small, large): (Vec<&PlanEntry>, Vec<&PlanEntry>) =
                 entries.into_iter().partition(|entry| entry.bytes < 1 << 20);
             for entry in &large {

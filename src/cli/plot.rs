@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::ValueEnum;
 
+use super::streams::{self, say};
 use crate::report::{self, Baselines, PlotOptions, RunData, Size, Theme, XAxis};
+use crate::run::UsageError;
 
-/// Draw loss, HellaSwag, gradient norm and learning rate of one run, or of several over each other.
+/// Draw loss, HellaSwag, gradient norm and learning rate of one run or several.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Run folder, name under `--runs`, or a main.log file of llm.c
@@ -20,7 +21,7 @@ pub struct Args {
     /// run folder, when there is one run]
     #[arg(short, long, value_name = "PATH")]
     out: Option<PathBuf>,
-    /// What stands on the horizontal axis
+    /// The horizontal axis
     #[arg(long, value_enum, default_value = "step")]
     x: X,
     /// Steps the strong line averages over; 1 smooths nothing [default: a fortieth of the run]
@@ -94,16 +95,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         args.run.iter().map(|run| RunData::load(run, &args.runs)).collect::<Result<_, _>>()?;
     for run in &runs {
         if let Some(why) = &run.unverified {
-            anstream::eprintln!("the curves of {} are not verified: {why}", run.name);
+            say!("the curves of {} are not verified: {why}", run.name);
         }
     }
     let own_folder = match runs.as_slice() {
         [run] => run.folder.as_ref().map(|folder| folder.join("plots")),
         _ => None,
     };
-    let out = args.out.or(own_folder).context(
-        "where should the pictures go?\n  hint: several runs, or a lone main.log, need --out PATH",
-    )?;
+    let out = args.out.or(own_folder).ok_or_else(|| {
+        UsageError(
+            "where should the pictures go?\n  hint: several runs, or a lone main.log, need --out PATH".into(),
+        )
+    })?;
     let options = PlotOptions {
         x: match args.x {
             X::Step => XAxis::Step,
@@ -124,7 +127,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         },
     };
     for path in report::plot_runs(&runs, &options, &out)? {
-        println!("{}", path.display());
+        streams::print(&format!("{}\n", path.display()))?;
     }
     Ok(())
 }

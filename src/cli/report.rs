@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use super::reporter::reporter;
+use super::streams::{self, say};
 use crate::report::html::{Page, Status};
 use crate::run::find;
 use crate::store::{RunPaths, atomic};
 use crate::verify::{Checks, files, promises};
 
-/// Write a run as one HTML page that needs nothing else.
+/// Write a run as one self-contained HTML page.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The run: a name under `--runs`, or a folder; the newest run by default
@@ -25,13 +26,14 @@ pub struct Args {
     runs: PathBuf,
 }
 
-/// Writes the page, and prints its path to stdout. Damage is on the page, and no failure of this verb.
+/// Writes the page, and prints its path to stdout. Damage is shown on the page and is no failure of this
+/// verb.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let folder = find::find(args.run.as_deref(), &args.runs)?;
     let checks = if args.no_verify {
         promises::unchecked(&folder)
     } else {
-        anstream::eprintln!("checking every byte of {} (`--no-verify` leaves that out)", folder.display());
+        say!("checking every byte of {} (`--no-verify` leaves that out)", folder.display());
         let mut silent = |_: &_| {};
         let mut checks = Checks::new(&mut silent);
         files::verify(&folder, &mut checks, reporter(false))?;
@@ -43,8 +45,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let out = args.out.unwrap_or_else(|| RunPaths::new(&folder).report());
     atomic::write(&out, page.as_bytes())?;
     if failed > 0 {
-        anstream::eprintln!("{failed} checks failed: `runner verify {}` says more", folder.display());
+        say!("{failed} checks failed: `runner verify {}` says more", folder.display());
     }
-    println!("{}", out.display());
-    Ok(())
+    streams::print(&format!("{}\n", out.display()))
 }

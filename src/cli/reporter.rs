@@ -1,14 +1,16 @@
-//! What a run says, in words: messages and bars on stderr, events on stderr or as JSON on stdout.
+//! Prints the messages of a run: messages and bars on stderr, events on stderr or as JSON on stdout.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
+use serde_json::json;
 
 use super::console::Console;
 use super::events_json::JsonEvents;
 use super::exit;
+use super::streams::{self, say};
 use crate::experiment::Experiment;
 use crate::plan::memory::Category;
 use crate::run::ending::Ending;
@@ -21,7 +23,7 @@ use crate::train::Listener;
 use crate::train::run::Outcome;
 use crate::units;
 
-/// Speaks to a person, or leaves stdout to a program.
+/// Prints for people, or JSON for programs.
 struct Terminal {
     json: bool,
 }
@@ -44,7 +46,7 @@ impl Reporter for Terminal {
                 exit::print(&format!("rank {rank} (process {process}) does not end and is killed"));
             }
             Message::RankLost(error) => exit::print(&error.to_string()),
-            message => anstream::eprintln!("{}", text(message)),
+            message => say!("{}", text(message)),
         }
     }
 
@@ -58,7 +60,7 @@ impl Reporter for Terminal {
 
     fn training(&self, experiment: &Experiment, sensors: Arc<sensors::Shared>) -> Box<dyn Listener> {
         if self.json {
-            Box::new(JsonEvents { sensors })
+            Box::new(JsonEvents::new(sensors))
         } else {
             Box::new(Console::new(experiment.log.every, sensors))
         }
@@ -73,13 +75,13 @@ fn bar(total: u64, template: &str) -> ProgressBar {
         .with_finish(ProgressFinish::AndClear)
 }
 
-/// A bar where hashing takes long, and a line where there is no terminal for it.
+/// A bar where hashing takes long; a line where there is no terminal.
 fn hashing(bytes: u64) -> ProgressBar {
     if bytes <= 1 << 30 {
         return ProgressBar::hidden();
     }
     if !std::io::stderr().is_terminal() {
-        anstream::eprintln!("hashing {} of data", HumanBytes(bytes));
+        say!("hashing {} of data", HumanBytes(bytes));
         return ProgressBar::hidden();
     }
     bar(bytes, "hashing data {bar:32.cyan/dim} {bytes}/{total_bytes}  {eta} left")
@@ -88,13 +90,16 @@ fn hashing(bytes: u64) -> ProgressBar {
 fn text(message: &Message<'_>) -> String {
     match message {
         Message::CheckpointPassedOver { step, why } => {
-            format!("passed over the checkpoint of step {step}: {why}")
+            format!("skipped the checkpoint of step {step}: {why}")
         }
         Message::Resuming { folder, from: Some(step) } => {
             format!("resuming `{}` at step {step}", folder.display())
         }
         Message::Resuming { folder, from: None } => {
             format!("no whole checkpoint in `{}`: starting at step 0", folder.display())
+        }
+        Message::NothingToDo { folder, steps } => {
+            format!("nothing to do: `{}` has done all its {steps} steps", folder.display())
         }
         Message::Training(summary) => summary_text(summary),
         Message::Exchange(how) => format!("exchange: {how}"),
@@ -121,12 +126,12 @@ fn text(message: &Message<'_>) -> String {
         Message::GpusLeftOver { used, gpus, workers } => format!(
             "{used} of {gpus} GPUs are used: `parallel.workers` is {workers}, and the number of ranks is a power of two that divides it"
         ),
-        Message::LauncherGone => "the process that started this rank is gone: saving, and stopping".into(),
+        Message::LauncherGone => "the process that started this rank has ended: saving and stopping".into(),
         Message::RankKilled { .. } | Message::RankStuck { .. } | Message::RankLost(_) => String::new(),
     }
 }
 
-/// The few lines that say what is about to be trained, on what, and in how much memory.
+/// A summary of model, device, data and memory before training.
 fn summary_text(summary: &Summary<'_>) -> String {
     let Summary { experiment, memory, .. } = summary;
     let m = &experiment.model;
@@ -171,16 +176,23 @@ fn summary_text(summary: &Summary<'_>) -> String {
     lines.join("\n")
 }
 
-/// Says what a training has left, and how it ended.
+/// Prints the files of a training and how it ended.
 pub fn conclude(trained: Trained, json: bool) -> anyhow::Result<Ending> {
-    let ending = Ending::from(&trained.outcome);
-    let Some(kept) = trained.kept else { return Ok(ending) };
-    for plot in kept.draw()?.iter().filter(|_| !json) {
-        anstream::eprintln!("plot: {}", plot.display());
+    let Trained { outcome, kept, found_finished } = trained;
+    let ending = Ending::from(&outcome);
+    if let (Some(step), Outcome::Finished { root }) = (found_finished, outcome) {
+        let event = json!({"event": "finished", "step": step, "root": root.to_string()});
+        streams::print(&if json { format!("{event}\n") } else { format!("{root}\n") })?;
     }
-    if let Outcome::Finished { root } = trained.outcome {
-        if !json {
-            println!("{root}");
+    let Some(kept) = kept else { return Ok(ending) };
+    for plot in kept.draw()?.iter().filter(|_| !json) {
+        say!("plot: {}", plot.display());
+    }
+    if let Outcome::Finished { root } = outcome {
+        // Where both are one terminal, it shows the root already.
+        if !(json || io::stdout().is_terminal() && io::stderr().is_terminal()) {
+            // The run is complete, even if this cannot be printed.
+            streams::print(&format!("{root}\n")).unwrap_or_else(|error| say!("{error:#}"));
         }
         kept.keep_outputs(reporter(json))?;
     }

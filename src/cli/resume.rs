@@ -1,4 +1,4 @@
-//! `runner resume [RUN]`: go on from the newest whole checkpoint, to the bits of the uninterrupted run.
+//! `runner resume [RUN]`: continue from the newest whole checkpoint, to the bits of the uninterrupted run.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,21 +11,21 @@ use crate::run::ranks;
 use crate::run::train::train;
 use crate::store::RunPaths;
 
-/// Go on with a run from its newest whole checkpoint.
+/// Resume a run from its newest whole checkpoint.
 #[derive(clap::Args)]
 pub struct Args {
     /// The run: a name under `--runs`, or a folder. The newest run by default.
     run: Option<PathBuf>,
-    /// Change a key first. What reaches the bits is refused without `--allow-drift`.
+    /// Change a key first. A key that can change bits is refused without `--allow-drift`.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Folder that holds the run folders.
     #[arg(long, default_value = "runs", value_name = "DIR")]
     runs: PathBuf,
-    /// Processes that share the work, one device each: any number, whatever it was before.
+    /// Processes that share the work, one device each; the number may differ from before.
     #[arg(long, value_name = "N")]
     ranks: Option<usize>,
-    /// Go on although something that the bits depend on has changed.
+    /// Continue although something that the bits depend on has changed.
     #[arg(long)]
     allow_drift: bool,
     /// Print events as JSON lines on stdout.

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::lock;
 use super::reporter::{conclude, exit_code, reporter};
-use crate::formats::load_experiment;
+use super::{experiment, lock};
+use crate::run::UsageError;
 use crate::run::open::{Existing, Opened, Request};
 use crate::run::ranks;
 use crate::run::train::train;
@@ -27,17 +27,17 @@ pub struct Args {
     /// Delete a run of this name first.
     #[arg(long)]
     overwrite: bool,
-    /// Go on with a run of this name where there is one, as `runner resume` does: one command for a job that
-    /// is started again and again. Other bits than the run's are refused.
+    /// Resume a run of this name if there is one, as `runner resume` does: one command for a job that is
+    /// started repeatedly. A change that would give other bits is refused.
     #[arg(long, conflicts_with = "overwrite")]
     or_resume: bool,
     /// Processes that share the work, one device each; by default one for each GPU of this machine.
     #[arg(long, value_name = "N")]
     ranks: Option<usize>,
-    /// Hold the run to this lock; by default to the one beside the experiment, if there is one.
+    /// Require this lock; by default the one beside the experiment, if there is one.
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
-    /// Do not look for a lock beside the experiment.
+    /// Ignore a lock beside the experiment.
     #[arg(long, conflicts_with = "lock")]
     no_lock: bool,
     /// Print events as JSON lines on stdout.
@@ -46,7 +46,15 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let loaded = load_experiment(&args.experiment, &args.set)?;
+    let loaded = experiment::load(&args.experiment, &args.set)?;
+    if let Some(lock) = args.lock.as_ref().filter(|lock| !lock.exists()) {
+        return Err(UsageError(format!(
+            "there is no lock `{0}`\n  hint: `runner lock {1} --out {0}` writes one",
+            lock.display(),
+            args.experiment.display()
+        ))
+        .into());
+    }
     let report = reporter(args.json);
     let beside = lock::beside(&args.experiment);
     let request = Request {

@@ -1,14 +1,14 @@
-//! `runner show`: the runs there are, as a table; or one of them in full.
+//! `runner show`: all runs as a table, or one of them in full.
 //!
-//! Reads folders as they lie and locks none, so it may be asked at any time. What is damaged is shown as
-//! `broken`, with the reason below the table.
+//! Reads folders without locking them, so it may be run at any time. A damaged run is shown as `broken`, with
+//! the reason below the table.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ratatui::crossterm::terminal;
 
-use super::stdout;
+use super::streams::{self, say};
 use crate::report::listing;
 use crate::report::summary::{self, RunSummary};
 use crate::report::table::{Filter, RunTable};
@@ -50,7 +50,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let run = RunSummary::read(&find::find(Some(run), &args.runs)?);
         let text =
             if args.json { serde_json::to_string_pretty(&run)? + "\n" } else { listing::in_full(&run) };
-        stdout::write(&text)?;
+        streams::print(&text)?;
         warn_unverified(&[&run]);
         return Ok(ExitCode::SUCCESS);
     }
@@ -73,20 +73,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let width = terminal::size().map_or(80, |(width, _)| usize::from(width).max(60));
         if chosen.is_empty() {
             let what = if runs.is_empty() { "there is no run" } else { "no run passes the filter" };
-            anstream::eprintln!("{what} in `{}`", args.runs.display());
+            say!("{what} in `{}`", args.runs.display());
         }
         listing::table(&chosen, width)
     };
-    stdout::write(&text)?;
+    streams::print(&text)?;
     warn_unverified(&chosen);
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says on stderr which figures are not what the ledgers say. A run without a figure has none to verify.
+/// Warns on stderr of figures that disagree with the ledgers. A run without a figure has none to verify.
 fn warn_unverified(runs: &[&RunSummary]) {
     for run in runs.iter().filter(|run| run.step > 0) {
         if let Some(why) = &run.unverified {
-            anstream::eprintln!("the figures of {} are not verified: {why}", run.name);
+            say!("the figures of {} are not verified: {why}", run.name);
         }
     }
 }

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::exit;
 use super::reporter::reporter;
-use crate::run::find;
+use super::{exit, streams};
+use crate::run::{find, require_usage};
 use crate::verify::{Check, Checks, Status, files, replay, twice};
 
 /// Check a run to the byte, or that an experiment repeats.
@@ -53,9 +53,11 @@ fn parse_range(text: &str) -> Result<(u64, u64), String> {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let json = args.json;
+    // An error of stdout does not end the checks.
+    let mut shown = Ok(());
     let mut show = |check: &Check| {
-        if !json {
-            print(check);
+        if !json && shown.is_ok() {
+            shown = streams::print_styled(&to_text(check));
         }
     };
     let mut checks = Checks::new(&mut show);
@@ -67,13 +69,18 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             .iter()
             .map(|Check { status, name, detail }| json!({"check": name, "status": word(*status), "detail": detail}))
             .collect();
-        println!("{}", json!({"ok": ok, "checks": made}));
+        streams::print(&format!("{}\n", json!({"ok": ok, "checks": made})))?;
     }
+    shown?;
     Ok(ExitCode::from(if ok { 0 } else { exit::PROOF }))
 }
 
 fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     if let (true, Some(experiment)) = (args.twice, &args.what) {
+        super::experiment::require(experiment)?;
+        require_usage(args.expect.as_ref().is_none_or(|file| file.exists()), || {
+            "the file that `--expect` names is not there\n  hint: `--bless` writes one".into()
+        })?;
         let options =
             twice::Options { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
         return twice::verify(experiment, &options, checks);
@@ -97,11 +104,12 @@ fn word(status: Status) -> &'static str {
     }
 }
 
-fn print(Check { status, name, detail }: &Check) {
+/// A check as a line.
+fn to_text(Check { status, name, detail }: &Check) -> String {
     match status {
-        Status::Passed => anstream::println!("{GOOD}ok{GOOD:#}      {name}: {detail}"),
-        Status::Failed => anstream::println!("{BAD}FAILED{BAD:#}  {name}: {detail}"),
-        Status::NotChecked => anstream::println!("skipped {name}: {detail}"),
+        Status::Passed => format!("{GOOD}ok{GOOD:#}      {name}: {detail}\n"),
+        Status::Failed => format!("{BAD}FAILED{BAD:#}  {name}: {detail}\n"),
+        Status::NotChecked => format!("skipped {name}: {detail}\n"),
     }
 }
 

@@ -18,7 +18,7 @@ use super::error::DataError;
 use super::shard::{Scan, Shard};
 use super::tokenizer::Tokenizer;
 
-/// Shards, or tokens in memory. `Send + Sync`; share it in an `Arc`.
+/// Token shards, or tokens in memory. `Send + Sync`; share it in an `Arc`.
 #[derive(Debug)]
 pub struct Dataset {
     shards: Vec<Shard>,
@@ -26,7 +26,7 @@ pub struct Dataset {
     tokens: u64,
 }
 
-/// What is known of a shard without reading its tokens.
+/// The facts about a shard that need no reading of its tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardInfo {
     /// File name, or the name given to tokens in memory.
@@ -54,12 +54,12 @@ impl Dataset {
     /// Opens every file that a pattern matches, sorted by file name, each once.
     ///
     /// Files of the same name in several folders are ordered by the pattern that found them, then by
-    /// path. `vocab` is the number of tokens that are known: larger ones are errors when read.
+    /// path. `vocab` is the number of tokens of the vocabulary: larger ones are errors when read.
     ///
     /// # Errors
     ///
-    /// A pattern that matches nothing, every fault of a header or length, and a shard that records another
-    /// tokenizer; see [`DataError`].
+    /// A pattern that matches nothing, a wrong header or length, and a shard that records another tokenizer;
+    /// see [`DataError`].
     pub fn open(patterns: &[String], vocab: usize, tokenizer: &Tokenizer) -> Result<Dataset, DataError> {
         let open = |path: &PathBuf| Shard::open(path, tokenizer);
         let shards = find(patterns)?.iter().map(open).collect::<Result<_, _>>()?;
@@ -117,7 +117,7 @@ impl Dataset {
     ///
     /// # Panics
     ///
-    /// When the slices differ in length: the caller's buffers are at fault, not the data.
+    /// When the slices differ in length, which is a bug of the caller.
     pub fn read(&self, sequence: u64, inputs: &mut [u16], targets: &mut [u16]) -> Result<(), DataError> {
         assert_eq!(inputs.len(), targets.len(), "inputs and targets have one length");
         let seq_len = inputs.len();
@@ -157,7 +157,7 @@ impl Dataset {
         if usize::from(largest) < self.vocab { Ok(()) } else { self.shards[at].require_vocab(self.vocab) }
     }
 
-    /// What messages call the whole.
+    /// The name of the data in messages.
     pub(super) fn name(&self) -> String {
         match self.shards.as_slice() {
             [only] => only.label(),
@@ -218,7 +218,7 @@ fn fixed_folder(pattern: &str) -> PathBuf {
     if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder }
 }
 
-/// What is in a folder, for the message that nothing fits.
+/// A description of a folder's content, for the message that nothing matches.
 fn describe(folder: &Path) -> String {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return if folder.exists() { "cannot be read".into() } else { "does not exist".into() };

@@ -8,8 +8,8 @@
 //!   first back; nothing but the clock of the system sets the second.
 //! * A file modified within [`SETTLED`] of being hashed is not remembered: it might change again within
 //!   the resolution of its time stamp.
-//! * A cache that is damaged, locked away or cannot be written costs time, not more.
-//! * Proof never trusts it: `runner verify` hashes every byte again.
+//! * A cache that is damaged, or cannot be read or written, costs time and nothing else.
+//! * Verification does not use it: `runner verify` hashes every byte again.
 
 #![forbid(unsafe_code)]
 
@@ -93,19 +93,19 @@ fn changed_ns(_: &Metadata) -> u128 {
 }
 
 impl DigestCache {
-    /// Knows nothing and remembers nothing: every byte is read.
+    /// An empty cache that is never written: every byte is read.
     pub fn none() -> DigestCache {
         DigestCache::default()
     }
 
-    /// What `file` remembers; nothing when it is not there or is not a cache.
+    /// The cache in `file`; empty if the file is missing or is not a cache.
     pub fn open(file: &Path) -> DigestCache {
         let entries =
             std::fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
         DigestCache { file: Some(file.into()), entries }
     }
 
-    /// The digest of `path` and, of a shard, its largest token, while the file is what it was.
+    /// The digest of `path` and, of a shard, its largest token, if the file has not changed.
     fn get(&self, path: &Path) -> Option<([u8; 32], Option<u16>)> {
         let known = self.entries.get(path)?;
         let stamp = settled(path)?;
@@ -140,7 +140,7 @@ impl DigestCache {
             if let Some(known) = self.shard(info) {
                 return Ok(known);
             }
-            // Before reading: a change while it is read must not pass for what was read.
+            // Before reading, so that a change during the reading is noticed later.
             let before = info.path.as_ref().and_then(|path| Some((path.clone(), settled(path)?)));
             let scan = data.scan(at)?;
             if let (Some(entry), Ok(mut fresh)) = (before, fresh.lock()) {
@@ -175,7 +175,7 @@ impl DigestCache {
         Ok(sha256)
     }
 
-    /// Writes the cache back, if it can.
+    /// Writes the cache back, if possible.
     pub fn save(&self) {
         let Some(file) = &self.file else { return };
         let text = serde_json::to_vec_pretty(&self.entries).unwrap_or_default();
@@ -186,7 +186,7 @@ impl DigestCache {
             std::io::Write::write_all(&mut temporary, &text)?;
             Ok(temporary.persist(file)?)
         });
-        // A cache that cannot be written costs time, not more.
+        // A cache that cannot be written costs time and nothing else.
         drop(written);
     }
 }

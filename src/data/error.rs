@@ -1,4 +1,4 @@
-//! What can be wrong with data, and what to do about it.
+//! Errors in data, and what to do about them.
 //!
 //! Every message names the file, where in it, what was expected and what was found. Faults of a shard's
 //! header and length are found when it is opened; a token outside the vocabulary when it is hashed, before
@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 
 use super::shard::{HEADER_BYTES, MAGIC, VERSION};
 
-/// A fault in the data, or in what was asked of it.
+/// An error in the data, or in a request for it.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-    /// The operating system said no.
+    /// An error of the operating system.
     #[error("cannot {action} `{path}`: {reason}")]
     Io { action: &'static str, path: PathBuf, reason: io::Error },
 
@@ -34,7 +34,7 @@ pub enum DataError {
     NoMatch { pattern: String, folder: PathBuf, found: String },
     /// A folder, pipe or device where a file is read more than once, and not from its start to its end.
     #[error(
-        "`{path}` is {what}, but it is read here and there and more than once: expected a file\n  hint: {}", if *what == "a folder" { "name its files, for example with `*.bin`" } else { "write it to a file first" }
+        "`{path}` is {what}, but it is read at several positions and more than once: expected a file\n  hint: {}", if *what == "a folder" { "name its files, for example with `*.bin`" } else { "write it to a file first" }
     )]
     NotAFile { path: PathBuf, what: &'static str },
     /// A file that is not what it was when it was opened.
@@ -68,17 +68,17 @@ pub enum DataError {
         "`{path}` has an unknown shard version: expected {VERSION} at byte 4, got {got}\n  hint: only 16-bit shards of version {VERSION} can be read"
     )]
     Version { path: PathBuf, got: u32 },
-    /// A header that promises no token.
+    /// A header with 0 tokens.
     #[error(
         "`{path}` holds no tokens: its header says 0 at byte 8\n  hint: remove the file, or prepare it again"
     )]
     Empty { path: PathBuf },
-    /// Fewer tokens than the header promises.
+    /// Fewer tokens than the header says.
     #[error(
         "`{path}` is truncated: its header (byte 8) promises {tokens} tokens, that is {expected_bytes} bytes, but the file ends at byte {got_bytes}\n  hint: the download or copy was cut off; fetch the file again"
     )]
     Truncated { path: PathBuf, tokens: u64, expected_bytes: u64, got_bytes: u64 },
-    /// More bytes than the header promises.
+    /// More bytes than the header says.
     #[error(
         "`{path}` is too long: its header (byte 8) promises {tokens} tokens, that is {expected_bytes} bytes, but the file has {got_bytes}\n  hint: the header was not updated, or two files were joined; prepare or fetch it again"
     )]
@@ -94,7 +94,7 @@ pub enum DataError {
     Damaged { path: PathBuf, problem: String },
 
     // ---- reading ----
-    /// A token that the model has no row for.
+    /// A token outside the vocabulary.
     #[error(
         "`{shard}` holds token {token} at position {position} (byte {byte}): expected less than {vocab}, the vocabulary\n  hint: the shard was made with another tokenizer, or is damaged"
     )]
@@ -110,7 +110,7 @@ pub enum DataError {
     /// A reading plan that cannot be carried out.
     #[error("cannot read micro-batches: {reason}")]
     Plan { reason: String },
-    /// The reading thread is gone.
+    /// The reading thread has ended.
     #[error("the thread that reads data has stopped: no batch follows the error it reported")]
     ReaderStopped,
 
@@ -133,7 +133,7 @@ pub enum DataError {
     CorpusDamaged { reason: String },
 
     // ---- preparing shards ----
-    /// Content that is not read, or is not what it was said to be.
+    /// Content of a format that is not read, or of another than the declared one.
     #[error("`{path}` is {found}: expected {expected}\n  hint: {hint}")]
     Content { path: PathBuf, found: String, expected: &'static str, hint: String },
     /// Text that is not UTF-8.
@@ -144,7 +144,7 @@ pub enum DataError {
     /// Nothing to encode.
     #[error("`{path}` holds no text: {found}\n  hint: every input must have at least one document")]
     NoText { path: PathBuf, found: String },
-    /// A line that is no object with text.
+    /// A line that is not an object with text.
     #[error("`{path}` line {line} is no document: {problem}")]
     Line { path: PathBuf, line: u64, problem: String },
     /// More rows without text than may be left out.
@@ -163,7 +163,7 @@ pub enum DataError {
         "row {row} of `{path}` (counted from 0) has no text: its `{column}` is null\n  hint: `--skip-bad-rows N` leaves out up to N such rows"
     )]
     NullText { path: PathBuf, column: String, row: usize },
-    /// A file that would be replaced and is no shard.
+    /// A file that would be replaced and is not a shard.
     #[error(
         "`{path}` has a shard's name, but is none: `--overwrite` replaces shards alone\n  hint: move it away, or give another `--name`"
     )]

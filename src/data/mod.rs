@@ -4,15 +4,17 @@
 //!
 //! * [`tokenizer`]: text to tokens and back.
 //! * [`prepare`]: text files to token shards. [`corpus`]: the text that is built in.
-//! * [`shard`]: the shard format, checked to the byte. `read_at`: files that may change while they are read.
+//! * [`shard`]: the shard format, checked to the byte. `read_at`: reading at a position, with an error if the
+//!   file has changed.
 //! * [`sources`]: what an experiment's `data` table names, opened.
 //! * [`dataset`]: all shards of a run as one space of sequences.
-//! * [`digests`]: the SHA-256 of each shard, remembered between runs. [`remarks`]: what is odd about them.
-//! * [`order`]: which sequence stands at which position of the infinite stream of samples.
+//! * [`digests`]: the SHA-256 of each shard, remembered between runs. [`remarks`]: warnings about them.
+//! * [`order`]: the sequence at each position of the endless stream of samples.
 //! * [`prefetch`]: micro-batches read ahead of the trainer. [`validation`]: the fixed held-out set.
+//! * [`fetch`]: data sets from the Hugging Face hub and GitHub.
 //!
 //! Nothing here has state that a resume must save: what is read next follows from the step number.
-//! Nothing here knows of devices, prints, or fetches anything from a network.
+//! Nothing here knows of devices or prints, and only [`fetch`] uses a network.
 
 #![forbid(unsafe_code)]
 

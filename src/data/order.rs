@@ -1,4 +1,4 @@
-//! Which sequence stands at which position of the endless stream of samples: a pure function.
+//! The sequence at each position of the endless stream of samples: a pure function.
 //!
 //! Position `p` lies in epoch `e = ⌊p/S⌋`; its sequence is `π_e(p mod S)`, with `π_e` a permutation of
 //! `[0, S)` keyed by seed and epoch. So every sequence is seen once an epoch, the data state of a run
@@ -118,8 +118,8 @@ mod tests {
         assert_eq!(firsts.len(), 2);
     }
 
-    /// A shuffle that left neighbours together, or favoured a place, would show here: chi-squared of
-    /// where 64 sequences stand over 4096 epochs, 63 degrees of freedom a sequence.
+    /// A shuffle that left neighbours together, or favoured a position, would fail here: chi-squared of
+    /// the positions of 64 sequences over 4096 epochs, 63 degrees of freedom a sequence.
     #[test]
     fn every_place_is_equally_likely() {
         let order = order(9, 64);
@@ -139,7 +139,7 @@ mod tests {
         assert_eq!((0..7).map(|p| order.sequence_at(p)).collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2, 0]);
     }
 
-    // From an implementation of its own in Python, big integers and all.
+    // From an independent implementation in Python, with big integers.
     const GOLDEN_1000: [u64; 8] = [259, 662, 216, 820, 227, 700, 229, 593];
     const GOLDEN_1000_EPOCH_1: [u64; 8] = [338, 389, 617, 944, 1, 64, 888, 349];
     const GOLDEN_2_40: [u64; 8] = [

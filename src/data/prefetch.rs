@@ -1,8 +1,8 @@
 //! Micro-batches read ahead by a thread, so that the device does not wait for disk.
 //!
-//! What is read is the sample order's business and depends on nothing here: depth, speed and restarts
-//! change no token. The reader knows no end; it stops when it is dropped or sent elsewhere. Waits of
-//! the consumer are counted, so that "data was never waited for" is a number and not a belief.
+//! The order of samples decides what is read: depth, speed and restarts change no token. The reader has no
+//! end; it stops when it is dropped or moved to another step. Waits of the consumer are counted, so that
+//! "data was never waited for" is measured.
 
 #![forbid(unsafe_code)]
 
@@ -114,7 +114,7 @@ impl Prefetcher {
     ///
     /// # Errors
     ///
-    /// A plan that contradicts itself. Faults in the data come out of [`Prefetcher::next`].
+    /// A plan that contradicts itself. [`Prefetcher::next`] returns errors in the data.
     pub fn start(data: Arc<Dataset>, plan: Plan, step: u64, offset: u64) -> Result<Prefetcher, DataError> {
         plan.check()?;
         let mut prefetcher = Prefetcher { data, plan, reader: None, waits: Waits::default(), fresh: true };
@@ -134,10 +134,10 @@ impl Prefetcher {
     ///
     /// # Errors
     ///
-    /// The fault that the reader met, once; then [`DataError::ReaderStopped`] until the next seek.
+    /// The error that the reader found, once; then [`DataError::ReaderStopped`] until the next seek.
     #[expect(
         clippy::should_implement_trait,
-        reason = "an endless stream with errors and recycling is no Iterator"
+        reason = "an endless stream with errors and recycled buffers is not an Iterator"
     )]
     pub fn next(&mut self) -> Result<Batch, DataError> {
         let reader = self.reader.as_ref().ok_or(DataError::ReaderStopped)?;
@@ -163,7 +163,7 @@ impl Prefetcher {
         batch
     }
 
-    /// Gives a batch's buffers back, so that reading allocates nothing in the long run.
+    /// Gives a batch's buffers back, so that in the long run reading allocates nothing.
     pub fn recycle(&mut self, batch: Batch) {
         if let Some(reader) = &self.reader {
             // A reader that has stopped needs no buffers.
@@ -214,7 +214,7 @@ impl Reader {
     }
 }
 
-/// The reader's life: batch after batch until nobody listens or a fault is found.
+/// The body of the reading thread: reads batches until the receiver is dropped or an error is found.
 fn read_on(
     data: &Dataset,
     plan: &Plan,

@@ -1,8 +1,8 @@
-//! Files that are read here and there while a run lasts.
+//! Files that are read at any position during a run.
 //!
 //! Shards are larger than memory may be and are read a sequence at a time. They are not mapped: a file that
 //! another program truncates would end the process with SIGBUS, while a read at a position gives an error
-//! that can name the file. A sequence of 1024 tokens takes 4 µs out of the page cache, 15 µs where its file is
+//! that can name the file. A sequence of 1024 tokens takes 4 µs from the page cache, 15 µs where its file is
 //! opened for it (two busy cores of a server): 1.5 M tokens/s read 1,500 of them a second.
 //!
 //! The first [`KEPT`] files of the process stay open; more are opened for each read, so that a thousand
@@ -133,8 +133,8 @@ fn read_exact_at(file: &File, mut at: u64, mut out: &mut [u8]) -> std::io::Resul
     Ok(())
 }
 
-/// Refuses a path that leads to something else than a regular file, such as a pipe; one that leads nowhere is
-/// left to whoever opens it.
+/// Refuses a path to something else than a regular file, such as a pipe. A path to nothing is no error here;
+/// opening it is.
 pub fn require_file(path: &Path) -> Result<(), DataError> {
     match path.metadata().ok().as_ref().and_then(irregular) {
         Some(what) => Err(DataError::NotAFile { path: path.to_owned(), what }),
@@ -142,7 +142,7 @@ pub fn require_file(path: &Path) -> Result<(), DataError> {
     }
 }
 
-/// What something is called that is no regular file.
+/// The name of a kind of file that is not a regular one.
 pub(super) fn irregular(found: &Metadata) -> Option<&'static str> {
     #[cfg(unix)]
     {

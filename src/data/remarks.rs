@@ -1,4 +1,4 @@
-//! What is odd about the data of a run without being an error: said before the first step.
+//! Warnings about the data of a run, printed before the first step.
 //!
 //! All of it follows from the digests, which cost a pass over every byte once; nothing here reads a file.
 
@@ -10,7 +10,7 @@ use super::dataset::{Dataset, ShardDigest};
 use super::tokenizer::Tokenizer;
 use crate::units;
 
-/// Names that a remark lists.
+/// How many names a remark lists.
 const LISTED: usize = 6;
 
 /// Digests of everything that a run reads.
@@ -24,7 +24,7 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// What should be said of the data: one line each. `train` and `val` are what the digests are of.
+    /// The warnings, one line each. `train` and `val` are what the digests are of.
     pub fn remarks(
         &self,
         train: &Dataset,

@@ -1,9 +1,9 @@
 //! One token shard: 1024 bytes of header, then 16-bit tokens, all little-endian.
 //!
 //! The header is 256 `int32`: magic 20240520, version 1, number of tokens, zeros. It is the format of llm.c,
-//! which reads these three words alone, so its shards open here and ours open there. A count is read as
-//! unsigned, so a shard may hold up to 2^32 - 1 tokens (8.6 GB); [`MAX_TOKENS`] is what may be written, so
-//! that readers of a signed count agree.
+//! which reads only these three words, so each program opens the other's shards. A count is read as unsigned,
+//! so a shard may hold up to 2^32 - 1 tokens (8.6 GB); [`MAX_TOKENS`] is what may be written, so that readers
+//! of a signed count agree.
 //!
 //! Where llm.c has zeros, shards that `runner data prepare` writes record their tokenizer:
 //!
@@ -32,7 +32,7 @@ pub const HEADER_BYTES: u64 = 1024;
 /// Most tokens a shard is written with: what a signed 32-bit count can say.
 pub const MAX_TOKENS: u64 = i32::MAX as u64;
 
-/// Magics of the other files of that world, and of newer shards, with what to do instead.
+/// Magics of llm.c's other files, and of newer shards, with what to do instead.
 const KNOWN_MAGICS: [(u32, &str); 3] = [
     (20_240_522, "this is a multiple-choice evaluation file: name it in `eval.hellaswag`"),
     (20_240_326, "this is a model checkpoint: name it in `model.init`"),
@@ -59,7 +59,7 @@ pub struct Recorded {
     pub sha256: [u8; 32],
 }
 
-/// What a header says.
+/// The content of a header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     pub tokens: u64,
@@ -67,7 +67,7 @@ pub struct Header {
     pub tokenizer: Option<Recorded>,
 }
 
-/// What reading a whole shard gives.
+/// The result of reading a whole shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Scan {
     /// Of the shard as a file.
@@ -110,7 +110,7 @@ impl Shard {
     ///
     /// # Errors
     ///
-    /// Everything that [`check`] finds, and a shard that records another tokenizer.
+    /// What [`check`] finds, and a shard that records another tokenizer.
     pub fn open(path: &Path, tokenizer: &Tokenizer) -> Result<Shard, DataError> {
         let file = ReadAt::open(path)?;
         let mut head = vec![0; file.bytes().min(HEADER_BYTES) as usize];
@@ -203,8 +203,8 @@ impl Shard {
         Ok(Scan { sha256: hash.finalize().into(), largest })
     }
 
-    /// Reads every token until one is outside the vocabulary; for the message, once [`Shard::scan`] has found
-    /// that there is one.
+    /// Finds the first token outside the vocabulary, for the message, after [`Shard::scan`] has found that
+    /// there is one.
     pub fn require_vocab(&self, vocab: usize) -> Result<(), DataError> {
         let mut part = vec![0; 1 << 19];
         let mut position = 0;
@@ -216,7 +216,7 @@ impl Shard {
         Ok(())
     }
 
-    /// What messages call it: its path, else its name.
+    /// Its name in messages: the path, else the name.
     pub fn label(&self) -> String {
         self.path.as_ref().map_or_else(|| self.name.clone(), |path| path.display().to_string())
     }
@@ -227,7 +227,7 @@ impl Shard {
 ///
 /// # Errors
 ///
-/// What is wrong with the header, or with the length it promises. `path` is for the message.
+/// A wrong header, or a length that differs from the header's. `path` is for the message.
 pub fn check(path: &Path, head: &[u8], got_bytes: u64) -> Result<Header, DataError> {
     let path = path.to_owned();
     if let Some(start) = html_start(head) {
@@ -276,7 +276,7 @@ fn magic_hint(got: u32, bytes: &[u8]) -> &'static str {
     "make shards from text with `runner data prepare`"
 }
 
-/// The first words of a file that starts like a web page.
+/// The start of a file that looks like a web page.
 pub(super) fn html_start(bytes: &[u8]) -> Option<String> {
     let head = bytes.get(..bytes.len().min(512))?;
     let text = String::from_utf8_lossy(head);

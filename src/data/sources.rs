@@ -1,4 +1,4 @@
-//! What an experiment's `data` table names, opened: the embedded text or shards, and the tokenizer.
+//! Opens the data of an experiment's `data` table: the embedded text or shards, and the tokenizer.
 
 #![forbid(unsafe_code)]
 
@@ -26,7 +26,7 @@ impl Sources {
     ///
     /// # Errors
     ///
-    /// Every fault that is found at start; see [`DataError`].
+    /// Every error that is found at the start; see [`DataError`].
     pub fn open(data: &experiment::Data, vocab: usize) -> Result<Sources, DataError> {
         let tokenizer = Tokenizer::new(data.tokenizer);
         if let Some(name) = &data.corpus {

@@ -1,8 +1,8 @@
 //! The held-out set: the first tokens of the validation data, the same for every batch shape.
 //!
 //! Sequences are taken in file order and fixed once; a micro-batch only groups them, and the last one
-//! may be short. So the validation loss is one number of the model and the data, and the set's hash
-//! can stand beside it.
+//! may be short. So the validation loss is one number of the model and the data, and can be recorded with the
+//! set's hash.
 
 #![forbid(unsafe_code)]
 
@@ -37,7 +37,7 @@ impl ValidationSet {
     ///
     /// # Errors
     ///
-    /// Fewer than T tokens asked for, data without a sequence, and whatever reading finds.
+    /// Fewer than T tokens asked for, data without a sequence, and read errors.
     pub fn new(data: &Dataset, val_tokens: u64, seq_len: usize) -> Result<ValidationSet, DataError> {
         let held = data.require_sequences(seq_len)?.get();
         let count = held.min(val_tokens / seq_len as u64);
@@ -80,7 +80,7 @@ impl ValidationSet {
         self.inputs.len() as u64
     }
 
-    /// What to say when the data held fewer tokens than were asked for.
+    /// The warning when the data hold fewer tokens than were asked for.
     pub fn shortfall(&self, val_tokens: u64) -> Option<String> {
         let whole = val_tokens / self.seq_len as u64 * self.seq_len as u64;
         (self.tokens() < whole).then(|| {

@@ -1,4 +1,4 @@
-//! What can be wrong with an evaluation: the file of tasks, the checkpoint, or the model itself.
+//! Errors of an evaluation: in the file of tasks, the checkpoint, or the model itself.
 
 use std::path::PathBuf;
 

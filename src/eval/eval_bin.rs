@@ -22,11 +22,11 @@ pub fn is_eval_bin(bytes: &[u8]) -> bool {
 }
 
 /// Every example as a task, in order. Lengths are those of the text of the completions' GPT-2 tokens without
-/// the space they start with; bytes that are no UTF-8 count as a character each run of them.
+/// the space they start with; each run of bytes that are not UTF-8 counts as one character.
 ///
 /// # Errors
 ///
-/// Whatever is not as the format says, by byte.
+/// Any departure from the format, with its byte.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Task>, EvalError> {
     let damaged = |byte, expected: &str, got: String| EvalError::Damaged {
         path: path.into(),
@@ -45,7 +45,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Task>, EvalError> {
         usize::try_from(header(2)).map_err(|_| damaged(8, "a number of examples", header(2).to_string()))?;
     let tokenizer = Tokenizer::new(crate::experiment::Tokenizer::Gpt2);
     let mut reader = Reader { path, bytes, at: HEADER_BYTES };
-    // The count is not trusted with an allocation: the file may be cut or damaged.
+    // Not allocated by the count, which may be wrong in a damaged file.
     let mut tasks = Vec::new();
     for index in 0..count {
         tasks.push(reader.example(index, &tokenizer)?);

@@ -1,10 +1,10 @@
 //! HellaSwag's jsonl (Zellers et al. 2019) as tokens, in the two wordings that are in use.
 //!
-//! llm.c encodes the context and `" " + ending` as they stand. lm-eval, whose `acc` and `acc_norm` are
-//! published and which is called the harness here, puts the activity label before the context, removes the
-//! artefacts of WikiHow's markup, and encodes context and ending as one text. Where a file has the original's
-//! `ctx_a` and `ctx_b`, the harness capitalises the second sentence; a file with `ctx` alone has
-//! lost where it starts, and is taken as it is.
+//! llm.c encodes the context and `" " + ending` as they stand. lm-eval (below: the harness), whose `acc` and
+//! `acc_norm` are published, puts the activity label before the context, removes the artefacts of WikiHow's
+//! markup, and encodes context and ending as one text. Where a file has the original's `ctx_a` and `ctx_b`,
+//! the harness capitalises the second sentence; a file with `ctx` alone has lost where it starts, and is
+//! taken as it is.
 
 use std::path::Path;
 
@@ -93,7 +93,7 @@ fn label(value: &Value) -> Result<usize, String> {
     }
 }
 
-/// The harness's cleaning: trimmed; ` [title]` becomes `. `; what stands in brackets on one line goes;
+/// The harness's cleaning: trimmed; ` [title]` becomes `. `; text in brackets on one line is removed;
 /// two spaces become one, in a single pass.
 fn clean(text: &str) -> String {
     // What Python's `str.strip` takes for white space: Unicode's, and four separators of ASCII.

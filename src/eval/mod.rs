@@ -5,7 +5,7 @@
 //!
 //! * [`validation`]: mean loss over a fixed set of tokens.
 //! * [`hellaswag`]: the tasks as text, and as the tokens of both wordings. [`eval_bin`]: llm.c's file.
-//! * [`multiple_choice`]: tasks, how they are packed and scored, and what is made of the scores.
+//! * [`multiple_choice`]: tasks, how they are packed and scored, and counted.
 //! * [`parameters`]: weights, and nothing else, out of a checkpoint.
 
 pub mod error;

@@ -6,7 +6,7 @@
 //! not pay for long ones. Attention is causal and every other operation works row by row, so neither
 //! the padding behind a row nor its neighbours reach its losses.
 //!
-//! Four scores are made of the same losses, and each has its own name, because each picks other winners:
+//! Four scores are computed from the same losses, each with its own name, because they choose differently:
 //!
 //! * `hellaswag`: llm.c's. The plain wording; lowest mean loss a token.
 //! * `hellaswag_acc`: lm-eval's `acc`. Its wording; highest sum of log-likelihoods.
@@ -36,7 +36,7 @@ const MOST_HEADS: usize = 65_535;
 /// The shortest rows that batches are made for; longer ones double.
 const SHORTEST: usize = 64;
 
-/// What the model reads: a context and the completions to choose from.
+/// Tokens for the model: a context and the completions to choose from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
     pub context: Vec<u16>,
@@ -83,7 +83,7 @@ impl Task {
 pub struct TaskSet {
     path: PathBuf,
     tasks: Vec<Task>,
-    /// What a task is called in messages: lines count from 1, examples from 0.
+    /// How messages number tasks: lines from 1, examples from 0.
     unit: Unit,
     /// T: tokens of the longest sequence the model was trained on.
     seq_len: usize,
@@ -159,7 +159,7 @@ impl TaskSet {
                     });
                 }
                 let longest = prompt.completions.iter().map(Vec::len).max().unwrap_or(0);
-                // One token of context stands before the first that is predicted.
+                // One token of context precedes the first that is predicted.
                 let (path, place) = (self.path.clone(), self.place(i));
                 if longest > self.seq_len {
                     return Err(EvalError::TooLong { path, place, tokens: longest, limit: self.seq_len });
@@ -180,7 +180,7 @@ impl TaskSet {
         &self.tasks
     }
 
-    /// Where task `i` stands in the file.
+    /// The place of task `i` in the file.
     pub fn place(&self, i: usize) -> String {
         match self.unit {
             Unit::Line => format!("line {}", i + 1),
@@ -193,7 +193,7 @@ impl TaskSet {
         matches!(self.unit, Unit::Line)
     }
 
-    /// Rows that scoring works through: the completions of every wording.
+    /// Rows to be scored: the completions of every wording.
     pub fn rows(&self) -> usize {
         self.tasks.iter().map(|task| task.prompts().count() * COMPLETIONS).sum()
     }
@@ -254,7 +254,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// What each score picks and from which numbers; lowest wins, and the first of equals.
+    /// What each score chooses, and from which numbers: the lowest, and the first of equals.
     pub fn decisions(&self, task: &Task) -> [Decision; SCORES] {
         let summed = self.harness.unwrap_or(self.plain);
         let per = |length: [usize; COMPLETIONS]| {
@@ -283,14 +283,14 @@ impl Decision {
     }
 }
 
-/// How many scores are made of the losses.
+/// The number of scores.
 pub const SCORES: usize = 4;
 
 /// Shares of tasks decided right.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scores {
     /// llm.c's score: by the mean loss a token.
-    pub reference: f64,
+    pub llmc: f64,
     /// By the sum of log-likelihoods.
     pub acc: f64,
     /// By the sum of log-likelihoods a character.
@@ -322,13 +322,13 @@ impl Scores {
                 *right += usize::from(decision.picked == task.label);
             }
         }
-        let [reference, acc, acc_norm, acc_bytes] = right.map(|right| right as f64 / set.tasks.len() as f64);
-        Scores { reference, acc, acc_norm, acc_bytes, harness: set.has_harness(), tasks: set.tasks.len() }
+        let [llmc, acc, acc_norm, acc_bytes] = right.map(|right| right as f64 / set.tasks.len() as f64);
+        Scores { llmc, acc, acc_norm, acc_bytes, harness: set.has_harness(), tasks: set.tasks.len() }
     }
 
     /// Each score under its own name.
     pub fn named(&self) -> [(&'static str, f64); SCORES] {
-        let scores = [self.reference, self.acc, self.acc_norm, self.acc_bytes];
+        let scores = [self.llmc, self.acc, self.acc_norm, self.acc_bytes];
         let names = names(self.harness);
         std::array::from_fn(|i| (names[i], scores[i]))
     }
@@ -382,6 +382,7 @@ fn outcomes_of_ranks<O: Ops>(
     let (mut done, mut shorter) = (0, 0);
     let mut batches: Vec<Vec<&Row>> = Vec::new();
     let mut mine: Vec<u8> = Vec::new();
+    let mut failure: Option<Failure> = None;
     for shape in shapes(capacity, model.config.heads) {
         let fitting: Vec<&Row> =
             rows.iter().filter(|row| row.inputs() > shorter && row.inputs() <= shape.seq).collect();
@@ -392,6 +393,11 @@ fn outcomes_of_ranks<O: Ops>(
             if (batches.len() - 1) % ranks != rank {
                 continue;
             }
+            if failure.is_some() {
+                // The other ranks wait for as many numbers.
+                mine.extend(batch.iter().flat_map(|_| f64::NAN.to_le_bytes()));
+                continue;
+            }
             let (inputs, targets) = pack(batch, shape);
             model.forward(
                 ops,
@@ -399,13 +405,30 @@ fn outcomes_of_ranks<O: Ops>(
                 losses,
             )?;
             ops.download(losses, &mut host)?;
-            for (row, losses) in batch.iter().zip(host.chunks_exact(shape.seq)) {
-                mine.extend_from_slice(&nats(set, row, &losses[..row.inputs()])?.to_le_bytes());
+            for (at, (row, losses)) in batch.iter().zip(host.chunks_exact(shape.seq)).enumerate() {
+                let scored = &losses[row.inputs() - row.scored..row.inputs()];
+                mine.extend_from_slice(&nats(scored).to_le_bytes());
+                if let Some(token) = scored.iter().position(|loss| !loss.is_finite()) {
+                    let new = Failure { batch: batches.len() - 1, at, token, loss: scored[token] };
+                    failure.get_or_insert(new);
+                }
             }
             progress(done, rows.len());
         }
     }
     let all = all_gather(link, "the gathering of scores", mine)?;
+    // Sums of finite losses are finite, so that every rank sees whether any has failed.
+    if all
+        .iter()
+        .flat_map(|bytes| bytes.as_chunks::<8>().0)
+        .any(|nats| !f64::from_le_bytes(*nats).is_finite())
+    {
+        let failures = all_gather(link, "the gathering of failures", Failure::to_bytes(failure))?;
+        let first = failures.iter().filter_map(|bytes| Failure::from_bytes(bytes)).min_by_key(Failure::place);
+        if let Some(failure) = first {
+            return Err(failure.error(set, batches[failure.batch][failure.at]));
+        }
+    }
     let mut rest: Vec<_> = all
         .iter()
         .map(|bytes| bytes.as_chunks::<8>().0.iter().map(|nats| f64::from_le_bytes(*nats)))
@@ -446,19 +469,51 @@ fn pack(rows: &[&Row], shape: Rows) -> (Vec<u16>, Vec<u16>) {
 }
 
 /// The sum of the losses at a row's completion.
-fn nats(set: &TaskSet, row: &Row, losses: &[f32]) -> Result<f64, EvalError> {
-    let scored = &losses[losses.len() - row.scored..];
-    if let Some(token) = scored.iter().position(|loss| !loss.is_finite()) {
-        let (path, place) = (set.path.clone(), set.place(row.task));
-        return Err(EvalError::NotFinite {
-            path,
-            place,
-            completion: row.completion,
-            token,
-            loss: scored[token],
-        });
+fn nats(scored: &[f32]) -> f64 {
+    scored.iter().map(|&loss| f64::from(loss)).sum()
+}
+
+/// The first loss of a rank that is not finite.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Failure {
+    /// The batch, counted over all ranks, and the row in it.
+    batch: usize,
+    at: usize,
+    /// Token of the completion.
+    token: usize,
+    loss: f32,
+}
+
+impl Failure {
+    /// Orders failures as one rank alone would come to them.
+    fn place(&self) -> (usize, usize) {
+        (self.batch, self.at)
     }
-    Ok(scored.iter().map(|&loss| f64::from(loss)).sum())
+
+    /// What a rank sends: nothing where it has not failed.
+    fn to_bytes(failure: Option<Failure>) -> Vec<u8> {
+        let numbers = |Failure { batch, at, token, loss }| {
+            [batch as u64, at as u64, token as u64, u64::from(f32::to_bits(loss))]
+        };
+        failure.map(numbers).into_iter().flatten().flat_map(u64::to_le_bytes).collect()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Failure> {
+        let numbers: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|n| u64::from_le_bytes(*n)).collect();
+        let &[batch, at, token, loss] = numbers.as_slice() else { return None };
+        let [batch, at, token] = [batch, at, token].map(|number| number as usize);
+        Some(Failure { batch, at, token, loss: f32::from_bits(loss as u32) })
+    }
+
+    fn error(&self, set: &TaskSet, row: &Row) -> EvalError {
+        EvalError::NotFinite {
+            path: set.path.clone(),
+            place: set.place(row.task),
+            completion: row.completion,
+            token: self.token,
+            loss: self.loss,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -140,7 +140,7 @@ fn batches_have_the_capacity_s_tokens_in_every_length() {
     assert_eq!(many[0], Rows { batch: 4096, seq: 128 }, "8192 sequences of 12 heads are too many");
 }
 
-/// A missing file must not switch HellaSwag off in silence.
+/// A missing file must not turn HellaSwag off without an error.
 #[test]
 fn files_that_cannot_be_used_are_refused_when_they_are_opened() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
 //! The weights of a checkpoint on a device, without the rest of a training state.
 //!
-//! Evaluation needs nothing of what the optimizer and the guards keep, and may run on a device that stores parameters in
-//! another format than the one that trained: they are then widened, or rounded to nearest even.
+//! Evaluation needs no tensor of the optimizer or the guards, and may run on a device that stores parameters
+//! in another format than in training: they are then widened, or rounded to nearest even.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub fn is_parameter(name: &str) -> bool {
     !name.contains('/')
 }
 
-/// The parameters of `state` on a device, and nothing else: enough to write with.
+/// The parameters of `state` on a device, and nothing else: enough to generate text.
 ///
 /// # Errors
 ///
@@ -90,7 +90,8 @@ mod tests {
         }
     }
 
-    /// A state in which element `i` of each tensor is `i / 8` in bf16, and a tensor of the optimizer, which is ignored.
+    /// A state in which element `i` of each tensor is `i / 8` in bf16, and a tensor of the optimizer, which
+    /// is ignored.
     fn state() -> Vec<Tensor> {
         let tensor = |name: String, shape: &[usize]| {
             let values = (0..shape.iter().product::<usize>()).map(|i| bf16::from_f32(i as f32 / 8.0));

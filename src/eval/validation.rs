@@ -12,7 +12,7 @@ use crate::parallel::{Link, Solo};
 ///
 /// Every micro-batch has the model's full capacity: a short last one is filled with repeats whose
 /// losses are dropped, so that one shape of every operation serves the whole set. `losses` holds at
-/// least `capacity` tokens; `progress` is told how many sequences are done.
+/// least `capacity` tokens; `progress` is called with the number of sequences done.
 pub fn validation_loss<O: Ops>(
     ops: &mut O,
     model: &mut Gpt2<O>,
@@ -23,8 +23,8 @@ pub fn validation_loss<O: Ops>(
     validation_loss_of_ranks(ops, model, losses, &mut Solo, set, progress)
 }
 
-/// [`validation_loss`] by several ranks, each of which does every Nth batch. `progress` is told of this
-/// rank's.
+/// [`validation_loss`] by several ranks, each of which does every Nth batch. `progress` counts this rank's
+/// sequences.
 pub fn validation_loss_of_ranks<O: Ops>(
     ops: &mut O,
     model: &mut Gpt2<O>,
@@ -53,7 +53,7 @@ pub fn validation_loss_of_ranks<O: Ops>(
         .iter()
         .map(|bytes| bytes.as_chunks::<4>().0.iter().map(|loss| f32::from_le_bytes(*loss)))
         .collect();
-    // One running sum from first to last, so that neither batches nor ranks can show.
+    // One running sum from first to last, so that it depends on neither batches nor ranks.
     let mut sum = 0.0f64;
     for (number, batch) in set.batches(rows.batch).enumerate() {
         let losses = rest[number % ranks].by_ref().take(batch.inputs.len());

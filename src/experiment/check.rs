@@ -1,7 +1,7 @@
 //! One value against its row of the table: type, range, spelling.
 //!
-//! The result is a figment value of exactly the type that the resolved experiment wants, so that the
-//! final extraction has nothing left to refuse. Knows nothing of layers, and of no other key.
+//! The result is a figment value of exactly the type that the resolved experiment wants, so that the final
+//! extraction cannot fail. Knows nothing of layers or of other keys.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -11,7 +11,7 @@ use toml::de::DeValue;
 use super::diagnostics::nearest;
 use super::schema::{Key, Kind, Open};
 
-/// Why a value is refused: a sentence, what stands beside the caret, and perhaps a hint.
+/// Why a value is refused: a sentence, the text beside the caret, and perhaps a hint.
 #[derive(Debug, PartialEq)]
 pub(super) struct Refusal {
     pub message: String,
@@ -137,7 +137,7 @@ fn name<'a>(key: &Key, raw: &'a DeValue<'_>) -> Result<&'a str, Refusal> {
     Ok(name)
 }
 
-/// What keeps a text from naming a run folder on every file system.
+/// Why a text cannot be a run folder's name on every file system.
 pub fn name_problem(name: &str) -> Option<&'static str> {
     if name.is_empty() {
         Some("must not be empty")
@@ -211,8 +211,8 @@ fn patterns(key: &Key, raw: &DeValue<'_>, folder: &Path) -> Result<Vec<String>, 
     Ok(written.into_iter().map(|pattern| join(folder, pattern, true)).collect())
 }
 
-/// `path` seen from `folder`, without `.` and leading `..` steps. As a pattern, what is special in the
-/// folder's own name is escaped. An absolute path is left as it is.
+/// `path` relative to `folder`, without `.` and leading `..` steps. In a pattern, special characters of the
+/// folder's own name are escaped. An absolute path is left as it is.
 fn join(folder: &Path, path: &str, as_pattern: bool) -> String {
     if Path::new(path).is_absolute() {
         return path.to_string();

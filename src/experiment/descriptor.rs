@@ -75,7 +75,7 @@ pub fn sizes(descriptor: &str) -> Result<Sizes, UnknownDescriptor> {
     }
     let known = descriptors();
     let hint = match nearest(&full, known.iter().map(String::as_str)) {
-        // Every depth looks like every other, so a near miss is not a typing slip: show the family.
+        // All depths look alike, so the nearest name is no useful hint: show the family.
         Some(name) if full.starts_with("gpt2:") || full.starts_with("gpt3:") => {
             let family: Vec<&str> =
                 known.iter().filter(|k| k[..5] == name[..5]).map(String::as_str).collect();

@@ -1,9 +1,9 @@
-//! What is wrong with an experiment, said so that the reader can mend it at once.
+//! Errors in an experiment, reported so that the reader can correct them at once.
 //!
-//! A [`Fault`] is one thing to mend: a sentence, the place with its source line and a caret, notes on
-//! the other keys involved, and a hint. An [`ExperimentError`] holds all of them, because a person who
-//! fixes one fault a run loses patience. Its `Display` is plain text; [`ExperimentError::styled`] is
-//! the same text with colours, for a terminal. Nothing here prints.
+//! A [`Fault`] is one thing to correct: a sentence, the place with its source line and a caret, notes on the
+//! other keys involved, and a hint. An [`ExperimentError`] holds all of them, so that they can be corrected
+//! together. Its `Display` is plain text; [`ExperimentError::styled`] is the same text with colours, for a
+//! terminal. Nothing here prints.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -63,17 +63,17 @@ pub struct Snippet {
     pub mark: Range<usize>,
 }
 
-/// One thing to mend.
+/// One thing to correct.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// One sentence without a full stop.
     pub message: String,
     pub place: Option<Snippet>,
-    /// Stands beside the caret; may be empty.
+    /// The text beside the caret; may be empty.
     pub label: String,
     pub notes: Vec<String>,
     pub hint: Option<String>,
-    /// Where it stands in the report: files as they extend one another, then environment, then `--set`.
+    /// Its position in the report: files as they extend one another, then environment, then `--set`.
     pub(super) order: (usize, usize),
 }
 
@@ -128,8 +128,8 @@ impl ExperimentError {
         ExperimentError { name: name.to_string(), faults }
     }
 
-    /// The report with terminal colours. Print it through `anstream`, which drops them where nobody
-    /// can see them and honours `NO_COLOR`.
+    /// The report with terminal colours. Print it through `anstream`, which drops them where the output is no
+    /// terminal and honours `NO_COLOR`.
     pub fn styled(&self) -> String {
         self.render(&Palette::COLOURED)
     }
@@ -213,7 +213,7 @@ impl Fault {
     }
 }
 
-/// Text that cannot move the cursor: control characters become a visible stand-in.
+/// Text with control characters replaced by a visible one, so that it cannot move the cursor.
 pub(super) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| {
@@ -245,8 +245,8 @@ fn window(text: &str, mark: &Range<usize>) -> (String, Range<usize>) {
     (format!("{lead}{shown}{tail}"), mark_start..mark_end)
 }
 
-/// The candidate most like `word`, when one is like it at all.
-pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+/// The candidate most similar to `word`, if one is similar enough.
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let mut best: Option<(f64, &str)> = None;
     for candidate in candidates {
         let likeness = strsim::jaro_winkler(word, candidate)

@@ -1,13 +1,12 @@
-//! The layers an experiment is made of, each as figment wants it, each knowing where its values stand.
+//! The layers of an experiment, each a figment provider that knows where its values are written.
 //!
 //! Weakest first: the defaults, the files from the base of the `extends` chain to the one named on the
 //! command line, `RUNNER_…` variables, `--set`. Every layer is a figment [`Provider`], figment merges
 //! them, and its metadata say which layer a merged value came from. Files are parsed here, with
 //! `toml`'s spans, and not by figment's own provider, which keeps no positions and takes a missing
-//! file for an empty one. Values are checked as they are read, also those that a stronger layer
-//! replaces: a fault in a file is a fault.
+//! file for an empty one. Values are checked as they are read, also those that a stronger layer replaces.
 //!
-//! This module reads files, and nothing else of the machine: the environment is handed in.
+//! This module reads only files: the environment is passed in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -25,9 +24,9 @@ use super::check::{self, Refusal};
 use super::diagnostics::{Fault, Snippet, SourceFile, nearest};
 use super::schema::{self, KEYS, Key};
 
-/// What variables begin with that set keys.
+/// The prefix of variables that set keys.
 const PREFIX: &str = "RUNNER_";
-/// No experiment is as large; a model file given by mistake is.
+/// An experiment is smaller; a model file given by mistake is larger.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Where a layer came from.
@@ -46,7 +45,7 @@ pub(super) enum Source {
     },
 }
 
-/// A checked value and where it stands in its layer's text.
+/// A checked value and its place in its layer's text.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub value: Value,
@@ -63,7 +62,7 @@ pub(super) struct Layer {
     pub source: Source,
     /// Precedence. All variables share one rank, and so do all `--set`: neither outranks its own kind.
     pub rank: usize,
-    /// Where its faults stand in the report.
+    /// The position of its faults in the report.
     pub order: usize,
     pub entries: BTreeMap<&'static str, Entry>,
 }
@@ -73,12 +72,12 @@ impl Layer {
         Layer { source, rank, order, entries: BTreeMap::new() }
     }
 
-    /// Adds a value that stands in no text.
+    /// Adds a value without a place in a text.
     pub fn put(&mut self, key: &'static str, value: impl Into<Value>, why: impl Into<String>) {
         self.entries.insert(key, Entry { value: value.into(), key_span: 0..0, span: 0..0, why: why.into() });
     }
 
-    /// The place of a span of this layer's text, and where a fault there stands in the report.
+    /// The place of a span of this layer's text, and the position of a fault there in the report.
     pub fn place(&self, span: Range<usize>) -> (Option<Snippet>, (usize, usize)) {
         let order = (self.order, span.start);
         let snippet = match &self.source {
@@ -97,7 +96,7 @@ fn quoted(source: &str, text: &str, name: &str, span: &Range<usize>) -> Snippet 
     let chars =
         |bytes: usize| String::from_utf8_lossy(&text.as_bytes()[..bytes.min(text.len())]).chars().count();
     let at = lead.chars().count();
-    // A span that cannot lie in the text stands for the name: see `read_environment`.
+    // A span that cannot lie in the text denotes the name: see `read_environment`.
     let mark = if *span == NAME_SPAN {
         0..at.saturating_sub(1).max(1)
     } else {
@@ -106,7 +105,7 @@ fn quoted(source: &str, text: &str, name: &str, span: &Range<usize>) -> Snippet 
     Snippet { source: source.to_string(), position: None, text: format!("{lead}{text}"), mark }
 }
 
-/// Stands for the name of a variable, which is no part of its text.
+/// The span of a variable's name, which is not part of its text.
 const NAME_SPAN: Range<usize> = usize::MAX..usize::MAX;
 
 impl Provider for Layer {
@@ -232,7 +231,7 @@ fn folder_of(path: &Path) -> PathBuf {
     parent.canonicalize().or_else(|_| std::path::absolute(parent)).unwrap_or_else(|_| parent.to_path_buf())
 }
 
-/// What makes two paths the same file.
+/// The identity of a file, equal for two paths to it.
 fn identity(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
 }
@@ -326,7 +325,7 @@ impl Layers {
         for (key, value) in table {
             let (word, key_span) = (key.get_ref().as_ref(), key.span());
             let dotted = if section.is_empty() { word.to_string() } else { format!("{section}.{word}") };
-            // A quoted key may hold dots of its own; it is then no key of ours.
+            // A quoted key may contain dots; such a key is unknown.
             let known = if word.contains('.') { None } else { schema::key(&dotted) };
             if let Some(key) = known {
                 self.read_value(key, value.get_ref(), folder, key_span, value.span(), layer);
@@ -390,8 +389,8 @@ impl Layers {
         let known = schema::is_section(section);
         let leaf = dotted.rsplit('.').next().unwrap_or(dotted);
         let siblings = KEYS.iter().filter(|key| key.section() == section);
-        // The right key in the wrong section comes first, unless many sections have it; then a slip
-        // within the section, then a slip anywhere.
+        // The right key in the wrong section is suggested first, unless many sections have it; then a similar
+        // key of the section, then a similar key anywhere.
         let mut elsewhere = KEYS.iter().filter(|key| key.leaf() == leaf);
         let moved = elsewhere.next().filter(|_| elsewhere.next().is_none()).map(|key| key.name.to_string());
         let near = moved
@@ -426,7 +425,7 @@ impl Layers {
     ///
     /// Only names with two underscores, and `RUNNER_SEED`, set keys. CI services use the same prefix
     /// for variables of their own (`RUNNER_NAME`, `RUNNER_OS`, `RUNNER_TEMP`), which must not name a run.
-    /// `RUNNER_SCHEDULE_STEPS`, which can only be a slip, is refused.
+    /// `RUNNER_SCHEDULE_STEPS`, which can only be a mistake, is refused.
     fn read_environment(&mut self, variables: &[(OsString, OsString)], order: usize) {
         let mut ours: Vec<(String, String)> = Vec::new();
         for (name, text) in variables {
@@ -509,7 +508,7 @@ impl Layers {
     ) {
         let trimmed = text.trim();
         if trimmed.is_empty() && key.default == schema::Default::Absent {
-            // `--set eval.hellaswag=`: what weaker layers say is taken back.
+            // `--set eval.hellaswag=` clears the value of weaker layers.
             self.list.iter_mut().for_each(|weaker| drop(weaker.entries.remove(key.name)));
             return;
         }

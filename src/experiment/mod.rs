@@ -25,9 +25,9 @@
 //!
 //! Layers, weakest first: defaults, base files, the file, `RUNNER_SCHEDULE__STEPS=100`, `--set
 //! schedule.steps=100`. Where two ways to say one thing meet (a descriptor and sizes, a corpus and
-//! shards, steps and epochs), both in one layer is a fault, and a stronger layer takes back what a
-//! weaker one said the other way. Paths become absolute when they are read, so the resolved file
-//! works from any folder; paths in `RUNNER_…` and `--set` start from the working directory.
+//! shards, steps and epochs), both in one layer is a fault, and a stronger layer clears what a weaker one set
+//! the other way. Paths become absolute when they are read, so the resolved file works from any folder; paths
+//! in `RUNNER_…` and `--set` start from the working directory.
 
 mod check;
 mod descriptor;
@@ -46,7 +46,7 @@ use std::path::{Path, PathBuf};
 
 pub use check::name_problem;
 pub use descriptor::{Sizes, UnknownDescriptor, descriptors, sizes};
-pub use diagnostics::{ExperimentError, Fault, Snippet};
+pub use diagnostics::{ExperimentError, Fault, Snippet, nearest};
 pub use resolved::*;
 pub use rules::{InitError, InitSizes, Origin, VOCAB_ALIGN};
 pub use schema::{largest, reaches_the_bits};
@@ -72,7 +72,7 @@ pub struct Loaded {
 pub fn shipped(name: &str, sets: &[&str]) -> Experiment {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments").join(name);
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-    load(&path, &sets).expect("it ships whole").experiment
+    load(&path, &sets).expect("it is complete").experiment
 }
 
 /// Loads an experiment's file with the process's environment and `sets`, each `key.path=value`.

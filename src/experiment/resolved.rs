@@ -1,6 +1,5 @@
 //! An experiment after every layer is merged and every rule is checked: what the rest of the
-//! program reads. Each field is a key of the TOML; the doc comment says what it does and what it is
-//! when nobody sets it.
+//! program reads. Each field is a key of the TOML; the doc comment says what it does and its default.
 
 use serde::{Deserialize, Serialize};
 
@@ -73,7 +72,7 @@ pub struct Model {
     pub vocab_padded: usize,
 }
 
-/// What one optimizer step reads.
+/// The batch of an optimizer step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Batch {
     /// B: sequences in one forward and backward pass. Default: 4.
@@ -141,7 +140,7 @@ choice! {
     }
 }
 
-/// What keeps an outlier out of the weights.
+/// Guards against outliers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Guards {
     /// Skip the update when the z-score of the loss against the window before it exceeds this; 0 is off.
@@ -318,18 +317,18 @@ pub struct Parallel {
     pub timeout_s: u64,
 }
 
-/// What is written down to prove the bits.
+/// What is recorded to prove the bits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Proof {
     /// Steps between state digests; 0 hashes at checkpoints alone. Changes no bit. Default: 1.
     pub digest_every: u64,
-    /// Steps between replays: so often a step is made twice from one saved state, and other bits stop the
-    /// run with exit code 5 and keep both states; 0 is never. Finds silent corruption at the cost of a step
-    /// and three copies of the state. Changes no bit. Default: 0.
+    /// Steps between replays: one step in this many is made twice from one saved state; if the bits differ,
+    /// the run stops with exit code 5 and keeps both states; 0 is never. Finds silent corruption at the cost
+    /// of a step and three copies of the state. Changes no bit. Default: 0.
     pub replay_every: u64,
 }
 
-/// What a person sees.
+/// Console, sensors and TensorBoard.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Log {
     /// Steps between console lines; at least 1. Metrics have every step. Default: 1.

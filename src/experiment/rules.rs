@@ -1,6 +1,6 @@
 //! From merged layers to the resolved experiment: what follows from what, and which keys go together.
 //!
-//! Each rule looks only at keys that every layer got right, so one slip is one fault. A rule that is
+//! A rule only uses keys whose values are valid in every layer, so one mistake is one fault. A rule that is
 //! broken points at the strongest layer involved (the `--set` that broke a sound file, not the file)
 //! and names the other keys with their values and origins. Nothing is allocated and no data is opened
 //! here; what only the data can tell (`schedule.epochs`) is settled later by
@@ -26,8 +26,8 @@ const CUDA_HEAD_SIZE: u64 = 128;
 /// Rows of the token table in memory are a multiple of this.
 pub const VOCAB_ALIGN: u64 = 128;
 
-/// Pairs of ways to say one thing. Both in one layer is a fault; a stronger layer that says it one way
-/// takes back what a weaker one said the other way.
+/// Pairs of ways to say one thing. Both in one layer is a fault; a stronger layer that sets one clears the
+/// other in a weaker layer.
 const EXCLUSIVE: [(&[&str], &[&str]); 3] = [
     (&["model.descriptor"], &["model.layers", "model.heads", "model.channels"]),
     (&["data.corpus"], &["data.train", "data.val"]),
@@ -37,7 +37,7 @@ const EXCLUSIVE: [(&[&str], &[&str]); 3] = [
 /// Where the value of a key came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody set it.
+    /// The default.
     Default,
     /// It follows from something else, named here.
     Derived(String),
@@ -61,7 +61,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What resolving gives.
+/// The result of resolving.
 pub(super) struct Resolved {
     pub experiment: Experiment,
     pub origins: BTreeMap<String, Origin>,
@@ -75,8 +75,8 @@ pub struct InitError {
     pub hint: String,
 }
 
-/// Gives the sizes of the model in the file or folder that `model.init` names. Which files hold a model is
-/// no concern of this module: the caller brings the function.
+/// Gives the sizes of the model in the file or folder that `model.init` names. This module does not know
+/// formats of models: the caller passes the function.
 pub type InitSizes<'a> = &'a dyn Fn(&Path) -> Result<Model, InitError>;
 
 /// The [`InitSizes`] of a caller that opens no model.
@@ -180,9 +180,9 @@ struct Rules {
 }
 
 impl Rules {
-    // ---- looking ---------------------------------------------------------------------------
+    // ---- look-ups --------------------------------------------------------------------------
 
-    /// The value of a key; none when no layer sets it, or one of them got it wrong.
+    /// The value of a key; none when no layer sets it, or its value in one of them is invalid.
     fn get(&self, key: &str) -> Option<Value> {
         if self.layers.faulty.contains(key) {
             return None;
@@ -232,13 +232,13 @@ impl Rules {
         })
     }
 
-    // ---- saying ----------------------------------------------------------------------------
+    // ---- reports ---------------------------------------------------------------------------
 
     fn derive(&mut self, key: &'static str, value: impl Into<Value>, why: impl Into<String>) {
         self.derived.put(key, value, why);
     }
 
-    /// A fault between keys, at the strongest of them that stands in a text.
+    /// A fault between keys, placed at the strongest of them that is written in a text.
     fn clash(&self, message: String, keys: &[&str]) -> Fault {
         let mut strongest: Option<(&str, &Layer, &Entry)> = None;
         for key in keys {
@@ -283,8 +283,8 @@ impl Rules {
         }
     }
 
-    /// The sizes that are not given, from the file that `model.init` names; it is opened only where one is
-    /// missing, so that a resolved experiment does without.
+    /// The sizes that are not given, from the file that `model.init` names; it is opened only if one is
+    /// missing, so a resolved experiment does not need it.
     fn init(&mut self, init_sizes: InitSizes<'_>) {
         const SIZES: [&str; 3] = ["model.layers", "model.heads", "model.channels"];
         let missing = SIZES.iter().any(|key| self.get(key).is_none());

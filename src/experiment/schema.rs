@@ -1,9 +1,9 @@
 //! Every key an experiment's file may hold, in one table.
 //!
-//! A row says what the key takes, what it is when nobody sets it, and whether it may change a bit of
-//! the training state. Parsing, the defaults layer, the resolved file and resume's comparison all
-//! read this table, and tests hold it against [`super::Experiment`], so that no key can be known to
-//! one of them alone. Rules that tie keys to each other are not here but in `rules`.
+//! A row gives the type of the key, its default, and whether it may change a bit of the training state.
+//! Parsing, the defaults layer, the resolved file and resume's comparison all read this table, and tests hold
+//! it against [`super::Experiment`], so that no key can be missing in one of them. Rules that tie keys to
+//! each other are not here but in `rules`.
 
 use super::resolved::{Compute, DeviceKind, OnDiverge, Order, PartialSums, ScheduleKind, Simd, Tokenizer};
 
@@ -14,7 +14,7 @@ pub(super) enum Kind {
         min: u64,
         max: u64,
     },
-    /// A finite number; integers are welcome. The bounds belong to the range unless `open`.
+    /// A finite number; an integer is accepted. The bounds belong to the range unless `open`.
     Number {
         min: f64,
         max: f64,
@@ -39,7 +39,7 @@ pub(super) enum Open {
     Above,
 }
 
-/// What a key is when no layer sets it.
+/// The default of a key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Default {
     Integer(u64),
@@ -86,7 +86,7 @@ impl Key {
 
 /// The largest integer a TOML file can hold.
 const TOML_MAX: u64 = i64::MAX as u64;
-/// More steps or tokens than anyone will train on, small enough that no product overflows.
+/// A bound on steps and tokens: more than any run has, and small enough that no product overflows.
 const MANY: u64 = 1 << 48;
 
 const fn int(name: &'static str, min: u64, max: u64, default: Default) -> Key {

@@ -86,7 +86,7 @@ pub(super) fn figment_value(value: &Value) -> String {
     }
 }
 
-/// The resolved file. Every key stands in it, with its origin behind it; keys that are not set, and
+/// The resolved file. It has every key with its origin behind it; keys that are not set, and
 /// sizes that the descriptor gives, are comments. Loading it gives the same experiment.
 pub(super) fn to_toml(
     name: &str,

@@ -1,4 +1,4 @@
-//! What stands under a path that should be a model: looked at before anything is read as one.
+//! What is at a path that should be a model, checked before anything is read as one.
 //!
 //! Files that are something else (a web server's page, a Git LFS pointer, a file that is still compressed) are
 //! refused as what they are, with the command that helps.
@@ -11,17 +11,17 @@ use super::error::{FormatError, Result};
 use crate::store::RunPaths;
 use crate::store::checkpoint::MANIFEST_FILE;
 
-/// As much of a file as is looked at.
+/// Bytes of a file that are examined.
 const START_BYTES: u64 = 1024;
 
-/// What a path leads to.
+/// What is at a path.
 pub enum Content {
     Folder,
     /// A plain file, and its first bytes.
     File(Vec<u8>),
 }
 
-/// Looks at a path without waiting: a pipe is not opened.
+/// Examines a path without blocking: a pipe is not opened.
 ///
 /// # Errors
 ///
@@ -44,7 +44,7 @@ pub fn look(path: &Path) -> Result<Content> {
     Ok(Content::File(start))
 }
 
-/// Refuses what is not a file of a model at all. The first check of every file that a format reads.
+/// Refuses what is certainly not a model's file. The first check of every file that a format reads.
 ///
 /// # Errors
 ///
@@ -63,7 +63,7 @@ pub fn require_file(path: &Path) -> Result<()> {
 /// What a file is that begins with `start`, if that is a common mistake, and what to do.
 pub fn mistaken(path: &Path, start: &[u8]) -> Option<(&'static str, String)> {
     if is_safetensors(start) {
-        // The length that they begin with may look like any of the marks below.
+        // First, because the length at their start may look like one of the marks below.
         return None;
     }
     let shown = quoted(path);
@@ -108,8 +108,8 @@ pub fn converted(folder: Option<&Path>) -> String {
     )
 }
 
-/// The refusal of a path that no format recognises: what it is instead, and what to do. `models` are those
-/// that are read.
+/// The error for a path that no format recognises: what it is instead, and what to do. `models` names the
+/// formats that are read.
 pub fn not_a_model(path: &Path, content: &Content, models: &str) -> FormatError {
     let (found, hint) = match content {
         Content::Folder => folder(path, models),
@@ -159,7 +159,7 @@ fn is_safetensors(start: &[u8]) -> bool {
     matches!(start, [_, _, _, _, _, 0, 0, 0, b'{', ..])
 }
 
-/// A path as a shell takes it.
+/// A path quoted for a shell.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);

@@ -1,4 +1,4 @@
-//! What can be wrong with a model that comes in or goes out.
+//! Errors of reading and writing models.
 
 use std::path::PathBuf;
 
@@ -64,7 +64,7 @@ pub enum FormatError {
     Padding { path: PathBuf, row: usize },
 }
 
-/// The word for a number that is not finite.
+/// The name of a number that is not finite.
 fn not_finite(value: f64) -> &'static str {
     if value.is_nan() {
         "NaN"

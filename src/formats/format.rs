@@ -1,4 +1,4 @@
-//! What a format is: a line of the table.
+//! A format: one entry of the table.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::experiment::{Model, Sample};
 
 /// A format that a run can be exported in.
 pub struct Format {
-    /// What `--format` and the exported folder call it.
+    /// Its name in `--format` and in the exported folder.
     pub name: &'static str,
     /// For the help: what is written.
     pub about: &'static str,
@@ -38,7 +38,7 @@ pub struct Reader {
 pub enum Writer {
     /// Files of a saved model, into a folder that is there.
     Model(fn(&Path, Export<'_>) -> Result<()>),
-    /// A text about the run in a folder; the second argument is the URI of who made it.
+    /// A text about the run in a folder; the second argument is the builder's URI.
     Statement(fn(&Path, &str) -> Result<String, SlsaError>),
 }
 
@@ -49,6 +49,6 @@ pub struct Export<'a> {
     pub tokenizer: Tokenizer,
     /// Temperature and top-k, for formats that keep defaults of generation.
     pub sample: &'a Sample,
-    /// Which bits of which run these are, for formats that hold metadata.
+    /// Run, step and state root, for formats that hold metadata.
     pub origin: BTreeMap<String, String>,
 }

@@ -145,7 +145,7 @@ fn sizes(path: &Path) -> Result<Model> {
     parse_header(path, &header).map(|(model, _)| model)
 }
 
-/// Sizes and precision in a header. Every size is held to what the key of its name takes.
+/// Sizes and precision in a header. Every size must be in the range of the key of its name.
 fn parse_header(path: &Path, header: &[u8]) -> Result<(Model, Precision)> {
     if header.len() < HEADER_BYTES {
         return Err(FormatError::NotAModel {
@@ -195,8 +195,8 @@ fn parse_header(path: &Path, header: &[u8]) -> Result<(Model, Precision)> {
     Ok((model, precision))
 }
 
-/// Length of the file of a model; computed apart from [`Weights`], which would list the layers of a header
-/// that lies.
+/// Length of the file of a model; computed without [`Weights`], which would list all the layers of a wrong
+/// header.
 fn file_bytes(model: &Model, element: u128) -> u128 {
     let Model { layers, channels, context, vocab_padded, .. } = *model;
     let [l, c, t, v] = [layers, channels, context, vocab_padded].map(|size| size as u128);

@@ -5,8 +5,8 @@
 //! this table. A format is a file or folder of this module and its line here.
 //!
 //! Models pass through [`Parameters`]. Written and read again, a file has the same bytes, and the parameters
-//! the same bits. Nothing here trains or computes: whether the other program computes the same is the
-//! tests' concern. [`slsa`] is only written, and reads a run: it says what was made, of what and how.
+//! the same bits. Nothing here trains or computes: tests show that the other program computes the same.
+//! [`slsa`] is only written, and reads a run: it says what was made, of what and how.
 
 #![forbid(unsafe_code)]
 

@@ -5,7 +5,7 @@
 //! slsa.dev/provenance/v1. The statement is a function of the run: it has no clock, and it is not signed;
 //! `cosign attest-blob` and the like sign it.
 //!
-//! Nothing is attested that was not checked: every byte of the checkpoint, every line of the ledger.
+//! What is attested was checked: every byte of the checkpoint, every line of the ledger.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ pub const STATEMENT: &str = "https://in-toto.io/Statement/v1";
 pub const PREDICATE: &str = "https://slsa.dev/provenance/v1";
 /// How a run is made from its parameters; described in `docs/ci.md`.
 pub const BUILD_TYPE: &str = "urn:runner:train:v1";
-/// Who made it, when nobody else is named.
+/// The default builder.
 pub const BUILDER: &str = "urn:runner:local";
 
 /// Why there is nothing to attest.

@@ -30,8 +30,8 @@ pub enum GenerateError {
     NotFinite { text: u64, token: u64, logit: f32 },
 }
 
-/// Refuses logits among which is NaN or infinity: no token can be chosen by them. `text` is the text's number,
-/// `token` how many new ones it has.
+/// Refuses logits that hold NaN or infinity, by which no token can be chosen. `text` is the text's number,
+/// `token` how many new tokens it has.
 pub fn require_finite(logits: &[f32], text: u64, token: u64) -> Result<(), GenerateError> {
     match logits.iter().find(|logit| !logit.is_finite()) {
         Some(&logit) => Err(GenerateError::NotFinite { text, token, logit }),
@@ -41,7 +41,7 @@ pub fn require_finite(logits: &[f32], text: u64, token: u64) -> Result<(), Gener
 
 /// A text that is being written.
 struct Stream {
-    /// What it is called, and the high word of its random numbers' counters.
+    /// Its number: the high word of the counters of its random numbers.
     number: u64,
     /// The newest tokens, at most as many as the decoder has positions; position 0 first.
     tokens: Vec<u16>,
@@ -63,12 +63,12 @@ impl Stream {
 
 /// Continues `prompt` (at least one token) by up to `count` tokens, once for each of `numbers`.
 ///
-/// Each token is handed to `emit` with the place of its text among `numbers`; the text ends when it answers
-/// `false`. Texts come side by side, as many at a time as the decoder has streams, token by token.
+/// Each token is passed to `emit` with the index of its text in `numbers`; the text ends when `emit` returns
+/// `false`. Texts are written side by side, as many at a time as the decoder has streams.
 ///
 /// # Errors
 ///
-/// What the device finds, and logits that are not finite.
+/// Errors of the device, and logits that are not finite.
 pub fn generate<O: Ops>(
     ops: &mut O,
     decoder: &mut Decoder<O>,

@@ -25,12 +25,12 @@ impl<B> Normed<B> {
     }
 }
 
-/// The buffer that stands for one that may not be kept.
+/// The shared buffer in place of one that is not kept.
 pub fn kept_or_shared<'a, B>(kept: &'a mut Option<B>, shared: &'a mut Option<B>) -> &'a mut B {
     kept.as_mut().or(shared.as_mut()).expect("an output that is not kept is shared")
 }
 
-/// What one transformer block keeps.
+/// The activations that one transformer block keeps.
 #[derive(Clone, Debug)]
 pub struct LayerActivations<B> {
     pub ln_1: Normed<B>,

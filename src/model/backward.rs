@@ -10,8 +10,8 @@ use crate::ops::{
 };
 
 impl<O: Ops> Gpt2<O> {
-    /// From the final layernorm's output to the gradients, each group given to `whole` as soon as it is;
-    /// losses into `self.losses`.
+    /// From the final layernorm's output to the gradients, each group passed to `whole` as soon as it is
+    /// complete; losses into `self.losses`.
     pub(super) fn backward<E: From<DeviceError>>(
         &mut self,
         ops: &mut O,

@@ -1,9 +1,10 @@
 //! Decoding: the forward pass of a few new tokens, with the keys and values of all before them kept.
 //!
-//! One token costs one reading of the weights, whatever came before it. Prompt and continuation go the same
-//! way, and each row of a pass is computed as if it were alone ([`crate::ops::Ops::decode_linear`]), so that
-//! a text has the same bits however its tokens are cut into passes and whatever is written beside it.
-//! Nothing here is shared with training but the parameters, which are only read.
+//! One token costs one reading of the weights, whatever the length of the text before it. Prompt and
+//! continuation take the same path, and each row of a pass is computed as if it were alone
+//! ([`crate::ops::Ops::decode_linear`]), so that a text has the same bits however its tokens are cut into
+//! passes and whatever is written beside it. Nothing here is shared with training but the parameters, which
+//! are only read.
 //!
 //! The logits are those of [`super::Gpt2`] up to the order of sums: on the CPU within 1e-5 of their
 //! norm, in bf16 as near as its rounding of the residual stream allows.
@@ -119,7 +120,7 @@ impl<O: Ops> Decoder<O> {
         self.room
     }
 
-    /// Reads `tokens` as the positions `first ..` of a stream, for the sake of those that follow.
+    /// Reads `tokens` as the positions `first ..` of a stream, into the cache.
     pub fn read(
         &mut self,
         ops: &mut O,
@@ -350,7 +351,7 @@ mod tests {
         assert!(worst < 1e-5, "relative error {worst:.1e}");
     }
 
-    /// The plain model in f64 that devices are held against is held against this one.
+    /// The plain model in f64, to which devices are compared, compared with this one.
     #[test]
     fn logits_are_those_of_f64_and_rounding_to_bf16_would_show() {
         let mut ops = cpu();

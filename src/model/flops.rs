@@ -1,4 +1,4 @@
-//! What a token costs: the count behind MFU.
+//! Floating-point operations of a token: the count behind MFU.
 
 use super::weights::Weights;
 use crate::experiment::Model;

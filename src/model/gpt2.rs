@@ -103,7 +103,7 @@ impl<O: Ops> Gpt2<O> {
     }
 
     /// Logits (the first `vocab` of them) of the token after `tokens`, with the operations of training and
-    /// without anything kept: what [`super::Decoder`] is held against. Writing texts is its business.
+    /// without a cache: tests compare [`super::Decoder`] with it, which writes texts.
     pub fn next_token_logits(&mut self, ops: &mut O, tokens: &[u16]) -> Result<Vec<f32>> {
         let (t, c, padded) = (tokens.len(), self.config.channels, self.config.vocab_padded);
         ops.upload_ids(&mut self.ids, tokens)?;

@@ -1,4 +1,4 @@
-//! Measurements on a GPU that check nothing and print what they find:
+//! Measurements on a GPU, which print and check nothing:
 //! `cargo test --release --lib measurements -- --ignored --nocapture`.
 
 use std::time::Instant;
@@ -29,7 +29,7 @@ fn gpt2(layers: usize, heads: usize, channels: usize) -> Model {
     }
 }
 
-/// What tuning chooses for the two models that the locks are for.
+/// The plans that tuning chooses for the two models of the locks.
 #[test]
 #[ignore = "a measurement, not a check: needs a CUDA GPU"]
 fn tuning() {

@@ -1,8 +1,8 @@
 //! The parameter tensors of GPT-2, as a structure generic over what is kept for each of them.
 //!
 //! One [`Weights<T>`] serves for shapes (`ParamSpec`), parameters and gradients, so that all of them are
-//! walked in the same order: `wte`, `wpe`, the layers, `ln_f`. Which tensors a block has, with their names,
-//! shapes and initialisation, stands once, in the descriptions below.
+//! walked in the same order: `wte`, `wpe`, the layers, `ln_f`. The tensors of a block, with their names,
+//! shapes and initialisation, are declared once, in the descriptions below.
 
 use std::fmt;
 
@@ -196,7 +196,7 @@ pub enum Group {
 }
 
 impl Group {
-    /// The groups of a model with so many blocks, in the model's order.
+    /// The groups of a model with this many blocks, in the model's order.
     pub fn all(layers: usize) -> impl DoubleEndedIterator<Item = Group> {
         [Group::Tables].into_iter().chain((0..layers).map(Group::Block)).chain([Group::FinalNorm])
     }

@@ -44,7 +44,7 @@ macro_rules! declare {
 /// A device that can train GPT-2.
 ///
 /// All methods take `&mut self`: a device is one ordered stream of work, with a second one at its side for
-/// work that nobody waits for yet ([`aside`]). On CUDA they return before the work is done;
+/// work whose result is needed later ([`aside`]). On CUDA they return before the work is done;
 /// [`Ops::download`], [`Ops::sum_squares`], [`Ops::chunk_squares`] and [`Ops::synchronize`] wait.
 pub trait Ops {
     /// A dense float tensor on the device. Its length is fixed when it is allocated.
@@ -60,8 +60,8 @@ pub trait Ops {
     fn dtype(&self, role: Role) -> Dtype;
     /// A zeroed buffer of `len` elements.
     fn alloc(&mut self, role: Role, len: usize) -> Result<Self::Buf>;
-    /// `len` elements of f32 in the host's memory, where the device has its own; what they are is not
-    /// defined. For [`Ops::copy`] alone, which can move them while other work goes on.
+    /// `len` elements of f32, undefined until written, in the host's memory where the device has memory of
+    /// its own. Only [`Ops::copy`] takes such a buffer; it can move data while other work goes on.
     fn alloc_host(&mut self, len: usize) -> Result<Self::Buf> {
         self.alloc(Role::F32, len)
     }
@@ -97,36 +97,36 @@ pub trait Ops {
 
     // ---- two lanes -------------------------------------------------------------------------
     //
-    // A device without a second stream does all work in the order it is asked for, which is the order that
-    // the two lanes promise.
+    // A device without a second stream does all work in the order of the calls, which satisfies what the two
+    // lanes promise.
 
-    /// From here on work goes to the side lane, where it comes after everything asked for so far, on either
+    /// Sends the work that follows to the side lane, where it runs after everything issued so far, on either
     /// lane. See [`aside`].
     fn turn_aside(&mut self) -> Result<()> {
         Ok(())
     }
-    /// Work goes to the main lane again, and does not wait for the side lane.
+    /// Sends the work that follows to the main lane again, without waiting for the side lane.
     fn turn_back(&mut self) -> Result<()> {
         Ok(())
     }
-    /// What is asked for after this, on either lane, comes after all that the side lane was asked for.
+    /// Work issued after this, on either lane, runs after everything issued to the side lane.
     fn join_lanes(&mut self) -> Result<()> {
         Ok(())
     }
 
-    // ---- work that comes again -------------------------------------------------------------
+    // ---- repeated work --------------------------------------------------------------------
 
     /// A number that tells this buffer from every other live one, on devices where [`Ops::replay`] needs it.
     fn identity(&self, _buf: &Self::Buf) -> u64 {
         0
     }
-    /// Does again the work that was last recorded under `key`, and says whether it did. When not, the
-    /// caller does the work and ends it with [`Ops::recorded`]; a device may record it meanwhile.
-    /// Equal keys promise the same operations on the same buffers with the same scalars.
+    /// Repeats the work that was last recorded under `key`, and returns whether it did. If not, the caller
+    /// does the work and ends it with [`Ops::recorded`]; a device may record it meanwhile. Equal keys promise
+    /// the same operations on the same buffers with the same scalars.
     fn replay(&mut self, _key: [u64; 4]) -> Result<bool> {
         Ok(false)
     }
-    /// The end of work that [`Ops::replay`] left to the caller.
+    /// Marks the end of work that [`Ops::replay`] left to the caller.
     fn recorded(&mut self, _key: [u64; 4]) -> Result<()> {
         Ok(())
     }
@@ -143,9 +143,9 @@ pub trait Ops {
     fn fold_squares(&self, chunks: &[f64]) -> f64;
 }
 
-/// Asks for `work` on the side lane of `ops`: it comes after all that was asked for before, and what is asked
-/// for after it does not wait, until [`Ops::join_lanes`]. What it reads must not be written meanwhile, and
-/// what it writes not be touched.
+/// Issues `work` on the side lane of `ops`: it runs after all work issued before it, and later work does not
+/// wait for it until [`Ops::join_lanes`]. Until then what it reads must not be written, and what it writes
+/// must not be read or written.
 pub fn aside<O: Ops, E: From<DeviceError>>(
     ops: &mut O,
     work: impl FnOnce(&mut O) -> std::result::Result<(), E>,
@@ -153,7 +153,7 @@ pub fn aside<O: Ops, E: From<DeviceError>>(
     ops.turn_aside()?;
     let done = work(ops);
     let back = ops.turn_back();
-    // What failed first is the reason.
+    // The first failure is the cause.
     done?;
     Ok(back?)
 }

@@ -2,8 +2,8 @@
 //!
 //! While recording it waits for the device after each operation, so the parts are exact to the cost
 //! of one launch and one wait (some 15 µs on CUDA), and their sum is a little more than a step takes
-//! undisturbed. While not recording it only passes calls on. Beside the time stand the operation's
-//! floating-point operations and the bytes it must move at least, as the operation itself says
+//! undisturbed. While not recording it only passes calls on. With the time it records the operation's
+//! floating-point operations and the bytes it must move at least, as the operation gives them
 //! ([`Operation::work`]).
 
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ pub struct Label {
     pub family: Family,
 }
 
-/// What one kind of operation took, all calls together.
+/// The time of one kind of operation, all calls together.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Record {
     pub calls: u64,
@@ -169,7 +169,7 @@ impl<O: Ops> Ops for Timed<O> {
         self.inner.join_lanes()
     }
 
-    // What is replayed as a whole has no parts to time.
+    // Work that is replayed as a whole has no parts to time.
     fn replay(&mut self, key: [u64; 4]) -> Result<bool> {
         if self.recording { Ok(false) } else { self.inner.replay(key) }
     }

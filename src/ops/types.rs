@@ -1,8 +1,8 @@
-//! The words that operations share: what a buffer is for, element types, shapes, errors.
+//! Types that operations share: the role of a buffer, element types, shapes, errors.
 
 use std::fmt;
 
-/// What a buffer is for; each device maps it to an element type.
+/// The role of a buffer; each device maps it to an element type.
 ///
 /// On the CPU everything is `f32`. On CUDA `Param` and `Activation` follow `precision.compute`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,10 +135,10 @@ pub struct Region {
     pub len: usize,
 }
 
-/// What a device gives back.
+/// The result of a device's operation.
 pub type Result<T, E = DeviceError> = std::result::Result<T, E>;
 
-/// What can go wrong on a device.
+/// An error of a device.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// More memory was asked for than there is.
@@ -150,7 +150,7 @@ pub enum DeviceError {
     /// A device call failed.
     #[error("{operation} failed on {device}: {message}")]
     Failed { device: String, operation: &'static str, message: String },
-    /// No such device here.
+    /// This machine has no such device.
     #[error("{0}")]
     Unavailable(String),
 }

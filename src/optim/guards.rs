@@ -1,9 +1,9 @@
-//! The guards: a step whose loss or gradient norm is out of line does not reach the weights.
+//! The guards: a step whose loss or gradient norm is an outlier does not change the weights.
 //!
 //! The z-score of a new value is taken against the window *before* it, so that an outlier cannot
 //! hide in its own statistics; a skipped value never enters the window; a value that is not finite
-//! is skipped whatever the thresholds. The windows are state: a resumed run judges as the
-//! uninterrupted one.
+//! is skipped whatever the thresholds. The windows are part of the training state, so a resumed run decides
+//! as the uninterrupted one.
 
 use std::collections::VecDeque;
 
@@ -57,7 +57,7 @@ impl Window {
     }
 }
 
-/// What the guards say of a step.
+/// The guards' decision on a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Update,
@@ -78,7 +78,7 @@ impl Verdict {
     }
 }
 
-/// A verdict and the scores it rests on.
+/// A verdict and the z-scores behind it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Judgement {
     pub verdict: Verdict,
@@ -129,7 +129,7 @@ impl Guards {
         Judgement { verdict, loss_z, grad_z }
     }
 
-    /// Whether so many steps were skipped in a row that training has diverged.
+    /// Whether training has diverged: `guards.patience` steps in a row were skipped.
     pub fn diverged(&self) -> bool {
         self.skips_in_a_row >= self.config.patience
     }
@@ -155,7 +155,7 @@ mod tests {
         guards
     }
 
-    /// Fault 3 of llm.c: with the outlier inside its own window, z cannot pass 11.27.
+    /// llm.c counts a value in its own window of 128, where its z-score cannot pass 11.27.
     #[test]
     fn an_outlier_is_measured_against_the_window_before_it() {
         let judged = guards().judge(1e6, 1.0);
@@ -163,7 +163,7 @@ mod tests {
         assert!(judged.loss_z.expect("full") > 1e6);
     }
 
-    /// Fault 2 of llm.c: a NaN enters the detector and blinds it for good.
+    /// In llm.c a NaN enters the window, after which no outlier is detected.
     #[test]
     fn a_value_that_is_not_finite_is_skipped_and_forgotten() {
         let mut guards = guards();

@@ -1,5 +1,5 @@
-//! What happens to the weights between two steps: learning rates, the optimizer's update, and the guards
-//! that keep a bad step out. Host arithmetic in f64 with the pinned `libm`; no model.
+//! From gradients to new weights: learning rates, the optimizer's update, and the guards that skip a bad
+//! step. Host arithmetic in f64 with the pinned `libm`; no model.
 //!
 //! An optimizer is an [`UpdateRule`]: it says which tensors it keeps for a parameter, and how its operation
 //! is called. The training state, checkpoints, digests, ZeRO and the memory plan follow from that; nothing
@@ -21,12 +21,12 @@ use crate::ops::{Dtype, Ops, Result};
 pub struct StateRow {
     /// Its name in the state is this before the parameter's, and ends with a slash.
     pub prefix: &'static str,
-    /// What the memory plan calls it.
+    /// Its name in the memory plan.
     pub label: &'static str,
     pub start: Start,
 }
 
-/// What a tensor of an optimizer holds before the first update.
+/// The content of an optimizer's tensor before the first update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     Zero,
@@ -43,7 +43,7 @@ fn keeps_masters(experiment: &Experiment, param: Dtype) -> bool {
     param != Dtype::F32 && experiment.precision.master_weights
 }
 
-/// What a parameter is to an optimizer.
+/// The kind of a parameter, for the optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParamKind {
     /// Rows that are looked up: tokens, positions.
@@ -87,7 +87,7 @@ pub struct UpdateStep {
     pub grad_norm: f64,
     /// Counts updates from 1.
     pub update: u64,
-    /// Counts steps from 0, those that a guard kept from the weights too.
+    /// Counts steps from 0, skipped ones included.
     pub step: u64,
 }
 

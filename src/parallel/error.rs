@@ -1,11 +1,11 @@
-//! What can end an exchange: which rank, on which host, in which operation.
+//! Errors of an exchange: which rank, on which host, in which operation.
 
 use crate::ops::DeviceError;
 
-/// An exchange that did not come about.
+/// Why an exchange failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
-    /// Another rank is gone, silent, or says that it cannot go on.
+    /// Another rank has died, does not answer, or reports that it cannot go on.
     #[error(
         "rank {rank} on `{host}` {why}; last operation: {operation}\n  hint: its own output may say more; what was saved is intact, go on with `runner resume`"
     )]
@@ -14,15 +14,15 @@ pub enum ExchangeError {
         host: String,
         operation: String,
         why: String,
-        /// Whether another rank found it and told this one.
-        told: bool,
+        /// Whether another rank found the failure and reported it to this one.
+        reported: bool,
     },
     /// A message that no rank of this run would send.
     #[error(
         "rank {rank} sent {found} in {operation}, expected {expected}\n  hint: the ranks run different programs or experiments"
     )]
     Protocol { rank: usize, operation: String, expected: String, found: String },
-    /// The device could not give or take the bytes.
+    /// The device could not send or receive the bytes.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }

@@ -1,16 +1,16 @@
-//! The lines between ranks: bytes move, nothing is added.
+//! Connections between ranks: bytes move, nothing is added.
 //!
 //! A [`Link`] carries host bytes, an [`Exchange`] the contents of device buffers; both know one
 //! operation, a swap between two ranks whose numbers differ in one bit. Everything else follows: gathers
 //! double what is known log2(N) times along the edges of this hypercube, so no rank ever talks to more than
-//! log2(N) others, and neighbours in number, which share a host, carry the most.
+//! log2(N) others, and ranks with neighbouring numbers, which share a host, exchange the most.
 //!
-//! Every swap bears the name of its operation, for whoever has to explain why it did not return.
+//! Every swap has the name of its operation, so that an error can say which one did not return.
 
 use super::ExchangeError;
 use crate::ops::{Ops, Region};
 
-/// One rank's ends of the lines to the others.
+/// One rank's ends of the connections to the others.
 pub trait Link: Send {
     /// This rank's number, from 0.
     fn rank(&self) -> usize;
@@ -18,7 +18,7 @@ pub trait Link: Send {
     /// N: how many ranks there are, a power of two.
     fn size(&self) -> usize;
 
-    /// Gives `bytes` to `peer` and returns what `peer` gives: both call, in the same order of swaps.
+    /// Sends `bytes` to `peer` and returns what `peer` sends: both call, in the same order of swaps.
     /// `peer` differs from this rank's number in one bit.
     fn swap(
         &mut self,
@@ -27,16 +27,16 @@ pub trait Link: Send {
         bytes: Vec<u8>,
     ) -> Result<Vec<u8>, ExchangeError>;
 
-    /// Says which optimizer step is at hand, for messages.
+    /// Sets the optimizer step under way, for messages.
     fn mark(&mut self, _step: u64) {}
 
-    /// Says that everything is done: the end of this rank is no failure then.
+    /// Tells all ranks that this one is done: its end is then no failure.
     fn finish(&mut self) {}
 
     /// Tells all ranks that this one cannot go on, and why.
     fn fail(&mut self, _why: &str) {}
 
-    /// How messages call the machine of a rank.
+    /// The name of a rank's machine, for messages.
     fn host(&self, _rank: usize) -> String {
         "this process".into()
     }
@@ -46,8 +46,8 @@ pub trait Link: Send {
 pub trait Exchange<O: Ops>: Send {
     fn link(&mut self) -> &mut dyn Link;
 
-    /// Gives the regions `gives` of `bufs` to `peer` and fills `takes` with what it gives, in order.
-    /// What is given and what is filled do not overlap; the peer's regions have the same lengths.
+    /// Sends the regions `gives` of `bufs` to `peer` and fills `takes` with what it sends, in order. Regions
+    /// sent and filled do not overlap; the peer's regions have the same lengths.
     ///
     /// On a GPU this is one more piece of work on the lane in use: it returns before it is done.
     fn swap(
@@ -60,7 +60,7 @@ pub trait Exchange<O: Ops>: Send {
         takes: &[Region],
     ) -> Result<(), ExchangeError>;
 
-    /// Whether there is nobody to exchange with, now or in principle: then nothing is divided either.
+    /// Whether this is the only rank: then nothing is divided either.
     fn alone(&self) -> bool {
         false
     }
@@ -79,7 +79,7 @@ impl Link for Solo {
     }
 
     fn swap(&mut self, peer: usize, operation: &'static str, _: Vec<u8>) -> Result<Vec<u8>, ExchangeError> {
-        Err(nobody(peer, operation))
+        Err(no_peer(peer, operation))
     }
 }
 
@@ -97,7 +97,7 @@ impl<O: Ops> Exchange<O> for Solo {
         _: &[Region],
         _: &[Region],
     ) -> Result<(), ExchangeError> {
-        Err(nobody(peer, operation))
+        Err(no_peer(peer, operation))
     }
 
     fn alone(&self) -> bool {
@@ -105,13 +105,13 @@ impl<O: Ops> Exchange<O> for Solo {
     }
 }
 
-fn nobody(rank: usize, operation: &'static str) -> ExchangeError {
+fn no_peer(rank: usize, operation: &'static str) -> ExchangeError {
     ExchangeError::Lost {
         rank,
         host: "nowhere".into(),
         operation: operation.into(),
         why: "is not there: this run has one rank".into(),
-        told: false,
+        reported: false,
     }
 }
 
@@ -165,13 +165,13 @@ fn expect_len(rank: usize, operation: &str, expected: usize, found: usize) -> Re
     })
 }
 
-/// What every rank gives, by rank, to every rank.
+/// Gathers what every rank sends, by rank, on every rank.
 pub fn all_gather(
     link: &mut dyn Link,
     operation: &'static str,
     bytes: Vec<u8>,
 ) -> Result<Vec<Vec<u8>>, ExchangeError> {
-    // What the ranks of an aligned block, twice as large after each round, have given.
+    // The messages of the ranks of an aligned block, twice as large after each round.
     let mut known = vec![bytes];
     while known.len() < link.size() {
         let peer = link.rank() ^ known.len();
@@ -181,7 +181,7 @@ pub fn all_gather(
     Ok(known)
 }
 
-/// What rank 0 gives, to every rank; the others give nothing.
+/// Sends what rank 0 gives to every rank; the others give nothing.
 pub fn broadcast(
     link: &mut dyn Link,
     operation: &'static str,

@@ -27,8 +27,8 @@ pub enum LaunchError {
 /// The variables of one launcher.
 struct Launcher {
     name: &'static str,
-    /// Set by this launcher alone.
-    sign: &'static str,
+    /// The variable that only this launcher sets.
+    marker: &'static str,
     rank: &'static str,
     size: &'static str,
     local_rank: &'static str,
@@ -37,13 +37,13 @@ struct Launcher {
     run: &'static [&'static str],
 }
 
-/// The first whose sign is set counts: one that starts its ranks by way of srun, or is itself started so,
-/// comes before srun. Slurm is recognised by its steps: inside a batch script, where nothing was started by
-/// srun yet, only the variables of the job are there.
+/// The first launcher whose `marker` is set counts: one that starts its ranks through srun, or is itself
+/// started so, comes before srun. Slurm is recognised by its steps: inside a batch script, before any srun,
+/// only the variables of the job are set.
 const LAUNCHERS: [Launcher; 4] = [
     Launcher {
         name: "torchrun",
-        sign: "WORLD_SIZE",
+        marker: "WORLD_SIZE",
         rank: "RANK",
         size: "WORLD_SIZE",
         local_rank: "LOCAL_RANK",
@@ -52,7 +52,7 @@ const LAUNCHERS: [Launcher; 4] = [
     },
     Launcher {
         name: "mpirun",
-        sign: "OMPI_COMM_WORLD_SIZE",
+        marker: "OMPI_COMM_WORLD_SIZE",
         rank: "OMPI_COMM_WORLD_RANK",
         size: "OMPI_COMM_WORLD_SIZE",
         local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
@@ -63,18 +63,18 @@ const LAUNCHERS: [Launcher; 4] = [
     // machine.
     Launcher {
         name: "mpiexec",
-        sign: "MPI_LOCALNRANKS",
+        marker: "MPI_LOCALNRANKS",
         rank: "PMI_RANK",
         size: "PMI_SIZE",
         local_rank: "MPI_LOCALRANKID",
         local_size: "MPI_LOCALNRANKS",
-        // MPICH names its runs to programs of MPI alone; then the batch system's job and the proxy have to
-        // do.
+        // MPICH gives the name of a run only to MPI programs, so the batch system's job and the proxy are
+        // used.
         run: &["I_MPI_HYDRA_UUID", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"],
     },
     Launcher {
         name: "srun",
-        sign: "SLURM_STEP_NUM_TASKS",
+        marker: "SLURM_STEP_NUM_TASKS",
         rank: "SLURM_PROCID",
         size: "SLURM_STEP_NUM_TASKS",
         local_rank: "SLURM_LOCALID",
@@ -88,7 +88,7 @@ const SLURM_LIST: &str = "SLURM_STEP_TASKS_PER_NODE";
 
 /// The place that a launcher gave this process, if one did. `shared` is the folder in which ranks meet.
 pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Option<RankPlace>, LaunchError> {
-    let Some(launcher) = LAUNCHERS.iter().find(|launcher| var(launcher.sign).is_some()) else {
+    let Some(launcher) = LAUNCHERS.iter().find(|launcher| var(launcher.marker).is_some()) else {
         return Ok(None);
     };
     let number = |name: &'static str| -> Result<Option<usize>, LaunchError> {
@@ -107,7 +107,7 @@ pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Opti
         number.map(Some).ok_or_else(bad)
     };
     let must = |name: &'static str| {
-        let missing = LaunchError::Missing { launcher: launcher.name, set: launcher.sign, missing: name };
+        let missing = LaunchError::Missing { launcher: launcher.name, set: launcher.marker, missing: name };
         number(name)?.ok_or(missing)
     };
     let (size, rank) = (must(launcher.size)?, must(launcher.rank)?);
@@ -145,7 +145,7 @@ pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Opti
     Ok(Some(RankPlace { rank, size, local_rank, local_size, run, meeting }))
 }
 
-/// What Slurm's list of numbers, such as `8(x2),4` for nodes of 8, 8 and 4, says of a node.
+/// The number for one node in Slurm's list, such as `8(x2),4` for nodes of 8, 8 and 4.
 fn of_node(list: &str, node: usize) -> Option<usize> {
     let mut nodes = 0;
     for part in list.split(',') {
@@ -161,7 +161,7 @@ fn of_node(list: &str, node: usize) -> Option<usize> {
     None
 }
 
-/// The number of the nearest process of this name among those that this one descends from.
+/// The process id of the nearest ancestor of this name.
 fn ancestor(name: &str) -> Option<String> {
     let mut process = "self".to_owned();
     loop {
@@ -177,10 +177,10 @@ fn ancestor(name: &str) -> Option<String> {
 
 /// Whether a launcher has started this process, alone or with others.
 pub fn is_launched(var: &dyn Fn(&str) -> Option<String>) -> bool {
-    LAUNCHERS.iter().any(|launcher| var(launcher.sign).is_some())
+    LAUNCHERS.iter().any(|launcher| var(launcher.marker).is_some())
 }
 
-/// What a process started by `runner` itself finds in its environment.
+/// The environment of a process that `runner` itself starts.
 pub fn variables(place: &RankPlace) -> Vec<(&'static str, String)> {
     vec![
         ("RANK", place.rank.to_string()),
@@ -257,7 +257,7 @@ mod tests {
             meeting: folder(),
         };
         assert_eq!(from(&uuid), Ok(Some(expected)));
-        // Started by way of srun, which has one task for each node.
+        // Started through srun, which has one task for each node.
         let by_srun = [&srun[..], &mpiexec].concat();
         assert_eq!(from(&by_srun).expect("whole").expect("a place").run, "mpiexec 7");
         // `srun --mpi=pmi2`.

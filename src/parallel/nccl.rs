@@ -1,7 +1,7 @@
-//! Ranks with a GPU each: what lies on devices moves by NCCL, the rest by the link.
+//! Ranks with a GPU each: device memory moves by NCCL, the rest by the link.
 //!
-//! Swaps are work on the device's streams, like any kernel: on the lane in use, in the order they are asked
-//! for. The sum that reads what was received comes after it on the same lane; [`crate::ops::aside`] and
+//! Swaps are work on the device's streams, like any kernel: on the lane in use, in the order of the calls.
+//! The sum that reads what was received comes after it on the same lane; [`crate::ops::aside`] and
 //! [`crate::ops::Ops::join_lanes`] order the lanes, and with them the calls of NCCL, alike on all ranks.
 
 use super::exchange::{Exchange, Hosted, Link, all_gather, broadcast};
@@ -16,7 +16,7 @@ pub struct Nccl<L> {
 }
 
 /// Joins the devices of all ranks: by NCCL where each has a GPU of its own, else through host memory.
-/// All ranks decide alike. Says how.
+/// All ranks decide alike. Returns how bytes move.
 pub fn join<L: Link + 'static>(
     cuda: &mut Cuda,
     mut link: L,

@@ -38,7 +38,7 @@ pub fn scatter_sum<O: Ops>(
             region
         };
         let takes: Vec<Region> = kept.iter().map(into_inbox).collect();
-        // A small group has nothing for some pairs; both of them see that.
+        // A small group has nothing to swap for some pairs; both ranks compute that.
         if gives.is_empty() && takes.is_empty() {
             continue;
         }

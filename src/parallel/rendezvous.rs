@@ -2,9 +2,9 @@
 //!
 //! Every rank listens on a port of its own. Rank 0 is found at an address that all know beforehand, or
 //! through a file that it writes into a folder that all share. The others register there, each with the run's
-//! identifier; when all have come, rank 0 sends everyone the list of addresses, and each pair that will ever
-//! talk connects. A process that comes with another identifier, number of ranks, experiment or program gets
-//! the reason and is refused: a file left by a killed run, or a process of another one, can only fail here,
+//! identifier; when all have registered, rank 0 sends all of them the list of addresses, and each pair that
+//! exchanges data connects. A process with another identifier, number of ranks, experiment or program is
+//! refused with the reason: a file left by a killed run, or a process of another one, can only fail here,
 //! with a message.
 
 use std::io;
@@ -39,26 +39,26 @@ pub struct RankPlace {
     pub meeting: Meeting,
 }
 
-/// The ranks did not come together.
+/// Why the ranks did not find each other.
 #[derive(Debug, thiserror::Error)]
 pub enum RendezvousError {
     #[error("rank {rank} cannot listen{}: {source}\n  hint: {}", at.as_ref().map_or(String::new(), |at| format!(" at `{at}`")), if at.is_some() { "the port is taken: by an older run, or by the launcher itself; choose another MASTER_PORT" } else { "no free port" })]
     Listen { rank: usize, at: Option<String>, source: io::Error },
     #[error("cannot {doing} `{}`: {source}\n  hint: the folder must be shared by all ranks", path.display())]
     Folder { doing: &'static str, path: PathBuf, source: io::Error },
-    #[error("rank 0 turns this rank away: {why}")]
+    #[error("rank 0 refuses this rank: {why}")]
     Refused { why: String },
     #[error("rank {rank} did not find rank 0 of run `{run}` within {seconds} s: {last}\n  hint: {hint}")]
     NotFound { rank: usize, run: String, seconds: u64, last: String, hint: &'static str },
     #[error(
-        "of {size} ranks of run `{run}` {} did not come within {seconds} s\n  hint: see why on their machines; nothing was changed",
+        "of {size} ranks of run `{run}` {} did not register within {seconds} s\n  hint: see why on their machines; nothing was changed",
         ranks_text(missing)
     )]
     Missing { run: String, size: usize, missing: Vec<usize>, seconds: u64 },
     #[error(
-        "the line to rank {rank} on `{host}` at `{address}` could not be made: {source}\n  hint: every rank must reach every other by TCP, on any port"
+        "the connection to rank {rank} on `{host}` at `{address}` could not be made: {source}\n  hint: every rank must reach every other by TCP, on any port"
     )]
-    Line { rank: usize, host: String, address: String, source: io::Error },
+    Connection { rank: usize, host: String, address: String, source: io::Error },
 }
 
 fn ranks_text(ranks: &[usize]) -> String {
@@ -69,19 +69,19 @@ fn ranks_text(ranks: &[usize]) -> String {
 
 /// The connections of one rank.
 #[derive(Debug)]
-pub struct Lines {
-    /// How each rank calls its machine.
+pub struct Connections {
+    /// The name of each rank's machine.
     pub hosts: Vec<String>,
-    /// The ranks that this one talks to, rising.
+    /// The ranks that this one is connected to, ascending.
     pub peers: Vec<(usize, TcpStream)>,
 }
 
-/// How long one greeting may take: a slower process is no rank.
+/// How long one greeting may take; a slower caller is not taken for a rank.
 const GREETING: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
 /// Brings the ranks together. `job` is what all must have been started with, hashed.
-pub fn meet(place: &RankPlace, job: &str, timeout: Duration) -> Result<Lines, RendezvousError> {
+pub fn meet(place: &RankPlace, job: &str, timeout: Duration) -> Result<Connections, RendezvousError> {
     let deadline = Instant::now() + timeout;
     let rank = place.rank;
     let at = match &place.meeting {
@@ -89,7 +89,7 @@ pub fn meet(place: &RankPlace, job: &str, timeout: Duration) -> Result<Lines, Re
         _ => None,
     };
     let listener = match &at {
-        // The meeting's address as others see it may be a name of any interface: only the port is ours.
+        // The address may be any interface's name as others see it: only the port is used here.
         Some(at) => TcpListener::bind((if is_loopback(at) { LOOPBACK } else { ANY }, port_of(at))),
         None => TcpListener::bind((ANY, 0)),
     }
@@ -130,7 +130,7 @@ fn port_of(at: &str) -> u16 {
     at.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(0)
 }
 
-/// Rank 0: takes registrations until all ranks have come, and answers them.
+/// Rank 0: takes registrations until all ranks have registered, and answers them.
 fn host_ranks(
     listener: &TcpListener,
     ours: &Greeting,
@@ -146,14 +146,14 @@ fn host_ranks(
             let (run, missing) = (place.run.clone(), waiting(&come));
             let why = RendezvousError::Missing { run, size: place.size, missing, seconds: timeout.as_secs() };
             for (stream, ..) in come.iter_mut().flatten() {
-                // Those that have come learn which ranks are missing, if they still listen.
+                // The registered ranks are told which ones are missing, if they still listen.
                 let _ = wire::write_answer(&Err(why.to_string()), stream);
             }
             return Err(why);
         };
         let taken = come.get(theirs.rank as usize).and_then(Option::as_ref).map(|(_, host, _)| host.clone());
         if let Some(why) = refusal(ours, &theirs, taken) {
-            // It gets the reason, if it still listens.
+            // The caller gets the reason, if it still listens.
             let _ = wire::write_answer(&Err(why), &mut stream);
             continue;
         }
@@ -168,7 +168,7 @@ fn host_ranks(
         .collect();
     let answer: Answer = Ok(ranks.clone());
     for (stream, ..) in come.iter_mut().flatten() {
-        // A rank that is gone already will be missed when its lines are made.
+        // A rank that has ended by now is noticed when its connections are made.
         let _ = wire::write_answer(&answer, stream);
     }
     Ok(ranks)
@@ -197,7 +197,7 @@ fn refusal(ours: &Greeting, theirs: &Greeting, taken: Option<String>) -> Option<
     }
 }
 
-/// The next caller that greets as a rank; none at the deadline. Others are hung up on.
+/// The next caller with a rank's greeting; none at the deadline. Connections of other callers are closed.
 fn accept(listener: &TcpListener, deadline: Instant) -> Option<(TcpStream, SocketAddr, Greeting)> {
     loop {
         if let Ok((mut stream, from)) = listener.accept() {
@@ -260,12 +260,13 @@ fn register(
 fn try_register(address: &str, greeting: &Greeting, deadline: Instant) -> io::Result<Answer> {
     let mut stream = dial(address)?;
     greeting.write(&mut stream)?;
-    // The answer comes when the last rank has come, or when rank 0, which may have started later, gives up.
+    // The answer comes when the last rank has registered, or when rank 0, which may have started later, gives
+    // up.
     let left = deadline.saturating_duration_since(Instant::now());
     stream.set_read_timeout(Some(left + GREETING))?;
     wire::read_answer(&mut stream).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            io::Error::new(error.kind(), "somebody listens there, but not all ranks have come")
+            io::Error::new(error.kind(), "rank 0 answers there, but not all ranks have registered")
         }
         _ => error,
     })
@@ -282,7 +283,7 @@ fn dial(address: &str) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// Makes the lines to all ranks whose numbers differ in one bit: the higher number calls.
+/// Connects to all ranks whose numbers differ in one bit: the higher number calls.
 fn connect(
     place: &RankPlace,
     listener: &TcpListener,
@@ -290,24 +291,24 @@ fn connect(
     ranks: Vec<(String, String)>,
     timeout: Duration,
     deadline: Instant,
-) -> Result<Lines, RendezvousError> {
-    let greeting = Greeting { purpose: Purpose::Line, ..greeting.clone() };
-    let mut lines: Vec<Option<TcpStream>> = (0..place.size).map(|_| None).collect();
+) -> Result<Connections, RendezvousError> {
+    let greeting = Greeting { purpose: Purpose::Connection, ..greeting.clone() };
+    let mut connections: Vec<Option<TcpStream>> = (0..place.size).map(|_| None).collect();
     let peers: Vec<usize> = (0..place.size.trailing_zeros()).map(|bit| place.rank ^ 1 << bit).collect();
     for &peer in peers.iter().filter(|peer| **peer < place.rank) {
         let (host, address) = &ranks[peer];
-        let line = dial(address).and_then(|mut stream| greeting.write(&mut stream).map(|()| stream));
-        lines[peer] = Some(line.map_err(|source| {
+        let connection = dial(address).and_then(|mut stream| greeting.write(&mut stream).map(|()| stream));
+        connections[peer] = Some(connection.map_err(|source| {
             let (host, address) = (host.clone(), address.clone());
-            RendezvousError::Line { rank: peer, host, address, source }
+            RendezvousError::Connection { rank: peer, host, address, source }
         })?);
     }
-    let awaited = |lines: &[Option<TcpStream>]| {
-        peers.iter().copied().filter(|&peer| lines[peer].is_none()).collect::<Vec<_>>()
+    let awaited = |connections: &[Option<TcpStream>]| {
+        peers.iter().copied().filter(|&peer| connections[peer].is_none()).collect::<Vec<_>>()
     };
-    while !awaited(&lines).is_empty() {
+    while !awaited(&connections).is_empty() {
         let Some((stream, _, theirs)) = accept(listener, deadline) else {
-            let (run, missing) = (place.run.clone(), awaited(&lines));
+            let (run, missing) = (place.run.clone(), awaited(&connections));
             return Err(RendezvousError::Missing {
                 run,
                 size: place.size,
@@ -316,17 +317,21 @@ fn connect(
             });
         };
         let ours =
-            theirs.run == greeting.run && theirs.purpose == Purpose::Line && theirs.job == greeting.job;
-        if ours && awaited(&lines).contains(&(theirs.rank as usize)) {
-            lines[theirs.rank as usize] = Some(stream);
+            theirs.run == greeting.run && theirs.purpose == Purpose::Connection && theirs.job == greeting.job;
+        if ours && awaited(&connections).contains(&(theirs.rank as usize)) {
+            connections[theirs.rank as usize] = Some(stream);
         }
     }
     let hosts = ranks.into_iter().map(|(host, _)| host).collect();
-    let peers = lines.into_iter().enumerate().filter_map(|(rank, line)| Some((rank, line?))).collect();
-    Ok(Lines { hosts, peers })
+    let peers = connections
+        .into_iter()
+        .enumerate()
+        .filter_map(|(rank, connection)| Some((rank, connection?)))
+        .collect();
+    Ok(Connections { hosts, peers })
 }
 
-/// The file by which rank 0 is found; removed when all have come.
+/// The file by which rank 0 is found; removed when all have registered.
 struct Notice(PathBuf);
 
 impl Notice {

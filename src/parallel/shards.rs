@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use crate::model::{Group, ParamSpec, Weights};
 
-/// A run of elements of one tensor.
+/// A range of elements of one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// Its place in the model's order.
@@ -84,8 +84,8 @@ impl Shards {
         (self.groups[at].1, &self.groups[at].2)
     }
 
-    /// What `rank` holds of a group after so many rounds, in the model's order; `tensor` counts from the
-    /// group's first.
+    /// The pieces of a group that `rank` holds after `rounds` rounds, in the model's order; `tensor` counts
+    /// from the group's first.
     pub fn held(&self, group: Group, rank: usize, rounds: u32) -> Vec<Piece> {
         let lens = self.group(group).1;
         let mut line = 0..lens.iter().map(|len| len.div_ceil(self.unit)).sum::<usize>();

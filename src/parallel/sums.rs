@@ -1,8 +1,8 @@
-//! What becomes of a group of gradients once a worker has written the last of it.
+//! Summing a group of gradients, once a worker has written the last of it.
 //!
 //! It is added to the partial sums of this rank's workers, and after the last of them to those of the other
 //! ranks. With one rank and all sums on the device that happens when the backward pass is over. Else it is
-//! work for the side lane, which hides it behind the backward pass of the groups that are still to come:
+//! work for the side lane, behind the backward pass of the remaining groups:
 //! gradients leave for other ranks, or for the host's memory, and partial sums come from there.
 //!
 //! With ZeRO-2 a rank keeps the sums of its shard alone, and blocks write their gradients into two sets of
@@ -76,7 +76,8 @@ impl<O: Ops> Sums<O> {
         Ok((Sums { tree, shards: shards.clone(), received, own, sharded }, grads))
     }
 
-    /// Whether groups go on while others are computed, which takes a backward pass that hands them over.
+    /// Whether groups are exchanged while others are computed, for which the backward pass hands them over
+    /// one by one.
     pub fn by_groups(&self) -> bool {
         self.received.is_some() || self.own.is_some() || self.tree.is_on_host()
     }
@@ -95,7 +96,8 @@ impl<O: Ops> Sums<O> {
             return Ok(self.tree.fold(ops, worker, group, grads)?);
         }
         if self.own.is_some() {
-            // The block after this one writes where the block before it did, whose sums must be gone by then.
+            // The next block writes into the buffers of the block before this one, whose sums must have left
+            // by then.
             ops.join_lanes()?;
         }
         ops::aside(ops, |ops| {

@@ -1,10 +1,10 @@
 //! Ranks as processes, joined by TCP: on one machine or many.
 //!
-//! A thread a line reads frames, so that a swap never blocks both of its ends, and one thread sends signs of
-//! life. From them a rank that waits tells three cases apart: the other has died (its line closes), is
-//! stopped or out of reach (no sign of life for `parallel.timeout_s`), or waits itself for a third, who is
-//! then the third's neighbour's affair. Whoever finds a culprit tells all others before it ends, so every
-//! rank stops, and names the same one.
+//! One thread for each connection reads frames, so that a swap never blocks both of its ends, and one thread
+//! sends heartbeats. From them a waiting rank tells three cases apart: the other has died (its connection
+//! closes), is stopped or out of reach (no heartbeat for `parallel.timeout_s`), or waits itself for a third
+//! rank, whose own peers then find the cause. The rank that finds a failed rank reports it to all others
+//! before it ends, so every rank stops, and names the same one.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -15,49 +15,49 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::rendezvous::{Lines, RankPlace};
+use super::rendezvous::{Connections, RankPlace};
 use super::wire::{Body, Frame};
 use super::{ExchangeError, Link};
 
-/// How often a waiting rank looks around.
+/// How often a waiting rank checks the others.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long a rank that knows of a failure may take to end by itself, before its process is ended.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// What to do when this rank cannot end by itself, being stuck in a call of the device's: end the process.
+/// Ends the process when this rank cannot end by itself because a device call does not return.
 pub type LastResort = Box<dyn Fn(&ExchangeError) + Send>;
 
-/// One rank's lines.
+/// The connections of one rank.
 pub struct Tcp {
     shared: Arc<Shared>,
     inboxes: BTreeMap<usize, Receiver<(String, u64, Vec<u8>)>>,
-    /// Whether everything was done: then the end of this rank is no failure.
+    /// Whether this rank is done: its end is then no failure.
     finished: bool,
 }
 
-/// What the threads of a rank share.
+/// The state that the threads of a rank share.
 struct Shared {
     rank: usize,
     hosts: Vec<String>,
-    lines: BTreeMap<usize, Line>,
+    connections: BTreeMap<usize, Connection>,
     now: Mutex<Now>,
     failure: Mutex<Option<Failure>>,
     closing: AtomicBool,
     timeout: Duration,
 }
 
-/// The line to one other rank.
-struct Line {
+/// The connection to one other rank.
+struct Connection {
     /// Whole frames are written under the lock.
     stream: Mutex<TcpStream>,
-    /// Another handle to it, that closes it under whoever is writing.
+    /// Another handle to it, that closes it while another thread writes.
     closer: TcpStream,
-    /// Whether this rank has closed it, so that its end is no news.
+    /// Whether this rank has closed it, so that its end is expected.
     cut: AtomicBool,
     last: Mutex<Sign>,
 }
 
-/// What is known of another rank.
+/// The last state known of another rank.
 #[derive(Clone, Debug)]
 struct Sign {
     operation: String,
@@ -70,7 +70,7 @@ struct Sign {
     ended: bool,
 }
 
-/// What this rank is doing.
+/// The current operation of this rank.
 #[derive(Clone, Debug)]
 struct Now {
     operation: &'static str,
@@ -90,26 +90,27 @@ struct Failure {
     host: String,
     operation: String,
     why: String,
-    /// Whether this rank found it, or was told.
-    told: bool,
+    /// Whether another rank found it and reported it to this one.
+    reported: bool,
     since: Instant,
-    /// Whether it has been given out as an error.
+    /// Whether it has been returned as an error.
     noticed: bool,
 }
 
 impl Failure {
-    /// What the others are told.
+    /// The message to the other ranks.
     fn abort(&self) -> Body {
         Body::Abort { rank: self.rank as u32, host: self.host.clone(), why: self.why.clone() }
     }
 
     fn error(&self) -> ExchangeError {
-        let Failure { rank, host, operation, why, told, .. } = self.clone();
-        ExchangeError::Lost { rank, host, operation, why, told }
+        let Failure { rank, host, operation, why, reported, .. } = self.clone();
+        ExchangeError::Lost { rank, host, operation, why, reported }
     }
 }
 
-/// A line on which every byte that comes is a sign of life: a large frame may take longer than the timeout.
+/// A connection on which every byte received counts as a heartbeat: a large frame may take longer than the
+/// timeout.
 struct Noted<'a> {
     stream: TcpStream,
     last: &'a Mutex<Sign>,
@@ -128,10 +129,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Tcp {
-    /// Starts the threads on lines that are made. `last_resort` ends the process when this rank does not.
+    /// Starts the threads. `last_resort` ends the process when this rank does not end by itself.
     pub fn start(
         place: &RankPlace,
-        lines: Lines,
+        connections: Connections,
         timeout: Duration,
         last_resort: LastResort,
     ) -> io::Result<Tcp> {
@@ -139,7 +140,7 @@ impl Tcp {
         let mut readers = Vec::new();
         let mut inboxes = BTreeMap::new();
         let mut shared = BTreeMap::new();
-        for (peer, stream) in lines.peers {
+        for (peer, stream) in connections.peers {
             stream.set_nodelay(true)?;
             stream.set_read_timeout(None)?;
             stream.set_write_timeout(Some(timeout))?;
@@ -152,7 +153,7 @@ impl Tcp {
             let closer = stream.try_clone()?;
             shared.insert(
                 peer,
-                Line {
+                Connection {
                     stream: Mutex::new(stream),
                     closer,
                     cut: AtomicBool::new(false),
@@ -162,8 +163,8 @@ impl Tcp {
         }
         let shared = Arc::new(Shared {
             rank: place.rank,
-            hosts: lines.hosts,
-            lines: shared,
+            hosts: connections.hosts,
+            connections: shared,
             now: Mutex::new(Now {
                 operation: "the start",
                 step: 0,
@@ -235,7 +236,7 @@ impl Tcp {
     fn take(&self, peer: usize, operation: &'static str, step: u64) -> Result<Vec<u8>, ExchangeError> {
         let began = Instant::now();
         loop {
-            // What has come counts, also from a rank that has ended since.
+            // A message received before a rank ended still counts.
             match self.inboxes[&peer].recv_timeout(LOOK) {
                 Ok((theirs, at, bytes)) if theirs == operation && at == step => return Ok(bytes),
                 Ok((theirs, at, _)) => {
@@ -264,12 +265,12 @@ impl Drop for Tcp {
             self.shared.fail(self.shared.rank, "stopped on an error of its own".into());
         }
         self.shared.closing.store(true, Ordering::SeqCst);
-        self.shared.part();
+        self.shared.leave();
     }
 }
 
 impl Shared {
-    /// Notes what this rank does now; gives the step.
+    /// Records what this rank does now; returns the step.
     fn enter(&self, operation: &'static str, waiting: Option<usize>) -> u64 {
         let mut now = lock(&self.now);
         now.operation = operation;
@@ -280,12 +281,12 @@ impl Shared {
     }
 
     fn give(&self, peer: usize, operation: &str, step: u64, bytes: Vec<u8>) -> Result<(), ExchangeError> {
-        // Who knows of a failure starts nothing more.
+        // After a failure nothing more is started.
         if let Some(error) = self.notice() {
             return Err(error);
         }
         let written =
-            Frame::write(operation, step, &Body::Data(bytes), &mut *lock(&self.lines[&peer].stream));
+            Frame::write(operation, step, &Body::Data(bytes), &mut *lock(&self.connections[&peer].stream));
         if let Err(error) = written {
             self.fail(peer, format!("takes no more bytes ({error})"));
         }
@@ -302,7 +303,7 @@ impl Shared {
 
     /// Why the wait for `peer` is over, if it is.
     fn blame(&self, peer: usize, began: Instant) -> Option<String> {
-        let sign = lock(&self.lines[&peer].last).clone();
+        let sign = lock(&self.connections[&peer].last).clone();
         let seconds = |since: Instant| since.elapsed().as_secs();
         let begun = lock(&self.now).steady;
         if sign.ended {
@@ -322,7 +323,7 @@ impl Shared {
         }
     }
 
-    /// Whether a rank has said nothing for too long.
+    /// Why a rank counts as out of reach: it has sent nothing for longer than the timeout.
     fn silence(&self, sign: &Sign) -> Option<String> {
         let seconds = sign.seen.elapsed().as_secs();
         (sign.seen.elapsed() > self.timeout).then(|| {
@@ -332,23 +333,25 @@ impl Shared {
         })
     }
 
-    /// Looks for what nobody notices who waits in a call of the device's: a rank that is silent, or one,
-    /// perhaps this, whose device comes to no end.
+    /// Finds what a rank in a blocking device call cannot notice: a rank that sends nothing, or one, perhaps
+    /// this one, whose device does not finish.
     fn look_around(&self) {
         if self.closing.load(Ordering::SeqCst) || lock(&self.failure).is_some() {
             return;
         }
-        for (peer, line) in &self.lines {
-            let sign = lock(&line.last).clone();
+        for (peer, connection) in &self.connections {
+            let sign = lock(&connection.last).clone();
             if let Some(why) = self.silence(&sign).filter(|_| !sign.ended) {
-                // A line that nobody reads may be full: nobody should wait to write what will not arrive.
-                line.cut.store(true, Ordering::SeqCst);
-                let _ = line.closer.shutdown(Shutdown::Both);
+                // The peer does not read, so the connection may be full: no thread may block on writing to
+                // it.
+                connection.cut.store(true, Ordering::SeqCst);
+                let _ = connection.closer.shutdown(Shutdown::Both);
                 return self.fail(*peer, why);
             }
         }
         let now = lock(&self.now).clone();
-        // Twice as long as a rank that waits for this one would wait, who knows better which is to blame.
+        // Twice the timeout: a rank that waits for this one reports first, and knows better which rank
+        // failed.
         if now.steady && now.waiting.is_none() && now.since.elapsed() > 2 * self.timeout {
             let seconds = now.since.elapsed().as_secs();
             self.fail(
@@ -358,12 +361,12 @@ impl Shared {
         }
     }
 
-    /// Records the first failure and tells everybody.
+    /// Records the first failure and sends it to all ranks.
     fn fail(&self, rank: usize, why: String) {
         let operation = {
             let Now { operation, step, .. } = lock(&self.now).clone();
             let ours = format!("{operation}, step {step}");
-            let last = self.lines.get(&rank).map(|line| lock(&line.last).clone());
+            let last = self.connections.get(&rank).map(|connection| lock(&connection.last).clone());
             match last.map(|sign| format!("{}, step {}", sign.operation, sign.step)) {
                 Some(theirs) if theirs != ours => format!("{theirs} (this rank was in {ours})"),
                 _ => ours,
@@ -372,34 +375,34 @@ impl Shared {
         self.record(rank, self.hosts[rank].clone(), operation, why, false);
     }
 
-    fn record(&self, rank: usize, host: String, operation: String, why: String, told: bool) {
-        // Held until all are told: who notices the failure may end this rank at once.
+    fn record(&self, rank: usize, host: String, operation: String, why: String, reported: bool) {
+        // Held until all are informed: a thread that sees the failure may end this rank at once.
         let mut known = lock(&self.failure);
         if known.is_some() {
             return;
         }
-        let failure = Failure { rank, host, operation, why, told, since: Instant::now(), noticed: false };
-        self.tell(&failure.operation, &failure.abort());
+        let failure = Failure { rank, host, operation, why, reported, since: Instant::now(), noticed: false };
+        self.broadcast(&failure.operation, &failure.abort());
         *known = Some(failure);
     }
 
-    /// Sends a frame on all lines, as far as they take it now.
-    fn tell(&self, operation: &str, body: &Body) {
+    /// Sends a frame on all connections that are not being written to.
+    fn broadcast(&self, operation: &str, body: &Body) {
         let step = lock(&self.now).step;
-        for line in self.lines.values() {
-            // A line that is busy is one on which the other rank does not read.
-            if let Ok(mut stream) = line.stream.try_lock() {
+        for connection in self.connections.values() {
+            // A busy connection is one whose other end does not read.
+            if let Ok(mut stream) = connection.stream.try_lock() {
                 let _ = Frame::write(operation, step, body, &mut *stream);
             }
         }
     }
 
-    /// The last words on every line, also on those that were busy when a failure was told.
-    fn part(&self) {
+    /// The last frames on every connection, also on those that were busy when a failure was reported.
+    fn leave(&self) {
         let Now { operation, step, .. } = lock(&self.now).clone();
         let failure = lock(&self.failure).clone();
-        for line in self.lines.values() {
-            let mut stream = lock(&line.stream);
+        for connection in self.connections.values() {
+            let mut stream = lock(&connection.stream);
             if let Some(failure) = &failure {
                 let _ = Frame::write(&failure.operation, step, &failure.abort(), &mut *stream);
             }
@@ -408,13 +411,13 @@ impl Shared {
         }
     }
 
-    /// The life of a reading thread: frame after frame until the line ends.
+    /// The body of a reading thread: reads frames until the connection ends.
     fn read(&self, peer: usize, stream: TcpStream, inbox: &Sender<(String, u64, Vec<u8>)>) {
-        let line = &self.lines[&peer];
-        let mut stream = Noted { stream, last: &line.last };
+        let connection = &self.connections[&peer];
+        let mut stream = Noted { stream, last: &connection.last };
         while let Ok(Frame { operation, step, body }) = Frame::read(&mut stream) {
             {
-                let mut sign = lock(&line.last);
+                let mut sign = lock(&connection.last);
                 (sign.seen, sign.operation, sign.step) = (Instant::now(), operation.clone(), step);
                 match body {
                     Body::Beat { waiting, progress } => {
@@ -430,25 +433,25 @@ impl Shared {
             }
             match body {
                 Body::Data(bytes) => {
-                    // Nobody takes it any more when this rank is ending.
+                    // When this rank is ending, the receiver is gone.
                     let _ = inbox.send((operation, step, bytes));
                 }
                 Body::Abort { rank, host, why } => self.record(rank as usize, host, operation, why, true),
                 Body::Beat { .. } | Body::Bye => {}
             }
         }
-        let expected = self.closing.load(Ordering::SeqCst) || line.cut.load(Ordering::SeqCst);
-        if !lock(&line.last).ended && !expected {
-            self.fail(peer, "has died: its line closed".into());
+        let expected = self.closing.load(Ordering::SeqCst) || connection.cut.load(Ordering::SeqCst);
+        if !lock(&connection.last).ended && !expected {
+            self.fail(peer, "has died: its connection closed".into());
         }
     }
 
-    /// The life of the watching thread: signs of life, and the last resort.
+    /// The body of the watching thread: sends heartbeats, and ends the process as a last resort.
     fn watch(&self, last_resort: &LastResort) {
         let pause = (self.timeout / 8).clamp(LOOK, Duration::from_secs(1));
         while !self.closing.load(Ordering::SeqCst) {
             let Now { operation, waiting, progress, .. } = lock(&self.now).clone();
-            self.tell(operation, &Body::Beat { waiting, progress });
+            self.broadcast(operation, &Body::Beat { waiting, progress });
             self.look_around();
             let stuck = lock(&self.failure)
                 .clone()

@@ -1,4 +1,4 @@
-//! Ranks over loopback, each a thread with lines of its own.
+//! Ranks over loopback, each a thread with connections of its own.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -24,8 +24,8 @@ fn run<R: Send>(size: usize, folder: &Path, timeout: Duration, work: impl Fn(Tcp
     thread::scope(|scope| {
         let start = |rank: usize| {
             let place = place(rank, size, "a run", Meeting::Folder(folder.into()));
-            let lines = meet(&place, "job", SOON).expect("the ranks meet");
-            Tcp::start(&place, lines, timeout, never()).expect("threads")
+            let connections = meet(&place, "job", SOON).expect("the ranks meet");
+            Tcp::start(&place, connections, timeout, never()).expect("threads")
         };
         let ranks: Vec<_> = (0..size).map(|rank| scope.spawn(move || work(start(rank)))).collect();
         ranks.into_iter().map(|rank| rank.join().expect("the rank does not panic")).collect()
@@ -63,7 +63,7 @@ fn swaps_larger_than_any_buffer_do_not_block_each_other() {
 #[test]
 fn a_rank_that_ends_early_is_named_by_all_also_by_those_it_never_talks_to() {
     let folder = tempfile::tempdir().expect("a folder");
-    // A rank may leave a barrier while others are still in it; here nobody ends before all have left.
+    // A rank may leave a barrier while others are still in it; here no rank ends before all have left.
     let left = std::sync::Barrier::new(8);
     let errors = run(8, folder.path(), SOON, |mut link| {
         barrier(&mut link, "the first").expect("all are here");
@@ -119,8 +119,8 @@ fn a_rank_that_comes_no_further_is_named_and_not_those_who_wait_for_it() {
     );
 }
 
-/// What ranks say of the first failure while all of them work without end, as a call of the device's would
-/// that waits for other ranks. `first` is done by each before.
+/// What ranks report of the first failure while each is in a call that never returns, as a device call that
+/// waits for other ranks would be. Each does `first` before.
 fn stuck(size: usize, timeout: Duration, first: impl Fn(&Tcp) + Sync) -> Vec<String> {
     let folder = tempfile::tempdir().expect("a folder");
     let began = Instant::now();
@@ -139,10 +139,10 @@ fn stuck(size: usize, timeout: Duration, first: impl Fn(&Tcp) + Sync) -> Vec<Str
 #[test]
 fn a_rank_that_falls_silent_is_named_also_when_its_peers_wait_in_a_call_of_the_device() {
     let texts = stuck(4, Duration::from_millis(800), |link| {
-        // The thread for signs of life ends; the lines stay.
+        // The heartbeat thread ends; the connections stay.
         link.shared.closing.store(link.rank() == 3, Ordering::SeqCst);
     });
-    // Rank 0 has no line to rank 3 and is told.
+    // Rank 0 has no connection to rank 3; the failure is reported to it.
     assert!(
         texts[..3].iter().all(|text| text.contains("rank 3 on ") && text.contains("no sign of life")),
         "{texts:?}"
@@ -161,7 +161,7 @@ fn ranks_that_are_all_stuck_in_calls_of_their_devices_end() {
 #[test]
 fn a_stale_notice_is_passed_over_and_an_alien_or_another_run_is_refused_with_a_reason() {
     let folder = tempfile::tempdir().expect("a folder");
-    // A port where nobody listens any more.
+    // A port on which no process listens any more.
     let dead = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port");
     let stale = format!("a run\n{}\n{dead}\n", super::super::rendezvous::host_name());
     std::fs::write(folder.path().join("a_run.rank0"), &stale).expect("a file");
@@ -224,7 +224,10 @@ fn ranks_that_never_come_are_named() {
     let soon = Duration::from_millis(100);
     let error =
         meet(&place(0, 4, "a run", Meeting::Folder(folder.path().into())), "job", soon).expect_err("alone");
-    assert!(error.to_string().contains("of 4 ranks of run `a run` ranks 1, 2, 3 did not come"), "{error}");
+    assert!(
+        error.to_string().contains("of 4 ranks of run `a run` ranks 1, 2, 3 did not register"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -237,6 +240,9 @@ fn who_has_come_learns_who_has_not() {
         (come(0).expect_err("alone"), two.join().expect("no panic"))
     });
     for error in [zero, two] {
-        assert!(error.to_string().contains("of 4 ranks of run `a run` ranks 1, 3 did not come"), "{error}");
+        assert!(
+            error.to_string().contains("of 4 ranks of run `a run` ranks 1, 3 did not register"),
+            "{error}"
+        );
     }
 }

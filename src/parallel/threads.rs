@@ -17,7 +17,7 @@ pub struct Threads {
     step: u64,
 }
 
-/// The ends for `size` ranks, a power of two, by rank. A rank that says nothing for `timeout` is lost.
+/// The ends for `size` ranks, a power of two, by rank. A rank that sends nothing for `timeout` is lost.
 pub fn links(size: usize, timeout: Duration) -> Vec<Threads> {
     let mut ends: Vec<Threads> =
         (0..size).map(|rank| Threads { rank, to: Vec::new(), from: Vec::new(), timeout, step: 0 }).collect();
@@ -34,7 +34,7 @@ pub fn links(size: usize, timeout: Duration) -> Vec<Threads> {
 impl Threads {
     fn lost(&self, rank: usize, operation: &str, why: String) -> ExchangeError {
         let operation = format!("{operation}, step {}", self.step);
-        ExchangeError::Lost { rank, host: self.host(rank), operation, why, told: false }
+        ExchangeError::Lost { rank, host: self.host(rank), operation, why, reported: false }
     }
 }
 

@@ -1,10 +1,10 @@
 //! The balanced tree over virtual workers: `((0+1)+(2+3))+((4+5)+(6+7))`.
 //!
-//! The workers of a rank run one after the other on its device; what lies above them is [`super::reduce`]'s.
+//! The workers of a rank run one after the other on its device; [`super::reduce`] adds the levels above them.
 //! As in a binary counter, a finished worker's sum is added to the sum of its left sibling as soon as both
 //! exist, so `log2(V)` partial sums hold the whole tree. The order of the additions depends on V alone.
 //!
-//! A partial sum waits for long and is read once. It may do so in the host's memory, from where it
+//! A partial sum is kept for long and read once. It may do so in the host's memory, from where it
 //! comes back through a small buffer: the same sums, a little traffic, and no room on the device.
 
 use crate::experiment::PartialSums;
@@ -51,8 +51,8 @@ impl<O: Ops> GradientTree<O> {
         self.staging.is_some()
     }
 
-    /// Takes in a group of what this rank's worker number `worker` left in `grads`. After the last worker
-    /// `grads` holds the sum. The buffers in `grads` may be others then: those of a partial sum.
+    /// Adds a group of the gradients that this rank's worker number `worker` left in `grads`. After the last
+    /// worker `grads` holds the sum. The buffers in `grads` may be others then: those of a partial sum.
     pub fn fold(
         &mut self,
         ops: &mut O,

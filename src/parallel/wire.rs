@@ -1,25 +1,25 @@
 //! Frames on a TCP connection between two ranks, and the greeting with which it starts.
 //!
-//! Every frame names the operation and the step it belongs to. Integers are little-endian. A greeting
-//! says who calls and for which run, before anything else is believed.
+//! Every frame names the operation and the step it belongs to. Integers are little-endian. A greeting says
+//! which rank of which run calls; it is checked before anything else is read.
 
 use std::io::{self, Read, Write};
 
 /// The first bytes of every connection.
 const MAGIC: &[u8; 16] = b"runner/ranks/v1\n";
-/// Longer names and greetings are no rank's.
+/// The longest text in a frame or greeting; a longer one is refused.
 const MAX_TEXT: u32 = 1 << 16;
 
-/// What a frame carries.
+/// The content of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     /// One side of a swap.
     Data(Vec<u8>),
-    /// A sign of life: the rank that is waited for, if any, and how many things were done so far.
+    /// A heartbeat: the rank that is waited for, if any, and the number of operations done so far.
     Beat { waiting: Option<u32>, progress: u64 },
-    /// This rank stops, because of that rank.
+    /// This rank stops, because that rank failed.
     Abort { rank: u32, host: String, why: String },
-    /// This rank has done everything.
+    /// This rank is done.
     Bye,
 }
 
@@ -67,7 +67,7 @@ impl Frame {
         let length = u64::from_le_bytes(take(input)?);
         let body = match kind {
             0 => {
-                // Grows with what really comes: a wrong length alone takes no memory.
+                // Grows with what is received: a wrong length alone takes no memory.
                 let mut bytes = Vec::new();
                 input.take(length).read_to_end(&mut bytes)?;
                 if (bytes.len() as u64) < length {
@@ -96,22 +96,22 @@ impl Frame {
     }
 }
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// To tell rank 0 who and where one is.
+    /// Registers a rank and its address with rank 0.
     Register,
-    /// To be a line of the mesh.
-    Line,
+    /// Carries frames between two ranks.
+    Connection,
 }
 
 /// The first message on a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Greeting {
     pub purpose: Purpose,
-    /// Names the run and the attempt: whoever has another one does not belong here.
+    /// Names the run and the attempt; a caller with another one is refused.
     pub run: String,
-    /// What all ranks must have been started with, hashed.
+    /// A hash of the settings that all ranks must have been started with.
     pub job: String,
     pub rank: u32,
     pub size: u32,
@@ -123,7 +123,7 @@ pub struct Greeting {
 impl Greeting {
     pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let mut bytes = MAGIC.to_vec();
-        bytes.push(u8::from(self.purpose == Purpose::Line));
+        bytes.push(u8::from(self.purpose == Purpose::Connection));
         bytes.extend_from_slice(&self.rank.to_le_bytes());
         bytes.extend_from_slice(&self.size.to_le_bytes());
         bytes.extend_from_slice(&self.port.to_le_bytes());
@@ -138,7 +138,7 @@ impl Greeting {
         if take(input)? != *MAGIC {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a rank of this program"));
         }
-        let purpose = if take::<1>(input)?[0] == 0 { Purpose::Register } else { Purpose::Line };
+        let purpose = if take::<1>(input)?[0] == 0 { Purpose::Register } else { Purpose::Connection };
         let rank = u32::from_le_bytes(take(input)?);
         let size = u32::from_le_bytes(take(input)?);
         let port = u16::from_le_bytes(take(input)?);
@@ -184,7 +184,7 @@ pub fn read_answer(input: &mut impl Read) -> io::Result<Answer> {
 }
 
 fn put_text(bytes: &mut Vec<u8>, text: &str) {
-    // Host names, operations and reasons are short; what is longer is cut, not lost.
+    // Host names, operations and reasons are short; a longer text is cut.
     let text = &text.as_bytes()[..text.len().min(MAX_TEXT as usize)];
     bytes.extend_from_slice(&(text.len() as u32).to_le_bytes());
     bytes.extend_from_slice(text);
@@ -232,7 +232,7 @@ mod tests {
         assert!(Frame::read(&mut input).is_err(), "the end is an error");
 
         let greeting = Greeting {
-            purpose: Purpose::Line,
+            purpose: Purpose::Connection,
             run: "r".into(),
             job: "j".into(),
             rank: 1,

@@ -1,4 +1,4 @@
-//! What to change when a plan does not fit: changes that do, the cheapest first.
+//! Changes that make a plan fit, the cheapest first.
 
 use serde::Serialize;
 

@@ -1,4 +1,4 @@
-//! What a step costs in time, without the device: operations counted by running the model on
+//! The time of a step, estimated without the device: operations counted by running the model on
 //! [`Dry`], each at the rate of its [`Family`].
 //!
 //! Because the model itself is run, a change of its operations changes the plan with it. What is not an
@@ -48,7 +48,7 @@ pub struct Cost {
 /// Of the links' peak rate, what large copies reach. Assumed, not measured.
 const LINK_SHARE: f64 = 0.75;
 
-/// What an experiment costs on `target`, spread as `share` says.
+/// The times of an experiment on `target`, spread as `share` says.
 ///
 /// # Errors
 ///

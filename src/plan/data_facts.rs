@@ -1,4 +1,4 @@
-//! What can be known of an experiment's data before a run: they need not be there yet.
+//! What is known of an experiment's data before a run; they need not exist yet.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ pub struct DataFacts {
     pub train_tokens: Option<u64>,
     pub val_tokens: Option<u64>,
     pub hellaswag_tokens: Option<u64>,
-    /// Why the data could not be looked at.
+    /// Why the data could not be read.
     pub problem: Option<String>,
 }
 
@@ -26,7 +26,7 @@ impl DataFacts {
     /// Looks at headers and lengths, and turns epochs into steps.
     ///
     /// # Errors
-    /// The experiment counts in epochs and its data are not here, or they are shorter than one sequence.
+    /// The experiment counts in epochs and its data are missing, or shorter than one sequence.
     pub fn look(loaded: &mut Loaded) -> Result<DataFacts, PlanError> {
         let mut facts = DataFacts::default();
         let experiment = &loaded.experiment;

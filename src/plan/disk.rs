@@ -1,4 +1,4 @@
-//! What a run leaves on the disk.
+//! The disk space of a run.
 
 use serde::Serialize;
 
@@ -36,7 +36,7 @@ impl Disk {
         }
     }
 
-    /// What the bytes are for.
+    /// A description of the bytes.
     pub fn what(&self) -> String {
         let plural = if self.checkpoints_kept == 1 { "" } else { "s" };
         let each = units::bytes(self.checkpoint_bytes);
@@ -44,7 +44,7 @@ impl Disk {
     }
 }
 
-/// Checkpoints that a run saves: every so many steps, and the last.
+/// Checkpoints that a run saves: at regular steps, and the last.
 pub fn saves(checkpoint: &Checkpoint, steps: u64) -> u64 {
     match checkpoint.every {
         0 => 1,

@@ -1,8 +1,8 @@
-//! What training takes in memory, known before anything is allocated.
+//! The memory that training takes, computed before anything is allocated.
 //!
 //! There is one plan: the trainer asks for it before it allocates, `runner bench` prints it beside what was
-//! taken, and `runner plan` shows it without a device. A test holds it against what [`crate::train::Trainer`]
-//! asks of [`crate::ops::dry::Dry`], buffer by buffer.
+//! taken, and `runner plan` shows it without a device. A test compares it with what [`crate::train::Trainer`]
+//! allocates on [`crate::ops::dry::Dry`], buffer by buffer.
 
 use serde::Serialize;
 
@@ -55,7 +55,7 @@ pub struct MemoryPlan {
     pub entries: Vec<PlanEntry>,
 }
 
-/// What NCCL takes of each GPU, measured with two: docs/log.md, 2026-11-24.
+/// Memory that NCCL takes of each GPU, measured with two: docs/log.md, 2026-11-24.
 const NCCL_BYTES: u64 = 970 << 20;
 
 /// How a device stores things: what the plan needs to know of it.
@@ -64,7 +64,7 @@ pub struct Storage {
     pub param: Dtype,
     pub activation: Dtype,
     pub scratch: Scratch,
-    /// What the device's allocator takes for buffers of these sizes in this order.
+    /// Bytes that the device's allocator takes for buffers of these sizes in this order.
     pub taken: fn(&[u64]) -> u64,
     /// Pinned host memory for copies.
     pub pinned: u64,
@@ -82,7 +82,7 @@ pub struct Scratch {
 }
 
 impl Storage {
-    /// What a buffer of activations takes.
+    /// Bytes of a buffer of activations.
     fn bytes(&self, spec: &BufferSpec) -> u64 {
         (spec.len * if spec.role == Role::F32 { 4 } else { self.activation.size() }) as u64
     }
@@ -250,7 +250,7 @@ impl MemoryPlan {
     }
 }
 
-/// A plan in the making.
+/// A plan being built.
 #[derive(Default)]
 struct Builder {
     entries: Vec<PlanEntry>,
@@ -300,7 +300,7 @@ impl Builder {
     fn host(&mut self, experiment: &Experiment, storage: &Storage, share: Share) {
         let state = share.of(state_bytes(experiment, storage));
         let mut add = |name: &str, bytes: u64| self.count(Category::Host, name, bytes);
-        // The copy lives until the checkpoint is on the disk, behind the trainer's back.
+        // The copy lives until the checkpoint is on the disk, while training goes on.
         add("copy of the state, while a checkpoint is written", state);
         // Before the step, after it, and after it again.
         add(

@@ -1,7 +1,7 @@
-//! What a run will take, known before anything is allocated: memory, time, dollars, disk.
+//! What a run will need, computed before anything is allocated: memory, time, dollars, disk.
 //!
 //! * [`run_plan`] puts everything together for an experiment on a [`target`]; [`data_facts`] is what it knows
-//!   of the data, [`advice`] what to change when it does not fit.
+//!   of the data, [`advice`] suggests changes when it does not fit.
 //! * [`memory`] lists every buffer that a trainer allocates.
 //! * [`cost`] runs the model on a device that only counts and gives each operation the time that its rate in
 //!   [`hardware`] says; [`time`] makes a run of the steps.

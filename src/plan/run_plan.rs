@@ -29,7 +29,7 @@ pub struct RunPlan {
     pub time: Time,
     pub disk: Disk,
     pub data: DataFacts,
-    /// What is assumed, or must be changed first.
+    /// Assumptions, and what must be changed first.
     pub notes: Vec<String>,
 }
 
@@ -45,7 +45,7 @@ pub struct ModelFacts {
     pub flops_per_token: f64,
 }
 
-/// What the plan is for.
+/// The device of the plan.
 #[derive(Debug, Serialize)]
 pub struct TargetFacts {
     pub name: String,
@@ -60,7 +60,7 @@ pub struct TargetFacts {
 pub struct Memory {
     pub entries: Vec<PlanEntry>,
     pub total_bytes: u64,
-    /// What the device has, less what the driver takes; not known for the CPU.
+    /// Bytes of the device, less what the driver takes; not known for the CPU.
     pub usable_bytes: Option<u64>,
     pub fits: Option<bool>,
     /// On the host, of one device.
@@ -204,7 +204,7 @@ pub(crate) mod tests {
         RunPlan::of(&shipped(name, sets), target, Share { devices: gpus }, facts).expect("a plan")
     }
 
-    /// The recipe: 24 hours and $672 for 33.6 billion tokens on 8 H100s at $28 an hour.
+    /// llm.c's published run: 24 hours and $672 for 33.6 billion tokens on 8 H100s at $28 an hour.
     #[test]
     fn the_headline_run_takes_what_llmc_was_measured_to_take_or_less() {
         let too_few = plan("gpt2_33b.toml", "h100", 8, &["parallel.workers=1"]);
@@ -237,7 +237,7 @@ pub(crate) mod tests {
     #[test]
     fn a_refusal_names_settings_that_fit() {
         let experiment = shipped("gpt2_124m.toml", &[]);
-        let text = what_fits(&experiment, "a GPU that nobody knows", 12 << 30);
+        let text = what_fits(&experiment, "a GPU of no table", 12 << 30);
         assert!(text.contains("fits: --set batch.micro=") && text.contains("other bits"), "{text}");
         assert!(
             what_fits(&experiment, "NVIDIA H100 80GB HBM3", 1 << 20).contains("no micro-batch"),

@@ -1,4 +1,4 @@
-//! The device that a plan is for: a kind of GPU from the table, or this machine's CPU.
+//! The device that a plan is for: a GPU model from the table, or this machine's CPU.
 
 use super::PlanError;
 use super::hardware::{GPUS, Gpu, H100};
@@ -6,7 +6,7 @@ use super::memory::Storage;
 use crate::experiment::{DeviceKind, Experiment};
 use crate::ops::cuda::driver;
 
-/// Where the work is to be done.
+/// The kind of device that does the work.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
     Cpu { threads: usize },

@@ -61,7 +61,7 @@ impl Time {
         let devices = share.devices as f64;
         let (evaluations, evaluation_s) = evaluation(experiment, share, cost, data);
         let training_s = steps * step_s;
-        // The trainer waits for the copy of the state to the host; writing goes on behind its back.
+        // The trainer waits for the copy of the state to the host; writing goes on in the background.
         let saves = disk::saves(&experiment.checkpoint, experiment.schedule.steps);
         let copies_s = saves as f64 * state_bytes as f64 / COPY_BYTES_PER_S;
         let total_s = training_s + evaluation_s + copies_s / devices;

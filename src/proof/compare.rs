@@ -91,7 +91,7 @@ pub struct Difference {
 ///
 /// # Panics
 ///
-/// When the lengths differ: the caller compares shapes first.
+/// When the lengths differ; the caller must compare shapes first.
 pub fn first_difference(dtype: &str, shape: &[usize], a: &[u8], b: &[u8]) -> Option<Difference> {
     assert_eq!(a.len(), b.len(), "tensors of one type and shape have one length");
     if a == b {

@@ -1,9 +1,9 @@
 //! The digest of a training state: leaves of 4096 bytes, a tree a tensor, a tree over the tensors.
 //!
-//! The specification with test vectors is `docs/digest.md`; this module and
-//! `tests/verify_digest.py` were written from it apart. Nothing here depends on threads, on how a
-//! tensor is cut into pushes, or on where the bytes came from: a GPU may hash the leaves or whole
-//! tensors itself and enter at [`super::tree::tree_root`] or [`tensor_digest_from_root`].
+//! The specification with test vectors is `docs/digest.md`; this module and `tests/verify_digest.py` were
+//! written from it independently. Nothing here depends on threads, on how a tensor is cut into pushes, or on
+//! where the bytes came from: a GPU may hash the leaves or whole tensors itself and enter at
+//! [`super::tree::tree_root`] or [`tensor_digest_from_root`].
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};

@@ -1,10 +1,10 @@
 //! One ledger entry and its canonical bytes.
 //!
 //! The canonical bytes are the JSON text of the entry exactly as it stands in `ledger.jsonl`: fixed
-//! keys in a fixed order, no spaces, floats as decimals *and* bits. So the digest of an entry can be
-//! checked with any SHA-256 and no knowledge of JSON; and a reader can show that no other spelling
-//! of the same entry passes. What an entry holds is a function of the experiment alone: nothing of
-//! time, machine or how often the run was resumed, or a resumed run could not end in the same log.
+//! keys in a fixed order, no spaces, floats as decimals *and* bits. So the digest of an entry can be checked
+//! with any SHA-256 and no JSON parser, and every other spelling of the same entry is refused. An entry is a
+//! function of the experiment alone, not of time, machine or resumes; else a resumed run could not end in the
+//! same log.
 //!
 //! Version 2 of an entry has the key `evaluation`, version 1 has not; both are read and checked.
 
@@ -16,15 +16,15 @@ use sha2::Digest;
 use super::evaluation::{Evaluation, WrittenEvaluation};
 use super::hash::{Hash, STEP};
 
-/// What became of a step.
+/// The outcome of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// The weights were updated.
     Update,
-    /// The loss stood out too far from its window; no update.
+    /// The loss's z-score was above its limit; no update.
     SkipLossZ,
-    /// The gradient norm stood out too far from its window; no update.
+    /// The gradient norm's z-score was above its limit; no update.
     SkipGradZ,
     /// Loss or gradient norm was NaN or infinite; no update.
     SkipNonfinite,
@@ -63,8 +63,8 @@ impl std::fmt::Display for Action {
     }
 }
 
-/// The event of a rewind from a step that was not kept to the step of a checkpoint; it stands in the
-/// entry of the latter.
+/// The event of a rewind from a step that was dropped to the step of a checkpoint, in whose entry it is
+/// recorded.
 pub fn rewind_event(from: u64, to: u64) -> String {
     format!("rewind from step {from} to step {to}")
 }
@@ -74,8 +74,8 @@ pub fn rewound_from(event: &str) -> Option<u64> {
     event.strip_prefix("rewind from step ")?.split_once(" to step ")?.0.parse().ok()
 }
 
-/// What one optimizer step did, or the evaluation after the last. Two entries are equal when their canonical
-/// bytes are.
+/// The record of one optimizer step, or of the evaluation after the last. Two entries are equal when their
+/// canonical bytes are.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// Steps done before it.
@@ -93,8 +93,8 @@ pub struct Entry {
     pub loss_z: Option<f64>,
     pub grad_z: Option<f64>,
     pub action: Action,
-    /// What else changed the bits of the run here: `rewind …`, `drift …`. What changed none
-    /// (a resume, another number of GPUs) is a note in the file and in no hash.
+    /// What else changed the bits of the run here: `rewind …`, `drift …`. What changed no bit (a resume,
+    /// another number of GPUs) is a note in the file and in no hash.
     pub events: Vec<String>,
     /// What was measured before the step; none in an entry of version 1, which does not say.
     pub evaluation: Option<Evaluation>,
@@ -302,7 +302,7 @@ pub(super) fn push_float(text: &mut String, name: &str, value: Option<f64>) {
     write!(text, r#","{name}":{decimal},"{name}_bits":{bits}"#).expect("a string takes all");
 }
 
-/// Processors differ in the sign and payload of the NaN they make; the ledger knows one.
+/// Processors differ in the sign and payload of the NaN they produce; the ledger has one form.
 pub fn canonical_bits(value: f64) -> u64 {
     if value.is_nan() { 0x7ff8_0000_0000_0000 } else { value.to_bits() }
 }

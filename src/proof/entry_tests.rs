@@ -18,7 +18,7 @@ fn example() -> Entry {
     }
 }
 
-/// The entry of a step that came to nothing, after a rewind.
+/// The entry of a skipped step, after a rewind.
 fn skipped() -> Entry {
     Entry {
         step: 8,

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::entry::{float, push_float};
 
-/// What was measured; nothing where nothing was due.
+/// What was measured; empty where no evaluation was due.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Evaluation {
     pub validation: Option<Validation>,

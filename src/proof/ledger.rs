@@ -2,11 +2,11 @@
 //!
 //! A line is `{"entry":<canonical bytes>,"head":"<root>"}`, the root being that of the RFC 9162 tree
 //! over the digests of all entries up to this one. So a reader finds an edited, lost, moved or
-//! inserted line by itself and by number. Whoever rewrites the whole file consistently is caught by
-//! the heads in the checkpoint manifests, kept elsewhere: see [`Log::is_prefix`].
+//! inserted line by itself and by number. A consistent rewrite of the whole file disagrees with the heads in
+//! the checkpoint manifests: see [`Log::is_prefix`].
 //!
-//! A line `{"note":{…}}` records what changes no bit (a resume, another number of GPUs). Notes enter
-//! no hash: a resumed run must end in the log of the uninterrupted one.
+//! A line `{"note":{…}}` records something that changes no bit (a resume, another number of GPUs). Notes
+//! enter no hash: a resumed run must end in the log of the uninterrupted one.
 //!
 //! Lines are written whole but not synchronised one by one. A kill leaves at most a torn last line,
 //! which opening drops; call [`Ledger::sync`] before a checkpoint refers to the head.
@@ -34,7 +34,7 @@ pub const RESUME: &str = "resume";
 /// The kind of the note that a run stopped because a loss or a weight was not finite.
 pub const NOT_FINITE: &str = "not_finite";
 
-/// What happened to a run without changing its bits.
+/// A note: something that happened to a run without changing its bits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Note {
@@ -53,7 +53,7 @@ pub struct TornLine {
     pub bytes: u64,
 }
 
-/// What is wrong with a ledger.
+/// An error in a ledger.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     #[error("cannot {doing} `{}`: {source}{}", path.display(), full_disk_hint(source))]
@@ -103,13 +103,13 @@ impl Log {
         Head { size: self.size(), root: self.frontier.root() }
     }
 
-    /// The head when the log had `size` entries; none if it never had so many.
+    /// The head when the log had `size` entries; none if it never had that many.
     pub fn head_at(&self, size: u64) -> Option<Head> {
         let digests = self.digests.get(..usize::try_from(size).ok()?)?;
         Some(Head { size, root: tree_root(digests) })
     }
 
-    /// Whether this log once had that head: it then is that log, grown.
+    /// Whether this log once had that head and has only grown since.
     pub fn is_prefix(&self, head: &Head) -> bool {
         self.head_at(head.size).as_ref() == Some(head)
     }
@@ -184,7 +184,7 @@ impl Ledger {
         Ok(self.log.head())
     }
 
-    /// Writes down what happened without changing a bit.
+    /// Writes a note.
     pub fn note(&mut self, kind: &str, text: &str) -> Result<()> {
         let note = Note { after: self.log.size(), kind: kind.into(), text: text.into() };
         let json = serde_json::to_string(&note).expect("strings and numbers become JSON");

@@ -274,7 +274,7 @@ fn heads_before_and_after_a_resume_are_consistent_by_rfc_9162() {
         let root = |head: Head| ct_merkle::RootHash::<Tagged>::new(head.root.0.into(), head.size);
         let proof = tree.prove_consistency((STEPS - cut) as usize);
         root(ledger.head()).verify_consistency(&root(heads[cut as usize]), &proof).unwrap();
-        // A log that took another step before the head is not the same log grown.
+        // A log with another step before the head is not a continuation.
         let mut forged = heads[cut as usize];
         forged.root.0[0] ^= 1;
         assert!(root(ledger.head()).verify_consistency(&root(forged), &proof).is_err());

@@ -1,13 +1,13 @@
 //! `lock.toml`: what the bits of a run depend on, and where they were made.
 //!
 //! Five tables of names and texts. `numerics` must be equal for equal bits, and its digest is the
-//! `numerics_id`; `environment` and `source` are recorded, and differences only told; `config` has each
-//! key with its origin; `outputs` has what came out. The file starts with the digest of each table, so
-//! that damage has a place, and its text is a function of the tables: any other spelling is refused.
-//! The digests prove no origin: who edits can compute them again. What ties a lock to its run is
-//! that every checkpoint's manifest holds a copy of `numerics`.
+//! `numerics_id`; `environment` and `source` are recorded, and differences in them only reported; `config`
+//! has each key with its origin; `outputs` has what came out. The file starts with the digest of each table,
+//! so that damage has a place, and its text is a function of the tables: any other spelling is refused. The
+//! digests do not prove an origin: anyone who edits the file can compute them again. A lock is tied to its
+//! run by the copy of `numerics` in every checkpoint's manifest.
 //!
-//! What stands in the tables is decided above: this module knows no key.
+//! Callers decide what is in the tables: this module knows no key.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,11 +36,11 @@ pub struct Lock {
     pub source: Table,
     /// Every key of the experiment with its origin.
     pub config: Table,
-    /// What the run ended in; empty until it has.
+    /// The outputs of the run; empty until it has ended.
     pub outputs: Table,
 }
 
-/// What is wrong with a lock file.
+/// An error in a lock file.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     #[error("cannot read `{}`: {source}", path.display())]
@@ -145,7 +145,7 @@ impl Lock {
         Ok(lock)
     }
 
-    /// The tables of a text whose digests are wrong, to say what in it differs. Proves nothing.
+    /// The tables of a text whose digests are wrong, to report what differs. Nothing is verified.
     pub fn parse_unchecked(text: &str) -> Option<Lock> {
         let w: Written = toml::from_str(text).ok()?;
         Some(Lock {
@@ -208,7 +208,7 @@ pub struct Difference {
     pub is: Option<String>,
 }
 
-/// What differs between what was locked and what is found, in byte order of the keys.
+/// The differences between a lock's values and others, in byte order of the keys.
 pub fn differences(was: &Table, is: &Table) -> Vec<Difference> {
     let mut keys: Vec<&String> = was.keys().chain(is.keys()).collect();
     keys.sort_unstable();

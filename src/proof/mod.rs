@@ -1,9 +1,9 @@
 //! What a run can prove: the digest of a training state, the ledger of its steps, the lock of its numerics.
 //!
-//! This module speaks of bytes, names and hashes alone. It knows nothing of GPT-2 or CUDA, so that
-//! anyone can check a run from `docs/digest.md` without this program.
+//! This module deals with bytes, names and hashes only. It knows nothing of GPT-2 or CUDA, so that a run can
+//! be checked from `docs/digest.md` without this program.
 //!
-//! * [`hash`]: the 32 bytes everything here is made of.
+//! * [`hash`]: SHA-256 values, and hashing under a tag.
 //! * [`tree`]: the Merkle tree of RFC 9162, whole and growing.
 //! * [`digest`]: leaf, tensor and state digests over those.
 //! * [`ledger`]: one [`entry`] a step, an append-only log whose head every checkpoint carries;

@@ -1,4 +1,4 @@
-//! The Merkle tree of RFC 9162, section 2.1.1, over hashes that are leaves already.
+//! The Merkle tree of RFC 9162, section 2.1.1, over hashes of leaves.
 //!
 //! A tree of n > 1 leaves splits at the largest power of two below n. Pairing neighbours level by
 //! level, an odd last one moving up alone, builds the same tree; so does replacing every aligned

@@ -1,4 +1,4 @@
-//! What each panel shows: its range, its lines, and what it has to leave out.
+//! The content of each panel: its range, its lines, and what it leaves out.
 
 use super::ReportError;
 use super::axis::{Axis, Scale, label};
@@ -13,7 +13,7 @@ use crate::units::thousands;
 const USUAL_LOSSES: f64 = 0.98;
 const USUAL_NORMS: f64 = 0.95;
 
-/// What a panel shows.
+/// The quantity of a panel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Loss,
@@ -38,7 +38,7 @@ impl Kind {
         }
     }
 
-    /// The line that decides whether there is anything to show.
+    /// The line without which the panel is not drawn.
     pub fn points(self, run: &Curves) -> &[Point] {
         match self {
             Kind::Loss => &run.loss,
@@ -50,7 +50,7 @@ impl Kind {
     }
 }
 
-/// Where a panel stands, in pixels, its labels included; titles stand above `top`, and the labels of the
+/// The position of a panel in pixels, its labels included; titles are above `top`, and the labels of the
 /// lowest panel of a column below `bottom`.
 #[derive(Clone, Copy)]
 pub struct Span {
@@ -69,7 +69,7 @@ impl Page<'_> {
         let (low, high, scale) = self.range(kind);
         let height = span.bottom - span.top;
         let y = Axis::new(low, high, scale, ((height / 62.0) as usize).max(4));
-        // Panels that stand under each other share their edges.
+        // Panels under each other share their edges.
         let mut label_width = 66.0_f64;
         for (_, label) in &y.ticks {
             label_width = label_width.max(text_width(label, TEXT_SIZE, false)?);
@@ -219,7 +219,7 @@ impl Page<'_> {
                 panel.moment(scene, *x, dash, color);
             }
         }
-        // The lines of all runs before the strong ones of any.
+        // The faint lines of all runs first, then the strong ones.
         let noisy = |scene: &mut Scene,
                      weak: fn(&Curves) -> &[Point],
                      strong: fn(&Curves) -> &[Point],
@@ -257,7 +257,7 @@ impl Page<'_> {
                 }
             }
             Kind::LearningRate => {
-                // Runs often share a schedule: the ones below stay visible as rims.
+                // Runs often share a schedule: lower lines are drawn wider, so that they stay visible.
                 for (index, (run, color)) in runs().enumerate() {
                     let same = |other: &&Curves| {
                         other.learning_rate.iter().zip(&run.learning_rate).all(|(a, b)| a == b)

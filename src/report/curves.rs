@@ -5,10 +5,10 @@ use super::series::{Point, smooth};
 use super::{PlotOptions, ReportError, XAxis};
 use crate::store::metrics::{Action, MetricsRow};
 
-/// What happened between two steps.
+/// An event between two steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// Changed no bit.
+    /// A resume; it changed no bit.
     Resume,
     /// The run went back to a checkpoint.
     Rewind,
@@ -40,15 +40,15 @@ pub struct Curves {
     pub grad_norm_smooth: Vec<Point>,
     pub tokens_per_s: Vec<Point>,
     pub tokens_per_s_smooth: Vec<Point>,
-    /// Skipped steps, y may be anything, NaN included.
+    /// Skipped steps; y may be NaN or infinite.
     pub skipped_loss: Vec<Point>,
     pub skipped_norm: Vec<Point>,
     pub moments: Vec<(Moment, f64)>,
-    /// Steps the strong lines look at.
+    /// Steps over which the strong lines are smoothed.
     pub window: usize,
     /// The last position.
     pub end: f64,
-    /// Whether a point had no place on a logarithmic axis.
+    /// Whether a point was left out because a logarithmic axis cannot show it.
     pub left_out: bool,
 }
 
@@ -116,7 +116,7 @@ pub struct Horizontal {
     unit: (f64, &'static str),
 }
 
-/// Where a row stands: after its update, and where it was evaluated, before that.
+/// The position of a row: after its update, and where it was evaluated, before that.
 #[derive(Clone, Copy)]
 struct At {
     update: f64,
@@ -138,7 +138,7 @@ impl Horizontal {
         Horizontal { x, unit }
     }
 
-    /// What is written under it.
+    /// The text under it.
     pub fn title(&self, log: bool, left_out: bool) -> String {
         let name = match self.x {
             XAxis::Step => "optimizer step".to_owned(),
@@ -184,7 +184,7 @@ impl Horizontal {
                 XAxis::Hours => before + row.step_ms.unwrap_or(0.0) * scale,
                 _ => row.tokens as f64 * scale,
             };
-            // Evaluations come before the step's update; the last stands in a row of its own.
+            // Evaluations come before the step's update; the last has a row of its own.
             let evaluation = if row.action == Action::Evaluate { after } else { before };
             positions.push(At { update: after, evaluation });
             before = after;

@@ -1,6 +1,6 @@
-//! The page: header, legend, and the panels with their lines.
+//! The layout of a picture: header, legend, and the panels with their lines.
 //!
-//! Loss and HellaSwag, the two panels of llm.c's notebook, stand side by side, with gradient
+//! Loss and HellaSwag, the two panels of llm.c's notebook, are side by side, with gradient
 //! norm and learning rate below them on the same horizontal axes. Where no run has HellaSwag the loss
 //! takes the left part alone, and the rest is stacked beside it. One run has colours by kind of line
 //! (training, validation); several runs have a colour each, the same in every panel, and kinds differ by
@@ -26,7 +26,7 @@ const X_ROOM: f64 = 78.0;
 /// Room between two columns of panels.
 const COLUMN_GAP: f64 = 36.0;
 
-/// What the page and its panels draw from.
+/// The data of the page and its panels.
 pub struct Page<'a> {
     runs: &'a [RunData],
     pub(super) curves: Vec<Curves>,
@@ -44,7 +44,7 @@ pub fn draw(runs: &[RunData], options: &PlotOptions) -> Result<Scene, ReportErro
         let top = page.header(scene)?;
         legend::draw(scene, page.legend(None)?, top, (MARGIN, f64::from(WIDTH) - MARGIN))
     };
-    // Laid out once to learn the height of the legend, and then on a page that has room for the panels.
+    // Laid out twice: first to measure the legend, then with room for the panels.
     let below = head(&mut Scene::new(WIDTH, 1, page.colors))?;
     let usual = if page.has(Kind::Hellaswag) { 1000.0_f64 } else { 900.0 };
     let height = usual.max(below + usual - 180.0);
@@ -199,7 +199,7 @@ impl<'a> Page<'a> {
         Ok(vec![names, kinds])
     }
 
-    /// What the strong lines look at, in the legend's words.
+    /// The smoothing of the strong lines, for the legend.
     fn smoothing(&self) -> String {
         let windows: Vec<usize> = self.curves.iter().map(|run| run.window).collect();
         match (windows.iter().min(), windows.iter().max()) {
@@ -217,7 +217,7 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// How a moment is drawn and called.
+    /// The colour, stroke and name of an event.
     pub(super) fn mark(&self, moment: Moment) -> (Dash, Color, &'static str) {
         match moment {
             Moment::Resume => (Dash::Dotted, self.colors.resumed, "resumed"),

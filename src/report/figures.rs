@@ -17,7 +17,7 @@ pub fn columns() -> impl Iterator<Item = &'static Column> {
 pub struct Figures(Vec<(&'static str, Option<f64>)>);
 
 impl Figures {
-    /// What the rows of a run come to.
+    /// Summarises the rows of a run.
     pub fn of(rows: &[MetricsRow]) -> Figures {
         Figures(columns().map(|column| (column.name, figure(column, rows))).collect())
     }

@@ -1,4 +1,4 @@
-//! What is known of a run, kept up to date by reading only what its files have grown by.
+//! The state of a run that goes on, kept up to date by reading only the new parts of its files.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -10,16 +10,16 @@ use crate::store::gpu_log::{self, GpuSample};
 use crate::store::metrics::MetricsRow;
 use crate::store::{self, RunPaths, run_folder};
 
-/// A file that grows by lines, read from where the last look ended.
+/// A file that grows by lines, read from where the last read ended.
 struct Tail {
     path: PathBuf,
     offset: u64,
 }
 
-/// What a look at a [`Tail`] found.
+/// The result of reading a [`Tail`].
 struct Grown {
     lines: Vec<String>,
-    /// The file was cut, as a resume does: what was read before is void.
+    /// Whether the file was cut, as a resume does: what was read before is then invalid.
     restarted: bool,
 }
 
@@ -28,7 +28,7 @@ impl Tail {
         Tail { path, offset: 0 }
     }
 
-    /// The whole lines since the last look. A file that is not there has none.
+    /// The whole lines since the last read. A missing file has none.
     fn read(&mut self) -> Grown {
         let restarted = std::fs::metadata(&self.path).is_ok_and(|file| file.len() < self.offset);
         if restarted {
@@ -49,7 +49,7 @@ impl Tail {
     }
 }
 
-/// One step, as far as curves need it.
+/// The values of a step that curves need.
 #[derive(Clone, Copy, Debug)]
 pub struct Point {
     pub step: u64,
@@ -68,7 +68,7 @@ pub struct Followed {
     pub state: State,
     /// Why it is broken or stopped.
     pub why: Option<String>,
-    /// The step of the newest checkpoint at the last look.
+    /// The step of the newest checkpoint when last read.
     saved: Option<u64>,
     pub steps: Option<u64>,
     /// Steps done.
@@ -91,7 +91,7 @@ pub struct Followed {
 }
 
 impl Followed {
-    /// A run whose files are yet to be read.
+    /// A run whose files have not been read yet.
     pub fn open(folder: &Path) -> Followed {
         let paths = RunPaths::new(folder);
         let summary = RunSummary::read(folder);
@@ -143,7 +143,7 @@ impl Followed {
     }
 
     fn take(&mut self, row: MetricsRow) {
-        // A resumed run may have cut its file and grown it again between two looks.
+        // A resumed run may have cut its file and extended it again between two reads.
         if self.points.last().is_some_and(|last| row.step <= last.step) {
             self.forget_from(row.step);
         }
@@ -167,7 +167,7 @@ impl Followed {
         }
     }
 
-    /// Drops what was read of `step` and later.
+    /// Drops `step` and later ones.
     fn forget_from(&mut self, step: u64) {
         self.points.retain(|point| point.step < step);
         self.val.retain(|(at, _)| *at < step);
@@ -186,7 +186,7 @@ impl Followed {
                 (note["kind"].as_str().unwrap_or_default(), note["text"].as_str().unwrap_or_default());
             let what = if kind == RESUME { kind.to_owned() } else { format!("{kind}: {text}") };
             let noted = (note["after"].as_u64().unwrap_or(0), what);
-            // A file that was cut is read again, and rows of older programs tell of a resume too.
+            // A file that was cut is read again, and rows of older programs record a resume too.
             if !self.events.contains(&noted) {
                 self.events.push(noted);
                 self.events.sort_by_key(|(step, _)| *step);
@@ -200,7 +200,7 @@ impl Followed {
         if run_folder::holder(self.paths.folder()).is_some() {
             self.state = State::Running;
         } else if self.state == State::Running || saved != self.saved {
-            // It has ended, or gone on unseen: look at everything once, for the state and its reason.
+            // It has ended, or was resumed unnoticed: read everything once, for the state and its reason.
             let summary = RunSummary::read(self.paths.folder());
             (self.state, self.why) = (summary.state, summary.why);
         }
@@ -259,7 +259,7 @@ mod tests {
         followed.refresh();
         assert_eq!((followed.points.len(), followed.done), (9, 9));
 
-        // Cut and grown again past its old end, between two looks.
+        // Cut and extended past its old end, between two reads.
         let mut writer = MetricsWriter::resume(folder.path(), 4).unwrap();
         writer.append(&row(4)).unwrap();
         Ledger::open(&folder.path().join("ledger.jsonl")).unwrap().note(RESUME, "at step 4").unwrap();

@@ -5,7 +5,7 @@ use super::panel::{Dash, TEXT_SIZE, cross, dashed};
 use super::scene::{Align, Color, Scene, text_width};
 
 const ROW: f64 = 36.0;
-/// Width of what stands before the text, and the room between two entries.
+/// Width of the sample before the text, and the room between two entries.
 const SAMPLE: f64 = 46.0;
 const GAP: f64 = 36.0;
 
@@ -15,7 +15,7 @@ pub struct Entry {
     pub text: String,
 }
 
-/// What stands before a legend entry.
+/// The sample before a legend entry.
 pub enum Sample {
     Plain(Color),
     Smoothed(Color),

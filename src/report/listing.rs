@@ -8,9 +8,9 @@ use crate::units;
 /// A column of the printed table.
 struct Column {
     title: &'static str,
-    /// Numbers stand at the right.
+    /// Numbers are aligned to the right.
     right: bool,
-    /// The highest go first when the terminal is narrow; 0 stays.
+    /// Columns with the highest are left out first when the terminal is narrow; 0 always stays.
     dispensable: u8,
     cell: fn(&RunSummary) -> String,
 }
@@ -85,14 +85,14 @@ pub fn table(runs: &[&RunSummary], width: usize) -> String {
         return String::new();
     }
     let mut parts: Vec<Part> = COLUMNS.iter().map(|column| Part::of(column, runs)).collect();
-    // A column in which nothing stands says nothing.
+    // An empty column is left out.
     parts.retain(|part| part.column.dispensable == 0 || part.cells.iter().any(|cell| cell != "-"));
     let total = |parts: &[Part]| parts.iter().map(|part| part.width + 2).sum::<usize>() - 2;
     while total(&parts) > width {
         let (at, part) =
             parts.iter().enumerate().max_by_key(|(_, part)| part.column.dispensable).expect("names stay");
         if part.column.dispensable == 0 {
-            // Nothing to leave out any more: long names are cut.
+            // Then long names are cut.
             let over = total(&parts) - width;
             parts[0].cut(over);
             break;
@@ -174,7 +174,7 @@ pub fn in_full(run: &RunSummary) -> String {
     text
 }
 
-/// The keys that somebody set, with where, from the lock.
+/// The keys that are not defaults, with their origins, from the lock.
 fn settings(run: &RunSummary) -> Vec<String> {
     let Ok(lock) = Lock::read(&RunPaths::new(&run.folder).lock_file()) else { return Vec::new() };
     let set = lock

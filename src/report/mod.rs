@@ -5,8 +5,8 @@
 //! ticks; [`scene`] is a list of shapes that prints itself as SVG and PNG, in the colours of [`theme`];
 //! [`panel`] draws a frame and what can be in one, [`chart`] says what each panel shows, [`legend`] what
 //! the lines mean; [`figure`] lays the page out. [`html`] is the page of a run around its pictures.
-//! [`figures`] comes to one number of a run for each column of its metrics; [`summary`] reads what a folder
-//! says of its run, [`table`] sorts and filters many of them, [`listing`] is the text of either; [`follow`]
+//! [`figures`] summarises a run in one number for each column of its metrics; [`summary`] reads the state of
+//! a run from its folder, [`table`] sorts and filters many of them, [`listing`] prints either; [`follow`]
 //! keeps up with a run that goes on.
 //!
 //! Equal rows and options give equal bytes: no clock, no font of the machine, no hash order. A
@@ -41,7 +41,7 @@ use crate::store::main_log::MainLogError;
 use crate::store::metrics::MetricsError;
 use crate::store::{StoreError, atomic};
 
-/// What stands on the horizontal axis.
+/// The horizontal axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum XAxis {
     /// Optimizer steps.
@@ -58,7 +58,7 @@ pub enum XAxis {
 /// Which published numbers are drawn as levels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Baselines {
-    /// Those that a run may be compared with: same size, same tokens, web text.
+    /// Those comparable with a run: same size, same tokenizer, web text.
     #[default]
     Comparable,
     /// Those of these sizes.
@@ -69,7 +69,8 @@ pub enum Baselines {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PlotOptions {
     pub x: XAxis,
-    /// Steps that a point of the strong line looks at; `None` takes a fortieth of the run, 1 smooths nothing.
+    /// Steps over which a point of the strong line is smoothed; `None` takes a fortieth of the run, 1 smooths
+    /// nothing.
     pub smooth: Option<usize>,
     pub log_x: bool,
     /// Logarithmic axes of loss and gradient norm.
@@ -86,9 +87,11 @@ pub enum ReportError {
     NotFound { run: String, runs: PathBuf, nearest: Option<String> },
     #[error("`{}` has no rows yet\n  hint: the first row appears after the first step", path.display())]
     Empty { path: PathBuf },
+    #[error("`{}` ends in .{ending}, which is not a format of pictures here\n  hint: name a file in .png or .svg, or a folder for loss.png and loss.svg", path.display())]
+    Ending { path: PathBuf, ending: String },
     #[error("nothing to plot: no run was given")]
     NoRuns,
-    #[error("run `{run}` does not tell {what}: {why}\n  hint: use --x step")]
+    #[error("run `{run}` has no {what}: {why}\n  hint: use --x step")]
     NoAxis { run: String, what: &'static str, why: &'static str },
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -115,12 +118,16 @@ impl ReportError {
 /// Draws runs into one figure. `out` is a file that ends in `.png` or `.svg`, or a folder for `loss.png`
 /// and `loss.svg`. Each is written atomically. Returns the paths written.
 pub fn plot_runs(runs: &[RunData], options: &PlotOptions, out: &Path) -> Result<Vec<PathBuf>, ReportError> {
-    let scene = figure::draw(runs, options)?;
     let ending = out.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
     let paths = match ending.as_deref() {
         Some("png" | "svg") => vec![out.to_owned()],
+        // A folder may have a dot in its name, and is then there.
+        Some(ending) if !out.is_dir() => {
+            return Err(ReportError::Ending { path: out.to_owned(), ending: ending.to_owned() });
+        }
         _ => vec![out.join("loss.png"), out.join("loss.svg")],
     };
+    let scene = figure::draw(runs, options)?;
     for path in &paths {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(|source| ReportError::Io {

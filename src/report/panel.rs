@@ -11,8 +11,8 @@ pub const TEXT_SIZE: f64 = 22.0;
 const TITLE_SIZE: f64 = 24.0;
 const NOTE_SIZE: f64 = 19.0;
 
-/// A rectangle for data, in pixels, and its axes. Labels stand outside, below and to the left; the
-/// title stands above.
+/// A rectangle for data, in pixels, and its axes. Labels are outside, below and to the left; the title is
+/// above.
 pub struct Panel {
     pub title: String,
     pub left: f64,
@@ -59,8 +59,8 @@ impl Panel {
         (self.left + self.x.position(x) * self.width, self.bottom() - self.y.position(y) * self.height)
     }
 
-    /// Grid, frame, tick labels and title. The first of the notes that fits stands at the right of
-    /// the title; the last stands in any case, inside the frame when it must.
+    /// Grid, frame, tick labels and title. The first of the notes that fits is drawn at the right of the
+    /// title; the last is always drawn, inside the frame if necessary.
     pub fn frame(
         &self,
         scene: &mut Scene,
@@ -154,7 +154,7 @@ impl Panel {
         for at in 1..names.len() {
             names[at].0 = names[at].0.max(names[at - 1].0 + apart);
         }
-        // What was pushed over the lower edge goes back up.
+        // Names pushed over the lower edge are moved up again.
         let mut lowest = self.bottom();
         for name in names.iter_mut().rev() {
             name.0 = name.0.min(lowest);

@@ -1,4 +1,4 @@
-//! A run as the plots see it: its rows, and as much about its model as an honest comparison needs.
+//! A run for the plots: its rows, and the facts about its model that a fair comparison needs.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::proof::ledger::{self, Log, RESUME};
 use crate::proof::{Entry, LedgerError};
 use crate::store::main_log::{self, MAIN_LOG};
 use crate::store::metrics::{self, JSONL, MetricsRow, PARQUET};
-use crate::store::{RunPaths, derived, run_folder};
+use crate::store::{RunPaths, derived, run_folder, run_names};
 
 /// One run, loaded.
 #[derive(Clone, Debug)]
@@ -25,11 +25,11 @@ pub struct RunData {
     pub model: Option<ModelFacts>,
     /// The run folder; `None` for a lone log file.
     pub folder: Option<PathBuf>,
-    /// Why the rows are not what the run's ledger says; `None` where they are.
+    /// Where the rows disagree with the run's ledger; `None` if they agree.
     pub unverified: Option<String>,
 }
 
-/// What decides which published numbers a run may be compared with.
+/// The facts that decide with which published numbers a run may be compared.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelFacts {
     /// As written in the experiment: `d12`.
@@ -61,7 +61,8 @@ impl RunData {
             Err(ReportError::NotFound {
                 run: run.to_owned(),
                 runs: runs.to_owned(),
-                nearest: nearest_run(run, runs),
+                nearest: experiment::nearest(run, run_names(runs).iter().map(String::as_str))
+                    .map(str::to_owned),
             })
         }
     }
@@ -89,7 +90,7 @@ impl RunData {
         run.refuse_empty(folder)
     }
 
-    /// Loads a log in llm.c's format, named after its folder where the file's name says nothing.
+    /// Loads a log in llm.c's format, named after its folder if the file is just `main.log`.
     pub fn from_log(path: &Path) -> Result<RunData, ReportError> {
         let rows = main_log::read(path)?;
         let parent =
@@ -167,7 +168,7 @@ impl ModelFacts {
     }
 }
 
-/// Why rows are not what a ledger says; `None` where they are. `ledger` is none where there is no such file.
+/// Where rows disagree with a ledger; `None` if they agree. `ledger` is none where there is no such file.
 pub(super) fn unverified(
     rows: &[MetricsRow],
     ledger: Option<&Result<(Log, Vec<Entry>), LedgerError>>,
@@ -193,18 +194,6 @@ pub(super) fn mark_resumes(rows: &mut [MetricsRow], log: &Log) {
 fn name_of(path: &Path) -> String {
     let absolute = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     absolute.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-}
-
-/// The run under `runs/` whose name is most like a name that is not there.
-fn nearest_run(name: &str, runs: &Path) -> Option<String> {
-    let mut names: Vec<String> = std::fs::read_dir(runs)
-        .ok()?
-        .flatten()
-        .filter(|entry| entry.path().is_dir())
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names.into_iter().min_by_key(|candidate| strsim::levenshtein(candidate, name))
 }
 
 /// A published number for a model of some size, drawn as a level across a panel.

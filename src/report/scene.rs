@@ -1,10 +1,10 @@
 //! A picture as a list of shapes, and its two printers: SVG and PNG.
 //!
-//! Coordinates are pixels of the finished picture, from the upper left corner. plotters' backends
-//! take whole pixels and do not smooth wide lines, so both printers draw larger than life: the SVG in
-//! quarter pixels under a `viewBox`, the PNG three times as large and then averaged down, which
-//! smooths every edge. Text is real text in the SVG; the PNG, and every measurement, uses the
-//! embedded font, so no font of the machine ever matters to the bytes.
+//! Coordinates are pixels of the finished picture, from the upper left corner. plotters' backends take whole
+//! pixels and do not smooth wide lines, so both printers draw enlarged: the SVG in quarter pixels under a
+//! `viewBox`, the PNG three times as large and then averaged down, which smooths every edge. Text is real
+//! text in the SVG; the PNG, and every measurement, uses the embedded font, so the bytes do not depend on the
+//! machine's fonts.
 
 use std::sync::OnceLock;
 
@@ -99,7 +99,7 @@ impl Scene {
             SVG_SIZE_PER_EM,
             false,
         )?;
-        // The backend cannot tell the size on the page from the size of its grid.
+        // The backend uses one size for the page and its grid.
         let grid = format!("width=\"{}\" height=\"{}\" viewBox", size.0, size.1);
         Ok(svg.replacen(&grid, &format!("width=\"{}\" height=\"{}\" viewBox", self.width, self.height), 1))
     }
@@ -220,7 +220,7 @@ fn font(size: f64, bold: bool) -> TextStyle<'static> {
     plotters::style::FontDesc::new(FontFamily::SansSerif, size, style).transform(FontTransform::None).into()
 }
 
-/// Hands the embedded font to plotters, once a process.
+/// Registers the embedded font with plotters, once in a process.
 fn register_fonts() -> Result<(), ReportError> {
     static REGISTERED: OnceLock<bool> = OnceLock::new();
     let registered = REGISTERED.get_or_init(|| {

@@ -1,8 +1,8 @@
-//! Numbers on their way into a picture: smoothing, thinning and the range worth showing.
+//! From numbers to a picture: smoothing, thinning and the range to show.
 //!
-//! A picture has about a thousand columns of pixels and a run may have 400,000 steps. Nothing here
-//! may hide what happened: thinning keeps the extremes of every column, and a range that leaves
-//! values out says how many and how far.
+//! A picture has about a thousand columns of pixels and a run may have 400,000 steps. No outlier is hidden:
+//! thinning keeps the extremes of every column, and a range that leaves values out reports how many and how
+//! far.
 
 /// A point of a line; x ascends along a line.
 pub type Point = (f64, f64);
@@ -72,8 +72,8 @@ pub fn quantile(values: &[f64], share: f64) -> Option<f64> {
     sorted.get(index).copied()
 }
 
-/// The top of a range that shows the run rather than its first steps: the largest value, unless the
-/// highest values stand so far above a `share` of all that they would flatten it.
+/// The top of a range that shows the run rather than its first steps: the largest value, unless the highest
+/// values are so far above a `share` of all that they would flatten it.
 ///
 /// `floor` is the bottom of the range. Values must be finite.
 pub fn robust_top(values: &[f64], share: f64, floor: f64) -> Option<f64> {

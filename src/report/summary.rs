@@ -1,7 +1,7 @@
-//! What a run folder says of its run: how far it is, how good, and whether it is whole.
+//! The state of a run, read from its folder: progress, results, and whether its files are whole.
 //!
-//! Folders are read as they lie, without a lock: a run may be going on in another process, and a damaged
-//! one is worth a row too. Whatever cannot be read makes the run `broken`, with the reason.
+//! Folders are read without a lock: a run may be going on in another process, and a damaged one has a row
+//! too. A file that cannot be read makes the run `broken`, with the reason.
 
 use std::path::{Path, PathBuf};
 
@@ -18,15 +18,15 @@ use crate::proof::{Entry, LockError};
 use crate::store::metrics::{self, MetricsRow};
 use crate::store::{self, RunPaths, StoreError, checkpoint, run_folder};
 
-/// What a run is doing.
+/// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// A process holds the folder.
+    /// A process has locked the folder.
     Running,
     /// The last step is made and saved.
     Done,
-    /// Nobody works on it; `runner resume` would go on.
+    /// No process works on it; `runner resume` would go on.
     Stopped,
     /// Something in the folder is damaged or missing.
     Broken,
@@ -49,11 +49,11 @@ pub struct CheckpointSummary {
     pub step: u64,
     pub bytes: u64,
     pub root: Option<String>,
-    /// What is wrong with it, found without reading the state.
+    /// What is wrong with it, as far as that is found without reading the state.
     pub problem: Option<String>,
 }
 
-/// A step at which something out of the ordinary happened.
+/// A step with an event.
 #[derive(Clone, Debug, Serialize)]
 pub struct Incident {
     pub step: u64,
@@ -71,17 +71,17 @@ pub struct RunSummary {
     /// The descriptor, or the sizes: `4x128`, layers by channels.
     pub model: String,
     pub parameters: Option<u64>,
-    /// Optimizer steps done, of so many.
+    /// Optimizer steps done, and in all.
     pub step: u64,
     pub steps: Option<u64>,
     pub tokens: u64,
-    /// Steps that reached no weight.
+    /// Steps that were skipped.
     pub skipped: u64,
     /// One number for each column of the metrics.
     #[serde(flatten)]
     pub figures: Figures,
     pub best_val_loss: Option<f64>,
-    /// Why the figures are not what the ledger says; none where they are.
+    /// Where the figures disagree with the ledger; none if they agree.
     pub unverified: Option<String>,
     /// State root after the last step that was hashed.
     pub root: Option<String>,
@@ -91,7 +91,7 @@ pub struct RunSummary {
     pub incidents: Vec<Incident>,
 }
 
-/// Every run under `runs`, by name. Folders that hold nothing of a run are passed over.
+/// Every run under `runs`, by name. Folders without a file of a run are skipped.
 pub fn all(runs: &Path) -> std::io::Result<Vec<RunSummary>> {
     let entries = match std::fs::read_dir(runs) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -181,18 +181,18 @@ impl RunSummary {
     }
 }
 
-/// What the metrics and the ledger of a run say.
+/// The facts in the metrics and the ledger of a run.
 struct Recorded {
     rows: Vec<MetricsRow>,
     log: Log,
     entries: Vec<Entry>,
-    /// Why the rows are not what the ledger says.
+    /// Where the rows disagree with the ledger.
     unverified: Option<String>,
 }
 
 impl Recorded {
     fn read(paths: &RunPaths, running: bool, fault: &mut dyn FnMut(String)) -> Recorded {
-        // The ledger first: what a run adds meanwhile are rows without an entry, which are yet to come.
+        // The ledger is read first: what a run adds meanwhile are rows without an entry, which are no fault.
         let ledger = paths.ledger().exists().then(|| ledger::read(&paths.ledger()));
         let mut rows = match metrics::read(paths.folder()) {
             Ok(rows) => rows,
@@ -223,7 +223,7 @@ fn read_experiment(paths: &RunPaths) -> Result<Experiment, String> {
     let path = paths.experiment();
     let text = std::fs::read_to_string(&path)
         .map_err(|error| format!("cannot read `{}`: {error}", path.display()))?;
-    // The file alone: no environment may change what an old run was.
+    // Only the file: the environment must not change an old run's settings.
     experiment::load_recorded(&path.display().to_string(), &text).map(|loaded| loaded.experiment).map_err(
         |error| {
             let message = error.to_string();
@@ -271,7 +271,7 @@ fn skips_at_the_end(rows: &[MetricsRow]) -> u64 {
     rows.iter().rev().filter(|row| row.loss.is_some()).take_while(|row| row.action.is_skip()).count() as u64
 }
 
-/// Why a run did not come to its end, or ended with numbers that are not finite; none while nothing failed.
+/// Why a run stopped early, or ended with numbers that are not finite; none if nothing failed.
 /// `patience` is the number of skipped steps in a row that ends a run.
 fn failed(rows: &[MetricsRow], log: &Log, patience: Option<u64>) -> Option<String> {
     let skips = skips_at_the_end(rows);

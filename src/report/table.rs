@@ -156,7 +156,7 @@ impl RunTable {
         Ok(RunTable { frame: DataFrame::new(runs.len(), columns)? })
     }
 
-    /// Only the rows that `filter` lets through; a value that is not there passes none.
+    /// The rows that pass `filter`; a missing value passes no filter.
     pub fn filter(&self, filter: &Filter) -> Result<RunTable, ReportError> {
         let mask = filter.mask(self.frame.column(&filter.column)?.as_materialized_series())?;
         Ok(RunTable { frame: self.frame.filter(&mask)? })
@@ -199,7 +199,7 @@ impl RunTable {
     }
 }
 
-/// A value as a field of CSV: nothing where there is none, quotes where the text needs them or is empty.
+/// A value as a field of CSV: empty where it is missing, in quotes where the text needs them or is empty.
 fn csv_field(value: &AnyValue<'_>) -> String {
     match value {
         AnyValue::Null => String::new(),

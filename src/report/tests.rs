@@ -76,7 +76,7 @@ fn svg(runs: &[RunData], options: &PlotOptions) -> String {
     figure::draw(runs, options).unwrap().to_svg().unwrap()
 }
 
-/// Compares with the committed pictures; `RUNNER_BLESS=1` writes them anew after a wanted change.
+/// Compares with the committed pictures; `RUNNER_BLESS=1` writes them again after an intended change.
 #[test]
 fn every_kind_of_picture_is_the_committed_one_to_the_byte() {
     let small = || {
@@ -244,7 +244,7 @@ fn every_colour_of_a_lone_runs_picture_has_a_dark_one() {
     }
 }
 
-/// Pictures to look at: `RUNNER_PLOT_DIR=/tmp/plots cargo test --release --lib report -- --ignored`.
+/// Pictures to inspect: `RUNNER_PLOT_DIR=/tmp/plots cargo test --release --lib report -- --ignored`.
 #[test]
 #[ignore = "writes pictures for the eye"]
 fn gallery() {

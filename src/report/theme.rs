@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use super::scene::Color;
 
-/// What the pictures stand on.
+/// The background of the pictures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Theme {
     #[default]
@@ -26,16 +26,16 @@ pub struct Colors {
     pub frame: Color,
     /// Published levels.
     pub level: Color,
-    /// Moments: resumed, and what changed bits.
+    /// Events: resumes, and what changed bits.
     pub resumed: Color,
     pub changed: Color,
     /// Skipped updates, in every run: no run has this colour.
     pub skip: Color,
     /// Validation of a lone run.
     pub validation: Color,
-    /// What a run's colour is mixed with to stand out.
+    /// The colour that a run's colour is mixed with for emphasis.
     pub emphasis: Color,
-    /// A run each, in this order; the eleventh run begins again.
+    /// One for each run, in this order; the eleventh run starts over.
     pub runs: [Color; 10],
 }
 

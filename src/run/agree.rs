@@ -1,5 +1,5 @@
-//! The second step of a run: everything is allocated, and all ranks, the lock and the run's own past hold the
-//! same numerics. Nothing has been written yet.
+//! The second step of a run: everything is allocated, and this rank's numerics are compared with those of
+//! rank 0, of the lock and of the run's own checkpoint. Nothing has been written yet.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -34,7 +34,7 @@ pub struct Agreed<O: Ops> {
     pub(super) destination: Destination,
     pub(super) expected: Option<Expected>,
     pub(super) past: Past,
-    /// What differs from the past, allowed.
+    /// Allowed differences from the run's checkpoint and lock.
     pub(super) changed: Changed,
     /// What the bits depend on here.
     pub(super) lock: Lock,
@@ -45,10 +45,11 @@ pub struct Agreed<O: Ops> {
 }
 
 impl<O: Locked> Agreed<O> {
-    /// Allocates a trainer on `ops` and holds its numerics to those of rank 0, of the lock and of the past.
+    /// Allocates a trainer on `ops` and compares its numerics with those of rank 0, of the lock and of the
+    /// run's checkpoint.
     ///
     /// # Errors
-    /// Something that the bits depend on is not what it must be; the device has no room; a rank is lost.
+    /// Numerics differ; the device has too little memory; a rank has failed.
     pub fn of(job: Job, mut ops: O, storage: &Storage) -> anyhow::Result<Agreed<O>> {
         let Job { experiment, loaded, data, initial, destination, expected, resume, team, report } = job;
         let (first, ranks) = (team.is_first(), team.size());

@@ -16,10 +16,11 @@ use crate::ops::{Ops, Role};
 use crate::plan::memory::Storage;
 use crate::train::{TrainError, Trainer};
 
-/// Times `steps` steps of an experiment, after two that warm up, on one device, whatever a run would take.
+/// Times `steps` steps of an experiment, after two that warm up, on one device, also where a run would use
+/// more.
 ///
 /// # Errors
-/// Data or device cannot be had, or a step fails.
+/// Data or device cannot be opened, or a step fails.
 pub fn bench(mut loaded: Loaded, steps: usize) -> anyhow::Result<Measured> {
     let data = Data::open(&mut loaded)?;
     loaded.experiment.parallel.ranks = 1;
@@ -71,9 +72,9 @@ pub struct Measured {
     pub mfu: Option<f64>,
     pub planned_bytes: u64,
     pub peak_bytes: Option<u64>,
-    /// How often a step waited for data.
+    /// How many steps waited for data.
     pub data_waits: u64,
-    /// By the time they took in one step, the longest first.
+    /// Operations of one step, by time, the longest first.
     pub operations: Vec<(String, Record)>,
 }
 
@@ -131,7 +132,7 @@ fn median_ms(count: usize, mut step: impl FnMut() -> Result<(), TrainError>) -> 
     Ok(times[times.len() / 2])
 }
 
-/// Most memory this process ever held, where the system says.
+/// Peak memory of this process in bytes, where the system reports it.
 fn peak_resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

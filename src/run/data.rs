@@ -15,10 +15,10 @@ use crate::eval::TaskSet;
 use crate::experiment::{Experiment, Loaded, Order};
 use crate::ops::cuda::compile;
 
-/// Where the digests of shards are remembered.
+/// The cache of the digests of shards.
 pub const SHARDS: &str = "shards.json";
 
-/// The digests of files that this user's runs have kept under this name; none where nothing can be kept.
+/// This user's cache of that name with digests of files; none where no cache folder exists.
 pub fn remembered(name: &str) -> DigestCache {
     compile::cache_folder(name).map_or_else(DigestCache::none, |file| DigestCache::open(&file))
 }
@@ -58,7 +58,8 @@ impl Data {
         Ok(Data { train, val, validation, hellaswag, hellaswag_file, tokenizer })
     }
 
-    /// Digests of all that a run reads. `cache` holds those of earlier runs; without one every byte is read.
+    /// Digests of all files that a run reads. `cache` holds those of earlier runs; without one every byte is
+    /// read.
     ///
     /// # Errors
     /// A file that cannot be read, or a token outside the vocabulary.
@@ -82,7 +83,7 @@ impl Data {
         Ok(Manifest { train, val, hellaswag: hellaswag.transpose()? })
     }
 
-    /// What is odd about the data of `experiment` without being an error, one line each.
+    /// Warnings about the data of `experiment`, one line each.
     pub fn remarks(&self, manifest: &Manifest, experiment: &Experiment) -> Vec<String> {
         let (seq_len, wanted) = (experiment.batch.seq_len, experiment.eval.val_tokens);
         let mut remarks = manifest.remarks(&self.train, self.val.as_deref(), &self.tokenizer, seq_len);
@@ -90,7 +91,7 @@ impl Data {
         remarks
     }
 
-    /// Micro-batches of whole steps from `step` on, read ahead; `offset` samples further on in the stream.
+    /// Micro-batches of whole steps from `step` on, read ahead; shifted by `offset` samples in the stream.
     pub fn feed(&self, experiment: &Experiment, step: u64, offset: u64) -> anyhow::Result<Prefetcher> {
         self.feed_share(experiment, 0..experiment.sequences_per_step(), step, offset)
     }

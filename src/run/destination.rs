@@ -6,30 +6,46 @@ use crate::store::{self, RunFolder};
 
 /// Where a run's files go.
 pub enum Destination {
-    /// A folder that is this run's.
+    /// The folder of a run that is resumed.
     Open(RunFolder),
-    /// The folder of another run, deleted when nothing can refuse this one any more.
-    Replace { runs: PathBuf, name: String },
-    /// Rank 0's folder, which this rank learns of when the run begins.
+    /// The folder `name` in `runs`, created when every check has passed.
+    New { runs: PathBuf, name: String, existing: Existing },
+    /// Rank 0's folder, which it sends to this rank when the run begins.
     OfRankZero,
 }
 
+/// What happens to an existing run of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// It is kept, and the new run refused.
+    Refuse,
+    /// It is deleted.
+    Replace,
+    /// It is resumed instead of starting a new one.
+    Resume,
+}
+
 impl Destination {
-    /// The folder, which may not be there yet; none on a rank that writes none.
+    /// The folder, which may not exist yet; none on a rank that writes none.
     pub fn path(&self) -> Option<PathBuf> {
         match self {
             Destination::Open(folder) => Some(folder.paths.folder().to_owned()),
-            Destination::Replace { runs, name } => Some(runs.join(name)),
+            Destination::New { runs, name, .. } => Some(runs.join(name)),
             Destination::OfRankZero => None,
         }
     }
 
     /// The folder, locked; none on any rank but 0.
     pub fn take(self) -> store::Result<Option<RunFolder>> {
-        match self {
-            Destination::Open(folder) => Ok(Some(folder)),
-            Destination::Replace { runs, name } => Ok(Some(RunFolder::create(&runs, &name, true)?)),
-            Destination::OfRankZero => Ok(None),
-        }
+        Ok(match self {
+            Destination::Open(folder) => Some(folder),
+            Destination::New { runs, name, existing } => Some(match existing {
+                Existing::Refuse => RunFolder::create(&runs, &name, false)?,
+                Existing::Replace => RunFolder::create(&runs, &name, true)?,
+                // A kill may have left a folder in which nothing had begun.
+                Existing::Resume => RunFolder::create_again(&runs, &name)?,
+            }),
+            Destination::OfRankZero => None,
+        })
     }
 }

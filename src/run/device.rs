@@ -44,7 +44,7 @@ impl Device {
         }
         let mut options = cuda_options(experiment);
         if let (1.., Ok(gpus)) = (number, cuda::driver::gpus()) {
-            // A launcher may show each rank its own GPU alone.
+            // A launcher may make only its own GPU visible to each rank.
             options.ordinal = number % gpus.len().max(1);
         }
         match experiment.device.kind {
@@ -62,7 +62,7 @@ impl Device {
     /// Does `work` for an experiment on this device.
     ///
     /// # Errors
-    /// The GPU has no room for the experiment; or the work's own.
+    /// The experiment does not fit the GPU; errors of the work itself.
     pub fn with<W: OnDevice>(self, experiment: &Experiment, work: W) -> anyhow::Result<W::Output> {
         match self {
             Device::Cpu(cpu) => {
@@ -86,7 +86,8 @@ fn cuda_options(experiment: &Experiment) -> cuda::Options {
     cuda::Options { compute: precision.compute, gelu_fusion, cuda_graph, ..cuda::Options::default() }
 }
 
-/// Refuses an experiment that the GPU has no room for, before anything is allocated, with settings that fit.
+/// Refuses an experiment that does not fit the GPU before anything is allocated, and suggests settings that
+/// fit.
 pub fn require_memory(cuda: &Cuda, experiment: &Experiment, planned: u64) -> anyhow::Result<()> {
     let (free, gpu) = (cuda.free_bytes()?, cuda.gpu());
     if planned <= free {

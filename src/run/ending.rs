@@ -1,4 +1,4 @@
-//! How a run's process ends. The codes are what the parent of several ranks reads, and what scripts rely on.
+//! How a run's process ends. The parent of several ranks reads the exit codes, and scripts rely on them.
 
 use crate::train::run::Outcome;
 
@@ -7,9 +7,9 @@ use crate::train::run::Outcome;
 pub enum Ending {
     Finished,
     Failed,
-    /// Training diverged, or came to numbers that are not finite; the last good checkpoint stands.
+    /// Training diverged, or ended in numbers that are not finite; the last good checkpoint is kept.
     Diverged,
-    /// Asked to stop; a checkpoint was saved.
+    /// Stopped on request; a checkpoint was saved.
     Interrupted,
 }
 
@@ -25,7 +25,7 @@ impl Ending {
     }
 
     /// Ends this process without running the exit handlers of its libraries: those of CUDA wait for the
-    /// device, which may be waiting for a rank that is gone.
+    /// device, which may be waiting for a rank that has ended.
     pub fn at_once(self) -> ! {
         signal_hook::low_level::exit(i32::from(self.code()))
     }

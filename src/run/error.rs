@@ -1,11 +1,21 @@
-//! Refusals: the bits are not, or would not be, what they must be.
+//! Refusals: the bits differ, or would differ, from the required ones.
 
 use crate::proof::{LedgerError, LockError};
 
-/// A refusal to go on because something that the bits depend on has changed.
+/// The refusal to continue because something that the bits depend on has changed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ProofRefusal(pub String);
+
+/// A request that is wrong or names something missing: an error of usage, not of the system.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// A usage error unless `fine`.
+pub fn require_usage(fine: bool, wrong: impl FnOnce() -> String) -> Result<(), UsageError> {
+    if fine { Ok(()) } else { Err(UsageError(wrong())) }
+}
 
 /// A damaged lock is a mismatch, not a failure of the system.
 pub fn refuse_lock(error: LockError) -> anyhow::Error {
@@ -15,7 +25,7 @@ pub fn refuse_lock(error: LockError) -> anyhow::Error {
     }
 }
 
-/// A ledger that is not what the checkpoint says is a mismatch, not a failure of the system.
+/// A ledger that disagrees with the checkpoint is a mismatch, not a failure of the system.
 pub fn refuse_ledger(error: LedgerError) -> anyhow::Error {
     match error {
         LedgerError::Io { .. } => error.into(),

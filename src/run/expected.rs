@@ -1,4 +1,4 @@
-//! A lock that a run is held to.
+//! A lock that a run must match.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use super::lock::{list, older_arithmetic};
 use super::messages::{Message, Report};
 use crate::proof::lock::{Difference, Lock, Table, differences};
 
-/// A lock that a run is held to.
+/// A lock that a run must match.
 pub struct Expected {
     pub lock: Lock,
-    /// How messages call it.
+    /// Its name in messages.
     pub from: String,
 }
 
@@ -42,7 +42,7 @@ impl Expected {
         found
     }
 
-    /// Refuses other outputs than the locked ones, if the lock has any.
+    /// Refuses outputs that differ from the locked ones, if the lock has any.
     pub fn require_outputs(&self, outputs: &Table, report: Report) -> Result<(), ProofRefusal> {
         let (locked, here) = (&self.lock.outputs, outputs);
         let changed = differences(locked, here);

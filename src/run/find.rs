@@ -1,36 +1,64 @@
-//! Which run is meant, and which checkpoint in it.
+//! Finds the run that an argument names, and a checkpoint in it.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use super::error::UsageError;
 use super::messages::{Message, Report};
 use crate::eval::parameters;
+use crate::experiment::nearest;
 use crate::formats::require_finite;
 use crate::optim::MASTER;
-use crate::store::{self, Loaded, RunPaths, StoreError, checkpoint};
+use crate::store::{self, Loaded, RunPaths, checkpoint};
 
 /// The folder of a run: `run` itself if it is one, else that name under `runs`; the newest of `runs` when
-/// none is given. A file or folder called `run` that is no run does not hide the one under `runs`; `./` before
-/// the name means the working folder alone.
+/// none is given. A file or folder called `run` that is not a run does not hide the one under `runs`; with
+/// `./` before the name only the working folder is searched.
+///
+/// # Errors
+/// There is no such run; the nearest name is in the hint.
 pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
     let is_run = |folder: &Path| RunPaths::new(folder).experiment().is_file();
     let folder = match run {
         Some(run) if is_run(run) || run.starts_with(".") => run.to_owned(),
         Some(run) if run.is_dir() && !is_run(&runs.join(run)) => run.to_owned(),
         Some(run) => runs.join(run),
-        None => {
-            store::newest_run(runs)?.with_context(|| format!("there is no run in `{}`", runs.display()))?
-        }
+        None => store::newest_run(runs)?.ok_or_else(|| {
+            UsageError(format!(
+                "there is no run in `{}`\n  hint: `runner run EXPERIMENT` makes one; `--runs` names another \
+                 folder",
+                runs.display()
+            ))
+        })?,
     };
     if !is_run(&folder) {
-        return Err(StoreError::NoSuchRun { path: folder }.into());
+        let hint = hint(run.unwrap_or(&folder), runs);
+        return Err(UsageError(format!("there is no run in `{}`\n  hint: {hint}", folder.display())).into());
     }
     Ok(folder)
 }
 
-/// The parameters, and nothing else, of the checkpoint of `step`, or of the newest whole one. Those passed
-/// over are reported. Numbers that are not finite are refused.
+/// A hint for `asked`, which is not a run.
+fn hint(asked: &Path, runs: &Path) -> String {
+    if asked.is_file() && asked.extension().is_some_and(|ending| ending == "toml") {
+        return format!(
+            "that is an experiment: `runner run {0}` trains it, and `runner verify {0} --twice` proves that \
+             it repeats",
+            asked.display()
+        );
+    }
+    let names = store::run_names(runs);
+    let name = asked.file_name().unwrap_or_default().to_string_lossy();
+    match nearest(&name, names.iter().map(String::as_str)) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None if names.is_empty() => "`--runs` names another folder of runs".to_owned(),
+        None => format!("`runner show --runs {}` lists the runs there are", runs.display()),
+    }
+}
+
+/// The parameters, and nothing else, of the checkpoint of `step`, or of the newest whole one. Skipped ones
+/// are reported. Numbers that are not finite are refused.
 pub fn load_parameters(paths: &RunPaths, step: Option<u64>, report: Report) -> anyhow::Result<Loaded> {
     load_some(paths, step, report, parameters::is_parameter)
 }
@@ -49,7 +77,13 @@ fn load_some(
     let checkpoints = paths.checkpoints();
     let load = |folder: &Path| checkpoint::load_some(folder, &wanted);
     let (manifest, state) = match step {
-        Some(step) => load(&checkpoints.join(checkpoint::folder_name(step)))?,
+        Some(step) => {
+            let folder = checkpoints.join(checkpoint::folder_name(step));
+            if !folder.is_dir() {
+                return Err(no_checkpoint(paths, step)?.into());
+            }
+            load(&folder)?
+        }
         None => {
             let (found, broken) = checkpoint::newest(&checkpoints, load)?;
             passed_over(&broken, report);
@@ -60,12 +94,24 @@ fn load_some(
     Ok((manifest, state))
 }
 
+/// That a run has no checkpoint of `step`, and of which steps it has some.
+fn no_checkpoint(paths: &RunPaths, step: u64) -> store::Result<UsageError> {
+    let there = store::list(&paths.checkpoints())?;
+    let steps: Vec<String> = there.iter().map(|(step, _)| step.to_string()).collect();
+    let folder = paths.checkpoints().join(checkpoint::folder_name(step));
+    Ok(UsageError(format!(
+        "there is no checkpoint `{}`\n  hint: there are those of steps {}",
+        folder.display(),
+        steps.join(", ")
+    )))
+}
+
 /// The file of a checkpoint's tensors.
 pub fn state_file(paths: &RunPaths, step: u64) -> PathBuf {
     paths.checkpoints().join(checkpoint::folder_name(step)).join(checkpoint::STATE_FILE)
 }
 
-/// Reports the damaged checkpoints that a search has passed over.
+/// Reports the damaged checkpoints that a search has skipped.
 pub(super) fn passed_over(broken: &checkpoint::Broken, report: Report) {
     for (step, why) in broken {
         report.tell(&Message::CheckpointPassedOver { step: *step, why });

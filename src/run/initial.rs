@@ -1,7 +1,7 @@
 //! `model.init`: the model that training starts from, read before anything is allocated.
 //!
-//! The file is hashed and read once. A resumed run has its weights in its checkpoint and does without the
-//! file where that is gone; what it was stays in the lock.
+//! The file is hashed and read once. A resumed run has its weights in its checkpoint and does not need the
+//! file any more; the lock keeps its digest.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::ops::{Ops, Result};
 use crate::proof::lock::Table;
 use crate::train::Trainer;
 
-/// The lock's name for what `model.init` holds.
+/// The lock's key for the content of `model.init`.
 pub const INIT_SHA256: &str = "model.init_sha256";
 
 /// The model that `model.init` names.
@@ -21,7 +21,7 @@ pub struct Initial {
     parameters: Option<Parameters>,
 }
 
-/// What `model.init` names; none where nothing is named. `past` are the numerics of the run that goes on.
+/// The model that `model.init` names, if any. `past` are the numerics of the run that is resumed.
 ///
 /// # Errors
 ///
@@ -47,7 +47,7 @@ pub fn read(
 }
 
 impl Initial {
-    /// Puts the model into a trainer that has not begun.
+    /// Copies the model into a trainer before its first step.
     pub fn start<O: Ops>(self, trainer: &mut Trainer<O>) -> Result<()> {
         let Some(parameters) = self.parameters else { return Ok(()) };
         let mut tensors = parameters.tensors.iter();

@@ -1,8 +1,8 @@
-//! What goes into a lock: this file knows the keys, [`crate::proof::lock`] the file.
+//! The content of a lock: this file knows the keys, [`crate::proof::lock`] the file format.
 //!
-//! A difference in `numerics` stops a run; a difference elsewhere is reported. So a name belongs into
-//! `numerics` when, and only when, another value can change a bit of the training state. The validation
-//! set changes none and stands in `environment`: a run may be measured on other text.
+//! A difference in `numerics` stops a run; a difference elsewhere is reported. So a key belongs to `numerics`
+//! if and only if another value can change a bit of the training state. The validation set changes none and
+//! is in `environment`: a run may be evaluated on other text.
 
 use super::data::{Data, SHARDS, remembered};
 use super::device::Device;
@@ -69,7 +69,7 @@ fn lock_allocated<O: Locked>(ops: O, loaded: &Loaded, data: &Data, report: Repor
     lock(loaded, data, &manifest, initial.as_ref(), &trainer.ops)
 }
 
-/// The keys that reach the bits, as resolved.
+/// The keys that can change bits, as resolved.
 pub fn resolved_numerics(experiment: &Experiment) -> Table {
     let reaching =
         experiment::flatten(experiment).into_iter().filter(|(key, _)| experiment::reaches_the_bits(key));
@@ -77,7 +77,7 @@ pub fn resolved_numerics(experiment: &Experiment) -> Table {
 }
 
 /// A value without the quotes of JSON.
-fn plain(value: &serde_json::Value) -> String {
+pub(super) fn plain(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::String(text) => text.clone(),
         serde_json::Value::Null => "not set".into(),
@@ -93,7 +93,7 @@ pub fn shards(prefix: &str, manifest: &[ShardDigest]) -> Table {
     manifest.iter().enumerate().map(|(at, shard)| (format!("{prefix}.{at:05}"), line(shard))).collect()
 }
 
-/// What a run is measured on: `data.val_shard.00000` and on, and `data.hellaswag`.
+/// The evaluation data of a run: `data.val_shard.00000` and on, and `data.hellaswag`.
 pub fn evaluation_data(manifest: &Manifest) -> Table {
     let mut table = shards("data.val_shard", &manifest.val);
     if let Some((name, bytes, sha256)) = &manifest.hellaswag {
@@ -138,7 +138,7 @@ fn source() -> Table {
     ])
 }
 
-/// Every key, its value and where that came from.
+/// Every key, its value and its origin.
 fn config(loaded: &Loaded) -> Table {
     let origin = |key: &str| loaded.origins.get(key).map_or(String::new(), |origin| format!(" ({origin})"));
     let line = |(key, value): (String, serde_json::Value)| {

@@ -1,4 +1,4 @@
-//! Devices that say what their bits depend on, and can be held to it.
+//! Devices that report what their bits depend on, and can be set to a lock's choices.
 
 use super::data::remembered;
 use super::sensors;
@@ -18,14 +18,14 @@ pub const ARITHMETIC_KEY: &str = "cuda.arithmetic";
 pub struct DeviceFacts {
     /// What its bits depend on: equal values mean equal bits.
     pub numerics: Table,
-    /// What else is worth knowing of it.
+    /// Other facts about it, on which no bit depends.
     pub environment: Table,
 }
 
-/// How a device's tensors reach other ranks, and a word on the way where there are several.
+/// How a device's tensors are sent to other ranks, and a description of it where there are several.
 pub type Joined<O> = (Box<dyn Exchange<O>>, Option<String>);
 
-/// A device that says what its bits depend on, and can be held to it.
+/// A device that reports what its bits depend on, and can be set to a lock's choices.
 pub trait Locked: Ops {
     /// Complete once the trainer has allocated everything.
     fn facts(&self) -> Result<DeviceFacts>;
@@ -108,7 +108,7 @@ impl Locked for Cuda {
     }
 }
 
-/// SHA-256 of a library's file, remembered between runs: it is hundreds of megabytes.
+/// SHA-256 of a library's file, cached between runs, because it has hundreds of megabytes.
 fn library_sha256(library: Library) -> Result<String> {
     let path = libraries::require(library)?.path;
     let mut cache = remembered("libraries.json");

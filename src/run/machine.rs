@@ -1,7 +1,7 @@
 //! What this machine can train on, and what is missing.
 //!
-//! Everything is tried, nothing is assumed: libraries are loaded, kernels compiled, a small product is
-//! multiplied and checked, memory is copied. What fails says what to do.
+//! Everything is tried: libraries are loaded, kernels compiled, a small product is computed and checked,
+//! memory is copied. Each failure has a hint.
 
 use std::path::PathBuf;
 
@@ -35,7 +35,7 @@ pub struct Cpu {
     pub simd: &'static str,
 }
 
-/// A library of CUDA: where it is and what it is for, or why it is not there.
+/// A library of CUDA: where it is and what it is for, or why it is missing.
 #[derive(Debug, Serialize)]
 pub struct LibraryReport {
     pub name: String,
@@ -59,7 +59,7 @@ pub struct GpuReport {
     pub peak_bf16_tflops: Option<f64>,
 }
 
-/// What became of the sources in `kernels/`.
+/// The result of compiling the sources in `kernels/`.
 #[derive(Debug, Serialize)]
 pub struct KernelReport {
     pub files: usize,

@@ -1,4 +1,4 @@
-//! What a run says while it goes on, as values: the caller of a run decides how they read.
+//! Messages of a run, as values: the caller of a run decides how they are shown.
 
 use std::path::Path;
 use std::process::ExitStatus;
@@ -12,15 +12,16 @@ use crate::proof::lock::Difference;
 use crate::store::StoreError;
 use crate::train::Listener;
 
-/// Takes messages from any thread of a run.
+/// Receives messages from any thread of a run.
 pub trait Reporter: Send + Sync {
-    /// Something happened that a person may want to know.
+    /// Shows a message.
     fn tell(&self, message: &Message<'_>);
 
-    /// Work that may take long begins: what to call with each part of `total` that is done.
+    /// Long work begins; returns a function to call with each part of `total` that is done.
     fn progress(&self, work: Work, total: u64) -> Box<dyn Fn(u64) + Sync>;
 
-    /// Who listens to the training of this experiment, and says to the sensors' thread which step it is at.
+    /// The listener to the training of this experiment, which also passes the current step to the sensors'
+    /// thread.
     fn training(&self, experiment: &Experiment, sensors: Arc<sensors::Shared>) -> Box<dyn Listener>;
 }
 
@@ -30,32 +31,34 @@ pub type Report = &'static dyn Reporter;
 /// Work with a length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Bytes of data whose SHA-256 no earlier run has remembered.
+    /// Bytes of data whose SHA-256 is not cached.
     Hashing,
     /// Steps that are trained again.
     Replaying,
 }
 
-/// What a run has to say.
+/// A message of a run.
 #[derive(Debug)]
 pub enum Message<'a> {
-    /// A damaged checkpoint is not what the run goes on from.
+    /// A damaged checkpoint was skipped.
     CheckpointPassedOver { step: u64, why: &'a StoreError },
-    /// The run goes on from the checkpoint of this step; from its start without one.
+    /// The run is resumed from the checkpoint of this step; without one, from its start.
     Resuming { folder: &'a Path, from: Option<u64> },
+    /// The run is finished, and what was asked for changes nothing in it.
+    NothingToDo { folder: &'a Path, steps: u64 },
     /// What is about to be trained.
     Training(Summary<'a>),
     /// How tensors on devices are exchanged.
     Exchange(&'a str),
     /// The numerics are equal, what changes no bit differs: from the lock of this name, or the run's own.
     MadeElsewhere { lock: Option<&'a str>, differences: &'a [Difference] },
-    /// The state is that of the lock of this name, the ledger has other evaluations.
+    /// The state is that of the lock of this name; the ledger has other evaluations.
     OtherEvaluations(&'a str),
-    /// A name means a run, though there is a file or folder of that name too.
+    /// A name was taken for a run, though a file or folder of that name exists too.
     RunBeforeFile { name: &'a Path, folder: &'a Path },
-    /// Something odd about the data.
+    /// A warning about the data.
     Remark(&'a str),
-    /// A file or folder among the checkpoints that is none.
+    /// A file or folder among the checkpoints that is not a checkpoint.
     NotACheckpoint(&'a Path),
     /// The run's files are here.
     Folder(&'a Path),
@@ -69,7 +72,7 @@ pub enum Message<'a> {
     RankKilled { rank: usize, process: u32, status: ExitStatus },
     /// A rank did not end in time and is killed.
     RankStuck { rank: usize, process: u32 },
-    /// Another rank is lost, and this one cannot end by itself.
+    /// Another rank has failed, and this one cannot end by itself.
     RankLost(&'a ExchangeError),
 }
 

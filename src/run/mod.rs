@@ -1,12 +1,14 @@
-//! A run from its folder to its end. Parses no arguments; what it says goes to a [`messages::Reporter`].
+//! A run from its folder to its end. Parses no arguments; its messages go to a [`messages::Reporter`].
 //!
-//! * [`ranks`] decides what this process is, and [`parent`] starts others; [`team`] is what ranks agree on.
+//! * [`ranks`] decides the role of this process, and [`parent`] starts others; [`team`] is what ranks agree
+//!   on.
 //! * [`open`], [`agree`], [`prepare`] and [`train`] are the steps of a run, in this order.
 //! * [`device`] and [`data`] are opened, [`initial`] is a model to start from; [`locked`] and [`lock`]
-//!   say what the bits depend on, [`expected`] holds a run to it, [`resume`] to its own past.
+//!   say what the bits depend on, [`expected`] compares a run with a lock, [`resume`] with its own
+//!   checkpoint.
 //! * [`records`], [`destination`] and [`sensors`] are the files of a run; [`stop`] and [`ending`] its end.
-//! * [`find`] says which run is meant, and [`model`] which model; [`bench`] times steps, [`machine`] looks at
-//!   what a machine can do.
+//! * [`find`] finds the run that an argument names, and [`model`] the model; [`bench`] times steps,
+//!   [`machine`] examines what a machine can do.
 
 pub mod agree;
 pub mod bench;
@@ -33,5 +35,5 @@ pub mod stop;
 pub mod team;
 pub mod train;
 
-pub use error::ProofRefusal;
+pub use error::{ProofRefusal, UsageError, require_usage};
 pub use open::Opened;

@@ -2,15 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::ensure;
-
+use super::error::require_usage;
 use super::find;
 use super::messages::{Message, Report};
 use crate::experiment::{self, Experiment, Model, Tokenizer};
 use crate::formats::{ForeignModel, models_read};
 use crate::store::{Manifest, RunPaths, Tensor};
 
-/// Where the model is that the argument names.
+/// The place of the model that the argument names.
 pub enum ModelArgument {
     Run(RunPaths),
     Foreign(ForeignModel),
@@ -18,16 +17,16 @@ pub enum ModelArgument {
 
 /// A model with its parameters on the host.
 pub struct LoadedModel {
-    /// The run's, or one made up for a model that comes alone.
+    /// The run's, or one made for a model without a run.
     pub experiment: Experiment,
     /// Parameters, under their names.
     pub state: Vec<Tensor>,
-    /// What is known of a checkpoint.
+    /// The facts about a checkpoint.
     pub manifest: Option<Manifest>,
 }
 
-/// A run's folder, a run's name under `runs`, or a model's file or folder. A run goes before a file of its
-/// name, which is said.
+/// A run's folder, a run's name under `runs`, or a model's file or folder. A run takes precedence over a file
+/// of its name, with a note.
 pub fn find(argument: &Path, runs: &Path, report: Report) -> anyhow::Result<ModelArgument> {
     match find::find(Some(argument), runs) {
         Err(_) if argument.exists() => {
@@ -43,14 +42,14 @@ pub fn find(argument: &Path, runs: &Path, report: Report) -> anyhow::Result<Mode
     }
 }
 
-/// What the help says of the argument.
+/// The help text of the argument.
 pub fn help() -> String {
     format!("The run: a name under `--runs`, or a folder. Or a model: {}", models_read())
 }
 
 impl ModelArgument {
-    /// The experiment, with the keys that are set over it. A model that comes alone has its own sizes, the
-    /// tokenizer that its vocabulary belongs to, and the embedded text to be measured on.
+    /// The experiment, with the keys that are set over it. A model without a run has its own sizes, the
+    /// tokenizer that its vocabulary belongs to, and the embedded text for evaluation.
     pub fn experiment(&self, set: &[String]) -> anyhow::Result<Experiment> {
         match self {
             ModelArgument::Run(paths) => Ok(experiment::load(&paths.experiment(), set)?.experiment),
@@ -77,7 +76,9 @@ impl ModelArgument {
             }
             ModelArgument::Foreign(foreign) => {
                 let path = foreign.path().display();
-                ensure!(step.is_none(), "`{path}` is a model, not a run: it has no checkpoints");
+                require_usage(step.is_none(), || {
+                    format!("`{path}` is a model, not a run: it has no checkpoints")
+                })?;
                 let parameters = foreign.read(&experiment.model)?;
                 let state = parameters.tensors.iter().cloned().collect();
                 Ok(LoadedModel { experiment, state, manifest: None })
@@ -86,7 +87,7 @@ impl ModelArgument {
     }
 }
 
-/// The experiment of a model that comes alone, as text.
+/// The experiment of a model without a run, as text.
 fn made_up(path: &Path, sizes: &Model) -> anyhow::Result<String> {
     let tokenizer = match Tokenizer::of_vocab(sizes.vocab) {
         Some(Tokenizer::Byte) => "byte",

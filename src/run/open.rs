@@ -1,70 +1,63 @@
-//! The first step of a run: everything that can refuse it before anything is allocated or written.
+//! The first step of a run: every check that can be made before anything is allocated or written.
 
 use std::path::{Path, PathBuf};
 
 use super::data::Data;
 use super::destination::Destination;
+pub use super::destination::Existing;
 use super::device::Device;
 use super::expected::Expected;
 use super::find::passed_over;
 use super::initial::{self, Initial};
 use super::messages::{Message, Report};
-use super::resume::Resume;
+use super::resume::{self, Resume};
 use super::team::Team;
 use crate::experiment::{Experiment, Loaded};
 use crate::parallel::RankPlace;
+use crate::proof::Hash;
 use crate::store::contents::beside_checkpoints;
 use crate::store::{RunFolder, RunPaths, newest_whole};
 
-/// A run with its device open.
-pub struct Opened {
-    pub(super) device: Device,
-    pub(super) job: Job,
+/// A run that can be trained, or one that is finished.
+pub enum Opened {
+    /// The device is open.
+    Ready { device: Device, job: Box<Job> },
+    /// A run whose last step is done, as its files show.
+    Finished { root: Hash, step: u64, first_rank: bool },
 }
 
-/// What is known of a run on any device.
+/// The parts of an opened run that do not depend on the device.
 pub struct Job {
-    /// As loaded, with the number of ranks at work: what is planned is one rank's part.
+    /// As loaded, with the actual number of ranks: plans are for one rank's part.
     pub experiment: Experiment,
     pub loaded: Loaded,
     pub data: Data,
-    /// The model that training starts from, when it is not noise.
+    /// The model that training starts from, if the weights are not random.
     pub initial: Option<Initial>,
     pub destination: Destination,
-    /// A lock that the run is held to.
+    /// A lock that the run must match.
     pub expected: Option<Expected>,
     pub resume: Option<Resume>,
     pub team: Team,
     pub report: Report,
 }
 
-/// What a new run is asked to be.
+/// The request for a new run.
 pub struct Request {
     /// The folder of the run is `name` in `runs`.
     pub runs: PathBuf,
     pub name: String,
     pub existing: Existing,
-    /// The lock to hold the run to.
+    /// The lock that the run must match.
     pub lock: Option<PathBuf>,
 }
 
-/// What becomes of a run of the same name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Existing {
-    /// The new run is refused.
-    Refuse,
-    /// It is deleted.
-    Replace,
-    /// It goes on, in place of a new one.
-    Resume,
-}
-
-/// How to go on with a run.
+/// The request to resume a run.
 pub struct Continuation {
     /// Whether the experiment may have other keys than the run's own.
     pub edited: bool,
     pub allow_drift: bool,
-    /// The lock to hold the run to.
+    /// The lock that the run must match.
     pub expected: Option<Expected>,
 }
 
@@ -72,7 +65,7 @@ impl Opened {
     /// Opens a run from its first step.
     ///
     /// # Errors
-    /// Data, model, device or lock cannot be had, or there is a run of this name.
+    /// Data, model, device or lock cannot be opened, or there is a run of this name.
     pub fn start(
         mut loaded: Loaded,
         request: Request,
@@ -83,43 +76,44 @@ impl Opened {
         let Request { runs, name, existing, lock } = request;
         let path = runs.join(&name);
         let expected = lock.as_deref().map(Expected::read).transpose()?;
-        // Rank 0 looks, for soon there will be a folder.
+        // Rank 0 checks for all, because it creates the folder soon.
         let is_run = RunPaths::new(&path).experiment().exists();
         if existing == Existing::Resume && team.agree("whether there is a run", is_run)? {
             let how = Continuation { edited: true, allow_drift: false, expected };
             return Opened::go_on(team, &path, loaded, how, report);
         }
-        if existing == Existing::Replace && team.is_first() {
-            RunFolder::check_overwrite(&runs, &name)?;
+        match existing {
+            Existing::Refuse if team.is_first() => RunFolder::check_new(&runs, &name)?,
+            Existing::Replace if team.is_first() => RunFolder::check_overwrite(&runs, &name)?,
+            _ => {}
         }
         let data = Data::open(&mut loaded)?;
         let initial = initial::read(&loaded.experiment, None, false)?;
         let device = team.open_device(&loaded.experiment)?;
-        // Last, so that nothing is left behind when anything above fails.
-        let destination = match existing {
-            _ if !team.is_first() => Destination::OfRankZero,
-            Existing::Refuse => Destination::Open(RunFolder::create(&runs, &name, false)?),
-            // A kill may have left a folder in which nothing had begun.
-            Existing::Resume => Destination::Open(RunFolder::create_again(&runs, &name)?),
-            Existing::Replace => Destination::Replace { runs, name },
+        let destination = match team.is_first() {
+            true => Destination::New { runs, name, existing },
+            false => Destination::OfRankZero,
         };
         let resume = None;
         let experiment = with_ranks(&loaded, &team);
         let job = Job { experiment, loaded, data, initial, destination, expected, resume, team, report };
-        Ok(Opened { device, job })
+        Ok(Opened::Ready { device, job: Box::new(job) })
     }
 
     /// Opens the run at `path`, to go on from its newest whole checkpoint.
     ///
     /// # Errors
-    /// There is no run, another process has it, or data, model or device cannot be had.
+    /// There is no run, another process has locked it, or data, model or device cannot be opened.
     pub fn resume(
-        loaded: Loaded,
+        mut loaded: Loaded,
         path: &Path,
         how: Continuation,
         place: Option<&RankPlace>,
         report: Report,
     ) -> anyhow::Result<Opened> {
+        if how.edited {
+            resume::keep_origins(&mut loaded, &RunPaths::new(path));
+        }
         Opened::go_on(Team::join(place, &loaded.experiment, report)?, path, loaded, how, report)
     }
 
@@ -130,6 +124,20 @@ impl Opened {
         how: Continuation,
         report: Report,
     ) -> anyhow::Result<Opened> {
+        // Data turn epochs into steps, and are needed for nothing else while it is not known what is left.
+        let data = loaded.epochs.is_some().then(|| Data::open(&mut loaded)).transpose()?;
+        let root = match team.is_first() {
+            true => resume::finished(&RunPaths::new(path), &loaded, how.expected.as_ref(), report)?,
+            false => None,
+        };
+        let first_rank = team.is_first();
+        if let Some(root) = team.finished(root)? {
+            let step = loaded.experiment.schedule.steps;
+            if first_rank {
+                report.tell(&Message::NothingToDo { folder: path, steps: step });
+            }
+            return Ok(Opened::Finished { root, step, first_rank });
+        }
         let (destination, found) = if team.is_first() {
             let folder = RunFolder::open(path)?;
             for path in beside_checkpoints(&folder.paths.checkpoints())? {
@@ -141,7 +149,7 @@ impl Opened {
         } else {
             (Destination::OfRankZero, None)
         };
-        let data = Data::open(&mut loaded)?;
+        let data = data.map_or_else(|| Data::open(&mut loaded), Ok)?;
         let past = team.past(found.as_ref().map(|(manifest, _)| &manifest.numerics))?;
         let initial = initial::read(&loaded.experiment, past.as_ref(), past.is_some())?;
         let device = team.open_device(&loaded.experiment)?;
@@ -153,7 +161,7 @@ impl Opened {
         let resume = Some(Resume { found, allow_drift, edited });
         let experiment = with_ranks(&loaded, &team);
         let job = Job { experiment, loaded, data, initial, destination, expected, resume, team, report };
-        Ok(Opened { device, job })
+        Ok(Opened::Ready { device, job: Box::new(job) })
     }
 }
 

@@ -1,8 +1,7 @@
 //! The process that starts the ranks of one machine, with its own command line, and watches them to their
 //! end.
 //!
-//! A byte on a rank's stdin asks it to stop, and the end of its stdin is the end of the parent, after which
-//! no rank stays.
+//! A byte on a rank's stdin asks it to stop. Its stdin ends when the parent ends, and then the rank ends too.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,11 +17,11 @@ use super::messages::{Message, Report};
 use super::stop;
 use crate::parallel::{Meeting, RankPlace, launch, rendezvous};
 
-/// Where ranks meet, in the folder of all runs.
+/// The folder in which ranks find each other, in the folder of all runs.
 pub const FOLDER: &str = ".ranks";
 
-/// How long ranks may take to end after one has failed: all know of it at once, and those that are stuck in a
-/// call of the device's end themselves within five seconds.
+/// How long ranks may take to end after one has failed: all are informed at once, and ranks in a blocking
+/// device call end their process within five seconds.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Starts `ranks` processes with this command line and watches them to their end: the exit code of rank 0, or
@@ -54,14 +53,14 @@ pub fn start(ranks: usize, runs: &Path, report: Report) -> anyhow::Result<Option
             .env(stop::WATCHED, "1")
             .stdin(Stdio::piped());
         command.env_remove("MASTER_ADDR").env_remove("MASTER_PORT");
-        // Only its reductions use NVLS, and ours are not its.
+        // Only NCCL's reductions use NVLS, and they are not used here.
         command.env("NCCL_NVLS_ENABLE", "0");
         if rank > 0 {
             command.stdout(Stdio::null());
         }
         own_group(&mut command);
         let process = command.spawn().context("cannot start a rank")?;
-        started.ranks.push(StartedRank { process, ended: None });
+        started.ranks.push(StartedRank { process, ended: None, stuck: false });
     }
     started.watch(&requests)
 }
@@ -69,7 +68,7 @@ pub fn start(ranks: usize, runs: &Path, report: Report) -> anyhow::Result<Option
 #[cfg(unix)]
 fn own_group(command: &mut Command) {
     use std::os::unix::process::CommandExt;
-    // An interrupt from the terminal reaches the parent alone, who passes it on once.
+    // An interrupt from the terminal reaches only the parent, which passes it on once.
     command.process_group(0);
 }
 
@@ -79,18 +78,20 @@ fn own_group(_: &mut Command) {}
 struct StartedRank {
     process: Child,
     ended: Option<ExitStatus>,
+    /// Whether it did not end by itself and was killed, which has been said.
+    stuck: bool,
 }
 
 /// The ranks of this machine.
 struct StartedRanks {
     ranks: Vec<StartedRank>,
-    /// Where they met.
+    /// The folder in which they found each other.
     folder: PathBuf,
     report: Report,
 }
 
 impl StartedRanks {
-    /// Waits for all; passes requests to stop on; ends what does not end by itself.
+    /// Waits for all; passes requests to stop on; kills ranks that do not end.
     fn watch(&mut self, requests: &AtomicUsize) -> anyhow::Result<Option<i32>> {
         let mut passed_on = 0;
         let mut failed: Option<Instant> = None;
@@ -114,16 +115,16 @@ impl StartedRanks {
         Ok(if codes[0] == Some(0) { first.copied().unwrap_or(Some(0)) } else { codes[0] })
     }
 
-    /// Notes which ranks have ended; whether one of them failed.
+    /// Records which ranks have ended; returns whether one of them failed.
     fn look(&mut self) -> anyhow::Result<bool> {
         let (mut failed, report) = (false, self.report);
         for (number, rank) in self.running() {
             let Some(status) = rank.process.try_wait().context("cannot wait for a rank")? else { continue };
             rank.ended = Some(status);
-            // Who ends as all do may leave rank 0 to draw and to tidy up.
+            // Other ranks may end while rank 0 still draws plots and writes files.
             let together = [Ending::Interrupted, Ending::Diverged].map(|ending| i32::from(ending.code()));
             failed |= !status.success() && !status.code().is_some_and(|code| together.contains(&code));
-            if status.code().is_none() {
+            if status.code().is_none() && !rank.stuck {
                 let process = rank.process.id();
                 report.tell(&Message::RankKilled { rank: number, process, status });
             }
@@ -142,7 +143,8 @@ impl StartedRanks {
 
     fn kill(&mut self) {
         let report = self.report;
-        for (number, rank) in self.running() {
+        for (number, rank) in self.running().filter(|(_, rank)| !rank.stuck) {
+            rank.stuck = true;
             report.tell(&Message::RankStuck { rank: number, process: rank.process.id() });
             let _ = rank.process.kill();
         }
@@ -155,13 +157,13 @@ impl StartedRanks {
 }
 
 impl Drop for StartedRanks {
-    /// Leaves no rank behind, however the parent ends.
+    /// Kills the remaining ranks, however the parent ends.
     fn drop(&mut self) {
         for (_, rank) in self.running() {
             let _ = rank.process.kill();
             let _ = rank.process.wait();
         }
-        // Empty unless another run of this folder is just meeting.
+        // Empty unless ranks of another run are using it.
         let _ = std::fs::remove_dir(&self.folder);
     }
 }

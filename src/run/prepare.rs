@@ -1,4 +1,4 @@
-//! The third step of a run: its folder, its state as of the step that it goes on at, and its records.
+//! The third step of a run: its folder, the state of its first step, and its records.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,9 +22,9 @@ use crate::train::{Recorder, Trainer};
 /// A run that is about to make its next step.
 pub struct Prepared<O: Ops> {
     pub(super) run: Run<O>,
-    /// Writes down what the run does; rank 0's.
+    /// Records the run; on rank 0.
     pub(super) recorder: Option<Recorder>,
-    /// What rank 0 keeps.
+    /// What only rank 0 has.
     pub(super) kept: Option<Kept>,
     /// What the sensors' thread and the listener share.
     pub(super) sensors: Arc<sensors::Shared>,
@@ -33,7 +33,7 @@ pub struct Prepared<O: Ops> {
     pub(super) report: Report,
 }
 
-/// The folder of a run, and the locks of it and for it.
+/// The folder of a run, its own lock, and the one that it must match.
 pub struct Kept {
     pub(super) folder: RunFolder,
     pub(super) lock: Lock,
@@ -51,7 +51,7 @@ impl<O: Ops> Prepared<O> {
         let folder = destination.take()?;
         if let Some(folder) = &folder {
             report.tell(&Message::Folder(folder.paths.folder()));
-            // The lock first: a folder with an experiment is one that can be resumed.
+            // The lock first: once a folder has an experiment, it can be resumed.
             store::atomic::write(&folder.paths.lock_file(), lock.to_text().as_bytes())?;
             if !past.resumed || past.edited {
                 store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes())?;
@@ -106,7 +106,7 @@ impl<O: Ops> Prepared<O> {
     }
 }
 
-/// A record that is not what the checkpoint says is a mismatch, not a failure of the system.
+/// A record that disagrees with the checkpoint is a mismatch, not a failure of the system.
 fn refuse_records(error: RecordsError) -> anyhow::Error {
     match error {
         RecordsError::Ledger(error) => refuse_ledger(error),
@@ -116,7 +116,7 @@ fn refuse_records(error: RecordsError) -> anyhow::Error {
 
 /// Puts the state of the checkpoint, or of the model to start from, into a trainer.
 ///
-/// All ranks start from the same bits, or not at all; one rank that begins anew has nothing to compare.
+/// All ranks must start from the same bits; a single rank that starts a new run has nothing to compare.
 fn begin_state<O: Ops>(
     trainer: &mut Trainer<O>,
     found: Option<Loaded>,

@@ -1,7 +1,7 @@
-//! One process a device: what this process is, and how it joins the others.
+//! One process for each device: the role of this process, and how it joins the others.
 //!
-//! Under mpirun, mpiexec, srun or torchrun every process finds its place in its environment. Without them the
-//! process that a person starts becomes the parent of the ranks.
+//! Under mpirun, mpiexec, srun or torchrun every process reads its rank from its environment. Without them
+//! the process that the user starts becomes the parent of the ranks.
 
 use std::io::IsTerminal as _;
 use std::path::Path;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::ending::Ending;
+use super::error::UsageError;
 use super::lock::resolved_numerics;
 use super::messages::{Message, Report};
 use super::{parent, stop};
@@ -20,11 +21,11 @@ use crate::parallel::{ExchangeError, RankPlace, Tcp, launch, rendezvous};
 use crate::proof::Hash;
 use crate::train::{RunError, TrainError};
 
-/// What this process is in a run.
+/// The role of this process in a run.
 enum Process {
     /// The only rank.
     Alone,
-    /// Starts so many ranks and watches them.
+    /// The parent: starts this many ranks and watches them.
     Parent(usize),
     Rank(RankPlace),
 }
@@ -35,7 +36,7 @@ pub enum Ended<T> {
     Here(T),
     /// The ranks that this process started did, and this is their exit code; none where a signal ended one.
     Ranks(Option<i32>),
-    /// It failed, every rank knows why, and rank 0 says so.
+    /// It failed with an error that every rank has; rank 0 reports it.
     Everywhere,
 }
 
@@ -66,29 +67,34 @@ fn process(
     let var = |name: &str| std::env::var(name).ok();
     let divides = |ranks: usize| ranks.is_power_of_two() && workers.is_multiple_of(ranks);
     let refuse = |ranks: usize, whose: &str| {
-        anyhow::anyhow!(
+        UsageError(format!(
             "{whose} {ranks} ranks cannot share {workers} virtual workers\n  hint: the number of ranks must be a power of two that divides `parallel.workers`; more workers change the bits"
-        )
+        ))
     };
-    // A launcher that starts one process (a shell of Slurm's, say) leaves the rest to this program.
+    // A launcher that starts one process, such as a shell in Slurm, leaves starting ranks to this program.
     if let Some(place) = launch::place(&var, &runs.join(parent::FOLDER))?.filter(|place| place.size > 1) {
         let size = place.size;
         if let Some(asked) = asked.filter(|asked| ![0, size].contains(asked)) {
-            anyhow::bail!(
-                "the launcher has started {size} ranks, `--ranks` asks for {asked}\n  hint: leave it to the launcher"
-            );
+            return Err(UsageError(format!(
+                "the launcher has started {size} ranks, `--ranks` asks for {asked}\n  hint: leave it to the \
+                 launcher"
+            ))
+            .into());
         }
-        return if divides(size) { Ok(Process::Rank(place)) } else { Err(refuse(size, "the launcher's")) };
+        if !divides(size) {
+            return Err(refuse(size, "the launcher's").into());
+        }
+        return Ok(Process::Rank(place));
     }
     let ranks = match asked.unwrap_or(experiment.parallel.ranks) {
         0 => all_gpus(experiment, report)?,
         ranks if divides(ranks) => ranks,
-        ranks => return Err(refuse(ranks, "the asked for")),
+        ranks => return Err(refuse(ranks, "the asked for").into()),
     };
     Ok(if ranks == 1 { Process::Alone } else { Process::Parent(ranks) })
 }
 
-/// Whether a launcher has started this process, and nobody sits before it.
+/// Whether a launcher has started this process, and not a user in a terminal.
 pub fn is_launched() -> bool {
     launch::is_launched(&|name| std::env::var(name).ok()) && !std::io::stdin().is_terminal()
 }
@@ -99,7 +105,7 @@ fn all_gpus(experiment: &Experiment, report: Report) -> anyhow::Result<usize> {
         DeviceKind::Cpu | DeviceKind::Mirror => return Ok(1),
         DeviceKind::Cuda | DeviceKind::Auto => match driver::gpus() {
             Ok(gpus) => gpus.len(),
-            // Opening the device will say what is missing, or take the CPU.
+            // Opening the device reports what is missing, or takes the CPU.
             Err(DeviceError::Unavailable(_)) => return Ok(1),
             Err(error) => return Err(error.into()),
         },
@@ -113,7 +119,7 @@ fn all_gpus(experiment: &Experiment, report: Report) -> anyhow::Result<usize> {
     Ok(used)
 }
 
-/// What all ranks must agree on before they exchange anything, hashed: the keys that reach the bits, how
+/// What all ranks must agree on before they exchange anything, hashed: the keys that can change bits, how
 /// states are divided, and the program.
 fn job(experiment: &Experiment) -> String {
     let mut text = format!("{} {}\n", env!("CARGO_PKG_VERSION"), env!("RUNNER_GIT_COMMIT"));
@@ -127,25 +133,25 @@ fn job(experiment: &Experiment) -> String {
 /// This rank's connections to the others.
 pub fn join(place: &RankPlace, experiment: &Experiment, report: Report) -> anyhow::Result<Tcp> {
     let timeout = Duration::from_secs(experiment.parallel.timeout_s);
-    let lines = rendezvous::meet(place, &job(experiment), timeout)?;
+    let connections = rendezvous::meet(place, &job(experiment), timeout)?;
     let rank = place.rank;
-    // A rank that hangs in a call of the device's cannot end by itself.
+    // A rank in a blocking device call cannot end by itself.
     let last_resort = Box::new(move |error: &ExchangeError| {
         if rank == 0 || !is_known_to_all(error) {
             report.tell(&Message::RankLost(error));
         }
         Ending::Failed.at_once();
     });
-    Tcp::start(place, lines, timeout, last_resort)
-        .context("cannot start the threads of the lines between ranks")
+    Tcp::start(place, connections, timeout, last_resort)
+        .context("cannot start the threads of the connections between ranks")
 }
 
 /// Whether the rank that failed has sent its error to the others.
 fn is_known_to_all(error: &ExchangeError) -> bool {
-    matches!(error, ExchangeError::Lost { told: true, .. })
+    matches!(error, ExchangeError::Lost { reported: true, .. })
 }
 
-/// Does a rank's `work`. An error names the rank; one that every rank has is left to rank 0.
+/// Does a rank's `work`. An error names the rank; rank 0 reports an error that every rank has.
 fn as_rank<T>(place: &RankPlace, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<Ended<T>> {
     stop::begin().context("cannot listen to the parent")?;
     match work() {

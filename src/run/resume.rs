@@ -1,24 +1,27 @@
-//! What a resumed run was: its checkpoint, its lock, and what has changed since.
+//! The past of a resumed run: its checkpoint, its lock, and what has changed since.
 
 use std::io::ErrorKind;
+use std::path::Path;
 
 use super::destination::Destination;
 use super::error::{ProofRefusal, refuse_lock};
-use super::lock::{list, older_arithmetic};
+use super::expected::Expected;
+use super::lock::{list, older_arithmetic, plain};
 use super::messages::{Message, Report};
-use crate::proof::LockError;
+use crate::experiment::{Loaded, Origin, flatten};
 use crate::proof::ledger::RESUME;
 use crate::proof::lock::{Difference, Lock, Table, differences};
+use crate::proof::{Hash, LockError};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
 use crate::train::{Recorder, RunError};
 
-/// Where a resumed run goes on.
+/// The checkpoint and settings of a resume.
 pub struct Resume {
     /// The newest whole checkpoint; none starts at step 0.
     pub found: Option<store::Loaded>,
     /// Whether what the bits depend on may have changed.
     pub allow_drift: bool,
-    /// Whether a key was set that the run's own experiment does not have so.
+    /// Whether a key was set to another value than in the run's own experiment.
     pub edited: bool,
 }
 
@@ -26,7 +29,7 @@ pub struct Resume {
 #[derive(Default)]
 pub struct Past {
     pub resumed: bool,
-    /// Whether its experiment is not what it was.
+    /// Whether its experiment has changed.
     pub edited: bool,
     /// The newest whole checkpoint.
     pub found: Option<store::Loaded>,
@@ -34,12 +37,12 @@ pub struct Past {
     allow_drift: bool,
 }
 
-/// What differs between the past and now, allowed.
+/// Allowed differences from the past.
 #[derive(Default)]
 pub struct Changed {
     /// Numerics.
     drift: Vec<Difference>,
-    /// What changes no bit.
+    /// Differences that change no bit.
     elsewhere: Vec<Difference>,
 }
 
@@ -47,7 +50,7 @@ impl Past {
     /// Reads the lock of the run that `resume` goes on with.
     ///
     /// # Errors
-    /// The lock is damaged. One that is missing is made anew: the checkpoint has its numerics too.
+    /// The lock is damaged. A missing lock is made again: the checkpoint has its numerics too.
     pub fn of(destination: &Destination, resume: Option<Resume>) -> anyhow::Result<Past> {
         let (Some(Resume { found, allow_drift, edited }), Destination::Open(folder)) = (resume, destination)
         else {
@@ -75,7 +78,7 @@ impl Past {
         }
     }
 
-    /// What has changed since. Without leave, other numerics are refused.
+    /// What has changed since. Other numerics are refused unless allowed.
     pub fn changed(&self, here: &Lock) -> Result<Changed, ProofRefusal> {
         let drift = self.numerics().map_or_else(Vec::new, |numerics| differences(numerics, &here.numerics));
         if !drift.is_empty() && !self.allow_drift {
@@ -98,6 +101,62 @@ impl Past {
     }
 }
 
+/// The final root of a run with nothing left to do: its lock has the outputs of the last step,
+/// its newest checkpoint is that one and whole, and the experiment has no other value than the run's. Only
+/// reads.
+///
+/// # Errors
+/// A checkpoint cannot be read, or the run does not match `expected`.
+pub fn finished(
+    paths: &RunPaths,
+    loaded: &Loaded,
+    expected: Option<&Expected>,
+    report: Report,
+) -> anyhow::Result<Option<Hash>> {
+    // What is wrong with a lock is said when the run goes on.
+    let Ok(lock) = Lock::read(&paths.lock_file()) else { return Ok(None) };
+    let steps = loaded.experiment.schedule.steps;
+    let values = flatten(&loaded.experiment);
+    let own = values.iter().all(|(key, value)| origin(&lock, key, value).is_some());
+    if lock.outputs.get("step") != Some(&steps.to_string()) || !own {
+        return Ok(None);
+    }
+    let (found, _) = store::newest_whole(&paths.checkpoints())?;
+    let Some(root) = found.filter(|(manifest, _)| outputs_of(manifest) == lock.outputs) else {
+        return Ok(None);
+    };
+    if let Some(expected) = expected {
+        expected.require(&lock)?;
+        expected.require_outputs(&lock.outputs, report)?;
+    }
+    Ok(Some(root.0.state_root))
+}
+
+/// Gives the keys of a run's own file the origins that they had when the run was started.
+pub fn keep_origins(loaded: &mut Loaded, paths: &RunPaths) {
+    // What is wrong with a lock is said when the run goes on.
+    let Ok(lock) = Lock::read(&paths.lock_file()) else { return };
+    let values = flatten(&loaded.experiment);
+    for (key, now) in &mut loaded.origins {
+        let own = matches!(now, Origin::File { path, .. } if paths.experiment() == Path::new(path));
+        let was = values.get(key).filter(|_| own).and_then(|value| origin(&lock, key, value));
+        if let Some(was) = was {
+            *now = Origin::Derived(was.to_owned());
+        }
+    }
+    // The file's first line names the experiment that it was resolved from.
+    let own = std::fs::read_to_string(paths.experiment()).unwrap_or_default();
+    if let Some((name, _)) = own.strip_prefix("# ").and_then(|text| text.split_once(", resolved: ")) {
+        loaded.path = name.into();
+    }
+}
+
+/// The origin of a key in a lock's table, where the key has this value there.
+fn origin<'a>(lock: &'a Lock, key: &str, value: &serde_json::Value) -> Option<&'a str> {
+    let rest = lock.config.get(key)?.strip_prefix(&plain(value))?;
+    if rest.is_empty() { Some(rest) } else { rest.strip_prefix(" (")?.strip_suffix(')') }
+}
+
 impl Changed {
     /// Reports what differs and writes it into the ledger: drift into the next entry's hash, the rest as
     /// notes. `resumed` is the step that a resumed run goes on at.
@@ -117,7 +176,7 @@ impl Changed {
             recorder.records.note("environment", &difference.to_string())?;
         }
         for difference in &self.drift {
-            // A run that is at its end has no next entry; the note is there at once.
+            // A run at its end has no next entry, so a note is written at once.
             recorder.records.note("drift", &difference.to_string())?;
             recorder.changes.push(format!("drift {difference}"));
         }
@@ -125,13 +184,13 @@ impl Changed {
     }
 }
 
-/// What a run ended in, from its newest checkpoint.
+/// The outputs of a run, from its newest checkpoint.
 fn outputs(paths: &RunPaths) -> store::Result<Table> {
     let Some((_, folder)) = store::list(&paths.checkpoints())?.pop() else { return Ok(Table::new()) };
     Ok(outputs_of(&checkpoint::inspect(&folder)?))
 }
 
-/// The outputs that a last checkpoint stands for.
+/// The outputs that a last checkpoint gives.
 pub fn outputs_of(manifest: &Manifest) -> Table {
     let pairs = [
         ("step", manifest.step.to_string()),

@@ -1,7 +1,7 @@
 //! A thread that reads the GPU's sensors through NVML every few seconds while a run goes on.
 //!
-//! NVML is found at run time; without it a run goes on and says so once. The thread reads, and changes
-//! nothing: no clock, no mode, no bit.
+//! NVML is found at run time; without it a run continues after one warning. The thread only reads: it changes
+//! no clock, no mode, no bit.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -49,7 +49,7 @@ impl GpuWatch {
     /// `path`.
     ///
     /// # Errors
-    /// NVML is not there, does not know the GPU, or the file cannot be opened: for people, in one line.
+    /// NVML is missing, does not know the GPU, or the file cannot be opened; a one-line message.
     pub fn start(uuid: &str, every: Duration, path: &Path, shared: Arc<Shared>) -> Result<GpuWatch, String> {
         let nvml = open().map_err(|error| error.to_string())?;
         let uuid = with_dashes(uuid);
@@ -60,7 +60,7 @@ impl GpuWatch {
             let Ok(device) = nvml.device_by_uuid(uuid.as_str()) else { return };
             loop {
                 let sample = sample(&device, shared.step.load(Ordering::Relaxed));
-                // A full disk stops the run where it matters; sensors are not worth it.
+                // A full disk does not stop the run here; the files that matter do.
                 let _ = log.append(&sample);
                 shared.set(sample);
                 if stopped.recv_timeout(every) != Err(RecvTimeoutError::Timeout) {
@@ -85,8 +85,8 @@ impl Drop for GpuWatch {
     }
 }
 
-/// What a lock records of the GPU beside its name: clocks and power at most, and how its memory has behaved.
-/// Empty without NVML; a value that this GPU does not give is left out.
+/// What a lock records of the GPU beside its name: maximum clocks and power, and error counts of its memory.
+/// Empty without NVML; a value that this GPU does not report is left out.
 pub fn environment(uuid: &str) -> BTreeMap<String, String> {
     let mut facts = BTreeMap::new();
     let Ok(nvml) = open() else { return facts };
@@ -134,7 +134,7 @@ fn sample(device: &Device<'_>, step: u64) -> GpuSample {
     }
 }
 
-/// Reasons as words. An idle GPU is not throttled, nor one whose owner chose its clock.
+/// Reasons as words. An idle GPU is not throttled, nor one whose clock was set by the user.
 fn reasons(found: ThrottleReasons) -> Vec<String> {
     const WORDS: [(ThrottleReasons, &str); 5] = [
         (ThrottleReasons::SW_POWER_CAP, "power_cap"),

@@ -1,10 +1,10 @@
-//! Requests to stop: who may ask, and which of several signals are one request.
+//! Requests to stop: where they come from, and which signals count as one request.
 //!
-//! The first request lets the step at hand finish, saves and ends; a second one ends at once. Launchers,
-//! schedulers and `timeout` ask several times within a moment: a process, its group and its parent, by SIGINT
-//! and then by SIGTERM. So what comes in one moment is one request; and only a process that a person started
-//! ends at once. A rank of this program's is asked that by its parent; one under a launcher never, as
-//! launchers kill for themselves what does not end.
+//! After the first request the current step is finished and saved, and the process ends; a second one ends it
+//! at once. Launchers, schedulers and `timeout` send several signals within a moment: to a process, its group
+//! and its parent, SIGINT and then SIGTERM. So signals close together count as one request; and only a
+//! process that a user started ends at once. A rank of this program does so when its parent asks; one under a
+//! launcher never does, because launchers kill ranks that do not end.
 //!
 //! Before training begins a request ends the process at once: nothing could be saved.
 
@@ -13,28 +13,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use super::ending::Ending;
 use super::messages::{Message, Report};
 
 /// SIGUSR1 because mpirun and srun only pass it on to all ranks: after SIGTERM they kill, before a large
-/// model is saved.
-const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGUSR1];
+/// model is saved. SIGHUP comes when a terminal or its connection is closed.
+const SIGNALS: [i32; 4] = [SIGINT, SIGTERM, SIGUSR1, SIGHUP];
 /// Signals no further apart than this are one request.
 const MOMENT: Duration = Duration::from_millis(200);
-/// How often a rank looks whether its launcher is still there.
+/// How often a rank checks that its launcher is still running.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Set for a child whose stdin is held by its parent.
 pub const WATCHED: &str = "RUNNER_WATCHED";
 
-/// There once training has begun; the first request to stop sets it.
+/// Created when training begins; the first request to stop sets it.
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 /// The process that started this one.
 static LAUNCHER: OnceLock<u32> = OnceLock::new();
 
-/// Listens, in a rank, to the parent from its first moment on.
+/// In a rank, listens to the parent from the start of the process on.
 pub fn begin() -> std::io::Result<()> {
     LAUNCHER.get_or_init(std::os::unix::process::parent_id);
     if std::env::var_os(WATCHED).is_some() { listen_to_parent() } else { Ok(()) }
@@ -58,7 +58,8 @@ pub fn flag(launched: bool, report: Report) -> std::io::Result<Arc<AtomicBool>> 
 
 /// Calls `request` from now on whenever a signal asks to stop.
 pub fn on_requests(mut request: impl FnMut() + Send + 'static) -> std::io::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new(SIGNALS)?;
+    let heard = SIGNALS.into_iter().filter(|&signal| signal != SIGHUP || !is_ignored(SIGHUP));
+    let mut signals = signal_hook::iterator::Signals::new(heard)?;
     let listen = move || {
         let mut last: Option<Instant> = None;
         for _ in signals.forever() {
@@ -68,6 +69,14 @@ pub fn on_requests(mut request: impl FnMut() + Send + 'static) -> std::io::Resul
         }
     };
     std::thread::Builder::new().name("signals".into()).spawn(listen).map(|_| ())
+}
+
+/// Whether this process was started to ignore a signal, as `nohup` does with SIGHUP: then it stays ignored.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
 }
 
 /// Listens to the parent: a byte asks to stop, a second byte or the end of the stream ends this process.
@@ -87,8 +96,8 @@ fn listen_to_parent() -> std::io::Result<()> {
     std::thread::Builder::new().name("parent".into()).spawn(listen).map(|_| ())
 }
 
-/// Asks to stop when the process that started this rank is gone: a person who kills a launcher wants no
-/// rank to go on.
+/// Requests a stop when the process that started this rank has ended: after a launcher is killed no rank
+/// should go on.
 fn stop_without_launcher(stop: Arc<AtomicBool>, report: Report) -> std::io::Result<()> {
     let launcher = *LAUNCHER.get_or_init(std::os::unix::process::parent_id);
     let watch = move || {

@@ -10,6 +10,7 @@ use super::ranks;
 use crate::experiment::Experiment;
 use crate::parallel::exchange::broadcast;
 use crate::parallel::{ExchangeError, Link, RankPlace, Tcp};
+use crate::proof::Hash;
 use crate::proof::lock::{Lock, Table, differences};
 
 /// This process's rank, and its connections until a trainer takes them.
@@ -19,7 +20,7 @@ pub struct Team {
 }
 
 impl Team {
-    /// Meets the other ranks, if this is one of several.
+    /// Connects to the other ranks, if this is one of several.
     pub fn join(place: Option<&RankPlace>, experiment: &Experiment, report: Report) -> anyhow::Result<Team> {
         let link = place.map(|place| ranks::join(place, experiment, report)).transpose()?;
         Ok(Team { place: place.cloned(), link })
@@ -35,13 +36,26 @@ impl Team {
         self.place.as_ref().map_or(1, |place| place.size)
     }
 
-    /// What rank 0 finds, sent to all.
+    /// A result of rank 0, sent to all.
     pub fn agree(&mut self, operation: &'static str, mine: bool) -> Result<bool, ExchangeError> {
         let Some(link) = &mut self.link else { return Ok(mine) };
         Ok(broadcast(link, operation, vec![u8::from(mine)])? == [1])
     }
 
-    /// The numerics of the checkpoint that a run goes on from: rank 0's, sent to all; none where it has none.
+    /// The final root of a finished run, as rank 0 finds it, sent to all; the ranks then end.
+    pub fn finished(&mut self, mine: Option<Hash>) -> Result<Option<Hash>, ExchangeError> {
+        let Some(link) = &mut self.link else { return Ok(mine) };
+        let text = mine.map_or(String::new(), |root| root.to_string());
+        let text = broadcast(link, "whether the run is finished", text.into_bytes())?;
+        let root = std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok());
+        if root.is_some() {
+            link.finish();
+        }
+        Ok(root)
+    }
+
+    /// The numerics of the checkpoint that a run is resumed from: rank 0's, sent to all; none where it has
+    /// none.
     pub fn past(&mut self, mine: Option<&Table>) -> anyhow::Result<Option<Table>> {
         let Some(link) = &mut self.link else { return Ok(mine.cloned()) };
         let text = broadcast(link, "the past of the run", serde_json::to_vec(&mine)?)?;
@@ -69,7 +83,7 @@ pub fn receive_numerics(link: &mut dyn Link) -> anyhow::Result<Table> {
     Ok(Lock::parse(Path::new(LOCK), &String::from_utf8_lossy(&text))?.numerics)
 }
 
-/// Refuses to be a rank whose bits would be others than rank 0's.
+/// Refuses to run if this rank's bits would differ from rank 0's.
 pub fn require_same(rank: usize, first: &Table, here: &Table) -> Result<(), ProofRefusal> {
     let changed = differences(first, here);
     if changed.is_empty() {
@@ -81,7 +95,7 @@ pub fn require_same(rank: usize, first: &Table, here: &Table) -> Result<(), Proo
     )))
 }
 
-/// Where a run lies and goes on, as rank 0 has decided.
+/// The folder and first step of a run, as rank 0 has decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Begin {
     pub folder: PathBuf,

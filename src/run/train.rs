@@ -1,7 +1,7 @@
-//! A run from opened to trained, in steps that each take what the one before has made:
+//! A run from opened to trained, in steps of which each takes the result of the one before:
 //!
 //! 1. [`Opened`]: data, device, lock file and, for a resume, the newest whole checkpoint;
-//! 2. [`Agreed`]: all is allocated, and ranks, lock and past hold the same numerics;
+//! 2. [`Agreed`]: everything is allocated, and the numerics of ranks, lock and checkpoint agree;
 //! 3. [`Prepared`]: the folder is written, the state loaded, the records open;
 //! 4. [`Trained`]: the last step is done, or training was stopped or diverged.
 
@@ -25,18 +25,28 @@ use crate::train::{Listener, Listeners};
 /// A run whose training has ended, its device closed.
 pub struct Trained {
     pub outcome: Outcome,
-    /// Rank 0's.
+    /// What this rank has to close; only rank 0 has any.
     pub kept: Option<Kept>,
+    /// The step that the run was found to have ended at: rank 0's, where there was nothing to train.
+    pub found_finished: Option<u64>,
 }
 
-/// Trains to the end, or until asked to stop.
+/// Trains to the end, or until a stop is requested.
 ///
 /// # Errors
 /// Those of every step; the checkpoints that were saved before stay whole.
 pub fn train(opened: Opened) -> anyhow::Result<Trained> {
-    let Opened { device, job } = opened;
-    let experiment = job.experiment.clone();
-    device.with(&experiment, job)
+    match opened {
+        Opened::Ready { device, job } => {
+            let experiment = job.experiment.clone();
+            device.with(&experiment, *job)
+        }
+        Opened::Finished { root, step, first_rank } => Ok(Trained {
+            outcome: Outcome::Finished { root },
+            kept: None,
+            found_finished: first_rank.then_some(step),
+        }),
+    }
 }
 
 impl OnDevice for Job {
@@ -62,7 +72,7 @@ impl Trained {
         match outcome {
             Ok(outcome) => {
                 run.trainer.link().finish();
-                Ok(Trained { outcome, kept })
+                Ok(Trained { outcome, kept, found_finished: None })
             }
             Err(error) => {
                 run.trainer.link().fail(&error.to_string());
@@ -82,10 +92,10 @@ impl Kept {
         draw().context("the run is whole, but its plot could not be drawn")
     }
 
-    /// Writes what a finished run ended in into its lock.
+    /// Writes the outputs of a finished run into its lock.
     ///
     /// # Errors
-    /// The lock that the run is held to has other outputs.
+    /// The lock that the run must match has other outputs.
     pub fn keep_outputs(self, report: Report) -> anyhow::Result<()> {
         let lock = resume::with_outputs(self.lock, &self.folder.paths)?;
         if let Some(expected) = &self.expected {

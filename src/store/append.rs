@@ -81,7 +81,7 @@ impl AppendFile {
         })
     }
 
-    /// Returns when every record is on the disk: to be called before a checkpoint counts on them.
+    /// Returns when every record is on the disk. Call it before saving a checkpoint that depends on them.
     pub fn sync(&self) -> Result<(), AppendError> {
         self.file.sync_all().map_err(|source| AppendError::Io {
             action: "sync",

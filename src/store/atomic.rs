@@ -5,7 +5,7 @@
 //! new. Folders are deleted by renaming them first: a kill in the middle leaves nothing that looks
 //! whole. What a kill does leave is found by its name and removed by [`clean`] at the next start.
 //!
-//! One writer a folder is assumed; the run folder's lock sees to it. Nothing here knows what is in
+//! One writer for each folder is assumed; the run folder's lock ensures it. Nothing here knows what is in
 //! the files.
 
 use std::ffi::OsStr;
@@ -46,12 +46,12 @@ pub fn write_with(
     sync_folder(parent(path))
 }
 
-/// Where what will stand at `target` is being written.
+/// The temporary path at which the content of `target` is being written.
 pub fn temporary(target: &Path) -> PathBuf {
     beside(target, TEMPORARY)
 }
 
-/// A folder in the making. Dropped without [`NewFolder::commit`], it is removed again.
+/// A folder being written. Dropped without [`NewFolder::commit`], it is removed again.
 #[derive(Debug)]
 pub struct NewFolder {
     target: PathBuf,
@@ -60,7 +60,8 @@ pub struct NewFolder {
 }
 
 impl NewFolder {
-    /// Starts a folder that will stand at `target`; what a kill left of an earlier attempt is removed.
+    /// Starts a folder that [`NewFolder::commit`] renames to `target`; what a kill left of an earlier attempt
+    /// is removed.
     pub fn create(target: &Path) -> Result<NewFolder> {
         let temporary = temporary(target);
         remove_if_there(&temporary)?;
@@ -73,7 +74,7 @@ impl NewFolder {
         &self.temporary
     }
 
-    /// Puts the folder in its place, instead of one that stands there.
+    /// Renames the folder to its target, replacing a folder that is there.
     pub fn commit(mut self) -> Result<()> {
         let folder = parent(&self.target);
         sync_folder(&self.temporary)?;
@@ -93,13 +94,13 @@ impl NewFolder {
 impl Drop for NewFolder {
     fn drop(&mut self) {
         if !self.committed {
-            // Best effort: a full disk is freed at once; what stays, `clean` removes.
+            // Best effort, to free a full disk at once; `clean` removes what is left.
             let _ = fs::remove_dir_all(&self.temporary);
         }
     }
 }
 
-/// Deletes a folder so that no moment shows half of it under its name.
+/// Deletes a folder such that half of it is never visible under its name.
 pub fn remove_folder(path: &Path) -> Result<()> {
     let deleted = set_aside(path)?;
     remove_if_there(&deleted)
@@ -115,8 +116,8 @@ pub fn set_aside(path: &Path) -> Result<PathBuf> {
     Ok(deleted)
 }
 
-/// Removes what a kill left in `folder`: halves of writes and deletions. A folder that was being
-/// replaced comes back when its successor never arrived. Returns the names, sorted.
+/// Removes what a kill left in `folder`: unfinished writes and deletions. A folder that was being replaced is
+/// restored if its successor was not committed. Returns the names, sorted.
 pub fn clean(folder: &Path) -> Result<Vec<String>> {
     let mut left = Vec::new();
     for entry in fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
@@ -142,7 +143,7 @@ pub fn clean(folder: &Path) -> Result<Vec<String>> {
     Ok(left)
 }
 
-/// Whether a name is one of those that this module gives for a while.
+/// Whether a name is one of this module's temporary names.
 pub(super) fn is_leftover(name: &str) -> bool {
     [TEMPORARY, REPLACED, DELETED].iter().any(|prefix| name.starts_with(prefix))
 }
@@ -222,7 +223,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("kept");
         write(&path, b"old").unwrap();
-        // A folder where the temporary file should go: it cannot be created.
+        // A folder with the name of the temporary file, which then cannot be created.
         fs::create_dir(folder.path().join(".tmp.kept")).unwrap();
         assert!(write(&path, b"new").is_err());
         assert_eq!(fs::read(&path).unwrap(), b"old");

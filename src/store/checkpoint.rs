@@ -4,7 +4,7 @@
 //! are on the disk, and two runs with the same bits write the same bytes. Loading checks every
 //! byte before it gives out a state, and names the tensor that is damaged.
 //!
-//! What the tensors mean is known to the trainer alone; the state is whatever the next step reads.
+//! Only the trainer knows what the tensors mean; the state is whatever the next step reads.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -55,7 +55,7 @@ pub fn save(checkpoints: &Path, state: &[Tensor], facts: &Facts) -> Result<Manif
     save_counting(checkpoints, state, facts, &AtomicU64::new(0))
 }
 
-/// [`save`] that counts in `done_bytes` how much of the tensors is written.
+/// As [`save`]; counts in `done_bytes` the bytes of tensors written so far.
 pub fn save_counting(
     checkpoints: &Path,
     state: &[Tensor],
@@ -65,7 +65,7 @@ pub fn save_counting(
     save_through(|path| File::create(path), checkpoints, state, facts, done_bytes)
 }
 
-/// [`save`] with the way to create the state file given, so that a test can hand in a full disk.
+/// As [`save`], with a function that creates the state file, so that a test can pass in a full disk.
 fn save_through(
     create: impl Fn(&Path) -> io::Result<File>,
     checkpoints: &Path,
@@ -76,7 +76,7 @@ fn save_through(
     let layout = Layout::new(state, &BTreeMap::new())?;
     let target = checkpoints.join(folder_name(facts.step));
     let folder = NewFolder::create(&target)?;
-    // Errors name the place the file is meant for: its temporary folder is gone when they are read.
+    // Errors name the final path of the file, because its temporary folder is removed by then.
     let (file_path, need_bytes) = (target.join(STATE_FILE), layout.file_bytes());
 
     let mut out =
@@ -231,8 +231,8 @@ fn open_state(path: &Path, manifest: &Manifest) -> Result<Reader> {
     Ok(reader)
 }
 
-/// Loads the tensors whose names are `wanted`, without reading the others: all that is given out is
-/// checked against the manifest, and the manifest against its root.
+/// Loads the tensors whose names are `wanted`, without reading the others. What is returned is checked
+/// against the manifest, and the manifest against its root.
 pub fn load_some(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Loaded> {
     let manifest = inspect(folder)?;
     let path = folder.join(STATE_FILE);
@@ -295,7 +295,7 @@ pub fn newest_whole(checkpoints: &Path) -> Result<(Option<Loaded>, Broken)> {
     newest(checkpoints, load)
 }
 
-/// The newest checkpoint that `load` takes, and why it does not take each newer one.
+/// The newest checkpoint that `load` accepts, and why it refused each newer one.
 pub fn newest(
     checkpoints: &Path,
     load: impl Fn(&Path) -> Result<Loaded>,

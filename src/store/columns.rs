@@ -1,15 +1,16 @@
 //! The columns of a run's metrics: one table, from which the row, `metrics.jsonl`, `metrics.parquet`, the
 //! event file and what reads them follow.
 //!
-//! A number is a column when it stands here: its name, which is the key of a row in JSON and the column in
-//! parquet; its [`Kind`]; its unit; the tag under which TensorBoard shows it, empty for none; how a run comes
-//! to one number of it; and how it is taken from an entry of the ledger, or from the clock. A number of the kinds `Training` and
-//! `Evaluation` is exact: it stands in the files a second time, under `NAME_bits`, as the bits of its double.
-//! A timing has no bits. `main.log` is llm.c's format and has llm.c's five streams whatever stands here.
+//! Each line of the table is a column: its name, which is the key in JSON and the column in parquet; its
+//! [`Kind`]; its unit; its tag in TensorBoard, empty for none; how a run's rows are summarised in one number;
+//! and how its value is taken from an entry of the ledger, or from the clock. Columns of the kinds `Training`
+//! and `Evaluation` are exact: the files hold them a second time, under `NAME_bits`, as the bits of the
+//! double. A timing has no bits. `main.log` is llm.c's format and has llm.c's five streams, whatever the
+//! table lists.
 
 use crate::proof::{Action, Entry, HellaSwag};
 
-/// Where a column's numbers come from, which decides where in a row it stands and whether it has bits.
+/// Where a column's numbers come from, which decides its position in a row and whether it has bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Computed by the optimizer step; exact.
@@ -30,7 +31,7 @@ pub struct Timing {
     pub mfu: Option<f64>,
 }
 
-/// What a row is taken from: an entry of the ledger, and the clock.
+/// The sources of a row: an entry of the ledger, and the clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn<'a> {
     pub entry: &'a Entry,
@@ -48,7 +49,7 @@ impl Turn<'_> {
     }
 }
 
-/// How a run comes to one number of a column: "the loss" of a run, "its speed".
+/// How the rows of a run are summarised in one number of a column, such as the run's loss or its speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Summary {
     /// The mean over the last hundredth of the updates, at least one and at most a hundred.
@@ -57,7 +58,7 @@ pub enum Summary {
     Last,
     /// The median over all steps.
     Median,
-    /// A run has no such number.
+    /// Not summarised.
     None,
 }
 
@@ -66,7 +67,8 @@ pub struct Column {
     pub name: &'static str,
     pub kind: Kind,
     pub unit: &'static str,
-    /// In event files; the part before the slash groups tags on TensorBoard's page. Empty: it is not there.
+    /// The tag in event files; TensorBoard groups tags by the part before the slash. Empty: not written
+    /// there.
     pub tag: &'static str,
     /// Of the column's name, in `runner show` and the report.
     pub summary: Summary,
@@ -76,7 +78,7 @@ pub struct Column {
 }
 
 impl Column {
-    /// Whether the column stands in the files a second time, as bits.
+    /// Whether the files hold the column a second time, as bits.
     pub fn is_exact(&self) -> bool {
         self.kind != Kind::Timing
     }
@@ -98,7 +100,7 @@ macro_rules! columns {
         }
 
         impl MetricsRow {
-            /// A row in which nothing but the position is measured yet.
+            /// A row of this position, with nothing measured yet.
             pub fn new(step: u64, tokens: u64, action: Action) -> MetricsRow {
                 MetricsRow { step, tokens, action, events: Vec::new(), $($name: None,)* }
             }

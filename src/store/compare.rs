@@ -22,7 +22,7 @@ pub struct StateDifference {
 /// How the first differing tensor differs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum First {
-    /// Only one side has it.
+    /// Only one state has it.
     Missing { in_a: bool },
     /// Type or shape differ; both as text.
     Kind { a: String, b: String },
@@ -44,8 +44,8 @@ impl std::fmt::Display for First {
 
 /// How two checkpoint folders differ; nothing when every byte of both states is equal.
 ///
-/// Equal digests are not believed: the files are then compared byte by byte, and a difference is an
-/// error, for one of them is not what its manifest says.
+/// Equal digests are not taken as proof: the files are then compared byte by byte, and a difference is an
+/// error, because one of them disagrees with its manifest.
 pub fn checkpoints(a: &Path, b: &Path) -> Result<Option<StateDifference>> {
     let (manifest_a, manifest_b) = (checkpoint::inspect(a)?, checkpoint::inspect(b)?);
     let (file_a, file_b) = (a.join(STATE_FILE), b.join(STATE_FILE));

@@ -1,5 +1,5 @@
-//! What this program writes into a run's folder: only that is deleted by `--overwrite`, and anything else is
-//! named before it is in the way.
+//! What this program writes into a run's folder: `--overwrite` deletes only that, and anything else is named
+//! in an error.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use super::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
 use super::run_folder::{LOCK, RunPaths};
 use super::{Result, StoreError, atomic};
 
-/// Names that a message lists.
+/// How many names a message lists.
 const LISTED: usize = 5;
 
-/// What a name in a run's folder stands for.
+/// The kind of an entry of a run's folder.
 enum Known {
     File,
     /// A folder whose entries have names that the function knows.
@@ -45,7 +45,7 @@ fn known(name: &str) -> Option<Known> {
     })
 }
 
-/// Refuses a folder that is no run: one in which not even a lock was written.
+/// Refuses a folder that is not a run: one without even a lock.
 pub(super) fn require_run(folder: &Path) -> Result<()> {
     let paths = RunPaths::new(folder);
     match paths.experiment().is_file() || paths.lock_file().is_file() {
@@ -54,13 +54,13 @@ pub(super) fn require_run(folder: &Path) -> Result<()> {
     }
 }
 
-/// Refuses a folder that is no run, or holds something that this program did not write.
+/// Refuses a folder that is not a run, or holds something that this program did not write.
 pub(super) fn require_ours(folder: &Path) -> Result<()> {
     require_run(folder)?;
     let mut foreign = Vec::new();
     for (name, path) in entries(folder)? {
         let known = known(&name);
-        // A link is deleted as itself, whatever it leads to.
+        // Of a symbolic link only the link is deleted.
         let is_folder = fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir());
         match known {
             Some(Known::File) if !is_folder => {}
@@ -87,8 +87,8 @@ pub(super) fn require_ours(folder: &Path) -> Result<()> {
     }
 }
 
-/// Refuses folders with the name of a checkpoint that hold nothing of one: the step they are named after
-/// could not be saved without deleting them, and the end of the run would look for its outputs there.
+/// Refuses folders that have the name of a checkpoint and no file of one: the checkpoint of that step could
+/// not be saved without deleting them, and at its end the run would look for its outputs there.
 pub(super) fn require_checkpoints(checkpoints: &Path) -> Result<()> {
     for (_, path) in checkpoint::list(checkpoints)? {
         let has = |file: &str| path.join(file).is_file();
@@ -108,13 +108,13 @@ pub(super) fn require_checkpoints(checkpoints: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What lies among checkpoints under another name than theirs, and is left alone.
+/// Entries among the checkpoints that have other names, and are left alone.
 pub fn beside_checkpoints(checkpoints: &Path) -> Result<Vec<PathBuf>> {
     let foreign = |(name, _): &(String, PathBuf)| checkpoint::step_of(name).is_none();
     Ok(entries(checkpoints)?.into_iter().filter(foreign).map(|(_, path)| path).collect())
 }
 
-/// Bytes of the files in a folder and all its folders; what cannot be read counts nothing.
+/// Bytes of the files in a folder and its subfolders; what cannot be read counts as 0.
 pub(super) fn bytes_in(folder: &Path) -> u64 {
     let entry = |entry: fs::DirEntry| match entry.metadata() {
         Ok(found) if found.is_dir() => bytes_in(&entry.path()),
@@ -202,7 +202,7 @@ mod tests {
         assert!(error.contains("step_00000009") && error.contains("it is empty"), "{error}");
         fs::write(odd.join("mine.txt"), "").unwrap();
         assert!(refused().contains("it holds `mine.txt`"), "{}", refused());
-        // Half of a checkpoint is a damaged one, and passed over.
+        // A checkpoint with one file missing is damaged, and skipped.
         fs::write(odd.join(MANIFEST_FILE), "").unwrap();
         RunFolder::open(&folder).unwrap();
         fs::create_dir(folder.join("checkpoints/backup")).unwrap();

@@ -1,10 +1,10 @@
-//! Whether the files that are derived from the ledger say what it says: `metrics.jsonl`, `metrics.parquet` and
+//! Whether the files that are derived from the ledger agree with it: `metrics.jsonl`, `metrics.parquet` and
 //! `main.log`.
 //!
-//! Row i of the metrics is entry i of the ledger. Every row is made again from its entry and compared column
-//! by column; a timing may be anything. Lines of `main.log` are made again from the rows. So a row that is
+//! Row i of the metrics is entry i of the ledger. Every row is computed again from its entry and compared
+//! column by column, except timings. Lines of `main.log` are computed again from the rows. So a row that is
 //! missing, cut off, added, doubled, out of order or changed is found, and the first such one is named.
-//! Entries of version 1 do not say what was evaluated: those numbers are counted as unproven.
+//! Entries of version 1 hold no evaluation: those numbers are counted as unproven.
 
 use std::fmt;
 use std::io;
@@ -19,26 +19,26 @@ use super::metrics_parquet;
 use crate::proof::Entry;
 use crate::proof::entry::canonical_bits;
 
-/// How much of the files must be there.
+/// How much of the files must exist.
 #[derive(Clone, Copy, Debug)]
 pub struct Reach {
     /// The step of the newest checkpoint: what was written before it is on the disk.
     pub saved: u64,
     /// The run has ended, and nothing may be missing.
     pub ended: bool,
-    /// A process holds the run and writes on: the files may be ahead of the ledger that was read, or behind.
+    /// A process is still writing the run: the files may be ahead of the ledger that was read, or behind it.
     pub running: bool,
 }
 
-/// What agrees.
+/// The parts that agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Agreed {
     pub rows: usize,
-    /// Rows with an evaluation that the ledger, of an older program, does not have.
+    /// Rows with an evaluation that the ledger, written by an older program, does not hold.
     pub unproven: usize,
 }
 
-/// The first thing in a file that the ledger does not say.
+/// The first place where a file disagrees with the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     pub file: &'static str,
@@ -62,7 +62,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// A fault of a row; the file is known to the caller.
+/// A fault of a row; the caller adds the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowFault {
     /// Counted from 0.
@@ -87,8 +87,8 @@ impl fmt::Display for RowFault {
     }
 }
 
-/// Compares the three files of a run with the entries of its ledger. A file is left out where there is
-/// nothing yet that it would have to say.
+/// Compares the three files of a run with the entries of its ledger. A file that need not have any row yet
+/// may be missing.
 pub fn check(
     paths: &RunPaths,
     entries: &[Entry],
@@ -96,7 +96,7 @@ pub fn check(
 ) -> Vec<(&'static str, Result<Agreed, Fault>)> {
     let mut checked = Vec::new();
     let jsonl = jsonl(&paths.metrics_jsonl(), entries, extent);
-    // Where the metrics cannot be trusted, the ledger makes the rows, if it has all that they say.
+    // Where the metrics are damaged, the rows are made from the ledger, if it holds every column.
     let rows = match &jsonl {
         Ok((rows, _)) => Some(rows.clone()),
         Err(_) if entries.iter().all(|entry| entry.evaluation.is_some()) => {
@@ -114,8 +114,8 @@ pub fn check(
     checked
 }
 
-/// Why the rows of a run are not what its ledger says; none when they are. Rows that are still to come in a
-/// run that goes on are no fault.
+/// Where the rows of a run disagree with its ledger; none if they agree. Missing last rows are no fault while
+/// the run is still being written.
 pub fn unverified(rows: &[MetricsRow], entries: &[Entry], running: bool) -> Option<String> {
     let rows = if running { &rows[..rows.len().min(entries.len())] } else { rows };
     match compare(rows, entries) {
@@ -125,7 +125,7 @@ pub fn unverified(rows: &[MetricsRow], entries: &[Entry], running: bool) -> Opti
     }
 }
 
-/// Compares rows with the first so many entries.
+/// Compares rows with as many entries from the first on.
 fn compare(rows: &[MetricsRow], entries: &[Entry]) -> Result<Agreed, RowFault> {
     let mut agreed = Agreed::default();
     for (index, row) in rows.iter().enumerate() {
@@ -159,7 +159,7 @@ fn compare(rows: &[MetricsRow], entries: &[Entry]) -> Result<Agreed, RowFault> {
                 return Err(fault(Some(column.name), what));
             }
         }
-        // An older program wrote a resume into the row, of which its ledger has a note.
+        // An older program recorded a resume in the row; its ledger has it as a note.
         let events = match row.events.split_first() {
             Some((first, rest)) if first == "resume" && !recorded => rest,
             _ => &row.events,
@@ -180,7 +180,7 @@ fn is_unproven_end(row: &MetricsRow, index: usize, entries: &[Entry]) -> bool {
     index == entries.len() && row.action == Action::Evaluate && last.is_some()
 }
 
-/// Why the row at `index` does not stand where its entry does.
+/// Why the row at `index` is not at the position of its entry.
 fn misplaced(index: usize, rows: &[MetricsRow], entries: &[Entry]) -> String {
     let step = rows[index].step;
     if rows[..index].iter().any(|row| row.step == step) {
@@ -198,7 +198,7 @@ fn misplaced(index: usize, rows: &[MetricsRow], entries: &[Entry]) -> String {
     }
 }
 
-/// The content of a text file; nothing where there is none and there need not be.
+/// The content of a text file; empty if it is missing and may be.
 fn read(file: &'static str, path: &Path, needed: bool) -> Result<Vec<u8>, Fault> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(bytes),

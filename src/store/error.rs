@@ -1,4 +1,4 @@
-//! What can go wrong with files: which file, what was expected, what was found, what to do.
+//! Errors of files: which file, what was expected, what was found, what to do.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use crate::proof::Hash;
 use crate::proof::digest::DigestError;
 use crate::units;
 
-/// A fault of the store. Every message names the file.
+/// An error of the store. Every message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("cannot {doing} `{}`: {source}", path.display())]
@@ -71,7 +71,7 @@ pub enum StoreError {
     NoRoom { path: PathBuf, needed: u64, what: String, free: u64 },
     #[error("there is no run in `{}`", path.display())]
     NoSuchRun { path: PathBuf },
-    #[error("`{}` is in use by {}\n  hint: wait for it, or stop it; the lock goes with the process", path.display(), pid.map_or("another process".to_owned(), |pid| format!("process {pid}")))]
+    #[error("`{}` is in use by {}\n  hint: wait for it, or stop it; the lock ends with the process", path.display(), pid.map_or("another process".to_owned(), |pid| format!("process {pid}")))]
     Locked { path: PathBuf, pid: Option<u32> },
 }
 
@@ -82,12 +82,12 @@ fn ranks_text(ranks: &[usize]) -> String {
 }
 
 impl StoreError {
-    /// Turns an i/o error on `path` into an error that says what was being done.
+    /// Turns an I/O error on `path` into an error that says what was being done.
     pub(super) fn io(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> StoreError {
         move |source| StoreError::Io { path: path.into(), doing, source }
     }
 
-    /// The same for a write of `need_bytes` in all, with a full disk told apart.
+    /// The same for a write of `need_bytes` in all; a full disk is an error of its own.
     pub(super) fn write(path: &Path, need_bytes: u64) -> impl FnOnce(io::Error) -> StoreError {
         move |source| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {

@@ -1,6 +1,6 @@
 //! `gpu.jsonl`: readings of the GPU's sensors while a run goes on, a line a sample.
 //!
-//! Times and temperatures prove nothing and repeat nowhere, so they stay out of metrics and ledger. A resumed
+//! Times and temperatures differ from run to run, so they stay out of metrics and ledger. A resumed
 //! run goes on at the end of the file; each line says at which step it was taken.
 
 use std::fs::File;
@@ -26,7 +26,7 @@ pub struct GpuSample {
     /// Share of the time in which a kernel ran, percent.
     pub busy_percent: Option<u32>,
     pub memory_used_mib: Option<u64>,
-    /// Why the clock is below what it could be, a word each; empty when it is not, or the GPU is idle.
+    /// Why the clock is throttled, one word for each reason; empty when it is not, or the GPU is idle.
     pub throttled: Vec<String>,
 }
 

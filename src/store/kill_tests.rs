@@ -1,6 +1,6 @@
 //! A process that saves as fast as it can is killed at arbitrary moments: what it leaves must open,
-//! load and go on. Where the kill hits is left to chance, and over many runs it hits every stage; that it
-//! hits a process at work is asserted.
+//! load and go on. The moment of the kill is random, and over many runs it hits every stage; the test asserts
+//! that it hits a working process.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ fn large(step: u64) -> Vec<Tensor> {
     tensors
 }
 
-/// What the killed process does: resume, then a step, a ledger entry, a checkpoint, over and over.
+/// The work of the process that is killed: resume, then a step, a ledger entry and a checkpoint, repeatedly.
 fn train(folder: &Path, steps: u64) -> u64 {
     let run = RunFolder::open(folder).unwrap();
     let (whole, broken) = newest_whole(&run.paths.checkpoints()).unwrap();

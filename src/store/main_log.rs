@@ -1,5 +1,5 @@
-//! `main.log`: the log of llm.c, so that the notebooks written for it read our runs, and the reader that
-//! lets its runs stand beside ours in a plot.
+//! `main.log`: the log of llm.c, so that notebooks written for it read our runs, and the reader by which
+//! llm.c's runs are plotted beside ours.
 //!
 //! One record a line, a step and one stream:
 //!
@@ -10,10 +10,10 @@
 //! s:251 skip_loss_z:7.3100                       the update was skipped, and the number that was too large
 //! ```
 //!
-//! The last is ours: llm.c leaves no trace of a skipped step. Its notebook takes the second
-//! word apart at the colon, wants a number behind it, and four words in a `trl` line and two in any
-//! other; so the reason is the stream's name (`skip_loss_z`, `skip_grad_z`, `skip_nonfinite`) and
-//! the value its number. Numbers are rounded: the exact ones are in `metrics.jsonl`.
+//! The last is ours: llm.c leaves no trace of a skipped step. Its notebook splits the second word at the
+//! colon, expects a number behind it, and four words in a `trl` line and two in any other; so the reason is
+//! the stream's name (`skip_loss_z`, `skip_grad_z`, `skip_nonfinite`) and the value its number. Numbers are
+//! rounded: the exact ones are in `metrics.jsonl`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -103,10 +103,11 @@ fn decimal(value: f64, digits: usize) -> String {
     if value.is_nan() { "nan".to_owned() } else { format!("{value:.digits$}") }
 }
 
-/// Reads a log into rows, one a step, in order of the steps. `tokens` is 0 throughout: the log does not have them.
+/// Reads a log into rows, one for each step, in order of the steps. `tokens` is 0 in all, because the log has
+/// none.
 ///
-/// A run that crashed and went on writes steps twice; what stands later wins, as in llm.c's
-/// notebook. Streams with other names are left out. A torn last line is left out.
+/// A run that crashed and was resumed has steps twice; the later line counts, as in llm.c's notebook. Streams
+/// with other names are left out. A torn last line is left out.
 pub fn read(path: &Path) -> Result<Vec<MetricsRow>, MainLogError> {
     let bytes = std::fs::read(path).map_err(|source| MainLogError::Io { path: path.to_owned(), source })?;
     let mut rows: BTreeMap<u64, MetricsRow> = BTreeMap::new();
@@ -206,7 +207,7 @@ mod tests {
         assert!(format(&skip).ends_with("\ns:251 skip_loss_z:7.3100\n"));
         let broken = MetricsRow { action: Action::SkipNonfinite, loss: Some(-f64::NAN), ..row(252) };
         assert_eq!(format(&broken), "s:252 trl:nan lr:0.000214 norm:0.89\ns:252 skip_nonfinite:nan\n");
-        // What the notebook demands: the number of words, and a float in the second.
+        // What the notebook requires: the number of words, and a float in the second.
         for line in [format(&skip), format(&broken)].concat().lines() {
             let words: Vec<_> = line.split(' ').collect();
             assert_eq!(words.len(), if words[1].starts_with("trl:") { 4 } else { 2 });

@@ -1,8 +1,8 @@
 //! `manifest.json`: what a checkpoint is and what its files must hash to.
 //!
 //! The text is a function of the manifest: no clock, no machine. Its last line is a seal over all
-//! text before it, so that an edit by hand is noticed. The seal proves no origin: who edits can seal
-//! again. What ties a checkpoint to its run is the ledger head within.
+//! text before it, so that an edit by hand is noticed. The seal does not prove an origin: anyone who edits
+//! the file can compute it again. What ties a checkpoint to its run is the ledger head within.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::proof::{Hash, Head, hash::manifest_seal};
 /// The format that this version writes and reads.
 pub const FORMAT: &str = "runner/checkpoint/v1";
 
-/// What the trainer knows of a checkpoint beside the state itself.
+/// Facts about a checkpoint that the trainer supplies beside the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     pub experiment: String,
@@ -31,11 +31,11 @@ pub struct Facts {
     pub numerics: BTreeMap<String, String>,
     /// Program and version: `runner 0.1.0`.
     pub created_by: String,
-    /// The root that the trainer has hashed already; saving refuses another state.
+    /// The root that the trainer computed; saving a state with another root fails.
     pub state_root: Option<Hash>,
 }
 
-/// The content of `manifest.json`, but for the seal. Fields stand in the file in this order.
+/// The content of `manifest.json`, but for the seal. The file has the fields in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -92,7 +92,7 @@ impl Manifest {
         struct Format {
             format: String,
         }
-        // Asked before the seal, so that another version is named as such.
+        // Checked before the seal, so that another version is reported as such.
         let json = format!("{}\n}}", body.strip_suffix(",\n").unwrap_or(body));
         let format: Format = serde_json::from_str(&json).map_err(|e| bad(e.to_string()))?;
         let expected = manifest_seal(body.as_bytes());

@@ -1,10 +1,10 @@
-//! What was measured at every step: `metrics.jsonl`, one row a step, and `metrics.parquet`.
+//! The measurements of every step: `metrics.jsonl`, one row a step, and `metrics.parquet`.
 //!
-//! The numbers are those of [`super::columns`]. An exact one stands in two keys: `loss` as a decimal for
+//! The numbers are those of [`super::columns`]. An exact one has two keys: `loss` as a decimal for
 //! people and scripts, `loss_bits` as the 16 hexadecimal digits of its IEEE 754 double for proofs. The
 //! decimal is the shortest that reads back to the same bits. JSON knows neither NaN nor infinity: there the
 //! decimal is `null` and the bits say which it was, so a column stays numeric for every reader. A value
-//! that was not measured is `null` in both. Timings have no bits: nobody proves them.
+//! that was not measured is `null` in both. Timings have no bits: they are not part of the proof.
 //!
 //! Steps are counted from 0: row `s` is the update that turns the weights after `s` updates into those after
 //! `s + 1`; validation and HellaSwag in row `s` were measured before that update. The evaluation after the
@@ -86,8 +86,8 @@ impl MetricsRow {
     }
 }
 
-/// Keys that no column of this program has are passed over, and columns that are missing not measured: a
-/// file may have been written by an older or a newer program.
+/// Unknown keys are ignored, and missing columns count as not measured: the file may be from an older or a
+/// newer program.
 impl<'de> Deserialize<'de> for MetricsRow {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<MetricsRow, D::Error> {
         deserializer.deserialize_map(RowVisitor)
@@ -139,7 +139,7 @@ impl<'de> Visitor<'de> for RowVisitor {
     }
 }
 
-/// The value behind a decimal and its bits, which must be of one number.
+/// The value that a decimal and its bits give, which must be the same number.
 fn exact(key: &str, decimal: Option<f64>, bits: Option<&str>) -> Result<Option<f64>, String> {
     let value = match bits {
         None => None,
@@ -186,7 +186,7 @@ pub enum MetricsError {
     Incomplete { path: PathBuf, last: Option<u64>, resume: u64 },
 }
 
-/// Where in a file a row stands, counted from 1.
+/// The place of a row in a file, counted from 1.
 #[derive(Clone, Copy, Debug)]
 pub enum RowPlace {
     Line(usize),
@@ -227,7 +227,7 @@ impl MetricsWriter {
         Ok(MetricsWriter { file, last_step })
     }
 
-    /// Appends a row; steps must grow. A row survives the death of the process as soon as this returns.
+    /// Appends a row; steps must grow. Once this returns, the row survives the end of the process.
     pub fn append(&mut self, row: &MetricsRow) -> Result<(), MetricsError> {
         check_order(self.last_step, row.step)
             .map_err(|message| MetricsError::Order { path: self.file.path().to_owned(), message })?;
@@ -236,7 +236,7 @@ impl MetricsWriter {
         Ok(())
     }
 
-    /// Returns when every row is on the disk; a checkpoint counts on that, so sync before writing one.
+    /// Returns when every row is on the disk; call it before writing a checkpoint.
     pub fn sync(&self) -> Result<(), MetricsError> {
         Ok(self.file.sync()?)
     }

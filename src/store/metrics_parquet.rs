@@ -75,7 +75,7 @@ fn to_frame(rows: &[MetricsRow]) -> Result<DataFrame, PolarsError> {
 
 type RowOrFault = Result<MetricsRow, String>;
 
-/// A column that the file does not have was not measured: the file may be an older program's.
+/// A missing column counts as not measured: an older program may have written the file.
 fn from_frame(frame: &DataFrame) -> Result<Vec<RowOrFault>, PolarsError> {
     let counts = |name: &str| -> Result<Vec<Option<u64>>, PolarsError> {
         Ok(frame.column(name)?.u64()?.iter().collect())

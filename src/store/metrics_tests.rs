@@ -12,7 +12,7 @@ fn row(step: u64) -> MetricsRow {
     }
 }
 
-/// Rows with everything that formats like to lose.
+/// Rows with values that formats tend to lose.
 fn awkward_rows() -> Vec<MetricsRow> {
     let nan_with_payload = f64::from_bits(0xfff8_0000_0000_0abc);
     vec![

@@ -1,18 +1,17 @@
-//! What a run leaves on disk: its folder, files that are whole or absent, checkpoints that prove
-//! themselves.
+//! What a run leaves on disk: its folder, files that are whole or absent, checkpoints that can be verified.
 //!
-//! Nothing here trains or decides when to save; it writes what it is given and refuses to read back
-//! anything else. A kill or a full disk at any moment leaves the previous checkpoint untouched.
+//! Nothing here trains or decides when to save; it writes what it is given, and reading refuses anything
+//! else. A kill or a full disk at any moment leaves the previous checkpoint untouched.
 //!
 //! * [`atomic`]: files and folders that appear whole, by rename.
 //! * [`safetensors`]: a byte-stable writer and a strict reader.
 //! * [`checkpoint`]: a state and its manifest; [`shared`]: one written by several ranks; [`retention`]: which
-//!   ones are kept; [`writer`]: saving behind the trainer's back.
+//!   ones are kept; [`writer`]: saving in the background.
 //! * [`compare`]: how two checkpoints differ.
 //! * [`columns`]: the numbers of a step, in one table; [`metrics`]: one row a step; [`main_log`]: the same in
 //!   llm.c's line format; [`tensorboard`]: the same as event files; [`records`]: these and the ledger,
 //!   together; [`append`]: files that only grow; [`gpu_log`]: the readings of the GPU's sensors.
-//! * [`derived`]: whether metrics and main.log say what the ledger says.
+//! * [`derived`]: whether metrics and main.log agree with the ledger.
 //! * [`run_folder`]: where everything is, and the lock that keeps a second process out; [`contents`]: which
 //!   files are this program's; [`space`]: whether there is room for them.
 
@@ -44,7 +43,7 @@ pub use error::StoreError;
 pub use manifest::{Facts, Manifest};
 pub use records::{Records, RecordsError};
 pub use retention::Retention;
-pub use run_folder::{RunFolder, RunPaths, newest_run};
+pub use run_folder::{RunFolder, RunPaths, newest_run, run_names};
 pub use safetensors::{Info, Tensor};
 pub use shared::Site;
 pub use writer::{Job, Writer};

@@ -1,7 +1,7 @@
 //! The files that a run writes while it trains: ledger, metrics, `main.log`, the event file and samples.
 //!
-//! They are opened together at a step, written together and cut together, so that they hold the same
-//! steps. A turn of the training loop enters the ledger first: what the others say is derived from it.
+//! They are opened, written and cut together at the same step, so that they hold the same steps. Each step is
+//! written to the ledger first; the other files are derived from it.
 
 use super::append::AppendError;
 use super::columns::Timing;
@@ -36,8 +36,8 @@ pub struct Records {
 }
 
 impl Records {
-    /// Opens the files of a run at `step`, or starts them, and drops what they say of that step and later
-    /// ones: those will come again. `head` is the ledger's at the checkpoint that the run goes on from.
+    /// Opens the files of a run at `step`, or starts them, and drops that step and later ones, which will be
+    /// trained again. `head` is the ledger's at the checkpoint that the run goes on from.
     pub fn open(
         paths: &RunPaths,
         tensorboard: bool,
@@ -69,7 +69,7 @@ impl Records {
         Ok(Records { paths: paths.clone(), ledger, metrics, main_log, tensorboard })
     }
 
-    /// Writes down a step, or the evaluation after the last, which has no timing.
+    /// Records a step, or the evaluation after the last, which has no timing.
     pub fn add(&mut self, entry: &Entry, timing: Option<Timing>) -> Result<(), RecordsError> {
         self.ledger.append(entry)?;
         self.append(&MetricsRow::of(entry, timing))
@@ -83,18 +83,18 @@ impl Records {
         Ok(self.main_log.append(row)?)
     }
 
-    /// Writes into the ledger what changed no bit; it enters no hash.
+    /// Writes a note into the ledger: something that changed no bit. It enters no hash.
     pub fn note(&mut self, kind: &str, text: &str) -> Result<(), RecordsError> {
         Ok(self.ledger.note(kind, text)?)
     }
 
-    /// Keeps a text that the model wrote before `step`.
+    /// Saves a text that the model wrote before `step`.
     pub fn sample(&self, step: u64, text: &str) -> Result<(), RecordsError> {
         let path = self.paths.samples().join(format!("step_{step:08}.txt"));
         Ok(atomic::write(&path, text.as_bytes())?)
     }
 
-    /// Drops what the files say of `step` and later ones. The ledger then has `entries` entries.
+    /// Drops `step` and later ones from the files. The ledger then has `entries` entries.
     pub fn rewind(&mut self, entries: u64, step: u64) -> Result<(), RecordsError> {
         let run = self.paths.folder();
         self.ledger.truncate_to(entries)?;

@@ -1,4 +1,4 @@
-//! Which checkpoints stay.
+//! Which checkpoints are kept.
 
 use std::path::Path;
 
@@ -27,11 +27,11 @@ impl Retention {
     }
 }
 
-/// Deletes the checkpoints that `retention` gives up; returns their steps.
+/// Deletes the checkpoints that `retention` does not keep; returns their steps.
 ///
-/// One whole checkpoint always stays: if none of those kept looks whole ([`checkpoint::inspect`]),
-/// the newest one that does is kept as well. "Looks" because reading every state back after every
-/// save would cost more than the save; a damaged byte inside a file is found by loading only.
+/// One whole checkpoint is always kept: if none of those to keep looks whole ([`checkpoint::inspect`]), the
+/// newest one that does is kept as well. States are not read back for this, which would cost more than the
+/// save; only loading finds a damaged byte inside a file.
 pub fn prune(checkpoints: &Path, retention: Retention) -> Result<Vec<u64>> {
     let found = checkpoint::list(checkpoints)?;
     let mut doomed = retention.doomed(&found.iter().map(|(step, _)| *step).collect::<Vec<_>>());

@@ -1,8 +1,8 @@
 //! The folder of a run: where everything is, and the lock that keeps a second process out.
 //!
-//! The lock is the operating system's, on `.lock`, and goes with the process however it ends; the
-//! process id inside is for the message alone. Starting over moves the whole old folder away in one
-//! rename before anything new is written, so no old checkpoint can be taken for a new one.
+//! The lock is the operating system's, on `.lock`, and ends with the process however it ends; the process id
+//! inside is only for messages. Starting over moves the whole old folder away in one rename before anything
+//! new is written, so no old checkpoint can be taken for a new one.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -14,14 +14,14 @@ use crate::experiment;
 
 pub(super) const LOCK: &str = ".lock";
 
-/// The files of a run. Readers (`plot`, `verify`, `diff`) need no lock and use this alone.
+/// The files of a run. Readers (`plot`, `verify`, `diff`) take no lock and use only this.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunPaths {
     folder: PathBuf,
 }
 
 impl RunPaths {
-    /// The files of the run in `folder`, there or not.
+    /// The files of the run in `folder`, which need not exist.
     pub fn new(folder: &Path) -> RunPaths {
         RunPaths { folder: folder.into() }
     }
@@ -77,7 +77,7 @@ impl RunPaths {
         self.folder.join("checkpoints")
     }
 
-    /// Both states of a step that could not be repeated.
+    /// Both states of a step that gave other bits when repeated.
     pub fn unrepeatable(&self, step: u64) -> PathBuf {
         self.folder.join("unrepeatable").join(super::checkpoint::folder_name(step))
     }
@@ -106,13 +106,13 @@ impl RunFolder {
     /// Makes the folder `root/name` for a new run and locks it.
     ///
     /// # Errors
-    /// A run is there already and `overwrite` is false; what is there is no run, or holds what this program
-    /// did not write; or another process holds it.
+    /// The folder holds a run and `overwrite` is false; it is not a run, or holds what this program did not
+    /// write; or another process has locked it.
     pub fn create(root: &Path, name: &str, overwrite: bool) -> Result<RunFolder> {
         check_name(name)?;
         let folder = root.join(name);
         if folder.is_dir() && is_used(&folder)? {
-            // Before the lock, which would be left in it.
+            // Before locking, which would leave a lock file in it.
             contents::require_run(&folder)?;
         }
         fs::create_dir_all(&folder).map_err(StoreError::io(&folder, "create"))?;
@@ -122,7 +122,7 @@ impl RunFolder {
                 return Err(StoreError::RunExists { path: folder });
             }
             contents::require_ours(&folder)?;
-            // The lock moves away with the old folder and holds until the new one is locked.
+            // The old folder is moved away with its lock, which holds until the new folder is locked.
             let old = atomic::set_aside(&folder)?;
             fs::create_dir(&folder).map_err(StoreError::io(&folder, "create"))?;
             lock = self::lock(&folder)?;
@@ -131,8 +131,8 @@ impl RunFolder {
         RunFolder::with(folder, lock)
     }
 
-    /// Like [`RunFolder::create`], also where a kill has left a run that had not begun: a lock, or half of
-    /// one, and no experiment.
+    /// Like [`RunFolder::create`], and also replaces what a kill left of a run that had not begun: a lock, or
+    /// half of one, and no experiment.
     pub fn create_again(root: &Path, name: &str) -> Result<RunFolder> {
         check_name(name)?;
         let folder = root.join(name);
@@ -149,17 +149,28 @@ impl RunFolder {
         RunFolder::create(root, name, false)
     }
 
-    /// Refuses now what [`RunFolder::create`] with `overwrite` will refuse when all else is ready.
+    /// Checks early what [`RunFolder::create`] would refuse later: a run of this name.
+    pub fn check_new(root: &Path, name: &str) -> Result<()> {
+        check_name(name)?;
+        let folder = root.join(name);
+        if !folder.is_dir() || !is_used(&folder)? {
+            return Ok(());
+        }
+        contents::require_run(&folder)?;
+        Err(StoreError::RunExists { path: folder })
+    }
+
+    /// Checks early what [`RunFolder::create`] with `overwrite` would refuse later.
     pub fn check_overwrite(root: &Path, name: &str) -> Result<()> {
         check_name(name)?;
         let folder = root.join(name);
         if folder.is_dir() && is_used(&folder)? { contents::require_ours(&folder) } else { Ok(()) }
     }
 
-    /// Locks the folder of a run that is there, and removes what a kill left half written.
+    /// Locks the folder of an existing run, and removes unfinished files that a kill left.
     ///
     /// # Errors
-    /// No run, one that another process holds, or a folder among its checkpoints that is none.
+    /// There is no run, another process has locked it, or a folder among its checkpoints is not one.
     pub fn open(folder: &Path) -> Result<RunFolder> {
         if !folder.is_dir() || !is_used(folder)? {
             return Err(StoreError::NoSuchRun { path: folder.into() });
@@ -182,7 +193,7 @@ impl RunFolder {
     }
 }
 
-/// The run under `root` that was worked on last, by the time of its ledger or else its configuration.
+/// The run under `root` that was changed last, by the time of its ledger or else its configuration.
 pub fn newest_run(root: &Path) -> Result<Option<PathBuf>> {
     let entries = match fs::read_dir(root) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -196,15 +207,23 @@ pub fn newest_run(root: &Path) -> Result<Option<PathBuf>> {
         let modified = [paths.ledger(), paths.experiment()]
             .iter()
             .find_map(|file| fs::metadata(file).and_then(|m| m.modified()).ok());
-        // Equal times: the later name, so that the answer does not hang on the order of the folder.
+        // Equal times: the later name, so that the result does not depend on the order of the folder.
         newest = newest.max(modified.filter(|_| !hidden).map(|time| (time, entry.path())));
     }
     Ok(newest.map(|(_, folder)| folder))
 }
 
-/// The process that holds a run's folder, found without touching the lock: a reader that took it for a moment
-/// could turn away a run that is just starting. Only Linux lists its locks; elsewhere no holder is
-/// found.
+/// The names of the runs under `root`, in order; none where it cannot be read.
+pub fn run_names(root: &Path) -> Vec<String> {
+    let runs = fs::read_dir(root).into_iter().flatten().flatten();
+    let runs = runs.filter(|entry| RunPaths::new(&entry.path()).experiment().is_file());
+    let mut names: Vec<String> = runs.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// The process that has locked a run's folder, found without taking the lock, which could make a run that is
+/// just starting fail. Only Linux lists its locks; elsewhere none is found.
 pub fn holder(folder: &Path) -> Option<u32> {
     let path = folder.join(LOCK);
     let pid: u32 = fs::read_to_string(&path).ok()?.trim().parse().ok()?;
@@ -266,7 +285,7 @@ fn lock(folder: &Path) -> Result<File> {
         }
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();
-            // Unreadable or just being written: then the message does without.
+            // Unreadable or just being written: then the message names no process.
             let _ = file.read_to_string(&mut pid);
             Err(StoreError::Locked { path: folder.into(), pid: pid.trim().parse().ok() })
         }
@@ -353,7 +372,7 @@ mod tests {
     fn starting_over_leaves_no_old_checkpoint_behind() {
         let root = tempfile::tempdir().unwrap();
         drop(start(root.path()));
-        // And a deletion that a kill interrupted.
+        // A deletion that a kill interrupted, too.
         fs::create_dir_all(root.path().join(".del.quickstart/checkpoints")).unwrap();
         let run = RunFolder::create(root.path(), "quickstart", true).unwrap();
         assert!(list(&run.paths.checkpoints()).unwrap().is_empty());

@@ -4,9 +4,9 @@
 //! gaps. The library of that name writes metadata in random order, so the writer is ours: header
 //! entries in byte order of the names, fixed spelling, padded with spaces to a multiple of 8; data in
 //! order of falling element size, then of names, so that every tensor is aligned to its element.
-//! Reading uses the library's types but checks for itself, so that every fault names file and tensor.
+//! Reading uses the library's types but does its own checks, so that every error names file and tensor.
 //!
-//! Whether the bytes are the right ones is not decided here but in [`super::checkpoint`].
+//! Whether the bytes are the right ones is checked in [`super::checkpoint`].
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -50,7 +50,7 @@ impl Tensor {
         }
     }
 
-    /// The shape as digests and headers have it.
+    /// The shape as u64, as digests and headers have it.
     pub fn shape_u64(&self) -> Vec<u64> {
         self.shape.iter().map(|dimension| *dimension as u64).collect()
     }
@@ -351,7 +351,7 @@ impl Reader {
     /// The next tensor of the file; none after the last.
     pub fn next_tensor(&mut self) -> Result<Option<Tensor>> {
         let Some(Info { name, dtype, shape, bytes: length }) = self.infos.next() else { return Ok(None) };
-        // No more than the file was long when it was opened.
+        // At most the length that the file had when it was opened.
         let mut bytes = vec![0; length];
         self.file.read_exact(&mut bytes).map_err(StoreError::io(&self.path, "read"))?;
         Ok(Some(Tensor { name, dtype, shape, bytes }))
@@ -359,7 +359,7 @@ impl Reader {
 }
 
 impl Reader {
-    /// Passes over the next tensor of the file without reading it.
+    /// Skips the next tensor of the file without reading it.
     pub fn skip_tensor(&mut self) -> Result<()> {
         match self.infos.next() {
             None => Ok(()),
@@ -429,7 +429,7 @@ fn entries(json: &[u8]) -> Result<Vec<(String, TensorInfo)>, String> {
     Ok(entries)
 }
 
-/// An entry whose type we know and whose shape fills its bytes.
+/// An entry of a known type, whose shape fills its bytes.
 fn as_stored(
     name: String,
     TensorInfo { dtype, shape, data_offsets: (start, end) }: &TensorInfo,

@@ -1,10 +1,10 @@
 //! One checkpoint written by several ranks at once, into one file.
 //!
-//! Rank 0 prepares a hidden folder with the state's file: header in place, length set. Every rank writes the
-//! byte ranges that are its own and leaves a mark when they are on the disk. When all marks are there, rank 0
-//! reads the file back from first to last, which gives its SHA-256 and proves that what reached the disk is
-//! the state that was hashed on the devices; then it writes the manifest and puts the folder in its place.
-//! The bytes are those that one rank alone would write, so any number of ranks can read them.
+//! Rank 0 prepares a hidden folder with the state's file: header in place, length set. Every rank writes its
+//! own byte ranges and creates a marker file when they are on the disk. When all markers exist, rank 0 reads
+//! the whole file back, which gives its SHA-256 and proves that the bytes on the disk are the state that was
+//! hashed on the devices; then it writes the manifest and renames the folder into place. The bytes are those
+//! that a single rank would write, so any number of ranks can read them.
 //!
 //! Needs a file system that all ranks share, on which a file that was synchronised and closed by one machine
 //! can be read by another.
@@ -54,7 +54,7 @@ impl Site {
         Ok(Site { folder: atomic::temporary(&target), target, layout, offsets })
     }
 
-    /// Rank 0, before anybody writes: folder, header and length.
+    /// Rank 0, before any rank writes: folder, header and length.
     pub fn prepare(&self) -> Result<NewFolder> {
         let folder = NewFolder::create(&self.target)?;
         let path = folder.path().join(STATE_FILE);
@@ -70,7 +70,7 @@ impl Site {
         Ok(folder)
     }
 
-    /// Any rank: writes its extents, counted in `done_bytes`, and leaves its mark.
+    /// Any rank: writes its extents, counted in `done_bytes`, and creates its marker.
     pub fn write(&self, rank: usize, extents: &[Extent], done_bytes: &AtomicU64) -> Result<()> {
         let path = self.folder.join(STATE_FILE);
         let write = || -> io::Result<()> {
@@ -92,11 +92,11 @@ impl Site {
         File::create(&mark).and_then(|file| file.sync_all()).map_err(StoreError::io(&mark, "write"))
     }
 
-    /// Rank 0: waits for the marks of all `ranks`, reads the file back and completes the checkpoint.
+    /// Rank 0: waits for the markers of all `ranks`, reads the file back and completes the checkpoint.
     ///
     /// # Errors
-    /// A mark that does not come within `timeout` or before `abandon` is set, and a file that is not the
-    /// state with the root in `facts`.
+    /// A marker does not appear within `timeout` or before `abandon` is set, or the file is not the state
+    /// with the root in `facts`.
     pub fn complete(
         &self,
         folder: NewFolder,

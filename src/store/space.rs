@@ -1,12 +1,12 @@
-//! Room on the disk, looked for before a run needs it.
+//! Room on the disk, checked before a run needs it.
 
 use std::path::Path;
 
 use super::{Result, StoreError, contents};
 
-/// Refuses a run in `folder`, which need not be there yet, whose files will take `needed` bytes, when its
-/// disk has less. What is in the folder already counts as free: a resumed run deletes its old checkpoints,
-/// and a run that is overwritten goes.
+/// Refuses a run in `folder`, which need not exist yet, if its files will take `needed` bytes and its disk
+/// has less. What is in the folder already counts as free: a resumed run deletes its old checkpoints, and an
+/// overwritten run is deleted.
 ///
 /// Where the system does not say how much is free, nothing is refused.
 pub fn require(folder: &Path, needed: u64, what: &str) -> Result<()> {
@@ -17,13 +17,13 @@ pub fn require(folder: &Path, needed: u64, what: &str) -> Result<()> {
     Err(StoreError::NoRoom { path: folder.into(), needed, what: what.into(), free })
 }
 
-/// Bytes that this user may still write on the disk of `folder`, or of what will hold it.
+/// Bytes that this user may still write on the disk of `folder`, or of its nearest existing parent.
 #[cfg(unix)]
 fn free_bytes(folder: &Path) -> Option<u64> {
     let folder = std::path::absolute(folder).ok()?;
     let there = folder.ancestors().find(|folder| folder.exists())?;
     let found = rustix::fs::statvfs(there).ok()?;
-    // Some file systems, such as those of containers and networks, count nothing.
+    // Some file systems, such as those of containers and networks, report no sizes.
     (found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize))
 }
 

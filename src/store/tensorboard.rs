@@ -6,9 +6,9 @@
 //! whose `value = 1` are messages of `tag = 1` (string) and `simple_value = 2` (float). TensorBoard's own
 //! reader opens the result: `tests/tensorboard/read.py`.
 //!
-//! One file a run, under a fixed name. A resumed or rewound run cuts the records of the steps that come
-//! again, and with them whatever a kill left unfinished or the disk has damaged: this file is a view of the
-//! metrics, and no reason to stop.
+//! One file a run, under a fixed name. A resumed or rewound run cuts the records of the steps that will be
+//! trained again, and with them whatever a kill left unfinished or the disk has damaged. The file only
+//! repeats the metrics, so damage to it does not stop a run.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -18,7 +18,7 @@ use std::time::SystemTime;
 use super::append::AppendError;
 use super::metrics::{COLUMNS, MetricsRow};
 
-/// The first record of every file says this.
+/// The content of the first record of every file.
 const VERSION: &str = "brain.Event:2";
 
 /// Appends scalars to a run's event file.
@@ -68,7 +68,7 @@ impl EventWriter {
         self.write(&event.bytes)
     }
 
-    /// One record in one call to the kernel, so that a kill tears at most the last.
+    /// One record in one system call, so that a kill can tear only the last one.
     fn write(&mut self, event: &[u8]) -> Result<(), AppendError> {
         self.file.write_all(&record(event)).map_err(|source| AppendError::Io {
             action: "append to",
@@ -78,7 +78,7 @@ impl EventWriter {
     }
 }
 
-/// When a point was made, for TensorBoard's relative axis: no bit depends on it.
+/// The time of a point, for TensorBoard's relative axis; no bit depends on it.
 fn now() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
@@ -123,7 +123,7 @@ fn kept_bytes(bytes: &[u8], step: u64) -> usize {
     kept
 }
 
-/// The step of an event, if it has one; `None` for bytes that are no event of ours.
+/// The step of an event, if it has one; `None` for bytes that are not an event that this module wrote.
 fn event_step(mut event: &[u8]) -> Option<Option<u64>> {
     let mut step = None;
     while !event.is_empty() {
@@ -156,7 +156,7 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// A protocol buffer in the making.
+/// A protocol buffer being built.
 #[derive(Default)]
 struct Message {
     bytes: Vec<u8>,

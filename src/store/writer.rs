@@ -1,8 +1,8 @@
-//! Saving behind the trainer's back: one checkpoint in flight.
+//! Saving in the background: one checkpoint at a time.
 //!
-//! The trainer hands over a copy of the state and goes on; hashing and writing happen on a thread of
-//! their own. Nothing is lost quietly: the outcome of each save comes back exactly once, from
-//! [`Writer::poll`], [`Writer::submit`] or [`Writer::wait`], whichever is called first after it.
+//! The trainer hands over a copy of the state and goes on; hashing and writing happen on a thread of their
+//! own. No error is lost: the outcome of each save is returned exactly once, from [`Writer::poll`],
+//! [`Writer::submit`] or [`Writer::wait`], whichever is called first after it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,7 +33,8 @@ pub struct SavedCheckpoint {
     pub pruned: Vec<u64>,
     /// From the start of hashing to the end of deleting.
     pub took: Duration,
-    /// The tensors, given back so that their memory can serve again; none of a checkpoint that several wrote.
+    /// The tensors, returned so that their memory can be reused; none of a checkpoint that several ranks
+    /// wrote.
     pub state: Vec<Tensor>,
 }
 
@@ -41,7 +42,7 @@ pub struct SavedCheckpoint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SaveProgress {
     pub step: u64,
-    /// Bytes of tensors handed to the disk, of so many.
+    /// Bytes of tensors written, and in all.
     pub done_bytes: u64,
     pub bytes: u64,
 }
@@ -52,7 +53,7 @@ pub struct Writer {
     checkpoints: PathBuf,
     retention: Retention,
     in_flight: Option<InFlight>,
-    /// Set when nobody will come to complete what several ranks write.
+    /// Set when the checkpoint that several ranks write will not be completed.
     abandon: Arc<AtomicBool>,
 }
 
@@ -67,7 +68,7 @@ pub struct PartJob {
     pub completion: Option<Completion>,
 }
 
-/// What rank 0 needs beside its part.
+/// What only rank 0 needs, beside its part.
 #[derive(Debug)]
 pub struct Completion {
     pub folder: NewFolder,
@@ -86,7 +87,7 @@ struct InFlight {
 }
 
 impl Writer {
-    /// A writer into the folder `checkpoints`, deleting what `retention` gives up after each save.
+    /// A writer into the folder `checkpoints` that deletes, after each save, what `retention` does not keep.
     pub fn new(checkpoints: &Path, retention: Retention) -> Writer {
         Writer { checkpoints: checkpoints.into(), retention, in_flight: None, abandon: Arc::default() }
     }
@@ -133,7 +134,7 @@ impl Writer {
         }
     }
 
-    /// How far the save in flight is; none when there is none, or it only waits to be asked for its outcome.
+    /// Progress of the save in flight; none when there is none, or it is done and its outcome not yet taken.
     pub fn saving(&self) -> Option<SaveProgress> {
         let save = self.in_flight.as_ref().filter(|save| !save.thread.is_finished())?;
         Some(SaveProgress {
@@ -158,7 +159,7 @@ impl Writer {
         checkpoint::load_some(&self.checkpoints.join(checkpoint::folder_name(step)), wanted)
     }
 
-    /// Keeps both states that `step` gave when it was made twice; their folder.
+    /// Keeps both states that `step` gave when it was made twice; returns their folder.
     pub fn keep_unrepeatable(&self, step: u64, first: &[Tensor], second: &[Tensor]) -> Result<PathBuf> {
         let run = self.checkpoints.parent().unwrap_or(Path::new("."));
         let folder = RunPaths::new(run).unrepeatable(step);
@@ -181,8 +182,8 @@ impl Writer {
 }
 
 impl Drop for Writer {
-    /// Lets the save in flight finish: an interrupted run still has its last checkpoint. What needs other
-    /// ranks is given up, for this one is ending.
+    /// Lets the save in flight finish: an interrupted run still has its last checkpoint. A checkpoint that
+    /// needs other ranks is given up, because this one is ending.
     fn drop(&mut self) {
         self.abandon.store(true, Ordering::SeqCst);
         let _ = self.wait();

@@ -1,4 +1,4 @@
-//! What training promises on a GPU, each promise with a test. Each is ignored by default and fails without a
+//! The guarantees of training on a GPU, each with a test. Each is ignored by default and fails without a
 //! GPU: `cargo test --release --lib cuda -- --include-ignored`.
 
 use std::sync::Arc;
@@ -108,7 +108,7 @@ fn cuda_ranks_that_share_a_gpu_end_in_the_bits_of_one() {
     }
 }
 
-/// ZeRO-2, and partial sums in the host's memory: other places, the same bits.
+/// ZeRO-2, and partial sums in the host's memory, give the same bits.
 #[test]
 #[ignore = "skipped: needs a CUDA GPU; run with --include-ignored"]
 fn cuda_gradients_that_are_divided_or_wait_on_the_host_change_no_bit() {
@@ -129,15 +129,15 @@ fn cuda_gradients_that_are_divided_or_wait_on_the_host_change_no_bit() {
     }
 }
 
-/// The roots of a rank whose lanes are held up and, if the trial says so, do not wait for each other.
+/// The roots of a rank whose lanes are slowed down and, if the trial says so, do not wait for each other.
 fn roots_of_trial(settings: &[&str], trial: Trial, exchange: Box<dyn Exchange<Cuda>>) -> Vec<Hash> {
     let (mut trainer, mut feed) = setup_rank(settings, |_| exchange);
     trainer.ops.set_trial(trial);
     four_roots(&mut trainer, &mut feed)
 }
 
-/// Gradients leave while others are computed. Either lane may be late: no bit changes. And that this test
-/// would notice a forgotten event is shown by forgetting it.
+/// Gradients are sent while others are computed. Slowing either lane changes no bit. Leaving an event out
+/// shows that this test would notice a missing one.
 #[test]
 #[ignore = "skipped: needs a CUDA GPU; run with --include-ignored"]
 fn cuda_lanes_that_are_late_change_no_bit_and_a_forgotten_event_does() {
@@ -173,7 +173,7 @@ fn cuda_lanes_that_are_late_change_no_bit_and_a_forgotten_event_does() {
     }
 }
 
-/// One rank goes through everything that many do: the group, its first exchange, shards, chunks of the norm.
+/// One rank does everything that many do: the group, its first exchange, shards, chunks of the norm.
 #[test]
 #[ignore = "skipped: needs a CUDA GPU and NCCL; run with --include-ignored"]
 fn cuda_nccl_with_one_rank_ends_in_the_bits_of_none() {
@@ -212,7 +212,7 @@ fn cuda_takes_all_its_memory_before_the_first_step() {
     assert_eq!(trainer.ops.taken_bytes(), before);
 }
 
-/// Set in the process that is to make a fault.
+/// Set in the process that causes a fault on the device.
 const FAULT: &str = "TEST_DEVICE_FAULT";
 
 /// A fault on the device ends the context for the whole process, so it happens in one of its own: this test

@@ -1,4 +1,4 @@
-//! What can end a training run.
+//! Errors that end a training run.
 
 use crate::data::DataError;
 use crate::ops::DeviceError;
@@ -12,17 +12,17 @@ pub enum TrainError {
     Data(#[from] DataError),
     #[error(transparent)]
     Exchange(#[from] crate::parallel::ExchangeError),
-    /// Ranks that must hold the same do not.
+    /// Ranks differ in what all must hold equally.
     #[error(
         "at step {step} the ranks differ in weights or counters: {differing}\n  hint: suspect that machine; the last checkpoint is whole, `runner resume` without it"
     )]
     RanksDiffer { step: u64, differing: String },
-    /// A saved state that this experiment cannot take.
+    /// A saved state that does not fit this experiment.
     #[error("the saved tensor `{tensor}` {problem}")]
     State { tensor: String, problem: String },
 }
 
-/// Why a run could not go on: the trainer, or its files.
+/// Why a run could not go on: an error of the trainer, or of its files.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error(transparent)]
@@ -35,14 +35,14 @@ pub enum RunError {
     Step { step: u64, error: TrainError },
     #[error(transparent)]
     Eval(#[from] crate::eval::EvalError),
-    /// A step made twice gave other bits: memory or arithmetic cannot be trusted.
+    /// A step made twice gave other bits: memory or arithmetic is faulty.
     #[error(
         "step {step}, made twice from one state, gave other bits:{differences}\n  kept: both states in `{}`\n  hint: suspect the hardware; the newest checkpoint is from before this step, `runner resume` it on another machine", folder.display()
     )]
     Unrepeatable { step: u64, differences: String, folder: std::path::PathBuf },
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
-    /// What a listener could not write.
+    /// An error of a listener that could not write.
     #[error(transparent)]
     Records(#[from] crate::store::RecordsError),
 }

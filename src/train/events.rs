@@ -1,4 +1,4 @@
-//! What a run reports. The loop emits events; records, the console, a JSON stream or anything else listens.
+//! What a run reports. The loop emits events; records, the console and the JSON stream are listeners.
 
 use std::path::PathBuf;
 
@@ -25,7 +25,7 @@ pub enum Event {
     },
     /// All steps are done, and what was due after the last has been measured and written.
     Completed { steps: u64, tokens: u64 },
-    /// A set is being worked through: `what` names it.
+    /// Progress through a set, such as validation: `what` names it.
     Evaluating { what: &'static str, done: usize, sequences: usize },
     /// Validation loss before step `step`.
     Evaluated { step: u64, val_loss: f64, val_tokens: u64 },
@@ -33,35 +33,35 @@ pub enum Event {
     HellaSwag { step: u64, scores: Scores },
     /// Text the model wrote.
     Sampled { step: u64, prompt: String, text: String },
-    /// A checkpoint is being hashed and written behind the trainer's back.
+    /// A checkpoint is being hashed and written in the background.
     Saving { step: u64, done_bytes: u64, bytes: u64 },
     /// A checkpoint is safely on disk.
     CheckpointSaved { step: u64, path: PathBuf, bytes: u64 },
-    /// Training went back to a checkpoint, at which the ledger had so many entries, and on behind the bad
-    /// data.
+    /// Training went back to a checkpoint, at which the ledger had `entries` entries, and continues behind
+    /// the bad data.
     Rewound { from_step: u64, to_step: u64, entries: u64 },
     /// Too many steps in a row were skipped.
     Diverged { step: u64, skips: u64 },
     /// A loss, a weight or a validation loss is NaN or infinite, and the run ends, with `step` steps done.
     NotFinite { step: u64, why: String },
-    /// Asked to stop: the step at hand is done and saved.
+    /// A stop was requested: the current step is done and saved.
     Interrupted { step: u64 },
-    /// The last step is done, and of all steps so many were skipped.
+    /// The last step is done; `skipped` steps were skipped in all.
     Finished { step: u64, skipped: u64, root: Hash, seconds: f64, waits: Waits },
 }
 
-/// Takes events as they come. An error stops the run.
+/// Receives each event. An error stops the run.
 pub trait Listener {
     fn on(&mut self, event: &Event) -> Result<(), RunError>;
 
-    /// Returns when everything reported so far is on the disk: a checkpoint that counts on it may follow.
-    /// The listener that keeps the ledger gives its head.
+    /// Returns when everything reported so far is on the disk, so that a checkpoint may refer to it.
+    /// The listener that writes the ledger returns its head.
     fn make_durable(&mut self) -> Result<Option<Head>, RunError> {
         Ok(None)
     }
 }
 
-/// Several listeners: an event goes to one after the other, and no further than to the first that fails.
+/// Several listeners: an event goes to one after the other, up to the first that fails.
 pub struct Listeners(pub Vec<Box<dyn Listener>>);
 
 impl Listener for Listeners {

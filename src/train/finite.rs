@@ -1,4 +1,4 @@
-//! Whether what a run ends with is made of numbers.
+//! Whether the state that a run ends with is finite.
 
 use rayon::prelude::*;
 
@@ -8,9 +8,8 @@ use crate::ops::{Dtype, Ops};
 use crate::parallel::exchange;
 
 impl<O: Ops> Run<O> {
-    /// Why a run whose last step is made has not come to anything: its weights or other tensors of its state
-    /// hold a number that is not finite, or no step has changed a weight. Ranks look through their own parts
-    /// and agree.
+    /// Why a run that has made its last step has no usable result: a tensor of its state holds a number that
+    /// is not finite, or no step has changed a weight. Ranks check their own parts and agree.
     pub(super) fn came_to_nothing(&mut self) -> Result<Option<String>, RunError> {
         let progress = self.trainer.progress();
         if progress.updates == 0 && progress.step > 0 {

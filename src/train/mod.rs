@@ -1,6 +1,7 @@
 //! Training: what one optimizer step is ([`trainer`]), all that it reads as named tensors ([`state`], with
-//! the host's values in [`progress`]), the loop around it ([`run`], [`saving`]), what the loop reports ([`events`]) and the listener that writes
-//! it down ([`record`]). Prints nothing, and names no file: those are the store's.
+//! the host's values in [`progress`]), the loop around it ([`run`], [`saving`]), what the loop reports
+//! ([`events`]) and the listener that records it ([`record`]). Prints nothing, and knows no file names: the
+//! store does.
 
 #[cfg(test)]
 mod cuda_tests;

@@ -14,7 +14,7 @@ pub struct Progress {
     pub step: u64,
     /// Steps that reached the weights.
     pub updates: u64,
-    /// Sequences by which rewinds have moved the stream of samples on.
+    /// Sequences by which rewinds have advanced the stream of samples.
     pub data_offset: u64,
     pub guards: Guards,
 }

@@ -1,4 +1,4 @@
-//! Promise 4 without processes: ranks as threads end in the bits of one.
+//! Ranks as threads of one process end in the bits of a single rank.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ fn experiment_with(sets: &[&str]) -> Experiment {
     experiment::load_text("t", TEXT, &sets).expect("a whole experiment").experiment
 }
 
-/// What a rank saw and ended with.
+/// The reports and the final state of a rank.
 #[derive(Debug, PartialEq)]
 struct End {
     reports: Vec<StepReport>,
@@ -67,7 +67,7 @@ fn train(
     End { reports, roots, state: trainer.state().expect("a state") }
 }
 
-/// What all of `size` ranks end with, which must be the same.
+/// The common result of all of `size` ranks, which must agree.
 fn train_on(size: usize, zero: u8, from: Option<&[Tensor]>, steps: usize) -> End {
     train_all(size, &experiment(zero), from, steps)
 }

@@ -1,4 +1,4 @@
-//! The listener that writes a run down: what the loop reports becomes entries of the ledger, rows and texts.
+//! The listener that records a run: events become entries of the ledger, rows of metrics and sample files.
 
 use super::RunError;
 use super::events::{Event, Listener};
@@ -10,17 +10,17 @@ use crate::proof::ledger::NOT_FINITE;
 use crate::proof::{Action, Entry, Evaluation, Head, HellaSwag, Validation};
 use crate::store::Records;
 
-/// Keeps the records of a run. What was reported since the last step goes into the next entry.
+/// Keeps the records of a run. Events since the last step go into the next entry.
 pub struct Recorder {
     pub records: Records,
     /// Measured before the next step.
     evaluation: Evaluation,
-    /// What changed the bits before the next step, in the ledger's words: `drift …`, `rewind …`.
+    /// What changed the bits before the next step, as the ledger writes it: `drift …`, `rewind …`.
     pub changes: Vec<String>,
 }
 
 impl Recorder {
-    /// A recorder to which nothing was reported yet.
+    /// A recorder without any event yet.
     pub fn new(records: Records) -> Recorder {
         Recorder { records, evaluation: Evaluation::default(), changes: Vec::new() }
     }
@@ -63,7 +63,7 @@ impl Listener for Recorder {
     }
 }
 
-/// What a step itself gives the ledger: its numbers, and what the guards did. `tokens` are those seen,
+/// A step's own part of its entry: its numbers, and the guards' decision. `tokens` are those seen,
 /// the step's included.
 pub fn ledger_entry(report: &StepReport, tokens: u64) -> Entry {
     Entry {
@@ -110,7 +110,7 @@ pub fn correct_counts(scores: &Scores) -> HellaSwag {
     let correct = |score: f64| (score * scores.tasks as f64).round() as u64;
     HellaSwag {
         tasks: scores.tasks as u64,
-        llmc_correct: correct(scores.reference),
+        llmc_correct: correct(scores.llmc),
         acc_correct: scores.harness.then(|| correct(scores.acc)),
         acc_norm_correct: scores.harness.then(|| correct(scores.acc_norm)),
     }

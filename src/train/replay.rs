@@ -1,4 +1,4 @@
-//! A step made twice from one state: the only defence against arithmetic that is wrong now and then.
+//! A step made twice from one state: the only check that finds arithmetic that is wrong now and then.
 //!
 //! A processor that miscalculates once an hour leaves no trace in a loss curve. Here the state before the
 //! step is copied to the host, the step made, the copy put back and the step made again on the same

@@ -30,7 +30,7 @@ use crate::proof::Hash;
 use crate::rng::Key;
 use crate::store::{Timing, Writer};
 
-/// A run with everything open: what [`Run::finish`] turns into a trained model.
+/// A run with everything open; [`Run::finish`] trains it.
 pub struct Run<O: Ops> {
     pub experiment: Experiment,
     pub trainer: Trainer<O>,
@@ -59,14 +59,14 @@ pub enum Outcome {
     Diverged {
         step: u64,
     },
-    /// A loss or weight is not finite, so that what the run ended with is no model.
+    /// A loss or weight is not finite, so the run has no usable model.
     NotFinite {
         step: u64,
     },
 }
 
 impl<O: Ops> Run<O> {
-    /// Trains from where the trainer stands to the end.
+    /// Trains from the trainer's current step to the end.
     pub fn finish(&mut self, out: &mut dyn Listener) -> Result<Outcome, RunError> {
         let started = Instant::now();
         let steps = self.experiment.schedule.steps;
@@ -82,7 +82,7 @@ impl<O: Ops> Run<O> {
         self.end(last, started, out)
     }
 
-    /// One turn of the loop. Gives what the guards said of its step, or how the run ended.
+    /// One iteration of the loop. Returns the guards' verdict on its step, or how the run ended.
     fn turn(
         &mut self,
         rewound_to: &mut Option<u64>,
@@ -95,7 +95,7 @@ impl<O: Ops> Run<O> {
         }
         let (verdict, root) = self.step(step, out)?;
         if let Some(why) = not_finite {
-            // The step is made for its entry, in which the evaluation stands.
+            // The step is still made, because its ledger entry holds the evaluation.
             return self.end_not_finite(why, out).map(ControlFlow::Break);
         }
         if self.trainer.progress().guards.diverged() {
@@ -121,8 +121,8 @@ impl<O: Ops> Run<O> {
         Ok(ControlFlow::Continue(verdict))
     }
 
-    /// Evaluates and samples after the last step, and looks whether the run has come to a model. `last` is
-    /// what the guards said of the last step, if one was made.
+    /// Evaluates and samples after the last step, and checks whether the run has a usable model. `last` is
+    /// the guards' verdict on the last step, if one was made.
     fn end(
         &mut self,
         last: Option<Verdict>,
@@ -152,13 +152,13 @@ impl<O: Ops> Run<O> {
         Ok(Outcome::Finished { root })
     }
 
-    /// Steps that reached no weight, of all that were made.
+    /// Steps made that did not update the weights.
     fn skipped(&self) -> u64 {
         self.trainer.progress().step - self.trainer.progress().updates
     }
 
-    /// Ends a run of which a number that must be finite is not. Nothing more is saved; the checkpoints that
-    /// are there stay.
+    /// Ends a run in which a number that must be finite is not. Nothing more is saved; existing checkpoints
+    /// are kept.
     fn end_not_finite(&mut self, why: String, out: &mut dyn Listener) -> Result<Outcome, RunError> {
         let step = self.trainer.progress().step;
         let why = format!("{why}; {} of {step} steps were skipped", self.skipped());
@@ -167,8 +167,8 @@ impl<O: Ops> Run<O> {
         Ok(Outcome::NotFinite { step })
     }
 
-    /// One optimizer step with its digest, timed and reported. Gives what the guards said, and the
-    /// state root where it was hashed.
+    /// One optimizer step with its digest, timed and reported. Returns the guards' verdict, and the state
+    /// root where it was hashed.
     fn step(&mut self, step: u64, out: &mut dyn Listener) -> Result<(Verdict, Option<Hash>), RunError> {
         let (steps, tokens) = (self.experiment.schedule.steps, self.experiment.batch.tokens);
         let began = Instant::now();
@@ -191,7 +191,7 @@ impl<O: Ops> Run<O> {
         let every = self.experiment.proof.replay_every;
         if every == 0 || !(step + 1).is_multiple_of(every) {
             return self.trainer.step(&mut self.feed).map_err(|error| match error {
-                // It names the step, and another rank's failure is none of this step's.
+                // Such an error names its own step, and another rank's failure is not a failure of this step.
                 TrainError::Exchange(_) => error.into(),
                 error => RunError::Step { step, error },
             });
@@ -199,8 +199,8 @@ impl<O: Ops> Run<O> {
         replay::twice(&mut self.trainer, &mut self.feed, &self.writer, |trainer, feed| trainer.step(feed))
     }
 
-    /// Validation loss and HellaSwag, when they are due before `step`. Gives why the weights are broken, when
-    /// a loss is not finite.
+    /// Validation loss and HellaSwag, when they are due before `step`. Returns why the weights are unusable,
+    /// when a loss is not finite.
     fn evaluate(&mut self, step: u64, out: &mut dyn Listener) -> Result<Option<String>, RunError> {
         if !due_before(self.experiment.eval.every, step, self.experiment.schedule.steps) {
             return Ok(None);
@@ -218,13 +218,12 @@ impl<O: Ops> Run<O> {
         }
         if let Some(set) = &self.hellaswag {
             let (ops, model, losses, link) = self.trainer.for_evaluation();
-            let (what, alone) = ("HellaSwag", link.size() == 1);
-            let progress =
-                |done, sequences| report(&mut reported, out, Event::Evaluating { what, done, sequences });
+            let progress = |done, sequences| {
+                report(&mut reported, out, Event::Evaluating { what: "HellaSwag", done, sequences })
+            };
             match eval::hellaswag(ops, model, losses, link, set, progress) {
                 Ok(scores) => out.on(&Event::HellaSwag { step, scores })?,
-                // One of several ranks finds it before the others know: to them it is an error.
-                Err(why @ EvalError::NotFinite { .. }) if alone => return Ok(Some(why.to_string())),
+                Err(why @ EvalError::NotFinite { .. }) => return Ok(Some(why.to_string())),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -264,7 +263,7 @@ impl<O: Ops> Run<O> {
         out.on(&Event::Sampled { step, prompt: sample.prompt.clone(), text })
     }
 
-    /// Whether any rank has been asked to stop: then all do, after the same step.
+    /// Whether any rank was asked to stop: then all stop, after the same step.
     fn agree_to_stop(&mut self) -> Result<bool, RunError> {
         let asked = vec![u8::from(self.stop.load(Ordering::SeqCst))];
         let all = exchange::all_gather(self.trainer.link(), "the question whether to stop", asked)
@@ -273,7 +272,7 @@ impl<O: Ops> Run<O> {
     }
 }
 
-/// Reports from within work that cannot be broken off; keeps the first error.
+/// Reports from within work that cannot be interrupted; keeps the first error.
 fn report(reported: &mut Result<(), RunError>, out: &mut dyn Listener, event: Event) {
     if reported.is_ok() {
         *reported = out.on(&event);

@@ -1,4 +1,4 @@
-//! Checkpoints of a run in the making, and the way back to one.
+//! Saving checkpoints during a run, and going back to one.
 
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ impl<O: Ops> Run<O> {
         Ok(())
     }
 
-    /// Reports how far the checkpoint is that is being written, or that it is done.
+    /// Reports the progress of the checkpoint being written, or that it is done.
     pub(super) fn announce_saved(&mut self, out: &mut dyn Listener) -> Result<(), RunError> {
         let saved = self.writer.poll()?;
         if saved.is_none()
@@ -81,7 +81,7 @@ impl<O: Ops> Run<O> {
         Ok(())
     }
 
-    /// The newest whole checkpoint: rank 0 looks for it, the others load what they need of the same.
+    /// The newest whole checkpoint: rank 0 chooses it, the others load their parts of the same one.
     fn newest_checkpoint(&mut self) -> Result<Option<Loaded>, RunError> {
         const NONE: u64 = u64::MAX;
         let found = if self.trainer.link().rank() == 0 { self.writer.newest_whole()? } else { None };

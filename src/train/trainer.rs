@@ -1,11 +1,11 @@
 //! One model in training on one rank's device, and what a single optimizer step does to it.
 //!
-//! A step is organised by virtual workers: each folds its micro-batches into f32 gradients, the tree
-//! of [`crate::parallel`] adds the workers, and then the host looks once: at the losses and at the
-//! gradient norm, to let the guards decide whether the optimizer runs.
+//! A step is organised by virtual workers: each folds its micro-batches into f32 gradients, the tree of
+//! [`crate::parallel`] adds the workers, and then the host reads the losses and the gradient norm, once, and
+//! the guards decide whether the optimizer runs.
 //!
 //! Of N ranks each runs V/N neighbouring workers. Then gradients are exchanged along the tree's upper levels,
-//! and losses gathered in the stream's order, so that every rank judges by the same numbers. With
+//! and losses gathered in the stream's order, so that every rank decides on the same numbers. With
 //! `parallel.zero = 1` a rank keeps the optimizer's state of its shard alone, updates that, and the new
 //! weights are gathered; with 2 it keeps the sums of its shard alone as well; with 0 the sums are gathered
 //! and everyone updates everything. None of it changes a bit.
@@ -31,8 +31,8 @@ use crate::parallel::{Exchange, ExchangeError, Link, Shards, Solo, Sums, reduce}
 
 /// Everything that training needs on a device, and the host state that the next step reads.
 pub struct Trainer<O: Ops> {
-    /// First, so that it is the first to go: the device cannot come to rest while it waits for ranks that are
-    /// gone.
+    /// The first field, so that it is dropped first: the device cannot synchronise while it waits for ranks
+    /// that have ended.
     pub(super) exchange: Box<dyn Exchange<O>>,
     pub ops: O,
     pub model: Gpt2<O>,
@@ -44,7 +44,7 @@ pub struct Trainer<O: Ops> {
     pub(super) optimizer: OptimizerState<O::Buf>,
     /// Whether that is a shard, and sums and weights are exchanged as such.
     sharded: bool,
-    /// What the backward pass writes.
+    /// The gradients that the backward pass writes.
     grads: Weights<O::Buf>,
     sums: Sums<O>,
     /// Losses of every token of a step, in the order of the stream.
@@ -56,7 +56,7 @@ pub struct Trainer<O: Ops> {
     pub(super) progress: Progress,
 }
 
-/// What a step did.
+/// The report of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
     pub step: u64,
@@ -149,7 +149,7 @@ impl<O: Ops> Trainer<O> {
         rank * sequences..(rank + 1) * sequences
     }
 
-    /// Where training stands.
+    /// The progress of training.
     pub fn progress(&self) -> &Progress {
         &self.progress
     }

@@ -6,10 +6,9 @@
 use std::fmt;
 use std::path::Path;
 
-use anyhow::bail;
-
 use crate::proof::lock::{self, Lock, differences};
 use crate::proof::{Entry, FieldDifference, entry, ledger};
+use crate::run::UsageError;
 use crate::run::error::{refuse_ledger, refuse_lock};
 use crate::run::lock::list;
 use crate::store::compare::{self, StateDifference};
@@ -44,9 +43,12 @@ impl Diff {
                 Ok(Diff { compared: vec![step], state, ..Diff::default() })
             }
             (false, false) => Diff::of_runs(a, b),
-            _ => bail!(
-                "a run and a checkpoint cannot be compared\n  hint: give two runs, or two folders of checkpoints"
-            ),
+            _ => Err(UsageError(
+                "a run and a checkpoint cannot be compared\n  hint: give two runs, or two folders of \
+                 checkpoints"
+                    .into(),
+            )
+            .into()),
         }
     }
 
@@ -77,14 +79,14 @@ impl Diff {
         Ok(diff)
     }
 
-    /// Whether everything that both have has the same bits.
+    /// Whether everything that both runs have has the same bits.
     pub fn same_bits(&self) -> bool {
         self.step.is_none() && self.state.is_none()
     }
 }
 
 impl fmt::Display for Diff {
-    /// A few lines that end in the first differing element.
+    /// A text of a few lines, down to the first differing element.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, changed) in self.locks.iter().filter(|(_, changed)| !changed.is_empty()) {
             let what = if *name == "numerics" {

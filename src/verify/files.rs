@@ -31,7 +31,7 @@ pub struct WholeRun {
 /// Checks the files of the run in `folder`; gives the run when nothing of it is damaged.
 pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow::Result<Option<WholeRun>> {
     let paths = RunPaths::new(folder);
-    // Asked first: a run that ends meanwhile is whole.
+    // Checked first: a run that ends meanwhile is complete.
     let running = run_folder::holder(folder).is_some();
     if !paths.experiment().is_file() {
         return Err(StoreError::NoSuchRun { path: folder.into() }.into());
@@ -99,7 +99,7 @@ fn read_lock(paths: &RunPaths, newest: Option<&Manifest>, checks: &mut Checks<'_
             Some(lock)
         }
         Err(why) => {
-            // The newest checkpoint has a copy of the numerics, which may tell the field.
+            // The newest checkpoint has a copy of the numerics, which may show the changed field.
             let damaged = matches!(&why, LockError::TableDiffers { table: "numerics", .. });
             let content = std::fs::read_to_string(&path)
                 .ok()
@@ -343,7 +343,7 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, checks: &mut Checks<'_>) {
                 Ok(initial) => initial::lock(initial.as_ref(), &mut numerics),
                 Err(why) => return checks.failed("model.init", why.to_string()),
             }
-            // Before anything is allocated a GPU knows only some of its kernels and plans, and maybe others.
+            // Before anything is allocated a GPU has only some of its kernels and plans, and perhaps others.
             let known = |key: &str| {
                 !(key.starts_with("cuda.") || key == "device.kind")
                     || (numerics.contains_key(key) && lock.numerics.contains_key(key))
@@ -365,7 +365,7 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, checks: &mut Checks<'_>) {
     }
 }
 
-/// What was compared with the data themselves.
+/// Whether a key of the lock is a digest of the training data.
 fn is_data(key: &str) -> bool {
     key.starts_with("data.shard.") || key == "data.tokenizer_sha256"
 }

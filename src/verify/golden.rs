@@ -1,4 +1,4 @@
-//! Golden roots: a text file in a repository that says which bits an experiment must end in.
+//! Golden roots: a text file in a repository with the bits that an experiment must end in.
 //!
 //! ```text
 //! # Golden roots of `ci`. Made by `runner verify EXPERIMENT --twice --bless FILE`.
@@ -8,7 +8,7 @@
 //! ```
 //!
 //! `root N` is the state root after N steps; `tensor N` the digest of one tensor then, so that a
-//! mismatch has a name. A file with a lone hash is the root after the last step.
+//! mismatch has a name. A file with nothing but a hash has the root after the last step.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -85,7 +85,7 @@ impl Golden {
         Ok(golden)
     }
 
-    /// What differs in a run: nothing when its bits are golden.
+    /// What differs in a run; nothing when all bits are equal.
     pub fn mismatch(&self, entries: &[Entry], manifests: &[Manifest]) -> Option<String> {
         let steps = crate::proof::entry::steps(entries).len() as u64;
         let found = |step: u64| entries.get(usize::try_from(step.checked_sub(1)?).ok()?)?.root;

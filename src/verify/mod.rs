@@ -1,10 +1,10 @@
-//! What can be proven of a run. Every check is a value; nothing here prints.
+//! Checks of a run. Every check is a value; nothing here prints.
 //!
 //! * [`files`]: locks, ledger, checkpoints and data of a run against each other and this machine.
 //! * [`replay`]: steps of a run trained again, each root compared.
 //! * [`twice`]: an experiment in fresh processes, one of them killed; [`golden`]: roots in a file.
 //! * [`diff`]: the first step, tensor, leaf and element in which two runs differ.
-//! * [`promises`]: the checks of a run in the words of its page.
+//! * [`promises`]: the checks as sentences for the report page.
 
 pub mod diff;
 pub mod files;
@@ -15,7 +15,7 @@ pub mod twice;
 
 pub use crate::report::html::{Check, Status};
 
-/// The checks so far. Each is handed over as it is made, for some take long.
+/// The checks so far. Each is passed to the caller when it is made, because some take long.
 pub struct Checks<'a> {
     made: Vec<Check>,
     on_check: &'a mut dyn FnMut(&Check),
@@ -33,17 +33,17 @@ impl<'a> Checks<'a> {
         self.made.push(check);
     }
 
-    /// What was checked is as it must be.
+    /// The check passed.
     pub fn passed(&mut self, name: &str, detail: impl Into<String>) {
         self.add(Status::Passed, name, detail.into());
     }
 
-    /// It is not.
+    /// The check failed.
     pub fn failed(&mut self, name: &str, detail: impl Into<String>) {
         self.add(Status::Failed, name, detail.into());
     }
 
-    /// It could not be checked here, which proves nothing.
+    /// It could not be checked here.
     pub fn skipped(&mut self, name: &str, detail: impl Into<String>) {
         self.add(Status::NotChecked, name, detail.into());
     }

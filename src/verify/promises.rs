@@ -1,5 +1,4 @@
-//! The checks of a run in the words of a page that people read: what each promises, and the promises that no
-//! file can show.
+//! The checks of a run as sentences for its report page, and the guarantees that files alone cannot show.
 
 use std::path::Path;
 
@@ -7,7 +6,7 @@ use super::{Check, Status};
 use crate::experiment;
 use crate::store::RunPaths;
 
-/// What a page says of files that were not checked.
+/// The sentence for files that were not checked.
 pub fn unchecked(folder: &Path) -> Vec<Check> {
     let check = |name: &str, command: &str| Check {
         status: Status::NotChecked,
@@ -17,7 +16,7 @@ pub fn unchecked(folder: &Path) -> Vec<Check> {
     vec![check("files against checkpoints, ledger, lock, metrics and data", "verify")]
 }
 
-/// The checks of the files in `folder` as promises, and those that no check of files can show.
+/// The checks of the files in `folder` as sentences, and the guarantees that no check of files can show.
 pub fn of_run(checks: Vec<Check>, folder: &Path) -> anyhow::Result<Vec<Check>> {
     let mut checks = condensed(checks);
     checks.extend(beyond_files(folder));
@@ -25,7 +24,7 @@ pub fn of_run(checks: Vec<Check>, folder: &Path) -> anyhow::Result<Vec<Check>> {
     Ok(checks)
 }
 
-/// The checks as promises, those of whole checkpoints in one: the page lists their roots elsewhere.
+/// The checks as sentences, those of whole checkpoints in one: the page lists their roots elsewhere.
 fn condensed(checks: Vec<Check>) -> Vec<Check> {
     let step_of = |check: &Check| {
         let step = check.name.strip_prefix("checkpoint ")?.parse::<u64>().ok()?;
@@ -48,12 +47,12 @@ fn condensed(checks: Vec<Check>) -> Vec<Check> {
     condensed
 }
 
-/// What a check of `runner verify` promises, in the words of a reader.
+/// The sentence for a check of `runner verify`.
 fn promise(check: &str) -> String {
     let sentence = match check {
         "lock" => "the lock is as runner wrote it",
         "ledger" => "no line of the ledger was edited, moved or lost",
-        "ledger and checkpoints" => "ledger and checkpoints tell of the same run",
+        "ledger and checkpoints" => "ledger and checkpoints are of the same run",
         "outputs" => "the lock's outputs are those of the last checkpoint",
         "metrics.jsonl" => "every row of metrics.jsonl is what the ledger says",
         "metrics.parquet" => "every row of metrics.parquet is what the ledger says",
@@ -72,7 +71,7 @@ fn promise(check: &str) -> String {
     sentence.to_owned()
 }
 
-/// The promises that no file can show: each with the command that checks it.
+/// The guarantees that no file can show, each with the command that checks it.
 fn beyond_files(folder: &Path) -> [Check; 2] {
     let open = |name: &str, detail: String| Check { status: Status::NotChecked, name: name.into(), detail };
     [
@@ -87,7 +86,8 @@ fn beyond_files(folder: &Path) -> [Check; 2] {
     ]
 }
 
-/// What `proof.replay_every` found: a run that made a step twice with other bits has stopped and kept both.
+/// The result of `proof.replay_every`: a run that made a step twice with other bits has stopped and kept both
+/// states.
 fn replays(folder: &Path) -> anyhow::Result<Option<Check>> {
     let paths = RunPaths::new(folder);
     let every = experiment::load(&paths.experiment(), &[])?.experiment.proof.replay_every;

@@ -18,7 +18,7 @@ use crate::run::data::{Data, SHARDS, remembered};
 use crate::run::device::{Device, OnDevice};
 use crate::run::locked::Locked;
 use crate::run::messages::{Report, Work};
-use crate::run::{initial, lock};
+use crate::run::{UsageError, initial, lock};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;
 use crate::train::record::{correct_counts, ledger_entry};
@@ -52,11 +52,12 @@ pub fn verify(
     if steps.start > 0 && !folder.is_dir() {
         let have: Vec<String> =
             store::list(&paths.checkpoints())?.iter().map(|(step, _)| step.to_string()).collect();
-        anyhow::bail!(
+        return Err(UsageError(format!(
             "there is no checkpoint of step {} to start from\n  hint: there are those of steps 0 (the start), {}",
             steps.start,
             have.join(", ")
-        );
+        ))
+        .into());
     }
     // One device makes the bits of any number.
     let mut experiment = loaded.experiment.clone();

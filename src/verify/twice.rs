@@ -15,7 +15,7 @@ use crate::formats::load_experiment;
 use crate::proof::{Entry, Lock, ledger};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
 
-/// What to hold the runs to, and where to keep them.
+/// What to compare the runs with, and where to keep them.
 pub struct Options {
     /// `--set` arguments of the experiment.
     pub set: Vec<String>,
@@ -32,7 +32,7 @@ struct Trial<'a> {
     program: PathBuf,
     experiment: &'a Path,
     runs: PathBuf,
-    /// Where the runs' stderr goes: a pipe that nobody reads would stop them when it is full.
+    /// Where the runs' stderr goes: an unread pipe would block them when it is full.
     logs: PathBuf,
     /// `--set` arguments, those of the user and our own.
     set: Vec<String>,
@@ -54,7 +54,7 @@ const ATTEMPTS: u32 = 5;
 /// # Errors
 /// A run fails, or a file cannot be read or written.
 pub fn verify(path: &Path, options: &Options, checks: &mut Checks<'_>) -> anyhow::Result<()> {
-    // Read first: a mistake in it should not cost two runs.
+    // Read before the runs, so that a mistake in it is found at once.
     let golden = options.expect.as_deref().map(|path| {
         let text =
             std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;

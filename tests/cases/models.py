@@ -4,9 +4,8 @@
     pip install numpy safetensors
     python tests/cases/models.py
 
-Each folder is a GPT-2 of Hugging Face's with 1 layer, 2 heads, 8 channels and 257 tokens (one a byte), and is
-wrong in the one way that its name says; `hf_good` in none. tests/integration/foreign_models.rs says what each
-must give.
+Each folder is a GPT-2 of Hugging Face's with 1 layer, 2 heads, 8 channels and 257 tokens (one a byte), with
+the fault in its name; `hf_good` has none. tests/integration/foreign_models.rs says what each must give.
 """
 import json
 import pathlib

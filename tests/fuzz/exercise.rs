@@ -1,6 +1,6 @@
-//! What is done with bytes that anybody may have written: read them, and hold the reader to its word.
+//! What the targets do with arbitrary bytes: read them, and check what the reader returns.
 //!
-//! A refusal must name the file; what is accepted must be what the reader says it is. Shared by the fuzz
+//! An error must name the file; what is accepted must be as the reader describes it. Shared by the fuzz
 //! targets and by the plain test that runs the seeds.
 
 use std::path::Path;
@@ -10,7 +10,7 @@ use runner::{data, eval, experiment, formats, store};
 
 const NAME: &str = "some/file";
 
-/// A refusal says of which file, and is a message rather than a dump.
+/// An error names the file, and is a message rather than a dump.
 fn refused(error: &dyn std::fmt::Display) {
     let text = error.to_string();
     assert!(text.contains(NAME), "a message without the file: {text}");

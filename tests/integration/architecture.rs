@@ -55,7 +55,7 @@ impl Crate {
         mentions.retain(|mention| !is_test(&mention.module));
         let mut imports = BTreeMap::new();
         for Mention { module, path, name, .. } in &mentions {
-            // A crate that is imported under its own name is none of ours.
+            // A crate that is imported under its own name is not a module of this crate.
             if let Some(name) = name.as_ref().filter(|name| path.first() != Some(name)) {
                 imports.entry((module.clone(), name.clone())).or_insert_with(|| path.clone());
             }

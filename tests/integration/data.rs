@@ -46,7 +46,7 @@ fn serve(file: Vec<u8>) -> Server {
                 "HTTP/1.1 {status} X\r\nconnection: close\r\netag: \"1\"\r\n{range}content-length: {}\r\n\r\n",
                 body.len()
             );
-            // A client that was killed is what the test is about.
+            // The client may be killed, as the test does.
             let _ = stream.write_all(head.as_bytes());
             if stalls.load(Ordering::Relaxed) {
                 let _ = stream.write_all(&body[..body.len() / 2]);

@@ -1,4 +1,4 @@
-//! Shards under training: what is wrong with them is an error before the first step or said by name.
+//! Shards under training: faults are an error before the first step, or a warning that names the shard.
 
 use std::path::Path;
 use std::time::Duration;
@@ -78,7 +78,7 @@ fn a_token_outside_the_vocabulary_is_found_before_the_first_step() {
     bytes[1024 + 2 * 3999..].copy_from_slice(&300u16.to_le_bytes());
     write(&lab, "a_train_0.bin", &bytes);
     lab.run(&toml, &[]).assert_fails(1, &["a_train_0.bin` holds token 300 at position 3999 (byte 9022)"]);
-    assert!(!lab.path("a/lock.toml").exists(), "nothing has begun");
+    assert!(!lab.path("a").exists(), "nothing has begun");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Promises 1, 3 and 5: the same bits again, whatever does not matter, on whatever CPU.
+//! The same bits again, under settings that must not change them, on every CPU.
 
 use crate::support::Lab;
 

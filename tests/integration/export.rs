@@ -128,8 +128,8 @@ fn an_older_checkpoint_is_exported_by_its_step() {
     let lab = trained();
     let folder = export(&lab, &["--format", "llmc", "--checkpoint", "10"]);
     assert!(folder.ends_with("step_00000010_llmc_fp32"), "{}", folder.display());
-    lab.verb("export", "ci", &["--format", "llmc", "--checkpoint", "7"]).assert_fails(1, &["step_00000007"]);
-    lab.verb("export", "none", &["--format", "llmc"]).assert_fails(1, &["there is no run in"]);
+    lab.verb("export", "ci", &["--format", "llmc", "--checkpoint", "7"]).assert_fails(2, &["step_00000007"]);
+    lab.verb("export", "none", &["--format", "llmc"]).assert_fails(2, &["there is no run in"]);
 }
 
 #[test]
@@ -150,6 +150,6 @@ fn the_same_seed_writes_the_same_text_and_another_seed_another() {
     let greedy = sample(&["--temperature", "0"]).stdout;
     assert_eq!(sample(&["--top-k", "1"]).stdout, greedy);
     assert_eq!(sample(&["--top-p", "0.000001"]).stdout, greedy);
-    lab.verb("sample", "ci", &["--top-p", "0"]).assert_fails(1, &["`--top-p` is 0, expected above 0"]);
-    lab.verb("sample", "ci", &["--temperature=-1"]).assert_fails(1, &["`--temperature` is -1"]);
+    lab.verb("sample", "ci", &["--top-p", "0"]).assert_fails(2, &["`--top-p` is 0, expected above 0"]);
+    lab.verb("sample", "ci", &["--temperature=-1"]).assert_fails(2, &["`--temperature` is -1"]);
 }

@@ -1,4 +1,4 @@
-//! Models of other programs, taken on no trust: what is read, what is refused, and in which words.
+//! Models of other programs: what is read, what is refused, and with which message.
 //!
 //! The folders are those of `tests/cases`, which `tests/cases/models.py` writes.
 
@@ -151,7 +151,7 @@ fn losses_and_logits_that_are_not_finite_fail_in_words() {
 fn a_checkpoint_that_is_not_finite_is_neither_measured_nor_exported() {
     let lab = Lab::new();
     train(&lab, &case("hf_good")).root();
-    // A whole checkpoint, saved by the program's own writer, of a model with one infinity.
+    // A whole checkpoint, saved by the program's own writer, of a model that holds one infinity.
     let folder = lab.path("tuned/checkpoints/step_00000002");
     let (manifest, mut state) = runner::store::load(&folder).expect("whole");
     let bias = state.iter_mut().find(|tensor| tensor.name == "h.0.ln_2.bias").expect("there");
@@ -168,7 +168,7 @@ fn a_checkpoint_that_is_not_finite_is_neither_measured_nor_exported() {
     assert!(!lab.path("tuned/export").exists());
 }
 
-/// Writes a checkpoint anew with other tensors.
+/// Writes a checkpoint again with other tensors.
 fn resave(checkpoints: &Path, manifest: &Manifest, state: &[Tensor]) {
     let manifest = manifest.clone();
     let facts = Facts {

@@ -1,4 +1,4 @@
-//! The seeds of the fuzz targets, and simple mutations of them, through what the targets do.
+//! Runs the seeds of the fuzz targets, and simple mutations of them, through the targets' functions.
 //!
 //! Not a fuzzer: the mutations are the same each time, and few enough for every run of the tests. The targets
 //! themselves, which follow coverage, are in `tests/fuzz`.
@@ -23,7 +23,8 @@ fn seeds(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     paths.into_iter().map(|path| (path.clone(), std::fs::read(path).expect("readable"))).collect()
 }
 
-/// Damages bytes as files are damaged: flips, cuts, holes, absurd numbers in headers, parts of another file.
+/// Damages bytes in the ways in which files are damaged: flips, cuts, holes, absurd numbers in headers, parts
+/// of another file.
 fn mutate(bytes: &mut Vec<u8>, other: &[u8], random: impl Fn(u64) -> u64) {
     for change in 0..=random(0) % 3 {
         let random = |what: u64, below: usize| (random(1 + 8 * change + what) % below.max(1) as u64) as usize;

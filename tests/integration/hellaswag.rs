@@ -128,7 +128,7 @@ fn the_numbers_behind_each_decision_do_not_depend_on_the_batch_and_agree_between
     }
 }
 
-/// A missing file must not switch HellaSwag off in silence.
+/// A missing file must not turn HellaSwag off without an error.
 #[test]
 fn a_missing_or_faulty_file_ends_a_run_before_its_folder_exists() {
     let lab = Lab::new();
@@ -143,10 +143,10 @@ fn a_missing_or_faulty_file_ends_a_run_before_its_folder_exists() {
 #[test]
 fn eval_refuses_what_it_cannot_measure() {
     let lab = Lab::new();
-    lab.verb("eval", "ci", &[]).assert_fails(1, &["there is no run in"]);
+    lab.verb("eval", "ci", &[]).assert_fails(2, &["there is no run in"]);
     lab.run(CI, &["--set", "schedule.steps=1", "--set", "schedule.warmup_steps=1"]).root();
-    lab.verb("eval", "ci", &["--task", "hellaswag"]).assert_fails(1, &["names no HellaSwag file", "--data"]);
-    lab.verb("eval", "ci", &["--checkpoint", "7"]).assert_fails(1, &["step_00000007"]);
+    lab.verb("eval", "ci", &["--task", "hellaswag"]).assert_fails(2, &["names no HellaSwag file", "--data"]);
+    lab.verb("eval", "ci", &["--checkpoint", "7"]).assert_fails(2, &["step_00000007"]);
     lab.verb("eval", "ci", &["--set", "model.layers=3"]).assert_fails(1, &["`h.2.ln_1.weight` is missing"]);
     lab.verb("eval", "ci", &["--data", "x"]).assert_fails(2, &["--task"]);
 }

@@ -1,4 +1,4 @@
-//! `model.init`, and models that are read without a run: whole files, and every way in which one is not.
+//! `model.init`, and models that are read without a run: whole files, and damaged ones.
 
 use std::path::{Path, PathBuf};
 
@@ -173,7 +173,7 @@ fn a_model_writes_and_is_measured_without_a_run() {
         measure(folder.to_str().expect("UTF-8"), &["--set", "batch.micro=2", "--set", "batch.seq_len=64"]);
     assert_eq!(alone, measure("ci", &[]));
     lab.verb("sample", file.to_str().expect("UTF-8"), &["--checkpoint", "3"])
-        .assert_fails(1, &["it has no checkpoints"]);
+        .assert_fails(2, &["it has no checkpoints"]);
 }
 
 #[test]

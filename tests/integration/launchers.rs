@@ -1,5 +1,5 @@
-//! Real launchers: ranks they start end in the bits of one process, stop saved when asked, and none stays
-//! behind.
+//! Real launchers: the ranks they start end in the bits of one process, save and stop on a signal, and none
+//! is left running.
 //!
 //! A launcher is looked for in `target/ci-launchers/*/bin` and `target/ci-venv/bin`, where CI installs them,
 //! then along PATH. Its tests are ignored unless they are asked for, and fail where it is missing.
@@ -36,7 +36,7 @@ struct Launcher {
 /// The launcher of this name, which must be installed.
 fn launcher(name: &'static str) -> Launcher {
     let torchrun: &[&str] = &["--standalone", "--max-restarts", "1", "--nproc-per-node", "2", "--no-python"];
-    // Three have an mpiexec; they differ in what it calls itself.
+    // Three have an mpiexec; they differ in the name that it prints.
     let (program, calls_itself, arguments, rank, stop) = match name {
         "torchrun" => ("torchrun", "", torchrun, "RANK", "TERM"),
         "openmpi" => {
@@ -80,13 +80,13 @@ impl Launcher {
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_runner");
 
-/// The command that starts a run, for the shell.
+/// The shell command that starts a run.
 fn run(lab: &Lab, more: &[&str]) -> String {
     let sets: Vec<String> = EIGHT.iter().chain(more).map(|set| format!("--set {set}")).collect();
     format!("exec {PROGRAM} run {CI} --runs {} {}", lab.path("").display(), sets.join(" "))
 }
 
-/// The same, or to go on with it where it has begun.
+/// The same, or resumes it if it has begun.
 fn run_or_resume(lab: &Lab) -> String {
     format!("{} --or-resume", run(lab, &[]))
 }
@@ -185,7 +185,7 @@ macro_rules! under {
 
 under! { torchrun, openmpi, mpich, intel }
 
-/// As a launcher that is killed would leave them.
+/// As a killed launcher leaves them.
 #[test]
 fn ranks_whose_launcher_is_gone_save_and_end() {
     let lab = Lab::new();
@@ -200,7 +200,7 @@ fn ranks_whose_launcher_is_gone_save_and_end() {
     assert_stopped_and_saved("a shell", &lab, "");
 }
 
-/// As `scancel` and `systemctl stop` do; `timeout` asks a process twice.
+/// As `scancel` and `systemctl stop` do; `timeout` signals a process twice.
 #[test]
 fn a_signal_to_every_process_of_a_run_stops_it_once() {
     for count in ["2", "1"] {
@@ -235,5 +235,5 @@ fn another_number_of_ranks_than_the_launcher_has_started_is_refused() {
     ]);
     let output = command.args(["--runs"]).arg(lab.path("")).env("RANK", "0").env("WORLD_SIZE", "2").output();
     let refused = Finished::from(output.expect("the program starts"));
-    refused.assert_fails(1, &["the launcher has started 2 ranks, `--ranks` asks for 4"]);
+    refused.assert_fails(2, &["the launcher has started 2 ranks, `--ranks` asks for 4"]);
 }

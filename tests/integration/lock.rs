@@ -1,4 +1,4 @@
-//! Promise 6: what the bits depend on is locked, and what has changed is refused by name.
+//! The lock: what the bits depend on is recorded, and a change is refused by name.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
     SHORT.into_iter().chain(more.iter().copied()).collect()
 }
 
-/// Changes a lock as someone would who computes the digests again.
+/// Changes a lock and computes its digests again.
 fn edit(path: &Path, change: impl FnOnce(&mut Lock)) {
     let mut lock = Lock::read(path).expect("a lock");
     change(&mut lock);
@@ -32,7 +32,7 @@ fn a_lock_made_before_or_by_a_run_gives_its_bits_again_elsewhere() {
     assert_eq!(id.stdout.trim(), of_run.numerics_id().to_string(), "locked before is locked by the run");
     assert_eq!(of_run.outputs["state_root"], root);
 
-    // "Elsewhere": another machine and program, which is said and changes nothing.
+    // "Elsewhere": another machine and program, which is reported and changes nothing.
     let carried = lab.path("carried.toml");
     std::fs::copy(lab.path("ci/lock.toml"), &carried).expect("a copy");
     edit(&carried, |lock| {
@@ -57,7 +57,7 @@ fn other_numerics_than_the_locked_ones_are_refused_field_by_field() {
     edit(&file, |lock| drop(lock.numerics.insert("cpu.numerics_version".into(), "0".into())));
     lab.run(CI, &with(&["--lock", &name])).assert_fails(5, &["`cpu.numerics_version` was 0, is "]);
     assert!(!lab.path("ci/experiment.toml").exists(), "nothing was begun");
-    // And nothing of an older run is lost to a run that is refused.
+    // A run that is refused deletes nothing of an older run.
     lab.run(CI, &SHORT).root();
     lab.run(CI, &with(&["--lock", &name, "--overwrite"])).assert_fails(5, &["cpu.numerics_version"]);
     assert!(lab.path("ci/metrics.jsonl").exists());
@@ -102,7 +102,7 @@ fn a_flipped_bit_in_a_lock_is_located_and_refused_by_run_resume_and_verify() {
     lab.resume("ci", &[]).assert_fails(5, &says);
     let verified = lab.verify("ci", &[]);
     assert_eq!(verified.code, Some(5), "{}", verified.stdout);
-    // The checkpoint's copy of the numerics tells the field.
+    // The checkpoint's copy of the numerics shows which field.
     assert!(verified.stdout.contains("`seed` was 1337, is 1336"), "{}", verified.stdout);
 }
 

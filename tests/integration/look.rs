@@ -14,9 +14,9 @@ fn a_plan_needs_neither_gpu_nor_data_and_is_json_for_machines() {
     assert_eq!(plan["memory"]["fits"], true);
     let days = plan["time"]["reference"]["total_s"].as_f64().expect("a number") / 86_400.0;
     assert!((days - 1.0).abs() < 0.04, "{days}");
-    lab.finish(&["plan", CI, "--gpu", "h9000"]).assert_fails(1, &["no GPU is known as `h9000`"]);
+    lab.finish(&["plan", CI, "--gpu", "h9000"]).assert_fails(2, &["no GPU is known as `h9000`"]);
     lab.finish(&["plan", "experiments/gpt2_33b.toml", "--gpu", "h100", "--gpus", "3"])
-        .assert_fails(1, &["power of two"]);
+        .assert_fails(2, &["power of two"]);
     let dear = lab.done(&[
         "plan",
         "experiments/gpt2_124m.toml",

@@ -33,7 +33,7 @@ pub fn signal(process: u32, name: &str) {
 pub struct Running {
     what: String,
     child: Child,
-    /// Files, because a pipe that nobody reads would block the process when it is full.
+    /// Files, because an unread pipe would block the process when it is full.
     stdout: File,
     stderr: File,
 }
@@ -107,8 +107,8 @@ impl Drop for Running {
     }
 }
 
-/// The processes that are ranks of a run in `lab`, each with its number, which stands in the environment
-/// variable `variable`.
+/// The processes that are ranks of a run in `lab`, each with its number, from the environment variable
+/// `variable`.
 pub fn ranks(lab: &Lab, variable: &str) -> Vec<(u32, usize)> {
     let folder = lab.path("").display().to_string();
     let processes = std::fs::read_dir("/proc").expect("Linux").flatten().map(|entry| entry.path());

@@ -1,4 +1,4 @@
-//! What other programs make of our files: `transformers`, `lm-eval`'s formulas and TensorBoard, each in a
+//! Our files in other programs: `transformers`, `lm-eval`'s formulas and TensorBoard, each in a
 //! Python script.
 //!
 //! Python is `target/ci-venv/bin/python`, into which `.ci/run` installs what the scripts import, or what the

@@ -1,4 +1,4 @@
-//! Promise 4: any number of ranks ends in the bits of one; and a rank that fails stops all, by name.
+//! Any number of ranks ends in the bits of one; and a rank that fails stops all, and is named.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use crate::process::{Running, process_of_rank, signal, wait_until};
 use crate::support::{Finished, Lab};
 
 const CI: &str = "experiments/ci.toml";
-/// The variable that tells a rank its number.
+/// The environment variable with a rank's number.
 const RANK: &str = "RANK";
 const SOON: Duration = Duration::from_secs(60);
 
@@ -26,7 +26,7 @@ const EIGHT: &[&str] = &[
     "sample.every=12",
 ];
 
-/// For runs that are stopped on their way: a signal after a few rows never comes too late.
+/// For runs that are stopped midway: long enough that a signal after a few rows never comes too late.
 const LONGER: &[&str] = &["--set", "schedule.steps=24"];
 
 fn on<'a>(ranks: &'a str, more: &[&'a str]) -> Vec<&'a str> {
@@ -117,7 +117,7 @@ fn each_rank_in_turn_killed_stops_all_by_name_and_the_run_goes_on_to_the_same_bi
         signal(process_of_rank(&lab, RANK, victim), "KILL");
         let ended = run.end(SOON);
         ended.assert_fails(1, &[&format!("rank {victim} (process "), "was killed"]);
-        // Whoever is left says what happened; at the very start that may be nobody but the parent.
+        // The remaining processes say what happened; at the very start that may be only the parent.
         assert!(ended.stderr.contains(&format!("rank {victim} on `")), "{}", ended.stderr);
         run = lab.start("resume", "ci", &["--ranks", "4"]);
     }
@@ -135,7 +135,10 @@ fn a_rank_that_hangs_is_named_within_the_timeout_and_the_checkpoint_stands() {
     let mut run = lab.start("run", CI, &arguments);
     run.wait_for_rows(&lab, 3);
     signal(process_of_rank(&lab, RANK, 2), "STOP");
-    run.end(Duration::from_secs(30)).assert_fails(
+    let ended = run.end(Duration::from_secs(30));
+    let said = |words: &str| ended.stderr.matches(words).count();
+    assert_eq!((said("does not end and is killed"), said("was killed")), (1, 0), "{}", ended.stderr);
+    ended.assert_fails(
         1,
         &[
             "rank 2 on `",
@@ -226,8 +229,8 @@ fn ranks_started_with_other_settings_are_refused_before_anything_is_changed() {
         launched(&lab, &slurm(rank), &[EIGHT, &other].concat())
     });
     let [zero, one] = ranks.map(|rank| rank.end(SOON));
-    one.assert_fails(1, &["rank 0 turns this rank away", "another experiment"]);
-    zero.assert_fails(1, &["rank 1 did not come within 3 s"]);
+    one.assert_fails(1, &["rank 0 refuses this rank", "another experiment"]);
+    zero.assert_fails(1, &["rank 1 did not register within 3 s"]);
     assert!(!lab.path("ci").exists());
 }
 
@@ -235,7 +238,7 @@ fn ranks_started_with_other_settings_are_refused_before_anything_is_changed() {
 fn numbers_of_ranks_that_do_not_divide_the_workers_are_refused() {
     let lab = Lab::new();
     for ranks in ["3", "16"] {
-        lab.run(CI, &on(ranks, &[])).assert_fails(1, &["cannot share 8 virtual workers", "power of two"]);
+        lab.run(CI, &on(ranks, &[])).assert_fails(2, &["cannot share 8 virtual workers", "power of two"]);
     }
     assert!(!lab.path("ci").exists());
 }

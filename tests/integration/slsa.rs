@@ -10,7 +10,7 @@ use crate::support::{Lab, flip_bit};
 const SCHEMAS: &str = include_str!("../fixtures/slsa_v1.json");
 const CI: &str = "experiments/ci.toml";
 
-/// What a message's name stands for: `.google.protobuf.Struct` → its descriptor.
+/// The descriptor of a message's name: `.google.protobuf.Struct` → its descriptor.
 fn message<'a>(schemas: &'a Value, name: &str) -> &'a Value {
     let files = schemas["file"].as_array().expect("files");
     let (file, rest) = files
@@ -34,7 +34,8 @@ fn named<'a>(list: &'a Value, name: &str) -> Option<&'a Value> {
     list.as_array()?.iter().find(|item| item["name"] == name)
 }
 
-/// Whether `json` is a message of the schema by protobuf's mapping to JSON; else where it is not.
+/// Checks that `json` is a message of the schema by protobuf's mapping to JSON; an error says where it is
+/// not.
 fn check(schemas: &Value, name: &str, json: &Value) -> Result<(), String> {
     match name.trim_start_matches('.') {
         "google.protobuf.Struct" => {

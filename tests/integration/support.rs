@@ -57,7 +57,7 @@ impl Lab {
         Finished::from(self.command(arguments).output().expect("the program starts"))
     }
 
-    /// The program with these arguments, which must do well.
+    /// The program with these arguments, which must succeed.
     #[track_caller]
     pub fn done(&self, arguments: &[&str]) -> Finished {
         let finished = self.finish(arguments);
@@ -146,7 +146,7 @@ impl From<Output> for Finished {
 }
 
 impl Finished {
-    /// The state root that a run that went well ends with.
+    /// The state root that a successful run ends with.
     #[track_caller]
     pub fn root(&self) -> &str {
         assert_eq!(self.code, Some(0), "{}", self.stderr);
@@ -155,7 +155,7 @@ impl Finished {
         root
     }
 
-    /// It went well, and each of these is in stdout.
+    /// It succeeded, and each of these is in stdout.
     #[track_caller]
     pub fn assert_says(&self, says: &[&str]) {
         assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);

@@ -58,7 +58,7 @@ fn a_whole_run_verifies_and_its_steps_repeat() {
     assert_eq!(json["ok"], true);
     let checks = json["checks"].as_array().expect("a list");
     assert!(checks.len() > 5 && checks.iter().all(|check| check["status"] == "ok"), "{json:#}");
-    lab.verify("ci", &["--replay", "3..12"]).assert_fails(1, &["no checkpoint of step 3", "hint:"]);
+    lab.verify("ci", &["--replay", "3..12"]).assert_fails(2, &["no checkpoint of step 3", "hint:"]);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn every_flipped_bit_of_a_run_is_found_and_located() {
         let run = format!("run{number}");
         copy(&lab.path("ci"), &lab.path(&run));
         if file == "metrics.jsonl" {
-            // The bits of a loss: an arbitrary byte may be a timing, which proves nothing.
+            // The bits of a loss: an arbitrary byte may be one of a timing, which is not checked.
             let path = lab.path(&run).join(file);
             let text = std::fs::read_to_string(&path).expect("rows");
             let (before, after) = text.split_once("\"loss_bits\":\"0x").expect("bits");
@@ -112,7 +112,7 @@ fn a_ledger_that_was_cut_reordered_or_spliced_is_located() {
     let spliced = lines[..7].iter().cloned().chain(lab.ledger("other")[7..].to_vec()).collect();
     changed("spliced", spliced);
     assert_finds(&lab, "spliced", &[], &["ledger.jsonl` line 8"]);
-    // Consistent in itself, but not the log that the checkpoints knew.
+    // Consistent in itself, but not the log whose heads the checkpoints have.
     changed("foreign", lab.ledger("other"));
     assert_finds(&lab, "foreign", &[], &["checkpoint 5 in the ledger", "was rewritten"]);
 }
@@ -221,13 +221,13 @@ fn a_forged_history_does_not_survive_a_replay() {
     );
 }
 
-/// Rows that were cut, doubled or changed, and files that are empty or gone; what each must say is tested beside
-/// the comparison itself.
+/// Rows that were cut, doubled or changed, and files that are empty or missing; the messages are tested in
+/// the unit tests of the comparison.
 #[test]
 fn figures_that_are_not_the_ledgers_are_found_in_each_file() {
     let lab = Lab::new();
     lab.run(CI, &[]).root();
-    /// A file, a change of its text, and what must be said of it.
+    /// A file, a change of its text, and the message that it must give.
     type Damage = (&'static str, fn(&str) -> String, &'static [&'static str]);
     let damage: [Damage; 5] = [
         (

@@ -4,9 +4,10 @@
     runner run E.toml (the same settings) --name gradients
     python tests/pytorch/gradients.py experiment.json runs/gradients/checkpoints/step_00000001/state.safetensors
 
-After one step from zero moments, `adam_m` is (1 - beta1) times the gradient. The reference is PyTorch in fp32, eager, without
-TF32; PyTorch's own bf16 autocast stands beside, so that the error of the format can be told from an error of ours. Exits with
-1 when a tensor of ours is more than 1.5 times as far from the reference as autocast's, and the distance is above 1e-3.
+After one step from zero moments, `adam_m` is (1 - beta1) times the gradient. It is compared with PyTorch in fp32,
+eager, without TF32. PyTorch's own bf16 autocast is compared with the same, which separates the error of the format
+from ours. Exits with 1 when a tensor of ours is more than 1.5 times as far from fp32 as autocast's, and the distance
+is above 1e-3.
 """
 
 import json

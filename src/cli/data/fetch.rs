@@ -1,4 +1,4 @@
-//! `runner data fetch`: a data set to where the experiments look for it, and what to do next.
+//! `runner data fetch`: fetches a data set to where the experiments look for it, and prints what to do next.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::prepare::encode;
 use crate::cli::exit;
+use crate::cli::streams::{self, say};
 use crate::data::Tokenizer;
 use crate::data::fetch::{DataSet, Endpoints, Event, Fetched, Patience, Record, RemoteFile, Request, fetch};
 use crate::data::prepare::{Input, Options, ValSplit};
@@ -69,7 +70,7 @@ impl From<DataSetArg> for DataSet {
     }
 }
 
-/// Carries out `runner data fetch …`.
+/// Runs `runner data fetch …`.
 pub fn run(args: FetchArgs) -> anyhow::Result<()> {
     let data_set = DataSet::from(args.data_set);
     let files = data_set.files(args.shards)?;
@@ -83,34 +84,30 @@ pub fn run(args: FetchArgs) -> anyhow::Result<()> {
         patience: Patience::default(),
     };
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // The first asks, a second ends the process: what is on disk is a part either way.
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        // The first signal requests a stop, a second ends the process; either way a part is left on disk.
         signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), stop.clone())?;
         signal_hook::flag::register(signal, stop.clone())?;
     }
     let (host, repository) = data_set.repository();
     let count = counted(request.files.len());
-    anstream::eprintln!(
-        "{}: {count} of {repository} ({host:?}) into {}",
-        data_set.name(),
-        args.out.display()
-    );
+    say!("{}: {count} of {repository} ({host:?}) into {}", data_set.name(), args.out.display());
     let screen = Screen::new(&request.files);
     let fetched = fetch(&request, &stop, |index, event| screen.show(index, &event));
     screen.clear();
     let fetched = fetched?;
-    print(&fetched, args.json);
+    print(&fetched, args.json)?;
     summarize(&request, &fetched);
     if data_set == DataSet::FineWebEdu && !args.no_prepare {
         prepare(&args.out, &fetched)?;
     }
     for line in next(data_set, &args, &fetched) {
-        anstream::eprintln!("next: {line}");
+        say!("next: {line}");
     }
     Ok(())
 }
 
-/// Bars on a terminal: all files, and each one that is under way. Elsewhere a line for each that is done.
+/// Bars on a terminal: all files, and each one under way. Elsewhere a line for each finished file.
 struct Screen {
     names: Vec<String>,
     bars: Option<Bars>,
@@ -181,14 +178,14 @@ impl Screen {
     /// A line above the bars.
     fn line(&self, text: &str) {
         match &self.bars {
-            Some(bars) => bars.all.suspend(|| anstream::eprintln!("{text}")),
-            None => anstream::eprintln!("{text}"),
+            Some(bars) => bars.all.suspend(|| say!("{text}")),
+            None => say!("{text}"),
         }
     }
 
     fn clear(&self) {
         if let Some(bars) = &self.bars {
-            // Nothing to do about a terminal that is gone.
+            // A closed terminal is ignored.
             let _ = bars.all.clear();
         }
     }
@@ -203,7 +200,7 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// How much is known of a file's bytes.
+/// How a file's bytes were checked.
 fn how(file: &Fetched) -> &'static str {
     match (file.verified, file.was_there) {
         (true, _) => "SHA-256 as published",
@@ -213,7 +210,7 @@ fn how(file: &Fetched) -> &'static str {
 }
 
 /// The files on stdout.
-fn print(fetched: &[Fetched], as_json: bool) {
+fn print(fetched: &[Fetched], as_json: bool) -> anyhow::Result<()> {
     if as_json {
         let file = |file: &Fetched| {
             json!({
@@ -221,12 +218,11 @@ fn print(fetched: &[Fetched], as_json: bool) {
                 "verified": file.verified, "was_there": file.was_there,
             })
         };
-        println!("{}", serde_json::Value::from(fetched.iter().map(file).collect::<Vec<_>>()));
-        return;
+        let files = serde_json::Value::from(fetched.iter().map(file).collect::<Vec<_>>());
+        return streams::print(&format!("{files}\n"));
     }
-    for file in fetched {
-        println!("{}", file.path.display());
-    }
+    let paths: String = fetched.iter().map(|file| format!("{}\n", file.path.display())).collect();
+    streams::print(&paths)
 }
 
 fn summarize(request: &Request, fetched: &[Fetched]) {
@@ -241,17 +237,17 @@ fn summarize(request: &Request, fetched: &[Fetched]) {
         }
     };
     let were_there = if there > 0 { format!(", {there} of them were there") } else { String::new() };
-    anstream::eprintln!("{}, {}{were_there}; {checked}", counted(fetched.len()), units::bytes(bytes));
+    say!("{}, {}{were_there}; {checked}", counted(fetched.len()), units::bytes(bytes));
     if let Some(record) = Record::read(&request.out, request.data_set.name()) {
         let path = Record::path(&request.out, request.data_set.name());
-        anstream::eprintln!("revision {}, recorded in {}", record.revision, path.display());
+        say!("revision {}, recorded in {}", record.revision, path.display());
     }
 }
 
 /// Encodes the text of FineWeb-Edu under the names that the experiments look for: the first 100 M tokens to
 /// validate on, then shards of 100 M.
 fn prepare(out: &Path, fetched: &[Fetched]) -> anyhow::Result<()> {
-    anstream::eprintln!("encoding {} into shards", counted(fetched.len()));
+    say!("encoding {} into shards", counted(fetched.len()));
     let inputs = fetched.iter().map(|file| Input::file(&file.path, None)).collect::<Result<Vec<_>, _>>()?;
     let options = Options {
         val: ValSplit::Tokens(100_000_000),
@@ -260,7 +256,7 @@ fn prepare(out: &Path, fetched: &[Fetched]) -> anyhow::Result<()> {
     encode(&inputs, &options)
 }
 
-/// The command after this one.
+/// The command to run next.
 fn next(data_set: DataSet, args: &FetchArgs, fetched: &[Fetched]) -> Vec<String> {
     let out = args.out.display();
     let elsewhere = args.out != Path::new("data");

@@ -1,4 +1,4 @@
-//! `runner data`: data sets from the net, and token shards from text.
+//! `runner data`: downloads data sets, and makes token shards from text.
 
 mod fetch;
 mod prepare;
@@ -16,8 +16,8 @@ pub struct DataArgs {
 enum DataCommand {
     /// Download a data set from the Hugging Face hub or GitHub
     ///
-    /// A file is checked against its published length and SHA-256 and gets its name when it is whole. A
-    /// download that was stopped goes on where it stopped. `HF_ENDPOINT` and `GITHUB_RAW_ENDPOINT` name other
+    /// A file is checked against its published length and SHA-256 and gets its name when it is complete. A
+    /// stopped download continues where it stopped. `HF_ENDPOINT` and `GITHUB_RAW_ENDPOINT` name other
     /// servers, `HF_TOKEN` is sent to the hub.
     Fetch(fetch::FetchArgs),
     /// Encode text, JSON lines or Parquet into token shards
@@ -28,7 +28,7 @@ enum DataCommand {
     Prepare(prepare::PrepareArgs),
 }
 
-/// Carries out `runner data …`.
+/// Runs `runner data …`.
 pub fn run(args: DataArgs) -> anyhow::Result<()> {
     match args.command {
         DataCommand::Fetch(args) => fetch::run(args),

@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::cli::streams::{self, say};
 use crate::data::Tokenizer;
 use crate::data::prepare::{Input, InputFormat, Options, Summary, ValSplit, prepare};
 use crate::experiment;
@@ -39,7 +40,7 @@ pub struct PrepareArgs {
     /// Hold out the first N tokens for validation; 0 holds out none
     #[arg(long, value_name = "N", conflicts_with = "val_fraction")]
     val_tokens: Option<u64>,
-    /// Hold out about this share of the text, from its front
+    /// Hold out about this share of the text, from its start
     #[arg(long, value_name = "F", default_value_t = 0.01)]
     val_fraction: f64,
     /// Replace all shards of this name
@@ -60,7 +61,7 @@ enum TokenizerArg {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum FormatArg {
-    /// Documents apart by a literal `<|endoftext|>`
+    /// Documents separated by a literal `<|endoftext|>`
     Text,
     /// One JSON object a line, each a document
     Jsonl,
@@ -68,7 +69,7 @@ enum FormatArg {
     Parquet,
 }
 
-/// Carries out `runner data prepare …`.
+/// Runs `runner data prepare …`.
 pub fn run(args: PrepareArgs) -> anyhow::Result<()> {
     let format = args.format.map(|format| match format {
         FormatArg::Text => InputFormat::Text,
@@ -101,8 +102,7 @@ pub(super) fn encode(inputs: &[Input], options: &Options) -> anyhow::Result<()> 
         bar.inc(bytes);
     });
     bar.finish_and_clear();
-    print_summary(&summary?, options, start.elapsed().as_secs_f64());
-    Ok(())
+    print_summary(&summary?, options, start.elapsed().as_secs_f64())
 }
 
 fn open(file: &Path, format: Option<InputFormat>) -> anyhow::Result<Input> {
@@ -124,7 +124,7 @@ fn default_name(files: &[PathBuf]) -> String {
     if compressed { stem(Path::new(&name)) } else { name }
 }
 
-/// A bar on standard error, and nothing where that is no terminal.
+/// A bar on standard error, if that is a terminal.
 fn progress_bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -135,35 +135,41 @@ fn progress_bar() -> ProgressBar {
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn print_summary(summary: &Summary, options: &Options, seconds: f64) {
+fn print_summary(summary: &Summary, options: &Options, seconds: f64) -> anyhow::Result<()> {
     for note in &summary.notes {
-        anstream::eprintln!("note: {note}");
+        say!("note: {note}");
     }
     if summary.blank > 0 {
-        anstream::eprintln!("note: {} documents of white space alone were left out", summary.blank);
+        say!("note: {} documents of white space alone were left out", summary.blank);
     }
     if let ValSplit::Tokens(wanted) = options.val
         && summary.val_tokens < wanted
     {
-        anstream::eprintln!("note: `--val-tokens` is {wanted}, but only {} are there", summary.val_tokens);
+        say!("note: `--val-tokens` is {wanted}, but only {} are there", summary.val_tokens);
     }
     if !summary.skipped.is_empty() {
-        anstream::eprintln!("note: {} bad rows were left out:", summary.skipped.len());
-        summary.skipped.iter().for_each(|row| anstream::eprintln!("  {row}"));
+        say!("note: {} bad rows were left out:", summary.skipped.len());
+        summary.skipped.iter().for_each(|row| say!("  {row}"));
     }
     let width = summary.shards.iter().map(|s| s.path.display().to_string().len()).max().unwrap_or(0).max(5);
-    println!("{:width$}  {:>13}  {:>14}", "shard", "tokens", "bytes");
+    let mut table = format!("{:width$}  {:>13}  {:>14}\n", "shard", "tokens", "bytes");
     for shard in &summary.shards {
-        println!("{:width$}  {:>13}  {:>14}", shard.path.display(), shard.tokens, shard.bytes);
+        table.push_str(&format!(
+            "{:width$}  {:>13}  {:>14}\n",
+            shard.path.display(),
+            shard.tokens,
+            shard.bytes
+        ));
     }
     let tokens = summary.train_tokens + summary.val_tokens;
-    println!(
-        "{} documents, {} bytes of text, {tokens} tokens ({} train, {} val), {} shards, {:.1} MB/s",
+    table.push_str(&format!(
+        "{} documents, {} bytes of text, {tokens} tokens ({} train, {} val), {} shards, {:.1} MB/s\n",
         summary.documents,
         summary.text_bytes,
         summary.train_tokens,
         summary.val_tokens,
         summary.shards.len(),
         summary.text_bytes as f64 / 1e6 / seconds.max(1e-9),
-    );
+    ));
+    streams::print(&table)
 }

@@ -1,7 +1,7 @@
-//! `runner sample MODEL`: text from a saved model, shown as it comes.
+//! `runner sample MODEL`: text from a saved model, shown as it is generated.
 //!
-//! The same weights, prompt, settings and seed give the same text, whatever is written beside it, and on the
-//! CPU every machine gives it.
+//! The same weights, prompt, settings and seed give the same text, whatever is written beside it; on the CPU
+//! also on every machine.
 
 mod page;
 
@@ -10,10 +10,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::ensure;
 use serde_json::json;
 
 use super::reporter::reporter;
+use super::streams::{self, say};
 use crate::data::Tokenizer;
 use crate::eval::parameters;
 use crate::generate::{self, Sampling, generate};
@@ -23,13 +23,14 @@ use crate::ops::Ops;
 use crate::rng::Key;
 use crate::run::device::Device;
 use crate::run::model::{self, LoadedModel};
+use crate::run::require_usage;
 use crate::units;
 use page::Page;
 
 /// Texts that are written side by side. No bit depends on it.
 const STREAMS: usize = 8;
 
-/// Let a saved model write.
+/// Generate text with a saved model.
 #[derive(clap::Args)]
 pub struct Args {
     #[arg(value_name = "MODEL", help = model::help())]
@@ -38,7 +39,7 @@ pub struct Args {
     /// document in training. By default the experiment's `sample.prompt`, as for the next four.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// Tokens at most; the model may end its text before.
+    /// Tokens at most; the model may end its text earlier.
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
     /// Above 1 is bolder, below 1 safer; 0 takes the likeliest token.
@@ -53,10 +54,10 @@ pub struct Args {
     /// Another seed, another text. By default the experiment's.
     #[arg(long)]
     seed: Option<u64>,
-    /// How many texts; the first is the one that is written alone.
+    /// How many texts; the first is the one that `--samples 1` gives.
     #[arg(long, value_name = "N", default_value_t = 1)]
     samples: usize,
-    /// Print a JSON line a text on stdout, when all are written.
+    /// Print one JSON line for each text on stdout, when all are written.
     #[arg(long)]
     json: bool,
     /// Print the prompt's tokens, `<|endoftext|>` first, and the logits of the next one as JSON, and write
@@ -74,7 +75,7 @@ pub struct Args {
     runs: PathBuf,
 }
 
-/// What to write, with nothing left to default.
+/// The settings of generation, without defaults.
 struct Request {
     prompt: String,
     /// At most so many new ones.
@@ -96,16 +97,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         key: Key::new(args.seed.unwrap_or(experiment.seed), "sample"),
     };
     let temperature = sampling.temperature;
-    ensure!(
-        temperature.is_finite() && temperature >= 0.0,
-        "`--temperature` is {temperature}, expected a number from 0 on"
-    );
-    ensure!(
-        sampling.top_p > 0.0 && sampling.top_p <= 1.0,
-        "`--top-p` is {}, expected above 0 and at most 1",
-        args.top_p
-    );
-    ensure!(args.samples >= 1, "`--samples` is 0, expected at least 1");
+    require_usage(temperature.is_finite() && temperature >= 0.0, || {
+        format!("`--temperature` is {temperature}, expected a number from 0 on")
+    })?;
+    require_usage(sampling.top_p > 0.0 && sampling.top_p <= 1.0, || {
+        format!("`--top-p` is {}, expected above 0 and at most 1", args.top_p)
+    })?;
+    require_usage(args.samples >= 1, || "`--samples` is 0, expected at least 1".into())?;
     let request = Request {
         prompt: args.prompt.unwrap_or_else(|| defaults.prompt.clone()),
         tokens: args.tokens.unwrap_or(defaults.tokens),
@@ -115,7 +113,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         logits: args.logits,
     };
     let model = argument.parameters(experiment, args.checkpoint, reporter(args.json))?;
-    anstream::eprintln!("{}", model.title());
+    say!("{}", model.title());
     match Device::open(&model.experiment)? {
         Device::Cpu(cpu) => write(cpu, model, &request)?,
         Device::Mirror(mirror) => write(mirror, model, &request)?,
@@ -152,22 +150,12 @@ fn write<O: Ops>(mut ops: O, model: LoadedModel, request: &Request) -> anyhow::R
     )?;
     let seconds = started.elapsed().as_secs_f64();
     let (written, longest) = (page.written(), prompt.len() + page.longest());
-    match page.finish() {
-        // Whoever read the text has enough of it.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-        shown => shown?,
-    }
+    streams::unless_unread(page.finish())?;
     let speed = written as f64 / seconds;
-    anstream::eprintln!(
-        "{written} tokens on {} in {}, {speed:.0} tok/s",
-        ops.device_name(),
-        units::duration(seconds)
-    );
+    say!("{written} tokens on {} in {}, {speed:.0} tok/s", ops.device_name(), units::duration(seconds));
     let positions = decoder.room().positions;
     if longest > positions {
-        anstream::eprintln!(
-            "past {positions} tokens a text goes on from its newer half: the model has learned no further"
-        );
+        say!("past {positions} tokens a text goes on from its newer half: the model has learned no further");
     }
     Ok(())
 }
@@ -180,16 +168,13 @@ fn logits<O: Ops>(
     prompt: &[u16],
 ) -> anyhow::Result<()> {
     let room = decoder.room().positions;
-    ensure!(
-        prompt.len() <= room,
-        "the prompt has {} tokens, the model has learned {room} positions",
-        prompt.len()
-    );
+    require_usage(prompt.len() <= room, || {
+        format!("the prompt has {} tokens, the model has learned {room} positions", prompt.len())
+    })?;
     let last = prompt.len() - 1;
     decoder.read(ops, params, 0, 0, &prompt[..last])?;
     let logits =
         decoder.logits(ops, params, &[NewToken { token: prompt[last], stream: 0, position: last }])?;
     generate::require_finite(&logits, 0, 0)?;
-    println!("{}", json!({"tokens": prompt, "logits": logits}));
-    Ok(())
+    streams::print(&format!("{}\n", json!({"tokens": prompt, "logits": logits})))
 }

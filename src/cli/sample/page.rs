@@ -1,4 +1,4 @@
-//! What is shown of the texts: the first as it comes, each of the others once those before it have ended.
+//! Shows the texts: the first as it is generated, each of the others when those before it have ended.
 
 use std::io::{self, Write};
 
@@ -10,7 +10,7 @@ use crate::data::{StreamDecoder, Tokenizer};
 /// Between texts.
 const SEPARATOR: &str = "\n---\n";
 
-/// The texts of a request on their way to a writer.
+/// The texts of a request, and the writer that they go to.
 pub struct Page<'a, W> {
     request: &'a Request,
     tokenizer: Tokenizer,

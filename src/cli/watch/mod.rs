@@ -1,8 +1,8 @@
-//! `runner watch RUN`: a run as it goes, or as it went, on a terminal.
+//! `runner watch RUN`: a view of a current or finished run in a terminal.
 //!
-//! Attaches from outside: it reads the files that the run writes and holds nothing, so any number may watch,
-//! from any process, and stopping to watch stops nothing. [`follow`] reads, [`view`] draws, this file owns
-//! the terminal and gives it back as it was, whatever ends the view.
+//! It reads the files that the run writes and takes no lock, so any number of processes may watch, and ending
+//! the view does not stop the run. [`follow`] reads, [`view`] draws, this file sets up the terminal and
+//! restores it, whatever ends the view.
 
 mod view;
 
@@ -18,7 +18,7 @@ use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use self::view::Look;
-use super::stdout;
+use super::streams;
 use crate::report::follow::Followed;
 use crate::report::listing;
 use crate::report::summary::RunSummary;
@@ -39,7 +39,7 @@ pub struct Args {
     /// Folder that holds the run folders.
     #[arg(long, default_value = "runs", value_name = "DIR")]
     runs: PathBuf,
-    /// Seconds between looks at the files.
+    /// Seconds between readings of the files.
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
     every: f64,
 }
@@ -54,7 +54,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let folder = find::find(args.run.as_deref(), &args.runs)?;
     if !(std::io::stdout().is_terminal() && std::io::stdin().is_terminal()) {
-        stdout::write(&listing::in_full(&RunSummary::read(&folder)))?;
+        streams::print(&listing::in_full(&RunSummary::read(&folder)))?;
         return Ok(ExitCode::SUCCESS);
     }
     let stop = Arc::new(AtomicBool::new(false));
@@ -80,7 +80,7 @@ fn show_until_stopped(
         followed.refresh();
         terminal.draw(|frame| view::draw(frame, &followed, look))?;
         let next = Instant::now() + every;
-        // Keys and a new size are answered at once, files are looked at now and then.
+        // Keys and a new size are handled at once, files are read at intervals.
         while Instant::now() < next {
             if stop.load(Ordering::Relaxed) {
                 return Ok(());

@@ -1,5 +1,5 @@
-//! The picture: progress on top, the loss in the middle, numbers, events and the last sample below. Meant for
-//! 80 by 24 and larger.
+//! The layout: progress on top, the loss in the middle, numbers, events and the last sample below. For 80 by
+//! 24 characters and larger.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -12,13 +12,13 @@ use crate::report::follow::Followed;
 use crate::report::summary::State;
 use crate::units;
 
-/// How the reader wants it.
+/// The viewer's settings.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Look {
     pub logarithmic: bool,
 }
 
-/// Draws everything that is known of a run.
+/// Draws the state of a run.
 pub fn draw(frame: &mut Frame<'_>, run: &Followed, look: Look) {
     let [title, progress, chart, below, keys] = Layout::vertical([
         Constraint::Length(1),
@@ -196,7 +196,7 @@ fn draw_sample(frame: &mut Frame<'_>, area: Rect, run: &Followed) {
         Some((step, text)) => (format!(" sample at step {step} "), text.as_str()),
         None => (" sample ".to_owned(), "none yet"),
     };
-    // What the model wrote may hold anything: nothing of it reaches the terminal but what can be seen.
+    // Samples may hold any bytes: only printable characters are sent to the terminal.
     let text: String = text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect();
     let paragraph = Paragraph::new(text).wrap(Wrap { trim: true }).block(Block::bordered().title(title));
     frame.render_widget(paragraph, area);
@@ -295,7 +295,7 @@ mod tests {
                 assert!(!shown.contains('\u{1b}'));
             }
         }
-        // Too small to be of use is no reason to panic.
+        // A terminal that is too small must not cause a panic.
         for (width, height) in [(1, 1), (10, 3), (40, 10)] {
             picture(&run, width, height, Look::default());
         }

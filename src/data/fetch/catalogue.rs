@@ -1,7 +1,7 @@
 //! The data sets that are known by name: which repository, which files, pinned to what.
 //!
-//! A digest stands here only where it is known for certain. The files on the Hugging Face hub need none:
-//! for each of them the hub itself publishes its SHA-256.
+//! Digests are pinned here only for files on other servers: for its own files the Hugging Face hub publishes
+//! the SHA-256.
 
 use super::check::Format;
 use super::error::FetchError;
@@ -22,7 +22,7 @@ pub enum DataSet {
     TinyShakespeare,
 }
 
-/// Whose server a repository is on.
+/// The server that a repository is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Host {
     /// Data sets of the Hugging Face hub.
@@ -67,8 +67,7 @@ impl DataSet {
         }
     }
 
-    /// What is fetched when nobody says otherwise. A branch of the hub is pinned to its commit at the
-    /// first answer.
+    /// The default revision. A branch of the hub is pinned to its commit at the first answer.
     pub fn default_revision(self) -> &'static str {
         match self {
             DataSet::FineWebEdu100B | DataSet::FineWebEdu => "main",
@@ -131,7 +130,7 @@ impl DataSet {
         })
     }
 
-    /// Training tokens in so many shards of the pre-tokenised set.
+    /// Training tokens in `shards` shards of the pre-tokenised set.
     pub fn tokens(shards: usize) -> u64 {
         shards as u64 * SHARD_TOKENS
     }

@@ -1,5 +1,5 @@
-//! Whether bytes are a file of the kind that was asked for: at their start, before anything is written,
-//! and as a whole, before the file gets its name.
+//! Whether bytes are a file of the expected format: checked at the start, before anything is written, and as
+//! a whole, before the file gets its name.
 
 use std::path::Path;
 
@@ -19,10 +19,10 @@ pub enum Format {
     Text,
 }
 
-/// Bytes that [`Format::check_start`] wants to see, where the file has so many.
+/// Bytes that [`Format::check_start`] needs, where the file has as many.
 pub(super) const START_BYTES: usize = 512;
 
-/// What parquet files begin and end with.
+/// The first and last bytes of a parquet file.
 const PARQUET_MAGIC: &[u8; 4] = b"PAR1";
 
 impl Format {
@@ -40,7 +40,7 @@ impl Format {
     ///
     /// # Errors
     ///
-    /// A start that no file of the kind has.
+    /// A start that no file of this format has.
     pub(super) fn check_start(self, path: &Path, start: &[u8]) -> Result<(), DataError> {
         let wrong = |expected: &str| DataError::WrongFormat {
             path: path.to_owned(),
@@ -66,7 +66,7 @@ impl Format {
     ///
     /// # Errors
     ///
-    /// What the readers of the format would refuse at its start or end.
+    /// A start or end that readers of the format would refuse.
     pub(super) fn check_file(self, at: &Path, path: &Path) -> Result<(), DataError> {
         let file = ReadAt::open(at)?;
         let wrong =

@@ -1,4 +1,5 @@
-//! One file: ask, go on where the last attempt stopped, check, give it its name.
+//! Fetching one file: request it, continue where the last attempt stopped, check it, rename it to its final
+//! name.
 
 use std::fs;
 use std::io::Read;
@@ -19,18 +20,18 @@ use super::part::{Origin, Part};
 /// Bytes that are read and written at a time.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// What happens to a file while it is fetched.
+/// An event in the fetching of a file.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// An answer came: so many bytes are there already, of so many.
+    /// An answer arrived: bytes present already, and bytes in all.
     Started { have_bytes: u64, total_bytes: Option<u64> },
     /// More bytes.
     Received(u64),
     /// All bytes are there and are being checked.
     Checking,
-    /// An attempt failed; the next comes in so many seconds.
+    /// An attempt failed; the seconds until the next.
     Retry { error: &'a FetchError, wait_s: u64 },
-    /// Whole, under its name.
+    /// Complete, under its final name.
     Done(&'a Fetched),
 }
 
@@ -40,7 +41,7 @@ pub struct Fetched {
     pub name: String,
     pub path: PathBuf,
     pub bytes: u64,
-    /// In hex; none for a file that was there before and whose digest nobody published.
+    /// In hex; none for a file that was there before and has no published digest.
     pub sha256: Option<String>,
     /// The digest was compared with a published one.
     pub verified: bool,
@@ -83,7 +84,7 @@ impl Download<'_> {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// A file that has its name already: it must be one of its kind, and the pinned one.
+    /// A file that exists already: it must have the format, and the pinned digest.
     fn existing(&self) -> Result<Fetched, FetchError> {
         let damaged = |reason: String| FetchError::Existing { path: self.target.clone(), reason };
         self.file.format.check_file(&self.target, &self.target).map_err(|e| damaged(e.to_string()))?;
@@ -120,7 +121,7 @@ impl Download<'_> {
         self.finish(part, resumed)
     }
 
-    /// Takes the answer's bytes into the part, or starts the part anew when it belongs to another file.
+    /// Appends the answer's bytes to the part, or starts the part again when it belongs to another file.
     fn receive(&self, part: &mut Part, answer: Answer, received: &mut u64) -> Result<(), FetchError> {
         let Answer { url, status, facts, body } = answer;
         if status != 200 && status != 206 {
@@ -224,7 +225,7 @@ impl Download<'_> {
         }
     }
 
-    /// What a failed read of a body means.
+    /// The error for a failed read of a body.
     fn broken(&self, url: &str, got_bytes: u64, expected: Option<u64>, error: std::io::Error) -> FetchError {
         let error = ureq::Error::from(error);
         match (self.client.connection(url, &error), expected) {
@@ -300,12 +301,12 @@ fn resume_of(part: &Part) -> Option<Resume> {
 /// The first line of a page, for a message.
 fn first_line(body: ureq::Body) -> String {
     let mut start = Vec::new();
-    // A page that cannot be read is a page still.
+    // A page that cannot be read is still a page.
     let _ = body.into_reader().take(200).read_to_end(&mut start);
     String::from_utf8_lossy(&start).trim_start().lines().next().unwrap_or("").chars().take(40).collect()
 }
 
-/// Notices a line that is not dead but as good as dead.
+/// Notices a connection that is open but delivers next to nothing.
 struct Window {
     since: Instant,
     received: u64,

@@ -1,4 +1,4 @@
-//! What can go wrong between a server and a file, and whether it helps to ask again.
+//! Errors between a server and a file, and whether a second attempt may succeed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use super::super::error::DataError;
 /// Why a file could not be fetched. Every message names the address or the file.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    // ---- what was asked ----
+    // ---- the request ----
     /// An endpoint that is no address.
     #[error("`{variable}` is `{value}`: expected an address like `https://huggingface.co`")]
     Endpoint { variable: &'static str, value: String },
@@ -19,14 +19,14 @@ pub enum FetchError {
     #[error("`--revision` is `{got}`: expected a commit, branch or tag")]
     Revision { got: String },
 
-    // ---- the line ----
+    // ---- the connection ----
     /// No connection, or one that broke before an answer.
     #[error("cannot reach `{url}`: {reason}\n  hint: {hint}")]
     Connection { url: String, reason: String, hint: &'static str },
     /// The connection ended early.
     #[error("the connection to `{url}` was cut after {got_bytes} of {expected_bytes} bytes: {reason}")]
     Cut { url: String, got_bytes: u64, expected_bytes: u64, reason: String },
-    /// Nothing, or next to nothing, came for a while.
+    /// Nothing, or next to nothing, was received for a while.
     #[error(
         "`{url}` stalled: {received} bytes in {seconds} s, at byte {got_bytes}\n  hint: what came is kept; the same command goes on there"
     )]
@@ -37,11 +37,11 @@ pub enum FetchError {
     )]
     GaveUp { attempts: u32, last: Box<FetchError> },
 
-    // ---- what the server said ----
-    /// A status that is no file.
+    // ---- the answer ----
+    /// A status without a file.
     #[error("`{url}` answered {status} {meaning}\n  hint: {hint}")]
     Status { url: String, status: u16, meaning: &'static str, hint: &'static str, retry_after_s: Option<u64> },
-    /// A page for people.
+    /// A web page.
     #[error(
         "`{url}` gave a web page where a file was expected: it starts with `{start}`\n  hint: a login page, a proxy or a wrong endpoint; look at it in a browser"
     )]
@@ -54,7 +54,7 @@ pub enum FetchError {
         "`{url}` has {got_bytes} bytes, expected {expected_bytes}, {whence}\n  hint: a proxy or mirror gives another file; try another `HF_ENDPOINT` or revision"
     )]
     WrongLength { url: String, got_bytes: u64, expected_bytes: u64, whence: &'static str },
-    /// Neither length nor digest: the end of the file could not be told from a cut.
+    /// Neither length nor digest: a cut could not be noticed.
     #[error(
         "`{url}` does not say how long the file is, and no digest of it is published: a cut could not be noticed"
     )]
@@ -66,13 +66,13 @@ pub enum FetchError {
     #[error("`{url}` sends the file with the encoding `{encoding}`, though plain bytes were asked for")]
     Encoding { url: String, encoding: String },
 
-    // ---- what came ----
+    // ---- the content ----
     /// The bytes are not the published ones.
     #[error(
         "`{url}` has the SHA-256 {got}, expected {expected}, {whence}\n  hint: nothing was kept; fetch again, or find out who changed the file"
     )]
     Digest { url: String, expected: String, got: String, whence: &'static str, resumed: bool },
-    /// The bytes are not a file of the kind.
+    /// The bytes are not a file of the format.
     #[error("`{url}` is not what it should be; nothing was kept: {reason}")]
     Content { url: String, reason: Box<DataError> },
 
@@ -82,7 +82,7 @@ pub enum FetchError {
         "no space left to write `{path}`, which needs {need_bytes} more bytes\n  hint: free some space; the same command goes on where it stopped"
     )]
     DiskFull { path: PathBuf, need_bytes: u64 },
-    /// The operating system said no.
+    /// An error of the operating system.
     #[error("cannot {action} `{path}`: {reason}")]
     Io { action: &'static str, path: PathBuf, reason: io::Error },
     /// Two downloads of one file.
@@ -92,13 +92,13 @@ pub enum FetchError {
     #[error("`{path}` is there already, but damaged: {reason}\n  hint: delete it and fetch again")]
     Existing { path: PathBuf, reason: String },
 
-    /// Asked to stop.
+    /// Interrupted by the user.
     #[error("interrupted; what came is kept, and the same command goes on there")]
     Interrupted,
 }
 
 impl FetchError {
-    /// Whether the same request may well succeed a moment later.
+    /// Whether the same request may succeed a moment later.
     pub fn is_transient(&self) -> bool {
         match self {
             FetchError::Connection { .. }
@@ -115,7 +115,7 @@ impl FetchError {
         }
     }
 
-    /// Whether what was asked for is at fault.
+    /// Whether the request itself is wrong.
     pub fn is_usage(&self) -> bool {
         matches!(self, FetchError::Endpoint { .. } | FetchError::Shards { .. } | FetchError::Revision { .. })
     }
@@ -128,7 +128,7 @@ impl FetchError {
         }
     }
 
-    /// An error of the operating system, a full disk told apart.
+    /// An error of the operating system; a full disk is an error of its own.
     pub(super) fn io(
         action: &'static str,
         path: &Path,
@@ -156,7 +156,7 @@ impl FetchError {
             410 => ("gone", "the file was removed from the server"),
             416 => (
                 "range not satisfiable",
-                "the file on the server is shorter than what came of it; it will be fetched anew",
+                "the file on the server is shorter than the bytes received before; it will be fetched from the start",
             ),
             429 => ("too many requests", "wait a while, lower `--parallel`, or set `HF_TOKEN`"),
             500..=599 => ("the server failed", "wait a while and run the same command again"),

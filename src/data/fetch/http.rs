@@ -1,7 +1,7 @@
 //! One request for the bytes of a file, from some byte on.
 //!
-//! Redirects are followed here and not by the library: the hub says the digest, the length and the commit
-//! of a file in the redirect itself, and the token of the hub must not travel to another host.
+//! Redirects are followed here and not by the library: the hub gives the digest, the length and the commit of
+//! a file in the redirect itself, and the token of the hub must not travel to another host.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const MAX_REDIRECTS: usize = 10;
 pub struct Endpoints {
     hugging_face: String,
     github_raw: String,
-    /// Sent to `hugging_face` and to nobody else.
+    /// Sent only to `hugging_face`.
     token: Option<String>,
 }
 
@@ -71,12 +71,13 @@ impl Endpoints {
     }
 }
 
-/// How long to wait for what.
+/// Timeouts and retries.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     /// For a connection.
     pub connect: Duration,
-    /// For the next bytes; a line that gives less than [`Patience::stall_bytes`] in this time stalls.
+    /// For the next bytes; a connection that delivers less than [`Patience::stall_bytes`] in this time
+    /// stalls.
     pub stall: Duration,
     pub stall_bytes: u64,
     /// Attempts in a row that bring less than [`Patience::progress_bytes`] before giving up.
@@ -118,7 +119,7 @@ pub(super) struct Answer {
     pub body: Body,
 }
 
-/// What the headers of an answer, and of the redirects before it, say.
+/// The headers of an answer and of the redirects before it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Facts {
     /// Bytes of this body.
@@ -132,13 +133,13 @@ pub(super) struct Facts {
     pub is_html: bool,
     pub encoding: Option<String>,
     pub retry_after_s: Option<u64>,
-    /// What the hub publishes of the file: SHA-256 in hex, length, and the commit that the revision is.
+    /// What the hub publishes of the file: SHA-256 in hex, length, and the commit of the revision.
     pub hub_sha256: Option<String>,
     pub hub_bytes: Option<u64>,
     pub hub_commit: Option<String>,
 }
 
-/// Asks servers for files.
+/// A client for requests to the servers.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     agent: Agent,
@@ -171,12 +172,12 @@ impl Client {
         &self.patience
     }
 
-    /// Ends every request that is under way, and all that are made later.
+    /// Aborts every request under way, and all later ones.
     pub fn shutdown(&self) {
         self.agent.clone().shutdown();
     }
 
-    /// Asks for a file, or for what follows the bytes that are there. Any status comes back as an answer.
+    /// Requests a file, or what follows the bytes present already. Any status is returned as an answer.
     pub fn get(&self, url: &str, resume: Option<&Resume>) -> Result<Answer, FetchError> {
         let mut url = url.to_owned();
         let mut facts = Facts::default();
@@ -195,9 +196,9 @@ impl Client {
         Err(FetchError::Redirect { to: url.clone(), url, why: "ten redirects did not lead to a file" })
     }
 
-    /// The commit that the hub says a file's revision is; none where a server says nothing.
+    /// The commit of a file's revision as the hub gives it; none where a server gives none.
     ///
-    /// Its own answer says so: where it redirects to is of no interest, and may not take such a request.
+    /// The hub's own answer has it. The server that it redirects to may refuse such a request.
     pub fn commit(&self, url: &str) -> Result<Option<String>, FetchError> {
         let mut url = url.to_owned();
         for _ in 0..=MAX_REDIRECTS {
@@ -209,12 +210,12 @@ impl Client {
             let location = headers.get("location").and_then(|value| value.to_str().ok());
             match (facts.hub_commit, location) {
                 (Some(commit), _) => return Ok(Some(commit)),
-                // A data set that was renamed.
+                // The data set was renamed.
                 (None, Some(location)) if status < 400 && self.is_hub(&redirected(&url, location)?) => {
                     url = redirected(&url, location)?;
                 }
-                // A mirror that does not take such a request has no commits either. Where the file is really
-                // missing or barred, asking for the file itself will say so.
+                // A mirror that refuses such a request has no commits either. If the file is really missing
+                // or private, the request for the file itself reports it.
                 _ if status < 500 && !matches!(status, 408 | 429) || status == 501 => return Ok(None),
                 _ => return Err(FetchError::status(&url, status, facts.retry_after_s)),
             }
@@ -248,7 +249,7 @@ impl Client {
         origin(url).is_some_and(|asked| Some(asked) == origin(&self.endpoints.hugging_face))
     }
 
-    /// An error before or in an answer, as one of ours.
+    /// Converts an error of the library, before or in an answer.
     pub fn connection(&self, url: &str, error: &ureq::Error) -> FetchError {
         let url = url.to_owned();
         match error {
@@ -275,7 +276,7 @@ impl Client {
 }
 
 impl Facts {
-    /// Takes in the headers of one hop. What the hub says of the file stays; the rest is the last hop's.
+    /// Adds the headers of one hop. The hub's facts about the file are kept; the rest is the last hop's.
     fn read(&mut self, headers: &HeaderMap, from_hub: bool) {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
         let number = |name: &str| text(name).and_then(|value| value.parse::<u64>().ok());
@@ -347,7 +348,7 @@ fn redirected(url: &str, location: &str) -> Result<String, FetchError> {
     };
     match origin(&to) {
         Some((to_scheme, ..)) if scheme.eq_ignore_ascii_case("https") && to_scheme != "https" => {
-            Err(refused("from an encrypted connection to a plain one, where anybody could change the file"))
+            Err(refused("from an encrypted connection to a plain one, on which the file could be changed"))
         }
         Some((to_scheme, ..)) if matches!(to_scheme.as_str(), "http" | "https") => Ok(to),
         _ => Err(refused("it is no `http` or `https` address")),

@@ -1,10 +1,10 @@
 //! Data sets from the Hugging Face hub and GitHub.
 //!
-//! A file is fetched into a part beside its place ([`part`]), checked against the published length and
-//! digest and against its format ([`check`]), and only then gets its name: nothing half-written is ever
-//! taken for a file. A cut or stalled connection is tried again with growing pauses, and goes on at the byte
-//! where it stopped as long as the server still has the same file; so does the same command after a
-//! Ctrl-C. [`catalogue`] says what the data sets are, [`record`] what came from which commit.
+//! A file is fetched into a part beside its final path ([`part`]), checked against the published length and
+//! digest and against its format ([`check`]), and only then renamed: nothing half-written is ever taken for a
+//! file. A cut or stalled connection is retried with growing pauses, and continues at the byte where it
+//! stopped as long as the server still has the same file; so does the same command after a Ctrl-C.
+//! [`catalogue`] lists the data sets, [`record`] notes which commit the files are from.
 //!
 //! Deliberately absent: a cache shared between folders, uploads, and any repository not in the catalogue.
 
@@ -43,7 +43,7 @@ pub struct Request {
     pub files: Vec<RemoteFile>,
     /// Folder of the data; made when missing.
     pub out: PathBuf,
-    /// Commit, branch or tag; else what the folder's record says, else the set's own.
+    /// Commit, branch or tag; default: the one in the folder's record, else the set's own.
     pub revision: Option<String>,
     pub endpoints: Endpoints,
     /// Files at a time.
@@ -54,8 +54,8 @@ pub struct Request {
 /// Fetches all files of a request, several at a time, and returns them in its order. `report` receives what
 /// happens, with the index of the file; it is called from several threads.
 ///
-/// Once `stop` is set, or a file has failed for good, requests under way are ended; what came stays and is
-/// gone on from by the next call.
+/// Once `stop` is set, or a file has failed for good, requests under way are aborted; received bytes are
+/// kept, and the next call continues from them.
 ///
 /// # Errors
 ///
@@ -133,7 +133,7 @@ pub fn fetch(
 
 type Outcome = Option<Result<Fetched, std::sync::Arc<FetchError>>>;
 
-/// All files, or the failure that matters: an interruption caused by another failure is none.
+/// All files, or the first failure that was not itself caused by another one.
 fn in_order(results: Vec<Outcome>, stop: &AtomicBool) -> Result<Vec<Fetched>, FetchError> {
     let mut fetched = Vec::with_capacity(results.len());
     let mut interrupted = stop.load(Ordering::Relaxed);
@@ -150,7 +150,7 @@ fn in_order(results: Vec<Outcome>, stop: &AtomicBool) -> Result<Vec<Fetched>, Fe
     if interrupted { Err(FetchError::Interrupted) } else { Ok(fetched) }
 }
 
-/// The commit that a branch of the hub is now; none where the server does not say.
+/// The present commit of a branch of the hub; none where the server does not give it.
 fn commit_of(
     client: &Client,
     url: &str,
@@ -167,7 +167,7 @@ fn commit_of(
     }
 }
 
-/// Counts failures and says how long to wait after each.
+/// Counts failures and computes the pause after each.
 struct Attempts<'a> {
     patience: &'a Patience,
     failures: u32,
@@ -179,16 +179,16 @@ impl<'a> Attempts<'a> {
         Attempts { patience, failures: 0, wait: patience.first_wait }
     }
 
-    /// Forgets the failures: the last attempt brought something.
+    /// Resets the count: the last attempt made progress.
     fn progressed(&mut self) {
         *self = Attempts::new(self.patience);
     }
 
-    /// Waits after a failure that may pass.
+    /// Waits after a temporary failure.
     ///
     /// # Errors
     ///
-    /// The failure, where it will not pass or was one too many; an interruption.
+    /// The failure, if it is permanent or the last attempt; an interruption.
     fn after(
         &mut self,
         error: FetchError,

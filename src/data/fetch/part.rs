@@ -1,8 +1,8 @@
-//! A file that is still coming: `NAME.part`, and beside it `NAME.part.json` that says of what it is a part.
+//! A file that is being fetched: `NAME.part`, and beside it `NAME.part.json` with its source.
 //!
-//! The file under its own name appears by a rename and is whole. A part may be left at any moment, by a
-//! kill or a power cut too: its length on disk says where to go on, and the digest of the whole finds
-//! what a power cut may have torn.
+//! The file appears under its final name by a rename, complete. A part may be left at any moment, also by a
+//! kill or a power cut: its length on disk is where the next attempt continues, and the digest of the whole
+//! finds damage by a power cut.
 
 use std::fs::{self, File, TryLockError};
 use std::io::Write;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::error::FetchError;
 use crate::store::atomic;
 
-/// What a part is a part of, written before its first byte.
+/// The source of a part, written before its first byte.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Origin {
@@ -37,12 +37,12 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Opens the part of `target`, or starts an empty one. Bytes that came from another address than `url`,
-    /// or of which nobody knows where from, are dropped.
+    /// Opens the part of `target`, or starts an empty one. Bytes from another address than `url`, or of
+    /// unknown source, are dropped.
     ///
     /// # Errors
     ///
-    /// Another process holds it; what the operating system refuses.
+    /// Another process holds it; errors of the operating system.
     pub fn open(target: &Path, url: &str) -> Result<Part, FetchError> {
         let path = with_suffix(target, ".part");
         let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
@@ -52,7 +52,7 @@ impl Part {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(FetchError::Busy { path }),
-            // A file system without locks: two downloads of one file are then the person's concern.
+            // The file system has no locks: then two downloads of one file are not prevented.
             Err(TryLockError::Error(_)) => {}
         }
         let len = file.metadata().map_err(FetchError::io("read", &path, 0))?.len();
@@ -119,7 +119,8 @@ impl Part {
     /// Gives the file its name.
     pub fn finish(self, target: &Path) -> Result<(), FetchError> {
         fs::rename(&self.path, target).map_err(FetchError::io("write", target, 0))?;
-        // Without its part the sidecar says nothing; left by a failure here, it is replaced by the next.
+        // Without its part the sidecar is ignored; if it is left by a failure here, the next download
+        // replaces it.
         let _ = fs::remove_file(sidecar(&self.path));
         let folder = target.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
         atomic::sync_folder(folder).map_err(|e| FetchError::io("write", folder, 0)(std::io::Error::other(e)))

@@ -1,4 +1,4 @@
-//! What was fetched from where: `NAME.fetched.json` beside the data.
+//! The record of what was fetched from where: `NAME.fetched.json` beside the data.
 //!
 //! It pins a data set: a branch of the hub is turned into its commit at the first fetch, and later fetches
 //! of more files ask for that commit, so that one folder never holds files of two versions.
@@ -17,7 +17,7 @@ use crate::store::atomic;
 pub struct Record {
     pub data_set: String,
     pub repository: String,
-    /// A commit; a branch where the server does not say which commit it is.
+    /// A commit, or a branch where the server does not give its commit.
     pub revision: String,
     /// By name in the folder.
     pub files: BTreeMap<String, RecordedFile>,
@@ -28,7 +28,7 @@ pub struct Record {
 pub struct RecordedFile {
     pub bytes: u64,
     pub sha256: String,
-    /// The digest was compared with one that host or program publish.
+    /// Whether the digest was compared with one that the server or this program publishes.
     pub verified: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Fetching from a server that misbehaves in every way that a line, a proxy or a mirror does.
+//! Fetching from a server with the faults of connections, proxies and mirrors.
 
 mod server;
 
@@ -15,7 +15,7 @@ use server::{Asked, Reply, Server};
 
 const ETAG: &str = "\"v1\"";
 
-/// A shard of so many tokens.
+/// A shard of `tokens` tokens.
 fn shard_of(tokens: usize, seed: usize) -> Vec<u8> {
     let mut bytes = shard::header(tokens as u64).to_vec();
     bytes.extend((0..tokens).flat_map(|i| (((i + seed) * 7 % 50_257) as u16).to_le_bytes()));
@@ -81,7 +81,7 @@ const NAME: &str = "edu_fineweb_train_000001.bin";
 const PART: [&str; 2] = ["edu_fineweb_train_000001.bin.part", "edu_fineweb_train_000001.bin.part.json"];
 const RECORD: &str = "fineweb-edu-100b.fetched.json";
 
-// ---- as it should be ----
+// ---- without faults -----
 
 #[test]
 fn a_file_comes_whole_with_its_record() {
@@ -389,7 +389,7 @@ fn an_interruption_ends_a_waiting_request_at_once_and_keeps_the_part() {
     assert_eq!(fs::metadata(dir.path().join(PART[0])).unwrap().len(), 50_000);
 }
 
-// ---- as it should not be ----
+// ---- faults -----------------
 
 #[test]
 fn statuses_that_are_no_file_are_named_and_only_passing_ones_tried_again() {
@@ -474,7 +474,7 @@ fn a_length_other_than_the_published_one_is_refused() {
         refusal(|asked| Reply::file(asked, &shard_of(100, 0), ETAG).header("x-linked-size", 1300));
     assert!(error.contains("has 1224 bytes, expected 1300, as the hub says"), "{error}");
     assert!(left.is_empty(), "{left:?}");
-    // More promised than sent is a cut; see above. Less promised than sent: the rest is not read.
+    // A length above the bytes sent is a cut; see above. With a length below them the rest is not read.
     let (error, left) = refusal(|_| Reply::new(200, &shard_of(100, 0)).header("content-length", 1100));
     assert!(error.contains("promises 100 tokens") && left.is_empty(), "{error} {left:?}");
 }

@@ -1,8 +1,8 @@
 //! Cutting text into chunks that can be encoded alone and give the tokens of the whole.
 //!
-//! GPT-2's pre-tokeniser ends a piece wherever white space follows something else, and looks neither back
-//! past that place nor, from a piece that ends there, ahead of it. So documents are cut only there, and a
-//! text is read a part at a time that ends there too: parts, chunks and threads change no token.
+//! GPT-2's pre-tokeniser ends a piece wherever white space follows another character; no piece depends on
+//! text on the other side of that place. So documents are cut only there, and a text is read a part at a time
+//! that ends there too: parts, chunks and threads change no token.
 
 use std::ops::Range;
 
@@ -18,11 +18,11 @@ pub(super) struct Chunk {
     pub range: Range<usize>,
     /// `<|endoftext|>` comes before it.
     pub starts_document: bool,
-    /// It lies in the share of the text that is held out.
+    /// It belongs to the held-out share of the text.
     pub validation: bool,
 }
 
-/// What a part of a text consists of.
+/// The content of a part of a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
     pub chunks: Vec<Chunk>,

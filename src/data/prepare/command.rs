@@ -1,11 +1,11 @@
-//! Commands that a message offers: they can be pasted into a shell as they are.
+//! Commands in messages, which can be pasted into a shell as they are.
 
 use super::super::error::DataError;
 use super::input::{Input, Refused};
 use super::kind::{Compression, Kind, Remedy, extension};
 use super::{InputFormat, Options, ValSplit};
 
-/// What `prepare` reads.
+/// The formats that `prepare` reads.
 const READ: &str = "text in UTF-8 or JSON lines, plain or compressed with gzip or zstd, or Parquet";
 
 impl Options {
@@ -41,7 +41,7 @@ impl Options {
         DataError::Content { path, found, expected, hint }
     }
 
-    /// A command that gives an input through a filter, and the other inputs as they are.
+    /// A command that pipes one input through a filter, and names the other inputs.
     fn filter(&self, inputs: &[Input], at: usize, filter: &str) -> String {
         let name = |input: &Input| match input.is_file() {
             true => quoted(&input.path().to_string_lossy()),
@@ -107,7 +107,7 @@ fn inside(compression: Option<Compression>, filter: &str) -> String {
     }
 }
 
-/// A word as a POSIX shell reads it back.
+/// A word quoted for a POSIX shell.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+,".contains(c);
     match !word.is_empty() && word.chars().all(plain) && !word.starts_with('-') {

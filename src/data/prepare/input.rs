@@ -1,4 +1,4 @@
-//! Where text comes from: files, pipes, or bytes that were read already; and what it turns out to be.
+//! Inputs of text: files, pipes, or bytes in memory; and what they hold.
 //!
 //! Files are read from their start to their end, decompressed on the way, a few megabytes in memory at a
 //! time. A pipe cannot be read twice, and so is read whole first.
@@ -33,7 +33,7 @@ enum Content {
     Read(Vec<u8>),
 }
 
-/// What can be read anywhere; Parquet needs that.
+/// A source that can be read at any position, which Parquet needs.
 pub(super) trait ReadSeek: Read + Seek {}
 
 impl<T: Read + Seek> ReadSeek for T {}
@@ -48,7 +48,7 @@ impl Input {
         let io = || DataError::io("read", path);
         let content = match irregular(&path.metadata().map_err(io())?) {
             None => {
-                // Found now, and not after other inputs were encoded.
+                // Checked now, and not after other inputs were encoded.
                 File::open(path).map_err(io())?;
                 Content::File
             }
@@ -87,8 +87,8 @@ impl Input {
         })
     }
 
-    /// Looks for what can be found without encoding: text and compressed files are read to their last byte,
-    /// of the others the start.
+    /// Checks what can be checked without encoding: text and compressed files are read to the last byte,
+    /// others at their start.
     ///
     /// # Errors
     ///
@@ -152,7 +152,7 @@ impl Input {
 /// Why an input cannot be read.
 pub(super) enum Refused {
     Error(DataError),
-    /// What it holds is not read; the caller knows what to do instead.
+    /// Its format is not read; the caller knows what to do instead.
     Kind {
         kind: Kind,
         compression: Option<Compression>,
@@ -173,7 +173,7 @@ pub(super) struct Examined<'a> {
     /// Length without compression and byte order mark. Progress and the share that is held out count in
     /// these.
     pub bytes: u64,
-    /// That its name says something else.
+    /// The warning that its name suggests another format.
     pub note: Option<String>,
 }
 

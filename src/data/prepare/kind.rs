@@ -1,14 +1,14 @@
-//! What bytes hold, recognised by their start and never by a name alone.
+//! The format of bytes, recognised by their start and never by a name alone.
 
 use std::path::Path;
 
 use super::super::shard::{self, MAGIC};
 use super::InputFormat;
 
-/// Bytes that recognition wants to see, where there are so many.
+/// Bytes that recognition needs, where there are as many.
 pub(super) const HEAD_BYTES: usize = 64 << 10;
 
-/// What an input holds.
+/// The format of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Text,
@@ -146,7 +146,8 @@ impl Kind {
         }
     }
 
-    /// What a name adds to the content: text that is called a table, page or JSON is taken for one.
+    /// Uses the name where content alone is ambiguous: text whose name says table, page or JSON is taken for
+    /// that.
     pub fn named(self, extension: &str) -> Kind {
         match (self, extension) {
             (Kind::Text, "csv") => Kind::Csv,
@@ -158,7 +159,7 @@ impl Kind {
         }
     }
 
-    /// As what it is read when nobody says anything.
+    /// The format in which it is read by default.
     pub fn format(self) -> Option<InputFormat> {
         match self {
             Kind::Text => Some(InputFormat::Text),
@@ -168,7 +169,7 @@ impl Kind {
         }
     }
 
-    /// Whether it can be read as `format`, or tried to be.
+    /// Whether it can be read as `format`, or at least tried.
     pub fn can_be(self, format: InputFormat) -> bool {
         match format {
             InputFormat::Text => !matches!(self, Kind::Parquet | Kind::Foreign(_)),
@@ -179,7 +180,7 @@ impl Kind {
         }
     }
 
-    /// What it is, after "it is".
+    /// Its name in messages, after "it is".
     pub fn name(self) -> &'static str {
         match self {
             Kind::Text => "text",
@@ -241,7 +242,7 @@ fn zeros(head: &[u8]) -> Option<Kind> {
     }
 }
 
-/// What starts with `{`.
+/// The format of content that starts with `{`.
 fn braces(text: &str, whole: bool) -> Kind {
     let inside = text[1..].trim_start();
     let is_json = inside.starts_with('"') || inside.starts_with('}');

@@ -1,11 +1,11 @@
 //! Text, JSON lines and Parquet to token shards, many cores, the same bytes for any number of them.
 //!
-//! What an input is follows from its content ([`kind`]), and gzip and zstd are undone on the way ([`input`]).
-//! Text is checked whole before the first token is written; then a few megabytes at a time are cut into
-//! chunks at places where GPT-2's pre-tokeniser cuts anyway ([`chunks`]). Of JSON lines ([`jsonl`]) a few
-//! megabytes are taken at a time, of Parquet ([`parquet`]) a row group. Each batch is encoded in parallel,
-//! and the tokens are written in order ([`writer`]). Memory holds a batch, whatever the size of the input;
-//! only pipes are read whole.
+//! The format of an input follows from its content ([`kind`]), and gzip and zstd are undone on the way
+//! ([`input`]). Text is checked whole before the first token is written; then a few megabytes at a time are
+//! cut into chunks at places where GPT-2's pre-tokeniser cuts anyway ([`chunks`]). Of JSON lines ([`jsonl`])
+//! a few megabytes are taken at a time, of Parquet ([`parquet`]) a row group. Each batch is encoded in
+//! parallel, and the tokens are written in order ([`writer`]). Memory holds a batch, whatever the size of the
+//! input; only pipes are read whole.
 //!
 //! Shards are written under temporary names, flushed to disk, and renamed together at the end: a
 //! prepare that is cut off, or meets a fault in the last line, leaves no shard behind.
@@ -46,7 +46,7 @@ pub enum InputFormat {
 /// Which tokens are held out. They are taken from the front, as llm.c does.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ValSplit {
-    /// The first so many tokens.
+    /// This many tokens from the start.
     Tokens(u64),
     /// The tokens of about this share of the text, by bytes.
     Fraction(f64),
@@ -80,7 +80,7 @@ pub struct Written {
     pub bytes: u64,
 }
 
-/// What was done.
+/// The result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     pub documents: u64,
@@ -95,7 +95,7 @@ pub struct Summary {
     pub blank: u64,
     /// Why each row was left out that `skip_bad_rows` allowed.
     pub skipped: Vec<String>,
-    /// What was odd about the inputs.
+    /// Warnings about the inputs.
     pub notes: Vec<String>,
 }
 
@@ -176,7 +176,7 @@ impl<'a> Piece<'a> {
     }
 }
 
-/// Where pieces go, batch by batch.
+/// Encodes pieces and writes their tokens, batch by batch.
 struct Sink<'a, P> {
     options: &'a Options,
     writer: ShardWriter<'a>,

@@ -1,8 +1,8 @@
 //! Parquet: the text of one column, a row group at a time.
 //!
 //! Only the chunks of that column are read. The checksums of their pages are compared where the writer made
-//! some, which polars does not do. The column's type in the file decides and not the schema of Arrow in its
-//! notes, so a dictionary of texts (a pandas Categorical) is read as the texts it stands for.
+//! some, which polars does not do. The column's Parquet type decides, and not the Arrow schema in the
+//! metadata, so a dictionary of texts (a pandas Categorical) is read as the texts it stands for.
 
 use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};

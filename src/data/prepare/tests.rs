@@ -200,7 +200,7 @@ fn jsonl(text: &str) -> Input {
     Input::bytes("x.jsonl", Some(InputFormat::Jsonl), text.as_bytes().to_vec())
 }
 
-/// A parquet file of these columns, so many rows a row group.
+/// A parquet file of these columns, with `group` rows in a row group.
 fn table(columns: Vec<Column>, group: usize) -> Vec<u8> {
     let mut frame = DataFrame::new_infer_height(columns).unwrap();
     let mut bytes = Vec::new();

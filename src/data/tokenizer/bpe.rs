@@ -17,7 +17,7 @@ const TOKENS: usize = 50_256;
 const SLOTS: usize = 1 << 17;
 /// An empty slot, and no token.
 const NONE: u16 = u16::MAX;
-/// Pieces up to so many bytes are merged by looking at all neighbours again; longer ones by a heap, because
+/// Pieces up to this many bytes are merged by looking at all neighbours again; longer ones by a heap, because
 /// the first takes time that grows with the square of the length.
 const SHORT: usize = 48;
 

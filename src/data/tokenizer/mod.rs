@@ -1,9 +1,9 @@
 //! Text to tokens and back: GPT-2's byte-pair encoding, and plain bytes.
 //!
-//! Text is data and never markup: a literal `<|endoftext|>` inside a text is encoded as its characters. The
-//! token of that name is set by whoever joins documents, with [`Tokenizer::eot`]. The vocabulary is
-//! tiktoken's `r50k_base`, which is GPT-2's; the encoder over it is ours ([`bpe`], [`pieces`]), several times
-//! as fast and equal in every id.
+//! Text is data and never markup: a literal `<|endoftext|>` inside a text is encoded as its characters. Code
+//! that joins documents inserts the token of that name, [`Tokenizer::eot`]. The vocabulary is tiktoken's
+//! `r50k_base`, which is GPT-2's; the encoder over it is ours ([`bpe`], [`pieces`]), several times as fast
+//! and equal in every id.
 
 #![forbid(unsafe_code)]
 
@@ -17,7 +17,7 @@ pub use bpe::Bpe;
 
 use crate::experiment;
 
-/// What the end of a document is called in text.
+/// The name of the end of a document in text.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// A way to write text as 16-bit tokens.
@@ -60,7 +60,7 @@ impl Tokenizer {
         }
     }
 
-    /// The token `<|endoftext|>`, which stands before each document.
+    /// The token `<|endoftext|>`, which precedes each document.
     pub fn eot(&self) -> u16 {
         match self {
             Tokenizer::Gpt2(_) => 50_256,
@@ -115,7 +115,7 @@ impl Tokenizer {
     }
 }
 
-/// Turns tokens into text as they come, and withholds bytes until they make whole characters.
+/// Turns a stream of tokens into text, holding bytes back until they form whole characters.
 #[derive(Debug)]
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
@@ -136,7 +136,7 @@ impl StreamDecoder {
         String::from_utf8_lossy(&whole).into_owned()
     }
 
-    /// What was withheld, when no token follows.
+    /// What was held back, when no token follows.
     pub fn finish(self) -> String {
         String::from_utf8_lossy(&self.pending).into_owned()
     }

@@ -10,7 +10,7 @@
 
 use super::unicode::{LETTERS, NUMBERS};
 
-/// What a character is to the pattern.
+/// The class of a character in the pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
     Letter,

@@ -1,4 +1,4 @@
-//! Files, variables and `--set`: what lies over what.
+//! Files, variables and `--set`: which overrides which.
 
 use super::*;
 

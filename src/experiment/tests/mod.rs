@@ -13,7 +13,7 @@ mod layers;
 mod report;
 mod rules;
 
-/// A sound experiment of few words.
+/// A short valid experiment.
 const SMALL: &str = "[model]\ndescriptor = \"d12\"\n[schedule]\nsteps = 10\n[data]\ncorpus = \"kjv\"\n";
 
 fn variables(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {

@@ -1,4 +1,4 @@
-//! What a person reads of a wrong experiment.
+//! The report on an experiment with errors.
 
 use super::*;
 

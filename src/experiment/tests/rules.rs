@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Each line breaks one rule of a sound experiment and gives exactly one fault.
+/// Each line breaks one rule of a valid experiment and gives exactly one fault.
 #[test]
 fn every_rule_between_keys_is_kept() {
     let cases: &[(&[&str], &str)] = &[

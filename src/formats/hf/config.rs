@@ -1,7 +1,7 @@
 //! `config.json` of GPT-2, read and written.
 //!
-//! Every size is held to what the key of its name takes, so that no absurd configuration is believed, and
-//! every key that would change what is computed to what is computed here.
+//! Every size must be in the range of the key of its name, and every key that would change the computation
+//! must have GPT-2's value.
 
 use std::fs;
 use std::path::Path;
@@ -16,8 +16,8 @@ use crate::formats::{FormatError, Precision, Result};
 /// The file that makes a folder a Hugging Face model.
 pub const CONFIG: &str = "config.json";
 
-/// The sizes in a `config.json` of GPT-2. What would compute something else than GPT-2 is refused. The padded
-/// vocabulary is ours, not the file's.
+/// The sizes in a `config.json` of GPT-2. A configuration of another computation is refused. The padded
+/// vocabulary is computed, not read.
 pub fn sizes(path: &Path) -> Result<Model> {
     require_file(path)?;
     parse(path, &fs::read(path).map_err(|source| FormatError::Io { path: path.into(), source })?)

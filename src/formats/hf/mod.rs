@@ -108,7 +108,7 @@ fn bare(name: &str) -> &str {
     name.strip_prefix(PREFIX).unwrap_or(name)
 }
 
-/// Whether a tensor is the causal mask of a layer or the number that stands in its empty places: constants
+/// Whether a tensor is the causal mask of a layer or the number at its masked positions: constants
 /// that older files hold.
 fn is_mask(name: &str, model: &Model) -> bool {
     let layer = name.strip_prefix("h.").and_then(|rest| rest.split_once('.'));

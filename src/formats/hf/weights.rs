@@ -14,7 +14,7 @@ use crate::store::{Tensor, safetensors};
 pub const WEIGHTS: &str = "model.safetensors";
 /// Which of several files holds which tensor, as `save_pretrained(max_shard_size=…)` writes it.
 pub const INDEX: &str = "model.safetensors.index.json";
-/// What other libraries call their files, none of which are read.
+/// The names of other libraries' files, none of which are read.
 pub const FOREIGN: [&str; 5] = [
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
@@ -33,7 +33,7 @@ struct Index {
 ///
 /// # Errors
 ///
-/// Neither is there, by the name of what is; an index that is damaged, or names a file outside the folder.
+/// Neither exists, with the name of what does; an index that is damaged, or names a file outside the folder.
 pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     if folder.join(WEIGHTS).exists() {
         return Ok(vec![folder.join(WEIGHTS)]);

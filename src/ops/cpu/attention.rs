@@ -164,7 +164,7 @@ impl Tiled for Forward<'_, '_> {
     }
 }
 
-/// What the backward pass reads of the forward pass.
+/// Results of the forward pass that the backward pass reads.
 #[derive(Clone, Copy)]
 pub struct ForwardPass<'a> {
     /// (B, T, 3, NH, HS)

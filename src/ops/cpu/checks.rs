@@ -1,4 +1,4 @@
-//! What every operation checks of its operands before it hands slices on: lengths, token ids, positions in a
+//! Checks of operands before every operation: lengths, token ids, positions in a
 //! cache; and how much memory there is.
 
 use super::super::{DeviceError, Result};
@@ -75,7 +75,7 @@ pub fn same_len(operation: &'static str, from: usize, to: usize) -> Result<()> {
     if from == to { Ok(()) } else { Err(failed(operation, format!("{from} elements do not fit {to}"))) }
 }
 
-/// What Linux says new allocations may still take.
+/// Memory in bytes that Linux reports as available.
 pub fn available_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

@@ -27,7 +27,7 @@ pub struct Problem<'a> {
     pub vocab: Vocab,
 }
 
-/// What the backward pass writes.
+/// The outputs of the backward pass.
 pub struct Gradient<'a> {
     pub dx: &'a mut [f32],
     pub dwte: &'a mut [f32],

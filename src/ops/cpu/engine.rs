@@ -1,4 +1,4 @@
-//! What every operation of the CPU device works with: threads, instruction set, scratch.
+//! Threads, instruction set and scratch of the CPU device.
 
 use std::sync::{Mutex, PoisonError};
 

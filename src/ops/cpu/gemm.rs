@@ -107,7 +107,7 @@ pub fn strips_mut<S: Simd, const NV: usize>(floats: &mut [f32]) -> &mut [Strip<S
 }
 
 /// Copies `B[k0 .. k0+depth][j0 .. j0+columns]` into `packed[k][j]` of `width` columns; missing
-/// columns become zeros, whose sums nobody reads.
+/// columns become zeros, whose sums are not read.
 #[inline(always)]
 pub fn pack(
     packed: &mut [f32],

@@ -114,7 +114,7 @@ pub fn forward_residual(
     });
 }
 
-/// What the backward pass reads of the forward pass.
+/// Results of the forward pass that the backward pass reads.
 #[derive(Clone, Copy)]
 pub struct ForwardPass<'a> {
     pub x: &'a [f32],

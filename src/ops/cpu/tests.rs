@@ -1,4 +1,4 @@
-//! The CPU device against the f64 reference, and against itself under every setting.
+//! The CPU device against plain f64, and against itself under every setting.
 
 use super::super::testing::{self, Tolerance, random};
 use super::super::*;

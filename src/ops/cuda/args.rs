@@ -54,7 +54,7 @@ macro_rules! pointer {
         }
         impl<T> Copy for $name<T> {}
         impl<T> $name<T> {
-            /// The device address, which the kernel will trust.
+            /// The device address; the kernel does not check it.
             pub fn at(address: u64) -> Self {
                 Self(address, PhantomData)
             }
@@ -151,7 +151,7 @@ macro_rules! bindings {
                 $crate::ops::cuda::args::Kernel::new($symbol);
         )*)*
 
-        /// What this file binds.
+        /// The bindings of this file.
         pub const BINDINGS: $crate::ops::cuda::args::Bindings = $crate::ops::cuda::args::Bindings {
             sources: &[$(
                 $crate::ops::cuda::sources::Source::new(
@@ -170,7 +170,7 @@ macro_rules! bindings {
 }
 pub(crate) use bindings;
 
-/// What a launch file binds.
+/// The bindings of a launch file.
 pub struct Bindings {
     /// The `.cu` files.
     pub sources: &'static [Source],
@@ -212,7 +212,7 @@ impl<A: KernelArgs> Kernel<A> {
         Kernel { name, args: PhantomData }
     }
 
-    /// What the tests and the loader need to know of it.
+    /// Its name, file and arguments, for the tests and the loader.
     pub fn info(&self) -> KernelInfo {
         KernelInfo { name: self.name, file: A::FILE, args: A::NAME, bytes: size_of::<A>() }
     }

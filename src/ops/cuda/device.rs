@@ -155,7 +155,7 @@ impl Ops for Cuda {
         self.lanes.join()
     }
 
-    // ---- work that comes again -------------------------------------------------------------
+    // ---- repeated work --------------------------------------------------------------------
 
     fn identity(&self, buf: &Buf) -> u64 {
         buf.address()

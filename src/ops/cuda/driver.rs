@@ -1,9 +1,9 @@
 //! One GPU: its context, its streams, and the driver calls that everything else is built on.
 //!
-//! All work of a device goes to one non-blocking stream, so operations run in the order they were
-//! asked for and nothing here needs events between them; `lanes` sends some of it to a second
-//! stream, and orders the two. `cudarc`'s safe layer is not used: it tracks every buffer with events, which
-//! costs two events an operation and forbids graphs.
+//! All work of a device goes to one non-blocking stream, so operations run in the order of the calls and need
+//! no events between them; `lanes` sends some of it to a second stream, and orders the two. `cudarc`'s safe
+//! layer is not used: it tracks every buffer with events, which costs two events an operation and forbids
+//! graphs.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -18,7 +18,7 @@ use crate::ops::{DeviceError, Result};
 /// The oldest driver whose entry points are all here: CUDA 12.8.
 const OLDEST_DRIVER: i32 = 12_080;
 
-/// What a GPU is.
+/// The properties of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GpuInfo {
     pub ordinal: usize,
@@ -109,7 +109,7 @@ unsafe impl Send for Gpu {}
 unsafe impl Sync for Gpu {}
 
 impl Gpu {
-    /// Opens GPU number `ordinal`, or says what stands in the way.
+    /// Opens GPU number `ordinal`, or says why it cannot.
     pub fn open(ordinal: usize) -> Result<Arc<Gpu>> {
         let info = gpus()?
             .into_iter()
@@ -159,13 +159,13 @@ impl Gpu {
         DeviceError::Failed { device: self.info.name.clone(), operation, message: message.into() }
     }
 
-    /// Bytes free on the device now; other processes take from the same store.
+    /// Bytes free on the device now; other processes share the same memory.
     pub fn free_bytes(&self) -> Result<u64> {
         self.bind()?;
         result::mem_get_info().map(|(free, _)| free as u64).map_err(|e| self.fail("cuMemGetInfo", e))
     }
 
-    /// Waits for all work asked for so far, on both lanes.
+    /// Waits for all work issued so far, on both lanes.
     pub fn synchronize(&self, operation: &'static str) -> Result<()> {
         self.bind()?;
         for stream in [self.main, self.side] {
@@ -194,7 +194,7 @@ impl Gpu {
     /// `address` came from `allocate` of this device, was not freed, and nothing refers to it.
     pub unsafe fn release(&self, address: u64) {
         if self.synchronize("cuMemFree").is_ok() {
-            // SAFETY: the caller's promise. A failure cannot be helped: the process is ending or the
+            // SAFETY: the caller's promise. A failure is ignored: the process is ending or the
             // context is already lost.
             let _ = unsafe { result::free_sync(address) };
         }
@@ -274,7 +274,7 @@ impl Drop for Gpu {
     }
 }
 
-/// A stream whose work goes first where there is a choice: small copies and sums beside large products.
+/// A stream of the highest priority: small copies and sums beside large products.
 fn urgent_stream() -> Result<sys::CUstream, result::DriverError> {
     let (mut least, mut most, mut stream) = (0, 0, std::ptr::null_mut());
     let kind = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
@@ -303,7 +303,7 @@ impl Event {
         Ok(Event { event, gpu: Arc::clone(gpu) })
     }
 
-    /// Marks the end of the work that the lane in use was asked for so far.
+    /// Marks the end of the work issued so far on the lane in use.
     pub fn record(&self) -> Result<()> {
         self.gpu.bind()?;
         // SAFETY: event and stream are live.
@@ -311,7 +311,7 @@ impl Event {
             .map_err(|e| self.gpu.fail("cuEventRecord", e))
     }
 
-    /// Lets the lane in use wait for the mark: the host does not wait.
+    /// Makes the lane in use wait for the mark; the host does not wait.
     pub fn hold(&self) -> Result<()> {
         self.gpu.bind()?;
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
@@ -401,10 +401,10 @@ fn describe_gpu(ordinal: i32) -> Result<GpuInfo, result::DriverError> {
 
 fn failed(device: &str, operation: &'static str, error: result::DriverError) -> DeviceError {
     let mut message = describe(error);
-    // These are raised by whatever ran before and are reported by the next call, whichever it is.
+    // These errors come from earlier work and are reported by the next call, whichever that is.
     if (700..=719).contains(&(error.0 as u32)) {
         message
-            .push_str("\n  hint: an earlier operation may be the cause; CUDA_LAUNCH_BLOCKING=1 makes the guilty one report it");
+            .push_str("\n  hint: an earlier operation may be the cause; with CUDA_LAUNCH_BLOCKING=1 it reports the error itself");
     }
     DeviceError::Failed { device: device.to_owned(), operation, message }
 }

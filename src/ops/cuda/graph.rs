@@ -1,4 +1,4 @@
-//! A micro-step as a CUDA graph: recorded the second time it is asked for, one launch from then on.
+//! A micro-step as a CUDA graph: recorded the second time it runs, one launch from then on.
 //!
 //! A micro-step is some four hundred launches of fixed geometry on fixed addresses. Recorded, they cost the
 //! host one call; that pays where the kernels are short (a small model, a short micro-batch) and changes no
@@ -16,10 +16,10 @@ use super::Cuda;
 use super::driver::Gpu;
 use crate::ops::Result;
 
-/// What a piece of work is known by; see [`crate::ops::Ops::replay`].
+/// The key of a piece of work; see [`crate::ops::Ops::replay`].
 type Key = [u64; 4];
 
-/// How far a piece of work has come.
+/// The state of a piece of work.
 enum Stage {
     /// It ran once.
     Seen,

@@ -1,12 +1,12 @@
-//! Two lanes of work on one GPU: the main stream, and a second one for what nobody waits for yet.
+//! Two lanes of work on one GPU: the main stream, and a second one for work whose result is needed later.
 //!
 //! Gradients leave for other GPUs or for the host's memory while those of earlier layers are still being
-//! computed. Two events order the lanes: the side lane begins behind all that was asked for before
+//! computed. Two events order the lanes: the side lane starts after all work issued before
 //! ([`Lanes::turn_aside`]), and the main lane waits for it where it says so ([`Lanes::join`]), nowhere else.
 //!
-//! An event that is forgotten shows only when the lanes happen to run at unlucky speeds. So tests make them
-//! unlucky (`Trial`): they slow the lane down that somebody ought to wait for, and they leave the waiting
-//! out, to see that it would be noticed.
+//! A missing event shows only when the lanes happen to run at certain speeds. So tests provoke it (`Trial`):
+//! they slow down the lane that must be waited for, and they leave an event out, to show that this would be
+//! noticed.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::ops::Result;
 /// The order between the two streams of a GPU.
 pub struct Lanes {
     gpu: Arc<Gpu>,
-    /// What the side lane waits for.
+    /// The event that the side lane waits for.
     forked: Event,
     /// The end of the side lane's work so far.
     done: Event,
@@ -38,7 +38,7 @@ impl Lanes {
         })
     }
 
-    /// Sends what follows to the side lane, behind everything asked for so far.
+    /// Sends the work that follows to the side lane, after everything issued so far.
     pub fn turn_aside(&mut self) -> Result<()> {
         self.forked.record()?;
         self.gpu.set_aside(true);
@@ -50,13 +50,13 @@ impl Lanes {
         }
         let held = self.forked.hold();
         if held.is_err() {
-            // Nobody will turn back.
+            // The caller does not return to the main lane after an error.
             self.gpu.set_aside(false);
         }
         held
     }
 
-    /// Sends what follows to the main lane again.
+    /// Sends the work that follows to the main lane again.
     pub fn turn_back(&mut self) -> Result<()> {
         let marked = self.done.record();
         self.gpu.set_aside(false);
@@ -66,7 +66,7 @@ impl Lanes {
         marked
     }
 
-    /// Lets the main lane wait for all that the side lane was asked for.
+    /// Makes the main lane wait for everything issued to the side lane.
     pub fn join(&mut self) -> Result<()> {
         #[cfg(test)]
         if self.trial.forget == Some(Forgotten::Join) {
@@ -78,25 +78,25 @@ impl Lanes {
 
 #[cfg(test)]
 impl super::Cuda {
-    /// Holds the lanes up from here on.
+    /// Slows the lanes down from here on.
     pub fn set_trial(&mut self, trial: Trial) {
         self.lanes.trial = trial;
     }
 }
 
-/// What a test does to the lanes.
+/// The changes that a test makes to the lanes.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Trial {
-    /// The main lane stands still for up to so long before it goes on beside the side lane.
+    /// The main lane pauses for up to this long before it goes on beside the side lane.
     pub main: std::time::Duration,
-    /// The side lane stands still for up to so long before each piece of its work.
+    /// The side lane pauses for up to this long before each piece of its work.
     pub side: std::time::Duration,
     pub forget: Option<Forgotten>,
     pub turns: u32,
 }
 
-/// The waiting that a test leaves out.
+/// The event that a test leaves out.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forgotten {
@@ -106,14 +106,14 @@ pub enum Forgotten {
 
 #[cfg(test)]
 impl Trial {
-    /// Lets the lane in use sleep.
+    /// Makes the lane in use sleep.
     fn slow_down(&mut self, most: std::time::Duration, gpu: &Arc<Gpu>) -> Result<()> {
         use cudarc::driver::sys;
 
         unsafe extern "C" fn sleep(micros: *mut std::ffi::c_void) {
             std::thread::sleep(std::time::Duration::from_micros(micros as u64));
         }
-        // Now longer, now shorter: the numbers of Knuth's multiplicative hash.
+        // Varying lengths: the numbers of Knuth's multiplicative hash.
         self.turns = self.turns.wrapping_add(1);
         let share = u128::from(self.turns.wrapping_mul(2_654_435_769) >> 24);
         let micros = most.as_micros() * share / 255;

@@ -1,8 +1,8 @@
 //! Linear layers and the classifier: matrix multiplications with what is fused around them.
 //!
-//! With `kernels.gelu_fusion` 0, GELU sees what is stored. Our own products then do it on their way,
-//! cuBLASLt's are followed by a pass, and the bits of GELU are the same. The option's other values ask for
-//! cuBLASLt's fusion, which sees the sum before rounding.
+//! With `kernels.gelu_fusion` 0, GELU sees what is stored. Our own products then apply it as they store,
+//! cuBLASLt's are followed by a pass of its own, and the bits of GELU are the same. The option's other values
+//! ask for cuBLASLt's fusion, which sees the sum before rounding.
 
 use super::launch::{classifier, gelu, gemm_hopper, reduce};
 use super::memory::{Buf, Ids};
@@ -85,7 +85,7 @@ fn chunks(n: usize, vocab: Vocab, act: Dtype) -> Vec<(usize, usize)> {
 }
 
 impl Cuda {
-    /// A tensor was written: what was known of its columns is no longer so.
+    /// A tensor was written: its column sums are no longer valid.
     pub(super) fn written(&mut self, buf: &Buf) {
         if self.gelu_sums.is_some_and(|sums| sums.dpre == buf.address()) {
             self.gelu_sums = None;

@@ -14,7 +14,7 @@ const LARGE: u64 = 8 << 20;
 const SLAB: u64 = 64 << 20;
 /// Every buffer starts at a multiple of this: the widest access of any kernel, with room to spare.
 const ALIGNMENT: u64 = 256;
-/// What the driver rounds allocations to.
+/// The driver rounds allocations to a multiple of this.
 const PAGE: u64 = 2 << 20;
 
 /// One allocation of the driver's.
@@ -38,7 +38,7 @@ pub struct Allocation {
     _owner: Owner,
 }
 
-/// What keeps a piece of memory alive.
+/// The allocation that keeps a piece of memory alive.
 enum Owner {
     Slab(#[expect(dead_code, reason = "kept alive, not looked at")] Arc<Slab>),
     Pinned(#[expect(dead_code, reason = "kept alive, not looked at")] Pinned),
@@ -68,7 +68,7 @@ impl Buf {
 
     #[expect(
         clippy::len_without_is_empty,
-        reason = "the number of elements; nobody asks whether a tensor is empty"
+        reason = "the number of elements; no caller asks whether a tensor is empty"
     )]
     pub fn len(&self) -> usize {
         self.len
@@ -94,7 +94,7 @@ impl Ids {
         self.allocation.address
     }
 
-    #[expect(clippy::len_without_is_empty, reason = "the room for ids; nobody asks whether it is empty")]
+    #[expect(clippy::len_without_is_empty, reason = "the room for ids; no caller asks whether it is empty")]
     pub fn len(&self) -> usize {
         self.len
     }
@@ -161,7 +161,7 @@ impl Memory {
             }
         };
         let address = slab.address + offset;
-        // SAFETY: the range was cut from a live slab and belongs to nobody else.
+        // SAFETY: the range was cut from a live slab and is handed out once.
         unsafe { self.gpu.zero(address, size, "alloc") }?;
         Ok(Allocation { address, bytes, _owner: Owner::Slab(slab) })
     }
@@ -182,8 +182,8 @@ impl Memory {
     }
 }
 
-/// What a buffer of `bytes` takes of a slab. The kernels may read a vector past the last element of a row,
-/// never past this.
+/// Bytes that a buffer of `bytes` takes of a slab. The kernels may read a vector past the last element of a
+/// row, never past this.
 fn rounded(bytes: u64) -> u64 {
     bytes.max(1).next_multiple_of(ALIGNMENT)
 }
@@ -222,7 +222,7 @@ impl Pinned {
         Ok(pinned)
     }
 
-    /// Memory that the host must not read before somebody has written it.
+    /// Pinned memory that the host must not read before it is written.
     fn unwritten(gpu: &Arc<Gpu>, bytes: usize) -> Result<Pinned> {
         gpu.bind()?;
         // SAFETY: freed once, in `drop`.
@@ -232,8 +232,8 @@ impl Pinned {
     }
 
     fn as_slice(&self) -> &[u8] {
-        // SAFETY: the memory is live, initialised, and borrowed as long as `self`; callers wait for
-        // copies into it before they look.
+        // SAFETY: the memory is live, initialised, and borrowed as long as `self`; callers wait for copies
+        // into it before they read.
         unsafe { std::slice::from_raw_parts(self.pointer, self.bytes) }
     }
 
@@ -259,7 +259,7 @@ struct Slot {
     free: Event,
 }
 
-/// The way between host and device.
+/// Copies between host and device.
 ///
 /// Uploads rotate through slots, so that the host fills one while the GPU reads the others and
 /// waits only when it is a full round ahead.

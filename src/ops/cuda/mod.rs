@@ -4,11 +4,11 @@
 //!
 //! * [`libraries`] finds CUDA's libraries; nothing is linked, so the binary starts anywhere.
 //! * [`driver`] is one GPU with its streams, [`lanes`] the order between them, [`memory`] its memory and the
-//!   way in and out.
+//!   copies in and out.
 //! * [`sources`] and [`compile`] turn `kernels/*.cu` into machine code for the GPU at hand.
 //! * [`args`], [`modules`] and [`launch`] tie each kernel to a typed function.
 //! * [`product`] is a matrix product as a value; [`gemm`] multiplies matrices with pinned algorithms.
-//! * `graph` replays work that comes again.
+//! * `graph` replays repeated work.
 //! * [`scratch`] plans the memory that operations need beside their operands.
 //! * `device`, `linear` and `optimizer` put these together as [`crate::ops::Ops`].
 //! * [`nccl`] carries bytes to other GPUs.
@@ -56,7 +56,7 @@ use modules::Kernels;
 use scratch::Scratch;
 pub use scratch::{act_dtype, opened_plan, scratch_plan};
 
-/// What the device needs to know of an experiment.
+/// The settings of an experiment that the device needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Which GPU, as the driver counts them.
@@ -89,7 +89,7 @@ pub struct Cuda {
     tables: optimizer::Tables,
     graphs: graph::Graphs,
     lanes: Lanes,
-    /// What GELU's gradient left behind for the weight gradient after it.
+    /// The column sums that GELU's gradient leaves for the weight gradient after it.
     gelu_sums: Option<linear::GeluSums>,
     /// Channels of a head, once the model is known.
     head_size: Option<usize>,
@@ -222,7 +222,7 @@ impl Cuda {
         self.gemm.load(plans)
     }
 
-    /// What tuning measured in this process.
+    /// The results of tuning in this process.
     pub fn tuned(&self) -> &[gemm::Tuned] {
         self.gemm.tuned()
     }
@@ -237,7 +237,7 @@ impl Cuda {
         self.memory.taken_bytes()
     }
 
-    /// Device memory that nobody has taken, neither this process nor another.
+    /// Bytes of device memory that no process has taken.
     pub fn free_bytes(&self) -> Result<u64> {
         self.kernels.gpu.free_bytes()
     }
@@ -247,7 +247,7 @@ impl Cuda {
         Ok((Event::new(&self.kernels.gpu)?, Event::new(&self.kernels.gpu)?))
     }
 
-    /// Milliseconds that the device takes for the work that `work` asks for.
+    /// Milliseconds that the device takes for the work that `work` issues.
     pub fn time(&mut self, work: impl FnOnce(&mut Cuda) -> Result<()>) -> Result<f32> {
         let (start, end) = self.marks()?;
         start.record()?;

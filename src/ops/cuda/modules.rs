@@ -31,7 +31,7 @@ impl Geometry {
     }
 }
 
-/// Shared memory that needs no asking.
+/// Shared memory that a kernel may use without raising its limit.
 const PLAIN_SHARED: u64 = 48 << 10;
 
 /// A GPU with its kernels: what a launch needs.

@@ -1,9 +1,9 @@
 //! NCCL as a carrier of bytes between GPUs: send and receive, nothing else.
 //!
-//! Its reductions are never used: their order depends on ring, protocol and message size. So a rank's
-//! bits are its own, and only their transport is NCCL's. The functions are looked up here, because
-//! `cudarc`'s loader knows neither Python's wheels nor the name `libnccl.so.2`, and because a result code
-//! that a later version adds must not be taken for a value of an enum.
+//! Its reductions are never used: their order depends on ring, protocol and message size. NCCL moves bytes;
+//! every addition is done by our kernels. The functions are looked up here, because `cudarc`'s loader knows
+//! neither Python's wheels nor the name `libnccl.so.2`, and because a result code that a later version adds
+//! must not be taken for a value of an enum.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::{Arc, OnceLock};
@@ -16,7 +16,7 @@ use super::libraries::{self, Library};
 use super::memory::Buf;
 use crate::ops::{DeviceError, Region, Result};
 
-/// What rank 0 makes and all must know to form a group.
+/// The identifier of a group: rank 0 makes it, all must know it.
 pub const ID_BYTES: usize = 128;
 
 #[derive(Clone, Copy)]
@@ -97,7 +97,7 @@ pub fn version() -> Result<u32> {
     if code == 0 {
         Ok(version.unsigned_abs())
     } else {
-        Err(DeviceError::Unavailable(format!("NCCL does not tell its version: code {code}")))
+        Err(DeviceError::Unavailable(format!("NCCL does not report its version: code {code}")))
     }
 }
 
@@ -124,10 +124,10 @@ pub struct Group {
 unsafe impl Send for Group {}
 
 impl Drop for Group {
-    /// Ends at once what is still under way: a rank that is gone would be waited for without end.
+    /// Aborts what is still under way: it would wait without end for a rank that is gone.
     fn drop(&mut self) {
         if self.gpu.bind().is_ok() {
-            // SAFETY: the communicator is live, and nobody uses it any more.
+            // SAFETY: the communicator is live, and is not used any more.
             unsafe { (self.api.comm_abort)(self.comm) };
         }
     }
@@ -135,7 +135,7 @@ impl Drop for Group {
 
 impl Cuda {
     /// Joins a group of `size` GPUs as number `rank`, and swaps a byte with each of `peers`, so that every
-    /// connection and its memory is there before the first step. All ranks call it.
+    /// connection is open and its memory allocated before the first step. All ranks call it.
     pub fn join_group(
         &mut self,
         id: [u8; ID_BYTES],

@@ -1,4 +1,4 @@
-//! What works on all tensors at once: AdamW, the sums of squares, and the Merkle roots.
+//! Operations on all tensors at once: AdamW, the sums of squares, and the Merkle roots.
 //!
 //! One launch covers every tensor through a table of pointers in device memory. A table is uploaded
 //! only when it differs from the one that is there: in training, once.

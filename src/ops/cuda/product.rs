@@ -1,4 +1,5 @@
-//! What a matrix product is: its operands, its shape and what is fused with it, for whoever computes it.
+//! A matrix product as a value: its operands, its shape and what is fused with it, whichever library computes
+//! it.
 
 use std::fmt;
 
@@ -51,7 +52,7 @@ pub enum Epilogue {
     BiasGradient,
 }
 
-/// What a plan is for: all that the choice of an algorithm depends on.
+/// The key of a plan: all that the choice of an algorithm depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct GemmKey {
     pub product: Product,

@@ -5,7 +5,7 @@ use super::memory::{Allocation, Memory};
 use crate::experiment::Compute;
 use crate::ops::{Dtype, ParamCount, Result, ScratchShape};
 
-/// What a piece of scratch is for.
+/// The use of a piece of scratch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(usize)]
 pub enum Use {
@@ -61,7 +61,7 @@ pub fn act_dtype(compute: Compute) -> Dtype {
     }
 }
 
-/// What is taken when the device is opened, by name, in bytes: that of the newest GPUs.
+/// Memory taken when the device is opened, by name, in bytes: that of the newest GPUs.
 pub fn opened_plan() -> Vec<(String, u64)> {
     vec![
         ("matrix multiplication workspace".to_owned(), super::gemm::workspace_bytes(9)),
@@ -101,7 +101,7 @@ pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)>
     plan
 }
 
-/// What the optimizer and the state digest need: tables of all tensors, partial sums, digests. Each tensor's
+/// Scratch of the optimizer and the state digest: tables of all tensors, partial sums, digests. Each tensor's
 /// last chunk, leaf or group may be short, so each counts one more.
 fn over_all_tensors(shape: &ScratchShape, element: u64) -> [(Use, u64); 8] {
     const HASH: u64 = 32;

@@ -5,7 +5,7 @@ use super::memory::Buf;
 use crate::ops::{Linear, LinearShape, Ops, Result, Role};
 use crate::rng::Key;
 
-/// What the self-test measured.
+/// The results of the self-test.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct SelfTest {
     /// Largest difference of a small product from its exact value, over the largest exact value.

@@ -61,7 +61,7 @@ macro_rules! header {
     };
 }
 
-/// What `#include "name"` finds.
+/// The headers that `#include "name"` finds.
 pub const HEADERS: &[Source] = &[
     header!("common.cuh"),
     header!("exact.cuh"),

@@ -1,4 +1,4 @@
-//! What only a GPU can show. Each test is ignored by default, so that the harness counts what was skipped,
+//! Tests that need a GPU. Each test is ignored by default, so that the harness counts what was skipped,
 //! and fails without a GPU: `cargo test --release --lib cuda -- --include-ignored`.
 
 mod decoding;

@@ -65,7 +65,7 @@ impl<B> Operation for AttentionBackward<'_, B> {
     }
 }
 
-/// FLOPs of so many matrix products over the causal half of the score matrix: a multiplication and an
+/// FLOPs of `products` matrix products over the causal half of the score matrix: a multiplication and an
 /// addition for each of half of T*T*HS terms.
 fn flops(rows: Rows, heads: Heads, products: usize) -> f64 {
     (products * rows.batch * heads.heads * rows.seq * rows.seq * heads.head_size) as f64

@@ -129,12 +129,12 @@ impl ElementBytes {
         ElementBytes { param: dtype(Role::Param).size(), activation: dtype(Role::Activation).size() }
     }
 
-    /// Bytes of so many elements of activations and of weights.
+    /// Bytes of these numbers of elements of activations and of weights.
     fn moved(self, activations: usize, weights: usize) -> f64 {
         (activations * self.activation + weights * self.param) as f64
     }
 
-    /// Work that reads and writes so many activations and computes next to nothing.
+    /// Work that reads and writes activations and computes next to nothing.
     fn pass(self, activations: usize) -> Work {
         Work::bytes(self.moved(activations, 0))
     }
@@ -145,7 +145,7 @@ impl ElementBytes {
     }
 }
 
-/// What an operation says of itself, whatever device does it.
+/// What an operation reports of itself, on any device.
 pub trait Operation {
     fn family(&self) -> Family;
     /// Its row in the table of `runner bench`, with the shape where that decides the speed.

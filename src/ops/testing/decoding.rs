@@ -1,4 +1,4 @@
-//! The operations of decoding: each row against the f64 reference, and alone against among others.
+//! The operations of decoding: each row against f64, and alone against decoded beside others.
 
 use super::reference::{self, AttentionShape};
 use super::{Bench, Case, Limits, random};

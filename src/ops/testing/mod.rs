@@ -1,7 +1,7 @@
 //! Tests of a device: one body an operation, generic over [`Ops`], against plain f64.
 //!
 //! A device's own tests call [`check_all`] with the tolerance its element types allow. Outputs are
-//! filled with NaN before every call, so that an element nobody writes fails. [`cases`] gives the
+//! filled with NaN before every call, so that an element that is not written fails. [`cases`] gives the
 //! raw outputs, which a device compares bit for bit between its own settings.
 
 mod attention;
@@ -17,13 +17,13 @@ use super::{Heads, Ops, ParamCount, Role, Rows, ScratchShape, Vocab, Write};
 use crate::rng::Key;
 pub use decoding::{decoding_alone_and_together, decoding_cases};
 
-/// How far an output may be from the f64 reference: `|got - want| <= relative * (|want| + rms(want))`.
+/// How far an output may be from its value in f64: `|got - want| <= relative * (|want| + rms(want))`.
 #[derive(Clone, Copy, Debug)]
 pub struct Tolerance {
     pub relative: f64,
 }
 
-/// What a device computed, and the same in f64.
+/// A device's result, and the same in f64.
 pub struct Case {
     pub name: String,
     pub got: Vec<f32>,

@@ -30,7 +30,7 @@ impl<O: Ops> Bench<'_, O> {
         self.parts();
     }
 
-    /// What devices that share a tensor do to its parts gives the bits of one that has it whole.
+    /// Devices that share a tensor compute, part by part, the bits of one that has it whole.
     fn parts(&mut self) {
         let chunk = self.ops.chunk();
         let len = 3 * chunk - 17;

@@ -212,7 +212,7 @@ pub fn classifier(
 
 #[cfg(test)]
 mod tests {
-    //! The gradients above against central differences of the forward forms: the oracle's oracle.
+    //! The gradients above against central differences of the forward forms: a check of the oracle itself.
 
     use super::super::random;
     use super::*;

@@ -22,7 +22,7 @@ pub fn settings(text: &str) -> Vec<Setting> {
             section = format!("{name}.");
             continue;
         }
-        // What follows from another key, and what is not set, are comments.
+        // Derived keys, and keys that are not set, are comments.
         let line = line.strip_prefix("# ").unwrap_or(line);
         let is_key = |key: &str| {
             !key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')

@@ -15,7 +15,7 @@ use crate::store::metrics::MetricsRow;
 use crate::units;
 
 const STYLE: &str = include_str!("style.css");
-/// Nothing may be loaded, and nothing run.
+/// The page may load nothing and run no script.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 /// Events shown one by one; a diverging run has thousands.
 const EVENTS_SHOWN: usize = 200;
@@ -122,7 +122,7 @@ fn tiles(page: &Page, numbers: &Numbers) -> Markup {
             @if page.run.has_tokens {
                 (tile("Tokens", &units::count(numbers.tokens), &format!("{} steps", units::thousands(numbers.steps))))
             } @else {
-                (tile("Steps", &units::thousands(numbers.steps), "the log does not tell tokens"))
+                (tile("Steps", &units::thousands(numbers.steps), "the log has no tokens"))
             }
             @if let Some([median, ..]) = numbers.tokens_per_s {
                 @let mfu = numbers.mfu.map_or(String::new(), |mfu| format!("{:.1} % of the peak (MFU)", 100.0 * mfu));
@@ -159,7 +159,7 @@ fn samples(page: &Page) -> Markup {
     let text = |text: &str| html! { pre { (text.trim_end()) } };
     html! {
         @match page.samples.split_first() {
-            None => p.quiet { "It was not asked to write (" code { "sample.every" } ")." },
+            None => p.quiet { "No samples were asked for (" code { "sample.every" } ")." },
             Some((last, earlier)) => {
                 h3 { "After step " (units::thousands(last.step)) }
                 (text(&last.text))
@@ -179,7 +179,7 @@ fn promises(page: &Page) -> Markup {
     };
     html! {
         table.stack {
-            thead { tr { th { "Result" } th { "Promise" } th { "What was found" } } }
+            thead { tr { th { "Result" } th { "Promise" } th { "Finding" } } }
             tbody {
                 @for check in &page.checks {
                     tr { td { (badge(check.status)) } td { (check.name) } td.detail { (check.detail) } }
@@ -240,7 +240,7 @@ fn ledger(page: &Page) -> Markup {
     }
 }
 
-/// What happened in a row beside training, in words.
+/// The events of a row, in words.
 fn happened(row: &MetricsRow) -> Vec<String> {
     let z = |z: Option<f64>| z.map_or(String::new(), |z| format!(", z-score {z:.2}"));
     let value = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
@@ -314,7 +314,7 @@ fn speed(page: &Page, numbers: &Numbers) -> Markup {
         }
     };
     html! {
-        @if numbers.step_ms.is_none() && page.sensors.is_empty() && numbers.tokens_per_s.is_none() { p.quiet { "No row tells its time." } } @else {
+        @if numbers.step_ms.is_none() && page.sensors.is_empty() && numbers.tokens_per_s.is_none() { p.quiet { "No row has a time." } } @else {
             table.stack {
                 thead { tr { th {} th.n { "median" } th.n { "5 %" } th.n { "95 %" } } }
                 tbody {

@@ -1,10 +1,10 @@
 //! A run as one HTML page that needs nothing else: no script, no font, no picture from elsewhere.
 //!
-//! [`Page::gather`] reads what the run's folder tells; what is damaged is shown as such, not hidden. The
-//! checks of the promises come from above, for only the verbs know how to make them. [`markup`] lays it
-//! out, [`config`] reads the resolved experiment line by line, [`numbers`] condenses the metrics.
+//! [`Page::gather`] reads the run's folder; damage is shown, not hidden. The caller makes the checks and
+//! passes them in. [`markup`] lays it out, [`config`] reads the resolved experiment line by line, [`numbers`]
+//! condenses the metrics.
 //!
-//! Everything that comes out of a file is escaped; the page forbids itself to load anything. The same
+//! Everything read from a file is escaped; the page's policy forbids loading anything. The same
 //! run gives the same bytes: no clock.
 
 mod config;
@@ -24,16 +24,16 @@ use crate::proof::lock::Lock;
 use crate::store::gpu_log::GpuSample;
 use crate::store::{Manifest, RunPaths, checkpoint};
 
-/// What a check came to.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     Passed,
     Failed,
-    /// It was not made, which proves nothing.
+    /// Not made.
     NotChecked,
 }
 
-/// A promise, and what a check of it came to.
+/// A guarantee, and the result of its check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     pub status: Status,
@@ -62,13 +62,13 @@ pub struct Page {
     ledger: Option<Result<(Log, Vec<Entry>), String>>,
     checkpoints: Vec<Checkpoint>,
     samples: Vec<Sample>,
-    /// What the GPU's sensors said; empty without a GPU.
+    /// Readings of the GPU's sensors; empty without a GPU.
     sensors: Vec<GpuSample>,
     checks: Vec<Check>,
 }
 
 impl Page {
-    /// Reads the run in `folder`; `checks` are the promises with what came of them.
+    /// Reads the run in `folder`; `checks` are the guarantees with their results.
     ///
     /// # Errors
     /// There are no metrics yet, or a file cannot be read. Damage to lock, ledger or a checkpoint is content.
@@ -120,7 +120,7 @@ impl Page {
     }
 }
 
-/// The lines of `gpu.jsonl` that can be read: sensors prove nothing, so a torn line is no fault.
+/// The lines of `gpu.jsonl` that can be read: readings prove nothing, so a torn line is no fault.
 fn sensors(path: &Path) -> Vec<GpuSample> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()

@@ -5,7 +5,7 @@ use super::super::run_data::RunData;
 use super::super::series::quantile;
 use crate::store::metrics::{Action, MetricsRow};
 
-/// What a run came to.
+/// The results of a run.
 pub struct Numbers {
     /// Steps done, skipped ones included.
     pub steps: u64,

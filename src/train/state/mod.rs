@@ -1,8 +1,8 @@
 //! The training state as named tensors: all that the next step reads, and nothing else.
 //!
-//! [`table`] lists them; checkpoint, digest, restore and the memory plan walk that list. Parameters bear
-//! their own names, what the optimizer keeps for them a prefix and a slash before these, the guards' windows
-//! `guard/…`, the counters `train/…`.
+//! [`table`] lists them; checkpoint, digest, restore and the memory plan walk that list. Parameters have
+//! their own names, the optimizer's tensors a prefix and a slash before these, the guards' windows `guard/…`,
+//! the counters `train/…`.
 //!
 //! Names, shapes and bytes are those of whole tensors, however many ranks share them. Of a sharded tensor
 //! each rank hashes the nodes of the tree that lie in its shard, and only digests move.
@@ -28,7 +28,7 @@ use crate::store::shared::Extent;
 use crate::store::{Info, Tensor, checkpoint};
 
 impl<O: Ops> Trainer<O> {
-    /// What a file with the whole state says of each tensor.
+    /// The header entry of each tensor in a file with the whole state.
     pub fn state_infos(&mut self) -> Vec<Info> {
         let mut infos: Vec<Info> = self.progress.tensors().iter().map(Info::of).collect();
         infos.extend(self.table.iter().filter(|row| row.parameter().is_some()).map(|row| Info {
@@ -40,7 +40,7 @@ impl<O: Ops> Trainer<O> {
         infos
     }
 
-    /// What this rank saves of a state that all ranks save together: its shard of the device tensors, and on
+    /// This rank's part of a state that all ranks save together: its shard of the device tensors, and on
     /// rank 0 the host's.
     pub fn read_extents(&mut self) -> Result<Vec<Extent>> {
         let host = if self.exchange.link().rank() == 0 { self.progress.tensors() } else { Vec::new() };
@@ -208,7 +208,7 @@ impl<'a, B> Held<'a, B> {
         }
     }
 
-    /// What this rank hashes of a row: ranges of bytes of its buffer.
+    /// The ranges of bytes of a row's buffer that this rank hashes.
     fn hashed(&self, row: &Row) -> Vec<(&'a B, Range<usize>)> {
         let Some((piece, buf)) = self.of(row) else { return Vec::new() };
         let bytes = row.bytes_of(piece);

@@ -1,4 +1,4 @@
-//! What the optimizer keeps on this rank's device.
+//! The optimizer's tensors on this rank's device.
 
 use super::table::{Home, Row};
 use crate::ops::{Ops, Result, Role};
@@ -10,7 +10,7 @@ pub struct OptimizerState<B> {
     parts: Vec<PartState<B>>,
 }
 
-/// What the optimizer keeps for one parameter.
+/// The optimizer's tensors for one parameter.
 pub struct PartState<B> {
     /// The part of the parameter that is updated here.
     pub piece: Piece,
@@ -37,7 +37,7 @@ impl<B> OptimizerState<B> {
         Ok(state)
     }
 
-    /// What is kept here for a parameter; none if another rank updates all of it.
+    /// The tensors kept here for a parameter; none if another rank updates all of it.
     pub fn of(&self, parameter: usize) -> Option<&PartState<B>> {
         let at = self.parts.binary_search_by_key(&parameter, |part| part.piece.tensor).ok()?;
         Some(&self.parts[at])
@@ -49,7 +49,7 @@ impl<B> OptimizerState<B> {
         Some(&mut self.parts[at])
     }
 
-    /// What is updated here.
+    /// The pieces updated here.
     pub fn pieces(&self) -> Vec<Piece> {
         self.parts.iter().map(|part| part.piece.clone()).collect()
     }

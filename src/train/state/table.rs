@@ -15,7 +15,7 @@ use crate::train::Progress;
 pub struct Row {
     /// Its name in checkpoints and in the digest.
     pub name: String,
-    /// What the memory plan calls it; many rows share one.
+    /// Its name in the memory plan; many rows share one.
     pub label: &'static str,
     pub dtype: Dtype,
     /// Of the whole tensor, weights without their padding rows; of a guard's window when it is full.

@@ -1,4 +1,4 @@
-//! A server on 127.0.0.1 that serves files as it should, and misbehaves where a test says so.
+//! A server on 127.0.0.1 that serves files, with the faults that a test asks for.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -28,19 +28,19 @@ impl Asked {
     }
 }
 
-/// What goes back.
+/// The answer.
 #[derive(Clone, Debug, Default)]
 pub struct Reply {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// Close the connection after so many bytes of the body.
+    /// Close the connection after this many bytes of the body.
     pub cut_after: Option<usize>,
-    /// Wait after so many bytes of the body.
+    /// Wait after this many bytes of the body.
     pub pause: Option<(usize, Duration)>,
-    /// Send so many bytes at a time, with a pause between.
+    /// Send this many bytes at a time, with a pause between.
     pub drip: Option<(usize, Duration)>,
-    /// Say no length: the end of the body is the end of the connection.
+    /// Send no length: the body ends with the connection.
     pub no_length: bool,
 }
 
@@ -58,7 +58,7 @@ impl Reply {
         Reply::new(302, b"").header("location", to)
     }
 
-    /// A file as a good server gives it: whole, or from a byte on while `If-Range` names this version.
+    /// A file as a correct server sends it: whole, or from a byte on if `If-Range` names this version.
     pub fn file(asked: &Asked, bytes: &[u8], etag: &str) -> Reply {
         let same = asked.header("if-range").is_none_or(|version| version == etag);
         let reply = match asked.from().filter(|_| same) {

@@ -157,7 +157,7 @@ impl Drop for Descriptors {
     }
 }
 
-/// What the heuristic may use.
+/// The limits of the heuristic.
 pub struct Preference(pub sys::cublasLtMatmulPreference_t);
 
 impl Preference {

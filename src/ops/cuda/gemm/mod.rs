@@ -58,7 +58,7 @@ pub struct Gemm {
     handle: sys::cublasLtHandle_t,
     version: u64,
     workspace: Allocation,
-    /// The words by which the parts of our own split sums take turns; zero between products.
+    /// Counters that order the parts of our own split sums; zero between products.
     turns: Allocation,
     plans: BTreeMap<GemmKey, PinnedPlan>,
     tuned: Vec<Tuned>,
@@ -97,7 +97,7 @@ impl Gemm {
         self.plans.values().filter(|plan| plan.announced).map(|plan| plan.record.clone()).collect()
     }
 
-    /// What tuning measured in this process.
+    /// The results of tuning in this process.
     pub fn tuned(&self) -> &[Tuned] {
         &self.tuned
     }
@@ -396,7 +396,7 @@ fn fail(gpu: &Gpu, operation: &'static str, error: result::CublasError) -> Devic
     let hint = match error.0 {
         sys::cublasStatus_t::CUBLAS_STATUS_ARCH_MISMATCH => "\n  hint: this cuBLASLt is too old for this GPU",
         sys::cublasStatus_t::CUBLAS_STATUS_EXECUTION_FAILED => {
-            "\n  hint: an earlier operation may be the cause; CUDA_LAUNCH_BLOCKING=1 makes the guilty one report it"
+            "\n  hint: an earlier operation may be the cause; with CUDA_LAUNCH_BLOCKING=1 it reports the error itself"
         }
         _ => "",
     };

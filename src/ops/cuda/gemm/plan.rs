@@ -51,7 +51,7 @@ impl CublasLt {
     }
 }
 
-/// Who multiplies, and how.
+/// Which implementation multiplies, and with which settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Algorithm {
@@ -135,7 +135,7 @@ impl UserPlans {
         UserPlans::new(cache_folder("plans"), gpu, cublaslt, workspace_bytes)
     }
 
-    /// What the file holds; nothing when it is absent, damaged, or was made under other conditions.
+    /// The plans in the file; none when it is absent, damaged, or was made under other conditions.
     pub fn read(&self) -> Vec<GemmPlan> {
         let text = self.file.as_deref().and_then(|file| std::fs::read_to_string(file).ok());
         let file = text.and_then(|text| toml::from_str::<PlanFile>(&text).ok());
@@ -146,7 +146,7 @@ impl UserPlans {
         .unwrap_or_default()
     }
 
-    /// Adds `plans` to the file. A plan that is already there stays: it may be in somebody's lock.
+    /// Adds `plans` to the file. A plan that is already there stays: a lock may hold it.
     pub fn add(&self, plans: &[GemmPlan]) -> std::io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         let mut all = self.read();

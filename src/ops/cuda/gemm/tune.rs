@@ -23,7 +23,7 @@ const TURNS: usize = 11;
 /// How long the first product runs before anything is timed: training runs on a hot chip with a lower clock.
 const WARM_UP: Duration = Duration::from_millis(1500);
 
-/// What tuning found for one shape.
+/// The result of tuning one shape.
 #[derive(Clone, Debug)]
 pub struct Tuned {
     pub plan: GemmPlan,
@@ -223,10 +223,10 @@ impl Gemm {
         }
     }
 
-    /// Fills a allocation with uniform numbers in [-1, 1), repeating a few MiB of them.
+    /// Fills an allocation with uniform numbers in [-1, 1), repeating a few MiB of them.
     ///
     /// # Safety
-    /// The allocation is live and in use by nobody else.
+    /// The allocation is live and not in use.
     pub(in super::super) unsafe fn fill_random(
         &self,
         staging: &mut Staging,

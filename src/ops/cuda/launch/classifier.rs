@@ -19,7 +19,7 @@ bindings! {
 /// one holds 8192 rows of GPT-2's vocabulary in bf16.
 const LOGITS_BYTES: u64 = 800 << 20;
 
-/// Rows of each chunk of `n` rows, a function of the shape alone: all chunks but the last have so many.
+/// Rows of each chunk of `n` rows, a function of the shape alone: all chunks but the last have this many.
 pub fn chunk_rows(n: u64, padded: u64, element_bytes: u64) -> u64 {
     let most = (LOGITS_BYTES / (padded * element_bytes)).max(128);
     let chunks = n.div_ceil(most).max(1);

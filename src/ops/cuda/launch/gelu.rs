@@ -17,7 +17,7 @@ bindings! {
     }
 }
 
-/// `op` names the operation that asks, which may be larger.
+/// `op` names the calling operation in messages; it may be larger.
 pub fn forward(k: &Kernels, op: &'static str, gelu: Gelu<'_, Buf>) -> Result<()> {
     let Gelu { out, pre, len } = gelu;
     let (out, pre) = (k.act(op, "out", out, len)?, k.act(op, "pre", pre, len)?);

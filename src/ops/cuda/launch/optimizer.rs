@@ -65,8 +65,8 @@ pub unsafe fn adamw(k: &Kernels, table: u64, count: u32, blocks: u64, update: &A
     unsafe { k.launch("adamw", &ADAMW, Geometry::new(blocks, 256), &args) }
 }
 
-/// What `sum_squares_reduce` makes of a tensor's partial sums, on the host: thread t of 256 adds partials t,
-/// t + 256, …; 32 threads are added by a butterfly, the eight warps by index.
+/// The sum that `sum_squares_reduce` computes from a tensor's partial sums, on the host: thread t of 256 adds
+/// partials t, t + 256, …; 32 threads are added by a butterfly, the eight warps by index.
 pub fn fold_squares(partials: &[f64]) -> f64 {
     let mut threads = [0.0f64; 256];
     for (i, partial) in partials.iter().enumerate() {

@@ -6,8 +6,8 @@ use super::super::args::{FieldLayout, StructInfo};
 use super::super::sources::HEADERS;
 use super::*;
 
-/// Kernels that nothing launches, with their argument structs. Their file's hash stands in locks, so that
-/// they leave with the next change of its machine code.
+/// Kernels that nothing launches, with their argument structs. Locks hold their file's hash, so they are
+/// removed with the next change of its machine code.
 const NOT_LAUNCHED: [(&str, &str, &str); 3] = [
     ("elementwise.cu", "fill_f32", "FillArgs"),
     ("elementwise.cu", "f32_to_act", "NarrowArgs"),

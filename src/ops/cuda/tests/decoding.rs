@@ -1,4 +1,4 @@
-//! Decoding on a GPU: near f64, and the same bits in any company.
+//! Decoding on a GPU: close to f64, and the same bits whatever is decoded beside it.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! The way in and out of the device's memory, digests of what lies there, and what is refused.
+//! Copies to and from the device, digests of its memory, and what is refused.
 
 use sha2::{Digest, Sha256};
 

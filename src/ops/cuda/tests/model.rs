@@ -1,4 +1,4 @@
-//! A small model: near the CPU, and the same bits again and under recomputation.
+//! A small model: close to the CPU, and the same bits when repeated and under recomputation.
 
 use super::*;
 

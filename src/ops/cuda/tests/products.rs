@@ -103,7 +103,7 @@ fn our_products_are_exact_where_sums_are_and_have_the_bits_of_separate_passes() 
         LinearShape { rows: 512, c_in: 256, c_out: 384 },
     ] {
         let exact = run(&mut cpu(), layer);
-        // Nobody announced these shapes: cuBLASLt's heuristic, and a pass for what it does not fuse.
+        // These shapes were not announced: cuBLASLt's heuristic, and a pass for what it does not fuse.
         let passes = run(&mut cuda, layer);
         let candidates: Vec<_> =
             keys(layer).into_iter().map(|key| (key, gemm_hopper::tilings(&key))).collect();

@@ -1,0 +1,47 @@
+//! The argument `EXPERIMENT` of many verbs: a TOML file, and `--set` over it.
+
+use std::path::{Path, PathBuf};
+
+use crate::experiment::{Loaded, nearest};
+use crate::formats::load_experiment;
+use crate::run::{UsageError, require_usage};
+
+/// The default folder of experiments.
+const FOLDER: &str = "experiments";
+
+/// Loads an experiment.
+///
+/// # Errors
+/// The file is missing or has errors.
+pub fn load(path: &Path, sets: &[String]) -> anyhow::Result<Loaded> {
+    require(path)?;
+    Ok(load_experiment(path, sets)?)
+}
+
+/// Refuses a missing experiment, and suggests a similar one.
+pub fn require(path: &Path) -> Result<(), UsageError> {
+    require_usage(path.exists(), || {
+        let hint = meant(path).map_or_else(
+            || format!("an experiment is a TOML file, such as those in `{FOLDER}`"),
+            |near| format!("did you mean `{}`?", near.display()),
+        );
+        format!("there is no experiment `{}`\n  hint: {hint}", path.display())
+    })
+}
+
+/// The experiment most similar to `path`, beside it or in the folder of experiments.
+fn meant(path: &Path) -> Option<PathBuf> {
+    let beside = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_stem()?.to_string_lossy();
+    let near = |folder: &Path| {
+        let files = std::fs::read_dir(folder).ok()?.flatten().map(|entry| PathBuf::from(entry.file_name()));
+        let experiments = files.filter(|file| file.extension().is_some_and(|ending| ending == "toml"));
+        let mut names: Vec<String> =
+            experiments.filter_map(|file| Some(file.file_stem()?.to_str()?.to_owned())).collect();
+        names.sort();
+        let nearest = nearest(&name, names.iter().map(String::as_str))?;
+        Some(folder.join(format!("{nearest}.toml")))
+    };
+    let found = near(beside).or_else(|| near(Path::new(FOLDER)))?;
+    Some(found.strip_prefix(".").map(Path::to_owned).unwrap_or(found))
+}

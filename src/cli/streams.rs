@@ -1,0 +1,53 @@
+//! stdout and stderr of this process, either of which may be a closed pipe, a full disk or a closed terminal.
+//! All output of this program goes through here, because the macros of the standard library panic in those
+//! cases.
+
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write};
+
+use anyhow::Context;
+
+/// Writes text to stdout.
+///
+/// # Errors
+/// Those of the system, including a closed reader ([`ErrorKind::BrokenPipe`]).
+pub fn try_print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
+}
+
+/// Writes data to stdout. A reader that has closed the pipe, as in `runner config … | head`, is no error.
+///
+/// # Errors
+/// stdout cannot be written, for example because its disk is full.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    unless_unread(try_print(text))
+}
+
+/// As [`print`], for text with styles, which are left out where stdout is no terminal.
+pub fn print_styled(text: &str) -> anyhow::Result<()> {
+    let mut out = anstream::stdout().lock();
+    unless_unread(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// An error of stdout with its name; none where its reader has closed it.
+pub fn unless_unread(written: io::Result<()>) -> anyhow::Result<()> {
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to stdout"),
+    }
+}
+
+/// Writes a line for a person to stderr, with its styles on a terminal. An error is ignored, because there is
+/// nowhere to report it.
+pub fn say_line(line: impl Display) {
+    // One write, so that lines of several ranks do not mix.
+    let _ = anstream::stderr().lock().write_all(format!("{line}\n").as_bytes());
+}
+
+/// [`say_line`] with a format.
+macro_rules! say {
+    ($($format:tt)*) => { $crate::cli::streams::say_line(format_args!($($format)*)) };
+}
+
+pub(in crate::cli) use say;

@@ -1,0 +1,91 @@
+//! What was asked wrong exits with 2 whatever the verb, with a hint where people stumble.
+
+use crate::support::Lab;
+
+const CI: &str = "experiments/ci.toml";
+
+#[test]
+fn a_run_or_an_experiment_that_is_not_there_is_usage_with_the_nearest_name() {
+    let lab = Lab::new();
+    lab.run(CI, &["--set", "schedule.steps=2", "--set", "schedule.warmup_steps=1"]).root();
+    let runs = lab.path("").display().to_string();
+    let with_runs = |arguments: &[&str]| lab.finish(&[arguments, &["--runs", &runs]].concat());
+    for verb in ["resume", "show", "watch", "verify", "report", "sample", "eval", "plot"] {
+        with_runs(&[verb, "cii"]).assert_fails(2, &["did you mean `ci`?"]);
+    }
+    with_runs(&["export", "cii", "--format", "hf"]).assert_fails(2, &["did you mean `ci`?"]);
+    with_runs(&["diff", "ci", "cii"]).assert_fails(2, &["did you mean `ci`?"]);
+    with_runs(&["show", "elsewhere"]).assert_fails(2, &["`runner show --runs"]);
+    for verb in ["run", "lock", "plan", "config", "bench"] {
+        lab.finish(&[verb, "quickstart"]).assert_fails(2, &["did you mean `experiments/quickstart.toml`?"]);
+    }
+    lab.finish(&["verify", "quickstart", "--twice"]).assert_fails(2, &["experiments/quickstart.toml"]);
+    with_runs(&["verify", CI]).assert_fails(2, &["`runner verify experiments/ci.toml --twice`"]);
+    with_runs(&["plot", "ci", "--out", "x.pdf"]).assert_fails(2, &["x.pdf` ends in .pdf", ".png or .svg"]);
+    assert!(!std::path::Path::new("x.pdf").exists());
+    with_runs(&["run", CI, "--name", "b", "--lock", "none.toml"]).assert_fails(2, &["there is no lock"]);
+    with_runs(&["run", CI, "--name", "../b"]).assert_fails(2, &["cannot name a run"]);
+    with_runs(&["run", CI, "--name", "b", "--set", "log.ever=1"]).assert_fails(2, &["did you mean"]);
+    with_runs(&["sample", "ci", "--checkpoint", "7"]).assert_fails(2, &["there are those of steps 2"]);
+    with_runs(&["show", "--sort", "colour"]).assert_fails(2, &["there is no column `colour`"]);
+}
+
+#[test]
+fn an_error_of_the_system_is_said_once() {
+    let lab = Lab::new();
+    let out = lab.path("none/deeper");
+    std::fs::write(lab.path("none"), "a file where a folder is expected").expect("writable");
+    let failed = lab.finish(&["lock", CI, "--out", out.to_str().expect("UTF-8")]);
+    failed.assert_fails(1, &["none"]);
+    assert_eq!(failed.stderr.matches("(os error").count(), 1, "{}", failed.stderr);
+}
+
+/// NaN in the weights of the second evaluation, found by one of the ranks first.
+#[test]
+fn hellaswag_of_weights_that_are_not_finite_ends_a_run_alike_on_one_rank_and_on_several() {
+    let lab = Lab::new();
+    let path = |name: &str| lab.path(name).display().to_string();
+    std::fs::write(lab.path("text.txt"), "In the beginning was the word. ".repeat(400)).expect("writable");
+    lab.done(&[
+        "data",
+        "prepare",
+        "--tokenizer",
+        "byte",
+        "--val-tokens",
+        "0",
+        "--out",
+        &path("data"),
+        &path("text.txt"),
+    ]);
+    let tasks = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cases/hellaswag_nonascii.jsonl");
+    let (train, tasks) =
+        (format!("data.train=\"{}/*_train_*.bin\"", path("data")), format!("eval.hellaswag=\"{tasks}\""));
+    let breaking = [
+        "--set",
+        "data.corpus=",
+        "--set",
+        &train,
+        "--set",
+        &tasks,
+        "--set",
+        "schedule.learning_rate=1e30",
+        "--set",
+        "schedule.warmup_steps=0",
+        "--set",
+        "guards.patience=100",
+        "--set",
+        "eval.every=5",
+        "--set",
+        "batch.seq_len=256",
+    ];
+    let mut notes = Vec::new();
+    for ranks in ["1", "2"] {
+        let name = format!("on{ranks}");
+        let ended = lab.run(CI, &[&breaking[..], &["--ranks", ranks, "--name", &name]].concat());
+        ended.assert_fails(4, &["not finite: the loss of `", "hellaswag_nonascii.jsonl` line 1"]);
+        let ledger = std::fs::read_to_string(lab.path(&name).join("ledger.jsonl")).expect("a ledger");
+        let note = ledger.lines().find(|line| line.contains("not_finite")).map(str::to_owned);
+        notes.push(note.unwrap_or_else(|| panic!("no note in {ledger}")));
+    }
+    assert_eq!(notes[0], notes[1]);
+}
