@@ -9,7 +9,7 @@ use crate::ops::cpu::engine::Engine;
 
 /// Threads of a row; each takes the chunks of eight columns t, t + 512, ….
 const THREADS: usize = 512;
-const LOWEST: f32 = -3.402_823_466e38;
+const LOWEST: f32 = f32::MIN;
 
 /// A running maximum, and the sum of e^(x - maximum).
 #[derive(Clone, Copy)]

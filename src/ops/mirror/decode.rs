@@ -8,7 +8,7 @@ use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::attention::scale;
 use crate::ops::{Heads, LinearShape};
 
-const LOWEST: f32 = -3.402_823_466e38;
+const LOWEST: f32 = f32::MIN;
 
 /// The operands of [`linear`].
 #[derive(Clone, Copy)]

@@ -32,6 +32,9 @@ pub struct Normalised<'a> {
     pub rstd: &'a mut [f32],
 }
 
+/// A row's out, mean, rstd and x.
+type Row<'a> = (((&'a mut [bf16], &'a mut f32), &'a mut f32), &'a [bf16]);
+
 /// `out = (x - mean) rstd weight + bias` for each row; rstd is one over the root of the variance and 1e-5.
 ///
 /// Sums of a row, first of x, then of the squared distances from the mean: eight columns at a time by 32
@@ -39,7 +42,7 @@ pub struct Normalised<'a> {
 pub fn forward(engine: &Engine, to: Normalised<'_>, x: &[bf16], weight: &[bf16], bias: &[bf16]) {
     let channels = weight.len();
     let threads = LANES * channels.div_ceil(2048).next_power_of_two();
-    let row = |(((out, mean), rstd), x): (((&mut [bf16], &mut f32), &mut f32), &[bf16])| {
+    let row = |(((out, mean), rstd), x): Row<'_>| {
         let x: Vec<f32> = x.iter().map(|x| wide(*x)).collect();
         let sum = add_threads(&each_thread(threads, channels, |sum, c| sum + x[c]));
         let average = sum / channels as f32;

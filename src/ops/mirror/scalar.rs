@@ -68,12 +68,12 @@ pub fn ln(x: f32) -> f32 {
     let s = (m - 1.0) / (m + 1.0);
     let z = s * s;
     let q = horner(z, &[0x3e98_f040, 0x3ecc_af6b, 0x3f2a_aabd]);
-    e.mul_add(0.693_359_375, e.mul_add(-2.121_944_4e-4, (s * z).mul_add(q, s + s)))
+    e.mul_add(f32::from_bits(0x3f31_8000), e.mul_add(-2.121_944_4e-4, (s * z).mul_add(q, s + s)))
 }
 
-const SQRT_2_OVER_PI: f32 = 0.797_884_560_802_865_4;
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
-const GATE: f32 = -2.302_208_198;
+const GATE: f32 = -2.302_208_2;
 const GATE_CUBIC: f32 = GATE * CUBIC;
 
 #[inline(always)]

@@ -65,7 +65,7 @@ pub fn chunk(sum: f32, a: &[bf16; CHUNK], b: &[bf16; CHUNK]) -> f32 {
         let (a_negative, a, a_exponent) = parts(a.to_bits().into(), 7, 8);
         let (b_negative, b, b_exponent) = parts(b.to_bits().into(), 7, 8);
         if a * b != 0 {
-            *term = (a_negative != b_negative, a * b << (FRACTION - 14), a_exponent + b_exponent);
+            *term = (a_negative != b_negative, (a * b) << (FRACTION - 14), a_exponent + b_exponent);
         }
     }
     let (negative, significand, exponent) = parts(sum.to_bits(), 23, 8);
@@ -254,8 +254,8 @@ fn add_chunk<S: CutOff>(simd: S, sums: &mut [f32; LANES], left: &Sixteen, right:
         if sum == 0.0 { NOTHING } else { exponent }
     });
     for (k, right) in right.iter().enumerate() {
-        for lane in 0..LANES {
-            top[lane] = top[lane].max(left.exponent[k] + right.exponent[lane]);
+        for (top, exponent) in top.iter_mut().zip(&right.exponent) {
+            *top = (*top).max(left.exponent[k] + exponent);
         }
     }
     let empty: [bool; LANES] = std::array::from_fn(|lane| top[lane] < NOTHING / 4);
