@@ -181,7 +181,7 @@ pub enum MetricsError {
     Order { path: PathBuf, message: String },
     #[error("`{}`: {message}", path.display())]
     Parquet { path: PathBuf, message: String },
-    #[error("`{}` ends at {}, but the run resumes at step {resume}: rows in between are lost\n  hint: resume from an earlier checkpoint",
+    #[error("`{}` ends at {}, but the run resumes at step {resume}: rows in between are lost\n  hint: restore the file from a copy, or resume from an earlier checkpoint",
         path.display(), last.map_or("no row".to_owned(), |step| format!("step {step}")))]
     Incomplete { path: PathBuf, last: Option<u64>, resume: u64 },
 }

@@ -53,12 +53,17 @@ impl Records {
             }
         };
         let run = paths.folder();
-        // A run that was killed before its first row has no files to go on with.
+        // A run that was killed before its first row has no files to go on with. After a checkpoint they were
+        // on the disk: a file that begins there would pass for the whole run's, and its parquet copy be lost.
         let metrics = match paths.metrics_jsonl().exists() {
             true => MetricsWriter::resume(run, step)?,
+            false if step > 0 => {
+                let path = paths.metrics_jsonl();
+                return Err(MetricsError::Incomplete { path, last: None, resume: step }.into());
+            }
             false => MetricsWriter::create(run)?,
         };
-        let main_log = match paths.main_log().exists() {
+        let main_log = match step > 0 || paths.main_log().exists() {
             true => MainLogWriter::resume(run, step)?,
             false => MainLogWriter::create(run)?,
         };
@@ -114,5 +119,49 @@ impl Records {
         self.main_log.sync()?;
         self.metrics.write_parquet(&self.paths.metrics_parquet())?;
         Ok(self.ledger.head())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::RunFolder;
+    use super::*;
+    use crate::proof::{Action, Evaluation};
+
+    fn entry(step: u64) -> Entry {
+        Entry {
+            step,
+            tokens: (step + 1) * 1024,
+            root: None,
+            loss: Some(5.0),
+            grad_norm: Some(1.0),
+            learning_rate: Some(6e-4),
+            loss_z: None,
+            grad_z: None,
+            action: Action::Update,
+            events: vec![],
+            evaluation: Some(Evaluation::default()),
+        }
+    }
+
+    #[test]
+    fn a_run_that_goes_on_from_a_checkpoint_does_not_begin_a_file_that_was_lost() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = RunFolder::create(root.path(), "run", false).unwrap().paths.clone();
+        let mut records = Records::open(&paths, false, None, 0).unwrap();
+        let timing = Timing { step_ms: 1.0, tokens_per_s: 1.0, mfu: None };
+        (0..3).for_each(|step| records.add(&entry(step), Some(timing)).unwrap());
+        let head = records.sync().unwrap();
+        drop(records);
+        for (lost, why) in [(paths.metrics_jsonl(), "ends at no row"), (paths.main_log(), "No such file")] {
+            let (kept, parquet) =
+                (std::fs::read(&lost).unwrap(), std::fs::read(paths.metrics_parquet()).unwrap());
+            std::fs::remove_file(&lost).unwrap();
+            let error = Records::open(&paths, false, Some(head), 3).unwrap_err().to_string();
+            assert!(error.contains(&lost.display().to_string()) && error.contains(why), "{error}");
+            assert!(!lost.exists() && std::fs::read(paths.metrics_parquet()).unwrap() == parquet);
+            std::fs::write(&lost, kept).unwrap();
+        }
+        Records::open(&paths, false, Some(head), 3).unwrap();
     }
 }
