@@ -1,9 +1,10 @@
 //! `runner`: declarative, bit-for-bit reproducible pre-training of GPT-2. A tour, in reading order.
+//! `docs/architecture.md` has the order in which modules may use each other, and how to add to them.
 //!
 //! * [`experiment`]: the TOML a person writes, its layers, and the resolved experiment.
 //! * [`data`]: text to tokens, tokens to shards, shards to the micro-batches of a step.
 //! * [`rng`]: counter-based random numbers; nothing random has state.
-//! * [`ops`]: the operations a device offers, and the devices that offer them.
+//! * [`ops`]: the operations a device offers, each a struct, and the devices that offer them.
 //! * [`model`]: GPT-2, written once over those operations.
 //! * [`optim`]: learning rates, optimizers, the guards.
 //! * [`parallel`]: virtual workers, the tree that adds them, and the ranks that share them.
@@ -11,7 +12,8 @@
 //! * [`eval`], [`generate`]: how good the model is, and what it writes.
 //! * [`proof`]: what a run can prove: the state digest and the ledger.
 //! * [`store`]: what a run leaves on disk: folders, checkpoints, metrics.
-//! * [`formats`]: models of other programs. [`plan`]: what a run will take. [`report`]: pictures of it, and a page.
+//! * [`formats`]: models of other programs. [`plan`]: what a run will take.
+//! * [`report`]: pictures of a run, and a page.
 //! * [`run`]: a run from its folder to its end. [`verify`]: what can be proven of one.
 //! * [`cli`]: the verbs, one file each. [`units`]: numbers for people.
 

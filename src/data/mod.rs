@@ -37,7 +37,7 @@ pub use dataset::{Dataset, ShardDigest, ShardInfo};
 pub use digests::DigestCache;
 pub use error::DataError;
 pub use order::SampleOrder;
-pub use prefetch::{Batch, Plan, Prefetcher, Waits};
+pub use prefetch::{Batch, BatchPlan, Prefetcher, Waits};
 pub use read_at::require_file;
 pub use remarks::Manifest;
 pub use sources::Sources;

@@ -29,7 +29,7 @@ pub struct Batch {
 
 /// What to read: every step the same share of its G sequences, a micro-batch at a time, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct BatchPlan {
     pub order: SampleOrder,
     /// T: tokens a sequence.
     pub seq_len: usize,
@@ -46,7 +46,7 @@ pub struct Plan {
     pub depth: usize,
 }
 
-impl Plan {
+impl BatchPlan {
     /// Micro-batches read a step.
     pub fn micro_batches_per_step(&self) -> u64 {
         (self.share.end - self.share.start) / self.micro_batch as u64
@@ -94,7 +94,7 @@ pub struct Waits {
 #[derive(Debug)]
 pub struct Prefetcher {
     data: Arc<Dataset>,
-    plan: Plan,
+    plan: BatchPlan,
     reader: Option<Reader>,
     waits: Waits,
     fresh: bool,
@@ -115,7 +115,12 @@ impl Prefetcher {
     /// # Errors
     ///
     /// A plan that contradicts itself. [`Prefetcher::next`] returns errors in the data.
-    pub fn start(data: Arc<Dataset>, plan: Plan, step: u64, offset: u64) -> Result<Prefetcher, DataError> {
+    pub fn start(
+        data: Arc<Dataset>,
+        plan: BatchPlan,
+        step: u64,
+        offset: u64,
+    ) -> Result<Prefetcher, DataError> {
         plan.check()?;
         let mut prefetcher = Prefetcher { data, plan, reader: None, waits: Waits::default(), fresh: true };
         prefetcher.seek(step, offset)?;
@@ -177,7 +182,7 @@ impl Prefetcher {
     }
 
     /// What is read.
-    pub fn plan(&self) -> &Plan {
+    pub fn plan(&self) -> &BatchPlan {
         &self.plan
     }
 
@@ -198,7 +203,7 @@ impl Drop for Prefetcher {
 }
 
 impl Reader {
-    fn spawn(data: Arc<Dataset>, plan: Plan, step: u64, offset: u64) -> Result<Reader, DataError> {
+    fn spawn(data: Arc<Dataset>, plan: BatchPlan, step: u64, offset: u64) -> Result<Reader, DataError> {
         // The reader holds one batch beyond the channel while it waits to send it.
         let (sender, batches) = mpsc::sync_channel(plan.depth.max(1) - 1);
         let (used, returned) = mpsc::channel();
@@ -217,7 +222,7 @@ impl Reader {
 /// The body of the reading thread: reads batches until the receiver is dropped or an error is found.
 fn read_on(
     data: &Dataset,
-    plan: &Plan,
+    plan: &BatchPlan,
     first_step: u64,
     offset: u64,
     sender: &SyncSender<Result<Batch, DataError>>,
@@ -237,7 +242,7 @@ fn read_on(
 }
 
 /// Reads the micro-batch that starts at `position`.
-fn fill(data: &Dataset, plan: &Plan, position: u64, batch: &mut Batch) -> Result<(), DataError> {
+fn fill(data: &Dataset, plan: &BatchPlan, position: u64, batch: &mut Batch) -> Result<(), DataError> {
     batch.position = position;
     batch.inputs.resize(plan.micro_batch * plan.seq_len, 0);
     batch.targets.resize(plan.micro_batch * plan.seq_len, 0);
@@ -261,8 +266,8 @@ mod tests {
         Arc::new(Dataset::from_tokens("count", (0..=sequences * T as u16).collect(), 1 << 16).unwrap())
     }
 
-    fn plan(sequences: u64, micro_batch: usize, step_sequences: u64, shuffled: bool) -> Plan {
-        Plan {
+    fn plan(sequences: u64, micro_batch: usize, step_sequences: u64, shuffled: bool) -> BatchPlan {
+        BatchPlan {
             order: SampleOrder::new(11, NonZeroU64::new(sequences).unwrap(), shuffled),
             seq_len: T,
             micro_batch,
@@ -291,7 +296,7 @@ mod tests {
     fn the_stream_is_the_order_whatever_micro_batch_and_depth() {
         let expected: Vec<u64> = (0..48).map(|p| plan(10, 1, 12, true).order.sequence_at(p)).collect();
         for (micro_batch, depth) in [(1, 1), (2, 8), (3, 0), (4, 2), (6, 3), (12, 5)] {
-            let plan = Plan { depth, ..plan(10, micro_batch, 12, true) };
+            let plan = BatchPlan { depth, ..plan(10, micro_batch, 12, true) };
             let mut prefetcher = Prefetcher::start(data(10), plan, 0, 0).unwrap();
             assert_eq!(take(&mut prefetcher, 48 / micro_batch), expected, "micro-batch {micro_batch}");
         }
@@ -318,14 +323,14 @@ mod tests {
 
     #[test]
     fn overfitting_repeats_the_first_step() {
-        let plan = Plan { overfit_single_batch: true, ..plan(100, 2, 4, false) };
+        let plan = BatchPlan { overfit_single_batch: true, ..plan(100, 2, 4, false) };
         let mut prefetcher = Prefetcher::start(data(100), plan, 5, 0).unwrap();
         assert_eq!(take(&mut prefetcher, 4), [0, 1, 2, 3, 0, 1, 2, 3]);
     }
 
     #[test]
     fn shares_of_a_step_add_up_to_the_step() {
-        let share = |share| Plan { share, ..plan(100, 2, 8, false) };
+        let share = |share| BatchPlan { share, ..plan(100, 2, 8, false) };
         let mut left = Prefetcher::start(data(100), share(0..4), 1, 0).unwrap();
         let mut right = Prefetcher::start(data(100), share(4..8), 1, 0).unwrap();
         assert_eq!(take(&mut left, 4), [8, 9, 10, 11, 16, 17, 18, 19]);
@@ -353,9 +358,9 @@ mod tests {
         let refused = |plan| matches!(Prefetcher::start(data(10), plan, 0, 0), Err(DataError::Plan { .. }));
         assert!(refused(plan(10, 3, 8, true)));
         assert!(refused(plan(10, 0, 8, true)));
-        assert!(refused(Plan { share: 4..12, ..plan(10, 2, 8, true) }));
-        assert!(refused(Plan { share: 4..4, ..plan(10, 2, 8, true) }));
-        assert!(refused(Plan { seq_len: 0, ..plan(10, 2, 8, true) }));
+        assert!(refused(BatchPlan { share: 4..12, ..plan(10, 2, 8, true) }));
+        assert!(refused(BatchPlan { share: 4..4, ..plan(10, 2, 8, true) }));
+        assert!(refused(BatchPlan { seq_len: 0, ..plan(10, 2, 8, true) }));
     }
 
     #[test]

@@ -283,9 +283,9 @@ mod tests {
 
     #[test]
     fn a_choice_hints_at_the_nearest_word() {
-        let refused = check("schedule.kind", "\"cosin\"").unwrap_err();
-        assert_eq!(refused.hint.as_deref(), Some("did you mean \"cosine\"?"));
-        assert_eq!(refused.label, "expected \"cosine\", \"linear\", \"constant\" or \"wsd\"");
+        let refused = check("device.simd", "\"basline\"").unwrap_err();
+        assert_eq!(refused.hint.as_deref(), Some("did you mean \"baseline\"?"));
+        assert_eq!(refused.label, "expected \"auto\", \"avx512\", \"avx2\" or \"baseline\"");
     }
 
     #[test]

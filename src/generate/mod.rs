@@ -61,7 +61,17 @@ impl Stream {
     }
 }
 
-/// Continues `prompt` (at least one token) by up to `count` tokens, once for each of `numbers`.
+/// The texts to write: `prompt`, of at least one token, goes on by up to `count` tokens, once for each of
+/// `numbers`.
+#[derive(Clone, Copy)]
+pub struct Texts<'a> {
+    pub prompt: &'a [u16],
+    pub count: usize,
+    pub numbers: &'a [u64],
+    pub sampling: &'a Sampling,
+}
+
+/// Writes `texts`.
 ///
 /// Each token is passed to `emit` with the index of its text in `numbers`; the text ends when `emit` returns
 /// `false`. Texts are written side by side, as many at a time as the decoder has streams.
@@ -73,12 +83,10 @@ pub fn generate<O: Ops>(
     ops: &mut O,
     decoder: &mut Decoder<O>,
     params: &Weights<O::Buf>,
-    prompt: &[u16],
-    count: usize,
-    numbers: &[u64],
-    sampling: &Sampling,
+    texts: Texts<'_>,
     mut emit: impl FnMut(usize, u16) -> bool,
 ) -> Result<(), GenerateError> {
+    let Texts { prompt, count, numbers, sampling } = texts;
     let window = decoder.room().positions;
     let prompt = &prompt[prompt.len().saturating_sub(window)..];
     for (group, numbers) in numbers.chunks(decoder.room().streams).enumerate() {
@@ -170,19 +178,11 @@ mod tests {
             let mut decoder = Decoder::new(&mut self.ops, &MODEL, room).expect("a decoder");
             let sampling = Sampling { temperature: 1.0, top_k: 20, top_p: 0.95, key: Key::new(1, "test") };
             let mut texts = vec![Vec::new(); numbers.len()];
-            generate(
-                &mut self.ops,
-                &mut decoder,
-                &self.params,
-                &PROMPT,
-                count,
-                numbers,
-                &sampling,
-                |place, token| {
-                    texts[place].push(token);
-                    Some(token) != end
-                },
-            )
+            let asked = Texts { prompt: &PROMPT, count, numbers, sampling: &sampling };
+            generate(&mut self.ops, &mut decoder, &self.params, asked, |place, token| {
+                texts[place].push(token);
+                Some(token) != end
+            })
             .expect("it writes");
             texts
         }
@@ -240,7 +240,8 @@ mod tests {
             Decoder::new(&mut writer.ops, &MODEL, Room { streams: 1, positions: 40 }).expect("a decoder");
         let sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, key: Key::new(1, "test") };
         let (params, mut written) = (&writer.params, 0);
-        let error = generate(&mut writer.ops, &mut decoder, params, &PROMPT, 3, &[7], &sampling, |_, _| {
+        let texts = Texts { prompt: &PROMPT, count: 3, numbers: &[7], sampling: &sampling };
+        let error = generate(&mut writer.ops, &mut decoder, params, texts, |_, _| {
             written += 1;
             true
         });

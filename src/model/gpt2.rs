@@ -150,6 +150,10 @@ impl<O: Ops> Gpt2<O> {
     /// The same for gradients that the side lane is still reading when this is called, or that go on from
     /// here: the backward pass waits for the lane, and gives each group to `whole` when this micro-batch has
     /// written the last of it, while the groups before it are still to come.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "those of `forward_backward`, in its order, and a function"
+    )]
     pub fn forward_backward_by_groups<E: From<DeviceError>>(
         &mut self,
         ops: &mut O,

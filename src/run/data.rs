@@ -8,8 +8,8 @@ use anyhow::Context;
 
 use super::messages::{Report, Work};
 use crate::data::{
-    self, DataError, Dataset, DigestCache, Manifest, Plan, Prefetcher, SampleOrder, ShardDigest, Sources,
-    Tokenizer, ValidationSet,
+    self, BatchPlan, DataError, Dataset, DigestCache, Manifest, Prefetcher, SampleOrder, ShardDigest,
+    Sources, Tokenizer, ValidationSet,
 };
 use crate::eval::TaskSet;
 use crate::experiment::{Experiment, Loaded, Order};
@@ -106,7 +106,7 @@ impl Data {
     ) -> anyhow::Result<Prefetcher> {
         let sequences = self.train.require_sequences(experiment.batch.seq_len)?;
         let shuffled = experiment.data.order == Order::Shuffled;
-        let plan = Plan {
+        let plan = BatchPlan {
             order: SampleOrder::new(experiment.seed, sequences, shuffled),
             seq_len: experiment.batch.seq_len,
             micro_batch: experiment.batch.micro,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Trainer;
-use crate::data::{Dataset, Plan, Prefetcher, SampleOrder};
+use crate::data::{BatchPlan, Dataset, Prefetcher, SampleOrder};
 use crate::experiment::{self, Experiment};
 use crate::ops::cuda::lanes::{Forgotten, Trial};
 use crate::ops::cuda::{Cuda, Options};
@@ -38,7 +38,7 @@ fn setup_rank(
     let mut trainer = Trainer::join(cuda, &experiment, exchange).expect("a trainer");
     let tokens = (0..20_000u32).map(|i| (i * i / 7 % 257) as u16).collect();
     let data = Dataset::from_tokens("t", tokens, 257).expect("tokens");
-    let plan = Plan {
+    let plan = BatchPlan {
         order: SampleOrder::new(1, data.require_sequences(64).expect("some"), true),
         seq_len: 64,
         micro_batch: 2,

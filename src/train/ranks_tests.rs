@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{StepReport, Trainer};
-use crate::data::{Dataset, Plan, Prefetcher, SampleOrder};
+use crate::data::{BatchPlan, Dataset, Prefetcher, SampleOrder};
 use crate::experiment::{self, Experiment};
 use crate::ops::cpu::Cpu;
 use crate::parallel::threads::{self, Threads};
@@ -49,7 +49,7 @@ fn train(
     }
     let data =
         Dataset::from_tokens("t", (0..6000).map(|i| (i * i % 251) as u16).collect(), 257).expect("tokens");
-    let plan = Plan {
+    let plan = BatchPlan {
         order: SampleOrder::new(1, data.require_sequences(8).expect("some"), true),
         seq_len: 8,
         micro_batch: 1,

@@ -65,7 +65,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::data::{Dataset, Plan, SampleOrder};
+    use crate::data::{BatchPlan, Dataset, SampleOrder};
     use crate::experiment::{self, Experiment};
     use crate::ops::cpu::Cpu;
     use crate::store::{Retention, RunPaths, safetensors};
@@ -77,7 +77,7 @@ mod tests {
     fn setup() -> (Experiment, Trainer<Cpu>, Prefetcher) {
         let experiment = experiment::load_text("t", TEXT, &[]).expect("a whole experiment").experiment;
         let data = Dataset::from_tokens("t", (0..200).collect(), 257).expect("tokens");
-        let plan = Plan {
+        let plan = BatchPlan {
             order: SampleOrder::new(1, data.require_sequences(8).expect("some"), true),
             seq_len: 8,
             micro_batch: 1,

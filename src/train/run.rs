@@ -21,7 +21,7 @@ use super::{RunError, TrainError, replay};
 use crate::data::{Prefetcher, StreamDecoder, Tokenizer, ValidationSet};
 use crate::eval::{self, EvalError, TaskSet};
 use crate::experiment::Experiment;
-use crate::generate::{GenerateError, Sampling, generate};
+use crate::generate::{GenerateError, Sampling, Texts, generate};
 use crate::model::flops::flops_per_token;
 use crate::ops::Ops;
 use crate::optim::Verdict;
@@ -247,7 +247,8 @@ impl<O: Ops> Run<O> {
         let (mut characters, mut text) = (StreamDecoder::new(self.tokenizer), String::new());
         let eot = self.tokenizer.eot();
         let Some((ops, params, decoder)) = self.trainer.for_sampling() else { return Ok(()) };
-        let written = generate(ops, decoder, params, &prompt, sample.tokens, &[0], &sampling, |_, token| {
+        let texts = Texts { prompt: &prompt, count: sample.tokens, numbers: &[0], sampling: &sampling };
+        let written = generate(ops, decoder, params, texts, |_, token| {
             if token != eot {
                 text.push_str(&characters.push(token));
             }

@@ -16,7 +16,7 @@ use super::reporter::reporter;
 use super::streams::{self, say};
 use crate::data::Tokenizer;
 use crate::eval::parameters;
-use crate::generate::{self, Sampling, generate};
+use crate::generate::{self, Sampling, Texts, generate};
 use crate::model::decode::{Decoder, NewToken, Room};
 use crate::model::weights::Weights;
 use crate::ops::Ops;
@@ -138,16 +138,9 @@ fn write<O: Ops>(mut ops: O, model: LoadedModel, request: &Request) -> anyhow::R
     let numbers: Vec<u64> = (0..request.samples as u64).collect();
     let mut page = Page::new(request, tokenizer, io::stdout().lock());
     let started = Instant::now();
-    generate(
-        &mut ops,
-        &mut decoder,
-        &params,
-        &prompt,
-        request.tokens,
-        &numbers,
-        &request.sampling,
-        |text, token| page.push(text, token),
-    )?;
+    let texts =
+        Texts { prompt: &prompt, count: request.tokens, numbers: &numbers, sampling: &request.sampling };
+    generate(&mut ops, &mut decoder, &params, texts, |text, token| page.push(text, token))?;
     let seconds = started.elapsed().as_secs_f64();
     let (written, longest) = (page.written(), prompt.len() + page.longest());
     streams::unless_unread(page.finish())?;

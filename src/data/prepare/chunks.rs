@@ -24,7 +24,7 @@ pub(super) struct Chunk {
 
 /// The content of a part of a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(super) struct Chunks {
     pub chunks: Vec<Chunk>,
     /// Documents of white space alone between two marks, which are left out.
     pub blank: u64,
@@ -34,12 +34,12 @@ pub(super) struct Plan {
 
 /// The chunks of all documents in a part of a text, in order. About the first `val_bytes` bytes of it are
 /// validation. `before` says what came before the part: nothing, or whether a document goes on from there.
-pub(super) fn plan(text: &str, before: Option<bool>, val_bytes: u64) -> Plan {
+pub(super) fn plan(text: &str, before: Option<bool>, val_bytes: u64) -> Chunks {
     plan_with(text, before, val_bytes, CHUNK_BYTES)
 }
 
-fn plan_with(text: &str, before: Option<bool>, val_bytes: u64, chunk_bytes: usize) -> Plan {
-    let mut plan = Plan { open: before.unwrap_or(false), ..Plan::default() };
+fn plan_with(text: &str, before: Option<bool>, val_bytes: u64, chunk_bytes: usize) -> Chunks {
+    let mut plan = Chunks { open: before.unwrap_or(false), ..Chunks::default() };
     // Where the held-out share ends.
     let val_end = usize::try_from(val_bytes).unwrap_or(usize::MAX).min(text.len());
     let mut next = 0;

@@ -25,7 +25,7 @@ beta1 = 0.9
 corpus = "kjv"
 workers = 2
 "#;
-    let error = text_with(text, &[("RUNNER_MEMORY__RECOMPUTE", "3")], &["schedule.kind=cosin", "log.evry=1"])
+    let error = text_with(text, &[("RUNNER_MEMORY__RECOMPUTE", "3")], &["device.simd=basline", "log.evry=1"])
         .unwrap_err();
     assert_report(&error, SEVERAL_FAULTS);
 }
@@ -91,12 +91,12 @@ error: `memory.recompute` is 3, but at most 2 is allowed
    | RUNNER_MEMORY__RECOMPUTE=3
    |                          ^ expected an integer from 0 to 2
 
-error: `schedule.kind` knows no "cosin"
+error: `device.simd` knows no "basline"
   --> --set
    |
-   | schedule.kind=cosin
-   |               ^^^^^ expected "cosine", "linear", "constant" or "wsd"
-   hint: did you mean "cosine"?
+   | device.simd=basline
+   |             ^^^^^^^ expected "auto", "avx512", "avx2" or "baseline"
+   hint: did you mean "baseline"?
 
 error: unknown key `log.evry`
   --> --set

@@ -7,7 +7,7 @@
 
 use rayon::prelude::*;
 
-use super::super::{Attention, AttentionBackward, Heads, Result, Rows, Run};
+use super::super::{Attention, AttentionBackward, Heads, Perform, Result, Rows};
 use super::Cpu;
 use super::buffer::Buffer;
 use super::checks::{view, view_mut};
@@ -386,8 +386,8 @@ fn write_rows<S: Simd, const NV: usize>(out: &mut [&mut [f32]], sums: &[f32], f:
     }
 }
 
-impl Run<Attention<'_, Buffer>> for Cpu {
-    fn run(&mut self, op: Attention<'_, Buffer>) -> Result<()> {
+impl Perform<Attention<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: Attention<'_, Buffer>) -> Result<()> {
         const OP: &str = "attention";
         let Attention { out, lse, qkv, rows, heads } = op;
         let len = rows.count() * heads.channels();
@@ -398,8 +398,8 @@ impl Run<Attention<'_, Buffer>> for Cpu {
     }
 }
 
-impl Run<AttentionBackward<'_, Buffer>> for Cpu {
-    fn run(&mut self, op: AttentionBackward<'_, Buffer>) -> Result<()> {
+impl Perform<AttentionBackward<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: AttentionBackward<'_, Buffer>) -> Result<()> {
         const OP: &str = "attention_backward";
         let AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads } = op;
         let len = rows.count() * heads.channels();

@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::super::{Classifier, ClassifierLoss, Result, Run, Vocab, Write};
+use super::super::{Classifier, ClassifierLoss, Perform, Result, Vocab, Write};
 use super::buffer::Buffer;
 use super::checks::{tokens, view, view_mut};
 use super::engine::Engine;
@@ -133,8 +133,8 @@ fn cross_entropy(logits: &mut [f32], target: usize, scale: Option<f32>) -> f32 {
     loss
 }
 
-impl Run<ClassifierLoss<'_, Buffer, Ids>> for Cpu {
-    fn run(&mut self, op: ClassifierLoss<'_, Buffer, Ids>) -> Result<()> {
+impl Perform<ClassifierLoss<'_, Buffer, Ids>> for Cpu {
+    fn perform(&mut self, op: ClassifierLoss<'_, Buffer, Ids>) -> Result<()> {
         const OP: &str = "classifier_loss";
         let ClassifierLoss { losses, losses_at, x, wte, targets, rows, channels, vocab } = op;
         let losses = &mut view_mut(OP, "losses", losses, losses_at + rows)?[losses_at..];
@@ -150,8 +150,8 @@ impl Run<ClassifierLoss<'_, Buffer, Ids>> for Cpu {
     }
 }
 
-impl Run<Classifier<'_, Buffer, Ids>> for Cpu {
-    fn run(&mut self, op: Classifier<'_, Buffer, Ids>) -> Result<()> {
+impl Perform<Classifier<'_, Buffer, Ids>> for Cpu {
+    fn perform(&mut self, op: Classifier<'_, Buffer, Ids>) -> Result<()> {
         const OP: &str = "classifier";
         let (rows, channels, vocab) = (op.rows, op.channels, op.vocab);
         let losses = &mut view_mut(OP, "losses", op.losses, op.losses_at + rows)?[op.losses_at..];

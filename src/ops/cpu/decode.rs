@@ -8,7 +8,7 @@
 
 use rayon::prelude::*;
 
-use super::super::{DecodeAttention, DecodeEmbedding, DecodeLinear, Heads, KvCache, Result, Run};
+use super::super::{DecodeAttention, DecodeEmbedding, DecodeLinear, Heads, KvCache, Perform, Result};
 use super::buffer::Buffer;
 use super::checks::{indices, tokens, view, view_mut};
 use super::engine::{Engine, blocks};
@@ -276,8 +276,8 @@ fn soften(out: &mut [f32], scores: &mut [f32], values: &[f32]) {
     out.iter_mut().for_each(|out| *out *= inverse);
 }
 
-impl Run<DecodeEmbedding<'_, Buffer, Ids>> for Cpu {
-    fn run(&mut self, op: DecodeEmbedding<'_, Buffer, Ids>) -> Result<()> {
+impl Perform<DecodeEmbedding<'_, Buffer, Ids>> for Cpu {
+    fn perform(&mut self, op: DecodeEmbedding<'_, Buffer, Ids>) -> Result<()> {
         const OP: &str = "decode_embedding";
         let DecodeEmbedding { out, ids, positions, wte, wpe, rows, channels } = op;
         let out = view_mut(OP, "out", out, rows * channels)?;
@@ -288,8 +288,8 @@ impl Run<DecodeEmbedding<'_, Buffer, Ids>> for Cpu {
     }
 }
 
-impl Run<DecodeLinear<'_, Buffer>> for Cpu {
-    fn run(&mut self, op: DecodeLinear<'_, Buffer>) -> Result<()> {
+impl Perform<DecodeLinear<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: DecodeLinear<'_, Buffer>) -> Result<()> {
         const OP: &str = "decode_linear";
         let DecodeLinear { out, x, weight, bias, gelu, shape } = op;
         let layer = Linear {
@@ -304,8 +304,8 @@ impl Run<DecodeLinear<'_, Buffer>> for Cpu {
     }
 }
 
-impl Run<DecodeAttention<'_, Buffer, Ids>> for Cpu {
-    fn run(&mut self, op: DecodeAttention<'_, Buffer, Ids>) -> Result<()> {
+impl Perform<DecodeAttention<'_, Buffer, Ids>> for Cpu {
+    fn perform(&mut self, op: DecodeAttention<'_, Buffer, Ids>) -> Result<()> {
         const OP: &str = "decode_attention";
         let DecodeAttention { out, cache, qkv, at, rows, heads } = op;
         let KvCache { keys, values, capacity } = cache;

@@ -1,6 +1,6 @@
-//! The CPU as [`Ops`]: its memory here; its operations are [`Run`], each beside its arithmetic.
+//! The CPU as [`Ops`]: its memory here; each operation is a `Perform` beside its arithmetic.
 
-use super::super::{DeviceError, Dtype, Ops, Result, Role, Run, ScratchShape, op};
+use super::super::{DeviceError, Dtype, Ops, Perform, Result, Role, ScratchShape, op};
 use super::buffer::Buffer;
 use super::checks::{DEVICE, available_bytes, failed, view, view_mut, whole_floats};
 use super::{Cpu, optimizer, shared_scratch, thread_scratch};
@@ -9,11 +9,11 @@ use super::{Cpu, optimizer, shared_scratch, thread_scratch};
 pub struct Ids(pub(super) Vec<u16>);
 
 /// Writes a method that does its operation.
-macro_rules! run {
+macro_rules! perform {
     ($($name:ident($Op:ident<$($of:ident),+>) -> $gives:ty;)*) => {
         $(
             fn $name(&mut self, op: op::$Op<'_, $(Self::$of),+>) -> Result<$gives> {
-                self.run(op)
+                self.perform(op)
             }
         )*
     };
@@ -103,7 +103,7 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    op::operations!(run);
+    op::operations!(perform);
 
     fn chunk(&self) -> usize {
         optimizer::CHUNK

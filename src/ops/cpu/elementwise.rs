@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::super::{Add, AddPart, CopyPart, Result, Run};
+use super::super::{Add, AddPart, CopyPart, Perform, Result};
 use super::Cpu;
 use super::buffer::Buffer;
 use super::checks::{same_len, view, view_mut};
@@ -19,8 +19,8 @@ pub fn accumulate(engine: &Engine, dst: &mut [f32], src: &[f32]) {
     });
 }
 
-impl Run<CopyPart<'_, Buffer>> for Cpu {
-    fn run(&mut self, op: CopyPart<'_, Buffer>) -> Result<()> {
+impl Perform<CopyPart<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: CopyPart<'_, Buffer>) -> Result<()> {
         const OP: &str = "copy";
         let CopyPart { dst, at, src, from, len } = op;
         let src = &view(OP, "src", src, from + len)?[from..];
@@ -29,16 +29,16 @@ impl Run<CopyPart<'_, Buffer>> for Cpu {
     }
 }
 
-impl Run<Add<'_, Buffer>> for Cpu {
-    fn run(&mut self, op: Add<'_, Buffer>) -> Result<()> {
+impl Perform<Add<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: Add<'_, Buffer>) -> Result<()> {
         same_len("add", op.src.len(), op.dst.len())?;
         accumulate(&self.engine, op.dst.as_mut_slice(), op.src.as_slice());
         Ok(())
     }
 }
 
-impl Run<AddPart<'_, Buffer>> for Cpu {
-    fn run(&mut self, op: AddPart<'_, Buffer>) -> Result<()> {
+impl Perform<AddPart<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: AddPart<'_, Buffer>) -> Result<()> {
         const OP: &str = "add_part";
         let AddPart { dst, at, src, from, len } = op;
         let src = &view(OP, "src", src, from + len)?[from..];

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::super::{Embedding, EmbeddingBackward, Result, Rows, Run, Write};
+use super::super::{Embedding, EmbeddingBackward, Perform, Result, Rows, Write};
 use super::buffer::Buffer;
 use super::checks::{tokens, view, view_mut};
 use super::engine::Engine;
@@ -125,8 +125,8 @@ pub fn backward_positions(
     });
 }
 
-impl Run<Embedding<'_, Buffer, Ids>> for Cpu {
-    fn run(&mut self, op: Embedding<'_, Buffer, Ids>) -> Result<()> {
+impl Perform<Embedding<'_, Buffer, Ids>> for Cpu {
+    fn perform(&mut self, op: Embedding<'_, Buffer, Ids>) -> Result<()> {
         const OP: &str = "embedding";
         let Embedding { out, ids, wte, wpe, rows, channels } = op;
         let out = view_mut(OP, "out", out, rows.count() * channels)?;
@@ -137,8 +137,8 @@ impl Run<Embedding<'_, Buffer, Ids>> for Cpu {
     }
 }
 
-impl Run<EmbeddingBackward<'_, Buffer, Ids>> for Cpu {
-    fn run(&mut self, op: EmbeddingBackward<'_, Buffer, Ids>) -> Result<()> {
+impl Perform<EmbeddingBackward<'_, Buffer, Ids>> for Cpu {
+    fn perform(&mut self, op: EmbeddingBackward<'_, Buffer, Ids>) -> Result<()> {
         const OP: &str = "embedding_backward";
         let EmbeddingBackward { dwte, dwpe, write, dout, ids, rows, channels } = op;
         let vocab = dwte.len() / channels;

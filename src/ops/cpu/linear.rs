@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::super::{
     Gelu, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
-    LinearShape, Ops, Result, Run, Write,
+    LinearShape, Ops, Perform, Result, Write,
 };
 use super::Cpu;
 use super::buffer::Buffer;
@@ -131,8 +131,8 @@ pub fn gelu_backward(engine: &Engine, dpre: &mut [f32], pre: &[f32]) {
     });
 }
 
-impl Run<Linear<'_, Buffer>> for Cpu {
-    fn run(&mut self, op: Linear<'_, Buffer>) -> Result<()> {
+impl Perform<Linear<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: Linear<'_, Buffer>) -> Result<()> {
         const OP: &str = "linear";
         let Linear { out, x, weight, bias, shape } = op;
         let bias = bias.map(|bias| view(OP, "bias", bias, shape.c_out)).transpose()?;
@@ -143,16 +143,16 @@ impl Run<Linear<'_, Buffer>> for Cpu {
     }
 }
 
-impl Run<LinearGelu<'_, Buffer>> for Cpu {
-    fn run(&mut self, op: LinearGelu<'_, Buffer>) -> Result<()> {
+impl Perform<LinearGelu<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: LinearGelu<'_, Buffer>) -> Result<()> {
         let LinearGelu { out, pre, x, weight, bias, shape } = op;
         self.linear(Linear { out: pre, x, weight, bias: Some(bias), shape })?;
         self.gelu(Gelu { out, pre, len: shape.output() })
     }
 }
 
-impl Run<Gelu<'_, Buffer>> for Cpu {
-    fn run(&mut self, op: Gelu<'_, Buffer>) -> Result<()> {
+impl Perform<Gelu<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: Gelu<'_, Buffer>) -> Result<()> {
         const OP: &str = "gelu";
         let Gelu { out, pre, len } = op;
         gelu(&self.engine, view_mut(OP, "out", out, len)?, view(OP, "pre", pre, len)?);
@@ -160,8 +160,8 @@ impl Run<Gelu<'_, Buffer>> for Cpu {
     }
 }
 
-impl Run<LinearBackwardInput<'_, Buffer>> for Cpu {
-    fn run(&mut self, op: LinearBackwardInput<'_, Buffer>) -> Result<()> {
+impl Perform<LinearBackwardInput<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: LinearBackwardInput<'_, Buffer>) -> Result<()> {
         const OP: &str = "linear_backward_input";
         let LinearBackwardInput { dx, dout, weight, shape } = op;
         let dx = view_mut(OP, "dx", dx, shape.input())?;
@@ -171,8 +171,8 @@ impl Run<LinearBackwardInput<'_, Buffer>> for Cpu {
     }
 }
 
-impl Run<LinearBackwardInputGelu<'_, Buffer>> for Cpu {
-    fn run(&mut self, op: LinearBackwardInputGelu<'_, Buffer>) -> Result<()> {
+impl Perform<LinearBackwardInputGelu<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: LinearBackwardInputGelu<'_, Buffer>) -> Result<()> {
         const OP: &str = "linear_backward_input_gelu";
         let LinearBackwardInputGelu { dpre, dout, weight, pre, shape } = op;
         self.linear_backward_input(LinearBackwardInput { dx: dpre, dout, weight, shape })?;
@@ -182,8 +182,8 @@ impl Run<LinearBackwardInputGelu<'_, Buffer>> for Cpu {
     }
 }
 
-impl Run<LinearBackwardWeight<'_, Buffer>> for Cpu {
-    fn run(&mut self, op: LinearBackwardWeight<'_, Buffer>) -> Result<()> {
+impl Perform<LinearBackwardWeight<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: LinearBackwardWeight<'_, Buffer>) -> Result<()> {
         const OP: &str = "linear_backward_weight";
         let LinearBackwardWeight { dweight, dbias, dout, x, shape, write } = op;
         let operands = OuterProduct {

@@ -10,7 +10,7 @@
 //! * [`simd`]: one kernel body for every vector width; [`math`]: exponential and GELU.
 //! * [`engine`]: threads and scratch; [`buffer`]: aligned memory.
 //!
-//! A file of operations holds, for each, its [`super::Run`], which checks lengths and token ids, and the
+//! A file of operations holds, for each, its [`super::Perform`], which checks lengths and token ids, and the
 //! arithmetic on slices, which relies on that. `device` is the memory.
 
 mod attention;

@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::super::{Layernorm, LayernormBackward, ResidualLayernorm, Result, Run, Write};
+use super::super::{Layernorm, LayernormBackward, Perform, ResidualLayernorm, Result, Write};
 use super::Cpu;
 use super::buffer::Buffer;
 use super::checks::{view, view_mut};
@@ -218,8 +218,8 @@ pub fn backward_params(
     });
 }
 
-impl Run<Layernorm<'_, Buffer>> for Cpu {
-    fn run(&mut self, op: Layernorm<'_, Buffer>) -> Result<()> {
+impl Perform<Layernorm<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: Layernorm<'_, Buffer>) -> Result<()> {
         const OP: &str = "layernorm";
         let Layernorm { out, mean, rstd, x, weight, bias, rows, channels } = op;
         forward(
@@ -235,8 +235,8 @@ impl Run<Layernorm<'_, Buffer>> for Cpu {
     }
 }
 
-impl Run<ResidualLayernorm<'_, Buffer>> for Cpu {
-    fn run(&mut self, op: ResidualLayernorm<'_, Buffer>) -> Result<()> {
+impl Perform<ResidualLayernorm<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: ResidualLayernorm<'_, Buffer>) -> Result<()> {
         const OP: &str = "residual_layernorm";
         let (rows, channels) = (op.rows, op.channels);
         forward_residual(
@@ -256,8 +256,8 @@ impl Run<ResidualLayernorm<'_, Buffer>> for Cpu {
     }
 }
 
-impl Run<LayernormBackward<'_, Buffer>> for Cpu {
-    fn run(&mut self, op: LayernormBackward<'_, Buffer>) -> Result<()> {
+impl Perform<LayernormBackward<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: LayernormBackward<'_, Buffer>) -> Result<()> {
         const OP: &str = "layernorm_backward";
         let (rows, channels) = (op.rows, op.channels);
         let forward = ForwardPass {

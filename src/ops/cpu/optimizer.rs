@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::super::{AdamW, AdamWUpdate, ChunkSquares, ParamSlot, Result, Run, SumSquares};
+use super::super::{AdamW, AdamWUpdate, ChunkSquares, ParamSlot, Perform, Result, SumSquares};
 use super::Cpu;
 use super::buffer::Buffer;
 use super::checks::{same_len, view};
@@ -103,15 +103,15 @@ fn adamw_chunk(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], weight_de
     }
 }
 
-impl Run<SumSquares<'_, Buffer>, Vec<f64>> for Cpu {
-    fn run(&mut self, op: SumSquares<'_, Buffer>) -> Result<Vec<f64>> {
+impl Perform<SumSquares<'_, Buffer>, Vec<f64>> for Cpu {
+    fn perform(&mut self, op: SumSquares<'_, Buffer>) -> Result<Vec<f64>> {
         let sum = |tensor: &&Buffer| sum_squares(&self.engine, tensor.as_slice());
         Ok(op.tensors.iter().map(sum).collect())
     }
 }
 
-impl Run<ChunkSquares<'_, Buffer>, Vec<f64>> for Cpu {
-    fn run(&mut self, op: ChunkSquares<'_, Buffer>) -> Result<Vec<f64>> {
+impl Perform<ChunkSquares<'_, Buffer>, Vec<f64>> for Cpu {
+    fn perform(&mut self, op: ChunkSquares<'_, Buffer>) -> Result<Vec<f64>> {
         let mut sums = Vec::new();
         for (buf, part) in op.parts {
             let data = view("chunk_squares", "part", buf, part.end)?;
@@ -121,8 +121,8 @@ impl Run<ChunkSquares<'_, Buffer>, Vec<f64>> for Cpu {
     }
 }
 
-impl Run<AdamWUpdate<'_, Buffer>> for Cpu {
-    fn run(&mut self, op: AdamWUpdate<'_, Buffer>) -> Result<()> {
+impl Perform<AdamWUpdate<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: AdamWUpdate<'_, Buffer>) -> Result<()> {
         const OP: &str = "adamw";
         for mut slot in op.slots {
             let len = slot.adam_m.len();

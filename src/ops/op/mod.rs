@@ -70,8 +70,8 @@ pub(in crate::ops) use operations;
 
 /// Does an operation and gives `R`: how a device spreads its operations over files, each beside its
 /// arithmetic. [`super::Ops`] is then one line, and an operation that is left out does not compile.
-pub trait Run<Op, R = ()> {
-    fn run(&mut self, op: Op) -> Result<R>;
+pub trait Perform<Op, R = ()> {
+    fn perform(&mut self, op: Op) -> Result<R>;
 }
 
 /// What decides how fast an operation is: [`crate::plan`] has a rate for each.
