@@ -224,7 +224,10 @@ fn ranks_that_never_come_are_named() {
     let soon = Duration::from_millis(100);
     let error =
         meet(&place(0, 4, "a run", Meeting::Folder(folder.path().into())), "job", soon).expect_err("alone");
-    assert!(error.to_string().contains("of 4 ranks of run `a run` ranks 1, 2, 3 did not register"), "{error}");
+    assert!(
+        error.to_string().contains("of 4 ranks of run `a run` ranks 1, 2, 3 did not register"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -237,6 +240,9 @@ fn who_has_come_learns_who_has_not() {
         (come(0).expect_err("alone"), two.join().expect("no panic"))
     });
     for error in [zero, two] {
-        assert!(error.to_string().contains("of 4 ranks of run `a run` ranks 1, 3 did not register"), "{error}");
+        assert!(
+            error.to_string().contains("of 4 ranks of run `a run` ranks 1, 3 did not register"),
+            "{error}"
+        );
     }
 }
