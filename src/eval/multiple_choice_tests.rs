@@ -1,6 +1,7 @@
 use super::*;
 use crate::experiment::{Device, DeviceKind, Model, Simd};
 use crate::ops::{Role, cpu::Cpu};
+use crate::parallel::threads;
 
 const SEQ: usize = 150;
 
@@ -108,6 +109,32 @@ fn a_loss_that_is_not_finite_is_an_error_that_names_the_task() {
     let error =
         hellaswag(&mut ops, &mut model, &mut losses, &mut Solo, &set, |_, _| {}).unwrap_err().to_string();
     assert!(error.contains("tasks.jsonl` line 1, completion 0, token 0 is NaN"), "{error}");
+}
+
+/// Only the longer rows fail, which come late and not to every rank.
+#[test]
+fn a_loss_that_is_not_finite_is_the_same_error_on_every_rank_of_any_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = set(folder.path());
+    let errors = |ranks: usize| {
+        threads::run(ranks, |mut link| {
+            let mut ops = cpu();
+            let (mut model, mut losses) = model(&mut ops, Rows { batch: 2, seq: 256 });
+            let (width, context) = (model.config.channels, model.config.context);
+            let mut positions = vec![0.0; width * context];
+            ops.download(&model.params.wpe, &mut positions).unwrap();
+            positions[100 * width..].fill(f32::NAN);
+            ops.upload(&mut model.params.wpe, &positions).unwrap();
+            let scored = hellaswag(&mut ops, &mut model, &mut losses, &mut link, &set, |_, _| {});
+            scored.unwrap_err().to_string()
+        })
+    };
+    let alone = errors(1).remove(0);
+    assert!(alone.contains("tasks.jsonl` line") && alone.contains("is NaN"), "{alone}");
+    assert!(!alone.contains("line 1,"), "the first row is short: {alone}");
+    for ranks in [2, 4] {
+        assert_eq!(errors(ranks), vec![alone.clone(); ranks], "{ranks} ranks");
+    }
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn resuming_a_finished_run_changes_no_file_and_says_so() {
     assert_eq!((&event["event"], &event["root"]), (&"finished".into(), &root.as_str().into()));
     let more = ["--set", "schedule.steps=22", "--allow-drift"];
     assert_ne!(lab.resume("ci", &more).root(), root, "there was something to do");
-    assert_eq!(lab.ledger("ci").len(), 22);
+    assert!(lab.metrics("ci").iter().any(|row| row["step"] == 21));
 }
 
 #[test]

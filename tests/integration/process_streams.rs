@@ -26,10 +26,10 @@ fn training(lab: &Lab, name: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// Asserts that all twenty steps of a run are done and its files are whole.
+/// Asserts that all twenty steps of a run and the evaluation after them are done, and its files are whole.
 #[track_caller]
 fn assert_done(lab: &Lab, name: &str) {
-    assert_eq!(lab.ledger(name).len(), 20);
+    assert_eq!(lab.ledger(name).len(), 21);
     lab.verify(name, &[]).assert_says(&["metrics.jsonl: "]);
 }
 
