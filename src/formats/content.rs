@@ -1,7 +1,7 @@
 //! What is at a path that should be a model, checked before anything is read as one.
 //!
-//! Files that are something else (a web server's page, a Git LFS pointer, a file that is still compressed) are
-//! refused as what they are, with the command that helps.
+//! Other files (a web server's page, a Git LFS pointer, a file that is still compressed) are refused as what
+//! they are, with the command that helps.
 
 use std::fs::{self, File};
 use std::io::Read as _;

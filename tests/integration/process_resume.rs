@@ -1,4 +1,4 @@
-//! What a resume leaves as it is: a finished run, and the history of the keys that were not set anew.
+//! What a resume does not change: a finished run, and the origins of the keys that it does not set.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

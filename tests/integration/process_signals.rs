@@ -1,4 +1,4 @@
-//! A closed terminal saves as Ctrl-C does, of one process and of ranks.
+//! A closed terminal saves the run as Ctrl-C does, with one process and with ranks.
 
 use std::process::Command;
 use std::time::Duration;

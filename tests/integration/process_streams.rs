@@ -1,4 +1,4 @@
-//! stdout and stderr that are closed or full stop no training, and no verb panics on them.
+//! Closed or full stdout and stderr stop no training, and no verb panics on them.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -8,7 +8,7 @@ use crate::support::{Finished, Lab};
 
 const CI: &str = "experiments/ci.toml";
 
-/// A stream whose reader is gone.
+/// A stream that its reader has closed.
 fn unread() -> Stdio {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
@@ -26,7 +26,7 @@ fn training(lab: &Lab, name: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// All twenty steps of a run and the evaluation after them are made, and its files are whole.
+/// Asserts that all twenty steps of a run and the evaluation after them are done, and its files are whole.
 #[track_caller]
 fn assert_done(lab: &Lab, name: &str) {
     assert_eq!(lab.ledger(name).len(), 21);

@@ -1,4 +1,4 @@
-//! What was asked wrong exits with 2 whatever the verb, with a hint where people stumble.
+//! Usage errors exit with 2 in every verb, with a hint for common mistakes.
 
 use crate::support::Lab;
 

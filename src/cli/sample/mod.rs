@@ -35,7 +35,7 @@ const STREAMS: usize = 8;
 pub struct Args {
     #[arg(value_name = "MODEL", help = model::help())]
     model: PathBuf,
-    /// Text to go on from; empty starts a document. The model reads `<|endoftext|>` before it, as before every
+    /// Text to continue; empty starts a document. The model reads `<|endoftext|>` before it, as before every
     /// document in training. By default the experiment's `sample.prompt`, as for the next four.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
