@@ -312,7 +312,9 @@ mod tests {
     #[test]
     fn what_cannot_be_loaded_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("such-a-run")).unwrap();
+        let run = RunPaths::new(&folder.path().join("such-a-run"));
+        std::fs::create_dir(run.folder()).unwrap();
+        std::fs::write(run.experiment(), "").unwrap();
         let error = RunData::load("no-such-run", folder.path()).unwrap_err().to_string();
         assert!(error.contains("`no-such-run`") && error.contains("did you mean `such-a-run`"), "{error}");
         std::fs::write(folder.path().join(JSONL), "").unwrap();

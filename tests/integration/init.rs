@@ -89,6 +89,8 @@ fn another_model_under_the_same_name_is_refused_on_resume() {
     let model = exported(&lab, "llmc", "fp32");
     train_from(&lab, "tuned", &model, &[]).root();
     std::fs::copy(exported(&lab, "llmc", "bf16"), &model).expect("copied");
+    // A finished run has nothing to refuse: this one lacks its end.
+    std::fs::remove_dir_all(lab.path("tuned/checkpoints/step_00000020")).expect("the last checkpoint");
     lab.resume("tuned", &[]).assert_fails(5, &["`model.init_sha256` was"]);
 }
 

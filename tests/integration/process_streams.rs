@@ -44,7 +44,7 @@ fn training_goes_on_when_nobody_reads_its_events() {
     assert!(line.starts_with("{\"event\":\"began\""), "{line}");
     drop(reader);
     let ended = Finished::from(run.wait_with_output().expect("it ends"));
-    ended.assert_fails(0, &["nobody reads stdout any more"]);
+    ended.assert_fails(0, &["stdout was closed by its reader"]);
     assert_done(&lab, "unread");
 }
 
