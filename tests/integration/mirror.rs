@@ -7,8 +7,8 @@ const GOLDEN: &str = include_str!("../golden/ci_cuda_hopper.root");
 
 #[test]
 fn a_run_in_the_mirror_ends_in_the_root_of_a_gpu() {
-    let roots = GOLDEN.lines().filter_map(|line| line.strip_prefix("root "));
-    let (step, root) = roots.last().and_then(|line| line.split_once(' ')).expect("golden roots");
+    let mut roots = GOLDEN.lines().filter_map(|line| line.strip_prefix("root "));
+    let (step, root) = roots.next_back().and_then(|line| line.split_once(' ')).expect("golden roots");
     assert_eq!(step, "20");
     let lab = Lab::new();
     let run = lab.run("experiments/ci_cuda.toml", &["--set", "device.kind=mirror"]);

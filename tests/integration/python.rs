@@ -55,7 +55,7 @@ fn transformers_gives_the_logits_and_tokens_of_an_exported_model() {
 #[test]
 #[ignore = "skipped: needs Python with transformers; run with --include-ignored"]
 fn a_model_of_transformers_gives_its_logits_here_and_training_starts_from_it() {
-    script("pytorch/hf_init.py", &[PROGRAM], "two steps from each of three forms: state root ");
+    script("pytorch/hf_init.py", &[PROGRAM], "two steps from each of four forms: state root ");
 }
 
 #[test]

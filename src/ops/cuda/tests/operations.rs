@@ -116,7 +116,7 @@ fn the_products_of_a_wide_layer_agree_with_the_cpu_in_every_mode() {
 
 #[test]
 #[ignore = "skipped: needs a CUDA GPU; run with --include-ignored"]
-fn the_bias_gradient_after_gelu_has_the_bits_of_a_pass_of_its_own() {
+fn the_sums_of_a_gelu_gradient_are_used_once_and_agree_with_a_pass_of_their_own() {
     let mut cuda = cuda();
     let (n, c, wide) = (300, 64, 256);
     let dout = filled(&mut cuda, Role::Activation, &numbers("dout", n * c, 1.0));
@@ -141,7 +141,14 @@ fn the_bias_gradient_after_gelu_has_the_bits_of_a_pass_of_its_own() {
     let stored = bytes(&mut cuda, &dpre);
     cuda.write_bytes(&mut dpre, &stored).expect("an upload");
     assert!(cuda.gelu_sums.is_none(), "a tensor that was written is not known any more");
-    assert_eq!(gradient(&mut cuda, &dpre), kept);
+    // The order of the sums is another (docs/arithmetic.md): 300 numbers near 1 in f32.
+    let floats =
+        |bytes: &[u8]| bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<_>>();
+    let (alone, kept) = (floats(&gradient(&mut cuda, &dpre)), floats(&kept));
+    assert_eq!(alone.len(), kept.len());
+    for (alone, kept) in alone.iter().zip(&kept) {
+        assert!((alone - kept).abs() <= 1e-4 * (1.0 + kept.abs()), "{alone} and {kept}");
+    }
 }
 
 #[test]
