@@ -156,8 +156,7 @@ fn eval_refuses_what_it_cannot_measure() {
 #[test]
 #[ignore = "needs lm-eval"]
 fn the_scores_are_those_of_lm_eval_beyond_ascii_too() {
-    let python = std::env::var_os("RUNNER_TEST_PYTHON").unwrap_or_else(|| "python3".into());
-    let finished = std::process::Command::new(&python)
+    let finished = std::process::Command::new(crate::python::python())
         .args(["tests/pytorch/hellaswag_lm_eval.py", env!("CARGO_BIN_EXE_runner")])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()

@@ -13,7 +13,8 @@ use crate::support::{Finished, Lab};
 const CI: &str = "experiments/ci.toml";
 const PROGRAM: &str = env!("CARGO_BIN_EXE_runner");
 
-fn python() -> PathBuf {
+/// The Python that has the packages which the scripts import.
+pub fn python() -> PathBuf {
     let ours = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/ci-venv/bin/python");
     std::env::var_os("RUNNER_TEST_PYTHON").map_or_else(ours, PathBuf::from)
 }
