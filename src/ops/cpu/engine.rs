@@ -4,6 +4,8 @@ use std::sync::{Mutex, PoisonError};
 
 use super::buffer::Buffer;
 use super::simd::Isa;
+use crate::experiment::Device;
+use crate::ops::{DeviceError, Result};
 
 /// A thread pool of its own, so that nothing else in the process shares the threads.
 pub struct Engine {
@@ -15,6 +17,22 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// `device.threads` threads (0: all that the system offers) and the instruction set of `device.simd`.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unavailable`] when the CPU lacks the instruction set or threads cannot start.
+    pub fn open(device: &Device) -> Result<Engine> {
+        let threads = match device.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        Engine::new(Isa::new(device.simd)?, threads).map_err(|e| {
+            DeviceError::Unavailable(format!(
+                "cannot start {threads} CPU threads: {e}\n  hint: lower `device.threads`"
+            ))
+        })
+    }
+
     /// `threads` of them; the caller's thread waits while they work.
     pub fn new(isa: Isa, threads: usize) -> Result<Engine, rayon::ThreadPoolBuildError> {
         let pool = rayon::ThreadPoolBuilder::new()

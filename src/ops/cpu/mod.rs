@@ -31,12 +31,11 @@ pub(in crate::ops) mod simd;
 #[cfg(test)]
 mod tests;
 
-use super::{DeviceError, Result, ScratchShape};
+use super::{Result, ScratchShape};
 use crate::experiment::Device;
 pub use buffer::Buffer;
 pub use device::Ids;
 use engine::Engine;
-use simd::Isa;
 
 /// Names the arithmetic of this device; part of a lock's numerics.
 pub const NUMERICS_VERSION: u32 = 1;
@@ -58,17 +57,9 @@ impl Cpu {
     /// `device.threads` threads (0: all that the system offers) and the instruction set of `device.simd`.
     ///
     /// # Errors
-    /// [`DeviceError::Unavailable`] when the CPU lacks the instruction set or threads cannot start.
+    /// [`super::DeviceError::Unavailable`] when the CPU lacks the instruction set or threads cannot start.
     pub fn new(device: &Device) -> Result<Cpu> {
-        let threads = match device.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
-        let engine = Engine::new(Isa::new(device.simd)?, threads).map_err(|e| {
-            DeviceError::Unavailable(format!(
-                "cannot start {threads} CPU threads: {e}\n  hint: lower `device.threads`"
-            ))
-        })?;
+        let engine = Engine::open(device)?;
         Ok(Cpu { engine, scratch: classifier::Scratch::default(), by_token: embedding::ByToken::default() })
     }
 

@@ -2,6 +2,7 @@
 
 use super::super::testing::{self, Tolerance, random};
 use super::super::*;
+use super::simd::Isa;
 use super::*;
 use crate::experiment::{DeviceKind, Simd};
 

@@ -32,9 +32,8 @@ pub mod tensor_core;
 #[cfg(test)]
 mod tests;
 
+use super::Result;
 use super::cpu::engine::Engine;
-use super::cpu::simd::Isa;
-use super::{DeviceError, Result};
 use crate::experiment::Device;
 pub use buffer::Buffer;
 pub use device::Ids;
@@ -62,18 +61,9 @@ impl Mirror {
     /// bit depends on either.
     ///
     /// # Errors
-    /// [`DeviceError::Unavailable`] when the CPU lacks the instruction set or threads cannot start.
+    /// [`super::DeviceError::Unavailable`] when the CPU lacks the instruction set or threads cannot start.
     pub fn new(device: &Device) -> Result<Mirror> {
-        let threads = match device.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
-        let engine = Engine::new(Isa::new(device.simd)?, threads).map_err(|e| {
-            DeviceError::Unavailable(format!(
-                "cannot start {threads} CPU threads: {e}\n  hint: lower `device.threads`"
-            ))
-        })?;
-        Ok(Mirror { engine, gelu_sums: None })
+        Ok(Mirror { engine: Engine::open(device)?, gelu_sums: None })
     }
 
     /// Threads that share the work.
