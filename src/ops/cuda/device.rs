@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Cuda;
 use super::launch::{attention, decode, elementwise, embedding, layernorm, optimizer};
 use super::linear::gemm_keys;
-use super::memory::{Buf, Ids};
+use super::memory::{Buf, Ids, copy_by_all_threads};
 use super::scratch::{Use, planned};
 use crate::ops::{
     AdamWUpdate, Add, AddPart, Attention, AttentionBackward, ChunkSquares, Classifier, ClassifierLoss,
@@ -115,7 +115,7 @@ impl Ops for Cuda {
         // SAFETY: the length was checked.
         unsafe {
             self.staging.download(src.address() + at as u64, dst.len() as u64, OP, |at, piece| {
-                dst[at..][..piece.len()].copy_from_slice(piece)
+                copy_by_all_threads(&mut dst[at..][..piece.len()], piece)
             })
         }
     }
