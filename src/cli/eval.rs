@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::reporter::reporter;
 use super::streams::{self, say};
 use crate::data::{Dataset, Sources, Tokenizer, ValidationSet};
-use crate::eval::multiple_choice::{self, Outcome, names};
+use crate::eval::multiple_choice::{self, TaskOutcome, names};
 use crate::eval::{self, Scores, TaskSet, parameters};
 use crate::experiment::Experiment;
 use crate::model::Gpt2;
@@ -95,12 +95,12 @@ impl HeldOut {
 #[derive(Default)]
 struct Results {
     device: String,
-    validation: Option<Validation>,
-    hellaswag: Option<(Scores, Vec<Outcome>)>,
+    validation: Option<HeldOutLoss>,
+    hellaswag: Option<(Scores, Vec<TaskOutcome>)>,
 }
 
 /// The loss on held-out tokens, and where these come from.
-struct Validation {
+struct HeldOutLoss {
     loss: f64,
     tokens: u64,
     from: String,
@@ -213,7 +213,7 @@ fn measure<O: Ops>(
             "the validation loss is not finite ({loss}): the model's numbers overflow\n  hint: its training \
              diverged, or its weights are not what they were"
         );
-        results.validation = Some(Validation { loss, tokens: set.tokens(), from: from.clone() });
+        results.validation = Some(HeldOutLoss { loss, tokens: set.tokens(), from: from.clone() });
     }
     if let Some(set) = &tasks.hellaswag {
         let bar = bar("HellaSwag", set.rows());
@@ -240,7 +240,7 @@ impl Results {
     /// Name, value and amount of data, a line each.
     fn to_text(&self) -> String {
         let mut lines = Vec::new();
-        if let Some(Validation { loss, tokens, .. }) = &self.validation {
+        if let Some(HeldOutLoss { loss, tokens, .. }) = &self.validation {
             lines.push(("val_loss", format!("{loss:.6}"), format!("{} tokens", units::thousands(*tokens))));
         }
         if let Some((scores, _)) = &self.hellaswag {
@@ -260,7 +260,7 @@ impl Results {
             value["tokens"] = manifest.tokens.into();
             value["state_root"] = manifest.state_root.to_string().into();
         }
-        if let Some(Validation { loss, tokens, from }) = &self.validation {
+        if let Some(HeldOutLoss { loss, tokens, from }) = &self.validation {
             value["val_loss"] = (*loss).into();
             value["val_tokens"] = (*tokens).into();
             value["val_data"] = from.as_str().into();
@@ -277,7 +277,7 @@ impl Results {
 
 /// A JSON line for each task: under each score's name the four numbers, of which the lowest wins, and the
 /// winner.
-fn details(set: &TaskSet, outcomes: &[Outcome]) -> String {
+fn details(set: &TaskSet, outcomes: &[TaskOutcome]) -> String {
     let mut text = String::new();
     for (i, (task, outcome)) in set.tasks().iter().zip(outcomes).enumerate() {
         let mut line = json!({"task": i, "label": task.label});

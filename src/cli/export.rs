@@ -13,7 +13,7 @@ use super::reporter::reporter;
 use super::streams::{self, say};
 use crate::data::Tokenizer;
 use crate::experiment::{self, Experiment};
-use crate::formats::{Export, FORMATS, Format, FormatError, Parameters, Precision, Writer, slsa};
+use crate::formats::{Export, FORMATS, Format, FormatError, FormatWriter, Parameters, Precision, slsa};
 use crate::run::{ProofRefusal, find};
 use crate::store::atomic::{self, NewFolder};
 use crate::store::{Manifest, RunPaths};
@@ -65,8 +65,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         DtypeArg::Bf16 => Precision::Bf16,
     };
     let write = match args.format.writer {
-        Writer::Model(write) => write,
-        Writer::Statement(statement) => {
+        FormatWriter::Model(write) => write,
+        FormatWriter::Statement(statement) => {
             let text =
                 statement(paths.folder(), &args.builder).map_err(|error| ProofRefusal(error.to_string()))?;
             return print_statement(&text, args.out.as_deref());

@@ -25,7 +25,7 @@ use crate::run::device::Device;
 use crate::run::model::{self, LoadedModel};
 use crate::run::require_usage;
 use crate::units;
-use page::Page;
+use page::SamplePage;
 
 /// Texts that are written side by side. No bit depends on it.
 const STREAMS: usize = 8;
@@ -76,7 +76,7 @@ pub struct Args {
 }
 
 /// The settings of generation, without defaults.
-struct Request {
+struct SampleRequest {
     prompt: String,
     /// At most so many new ones.
     tokens: usize,
@@ -104,7 +104,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         format!("`--top-p` is {}, expected above 0 and at most 1", args.top_p)
     })?;
     require_usage(args.samples >= 1, || "`--samples` is 0, expected at least 1".into())?;
-    let request = Request {
+    let request = SampleRequest {
         prompt: args.prompt.unwrap_or_else(|| defaults.prompt.clone()),
         tokens: args.tokens.unwrap_or(defaults.tokens),
         samples: args.samples,
@@ -122,7 +122,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn write<O: Ops>(mut ops: O, model: LoadedModel, request: &Request) -> anyhow::Result<()> {
+fn write<O: Ops>(mut ops: O, model: LoadedModel, request: &SampleRequest) -> anyhow::Result<()> {
     let LoadedModel { experiment, state, .. } = model;
     let params = parameters::load(&mut ops, &experiment.model, &state)?;
     drop(state);
@@ -136,7 +136,7 @@ fn write<O: Ops>(mut ops: O, model: LoadedModel, request: &Request) -> anyhow::R
     }
 
     let numbers: Vec<u64> = (0..request.samples as u64).collect();
-    let mut page = Page::new(request, tokenizer, io::stdout().lock());
+    let mut page = SamplePage::new(request, tokenizer, io::stdout().lock());
     let started = Instant::now();
     let texts =
         Texts { prompt: &prompt, count: request.tokens, numbers: &numbers, sampling: &request.sampling };

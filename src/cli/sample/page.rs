@@ -4,17 +4,17 @@ use std::io::{self, Write};
 
 use serde_json::json;
 
-use super::Request;
+use super::SampleRequest;
 use crate::data::{StreamDecoder, Tokenizer};
 
 /// Between texts.
 const SEPARATOR: &str = "\n---\n";
 
 /// The texts of a request, and the writer that they go to.
-pub struct Page<'a, W> {
-    request: &'a Request,
+pub struct SamplePage<'a, W> {
+    request: &'a SampleRequest,
     tokenizer: Tokenizer,
-    texts: Vec<Text>,
+    texts: Vec<SampleText>,
     /// The first text that is not shown to its end, and how many of its bytes are.
     at: usize,
     shown_bytes: usize,
@@ -22,7 +22,7 @@ pub struct Page<'a, W> {
     shown: io::Result<()>,
 }
 
-struct Text {
+struct SampleText {
     decoder: StreamDecoder,
     /// The prompt and what was written after it.
     text: String,
@@ -30,16 +30,16 @@ struct Text {
     ended: bool,
 }
 
-impl<W: Write> Page<'_, W> {
-    pub fn new(request: &Request, tokenizer: Tokenizer, out: W) -> Page<'_, W> {
-        let text = |_| Text {
+impl<W: Write> SamplePage<'_, W> {
+    pub fn new(request: &SampleRequest, tokenizer: Tokenizer, out: W) -> SamplePage<'_, W> {
+        let text = |_| SampleText {
             decoder: StreamDecoder::new(tokenizer),
             text: request.prompt.clone(),
             tokens: Vec::new(),
             ended: request.tokens == 0,
         };
         let texts = (0..request.samples).map(text).collect();
-        let mut page = Page { request, tokenizer, texts, at: 0, shown_bytes: 0, out, shown: Ok(()) };
+        let mut page = SamplePage { request, tokenizer, texts, at: 0, shown_bytes: 0, out, shown: Ok(()) };
         page.advance();
         page
     }
@@ -98,7 +98,7 @@ impl<W: Write> Page<'_, W> {
         self.shown?;
         if self.request.json {
             for (number, text) in self.texts.iter().enumerate() {
-                let Text { text, tokens, .. } = text;
+                let SampleText { text, tokens, .. } = text;
                 let ended = tokens.last() == Some(&self.tokenizer.eot());
                 let prompt = &self.request.prompt;
                 let text = &text[prompt.len()..];
@@ -119,18 +119,18 @@ mod tests {
     use crate::generate::Sampling;
     use crate::rng::Key;
 
-    fn request(samples: usize, json: bool) -> Request {
+    fn request(samples: usize, json: bool) -> SampleRequest {
         let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, key: Key::new(1, "t") };
-        Request { prompt: "A".into(), tokens: 3, samples, sampling, json, logits: false }
+        SampleRequest { prompt: "A".into(), tokens: 3, samples, sampling, json, logits: false }
     }
 
     /// What is shown after each of some tokens, given as (text, byte); 256 ends a text.
-    fn shown(request: &Request, tokens: &[(usize, u16)]) -> Vec<String> {
+    fn shown(request: &SampleRequest, tokens: &[(usize, u16)]) -> Vec<String> {
         let mut out = Vec::new();
         let mut after = Vec::new();
         for n in 0..=tokens.len() {
             out.clear();
-            let mut page = Page::new(request, Tokenizer::new(experiment::Tokenizer::Byte), &mut out);
+            let mut page = SamplePage::new(request, Tokenizer::new(experiment::Tokenizer::Byte), &mut out);
             tokens[..n].iter().for_each(|&(text, token)| _ = page.push(text, token));
             page.finish().expect("a vector takes all");
             after.push(String::from_utf8(out.clone()).expect("UTF-8"));

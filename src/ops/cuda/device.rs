@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Cuda;
 use super::launch::{attention, decode, elementwise, embedding, layernorm, optimizer};
 use super::linear::gemm_keys;
-use super::memory::{Buf, Ids};
+use super::memory::{Buf, CudaIds};
 use super::scratch::{Use, planned};
 use crate::ops::{
     AdamWUpdate, Add, AddPart, Attention, AttentionBackward, ChunkSquares, Classifier, ClassifierLoss,
@@ -16,7 +16,7 @@ use crate::ops::{
 
 impl Ops for Cuda {
     type Buf = Buf;
-    type Ids = Ids;
+    type Ids = CudaIds;
 
     // ---- memory ----------------------------------------------------------------------------
 
@@ -44,7 +44,7 @@ impl Ops for Cuda {
         self.memory.host_buffer(len)
     }
 
-    fn alloc_ids(&mut self, len: usize) -> Result<Ids> {
+    fn alloc_ids(&mut self, len: usize) -> Result<CudaIds> {
         self.memory.ids(len)
     }
 
@@ -58,7 +58,7 @@ impl Ops for Cuda {
         self.gemm.prepare(&self.kernels, &gemm_keys(shape, &self.options), self.options.user_plans)
     }
 
-    fn upload_ids(&mut self, dst: &mut Ids, ids: &[u16]) -> Result<()> {
+    fn upload_ids(&mut self, dst: &mut CudaIds, ids: &[u16]) -> Result<()> {
         const OP: &str = "upload_ids";
         let address = self.kernels.ids(OP, "dst", dst, ids.len())?;
         let bytes: &[u8] = bytemuck::cast_slice(ids);
@@ -171,7 +171,7 @@ impl Ops for Cuda {
 
     // ---- the operations --------------------------------------------------------------------
 
-    fn embedding(&mut self, op: Embedding<'_, Buf, Ids>) -> Result<()> {
+    fn embedding(&mut self, op: Embedding<'_, Buf, CudaIds>) -> Result<()> {
         self.written(op.out);
         embedding::forward(&self.kernels, op)
     }
@@ -205,7 +205,7 @@ impl Ops for Cuda {
         attention::forward(&self.kernels, op)
     }
 
-    fn classifier_loss(&mut self, op: ClassifierLoss<'_, Buf, Ids>) -> Result<()> {
+    fn classifier_loss(&mut self, op: ClassifierLoss<'_, Buf, CudaIds>) -> Result<()> {
         self.classify_loss(op)
     }
 
@@ -224,7 +224,7 @@ impl Ops for Cuda {
         unsafe { self.kernels.gpu.copy(to, from, len as u64 * size, OP) }
     }
 
-    fn decode_embedding(&mut self, op: DecodeEmbedding<'_, Buf, Ids>) -> Result<()> {
+    fn decode_embedding(&mut self, op: DecodeEmbedding<'_, Buf, CudaIds>) -> Result<()> {
         self.written(op.out);
         decode::embedding(&self.kernels, op)
     }
@@ -234,12 +234,12 @@ impl Ops for Cuda {
         decode::linear(&self.kernels, op)
     }
 
-    fn decode_attention(&mut self, op: DecodeAttention<'_, Buf, Ids>) -> Result<()> {
+    fn decode_attention(&mut self, op: DecodeAttention<'_, Buf, CudaIds>) -> Result<()> {
         self.written(op.out);
         decode::attention(&self.kernels, op)
     }
 
-    fn classifier(&mut self, op: Classifier<'_, Buf, Ids>) -> Result<()> {
+    fn classifier(&mut self, op: Classifier<'_, Buf, CudaIds>) -> Result<()> {
         self.written(op.dx);
         self.classify(op)
     }
@@ -271,7 +271,7 @@ impl Ops for Cuda {
         attention::backward(&self.kernels, delta, op)
     }
 
-    fn embedding_backward(&mut self, op: EmbeddingBackward<'_, Buf, Ids>) -> Result<()> {
+    fn embedding_backward(&mut self, op: EmbeddingBackward<'_, Buf, CudaIds>) -> Result<()> {
         let [list, counts, partials] =
             embedding::sort_scratch_bytes(op.rows.count() as u64, op.channels as u64);
         let (scratch, memory) = (&mut self.scratch, &mut self.memory);

@@ -5,10 +5,10 @@
 //! ask for cuBLASLt's fusion, which sees the sum before rounding.
 
 use super::launch::{classifier, gelu, gemm_hopper, reduce};
-use super::memory::{Buf, Ids};
+use super::memory::{Buf, CudaIds};
 use super::product::{Epilogue, GemmKey, Operands, Product, Types};
 use super::scratch::Use;
-use super::{Cuda, Options};
+use super::{Cuda, CudaOptions};
 use crate::experiment::Compute;
 use crate::ops::{
     Classifier, ClassifierLoss, Dtype, Gelu, Linear, LinearBackwardInput, LinearBackwardInputGelu,
@@ -24,7 +24,7 @@ pub struct GeluSums {
 }
 
 /// The key of a product of a linear layer.
-fn key(shape: LinearShape, product: Product, options: &Options, epilogue: Epilogue) -> GemmKey {
+fn key(shape: LinearShape, product: Product, options: &CudaOptions, epilogue: Epilogue) -> GemmKey {
     let types = match (options.compute, product) {
         (Compute::Fp32, _) => Types::F32,
         (Compute::Tf32, _) => Types::Tf32,
@@ -36,11 +36,11 @@ fn key(shape: LinearShape, product: Product, options: &Options, epilogue: Epilog
 }
 
 /// Fusion is a matter of bf16: cuBLASLt has no such epilogue for every type.
-fn fusion(options: &Options) -> u8 {
+fn fusion(options: &CudaOptions) -> u8 {
     if matches!(options.compute, Compute::Auto | Compute::Bf16) { options.gelu_fusion } else { 0 }
 }
 
-fn gelu_epilogues(options: &Options) -> (Epilogue, Epilogue) {
+fn gelu_epilogues(options: &CudaOptions) -> (Epilogue, Epilogue) {
     let forward = if fusion(options) >= 1 { Epilogue::BiasGelu } else { Epilogue::BiasThenGelu };
     let backward = if fusion(options) >= 2 { Epilogue::GeluGradient } else { Epilogue::ThenGeluGradient };
     (forward, backward)
@@ -48,7 +48,7 @@ fn gelu_epilogues(options: &Options) -> (Epilogue, Epilogue) {
 
 /// Every matrix multiplication that training (or, without `backward`, evaluating) GPT-2 on
 /// micro-batches of `shape` asks for.
-pub fn gemm_keys(shape: &ScratchShape, options: &Options) -> Vec<GemmKey> {
+pub fn gemm_keys(shape: &ScratchShape, options: &CudaOptions) -> Vec<GemmKey> {
     let n = shape.rows.count();
     let c = shape.channels;
     let (gelu_forward, gelu_backward) = gelu_epilogues(options);
@@ -246,7 +246,7 @@ impl Cuda {
         reduce::reduce_partials(k, OP, targets, partials, partial_rows, write)
     }
 
-    pub(super) fn classify_loss(&mut self, op: ClassifierLoss<'_, Buf, Ids>) -> Result<()> {
+    pub(super) fn classify_loss(&mut self, op: ClassifierLoss<'_, Buf, CudaIds>) -> Result<()> {
         const OP: &str = "classifier_loss";
         let ClassifierLoss { losses, losses_at, x, wte, targets, rows, channels, vocab } = op;
         let k = &self.kernels;
@@ -263,7 +263,7 @@ impl Cuda {
         unsafe { self.classify_chunks(OP, &rows, None) }
     }
 
-    pub(super) fn classify(&mut self, op: Classifier<'_, Buf, Ids>) -> Result<()> {
+    pub(super) fn classify(&mut self, op: Classifier<'_, Buf, CudaIds>) -> Result<()> {
         const OP: &str = "classifier";
         let (rows, channels, vocab) = (op.rows, op.channels, op.vocab);
         let k = &self.kernels;
@@ -309,7 +309,7 @@ impl Cuda {
             let [forward, input, weight] =
                 [Product::Forward, Product::BackwardInput, Product::BackwardWeight]
                     .map(|product| key(shape, product, &self.options, Epilogue::Nothing));
-            let chunk = classifier::Chunk {
+            let chunk = classifier::LogitsChunk {
                 logits,
                 losses: losses + 4 * first as u64,
                 targets: targets + 2 * first as u64,
@@ -373,15 +373,15 @@ mod tests {
 
     #[test]
     fn training_asks_for_three_products_a_layer_and_evaluation_for_one() {
-        let options = Options::default();
+        let options = CudaOptions::default();
         assert_eq!(gemm_keys(&shape(true), &options).len(), 3 * 5);
         assert_eq!(gemm_keys(&shape(false), &options).len(), 5);
     }
 
     #[test]
     fn fusion_changes_the_epilogues_of_the_mlp_alone() {
-        let plain = gemm_keys(&shape(true), &Options::default());
-        let fused = gemm_keys(&shape(true), &Options { gelu_fusion: 2, ..Options::default() });
+        let plain = gemm_keys(&shape(true), &CudaOptions::default());
+        let fused = gemm_keys(&shape(true), &CudaOptions { gelu_fusion: 2, ..CudaOptions::default() });
         let epilogues = |a: &[GemmKey], b: &[GemmKey]| -> Vec<_> {
             a.iter().filter(|key| !b.contains(key)).map(|key| key.epilogue).collect()
         };

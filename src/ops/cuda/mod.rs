@@ -46,7 +46,7 @@ use std::sync::Arc;
 use super::{DeviceError, Dtype, Heads, Result};
 use crate::experiment::Compute;
 use compile::Cubin;
-use driver::{Event, Gpu, GpuInfo};
+use driver::{Gpu, GpuEvent, GpuInfo};
 use gemm::Gemm;
 use gemm::plan::GemmPlan;
 use lanes::Lanes;
@@ -58,7 +58,7 @@ pub use scratch::{act_dtype, opened_plan, scratch_plan};
 
 /// The settings of an experiment that the device needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct CudaOptions {
     /// Which GPU, as the driver counts them.
     pub ordinal: usize,
     pub compute: Compute,
@@ -71,15 +71,15 @@ pub struct Options {
     pub user_plans: bool,
 }
 
-impl Default for Options {
-    fn default() -> Options {
-        Options { ordinal: 0, compute: Compute::Auto, gelu_fusion: 0, cuda_graph: true, user_plans: true }
+impl Default for CudaOptions {
+    fn default() -> CudaOptions {
+        CudaOptions { ordinal: 0, compute: Compute::Auto, gelu_fusion: 0, cuda_graph: true, user_plans: true }
     }
 }
 
 /// A GPU that can train GPT-2.
 pub struct Cuda {
-    options: Options,
+    options: CudaOptions,
     kernels: Kernels,
     gemm: Gemm,
     memory: Memory,
@@ -103,7 +103,7 @@ impl Cuda {
     /// # Errors
     ///
     /// A library is missing, there is no such GPU, it is too old for bf16, or it has no memory left.
-    pub fn open(options: &Options) -> Result<Cuda> {
+    pub fn open(options: &CudaOptions) -> Result<Cuda> {
         // The libraries first: what is missing is then named before anything is started.
         let gpus = driver::gpus()?;
         compile::nvrtc_version()?;
@@ -243,8 +243,8 @@ impl Cuda {
     }
 
     /// Two marks for timing.
-    fn marks(&self) -> Result<(Event, Event)> {
-        Ok((Event::new(&self.kernels.gpu)?, Event::new(&self.kernels.gpu)?))
+    fn marks(&self) -> Result<(GpuEvent, GpuEvent)> {
+        Ok((GpuEvent::new(&self.kernels.gpu)?, GpuEvent::new(&self.kernels.gpu)?))
     }
 
     /// Milliseconds that the device takes for the work that `work` issues.

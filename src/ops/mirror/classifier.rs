@@ -53,7 +53,7 @@ fn log_sum_exp(row: &[f32]) -> f32 {
 }
 
 /// Rows of logits (n, V) with their targets (n) and losses (n).
-pub struct Rows<'a> {
+pub struct LogitsRows<'a> {
     pub logits: &'a mut [bf16],
     pub losses: &'a mut [f32],
     pub targets: &'a [u16],
@@ -62,7 +62,7 @@ pub struct Rows<'a> {
 
 /// The loss of each row and, with `scale`, the gradient of `scale` times their sum in place of the logits:
 /// `(e^(x - lse) - [target]) scale`, zero past the vocabulary.
-pub fn run(engine: &Engine, rows: Rows<'_>, scale: Option<f32>) {
+pub fn run(engine: &Engine, rows: LogitsRows<'_>, scale: Option<f32>) {
     let Vocab { used, padded } = rows.vocab;
     let row = |((logits, loss), target): ((&mut [bf16], &mut f32), &u16)| {
         let x: Vec<f32> = logits[..used].iter().map(|x| wide(*x)).collect();

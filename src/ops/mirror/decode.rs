@@ -12,7 +12,7 @@ const LOWEST: f32 = f32::MIN;
 
 /// The operands of [`linear`].
 #[derive(Clone, Copy)]
-pub struct Linear<'a> {
+pub struct MirrorDecodeLinear<'a> {
     /// (n, c_in)
     pub x: &'a [bf16],
     /// (c_out, c_in)
@@ -24,8 +24,8 @@ pub struct Linear<'a> {
 
 /// `x weightᵀ + bias`, through GELU where that is asked for, (n, c_out), not rounded. Lane l of 32 adds the
 /// columns 8l to 8l + 7, then those 256 further on, fused; then the butterfly.
-pub fn linear(engine: &Engine, layer: Linear<'_>) -> Vec<f32> {
-    let Linear { x, weight, bias, shape, .. } = layer;
+pub fn linear(engine: &Engine, layer: MirrorDecodeLinear<'_>) -> Vec<f32> {
+    let MirrorDecodeLinear { x, weight, bias, shape, .. } = layer;
     let element = |i: usize| {
         let (row, column) = (i / shape.c_out, i % shape.c_out);
         let (x, w) = (&x[row * shape.c_in..][..shape.c_in], &weight[column * shape.c_in..][..shape.c_in]);
@@ -98,9 +98,9 @@ pub fn attention(out: &mut [bf16], keys: &[bf16], values: &[bf16], q: Queries<'_
             parts[0]
         };
         let last = usize::from(q.positions[row]);
-        let groups: Vec<Group> = (0..count)
+        let groups: Vec<PartialSoftmax> = (0..count)
             .map(|group| {
-                let mut state = Group { top: LOWEST, total: 0.0, sum: vec![0.0; size] };
+                let mut state = PartialSoftmax { top: LOWEST, total: 0.0, sum: vec![0.0; size] };
                 for first in (0..=last).step_by(4 * count) {
                     let seen = |u: &usize| first + u * count + group <= last;
                     let four: Vec<(usize, f32)> = (0..4)
@@ -115,7 +115,7 @@ pub fn attention(out: &mut [bf16], keys: &[bf16], values: &[bf16], q: Queries<'_
             .collect();
         let highest = groups.iter().fold(groups[0].top, |highest, group| max(highest, group.top));
         let factors: Vec<f32> = groups.iter().map(|group| exp(group.top - highest)).collect();
-        let mix = |of: &dyn Fn(&Group) -> f32| {
+        let mix = |of: &dyn Fn(&PartialSoftmax) -> f32| {
             groups.iter().zip(&factors).fold(0.0, |sum, (group, f)| f.mul_add(of(group), sum))
         };
         let whole = mix(&|group| group.total);
@@ -126,13 +126,13 @@ pub fn attention(out: &mut [bf16], keys: &[bf16], values: &[bf16], q: Queries<'_
 }
 
 /// A softmax so far: the highest score, the sum of weights, and the weighted values.
-struct Group {
+struct PartialSoftmax {
     top: f32,
     total: f32,
     sum: Vec<f32>,
 }
 
-impl Group {
+impl PartialSoftmax {
     fn add(&mut self, keys: &[(usize, f32)], value: impl Fn(usize, usize) -> f32) {
         let highest = keys.iter().fold(self.top, |highest, (_, score)| max(highest, *score));
         let rescale = exp(self.top - highest);

@@ -3,10 +3,10 @@
 use half::bf16;
 
 use super::attention::{self, Backward};
-use super::buffer::{Buffer, Data};
+use super::buffer::{MirrorBuffer, MirrorValues};
 use super::linear::{self, WeightGradient};
-use super::norm::{self, ForwardPass, Normalised, WeightGradients};
-use super::{GeluSums, Mirror, classifier, decode, embedding, optimizer};
+use super::norm::{self, MirrorLayernormForward, Normalised, WeightGradients};
+use super::{GeluColumnSums, Mirror, classifier, decode, embedding, optimizer};
 use crate::ops::cpu::checks::{available_bytes, failed, indices, tokens};
 use crate::ops::cuda::launch::classifier::chunk_rows;
 use crate::ops::cuda::launch::optimizer::{CHUNK, fold_squares};
@@ -19,7 +19,7 @@ use crate::ops::{
 };
 
 /// Token ids in memory.
-pub struct Ids(Vec<u16>);
+pub struct MirrorIds(Vec<u16>);
 
 fn short(op: &'static str, name: &str, have: usize, len: usize) -> DeviceError {
     failed(op, format!("`{name}` has {have} elements, {len} are needed"))
@@ -30,19 +30,24 @@ fn wrong(op: &'static str, name: &str, expected: Dtype) -> DeviceError {
 }
 
 /// The first `len` elements of a tensor of activations or weights.
-fn act<'a>(op: &'static str, name: &str, buf: &'a Buffer, len: usize) -> Result<&'a [bf16]> {
-    let Data::Bf16(data) = &buf.data else { return Err(wrong(op, name, Dtype::BF16)) };
+fn act<'a>(op: &'static str, name: &str, buf: &'a MirrorBuffer, len: usize) -> Result<&'a [bf16]> {
+    let MirrorValues::Bf16(data) = &buf.data else { return Err(wrong(op, name, Dtype::BF16)) };
     data.get(..len).ok_or_else(|| short(op, name, data.len(), len))
 }
 
-fn float<'a>(op: &'static str, name: &str, buf: &'a Buffer, len: usize) -> Result<&'a [f32]> {
-    let Data::F32(data) = &buf.data else { return Err(wrong(op, name, Dtype::F32)) };
+fn float<'a>(op: &'static str, name: &str, buf: &'a MirrorBuffer, len: usize) -> Result<&'a [f32]> {
+    let MirrorValues::F32(data) = &buf.data else { return Err(wrong(op, name, Dtype::F32)) };
     data.get(..len).ok_or_else(|| short(op, name, data.len(), len))
 }
 
-fn float_mut<'a>(op: &'static str, name: &str, buf: &'a mut Buffer, len: usize) -> Result<&'a mut [f32]> {
+fn float_mut<'a>(
+    op: &'static str,
+    name: &str,
+    buf: &'a mut MirrorBuffer,
+    len: usize,
+) -> Result<&'a mut [f32]> {
     let have = buf.len();
-    let Data::F32(data) = &mut buf.data else { return Err(wrong(op, name, Dtype::F32)) };
+    let MirrorValues::F32(data) = &mut buf.data else { return Err(wrong(op, name, Dtype::F32)) };
     data.get_mut(..len).ok_or_else(|| short(op, name, have, len))
 }
 
@@ -78,22 +83,26 @@ impl Mirror {
         &mut self,
         op: &'static str,
         name: &str,
-        buf: &'a mut Buffer,
+        buf: &'a mut MirrorBuffer,
         len: usize,
     ) -> Result<&'a mut [bf16]> {
         self.written(buf);
         let have = buf.len();
-        let Data::Bf16(data) = &mut buf.data else { return Err(wrong(op, name, Dtype::BF16)) };
+        let MirrorValues::Bf16(data) = &mut buf.data else { return Err(wrong(op, name, Dtype::BF16)) };
         data.get_mut(..len).ok_or_else(|| short(op, name, have, len))
     }
 
-    fn written(&mut self, buf: &Buffer) {
+    fn written(&mut self, buf: &MirrorBuffer) {
         self.gelu_sums = self.gelu_sums.take().filter(|sums| sums.buffer != buf.id);
     }
 
     /// Losses and, where asked for, gradients, one chunk of rows after the other.
-    fn classify(&self, problem: Problem<'_>, mut gradient: Option<Gradient<'_>>) {
-        let Problem { losses, x, wte, targets, channels, vocab } = problem;
+    fn classify(
+        &self,
+        problem: MirrorClassifierInputs<'_>,
+        mut gradient: Option<MirrorClassifierOutputs<'_>>,
+    ) {
+        let MirrorClassifierInputs { losses, x, wte, targets, channels, vocab } = problem;
         let rows = losses.len();
         let size = chunk_rows(rows as u64, vocab.padded as u64, 2) as usize;
         for first in (0..rows).step_by(size) {
@@ -101,14 +110,14 @@ impl Mirror {
             let x = &x[first * channels..][..shape.input()];
             let mut logits = vec![bf16::ZERO; shape.output()];
             linear::forward(&self.engine, &mut logits, x, wte, None, shape);
-            let rows = classifier::Rows {
+            let rows = classifier::LogitsRows {
                 logits: &mut logits,
                 losses: &mut losses[first..][..shape.rows],
                 targets: &targets[first..],
                 vocab,
             };
             classifier::run(&self.engine, rows, gradient.as_ref().map(|gradient| gradient.scale));
-            let Some(Gradient { dx, dwte, write, .. }) = &mut gradient else { continue };
+            let Some(MirrorClassifierOutputs { dx, dwte, write, .. }) = &mut gradient else { continue };
             let dx = &mut dx[first * channels..][..shape.input()];
             linear::backward_input(&self.engine, dx, &logits, wte, shape);
             let write = if first > 0 { Write::Add } else { *write };
@@ -118,7 +127,7 @@ impl Mirror {
 }
 
 /// The operands of the classifier.
-struct Problem<'a> {
+struct MirrorClassifierInputs<'a> {
     losses: &'a mut [f32],
     x: &'a [bf16],
     wte: &'a [bf16],
@@ -127,7 +136,7 @@ struct Problem<'a> {
     vocab: Vocab,
 }
 
-struct Gradient<'a> {
+struct MirrorClassifierOutputs<'a> {
     dx: &'a mut [bf16],
     dwte: &'a mut [f32],
     scale: f32,
@@ -135,8 +144,8 @@ struct Gradient<'a> {
 }
 
 impl Ops for Mirror {
-    type Buf = Buffer;
-    type Ids = Ids;
+    type Buf = MirrorBuffer;
+    type Ids = MirrorIds;
 
     fn device_name(&self) -> String {
         format!("mirror of Hopper in bf16, {} CPU threads", self.engine.threads)
@@ -149,7 +158,7 @@ impl Ops for Mirror {
         }
     }
 
-    fn alloc(&mut self, role: Role, len: usize) -> Result<Buffer> {
+    fn alloc(&mut self, role: Role, len: usize) -> Result<MirrorBuffer> {
         let dtype = self.dtype(role);
         let (need, free) = ((len * dtype.size()) as u64, available_bytes().unwrap_or(u64::MAX));
         if need > free {
@@ -160,40 +169,40 @@ impl Ops for Mirror {
                 free_bytes: free,
             });
         }
-        Ok(Buffer::zeroed(dtype, len))
+        Ok(MirrorBuffer::zeroed(dtype, len))
     }
 
-    fn alloc_ids(&mut self, len: usize) -> Result<Ids> {
-        Ok(Ids(vec![0; len]))
+    fn alloc_ids(&mut self, len: usize) -> Result<MirrorIds> {
+        Ok(MirrorIds(vec![0; len]))
     }
 
     fn alloc_scratch(&mut self, shape: &ScratchShape) -> Result<()> {
         row_length("alloc_scratch", shape.channels)
     }
 
-    fn upload_ids(&mut self, dst: &mut Ids, ids: &[u16]) -> Result<()> {
+    fn upload_ids(&mut self, dst: &mut MirrorIds, ids: &[u16]) -> Result<()> {
         let have = dst.0.len();
         let to = dst.0.get_mut(..ids.len()).ok_or_else(|| short("upload_ids", "dst", have, ids.len()))?;
         to.copy_from_slice(ids);
         Ok(())
     }
 
-    fn upload(&mut self, dst: &mut Buffer, src: &[f32]) -> Result<()> {
+    fn upload(&mut self, dst: &mut MirrorBuffer, src: &[f32]) -> Result<()> {
         const OP: &str = "upload";
         self.written(dst);
         let have = dst.len();
         let fits = || short(OP, "dst", have, src.len());
         match &mut dst.data {
-            Data::Bf16(data) => {
+            MirrorValues::Bf16(data) => {
                 let to = data.get_mut(..src.len()).ok_or_else(fits)?;
                 to.iter_mut().zip(src).for_each(|(to, from)| *to = bf16::from_f32(*from));
             }
-            Data::F32(data) => data.get_mut(..src.len()).ok_or_else(fits)?.copy_from_slice(src),
+            MirrorValues::F32(data) => data.get_mut(..src.len()).ok_or_else(fits)?.copy_from_slice(src),
         }
         Ok(())
     }
 
-    fn download(&mut self, src: &Buffer, dst: &mut [f32]) -> Result<()> {
+    fn download(&mut self, src: &MirrorBuffer, dst: &mut [f32]) -> Result<()> {
         if dst.len() > src.len() {
             return Err(short("download", "src", src.len(), dst.len()));
         }
@@ -201,13 +210,13 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn read_at(&mut self, src: &Buffer, at: usize, dst: &mut [u8]) -> Result<()> {
+    fn read_at(&mut self, src: &MirrorBuffer, at: usize, dst: &mut [u8]) -> Result<()> {
         let stored = src.bytes().get(at..at + dst.len());
         dst.copy_from_slice(stored.ok_or_else(|| short("read_at", "src", src.len(), at + dst.len()))?);
         Ok(())
     }
 
-    fn write_at(&mut self, dst: &mut Buffer, at: usize, src: &[u8]) -> Result<()> {
+    fn write_at(&mut self, dst: &mut MirrorBuffer, at: usize, src: &[u8]) -> Result<()> {
         self.written(dst);
         let have = dst.len();
         let stored = dst.bytes_mut().get_mut(at..at + src.len());
@@ -219,7 +228,7 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn embedding(&mut self, op: Embedding<'_, Buffer, Ids>) -> Result<()> {
+    fn embedding(&mut self, op: Embedding<'_, MirrorBuffer, MirrorIds>) -> Result<()> {
         const OP: &str = "embedding";
         let Embedding { out, ids, wte, wpe, rows, channels } = op;
         row_length(OP, channels)?;
@@ -231,7 +240,7 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn layernorm(&mut self, op: Layernorm<'_, Buffer>) -> Result<()> {
+    fn layernorm(&mut self, op: Layernorm<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "layernorm";
         let Layernorm { out, mean, rstd, x, weight, bias, rows, channels } = op;
         row_length(OP, channels)?;
@@ -245,7 +254,7 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn residual_layernorm(&mut self, op: ResidualLayernorm<'_, Buffer>) -> Result<()> {
+    fn residual_layernorm(&mut self, op: ResidualLayernorm<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "residual_layernorm";
         let ResidualLayernorm { residual, out, mean, rstd, x, branch, weight, bias, rows, channels } = op;
         let sum = self.act_mut(OP, "residual", residual, rows * channels)?;
@@ -254,7 +263,7 @@ impl Ops for Mirror {
         self.layernorm(Layernorm { out, mean, rstd, x: residual, weight, bias, rows, channels })
     }
 
-    fn linear(&mut self, op: Linear<'_, Buffer>) -> Result<()> {
+    fn linear(&mut self, op: Linear<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "linear";
         let Linear { out, x, weight, bias, shape } = op;
         let out = self.act_mut(OP, "out", out, shape.output())?;
@@ -264,13 +273,13 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn linear_gelu(&mut self, op: LinearGelu<'_, Buffer>) -> Result<()> {
+    fn linear_gelu(&mut self, op: LinearGelu<'_, MirrorBuffer>) -> Result<()> {
         let LinearGelu { out, pre, x, weight, bias, shape } = op;
         self.linear(Linear { out: pre, x, weight, bias: Some(bias), shape })?;
         self.gelu(Gelu { out, pre, len: shape.output() })
     }
 
-    fn gelu(&mut self, op: Gelu<'_, Buffer>) -> Result<()> {
+    fn gelu(&mut self, op: Gelu<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "gelu";
         let Gelu { out, pre, len } = op;
         let out = self.act_mut(OP, "out", out, len)?;
@@ -278,7 +287,7 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn attention(&mut self, op: Attention<'_, Buffer>) -> Result<()> {
+    fn attention(&mut self, op: Attention<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "attention";
         let Attention { out, lse, qkv, rows, heads } = op;
         head_size(OP, heads)?;
@@ -289,11 +298,11 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn classifier_loss(&mut self, op: ClassifierLoss<'_, Buffer, Ids>) -> Result<()> {
+    fn classifier_loss(&mut self, op: ClassifierLoss<'_, MirrorBuffer, MirrorIds>) -> Result<()> {
         const OP: &str = "classifier_loss";
         let ClassifierLoss { losses, losses_at, x, wte, targets, rows, channels, vocab } = op;
         row_length(OP, vocab.padded)?;
-        let problem = Problem {
+        let problem = MirrorClassifierInputs {
             losses: &mut float_mut(OP, "losses", losses, losses_at + rows)?[losses_at..],
             x: act(OP, "x", x, rows * channels)?,
             wte: act(OP, "wte", wte, vocab.padded * channels)?,
@@ -305,18 +314,18 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn copy(&mut self, op: CopyPart<'_, Buffer>) -> Result<()> {
+    fn copy(&mut self, op: CopyPart<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "copy";
         let CopyPart { dst, at, src, from, len } = op;
         self.written(dst);
         match (&mut dst.data, &src.data) {
-            (Data::Bf16(dst), Data::Bf16(src)) => copy_part(OP, dst, at, src, from, len),
-            (Data::F32(dst), Data::F32(src)) => copy_part(OP, dst, at, src, from, len),
+            (MirrorValues::Bf16(dst), MirrorValues::Bf16(src)) => copy_part(OP, dst, at, src, from, len),
+            (MirrorValues::F32(dst), MirrorValues::F32(src)) => copy_part(OP, dst, at, src, from, len),
             _ => Err(failed(OP, "`dst` and `src` have other types".into())),
         }
     }
 
-    fn decode_embedding(&mut self, op: DecodeEmbedding<'_, Buffer, Ids>) -> Result<()> {
+    fn decode_embedding(&mut self, op: DecodeEmbedding<'_, MirrorBuffer, MirrorIds>) -> Result<()> {
         const OP: &str = "decode_embedding";
         let DecodeEmbedding { out, ids, positions, wte, wpe, rows, channels } = op;
         let out = self.act_mut(OP, "out", out, rows * channels)?;
@@ -328,11 +337,11 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn decode_linear(&mut self, op: DecodeLinear<'_, Buffer>) -> Result<()> {
+    fn decode_linear(&mut self, op: DecodeLinear<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "decode_linear";
         let DecodeLinear { out, x, weight, bias, gelu, shape } = op;
         row_length(OP, shape.c_in)?;
-        let layer = decode::Linear {
+        let layer = decode::MirrorDecodeLinear {
             x: act(OP, "x", x, shape.input())?,
             weight: act(OP, "weight", weight, shape.weight())?,
             bias: bias.map(|bias| act(OP, "bias", bias, shape.c_out)).transpose()?,
@@ -344,16 +353,16 @@ impl Ops for Mirror {
         let have = out.len();
         let fits = || short(OP, "out", have, shape.output());
         match &mut out.data {
-            Data::Bf16(out) => {
+            MirrorValues::Bf16(out) => {
                 let out = out.get_mut(..shape.output()).ok_or_else(fits)?;
                 out.iter_mut().zip(sums).for_each(|(out, sum)| *out = super::scalar::round(sum));
             }
-            Data::F32(out) => out.get_mut(..shape.output()).ok_or_else(fits)?.copy_from_slice(&sums),
+            MirrorValues::F32(out) => out.get_mut(..shape.output()).ok_or_else(fits)?.copy_from_slice(&sums),
         }
         Ok(())
     }
 
-    fn decode_attention(&mut self, op: DecodeAttention<'_, Buffer, Ids>) -> Result<()> {
+    fn decode_attention(&mut self, op: DecodeAttention<'_, MirrorBuffer, MirrorIds>) -> Result<()> {
         const OP: &str = "decode_attention";
         let DecodeAttention { out, cache, qkv, at, rows, heads } = op;
         let KvCache { keys, values, capacity } = cache;
@@ -373,11 +382,11 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn classifier(&mut self, op: Classifier<'_, Buffer, Ids>) -> Result<()> {
+    fn classifier(&mut self, op: Classifier<'_, MirrorBuffer, MirrorIds>) -> Result<()> {
         const OP: &str = "classifier";
         let (rows, channels, vocab) = (op.rows, op.channels, op.vocab);
         row_length(OP, vocab.padded)?;
-        let problem = Problem {
+        let problem = MirrorClassifierInputs {
             losses: &mut float_mut(OP, "losses", op.losses, op.losses_at + rows)?[op.losses_at..],
             x: act(OP, "x", op.x, rows * channels)?,
             wte: act(OP, "wte", op.wte, vocab.padded * channels)?,
@@ -385,7 +394,7 @@ impl Ops for Mirror {
             channels,
             vocab,
         };
-        let gradient = Gradient {
+        let gradient = MirrorClassifierOutputs {
             dx: self.act_mut(OP, "dx", op.dx, rows * channels)?,
             dwte: float_mut(OP, "dwte", op.dwte, vocab.padded * channels)?,
             scale: op.scale,
@@ -395,11 +404,11 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn layernorm_backward(&mut self, op: LayernormBackward<'_, Buffer>) -> Result<()> {
+    fn layernorm_backward(&mut self, op: LayernormBackward<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "layernorm_backward";
         let (rows, channels) = (op.rows, op.channels);
         row_length(OP, channels)?;
-        let forward = ForwardPass {
+        let forward = MirrorLayernormForward {
             x: act(OP, "x", op.x, rows * channels)?,
             weight: act(OP, "weight", op.weight, channels)?,
             mean: float(OP, "mean", op.mean, rows)?,
@@ -422,7 +431,7 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn linear_backward_input(&mut self, op: LinearBackwardInput<'_, Buffer>) -> Result<()> {
+    fn linear_backward_input(&mut self, op: LinearBackwardInput<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "linear_backward_input";
         let LinearBackwardInput { dx, dout, weight, shape } = op;
         let dx = self.act_mut(OP, "dx", dx, shape.input())?;
@@ -432,7 +441,7 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn linear_backward_input_gelu(&mut self, op: LinearBackwardInputGelu<'_, Buffer>) -> Result<()> {
+    fn linear_backward_input_gelu(&mut self, op: LinearBackwardInputGelu<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "linear_backward_input_gelu";
         let LinearBackwardInputGelu { dpre, dout, weight, pre, shape } = op;
         self.linear_backward_input(LinearBackwardInput { dx: dpre, dout, weight, shape })?;
@@ -440,11 +449,11 @@ impl Ops for Mirror {
         let values = self.act_mut(OP, "dpre", dpre, shape.input())?;
         let pre = act(OP, "pre", pre, shape.input())?;
         let partials = linear::gelu_gradient(&self.engine, values, pre, shape.c_in);
-        self.gelu_sums = Some(GeluSums { buffer, rows: shape.rows, width: shape.c_in, partials });
+        self.gelu_sums = Some(GeluColumnSums { buffer, rows: shape.rows, width: shape.c_in, partials });
         Ok(())
     }
 
-    fn linear_backward_weight(&mut self, op: LinearBackwardWeight<'_, Buffer>) -> Result<()> {
+    fn linear_backward_weight(&mut self, op: LinearBackwardWeight<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "linear_backward_weight";
         let LinearBackwardWeight { dweight, dbias, dout, x, shape, write } = op;
         let gradient = WeightGradient {
@@ -464,7 +473,7 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn attention_backward(&mut self, op: AttentionBackward<'_, Buffer>) -> Result<()> {
+    fn attention_backward(&mut self, op: AttentionBackward<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "attention_backward";
         let AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads } = op;
         head_size(OP, heads)?;
@@ -482,7 +491,7 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn embedding_backward(&mut self, op: EmbeddingBackward<'_, Buffer, Ids>) -> Result<()> {
+    fn embedding_backward(&mut self, op: EmbeddingBackward<'_, MirrorBuffer, MirrorIds>) -> Result<()> {
         const OP: &str = "embedding_backward";
         let EmbeddingBackward { dwte, dwpe, write, dout, ids, rows, channels } = op;
         let vocab = dwte.len() / channels;
@@ -497,15 +506,15 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn sum_squares(&mut self, op: SumSquares<'_, Buffer>) -> Result<Vec<f64>> {
-        let sum = |tensor: &&Buffer| {
+    fn sum_squares(&mut self, op: SumSquares<'_, MirrorBuffer>) -> Result<Vec<f64>> {
+        let sum = |tensor: &&MirrorBuffer| {
             let data = float("sum_squares", "tensor", tensor, tensor.len())?;
             Ok(fold_squares(&optimizer::chunk_squares(&self.engine, data)))
         };
         op.tensors.iter().map(sum).collect()
     }
 
-    fn chunk_squares(&mut self, op: ChunkSquares<'_, Buffer>) -> Result<Vec<f64>> {
+    fn chunk_squares(&mut self, op: ChunkSquares<'_, MirrorBuffer>) -> Result<Vec<f64>> {
         let mut sums = Vec::new();
         for (buf, part) in op.parts {
             let data = float("chunk_squares", "part", buf, part.end)?;
@@ -514,12 +523,12 @@ impl Ops for Mirror {
         Ok(sums)
     }
 
-    fn adamw(&mut self, op: AdamWUpdate<'_, Buffer>) -> Result<()> {
+    fn adamw(&mut self, op: AdamWUpdate<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "adamw";
         for slot in op.slots {
             let len = slot.adam_m.len();
             let param = self.act_mut(OP, "param", slot.param, slot.at + len)?;
-            let part = optimizer::Part {
+            let part = optimizer::TensorPart {
                 param: &mut param[slot.at..],
                 master: slot.master.map(|master| float_mut(OP, "master", master, len)).transpose()?,
                 grad: &float(OP, "grad", slot.grad, slot.grad_at + len)?[slot.grad_at..],
@@ -534,7 +543,7 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn add(&mut self, op: Add<'_, Buffer>) -> Result<()> {
+    fn add(&mut self, op: Add<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "add";
         let len = op.dst.len();
         same_len(OP, op.src.len(), len)?;
@@ -542,7 +551,7 @@ impl Ops for Mirror {
         Ok(())
     }
 
-    fn add_part(&mut self, op: AddPart<'_, Buffer>) -> Result<()> {
+    fn add_part(&mut self, op: AddPart<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "add_part";
         let AddPart { dst, at, src, from, len } = op;
         let src = &float(OP, "src", src, from + len)?[from..];

@@ -34,15 +34,15 @@ mod tests;
 
 use super::Result;
 use super::cpu::engine::Engine;
-use crate::experiment::Device;
-pub use buffer::Buffer;
-pub use device::Ids;
+use crate::experiment::DeviceKeys;
+pub use buffer::MirrorBuffer;
+pub use device::MirrorIds;
 
 /// Names the arithmetic in locks. Any change of a bit needs another name.
 pub const ARITHMETIC: &str = "hopper-bf16-v1";
 
 /// Partial column sums that GELU's gradient left for the bias gradient that follows.
-struct GeluSums {
+struct GeluColumnSums {
     /// The buffer that holds the gradient, by number.
     buffer: u64,
     rows: usize,
@@ -53,7 +53,7 @@ struct GeluSums {
 /// A CPU that computes as a Hopper GPU does.
 pub struct Mirror {
     engine: Engine,
-    gelu_sums: Option<GeluSums>,
+    gelu_sums: Option<GeluColumnSums>,
 }
 
 impl Mirror {
@@ -62,7 +62,7 @@ impl Mirror {
     ///
     /// # Errors
     /// [`super::DeviceError::Unavailable`] when the CPU lacks the instruction set or threads cannot start.
-    pub fn new(device: &Device) -> Result<Mirror> {
+    pub fn new(device: &DeviceKeys) -> Result<Mirror> {
         Ok(Mirror { engine: Engine::open(device)?, gelu_sums: None })
     }
 

@@ -33,7 +33,7 @@ pub struct Normalised<'a> {
 }
 
 /// A row's out, mean, rstd and x.
-type Row<'a> = (((&'a mut [bf16], &'a mut f32), &'a mut f32), &'a [bf16]);
+type NormRow<'a> = (((&'a mut [bf16], &'a mut f32), &'a mut f32), &'a [bf16]);
 
 /// `out = (x - mean) rstd weight + bias` for each row; rstd is one over the root of the variance and 1e-5.
 ///
@@ -42,7 +42,7 @@ type Row<'a> = (((&'a mut [bf16], &'a mut f32), &'a mut f32), &'a [bf16]);
 pub fn forward(engine: &Engine, to: Normalised<'_>, x: &[bf16], weight: &[bf16], bias: &[bf16]) {
     let channels = weight.len();
     let threads = LANES * channels.div_ceil(2048).next_power_of_two();
-    let row = |(((out, mean), rstd), x): Row<'_>| {
+    let row = |(((out, mean), rstd), x): NormRow<'_>| {
         let x: Vec<f32> = x.iter().map(|x| wide(*x)).collect();
         let sum = add_threads(&each_thread(threads, channels, |sum, c| sum + x[c]));
         let average = sum / channels as f32;
@@ -67,7 +67,7 @@ pub fn add_branch(sum: &mut [bf16], x: &[bf16], branch: &[bf16]) {
 
 /// What the gradient reads of the forward pass: x (n, C), weight (C), mean and rstd (n).
 #[derive(Clone, Copy)]
-pub struct ForwardPass<'a> {
+pub struct MirrorLayernormForward<'a> {
     pub x: &'a [bf16],
     pub weight: &'a [bf16],
     pub mean: &'a [f32],
@@ -93,7 +93,7 @@ pub fn backward(
     dx_write: Write,
     weights: WeightGradients<'_>,
     dout: &[bf16],
-    forward: ForwardPass<'_>,
+    forward: MirrorLayernormForward<'_>,
 ) {
     let channels = forward.weight.len();
     let (rows, threads) =

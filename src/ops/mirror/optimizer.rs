@@ -10,7 +10,7 @@ use crate::ops::cuda::launch::optimizer::CHUNK;
 use crate::rng::Key;
 
 /// One tensor, or the part of it that starts at its element `offset`; all slices have the same length.
-pub struct Part<'a> {
+pub struct TensorPart<'a> {
     pub param: &'a mut [bf16],
     pub master: Option<&'a mut [f32]>,
     pub grad: &'a [f32],
@@ -23,8 +23,8 @@ pub struct Part<'a> {
 
 /// One step of AdamW. The parameter is the master rounded; without a master it is rounded up with the
 /// probability of the 16 bits that are cut off, by word i % 4 of the Philox block (i / 4, step, tensor).
-pub fn adamw(part: Part<'_>, s: &AdamW) {
-    let Part { param, mut master, grad, adam_m, adam_v, offset, id, weight_decay } = part;
+pub fn adamw(part: TensorPart<'_>, s: &AdamW) {
+    let TensorPart { param, mut master, grad, adam_m, adam_v, offset, id, weight_decay } = part;
     for i in 0..param.len() {
         let p = master.as_ref().map_or_else(|| wide(param[i]), |master| master[i]);
         let g = grad[i] * s.grad_scale;

@@ -90,7 +90,7 @@ pub fn forward(k: &Kernels, op: Attention<'_, Buf>) -> Result<()> {
         return unsafe { k.launch(OP, &ANY_FORWARD, any_geometry(rows, heads), &args) };
     }
     if attention_hopper::fits(&k.gpu, k.act, heads.head_size) {
-        let tensors = attention_hopper::Forward {
+        let tensors = attention_hopper::HopperForward {
             out: k.act(OP, "out", out, size)?,
             lse: k.f32(OP, "lse", lse, rows.count() * heads.heads)?,
             qkv: k.act(OP, "qkv", qkv, 3 * size)?,
@@ -144,7 +144,7 @@ pub fn backward(k: &Kernels, delta: u64, op: AttentionBackward<'_, Buf>) -> Resu
         };
     }
     if attention_hopper::fits(&k.gpu, k.act, heads.head_size) {
-        let tensors = attention_hopper::Backward {
+        let tensors = attention_hopper::HopperBackward {
             dqkv: k.act(OP, "dqkv", dqkv, 3 * size)?,
             rows: delta,
             dout: k.act(OP, "dout", dout, size)?,

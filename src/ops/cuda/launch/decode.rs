@@ -1,7 +1,7 @@
 //! Launches of `decode.cu`: few rows, each the newest token of a text, against a cache of keys and values.
 
 use super::super::args::{Act, F32, In, Kernel, Out, U16, bindings};
-use super::super::memory::{Buf, Ids};
+use super::super::memory::{Buf, CudaIds};
 use super::super::modules::{Geometry, Kernels};
 use super::attention::{MOST_HEAD_SIZE, scale};
 use crate::ops::{DecodeAttention, DecodeEmbedding, DecodeLinear, Dtype, Heads, KvCache, Result};
@@ -42,7 +42,7 @@ pub const LINEAR: [Kernel<DecodeLinearArgs>; 4] = [
 pub const ATTENTION: [Kernel<DecodeAttentionArgs>; 2] =
     [Kernel::new("decode_attention_8"), Kernel::new("decode_attention_16")];
 
-pub fn embedding(k: &Kernels, op: DecodeEmbedding<'_, Buf, Ids>) -> Result<()> {
+pub fn embedding(k: &Kernels, op: DecodeEmbedding<'_, Buf, CudaIds>) -> Result<()> {
     const OP: &str = "decode_embedding";
     let DecodeEmbedding { out, ids, positions, wte, wpe, rows: n, channels } = op;
     k.row_length(OP, channels)?;
@@ -88,7 +88,7 @@ pub fn linear(k: &Kernels, op: DecodeLinear<'_, Buf>) -> Result<()> {
     unsafe { k.launch(OP, &LINEAR[size.trailing_zeros() as usize], geometry, &args) }
 }
 
-pub fn attention(k: &Kernels, op: DecodeAttention<'_, Buf, Ids>) -> Result<()> {
+pub fn attention(k: &Kernels, op: DecodeAttention<'_, Buf, CudaIds>) -> Result<()> {
     const OP: &str = "decode_attention";
     let DecodeAttention { out, cache, qkv, at, rows: n, heads } = op;
     let Heads { heads, head_size } = heads;

@@ -1,7 +1,7 @@
 //! Launches of `embedding.cu`: the embedding and its gradient.
 
 use super::super::args::{Act, F32, In, Out, U16, U32, bindings};
-use super::super::memory::{Buf, Ids};
+use super::super::memory::{Buf, CudaIds};
 use super::super::modules::{Geometry, Kernels};
 use super::{SLICE, slices};
 use crate::ops::{Embedding, EmbeddingBackward, Result, Write};
@@ -35,7 +35,7 @@ const SORT_TILE: u64 = 1024;
 /// Sorted positions that one block adds.
 const PIECE: u64 = 32;
 
-pub fn forward(k: &Kernels, op: Embedding<'_, Buf, Ids>) -> Result<()> {
+pub fn forward(k: &Kernels, op: Embedding<'_, Buf, CudaIds>) -> Result<()> {
     const OP: &str = "embedding";
     let Embedding { out, ids, wte, wpe, rows, channels } = op;
     k.row_length(OP, channels)?;
@@ -70,7 +70,7 @@ pub fn sort_scratch_bytes(n: u64, channels: u64) -> [u64; 3] {
     [4 * n, 1024 * n.div_ceil(SORT_TILE), 8 * n.div_ceil(PIECE) * channels]
 }
 
-pub fn backward(k: &Kernels, scratch: SortScratch, op: EmbeddingBackward<'_, Buf, Ids>) -> Result<()> {
+pub fn backward(k: &Kernels, scratch: SortScratch, op: EmbeddingBackward<'_, Buf, CudaIds>) -> Result<()> {
     const OP: &str = "embedding_backward";
     let EmbeddingBackward { dwte, dwpe, write, dout, ids, rows, channels } = op;
     k.row_length(OP, channels)?;
