@@ -54,6 +54,8 @@ impl Reporter for Terminal {
         let bar = match work {
             LongWork::Hashing => hashing(total),
             LongWork::Replaying => bar(total, "replaying {bar:32.cyan/dim} {pos}/{len} steps  {eta} left"),
+            LongWork::Validating => bar(total, "validating {wide_bar} {pos}/{len} {eta}"),
+            LongWork::HellaSwag => bar(total, "HellaSwag {wide_bar} {pos}/{len} {eta}"),
         };
         Box::new(move |done| bar.inc(done))
     }

@@ -34,10 +34,13 @@ pub struct FormatReader {
     pub weights: fn(&Path) -> Result<Vec<PathBuf>>,
 }
 
+/// Writes a saved model into a folder that is there.
+pub type WriteModel = fn(&Path, Export<'_>) -> Result<()>;
+
 /// How a format is written.
 pub enum FormatWriter {
-    /// Files of a saved model, into a folder that is there.
-    Model(fn(&Path, Export<'_>) -> Result<()>),
+    /// Files of a saved model.
+    Model(WriteModel),
     /// A text about the run in a folder; the second argument is the builder's URI.
     Statement(fn(&Path, &str) -> Result<String, SlsaError>),
 }

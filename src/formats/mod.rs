@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 pub use content::Content;
 pub use error::{FormatError, Result};
-pub use format::{Export, Format, FormatReader, FormatWriter};
+pub use format::{Export, Format, FormatReader, FormatWriter, WriteModel};
 pub use parameters::{Parameters, Precision, require_finite, values};
 
 use sha2::{Digest, Sha256};

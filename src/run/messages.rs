@@ -35,6 +35,10 @@ pub enum LongWork {
     Hashing,
     /// Steps that are trained again.
     Replaying,
+    /// Sequences whose loss is measured.
+    Validating,
+    /// Rows of HellaSwag's tasks.
+    HellaSwag,
 }
 
 /// A message of a run.
