@@ -22,8 +22,8 @@ use crate::model::weights::Weights;
 use crate::ops::cpu::Cpu;
 use crate::ops::testing::{self, Limits};
 use crate::ops::{
-    AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, Gelu, Linear,
-    LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape, Ops,
+    AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, DeviceError, Gelu, Heads,
+    Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape, Ops,
     ParamCount, ParamSlot, Role, Rows, ScratchShape, SumSquares, Vocab, Write,
 };
 use crate::rng::Key;

@@ -6,12 +6,16 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::Mirror;
+use super::buffer::MirrorBuffer;
+use super::checks::{act, float, float_mut};
 use super::scalar::{LOG2_E, kept, ln, max, round, wide};
 use super::special::exp2;
 use super::tensor_core::{Left, Right, multiply};
+use crate::ops::cpu::checks::failed;
 use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::attention::scale;
-use crate::ops::{Heads, Rows};
+use crate::ops::{Attention, AttentionBackward, Heads, Perform, Result, Rows};
 
 /// Queries and keys of a tile.
 const TILE: usize = 64;
@@ -283,4 +287,51 @@ fn key_tile(
         multiply(engine, &mut dk, &rounded(&ds), &q.terms(queries));
     }
     [dk.iter().map(|x| round(x * scale)).collect(), dv.iter().map(|x| round(*x)).collect()]
+}
+
+fn head_size(op: &'static str, heads: Heads) -> Result<()> {
+    if matches!(heads.head_size, 64 | 128) {
+        return Ok(());
+    }
+    Err(failed(
+        op,
+        format!(
+            "heads of {} channels: the mirror has those of 64 and 128, as Hopper's own kernels do\n  \
+             hint: choose `model.heads` so that `model.channels` / `model.heads` is 64 or 128",
+            heads.head_size
+        ),
+    ))
+}
+
+impl Perform<Attention<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: Attention<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "attention";
+        let Attention { out, lse, qkv, rows, heads } = op;
+        head_size(OP, heads)?;
+        let len = rows.count() * heads.channels();
+        let out = self.act_mut(OP, "out", out, len)?;
+        let lse = float_mut(OP, "lse", lse, rows.count() * heads.heads)?;
+        forward(&self.engine, out, lse, act(OP, "qkv", qkv, 3 * len)?, rows, heads);
+        Ok(())
+    }
+}
+
+impl Perform<AttentionBackward<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: AttentionBackward<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "attention_backward";
+        let AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads } = op;
+        head_size(OP, heads)?;
+        let len = rows.count() * heads.channels();
+        let inputs = Backward {
+            dout: act(OP, "dout", dout, len)?,
+            qkv: act(OP, "qkv", qkv, 3 * len)?,
+            out: act(OP, "out", out, len)?,
+            lse: float(OP, "lse", lse, rows.count() * heads.heads)?,
+            rows,
+            heads,
+        };
+        let dqkv = self.act_mut(OP, "dqkv", dqkv, 3 * len)?;
+        backward(&self.engine, dqkv, inputs);
+        Ok(())
+    }
 }

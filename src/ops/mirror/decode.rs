@@ -3,10 +3,18 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::Mirror;
+use super::buffer::{MirrorBuffer, MirrorValues};
+use super::checks::{act, row_length, short};
+use super::embedding::forward as embed;
 use super::scalar::{exp, gelu, max, round, warp_sum, wide};
+use crate::ops::cpu::Ids;
+use crate::ops::cpu::checks::{indices, tokens};
 use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::attention::scale;
-use crate::ops::{Heads, LinearShape};
+use crate::ops::{
+    DecodeAttention, DecodeEmbedding, DecodeLinear, Heads, KvCache, LinearShape, Perform, Result,
+};
 
 const LOWEST: f32 = f32::MIN;
 
@@ -144,5 +152,68 @@ impl PartialSoftmax {
             self.total += p;
             self.sum.iter_mut().enumerate().for_each(|(c, sum)| *sum = p.mul_add(value(*key, c), *sum));
         }
+    }
+}
+
+impl Perform<DecodeEmbedding<'_, MirrorBuffer, Ids>> for Mirror {
+    fn perform(&mut self, op: DecodeEmbedding<'_, MirrorBuffer, Ids>) -> Result<()> {
+        const OP: &str = "decode_embedding";
+        let DecodeEmbedding { out, ids, positions, wte, wpe, rows, channels } = op;
+        let out = self.act_mut(OP, "out", out, rows * channels)?;
+        let ids = tokens(OP, &ids.0, rows, wte.len() / channels)?;
+        let positions = indices(OP, "position", &positions.0, rows, wpe.len() / channels)?;
+        let places = ids.iter().zip(positions).map(|(id, at)| (usize::from(*id), usize::from(*at)));
+        let wte = act(OP, "wte", wte, wte.len())?;
+        embed(out, places, wte, act(OP, "wpe", wpe, wpe.len())?, channels);
+        Ok(())
+    }
+}
+
+impl Perform<DecodeLinear<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: DecodeLinear<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "decode_linear";
+        let DecodeLinear { out, x, weight, bias, gelu, shape } = op;
+        row_length(OP, shape.c_in)?;
+        let layer = MirrorDecodeLinear {
+            x: act(OP, "x", x, shape.input())?,
+            weight: act(OP, "weight", weight, shape.weight())?,
+            bias: bias.map(|bias| act(OP, "bias", bias, shape.c_out)).transpose()?,
+            gelu,
+            shape,
+        };
+        let sums = linear(&self.engine, layer);
+        self.written(out);
+        let have = out.len();
+        let fits = || short(OP, "out", have, shape.output());
+        match &mut out.data {
+            MirrorValues::Bf16(out) => {
+                let out = out.get_mut(..shape.output()).ok_or_else(fits)?;
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = round(sum));
+            }
+            MirrorValues::F32(out) => out.get_mut(..shape.output()).ok_or_else(fits)?.copy_from_slice(&sums),
+        }
+        Ok(())
+    }
+}
+
+impl Perform<DecodeAttention<'_, MirrorBuffer, Ids>> for Mirror {
+    fn perform(&mut self, op: DecodeAttention<'_, MirrorBuffer, Ids>) -> Result<()> {
+        const OP: &str = "decode_attention";
+        let DecodeAttention { out, cache, qkv, at, rows, heads } = op;
+        let KvCache { keys, values, capacity } = cache;
+        let channels = heads.channels();
+        let cached = keys.len().min(values.len());
+        let queries = Queries {
+            qkv: act(OP, "qkv", qkv, 3 * rows * channels)?,
+            streams: indices(OP, "stream", &at.streams.0, rows, cached / (capacity * channels))?,
+            positions: indices(OP, "position", &at.positions.0, rows, capacity)?,
+            heads,
+            capacity,
+        };
+        let (keys, values) =
+            (self.act_mut(OP, "keys", keys, cached)?, self.act_mut(OP, "values", values, cached)?);
+        store(keys, values, queries);
+        attention(self.act_mut(OP, "out", out, rows * channels)?, keys, values, queries);
+        Ok(())
     }
 }

@@ -6,10 +6,11 @@
 //! operation rounds, and the order of its sums, is its code; launch geometry appears only where it decides an
 //! order. `docs/arithmetic.md` says the same in prose.
 //!
-//! * [`scalar`]: roundings and elementary functions; [`special`]: those of the special-function unit; [`tensor_core`]: the chain of products and sums.
-//! * `linear`, `norm`, `attention`, `classifier`, `embedding`, `optimizer`, `reduce`, `decode`: the operations,
-//!   free functions over slices of bf16 and f32.
-//! * `device` checks operands and hands slices on.
+//! * [`scalar`]: roundings and elementary functions; [`special`]: those of the special-function unit;
+//!   [`tensor_core`]: the chain of products and sums.
+//! * `linear`, `norm`, `attention`, `classifier`, `embedding`, `elementwise`, `optimizer`, `reduce`, `decode`: the
+//!   arithmetic, as functions over slices of bf16 and f32, and below it the operations, which check operands.
+//! * `device` is the memory.
 //!
 //! Deliberately not here: other head sizes than 64 and 128, fp32 and tf32, cuBLASLt's own fusions of GELU, and
 //! GPUs before Hopper, whose tensor cores add in other ways.
@@ -18,9 +19,11 @@
 
 mod attention;
 mod buffer;
+mod checks;
 mod classifier;
 mod decode;
 mod device;
+mod elementwise;
 mod embedding;
 mod linear;
 mod norm;
@@ -36,7 +39,6 @@ use super::Result;
 use super::cpu::engine::Engine;
 use crate::experiment::DeviceKeys;
 pub use buffer::MirrorBuffer;
-pub use device::MirrorIds;
 
 /// Names the arithmetic in locks. Any change of a bit needs another name.
 pub const ARITHMETIC: &str = "hopper-bf16-v1";

@@ -3,10 +3,13 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::Mirror;
+use super::buffer::MirrorBuffer;
+use super::checks::{act, float, float_mut, row_length};
 use super::reduce::reduce_partials;
 use super::scalar::{kept, round, warp_sum, wide};
-use crate::ops::Write;
 use crate::ops::cpu::engine::Engine;
+use crate::ops::{Layernorm, LayernormBackward, Perform, ResidualLayernorm, Result, Write};
 
 const EPSILON: f32 = 1e-5;
 const LANES: usize = 32;
@@ -133,4 +136,53 @@ pub fn backward(
     let partials: Vec<f32> = engine.install(|| blocks.flat_map_iter(block).collect());
     reduce_partials(weights.dweight, weights.write, &partials, 2 * channels, 0);
     reduce_partials(weights.dbias, weights.write, &partials, 2 * channels, channels);
+}
+
+impl Perform<Layernorm<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: Layernorm<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "layernorm";
+        let Layernorm { out, mean, rstd, x, weight, bias, rows, channels } = op;
+        row_length(OP, channels)?;
+        let to = Normalised {
+            out: self.act_mut(OP, "out", out, rows * channels)?,
+            mean: float_mut(OP, "mean", mean, rows)?,
+            rstd: float_mut(OP, "rstd", rstd, rows)?,
+        };
+        let (weight, bias) = (act(OP, "weight", weight, channels)?, act(OP, "bias", bias, channels)?);
+        forward(&self.engine, to, act(OP, "x", x, rows * channels)?, weight, bias);
+        Ok(())
+    }
+}
+
+impl Perform<ResidualLayernorm<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: ResidualLayernorm<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "residual_layernorm";
+        let ResidualLayernorm { residual, out, mean, rstd, x, branch, weight, bias, rows, channels } = op;
+        let sum = self.act_mut(OP, "residual", residual, rows * channels)?;
+        let (x, branch) = (act(OP, "x", x, rows * channels)?, act(OP, "branch", branch, rows * channels)?);
+        add_branch(sum, x, branch);
+        self.perform(Layernorm { out, mean, rstd, x: residual, weight, bias, rows, channels })
+    }
+}
+
+impl Perform<LayernormBackward<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: LayernormBackward<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "layernorm_backward";
+        let (rows, channels) = (op.rows, op.channels);
+        row_length(OP, channels)?;
+        let forward = MirrorLayernormForward {
+            x: act(OP, "x", op.x, rows * channels)?,
+            weight: act(OP, "weight", op.weight, channels)?,
+            mean: float(OP, "mean", op.mean, rows)?,
+            rstd: float(OP, "rstd", op.rstd, rows)?,
+        };
+        let weights = WeightGradients {
+            dweight: float_mut(OP, "dweight", op.dweight, channels)?,
+            dbias: float_mut(OP, "dbias", op.dbias, channels)?,
+            write: op.write,
+        };
+        let dx = self.act_mut(OP, "dx", op.dx, rows * channels)?;
+        backward(&self.engine, dx, op.dx_write, weights, act(OP, "dout", op.dout, rows * channels)?, forward);
+        Ok(())
+    }
 }
