@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::streams::say;
 use crate::optim::Verdict;
-use crate::run::sensors::Shared;
+use crate::run::sensors::SharedReadings;
 use crate::store::Timing;
 use crate::train::{Event, Listener, RunError, StepReport};
 use crate::units;
@@ -25,7 +25,7 @@ pub struct Console {
     /// Steps done.
     done: u64,
     /// Readings of the GPU's sensors, where they are taken.
-    gpu: Arc<Shared>,
+    gpu: Arc<SharedReadings>,
     every: u64,
     /// When the last line of an ordinary step was written, and the least time until the next one.
     last_line: Option<Instant>,
@@ -39,7 +39,7 @@ pub struct Console {
 impl Console {
     /// A console that prints every `every`th step, and every step with an event. On a terminal,
     /// where the bar shows each step, ordinary lines come at most twice a second.
-    pub fn new(every: u64, gpu: Arc<Shared>) -> Console {
+    pub fn new(every: u64, gpu: Arc<SharedReadings>) -> Console {
         let (target, calm) = if std::io::stderr().is_terminal() {
             (ProgressDrawTarget::stderr(), Duration::from_millis(500))
         } else {

@@ -15,7 +15,7 @@ use crate::experiment::Experiment;
 use crate::plan::memory::Category;
 use crate::run::ending::Ending;
 use crate::run::lock::list;
-use crate::run::messages::{Message, Report, Reporter, Summary, Work};
+use crate::run::messages::{ExperimentSummary, LongWork, Message, Report, Reporter};
 use crate::run::ranks::Ended;
 use crate::run::sensors;
 use crate::run::train::Trained;
@@ -50,15 +50,17 @@ impl Reporter for Terminal {
         }
     }
 
-    fn progress(&self, work: Work, total: u64) -> Box<dyn Fn(u64) + Sync> {
+    fn progress(&self, work: LongWork, total: u64) -> Box<dyn Fn(u64) + Sync> {
         let bar = match work {
-            Work::Hashing => hashing(total),
-            Work::Replaying => bar(total, "replaying {bar:32.cyan/dim} {pos}/{len} steps  {eta} left"),
+            LongWork::Hashing => hashing(total),
+            LongWork::Replaying => bar(total, "replaying {bar:32.cyan/dim} {pos}/{len} steps  {eta} left"),
+            LongWork::Validating => bar(total, "validating {wide_bar} {pos}/{len} {eta}"),
+            LongWork::HellaSwag => bar(total, "HellaSwag {wide_bar} {pos}/{len} {eta}"),
         };
         Box::new(move |done| bar.inc(done))
     }
 
-    fn training(&self, experiment: &Experiment, sensors: Arc<sensors::Shared>) -> Box<dyn Listener> {
+    fn training(&self, experiment: &Experiment, sensors: Arc<sensors::SharedReadings>) -> Box<dyn Listener> {
         if self.json {
             Box::new(JsonEvents::new(sensors))
         } else {
@@ -132,8 +134,8 @@ fn text(message: &Message<'_>) -> String {
 }
 
 /// A summary of model, device, data and memory before training.
-fn summary_text(summary: &Summary<'_>) -> String {
-    let Summary { experiment, memory, .. } = summary;
+fn summary_text(summary: &ExperimentSummary<'_>) -> String {
+    let ExperimentSummary { experiment, memory, .. } = summary;
     let m = &experiment.model;
     let part = |category| units::bytes(memory.category(category));
     let device = match experiment.parallel.ranks {

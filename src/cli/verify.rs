@@ -82,7 +82,7 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
             "the file that `--expect` names is not there\n  hint: `--bless` writes one".into()
         })?;
         let options =
-            twice::Options { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
+            twice::TwiceOptions { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
         return twice::verify(experiment, &options, checks);
     }
     let folder = find::find(args.what.as_deref(), &args.runs)?;

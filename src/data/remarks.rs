@@ -15,7 +15,7 @@ const LISTED: usize = 6;
 
 /// Digests of everything that a run reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Manifest {
+pub struct DataManifest {
     pub train: Vec<ShardDigest>,
     /// Empty where nothing is held out.
     pub val: Vec<ShardDigest>,
@@ -23,7 +23,7 @@ pub struct Manifest {
     pub hellaswag: Option<(String, u64, [u8; 32])>,
 }
 
-impl Manifest {
+impl DataManifest {
     /// The warnings, one line each. `train` and `val` are what the digests are of.
     pub fn remarks(
         &self,
@@ -147,7 +147,7 @@ mod tests {
         };
         let (train, val) = (open("*.bin"), open("v*.bin"));
         let digests = |data| DigestCache::none().manifest(data, |_| ()).unwrap();
-        let manifest = Manifest { train: digests(&train), val: digests(&val), hellaswag: None };
+        let manifest = DataManifest { train: digests(&train), val: digests(&val), hellaswag: None };
         manifest.remarks(&train, Some(&val), tokenizer, 4)
     }
 
@@ -185,7 +185,7 @@ mod tests {
         write(dir.path(), "v.bin", &[1, 2, 3, 4, 6], Some(&Tokenizer::Byte));
         let train = Dataset::from_tokens("t", vec![1, 2, 3, 4, 5], 257).unwrap();
         let digests = |data| DigestCache::none().manifest(data, |_| ()).unwrap();
-        let manifest = Manifest { train: digests(&train), val: vec![], hellaswag: None };
+        let manifest = DataManifest { train: digests(&train), val: vec![], hellaswag: None };
         assert_eq!(manifest.remarks(&train, None, &Tokenizer::Byte, 4), [""; 0]);
         let many: Vec<String> = (0..9).map(|i| i.to_string()).collect();
         assert_eq!(list(&many), "0, 1, 2, 3, 4, 5 and 3 more");

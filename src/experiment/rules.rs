@@ -16,7 +16,7 @@ use figment::{Figment, Provider as _};
 use super::check;
 use super::descriptor;
 use super::diagnostics::Fault;
-use super::layers::{Entry, Layer, Layers, Source};
+use super::layers::{Layer, LayerSource, Layers, PlacedValue};
 use super::resolved::{Experiment, Model};
 use super::schema::{self, KEYS};
 use super::write;
@@ -99,7 +99,7 @@ pub(super) fn resolve(
     }
     choose_between_alternatives(&mut layers);
     let figment = layers.list.iter().fold(Figment::new(), |figment, layer| figment.merge(layer));
-    let derived = Layer::new(Source::Derived, usize::MAX, usize::MAX);
+    let derived = Layer::new(LayerSource::Derived, usize::MAX, usize::MAX);
     let mut rules = Rules { layers, figment, derived };
     rules.name(stem);
     rules.init(init_sizes);
@@ -112,7 +112,7 @@ pub(super) fn resolve(
     rules.finish()
 }
 
-fn is_set(entry: &Entry) -> bool {
+fn is_set(entry: &PlacedValue) -> bool {
     entry.value.as_array().is_none_or(|list| !list.is_empty())
 }
 
@@ -161,15 +161,15 @@ fn choose_between_alternatives(layers: &mut Layers) {
     }
 }
 
-fn origin_in(layer: &Layer, entry: &Entry) -> Origin {
+fn origin_in(layer: &Layer, entry: &PlacedValue) -> Origin {
     match &layer.source {
-        Source::Defaults => Origin::Default,
-        Source::Derived => Origin::Derived(entry.why.clone()),
-        Source::File(file) => {
+        LayerSource::Defaults => Origin::Default,
+        LayerSource::Derived => Origin::Derived(entry.why.clone()),
+        LayerSource::File(file) => {
             Origin::File { path: file.shown.clone(), line: file.position(entry.key_span.start).0 }
         }
-        Source::Variable { name, .. } => Origin::Environment(name.clone()),
-        Source::Set { .. } => Origin::Set,
+        LayerSource::Variable { name, .. } => Origin::Environment(name.clone()),
+        LayerSource::Set { .. } => Origin::Set,
     }
 }
 
@@ -211,7 +211,7 @@ impl Rules {
     }
 
     /// The layer that a merged value came from, by figment's metadata, and its entry there.
-    fn entry(&self, key: &str) -> Option<(&Layer, &Entry)> {
+    fn entry(&self, key: &str) -> Option<(&Layer, &PlacedValue)> {
         if let Some(entry) = self.derived.entries.get(key) {
             return Some((&self.derived, entry));
         }
@@ -240,10 +240,10 @@ impl Rules {
 
     /// A fault between keys, placed at the strongest of them that is written in a text.
     fn clash(&self, message: String, keys: &[&str]) -> Fault {
-        let mut strongest: Option<(&str, &Layer, &Entry)> = None;
+        let mut strongest: Option<(&str, &Layer, &PlacedValue)> = None;
         for key in keys {
             if let Some((layer, entry)) = self.entry(key)
-                && !matches!(layer.source, Source::Defaults | Source::Derived)
+                && !matches!(layer.source, LayerSource::Defaults | LayerSource::Derived)
                 && strongest.is_none_or(|(_, best, _)| layer.rank > best.rank)
             {
                 strongest = Some((key, layer, entry));

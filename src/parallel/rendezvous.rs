@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::wire::{self, Answer, Greeting, Purpose};
+use super::wire::{self, Greeting, Purpose, RegistrationAnswer};
 
 /// Where rank 0 can be found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,7 +166,7 @@ fn host_ranks(
         .into_iter()
         .chain(come.iter().flatten().map(|(_, host, address)| (host.clone(), address.clone())))
         .collect();
-    let answer: Answer = Ok(ranks.clone());
+    let answer: RegistrationAnswer = Ok(ranks.clone());
     for (stream, ..) in come.iter_mut().flatten() {
         // A rank that has ended by now is noticed when its connections are made.
         let _ = wire::write_answer(&answer, stream);
@@ -257,7 +257,7 @@ fn register(
     }
 }
 
-fn try_register(address: &str, greeting: &Greeting, deadline: Instant) -> io::Result<Answer> {
+fn try_register(address: &str, greeting: &Greeting, deadline: Instant) -> io::Result<RegistrationAnswer> {
     let mut stream = dial(address)?;
     greeting.write(&mut stream)?;
     // The answer comes when the last rank has registered, or when rank 0, which may have started later, gives

@@ -20,7 +20,7 @@ fn the_memory_plan_is_what_the_trainer_allocates() {
             .replace("SAMPLES", samples)
             .replace("PLACE", place);
         let experiment = experiment::load_text("t", &text, &[]).expect("a whole experiment").experiment;
-        let storage = Storage { scratch: Scratch::default(), ..Storage::cuda(&experiment) };
+        let storage = Storage { scratch: ScratchBytes::default(), ..Storage::cuda(&experiment) };
         let plan = MemoryPlan::of(&experiment, &Storage { taken: |sizes| sizes.iter().sum(), ..storage });
         let trainer = Trainer::new(Dry::new(Dtype::BF16), &experiment).expect("nothing can fail");
         // The token ids of a decoder are too few to be planned.

@@ -180,7 +180,7 @@ impl Entry {
 
     /// Reads canonical bytes, and refuses every other spelling of the same entry.
     pub fn parse(text: &str) -> Result<Entry, String> {
-        let written: Written = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        let written: WrittenEntry = serde_json::from_str(text).map_err(|e| e.to_string())?;
         let entry = Entry {
             step: written.step,
             tokens: written.tokens,
@@ -261,7 +261,7 @@ pub(super) fn digest_of_canonical(bytes: &[u8]) -> Hash {
 /// with the canonical text shows that they agree.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct WrittenEntry {
     step: u64,
     tokens: u64,
     root: Option<Hash>,

@@ -284,16 +284,16 @@ fn scan(path: &Path, file: &File, limit: u64, mut visit: impl FnMut(Entry)) -> R
             break;
         }
         let parsed = match parse_line(&bytes) {
-            Ok(Line::Entry { .. }) | Err(_) if full => break,
+            Ok(LedgerLine::Entry { .. }) | Err(_) if full => break,
             parsed => parsed.map_err(|why| LedgerError::BadLine { path: path.into(), line, why })?,
         };
         match parsed {
-            Line::Note(note) if note.after == log.size() => log.notes.push(note),
-            Line::Note(note) => {
+            LedgerLine::Note(note) if note.after == log.size() => log.notes.push(note),
+            LedgerLine::Note(note) => {
                 let why = format!("a note written after {} entries stands after {}", note.after, log.size());
                 return Err(LedgerError::BadLine { path: path.into(), line, why });
             }
-            Line::Entry { entry, digest, head: found } => {
+            LedgerLine::Entry { entry, digest, head: found } => {
                 log.frontier.push(digest);
                 let expected = log.frontier.root();
                 if found != expected {
@@ -309,22 +309,22 @@ fn scan(path: &Path, file: &File, limit: u64, mut visit: impl FnMut(Entry)) -> R
     Ok(log)
 }
 
-enum Line {
+enum LedgerLine {
     Entry { entry: Box<Entry>, digest: Hash, head: Hash },
     Note(Note),
 }
 
-fn parse_line(bytes: &[u8]) -> Result<Line, String> {
+fn parse_line(bytes: &[u8]) -> Result<LedgerLine, String> {
     let text = std::str::from_utf8(bytes)
         .map_err(|e| format!("not UTF-8 from byte {} of the line", e.valid_up_to()))?;
     if let Some(note) = text.strip_prefix("{\"note\":").and_then(|rest| rest.strip_suffix('}')) {
-        return serde_json::from_str(note).map(Line::Note).map_err(|e| format!("not a note: {e}"));
+        return serde_json::from_str(note).map(LedgerLine::Note).map_err(|e| format!("not a note: {e}"));
     }
     let inner = text.strip_prefix("{\"entry\":").and_then(|rest| rest.strip_suffix("\"}"));
     let (canonical, head) = inner
         .and_then(|rest| rest.rsplit_once(",\"head\":\""))
         .ok_or("neither `{\"entry\":…,\"head\":\"…\"}` nor `{\"note\":…}`")?;
-    Ok(Line::Entry {
+    Ok(LedgerLine::Entry {
         entry: Box::new(Entry::parse(canonical)?),
         digest: digest_of_canonical(canonical.as_bytes()),
         head: head.parse().map_err(|e: super::hash::NotAHash| e.to_string())?,

@@ -60,7 +60,7 @@ const DAMAGED: &str = "the file was edited or damaged; restore it, or make a new
 /// The file as serde reads it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct WrittenLock {
     #[serde(rename = "format")]
     _format: String,
     numerics_id: Hash,
@@ -122,7 +122,7 @@ impl Lock {
         if format != FORMAT {
             return Err(LockError::Format { path: path.into(), found: format });
         }
-        let w: Written = toml::from_str(text).map_err(syntax)?;
+        let w: WrittenLock = toml::from_str(text).map_err(syntax)?;
         let lock = Lock {
             numerics: w.numerics,
             environment: w.environment,
@@ -147,7 +147,7 @@ impl Lock {
 
     /// The tables of a text whose digests are wrong, to report what differs. Nothing is verified.
     pub fn parse_unchecked(text: &str) -> Option<Lock> {
-        let w: Written = toml::from_str(text).ok()?;
+        let w: WrittenLock = toml::from_str(text).ok()?;
         Some(Lock {
             numerics: w.numerics,
             environment: w.environment,

@@ -126,7 +126,7 @@ impl RunSummary {
             }
         };
         let running = run_folder::holder(folder).is_some();
-        let Recorded { rows, log, entries, unverified } = Recorded::read(&paths, running, &mut fault);
+        let RecordedRun { rows, log, entries, unverified } = RecordedRun::read(&paths, running, &mut fault);
         let lock = match Lock::read(&paths.lock_file()) {
             Ok(lock) => Some(lock),
             Err(LockError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
@@ -182,7 +182,7 @@ impl RunSummary {
 }
 
 /// The facts in the metrics and the ledger of a run.
-struct Recorded {
+struct RecordedRun {
     rows: Vec<MetricsRow>,
     log: Log,
     entries: Vec<Entry>,
@@ -190,8 +190,8 @@ struct Recorded {
     unverified: Option<String>,
 }
 
-impl Recorded {
-    fn read(paths: &RunPaths, running: bool, fault: &mut dyn FnMut(String)) -> Recorded {
+impl RecordedRun {
+    fn read(paths: &RunPaths, running: bool, fault: &mut dyn FnMut(String)) -> RecordedRun {
         // The ledger is read first: what a run adds meanwhile are rows without an entry, which are no fault.
         let ledger = paths.ledger().exists().then(|| ledger::read(&paths.ledger()));
         let mut rows = match metrics::read(paths.folder()) {
@@ -215,7 +215,7 @@ impl Recorded {
             None => Default::default(),
         };
         mark_resumes(&mut rows, &log);
-        Recorded { rows, log, entries, unverified }
+        RecordedRun { rows, log, entries, unverified }
     }
 }
 

@@ -10,7 +10,7 @@ use super::device::memory_plan;
 use super::expected::Expected;
 use super::initial::Initial;
 use super::locked::Locked;
-use super::messages::{Message, Report, Summary};
+use super::messages::{ExperimentSummary, Message, Report};
 use super::open::Job;
 use super::resume::{Changed, Past};
 use super::{lock, ranks, stop, team};
@@ -115,8 +115,13 @@ impl<O: Locked> Agreed<O> {
     }
 }
 
-fn summary<'a, O: Ops>(experiment: &'a Experiment, data: &Data, ops: &O, storage: &Storage) -> Summary<'a> {
-    Summary {
+fn summary<'a, O: Ops>(
+    experiment: &'a Experiment,
+    data: &Data,
+    ops: &O,
+    storage: &Storage,
+) -> ExperimentSummary<'a> {
+    ExperimentSummary {
         experiment,
         device: ops.device_name(),
         train_tokens: data.train.usable_tokens(experiment.batch.seq_len),

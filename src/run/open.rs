@@ -43,7 +43,7 @@ pub struct Job {
 }
 
 /// The request for a new run.
-pub struct Request {
+pub struct RunRequest {
     /// The folder of the run is `name` in `runs`.
     pub runs: PathBuf,
     pub name: String,
@@ -68,12 +68,12 @@ impl Opened {
     /// Data, model, device or lock cannot be opened, or there is a run of this name.
     pub fn start(
         mut loaded: Loaded,
-        request: Request,
+        request: RunRequest,
         place: Option<&RankPlace>,
         report: Report,
     ) -> anyhow::Result<Opened> {
         let mut team = Team::join(place, &loaded.experiment, report)?;
-        let Request { runs, name, existing, lock } = request;
+        let RunRequest { runs, name, existing, lock } = request;
         let path = runs.join(&name);
         let expected = lock.as_deref().map(Expected::read).transpose()?;
         // Rank 0 checks for all, because it creates the folder soon.

@@ -18,7 +18,7 @@ use crate::train::{Recorder, RunError};
 /// The checkpoint and settings of a resume.
 pub struct Resume {
     /// The newest whole checkpoint; none starts at step 0.
-    pub found: Option<store::Loaded>,
+    pub found: Option<store::LoadedCheckpoint>,
     /// Whether what the bits depend on may have changed.
     pub allow_drift: bool,
     /// Whether a key was set to another value than in the run's own experiment.
@@ -32,7 +32,7 @@ pub struct Past {
     /// Whether its experiment has changed.
     pub edited: bool,
     /// The newest whole checkpoint.
-    pub found: Option<store::Loaded>,
+    pub found: Option<store::LoadedCheckpoint>,
     lock: Option<Lock>,
     allow_drift: bool,
 }

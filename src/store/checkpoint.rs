@@ -26,7 +26,7 @@ pub const STATE_FILE: &str = "state.safetensors";
 pub const MANIFEST_FILE: &str = "manifest.json";
 
 /// A checkpoint read back whole: its manifest, and its tensors sorted by name.
-pub type Loaded = (Manifest, Vec<Tensor>);
+pub type LoadedCheckpoint = (Manifest, Vec<Tensor>);
 
 /// Steps whose checkpoints did not load, and why.
 pub type Broken = Vec<(u64, StoreError)>;
@@ -233,7 +233,7 @@ fn open_state(path: &Path, manifest: &Manifest) -> Result<Reader> {
 
 /// Loads the tensors whose names are `wanted`, without reading the others. What is returned is checked
 /// against the manifest, and the manifest against its root.
-pub fn load_some(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Loaded> {
+pub fn load_some(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<LoadedCheckpoint> {
     let manifest = inspect(folder)?;
     let path = folder.join(STATE_FILE);
     let mut reader = open_state(&path, &manifest)?;
@@ -261,7 +261,7 @@ pub fn load_some(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Loaded>
 }
 
 /// Loads a checkpoint, or says what is wrong with it: every byte of both files is checked.
-pub fn load(folder: &Path) -> Result<Loaded> {
+pub fn load(folder: &Path) -> Result<LoadedCheckpoint> {
     let manifest = inspect(folder)?;
     let path = folder.join(STATE_FILE);
     let reader = open_state(&path, &manifest)?;
@@ -291,15 +291,15 @@ pub fn load(folder: &Path) -> Result<Loaded> {
 }
 
 /// The newest checkpoint that loads whole, and why each newer one does not.
-pub fn newest_whole(checkpoints: &Path) -> Result<(Option<Loaded>, Broken)> {
+pub fn newest_whole(checkpoints: &Path) -> Result<(Option<LoadedCheckpoint>, Broken)> {
     newest(checkpoints, load)
 }
 
 /// The newest checkpoint that `load` accepts, and why it refused each newer one.
 pub fn newest(
     checkpoints: &Path,
-    load: impl Fn(&Path) -> Result<Loaded>,
-) -> Result<(Option<Loaded>, Broken)> {
+    load: impl Fn(&Path) -> Result<LoadedCheckpoint>,
+) -> Result<(Option<LoadedCheckpoint>, Broken)> {
     let mut broken = Vec::new();
     for (step, folder) in list(checkpoints)?.into_iter().rev() {
         match load(&folder) {

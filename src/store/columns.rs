@@ -2,7 +2,7 @@
 //! event file and what reads them follow.
 //!
 //! Each line of the table is a column: its name, which is the key in JSON and the column in parquet; its
-//! [`Kind`]; its unit; its tag in TensorBoard, empty for none; how a run's rows are summarised in one number;
+//! [`ColumnKind`]; its unit; its tag in TensorBoard, empty for none; how a run's rows are summarised in one number;
 //! and how its value is taken from an entry of the ledger, or from the clock. Columns of the kinds `Training`
 //! and `Evaluation` are exact: the files hold them a second time, under `NAME_bits`, as the bits of the
 //! double. A timing has no bits. `main.log` is llm.c's format and has llm.c's five streams, whatever the
@@ -12,7 +12,7 @@ use crate::proof::{Action, Entry, HellaSwag};
 
 /// Where a column's numbers come from, which decides its position in a row and whether it has bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ColumnKind {
     /// Computed by the optimizer step; exact.
     Training,
     /// Measured before the step's update; exact.
@@ -51,7 +51,7 @@ impl Turn<'_> {
 
 /// How the rows of a run are summarised in one number of a column, such as the run's loss or its speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Summary {
+pub enum SummaryRule {
     /// The mean over the last hundredth of the updates, at least one and at most a hundred.
     Tail,
     /// The last one measured.
@@ -65,13 +65,13 @@ pub enum Summary {
 /// A number of each row.
 pub struct Column {
     pub name: &'static str,
-    pub kind: Kind,
+    pub kind: ColumnKind,
     pub unit: &'static str,
     /// The tag in event files; TensorBoard groups tags by the part before the slash. Empty: not written
     /// there.
     pub tag: &'static str,
     /// Of the column's name, in `runner show` and the report.
-    pub summary: Summary,
+    pub summary: SummaryRule,
     pub get: fn(&MetricsRow) -> Option<f64>,
     pub set: fn(&mut MetricsRow, Option<f64>),
     pub from: fn(&Turn<'_>) -> Option<f64>,
@@ -80,7 +80,7 @@ pub struct Column {
 impl Column {
     /// Whether the files hold the column a second time, as bits.
     pub fn is_exact(&self) -> bool {
-        self.kind != Kind::Timing
+        self.kind != ColumnKind::Timing
     }
 }
 
@@ -109,10 +109,10 @@ macro_rules! columns {
         /// Every number of a row, in the order of the files.
         pub static COLUMNS: &[Column] = &[$(Column {
             name: stringify!($name),
-            kind: Kind::$kind,
+            kind: ColumnKind::$kind,
             unit: $unit,
             tag: $tag,
-            summary: Summary::$summary,
+            summary: SummaryRule::$summary,
             get: |row| row.$name,
             set: |row, value| row.$name = value,
             from: $from,

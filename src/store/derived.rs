@@ -12,7 +12,7 @@ use std::path::Path;
 
 use super::RunPaths;
 use super::append::complete_lines;
-use super::columns::Kind;
+use super::columns::ColumnKind;
 use super::main_log::{self, MAIN_LOG};
 use super::metrics::{Action, COLUMNS, JSONL, MetricsRow, PARQUET};
 use super::metrics_parquet;
@@ -32,7 +32,7 @@ pub struct Reach {
 
 /// The parts that agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Agreed {
+pub struct AgreedRows {
     pub rows: usize,
     /// Rows with an evaluation that the ledger, written by an older program, does not hold.
     pub unproven: usize,
@@ -40,7 +40,7 @@ pub struct Agreed {
 
 /// The first place where a file disagrees with the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct Disagreement {
     pub file: &'static str,
     /// Line or row, counted from 1; none of the file as a whole.
     pub row: Option<usize>,
@@ -48,7 +48,7 @@ pub struct Fault {
     pub what: String,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for Disagreement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}`", self.file)?;
         if let Some(row) = self.row {
@@ -72,8 +72,13 @@ pub struct RowFault {
 }
 
 impl RowFault {
-    fn in_file(self, file: &'static str) -> Fault {
-        Fault { file, row: Some(self.index + 1), column: self.column.map(str::to_owned), what: self.what }
+    fn in_file(self, file: &'static str) -> Disagreement {
+        Disagreement {
+            file,
+            row: Some(self.index + 1),
+            column: self.column.map(str::to_owned),
+            what: self.what,
+        }
     }
 }
 
@@ -93,7 +98,7 @@ pub fn check(
     paths: &RunPaths,
     entries: &[Entry],
     extent: Reach,
-) -> Vec<(&'static str, Result<Agreed, Fault>)> {
+) -> Vec<(&'static str, Result<AgreedRows, Disagreement>)> {
     let mut checked = Vec::new();
     let jsonl = jsonl(&paths.metrics_jsonl(), entries, extent);
     // Where the metrics are damaged, the rows are made from the ledger, if it holds every column.
@@ -126,8 +131,8 @@ pub fn unverified(rows: &[MetricsRow], entries: &[Entry], running: bool) -> Opti
 }
 
 /// Compares rows with as many entries from the first on.
-fn compare(rows: &[MetricsRow], entries: &[Entry]) -> Result<Agreed, RowFault> {
-    let mut agreed = Agreed::default();
+fn compare(rows: &[MetricsRow], entries: &[Entry]) -> Result<AgreedRows, RowFault> {
+    let mut agreed = AgreedRows::default();
     for (index, row) in rows.iter().enumerate() {
         let fault = |column, what| RowFault { index, column, what };
         let Some(entry) = entries.get(index).filter(|entry| entry.step == row.step) else {
@@ -151,7 +156,7 @@ fn compare(rows: &[MetricsRow], entries: &[Entry]) -> Result<Agreed, RowFault> {
         let mut unproven = false;
         for column in COLUMNS.iter().filter(|column| column.is_exact()) {
             let (found, expected) = ((column.get)(row), (column.get)(&expected));
-            if column.kind == Kind::Evaluation && !recorded {
+            if column.kind == ColumnKind::Evaluation && !recorded {
                 unproven |= found.is_some();
             } else if found.map(canonical_bits) != expected.map(canonical_bits) {
                 let show = |value: Option<f64>| value.map_or("nothing".to_owned(), |value| value.to_string());
@@ -199,7 +204,7 @@ fn misplaced(index: usize, rows: &[MetricsRow], entries: &[Entry]) -> String {
 }
 
 /// The content of a text file; empty if it is missing and may be.
-fn read(file: &'static str, path: &Path, needed: bool) -> Result<Vec<u8>, Fault> {
+fn read(file: &'static str, path: &Path, needed: bool) -> Result<Vec<u8>, Disagreement> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !needed => Ok(Vec::new()),
@@ -207,18 +212,22 @@ fn read(file: &'static str, path: &Path, needed: bool) -> Result<Vec<u8>, Fault>
     }
 }
 
-fn whole_file(file: &'static str, what: String) -> Fault {
-    Fault { file, row: None, column: None, what }
+fn whole_file(file: &'static str, what: String) -> Disagreement {
+    Disagreement { file, row: None, column: None, what }
 }
 
-fn jsonl(path: &Path, entries: &[Entry], extent: Reach) -> Result<(Vec<MetricsRow>, Agreed), Fault> {
+fn jsonl(
+    path: &Path,
+    entries: &[Entry],
+    extent: Reach,
+) -> Result<(Vec<MetricsRow>, AgreedRows), Disagreement> {
     let bytes = read(JSONL, path, !entries.is_empty())?;
     let mut rows: Vec<MetricsRow> = Vec::new();
     for (index, line) in complete_lines(&bytes).enumerate() {
         if extent.running && index >= entries.len() {
             break;
         }
-        let fault = |what| Fault { file: JSONL, row: Some(index + 1), column: None, what };
+        let fault = |what| Disagreement { file: JSONL, row: Some(index + 1), column: None, what };
         let text = std::str::from_utf8(line).map_err(|error| fault(error.to_string()))?;
         let row = MetricsRow::from_line(text).map_err(fault)?;
         let recorded = entries.get(index).is_some_and(|entry| entry.evaluation.is_some());
@@ -236,7 +245,12 @@ fn jsonl(path: &Path, entries: &[Entry], extent: Reach) -> Result<(Vec<MetricsRo
         }
     } else if torn && !extent.running {
         let row = Some(rows.len() + 1);
-        return Err(Fault { file: JSONL, row, column: None, what: "an unfinished line was added".into() });
+        return Err(Disagreement {
+            file: JSONL,
+            row,
+            column: None,
+            what: "an unfinished line was added".into(),
+        });
     }
     Ok((rows, agreed))
 }
@@ -246,15 +260,15 @@ fn may_be_torn(step: u64, extent: Reach) -> bool {
     !extent.ended && step >= extent.saved
 }
 
-fn cut(file: &'static str, lines: usize, step: u64) -> Fault {
+fn cut(file: &'static str, lines: usize, step: u64) -> Disagreement {
     let what = match lines {
         0 => format!("the file has no row: that of step {step} is missing"),
         _ => format!("the row of step {step} is missing: the file ends before it"),
     };
-    Fault { file, row: Some(lines + 1), column: Some("step".into()), what }
+    Disagreement { file, row: Some(lines + 1), column: Some("step".into()), what }
 }
 
-fn parquet(path: &Path, entries: &[Entry], extent: Reach) -> Result<Agreed, Fault> {
+fn parquet(path: &Path, entries: &[Entry], extent: Reach) -> Result<AgreedRows, Disagreement> {
     if !path.exists() {
         return Err(whole_file(PARQUET, "the file is missing".into()));
     }
@@ -268,7 +282,7 @@ fn parquet(path: &Path, entries: &[Entry], extent: Reach) -> Result<Agreed, Faul
     }
 }
 
-fn main_log(path: &Path, rows: &[MetricsRow], extent: Reach) -> Result<Agreed, Fault> {
+fn main_log(path: &Path, rows: &[MetricsRow], extent: Reach) -> Result<AgreedRows, Disagreement> {
     let expected: Vec<(u64, String)> = rows
         .iter()
         .flat_map(|row| {
@@ -279,7 +293,7 @@ fn main_log(path: &Path, rows: &[MetricsRow], extent: Reach) -> Result<Agreed, F
     let bytes = read(MAIN_LOG, path, !expected.is_empty())?;
     let lines: Vec<&[u8]> = complete_lines(&bytes).collect();
     for (index, line) in lines.iter().enumerate() {
-        let fault = |column, what| Fault { file: MAIN_LOG, row: Some(index + 1), column, what };
+        let fault = |column, what| Disagreement { file: MAIN_LOG, row: Some(index + 1), column, what };
         let found = String::from_utf8_lossy(line);
         match expected.get(index) {
             Some((_, expected)) if *expected == found => {}
@@ -301,7 +315,7 @@ fn main_log(path: &Path, rows: &[MetricsRow], extent: Reach) -> Result<Agreed, F
         Some((step, _)) => return Err(cut(MAIN_LOG, lines.len(), *step)),
         None if torn && !extent.running => {
             let row = Some(lines.len() + 1);
-            return Err(Fault {
+            return Err(Disagreement {
                 file: MAIN_LOG,
                 row,
                 column: None,
@@ -310,7 +324,7 @@ fn main_log(path: &Path, rows: &[MetricsRow], extent: Reach) -> Result<Agreed, F
         }
         None => {}
     }
-    Ok(Agreed { rows: lines.len(), unproven: 0 })
+    Ok(AgreedRows { rows: lines.len(), unproven: 0 })
 }
 
 #[cfg(test)]

@@ -80,7 +80,7 @@ fn the_files_of_a_whole_run_agree_and_timings_are_free() {
         .replace("\"step_ms\":1.5", "\"step_ms\":99.0");
     std::fs::write(paths.metrics_jsonl(), text).unwrap();
     assert_eq!(faults(&paths, ENDED), [""; 0]);
-    let agreed: Vec<Agreed> =
+    let agreed: Vec<AgreedRows> =
         check(&paths, &entries(), ENDED).into_iter().map(|(_, result)| result.unwrap()).collect();
     // Of main.log: a line of each step, two of each evaluation, one of the skip.
     assert_eq!(agreed.iter().map(|agreed| agreed.rows).collect::<Vec<_>>(), [7, 7, 6 + 2 * 4 + 1]);
@@ -199,7 +199,7 @@ fn a_ledger_of_version_1_leaves_evaluations_unproven_and_proves_the_rest() {
     let old: Vec<Entry> = (0..6).map(|step| Entry { evaluation: None, ..entry(step) }).collect();
     let mut rows: Vec<MetricsRow> = entries().iter().map(|entry| MetricsRow::of(entry, None)).collect();
     rows[3].events.insert(0, "resume".into());
-    assert_eq!(compare(&rows, &old), Ok(Agreed { rows: 7, unproven: 4 }));
+    assert_eq!(compare(&rows, &old), Ok(AgreedRows { rows: 7, unproven: 4 }));
     let folder = tempfile::tempdir().unwrap();
     let paths = RunPaths::new(folder.path());
     let mut metrics = MetricsWriter::create(folder.path()).unwrap();

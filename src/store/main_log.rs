@@ -118,13 +118,13 @@ pub fn read(path: &Path) -> Result<Vec<MetricsRow>, MainLogError> {
             .map_err(|message| MainLogError::Line { path: path.to_owned(), line: index + 1, message })?;
         let row = rows.entry(step).or_insert_with(|| MetricsRow::new(step, 0, Action::Evaluate));
         match record {
-            Record::Validation(loss) => row.val_loss = Some(loss),
-            Record::Hellaswag(accuracy) => row.hellaswag = Some(accuracy),
-            Record::Train { loss, learning_rate, grad_norm } => {
+            MainLogRecord::Validation(loss) => row.val_loss = Some(loss),
+            MainLogRecord::Hellaswag(accuracy) => row.hellaswag = Some(accuracy),
+            MainLogRecord::Train { loss, learning_rate, grad_norm } => {
                 (row.loss, row.learning_rate, row.grad_norm) = (Some(loss), learning_rate, grad_norm);
                 row.action = Action::Update;
             }
-            Record::Skip(action, value) => {
+            MainLogRecord::Skip(action, value) => {
                 row.action = action;
                 match action {
                     Action::SkipLossZ => row.loss_z = Some(value),
@@ -132,13 +132,13 @@ pub fn read(path: &Path) -> Result<Vec<MetricsRow>, MainLogError> {
                     _ => {}
                 }
             }
-            Record::Other => {}
+            MainLogRecord::Other => {}
         }
     }
     Ok(rows.into_values().collect())
 }
 
-enum Record {
+enum MainLogRecord {
     Validation(f64),
     Hellaswag(f64),
     Train { loss: f64, learning_rate: Option<f64>, grad_norm: Option<f64> },
@@ -146,7 +146,7 @@ enum Record {
     Other,
 }
 
-fn parse(line: &str) -> Result<(u64, Record), String> {
+fn parse(line: &str) -> Result<(u64, MainLogRecord), String> {
     let mut words = line.split_whitespace().map(|word| {
         word.split_once(':')
             .ok_or_else(|| format!("expected `name:value` words such as `s:250 tel:4.5123`, got `{word}`"))
@@ -162,8 +162,8 @@ fn parse(line: &str) -> Result<(u64, Record), String> {
     let (stream, text) = words.next().transpose()?.ok_or("nothing follows the step")?;
     let value = number(stream, text)?;
     let record = match stream {
-        "tel" => Record::Validation(value),
-        "eval" => Record::Hellaswag(value),
+        "tel" => MainLogRecord::Validation(value),
+        "eval" => MainLogRecord::Hellaswag(value),
         "trl" => {
             let (mut learning_rate, mut grad_norm) = (None, None);
             for word in words {
@@ -173,11 +173,11 @@ fn parse(line: &str) -> Result<(u64, Record), String> {
                     _ => {}
                 }
             }
-            Record::Train { loss: value, learning_rate, grad_norm }
+            MainLogRecord::Train { loss: value, learning_rate, grad_norm }
         }
         name => match Action::from_name(name) {
-            Some(action) if action.is_skip() => Record::Skip(action, value),
-            _ => Record::Other,
+            Some(action) if action.is_skip() => MainLogRecord::Skip(action, value),
+            _ => MainLogRecord::Other,
         },
     };
     Ok((step, record))

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::append::{AppendError, AppendFile, complete_lines};
-use super::columns::{Kind, Timing, Turn};
+use super::columns::{ColumnKind, Timing, Turn};
 use super::metrics_parquet;
 
 pub use super::columns::{COLUMNS, Column, MetricsRow};
@@ -58,16 +58,16 @@ impl MetricsRow {
     /// The row as a line of `metrics.jsonl`, newline included.
     pub fn to_line(&self) -> String {
         let mut line = format!(r#"{{"step":{},"tokens":{}"#, self.step, self.tokens);
-        self.push_columns(&mut line, Kind::Training);
+        self.push_columns(&mut line, ColumnKind::Training);
         write!(line, r#","action":"{}""#, self.action).expect("a string takes all");
-        self.push_columns(&mut line, Kind::Evaluation);
-        self.push_columns(&mut line, Kind::Timing);
+        self.push_columns(&mut line, ColumnKind::Evaluation);
+        self.push_columns(&mut line, ColumnKind::Timing);
         let events = serde_json::to_string(&self.events).expect("strings become JSON");
         line.push_str(&format!(",\"events\":{events}}}\n"));
         line
     }
 
-    fn push_columns(&self, line: &mut String, kind: Kind) {
+    fn push_columns(&self, line: &mut String, kind: ColumnKind) {
         for column in COLUMNS.iter().filter(|column| column.kind == kind) {
             let (name, value) = (column.name, (column.get)(self));
             // serde_json writes a number that is not finite as `null`.

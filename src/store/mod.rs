@@ -37,7 +37,7 @@ pub mod space;
 pub mod tensorboard;
 pub mod writer;
 
-pub use checkpoint::{Broken, Loaded, list, load, load_some, newest_whole, save};
+pub use checkpoint::{Broken, LoadedCheckpoint, list, load, load_some, newest_whole, save};
 pub use columns::Timing;
 pub use error::StoreError;
 pub use manifest::{Facts, Manifest};
@@ -46,7 +46,7 @@ pub use retention::Retention;
 pub use run_folder::{RunFolder, RunPaths, newest_run, run_names};
 pub use safetensors::{Info, Tensor};
 pub use shared::Site;
-pub use writer::{Job, Writer};
+pub use writer::{SaveJob, Writer};
 
 /// The result of everything in the store.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;

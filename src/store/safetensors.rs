@@ -399,7 +399,7 @@ pub fn read(path: &Path) -> Result<Vec<Tensor>> {
 }
 
 #[derive(Deserialize)]
-struct Header {
+struct JsonHeader {
     #[serde(rename = "__metadata__")]
     _metadata: Option<BTreeMap<String, String>>,
     #[serde(flatten)]
@@ -414,7 +414,7 @@ fn parse_header(json: &[u8]) -> Result<Vec<Info>, String> {
 
 /// The entries of a JSON header in the order of the data, without gaps; of any type.
 fn entries(json: &[u8]) -> Result<Vec<(String, TensorInfo)>, String> {
-    let header: Header = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    let header: JsonHeader = serde_json::from_slice(json).map_err(|e| e.to_string())?;
     let mut entries: Vec<(String, TensorInfo)> = header.tensors.into_iter().collect();
     entries.sort_by_key(|(_, info)| info.data_offsets);
     let mut expected = 0;

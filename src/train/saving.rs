@@ -10,7 +10,7 @@ use crate::ops::Ops;
 use crate::parallel::exchange;
 use crate::proof::Hash;
 use crate::store::writer::{Completion, PartJob, SaveProgress, SavedCheckpoint};
-use crate::store::{Facts, Job, Loaded};
+use crate::store::{Facts, LoadedCheckpoint, SaveJob};
 
 impl<O: Ops> Run<O> {
     /// Copies the state and hands it to the writer. Rows and entries up to the checkpoint are on the disk
@@ -34,7 +34,7 @@ impl<O: Ops> Run<O> {
         match (self.trainer.link().size(), facts) {
             (1, Some(facts)) => {
                 let state = self.trainer.state()?;
-                self.writer.submit(Job { state, facts })?;
+                self.writer.submit(SaveJob { state, facts })?;
             }
             (_, facts) => self.checkpoint_part(facts)?,
         }
@@ -82,7 +82,7 @@ impl<O: Ops> Run<O> {
     }
 
     /// The newest whole checkpoint: rank 0 chooses it, the others load their parts of the same one.
-    fn newest_checkpoint(&mut self) -> Result<Option<Loaded>, RunError> {
+    fn newest_checkpoint(&mut self) -> Result<Option<LoadedCheckpoint>, RunError> {
         const NONE: u64 = u64::MAX;
         let found = if self.trainer.link().rank() == 0 { self.writer.newest_whole()? } else { None };
         let step = found.as_ref().map_or(NONE, |(manifest, _)| manifest.step).to_le_bytes().to_vec();

@@ -14,7 +14,7 @@ use crate::run::device::Device;
 use crate::run::locked::{DeviceFacts, Locked};
 use crate::run::messages::Report;
 use crate::run::{initial, lock, resume};
-use crate::store::derived::{self, Agreed, Reach};
+use crate::store::derived::{self, AgreedRows, Reach};
 use crate::store::{self, Manifest, RunPaths, StoreError, checkpoint, run_folder};
 use crate::{train, units};
 
@@ -120,10 +120,10 @@ fn read_lock(paths: &RunPaths, newest: Option<&Manifest>, checks: &mut Checks<'_
     }
 }
 
-type Ledger = (ledger::Log, Vec<Entry>);
+type LedgerRead = (ledger::Log, Vec<Entry>);
 
 /// Each line against its head, and the heads and roots in the checkpoints against the lines.
-fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>) -> Option<Ledger> {
+fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>) -> Option<LedgerRead> {
     let (log, entries) = match ledger::read(&paths.ledger()) {
         Ok(read) => read,
         Err(why) => {
@@ -239,8 +239,10 @@ fn last_evaluation(lock: &Lock, data: &Data, entries: &[Entry], checks: &mut Che
 fn derived_files(paths: &RunPaths, entries: &[Entry], reach: Reach, checks: &mut Checks<'_>) {
     for (file, result) in derived::check(paths, entries, reach) {
         match result {
-            Ok(Agreed { rows, unproven: 0 }) => checks.passed(file, format!("{rows} lines are the ledger's")),
-            Ok(Agreed { rows, unproven }) => checks.passed(
+            Ok(AgreedRows { rows, unproven: 0 }) => {
+                checks.passed(file, format!("{rows} lines are the ledger's"))
+            }
+            Ok(AgreedRows { rows, unproven }) => checks.passed(
                 file,
                 format!(
                     "{rows} lines are the ledger's, but for {unproven} evaluations that it does not have"

@@ -17,7 +17,7 @@ use crate::proof::{Action, Entry, Evaluation, Validation};
 use crate::run::data::{Data, SHARDS, remembered};
 use crate::run::device::{Device, OnDevice};
 use crate::run::locked::Locked;
-use crate::run::messages::{Report, Work};
+use crate::run::messages::{LongWork, Report};
 use crate::run::{UsageError, initial, lock};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;
@@ -110,7 +110,7 @@ impl OnDevice for Replay {
             initial.start(&mut trainer)?;
         }
         let mut feed = self.data.feed(experiment, self.steps.start, trainer.progress().data_offset)?;
-        let replayed = self.report.progress(Work::Replaying, self.steps.end - self.steps.start);
+        let replayed = self.report.progress(LongWork::Replaying, self.steps.end - self.steps.start);
         for step in self.steps.clone() {
             let recorded = self.entries[step as usize].clone();
             let again = self.step(&mut trainer, &mut feed, &recorded)?;

@@ -16,7 +16,7 @@ use crate::proof::{Entry, Lock, ledger};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
 
 /// What to compare the runs with, and where to keep them.
-pub struct Options {
+pub struct TwiceOptions {
     /// `--set` arguments of the experiment.
     pub set: Vec<String>,
     /// A file of golden roots to compare with.
@@ -28,7 +28,7 @@ pub struct Options {
 }
 
 /// The three runs and where they are.
-struct Trial<'a> {
+struct TwiceRuns<'a> {
     program: PathBuf,
     experiment: &'a Path,
     runs: PathBuf,
@@ -53,7 +53,7 @@ const ATTEMPTS: u32 = 5;
 ///
 /// # Errors
 /// A run fails, or a file cannot be read or written.
-pub fn verify(path: &Path, options: &Options, checks: &mut Checks<'_>) -> anyhow::Result<()> {
+pub fn verify(path: &Path, options: &TwiceOptions, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     // Read before the runs, so that a mistake in it is found at once.
     let golden = options.expect.as_deref().map(|path| {
         let text =
@@ -67,7 +67,7 @@ pub fn verify(path: &Path, options: &Options, checks: &mut Checks<'_>) -> anyhow
     let mut set = options.set.clone();
     // Intervals change no bit; checkpoints to resume from and to compare are wanted.
     set.extend([format!("checkpoint.every={}", (steps / 4).max(1)), "checkpoint.keep_last=0".into()]);
-    let trial = Trial {
+    let trial = TwiceRuns {
         program: std::env::current_exe()?,
         experiment: path,
         runs: options.keep.clone().unwrap_or_else(|| temporary.path().join("runs")),
@@ -151,7 +151,7 @@ impl Made {
     }
 }
 
-impl Trial<'_> {
+impl TwiceRuns<'_> {
     fn folder(&self, name: &str) -> PathBuf {
         self.runs.join(name)
     }

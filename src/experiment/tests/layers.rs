@@ -19,7 +19,7 @@ fn layers_override_each_other_in_order_and_every_key_knows_its_origin() {
         ("RUNNER_SCHEDULE__WARMUP_STEPS", "7"),
         ("OTHER", "1"),
     ]);
-    let loaded = load_layers(&Input::Path(&path), &env, &["schedule.warmup_steps = 9".into()])
+    let loaded = load_layers(&ExperimentText::Path(&path), &env, &["schedule.warmup_steps = 9".into()])
         .unwrap_or_else(|e| panic!("{e}"));
     let e = &loaded.experiment;
     assert_eq!(

@@ -7,7 +7,7 @@ use super::*;
 use crate::experiment::{DeviceKind, Simd};
 
 fn cpu(threads: usize, simd: Simd) -> Cpu {
-    Cpu::new(&Device { kind: DeviceKind::Cpu, threads, simd }).unwrap()
+    Cpu::new(&DeviceKeys { kind: DeviceKind::Cpu, threads, simd }).unwrap()
 }
 
 fn upload(cpu: &mut Cpu, values: &[f32]) -> Buffer {

@@ -7,13 +7,19 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::buffer::MirrorBuffer;
+use super::checks::{act, float_mut};
 use super::reduce::{BLOCK_ROWS, add_in_order, column_sum, reduce_partials};
 use super::scalar::{gelu, gelu_slope, kept, round, wide};
 use super::tensor_core::{Left, Right, multiply};
+use super::{GeluColumnSums, Mirror};
 use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::gemm_hopper::{self, Order};
 use crate::ops::cuda::product::{Epilogue, GemmKey, Product, Types};
-use crate::ops::{LinearShape, Write};
+use crate::ops::{
+    Gelu, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
+    LinearShape, Perform, Result, Write,
+};
 
 /// Rows of a block of terms: what parts and bias chains are counted in.
 const TERMS: usize = 64;
@@ -172,5 +178,83 @@ impl WeightGradient<'_> {
             }
         }
         partials
+    }
+}
+
+impl Perform<Linear<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: Linear<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "linear";
+        let Linear { out, x, weight, bias, shape } = op;
+        let out = self.act_mut(OP, "out", out, shape.output())?;
+        let bias = bias.map(|bias| act(OP, "bias", bias, shape.c_out)).transpose()?;
+        let (x, weight) = (act(OP, "x", x, shape.input())?, act(OP, "weight", weight, shape.weight())?);
+        forward(&self.engine, out, x, weight, bias, shape);
+        Ok(())
+    }
+}
+
+impl Perform<LinearGelu<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: LinearGelu<'_, MirrorBuffer>) -> Result<()> {
+        let LinearGelu { out, pre, x, weight, bias, shape } = op;
+        self.perform(Linear { out: pre, x, weight, bias: Some(bias), shape })?;
+        self.perform(Gelu { out, pre, len: shape.output() })
+    }
+}
+
+impl Perform<Gelu<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: Gelu<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "gelu";
+        let Gelu { out, pre, len } = op;
+        let out = self.act_mut(OP, "out", out, len)?;
+        gelu_forward(&self.engine, out, act(OP, "pre", pre, len)?);
+        Ok(())
+    }
+}
+
+impl Perform<LinearBackwardInput<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: LinearBackwardInput<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "linear_backward_input";
+        let LinearBackwardInput { dx, dout, weight, shape } = op;
+        let dx = self.act_mut(OP, "dx", dx, shape.input())?;
+        let (dout, weight) =
+            (act(OP, "dout", dout, shape.output())?, act(OP, "weight", weight, shape.weight())?);
+        backward_input(&self.engine, dx, dout, weight, shape);
+        Ok(())
+    }
+}
+
+impl Perform<LinearBackwardInputGelu<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: LinearBackwardInputGelu<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "linear_backward_input_gelu";
+        let LinearBackwardInputGelu { dpre, dout, weight, pre, shape } = op;
+        self.perform(LinearBackwardInput { dx: dpre, dout, weight, shape })?;
+        let buffer = dpre.id;
+        let values = self.act_mut(OP, "dpre", dpre, shape.input())?;
+        let pre = act(OP, "pre", pre, shape.input())?;
+        let partials = gelu_gradient(&self.engine, values, pre, shape.c_in);
+        self.gelu_sums = Some(GeluColumnSums { buffer, rows: shape.rows, width: shape.c_in, partials });
+        Ok(())
+    }
+}
+
+impl Perform<LinearBackwardWeight<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: LinearBackwardWeight<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "linear_backward_weight";
+        let LinearBackwardWeight { dweight, dbias, dout, x, shape, write } = op;
+        let gradient = WeightGradient {
+            dout: act(OP, "dout", dout, shape.output())?,
+            x: act(OP, "x", x, shape.input())?,
+            shape,
+            write,
+        };
+        gradient.weight(&self.engine, float_mut(OP, "dweight", dweight, shape.weight())?);
+        let Some(dbias) = dbias else { return Ok(()) };
+        let known = self
+            .gelu_sums
+            .as_ref()
+            .filter(|sums| sums.buffer == dout.id && sums.rows == shape.rows && sums.width == shape.c_out);
+        let dbias = float_mut(OP, "dbias", dbias, shape.c_out)?;
+        gradient.bias(&self.engine, dbias, known.map(|sums| sums.partials.as_slice()));
+        Ok(())
     }
 }

@@ -1,8 +1,8 @@
 //! The mirror against plain f64, and a GPU against the mirror: there every bit counts.
 
-use crate::experiment::{Device, DeviceKind, Simd};
+use crate::experiment::{DeviceKeys, DeviceKind, Simd};
 use crate::ops::cuda::launch::gemm_hopper;
-use crate::ops::cuda::{Cuda, Options};
+use crate::ops::cuda::{Cuda, CudaOptions};
 use crate::ops::mirror::Mirror;
 use crate::ops::testing::{self, Limits};
 use crate::ops::{
@@ -16,12 +16,12 @@ use crate::rng::Key;
 const LIMITS: Limits = Limits { row_multiple: 8, head_sizes: Some(&[64, 128]) };
 
 fn mirror(threads: usize, simd: Simd) -> Mirror {
-    Mirror::new(&Device { kind: DeviceKind::Cpu, threads, simd }).expect("a CPU")
+    Mirror::new(&DeviceKeys { kind: DeviceKind::Cpu, threads, simd }).expect("a CPU")
 }
 
 /// A Hopper GPU, which a test of one must have.
 fn hopper() -> Cuda {
-    let cuda = Cuda::open(&Options { user_plans: false, ..Options::default() }).expect("a GPU");
+    let cuda = Cuda::open(&CudaOptions { user_plans: false, ..CudaOptions::default() }).expect("a GPU");
     assert!(gemm_hopper::fits(cuda.gpu()), "this GPU is not Hopper");
     cuda
 }

@@ -6,7 +6,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::config::Setting;
 use super::numbers::{self, Numbers};
-use super::{Page, Status};
+use super::{HtmlPage, Status};
 use crate::proof::lock::Table;
 use crate::report::run_data::references;
 use crate::report::{Chart, dark_rules};
@@ -21,7 +21,7 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'n
 const EVENTS_SHOWN: usize = 200;
 
 /// The whole page.
-pub fn page(page: &Page, charts: &[Chart]) -> Markup {
+pub fn page(page: &HtmlPage, charts: &[Chart]) -> Markup {
     let numbers = Numbers::of(&page.run);
     let style = STYLE.replace("/*dark plots*/", &dark_rules(".plot"));
     let sections = [
@@ -63,7 +63,7 @@ pub fn page(page: &Page, charts: &[Chart]) -> Markup {
 }
 
 /// One line: what was trained, and how far.
-fn facts(page: &Page, numbers: &Numbers) -> String {
+fn facts(page: &HtmlPage, numbers: &Numbers) -> String {
     let mut facts = Vec::new();
     if let Some(model) = &page.run.model {
         let size =
@@ -95,7 +95,7 @@ fn tile(name: &str, value: &str, note: &str) -> Markup {
 }
 
 /// The result in a few boxes.
-fn tiles(page: &Page, numbers: &Numbers) -> Markup {
+fn tiles(page: &HtmlPage, numbers: &Numbers) -> Markup {
     let level = page.run.model.as_ref().and_then(|model| references(model).next());
     let beside = |value: Option<f64>| match (level, value) {
         (Some(level), Some(value)) => format!("{}: {value:.3}", level.name),
@@ -155,7 +155,7 @@ fn inline(chart: &Chart) -> String {
     format!("<svg role=\"img\" aria-label=\"{name}\" viewBox{rest}")
 }
 
-fn samples(page: &Page) -> Markup {
+fn samples(page: &HtmlPage) -> Markup {
     let text = |text: &str| html! { pre { (text.trim_end()) } };
     html! {
         @match page.samples.split_first() {
@@ -171,7 +171,7 @@ fn samples(page: &Page) -> Markup {
     }
 }
 
-fn promises(page: &Page) -> Markup {
+fn promises(page: &HtmlPage) -> Markup {
     let badge = |status: Status| match status {
         Status::Passed => html! { span.badge.passed { "✓ passed" } },
         Status::Failed => html! { span.badge.failed { "✗ FAILED" } },
@@ -193,7 +193,7 @@ fn fault(what: &str, why: &str) -> Markup {
     html! { p.fault { (what) ": " (why) } }
 }
 
-fn ledger(page: &Page) -> Markup {
+fn ledger(page: &HtmlPage) -> Markup {
     html! {
         @match &page.ledger {
             None => p.quiet { "There is no ledger." },
@@ -261,7 +261,7 @@ fn happened(row: &MetricsRow) -> Vec<String> {
     skip.into_iter().chain(row.events.iter().cloned()).collect()
 }
 
-fn events(page: &Page) -> Markup {
+fn events(page: &HtmlPage) -> Markup {
     let mut events: Vec<(u64, String)> =
         page.run.rows.iter().flat_map(|row| happened(row).into_iter().map(|what| (row.step, what))).collect();
     if let Some(Ok((log, entries))) = &page.ledger {
@@ -303,7 +303,7 @@ fn events(page: &Page) -> Markup {
     }
 }
 
-fn speed(page: &Page, numbers: &Numbers) -> Markup {
+fn speed(page: &HtmlPage, numbers: &Numbers) -> Markup {
     let sensor =
         |value: fn(&GpuSample) -> Option<f64>| numbers::spread(page.sensors.iter().filter_map(value));
     let spread = |name: &str, values: Option<[f64; 3]>, show: fn(f64) -> String| {
@@ -348,7 +348,7 @@ fn table(table: &Table) -> Markup {
     html! { table.stack { tbody { @for (key, value) in table { tr { th { (key) } td.code { (value) } } } } } }
 }
 
-fn configuration(page: &Page) -> Markup {
+fn configuration(page: &HtmlPage) -> Markup {
     let section = |setting: &Setting| {
         setting.key.split_once('.').map_or(String::new(), |(section, _)| section.to_owned())
     };
@@ -376,7 +376,7 @@ fn configuration(page: &Page) -> Markup {
     }
 }
 
-fn lock(page: &Page) -> Markup {
+fn lock(page: &HtmlPage) -> Markup {
     html! {
         @match &page.lock {
             None => p.quiet { "There is no lock: what the bits depended on was not written down." },

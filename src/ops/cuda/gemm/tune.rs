@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::driver::Event;
+use super::super::driver::GpuEvent;
 use super::super::launch::{gelu, reduce};
 use super::super::memory::{Memory, Staging};
 use super::super::product::{Epilogue, Product, Types};
@@ -177,7 +177,7 @@ impl Gemm {
         if run().is_err() {
             return Ok(None);
         }
-        let marks = (0..=repeats).map(|_| Event::new(&self.gpu)).collect::<Result<Vec<_>>>()?;
+        let marks = (0..=repeats).map(|_| GpuEvent::new(&self.gpu)).collect::<Result<Vec<_>>>()?;
         marks[0].record()?;
         for mark in &marks[1..] {
             if run().is_err() {
