@@ -1,9 +1,6 @@
 //! The bindings against the text of the `.cu` files: nothing is missing on either side.
 
-use std::path::Path;
-
 use super::super::args::{FieldLayout, StructInfo};
-use super::super::sources::HEADERS;
 use super::*;
 
 /// Kernels that nothing launches, with their argument structs. Locks hold their file's hash, so they are
@@ -162,39 +159,4 @@ fn every_binding_names_a_kernel_once() {
     let count = names.len();
     names.dedup();
     assert_eq!(names.len(), count, "a kernel is bound once");
-}
-
-#[test]
-fn every_file_of_kernels_is_embedded() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-    let mut files: Vec<String> = std::fs::read_dir(folder)
-        .expect("the kernels")
-        .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name in ASCII"))
-        .collect();
-    files.sort_unstable();
-    let mut embedded: Vec<&str> = sources().chain(HEADERS).map(|source| source.file).collect();
-    embedded.sort_unstable();
-    assert_eq!(embedded, files);
-}
-
-/// The folder's text against the list above: a file that is not in it would go unchecked, and so would a
-/// struct that does without the macro.
-#[test]
-fn every_launch_file_with_bindings_is_in_the_list() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops/cuda/launch");
-    let (mut files, mut declared) = (0, 0);
-    for entry in std::fs::read_dir(folder).expect("the folder of this file") {
-        let path = entry.expect("an entry").path();
-        if path.ends_with("tests.rs") {
-            continue;
-        }
-        let text = std::fs::read_to_string(&path).expect("readable");
-        assert!(!text.contains("impl KernelArgs"), "{}: use `bindings!`", path.display());
-        let Some(start) = text.find("\nbindings! {\n") else { continue };
-        files += 1;
-        let block = &text[start..][..text[start..].find("\n}\n").expect("the macro ends")];
-        declared += block.lines().filter(|line| line.trim_start().starts_with("struct ")).count();
-    }
-    assert_eq!(files, BINDINGS.len(), "files with bindings");
-    assert_eq!(declared, structs().len(), "structs in their text");
 }
