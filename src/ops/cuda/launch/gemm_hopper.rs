@@ -346,7 +346,7 @@ mod tests {
         for TileKernel { width, cluster, kernel, .. } in &ENTRIES {
             assert!(kernel.name.ends_with(&format!("_{width}_{cluster}")), "{}", kernel.name);
             let launch = format!(
-                "BLOCK({cluster}) {}(const __grid_constant__ GemmArgs args) {{ Product<{width}, {cluster},",
+                "BLOCK({cluster}) {}(const __grid_constant__ GemmArgs args) {{\n    Product<{width}, {cluster},",
                 kernel.name
             );
             assert!(source.contains(&launch), "{launch}");

@@ -3,14 +3,6 @@
 use super::super::args::{FieldLayout, StructInfo};
 use super::*;
 
-/// Kernels that nothing launches, with their argument structs. Locks hold their file's hash, so they are
-/// removed with the next change of its machine code.
-const NOT_LAUNCHED: [(&str, &str, &str); 3] = [
-    ("elementwise.cu", "fill_f32", "FillArgs"),
-    ("elementwise.cu", "f32_to_act", "NarrowArgs"),
-    ("elementwise.cu", "act_to_f32", "WidenArgs"),
-];
-
 /// Structs behind pointers that the device alone writes and reads: no layout of them is known here.
 const DEVICE_ONLY: [(&str, &str); 1] = [("digest.cu", "DigestValue")];
 
@@ -73,9 +65,6 @@ fn unbound(kernels: &[KernelInfo], structs: &[StructInfo]) -> Vec<String> {
         let bound = |name: &str| structs.iter().any(|bound| bound.file == file && bound.name == name);
         let written = kernels_in_source(source.text);
         for (name, args) in &written {
-            if NOT_LAUNCHED.contains(&(file, name, args)) {
-                continue;
-            }
             if !kernels.iter().any(|bound| (bound.file, bound.name, bound.args) == (file, name, args)) {
                 missing.push(format!("kernel {name} of {file}"));
             }
@@ -91,8 +80,7 @@ fn unbound(kernels: &[KernelInfo], structs: &[StructInfo]) -> Vec<String> {
         };
         for name in structs_in_source(source.text) {
             let known = bound(name) || DEVICE_ONLY.contains(&(file, name));
-            let unused = NOT_LAUNCHED.iter().any(|(of, _, args)| (*of, *args) == (file, name));
-            if !known && !unused && (name.ends_with("Args") || pointed_to(name)) {
+            if !known && (name.ends_with("Args") || pointed_to(name)) {
                 missing.push(format!("struct {name} of {file}"));
             }
         }
@@ -122,11 +110,6 @@ fn every_argument_struct_matches_the_source() {
 #[test]
 fn every_kernel_and_every_struct_of_the_sources_is_bound() {
     assert_eq!(unbound(&kernels(), &structs()), [""; 0]);
-    for (file, kernel, args) in NOT_LAUNCHED {
-        let pair = (kernel.to_owned(), args.to_owned());
-        assert!(kernels_in_source(text_of(file)).contains(&pair), "{kernel} has left {file}");
-        assert!(!kernels().iter().any(|bound| (bound.file, bound.name) == (file, kernel)), "{kernel}");
-    }
     for (file, name) in DEVICE_ONLY {
         assert!(structs_in_source(text_of(file)).contains(&name), "{name} has left {file}");
     }
