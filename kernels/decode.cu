@@ -3,8 +3,8 @@
 //   decode_embedding   out[i,:] = wte[ids[i],:] + wpe[positions[i],:]
 //   decode_linear      out[i,:] = gelu?(x[i,:] weight^T + bias)
 //   decode_store       the keys and values of qkv go to their stream and position in the cache
-//   decode_attention
-//   out[i,h,:] = softmax(q_i,h K^T / sqrt(HS)) V over the positions 0 ... positions[i] of its stream
+//   decode_attention   out[i,h,:] = softmax(q_i,h K^T / sqrt(HS)) V over the positions 0 ... positions[i] of
+//                      its stream
 //
 // Shapes: n rows; x (n, c_in), weight (c_out, c_in); qkv (n, 3, NH, HS), out (n, NH, HS); keys and values (S,
 // NH, P, HS) with S streams of P positions, so that the keys of a head are one run of memory.

@@ -4,8 +4,8 @@
 //              with a branch: residual = x + branch first; statistics are of the residual as stored
 //   backward   g = dout*weight, h = (x - mean)*rstd
 //              dx (=|+=) rstd * (g - avg(g) - h*avg(g*h)),  dweight (=|+=) sum dout*h,  dbias (=|+=) sum dout
-//   x, branch, out, residual, dout, dx (n, C) act_t; weight, bias (C) act_t; mean, rstd (n), dweight, dbias
-//   (C) float
+//   x, branch, out, residual, dout, dx (n, C) act_t; weight, bias (C) act_t;
+//   mean, rstd (n), dweight, dbias (C) float
 //
 // Each tensor is read once and written once: a row waits in registers between the passes over it.
 // The variance is the two-pass one. Weight gradients are summed over a block's rows in registers, stored as
@@ -146,12 +146,10 @@ struct LayernormBackwardArgs {
 };
 
 // grid blocks = ceil(n / rows_per_block).
-//   layernorm_backward       C <= 4096:
-//   block C/8 rounded up to a warp; two rows a step, one chunk a thread, held in
-//                            registers between the two passes over a row while the next two are read
-//   layernorm_backward_wide
-//   C <= 16384: block 512; one row at a time, up to four chunks a thread, read again (from
-//                            cache) for the second pass, since registers are taken by the sums
+//   layernorm_backward       C <= 4096: block C/8 rounded up to a warp; two rows a step, one chunk a thread,
+//                            held in registers between the two passes over a row while the next two are read
+//   layernorm_backward_wide  C <= 16384: block 512; one row at a time, up to four chunks a thread, read again
+//                            (from cache) for the second pass, since registers are taken by the sums
 // A thread owns the same columns in all rows, so that it can sum their weight gradients in registers; the
 // two sums of each row are reduced over the block, for all rows of a step at once.
 struct NormRow {
