@@ -111,7 +111,8 @@ impl Console {
         let gpu = self.gpu.latest().map_or(String::new(), |sample| format!(" | {}", sample.to_text()));
         let mfu = mfu.map_or(String::new(), |m| format!(" | {:4.1}% MFU", 100.0 * m));
         let mut line = format!(
-            "step {step:>width$}/{} | loss {:.6} ({}) | norm {:.4} ({}) | lr {:.2e} | {step_ms:.1} ms{mfu} | {tokens_per_s:.0} tok/s{gpu}",
+            "step {step:>width$}/{} | loss {:.6} ({}) | norm {:.4} ({}) | lr {:.2e} | {step_ms:.1} ms{mfu} \
+             | {tokens_per_s:.0} tok/s{gpu}",
             self.steps,
             report.loss,
             z(report.loss_z),
@@ -202,7 +203,8 @@ impl Listener for Console {
                 self.done = *to_step;
                 self.show_steps();
                 self.line(&format!(
-                    "{WARN}diverged at step {from_step}: back to the checkpoint of step {to_step}, on with the data behind{WARN:#}"
+                    "{WARN}diverged at step {from_step}: back to the checkpoint of step {to_step}, on with \
+                     the data behind{WARN:#}"
                 ));
             }
             Event::Diverged { step, skips } => {

@@ -112,7 +112,8 @@ fn text(message: &Message<'_>) -> String {
             format!("same numerics, made elsewhere before:{}", list(differences))
         }
         Message::OtherEvaluations(lock) => format!(
-            "the state is that of {lock}, the ledger has another head: its run was evaluated at other steps, or by an older program"
+            "the state is that of {lock}, the ledger has another head: its run was evaluated at other \
+             steps, or by an older program"
         ),
         Message::RunBeforeFile { name, folder } => format!(
             "`{0}` names the run `{1}` here; `./{0}` is the file or folder",
@@ -126,7 +127,8 @@ fn text(message: &Message<'_>) -> String {
         Message::Folder(folder) => format!("folder: {}", folder.display()),
         Message::NoSensors(why) => format!("the GPU's sensors cannot be read: {why}"),
         Message::GpusLeftOver { used, gpus, workers } => format!(
-            "{used} of {gpus} GPUs are used: `parallel.workers` is {workers}, and the number of ranks is a power of two that divides it"
+            "{used} of {gpus} GPUs are used: `parallel.workers` is {workers}, and the number of ranks is a \
+             power of two that divides it"
         ),
         Message::LauncherGone => "the process that started this rank has ended: saving and stopping".into(),
         Message::RankKilled { .. } | Message::RankStuck { .. } | Message::RankLost(_) => String::new(),
@@ -165,7 +167,8 @@ fn summary_text(summary: &ExperimentSummary<'_>) -> String {
             units::thousands(summary.val_tokens),
         ),
         format!(
-            "memory: {} planned: weights {}, gradients {}, optimizer {}, activations {}{samples}, scratch {}; {} on the host",
+            "memory: {} planned: weights {}, gradients {}, optimizer {}, activations {}{samples}, scratch \
+             {}; {} on the host",
             units::bytes(memory.total()),
             part(Category::Parameters),
             part(Category::Gradients),

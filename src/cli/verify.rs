@@ -67,7 +67,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let made: Vec<_> = checks
             .into_made()
             .iter()
-            .map(|Check { status, name, detail }| json!({"check": name, "status": word(*status), "detail": detail}))
+            .map(|Check { status, name, detail }| {
+                json!({"check": name, "status": word(*status), "detail": detail})
+            })
             .collect();
         streams::print(&format!("{}\n", json!({"ok": ok, "checks": made})))?;
     }

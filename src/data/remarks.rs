@@ -66,7 +66,8 @@ fn overlaps(train: &[ShardDigest], val: &[ShardDigest]) -> Vec<String> {
         .collect();
     let say = |what: &str, found: &[String]| (!found.is_empty()).then(|| format!("{what}: {}", list(found)));
     let shared = say(
-        "the validation data are trained on, so the validation loss does not measure what is new; same content in both",
+        "the validation data are trained on, so the validation loss does not measure what is new; same \
+         content in both",
         &shared,
     );
     let twice = say("training shards are there twice, by content, and are read twice an epoch", &twice);
@@ -82,7 +83,8 @@ fn short(what: &str, data: &Dataset, seq_len: usize) -> Option<String> {
         .collect();
     (!short.is_empty()).then(|| {
         format!(
-            "{what} shards with fewer than {} tokens (`batch.seq_len` + 1) give no sequence and are not read: {}",
+            "{what} shards with fewer than {} tokens (`batch.seq_len` + 1) give no sequence and are not \
+             read: {}",
             seq_len + 1,
             list(&short)
         )
@@ -109,7 +111,8 @@ fn doubtful(what: &str, data: &Dataset, digests: &[ShardDigest], tokenizer: &Tok
         .collect();
     (!found.is_empty()).then(|| {
         format!(
-            "{what} shards may be of another tokenizer than `data.tokenizer` = `{}`, which has {} tokens; they record none: {}",
+            "{what} shards may be of another tokenizer than `data.tokenizer` = `{}`, which has {} tokens; \
+             they record none: {}",
             tokenizer.name(),
             units::thousands(vocab as u64),
             list(&found)

@@ -166,7 +166,8 @@ impl Loaded {
         let warmup = self.experiment.schedule.warmup_steps;
         if warmup > steps {
             return refused(format!(
-                "the warm-up of {warmup} steps is longer than the run of {steps} ({epochs} epochs of {sequences} sequences)"
+                "the warm-up of {warmup} steps is longer than the run of {steps} ({epochs} epochs of \
+                 {sequences} sequences)"
             ));
         }
         let origin = format!(

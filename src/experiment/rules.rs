@@ -339,7 +339,8 @@ impl Rules {
         } else if self.truly_missing(&["model.descriptor"]) && self.truly_missing(&SIZES) {
             let missing: Vec<&str> = SIZES.into_iter().filter(|key| self.get(key).is_none()).collect();
             if missing.len() == SIZES.len() {
-                let hint = "set `model.descriptor`, such as \"d12\", or `model.layers`, `model.heads` and `model.channels`, or `model.init`";
+                let hint = "set `model.descriptor`, such as \"d12\", or `model.layers`, `model.heads` and \
+                            `model.channels`, or `model.init`";
                 self.refuse(Fault::new("the experiment has no model").hint(hint.to_string()));
             } else if !missing.is_empty() {
                 let fault = self.clash(format!("`{}` must be given too", missing.join("` and `")), &SIZES);
@@ -366,7 +367,8 @@ impl Rules {
                 && (!matches!(size, 64 | 128) || channels % 8 != 0)
             {
                 let message = format!(
-                    "{channels} channels in heads of {size} have no mirror: it has heads of 64 and 128, as Hopper's kernels do"
+                    "{channels} channels in heads of {size} have no mirror: it has heads of 64 and 128, as \
+                     Hopper's kernels do"
                 );
                 let fault = self.clash(message, &["model.heads", "model.channels", "device.kind"]);
                 self.refuse(fault);
@@ -374,7 +376,8 @@ impl Rules {
                 && (size > CUDA_HEAD_SIZE || channels % 8 != 0)
             {
                 let message = format!(
-                    "{channels} channels in heads of {size} cannot run on CUDA: it takes multiples of 8 in heads of at most {CUDA_HEAD_SIZE}"
+                    "{channels} channels in heads of {size} cannot run on CUDA: it takes multiples of 8 in \
+                     heads of at most {CUDA_HEAD_SIZE}"
                 );
                 let fault = self.clash(message, &["model.heads", "model.channels", "device.kind"]);
                 self.refuse(fault);
@@ -414,7 +417,8 @@ impl Rules {
             && vocab < needed
         {
             let message = format!(
-                "a vocabulary of {vocab} is too small for the tokenizer \"{tokenizer}\", which has {needed} tokens"
+                "a vocabulary of {vocab} is too small for the tokenizer \"{tokenizer}\", which has {needed} \
+                 tokens"
             );
             let fault = self.clash(message, &["model.vocab", "data.tokenizer"]);
             self.refuse(fault.hint("leave `model.vocab` out: it follows the tokenizer".to_string()));
@@ -464,10 +468,17 @@ impl Rules {
                 tokens / unit
             );
             let fault = self
-                .clash(message, &["parallel.zero", "batch.tokens", "batch.micro", "batch.seq_len", "parallel.workers"])
-                .note("a worker adds its micro-batches up before anything is divided, so it holds its whole gradient until then")
+                .clash(
+                    message,
+                    &["parallel.zero", "batch.tokens", "batch.micro", "batch.seq_len", "parallel.workers"],
+                )
+                .note(
+                    "a worker adds its micro-batches up before anything is divided, so it holds its whole \
+                     gradient until then",
+                )
                 .hint(format!(
-                    "set `parallel.zero` to 1; more workers would change the bits, `parallel.workers` = {} fits",
+                    "set `parallel.zero` to 1; more workers would change the bits, `parallel.workers` = {} \
+                     fits",
                     workers * (tokens / unit)
                 ));
             self.refuse(fault);
@@ -531,11 +542,15 @@ impl Rules {
             && may_be_bf16
         {
             let message = format!(
-                "`kernels.gelu_fusion` = {fusion} and `memory.recompute` = {recompute} do not go together in bf16"
+                "`kernels.gelu_fusion` = {fusion} and `memory.recompute` = {recompute} do not go together \
+                 in bf16"
             );
             let fault = self
                 .clash(message, &["kernels.gelu_fusion", "memory.recompute", "precision.compute"])
-                .note("fused, GELU reads the fp32 sum of the matrix multiplication; computed again, it would read that sum rounded to bf16")
+                .note(
+                    "fused, GELU reads the fp32 sum of the matrix multiplication; computed again, it \
+                     would read that sum rounded to bf16",
+                )
                 .note("`memory.recompute` promises to change no bit, and so could not keep its promise")
                 .hint("set one of the two to 0".to_string());
             self.refuse(fault);
@@ -547,7 +562,8 @@ impl Rules {
         let no_train = self.list_is_empty("data.train");
         let no_val = self.list_is_empty("data.val");
         if corpus.is_none() && no_train && self.truly_missing(&["data.corpus", "data.train"]) {
-            let hint = "set `data.train` to a pattern of token shards, or `data.corpus` to \"kjv\", the embedded text";
+            let hint = "set `data.train` to a pattern of token shards, or `data.corpus` to \"kjv\", the \
+                        embedded text";
             let fault = self.clash("the experiment has no data to train on".to_string(), &["data.train"]);
             self.refuse(fault.hint(hint.to_string()));
         }

@@ -24,7 +24,10 @@ const HEADER_BYTES: usize = 1024;
 /// How such files are read.
 pub(super) const READER: FormatReader = FormatReader {
     what: "llm.c's `.bin`",
-    recognises: |_, content| matches!(content, Content::File(start) if start.starts_with(&MAGIC.to_le_bytes())),
+    recognises: |_, content| match content {
+        Content::File(start) => start.starts_with(&MAGIC.to_le_bytes()),
+        _ => false,
+    },
     sizes,
     read: |path| Ok(read(path)?.0),
     weights: |path| Ok(vec![path.to_owned()]),

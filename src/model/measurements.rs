@@ -47,7 +47,8 @@ fn tuning() {
             for gemm::Tuned { plan, us, first_us, candidates } in cuda.tuned() {
                 let tflops = plan.key.flops() / f64::from(*us) * 1e-6;
                 println!(
-                    "  {:60} {us:8.1} us, {tflops:4.0} TFLOP/s, first of {candidates}: {first_us:8.1} us; {:?}",
+                    "  {:60} {us:8.1} us, {tflops:4.0} TFLOP/s, first of {candidates}: {first_us:8.1} us; \
+                     {:?}",
                     plan.key.to_string(),
                     plan.algorithm
                 );
@@ -96,7 +97,8 @@ fn decoding_speed() {
             let ms = started.elapsed().as_secs_f64() * 10.0;
             let speed = streams as f64 / ms * 1e3;
             println!(
-                "graph {cuda_graph}, {streams} streams from {from}: {ms:.3} ms a pass, {speed:.0} tok/s without choosing"
+                "graph {cuda_graph}, {streams} streams from {from}: {ms:.3} ms a pass, {speed:.0} tok/s \
+                 without choosing"
             );
         }
     }

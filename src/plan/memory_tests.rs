@@ -9,7 +9,8 @@ use crate::train::Trainer;
 fn the_memory_plan_is_what_the_trainer_allocates() {
     let text = "[model]\nlayers = 3\nheads = 2\nchannels = 32\n\
         [data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n[batch]\nmicro = 2\n\
-        seq_len = 8\ntokens = 128\n[schedule]\nsteps = 1\n[parallel]\nworkers = 8\n[precision]\nmaster_weights = MASTERS\n\
+        seq_len = 8\ntokens = 128\n[schedule]\nsteps = 1\n[parallel]\nworkers = \
+        8\n[precision]\nmaster_weights = MASTERS\n\
         [memory]\nrecompute = LEVEL\npartial_sums = 'PLACE'\n[sample]\nevery = SAMPLES\n";
     for (masters, level, place) in [("true", "0", "device"), ("true", "1", "host"), ("false", "2", "device")]
     {

@@ -178,7 +178,8 @@ fn notes(experiment: &Experiment, share: Share) -> Vec<String> {
     let (workers, gpus) = (experiment.parallel.workers as u64, share.devices);
     if workers < gpus {
         notes.push(format!(
-            "`parallel.workers` is {workers}: {gpus} GPUs need {gpus}, which changes bits; planned as if it were"
+            "`parallel.workers` is {workers}: {gpus} GPUs need {gpus}, which changes bits; planned as if it \
+             were"
         ));
     }
     let micro_batches = experiment.sequences_per_step() / experiment.batch.micro as u64;

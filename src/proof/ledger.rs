@@ -58,13 +58,17 @@ pub struct TornLine {
 pub enum LedgerError {
     #[error("cannot {doing} `{}`: {source}{}", path.display(), full_disk_hint(source))]
     Io { path: PathBuf, doing: &'static str, source: io::Error },
-    #[error("`{}` line {line}: {why}\n  hint: the line was edited or the disk damaged it; `runner resume` goes on from the last checkpoint before it", path.display())]
+    #[error("`{}` line {line}: {why}\n  hint: the line was edited or the disk damaged it; `runner resume` \
+             goes on from the last checkpoint before it", path.display())]
     BadLine { path: PathBuf, line: u64, why: String },
-    #[error("`{}` line {line}: its head is {found}, but the entries up to it give {expected}\n  hint: this line or its entry was edited, moved, inserted, or the one before it removed", path.display())]
+    #[error("`{}` line {line}: its head is {found}, but the entries up to it give {expected}\n  hint: this \
+             line or its entry was edited, moved, inserted, or the one before it removed", path.display())]
     WrongHead { path: PathBuf, line: u64, expected: Hash, found: Hash },
-    #[error("`{}` has {have} entries, expected at least {want}\n  hint: lines were lost; an earlier checkpoint may still fit", path.display())]
+    #[error("`{}` has {have} entries, expected at least {want}\n  hint: lines were lost; an earlier \
+             checkpoint may still fit", path.display())]
     TooShort { path: PathBuf, have: u64, want: u64 },
-    #[error("the first {size} entries of `{}` have the root {found}, expected {expected}\n  hint: this ledger belongs to another run than the checkpoint, or was rewritten", path.display())]
+    #[error("the first {size} entries of `{}` have the root {found}, expected {expected}\n  hint: this \
+             ledger belongs to another run than the checkpoint, or was rewritten", path.display())]
     NotAPrefix { path: PathBuf, size: u64, expected: Hash, found: Hash },
 }
 

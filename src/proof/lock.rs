@@ -47,9 +47,11 @@ pub enum LockError {
     Io { path: PathBuf, source: io::Error },
     #[error("`{}` line {line} is not a lock: {why}\n  hint: {DAMAGED}", path.display())]
     Syntax { path: PathBuf, line: usize, why: String },
-    #[error("`{}` has the format `{found}`, expected `{FORMAT}`\n  hint: it is damaged, or was written by another version of runner", path.display())]
+    #[error("`{}` has the format `{found}`, expected `{FORMAT}`\n  hint: it is damaged, or was written by \
+             another version of runner", path.display())]
     Format { path: PathBuf, found: String },
-    #[error("`{}`: table `{table}` was changed: its digest is {found}, the head of the file says {expected}\n  hint: {DAMAGED}", path.display())]
+    #[error("`{}`: table `{table}` was changed: its digest is {found}, the head of the file says \
+             {expected}\n  hint: {DAMAGED}", path.display())]
     TableDiffers { path: PathBuf, table: &'static str, expected: Hash, found: Hash },
     #[error("`{}` line {line} is not as runner writes it\n  hint: {DAMAGED}", path.display())]
     Spelling { path: PathBuf, line: usize },

@@ -319,7 +319,8 @@ mod tests {
     use super::*;
     use crate::store::metrics::{Action, MetricsWriter};
 
-    const EXPERIMENT: &str = "[model]\nlayers = 2\nheads = 2\nchannels = 32\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
+    const EXPERIMENT: &str = "[model]\nlayers = 2\nheads = 2\nchannels = 32\n[data]\ncorpus = \
+                              'kjv'\ntokenizer = 'byte'\n\
         [schedule]\nsteps = 10\n[guards]\npatience = 3\n";
 
     fn run(root: &Path, name: &str, rows: impl Fn(&mut MetricsWriter)) -> PathBuf {

@@ -28,7 +28,8 @@ impl Expected {
             return Ok(());
         }
         Err(ProofRefusal(format!(
-            "the bits that {} locks cannot be made here:{}{}\n  hint: undo the change, run on a machine that has what is locked, or lock anew with `runner lock`",
+            "the bits that {} locks cannot be made here:{}{}\n  hint: undo the change, run on a machine \
+             that has what is locked, or lock anew with `runner lock`",
             self.from,
             list(&changed),
             older_arithmetic(&self.lock.numerics, &here.numerics)
@@ -55,7 +56,9 @@ impl Expected {
             return Ok(());
         }
         Err(ProofRefusal(format!(
-            "the numerics are those of {}, the outputs are not:{}\n  hint: `runner verify` this run with `--replay`; if it cannot repeat itself either, suspect the hardware; else a change of the program has changed bits without saying so",
+            "the numerics are those of {}, the outputs are not:{}\n  hint: `runner verify` this run with \
+             `--replay`; if it cannot repeat itself either, suspect the hardware; else a change of the \
+             program has changed bits without saying so",
             self.from,
             list(&changed)
         )))

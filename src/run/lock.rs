@@ -152,8 +152,10 @@ fn config(loaded: &Loaded) -> Table {
 pub fn older_arithmetic(locked: &Table, here: &Table) -> String {
     match here.get(ARITHMETIC_KEY) {
         Some(name) if locked.contains_key("cuda.nvrtc") && !locked.contains_key(ARITHMETIC_KEY) => format!(
-            "\n  note: this lock is from a version whose bits depended on compiler, libraries and the number of \
-             multiprocessors; the kernels' arithmetic is `{name}` now, on any Hopper GPU and in its mirror, and \
+            "\n  note: this lock is from a version whose bits depended on compiler, libraries and the \
+             number of \
+             multiprocessors; the kernels' arithmetic is `{name}` now, on any Hopper GPU and in its mirror, \
+             and \
              has other bits"
         ),
         _ => String::new(),

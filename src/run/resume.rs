@@ -87,7 +87,8 @@ impl Past {
                 None => "it was locked".into(),
             };
             return Err(ProofRefusal(format!(
-                "what the bits of this run depend on has changed since {since}:{}{}\n  hint: undo the change, or go on with `--allow-drift`, which is written into the ledger",
+                "what the bits of this run depend on has changed since {since}:{}{}\n  hint: undo the \
+                 change, or go on with `--allow-drift`, which is written into the ledger",
                 list(&drift),
                 self.numerics().map_or_else(String::new, |was| older_arithmetic(was, &here.numerics))
             )));

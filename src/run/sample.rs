@@ -49,7 +49,7 @@ pub struct NextLogits {
 }
 
 /// A device with a model that is ready to decode.
-struct Ready<O: Ops> {
+struct LoadedDecoder<O: Ops> {
     ops: O,
     params: Weights<O::Buf>,
     decoder: Decoder<O>,
@@ -67,9 +67,9 @@ pub fn sample(
     emit: impl FnMut(usize, u16) -> bool,
 ) -> anyhow::Result<Sampled> {
     match Device::open(&model.experiment)? {
-        Device::Cpu(cpu) => Ready::new(cpu, model, request.samples)?.write(request, emit),
-        Device::Cuda(cuda) => Ready::new(*cuda, model, request.samples)?.write(request, emit),
-        Device::Mirror(mirror) => Ready::new(mirror, model, request.samples)?.write(request, emit),
+        Device::Cpu(cpu) => LoadedDecoder::new(cpu, model, request.samples)?.write(request, emit),
+        Device::Cuda(cuda) => LoadedDecoder::new(*cuda, model, request.samples)?.write(request, emit),
+        Device::Mirror(mirror) => LoadedDecoder::new(mirror, model, request.samples)?.write(request, emit),
     }
 }
 
@@ -79,20 +79,20 @@ pub fn sample(
 /// As [`sample`], and a prompt of more tokens than the model has learned positions.
 pub fn next_logits(model: LoadedModel, prompt: &str) -> anyhow::Result<NextLogits> {
     match Device::open(&model.experiment)? {
-        Device::Cpu(cpu) => Ready::new(cpu, model, 1)?.logits(prompt),
-        Device::Cuda(cuda) => Ready::new(*cuda, model, 1)?.logits(prompt),
-        Device::Mirror(mirror) => Ready::new(mirror, model, 1)?.logits(prompt),
+        Device::Cpu(cpu) => LoadedDecoder::new(cpu, model, 1)?.logits(prompt),
+        Device::Cuda(cuda) => LoadedDecoder::new(*cuda, model, 1)?.logits(prompt),
+        Device::Mirror(mirror) => LoadedDecoder::new(mirror, model, 1)?.logits(prompt),
     }
 }
 
-impl<O: Ops> Ready<O> {
-    fn new(mut ops: O, model: LoadedModel, samples: usize) -> anyhow::Result<Ready<O>> {
+impl<O: Ops> LoadedDecoder<O> {
+    fn new(mut ops: O, model: LoadedModel, samples: usize) -> anyhow::Result<LoadedDecoder<O>> {
         let LoadedModel { experiment, state, .. } = model;
         let params = parameters::load(&mut ops, &experiment.model, &state)?;
         drop(state);
         let room = Room { streams: samples.min(STREAMS), positions: experiment.trained_positions() };
         let decoder = Decoder::new(&mut ops, &experiment.model, room)?;
-        Ok(Ready { ops, params, decoder, tokenizer: Tokenizer::new(experiment.data.tokenizer) })
+        Ok(LoadedDecoder { ops, params, decoder, tokenizer: Tokenizer::new(experiment.data.tokenizer) })
     }
 
     fn prompt(&self, text: &str) -> Vec<u16> {

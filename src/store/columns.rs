@@ -2,11 +2,11 @@
 //! event file and what reads them follow.
 //!
 //! Each line of the table is a column: its name, which is the key in JSON and the column in parquet; its
-//! [`ColumnKind`]; its unit; its tag in TensorBoard, empty for none; how a run's rows are summarised in one number;
-//! and how its value is taken from an entry of the ledger, or from the clock. Columns of the kinds `Training`
-//! and `Evaluation` are exact: the files hold them a second time, under `NAME_bits`, as the bits of the
-//! double. A timing has no bits. `main.log` is llm.c's format and has llm.c's five streams, whatever the
-//! table lists.
+//! [`ColumnKind`]; its unit; its tag in TensorBoard, empty for none; how a run's rows are summarised in one
+//! number; and how its value is taken from an entry of the ledger, or from the clock. Columns of the kinds
+//! `Training` and `Evaluation` are exact: the files hold them a second time, under `NAME_bits`, as the bits
+//! of the double. A timing has no bits. `main.log` is llm.c's format and has llm.c's five streams, whatever
+//! the table lists.
 
 use crate::proof::{Action, Entry, HellaSwag};
 
@@ -86,7 +86,10 @@ impl Column {
 
 /// Declares the fields of [`MetricsRow`] and, in the same order, the table [`COLUMNS`].
 macro_rules! columns {
-    ($($(#[$doc:meta])* $name:ident: $kind:ident, $unit:literal, $tag:literal, $summary:ident, $from:expr;)*) => {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident: $kind:ident, $unit:literal, $tag:literal, $summary:ident, $from:expr;
+    )*) => {
         /// One step. `None` is "not measured"; NaN and infinity are values.
         #[derive(Clone, Debug)]
         pub struct MetricsRow {

@@ -219,7 +219,8 @@ mod tests {
     fn a_log_reads_back_and_what_was_written_later_wins() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(MAIN_LOG);
-        let text = "s:0 tel:11.0\ns:0 trl:11.1 lr:0.1 norm:43.6\ns:1 trl:9.0\ns:1 trl:8.5 lr:0.2 norm:2.0\ns:2 skip_grad_z:6.5\ns:9 gpu:5.0\ns:3 trl:7";
+        let text = "s:0 tel:11.0\ns:0 trl:11.1 lr:0.1 norm:43.6\ns:1 trl:9.0\ns:1 trl:8.5 lr:0.2 \
+                    norm:2.0\ns:2 skip_grad_z:6.5\ns:9 gpu:5.0\ns:3 trl:7";
         std::fs::write(&path, text).unwrap();
         let rows = read(&path).unwrap();
         assert_eq!(rows.iter().map(|row| row.step).collect::<Vec<_>>(), [0, 1, 2, 9]);

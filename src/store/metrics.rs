@@ -173,7 +173,8 @@ pub enum MetricsError {
     Store(#[from] super::StoreError),
     #[error("cannot {action} `{}`: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
-    #[error("`{}` has neither {JSONL} nor {PARQUET}\n  hint: is it the folder of a run that has started?", folder.display())]
+    #[error("`{}` has neither {JSONL} nor {PARQUET}\n  hint: is it the folder of a run that has \
+             started?", folder.display())]
     Missing { folder: PathBuf },
     #[error("`{}` {place}: {message}", path.display())]
     Row { path: PathBuf, place: RowPlace, message: String },
@@ -181,7 +182,8 @@ pub enum MetricsError {
     Order { path: PathBuf, message: String },
     #[error("`{}`: {message}", path.display())]
     Parquet { path: PathBuf, message: String },
-    #[error("`{}` ends at {}, but the run resumes at step {resume}: rows in between are lost\n  hint: restore the file from a copy, or resume from an earlier checkpoint",
+    #[error("`{}` ends at {}, but the run resumes at step {resume}: rows in between are lost\n  hint: \
+             restore the file from a copy, or resume from an earlier checkpoint",
         path.display(), last.map_or("no row".to_owned(), |step| format!("step {step}")))]
     Incomplete { path: PathBuf, last: Option<u64>, resume: u64 },
 }

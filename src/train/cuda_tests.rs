@@ -12,7 +12,8 @@ use crate::ops::cuda::{Cuda, CudaOptions};
 use crate::parallel::{Exchange, Hosted, Solo, nccl, threads};
 use crate::proof::Hash;
 
-const TEXT: &str = "seed = 1\n[model]\nlayers = 3\nheads = 2\nchannels = 128\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
+const TEXT: &str = "seed = 1\n[model]\nlayers = 3\nheads = 2\nchannels = 128\n[data]\ncorpus = \
+                    'kjv'\ntokenizer = 'byte'\n\
     [batch]\nmicro = 2\nseq_len = 64\ntokens = 2048\n[schedule]\nsteps = 8\n[device]\nkind = 'cuda'";
 
 fn setup(settings: &[&str]) -> (Trainer<Cuda>, Prefetcher) {

@@ -147,7 +147,8 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
             checks.failed(
                 &check,
                 format!(
-                    "its manifest has the head {} after {} steps, the ledger {found}\n  do: one of them is of another run, or was rewritten; restore it from a copy",
+                    "its manifest has the head {} after {} steps, the ledger {found}\n  do: one of them is \
+                     of another run, or was rewritten; restore it from a copy",
                     manifest.ledger.root, manifest.ledger.size
                 ),
             );
@@ -182,8 +183,8 @@ fn counted_otherwise(manifest: &Manifest, last: &Entry, entries: &[Entry]) -> Op
     differing("tokens", manifest.tokens, last.tokens).or(differing("updates", manifest.updates, updates))
 }
 
-/// The step before which the run last went on with other numerics, by leave; 0 when it never did. A note is in
-/// no hash, so it counts only with its event in the entry of the step that followed, if one did.
+/// The step before which the run last went on with other numerics, by leave; 0 when it never did. A note is
+/// in no hash, so it counts only with its event in the entry of the step that followed, if one did.
 fn last_drift(notes: &[Note], entries: &[Entry]) -> u64 {
     let confirmed = |note: &&Note| {
         let next = usize::try_from(note.after).ok().and_then(|at| entries.get(at));
@@ -230,7 +231,8 @@ fn last_evaluation(lock: &Lock, data: &Data, entries: &[Entry], checks: &mut Che
     if measured && cut && !lock.outputs.is_empty() {
         checks.failed(
             "last evaluation",
-            "the run has ended, and the ledger has no evaluation after its last step\n  do: restore the ledger from a copy; `runner eval` measures the weights again",
+            "the run has ended, and the ledger has no evaluation after its last step\n  do: restore the \
+             ledger from a copy; `runner eval` measures the weights again",
         );
     }
 }
@@ -290,7 +292,8 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
         checks.failed(
             "data",
             format!(
-                "not what was trained on:{}\n  do: restore the shards; nothing here can be repeated without them",
+                "not what was trained on:{}\n  do: restore the shards; nothing here can be repeated without \
+                 them",
                 lock::list(&changed)
             ),
         );
@@ -312,7 +315,8 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
         (false, false) => checks.failed(
             "evaluation data",
             format!(
-                "not what the run was measured on:{}\n  do: restore the files; the state's bits do not depend on them, the scores do",
+                "not what the run was measured on:{}\n  do: restore the files; the state's bits do not \
+                 depend on them, the scores do",
                 lock::list(&changed)
             ),
         ),

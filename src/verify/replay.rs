@@ -1,5 +1,6 @@
-//! Steps of a run trained again, nothing written: each must end in the ledger's entry. With the last step goes
-//! the evaluation after it, which stands behind the head in the last checkpoint: nothing else ties it to the run.
+//! Steps of a run trained again, nothing written: each must end in the ledger's entry. With the last step
+//! goes the evaluation after it, which stands behind the head in the last checkpoint: nothing else ties it to
+//! the run.
 
 use std::ops::Range;
 
@@ -44,7 +45,8 @@ pub fn verify(
     };
     if let Some(entry) = entries.iter().take(steps.end as usize).rev().find(drifted) {
         anyhow::bail!(
-            "the steps before {0} were made with other numerics: drift was allowed there\n  hint: replay from a checkpoint of step {0} on",
+            "the steps before {0} were made with other numerics: drift was allowed there\n  hint: replay \
+             from a checkpoint of step {0} on",
             entry.step
         );
     }
@@ -53,7 +55,8 @@ pub fn verify(
         let have: Vec<String> =
             store::list(&paths.checkpoints())?.iter().map(|(step, _)| step.to_string()).collect();
         return Err(UsageError(format!(
-            "there is no checkpoint of step {} to start from\n  hint: there are those of steps 0 (the start), {}",
+            "there is no checkpoint of step {} to start from\n  hint: there are those of steps 0 (the \
+             start), {}",
             steps.start,
             have.join(", ")
         ))
@@ -69,7 +72,8 @@ pub fn verify(
         Ok(unmeasured) => checks.passed(
             "replay",
             format!(
-                "{same}, but for {unmeasured} evaluations: they were of other sets than `data.val`, `eval.val_tokens` and `eval.hellaswag` give now"
+                "{same}, but for {unmeasured} evaluations: they were of other sets than `data.val`, \
+                 `eval.val_tokens` and `eval.hellaswag` give now"
             ),
         ),
         Err(why) => checks.failed("replay", why),
@@ -202,7 +206,10 @@ impl Replay {
                 text.push_str(&format!("\n  {}", state_text(done, &state).trim_end()));
             }
         }
-        text.push_str("\n  do: the lock is equal, so suspect the hardware: replay again, then on another machine; or a change of the program has changed bits without saying so");
+        text.push_str(
+            "\n  do: the lock is equal, so suspect the hardware: replay again, then on another \
+             machine; or a change of the program has changed bits without saying so",
+        );
         Ok(text)
     }
 }

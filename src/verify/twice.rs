@@ -83,12 +83,21 @@ pub fn verify(path: &Path, options: &TwiceOptions, checks: &mut Checks<'_>) -> a
     match killed_after {
         Some(step) => {
             let resumed = Diff::of(&trial.folder("first"), &trial.folder("killed"))?;
-            same(&resumed, "resume", &format!("killed with {step} steps done and resumed: the same bits"), checks);
+            same(
+                &resumed,
+                "resume",
+                &format!(
+                    "killed with {step} steps done and resumed: the same \
+                     bits"
+                ),
+                checks,
+            );
         }
         None => checks.failed(
             "resume",
             format!(
-                "nothing was killed: {ATTEMPTS} runs of {steps} steps ended before their kill\n  do: use more steps, with `--set schedule.steps=N`"
+                "nothing was killed: {ATTEMPTS} runs of {steps} steps ended before their kill\n  do: use \
+                 more steps, with `--set schedule.steps=N`"
             ),
         ),
     }
@@ -120,7 +129,8 @@ fn golden_roots(experiment: &Path, golden: &Golden, file: &Path, made: &Made, ch
     let id = made.lock.numerics_id();
     let numerics = match golden.numerics_id {
         Some(expected) if expected != id => format!(
-            "\n  the lock differs too: numerics_id was {expected}, is {id}; so a key, the data or a version has changed"
+            "\n  the lock differs too: numerics_id was {expected}, is {id}; so a key, the data or a version \
+             has changed"
         ),
         _ => String::new(),
     };

@@ -13,7 +13,8 @@ use source::Mention;
 mod source;
 
 /// From the ground up: a module uses those before it in this list, and itself.
-const ORDER: &str = "units rng experiment proof ops optim model store data parallel generate eval train formats \
+const ORDER: &str = "units rng experiment proof ops optim model store data parallel generate eval train \
+                     formats \
                      plan report run verify cli";
 
 /// How many files of one folder may use each other in a circle, such as a type and its errors. Files of
@@ -376,7 +377,8 @@ fn a_second_type_of_a_name_is_found_in_every_form() {
         let faults = made_up(&[("train/run.rs", "\npub struct Run;"), ("cli/run.rs", text)]).homonyms();
         assert_eq!(faults, ["`Run` names a type in cli/run.rs:1 and in train/run.rs:2"], "{text}");
     }
-    let fine = "fn f() { struct Run; }\nimpl Ops for Cpu { type Run = u8; }\nmacro_rules! m { () => { struct Run; } }\n\
+    let fine = "fn f() { struct Run; }\nimpl Ops for Cpu { type Run = u8; }\nmacro_rules! m \
+                { () => { struct Run; } }\n\
                 #[cfg(test)]\nmod tests { struct Run; }\nenum Job { Run }\nstruct Args;";
     let house = made_up(&[("train/run.rs", "pub struct Run;\nstruct Args;"), ("cli/run.rs", fine)]);
     assert_eq!(house.homonyms(), [""; 0]);
@@ -391,9 +393,8 @@ fn a_circle_between_folders_is_found_and_one_of_a_folder_with_its_mod_is_none() 
     let faults = made_up(&between).circles();
     assert_eq!(
         faults,
-        [
-            "these files use each other:\n  ops/gemm/mod.rs:2 uses ops/launch/hopper.rs\n  ops/launch/hopper.rs:1 uses ops/gemm/mod.rs"
-        ]
+        ["these files use each other:\n  ops/gemm/mod.rs:2 uses ops/launch/hopper.rs\n  \
+          ops/launch/hopper.rs:1 uses ops/gemm/mod.rs"]
     );
     // A folder's own mod.rs does not hide a circle through another folder.
     let hidden = [

@@ -12,6 +12,7 @@ mod foreign_models;
 mod fuzz;
 mod hellaswag;
 mod init;
+mod kernels;
 mod launchers;
 mod lock;
 mod look;

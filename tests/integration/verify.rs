@@ -164,8 +164,8 @@ fn counts_drift_and_a_missing_last_evaluation_are_held_against_the_ledger() {
     assert_finds(&lab, "unmeasured", &[], &["last evaluation: the run has ended"]);
 }
 
-/// The evaluation after the last step stands behind the head in the last checkpoint, so a rewritten one agrees
-/// with all files; a replay of the last steps measures it again.
+/// The evaluation after the last step stands behind the head in the last checkpoint, so a rewritten one
+/// agrees with all files; a replay of the last steps measures it again.
 #[test]
 fn a_forged_last_evaluation_does_not_survive_a_replay() {
     let lab = Lab::new();

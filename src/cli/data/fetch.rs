@@ -283,10 +283,13 @@ fn next(data_set: DataSet, args: &FetchArgs, fetched: &[Fetched]) -> Vec<String>
         }
         DataSet::TinyShakespeare => vec![
             format!(
-                "runner data prepare --tokenizer byte --val-fraction 0.1 --out {out} {out}/tinyshakespeare.txt"
+                "runner data prepare --tokenizer byte --val-fraction 0.1 --out {out} \
+                 {out}/tinyshakespeare.txt"
             ),
             format!(
-                "runner run experiments/quickstart.toml --name tinyshakespeare --set 'data.train={out}/tinyshakespeare_train_*.bin' --set 'data.val={out}/tinyshakespeare_val_*.bin'"
+                "runner run experiments/quickstart.toml --name tinyshakespeare --set \
+                 'data.train={out}/tinyshakespeare_train_*.bin' --set \
+                 'data.val={out}/tinyshakespeare_val_*.bin'"
             ),
         ],
     }

@@ -97,7 +97,8 @@ fn a_file_comes_whole_with_its_record() {
     assert_eq!(asked.len(), 1);
     assert_eq!(
         asked[0].path,
-        "/datasets/karpathy/fineweb-edu-100B-gpt2-token-shards/resolve/0123456789012345678901234567890123456789/edu_fineweb_train_000001.bin"
+        "/datasets/karpathy/fineweb-edu-100B-gpt2-token-shards/resolve/\
+         0123456789012345678901234567890123456789/edu_fineweb_train_000001.bin"
     );
     assert!(asked[0].from().is_none() && asked[0].header("accept-encoding") == Some("identity"));
     let record = FetchRecord::read(dir.path(), "fineweb-edu-100b").unwrap();

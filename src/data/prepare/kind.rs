@@ -204,13 +204,16 @@ impl InputKind {
     pub fn remedy(self) -> Remedy {
         match self {
             InputKind::Csv => Filter(
-                "python3 -c 'import csv, json, sys; [print(json.dumps(r)) for r in csv.DictReader(open(sys.argv[1], newline=\"\"))]' {}",
+                "python3 -c 'import csv, json, sys; [print(json.dumps(r)) for r in \
+                 csv.DictReader(open(sys.argv[1], newline=\"\"))]' {}",
             ),
             InputKind::Tsv => Filter(
-                "python3 -c 'import csv, json, sys; [print(json.dumps(r)) for r in csv.DictReader(open(sys.argv[1], newline=\"\"), delimiter=\"\\t\")]' {}",
+                "python3 -c 'import csv, json, sys; [print(json.dumps(r)) for r in \
+                 csv.DictReader(open(sys.argv[1], newline=\"\"), delimiter=\"\\t\")]' {}",
             ),
             InputKind::JsonArray => Filter(
-                "python3 -c 'import json, sys; [print(json.dumps(r)) for r in json.load(open(sys.argv[1]))]' {}",
+                "python3 -c 'import json, sys; [print(json.dumps(r)) for r in \
+                 json.load(open(sys.argv[1]))]' {}",
             ),
             InputKind::JsonDocument => Say("write one object a line"),
             InputKind::Html | InputKind::Xml => Say("take the text out of it first"),

@@ -235,8 +235,13 @@ proptest! {
     }
 
     #[test]
-    fn random_settings_never_panic(key in prop::sample::select(schema::KEYS.iter().map(|key| key.name).collect::<Vec<_>>()), text in ".{0,20}", raw in ".{0,30}") {
-        let env = variables(&[(&format!("RUNNER_{}", key.replace('.', "__").to_uppercase()), &text.replace('\0', ""))]);
+    fn random_settings_never_panic(
+        key in prop::sample::select(schema::KEYS.iter().map(|key| key.name).collect::<Vec<_>>()),
+        text in ".{0,20}",
+        raw in ".{0,30}",
+    ) {
+        let variable = format!("RUNNER_{}", key.replace('.', "__").to_uppercase());
+        let env = variables(&[(&variable, &text.replace('\0', ""))]);
         loads_or_reports(SMALL.as_bytes(), &env, &[]);
         loads_or_reports(SMALL.as_bytes(), &[], &[format!("{key}={text}"), raw]);
     }

@@ -361,7 +361,8 @@ pub fn gpus() -> Result<Vec<GpuInfo>> {
     let version = driver_version()?;
     if version < OLDEST_DRIVER {
         return Err(DeviceError::Unavailable(format!(
-            "the NVIDIA driver is too old: it supports CUDA {}.{}, at least 12.8 is needed\n  hint: install driver 570 or newer",
+            "the NVIDIA driver is too old: it supports CUDA {}.{}, at least 12.8 is needed\n  hint: install \
+             driver 570 or newer",
             version / 1000,
             version % 1000 / 10
         )));
@@ -403,8 +404,10 @@ fn failed(device: &str, operation: &'static str, error: result::DriverError) -> 
     let mut message = describe(error);
     // These errors come from earlier work and are reported by the next call, whichever that is.
     if (700..=719).contains(&(error.0 as u32)) {
-        message
-            .push_str("\n  hint: an earlier operation may be the cause; with CUDA_LAUNCH_BLOCKING=1 it reports the error itself");
+        message.push_str(
+            "\n  hint: an earlier operation may be the cause; with CUDA_LAUNCH_BLOCKING=1 it \
+             reports the error itself",
+        );
     }
     DeviceError::Failed { device: device.to_owned(), operation, message }
 }

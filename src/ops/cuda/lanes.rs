@@ -4,9 +4,9 @@
 //! computed. Two events order the lanes: the side lane starts after all work issued before
 //! ([`Lanes::turn_aside`]), and the main lane waits for it where it says so ([`Lanes::join`]), nowhere else.
 //!
-//! A missing event shows only when the lanes happen to run at certain speeds. So tests provoke it (`LaneTrial`):
-//! they slow down the lane that must be waited for, and they leave an event out, to show that this would be
-//! noticed.
+//! A missing event shows only when the lanes happen to run at certain speeds. So tests provoke it
+//! (`LaneTrial`): they slow down the lane that must be waited for, and they leave an event out, to show that
+//! this would be noticed.
 
 use std::sync::Arc;
 

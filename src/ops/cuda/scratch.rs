@@ -1,4 +1,5 @@
-//! Scratch: memory that operations need beside their operands. How much each needs is `scratch_plan`'s to say.
+//! Scratch: memory that operations need beside their operands. How much each needs is `scratch_plan`'s to
+//! say.
 
 use super::memory::{Allocation, Memory};
 use crate::ops::Result;

@@ -172,7 +172,8 @@ pub struct Backward<'a> {
     pub heads: Heads,
 }
 
-/// Statistics of a head's rows, up to whole tiles: log-sum-exp, zero past T, and D, the sum of dout times out.
+/// Statistics of a head's rows, up to whole tiles: log-sum-exp, zero past T, and D, the sum of dout times
+/// out.
 struct Statistics {
     lse: Vec<f32>,
     delta: Vec<f32>,

@@ -80,8 +80,8 @@ pub fn store(keys: &mut [bf16], values: &mut [bf16], q: Queries<'_>) {
     }
 }
 
-/// `out[i,h,:]` over the positions up to the row's. A group of 8 or, for heads over 64, 16 lanes takes the keys
-/// g, g + G, … of G groups, its softmax moved after every four; then the groups in order.
+/// `out[i,h,:]` over the positions up to the row's. A group of 8 or, for heads over 64, 16 lanes takes the
+/// keys g, g + G, … of G groups, its softmax moved after every four; then the groups in order.
 pub fn attention(out: &mut [bf16], keys: &[bf16], values: &[bf16], q: Queries<'_>) {
     let size = q.heads.head_size;
     let lanes = if size > 64 { 16 } else { 8 };

@@ -1,8 +1,8 @@
 //! Linear layers, as `kernels/gemm_hopper.cu` computes them; cuBLASLt's plans that sum in one chain have the
 //! same bits.
 //!
-//! Every product is a chain of [`super::tensor_core`] over k ascending. A weight gradient may be cut in parts,
-//! each a chain, that are added to memory in order ([`gemm_hopper::Order`]).
+//! Every product is a chain of [`super::tensor_core`] over k ascending. A weight gradient may be cut in
+//! parts, each a chain, that are added to memory in order ([`gemm_hopper::Order`]).
 
 use half::bf16;
 use rayon::prelude::*;

@@ -84,12 +84,12 @@ pub struct WeightGradients<'a> {
     pub write: Write,
 }
 
-/// With h = (x - mean) rstd and g = dout weight: `dx (=|+=) rstd (g - avg(g) - h avg(g h))`, dweight the sum of
-/// dout h and dbias that of dout over the rows.
+/// With h = (x - mean) rstd and g = dout weight: `dx (=|+=) rstd (g - avg(g) - h avg(g h))`, dweight the sum
+/// of dout h and dbias that of dout over the rows.
 ///
 /// Sums of a row: eight columns at a time by as many threads as there are such chunks, or 512 that take
-/// several, then [`add_threads`]. Weights: blocks of rows, at most some 512 of them and each a multiple of four
-/// rows, are added row by row from zero, then [`reduce_partials`].
+/// several, then [`add_threads`]. Weights: blocks of rows, at most some 512 of them and each a multiple of
+/// four rows, are added row by row from zero, then [`reduce_partials`].
 pub fn backward(
     engine: &Engine,
     dx: &mut [bf16],

@@ -57,8 +57,8 @@ fn round_by_chance(x: f32, random: u32) -> bf16 {
     bf16::from_bits((x.to_bits().wrapping_add(random & 0xffff) >> 16) as u16)
 }
 
-/// Sums of squares of the chunks of 16,384 elements: squares of four neighbours are added in fp32, then thread
-/// t of 256 adds the groups t, t + 256, … in f64, the butterfly of a warp, the eight warps in order.
+/// Sums of squares of the chunks of 16,384 elements: squares of four neighbours are added in fp32, then
+/// thread t of 256 adds the groups t, t + 256, … in f64, the butterfly of a warp, the eight warps in order.
 /// [`crate::ops::cuda::launch::optimizer::fold_squares`] adds chunks.
 pub fn chunk_squares(engine: &Engine, data: &[f32]) -> Vec<f64> {
     let chunk = |chunk: &[f32]| {

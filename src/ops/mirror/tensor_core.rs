@@ -5,16 +5,18 @@
 //! 1. Each product is exact: significands of eight bits multiplied, exponents added and not normalised. A
 //!    subnormal factor has no hidden bit and exponent -126. A product that is zero takes no part.
 //! 2. The largest exponent among the products and the sum so far (24 bits, subnormals at -126) is found.
-//! 3. All are shifted to that exponent with 25 fraction bits; what falls off is cut off, towards zero. They are
-//!    then added exactly.
-//! 4. The sum is normalised and cut off to 24 bits, towards zero, at no exponent below -126; zero, also by cutting off, is +0.
+//! 3. All are shifted to that exponent with 25 fraction bits; what falls off is cut off, towards zero. They
+//!    are then added exactly.
+//! 4. The sum is normalised and cut off to 24 bits, towards zero, at no exponent below -126; zero, also by
+//!    cutting off, is +0.
 //!
-//! NaN, and infinity times zero or beside the other infinity, gives NaN; other infinities stay; a sum of 2^128
-//! or more is infinite. How k is tiled, pipelined or which library asks does not matter as long as a sum is one
-//! such chain. Measured on an H100; published models agree (MMA-Sim, arXiv 2511.10909; arXiv 2512.07004).
+//! NaN, and infinity times zero or beside the other infinity, gives NaN; other infinities stay; a sum of
+//! 2^128 or more is infinite. How k is tiled, pipelined or which library asks does not matter as long as a
+//! sum is one such chain. Measured on an H100; published models agree (MMA-Sim, arXiv 2511.10909; arXiv
+//! 2512.07004).
 //!
-//! [`chunk`] is that text in integers. [`multiply`] is the same in vectors: products and cut-offs are exact in
-//! floats while the largest exponent is between -100 and 120, and [`chunk`] does the rest.
+//! [`chunk`] is that text in integers. [`multiply`] is the same in vectors: products and cut-offs are exact
+//! in floats while the largest exponent is between -100 and 120, and [`chunk`] does the rest.
 
 use half::bf16;
 use rayon::prelude::*;

@@ -78,8 +78,11 @@ pub trait Perform<Op, R = ()> {
 macro_rules! perform {
     ($($name:ident($Op:ident<$($of:ident),+>) -> $gives:ty;)*) => {
         $(
-            fn $name(&mut self, op: $crate::ops::$Op<'_, $(Self::$of),+>) -> $crate::ops::Result<$gives> {
-                $crate::ops::Perform::perform(self, op)
+            fn $name(
+                &mut self,
+                op: $crate::ops::op::$Op<'_, $(Self::$of),+>,
+            ) -> $crate::ops::types::Result<$gives> {
+                $crate::ops::op::Perform::perform(self, op)
             }
         )*
     };

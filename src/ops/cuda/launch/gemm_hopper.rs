@@ -193,8 +193,8 @@ pub fn sum_rows(key: &GemmKey) -> u64 {
     splits * bias_chains.unwrap_or(0)
 }
 
-/// Parts of a weight gradient's sum: what keeps 66 pairs of multiprocessors (an H100's) busiest under tiles of
-/// 256 by 192, where a piece costs as much as some twenty blocks of terms beside its sum. One part unless
+/// Parts of a weight gradient's sum: what keeps 66 pairs of multiprocessors (an H100's) busiest under tiles
+/// of 256 by 192, where a piece costs as much as some twenty blocks of terms beside its sum. One part unless
 /// several promise to be faster by an eighth. A machine with other numbers has the same parts.
 fn splits(key: &GemmKey) -> u64 {
     const PIECE: u64 = 20;
@@ -346,7 +346,8 @@ mod tests {
         for TileKernel { width, cluster, kernel, .. } in &ENTRIES {
             assert!(kernel.name.ends_with(&format!("_{width}_{cluster}")), "{}", kernel.name);
             let launch = format!(
-                "BLOCK({cluster}) {}(const __grid_constant__ GemmArgs args) {{ Product<{width}, {cluster},",
+                "BLOCK({cluster}) {}(const __grid_constant__ GemmArgs args) \
+                 {{\n    Product<{width}, {cluster},",
                 kernel.name
             );
             assert!(source.contains(&launch), "{launch}");
