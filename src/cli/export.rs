@@ -72,7 +72,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             return print_statement(&text, args.out.as_deref());
         }
     };
-    let experiment = experiment::load(&paths.experiment(), &[])?.experiment;
+    let experiment = experiment::load_recorded(&paths.experiment())?.experiment;
     let (manifest, state) = find::load_masters(&paths, args.checkpoint, reporter(false))?;
     let name = format!("step_{:08}_{}_{}", manifest.step, args.format.name, precision.name());
     let out = args.out.unwrap_or_else(|| paths.folder().join("export").join(name));

@@ -133,7 +133,11 @@ fn text(message: &Message<'_>) -> String {
 
 /// A summary of model, device, data and memory before training.
 fn summary_text(summary: &Summary<'_>) -> String {
-    let Summary { experiment, memory, .. } = summary;
+    let Summary { name, experiment, memory, .. } = summary;
+    let name = match experiment.name == *name {
+        true => name.clone(),
+        false => format!("{name}, of the experiment {}", experiment.name),
+    };
     let m = &experiment.model;
     let part = |category| units::bytes(memory.category(category));
     let device = match experiment.parallel.ranks {
@@ -146,8 +150,7 @@ fn summary_text(summary: &Summary<'_>) -> String {
     };
     let lines = [
         format!(
-            "{}: GPT-2 with {} parameters: {} layers, {} heads, {} channels, {} tokens of context",
-            experiment.name,
+            "{name}: GPT-2 with {} parameters: {} layers, {} heads, {} channels, {} tokens of context",
             units::count(summary.parameters),
             m.layers,
             m.heads,

@@ -43,6 +43,7 @@ fn evaluation() -> Evaluation {
             llmc_correct: 3_004,
             acc_correct: Some(2_905),
             acc_norm_correct: None,
+            acc_bytes_correct: None,
         }),
     }
 }

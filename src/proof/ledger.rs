@@ -70,7 +70,7 @@ pub enum LedgerError {
 
 fn full_disk_hint(source: &io::Error) -> &'static str {
     match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
             "\n  hint: free some space and run `runner resume`; the entries before this one are intact"
         }
         _ => "",
@@ -107,6 +107,15 @@ impl Log {
     pub fn head_at(&self, size: u64) -> Option<Head> {
         let digests = self.digests.get(..usize::try_from(size).ok()?)?;
         Some(Head { size, root: tree_root(digests) })
+    }
+
+    /// How many entries the log had when its root was `root`; none if it never was.
+    pub fn size_at(&self, root: &Hash) -> Option<u64> {
+        let mut frontier = Frontier::new();
+        self.digests.iter().find_map(|digest| {
+            frontier.push(*digest);
+            (frontier.root() == *root).then(|| frontier.size())
+        })
     }
 
     /// Whether this log once had that head and has only grown since.

@@ -15,6 +15,7 @@ fn entry(step: u64) -> Entry {
         llmc_correct: step % 3,
         acc_correct: None,
         acc_norm_correct: Some(1),
+        acc_bytes_correct: Some(1),
     });
     let skipped = step == 3;
     Entry {

@@ -75,6 +75,13 @@ pub enum StoreError {
     Locked { path: PathBuf, pid: Option<u32> },
 }
 
+/// Whether an error says that a file cannot grow: its disk is full, a quota is used up, or `ulimit -f` is
+/// reached.
+pub fn is_full(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(kind, StorageFull | QuotaExceeded | FileTooLarge)
+}
+
 fn ranks_text(ranks: &[usize]) -> String {
     let shown: Vec<String> = ranks.iter().take(8).map(|rank| format!("rank {rank}")).collect();
     let more = if ranks.len() > 8 { format!(" and {} more", ranks.len() - 8) } else { String::new() };
@@ -90,9 +97,7 @@ impl StoreError {
     /// The same for a write of `need_bytes` in all; a full disk is an error of its own.
     pub(super) fn write(path: &Path, need_bytes: u64) -> impl FnOnce(io::Error) -> StoreError {
         move |source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                StoreError::DiskFull { path: path.into(), need_bytes, source }
-            }
+            kind if is_full(kind) => StoreError::DiskFull { path: path.into(), need_bytes, source },
             _ => StoreError::Io { path: path.into(), doing: "write", source },
         }
     }

@@ -30,7 +30,7 @@ pub fn verify(
     checks: &mut Checks<'_>,
     report: Report,
 ) -> anyhow::Result<()> {
-    let WholeRun { paths, lock, entries, loaded, data } = run;
+    let WholeRun { paths, lock, entries, loaded, data, .. } = run;
     let trained = entry::steps(&entries).len();
     let Some(data) = data else {
         checks.failed("replay", "not begun: the data are not here");
