@@ -188,6 +188,11 @@ pub fn conclude(trained: Trained, json: bool) -> anyhow::Result<Ending> {
         streams::print(&if json { format!("{event}\n") } else { format!("{root}\n") })?;
     }
     let Some(kept) = kept else { return Ok(ending) };
+    // Before anything else may fail: with its outputs a run has ended.
+    let outputs = match outcome {
+        Outcome::Finished { .. } => kept.keep_outputs(reporter(json)),
+        _ => Ok(()),
+    };
     for plot in kept.draw()?.iter().filter(|_| !json) {
         say!("plot: {}", plot.display());
     }
@@ -197,9 +202,8 @@ pub fn conclude(trained: Trained, json: bool) -> anyhow::Result<Ending> {
             // The run is complete, even if this cannot be printed.
             streams::print(&format!("{root}\n")).unwrap_or_else(|error| say!("{error:#}"));
         }
-        kept.keep_outputs(reporter(json))?;
     }
-    Ok(ending)
+    outputs.map(|()| ending)
 }
 
 /// The exit code of a run's processes.

@@ -3,9 +3,11 @@
 //! cases.
 
 use std::fmt::Display;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, StdoutLock, Write};
 
 use anyhow::Context;
+
+use crate::units;
 
 /// Writes text to stdout.
 ///
@@ -28,6 +30,34 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 pub fn print_styled(text: &str) -> anyhow::Result<()> {
     let mut out = anstream::stdout().lock();
     unless_unread(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// stdout for what a model writes. A terminal gets it without control characters, which would move its cursor
+/// or change its settings; a file or pipe gets every byte.
+pub struct ModelText {
+    out: StdoutLock<'static>,
+    to_terminal: bool,
+}
+
+impl ModelText {
+    pub fn stdout() -> ModelText {
+        ModelText { out: io::stdout().lock(), to_terminal: io::stdout().is_terminal() }
+    }
+}
+
+impl Write for ModelText {
+    /// Writes whole characters.
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        if !self.to_terminal {
+            return self.out.write(text);
+        }
+        let shown = units::printable_lines(&String::from_utf8_lossy(text));
+        self.out.write_all(shown.as_bytes()).map(|()| text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// An error of stdout with its name; none where its reader has closed it.

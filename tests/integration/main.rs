@@ -30,3 +30,4 @@ mod slsa;
 mod support;
 mod twice;
 mod verify;
+mod verify_claims;

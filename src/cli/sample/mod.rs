@@ -5,7 +5,6 @@
 
 mod page;
 
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -13,7 +12,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::reporter::reporter;
-use super::streams::{self, say};
+use super::streams::{self, ModelText, say};
 use crate::data::Tokenizer;
 use crate::eval::parameters;
 use crate::generate::{self, Sampling, Texts, generate};
@@ -136,7 +135,7 @@ fn write<O: Ops>(mut ops: O, model: LoadedModel, request: &Request) -> anyhow::R
     }
 
     let numbers: Vec<u64> = (0..request.samples as u64).collect();
-    let mut page = Page::new(request, tokenizer, io::stdout().lock());
+    let mut page = Page::new(request, tokenizer, ModelText::stdout());
     let started = Instant::now();
     let texts =
         Texts { prompt: &prompt, count: request.tokens, numbers: &numbers, sampling: &request.sampling };
