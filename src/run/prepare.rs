@@ -16,6 +16,7 @@ use crate::proof::Lock;
 use crate::store::{
     self, Loaded, Records, RecordsError, Retention, RunFolder, RunPaths, StoreError, Writer, checkpoint,
 };
+use crate::train::finite::LastState;
 use crate::train::run::Run;
 use crate::train::{Recorder, Trainer};
 
@@ -99,6 +100,7 @@ impl<O: Ops> Prepared<O> {
             tokenizer: data.tokenizer,
             writer,
             numerics: lock.numerics.clone(),
+            last_state: LastState::default(),
             stop,
         };
         let kept = folder.map(|folder| Kept { folder, lock, expected });

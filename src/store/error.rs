@@ -12,7 +12,7 @@ use crate::units;
 pub enum StoreError {
     #[error("cannot {doing} `{}`: {source}", path.display())]
     Io { path: PathBuf, doing: &'static str, source: io::Error },
-    #[error("no space left to write `{}`, which needs {need_bytes} bytes\n  hint: what was saved before is intact; free some space or lower `checkpoint.keep_last`, then `runner resume`", path.display())]
+    #[error("no space left to write `{}`, which needs {need_bytes} bytes\n  hint: what was saved before is intact; {}, then `runner resume`", path.display(), room(source))]
     DiskFull { path: PathBuf, need_bytes: u64, source: io::Error },
     #[error("`{}` is missing\n  hint: a whole checkpoint has `state.safetensors` and `manifest.json`", path.display())]
     Missing { path: PathBuf },
@@ -80,6 +80,14 @@ pub enum StoreError {
 pub fn is_full(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(kind, StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+/// How to make room for a file.
+fn room(full: &io::Error) -> &'static str {
+    match full.kind() {
+        io::ErrorKind::FileTooLarge => "raise the limit of the size of files (`ulimit -f`)",
+        _ => "free some space or lower `checkpoint.keep_last`",
+    }
 }
 
 fn ranks_text(ranks: &[usize]) -> String {
