@@ -155,6 +155,12 @@ impl HellaSwag {
         self.acc_bytes_correct.map(|correct| self.share(correct))
     }
 
+    /// These counts, without the one that `other`, of an older program, does not have.
+    pub fn as_counted_in(self, other: &HellaSwag) -> HellaSwag {
+        let acc_bytes_correct = self.acc_bytes_correct.filter(|_| other.acc_bytes_correct.is_some());
+        HellaSwag { acc_bytes_correct, ..self }
+    }
+
     fn share(&self, correct: u64) -> f64 {
         correct as f64 / self.tasks as f64
     }

@@ -173,7 +173,7 @@ impl Replay {
             let scores =
                 set.map(|set| eval::hellaswag(ops, model, losses, link, set, |_, _| ())).transpose()?;
             match scores.filter(|scores| scores.tasks as u64 == counts.tasks) {
-                Some(scores) => *counts = correct_counts(&scores),
+                Some(scores) => *counts = correct_counts(&scores).as_counted_in(counts),
                 None => unmeasured = true,
             }
         }
