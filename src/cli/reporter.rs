@@ -46,7 +46,7 @@ impl Reporter for Terminal {
                 exit::print(&format!("rank {rank} (process {process}) does not end and is killed"));
             }
             Message::RankLost(error) => exit::print(&error.to_string()),
-            message => say!("{}", text(message)),
+            message => say!("{}", units::printable_lines(&text(message))),
         }
     }
 

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::reporter::reporter;
 use super::{exit, streams};
 use crate::run::{find, require_usage};
+use crate::units;
 use crate::verify::expect::Expected;
 use crate::verify::{Check, Checks, Status, files, rebuild, replay, twice};
 
@@ -121,6 +122,7 @@ fn word(status: Status) -> &'static str {
 
 /// A check as a line.
 fn to_text(Check { status, name, detail }: &Check) -> String {
+    let [name, detail] = [name, detail].map(|text| units::printable_lines(text));
     match status {
         Status::Passed => format!("{GOOD}ok{GOOD:#}      {name}: {detail}\n"),
         Status::Failed => format!("{BAD}FAILED{BAD:#}  {name}: {detail}\n"),

@@ -16,8 +16,8 @@ use super::columns::Kind;
 use super::main_log::{self, MAIN_LOG};
 use super::metrics::{Action, COLUMNS, JSONL, MetricsRow, PARQUET};
 use super::metrics_parquet;
-use crate::proof::Entry;
 use crate::proof::entry::canonical_bits;
+use crate::proof::{Entry, regular};
 
 /// How much of the files must exist.
 #[derive(Clone, Copy, Debug)]
@@ -210,7 +210,7 @@ fn misplaced(index: usize, rows: &[MetricsRow], entries: &[Entry]) -> String {
 
 /// The content of a text file; empty if it is missing and may be.
 fn read(file: &'static str, path: &Path, needed: bool) -> Result<Vec<u8>, Fault> {
-    match std::fs::read(path) {
+    match regular::read(path) {
         Ok(bytes) => Ok(bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !needed => Ok(Vec::new()),
         Err(error) => Err(whole_file(file, format!("cannot be read: {error}"))),

@@ -27,7 +27,7 @@ use super::metrics_parquet;
 
 pub use super::columns::{COLUMNS, Column, MetricsRow};
 pub use crate::proof::Action;
-use crate::proof::Entry;
+use crate::proof::{Entry, regular};
 
 /// The file of rows in a run folder.
 pub const JSONL: &str = "metrics.jsonl";
@@ -281,7 +281,7 @@ pub fn read(run_dir: &Path) -> Result<Vec<MetricsRow>, MetricsError> {
 
 /// The rows of a jsonl file. A torn last line, as a killed process leaves it, is left out.
 pub fn read_jsonl(path: &Path) -> Result<Vec<MetricsRow>, MetricsError> {
-    let bytes = std::fs::read(path).map_err(|source| MetricsError::Io {
+    let bytes = regular::read(path).map_err(|source| MetricsError::Io {
         action: "read",
         path: path.to_owned(),
         source,

@@ -9,7 +9,7 @@ use super::derived::is_time;
 use super::main_log::{self, MAIN_LOG};
 use super::metrics::{JSONL, MetricsError, MetricsRow, PARQUET};
 use super::{RunPaths, atomic, metrics_parquet};
-use crate::proof::Entry;
+use crate::proof::{Entry, regular};
 
 /// Writes `files`, of those three names, of the run's ledger. Gives the number of steps without a timing.
 ///
@@ -42,7 +42,7 @@ pub fn rebuild(paths: &RunPaths, entries: &[Entry], files: &[&str]) -> Result<us
 /// The rows that can still be read, those of the parquet file first.
 fn left(paths: &RunPaths) -> Vec<MetricsRow> {
     let mut rows = metrics_parquet::read(&paths.metrics_parquet()).unwrap_or_default();
-    let text = std::fs::read(paths.metrics_jsonl()).unwrap_or_default();
+    let text = regular::read(&paths.metrics_jsonl()).unwrap_or_default();
     let lines = complete_lines(&text).filter_map(|line| std::str::from_utf8(line).ok());
     rows.extend(lines.filter_map(|line| MetricsRow::from_line(line).ok()));
     rows

@@ -50,6 +50,12 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
     if let (Some(lock), Some((log, entries))) = (&lock, &ledger) {
         locked::numerics(lock, &manifests, locked::last_drift(log.notes(), entries), checks);
         locked::outputs(lock, newest, log.head(), recorded.experiment.schedule.steps, checks);
+        if let Some(torn) = log.torn().filter(|_| !lock.outputs.is_empty() && !running) {
+            let (line, bytes) = (torn.line, torn.bytes);
+            let what =
+                format!("line {line} has {bytes} bytes and no end, and the run has ended: they were added");
+            checks.failed("end of the ledger", what);
+        }
     }
     if let Some((_, entries)) = &ledger {
         derived_files(&paths, entries, reach(newest, lock.as_ref(), running), checks);

@@ -57,7 +57,7 @@ fn a_run_that_is_refused_leaves_nothing_with_one_process_and_with_ranks() {
             (&["--lock", lock][..], 5),
             (&["--set", "model.init=/nonexistent"], 1),
             (&["--set", "eval.hellaswag=/nonexistent"], 1),
-            (&["--set", "data.corpus=", "--set", "data.train=/nonexistent/*"], 1),
+            (&["--set", "eval.every=0", "--set", "data.corpus=", "--set", "data.train=/nonexistent/*"], 1),
         ] {
             let arguments: Vec<&str> =
                 arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();

@@ -85,6 +85,12 @@ fn a_prompt_or_a_text_with_control_characters_is_shown_and_not_obeyed() {
     let sample = ["sample", "ci", "--runs", &runs, "--tokens", "40", "--prompt", "a\u{1b}[2Jb\u{7}c"];
     let (text, code) = in_terminal(&lab, 80, &sample, &[]);
     assert!(code == 0 && text.contains("a\u{fffd}[2Jb\u{fffd}c"), "{text:?}");
+    // The name of a file that is not there, and a line of a damaged file, are as foreign.
+    let (text, code) = in_terminal(&lab, 80, &["config", "a\u{1b}[31mb.toml"], &[]);
+    assert!(code == 2 && text.contains("`a\u{fffd}[31mb.toml`"), "{text:?}");
+    std::fs::write(lab.path("ci/main.log"), "s:0 tel:\u{1b}[2J1\n").expect("writable");
+    let (text, code) = in_terminal(&lab, 80, &["verify", "ci", "--runs", &runs], &[]);
+    assert!(code == 5 && text.contains("`s:0 tel:\u{fffd}[2J1`"), "{text:?}");
     // Data that is no terminal's keeps every byte.
     assert!(lab.done(&sample).stdout.starts_with("a\u{1b}[2Jb\u{7}c"));
 }

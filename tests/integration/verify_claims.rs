@@ -112,7 +112,7 @@ fn a_run_is_held_to_a_head_a_root_a_lock_or_golden_roots_that_were_kept_elsewher
     }
     expect(&head[..63]).assert_fails(2, &["neither a file nor a hash", "hint:"]);
     expect("tests").assert_fails(2, &["neither a file nor a hash"]);
-    expect("experiments/ci.toml").assert_fails(1, &["experiments/ci.toml` line 1"]);
+    expect("experiments/ci.toml").assert_fails(1, &["experiments/ci.toml` line 4 is not"]);
 
     let last = entries.last_mut().and_then(|entry| entry.evaluation.as_mut()).expect("an evaluation");
     last.validation.as_mut().expect("a loss").loss = 1.0;
@@ -173,4 +173,70 @@ fn lost_and_damaged_figures_are_written_again_from_the_ledger_and_the_run_goes_o
     let held = whole("metrics.jsonl");
     lab.verify("ci", &["--rebuild"]).assert_fails(5, &["nothing is rebuilt from", "another head"]);
     assert!(whole("metrics.jsonl") == held);
+}
+
+/// Whatever stands in a run's folder under the name of a file of its own: nothing is waited for, nothing ends
+/// the process, and a refusal changes no file.
+#[test]
+fn files_of_a_run_that_are_pipes_loops_or_far_too_long_are_refused_by_name() {
+    let lab = Lab::new();
+    lab.run(CI, &["--set", "schedule.steps=5", "--set", "schedule.warmup_steps=1"]).root();
+    let run = lab.path("ci");
+    let pipe = |path: &Path| {
+        let made = std::process::Command::new("mkfifo").arg(path).status().expect("mkfifo");
+        assert!(made.success());
+    };
+    let huge = |path: &Path| {
+        let file = std::fs::File::create(path).expect("a file");
+        file.set_len(1 << 32).expect("a sparse file");
+    };
+    let circle = |path: &Path| std::os::unix::fs::symlink(path, path).expect("a link");
+    let of_checkpoint = |file: &str| format!("checkpoints/step_00000005/{file}");
+    let cases: [(&str, fn(&Path), &str); 3] =
+        [("pipe", pipe, "a pipe"), ("huge", huge, "than "), ("circle", circle, "")];
+    for file in [
+        "lock.toml",
+        "ledger.jsonl",
+        "metrics.jsonl",
+        "metrics.parquet",
+        "main.log",
+        &of_checkpoint("manifest.json"),
+        &of_checkpoint("state.safetensors"),
+    ] {
+        let (path, kept) = (run.join(file), lab.path("kept"));
+        std::fs::rename(&path, &kept).expect("there");
+        for (kind, make, says) in cases {
+            // Of files that may be long, a sparse one is only read.
+            if kind == "huge"
+                && !["lock.toml", "ledger.jsonl", &of_checkpoint("manifest.json")].contains(&file)
+            {
+                continue;
+            }
+            make(&path);
+            let found = lab.verify("ci", &[]);
+            assert_eq!(found.code, Some(5), "{file} is a {kind}: {}{}", found.stdout, found.stderr);
+            let name = path.file_name().and_then(|name| name.to_str()).expect("UTF-8");
+            let line = found.stdout.lines().find(|line| line.starts_with("FAILED") && line.contains(name));
+            assert!(line.is_some_and(|line| line.contains(says)), "{file} is a {kind}: {}", found.stdout);
+            for verb in ["show", "resume"] {
+                let ended = lab.verb(verb, "ci", &[]);
+                assert!(
+                    matches!(ended.code, Some(0 | 1 | 5)),
+                    "{verb}, {file} is a {kind}: {}",
+                    ended.stderr
+                );
+            }
+            std::fs::remove_file(&path).expect("there");
+        }
+        std::fs::rename(&kept, &path).expect("moved");
+    }
+    lab.verify("ci", &[]).assert_says(&["ok      outputs"]);
+    let ledger = run.join("ledger.jsonl");
+    let whole = std::fs::read(&ledger).expect("a ledger");
+    std::fs::write(&ledger, [&whole, &b"more"[..]].concat()).expect("writable");
+    assert_finds(&lab, "ci", &[], &["end of the ledger: line 7 has 4 bytes and no end", "they were added"]);
+    std::fs::remove_file(&ledger).expect("there");
+    std::fs::remove_file(run.join("lock.toml")).expect("there");
+    lab.resume("ci", &[]).assert_fails(1, &["ledger.jsonl", "No such file"]);
+    assert!(!ledger.exists(), "a ledger that is lost is not begun anew");
 }
