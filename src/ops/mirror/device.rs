@@ -91,6 +91,36 @@ impl Mirror {
         self.gelu_sums = self.gelu_sums.take().filter(|sums| sums.buffer != buf.id);
     }
 
+    /// A weight gradient with the sums in the order of `whole`, of which it may be an excerpt, and the bias
+    /// gradient from the `known` sums of GELU's gradient where there are any.
+    pub(super) fn weight_gradient(
+        &self,
+        op: LinearBackwardWeight<'_, Buffer>,
+        whole: LinearShape,
+        known: Option<&[f32]>,
+    ) -> Result<()> {
+        const OP: &str = "linear_backward_weight";
+        let LinearBackwardWeight { dweight, dbias, dout, x, shape, write } = op;
+        let gradient = WeightGradient {
+            dout: act(OP, "dout", dout, shape.output())?,
+            x: act(OP, "x", x, shape.input())?,
+            shape,
+            write,
+            whole,
+        };
+        gradient.weight(&self.engine, float_mut(OP, "dweight", dweight, shape.weight())?);
+        if let Some(dbias) = dbias {
+            gradient.bias(&self.engine, float_mut(OP, "dbias", dbias, shape.c_out)?, known);
+        }
+        Ok(())
+    }
+
+    /// The partial sums that GELU's gradient `dout` leaves for the bias gradient.
+    pub(super) fn sums_after_gelu(&self, dout: &Buffer, shape: LinearShape) -> Result<Vec<f32>> {
+        let dout = act("linear_backward_weight", "dout", dout, shape.output())?;
+        Ok(linear::gelu_sums(&self.engine, dout, shape.c_out))
+    }
+
     /// Losses and, where asked for, gradients, one chunk of rows after the other.
     fn classify(&self, problem: Problem<'_>, mut gradient: Option<Gradient<'_>>) {
         let Problem { losses, x, wte, targets, channels, vocab } = problem;
@@ -112,7 +142,7 @@ impl Mirror {
             let dx = &mut dx[first * channels..][..shape.input()];
             linear::backward_input(&self.engine, dx, &logits, wte, shape);
             let write = if first > 0 { Write::Add } else { *write };
-            WeightGradient { dout: &logits, x, shape, write }.weight(&self.engine, dwte);
+            WeightGradient { dout: &logits, x, shape, write, whole: shape }.weight(&self.engine, dwte);
         }
     }
 }
@@ -439,29 +469,17 @@ impl Ops for Mirror {
         let buffer = dpre.id;
         let values = self.act_mut(OP, "dpre", dpre, shape.input())?;
         let pre = act(OP, "pre", pre, shape.input())?;
-        let partials = linear::gelu_gradient(&self.engine, values, pre, shape.c_in);
+        linear::gelu_gradient(&self.engine, values, pre);
+        let partials = linear::gelu_sums(&self.engine, values, shape.c_in);
         self.gelu_sums = Some(GeluSums { buffer, rows: shape.rows, width: shape.c_in, partials });
         Ok(())
     }
 
     fn linear_backward_weight(&mut self, op: LinearBackwardWeight<'_, Buffer>) -> Result<()> {
-        const OP: &str = "linear_backward_weight";
-        let LinearBackwardWeight { dweight, dbias, dout, x, shape, write } = op;
-        let gradient = WeightGradient {
-            dout: act(OP, "dout", dout, shape.output())?,
-            x: act(OP, "x", x, shape.input())?,
-            shape,
-            write,
-        };
-        gradient.weight(&self.engine, float_mut(OP, "dweight", dweight, shape.weight())?);
-        let Some(dbias) = dbias else { return Ok(()) };
-        let known = self
-            .gelu_sums
-            .as_ref()
-            .filter(|sums| sums.buffer == dout.id && sums.rows == shape.rows && sums.width == shape.c_out);
-        let dbias = float_mut(OP, "dbias", dbias, shape.c_out)?;
-        gradient.bias(&self.engine, dbias, known.map(|sums| sums.partials.as_slice()));
-        Ok(())
+        let (dout, whole) = (op.dout.id, op.shape);
+        let left = |sums: &GeluSums| (sums.buffer, sums.rows, sums.width) == (dout, whole.rows, whole.c_out);
+        let known = self.gelu_sums.as_ref().filter(|sums| left(sums));
+        self.weight_gradient(op, whole, known.map(|sums| sums.partials.as_slice()))
     }
 
     fn attention_backward(&mut self, op: AttentionBackward<'_, Buffer>) -> Result<()> {

@@ -60,14 +60,17 @@ pub fn backward_input(engine: &Engine, dx: &mut [bf16], dout: &[bf16], weight: &
     dx.iter_mut().zip(sums).for_each(|(dx, sum)| *dx = round(sum + 0.0));
 }
 
-/// `dpre = bf16(dpre gelu'(pre))` in place, and the partial column sums of what is stored, one row for each
-/// 128 rows. A column's 128 rows are added as the registers of a tile hold them: thread r of 8 adds the rows
-/// r, r + 8, r + 64 and r + 72 of a warp's 32, threads that differ by 4, 2 and 1 are added, then four warps.
-pub fn gelu_gradient(engine: &Engine, dpre: &mut [bf16], pre: &[bf16], width: usize) -> Vec<f32> {
-    let block = |(dpre, pre): (&mut [bf16], &[bf16])| -> Vec<f32> {
-        for (d, x) in dpre.iter_mut().zip(pre) {
-            *d = round(wide(*d) * gelu_slope(wide(*x)));
-        }
+/// `dpre = bf16(dpre gelu'(pre))` in place.
+pub fn gelu_gradient(engine: &Engine, dpre: &mut [bf16], pre: &[bf16]) {
+    let element = |(d, x): (&mut bf16, &bf16)| *d = round(wide(*d) * gelu_slope(wide(*x)));
+    engine.install(|| dpre.par_iter_mut().zip(pre).for_each(element));
+}
+
+/// The partial column sums of a GELU's gradient as stored, one row for each 128 rows. A column's 128 rows are
+/// added as the registers of a tile hold them: thread r of 8 adds the rows r, r + 8, r + 64 and r + 72 of a
+/// warp's 32, threads that differ by 4, 2 and 1 are added, then four warps.
+pub fn gelu_sums(engine: &Engine, dpre: &[bf16], width: usize) -> Vec<f32> {
+    let block = |dpre: &[bf16]| -> Vec<f32> {
         // Rows past the last are products with zeros.
         let at = |row: usize, column: usize| dpre.get(row * width + column).map_or(0.0, |x| wide(*x));
         let warp = |warp: usize| -> Vec<f32> {
@@ -81,8 +84,7 @@ pub fn gelu_gradient(engine: &Engine, dpre: &mut [bf16], pre: &[bf16], width: us
         };
         add_in_order((0..4).map(warp).collect())
     };
-    let tile = BLOCK_ROWS * width;
-    engine.install(|| dpre.par_chunks_mut(tile).zip(pre.par_chunks(tile)).flat_map_iter(block).collect())
+    engine.install(|| dpre.par_chunks(BLOCK_ROWS * width).flat_map_iter(block).collect())
 }
 
 /// The operands of a weight gradient.
@@ -94,11 +96,13 @@ pub struct WeightGradient<'a> {
     pub x: &'a [bf16],
     pub shape: LinearShape,
     pub write: Write,
+    /// The shape that gives the order of sums: this one, or that of which it is an excerpt.
+    pub whole: LinearShape,
 }
 
 impl WeightGradient<'_> {
     fn order(&self) -> Order {
-        let LinearShape { rows, c_in, c_out } = self.shape;
+        let LinearShape { rows, c_in, c_out } = self.whole;
         gemm_hopper::order(&GemmKey {
             product: Product::BackwardWeight,
             rows: rows as u64,
