@@ -33,14 +33,14 @@ pub struct TracedOperation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// None where nothing is read.
-    pub before: Option<Origin>,
+    pub before: Option<FlowSource>,
     /// Its number after the operation, where that writes.
     pub after: Option<usize>,
 }
 
 /// Where an operation's input comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum FlowSource {
     /// A parameter, by its position in the model's order.
     Parameter(usize),
     /// A matrix of the pass, by number.
@@ -109,16 +109,11 @@ impl<'a, O: Ops> Traced<'a, O> {
         }
     }
 
-    /// Shows what `bufs` hold and forgets it: their content may change now without an operation.
-    pub fn release<'b>(&mut self, bufs: impl IntoIterator<Item = &'b O::Buf>) -> Result<()>
-    where
-        O::Buf: 'b,
-    {
-        for buf in bufs {
-            self.show(buf)?;
-            self.held.remove(&address(buf));
-        }
-        Ok(())
+    /// Shows what a buffer holds and forgets it: its content may change now without an operation. Returns the
+    /// number of the matrix that it held.
+    pub fn release(&mut self, buf: &O::Buf) -> Result<Option<usize>> {
+        self.show(buf)?;
+        Ok(self.held.remove(&address(buf)))
     }
 
     fn show(&mut self, buf: &O::Buf) -> Result<()> {
@@ -148,17 +143,17 @@ impl<'a, O: Ops> Traced<'a, O> {
         let mut flow = Vec::with_capacity(bufs.len());
         for (matrix, buf) in outline.matrices().into_iter().zip(&bufs) {
             let op::outline::Matrix { name, role, access, rows, columns } = matrix;
-            let parameter = self.parameters.get(&address(*buf)).map(|at| Origin::Parameter(*at));
+            let parameter = self.parameters.get(&address(*buf)).map(|at| FlowSource::Parameter(*at));
             let held = self.held.get(&address(*buf)).copied();
             // A table is as long as it was.
             let rows = held.filter(|_| rows == 0).map_or(rows, |held| self.trace.matrices[held].rows);
             let name = format!("{number:03} {}.{name}", outline.name());
-            let mut before = parameter.or(held.map(Origin::Matrix)).filter(|_| access != Access::Set);
+            let mut before = parameter.or(held.map(FlowSource::Matrix)).filter(|_| access != Access::Set);
             if before.is_none() && access != Access::Set {
                 let name = format!("{name} before");
                 let found = self.add(buf, TracedMatrix { name, writer: None, role, rows, columns });
                 self.show(buf)?;
-                before = Some(Origin::Matrix(found));
+                before = Some(FlowSource::Matrix(found));
             }
             let written = || TracedMatrix { name, writer: Some(number), role, rows, columns };
             let after = (access != Access::Read).then(|| self.add(buf, written()));

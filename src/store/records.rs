@@ -141,6 +141,7 @@ mod tests {
             action: Action::Update,
             events: vec![],
             evaluation: Some(Evaluation::default()),
+            audit: None,
         }
     }
 

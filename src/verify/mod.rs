@@ -2,10 +2,12 @@
 //!
 //! * [`files`]: locks, ledger, checkpoints and data of a run against each other and this machine.
 //! * [`replay`]: steps of a run trained again, each root compared.
+//! * [`audit`]: parts of audited steps computed again in the mirror.
 //! * [`twice`]: an experiment in fresh processes, one of them killed; [`golden`]: roots in a file.
 //! * [`diff`]: the first step, tensor, leaf and element in which two runs differ.
 //! * [`promises`]: the checks as sentences for the report page.
 
+pub mod audit;
 pub mod diff;
 pub mod files;
 pub mod golden;

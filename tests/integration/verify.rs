@@ -118,7 +118,7 @@ fn a_ledger_that_was_cut_reordered_or_spliced_is_located() {
 }
 
 /// Writes ledger, metrics and `main.log` of a run anew, of these entries. Gives the head after each.
-fn rewrite_records(run: &Path, entries: &[Entry]) -> Vec<Head> {
+pub fn rewrite_records(run: &Path, entries: &[Entry]) -> Vec<Head> {
     for file in ["ledger.jsonl", "metrics.jsonl", "metrics.parquet", "main.log"] {
         std::fs::remove_file(run.join(file)).expect("there");
     }

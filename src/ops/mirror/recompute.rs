@@ -11,7 +11,7 @@ use crate::ops::{
 };
 
 /// What is written of a weight gradient, before the buffers.
-struct WeightGradient {
+struct WeightsAgain {
     shape: LinearShape,
     write: Write,
     order: WeightOrder,
@@ -115,10 +115,10 @@ impl Mirror {
                 self.linear_backward_input_gelu(LinearBackwardInputGelu { dpre, dout, weight, pre, shape })
             }
             (Outline::LinearBackwardWeight { shape, write, order, .. }, [dweight, dout, x]) => {
-                self.weights_again(WeightGradient { shape, write, order }, dweight, None, [dout, x])
+                self.weights_again(WeightsAgain { shape, write, order }, dweight, None, [dout, x])
             }
             (Outline::LinearBackwardWeight { shape, write, order, .. }, [dweight, dbias, dout, x]) => {
-                self.weights_again(WeightGradient { shape, write, order }, dweight, Some(dbias), [dout, x])
+                self.weights_again(WeightsAgain { shape, write, order }, dweight, Some(dbias), [dout, x])
             }
             (Outline::AttentionBackward { rows, heads }, [dqkv, dout, qkv, out, lse]) => {
                 self.attention_backward(AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads })
@@ -132,12 +132,12 @@ impl Mirror {
 
     fn weights_again(
         &mut self,
-        gradient: WeightGradient,
+        gradient: WeightsAgain,
         dweight: &mut Buffer,
         dbias: Option<&mut Buffer>,
         [dout, x]: [&Buffer; 2],
     ) -> Result<()> {
-        let WeightGradient { shape, write, order: WeightOrder { whole, after_gelu } } = gradient;
+        let WeightsAgain { shape, write, order: WeightOrder { whole, after_gelu } } = gradient;
         let known = after_gelu.then(|| self.sums_after_gelu(dout, shape)).transpose()?;
         let op = LinearBackwardWeight { dweight, dbias, dout, x, shape, write };
         self.weight_gradient(op, whole, known.as_deref())

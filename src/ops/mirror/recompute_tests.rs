@@ -8,14 +8,14 @@ use crate::model::gpt2::MicroBatch;
 use crate::model::{Gpt2, ParamSpec, Weights};
 use crate::ops::cuda::launch::gemm_hopper;
 use crate::ops::cuda::product::{Epilogue, GemmKey, Product, Types};
-use crate::ops::op::grid::{Grid, Unit};
+use crate::ops::op::grid::{Grid, GridUnit};
 use crate::ops::op::outline::Tokens;
-use crate::ops::traced::{Origin, Trace, Traced, TracedMatrix, TracedOperation};
+use crate::ops::traced::{FlowSource, Trace, Traced, TracedMatrix, TracedOperation};
 use crate::ops::{DeviceError, Role, Rows};
 use crate::rng::Key;
 
 /// A pass, and the bytes of all that flowed in it.
-struct Pass {
+struct RecordedPass {
     trace: Trace,
     matrices: BTreeMap<usize, Vec<u8>>,
     parameters: Vec<(Vec<usize>, Vec<u8>)>,
@@ -27,7 +27,7 @@ fn mirror() -> Mirror {
     Mirror::new(&Device { kind: DeviceKind::Mirror, threads: 2, simd: Simd::Auto }).expect("a CPU")
 }
 
-fn pass(rows: Rows, recompute: u8, write: Write) -> Pass {
+fn pass(rows: Rows, recompute: u8, write: Write) -> RecordedPass {
     let config = Model {
         init: None,
         descriptor: None,
@@ -71,27 +71,27 @@ fn pass(rows: Rows, recompute: u8, write: Write) -> Pass {
             &mut grads,
             1e-2,
             write,
-            |ops, group, grads| ops.release(grads.group(group)),
+            |ops, group, grads| grads.group(group).into_iter().try_for_each(|buf| ops.release(buf).map(drop)),
         )
         .expect("a pass");
     let trace = traced.finish().expect("all was seen");
-    Pass { trace, matrices, parameters, inputs, targets }
+    RecordedPass { trace, matrices, parameters, inputs, targets }
 }
 
-impl Pass {
+impl RecordedPass {
     /// The excerpt's part of a matrix or parameter, by way of its units.
-    fn gather(&self, origin: Origin, pick: &Pick) -> Vec<u8> {
+    fn gather(&self, origin: FlowSource, pick: &Pick) -> Vec<u8> {
         let (grid, bytes) = match origin {
-            Origin::Matrix(number) => {
+            FlowSource::Matrix(number) => {
                 let matrix = &self.trace.matrices[number];
                 let element = if matrix.role == Role::F32 { 4 } else { 2 };
                 let (rows, columns) = (matrix.rows, matrix.columns);
-                (Grid { rows, columns, element, unit: Unit::Tile }, &self.matrices[&number])
+                (Grid { rows, columns, element, unit: GridUnit::Tile }, &self.matrices[&number])
             }
-            Origin::Parameter(at) => {
+            FlowSource::Parameter(at) => {
                 let (shape, bytes) = &self.parameters[at];
                 let (rows, columns) = if shape.len() == 2 { (shape[0], shape[1]) } else { (1, shape[0]) };
-                (Grid { rows, columns, element: 2, unit: Unit::Leaf }, bytes)
+                (Grid { rows, columns, element: 2, unit: GridUnit::Leaf }, bytes)
             }
         };
         let units = grid.wanted(pick).into_iter().map(|unit| (unit, grid.cut(&bytes[..grid.bytes()], unit)));
@@ -118,7 +118,7 @@ impl Pass {
                 let again = ops.recompute(&excerpt, &given).expect("an operation");
                 for ((flow, pick), again) in flow.zip(again) {
                     let (Some(after), Some(pick)) = (flow.after, pick) else { continue };
-                    let whole = self.gather(Origin::Matrix(after), pick);
+                    let whole = self.gather(FlowSource::Matrix(after), pick);
                     let unfinished = again.len() / pick.size()[0] * pick.unfinished_rows;
                     let name = &self.trace.matrices[after].name;
                     assert!(

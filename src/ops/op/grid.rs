@@ -8,7 +8,7 @@ use crate::proof::digest::LEAF_BYTES;
 
 /// How a matrix is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unit {
+pub enum GridUnit {
     /// Tiles of [`TILE_ROWS`] by [`TILE_COLUMNS`], row by row; those at the ends are smaller. Its own bytes are
     /// row-major.
     Tile,
@@ -23,7 +23,7 @@ pub struct Grid {
     pub columns: usize,
     /// Bytes of an element.
     pub element: usize,
-    pub unit: Unit,
+    pub unit: GridUnit,
 }
 
 impl Grid {
@@ -35,8 +35,8 @@ impl Grid {
     /// How many units there are.
     pub fn units(&self) -> usize {
         match self.unit {
-            Unit::Tile => self.rows.div_ceil(TILE_ROWS) * self.across(),
-            Unit::Leaf => self.bytes().div_ceil(LEAF_BYTES),
+            GridUnit::Tile => self.rows.div_ceil(TILE_ROWS) * self.across(),
+            GridUnit::Leaf => self.bytes().div_ceil(LEAF_BYTES),
         }
     }
 
@@ -46,20 +46,20 @@ impl Grid {
 
     /// Bytes of a unit.
     pub fn unit_bytes(&self, unit: usize) -> usize {
-        self.pieces_of(unit).map(|bytes| bytes.len()).sum()
+        self.spans(unit).map(|bytes| bytes.len()).sum()
     }
 
     /// The bytes of a unit within the whole matrix.
-    fn pieces_of(&self, unit: usize) -> impl Iterator<Item = Range<usize>> {
+    fn spans(&self, unit: usize) -> impl Iterator<Item = Range<usize>> {
         let (first, count, stride, len) = match self.unit {
-            Unit::Tile => {
+            GridUnit::Tile => {
                 let (row, column) = (unit / self.across() * TILE_ROWS, unit % self.across() * TILE_COLUMNS);
                 let columns = TILE_COLUMNS.min(self.columns - column);
                 let first = (row * self.columns + column) * self.element;
                 let rows = TILE_ROWS.min(self.rows.saturating_sub(row));
                 (first, rows, self.columns * self.element, columns * self.element)
             }
-            Unit::Leaf => {
+            GridUnit::Leaf => {
                 let first = unit * LEAF_BYTES;
                 (first, 1, 0, LEAF_BYTES.min(self.bytes().saturating_sub(first)))
             }
@@ -69,34 +69,36 @@ impl Grid {
 
     /// A unit of the matrix whose bytes these are.
     pub fn cut(&self, bytes: &[u8], unit: usize) -> Vec<u8> {
-        self.pieces_of(unit).flat_map(|piece| &bytes[piece]).copied().collect()
+        let mut cut = Vec::with_capacity(self.unit_bytes(unit));
+        self.spans(unit).for_each(|span| cut.extend_from_slice(&bytes[span]));
+        cut
     }
 
     /// The elements of `pick` in its order, as runs of bytes within units; rows that the matrix does not have
     /// are left out.
     fn runs(&self, pick: &Pick, mut see: impl FnMut(usize, Range<usize>)) {
         let end = match self.unit {
-            Unit::Tile => TILE_COLUMNS * self.element,
-            Unit::Leaf => LEAF_BYTES,
+            GridUnit::Tile => TILE_COLUMNS * self.element,
+            GridUnit::Leaf => LEAF_BYTES,
         };
         for row in pick.rows.iter().cloned().flatten().filter(|row| *row < self.rows) {
             for columns in &pick.columns {
                 let (mut at, last) = (columns.start * self.element, columns.end * self.element);
                 while at < last {
                     let (unit, within) = match self.unit {
-                        Unit::Tile => (row / TILE_ROWS * self.across() + at / end, at % end),
-                        Unit::Leaf => {
+                        GridUnit::Tile => (row / TILE_ROWS * self.across() + at / end, at % end),
+                        GridUnit::Leaf => {
                             let byte = row * self.columns * self.element + at;
                             (byte / end, byte % end)
                         }
                     };
                     let len = (last - at).min(end - within);
                     let skipped = match self.unit {
-                        Unit::Tile => {
+                        GridUnit::Tile => {
                             let width = (self.columns * self.element - at / end * end).min(end);
                             row % TILE_ROWS * width
                         }
-                        Unit::Leaf => 0,
+                        GridUnit::Leaf => 0,
                     };
                     see(unit, skipped + within..skipped + within + len);
                     at += len;
@@ -148,7 +150,7 @@ mod tests {
                     expected.extend((at..at + element).map(|i| if row < rows { bytes[i] } else { 0 }));
                 }
             }
-            for unit in [Unit::Tile, Unit::Leaf] {
+            for unit in [GridUnit::Tile, GridUnit::Leaf] {
                 let grid = Grid { rows, columns, element, unit };
                 let units: BTreeMap<usize, Vec<u8>> =
                     grid.wanted(&pick).into_iter().map(|unit| (unit, grid.cut(&bytes, unit))).collect();
