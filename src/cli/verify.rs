@@ -9,6 +9,7 @@ use super::reporter::reporter;
 use super::{exit, streams};
 use crate::run::{find, require_usage};
 use crate::units;
+use crate::verify::audit::{self, AuditOptions};
 use crate::verify::expect::Expected;
 use crate::verify::{Check, Checks, Status, files, rebuild, replay, twice};
 
@@ -21,6 +22,12 @@ pub struct Args {
     /// Train again from the checkpoint of step A (0: from the start) to step B, and compare every step.
     #[arg(long, value_name = "A..B", value_parser = parse_range, conflicts_with = "twice")]
     replay: Option<(u64, u64)>,
+    /// Compute N of the parts that the run's audits kept again, on this CPU.
+    #[arg(long, value_name = "N", conflicts_with_all = ["twice", "replay"], value_parser = clap::value_parser!(u32).range(1..))]
+    audit: Option<u32>,
+    /// With `--audit`: which N; another number draws others.
+    #[arg(long, value_name = "S", requires = "audit", default_value_t = 0)]
+    seed: u64,
     /// Train the experiment twice, and once more with a kill in the middle; all must agree.
     #[arg(long, requires = "what")]
     twice: bool,
@@ -106,10 +113,14 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
         (Some(_), None) => checks.failed("expected", "not compared: the files are not whole"),
         (None, _) => {}
     }
-    match (args.replay, run) {
-        (Some((from, to)), Some(run)) => replay::verify(run, from..to, checks, report)?,
-        (Some(_), None) => checks.failed("replay", "not begun: the files are not whole"),
-        (None, _) => {}
+    match (args.replay, args.audit, run) {
+        (Some((from, to)), _, Some(run)) => replay::verify(run, from..to, checks, report)?,
+        (Some(_), _, None) => checks.failed("replay", "not begun: the files are not whole"),
+        (None, Some(count), Some(run)) => {
+            audit::verify(run, AuditOptions { count: count as usize, seed: args.seed }, checks)?
+        }
+        (None, Some(_), None) => checks.failed("audit", "not begun: the files are not whole"),
+        (None, None, _) => {}
     }
     Ok(())
 }

@@ -153,7 +153,9 @@ impl Replay {
         let root = recorded.root.map(|_| trainer.state_root()).transpose()?;
         let tokens = (report.step + 1) * self.loaded.experiment.batch.tokens;
         let events = recorded.events.clone();
-        Ok(Entry { root, events, evaluation, ..ledger_entry(&report, tokens) })
+        // What was audited is not traced again.
+        let audit = recorded.audit;
+        Ok(Entry { root, events, evaluation, audit, ..ledger_entry(&report, tokens) })
     }
 
     /// Measures again what was measured before a step, on sets of the sizes that were recorded: a resumed run
