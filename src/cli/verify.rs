@@ -38,8 +38,9 @@ pub struct Args {
     /// With `--twice`: write the golden roots, when all runs agree.
     #[arg(long, value_name = "FILE", requires = "twice", conflicts_with = "expect")]
     bless: Option<PathBuf>,
-    /// With `--twice`: set a key. May be repeated.
-    #[arg(long, value_name = "KEY=VALUE", requires = "twice")]
+    /// With `--twice` or `--replay`: set a key. May be repeated. `device.kind=mirror` repeats on a CPU what a
+    /// Hopper GPU computed.
+    #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// With `--twice`: keep the run folders here.
     #[arg(long, value_name = "DIR", requires = "twice")]
@@ -92,6 +93,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
+    require_usage(args.set.is_empty() || args.twice || args.replay.is_some(), || {
+        "`--set` goes with `--twice` or `--replay`: without them nothing is trained".into()
+    })?;
     if let (true, Some(experiment)) = (args.twice, &args.what) {
         super::experiment::require(experiment)?;
         require_usage(args.expect.as_ref().is_none_or(|file| file.exists()), || {
@@ -114,7 +118,7 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
         (None, _) => {}
     }
     match (args.replay, args.audit, run) {
-        (Some((from, to)), _, Some(run)) => replay::verify(run, from..to, checks, report)?,
+        (Some((from, to)), _, Some(run)) => replay::verify(run, from..to, &args.set, checks, report)?,
         (Some(_), _, None) => checks.failed("replay", "not begun: the files are not whole"),
         (None, Some(count), Some(run)) => {
             audit::verify(run, AuditOptions { count: count as usize, seed: args.seed }, checks)?
