@@ -70,25 +70,35 @@ impl Console {
 
     /// Shows the progress of an evaluation.
     fn evaluating(&mut self, what: &'static str, done: u64, of: u64) {
+        let text = format!("{what} {done}/{of}");
         if self.evaluating != Some(what) {
             self.evaluating = Some(what);
-            self.bar.set_style(style("{bar:32.green/dim} {msg} {pos}/{len}  {eta} left"));
-            self.bar.set_message(what);
-            self.bar.set_length(of);
+            self.show(Some(style("{bar:32.green/dim} {msg}  {eta} left")), (done, of), text);
             self.bar.reset_eta();
+        } else {
+            self.show(None, (done, of), text);
         }
-        self.bar.set_position(done);
     }
 
     /// Shows the steps again.
     fn show_steps(&mut self) {
-        if self.evaluating.take().is_some() || self.bar.length() != Some(self.steps) {
-            self.bar.set_style(style("{bar:32.cyan/dim} {pos}/{len} steps  {msg}"));
-            self.bar.set_length(self.steps);
-        }
-        self.bar.set_position(self.done);
+        let is_new = self.evaluating.take().is_some() || self.bar.length() != Some(self.steps);
         let saving = self.saving.as_ref().map_or(String::new(), |saving| format!("  {saving}"));
-        self.bar.set_message(format!("{}{saving}", self.left(self.done)));
+        let text = format!("{}/{} steps  {}{saving}", self.done, self.steps, self.left(self.done));
+        self.show(is_new.then(|| style("{bar:32.cyan/dim} {msg}")), (self.done, self.steps), text);
+    }
+
+    /// Sets all of the bar. Each of its setters may draw it, so the text holds its own numbers: none of
+    /// what it showed before is seen under the new ones.
+    fn show(&self, style: Option<ProgressStyle>, (done, of): (u64, u64), text: String) {
+        if let Some(style) = style {
+            self.bar.set_style(style);
+        }
+        self.bar.set_message(text);
+        self.bar.update(|bar| {
+            bar.set_len(of);
+            bar.set_pos(done);
+        });
     }
 
     fn stepped(&mut self, report: &StepReport, timing: &Timing) {
@@ -188,6 +198,7 @@ impl Listener for Console {
                 ));
             }
             Event::Sampled { step, prompt, text } => {
+                let [prompt, text] = [prompt, text].map(|text| units::printable_lines(text));
                 self.line(&format!("sample at step {step}:\n{DIM}{prompt}{DIM:#}{text}\n"));
             }
             Event::CheckpointSaved { step, path, bytes } => {

@@ -64,6 +64,7 @@ const EXAMPLES: [(&str, &str); 13] = [
     (
         "verify",
         "  runner verify quickstart\n  runner verify quickstart --replay 500..520\n  \
+         runner verify quickstart --expect kept.lock.toml\n  runner verify quickstart --rebuild\n  \
          runner verify experiments/ci.toml --twice --expect tests/golden/ci_cpu.root",
     ),
     ("diff", "  runner diff first second"),

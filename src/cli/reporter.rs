@@ -46,7 +46,7 @@ impl Reporter for Terminal {
                 exit::print(&format!("rank {rank} (process {process}) does not end and is killed"));
             }
             Message::RankLost(error) => exit::print(&error.to_string()),
-            message => say!("{}", text(message)),
+            message => say!("{}", units::printable_lines(&text(message))),
         }
     }
 
@@ -137,7 +137,11 @@ fn text(message: &Message<'_>) -> String {
 
 /// A summary of model, device, data and memory before training.
 fn summary_text(summary: &ExperimentSummary<'_>) -> String {
-    let ExperimentSummary { experiment, memory, .. } = summary;
+    let ExperimentSummary { name, experiment, memory, .. } = summary;
+    let name = match experiment.name == *name {
+        true => name.clone(),
+        false => format!("{name}, of the experiment {}", experiment.name),
+    };
     let m = &experiment.model;
     let part = |category| units::bytes(memory.category(category));
     let device = match experiment.parallel.ranks {
@@ -150,8 +154,7 @@ fn summary_text(summary: &ExperimentSummary<'_>) -> String {
     };
     let lines = [
         format!(
-            "{}: GPT-2 with {} parameters: {} layers, {} heads, {} channels, {} tokens of context",
-            experiment.name,
+            "{name}: GPT-2 with {} parameters: {} layers, {} heads, {} channels, {} tokens of context",
             units::count(summary.parameters),
             m.layers,
             m.heads,
@@ -190,6 +193,11 @@ pub fn conclude(trained: Trained, json: bool) -> anyhow::Result<Ending> {
         streams::print(&if json { format!("{event}\n") } else { format!("{root}\n") })?;
     }
     let Some(kept) = kept else { return Ok(ending) };
+    // Before anything else may fail: with its outputs a run has ended.
+    let outputs = match outcome {
+        Outcome::Finished { .. } => kept.keep_outputs(reporter(json)),
+        _ => Ok(()),
+    };
     for plot in kept.draw()?.iter().filter(|_| !json) {
         say!("plot: {}", plot.display());
     }
@@ -199,9 +207,8 @@ pub fn conclude(trained: Trained, json: bool) -> anyhow::Result<Ending> {
             // The run is complete, even if this cannot be printed.
             streams::print(&format!("{root}\n")).unwrap_or_else(|error| say!("{error:#}"));
         }
-        kept.keep_outputs(reporter(json))?;
     }
-    Ok(ending)
+    outputs.map(|()| ending)
 }
 
 /// The exit code of a run's processes.

@@ -8,7 +8,9 @@ use serde_json::json;
 use super::reporter::reporter;
 use super::{exit, streams};
 use crate::run::{find, require_usage};
-use crate::verify::{Check, Checks, Status, files, replay, twice};
+use crate::units;
+use crate::verify::expect::Expected;
+use crate::verify::{Check, Checks, Status, files, rebuild, replay, twice};
 
 /// Check a run to the byte, or that an experiment repeats.
 #[derive(clap::Args)]
@@ -22,8 +24,9 @@ pub struct Args {
     /// Train the experiment twice, and once more with a kill in the middle; all must agree.
     #[arg(long, requires = "what")]
     twice: bool,
-    /// With `--twice`: compare with golden roots.
-    #[arg(long, value_name = "FILE", requires = "twice")]
+    /// What the run must have come to, kept elsewhere: the head of its ledger or a state root (64 hexadecimal
+    /// digits), a lock, or golden roots. With `--twice`: golden roots.
+    #[arg(long, value_name = "HASH|FILE")]
     expect: Option<PathBuf>,
     /// With `--twice`: write the golden roots, when all runs agree.
     #[arg(long, value_name = "FILE", requires = "twice", conflicts_with = "expect")]
@@ -37,6 +40,10 @@ pub struct Args {
     /// Folder that holds the run folders.
     #[arg(long, default_value = "runs", value_name = "DIR")]
     runs: PathBuf,
+    /// First write again what of `metrics.jsonl`, `metrics.parquet` and `main.log` is lost or damaged, from the
+    /// ledger. Timings that are lost stay empty.
+    #[arg(long, conflicts_with = "twice")]
+    rebuild: bool,
     /// Print the checks as JSON on stdout.
     #[arg(long)]
     json: bool,
@@ -87,9 +94,18 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
             twice::TwiceOptions { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
         return twice::verify(experiment, &options, checks);
     }
+    let expected = args.expect.as_deref().map(Expected::read).transpose()?;
     let folder = find::find(args.what.as_deref(), &args.runs)?;
+    if args.rebuild {
+        rebuild::rebuild(&folder, checks)?;
+    }
     let report = reporter(args.json);
     let run = files::verify(&folder, checks, report)?;
+    match (&expected, &run) {
+        (Some(expected), Some(run)) => expected.verify(run, checks),
+        (Some(_), None) => checks.failed("expected", "not compared: the files are not whole"),
+        (None, _) => {}
+    }
     match (args.replay, run) {
         (Some((from, to)), Some(run)) => replay::verify(run, from..to, checks, report)?,
         (Some(_), None) => checks.failed("replay", "not begun: the files are not whole"),
@@ -108,6 +124,7 @@ fn word(status: Status) -> &'static str {
 
 /// A check as a line.
 fn to_text(Check { status, name, detail }: &Check) -> String {
+    let [name, detail] = [name, detail].map(|text| units::printable_lines(text));
     match status {
         Status::Passed => format!("{GOOD}ok{GOOD:#}      {name}: {detail}\n"),
         Status::Failed => format!("{BAD}FAILED{BAD:#}  {name}: {detail}\n"),

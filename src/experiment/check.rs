@@ -108,17 +108,18 @@ fn number(key: &KeyRow, raw: &DeValue<'_>) -> Result<f64, Refusal> {
         (true, Open::Above) => format!("a number from {min} to below {max}"),
     };
     let x: f64 = digits.parse().map_err(|_| wrong_type(key, raw, &range))?;
-    let inside =
-        x >= min && x <= max && !(open == Open::Below && x == min) && !(open == Open::Above && x == max);
-    // Minus zero equals zero but prints otherwise; the resolved file must not depend on it.
-    if inside {
-        Ok(x + 0.0)
-    } else {
-        Err(refusal(
-            key,
-            &format!("is {}, which is out of range", shortened(&digits)),
-            format!("expected {range}"),
-        ))
+    let inside = |x: f64| {
+        x >= min && x <= max && !(open == Open::Below && x == min) && !(open == Open::Above && x == max)
+    };
+    let refused = |why: &str| {
+        refusal(key, &format!("is {}, which {why}", shortened(&digits)), format!("expected {range}"))
+    };
+    let computed = x as f32;
+    match (inside(x), inside(computed.into())) {
+        // Minus zero equals zero but prints otherwise; the resolved file must not depend on it.
+        (true, true) => Ok(x + 0.0),
+        (false, _) => Err(refused("is out of range")),
+        (true, false) => Err(refused(&format!("becomes {computed:?} in the 32 bits that are computed with"))),
     }
 }
 

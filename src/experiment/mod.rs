@@ -96,8 +96,8 @@ pub fn load_text(name: &str, text: &str, sets: &[String]) -> Result<Loaded, Expe
 }
 
 /// Loads what a run wrote down of its experiment, as it stands: no environment lies over it.
-pub fn load_recorded(name: &str, text: &str) -> Result<Loaded, ExperimentError> {
-    load_layers(&ExperimentText::Text { name, bytes: text.as_bytes() }, &[], &[])
+pub fn load_recorded(path: &Path) -> Result<Loaded, ExperimentError> {
+    load_layers(&ExperimentText::Path(path), &[], &[])
 }
 
 fn environment() -> Vec<(OsString, OsString)> {

@@ -9,10 +9,10 @@ use std::fmt::Write as _;
 use figment::value::{Num, Value};
 use serde_json::Value as Json;
 
-use super::diagnostics::printable;
 use super::resolved::Experiment;
 use super::rules::{Origin, given_by_descriptor};
 use super::schema::{KEYS, KeyRow};
+use crate::units::printable;
 
 /// Comments start at this column at the furthest; longer lines push theirs out.
 const COMMENT_COLUMN: usize = 44;

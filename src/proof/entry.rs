@@ -167,8 +167,8 @@ impl Entry {
                 others.push(("val_loss", number(Some(b.loss))));
             }
             if let (Some(a), Some(b)) = (a.hellaswag, b.hellaswag) {
-                mine.push(("hellaswag", format!("{a:?}")));
-                others.push(("hellaswag", format!("{b:?}")));
+                mine.push(("hellaswag", format!("{:?}", a.as_counted_in(&b))));
+                others.push(("hellaswag", format!("{:?}", b.as_counted_in(&a))));
             }
         }
         let pairs = mine.into_iter().zip(others);

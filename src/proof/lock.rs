@@ -18,6 +18,7 @@ use serde::Deserialize;
 use sha2::Digest;
 
 use super::hash::{Hash, LOCK};
+use super::regular;
 
 /// The format that this version writes and reads.
 pub const FORMAT: &str = "runner/lock/v1";
@@ -56,6 +57,9 @@ pub enum LockError {
     #[error("`{}` line {line} is not as runner writes it\n  hint: {DAMAGED}", path.display())]
     Spelling { path: PathBuf, line: usize },
 }
+
+/// Bytes of the longest lock that is read: of some hundred thousand shards.
+const LONGEST: u64 = 64 << 20;
 
 const DAMAGED: &str = "the file was edited or damaged; restore it, or make a new one with `runner lock`";
 
@@ -161,7 +165,8 @@ impl Lock {
 
     /// Reads and checks the lock at `path`.
     pub fn read(path: &Path) -> Result<Lock, LockError> {
-        let bytes = std::fs::read(path).map_err(|source| LockError::Io { path: path.into(), source })?;
+        let bytes = regular::read_within(path, LONGEST)
+            .map_err(|source| LockError::Io { path: path.into(), source })?;
         let text = std::str::from_utf8(&bytes).map_err(|e| LockError::Syntax {
             path: path.into(),
             line: 1 + bytes[..e.valid_up_to()].iter().filter(|b| **b == b'\n').count(),

@@ -10,6 +10,7 @@
 //!   [`evaluation`]: what was measured before a step.
 //! * [`compare`]: where two tensors differ.
 //! * [`lock`]: what the bits depend on, and where they were made.
+//! * [`regular`]: reading files that must be files.
 
 pub mod compare;
 pub mod digest;
@@ -18,6 +19,7 @@ pub mod evaluation;
 pub mod hash;
 pub mod ledger;
 pub mod lock;
+pub mod regular;
 pub mod tree;
 
 pub use digest::{MerkleHasher, merkle_root, state_root, tensor_digest, tensor_digest_from_root};

@@ -221,16 +221,11 @@ impl RecordedRun {
 
 fn read_experiment(paths: &RunPaths) -> Result<Experiment, String> {
     let path = paths.experiment();
-    let text = std::fs::read_to_string(&path)
-        .map_err(|error| format!("cannot read `{}`: {error}", path.display()))?;
-    // Only the file: the environment must not change an old run's settings.
-    experiment::load_recorded(&path.display().to_string(), &text).map(|loaded| loaded.experiment).map_err(
-        |error| {
-            let message = error.to_string();
-            let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-            format!("`{}`: {first}", path.display())
-        },
-    )
+    experiment::load_recorded(&path).map(|loaded| loaded.experiment).map_err(|error| {
+        let message = error.to_string();
+        let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        format!("`{}`: {first}", path.display())
+    })
 }
 
 fn model_name(experiment: &Experiment) -> String {

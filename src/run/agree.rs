@@ -22,7 +22,7 @@ use crate::parallel::{Exchange, Solo};
 use crate::plan::disk::Disk;
 use crate::plan::memory::{Storage, state_bytes};
 use crate::proof::Lock;
-use crate::store;
+use crate::store::{self, RunPaths};
 use crate::train::Trainer;
 
 /// A run that may begin.
@@ -55,7 +55,8 @@ impl<O: Locked> Agreed<O> {
         let (first, ranks) = (team.is_first(), team.size());
         let stop = stop::flag(ranks > 1 || ranks::is_launched(), report)?;
         if first {
-            report.tell(&Message::Training(summary(&experiment, &data, &ops, storage)));
+            let name = destination.path().map_or_else(String::new, |path| RunPaths::new(&path).name());
+            report.tell(&Message::Training(summary(name, &experiment, &data, &ops, storage)));
         }
         let mut exchange: Box<dyn Exchange<O>> = Box::new(Solo);
         if let Some(link) = team.link {
@@ -116,12 +117,14 @@ impl<O: Locked> Agreed<O> {
 }
 
 fn summary<'a, O: Ops>(
+    name: String,
     experiment: &'a Experiment,
     data: &Data,
     ops: &O,
     storage: &Storage,
 ) -> ExperimentSummary<'a> {
     ExperimentSummary {
+        name,
         experiment,
         device: ops.device_name(),
         train_tokens: data.train.usable_tokens(experiment.batch.seq_len),

@@ -40,7 +40,7 @@ pub struct Exported {
 /// There is no such checkpoint, the folder exists, or cannot be written.
 pub fn export(request: ExportRequest<'_>, report: Report) -> anyhow::Result<Exported> {
     let ExportRequest { run, step, format, write, precision, out } = request;
-    let experiment = experiment::load(&run.experiment(), &[])?.experiment;
+    let experiment = experiment::load_recorded(&run.experiment())?.experiment;
     let (manifest, state) = find::load_masters(run, step, report)?;
     let name = format!("step_{:08}_{format}_{}", manifest.step, precision.name());
     let folder = out.unwrap_or_else(|| run.folder().join("export").join(name));

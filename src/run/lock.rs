@@ -77,7 +77,7 @@ pub fn resolved_numerics(experiment: &Experiment) -> Table {
 }
 
 /// A value without the quotes of JSON.
-pub(super) fn plain(value: &serde_json::Value) -> String {
+pub fn plain(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::String(text) => text.clone(),
         serde_json::Value::Null => "not set".into(),

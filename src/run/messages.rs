@@ -83,6 +83,8 @@ pub enum Message<'a> {
 /// An experiment in short, before its first step.
 #[derive(Debug)]
 pub struct ExperimentSummary<'a> {
+    /// The name of the run: that of its folder.
+    pub name: String,
     pub experiment: &'a Experiment,
     pub device: String,
     pub train_tokens: u64,

@@ -17,6 +17,7 @@ use crate::store::{
     self, LoadedCheckpoint, Records, RecordsError, Retention, RunFolder, RunPaths, StoreError, Writer,
     checkpoint,
 };
+use crate::train::finite::LastState;
 use crate::train::run::Run;
 use crate::train::{Recorder, Trainer};
 
@@ -100,6 +101,7 @@ impl<O: Ops> Prepared<O> {
             tokenizer: data.tokenizer,
             writer,
             numerics: lock.numerics.clone(),
+            last_state: LastState::default(),
             stop,
         };
         let kept = folder.map(|folder| Kept { folder, lock, expected });

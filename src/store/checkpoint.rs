@@ -20,10 +20,12 @@ use super::atomic::{self, NewFolder};
 use super::manifest::{FORMAT, Facts, FileRecord, Manifest};
 use super::safetensors::{Layout, Reader, Tensor};
 use super::{Result, StoreError};
-use crate::proof::{Hash, state_root, tensor_digest};
+use crate::proof::{Hash, regular, state_root, tensor_digest};
 
 pub const STATE_FILE: &str = "state.safetensors";
 pub const MANIFEST_FILE: &str = "manifest.json";
+/// Bytes of the longest manifest that is read: of some hundred thousand tensors.
+const LONGEST_MANIFEST: u64 = 64 << 20;
 
 /// A checkpoint read back whole: its manifest, and its tensors sorted by name.
 pub type LoadedCheckpoint = (Manifest, Vec<Tensor>);
@@ -165,7 +167,7 @@ pub fn list(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
 /// step and the length of the file.
 pub fn inspect(folder: &Path) -> Result<Manifest> {
     let path = folder.join(MANIFEST_FILE);
-    let text = match fs::read(&path) {
+    let text = match regular::read_within(&path, LONGEST_MANIFEST) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(StoreError::Missing { path }),
         text => text.map_err(StoreError::io(&path, "read"))?,
     };

@@ -136,10 +136,11 @@ columns! {
     val_loss: Evaluation, "nats a token", "eval/val_loss", Last, |turn| turn.val_loss();
     /// HellaSwag before this step's update, 0 to 1: llm.c's score.
     hellaswag: Evaluation, "share of tasks", "eval/hellaswag", Last, |turn| Some(turn.hellaswag()?.llmc());
-    /// lm-eval's `acc` and `acc_norm`; `None` where the tasks lack its wording.
+    /// lm-eval's `acc`, `acc_norm` and `acc_bytes`; `None` where the tasks lack its wording.
     hellaswag_acc: Evaluation, "share of tasks", "", Last, |turn| turn.hellaswag()?.acc();
     hellaswag_acc_norm: Evaluation, "share of tasks", "eval/hellaswag_acc_norm", Last,
         |turn| turn.hellaswag()?.acc_norm();
+    hellaswag_acc_bytes: Evaluation, "share of tasks", "", Last, |turn| turn.hellaswag()?.acc_bytes();
     /// Wall-clock time of the step with its digest.
     step_ms: Timing, "milliseconds", "speed/step_ms", Median, |turn| Some(turn.timing?.step_ms);
     tokens_per_s: Timing, "tokens a second", "speed/tokens_per_s", Median,

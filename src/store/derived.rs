@@ -2,7 +2,7 @@
 //! `main.log`.
 //!
 //! Row i of the metrics is entry i of the ledger. Every row is computed again from its entry and compared
-//! column by column, except timings. Lines of `main.log` are computed again from the rows. So a row that is
+//! column by column, except timings, which are any finite numbers from 0. Lines of `main.log` are computed again from the rows. So a row that is
 //! missing, cut off, added, doubled, out of order or changed is found, and the first such one is named.
 //! Entries of version 1 hold no evaluation: those numbers are counted as unproven.
 
@@ -16,8 +16,8 @@ use super::columns::ColumnKind;
 use super::main_log::{self, MAIN_LOG};
 use super::metrics::{Action, COLUMNS, JSONL, MetricsRow, PARQUET};
 use super::metrics_parquet;
-use crate::proof::Entry;
 use crate::proof::entry::canonical_bits;
+use crate::proof::{Entry, regular};
 
 /// How much of the files must exist.
 #[derive(Clone, Copy, Debug)]
@@ -164,6 +164,11 @@ fn compare(rows: &[MetricsRow], entries: &[Entry]) -> Result<AgreedRows, RowFaul
                 return Err(fault(Some(column.name), what));
             }
         }
+        for column in COLUMNS.iter().filter(|column| !column.is_exact()) {
+            if let Some(found) = (column.get)(row).filter(|value| !is_time(value)) {
+                return Err(fault(Some(column.name), format!("{found} at step {step} is no measurement")));
+            }
+        }
         // An older program recorded a resume in the row; its ledger has it as a note.
         let events = match row.events.split_first() {
             Some((first, rest)) if first == "resume" && !recorded => rest,
@@ -177,6 +182,11 @@ fn compare(rows: &[MetricsRow], entries: &[Entry]) -> Result<AgreedRows, RowFaul
     }
     agreed.rows = rows.len();
     Ok(agreed)
+}
+
+/// Whether a number can be a timing.
+pub(super) fn is_time(value: &f64) -> bool {
+    value.is_finite() && *value >= 0.0
 }
 
 /// Whether a row is the evaluation after the last step, of which a ledger of version 1 has no entry.
@@ -205,7 +215,7 @@ fn misplaced(index: usize, rows: &[MetricsRow], entries: &[Entry]) -> String {
 
 /// The content of a text file; empty if it is missing and may be.
 fn read(file: &'static str, path: &Path, needed: bool) -> Result<Vec<u8>, Disagreement> {
-    match std::fs::read(path) {
+    match regular::read(path) {
         Ok(bytes) => Ok(bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !needed => Ok(Vec::new()),
         Err(error) => Err(whole_file(file, format!("cannot be read: {error}"))),
@@ -231,7 +241,7 @@ fn jsonl(
         let text = std::str::from_utf8(line).map_err(|error| fault(error.to_string()))?;
         let row = MetricsRow::from_line(text).map_err(fault)?;
         let recorded = entries.get(index).is_some_and(|entry| entry.evaluation.is_some());
-        if recorded && row.to_line().trim_end() != text {
+        if recorded && !row.is_written_as(text) {
             return Err(fault("not the text that is written of its values: keys were added or moved".into()));
         }
         rows.push(row);

@@ -12,8 +12,7 @@ use crate::units;
 pub enum StoreError {
     #[error("cannot {doing} `{}`: {source}", path.display())]
     Io { path: PathBuf, doing: &'static str, source: io::Error },
-    #[error("no space left to write `{}`, which needs {need_bytes} bytes\n  hint: what was saved before is \
-             intact; free some space or lower `checkpoint.keep_last`, then `runner resume`", path.display())]
+    #[error("no space left to write `{}`, which needs {need_bytes} bytes\n  hint: what was saved before is intact; {}, then `runner resume`", path.display(), room(source))]
     DiskFull { path: PathBuf, need_bytes: u64, source: io::Error },
     #[error("`{}` is missing\n  hint: a whole checkpoint has `state.safetensors` and \
              `manifest.json`", path.display())]
@@ -100,6 +99,21 @@ pub enum StoreError {
     Locked { path: PathBuf, pid: Option<u32> },
 }
 
+/// Whether an error says that a file cannot grow: its disk is full, a quota is used up, or `ulimit -f` is
+/// reached.
+pub fn is_full(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(kind, StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+/// How to make room for a file.
+fn room(full: &io::Error) -> &'static str {
+    match full.kind() {
+        io::ErrorKind::FileTooLarge => "raise the limit of the size of files (`ulimit -f`)",
+        _ => "free some space or lower `checkpoint.keep_last`",
+    }
+}
+
 fn ranks_text(ranks: &[usize]) -> String {
     let shown: Vec<String> = ranks.iter().take(8).map(|rank| format!("rank {rank}")).collect();
     let more = if ranks.len() > 8 { format!(" and {} more", ranks.len() - 8) } else { String::new() };
@@ -115,9 +129,7 @@ impl StoreError {
     /// The same for a write of `need_bytes` in all; a full disk is an error of its own.
     pub(super) fn write(path: &Path, need_bytes: u64) -> impl FnOnce(io::Error) -> StoreError {
         move |source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                StoreError::DiskFull { path: path.into(), need_bytes, source }
-            }
+            kind if is_full(kind) => StoreError::DiskFull { path: path.into(), need_bytes, source },
             _ => StoreError::Io { path: path.into(), doing: "write", source },
         }
     }

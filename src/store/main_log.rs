@@ -20,7 +20,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use super::append::{AppendError, AppendFile, complete_lines};
-use super::metrics::{Action, MetricsRow};
+use super::metrics::{Action, MetricsError, MetricsRow};
 
 /// The file in a run folder.
 pub const MAIN_LOG: &str = "main.log";
@@ -47,10 +47,13 @@ impl MainLogWriter {
     }
 
     /// Opens the log of a run whose next step is `step`: drops a torn last line and every line of
-    /// that step and later.
-    pub fn resume(run_dir: &Path, step: u64) -> Result<MainLogWriter, AppendError> {
-        let (file, _) =
-            AppendFile::reopen(&run_dir.join(MAIN_LOG), step, |line| parse(line).map(|(step, _)| step))?;
+    /// that step and later. Refuses a log that ends before the step before it: each step has a line.
+    pub fn resume(run_dir: &Path, step: u64) -> Result<MainLogWriter, MetricsError> {
+        let path = run_dir.join(MAIN_LOG);
+        let (file, last) = AppendFile::reopen(&path, step, |line| parse(line).map(|(step, _)| step))?;
+        if last.map_or(0, |last| last + 1) != step {
+            return Err(MetricsError::Incomplete { path, last, resume: step });
+        }
         Ok(MainLogWriter { file })
     }
 

@@ -29,6 +29,7 @@ fn awkward_rows() -> Vec<MetricsRow> {
             grad_norm: Some(5e-324),
             hellaswag: Some(0.1),
             hellaswag_acc_norm: Some(0.3),
+            hellaswag_acc_bytes: Some(0.35),
             ..row(3)
         },
         MetricsRow { events: vec!["resume".into(), "drift".into()], action: Action::SkipGradZ, ..row(4) },
@@ -147,7 +148,8 @@ fn a_row_has_these_keys_in_this_order() {
     let line = row(0).to_line();
     let keys = "step tokens loss loss_bits grad_norm grad_norm_bits learning_rate learning_rate_bits loss_z \
         loss_z_bits grad_z grad_z_bits action val_loss val_loss_bits hellaswag hellaswag_bits hellaswag_acc \
-        hellaswag_acc_bits hellaswag_acc_norm hellaswag_acc_norm_bits step_ms tokens_per_s mfu events";
+        hellaswag_acc_bits hellaswag_acc_norm hellaswag_acc_norm_bits \
+        hellaswag_acc_bytes hellaswag_acc_bytes_bits step_ms tokens_per_s mfu events";
     let found: Vec<&str> = line
         .split('"')
         .skip(1)

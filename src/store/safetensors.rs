@@ -18,6 +18,7 @@ use serde::Deserialize;
 
 use super::{Result, StoreError, atomic};
 use crate::ops::Dtype;
+use crate::proof::regular;
 
 /// A named tensor on the host, as it is stored.
 #[derive(Clone, PartialEq, Eq)]
@@ -197,7 +198,7 @@ impl Info {
 /// Opens a file and reads its header: the reader behind it, everything before the data, and the file's
 /// length.
 fn open_header(path: &Path) -> Result<(BufReader<File>, Vec<u8>, u64)> {
-    let file = match File::open(path) {
+    let file = match regular::open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return Err(StoreError::Missing { path: path.into() });
         }

@@ -17,6 +17,7 @@ use std::time::SystemTime;
 
 use super::append::AppendError;
 use super::metrics::{COLUMNS, MetricsRow};
+use crate::proof::regular;
 
 /// The content of the first record of every file.
 const VERSION: &str = "brain.Event:2";
@@ -32,7 +33,7 @@ impl EventWriter {
     /// Opens the event file at `path`, or starts it: records of `step` and later are dropped.
     pub fn resume(path: &Path, step: u64) -> Result<EventWriter, AppendError> {
         let fail = |action| move |source| AppendError::Io { action, path: path.to_owned(), source };
-        let bytes = match std::fs::read(path) {
+        let bytes = match regular::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             bytes => bytes.map_err(fail("read"))?,
         };

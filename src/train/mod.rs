@@ -7,7 +7,7 @@
 mod cuda_tests;
 mod error;
 pub mod events;
-mod finite;
+pub mod finite;
 pub mod progress;
 #[cfg(test)]
 mod ranks_tests;

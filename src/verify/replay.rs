@@ -31,7 +31,7 @@ pub fn verify(
     checks: &mut Checks<'_>,
     report: Report,
 ) -> anyhow::Result<()> {
-    let WholeRun { paths, lock, entries, loaded, data } = run;
+    let WholeRun { paths, lock, entries, loaded, data, .. } = run;
     let trained = entry::steps(&entries).len();
     let Some(data) = data else {
         checks.failed("replay", "not begun: the data are not here");
@@ -177,7 +177,7 @@ impl Replay {
             let scores =
                 set.map(|set| eval::hellaswag(ops, model, losses, link, set, |_, _| ())).transpose()?;
             match scores.filter(|scores| scores.tasks as u64 == counts.tasks) {
-                Some(scores) => *counts = correct_counts(&scores),
+                Some(scores) => *counts = correct_counts(&scores).as_counted_in(counts),
                 None => unmeasured = true,
             }
         }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::super::error::DataError;
+use crate::store::error::is_full;
 
 /// Why a file could not be fetched. Every message names the address or the file.
 #[derive(Debug, thiserror::Error)]
@@ -149,9 +150,7 @@ impl FetchError {
         need_bytes: u64,
     ) -> impl FnOnce(io::Error) -> FetchError {
         move |reason| match reason.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                FetchError::DiskFull { path: path.to_owned(), need_bytes }
-            }
+            kind if is_full(kind) => FetchError::DiskFull { path: path.to_owned(), need_bytes },
             _ => FetchError::Io { action, path: path.to_owned(), reason },
         }
     }

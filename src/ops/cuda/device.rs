@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::Cuda;
 use super::launch::optimizer;
 use super::linear::gemm_keys;
-use super::memory::{Buf, CudaIds};
+use super::memory::{Buf, CudaIds, copy_by_all_threads};
 use super::scratch_plan::planned;
 use crate::ops::op::{operations, perform};
 use crate::ops::{Dtype, Ops, Result, Role, ScratchShape};
@@ -112,7 +112,7 @@ impl Ops for Cuda {
         // SAFETY: the length was checked.
         unsafe {
             self.staging.download(src.address() + at as u64, dst.len() as u64, OP, |at, piece| {
-                dst[at..][..piece.len()].copy_from_slice(piece)
+                copy_by_all_threads(&mut dst[at..][..piece.len()], piece)
             })
         }
     }

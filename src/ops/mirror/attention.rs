@@ -59,24 +59,24 @@ impl<'a> HeadSlice<'a> {
     }
 
     /// The 64 rows of a tile as a left factor, summed along the head.
-    fn rows(&self, tile: usize) -> Left {
-        Left::new(TILE, self.head_size, |row, k| self.at(tile * TILE + row, k))
+    fn rows(&self, engine: &Engine, tile: usize) -> Left {
+        Left::new(engine, TILE, self.head_size, |row, k| self.at(tile * TILE + row, k))
     }
 
     /// The same rows as columns of a right factor, summed along the head.
-    fn columns(&self, tile: usize) -> Right {
-        Right::new(self.head_size, TILE, |k, column| self.at(tile * TILE + column, k))
+    fn columns(&self, engine: &Engine, tile: usize) -> Right {
+        Right::new(engine, self.head_size, TILE, |k, column| self.at(tile * TILE + column, k))
     }
 
     /// The 64 rows of a tile as terms of a sum.
-    fn terms(&self, tile: usize) -> Right {
-        Right::new(TILE, self.head_size, |k, column| self.at(tile * TILE + k, column))
+    fn terms(&self, engine: &Engine, tile: usize) -> Right {
+        Right::new(engine, TILE, self.head_size, |k, column| self.at(tile * TILE + k, column))
     }
 }
 
 /// A tile of numbers as a left factor in bf16, summed along its columns.
-fn rounded(tile: &[f32]) -> Left {
-    Left::new(TILE, TILE, |row, k| round(tile[row * TILE + k]))
+fn rounded(engine: &Engine, tile: &[f32]) -> Left {
+    Left::new(engine, TILE, TILE, |row, k| round(tile[row * TILE + k]))
 }
 
 /// Each thread's sum of a row: its pairs of columns, ascending.
@@ -130,13 +130,13 @@ pub fn forward(engine: &Engine, out: &mut [bf16], lse: &mut [f32], qkv: &[bf16],
 fn forward_tile(engine: &Engine, [q, k, v]: [HeadSlice<'_>; 3], tile: usize) -> RowTile {
     let head_size = q.head_size;
     let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
-    let queries = q.rows(tile);
+    let queries = q.rows(engine, tile);
     let mut out = vec![0.0f32; TILE * head_size];
     let mut tops = [MASKED; TILE];
     let mut sums = [[0.0f32; 4]; TILE];
     for keys in 0..=tile {
         let mut s = vec![0.0f32; TILE * TILE];
-        multiply(engine, &mut s, &queries, &k.columns(keys));
+        multiply(engine, &mut s, &queries, &k.columns(engine, keys));
         for (row, s) in s.chunks_exact_mut(TILE).enumerate() {
             let seen = if keys == tile { row + 1 } else { TILE };
             let top = s[..seen].iter().fold(tops[row], |top, s| max(top, *s));
@@ -150,7 +150,7 @@ fn forward_tile(engine: &Engine, [q, k, v]: [HeadSlice<'_>; 3], tile: usize) -> 
             }
             out[row * head_size..][..head_size].iter_mut().for_each(|o| *o *= rescale);
         }
-        multiply(engine, &mut out, &rounded(&s), &v.terms(keys));
+        multiply(engine, &mut out, &rounded(engine, &s), &v.terms(engine, keys));
     }
     let row = |row: usize| {
         let sum = quad_sum(sums[row]);
@@ -238,12 +238,12 @@ fn query_tile(
 ) -> Vec<bf16> {
     let head_size = q.head_size;
     let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
-    let (queries, gradients) = (q.rows(tile), dout.rows(tile));
+    let (queries, gradients) = (q.rows(engine, tile), dout.rows(engine, tile));
     let mut dq = vec![0.0f32; TILE * head_size];
     for keys in 0..=tile {
         let (mut s, mut dp) = (vec![0.0f32; TILE * TILE], vec![0.0f32; TILE * TILE]);
-        multiply(engine, &mut s, &queries, &k.columns(keys));
-        multiply(engine, &mut dp, &gradients, &v.columns(keys));
+        multiply(engine, &mut s, &queries, &k.columns(engine, keys));
+        multiply(engine, &mut dp, &gradients, &v.columns(engine, keys));
         for (row, (s, dp)) in s.chunks_exact_mut(TILE).zip(dp.chunks_exact(TILE)).enumerate() {
             let (lse, delta) = (of.lse[tile * TILE + row] * LOG2_E, of.delta[tile * TILE + row]);
             for (column, (s, dp)) in s.iter_mut().zip(dp).enumerate() {
@@ -252,7 +252,7 @@ fn query_tile(
                 *s = p * (dp - delta);
             }
         }
-        multiply(engine, &mut dq, &rounded(&s), &k.terms(keys));
+        multiply(engine, &mut dq, &rounded(engine, &s), &k.terms(engine, keys));
     }
     dq.iter().map(|x| round(x * scale)).collect()
 }
@@ -269,7 +269,7 @@ fn key_tile(
 ) -> [Vec<bf16>; 2] {
     let head_size = q.head_size;
     let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
-    let (keys, values) = (k.rows(tile), v.rows(tile));
+    let (keys, values) = (k.rows(engine, tile), v.rows(engine, tile));
     let (mut dk, mut dv) = (vec![0.0f32; TILE * head_size], vec![0.0f32; TILE * head_size]);
     for queries in tile..tiles {
         let start = |statistic: &dyn Fn(usize) -> f32| -> Vec<f32> {
@@ -277,15 +277,15 @@ fn key_tile(
         };
         let mut p = start(&|row| -of.lse[row] / scale);
         let mut ds = start(&|row| -of.delta[row]);
-        multiply(engine, &mut p, &keys, &q.columns(queries));
-        multiply(engine, &mut ds, &values, &dout.columns(queries));
+        multiply(engine, &mut p, &keys, &q.columns(engine, queries));
+        multiply(engine, &mut ds, &values, &dout.columns(engine, queries));
         for (i, (p, ds)) in p.iter_mut().zip(&mut ds).enumerate() {
             let masked = queries == tile && i / TILE > i % TILE;
             *p = if masked { 0.0 } else { exp2(*p * scale_log2) };
             *ds *= *p;
         }
-        multiply(engine, &mut dv, &rounded(&p), &dout.terms(queries));
-        multiply(engine, &mut dk, &rounded(&ds), &q.terms(queries));
+        multiply(engine, &mut dv, &rounded(engine, &p), &dout.terms(engine, queries));
+        multiply(engine, &mut dk, &rounded(engine, &ds), &q.terms(engine, queries));
     }
     [dk.iter().map(|x| round(x * scale)).collect(), dv.iter().map(|x| round(*x)).collect()]
 }

@@ -28,8 +28,8 @@ const TERMS: usize = 64;
 pub fn forward_sums(engine: &Engine, x: &[bf16], weight: &[bf16], shape: LinearShape) -> Vec<f32> {
     let LinearShape { rows, c_in, c_out } = shape;
     let mut sums = vec![0.0; rows * c_out];
-    let left = Left::new(rows, c_in, |row, k| x[row * c_in + k]);
-    let right = Right::new(c_in, c_out, |k, column| weight[column * c_in + k]);
+    let left = Left::new(engine, rows, c_in, |row, k| x[row * c_in + k]);
+    let right = Right::new(engine, c_in, c_out, |k, column| weight[column * c_in + k]);
     multiply(engine, &mut sums, &left, &right);
     sums
 }
@@ -60,8 +60,8 @@ pub fn gelu_forward(engine: &Engine, out: &mut [bf16], pre: &[bf16]) {
 pub fn backward_input(engine: &Engine, dx: &mut [bf16], dout: &[bf16], weight: &[bf16], shape: LinearShape) {
     let LinearShape { rows, c_in, c_out } = shape;
     let mut sums = vec![0.0; rows * c_in];
-    let left = Left::new(rows, c_out, |row, k| dout[row * c_out + k]);
-    let right = Right::new(c_out, c_in, |k, column| weight[k * c_in + column]);
+    let left = Left::new(engine, rows, c_out, |row, k| dout[row * c_out + k]);
+    let right = Right::new(engine, c_out, c_in, |k, column| weight[k * c_in + column]);
     multiply(engine, &mut sums, &left, &right);
     dx.iter_mut().zip(sums).for_each(|(dx, sum)| *dx = round(sum + 0.0));
 }
@@ -128,8 +128,8 @@ impl WeightGradient<'_> {
             let first = blocks.start * TERMS;
             let k = (blocks.end * TERMS).min(rows) - first;
             let mut sums = vec![0.0; c_out * c_in];
-            let left = Left::new(c_out, k, |row, k| self.dout[(first + k) * c_out + row]);
-            let right = Right::new(k, c_in, |k, column| self.x[(first + k) * c_in + column]);
+            let left = Left::new(engine, c_out, k, |row, k| self.dout[(first + k) * c_out + row]);
+            let right = Right::new(engine, k, c_in, |k, column| self.x[(first + k) * c_in + column]);
             multiply(engine, &mut sums, &left, &right);
             let add = part > 0 || self.write == Write::Add;
             for (out, sum) in dweight.iter_mut().zip(sums) {
@@ -172,8 +172,8 @@ impl WeightGradient<'_> {
                     if terms[k] < rows { self.dout[terms[k] * c_out + column] } else { bf16::ZERO }
                 };
                 let mut sums = vec![0.0; c_out];
-                let ones = Left::new(1, terms.len(), |_, _| bf16::ONE);
-                multiply(engine, &mut sums, &ones, &Right::new(terms.len(), c_out, dout));
+                let ones = Left::new(engine, 1, terms.len(), |_, _| bf16::ONE);
+                multiply(engine, &mut sums, &ones, &Right::new(engine, terms.len(), c_out, dout));
                 partials.extend(sums);
             }
         }
