@@ -34,3 +34,4 @@ mod terminal;
 mod twice;
 mod verify;
 mod verify_claims;
+mod words;
