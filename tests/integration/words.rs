@@ -20,8 +20,8 @@ fn files(folder: &Path, endings: &[&str], found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The numbers of the lines that are too long. In Markdown headings, tables, transcripts and lines with a link
-/// are as long as they are.
+/// The numbers of the lines that are too long. In Markdown headings, tables, transcripts and lines with a
+/// link are as long as they are.
 fn too_long(text: &str, is_markdown: bool) -> Vec<usize> {
     let mut in_transcript = false;
     let mut is_free = |line: &str| {
