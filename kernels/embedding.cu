@@ -162,8 +162,8 @@ constexpr u32 PIECE = 32;  // sorted positions a block
 
 struct TokenGradArgs {
     float* dwte;        // (V, C), added to
-    float*
-        partials;  // (2, pieces, C): of the token that began before the piece; of the one that ends after it
+    // (2, pieces, C): of the token that began before the piece; of the one that ends after it
+    float* partials;
     const act_t* dout;  // (n, C)
     const u16* ids;     // (n)
     const u32* sorted;  // (n) positions by token, then by position
