@@ -9,6 +9,7 @@ use super::reporter::reporter;
 use super::{exit, streams};
 use crate::run::{find, require_usage};
 use crate::units;
+use crate::verify::audit::{self, AuditOptions};
 use crate::verify::expect::ExpectedOutcome;
 use crate::verify::{Check, Checks, Status, files, rebuild, replay, twice};
 
@@ -21,6 +22,12 @@ pub struct Args {
     /// Train again from the checkpoint of step A (0: from the start) to step B, and compare every step.
     #[arg(long, value_name = "A..B", value_parser = parse_range, conflicts_with = "twice")]
     replay: Option<(u64, u64)>,
+    /// Compute N of the parts that the run's audits kept again, on this CPU.
+    #[arg(long, value_name = "N", conflicts_with_all = ["twice", "replay"], value_parser = clap::value_parser!(u32).range(1..))]
+    audit: Option<u32>,
+    /// With `--audit`: which N; another number draws others.
+    #[arg(long, value_name = "S", requires = "audit", default_value_t = 0)]
+    seed: u64,
     /// Train the experiment twice, and once more with a kill in the middle; all must agree.
     #[arg(long, requires = "what")]
     twice: bool,
@@ -31,8 +38,9 @@ pub struct Args {
     /// With `--twice`: write the golden roots, when all runs agree.
     #[arg(long, value_name = "FILE", requires = "twice", conflicts_with = "expect")]
     bless: Option<PathBuf>,
-    /// With `--twice`: set a key. May be repeated.
-    #[arg(long, value_name = "KEY=VALUE", requires = "twice")]
+    /// With `--twice` or `--replay`: set a key. May be repeated. `device.kind=mirror` repeats on a CPU what a
+    /// Hopper GPU computed.
+    #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// With `--twice`: keep the run folders here.
     #[arg(long, value_name = "DIR", requires = "twice")]
@@ -85,6 +93,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
+    require_usage(args.set.is_empty() || args.twice || args.replay.is_some(), || {
+        "`--set` goes with `--twice` or `--replay`: without them nothing is trained".into()
+    })?;
     if let (true, Some(experiment)) = (args.twice, &args.what) {
         super::experiment::require(experiment)?;
         require_usage(args.expect.as_ref().is_none_or(|file| file.exists()), || {
@@ -106,10 +117,14 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
         (Some(_), None) => checks.failed("expected", "not compared: the files are not whole"),
         (None, _) => {}
     }
-    match (args.replay, run) {
-        (Some((from, to)), Some(run)) => replay::verify(run, from..to, checks, report)?,
-        (Some(_), None) => checks.failed("replay", "not begun: the files are not whole"),
-        (None, _) => {}
+    match (args.replay, args.audit, run) {
+        (Some((from, to)), _, Some(run)) => replay::verify(run, from..to, &args.set, checks, report)?,
+        (Some(_), _, None) => checks.failed("replay", "not begun: the files are not whole"),
+        (None, Some(count), Some(run)) => {
+            audit::verify(run, AuditOptions { count: count as usize, seed: args.seed }, checks)?
+        }
+        (None, Some(_), None) => checks.failed("audit", "not begun: the files are not whole"),
+        (None, None, _) => {}
     }
     Ok(())
 }

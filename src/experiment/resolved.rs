@@ -326,6 +326,12 @@ pub struct ProofKeys {
     /// the run stops with exit code 5 and keeps both states; 0 is never. Finds silent corruption at the cost
     /// of a step and three copies of the state. Changes no bit. Default: 0.
     pub replay_every: u64,
+    /// Steps between audits: of one step in this many the ledger gets a digest of all that one micro-batch
+    /// computed, and parts of it are kept, which `runner verify --audit` computes again on a CPU; 0 is never.
+    /// Needs bf16 on a Hopper GPU or in its mirror. Changes no bit of the state. Default: 0.
+    pub audit_every: u64,
+    /// How many parts of its operations an audit draws and keeps. Default: 32.
+    pub audit_pieces: usize,
 }
 
 /// Console, sensors and TensorBoard.

@@ -21,6 +21,8 @@ use super::resolved::{Experiment, Model};
 use super::schema::{self, KEYS};
 use super::write;
 
+mod audit;
+
 /// The widest head that the CUDA attention kernels take.
 const CUDA_HEAD_SIZE: u64 = 128;
 /// Rows of the token table in memory are a multiple of this.
@@ -489,6 +491,7 @@ impl Rules {
             self.refuse(fault.hint("set `kernels.gelu_fusion` to 0".to_string()));
             return;
         }
+        self.audit(&device, &compute);
         let may_be_bf16 = compute == "bf16" || (compute == "auto" && device != "cpu");
         if self.boolean("precision.master_weights") == Some(false) && !may_be_bf16 {
             let fault = self.clash(

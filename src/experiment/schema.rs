@@ -193,6 +193,8 @@ pub(super) const KEYS: &[KeyRow] = &[
     //
     int("proof.digest_every", 0, MANY, Default::Integer(1)),
     int("proof.replay_every", 0, MANY, Default::Integer(0)),
+    int("proof.audit_every", 0, MANY, Default::Integer(0)),
+    int("proof.audit_pieces", 1, 1 << 16, Default::Integer(32)),
     //
     int("log.every", 1, MANY, Default::Integer(1)),
     int("log.gpu_every", 0, MANY, Default::Integer(10)),

@@ -12,14 +12,14 @@ use crate::ops::{
 impl<O: Ops> Gpt2<O> {
     /// From the final layernorm's output to the gradients, each group passed to `whole` as soon as it is
     /// complete; losses into `self.losses`.
-    pub(super) fn backward<E: From<DeviceError>>(
+    pub(super) fn backward<P: Ops<Buf = O::Buf, Ids = O::Ids>, E: From<DeviceError>>(
         &mut self,
-        ops: &mut O,
+        ops: &mut P,
         rows: Rows,
         grads: &mut Weights<O::Buf>,
         scale: f32,
         write: Write,
-        mut whole: impl FnMut(&mut O, Group, &mut Weights<O::Buf>) -> std::result::Result<(), E>,
+        mut whole: impl FnMut(&mut P, Group, &mut Weights<O::Buf>) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let (n, c) = (rows.count(), self.config.channels);
         let Activations { encoded, layers, ln_f, shared_norm, shared_gelu, grads: buffers, .. } =

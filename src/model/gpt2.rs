@@ -149,20 +149,21 @@ impl<O: Ops> Gpt2<O> {
 
     /// The same for gradients that the side lane is still reading when this is called, or that go on from
     /// here: the backward pass waits for the lane, and gives each group to `whole` when this micro-batch has
-    /// written the last of it, while the groups before it are still to come.
+    /// written the last of it, while the groups before it are still to come. `ops` may be a device that watches
+    /// the model's own.
     #[expect(
         clippy::too_many_arguments,
         reason = "those of `forward_backward`, in its order, and a function"
     )]
-    pub fn forward_backward_by_groups<E: From<DeviceError>>(
+    pub fn forward_backward_by_groups<P: Ops<Buf = O::Buf, Ids = O::Ids>, E: From<DeviceError>>(
         &mut self,
-        ops: &mut O,
+        ops: &mut P,
         batch: &MicroBatch<'_>,
         losses: &mut O::Buf,
         grads: &mut Weights<O::Buf>,
         scale: f32,
         write: Write,
-        whole: impl FnMut(&mut O, Group, &mut Weights<O::Buf>) -> std::result::Result<(), E>,
+        whole: impl FnMut(&mut P, Group, &mut Weights<O::Buf>) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         self.upload(ops, batch)?;
         self.trunk(ops, batch.rows)?;
@@ -172,18 +173,23 @@ impl<O: Ops> Gpt2<O> {
     }
 
     /// Copies the micro-batch's losses to their place among those of the step.
-    fn give_losses(&self, ops: &mut O, batch: &MicroBatch<'_>, losses: &mut O::Buf) -> Result<()> {
+    fn give_losses(
+        &self,
+        ops: &mut impl Ops<Buf = O::Buf>,
+        batch: &MicroBatch<'_>,
+        losses: &mut O::Buf,
+    ) -> Result<()> {
         let (src, len) = (&self.losses, batch.rows.count());
         ops.copy(CopyPart { dst: losses, at: batch.losses_at, src, from: 0, len })
     }
 
-    fn upload(&mut self, ops: &mut O, batch: &MicroBatch<'_>) -> Result<()> {
+    fn upload(&mut self, ops: &mut impl Ops<Ids = O::Ids>, batch: &MicroBatch<'_>) -> Result<()> {
         ops.upload_ids(&mut self.ids, batch.inputs)?;
         ops.upload_ids(&mut self.targets, batch.targets)
     }
 
     /// From token ids to the final layernorm's output.
-    fn trunk(&mut self, ops: &mut O, rows: Rows) -> Result<()> {
+    fn trunk(&mut self, ops: &mut impl Ops<Buf = O::Buf, Ids = O::Ids>, rows: Rows) -> Result<()> {
         let (n, c) = (rows.count(), self.config.channels);
         let heads = heads(&self.config);
         let shape = |c_in, c_out| LinearShape { rows: n, c_in, c_out };

@@ -25,6 +25,7 @@ pub mod op;
 #[cfg(test)]
 pub mod testing;
 pub mod timed;
+pub mod traced;
 mod types;
 
 use std::ops::Range;

@@ -98,6 +98,8 @@ pub struct Entry {
     pub events: Vec<String>,
     /// What was measured before the step; none in an entry of version 1, which does not say.
     pub evaluation: Option<Evaluation>,
+    /// Root of what was computed in the step's audited micro-batch (`docs/audit.md`), in the step of an audit.
+    pub audit: Option<Hash>,
 }
 
 /// The entries of steps, without that of the evaluation after the last one.
@@ -131,6 +133,9 @@ impl Entry {
             text.push_str(",\"evaluation\":");
             evaluation.push_canonical(&mut text);
         }
+        if let Some(root) = &self.audit {
+            write!(text, r#","audit":"{root}""#).expect("a string takes all");
+        }
         text.push('}');
         text
     }
@@ -141,7 +146,7 @@ impl Entry {
     }
 
     /// The fields in which two entries differ, with both values, bits included. What was measured before one
-    /// of them alone is no difference: no bit of the training depends on it.
+    /// of them alone, or audited in one alone, is no difference: no bit of the training depends on it.
     pub fn differences(&self, other: &Entry) -> Vec<FieldDifference> {
         let number = |value: Option<f64>| {
             value.map_or("none".to_owned(), |v| format!("{v} (0x{:016x})", canonical_bits(v)))
@@ -171,6 +176,10 @@ impl Entry {
                 others.push(("hellaswag", format!("{:?}", b.as_counted_in(&a))));
             }
         }
+        if let (Some(a), Some(b)) = (&self.audit, &other.audit) {
+            mine.push(("audit", a.to_string()));
+            others.push(("audit", b.to_string()));
+        }
         let pairs = mine.into_iter().zip(others);
         pairs
             .filter(|((_, a), (_, b))| a != b)
@@ -196,6 +205,7 @@ impl Entry {
                 None => None,
                 Some(evaluation) => Some(evaluation.map_or_else(|| Ok(Evaluation::default()), |e| e.read())?),
             },
+            audit: written.audit,
         };
         entry.check()?;
         let canonical = entry.canonical();
@@ -221,6 +231,7 @@ impl Entry {
                 self.evaluation.is_some_and(|evaluation| !evaluation.is_empty())
                     && numbers.into_iter().chain(z).all(|number| number.is_none())
                     && self.root.is_none()
+                    && self.audit.is_none()
                     && self.events.is_empty()
             }
             _ => numbers.iter().all(Option::is_some),
@@ -285,6 +296,8 @@ struct WrittenEntry {
     /// None without the key, `Some(None)` for `null`.
     #[serde(default, deserialize_with = "present")]
     evaluation: Option<Option<WrittenEvaluation>>,
+    #[serde(default)]
+    audit: Option<Hash>,
 }
 
 /// Tells a key that is `null` from one that is not there.

@@ -15,6 +15,7 @@ fn example() -> Entry {
         action: Action::Update,
         events: vec![],
         evaluation: None,
+        audit: None,
     }
 }
 
@@ -32,6 +33,7 @@ fn skipped() -> Entry {
         action: Action::SkipNonfinite,
         events: vec!["rewind to step 4".into()],
         evaluation: None,
+        audit: None,
     }
 }
 
@@ -80,7 +82,8 @@ fn texts_and_digests_are_those_of_the_specification() {
 fn entries_of_both_versions_read_back_and_no_kind_has_the_keys_of_another() {
     let measured = Entry { evaluation: Some(evaluation()), ..skipped() };
     let unmeasured = Entry { evaluation: Some(Evaluation::default()), ..example() };
-    for entry in [example(), measured, unmeasured, evaluated()] {
+    let audited = Entry { audit: Some(Hash::of(b"trace")), ..unmeasured.clone() };
+    for entry in [example(), measured, unmeasured, audited, evaluated()] {
         assert_eq!(Entry::parse(&entry.canonical()).unwrap(), entry);
     }
     assert!(example() != Entry { evaluation: Some(Evaluation::default()), ..example() });
@@ -88,6 +91,7 @@ fn entries_of_both_versions_read_back_and_no_kind_has_the_keys_of_another() {
         Entry { loss: None, ..example() },
         Entry { loss: Some(1.0), ..evaluated() },
         Entry { evaluation: None, ..evaluated() },
+        Entry { audit: Some(Hash::of(b"trace")), ..evaluated() },
         Entry { evaluation: Some(Evaluation::default()), ..evaluated() },
     ] {
         assert!(Entry::parse(&wrong.canonical()).is_err(), "{}", wrong.canonical());

@@ -15,6 +15,7 @@ fn entry(step: u64) -> Entry {
         action: Action::Update,
         events: vec![],
         evaluation: Some(Evaluation::default()),
+        audit: None,
     }
 }
 

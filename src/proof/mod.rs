@@ -8,7 +8,7 @@
 //! * [`digest`]: leaf, tensor and state digests over those.
 //! * [`ledger`]: one [`entry`] a step, an append-only log whose head every checkpoint carries;
 //!   [`evaluation`]: what was measured before a step.
-//! * [`compare`]: where two tensors differ.
+//! * [`opening`]: some units of a tensor, shown to be its own; [`compare`]: where two tensors differ.
 //! * [`lock`]: what the bits depend on, and where they were made.
 //! * [`regular`]: reading files that must be files.
 
@@ -19,6 +19,7 @@ pub mod evaluation;
 pub mod hash;
 pub mod ledger;
 pub mod lock;
+pub mod opening;
 pub mod regular;
 pub mod tree;
 
@@ -28,3 +29,4 @@ pub use evaluation::{Evaluation, HellaSwag, Validation};
 pub use hash::Hash;
 pub use ledger::{Head, Ledger, LedgerError};
 pub use lock::{Lock, LockError};
+pub use opening::Opening;

@@ -9,11 +9,11 @@ use super::destination::Destination;
 use super::device::memory_plan;
 use super::expected::Expected;
 use super::initial::Initial;
-use super::locked::Locked;
+use super::locked::{self, Locked};
 use super::messages::{ExperimentSummary, Message, Report};
 use super::open::Job;
 use super::resume::{Changed, Past};
-use super::{lock, ranks, stop, team};
+use super::{lock, ranks, require_usage, stop, team};
 use crate::data::ValidationSet;
 use crate::experiment::{Experiment, Loaded};
 use crate::model::weights::Weights;
@@ -82,6 +82,7 @@ impl<O: Locked> Agreed<O> {
         }
         let mut lock = lock::lock(&loaded, &data, &manifest, initial.as_ref(), &trainer.ops)?;
         lock.environment.insert("ranks".into(), ranks.to_string());
+        require_audited_arithmetic(&experiment, &lock)?;
         match &of_rank_zero {
             Some(numerics) => team::require_same(trainer.link().rank(), numerics, &lock.numerics)?,
             None => team::send_lock(trainer.link(), &lock)?,
@@ -114,6 +115,15 @@ impl<O: Locked> Agreed<O> {
             report,
         })
     }
+}
+
+/// Refuses audits of arithmetic that the mirror does not have.
+fn require_audited_arithmetic(experiment: &Experiment, lock: &Lock) -> anyhow::Result<()> {
+    let audited = experiment.proof.audit_every > 0;
+    require_usage(!audited || locked::is_mirrored(&lock.numerics), || {
+        "`proof.audit_every` needs a Hopper GPU with heads of 64 or 128 channels, or `device.kind` = \"mirror\": no CPU repeats the bits of this device\n  hint: set `proof.audit_every` to 0; `proof.replay_every` checks any device".into()
+    })?;
+    Ok(())
 }
 
 fn summary<'a, O: Ops>(

@@ -58,6 +58,11 @@ impl Locked for Cpu {
     }
 }
 
+/// Whether the mirror has the bits of a device with these numerics.
+pub fn is_mirrored(numerics: &Table) -> bool {
+    numerics.get(ARITHMETIC_KEY).is_some_and(|name| name == mirror::ARITHMETIC)
+}
+
 fn arithmetic() -> Table {
     Table::from([(ARITHMETIC_KEY.to_owned(), mirror::ARITHMETIC.into())])
 }

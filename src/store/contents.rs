@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
 use super::run_folder::{LOCK, RunPaths};
-use super::{Result, StoreError, atomic};
+use super::{Result, StoreError, atomic, audit};
 
 /// How many names a message lists.
 const LISTED: usize = 5;
@@ -40,6 +40,7 @@ fn known(name: &str) -> Option<KnownEntry> {
         "unrepeatable" => KnownEntry::Steps(|file| file.ends_with(".safetensors")),
         "samples" => KnownEntry::Folder(|name| name.starts_with("step_") && name.ends_with(".txt")),
         "plots" => KnownEntry::Folder(|name| name.ends_with(".svg") || name.ends_with(".png")),
+        "audit" => KnownEntry::Folder(|name| audit::step_of(name).is_some()),
         "export" => KnownEntry::Folder(|name| name.starts_with("step_")),
         _ => return None,
     })

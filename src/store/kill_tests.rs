@@ -32,6 +32,7 @@ fn entry(step: u64) -> Entry {
         action,
         events: vec![],
         evaluation: Some(Evaluation::default()),
+        audit: None,
     }
 }
 

@@ -143,6 +143,7 @@ mod tests {
             action: Action::Update,
             events: vec![],
             evaluation: Some(Evaluation::default()),
+            audit: None,
         }
     }
 

@@ -82,6 +82,11 @@ impl RunPaths {
         self.folder.join("unrepeatable").join(super::checkpoint::folder_name(step))
     }
 
+    /// What is kept of audited steps.
+    pub fn audits(&self) -> PathBuf {
+        self.folder.join("audit")
+    }
+
     pub fn samples(&self) -> PathBuf {
         self.folder.join("samples")
     }

@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::atomic::NewFolder;
+use super::audit::{self, AuditFile};
 use super::manifest::{Facts, Manifest};
 use super::retention::{Retention, prune};
 use super::safetensors::{self, Info, Tensor};
@@ -161,13 +162,26 @@ impl Writer {
 
     /// Keeps both states that `step` gave when it was made twice; returns their folder.
     pub fn keep_unrepeatable(&self, step: u64, first: &[Tensor], second: &[Tensor]) -> Result<PathBuf> {
-        let run = self.checkpoints.parent().unwrap_or(Path::new("."));
-        let folder = RunPaths::new(run).unrepeatable(step);
+        let folder = self.run().unrepeatable(step);
         std::fs::create_dir_all(&folder).map_err(StoreError::io(&folder, "create"))?;
         for (name, state) in [("first", first), ("second", second)] {
             safetensors::write(&folder.join(format!("{name}.safetensors")), state, &Default::default())?;
         }
         Ok(folder)
+    }
+
+    /// Writes what is kept of an audited step.
+    pub fn keep_audit(&self, audit: &AuditFile) -> Result<()> {
+        audit.write(&audit::path(&self.run(), audit.step))
+    }
+
+    /// Deletes what is kept of the audits of `step` and later steps.
+    pub fn drop_audits(&self, step: u64) -> Result<()> {
+        audit::drop_from(&self.run().audits(), step)
+    }
+
+    fn run(&self) -> RunPaths {
+        RunPaths::new(self.checkpoints.parent().unwrap_or(Path::new(".")))
     }
 
     /// Waits for the save in flight, if any.

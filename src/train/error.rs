@@ -18,6 +18,11 @@ pub enum TrainError {
          the last checkpoint is whole, `runner resume` without it"
     )]
     RanksDiffer { step: u64, differing: String },
+    /// The two passes of an audited micro-batch differ: memory or arithmetic is faulty.
+    #[error(
+        "the audited micro-batch gave other bits when it was computed again: {matrix}\n  hint: suspect the hardware; the last checkpoint is whole, `runner resume` it on another machine"
+    )]
+    NotAgain { matrix: String },
     /// A saved state that does not fit this experiment.
     #[error("the saved tensor `{tensor}` {problem}")]
     State { tensor: String, problem: String },

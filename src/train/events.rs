@@ -22,6 +22,8 @@ pub enum Event {
         timing: Timing,
         /// State root after the step, where it was hashed.
         root: Option<Hash>,
+        /// Root of what its audited micro-batch computed, in an audited step.
+        audit: Option<Hash>,
     },
     /// All steps are done, and what was due after the last has been measured and written.
     Completed { steps: u64, tokens: u64 },

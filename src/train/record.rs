@@ -36,8 +36,8 @@ impl Listener for Recorder {
             Event::Sampled { step, prompt, text } => {
                 self.records.sample(*step, &format!("{prompt}{text}\n"))?;
             }
-            Event::Stepped { report, tokens, timing, root } => {
-                let step = Entry { root: *root, ..ledger_entry(report, *tokens) };
+            Event::Stepped { report, tokens, timing, root, audit } => {
+                let step = Entry { root: *root, audit: *audit, ..ledger_entry(report, *tokens) };
                 let evaluation = Some(std::mem::take(&mut self.evaluation));
                 let entry = Entry { events: std::mem::take(&mut self.changes), evaluation, ..step };
                 self.records.add(&entry, Some(*timing))?;
@@ -83,6 +83,7 @@ pub fn ledger_entry(report: &StepReport, tokens: u64) -> Entry {
         },
         events: Vec::new(),
         evaluation: None,
+        audit: None,
     }
 }
 
@@ -100,6 +101,7 @@ fn last_entry(step: u64, tokens: u64, evaluation: Evaluation) -> Entry {
         action: Action::Evaluate,
         events: Vec::new(),
         evaluation: Some(evaluation),
+        audit: None,
     }
 }
 

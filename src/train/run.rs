@@ -18,7 +18,7 @@ use std::time::Instant;
 use super::events::{Event, Listener};
 use super::finite::LastState;
 use super::trainer::{StepReport, Trainer};
-use super::{RunError, TrainError, replay};
+use super::{RunError, TrainError, audit, replay};
 use crate::data::{Prefetcher, StreamDecoder, Tokenizer, ValidationSet};
 use crate::eval::{self, EvalError, TaskSet};
 use crate::experiment::Experiment;
@@ -74,6 +74,7 @@ impl<O: Ops> Run<O> {
         let started = Instant::now();
         let steps = self.experiment.schedule.steps;
         out.on(&Event::Began { step: self.trainer.progress().step, steps })?;
+        self.drop_audits()?;
         // A second divergence before any new checkpoint would go back to the same place for ever.
         let (mut rewound_to, mut last) = (None, None);
         while self.trainer.progress().step < steps {
@@ -96,7 +97,7 @@ impl<O: Ops> Run<O> {
         if not_finite.is_none() {
             self.sample(step, out)?;
         }
-        let (verdict, root) = self.step(step, out)?;
+        let (verdict, root) = self.step(step, *rewound_to, out)?;
         if let Some(why) = not_finite {
             // The step is still made, because its ledger entry holds the evaluation.
             return self.end_not_finite(why, out).map(ControlFlow::Break);
@@ -170,11 +171,22 @@ impl<O: Ops> Run<O> {
         Ok(Outcome::NotFinite { step })
     }
 
-    /// One optimizer step with its digest, timed and reported. Returns the guards' verdict, and the state
-    /// root where it was hashed.
-    fn step(&mut self, step: u64, out: &mut dyn Listener) -> Result<(Verdict, Option<Hash>), RunError> {
+    /// One optimizer step with its digest and audit, timed and reported. Returns the guards' verdict, and the
+    /// state root where it was hashed. The step that the run `went_back` to is not audited: the state before it
+    /// is no longer the ledger's, because the data behind it were skipped.
+    fn step(
+        &mut self,
+        step: u64,
+        went_back: Option<u64>,
+        out: &mut dyn Listener,
+    ) -> Result<(Verdict, Option<Hash>), RunError> {
         let (steps, tokens) = (self.experiment.schedule.steps, self.experiment.batch.tokens);
         let began = Instant::now();
+        let audited = went_back != Some(step) && audit::draw::due(self.experiment.proof.audit_every, step);
+        if audited {
+            let head = out.make_durable()?;
+            self.trainer.begin_audit(head).map_err(|error| RunError::Step { step, error })?;
+        }
         let report = self.train(step)?;
         let root = due(self.experiment.proof.digest_every, step + 1, steps)
             .then(|| self.trainer.state_root())
@@ -184,8 +196,17 @@ impl<O: Ops> Run<O> {
         let flops = flops_per_token(&self.experiment.model, self.experiment.batch.seq_len);
         let mfu = self.peak_flops.map(|peak| tokens_per_s * flops / peak);
         let timing = Timing { step_ms: seconds * 1e3, tokens_per_s, mfu };
-        let verdict = report.verdict;
-        out.on(&Event::Stepped { report, tokens: (step + 1) * tokens, timing, root })?;
+        let (verdict, audit) = (report.verdict, self.trainer.audit_root());
+        let event =
+            Event::Stepped { report: report.clone(), tokens: (step + 1) * tokens, timing, root, audit };
+        out.on(&event)?;
+        if audited {
+            let head = out.make_durable()?;
+            let kept = self.trainer.end_audit(&report, head);
+            if let Some(kept) = kept.map_err(|error| RunError::Step { step, error })? {
+                self.writer.keep_audit(&kept)?;
+            }
+        }
         Ok((verdict, root))
     }
 

@@ -65,6 +65,14 @@ impl<O: Ops> Run<O> {
         Ok(())
     }
 
+    /// Deletes what is kept of audits that are still to be made: a kill, or a rewind, left them.
+    pub(super) fn drop_audits(&mut self) -> Result<(), RunError> {
+        if self.trainer.link().rank() == 0 {
+            self.writer.drop_audits(self.trainer.progress().step)?;
+        }
+        Ok(())
+    }
+
     /// Reports the progress of the checkpoint being written, or that it is done.
     pub(super) fn announce_saved(&mut self, out: &mut dyn Listener) -> Result<(), RunError> {
         let saved = self.writer.poll()?;
@@ -124,6 +132,7 @@ impl<O: Ops> Run<O> {
         let behind = (step + 1 - manifest.step) * self.experiment.sequences_per_step();
         self.trainer.skip_data(behind);
         self.feed.seek(manifest.step, self.trainer.progress().data_offset).map_err(TrainError::from)?;
+        self.drop_audits()?;
         out.on(&Event::Rewound { from_step: step, to_step: manifest.step, entries: manifest.ledger.size })?;
         Ok(Some(manifest.step))
     }

@@ -16,6 +16,7 @@
 
 use std::ops::Range;
 
+use super::audit::{self, Audit};
 use super::state::{self, OptimizerState, Row};
 use super::{Progress, TrainError};
 use crate::data::Prefetcher;
@@ -43,17 +44,19 @@ pub struct Trainer<O: Ops> {
     /// shard.
     pub(super) optimizer: OptimizerState<O::Buf>,
     /// Whether that is a shard, and sums and weights are exchanged as such.
-    sharded: bool,
+    pub(super) sharded: bool,
     /// The gradients that the backward pass writes.
-    grads: Weights<O::Buf>,
-    sums: Sums<O>,
+    pub(super) grads: Weights<O::Buf>,
+    pub(super) sums: Sums<O>,
     /// Losses of every token of a step, in the order of the stream.
     losses: O::Buf,
     host_losses: Vec<f32>,
     /// Room for samples, when there will be any.
     decoder: Option<Decoder<O>>,
-    experiment: Experiment,
+    pub(super) experiment: Experiment,
     pub(super) progress: Progress,
+    /// The audit that the next step is to be given.
+    pub(super) audit: Option<Audit>,
 }
 
 /// The report of a step.
@@ -103,6 +106,7 @@ impl<O: Ops> Trainer<O> {
             host_losses: vec![0.0; step_tokens],
             progress: Progress::new(&experiment.guards),
             decoder,
+            audit: None,
             experiment: experiment.clone(),
             ops,
             model,
@@ -201,19 +205,32 @@ impl<O: Ops> Trainer<O> {
     /// of the token losses, in their place in `losses`.
     fn gradients(&mut self, feed: &mut Prefetcher) -> Result<(), TrainError> {
         let rows = self.model.capacity();
-        let scale = (1.0 / self.experiment.batch.tokens as f64) as f32;
+        let scale = loss_scale(&self.experiment);
         let (rank, ranks) = (self.exchange.link().rank(), self.exchange.link().size());
         let mut losses_at = rank * (self.host_losses.len() / ranks);
         let micro_steps = self.experiment.micro_steps_per_worker();
-        let Trainer { ops, model, exchange, shards, grads, sums, losses, .. } = self;
+        let excerpts = self.experiment.proof.audit_pieces;
+        let Trainer { ops, model, exchange, shards, grads, sums, losses, audit, .. } = self;
         for worker in 0..self.experiment.parallel.workers / ranks {
             for micro_step in 0..micro_steps {
                 let batch = feed.next()?;
                 let micro = MicroBatch { inputs: &batch.inputs, targets: &batch.targets, rows, losses_at };
                 let (first, last) = (micro_step == 0, micro_step + 1 == micro_steps);
                 let write = if first { Write::Set } else { Write::Add };
+                let audit = audit.as_mut().filter(|audit| worker == 0 && last && audit.traces());
                 // The first may have to wait for what the worker before it left on the side lane.
-                if sums.by_groups() && (last || (first && worker > 0)) {
+                if let Some(audit) = audit {
+                    let run =
+                        audit::BatchRun { model: &mut *model, batch: micro, losses, grads, scale, write };
+                    let by_groups = sums.by_groups();
+                    audit.trace(ops, run, excerpts, |ops, group, grads| {
+                        if by_groups {
+                            Ok(sums.take(ops, &mut **exchange, worker, group, grads)?)
+                        } else {
+                            Ok(())
+                        }
+                    })?;
+                } else if sums.by_groups() && (last || (first && worker > 0)) {
                     let mut go_on = |ops: &mut O, group, grads: &mut Weights<O::Buf>| {
                         if last { sums.take(ops, &mut **exchange, worker, group, grads) } else { Ok(()) }
                     };
@@ -310,6 +327,11 @@ impl<O: Ops> Trainer<O> {
             reduce::gather(&mut **exchange, ops, shards, group, "the gathering of weights", weights, size)
         })
     }
+}
+
+/// What the gradient of a token's loss is multiplied by: one over the step's tokens.
+pub fn loss_scale(experiment: &Experiment) -> f32 {
+    (1.0 / experiment.batch.tokens as f64) as f32
 }
 
 /// Mean of token losses, summed in f64 from first to last.

@@ -4,12 +4,14 @@
 
 use std::ops::Range;
 
+use anyhow::Context as _;
+
 use super::Checks;
 use super::diff::state_text;
 use super::files::{WholeRun, checkpoint_folder};
 use crate::data::Prefetcher;
 use crate::eval;
-use crate::experiment::Loaded;
+use crate::experiment::{self, DeviceKind, Loaded};
 use crate::ops::Ops;
 use crate::plan::memory::Storage;
 use crate::proof::entry::{self, rewound_from};
@@ -17,21 +19,26 @@ use crate::proof::lock::{Lock, differences};
 use crate::proof::{Action, Entry, Evaluation, Validation};
 use crate::run::data::{Data, SHARDS, remembered};
 use crate::run::device::{Device, OnDevice};
-use crate::run::locked::Locked;
+use crate::run::locked::{self, Locked};
 use crate::run::messages::{LongWork, Report};
 use crate::run::{UsageError, initial, lock};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;
 use crate::train::record::{correct_counts, ledger_entry};
 
-/// Trains steps `steps` of a run again and compares each with the ledger.
+/// Trains steps `steps` of a run again, with the keys `sets` over its own, and compares each with the ledger.
+/// Keys that change bits are refused by the comparison of numerics.
 pub fn verify(
     run: WholeRun,
     steps: Range<u64>,
+    sets: &[String],
     checks: &mut Checks<'_>,
     report: Report,
 ) -> anyhow::Result<()> {
-    let WholeRun { paths, lock, entries, loaded, data, .. } = run;
+    let WholeRun { paths, lock, entries, mut loaded, data, .. } = run;
+    if !sets.is_empty() {
+        loaded = experiment::load(&paths.experiment(), sets)?;
+    }
     let trained = entry::steps(&entries).len();
     let Some(data) = data else {
         checks.failed("replay", "not begun: the data are not here");
@@ -65,9 +72,15 @@ pub fn verify(
     // One device makes the bits of any number.
     let mut experiment = loaded.experiment.clone();
     experiment.parallel.ranks = 1;
+    let elsewhere = match locked::is_mirrored(&lock.numerics) && experiment.device.kind != DeviceKind::Mirror
+    {
+        true => "\n  hint: `--set device.kind=mirror` makes the bits of a Hopper GPU on a CPU",
+        false => "",
+    };
     let replay = Replay { loaded, data, paths, lock, entries, steps: steps.clone(), report, unmeasured: 0 };
     let same = format!("steps {} to {} gave the same bits again", steps.start, steps.end);
-    match Device::open(&experiment)?.with(&experiment, replay)? {
+    let device = Device::open(&experiment).with_context(|| format!("no step is replayed{elsewhere}"))?;
+    match device.with(&experiment, replay)? {
         Ok(0) => checks.passed("replay", same),
         Ok(unmeasured) => checks.passed(
             "replay",
@@ -76,7 +89,7 @@ pub fn verify(
                  `eval.val_tokens` and `eval.hellaswag` give now"
             ),
         ),
-        Err(why) => checks.failed("replay", why),
+        Err(why) => checks.failed("replay", format!("{why}{elsewhere}")),
     }
     Ok(())
 }
@@ -153,7 +166,9 @@ impl Replay {
         let root = recorded.root.map(|_| trainer.state_root()).transpose()?;
         let tokens = (report.step + 1) * self.loaded.experiment.batch.tokens;
         let events = recorded.events.clone();
-        Ok(Entry { root, events, evaluation, ..ledger_entry(&report, tokens) })
+        // What was audited is not traced again.
+        let audit = recorded.audit;
+        Ok(Entry { root, events, evaluation, audit, ..ledger_entry(&report, tokens) })
     }
 
     /// Measures again what was measured before a step, on sets of the sizes that were recorded: a resumed run

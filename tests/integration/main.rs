@@ -1,6 +1,7 @@
 //! Tests of the program as a whole, one module a topic.
 
 mod architecture;
+mod audit;
 mod data;
 mod data_prepare;
 mod data_shards;

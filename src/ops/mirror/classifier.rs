@@ -132,7 +132,7 @@ impl Mirror {
             let dx = &mut dx[first * channels..][..shape.input()];
             linear::backward_input(&self.engine, dx, &logits, wte, shape);
             let write = if first > 0 { Write::Add } else { *write };
-            WeightGradient { dout: &logits, x, shape, write }.weight(&self.engine, dwte);
+            WeightGradient { dout: &logits, x, shape, write, whole: shape }.weight(&self.engine, dwte);
         }
     }
 }

@@ -66,14 +66,17 @@ pub fn backward_input(engine: &Engine, dx: &mut [bf16], dout: &[bf16], weight: &
     dx.iter_mut().zip(sums).for_each(|(dx, sum)| *dx = round(sum + 0.0));
 }
 
-/// `dpre = bf16(dpre gelu'(pre))` in place, and the partial column sums of what is stored, one row for each
-/// 128 rows. A column's 128 rows are added as the registers of a tile hold them: thread r of 8 adds the rows
-/// r, r + 8, r + 64 and r + 72 of a warp's 32, threads that differ by 4, 2 and 1 are added, then four warps.
-pub fn gelu_gradient(engine: &Engine, dpre: &mut [bf16], pre: &[bf16], width: usize) -> Vec<f32> {
-    let block = |(dpre, pre): (&mut [bf16], &[bf16])| -> Vec<f32> {
-        for (d, x) in dpre.iter_mut().zip(pre) {
-            *d = round(wide(*d) * gelu_slope(wide(*x)));
-        }
+/// `dpre = bf16(dpre gelu'(pre))` in place.
+pub fn gelu_gradient(engine: &Engine, dpre: &mut [bf16], pre: &[bf16]) {
+    let element = |(d, x): (&mut bf16, &bf16)| *d = round(wide(*d) * gelu_slope(wide(*x)));
+    engine.install(|| dpre.par_iter_mut().zip(pre).for_each(element));
+}
+
+/// The partial column sums of a GELU's gradient as stored, one row for each 128 rows. A column's 128 rows are
+/// added as the registers of a tile hold them: thread r of 8 adds the rows r, r + 8, r + 64 and r + 72 of a
+/// warp's 32, threads that differ by 4, 2 and 1 are added, then four warps.
+pub fn gelu_sums(engine: &Engine, dpre: &[bf16], width: usize) -> Vec<f32> {
+    let block = |dpre: &[bf16]| -> Vec<f32> {
         // Rows past the last are products with zeros.
         let at = |row: usize, column: usize| dpre.get(row * width + column).map_or(0.0, |x| wide(*x));
         let warp = |warp: usize| -> Vec<f32> {
@@ -87,8 +90,7 @@ pub fn gelu_gradient(engine: &Engine, dpre: &mut [bf16], pre: &[bf16], width: us
         };
         add_in_order((0..4).map(warp).collect())
     };
-    let tile = BLOCK_ROWS * width;
-    engine.install(|| dpre.par_chunks_mut(tile).zip(pre.par_chunks(tile)).flat_map_iter(block).collect())
+    engine.install(|| dpre.par_chunks(BLOCK_ROWS * width).flat_map_iter(block).collect())
 }
 
 /// The operands of a weight gradient.
@@ -100,11 +102,13 @@ pub struct WeightGradient<'a> {
     pub x: &'a [bf16],
     pub shape: LinearShape,
     pub write: Write,
+    /// The shape that gives the order of sums: this one, or that of which it is an excerpt.
+    pub whole: LinearShape,
 }
 
 impl WeightGradient<'_> {
     fn order(&self) -> Order {
-        let LinearShape { rows, c_in, c_out } = self.shape;
+        let LinearShape { rows, c_in, c_out } = self.whole;
         gemm_hopper::order(&GemmKey {
             product: Product::BackwardWeight,
             rows: rows as u64,
@@ -231,7 +235,8 @@ impl Perform<LinearBackwardInputGelu<'_, MirrorBuffer>> for Mirror {
         let buffer = dpre.id;
         let values = self.act_mut(OP, "dpre", dpre, shape.input())?;
         let pre = act(OP, "pre", pre, shape.input())?;
-        let partials = gelu_gradient(&self.engine, values, pre, shape.c_in);
+        gelu_gradient(&self.engine, values, pre);
+        let partials = gelu_sums(&self.engine, values, shape.c_in);
         self.gelu_sums = Some(GeluColumnSums { buffer, rows: shape.rows, width: shape.c_in, partials });
         Ok(())
     }
@@ -239,6 +244,23 @@ impl Perform<LinearBackwardInputGelu<'_, MirrorBuffer>> for Mirror {
 
 impl Perform<LinearBackwardWeight<'_, MirrorBuffer>> for Mirror {
     fn perform(&mut self, op: LinearBackwardWeight<'_, MirrorBuffer>) -> Result<()> {
+        let (dout, whole) = (op.dout.id, op.shape);
+        let left =
+            |sums: &GeluColumnSums| (sums.buffer, sums.rows, sums.width) == (dout, whole.rows, whole.c_out);
+        let known = self.gelu_sums.as_ref().filter(|sums| left(sums));
+        self.weight_gradient(op, whole, known.map(|sums| sums.partials.as_slice()))
+    }
+}
+
+impl Mirror {
+    /// A weight gradient with the sums in the order of `whole`, of which it may be an excerpt, and the bias
+    /// gradient from the `known` sums of GELU's gradient where there are any.
+    pub(super) fn weight_gradient(
+        &self,
+        op: LinearBackwardWeight<'_, MirrorBuffer>,
+        whole: LinearShape,
+        known: Option<&[f32]>,
+    ) -> Result<()> {
         const OP: &str = "linear_backward_weight";
         let LinearBackwardWeight { dweight, dbias, dout, x, shape, write } = op;
         let gradient = WeightGradient {
@@ -246,15 +268,18 @@ impl Perform<LinearBackwardWeight<'_, MirrorBuffer>> for Mirror {
             x: act(OP, "x", x, shape.input())?,
             shape,
             write,
+            whole,
         };
         gradient.weight(&self.engine, float_mut(OP, "dweight", dweight, shape.weight())?);
-        let Some(dbias) = dbias else { return Ok(()) };
-        let known = self
-            .gelu_sums
-            .as_ref()
-            .filter(|sums| sums.buffer == dout.id && sums.rows == shape.rows && sums.width == shape.c_out);
-        let dbias = float_mut(OP, "dbias", dbias, shape.c_out)?;
-        gradient.bias(&self.engine, dbias, known.map(|sums| sums.partials.as_slice()));
+        if let Some(dbias) = dbias {
+            gradient.bias(&self.engine, float_mut(OP, "dbias", dbias, shape.c_out)?, known);
+        }
         Ok(())
+    }
+
+    /// The partial sums that GELU's gradient `dout` leaves for the bias gradient.
+    pub(super) fn sums_after_gelu(&self, dout: &MirrorBuffer, shape: LinearShape) -> Result<Vec<f32>> {
+        let dout = act("linear_backward_weight", "dout", dout, shape.output())?;
+        Ok(gelu_sums(&self.engine, dout, shape.c_out))
     }
 }

@@ -29,6 +29,7 @@ mod embedding;
 mod linear;
 mod norm;
 mod optimizer;
+mod recompute;
 mod reduce;
 pub mod scalar;
 pub mod special;

@@ -14,9 +14,12 @@ mod classifier;
 mod decode;
 mod elementwise;
 mod embedding;
+pub mod excerpt;
+pub mod grid;
 mod linear;
 mod norm;
 mod optimizer;
+pub mod outline;
 
 use super::types::{Dtype, Result, Role};
 pub use attention::{Attention, AttentionBackward};

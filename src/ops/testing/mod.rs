@@ -8,6 +8,7 @@ mod attention;
 mod classifier;
 mod decoding;
 mod embedding;
+pub mod faulty;
 mod linear;
 mod norm;
 mod optimizer;

@@ -1,0 +1,324 @@
+//! Excerpts: a part of an operation's output, as an operation of the same kind on fewer rows, columns or heads.
+//!
+//! That every element is summed in an order that the shape gives lets a small operation end in the bits that a
+//! large one has in this place. How each operation is cut:
+//!
+//! | operation | an excerpt | reads |
+//! |---|---|---|
+//! | products, GELU | a tile of the output | its rows of one factor, its columns of the other, the whole sum |
+//! | weight gradient | a block of channels by channels, with the bias gradient | these columns of all rows |
+//! | layernorm, embedding, classifier | a block of rows | these rows; of the classifier the whole table |
+//! | gradient of a layernorm | a block of rows of `dx`, or a block of columns of the weights | rows, or columns of all rows |
+//! | attention and its gradient | one head of one sequence | that head |
+//! | gradient of the embedding | one token of the table, or a block of positions | the rows that are added there |
+//!
+//! The classifier's gradient of the table needs every row's softmax, so no excerpt of it is smaller than the
+//! whole: none covers it.
+
+use std::ops::Range;
+
+use super::LinearShape;
+use super::outline::Outline;
+use crate::ops::types::{Heads, Rows};
+
+/// Rows and columns of a tile: excerpts begin at multiples of both.
+pub const TILE_ROWS: usize = 32;
+/// See [`TILE_ROWS`].
+pub const TILE_COLUMNS: usize = 64;
+
+/// Rows and columns of a matrix, each a list of ranges: the elements where they cross, in this order, make a
+/// smaller matrix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pick {
+    pub rows: Vec<Range<usize>>,
+    pub columns: Vec<Range<usize>>,
+    /// First rows of an output that the excerpt does not finish.
+    pub unfinished_rows: usize,
+}
+
+impl Pick {
+    fn new(rows: Range<usize>, columns: Range<usize>) -> Pick {
+        Pick { rows: vec![rows], columns: vec![columns], unfinished_rows: 0 }
+    }
+
+    /// Rows and columns of the smaller matrix.
+    pub fn size(&self) -> [usize; 2] {
+        [&self.rows, &self.columns].map(|ranges| ranges.iter().map(ExactSizeIterator::len).sum())
+    }
+
+    /// Where in the whole matrix a row and a column of the smaller one are.
+    pub fn place(&self, row: usize, column: usize) -> [usize; 2] {
+        let nth = |ranges: &[Range<usize>], n| ranges.iter().cloned().flatten().nth(n).unwrap_or(n);
+        [nth(&self.rows, row), nth(&self.columns, column)]
+    }
+}
+
+/// A part of an operation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Excerpt {
+    /// The smaller operation.
+    pub outline: Outline,
+    /// For each of [`Outline::matrices`] what the smaller operation reads of it before, or has written
+    /// afterwards, or both. None: it reads zeros, and what it writes there is not the whole's.
+    pub picks: Vec<Option<Pick>>,
+    /// The token ids that it reads.
+    pub tokens: Vec<u16>,
+}
+
+/// Block `index` of `size` of `length` elements.
+fn block(index: usize, size: usize, length: usize) -> Range<usize> {
+    index * size..((index + 1) * size).min(length)
+}
+
+/// A tile of `rows` by `columns` by its number, row by row.
+fn tile(index: usize, rows: usize, columns: usize) -> (Range<usize>, Range<usize>) {
+    let across = columns.div_ceil(TILE_COLUMNS);
+    (block(index / across, TILE_ROWS, rows), block(index % across, TILE_COLUMNS, columns))
+}
+
+fn tiles(rows: usize, columns: usize) -> usize {
+    rows.div_ceil(TILE_ROWS) * columns.div_ceil(TILE_COLUMNS)
+}
+
+impl Outline {
+    /// How many excerpts the operation has.
+    pub fn excerpts(&self) -> usize {
+        let of_rows = |rows: usize| rows.div_ceil(TILE_ROWS);
+        let of_columns = |columns: usize| columns.div_ceil(TILE_COLUMNS);
+        match *self {
+            // Blocks of positions of each sequence.
+            Outline::Embedding { rows, .. } => rows.batch * of_rows(rows.seq),
+            Outline::Layernorm { rows, .. }
+            | Outline::ResidualLayernorm { rows, .. }
+            | Outline::Classifier { rows, .. } => of_rows(rows),
+            Outline::Linear { shape: s, .. } | Outline::LinearGelu { shape: s } => tiles(s.rows, s.c_out),
+            Outline::Gelu { rows, channels } => tiles(rows, channels),
+            Outline::Attention { rows, heads } | Outline::AttentionBackward { rows, heads } => {
+                rows.batch * heads.heads
+            }
+            Outline::LayernormBackward { rows, channels, .. } => of_rows(rows) + of_columns(channels),
+            Outline::LinearBackwardInput { shape: s } | Outline::LinearBackwardInputGelu { shape: s } => {
+                tiles(s.rows, s.c_in)
+            }
+            Outline::LinearBackwardWeight { shape: s, .. } => of_columns(s.c_out) * of_columns(s.c_in),
+            // The token of each row, and blocks of positions.
+            Outline::EmbeddingBackward { rows, .. } => rows.count() + of_rows(rows.seq),
+        }
+    }
+
+    /// Excerpt `index` of [`Outline::excerpts`]; `tokens` are those that the whole operation reads.
+    pub fn excerpt(&self, index: usize, tokens: &[u16]) -> Excerpt {
+        match *self {
+            Outline::Embedding { rows, channels } => embedding(index, rows, channels, tokens),
+            Outline::Layernorm { rows, channels: c } => {
+                let r = block(index, TILE_ROWS, rows);
+                let outline = Outline::Layernorm { rows: r.len(), channels: c };
+                cut(outline, &[(&r, c), (&r, 1), (&r, 1), (&r, c), (&(0..1), c), (&(0..1), c)])
+            }
+            Outline::ResidualLayernorm { rows, channels: c } => {
+                let (r, one) = (&block(index, TILE_ROWS, rows), &(0..1));
+                let outline = Outline::ResidualLayernorm { rows: r.len(), channels: c };
+                let picks = [(r, c), (r, c), (r, 1), (r, 1), (r, c), (r, c), (one, c), (one, c)];
+                cut(outline, &picks)
+            }
+            Outline::Linear { shape, bias } => {
+                let (rows, columns) = tile(index, shape.rows, shape.c_out);
+                let [out, x, weight, of_bias] = forward(shape, &rows, &columns);
+                let shape = LinearShape { rows: rows.len(), c_out: columns.len(), ..shape };
+                let picks =
+                    [Some(out), Some(x), Some(weight)].into_iter().chain(bias.then_some(Some(of_bias)));
+                plain(Outline::Linear { shape, bias }, picks)
+            }
+            Outline::LinearGelu { shape } => {
+                let (rows, columns) = tile(index, shape.rows, shape.c_out);
+                let [out, x, weight, bias] = forward(shape, &rows, &columns);
+                let shape = LinearShape { rows: rows.len(), c_out: columns.len(), ..shape };
+                plain(Outline::LinearGelu { shape }, [out.clone(), out, x, weight, bias].map(Some))
+            }
+            Outline::Gelu { rows, channels } => {
+                let (rows, columns) = tile(index, rows, channels);
+                let outline = Outline::Gelu { rows: rows.len(), channels: columns.len() };
+                let pick = Pick::new(rows, columns);
+                plain(outline, [pick.clone(), pick].map(Some))
+            }
+            Outline::Attention { rows, heads } => {
+                let [qkv, out, lse] = head(index, rows, heads);
+                let (rows, heads) = (Rows { batch: 1, seq: rows.seq }, Heads { heads: 1, ..heads });
+                plain(Outline::Attention { rows, heads }, [out, lse, qkv].map(Some))
+            }
+            Outline::AttentionBackward { rows, heads } => {
+                let [qkv, out, lse] = head(index, rows, heads);
+                let (rows, heads) = (Rows { batch: 1, seq: rows.seq }, Heads { heads: 1, ..heads });
+                let picks = [qkv.clone(), out.clone(), qkv, out, lse].map(Some);
+                plain(Outline::AttentionBackward { rows, heads }, picks)
+            }
+            Outline::Classifier { rows, channels: c, vocab, scale, write } => {
+                let r = block(index, TILE_ROWS, rows);
+                let of_rows = |columns| Some(Pick::new(r.clone(), 0..columns));
+                let picks =
+                    [of_rows(1), of_rows(c), None, of_rows(c), Some(Pick::new(0..vocab.padded, 0..c))];
+                let outline = Outline::Classifier { rows: r.len(), channels: c, vocab, scale, write };
+                Excerpt { outline, picks: picks.into(), tokens: tokens[r].to_vec() }
+            }
+            Outline::LayernormBackward { .. } => self.layernorm_backward(index),
+            Outline::LinearBackwardInput { shape } => {
+                let (rows, columns) = tile(index, shape.rows, shape.c_in);
+                let [dx, dout, weight] = backward_input(shape, &rows, &columns);
+                let shape = LinearShape { rows: rows.len(), c_in: columns.len(), ..shape };
+                plain(Outline::LinearBackwardInput { shape }, [dx, dout, weight].map(Some))
+            }
+            Outline::LinearBackwardInputGelu { shape } => {
+                let (rows, columns) = tile(index, shape.rows, shape.c_in);
+                let [dpre, dout, weight] = backward_input(shape, &rows, &columns);
+                let shape = LinearShape { rows: rows.len(), c_in: columns.len(), ..shape };
+                let picks = [dpre.clone(), dout, weight, dpre].map(Some);
+                plain(Outline::LinearBackwardInputGelu { shape }, picks)
+            }
+            Outline::LinearBackwardWeight { shape, bias, write, order } => {
+                let across = shape.c_in.div_ceil(TILE_COLUMNS);
+                let outs = block(index / across, TILE_COLUMNS, shape.c_out);
+                let ins = block(index % across, TILE_COLUMNS, shape.c_in);
+                let of_bias = bias.then(|| Some(Pick::new(0..1, outs.clone())));
+                let of_all = |columns: &Range<usize>| Some(Pick::new(0..shape.rows, columns.clone()));
+                let picks = [Some(Pick::new(outs.clone(), ins.clone()))].into_iter().chain(of_bias);
+                let picks = picks.chain([of_all(&outs), of_all(&ins)]);
+                let shape = LinearShape { c_in: ins.len(), c_out: outs.len(), ..shape };
+                plain(Outline::LinearBackwardWeight { shape, bias, write, order }, picks)
+            }
+            Outline::EmbeddingBackward { rows, .. } if index < rows.count() => {
+                self.of_token(tokens[index], tokens)
+            }
+            Outline::EmbeddingBackward { rows, channels: c, write } => {
+                let positions = block(index - rows.count(), TILE_ROWS, rows.seq);
+                let sequence = |b: usize| b * rows.seq + positions.start..b * rows.seq + positions.end;
+                let small = Rows { batch: rows.batch, seq: positions.len() };
+                let dout = Pick {
+                    rows: (0..rows.batch).map(sequence).collect(),
+                    columns: vec![0..c],
+                    unfinished_rows: 0,
+                };
+                let picks = vec![None, Some(Pick::new(positions, 0..c)), Some(dout)];
+                let outline = Outline::EmbeddingBackward { rows: small, channels: c, write };
+                Excerpt { outline, picks, tokens: vec![0; small.count()] }
+            }
+        }
+    }
+
+    /// Rows of `dx`, or columns of the gradients of the weights, which need no more of the row than its mean
+    /// and deviation.
+    fn layernorm_backward(&self, index: usize) -> Excerpt {
+        let Outline::LayernormBackward { rows, channels, dx_write, write } = *self else {
+            unreachable!("only called for this operation")
+        };
+        let row_blocks = rows.div_ceil(TILE_ROWS);
+        let of_rows = index < row_blocks;
+        let (r, c) = match of_rows {
+            true => (block(index, TILE_ROWS, rows), 0..channels),
+            false => (0..rows, block(index - row_blocks, TILE_COLUMNS, channels)),
+        };
+        let outline = Outline::LayernormBackward { rows: r.len(), channels: c.len(), dx_write, write };
+        let wide = Pick::new(r.clone(), c.clone());
+        let (vector, statistic) = (Pick::new(0..1, c), Pick::new(r, 0..1));
+        let [dx, weights] = match of_rows {
+            true => [Some(wide.clone()), None],
+            false => [None, Some(vector.clone())],
+        };
+        let reads = [wide.clone(), wide, vector, statistic.clone(), statistic].map(Some);
+        plain(outline, [dx, weights.clone(), weights].into_iter().chain(reads))
+    }
+
+    /// The gradient of one token's row. Rows are added in pieces of 32 of the list that is sorted by token, so
+    /// the excerpt begins with those of other tokens that share the first piece.
+    fn of_token(&self, token: u16, tokens: &[u16]) -> Excerpt {
+        const PIECE: usize = 32;
+        let Outline::EmbeddingBackward { channels, write, .. } = *self else {
+            unreachable!("only called for this operation")
+        };
+        let mut sorted: Vec<usize> = (0..tokens.len()).collect();
+        sorted.sort_by_key(|position| tokens[*position]);
+        let first = sorted.partition_point(|position| tokens[*position] < token);
+        let end = sorted.partition_point(|position| tokens[*position] <= token);
+        let listed = &sorted[first / PIECE * PIECE..end];
+        let others = first % PIECE > 0;
+        let row = usize::from(token)..usize::from(token) + 1;
+        let dwte = Pick {
+            rows: vec![row; 1 + usize::from(others)],
+            columns: vec![0..channels],
+            unfinished_rows: usize::from(others),
+        };
+        let dout = Pick {
+            rows: listed.iter().map(|position| *position..position + 1).collect(),
+            columns: vec![0..channels],
+            unfinished_rows: 0,
+        };
+        let rows = Rows { batch: 1, seq: listed.len() };
+        let number = |position: &usize| u16::from(others && tokens[*position] == token);
+        Excerpt {
+            outline: Outline::EmbeddingBackward { rows, channels, write },
+            picks: vec![Some(dwte), None, Some(dout)],
+            tokens: listed.iter().map(number).collect(),
+        }
+    }
+}
+
+fn plain(outline: Outline, picks: impl IntoIterator<Item = Option<Pick>>) -> Excerpt {
+    Excerpt { outline, picks: picks.into_iter().collect(), tokens: Vec::new() }
+}
+
+/// An excerpt of whole rows: for each matrix its rows and how many columns it has.
+fn cut(outline: Outline, picks: &[(&Range<usize>, usize)]) -> Excerpt {
+    let pick = |(rows, columns): &(&Range<usize>, usize)| Some(Pick::new((*rows).clone(), 0..*columns));
+    plain(outline, picks.iter().map(pick))
+}
+
+/// Output, input, weight and bias of a tile of a linear layer.
+fn forward(shape: LinearShape, rows: &Range<usize>, columns: &Range<usize>) -> [Pick; 4] {
+    [
+        Pick::new(rows.clone(), columns.clone()),
+        Pick::new(rows.clone(), 0..shape.c_in),
+        Pick::new(columns.clone(), 0..shape.c_in),
+        Pick::new(0..1, columns.clone()),
+    ]
+}
+
+/// Output, gradient and weight of a tile of an input gradient.
+fn backward_input(shape: LinearShape, rows: &Range<usize>, columns: &Range<usize>) -> [Pick; 3] {
+    [
+        Pick::new(rows.clone(), columns.clone()),
+        Pick::new(rows.clone(), 0..shape.c_out),
+        Pick::new(0..shape.c_out, columns.clone()),
+    ]
+}
+
+/// Queries, keys and values, outputs, and sums of one head of one sequence.
+fn head(index: usize, rows: Rows, heads: Heads) -> [Pick; 3] {
+    let (sequence, head, size) = (index / heads.heads, index % heads.heads, heads.head_size);
+    let tokens = sequence * rows.seq..(sequence + 1) * rows.seq;
+    let of = |part: usize| (part * heads.heads + head) * size..(part * heads.heads + head + 1) * size;
+    [
+        Pick { rows: vec![tokens.clone()], columns: vec![of(0), of(1), of(2)], unfinished_rows: 0 },
+        Pick::new(tokens, of(0)),
+        Pick::new(index * rows.seq..(index + 1) * rows.seq, 0..1),
+    ]
+}
+
+/// Positions of one sequence; of the table the rows of their tokens, each once.
+fn embedding(index: usize, rows: Rows, channels: usize, tokens: &[u16]) -> Excerpt {
+    let blocks = rows.seq.div_ceil(TILE_ROWS);
+    let positions = block(index % blocks, TILE_ROWS, rows.seq);
+    let first = index / blocks * rows.seq;
+    let of_rows = first + positions.start..first + positions.end;
+    let mut distinct = tokens[of_rows.clone()].to_vec();
+    distinct.sort_unstable();
+    distinct.dedup();
+    let number = |token: &u16| distinct.partition_point(|other| other < token) as u16;
+    let numbers = tokens[of_rows.clone()].iter().map(number).collect();
+    let table = Pick {
+        rows: distinct.iter().map(|token| usize::from(*token)..usize::from(*token) + 1).collect(),
+        columns: vec![0..channels],
+        unfinished_rows: 0,
+    };
+    let outline = Outline::Embedding { rows: Rows { batch: 1, seq: positions.len() }, channels };
+    let picks = [Pick::new(of_rows, 0..channels), table, Pick::new(positions, 0..channels)].map(Some);
+    Excerpt { outline, picks: picks.into(), tokens: numbers }
+}

@@ -1,0 +1,284 @@
+//! What audits kept of a run (`docs/audit.md`), computed again in the mirror: the arithmetic of a GPU checked
+//! without one.
+//!
+//! Nothing in a file is believed. Its matrices lead to the root in the ledger's entry of the step, its state to
+//! the roots of the steps before and after; what must be in it is drawn again from the ledger; and which
+//! operation reads what follows from the experiment.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::step::Step;
+use super::Checks;
+use super::files::WholeRun;
+use crate::experiment::Experiment;
+use crate::model::{ParamSpec, Weights};
+use crate::ops::Role;
+use crate::ops::mirror::Mirror;
+use crate::proof::tree::{Frontier, tree_root};
+use crate::proof::{Action, Head};
+use crate::rng::Key;
+use crate::run::{UsageError, locked};
+use crate::store::audit::{self, AuditFile};
+use crate::train::audit::draw::{self, Drawn, ParamBlock, TracedPass};
+use crate::train::state;
+use crate::units;
+
+mod step;
+#[cfg(test)]
+mod tests;
+
+/// How many parts are checked, and which.
+#[derive(Clone, Copy, Debug)]
+pub struct AuditOptions {
+    pub count: usize,
+    pub seed: u64,
+}
+
+/// What is wrong with an audit, in words.
+type Fault = String;
+
+/// One part that an audit kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Excerpt(Drawn),
+    Update(ParamBlock),
+}
+
+/// A run and its audited steps.
+struct Audited {
+    run: WholeRun,
+    /// The ledger's head before each entry, and after the last.
+    heads: Vec<Head>,
+    specs: Weights<ParamSpec>,
+    /// Names of the state's tensors, rising.
+    names: Vec<String>,
+    mirror: Mirror,
+}
+
+/// Draws parts of what the run's audits kept and computes them again.
+pub fn verify(run: WholeRun, options: AuditOptions, checks: &mut Checks<'_>) -> anyhow::Result<()> {
+    if !locked::is_mirrored(&run.lock.numerics) {
+        return Err(UsageError(
+            "the mirror does not have the arithmetic of this run\n  hint: `runner verify RUN --replay A..B` checks it on its own device".into(),
+        )
+        .into());
+    }
+    let steps: Vec<usize> = (0..run.entries.len()).filter(|at| run.entries[*at].audit.is_some()).collect();
+    if steps.is_empty() {
+        return Err(UsageError(
+            "the run was not audited while it trained, so nothing was kept to compute again\n  hint: set `proof.audit_every`, such as to 1000, when a run starts".into(),
+        )
+        .into());
+    }
+    let mut audited = Audited::of(run)?;
+    let mut kept: Vec<(usize, Part)> = Vec::new();
+    for at in &steps {
+        match audited.open(*at).and_then(|opened| audited.parts(*at, &opened)) {
+            Ok(parts) => kept.extend(parts.into_iter().map(|part| (*at, part))),
+            Err(fault) => {
+                checks.failed(&format!("audit of step {}", audited.run.entries[*at].step), fault);
+                return Ok(());
+            }
+        }
+    }
+    let all = kept.len();
+    let chosen = choose(kept, options);
+    let mut tally = Tally::default();
+    for at in chosen.iter().map(|(at, _)| *at).collect::<BTreeSet<_>>() {
+        let parts: Vec<Part> = chosen.iter().filter(|(of, _)| *of == at).map(|(_, part)| *part).collect();
+        if let Err(fault) = audited.check(at, &parts, &mut tally) {
+            checks.failed(&format!("audit of step {}", audited.run.entries[at].step), fault);
+            return Ok(());
+        }
+    }
+    tally.report(&audited, steps.len(), all, checks);
+    Ok(())
+}
+
+/// `count` of the parts, by the seed, in the order in which they were kept.
+fn choose(mut kept: Vec<(usize, Part)>, options: AuditOptions) -> Vec<(usize, Part)> {
+    let key = Key::new(options.seed, "verify --audit");
+    for at in 0..options.count.min(kept.len()) {
+        let [high, low, ..] = key.block_at(0, at as u64);
+        let left = (kept.len() - at) as u128;
+        let number = (u128::from(high) << 32 | u128::from(low)) * left >> 64;
+        kept.swap(at, at + number as usize);
+    }
+    kept.truncate(options.count);
+    kept.sort();
+    kept
+}
+
+/// A file whose digests are the ledger's, and the pass that it is of.
+struct Opened {
+    file: AuditFile,
+    pass: TracedPass,
+}
+
+impl Audited {
+    fn of(run: WholeRun) -> anyhow::Result<Audited> {
+        let experiment = &run.loaded.experiment;
+        let mut log = Frontier::new();
+        let mut heads = vec![Head { size: 0, root: log.root() }];
+        for entry in &run.entries {
+            log.push(entry.digest());
+            heads.push(Head { size: log.size(), root: log.root() });
+        }
+        let specs = Weights::of(&experiment.model);
+        let table = state::table(experiment, &specs, draw::dtype(Role::Param), false);
+        let mut names: Vec<String> = table.into_iter().map(|row| row.name).collect();
+        names.sort();
+        let mirror = Mirror::new(&experiment.device)?;
+        Ok(Audited { run, heads, specs, names, mirror })
+    }
+
+    fn experiment(&self) -> &Experiment {
+        &self.run.loaded.experiment
+    }
+
+    fn parameters(&self) -> Vec<&ParamSpec> {
+        self.specs.iter().collect()
+    }
+
+    /// Reads the file of an entry and holds its digests to the ledger.
+    fn open(&self, at: usize) -> Result<Opened, Fault> {
+        let entry = &self.run.entries[at];
+        let path = audit::path(&self.run.paths, entry.step);
+        let file = AuditFile::read(&path).map_err(|why| why.to_string())?;
+        if file.step != entry.step {
+            return Err(format!("`{}` is of step {}", path.display(), file.step));
+        }
+        let pass = TracedPass::of(self.experiment(), file.recompute).map_err(|why| why.to_string())?;
+        let roots = [
+            ("what the micro-batch computed", &file.trace, entry.audit),
+            (
+                "the state before the step",
+                &file.states[0],
+                at.checked_sub(1).and_then(|at| self.run.entries[at].root),
+            ),
+            ("the state after the step", &file.states[1], entry.root),
+        ];
+        for (what, digests, recorded) in roots {
+            let root = tree_root(digests);
+            if Some(root) != recorded {
+                let recorded = recorded.map_or("none".into(), |root| root.to_string());
+                return Err(format!("the digests of {what} have the root {root}, the ledger has {recorded}"));
+            }
+        }
+        let expected = [2 + pass.trace.matrices.len(), self.names.len(), self.names.len()];
+        let found = [file.trace.len(), file.states[0].len(), file.states[1].len()];
+        if expected != found {
+            return Err(format!("it has digests of {found:?} tensors, this experiment has {expected:?}"));
+        }
+        let (rows, _) = draw::micro_batch(self.experiment());
+        if [file.inputs.len(), file.targets.len()] != [rows.count(); 2] {
+            return Err(format!("it has not the {} tokens of a micro-batch", rows.count()));
+        }
+        if file.trace[..2] != draw::token_digests(rows, [&file.inputs, &file.targets]) {
+            return Err("the tokens are not those of the digest in the ledger".into());
+        }
+        Ok(Opened { file, pass })
+    }
+
+    /// The parts that the file of an entry must have.
+    fn parts(&self, at: usize, opened: &Opened) -> Result<Vec<Part>, Fault> {
+        let (entry, experiment) = (&self.run.entries[at], self.experiment());
+        let Some(root) = entry.audit else { return Ok(Vec::new()) };
+        let count = experiment.proof.audit_pieces;
+        let excerpts = draw::excerpts(&opened.pass.trace, &self.heads[at], &root, count);
+        let mut parts: Vec<Part> = excerpts.into_iter().map(Part::Excerpt).collect();
+        // A run whose ranks share the optimizer's state keeps none, as whoever checks it is told.
+        if entry.action == Action::Update && !opened.file.tensors[1].is_empty() {
+            parts.extend(self.blocks(at).into_iter().map(Part::Update));
+        }
+        Ok(parts)
+    }
+
+    /// Checks parts of one step.
+    fn check(&mut self, at: usize, parts: &[Part], tally: &mut Tally) -> Result<(), Fault> {
+        let Opened { file, pass } = self.open(at)?;
+        let (specs, blocks) = (self.specs.clone(), self.blocks(at));
+        let step = Step {
+            entry: &self.run.entries[at],
+            experiment: &self.run.loaded.experiment,
+            names: &self.names,
+            specs: specs.iter().collect(),
+            file: &file,
+            pass: &pass,
+        };
+        step.tokens(self.run.data.as_ref(), tally)?;
+        for part in parts {
+            match part {
+                Part::Excerpt(drawn) => step.excerpt(&mut self.mirror, *drawn, tally)?,
+                Part::Update(block) => step.update(&mut self.mirror, block, &blocks, tally)?,
+            }
+        }
+        tally.flops_of_batches += pass.trace.operations.iter().map(|it| it.flops as f64).sum::<f64>();
+        Ok(())
+    }
+
+    fn blocks(&self, at: usize) -> BTreeSet<ParamBlock> {
+        draw::blocks(&self.parameters(), &self.heads[at + 1])
+    }
+}
+
+/// What was checked.
+#[derive(Default)]
+struct Tally {
+    /// Excerpts by kind of operation.
+    excerpts: BTreeMap<&'static str, usize>,
+    updates: usize,
+    /// Micro-batches whose tokens were held to the data.
+    tokens: usize,
+    /// Floating-point operations of the excerpts, and of the micro-batches that they are of.
+    flops: f64,
+    flops_of_batches: f64,
+}
+
+impl Tally {
+    fn report(self, audited: &Audited, steps: usize, kept: usize, checks: &mut Checks<'_>) {
+        let experiment = audited.experiment();
+        for (kind, count) in &self.excerpts {
+            checks.passed(&format!("audit of {kind}"), format!("{count} excerpts have the same bits"));
+        }
+        match self.updates {
+            0 => checks.skipped("audit of the update", "no block was kept and drawn"),
+            count => checks.passed("audit of the update", format!("{count} blocks have the same bits")),
+        }
+        match self.tokens {
+            0 => checks.skipped("audit of the tokens", "the data are not here, or no step was drawn"),
+            count => checks.passed("audit of the tokens", format!("{count} micro-batches read the data's")),
+        }
+        let checked = self.excerpts.values().sum::<usize>() + self.updates;
+        let workers = experiment.parallel.workers as u64;
+        let batches = experiment.micro_steps_per_worker() * workers;
+        let one_in = |share: f64| {
+            if share > 0.0 { units::thousands((1.0 / share).round() as u64) } else { "-".into() }
+        };
+        let missed = 100.0 * libm::pow(0.99, checked as f64);
+        checks.passed(
+            "audit",
+            format!(
+                "{checked} of {kept} parts that {steps} steps kept; 1 in {} of the floating-point operations of their micro-batches, which are 1 in {batches} of a step; a fault in 1 % of the parts drawn so would have been missed with a probability of {missed:.1} %{}",
+                one_in(self.flops / self.flops_of_batches),
+                left_open(batches, workers),
+            ),
+        );
+    }
+}
+
+/// What no part of an audit shows.
+fn left_open(batches: u64, workers: u64) -> String {
+    let mut open = vec!["steps without an audit".to_owned()];
+    if batches > 1 {
+        open.push(format!("{} of {batches} micro-batches of a step", batches - 1));
+    }
+    match (batches / workers > 1, workers > 1) {
+        (_, true) => open.push("that the gradients of the update are the sum of all workers'".into()),
+        (true, false) => open.push("the gradients that the micro-batches before left".into()),
+        _ => {}
+    }
+    open.push("the classifier's gradient of the token table".into());
+    open.push("the gradient's norm and the mean loss, which are the ledger's".into());
+    format!("\n  left open: {}", open.join("; "))
+}

@@ -1,0 +1,232 @@
+//! Audited steps: kept while a run trains, computed again on this CPU, and not to be forged.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use runner::proof::{Entry, Hash, Lock, Opening, ledger};
+use runner::store::audit::AuditFile;
+
+use crate::process::wait_until;
+use crate::support::{Lab, flip_bit};
+use crate::verify::rewrite_records;
+
+const CI: &str = "experiments/ci_cuda.toml";
+/// The name of the run.
+const RUN: &str = "ci_cuda";
+/// Few and short steps in the mirror; steps 2 and 4 are audited.
+const SHORT: &[&str] = &[
+    "device.kind=mirror",
+    "batch.micro=2",
+    "batch.seq_len=64",
+    "schedule.steps=5",
+    "schedule.warmup_steps=1",
+    "eval.every=0",
+    "sample.every=0",
+    "checkpoint.every=0",
+    "proof.audit_every=2",
+];
+/// All that there is.
+const ALL: &[&str] = &["--audit", "100000"];
+
+/// Trains the experiment with settings on top of [`SHORT`]; returns its state root.
+fn train(lab: &Lab, more: &[&str]) -> String {
+    let mut arguments = Vec::new();
+    SHORT.iter().chain(more).for_each(|set| arguments.extend(["--set", set]));
+    lab.run(CI, &arguments).root().to_owned()
+}
+
+fn file(lab: &Lab, step: u64) -> PathBuf {
+    lab.path(RUN).join(format!("audit/step_{step:08}.bin"))
+}
+
+/// The ledger's lines without what audits add.
+fn without_audits(lab: &Lab) -> Vec<Entry> {
+    let (_, entries) = ledger::read(&lab.path(RUN).join("ledger.jsonl")).expect("a ledger");
+    entries.into_iter().map(|entry| Entry { audit: None, ..entry }).collect()
+}
+
+#[test]
+fn an_audited_run_has_the_bits_of_another_and_what_it_kept_is_computed_again() {
+    // One micro-batch a step; accumulation; workers, and operations that run again in the backward pass.
+    let shapes: [&[&str]; 3] = [
+        &["parallel.workers=1", "batch.tokens=128"],
+        &["parallel.workers=1", "batch.tokens=256", "precision.master_weights=false"],
+        &["parallel.workers=2", "batch.tokens=512", "memory.recompute=2", "proof.replay_every=2"],
+    ];
+    for shape in shapes {
+        let (lab, plain) = (Lab::new(), Lab::new());
+        let root = train(&lab, &[shape, &["proof.audit_pieces=300"]].concat());
+        assert_eq!(train(&plain, &[shape, &["proof.audit_every=0"]].concat()), root);
+        assert_eq!(without_audits(&lab), without_audits(&plain));
+        let verified = lab.verify(RUN, ALL);
+        verified.assert_says(&[
+            "audit of linear_backward_weight:",
+            "audit of embedding_backward:",
+            "audit of the update:",
+            "audit of the tokens: 2 micro-batches",
+            "parts that 2 steps kept",
+            "left open: steps without an audit",
+        ]);
+        let some = lab.verify(RUN, &["--audit", "10", "--seed", "3", "--json"]);
+        some.assert_says(&["\"ok\":true", "10 of "]);
+        assert_ne!(lab.verify(RUN, &["--audit", "10", "--seed", "4", "--json"]).stdout, some.stdout);
+    }
+}
+
+#[test]
+fn every_change_of_what_was_kept_is_found_and_named() {
+    let lab = Lab::new();
+    train(&lab, &["parallel.workers=1", "batch.tokens=128"]);
+    lab.verify(RUN, ALL).assert_says(&["audit of the update"]);
+    let path = file(&lab, 2);
+    let honest = AuditFile::read(&path).expect("an audit");
+    let finds = |what: &str, change: &dyn Fn(&mut AuditFile), says: &str| {
+        let mut forged = honest.clone();
+        change(&mut forged);
+        assert_ne!(forged, honest, "{what}: something is changed");
+        forged.write(&path).expect("writable");
+        let verified = lab.verify(RUN, ALL);
+        assert_eq!(verified.code, Some(5), "{what}: {}{}", verified.stdout, verified.stderr);
+        assert!(verified.stdout.contains("audit of step 2"), "{what}: {}", verified.stdout);
+        assert!(verified.stdout.contains(says), "{what}: `{says}` is not in:\n{}", verified.stdout);
+    };
+    let first =
+        |openings: &std::collections::BTreeMap<usize, Opening>| *openings.keys().next().expect("some");
+    let unit = |opening: &mut Opening| {
+        let bytes = opening.units.values_mut().next().expect("a unit");
+        bytes[0] ^= 1;
+    };
+    let kept = "does not lead to the ledger";
+    finds("a matrix", &|f| unit(f.matrices.get_mut(&first(&honest.matrices)).expect("one")), kept);
+    for (number, _) in honest.matrices.iter().filter(|(_, opening)| !opening.path.is_empty()).take(1) {
+        finds("a path", &|f| f.matrices.get_mut(number).expect("one").path[0].0[5] ^= 1, kept);
+    }
+    for when in [0, 1] {
+        let tensor = first(&honest.tensors[when]);
+        finds("a state", &|f| unit(f.tensors[when].get_mut(&tensor).expect("one")), kept);
+    }
+    finds("a digest", &|f| f.trace[9].0[0] ^= 1, "what the micro-batch computed have the root");
+    finds("an old state", &|f| f.states[0] = f.states[1].clone(), "the state before the step have the root");
+    finds("a new state", &|f| f.states[1][0].0[0] ^= 1, "the state after the step have the root");
+    finds("a token", &|f| f.inputs[3] ^= 1, "the tokens are not those of the digest");
+    finds("a step", &|f| f.step = 4, "is of step 4");
+    finds("nothing", &|f| drop(f.matrices.remove(&first(&honest.matrices))), "nothing of it was kept");
+    // Two matrices of one shape, each with its own path, exchanged.
+    let shape = |opening: &Opening| {
+        let units: Vec<_> = opening.units.iter().map(|(at, bytes)| (*at, bytes.len())).collect();
+        (units, opening.path.len())
+    };
+    let pairs = honest.matrices.iter().flat_map(|(a, left)| {
+        let equal = honest.matrices.iter().filter(move |(b, right)| *b > a && shape(left) == shape(right));
+        equal.map(move |(b, _)| (*a, *b))
+    });
+    let (a, b) = pairs.into_iter().next().expect("two matrices with equal parts");
+    finds(
+        "an exchange",
+        &|f| {
+            f.matrices.insert(a, honest.matrices[&b].clone());
+            f.matrices.insert(b, honest.matrices[&a].clone());
+        },
+        kept,
+    );
+    // The file of another step, a damaged one, and none.
+    std::fs::copy(file(&lab, 4), &path).expect("copied");
+    assert!(lab.verify(RUN, ALL).stdout.contains("is of step 4"));
+    honest.write(&path).expect("writable");
+    flip_bit(&path, 0.0);
+    assert!(lab.verify(RUN, ALL).stdout.contains("is not the file of an audit: at byte 0"));
+    std::fs::remove_file(&path).expect("deleted");
+    let missing = lab.verify(RUN, ALL);
+    assert!(missing.code == Some(5) && missing.stdout.contains("step_00000002.bin"), "{}", missing.stdout);
+}
+
+/// The ledger rewritten so that it agrees with itself: then the root is another, or other parts are drawn.
+#[test]
+fn a_rewritten_ledger_does_not_fit_what_was_kept() {
+    let lab = Lab::new();
+    train(&lab, &["parallel.workers=1", "batch.tokens=128"]);
+    let run = lab.path(RUN);
+    let mut lock = Lock::read(&run.join("lock.toml")).expect("a lock");
+    lock.outputs.clear();
+    std::fs::write(run.join("lock.toml"), lock.to_text()).expect("writable");
+    std::fs::remove_dir_all(run.join("checkpoints")).expect("deleted");
+    std::fs::create_dir(run.join("checkpoints")).expect("made");
+    let (_, entries) = ledger::read(&run.join("ledger.jsonl")).expect("a ledger");
+    let finds = |change: fn(&mut [Entry]), says: &str| {
+        let mut forged = entries.clone();
+        change(&mut forged);
+        rewrite_records(&run, &forged);
+        assert_eq!(lab.verify(RUN, &[]).code, Some(0), "the files agree with each other");
+        let verified = lab.verify(RUN, ALL);
+        assert_eq!(verified.code, Some(5), "{}{}", verified.stdout, verified.stderr);
+        assert!(verified.stdout.contains(says), "`{says}` is not in:\n{}", verified.stdout);
+    };
+    finds(|entries| entries[2].audit = Some(Hash::of(b"")), "what the micro-batch computed have the root");
+    finds(|entries| entries[1].loss = Some(1.0), "was drawn, and");
+    finds(|entries| entries[2].grad_norm = Some(1.0), "was drawn, and");
+    finds(
+        |entries| entries[3].root = Some(Hash::of(b"")),
+        "audit of step 4: the digests of the state before",
+    );
+}
+
+#[test]
+fn a_run_that_was_killed_while_it_was_audited_leaves_what_an_undisturbed_one_does() {
+    let settings = ["parallel.workers=1", "batch.tokens=128", "schedule.steps=8", "checkpoint.every=3"];
+    let whole = Lab::new();
+    let root = train(&whole, &[&settings[..], &["proof.audit_every=1"]].concat());
+    let killed = Lab::new();
+    let mut arguments = Vec::new();
+    let sets = SHORT.iter().chain(&settings).chain(&["proof.audit_every=1"]);
+    sets.for_each(|set| arguments.extend(["--set", set]));
+    let mut run = killed.start("run", CI, &arguments);
+    for step in [2, 6] {
+        let audit = file(&killed, step);
+        wait_until("the file of an audit", Duration::from_secs(60), || audit.exists());
+        // In the midst of the step after it, which is audited too.
+        std::thread::sleep(Duration::from_millis(3 * step));
+        run.kill();
+        run = killed.start("resume", RUN, &[]);
+    }
+    assert_eq!(run.end(Duration::from_secs(120)).root(), root);
+    assert_eq!(killed.ledger(RUN), whole.ledger(RUN));
+    for step in 1..8 {
+        let read = |lab: &Lab| std::fs::read(file(lab, step)).expect("an audit");
+        assert!(read(&killed) == read(&whole), "step {step}");
+    }
+    killed.verify(RUN, ALL).assert_says(&["parts that 7 steps kept"]);
+}
+
+/// However many ranks share the work and the state, the ledger is the same; blocks of an update are kept where
+/// rank 0 has all of it.
+#[test]
+fn any_number_of_ranks_leaves_the_same_ledger() {
+    let on = |ranks: &str, zero: &str, updates: &str| {
+        let lab = Lab::new();
+        let settings = ["parallel.workers=4", "batch.tokens=512", "schedule.steps=3"];
+        let ranks = format!("parallel.ranks={ranks}");
+        let zero = format!("parallel.zero={zero}");
+        train(&lab, &[&settings[..], &[&ranks, &zero]].concat());
+        lab.verify(RUN, ALL).assert_says(&[updates, "audit of the tokens: 1 micro-batches"]);
+        lab.ledger(RUN)
+    };
+    let alone = on("1", "1", "audit of the update: ");
+    assert_eq!(on("2", "0", "audit of the update: "), alone);
+    assert_eq!(on("2", "1", "audit of the update: no block was kept"), alone);
+    assert_eq!(on("4", "2", "audit of the update: no block was kept"), alone);
+}
+
+#[test]
+fn what_cannot_be_audited_is_refused_with_what_to_do() {
+    let lab = Lab::new();
+    let refused = |set: &[&str], says: &[&str]| {
+        let sets: Vec<&str> = set.iter().flat_map(|set| ["--set", set]).collect();
+        lab.run("experiments/ci.toml", &sets).assert_fails(2, says);
+    };
+    refused(&["proof.audit_every=5"], &["a Hopper GPU computes in bf16", "`proof.replay_every`"]);
+    let mirror = ["device.kind=mirror", "model.channels=64", "model.heads=1", "proof.audit_every=5"];
+    refused(&[&mirror[..], &["proof.digest_every=2"]].concat(), &["the state root of every step"]);
+    let plain = Lab::new();
+    train(&plain, &["parallel.workers=1", "batch.tokens=128", "proof.audit_every=0"]);
+    plain.verify(RUN, ALL).assert_fails(2, &["was not audited", "set `proof.audit_every`"]);
+}
