@@ -182,7 +182,7 @@ impl<O: Ops> Run<O> {
         let audited = went_back != Some(step) && audit::draw::due(self.experiment.proof.audit_every, step);
         if audited {
             let head = out.make_durable()?;
-            self.trainer.begin_audit(head).map_err(|error| RunError::Step { step, error })?;
+            self.trainer.begin_audit(head).map_err(|error| of_step(step, error))?;
         }
         let report = self.train(step)?;
         let root = due(self.experiment.proof.digest_every, step + 1, steps)
@@ -200,7 +200,7 @@ impl<O: Ops> Run<O> {
         if audited {
             let head = out.make_durable()?;
             let kept = self.trainer.end_audit(&report, head);
-            if let Some(kept) = kept.map_err(|error| RunError::Step { step, error })? {
+            if let Some(kept) = kept.map_err(|error| of_step(step, error))? {
                 self.writer.keep_audit(&kept)?;
             }
         }
@@ -211,11 +211,7 @@ impl<O: Ops> Run<O> {
     fn train(&mut self, step: u64) -> Result<StepReport, RunError> {
         let every = self.experiment.proof.replay_every;
         if every == 0 || !(step + 1).is_multiple_of(every) {
-            return self.trainer.step(&mut self.feed).map_err(|error| match error {
-                // Such an error names its own step, and another rank's failure is not a failure of this step.
-                TrainError::Exchange(_) => error.into(),
-                error => RunError::Step { step, error },
-            });
+            return self.trainer.step(&mut self.feed).map_err(|error| of_step(step, error));
         }
         replay::twice(&mut self.trainer, &mut self.feed, &self.writer, |trainer, feed| trainer.step(feed))
     }
@@ -291,6 +287,15 @@ impl<O: Ops> Run<O> {
         let all = exchange::all_gather(self.trainer.link(), "the question whether to stop", asked)
             .map_err(TrainError::from)?;
         Ok(all.iter().flatten().any(|&asked| asked != 0))
+    }
+}
+
+/// An error of a step. That of an exchange names its own step, and another rank's failure is not one of this
+/// step.
+fn of_step(step: u64, error: TrainError) -> RunError {
+    match error {
+        TrainError::Exchange(_) => error.into(),
+        error => RunError::Step { step, error },
     }
 }
 

@@ -224,7 +224,13 @@ fn what_cannot_be_audited_is_refused_with_what_to_do() {
         lab.run("experiments/ci.toml", &sets).assert_fails(2, says);
     };
     refused(&["proof.audit_every=5"], &["a Hopper GPU computes in bf16", "`proof.replay_every`"]);
-    let mirror = ["device.kind=mirror", "model.channels=64", "model.heads=1", "proof.audit_every=5"];
+    let mirror = [
+        "device.kind=mirror",
+        "precision.compute=bf16",
+        "model.channels=64",
+        "model.heads=1",
+        "proof.audit_every=5",
+    ];
     refused(&[&mirror[..], &["proof.digest_every=2"]].concat(), &["the state root of every step"]);
     let plain = Lab::new();
     train(&plain, &["parallel.workers=1", "batch.tokens=128", "proof.audit_every=0"]);

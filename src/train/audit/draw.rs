@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
 
-use super::super::trainer::loss_scale;
 use crate::experiment::Experiment;
 use crate::model::gpt2::MicroBatch;
 use crate::model::{Gpt2, Group, ParamSpec, Weights};
@@ -61,7 +60,7 @@ impl TracedPass {
         let mut see_nothing = |_: &mut Dry, _, _: &TracedMatrix, _: &_| Ok(());
         let mut traced = Traced::new(&mut dry, model.params.iter(), &mut see_nothing);
         let (specs, mut gradients) = (model.specs.clone(), BTreeMap::new());
-        let scale = loss_scale(experiment);
+        let scale = experiment.loss_scale();
         let whole = |ops: &mut Traced<'_, Dry>, group, grads: &mut Weights<_>| {
             release(ops, &specs, group, grads, &mut gradients)
         };

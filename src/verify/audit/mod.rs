@@ -34,6 +34,9 @@ pub struct AuditOptions {
     pub seed: u64,
 }
 
+/// The largest `proof.audit_pieces`.
+const MOST_PIECES: usize = 1 << 16;
+
 /// What is wrong with an audit, in words.
 type Fault = String;
 
@@ -182,9 +185,11 @@ impl Audited {
 
     /// The parts that the file of an entry must have.
     fn parts(&self, at: usize, opened: &Opened) -> Result<Vec<Part>, Fault> {
-        let (entry, experiment) = (&self.run.entries[at], self.experiment());
+        let entry = &self.run.entries[at];
         let Some(root) = entry.audit else { return Ok(Vec::new()) };
-        let count = experiment.proof.audit_pieces;
+        // As many as a file can have: no operation has so many excerpts.
+        let count = usize::try_from(opened.file.pieces).ok().filter(|count| *count <= MOST_PIECES);
+        let count = count.ok_or("it says that more pieces were drawn than `proof.audit_pieces` may be")?;
         let excerpts = draw::excerpts(&opened.pass.trace, &self.heads[at], &root, count);
         let mut parts: Vec<Part> = excerpts.into_iter().map(Part::Excerpt).collect();
         // A run whose ranks share the optimizer's state keeps none, as whoever checks it is told.
