@@ -90,7 +90,8 @@ __device__ __forceinline__ void store4(float* p, const float (&x)[4]) {
 }
 
 // One element. Returns the new p.
-__device__ __forceinline__ float adamw_element(const AdamwArgs& args, float decay, float p, float grad, float& m, float& v) {
+__device__ __forceinline__ float adamw_element(const AdamwArgs& args, float decay, float p, float grad,
+                                               float& m, float& v) {
     const float g = grad * args.grad_scale;
     m = __fmaf_rn(args.beta1, m, (1.0f - args.beta1) * g);
     v = __fmaf_rn(args.beta2, v, (1.0f - args.beta2) * g * g);
@@ -123,7 +124,8 @@ extern "C" __global__ void __launch_bounds__(256) adamw(const __grid_constant__ 
             if (i >= end) break;
             Words4 random = {};
             if (sizeof(act_t) == 2 && !has_master)
-                random = philox(args.rounding_key[0], args.rounding_key[1], (tensor.offset + i) / 4, u32(args.step), tensor.id);
+                random = philox(args.rounding_key[0], args.rounding_key[1], (tensor.offset + i) / 4,
+                                u32(args.step), tensor.id);
             if (i + 4 <= end) {
                 float x[4] = {p[k].x, p[k].y, p[k].z, p[k].w};
                 x[0] = adamw_element(args, tensor.weight_decay, x[0], grad[k].x, m[k].x, v[k].x);
@@ -147,7 +149,8 @@ extern "C" __global__ void __launch_bounds__(256) adamw(const __grid_constant__ 
                     const u64 e = i + j;
                     float moment1 = tensor.adam_m[e], moment2 = tensor.adam_v[e];
                     const float old = has_master ? tensor.master[e] : to_float(tensor.param[e]);
-                    const float x = adamw_element(args, tensor.weight_decay, old, tensor.grad[e], moment1, moment2);
+                    const float x =
+                        adamw_element(args, tensor.weight_decay, old, tensor.grad[e], moment1, moment2);
                     tensor.adam_m[e] = moment1;
                     tensor.adam_v[e] = moment2;
                     if (has_master) {
@@ -195,7 +198,8 @@ __device__ __forceinline__ double block_sum(double x) {
 }
 
 // grid: chunks of all tensors; block 256.
-extern "C" __global__ void __launch_bounds__(256) sum_squares_partial(const __grid_constant__ SquaresArgs args) {
+extern "C" __global__ void __launch_bounds__(256)
+    sum_squares_partial(const __grid_constant__ SquaresArgs args) {
     const SquaresTensor tensor = args.tensors[owner_of(args.tensors, args.count, blockIdx.x)];
     const u64 begin = (blockIdx.x - tensor.first) * STEP_CHUNK;
     const u64 end = min(begin + STEP_CHUNK, tensor.length);
@@ -216,14 +220,16 @@ extern "C" __global__ void __launch_bounds__(256) sum_squares_partial(const __gr
             }
         }
 #pragma unroll
-        for (u32 k = 0; k < BATCH; ++k) sum += double(x[k].x * x[k].x + x[k].y * x[k].y + x[k].z * x[k].z + x[k].w * x[k].w);
+        for (u32 k = 0; k < BATCH; ++k)
+            sum += double(x[k].x * x[k].x + x[k].y * x[k].y + x[k].z * x[k].z + x[k].w * x[k].w);
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) args.partials[blockIdx.x] = sum;
 }
 
 // grid count, block 256.
-extern "C" __global__ void __launch_bounds__(256) sum_squares_reduce(const __grid_constant__ SquaresArgs args) {
+extern "C" __global__ void __launch_bounds__(256)
+    sum_squares_reduce(const __grid_constant__ SquaresArgs args) {
     const u64 begin = args.tensors[blockIdx.x].first;
     const u64 end = blockIdx.x + 1 < args.count ? args.tensors[blockIdx.x + 1].first : args.chunks;
     double sum = 0.0;

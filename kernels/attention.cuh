@@ -30,7 +30,10 @@ constexpr int HS16 = HS / 16;
 constexpr int ROW_BYTES = HS * 2 + 16;
 constexpr float LOG2_E = 1.4426950408889634f;
 /// 1/sqrt(HS), rounded once.
-constexpr float SCALE = HS == 64 ? 0.125f : HS == 80 ? 0.11180339887498948f : HS == 96 ? 0.10206207261596575f : 0.08838834764831845f;
+constexpr float SCALE = HS == 64   ? 0.125f
+                        : HS == 80 ? 0.11180339887498948f
+                        : HS == 96 ? 0.10206207261596575f
+                                   : 0.08838834764831845f;
 static_assert(HS == 64 || HS == 80 || HS == 96 || HS == 128, "no scale for this head size");
 /// Scores times this are exponents of 2.
 constexpr float SCALE_LOG2 = SCALE * LOG2_E;
@@ -63,17 +66,23 @@ __device__ __forceinline__ float quad_max(float x) {
 
 // 16 bytes of global memory, in one instruction (NVRTC may split the plain assignment of a uint4 in four).
 __device__ __forceinline__ void store_16(void* p, const uint4& v) {
-    asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+    asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
 }
 __device__ __forceinline__ uint4 load_16(const void* p) {
     uint4 v;
-    asm volatile("ld.global.nc.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    asm volatile("ld.global.nc.v4.b32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
     return v;
 }
 
 __device__ __forceinline__ uint4 load_shared_16(u32 address) {
     uint4 v;
-    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(address)
+                 : "memory");
     return v;
 }
 
@@ -86,14 +95,15 @@ __device__ __forceinline__ float add_products(float sum, const uint4& a, const u
     return sum;
 }
 
-/// Sum of the products of one row of `x` and `y` over the head dimension by the four lanes of a quad: lane j takes
-/// 16-byte columns j, j+4, ...; the quad's sum is the caller's.
+/// Sum of the products of one row of `x` and `y` over the head dimension by the four lanes of a quad: lane j
+/// takes 16-byte columns j, j+4, ...; the quad's sum is the caller's.
 __device__ __forceinline__ float row_product(const bf16* x, const bf16* y, u32 lane) {
     float sum = 0.0f;
 #pragma unroll
     for (int c = 0; c < (HS / 8 + 3) / 4; ++c) {
         const int column = c * 4 + static_cast<int>(lane & 3);
-        if (HS / 8 % 4 == 0 || column < HS / 8) sum = add_products(sum, load_16(x + column * 8), load_16(y + column * 8));
+        if (HS / 8 % 4 == 0 || column < HS / 8)
+            sum = add_products(sum, load_16(x + column * 8), load_16(y + column * 8));
     }
     return sum;
 }
@@ -102,7 +112,8 @@ __device__ __forceinline__ float row_product(const bf16* x, const bf16* y, u32 l
 
 __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -191,10 +202,12 @@ __device__ __forceinline__ void clear(float (&d)[M][N][4]) {
 
 /// 16 bytes from global to shared memory, past the registers; zeros when `valid` is false.
 __device__ __forceinline__ void copy_async_16(u32 dst, const void* src, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0)
+                 : "memory");
 }
 __device__ __forceinline__ void copy_async_4(u32 dst, const void* src, bool valid) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(dst), "l"(src), "r"(valid ? 4 : 0) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(dst), "l"(src), "r"(valid ? 4 : 0)
+                 : "memory");
 }
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING>
@@ -205,7 +218,8 @@ __device__ __forceinline__ void copy_async_wait() {
 /// Starts the copy of ROWS rows into a tile by THREADS threads. `src` is row 0 of the tile in global memory,
 /// rows are `stride` elements apart, and rows from `valid` on become zeros.
 template <int ROWS, int THREADS>
-__device__ __forceinline__ void load_tile(u32 tile, const bf16* src, long long stride, int valid, int thread) {
+__device__ __forceinline__ void load_tile(u32 tile, const bf16* src, long long stride, int valid,
+                                          int thread) {
     constexpr int CHUNKS = HS / 8;
 #pragma unroll
     for (int i = 0; i < (ROWS * CHUNKS + THREADS - 1) / THREADS; ++i) {
@@ -221,7 +235,8 @@ __device__ __forceinline__ void load_tile(u32 tile, const bf16* src, long long s
 /// `valid` on.
 template <int N>
 __device__ __forceinline__ void load_floats(u32 dst, const float* src, int valid, int thread) {
-    if (thread >= 0 && thread < N) copy_async_4(dst + thread * 4, src + (thread < valid ? thread : 0), thread < valid);
+    if (thread >= 0 && thread < N)
+        copy_async_4(dst + thread * 4, src + (thread < valid ? thread : 0), thread < valid);
 }
 
 /// Operand A of one warp, 16*M rows of a tile: `patch` is the address of its first row plus lane_offset_a.
@@ -234,18 +249,24 @@ __device__ __forceinline__ void load_operand(u32 (&a)[M][HS16][4], u32 patch) {
 }
 
 /// One warp writes its accumulators (16*M x HS), each times `scale`, as bf16 rows of global memory, by way of
-/// its own rows of a tile at `stage`, so that every store is 16 bytes of a run. Rows from `valid` on are skipped.
+/// its own rows of a tile at `stage`, so that every store is 16 bytes of a run. Rows from `valid` on are
+/// skipped.
 template <int M>
 __device__ __forceinline__ void store_rows(bf16* dst, long long stride, int valid, u32 stage,
-                                           const float (&d)[M][2 * HS16][4], const float (&scale)[M][2], u32 lane) {
+                                           const float (&d)[M][2 * HS16][4], const float (&scale)[M][2],
+                                           u32 lane) {
     __syncwarp();
 #pragma unroll
     for (int m = 0; m < M; ++m) {
 #pragma unroll
         for (int n = 0; n < 2 * HS16; ++n) {
             const u32 at = stage + (m * 16 + lane / 4) * ROW_BYTES + n * 16 + (lane & 3) * 4;
-            asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(pack_bf16(d[m][n][0] * scale[m][0], d[m][n][1] * scale[m][0])) : "memory");
-            asm volatile("st.shared.b32 [%0], %1;" ::"r"(at + 8 * ROW_BYTES), "r"(pack_bf16(d[m][n][2] * scale[m][1], d[m][n][3] * scale[m][1])) : "memory");
+            asm volatile("st.shared.b32 [%0], %1;" ::"r"(at),
+                         "r"(pack_bf16(d[m][n][0] * scale[m][0], d[m][n][1] * scale[m][0]))
+                         : "memory");
+            asm volatile("st.shared.b32 [%0], %1;" ::"r"(at + 8 * ROW_BYTES),
+                         "r"(pack_bf16(d[m][n][2] * scale[m][1], d[m][n][3] * scale[m][1]))
+                         : "memory");
         }
     }
     __syncwarp();

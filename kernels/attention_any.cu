@@ -1,14 +1,17 @@
-// Causal attention for both element types and any head size: for fp32 and tf32, and in bf16 for the heads that
-// attention_forward.cu is not written for. Plain, and no faster than it must be; all arithmetic is float.
+// Causal attention for both element types and any head size: for fp32 and tf32, and in bf16 for the heads
+// that attention_forward.cu is not written for. Plain, and no faster than it must be; all arithmetic is
+// float.
 //
-//   S = Q K^T / sqrt(HS),  out = softmax(S) V,  lse[q] = ln sum_k exp(S[q][k]),  S[q][k] = -infinity for k > q
+//   S = Q K^T / sqrt(HS),  out = softmax(S) V,  lse[q] = ln sum_k exp(S[q][k]),
+//   S[q][k] = -infinity for k > q
 //   P = exp(S - lse),  D[q] = sum_d dout[q][d] out[q][d],  dP = dout V^T,  dS = P (dP - D)
 //   dQ = dS K / sqrt(HS),  dK = dS^T Q / sqrt(HS),  dV = P^T dout
 //
 // Shapes: qkv, dqkv (B,T,3,NH,HS), out, dout (B,T,NH,HS), lse, delta (B,NH,T). HS at most 128.
 //
 // Launch: grid (ceil(T / 4), B*NH), block 128. A warp owns one row: of queries in attention_any_forward and
-// attention_any_query, of keys in attention_any_key, which runs last and reads the `delta` of the query kernel.
+// attention_any_query, of keys in attention_any_key, which runs last and reads the `delta` of the query
+// kernel.
 //
 // The other side comes in tiles of 32 rows. First each lane takes one of them and multiplies the whole head
 // dimension; then each lane takes the columns lane, lane+32, ... and adds the 32 rows in order.
@@ -64,7 +67,8 @@ __device__ __forceinline__ float dot(const act_t* a, const act_t* b, u32 length)
 }
 
 // sum[c] += weight of lane r times column c of row r, r ascending over `rows` rows.
-__device__ __forceinline__ void add_rows(float (&sum)[COLUMNS], float weight, const act_t* row, u64 stride, u32 rows, u32 head_size) {
+__device__ __forceinline__ void add_rows(float (&sum)[COLUMNS], float weight, const act_t* row, u64 stride,
+                                         u32 rows, u32 head_size) {
     const u32 lane = threadIdx.x % 32;
     for (u32 r = 0; r < rows; ++r, row += stride) {
         const float w = __shfl_sync(FULL_WARP, weight, r);
@@ -74,14 +78,16 @@ __device__ __forceinline__ void add_rows(float (&sum)[COLUMNS], float weight, co
     }
 }
 
-__device__ __forceinline__ void store_row(act_t* target, const float (&sum)[COLUMNS], float factor, u32 head_size) {
+__device__ __forceinline__ void store_row(act_t* target, const float (&sum)[COLUMNS], float factor,
+                                          u32 head_size) {
     const u32 lane = threadIdx.x % 32;
 #pragma unroll
     for (u32 c = 0; c < COLUMNS; ++c)
         if (c * 32 + lane < head_size) from_float(sum[c] * factor, target[c * 32 + lane]);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_any_forward(const __grid_constant__ AttentionAnyArgs args) {
+extern "C" __global__ void __launch_bounds__(128)
+    attention_any_forward(const __grid_constant__ AttentionAnyArgs args) {
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32;
     if (row >= args.tokens) return;
     const Head head(args.tokens, args.heads, args.head_size);
@@ -106,7 +112,8 @@ extern "C" __global__ void __launch_bounds__(128) attention_any_forward(const __
     if (lane == 0) args.lse[head.lse + row] = highest + exact::ln(total);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_any_query(const __grid_constant__ AttentionAnyBackwardArgs args) {
+extern "C" __global__ void __launch_bounds__(128)
+    attention_any_query(const __grid_constant__ AttentionAnyBackwardArgs args) {
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32;
     if (row >= args.tokens) return;
     const Head head(args.tokens, args.heads, args.head_size);
@@ -116,7 +123,8 @@ extern "C" __global__ void __launch_bounds__(128) attention_any_query(const __gr
     const act_t* dout = args.dout + head.out + row * head.out_stride;
     const act_t* out = args.out + head.out + row * head.out_stride;
     float delta = 0.f;
-    for (u32 c = lane; c < args.head_size; c += 32) delta = __fmaf_rn(to_float(dout[c]), to_float(out[c]), delta);
+    for (u32 c = lane; c < args.head_size; c += 32)
+        delta = __fmaf_rn(to_float(dout[c]), to_float(out[c]), delta);
     delta = warp_sum(delta);
     if (lane == 0) args.delta[head.lse + row] = delta;
     const float lse = args.lse[head.lse + row];
@@ -134,7 +142,8 @@ extern "C" __global__ void __launch_bounds__(128) attention_any_query(const __gr
     store_row(args.dqkv + head.qkv + row * head.qkv_stride, sum, args.scale, args.head_size);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_any_key(const __grid_constant__ AttentionAnyBackwardArgs args) {
+extern "C" __global__ void __launch_bounds__(128)
+    attention_any_key(const __grid_constant__ AttentionAnyBackwardArgs args) {
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32;
     if (row >= args.tokens) return;
     const Head head(args.tokens, args.heads, args.head_size);
@@ -148,7 +157,8 @@ extern "C" __global__ void __launch_bounds__(128) attention_any_key(const __grid
         float p = 0.f, ds = 0.f;
         if (lane < queries) {
             const u64 query = first + lane;
-            p = exact::exp(dot(q + query * head.qkv_stride, k, args.head_size) * args.scale - args.lse[head.lse + query]);
+            p = exact::exp(dot(q + query * head.qkv_stride, k, args.head_size) * args.scale -
+                           args.lse[head.lse + query]);
             ds = p * (dot(dout + query * head.out_stride, v, args.head_size) - args.delta[head.lse + query]);
         }
         add_rows(dv, p, dout + first * head.out_stride, head.out_stride, queries, args.head_size);

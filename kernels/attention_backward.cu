@@ -11,10 +11,10 @@
 // Launch of attention_backward_key: grid (ceil(T / 64), B*NH, 1), block 128;
 //   dynamic shared memory (2*64 + 4*32) * (2*HS + 16) + 16*32 bytes.
 //
-// The trick: no sum crosses a warp, so there is nothing to order. dQ is summed by the warp that owns the query
-// rows, dK and dV by the warp that owns the key rows; the price is S and dP computed twice (seven products
-// instead of five). The second kernel computes S^T and dP^T, so that P^T and dS^T already have the layout of a
-// left operand; scores never leave registers in either.
+// The trick: no sum crosses a warp, so there is nothing to order. dQ is summed by the warp that owns the
+// query rows, dK and dV by the warp that owns the key rows; the price is S and dP computed twice (seven
+// products instead of five). The second kernel computes S^T and dP^T, so that P^T and dS^T already have the
+// layout of a left operand; scores never leave registers in either.
 //
 // Order of sums: dQ over keys ascending, dK and dV over queries ascending, in steps of 16.
 #include "attention.cuh"
@@ -78,7 +78,8 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
         for (int h = 0; h < 2; ++h) {
             const int row = warp_row0 + m * 16 + static_cast<int>(lane >> 2) + h * 8;
             float sum = 0.0f;
-            if (row < tokens) sum = row_product(dout + row * channels, args.out + in_out + row * channels, lane);
+            if (row < tokens)
+                sum = row_product(dout + row * channels, args.out + in_out + row * channels, lane);
             delta[m][h] = quad_sum(sum);
             const long long at = static_cast<long long>(blockIdx.y) * tokens + row;
             lse_log2[m][h] = row < tokens ? args.lse[at] * LOG2_E : 0.0f;
@@ -161,7 +162,8 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
         load_tile<ROWS, THREADS>(stage, q + row * stride, stride, tokens - row, thread);
         load_tile<ROWS, THREADS>(stage + TILE, dout + row * channels, channels, tokens - row, thread);
         load_floats<ROWS>(stage + 2 * TILE, lse + row, tokens - row, thread);
-        load_floats<ROWS>(stage + 2 * TILE + ROWS * 4, delta + row, tokens - row, static_cast<int>(thread) - 64);
+        load_floats<ROWS>(stage + 2 * TILE + ROWS * 4, delta + row, tokens - row,
+                          static_cast<int>(thread) - 64);
         copy_async_commit();
     };
     load_tile<KEYS, THREADS>(k_tile, k + key0 * stride, stride, tokens - key0, thread);
@@ -184,8 +186,9 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
         if (tile == first) load_operand<1>(ka, k_tile + patch), load_operand<1>(va, v_tile + patch);
         if (row0 + ROWS - 1 < warp_key0) continue;  // wholly masked for this warp
 
-        // Rows of these accumulators are keys, columns are queries. Rows of Q and dout past the last token are
-        // zeros, and so are their lse and D: P is then 1, dP and dS are 0, and all products with them vanish.
+        // Rows of these accumulators are keys, columns are queries. Rows of Q and dout past the last token
+        // are zeros, and so are their lse and D: P is then 1, dP and dS are 0, and all products with them
+        // vanish.
         float s[1][ROWS / 8][4], dp[1][ROWS / 8][4];
         clear(s);
         clear(dp);
@@ -197,7 +200,9 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
             float lse_pair[2], delta_pair[2];
             const u32 at = stage + 2 * TILE + (n * 8 + (lane & 3) * 2) * 4;
             asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(lse_pair[0]), "=f"(lse_pair[1]) : "r"(at));
-            asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(delta_pair[0]), "=f"(delta_pair[1]) : "r"(at + ROWS * 4));
+            asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];"
+                         : "=f"(delta_pair[0]), "=f"(delta_pair[1])
+                         : "r"(at + ROWS * 4));
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
                 float p = exact::exp2(__fmaf_rn(s[0][n][e], SCALE_LOG2, -lse_pair[e & 1] * LOG2_E));

@@ -3,24 +3,25 @@
 //   P = exp(S - lse),  D[q] = sum_d dout[q][d] out[q][d],  dP = dout V^T,  dS = P (dP - D)
 //   dQ = dS K / sqrt(HS),  dK = dS^T Q / sqrt(HS),  dV = P^T dout
 //
-// Shapes: qkv (by its tensor map), dqkv (B,T,3,NH,HS) bf16; out, dout (B,T,NH,HS) bf16, dout also by its tensor map;
-// lse (B,NH,T) f32; rows (B,NH,2,ceil(T/64)*64) f32, scratch: the first kernel sets -lse*sqrt(HS) and -D of each row,
-// zeros past T, and the second reads them. Any T >= 1.
+// Shapes: qkv (by its tensor map), dqkv (B,T,3,NH,HS) bf16; out, dout (B,T,NH,HS) bf16, dout also by its
+// tensor map; lse (B,NH,T) f32; rows (B,NH,2,ceil(T/64)*64) f32, scratch: the first kernel sets -lse*sqrt(HS)
+// and -D of each row, zeros past T, and the second reads them. Any T >= 1.
 //
-// Launch of attention_backward_query: grid (ceil(T / R), B*NH, 1), block 128*G, R = 64*G; head size 64: G = 2, N = 4;
-//   head size 128: G = 3, N = 3; dynamic shared memory 2*HS*(2*R + 2*N*64) + 8*(1 + 2*N) bytes.
-// Launch of attention_backward_key: grid (ceil(T / 64), B*NH, 1), block 128; N = 3 for head size 64, 2 for 128;
-//   dynamic shared memory 2*HS*(2*64 + 2*N*64) + 8*N*64 + 8*(1 + 2*N) bytes.
+// Launch of attention_backward_query: grid (ceil(T / R), B*NH, 1), block 128*G, R = 64*G; head size 64: G =
+//   2, N = 4; head size 128: G = 3, N = 3; dynamic shared memory 2*HS*(2*R + 2*N*64) + 8*(1 + 2*N) bytes.
+// Launch of attention_backward_key: grid (ceil(T / 64), B*NH, 1), block 128; N = 3 for head size 64, 2 for
+//   128; dynamic shared memory 2*HS*(2*64 + 2*N*64) + 8*N*64 + 8*(1 + 2*N) bytes.
 //
-// The trick: no sum crosses a warpgroup, so there is nothing to order. dQ is summed by the warpgroup that owns 64 query
-// rows, dK and dV by the one that owns 64 key rows; the price is S and dP computed twice (seven products instead of
-// five). The second kernel computes S^T and dP^T, so that P^T and dS^T already have the layout of a left operand in
-// registers, and its accumulators start from the row statistics instead of zero: they come out as S - lse and
-// dP - D. Products are started before their turn: the scores of the next tile are under way while the gradients of this one
-// are, and several warpgroups on a multiprocessor fill each other's waits.
+// The trick: no sum crosses a warpgroup, so there is nothing to order. dQ is summed by the warpgroup that
+// owns 64 query rows, dK and dV by the one that owns 64 key rows; the price is S and dP computed twice (seven
+// products instead of five). The second kernel computes S^T and dP^T, so that P^T and dS^T already have the
+// layout of a left operand in registers, and its accumulators start from the row statistics instead of zero:
+// they come out as S - lse and dP - D. Products are started before their turn: the scores of the next tile
+// are under way while the gradients of this one are, and several warpgroups on a multiprocessor fill each
+// other's waits.
 //
-// Order of sums: D by quads of threads over 16-byte columns; dQ over keys ascending, dK and dV over queries ascending,
-// in steps of 16.
+// Order of sums: D by quads of threads over 16-byte columns; dQ over keys ascending, dK and dV over queries
+// ascending, in steps of 16.
 #include "attention_hopper.cuh"
 
 namespace attention {
@@ -37,13 +38,14 @@ struct BackwardArgs {
     int heads;   // NH
 };
 
-// The kernel of dQ: warpgroups of 64 query rows, and stages of K and V. At most 128 registers a thread, so that two
-// blocks share a multiprocessor at head size 64; asking for that makes the compiler spill where it need not.
+// The kernel of dQ: warpgroups of 64 query rows, and stages of K and V. At most 128 registers a thread, so
+// that two blocks share a multiprocessor at head size 64; asking for that makes the compiler spill where it
+// need not.
 constexpr int GROUPS = HS == 64 ? 2 : 3, QUERY_STAGES = HS == 64 ? 4 : 3;
 // The kernel of dK and dV: stages of Q and dout, and blocks of one warpgroup that share a multiprocessor.
 constexpr int KEY_STAGES = HS == 64 ? 3 : 2, KEY_BLOCKS = HS == 64 ? 3 : 2;
-/// The block so many further on is the one whose rows a block of the second kernel brings into L2: about what an H100
-/// has under way.
+/// The block so many further on is the one whose rows a block of the second kernel brings into L2: about what
+/// an H100 has under way.
 constexpr int AHEAD = 132 * KEY_BLOCKS;
 
 }  // namespace attention
@@ -56,7 +58,8 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     static_assert((GROUPS - 1) * 64 / KEYS < STAGES, "a refill would wait for ever");
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
-    const u32 group = __shfl_sync(0xffffffffu, thread >> 7, 0);  // the same in a warp, and the compiler knows it
+    const u32 group =
+        __shfl_sync(0xffffffffu, thread >> 7, 0);  // the same in a warp, and the compiler knows it
     const int tokens = args.tokens, heads = args.heads;
     const int row0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * ROWS;
     const int batch = static_cast<int>(blockIdx.y) / heads, head = static_cast<int>(blockIdx.y) % heads;
@@ -70,14 +73,17 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     const int tiles = (min(row0 + ROWS, tokens) - 1) / KEYS + 1;
     auto load = [&](int tile, u32 stage) {
         barrier_expect(full + 8 * stage, 2 * TILE);
-        attention::load_tile<KEYS>(k_tiles + stage * TILE, args.qkv_map, full + 8 * stage, heads + head, tile * KEYS, batch);
-        attention::load_tile<KEYS>(v_tiles + stage * TILE, args.qkv_map, full + 8 * stage, 2 * heads + head, tile * KEYS, batch);
+        attention::load_tile<KEYS>(k_tiles + stage * TILE, args.qkv_map, full + 8 * stage, heads + head,
+                                   tile * KEYS, batch);
+        attention::load_tile<KEYS>(v_tiles + stage * TILE, args.qkv_map, full + 8 * stage, 2 * heads + head,
+                                   tile * KEYS, batch);
     };
     // The last warpgroup meets every tile; its first thread feeds all.
     const bool feeder = thread == 128 * (GROUPS - 1);
     if (feeder) {
         barrier_init(q_full, 1);
-        for (int s = 0; s < STAGES; ++s) barrier_init(full + 8 * s, 1), barrier_init(empty + 8 * s, 4 * GROUPS);
+        for (int s = 0; s < STAGES; ++s)
+            barrier_init(full + 8 * s, 1), barrier_init(empty + 8 * s, 4 * GROUPS);
         barrier_init_done();
         barrier_expect(q_full, 2 * tile_bytes(ROWS));
         attention::load_tile<ROWS>(q_tile, args.qkv_map, q_full, head, row0, batch);
@@ -91,7 +97,8 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
 
     const int group_row0 = row0 + static_cast<int>(group) * 64;
     const int group_tiles = min(tiles, (group_row0 + 63) / KEYS + 1);
-    const int warp_row0 = group_row0 + static_cast<int>(warp & 3) * 16, row = warp_row0 + static_cast<int>(lane >> 2);  // and row + 8
+    const int warp_row0 = group_row0 + static_cast<int>(warp & 3) * 16,
+              row = warp_row0 + static_cast<int>(lane >> 2);  // and row + 8
     const u32 q_rows = q_tile + group * 64 * 128, dout_rows = dout_tile + group * 64 * 128;
 
     // For D: this thread's quarter of two rows of out, on their way from here on.
@@ -104,7 +111,9 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
 #pragma unroll
         for (int c = 0; c < HS / 32; ++c) {
             out[h][c] = make_uint4(0, 0, 0, 0);
-            if (r < tokens) out[h][c] = load_16(args.out + (static_cast<long long>(batch) * tokens + r) * channels + head * HS + (c * 4 + (lane & 3)) * 8);
+            if (r < tokens)
+                out[h][c] = load_16(args.out + (static_cast<long long>(batch) * tokens + r) * channels +
+                                    head * HS + (c * 4 + (lane & 3)) * 8);
         }
     }
 
@@ -120,7 +129,8 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
         pin(s);
         const int key0 = tile * KEYS;
 #pragma unroll
-        for (int i = 0; i < KEYS / 2; ++i) s[i] = exact::exp2(__fmaf_rn(s[i], SCALE_LOG2, -lse[(i >> 1) & 1]));
+        for (int i = 0; i < KEYS / 2; ++i)
+            s[i] = exact::exp2(__fmaf_rn(s[i], SCALE_LOG2, -lse[(i >> 1) & 1]));
         if (key0 + KEYS - 1 > group_row0) {
 #pragma unroll
             for (int i = 0; i < KEYS / 2; ++i) {
@@ -147,10 +157,15 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     const int padded = (tokens + 63) / 64 * 64;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        const u32 at = dout_rows + ((warp & 3) * 16 + (lane >> 2) + 8 * h) * 128;  // (lane >> 2) is the row modulo 8
+        const u32 at =
+            dout_rows + ((warp & 3) * 16 + (lane >> 2) + 8 * h) * 128;  // (lane >> 2) is the row modulo 8
         float sum = 0.0f;
 #pragma unroll
-        for (int c = 0; c < HS / 32; ++c) sum = add_products(sum, load_shared_16(at + c / 2 * ROWS * 128 + (((c % 2 * 4 + (lane & 3)) ^ (lane >> 2)) << 4)), out[h][c]);
+        for (int c = 0; c < HS / 32; ++c)
+            sum = add_products(
+                sum,
+                load_shared_16(at + c / 2 * ROWS * 128 + (((c % 2 * 4 + (lane & 3)) ^ (lane >> 2)) << 4)),
+                out[h][c]);
         delta[h] = quad_sum(sum);
         if ((lane & 3) == 0 && row + 8 * h < padded) {
             float* stats = args.rows + static_cast<long long>(blockIdx.y) * 2 * padded + row + 8 * h;
@@ -184,9 +199,11 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     wgmma_wait<0>();
     pin(dq);
 
-    asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");  // all four warps are done with their rows of Q
-    store_rows<ROWS>(args.dqkv + (static_cast<long long>(batch) * tokens + warp_row0) * 3 * channels + head * HS, 3 * channels,
-                     tokens - warp_row0, q_rows + (warp & 3) * 16 * 128, dq, SCALE, SCALE, lane);
+    asm volatile("bar.sync %0, 128;" ::"r"(group + 1)
+                 : "memory");  // all four warps are done with their rows of Q
+    store_rows<ROWS>(
+        args.dqkv + (static_cast<long long>(batch) * tokens + warp_row0) * 3 * channels + head * HS,
+        3 * channels, tokens - warp_row0, q_rows + (warp & 3) * 16 * 128, dq, SCALE, SCALE, lane);
 }
 
 extern "C" __global__ void __launch_bounds__(128, attention::KEY_BLOCKS)
@@ -203,7 +220,8 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
 
     constexpr u32 TILE = tile_bytes(ROWS);
     const u32 k_tile = shared_address(shared), v_tile = k_tile + tile_bytes(KEYS);
-    const u32 q_tiles = v_tile + tile_bytes(KEYS), dout_tiles = q_tiles + STAGES * TILE, stats = dout_tiles + STAGES * TILE;
+    const u32 q_tiles = v_tile + tile_bytes(KEYS), dout_tiles = q_tiles + STAGES * TILE,
+              stats = dout_tiles + STAGES * TILE;
     const u32 kv_full = stats + STAGES * ROWS * 8, full = kv_full + 8, empty = full + 8 * STAGES;
 
     const int first = key0 / ROWS, tiles = (tokens + ROWS - 1) / ROWS;
@@ -211,7 +229,8 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
         const u32 barrier = full + 8 * stage;
         barrier_expect(barrier, 2 * TILE + ROWS * 8);
         attention::load_tile<ROWS>(q_tiles + stage * TILE, args.qkv_map, barrier, head, tile * ROWS, batch);
-        attention::load_tile<ROWS>(dout_tiles + stage * TILE, args.dout_map, barrier, head, tile * ROWS, batch);
+        attention::load_tile<ROWS>(dout_tiles + stage * TILE, args.dout_map, barrier, head, tile * ROWS,
+                                   batch);
         const float* rows = args.rows + static_cast<long long>(blockIdx.y) * 2 * padded + tile * ROWS;
         load_run(stats + stage * ROWS * 8, rows, ROWS * 4, barrier);
         load_run(stats + stage * ROWS * 8 + ROWS * 4, rows + padded, ROWS * 4, barrier);
@@ -233,13 +252,15 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
         const int later = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x) + AHEAD;
         const int y = later / static_cast<int>(gridDim.x), r = later % static_cast<int>(gridDim.x) * KEYS;
         if (y < static_cast<int>(gridDim.y)) {
-            for (int i = 0; i < 3; ++i) prefetch_tile<KEYS>(args.qkv_map, i * heads + y % heads, r, y / heads);
+            for (int i = 0; i < 3; ++i)
+                prefetch_tile<KEYS>(args.qkv_map, i * heads + y % heads, r, y / heads);
             prefetch_tile<KEYS>(args.dout_map, y % heads, r, y / heads);
         }
     }
     __syncwarp();
 
-    const int warp_key0 = key0 + static_cast<int>(warp) * 16, key = warp_key0 + static_cast<int>(lane >> 2);  // and key + 8
+    const int warp_key0 = key0 + static_cast<int>(warp) * 16,
+              key = warp_key0 + static_cast<int>(lane >> 2);  // and key + 8
     const u32 k_operand = operand<KEYS>(k_tile), v_operand = operand<KEYS>(v_tile);
     const u32 q_operand = operand<ROWS>(q_tiles), dout_operand = operand<ROWS>(dout_tiles);
     float s[ROWS / 2], dp[ROWS / 2], dk[HS / 2], dv[HS / 2];
@@ -253,7 +274,10 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
         const u32 at = stats + use.stage * ROWS * 8 + statistic * ROWS * 4 + (lane & 3) * 8;
 #pragma unroll
         for (int n = 0; n < ROWS / 8; ++n) {
-            asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(d[4 * n]), "=f"(d[4 * n + 1]) : "r"(at + n * 32) : "memory");
+            asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                         : "=f"(d[4 * n]), "=f"(d[4 * n + 1])
+                         : "r"(at + n * 32)
+                         : "memory");
             d[4 * n + 2] = d[4 * n];
             d[4 * n + 3] = d[4 * n + 1];
         }
@@ -308,7 +332,8 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
         wgmma_fence();
         start_rows<KEYS, ROWS, true>(s, k_operand, q_operand + use.stage * (TILE / 16));
         wgmma_commit();
-        wgmma_wait<1>();  // the registers of P and dS are free for dP, and the matrix unit is busy with the scores
+        wgmma_wait<
+            1>();  // the registers of P and dS are free for dP, and the matrix unit is busy with the scores
         begin_with(dp, 1);
         wgmma_fence();
         start_rows<KEYS, ROWS, true>(dp, v_operand, dout_operand + use.stage * (TILE / 16));
@@ -327,7 +352,9 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
     pin(dv);
 
     __syncthreads();  // all four warps are done with their rows of K and V
-    bf16* dst = args.dqkv + (static_cast<long long>(batch) * tokens + warp_key0) * 3 * channels + channels + head * HS;
+    bf16* dst = args.dqkv + (static_cast<long long>(batch) * tokens + warp_key0) * 3 * channels + channels +
+                head * HS;
     store_rows<KEYS>(dst, 3 * channels, tokens - warp_key0, k_tile + warp * 16 * 128, dk, SCALE, SCALE, lane);
-    store_rows<KEYS>(dst + channels, 3 * channels, tokens - warp_key0, v_tile + warp * 16 * 128, dv, 1.0f, 1.0f, lane);
+    store_rows<KEYS>(dst + channels, 3 * channels, tokens - warp_key0, v_tile + warp * 16 * 128, dv, 1.0f,
+                     1.0f, lane);
 }

@@ -105,7 +105,8 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
             for (int h = 0; h < 2; ++h) {
                 float top = row_max[m][h];
 #pragma unroll
-                for (int n = 0; n < KEYS / 8; ++n) top = fmaxf(top, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
+                for (int n = 0; n < KEYS / 8; ++n)
+                    top = fmaxf(top, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
                 top = quad_max(top);  // finite: key 0 is never masked
                 const float rescale = exact::exp2((row_max[m][h] - top) * SCALE_LOG2);
                 const float shift = top * SCALE_LOG2;
@@ -139,6 +140,6 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
             if ((lane & 3) == 0 && row < tokens) lse[row] = __fmaf_rn(row_max[m][h], SCALE, exact::ln(sum));
         }
     // The warp's own rows of Q have been read: stage the result there.
-    store_rows<M>(args.out + (static_cast<long long>(batch) * tokens + warp_row0) * channels + head * HS, channels,
-                  tokens - warp_row0, q_tile + warp * 16 * M * ROW_BYTES, o, inverse, lane);
+    store_rows<M>(args.out + (static_cast<long long>(batch) * tokens + warp_row0) * channels + head * HS,
+                  channels, tokens - warp_row0, q_tile + warp * 16 * M * ROW_BYTES, o, inverse, lane);
 }

@@ -9,12 +9,12 @@
 // dynamic shared memory 2*HS*(R + 8*64) + 104 bytes. The longest rows of a head start first.
 //
 // The trick: a warpgroup owns 64 query rows and walks the keys in ascending tiles. The product of this tile's
-// probabilities with V and the scores of the next tile are started together, so that a warpgroup waits for the
-// matrix unit once a tile, and the other warpgroups of the multiprocessor fill its time in the exponentials.
-// One thread keeps TMA up to four tiles ahead; no warp is spent on that alone.
+// probabilities with V and the scores of the next tile are started together, so that a warpgroup waits for
+// the matrix unit once a tile, and the other warpgroups of the multiprocessor fill its time in the
+// exponentials. One thread keeps TMA up to four tiles ahead; no warp is spent on that alone.
 //
-// Order of sums: head dimension and keys ascending by 16; each row's sum by thread over its columns ascending,
-// tile by tile, threads of a quad combined once at the end.
+// Order of sums: head dimension and keys ascending by 16; each row's sum by thread over its columns
+// ascending, tile by tile, threads of a quad combined once at the end.
 #include "attention_hopper.cuh"
 
 namespace attention {
@@ -30,7 +30,8 @@ struct ForwardArgs {
 constexpr int GROUPS = HS == 64 ? 2 : 3, ROWS = 64 * GROUPS, KEYS = 64, STAGES = 4;
 /// Blocks that share a multiprocessor.
 constexpr int BLOCKS = HS == 64 ? 2 : 1;
-/// The block so many further on is the one whose rows this block brings into L2: about what an H100 has under way.
+/// The block so many further on is the one whose rows this block brings into L2: about what an H100 has under
+/// way.
 constexpr int AHEAD = 132 * BLOCKS;
 // Tiles that one warpgroup meets and another does not are never released by the latter.
 static_assert((GROUPS - 1) * 64 / KEYS < STAGES, "a refill would wait for ever");
@@ -43,27 +44,34 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     using namespace attention;
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
-    const u32 group = __shfl_sync(0xffffffffu, thread >> 7, 0);  // the same in a warp, and the compiler knows it
+    const u32 group =
+        __shfl_sync(0xffffffffu, thread >> 7, 0);  // the same in a warp, and the compiler knows it
     const int tokens = args.tokens, heads = args.heads;
     const int row0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * ROWS;
     const int batch = static_cast<int>(blockIdx.y) / heads, head = static_cast<int>(blockIdx.y) % heads;
 
     constexpr u32 TILE = tile_bytes(KEYS);
-    const u32 q_tile = shared_address(shared), k_tiles = q_tile + tile_bytes(ROWS), v_tiles = k_tiles + STAGES * TILE;
-    const u32 q_full = v_tiles + STAGES * TILE, k_full = q_full + 8, v_full = k_full + 8 * STAGES, empty = v_full + 8 * STAGES;
+    const u32 q_tile = shared_address(shared), k_tiles = q_tile + tile_bytes(ROWS),
+              v_tiles = k_tiles + STAGES * TILE;
+    const u32 q_full = v_tiles + STAGES * TILE, k_full = q_full + 8, v_full = k_full + 8 * STAGES,
+              empty = v_full + 8 * STAGES;
 
     const int tiles = (min(row0 + ROWS, tokens) - 1) / KEYS + 1;
     auto load = [&](int tile, u32 stage) {
         barrier_expect(k_full + 8 * stage, TILE);
-        attention::load_tile<KEYS>(k_tiles + stage * TILE, args.qkv, k_full + 8 * stage, heads + head, tile * KEYS, batch);
+        attention::load_tile<KEYS>(k_tiles + stage * TILE, args.qkv, k_full + 8 * stage, heads + head,
+                                   tile * KEYS, batch);
         barrier_expect(v_full + 8 * stage, TILE);
-        attention::load_tile<KEYS>(v_tiles + stage * TILE, args.qkv, v_full + 8 * stage, 2 * heads + head, tile * KEYS, batch);
+        attention::load_tile<KEYS>(v_tiles + stage * TILE, args.qkv, v_full + 8 * stage, 2 * heads + head,
+                                   tile * KEYS, batch);
     };
     // The last warpgroup meets every tile; its first thread feeds all.
     const bool feeder = thread == 128 * (GROUPS - 1);
     if (feeder) {
         barrier_init(q_full, 1);
-        for (int s = 0; s < STAGES; ++s) barrier_init(k_full + 8 * s, 1), barrier_init(v_full + 8 * s, 1), barrier_init(empty + 8 * s, 4 * GROUPS);
+        for (int s = 0; s < STAGES; ++s)
+            barrier_init(k_full + 8 * s, 1), barrier_init(v_full + 8 * s, 1),
+                barrier_init(empty + 8 * s, 4 * GROUPS);
         barrier_init_done();
         barrier_expect(q_full, tile_bytes(ROWS));
         attention::load_tile<ROWS>(q_tile, args.qkv, q_full, head, row0, batch);
@@ -74,7 +82,8 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
         for (int t = 1; t < STAGES && t < tiles; ++t) load(t, t);
     if (thread == 128 * (GROUPS - 1) + 32) {
         const int later = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x) + AHEAD;
-        const int y = later / static_cast<int>(gridDim.x), r = (static_cast<int>(gridDim.x) - 1 - later % static_cast<int>(gridDim.x)) * ROWS;
+        const int y = later / static_cast<int>(gridDim.x),
+                  r = (static_cast<int>(gridDim.x) - 1 - later % static_cast<int>(gridDim.x)) * ROWS;
         if (y < static_cast<int>(gridDim.y))
             for (int i = 0; i < 3; ++i) prefetch_tile<ROWS>(args.qkv, i * heads + y % heads, r, y / heads);
     }
@@ -82,15 +91,18 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
 
     const int group_row0 = row0 + static_cast<int>(group) * 64;
     const int group_tiles = min(tiles, (group_row0 + 63) / KEYS + 1);
-    const int row = group_row0 + static_cast<int>(warp & 3) * 16 + static_cast<int>(lane >> 2);  // and row + 8
+    const int row =
+        group_row0 + static_cast<int>(warp & 3) * 16 + static_cast<int>(lane >> 2);  // and row + 8
     const u32 q_rows = q_tile + group * 64 * 128;
-    const u32 q_operand = operand<ROWS>(q_rows), k_operand = operand<KEYS>(k_tiles), v_operand = operand<KEYS>(v_tiles);
+    const u32 q_operand = operand<ROWS>(q_rows), k_operand = operand<KEYS>(k_tiles),
+              v_operand = operand<KEYS>(v_tiles);
     float s[KEYS / 2], o[HS / 2], row_max[2] = {MASKED, MASKED}, row_sum[2] = {0.0f, 0.0f};
     clear(o);
     u32 p[KEYS / 16][4];
     float rescale[2];
 
-    // From the scores of a tile to its probabilities: the part that may run beside the product with V of the tile before.
+    // From the scores of a tile to its probabilities: the part that may run beside the product with V of the
+    // tile before.
     auto exponentiate = [&](int tile) {
         pin(s);
         const int key0 = tile * KEYS;
@@ -105,7 +117,8 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
         for (int h = 0; h < 2; ++h) {
             float top = row_max[h];
 #pragma unroll
-            for (int n = 0; n < KEYS / 8; ++n) top = fmaxf(top, fmaxf(s[4 * n + 2 * h], s[4 * n + 2 * h + 1]));
+            for (int n = 0; n < KEYS / 8; ++n)
+                top = fmaxf(top, fmaxf(s[4 * n + 2 * h], s[4 * n + 2 * h + 1]));
             top = quad_max(top);  // not MASKED: key 0 never is
             const float shift = top * SCALE_LOG2;
             rescale[h] = exact::exp2((row_max[h] - top) * SCALE_LOG2);
@@ -146,7 +159,8 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
         wgmma_wait<1>();
         exponentiate(tile);
         pin(s);
-        barrier_wait(v_full + 8 * use.stage, use.phase);  // here, so that the compiler cannot move the next wait up
+        barrier_wait(v_full + 8 * use.stage,
+                     use.phase);  // here, so that the compiler cannot move the next wait up
         wgmma_wait<0>();
         pin(o);
         if (lane == 0) barrier_arrive(empty + 8 * before.stage);
@@ -172,12 +186,14 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     for (int h = 0; h < 2; ++h) {
         const float sum = quad_sum(row_sum[h]);
         inverse[h] = __frcp_rn(sum);
-        if ((lane & 3) == 0 && row + 8 * h < tokens) lse[row + 8 * h] = __fmaf_rn(row_max[h], SCALE, exact::ln(sum));
+        if ((lane & 3) == 0 && row + 8 * h < tokens)
+            lse[row + 8 * h] = __fmaf_rn(row_max[h], SCALE, exact::ln(sum));
     }
     // The warpgroup's own rows of Q have been read by all its warps only now that all are past their waits.
     asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
     const long long channels = static_cast<long long>(heads) * HS;
     const int warp_row0 = group_row0 + static_cast<int>(warp & 3) * 16;
-    store_rows<ROWS>(args.out + (static_cast<long long>(batch) * tokens + warp_row0) * channels + head * HS, channels,
-                     tokens - warp_row0, q_rows + (warp & 3) * 16 * 128, o, inverse[0], inverse[1], lane);
+    store_rows<ROWS>(args.out + (static_cast<long long>(batch) * tokens + warp_row0) * channels + head * HS,
+                     channels, tokens - warp_row0, q_rows + (warp & 3) * 16 * 128, o, inverse[0], inverse[1],
+                     lane);
 }

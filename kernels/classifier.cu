@@ -4,8 +4,8 @@
 //   logits_j = (exp(x_j - lse) - [j == target]) * scale      zero for j >= used
 //   logits (n, padded) act_t, losses (n) float; everything between is float
 //
-// One block a row. Each thread keeps a running maximum and a sum relative to it, so one pass gives the lse; the
-// row waits for the gradient pass in shared memory (50304 bf16 are 98 KiB, two rows a multiprocessor on
+// One block a row. Each thread keeps a running maximum and a sum relative to it, so one pass gives the lse;
+// the row waits for the gradient pass in shared memory (50304 bf16 are 98 KiB, two rows a multiprocessor on
 // Hopper). Where it does not fit, the second pass reads global memory again, as a rule from L2.
 // A NaN logit gives a NaN loss: the maximum ignores it, the sum does not.
 //
@@ -25,7 +25,7 @@ struct ClassifierArgs {
     u64 padded;          // columns in memory, a multiple of 8
     u64 used;            // columns that mean a token
     float scale;         // of the gradient
-    u32 cached;          // 1: dynamic shared memory holds a row, padded * sizeof(act_t) bytes; 0: it holds nothing
+    u32 cached;  // 1: dynamic shared memory holds a row, padded * sizeof(act_t) bytes; 0: it holds nothing
 };
 
 // Running (maximum, sum of exp(x - maximum)).
@@ -81,19 +81,22 @@ __device__ __forceinline__ float row_log_sum_exp(const ClassifierArgs& args, con
     return highest + exact::ln(sum);
 }
 
-__device__ __forceinline__ float token_loss(const ClassifierArgs& args, const act_t* row, float lse, u32 target) {
+__device__ __forceinline__ float token_loss(const ClassifierArgs& args, const act_t* row, float lse,
+                                            u32 target) {
     return target < args.used ? lse - to_float(row[target]) : __int_as_float(0x7fffffff);
 }
 
 // grid n, block 512, no dynamic shared memory. Writes losses alone.
-extern "C" __global__ void __launch_bounds__(512) classifier_loss(const __grid_constant__ ClassifierArgs args) {
+extern "C" __global__ void __launch_bounds__(512)
+    classifier_loss(const __grid_constant__ ClassifierArgs args) {
     const act_t* row = args.logits + u64(blockIdx.x) * args.padded;
     const float lse = row_log_sum_exp(args, row, nullptr);
     if (threadIdx.x == 0) args.losses[blockIdx.x] = token_loss(args, row, lse, args.targets[blockIdx.x]);
 }
 
 // grid n, block 512, dynamic shared memory padded * sizeof(act_t) bytes if `cached`, else 0.
-extern "C" __global__ void __launch_bounds__(512) classifier_gradient(const __grid_constant__ ClassifierArgs args) {
+extern "C" __global__ void __launch_bounds__(512)
+    classifier_gradient(const __grid_constant__ ClassifierArgs args) {
     extern __shared__ uint4 dynamic[];
     act_t* cache = args.cached ? reinterpret_cast<act_t*>(dynamic) : nullptr;
     act_t* row = args.logits + u64(blockIdx.x) * args.padded;
@@ -102,7 +105,8 @@ extern "C" __global__ void __launch_bounds__(512) classifier_gradient(const __gr
     if (threadIdx.x == 0 && target < args.used) at_target = to_float(row[target]);
     const float lse = row_log_sum_exp(args, row, cache);
     // Read above, before any thread can write: row_log_sum_exp has a barrier.
-    if (threadIdx.x == 0) args.losses[blockIdx.x] = target < args.used ? lse - at_target : __int_as_float(0x7fffffff);
+    if (threadIdx.x == 0)
+        args.losses[blockIdx.x] = target < args.used ? lse - at_target : __int_as_float(0x7fffffff);
 
     const u32 chunks = u32(args.padded / 8), used = u32(args.used);
     const act_t* source = cache ? cache : row;

@@ -14,7 +14,8 @@ struct ColumnTile {
 __device__ __forceinline__ u64 column_of_thread() { return (u64(blockIdx.x) * 32 + threadIdx.x % 32) * 8; }
 
 // Adds the eight warps in order and stores one partial row. Called by all 256 threads.
-__device__ __forceinline__ void store_column_sums(ColumnTile& tile, const float (&sum)[8], float* partials, u64 width) {
+__device__ __forceinline__ void store_column_sums(ColumnTile& tile, const float (&sum)[8], float* partials,
+                                                  u64 width) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
     for (int k = 0; k < 8; ++k) tile.sums[warp][lane * 8 + k] = sum[k];

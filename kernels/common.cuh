@@ -82,7 +82,8 @@ struct Chunk<bf16> {
         }
     }
     __device__ __forceinline__ void narrow(const float (&x)[8]) {
-        words = make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
+        words = make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]),
+                           pack_bf16(x[6], x[7]));
     }
 };
 

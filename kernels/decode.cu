@@ -3,18 +3,19 @@
 //   decode_embedding   out[i,:] = wte[ids[i],:] + wpe[positions[i],:]
 //   decode_linear      out[i,:] = gelu?(x[i,:] weight^T + bias)
 //   decode_store       the keys and values of qkv go to their stream and position in the cache
-//   decode_attention   out[i,h,:] = softmax(q_i,h K^T / sqrt(HS)) V over the positions 0 ... positions[i] of its stream
+//   decode_attention   out[i,h,:] = softmax(q_i,h K^T / sqrt(HS)) V over the positions 0 ... positions[i] of
+//                      its stream
 //
-// Shapes: n rows; x (n, c_in), weight (c_out, c_in); qkv (n, 3, NH, HS), out (n, NH, HS); keys and values (S, NH, P, HS)
-// with S streams of P positions, so that the keys of a head are one run of memory.
+// Shapes: n rows; x (n, c_in), weight (c_out, c_in); qkv (n, 3, NH, HS), out (n, NH, HS); keys and values (S,
+// NH, P, HS) with S streams of P positions, so that the keys of a head are one run of memory.
 //
-// The bits of a row depend on that row, its stream and its position alone, never on n: a text is the same whether it is
-// written alone or with others. Everything is bound by memory: a pass reads each weight once for up to 8 rows, and each key
-// and value once.
+// The bits of a row depend on that row, its stream and its position alone, never on n: a text is the same
+// whether it is written alone or with others. Everything is bound by memory: a pass reads each weight once
+// for up to 8 rows, and each key and value once.
 //
-// Order of sums. Products: lane l of 32 takes the columns 8l ... 8l+7, then 256 further on, each by column; then the tree of
-// lane numbers. Attention: a group of LANES lanes takes the keys g, g + G, g + 2G, ... of G groups in order, its softmax
-// rescaled after every four; then the groups in order.
+// Order of sums. Products: lane l of 32 takes the columns 8l ... 8l+7, then 256 further on, each by column;
+// then the tree of lane numbers. Attention: a group of LANES lanes takes the keys g, g + G, g + 2G, ... of G
+// groups in order, its softmax rescaled after every four; then the groups in order.
 #include "common.cuh"
 #include "exact.cuh"
 #include "gelu.cuh"
@@ -30,7 +31,8 @@ struct DecodeEmbeddingArgs {
 };
 
 // grid ceil(n * C/8 / 256), block 256.
-extern "C" __global__ void __launch_bounds__(256) decode_embedding(const __grid_constant__ DecodeEmbeddingArgs args) {
+extern "C" __global__ void __launch_bounds__(256)
+    decode_embedding(const __grid_constant__ DecodeEmbeddingArgs args) {
     const u32 chunks = args.channels / 8;
     const u64 index = u64(blockIdx.x) * 256 + threadIdx.x;
     const u64 row = index / chunks;
@@ -106,19 +108,23 @@ __device__ __forceinline__ void decode_linear(const DecodeLinearArgs& args) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) decode_linear_1(const __grid_constant__ DecodeLinearArgs args) {
+extern "C" __global__ void __launch_bounds__(256)
+    decode_linear_1(const __grid_constant__ DecodeLinearArgs args) {
     decode_linear<1, 4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256) decode_linear_2(const __grid_constant__ DecodeLinearArgs args) {
+extern "C" __global__ void __launch_bounds__(256)
+    decode_linear_2(const __grid_constant__ DecodeLinearArgs args) {
     decode_linear<2, 4>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256) decode_linear_4(const __grid_constant__ DecodeLinearArgs args) {
+extern "C" __global__ void __launch_bounds__(256)
+    decode_linear_4(const __grid_constant__ DecodeLinearArgs args) {
     decode_linear<4, 2>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256) decode_linear_8(const __grid_constant__ DecodeLinearArgs args) {
+extern "C" __global__ void __launch_bounds__(256)
+    decode_linear_8(const __grid_constant__ DecodeLinearArgs args) {
     decode_linear<8, 2>(args);
 }
 
@@ -141,7 +147,8 @@ extern "C" __global__ void __launch_bounds__(256) decode_store(const __grid_cons
     const act_t* key = args.qkv + (u64(row) * 3 + 1) * channels;
     for (u32 c = threadIdx.x; c < channels; c += 256) {
         const u32 head = c / args.head_size;
-        const u64 at = ((stream * args.heads + head) * args.capacity + position) * args.head_size + (c - head * args.head_size);
+        const u64 at = ((stream * args.heads + head) * args.capacity + position) * args.head_size +
+                       (c - head * args.head_size);
         args.keys[at] = key[c];
         args.values[at] = key[channels + c];
     }
@@ -183,7 +190,8 @@ __device__ __forceinline__ void decode_attention(const DecodeAttentionArgs& args
     constexpr float LOWEST = -3.402823466e38f;
     __shared__ float tops[GROUPS], totals[GROUPS], factors[GROUPS];
     __shared__ float sums[GROUPS][LANES * 8 + 1];
-    const u32 head = blockIdx.x, row = blockIdx.y, group = threadIdx.x / LANES, part = threadIdx.x % LANES * 8;
+    const u32 head = blockIdx.x, row = blockIdx.y, group = threadIdx.x / LANES,
+              part = threadIdx.x % LANES * 8;
     const u32 last = args.positions[row], head_size = args.head_size;
     const u64 start = (u64(args.streams[row]) * args.heads + head) * args.capacity * head_size;
     Chunk<float> held;
@@ -211,7 +219,8 @@ __device__ __forceinline__ void decode_attention(const DecodeAttentionArgs& args
 #pragma unroll
             for (int i = 0; i < 8; ++i) dot = __fmaf_rn(q[i], k[i], dot);
 #pragma unroll
-            for (u32 step = LANES / 2; step > 0; step >>= 1) dot = __fadd_rn(dot, __shfl_xor_sync(FULL_WARP, dot, step));
+            for (u32 step = LANES / 2; step > 0; step >>= 1)
+                dot = __fadd_rn(dot, __shfl_xor_sync(FULL_WARP, dot, step));
             score[u] = key <= last ? dot : LOWEST;
         }
         float highest = top;
@@ -252,10 +261,12 @@ __device__ __forceinline__ void decode_attention(const DecodeAttentionArgs& args
     from_float(__fdiv_rn(mixed, whole), args.out[(u64(row) * args.heads + head) * head_size + d]);
 }
 
-extern "C" __global__ void __launch_bounds__(256) decode_attention_8(const __grid_constant__ DecodeAttentionArgs args) {
+extern "C" __global__ void __launch_bounds__(256)
+    decode_attention_8(const __grid_constant__ DecodeAttentionArgs args) {
     decode_attention<8>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256) decode_attention_16(const __grid_constant__ DecodeAttentionArgs args) {
+extern "C" __global__ void __launch_bounds__(256)
+    decode_attention_16(const __grid_constant__ DecodeAttentionArgs args) {
     decode_attention<16>(args);
 }

@@ -33,7 +33,8 @@ __device__ __forceinline__ u32 rotate_right(u32 x, u32 n) { return __funnelshift
 
 // One block of 16 words into the state. The schedule rolls through w.
 __device__ __forceinline__ void compress(u32 (&state)[8], u32 (&w)[16]) {
-    u32 a = state[0], b = state[1], c = state[2], d = state[3], e = state[4], f = state[5], g = state[6], h = state[7];
+    u32 a = state[0], b = state[1], c = state[2], d = state[3], e = state[4], f = state[5], g = state[6],
+        h = state[7];
 #pragma unroll
     for (int t = 0; t < 64; ++t) {
         if (t >= 16) {
@@ -48,7 +49,8 @@ __device__ __forceinline__ void compress(u32 (&state)[8], u32 (&w)[16]) {
         const u32 t2 = s0 + ((a & b) ^ (a & c) ^ (b & c));
         h = g, g = f, f = e, e = d + t1, d = c, c = b, b = a, a = t1 + t2;
     }
-    state[0] += a, state[1] += b, state[2] += c, state[3] += d, state[4] += e, state[5] += f, state[6] += g, state[7] += h;
+    state[0] += a, state[1] += b, state[2] += c, state[3] += d, state[4] += e, state[5] += f, state[6] += g,
+        state[7] += h;
 }
 
 __device__ __forceinline__ u32 swap_bytes(u32 x) { return __byte_perm(x, 0, 0x0123); }
@@ -80,7 +82,8 @@ __device__ __forceinline__ u32 padded_word(const u8* leaf, u32 bytes, u32 index,
 }
 
 // grid ceil(leaves / 128), block 128.
-extern "C" __global__ void __launch_bounds__(128) digest_leaves(const __grid_constant__ DigestLeavesArgs args) {
+extern "C" __global__ void __launch_bounds__(128)
+    digest_leaves(const __grid_constant__ DigestLeavesArgs args) {
     const u64 index = u64(blockIdx.x) * 128 + threadIdx.x;
     if (index >= args.leaves) return;
     const DigestTensor tensor = args.tensors[owner_of(args.tensors, args.count, index)];

@@ -1,11 +1,9 @@
-// Sums, fills and conversions of whole buffers. Any length; buffers start at a multiple of 16 bytes.
+// Sums of whole buffers. Any length; buffers start at a multiple of 16 bytes.
 //
-//   add_f32      dst[i] += src[i]
-//   fill_f32     dst[i] = value
-//   f32_to_act   dst[i] = src[i], rounded to nearest even
-//   act_to_f32   dst[i] = src[i], exact
+//   add_f32   dst[i] += src[i]
 //
-// grid ceil(length / 4096), block 256: four groups of four elements a thread, all loaded before the first is used.
+// grid ceil(length / 4096), block 256: four groups of four elements a thread, all loaded before the first is
+// used.
 #include "common.cuh"
 
 constexpr u32 EW_THREADS = 256;
@@ -15,29 +13,6 @@ struct AddArgs {
     float* dst;        // (length)
     const float* src;  // (length)
     u64 length;
-};
-
-struct FillArgs {
-    float* dst;  // (length)
-    u64 length;
-    float value;
-    u32 unused;  // 0
-};
-
-struct NarrowArgs {
-    act_t* dst;        // (length)
-    const float* src;  // (length)
-    u64 length;
-};
-
-struct WidenArgs {
-    float* dst;        // (length)
-    const act_t* src;  // (length)
-    u64 length;
-};
-
-struct alignas(4 * sizeof(act_t)) ActFour {
-    act_t x[4];
 };
 
 // Calls group(i) for each of the thread's groups of four that are whole, single(i) for elements of a cut one.
@@ -58,34 +33,11 @@ extern "C" __global__ void __launch_bounds__(256) add_f32(const __grid_constant_
         a[k] = *reinterpret_cast<const float4*>(args.dst + i);
         b[k] = *reinterpret_cast<const float4*>(args.src + i);
     }, [](u64) {});
-    for_each_group(args.length, [&](u64 i, u32 k) {
-        *reinterpret_cast<float4*>(args.dst + i) = make_float4(a[k].x + b[k].x, a[k].y + b[k].y, a[k].z + b[k].z, a[k].w + b[k].w);
-    }, [&](u64 j) { args.dst[j] += args.src[j]; });
-}
-
-extern "C" __global__ void __launch_bounds__(256) fill_f32(const __grid_constant__ FillArgs args) {
-    for_each_group(args.length, [&](u64 i, u32) {
-        *reinterpret_cast<float4*>(args.dst + i) = make_float4(args.value, args.value, args.value, args.value);
-    }, [&](u64 j) { args.dst[j] = args.value; });
-}
-
-extern "C" __global__ void __launch_bounds__(256) f32_to_act(const __grid_constant__ NarrowArgs args) {
-    float4 a[EW_GROUPS];
-    for_each_group(args.length, [&](u64 i, u32 k) { a[k] = *reinterpret_cast<const float4*>(args.src + i); }, [](u64) {});
-    for_each_group(args.length, [&](u64 i, u32 k) {
-        ActFour four;
-        from_float(a[k].x, four.x[0]);
-        from_float(a[k].y, four.x[1]);
-        from_float(a[k].z, four.x[2]);
-        from_float(a[k].w, four.x[3]);
-        *reinterpret_cast<ActFour*>(args.dst + i) = four;
-    }, [&](u64 j) { from_float(args.src[j], args.dst[j]); });
-}
-
-extern "C" __global__ void __launch_bounds__(256) act_to_f32(const __grid_constant__ WidenArgs args) {
-    ActFour a[EW_GROUPS];
-    for_each_group(args.length, [&](u64 i, u32 k) { a[k] = *reinterpret_cast<const ActFour*>(args.src + i); }, [](u64) {});
-    for_each_group(args.length, [&](u64 i, u32 k) {
-        *reinterpret_cast<float4*>(args.dst + i) = make_float4(to_float(a[k].x[0]), to_float(a[k].x[1]), to_float(a[k].x[2]), to_float(a[k].x[3]));
-    }, [&](u64 j) { args.dst[j] = to_float(args.src[j]); });
+    for_each_group(
+        args.length,
+        [&](u64 i, u32 k) {
+            *reinterpret_cast<float4*>(args.dst + i) =
+                make_float4(a[k].x + b[k].x, a[k].y + b[k].y, a[k].z + b[k].z, a[k].w + b[k].w);
+        },
+        [&](u64 j) { args.dst[j] += args.src[j]; });
 }

@@ -75,10 +75,11 @@ struct SortTile {
     u32 warp_counts[SORT_WARPS][DIGITS];
 };
 
-// Each warp takes 128 neighbouring positions, 32 a round. Gives each its rank among those of its warp with the
-// same digit, and leaves the digit counts of each warp in `tile`.
-__device__ __forceinline__ void rank_in_warp(const SortArgs& args, SortTile& tile, u32 (&position)[SORT_ROUNDS],
-                                             u32 (&digit)[SORT_ROUNDS], u32 (&rank)[SORT_ROUNDS]) {
+// Each warp takes 128 neighbouring positions, 32 a round. Gives each its rank among those of its warp with
+// the same digit, and leaves the digit counts of each warp in `tile`.
+__device__ __forceinline__ void rank_in_warp(const SortArgs& args, SortTile& tile,
+                                             u32 (&position)[SORT_ROUNDS], u32 (&digit)[SORT_ROUNDS],
+                                             u32 (&rank)[SORT_ROUNDS]) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
     for (u32 w = 0; w < SORT_WARPS; ++w) tile.warp_counts[w][threadIdx.x] = 0;
@@ -151,7 +152,8 @@ extern "C" __global__ void __launch_bounds__(256) sort_scatter(const __grid_cons
     __syncthreads();
 #pragma unroll
     for (u32 round = 0; round < SORT_ROUNDS; ++round)
-        if (digit[round] < DIGITS) args.target[tile.warp_counts[warp][digit[round]] + rank[round]] = position[round];
+        if (digit[round] < DIGITS)
+            args.target[tile.warp_counts[warp][digit[round]] + rank[round]] = position[round];
 }
 
 // ---- sums -----------------------------------------------------------------------------------------------
@@ -160,7 +162,8 @@ constexpr u32 PIECE = 32;  // sorted positions a block
 
 struct TokenGradArgs {
     float* dwte;        // (V, C), added to
-    float* partials;    // (2, pieces, C): of the token that began before the piece; of the one that ends after it
+    float*
+        partials;  // (2, pieces, C): of the token that began before the piece; of the one that ends after it
     const act_t* dout;  // (n, C)
     const u16* ids;     // (n)
     const u32* sorted;  // (n) positions by token, then by position
@@ -180,7 +183,8 @@ __device__ __forceinline__ void add_to(float* target, const float (&sum)[8]) {
 }
 
 // One block a piece and slice of 128 chunks of channels: 8 channels a thread.
-extern "C" __global__ void __launch_bounds__(128) embedding_backward_tokens(const __grid_constant__ TokenGradArgs args) {
+extern "C" __global__ void __launch_bounds__(128)
+    embedding_backward_tokens(const __grid_constant__ TokenGradArgs args) {
     __shared__ u32 positions[PIECE];
     __shared__ u32 tokens[PIECE + 2];  // one neighbour on each side; 0x10000 is no token
     const u32 piece = blockIdx.x, first = piece * PIECE;
@@ -232,7 +236,8 @@ extern "C" __global__ void __launch_bounds__(128) embedding_backward_tokens(cons
 }
 
 // Same grid. The block of the piece in which a crossing token begins adds its partial sums in order.
-extern "C" __global__ void __launch_bounds__(128) embedding_backward_crossing(const __grid_constant__ TokenGradArgs args) {
+extern "C" __global__ void __launch_bounds__(128)
+    embedding_backward_crossing(const __grid_constant__ TokenGradArgs args) {
     const u32 piece = blockIdx.x, pieces = gridDim.x, first = piece * PIECE;
     const u32 column = (blockIdx.y * 128 + threadIdx.x) * 8;
     if (column >= args.channels || piece + 1 == pieces) return;
@@ -243,8 +248,8 @@ extern "C" __global__ void __launch_bounds__(128) embedding_backward_crossing(co
     Chunk<float> begun;
     begun.load(args.partials + (u64(pieces) + piece) * args.channels + column);
     begun.widen(sum);
-    // The token goes on through piece p while the first position of p is of it. A batch is read before it is known how
-    // much of it belongs to the token: what lies beyond is not added.
+    // The token goes on through piece p while the first position of p is of it. A batch is read before it is
+    // known how much of it belongs to the token: what lies beyond is not added.
     constexpr u32 BATCH = 8;
     bool goes_on = true;
     for (u32 p = piece + 1; goes_on && p < pieces; p += BATCH) {
@@ -280,7 +285,8 @@ struct PositionGradArgs {
 };
 
 // grid (table_rows when setting, T when adding; slices), block 128.
-extern "C" __global__ void __launch_bounds__(128) embedding_backward_positions(const __grid_constant__ PositionGradArgs args) {
+extern "C" __global__ void __launch_bounds__(128)
+    embedding_backward_positions(const __grid_constant__ PositionGradArgs args) {
     const u32 column = (blockIdx.y * 128 + threadIdx.x) * 8, t = blockIdx.x;
     if (column >= args.channels) return;
     float* target = args.dwpe + u64(t) * args.channels + column;

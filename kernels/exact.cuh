@@ -1,13 +1,14 @@
 // Elementary functions with bits that are specified, on every Hopper GPU, under every compiler and, through
 // `src/ops/mirror`, on every CPU.
 //
-// Kernels are compiled with --fmad=false: `a * b + c` is two roundings, __fmaf_rn one; divisions (`/` too) and roots are the
-// correctly rounded ones. Subnormal numbers are kept, not flushed. What an operation makes of NaN has the bits
-// 0x7fffffff, and rounded to bf16 0x7fff.
+// Kernels are compiled with --fmad=false: `a * b + c` is two roundings, __fmaf_rn one; divisions (`/` too)
+// and roots are the correctly rounded ones. Subnormal numbers are kept, not flushed. What an operation makes
+// of NaN has the bits 0x7fffffff, and rounded to bf16 0x7fff.
 //
-// Two functions are the special-function unit's. They are no IEEE operations, but fixed ones: quadratic interpolation
-// between 64 and 128 points with a squarer that is cut off. `src/ops/mirror/special.rs` has their tables and equals the
-// unit in every bit. Polynomials in their place were exact too, and cost 9 % of a step of GPT-2 124M.
+// Two functions are the special-function unit's. They are no IEEE operations, but fixed ones: quadratic
+// interpolation between 64 and 128 points with a squarer that is cut off. `src/ops/mirror/special.rs` has
+// their tables and equals the unit in every bit. Polynomials in their place were exact too, and cost 9 % of a
+// step of GPT-2 124M.
 //
 // Errors against exact arithmetic over whole ranges stand in docs/arithmetic.md.
 //
@@ -37,8 +38,8 @@ __device__ __forceinline__ float reciprocal(float x) {
 // e^x.
 __device__ __forceinline__ float exp(float x) { return exp2(x * LOG2_E); }
 
-// Natural logarithm of every x: x = 2^e m with m in [sqrt(1/2), sqrt(2)), s = (m - 1)/(m + 1), ln m = 2s + s^3 Q(s^2),
-// Q minimax, each coefficient rounded to float in turn and the rest fitted again.
+// Natural logarithm of every x: x = 2^e m with m in [sqrt(1/2), sqrt(2)), s = (m - 1)/(m + 1), ln m = 2s +
+// s^3 Q(s^2), Q minimax, each coefficient rounded to float in turn and the rest fitted again.
 __device__ __forceinline__ float ln(float x) {
     if (!(x < bits(0x7f800000))) return x + x;       // infinity, NaN
     if (x <= 0.0f) return x < 0.0f ? bits(0x7fffffff) : bits(0xff800000);

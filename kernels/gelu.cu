@@ -4,9 +4,9 @@
 //   dpre = dout * (s + 2x s(1-s) du/dx),  du/dx = sqrt(2/pi) * (1 + 3*0.044715 x^2)
 //   x, pre, out, dout, dpre (n, width) act_t; partials (ceil(n/128), width) float
 //
-// Written with the sigmoid, one exponential and one reciprocal an element: cheap enough to hide behind memory.
-// The gradient visits the matrix in the tiles of column_sum and leaves the column sums of what it stored,
-// bit for bit what column_sum would: the bias gradient then costs no pass of its own.
+// Written with the sigmoid, one exponential and one reciprocal an element: cheap enough to hide behind
+// memory. The gradient visits the matrix in the tiles of column_sum and leaves the column sums of what it
+// stored, bit for bit what column_sum would: the bias gradient then costs no pass of its own.
 #include "common.cuh"
 #include "columns.cuh"
 #include "gelu.cuh"
@@ -54,7 +54,8 @@ struct GeluBackwardArgs {
 };
 
 // grid (ceil(width/256), ceil(n/128)), block 256.
-extern "C" __global__ void __launch_bounds__(256) gelu_backward(const __grid_constant__ GeluBackwardArgs args) {
+extern "C" __global__ void __launch_bounds__(256)
+    gelu_backward(const __grid_constant__ GeluBackwardArgs args) {
     __shared__ ColumnTile tile;
     const u64 column = column_of_thread();
     const u32 warp = threadIdx.x / 32;

@@ -1,4 +1,5 @@
-// The matrix products of linear layers on Hopper (sm_90a), with everything around them fused: bf16 operands, fp32 sums.
+// The matrix products of linear layers on Hopper (sm_90a), with everything around them fused: bf16 operands,
+// fp32 sums.
 //
 //   gemm_forward       out = bf16(x W^T + bias)                                 m rows, n = c_out, k = c_in
 //   gemm_forward_gelu  pre = bf16(x W^T + bias), out = bf16(gelu(pre))
@@ -6,23 +7,25 @@
 //   gemm_input_gelu    dpre = bf16(bf16(dout W) gelu'(pre)), and its column sums a tile of rows
 //   gemm_weight        dW (=|+=) dout^T x, and column sums of dout              m = c_out, n = c_in, k rows
 //
-// What GELU sees is rounded first: the results are, bit for bit, those of gemm_forward or gemm_input and a pass of gelu.cu.
-// All matrices are row-major and dense; row lengths are multiples of 8, anything else is free: what a tile has beyond its
-// matrix reads as zero and is not written.
+// What GELU sees is rounded first: the results are, bit for bit, those of gemm_forward or gemm_input and a
+// pass of gelu.cu. All matrices are row-major and dense; row lengths are multiples of 8, anything else is
+// free: what a tile has beyond its matrix reads as zero and is not written.
 //
-// A block is two warpgroups that multiply and one thread that feeds them. Tiles of 128 rows by WIDTH columns are dealt out in
-// a fixed order; the warpgroups take turns, so that one multiplies while the other rounds, applies GELU and stores. The
-// feeder keeps a ring of stages full (64 terms of the sum each) through the tensor memory accelerator; in a cluster of two,
-// blocks that are neighbours in m each bring half of the right factor for both.
+// A block is two warpgroups that multiply and one thread that feeds them. Tiles of 128 rows by WIDTH columns
+// are dealt out in a fixed order; the warpgroups take turns, so that one multiplies while the other rounds,
+// applies GELU and stores. The feeder keeps a ring of stages full (64 terms of the sum each) through the
+// tensor memory accelerator; in a cluster of two, blocks that are neighbours in m each bring half of the
+// right factor for both.
 //
-// Launch: block 384, grid CLUSTER * min(workers, tiles * splits), 232,448 bytes of dynamic shared memory. The number of
-// workers changes no bit.
+// Launch: block 384, grid CLUSTER * min(workers, tiles * splits), 232,448 bytes of dynamic shared memory. The
+// number of workers changes no bit.
 //
-// Order of sums: k ascending by 16 within a part; the parts of a split sum (gemm_weight) are added to memory in their own order,
-// each after a word in `turns` says that the one before is there. Column sums: see finish() and multiply_tile().
+// Order of sums: k ascending by 16 within a part; the parts of a split sum (gemm_weight) are added to memory
+// in their own order, each after a word in `turns` says that the one before is there. Column sums: see
+// finish() and multiply_tile().
 //
-// Tensor maps (bf16, zeros out of bounds; box {columns, rows}). PANEL is 64 columns under the 128-byte swizzle, or 32 under
-// the 64-byte swizzle for WIDTH 160.
+// Tensor maps (bf16, zeros out of bounds; box {columns, rows}). PANEL is 64 columns under the 128-byte
+// swizzle, or 32 under the 64-byte swizzle for WIDTH 160.
 //   left    128-byte swizzle, {64, 128}; gemm_weight {64, 64}
 //   right   gemm_forward: 128-byte swizzle, {64, WIDTH / CLUSTER}; otherwise {PANEL, 64 / CLUSTER}
 //   out, pre  {PANEL, 16}
@@ -40,7 +43,7 @@ struct GemmArgs {
     TensorMap out;
     TensorMap pre;
     float* weight;     // (m, n): the result of gemm_weight
-    float* sums;       // column sums or null: gemm_input_gelu (ceil(m/128), n), gemm_weight (splits * shares, m)
+    float* sums;  // column sums or null: gemm_input_gelu (ceil(m/128), n), gemm_weight (splits * shares, m)
     u32* turns;        // gemm_weight: one a tile, 0 before and after
     const bf16* bias;  // (n), or null
     int m;
@@ -63,30 +66,36 @@ constexpr u32 TURN = 1, ALONE = 3;
 // LEFT_ALONG_M, RIGHT_ALONG_N: whether a factor's rows in memory run along m or n, not along the sum.
 template <int WIDTH, int CLUSTER, int ENDING, bool LEFT_ALONG_M, bool RIGHT_ALONG_N>
 struct Product {
-    static constexpr int PANEL = WIDTH % 64 == 0 ? 64 : 32, PANELS = WIDTH / PANEL, PANEL_BYTES = TERMS * PANEL * 2;
-    static constexpr int LEFT_BYTES = ROWS * 128, RIGHT_BYTES = WIDTH * 128, STAGE_BYTES = LEFT_BYTES + RIGHT_BYTES;
+    static constexpr int PANEL = WIDTH % 64 == 0 ? 64 : 32, PANELS = WIDTH / PANEL,
+                         PANEL_BYTES = TERMS * PANEL * 2;
+    static constexpr int LEFT_BYTES = ROWS * 128, RIGHT_BYTES = WIDTH * 128,
+                         STAGE_BYTES = LEFT_BYTES + RIGHT_BYTES;
     // wgmma's description of the right factor, and how far 16 terms are in units of 16 bytes.
-    static constexpr u32 RIGHT_HIGH = RIGHT_ALONG_N && PANEL == 32 ? (512 >> 4 | 2u << 30) : (1024 >> 4 | 1u << 30);
+    static constexpr u32 RIGHT_HIGH =
+        RIGHT_ALONG_N && PANEL == 32 ? (512 >> 4 | 2u << 30) : (1024 >> 4 | 1u << 30);
     static constexpr int LEFT_STEP = LEFT_ALONG_M ? 128 : 2, RIGHT_STEP = RIGHT_ALONG_N ? PANEL * 2 : 2;
     // A warp finishes 16 rows of a panel at a time, a unit, in a buffer of its own; GELU needs two.
-    static constexpr int UNITS = 2 * PANELS, UNIT_BYTES = 16 * PANEL * 2, UNIT_BUFFERS = ENDING == GELU ? 2 : 1;
+    static constexpr int UNITS = 2 * PANELS, UNIT_BYTES = 16 * PANEL * 2,
+                         UNIT_BUFFERS = ENDING == GELU ? 2 : 1;
     static constexpr int UNITS_UNDER_WAY = WIDTH == 160 ? 5 : ENDING == GELU ? 2 : WIDTH == 192 ? 3 : 4;
     static constexpr int WARP_BYTES = ENDING == WEIGHT ? 0 : UNITS_UNDER_WAY * UNIT_BUFFERS * UNIT_BYTES;
     // Column sums of four warps a warpgroup, or two tiles of biases, or ones.
-    static constexpr int EXTRA_BYTES = ENDING == GELU_GRADIENT ? 8 * WIDTH * 4 : ENDING == WEIGHT ? 1024 : 8 * WIDTH;
+    static constexpr int EXTRA_BYTES =
+        ENDING == GELU_GRADIENT ? 8 * WIDTH * 4 : ENDING == WEIGHT ? 1024 : 8 * WIDTH;
     static constexpr int MOST_STAGES = (SHARED_BYTES - 8 * WARP_BYTES - EXTRA_BYTES - 1024) / STAGE_BYTES;
     static constexpr int STAGES = MOST_STAGES > 6 ? 6 : MOST_STAGES;
     static_assert(STAGES >= 3, "too little shared memory to hide the way to memory");
     static_assert(UNITS % UNITS_UNDER_WAY == 0, "a buffer serves the same units of every tile");
-    static constexpr int PRODUCER_REGISTERS = WIDTH == 192 || (WIDTH == 160 && ENDING == GELU_GRADIENT) ? 24 : 40;
+    static constexpr int PRODUCER_REGISTERS =
+        WIDTH == 192 || (WIDTH == 160 && ENDING == GELU_GRADIENT) ? 24 : 40;
     static constexpr int CONSUMER_REGISTERS = PRODUCER_REGISTERS == 24 ? 240 : 232;
 
     // Where things lie in shared memory, as addresses.
     struct Shared {
         u32 stages, buffers, extra, full, empty, loaded;
         __device__ __forceinline__ explicit Shared(u32 base)
-            : stages(base), buffers(base + STAGES * STAGE_BYTES), extra(buffers + 8 * WARP_BYTES), full(extra + EXTRA_BYTES),
-              empty(full + 8 * STAGES), loaded(empty + 8 * STAGES) {}
+            : stages(base), buffers(base + STAGES * STAGE_BYTES), extra(buffers + 8 * WARP_BYTES),
+              full(extra + EXTRA_BYTES), empty(full + 8 * STAGES), loaded(empty + 8 * STAGES) {}
     };
 
     // One tile, or one part of its sum.
@@ -110,10 +119,12 @@ struct Product {
                 w.split = item / tiles, w.tile = item - w.split * tiles;
                 w.first = blocks * w.split / a.splits, w.last = blocks * (w.split + 1) / a.splits;
             }
-            const int in_group = a.group * column_tiles, group = w.tile / in_group, within = w.tile - group * in_group;
+            const int in_group = a.group * column_tiles, group = w.tile / in_group,
+                      within = w.tile - group * in_group;
             const int height = min(a.group, row_tiles - group * a.group);
             w.column_tile = within / height;
-            w.row = ((group * a.group + within - w.column_tile * height) * CLUSTER + static_cast<int>(rank)) * ROWS;
+            w.row = ((group * a.group + within - w.column_tile * height) * CLUSTER + static_cast<int>(rank)) *
+                    ROWS;
             w.column = w.column_tile * WIDTH;
             w.tile = w.tile * CLUSTER + static_cast<int>(rank);
             return w;
@@ -125,8 +136,10 @@ struct Product {
 
     // ---- the feeder ------------------------------------------------------------------------------------
 
-    static __device__ __forceinline__ void load_right(u32 to, const GemmArgs& args, u32 barrier, int column, int row, u32 part, u32 rank) {
-        if (CLUSTER > 1) load_box_everywhere(to + rank * part, args.right, barrier, column, row, (1 << CLUSTER) - 1);
+    static __device__ __forceinline__ void load_right(u32 to, const GemmArgs& args, u32 barrier, int column,
+                                                      int row, u32 part, u32 rank) {
+        if (CLUSTER > 1)
+            load_box_everywhere(to + rank * part, args.right, barrier, column, row, (1 << CLUSTER) - 1);
         else load_box(to, args.right, barrier, column, row);
     }
 
@@ -143,7 +156,8 @@ struct Product {
 #pragma unroll 1
             for (int block = w.first; block < w.last; ++block) {
                 barrier_wait(at.empty + 8 * use.stage, use.phase ^ 1);
-                const u32 barrier = at.full + 8 * use.stage, left = at.stages + use.stage * STAGE_BYTES, right = left + LEFT_BYTES;
+                const u32 barrier = at.full + 8 * use.stage, left = at.stages + use.stage * STAGE_BYTES,
+                          right = left + LEFT_BYTES;
                 const int term = block * TERMS;
                 barrier_expect(barrier, STAGE_BYTES);
                 if (LEFT_ALONG_M) {
@@ -156,10 +170,12 @@ struct Product {
 #pragma unroll
                     for (int p = 0; p < PANELS; ++p)
                         load_right(right + p * PANEL_BYTES, args, barrier, w.column + p * PANEL,
-                                   term + static_cast<int>(rank) * (TERMS / CLUSTER), PANEL_BYTES / CLUSTER, rank);
+                                   term + static_cast<int>(rank) * (TERMS / CLUSTER), PANEL_BYTES / CLUSTER,
+                                   rank);
                 } else {
-                    load_right(right, args, barrier, term, w.column + static_cast<int>(rank) * (WIDTH / CLUSTER),
-                               RIGHT_BYTES / CLUSTER, rank);
+                    load_right(right, args, barrier, term,
+                               w.column + static_cast<int>(rank) * (WIDTH / CLUSTER), RIGHT_BYTES / CLUSTER,
+                               rank);
                 }
                 use.advance();
             }
@@ -177,10 +193,13 @@ struct Product {
         }
     }
 
-    // d = the sum over the work's blocks. Where column sums of the left factor are wanted (gemm_weight), the column tile j of
-    // the first `shares` adds the blocks of its part that are j modulo `shares`, as a product with a matrix of ones.
-    static __device__ __forceinline__ void multiply_tile(float (&d)[2][WIDTH / 2], float (&s)[2][4], const GemmArgs& args, const Work& w,
-                                                         const Shared& at, Ring<STAGES>& use, u32 group, u32 lane) {
+    // d = the sum over the work's blocks. Where column sums of the left factor are wanted (gemm_weight), the
+    // column tile j of the first `shares` adds the blocks of its part that are j modulo `shares`, as a
+    // product with a matrix of ones.
+    static __device__ __forceinline__ void multiply_tile(float (&d)[2][WIDTH / 2], float (&s)[2][4],
+                                                         const GemmArgs& args, const Work& w,
+                                                         const Shared& at, Ring<STAGES>& use, u32 group,
+                                                         u32 lane) {
         int next_sum = 0x7fffffff;
         if (ENDING == WEIGHT) {
 #pragma unroll
@@ -201,14 +220,16 @@ struct Product {
                 for (int k = 0; k < TERMS / 16; ++k)
 #pragma unroll
                     for (int half = 0; half < 2; ++half)
-                        multiply<1, 0>(s[half], describe(left + half * 512 + k * LEFT_STEP), describe(operand_address(at.extra)), 1);
+                        multiply<1, 0>(s[half], describe(left + half * 512 + k * LEFT_STEP),
+                                       describe(operand_address(at.extra)), 1);
             }
 #pragma unroll
             for (int k = 0; k < TERMS / 16; ++k)
 #pragma unroll
                 for (int half = 0; half < 2; ++half)
-                    multiply<LEFT_ALONG_M, RIGHT_ALONG_N>(d[half], describe(left + half * 512 + k * LEFT_STEP),
-                                                          describe<RIGHT_HIGH>(right + k * RIGHT_STEP), block > w.first || k > 0);
+                    multiply<LEFT_ALONG_M, RIGHT_ALONG_N>(
+                        d[half], describe(left + half * 512 + k * LEFT_STEP),
+                        describe<RIGHT_HIGH>(right + k * RIGHT_STEP), block > w.first || k > 0);
             wgmma_commit();
             if (block > w.first) {
                 wgmma_wait<1>();
@@ -229,21 +250,26 @@ struct Product {
 
     // Where the 16-byte column `chunk` of a unit's row lies.
     static __device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
-        return PANEL == 64 ? row * 128 + ((chunk ^ (row & 7)) << 4) : row * 64 + ((chunk ^ (row >> 1 & 3)) << 4);
+        return PANEL == 64 ? row * 128 + ((chunk ^ (row & 7)) << 4)
+                           : row * 64 + ((chunk ^ (row >> 1 & 3)) << 4);
     }
 
     static __device__ __forceinline__ float low_half(u32 pair) { return __uint_as_float(pair << 16); }
-    static __device__ __forceinline__ float high_half(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+    static __device__ __forceinline__ float high_half(u32 pair) {
+        return __uint_as_float(pair & 0xffff0000u);
+    }
 
-    static __device__ __forceinline__ void load_pre(const GemmArgs& args, const Work& w, int unit, u32 buffers, u32 loaded, u32 warp) {
+    static __device__ __forceinline__ void load_pre(const GemmArgs& args, const Work& w, int unit,
+                                                    u32 buffers, u32 loaded, u32 warp) {
         const u32 buffer = unit % UNITS_UNDER_WAY;
         barrier_expect(loaded + 8 * buffer, UNIT_BYTES);
         load_box(buffers + buffer * UNIT_BYTES, args.pre, loaded + 8 * buffer, w.column + unit / 2 * PANEL,
                  w.row + unit % 2 * 64 + static_cast<int>(warp & 3) * 16);
     }
 
-    // Adds a thread's columns over the eight rows of its quad's column: each step halves the columns that a lane keeps. Lane l is left with
-    // columns 2l and 2l + 1 of a panel of 64, and every second lane with its share of a panel of 32.
+    // Adds a thread's columns over the eight rows of its quad's column: each step halves the columns that a
+    // lane keeps. Lane l is left with columns 2l and 2l + 1 of a panel of 64, and every second lane with its
+    // share of a panel of 32.
     static __device__ __forceinline__ void store_column_sums(float (&sum)[PANEL / 8][2], u32 to, u32 lane) {
         constexpr int COUNT = PANEL / 8;
 #pragma unroll
@@ -255,20 +281,24 @@ struct Product {
                 if (keep == 0) sum[0][i] += __shfl_xor_sync(FULL_WARP, sum[0][i], bit);
 #pragma unroll
                 for (int j = 0; j < keep; ++j) {
-                    const float mine = upper ? sum[j + keep][i] : sum[j][i], theirs = upper ? sum[j][i] : sum[j + keep][i];
+                    const float mine = upper ? sum[j + keep][i] : sum[j][i],
+                                theirs = upper ? sum[j][i] : sum[j + keep][i];
                     sum[j][i] = mine + __shfl_xor_sync(FULL_WARP, theirs, bit);
                 }
             }
         }
         const u32 column = (COUNT == 8 ? lane >> 2 : lane >> 3) * 8 + (lane & 3) * 2;
         if (COUNT == 8 || (lane & 4) == 0)
-            asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to + column * 4), "f"(sum[0][0]), "f"(sum[0][1]) : "memory");
+            asm volatile("st.shared.v2.f32 [%0], {%1, %2};"
+                         ::"r"(to + column * 4), "f"(sum[0][0]), "f"(sum[0][1]) : "memory");
     }
 
-    // Rounds, applies what follows and stores the 32 rows of one warp, unit by unit. Column sums are of the stored values: a thread
-    // adds its rows r, r + 8, r + 64, r + 72, then the eight threads of a column, then the four warps.
-    static __device__ __forceinline__ void finish(float (&d)[2][WIDTH / 2], const GemmArgs& args, const Work& w, u32 buffers, u32 loaded,
-                                                  u32 parity, u32 extra, u32 group, u32 warp, u32 lane) {
+    // Rounds, applies what follows and stores the 32 rows of one warp, unit by unit. Column sums are of the
+    // stored values: a thread adds its rows r, r + 8, r + 64, r + 72, then the eight threads of a column,
+    // then the four warps.
+    static __device__ __forceinline__ void finish(float (&d)[2][WIDTH / 2], const GemmArgs& args,
+                                                  const Work& w, u32 buffers, u32 loaded, u32 parity,
+                                                  u32 extra, u32 group, u32 warp, u32 lane) {
         const u32 row = lane >> 2;
         float sums[PANEL / 8][2];
 #pragma unroll
@@ -276,7 +306,8 @@ struct Product {
             const int panel = unit / 2, half = unit % 2, under_way = unit % UNITS_UNDER_WAY;
             const u32 buffer = buffers + under_way * UNIT_BUFFERS * UNIT_BYTES;
             if (ENDING == GELU_GRADIENT) {
-                barrier_wait(loaded + 8 * under_way, (parity * (UNITS / UNITS_UNDER_WAY) + unit / UNITS_UNDER_WAY) & 1);
+                barrier_wait(loaded + 8 * under_way,
+                             (parity * (UNITS / UNITS_UNDER_WAY) + unit / UNITS_UNDER_WAY) & 1);
             } else {
                 if (lane == 0) stores_read<UNITS_UNDER_WAY - 1>();
                 __syncwarp();
@@ -292,13 +323,17 @@ struct Product {
                         const u32 upper = pack_bf16(v[0], v[1]), lower = pack_bf16(v[2], v[3]);
                         const u32 x0 = load_shared(buffer + swizzled(row, chunk) + (lane & 3) * 4);
                         const u32 x1 = load_shared(buffer + swizzled(row + 8, chunk) + (lane & 3) * 4);
-                        low[i] = pack_bf16(low_half(upper) * gelu_slope(low_half(x0)), high_half(upper) * gelu_slope(high_half(x0)));
-                        high[i] = pack_bf16(low_half(lower) * gelu_slope(low_half(x1)), high_half(lower) * gelu_slope(high_half(x1)));
-                        const float even = low_half(low[i]) + low_half(high[i]), odd = high_half(low[i]) + high_half(high[i]);
+                        low[i] = pack_bf16(low_half(upper) * gelu_slope(low_half(x0)),
+                                           high_half(upper) * gelu_slope(high_half(x0)));
+                        high[i] = pack_bf16(low_half(lower) * gelu_slope(low_half(x1)),
+                                            high_half(lower) * gelu_slope(high_half(x1)));
+                        const float even = low_half(low[i]) + low_half(high[i]),
+                                    odd = high_half(low[i]) + high_half(high[i]);
                         sums[chunk][0] = half == 0 ? even : sums[chunk][0] + even;
                         sums[chunk][1] = half == 0 ? odd : sums[chunk][1] + odd;
                     } else {
-                        const u32 bias = load_shared(extra + (panel * PANEL + chunk * 8) * 2 + (lane & 3) * 4);
+                        const u32 bias =
+                            load_shared(extra + (panel * PANEL + chunk * 8) * 2 + (lane & 3) * 4);
                         low[i] = pack_bf16(v[0] + low_half(bias), v[1] + high_half(bias));
                         high[i] = pack_bf16(v[2] + low_half(bias), v[3] + high_half(bias));
                         if (ENDING == GELU) {
@@ -307,15 +342,18 @@ struct Product {
                         }
                     }
                 }
-                if (ENDING == GELU_GRADIENT) __syncwarp();  // the results take the place of what all lanes have read
+                if (ENDING == GELU_GRADIENT)
+                    __syncwarp();  // the results take the place of what all lanes have read
                 const u32 at = buffer + swizzled(lane & 15, 2 * pair + (lane >> 4));
                 store_matrices(at, low[0], high[0], low[1], high[1]);
-                if (ENDING == GELU) store_matrices(at + UNIT_BYTES, low_gelu[0], high_gelu[0], low_gelu[1], high_gelu[1]);
+                if (ENDING == GELU)
+                    store_matrices(at + UNIT_BYTES, low_gelu[0], high_gelu[0], low_gelu[1], high_gelu[1]);
             }
             shared_fence();
             __syncwarp();
             if (lane == 0) {
-                const int column0 = w.column + panel * PANEL, row0 = w.row + half * 64 + static_cast<int>(warp & 3) * 16;
+                const int column0 = w.column + panel * PANEL,
+                          row0 = w.row + half * 64 + static_cast<int>(warp & 3) * 16;
                 if (ENDING == GELU) store_box(args.pre, buffer, column0, row0);
                 store_box(args.out, buffer + (UNIT_BUFFERS - 1) * UNIT_BYTES, column0, row0);
                 stores_commit();
@@ -324,7 +362,8 @@ struct Product {
                     load_pre(args, w, unit - 1 + UNITS_UNDER_WAY, buffers, loaded, warp);
                 }
             }
-            if (ENDING == GELU_GRADIENT && half == 1) store_column_sums(sums, extra + ((warp & 3) * WIDTH + panel * PANEL) * 4, lane);
+            if (ENDING == GELU_GRADIENT && half == 1)
+                store_column_sums(sums, extra + ((warp & 3) * WIDTH + panel * PANEL) * 4, lane);
         }
         if (ENDING == GELU_GRADIENT && args.sums) {
             named_sync<128>(ALONE + group);
@@ -333,7 +372,8 @@ struct Product {
                 if (w.column + column < args.n && w.row < args.m) {
                     float total = __uint_as_float(load_shared(extra + column * 4));
 #pragma unroll
-                    for (int i = 1; i < 4; ++i) total += __uint_as_float(load_shared(extra + (i * WIDTH + column) * 4));
+                    for (int i = 1; i < 4; ++i)
+                        total += __uint_as_float(load_shared(extra + (i * WIDTH + column) * 4));
                     args.sums[static_cast<long long>(w.row / ROWS) * args.n + w.column + column] = total;
                 }
         }
@@ -342,13 +382,14 @@ struct Product {
     // ---- fp32 results ------------------------------------------------------------------------------------
 
     // Adds a part of a tile to memory, after the part before it.
-    static __device__ __forceinline__ void accumulate(const float (&d)[2][WIDTH / 2], const GemmArgs& args, const Work& w, u32 group,
-                                                      u32 warp, u32 lane) {
+    static __device__ __forceinline__ void accumulate(const float (&d)[2][WIDTH / 2], const GemmArgs& args,
+                                                      const Work& w, u32 group, u32 warp, u32 lane) {
         const bool add = args.add || w.split > 0, first = (warp & 3) == 0 && lane == 0;
         if (w.split > 0) {
             if (first) {
                 u32 turn;
-                do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(turn) : "l"(args.turns + w.tile) : "memory");
+                do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                                : "=r"(turn) : "l"(args.turns + w.tile) : "memory");
                 while (turn != static_cast<u32>(w.split));
             }
             named_sync<128>(ALONE + group);
@@ -367,7 +408,8 @@ struct Product {
                     old[i / 2][i % 2] = make_float2(0.f, 0.f);
                     // Past the first-level cache: another multiprocessor may have written.
                     const float* from = at + static_cast<long long>(lower) * args.n + chunk * 8;
-                    if (add && row + lower < args.m && chunk * 8 < width) old[i / 2][i % 2] = __ldcg(reinterpret_cast<const float2*>(from));
+                    if (add && row + lower < args.m && chunk * 8 < width)
+                        old[i / 2][i % 2] = __ldcg(reinterpret_cast<const float2*>(from));
                 }
 #pragma unroll
                 for (int i = 0; i < 8; ++i) {
@@ -383,27 +425,34 @@ struct Product {
             __threadfence();
             named_sync<128>(ALONE + group);
             const u32 next = w.split + 1 == args.splits ? 0 : w.split + 1;
-            if (first) asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(args.turns + w.tile), "r"(next) : "memory");
+            if (first)
+                asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(args.turns + w.tile), "r"(next)
+                             : "memory");
         }
     }
 
-    static __device__ __forceinline__ void store_sums(const float (&s)[2][4], const GemmArgs& args, const Work& w, u32 warp, u32 lane) {
+    static __device__ __forceinline__ void store_sums(const float (&s)[2][4], const GemmArgs& args,
+                                                      const Work& w, u32 warp, u32 lane) {
         if (args.sums == nullptr || w.column_tile >= args.shares || (lane & 3) != 0) return;
         float* to = args.sums + static_cast<long long>(w.split * args.shares + w.column_tile) * args.m;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const int row = w.row + i / 2 * 64 + static_cast<int>(warp & 3) * 16 + static_cast<int>(lane >> 2) + i % 2 * 8;
+            const int row = w.row + i / 2 * 64 + static_cast<int>(warp & 3) * 16 +
+                            static_cast<int>(lane >> 2) + i % 2 * 8;
             if (row < args.m) to[row] = s[i / 2][i % 2 * 2];
         }
     }
 
-    // ---- a block -------------------------------------------------------------------------------------------
+    // ---- a block
+    // -------------------------------------------------------------------------------------------
 
-    static __device__ __forceinline__ void consume(const GemmArgs& args, const Shared& at, u32 group, u32 warp, u32 lane) {
+    static __device__ __forceinline__ void consume(const GemmArgs& args, const Shared& at, u32 group,
+                                                   u32 warp, u32 lane) {
         const Plan plan(args.m, args.n, args.splits);
         const u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
         const u32 buffers = at.buffers + warp * WARP_BYTES, loaded = at.loaded + warp * UNITS_UNDER_WAY * 8;
-        const u32 extra = at.extra + (ENDING == GELU_GRADIENT ? group * 4 * WIDTH * 4 : group * 2 * WIDTH * 2);
+        const u32 extra =
+            at.extra + (ENDING == GELU_GRADIENT ? group * 4 * WIDTH * 4 : group * 2 * WIDTH * 2);
         if (group == 1) named_arrive<256>(TURN);  // the first turn is the other's
         Ring<STAGES> use;
         float d[2][WIDTH / 2], s[2][4];
@@ -419,7 +468,8 @@ struct Product {
                 if (lane == 0) {
                     stores_read<0>();
 #pragma unroll
-                    for (int unit = 0; unit < UNITS_UNDER_WAY; ++unit) load_pre(args, w, unit, buffers, loaded, warp);
+                    for (int unit = 0; unit < UNITS_UNDER_WAY; ++unit)
+                        load_pre(args, w, unit, buffers, loaded, warp);
                 }
                 __syncwarp();
             } else if (ENDING != WEIGHT) {
@@ -428,14 +478,16 @@ struct Product {
                 const int column = w.column + static_cast<int>(i) * 2;
                 const bool there = args.bias && i < WIDTH / 2 && column < args.n;
                 const u32 pair = there ? __ldg(reinterpret_cast<const u32*>(args.bias + column)) : 0;
-                if (i < WIDTH / 2) asm volatile("st.shared.u32 [%0], %1;" ::"r"(biases + i * 4), "r"(pair) : "memory");
+                if (i < WIDTH / 2)
+                    asm volatile("st.shared.u32 [%0], %1;" ::"r"(biases + i * 4), "r"(pair) : "memory");
             }
             multiply_tile(d, s, args, w, at, use, group, lane);
             if constexpr (ENDING == WEIGHT) {
                 store_sums(s, args, w, warp, lane);
                 accumulate(d, args, w, group, warp, lane);
             } else {
-                finish(d, args, w, buffers, loaded, parity, ENDING == GELU_GRADIENT ? extra : biases, group, warp, lane);
+                finish(d, args, w, buffers, loaded, parity, ENDING == GELU_GRADIENT ? extra : biases, group,
+                       warp, lane);
             }
             parity ^= 1;
         }
@@ -445,16 +497,20 @@ struct Product {
     static __device__ __forceinline__ void run(const GemmArgs& args) {
         extern __shared__ __align__(1024) unsigned char shared[];
         const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
-        const u32 group = __shfl_sync(FULL_WARP, thread >> 7, 0);  // the same in a warp, and the compiler knows it
+        const u32 group =
+            __shfl_sync(FULL_WARP, thread >> 7, 0);  // the same in a warp, and the compiler knows it
         const Shared at(static_cast<u32>(__cvta_generic_to_shared(shared)));
         if (thread == 0) {
-            for (int i = 0; i < STAGES; ++i) barrier_init(at.full + 8 * i, 1), barrier_init(at.empty + 8 * i, 4 * CLUSTER);
+            for (int i = 0; i < STAGES; ++i)
+                barrier_init(at.full + 8 * i, 1), barrier_init(at.empty + 8 * i, 4 * CLUSTER);
             if (ENDING == GELU_GRADIENT)
                 for (int i = 0; i < 8 * UNITS_UNDER_WAY; ++i) barrier_init(at.loaded + 8 * i, 1);
             barrier_init_done();
         }
         if (ENDING == WEIGHT) {
-            if (thread < 256) asm volatile("st.shared.u32 [%0], %1;" ::"r"(at.extra + thread * 4), "r"(0x3f803f80u) : "memory");  // ones
+            if (thread < 256)
+                asm volatile("st.shared.u32 [%0], %1;" ::"r"(at.extra + thread * 4), "r"(0x3f803f80u)
+                             : "memory");  // ones
             shared_fence();
         }
         if (CLUSTER > 1) cluster_sync();
@@ -481,22 +537,60 @@ using namespace gemm;
 #define BLOCK(cluster) __cluster_dims__(cluster, 1, 1) __launch_bounds__(THREADS, 1)
 
 // Names end in WIDTH and CLUSTER.
-extern "C" __global__ void BLOCK(1) gemm_forward_192_1(const __grid_constant__ GemmArgs args) { Product<192, 1, PLAIN, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_192_2(const __grid_constant__ GemmArgs args) { Product<192, 2, PLAIN, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_160_2(const __grid_constant__ GemmArgs args) { Product<160, 2, PLAIN, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_128_2(const __grid_constant__ GemmArgs args) { Product<128, 2, PLAIN, false, false>::run(args); }
-extern "C" __global__ void BLOCK(1) gemm_forward_gelu_192_1(const __grid_constant__ GemmArgs args) { Product<192, 1, GELU, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_gelu_192_2(const __grid_constant__ GemmArgs args) { Product<192, 2, GELU, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_gelu_160_2(const __grid_constant__ GemmArgs args) { Product<160, 2, GELU, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_gelu_128_2(const __grid_constant__ GemmArgs args) { Product<128, 2, GELU, false, false>::run(args); }
-extern "C" __global__ void BLOCK(1) gemm_input_192_1(const __grid_constant__ GemmArgs args) { Product<192, 1, PLAIN, false, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_input_192_2(const __grid_constant__ GemmArgs args) { Product<192, 2, PLAIN, false, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_input_160_2(const __grid_constant__ GemmArgs args) { Product<160, 2, PLAIN, false, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_input_128_2(const __grid_constant__ GemmArgs args) { Product<128, 2, PLAIN, false, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_input_gelu_160_2(const __grid_constant__ GemmArgs args) { Product<160, 2, GELU_GRADIENT, false, true>::run(args); }
-extern "C" __global__ void BLOCK(1) gemm_input_gelu_128_1(const __grid_constant__ GemmArgs args) { Product<128, 1, GELU_GRADIENT, false, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_input_gelu_128_2(const __grid_constant__ GemmArgs args) { Product<128, 2, GELU_GRADIENT, false, true>::run(args); }
-extern "C" __global__ void BLOCK(1) gemm_weight_192_1(const __grid_constant__ GemmArgs args) { Product<192, 1, WEIGHT, true, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_weight_192_2(const __grid_constant__ GemmArgs args) { Product<192, 2, WEIGHT, true, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_weight_160_2(const __grid_constant__ GemmArgs args) { Product<160, 2, WEIGHT, true, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_weight_128_2(const __grid_constant__ GemmArgs args) { Product<128, 2, WEIGHT, true, true>::run(args); }
+extern "C" __global__ void BLOCK(1) gemm_forward_192_1(const __grid_constant__ GemmArgs args) {
+    Product<192, 1, PLAIN, false, false>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_forward_192_2(const __grid_constant__ GemmArgs args) {
+    Product<192, 2, PLAIN, false, false>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_forward_160_2(const __grid_constant__ GemmArgs args) {
+    Product<160, 2, PLAIN, false, false>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_forward_128_2(const __grid_constant__ GemmArgs args) {
+    Product<128, 2, PLAIN, false, false>::run(args);
+}
+extern "C" __global__ void BLOCK(1) gemm_forward_gelu_192_1(const __grid_constant__ GemmArgs args) {
+    Product<192, 1, GELU, false, false>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_forward_gelu_192_2(const __grid_constant__ GemmArgs args) {
+    Product<192, 2, GELU, false, false>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_forward_gelu_160_2(const __grid_constant__ GemmArgs args) {
+    Product<160, 2, GELU, false, false>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_forward_gelu_128_2(const __grid_constant__ GemmArgs args) {
+    Product<128, 2, GELU, false, false>::run(args);
+}
+extern "C" __global__ void BLOCK(1) gemm_input_192_1(const __grid_constant__ GemmArgs args) {
+    Product<192, 1, PLAIN, false, true>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_input_192_2(const __grid_constant__ GemmArgs args) {
+    Product<192, 2, PLAIN, false, true>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_input_160_2(const __grid_constant__ GemmArgs args) {
+    Product<160, 2, PLAIN, false, true>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_input_128_2(const __grid_constant__ GemmArgs args) {
+    Product<128, 2, PLAIN, false, true>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_input_gelu_160_2(const __grid_constant__ GemmArgs args) {
+    Product<160, 2, GELU_GRADIENT, false, true>::run(args);
+}
+extern "C" __global__ void BLOCK(1) gemm_input_gelu_128_1(const __grid_constant__ GemmArgs args) {
+    Product<128, 1, GELU_GRADIENT, false, true>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_input_gelu_128_2(const __grid_constant__ GemmArgs args) {
+    Product<128, 2, GELU_GRADIENT, false, true>::run(args);
+}
+extern "C" __global__ void BLOCK(1) gemm_weight_192_1(const __grid_constant__ GemmArgs args) {
+    Product<192, 1, WEIGHT, true, true>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_weight_192_2(const __grid_constant__ GemmArgs args) {
+    Product<192, 2, WEIGHT, true, true>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_weight_160_2(const __grid_constant__ GemmArgs args) {
+    Product<160, 2, WEIGHT, true, true>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_weight_128_2(const __grid_constant__ GemmArgs args) {
+    Product<128, 2, WEIGHT, true, true>::run(args);
+}

@@ -4,7 +4,8 @@
 //              with a branch: residual = x + branch first; statistics are of the residual as stored
 //   backward   g = dout*weight, h = (x - mean)*rstd
 //              dx (=|+=) rstd * (g - avg(g) - h*avg(g*h)),  dweight (=|+=) sum dout*h,  dbias (=|+=) sum dout
-//   x, branch, out, residual, dout, dx (n, C) act_t; weight, bias (C) act_t; mean, rstd (n), dweight, dbias (C) float
+//   x, branch, out, residual, dout, dx (n, C) act_t; weight, bias (C) act_t;
+//   mean, rstd (n), dweight, dbias (C) float
 //
 // Each tensor is read once and written once: a row waits in registers between the passes over it.
 // The variance is the two-pass one. Weight gradients are summed over a block's rows in registers, stored as
@@ -117,11 +118,13 @@ __device__ __forceinline__ void layernorm_row(const LayernormArgs& args) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) layernorm_forward(const __grid_constant__ LayernormArgs args) {
+extern "C" __global__ void __launch_bounds__(256)
+    layernorm_forward(const __grid_constant__ LayernormArgs args) {
     layernorm_row<false>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256) residual_layernorm_forward(const __grid_constant__ LayernormArgs args) {
+extern "C" __global__ void __launch_bounds__(256)
+    residual_layernorm_forward(const __grid_constant__ LayernormArgs args) {
     layernorm_row<true>(args);
 }
 
@@ -143,10 +146,10 @@ struct LayernormBackwardArgs {
 };
 
 // grid blocks = ceil(n / rows_per_block).
-//   layernorm_backward       C <= 4096:  block C/8 rounded up to a warp; two rows a step, one chunk a thread, held in
-//                            registers between the two passes over a row while the next two are read
-//   layernorm_backward_wide  C <= 16384: block 512; one row at a time, up to four chunks a thread, read again (from
-//                            cache) for the second pass, since registers are taken by the sums
+//   layernorm_backward       C <= 4096: block C/8 rounded up to a warp; two rows a step, one chunk a thread,
+//                            held in registers between the two passes over a row while the next two are read
+//   layernorm_backward_wide  C <= 16384: block 512; one row at a time, up to four chunks a thread, read again
+//                            (from cache) for the second pass, since registers are taken by the sums
 // A thread owns the same columns in all rows, so that it can sum their weight gradients in registers; the
 // two sums of each row are reduced over the block, for all rows of a step at once.
 struct NormRow {
@@ -169,8 +172,9 @@ struct WeightSums {
 };
 
 // First pass over one chunk of a row.
-__device__ __forceinline__ void layernorm_backward_sums(const NormRow& row, const Chunk<act_t>& dout, const Chunk<act_t>& x,
-                                                        const Chunk<act_t>& weight, WeightSums& sums, float& sum_g, float& sum_gh) {
+__device__ __forceinline__ void layernorm_backward_sums(const NormRow& row, const Chunk<act_t>& dout,
+                                                        const Chunk<act_t>& x, const Chunk<act_t>& weight,
+                                                        WeightSums& sums, float& sum_g, float& sum_gh) {
     float d[8], v[8], w[8];
     dout.widen(d), x.widen(v), weight.widen(w);
 #pragma unroll
@@ -184,8 +188,9 @@ __device__ __forceinline__ void layernorm_backward_sums(const NormRow& row, cons
 }
 
 // Second pass: adds the gradient to `old`.
-__device__ __forceinline__ void layernorm_backward_input(const NormRow& row, const Chunk<act_t>& dout, const Chunk<act_t>& x,
-                                                         const Chunk<act_t>& weight, float avg_g, float avg_gh, Chunk<act_t>& old) {
+__device__ __forceinline__ void layernorm_backward_input(const NormRow& row, const Chunk<act_t>& dout,
+                                                         const Chunk<act_t>& x, const Chunk<act_t>& weight,
+                                                         float avg_g, float avg_gh, Chunk<act_t>& old) {
     float d[8], v[8], w[8], o[8];
     dout.widen(d), x.widen(v), weight.widen(w), old.widen(o);
 #pragma unroll
@@ -220,7 +225,8 @@ struct LayernormBackwardRows {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(512) layernorm_backward(const __grid_constant__ LayernormBackwardArgs args) {
+extern "C" __global__ void __launch_bounds__(512)
+    layernorm_backward(const __grid_constant__ LayernormBackwardArgs args) {
     constexpr u32 ROWS = sizeof(act_t) == 2 ? 2 : 1;  // of a step; the next step's are read meanwhile
     __shared__ float2 shared[2][16][ROWS];            // two sets, used in turns: one barrier a step
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
@@ -256,15 +262,18 @@ extern "C" __global__ void __launch_bounds__(512) layernorm_backward(const __gri
                 avg_g += sum.x;
                 avg_gh += sum.y;
             }
-            layernorm_backward_input(now.row[r], now.dout[r], now.x[r], weight, avg_g * inverse, avg_gh * inverse, now.old[r]);
-            if (active && at + r < end) now.old[r].store(args.dx + (at + r) * args.channels + threadIdx.x * 8);
+            layernorm_backward_input(now.row[r], now.dout[r], now.x[r], weight, avg_g * inverse,
+                                     avg_gh * inverse, now.old[r]);
+            if (active && at + r < end)
+                now.old[r].store(args.dx + (at + r) * args.channels + threadIdx.x * 8);
         }
         now = next;
     }
     if (active) sums.store(args.partials + u64(blockIdx.x) * 2 * args.channels, args.channels, threadIdx.x);
 }
 
-extern "C" __global__ void __launch_bounds__(512) layernorm_backward_wide(const __grid_constant__ LayernormBackwardArgs args) {
+extern "C" __global__ void __launch_bounds__(512)
+    layernorm_backward_wide(const __grid_constant__ LayernormBackwardArgs args) {
     constexpr u32 CHUNKS = 4, THREADS = 512;
     __shared__ float shared[2][THREADS / 32][2];
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, chunks = args.channels / 8;
@@ -317,6 +326,7 @@ extern "C" __global__ void __launch_bounds__(512) layernorm_backward_wide(const 
 #pragma unroll
     for (u32 c = 0; c < CHUNKS; ++c) {
         const u32 chunk = c * THREADS + threadIdx.x;
-        if (chunk < chunks) sums[c].store(args.partials + u64(blockIdx.x) * 2 * args.channels, args.channels, chunk);
+        if (chunk < chunks)
+            sums[c].store(args.partials + u64(blockIdx.x) * 2 * args.channels, args.channels, chunk);
     }
 }

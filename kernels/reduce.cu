@@ -33,7 +33,8 @@ extern "C" __global__ void __launch_bounds__(256) column_sum(const __grid_consta
 #pragma unroll
             for (u32 i = 0; i < BATCH; ++i) {
                 const u32 row = (batch * BATCH + i) * COLUMN_WARPS;
-                if (first + warp + row < args.rows) rows[i].load(source + row * args.width); else rows[i].clear();
+                if (first + warp + row < args.rows) rows[i].load(source + row * args.width);
+                else rows[i].clear();
             }
 #pragma unroll
             for (u32 i = 0; i < BATCH; ++i) {
@@ -59,7 +60,8 @@ struct ReducePartialsArgs {
 };
 
 // grid ceil(width/32), block 1024: a lane a column, a warp a run of partials.
-extern "C" __global__ void __launch_bounds__(1024) reduce_partials(const __grid_constant__ ReducePartialsArgs args) {
+extern "C" __global__ void __launch_bounds__(1024)
+    reduce_partials(const __grid_constant__ ReducePartialsArgs args) {
     __shared__ float runs[32][32];
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u64 column = u64(blockIdx.x) * 32 + lane;

@@ -1,4 +1,5 @@
-//! Numbers for people: bytes, counts, durations. The one place that formats them.
+//! Numbers and foreign text for people: bytes, counts, durations, and what a terminal may be given. The one
+//! place that formats them.
 
 /// `1.5 GiB`, `40.2 MiB`, `512 B`.
 pub fn bytes(n: u64) -> String {
@@ -44,6 +45,17 @@ pub fn thousands(n: u64) -> String {
         out.push(c);
     }
     out
+}
+
+/// Text on one line with control characters replaced by a visible one, so that it cannot move the cursor.
+pub fn printable(text: &str) -> String {
+    printable_lines(text).replace(['\n', '\t'], " ")
+}
+
+/// The same with its lines: what a model wrote, or a person, for a terminal.
+pub fn printable_lines(text: &str) -> String {
+    let stays = |c: char| !c.is_control() || c == '\n' || c == '\t';
+    text.chars().map(|c| if stays(c) { c } else { '\u{fffd}' }).collect()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::{experiment, streams};
+use crate::ops::timed::OperationTime;
 use crate::run::bench::{Measured, bench};
 use crate::units;
 
@@ -41,8 +42,9 @@ fn to_text(measured: &Measured) -> String {
     let mfu = measured.mfu.map_or("unknown".into(), |mfu| format!("{:.1}%", 100.0 * mfu));
     let peak = measured.peak_bytes.map_or("unknown".into(), units::bytes);
     let mut text = format!(
-        "{}\n{}\n\nstep       {:.1} ms, median\nspeed      {} tok/s, MFU {mfu}\nhashed     {:.1} ms with the state digest, {:+.2}%\n\
-             memory     {peak} at the peak, {} planned\ndata       waited for {} times\n\n",
+        "{}\n{}\n\nstep       {:.1} ms, median\nspeed      {} tok/s, MFU {mfu}\nhashed     {:.1} ms with \
+         the state digest, {:+.2}%\n\
+         memory     {peak} at the peak, {} planned\ndata       waited for {} times\n\n",
         title(measured),
         measured.device,
         measured.step_ms,
@@ -76,13 +78,13 @@ fn to_text(measured: &Measured) -> String {
 }
 
 fn to_json(measured: &Measured) -> serde_json::Value {
-    let operations: Vec<_> = measured
-            .operations
-            .iter()
-            .map(|(name, r)| {
-                json!({"name": name, "calls": r.calls, "ms": r.time.as_secs_f64() * 1e3, "flops": r.flops, "bytes": r.bytes})
-            })
-            .collect();
+    let operation = |(name, r): &(String, OperationTime)| {
+        json!({
+            "name": name, "calls": r.calls, "ms": r.time.as_secs_f64() * 1e3, "flops": r.flops,
+            "bytes": r.bytes,
+        })
+    };
+    let operations: Vec<_> = measured.operations.iter().map(operation).collect();
     json!({
         "title": title(measured),
         "device": measured.device,

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::streams::say;
 use crate::optim::Verdict;
-use crate::run::sensors::Shared;
+use crate::run::sensors::SharedReadings;
 use crate::store::Timing;
 use crate::train::{Event, Listener, RunError, StepReport};
 use crate::units;
@@ -25,7 +25,7 @@ pub struct Console {
     /// Steps done.
     done: u64,
     /// Readings of the GPU's sensors, where they are taken.
-    gpu: Arc<Shared>,
+    gpu: Arc<SharedReadings>,
     every: u64,
     /// When the last line of an ordinary step was written, and the least time until the next one.
     last_line: Option<Instant>,
@@ -39,7 +39,7 @@ pub struct Console {
 impl Console {
     /// A console that prints every `every`th step, and every step with an event. On a terminal,
     /// where the bar shows each step, ordinary lines come at most twice a second.
-    pub fn new(every: u64, gpu: Arc<Shared>) -> Console {
+    pub fn new(every: u64, gpu: Arc<SharedReadings>) -> Console {
         let (target, calm) = if std::io::stderr().is_terminal() {
             (ProgressDrawTarget::stderr(), Duration::from_millis(500))
         } else {
@@ -70,25 +70,35 @@ impl Console {
 
     /// Shows the progress of an evaluation.
     fn evaluating(&mut self, what: &'static str, done: u64, of: u64) {
+        let text = format!("{what} {done}/{of}");
         if self.evaluating != Some(what) {
             self.evaluating = Some(what);
-            self.bar.set_style(style("{bar:32.green/dim} {msg} {pos}/{len}  {eta} left"));
-            self.bar.set_message(what);
-            self.bar.set_length(of);
+            self.show(Some(style("{bar:32.green/dim} {msg}  {eta} left")), (done, of), text);
             self.bar.reset_eta();
+        } else {
+            self.show(None, (done, of), text);
         }
-        self.bar.set_position(done);
     }
 
     /// Shows the steps again.
     fn show_steps(&mut self) {
-        if self.evaluating.take().is_some() || self.bar.length() != Some(self.steps) {
-            self.bar.set_style(style("{bar:32.cyan/dim} {pos}/{len} steps  {msg}"));
-            self.bar.set_length(self.steps);
-        }
-        self.bar.set_position(self.done);
+        let is_new = self.evaluating.take().is_some() || self.bar.length() != Some(self.steps);
         let saving = self.saving.as_ref().map_or(String::new(), |saving| format!("  {saving}"));
-        self.bar.set_message(format!("{}{saving}", self.left(self.done)));
+        let text = format!("{}/{} steps  {}{saving}", self.done, self.steps, self.left(self.done));
+        self.show(is_new.then(|| style("{bar:32.cyan/dim} {msg}")), (self.done, self.steps), text);
+    }
+
+    /// Sets all of the bar. Each of its setters may draw it, so the text holds its own numbers: none of
+    /// what it showed before is seen under the new ones.
+    fn show(&self, style: Option<ProgressStyle>, (done, of): (u64, u64), text: String) {
+        if let Some(style) = style {
+            self.bar.set_style(style);
+        }
+        self.bar.set_message(text);
+        self.bar.update(|bar| {
+            bar.set_len(of);
+            bar.set_pos(done);
+        });
     }
 
     fn stepped(&mut self, report: &StepReport, timing: &Timing) {
@@ -111,7 +121,8 @@ impl Console {
         let gpu = self.gpu.latest().map_or(String::new(), |sample| format!(" | {}", sample.to_text()));
         let mfu = mfu.map_or(String::new(), |m| format!(" | {:4.1}% MFU", 100.0 * m));
         let mut line = format!(
-            "step {step:>width$}/{} | loss {:.6} ({}) | norm {:.4} ({}) | lr {:.2e} | {step_ms:.1} ms{mfu} | {tokens_per_s:.0} tok/s{gpu}",
+            "step {step:>width$}/{} | loss {:.6} ({}) | norm {:.4} ({}) | lr {:.2e} | {step_ms:.1} ms{mfu} \
+             | {tokens_per_s:.0} tok/s{gpu}",
             self.steps,
             report.loss,
             z(report.loss_z),
@@ -187,6 +198,7 @@ impl Listener for Console {
                 ));
             }
             Event::Sampled { step, prompt, text } => {
+                let [prompt, text] = [prompt, text].map(|text| units::printable_lines(text));
                 self.line(&format!("sample at step {step}:\n{DIM}{prompt}{DIM:#}{text}\n"));
             }
             Event::CheckpointSaved { step, path, bytes } => {
@@ -202,7 +214,8 @@ impl Listener for Console {
                 self.done = *to_step;
                 self.show_steps();
                 self.line(&format!(
-                    "{WARN}diverged at step {from_step}: back to the checkpoint of step {to_step}, on with the data behind{WARN:#}"
+                    "{WARN}diverged at step {from_step}: back to the checkpoint of step {to_step}, on with \
+                     the data behind{WARN:#}"
                 ));
             }
             Event::Diverged { step, skips } => {

@@ -53,7 +53,9 @@ fn to_json(diff: &Diff) -> Value {
         "same_bits": diff.same_bits(),
         "lock": diff.locks.iter().map(table).collect::<serde_json::Map<_, _>>(),
         "entries": [diff.entries.0, diff.entries.1],
-        "first_step": diff.step.as_ref().map(|(step, differing)| json!({"step": step, "fields": fields(differing)})),
+        "first_step": diff.step.as_ref().map(|(step, differing)| {
+            json!({"step": step, "fields": fields(differing)})
+        }),
         "checkpoints_compared": diff.compared,
         "first_state": diff.state.as_ref().map(|(step, state)| state_json(*step, state)),
     })
@@ -62,7 +64,8 @@ fn to_json(diff: &Diff) -> Value {
 fn state_json(step: u64, state: &StateDifference) -> Value {
     let first = match &state.first {
         First::Values { dtype, shape, difference: d } => json!({
-            "dtype": dtype, "shape": shape, "leaf": d.leaf, "byte": d.byte, "element": d.element, "coordinates": d.coordinates,
+            "dtype": dtype, "shape": shape, "leaf": d.leaf, "byte": d.byte, "element": d.element,
+            "coordinates": d.coordinates,
             "a": {"value": d.a.number, "bits": format!("{:#x}", d.a.bits)},
             "b": {"value": d.b.number, "bits": format!("{:#x}", d.b.bits)},
             "differing": d.differing, "elements": d.elements, "largest": d.largest,

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::{exit, streams};
-use crate::run::machine::{Cpu, KernelReport, Machine, examine};
+use crate::run::machine::{CpuReport, KernelReport, Machine, examine};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -28,7 +28,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// The findings, a line each.
 fn to_text(machine: &Machine) -> String {
-    let Cpu { model, threads, simd } = &machine.cpu;
+    let CpuReport { model, threads, simd } = &machine.cpu;
     let mut lines = vec![format!("cpu        {model}, {threads} threads, {simd}")];
     lines.extend(machine.driver.as_ref().map(|version| format!("driver     {version}")));
     lines.extend(machine.libraries.iter().map(|library| {

@@ -7,19 +7,19 @@ use std::sync::atomic::Ordering;
 use serde_json::{Value, json};
 
 use super::streams::{self, say};
-use crate::run::sensors::Shared;
+use crate::run::sensors::SharedReadings;
 use crate::train::{Event, Listener, RunError};
 
 /// Prints each event as one JSON object a line, as long as stdout takes them.
 pub struct JsonEvents {
     /// Steps done, for the thread that reads the GPU's sensors.
-    sensors: Arc<Shared>,
+    sensors: Arc<SharedReadings>,
     /// Whether writing to stdout has failed. Then no more lines are written, and training goes on.
     refused: bool,
 }
 
 impl JsonEvents {
-    pub fn new(sensors: Arc<Shared>) -> JsonEvents {
+    pub fn new(sensors: Arc<SharedReadings>) -> JsonEvents {
         JsonEvents { sensors, refused: false }
     }
 

@@ -14,6 +14,7 @@ use crate::run::ending::Ending;
 use crate::run::{ProofRefusal, UsageError};
 use crate::store::StoreError;
 use crate::train::{RunError, TrainError};
+use crate::units;
 
 /// Something failed that is none of the cases below.
 pub const FAILED: u8 = Ending::Failed.code();
@@ -37,9 +38,9 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code(error))
 }
 
-/// Prints what went wrong to stderr.
+/// Prints what went wrong to stderr. Names of files and what stands in them may hold anything.
 pub fn print(error: &str) {
-    say!("{ERROR}error{ERROR:#}: {error}");
+    say!("{ERROR}error{ERROR:#}: {}", units::printable_lines(error));
 }
 
 /// Prints what clap answers to a command line: help and version to stdout, the rest to stderr.

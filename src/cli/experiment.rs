@@ -21,10 +21,11 @@ pub fn load(path: &Path, sets: &[String]) -> anyhow::Result<Loaded> {
 /// Refuses a missing experiment, and suggests a similar one.
 pub fn require(path: &Path) -> Result<(), UsageError> {
     require_usage(path.exists(), || {
-        let hint = meant(path).map_or_else(
-            || format!("an experiment is a TOML file, such as those in `{FOLDER}`"),
-            |near| format!("did you mean `{}`?", near.display()),
-        );
+        let hint = match meant(path) {
+            _ if path.is_symlink() => "it is a symbolic link, and what it points to is not there".to_owned(),
+            None => format!("an experiment is a TOML file, such as those in `{FOLDER}`"),
+            Some(near) => format!("did you mean `{}`?", near.display()),
+        };
         format!("there is no experiment `{}`\n  hint: {hint}", path.display())
     })
 }

@@ -1,8 +1,5 @@
 //! `runner export RUN`: a saved model as files that other programs read, or the statement of how it was made.
-//!
-//! Takes no lock and changes no existing file: a run may be exported while it is training.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,12 +8,10 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::reporter::reporter;
 use super::streams::{self, say};
-use crate::data::Tokenizer;
-use crate::experiment::{self, Experiment};
-use crate::formats::{Export, FORMATS, Format, FormatError, Parameters, Precision, Writer, slsa};
+use crate::formats::{FORMATS, Format, FormatWriter, Precision, slsa};
+use crate::run::export::{ExportRequest, Exported, export};
 use crate::run::{ProofRefusal, find};
-use crate::store::atomic::{self, NewFolder};
-use crate::store::{Manifest, RunPaths};
+use crate::store::{RunPaths, atomic};
 
 /// Write a saved model in the files of other programs, or its provenance.
 #[derive(clap::Args)]
@@ -65,34 +60,24 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         DtypeArg::Bf16 => Precision::Bf16,
     };
     let write = match args.format.writer {
-        Writer::Model(write) => write,
-        Writer::Statement(statement) => {
+        FormatWriter::Model(write) => write,
+        FormatWriter::Statement(statement) => {
             let text =
                 statement(paths.folder(), &args.builder).map_err(|error| ProofRefusal(error.to_string()))?;
             return print_statement(&text, args.out.as_deref());
         }
     };
-    let experiment = experiment::load(&paths.experiment(), &[])?.experiment;
-    let (manifest, state) = find::load_masters(&paths, args.checkpoint, reporter(false))?;
-    let name = format!("step_{:08}_{}_{}", manifest.step, args.format.name, precision.name());
-    let out = args.out.unwrap_or_else(|| paths.folder().join("export").join(name));
-    if out.exists() {
-        return Err(FormatError::Exists { path: out }.into());
-    }
-    let state_file = find::state_file(&paths, manifest.step);
-    let parameters = Parameters::of_state(&state_file, &experiment.model, state)?;
-    let folder = NewFolder::create(&out)?;
-    let export = Export {
-        parameters,
+    let request = ExportRequest {
+        run: &paths,
+        step: args.checkpoint,
+        format: args.format.name,
+        write,
         precision,
-        tokenizer: Tokenizer::new(experiment.data.tokenizer),
-        sample: &experiment.sample,
-        origin: origin(&experiment, &manifest),
+        out: args.out,
     };
-    write(folder.path(), export)?;
-    folder.commit()?;
-    say!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root);
-    streams::print(&format!("{}\n", out.display()))?;
+    let Exported { name, manifest, folder } = export(request, reporter(false))?;
+    say!("{name}, step {}, state root {}", manifest.step, manifest.state_root);
+    streams::print(&format!("{}\n", folder.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -106,16 +91,4 @@ fn print_statement(text: &str, out: Option<&Path>) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Run, step and state root of the file.
-fn origin(experiment: &Experiment, manifest: &Manifest) -> BTreeMap<String, String> {
-    let entries = [
-        ("experiment", experiment.name.clone()),
-        ("step", manifest.step.to_string()),
-        ("tokens", manifest.tokens.to_string()),
-        ("state_root", manifest.state_root.to_string()),
-        ("created_by", manifest.created_by.clone()),
-    ];
-    entries.map(|(key, value)| (format!("runner.{key}"), value)).into()
 }

@@ -25,17 +25,20 @@ const PROGRAM: (&str, &[&str]) = ("This program", &["completions", "man", "help"
 const EXAMPLES: [(&str, &str); 13] = [
     (
         "run",
-        "  runner run experiments/quickstart.toml\n  runner run experiments/gpt2_124m.toml --name first --set batch.micro=32\n  \
+        "  runner run experiments/quickstart.toml\n  runner run experiments/gpt2_124m.toml --name first \
+         --set batch.micro=32\n  \
          runner run experiments/ci.toml --overwrite --json | jq -c 'select(.event == \"step\").loss'",
     ),
     (
         "resume",
-        "  runner resume                        # the run that was worked on last\n  runner resume quickstart\n  \
+        "  runner resume                        # the run that was worked on last\n  runner resume \
+         quickstart\n  \
          runner resume quickstart --set log.every=10",
     ),
     (
         "config",
-        "  runner config experiments/gpt2_33b.toml\n  RUNNER_SEED=7 runner config experiments/ci.toml --set batch.micro=1",
+        "  runner config experiments/gpt2_33b.toml\n  RUNNER_SEED=7 runner config experiments/ci.toml --set \
+         batch.micro=1",
     ),
     (
         "lock",
@@ -43,7 +46,8 @@ const EXAMPLES: [(&str, &str); 13] = [
     ),
     (
         "data",
-        "  runner data fetch hellaswag\n  runner data prepare --out data books/*.txt\n  runner data prepare --out data --tokenizer byte --val-fraction 0.05 text.txt",
+        "  runner data fetch hellaswag\n  runner data prepare --out data books/*.txt\n  runner data prepare \
+         --out data --tokenizer byte --val-fraction 0.05 text.txt",
     ),
     (
         "plot",
@@ -53,18 +57,21 @@ const EXAMPLES: [(&str, &str); 13] = [
     ("report", "  runner report quickstart\n  runner report quickstart --out page.html --no-verify"),
     (
         "sample",
-        "  runner sample quickstart --prompt 'And God said' --tokens 200\n  runner sample quickstart --temperature 0",
+        "  runner sample quickstart --prompt 'And God said' --tokens 200\n  runner sample quickstart \
+         --temperature 0",
     ),
     ("eval", "  runner eval quickstart"),
     (
         "verify",
         "  runner verify quickstart\n  runner verify quickstart --replay 500..520\n  \
+         runner verify quickstart --expect kept.lock.toml\n  runner verify quickstart --rebuild\n  \
          runner verify experiments/ci.toml --twice --expect tests/golden/ci_cpu.root",
     ),
     ("diff", "  runner diff first second"),
     (
         "export",
-        "  runner export quickstart --format hf --out model\n  runner export quickstart --format slsa --out provenance.json",
+        "  runner export quickstart --format hf --out model\n  runner export quickstart --format slsa --out \
+         provenance.json",
     ),
     ("bench", "  runner bench experiments/gpt2_124m.toml --steps 10"),
 ];

@@ -28,6 +28,7 @@ pub mod watch;
 
 use std::process::ExitCode;
 
+use crate::run::stop;
 use clap::{FromArgMatches, Parser, Subcommand};
 
 /// Declarative, bit-for-bit reproducible pre-training of GPT-2.
@@ -91,6 +92,7 @@ impl Cli {
 
     /// Runs the verb.
     pub fn run(self) -> anyhow::Result<ExitCode> {
+        stop::survive_file_limit()?;
         let done = |()| ExitCode::SUCCESS;
         match self.verb {
             Verb::Run(args) => run::run(args),

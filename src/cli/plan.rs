@@ -88,14 +88,14 @@ fn title(category: Category) -> &'static str {
 fn to_text(plan: &RunPlan) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail.
-    let _ = Text(plan).write(&mut out);
+    let _ = PlanText(plan).write(&mut out);
     out
 }
 
 /// A plan as text.
-struct Text<'a>(&'a RunPlan);
+struct PlanText<'a>(&'a RunPlan);
 
-impl Text<'_> {
+impl PlanText<'_> {
     fn write(&self, out: &mut String) -> std::fmt::Result {
         let (m, d) = (&self.0.model, &self.0.device);
         writeln!(out, "{}: GPT-2 with {} parameters", self.0.experiment, units::count(m.parameters))?;

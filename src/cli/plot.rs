@@ -29,10 +29,10 @@ pub struct Args {
     smooth: Option<u32>,
     /// Logarithmic axes; y is that of loss and gradient norm
     #[arg(long, value_enum, value_name = "AXES")]
-    log: Option<Log>,
+    log: Option<LogArg>,
     /// Colours
     #[arg(long, value_enum, default_value = "light")]
-    theme: Colors,
+    theme: ThemeArg,
     /// Published GPT-2 and GPT-3 models to draw as levels; may be repeated [default: of the runs' own
     /// size, where the text is comparable]
     #[arg(long, value_enum, value_name = "SIZE")]
@@ -52,14 +52,14 @@ enum X {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Log {
+enum LogArg {
     X,
     Y,
     Xy,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Colors {
+enum ThemeArg {
     Light,
     Dark,
 }
@@ -115,11 +115,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             X::Hours => XAxis::Hours,
         },
         smooth: args.smooth.map(|steps| steps as usize),
-        log_x: matches!(args.log, Some(Log::X | Log::Xy)),
-        log_y: matches!(args.log, Some(Log::Y | Log::Xy)),
+        log_x: matches!(args.log, Some(LogArg::X | LogArg::Xy)),
+        log_y: matches!(args.log, Some(LogArg::Y | LogArg::Xy)),
         theme: match args.theme {
-            Colors::Light => Theme::Light,
-            Colors::Dark => Theme::Dark,
+            ThemeArg::Light => Theme::Light,
+            ThemeArg::Dark => Theme::Dark,
         },
         baselines: match args.baseline.as_slice() {
             [] => Baselines::Comparable,

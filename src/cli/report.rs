@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::reporter::reporter;
 use super::streams::{self, say};
-use crate::report::html::{Page, Status};
+use crate::report::html::{HtmlPage, Status};
 use crate::run::find;
 use crate::store::{RunPaths, atomic};
 use crate::verify::{Checks, files, promises};
@@ -41,7 +41,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let checks = promises::of_run(checks, &folder)?;
     let failed = checks.iter().filter(|check| check.status == Status::Failed).count();
-    let page = Page::gather(&folder, checks)?.render()?;
+    let page = HtmlPage::gather(&folder, checks)?.render()?;
     let out = args.out.unwrap_or_else(|| RunPaths::new(&folder).report());
     atomic::write(&out, page.as_bytes())?;
     if failed > 0 {

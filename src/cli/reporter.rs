@@ -15,7 +15,7 @@ use crate::experiment::Experiment;
 use crate::plan::memory::Category;
 use crate::run::ending::Ending;
 use crate::run::lock::list;
-use crate::run::messages::{Message, Report, Reporter, Summary, Work};
+use crate::run::messages::{ExperimentSummary, LongWork, Message, Report, Reporter};
 use crate::run::ranks::Ended;
 use crate::run::sensors;
 use crate::run::train::Trained;
@@ -46,19 +46,21 @@ impl Reporter for Terminal {
                 exit::print(&format!("rank {rank} (process {process}) does not end and is killed"));
             }
             Message::RankLost(error) => exit::print(&error.to_string()),
-            message => say!("{}", text(message)),
+            message => say!("{}", units::printable_lines(&text(message))),
         }
     }
 
-    fn progress(&self, work: Work, total: u64) -> Box<dyn Fn(u64) + Sync> {
+    fn progress(&self, work: LongWork, total: u64) -> Box<dyn Fn(u64) + Sync> {
         let bar = match work {
-            Work::Hashing => hashing(total),
-            Work::Replaying => bar(total, "replaying {bar:32.cyan/dim} {pos}/{len} steps  {eta} left"),
+            LongWork::Hashing => hashing(total),
+            LongWork::Replaying => bar(total, "replaying {bar:32.cyan/dim} {pos}/{len} steps  {eta} left"),
+            LongWork::Validating => bar(total, "validating {wide_bar} {pos}/{len} {eta}"),
+            LongWork::HellaSwag => bar(total, "HellaSwag {wide_bar} {pos}/{len} {eta}"),
         };
         Box::new(move |done| bar.inc(done))
     }
 
-    fn training(&self, experiment: &Experiment, sensors: Arc<sensors::Shared>) -> Box<dyn Listener> {
+    fn training(&self, experiment: &Experiment, sensors: Arc<sensors::SharedReadings>) -> Box<dyn Listener> {
         if self.json {
             Box::new(JsonEvents::new(sensors))
         } else {
@@ -110,7 +112,8 @@ fn text(message: &Message<'_>) -> String {
             format!("same numerics, made elsewhere before:{}", list(differences))
         }
         Message::OtherEvaluations(lock) => format!(
-            "the state is that of {lock}, the ledger has another head: its run was evaluated at other steps, or by an older program"
+            "the state is that of {lock}, the ledger has another head: its run was evaluated at other \
+             steps, or by an older program"
         ),
         Message::RunBeforeFile { name, folder } => format!(
             "`{0}` names the run `{1}` here; `./{0}` is the file or folder",
@@ -124,7 +127,8 @@ fn text(message: &Message<'_>) -> String {
         Message::Folder(folder) => format!("folder: {}", folder.display()),
         Message::NoSensors(why) => format!("the GPU's sensors cannot be read: {why}"),
         Message::GpusLeftOver { used, gpus, workers } => format!(
-            "{used} of {gpus} GPUs are used: `parallel.workers` is {workers}, and the number of ranks is a power of two that divides it"
+            "{used} of {gpus} GPUs are used: `parallel.workers` is {workers}, and the number of ranks is a \
+             power of two that divides it"
         ),
         Message::LauncherGone => "the process that started this rank has ended: saving and stopping".into(),
         Message::RankKilled { .. } | Message::RankStuck { .. } | Message::RankLost(_) => String::new(),
@@ -132,8 +136,12 @@ fn text(message: &Message<'_>) -> String {
 }
 
 /// A summary of model, device, data and memory before training.
-fn summary_text(summary: &Summary<'_>) -> String {
-    let Summary { experiment, memory, .. } = summary;
+fn summary_text(summary: &ExperimentSummary<'_>) -> String {
+    let ExperimentSummary { name, experiment, memory, .. } = summary;
+    let name = match experiment.name == *name {
+        true => name.clone(),
+        false => format!("{name}, of the experiment {}", experiment.name),
+    };
     let m = &experiment.model;
     let part = |category| units::bytes(memory.category(category));
     let device = match experiment.parallel.ranks {
@@ -146,8 +154,7 @@ fn summary_text(summary: &Summary<'_>) -> String {
     };
     let lines = [
         format!(
-            "{}: GPT-2 with {} parameters: {} layers, {} heads, {} channels, {} tokens of context",
-            experiment.name,
+            "{name}: GPT-2 with {} parameters: {} layers, {} heads, {} channels, {} tokens of context",
             units::count(summary.parameters),
             m.layers,
             m.heads,
@@ -163,7 +170,8 @@ fn summary_text(summary: &Summary<'_>) -> String {
             units::thousands(summary.val_tokens),
         ),
         format!(
-            "memory: {} planned: weights {}, gradients {}, optimizer {}, activations {}{samples}, scratch {}; {} on the host",
+            "memory: {} planned: weights {}, gradients {}, optimizer {}, activations {}{samples}, scratch \
+             {}; {} on the host",
             units::bytes(memory.total()),
             part(Category::Parameters),
             part(Category::Gradients),
@@ -185,6 +193,11 @@ pub fn conclude(trained: Trained, json: bool) -> anyhow::Result<Ending> {
         streams::print(&if json { format!("{event}\n") } else { format!("{root}\n") })?;
     }
     let Some(kept) = kept else { return Ok(ending) };
+    // Before anything else may fail: with its outputs a run has ended.
+    let outputs = match outcome {
+        Outcome::Finished { .. } => kept.keep_outputs(reporter(json)),
+        _ => Ok(()),
+    };
     for plot in kept.draw()?.iter().filter(|_| !json) {
         say!("plot: {}", plot.display());
     }
@@ -194,9 +207,8 @@ pub fn conclude(trained: Trained, json: bool) -> anyhow::Result<Ending> {
             // The run is complete, even if this cannot be printed.
             streams::print(&format!("{root}\n")).unwrap_or_else(|error| say!("{error:#}"));
         }
-        kept.keep_outputs(reporter(json))?;
     }
-    Ok(ending)
+    outputs.map(|()| ending)
 }
 
 /// The exit code of a run's processes.

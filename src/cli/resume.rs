@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::reporter::{conclude, exit_code, reporter};
-use crate::experiment;
+use crate::experiment::{self, Origin};
 use crate::run::find;
 use crate::run::open::{Continuation, Opened};
 use crate::run::ranks;
@@ -37,7 +37,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let path = find::find(args.run.as_deref(), &args.runs)?;
     let loaded = experiment::load(&RunPaths::new(&path).experiment(), &args.set)?;
     let report = reporter(args.json);
-    let how = Continuation { edited: !args.set.is_empty(), allow_drift: args.allow_drift, expected: None };
+    let edited = loaded.origins.values().any(|origin| matches!(origin, Origin::Set | Origin::Environment(_)));
+    let how = Continuation { edited, allow_drift: args.allow_drift, expected: None };
     let experiment = loaded.experiment.clone();
     let ended = ranks::in_processes(&experiment, args.ranks, &args.runs, report, |place| {
         conclude(train(Opened::resume(loaded, &path, how, place, report)?)?, args.json)

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::reporter::{conclude, exit_code, reporter};
 use super::{experiment, lock};
 use crate::run::UsageError;
-use crate::run::open::{Existing, Opened, Request};
+use crate::run::open::{Existing, Opened, RunRequest};
 use crate::run::ranks;
 use crate::run::train::train;
 
@@ -57,7 +57,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let report = reporter(args.json);
     let beside = lock::beside(&args.experiment);
-    let request = Request {
+    let request = RunRequest {
         name: args.name.unwrap_or_else(|| loaded.experiment.name.clone()),
         runs: args.runs.clone(),
         existing: match (args.overwrite, args.or_resume) {

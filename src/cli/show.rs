@@ -24,7 +24,7 @@ Examples:
   runner show --csv > runs.csv
 
 Columns: name, model, state, step, steps, tokens, loss, val_loss, hellaswag, hellaswag_acc, hellaswag_acc_norm,
-step_ms, tokens_per_s, mfu, skipped, root, parameters, why. Operators: ==, !=, <, <=, >, >=, and ~ for text that contains another.")]
+hellaswag_acc_bytes, step_ms, tokens_per_s, mfu, skipped, root, parameters, why. Operators: ==, !=, <, <=, >, >=, and ~ for text that contains another.")]
 pub struct Args {
     /// The run to show in full: a name under `--runs`, or a folder.
     run: Option<PathBuf>,

@@ -3,9 +3,11 @@
 //! cases.
 
 use std::fmt::Display;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, StdoutLock, Write};
 
 use anyhow::Context;
+
+use crate::units;
 
 /// Writes text to stdout.
 ///
@@ -16,18 +18,47 @@ pub fn try_print(text: &str) -> io::Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush())
 }
 
-/// Writes data to stdout. A reader that has closed the pipe, as in `runner config … | head`, is no error.
+/// Writes data without styles to stdout. A reader that has closed the pipe, as in `runner config … | head`, is no error.
 ///
 /// # Errors
 /// stdout cannot be written, for example because its disk is full.
 pub fn print(text: &str) -> anyhow::Result<()> {
-    unless_unread(try_print(text))
+    let mut out = Foreign::stdout();
+    unless_unread(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
 }
 
 /// As [`print`], for text with styles, which are left out where stdout is no terminal.
 pub fn print_styled(text: &str) -> anyhow::Result<()> {
     let mut out = anstream::stdout().lock();
     unless_unread(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// stdout for what may hold anything: texts of models, names of files. A terminal gets it without control
+/// characters, which would move its cursor or change its settings; a file or pipe gets every byte.
+pub struct Foreign {
+    out: StdoutLock<'static>,
+    to_terminal: bool,
+}
+
+impl Foreign {
+    pub fn stdout() -> Foreign {
+        Foreign { out: io::stdout().lock(), to_terminal: io::stdout().is_terminal() }
+    }
+}
+
+impl Write for Foreign {
+    /// Writes whole characters.
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        if !self.to_terminal {
+            return self.out.write(text);
+        }
+        let shown = units::printable_lines(&String::from_utf8_lossy(text));
+        self.out.write_all(shown.as_bytes()).map(|()| text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// An error of stdout with its name; none where its reader has closed it.

@@ -8,8 +8,10 @@ use serde_json::json;
 use super::reporter::reporter;
 use super::{exit, streams};
 use crate::run::{find, require_usage};
+use crate::units;
 use crate::verify::audit::{self, AuditOptions};
-use crate::verify::{Check, Checks, Status, files, replay, twice};
+use crate::verify::expect::Expected;
+use crate::verify::{Check, Checks, Status, files, rebuild, replay, twice};
 
 /// Check a run to the byte, or that an experiment repeats.
 #[derive(clap::Args)]
@@ -29,14 +31,16 @@ pub struct Args {
     /// Train the experiment twice, and once more with a kill in the middle; all must agree.
     #[arg(long, requires = "what")]
     twice: bool,
-    /// With `--twice`: compare with golden roots.
-    #[arg(long, value_name = "FILE", requires = "twice")]
+    /// What the run must have come to, kept elsewhere: the head of its ledger or a state root (64 hexadecimal
+    /// digits), a lock, or golden roots. With `--twice`: golden roots.
+    #[arg(long, value_name = "HASH|FILE")]
     expect: Option<PathBuf>,
     /// With `--twice`: write the golden roots, when all runs agree.
     #[arg(long, value_name = "FILE", requires = "twice", conflicts_with = "expect")]
     bless: Option<PathBuf>,
-    /// With `--twice`: set a key. May be repeated.
-    #[arg(long, value_name = "KEY=VALUE", requires = "twice")]
+    /// With `--twice` or `--replay`: set a key. May be repeated. `device.kind=mirror` repeats on a CPU what a
+    /// Hopper GPU computed.
+    #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// With `--twice`: keep the run folders here.
     #[arg(long, value_name = "DIR", requires = "twice")]
@@ -44,6 +48,10 @@ pub struct Args {
     /// Folder that holds the run folders.
     #[arg(long, default_value = "runs", value_name = "DIR")]
     runs: PathBuf,
+    /// First write again what of `metrics.jsonl`, `metrics.parquet` and `main.log` is lost or damaged, from the
+    /// ledger. Timings that are lost stay empty.
+    #[arg(long, conflicts_with = "twice")]
+    rebuild: bool,
     /// Print the checks as JSON on stdout.
     #[arg(long)]
     json: bool,
@@ -74,7 +82,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let made: Vec<_> = checks
             .into_made()
             .iter()
-            .map(|Check { status, name, detail }| json!({"check": name, "status": word(*status), "detail": detail}))
+            .map(|Check { status, name, detail }| {
+                json!({"check": name, "status": word(*status), "detail": detail})
+            })
             .collect();
         streams::print(&format!("{}\n", json!({"ok": ok, "checks": made})))?;
     }
@@ -83,20 +93,32 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
+    require_usage(args.set.is_empty() || args.twice || args.replay.is_some(), || {
+        "`--set` goes with `--twice` or `--replay`: without them nothing is trained".into()
+    })?;
     if let (true, Some(experiment)) = (args.twice, &args.what) {
         super::experiment::require(experiment)?;
         require_usage(args.expect.as_ref().is_none_or(|file| file.exists()), || {
             "the file that `--expect` names is not there\n  hint: `--bless` writes one".into()
         })?;
         let options =
-            twice::Options { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
+            twice::TwiceOptions { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
         return twice::verify(experiment, &options, checks);
     }
+    let expected = args.expect.as_deref().map(Expected::read).transpose()?;
     let folder = find::find(args.what.as_deref(), &args.runs)?;
+    if args.rebuild {
+        rebuild::rebuild(&folder, checks)?;
+    }
     let report = reporter(args.json);
     let run = files::verify(&folder, checks, report)?;
+    match (&expected, &run) {
+        (Some(expected), Some(run)) => expected.verify(run, checks),
+        (Some(_), None) => checks.failed("expected", "not compared: the files are not whole"),
+        (None, _) => {}
+    }
     match (args.replay, args.audit, run) {
-        (Some((from, to)), _, Some(run)) => replay::verify(run, from..to, checks, report)?,
+        (Some((from, to)), _, Some(run)) => replay::verify(run, from..to, &args.set, checks, report)?,
         (Some(_), _, None) => checks.failed("replay", "not begun: the files are not whole"),
         (None, Some(count), Some(run)) => {
             audit::verify(run, AuditOptions { count: count as usize, seed: args.seed }, checks)?
@@ -117,6 +139,7 @@ fn word(status: Status) -> &'static str {
 
 /// A check as a line.
 fn to_text(Check { status, name, detail }: &Check) -> String {
+    let [name, detail] = [name, detail].map(|text| units::printable_lines(text));
     match status {
         Status::Passed => format!("{GOOD}ok{GOOD:#}      {name}: {detail}\n"),
         Status::Failed => format!("{BAD}FAILED{BAD:#}  {name}: {detail}\n"),

@@ -170,13 +170,15 @@ mod tests {
         #[test]
         fn it_reads_as_text() {
             let corpus = kjv().unwrap();
-            assert!(
-                corpus.train[0].starts_with("Genesis\n\nChapter 1\n\nIn the beginning God created the heaven and the earth. And the earth was without form, and void; and darkness was upon")
-            );
-            assert!(
-                corpus.train[0]
-                    .contains("And God said, Let there be light: and there was light. And God saw the light, that it was good:")
-            );
+            assert!(corpus.train[0].starts_with(
+                "Genesis\n\nChapter 1\n\nIn the beginning God created the \
+                 heaven and the earth. And the earth was without form, and \
+                 void; and darkness was upon"
+            ));
+            assert!(corpus.train[0].contains(
+                "And God said, Let there be light: and there was light. And God saw the \
+                 light, that it was good:"
+            ));
             assert!(corpus.val[0].starts_with("Genesis\n\nChapter 48\n\n"));
             assert!(
                 corpus

@@ -35,7 +35,7 @@ pub const SETTLED: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub struct DigestCache {
     file: Option<PathBuf>,
-    entries: BTreeMap<PathBuf, Known>,
+    entries: BTreeMap<PathBuf, KnownDigest>,
 }
 
 /// What tells that a file was changed; times in nanoseconds since 1970.
@@ -50,7 +50,7 @@ struct Stamp {
 /// A file as it was when it was hashed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Known {
+struct KnownDigest {
     stamp: Stamp,
     sha256: String,
     /// Of shards alone.
@@ -152,7 +152,7 @@ impl DigestCache {
         let scans: Result<Vec<Scan>, DataError> = infos.par_iter().enumerate().map(scan).collect();
         for ((path, stamp), Scan { sha256, largest }) in fresh.into_inner().unwrap_or_default() {
             let (sha256, largest_token) = (hex::encode(sha256), Some(largest));
-            self.entries.insert(path, Known { stamp, sha256, largest_token });
+            self.entries.insert(path, KnownDigest { stamp, sha256, largest_token });
         }
         let digest = |(at, (info, Scan { sha256, largest })): (usize, (&ShardInfo, Scan))| {
             data.require_vocab(at, largest)?;
@@ -170,7 +170,7 @@ impl DigestCache {
         let sha256 = file_sha256(path)?;
         if let Some(stamp) = before {
             let sha256 = hex::encode(sha256);
-            self.entries.insert(path.into(), Known { stamp, sha256, largest_token: None });
+            self.entries.insert(path.into(), KnownDigest { stamp, sha256, largest_token: None });
         }
         Ok(sha256)
     }
@@ -278,7 +278,7 @@ mod tests {
         let first = cache.file(&file).unwrap();
         assert_eq!(first, <[u8; 32]>::from(Sha256::digest(std::fs::read(&file).unwrap())));
         let old = cache.entries[&file].clone();
-        cache.entries.insert(file.clone(), Known { sha256: hex::encode([7; 32]), ..old });
+        cache.entries.insert(file.clone(), KnownDigest { sha256: hex::encode([7; 32]), ..old });
         assert_eq!(cache.file(&file).unwrap(), [7; 32], "what is known is not read");
         shard(&file, &[1, 2, 4], 2 * hour);
         assert_ne!(cache.file(&file).unwrap(), first);

@@ -21,7 +21,8 @@ pub enum DataError {
     // ---- finding shards ----
     /// No pattern at all.
     #[error(
-        "no token shards are named\n  hint: set `data.train` and `data.val` to glob patterns, or `data.corpus` to an embedded text"
+        "no token shards are named\n  hint: set `data.train` and `data.val` to glob patterns, or \
+         `data.corpus` to an embedded text"
     )]
     NoPatterns,
     /// The pattern itself is malformed.
@@ -29,17 +30,25 @@ pub enum DataError {
     BadPattern { pattern: String, at: usize, message: &'static str },
     /// A pattern that matches nothing.
     #[error(
-        "no file matches `{pattern}`: looked in `{folder}`, which {found}\n  hint: relative patterns start at the experiment's folder; `runner data prepare` writes shards"
+        "no file matches `{pattern}`: looked in `{folder}`, which {found}\n  hint: relative patterns start \
+         at the experiment's folder; `runner data prepare` writes shards"
     )]
     NoMatch { pattern: String, folder: PathBuf, found: String },
     /// A folder, pipe or device where a file is read more than once, and not from its start to its end.
     #[error(
-        "`{path}` is {what}, but it is read at several positions and more than once: expected a file\n  hint: {}", if *what == "a folder" { "name its files, for example with `*.bin`" } else { "write it to a file first" }
+        "`{path}` is {what}, but it is read at several positions and more than once: expected a file\n  \
+         hint: {}",
+        if *what == "a folder" {
+            "name its files, for example with `*.bin`"
+        } else {
+            "write it to a file first"
+        }
     )]
     NotAFile { path: PathBuf, what: &'static str },
     /// A file that is not what it was when it was opened.
     #[error(
-        "`{path}` changed while it was read: {}\n  hint: another program wrote to it, cut or replaced it; put the file back, then `runner resume`",
+        "`{path}` changed while it was read: {}\n  hint: another program wrote to it, cut or replaced it; \
+         put the file back, then `runner resume`",
         change(*expected_bytes, *got_bytes)
     )]
     Changed { path: PathBuf, expected_bytes: u64, got_bytes: u64 },
@@ -47,12 +56,14 @@ pub enum DataError {
     // ---- the header of a shard ----
     /// A web page under a shard's name.
     #[error(
-        "`{path}` is a web page saved as a token shard: it starts with `{start}` where magic {MAGIC} was expected (byte 0)\n  hint: the download gave an error or login page; fetch the file again"
+        "`{path}` is a web page saved as a token shard: it starts with `{start}` where magic {MAGIC} was \
+         expected (byte 0)\n  hint: the download gave an error or login page; fetch the file again"
     )]
     Html { path: PathBuf, start: String },
     /// Fewer bytes than a header has.
     #[error(
-        "`{path}` ends inside its header: expected at least {HEADER_BYTES} bytes, got {got_bytes}\n  hint: the download or copy was cut off; fetch the file again"
+        "`{path}` ends inside its header: expected at least {HEADER_BYTES} bytes, got {got_bytes}\n  hint: \
+         the download or copy was cut off; fetch the file again"
     )]
     HeaderTruncated { path: PathBuf, got_bytes: u64 },
     /// Another kind of file.
@@ -60,12 +71,16 @@ pub enum DataError {
     Magic { path: PathBuf, got: u32, hint: &'static str },
     /// A shard that another tokenizer made.
     #[error(
-        "`{path}` was made with the tokenizer `{recorded}`{}, as its header says (byte 12): expected `{wanted}`, which `data.tokenizer` names\n  hint: set `data.tokenizer = \"{recorded}\"`, or prepare the text again with `--tokenizer {wanted}`", if recorded == wanted { format!(" of SHA-256 {sha256}") } else { String::new() }
+        "`{path}` was made with the tokenizer `{recorded}`{}, as its header says (byte 12): expected \
+         `{wanted}`, which `data.tokenizer` names\n  hint: set `data.tokenizer = \"{recorded}\"`, or \
+         prepare the text again with `--tokenizer {wanted}`",
+        if recorded == wanted { format!(" of SHA-256 {sha256}") } else { String::new() }
     )]
     OtherTokenizer { path: PathBuf, recorded: String, sha256: String, wanted: &'static str },
     /// A version of the format that is not known.
     #[error(
-        "`{path}` has an unknown shard version: expected {VERSION} at byte 4, got {got}\n  hint: only 16-bit shards of version {VERSION} can be read"
+        "`{path}` has an unknown shard version: expected {VERSION} at byte 4, got {got}\n  hint: only \
+         16-bit shards of version {VERSION} can be read"
     )]
     Version { path: PathBuf, got: u32 },
     /// A header with 0 tokens.
@@ -75,12 +90,16 @@ pub enum DataError {
     Empty { path: PathBuf },
     /// Fewer tokens than the header says.
     #[error(
-        "`{path}` is truncated: its header (byte 8) promises {tokens} tokens, that is {expected_bytes} bytes, but the file ends at byte {got_bytes}\n  hint: the download or copy was cut off; fetch the file again"
+        "`{path}` is truncated: its header (byte 8) promises {tokens} tokens, that is {expected_bytes} \
+         bytes, but the file ends at byte {got_bytes}\n  hint: the download or copy was cut off; fetch the \
+         file again"
     )]
     Truncated { path: PathBuf, tokens: u64, expected_bytes: u64, got_bytes: u64 },
     /// More bytes than the header says.
     #[error(
-        "`{path}` is too long: its header (byte 8) promises {tokens} tokens, that is {expected_bytes} bytes, but the file has {got_bytes}\n  hint: the header was not updated, or two files were joined; prepare or fetch it again"
+        "`{path}` is too long: its header (byte 8) promises {tokens} tokens, that is {expected_bytes} \
+         bytes, but the file has {got_bytes}\n  hint: the header was not updated, or two files were joined; \
+         prepare or fetch it again"
     )]
     TooLong { path: PathBuf, tokens: u64, expected_bytes: u64, got_bytes: u64 },
 
@@ -96,12 +115,14 @@ pub enum DataError {
     // ---- reading ----
     /// A token outside the vocabulary.
     #[error(
-        "`{shard}` holds token {token} at position {position} (byte {byte}): expected less than {vocab}, the vocabulary\n  hint: the shard was made with another tokenizer, or is damaged"
+        "`{shard}` holds token {token} at position {position} (byte {byte}): expected less than {vocab}, \
+         the vocabulary\n  hint: the shard was made with another tokenizer, or is damaged"
     )]
     OutOfVocabulary { shard: String, position: u64, byte: u64, token: u16, vocab: usize },
     /// No sequence fits.
     #[error(
-        "{tokens} tokens in `{name}` hold no sequence of {seq_len}: expected a shard with at least {} tokens\n  hint: lower `batch.seq_len` or add data", seq_len + 1
+        "{tokens} tokens in `{name}` hold no sequence of {seq_len}: expected a shard with at least {} \
+         tokens\n  hint: lower `batch.seq_len` or add data", seq_len + 1
     )]
     NoSequences { name: String, tokens: u64, seq_len: usize },
     /// A sequence index past the end.
@@ -117,7 +138,8 @@ pub enum DataError {
     // ---- embedded text ----
     /// This build has no embedded text.
     #[error(
-        "corpus `{name}` is not in this build: the feature `corpus` is off\n  hint: build with `--features corpus`, or name shards in `data.train`"
+        "corpus `{name}` is not in this build: the feature `corpus` is off\n  hint: build with `--features \
+         corpus`, or name shards in `data.train`"
     )]
     CorpusNotBuilt { name: String },
     /// The model has no rows for some of the tokenizer's tokens.
@@ -138,7 +160,8 @@ pub enum DataError {
     Content { path: PathBuf, found: String, expected: &'static str, hint: String },
     /// Text that is not UTF-8.
     #[error(
-        "`{path}` is not UTF-8 text: invalid at byte {byte} (0x{value:02x})\n  hint: convert it, for example with `iconv -f WINDOWS-1252 -t UTF-8`"
+        "`{path}` is not UTF-8 text: invalid at byte {byte} (0x{value:02x})\n  hint: convert it, for \
+         example with `iconv -f WINDOWS-1252 -t UTF-8`"
     )]
     NotUtf8 { path: PathBuf, byte: u64, value: u8 },
     /// Nothing to encode.
@@ -155,22 +178,26 @@ pub enum DataError {
     NoColumn { path: PathBuf, column: String, has: String },
     /// A column of something else than text.
     #[error(
-        "the column `{column}` of `{path}` holds {got}: expected strings\n  hint: name another with `--column`"
+        "the column `{column}` of `{path}` holds {got}: expected strings\n  hint: name another with \
+         `--column`"
     )]
     ColumnType { path: PathBuf, column: String, got: String },
     /// A row without text.
     #[error(
-        "row {row} of `{path}` (counted from 0) has no text: its `{column}` is null\n  hint: `--skip-bad-rows N` leaves out up to N such rows"
+        "row {row} of `{path}` (counted from 0) has no text: its `{column}` is null\n  hint: \
+         `--skip-bad-rows N` leaves out up to N such rows"
     )]
     NullText { path: PathBuf, column: String, row: usize },
     /// A file that would be replaced and is not a shard.
     #[error(
-        "`{path}` has a shard's name, but is none: `--overwrite` replaces shards alone\n  hint: move it away, or give another `--name`"
+        "`{path}` has a shard's name, but is none: `--overwrite` replaces shards alone\n  hint: move it \
+         away, or give another `--name`"
     )]
     NotOurs { path: PathBuf },
     /// Shards are there already.
     #[error(
-        "`{path}` exists already ({count} shards named `{prefix}_…` are in the folder)\n  hint: give another `--name` or `--out`, or replace them with `--overwrite`"
+        "`{path}` exists already ({count} shards named `{prefix}_…` are in the folder)\n  hint: give \
+         another `--name` or `--out`, or replace them with `--overwrite`"
     )]
     ShardsExist { path: PathBuf, prefix: String, count: usize },
     /// An option of `prepare` out of its range.
@@ -178,7 +205,8 @@ pub enum DataError {
     Option { option: &'static str, got: String, expected: &'static str },
     /// The split leaves no training data.
     #[error(
-        "no tokens are left to train on: validation took all {tokens}\n  hint: lower `--val-tokens` or `--val-fraction`"
+        "no tokens are left to train on: validation took all {tokens}\n  hint: lower `--val-tokens` or \
+         `--val-fraction`"
     )]
     NoTraining { tokens: u64 },
 }

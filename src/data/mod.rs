@@ -39,7 +39,7 @@ pub use error::DataError;
 pub use order::SampleOrder;
 pub use prefetch::{Batch, BatchPlan, Prefetcher, Waits};
 pub use read_at::require_file;
-pub use remarks::Manifest;
+pub use remarks::DataManifest;
 pub use sources::Sources;
 pub use tokenizer::{StreamDecoder, Tokenizer};
 pub use validation::ValidationSet;

@@ -95,14 +95,14 @@ pub struct Waits {
 pub struct Prefetcher {
     data: Arc<Dataset>,
     plan: BatchPlan,
-    reader: Option<Reader>,
+    reader: Option<ReaderThread>,
     waits: Waits,
     fresh: bool,
 }
 
 /// The thread and the two channels to it.
 #[derive(Debug)]
-struct Reader {
+struct ReaderThread {
     batches: Receiver<Result<Batch, DataError>>,
     used: mpsc::Sender<Batch>,
     thread: JoinHandle<()>,
@@ -130,7 +130,7 @@ impl Prefetcher {
     /// Throws away what was read ahead and goes on at the first micro-batch of `step`.
     pub fn seek(&mut self, step: u64, offset: u64) -> Result<(), DataError> {
         self.stop();
-        self.reader = Some(Reader::spawn(self.data.clone(), self.plan.clone(), step, offset)?);
+        self.reader = Some(ReaderThread::spawn(self.data.clone(), self.plan.clone(), step, offset)?);
         self.fresh = true;
         Ok(())
     }
@@ -187,7 +187,7 @@ impl Prefetcher {
     }
 
     fn stop(&mut self) {
-        if let Some(Reader { batches, used, thread }) = self.reader.take() {
+        if let Some(ReaderThread { batches, used, thread }) = self.reader.take() {
             // Without a receiver the reader's next send fails, also one that is blocked now.
             drop((batches, used));
             // A panic there has been printed already and reached the consumer as `ReaderStopped`.
@@ -202,8 +202,8 @@ impl Drop for Prefetcher {
     }
 }
 
-impl Reader {
-    fn spawn(data: Arc<Dataset>, plan: BatchPlan, step: u64, offset: u64) -> Result<Reader, DataError> {
+impl ReaderThread {
+    fn spawn(data: Arc<Dataset>, plan: BatchPlan, step: u64, offset: u64) -> Result<ReaderThread, DataError> {
         // The reader holds one batch beyond the channel while it waits to send it.
         let (sender, batches) = mpsc::sync_channel(plan.depth.max(1) - 1);
         let (used, returned) = mpsc::channel();
@@ -215,7 +215,7 @@ impl Reader {
                 path: "data".into(),
                 reason,
             })?;
-        Ok(Reader { batches, used, thread })
+        Ok(ReaderThread { batches, used, thread })
     }
 }
 

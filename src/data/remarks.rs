@@ -15,7 +15,7 @@ const LISTED: usize = 6;
 
 /// Digests of everything that a run reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Manifest {
+pub struct DataManifest {
     pub train: Vec<ShardDigest>,
     /// Empty where nothing is held out.
     pub val: Vec<ShardDigest>,
@@ -23,7 +23,7 @@ pub struct Manifest {
     pub hellaswag: Option<(String, u64, [u8; 32])>,
 }
 
-impl Manifest {
+impl DataManifest {
     /// The warnings, one line each. `train` and `val` are what the digests are of.
     pub fn remarks(
         &self,
@@ -66,7 +66,8 @@ fn overlaps(train: &[ShardDigest], val: &[ShardDigest]) -> Vec<String> {
         .collect();
     let say = |what: &str, found: &[String]| (!found.is_empty()).then(|| format!("{what}: {}", list(found)));
     let shared = say(
-        "the validation data are trained on, so the validation loss does not measure what is new; same content in both",
+        "the validation data are trained on, so the validation loss does not measure what is new; same \
+         content in both",
         &shared,
     );
     let twice = say("training shards are there twice, by content, and are read twice an epoch", &twice);
@@ -82,7 +83,8 @@ fn short(what: &str, data: &Dataset, seq_len: usize) -> Option<String> {
         .collect();
     (!short.is_empty()).then(|| {
         format!(
-            "{what} shards with fewer than {} tokens (`batch.seq_len` + 1) give no sequence and are not read: {}",
+            "{what} shards with fewer than {} tokens (`batch.seq_len` + 1) give no sequence and are not \
+             read: {}",
             seq_len + 1,
             list(&short)
         )
@@ -109,7 +111,8 @@ fn doubtful(what: &str, data: &Dataset, digests: &[ShardDigest], tokenizer: &Tok
         .collect();
     (!found.is_empty()).then(|| {
         format!(
-            "{what} shards may be of another tokenizer than `data.tokenizer` = `{}`, which has {} tokens; they record none: {}",
+            "{what} shards may be of another tokenizer than `data.tokenizer` = `{}`, which has {} tokens; \
+             they record none: {}",
             tokenizer.name(),
             units::thousands(vocab as u64),
             list(&found)
@@ -147,7 +150,7 @@ mod tests {
         };
         let (train, val) = (open("*.bin"), open("v*.bin"));
         let digests = |data| DigestCache::none().manifest(data, |_| ()).unwrap();
-        let manifest = Manifest { train: digests(&train), val: digests(&val), hellaswag: None };
+        let manifest = DataManifest { train: digests(&train), val: digests(&val), hellaswag: None };
         manifest.remarks(&train, Some(&val), tokenizer, 4)
     }
 
@@ -185,7 +188,7 @@ mod tests {
         write(dir.path(), "v.bin", &[1, 2, 3, 4, 6], Some(&Tokenizer::Byte));
         let train = Dataset::from_tokens("t", vec![1, 2, 3, 4, 5], 257).unwrap();
         let digests = |data| DigestCache::none().manifest(data, |_| ()).unwrap();
-        let manifest = Manifest { train: digests(&train), val: vec![], hellaswag: None };
+        let manifest = DataManifest { train: digests(&train), val: vec![], hellaswag: None };
         assert_eq!(manifest.remarks(&train, None, &Tokenizer::Byte, 4), [""; 0]);
         let many: Vec<String> = (0..9).map(|i| i.to_string()).collect();
         assert_eq!(list(&many), "0, 1, 2, 3, 4, 5 and 3 more");

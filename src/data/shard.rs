@@ -54,17 +54,17 @@ pub fn recorded_header(tokens: u64, tokenizer: &Tokenizer) -> [u8; HEADER_BYTES 
 
 /// The tokenizer that a header records.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recorded {
+pub struct RecordedTokenizer {
     pub name: String,
     pub sha256: [u8; 32],
 }
 
 /// The content of a header.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct ShardHeader {
     pub tokens: u64,
     /// `None` in shards of llm.c's tools and of older versions.
-    pub tokenizer: Option<Recorded>,
+    pub tokenizer: Option<RecordedTokenizer>,
 }
 
 /// The result of reading a whole shard.
@@ -96,11 +96,11 @@ pub(super) struct Shard {
     pub tokens: u64,
     /// Whether its header records its tokenizer; tokens in memory were just made with it.
     pub recorded: bool,
-    content: Content,
+    content: ShardContent,
 }
 
 #[derive(Debug)]
-enum Content {
+enum ShardContent {
     File(ReadAt),
     Owned(Vec<u16>),
 }
@@ -128,7 +128,7 @@ impl Shard {
         }
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         let (tokens, recorded) = (header.tokens, header.tokenizer.is_some());
-        Ok(Shard { name, path: Some(path.to_owned()), tokens, recorded, content: Content::File(file) })
+        Ok(Shard { name, path: Some(path.to_owned()), tokens, recorded, content: ShardContent::File(file) })
     }
 
     /// Tokens that are in memory already.
@@ -138,7 +138,7 @@ impl Shard {
             path: None,
             tokens: tokens.len() as u64,
             recorded: true,
-            content: Content::Owned(tokens),
+            content: ShardContent::Owned(tokens),
         }
     }
 
@@ -156,11 +156,11 @@ impl Shard {
     /// A token outside the vocabulary, and a file that has changed since it was opened.
     pub fn read(&self, position: u64, out: &mut [u16], vocab: usize) -> Result<(), DataError> {
         match &self.content {
-            Content::Owned(tokens) => {
+            ShardContent::Owned(tokens) => {
                 let at = position as usize;
                 out.copy_from_slice(&tokens[at..at + out.len()]);
             }
-            Content::File(file) => {
+            ShardContent::File(file) => {
                 file.read(HEADER_BYTES + 2 * position, bytemuck::cast_slice_mut(out))?;
                 out.iter_mut().for_each(|token| *token = u16::from_le(*token));
             }
@@ -182,7 +182,7 @@ impl Shard {
         let mut hash = Sha256::new();
         let mut largest = 0;
         match &self.content {
-            Content::File(file) => {
+            ShardContent::File(file) => {
                 let mut skip = HEADER_BYTES as usize;
                 file.scan(|part| {
                     hash.update(part);
@@ -192,7 +192,7 @@ impl Shard {
                     skip = skip.saturating_sub(part.len());
                 })?;
             }
-            Content::Owned(tokens) => {
+            ShardContent::Owned(tokens) => {
                 hash.update(header(self.tokens));
                 for part in tokens.chunks(1 << 15) {
                     hash.update(part.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<u8>>());
@@ -228,7 +228,7 @@ impl Shard {
 /// # Errors
 ///
 /// A wrong header, or a length that differs from the header's. `path` is for the message.
-pub fn check(path: &Path, head: &[u8], got_bytes: u64) -> Result<Header, DataError> {
+pub fn check(path: &Path, head: &[u8], got_bytes: u64) -> Result<ShardHeader, DataError> {
     let path = path.to_owned();
     if let Some(start) = html_start(head) {
         return Err(DataError::Html { path, start });
@@ -249,15 +249,15 @@ pub fn check(path: &Path, head: &[u8], got_bytes: u64) -> Result<Header, DataErr
         _ if tokens == 0 && got_bytes == expected_bytes => Err(DataError::Empty { path }),
         std::cmp::Ordering::Less => Err(DataError::Truncated { path, tokens, expected_bytes, got_bytes }),
         std::cmp::Ordering::Greater => Err(DataError::TooLong { path, tokens, expected_bytes, got_bytes }),
-        std::cmp::Ordering::Equal => Ok(Header { tokens, tokenizer: recorded(head) }),
+        std::cmp::Ordering::Equal => Ok(ShardHeader { tokens, tokenizer: recorded(head) }),
     }
 }
 
-fn recorded(head: &[u8]) -> Option<Recorded> {
+fn recorded(head: &[u8]) -> Option<RecordedTokenizer> {
     let record = head.get(12..64)?.strip_prefix(RECORDED)?;
     let (name, sha256) = record.split_at(16);
     let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
-    Some(Recorded { name, sha256: sha256.try_into().ok()? })
+    Some(RecordedTokenizer { name, sha256: sha256.try_into().ok()? })
 }
 
 fn magic_hint(got: u32, bytes: &[u8]) -> &'static str {

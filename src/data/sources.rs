@@ -27,7 +27,7 @@ impl Sources {
     /// # Errors
     ///
     /// Every error that is found at the start; see [`DataError`].
-    pub fn open(data: &experiment::Data, vocab: usize) -> Result<Sources, DataError> {
+    pub fn open(data: &experiment::DataKeys, vocab: usize) -> Result<Sources, DataError> {
         let tokenizer = Tokenizer::new(data.tokenizer);
         if let Some(name) = &data.corpus {
             let (needed, tokenizer_name) = (tokenizer.vocab(), tokenizer.name());
@@ -48,8 +48,8 @@ impl Sources {
 mod tests {
     use super::*;
 
-    fn table(corpus: Option<&str>, train: &[String], val: &[String]) -> experiment::Data {
-        experiment::Data {
+    fn table(corpus: Option<&str>, train: &[String], val: &[String]) -> experiment::DataKeys {
+        experiment::DataKeys {
             corpus: corpus.map(str::to_owned),
             train: train.to_vec(),
             val: val.to_vec(),

@@ -85,7 +85,8 @@ impl ValidationSet {
         let whole = val_tokens / self.seq_len as u64 * self.seq_len as u64;
         (self.tokens() < whole).then(|| {
             format!(
-                "`eval.val_tokens` asks for {} tokens, but the validation data hold {} in whole sequences: all of these are used",
+                "`eval.val_tokens` asks for {} tokens, but the validation data hold {} in whole sequences: \
+                 all of these are used",
                 units::thousands(val_tokens),
                 units::thousands(self.tokens())
             )

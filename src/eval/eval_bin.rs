@@ -44,7 +44,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Task>, EvalError> {
     let count =
         usize::try_from(header(2)).map_err(|_| damaged(8, "a number of examples", header(2).to_string()))?;
     let tokenizer = Tokenizer::new(crate::experiment::Tokenizer::Gpt2);
-    let mut reader = Reader { path, bytes, at: HEADER_BYTES };
+    let mut reader = EvalReader { path, bytes, at: HEADER_BYTES };
     // Not allocated by the count, which may be wrong in a damaged file.
     let mut tasks = Vec::new();
     for index in 0..count {
@@ -58,13 +58,13 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Task>, EvalError> {
     }
 }
 
-struct Reader<'a> {
+struct EvalReader<'a> {
     path: &'a Path,
     bytes: &'a [u8],
     at: usize,
 }
 
-impl Reader<'_> {
+impl EvalReader<'_> {
     fn damaged(&self, byte: usize, expected: String, got: impl ToString) -> EvalError {
         EvalError::Damaged { path: self.path.into(), byte, expected, got: got.to_string() }
     }

@@ -18,7 +18,7 @@ use crate::data::Tokenizer;
 
 /// A line of the file; everything else in it is ignored.
 #[derive(Deserialize)]
-struct Line {
+struct HellaSwagLine {
     activity_label: Option<String>,
     ctx: Option<String>,
     ctx_a: Option<String>,
@@ -45,7 +45,7 @@ pub fn parse(path: &Path, text: &str, tokenizer: &Tokenizer) -> Result<Vec<Task>
 }
 
 fn task(line: &str, tokenizer: &Tokenizer) -> Result<Task, String> {
-    let line: Line = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    let line: HellaSwagLine = serde_json::from_str(line).map_err(|error| error.to_string())?;
     let missing = |field: &str| format!("the field `{field}` is missing");
     let plain = match (&line.ctx, &line.ctx_a, &line.ctx_b) {
         (Some(ctx), ..) => ctx.clone(),

@@ -204,7 +204,7 @@ impl TaskSet {
     }
 
     /// Every completion of every wording, in the file's order.
-    fn make_rows(&self) -> Vec<Row> {
+    fn make_rows(&self) -> Vec<ScoredRow> {
         let mut rows = Vec::with_capacity(self.rows());
         for (task, t) in self.tasks.iter().enumerate() {
             for (wording, prompt) in t.prompts().enumerate() {
@@ -213,7 +213,7 @@ impl TaskSet {
                     // T inputs and the target of the last.
                     let cut = all.saturating_sub(self.seq_len + 1);
                     let row = prompt.context[cut..].iter().chain(tokens).copied().collect();
-                    rows.push(Row { task, wording, completion, tokens: row, scored: tokens.len() });
+                    rows.push(ScoredRow { task, wording, completion, tokens: row, scored: tokens.len() });
                 }
             }
         }
@@ -222,7 +222,7 @@ impl TaskSet {
 }
 
 /// A context with one of its completions.
-struct Row {
+struct ScoredRow {
     task: usize,
     wording: usize,
     completion: usize,
@@ -231,7 +231,7 @@ struct Row {
     scored: usize,
 }
 
-impl Row {
+impl ScoredRow {
     /// Tokens that the model reads: all but the last.
     fn inputs(&self) -> usize {
         self.tokens.len() - 1
@@ -248,12 +248,12 @@ pub struct Surprise {
 
 /// The surprises at a task's completions.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Outcome {
+pub struct TaskOutcome {
     pub plain: [Surprise; COMPLETIONS],
     pub harness: Option<[Surprise; COMPLETIONS]>,
 }
 
-impl Outcome {
+impl TaskOutcome {
     /// What each score chooses, and from which numbers: the lowest, and the first of equals.
     pub fn decisions(&self, task: &Task) -> [Decision; SCORES] {
         let summed = self.harness.unwrap_or(self.plain);
@@ -308,14 +308,14 @@ const NAMES: [[&str; SCORES]; 2] = [
     ["hellaswag", "hellaswag_plain_acc", "hellaswag_plain_acc_norm", "hellaswag_plain_acc_bytes"],
 ];
 
-/// Names of the scores, in the order of [`Outcome::decisions`].
+/// Names of the scores, in the order of [`TaskOutcome::decisions`].
 pub fn names(harness: bool) -> [&'static str; SCORES] {
     NAMES[usize::from(!harness)]
 }
 
 impl Scores {
     /// Counts the right decisions.
-    pub fn of(set: &TaskSet, outcomes: &[Outcome]) -> Scores {
+    pub fn of(set: &TaskSet, outcomes: &[TaskOutcome]) -> Scores {
         let mut right = [0usize; SCORES];
         for (task, outcome) in set.tasks.iter().zip(outcomes) {
             for (right, decision) in right.iter_mut().zip(outcome.decisions(task)) {
@@ -359,7 +359,7 @@ pub fn outcomes<O: Ops>(
     losses: &mut O::Buf,
     set: &TaskSet,
     progress: impl FnMut(usize, usize),
-) -> Result<Vec<Outcome>, EvalError> {
+) -> Result<Vec<TaskOutcome>, EvalError> {
     outcomes_of_ranks(ops, model, losses, &mut Solo, set, progress)
 }
 
@@ -371,7 +371,7 @@ fn outcomes_of_ranks<O: Ops>(
     link: &mut dyn Link,
     set: &TaskSet,
     mut progress: impl FnMut(usize, usize),
-) -> Result<Vec<Outcome>, EvalError> {
+) -> Result<Vec<TaskOutcome>, EvalError> {
     let (rank, ranks) = (link.rank(), link.size());
     let capacity = model.capacity();
     if capacity.seq < set.seq_len {
@@ -380,11 +380,11 @@ fn outcomes_of_ranks<O: Ops>(
     let rows = set.make_rows();
     let mut host = vec![0.0f32; capacity.count()];
     let (mut done, mut shorter) = (0, 0);
-    let mut batches: Vec<Vec<&Row>> = Vec::new();
+    let mut batches: Vec<Vec<&ScoredRow>> = Vec::new();
     let mut mine: Vec<u8> = Vec::new();
-    let mut failure: Option<Failure> = None;
+    let mut failure: Option<NonFiniteLoss> = None;
     for shape in shapes(capacity, model.config.heads) {
-        let fitting: Vec<&Row> =
+        let fitting: Vec<&ScoredRow> =
             rows.iter().filter(|row| row.inputs() > shorter && row.inputs() <= shape.seq).collect();
         shorter = shape.seq;
         for batch in fitting.chunks(shape.batch) {
@@ -409,7 +409,7 @@ fn outcomes_of_ranks<O: Ops>(
                 let scored = &losses[row.inputs() - row.scored..row.inputs()];
                 mine.extend_from_slice(&nats(scored).to_le_bytes());
                 if let Some(token) = scored.iter().position(|loss| !loss.is_finite()) {
-                    let new = Failure { batch: batches.len() - 1, at, token, loss: scored[token] };
+                    let new = NonFiniteLoss { batch: batches.len() - 1, at, token, loss: scored[token] };
                     failure.get_or_insert(new);
                 }
             }
@@ -423,8 +423,11 @@ fn outcomes_of_ranks<O: Ops>(
         .flat_map(|bytes| bytes.as_chunks::<8>().0)
         .any(|nats| !f64::from_le_bytes(*nats).is_finite())
     {
-        let failures = all_gather(link, "the gathering of failures", Failure::to_bytes(failure))?;
-        let first = failures.iter().filter_map(|bytes| Failure::from_bytes(bytes)).min_by_key(Failure::place);
+        let failures = all_gather(link, "the gathering of failures", NonFiniteLoss::to_bytes(failure))?;
+        let first = failures
+            .iter()
+            .filter_map(|bytes| NonFiniteLoss::from_bytes(bytes))
+            .min_by_key(NonFiniteLoss::place);
         if let Some(failure) = first {
             return Err(failure.error(set, batches[failure.batch][failure.at]));
         }
@@ -435,7 +438,7 @@ fn outcomes_of_ranks<O: Ops>(
         .collect();
     let empty = [Surprise::default(); COMPLETIONS];
     let mut outcomes =
-        vec![Outcome { plain: empty, harness: set.has_harness().then_some(empty) }; set.tasks.len()];
+        vec![TaskOutcome { plain: empty, harness: set.has_harness().then_some(empty) }; set.tasks.len()];
     for (number, batch) in batches.iter().enumerate() {
         for (row, nats) in batch.iter().zip(&mut rest[number % ranks]) {
             let outcome = &mut outcomes[row.task];
@@ -458,7 +461,7 @@ fn shapes(capacity: Rows, heads: usize) -> Vec<Rows> {
 }
 
 /// Rows side by side, filled up with zeros behind each of them and below.
-fn pack(rows: &[&Row], shape: Rows) -> (Vec<u16>, Vec<u16>) {
+fn pack(rows: &[&ScoredRow], shape: Rows) -> (Vec<u16>, Vec<u16>) {
     let (mut inputs, mut targets) = (vec![0; shape.count()], vec![0; shape.count()]);
     let lanes = inputs.chunks_exact_mut(shape.seq).zip(targets.chunks_exact_mut(shape.seq));
     for (row, (input, target)) in rows.iter().zip(lanes) {
@@ -475,7 +478,7 @@ fn nats(scored: &[f32]) -> f64 {
 
 /// The first loss of a rank that is not finite.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Failure {
+struct NonFiniteLoss {
     /// The batch, counted over all ranks, and the row in it.
     batch: usize,
     at: usize,
@@ -484,28 +487,28 @@ struct Failure {
     loss: f32,
 }
 
-impl Failure {
+impl NonFiniteLoss {
     /// Orders failures as one rank alone would come to them.
     fn place(&self) -> (usize, usize) {
         (self.batch, self.at)
     }
 
     /// What a rank sends: nothing where it has not failed.
-    fn to_bytes(failure: Option<Failure>) -> Vec<u8> {
-        let numbers = |Failure { batch, at, token, loss }| {
+    fn to_bytes(failure: Option<NonFiniteLoss>) -> Vec<u8> {
+        let numbers = |NonFiniteLoss { batch, at, token, loss }| {
             [batch as u64, at as u64, token as u64, u64::from(f32::to_bits(loss))]
         };
         failure.map(numbers).into_iter().flatten().flat_map(u64::to_le_bytes).collect()
     }
 
-    fn from_bytes(bytes: &[u8]) -> Option<Failure> {
+    fn from_bytes(bytes: &[u8]) -> Option<NonFiniteLoss> {
         let numbers: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|n| u64::from_le_bytes(*n)).collect();
         let &[batch, at, token, loss] = numbers.as_slice() else { return None };
         let [batch, at, token] = [batch, at, token].map(|number| number as usize);
-        Some(Failure { batch, at, token, loss: f32::from_bits(loss as u32) })
+        Some(NonFiniteLoss { batch, at, token, loss: f32::from_bits(loss as u32) })
     }
 
-    fn error(&self, set: &TaskSet, row: &Row) -> EvalError {
+    fn error(&self, set: &TaskSet, row: &ScoredRow) -> EvalError {
         EvalError::NotFinite {
             path: set.path.clone(),
             place: set.place(row.task),

@@ -1,5 +1,5 @@
 use super::*;
-use crate::experiment::{Device, DeviceKind, Model, Simd};
+use crate::experiment::{DeviceKeys, DeviceKind, Model, Simd};
 use crate::ops::{Role, cpu::Cpu};
 use crate::parallel::threads;
 
@@ -37,10 +37,10 @@ fn model(ops: &mut Cpu, capacity: Rows) -> (Gpt2<Cpu>, <Cpu as Ops>::Buf) {
 }
 
 fn cpu() -> Cpu {
-    Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).unwrap()
+    Cpu::new(&DeviceKeys { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).unwrap()
 }
 
-fn bits(outcomes: &[Outcome]) -> Vec<u64> {
+fn bits(outcomes: &[TaskOutcome]) -> Vec<u64> {
     let wordings = outcomes.iter().flat_map(|o| [Some(o.plain), o.harness]).flatten();
     wordings.flatten().map(|surprise| surprise.nats.to_bits()).collect()
 }
@@ -143,14 +143,14 @@ fn the_scores_pick_by_mean_by_sum_and_by_sum_a_character_or_byte_and_the_first_o
     let prompt = Prompt { context: vec![1], completions: Default::default() };
     let lengths = [(10, 10), (10, 10), (40, 40), (20, 80)].map(|(chars, bytes)| Length { chars, bytes });
     let task = Task { plain: prompt.clone(), harness: Some(prompt), label: 0, lengths };
-    let outcome = Outcome {
+    let outcome = TaskOutcome {
         plain: surprises([(6.0, 2), (8.0, 4), (9.0, 3), (4.0, 2)]),
         harness: Some(surprises([(6.0, 1), (5.0, 1), (8.0, 1), (5.0, 1)])),
     };
     let decisions = outcome.decisions(&task);
     assert_eq!(decisions.map(|d| d.picked), [1, 1, 2, 3]);
     assert_eq!(decisions[0].values, [3.0, 2.0, 3.0, 2.0]);
-    let plain_only = Outcome { harness: None, ..outcome };
+    let plain_only = TaskOutcome { harness: None, ..outcome };
     assert_eq!(plain_only.decisions(&task).map(|d| d.picked), [1, 3, 3, 3]);
 }
 

@@ -74,7 +74,7 @@ fn floats(tensor: &Tensor) -> Option<Vec<f32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::experiment::{Device, DeviceKind, Simd};
+    use crate::experiment::{DeviceKeys, DeviceKind, Simd};
     use crate::ops::cpu::Cpu;
 
     fn small() -> Model {
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn bf16_parameters_are_widened_exactly_and_padding_stays_zero() {
-        let mut ops = Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 1, simd: Simd::Auto }).unwrap();
+        let mut ops = Cpu::new(&DeviceKeys { kind: DeviceKind::Cpu, threads: 1, simd: Simd::Auto }).unwrap();
         let params = load(&mut ops, &small(), &state()).unwrap();
         let mut wte = vec![f32::NAN; 128 * 16];
         ops.download(&params.wte, &mut wte).unwrap();

@@ -9,7 +9,7 @@ use figment::value::Value;
 use toml::de::DeValue;
 
 use super::diagnostics::nearest;
-use super::schema::{Key, Kind, Open};
+use super::schema::{KeyRow, Open, ValueKind};
 
 /// Why a value is refused: a sentence, the text beside the caret, and perhaps a hint.
 #[derive(Debug, PartialEq)]
@@ -20,32 +20,32 @@ pub(super) struct Refusal {
 }
 
 /// Checks `raw` for `key`. `folder` is what relative paths start from.
-pub(super) fn value(key: &Key, raw: &DeValue<'_>, folder: &Path) -> Result<Value, Refusal> {
+pub(super) fn value(key: &KeyRow, raw: &DeValue<'_>, folder: &Path) -> Result<Value, Refusal> {
     match key.kind {
-        Kind::Integer { min, max } => integer(key, raw, min, max).map(Value::from),
-        Kind::Number { .. } => number(key, raw).map(Value::from),
-        Kind::Boolean => {
+        ValueKind::Integer { min, max } => integer(key, raw, min, max).map(Value::from),
+        ValueKind::Number { .. } => number(key, raw).map(Value::from),
+        ValueKind::Boolean => {
             raw.as_bool().map(Value::from).ok_or_else(|| wrong_type(key, raw, "`true` or `false`"))
         }
-        Kind::Text => text(key, raw).map(Value::from),
-        Kind::Name => name(key, raw).map(Value::from),
-        Kind::Choice(values) => choice(key, raw, values).map(Value::from),
-        Kind::File => {
+        ValueKind::Text => text(key, raw).map(Value::from),
+        ValueKind::Name => name(key, raw).map(Value::from),
+        ValueKind::Choice(values) => choice(key, raw, values).map(Value::from),
+        ValueKind::File => {
             let path = text(key, raw)?;
             if path.is_empty() {
                 return Err(refusal(key, "must not be empty", "expected a path"));
             }
             Ok(Value::from(join(folder, path, false)))
         }
-        Kind::Patterns => patterns(key, raw, folder).map(Value::from),
+        ValueKind::Patterns => patterns(key, raw, folder).map(Value::from),
     }
 }
 
-fn refusal(key: &Key, what: &str, label: impl Into<String>) -> Refusal {
+fn refusal(key: &KeyRow, what: &str, label: impl Into<String>) -> Refusal {
     Refusal { message: format!("`{}` {what}", key.name), label: label.into(), hint: None }
 }
 
-fn wrong_type(key: &Key, raw: &DeValue<'_>, expected: &str) -> Refusal {
+fn wrong_type(key: &KeyRow, raw: &DeValue<'_>, expected: &str) -> Refusal {
     refusal(key, &format!("must be {expected}, not {}", describe(raw)), format!("expected {expected}"))
 }
 
@@ -67,7 +67,7 @@ fn shortened(digits: &str) -> String {
     if digits.len() <= 40 { digits.to_string() } else { "with too many digits".to_string() }
 }
 
-fn integer(key: &Key, raw: &DeValue<'_>, min: u64, max: u64) -> Result<u64, Refusal> {
+fn integer(key: &KeyRow, raw: &DeValue<'_>, min: u64, max: u64) -> Result<u64, Refusal> {
     let range = if max >= 1 << 31 {
         format!("an integer, at least {min}")
     } else {
@@ -93,8 +93,8 @@ fn integer(key: &Key, raw: &DeValue<'_>, min: u64, max: u64) -> Result<u64, Refu
     }
 }
 
-fn number(key: &Key, raw: &DeValue<'_>) -> Result<f64, Refusal> {
-    let Kind::Number { min, max, open } = key.kind else { return Err(wrong_type(key, raw, "a number")) };
+fn number(key: &KeyRow, raw: &DeValue<'_>) -> Result<f64, Refusal> {
+    let ValueKind::Number { min, max, open } = key.kind else { return Err(wrong_type(key, raw, "a number")) };
     let digits = match raw {
         DeValue::Float(float) => float.as_str().to_string(),
         DeValue::Integer(integer) if integer.radix() == 10 => integer.as_str().to_string(),
@@ -108,25 +108,26 @@ fn number(key: &Key, raw: &DeValue<'_>) -> Result<f64, Refusal> {
         (true, Open::Above) => format!("a number from {min} to below {max}"),
     };
     let x: f64 = digits.parse().map_err(|_| wrong_type(key, raw, &range))?;
-    let inside =
-        x >= min && x <= max && !(open == Open::Below && x == min) && !(open == Open::Above && x == max);
-    // Minus zero equals zero but prints otherwise; the resolved file must not depend on it.
-    if inside {
-        Ok(x + 0.0)
-    } else {
-        Err(refusal(
-            key,
-            &format!("is {}, which is out of range", shortened(&digits)),
-            format!("expected {range}"),
-        ))
+    let inside = |x: f64| {
+        x >= min && x <= max && !(open == Open::Below && x == min) && !(open == Open::Above && x == max)
+    };
+    let refused = |why: &str| {
+        refusal(key, &format!("is {}, which {why}", shortened(&digits)), format!("expected {range}"))
+    };
+    let computed = x as f32;
+    match (inside(x), inside(computed.into())) {
+        // Minus zero equals zero but prints otherwise; the resolved file must not depend on it.
+        (true, true) => Ok(x + 0.0),
+        (false, _) => Err(refused("is out of range")),
+        (true, false) => Err(refused(&format!("becomes {computed:?} in the 32 bits that are computed with"))),
     }
 }
 
-fn text<'a>(key: &Key, raw: &'a DeValue<'_>) -> Result<&'a str, Refusal> {
+fn text<'a>(key: &KeyRow, raw: &'a DeValue<'_>) -> Result<&'a str, Refusal> {
     raw.as_str().ok_or_else(|| wrong_type(key, raw, "a string"))
 }
 
-fn name<'a>(key: &Key, raw: &'a DeValue<'_>) -> Result<&'a str, Refusal> {
+fn name<'a>(key: &KeyRow, raw: &'a DeValue<'_>) -> Result<&'a str, Refusal> {
     let name = text(key, raw)?;
     if let Some(problem) = name_problem(name) {
         return Err(Refusal {
@@ -164,7 +165,7 @@ fn may_name(c: char) -> bool {
     c.is_alphanumeric() || "-_. ".contains(c)
 }
 
-fn choice<'a>(key: &Key, raw: &'a DeValue<'_>, values: &[&str]) -> Result<&'a str, Refusal> {
+fn choice<'a>(key: &KeyRow, raw: &'a DeValue<'_>, values: &[&str]) -> Result<&'a str, Refusal> {
     let expected = one_of(values);
     let Some(word) = raw.as_str() else { return Err(wrong_type(key, raw, &expected)) };
     if values.contains(&word) {
@@ -184,7 +185,7 @@ fn one_of(values: &[&str]) -> String {
     }
 }
 
-fn patterns(key: &Key, raw: &DeValue<'_>, folder: &Path) -> Result<Vec<String>, Refusal> {
+fn patterns(key: &KeyRow, raw: &DeValue<'_>, folder: &Path) -> Result<Vec<String>, Refusal> {
     let expected = "a glob pattern or a list of them";
     let written: Vec<&str> = match raw {
         DeValue::String(one) => vec![one],

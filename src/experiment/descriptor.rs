@@ -69,8 +69,13 @@ pub fn sizes(descriptor: &str) -> Result<Sizes, UnknownDescriptor> {
     let message = format!("no model is called `{descriptor}`");
     if full == "gpt3:c5140" {
         return Err(UnknownDescriptor {
-            message: format!("`{descriptor}` cannot be built: 5140 channels are not a multiple of the head size 128"),
-            hint: "GPT-3 13B is printed as 5140 wide but is 5120 wide, with 40 layers and 40 heads: write `gpt3:c5120`".into(),
+            message: format!(
+                "`{descriptor}` cannot be built: 5140 channels are not a multiple of the head \
+                 size 128"
+            ),
+            hint: "GPT-3 13B is printed as 5140 wide but is 5120 wide, with 40 layers and 40 heads: write \
+                   `gpt3:c5120`"
+                .into(),
         });
     }
     let known = descriptors();

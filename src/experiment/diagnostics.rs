@@ -10,6 +10,8 @@ use std::ops::Range;
 
 use anstyle::{AnsiColor, Style};
 
+use crate::units::printable;
+
 /// Columns of a source line that are shown; a longer line is cut around the caret.
 const SHOWN_COLUMNS: usize = 100;
 
@@ -211,21 +213,6 @@ impl Fault {
             let _ = writeln!(out, "{margin} {}: {}", paint(palette.hint, "hint"), printable(hint));
         }
     }
-}
-
-/// Text with control characters replaced by a visible one, so that it cannot move the cursor.
-pub(super) fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| {
-            if c == '\t' {
-                ' '
-            } else if c.is_control() {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
-        .collect()
 }
 
 /// The part of a line that is shown, and the mark within it. One character in, one column out.

@@ -22,7 +22,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::check::{self, Refusal};
 use super::diagnostics::{Fault, Snippet, SourceFile, nearest};
-use super::schema::{self, KEYS, Key};
+use super::schema::{self, KEYS, KeyRow};
 
 /// The prefix of variables that set keys.
 const PREFIX: &str = "RUNNER_";
@@ -31,7 +31,7 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Where a layer came from.
 #[derive(Clone, Debug)]
-pub(super) enum Source {
+pub(super) enum LayerSource {
     Defaults,
     /// Follows from other keys.
     Derived,
@@ -47,7 +47,7 @@ pub(super) enum Source {
 
 /// A checked value and its place in its layer's text.
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
+pub(super) struct PlacedValue {
     pub value: Value,
     /// Bytes of the key and of the value.
     pub key_span: Range<usize>,
@@ -59,32 +59,33 @@ pub(super) struct Entry {
 /// One layer: some checked values from one source.
 #[derive(Clone, Debug)]
 pub(super) struct Layer {
-    pub source: Source,
+    pub source: LayerSource,
     /// Precedence. All variables share one rank, and so do all `--set`: neither outranks its own kind.
     pub rank: usize,
     /// The position of its faults in the report.
     pub order: usize,
-    pub entries: BTreeMap<&'static str, Entry>,
+    pub entries: BTreeMap<&'static str, PlacedValue>,
 }
 
 impl Layer {
-    pub fn new(source: Source, rank: usize, order: usize) -> Layer {
+    pub fn new(source: LayerSource, rank: usize, order: usize) -> Layer {
         Layer { source, rank, order, entries: BTreeMap::new() }
     }
 
     /// Adds a value without a place in a text.
     pub fn put(&mut self, key: &'static str, value: impl Into<Value>, why: impl Into<String>) {
-        self.entries.insert(key, Entry { value: value.into(), key_span: 0..0, span: 0..0, why: why.into() });
+        self.entries
+            .insert(key, PlacedValue { value: value.into(), key_span: 0..0, span: 0..0, why: why.into() });
     }
 
     /// The place of a span of this layer's text, and the position of a fault there in the report.
     pub fn place(&self, span: Range<usize>) -> (Option<Snippet>, (usize, usize)) {
         let order = (self.order, span.start);
         let snippet = match &self.source {
-            Source::Defaults | Source::Derived => None,
-            Source::File(file) => Some(file.snippet(span)),
-            Source::Variable { name, text } => Some(quoted("environment", text, name, &span)),
-            Source::Set { argument } => Some(quoted("--set", argument, "", &span)),
+            LayerSource::Defaults | LayerSource::Derived => None,
+            LayerSource::File(file) => Some(file.snippet(span)),
+            LayerSource::Variable { name, text } => Some(quoted("environment", text, name, &span)),
+            LayerSource::Set { argument } => Some(quoted("--set", argument, "", &span)),
         };
         (snippet, order)
     }
@@ -111,11 +112,11 @@ const NAME_SPAN: Range<usize> = usize::MAX..usize::MAX;
 impl Provider for Layer {
     fn metadata(&self) -> Metadata {
         match &self.source {
-            Source::Defaults => Metadata::named("default"),
-            Source::Derived => Metadata::named("derived"),
-            Source::File(file) => Metadata::from("file", Path::new(&file.shown)),
-            Source::Variable { name, .. } => Metadata::from("environment", name.as_str()),
-            Source::Set { argument } => Metadata::from("--set", argument.as_str()),
+            LayerSource::Defaults => Metadata::named("default"),
+            LayerSource::Derived => Metadata::named("derived"),
+            LayerSource::File(file) => Metadata::from("file", Path::new(&file.shown)),
+            LayerSource::Variable { name, .. } => Metadata::from("environment", name.as_str()),
+            LayerSource::Set { argument } => Metadata::from("--set", argument.as_str()),
         }
     }
 
@@ -152,7 +153,7 @@ pub(super) struct Layers {
 }
 
 /// The experiment's own text.
-pub(super) enum Input<'a> {
+pub(super) enum ExperimentText<'a> {
     /// A file, read here.
     Path(&'a Path),
     /// Bytes with a name for messages; relative paths in them start from the working directory.
@@ -160,11 +161,15 @@ pub(super) enum Input<'a> {
 }
 
 /// Reads every layer. Never fails: what is wrong is in `faults`.
-pub(super) fn read(input: &Input<'_>, variables: &[(OsString, OsString)], sets: &[String]) -> Layers {
+pub(super) fn read(
+    input: &ExperimentText<'_>,
+    variables: &[(OsString, OsString)],
+    sets: &[String],
+) -> Layers {
     let mut layers = Layers::default();
     let mut files = Vec::new();
     match input {
-        Input::Path(path) => match read_file(path) {
+        ExperimentText::Path(path) => match read_file(path) {
             Ok(bytes) => layers.read_chain(
                 path.display().to_string(),
                 bytes,
@@ -177,7 +182,7 @@ pub(super) fn read(input: &Input<'_>, variables: &[(OsString, OsString)], sets: 
                 layers.faults.push(Fault::new(format!("cannot read `{}`: {error}", path.display())));
             }
         },
-        Input::Text { name, bytes } => layers.read_chain(
+        ExperimentText::Text { name, bytes } => layers.read_chain(
             (*name).to_string(),
             bytes.to_vec(),
             folder_of(Path::new("x")),
@@ -198,7 +203,7 @@ pub(super) fn read(input: &Input<'_>, variables: &[(OsString, OsString)], sets: 
 }
 
 fn defaults() -> Layer {
-    let mut layer = Layer::new(Source::Defaults, 0, usize::MAX);
+    let mut layer = Layer::new(LayerSource::Defaults, 0, usize::MAX);
     for key in KEYS {
         match key.default {
             schema::Default::Integer(n) => layer.put(key.name, n, ""),
@@ -255,7 +260,7 @@ impl Layers {
             ),
         };
         let file = Rc::new(SourceFile { shown: shown.clone(), text });
-        let mut layer = Layer::new(Source::File(file.clone()), 0, order);
+        let mut layer = Layer::new(LayerSource::File(file.clone()), 0, order);
         if let Some(at) = broken_at {
             self.unreadable = true;
             self.faults.push(
@@ -285,9 +290,9 @@ impl Layers {
             self.unreadable = true;
             let chain: Vec<String> = files
                 .iter()
-                .filter_map(
-                    |layer| if let Source::File(f) = &layer.source { Some(f.shown.clone()) } else { None },
-                )
+                .filter_map(|layer| {
+                    if let LayerSource::File(f) = &layer.source { Some(f.shown.clone()) } else { None }
+                })
                 .collect();
             self.faults.push(
                 Fault::new("files extend one another in a circle")
@@ -359,7 +364,7 @@ impl Layers {
 
     fn read_value(
         &mut self,
-        key: &'static Key,
+        key: &'static KeyRow,
         raw: &DeValue<'_>,
         folder: &Path,
         key_span: Range<usize>,
@@ -368,7 +373,7 @@ impl Layers {
     ) {
         match check::value(key, raw, folder) {
             Ok(value) => {
-                layer.entries.insert(key.name, Entry { value, key_span, span, why: String::new() });
+                layer.entries.insert(key.name, PlacedValue { value, key_span, span, why: String::new() });
             }
             Err(Refusal { message, label, hint }) => {
                 self.faulty.insert(key.name);
@@ -395,7 +400,7 @@ impl Layers {
         let moved = elsewhere.next().filter(|_| elsewhere.next().is_none()).map(|key| key.name.to_string());
         let near = moved
             .or_else(|| {
-                nearest(leaf, siblings.clone().map(Key::leaf)).map(|leaf| {
+                nearest(leaf, siblings.clone().map(KeyRow::leaf)).map(|leaf| {
                     if section.is_empty() { leaf.to_string() } else { format!("{section}.{leaf}") }
                 })
             })
@@ -407,7 +412,7 @@ impl Layers {
             (None, None) => None,
         };
         let label = if known {
-            let names: Vec<&str> = siblings.map(Key::leaf).collect();
+            let names: Vec<&str> = siblings.map(KeyRow::leaf).collect();
             format!("`{section}` has {}", names.join(", "))
         } else {
             String::new()
@@ -439,7 +444,7 @@ impl Layers {
             let word = name[PREFIX.len()..].to_ascii_lowercase();
             let dotted = word.replace("__", ".");
             let mut layer = Layer::new(
-                Source::Variable { name: name.clone(), text: text.clone() },
+                LayerSource::Variable { name: name.clone(), text: text.clone() },
                 usize::MAX - 2,
                 order,
             );
@@ -468,7 +473,7 @@ impl Layers {
     fn read_sets(&mut self, sets: &[String], order: usize) {
         for (at, argument) in sets.iter().enumerate() {
             let mut layer =
-                Layer::new(Source::Set { argument: argument.clone() }, usize::MAX - 1, order + at);
+                Layer::new(LayerSource::Set { argument: argument.clone() }, usize::MAX - 1, order + at);
             let Some((written, text)) = argument.split_once('=') else {
                 self.faults.push(
                     Fault::new("`--set` takes `key=value`")
@@ -500,7 +505,7 @@ impl Layers {
     /// left out. `at` is the text's place in its source.
     fn read_bare(
         &mut self,
-        key: &'static Key,
+        key: &'static KeyRow,
         text: &str,
         at: usize,
         key_span: Range<usize>,
@@ -520,11 +525,11 @@ impl Layers {
         let raw = match (key.kind, parsed) {
             (_, Some(value @ (DeValue::String(_) | DeValue::Array(_)))) => value,
             (
-                schema::Kind::Text
-                | schema::Kind::Name
-                | schema::Kind::Choice(_)
-                | schema::Kind::File
-                | schema::Kind::Patterns,
+                schema::ValueKind::Text
+                | schema::ValueKind::Name
+                | schema::ValueKind::Choice(_)
+                | schema::ValueKind::File
+                | schema::ValueKind::Patterns,
                 _,
             ) => bare,
             (_, Some(value)) => value,

@@ -52,7 +52,7 @@ pub use rules::{InitError, InitSizes, Origin, VOCAB_ALIGN};
 pub use schema::{largest, reaches_the_bits};
 pub use write::{differences, flatten};
 
-use layers::Input;
+use layers::ExperimentText;
 
 /// An experiment with the history of its keys.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,24 +80,24 @@ pub fn shipped(name: &str, sets: &[&str]) -> Experiment {
 /// Opens no model: an experiment whose sizes are those of the model that `model.init` names is refused here
 /// and read by [`crate::formats::load_experiment`]. A run's own file has its sizes.
 pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, ExperimentError> {
-    load_layers(&Input::Path(path), &environment(), sets)
+    load_layers(&ExperimentText::Path(path), &environment(), sets)
 }
 
 /// As [`load`], with a function that gives the sizes of the model that `model.init` names. It is called only
 /// where the experiment lacks one of them.
 pub fn load_with(path: &Path, sets: &[String], init_sizes: InitSizes<'_>) -> Result<Loaded, ExperimentError> {
-    load_layers_with(&Input::Path(path), &environment(), sets, init_sizes)
+    load_layers_with(&ExperimentText::Path(path), &environment(), sets, init_sizes)
 }
 
 /// Loads an experiment from text; messages call it `name`, and relative paths in it start from the
 /// working directory. The environment and `sets` lie over it as over a file.
 pub fn load_text(name: &str, text: &str, sets: &[String]) -> Result<Loaded, ExperimentError> {
-    load_layers(&Input::Text { name, bytes: text.as_bytes() }, &environment(), sets)
+    load_layers(&ExperimentText::Text { name, bytes: text.as_bytes() }, &environment(), sets)
 }
 
 /// Loads what a run wrote down of its experiment, as it stands: no environment lies over it.
-pub fn load_recorded(name: &str, text: &str) -> Result<Loaded, ExperimentError> {
-    load_layers(&Input::Text { name, bytes: text.as_bytes() }, &[], &[])
+pub fn load_recorded(path: &Path) -> Result<Loaded, ExperimentError> {
+    load_layers(&ExperimentText::Path(path), &[], &[])
 }
 
 fn environment() -> Vec<(OsString, OsString)> {
@@ -105,7 +105,7 @@ fn environment() -> Vec<(OsString, OsString)> {
 }
 
 fn load_layers(
-    input: &Input<'_>,
+    input: &ExperimentText<'_>,
     variables: &[(OsString, OsString)],
     sets: &[String],
 ) -> Result<Loaded, ExperimentError> {
@@ -113,14 +113,14 @@ fn load_layers(
 }
 
 fn load_layers_with(
-    input: &Input<'_>,
+    input: &ExperimentText<'_>,
     variables: &[(OsString, OsString)],
     sets: &[String],
     init_sizes: InitSizes<'_>,
 ) -> Result<Loaded, ExperimentError> {
     let path = match input {
-        Input::Path(path) => path.to_path_buf(),
-        Input::Text { name, .. } => PathBuf::from(name),
+        ExperimentText::Path(path) => path.to_path_buf(),
+        ExperimentText::Text { name, .. } => PathBuf::from(name),
     };
     let stem = path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
     let layers = layers::read(input, variables, sets);
@@ -166,7 +166,8 @@ impl Loaded {
         let warmup = self.experiment.schedule.warmup_steps;
         if warmup > steps {
             return refused(format!(
-                "the warm-up of {warmup} steps is longer than the run of {steps} ({epochs} epochs of {sequences} sequences)"
+                "the warm-up of {warmup} steps is longer than the run of {steps} ({epochs} epochs of \
+                 {sequences} sequences)"
             ));
         }
         let origin = format!(

@@ -27,22 +27,22 @@ pub struct Experiment {
     /// 1337.
     pub seed: u64,
     pub model: Model,
-    pub batch: Batch,
-    pub schedule: Schedule,
-    pub optimizer: Optimizer,
-    pub guards: Guards,
-    pub data: Data,
-    pub eval: Eval,
-    pub sample: Sample,
-    pub checkpoint: Checkpoint,
-    pub memory: Memory,
-    pub precision: Precision,
-    pub kernels: Kernels,
-    pub parallel: Parallel,
-    pub proof: Proof,
-    pub log: Log,
-    pub plan: Plan,
-    pub device: Device,
+    pub batch: BatchKeys,
+    pub schedule: ScheduleKeys,
+    pub optimizer: OptimizerKeys,
+    pub guards: GuardKeys,
+    pub data: DataKeys,
+    pub eval: EvalKeys,
+    pub sample: SampleKeys,
+    pub checkpoint: CheckpointKeys,
+    pub memory: MemoryKeys,
+    pub precision: PrecisionKeys,
+    pub kernels: KernelKeys,
+    pub parallel: ParallelKeys,
+    pub proof: ProofKeys,
+    pub log: LogKeys,
+    pub plan: PlanKeys,
+    pub device: DeviceKeys,
 }
 
 /// Sizes of the network. In the file either `descriptor` (`d12`, `gpt2:d12`, `gpt3:c768`) or the sizes.
@@ -74,7 +74,7 @@ pub struct Model {
 
 /// The batch of an optimizer step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Batch {
+pub struct BatchKeys {
     /// B: sequences in one forward and backward pass. Default: 4.
     pub micro: usize,
     /// T: tokens a sequence; at most `model.context`. Default: `model.context`, and 1024 where neither is
@@ -100,7 +100,7 @@ choice! {
 
 /// How long to train, and the learning rate on the way.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Schedule {
+pub struct ScheduleKeys {
     /// Shape of the learning rate after warm-up. Default: cosine.
     pub kind: ScheduleKind,
     /// Optimizer steps. In the file either `steps`, or `epochs`: so many passes over the training data,
@@ -118,7 +118,7 @@ pub struct Schedule {
 
 /// AdamW (Loshchilov and Hutter 2019).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Optimizer {
+pub struct OptimizerKeys {
     /// Decay of the first moment, from 0 to below 1. Default: 0.9.
     pub beta1: f64,
     /// Decay of the second moment, from 0 to below 1. Default: 0.95.
@@ -142,7 +142,7 @@ choice! {
 
 /// Guards against outliers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Guards {
+pub struct GuardKeys {
     /// Skip the update when the z-score of the loss against the window before it exceeds this; 0 is off.
     /// Default: 0.0.
     pub loss_z: f64,
@@ -187,7 +187,7 @@ choice! {
 
 /// What is trained and evaluated on: exactly one of `corpus` and `train`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Data {
+pub struct DataKeys {
     /// Embedded text instead of shards: `kjv`. Excludes `train` and `val`. Default: not set.
     pub corpus: Option<String>,
     /// Glob patterns of token shards, one or a list. In the file they start from its folder; here
@@ -207,7 +207,7 @@ pub struct Data {
 
 /// Measuring on text that is not trained on. No key here changes a bit of the training state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Eval {
+pub struct EvalKeys {
     /// Steps between evaluations, also before the first step and after the last; 0 is never. Default: 250.
     pub every: u64,
     /// Validation tokens: the first this many, the same for every batch shape; at least one sequence.
@@ -220,7 +220,7 @@ pub struct Eval {
 
 /// Text written by the model as it learns. No key here changes a bit of the training state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Sample {
+pub struct SampleKeys {
     /// Steps between samples, also after the last step; 0 is never. Default: 0.
     pub every: u64,
     /// Tokens a sample. Default: 64.
@@ -235,7 +235,7 @@ pub struct Sample {
 
 /// When the state is saved, and which saves stay. Changes no bit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Checkpoint {
+pub struct CheckpointKeys {
     /// Steps between checkpoints, also after the last step; 0 is only the last. Default: 2000.
     pub every: u64,
     /// Checkpoints kept; 0 keeps all. Default: 0.
@@ -246,7 +246,7 @@ pub struct Checkpoint {
 
 /// Time for space.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Memory {
+pub struct MemoryKeys {
     /// What the backward pass computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and
     /// layernorm. Changes no bit, and is refused where it would: above 0 with `kernels.gelu_fusion` in bf16.
     /// Default: 0.
@@ -279,7 +279,7 @@ choice! {
 
 /// Number formats.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Precision {
+pub struct PrecisionKeys {
     /// Format of weights, activations and matrix multiplications. Default: auto.
     pub compute: Compute,
     /// Keep fp32 masters of bf16 weights; without, updates are rounded stochastically. Default: true.
@@ -288,7 +288,7 @@ pub struct Precision {
 
 /// Choices between ways to run the kernels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Kernels {
+pub struct KernelKeys {
     /// GELU inside cuBLASLt's matrix multiplication on CUDA: 0 no, 1 forward, 2 forward and backward. Changes
     /// bits: there GELU reads the fp32 sum, alone the sum as stored. Our own products on Hopper fuse it with
     /// the bits of 0, and faster. Default: 0.
@@ -300,7 +300,7 @@ pub struct Kernels {
 
 /// How a step is split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Parallel {
+pub struct ParallelKeys {
     /// V, virtual workers: a power of two. Part of the numerics: any number of devices that divides it
     /// gives the same bits. Default: 1.
     pub workers: usize,
@@ -319,7 +319,7 @@ pub struct Parallel {
 
 /// What is recorded to prove the bits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Proof {
+pub struct ProofKeys {
     /// Steps between state digests; 0 hashes at checkpoints alone. Changes no bit. Default: 1.
     pub digest_every: u64,
     /// Steps between replays: one step in this many is made twice from one saved state; if the bits differ,
@@ -336,7 +336,7 @@ pub struct Proof {
 
 /// Console, sensors and TensorBoard.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Log {
+pub struct LogKeys {
     /// Steps between console lines; at least 1. Metrics have every step. Default: 1.
     pub every: u64,
     /// Seconds between samples of the GPU's clocks, power, temperature and throttling, kept in `gpu.jsonl`;
@@ -348,7 +348,7 @@ pub struct Log {
 
 /// What only `runner plan` reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct PlanKeys {
     /// Price of a GPU for an hour. Default: 3.5, an eighth of what a node of 8 H100s costs.
     pub dollars_per_gpu_hour: f64,
 }
@@ -377,7 +377,7 @@ choice! {
 
 /// Where the work is done. No key here changes a bit, except the choice between CPU and CUDA or its mirror.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Device {
+pub struct DeviceKeys {
     /// What kind of device. Default: auto.
     pub kind: DeviceKind,
     /// CPU threads; 0 is all. Default: 0.

@@ -16,7 +16,7 @@ use figment::{Figment, Provider as _};
 use super::check;
 use super::descriptor;
 use super::diagnostics::Fault;
-use super::layers::{Entry, Layer, Layers, Source};
+use super::layers::{Layer, LayerSource, Layers, PlacedValue};
 use super::resolved::{Experiment, Model};
 use super::schema::{self, KEYS};
 use super::write;
@@ -101,7 +101,7 @@ pub(super) fn resolve(
     }
     choose_between_alternatives(&mut layers);
     let figment = layers.list.iter().fold(Figment::new(), |figment, layer| figment.merge(layer));
-    let derived = Layer::new(Source::Derived, usize::MAX, usize::MAX);
+    let derived = Layer::new(LayerSource::Derived, usize::MAX, usize::MAX);
     let mut rules = Rules { layers, figment, derived };
     rules.name(stem);
     rules.init(init_sizes);
@@ -114,7 +114,7 @@ pub(super) fn resolve(
     rules.finish()
 }
 
-fn is_set(entry: &Entry) -> bool {
+fn is_set(entry: &PlacedValue) -> bool {
     entry.value.as_array().is_none_or(|list| !list.is_empty())
 }
 
@@ -163,15 +163,15 @@ fn choose_between_alternatives(layers: &mut Layers) {
     }
 }
 
-fn origin_in(layer: &Layer, entry: &Entry) -> Origin {
+fn origin_in(layer: &Layer, entry: &PlacedValue) -> Origin {
     match &layer.source {
-        Source::Defaults => Origin::Default,
-        Source::Derived => Origin::Derived(entry.why.clone()),
-        Source::File(file) => {
+        LayerSource::Defaults => Origin::Default,
+        LayerSource::Derived => Origin::Derived(entry.why.clone()),
+        LayerSource::File(file) => {
             Origin::File { path: file.shown.clone(), line: file.position(entry.key_span.start).0 }
         }
-        Source::Variable { name, .. } => Origin::Environment(name.clone()),
-        Source::Set { .. } => Origin::Set,
+        LayerSource::Variable { name, .. } => Origin::Environment(name.clone()),
+        LayerSource::Set { .. } => Origin::Set,
     }
 }
 
@@ -213,7 +213,7 @@ impl Rules {
     }
 
     /// The layer that a merged value came from, by figment's metadata, and its entry there.
-    fn entry(&self, key: &str) -> Option<(&Layer, &Entry)> {
+    fn entry(&self, key: &str) -> Option<(&Layer, &PlacedValue)> {
         if let Some(entry) = self.derived.entries.get(key) {
             return Some((&self.derived, entry));
         }
@@ -242,10 +242,10 @@ impl Rules {
 
     /// A fault between keys, placed at the strongest of them that is written in a text.
     fn clash(&self, message: String, keys: &[&str]) -> Fault {
-        let mut strongest: Option<(&str, &Layer, &Entry)> = None;
+        let mut strongest: Option<(&str, &Layer, &PlacedValue)> = None;
         for key in keys {
             if let Some((layer, entry)) = self.entry(key)
-                && !matches!(layer.source, Source::Defaults | Source::Derived)
+                && !matches!(layer.source, LayerSource::Defaults | LayerSource::Derived)
                 && strongest.is_none_or(|(_, best, _)| layer.rank > best.rank)
             {
                 strongest = Some((key, layer, entry));
@@ -341,7 +341,8 @@ impl Rules {
         } else if self.truly_missing(&["model.descriptor"]) && self.truly_missing(&SIZES) {
             let missing: Vec<&str> = SIZES.into_iter().filter(|key| self.get(key).is_none()).collect();
             if missing.len() == SIZES.len() {
-                let hint = "set `model.descriptor`, such as \"d12\", or `model.layers`, `model.heads` and `model.channels`, or `model.init`";
+                let hint = "set `model.descriptor`, such as \"d12\", or `model.layers`, `model.heads` and \
+                            `model.channels`, or `model.init`";
                 self.refuse(Fault::new("the experiment has no model").hint(hint.to_string()));
             } else if !missing.is_empty() {
                 let fault = self.clash(format!("`{}` must be given too", missing.join("` and `")), &SIZES);
@@ -368,7 +369,8 @@ impl Rules {
                 && (!matches!(size, 64 | 128) || channels % 8 != 0)
             {
                 let message = format!(
-                    "{channels} channels in heads of {size} have no mirror: it has heads of 64 and 128, as Hopper's kernels do"
+                    "{channels} channels in heads of {size} have no mirror: it has heads of 64 and 128, as \
+                     Hopper's kernels do"
                 );
                 let fault = self.clash(message, &["model.heads", "model.channels", "device.kind"]);
                 self.refuse(fault);
@@ -376,7 +378,8 @@ impl Rules {
                 && (size > CUDA_HEAD_SIZE || channels % 8 != 0)
             {
                 let message = format!(
-                    "{channels} channels in heads of {size} cannot run on CUDA: it takes multiples of 8 in heads of at most {CUDA_HEAD_SIZE}"
+                    "{channels} channels in heads of {size} cannot run on CUDA: it takes multiples of 8 in \
+                     heads of at most {CUDA_HEAD_SIZE}"
                 );
                 let fault = self.clash(message, &["model.heads", "model.channels", "device.kind"]);
                 self.refuse(fault);
@@ -416,7 +419,8 @@ impl Rules {
             && vocab < needed
         {
             let message = format!(
-                "a vocabulary of {vocab} is too small for the tokenizer \"{tokenizer}\", which has {needed} tokens"
+                "a vocabulary of {vocab} is too small for the tokenizer \"{tokenizer}\", which has {needed} \
+                 tokens"
             );
             let fault = self.clash(message, &["model.vocab", "data.tokenizer"]);
             self.refuse(fault.hint("leave `model.vocab` out: it follows the tokenizer".to_string()));
@@ -466,10 +470,17 @@ impl Rules {
                 tokens / unit
             );
             let fault = self
-                .clash(message, &["parallel.zero", "batch.tokens", "batch.micro", "batch.seq_len", "parallel.workers"])
-                .note("a worker adds its micro-batches up before anything is divided, so it holds its whole gradient until then")
+                .clash(
+                    message,
+                    &["parallel.zero", "batch.tokens", "batch.micro", "batch.seq_len", "parallel.workers"],
+                )
+                .note(
+                    "a worker adds its micro-batches up before anything is divided, so it holds its whole \
+                     gradient until then",
+                )
                 .hint(format!(
-                    "set `parallel.zero` to 1; more workers would change the bits, `parallel.workers` = {} fits",
+                    "set `parallel.zero` to 1; more workers would change the bits, `parallel.workers` = {} \
+                     fits",
                     workers * (tokens / unit)
                 ));
             self.refuse(fault);
@@ -534,11 +545,15 @@ impl Rules {
             && may_be_bf16
         {
             let message = format!(
-                "`kernels.gelu_fusion` = {fusion} and `memory.recompute` = {recompute} do not go together in bf16"
+                "`kernels.gelu_fusion` = {fusion} and `memory.recompute` = {recompute} do not go together \
+                 in bf16"
             );
             let fault = self
                 .clash(message, &["kernels.gelu_fusion", "memory.recompute", "precision.compute"])
-                .note("fused, GELU reads the fp32 sum of the matrix multiplication; computed again, it would read that sum rounded to bf16")
+                .note(
+                    "fused, GELU reads the fp32 sum of the matrix multiplication; computed again, it \
+                     would read that sum rounded to bf16",
+                )
                 .note("`memory.recompute` promises to change no bit, and so could not keep its promise")
                 .hint("set one of the two to 0".to_string());
             self.refuse(fault);
@@ -550,7 +565,8 @@ impl Rules {
         let no_train = self.list_is_empty("data.train");
         let no_val = self.list_is_empty("data.val");
         if corpus.is_none() && no_train && self.truly_missing(&["data.corpus", "data.train"]) {
-            let hint = "set `data.train` to a pattern of token shards, or `data.corpus` to \"kjv\", the embedded text";
+            let hint = "set `data.train` to a pattern of token shards, or `data.corpus` to \"kjv\", the \
+                        embedded text";
             let fault = self.clash("the experiment has no data to train on".to_string(), &["data.train"]);
             self.refuse(fault.hint(hint.to_string()));
         }

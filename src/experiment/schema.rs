@@ -9,7 +9,7 @@ use super::resolved::{Compute, DeviceKind, OnDiverge, Order, PartialSums, Schedu
 
 /// What a key takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Kind {
+pub(super) enum ValueKind {
     Integer {
         min: u64,
         max: u64,
@@ -54,21 +54,21 @@ pub(super) enum Default {
 
 /// A row of the table.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Key {
+pub(super) struct KeyRow {
     /// Section and key with a dot between them; top-level keys have no dot.
     pub name: &'static str,
-    pub kind: Kind,
+    pub kind: ValueKind,
     pub default: Default,
     /// Whether it may change a bit of the training state.
     pub bits: bool,
 }
 
-impl Key {
-    const fn new(name: &'static str, kind: Kind, default: Default) -> Key {
-        Key { name, kind, default, bits: false }
+impl KeyRow {
+    const fn new(name: &'static str, kind: ValueKind, default: Default) -> KeyRow {
+        KeyRow { name, kind, default, bits: false }
     }
 
-    const fn bits(mut self) -> Key {
+    const fn bits(mut self) -> KeyRow {
         self.bits = true;
         self
     }
@@ -89,20 +89,20 @@ const TOML_MAX: u64 = i64::MAX as u64;
 /// A bound on steps and tokens: more than any run has, and small enough that no product overflows.
 const MANY: u64 = 1 << 48;
 
-const fn int(name: &'static str, min: u64, max: u64, default: Default) -> Key {
-    Key::new(name, Kind::Integer { min, max }, default)
+const fn int(name: &'static str, min: u64, max: u64, default: Default) -> KeyRow {
+    KeyRow::new(name, ValueKind::Integer { min, max }, default)
 }
 
-const fn number(name: &'static str, min: f64, max: f64, open: Open, default: f64) -> Key {
-    Key::new(name, Kind::Number { min, max, open }, Default::Number(default))
+const fn number(name: &'static str, min: f64, max: f64, open: Open, default: f64) -> KeyRow {
+    KeyRow::new(name, ValueKind::Number { min, max, open }, Default::Number(default))
 }
 
-const fn boolean(name: &'static str, default: bool) -> Key {
-    Key::new(name, Kind::Boolean, Default::Boolean(default))
+const fn boolean(name: &'static str, default: bool) -> KeyRow {
+    KeyRow::new(name, ValueKind::Boolean, Default::Boolean(default))
 }
 
-const fn choice(name: &'static str, values: &'static [&'static str], default: &'static str) -> Key {
-    Key::new(name, Kind::Choice(values), Default::Text(default))
+const fn choice(name: &'static str, values: &'static [&'static str], default: &'static str) -> KeyRow {
+    KeyRow::new(name, ValueKind::Choice(values), Default::Text(default))
 }
 
 const ABOVE_ZERO: (f64, f64, Open) = (0.0, f64::MAX, Open::Below);
@@ -110,7 +110,7 @@ const FROM_ZERO: (f64, f64, Open) = (0.0, f64::MAX, Open::Neither);
 const FRACTION: (f64, f64, Open) = (0.0, 1.0, Open::Neither);
 const DECAY: (f64, f64, Open) = (0.0, 1.0, Open::Above);
 
-const fn ranged(name: &'static str, range: (f64, f64, Open), default: f64) -> Key {
+const fn ranged(name: &'static str, range: (f64, f64, Open), default: f64) -> KeyRow {
     number(name, range.0, range.1, range.2, default)
 }
 
@@ -118,12 +118,12 @@ const fn ranged(name: &'static str, range: (f64, f64, Open), default: f64) -> Ke
 ///
 /// `data.train`, `model.init` and the paths beside them do not reach the bits: what they name does, and the
 /// lock pins that by content, so a data set may lie in another folder on another machine.
-pub(super) const KEYS: &[Key] = &[
-    Key::new("name", Kind::Name, Default::Ruled),
+pub(super) const KEYS: &[KeyRow] = &[
+    KeyRow::new("name", ValueKind::Name, Default::Ruled),
     int("seed", 0, TOML_MAX, Default::Integer(1337)).bits(),
     //
-    Key::new("model.init", Kind::File, Default::Absent),
-    Key::new("model.descriptor", Kind::Text, Default::Absent),
+    KeyRow::new("model.init", ValueKind::File, Default::Absent),
+    KeyRow::new("model.descriptor", ValueKind::Text, Default::Absent),
     int("model.layers", 1, 1024, Default::Ruled).bits(),
     int("model.heads", 1, 1024, Default::Ruled).bits(),
     int("model.channels", 1, 1 << 17, Default::Ruled).bits(),
@@ -155,9 +155,9 @@ pub(super) const KEYS: &[Key] = &[
     int("guards.patience", 1, MANY, Default::Integer(16)).bits(),
     choice("guards.on_diverge", OnDiverge::NAMES, "stop").bits(),
     //
-    Key::new("data.corpus", Kind::Choice(&["kjv"]), Default::Absent).bits(),
-    Key::new("data.train", Kind::Patterns, Default::Ruled),
-    Key::new("data.val", Kind::Patterns, Default::Ruled),
+    KeyRow::new("data.corpus", ValueKind::Choice(&["kjv"]), Default::Absent).bits(),
+    KeyRow::new("data.train", ValueKind::Patterns, Default::Ruled),
+    KeyRow::new("data.val", ValueKind::Patterns, Default::Ruled),
     choice("data.tokenizer", Tokenizer::NAMES, "gpt2").bits(),
     choice("data.order", Order::NAMES, "shuffled").bits(),
     boolean("data.overfit_single_batch", false).bits(),
@@ -165,11 +165,11 @@ pub(super) const KEYS: &[Key] = &[
     //
     int("eval.every", 0, MANY, Default::Integer(250)),
     int("eval.val_tokens", 1, MANY, Default::Integer(2_621_440)),
-    Key::new("eval.hellaswag", Kind::File, Default::Absent),
+    KeyRow::new("eval.hellaswag", ValueKind::File, Default::Absent),
     //
     int("sample.every", 0, MANY, Default::Integer(0)),
     int("sample.tokens", 1, 1 << 20, Default::Integer(64)),
-    Key::new("sample.prompt", Kind::Text, Default::Text("")),
+    KeyRow::new("sample.prompt", ValueKind::Text, Default::Text("")),
     ranged("sample.temperature", FROM_ZERO, 1.0),
     int("sample.top_k", 0, 1 << 16, Default::Integer(0)),
     //
@@ -208,14 +208,14 @@ pub(super) const KEYS: &[Key] = &[
 ];
 
 /// The row of a dotted key.
-pub(super) fn key(name: &str) -> Option<&'static Key> {
+pub(super) fn key(name: &str) -> Option<&'static KeyRow> {
     KEYS.iter().find(|key| key.name == name)
 }
 
 /// The largest number that a whole-number key takes; panics on a name that is no such key.
 pub fn largest(name: &str) -> u64 {
     match key(name).map(|key| key.kind) {
-        Some(Kind::Integer { max, .. }) => max,
+        Some(ValueKind::Integer { max, .. }) => max,
         _ => panic!("`{name}` is no whole number in the table of keys"),
     }
 }
@@ -227,7 +227,8 @@ pub(super) fn is_section(name: &str) -> bool {
 
 /// Each section once, in the order of the table.
 pub(super) fn sections() -> Vec<&'static str> {
-    let mut names: Vec<&str> = KEYS.iter().map(Key::section).filter(|section| !section.is_empty()).collect();
+    let mut names: Vec<&str> =
+        KEYS.iter().map(KeyRow::section).filter(|section| !section.is_empty()).collect();
     names.dedup();
     names
 }
@@ -263,10 +264,10 @@ mod tests {
     fn defaults_lie_in_their_own_range() {
         for key in KEYS {
             match (key.kind, key.default) {
-                (Kind::Integer { min, max }, Default::Integer(d)) => {
+                (ValueKind::Integer { min, max }, Default::Integer(d)) => {
                     assert!((min..=max).contains(&d), "{}", key.name)
                 }
-                (Kind::Number { min, max, open }, Default::Number(d)) => {
+                (ValueKind::Number { min, max, open }, Default::Number(d)) => {
                     assert!(
                         d >= min
                             && d <= max
@@ -276,9 +277,9 @@ mod tests {
                         key.name
                     );
                 }
-                (Kind::Choice(values), Default::Text(d)) => assert!(values.contains(&d), "{}", key.name),
-                (Kind::Boolean, Default::Boolean(_))
-                | (Kind::Text, Default::Text(_))
+                (ValueKind::Choice(values), Default::Text(d)) => assert!(values.contains(&d), "{}", key.name),
+                (ValueKind::Boolean, Default::Boolean(_))
+                | (ValueKind::Text, Default::Text(_))
                 | (_, Default::Absent | Default::Ruled) => {}
                 other => panic!("{}: {other:?}", key.name),
             }

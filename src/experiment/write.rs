@@ -9,10 +9,10 @@ use std::fmt::Write as _;
 use figment::value::{Num, Value};
 use serde_json::Value as Json;
 
-use super::diagnostics::printable;
 use super::resolved::Experiment;
 use super::rules::{Origin, given_by_descriptor};
-use super::schema::{KEYS, Key};
+use super::schema::{KEYS, KeyRow};
+use crate::units::printable;
 
 /// Comments start at this column at the furthest; longer lines push theirs out.
 const COMMENT_COLUMN: usize = 44;
@@ -96,7 +96,7 @@ pub(super) fn to_toml(
 ) -> String {
     let leaves = flatten(experiment);
     let by_descriptor = given_by_descriptor();
-    let row = |key: &Key| -> (String, String) {
+    let row = |key: &KeyRow| -> (String, String) {
         let origin = origins.get(key.name).map_or(String::new(), |origin| printable(&origin.to_string()));
         let value = if key.name == "schedule.epochs" {
             epochs.map(|n| n.to_string())

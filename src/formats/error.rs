@@ -39,7 +39,9 @@ pub enum FormatError {
     // ---- parameters ----
     #[error(
         "tensor `{tensor}` in `{}` holds {} at {index:?}, element {element} of {elements}\n  hint: its \
-         training diverged, or the file is damaged; nothing can be computed with it", path.display(), not_finite(*value)
+         training diverged, or the file is damaged; nothing can be computed with it",
+        path.display(),
+        not_finite(*value)
     )]
     NotFinite {
         path: PathBuf,

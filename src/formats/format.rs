@@ -8,7 +8,7 @@ use super::error::Result;
 use super::parameters::{Parameters, Precision};
 use super::slsa::SlsaError;
 use crate::data::Tokenizer;
-use crate::experiment::{Model, Sample};
+use crate::experiment::{Model, SampleKeys};
 
 /// A format that a run can be exported in.
 pub struct Format {
@@ -17,12 +17,12 @@ pub struct Format {
     /// For the help: what is written.
     pub about: &'static str,
     /// How models in it are read; none of a format that is only written.
-    pub reader: Option<Reader>,
-    pub writer: Writer,
+    pub reader: Option<FormatReader>,
+    pub writer: FormatWriter,
 }
 
 /// How models in a format are recognised and read. The functions take the path that the user named.
-pub struct Reader {
+pub struct FormatReader {
     /// For messages: what such a model is, with an article.
     pub what: &'static str,
     /// Whether the content is meant to be this format; a damaged file may be recognised all the same.
@@ -34,10 +34,13 @@ pub struct Reader {
     pub weights: fn(&Path) -> Result<Vec<PathBuf>>,
 }
 
+/// Writes a saved model into a folder that is there.
+pub type WriteModel = fn(&Path, Export<'_>) -> Result<()>;
+
 /// How a format is written.
-pub enum Writer {
-    /// Files of a saved model, into a folder that is there.
-    Model(fn(&Path, Export<'_>) -> Result<()>),
+pub enum FormatWriter {
+    /// Files of a saved model.
+    Model(WriteModel),
     /// A text about the run in a folder; the second argument is the builder's URI.
     Statement(fn(&Path, &str) -> Result<String, SlsaError>),
 }
@@ -48,7 +51,7 @@ pub struct Export<'a> {
     pub precision: Precision,
     pub tokenizer: Tokenizer,
     /// Temperature and top-k, for formats that keep defaults of generation.
-    pub sample: &'a Sample,
+    pub sample: &'a SampleKeys,
     /// Run, step and state root, for formats that hold metadata.
     pub origin: BTreeMap<String, String>,
 }

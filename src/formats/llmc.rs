@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::content::Content;
 use super::error::{FormatError, Result};
-use super::format::Reader;
+use super::format::FormatReader;
 use super::parameters::{Parameters, Precision};
 use super::parameters::{encoded, require_finite};
 use crate::experiment::{Model, largest};
@@ -22,9 +22,12 @@ const MAGIC: i32 = 20_240_326;
 const HEADER_BYTES: usize = 1024;
 
 /// How such files are read.
-pub(super) const READER: Reader = Reader {
+pub(super) const READER: FormatReader = FormatReader {
     what: "llm.c's `.bin`",
-    recognises: |_, content| matches!(content, Content::File(start) if start.starts_with(&MAGIC.to_le_bytes())),
+    recognises: |_, content| match content {
+        Content::File(start) => start.starts_with(&MAGIC.to_le_bytes()),
+        _ => false,
+    },
     sizes,
     read: |path| Ok(read(path)?.0),
     weights: |path| Ok(vec![path.to_owned()]),

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 pub use content::Content;
 pub use error::{FormatError, Result};
-pub use format::{Export, Format, Reader, Writer};
+pub use format::{Export, Format, FormatReader, FormatWriter, WriteModel};
 pub use parameters::{Parameters, Precision, require_finite, values};
 
 use sha2::{Digest, Sha256};
@@ -36,13 +36,13 @@ pub static FORMATS: [Format; 3] = [
         name: "hf",
         about: "A folder for `transformers`: safetensors, configuration, tokenizer",
         reader: Some(hf::READER),
-        writer: Writer::Model(hf::write),
+        writer: FormatWriter::Model(hf::write),
     },
     Format {
         name: "llmc",
         about: "llm.c's `model.bin`: version 3 for fp32, 5 for bf16",
         reader: Some(llmc::READER),
-        writer: Writer::Model(|folder, export| {
+        writer: FormatWriter::Model(|folder, export| {
             llmc::write(&folder.join("model.bin"), &export.parameters, export.precision).map(drop)
         }),
     },
@@ -50,12 +50,12 @@ pub static FORMATS: [Format; 3] = [
         name: "slsa",
         about: "An in-toto statement with SLSA provenance v1, of the newest checkpoint",
         reader: None,
-        writer: Writer::Statement(|run, builder| Ok(format!("{:#}\n", slsa::statement(run, builder)?))),
+        writer: FormatWriter::Statement(|run, builder| Ok(format!("{:#}\n", slsa::statement(run, builder)?))),
     },
 ];
 
 /// The formats that are read.
-fn readers() -> impl Iterator<Item = &'static Reader> {
+fn readers() -> impl Iterator<Item = &'static FormatReader> {
     FORMATS.iter().filter_map(|format| format.reader.as_ref())
 }
 
@@ -68,7 +68,7 @@ pub fn models_read() -> String {
 #[derive(Clone)]
 pub struct ForeignModel {
     path: PathBuf,
-    reader: &'static Reader,
+    reader: &'static FormatReader,
 }
 
 impl ForeignModel {

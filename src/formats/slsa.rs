@@ -49,7 +49,7 @@ pub enum SlsaError {
 pub fn statement(folder: &Path, builder: &str) -> Result<Value, SlsaError> {
     let paths = RunPaths::new(folder);
     let lock = Lock::read(&paths.lock_file())?;
-    let experiment = experiment::load(&paths.experiment(), &[])?.experiment;
+    let experiment = experiment::load_recorded(&paths.experiment())?.experiment;
     let Some((step, checkpoint)) = store::list(&paths.checkpoints())?.pop() else {
         return Err(SlsaError::NoCheckpoint { folder: folder.into() });
     };

@@ -40,7 +40,7 @@ pub fn require_finite(logits: &[f32], text: u64, token: u64) -> Result<(), Gener
 }
 
 /// A text that is being written.
-struct Stream {
+struct TextStream {
     /// Its number: the high word of the counters of its random numbers.
     number: u64,
     /// The newest tokens, at most as many as the decoder has positions; position 0 first.
@@ -50,7 +50,7 @@ struct Stream {
     written: u64,
 }
 
-impl Stream {
+impl TextStream {
     /// Makes room for the newest token by forgetting the older half, when there is none.
     fn fit(&mut self, window: usize) {
         if self.tokens.len() > window {
@@ -91,10 +91,10 @@ pub fn generate<O: Ops>(
     let prompt = &prompt[prompt.len().saturating_sub(window)..];
     for (group, numbers) in numbers.chunks(decoder.room().streams).enumerate() {
         let first = group * decoder.room().streams;
-        let start = |&number| Stream { number, tokens: prompt.to_vec(), read: 0, written: 0 };
-        let mut streams: Vec<Option<Stream>> = numbers.iter().map(|number| Some(start(number))).collect();
+        let start = |&number| TextStream { number, tokens: prompt.to_vec(), read: 0, written: 0 };
+        let mut streams: Vec<Option<TextStream>> = numbers.iter().map(|number| Some(start(number))).collect();
         for _ in 0..count {
-            let mut live: Vec<(usize, &mut Stream)> = streams
+            let mut live: Vec<(usize, &mut TextStream)> = streams
                 .iter_mut()
                 .enumerate()
                 .filter_map(|(place, stream)| Some((place, stream.as_mut()?)))
@@ -114,7 +114,7 @@ pub fn generate<O: Ops>(
             }
             let logits = decoder.logits(ops, params, &new)?;
             let rows = logits.par_chunks_exact(logits.len() / live.len());
-            let choose = |(logits, (_, stream)): (&[f32], &(usize, &mut Stream))| {
+            let choose = |(logits, (_, stream)): (&[f32], &(usize, &mut TextStream))| {
                 require_finite(logits, stream.number, stream.written)?;
                 Ok(sampling.choose(logits, stream.number, stream.written))
             };
@@ -137,7 +137,7 @@ pub fn generate<O: Ops>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::experiment::{Device, DeviceKind, Model, Simd};
+    use crate::experiment::{DeviceKeys, DeviceKind, Model, Simd};
     use crate::model::Gpt2;
     use crate::model::decode::Room;
     use crate::ops::Rows;
@@ -164,7 +164,7 @@ mod tests {
     impl Writer {
         fn new() -> Writer {
             let mut ops =
-                Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU");
+                Cpu::new(&DeviceKeys { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU");
             let mut params =
                 Gpt2::new(&mut ops, &MODEL, Rows { batch: 1, seq: 1 }, 0, false, 3).expect("a model").params;
             for buf in params.iter_mut() {

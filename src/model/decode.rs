@@ -280,7 +280,7 @@ fn linear<'a, B>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::experiment::{Device, DeviceKind, Simd};
+    use crate::experiment::{DeviceKeys, DeviceKind, Simd};
     use crate::model::{Gpt2, reference};
     use crate::ops::Rows;
     use crate::ops::cpu::Cpu;
@@ -298,7 +298,7 @@ mod tests {
     };
 
     fn cpu() -> Cpu {
-        Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU")
+        Cpu::new(&DeviceKeys { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU")
     }
 
     /// Weights five times as large as at the start of training, so that attention is not flat.

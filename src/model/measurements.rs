@@ -8,11 +8,11 @@ use super::gpt2::scratch_shape;
 use super::init::initial_values;
 use super::weights::Weights;
 use crate::experiment::Model;
-use crate::ops::cuda::{Cuda, Options, gemm};
+use crate::ops::cuda::{Cuda, CudaOptions, gemm};
 use crate::ops::{DeviceError, Ops, Role, Rows};
 
-fn open(options: Options) -> Cuda {
-    Cuda::open(&Options { user_plans: false, ..options })
+fn open(options: CudaOptions) -> Cuda {
+    Cuda::open(&CudaOptions { user_plans: false, ..options })
         .unwrap_or_else(|why| panic!("this measurement needs a CUDA GPU: {why}"))
 }
 
@@ -35,7 +35,7 @@ fn gpt2(layers: usize, heads: usize, channels: usize) -> Model {
 fn tuning() {
     for (name, model, batch) in [("d12 B64", gpt2(12, 12, 768), 64), ("d48 B16", gpt2(48, 25, 1600), 16)] {
         for gelu_fusion in [0, 2] {
-            let mut cuda = open(Options { gelu_fusion, ..Options::default() });
+            let mut cuda = open(CudaOptions { gelu_fusion, ..CudaOptions::default() });
             let started = Instant::now();
             cuda.alloc_scratch(&scratch_shape(&model, Rows { batch, seq: 1024 }, true))
                 .expect("scratch and plans");
@@ -47,7 +47,8 @@ fn tuning() {
             for gemm::Tuned { plan, us, first_us, candidates } in cuda.tuned() {
                 let tflops = plan.key.flops() / f64::from(*us) * 1e-6;
                 println!(
-                    "  {:60} {us:8.1} us, {tflops:4.0} TFLOP/s, first of {candidates}: {first_us:8.1} us; {:?}",
+                    "  {:60} {us:8.1} us, {tflops:4.0} TFLOP/s, first of {candidates}: {first_us:8.1} us; \
+                     {:?}",
                     plan.key.to_string(),
                     plan.algorithm
                 );
@@ -62,7 +63,7 @@ fn tuning() {
 fn decoding_speed() {
     let config = gpt2(12, 12, 768);
     for (cuda_graph, streams) in [(true, 1), (false, 1), (true, 4), (true, 8), (true, 32)] {
-        let mut cuda = open(Options { cuda_graph, ..Options::default() });
+        let mut cuda = open(CudaOptions { cuda_graph, ..CudaOptions::default() });
         let params = Weights::of(&config)
             .try_map(|spec| {
                 let mut buf = cuda.alloc(Role::Param, spec.len)?;
@@ -96,7 +97,8 @@ fn decoding_speed() {
             let ms = started.elapsed().as_secs_f64() * 10.0;
             let speed = streams as f64 / ms * 1e3;
             println!(
-                "graph {cuda_graph}, {streams} streams from {from}: {ms:.3} ms a pass, {speed:.0} tok/s without choosing"
+                "graph {cuda_graph}, {streams} streams from {from}: {ms:.3} ms a pass, {speed:.0} tok/s \
+                 without choosing"
             );
         }
     }

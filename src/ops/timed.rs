@@ -16,7 +16,7 @@ use super::{Dtype, ElementBytes, Family, Operation, Ops, Result, Role, ScratchSh
 pub struct Timed<O> {
     pub inner: O,
     recording: bool,
-    records: BTreeMap<Label, Record>,
+    records: BTreeMap<Label, OperationTime>,
 }
 
 /// One kind of operation: its name with its shape, and what decides its speed.
@@ -29,7 +29,7 @@ pub struct Label {
 
 /// The time of one kind of operation, all calls together.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Record {
+pub struct OperationTime {
     pub calls: u64,
     pub time: Duration,
     pub flops: f64,
@@ -49,7 +49,7 @@ impl<O: Ops> Timed<O> {
     }
 
     /// Stops recording and gives what was recorded, by operation and shape.
-    pub fn finish(&mut self) -> BTreeMap<Label, Record> {
+    pub fn finish(&mut self) -> BTreeMap<Label, OperationTime> {
         self.recording = false;
         std::mem::take(&mut self.records)
     }

@@ -15,7 +15,7 @@ const SECOND: StateRow = StateRow { prefix: "adam_v/", label: "moments", start: 
 
 /// AdamW with an experiment's settings.
 pub struct AdamWRule<'a> {
-    config: &'a experiment::Optimizer,
+    config: &'a experiment::OptimizerKeys,
     seed: u64,
     /// Whether updates go to fp32 masters, from which parameters are rounded.
     masters: bool,
@@ -84,10 +84,15 @@ impl UpdateRule for AdamWRule<'_> {
 mod tests {
     use super::*;
 
-    const ADAM: experiment::Optimizer =
-        experiment::Optimizer { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, grad_clip: 1.0 };
+    const ADAM: experiment::OptimizerKeys = experiment::OptimizerKeys {
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+        grad_clip: 1.0,
+    };
 
-    fn rule(config: &experiment::Optimizer) -> AdamWRule<'_> {
+    fn rule(config: &experiment::OptimizerKeys) -> AdamWRule<'_> {
         AdamWRule { config, seed: 1, masters: false }
     }
 
@@ -106,7 +111,7 @@ mod tests {
     #[test]
     fn a_norm_above_the_limit_is_scaled_to_it_and_zero_turns_clipping_off() {
         assert_eq!(rule(&ADAM).scalars(&at(5, 4.0)).grad_scale, 0.25);
-        let off = experiment::Optimizer { grad_clip: 0.0, ..ADAM };
+        let off = experiment::OptimizerKeys { grad_clip: 0.0, ..ADAM };
         assert_eq!(rule(&off).scalars(&at(5, 4.0)).grad_scale, 1.0);
     }
 

@@ -89,7 +89,7 @@ pub struct Judgement {
 /// The guards with their windows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Guards {
-    config: crate::experiment::Guards,
+    config: crate::experiment::GuardKeys,
     pub loss: Window,
     pub grad: Window,
     /// Steps skipped since the last update.
@@ -97,7 +97,7 @@ pub struct Guards {
 }
 
 impl Guards {
-    pub fn new(config: &crate::experiment::Guards) -> Guards {
+    pub fn new(config: &crate::experiment::GuardKeys) -> Guards {
         Guards {
             loss: Window::new(config.window),
             grad: Window::new(config.window),
@@ -141,7 +141,7 @@ mod tests {
     use crate::experiment::OnDiverge;
 
     fn guards() -> Guards {
-        let mut guards = Guards::new(&crate::experiment::Guards {
+        let mut guards = Guards::new(&crate::experiment::GuardKeys {
             loss_z: 5.0,
             grad_z: 5.0,
             window: 128,

@@ -1,13 +1,13 @@
 //! Learning-rate schedules: a pure function of the step.
 
-use crate::experiment::{Schedule, ScheduleKind};
+use crate::experiment::{ScheduleKeys, ScheduleKind};
 
 /// The learning rate of `step` (from 0).
 ///
 /// All kinds begin with a linear warm-up, `(step + 1) / warmup` of the peak, and end at
 /// `final_fraction` of it; `constant` stays at the peak, `wsd` (warm-up, stable, decay) falls by
 /// `1 - sqrt` over its last `decay_fraction` of the steps (Hägele et al. 2024).
-pub fn learning_rate(schedule: &Schedule, step: u64) -> f64 {
+pub fn learning_rate(schedule: &ScheduleKeys, step: u64) -> f64 {
     let peak = schedule.learning_rate;
     if step < schedule.warmup_steps {
         return peak * (step + 1) as f64 / schedule.warmup_steps as f64;
@@ -43,8 +43,8 @@ fn ratio(step: u64, from: u64, to: u64) -> f64 {
 mod tests {
     use super::*;
 
-    fn schedule(kind: ScheduleKind) -> Schedule {
-        Schedule {
+    fn schedule(kind: ScheduleKind) -> ScheduleKeys {
+        ScheduleKeys {
             kind,
             steps: 32_000,
             learning_rate: 6e-4,
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn no_warm_up_starts_at_the_peak() {
-        let s = Schedule { warmup_steps: 0, ..schedule(ScheduleKind::Cosine) };
+        let s = ScheduleKeys { warmup_steps: 0, ..schedule(ScheduleKind::Cosine) };
         assert!((learning_rate(&s, 0) - 6e-4).abs() < 1e-18);
     }
 }

@@ -7,7 +7,8 @@ use crate::ops::DeviceError;
 pub enum ExchangeError {
     /// Another rank has died, does not answer, or reports that it cannot go on.
     #[error(
-        "rank {rank} on `{host}` {why}; last operation: {operation}\n  hint: its own output may say more; what was saved is intact, go on with `runner resume`"
+        "rank {rank} on `{host}` {why}; last operation: {operation}\n  hint: its own output may say more; \
+         what was saved is intact, go on with `runner resume`"
     )]
     Lost {
         rank: usize,
@@ -19,7 +20,8 @@ pub enum ExchangeError {
     },
     /// A message that no rank of this run would send.
     #[error(
-        "rank {rank} sent {found} in {operation}, expected {expected}\n  hint: the ranks run different programs or experiments"
+        "rank {rank} sent {found} in {operation}, expected {expected}\n  hint: the ranks run different \
+         programs or experiments"
     )]
     Protocol { rank: usize, operation: String, expected: String, found: String },
     /// The device could not send or receive the bytes.

@@ -17,7 +17,8 @@ pub const RUN_ID: &str = "RUNNER_RUN_ID";
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LaunchError {
     #[error(
-        "{launcher} set {set}, but not {missing}\n  hint: start all ranks by the launcher, or unset its variables"
+        "{launcher} set {set}, but not {missing}\n  hint: start all ranks by the launcher, or unset its \
+         variables"
     )]
     Missing { launcher: &'static str, set: &'static str, missing: &'static str },
     #[error("{launcher}: {name} is `{value}`, expected {expected}")]

@@ -12,7 +12,7 @@ use crate::ops::cuda::{Cuda, memory::Buf, nccl};
 /// The GPUs of all ranks, joined.
 pub struct Nccl<L> {
     link: L,
-    group: nccl::Group,
+    group: nccl::NcclGroup,
 }
 
 /// Joins the devices of all ranks: by NCCL where each has a GPU of its own, else through host memory.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::wire::{self, Answer, Greeting, Purpose};
+use super::wire::{self, Greeting, Purpose, RegistrationAnswer};
 
 /// Where rank 0 can be found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +42,15 @@ pub struct RankPlace {
 /// Why the ranks did not find each other.
 #[derive(Debug, thiserror::Error)]
 pub enum RendezvousError {
-    #[error("rank {rank} cannot listen{}: {source}\n  hint: {}", at.as_ref().map_or(String::new(), |at| format!(" at `{at}`")), if at.is_some() { "the port is taken: by an older run, or by the launcher itself; choose another MASTER_PORT" } else { "no free port" })]
+    #[error(
+        "rank {rank} cannot listen{}: {source}\n  hint: {}",
+        at.as_ref().map_or(String::new(), |at| format!(" at `{at}`")),
+        if at.is_some() {
+            "the port is taken: by an older run, or by the launcher itself; choose another MASTER_PORT"
+        } else {
+            "no free port"
+        }
+    )]
     Listen { rank: usize, at: Option<String>, source: io::Error },
     #[error("cannot {doing} `{}`: {source}\n  hint: the folder must be shared by all ranks", path.display())]
     Folder { doing: &'static str, path: PathBuf, source: io::Error },
@@ -51,12 +59,14 @@ pub enum RendezvousError {
     #[error("rank {rank} did not find rank 0 of run `{run}` within {seconds} s: {last}\n  hint: {hint}")]
     NotFound { rank: usize, run: String, seconds: u64, last: String, hint: &'static str },
     #[error(
-        "of {size} ranks of run `{run}` {} did not register within {seconds} s\n  hint: see why on their machines; nothing was changed",
+        "of {size} ranks of run `{run}` {} did not register within {seconds} s\n  hint: see why on their \
+         machines; nothing was changed",
         ranks_text(missing)
     )]
     Missing { run: String, size: usize, missing: Vec<usize>, seconds: u64 },
     #[error(
-        "the connection to rank {rank} on `{host}` at `{address}` could not be made: {source}\n  hint: every rank must reach every other by TCP, on any port"
+        "the connection to rank {rank} on `{host}` at `{address}` could not be made: {source}\n  hint: \
+         every rank must reach every other by TCP, on any port"
     )]
     Connection { rank: usize, host: String, address: String, source: io::Error },
 }
@@ -166,7 +176,7 @@ fn host_ranks(
         .into_iter()
         .chain(come.iter().flatten().map(|(_, host, address)| (host.clone(), address.clone())))
         .collect();
-    let answer: Answer = Ok(ranks.clone());
+    let answer: RegistrationAnswer = Ok(ranks.clone());
     for (stream, ..) in come.iter_mut().flatten() {
         // A rank that has ended by now is noticed when its connections are made.
         let _ = wire::write_answer(&answer, stream);
@@ -179,13 +189,19 @@ fn refusal(ours: &Greeting, theirs: &Greeting, taken: Option<String>) -> Option<
     let Greeting { run, size, job, rank, .. } = theirs;
     if *run != ours.run {
         Some(format!(
-            "this is run `{}`, not `{run}`\n  hint: another run listens here, or a process of an older one calls",
+            "this is run `{}`, not `{run}`\n  hint: another run listens here, or a process of an older one \
+             calls",
             ours.run
         ))
     } else if *size != ours.size {
         Some(format!("this run has {} ranks, not {size}", ours.size))
     } else if *job != ours.job {
-        Some("it was started with another experiment, other settings or another build of the program\n  hint: start all ranks by one command, from one file and one binary; runs that start at once in one folder need a RUNNER_RUN_ID each".into())
+        Some(
+            "it was started with another experiment, other settings or another build of the program\n  \
+             hint: start all ranks by one command, from one file and one binary; runs that start at once \
+             in one folder need a RUNNER_RUN_ID each"
+                .into(),
+        )
     } else if *rank == 0 || *rank >= ours.size {
         Some(format!("there is no place for a rank {rank} of {size} beside rank 0"))
     } else {
@@ -247,7 +263,8 @@ fn register(
             let hint = match place.meeting {
                 Meeting::Tcp(_) => "is rank 0 running, and is MASTER_ADDR:MASTER_PORT its address?",
                 Meeting::Folder(_) => {
-                    "is rank 0 running, and do all ranks share this folder? A file left by a killed run may be deleted"
+                    "is rank 0 running, and do all ranks share this folder? A file left by a killed run may \
+                     be deleted"
                 }
             };
             let (rank, run) = (place.rank, place.run.clone());
@@ -257,7 +274,7 @@ fn register(
     }
 }
 
-fn try_register(address: &str, greeting: &Greeting, deadline: Instant) -> io::Result<Answer> {
+fn try_register(address: &str, greeting: &Greeting, deadline: Instant) -> io::Result<RegistrationAnswer> {
     let mut stream = dial(address)?;
     greeting.write(&mut stream)?;
     // The answer comes when the last rank has registered, or when rank 0, which may have started later, gives

@@ -29,19 +29,19 @@ pub type LastResort = Box<dyn Fn(&ExchangeError) + Send>;
 
 /// The connections of one rank.
 pub struct Tcp {
-    shared: Arc<Shared>,
+    shared: Arc<RankState>,
     inboxes: BTreeMap<usize, Receiver<(String, u64, Vec<u8>)>>,
     /// Whether this rank is done: its end is then no failure.
     finished: bool,
 }
 
 /// The state that the threads of a rank share.
-struct Shared {
+struct RankState {
     rank: usize,
     hosts: Vec<String>,
     connections: BTreeMap<usize, Connection>,
     now: Mutex<Now>,
-    failure: Mutex<Option<Failure>>,
+    failure: Mutex<Option<RankFailure>>,
     closing: AtomicBool,
     timeout: Duration,
 }
@@ -85,7 +85,7 @@ struct Now {
 
 /// The first failure that this rank knows of.
 #[derive(Clone, Debug)]
-struct Failure {
+struct RankFailure {
     rank: usize,
     host: String,
     operation: String,
@@ -97,14 +97,14 @@ struct Failure {
     noticed: bool,
 }
 
-impl Failure {
+impl RankFailure {
     /// The message to the other ranks.
     fn abort(&self) -> Body {
         Body::Abort { rank: self.rank as u32, host: self.host.clone(), why: self.why.clone() }
     }
 
     fn error(&self) -> ExchangeError {
-        let Failure { rank, host, operation, why, reported, .. } = self.clone();
+        let RankFailure { rank, host, operation, why, reported, .. } = self.clone();
         ExchangeError::Lost { rank, host, operation, why, reported }
     }
 }
@@ -161,7 +161,7 @@ impl Tcp {
                 },
             );
         }
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(RankState {
             rank: place.rank,
             hosts: connections.hosts,
             connections: shared,
@@ -269,7 +269,7 @@ impl Drop for Tcp {
     }
 }
 
-impl Shared {
+impl RankState {
     /// Records what this rank does now; returns the step.
     fn enter(&self, operation: &'static str, waiting: Option<usize>) -> u64 {
         let mut now = lock(&self.now);
@@ -381,7 +381,8 @@ impl Shared {
         if known.is_some() {
             return;
         }
-        let failure = Failure { rank, host, operation, why, reported, since: Instant::now(), noticed: false };
+        let failure =
+            RankFailure { rank, host, operation, why, reported, since: Instant::now(), noticed: false };
         self.broadcast(&failure.operation, &failure.abort());
         *known = Some(failure);
     }

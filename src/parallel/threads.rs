@@ -6,13 +6,13 @@ use std::time::Duration;
 use super::{ExchangeError, Link};
 
 /// A message and the operation it belongs to.
-type Message = (&'static str, Vec<u8>);
+type TaggedMessage = (&'static str, Vec<u8>);
 
 /// One thread's ends of the channels to all others.
 pub struct Threads {
     rank: usize,
-    to: Vec<Sender<Message>>,
-    from: Vec<Receiver<Message>>,
+    to: Vec<Sender<TaggedMessage>>,
+    from: Vec<Receiver<TaggedMessage>>,
     timeout: Duration,
     step: u64,
 }

@@ -120,7 +120,8 @@ mod tests {
 
     #[test]
     fn a_sum_that_comes_back_in_pieces_is_the_whole_sum() {
-        let text = "[model]\nlayers = 1\nheads = 1\nchannels = 32\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n[batch]\nmicro = 1\n\
+        let text = "[model]\nlayers = 1\nheads = 1\nchannels = 32\n[data]\ncorpus = 'kjv'\ntokenizer = \
+                    'byte'\n[batch]\nmicro = 1\n\
             seq_len = 8\n[schedule]\nsteps = 1";
         let experiment = experiment::load_text("t", text, &[]).expect("a whole experiment").experiment;
         let mut cpu = Cpu::new(&experiment.device).expect("a CPU");

@@ -148,10 +148,10 @@ impl Greeting {
 }
 
 /// Rank 0's answer to a registration: the addresses of all ranks, or why there are none.
-pub type Answer = Result<Vec<(String, String)>, String>;
+pub type RegistrationAnswer = Result<Vec<(String, String)>, String>;
 
 /// Writes host and address of each rank, or the refusal.
-pub fn write_answer(answer: &Answer, out: &mut impl Write) -> io::Result<()> {
+pub fn write_answer(answer: &RegistrationAnswer, out: &mut impl Write) -> io::Result<()> {
     let mut bytes = MAGIC.to_vec();
     match answer {
         Ok(ranks) => {
@@ -170,7 +170,7 @@ pub fn write_answer(answer: &Answer, out: &mut impl Write) -> io::Result<()> {
     out.flush()
 }
 
-pub fn read_answer(input: &mut impl Read) -> io::Result<Answer> {
+pub fn read_answer(input: &mut impl Read) -> io::Result<RegistrationAnswer> {
     if take(input)? != *MAGIC {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "what listens there is not this program"));
     }

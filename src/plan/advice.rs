@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::cost::cost;
-use super::hardware::{Gpu, H100};
+use super::hardware::{GpuSpec, H100};
 use super::memory::{MemoryPlan, Share};
 use super::target::Target;
 use crate::experiment::{Compute, Experiment, PartialSums};
@@ -23,7 +23,7 @@ pub struct Advice {
 /// The changes of an experiment that fit into `usable` bytes of the GPU of this name, for the refusal of one
 /// that does not: a line each.
 pub fn what_fits(experiment: &Experiment, gpu: &str, usable: u64) -> String {
-    let target = Target::Gpu(Gpu::find(gpu).unwrap_or(H100));
+    let target = Target::Gpu(GpuSpec::find(gpu).unwrap_or(H100));
     let found = advice(experiment, target, Share::ALONE, usable).unwrap_or_default();
     let line = |advice: Advice| {
         let sets: String =

@@ -12,7 +12,7 @@ use crate::experiment::{Compute, Experiment};
 use crate::model::gpt2::{Gpt2, MicroBatch};
 use crate::model::weights::{ParamSpec, Weights};
 use crate::ops::dry::Dry;
-use crate::ops::timed::{Label, Record, Timed};
+use crate::ops::timed::{Label, OperationTime, Timed};
 use crate::ops::{DeviceError, Family, Ops, Role, Rows, Write};
 use crate::optim::{MASTER, UpdateRule, update_rule};
 
@@ -42,7 +42,7 @@ pub struct Cost {
     /// Seconds for the loss of one micro-batch, without gradients.
     pub forward: f64,
     /// Operations of one micro-batch with their shapes, and the seconds each kind takes.
-    pub operations: Vec<(String, Record, f64)>,
+    pub operations: Vec<(String, OperationTime, f64)>,
 }
 
 /// Of the links' peak rate, what large copies reach. Assumed, not measured.
@@ -62,14 +62,14 @@ pub fn cost(
     let rates = Rates { experiment, target };
     let (backward, forward) = (counted(experiment, storage, true)?, counted(experiment, storage, false)?);
     let element = storage.activation.size() as f64;
-    let seconds = |family: Family, record: &Record| {
+    let seconds = |family: Family, record: &OperationTime| {
         let logits = (experiment.batch.micro * experiment.batch.seq_len * experiment.model.vocab_padded)
             as f64
             * element;
         let bytes = if family == Family::Classifier { logits } else { record.bytes };
         rates.seconds(family, record.calls as f64, record.flops, bytes)
     };
-    let sum = |records: &[(Label, Record)]| {
+    let sum = |records: &[(Label, OperationTime)]| {
         records.iter().map(|(label, record)| seconds(label.family, record)).sum::<f64>()
     };
 
@@ -136,7 +136,7 @@ fn counted(
     experiment: &Experiment,
     storage: &Storage,
     backward: bool,
-) -> Result<Vec<(Label, Record)>, DeviceError> {
+) -> Result<Vec<(Label, OperationTime)>, DeviceError> {
     let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
     let mut ops = Timed::new(Dry::new(storage.activation));
     let mut model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
@@ -207,7 +207,7 @@ impl Rates<'_> {
 mod tests {
     use super::*;
     use crate::experiment::shipped;
-    use crate::plan::hardware::Gpu;
+    use crate::plan::hardware::GpuSpec;
 
     fn on_h100(experiment: &Experiment, devices: u64) -> Cost {
         cost(experiment, &Storage::cuda(experiment), Target::Gpu(H100), Share { devices })
@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn another_gpu_is_slower_by_its_peaks() {
         let experiment = shipped("gpt2_124m.toml", &[]);
-        let a100 = Gpu::find("a100").expect("known");
+        let a100 = GpuSpec::find("a100").expect("known");
         let slow = cost(&experiment, &Storage::cuda(&experiment), Target::Gpu(a100), Share::ALONE)
             .expect("nothing can fail");
         let factor = slow.step.total() / on_h100(&experiment, 1).step.total();

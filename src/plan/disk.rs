@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::experiment::{Checkpoint, Experiment};
+use crate::experiment::{CheckpointKeys, Experiment};
 use crate::units;
 
 /// Metrics in both forms, ledger, main.log and TensorBoard's events of a step.
@@ -45,7 +45,7 @@ impl Disk {
 }
 
 /// Checkpoints that a run saves: at regular steps, and the last.
-pub fn saves(checkpoint: &Checkpoint, steps: u64) -> u64 {
+pub fn saves(checkpoint: &CheckpointKeys, steps: u64) -> u64 {
     match checkpoint.every {
         0 => 1,
         every => steps.div_ceil(every),
@@ -53,7 +53,7 @@ pub fn saves(checkpoint: &Checkpoint, steps: u64) -> u64 {
 }
 
 /// Checkpoints on the disk at the worst moment: before the oldest goes, the newest is there.
-fn kept(checkpoint: &Checkpoint, steps: u64) -> u64 {
+fn kept(checkpoint: &CheckpointKeys, steps: u64) -> u64 {
     let saved = saves(checkpoint, steps);
     let last = checkpoint.keep_last as u64;
     if last == 0 || saved <= last {
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn retention_decides_what_lies_on_the_disk() {
-        let checkpoint = |every, keep_last, keep_every| Checkpoint { every, keep_last, keep_every };
+        let checkpoint = |every, keep_last, keep_every| CheckpointKeys { every, keep_last, keep_every };
         for (policy, steps, saved, on_disk) in [
             (checkpoint(2000, 0, 0), 32_000, 16, 16),
             (checkpoint(0, 0, 0), 100, 1, 1),

@@ -10,7 +10,7 @@ use crate::ops::cuda::driver::peak_bf16_flops;
 
 /// A GPU by the numbers on its data sheet.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Gpu {
+pub struct GpuSpec {
     /// As written after `--gpu`.
     pub key: &'static str,
     /// As the driver calls it.
@@ -31,8 +31,8 @@ const fn gpu(
     name: &'static str,
     memory_mib: u64,
     [gb, link_gb, tf32, fp32]: [f64; 4],
-) -> Gpu {
-    Gpu {
+) -> GpuSpec {
+    GpuSpec {
         key,
         name,
         memory_mib,
@@ -44,7 +44,7 @@ const fn gpu(
 }
 
 /// Memory in MiB; GB/s of memory, GB/s of the link; TFLOP/s in TF32 and fp32. From the vendor's data sheets.
-pub const GPUS: [Gpu; 12] = [
+pub const GPUS: [GpuSpec; 12] = [
     gpu("h100", "NVIDIA H100 80GB HBM3", 81_559, [3350.0, 450.0, 494.7, 66.9]),
     gpu("h100-pcie", "NVIDIA H100 PCIe", 81_559, [2000.0, 64.0, 378.0, 51.0]),
     gpu("h200", "NVIDIA H200", 143_771, [4800.0, 450.0, 494.7, 66.9]),
@@ -60,14 +60,14 @@ pub const GPUS: [Gpu; 12] = [
 ];
 
 /// The one that was measured.
-pub const H100: &Gpu = &GPUS[0];
+pub const H100: &GpuSpec = &GPUS[0];
 
 /// Driver, CUDA context and the kernels' code take this much before anything is allocated.
 pub const CONTEXT_MIB: u64 = 768;
 
-impl Gpu {
+impl GpuSpec {
     /// Finds a GPU by its short name, or by the name that the driver gives.
-    pub fn find(name: &str) -> Option<&'static Gpu> {
+    pub fn find(name: &str) -> Option<&'static GpuSpec> {
         let lower = name.to_lowercase();
         GPUS.iter().find(|gpu| gpu.key == lower || gpu.name.to_lowercase() == lower)
     }
@@ -161,11 +161,11 @@ mod tests {
     #[test]
     fn every_gpu_is_found_by_both_names_and_has_a_peak() {
         for gpu in &GPUS {
-            assert_eq!(Gpu::find(gpu.key), Some(gpu));
-            assert_eq!(Gpu::find(gpu.name), Some(gpu), "{}", gpu.name);
+            assert_eq!(GpuSpec::find(gpu.key), Some(gpu));
+            assert_eq!(GpuSpec::find(gpu.name), Some(gpu), "{}", gpu.name);
             assert!(gpu.bf16() > 1e13 && gpu.usable_bytes() > 8 << 30, "{}", gpu.name);
         }
-        assert_eq!(Gpu::find("h9000"), None);
+        assert_eq!(GpuSpec::find("h9000"), None);
         assert!(H100.is_measured() && H100.key == "h100");
     }
 }

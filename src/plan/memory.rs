@@ -63,7 +63,7 @@ const NCCL_BYTES: u64 = 970 << 20;
 pub struct Storage {
     pub param: Dtype,
     pub activation: Dtype,
-    pub scratch: Scratch,
+    pub scratch: ScratchBytes,
     /// Bytes that the device's allocator takes for buffers of these sizes in this order.
     pub taken: fn(&[u64]) -> u64,
     /// Pinned host memory for copies.
@@ -74,7 +74,7 @@ pub struct Storage {
 
 /// A device's own scratch, by name, in bytes, and when it is taken.
 #[derive(Clone, Debug, Default)]
-pub struct Scratch {
+pub struct ScratchBytes {
     /// When the device is opened.
     pub opened: Vec<(String, u64)>,
     /// With the model's activations.
@@ -92,9 +92,9 @@ impl Storage {
         Storage {
             param: Dtype::F32,
             activation: Dtype::F32,
-            scratch: Scratch {
+            scratch: ScratchBytes {
                 model: cpu::scratch_bytes(&training_shape(experiment), threads),
-                ..Scratch::default()
+                ..ScratchBytes::default()
             },
             taken: |sizes| sizes.iter().sum(),
             pinned: 0,
@@ -107,7 +107,7 @@ impl Storage {
         Storage {
             param: Dtype::BF16,
             activation: Dtype::BF16,
-            scratch: Scratch::default(),
+            scratch: ScratchBytes::default(),
             taken: |sizes| sizes.iter().sum(),
             pinned: 0,
             host_apart: false,
@@ -124,7 +124,7 @@ impl Storage {
         Storage {
             param: dtype,
             activation: dtype,
-            scratch: Scratch {
+            scratch: ScratchBytes {
                 opened: cuda::opened_plan(),
                 model: cuda::scratch_plan(&training_shape(experiment), compute),
             },

@@ -9,7 +9,8 @@ use crate::train::Trainer;
 fn the_memory_plan_is_what_the_trainer_allocates() {
     let text = "[model]\nlayers = 3\nheads = 2\nchannels = 32\n\
         [data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n[batch]\nmicro = 2\n\
-        seq_len = 8\ntokens = 128\n[schedule]\nsteps = 1\n[parallel]\nworkers = 8\n[precision]\nmaster_weights = MASTERS\n\
+        seq_len = 8\ntokens = 128\n[schedule]\nsteps = 1\n[parallel]\nworkers = \
+        8\n[precision]\nmaster_weights = MASTERS\n\
         [memory]\nrecompute = LEVEL\npartial_sums = 'PLACE'\n[sample]\nevery = SAMPLES\n";
     for (masters, level, place) in [("true", "0", "device"), ("true", "1", "host"), ("false", "2", "device")]
     {
@@ -20,7 +21,7 @@ fn the_memory_plan_is_what_the_trainer_allocates() {
             .replace("SAMPLES", samples)
             .replace("PLACE", place);
         let experiment = experiment::load_text("t", &text, &[]).expect("a whole experiment").experiment;
-        let storage = Storage { scratch: Scratch::default(), ..Storage::cuda(&experiment) };
+        let storage = Storage { scratch: ScratchBytes::default(), ..Storage::cuda(&experiment) };
         let plan = MemoryPlan::of(&experiment, &Storage { taken: |sizes| sizes.iter().sum(), ..storage });
         let trainer = Trainer::new(Dry::new(Dtype::BF16), &experiment).expect("nothing can fail");
         // The token ids of a decoder are too few to be planned.

@@ -22,10 +22,10 @@ use crate::model::weights::Weights;
 #[derive(Debug, Serialize)]
 pub struct RunPlan {
     pub experiment: String,
-    pub model: ModelFacts,
+    pub model: ModelSizes,
     pub device: TargetFacts,
-    pub memory: Memory,
-    pub work: Work,
+    pub memory: DeviceBytes,
+    pub work: TrainingWork,
     pub time: Time,
     pub disk: Disk,
     pub data: DataFacts,
@@ -35,7 +35,7 @@ pub struct RunPlan {
 
 /// The model's sizes.
 #[derive(Debug, Serialize)]
-pub struct ModelFacts {
+pub struct ModelSizes {
     pub parameters: u64,
     pub layers: usize,
     pub heads: usize,
@@ -57,7 +57,7 @@ pub struct TargetFacts {
 
 /// Bytes of one device.
 #[derive(Debug, Serialize)]
-pub struct Memory {
+pub struct DeviceBytes {
     pub entries: Vec<PlanEntry>,
     pub total_bytes: u64,
     /// Bytes of the device, less what the driver takes; not known for the CPU.
@@ -70,7 +70,7 @@ pub struct Memory {
 
 /// Steps, tokens and floating-point operations of the run.
 #[derive(Debug, Serialize)]
-pub struct Work {
+pub struct TrainingWork {
     pub steps: u64,
     pub tokens_per_step: u64,
     pub micro_steps_per_device: u64,
@@ -95,10 +95,10 @@ impl RunPlan {
         let state_bytes = state_bytes(experiment, &storage);
         Ok(RunPlan {
             experiment: experiment.name.clone(),
-            model: ModelFacts::of(experiment),
+            model: ModelSizes::of(experiment),
             device: TargetFacts::of(experiment, target, share),
-            memory: Memory::of(experiment, target, share)?,
-            work: Work::of(experiment, share, &data),
+            memory: DeviceBytes::of(experiment, target, share)?,
+            work: TrainingWork::of(experiment, share, &data),
             time: Time::of(experiment, target, share, &cost, &data, state_bytes),
             disk: Disk::of(experiment, state_bytes),
             notes: notes(experiment, share),
@@ -107,10 +107,10 @@ impl RunPlan {
     }
 }
 
-impl ModelFacts {
-    fn of(experiment: &Experiment) -> ModelFacts {
+impl ModelSizes {
+    fn of(experiment: &Experiment) -> ModelSizes {
         let m = &experiment.model;
-        ModelFacts {
+        ModelSizes {
             parameters: Weights::of(m).parameters(),
             layers: m.layers,
             heads: m.heads,
@@ -138,15 +138,15 @@ impl TargetFacts {
     }
 }
 
-impl Memory {
-    fn of(experiment: &Experiment, target: Target, share: Share) -> Result<Memory, PlanError> {
+impl DeviceBytes {
+    fn of(experiment: &Experiment, target: Target, share: Share) -> Result<DeviceBytes, PlanError> {
         let memory = MemoryPlan::shared(experiment, &target.storage(experiment), share);
         let (total_bytes, usable_bytes) = (memory.total(), target.usable_bytes());
         let advice = match usable_bytes {
             Some(usable) if total_bytes > usable => advice(experiment, target, share, usable)?,
             _ => Vec::new(),
         };
-        Ok(Memory {
+        Ok(DeviceBytes {
             total_bytes,
             usable_bytes,
             fits: usable_bytes.map(|usable| total_bytes <= usable),
@@ -157,12 +157,12 @@ impl Memory {
     }
 }
 
-impl Work {
-    fn of(experiment: &Experiment, share: Share, data: &DataFacts) -> Work {
+impl TrainingWork {
+    fn of(experiment: &Experiment, share: Share, data: &DataFacts) -> TrainingWork {
         let steps = experiment.schedule.steps;
         let tokens = steps * experiment.batch.tokens;
         let at_once = experiment.batch.micro as u64 * share.devices;
-        Work {
+        TrainingWork {
             steps,
             tokens_per_step: experiment.batch.tokens,
             micro_steps_per_device: experiment.sequences_per_step().div_ceil(at_once),
@@ -178,7 +178,8 @@ fn notes(experiment: &Experiment, share: Share) -> Vec<String> {
     let (workers, gpus) = (experiment.parallel.workers as u64, share.devices);
     if workers < gpus {
         notes.push(format!(
-            "`parallel.workers` is {workers}: {gpus} GPUs need {gpus}, which changes bits; planned as if it were"
+            "`parallel.workers` is {workers}: {gpus} GPUs need {gpus}, which changes bits; planned as if it \
+             were"
         ));
     }
     let micro_batches = experiment.sequences_per_step() / experiment.batch.micro as u64;
@@ -196,11 +197,11 @@ pub(crate) mod tests {
     use crate::experiment::shipped;
     use crate::plan::advice::what_fits;
     use crate::plan::data_facts::HELLASWAG_TOKENS;
-    use crate::plan::hardware::Gpu;
+    use crate::plan::hardware::GpuSpec;
 
     pub(crate) fn plan(name: &str, gpu: &str, gpus: u64, sets: &[&str]) -> RunPlan {
         let facts = DataFacts { hellaswag_tokens: Some(HELLASWAG_TOKENS), ..DataFacts::default() };
-        let target = Target::Gpu(Gpu::find(gpu).expect("known"));
+        let target = Target::Gpu(GpuSpec::find(gpu).expect("known"));
         RunPlan::of(&shipped(name, sets), target, Share { devices: gpus }, facts).expect("a plan")
     }
 

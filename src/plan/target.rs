@@ -1,7 +1,7 @@
 //! The device that a plan is for: a GPU model from the table, or this machine's CPU.
 
 use super::PlanError;
-use super::hardware::{GPUS, Gpu, H100};
+use super::hardware::{GPUS, GpuSpec, H100};
 use super::memory::Storage;
 use crate::experiment::{DeviceKind, Experiment};
 use crate::ops::cuda::driver;
@@ -10,7 +10,7 @@ use crate::ops::cuda::driver;
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
     Cpu { threads: usize },
-    Gpu(&'static Gpu),
+    Gpu(&'static GpuSpec),
 }
 
 impl Target {
@@ -28,12 +28,12 @@ impl Target {
         };
         match name {
             Some("cpu") => Ok(cpu()),
-            Some(name) => Gpu::find(name)
+            Some(name) => GpuSpec::find(name)
                 .map(Target::Gpu)
                 .ok_or_else(|| PlanError::UnknownGpu { name: name.to_owned() }),
             None if matches!(experiment.device.kind, DeviceKind::Cpu | DeviceKind::Mirror) => Ok(cpu()),
             None => {
-                let here = driver::gpus().ok().and_then(|gpus| Gpu::find(&gpus.first()?.name));
+                let here = driver::gpus().ok().and_then(|gpus| GpuSpec::find(&gpus.first()?.name));
                 Ok(match (here, experiment.device.kind) {
                     (Some(gpu), _) => Target::Gpu(gpu),
                     (None, DeviceKind::Cuda) => Target::Gpu(H100),

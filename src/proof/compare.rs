@@ -4,7 +4,7 @@ use super::digest::LEAF_BYTES;
 
 /// Element types that values can be shown of, by their name in safetensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Element {
+enum ShownType {
     F32,
     Bf16,
     F64,
@@ -12,25 +12,25 @@ enum Element {
     Bytes,
 }
 
-impl Element {
-    fn of(dtype: &str) -> Element {
+impl ShownType {
+    fn of(dtype: &str) -> ShownType {
         match dtype {
-            "F32" => Element::F32,
-            "BF16" => Element::Bf16,
-            "F64" => Element::F64,
-            "U32" => Element::Unsigned(4),
-            "U64" | "I64" => Element::Unsigned(8),
-            _ => Element::Bytes,
+            "F32" => ShownType::F32,
+            "BF16" => ShownType::Bf16,
+            "F64" => ShownType::F64,
+            "U32" => ShownType::Unsigned(4),
+            "U64" | "I64" => ShownType::Unsigned(8),
+            _ => ShownType::Bytes,
         }
     }
 
     fn size(self) -> usize {
         match self {
-            Element::F32 => 4,
-            Element::Bf16 => 2,
-            Element::F64 => 8,
-            Element::Unsigned(size) => size,
-            Element::Bytes => 1,
+            ShownType::F32 => 4,
+            ShownType::Bf16 => 2,
+            ShownType::F64 => 8,
+            ShownType::Unsigned(size) => size,
+            ShownType::Bytes => 1,
         }
     }
 
@@ -40,10 +40,10 @@ impl Element {
         wide[..bytes.len()].copy_from_slice(bytes);
         let bits = u64::from_le_bytes(wide);
         let number = match self {
-            Element::F32 => f64::from(f32::from_bits(bits as u32)),
-            Element::Bf16 => f64::from(f32::from_bits((bits as u32) << 16)),
-            Element::F64 => f64::from_bits(bits),
-            Element::Unsigned(_) | Element::Bytes => bits as f64,
+            ShownType::F32 => f64::from(f32::from_bits(bits as u32)),
+            ShownType::Bf16 => f64::from(f32::from_bits((bits as u32) << 16)),
+            ShownType::F64 => f64::from_bits(bits),
+            ShownType::Unsigned(_) | ShownType::Bytes => bits as f64,
         };
         Value { element: self, bits, number }
     }
@@ -52,7 +52,7 @@ impl Element {
 /// One element of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Value {
-    element: Element,
+    element: ShownType,
     pub bits: u64,
     pub number: f64,
 }
@@ -61,16 +61,20 @@ impl std::fmt::Display for Value {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let digits = 2 * self.element.size();
         match self.element {
-            Element::F32 | Element::Bf16 => write!(f, "{:e} (0x{:0digits$x})", self.number as f32, self.bits),
-            Element::F64 => write!(f, "{:e} (0x{:0digits$x})", self.number, self.bits),
-            Element::Unsigned(_) | Element::Bytes => write!(f, "{} (0x{:0digits$x})", self.bits, self.bits),
+            ShownType::F32 | ShownType::Bf16 => {
+                write!(f, "{:e} (0x{:0digits$x})", self.number as f32, self.bits)
+            }
+            ShownType::F64 => write!(f, "{:e} (0x{:0digits$x})", self.number, self.bits),
+            ShownType::Unsigned(_) | ShownType::Bytes => {
+                write!(f, "{} (0x{:0digits$x})", self.bits, self.bits)
+            }
         }
     }
 }
 
 /// Where two tensors of one type and shape differ.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Difference {
+pub struct TensorDifference {
     /// Leaf of the Merkle tree, from 0.
     pub leaf: usize,
     /// First byte that differs.
@@ -92,12 +96,12 @@ pub struct Difference {
 /// # Panics
 ///
 /// When the lengths differ; the caller must compare shapes first.
-pub fn first_difference(dtype: &str, shape: &[usize], a: &[u8], b: &[u8]) -> Option<Difference> {
+pub fn first_difference(dtype: &str, shape: &[usize], a: &[u8], b: &[u8]) -> Option<TensorDifference> {
     assert_eq!(a.len(), b.len(), "tensors of one type and shape have one length");
     if a == b {
         return None;
     }
-    let kind = Element::of(dtype);
+    let kind = ShownType::of(dtype);
     let size = kind.size();
     let pairs = || a.chunks_exact(size).zip(b.chunks_exact(size));
     let element = pairs().position(|(a, b)| a != b)?;
@@ -109,7 +113,7 @@ pub fn first_difference(dtype: &str, shape: &[usize], a: &[u8], b: &[u8]) -> Opt
         let apart = (kind.read(a).number - kind.read(b).number).abs();
         largest = if apart.is_finite() { largest.max(apart) } else { largest };
     }
-    Some(Difference {
+    Some(TensorDifference {
         leaf: byte / LEAF_BYTES,
         byte,
         element,
@@ -131,7 +135,7 @@ fn coordinates(mut element: usize, shape: &[usize]) -> Vec<usize> {
     coordinates
 }
 
-impl std::fmt::Display for Difference {
+impl std::fmt::Display for TensorDifference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,

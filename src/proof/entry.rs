@@ -172,8 +172,8 @@ impl Entry {
                 others.push(("val_loss", number(Some(b.loss))));
             }
             if let (Some(a), Some(b)) = (a.hellaswag, b.hellaswag) {
-                mine.push(("hellaswag", format!("{a:?}")));
-                others.push(("hellaswag", format!("{b:?}")));
+                mine.push(("hellaswag", format!("{:?}", a.as_counted_in(&b))));
+                others.push(("hellaswag", format!("{:?}", b.as_counted_in(&a))));
             }
         }
         if let (Some(a), Some(b)) = (&self.audit, &other.audit) {
@@ -189,7 +189,7 @@ impl Entry {
 
     /// Reads canonical bytes, and refuses every other spelling of the same entry.
     pub fn parse(text: &str) -> Result<Entry, String> {
-        let written: Written = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        let written: WrittenEntry = serde_json::from_str(text).map_err(|e| e.to_string())?;
         let entry = Entry {
             step: written.step,
             tokens: written.tokens,
@@ -272,7 +272,7 @@ pub(super) fn digest_of_canonical(bytes: &[u8]) -> Hash {
 /// with the canonical text shows that they agree.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct WrittenEntry {
     step: u64,
     tokens: u64,
     root: Option<Hash>,

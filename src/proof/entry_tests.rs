@@ -45,6 +45,7 @@ fn evaluation() -> Evaluation {
             llmc_correct: 3_004,
             acc_correct: Some(2_905),
             acc_norm_correct: None,
+            acc_bytes_correct: None,
         }),
     }
 }
@@ -97,6 +98,26 @@ fn entries_of_both_versions_read_back_and_no_kind_has_the_keys_of_another() {
     }
     let lied = evaluated().canonical().replace("3004", "3005");
     assert!(Entry::parse(&lied).unwrap_err().contains("not the canonical text"), "{lied}");
+}
+
+/// What an older program did not count is no key of its entries, and no difference.
+#[test]
+fn entries_with_and_without_the_count_by_bytes_read_back_and_agree() {
+    let with = |acc_bytes_correct| {
+        let hellaswag = evaluation().hellaswag.map(|counts| HellaSwag { acc_bytes_correct, ..counts });
+        Entry { evaluation: Some(Evaluation { hellaswag, ..evaluation() }), ..example() }
+    };
+    let (old, new) = (with(None), with(Some(2_000)));
+    assert!(!old.canonical().contains("acc_bytes"));
+    let key = "\"hellaswag_acc_bytes_correct\":2000,\"hellaswag_acc_bytes\":0.199";
+    assert!(new.canonical().contains(key), "{}", new.canonical());
+    for entry in [&old, &new] {
+        assert_eq!(Entry::parse(&entry.canonical()).unwrap(), *entry);
+    }
+    let spelt_out = new.canonical().replace("_correct\":2000", "_correct\":null");
+    assert!(Entry::parse(&spelt_out).is_err(), "{spelt_out}");
+    assert!(old.differences(&new).is_empty() && new.differences(&old).is_empty());
+    assert_eq!(new.differences(&with(Some(2_001)))[0].field, "hellaswag");
 }
 
 #[test]

@@ -41,6 +41,10 @@ impl Evaluation {
             push_count(&mut fields, &format!("{name}_correct"), correct);
             push_float(&mut fields, name, score);
         }
+        if let Some(h) = hellaswag.filter(|h| h.acc_bytes_correct.is_some()) {
+            push_count(&mut fields, "hellaswag_acc_bytes_correct", h.acc_bytes_correct);
+            push_float(&mut fields, "hellaswag_acc_bytes", h.acc_bytes());
+        }
         text.push('{');
         text.push_str(fields.strip_prefix(',').expect("each field begins with a comma"));
         text.push('}');
@@ -78,6 +82,11 @@ pub(super) struct WrittenEvaluation {
     _hellaswag_acc_norm: Option<f64>,
     #[serde(rename = "hellaswag_acc_norm_bits")]
     _hellaswag_acc_norm_bits: Option<String>,
+    hellaswag_acc_bytes_correct: Option<u64>,
+    #[serde(rename = "hellaswag_acc_bytes")]
+    _hellaswag_acc_bytes: Option<f64>,
+    #[serde(rename = "hellaswag_acc_bytes_bits")]
+    _hellaswag_acc_bytes_bits: Option<String>,
 }
 
 impl WrittenEvaluation {
@@ -94,6 +103,7 @@ impl WrittenEvaluation {
                 llmc_correct,
                 acc_correct: self.hellaswag_acc_correct,
                 acc_norm_correct: self.hellaswag_acc_norm_correct,
+                acc_bytes_correct: self.hellaswag_acc_bytes_correct,
             }),
             (None, None) => None,
             _ => return Err("`hellaswag_tasks` and `hellaswag_correct` stand together or not at all".into()),
@@ -120,6 +130,8 @@ pub struct HellaSwag {
     /// By lm-eval's `acc` and `acc_norm`; none where the tasks lack its wording.
     pub acc_correct: Option<u64>,
     pub acc_norm_correct: Option<u64>,
+    /// By lm-eval's `acc_bytes`; none, too, in an entry of an older program, whose text lacks its keys.
+    pub acc_bytes_correct: Option<u64>,
 }
 
 impl HellaSwag {
@@ -136,6 +148,17 @@ impl HellaSwag {
     /// lm-eval's `acc_norm`, 0 to 1.
     pub fn acc_norm(&self) -> Option<f64> {
         self.acc_norm_correct.map(|correct| self.share(correct))
+    }
+
+    /// lm-eval's `acc_bytes`, 0 to 1.
+    pub fn acc_bytes(&self) -> Option<f64> {
+        self.acc_bytes_correct.map(|correct| self.share(correct))
+    }
+
+    /// These counts, without the one that `other`, of an older program, does not have.
+    pub fn as_counted_in(self, other: &HellaSwag) -> HellaSwag {
+        let acc_bytes_correct = self.acc_bytes_correct.filter(|_| other.acc_bytes_correct.is_some());
+        HellaSwag { acc_bytes_correct, ..self }
     }
 
     fn share(&self, correct: u64) -> f64 {

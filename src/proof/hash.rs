@@ -33,7 +33,10 @@ impl fmt::Debug for Hash {
 
 /// A text is not a hash.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not a hash: expected 64 lowercase hexadecimal digits, got {} characters", text.chars().count())]
+#[error(
+    "`{text}` is not a hash: expected 64 lowercase hexadecimal digits, got {} characters",
+    text.chars().count()
+)]
 pub struct NotAHash {
     pub text: String,
 }

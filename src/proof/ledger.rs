@@ -12,13 +12,14 @@
 //! which opening drops; call [`Ledger::sync`] before a checkpoint refers to the head.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::entry::{Entry, digest_of_canonical};
 use super::hash::Hash;
+use super::regular;
 use super::tree::{Frontier, tree_root};
 
 /// How many entries a log has, and the root of the tree over their digests.
@@ -28,6 +29,9 @@ pub struct Head {
     pub size: u64,
     pub root: Hash,
 }
+
+/// Bytes that no line reaches: an entry has some hundred, and a note is a sentence or a key's values.
+const LONGEST_LINE: u64 = 16 << 20;
 
 /// The kind of the note that a run was resumed.
 pub const RESUME: &str = "resume";
@@ -58,19 +62,23 @@ pub struct TornLine {
 pub enum LedgerError {
     #[error("cannot {doing} `{}`: {source}{}", path.display(), full_disk_hint(source))]
     Io { path: PathBuf, doing: &'static str, source: io::Error },
-    #[error("`{}` line {line}: {why}\n  hint: the line was edited or the disk damaged it; `runner resume` goes on from the last checkpoint before it", path.display())]
+    #[error("`{}` line {line}: {why}\n  hint: the line was edited or the disk damaged it; `runner resume` \
+             goes on from the last checkpoint before it", path.display())]
     BadLine { path: PathBuf, line: u64, why: String },
-    #[error("`{}` line {line}: its head is {found}, but the entries up to it give {expected}\n  hint: this line or its entry was edited, moved, inserted, or the one before it removed", path.display())]
+    #[error("`{}` line {line}: its head is {found}, but the entries up to it give {expected}\n  hint: this \
+             line or its entry was edited, moved, inserted, or the one before it removed", path.display())]
     WrongHead { path: PathBuf, line: u64, expected: Hash, found: Hash },
-    #[error("`{}` has {have} entries, expected at least {want}\n  hint: lines were lost; an earlier checkpoint may still fit", path.display())]
+    #[error("`{}` has {have} entries, expected at least {want}\n  hint: lines were lost; an earlier \
+             checkpoint may still fit", path.display())]
     TooShort { path: PathBuf, have: u64, want: u64 },
-    #[error("the first {size} entries of `{}` have the root {found}, expected {expected}\n  hint: this ledger belongs to another run than the checkpoint, or was rewritten", path.display())]
+    #[error("the first {size} entries of `{}` have the root {found}, expected {expected}\n  hint: this \
+             ledger belongs to another run than the checkpoint, or was rewritten", path.display())]
     NotAPrefix { path: PathBuf, size: u64, expected: Hash, found: Hash },
 }
 
 fn full_disk_hint(source: &io::Error) -> &'static str {
     match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
             "\n  hint: free some space and run `runner resume`; the entries before this one are intact"
         }
         _ => "",
@@ -107,6 +115,15 @@ impl Log {
     pub fn head_at(&self, size: u64) -> Option<Head> {
         let digests = self.digests.get(..usize::try_from(size).ok()?)?;
         Some(Head { size, root: tree_root(digests) })
+    }
+
+    /// How many entries the log had when its root was `root`; none if it never was.
+    pub fn size_at(&self, root: &Hash) -> Option<u64> {
+        let mut frontier = Frontier::new();
+        self.digests.iter().find_map(|digest| {
+            frontier.push(*digest);
+            (frontier.root() == *root).then(|| frontier.size())
+        })
     }
 
     /// Whether this log once had that head and has only grown since.
@@ -161,7 +178,13 @@ impl Ledger {
 
     fn open_within(path: &Path, limit: u64) -> Result<Ledger> {
         let io = |doing| move |source| LedgerError::Io { path: path.into(), doing, source };
-        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(io("open"))?;
+        if path.exists() {
+            regular::open(path).map_err(io("open"))?;
+        }
+        let mut options = OpenOptions::new();
+        // A ledger that is to have entries is not begun.
+        options.read(true).append(true).create(limit == u64::MAX || limit == 0);
+        let file = options.open(path).map_err(io("open"))?;
         let log = scan(path, &file, limit, |_| ())?;
         let ledger = Ledger { path: path.into(), file, log };
         if ledger.log.torn.is_some() && limit == u64::MAX {
@@ -257,7 +280,7 @@ impl Ledger {
 /// out and reported by [`Log::torn`].
 pub fn read(path: &Path) -> Result<(Log, Vec<Entry>)> {
     let file =
-        File::open(path).map_err(|source| LedgerError::Io { path: path.into(), doing: "open", source })?;
+        regular::open(path).map_err(|source| LedgerError::Io { path: path.into(), doing: "open", source })?;
     let mut entries = Vec::new();
     let log = scan(path, &file, u64::MAX, |entry| entries.push(entry))?;
     Ok((log, entries))
@@ -270,11 +293,13 @@ fn scan(path: &Path, file: &File, limit: u64, mut visit: impl FnMut(Entry)) -> R
     let mut bytes = Vec::new();
     for line in 1.. {
         bytes.clear();
-        let length = lines.read_until(b'\n', &mut bytes).map_err(|source| LedgerError::Io {
-            path: path.into(),
-            doing: "read",
-            source,
-        })? as u64;
+        let length = (&mut lines).take(LONGEST_LINE).read_until(b'\n', &mut bytes);
+        let length =
+            length.map_err(|source| LedgerError::Io { path: path.into(), doing: "read", source })? as u64;
+        if length == LONGEST_LINE {
+            let why = format!("it has more than {LONGEST_LINE} bytes, and is no entry");
+            return Err(LedgerError::BadLine { path: path.into(), line, why });
+        }
         if length == 0 {
             break;
         }
@@ -284,16 +309,16 @@ fn scan(path: &Path, file: &File, limit: u64, mut visit: impl FnMut(Entry)) -> R
             break;
         }
         let parsed = match parse_line(&bytes) {
-            Ok(Line::Entry { .. }) | Err(_) if full => break,
+            Ok(LedgerLine::Entry { .. }) | Err(_) if full => break,
             parsed => parsed.map_err(|why| LedgerError::BadLine { path: path.into(), line, why })?,
         };
         match parsed {
-            Line::Note(note) if note.after == log.size() => log.notes.push(note),
-            Line::Note(note) => {
+            LedgerLine::Note(note) if note.after == log.size() => log.notes.push(note),
+            LedgerLine::Note(note) => {
                 let why = format!("a note written after {} entries stands after {}", note.after, log.size());
                 return Err(LedgerError::BadLine { path: path.into(), line, why });
             }
-            Line::Entry { entry, digest, head: found } => {
+            LedgerLine::Entry { entry, digest, head: found } => {
                 log.frontier.push(digest);
                 let expected = log.frontier.root();
                 if found != expected {
@@ -309,22 +334,22 @@ fn scan(path: &Path, file: &File, limit: u64, mut visit: impl FnMut(Entry)) -> R
     Ok(log)
 }
 
-enum Line {
+enum LedgerLine {
     Entry { entry: Box<Entry>, digest: Hash, head: Hash },
     Note(Note),
 }
 
-fn parse_line(bytes: &[u8]) -> Result<Line, String> {
+fn parse_line(bytes: &[u8]) -> Result<LedgerLine, String> {
     let text = std::str::from_utf8(bytes)
         .map_err(|e| format!("not UTF-8 from byte {} of the line", e.valid_up_to()))?;
     if let Some(note) = text.strip_prefix("{\"note\":").and_then(|rest| rest.strip_suffix('}')) {
-        return serde_json::from_str(note).map(Line::Note).map_err(|e| format!("not a note: {e}"));
+        return serde_json::from_str(note).map(LedgerLine::Note).map_err(|e| format!("not a note: {e}"));
     }
     let inner = text.strip_prefix("{\"entry\":").and_then(|rest| rest.strip_suffix("\"}"));
     let (canonical, head) = inner
         .and_then(|rest| rest.rsplit_once(",\"head\":\""))
         .ok_or("neither `{\"entry\":…,\"head\":\"…\"}` nor `{\"note\":…}`")?;
-    Ok(Line::Entry {
+    Ok(LedgerLine::Entry {
         entry: Box::new(Entry::parse(canonical)?),
         digest: digest_of_canonical(canonical.as_bytes()),
         head: head.parse().map_err(|e: super::hash::NotAHash| e.to_string())?,

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use sha2::Digest;
 
 use super::hash::{Hash, LOCK};
+use super::regular;
 
 /// The format that this version writes and reads.
 pub const FORMAT: &str = "runner/lock/v1";
@@ -47,20 +48,25 @@ pub enum LockError {
     Io { path: PathBuf, source: io::Error },
     #[error("`{}` line {line} is not a lock: {why}\n  hint: {DAMAGED}", path.display())]
     Syntax { path: PathBuf, line: usize, why: String },
-    #[error("`{}` has the format `{found}`, expected `{FORMAT}`\n  hint: it is damaged, or was written by another version of runner", path.display())]
+    #[error("`{}` has the format `{found}`, expected `{FORMAT}`\n  hint: it is damaged, or was written by \
+             another version of runner", path.display())]
     Format { path: PathBuf, found: String },
-    #[error("`{}`: table `{table}` was changed: its digest is {found}, the head of the file says {expected}\n  hint: {DAMAGED}", path.display())]
+    #[error("`{}`: table `{table}` was changed: its digest is {found}, the head of the file says \
+             {expected}\n  hint: {DAMAGED}", path.display())]
     TableDiffers { path: PathBuf, table: &'static str, expected: Hash, found: Hash },
     #[error("`{}` line {line} is not as runner writes it\n  hint: {DAMAGED}", path.display())]
     Spelling { path: PathBuf, line: usize },
 }
+
+/// Bytes of the longest lock that is read: of some hundred thousand shards.
+const LONGEST: u64 = 64 << 20;
 
 const DAMAGED: &str = "the file was edited or damaged; restore it, or make a new one with `runner lock`";
 
 /// The file as serde reads it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct WrittenLock {
     #[serde(rename = "format")]
     _format: String,
     numerics_id: Hash,
@@ -122,7 +128,7 @@ impl Lock {
         if format != FORMAT {
             return Err(LockError::Format { path: path.into(), found: format });
         }
-        let w: Written = toml::from_str(text).map_err(syntax)?;
+        let w: WrittenLock = toml::from_str(text).map_err(syntax)?;
         let lock = Lock {
             numerics: w.numerics,
             environment: w.environment,
@@ -147,7 +153,7 @@ impl Lock {
 
     /// The tables of a text whose digests are wrong, to report what differs. Nothing is verified.
     pub fn parse_unchecked(text: &str) -> Option<Lock> {
-        let w: Written = toml::from_str(text).ok()?;
+        let w: WrittenLock = toml::from_str(text).ok()?;
         Some(Lock {
             numerics: w.numerics,
             environment: w.environment,
@@ -159,7 +165,8 @@ impl Lock {
 
     /// Reads and checks the lock at `path`.
     pub fn read(path: &Path) -> Result<Lock, LockError> {
-        let bytes = std::fs::read(path).map_err(|source| LockError::Io { path: path.into(), source })?;
+        let bytes = regular::read_within(path, LONGEST)
+            .map_err(|source| LockError::Io { path: path.into(), source })?;
         let text = std::str::from_utf8(&bytes).map_err(|e| LockError::Syntax {
             path: path.into(),
             line: 1 + bytes[..e.valid_up_to()].iter().filter(|b| **b == b'\n').count(),

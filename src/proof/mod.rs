@@ -10,6 +10,7 @@
 //!   [`evaluation`]: what was measured before a step.
 //! * [`opening`]: some units of a tensor, shown to be its own; [`compare`]: where two tensors differ.
 //! * [`lock`]: what the bits depend on, and where they were made.
+//! * [`regular`]: reading files that must be files.
 
 pub mod compare;
 pub mod digest;
@@ -19,6 +20,7 @@ pub mod hash;
 pub mod ledger;
 pub mod lock;
 pub mod opening;
+pub mod regular;
 pub mod tree;
 
 pub use digest::{MerkleHasher, merkle_root, state_root, tensor_digest, tensor_digest_from_root};

@@ -67,6 +67,10 @@ fn linear_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
             multiple * mantissa * power_of_ten(decade)
         }
     };
+    // No round numbers are so close together, or so far apart, that a double holds their spacing.
+    if !(at(1.0) > 0.0 && at(1.0).is_finite()) {
+        return vec![low, high];
+    }
     let slack = (high - low) * 1e-9;
     let first = libm::ceil((low - slack) / at(1.0)) as i64;
     let last = libm::floor((high + slack) / at(1.0)) as i64;

@@ -3,7 +3,7 @@
 use super::ReportError;
 use super::axis::{Axis, Scale, label};
 use super::curves::Curves;
-use super::figure::{Page, dash_of};
+use super::figure::{FigurePage, dash_of};
 use super::panel::{Panel, TEXT_SIZE};
 use super::scene::{Scene, text_width};
 use super::series::{Point, quantile, robust_top};
@@ -15,7 +15,7 @@ const USUAL_NORMS: f64 = 0.95;
 
 /// The quantity of a panel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum PanelKind {
     Loss,
     Hellaswag,
     GradNorm,
@@ -23,29 +23,34 @@ pub enum Kind {
     Throughput,
 }
 
-impl Kind {
-    pub const ALL: [Kind; 5] =
-        [Kind::Loss, Kind::Hellaswag, Kind::GradNorm, Kind::LearningRate, Kind::Throughput];
+impl PanelKind {
+    pub const ALL: [PanelKind; 5] = [
+        PanelKind::Loss,
+        PanelKind::Hellaswag,
+        PanelKind::GradNorm,
+        PanelKind::LearningRate,
+        PanelKind::Throughput,
+    ];
 
     /// The panel's name.
     pub fn title(self) -> &'static str {
         match self {
-            Kind::Loss => "Loss, nats per token",
-            Kind::Hellaswag => "HellaSwag accuracy",
-            Kind::GradNorm => "Gradient norm",
-            Kind::LearningRate => "Learning rate",
-            Kind::Throughput => "Tokens per second",
+            PanelKind::Loss => "Loss, nats per token",
+            PanelKind::Hellaswag => "HellaSwag accuracy",
+            PanelKind::GradNorm => "Gradient norm",
+            PanelKind::LearningRate => "Learning rate",
+            PanelKind::Throughput => "Tokens per second",
         }
     }
 
     /// The line without which the panel is not drawn.
     pub fn points(self, run: &Curves) -> &[Point] {
         match self {
-            Kind::Loss => &run.loss,
-            Kind::Hellaswag => &run.hellaswag,
-            Kind::GradNorm => &run.grad_norm,
-            Kind::LearningRate => &run.learning_rate,
-            Kind::Throughput => &run.tokens_per_s,
+            PanelKind::Loss => &run.loss,
+            PanelKind::Hellaswag => &run.hellaswag,
+            PanelKind::GradNorm => &run.grad_norm,
+            PanelKind::LearningRate => &run.learning_rate,
+            PanelKind::Throughput => &run.tokens_per_s,
         }
     }
 }
@@ -63,9 +68,9 @@ pub struct Span {
     pub aligned: bool,
 }
 
-impl Page<'_> {
+impl FigurePage<'_> {
     /// Draws the panel of a kind.
-    pub fn panel(&self, scene: &mut Scene, kind: Kind, span: Span) -> Result<(), ReportError> {
+    pub fn panel(&self, scene: &mut Scene, kind: PanelKind, span: Span) -> Result<(), ReportError> {
         let (low, high, scale) = self.range(kind);
         let height = span.bottom - span.top;
         let y = Axis::new(low, high, scale, ((height / 62.0) as usize).max(4));
@@ -119,24 +124,24 @@ impl Page<'_> {
     }
 
     /// Published levels of a panel, with their names.
-    fn level_values(&self, kind: Kind) -> Vec<(f64, &'static str)> {
+    fn level_values(&self, kind: PanelKind) -> Vec<(f64, &'static str)> {
         let value = |reference: &&'static super::run_data::Reference| match kind {
-            Kind::Loss => reference.val_loss.map(|loss| (loss, reference.name)),
-            Kind::Hellaswag => Some((reference.hellaswag, reference.name)),
+            PanelKind::Loss => reference.val_loss.map(|loss| (loss, reference.name)),
+            PanelKind::Hellaswag => Some((reference.hellaswag, reference.name)),
             _ => None,
         };
         self.levels.iter().filter_map(value).collect()
     }
 
     /// Low end, high end and scale of a panel's values.
-    fn range(&self, kind: Kind) -> (f64, f64, Scale) {
+    fn range(&self, kind: PanelKind) -> (f64, f64, Scale) {
         let values =
             |of: &dyn Fn(&Curves) -> Vec<f64>| -> Vec<f64> { self.curves.iter().flat_map(of).collect() };
         let y = |points: &[Point]| points.iter().map(|point| point.1).collect::<Vec<f64>>();
         let limits =
             |values: &[f64]| (quantile(values, 0.0).unwrap_or(0.0), quantile(values, 1.0).unwrap_or(1.0));
         match kind {
-            Kind::Loss => {
+            PanelKind::Loss => {
                 let mut all = values(&|run| [y(&run.loss), y(&run.val_loss)].concat());
                 all.extend(self.level_values(kind).iter().map(|level| level.0));
                 let (low, high) = limits(&all);
@@ -157,17 +162,17 @@ impl Page<'_> {
                 let space = 0.04 * (top - low);
                 (low - space, top + space, Scale::Linear)
             }
-            Kind::Hellaswag => {
+            PanelKind::Hellaswag => {
                 let mut all = values(&|run| y(&run.hellaswag));
                 all.extend(self.level_values(kind).iter().map(|level| level.0));
                 let (low, high) = limits(&all);
                 let space = (0.08 * (high - low)).max(0.005);
                 ((low - space).max(0.0), (high + space).min(1.0), Scale::Linear)
             }
-            Kind::LearningRate => {
+            PanelKind::LearningRate => {
                 (0.0, limits(&values(&|run| y(&run.learning_rate))).1 * 1.06, Scale::Linear)
             }
-            Kind::GradNorm => {
+            PanelKind::GradNorm => {
                 let positive: Vec<f64> =
                     values(&|run| y(&run.grad_norm)).into_iter().filter(|norm| *norm > 0.0).collect();
                 if self.options.log_y && !positive.is_empty() {
@@ -181,16 +186,18 @@ impl Page<'_> {
                     .fold(0.0, f64::max);
                 (0.0, top * 1.06, Scale::Linear)
             }
-            Kind::Throughput => (0.0, limits(&values(&|run| y(&run.tokens_per_s))).1 * 1.06, Scale::Linear),
+            PanelKind::Throughput => {
+                (0.0, limits(&values(&|run| y(&run.tokens_per_s))).1 * 1.06, Scale::Linear)
+            }
         }
     }
 
     /// What the frame leaves out, from long to short: `▲ 640 steps above, max 11.1`.
-    fn notes(&self, kind: Kind, top: f64) -> [String; 3] {
+    fn notes(&self, kind: PanelKind, top: f64) -> [String; 3] {
         let points = |run: &Curves| match kind {
-            Kind::Loss => [run.loss.clone(), run.skipped_loss.clone()].concat(),
-            Kind::GradNorm => [run.grad_norm.clone(), run.skipped_norm.clone()].concat(),
-            Kind::Hellaswag | Kind::LearningRate | Kind::Throughput => Vec::new(),
+            PanelKind::Loss => [run.loss.clone(), run.skipped_loss.clone()].concat(),
+            PanelKind::GradNorm => [run.grad_norm.clone(), run.skipped_norm.clone()].concat(),
+            PanelKind::Hellaswag | PanelKind::LearningRate | PanelKind::Throughput => Vec::new(),
         };
         let values: Vec<f64> = self.curves.iter().flat_map(points).map(|point| point.1).collect();
         let above: Vec<f64> =
@@ -210,10 +217,10 @@ impl Page<'_> {
         notes.map(|parts| parts.join(", "))
     }
 
-    fn lines(&self, scene: &mut Scene, kind: Kind, panel: &Panel) {
+    fn lines(&self, scene: &mut Scene, kind: PanelKind, panel: &Panel) {
         let colors = self.colors;
         let runs = || self.curves.iter().enumerate().map(|(index, run)| (run, colors.run(index)));
-        if matches!(kind, Kind::Loss | Kind::GradNorm | Kind::Hellaswag) {
+        if matches!(kind, PanelKind::Loss | PanelKind::GradNorm | PanelKind::Hellaswag) {
             for (moment, x) in self.curves.iter().flat_map(|run| &run.moments) {
                 let (dash, color, _) = self.mark(*moment);
                 panel.moment(scene, *x, dash, color);
@@ -229,14 +236,15 @@ impl Page<'_> {
         };
         let level = |scene: &mut Scene| {
             for reference in &self.levels {
-                let value = if kind == Kind::Loss { reference.val_loss } else { Some(reference.hellaswag) };
+                let value =
+                    if kind == PanelKind::Loss { reference.val_loss } else { Some(reference.hellaswag) };
                 value
                     .into_iter()
                     .for_each(|value| panel.level(scene, value, dash_of(reference), colors.level));
             }
         };
         match kind {
-            Kind::Loss => {
+            PanelKind::Loss => {
                 noisy(scene, |run| &run.loss, |run| &run.loss_smooth, 3.5);
                 level(scene);
                 for (run, color) in runs() {
@@ -249,14 +257,14 @@ impl Page<'_> {
                     .flat_map(|run| &run.skipped_loss)
                     .for_each(|point| panel.skip(scene, *point));
             }
-            Kind::Hellaswag => {
+            PanelKind::Hellaswag => {
                 level(scene);
                 for (run, color) in runs() {
                     panel.line(scene, &run.hellaswag, 2.5, color);
                     panel.dots(scene, &run.hellaswag, 4.5, color);
                 }
             }
-            Kind::LearningRate => {
+            PanelKind::LearningRate => {
                 // Runs often share a schedule: lower lines are drawn wider, so that they stay visible.
                 for (index, (run, color)) in runs().enumerate() {
                     let same = |other: &&Curves| {
@@ -266,14 +274,16 @@ impl Page<'_> {
                     panel.line(scene, &run.learning_rate, 3.0 + 4.0 * above.min(3) as f64, color);
                 }
             }
-            Kind::GradNorm => {
+            PanelKind::GradNorm => {
                 noisy(scene, |run| &run.grad_norm, |run| &run.grad_norm_smooth, 3.0);
                 self.curves
                     .iter()
                     .flat_map(|run| &run.skipped_norm)
                     .for_each(|point| panel.skip(scene, *point));
             }
-            Kind::Throughput => noisy(scene, |run| &run.tokens_per_s, |run| &run.tokens_per_s_smooth, 3.0),
+            PanelKind::Throughput => {
+                noisy(scene, |run| &run.tokens_per_s, |run| &run.tokens_per_s_smooth, 3.0)
+            }
         }
     }
 }

@@ -7,9 +7,9 @@
 //! stroke. [`charts`] draws the panels one by one, small, for a page that arranges them itself.
 
 use super::axis::{label, trimmed};
-use super::chart::{Kind, Span};
+use super::chart::{PanelKind, Span};
 use super::curves::{Curves, Horizontal, Moment};
-use super::legend::{self, Entry, Sample, shortened};
+use super::legend::{self, LegendEntry, LegendSample, shortened};
 use super::panel::{Dash, TEXT_SIZE};
 use super::run_data::{Reference, RunData, references};
 use super::scene::{Align, Color, Scene};
@@ -27,7 +27,7 @@ const X_ROOM: f64 = 78.0;
 const COLUMN_GAP: f64 = 36.0;
 
 /// The data of the page and its panels.
-pub struct Page<'a> {
+pub struct FigurePage<'a> {
     runs: &'a [RunData],
     pub(super) curves: Vec<Curves>,
     /// Published levels to compare with.
@@ -39,14 +39,14 @@ pub struct Page<'a> {
 
 /// Lays the page out and draws it.
 pub fn draw(runs: &[RunData], options: &PlotOptions) -> Result<Scene, ReportError> {
-    let page = Page::new(runs, options)?;
+    let page = FigurePage::new(runs, options)?;
     let head = |scene: &mut Scene| {
         let top = page.header(scene)?;
         legend::draw(scene, page.legend(None)?, top, (MARGIN, f64::from(WIDTH) - MARGIN))
     };
     // Laid out twice: first to measure the legend, then with room for the panels.
     let below = head(&mut Scene::new(WIDTH, 1, page.colors))?;
-    let usual = if page.has(Kind::Hellaswag) { 1000.0_f64 } else { 900.0 };
+    let usual = if page.has(PanelKind::Hellaswag) { 1000.0_f64 } else { 900.0 };
     let height = usual.max(below + usual - 180.0);
     let mut scene = Scene::new(WIDTH, height as u32, page.colors);
     head(&mut scene)?;
@@ -55,11 +55,11 @@ pub fn draw(runs: &[RunData], options: &PlotOptions) -> Result<Scene, ReportErro
 }
 
 /// Each panel that there is data for as a picture of its own, small enough for a column of text.
-pub fn charts(runs: &[RunData], options: &PlotOptions) -> Result<Vec<(Kind, Scene)>, ReportError> {
+pub fn charts(runs: &[RunData], options: &PlotOptions) -> Result<Vec<(PanelKind, Scene)>, ReportError> {
     const SIZE: (u32, f64) = (760, 400.0);
-    let page = Page::new(runs, options)?;
+    let page = FigurePage::new(runs, options)?;
     let mut charts = Vec::new();
-    for kind in Kind::ALL.into_iter().filter(|kind| *kind == Kind::Loss || page.has(*kind)) {
+    for kind in PanelKind::ALL.into_iter().filter(|kind| *kind == PanelKind::Loss || page.has(*kind)) {
         let right = f64::from(SIZE.0) - 24.0;
         let strip = |scene: &mut Scene| legend::draw(scene, page.legend(Some(kind))?, -4.0, (8.0, right));
         let top = strip(&mut Scene::new(SIZE.0, 1, page.colors))?.max(0.0) + TITLE_ROOM;
@@ -72,8 +72,8 @@ pub fn charts(runs: &[RunData], options: &PlotOptions) -> Result<Vec<(Kind, Scen
     Ok(charts)
 }
 
-impl<'a> Page<'a> {
-    fn new(runs: &'a [RunData], options: &'a PlotOptions) -> Result<Page<'a>, ReportError> {
+impl<'a> FigurePage<'a> {
+    fn new(runs: &'a [RunData], options: &'a PlotOptions) -> Result<FigurePage<'a>, ReportError> {
         if runs.is_empty() {
             return Err(ReportError::NoRuns);
         }
@@ -93,11 +93,11 @@ impl<'a> Page<'a> {
                 levels.push(reference);
             }
         }
-        Ok(Page { runs, curves, levels, options, across, colors: options.theme.colors() })
+        Ok(FigurePage { runs, curves, levels, options, across, colors: options.theme.colors() })
     }
 
     /// Whether any run has such values.
-    fn has(&self, kind: Kind) -> bool {
+    fn has(&self, kind: PanelKind) -> bool {
         self.curves.iter().any(|run| !kind.points(run).is_empty())
     }
 
@@ -127,8 +127,8 @@ impl<'a> Page<'a> {
     }
 
     /// The legend's groups: the runs, then the kinds of lines; those of one panel where one is given.
-    fn legend(&self, only: Option<Kind>) -> Result<Vec<Vec<Entry>>, ReportError> {
-        let on = |kinds: &[Kind]| only.is_none_or(|only| kinds.contains(&only));
+    fn legend(&self, only: Option<PanelKind>) -> Result<Vec<Vec<LegendEntry>>, ReportError> {
+        let on = |kinds: &[PanelKind]| only.is_none_or(|only| kinds.contains(&only));
         let mut names = Vec::new();
         if !self.single() {
             for (index, (run, curves)) in self.runs.iter().zip(&self.curves).enumerate() {
@@ -137,63 +137,70 @@ impl<'a> Page<'a> {
                     .last()
                     .map_or(String::new(), |(_, loss)| format!("  (validation {})", trimmed(*loss, 4)));
                 let text = format!("{}{last}", shortened(&run.name, 520.0, TEXT_SIZE, false)?);
-                names.push(Entry { sample: Sample::Plain(self.colors.run(index)), text });
+                names.push(LegendEntry { sample: LegendSample::Plain(self.colors.run(index)), text });
             }
         }
         let mut kinds = Vec::new();
-        if on(&[Kind::Loss, Kind::GradNorm, Kind::Throughput])
+        if on(&[PanelKind::Loss, PanelKind::GradNorm, PanelKind::Throughput])
             && self.curves.iter().any(|run| !run.loss.is_empty())
         {
             let color = if self.single() { self.colors.run(0) } else { self.colors.quiet };
-            let what = if only.is_some_and(|only| only != Kind::Loss) { "each step" } else { "training" };
+            let what =
+                if only.is_some_and(|only| only != PanelKind::Loss) { "each step" } else { "training" };
             let smoothing = self.smoothing();
-            let sample = if smoothing.is_empty() { Sample::Plain(color) } else { Sample::Smoothed(color) };
-            kinds.push(Entry { sample, text: format!("{what}{smoothing}") });
+            let sample =
+                if smoothing.is_empty() { LegendSample::Plain(color) } else { LegendSample::Smoothed(color) };
+            kinds.push(LegendEntry { sample, text: format!("{what}{smoothing}") });
         }
-        if on(&[Kind::Loss]) && self.curves.iter().any(|run| !run.val_loss.is_empty()) {
+        if on(&[PanelKind::Loss]) && self.curves.iter().any(|run| !run.val_loss.is_empty()) {
             let color =
                 if self.single() { self.colors.validation } else { self.colors.strong(self.colors.quiet) };
-            kinds.push(Entry { sample: Sample::Dots(color), text: "validation".to_owned() });
+            kinds.push(LegendEntry { sample: LegendSample::Dots(color), text: "validation".to_owned() });
         }
         let skipped: usize = self.curves.iter().map(|run| run.skipped_loss.len()).sum();
-        if on(&[Kind::Loss, Kind::GradNorm]) && skipped > 0 {
-            kinds.push(Entry {
-                sample: Sample::Cross,
+        if on(&[PanelKind::Loss, PanelKind::GradNorm]) && skipped > 0 {
+            kinds.push(LegendEntry {
+                sample: LegendSample::Cross,
                 text: format!("update skipped ({})", thousands(skipped as u64)),
             });
         }
         for moment in Moment::ALL {
             let times =
                 self.curves.iter().flat_map(|run| &run.moments).filter(|(at, _)| *at == moment).count();
-            if on(&[Kind::Loss, Kind::GradNorm, Kind::Hellaswag]) && times > 0 {
+            if on(&[PanelKind::Loss, PanelKind::GradNorm, PanelKind::Hellaswag]) && times > 0 {
                 let (dash, color, word) = self.mark(moment);
-                kinds.push(Entry {
-                    sample: Sample::Moment(dash, color),
+                kinds.push(LegendEntry {
+                    sample: LegendSample::Moment(dash, color),
                     text: format!("{word} ({})", thousands(times as u64)),
                 });
             }
         }
-        let scored = only.unwrap_or(Kind::Hellaswag) == Kind::Hellaswag && self.has(Kind::Hellaswag);
-        for reference in
-            self.levels.iter().filter(|_| on(&[Kind::Loss, Kind::Hellaswag]) && self.levels.len() <= 4)
+        let scored =
+            only.unwrap_or(PanelKind::Hellaswag) == PanelKind::Hellaswag && self.has(PanelKind::Hellaswag);
+        for reference in self
+            .levels
+            .iter()
+            .filter(|_| on(&[PanelKind::Loss, PanelKind::Hellaswag]) && self.levels.len() <= 4)
         {
             let loss = reference
                 .val_loss
-                .filter(|_| on(&[Kind::Loss]))
+                .filter(|_| on(&[PanelKind::Loss]))
                 .map(|loss| format!("loss on FineWeb {loss:.3}"));
             let accuracy = scored.then(|| format!("HellaSwag {:.3}", reference.hellaswag));
             let values: Vec<String> = loss.into_iter().chain(accuracy).collect();
             if !values.is_empty() {
                 let text = format!("{}: {}", reference.name, values.join(", "));
-                kinds.push(Entry { sample: Sample::Level(dash_of(reference)), text });
+                kinds.push(LegendEntry { sample: LegendSample::Level(dash_of(reference)), text });
             }
         }
-        if self.levels.len() > 4 && on(&[Kind::Loss, Kind::Hellaswag]) {
+        if self.levels.len() > 4 && on(&[PanelKind::Loss, PanelKind::Hellaswag]) {
             let text = if scored { "GPT-2: loss on FineWeb, HellaSwag" } else { "GPT-2: loss on FineWeb" };
-            kinds.push(Entry { sample: Sample::Level(Dash::Dashed), text: text.to_owned() });
+            kinds.push(LegendEntry { sample: LegendSample::Level(Dash::Dashed), text: text.to_owned() });
             if scored {
-                kinds
-                    .push(Entry { sample: Sample::Level(Dash::Dotted), text: "GPT-3: HellaSwag".to_owned() });
+                kinds.push(LegendEntry {
+                    sample: LegendSample::Level(Dash::Dotted),
+                    text: "GPT-3: HellaSwag".to_owned(),
+                });
             }
         }
         Ok(vec![names, kinds])
@@ -228,12 +235,14 @@ impl<'a> Page<'a> {
 
     fn panels(&self, scene: &mut Scene, top: f64, bottom: f64) -> Result<(), ReportError> {
         let end = f64::from(WIDTH) - MARGIN;
-        let beside: Vec<Kind> =
-            [Kind::GradNorm, Kind::LearningRate].into_iter().filter(|kind| self.has(*kind)).collect();
-        if self.has(Kind::Hellaswag) {
+        let beside: Vec<PanelKind> = [PanelKind::GradNorm, PanelKind::LearningRate]
+            .into_iter()
+            .filter(|kind| self.has(*kind))
+            .collect();
+        if self.has(PanelKind::Hellaswag) {
             let middle = f64::from(WIDTH) / 2.0;
             let below = if beside.is_empty() { bottom } else { top + 0.64 * (bottom - top - TITLE_ROOM) };
-            for (column, kind) in [Kind::Loss, Kind::Hellaswag].into_iter().enumerate() {
+            for (column, kind) in [PanelKind::Loss, PanelKind::Hellaswag].into_iter().enumerate() {
                 let (left, right) = if column == 0 {
                     (MARGIN, middle - COLUMN_GAP / 2.0)
                 } else {
@@ -258,7 +267,7 @@ impl<'a> Page<'a> {
         let split = if beside.is_empty() { end } else { 900.0 };
         self.panel(
             scene,
-            Kind::Loss,
+            PanelKind::Loss,
             Span { left: MARGIN, right: split, top, bottom, lowest: true, aligned: true },
         )?;
         let count = beside.len().max(1) as f64;

@@ -4,12 +4,12 @@
 use serde::{Serialize, Serializer};
 
 use super::series::quantile;
-use crate::store::columns::Summary;
+use crate::store::columns::SummaryRule;
 use crate::store::metrics::{Action, COLUMNS, Column, MetricsRow};
 
 /// The columns that have a number of a run, in their order.
 pub fn columns() -> impl Iterator<Item = &'static Column> {
-    COLUMNS.iter().filter(|column| column.summary != Summary::None)
+    COLUMNS.iter().filter(|column| column.summary != SummaryRule::None)
 }
 
 /// The numbers of a run, by column; none where nothing was measured.
@@ -51,10 +51,10 @@ pub fn tail(updates: usize) -> usize {
 fn figure(column: &Column, rows: &[MetricsRow]) -> Option<f64> {
     let last_first = || rows.iter().rev().filter_map(column.get);
     match column.summary {
-        Summary::None => None,
-        Summary::Last => last_first().next(),
-        Summary::Median => quantile(&last_first().collect::<Vec<_>>(), 0.5),
-        Summary::Tail => {
+        SummaryRule::None => None,
+        SummaryRule::Last => last_first().next(),
+        SummaryRule::Median => quantile(&last_first().collect::<Vec<_>>(), 0.5),
+        SummaryRule::Tail => {
             let updates = || rows.iter().rev().filter(|row| row.action == Action::Update);
             let values: Vec<f64> = updates().filter_map(column.get).take(tail(updates().count())).collect();
             (!values.is_empty()).then(|| values.iter().rev().sum::<f64>() / values.len() as f64)

@@ -51,7 +51,7 @@ impl Tail {
 
 /// The values of a step that curves need.
 #[derive(Clone, Copy, Debug)]
-pub struct Point {
+pub struct FollowedStep {
     pub step: u64,
     pub loss: f64,
     pub tokens_per_s: f64,
@@ -74,7 +74,7 @@ pub struct Followed {
     /// Steps done.
     pub done: u64,
     pub tokens: u64,
-    pub points: Vec<Point>,
+    pub points: Vec<FollowedStep>,
     /// Steps and validation losses.
     pub val: Vec<(u64, f64)>,
     pub hellaswag: Option<(u64, f64)>,
@@ -158,7 +158,7 @@ impl Followed {
         }
         if let Some(loss) = row.loss {
             self.done = row.step + 1;
-            self.points.push(Point {
+            self.points.push(FollowedStep {
                 step: row.step,
                 loss,
                 tokens_per_s: row.tokens_per_s.unwrap_or(f64::NAN),

@@ -10,13 +10,13 @@ const SAMPLE: f64 = 46.0;
 const GAP: f64 = 36.0;
 
 /// A sample of a line or sign, and what it means.
-pub struct Entry {
-    pub sample: Sample,
+pub struct LegendEntry {
+    pub sample: LegendSample,
     pub text: String,
 }
 
 /// The sample before a legend entry.
-pub enum Sample {
+pub enum LegendSample {
     Plain(Color),
     Smoothed(Color),
     Dots(Color),
@@ -29,7 +29,7 @@ pub enum Sample {
 /// ends.
 pub fn draw(
     scene: &mut Scene,
-    groups: Vec<Vec<Entry>>,
+    groups: Vec<Vec<LegendEntry>>,
     top: f64,
     (left, right): (f64, f64),
 ) -> Result<f64, ReportError> {
@@ -37,7 +37,7 @@ pub fn draw(
     for group in groups.into_iter().filter(|group| !group.is_empty()) {
         let mut x = left;
         y += ROW;
-        for Entry { sample, text } in group {
+        for LegendEntry { sample, text } in group {
             let text = shortened(&text, right - left - SAMPLE - 12.0, TEXT_SIZE, false)?;
             let width = SAMPLE + 12.0 + text_width(&text, TEXT_SIZE, false)?;
             if x + width > right && x > left {
@@ -52,7 +52,7 @@ pub fn draw(
     Ok(y)
 }
 
-impl Sample {
+impl LegendSample {
     /// Draws the sample around `(x + SAMPLE / 2, y)`.
     fn draw(&self, scene: &mut Scene, (x, y): (f64, f64)) {
         let colors = scene.colors;
@@ -60,25 +60,25 @@ impl Sample {
             scene.line(vec![(x, y), (x + SAMPLE, y)], thickness, color);
         };
         match self {
-            Sample::Plain(color) => across(scene, 6.0, *color),
-            Sample::Smoothed(color) => {
+            LegendSample::Plain(color) => across(scene, 6.0, *color),
+            LegendSample::Smoothed(color) => {
                 let zigzag = (0..=8).map(|index| {
                     (x + f64::from(index) * SAMPLE / 8.0, if index % 2 == 0 { y - 8.0 } else { y + 8.0 })
                 });
                 scene.line(zigzag.collect(), 1.5, colors.faint(*color));
                 across(scene, 3.5, *color);
             }
-            Sample::Dots(color) => {
+            LegendSample::Dots(color) => {
                 across(scene, 2.5, *color);
                 for share in [0.25, 0.75] {
                     scene.circle((x + share * SAMPLE, y), 5.0, *color);
                 }
             }
-            Sample::Cross => cross(scene, (x + SAMPLE / 2.0, y)),
-            Sample::Moment(dash, color) => {
+            LegendSample::Cross => cross(scene, (x + SAMPLE / 2.0, y)),
+            LegendSample::Moment(dash, color) => {
                 dashed(scene, (x + SAMPLE / 2.0, y - 14.0), (x + SAMPLE / 2.0, y + 12.0), *dash, *color);
             }
-            Sample::Level(dash) => dashed(scene, (x, y), (x + SAMPLE, y), *dash, colors.level),
+            LegendSample::Level(dash) => dashed(scene, (x, y), (x + SAMPLE, y), *dash, colors.level),
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::store::RunPaths;
 use crate::units;
 
 /// A column of the printed table.
-struct Column {
+struct ListingColumn {
     title: &'static str,
     /// Numbers are aligned to the right.
     right: bool,
@@ -20,15 +20,15 @@ const fn column(
     right: bool,
     dispensable: u8,
     cell: fn(&RunSummary) -> String,
-) -> Column {
-    Column { title, right, dispensable, cell }
+) -> ListingColumn {
+    ListingColumn { title, right, dispensable, cell }
 }
 
 fn decimal(value: Option<f64>) -> String {
     value.map_or_else(|| "-".into(), |value| format!("{value:.4}"))
 }
 
-static COLUMNS: [Column; 11] = [
+static COLUMNS: [ListingColumn; 11] = [
     column("name", false, 0, |run| run.name.clone()),
     column("model", false, 3, |run| run.model.clone()),
     column("state", false, 0, |run| run.state.name().into()),
@@ -52,17 +52,17 @@ static COLUMNS: [Column; 11] = [
 ];
 
 /// A column with its cells.
-struct Part {
-    column: &'static Column,
+struct ListingCells {
+    column: &'static ListingColumn,
     cells: Vec<String>,
     width: usize,
 }
 
-impl Part {
-    fn of(column: &'static Column, runs: &[&RunSummary]) -> Part {
+impl ListingCells {
+    fn of(column: &'static ListingColumn, runs: &[&RunSummary]) -> ListingCells {
         let cells: Vec<String> = runs.iter().map(|run| (column.cell)(run)).collect();
         let widest = cells.iter().map(|cell| cell.chars().count()).max().unwrap_or(0);
-        Part { column, cells, width: widest.max(column.title.len()) }
+        ListingCells { column, cells, width: widest.max(column.title.len()) }
     }
 
     /// Makes the column narrower by `over`, but not narrower than 8.
@@ -84,10 +84,10 @@ pub fn table(runs: &[&RunSummary], width: usize) -> String {
     if runs.is_empty() {
         return String::new();
     }
-    let mut parts: Vec<Part> = COLUMNS.iter().map(|column| Part::of(column, runs)).collect();
+    let mut parts: Vec<ListingCells> = COLUMNS.iter().map(|column| ListingCells::of(column, runs)).collect();
     // An empty column is left out.
     parts.retain(|part| part.column.dispensable == 0 || part.cells.iter().any(|cell| cell != "-"));
-    let total = |parts: &[Part]| parts.iter().map(|part| part.width + 2).sum::<usize>() - 2;
+    let total = |parts: &[ListingCells]| parts.iter().map(|part| part.width + 2).sum::<usize>() - 2;
     while total(&parts) > width {
         let (at, part) =
             parts.iter().enumerate().max_by_key(|(_, part)| part.column.dispensable).expect("names stay");
@@ -99,7 +99,7 @@ pub fn table(runs: &[&RunSummary], width: usize) -> String {
         }
         parts.remove(at);
     }
-    let line = |cell: &dyn Fn(&Part) -> String| {
+    let line = |cell: &dyn Fn(&ListingCells) -> String| {
         let cells: Vec<String> = parts.iter().map(|part| part.padded(cell(part))).collect();
         format!("{}\n", cells.join("  ").trim_end())
     };

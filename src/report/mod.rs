@@ -83,11 +83,13 @@ pub struct PlotOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
     #[error("found no run `{run}`: expected a run folder, a name under `{}`, or a main.log{}",
-        runs.display(), nearest.as_ref().map_or(String::new(), |name| format!("\n  hint: did you mean `{name}`?")))]
+        runs.display(), nearest.as_ref().map_or(String::new(), |name| format!("\n  hint: did you mean \
+                                                                               `{name}`?")))]
     NotFound { run: String, runs: PathBuf, nearest: Option<String> },
     #[error("`{}` has no rows yet\n  hint: the first row appears after the first step", path.display())]
     Empty { path: PathBuf },
-    #[error("`{}` ends in .{ending}, which is not a format of pictures here\n  hint: name a file in .png or .svg, or a folder for loss.png and loss.svg", path.display())]
+    #[error("`{}` ends in .{ending}, which is not a format of pictures here\n  hint: name a file in .png or \
+             .svg, or a folder for loss.png and loss.svg", path.display())]
     Ending { path: PathBuf, ending: String },
     #[error("nothing to plot: no run was given")]
     NoRuns,

@@ -126,7 +126,7 @@ impl RunSummary {
             }
         };
         let running = run_folder::holder(folder).is_some();
-        let Recorded { rows, log, entries, unverified } = Recorded::read(&paths, running, &mut fault);
+        let RecordedRun { rows, log, entries, unverified } = RecordedRun::read(&paths, running, &mut fault);
         let lock = match Lock::read(&paths.lock_file()) {
             Ok(lock) => Some(lock),
             Err(LockError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
@@ -182,7 +182,7 @@ impl RunSummary {
 }
 
 /// The facts in the metrics and the ledger of a run.
-struct Recorded {
+struct RecordedRun {
     rows: Vec<MetricsRow>,
     log: Log,
     entries: Vec<Entry>,
@@ -190,8 +190,8 @@ struct Recorded {
     unverified: Option<String>,
 }
 
-impl Recorded {
-    fn read(paths: &RunPaths, running: bool, fault: &mut dyn FnMut(String)) -> Recorded {
+impl RecordedRun {
+    fn read(paths: &RunPaths, running: bool, fault: &mut dyn FnMut(String)) -> RecordedRun {
         // The ledger is read first: what a run adds meanwhile are rows without an entry, which are no fault.
         let ledger = paths.ledger().exists().then(|| ledger::read(&paths.ledger()));
         let mut rows = match metrics::read(paths.folder()) {
@@ -215,22 +215,17 @@ impl Recorded {
             None => Default::default(),
         };
         mark_resumes(&mut rows, &log);
-        Recorded { rows, log, entries, unverified }
+        RecordedRun { rows, log, entries, unverified }
     }
 }
 
 fn read_experiment(paths: &RunPaths) -> Result<Experiment, String> {
     let path = paths.experiment();
-    let text = std::fs::read_to_string(&path)
-        .map_err(|error| format!("cannot read `{}`: {error}", path.display()))?;
-    // Only the file: the environment must not change an old run's settings.
-    experiment::load_recorded(&path.display().to_string(), &text).map(|loaded| loaded.experiment).map_err(
-        |error| {
-            let message = error.to_string();
-            let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-            format!("`{}`: {first}", path.display())
-        },
-    )
+    experiment::load_recorded(&path).map(|loaded| loaded.experiment).map_err(|error| {
+        let message = error.to_string();
+        let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        format!("`{}`: {first}", path.display())
+    })
 }
 
 fn model_name(experiment: &Experiment) -> String {
@@ -319,7 +314,8 @@ mod tests {
     use super::*;
     use crate::store::metrics::{Action, MetricsWriter};
 
-    const EXPERIMENT: &str = "[model]\nlayers = 2\nheads = 2\nchannels = 32\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
+    const EXPERIMENT: &str = "[model]\nlayers = 2\nheads = 2\nchannels = 32\n[data]\ncorpus = \
+                              'kjv'\ntokenizer = 'byte'\n\
         [schedule]\nsteps = 10\n[guards]\npatience = 3\n";
 
     fn run(root: &Path, name: &str, rows: impl Fn(&mut MetricsWriter)) -> PathBuf {

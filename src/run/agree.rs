@@ -10,7 +10,7 @@ use super::device::memory_plan;
 use super::expected::Expected;
 use super::initial::Initial;
 use super::locked::{self, Locked};
-use super::messages::{Message, Report, Summary};
+use super::messages::{ExperimentSummary, Message, Report};
 use super::open::Job;
 use super::resume::{Changed, Past};
 use super::{lock, ranks, require_usage, stop, team};
@@ -22,7 +22,7 @@ use crate::parallel::{Exchange, Solo};
 use crate::plan::disk::Disk;
 use crate::plan::memory::{Storage, state_bytes};
 use crate::proof::Lock;
-use crate::store;
+use crate::store::{self, RunPaths};
 use crate::train::Trainer;
 
 /// A run that may begin.
@@ -55,7 +55,8 @@ impl<O: Locked> Agreed<O> {
         let (first, ranks) = (team.is_first(), team.size());
         let stop = stop::flag(ranks > 1 || ranks::is_launched(), report)?;
         if first {
-            report.tell(&Message::Training(summary(&experiment, &data, &ops, storage)));
+            let name = destination.path().map_or_else(String::new, |path| RunPaths::new(&path).name());
+            report.tell(&Message::Training(summary(name, &experiment, &data, &ops, storage)));
         }
         let mut exchange: Box<dyn Exchange<O>> = Box::new(Solo);
         if let Some(link) = team.link {
@@ -125,8 +126,15 @@ fn require_audited_arithmetic(experiment: &Experiment, lock: &Lock) -> anyhow::R
     Ok(())
 }
 
-fn summary<'a, O: Ops>(experiment: &'a Experiment, data: &Data, ops: &O, storage: &Storage) -> Summary<'a> {
-    Summary {
+fn summary<'a, O: Ops>(
+    name: String,
+    experiment: &'a Experiment,
+    data: &Data,
+    ops: &O,
+    storage: &Storage,
+) -> ExperimentSummary<'a> {
+    ExperimentSummary {
+        name,
         experiment,
         device: ops.device_name(),
         train_tokens: data.train.usable_tokens(experiment.batch.seq_len),

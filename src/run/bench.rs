@@ -11,7 +11,7 @@ use super::device::{Device, memory_plan, peak_flops, require_memory};
 use crate::data::Prefetcher;
 use crate::experiment::{Experiment, Loaded};
 use crate::model::flops::flops_per_token;
-use crate::ops::timed::{Record, Timed};
+use crate::ops::timed::{OperationTime, Timed};
 use crate::ops::{Ops, Role};
 use crate::plan::memory::Storage;
 use crate::train::{TrainError, Trainer};
@@ -75,7 +75,7 @@ pub struct Measured {
     /// How many steps waited for data.
     pub data_waits: u64,
     /// Operations of one step, by time, the longest first.
-    pub operations: Vec<(String, Record)>,
+    pub operations: Vec<(String, OperationTime)>,
 }
 
 fn measure<O: Ops>(
@@ -98,7 +98,7 @@ fn measure<O: Ops>(
     trainer.ops.start();
     trainer.step(&mut feed)?;
     trainer.state_root()?;
-    let mut operations: Vec<(String, Record)> =
+    let mut operations: Vec<(String, OperationTime)> =
         trainer.ops.finish().into_iter().map(|(label, record)| (label.name, record)).collect();
     operations.sort_by_key(|(_, record)| std::cmp::Reverse(record.time));
 

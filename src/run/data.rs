@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use super::messages::{Report, Work};
+use super::messages::{LongWork, Report};
 use crate::data::{
-    self, BatchPlan, DataError, Dataset, DigestCache, Manifest, Prefetcher, SampleOrder, ShardDigest,
+    self, BatchPlan, DataError, DataManifest, Dataset, DigestCache, Prefetcher, SampleOrder, ShardDigest,
     Sources, Tokenizer, ValidationSet,
 };
 use crate::eval::TaskSet;
@@ -63,14 +63,14 @@ impl Data {
     ///
     /// # Errors
     /// A file that cannot be read, or a token outside the vocabulary.
-    pub fn manifest(&self, mut cache: DigestCache, report: Report) -> anyhow::Result<Manifest> {
+    pub fn manifest(&self, mut cache: DigestCache, report: Report) -> anyhow::Result<DataManifest> {
         let manifest = self.digests(&mut cache, report);
         // Also after an error: what was hashed before it need not be hashed again.
         cache.save();
         manifest
     }
 
-    fn digests(&self, cache: &mut DigestCache, report: Report) -> anyhow::Result<Manifest> {
+    fn digests(&self, cache: &mut DigestCache, report: Report) -> anyhow::Result<DataManifest> {
         let train = hash(&self.train, cache, report)?;
         let val = self.val.as_ref().map(|val| hash(val, cache, report)).transpose()?.unwrap_or_default();
         let hellaswag = self.hellaswag_file.as_ref().map(|path| {
@@ -80,11 +80,11 @@ impl Data {
             let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
             anyhow::Ok((name, bytes, sha256))
         });
-        Ok(Manifest { train, val, hellaswag: hellaswag.transpose()? })
+        Ok(DataManifest { train, val, hellaswag: hellaswag.transpose()? })
     }
 
     /// Warnings about the data of `experiment`, one line each.
-    pub fn remarks(&self, manifest: &Manifest, experiment: &Experiment) -> Vec<String> {
+    pub fn remarks(&self, manifest: &DataManifest, experiment: &Experiment) -> Vec<String> {
         let (seq_len, wanted) = (experiment.batch.seq_len, experiment.eval.val_tokens);
         let mut remarks = manifest.remarks(&self.train, self.val.as_deref(), &self.tokenizer, seq_len);
         remarks.extend(self.validation.as_ref().and_then(|set| set.shortfall(wanted)));
@@ -120,6 +120,6 @@ impl Data {
 }
 
 fn hash(data: &Dataset, cache: &mut DigestCache, report: Report) -> Result<Vec<ShardDigest>, DataError> {
-    let hashed = report.progress(Work::Hashing, cache.unknown_bytes(data));
+    let hashed = report.progress(LongWork::Hashing, cache.unknown_bytes(data));
     cache.manifest(data, |shard| hashed(shard.bytes))
 }

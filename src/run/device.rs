@@ -80,10 +80,10 @@ impl Device {
     }
 }
 
-fn cuda_options(experiment: &Experiment) -> cuda::Options {
+fn cuda_options(experiment: &Experiment) -> cuda::CudaOptions {
     let Experiment { precision, kernels, .. } = experiment;
     let (gelu_fusion, cuda_graph) = (kernels.gelu_fusion, kernels.cuda_graph);
-    cuda::Options { compute: precision.compute, gelu_fusion, cuda_graph, ..cuda::Options::default() }
+    cuda::CudaOptions { compute: precision.compute, gelu_fusion, cuda_graph, ..cuda::CudaOptions::default() }
 }
 
 /// Refuses an experiment that does not fit the GPU before anything is allocated, and suggests settings that

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::error::{ProofRefusal, refuse_lock};
 use super::lock::{list, older_arithmetic};
 use super::messages::{Message, Report};
+use super::resume::is_of_the_end;
 use crate::proof::lock::{Difference, Lock, Table, differences};
 
 /// A lock that a run must match.
@@ -28,7 +29,8 @@ impl Expected {
             return Ok(());
         }
         Err(ProofRefusal(format!(
-            "the bits that {} locks cannot be made here:{}{}\n  hint: undo the change, run on a machine that has what is locked, or lock anew with `runner lock`",
+            "the bits that {} locks cannot be made here:{}{}\n  hint: undo the change, run on a machine \
+             that has what is locked, or lock anew with `runner lock`",
             self.from,
             list(&changed),
             older_arithmetic(&self.lock.numerics, &here.numerics)
@@ -45,17 +47,21 @@ impl Expected {
     /// Refuses outputs that differ from the locked ones, if the lock has any.
     pub fn require_outputs(&self, outputs: &Table, report: Report) -> Result<(), ProofRefusal> {
         let (locked, here) = (&self.lock.outputs, outputs);
-        let changed = differences(locked, here);
+        // A lock of an older program has fewer outputs.
+        let changed = differences(locked, here).into_iter().filter(|difference| difference.was.is_some());
+        let changed: Vec<Difference> = changed.collect();
         if locked.is_empty() || changed.is_empty() {
             return Ok(());
         }
-        if changed.iter().all(|difference| difference.key == "ledger_root") {
+        if changed.iter().all(|changed| changed.key == "ledger_root" || is_of_the_end(&changed.key)) {
             // The state is the locked one. The ledger has evaluations, on which no bit of it depends.
             report.tell(&Message::OtherEvaluations(&self.from));
             return Ok(());
         }
         Err(ProofRefusal(format!(
-            "the numerics are those of {}, the outputs are not:{}\n  hint: `runner verify` this run with `--replay`; if it cannot repeat itself either, suspect the hardware; else a change of the program has changed bits without saying so",
+            "the numerics are those of {}, the outputs are not:{}\n  hint: `runner verify` this run with \
+             `--replay`; if it cannot repeat itself either, suspect the hardware; else a change of the \
+             program has changed bits without saying so",
             self.from,
             list(&changed)
         )))

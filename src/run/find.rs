@@ -10,7 +10,7 @@ use crate::eval::parameters;
 use crate::experiment::nearest;
 use crate::formats::require_finite;
 use crate::optim::MASTER;
-use crate::store::{self, Loaded, RunPaths, checkpoint};
+use crate::store::{self, LoadedCheckpoint, RunPaths, checkpoint};
 
 /// The folder of a run: `run` itself if it is one, else that name under `runs`; the newest of `runs` when
 /// none is given. A file or folder called `run` that is not a run does not hide the one under `runs`; with
@@ -59,12 +59,16 @@ fn hint(asked: &Path, runs: &Path) -> String {
 
 /// The parameters, and nothing else, of the checkpoint of `step`, or of the newest whole one. Skipped ones
 /// are reported. Numbers that are not finite are refused.
-pub fn load_parameters(paths: &RunPaths, step: Option<u64>, report: Report) -> anyhow::Result<Loaded> {
+pub fn load_parameters(
+    paths: &RunPaths,
+    step: Option<u64>,
+    report: Report,
+) -> anyhow::Result<LoadedCheckpoint> {
     load_some(paths, step, report, parameters::is_parameter)
 }
 
 /// As [`load_parameters`], and their fp32 masters where there are any.
-pub fn load_masters(paths: &RunPaths, step: Option<u64>, report: Report) -> anyhow::Result<Loaded> {
+pub fn load_masters(paths: &RunPaths, step: Option<u64>, report: Report) -> anyhow::Result<LoadedCheckpoint> {
     load_some(paths, step, report, |name| parameters::is_parameter(name) || name.starts_with(MASTER.prefix))
 }
 
@@ -73,7 +77,7 @@ fn load_some(
     step: Option<u64>,
     report: Report,
     wanted: impl Fn(&str) -> bool,
-) -> anyhow::Result<Loaded> {
+) -> anyhow::Result<LoadedCheckpoint> {
     let checkpoints = paths.checkpoints();
     let load = |folder: &Path| checkpoint::load_some(folder, &wanted);
     let (manifest, state) = match step {

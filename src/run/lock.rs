@@ -9,7 +9,7 @@ use super::device::Device;
 use super::initial::{self, Initial};
 use super::locked::{ARITHMETIC_KEY, Locked};
 use super::messages::Report;
-use crate::data::{Manifest, ShardDigest};
+use crate::data::{DataManifest, ShardDigest};
 use crate::experiment::{self, Compute, Experiment, Loaded};
 use crate::proof::Hash;
 use crate::proof::lock::{Difference, Lock, Table};
@@ -23,7 +23,7 @@ fn table<const N: usize>(pairs: [(&str, String); N]) -> Table {
 pub fn lock<O: Locked>(
     loaded: &Loaded,
     data: &Data,
-    manifest: &Manifest,
+    manifest: &DataManifest,
     initial: Option<&Initial>,
     ops: &O,
 ) -> anyhow::Result<Lock> {
@@ -77,7 +77,7 @@ pub fn resolved_numerics(experiment: &Experiment) -> Table {
 }
 
 /// A value without the quotes of JSON.
-pub(super) fn plain(value: &serde_json::Value) -> String {
+pub fn plain(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::String(text) => text.clone(),
         serde_json::Value::Null => "not set".into(),
@@ -94,7 +94,7 @@ pub fn shards(prefix: &str, manifest: &[ShardDigest]) -> Table {
 }
 
 /// The evaluation data of a run: `data.val_shard.00000` and on, and `data.hellaswag`.
-pub fn evaluation_data(manifest: &Manifest) -> Table {
+pub fn evaluation_data(manifest: &DataManifest) -> Table {
     let mut table = shards("data.val_shard", &manifest.val);
     if let Some((name, bytes, sha256)) = &manifest.hellaswag {
         let line = format!("{name}, {bytes} bytes, sha256 {}", hex::encode(sha256));
@@ -152,8 +152,10 @@ fn config(loaded: &Loaded) -> Table {
 pub fn older_arithmetic(locked: &Table, here: &Table) -> String {
     match here.get(ARITHMETIC_KEY) {
         Some(name) if locked.contains_key("cuda.nvrtc") && !locked.contains_key(ARITHMETIC_KEY) => format!(
-            "\n  note: this lock is from a version whose bits depended on compiler, libraries and the number of \
-             multiprocessors; the kernels' arithmetic is `{name}` now, on any Hopper GPU and in its mirror, and \
+            "\n  note: this lock is from a version whose bits depended on compiler, libraries and the \
+             number of \
+             multiprocessors; the kernels' arithmetic is `{name}` now, on any Hopper GPU and in its mirror, \
+             and \
              has other bits"
         ),
         _ => String::new(),

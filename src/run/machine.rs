@@ -10,12 +10,12 @@ use serde::Serialize;
 use crate::ops::cuda::driver::{self, Gpu, GpuInfo};
 use crate::ops::cuda::libraries::{self, Library};
 use crate::ops::cuda::selftest::{self, SelfTest};
-use crate::ops::cuda::{Cuda, Options, compile, gemm};
+use crate::ops::cuda::{Cuda, CudaOptions, compile, gemm};
 
 /// All that was found.
 #[derive(Debug, Serialize)]
 pub struct Machine {
-    pub cpu: Cpu,
+    pub cpu: CpuReport,
     pub driver: Option<String>,
     pub libraries: Vec<LibraryReport>,
     pub gpus: Vec<GpuReport>,
@@ -29,7 +29,7 @@ pub struct Machine {
 
 /// The processor.
 #[derive(Debug, Serialize)]
-pub struct Cpu {
+pub struct CpuReport {
     pub model: String,
     pub threads: usize,
     pub simd: &'static str,
@@ -83,10 +83,11 @@ pub fn examine() -> Machine {
         usable: false,
         problem: None,
     };
-    let tried = Cuda::open(&Options { user_plans: false, ..Options::default() }).and_then(|mut cuda| {
-        machine.kernels = Some(kernels(&cuda));
-        selftest::run(&mut cuda)
-    });
+    let tried =
+        Cuda::open(&CudaOptions { user_plans: false, ..CudaOptions::default() }).and_then(|mut cuda| {
+            machine.kernels = Some(kernels(&cuda));
+            selftest::run(&mut cuda)
+        });
     match tried {
         Ok(test) => {
             machine.usable = test.passes();
@@ -156,11 +157,11 @@ fn driver_version() -> Option<String> {
         .find(|word| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.'))
 }
 
-fn cpu() -> Cpu {
+fn cpu() -> CpuReport {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
         info.lines().find_map(|line| line.strip_prefix("model name").and_then(|rest| rest.split_once(':')));
-    Cpu {
+    CpuReport {
         model: model.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, model)| model.trim().to_owned()),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         simd: simd(),

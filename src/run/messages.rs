@@ -18,11 +18,11 @@ pub trait Reporter: Send + Sync {
     fn tell(&self, message: &Message<'_>);
 
     /// Long work begins; returns a function to call with each part of `total` that is done.
-    fn progress(&self, work: Work, total: u64) -> Box<dyn Fn(u64) + Sync>;
+    fn progress(&self, work: LongWork, total: u64) -> Box<dyn Fn(u64) + Sync>;
 
     /// The listener to the training of this experiment, which also passes the current step to the sensors'
     /// thread.
-    fn training(&self, experiment: &Experiment, sensors: Arc<sensors::Shared>) -> Box<dyn Listener>;
+    fn training(&self, experiment: &Experiment, sensors: Arc<sensors::SharedReadings>) -> Box<dyn Listener>;
 }
 
 /// The reporter of a process: threads keep it to its end.
@@ -30,11 +30,15 @@ pub type Report = &'static dyn Reporter;
 
 /// Work with a length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
+pub enum LongWork {
     /// Bytes of data whose SHA-256 is not cached.
     Hashing,
     /// Steps that are trained again.
     Replaying,
+    /// Sequences whose loss is measured.
+    Validating,
+    /// Rows of HellaSwag's tasks.
+    HellaSwag,
 }
 
 /// A message of a run.
@@ -47,7 +51,7 @@ pub enum Message<'a> {
     /// The run is finished, and what was asked for changes nothing in it.
     NothingToDo { folder: &'a Path, steps: u64 },
     /// What is about to be trained.
-    Training(Summary<'a>),
+    Training(ExperimentSummary<'a>),
     /// How tensors on devices are exchanged.
     Exchange(&'a str),
     /// The numerics are equal, what changes no bit differs: from the lock of this name, or the run's own.
@@ -78,7 +82,9 @@ pub enum Message<'a> {
 
 /// An experiment in short, before its first step.
 #[derive(Debug)]
-pub struct Summary<'a> {
+pub struct ExperimentSummary<'a> {
+    /// The name of the run: that of its folder.
+    pub name: String,
     pub experiment: &'a Experiment,
     pub device: String,
     pub train_tokens: u64,

@@ -7,8 +7,9 @@
 //!   say what the bits depend on, [`expected`] compares a run with a lock, [`resume`] with its own
 //!   checkpoint.
 //! * [`records`], [`destination`] and [`sensors`] are the files of a run; [`stop`] and [`ending`] its end.
-//! * [`find`] finds the run that an argument names, and [`model`] the model; [`bench`] times steps,
-//!   [`machine`] examines what a machine can do.
+//! * [`find`] finds the run that an argument names, and [`model`] the model; [`evaluate`] measures it,
+//!   [`sample`] writes text with it, [`export`] writes it for other programs.
+//! * [`bench`] times steps, [`machine`] examines what a machine can do.
 
 pub mod agree;
 pub mod bench;
@@ -17,7 +18,9 @@ pub mod destination;
 pub mod device;
 pub mod ending;
 pub mod error;
+pub mod evaluate;
 pub mod expected;
+pub mod export;
 pub mod find;
 pub mod initial;
 pub mod lock;
@@ -30,6 +33,7 @@ pub mod parent;
 pub mod prepare;
 pub mod ranks;
 pub mod resume;
+pub mod sample;
 pub mod sensors;
 pub mod stop;
 pub mod team;

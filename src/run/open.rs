@@ -12,11 +12,12 @@ use super::initial::{self, Initial};
 use super::messages::{Message, Report};
 use super::resume::{self, Resume};
 use super::team::Team;
+use super::{UsageError, require_usage};
 use crate::experiment::{Experiment, Loaded};
 use crate::parallel::RankPlace;
 use crate::proof::Hash;
 use crate::store::contents::beside_checkpoints;
-use crate::store::{RunFolder, RunPaths, newest_whole};
+use crate::store::{Manifest, RunFolder, RunPaths, newest_whole};
 
 /// A run that can be trained, or one that is finished.
 pub enum Opened {
@@ -43,7 +44,7 @@ pub struct Job {
 }
 
 /// The request for a new run.
-pub struct Request {
+pub struct RunRequest {
     /// The folder of the run is `name` in `runs`.
     pub runs: PathBuf,
     pub name: String,
@@ -68,12 +69,12 @@ impl Opened {
     /// Data, model, device or lock cannot be opened, or there is a run of this name.
     pub fn start(
         mut loaded: Loaded,
-        request: Request,
+        request: RunRequest,
         place: Option<&RankPlace>,
         report: Report,
     ) -> anyhow::Result<Opened> {
         let mut team = Team::join(place, &loaded.experiment, report)?;
-        let Request { runs, name, existing, lock } = request;
+        let RunRequest { runs, name, existing, lock } = request;
         let path = runs.join(&name);
         let expected = lock.as_deref().map(Expected::read).transpose()?;
         // Rank 0 checks for all, because it creates the folder soon.
@@ -145,6 +146,9 @@ impl Opened {
             }
             let (found, broken) = newest_whole(&folder.paths.checkpoints())?;
             passed_over(&broken, report);
+            if let Some((manifest, _)) = &found {
+                require_name(manifest, &loaded)?;
+            }
             (Destination::Open(folder), found)
         } else {
             (Destination::OfRankZero, None)
@@ -163,6 +167,16 @@ impl Opened {
         let job = Job { experiment, loaded, data, initial, destination, expected, resume, team, report };
         Ok(Opened::Ready { device, job: Box::new(job) })
     }
+}
+
+/// A run keeps its experiment's name, which every checkpoint has.
+fn require_name(manifest: &Manifest, loaded: &Loaded) -> Result<(), UsageError> {
+    let (was, is) = (&manifest.experiment, &loaded.experiment.name);
+    require_usage(was == is, || {
+        format!(
+            "this run is of the experiment `{was}`, not of `{is}`\n  hint: leave `name` as it is, or start another run; the folder of a run may be renamed"
+        )
+    })
 }
 
 fn with_ranks(loaded: &Loaded, team: &Team) -> Experiment {

@@ -36,7 +36,11 @@ pub fn start(ranks: usize, runs: &Path, report: Report) -> anyhow::Result<Option
     stop::on_requests(move || {
         count.fetch_add(1, Ordering::SeqCst);
     })?;
-    let mut started = StartedRanks { ranks: Vec::new(), folder: runs.join(FOLDER), report };
+    let folder = runs.join(FOLDER);
+    let missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+    let above = runs.ancestors().take_while(missing).map(Path::to_owned);
+    let folders = std::iter::once(folder.clone()).chain(above).collect();
+    let mut started = StartedRanks { ranks: Vec::new(), folders, report };
     for rank in 0..ranks {
         let place = RankPlace {
             rank,
@@ -44,7 +48,7 @@ pub fn start(ranks: usize, runs: &Path, report: Report) -> anyhow::Result<Option
             local_rank: rank,
             local_size: ranks,
             run: run.clone(),
-            meeting: Meeting::Folder(started.folder.clone()),
+            meeting: Meeting::Folder(folder.clone()),
         };
         let mut command = Command::new(&program);
         command
@@ -85,8 +89,9 @@ struct StartedRank {
 /// The ranks of this machine.
 struct StartedRanks {
     ranks: Vec<StartedRank>,
-    /// The folder in which they found each other.
-    folder: PathBuf,
+    /// The folder in which they found each other, and those above it that were not there before. Each is
+    /// deleted at the end if it is empty: a run that was refused leaves nothing.
+    folders: Vec<PathBuf>,
     report: Report,
 }
 
@@ -163,7 +168,9 @@ impl Drop for StartedRanks {
             let _ = rank.process.kill();
             let _ = rank.process.wait();
         }
-        // Empty unless ranks of another run are using it.
-        let _ = std::fs::remove_dir(&self.folder);
+        // Empty unless ranks of another run are using it, or there is a run.
+        for folder in &self.folders {
+            let _ = std::fs::remove_dir(folder);
+        }
     }
 }

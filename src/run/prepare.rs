@@ -14,8 +14,10 @@ use crate::experiment::{self, Experiment};
 use crate::ops::Ops;
 use crate::proof::Lock;
 use crate::store::{
-    self, Loaded, Records, RecordsError, Retention, RunFolder, RunPaths, StoreError, Writer, checkpoint,
+    self, LoadedCheckpoint, Records, RecordsError, Retention, RunFolder, RunPaths, StoreError, Writer,
+    checkpoint,
 };
+use crate::train::finite::LastState;
 use crate::train::run::Run;
 use crate::train::{Recorder, Trainer};
 
@@ -27,7 +29,7 @@ pub struct Prepared<O: Ops> {
     /// What only rank 0 has.
     pub(super) kept: Option<Kept>,
     /// What the sensors' thread and the listener share.
-    pub(super) sensors: Arc<sensors::Shared>,
+    pub(super) sensors: Arc<sensors::SharedReadings>,
     /// Reads the GPU's sensors until it is dropped.
     pub(super) watch: Option<GpuWatch>,
     pub(super) report: Report,
@@ -84,10 +86,10 @@ impl<O: Ops> Prepared<O> {
             None => None,
         };
         let feed = data.feed_share(&experiment, trainer.share(), progress.step, progress.data_offset)?;
-        let sensors = Arc::<sensors::Shared>::default();
+        let sensors = Arc::<sensors::SharedReadings>::default();
         let watch =
             folder.as_ref().and_then(|folder| watch_gpu(&experiment, &lock, folder, &sensors, report));
-        let experiment::Checkpoint { keep_last, keep_every, .. } = experiment.checkpoint;
+        let experiment::CheckpointKeys { keep_last, keep_every, .. } = experiment.checkpoint;
         let writer = Writer::new(&paths.checkpoints(), Retention { keep_last, keep_every });
         let run = Run {
             peak_flops: peak_flops.map(|peak| peak * experiment.parallel.ranks as f64),
@@ -99,6 +101,7 @@ impl<O: Ops> Prepared<O> {
             tokenizer: data.tokenizer,
             writer,
             numerics: lock.numerics.clone(),
+            last_state: LastState::default(),
             stop,
         };
         let kept = folder.map(|folder| Kept { folder, lock, expected });
@@ -119,7 +122,7 @@ fn refuse_records(error: RecordsError) -> anyhow::Error {
 /// All ranks must start from the same bits; a single rank that starts a new run has nothing to compare.
 fn begin_state<O: Ops>(
     trainer: &mut Trainer<O>,
-    found: Option<Loaded>,
+    found: Option<LoadedCheckpoint>,
     initial: Option<Initial>,
     paths: &RunPaths,
 ) -> anyhow::Result<()> {
@@ -143,7 +146,7 @@ fn watch_gpu(
     experiment: &Experiment,
     lock: &Lock,
     folder: &RunFolder,
-    shared: &Arc<sensors::Shared>,
+    shared: &Arc<sensors::SharedReadings>,
     report: Report,
 ) -> Option<GpuWatch> {
     let uuid = lock.environment.get("gpu.uuid").filter(|_| experiment.log.gpu_every > 0)?;

@@ -68,7 +68,7 @@ fn process(
     let divides = |ranks: usize| ranks.is_power_of_two() && workers.is_multiple_of(ranks);
     let refuse = |ranks: usize, whose: &str| {
         UsageError(format!(
-            "{whose} {ranks} ranks cannot share {workers} virtual workers\n  hint: the number of ranks must be a power of two that divides `parallel.workers`; more workers change the bits"
+            "{ranks} ranks, {whose}, cannot share {workers} virtual workers\n  hint: the number of ranks must be a power of two that divides `parallel.workers`; more workers change the bits"
         ))
     };
     // A launcher that starts one process, such as a shell in Slurm, leaves starting ranks to this program.
@@ -82,14 +82,14 @@ fn process(
             .into());
         }
         if !divides(size) {
-            return Err(refuse(size, "the launcher's").into());
+            return Err(refuse(size, "which the launcher has started").into());
         }
         return Ok(Process::Rank(place));
     }
     let ranks = match asked.unwrap_or(experiment.parallel.ranks) {
         0 => all_gpus(experiment, report)?,
         ranks if divides(ranks) => ranks,
-        ranks => return Err(refuse(ranks, "the asked for").into()),
+        ranks => return Err(refuse(ranks, "as asked for").into()),
     };
     Ok(if ranks == 1 { Process::Alone } else { Process::Parent(ranks) })
 }

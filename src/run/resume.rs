@@ -4,21 +4,21 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::destination::Destination;
-use super::error::{ProofRefusal, refuse_lock};
+use super::error::{ProofRefusal, refuse_ledger, refuse_lock};
 use super::expected::Expected;
 use super::lock::{list, older_arithmetic, plain};
 use super::messages::{Message, Report};
 use crate::experiment::{Loaded, Origin, flatten};
-use crate::proof::ledger::RESUME;
+use crate::proof::ledger::{self, RESUME};
 use crate::proof::lock::{Difference, Lock, Table, differences};
-use crate::proof::{Hash, LockError};
+use crate::proof::{Hash, Head, LockError};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
 use crate::train::{Recorder, RunError};
 
 /// The checkpoint and settings of a resume.
 pub struct Resume {
     /// The newest whole checkpoint; none starts at step 0.
-    pub found: Option<store::Loaded>,
+    pub found: Option<store::LoadedCheckpoint>,
     /// Whether what the bits depend on may have changed.
     pub allow_drift: bool,
     /// Whether a key was set to another value than in the run's own experiment.
@@ -32,7 +32,7 @@ pub struct Past {
     /// Whether its experiment has changed.
     pub edited: bool,
     /// The newest whole checkpoint.
-    pub found: Option<store::Loaded>,
+    pub found: Option<store::LoadedCheckpoint>,
     lock: Option<Lock>,
     allow_drift: bool,
 }
@@ -87,7 +87,8 @@ impl Past {
                 None => "it was locked".into(),
             };
             return Err(ProofRefusal(format!(
-                "what the bits of this run depend on has changed since {since}:{}{}\n  hint: undo the change, or go on with `--allow-drift`, which is written into the ledger",
+                "what the bits of this run depend on has changed since {since}:{}{}\n  hint: undo the \
+                 change, or go on with `--allow-drift`, which is written into the ledger",
                 list(&drift),
                 self.numerics().map_or_else(String::new, |was| older_arithmetic(was, &here.numerics))
             )));
@@ -122,9 +123,13 @@ pub fn finished(
         return Ok(None);
     }
     let (found, _) = store::newest_whole(&paths.checkpoints())?;
-    let Some(root) = found.filter(|(manifest, _)| outputs_of(manifest) == lock.outputs) else {
-        return Ok(None);
+    // What is wrong with a ledger is said when the run goes on.
+    let Ok((log, _)) = ledger::read(&paths.ledger()) else { return Ok(None) };
+    let is_last = |manifest: &Manifest| {
+        let changed = differences(&lock.outputs, &outputs(manifest, log.head()));
+        changed.iter().all(|difference| difference.was.is_none() && is_of_the_end(&difference.key))
     };
+    let Some(root) = found.filter(|(manifest, _)| is_last(manifest)) else { return Ok(None) };
     if let Some(expected) = expected {
         expected.require(&lock)?;
         expected.require_outputs(&lock.outputs, report)?;
@@ -152,7 +157,7 @@ pub fn keep_origins(loaded: &mut Loaded, paths: &RunPaths) {
 }
 
 /// The origin of a key in a lock's table, where the key has this value there.
-fn origin<'a>(lock: &'a Lock, key: &str, value: &serde_json::Value) -> Option<&'a str> {
+pub fn origin<'a>(lock: &'a Lock, key: &str, value: &serde_json::Value) -> Option<&'a str> {
     let rest = lock.config.get(key)?.strip_prefix(&plain(value))?;
     if rest.is_empty() { Some(rest) } else { rest.strip_prefix(" (")?.strip_suffix(')') }
 }
@@ -184,27 +189,36 @@ impl Changed {
     }
 }
 
-/// The outputs of a run, from its newest checkpoint.
-fn outputs(paths: &RunPaths) -> store::Result<Table> {
-    let Some((_, folder)) = store::list(&paths.checkpoints())?.pop() else { return Ok(Table::new()) };
-    Ok(outputs_of(&checkpoint::inspect(&folder)?))
-}
-
-/// The outputs that a last checkpoint gives.
-pub fn outputs_of(manifest: &Manifest) -> Table {
+/// The outputs of a run: those of its last checkpoint, and the head of the ledger at its end, which covers the
+/// evaluation after the last step.
+pub fn outputs(last: &Manifest, end: Head) -> Table {
     let pairs = [
-        ("step", manifest.step.to_string()),
-        ("tokens", manifest.tokens.to_string()),
-        ("state_root", manifest.state_root.to_string()),
-        ("ledger_size", manifest.ledger.size.to_string()),
-        ("ledger_root", manifest.ledger.root.to_string()),
+        ("step", last.step.to_string()),
+        ("tokens", last.tokens.to_string()),
+        ("state_root", last.state_root.to_string()),
+        ("ledger_size", last.ledger.size.to_string()),
+        ("ledger_root", last.ledger.root.to_string()),
+        ("end_size", end.size.to_string()),
+        ("end_root", end.root.to_string()),
     ];
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
+/// Whether an output is of the ledger's end. A lock of an older program has none of these.
+pub fn is_of_the_end(key: &str) -> bool {
+    key.starts_with("end_")
+}
+
 /// Adds a finished run's outputs to its lock and writes it.
-pub fn with_outputs(lock: Lock, paths: &RunPaths) -> store::Result<Lock> {
-    let lock = Lock { outputs: outputs(paths)?, ..lock };
+pub fn with_outputs(lock: Lock, paths: &RunPaths) -> anyhow::Result<Lock> {
+    let outputs = match store::list(&paths.checkpoints())?.pop() {
+        Some((_, folder)) => {
+            let (log, _) = ledger::read(&paths.ledger()).map_err(refuse_ledger)?;
+            outputs(&checkpoint::inspect(&folder)?, log.head())
+        }
+        None => Table::new(),
+    };
+    let lock = Lock { outputs, ..lock };
     store::atomic::write(&paths.lock_file(), lock.to_text().as_bytes())?;
     Ok(lock)
 }

@@ -21,13 +21,13 @@ use crate::store::gpu_log::{GpuLog, GpuSample};
 
 /// What a run and its console share with the thread.
 #[derive(Debug, Default)]
-pub struct Shared {
+pub struct SharedReadings {
     /// Optimizer steps done, set by the listener of the training.
     pub step: AtomicU64,
     latest: Mutex<Option<GpuSample>>,
 }
 
-impl Shared {
+impl SharedReadings {
     /// The newest sample, if there is any.
     pub fn latest(&self) -> Option<GpuSample> {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -50,7 +50,12 @@ impl GpuWatch {
     ///
     /// # Errors
     /// NVML is missing, does not know the GPU, or the file cannot be opened; a one-line message.
-    pub fn start(uuid: &str, every: Duration, path: &Path, shared: Arc<Shared>) -> Result<GpuWatch, String> {
+    pub fn start(
+        uuid: &str,
+        every: Duration,
+        path: &Path,
+        shared: Arc<SharedReadings>,
+    ) -> Result<GpuWatch, String> {
         let nvml = open().map_err(|error| error.to_string())?;
         let uuid = with_dashes(uuid);
         nvml.device_by_uuid(uuid.as_str()).map_err(|error| format!("GPU {uuid}: {error}"))?;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 
 use super::ending::Ending;
 use super::messages::{Message, Report};
@@ -33,6 +33,12 @@ pub const WATCHED: &str = "RUNNER_WATCHED";
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 /// The process that started this one.
 static LAUNCHER: OnceLock<u32> = OnceLock::new();
+
+/// Turns the death that `ulimit -f` brings into an error of the write, as on a full disk: the kernel sends its
+/// signal only to a process that has no handler.
+pub fn survive_file_limit() -> std::io::Result<()> {
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map(|_| ())
+}
 
 /// In a rank, listens to the parent from the start of the process on.
 pub fn begin() -> std::io::Result<()> {

@@ -90,7 +90,8 @@ pub fn require_same(rank: usize, first: &Table, here: &Table) -> Result<(), Proo
         return Ok(());
     }
     Err(ProofRefusal(format!(
-        "rank {rank} cannot make the bits of rank 0 (rank 0 and here):{}\n  hint: all machines of a run need the same data, GPUs and libraries",
+        "rank {rank} cannot make the bits of rank 0 (rank 0 and here):{}\n  hint: all machines of a run \
+         need the same data, GPUs and libraries",
         list(&changed)
     )))
 }

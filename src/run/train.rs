@@ -96,8 +96,8 @@ impl Kept {
     ///
     /// # Errors
     /// The lock that the run must match has other outputs.
-    pub fn keep_outputs(self, report: Report) -> anyhow::Result<()> {
-        let lock = resume::with_outputs(self.lock, &self.folder.paths)?;
+    pub fn keep_outputs(&self, report: Report) -> anyhow::Result<()> {
+        let lock = resume::with_outputs(self.lock.clone(), &self.folder.paths)?;
         if let Some(expected) = &self.expected {
             expected.require_outputs(&lock.outputs, report)?;
         }

@@ -9,6 +9,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::proof::regular;
+
 /// Why a grown file cannot be opened or written.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
@@ -50,7 +52,7 @@ impl AppendFile {
         step_of: impl Fn(&str) -> Result<u64, String>,
     ) -> Result<(AppendFile, Option<u64>), AppendError> {
         let io_error = |action| move |source| AppendError::Io { action, path: path.to_owned(), source };
-        let bytes = std::fs::read(path).map_err(io_error("read"))?;
+        let bytes = regular::read(path).map_err(io_error("read"))?;
         let (mut kept, mut last) = (0, None);
         for (index, line) in complete_lines(&bytes).enumerate() {
             let step = std::str::from_utf8(line)

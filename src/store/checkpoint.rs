@@ -20,13 +20,15 @@ use super::atomic::{self, NewFolder};
 use super::manifest::{FORMAT, Facts, FileRecord, Manifest};
 use super::safetensors::{Layout, Reader, Tensor};
 use super::{Result, StoreError};
-use crate::proof::{Hash, state_root, tensor_digest};
+use crate::proof::{Hash, regular, state_root, tensor_digest};
 
 pub const STATE_FILE: &str = "state.safetensors";
 pub const MANIFEST_FILE: &str = "manifest.json";
+/// Bytes of the longest manifest that is read: of some hundred thousand tensors.
+const LONGEST_MANIFEST: u64 = 64 << 20;
 
 /// A checkpoint read back whole: its manifest, and its tensors sorted by name.
-pub type Loaded = (Manifest, Vec<Tensor>);
+pub type LoadedCheckpoint = (Manifest, Vec<Tensor>);
 
 /// Steps whose checkpoints did not load, and why.
 pub type Broken = Vec<(u64, StoreError)>;
@@ -165,7 +167,7 @@ pub fn list(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
 /// step and the length of the file.
 pub fn inspect(folder: &Path) -> Result<Manifest> {
     let path = folder.join(MANIFEST_FILE);
-    let text = match fs::read(&path) {
+    let text = match regular::read_within(&path, LONGEST_MANIFEST) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(StoreError::Missing { path }),
         text => text.map_err(StoreError::io(&path, "read"))?,
     };
@@ -233,7 +235,7 @@ fn open_state(path: &Path, manifest: &Manifest) -> Result<Reader> {
 
 /// Loads the tensors whose names are `wanted`, without reading the others. What is returned is checked
 /// against the manifest, and the manifest against its root.
-pub fn load_some(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Loaded> {
+pub fn load_some(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<LoadedCheckpoint> {
     let manifest = inspect(folder)?;
     let path = folder.join(STATE_FILE);
     let mut reader = open_state(&path, &manifest)?;
@@ -261,7 +263,7 @@ pub fn load_some(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Loaded>
 }
 
 /// Loads a checkpoint, or says what is wrong with it: every byte of both files is checked.
-pub fn load(folder: &Path) -> Result<Loaded> {
+pub fn load(folder: &Path) -> Result<LoadedCheckpoint> {
     let manifest = inspect(folder)?;
     let path = folder.join(STATE_FILE);
     let reader = open_state(&path, &manifest)?;
@@ -291,15 +293,15 @@ pub fn load(folder: &Path) -> Result<Loaded> {
 }
 
 /// The newest checkpoint that loads whole, and why each newer one does not.
-pub fn newest_whole(checkpoints: &Path) -> Result<(Option<Loaded>, Broken)> {
+pub fn newest_whole(checkpoints: &Path) -> Result<(Option<LoadedCheckpoint>, Broken)> {
     newest(checkpoints, load)
 }
 
 /// The newest checkpoint that `load` accepts, and why it refused each newer one.
 pub fn newest(
     checkpoints: &Path,
-    load: impl Fn(&Path) -> Result<Loaded>,
-) -> Result<(Option<Loaded>, Broken)> {
+    load: impl Fn(&Path) -> Result<LoadedCheckpoint>,
+) -> Result<(Option<LoadedCheckpoint>, Broken)> {
     let mut broken = Vec::new();
     for (step, folder) in list(checkpoints)?.into_iter().rev() {
         match load(&folder) {

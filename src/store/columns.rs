@@ -2,17 +2,17 @@
 //! event file and what reads them follow.
 //!
 //! Each line of the table is a column: its name, which is the key in JSON and the column in parquet; its
-//! [`Kind`]; its unit; its tag in TensorBoard, empty for none; how a run's rows are summarised in one number;
-//! and how its value is taken from an entry of the ledger, or from the clock. Columns of the kinds `Training`
-//! and `Evaluation` are exact: the files hold them a second time, under `NAME_bits`, as the bits of the
-//! double. A timing has no bits. `main.log` is llm.c's format and has llm.c's five streams, whatever the
-//! table lists.
+//! [`ColumnKind`]; its unit; its tag in TensorBoard, empty for none; how a run's rows are summarised in one
+//! number; and how its value is taken from an entry of the ledger, or from the clock. Columns of the kinds
+//! `Training` and `Evaluation` are exact: the files hold them a second time, under `NAME_bits`, as the bits
+//! of the double. A timing has no bits. `main.log` is llm.c's format and has llm.c's five streams, whatever
+//! the table lists.
 
 use crate::proof::{Action, Entry, HellaSwag};
 
 /// Where a column's numbers come from, which decides its position in a row and whether it has bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ColumnKind {
     /// Computed by the optimizer step; exact.
     Training,
     /// Measured before the step's update; exact.
@@ -51,7 +51,7 @@ impl Turn<'_> {
 
 /// How the rows of a run are summarised in one number of a column, such as the run's loss or its speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Summary {
+pub enum SummaryRule {
     /// The mean over the last hundredth of the updates, at least one and at most a hundred.
     Tail,
     /// The last one measured.
@@ -65,13 +65,13 @@ pub enum Summary {
 /// A number of each row.
 pub struct Column {
     pub name: &'static str,
-    pub kind: Kind,
+    pub kind: ColumnKind,
     pub unit: &'static str,
     /// The tag in event files; TensorBoard groups tags by the part before the slash. Empty: not written
     /// there.
     pub tag: &'static str,
     /// Of the column's name, in `runner show` and the report.
-    pub summary: Summary,
+    pub summary: SummaryRule,
     pub get: fn(&MetricsRow) -> Option<f64>,
     pub set: fn(&mut MetricsRow, Option<f64>),
     pub from: fn(&Turn<'_>) -> Option<f64>,
@@ -80,13 +80,16 @@ pub struct Column {
 impl Column {
     /// Whether the files hold the column a second time, as bits.
     pub fn is_exact(&self) -> bool {
-        self.kind != Kind::Timing
+        self.kind != ColumnKind::Timing
     }
 }
 
 /// Declares the fields of [`MetricsRow`] and, in the same order, the table [`COLUMNS`].
 macro_rules! columns {
-    ($($(#[$doc:meta])* $name:ident: $kind:ident, $unit:literal, $tag:literal, $summary:ident, $from:expr;)*) => {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident: $kind:ident, $unit:literal, $tag:literal, $summary:ident, $from:expr;
+    )*) => {
         /// One step. `None` is "not measured"; NaN and infinity are values.
         #[derive(Clone, Debug)]
         pub struct MetricsRow {
@@ -109,10 +112,10 @@ macro_rules! columns {
         /// Every number of a row, in the order of the files.
         pub static COLUMNS: &[Column] = &[$(Column {
             name: stringify!($name),
-            kind: Kind::$kind,
+            kind: ColumnKind::$kind,
             unit: $unit,
             tag: $tag,
-            summary: Summary::$summary,
+            summary: SummaryRule::$summary,
             get: |row| row.$name,
             set: |row, value| row.$name = value,
             from: $from,
@@ -133,10 +136,11 @@ columns! {
     val_loss: Evaluation, "nats a token", "eval/val_loss", Last, |turn| turn.val_loss();
     /// HellaSwag before this step's update, 0 to 1: llm.c's score.
     hellaswag: Evaluation, "share of tasks", "eval/hellaswag", Last, |turn| Some(turn.hellaswag()?.llmc());
-    /// lm-eval's `acc` and `acc_norm`; `None` where the tasks lack its wording.
+    /// lm-eval's `acc`, `acc_norm` and `acc_bytes`; `None` where the tasks lack its wording.
     hellaswag_acc: Evaluation, "share of tasks", "", Last, |turn| turn.hellaswag()?.acc();
     hellaswag_acc_norm: Evaluation, "share of tasks", "eval/hellaswag_acc_norm", Last,
         |turn| turn.hellaswag()?.acc_norm();
+    hellaswag_acc_bytes: Evaluation, "share of tasks", "", Last, |turn| turn.hellaswag()?.acc_bytes();
     /// Wall-clock time of the step with its digest.
     step_ms: Timing, "milliseconds", "speed/step_ms", Median, |turn| Some(turn.timing?.step_ms);
     tokens_per_s: Timing, "tokens a second", "speed/tokens_per_s", Median,

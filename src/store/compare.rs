@@ -6,7 +6,7 @@ use super::checkpoint::{self, STATE_FILE};
 use super::manifest::Manifest;
 use super::safetensors::{self, Reader, Tensor};
 use super::{Result, StoreError};
-use crate::proof::compare::{Difference, first_difference};
+use crate::proof::compare::{TensorDifference, first_difference};
 
 /// What differs between two states.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +27,7 @@ pub enum First {
     /// Type or shape differ; both as text.
     Kind { a: String, b: String },
     /// Values differ.
-    Values { dtype: &'static str, shape: Vec<usize>, difference: Difference },
+    Values { dtype: &'static str, shape: Vec<usize>, difference: TensorDifference },
 }
 
 impl std::fmt::Display for First {

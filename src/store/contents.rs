@@ -12,7 +12,7 @@ use super::{Result, StoreError, atomic, audit};
 const LISTED: usize = 5;
 
 /// The kind of an entry of a run's folder.
-enum Known {
+enum KnownEntry {
     File,
     /// A folder whose entries have names that the function knows.
     Folder(fn(&str) -> bool),
@@ -20,7 +20,7 @@ enum Known {
     Steps(fn(&str) -> bool),
 }
 
-fn known(name: &str) -> Option<Known> {
+fn known(name: &str) -> Option<KnownEntry> {
     Some(match name {
         LOCK
         | "experiment.toml"
@@ -31,17 +31,17 @@ fn known(name: &str) -> Option<Known> {
         | "main.log"
         | "events.out.tfevents.0.runner"
         | "gpu.jsonl"
-        | "report.html" => Known::File,
-        "checkpoints" => Known::Steps(|file| {
+        | "report.html" => KnownEntry::File,
+        "checkpoints" => KnownEntry::Steps(|file| {
             file == STATE_FILE
                 || file == MANIFEST_FILE
                 || (file.starts_with("rank_") && file.ends_with(".done"))
         }),
-        "unrepeatable" => Known::Steps(|file| file.ends_with(".safetensors")),
-        "samples" => Known::Folder(|name| name.starts_with("step_") && name.ends_with(".txt")),
-        "plots" => Known::Folder(|name| name.ends_with(".svg") || name.ends_with(".png")),
-        "audit" => Known::Folder(|name| audit::step_of(name).is_some()),
-        "export" => Known::Folder(|name| name.starts_with("step_")),
+        "unrepeatable" => KnownEntry::Steps(|file| file.ends_with(".safetensors")),
+        "samples" => KnownEntry::Folder(|name| name.starts_with("step_") && name.ends_with(".txt")),
+        "plots" => KnownEntry::Folder(|name| name.ends_with(".svg") || name.ends_with(".png")),
+        "audit" => KnownEntry::Folder(|name| audit::step_of(name).is_some()),
+        "export" => KnownEntry::Folder(|name| name.starts_with("step_")),
         _ => return None,
     })
 }
@@ -64,12 +64,12 @@ pub(super) fn require_ours(folder: &Path) -> Result<()> {
         // Of a symbolic link only the link is deleted.
         let is_folder = fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir());
         match known {
-            Some(Known::File) if !is_folder => {}
-            Some(Known::Folder(is_known)) if is_folder => {
+            Some(KnownEntry::File) if !is_folder => {}
+            Some(KnownEntry::Folder(is_known)) if is_folder => {
                 let inside = entries(&path)?.into_iter().filter(|(file, _)| !is_known(file));
                 foreign.extend(inside.map(|(file, _)| format!("{name}/{file}")));
             }
-            Some(Known::Steps(is_known)) if is_folder => {
+            Some(KnownEntry::Steps(is_known)) if is_folder => {
                 for (step, path) in entries(&path)? {
                     if checkpoint::step_of(&step).is_none() || !path.is_dir() {
                         foreign.push(format!("{name}/{step}"));

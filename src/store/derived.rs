@@ -2,7 +2,7 @@
 //! `main.log`.
 //!
 //! Row i of the metrics is entry i of the ledger. Every row is computed again from its entry and compared
-//! column by column, except timings. Lines of `main.log` are computed again from the rows. So a row that is
+//! column by column, except timings, which are any finite numbers from 0. Lines of `main.log` are computed again from the rows. So a row that is
 //! missing, cut off, added, doubled, out of order or changed is found, and the first such one is named.
 //! Entries of version 1 hold no evaluation: those numbers are counted as unproven.
 
@@ -12,12 +12,12 @@ use std::path::Path;
 
 use super::RunPaths;
 use super::append::complete_lines;
-use super::columns::Kind;
+use super::columns::ColumnKind;
 use super::main_log::{self, MAIN_LOG};
 use super::metrics::{Action, COLUMNS, JSONL, MetricsRow, PARQUET};
 use super::metrics_parquet;
-use crate::proof::Entry;
 use crate::proof::entry::canonical_bits;
+use crate::proof::{Entry, regular};
 
 /// How much of the files must exist.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,7 @@ pub struct Reach {
 
 /// The parts that agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Agreed {
+pub struct AgreedRows {
     pub rows: usize,
     /// Rows with an evaluation that the ledger, written by an older program, does not hold.
     pub unproven: usize,
@@ -40,7 +40,7 @@ pub struct Agreed {
 
 /// The first place where a file disagrees with the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct Disagreement {
     pub file: &'static str,
     /// Line or row, counted from 1; none of the file as a whole.
     pub row: Option<usize>,
@@ -48,7 +48,7 @@ pub struct Fault {
     pub what: String,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for Disagreement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}`", self.file)?;
         if let Some(row) = self.row {
@@ -72,8 +72,13 @@ pub struct RowFault {
 }
 
 impl RowFault {
-    fn in_file(self, file: &'static str) -> Fault {
-        Fault { file, row: Some(self.index + 1), column: self.column.map(str::to_owned), what: self.what }
+    fn in_file(self, file: &'static str) -> Disagreement {
+        Disagreement {
+            file,
+            row: Some(self.index + 1),
+            column: self.column.map(str::to_owned),
+            what: self.what,
+        }
     }
 }
 
@@ -93,7 +98,7 @@ pub fn check(
     paths: &RunPaths,
     entries: &[Entry],
     extent: Reach,
-) -> Vec<(&'static str, Result<Agreed, Fault>)> {
+) -> Vec<(&'static str, Result<AgreedRows, Disagreement>)> {
     let mut checked = Vec::new();
     let jsonl = jsonl(&paths.metrics_jsonl(), entries, extent);
     // Where the metrics are damaged, the rows are made from the ledger, if it holds every column.
@@ -126,8 +131,8 @@ pub fn unverified(rows: &[MetricsRow], entries: &[Entry], running: bool) -> Opti
 }
 
 /// Compares rows with as many entries from the first on.
-fn compare(rows: &[MetricsRow], entries: &[Entry]) -> Result<Agreed, RowFault> {
-    let mut agreed = Agreed::default();
+fn compare(rows: &[MetricsRow], entries: &[Entry]) -> Result<AgreedRows, RowFault> {
+    let mut agreed = AgreedRows::default();
     for (index, row) in rows.iter().enumerate() {
         let fault = |column, what| RowFault { index, column, what };
         let Some(entry) = entries.get(index).filter(|entry| entry.step == row.step) else {
@@ -151,12 +156,17 @@ fn compare(rows: &[MetricsRow], entries: &[Entry]) -> Result<Agreed, RowFault> {
         let mut unproven = false;
         for column in COLUMNS.iter().filter(|column| column.is_exact()) {
             let (found, expected) = ((column.get)(row), (column.get)(&expected));
-            if column.kind == Kind::Evaluation && !recorded {
+            if column.kind == ColumnKind::Evaluation && !recorded {
                 unproven |= found.is_some();
             } else if found.map(canonical_bits) != expected.map(canonical_bits) {
                 let show = |value: Option<f64>| value.map_or("nothing".to_owned(), |value| value.to_string());
                 let what = format!("{} at step {step}, the ledger has {}", show(found), show(expected));
                 return Err(fault(Some(column.name), what));
+            }
+        }
+        for column in COLUMNS.iter().filter(|column| !column.is_exact()) {
+            if let Some(found) = (column.get)(row).filter(|value| !is_time(value)) {
+                return Err(fault(Some(column.name), format!("{found} at step {step} is no measurement")));
             }
         }
         // An older program recorded a resume in the row; its ledger has it as a note.
@@ -172,6 +182,11 @@ fn compare(rows: &[MetricsRow], entries: &[Entry]) -> Result<Agreed, RowFault> {
     }
     agreed.rows = rows.len();
     Ok(agreed)
+}
+
+/// Whether a number can be a timing.
+pub(super) fn is_time(value: &f64) -> bool {
+    value.is_finite() && *value >= 0.0
 }
 
 /// Whether a row is the evaluation after the last step, of which a ledger of version 1 has no entry.
@@ -199,30 +214,34 @@ fn misplaced(index: usize, rows: &[MetricsRow], entries: &[Entry]) -> String {
 }
 
 /// The content of a text file; empty if it is missing and may be.
-fn read(file: &'static str, path: &Path, needed: bool) -> Result<Vec<u8>, Fault> {
-    match std::fs::read(path) {
+fn read(file: &'static str, path: &Path, needed: bool) -> Result<Vec<u8>, Disagreement> {
+    match regular::read(path) {
         Ok(bytes) => Ok(bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !needed => Ok(Vec::new()),
         Err(error) => Err(whole_file(file, format!("cannot be read: {error}"))),
     }
 }
 
-fn whole_file(file: &'static str, what: String) -> Fault {
-    Fault { file, row: None, column: None, what }
+fn whole_file(file: &'static str, what: String) -> Disagreement {
+    Disagreement { file, row: None, column: None, what }
 }
 
-fn jsonl(path: &Path, entries: &[Entry], extent: Reach) -> Result<(Vec<MetricsRow>, Agreed), Fault> {
+fn jsonl(
+    path: &Path,
+    entries: &[Entry],
+    extent: Reach,
+) -> Result<(Vec<MetricsRow>, AgreedRows), Disagreement> {
     let bytes = read(JSONL, path, !entries.is_empty())?;
     let mut rows: Vec<MetricsRow> = Vec::new();
     for (index, line) in complete_lines(&bytes).enumerate() {
         if extent.running && index >= entries.len() {
             break;
         }
-        let fault = |what| Fault { file: JSONL, row: Some(index + 1), column: None, what };
+        let fault = |what| Disagreement { file: JSONL, row: Some(index + 1), column: None, what };
         let text = std::str::from_utf8(line).map_err(|error| fault(error.to_string()))?;
         let row = MetricsRow::from_line(text).map_err(fault)?;
         let recorded = entries.get(index).is_some_and(|entry| entry.evaluation.is_some());
-        if recorded && row.to_line().trim_end() != text {
+        if recorded && !row.is_written_as(text) {
             return Err(fault("not the text that is written of its values: keys were added or moved".into()));
         }
         rows.push(row);
@@ -236,7 +255,12 @@ fn jsonl(path: &Path, entries: &[Entry], extent: Reach) -> Result<(Vec<MetricsRo
         }
     } else if torn && !extent.running {
         let row = Some(rows.len() + 1);
-        return Err(Fault { file: JSONL, row, column: None, what: "an unfinished line was added".into() });
+        return Err(Disagreement {
+            file: JSONL,
+            row,
+            column: None,
+            what: "an unfinished line was added".into(),
+        });
     }
     Ok((rows, agreed))
 }
@@ -246,15 +270,15 @@ fn may_be_torn(step: u64, extent: Reach) -> bool {
     !extent.ended && step >= extent.saved
 }
 
-fn cut(file: &'static str, lines: usize, step: u64) -> Fault {
+fn cut(file: &'static str, lines: usize, step: u64) -> Disagreement {
     let what = match lines {
         0 => format!("the file has no row: that of step {step} is missing"),
         _ => format!("the row of step {step} is missing: the file ends before it"),
     };
-    Fault { file, row: Some(lines + 1), column: Some("step".into()), what }
+    Disagreement { file, row: Some(lines + 1), column: Some("step".into()), what }
 }
 
-fn parquet(path: &Path, entries: &[Entry], extent: Reach) -> Result<Agreed, Fault> {
+fn parquet(path: &Path, entries: &[Entry], extent: Reach) -> Result<AgreedRows, Disagreement> {
     if !path.exists() {
         return Err(whole_file(PARQUET, "the file is missing".into()));
     }
@@ -268,7 +292,7 @@ fn parquet(path: &Path, entries: &[Entry], extent: Reach) -> Result<Agreed, Faul
     }
 }
 
-fn main_log(path: &Path, rows: &[MetricsRow], extent: Reach) -> Result<Agreed, Fault> {
+fn main_log(path: &Path, rows: &[MetricsRow], extent: Reach) -> Result<AgreedRows, Disagreement> {
     let expected: Vec<(u64, String)> = rows
         .iter()
         .flat_map(|row| {
@@ -279,7 +303,7 @@ fn main_log(path: &Path, rows: &[MetricsRow], extent: Reach) -> Result<Agreed, F
     let bytes = read(MAIN_LOG, path, !expected.is_empty())?;
     let lines: Vec<&[u8]> = complete_lines(&bytes).collect();
     for (index, line) in lines.iter().enumerate() {
-        let fault = |column, what| Fault { file: MAIN_LOG, row: Some(index + 1), column, what };
+        let fault = |column, what| Disagreement { file: MAIN_LOG, row: Some(index + 1), column, what };
         let found = String::from_utf8_lossy(line);
         match expected.get(index) {
             Some((_, expected)) if *expected == found => {}
@@ -301,7 +325,7 @@ fn main_log(path: &Path, rows: &[MetricsRow], extent: Reach) -> Result<Agreed, F
         Some((step, _)) => return Err(cut(MAIN_LOG, lines.len(), *step)),
         None if torn && !extent.running => {
             let row = Some(lines.len() + 1);
-            return Err(Fault {
+            return Err(Disagreement {
                 file: MAIN_LOG,
                 row,
                 column: None,
@@ -310,7 +334,7 @@ fn main_log(path: &Path, rows: &[MetricsRow], extent: Reach) -> Result<Agreed, F
         }
         None => {}
     }
-    Ok(Agreed { rows: lines.len(), unproven: 0 })
+    Ok(AgreedRows { rows: lines.len(), unproven: 0 })
 }
 
 #[cfg(test)]

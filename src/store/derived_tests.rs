@@ -15,6 +15,7 @@ fn entry(step: u64) -> Entry {
         llmc_correct: step % 3,
         acc_correct: None,
         acc_norm_correct: Some(1),
+        acc_bytes_correct: Some(1),
     });
     let skipped = step == 3;
     Entry {
@@ -81,10 +82,50 @@ fn the_files_of_a_whole_run_agree_and_timings_are_free() {
         .replace("\"step_ms\":1.5", "\"step_ms\":99.0");
     std::fs::write(paths.metrics_jsonl(), text).unwrap();
     assert_eq!(faults(&paths, ENDED), [""; 0]);
-    let agreed: Vec<Agreed> =
+    let agreed: Vec<AgreedRows> =
         check(&paths, &entries(), ENDED).into_iter().map(|(_, result)| result.unwrap()).collect();
     // Of main.log: a line of each step, two of each evaluation, one of the skip.
     assert_eq!(agreed.iter().map(|agreed| agreed.rows).collect::<Vec<_>>(), [7, 7, 6 + 2 * 4 + 1]);
+}
+
+/// Timings are in no ledger, but they are times; and a program that did not measure a column wrote no key of it.
+#[test]
+fn timings_are_numbers_from_zero_and_keys_of_newer_columns_may_be_missing() {
+    for (wrong, says) in [("-1.5", "-1.5 at step"), ("1e999", "number out of range")] {
+        let (_folder, paths) = run(&entries());
+        let text = std::fs::read_to_string(paths.metrics_jsonl()).unwrap();
+        let text = text.replacen("\"step_ms\":1.5", &format!("\"step_ms\":{wrong}"), 1);
+        std::fs::write(paths.metrics_jsonl(), text).unwrap();
+        let found = faults(&paths, ENDED);
+        assert!(found.len() == 1 && found[0].contains(says), "{found:?}");
+    }
+    let mut older = entries();
+    for entry in &mut older {
+        let hellaswag = entry.evaluation.as_mut().and_then(|evaluation| evaluation.hellaswag.as_mut());
+        hellaswag.into_iter().for_each(|counts| counts.acc_bytes_correct = None);
+    }
+    let (_folder, paths) = run(&older);
+    let text = std::fs::read_to_string(paths.metrics_jsonl()).unwrap();
+    let keys = ",\"hellaswag_acc_bytes\":null,\"hellaswag_acc_bytes_bits\":null";
+    assert_eq!(text.matches(keys).count(), 7);
+    std::fs::write(paths.metrics_jsonl(), text.replace(keys, "")).unwrap();
+    assert!(check(&paths, &older, ENDED).iter().all(|(_, result)| result.is_ok()));
+    // Where the ledger has a number, its key must be there.
+    let cut = text.replace(",\"val_loss\":4.0,\"val_loss_bits\":\"0x4010000000000000\"", "");
+    assert_ne!(cut, text);
+    std::fs::write(paths.metrics_jsonl(), cut).unwrap();
+    let found = check(&paths, &older, ENDED).swap_remove(0).1.unwrap_err().to_string();
+    assert!(found.contains("`val_loss`: nothing at step 0, the ledger has 4"), "{found}");
+}
+
+#[test]
+fn a_key_that_stands_twice_in_a_row_is_refused() {
+    let (_folder, paths) = run(&entries());
+    let text = std::fs::read_to_string(paths.metrics_jsonl()).unwrap();
+    let doubled = text.replacen("{\"step\":0", "{\"loss\":1.0,\"step\":0", 1);
+    std::fs::write(paths.metrics_jsonl(), doubled).unwrap();
+    let found = faults(&paths, ENDED);
+    assert!(found[0].contains("line 1: `loss` stands twice"), "{found:?}");
 }
 
 /// A change of the lines of a file, and what must be said of it.
@@ -200,7 +241,7 @@ fn a_ledger_of_version_1_leaves_evaluations_unproven_and_proves_the_rest() {
     let old: Vec<Entry> = (0..6).map(|step| Entry { evaluation: None, ..entry(step) }).collect();
     let mut rows: Vec<MetricsRow> = entries().iter().map(|entry| MetricsRow::of(entry, None)).collect();
     rows[3].events.insert(0, "resume".into());
-    assert_eq!(compare(&rows, &old), Ok(Agreed { rows: 7, unproven: 4 }));
+    assert_eq!(compare(&rows, &old), Ok(AgreedRows { rows: 7, unproven: 4 }));
     let folder = tempfile::tempdir().unwrap();
     let paths = RunPaths::new(folder.path());
     let mut metrics = MetricsWriter::create(folder.path()).unwrap();

@@ -12,9 +12,10 @@ use crate::units;
 pub enum StoreError {
     #[error("cannot {doing} `{}`: {source}", path.display())]
     Io { path: PathBuf, doing: &'static str, source: io::Error },
-    #[error("no space left to write `{}`, which needs {need_bytes} bytes\n  hint: what was saved before is intact; free some space or lower `checkpoint.keep_last`, then `runner resume`", path.display())]
+    #[error("no space left to write `{}`, which needs {need_bytes} bytes\n  hint: what was saved before is intact; {}, then `runner resume`", path.display(), room(source))]
     DiskFull { path: PathBuf, need_bytes: u64, source: io::Error },
-    #[error("`{}` is missing\n  hint: a whole checkpoint has `state.safetensors` and `manifest.json`", path.display())]
+    #[error("`{}` is missing\n  hint: a whole checkpoint has `state.safetensors` and \
+             `manifest.json`", path.display())]
     Missing { path: PathBuf },
 
     #[error("cannot store tensor `{name}`: {why}")]
@@ -24,57 +25,95 @@ pub enum StoreError {
     #[error("cannot store the state: {0}")]
     Digest(#[from] DigestError),
     #[error(
-        "the state to be saved has the root {found}, but the trainer hashed {expected}\n  hint: memory changed between hashing and saving; suspect the hardware, and resume from the last checkpoint"
+        "the state to be saved has the root {found}, but the trainer hashed {expected}\n  hint: memory \
+         changed between hashing and saving; suspect the hardware, and resume from the last checkpoint"
     )]
     StateChanged { expected: Hash, found: Hash },
 
     #[error("`{}` is damaged in its header: {why}", path.display())]
     BadHeader { path: PathBuf, why: String },
-    #[error("`{}` has {found} bytes, expected {expected}\n  hint: {}", path.display(), if found < expected { "the file was cut short" } else { "something was written behind its end" })]
+    #[error(
+        "`{}` has {found} bytes, expected {expected}\n  hint: {}",
+        path.display(),
+        if found < expected { "the file was cut short" } else { "something was written behind its end" }
+    )]
     WrongLength { path: PathBuf, expected: u64, found: u64 },
-    #[error("tensor `{tensor}` in `{}` is damaged: its digest is {found}, expected {expected}", path.display())]
+    #[error(
+        "tensor `{tensor}` in `{}` is damaged: its digest is {found}, expected {expected}",
+        path.display()
+    )]
     TensorDiffers { path: PathBuf, tensor: String, expected: Hash, found: Hash },
-    #[error("`{}` {found} a tensor `{tensor}`, which its manifest {expected}\n  hint: the header is damaged, or the two files belong to different checkpoints", path.display())]
+    #[error("`{}` {found} a tensor `{tensor}`, which its manifest {expected}\n  hint: the header is \
+             damaged, or the two files belong to different checkpoints", path.display())]
     WrongTensors { path: PathBuf, tensor: String, found: &'static str, expected: &'static str },
-    #[error("`{}` has the SHA-256 {found}, expected {expected}, though every tensor is right: its header was changed", path.display())]
+    #[error("`{}` has the SHA-256 {found}, expected {expected}, though every tensor is right: its header \
+             was changed", path.display())]
     FileDiffers { path: PathBuf, expected: Hash, found: Hash },
     #[error("the tensors of `{}` have the state root {found}, expected {expected}", path.display())]
     RootDiffers { path: PathBuf, expected: Hash, found: Hash },
 
-    #[error("tensor `{tensor}` in `{}` and `{}` does not differ as the manifests say: one of the files is damaged\n  hint: `runner verify` says which", a.display(), b.display())]
+    #[error("tensor `{tensor}` in `{}` and `{}` does not differ as the manifests say: one of the files is \
+             damaged\n  hint: `runner verify` says which", a.display(), b.display())]
     DigestsDisagree { a: PathBuf, b: PathBuf, tensor: String },
 
     #[error("`{}` is not the file of an audit: at byte {byte} {why}\n  hint: it was cut short or damaged; restore it from a copy", path.display())]
     BadAudit { path: PathBuf, byte: usize, why: String },
     #[error("`{}` is not a checkpoint manifest: {why}", path.display())]
     BadManifest { path: PathBuf, why: String },
-    #[error("`{}` has the format `{found}`, expected `{expected}`\n  hint: it was written by another version of runner", path.display())]
+    #[error("`{}` has the format `{found}`, expected `{expected}`\n  hint: it was written by another \
+             version of runner", path.display())]
     WrongFormat { path: PathBuf, expected: &'static str, found: String },
     #[error("`{}` was edited or damaged: its seal is {found}, its text gives {expected}", path.display())]
     SealBroken { path: PathBuf, expected: Hash, found: Hash },
-    #[error("`{}` describes step {found}, but its folder is that of step {expected}\n  hint: the folder was renamed or the manifest copied", path.display())]
+    #[error("`{}` describes step {found}, but its folder is that of step {expected}\n  hint: the folder was \
+             renamed or the manifest copied", path.display())]
     WrongStep { path: PathBuf, expected: u64, found: u64 },
-    #[error("the checkpoint `{}` is not complete: {} did not write\n  hint: see that rank's own output, and whether it shares this folder; the checkpoints before are whole", path.display(), ranks_text(ranks))]
+    #[error("the checkpoint `{}` is not complete: {} did not write\n  hint: see that rank's own output, and \
+             whether it shares this folder; the checkpoints before are whole",
+        path.display(), ranks_text(ranks))]
     PartsMissing { path: PathBuf, ranks: Vec<usize> },
     #[error("the thread that saves checkpoints died: {why}")]
     WriterDied { why: String },
 
     #[error("`{name}` cannot name a run: {why}\n  hint: use letters, digits, `-`, `_`, `.` and spaces")]
     BadName { name: String, why: &'static str },
-    #[error("there is already a run in `{}`\n  hint: `runner resume` goes on with it, `--name` starts another, `--overwrite` deletes it", path.display())]
+    #[error("there is already a run in `{}`\n  hint: `runner resume` goes on with it, `--name` starts \
+             another, `--overwrite` deletes it", path.display())]
     RunExists { path: PathBuf },
-    #[error("`{}` is not a run: it has neither `experiment.toml` nor `lock.toml`\n  hint: `--name` starts a run elsewhere; `--overwrite` deletes runs alone", path.display())]
+    #[error("`{}` is not a run: it has neither `experiment.toml` nor `lock.toml`\n  hint: `--name` starts a \
+             run elsewhere; `--overwrite` deletes runs alone", path.display())]
     NotARun { path: PathBuf },
-    #[error("the run in `{}` holds what runner did not write: {names}\n  hint: move that away, then `--overwrite` deletes the run", path.display())]
+    #[error("the run in `{}` holds what runner did not write: {names}\n  hint: move that away, then \
+             `--overwrite` deletes the run", path.display())]
     Foreign { path: PathBuf, names: String },
-    #[error("`{}` has the name of a checkpoint, but is none: {found}\n  hint: move it away; the checkpoints beside it are not touched", path.display())]
+    #[error("`{}` has the name of a checkpoint, but is none: {found}\n  hint: move it away; the checkpoints \
+             beside it are not touched", path.display())]
     NotACheckpoint { path: PathBuf, found: String },
-    #[error("the run in `{}` will write {} ({what}), and its disk has {} free\n  hint: free some space, lower `checkpoint.keep_last`, raise `checkpoint.every` or `checkpoint.keep_every`, or name another disk with `--runs`", path.display(), units::bytes(*needed), units::bytes(*free))]
+    #[error("the run in `{}` will write {} ({what}), and its disk has {} free\n  hint: free some space, \
+             lower `checkpoint.keep_last`, raise `checkpoint.every` or `checkpoint.keep_every`, or name \
+             another disk with `--runs`", path.display(), units::bytes(*needed), units::bytes(*free))]
     NoRoom { path: PathBuf, needed: u64, what: String, free: u64 },
     #[error("there is no run in `{}`", path.display())]
     NoSuchRun { path: PathBuf },
-    #[error("`{}` is in use by {}\n  hint: wait for it, or stop it; the lock ends with the process", path.display(), pid.map_or("another process".to_owned(), |pid| format!("process {pid}")))]
+    #[error("`{}` is in use by {}\n  hint: wait for it, or stop it; the lock ends with the \
+             process", path.display(), pid.map_or("another process".to_owned(), |pid| format!("process \
+                                                                                               {pid}")))]
     Locked { path: PathBuf, pid: Option<u32> },
+}
+
+/// Whether an error says that a file cannot grow: its disk is full, a quota is used up, or `ulimit -f` is
+/// reached.
+pub fn is_full(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(kind, StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+/// How to make room for a file.
+fn room(full: &io::Error) -> &'static str {
+    match full.kind() {
+        io::ErrorKind::FileTooLarge => "raise the limit of the size of files (`ulimit -f`)",
+        _ => "free some space or lower `checkpoint.keep_last`",
+    }
 }
 
 fn ranks_text(ranks: &[usize]) -> String {
@@ -92,9 +131,7 @@ impl StoreError {
     /// The same for a write of `need_bytes` in all; a full disk is an error of its own.
     pub(super) fn write(path: &Path, need_bytes: u64) -> impl FnOnce(io::Error) -> StoreError {
         move |source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                StoreError::DiskFull { path: path.into(), need_bytes, source }
-            }
+            kind if is_full(kind) => StoreError::DiskFull { path: path.into(), need_bytes, source },
             _ => StoreError::Io { path: path.into(), doing: "write", source },
         }
     }

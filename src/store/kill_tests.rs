@@ -56,7 +56,7 @@ fn train(folder: &Path, steps: u64) -> u64 {
     for step in manifest.step + 1..=manifest.step + steps {
         let head = ledger.append(&entry(step)).unwrap();
         ledger.sync().unwrap();
-        writer.submit(Job { state: large(step), facts: Facts { ledger: head, ..facts(step) } }).unwrap();
+        writer.submit(SaveJob { state: large(step), facts: Facts { ledger: head, ..facts(step) } }).unwrap();
     }
     writer.wait().unwrap();
     manifest.step

@@ -20,7 +20,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use super::append::{AppendError, AppendFile, complete_lines};
-use super::metrics::{Action, MetricsRow};
+use super::metrics::{Action, MetricsError, MetricsRow};
 
 /// The file in a run folder.
 pub const MAIN_LOG: &str = "main.log";
@@ -47,10 +47,13 @@ impl MainLogWriter {
     }
 
     /// Opens the log of a run whose next step is `step`: drops a torn last line and every line of
-    /// that step and later.
-    pub fn resume(run_dir: &Path, step: u64) -> Result<MainLogWriter, AppendError> {
-        let (file, _) =
-            AppendFile::reopen(&run_dir.join(MAIN_LOG), step, |line| parse(line).map(|(step, _)| step))?;
+    /// that step and later. Refuses a log that ends before the step before it: each step has a line.
+    pub fn resume(run_dir: &Path, step: u64) -> Result<MainLogWriter, MetricsError> {
+        let path = run_dir.join(MAIN_LOG);
+        let (file, last) = AppendFile::reopen(&path, step, |line| parse(line).map(|(step, _)| step))?;
+        if last.map_or(0, |last| last + 1) != step {
+            return Err(MetricsError::Incomplete { path, last, resume: step });
+        }
         Ok(MainLogWriter { file })
     }
 
@@ -118,13 +121,13 @@ pub fn read(path: &Path) -> Result<Vec<MetricsRow>, MainLogError> {
             .map_err(|message| MainLogError::Line { path: path.to_owned(), line: index + 1, message })?;
         let row = rows.entry(step).or_insert_with(|| MetricsRow::new(step, 0, Action::Evaluate));
         match record {
-            Record::Validation(loss) => row.val_loss = Some(loss),
-            Record::Hellaswag(accuracy) => row.hellaswag = Some(accuracy),
-            Record::Train { loss, learning_rate, grad_norm } => {
+            MainLogRecord::Validation(loss) => row.val_loss = Some(loss),
+            MainLogRecord::Hellaswag(accuracy) => row.hellaswag = Some(accuracy),
+            MainLogRecord::Train { loss, learning_rate, grad_norm } => {
                 (row.loss, row.learning_rate, row.grad_norm) = (Some(loss), learning_rate, grad_norm);
                 row.action = Action::Update;
             }
-            Record::Skip(action, value) => {
+            MainLogRecord::Skip(action, value) => {
                 row.action = action;
                 match action {
                     Action::SkipLossZ => row.loss_z = Some(value),
@@ -132,13 +135,13 @@ pub fn read(path: &Path) -> Result<Vec<MetricsRow>, MainLogError> {
                     _ => {}
                 }
             }
-            Record::Other => {}
+            MainLogRecord::Other => {}
         }
     }
     Ok(rows.into_values().collect())
 }
 
-enum Record {
+enum MainLogRecord {
     Validation(f64),
     Hellaswag(f64),
     Train { loss: f64, learning_rate: Option<f64>, grad_norm: Option<f64> },
@@ -146,7 +149,7 @@ enum Record {
     Other,
 }
 
-fn parse(line: &str) -> Result<(u64, Record), String> {
+fn parse(line: &str) -> Result<(u64, MainLogRecord), String> {
     let mut words = line.split_whitespace().map(|word| {
         word.split_once(':')
             .ok_or_else(|| format!("expected `name:value` words such as `s:250 tel:4.5123`, got `{word}`"))
@@ -162,8 +165,8 @@ fn parse(line: &str) -> Result<(u64, Record), String> {
     let (stream, text) = words.next().transpose()?.ok_or("nothing follows the step")?;
     let value = number(stream, text)?;
     let record = match stream {
-        "tel" => Record::Validation(value),
-        "eval" => Record::Hellaswag(value),
+        "tel" => MainLogRecord::Validation(value),
+        "eval" => MainLogRecord::Hellaswag(value),
         "trl" => {
             let (mut learning_rate, mut grad_norm) = (None, None);
             for word in words {
@@ -173,11 +176,11 @@ fn parse(line: &str) -> Result<(u64, Record), String> {
                     _ => {}
                 }
             }
-            Record::Train { loss: value, learning_rate, grad_norm }
+            MainLogRecord::Train { loss: value, learning_rate, grad_norm }
         }
         name => match Action::from_name(name) {
-            Some(action) if action.is_skip() => Record::Skip(action, value),
-            _ => Record::Other,
+            Some(action) if action.is_skip() => MainLogRecord::Skip(action, value),
+            _ => MainLogRecord::Other,
         },
     };
     Ok((step, record))
@@ -219,7 +222,8 @@ mod tests {
     fn a_log_reads_back_and_what_was_written_later_wins() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(MAIN_LOG);
-        let text = "s:0 tel:11.0\ns:0 trl:11.1 lr:0.1 norm:43.6\ns:1 trl:9.0\ns:1 trl:8.5 lr:0.2 norm:2.0\ns:2 skip_grad_z:6.5\ns:9 gpu:5.0\ns:3 trl:7";
+        let text = "s:0 tel:11.0\ns:0 trl:11.1 lr:0.1 norm:43.6\ns:1 trl:9.0\ns:1 trl:8.5 lr:0.2 \
+                    norm:2.0\ns:2 skip_grad_z:6.5\ns:9 gpu:5.0\ns:3 trl:7";
         std::fs::write(&path, text).unwrap();
         let rows = read(&path).unwrap();
         assert_eq!(rows.iter().map(|row| row.step).collect::<Vec<_>>(), [0, 1, 2, 9]);

@@ -14,6 +14,7 @@
 //! and at the end. This module does not decide when.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,12 +22,12 @@ use std::path::{Path, PathBuf};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::append::{AppendError, AppendFile, complete_lines};
-use super::columns::{Kind, Timing, Turn};
+use super::columns::{ColumnKind, Timing, Turn};
 use super::metrics_parquet;
 
 pub use super::columns::{COLUMNS, Column, MetricsRow};
 pub use crate::proof::Action;
-use crate::proof::Entry;
+use crate::proof::{Entry, regular};
 
 /// The file of rows in a run folder.
 pub const JSONL: &str = "metrics.jsonl";
@@ -57,18 +58,29 @@ impl MetricsRow {
 
     /// The row as a line of `metrics.jsonl`, newline included.
     pub fn to_line(&self) -> String {
+        self.to_line_of(|_| true)
+    }
+
+    /// Whether a line is the text of this row. Keys of columns in which nothing was measured may be missing:
+    /// a program that did not have them wrote none.
+    pub(super) fn is_written_as(&self, line: &str) -> bool {
+        let has = |column: &Column| line.contains(&format!("\"{}\":", column.name));
+        self.to_line_of(|column| (column.get)(self).is_some() || has(column)).trim_end() == line
+    }
+
+    fn to_line_of(&self, has: impl Fn(&Column) -> bool) -> String {
         let mut line = format!(r#"{{"step":{},"tokens":{}"#, self.step, self.tokens);
-        self.push_columns(&mut line, Kind::Training);
+        self.push_columns(&mut line, ColumnKind::Training, &has);
         write!(line, r#","action":"{}""#, self.action).expect("a string takes all");
-        self.push_columns(&mut line, Kind::Evaluation);
-        self.push_columns(&mut line, Kind::Timing);
+        self.push_columns(&mut line, ColumnKind::Evaluation, &has);
+        self.push_columns(&mut line, ColumnKind::Timing, &has);
         let events = serde_json::to_string(&self.events).expect("strings become JSON");
         line.push_str(&format!(",\"events\":{events}}}\n"));
         line
     }
 
-    fn push_columns(&self, line: &mut String, kind: Kind) {
-        for column in COLUMNS.iter().filter(|column| column.kind == kind) {
+    fn push_columns(&self, line: &mut String, kind: ColumnKind, has: impl Fn(&Column) -> bool) {
+        for column in COLUMNS.iter().filter(|column| column.kind == kind && has(column)) {
             let (name, value) = (column.name, (column.get)(self));
             // serde_json writes a number that is not finite as `null`.
             let decimal = serde_json::to_string(&value).expect("a number becomes JSON");
@@ -80,7 +92,8 @@ impl MetricsRow {
         }
     }
 
-    /// Reads a line of `metrics.jsonl`. Fails on unreadable JSON and where decimal and bits disagree.
+    /// Reads a line of `metrics.jsonl`. Fails on unreadable JSON, on a key that stands twice, and where decimal
+    /// and bits disagree.
     pub fn from_line(line: &str) -> Result<MetricsRow, String> {
         serde_json::from_str(line).map_err(|error: serde_json::Error| error.to_string())
     }
@@ -107,7 +120,11 @@ impl<'de> Visitor<'de> for RowVisitor {
         let (mut step, mut tokens, mut action, mut events) = (None, None, None, None);
         let mut decimals: Vec<Option<f64>> = vec![None; COLUMNS.len()];
         let mut bits: Vec<Option<Cow<'de, str>>> = vec![None; COLUMNS.len()];
+        let mut keys = BTreeSet::new();
         while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            if !keys.insert(key.clone()) {
+                return Err(A::Error::custom(format!("`{key}` stands twice")));
+            }
             let at = |name: &str| COLUMNS.iter().position(|column| column.name == name);
             match key.as_ref() {
                 "step" => step = Some(map.next_value()?),
@@ -164,6 +181,9 @@ fn exact(key: &str, decimal: Option<f64>, bits: Option<&str>) -> Result<Option<f
     })
 }
 
+/// What helps where a file that is made from the ledger is lost or damaged.
+pub const REBUILD: &str = "`runner verify RUN --rebuild` writes it again from the ledger, but for timings that are lost; or restore it from a copy";
+
 /// Why metrics cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
@@ -173,7 +193,8 @@ pub enum MetricsError {
     Store(#[from] super::StoreError),
     #[error("cannot {action} `{}`: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
-    #[error("`{}` has neither {JSONL} nor {PARQUET}\n  hint: is it the folder of a run that has started?", folder.display())]
+    #[error("`{}` has neither {JSONL} nor {PARQUET}\n  hint: is it the folder of a run that has \
+             started?", folder.display())]
     Missing { folder: PathBuf },
     #[error("`{}` {place}: {message}", path.display())]
     Row { path: PathBuf, place: RowPlace, message: String },
@@ -181,7 +202,7 @@ pub enum MetricsError {
     Order { path: PathBuf, message: String },
     #[error("`{}`: {message}", path.display())]
     Parquet { path: PathBuf, message: String },
-    #[error("`{}` ends at {}, but the run resumes at step {resume}: rows in between are lost\n  hint: restore the file from a copy, or resume from an earlier checkpoint",
+    #[error("`{}` ends at {}, but the run resumes at step {resume}: rows in between are lost\n  hint: {REBUILD}",
         path.display(), last.map_or("no row".to_owned(), |step| format!("step {step}")))]
     Incomplete { path: PathBuf, last: Option<u64>, resume: u64 },
 }
@@ -261,7 +282,7 @@ pub fn read(run_dir: &Path) -> Result<Vec<MetricsRow>, MetricsError> {
 
 /// The rows of a jsonl file. A torn last line, as a killed process leaves it, is left out.
 pub fn read_jsonl(path: &Path) -> Result<Vec<MetricsRow>, MetricsError> {
-    let bytes = std::fs::read(path).map_err(|source| MetricsError::Io {
+    let bytes = regular::read(path).map_err(|source| MetricsError::Io {
         action: "read",
         path: path.to_owned(),
         source,

@@ -4,7 +4,6 @@
 //! are `UInt64`, `events` is one string of words with spaces between. Null is "not measured". The
 //! bits are what is read back.
 
-use std::fs::File;
 use std::path::Path;
 
 use polars::prelude::{
@@ -13,6 +12,7 @@ use polars::prelude::{
 
 use super::atomic;
 use super::metrics::{Action, COLUMNS, MetricsError, MetricsRow, RowPlace, check_order};
+use crate::proof::regular;
 
 /// Writes the rows; a reader sees the old file or the new one.
 pub fn write(path: &Path, rows: &[MetricsRow]) -> Result<(), MetricsError> {
@@ -26,7 +26,7 @@ pub fn write(path: &Path, rows: &[MetricsRow]) -> Result<(), MetricsError> {
 
 /// Reads the rows back, from the bits.
 pub fn read(path: &Path) -> Result<Vec<MetricsRow>, MetricsError> {
-    let file = File::open(path).map_err(|source| MetricsError::Io {
+    let file = regular::open(path).map_err(|source| MetricsError::Io {
         action: "open",
         path: path.to_owned(),
         source,

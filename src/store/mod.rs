@@ -12,7 +12,7 @@
 //!   llm.c's line format; [`tensorboard`]: the same as event files; [`records`]: these and the ledger,
 //!   together; [`append`]: files that only grow; [`gpu_log`]: the readings of the GPU's sensors.
 //! * [`audit`]: what is kept of an audited step.
-//! * [`derived`]: whether metrics and main.log agree with the ledger.
+//! * [`derived`]: whether metrics and main.log agree with the ledger; [`rebuild`]: the same files written again.
 //! * [`run_folder`]: where everything is, and the lock that keeps a second process out; [`contents`]: which
 //!   files are this program's; [`space`]: whether there is room for them.
 
@@ -30,6 +30,7 @@ pub mod main_log;
 pub mod manifest;
 pub mod metrics;
 mod metrics_parquet;
+pub mod rebuild;
 pub mod records;
 pub mod retention;
 pub mod run_folder;
@@ -39,7 +40,7 @@ pub mod space;
 pub mod tensorboard;
 pub mod writer;
 
-pub use checkpoint::{Broken, Loaded, list, load, load_some, newest_whole, save};
+pub use checkpoint::{Broken, LoadedCheckpoint, list, load, load_some, newest_whole, save};
 pub use columns::Timing;
 pub use error::StoreError;
 pub use manifest::{Facts, Manifest};
@@ -48,7 +49,7 @@ pub use retention::Retention;
 pub use run_folder::{RunFolder, RunPaths, newest_run, run_names};
 pub use safetensors::{Info, Tensor};
 pub use shared::Site;
-pub use writer::{Job, Writer};
+pub use writer::{SaveJob, Writer};
 
 /// The result of everything in the store.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;

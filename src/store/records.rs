@@ -3,6 +3,8 @@
 //! They are opened, written and cut together at the same step, so that they hold the same steps. Each step is
 //! written to the ledger first; the other files are derived from it.
 
+use std::path::PathBuf;
+
 use super::append::AppendError;
 use super::columns::Timing;
 use super::main_log::MainLogWriter;
@@ -55,15 +57,15 @@ impl Records {
         let run = paths.folder();
         // A run that was killed before its first row has no files to go on with. After a checkpoint they were
         // on the disk: a file that begins there would pass for the whole run's, and its parquet copy be lost.
-        let metrics = match paths.metrics_jsonl().exists() {
+        let is_there = |path: PathBuf| match path.exists() {
+            false if step > 0 => Err(MetricsError::Incomplete { path, last: None, resume: step }),
+            there => Ok(there),
+        };
+        let metrics = match is_there(paths.metrics_jsonl())? {
             true => MetricsWriter::resume(run, step)?,
-            false if step > 0 => {
-                let path = paths.metrics_jsonl();
-                return Err(MetricsError::Incomplete { path, last: None, resume: step }.into());
-            }
             false => MetricsWriter::create(run)?,
         };
-        let main_log = match step > 0 || paths.main_log().exists() {
+        let main_log = match is_there(paths.main_log())? {
             true => MainLogWriter::resume(run, step)?,
             false => MainLogWriter::create(run)?,
         };
@@ -154,12 +156,12 @@ mod tests {
         (0..3).for_each(|step| records.add(&entry(step), Some(timing)).unwrap());
         let head = records.sync().unwrap();
         drop(records);
-        for (lost, why) in [(paths.metrics_jsonl(), "ends at no row"), (paths.main_log(), "No such file")] {
+        for lost in [paths.metrics_jsonl(), paths.main_log()] {
             let (kept, parquet) =
                 (std::fs::read(&lost).unwrap(), std::fs::read(paths.metrics_parquet()).unwrap());
             std::fs::remove_file(&lost).unwrap();
             let error = Records::open(&paths, false, Some(head), 3).unwrap_err().to_string();
-            assert!(error.contains(&lost.display().to_string()) && error.contains(why), "{error}");
+            assert!(error.contains(&lost.display().to_string()) && error.contains("--rebuild"), "{error}");
             assert!(!lost.exists() && std::fs::read(paths.metrics_parquet()).unwrap() == parquet);
             std::fs::write(&lost, kept).unwrap();
         }

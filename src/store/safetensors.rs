@@ -18,6 +18,7 @@ use serde::Deserialize;
 
 use super::{Result, StoreError, atomic};
 use crate::ops::Dtype;
+use crate::proof::regular;
 
 /// A named tensor on the host, as it is stored.
 #[derive(Clone, PartialEq, Eq)]
@@ -197,7 +198,7 @@ impl Info {
 /// Opens a file and reads its header: the reader behind it, everything before the data, and the file's
 /// length.
 fn open_header(path: &Path) -> Result<(BufReader<File>, Vec<u8>, u64)> {
-    let file = match File::open(path) {
+    let file = match regular::open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return Err(StoreError::Missing { path: path.into() });
         }
@@ -399,7 +400,7 @@ pub fn read(path: &Path) -> Result<Vec<Tensor>> {
 }
 
 #[derive(Deserialize)]
-struct Header {
+struct JsonHeader {
     #[serde(rename = "__metadata__")]
     _metadata: Option<BTreeMap<String, String>>,
     #[serde(flatten)]
@@ -414,7 +415,7 @@ fn parse_header(json: &[u8]) -> Result<Vec<Info>, String> {
 
 /// The entries of a JSON header in the order of the data, without gaps; of any type.
 fn entries(json: &[u8]) -> Result<Vec<(String, TensorInfo)>, String> {
-    let header: Header = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    let header: JsonHeader = serde_json::from_slice(json).map_err(|e| e.to_string())?;
     let mut entries: Vec<(String, TensorInfo)> = header.tensors.into_iter().collect();
     entries.sort_by_key(|(_, info)| info.data_offsets);
     let mut expected = 0;

@@ -17,6 +17,7 @@ use std::time::SystemTime;
 
 use super::append::AppendError;
 use super::metrics::{COLUMNS, MetricsRow};
+use crate::proof::regular;
 
 /// The content of the first record of every file.
 const VERSION: &str = "brain.Event:2";
@@ -32,7 +33,7 @@ impl EventWriter {
     /// Opens the event file at `path`, or starts it: records of `step` and later are dropped.
     pub fn resume(path: &Path, step: u64) -> Result<EventWriter, AppendError> {
         let fail = |action| move |source| AppendError::Io { action, path: path.to_owned(), source };
-        let bytes = match std::fs::read(path) {
+        let bytes = match regular::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             bytes => bytes.map_err(fail("read"))?,
         };
@@ -43,7 +44,7 @@ impl EventWriter {
         }
         let mut writer = EventWriter { file, path: path.to_owned() };
         if kept == 0 {
-            let mut event = Message::default();
+            let mut event = ProtoMessage::default();
             event.double(1, now()).string(3, VERSION);
             writer.write(&event.bytes)?;
         }
@@ -52,10 +53,10 @@ impl EventWriter {
 
     /// Appends what is measured in a row.
     pub fn append(&mut self, row: &MetricsRow) -> Result<(), AppendError> {
-        let mut summary = Message::default();
+        let mut summary = ProtoMessage::default();
         for column in COLUMNS.iter().filter(|column| !column.tag.is_empty()) {
             if let Some(value) = (column.get)(row) {
-                let mut scalar = Message::default();
+                let mut scalar = ProtoMessage::default();
                 scalar.string(1, column.tag).float(2, value as f32);
                 summary.message(1, &scalar);
             }
@@ -63,7 +64,7 @@ impl EventWriter {
         if summary.bytes.is_empty() {
             return Ok(());
         }
-        let mut event = Message::default();
+        let mut event = ProtoMessage::default();
         event.double(1, now()).varint(2, row.step).message(5, &summary);
         self.write(&event.bytes)
     }
@@ -158,11 +159,11 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
 
 /// A protocol buffer being built.
 #[derive(Default)]
-struct Message {
+struct ProtoMessage {
     bytes: Vec<u8>,
 }
 
-impl Message {
+impl ProtoMessage {
     fn raw_varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.bytes.push(value as u8 | 0x80);
@@ -176,36 +177,36 @@ impl Message {
         self.raw_varint(field << 3 | wire);
     }
 
-    fn varint(&mut self, field: u64, value: u64) -> &mut Message {
+    fn varint(&mut self, field: u64, value: u64) -> &mut ProtoMessage {
         self.key(field, 0);
         self.raw_varint(value);
         self
     }
 
-    fn double(&mut self, field: u64, value: f64) -> &mut Message {
+    fn double(&mut self, field: u64, value: f64) -> &mut ProtoMessage {
         self.key(field, 1);
         self.bytes.extend(value.to_le_bytes());
         self
     }
 
-    fn float(&mut self, field: u64, value: f32) -> &mut Message {
+    fn float(&mut self, field: u64, value: f32) -> &mut ProtoMessage {
         self.key(field, 5);
         self.bytes.extend(value.to_le_bytes());
         self
     }
 
-    fn delimited(&mut self, field: u64, bytes: &[u8]) -> &mut Message {
+    fn delimited(&mut self, field: u64, bytes: &[u8]) -> &mut ProtoMessage {
         self.key(field, 2);
         self.raw_varint(bytes.len() as u64);
         self.bytes.extend(bytes);
         self
     }
 
-    fn string(&mut self, field: u64, text: &str) -> &mut Message {
+    fn string(&mut self, field: u64, text: &str) -> &mut ProtoMessage {
         self.delimited(field, text.as_bytes())
     }
 
-    fn message(&mut self, field: u64, message: &Message) -> &mut Message {
+    fn message(&mut self, field: u64, message: &ProtoMessage) -> &mut ProtoMessage {
         self.delimited(field, &message.bytes)
     }
 }
@@ -233,10 +234,10 @@ mod tests {
     fn a_record_has_the_bytes_that_the_format_asks_for() {
         // CRC-32C of the nine digits is the check value of the catalogue of parametrised CRCs: e3069283.
         assert_eq!(masked_crc(b"123456789"), 0xe306_9283_u32.rotate_right(15).wrapping_add(0xa282_ead8));
-        let mut event = Message::default();
-        let mut scalar = Message::default();
+        let mut event = ProtoMessage::default();
+        let mut scalar = ProtoMessage::default();
         scalar.string(1, "a").float(2, 1.0);
-        let mut summary = Message::default();
+        let mut summary = ProtoMessage::default();
         summary.message(1, &scalar);
         event.double(1, 0.0).varint(2, 300).message(5, &summary);
         let expected = [

@@ -16,11 +16,11 @@ use super::manifest::{Facts, Manifest};
 use super::retention::{Retention, prune};
 use super::safetensors::{self, Info, Tensor};
 use super::shared::{Extent, Site};
-use super::{Loaded, Result, RunPaths, StoreError, checkpoint};
+use super::{LoadedCheckpoint, Result, RunPaths, StoreError, checkpoint};
 
 /// A state to be saved.
 #[derive(Debug)]
-pub struct Job {
+pub struct SaveJob {
     pub state: Vec<Tensor>,
     pub facts: Facts,
 }
@@ -95,7 +95,7 @@ impl Writer {
 
     /// Starts saving. Waits for the save before and returns its outcome; if that failed, `job` is
     /// not started.
-    pub fn submit(&mut self, job: Job) -> Result<Option<SavedCheckpoint>> {
+    pub fn submit(&mut self, job: SaveJob) -> Result<Option<SavedCheckpoint>> {
         let (checkpoints, retention) = (self.checkpoints.clone(), self.retention);
         let (step, bytes) = (job.facts.step, job.state.iter().map(|tensor| tensor.bytes.len() as u64).sum());
         self.start(step, bytes, move |done_bytes| run(&checkpoints, retention, job, done_bytes).map(Some))
@@ -151,12 +151,12 @@ impl Writer {
     }
 
     /// The newest checkpoint that is whole.
-    pub fn newest_whole(&self) -> Result<Option<Loaded>> {
+    pub fn newest_whole(&self) -> Result<Option<LoadedCheckpoint>> {
         Ok(checkpoint::newest_whole(&self.checkpoints)?.0)
     }
 
     /// The tensors that are `wanted`, of the checkpoint of `step`.
-    pub fn load_some(&self, step: u64, wanted: impl Fn(&str) -> bool) -> Result<Loaded> {
+    pub fn load_some(&self, step: u64, wanted: impl Fn(&str) -> bool) -> Result<LoadedCheckpoint> {
         checkpoint::load_some(&self.checkpoints.join(checkpoint::folder_name(step)), wanted)
     }
 
@@ -207,7 +207,7 @@ impl Drop for Writer {
 fn run(
     checkpoints: &Path,
     retention: Retention,
-    job: Job,
+    job: SaveJob,
     done_bytes: &AtomicU64,
 ) -> Result<SavedCheckpoint> {
     let start = Instant::now();
@@ -248,7 +248,7 @@ mod tests {
         let mut writer = Writer::new(folder.path(), KEEP_TWO);
         let mut done = Vec::new();
         for step in 1..=4 {
-            let before = writer.submit(Job { state: state(step), facts: facts(step) }).unwrap();
+            let before = writer.submit(SaveJob { state: state(step), facts: facts(step) }).unwrap();
             done.extend(before.map(|saved| (saved.manifest.step, saved.pruned)));
         }
         let last = writer.wait().unwrap().unwrap();
@@ -265,9 +265,9 @@ mod tests {
         let mut writer = Writer::new(folder.path(), KEEP_TWO);
         let mut bad = state(1);
         bad[0].bytes.pop();
-        writer.submit(Job { state: bad, facts: facts(1) }).unwrap();
+        writer.submit(SaveJob { state: bad, facts: facts(1) }).unwrap();
         assert!(matches!(
-            writer.submit(Job { state: state(2), facts: facts(2) }),
+            writer.submit(SaveJob { state: state(2), facts: facts(2) }),
             Err(StoreError::BadTensor { .. })
         ));
         assert!(writer.wait().unwrap().is_none(), "the second was not started");
@@ -277,7 +277,7 @@ mod tests {
     fn polling_reports_a_finished_save() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = Writer::new(folder.path(), KEEP_TWO);
-        writer.submit(Job { state: state(1), facts: facts(1) }).unwrap();
+        writer.submit(SaveJob { state: state(1), facts: facts(1) }).unwrap();
         let began = std::time::Instant::now();
         let saved = loop {
             if let Some(saved) = writer.poll().unwrap() {
@@ -293,7 +293,7 @@ mod tests {
     fn a_dropped_writer_finishes_its_save() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = Writer::new(folder.path(), KEEP_TWO);
-        writer.submit(Job { state: state(1), facts: facts(1) }).unwrap();
+        writer.submit(SaveJob { state: state(1), facts: facts(1) }).unwrap();
         drop(writer);
         load(&folder.path().join(checkpoint::folder_name(1))).unwrap();
     }

@@ -7,12 +7,13 @@ use std::time::Duration;
 use super::Trainer;
 use crate::data::{BatchPlan, Dataset, Prefetcher, SampleOrder};
 use crate::experiment::{self, Experiment};
-use crate::ops::cuda::lanes::{Forgotten, Trial};
-use crate::ops::cuda::{Cuda, Options};
+use crate::ops::cuda::lanes::{Forgotten, LaneTrial};
+use crate::ops::cuda::{Cuda, CudaOptions};
 use crate::parallel::{Exchange, Hosted, Solo, nccl, threads};
 use crate::proof::Hash;
 
-const TEXT: &str = "seed = 1\n[model]\nlayers = 3\nheads = 2\nchannels = 128\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
+const TEXT: &str = "seed = 1\n[model]\nlayers = 3\nheads = 2\nchannels = 128\n[data]\ncorpus = \
+                    'kjv'\ntokenizer = 'byte'\n\
     [batch]\nmicro = 2\nseq_len = 64\ntokens = 2048\n[schedule]\nsteps = 8\n[device]\nkind = 'cuda'";
 
 fn setup(settings: &[&str]) -> (Trainer<Cuda>, Prefetcher) {
@@ -27,11 +28,11 @@ fn setup_rank(
     let experiment: Experiment =
         experiment::load_text("t", TEXT, &settings).expect("a whole experiment").experiment;
     let kernels = &experiment.kernels;
-    let options = Options {
+    let options = CudaOptions {
         compute: experiment.precision.compute,
         gelu_fusion: kernels.gelu_fusion,
         cuda_graph: kernels.cuda_graph,
-        ..Options::default()
+        ..CudaOptions::default()
     };
     let mut cuda = Cuda::open(&options).unwrap_or_else(|why| panic!("this test needs a CUDA GPU: {why}"));
     let exchange = exchange(&mut cuda);
@@ -130,7 +131,7 @@ fn cuda_gradients_that_are_divided_or_wait_on_the_host_change_no_bit() {
 }
 
 /// The roots of a rank whose lanes are slowed down and, if the trial says so, do not wait for each other.
-fn roots_of_trial(settings: &[&str], trial: Trial, exchange: Box<dyn Exchange<Cuda>>) -> Vec<Hash> {
+fn roots_of_trial(settings: &[&str], trial: LaneTrial, exchange: Box<dyn Exchange<Cuda>>) -> Vec<Hash> {
     let (mut trainer, mut feed) = setup_rank(settings, |_| exchange);
     trainer.ops.set_trial(trial);
     four_roots(&mut trainer, &mut feed)
@@ -142,9 +143,9 @@ fn roots_of_trial(settings: &[&str], trial: Trial, exchange: Box<dyn Exchange<Cu
 #[ignore = "skipped: needs a CUDA GPU; run with --include-ignored"]
 fn cuda_lanes_that_are_late_change_no_bit_and_a_forgotten_event_does() {
     let delay = Duration::from_millis(4);
-    let main = Trial { main: delay, ..Trial::default() };
-    let side = Trial { side: delay, ..Trial::default() };
-    let trials = [main, side, Trial { main: delay, ..side }];
+    let main = LaneTrial { main: delay, ..LaneTrial::default() };
+    let side = LaneTrial { side: delay, ..LaneTrial::default() };
+    let trials = [main, side, LaneTrial { main: delay, ..side }];
 
     let base = ["parallel.workers=4", "batch.tokens=512"];
     let expected = roots(&base);
@@ -153,7 +154,7 @@ fn cuda_lanes_that_are_late_change_no_bit_and_a_forgotten_event_does() {
     for trial in trials {
         assert_eq!(alone(trial), expected, "partial sums on the host, {trial:?}");
     }
-    let forgetful = |forget, trial| Trial { forget: Some(forget), ..trial };
+    let forgetful = |forget, trial| LaneTrial { forget: Some(forget), ..trial };
     assert_ne!(alone(forgetful(Forgotten::Fork, main)), expected, "partial sums leave before they are there");
     assert_ne!(
         alone(forgetful(Forgotten::Join, side)),

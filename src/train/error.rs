@@ -14,7 +14,8 @@ pub enum TrainError {
     Exchange(#[from] crate::parallel::ExchangeError),
     /// Ranks differ in what all must hold equally.
     #[error(
-        "at step {step} the ranks differ in weights or counters: {differing}\n  hint: suspect that machine; the last checkpoint is whole, `runner resume` without it"
+        "at step {step} the ranks differ in weights or counters: {differing}\n  hint: suspect that machine; \
+         the last checkpoint is whole, `runner resume` without it"
     )]
     RanksDiffer { step: u64, differing: String },
     /// The two passes of an audited micro-batch differ: memory or arithmetic is faulty.
@@ -42,7 +43,9 @@ pub enum RunError {
     Eval(#[from] crate::eval::EvalError),
     /// A step made twice gave other bits: memory or arithmetic is faulty.
     #[error(
-        "step {step}, made twice from one state, gave other bits:{differences}\n  kept: both states in `{}`\n  hint: suspect the hardware; the newest checkpoint is from before this step, `runner resume` it on another machine", folder.display()
+        "step {step}, made twice from one state, gave other bits:{differences}\n  kept: both states in \
+         `{}`\n  hint: suspect the hardware; the newest checkpoint is from before this step, `runner \
+         resume` it on another machine", folder.display()
     )]
     Unrepeatable { step: u64, differences: String, folder: std::path::PathBuf },
     #[error(transparent)]

@@ -8,7 +8,7 @@ pub mod audit;
 mod cuda_tests;
 mod error;
 pub mod events;
-mod finite;
+pub mod finite;
 pub mod progress;
 #[cfg(test)]
 mod ranks_tests;

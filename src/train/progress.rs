@@ -21,7 +21,7 @@ pub struct Progress {
 
 impl Progress {
     /// Before the first step.
-    pub fn new(guards: &experiment::Guards) -> Progress {
+    pub fn new(guards: &experiment::GuardKeys) -> Progress {
         Progress { step: 0, updates: 0, data_offset: 0, guards: Guards::new(guards) }
     }
 

@@ -115,5 +115,6 @@ pub fn correct_counts(scores: &Scores) -> HellaSwag {
         llmc_correct: correct(scores.llmc),
         acc_correct: scores.harness.then(|| correct(scores.acc)),
         acc_norm_correct: scores.harness.then(|| correct(scores.acc_norm)),
+        acc_bytes_correct: scores.harness.then(|| correct(scores.acc_bytes)),
     }
 }

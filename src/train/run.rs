@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::events::{Event, Listener};
+use super::finite::LastState;
 use super::trainer::{StepReport, Trainer};
 use super::{RunError, TrainError, audit, replay};
 use crate::data::{Prefetcher, StreamDecoder, Tokenizer, ValidationSet};
@@ -41,6 +42,8 @@ pub struct Run<O: Ops> {
     pub writer: Writer,
     /// What the bits depend on, for the manifest of each checkpoint.
     pub numerics: BTreeMap<String, String>,
+    /// What the state after the last step was found to hold, once it is saved.
+    pub last_state: LastState,
     /// Set by a signal: finish the step, save, stop.
     pub stop: Arc<AtomicBool>,
     /// The device's peak rate at the experiment's precision, where it is known.
@@ -139,7 +142,7 @@ impl<O: Ops> Run<O> {
         if why.is_none() && last == Some(Verdict::SkipNonfinite) {
             why = Some(format!("loss or gradient norm of step {}, the last, is not finite", steps - 1));
         }
-        // The memory of the last snapshot must be free before the state is read again.
+        // The memory of the last snapshot must be free before the state may be read again.
         self.settle(out)?;
         if why.is_none() {
             why = self.came_to_nothing()?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::events::{Event, Listener};
+use super::finite::LastState;
 use super::run::Run;
 use super::{RunError, TrainError};
 use crate::experiment::OnDiverge;
@@ -10,7 +11,7 @@ use crate::ops::Ops;
 use crate::parallel::exchange;
 use crate::proof::Hash;
 use crate::store::writer::{Completion, PartJob, SaveProgress, SavedCheckpoint};
-use crate::store::{Facts, Job, Loaded};
+use crate::store::{Facts, LoadedCheckpoint, SaveJob};
 
 impl<O: Ops> Run<O> {
     /// Copies the state and hands it to the writer. Rows and entries up to the checkpoint are on the disk
@@ -34,7 +35,10 @@ impl<O: Ops> Run<O> {
         match (self.trainer.link().size(), facts) {
             (1, Some(facts)) => {
                 let state = self.trainer.state()?;
-                self.writer.submit(Job { state, facts })?;
+                if step == self.experiment.schedule.steps {
+                    self.last_state = LastState::of_tensors(&state);
+                }
+                self.writer.submit(SaveJob { state, facts })?;
             }
             (_, facts) => self.checkpoint_part(facts)?,
         }
@@ -45,7 +49,8 @@ impl<O: Ops> Run<O> {
     fn checkpoint_part(&mut self, facts: Option<Facts>) -> Result<(), RunError> {
         let (rank, ranks) = (self.trainer.link().rank(), self.trainer.link().size());
         let step = self.trainer.progress().step;
-        let site = self.writer.site(step, &self.trainer.state_infos())?;
+        let infos = self.trainer.state_infos();
+        let site = self.writer.site(step, &infos)?;
         let timeout = Duration::from_secs(self.experiment.parallel.timeout_s);
         let completion = match facts {
             Some(facts) => Some(Completion { folder: site.prepare()?, facts, ranks, timeout }),
@@ -53,6 +58,9 @@ impl<O: Ops> Run<O> {
         };
         exchange::barrier(self.trainer.link(), "the start of a checkpoint").map_err(TrainError::from)?;
         let extents = self.trainer.read_extents()?;
+        if step == self.experiment.schedule.steps {
+            self.last_state = LastState::of_extents(&infos, &extents);
+        }
         self.writer.submit_part(PartJob { site, step, rank, extents, completion })?;
         Ok(())
     }
@@ -90,7 +98,7 @@ impl<O: Ops> Run<O> {
     }
 
     /// The newest whole checkpoint: rank 0 chooses it, the others load their parts of the same one.
-    fn newest_checkpoint(&mut self) -> Result<Option<Loaded>, RunError> {
+    fn newest_checkpoint(&mut self) -> Result<Option<LoadedCheckpoint>, RunError> {
         const NONE: u64 = u64::MAX;
         let found = if self.trainer.link().rank() == 0 { self.writer.newest_whole()? } else { None };
         let step = found.as_ref().map_or(NONE, |(manifest, _)| manifest.step).to_le_bytes().to_vec();

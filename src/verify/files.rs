@@ -2,19 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Checks;
+use super::{Checks, lock as locked};
 use crate::data::{DataError, DigestCache, ShardDigest};
 use crate::experiment::{self, Loaded};
 use crate::ops::DeviceError;
-use crate::proof::ledger::{self, Note};
+use crate::proof::ledger;
 use crate::proof::lock::{Lock, Table, differences};
-use crate::proof::{Action, Entry, LockError, entry};
+use crate::proof::{Action, Entry, entry};
 use crate::run::data::Data;
 use crate::run::device::Device;
 use crate::run::locked::{DeviceFacts, Locked};
 use crate::run::messages::Report;
-use crate::run::{initial, lock, resume};
-use crate::store::derived::{self, Agreed, Reach};
+use crate::run::{initial, lock};
+use crate::store::derived::{self, AgreedRows, Reach};
+use crate::store::metrics::REBUILD;
 use crate::store::{self, Manifest, RunPaths, StoreError, checkpoint, run_folder};
 use crate::{train, units};
 
@@ -22,6 +23,8 @@ use crate::{train, units};
 pub struct WholeRun {
     pub paths: RunPaths,
     pub lock: Lock,
+    pub log: ledger::Log,
+    pub manifests: Vec<Manifest>,
     pub entries: Vec<Entry>,
     pub loaded: Loaded,
     /// None where the data are not on this machine.
@@ -38,29 +41,34 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
     }
     let manifests = checkpoints(&paths, checks)?;
     let newest = manifests.last();
-    let lock = read_lock(&paths, newest, checks);
+    let lock = locked::read(&paths, newest, checks);
     let ledger = read_ledger(&paths, &manifests, checks);
+    let recorded = experiment::load_recorded(&paths.experiment())?;
+    if let Some(lock) = &lock {
+        locked::experiment(&recorded, lock, &manifests, checks);
+    }
     if let (Some(lock), Some((log, entries))) = (&lock, &ledger) {
-        locked_numerics(lock, &manifests, last_drift(log.notes(), entries), checks);
-        outputs(lock, newest, checks);
+        locked::numerics(lock, &manifests, locked::last_drift(log.notes(), entries), checks);
+        locked::outputs(lock, newest, log.head(), recorded.experiment.schedule.steps, checks);
+        if let Some(torn) = log.torn().filter(|_| !lock.outputs.is_empty() && !running) {
+            let (line, bytes) = (torn.line, torn.bytes);
+            let what =
+                format!("line {line} has {bytes} bytes and no end, and the run has ended: they were added");
+            checks.failed("end of the ledger", what);
+        }
     }
     if let Some((_, entries)) = &ledger {
-        let reach = Reach {
-            saved: newest.map_or(0, |manifest| manifest.step),
-            ended: lock.as_ref().is_some_and(|lock| !lock.outputs.is_empty()),
-            running,
-        };
-        derived_files(&paths, entries, reach, checks);
+        derived_files(&paths, entries, reach(newest, lock.as_ref(), running), checks);
     }
     let mut loaded = experiment::load(&paths.experiment(), &[])?;
     let data = data(&mut loaded, lock.as_ref(), checks, report);
     if let (Some(lock), Some(data), Some((_, entries))) = (&lock, &data, &ledger) {
-        last_evaluation(lock, data, entries, checks);
+        locked::last_evaluation(lock, data, entries, checks);
     }
     machine(&loaded, lock.as_ref(), checks);
     Ok(match (lock, ledger) {
-        (Some(lock), Some((_, entries))) if checks.all_passed() => {
-            Some(WholeRun { paths, lock, entries, loaded, data })
+        (Some(lock), Some((log, entries))) if checks.all_passed() => {
+            Some(WholeRun { paths, lock, log, entries, manifests, loaded, data })
         }
         _ => None,
     })
@@ -91,39 +99,10 @@ fn checkpoints(paths: &RunPaths, checks: &mut Checks<'_>) -> store::Result<Vec<M
     Ok(whole)
 }
 
-fn read_lock(paths: &RunPaths, newest: Option<&Manifest>, checks: &mut Checks<'_>) -> Option<Lock> {
-    let path = paths.lock_file();
-    match Lock::read(&path) {
-        Ok(lock) => {
-            checks.passed("lock", format!("numerics_id {}", lock.numerics_id()));
-            Some(lock)
-        }
-        Err(why) => {
-            // The newest checkpoint has a copy of the numerics, which may show the changed field.
-            let damaged = matches!(&why, LockError::TableDiffers { table: "numerics", .. });
-            let content = std::fs::read_to_string(&path)
-                .ok()
-                .filter(|_| damaged)
-                .and_then(|text| Lock::parse_unchecked(&text));
-            let fields = newest.zip(content).map_or(String::new(), |(manifest, content)| {
-                lock::list(&differences(&manifest.numerics, &content.numerics))
-            });
-            checks.failed(
-                "lock",
-                format!(
-                    "{why}{}{fields}",
-                    if fields.is_empty() { "" } else { "\n  against the newest checkpoint:" }
-                ),
-            );
-            None
-        }
-    }
-}
-
-type Ledger = (ledger::Log, Vec<Entry>);
+type LedgerRead = (ledger::Log, Vec<Entry>);
 
 /// Each line against its head, and the heads and roots in the checkpoints against the lines.
-fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>) -> Option<Ledger> {
+fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>) -> Option<LedgerRead> {
     let (log, entries) = match ledger::read(&paths.ledger()) {
         Ok(read) => read,
         Err(why) => {
@@ -147,7 +126,8 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
             checks.failed(
                 &check,
                 format!(
-                    "its manifest has the head {} after {} steps, the ledger {found}\n  do: one of them is of another run, or was rewritten; restore it from a copy",
+                    "its manifest has the head {} after {} steps, the ledger {found}\n  do: one of them is \
+                     of another run, or was rewritten; restore it from a copy",
                     manifest.ledger.root, manifest.ledger.size
                 ),
             );
@@ -182,56 +162,12 @@ fn counted_otherwise(manifest: &Manifest, last: &Entry, entries: &[Entry]) -> Op
     differing("tokens", manifest.tokens, last.tokens).or(differing("updates", manifest.updates, updates))
 }
 
-/// The step before which the run last went on with other numerics, by leave; 0 when it never did. A note is in
-/// no hash, so it counts only with its event in the entry of the step that followed, if one did.
-fn last_drift(notes: &[Note], entries: &[Entry]) -> u64 {
-    let confirmed = |note: &&Note| {
-        let next = usize::try_from(note.after).ok().and_then(|at| entries.get(at));
-        next.is_none_or(|next| {
-            next.action == Action::Evaluate || next.events.iter().any(|event| event.starts_with("drift "))
-        })
-    };
-    let drifts = notes.iter().filter(|note| note.kind == "drift").filter(confirmed);
-    drifts.map(|note| note.after).max().unwrap_or(0)
-}
-
-/// Every checkpoint was made with the numerics of the lock, but for those before drift that was allowed.
-fn locked_numerics(lock: &Lock, manifests: &[Manifest], last_drift: u64, checks: &mut Checks<'_>) {
-    for manifest in manifests {
-        let changed = differences(&manifest.numerics, &lock.numerics);
-        let check = format!("numerics of checkpoint {}", manifest.step);
-        match (changed.is_empty(), manifest.step <= last_drift) {
-            (true, _) => {}
-            (false, true) => checks
-                .skipped(&check, format!("the ledger notes that drift was allowed:{}", lock::list(&changed))),
-            (false, false) => {
-                checks.failed(&check, format!("not those of the lock:{}", lock::list(&changed)))
-            }
-        }
-    }
-}
-
-fn outputs(lock: &Lock, newest: Option<&Manifest>, checks: &mut Checks<'_>) {
-    let found = newest.map(resume::outputs_of).unwrap_or_default();
-    let changed = differences(&lock.outputs, &found);
-    if !lock.outputs.is_empty() && !changed.is_empty() {
-        checks.failed(
-            "outputs",
-            format!("the lock's are not those of the newest checkpoint:{}", lock::list(&changed)),
-        );
-    }
-}
-
-/// A run that ended measured its last weights. No checkpoint has a head that covers that entry, so that a
-/// ledger without it agrees with all of them.
-fn last_evaluation(lock: &Lock, data: &Data, entries: &[Entry], checks: &mut Checks<'_>) {
-    let measured = data.validation.is_some() || data.hellaswag.is_some();
-    let cut = entries.last().is_some_and(|last| last.action != Action::Evaluate && last.evaluation.is_some());
-    if measured && cut && !lock.outputs.is_empty() {
-        checks.failed(
-            "last evaluation",
-            "the run has ended, and the ledger has no evaluation after its last step\n  do: restore the ledger from a copy; `runner eval` measures the weights again",
-        );
+/// How much of the derived files a run must have.
+pub(super) fn reach(newest: Option<&Manifest>, lock: Option<&Lock>, running: bool) -> Reach {
+    Reach {
+        saved: newest.map_or(0, |manifest| manifest.step),
+        ended: lock.is_some_and(|lock| !lock.outputs.is_empty()),
+        running,
     }
 }
 
@@ -239,17 +175,18 @@ fn last_evaluation(lock: &Lock, data: &Data, entries: &[Entry], checks: &mut Che
 fn derived_files(paths: &RunPaths, entries: &[Entry], reach: Reach, checks: &mut Checks<'_>) {
     for (file, result) in derived::check(paths, entries, reach) {
         match result {
-            Ok(Agreed { rows, unproven: 0 }) => checks.passed(file, format!("{rows} lines are the ledger's")),
-            Ok(Agreed { rows, unproven }) => checks.passed(
+            Ok(AgreedRows { rows, unproven: 0 }) => {
+                checks.passed(file, format!("{rows} lines are the ledger's"))
+            }
+            Ok(AgreedRows { rows, unproven }) => checks.passed(
                 file,
                 format!(
                     "{rows} lines are the ledger's, but for {unproven} evaluations that it does not have"
                 ),
             ),
-            Err(fault) => checks.failed(
-                file,
-                format!("{fault}\n  do: restore it from a copy; figures in it are not the run's"),
-            ),
+            Err(fault) => {
+                checks.failed(file, format!("{fault}\n  do: figures in it are not the run's; {REBUILD}"))
+            }
         }
     }
 }
@@ -288,7 +225,8 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
         checks.failed(
             "data",
             format!(
-                "not what was trained on:{}\n  do: restore the shards; nothing here can be repeated without them",
+                "not what was trained on:{}\n  do: restore the shards; nothing here can be repeated without \
+                 them",
                 lock::list(&changed)
             ),
         );
@@ -310,7 +248,8 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
         (false, false) => checks.failed(
             "evaluation data",
             format!(
-                "not what the run was measured on:{}\n  do: restore the files; the state's bits do not depend on them, the scores do",
+                "not what the run was measured on:{}\n  do: restore the files; the state's bits do not \
+                 depend on them, the scores do",
                 lock::list(&changed)
             ),
         ),

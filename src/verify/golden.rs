@@ -73,7 +73,8 @@ impl Golden {
             let mut read = read;
             if read().is_none() {
                 anyhow::bail!(
-                    "`{}` line {} is not `root STEP HASH`, `tensor STEP NAME HASH`, `numerics_id HASH` or a lone hash",
+                    "`{}` line {} is not `root STEP HASH`, `tensor STEP NAME HASH`, `numerics_id HASH` or a \
+                     lone hash",
                     path.display(),
                     number + 1
                 );

@@ -1,17 +1,22 @@
 //! Checks of a run. Every check is a value; nothing here prints.
 //!
 //! * [`files`]: locks, ledger, checkpoints and data of a run against each other and this machine.
+//! * [`expect`]: a run against a hash, a lock or golden roots that were kept elsewhere.
 //! * [`replay`]: steps of a run trained again, each root compared.
 //! * [`audit`]: parts of audited steps computed again in the mirror.
 //! * [`twice`]: an experiment in fresh processes, one of them killed; [`golden`]: roots in a file.
 //! * [`diff`]: the first step, tensor, leaf and element in which two runs differ.
+//! * [`rebuild`]: metrics and `main.log` written again from the ledger.
 //! * [`promises`]: the checks as sentences for the report page.
 
 pub mod audit;
 pub mod diff;
+pub mod expect;
 pub mod files;
 pub mod golden;
+mod lock;
 pub mod promises;
+pub mod rebuild;
 pub mod replay;
 pub mod twice;
 

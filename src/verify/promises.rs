@@ -53,7 +53,8 @@ fn promise(check: &str) -> String {
         "lock" => "the lock is as runner wrote it",
         "ledger" => "no line of the ledger was edited, moved or lost",
         "ledger and checkpoints" => "ledger and checkpoints are of the same run",
-        "outputs" => "the lock's outputs are those of the last checkpoint",
+        "experiment" => "the experiment in the folder is the one that was locked",
+        "outputs" => "the lock's outputs are those of the last checkpoint and of the ledger's end",
         "metrics.jsonl" => "every row of metrics.jsonl is what the ledger says",
         "metrics.parquet" => "every row of metrics.parquet is what the ledger says",
         "main.log" => "every line of main.log is what the ledger says",
@@ -90,7 +91,7 @@ fn beyond_files(folder: &Path) -> [Check; 2] {
 /// states.
 fn replays(folder: &Path) -> anyhow::Result<Option<Check>> {
     let paths = RunPaths::new(folder);
-    let every = experiment::load(&paths.experiment(), &[])?.experiment.proof.replay_every;
+    let every = experiment::load_recorded(&paths.experiment())?.experiment.proof.replay_every;
     if every == 0 {
         return Ok(None);
     }

@@ -1,14 +1,17 @@
-//! Steps of a run trained again, nothing written: each must end in the ledger's entry. With the last step goes
-//! the evaluation after it, which stands behind the head in the last checkpoint: nothing else ties it to the run.
+//! Steps of a run trained again, nothing written: each must end in the ledger's entry. With the last step
+//! goes the evaluation after it, which stands behind the head in the last checkpoint: nothing else ties it to
+//! the run.
 
 use std::ops::Range;
+
+use anyhow::Context as _;
 
 use super::Checks;
 use super::diff::state_text;
 use super::files::{WholeRun, checkpoint_folder};
 use crate::data::Prefetcher;
 use crate::eval;
-use crate::experiment::Loaded;
+use crate::experiment::{self, DeviceKind, Loaded};
 use crate::ops::Ops;
 use crate::plan::memory::Storage;
 use crate::proof::entry::{self, rewound_from};
@@ -16,21 +19,26 @@ use crate::proof::lock::{Lock, differences};
 use crate::proof::{Action, Entry, Evaluation, Validation};
 use crate::run::data::{Data, SHARDS, remembered};
 use crate::run::device::{Device, OnDevice};
-use crate::run::locked::Locked;
-use crate::run::messages::{Report, Work};
+use crate::run::locked::{self, Locked};
+use crate::run::messages::{LongWork, Report};
 use crate::run::{UsageError, initial, lock};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;
 use crate::train::record::{correct_counts, ledger_entry};
 
-/// Trains steps `steps` of a run again and compares each with the ledger.
+/// Trains steps `steps` of a run again, with the keys `sets` over its own, and compares each with the ledger.
+/// Keys that change bits are refused by the comparison of numerics.
 pub fn verify(
     run: WholeRun,
     steps: Range<u64>,
+    sets: &[String],
     checks: &mut Checks<'_>,
     report: Report,
 ) -> anyhow::Result<()> {
-    let WholeRun { paths, lock, entries, loaded, data } = run;
+    let WholeRun { paths, lock, entries, mut loaded, data, .. } = run;
+    if !sets.is_empty() {
+        loaded = experiment::load(&paths.experiment(), sets)?;
+    }
     let trained = entry::steps(&entries).len();
     let Some(data) = data else {
         checks.failed("replay", "not begun: the data are not here");
@@ -44,7 +52,8 @@ pub fn verify(
     };
     if let Some(entry) = entries.iter().take(steps.end as usize).rev().find(drifted) {
         anyhow::bail!(
-            "the steps before {0} were made with other numerics: drift was allowed there\n  hint: replay from a checkpoint of step {0} on",
+            "the steps before {0} were made with other numerics: drift was allowed there\n  hint: replay \
+             from a checkpoint of step {0} on",
             entry.step
         );
     }
@@ -53,7 +62,8 @@ pub fn verify(
         let have: Vec<String> =
             store::list(&paths.checkpoints())?.iter().map(|(step, _)| step.to_string()).collect();
         return Err(UsageError(format!(
-            "there is no checkpoint of step {} to start from\n  hint: there are those of steps 0 (the start), {}",
+            "there is no checkpoint of step {} to start from\n  hint: there are those of steps 0 (the \
+             start), {}",
             steps.start,
             have.join(", ")
         ))
@@ -62,17 +72,24 @@ pub fn verify(
     // One device makes the bits of any number.
     let mut experiment = loaded.experiment.clone();
     experiment.parallel.ranks = 1;
+    let elsewhere = match locked::is_mirrored(&lock.numerics) && experiment.device.kind != DeviceKind::Mirror
+    {
+        true => "\n  hint: `--set device.kind=mirror` makes the bits of a Hopper GPU on a CPU",
+        false => "",
+    };
     let replay = Replay { loaded, data, paths, lock, entries, steps: steps.clone(), report, unmeasured: 0 };
     let same = format!("steps {} to {} gave the same bits again", steps.start, steps.end);
-    match Device::open(&experiment)?.with(&experiment, replay)? {
+    let device = Device::open(&experiment).with_context(|| format!("no step is replayed{elsewhere}"))?;
+    match device.with(&experiment, replay)? {
         Ok(0) => checks.passed("replay", same),
         Ok(unmeasured) => checks.passed(
             "replay",
             format!(
-                "{same}, but for {unmeasured} evaluations: they were of other sets than `data.val`, `eval.val_tokens` and `eval.hellaswag` give now"
+                "{same}, but for {unmeasured} evaluations: they were of other sets than `data.val`, \
+                 `eval.val_tokens` and `eval.hellaswag` give now"
             ),
         ),
-        Err(why) => checks.failed("replay", why),
+        Err(why) => checks.failed("replay", format!("{why}{elsewhere}")),
     }
     Ok(())
 }
@@ -110,7 +127,7 @@ impl OnDevice for Replay {
             initial.start(&mut trainer)?;
         }
         let mut feed = self.data.feed(experiment, self.steps.start, trainer.progress().data_offset)?;
-        let replayed = self.report.progress(Work::Replaying, self.steps.end - self.steps.start);
+        let replayed = self.report.progress(LongWork::Replaying, self.steps.end - self.steps.start);
         for step in self.steps.clone() {
             let recorded = self.entries[step as usize].clone();
             let again = self.step(&mut trainer, &mut feed, &recorded)?;
@@ -175,7 +192,7 @@ impl Replay {
             let scores =
                 set.map(|set| eval::hellaswag(ops, model, losses, link, set, |_, _| ())).transpose()?;
             match scores.filter(|scores| scores.tasks as u64 == counts.tasks) {
-                Some(scores) => *counts = correct_counts(&scores),
+                Some(scores) => *counts = correct_counts(&scores).as_counted_in(counts),
                 None => unmeasured = true,
             }
         }
@@ -204,7 +221,10 @@ impl Replay {
                 text.push_str(&format!("\n  {}", state_text(done, &state).trim_end()));
             }
         }
-        text.push_str("\n  do: the lock is equal, so suspect the hardware: replay again, then on another machine; or a change of the program has changed bits without saying so");
+        text.push_str(
+            "\n  do: the lock is equal, so suspect the hardware: replay again, then on another \
+             machine; or a change of the program has changed bits without saying so",
+        );
         Ok(text)
     }
 }

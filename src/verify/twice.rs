@@ -16,7 +16,7 @@ use crate::proof::{Entry, Lock, ledger};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
 
 /// What to compare the runs with, and where to keep them.
-pub struct Options {
+pub struct TwiceOptions {
     /// `--set` arguments of the experiment.
     pub set: Vec<String>,
     /// A file of golden roots to compare with.
@@ -28,7 +28,7 @@ pub struct Options {
 }
 
 /// The three runs and where they are.
-struct Trial<'a> {
+struct TwiceRuns<'a> {
     program: PathBuf,
     experiment: &'a Path,
     runs: PathBuf,
@@ -53,7 +53,7 @@ const ATTEMPTS: u32 = 5;
 ///
 /// # Errors
 /// A run fails, or a file cannot be read or written.
-pub fn verify(path: &Path, options: &Options, checks: &mut Checks<'_>) -> anyhow::Result<()> {
+pub fn verify(path: &Path, options: &TwiceOptions, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     // Read before the runs, so that a mistake in it is found at once.
     let golden = options.expect.as_deref().map(|path| {
         let text =
@@ -67,7 +67,7 @@ pub fn verify(path: &Path, options: &Options, checks: &mut Checks<'_>) -> anyhow
     let mut set = options.set.clone();
     // Intervals change no bit; checkpoints to resume from and to compare are wanted.
     set.extend([format!("checkpoint.every={}", (steps / 4).max(1)), "checkpoint.keep_last=0".into()]);
-    let trial = Trial {
+    let trial = TwiceRuns {
         program: std::env::current_exe()?,
         experiment: path,
         runs: options.keep.clone().unwrap_or_else(|| temporary.path().join("runs")),
@@ -83,12 +83,21 @@ pub fn verify(path: &Path, options: &Options, checks: &mut Checks<'_>) -> anyhow
     match killed_after {
         Some(step) => {
             let resumed = Diff::of(&trial.folder("first"), &trial.folder("killed"))?;
-            same(&resumed, "resume", &format!("killed with {step} steps done and resumed: the same bits"), checks);
+            same(
+                &resumed,
+                "resume",
+                &format!(
+                    "killed with {step} steps done and resumed: the same \
+                     bits"
+                ),
+                checks,
+            );
         }
         None => checks.failed(
             "resume",
             format!(
-                "nothing was killed: {ATTEMPTS} runs of {steps} steps ended before their kill\n  do: use more steps, with `--set schedule.steps=N`"
+                "nothing was killed: {ATTEMPTS} runs of {steps} steps ended before their kill\n  do: use \
+                 more steps, with `--set schedule.steps=N`"
             ),
         ),
     }
@@ -120,7 +129,8 @@ fn golden_roots(experiment: &Path, golden: &Golden, file: &Path, made: &Made, ch
     let id = made.lock.numerics_id();
     let numerics = match golden.numerics_id {
         Some(expected) if expected != id => format!(
-            "\n  the lock differs too: numerics_id was {expected}, is {id}; so a key, the data or a version has changed"
+            "\n  the lock differs too: numerics_id was {expected}, is {id}; so a key, the data or a version \
+             has changed"
         ),
         _ => String::new(),
     };
@@ -151,7 +161,7 @@ impl Made {
     }
 }
 
-impl Trial<'_> {
+impl TwiceRuns<'_> {
     fn folder(&self, name: &str) -> PathBuf {
         self.runs.join(name)
     }

@@ -1,4 +1,5 @@
-//! The order of the modules and the absence of circles between files, read from the sources.
+//! The order of the modules, the absence of circles between files, and a name of its own for each type, read
+//! from the sources.
 //!
 //! `use` trees, paths in code (`crate::…`, `super::…`, `self::…`, and paths that begin with a child module or
 //! an imported name) are followed through re-exports to the file that they mean. Comments, strings and what
@@ -12,12 +13,16 @@ use source::Mention;
 mod source;
 
 /// From the ground up: a module uses those before it in this list, and itself.
-const ORDER: &str = "units rng experiment proof ops optim model store data parallel generate eval train formats \
+const ORDER: &str = "units rng experiment proof ops optim model store data parallel generate eval train \
+                     formats \
                      plan report run verify cli";
 
 /// How many files of one folder may use each other in a circle, such as a type and its errors. Files of
 /// different folders may not, and a `mod.rs` may with the files beside it.
 const CLOSE: usize = 3;
+
+/// The names that many modules may give to a type of their own: its errors, its result, a verb's arguments.
+const PER_MODULE: [&str; 3] = ["Error", "Result", "Args"];
 
 /// What a path means.
 enum Meaning {
@@ -33,12 +38,15 @@ struct Crate {
     mentions: Vec<Mention>,
     /// The `use` that gives a module a name.
     imports: BTreeMap<(Vec<String>, String), Vec<String>>,
+    /// Where each type is declared, by its name.
+    types: BTreeMap<String, Vec<String>>,
 }
 
 impl Crate {
     /// Reads sources by their paths below `src`.
     fn read(sources: &BTreeMap<String, String>) -> Crate {
         let (mut files, mut mentions, mut tests) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let mut declared = Vec::new();
         for (file, text) in sources {
             let module = module_of(file);
             let mut scan = source::scan(text, &module);
@@ -46,6 +54,7 @@ impl Crate {
             files.extend(scan.inline.into_iter().map(|module| (module, file.clone())));
             mentions.append(&mut scan.mentions);
             tests.append(&mut scan.tests);
+            declared.append(&mut scan.types);
         }
         let is_test = |module: &[String]| {
             let last = module.last().map_or("", String::as_str);
@@ -53,6 +62,10 @@ impl Crate {
         };
         files.retain(|module, _| !is_test(module));
         mentions.retain(|mention| !is_test(&mention.module));
+        let mut types: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (module, name, line) in declared.into_iter().filter(|(module, ..)| !is_test(module)) {
+            types.entry(name).or_default().push(format!("{}:{line}", files[&module]));
+        }
         let mut imports = BTreeMap::new();
         for Mention { module, path, name, .. } in &mentions {
             // A crate that is imported under its own name is not a module of this crate.
@@ -60,7 +73,7 @@ impl Crate {
                 imports.entry((module.clone(), name.clone())).or_insert_with(|| path.clone());
             }
         }
-        Crate { files, mentions, imports }
+        Crate { files, mentions, imports, types }
     }
 
     /// What `path` means in `module`; none for other crates and for local names.
@@ -96,6 +109,13 @@ impl Crate {
 
     fn imported(&self, module: &[String], name: &str) -> Option<&Vec<String>> {
         self.imports.get(&(module.to_vec(), name.to_owned()))
+    }
+
+    /// Types of one name in several places.
+    fn homonyms(&self) -> Vec<String> {
+        let twice =
+            self.types.iter().filter(|(name, at)| at.len() > 1 && !PER_MODULE.contains(&name.as_str()));
+        twice.map(|(name, at)| format!("`{name}` names a type in {}", at.join(" and in "))).collect()
     }
 
     /// Uses of modules that stand later in the order.
@@ -245,6 +265,14 @@ fn no_files_use_each_other_in_a_circle() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+#[test]
+fn no_two_types_have_one_name() {
+    let house = this_crate();
+    assert!(house.types.len() > 400, "only {} types were found: is the search right?", house.types.len());
+    let faults = house.homonyms();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
 /// A crate of these files and texts, with an empty `mod.rs` where a folder has none.
 fn made_up(sources: &[(&str, &str)]) -> Crate {
     let mut files = BTreeMap::new();
@@ -338,6 +366,25 @@ fn a_module_that_the_order_does_not_know_is_found() {
 }
 
 #[test]
+fn a_second_type_of_a_name_is_found_in_every_form() {
+    for text in [
+        "pub struct Run;",
+        "pub(in crate::cli) enum Run<T> { One(T) }",
+        "unsafe trait Run {}",
+        "type Run = u8;",
+        "mod inner { struct Run { x: u8 } }",
+    ] {
+        let faults = made_up(&[("train/run.rs", "\npub struct Run;"), ("cli/run.rs", text)]).homonyms();
+        assert_eq!(faults, ["`Run` names a type in cli/run.rs:1 and in train/run.rs:2"], "{text}");
+    }
+    let fine = "fn f() { struct Run; }\nimpl Ops for Cpu { type Run = u8; }\nmacro_rules! m \
+                { () => { struct Run; } }\n\
+                #[cfg(test)]\nmod tests { struct Run; }\nenum Job { Run }\nstruct Args;";
+    let house = made_up(&[("train/run.rs", "pub struct Run;\nstruct Args;"), ("cli/run.rs", fine)]);
+    assert_eq!(house.homonyms(), [""; 0]);
+}
+
+#[test]
 fn a_circle_between_folders_is_found_and_one_of_a_folder_with_its_mod_is_none() {
     let between = [
         ("ops/gemm/mod.rs", "pub struct Operands;\nfn f() { crate::ops::launch::hopper::start() }"),
@@ -346,9 +393,8 @@ fn a_circle_between_folders_is_found_and_one_of_a_folder_with_its_mod_is_none() 
     let faults = made_up(&between).circles();
     assert_eq!(
         faults,
-        [
-            "these files use each other:\n  ops/gemm/mod.rs:2 uses ops/launch/hopper.rs\n  ops/launch/hopper.rs:1 uses ops/gemm/mod.rs"
-        ]
+        ["these files use each other:\n  ops/gemm/mod.rs:2 uses ops/launch/hopper.rs\n  \
+          ops/launch/hopper.rs:1 uses ops/gemm/mod.rs"]
     );
     // A folder's own mod.rs does not hide a circle through another folder.
     let hidden = [

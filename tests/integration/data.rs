@@ -43,7 +43,8 @@ fn serve(file: Vec<u8>) -> Server {
             let status = if from.is_some() { 206 } else { 200 };
             let body = &file[start..];
             let head = format!(
-                "HTTP/1.1 {status} X\r\nconnection: close\r\netag: \"1\"\r\n{range}content-length: {}\r\n\r\n",
+                "HTTP/1.1 {status} X\r\nconnection: close\r\netag: \"1\"\r\n{range}content-length: \
+                 {}\r\n\r\n",
                 body.len()
             );
             // The client may be killed, as the test does.

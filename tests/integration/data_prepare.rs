@@ -106,7 +106,8 @@ fn a_pipe_is_read_as_one() {
     }
     let binary = env!("CARGO_BIN_EXE_runner");
     let script = format!(
-        "{binary} data prepare --tokenizer byte --val-tokens 0 --out out <(gzip -dc pages.jsonl.gz) <(echo four)"
+        "{binary} data prepare --tokenizer byte --val-tokens 0 --out out <(gzip -dc pages.jsonl.gz) <(echo \
+         four)"
     );
     let done = Command::new("bash").args(["-c", &script]).current_dir(lab.path("")).output().expect("bash");
     Finished::from(done).assert_says(&["4 documents, 210 bytes of text, 214 tokens"]);
@@ -235,7 +236,8 @@ fn parquet_is_read_in_every_form_and_its_checksums_are_compared() {
 #[test]
 fn bad_rows_are_left_out_when_asked_counted_and_listed_and_one_too_many_refuses() {
     let lab = Lab::new();
-    let lines = "{\"text\": \"a\"}\n{\"text\": 7}\n\nnot JSON\n{\"body\": \"b\"}\n{\"text\": \" \"}\n{\"text\": \"c\"}\n";
+    let lines = "{\"text\": \"a\"}\n{\"text\": 7}\n\nnot \
+                 JSON\n{\"body\": \"b\"}\n{\"text\": \" \"}\n{\"text\": \"c\"}\n";
     write(&lab, "x.jsonl", lines);
     finish(prepare(&lab, &["x.jsonl"])).assert_fails(1, &["line 2 is no document"]);
     let refused = finish(prepare(&lab, &["--skip-bad-rows", "2", "x.jsonl"]));

@@ -19,7 +19,8 @@ fn shard(seed: u32, tokens: usize) -> Vec<u8> {
 
 fn experiment(lab: &Lab, name: &str, data: &str) -> String {
     let text = format!(
-        "[model]\nlayers = 1\nheads = 2\nchannels = 8\n[data]\n{data}\n[batch]\nmicro = 2\nseq_len = 64\ntokens = 128\n\
+        "[model]\nlayers = 1\nheads = 2\nchannels = 8\n[data]\n{data}\n[batch]\nmicro = 2\nseq_len = \
+         64\ntokens = 128\n\
          [schedule]\nsteps = 4\nlearning_rate = 1e-3\nwarmup_steps = 0\n[eval]\nevery = 2\nval_tokens = 256\n\
          [precision]\ncompute = \"fp32\"\n[device]\nkind = \"cpu\"\n"
     );

@@ -7,7 +7,7 @@ use crate::support::Lab;
 
 const CI: &str = "experiments/ci.toml";
 const GOLDEN: &str = include_str!("../golden/ci_cpu.root");
-const SCORES: [&str; 3] = ["hellaswag", "hellaswag_acc", "hellaswag_acc_norm"];
+const SCORES: [&str; 4] = ["hellaswag", "hellaswag_acc", "hellaswag_acc_norm", "hellaswag_acc_bytes"];
 
 /// Made-up tasks in which shorter endings, longer endings and true ones compete.
 fn tasks() -> Vec<(String, [String; 4], usize)> {

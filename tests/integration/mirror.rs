@@ -26,3 +26,19 @@ fn what_the_mirror_lacks_is_refused_before_anything_is_opened() {
     refused("model.heads=4", "heads of 32 have no mirror");
     refused("kernels.gelu_fusion=1", "which the mirror lacks");
 }
+
+#[test]
+fn steps_are_replayed_on_the_device_that_is_asked_for() {
+    let lab = Lab::new();
+    lab.run("experiments/ci_cuda.toml", &["--set", "device.kind=mirror", "--set", "schedule.steps=6"]).root();
+    lab.verify("ci_cuda", &["--replay", "5..6", "--set", "device.threads=1"])
+        .assert_says(&["replay: steps 5 to 6 gave the same bits again"]);
+    // A CPU's own arithmetic is another, and is told from a difference.
+    let refused = lab.verify("ci_cuda", &["--replay", "5..6", "--set", "device.kind=cpu"]);
+    let mirror = "hint: `--set device.kind=mirror` makes the bits of a Hopper GPU on a CPU";
+    assert!(refused.code == Some(5), "{refused:?}");
+    for says in ["not begun: the bits cannot be made here", mirror] {
+        assert!(refused.stdout.contains(says), "`{says}` is not in:\n{}", refused.stdout);
+    }
+    lab.verify("ci_cuda", &["--set", "device.kind=cpu"]).assert_fails(2, &["`--set` goes with"]);
+}

@@ -2,7 +2,7 @@
 //!
 //! The fixture and the script that wrote it stand in `tests/fixtures/`.
 
-use runner::experiment::{Device, DeviceKind, Model, Simd};
+use runner::experiment::{DeviceKeys, DeviceKind, Model, Simd};
 use runner::model::gpt2::MicroBatch;
 use runner::model::{Gpt2, Weights};
 use runner::ops::{Ops, Role, Rows, Write, cpu::Cpu};
@@ -72,7 +72,7 @@ fn logits_losses_and_gradients_agree_with_pytorch_at_every_recompute_level() {
     let (inputs, targets) = (ids(&fixture, "inputs"), ids(&fixture, "targets"));
     for recompute in 0..=2 {
         let mut ops =
-            Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU");
+            Cpu::new(&DeviceKeys { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU");
         let mut model = model(&mut ops, &fixture, recompute);
         let specs = Weights::of(&config());
         let mut grads = specs.try_map(|spec| ops.alloc(Role::F32, spec.len)).expect("it fits");
@@ -115,7 +115,8 @@ fn next_token_logits_agree_with_pytorch_at_every_length() {
     let fixture = SafeTensors::deserialize(FIXTURE).expect("the fixture is whole");
     let inputs = ids(&fixture, "inputs");
     let logits = floats(&fixture, "logits");
-    let mut ops = Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU");
+    let mut ops =
+        Cpu::new(&DeviceKeys { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU");
     let mut model = model(&mut ops, &fixture, 0);
     for t in 1..=ROWS.seq {
         let ours = model.next_token_logits(&mut ops, &inputs[..t]).expect("it runs");

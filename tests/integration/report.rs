@@ -98,7 +98,8 @@ fn a_browser_shows_the_page_on_a_desk_on_a_phone_and_in_the_dark() {
     for width in [320, 390, 768, 1280] {
         let html = format!(
             "<iframe id=f width={width} height=800 src=\"{url}\"></iframe><p id=o></p>\
-             <script>f.onload=()=>{{let d=f.contentDocument.documentElement;o.textContent=`inner ${{d.scrollWidth-d.clientWidth}} over`}}</script>"
+             <script>f.onload=()=>{{let d=f.contentDocument.documentElement;\
+             o.textContent=`inner ${{d.scrollWidth-d.clientWidth}} over`}}</script>"
         );
         std::fs::write(&frame, html).expect("written");
         let flags = ["--allow-file-access-from-files", "--virtual-time-budget=5000", "--dump-dom"];

@@ -121,8 +121,7 @@ class Ops:
 
     def elementwise(self, kernel, dst, src):
         n = dst.numel()
-        fields = ("QQfI", dst, n, src, 0) if kernel == "fill_f32" else ("QQQ", dst, src, n)
-        return [self.modules["elementwise"].launch(kernel, ceil(n, 4096), 256, *fields)]
+        return [self.modules["elementwise"].launch(kernel, ceil(n, 4096), 256, "QQQ", dst, src, n)]
 
     def digest(self, tensors, leaf_state, node_state):
         """tensors of uint8. Returns the launches and the (count, 32) bytes of the roots."""

@@ -136,7 +136,6 @@ def main():
     # Not as a graph: there the copy is a memcpy node, which ran at 2,423 GB/s.
     record("512 MiB", "copy", time_us([[lambda i=i: b[i].copy_(a[i])] for i in range(2)], graphed=False), 2 << 29)
     record("512 MiB", "add_f32", time_us([ops.elementwise("add_f32", b[i], a[i]) for i in range(2)]), 3 << 29)
-    record("512 MiB", "fill_f32", time_us([ops.elementwise("fill_f32", b[i], 1.0) for i in range(2)]), 1 << 29)
     del a, b
     time_classifier(ops)
     torch.cuda.empty_cache()

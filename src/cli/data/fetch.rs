@@ -14,8 +14,10 @@ use super::prepare::encode;
 use crate::cli::exit;
 use crate::cli::streams::{self, say};
 use crate::data::Tokenizer;
-use crate::data::fetch::{DataSet, Endpoints, Event, Fetched, Patience, Record, RemoteFile, Request, fetch};
-use crate::data::prepare::{Input, Options, ValSplit};
+use crate::data::fetch::{
+    DataSet, Endpoints, FetchEvent, FetchRecord, FetchRequest, Fetched, Patience, RemoteFile, fetch,
+};
+use crate::data::prepare::{Input, PrepareOptions, ValSplit};
 use crate::experiment;
 use crate::units;
 
@@ -74,7 +76,7 @@ impl From<DataSetArg> for DataSet {
 pub fn run(args: FetchArgs) -> anyhow::Result<()> {
     let data_set = DataSet::from(args.data_set);
     let files = data_set.files(args.shards)?;
-    let request = Request {
+    let request = FetchRequest {
         data_set,
         files,
         out: args.out.clone(),
@@ -131,11 +133,11 @@ impl Screen {
         Screen { names: files.iter().map(|file| file.name.clone()).collect(), bars }
     }
 
-    fn show(&self, index: usize, event: &Event<'_>) {
+    fn show(&self, index: usize, event: &FetchEvent<'_>) {
         let name = &self.names[index];
         match event {
-            Event::Retry { error, wait_s } => self.line(&format!("{error}; trying again in {wait_s} s")),
-            Event::Done(file) if self.bars.is_none() && !file.was_there => {
+            FetchEvent::Retry { error, wait_s } => self.line(&format!("{error}; trying again in {wait_s} s")),
+            FetchEvent::Done(file) if self.bars.is_none() && !file.was_there => {
                 self.line(&format!("{name}  {}  {}", units::bytes(file.bytes), how(file)));
             }
             _ => {}
@@ -148,24 +150,24 @@ impl Screen {
             bar.with_prefix(name.clone())
         };
         match event {
-            Event::Started { have_bytes, total_bytes } => {
+            FetchEvent::Started { have_bytes, total_bytes } => {
                 let bar = open.entry(index).or_insert_with(new);
                 bar.set_length(total_bytes.unwrap_or(0));
                 bar.set_position(*have_bytes);
                 bar.reset_eta();
             }
-            Event::Received(bytes) => {
+            FetchEvent::Received(bytes) => {
                 if let Some(bar) = open.get(&index) {
                     bar.inc(*bytes);
                 }
             }
-            Event::Checking => {
+            FetchEvent::Checking => {
                 if let Some(bar) = open.get(&index) {
                     bar.set_message("checking");
                 }
             }
-            Event::Retry { .. } => {}
-            Event::Done(_) => {
+            FetchEvent::Retry { .. } => {}
+            FetchEvent::Done(_) => {
                 if let Some(bar) = open.remove(&index) {
                     bar.finish_and_clear();
                     bars.all.remove(&bar);
@@ -225,7 +227,7 @@ fn print(fetched: &[Fetched], as_json: bool) -> anyhow::Result<()> {
     streams::print(&paths)
 }
 
-fn summarize(request: &Request, fetched: &[Fetched]) {
+fn summarize(request: &FetchRequest, fetched: &[Fetched]) {
     let bytes: u64 = fetched.iter().map(|file| file.bytes).sum();
     let there = fetched.iter().filter(|file| file.was_there).count();
     let verified = fetched.iter().filter(|file| file.verified).count();
@@ -238,8 +240,8 @@ fn summarize(request: &Request, fetched: &[Fetched]) {
     };
     let were_there = if there > 0 { format!(", {there} of them were there") } else { String::new() };
     say!("{}, {}{were_there}; {checked}", counted(fetched.len()), units::bytes(bytes));
-    if let Some(record) = Record::read(&request.out, request.data_set.name()) {
-        let path = Record::path(&request.out, request.data_set.name());
+    if let Some(record) = FetchRecord::read(&request.out, request.data_set.name()) {
+        let path = FetchRecord::path(&request.out, request.data_set.name());
         say!("revision {}, recorded in {}", record.revision, path.display());
     }
 }
@@ -249,9 +251,9 @@ fn summarize(request: &Request, fetched: &[Fetched]) {
 fn prepare(out: &Path, fetched: &[Fetched]) -> anyhow::Result<()> {
     say!("encoding {} into shards", counted(fetched.len()));
     let inputs = fetched.iter().map(|file| Input::file(&file.path, None)).collect::<Result<Vec<_>, _>>()?;
-    let options = Options {
+    let options = PrepareOptions {
         val: ValSplit::Tokens(100_000_000),
-        ..Options::new(out, "edu_fineweb", Tokenizer::new(experiment::Tokenizer::Gpt2))
+        ..PrepareOptions::new(out, "edu_fineweb", Tokenizer::new(experiment::Tokenizer::Gpt2))
     };
     encode(&inputs, &options)
 }
@@ -281,10 +283,13 @@ fn next(data_set: DataSet, args: &FetchArgs, fetched: &[Fetched]) -> Vec<String>
         }
         DataSet::TinyShakespeare => vec![
             format!(
-                "runner data prepare --tokenizer byte --val-fraction 0.1 --out {out} {out}/tinyshakespeare.txt"
+                "runner data prepare --tokenizer byte --val-fraction 0.1 --out {out} \
+                 {out}/tinyshakespeare.txt"
             ),
             format!(
-                "runner run experiments/quickstart.toml --name tinyshakespeare --set 'data.train={out}/tinyshakespeare_train_*.bin' --set 'data.val={out}/tinyshakespeare_val_*.bin'"
+                "runner run experiments/quickstart.toml --name tinyshakespeare --set \
+                 'data.train={out}/tinyshakespeare_train_*.bin' --set \
+                 'data.val={out}/tinyshakespeare_val_*.bin'"
             ),
         ],
     }

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::cli::streams::{self, say};
 use crate::data::Tokenizer;
-use crate::data::prepare::{Input, InputFormat, Options, Summary, ValSplit, prepare};
+use crate::data::prepare::{Input, InputFormat, PrepareOptions, PrepareSummary, ValSplit, prepare};
 use crate::experiment;
 
 #[derive(Debug, Args)]
@@ -82,19 +82,19 @@ pub fn run(args: PrepareArgs) -> anyhow::Result<()> {
         TokenizerArg::Byte => experiment::Tokenizer::Byte,
     };
     let prefix = args.name.unwrap_or_else(|| default_name(&args.files));
-    let options = Options {
+    let options = PrepareOptions {
         shard_tokens: args.shard_tokens,
         val: args.val_tokens.map_or(ValSplit::Fraction(args.val_fraction), ValSplit::Tokens),
         column: args.column,
         overwrite: args.overwrite,
         skip_bad_rows: args.skip_bad_rows,
-        ..Options::new(&args.out, &prefix, Tokenizer::new(kind))
+        ..PrepareOptions::new(&args.out, &prefix, Tokenizer::new(kind))
     };
     encode(&inputs, &options)
 }
 
 /// Prepares shards with a bar, and prints what was made.
-pub(super) fn encode(inputs: &[Input], options: &Options) -> anyhow::Result<()> {
+pub(super) fn encode(inputs: &[Input], options: &PrepareOptions) -> anyhow::Result<()> {
     let bar = progress_bar();
     let start = Instant::now();
     let summary = prepare(inputs, options, |bytes, total| {
@@ -135,7 +135,7 @@ fn progress_bar() -> ProgressBar {
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn print_summary(summary: &Summary, options: &Options, seconds: f64) -> anyhow::Result<()> {
+fn print_summary(summary: &PrepareSummary, options: &PrepareOptions, seconds: f64) -> anyhow::Result<()> {
     for note in &summary.notes {
         say!("note: {note}");
     }

@@ -1,34 +1,22 @@
 //! `runner sample MODEL`: text from a saved model, shown as it is generated.
-//!
-//! The same weights, prompt, settings and seed give the same text, whatever is written beside it; on the CPU
-//! also on every machine.
 
 mod page;
 
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
 
 use serde_json::json;
 
 use super::reporter::reporter;
-use super::streams::{self, say};
+use super::streams::{self, Foreign, say};
 use crate::data::Tokenizer;
-use crate::eval::parameters;
-use crate::generate::{self, Sampling, Texts, generate};
-use crate::model::decode::{Decoder, NewToken, Room};
-use crate::model::weights::Weights;
-use crate::ops::Ops;
+use crate::generate::Sampling;
 use crate::rng::Key;
-use crate::run::device::Device;
-use crate::run::model::{self, LoadedModel};
+use crate::run::model;
 use crate::run::require_usage;
+use crate::run::sample::{NextLogits, SampleRequest, Sampled, next_logits, sample};
 use crate::units;
-use page::Page;
-
-/// Texts that are written side by side. No bit depends on it.
-const STREAMS: usize = 8;
+use page::SamplePage;
 
 /// Generate text with a saved model.
 #[derive(clap::Args)]
@@ -75,17 +63,6 @@ pub struct Args {
     runs: PathBuf,
 }
 
-/// The settings of generation, without defaults.
-struct Request {
-    prompt: String,
-    /// At most so many new ones.
-    tokens: usize,
-    samples: usize,
-    sampling: Sampling,
-    json: bool,
-    logits: bool,
-}
-
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let argument = model::find(&args.model, &args.runs, reporter(args.json))?;
     let experiment = argument.experiment(&args.set)?;
@@ -104,70 +81,30 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         format!("`--top-p` is {}, expected above 0 and at most 1", args.top_p)
     })?;
     require_usage(args.samples >= 1, || "`--samples` is 0, expected at least 1".into())?;
-    let request = Request {
+    let request = SampleRequest {
         prompt: args.prompt.unwrap_or_else(|| defaults.prompt.clone()),
         tokens: args.tokens.unwrap_or(defaults.tokens),
         samples: args.samples,
         sampling,
-        json: args.json,
-        logits: args.logits,
     };
+    let tokenizer = Tokenizer::new(experiment.data.tokenizer);
     let model = argument.parameters(experiment, args.checkpoint, reporter(args.json))?;
     say!("{}", model.title());
-    match Device::open(&model.experiment)? {
-        Device::Cpu(cpu) => write(cpu, model, &request)?,
-        Device::Mirror(mirror) => write(mirror, model, &request)?,
-        Device::Cuda(cuda) => write(*cuda, model, &request)?,
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn write<O: Ops>(mut ops: O, model: LoadedModel, request: &Request) -> anyhow::Result<()> {
-    let LoadedModel { experiment, state, .. } = model;
-    let params = parameters::load(&mut ops, &experiment.model, &state)?;
-    drop(state);
-    let room = Room { streams: request.samples.min(STREAMS), positions: experiment.trained_positions() };
-    let mut decoder = Decoder::new(&mut ops, &experiment.model, room)?;
-    let tokenizer = Tokenizer::new(experiment.data.tokenizer);
-    let mut prompt = vec![tokenizer.eot()];
-    prompt.extend(tokenizer.encode(&request.prompt));
-    if request.logits {
-        return logits(&mut ops, &mut decoder, &params, &prompt);
+    if args.logits {
+        let NextLogits { tokens, logits } = next_logits(model, &request.prompt)?;
+        streams::print(&format!("{}\n", json!({"tokens": tokens, "logits": logits})))?;
+        return Ok(ExitCode::SUCCESS);
     }
 
-    let numbers: Vec<u64> = (0..request.samples as u64).collect();
-    let mut page = Page::new(request, tokenizer, io::stdout().lock());
-    let started = Instant::now();
-    let texts =
-        Texts { prompt: &prompt, count: request.tokens, numbers: &numbers, sampling: &request.sampling };
-    generate(&mut ops, &mut decoder, &params, texts, |text, token| page.push(text, token))?;
-    let seconds = started.elapsed().as_secs_f64();
-    let (written, longest) = (page.written(), prompt.len() + page.longest());
+    let mut page = SamplePage::new(&request, tokenizer, args.json, Foreign::stdout());
+    let Sampled { device, took, written, longest, positions } =
+        sample(model, &request, |text, token| page.push(text, token))?;
     streams::unless_unread(page.finish())?;
+    let seconds = took.as_secs_f64();
     let speed = written as f64 / seconds;
-    say!("{written} tokens on {} in {}, {speed:.0} tok/s", ops.device_name(), units::duration(seconds));
-    let positions = decoder.room().positions;
+    say!("{written} tokens on {device} in {}, {speed:.0} tok/s", units::duration(seconds));
     if longest > positions {
         say!("past {positions} tokens a text goes on from its newer half: the model has learned no further");
     }
-    Ok(())
-}
-
-/// The prompt's tokens and the logits of the next one, as JSON.
-fn logits<O: Ops>(
-    ops: &mut O,
-    decoder: &mut Decoder<O>,
-    params: &Weights<O::Buf>,
-    prompt: &[u16],
-) -> anyhow::Result<()> {
-    let room = decoder.room().positions;
-    require_usage(prompt.len() <= room, || {
-        format!("the prompt has {} tokens, the model has learned {room} positions", prompt.len())
-    })?;
-    let last = prompt.len() - 1;
-    decoder.read(ops, params, 0, 0, &prompt[..last])?;
-    let logits =
-        decoder.logits(ops, params, &[NewToken { token: prompt[last], stream: 0, position: last }])?;
-    generate::require_finite(&logits, 0, 0)?;
-    streams::print(&format!("{}\n", json!({"tokens": prompt, "logits": logits})))
+    Ok(ExitCode::SUCCESS)
 }

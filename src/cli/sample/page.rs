@@ -4,17 +4,19 @@ use std::io::{self, Write};
 
 use serde_json::json;
 
-use super::Request;
 use crate::data::{StreamDecoder, Tokenizer};
+use crate::run::sample::SampleRequest;
 
 /// Between texts.
 const SEPARATOR: &str = "\n---\n";
 
 /// The texts of a request, and the writer that they go to.
-pub struct Page<'a, W> {
-    request: &'a Request,
+pub struct SamplePage<'a, W> {
+    request: &'a SampleRequest,
     tokenizer: Tokenizer,
-    texts: Vec<Text>,
+    /// Whether a JSON line for each text is written at the end, in place of the texts as they come.
+    json: bool,
+    texts: Vec<SampleText>,
     /// The first text that is not shown to its end, and how many of its bytes are.
     at: usize,
     shown_bytes: usize,
@@ -22,7 +24,7 @@ pub struct Page<'a, W> {
     shown: io::Result<()>,
 }
 
-struct Text {
+struct SampleText {
     decoder: StreamDecoder,
     /// The prompt and what was written after it.
     text: String,
@@ -30,18 +32,16 @@ struct Text {
     ended: bool,
 }
 
-impl<W: Write> Page<'_, W> {
-    pub fn new(request: &Request, tokenizer: Tokenizer, out: W) -> Page<'_, W> {
-        let text = |_| Text {
+impl<W: Write> SamplePage<'_, W> {
+    pub fn new(request: &SampleRequest, tokenizer: Tokenizer, json: bool, out: W) -> SamplePage<'_, W> {
+        let text = |_| SampleText {
             decoder: StreamDecoder::new(tokenizer),
             text: request.prompt.clone(),
             tokens: Vec::new(),
             ended: request.tokens == 0,
         };
         let texts = (0..request.samples).map(text).collect();
-        let mut page = Page { request, tokenizer, texts, at: 0, shown_bytes: 0, out, shown: Ok(()) };
-        page.advance();
-        page
+        SamplePage { request, tokenizer, json, texts, at: 0, shown_bytes: 0, out, shown: Ok(()) }
     }
 
     /// Takes the next token of a text; says whether the text goes on.
@@ -61,19 +61,9 @@ impl<W: Write> Page<'_, W> {
         goes_on && self.shown.is_ok()
     }
 
-    /// New tokens of all texts.
-    pub fn written(&self) -> usize {
-        self.texts.iter().map(|text| text.tokens.len()).sum()
-    }
-
-    /// New tokens of the longest text.
-    pub fn longest(&self) -> usize {
-        self.texts.iter().map(|text| text.tokens.len()).max().unwrap_or(0)
-    }
-
     /// Shows what can be shown by now.
     fn advance(&mut self) {
-        if self.request.json {
+        if self.json {
             return;
         }
         while let Some(text) = self.texts.get(self.at)
@@ -95,10 +85,11 @@ impl<W: Write> Page<'_, W> {
 
     /// Writes what was kept for the end.
     pub fn finish(mut self) -> io::Result<()> {
+        self.advance();
         self.shown?;
-        if self.request.json {
+        if self.json {
             for (number, text) in self.texts.iter().enumerate() {
-                let Text { text, tokens, .. } = text;
+                let SampleText { text, tokens, .. } = text;
                 let ended = tokens.last() == Some(&self.tokenizer.eot());
                 let prompt = &self.request.prompt;
                 let text = &text[prompt.len()..];
@@ -119,18 +110,20 @@ mod tests {
     use crate::generate::Sampling;
     use crate::rng::Key;
 
-    fn request(samples: usize, json: bool) -> Request {
+    fn request(samples: usize) -> SampleRequest {
         let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, key: Key::new(1, "t") };
-        Request { prompt: "A".into(), tokens: 3, samples, sampling, json, logits: false }
+        SampleRequest { prompt: "A".into(), tokens: 3, samples, sampling }
     }
 
     /// What is shown after each of some tokens, given as (text, byte); 256 ends a text.
-    fn shown(request: &Request, tokens: &[(usize, u16)]) -> Vec<String> {
+    fn shown(samples: usize, json: bool, tokens: &[(usize, u16)]) -> Vec<String> {
+        let request = request(samples);
         let mut out = Vec::new();
         let mut after = Vec::new();
         for n in 0..=tokens.len() {
             out.clear();
-            let mut page = Page::new(request, Tokenizer::new(experiment::Tokenizer::Byte), &mut out);
+            let mut page =
+                SamplePage::new(&request, Tokenizer::new(experiment::Tokenizer::Byte), json, &mut out);
             tokens[..n].iter().for_each(|&(text, token)| _ = page.push(text, token));
             page.finish().expect("a vector takes all");
             after.push(String::from_utf8(out.clone()).expect("UTF-8"));
@@ -140,27 +133,27 @@ mod tests {
 
     #[test]
     fn one_text_is_shown_as_it_comes_and_ends_with_its_line() {
-        assert_eq!(shown(&request(1, false), &[(0, 98), (0, 99), (0, 100)]), ["A", "Ab", "Abc", "Abcd\n"]);
-        assert_eq!(shown(&request(1, false), &[(0, 98), (0, 256)]), ["A", "Ab", "Ab\n"]);
+        assert_eq!(shown(1, false, &[(0, 98), (0, 99), (0, 100)]), ["A", "Ab", "Abc", "Abcd\n"]);
+        assert_eq!(shown(1, false, &[(0, 98), (0, 256)]), ["A", "Ab", "Ab\n"]);
     }
 
     #[test]
     fn a_character_is_shown_when_its_bytes_are_there() {
         let bytes: Vec<(usize, u16)> = "é".bytes().map(|byte| (0, u16::from(byte))).collect();
-        assert_eq!(shown(&request(1, false), &bytes), ["A", "A", "Aé"]);
+        assert_eq!(shown(1, false, &bytes), ["A", "A", "Aé"]);
     }
 
     #[test]
     fn several_texts_are_shown_in_order_whichever_comes_first() {
         let order = [(1, 120), (0, 98), (1, 121), (0, 99), (1, 122), (0, 256)];
-        let after = shown(&request(2, false), &order);
+        let after = shown(2, false, &order);
         assert_eq!(after[5], "Abc", "the second has ended and waits");
         assert_eq!(after[6], "Abc\n---\nAxyz\n");
     }
 
     #[test]
     fn json_has_a_line_a_text() {
-        let text = shown(&request(2, true), &[(0, 98), (1, 256), (0, 99), (0, 100)]).pop().expect("the last");
+        let text = shown(2, true, &[(0, 98), (1, 256), (0, 99), (0, 100)]).pop().expect("the last");
         let lines: Vec<serde_json::Value> =
             text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         assert_eq!(

@@ -91,9 +91,9 @@ fn show_until_stopped(
             }
             match event::read()? {
                 Event::Key(key) if key.kind == KeyEventKind::Press => match answer(key) {
-                    Answer::Quit => return Ok(()),
-                    Answer::Logarithmic => look.logarithmic = !look.logarithmic,
-                    Answer::Nothing => continue,
+                    KeyAction::Quit => return Ok(()),
+                    KeyAction::Logarithmic => look.logarithmic = !look.logarithmic,
+                    KeyAction::Nothing => continue,
                 },
                 Event::Resize(..) => {}
                 _ => continue,
@@ -104,18 +104,18 @@ fn show_until_stopped(
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
+enum KeyAction {
     Quit,
     Logarithmic,
     Nothing,
 }
 
-fn answer(key: KeyEvent) -> Answer {
+fn answer(key: KeyEvent) -> KeyAction {
     match key.code {
-        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Answer::Quit,
-        KeyCode::Char('q' | 'Q') | KeyCode::Esc => Answer::Quit,
-        KeyCode::Char('l' | 'L') => Answer::Logarithmic,
-        _ => Answer::Nothing,
+        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => KeyAction::Quit,
+        KeyCode::Char('q' | 'Q') | KeyCode::Esc => KeyAction::Quit,
+        KeyCode::Char('l' | 'L') => KeyAction::Logarithmic,
+        _ => KeyAction::Nothing,
     }
 }
 
@@ -127,10 +127,10 @@ mod tests {
     fn the_keys_that_end_the_view() {
         let key = |code, modifiers| answer(KeyEvent::new(code, modifiers));
         for quit in [KeyCode::Char('q'), KeyCode::Esc] {
-            assert_eq!(key(quit, KeyModifiers::NONE), Answer::Quit);
+            assert_eq!(key(quit, KeyModifiers::NONE), KeyAction::Quit);
         }
-        assert_eq!(key(KeyCode::Char('c'), KeyModifiers::CONTROL), Answer::Quit);
-        assert_eq!(key(KeyCode::Char('c'), KeyModifiers::NONE), Answer::Nothing);
-        assert_eq!(key(KeyCode::Char('l'), KeyModifiers::NONE), Answer::Logarithmic);
+        assert_eq!(key(KeyCode::Char('c'), KeyModifiers::CONTROL), KeyAction::Quit);
+        assert_eq!(key(KeyCode::Char('c'), KeyModifiers::NONE), KeyAction::Nothing);
+        assert_eq!(key(KeyCode::Char('l'), KeyModifiers::NONE), KeyAction::Logarithmic);
     }
 }

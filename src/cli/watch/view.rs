@@ -213,7 +213,8 @@ mod tests {
 
     /// A run of 600 steps of 1000 with evaluations, a skip and a sample.
     fn run(folder: &std::path::Path) -> Followed {
-        let text = "[model]\nlayers = 4\nheads = 4\nchannels = 128\n[data]\ncorpus = 'kjv'\n[schedule]\nsteps = 1000\n";
+        let text = "[model]\nlayers = 4\nheads = 4\nchannels = 128\n[data]\ncorpus = \
+                    'kjv'\n[schedule]\nsteps = 1000\n";
         std::fs::write(folder.join("experiment.toml"), text).unwrap();
         let mut writer = MetricsWriter::create(folder).unwrap();
         for step in 0..600_u64 {

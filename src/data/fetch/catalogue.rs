@@ -3,7 +3,7 @@
 //! Digests are pinned here only for files on other servers: for its own files the Hugging Face hub publishes
 //! the SHA-256.
 
-use super::check::Format;
+use super::check::FileKind;
 use super::error::FetchError;
 
 /// Tokens a shard of the pre-tokenised set holds.
@@ -38,7 +38,7 @@ pub struct RemoteFile {
     pub path: String,
     /// Path under the folder of the data.
     pub name: String,
-    pub format: Format,
+    pub format: FileKind,
     /// SHA-256 in hex, where it is pinned here.
     pub sha256: Option<&'static str>,
 }
@@ -105,26 +105,26 @@ impl DataSet {
         Ok(match self {
             DataSet::FineWebEdu100B => std::iter::once("edu_fineweb_val_000000.bin".to_owned())
                 .chain((1..=count).map(|i| format!("edu_fineweb_train_{i:06}.bin")))
-                .map(|path| same_name(path, Format::Shard))
+                .map(|path| same_name(path, FileKind::Shard))
                 .collect(),
             DataSet::FineWebEdu => (0..count)
                 .map(|i| RemoteFile {
                     path: format!("sample/10BT/{i:03}_00000.parquet"),
                     name: format!("fineweb-edu/{i:03}_00000.parquet"),
-                    format: Format::Parquet,
+                    format: FileKind::Parquet,
                     sha256: None,
                 })
                 .collect(),
             DataSet::HellaSwag => single(
                 "data/hellaswag_val.jsonl",
                 "hellaswag_val.jsonl",
-                Format::Jsonl,
+                FileKind::Jsonl,
                 "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588",
             ),
             DataSet::TinyShakespeare => single(
                 "data/tinyshakespeare/input.txt",
                 "tinyshakespeare.txt",
-                Format::Text,
+                FileKind::Text,
                 "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
             ),
         })

@@ -9,7 +9,7 @@ use super::super::shard;
 
 /// A kind of file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum FileKind {
     /// A token shard.
     Shard,
     /// JSON objects, one a line.
@@ -19,20 +19,20 @@ pub enum Format {
     Text,
 }
 
-/// Bytes that [`Format::check_start`] needs, where the file has as many.
+/// Bytes that [`FileKind::check_start`] needs, where the file has as many.
 pub(super) const START_BYTES: usize = 512;
 
 /// The first and last bytes of a parquet file.
 const PARQUET_MAGIC: &[u8; 4] = b"PAR1";
 
-impl Format {
+impl FileKind {
     /// The name in messages.
     fn name(self) -> &'static str {
         match self {
-            Format::Shard => "token shard",
-            Format::Jsonl => "file of JSON lines",
-            Format::Parquet => "Parquet file",
-            Format::Text => "text",
+            FileKind::Shard => "token shard",
+            FileKind::Jsonl => "file of JSON lines",
+            FileKind::Parquet => "Parquet file",
+            FileKind::Text => "text",
         }
     }
 
@@ -48,14 +48,14 @@ impl Format {
             problem: format!("it starts with {}, expected {expected}", shown(start)),
         };
         match self {
-            Format::Shard => match start.first_chunk() {
+            FileKind::Shard => match start.first_chunk() {
                 Some(magic) if u32::from_le_bytes(*magic) == shard::MAGIC => Ok(()),
                 _ => Err(wrong("the magic 20240520")),
             },
-            Format::Parquet if !start.starts_with(PARQUET_MAGIC) => Err(wrong("`PAR1`")),
-            Format::Jsonl if start.trim_ascii_start().first() != Some(&b'{') => Err(wrong("`{`")),
+            FileKind::Parquet if !start.starts_with(PARQUET_MAGIC) => Err(wrong("`PAR1`")),
+            FileKind::Jsonl if start.trim_ascii_start().first() != Some(&b'{') => Err(wrong("`{`")),
             // A character may be cut at the end of the start.
-            Format::Text if std::str::from_utf8(start).is_err_and(|e| e.error_len().is_some()) => {
+            FileKind::Text if std::str::from_utf8(start).is_err_and(|e| e.error_len().is_some()) => {
                 Err(wrong("UTF-8"))
             }
             _ => Ok(()),
@@ -76,11 +76,11 @@ impl Format {
         }
         let mut start = vec![0; file.bytes().min(shard::HEADER_BYTES) as usize];
         file.read(0, &mut start)?;
-        if self == Format::Shard {
+        if self == FileKind::Shard {
             return shard::check(path, &start, file.bytes()).map(|_| ());
         }
         self.check_start(path, &start[..start.len().min(START_BYTES)])?;
-        if self == Format::Parquet {
+        if self == FileKind::Parquet {
             let mut end = [0; 4];
             file.read(file.bytes().saturating_sub(4), &mut end[..file.bytes().min(4) as usize])?;
             return match &end == PARQUET_MAGIC && file.bytes() >= 12 {
@@ -90,7 +90,7 @@ impl Format {
         }
         // The largest of these, HellaSwag's, has 70 MB.
         let bytes = std::fs::read(at).map_err(DataError::io("read", path))?;
-        if self == Format::Text {
+        if self == FileKind::Text {
             return std::str::from_utf8(&bytes)
                 .map(|_| ())
                 .map_err(|error| wrong(format!("it is not UTF-8 at byte {}", error.valid_up_to())));
@@ -120,7 +120,7 @@ fn shown(start: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn whole(format: Format, bytes: &[u8]) -> Result<(), String> {
+    fn whole(format: FileKind, bytes: &[u8]) -> Result<(), String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
         format.check_file(file.path(), Path::new("data/x")).map_err(|e| e.to_string())
@@ -130,26 +130,26 @@ mod tests {
     fn good_files_pass() {
         let mut shard = shard::header(1).to_vec();
         shard.extend([7, 0]);
-        assert_eq!(whole(Format::Shard, &shard), Ok(()));
-        assert_eq!(whole(Format::Parquet, b"PAR1 data PAR1"), Ok(()));
-        assert_eq!(whole(Format::Jsonl, b"{\"a\": 1}\n{\"b\": 2}\n"), Ok(()));
-        assert_eq!(whole(Format::Jsonl, b"{\"a\": 1}"), Ok(()));
-        assert_eq!(whole(Format::Text, "naïve".as_bytes()), Ok(()));
+        assert_eq!(whole(FileKind::Shard, &shard), Ok(()));
+        assert_eq!(whole(FileKind::Parquet, b"PAR1 data PAR1"), Ok(()));
+        assert_eq!(whole(FileKind::Jsonl, b"{\"a\": 1}\n{\"b\": 2}\n"), Ok(()));
+        assert_eq!(whole(FileKind::Jsonl, b"{\"a\": 1}"), Ok(()));
+        assert_eq!(whole(FileKind::Text, "naïve".as_bytes()), Ok(()));
     }
 
     #[test]
     fn bad_files_are_named_with_what_is_wrong() {
         for (format, bytes, says) in [
-            (Format::Shard, &b"PAR1"[..], "`data/x` is not a token shard: expected magic"),
-            (Format::Shard, &shard::header(5)[..], "promises 5 tokens"),
-            (Format::Shard, b"", "it is empty"),
-            (Format::Parquet, b"PAR1 data", "does not end in `PAR1`"),
-            (Format::Parquet, b"PAR1PAR1", "does not end in `PAR1`"),
-            (Format::Parquet, b"{\"a\": 1}", "it starts with `{\"a\": 1}`, expected `PAR1`"),
-            (Format::Jsonl, b"[1]\n", "it starts with the bytes 5b315d0a, expected `{`"),
-            (Format::Jsonl, b"{\"a\": 1}\n{\"b\"", "its last line is no JSON object"),
-            (Format::Jsonl, b"{\"a\"\n{}", "its first line is no JSON object"),
-            (Format::Text, b"caf\xe9 au lait", "it starts with the bytes 636166e9"),
+            (FileKind::Shard, &b"PAR1"[..], "`data/x` is not a token shard: expected magic"),
+            (FileKind::Shard, &shard::header(5)[..], "promises 5 tokens"),
+            (FileKind::Shard, b"", "it is empty"),
+            (FileKind::Parquet, b"PAR1 data", "does not end in `PAR1`"),
+            (FileKind::Parquet, b"PAR1PAR1", "does not end in `PAR1`"),
+            (FileKind::Parquet, b"{\"a\": 1}", "it starts with `{\"a\": 1}`, expected `PAR1`"),
+            (FileKind::Jsonl, b"[1]\n", "it starts with the bytes 5b315d0a, expected `{`"),
+            (FileKind::Jsonl, b"{\"a\": 1}\n{\"b\"", "its last line is no JSON object"),
+            (FileKind::Jsonl, b"{\"a\"\n{}", "its first line is no JSON object"),
+            (FileKind::Text, b"caf\xe9 au lait", "it starts with the bytes 636166e9"),
         ] {
             let error = whole(format, bytes).unwrap_err();
             assert!(error.contains(says) && error.contains("data/x"), "{error}\nlacks: {says}");
@@ -158,6 +158,6 @@ mod tests {
 
     #[test]
     fn a_start_may_end_inside_a_character() {
-        assert!(Format::Text.check_start(Path::new("x"), &"é".as_bytes()[..1]).is_ok());
+        assert!(FileKind::Text.check_start(Path::new("x"), &"é".as_bytes()[..1]).is_ok());
     }
 }

@@ -14,15 +14,15 @@ use super::Attempts;
 use super::catalogue::RemoteFile;
 use super::check::START_BYTES;
 use super::error::FetchError;
-use super::http::{Answer, Client, Resume};
-use super::part::{Origin, Part};
+use super::http::{Client, HttpAnswer, ResumePoint};
+use super::part::{Part, PartSource};
 
 /// Bytes that are read and written at a time.
 const CHUNK_BYTES: usize = 256 << 10;
 
 /// An event in the fetching of a file.
 #[derive(Debug)]
-pub enum Event<'a> {
+pub enum FetchEvent<'a> {
     /// An answer arrived: bytes present already, and bytes in all.
     Started { have_bytes: u64, total_bytes: Option<u64> },
     /// More bytes.
@@ -56,7 +56,7 @@ pub(super) struct Download<'a> {
     pub url: String,
     pub target: PathBuf,
     pub stop: &'a AtomicBool,
-    pub report: &'a (dyn Fn(Event<'_>) + Sync),
+    pub report: &'a (dyn Fn(FetchEvent<'_>) + Sync),
 }
 
 impl Download<'_> {
@@ -122,8 +122,8 @@ impl Download<'_> {
     }
 
     /// Appends the answer's bytes to the part, or starts the part again when it belongs to another file.
-    fn receive(&self, part: &mut Part, answer: Answer, received: &mut u64) -> Result<(), FetchError> {
-        let Answer { url, status, facts, body } = answer;
+    fn receive(&self, part: &mut Part, answer: HttpAnswer, received: &mut u64) -> Result<(), FetchError> {
+        let HttpAnswer { url, status, facts, body } = answer;
         if status != 200 && status != 206 {
             if status == 416 {
                 part.restart(None)?;
@@ -150,9 +150,9 @@ impl Download<'_> {
         if bytes.is_none() && sha256.is_none() {
             return Err(FetchError::NoLength { url });
         }
-        let origin = Origin { url: self.url.clone(), bytes, validator: facts.validator, sha256 };
+        let origin = PartSource { url: self.url.clone(), bytes, validator: facts.validator, sha256 };
         if status == 206 {
-            let same = |old: &Origin| (old.bytes, &old.sha256) == (origin.bytes, &origin.sha256);
+            let same = |old: &PartSource| (old.bytes, &old.sha256) == (origin.bytes, &origin.sha256);
             let fits = facts.range.is_some_and(|(first, _)| first == part.len());
             if !fits || !part.origin().is_some_and(same) {
                 let asked = part.len();
@@ -163,7 +163,7 @@ impl Download<'_> {
             // A new file, one that changed meanwhile, or a server without ranges: from the start.
             part.restart(Some(origin))?;
         }
-        (self.report)(Event::Started { have_bytes: part.len(), total_bytes: bytes });
+        (self.report)(FetchEvent::Started { have_bytes: part.len(), total_bytes: bytes });
         self.copy(part, &url, body, received)
     }
 
@@ -177,7 +177,7 @@ impl Download<'_> {
         let expected = part.origin().and_then(|origin| origin.bytes);
         let mut reader = body.into_reader();
         let mut buffer = vec![0; CHUNK_BYTES];
-        let mut window = Window::new(self.client.patience());
+        let mut window = StallWindow::new(self.client.patience());
         // The start is looked at before anything is written, so it is gathered first.
         let mut held = 0;
         loop {
@@ -192,7 +192,7 @@ impl Download<'_> {
             };
             held += count;
             *received += count as u64;
-            (self.report)(Event::Received(count as u64));
+            (self.report)(FetchEvent::Received(count as u64));
             let starts = part.len() == 0;
             if !starts || held >= START_BYTES || count == 0 {
                 if starts {
@@ -249,7 +249,7 @@ impl Download<'_> {
 
     /// Checks the whole part and gives it its name.
     fn finish(&self, part: Part, resumed: bool) -> Result<Fetched, FetchError> {
-        (self.report)(Event::Checking);
+        (self.report)(FetchEvent::Checking);
         part.sync()?;
         let sha256 = self.sha256(part.path())?;
         let published = part.origin().and_then(|origin| origin.sha256.clone());
@@ -292,10 +292,10 @@ impl Download<'_> {
 }
 
 /// How to ask for the rest of a part. Without anything that would notice another version: not at all.
-fn resume_of(part: &Part) -> Option<Resume> {
+fn resume_of(part: &Part) -> Option<ResumePoint> {
     let origin = part.origin().filter(|_| part.len() > 0)?;
     (origin.validator.is_some() || origin.sha256.is_some())
-        .then(|| Resume { from: part.len(), validator: origin.validator.clone() })
+        .then(|| ResumePoint { from: part.len(), validator: origin.validator.clone() })
 }
 
 /// The first line of a page, for a message.
@@ -307,16 +307,16 @@ fn first_line(body: ureq::Body) -> String {
 }
 
 /// Notices a connection that is open but delivers next to nothing.
-struct Window {
+struct StallWindow {
     since: Instant,
     received: u64,
     length: Duration,
     least_bytes: u64,
 }
 
-impl Window {
-    fn new(patience: &super::Patience) -> Window {
-        Window {
+impl StallWindow {
+    fn new(patience: &super::Patience) -> StallWindow {
+        StallWindow {
             since: Instant::now(),
             received: 0,
             length: patience.stall,

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::super::error::DataError;
+use crate::store::error::is_full;
 
 /// Why a file could not be fetched. Every message names the address or the file.
 #[derive(Debug, thiserror::Error)]
@@ -28,22 +29,32 @@ pub enum FetchError {
     Cut { url: String, got_bytes: u64, expected_bytes: u64, reason: String },
     /// Nothing, or next to nothing, was received for a while.
     #[error(
-        "`{url}` stalled: {received} bytes in {seconds} s, at byte {got_bytes}\n  hint: what came is kept; the same command goes on there"
+        "`{url}` stalled: {received} bytes in {seconds} s, at byte {got_bytes}\n  hint: what came is kept; \
+         the same command goes on there"
     )]
     Stalled { url: String, seconds: u64, received: u64, got_bytes: u64 },
     /// All attempts failed.
     #[error(
-        "gave up after {attempts} attempts; the last: {last}\n  hint: what came is kept; the same command goes on there"
+        "gave up after {attempts} attempts; the last: {last}\n  hint: what came is kept; the same command \
+         goes on there"
     )]
     GaveUp { attempts: u32, last: Box<FetchError> },
 
     // ---- the answer ----
     /// A status without a file.
     #[error("`{url}` answered {status} {meaning}\n  hint: {hint}")]
-    Status { url: String, status: u16, meaning: &'static str, hint: &'static str, retry_after_s: Option<u64> },
+    Status {
+        url: String,
+        status: u16,
+        meaning: &'static str,
+        hint: &'static str,
+        /// Seconds to wait, where the server says so.
+        retry_after_s: Option<u64>,
+    },
     /// A web page.
     #[error(
-        "`{url}` gave a web page where a file was expected: it starts with `{start}`\n  hint: a login page, a proxy or a wrong endpoint; look at it in a browser"
+        "`{url}` gave a web page where a file was expected: it starts with `{start}`\n  hint: a login page, \
+         a proxy or a wrong endpoint; look at it in a browser"
     )]
     WebPage { url: String, start: String },
     /// A redirect that must not or cannot be followed.
@@ -51,12 +62,14 @@ pub enum FetchError {
     Redirect { url: String, to: String, why: &'static str },
     /// A length other than the published one.
     #[error(
-        "`{url}` has {got_bytes} bytes, expected {expected_bytes}, {whence}\n  hint: a proxy or mirror gives another file; try another `HF_ENDPOINT` or revision"
+        "`{url}` has {got_bytes} bytes, expected {expected_bytes}, {whence}\n  hint: a proxy or mirror \
+         gives another file; try another `HF_ENDPOINT` or revision"
     )]
     WrongLength { url: String, got_bytes: u64, expected_bytes: u64, whence: &'static str },
     /// Neither length nor digest: a cut could not be noticed.
     #[error(
-        "`{url}` does not say how long the file is, and no digest of it is published: a cut could not be noticed"
+        "`{url}` does not say how long the file is, and no digest of it is published: a cut could not be \
+         noticed"
     )]
     NoLength { url: String },
     /// A part of the file that was not asked for.
@@ -69,7 +82,8 @@ pub enum FetchError {
     // ---- the content ----
     /// The bytes are not the published ones.
     #[error(
-        "`{url}` has the SHA-256 {got}, expected {expected}, {whence}\n  hint: nothing was kept; fetch again, or find out who changed the file"
+        "`{url}` has the SHA-256 {got}, expected {expected}, {whence}\n  hint: nothing was kept; fetch \
+         again, or find out who changed the file"
     )]
     Digest { url: String, expected: String, got: String, whence: &'static str, resumed: bool },
     /// The bytes are not a file of the format.
@@ -79,7 +93,8 @@ pub enum FetchError {
     // ---- the disk ----
     /// No room.
     #[error(
-        "no space left to write `{path}`, which needs {need_bytes} more bytes\n  hint: free some space; the same command goes on where it stopped"
+        "no space left to write `{path}`, which needs {need_bytes} more bytes\n  hint: free some space; the \
+         same command goes on where it stopped"
     )]
     DiskFull { path: PathBuf, need_bytes: u64 },
     /// An error of the operating system.
@@ -135,9 +150,7 @@ impl FetchError {
         need_bytes: u64,
     ) -> impl FnOnce(io::Error) -> FetchError {
         move |reason| match reason.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                FetchError::DiskFull { path: path.to_owned(), need_bytes }
-            }
+            kind if is_full(kind) => FetchError::DiskFull { path: path.to_owned(), need_bytes },
             _ => FetchError::Io { action, path: path.to_owned(), reason },
         }
     }
@@ -156,7 +169,8 @@ impl FetchError {
             410 => ("gone", "the file was removed from the server"),
             416 => (
                 "range not satisfiable",
-                "the file on the server is shorter than the bytes received before; it will be fetched from the start",
+                "the file on the server is shorter than the bytes received before; it will be fetched from \
+                 the start",
             ),
             429 => ("too many requests", "wait a while, lower `--parallel`, or set `HF_TOKEN`"),
             500..=599 => ("the server failed", "wait a while and run the same command again"),

@@ -104,7 +104,7 @@ impl Default for Patience {
 
 /// What identifies a version of a file, for resuming.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Resume {
+pub(super) struct ResumePoint {
     pub from: u64,
     /// A strong ETag or a date, for `If-Range`.
     pub validator: Option<String>,
@@ -112,16 +112,16 @@ pub(super) struct Resume {
 
 /// An answer, its body not read yet.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct HttpAnswer {
     pub url: String,
     pub status: u16,
-    pub facts: Facts,
+    pub facts: AnswerHeaders,
     pub body: Body,
 }
 
 /// The headers of an answer and of the redirects before it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Facts {
+pub(super) struct AnswerHeaders {
     /// Bytes of this body.
     pub body_bytes: Option<u64>,
     /// First byte and length of the whole file, of a `Content-Range`.
@@ -178,9 +178,9 @@ impl Client {
     }
 
     /// Requests a file, or what follows the bytes present already. Any status is returned as an answer.
-    pub fn get(&self, url: &str, resume: Option<&Resume>) -> Result<Answer, FetchError> {
+    pub fn get(&self, url: &str, resume: Option<&ResumePoint>) -> Result<HttpAnswer, FetchError> {
         let mut url = url.to_owned();
-        let mut facts = Facts::default();
+        let mut facts = AnswerHeaders::default();
         for _ in 0..=MAX_REDIRECTS {
             let response =
                 self.once(Method::GET, &url, resume).map_err(|error| self.connection(&url, &error))?;
@@ -190,7 +190,7 @@ impl Client {
             let location = headers.get("location").and_then(|value| value.to_str().ok());
             match location.filter(|_| matches!(status, 301 | 302 | 303 | 307 | 308)) {
                 Some(location) => url = redirected(&url, location)?,
-                None => return Ok(Answer { url, status, facts, body: response.into_body() }),
+                None => return Ok(HttpAnswer { url, status, facts, body: response.into_body() }),
             }
         }
         Err(FetchError::Redirect { to: url.clone(), url, why: "ten redirects did not lead to a file" })
@@ -205,7 +205,7 @@ impl Client {
             let response =
                 self.once(Method::HEAD, &url, None).map_err(|error| self.connection(&url, &error))?;
             let (status, headers) = (response.status().as_u16(), response.headers());
-            let mut facts = Facts::default();
+            let mut facts = AnswerHeaders::default();
             facts.read(headers, self.is_hub(&url));
             let location = headers.get("location").and_then(|value| value.to_str().ok());
             match (facts.hub_commit, location) {
@@ -227,7 +227,7 @@ impl Client {
         &self,
         method: Method,
         url: &str,
-        resume: Option<&Resume>,
+        resume: Option<&ResumePoint>,
     ) -> Result<ureq::http::Response<Body>, ureq::Error> {
         // Compressed, the lengths and ranges of a file would be other ones.
         let mut request =
@@ -235,7 +235,7 @@ impl Client {
         if let Some(token) = self.endpoints.token.as_ref().filter(|_| self.is_hub(url)) {
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        if let Some(Resume { from, validator }) = resume {
+        if let Some(ResumePoint { from, validator }) = resume {
             request = request.header("range", format!("bytes={from}-"));
             if let Some(validator) = validator {
                 request = request.header("if-range", validator);
@@ -275,7 +275,7 @@ impl Client {
     }
 }
 
-impl Facts {
+impl AnswerHeaders {
     /// Adds the headers of one hop. The hub's facts about the file are kept; the rest is the last hop's.
     fn read(&mut self, headers: &HeaderMap, from_hub: bool) {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);

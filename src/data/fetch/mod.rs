@@ -26,18 +26,18 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 pub use catalogue::{DataSet, Host, RemoteFile};
-pub use check::Format;
-pub use download::{Event, Fetched};
+pub use check::FileKind;
+pub use download::{FetchEvent, Fetched};
 pub use error::FetchError;
 pub use http::{Endpoints, Patience};
-pub use record::{Record, RecordedFile};
+pub use record::{FetchRecord, RecordedFile};
 
 use download::Download;
 use http::{Client, is_commit};
 
 /// What to fetch, and how.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct FetchRequest {
     pub data_set: DataSet,
     /// Of the set's files; see [`DataSet::files`].
     pub files: Vec<RemoteFile>,
@@ -61,14 +61,14 @@ pub struct Request {
 ///
 /// The first failure in the order of the files.
 pub fn fetch(
-    request: &Request,
+    request: &FetchRequest,
     stop: &AtomicBool,
-    report: impl Fn(usize, Event<'_>) + Sync,
+    report: impl Fn(usize, FetchEvent<'_>) + Sync,
 ) -> Result<Vec<Fetched>, FetchError> {
     let (host, repository) = request.data_set.repository();
     let client = Client::new(request.endpoints.clone(), request.patience);
-    let record =
-        Record::read(&request.out, request.data_set.name()).filter(|record| record.repository == repository);
+    let record = FetchRecord::read(&request.out, request.data_set.name())
+        .filter(|record| record.repository == repository);
     let asked = match (&request.revision, &record) {
         (Some(revision), _) => checked_revision(revision)?,
         (None, Some(record)) => record.revision.clone(),
@@ -78,12 +78,12 @@ pub fn fetch(
     let revision = match missing {
         Some(file) if host == Host::HuggingFace && !is_commit(&asked) => {
             let url = client.endpoints().url((host, repository), &asked, &file.path);
-            let retry = |event: Event<'_>| report(0, event);
+            let retry = |event: FetchEvent<'_>| report(0, event);
             stoppable(&client, stop, || commit_of(&client, &url, stop, &retry))?.unwrap_or(asked)
         }
         _ => asked,
     };
-    let new = || Record::new(request.data_set.name(), repository, &revision);
+    let new = || FetchRecord::new(request.data_set.name(), repository, &revision);
     let record = Mutex::new(record.filter(|record| record.revision == revision).unwrap_or_else(new));
 
     let halt = AtomicBool::new(false);
@@ -101,7 +101,7 @@ pub fn fetch(
         };
         let fetched = download.run()?;
         lock(&record).add(&request.out, &fetched)?;
-        report(index, Event::Done(&fetched));
+        report(index, FetchEvent::Done(&fetched));
         Ok(fetched)
     };
     let worker = || {
@@ -131,10 +131,10 @@ pub fn fetch(
     in_order(results.into_inner().unwrap_or_default(), stop)
 }
 
-type Outcome = Option<Result<Fetched, std::sync::Arc<FetchError>>>;
+type FetchOutcome = Option<Result<Fetched, std::sync::Arc<FetchError>>>;
 
 /// All files, or the first failure that was not itself caused by another one.
-fn in_order(results: Vec<Outcome>, stop: &AtomicBool) -> Result<Vec<Fetched>, FetchError> {
+fn in_order(results: Vec<FetchOutcome>, stop: &AtomicBool) -> Result<Vec<Fetched>, FetchError> {
     let mut fetched = Vec::with_capacity(results.len());
     let mut interrupted = stop.load(Ordering::Relaxed);
     for result in results {
@@ -155,7 +155,7 @@ fn commit_of(
     client: &Client,
     url: &str,
     stop: &AtomicBool,
-    report: &dyn Fn(Event<'_>),
+    report: &dyn Fn(FetchEvent<'_>),
 ) -> Result<Option<String>, FetchError> {
     let mut attempts = Attempts::new(client.patience());
     loop {
@@ -193,7 +193,7 @@ impl<'a> Attempts<'a> {
         &mut self,
         error: FetchError,
         stop: &AtomicBool,
-        report: &dyn Fn(Event<'_>),
+        report: &dyn Fn(FetchEvent<'_>),
     ) -> Result<(), FetchError> {
         if stop.load(Ordering::Relaxed) {
             return Err(FetchError::Interrupted);
@@ -208,7 +208,7 @@ impl<'a> Attempts<'a> {
         let asked = Duration::from_secs(error.retry_after_s().unwrap_or(0));
         let pause = self.wait.max(asked).min(self.patience.longest_wait);
         self.wait = self.wait.saturating_mul(2);
-        report(Event::Retry { error: &error, wait_s: pause.as_secs() });
+        report(FetchEvent::Retry { error: &error, wait_s: pause.as_secs() });
         let end = Instant::now() + pause;
         while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             if stop.load(Ordering::Relaxed) {

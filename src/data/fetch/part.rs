@@ -16,7 +16,7 @@ use crate::store::atomic;
 /// The source of a part, written before its first byte.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Origin {
+pub(super) struct PartSource {
     /// The address that was asked for, before redirects.
     pub url: String,
     /// Of the whole file.
@@ -33,7 +33,7 @@ pub(super) struct Part {
     path: PathBuf,
     file: File,
     len: u64,
-    origin: Option<Origin>,
+    origin: Option<PartSource>,
 }
 
 impl Part {
@@ -60,8 +60,10 @@ impl Part {
             .ok()
             .and_then(|text| serde_json::from_slice(&text).ok());
         let mut part = Part { path, file, len, origin };
-        let known =
-            part.origin.as_ref().is_some_and(|o: &Origin| o.url == url && o.bytes.is_none_or(|b| len <= b));
+        let known = part
+            .origin
+            .as_ref()
+            .is_some_and(|o: &PartSource| o.url == url && o.bytes.is_none_or(|b| len <= b));
         if !known {
             part.restart(None)?;
         }
@@ -73,7 +75,7 @@ impl Part {
         self.len
     }
 
-    pub fn origin(&self) -> Option<&Origin> {
+    pub fn origin(&self) -> Option<&PartSource> {
         self.origin.as_ref()
     }
 
@@ -83,7 +85,7 @@ impl Part {
     }
 
     /// Drops what is there. With an origin, a new file begins.
-    pub fn restart(&mut self, origin: Option<Origin>) -> Result<(), FetchError> {
+    pub fn restart(&mut self, origin: Option<PartSource>) -> Result<(), FetchError> {
         if self.len > 0 {
             self.file.set_len(0).map_err(FetchError::io("write", &self.path, 0))?;
             self.len = 0;
@@ -147,8 +149,8 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn origin(url: &str, bytes: u64) -> Origin {
-        Origin { url: url.to_owned(), bytes: Some(bytes), validator: None, sha256: None }
+    fn origin(url: &str, bytes: u64) -> PartSource {
+        PartSource { url: url.to_owned(), bytes: Some(bytes), validator: None, sha256: None }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::store::atomic;
 
 /// The record of a data set in a folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct FetchRecord {
     pub data_set: String,
     pub repository: String,
     /// A commit, or a branch where the server does not give its commit.
@@ -32,11 +32,11 @@ pub struct RecordedFile {
     pub verified: bool,
 }
 
-impl Record {
-    pub fn new(data_set: &str, repository: &str, revision: &str) -> Record {
+impl FetchRecord {
+    pub fn new(data_set: &str, repository: &str, revision: &str) -> FetchRecord {
         let (data_set, repository, revision) =
             (data_set.to_owned(), repository.to_owned(), revision.to_owned());
-        Record { data_set, repository, revision, files: BTreeMap::new() }
+        FetchRecord { data_set, repository, revision, files: BTreeMap::new() }
     }
 
     /// Where the record of a data set is.
@@ -45,9 +45,9 @@ impl Record {
     }
 
     /// The record in a folder; none if there is none, or none that can be read.
-    pub fn read(out: &Path, data_set: &str) -> Option<Record> {
-        let text = std::fs::read(Record::path(out, data_set)).ok()?;
-        serde_json::from_slice::<Record>(&text).ok().filter(|record| record.data_set == data_set)
+    pub fn read(out: &Path, data_set: &str) -> Option<FetchRecord> {
+        let text = std::fs::read(FetchRecord::path(out, data_set)).ok()?;
+        serde_json::from_slice::<FetchRecord>(&text).ok().filter(|record| record.data_set == data_set)
     }
 
     /// Notes a file and writes the record. A file that was there before, of unknown digest, is not noted.
@@ -57,7 +57,7 @@ impl Record {
         if self.files.insert(fetched.name.clone(), file.clone()) == Some(file) {
             return Ok(());
         }
-        let path = Record::path(out, &self.data_set);
+        let path = FetchRecord::path(out, &self.data_set);
         let mut text = serde_json::to_vec_pretty(self).expect("strings and numbers become JSON");
         text.push(b'\n');
         let need = text.len() as u64;

@@ -39,14 +39,14 @@ fn patience() -> Patience {
 }
 
 /// A request for one shard of the pre-tokenised set, from servers of ours.
-fn request(server: &Server, out: &Path) -> Request {
+fn request(server: &Server, out: &Path) -> FetchRequest {
     let files = DataSet::FineWebEdu100B.files(Some(1)).unwrap().split_off(1);
     let variable = |name: &str| match name {
         "HF_ENDPOINT" | "GITHUB_RAW_ENDPOINT" => Some(server.url.clone()),
         "HF_TOKEN" => Some("hf_secret".to_owned()),
         _ => None,
     };
-    Request {
+    FetchRequest {
         data_set: DataSet::FineWebEdu100B,
         files,
         out: out.to_owned(),
@@ -58,7 +58,7 @@ fn request(server: &Server, out: &Path) -> Request {
     }
 }
 
-fn run(request: &Request) -> Result<Vec<Fetched>, FetchError> {
+fn run(request: &FetchRequest) -> Result<Vec<Fetched>, FetchError> {
     fetch(request, &AtomicBool::new(false), |_, _| ())
 }
 
@@ -97,10 +97,11 @@ fn a_file_comes_whole_with_its_record() {
     assert_eq!(asked.len(), 1);
     assert_eq!(
         asked[0].path,
-        "/datasets/karpathy/fineweb-edu-100B-gpt2-token-shards/resolve/0123456789012345678901234567890123456789/edu_fineweb_train_000001.bin"
+        "/datasets/karpathy/fineweb-edu-100B-gpt2-token-shards/resolve/\
+         0123456789012345678901234567890123456789/edu_fineweb_train_000001.bin"
     );
     assert!(asked[0].from().is_none() && asked[0].header("accept-encoding") == Some("identity"));
-    let record = Record::read(dir.path(), "fineweb-edu-100b").unwrap();
+    let record = FetchRecord::read(dir.path(), "fineweb-edu-100b").unwrap();
     assert_eq!(
         (record.files[NAME].sha256.as_str(), record.files[NAME].verified),
         (sha256(&bytes).as_str(), false)
@@ -130,14 +131,14 @@ fn many_files_come_in_parallel_and_in_order() {
     });
     let files = DataSet::FineWebEdu100B.files(Some(7)).unwrap();
     let started = Instant::now();
-    let fetched = run(&Request { files, parallel: 4, ..request(&server, dir.path()) }).unwrap();
+    let fetched = run(&FetchRequest { files, parallel: 4, ..request(&server, dir.path()) }).unwrap();
     assert!(
         started.elapsed() < Duration::from_millis(790),
         "eight files, 100 ms each, were not fetched in parallel"
     );
     let sizes: Vec<_> = fetched.iter().map(|file| file.bytes).collect();
     assert_eq!(sizes, [1224, 1226, 1228, 1230, 1232, 1234, 1236, 1238]);
-    assert_eq!(Record::read(dir.path(), "fineweb-edu-100b").unwrap().files.len(), 8);
+    assert_eq!(FetchRecord::read(dir.path(), "fineweb-edu-100b").unwrap().files.len(), 8);
 }
 
 #[test]
@@ -147,7 +148,7 @@ fn a_branch_is_pinned_to_its_commit_and_stays_so() {
     let server = Server::start(move |asked| {
         Reply::file(asked, &shard_of(50, 0), ETAG).header("x-repo-commit", commit)
     });
-    let mut request = Request { revision: None, ..request(&server, dir.path()) };
+    let mut request = FetchRequest { revision: None, ..request(&server, dir.path()) };
     run(&request).unwrap();
     request.files = DataSet::FineWebEdu100B.files(Some(2)).unwrap();
     run(&request).unwrap();
@@ -155,7 +156,7 @@ fn a_branch_is_pinned_to_its_commit_and_stays_so() {
     let revisions: Vec<String> =
         server.asked().iter().map(|a| a.path.split('/').nth(5).unwrap().to_owned()).collect();
     assert_eq!(revisions, ["main", commit, commit, commit]);
-    assert_eq!(Record::read(dir.path(), "fineweb-edu-100b").unwrap().revision, commit);
+    assert_eq!(FetchRecord::read(dir.path(), "fineweb-edu-100b").unwrap().revision, commit);
 }
 
 #[test]
@@ -166,12 +167,13 @@ fn a_mirror_without_commits_is_asked_for_the_branch() {
             "HEAD" => Reply::new(status, b""),
             _ => Reply::file(asked, &shard_of(50, 0), ETAG),
         });
-        run(&Request { revision: None, ..request(&server, dir.path()) }).unwrap();
+        run(&FetchRequest { revision: None, ..request(&server, dir.path()) }).unwrap();
         assert!(server.asked()[1].path.contains("/resolve/main/"));
-        assert_eq!(Record::read(dir.path(), "fineweb-edu-100b").unwrap().revision, "main");
+        assert_eq!(FetchRecord::read(dir.path(), "fineweb-edu-100b").unwrap().revision, "main");
     }
     let (server, dir) = (Server::start(|_| Reply::new(404, b"")), tempfile::tempdir().unwrap());
-    let error = run(&Request { revision: None, ..request(&server, dir.path()) }).unwrap_err().to_string();
+    let error =
+        run(&FetchRequest { revision: None, ..request(&server, dir.path()) }).unwrap_err().to_string();
     assert!(error.contains("answered 404"), "{error}");
 }
 
@@ -213,7 +215,7 @@ fn a_pinned_digest_is_checked_and_the_token_stays_off_github() {
         _ => Some("hf_secret".to_owned()),
     });
     let files = DataSet::HellaSwag.files(None).unwrap();
-    let request = Request {
+    let request = FetchRequest {
         data_set: DataSet::HellaSwag,
         files,
         revision: None,
@@ -248,7 +250,7 @@ fn after_a_cut_only_the_missing_bytes_are_asked_for() {
         _ => Reply::file(asked, &served, ETAG),
     });
     let request =
-        Request { patience: Patience { attempts: 4, ..patience() }, ..request(&server, dir.path()) };
+        FetchRequest { patience: Patience { attempts: 4, ..patience() }, ..request(&server, dir.path()) };
     run(&request).unwrap();
     assert_eq!(fs::read(dir.path().join(NAME)).unwrap(), bytes);
     let ranges: Vec<_> = server
@@ -346,7 +348,8 @@ fn a_kill_between_two_calls_leaves_a_part_that_the_second_goes_on_with() {
         let reply = Reply::file(asked, &served, ETAG);
         if asked.number == 0 { reply.cut_after(70_000) } else { reply }
     });
-    let once = Request { patience: Patience { attempts: 1, ..patience() }, ..request(&server, dir.path()) };
+    let once =
+        FetchRequest { patience: Patience { attempts: 1, ..patience() }, ..request(&server, dir.path()) };
     let error = run(&once).unwrap_err().to_string();
     assert!(error.contains("gave up after 1 attempts"), "{error}");
     assert!(error.contains("was cut after 70000 of 201024 bytes"), "{error}");
@@ -370,8 +373,8 @@ fn an_interruption_ends_a_waiting_request_at_once_and_keeps_the_part() {
     let received = AtomicUsize::new(0);
     let error = std::thread::scope(|scope| {
         let run = scope.spawn(|| {
-            let report = |_: usize, event: Event<'_>| {
-                if let Event::Received(bytes) = event {
+            let report = |_: usize, event: FetchEvent<'_>| {
+                if let FetchEvent::Received(bytes) = event {
                     received.fetch_add(bytes as usize, Ordering::Relaxed);
                 }
             };
@@ -459,7 +462,7 @@ fn attempts_that_bring_enough_do_not_count_as_failures() {
     let bytes = shard_of(100_000, 0);
     let served = bytes.clone();
     let server = Server::start(move |asked| Reply::file(asked, &served, ETAG).cut_after(20_000));
-    let request = Request {
+    let request = FetchRequest {
         patience: Patience { progress_bytes: 20_000, ..patience() },
         ..request(&server, dir.path())
     };
@@ -520,7 +523,7 @@ fn a_server_that_is_not_there_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(|_| Reply::new(404, b""));
     let endpoints = Endpoints::from_variables(|_| Some(url.clone())).unwrap();
-    let error = run(&Request { endpoints, ..request(&server, dir.path()) }).unwrap_err().to_string();
+    let error = run(&FetchRequest { endpoints, ..request(&server, dir.path()) }).unwrap_err().to_string();
     assert!(error.contains("cannot reach") && error.contains(&url) && error.contains("efused"), "{error}");
 }
 
@@ -568,7 +571,7 @@ fn one_file_that_does_not_exist_ends_the_others_and_is_the_error() {
         },
     });
     let files = DataSet::FineWebEdu100B.files(Some(3)).unwrap();
-    let mut request = Request { files, parallel: 4, ..request(&server, dir.path()) };
+    let mut request = FetchRequest { files, parallel: 4, ..request(&server, dir.path()) };
     request.patience.stall = Duration::from_secs(10);
     let started = Instant::now();
     let error = run(&request).unwrap_err().to_string();
@@ -581,8 +584,8 @@ fn a_revision_that_would_change_the_address_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(|_| Reply::new(404, b""));
     for bad in ["", "../x", "a b", "a/b", "main?x"] {
-        let error =
-            run(&Request { revision: Some(bad.to_owned()), ..request(&server, dir.path()) }).unwrap_err();
+        let error = run(&FetchRequest { revision: Some(bad.to_owned()), ..request(&server, dir.path()) })
+            .unwrap_err();
         assert!(matches!(error, FetchError::Revision { .. }), "{bad}: {error}");
     }
     assert!(server.asked().is_empty());

@@ -186,12 +186,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn chunks_encode_to_the_tokens_of_the_whole(text in "[ab'.1é漢 \n\t\u{a0}]{0,80}", size in 1usize..12) {
+        fn chunks_encode_to_the_tokens_of_the_whole(
+            text in "[ab'.1é漢 \n\t\u{a0}]{0,80}",
+            size in 1usize..12,
+        ) {
             let tokenizer = Tokenizer::new(experiment::Tokenizer::Gpt2);
             let chunks = whole(&text, 0, size);
             if !text.trim().is_empty() {
                 prop_assert_eq!(parts(&text, &chunks).concat(), text.clone());
-                let tokens: Vec<u16> = parts(&text, &chunks).iter().flat_map(|part| tokenizer.encode(part)).collect();
+                let parts = parts(&text, &chunks);
+                let tokens: Vec<u16> = parts.iter().flat_map(|part| tokenizer.encode(part)).collect();
                 prop_assert_eq!(tokens, tokenizer.encode(&text));
             }
         }

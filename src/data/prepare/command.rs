@@ -2,13 +2,13 @@
 
 use super::super::error::DataError;
 use super::input::{Input, Refused};
-use super::kind::{Compression, Kind, Remedy, extension};
-use super::{InputFormat, Options, ValSplit};
+use super::kind::{Compression, InputKind, Remedy, extension};
+use super::{InputFormat, PrepareOptions, ValSplit};
 
 /// The formats that `prepare` reads.
 const READ: &str = "text in UTF-8 or JSON lines, plain or compressed with gzip or zstd, or Parquet";
 
-impl Options {
+impl PrepareOptions {
     /// The error for the input at `at`, with a command that prepares the same in another way.
     pub(super) fn refuse(&self, inputs: &[Input], at: usize, refused: Refused) -> DataError {
         let (kind, compression) = match refused {
@@ -18,7 +18,7 @@ impl Options {
         let input = &inputs[at];
         let path = input.path().to_owned();
         let (found, expected) = match (input.declared(), compression) {
-            (None, Some(compression)) if kind == Kind::Parquet => {
+            (None, Some(compression)) if kind == InputKind::Parquet => {
                 (format!("a Parquet file compressed with {}", compression.command()), READ)
             }
             (None, _) => (kind.name().to_owned(), READ),
@@ -27,7 +27,7 @@ impl Options {
             (Some(InputFormat::Parquet), _) => (kind.name().to_owned(), "a Parquet file"),
         };
         let mut hint = match (kind, compression) {
-            (Kind::Parquet, Some(compression)) => {
+            (InputKind::Parquet, Some(compression)) => {
                 self.filter(inputs, at, &format!("{} -dc {{}}", compression.command()))
             }
             _ => match kind.remedy() {
@@ -70,7 +70,7 @@ impl Options {
         let mut arguments =
             format!(" --out {} --name {}", quoted(&self.out.to_string_lossy()), quoted(&self.prefix));
         let mut add = |text: String| arguments.push_str(&text);
-        let default = Options::new(&self.out, &self.prefix, self.tokenizer);
+        let default = PrepareOptions::new(&self.out, &self.prefix, self.tokenizer);
         if self.tokenizer.name() != "gpt2" {
             add(format!(" --tokenizer {}", self.tokenizer.name()));
         }

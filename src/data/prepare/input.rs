@@ -12,8 +12,8 @@ use flate2::read::MultiGzDecoder;
 use super::super::error::DataError;
 use super::super::read_at::irregular;
 use super::InputFormat;
-use super::kind::{Compression, HEAD_BYTES, Kind, extension};
-use super::parquet::Table;
+use super::kind::{Compression, HEAD_BYTES, InputKind, extension};
+use super::parquet::ParquetTable;
 
 /// The byte order mark of UTF-8, which is part of no text.
 const BOM: &[u8] = "\u{feff}".as_bytes();
@@ -23,11 +23,11 @@ const BOM: &[u8] = "\u{feff}".as_bytes();
 pub struct Input {
     path: PathBuf,
     declared: Option<InputFormat>,
-    content: Content,
+    content: InputContent,
 }
 
 #[derive(Debug)]
-enum Content {
+enum InputContent {
     File,
     /// A pipe's, or standard input's.
     Read(Vec<u8>),
@@ -50,9 +50,9 @@ impl Input {
             None => {
                 // Checked now, and not after other inputs were encoded.
                 File::open(path).map_err(io())?;
-                Content::File
+                InputContent::File
             }
-            Some("a pipe" | "a socket") => Content::Read(std::fs::read(path).map_err(io())?),
+            Some("a pipe" | "a socket") => InputContent::Read(std::fs::read(path).map_err(io())?),
             Some(what) => {
                 let reason = std::io::Error::other(format!("it is {what}; name files"));
                 return Err(io()(reason));
@@ -63,7 +63,7 @@ impl Input {
 
     /// Bytes in memory, called `name` in messages.
     pub fn bytes(name: &str, format: Option<InputFormat>, bytes: Vec<u8>) -> Input {
-        Input { path: PathBuf::from(name), declared: format, content: Content::Read(bytes) }
+        Input { path: PathBuf::from(name), declared: format, content: InputContent::Read(bytes) }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -72,7 +72,7 @@ impl Input {
 
     /// Whether it can be named on a command line.
     pub(super) fn is_file(&self) -> bool {
-        matches!(self.content, Content::File)
+        matches!(self.content, InputContent::File)
     }
 
     pub(super) fn declared(&self) -> Option<InputFormat> {
@@ -82,8 +82,10 @@ impl Input {
     /// The bytes as they are.
     pub(super) fn open(&self) -> Result<Box<dyn ReadSeek + '_>, DataError> {
         Ok(match &self.content {
-            Content::File => Box::new(File::open(&self.path).map_err(DataError::io("read", &self.path))?),
-            Content::Read(bytes) => Box::new(Cursor::new(bytes)),
+            InputContent::File => {
+                Box::new(File::open(&self.path).map_err(DataError::io("read", &self.path))?)
+            }
+            InputContent::Read(bytes) => Box::new(Cursor::new(bytes)),
         })
     }
 
@@ -106,7 +108,7 @@ impl Input {
             return Err(Refused::Error(examined.no_text()));
         }
         let name = extension(&self.path);
-        let kind = Kind::of(&stream.bytes, stream.done).named(if self.is_file() { &name } else { "" });
+        let kind = InputKind::of(&stream.bytes, stream.done).named(if self.is_file() { &name } else { "" });
         let named = match name.as_str() {
             "jsonl" | "ndjson" => Some(InputFormat::Jsonl),
             "parquet" => Some(InputFormat::Parquet),
@@ -135,7 +137,7 @@ impl Input {
             )
         });
         examined.bytes = match format {
-            InputFormat::Parquet => Table::open(self, column)?.bytes(),
+            InputFormat::Parquet => ParquetTable::open(self, column)?.bytes(),
             InputFormat::Text => check_text(&mut stream)?,
             InputFormat::Jsonl if compression.is_some() => stream.count()?,
             InputFormat::Jsonl => {
@@ -154,7 +156,7 @@ pub(super) enum Refused {
     Error(DataError),
     /// Its format is not read; the caller knows what to do instead.
     Kind {
-        kind: Kind,
+        kind: InputKind,
         compression: Option<Compression>,
     },
 }
@@ -179,7 +181,7 @@ pub(super) struct Examined<'a> {
 
 impl<'a> Examined<'a> {
     /// The text from its start, decompressed.
-    pub fn stream(&self) -> Result<Stream<'a>, DataError> {
+    pub fn stream(&self) -> Result<InputStream<'a>, DataError> {
         let (path, raw) = (self.input.path(), self.input.open()?);
         let reader: Box<dyn Read + 'a> = match self.compression {
             None => raw,
@@ -188,7 +190,7 @@ impl<'a> Examined<'a> {
                 Box::new(zstd::Decoder::new(raw).map_err(DataError::io("read", path))?)
             }
         };
-        let mut stream = Stream {
+        let mut stream = InputStream {
             path,
             compression: self.compression,
             reader,
@@ -218,7 +220,7 @@ impl<'a> Examined<'a> {
 }
 
 /// The bytes of an input, a window in memory at a time.
-pub(super) struct Stream<'a> {
+pub(super) struct InputStream<'a> {
     path: &'a Path,
     compression: Option<Compression>,
     reader: Box<dyn Read + 'a>,
@@ -232,7 +234,7 @@ pub(super) struct Stream<'a> {
     pub done: bool,
 }
 
-impl Stream<'_> {
+impl InputStream<'_> {
     /// Reads on until the window has `target` bytes, or nothing follows.
     pub fn fill(&mut self, target: usize) -> Result<(), DataError> {
         let missing = target.saturating_sub(self.bytes.len()) as u64;
@@ -296,7 +298,7 @@ impl Stream<'_> {
 }
 
 /// Reads text to its last byte; its length.
-fn check_text(stream: &mut Stream<'_>) -> Result<u64, DataError> {
+fn check_text(stream: &mut InputStream<'_>) -> Result<u64, DataError> {
     loop {
         let read = stream.text()?.len();
         stream.consume(read);

@@ -10,7 +10,7 @@ use super::super::error::DataError;
 
 /// A line of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Line<'a> {
+pub(super) struct JsonLine<'a> {
     /// From 1.
     pub number: u64,
     /// Where it starts in the file.
@@ -20,9 +20,9 @@ pub(super) struct Line<'a> {
 }
 
 /// The lines that hold something, of a part of a file that begins with line `first` at byte `start`.
-pub(super) fn lines(bytes: &[u8], first: u64, mut start: u64) -> impl Iterator<Item = Line<'_>> {
+pub(super) fn lines(bytes: &[u8], first: u64, mut start: u64) -> impl Iterator<Item = JsonLine<'_>> {
     let numbered = bytes.split(|&byte| byte == b'\n').zip(first..).map(move |(bytes, number)| {
-        let line = Line { number, start, bytes };
+        let line = JsonLine { number, start, bytes };
         start += bytes.len() as u64 + 1;
         line
     });
@@ -34,10 +34,10 @@ pub(super) fn lines(bytes: &[u8], first: u64, mut start: u64) -> impl Iterator<I
 /// # Errors
 ///
 /// A line that is no JSON object, has no such field, or something else than a string in it.
-pub(super) fn text<'a>(path: &Path, line: Line<'a>, column: &str) -> Result<Cow<'a, str>, DataError> {
+pub(super) fn text<'a>(path: &Path, line: JsonLine<'a>, column: &str) -> Result<Cow<'a, str>, DataError> {
     let refused = |problem| DataError::Line { path: path.to_owned(), line: line.number, problem };
     let mut json = serde_json::Deserializer::from_slice(line.bytes);
-    let read = Column { name: column }.deserialize(&mut json).and_then(|text| json.end().map(|()| text));
+    let read = FieldOf { name: column }.deserialize(&mut json).and_then(|text| json.end().map(|()| text));
     read.map_err(|error| {
         // Each line is a document of its own: its line in serde's message is always 1.
         let message = error.to_string();
@@ -50,11 +50,11 @@ pub(super) fn text<'a>(path: &Path, line: Line<'a>, column: &str) -> Result<Cow<
 }
 
 /// Reads one field of an object and passes over the others.
-struct Column<'c> {
+struct FieldOf<'c> {
     name: &'c str,
 }
 
-impl<'de> DeserializeSeed<'de> for Column<'_> {
+impl<'de> DeserializeSeed<'de> for FieldOf<'_> {
     type Value = Cow<'de, str>;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -62,7 +62,7 @@ impl<'de> DeserializeSeed<'de> for Column<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Column<'_> {
+impl<'de> Visitor<'de> for FieldOf<'_> {
     type Value = Cow<'de, str>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -71,9 +71,9 @@ impl<'de> Visitor<'de> for Column<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let (mut found, mut others) = (None, Vec::new());
-        while let Some(key) = map.next_key_seed(Text { of: None })? {
+        while let Some(key) = map.next_key_seed(TextField { of: None })? {
             if key == self.name {
-                let value = map.next_value_seed(Text { of: Some(self.name) })?;
+                let value = map.next_value_seed(TextField { of: Some(self.name) })?;
                 if found.replace(value).is_some() {
                     return Err(A::Error::custom(format!("the column `{}` is there twice", self.name)));
                 }
@@ -94,12 +94,12 @@ impl<'de> Visitor<'de> for Column<'_> {
 }
 
 /// A string, borrowed from the line where nothing in it is escaped.
-struct Text<'c> {
+struct TextField<'c> {
     /// The column it is in, for messages.
     of: Option<&'c str>,
 }
 
-impl<'de> DeserializeSeed<'de> for Text<'_> {
+impl<'de> DeserializeSeed<'de> for TextField<'_> {
     type Value = Cow<'de, str>;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -107,7 +107,7 @@ impl<'de> DeserializeSeed<'de> for Text<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Text<'_> {
+impl<'de> Visitor<'de> for TextField<'_> {
     type Value = Cow<'de, str>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     fn read(line: &[u8]) -> Result<String, String> {
-        let line = Line { number: 7, start: 0, bytes: line };
+        let line = JsonLine { number: 7, start: 0, bytes: line };
         text(Path::new("x.jsonl"), line, "text").map(Cow::into_owned).map_err(|e| e.to_string())
     }
 

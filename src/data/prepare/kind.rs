@@ -10,7 +10,7 @@ pub(super) const HEAD_BYTES: usize = 64 << 10;
 
 /// The format of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum InputKind {
     Text,
     JsonLines,
     Parquet,
@@ -109,52 +109,52 @@ static FOREIGN: [Foreign; 19] = [
     foreign(0, b"\x28\xb5\x2f\xfd", "compressed twice", Filter("zstd -dc {}")),
 ];
 
-impl Kind {
+impl InputKind {
     /// What `head`, the start of an uncompressed input, holds. `whole` says that nothing follows it.
-    pub fn of(head: &[u8], whole: bool) -> Kind {
+    pub fn of(head: &[u8], whole: bool) -> InputKind {
         if head.starts_with(b"PAR1") {
-            return Kind::Parquet;
+            return InputKind::Parquet;
         }
         let has = |foreign: &&Foreign| head.get(foreign.at..).is_some_and(|at| at.starts_with(foreign.magic));
         if let Some(foreign) = FOREIGN.iter().find(has) {
-            return Kind::Foreign(foreign);
+            return InputKind::Foreign(foreign);
         }
         if let Some(kind) = zeros(head) {
             return kind;
         }
         if shard::html_start(head).is_some() {
             let xml = head.trim_ascii_start().starts_with(b"<?xml");
-            return if xml { Kind::Xml } else { Kind::Html };
+            return if xml { InputKind::Xml } else { InputKind::Html };
         }
         let text = String::from_utf8_lossy(head);
         let text = text.trim_start_matches('\u{feff}').trim_start();
         let first_tag = text.split_once('>').map_or("", |(tag, _)| tag);
         if first_tag.starts_with('<') && first_tag.contains(" xmlns") {
-            return Kind::Xml;
+            return InputKind::Xml;
         }
         if text.starts_with('{') {
             return braces(text, whole);
         }
         let after = text.strip_prefix('[').map(str::trim_start);
         if after.is_some_and(|after| after.starts_with('{') && after[1..].trim_start().starts_with('"')) {
-            return Kind::JsonArray;
+            return InputKind::JsonArray;
         }
         match () {
-            () if is_table(text, ',', whole) => Kind::Csv,
-            () if is_table(text, '\t', whole) => Kind::Tsv,
-            () => Kind::Text,
+            () if is_table(text, ',', whole) => InputKind::Csv,
+            () if is_table(text, '\t', whole) => InputKind::Tsv,
+            () => InputKind::Text,
         }
     }
 
     /// Uses the name where content alone is ambiguous: text whose name says table, page or JSON is taken for
     /// that.
-    pub fn named(self, extension: &str) -> Kind {
+    pub fn named(self, extension: &str) -> InputKind {
         match (self, extension) {
-            (Kind::Text, "csv") => Kind::Csv,
-            (Kind::Text, "tsv" | "tab") => Kind::Tsv,
-            (Kind::Text, "html" | "htm" | "xhtml") => Kind::Html,
-            (Kind::Text, "xml") => Kind::Xml,
-            (Kind::Text, "json") => Kind::JsonDocument,
+            (InputKind::Text, "csv") => InputKind::Csv,
+            (InputKind::Text, "tsv" | "tab") => InputKind::Tsv,
+            (InputKind::Text, "html" | "htm" | "xhtml") => InputKind::Html,
+            (InputKind::Text, "xml") => InputKind::Xml,
+            (InputKind::Text, "json") => InputKind::JsonDocument,
             _ => self,
         }
     }
@@ -162,9 +162,9 @@ impl Kind {
     /// The format in which it is read by default.
     pub fn format(self) -> Option<InputFormat> {
         match self {
-            Kind::Text => Some(InputFormat::Text),
-            Kind::JsonLines => Some(InputFormat::Jsonl),
-            Kind::Parquet => Some(InputFormat::Parquet),
+            InputKind::Text => Some(InputFormat::Text),
+            InputKind::JsonLines => Some(InputFormat::Jsonl),
+            InputKind::Parquet => Some(InputFormat::Parquet),
             _ => None,
         }
     }
@@ -172,48 +172,56 @@ impl Kind {
     /// Whether it can be read as `format`, or at least tried.
     pub fn can_be(self, format: InputFormat) -> bool {
         match format {
-            InputFormat::Text => !matches!(self, Kind::Parquet | Kind::Foreign(_)),
+            InputFormat::Text => !matches!(self, InputKind::Parquet | InputKind::Foreign(_)),
             InputFormat::Jsonl => {
-                matches!(self, Kind::JsonLines | Kind::Text | Kind::JsonDocument | Kind::Binary)
+                matches!(
+                    self,
+                    InputKind::JsonLines | InputKind::Text | InputKind::JsonDocument | InputKind::Binary
+                )
             }
-            InputFormat::Parquet => !matches!(self, Kind::Foreign(_)),
+            InputFormat::Parquet => !matches!(self, InputKind::Foreign(_)),
         }
     }
 
     /// Its name in messages, after "it is".
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Text => "text",
-            Kind::JsonLines => "a file of JSON lines",
-            Kind::Parquet => "a Parquet file",
-            Kind::JsonArray => "one JSON array",
-            Kind::JsonDocument => "JSON, but not one object a line",
-            Kind::Csv => "a table of comma-separated values (CSV)",
-            Kind::Tsv => "a table of tab-separated values (TSV)",
-            Kind::Html => "a web page (HTML)",
-            Kind::Xml => "an XML document",
-            Kind::Binary => "binary: it holds bytes of zero",
-            Kind::Foreign(foreign) => foreign.name,
+            InputKind::Text => "text",
+            InputKind::JsonLines => "a file of JSON lines",
+            InputKind::Parquet => "a Parquet file",
+            InputKind::JsonArray => "one JSON array",
+            InputKind::JsonDocument => "JSON, but not one object a line",
+            InputKind::Csv => "a table of comma-separated values (CSV)",
+            InputKind::Tsv => "a table of tab-separated values (TSV)",
+            InputKind::Html => "a web page (HTML)",
+            InputKind::Xml => "an XML document",
+            InputKind::Binary => "binary: it holds bytes of zero",
+            InputKind::Foreign(foreign) => foreign.name,
         }
     }
 
     /// What to do with it where it is not read.
     pub fn remedy(self) -> Remedy {
         match self {
-            Kind::Csv => Filter(
-                "python3 -c 'import csv, json, sys; [print(json.dumps(r)) for r in csv.DictReader(open(sys.argv[1], newline=\"\"))]' {}",
+            InputKind::Csv => Filter(
+                "python3 -c 'import csv, json, sys; [print(json.dumps(r)) for r in \
+                 csv.DictReader(open(sys.argv[1], newline=\"\"))]' {}",
             ),
-            Kind::Tsv => Filter(
-                "python3 -c 'import csv, json, sys; [print(json.dumps(r)) for r in csv.DictReader(open(sys.argv[1], newline=\"\"), delimiter=\"\\t\")]' {}",
+            InputKind::Tsv => Filter(
+                "python3 -c 'import csv, json, sys; [print(json.dumps(r)) for r in \
+                 csv.DictReader(open(sys.argv[1], newline=\"\"), delimiter=\"\\t\")]' {}",
             ),
-            Kind::JsonArray => Filter(
-                "python3 -c 'import json, sys; [print(json.dumps(r)) for r in json.load(open(sys.argv[1]))]' {}",
+            InputKind::JsonArray => Filter(
+                "python3 -c 'import json, sys; [print(json.dumps(r)) for r in \
+                 json.load(open(sys.argv[1]))]' {}",
             ),
-            Kind::JsonDocument => Say("write one object a line"),
-            Kind::Html | Kind::Xml => Say("take the text out of it first"),
-            Kind::Parquet => Say("leave out `--format`, or say `--format parquet`"),
-            Kind::Text | Kind::JsonLines | Kind::Binary => Say("name text, JSON lines or Parquet"),
-            Kind::Foreign(foreign) => foreign.remedy,
+            InputKind::JsonDocument => Say("write one object a line"),
+            InputKind::Html | InputKind::Xml => Say("take the text out of it first"),
+            InputKind::Parquet => Say("leave out `--format`, or say `--format parquet`"),
+            InputKind::Text | InputKind::JsonLines | InputKind::Binary => {
+                Say("name text, JSON lines or Parquet")
+            }
+            InputKind::Foreign(foreign) => foreign.remedy,
         }
     }
 }
@@ -230,30 +238,30 @@ pub(super) fn extension(path: &Path) -> String {
 }
 
 /// UTF-16 without a mark, or binary; text has no zeros.
-fn zeros(head: &[u8]) -> Option<Kind> {
+fn zeros(head: &[u8]) -> Option<InputKind> {
     let count = |from: usize| head.iter().skip(from).step_by(2).filter(|&&byte| byte == 0).count();
     let (even, odd) = (count(0), count(1));
     let half = head.len() / 2;
     match () {
         () if even + odd == 0 => None,
-        () if even == 0 && 5 * odd >= 2 * half => Some(Kind::Foreign(&UTF_16_LE)),
-        () if odd == 0 && 5 * even >= 2 * half => Some(Kind::Foreign(&UTF_16_BE)),
-        () => Some(Kind::Binary),
+        () if even == 0 && 5 * odd >= 2 * half => Some(InputKind::Foreign(&UTF_16_LE)),
+        () if odd == 0 && 5 * even >= 2 * half => Some(InputKind::Foreign(&UTF_16_BE)),
+        () => Some(InputKind::Binary),
     }
 }
 
 /// The format of content that starts with `{`.
-fn braces(text: &str, whole: bool) -> Kind {
+fn braces(text: &str, whole: bool) -> InputKind {
     let inside = text[1..].trim_start();
     let is_json = inside.starts_with('"') || inside.starts_with('}');
     let (line, ended) = text.split_once('\n').map_or((text, whole), |(line, _)| (line, true));
     let object = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(line).is_ok();
     match () {
-        () if object || (is_json && !ended && !line.contains('\n')) => Kind::JsonLines,
+        () if object || (is_json && !ended && !line.contains('\n')) => InputKind::JsonLines,
         // A first line that is damaged, or an object over many lines.
-        () if is_json && line.trim_end().len() > 1 && line.contains("\":") => Kind::JsonLines,
-        () if is_json => Kind::JsonDocument,
-        () => Kind::Text,
+        () if is_json && line.trim_end().len() > 1 && line.contains("\":") => InputKind::JsonLines,
+        () if is_json => InputKind::JsonDocument,
+        () => InputKind::Text,
     }
 }
 
@@ -328,7 +336,7 @@ mod tests {
             (&MAGIC.to_le_bytes(), "a token shard already"),
             (b"\x7fELF\x02\x01\x01\0\0\0", "binary: it holds bytes of zero"),
         ] {
-            assert_eq!(Kind::of(head, true).name(), expected, "{}", String::from_utf8_lossy(head));
+            assert_eq!(InputKind::of(head, true).name(), expected, "{}", String::from_utf8_lossy(head));
         }
     }
 

@@ -54,7 +54,7 @@ pub enum ValSplit {
 
 /// What to write, and where.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct PrepareOptions {
     /// Folder of the shards; made when missing.
     pub out: PathBuf,
     /// Shards are named `<prefix>_train_000001.bin` and `<prefix>_val_000000.bin`.
@@ -74,7 +74,7 @@ pub struct Options {
 
 /// A shard that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Written {
+pub struct WrittenShard {
     pub path: PathBuf,
     pub tokens: u64,
     pub bytes: u64,
@@ -82,7 +82,7 @@ pub struct Written {
 
 /// The result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Summary {
+pub struct PrepareSummary {
     pub documents: u64,
     /// Bytes of text in those documents.
     pub text_bytes: u64,
@@ -90,7 +90,7 @@ pub struct Summary {
     pub train_tokens: u64,
     pub val_tokens: u64,
     /// Validation first.
-    pub shards: Vec<Written>,
+    pub shards: Vec<WrittenShard>,
     /// Documents of white space alone, left out.
     pub blank: u64,
     /// Why each row was left out that `skip_bad_rows` allowed.
@@ -115,9 +115,9 @@ const BATCH_BYTES: usize = 4 << 20;
 /// of range, and what the operating system refuses. In every case no shard has been written or replaced.
 pub fn prepare(
     inputs: &[Input],
-    options: &Options,
+    options: &PrepareOptions,
     progress: impl FnMut(u64, u64),
-) -> Result<Summary, DataError> {
+) -> Result<PrepareSummary, DataError> {
     options.check()?;
     let examine = |at: usize| {
         inputs[at].examine(&options.column).map_err(|refused| options.refuse(inputs, at, refused))
@@ -129,7 +129,7 @@ pub fn prepare(
         ValSplit::Tokens(_) => 0,
     };
     let notes = examined.iter().filter_map(|input| input.note.clone()).chain(twice(inputs)).collect();
-    let summary = Summary { notes, ..Summary::default() };
+    let summary = PrepareSummary { notes, ..PrepareSummary::default() };
     let mut sink = Sink { options, writer: ShardWriter::new(options)?, summary, progress, total };
     for input in &examined {
         let (documents, skipped) = (sink.summary.documents, sink.summary.skipped.len());
@@ -162,25 +162,25 @@ fn twice(inputs: &[Input]) -> Vec<String> {
 }
 
 /// A document or a part of one, that can be encoded alone.
-struct Piece<'a> {
+struct DocumentPiece<'a> {
     text: &'a str,
     /// `<|endoftext|>` comes before it.
     starts_document: bool,
     validation: bool,
 }
 
-impl<'a> Piece<'a> {
+impl<'a> DocumentPiece<'a> {
     /// A whole document; none if it is white space alone.
-    fn document(text: &'a str, validation: bool) -> Option<Piece<'a>> {
-        (!text.trim().is_empty()).then_some(Piece { text, starts_document: true, validation })
+    fn document(text: &'a str, validation: bool) -> Option<DocumentPiece<'a>> {
+        (!text.trim().is_empty()).then_some(DocumentPiece { text, starts_document: true, validation })
     }
 }
 
 /// Encodes pieces and writes their tokens, batch by batch.
 struct Sink<'a, P> {
-    options: &'a Options,
+    options: &'a PrepareOptions,
     writer: ShardWriter<'a>,
-    summary: Summary,
+    summary: PrepareSummary,
     progress: P,
     total: u64,
 }
@@ -204,7 +204,7 @@ impl<P: FnMut(u64, u64)> Sink<'_, P> {
             };
             let text = &text[..end];
             let plan = chunks::plan(text, open, val_bytes.saturating_sub(stream.at));
-            let piece = |chunk: &chunks::Chunk| Piece {
+            let piece = |chunk: &chunks::Chunk| DocumentPiece {
                 text: &text[chunk.range.clone()],
                 starts_document: chunk.starts_document,
                 validation: chunk.validation,
@@ -237,7 +237,7 @@ impl<P: FnMut(u64, u64)> Sink<'_, P> {
                     continue;
                 }
             };
-            let lines: Vec<jsonl::Line> = jsonl::lines(&bytes[..end], first, stream.at).collect();
+            let lines: Vec<jsonl::JsonLine> = jsonl::lines(&bytes[..end], first, stream.at).collect();
             // Collected before the first error is looked for, so that it is the first in the file.
             let texts: Vec<Result<_, DataError>> =
                 lines.par_iter().map(|line| jsonl::text(path, *line, column)).collect();
@@ -245,7 +245,7 @@ impl<P: FnMut(u64, u64)> Sink<'_, P> {
             let texts = texts.into_iter().map(|text| self.good(text)).collect::<Result<Vec<_>, _>>()?;
             for (line, text) in lines.iter().zip(&texts) {
                 let Some(text) = text else { continue };
-                let piece = Piece::document(text, line.start < val_bytes);
+                let piece = DocumentPiece::document(text, line.start < val_bytes);
                 self.summary.blank += u64::from(piece.is_none());
                 pieces.extend(piece);
             }
@@ -263,7 +263,7 @@ impl<P: FnMut(u64, u64)> Sink<'_, P> {
 
     /// Encodes the rows of a Parquet file; returns how many there are.
     fn parquet(&mut self, input: &Examined<'_>, val_bytes: u64) -> Result<u64, DataError> {
-        let mut table = parquet::Table::open(input.input, &self.options.column)?;
+        let mut table = parquet::ParquetTable::open(input.input, &self.options.column)?;
         // Compressed as it is, a file's bytes belong to its rows in proportion.
         let rows = table.rows();
         let bytes_before = |row: usize| (u128::from(input.bytes) * row as u128 / rows.max(1) as u128) as u64;
@@ -272,7 +272,7 @@ impl<P: FnMut(u64, u64)> Sink<'_, P> {
             let mut pieces = Vec::new();
             for (row, text) in (group.start..).zip(group.texts()) {
                 let Some(text) = self.good(text.ok_or_else(|| table.null(row)))? else { continue };
-                let piece = Piece::document(text, bytes_before(row) < val_bytes);
+                let piece = DocumentPiece::document(text, bytes_before(row) < val_bytes);
                 self.summary.blank += u64::from(piece.is_none());
                 pieces.extend(piece);
             }
@@ -297,8 +297,8 @@ impl<P: FnMut(u64, u64)> Sink<'_, P> {
     }
 
     /// Encodes pieces in parallel and writes them in order.
-    fn write(&mut self, pieces: &[Piece<'_>]) -> Result<(), DataError> {
-        let encode = |piece: &Piece<'_>| encode(piece, &self.options.tokenizer);
+    fn write(&mut self, pieces: &[DocumentPiece<'_>]) -> Result<(), DataError> {
+        let encode = |piece: &DocumentPiece<'_>| encode(piece, &self.options.tokenizer);
         let encoded: Vec<Vec<u16>> = pieces.par_iter().map(encode).collect();
         for (piece, tokens) in pieces.iter().zip(encoded) {
             self.writer.write(&tokens, piece.validation)?;
@@ -308,7 +308,7 @@ impl<P: FnMut(u64, u64)> Sink<'_, P> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Summary, DataError> {
+    fn finish(mut self) -> Result<PrepareSummary, DataError> {
         let summary = &mut self.summary;
         (summary.train_tokens, summary.val_tokens) = (self.writer.train_tokens(), self.writer.val_tokens());
         if summary.train_tokens == 0 {
@@ -319,15 +319,15 @@ impl<P: FnMut(u64, u64)> Sink<'_, P> {
     }
 }
 
-fn encode(piece: &Piece<'_>, tokenizer: &Tokenizer) -> Vec<u16> {
+fn encode(piece: &DocumentPiece<'_>, tokenizer: &Tokenizer) -> Vec<u16> {
     let tokens = tokenizer.encode(piece.text);
     if piece.starts_document { std::iter::once(tokenizer.eot()).chain(tokens).collect() } else { tokens }
 }
 
-impl Options {
+impl PrepareOptions {
     /// Shards of 100 M tokens called `prefix` in `out`, about a hundredth of the text held out.
-    pub fn new(out: &Path, prefix: &str, tokenizer: Tokenizer) -> Options {
-        Options {
+    pub fn new(out: &Path, prefix: &str, tokenizer: Tokenizer) -> PrepareOptions {
+        PrepareOptions {
             out: out.to_owned(),
             prefix: prefix.to_owned(),
             tokenizer,

@@ -24,7 +24,7 @@ use super::super::error::DataError;
 use super::input::{Input, ReadSeek};
 
 /// A Parquet file with a column of text.
-pub(super) struct Table<'a> {
+pub(super) struct ParquetTable<'a> {
     path: PathBuf,
     file: Box<dyn ReadSeek + 'a>,
     bytes: u64,
@@ -37,20 +37,20 @@ pub(super) struct Table<'a> {
 }
 
 /// The rows of a row group.
-pub(super) struct Group {
+pub(super) struct ParquetRows {
     /// Rows before it.
     pub start: usize,
     pub rows: usize,
     arrays: Vec<Box<dyn Array>>,
 }
 
-impl<'a> Table<'a> {
+impl<'a> ParquetTable<'a> {
     /// Reads the footer. `column` is a name, or the names of what it is nested in and its own, with dots.
     ///
     /// # Errors
     ///
     /// Bytes that are no Parquet file, or one without such a column of strings.
-    pub fn open(input: &'a Input, column: &'a str) -> Result<Table<'a>, DataError> {
+    pub fn open(input: &'a Input, column: &'a str) -> Result<ParquetTable<'a>, DataError> {
         let path = input.path().to_owned();
         let mut file = input.open()?;
         let damaged = |problem: String| wrong(&path, problem);
@@ -70,7 +70,7 @@ impl<'a> Table<'a> {
         }
         let metadata = guarded(|| read_metadata(&mut file)).map_err(damaged)?;
         let (leaf, field) = find(&path, &metadata, column)?;
-        Ok(Table { path, file, bytes, metadata, leaf, field, column })
+        Ok(ParquetTable { path, file, bytes, metadata, leaf, field, column })
     }
 
     /// Length of the file.
@@ -93,7 +93,7 @@ impl<'a> Table<'a> {
     /// # Errors
     ///
     /// A page whose checksum differs, and data that cannot be decoded.
-    pub fn group(&mut self, at: usize) -> Result<Group, DataError> {
+    pub fn group(&mut self, at: usize) -> Result<ParquetRows, DataError> {
         let start = self.metadata.row_groups[..at].iter().map(|group| group.num_rows()).sum();
         let group = &self.metadata.row_groups[at];
         let rows = group.num_rows();
@@ -102,7 +102,7 @@ impl<'a> Table<'a> {
             problem: format!("rows {start} to {} cannot be read: {problem}", start + rows),
         };
         if rows == 0 {
-            return Ok(Group { start, rows, arrays: Vec::new() });
+            return Ok(ParquetRows { start, rows, arrays: Vec::new() });
         }
         let chunk = group
             .parquet_columns()
@@ -121,7 +121,7 @@ impl<'a> Table<'a> {
         if found != rows {
             return Err(failed(format!("its pages hold {found} rows")));
         }
-        Ok(Group { start, rows, arrays })
+        Ok(ParquetRows { start, rows, arrays })
     }
 
     /// The error that a row has no text.
@@ -130,7 +130,7 @@ impl<'a> Table<'a> {
     }
 }
 
-impl Group {
+impl ParquetRows {
     /// The text of each row, none where it is null.
     pub fn texts(&self) -> Vec<Option<&str>> {
         let mut texts = Vec::with_capacity(self.rows);

@@ -4,14 +4,18 @@ use std::path::Path;
 
 use polars::prelude::*;
 
-use super::{Input, InputFormat, Options, Summary, ValSplit, prepare};
+use super::{Input, InputFormat, PrepareOptions, PrepareSummary, ValSplit, prepare};
 use crate::data::{DataError, Dataset, Tokenizer};
 
-fn options(out: &Path) -> Options {
-    Options { shard_tokens: 1000, val: ValSplit::Tokens(0), ..Options::new(out, "t", Tokenizer::Byte) }
+fn options(out: &Path) -> PrepareOptions {
+    PrepareOptions {
+        shard_tokens: 1000,
+        val: ValSplit::Tokens(0),
+        ..PrepareOptions::new(out, "t", Tokenizer::Byte)
+    }
 }
 
-fn run(texts: &[&str], options: &Options) -> Result<Summary, DataError> {
+fn run(texts: &[&str], options: &PrepareOptions) -> Result<PrepareSummary, DataError> {
     let inputs: Vec<Input> = texts
         .iter()
         .map(|text| Input::bytes("text", Some(InputFormat::Text), text.as_bytes().to_vec()))
@@ -49,7 +53,7 @@ fn documents_follow_their_mark_in_order_of_the_inputs() {
 fn shards_are_cut_at_their_size_and_open_as_a_dataset() {
     let dir = tempfile::tempdir().unwrap();
     let text = "x".repeat(25);
-    let options = Options { shard_tokens: 10, val: ValSplit::Tokens(12), ..options(dir.path()) };
+    let options = PrepareOptions { shard_tokens: 10, val: ValSplit::Tokens(12), ..options(dir.path()) };
     let summary = run(&[&text], &options).unwrap();
     let sizes: Vec<_> = summary
         .shards
@@ -77,7 +81,7 @@ fn any_number_of_threads_writes_the_same_bytes() {
         .map(|threads| {
             let dir = tempfile::tempdir().unwrap();
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let options = Options {
+            let options = PrepareOptions {
                 shard_tokens: 1 << 18,
                 val: ValSplit::Fraction(0.1),
                 tokenizer: gpt2(),
@@ -99,7 +103,7 @@ fn gpt2() -> Tokenizer {
 #[test]
 fn existing_shards_are_kept_unless_they_may_be_replaced_and_then_none_is_left_over() {
     let dir = tempfile::tempdir().unwrap();
-    let long = Options { shard_tokens: 3, ..options(dir.path()) };
+    let long = PrepareOptions { shard_tokens: 3, ..options(dir.path()) };
     run(&["abcdefgh"], &long).unwrap();
     fs::write(dir.path().join("other_train_000001.bin"), "kept").unwrap();
     fs::write(dir.path().join("t_train_notes.bin"), "kept").unwrap();
@@ -107,7 +111,7 @@ fn existing_shards_are_kept_unless_they_may_be_replaced_and_then_none_is_left_ov
     let error = run(&["xy"], &options(dir.path())).unwrap_err().to_string();
     assert!(error.contains("t_train_000001.bin` exists already (3 shards"), "{error}");
     assert_eq!(files(dir.path()), before);
-    run(&["xy"], &Options { overwrite: true, ..options(dir.path()) }).unwrap();
+    run(&["xy"], &PrepareOptions { overwrite: true, ..options(dir.path()) }).unwrap();
     let after = files(dir.path());
     assert_eq!(
         after.keys().collect::<Vec<_>>(),
@@ -171,14 +175,18 @@ fn a_byte_order_mark_is_not_text() {
 #[test]
 fn options_out_of_range_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let refused = |options: Options| run(&["text"], &options).unwrap_err().to_string();
+    let refused = |options: PrepareOptions| run(&["text"], &options).unwrap_err().to_string();
     let base = || options(dir.path());
-    assert!(refused(Options { shard_tokens: 0, ..base() }).contains("`--shard-tokens` is 0"));
-    assert!(refused(Options { shard_tokens: 1 << 31, ..base() }).contains("--shard-tokens"));
-    assert!(refused(Options { val: ValSplit::Fraction(1.0), ..base() }).contains("`--val-fraction` is 1"));
-    assert!(refused(Options { val: ValSplit::Fraction(f64::NAN), ..base() }).contains("--val-fraction"));
-    assert!(refused(Options { prefix: "a/b".into(), ..base() }).contains("`--name` is `a/b`"));
-    assert!(refused(Options { val: ValSplit::Tokens(5), ..base() }).contains("validation took all 5"));
+    assert!(refused(PrepareOptions { shard_tokens: 0, ..base() }).contains("`--shard-tokens` is 0"));
+    assert!(refused(PrepareOptions { shard_tokens: 1 << 31, ..base() }).contains("--shard-tokens"));
+    assert!(
+        refused(PrepareOptions { val: ValSplit::Fraction(1.0), ..base() }).contains("`--val-fraction` is 1")
+    );
+    assert!(
+        refused(PrepareOptions { val: ValSplit::Fraction(f64::NAN), ..base() }).contains("--val-fraction")
+    );
+    assert!(refused(PrepareOptions { prefix: "a/b".into(), ..base() }).contains("`--name` is `a/b`"));
+    assert!(refused(PrepareOptions { val: ValSplit::Tokens(5), ..base() }).contains("validation took all 5"));
     assert!(files(dir.path()).is_empty());
 }
 
@@ -216,7 +224,7 @@ fn parquet(texts: &[&str], group: usize) -> Input {
     Input::bytes("x.parquet", Some(InputFormat::Parquet), table(columns, group))
 }
 
-fn shard(inputs: &[Input], options: &Options) -> Result<(Summary, Vec<u16>), String> {
+fn shard(inputs: &[Input], options: &PrepareOptions) -> Result<(PrepareSummary, Vec<u16>), String> {
     let summary = prepare(inputs, options, |_, _| ()).map_err(|e| e.to_string())?;
     Ok((summary, tokens(&files(&options.out)["t_train_000001.bin"])))
 }
@@ -232,7 +240,7 @@ fn every_row_is_a_document_and_marks_in_it_are_text() {
         .flat_map(|text| std::iter::once(256).chain(text.bytes().map(u16::from)))
         .collect();
     for inputs in [[jsonl(&lines)], [parquet(&rows, 100)], [parquet(&rows, 2)]] {
-        let options = Options { overwrite: true, ..options(dir.path()) };
+        let options = PrepareOptions { overwrite: true, ..options(dir.path()) };
         let (summary, tokens) = shard(&inputs, &options).unwrap();
         assert_eq!(tokens, expected);
         assert_eq!((summary.documents, summary.text_bytes), (3, 19));
@@ -249,8 +257,11 @@ fn formats_mix_in_the_order_of_the_inputs_and_share_the_split() {
     // By bytes of input: the text, and the line that begins before the share ends.
     let examined = inputs.iter().map(|input| input.examine("text").ok().expect("it is good"));
     let total: u64 = examined.map(|input| input.bytes).sum();
-    let options =
-        Options { val: ValSplit::Fraction(3.0 / total as f64), overwrite: true, ..options(dir.path()) };
+    let options = PrepareOptions {
+        val: ValSplit::Fraction(3.0 / total as f64),
+        overwrite: true,
+        ..options(dir.path())
+    };
     let (summary, tokens) = shard(&inputs, &options).unwrap();
     assert_eq!(tokens, [256, 75, 256, 80]);
     assert_eq!((summary.val_tokens, summary.train_tokens), (4, 4));
@@ -259,7 +270,7 @@ fn formats_mix_in_the_order_of_the_inputs_and_share_the_split() {
 #[test]
 fn another_column_can_be_named_and_gives_its_text() {
     let dir = tempfile::tempdir().unwrap();
-    let options = Options { column: "body".to_owned(), ..options(dir.path()) };
+    let options = PrepareOptions { column: "body".to_owned(), ..options(dir.path()) };
     let columns = vec![Column::new("text".into(), ["no"]), Column::new("body".into(), ["B"])];
     let input = Input::bytes("x.parquet", Some(InputFormat::Parquet), table(columns, 9));
     let (_, tokens) = shard(&[jsonl("{\"text\": 1, \"body\": \"A\"}"), input], &options).unwrap();
@@ -274,7 +285,7 @@ fn rows_give_the_same_shards_for_any_number_of_threads_and_batches() {
     let mut outputs = Vec::new();
     for (threads, input) in [(1, jsonl(&lines)), (3, jsonl(&lines)), (2, parquet(&rows, 777))] {
         let dir = tempfile::tempdir().unwrap();
-        let options = Options { shard_tokens: 1 << 18, tokenizer: gpt2(), ..options(dir.path()) };
+        let options = PrepareOptions { shard_tokens: 1 << 18, tokenizer: gpt2(), ..options(dir.path()) };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         assert_eq!(pool.install(|| prepare(&[input], &options, |_, _| ())).unwrap().documents, 20_000);
         outputs.push(files(dir.path()));
@@ -353,7 +364,7 @@ fn parquet_that_is_cut_or_damaged_is_refused_and_never_panics() {
     let whole = table(vec![Column::new("text".into(), rows)], 100);
     let try_it = |bytes: Vec<u8>| {
         let input = Input::bytes("x.parquet", Some(InputFormat::Parquet), bytes);
-        shard(&[input], &Options { overwrite: true, ..options(dir.path()) })
+        shard(&[input], &PrepareOptions { overwrite: true, ..options(dir.path()) })
     };
     assert!(try_it(whole.clone()).is_ok());
     for len in [0, 3, 4, 11, 100, whole.len() - 1] {

@@ -9,11 +9,11 @@ use tempfile::NamedTempFile;
 use super::super::error::DataError;
 use super::super::shard::{HEADER_BYTES, MAGIC, recorded_header};
 use super::super::tokenizer::Tokenizer;
-use super::{Options, ValSplit, Written};
+use super::{PrepareOptions, ValSplit, WrittenShard};
 
 /// Splits a stream of tokens into validation and training shards of a fixed size.
 pub(super) struct ShardWriter<'a> {
-    options: &'a Options,
+    options: &'a PrepareOptions,
     /// Tokens that still go to validation, when the split counts tokens.
     val_left: u64,
     val: Series,
@@ -44,7 +44,7 @@ struct ClosedShard {
 
 impl<'a> ShardWriter<'a> {
     /// Makes the folder; refuses shards of this prefix unless they may be replaced.
-    pub fn new(options: &'a Options) -> Result<ShardWriter<'a>, DataError> {
+    pub fn new(options: &'a PrepareOptions) -> Result<ShardWriter<'a>, DataError> {
         fs::create_dir_all(&options.out).map_err(DataError::io("make folder", &options.out))?;
         let existing = existing(options)?;
         if let Some(first) = existing.first()
@@ -86,7 +86,7 @@ impl<'a> ShardWriter<'a> {
     }
 
     /// Gives all shards their names, removes replaced ones that have no successor, and flushes the folder.
-    pub fn finish(mut self) -> Result<Vec<Written>, DataError> {
+    pub fn finish(mut self) -> Result<Vec<WrittenShard>, DataError> {
         self.val.close(&self.options.tokenizer)?;
         self.train.close(&self.options.tokenizer)?;
         let stale = existing(self.options)?;
@@ -98,7 +98,7 @@ impl<'a> ShardWriter<'a> {
                 shard.file.persist_noclobber(&shard.path)
             };
             named.map_err(|e| DataError::io("write", &shard.path)(e.error))?;
-            written.push(Written {
+            written.push(WrittenShard {
                 path: shard.path,
                 tokens: shard.tokens,
                 bytes: HEADER_BYTES + 2 * shard.tokens,
@@ -119,7 +119,7 @@ impl Series {
         Series { split, next_index, tokens: 0, open: None, closed: Vec::new() }
     }
 
-    fn write(&mut self, mut tokens: &[u16], options: &Options) -> Result<(), DataError> {
+    fn write(&mut self, mut tokens: &[u16], options: &PrepareOptions) -> Result<(), DataError> {
         while !tokens.is_empty() {
             let shard = match &mut self.open {
                 Some(shard) => shard,
@@ -191,7 +191,7 @@ impl OpenShard {
 }
 
 /// Shards of this prefix in the folder, sorted.
-fn existing(options: &Options) -> Result<Vec<PathBuf>, DataError> {
+fn existing(options: &PrepareOptions) -> Result<Vec<PathBuf>, DataError> {
     let out = &options.out;
     let mut found = Vec::new();
     for entry in fs::read_dir(out).map_err(DataError::io("look into", out))? {

@@ -272,7 +272,9 @@ mod tests {
         }
 
         #[test]
-        fn text_of_the_pattern_s_own_characters_gives_tiktokens_ids(text in "[a-d '\"stmdrvel01²é漢ǅ\u{301}\u{a0}\u{2003}\u{85}\n\t\r.!_🦀-]{0,60}") {
+        fn text_of_the_pattern_s_own_characters_gives_tiktokens_ids(
+            text in "[a-d '\"stmdrvel01²é漢ǅ\u{301}\u{a0}\u{2003}\u{85}\n\t\r.!_🦀-]{0,60}",
+        ) {
             prop_assert_eq!(ours(&text), theirs(&text));
         }
     }

@@ -9,7 +9,8 @@ fn layers_override_each_other_in_order_and_every_key_knows_its_origin() {
     let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
     write(
         "bases/root.toml",
-        "seed = 1\n[model]\ndescriptor = \"d12\"\n[batch]\nmicro = 1\n[data]\ntrain = \"t_*.bin\"\nval = \"v.bin\"\n",
+        "seed = 1\n[model]\ndescriptor = \"d12\"\n[batch]\nmicro = 1\n[data]\ntrain = \"t_*.bin\"\nval = \
+         \"v.bin\"\n",
     );
     write("bases/middle.toml", "extends = \"root.toml\"\nseed = 2\n[batch]\nmicro = 2\nseq_len = 64\n");
     write("top.toml", "extends = \"bases/middle.toml\"\nseed = 3\n[schedule]\nsteps = 5\nwarmup_steps = 1\n");
@@ -19,7 +20,7 @@ fn layers_override_each_other_in_order_and_every_key_knows_its_origin() {
         ("RUNNER_SCHEDULE__WARMUP_STEPS", "7"),
         ("OTHER", "1"),
     ]);
-    let loaded = load_layers(&Input::Path(&path), &env, &["schedule.warmup_steps = 9".into()])
+    let loaded = load_layers(&ExperimentText::Path(&path), &env, &["schedule.warmup_steps = 9".into()])
         .unwrap_or_else(|e| panic!("{e}"));
     let e = &loaded.experiment;
     assert_eq!(

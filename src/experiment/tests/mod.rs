@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
-use super::layers::Input;
+use super::layers::ExperimentText;
 use super::*;
 
 mod layers;
@@ -22,7 +22,7 @@ fn variables(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
 
 fn text_with(text: &str, env: &[(&str, &str)], sets: &[&str]) -> Result<Loaded, ExperimentError> {
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_string()).collect();
-    load_layers(&Input::Text { name: "x.toml", bytes: text.as_bytes() }, &variables(env), &sets)
+    load_layers(&ExperimentText::Text { name: "x.toml", bytes: text.as_bytes() }, &variables(env), &sets)
 }
 
 fn small_with(sets: &[&str]) -> Result<Loaded, ExperimentError> {
@@ -30,7 +30,7 @@ fn small_with(sets: &[&str]) -> Result<Loaded, ExperimentError> {
 }
 
 fn file_with(path: &Path) -> Result<Loaded, ExperimentError> {
-    load_layers(&Input::Path(path), &[], &[])
+    load_layers(&ExperimentText::Path(path), &[], &[])
 }
 
 fn messages(result: Result<Loaded, ExperimentError>) -> Vec<String> {
@@ -67,7 +67,7 @@ fn every_shipped_experiment_loads_and_its_resolved_form_loads_back_equal() {
         let loaded = file_with(&path).unwrap_or_else(|error| panic!("{error}"));
         let text = loaded.to_toml();
         let name = "runs/somewhere/experiment.toml";
-        let back = load_layers(&Input::Text { name, bytes: text.as_bytes() }, &[], &[])
+        let back = load_layers(&ExperimentText::Text { name, bytes: text.as_bytes() }, &[], &[])
             .unwrap_or_else(|error| panic!("{text}\n{error}"));
         assert_eq!(back.experiment, loaded.experiment, "{}", path.display());
         assert_eq!(differences(&back.experiment, &loaded.experiment), [], "{}", path.display());
@@ -124,14 +124,21 @@ fn the_table_and_the_resolved_experiment_have_the_same_keys() {
 
 #[test]
 fn every_default_is_in_the_documentation_of_its_field() {
+    let text = include_str!("../resolved.rs");
+    // The key of `Experiment` whose type this is, and a dot.
+    let section_of = |name: &str| {
+        let field = text
+            .lines()
+            .find_map(|line| line.strip_suffix(&format!(": {name},"))?.trim().strip_prefix("pub "));
+        field.map_or_else(String::new, |field| format!("{field}."))
+    };
     let (mut section, mut doc, mut seen) = (String::new(), String::new(), 0);
-    for line in include_str!("../resolved.rs").lines().map(str::trim) {
+    for line in text.lines().map(str::trim) {
         if let Some(text) = line.strip_prefix("/// ") {
             doc.push_str(text);
             doc.push(' ');
         } else if let Some(name) = line.strip_prefix("pub struct ").and_then(|rest| rest.split_once(' ')) {
-            section =
-                if name.0 == "Experiment" { String::new() } else { format!("{}.", name.0.to_lowercase()) };
+            section = section_of(name.0);
         } else if let Some((field, _)) = line.strip_prefix("pub ").and_then(|rest| rest.split_once(':'))
             && let Some(key) = schema::key(&format!("{section}{field}"))
         {
@@ -164,7 +171,7 @@ fn every_default_is_in_the_documentation_of_its_field() {
 fn lines() -> impl Strategy<Value = String> {
     let names: Vec<&str> = schema::KEYS
         .iter()
-        .map(schema::Key::leaf)
+        .map(schema::KeyRow::leaf)
         .chain(schema::sections())
         .chain(["extends", "x", "\"a.b\"", "é"])
         .collect();
@@ -199,10 +206,11 @@ fn lines() -> impl Strategy<Value = String> {
 }
 
 fn loads_or_reports(bytes: &[u8], env: &[(OsString, OsString)], sets: &[String]) {
-    match load_layers(&Input::Text { name: "x.toml", bytes }, env, sets) {
+    match load_layers(&ExperimentText::Text { name: "x.toml", bytes }, env, sets) {
         Ok(loaded) => {
             let text = loaded.to_toml();
-            let back = load_layers(&Input::Text { name: "y.toml", bytes: text.as_bytes() }, &[], &[]);
+            let back =
+                load_layers(&ExperimentText::Text { name: "y.toml", bytes: text.as_bytes() }, &[], &[]);
             assert_eq!(back.unwrap_or_else(|error| panic!("{text}\n{error}")).experiment, loaded.experiment);
         }
         Err(error) => {
@@ -227,8 +235,13 @@ proptest! {
     }
 
     #[test]
-    fn random_settings_never_panic(key in prop::sample::select(schema::KEYS.iter().map(|key| key.name).collect::<Vec<_>>()), text in ".{0,20}", raw in ".{0,30}") {
-        let env = variables(&[(&format!("RUNNER_{}", key.replace('.', "__").to_uppercase()), &text.replace('\0', ""))]);
+    fn random_settings_never_panic(
+        key in prop::sample::select(schema::KEYS.iter().map(|key| key.name).collect::<Vec<_>>()),
+        text in ".{0,20}",
+        raw in ".{0,30}",
+    ) {
+        let variable = format!("RUNNER_{}", key.replace('.', "__").to_uppercase());
+        let env = variables(&[(&variable, &text.replace('\0', ""))]);
         loads_or_reports(SMALL.as_bytes(), &env, &[]);
         loads_or_reports(SMALL.as_bytes(), &[], &[format!("{key}={text}"), raw]);
     }

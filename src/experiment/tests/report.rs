@@ -146,8 +146,12 @@ x.toml has 1 fault; nothing was started
 
 #[test]
 fn bytes_that_are_not_text_are_refused_where_they_stand() {
-    let error = load_layers(&Input::Text { name: "x.toml", bytes: b"seed = 1\nname = \"\xff\"\n" }, &[], &[])
-        .unwrap_err();
+    let error = load_layers(
+        &ExperimentText::Text { name: "x.toml", bytes: b"seed = 1\nname = \"\xff\"\n" },
+        &[],
+        &[],
+    )
+    .unwrap_err();
     assert_eq!(error.faults[0].message, "the file is not UTF-8 text");
     assert_eq!(error.faults[0].place.as_ref().unwrap().position, Some((2, 9)));
 }

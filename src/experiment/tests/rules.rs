@@ -17,7 +17,8 @@ fn every_rule_between_keys_is_kept() {
         ),
         (
             &["model.layers=1", "model.heads=1", "model.channels=160", "device.kind=cuda"],
-            "160 channels in heads of 160 cannot run on CUDA: it takes multiples of 8 in heads of at most 128",
+            "160 channels in heads of 160 cannot run on CUDA: it takes multiples of 8 in heads of at most \
+             128",
         ),
         (&["batch.seq_len=2048"], "sequences of 2048 tokens do not fit a model that reads 1024"),
         (

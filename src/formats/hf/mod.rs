@@ -18,11 +18,11 @@ use serde_json::{Value, json};
 
 use super::content::Content;
 use super::error::{FormatError, Result};
-use super::format::{Export, Reader};
+use super::format::{Export, FormatReader};
 use super::parameters::{Parameters, Precision};
 use super::parameters::{encoded, require_finite};
 use crate::data::Tokenizer;
-use crate::experiment::{Model, Sample};
+use crate::experiment::{Model, SampleKeys};
 use crate::model::Weights;
 use crate::store::{Tensor, atomic, safetensors};
 use config::CONFIG;
@@ -36,7 +36,7 @@ const PREFIX: &str = "transformer.";
 const CLASSIFIER: &str = "lm_head.weight";
 
 /// How such folders are read.
-pub(super) const READER: Reader = Reader {
+pub(super) const READER: FormatReader = FormatReader {
     what: "a Hugging Face folder of GPT-2",
     recognises: |path, content| {
         let mut names = [CONFIG, WEIGHTS, INDEX].into_iter().chain(FOREIGN);
@@ -165,7 +165,7 @@ fn transposed<const SIZE: usize>(bytes: &[u8], rows: usize, columns: usize) -> V
     out
 }
 
-fn generation_config(tokenizer: &Tokenizer, sample: &Sample) -> Value {
+fn generation_config(tokenizer: &Tokenizer, sample: &SampleKeys) -> Value {
     let mut config = json!({
         "bos_token_id": tokenizer.eot(),
         "eos_token_id": tokenizer.eot(),

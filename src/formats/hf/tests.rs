@@ -6,8 +6,8 @@ use crate::experiment;
 use crate::formats::parameters::sample_parameters;
 use crate::ops::Dtype;
 
-fn sample() -> Sample {
-    Sample { every: 0, tokens: 8, prompt: String::new(), temperature: 0.8, top_k: 40 }
+fn sample() -> SampleKeys {
+    SampleKeys { every: 0, tokens: 8, prompt: String::new(), temperature: 0.8, top_k: 40 }
 }
 
 fn written(parameters: &Parameters, precision: Precision) -> tempfile::TempDir {

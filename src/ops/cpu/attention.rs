@@ -13,7 +13,8 @@ use super::buffer::Buffer;
 use super::checks::{view, view_mut};
 use super::engine::{Engine, blocks};
 use super::gemm::{
-    Right, Strided, StridedMut, Tiled, accumulate, pack, run_tiled, strips, strips_mut, transpose, width,
+    RightOperand, Strided, StridedMut, Tiled, accumulate, pack, run_tiled, strips, strips_mut, transpose,
+    width,
 };
 use super::math::{exp, ln};
 use super::simd::{dot, largest, sum_of};
@@ -28,7 +29,7 @@ const PAD: usize = 64;
 
 /// Where the parts of a head lie in `qkv` (B,T,3,NH,HS).
 #[derive(Clone, Copy)]
-struct Head<'a> {
+struct QkvHead<'a> {
     qkv: &'a [f32],
     /// T
     tokens: usize,
@@ -36,7 +37,7 @@ struct Head<'a> {
     index: usize,
 }
 
-impl<'a> Head<'a> {
+impl<'a> QkvHead<'a> {
     /// Floats between tokens of `qkv`.
     fn stride(&self) -> usize {
         3 * self.heads.heads * self.heads.head_size
@@ -54,15 +55,15 @@ impl<'a> Head<'a> {
 
 /// Lengths of the parts of a task's scratch.
 #[derive(Clone, Copy)]
-struct Sizes {
+struct ScratchSizes {
     /// T and HS, rounded up to [`PAD`].
     tokens: usize,
     head: usize,
 }
 
-impl Sizes {
-    fn new(tokens: usize, head_size: usize) -> Sizes {
-        Sizes { tokens: tokens.next_multiple_of(PAD), head: head_size.next_multiple_of(PAD) }
+impl ScratchSizes {
+    fn new(tokens: usize, head_size: usize) -> ScratchSizes {
+        ScratchSizes { tokens: tokens.next_multiple_of(PAD), head: head_size.next_multiple_of(PAD) }
     }
 
     /// A (T, HS) operand in panels.
@@ -83,7 +84,7 @@ impl Sizes {
 
 /// Scratch floats a thread needs.
 pub fn scratch_len(tokens: usize, head_size: usize, backward: bool) -> usize {
-    let sizes = Sizes::new(tokens, head_size);
+    let sizes = ScratchSizes::new(tokens, head_size);
     if backward {
         5 * sizes.panels() + 4 * sizes.scores() + 3 * sizes.sums()
     } else {
@@ -106,34 +107,34 @@ pub fn forward(engine: &Engine, out: &mut [f32], lse: &mut [f32], qkv: &[f32], r
         tasks.into_par_iter().zip(lse.par_chunks_mut(rows.seq)).enumerate().for_each(
             |(index, (mut out, lse))| {
                 let qkv = &qkv[index / heads.heads * rows.seq * 3 * channels..];
-                let head = Head { qkv, tokens: rows.seq, heads, index: index % heads.heads };
+                let head = QkvHead { qkv, tokens: rows.seq, heads, index: index % heads.heads };
                 engine.with_scratch(scratch_len(rows.seq, heads.head_size, false), |scratch| {
-                    run_tiled(engine.isa, Forward { head, out: &mut out, lse, scratch });
+                    run_tiled(engine.isa, HeadForward { head, out: &mut out, lse, scratch });
                 });
             },
         );
     });
 }
 
-struct Forward<'a, 'b> {
-    head: Head<'a>,
+struct HeadForward<'a, 'b> {
+    head: QkvHead<'a>,
     out: &'a mut [&'b mut [f32]],
     lse: &'a mut [f32],
     scratch: &'a mut [f32],
 }
 
-impl Tiled for Forward<'_, '_> {
+impl Tiled for HeadForward<'_, '_> {
     #[inline(always)]
     fn run<S: Simd, const NV: usize>(self, simd: S) {
-        let Forward { head, out, lse, mut scratch } = self;
-        let Head { tokens, heads: Heads { head_size, .. }, .. } = head;
-        let (sizes, stride, scale) = (Sizes::new(tokens, head_size), head.stride(), head.scale());
+        let HeadForward { head, out, lse, mut scratch } = self;
+        let QkvHead { tokens, heads: Heads { head_size, .. }, .. } = head;
+        let (sizes, stride, scale) = (ScratchSizes::new(tokens, head_size), head.stride(), head.scale());
         let keys = take(&mut scratch, sizes.panels());
         let values = take(&mut scratch, sizes.panels());
         let scores = take(&mut scratch, sizes.scores());
         let sums = take(&mut scratch, sizes.sums());
-        pack_all::<S, NV>(keys, Right::Columns { data: head.part(1), stride }, head_size, tokens);
-        pack_all::<S, NV>(values, Right::Rows { data: head.part(2), stride }, tokens, head_size);
+        pack_all::<S, NV>(keys, RightOperand::Columns { data: head.part(1), stride }, head_size, tokens);
+        pack_all::<S, NV>(values, RightOperand::Rows { data: head.part(2), stride }, tokens, head_size);
         for first in (0..tokens).step_by(QUERIES) {
             let rows = QUERIES.min(tokens - first);
             let query = &head.part(0)[first * stride..];
@@ -166,7 +167,7 @@ impl Tiled for Forward<'_, '_> {
 
 /// Results of the forward pass that the backward pass reads.
 #[derive(Clone, Copy)]
-pub struct ForwardPass<'a> {
+pub struct AttentionForward<'a> {
     /// (B, T, 3, NH, HS)
     pub qkv: &'a [f32],
     /// (B, T, NH, HS)
@@ -180,11 +181,11 @@ pub fn backward(
     engine: &Engine,
     dqkv: &mut [f32],
     dout: &[f32],
-    forward: ForwardPass<'_>,
+    forward: AttentionForward<'_>,
     rows: Rows,
     heads: Heads,
 ) {
-    let ForwardPass { qkv, out, lse } = forward;
+    let AttentionForward { qkv, out, lse } = forward;
     let channels = heads.heads * heads.head_size;
     let mut parts = blocks(dqkv, 3 * channels, 3 * channels, rows.seq, heads.head_size).into_iter();
     let mut tasks = Vec::with_capacity(rows.batch * heads.heads);
@@ -197,22 +198,22 @@ pub fn backward(
         tasks.into_par_iter().enumerate().for_each(|(index, ((mut dq, mut dk), mut dv))| {
             let (sequence, index) = (index / heads.heads, index % heads.heads);
             let head =
-                Head { qkv: &qkv[sequence * rows.seq * 3 * channels..], tokens: rows.seq, heads, index };
+                QkvHead { qkv: &qkv[sequence * rows.seq * 3 * channels..], tokens: rows.seq, heads, index };
             let at = sequence * rows.seq * channels + index * heads.head_size;
             let lse = &lse[(sequence * heads.heads + index) * rows.seq..][..rows.seq];
             engine.with_scratch(scratch_len(rows.seq, heads.head_size, true), |scratch| {
                 let gradient = [&mut dq[..], &mut dk[..], &mut dv[..]];
                 run_tiled(
                     engine.isa,
-                    Backward { head, gradient, dout: &dout[at..], out: &out[at..], lse, scratch },
+                    HeadBackward { head, gradient, dout: &dout[at..], out: &out[at..], lse, scratch },
                 );
             });
         });
     });
 }
 
-struct Backward<'a, 'b> {
-    head: Head<'a>,
+struct HeadBackward<'a, 'b> {
+    head: QkvHead<'a>,
     /// Rows of dQ, dK, dV.
     gradient: [&'a mut [&'b mut [f32]]; 3],
     /// From the head's first element on, as `out`.
@@ -222,22 +223,32 @@ struct Backward<'a, 'b> {
     scratch: &'a mut [f32],
 }
 
-impl Tiled for Backward<'_, '_> {
+impl Tiled for HeadBackward<'_, '_> {
     /// With `D = rowsum(dO ∘ O)`: `dS = scale P ∘ (dO Vᵀ - D)`, `dQ = dS K`, `dK = dSᵀ Q`,
     /// `dV = Pᵀ dO`, each summed in order of its index.
     #[inline(always)]
     fn run<S: Simd, const NV: usize>(self, simd: S) {
-        let Backward { head, gradient: [dq, dk, dv], dout, out, lse, mut scratch } = self;
-        let Head { tokens, heads: Heads { heads, head_size }, .. } = head;
-        let (sizes, stride, scale) = (Sizes::new(tokens, head_size), head.stride(), head.scale());
+        let HeadBackward { head, gradient: [dq, dk, dv], dout, out, lse, mut scratch } = self;
+        let QkvHead { tokens, heads: Heads { heads, head_size }, .. } = head;
+        let (sizes, stride, scale) = (ScratchSizes::new(tokens, head_size), head.stride(), head.scale());
         let channels = heads * head_size;
         let [keys_across, values_across, keys, dk_sums, dv_sums] =
             std::array::from_fn(|_| take(&mut scratch, sizes.panels()));
         let [p, ds, p_across, ds_across] = std::array::from_fn(|_| take(&mut scratch, sizes.scores()));
         let [sums, query_panels, dout_panels] = std::array::from_fn(|_| take(&mut scratch, sizes.sums()));
-        pack_all::<S, NV>(keys_across, Right::Columns { data: head.part(1), stride }, head_size, tokens);
-        pack_all::<S, NV>(values_across, Right::Columns { data: head.part(2), stride }, head_size, tokens);
-        pack_all::<S, NV>(keys, Right::Rows { data: head.part(1), stride }, tokens, head_size);
+        pack_all::<S, NV>(
+            keys_across,
+            RightOperand::Columns { data: head.part(1), stride },
+            head_size,
+            tokens,
+        );
+        pack_all::<S, NV>(
+            values_across,
+            RightOperand::Columns { data: head.part(2), stride },
+            head_size,
+            tokens,
+        );
+        pack_all::<S, NV>(keys, RightOperand::Rows { data: head.part(1), stride }, tokens, head_size);
         dk_sums.fill(0.0);
         dv_sums.fill(0.0);
         for first in (0..tokens).step_by(QUERIES) {
@@ -277,8 +288,13 @@ impl Tiled for Backward<'_, '_> {
 
             transpose(p_across, QUERIES, p, sizes.tokens, rows, seen);
             transpose(ds_across, QUERIES, ds, sizes.tokens, rows, seen);
-            pack_all::<S, NV>(query_panels, Right::Rows { data: query, stride }, rows, head_size);
-            pack_all::<S, NV>(dout_panels, Right::Rows { data: dout, stride: channels }, rows, head_size);
+            pack_all::<S, NV>(query_panels, RightOperand::Rows { data: query, stride }, rows, head_size);
+            pack_all::<S, NV>(
+                dout_panels,
+                RightOperand::Rows { data: dout, stride: channels },
+                rows,
+                head_size,
+            );
             let [queries, douts] = [&*query_panels, &*dout_panels].map(|data| Panels { data, depth: rows });
             add_product::<S, NV>(simd, dk_sums, tokens, seen, ds_across, queries, head_size);
             add_product::<S, NV>(simd, dv_sums, tokens, seen, p_across, douts, head_size);
@@ -290,7 +306,12 @@ impl Tiled for Backward<'_, '_> {
 
 /// Packs all `columns` of a right operand of `depth` steps as consecutive panels.
 #[inline(always)]
-fn pack_all<S: Simd, const NV: usize>(packed: &mut [f32], right: Right<'_>, depth: usize, columns: usize) {
+fn pack_all<S: Simd, const NV: usize>(
+    packed: &mut [f32],
+    right: RightOperand<'_>,
+    depth: usize,
+    columns: usize,
+) {
     let width = width::<S, NV>();
     for (panel, packed) in packed.chunks_exact_mut(depth * width).enumerate().take(columns.div_ceil(width)) {
         let column = panel * width;
@@ -403,7 +424,7 @@ impl Perform<AttentionBackward<'_, Buffer>> for Cpu {
         const OP: &str = "attention_backward";
         let AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads } = op;
         let len = rows.count() * heads.channels();
-        let forward = ForwardPass {
+        let forward = AttentionForward {
             qkv: view(OP, "qkv", qkv, 3 * len)?,
             out: view(OP, "out", out, len)?,
             lse: view(OP, "lse", lse, rows.count() * heads.heads)?,

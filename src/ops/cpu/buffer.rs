@@ -5,26 +5,26 @@ use bytemuck::{Pod, Zeroable};
 /// One cache line of floats: the unit of allocation, so that vector loads never straddle lines.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
-struct Line([f32; 16]);
+struct CacheLine([f32; 16]);
 
 /// A dense `f32` tensor whose first element is aligned to 64 bytes.
 #[derive(Clone, Default)]
 pub struct Buffer {
-    lines: Vec<Line>,
+    lines: Vec<CacheLine>,
     len: usize,
 }
 
 impl Buffer {
     /// `len` zeros.
     pub fn zeroed(len: usize) -> Buffer {
-        Buffer { lines: vec![Line::zeroed(); len.div_ceil(16)], len }
+        Buffer { lines: vec![CacheLine::zeroed(); len.div_ceil(16)], len }
     }
 
     /// `len` zeros, or nothing where the system refuses the memory.
     pub fn try_zeroed(len: usize) -> Option<Buffer> {
         let mut lines = Vec::new();
         lines.try_reserve_exact(len.div_ceil(16)).ok()?;
-        lines.resize(len.div_ceil(16), Line::zeroed());
+        lines.resize(len.div_ceil(16), CacheLine::zeroed());
         Some(Buffer { lines, len })
     }
 

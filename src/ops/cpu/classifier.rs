@@ -9,7 +9,7 @@ use super::super::{Classifier, ClassifierLoss, Perform, Result, Vocab, Write};
 use super::buffer::Buffer;
 use super::checks::{tokens, view, view_mut};
 use super::engine::Engine;
-use super::gemm::{self, Finish, Right, Strided, StridedMut};
+use super::gemm::{self, Finish, RightOperand, Strided, StridedMut};
 use super::linear::{OuterProduct, ROW_CHUNK, backward_weight, packed_len};
 use super::math::{exp, ln};
 use super::simd::{largest, sum_of, vectorize};
@@ -17,7 +17,7 @@ use super::{Cpu, Ids};
 
 /// The constants of a call.
 #[derive(Clone, Copy)]
-pub struct Problem<'a> {
+pub struct ClassifierInputs<'a> {
     /// (n, C)
     pub x: &'a [f32],
     /// (V, C)
@@ -28,7 +28,7 @@ pub struct Problem<'a> {
 }
 
 /// The outputs of the backward pass.
-pub struct Gradient<'a> {
+pub struct ClassifierOutputs<'a> {
     pub dx: &'a mut [f32],
     pub dwte: &'a mut [f32],
     pub scale: f32,
@@ -37,12 +37,12 @@ pub struct Gradient<'a> {
 
 /// Memory that lives between calls.
 #[derive(Default)]
-pub struct Scratch {
+pub struct ClassifierScratch {
     logits: Buffer,
     pub packed: Buffer,
 }
 
-impl Scratch {
+impl ClassifierScratch {
     /// Floats of (logits, packed operand) for chunks of up to `n` rows.
     pub fn lens(n: usize, channels: usize, vocab: Vocab) -> (usize, usize) {
         (n.min(ROW_CHUNK) * vocab.padded, packed_len(channels))
@@ -64,14 +64,14 @@ impl Scratch {
 /// The gradient of `wte` is a left fold over chunks of [`ROW_CHUNK`] rows.
 pub fn run(
     engine: &Engine,
-    scratch: &mut Scratch,
+    scratch: &mut ClassifierScratch,
     losses: &mut [f32],
-    problem: Problem<'_>,
-    mut gradient: Option<Gradient<'_>>,
+    problem: ClassifierInputs<'_>,
+    mut gradient: Option<ClassifierOutputs<'_>>,
 ) {
-    let Problem { x, wte, targets, channels, vocab } = problem;
+    let ClassifierInputs { x, wte, targets, channels, vocab } = problem;
     let n = losses.len();
-    if let Some(Gradient { dwte, write: Write::Set, .. }) = &mut gradient {
+    if let Some(ClassifierOutputs { dwte, write: Write::Set, .. }) = &mut gradient {
         dwte[vocab.used * channels..].fill(0.0);
     }
     scratch.logits.reserve(n.min(ROW_CHUNK) * vocab.padded);
@@ -83,7 +83,7 @@ pub fn run(
             engine,
             StridedMut { data: logits, stride: vocab.padded, columns: vocab.used },
             Strided { data: x, stride: channels },
-            Right::Columns { data: wte, stride: channels },
+            RightOperand::Columns { data: wte, stride: channels },
             channels,
             Finish::Set,
         );
@@ -100,13 +100,13 @@ pub fn run(
                         cross_entropy(&mut logits[..vocab.used], usize::from(*target), scale));
                 });
         });
-        if let Some(Gradient { dx, dwte, write, .. }) = &mut gradient {
+        if let Some(ClassifierOutputs { dx, dwte, write, .. }) = &mut gradient {
             let dx = &mut dx[first * channels..(first + rows) * channels];
             gemm::multiply(
                 engine,
                 StridedMut::dense(dx, channels),
                 Strided { data: logits, stride: vocab.padded },
-                Right::Rows { data: wte, stride: channels },
+                RightOperand::Rows { data: wte, stride: channels },
                 vocab.used,
                 Finish::Set,
             );
@@ -138,7 +138,7 @@ impl Perform<ClassifierLoss<'_, Buffer, Ids>> for Cpu {
         const OP: &str = "classifier_loss";
         let ClassifierLoss { losses, losses_at, x, wte, targets, rows, channels, vocab } = op;
         let losses = &mut view_mut(OP, "losses", losses, losses_at + rows)?[losses_at..];
-        let problem = Problem {
+        let problem = ClassifierInputs {
             x: view(OP, "x", x, rows * channels)?,
             wte: view(OP, "wte", wte, vocab.padded * channels)?,
             targets: tokens(OP, &targets.0, rows, vocab.used)?,
@@ -155,14 +155,14 @@ impl Perform<Classifier<'_, Buffer, Ids>> for Cpu {
         const OP: &str = "classifier";
         let (rows, channels, vocab) = (op.rows, op.channels, op.vocab);
         let losses = &mut view_mut(OP, "losses", op.losses, op.losses_at + rows)?[op.losses_at..];
-        let problem = Problem {
+        let problem = ClassifierInputs {
             x: view(OP, "x", op.x, rows * channels)?,
             wte: view(OP, "wte", op.wte, vocab.padded * channels)?,
             targets: tokens(OP, &op.targets.0, rows, vocab.used)?,
             channels,
             vocab,
         };
-        let gradient = Gradient {
+        let gradient = ClassifierOutputs {
             dx: view_mut(OP, "dx", op.dx, rows * channels)?,
             dwte: view_mut(OP, "dwte", op.dwte, vocab.padded * channels)?,
             scale: op.scale,

@@ -31,7 +31,7 @@ pub fn embedding(out: &mut [f32], ids: &[u16], positions: &[u16], wte: &[f32], w
 
 /// The operands of [`linear`].
 #[derive(Clone, Copy)]
-pub struct Linear<'a> {
+pub struct CpuDecodeLinear<'a> {
     /// (n, c_in)
     pub x: &'a [f32],
     /// (c_out, c_in)
@@ -42,12 +42,12 @@ pub struct Linear<'a> {
 }
 
 /// `out = x weightᵀ + bias`, through GELU where it is asked for.
-pub fn linear(engine: &Engine, out: &mut [f32], c_out: usize, layer: Linear<'_>) {
+pub fn linear(engine: &Engine, out: &mut [f32], c_out: usize, layer: CpuDecodeLinear<'_>) {
     let rows = out.len() / c_out;
     let tasks = blocks(out, c_out, c_out, rows, COLUMNS);
     engine.install(|| {
         tasks.into_par_iter().enumerate().for_each(|(task, mut out)| {
-            run_laned(engine.isa, Block { out: &mut out, first: task * COLUMNS, layer });
+            run_laned(engine.isa, ColumnBlock { out: &mut out, first: task * COLUMNS, layer });
         });
     });
 }
@@ -80,17 +80,17 @@ fn run_laned(isa: Isa, work: impl Laned) {
 }
 
 /// The columns `first ..` of all rows.
-struct Block<'a, 'b> {
+struct ColumnBlock<'a, 'b> {
     out: &'a mut [&'b mut [f32]],
     first: usize,
-    layer: Linear<'a>,
+    layer: CpuDecodeLinear<'a>,
 }
 
-impl Laned for Block<'_, '_> {
+impl Laned for ColumnBlock<'_, '_> {
     #[inline(always)]
     fn run<S: Simd, const NV: usize>(self, simd: S) {
-        let Block { out, first, layer } = self;
-        let Linear { x, c_in, .. } = layer;
+        let ColumnBlock { out, first, layer } = self;
+        let CpuDecodeLinear { x, c_in, .. } = layer;
         let whole = out.len() / 4 * 4;
         for row in (0..whole).step_by(4) {
             columns::<S, NV, 4, 2>(simd, &mut out[row..row + 4], &x[row * c_in..], first, layer);
@@ -108,9 +108,9 @@ fn columns<S: Simd, const NV: usize, const ROWS: usize, const WIDTH: usize>(
     out: &mut [&mut [f32]],
     x: &[f32],
     first: usize,
-    layer: Linear<'_>,
+    layer: CpuDecodeLinear<'_>,
 ) {
-    let Linear { weight, c_in, .. } = layer;
+    let CpuDecodeLinear { weight, c_in, .. } = layer;
     let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &x[row * c_in..][..c_in]);
     let width = out[0].len();
     let mut column = 0;
@@ -133,7 +133,7 @@ fn columns<S: Simd, const NV: usize, const ROWS: usize, const WIDTH: usize>(
 }
 
 #[inline(always)]
-fn finish(sum: f32, column: usize, layer: Linear<'_>) -> f32 {
+fn finish(sum: f32, column: usize, layer: CpuDecodeLinear<'_>) -> f32 {
     let sum = layer.bias.map_or(sum, |bias| sum + bias[column]);
     if layer.gelu { gelu(sum) } else { sum }
 }
@@ -181,7 +181,7 @@ fn vectors<S: Simd, const NV: usize>(floats: &[f32; LANES]) -> [S::f32s; NV] {
 }
 
 /// The operands of [`attention`]: where `n` rows belong, and what they read.
-pub struct Attention<'a> {
+pub struct CpuDecodeAttention<'a> {
     /// (n, 3, NH, HS)
     pub qkv: &'a [f32],
     pub streams: &'a [u16],
@@ -191,7 +191,7 @@ pub struct Attention<'a> {
     pub capacity: usize,
 }
 
-impl Attention<'_> {
+impl CpuDecodeAttention<'_> {
     /// Where the keys (or values) of a head of a stream begin in the cache.
     fn head(&self, stream: u16, head: usize) -> usize {
         (usize::from(stream) * self.heads.heads + head) * self.capacity * self.heads.head_size
@@ -205,7 +205,7 @@ pub fn attention(
     out: &mut [f32],
     keys: &mut [f32],
     values: &mut [f32],
-    rows: &Attention<'_>,
+    rows: &CpuDecodeAttention<'_>,
 ) {
     let Heads { heads, head_size } = rows.heads;
     let channels = heads * head_size;
@@ -292,7 +292,7 @@ impl Perform<DecodeLinear<'_, Buffer>> for Cpu {
     fn perform(&mut self, op: DecodeLinear<'_, Buffer>) -> Result<()> {
         const OP: &str = "decode_linear";
         let DecodeLinear { out, x, weight, bias, gelu, shape } = op;
-        let layer = Linear {
+        let layer = CpuDecodeLinear {
             x: view(OP, "x", x, shape.input())?,
             weight: view(OP, "weight", weight, shape.weight())?,
             bias: bias.map(|bias| view(OP, "bias", bias, shape.c_out)).transpose()?,
@@ -311,7 +311,7 @@ impl Perform<DecodeAttention<'_, Buffer, Ids>> for Cpu {
         let KvCache { keys, values, capacity } = cache;
         let channels = heads.channels();
         let streams = keys.len().min(values.len()) / (capacity * channels);
-        let queries = Attention {
+        let queries = CpuDecodeAttention {
             qkv: view(OP, "qkv", qkv, 3 * rows * channels)?,
             streams: indices(OP, "stream", &at.streams.0, rows, streams)?,
             positions: indices(OP, "position", &at.positions.0, rows, capacity)?,

@@ -1,22 +1,29 @@
 //! The CPU as [`Ops`]: its memory here; each operation is a `Perform` beside its arithmetic.
 
-use super::super::{DeviceError, Dtype, Ops, Perform, Result, Role, ScratchShape, op};
+use super::super::op::{operations, perform};
+use super::super::{DeviceError, Dtype, Ops, Result, Role, ScratchShape};
 use super::buffer::Buffer;
 use super::checks::{DEVICE, available_bytes, failed, view, view_mut, whole_floats};
 use super::{Cpu, optimizer, shared_scratch, thread_scratch};
 
 /// Token ids in memory.
-pub struct Ids(pub(super) Vec<u16>);
+pub struct Ids(pub(in crate::ops) Vec<u16>);
 
-/// Writes a method that does its operation.
-macro_rules! perform {
-    ($($name:ident($Op:ident<$($of:ident),+>) -> $gives:ty;)*) => {
-        $(
-            fn $name(&mut self, op: op::$Op<'_, $(Self::$of),+>) -> Result<$gives> {
-                self.perform(op)
-            }
-        )*
-    };
+impl Ids {
+    pub fn zeroed(len: usize) -> Ids {
+        Ids(vec![0; len])
+    }
+
+    /// Replaces the first ones.
+    pub fn upload(&mut self, ids: &[u16]) -> Result<()> {
+        let have = self.0.len();
+        let to = self
+            .0
+            .get_mut(..ids.len())
+            .ok_or_else(|| failed("upload_ids", format!("{} ids do not fit {have}", ids.len())))?;
+        to.copy_from_slice(ids);
+        Ok(())
+    }
 }
 
 impl Ops for Cpu {
@@ -47,7 +54,7 @@ impl Ops for Cpu {
     }
 
     fn alloc_ids(&mut self, len: usize) -> Result<Ids> {
-        Ok(Ids(vec![0; len]))
+        Ok(Ids::zeroed(len))
     }
 
     fn alloc_scratch(&mut self, shape: &ScratchShape) -> Result<()> {
@@ -58,13 +65,7 @@ impl Ops for Cpu {
     }
 
     fn upload_ids(&mut self, dst: &mut Ids, ids: &[u16]) -> Result<()> {
-        let have = dst.0.len();
-        let to = dst
-            .0
-            .get_mut(..ids.len())
-            .ok_or_else(|| failed("upload_ids", format!("{} ids do not fit {have}", ids.len())))?;
-        to.copy_from_slice(ids);
-        Ok(())
+        dst.upload(ids)
     }
 
     fn upload(&mut self, dst: &mut Buffer, src: &[f32]) -> Result<()> {
@@ -103,7 +104,7 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    op::operations!(perform);
+    operations!(perform);
 
     fn chunk(&self) -> usize {
         optimizer::CHUNK

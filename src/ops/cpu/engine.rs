@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::buffer::Buffer;
 use super::simd::Isa;
-use crate::experiment::Device;
+use crate::experiment::DeviceKeys;
 use crate::ops::{DeviceError, Result};
 
 /// A thread pool of its own, so that nothing else in the process shares the threads.
@@ -21,7 +21,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`DeviceError::Unavailable`] when the CPU lacks the instruction set or threads cannot start.
-    pub fn open(device: &Device) -> Result<Engine> {
+    pub fn open(device: &DeviceKeys) -> Result<Engine> {
         let threads = match device.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,

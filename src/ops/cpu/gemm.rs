@@ -27,7 +27,7 @@ const BAND: usize = 384;
 
 /// The right operand `B[k][j]` of a product, where `k` is summed over.
 #[derive(Clone, Copy)]
-pub enum Right<'a> {
+pub enum RightOperand<'a> {
     /// `B[k][j] = data[k * stride + j]`.
     Rows { data: &'a [f32], stride: usize },
     /// `B[k][j] = data[j * stride + k]`: the transpose of a row-major matrix.
@@ -112,7 +112,7 @@ pub fn strips_mut<S: Simd, const NV: usize>(floats: &mut [f32]) -> &mut [Strip<S
 pub fn pack(
     packed: &mut [f32],
     width: usize,
-    right: Right<'_>,
+    right: RightOperand<'_>,
     k0: usize,
     depth: usize,
     j0: usize,
@@ -120,14 +120,14 @@ pub fn pack(
 ) {
     let packed = &mut packed[..depth * width];
     match right {
-        Right::Rows { data, stride } => {
+        RightOperand::Rows { data, stride } => {
             for (k, strip) in packed.chunks_exact_mut(width).enumerate() {
                 let at = (k0 + k) * stride + j0;
                 strip[..columns].copy_from_slice(&data[at..at + columns]);
                 strip[columns..].fill(0.0);
             }
         }
-        Right::Columns { data, stride } => {
+        RightOperand::Columns { data, stride } => {
             if columns < width {
                 packed.fill(0.0);
             }
@@ -237,7 +237,7 @@ pub fn multiply(
     engine: &Engine,
     out: StridedMut<'_>,
     a: Strided<'_>,
-    right: Right<'_>,
+    right: RightOperand<'_>,
     depth: usize,
     finish: Finish<'_>,
 ) {
@@ -254,7 +254,7 @@ pub fn multiply(
                     let a = &a[band * BAND * a_stride..];
                     run_tiled(
                         engine.isa,
-                        Block { out: &mut out, a, a_stride, right, column, depth, finish, scratch },
+                        GemmTask { out: &mut out, a, a_stride, right, column, depth, finish, scratch },
                     );
                 });
             },
@@ -279,18 +279,18 @@ fn block_width(columns: usize, threads: usize) -> usize {
 }
 
 /// One task of [`multiply`].
-struct Block<'a, 'b> {
+struct GemmTask<'a, 'b> {
     out: &'a mut [&'b mut [f32]],
     a: &'a [f32],
     a_stride: usize,
-    right: Right<'a>,
+    right: RightOperand<'a>,
     column: usize,
     depth: usize,
     finish: Finish<'a>,
     scratch: &'a mut [f32],
 }
 
-impl Tiled for Block<'_, '_> {
+impl Tiled for GemmTask<'_, '_> {
     #[inline(always)]
     fn run<S: Simd, const NV: usize>(self, simd: S) {
         let width = width::<S, NV>();
@@ -349,7 +349,7 @@ pub fn multiply_outer(
                 engine.isa,
                 PackGroup {
                     packed,
-                    right: Right::Rows { data: right, stride: columns },
+                    right: RightOperand::Rows { data: right, stride: columns },
                     depth,
                     column: index * WIDEST,
                     columns,
@@ -380,7 +380,7 @@ pub fn multiply_outer(
 /// Packs up to [`WIDEST`] columns as consecutive panels of the instruction set's own width.
 struct PackGroup<'a> {
     packed: &'a mut [f32],
-    right: Right<'a>,
+    right: RightOperand<'a>,
     depth: usize,
     column: usize,
     columns: usize,

@@ -10,7 +10,7 @@ use super::Cpu;
 use super::buffer::Buffer;
 use super::checks::{view, view_mut};
 use super::engine::Engine;
-use super::gemm::{self, Finish, Right, Strided, StridedMut};
+use super::gemm::{self, Finish, RightOperand, Strided, StridedMut};
 use super::math;
 use super::simd::vectorize;
 
@@ -32,7 +32,7 @@ pub fn forward(
 ) {
     let LinearShape { c_in, c_out, .. } = shape;
     let finish = bias.map_or(Finish::Set, Finish::Bias);
-    let right = Right::Columns { data: weight, stride: c_in };
+    let right = RightOperand::Columns { data: weight, stride: c_in };
     let x = Strided { data: x, stride: c_in };
     gemm::multiply(engine, StridedMut::dense(out, c_out), x, right, c_in, finish);
 }
@@ -40,7 +40,7 @@ pub fn forward(
 /// `dx = dout weight`. Each element is one chain over `c_out`.
 pub fn backward_input(engine: &Engine, dx: &mut [f32], dout: &[f32], weight: &[f32], shape: LinearShape) {
     let LinearShape { c_in, c_out, .. } = shape;
-    let right = Right::Rows { data: weight, stride: c_in };
+    let right = RightOperand::Rows { data: weight, stride: c_in };
     let dout = Strided { data: dout, stride: c_out };
     gemm::multiply(engine, StridedMut::dense(dx, c_in), dout, right, c_out, Finish::Set);
 }

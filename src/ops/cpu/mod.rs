@@ -32,7 +32,7 @@ pub(in crate::ops) mod simd;
 mod tests;
 
 use super::{Result, ScratchShape};
-use crate::experiment::Device;
+use crate::experiment::DeviceKeys;
 pub use buffer::Buffer;
 pub use device::Ids;
 use engine::Engine;
@@ -43,7 +43,7 @@ pub const NUMERICS_VERSION: u32 = 1;
 /// A CPU with its threads.
 pub struct Cpu {
     engine: Engine,
-    scratch: classifier::Scratch,
+    scratch: classifier::ClassifierScratch,
     by_token: embedding::ByToken,
 }
 
@@ -58,9 +58,13 @@ impl Cpu {
     ///
     /// # Errors
     /// [`super::DeviceError::Unavailable`] when the CPU lacks the instruction set or threads cannot start.
-    pub fn new(device: &Device) -> Result<Cpu> {
+    pub fn new(device: &DeviceKeys) -> Result<Cpu> {
         let engine = Engine::open(device)?;
-        Ok(Cpu { engine, scratch: classifier::Scratch::default(), by_token: embedding::ByToken::default() })
+        Ok(Cpu {
+            engine,
+            scratch: classifier::ClassifierScratch::default(),
+            by_token: embedding::ByToken::default(),
+        })
     }
 
     /// Threads that share the work.
@@ -80,7 +84,8 @@ pub fn scratch_bytes(shape: &ScratchShape, threads: usize) -> Vec<(String, u64)>
 
 /// Floats of (logits, packed operand).
 fn shared_scratch(shape: &ScratchShape) -> (usize, usize) {
-    let (logits, packed) = classifier::Scratch::lens(shape.rows.count(), shape.channels, shape.vocab);
+    let (logits, packed) =
+        classifier::ClassifierScratch::lens(shape.rows.count(), shape.channels, shape.vocab);
     (logits, if shape.backward { packed.max(linear::packed_len(4 * shape.channels)) } else { 0 })
 }
 

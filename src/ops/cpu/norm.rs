@@ -116,7 +116,7 @@ pub fn forward_residual(
 
 /// Results of the forward pass that the backward pass reads.
 #[derive(Clone, Copy)]
-pub struct ForwardPass<'a> {
+pub struct LayernormForward<'a> {
     pub x: &'a [f32],
     pub weight: &'a [f32],
     pub mean: &'a [f32],
@@ -125,7 +125,13 @@ pub struct ForwardPass<'a> {
 
 /// Gradient of the input: with `h = (x - mean) rstd` and `g = dout weight`,
 /// `dx = rstd (g - mean(g) - h mean(g h))`.
-pub fn backward_input(engine: &Engine, dx: &mut [f32], write: Write, dout: &[f32], forward: ForwardPass<'_>) {
+pub fn backward_input(
+    engine: &Engine,
+    dx: &mut [f32],
+    write: Write,
+    dout: &[f32],
+    forward: LayernormForward<'_>,
+) {
     let channels = forward.weight.len();
     engine.install(|| {
         (
@@ -178,7 +184,7 @@ pub fn backward_params(
     dbias: &mut [f32],
     write: Write,
     dout: &[f32],
-    forward: ForwardPass<'_>,
+    forward: LayernormForward<'_>,
 ) {
     const WIDTH: usize = 64;
     let channels = forward.weight.len();
@@ -260,7 +266,7 @@ impl Perform<LayernormBackward<'_, Buffer>> for Cpu {
     fn perform(&mut self, op: LayernormBackward<'_, Buffer>) -> Result<()> {
         const OP: &str = "layernorm_backward";
         let (rows, channels) = (op.rows, op.channels);
-        let forward = ForwardPass {
+        let forward = LayernormForward {
             x: view(OP, "x", op.x, rows * channels)?,
             weight: view(OP, "weight", op.weight, channels)?,
             mean: view(OP, "mean", op.mean, rows)?,

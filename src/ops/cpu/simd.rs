@@ -34,7 +34,8 @@ impl Isa {
     pub fn new(choice: Choice) -> Result<Isa> {
         let missing = |name: &str| {
             DeviceError::Unavailable(format!(
-                "`device.simd = \"{name}\"`: this CPU does not have it\n  hint: `device.simd = \"auto\"` gives the same bits on every CPU"
+                "`device.simd = \"{name}\"`: this CPU does not have it\n  hint: `device.simd = \"auto\"` \
+                 gives the same bits on every CPU"
             ))
         };
         match choice {

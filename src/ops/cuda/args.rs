@@ -21,7 +21,15 @@ pub trait Element: 'static {
 
 macro_rules! elements {
     ($($(#[$doc:meta])* $name:ident = $c:literal),* $(,)?) => {
-        $($(#[$doc])* #[derive(Clone, Copy, Debug)] pub struct $name; impl Element for $name { const C_NAME: &'static str = $c; })*
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Copy, Debug)]
+            pub struct $name;
+
+            impl Element for $name {
+                const C_NAME: &'static str = $c;
+            }
+        )*
     };
 }
 

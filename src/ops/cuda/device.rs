@@ -1,22 +1,19 @@
-//! The operations of [`Ops`] on CUDA: each checks its operands, starts its kernels and returns.
+//! CUDA as [`Ops`]: its memory here; each operation is a `Perform` beside its launch, which checks operands,
+//! starts kernels and returns.
 
 use std::ops::Range;
 
 use super::Cuda;
-use super::launch::{attention, decode, elementwise, embedding, layernorm, optimizer};
+use super::launch::optimizer;
 use super::linear::gemm_keys;
-use super::memory::{Buf, Ids};
-use super::scratch::{Use, planned};
-use crate::ops::{
-    AdamWUpdate, Add, AddPart, Attention, AttentionBackward, ChunkSquares, Classifier, ClassifierLoss,
-    CopyPart, DecodeAttention, DecodeEmbedding, DecodeLinear, Dtype, Embedding, EmbeddingBackward, Gelu,
-    Layernorm, LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight,
-    LinearGelu, Ops, ResidualLayernorm, Result, Role, ScratchShape, SumSquares,
-};
+use super::memory::{Buf, CudaIds, copy_by_all_threads};
+use super::scratch_plan::planned;
+use crate::ops::op::{operations, perform};
+use crate::ops::{Dtype, Ops, Result, Role, ScratchShape};
 
 impl Ops for Cuda {
     type Buf = Buf;
-    type Ids = Ids;
+    type Ids = CudaIds;
 
     // ---- memory ----------------------------------------------------------------------------
 
@@ -44,7 +41,7 @@ impl Ops for Cuda {
         self.memory.host_buffer(len)
     }
 
-    fn alloc_ids(&mut self, len: usize) -> Result<Ids> {
+    fn alloc_ids(&mut self, len: usize) -> Result<CudaIds> {
         self.memory.ids(len)
     }
 
@@ -58,7 +55,7 @@ impl Ops for Cuda {
         self.gemm.prepare(&self.kernels, &gemm_keys(shape, &self.options), self.options.user_plans)
     }
 
-    fn upload_ids(&mut self, dst: &mut Ids, ids: &[u16]) -> Result<()> {
+    fn upload_ids(&mut self, dst: &mut CudaIds, ids: &[u16]) -> Result<()> {
         const OP: &str = "upload_ids";
         let address = self.kernels.ids(OP, "dst", dst, ids.len())?;
         let bytes: &[u8] = bytemuck::cast_slice(ids);
@@ -115,7 +112,7 @@ impl Ops for Cuda {
         // SAFETY: the length was checked.
         unsafe {
             self.staging.download(src.address() + at as u64, dst.len() as u64, OP, |at, piece| {
-                dst[at..][..piece.len()].copy_from_slice(piece)
+                copy_by_all_threads(&mut dst[at..][..piece.len()], piece)
             })
         }
     }
@@ -171,142 +168,7 @@ impl Ops for Cuda {
 
     // ---- the operations --------------------------------------------------------------------
 
-    fn embedding(&mut self, op: Embedding<'_, Buf, Ids>) -> Result<()> {
-        self.written(op.out);
-        embedding::forward(&self.kernels, op)
-    }
-
-    fn layernorm(&mut self, op: Layernorm<'_, Buf>) -> Result<()> {
-        self.written(op.out);
-        layernorm::forward(&self.kernels, op)
-    }
-
-    fn residual_layernorm(&mut self, op: ResidualLayernorm<'_, Buf>) -> Result<()> {
-        self.written(op.residual);
-        self.written(op.out);
-        layernorm::residual_forward(&self.kernels, op)
-    }
-
-    fn linear(&mut self, op: Linear<'_, Buf>) -> Result<()> {
-        self.linear_forward(op)
-    }
-
-    fn linear_gelu(&mut self, op: LinearGelu<'_, Buf>) -> Result<()> {
-        self.linear_gelu_forward(op)
-    }
-
-    fn gelu(&mut self, op: Gelu<'_, Buf>) -> Result<()> {
-        self.gelu_again(op)
-    }
-
-    fn attention(&mut self, op: Attention<'_, Buf>) -> Result<()> {
-        self.load_attention(op.heads)?;
-        self.written(op.out);
-        attention::forward(&self.kernels, op)
-    }
-
-    fn classifier_loss(&mut self, op: ClassifierLoss<'_, Buf, Ids>) -> Result<()> {
-        self.classify_loss(op)
-    }
-
-    fn copy(&mut self, op: CopyPart<'_, Buf>) -> Result<()> {
-        const OP: &str = "copy";
-        let CopyPart { dst, at, src, from, len } = op;
-        self.check_length(OP, dst, at + len)?;
-        self.check_length(OP, src, from + len)?;
-        self.kernels.check(OP, dst.dtype() == src.dtype(), || {
-            format!("`dst` is {}, `src` is {}", dst.dtype(), src.dtype())
-        })?;
-        self.written(dst);
-        let size = src.dtype().size() as u64;
-        let (to, from) = (dst.address() + at as u64 * size, src.address() + from as u64 * size);
-        // SAFETY: both lengths were checked, and two tensors never overlap.
-        unsafe { self.kernels.gpu.copy(to, from, len as u64 * size, OP) }
-    }
-
-    fn decode_embedding(&mut self, op: DecodeEmbedding<'_, Buf, Ids>) -> Result<()> {
-        self.written(op.out);
-        decode::embedding(&self.kernels, op)
-    }
-
-    fn decode_linear(&mut self, op: DecodeLinear<'_, Buf>) -> Result<()> {
-        self.written(op.out);
-        decode::linear(&self.kernels, op)
-    }
-
-    fn decode_attention(&mut self, op: DecodeAttention<'_, Buf, Ids>) -> Result<()> {
-        self.written(op.out);
-        decode::attention(&self.kernels, op)
-    }
-
-    fn classifier(&mut self, op: Classifier<'_, Buf, Ids>) -> Result<()> {
-        self.written(op.dx);
-        self.classify(op)
-    }
-
-    fn layernorm_backward(&mut self, op: LayernormBackward<'_, Buf>) -> Result<()> {
-        self.written(op.dx);
-        let bytes = layernorm::partials_bytes(op.rows as u64, op.channels as u64);
-        let partials = self.scratch.get(&mut self.memory, Use::LayernormPartials, bytes)?;
-        layernorm::backward(&self.kernels, partials, op)
-    }
-
-    fn linear_backward_input(&mut self, op: LinearBackwardInput<'_, Buf>) -> Result<()> {
-        self.backward_input(op)
-    }
-
-    fn linear_backward_input_gelu(&mut self, op: LinearBackwardInputGelu<'_, Buf>) -> Result<()> {
-        self.backward_input_gelu(op)
-    }
-
-    fn linear_backward_weight(&mut self, op: LinearBackwardWeight<'_, Buf>) -> Result<()> {
-        self.backward_weight(op)
-    }
-
-    fn attention_backward(&mut self, op: AttentionBackward<'_, Buf>) -> Result<()> {
-        self.load_attention(op.heads)?;
-        self.written(op.dqkv);
-        let bytes = attention::delta_bytes(op.rows, op.heads);
-        let delta = self.scratch.get(&mut self.memory, Use::AttentionDelta, bytes)?;
-        attention::backward(&self.kernels, delta, op)
-    }
-
-    fn embedding_backward(&mut self, op: EmbeddingBackward<'_, Buf, Ids>) -> Result<()> {
-        let [list, counts, partials] =
-            embedding::sort_scratch_bytes(op.rows.count() as u64, op.channels as u64);
-        let (scratch, memory) = (&mut self.scratch, &mut self.memory);
-        let scratch = embedding::SortScratch {
-            lists: [scratch.get(memory, Use::SortFirst, list)?, scratch.get(memory, Use::SortSecond, list)?],
-            counts: scratch.get(memory, Use::SortCounts, counts)?,
-            partials: scratch.get(memory, Use::EmbeddingPartials, partials)?,
-        };
-        embedding::backward(&self.kernels, scratch, op)
-    }
-
-    fn sum_squares(&mut self, op: SumSquares<'_, Buf>) -> Result<Vec<f64>> {
-        self.squares(op.tensors)
-    }
-
-    fn chunk_squares(&mut self, op: ChunkSquares<'_, Buf>) -> Result<Vec<f64>> {
-        self.squares_of_chunks(op.parts)
-    }
-
-    fn adamw(&mut self, op: AdamWUpdate<'_, Buf>) -> Result<()> {
-        self.update(op)
-    }
-
-    fn add(&mut self, op: Add<'_, Buf>) -> Result<()> {
-        let Add { dst, src } = op;
-        self.kernels.check("add", src.len() == dst.len(), || {
-            format!("{} elements do not fit {}", src.len(), dst.len())
-        })?;
-        let len = dst.len();
-        elementwise::add(&self.kernels, AddPart { dst, at: 0, src, from: 0, len })
-    }
-
-    fn add_part(&mut self, op: AddPart<'_, Buf>) -> Result<()> {
-        elementwise::add(&self.kernels, op)
-    }
+    operations!(perform);
 
     fn chunk(&self) -> usize {
         optimizer::CHUNK as usize
@@ -318,7 +180,7 @@ impl Ops for Cuda {
 }
 
 impl Cuda {
-    fn check_length(&self, op: &'static str, buf: &Buf, len: usize) -> Result<()> {
+    pub(super) fn check_length(&self, op: &'static str, buf: &Buf, len: usize) -> Result<()> {
         self.kernels.check(op, len <= buf.len(), || format!("{len} elements of a tensor of {}", buf.len()))
     }
 

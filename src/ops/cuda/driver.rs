@@ -287,20 +287,20 @@ fn urgent_stream() -> Result<sys::CUstream, result::DriverError> {
 }
 
 /// A point in a stream that the host can wait for and measure from, and the other lane can wait for.
-pub struct Event {
+pub struct GpuEvent {
     event: sys::CUevent,
     gpu: Arc<Gpu>,
 }
 
 // SAFETY: an event is a handle that the driver lets any thread use.
-unsafe impl Send for Event {}
+unsafe impl Send for GpuEvent {}
 
-impl Event {
-    pub fn new(gpu: &Arc<Gpu>) -> Result<Event> {
+impl GpuEvent {
+    pub fn new(gpu: &Arc<Gpu>) -> Result<GpuEvent> {
         gpu.bind()?;
         let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
             .map_err(|e| gpu.fail("cuEventCreate", e))?;
-        Ok(Event { event, gpu: Arc::clone(gpu) })
+        Ok(GpuEvent { event, gpu: Arc::clone(gpu) })
     }
 
     /// Marks the end of the work issued so far on the lane in use.
@@ -328,7 +328,7 @@ impl Event {
     }
 
     /// Milliseconds on the device from `earlier` to this mark; waits for this one.
-    pub fn ms_since(&self, earlier: &Event) -> Result<f32> {
+    pub fn ms_since(&self, earlier: &GpuEvent) -> Result<f32> {
         self.wait()?;
         // SAFETY: both events are live and were recorded on the same stream.
         unsafe { result::event::elapsed(earlier.event, self.event) }
@@ -336,7 +336,7 @@ impl Event {
     }
 }
 
-impl Drop for Event {
+impl Drop for GpuEvent {
     fn drop(&mut self) {
         if self.gpu.bind().is_ok() {
             // SAFETY: the event is live and not used after this.
@@ -361,7 +361,8 @@ pub fn gpus() -> Result<Vec<GpuInfo>> {
     let version = driver_version()?;
     if version < OLDEST_DRIVER {
         return Err(DeviceError::Unavailable(format!(
-            "the NVIDIA driver is too old: it supports CUDA {}.{}, at least 12.8 is needed\n  hint: install driver 570 or newer",
+            "the NVIDIA driver is too old: it supports CUDA {}.{}, at least 12.8 is needed\n  hint: install \
+             driver 570 or newer",
             version / 1000,
             version % 1000 / 10
         )));
@@ -403,8 +404,10 @@ fn failed(device: &str, operation: &'static str, error: result::DriverError) -> 
     let mut message = describe(error);
     // These errors come from earlier work and are reported by the next call, whichever that is.
     if (700..=719).contains(&(error.0 as u32)) {
-        message
-            .push_str("\n  hint: an earlier operation may be the cause; with CUDA_LAUNCH_BLOCKING=1 it reports the error itself");
+        message.push_str(
+            "\n  hint: an earlier operation may be the cause; with CUDA_LAUNCH_BLOCKING=1 it \
+             reports the error itself",
+        );
     }
     DeviceError::Failed { device: device.to_owned(), operation, message }
 }

@@ -17,7 +17,7 @@ use super::driver::Gpu;
 use crate::ops::Result;
 
 /// The key of a piece of work; see [`crate::ops::Ops::replay`].
-type Key = [u64; 4];
+type ReplayKey = [u64; 4];
 
 /// The state of a piece of work.
 enum Stage {
@@ -31,7 +31,7 @@ enum Stage {
 /// The recorded pieces of work.
 #[derive(Default)]
 pub struct Graphs {
-    stages: BTreeMap<Key, Stage>,
+    stages: BTreeMap<ReplayKey, Stage>,
     /// The scratch that the graphs were recorded on.
     generation: u64,
 }
@@ -90,7 +90,7 @@ impl Gpu {
 impl Cuda {
     /// Launches the graph of `key` if there is one. Else the caller does the work, which is recorded from
     /// the second time on.
-    pub(super) fn replay_graph(&mut self, key: Key) -> Result<bool> {
+    pub(super) fn replay_graph(&mut self, key: ReplayKey) -> Result<bool> {
         if !self.options.cuda_graph {
             return Ok(false);
         }
@@ -116,7 +116,7 @@ impl Cuda {
     }
 
     /// Ends the work of `key` that [`Cuda::replay_graph`] left to the caller.
-    pub(super) fn end_graph(&mut self, key: Key) -> Result<()> {
+    pub(super) fn end_graph(&mut self, key: ReplayKey) -> Result<()> {
         if !self.options.cuda_graph {
             return Ok(());
         }

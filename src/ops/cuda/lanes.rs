@@ -4,37 +4,37 @@
 //! computed. Two events order the lanes: the side lane starts after all work issued before
 //! ([`Lanes::turn_aside`]), and the main lane waits for it where it says so ([`Lanes::join`]), nowhere else.
 //!
-//! A missing event shows only when the lanes happen to run at certain speeds. So tests provoke it (`Trial`):
-//! they slow down the lane that must be waited for, and they leave an event out, to show that this would be
-//! noticed.
+//! A missing event shows only when the lanes happen to run at certain speeds. So tests provoke it
+//! (`LaneTrial`): they slow down the lane that must be waited for, and they leave an event out, to show that
+//! this would be noticed.
 
 use std::sync::Arc;
 
-use super::driver::{Event, Gpu};
+use super::driver::{Gpu, GpuEvent};
 use crate::ops::Result;
 
 /// The order between the two streams of a GPU.
 pub struct Lanes {
     gpu: Arc<Gpu>,
     /// The event that the side lane waits for.
-    forked: Event,
+    forked: GpuEvent,
     /// The end of the side lane's work so far.
-    done: Event,
+    done: GpuEvent,
     /// Whether the main lane has not waited for `done` yet.
     ahead: bool,
     #[cfg(test)]
-    pub trial: Trial,
+    pub trial: LaneTrial,
 }
 
 impl Lanes {
     pub fn new(gpu: &Arc<Gpu>) -> Result<Lanes> {
         Ok(Lanes {
             gpu: Arc::clone(gpu),
-            forked: Event::new(gpu)?,
-            done: Event::new(gpu)?,
+            forked: GpuEvent::new(gpu)?,
+            done: GpuEvent::new(gpu)?,
             ahead: false,
             #[cfg(test)]
-            trial: Trial::default(),
+            trial: LaneTrial::default(),
         })
     }
 
@@ -79,7 +79,7 @@ impl Lanes {
 #[cfg(test)]
 impl super::Cuda {
     /// Slows the lanes down from here on.
-    pub fn set_trial(&mut self, trial: Trial) {
+    pub fn set_trial(&mut self, trial: LaneTrial) {
         self.lanes.trial = trial;
     }
 }
@@ -87,7 +87,7 @@ impl super::Cuda {
 /// The changes that a test makes to the lanes.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Trial {
+pub struct LaneTrial {
     /// The main lane pauses for up to this long before it goes on beside the side lane.
     pub main: std::time::Duration,
     /// The side lane pauses for up to this long before each piece of its work.
@@ -105,7 +105,7 @@ pub enum Forgotten {
 }
 
 #[cfg(test)]
-impl Trial {
+impl LaneTrial {
     /// Makes the lane in use sleep.
     fn slow_down(&mut self, most: std::time::Duration, gpu: &Arc<Gpu>) -> Result<()> {
         use cudarc::driver::sys;

@@ -83,7 +83,7 @@ impl fmt::Display for Library {
 
 /// A library in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loaded {
+pub struct LoadedLibrary {
     pub library: Library,
     /// The file, links resolved.
     pub path: PathBuf,
@@ -114,13 +114,13 @@ impl fmt::Display for Missing {
 }
 
 /// Loads `library`, without which CUDA cannot be used.
-pub fn require(library: Library) -> Result<Loaded> {
+pub fn require(library: Library) -> Result<LoadedLibrary> {
     load(library).map_err(|missing| DeviceError::Unavailable(format!("CUDA cannot be used: {missing}")))
 }
 
 /// Loads `library` once in the life of the process, and says from where.
-pub fn load(library: Library) -> Result<Loaded, Missing> {
-    static LOADED: Mutex<BTreeMap<Library, Loaded>> = Mutex::new(BTreeMap::new());
+pub fn load(library: Library) -> Result<LoadedLibrary, Missing> {
+    static LOADED: Mutex<BTreeMap<Library, LoadedLibrary>> = Mutex::new(BTreeMap::new());
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(found) = loaded.get(&library) {
         return Ok(found.clone());
@@ -130,12 +130,12 @@ pub fn load(library: Library) -> Result<Loaded, Missing> {
     Ok(found)
 }
 
-fn load_first(library: Library, folders: &[PathBuf]) -> Result<Loaded, Missing> {
+fn load_first(library: Library, folders: &[PathBuf]) -> Result<LoadedLibrary, Missing> {
     let names = library.file_names();
     for name in &names {
         if open(Path::new(name)).is_ok() {
             let path = mapped_file(library).unwrap_or_else(|| PathBuf::from(name));
-            return Ok(Loaded { library, path });
+            return Ok(LoadedLibrary { library, path });
         }
     }
     let mut refused = Vec::new();
@@ -146,7 +146,7 @@ fn load_first(library: Library, folders: &[PathBuf]) -> Result<Loaded, Missing> 
                 continue;
             }
             match open(&file) {
-                Ok(()) => return Ok(Loaded { library, path: file.canonicalize().unwrap_or(file) }),
+                Ok(()) => return Ok(LoadedLibrary { library, path: file.canonicalize().unwrap_or(file) }),
                 Err(reason) => refused.push((file, reason)),
             }
         }

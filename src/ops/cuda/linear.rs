@@ -5,26 +5,18 @@
 //! ask for cuBLASLt's fusion, which sees the sum before rounding.
 
 use super::launch::{classifier, gelu, gemm_hopper, reduce};
-use super::memory::{Buf, Ids};
+use super::memory::{Buf, CudaIds};
 use super::product::{Epilogue, GemmKey, Operands, Product, Types};
 use super::scratch::Use;
-use super::{Cuda, Options};
+use super::{Cuda, CudaOptions, GeluSums, act_dtype};
 use crate::experiment::Compute;
 use crate::ops::{
     Classifier, ClassifierLoss, Dtype, Gelu, Linear, LinearBackwardInput, LinearBackwardInputGelu,
-    LinearBackwardWeight, LinearGelu, LinearShape, Result, ScratchShape, Vocab, Write,
+    LinearBackwardWeight, LinearGelu, LinearShape, Perform, Result, ScratchShape, Vocab, Write,
 };
 
-/// The column sums that GELU's gradient computed on its way: valid for one tensor until it is written.
-#[derive(Clone, Copy, Debug)]
-pub struct GeluSums {
-    dpre: u64,
-    rows: usize,
-    width: usize,
-}
-
 /// The key of a product of a linear layer.
-fn key(shape: LinearShape, product: Product, options: &Options, epilogue: Epilogue) -> GemmKey {
+fn key(shape: LinearShape, product: Product, options: &CudaOptions, epilogue: Epilogue) -> GemmKey {
     let types = match (options.compute, product) {
         (Compute::Fp32, _) => Types::F32,
         (Compute::Tf32, _) => Types::Tf32,
@@ -36,11 +28,11 @@ fn key(shape: LinearShape, product: Product, options: &Options, epilogue: Epilog
 }
 
 /// Fusion is a matter of bf16: cuBLASLt has no such epilogue for every type.
-fn fusion(options: &Options) -> u8 {
+fn fusion(options: &CudaOptions) -> u8 {
     if matches!(options.compute, Compute::Auto | Compute::Bf16) { options.gelu_fusion } else { 0 }
 }
 
-fn gelu_epilogues(options: &Options) -> (Epilogue, Epilogue) {
+fn gelu_epilogues(options: &CudaOptions) -> (Epilogue, Epilogue) {
     let forward = if fusion(options) >= 1 { Epilogue::BiasGelu } else { Epilogue::BiasThenGelu };
     let backward = if fusion(options) >= 2 { Epilogue::GeluGradient } else { Epilogue::ThenGeluGradient };
     (forward, backward)
@@ -48,7 +40,7 @@ fn gelu_epilogues(options: &Options) -> (Epilogue, Epilogue) {
 
 /// Every matrix multiplication that training (or, without `backward`, evaluating) GPT-2 on
 /// micro-batches of `shape` asks for.
-pub fn gemm_keys(shape: &ScratchShape, options: &Options) -> Vec<GemmKey> {
+pub fn gemm_keys(shape: &ScratchShape, options: &CudaOptions) -> Vec<GemmKey> {
     let n = shape.rows.count();
     let c = shape.channels;
     let (gelu_forward, gelu_backward) = gelu_epilogues(options);
@@ -62,7 +54,7 @@ pub fn gemm_keys(shape: &ScratchShape, options: &Options) -> Vec<GemmKey> {
         (layer(c, 4 * c), [gelu_forward, Nothing, before_gelu]),
         (layer(4 * c, c), [Bias, gelu_backward, BiasGradient]),
     ];
-    for (_, rows) in chunks(n, shape.vocab, super::act_dtype(options.compute)) {
+    for (_, rows) in chunks(n, shape.vocab, act_dtype(options.compute)) {
         layers.push((LinearShape { rows, c_in: c, c_out: shape.vocab.padded }, [Nothing; 3]));
     }
     let mut keys = Vec::new();
@@ -84,15 +76,8 @@ fn chunks(n: usize, vocab: Vocab, act: Dtype) -> Vec<(usize, usize)> {
     (0..n).step_by(rows).map(|first| (first, rows.min(n - first))).collect()
 }
 
-impl Cuda {
-    /// A tensor was written: its column sums are no longer valid.
-    pub(super) fn written(&mut self, buf: &Buf) {
-        if self.gelu_sums.is_some_and(|sums| sums.dpre == buf.address()) {
-            self.gelu_sums = None;
-        }
-    }
-
-    pub(super) fn linear_forward(&mut self, op: Linear<'_, Buf>) -> Result<()> {
+impl Perform<Linear<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: Linear<'_, Buf>) -> Result<()> {
         const OP: &str = "linear";
         let Linear { out, x, weight, bias, shape } = op;
         let k = &self.kernels;
@@ -110,8 +95,10 @@ impl Cuda {
         // SAFETY: all lengths were checked.
         unsafe { self.gemm.run(&self.kernels, OP, key, operands) }
     }
+}
 
-    pub(super) fn linear_gelu_forward(&mut self, op: LinearGelu<'_, Buf>) -> Result<()> {
+impl Perform<LinearGelu<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: LinearGelu<'_, Buf>) -> Result<()> {
         const OP: &str = "linear_gelu";
         let LinearGelu { out, pre, x, weight, bias, shape } = op;
         let k = &self.kernels;
@@ -133,9 +120,11 @@ impl Cuda {
         unsafe { self.gemm.run(&self.kernels, OP, key, operands) }?;
         if whole { Ok(()) } else { gelu::forward(&self.kernels, OP, Gelu { out, pre, len: shape.output() }) }
     }
+}
 
-    /// `out = gelu(pre)` for recomputation: only where the forward pass rounded `pre` first, as this does.
-    pub(super) fn gelu_again(&mut self, op: Gelu<'_, Buf>) -> Result<()> {
+/// `out = gelu(pre)` for recomputation: only where the forward pass rounded `pre` first, as this does.
+impl Perform<Gelu<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: Gelu<'_, Buf>) -> Result<()> {
         const OP: &str = "gelu";
         self.kernels.check(OP, fusion(&self.options) == 0, || {
             "a GELU inside the matrix multiplication sees the sum before rounding, so it cannot be \
@@ -146,8 +135,10 @@ impl Cuda {
         self.written(op.out);
         gelu::forward(&self.kernels, OP, op)
     }
+}
 
-    pub(super) fn backward_input(&mut self, op: LinearBackwardInput<'_, Buf>) -> Result<()> {
+impl Perform<LinearBackwardInput<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: LinearBackwardInput<'_, Buf>) -> Result<()> {
         const OP: &str = "linear_backward_input";
         let LinearBackwardInput { dx, dout, weight, shape } = op;
         let operands = self.input_operands(OP, dx, dout, weight, shape)?;
@@ -156,8 +147,10 @@ impl Cuda {
         // SAFETY: all lengths were checked.
         unsafe { self.gemm.run(&self.kernels, OP, key, operands) }
     }
+}
 
-    pub(super) fn backward_input_gelu(&mut self, op: LinearBackwardInputGelu<'_, Buf>) -> Result<()> {
+impl Perform<LinearBackwardInputGelu<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: LinearBackwardInputGelu<'_, Buf>) -> Result<()> {
         const OP: &str = "linear_backward_input_gelu";
         let LinearBackwardInputGelu { dpre, dout, weight, pre, shape } = op;
         let mut operands = self.input_operands(OP, dpre, dout, weight, shape)?;
@@ -185,24 +178,10 @@ impl Cuda {
         self.gelu_sums = Some(GeluSums { dpre: dpre.address(), rows, width });
         Ok(())
     }
+}
 
-    fn input_operands(
-        &self,
-        op: &'static str,
-        dx: &Buf,
-        dout: &Buf,
-        weight: &Buf,
-        shape: LinearShape,
-    ) -> Result<Operands> {
-        let k = &self.kernels;
-        Ok(Operands::new(
-            k.act(op, "dout", dout, shape.output())?,
-            k.act(op, "weight", weight, shape.weight())?,
-            k.act(op, "dx", dx, shape.input())?,
-        ))
-    }
-
-    pub(super) fn backward_weight(&mut self, op: LinearBackwardWeight<'_, Buf>) -> Result<()> {
+impl Perform<LinearBackwardWeight<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: LinearBackwardWeight<'_, Buf>) -> Result<()> {
         const OP: &str = "linear_backward_weight";
         let LinearBackwardWeight { dweight, dbias, dout, x, shape, write } = op;
         let k = &self.kernels;
@@ -245,8 +224,10 @@ impl Cuda {
             reduce::Targets { first: k.f32(OP, "dbias", dbias, c_out)?, second: 0, split: width, width };
         reduce::reduce_partials(k, OP, targets, partials, partial_rows, write)
     }
+}
 
-    pub(super) fn classify_loss(&mut self, op: ClassifierLoss<'_, Buf, Ids>) -> Result<()> {
+impl Perform<ClassifierLoss<'_, Buf, CudaIds>> for Cuda {
+    fn perform(&mut self, op: ClassifierLoss<'_, Buf, CudaIds>) -> Result<()> {
         const OP: &str = "classifier_loss";
         let ClassifierLoss { losses, losses_at, x, wte, targets, rows, channels, vocab } = op;
         let k = &self.kernels;
@@ -262,8 +243,11 @@ impl Cuda {
         // SAFETY: all lengths were checked.
         unsafe { self.classify_chunks(OP, &rows, None) }
     }
+}
 
-    pub(super) fn classify(&mut self, op: Classifier<'_, Buf, Ids>) -> Result<()> {
+impl Perform<Classifier<'_, Buf, CudaIds>> for Cuda {
+    fn perform(&mut self, op: Classifier<'_, Buf, CudaIds>) -> Result<()> {
+        self.written(op.dx);
         const OP: &str = "classifier";
         let (rows, channels, vocab) = (op.rows, op.channels, op.vocab);
         let k = &self.kernels;
@@ -284,6 +268,24 @@ impl Cuda {
         };
         // SAFETY: all lengths were checked.
         unsafe { self.classify_chunks(OP, &classified, Some(gradient)) }
+    }
+}
+
+impl Cuda {
+    fn input_operands(
+        &self,
+        op: &'static str,
+        dx: &Buf,
+        dout: &Buf,
+        weight: &Buf,
+        shape: LinearShape,
+    ) -> Result<Operands> {
+        let k = &self.kernels;
+        Ok(Operands::new(
+            k.act(op, "dout", dout, shape.output())?,
+            k.act(op, "weight", weight, shape.weight())?,
+            k.act(op, "dx", dx, shape.input())?,
+        ))
     }
 
     /// Losses and, where asked for, gradients, one chunk of rows after the other. Within a chunk `dwte`
@@ -309,7 +311,7 @@ impl Cuda {
             let [forward, input, weight] =
                 [Product::Forward, Product::BackwardInput, Product::BackwardWeight]
                     .map(|product| key(shape, product, &self.options, Epilogue::Nothing));
-            let chunk = classifier::Chunk {
+            let chunk = classifier::LogitsChunk {
                 logits,
                 losses: losses + 4 * first as u64,
                 targets: targets + 2 * first as u64,
@@ -373,15 +375,15 @@ mod tests {
 
     #[test]
     fn training_asks_for_three_products_a_layer_and_evaluation_for_one() {
-        let options = Options::default();
+        let options = CudaOptions::default();
         assert_eq!(gemm_keys(&shape(true), &options).len(), 3 * 5);
         assert_eq!(gemm_keys(&shape(false), &options).len(), 5);
     }
 
     #[test]
     fn fusion_changes_the_epilogues_of_the_mlp_alone() {
-        let plain = gemm_keys(&shape(true), &Options::default());
-        let fused = gemm_keys(&shape(true), &Options { gelu_fusion: 2, ..Options::default() });
+        let plain = gemm_keys(&shape(true), &CudaOptions::default());
+        let fused = gemm_keys(&shape(true), &CudaOptions { gelu_fusion: 2, ..CudaOptions::default() });
         let epilogues = |a: &[GemmKey], b: &[GemmKey]| -> Vec<_> {
             a.iter().filter(|key| !b.contains(key)).map(|key| key.epilogue).collect()
         };

@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use super::driver::{Event, Gpu};
+use rayon::prelude::*;
+
+use super::driver::{Gpu, GpuEvent};
 use crate::ops::{DeviceError, Dtype, Result};
 
 /// Buffers from this size on have a slab of their own.
@@ -84,12 +86,12 @@ impl Buf {
 }
 
 /// Token ids on the GPU.
-pub struct Ids {
+pub struct CudaIds {
     allocation: Allocation,
     len: usize,
 }
 
-impl Ids {
+impl CudaIds {
     pub fn address(&self) -> u64 {
         self.allocation.address
     }
@@ -139,9 +141,9 @@ impl Memory {
         Ok(Buf { allocation, len, dtype: Dtype::F32 })
     }
 
-    pub fn ids(&mut self, len: usize) -> Result<Ids> {
+    pub fn ids(&mut self, len: usize) -> Result<CudaIds> {
         let allocation = self.allocate("token ids", len as u64 * 2)?;
-        Ok(Ids { allocation, len })
+        Ok(CudaIds { allocation, len })
     }
 
     /// `bytes` of zeroed memory.
@@ -254,9 +256,15 @@ impl Drop for Pinned {
 }
 
 /// A pinned buffer and the end of the last copy out of it.
-struct Slot {
+struct PinnedSlot {
     pinned: Pinned,
-    free: Event,
+    free: GpuEvent,
+}
+
+/// Copies into memory that the kernel may not have mapped yet: one thread would spend its time in page faults.
+pub fn copy_by_all_threads(to: &mut [u8], from: &[u8]) {
+    const PART: usize = 1 << 20;
+    to.par_chunks_mut(PART).zip(from.par_chunks(PART)).for_each(|(to, from)| to.copy_from_slice(from));
 }
 
 /// Copies between host and device.
@@ -266,9 +274,9 @@ struct Slot {
 pub struct Staging {
     gpu: Arc<Gpu>,
     /// For tensors: large pieces.
-    large: Vec<Slot>,
+    large: Vec<PinnedSlot>,
     /// For token ids and tables: small, and many in flight.
-    small: Vec<Slot>,
+    small: Vec<PinnedSlot>,
     next_large: usize,
     next_small: usize,
 }
@@ -284,7 +292,7 @@ impl Staging {
     pub fn new(gpu: &Arc<Gpu>) -> Result<Staging> {
         let slots = |count: usize, bytes| {
             (0..count)
-                .map(|_| Ok(Slot { pinned: Pinned::new(gpu, bytes)?, free: Event::new(gpu)? }))
+                .map(|_| Ok(PinnedSlot { pinned: Pinned::new(gpu, bytes)?, free: GpuEvent::new(gpu)? }))
                 .collect::<Result<Vec<_>>>()
         };
         Ok(Staging {

@@ -6,11 +6,13 @@
 //! * [`driver`] is one GPU with its streams, [`lanes`] the order between them, [`memory`] its memory and the
 //!   copies in and out.
 //! * [`sources`] and [`compile`] turn `kernels/*.cu` into machine code for the GPU at hand.
-//! * [`args`], [`modules`] and [`launch`] tie each kernel to a typed function.
+//! * [`args`] and [`modules`] tie each kernel to a typed function.
 //! * [`product`] is a matrix product as a value; [`gemm`] multiplies matrices with pinned algorithms.
 //! * `graph` replays repeated work.
-//! * [`scratch`] plans the memory that operations need beside their operands.
-//! * `device`, `linear` and `optimizer` put these together as [`crate::ops::Ops`].
+//! * [`scratch`] is the memory that operations need beside their operands, `scratch_plan` how much that is.
+//! * [`launch`] has the kernels and the operations that are made of them, one file for each `.cu` file;
+//!   `linear` and `optimizer` those that take more. `device` names them as [`crate::ops::Ops`], and `open`
+//!   opens a GPU.
 //! * [`nccl`] carries bytes to other GPUs.
 //! * `numerics` says what the bits depend on, for locks; [`selftest`] shows in a second whether all of it
 //!   works, for `runner doctor`.
@@ -32,33 +34,34 @@ pub mod memory;
 pub mod modules;
 pub mod nccl;
 mod numerics;
+mod open;
 mod optimizer;
 pub mod product;
 pub mod scratch;
+mod scratch_plan;
 pub mod selftest;
 pub mod sources;
 #[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use super::{DeviceError, Dtype, Heads, Result};
+use super::{Dtype, Result};
 use crate::experiment::Compute;
 use compile::Cubin;
-use driver::{Event, Gpu, GpuInfo};
+use driver::{GpuEvent, GpuInfo};
 use gemm::Gemm;
 use gemm::plan::GemmPlan;
 use lanes::Lanes;
-use memory::{Memory, Staging};
+use memory::{Buf, Memory, Staging};
 pub use memory::{PINNED_BYTES, taken_bytes};
 use modules::Kernels;
 use scratch::Scratch;
-pub use scratch::{act_dtype, opened_plan, scratch_plan};
+pub use scratch_plan::{opened_plan, scratch_plan};
 
 /// The settings of an experiment that the device needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct CudaOptions {
     /// Which GPU, as the driver counts them.
     pub ordinal: usize,
     pub compute: Compute,
@@ -71,26 +74,42 @@ pub struct Options {
     pub user_plans: bool,
 }
 
-impl Default for Options {
-    fn default() -> Options {
-        Options { ordinal: 0, compute: Compute::Auto, gelu_fusion: 0, cuda_graph: true, user_plans: true }
+impl Default for CudaOptions {
+    fn default() -> CudaOptions {
+        CudaOptions { ordinal: 0, compute: Compute::Auto, gelu_fusion: 0, cuda_graph: true, user_plans: true }
     }
+}
+
+/// Element type of weights and activations under a precision.
+pub fn act_dtype(compute: Compute) -> Dtype {
+    match compute {
+        Compute::Auto | Compute::Bf16 => Dtype::BF16,
+        Compute::Fp32 | Compute::Tf32 => Dtype::F32,
+    }
+}
+
+/// The column sums that GELU's gradient computed on its way: valid for one tensor until it is written.
+#[derive(Clone, Copy, Debug)]
+struct GeluSums {
+    dpre: u64,
+    rows: usize,
+    width: usize,
 }
 
 /// A GPU that can train GPT-2.
 pub struct Cuda {
-    options: Options,
+    options: CudaOptions,
     kernels: Kernels,
     gemm: Gemm,
     memory: Memory,
     staging: Staging,
     scratch: Scratch,
     /// The tables on the device, as last uploaded.
-    tables: optimizer::Tables,
+    tables: scratch::Tables,
     graphs: graph::Graphs,
     lanes: Lanes,
     /// The column sums that GELU's gradient leaves for the weight gradient after it.
-    gelu_sums: Option<linear::GeluSums>,
+    gelu_sums: Option<GeluSums>,
     /// Channels of a head, once the model is known.
     head_size: Option<usize>,
     /// Where machine code is kept.
@@ -98,104 +117,11 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// Opens a GPU: finds the libraries, compiles or loads the kernels.
-    ///
-    /// # Errors
-    ///
-    /// A library is missing, there is no such GPU, it is too old for bf16, or it has no memory left.
-    pub fn open(options: &Options) -> Result<Cuda> {
-        // The libraries first: what is missing is then named before anything is started.
-        let gpus = driver::gpus()?;
-        compile::nvrtc_version()?;
-        gemm::cublaslt_version()?;
-        let act = act_dtype(options.compute);
-        let info = gpus.get(options.ordinal).ok_or_else(|| {
-            DeviceError::Unavailable(format!(
-                "GPU {} was asked for, the driver shows {}",
-                options.ordinal,
-                gpus.len()
-            ))
-        })?;
-        if act == Dtype::BF16 && info.major < 8 {
-            return Err(DeviceError::Unavailable(format!(
-                "{} ({}) has no bf16\n  hint: set `precision.compute` to fp32",
-                info.name,
-                info.architecture()
-            )));
+    /// A tensor was written: its column sums are no longer valid.
+    fn written(&mut self, buf: &Buf) {
+        if self.gelu_sums.is_some_and(|sums| sums.dpre == buf.address()) {
+            self.gelu_sums = None;
         }
-        let gpu = Gpu::open(options.ordinal)?;
-        let mut memory = Memory::new(Arc::clone(&gpu));
-        memory.check_free("the device's own buffers", gemm::workspace_bytes(gpu.info.major) + (256 << 20))?;
-        let gemm = Gemm::new(&gpu, &mut memory)?;
-        let mut cuda = Cuda {
-            options: options.clone(),
-            staging: Staging::new(&gpu)?,
-            lanes: Lanes::new(&gpu)?,
-            kernels: Kernels::new(gpu, act),
-            gemm,
-            memory,
-            scratch: Scratch::default(),
-            tables: optimizer::Tables::default(),
-            graphs: graph::Graphs::default(),
-            gelu_sums: None,
-            head_size: None,
-            cache: compile::cache_folder("cubins"),
-        };
-        cuda.load_kernels()?;
-        Ok(cuda)
-    }
-
-    /// Compiles all files but those that depend on the head size, each on a thread of its own.
-    fn load_kernels(&mut self) -> Result<()> {
-        let define = if self.kernels.act == Dtype::BF16 { "ACT_BF16=1" } else { "ACT_F32=1" };
-        let architecture = self.kernels.gpu.info.architecture();
-        self.load_sources(define, |source| source.only.is_none_or(|only| only == architecture))
-    }
-
-    /// Makes sure that the fast attention kernels are loaded, where there are any for these heads.
-    fn load_attention(&mut self, heads: Heads) -> Result<()> {
-        if !launch::attention::is_fast(self.kernels.act, heads.head_size) {
-            return Ok(());
-        }
-        let define = format!("HEAD_SIZE={}", heads.head_size);
-        if self.attention_define() == Some(&define) {
-            return Ok(());
-        }
-        let hopper = launch::attention_hopper::fits(&self.kernels.gpu, self.kernels.act, heads.head_size);
-        self.load_sources(&define, |source| source.only.is_some() == hopper)
-    }
-
-    /// The head size of the attention kernels in use.
-    fn attention_define(&self) -> Option<&str> {
-        let cubins = self.kernels.cubins().iter().rev();
-        cubins
-            .flat_map(|cubin| &cubin.options)
-            .find_map(|option| option.strip_prefix("-D").filter(|d| d.starts_with("HEAD_SIZE=")))
-    }
-
-    /// Compiles and loads the files that have a variant under `define`.
-    fn load_sources(&mut self, define: &str, wanted: impl Fn(&sources::Source) -> bool) -> Result<()> {
-        let architecture = self.kernels.gpu.info.architecture();
-        let cache = self.cache.as_deref();
-        let defines = [define.to_owned()];
-        let compiled: Vec<Result<Cubin, compile::CompileError>> = std::thread::scope(|scope| {
-            let compile = |source| compile::compile(source, &architecture, &defines, cache);
-            let threads: Vec<_> = launch::sources()
-                .filter(|source| source.variants.contains(&define) && wanted(source))
-                .map(|source| scope.spawn(move || compile(source)))
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
-        });
-        let all = launch::kernels();
-        for cubin in compiled {
-            let cubin = cubin.map_err(compile::CompileError::into_device_error)?;
-            let kernels: Vec<_> = all.iter().copied().filter(|kernel| kernel.file == cubin.file).collect();
-            self.kernels.load(cubin, &kernels)?;
-        }
-        Ok(())
     }
 
     pub fn gpu(&self) -> &GpuInfo {
@@ -243,8 +169,8 @@ impl Cuda {
     }
 
     /// Two marks for timing.
-    fn marks(&self) -> Result<(Event, Event)> {
-        Ok((Event::new(&self.kernels.gpu)?, Event::new(&self.kernels.gpu)?))
+    fn marks(&self) -> Result<(GpuEvent, GpuEvent)> {
+        Ok((GpuEvent::new(&self.kernels.gpu)?, GpuEvent::new(&self.kernels.gpu)?))
     }
 
     /// Milliseconds that the device takes for the work that `work` issues.

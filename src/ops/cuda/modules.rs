@@ -9,7 +9,7 @@ use cudarc::driver::{result, sys};
 use super::args::{Kernel, KernelArgs, KernelInfo};
 use super::compile::Cubin;
 use super::driver::Gpu;
-use super::memory::{Buf, Ids};
+use super::memory::{Buf, CudaIds};
 use crate::ops::{Dtype, Result};
 
 /// Shape of a launch.
@@ -169,7 +169,7 @@ impl Kernels {
     }
 
     /// The address of a list that must hold `len` ids.
-    pub fn ids(&self, operation: &'static str, name: &str, ids: &Ids, len: usize) -> Result<u64> {
+    pub fn ids(&self, operation: &'static str, name: &str, ids: &CudaIds, len: usize) -> Result<u64> {
         self.check(operation, ids.len() >= len, || {
             format!("`{name}` holds {} ids, {len} are needed", ids.len())
         })?;

@@ -24,7 +24,7 @@ pub const ID_BYTES: usize = 128;
 struct UniqueId([u8; ID_BYTES]);
 
 type Comm = *mut c_void;
-type Stream = *mut c_void;
+type RawStream = *mut c_void;
 
 /// `ncclInt8`: the unit in which everything is counted.
 const BYTE: c_int = 0;
@@ -37,8 +37,8 @@ struct Api {
     comm_abort: unsafe extern "C" fn(Comm) -> c_int,
     group_start: unsafe extern "C" fn() -> c_int,
     group_end: unsafe extern "C" fn() -> c_int,
-    send: unsafe extern "C" fn(*const c_void, usize, c_int, c_int, Comm, Stream) -> c_int,
-    recv: unsafe extern "C" fn(*mut c_void, usize, c_int, c_int, Comm, Stream) -> c_int,
+    send: unsafe extern "C" fn(*const c_void, usize, c_int, c_int, Comm, RawStream) -> c_int,
+    recv: unsafe extern "C" fn(*mut c_void, usize, c_int, c_int, Comm, RawStream) -> c_int,
     get_error_string: unsafe extern "C" fn(c_int) -> *const c_char,
 }
 
@@ -114,16 +114,16 @@ pub fn unique_id() -> Result<[u8; ID_BYTES]> {
 }
 
 /// This GPU's place in a group of GPUs.
-pub struct Group {
+pub struct NcclGroup {
     comm: Comm,
     gpu: Arc<Gpu>,
     api: &'static Api,
 }
 
 // SAFETY: a communicator may be used from any thread, by one at a time, which `&mut Cuda` sees to.
-unsafe impl Send for Group {}
+unsafe impl Send for NcclGroup {}
 
-impl Drop for Group {
+impl Drop for NcclGroup {
     /// Aborts what is still under way: it would wait without end for a rank that is gone.
     fn drop(&mut self) {
         if self.gpu.bind().is_ok() {
@@ -142,7 +142,7 @@ impl Cuda {
         rank: usize,
         size: usize,
         peers: &[usize],
-    ) -> Result<Group> {
+    ) -> Result<NcclGroup> {
         const OP: &str = "ncclCommInitRank";
         let api = api()?;
         let gpu = Arc::clone(&self.kernels.gpu);
@@ -151,7 +151,7 @@ impl Cuda {
         // SAFETY: the pointer is valid, and this thread's context is the GPU's.
         let code = unsafe { (api.comm_init_rank)(&mut comm, size as c_int, UniqueId(id), rank as c_int) };
         api.check(&gpu, OP, code)?;
-        let group = Group { comm, gpu, api };
+        let group = NcclGroup { comm, gpu, api };
         let mut bytes = self.memory.buffer("a first exchange", crate::ops::Dtype::F32, 2)?;
         for &peer in peers {
             let region = |at| Region { buf: 0, at, len: 4 };
@@ -165,14 +165,14 @@ impl Cuda {
     /// on the stream: returns before it is done. The peer's regions have the same lengths in the same order.
     pub fn swap_regions(
         &mut self,
-        group: &Group,
+        group: &NcclGroup,
         peer: usize,
         operation: &'static str,
         bufs: &mut [&mut Buf],
         gives: &[Region],
         takes: &[Region],
     ) -> Result<()> {
-        let Group { comm, gpu, api } = group;
+        let NcclGroup { comm, gpu, api } = group;
         gpu.bind()?;
         let address = |region: &Region| -> Result<u64> {
             let buf = &bufs[region.buf];

@@ -13,8 +13,9 @@ use crate::ops::{DeviceError, Dtype, Result};
 const PLAN: &str = "cuda.gemm.";
 
 impl Cuda {
-    /// Whether the bits here are those of [`crate::ops::mirror`]: bf16 on a Hopper GPU, without cuBLASLt's own
-    /// fusions, in heads that have kernels of Hopper's own. Known once [`crate::ops::Ops::alloc_scratch`] has run.
+    /// Whether the bits here are those of [`crate::ops::mirror`]: bf16 on a Hopper GPU, without cuBLASLt's
+    /// own fusions, in heads that have kernels of Hopper's own. Known once [`crate::ops::Ops::alloc_scratch`]
+    /// has run.
     pub fn has_mirror(&self) -> bool {
         let (gpu, act) = (&self.kernels.gpu, self.kernels.act);
         act == Dtype::BF16

@@ -11,27 +11,7 @@ use super::launch::digest::{self, DigestRun, DigestTensor};
 use super::launch::optimizer::{self as kernels, AdamwTensor, SquaresTensor};
 use super::memory::Buf;
 use super::scratch::Use;
-use crate::ops::{AdamWUpdate, Result};
-
-/// The bytes of each table as they lie on the device.
-#[derive(Default)]
-pub struct Tables {
-    update: Vec<u8>,
-    squares: Vec<u8>,
-    digest: Vec<u8>,
-    runs: Vec<u8>,
-}
-
-impl Tables {
-    fn of(&mut self, which: Use) -> &mut Vec<u8> {
-        match which {
-            Use::SquaresTable => &mut self.squares,
-            Use::DigestTable => &mut self.digest,
-            Use::DigestRuns => &mut self.runs,
-            _ => &mut self.update,
-        }
-    }
-}
+use crate::ops::{AdamWUpdate, ChunkSquares, Perform, Result, SumSquares};
 
 fn bytes_of<A: KernelArgs>(rows: &[A]) -> &[u8] {
     const { assert!(align_of::<A>() <= 8, "more alignment may mean padding") };
@@ -55,94 +35,6 @@ impl Cuda {
             bytes.clone_into(known);
         }
         Ok(address)
-    }
-
-    pub(super) fn update(&mut self, op: AdamWUpdate<'_, Buf>) -> Result<()> {
-        const OP: &str = "adamw";
-        let AdamWUpdate { slots, scalars } = op;
-        let k = &self.kernels;
-        let mut rows = Vec::with_capacity(slots.len());
-        let mut blocks = 0;
-        for slot in slots {
-            let len = slot.adam_m.len();
-            let end = slot.at + len;
-            self.kernels.check(OP, slot.at.is_multiple_of(kernels::CHUNK as usize), || {
-                format!("a part at {}", slot.at)
-            })?;
-            let param = k.act(OP, "param", slot.param, end)? + (slot.at * slot.param.dtype().size()) as u64;
-            let master = slot.master.as_deref().map_or(Ok(0), |master| k.f32(OP, "master", master, len))?;
-            rows.push(AdamwTensor {
-                param: Out::at(param),
-                master: Out::at(master),
-                grad: In::at(k.f32(OP, "grad", slot.grad, slot.grad_at + len)? + 4 * slot.grad_at as u64),
-                adam_m: Out::at(k.f32(OP, "adam_m", slot.adam_m, len)?),
-                adam_v: Out::at(k.f32(OP, "adam_v", slot.adam_v, len)?),
-                length: len as u64,
-                offset: slot.at as u64,
-                first: blocks,
-                weight_decay: slot.weight_decay,
-                id: slot.id,
-            });
-            blocks += kernels::chunks(len as u64);
-        }
-        let table = self.table(OP, Use::UpdateTable, &rows)?;
-        // SAFETY: all lengths were checked, and `first` counts the chunks before each tensor.
-        unsafe { kernels::adamw(&self.kernels, table, rows.len() as u32, blocks, &scalars) }
-    }
-
-    pub(super) fn squares(&mut self, bufs: &[&Buf]) -> Result<Vec<f64>> {
-        const OP: &str = "sum_squares";
-        let k = &self.kernels;
-        let mut rows = Vec::with_capacity(bufs.len());
-        let mut blocks = 0;
-        for buf in bufs {
-            rows.push(SquaresTensor {
-                data: In::at(k.f32(OP, "grad", buf, buf.len())?),
-                length: buf.len() as u64,
-                first: blocks,
-            });
-            blocks += kernels::chunks(buf.len() as u64);
-        }
-        let table = self.table(OP, Use::SquaresTable, &rows)?;
-        let partials = self.scratch.get(&mut self.memory, Use::SquaresPartials, 8 * blocks)?;
-        let sums = self.scratch.get(&mut self.memory, Use::SquaresSums, 8 * rows.len() as u64)?;
-        // SAFETY: the table holds live tensors, and both results have room.
-        unsafe { kernels::sum_squares(&self.kernels, table, partials, sums, rows.len() as u32, blocks) }?;
-        let mut result = Vec::with_capacity(rows.len());
-        // SAFETY: the sums lie in live scratch.
-        unsafe {
-            self.staging.download(sums, 8 * rows.len() as u64, OP, |_, piece| {
-                result.extend(piece.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)));
-            })
-        }?;
-        Ok(result)
-    }
-
-    /// Sums of squares of the chunks of each part.
-    pub(super) fn squares_of_chunks(&mut self, parts: &[(&Buf, Range<usize>)]) -> Result<Vec<f64>> {
-        const OP: &str = "chunk_squares";
-        let mut rows = Vec::with_capacity(parts.len());
-        let mut blocks = 0;
-        for (buf, part) in parts.iter().filter(|(_, part)| !part.is_empty()) {
-            let data = self.kernels.f32(OP, "part", buf, part.end)? + 4 * part.start as u64;
-            rows.push(SquaresTensor { data: In::at(data), length: part.len() as u64, first: blocks });
-            blocks += kernels::chunks(part.len() as u64);
-        }
-        if rows.is_empty() {
-            return Ok(Vec::new());
-        }
-        let table = self.table(OP, Use::SquaresTable, &rows)?;
-        let partials = self.scratch.get(&mut self.memory, Use::SquaresPartials, 8 * blocks)?;
-        // SAFETY: the table holds parts of live tensors, and the partial sums have room.
-        unsafe { kernels::chunk_squares(&self.kernels, table, partials, rows.len() as u32, blocks) }?;
-        let mut result = Vec::with_capacity(blocks as usize);
-        // SAFETY: the partial sums lie in live scratch.
-        unsafe {
-            self.staging.download(partials, 8 * blocks, OP, |_, piece| {
-                result.extend(piece.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)));
-            })
-        }?;
-        Ok(result)
     }
 
     /// Merkle roots of a range of bytes of each buffer.
@@ -211,6 +103,99 @@ impl Cuda {
             })
         }?;
         Ok(roots)
+    }
+}
+
+impl Perform<AdamWUpdate<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: AdamWUpdate<'_, Buf>) -> Result<()> {
+        const OP: &str = "adamw";
+        let AdamWUpdate { slots, scalars } = op;
+        let k = &self.kernels;
+        let mut rows = Vec::with_capacity(slots.len());
+        let mut blocks = 0;
+        for slot in slots {
+            let len = slot.adam_m.len();
+            let end = slot.at + len;
+            self.kernels.check(OP, slot.at.is_multiple_of(kernels::CHUNK as usize), || {
+                format!("a part at {}", slot.at)
+            })?;
+            let param = k.act(OP, "param", slot.param, end)? + (slot.at * slot.param.dtype().size()) as u64;
+            let master = slot.master.as_deref().map_or(Ok(0), |master| k.f32(OP, "master", master, len))?;
+            rows.push(AdamwTensor {
+                param: Out::at(param),
+                master: Out::at(master),
+                grad: In::at(k.f32(OP, "grad", slot.grad, slot.grad_at + len)? + 4 * slot.grad_at as u64),
+                adam_m: Out::at(k.f32(OP, "adam_m", slot.adam_m, len)?),
+                adam_v: Out::at(k.f32(OP, "adam_v", slot.adam_v, len)?),
+                length: len as u64,
+                offset: slot.at as u64,
+                first: blocks,
+                weight_decay: slot.weight_decay,
+                id: slot.id,
+            });
+            blocks += kernels::chunks(len as u64);
+        }
+        let table = self.table(OP, Use::UpdateTable, &rows)?;
+        // SAFETY: all lengths were checked, and `first` counts the chunks before each tensor.
+        unsafe { kernels::adamw(&self.kernels, table, rows.len() as u32, blocks, &scalars) }
+    }
+}
+
+impl Perform<SumSquares<'_, Buf>, Vec<f64>> for Cuda {
+    fn perform(&mut self, op: SumSquares<'_, Buf>) -> Result<Vec<f64>> {
+        const OP: &str = "sum_squares";
+        let k = &self.kernels;
+        let mut rows = Vec::with_capacity(op.tensors.len());
+        let mut blocks = 0;
+        for buf in op.tensors {
+            rows.push(SquaresTensor {
+                data: In::at(k.f32(OP, "grad", buf, buf.len())?),
+                length: buf.len() as u64,
+                first: blocks,
+            });
+            blocks += kernels::chunks(buf.len() as u64);
+        }
+        let table = self.table(OP, Use::SquaresTable, &rows)?;
+        let partials = self.scratch.get(&mut self.memory, Use::SquaresPartials, 8 * blocks)?;
+        let sums = self.scratch.get(&mut self.memory, Use::SquaresSums, 8 * rows.len() as u64)?;
+        // SAFETY: the table holds live tensors, and both results have room.
+        unsafe { kernels::sum_squares(&self.kernels, table, partials, sums, rows.len() as u32, blocks) }?;
+        let mut result = Vec::with_capacity(rows.len());
+        // SAFETY: the sums lie in live scratch.
+        unsafe {
+            self.staging.download(sums, 8 * rows.len() as u64, OP, |_, piece| {
+                result.extend(piece.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)));
+            })
+        }?;
+        Ok(result)
+    }
+}
+
+impl Perform<ChunkSquares<'_, Buf>, Vec<f64>> for Cuda {
+    fn perform(&mut self, op: ChunkSquares<'_, Buf>) -> Result<Vec<f64>> {
+        const OP: &str = "chunk_squares";
+        let mut rows = Vec::with_capacity(op.parts.len());
+        let mut blocks = 0;
+        for (buf, part) in op.parts.iter().filter(|(_, part)| !part.is_empty()) {
+            let data = self.kernels.f32(OP, "part", buf, part.end)? + 4 * part.start as u64;
+            rows.push(SquaresTensor { data: In::at(data), length: part.len() as u64, first: blocks });
+            blocks += kernels::chunks(part.len() as u64);
+        }
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let table = self.table(OP, Use::SquaresTable, &rows)?;
+        let partials = self.scratch.get(&mut self.memory, Use::SquaresPartials, 8 * blocks)?;
+        // SAFETY: the table holds parts of live tensors, and the partial sums have room.
+        unsafe { kernels::chunk_squares(&self.kernels, table, partials, rows.len() as u32, blocks) }?;
+        let mut result = Vec::with_capacity(blocks as usize);
+        // SAFETY: the partial sums lie in live scratch.
+        unsafe {
+            self.staging.download(partials, 8 * blocks, OP, |_, piece| {
+                result.extend(piece.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)));
+            })
+        }?;
+        Ok(result)
     }
 }
 

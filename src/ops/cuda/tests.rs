@@ -14,7 +14,7 @@ use super::linear::gemm_keys;
 use super::memory::Buf;
 use super::product::{Epilogue, GemmKey, Product, Tiling, Types};
 use super::*;
-use crate::experiment::{Device, DeviceKind, Simd};
+use crate::experiment::{DeviceKeys, DeviceKind, Simd};
 use crate::model::decode::{Decoder, NewToken, Room};
 use crate::model::gpt2::{Gpt2, MicroBatch};
 use crate::model::reference::{ROUNDINGS, bf16, logits, small_model, steep_weights, texts};
@@ -22,24 +22,24 @@ use crate::model::weights::Weights;
 use crate::ops::cpu::Cpu;
 use crate::ops::testing::{self, Limits};
 use crate::ops::{
-    AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, Gelu, Linear,
-    LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape, Ops,
+    AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, DeviceError, Gelu, Heads,
+    Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape, Ops,
     ParamCount, ParamSlot, Role, Rows, ScratchShape, SumSquares, Vocab, Write,
 };
 use crate::rng::Key;
 
 /// A device, or the reason why there is none.
-fn open(options: &Options) -> Cuda {
-    Cuda::open(&Options { user_plans: false, ..options.clone() })
+fn open(options: &CudaOptions) -> Cuda {
+    Cuda::open(&CudaOptions { user_plans: false, ..options.clone() })
         .unwrap_or_else(|why| panic!("this test needs a CUDA GPU: {why}"))
 }
 
 fn cuda() -> Cuda {
-    open(&Options::default())
+    open(&CudaOptions::default())
 }
 
 fn cpu() -> Cpu {
-    Cpu::new(&Device { kind: DeviceKind::Cpu, threads: 0, simd: Simd::Auto }).expect("a CPU")
+    Cpu::new(&DeviceKeys { kind: DeviceKind::Cpu, threads: 0, simd: Simd::Auto }).expect("a CPU")
 }
 
 /// Normal numbers, rounded so that bf16 holds them.

@@ -6,12 +6,16 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::Mirror;
+use super::buffer::MirrorBuffer;
+use super::checks::{act, float, float_mut};
 use super::scalar::{LOG2_E, kept, ln, max, round, wide};
 use super::special::exp2;
 use super::tensor_core::{Left, Right, multiply};
+use crate::ops::cpu::checks::failed;
 use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::attention::scale;
-use crate::ops::{Heads, Rows};
+use crate::ops::{Attention, AttentionBackward, Heads, Perform, Result, Rows};
 
 /// Queries and keys of a tile.
 const TILE: usize = 64;
@@ -19,7 +23,7 @@ const MASKED: f32 = -1e30;
 
 /// One head of one sequence in a matrix (B, T, slices, HS).
 #[derive(Clone, Copy)]
-struct Head<'a> {
+struct HeadSlice<'a> {
     data: &'a [bf16],
     /// Element of the first token, and from token to token.
     first: usize,
@@ -28,7 +32,7 @@ struct Head<'a> {
     head_size: usize,
 }
 
-impl<'a> Head<'a> {
+impl<'a> HeadSlice<'a> {
     /// Slice `slice` of `slices` of sequence `batch`.
     fn new(
         data: &'a [bf16],
@@ -40,13 +44,14 @@ impl<'a> Head<'a> {
     ) -> Self {
         let stride = slices * head_size;
         let first = batch * rows.seq * stride + slice * head_size;
-        Head { data, first, stride, tokens: rows.seq, head_size }
+        HeadSlice { data, first, stride, tokens: rows.seq, head_size }
     }
 
     /// Queries, keys and values of a head.
-    fn qkv(qkv: &'a [bf16], rows: Rows, heads: Heads, batch: usize, head: usize) -> [Head<'a>; 3] {
+    fn qkv(qkv: &'a [bf16], rows: Rows, heads: Heads, batch: usize, head: usize) -> [HeadSlice<'a>; 3] {
         let slices = 3 * heads.heads;
-        [0, 1, 2].map(|part| Head::new(qkv, rows, heads.head_size, batch, part * heads.heads + head, slices))
+        [0, 1, 2]
+            .map(|part| HeadSlice::new(qkv, rows, heads.head_size, batch, part * heads.heads + head, slices))
     }
 
     fn at(&self, token: usize, column: usize) -> bf16 {
@@ -54,24 +59,24 @@ impl<'a> Head<'a> {
     }
 
     /// The 64 rows of a tile as a left factor, summed along the head.
-    fn rows(&self, tile: usize) -> Left {
-        Left::new(TILE, self.head_size, |row, k| self.at(tile * TILE + row, k))
+    fn rows(&self, engine: &Engine, tile: usize) -> Left {
+        Left::new(engine, TILE, self.head_size, |row, k| self.at(tile * TILE + row, k))
     }
 
     /// The same rows as columns of a right factor, summed along the head.
-    fn columns(&self, tile: usize) -> Right {
-        Right::new(self.head_size, TILE, |k, column| self.at(tile * TILE + column, k))
+    fn columns(&self, engine: &Engine, tile: usize) -> Right {
+        Right::new(engine, self.head_size, TILE, |k, column| self.at(tile * TILE + column, k))
     }
 
     /// The 64 rows of a tile as terms of a sum.
-    fn terms(&self, tile: usize) -> Right {
-        Right::new(TILE, self.head_size, |k, column| self.at(tile * TILE + k, column))
+    fn terms(&self, engine: &Engine, tile: usize) -> Right {
+        Right::new(engine, TILE, self.head_size, |k, column| self.at(tile * TILE + k, column))
     }
 }
 
 /// A tile of numbers as a left factor in bf16, summed along its columns.
-fn rounded(tile: &[f32]) -> Left {
-    Left::new(TILE, TILE, |row, k| round(tile[row * TILE + k]))
+fn rounded(engine: &Engine, tile: &[f32]) -> Left {
+    Left::new(engine, TILE, TILE, |row, k| round(tile[row * TILE + k]))
 }
 
 /// Each thread's sum of a row: its pairs of columns, ascending.
@@ -100,7 +105,11 @@ pub fn forward(engine: &Engine, out: &mut [bf16], lse: &mut [f32], qkv: &[bf16],
     let results: Vec<RowTile> = engine.install(|| {
         let job = |job: &usize| {
             let (item, tile) = (job / tiles, job % tiles);
-            forward_tile(engine, Head::qkv(qkv, rows, heads, item / heads.heads, item % heads.heads), tile)
+            forward_tile(
+                engine,
+                HeadSlice::qkv(qkv, rows, heads, item / heads.heads, item % heads.heads),
+                tile,
+            )
         };
         jobs.par_iter().map(job).collect()
     });
@@ -118,16 +127,16 @@ pub fn forward(engine: &Engine, out: &mut [bf16], lse: &mut [f32], qkv: &[bf16],
 
 /// Keys ascending, tile by tile. The maximum so far moves the sums so far; a thread's sum of a row goes
 /// on over the tiles, and the four are added at the end.
-fn forward_tile(engine: &Engine, [q, k, v]: [Head<'_>; 3], tile: usize) -> RowTile {
+fn forward_tile(engine: &Engine, [q, k, v]: [HeadSlice<'_>; 3], tile: usize) -> RowTile {
     let head_size = q.head_size;
     let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
-    let queries = q.rows(tile);
+    let queries = q.rows(engine, tile);
     let mut out = vec![0.0f32; TILE * head_size];
     let mut tops = [MASKED; TILE];
     let mut sums = [[0.0f32; 4]; TILE];
     for keys in 0..=tile {
         let mut s = vec![0.0f32; TILE * TILE];
-        multiply(engine, &mut s, &queries, &k.columns(keys));
+        multiply(engine, &mut s, &queries, &k.columns(engine, keys));
         for (row, s) in s.chunks_exact_mut(TILE).enumerate() {
             let seen = if keys == tile { row + 1 } else { TILE };
             let top = s[..seen].iter().fold(tops[row], |top, s| max(top, *s));
@@ -141,7 +150,7 @@ fn forward_tile(engine: &Engine, [q, k, v]: [Head<'_>; 3], tile: usize) -> RowTi
             }
             out[row * head_size..][..head_size].iter_mut().for_each(|o| *o *= rescale);
         }
-        multiply(engine, &mut out, &rounded(&s), &v.terms(keys));
+        multiply(engine, &mut out, &rounded(engine, &s), &v.terms(engine, keys));
     }
     let row = |row: usize| {
         let sum = quad_sum(sums[row]);
@@ -163,7 +172,8 @@ pub struct Backward<'a> {
     pub heads: Heads,
 }
 
-/// Statistics of a head's rows, up to whole tiles: log-sum-exp, zero past T, and D, the sum of dout times out.
+/// Statistics of a head's rows, up to whole tiles: log-sum-exp, zero past T, and D, the sum of dout times
+/// out.
 struct Statistics {
     lse: Vec<f32>,
     delta: Vec<f32>,
@@ -178,8 +188,8 @@ pub fn backward(engine: &Engine, dqkv: &mut [bf16], b: Backward<'_>) {
     let results: Vec<Vec<[Vec<bf16>; 3]>> = engine.install(|| {
         let item = |item: &usize| {
             let (batch, head) = (item / heads.heads, item % heads.heads);
-            let qkv = Head::qkv(b.qkv, rows, heads, batch, head);
-            let of_head = |data| Head::new(data, rows, head_size, batch, head, heads.heads);
+            let qkv = HeadSlice::qkv(b.qkv, rows, heads, batch, head);
+            let of_head = |data| HeadSlice::new(data, rows, head_size, batch, head, heads.heads);
             let (dout, out) = (of_head(b.dout), of_head(b.out));
             let statistics = statistics(&b.lse[item * rows.seq..][..rows.seq], dout, out, tiles * TILE);
             let tile = |tile: usize| {
@@ -206,7 +216,7 @@ pub fn backward(engine: &Engine, dqkv: &mut [bf16], b: Backward<'_>) {
 }
 
 /// D of a row: thread q of four takes the runs of eight columns q, q + 4, …, fused, then the four are added.
-fn statistics(lse: &[f32], dout: Head<'_>, out: Head<'_>, padded: usize) -> Statistics {
+fn statistics(lse: &[f32], dout: HeadSlice<'_>, out: HeadSlice<'_>, padded: usize) -> Statistics {
     let delta = |row: usize| {
         let thread = |q: usize| {
             let columns = (q * 8..dout.head_size).step_by(32).flat_map(|first| first..first + 8);
@@ -221,19 +231,19 @@ fn statistics(lse: &[f32], dout: Head<'_>, out: Head<'_>, padded: usize) -> Stat
 /// dQ of 64 queries: keys ascending.
 fn query_tile(
     engine: &Engine,
-    [q, k, v]: [Head<'_>; 3],
-    dout: Head<'_>,
+    [q, k, v]: [HeadSlice<'_>; 3],
+    dout: HeadSlice<'_>,
     of: &Statistics,
     tile: usize,
 ) -> Vec<bf16> {
     let head_size = q.head_size;
     let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
-    let (queries, gradients) = (q.rows(tile), dout.rows(tile));
+    let (queries, gradients) = (q.rows(engine, tile), dout.rows(engine, tile));
     let mut dq = vec![0.0f32; TILE * head_size];
     for keys in 0..=tile {
         let (mut s, mut dp) = (vec![0.0f32; TILE * TILE], vec![0.0f32; TILE * TILE]);
-        multiply(engine, &mut s, &queries, &k.columns(keys));
-        multiply(engine, &mut dp, &gradients, &v.columns(keys));
+        multiply(engine, &mut s, &queries, &k.columns(engine, keys));
+        multiply(engine, &mut dp, &gradients, &v.columns(engine, keys));
         for (row, (s, dp)) in s.chunks_exact_mut(TILE).zip(dp.chunks_exact(TILE)).enumerate() {
             let (lse, delta) = (of.lse[tile * TILE + row] * LOG2_E, of.delta[tile * TILE + row]);
             for (column, (s, dp)) in s.iter_mut().zip(dp).enumerate() {
@@ -242,7 +252,7 @@ fn query_tile(
                 *s = p * (dp - delta);
             }
         }
-        multiply(engine, &mut dq, &rounded(&s), &k.terms(keys));
+        multiply(engine, &mut dq, &rounded(engine, &s), &k.terms(engine, keys));
     }
     dq.iter().map(|x| round(x * scale)).collect()
 }
@@ -251,15 +261,15 @@ fn query_tile(
 /// their queries instead of zero: they come out as S - lse (not yet scaled) and dP - D.
 fn key_tile(
     engine: &Engine,
-    [q, k, v]: [Head<'_>; 3],
-    dout: Head<'_>,
+    [q, k, v]: [HeadSlice<'_>; 3],
+    dout: HeadSlice<'_>,
     of: &Statistics,
     tile: usize,
     tiles: usize,
 ) -> [Vec<bf16>; 2] {
     let head_size = q.head_size;
     let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
-    let (keys, values) = (k.rows(tile), v.rows(tile));
+    let (keys, values) = (k.rows(engine, tile), v.rows(engine, tile));
     let (mut dk, mut dv) = (vec![0.0f32; TILE * head_size], vec![0.0f32; TILE * head_size]);
     for queries in tile..tiles {
         let start = |statistic: &dyn Fn(usize) -> f32| -> Vec<f32> {
@@ -267,15 +277,62 @@ fn key_tile(
         };
         let mut p = start(&|row| -of.lse[row] / scale);
         let mut ds = start(&|row| -of.delta[row]);
-        multiply(engine, &mut p, &keys, &q.columns(queries));
-        multiply(engine, &mut ds, &values, &dout.columns(queries));
+        multiply(engine, &mut p, &keys, &q.columns(engine, queries));
+        multiply(engine, &mut ds, &values, &dout.columns(engine, queries));
         for (i, (p, ds)) in p.iter_mut().zip(&mut ds).enumerate() {
             let masked = queries == tile && i / TILE > i % TILE;
             *p = if masked { 0.0 } else { exp2(*p * scale_log2) };
             *ds *= *p;
         }
-        multiply(engine, &mut dv, &rounded(&p), &dout.terms(queries));
-        multiply(engine, &mut dk, &rounded(&ds), &q.terms(queries));
+        multiply(engine, &mut dv, &rounded(engine, &p), &dout.terms(engine, queries));
+        multiply(engine, &mut dk, &rounded(engine, &ds), &q.terms(engine, queries));
     }
     [dk.iter().map(|x| round(x * scale)).collect(), dv.iter().map(|x| round(*x)).collect()]
+}
+
+fn head_size(op: &'static str, heads: Heads) -> Result<()> {
+    if matches!(heads.head_size, 64 | 128) {
+        return Ok(());
+    }
+    Err(failed(
+        op,
+        format!(
+            "heads of {} channels: the mirror has those of 64 and 128, as Hopper's own kernels do\n  \
+             hint: choose `model.heads` so that `model.channels` / `model.heads` is 64 or 128",
+            heads.head_size
+        ),
+    ))
+}
+
+impl Perform<Attention<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: Attention<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "attention";
+        let Attention { out, lse, qkv, rows, heads } = op;
+        head_size(OP, heads)?;
+        let len = rows.count() * heads.channels();
+        let out = self.act_mut(OP, "out", out, len)?;
+        let lse = float_mut(OP, "lse", lse, rows.count() * heads.heads)?;
+        forward(&self.engine, out, lse, act(OP, "qkv", qkv, 3 * len)?, rows, heads);
+        Ok(())
+    }
+}
+
+impl Perform<AttentionBackward<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: AttentionBackward<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "attention_backward";
+        let AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads } = op;
+        head_size(OP, heads)?;
+        let len = rows.count() * heads.channels();
+        let inputs = Backward {
+            dout: act(OP, "dout", dout, len)?,
+            qkv: act(OP, "qkv", qkv, 3 * len)?,
+            out: act(OP, "out", out, len)?,
+            lse: float(OP, "lse", lse, rows.count() * heads.heads)?,
+            rows,
+            heads,
+        };
+        let dqkv = self.act_mut(OP, "dqkv", dqkv, 3 * len)?;
+        backward(&self.engine, dqkv, inputs);
+        Ok(())
+    }
 }

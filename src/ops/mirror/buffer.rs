@@ -8,33 +8,33 @@ use super::scalar::wide;
 use crate::ops::Dtype;
 
 #[derive(Clone, Debug)]
-pub(super) enum Data {
+pub(super) enum MirrorValues {
     Bf16(Vec<bf16>),
     F32(Vec<f32>),
 }
 
 /// A dense tensor.
 #[derive(Debug)]
-pub struct Buffer {
-    pub(super) data: Data,
+pub struct MirrorBuffer {
+    pub(super) data: MirrorValues,
     /// Tells this buffer from every other of the process.
     pub(super) id: u64,
 }
 
-impl Buffer {
-    pub fn zeroed(dtype: Dtype, len: usize) -> Buffer {
+impl MirrorBuffer {
+    pub fn zeroed(dtype: Dtype, len: usize) -> MirrorBuffer {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let data = match dtype {
-            Dtype::BF16 => Data::Bf16(vec![bf16::ZERO; len]),
-            _ => Data::F32(vec![0.0; len]),
+            Dtype::BF16 => MirrorValues::Bf16(vec![bf16::ZERO; len]),
+            _ => MirrorValues::F32(vec![0.0; len]),
         };
-        Buffer { data, id: NEXT.fetch_add(1, Ordering::Relaxed) }
+        MirrorBuffer { data, id: NEXT.fetch_add(1, Ordering::Relaxed) }
     }
 
     pub fn len(&self) -> usize {
         match &self.data {
-            Data::Bf16(data) => data.len(),
-            Data::F32(data) => data.len(),
+            MirrorValues::Bf16(data) => data.len(),
+            MirrorValues::F32(data) => data.len(),
         }
     }
 
@@ -45,23 +45,23 @@ impl Buffer {
     /// The stored bytes, little-endian as on every machine that this runs on.
     pub fn bytes(&self) -> &[u8] {
         match &self.data {
-            Data::Bf16(data) => bytemuck::cast_slice(data),
-            Data::F32(data) => bytemuck::cast_slice(data),
+            MirrorValues::Bf16(data) => bytemuck::cast_slice(data),
+            MirrorValues::F32(data) => bytemuck::cast_slice(data),
         }
     }
 
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match &mut self.data {
-            Data::Bf16(data) => bytemuck::cast_slice_mut(data),
-            Data::F32(data) => bytemuck::cast_slice_mut(data),
+            MirrorValues::Bf16(data) => bytemuck::cast_slice_mut(data),
+            MirrorValues::F32(data) => bytemuck::cast_slice_mut(data),
         }
     }
 
     /// Element `i`, widened.
     pub fn get(&self, i: usize) -> f32 {
         match &self.data {
-            Data::Bf16(data) => wide(data[i]),
-            Data::F32(data) => data[i],
+            MirrorValues::Bf16(data) => wide(data[i]),
+            MirrorValues::F32(data) => data[i],
         }
     }
 }

@@ -3,9 +3,16 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::Mirror;
+use super::buffer::MirrorBuffer;
+use super::checks::{act, float_mut, row_length};
+use super::linear::{self, WeightGradient};
 use super::scalar::{exp, kept, ln, max, round, warp_sum, wide};
-use crate::ops::Vocab;
+use crate::ops::cpu::Ids;
+use crate::ops::cpu::checks::tokens;
 use crate::ops::cpu::engine::Engine;
+use crate::ops::cuda::launch::classifier::chunk_rows;
+use crate::ops::{Classifier, ClassifierLoss, LinearShape, Perform, Result, Vocab, Write};
 
 /// Threads of a row; each takes the chunks of eight columns t, t + 512, ….
 const THREADS: usize = 512;
@@ -53,7 +60,7 @@ fn log_sum_exp(row: &[f32]) -> f32 {
 }
 
 /// Rows of logits (n, V) with their targets (n) and losses (n).
-pub struct Rows<'a> {
+pub struct LogitsRows<'a> {
     pub logits: &'a mut [bf16],
     pub losses: &'a mut [f32],
     pub targets: &'a [u16],
@@ -62,7 +69,7 @@ pub struct Rows<'a> {
 
 /// The loss of each row and, with `scale`, the gradient of `scale` times their sum in place of the logits:
 /// `(e^(x - lse) - [target]) scale`, zero past the vocabulary.
-pub fn run(engine: &Engine, rows: Rows<'_>, scale: Option<f32>) {
+pub fn run(engine: &Engine, rows: LogitsRows<'_>, scale: Option<f32>) {
     let Vocab { used, padded } = rows.vocab;
     let row = |((logits, loss), target): ((&mut [bf16], &mut f32), &u16)| {
         let x: Vec<f32> = logits[..used].iter().map(|x| wide(*x)).collect();
@@ -80,4 +87,94 @@ pub fn run(engine: &Engine, rows: Rows<'_>, scale: Option<f32>) {
         let rows_of = rows.logits.par_chunks_mut(padded).zip(rows.losses.par_iter_mut());
         rows_of.zip(rows.targets.par_iter()).for_each(row);
     });
+}
+
+/// The operands of the classifier.
+struct MirrorClassifierInputs<'a> {
+    losses: &'a mut [f32],
+    x: &'a [bf16],
+    wte: &'a [bf16],
+    targets: &'a [u16],
+    channels: usize,
+    vocab: Vocab,
+}
+
+struct MirrorClassifierOutputs<'a> {
+    dx: &'a mut [bf16],
+    dwte: &'a mut [f32],
+    scale: f32,
+    write: Write,
+}
+
+impl Mirror {
+    /// Losses and, where asked for, gradients, one chunk of rows after the other.
+    fn classify(
+        &self,
+        problem: MirrorClassifierInputs<'_>,
+        mut gradient: Option<MirrorClassifierOutputs<'_>>,
+    ) {
+        let MirrorClassifierInputs { losses, x, wte, targets, channels, vocab } = problem;
+        let rows = losses.len();
+        let size = chunk_rows(rows as u64, vocab.padded as u64, 2) as usize;
+        for first in (0..rows).step_by(size) {
+            let shape = LinearShape { rows: size.min(rows - first), c_in: channels, c_out: vocab.padded };
+            let x = &x[first * channels..][..shape.input()];
+            let mut logits = vec![bf16::ZERO; shape.output()];
+            linear::forward(&self.engine, &mut logits, x, wte, None, shape);
+            let rows = LogitsRows {
+                logits: &mut logits,
+                losses: &mut losses[first..][..shape.rows],
+                targets: &targets[first..],
+                vocab,
+            };
+            run(&self.engine, rows, gradient.as_ref().map(|gradient| gradient.scale));
+            let Some(MirrorClassifierOutputs { dx, dwte, write, .. }) = &mut gradient else { continue };
+            let dx = &mut dx[first * channels..][..shape.input()];
+            linear::backward_input(&self.engine, dx, &logits, wte, shape);
+            let write = if first > 0 { Write::Add } else { *write };
+            WeightGradient { dout: &logits, x, shape, write, whole: shape }.weight(&self.engine, dwte);
+        }
+    }
+}
+
+impl Perform<ClassifierLoss<'_, MirrorBuffer, Ids>> for Mirror {
+    fn perform(&mut self, op: ClassifierLoss<'_, MirrorBuffer, Ids>) -> Result<()> {
+        const OP: &str = "classifier_loss";
+        let ClassifierLoss { losses, losses_at, x, wte, targets, rows, channels, vocab } = op;
+        row_length(OP, vocab.padded)?;
+        let problem = MirrorClassifierInputs {
+            losses: &mut float_mut(OP, "losses", losses, losses_at + rows)?[losses_at..],
+            x: act(OP, "x", x, rows * channels)?,
+            wte: act(OP, "wte", wte, vocab.padded * channels)?,
+            targets: tokens(OP, &targets.0, rows, vocab.used)?,
+            channels,
+            vocab,
+        };
+        self.classify(problem, None);
+        Ok(())
+    }
+}
+
+impl Perform<Classifier<'_, MirrorBuffer, Ids>> for Mirror {
+    fn perform(&mut self, op: Classifier<'_, MirrorBuffer, Ids>) -> Result<()> {
+        const OP: &str = "classifier";
+        let (rows, channels, vocab) = (op.rows, op.channels, op.vocab);
+        row_length(OP, vocab.padded)?;
+        let problem = MirrorClassifierInputs {
+            losses: &mut float_mut(OP, "losses", op.losses, op.losses_at + rows)?[op.losses_at..],
+            x: act(OP, "x", op.x, rows * channels)?,
+            wte: act(OP, "wte", op.wte, vocab.padded * channels)?,
+            targets: tokens(OP, &op.targets.0, rows, vocab.used)?,
+            channels,
+            vocab,
+        };
+        let gradient = MirrorClassifierOutputs {
+            dx: self.act_mut(OP, "dx", op.dx, rows * channels)?,
+            dwte: float_mut(OP, "dwte", op.dwte, vocab.padded * channels)?,
+            scale: op.scale,
+            write: op.write,
+        };
+        self.classify(problem, Some(gradient));
+        Ok(())
+    }
 }

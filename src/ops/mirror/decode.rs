@@ -3,16 +3,24 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::Mirror;
+use super::buffer::{MirrorBuffer, MirrorValues};
+use super::checks::{act, row_length, short};
+use super::embedding::forward as embed;
 use super::scalar::{exp, gelu, max, round, warp_sum, wide};
+use crate::ops::cpu::Ids;
+use crate::ops::cpu::checks::{indices, tokens};
 use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::attention::scale;
-use crate::ops::{Heads, LinearShape};
+use crate::ops::{
+    DecodeAttention, DecodeEmbedding, DecodeLinear, Heads, KvCache, LinearShape, Perform, Result,
+};
 
 const LOWEST: f32 = f32::MIN;
 
 /// The operands of [`linear`].
 #[derive(Clone, Copy)]
-pub struct Linear<'a> {
+pub struct MirrorDecodeLinear<'a> {
     /// (n, c_in)
     pub x: &'a [bf16],
     /// (c_out, c_in)
@@ -24,8 +32,8 @@ pub struct Linear<'a> {
 
 /// `x weightᵀ + bias`, through GELU where that is asked for, (n, c_out), not rounded. Lane l of 32 adds the
 /// columns 8l to 8l + 7, then those 256 further on, fused; then the butterfly.
-pub fn linear(engine: &Engine, layer: Linear<'_>) -> Vec<f32> {
-    let Linear { x, weight, bias, shape, .. } = layer;
+pub fn linear(engine: &Engine, layer: MirrorDecodeLinear<'_>) -> Vec<f32> {
+    let MirrorDecodeLinear { x, weight, bias, shape, .. } = layer;
     let element = |i: usize| {
         let (row, column) = (i / shape.c_out, i % shape.c_out);
         let (x, w) = (&x[row * shape.c_in..][..shape.c_in], &weight[column * shape.c_in..][..shape.c_in]);
@@ -72,8 +80,8 @@ pub fn store(keys: &mut [bf16], values: &mut [bf16], q: Queries<'_>) {
     }
 }
 
-/// `out[i,h,:]` over the positions up to the row's. A group of 8 or, for heads over 64, 16 lanes takes the keys
-/// g, g + G, … of G groups, its softmax moved after every four; then the groups in order.
+/// `out[i,h,:]` over the positions up to the row's. A group of 8 or, for heads over 64, 16 lanes takes the
+/// keys g, g + G, … of G groups, its softmax moved after every four; then the groups in order.
 pub fn attention(out: &mut [bf16], keys: &[bf16], values: &[bf16], q: Queries<'_>) {
     let size = q.heads.head_size;
     let lanes = if size > 64 { 16 } else { 8 };
@@ -98,9 +106,9 @@ pub fn attention(out: &mut [bf16], keys: &[bf16], values: &[bf16], q: Queries<'_
             parts[0]
         };
         let last = usize::from(q.positions[row]);
-        let groups: Vec<Group> = (0..count)
+        let groups: Vec<PartialSoftmax> = (0..count)
             .map(|group| {
-                let mut state = Group { top: LOWEST, total: 0.0, sum: vec![0.0; size] };
+                let mut state = PartialSoftmax { top: LOWEST, total: 0.0, sum: vec![0.0; size] };
                 for first in (0..=last).step_by(4 * count) {
                     let seen = |u: &usize| first + u * count + group <= last;
                     let four: Vec<(usize, f32)> = (0..4)
@@ -115,7 +123,7 @@ pub fn attention(out: &mut [bf16], keys: &[bf16], values: &[bf16], q: Queries<'_
             .collect();
         let highest = groups.iter().fold(groups[0].top, |highest, group| max(highest, group.top));
         let factors: Vec<f32> = groups.iter().map(|group| exp(group.top - highest)).collect();
-        let mix = |of: &dyn Fn(&Group) -> f32| {
+        let mix = |of: &dyn Fn(&PartialSoftmax) -> f32| {
             groups.iter().zip(&factors).fold(0.0, |sum, (group, f)| f.mul_add(of(group), sum))
         };
         let whole = mix(&|group| group.total);
@@ -126,13 +134,13 @@ pub fn attention(out: &mut [bf16], keys: &[bf16], values: &[bf16], q: Queries<'_
 }
 
 /// A softmax so far: the highest score, the sum of weights, and the weighted values.
-struct Group {
+struct PartialSoftmax {
     top: f32,
     total: f32,
     sum: Vec<f32>,
 }
 
-impl Group {
+impl PartialSoftmax {
     fn add(&mut self, keys: &[(usize, f32)], value: impl Fn(usize, usize) -> f32) {
         let highest = keys.iter().fold(self.top, |highest, (_, score)| max(highest, *score));
         let rescale = exp(self.top - highest);
@@ -144,5 +152,68 @@ impl Group {
             self.total += p;
             self.sum.iter_mut().enumerate().for_each(|(c, sum)| *sum = p.mul_add(value(*key, c), *sum));
         }
+    }
+}
+
+impl Perform<DecodeEmbedding<'_, MirrorBuffer, Ids>> for Mirror {
+    fn perform(&mut self, op: DecodeEmbedding<'_, MirrorBuffer, Ids>) -> Result<()> {
+        const OP: &str = "decode_embedding";
+        let DecodeEmbedding { out, ids, positions, wte, wpe, rows, channels } = op;
+        let out = self.act_mut(OP, "out", out, rows * channels)?;
+        let ids = tokens(OP, &ids.0, rows, wte.len() / channels)?;
+        let positions = indices(OP, "position", &positions.0, rows, wpe.len() / channels)?;
+        let places = ids.iter().zip(positions).map(|(id, at)| (usize::from(*id), usize::from(*at)));
+        let wte = act(OP, "wte", wte, wte.len())?;
+        embed(out, places, wte, act(OP, "wpe", wpe, wpe.len())?, channels);
+        Ok(())
+    }
+}
+
+impl Perform<DecodeLinear<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: DecodeLinear<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "decode_linear";
+        let DecodeLinear { out, x, weight, bias, gelu, shape } = op;
+        row_length(OP, shape.c_in)?;
+        let layer = MirrorDecodeLinear {
+            x: act(OP, "x", x, shape.input())?,
+            weight: act(OP, "weight", weight, shape.weight())?,
+            bias: bias.map(|bias| act(OP, "bias", bias, shape.c_out)).transpose()?,
+            gelu,
+            shape,
+        };
+        let sums = linear(&self.engine, layer);
+        self.written(out);
+        let have = out.len();
+        let fits = || short(OP, "out", have, shape.output());
+        match &mut out.data {
+            MirrorValues::Bf16(out) => {
+                let out = out.get_mut(..shape.output()).ok_or_else(fits)?;
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = round(sum));
+            }
+            MirrorValues::F32(out) => out.get_mut(..shape.output()).ok_or_else(fits)?.copy_from_slice(&sums),
+        }
+        Ok(())
+    }
+}
+
+impl Perform<DecodeAttention<'_, MirrorBuffer, Ids>> for Mirror {
+    fn perform(&mut self, op: DecodeAttention<'_, MirrorBuffer, Ids>) -> Result<()> {
+        const OP: &str = "decode_attention";
+        let DecodeAttention { out, cache, qkv, at, rows, heads } = op;
+        let KvCache { keys, values, capacity } = cache;
+        let channels = heads.channels();
+        let cached = keys.len().min(values.len());
+        let queries = Queries {
+            qkv: act(OP, "qkv", qkv, 3 * rows * channels)?,
+            streams: indices(OP, "stream", &at.streams.0, rows, cached / (capacity * channels))?,
+            positions: indices(OP, "position", &at.positions.0, rows, capacity)?,
+            heads,
+            capacity,
+        };
+        let (keys, values) =
+            (self.act_mut(OP, "keys", keys, cached)?, self.act_mut(OP, "values", values, cached)?);
+        store(keys, values, queries);
+        attention(self.act_mut(OP, "out", out, rows * channels)?, keys, values, queries);
+        Ok(())
     }
 }

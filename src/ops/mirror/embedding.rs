@@ -3,9 +3,14 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::Mirror;
+use super::buffer::MirrorBuffer;
+use super::checks::{act, float, float_mut, row_length};
 use super::scalar::{kept, round, wide};
+use crate::ops::cpu::Ids;
+use crate::ops::cpu::checks::tokens;
 use crate::ops::cpu::engine::Engine;
-use crate::ops::{Rows, Write};
+use crate::ops::{Embedding, EmbeddingBackward, Perform, Result, Rows, Write};
 
 /// Positions, sorted by token, that are added together first.
 const PIECE: usize = 32;
@@ -72,5 +77,36 @@ pub fn backward_positions(dwpe: &mut [f32], write: Write, dout: &[bf16], rows: R
         }
         let sum = (0..rows.batch).fold(0.0, |sum, b| sum + wide(dout[b * known + at]));
         *out = kept(if write == Write::Add { *out + sum } else { sum });
+    }
+}
+
+impl Perform<Embedding<'_, MirrorBuffer, Ids>> for Mirror {
+    fn perform(&mut self, op: Embedding<'_, MirrorBuffer, Ids>) -> Result<()> {
+        const OP: &str = "embedding";
+        let Embedding { out, ids, wte, wpe, rows, channels } = op;
+        row_length(OP, channels)?;
+        let out = self.act_mut(OP, "out", out, rows.count() * channels)?;
+        let ids = tokens(OP, &ids.0, rows.count(), wte.len() / channels)?;
+        let places = ids.iter().enumerate().map(|(i, id)| (usize::from(*id), i % rows.seq));
+        let wpe = act(OP, "wpe", wpe, rows.seq * channels)?;
+        forward(out, places, act(OP, "wte", wte, wte.len())?, wpe, channels);
+        Ok(())
+    }
+}
+
+impl Perform<EmbeddingBackward<'_, MirrorBuffer, Ids>> for Mirror {
+    fn perform(&mut self, op: EmbeddingBackward<'_, MirrorBuffer, Ids>) -> Result<()> {
+        const OP: &str = "embedding_backward";
+        let EmbeddingBackward { dwte, dwpe, write, dout, ids, rows, channels } = op;
+        let vocab = dwte.len() / channels;
+        let ids = tokens(OP, &ids.0, rows.count(), vocab)?;
+        let dout = act(OP, "dout", dout, rows.count() * channels)?;
+        let dwte = float_mut(OP, "dwte", dwte, vocab * channels)?;
+        backward_tokens(&self.engine, dwte, dout, ids, channels);
+        let table = dwpe.len();
+        float(OP, "dwpe", dwpe, rows.seq * channels)?;
+        let dwpe = float_mut(OP, "dwpe", dwpe, table)?;
+        backward_positions(dwpe, write, dout, rows, channels);
+        Ok(())
     }
 }

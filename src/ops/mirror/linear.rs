@@ -1,19 +1,25 @@
 //! Linear layers, as `kernels/gemm_hopper.cu` computes them; cuBLASLt's plans that sum in one chain have the
 //! same bits.
 //!
-//! Every product is a chain of [`super::tensor_core`] over k ascending. A weight gradient may be cut in parts,
-//! each a chain, that are added to memory in order ([`gemm_hopper::Order`]).
+//! Every product is a chain of [`super::tensor_core`] over k ascending. A weight gradient may be cut in
+//! parts, each a chain, that are added to memory in order ([`gemm_hopper::Order`]).
 
 use half::bf16;
 use rayon::prelude::*;
 
+use super::buffer::MirrorBuffer;
+use super::checks::{act, float_mut};
 use super::reduce::{BLOCK_ROWS, add_in_order, column_sum, reduce_partials};
 use super::scalar::{gelu, gelu_slope, kept, round, wide};
 use super::tensor_core::{Left, Right, multiply};
+use super::{GeluColumnSums, Mirror};
 use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::gemm_hopper::{self, Order};
 use crate::ops::cuda::product::{Epilogue, GemmKey, Product, Types};
-use crate::ops::{LinearShape, Write};
+use crate::ops::{
+    Gelu, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
+    LinearShape, Perform, Result, Write,
+};
 
 /// Rows of a block of terms: what parts and bias chains are counted in.
 const TERMS: usize = 64;
@@ -22,8 +28,8 @@ const TERMS: usize = 64;
 pub fn forward_sums(engine: &Engine, x: &[bf16], weight: &[bf16], shape: LinearShape) -> Vec<f32> {
     let LinearShape { rows, c_in, c_out } = shape;
     let mut sums = vec![0.0; rows * c_out];
-    let left = Left::new(rows, c_in, |row, k| x[row * c_in + k]);
-    let right = Right::new(c_in, c_out, |k, column| weight[column * c_in + k]);
+    let left = Left::new(engine, rows, c_in, |row, k| x[row * c_in + k]);
+    let right = Right::new(engine, c_in, c_out, |k, column| weight[column * c_in + k]);
     multiply(engine, &mut sums, &left, &right);
     sums
 }
@@ -54,8 +60,8 @@ pub fn gelu_forward(engine: &Engine, out: &mut [bf16], pre: &[bf16]) {
 pub fn backward_input(engine: &Engine, dx: &mut [bf16], dout: &[bf16], weight: &[bf16], shape: LinearShape) {
     let LinearShape { rows, c_in, c_out } = shape;
     let mut sums = vec![0.0; rows * c_in];
-    let left = Left::new(rows, c_out, |row, k| dout[row * c_out + k]);
-    let right = Right::new(c_out, c_in, |k, column| weight[k * c_in + column]);
+    let left = Left::new(engine, rows, c_out, |row, k| dout[row * c_out + k]);
+    let right = Right::new(engine, c_out, c_in, |k, column| weight[k * c_in + column]);
     multiply(engine, &mut sums, &left, &right);
     dx.iter_mut().zip(sums).for_each(|(dx, sum)| *dx = round(sum + 0.0));
 }
@@ -126,8 +132,8 @@ impl WeightGradient<'_> {
             let first = blocks.start * TERMS;
             let k = (blocks.end * TERMS).min(rows) - first;
             let mut sums = vec![0.0; c_out * c_in];
-            let left = Left::new(c_out, k, |row, k| self.dout[(first + k) * c_out + row]);
-            let right = Right::new(k, c_in, |k, column| self.x[(first + k) * c_in + column]);
+            let left = Left::new(engine, c_out, k, |row, k| self.dout[(first + k) * c_out + row]);
+            let right = Right::new(engine, k, c_in, |k, column| self.x[(first + k) * c_in + column]);
             multiply(engine, &mut sums, &left, &right);
             let add = part > 0 || self.write == Write::Add;
             for (out, sum) in dweight.iter_mut().zip(sums) {
@@ -170,11 +176,110 @@ impl WeightGradient<'_> {
                     if terms[k] < rows { self.dout[terms[k] * c_out + column] } else { bf16::ZERO }
                 };
                 let mut sums = vec![0.0; c_out];
-                let ones = Left::new(1, terms.len(), |_, _| bf16::ONE);
-                multiply(engine, &mut sums, &ones, &Right::new(terms.len(), c_out, dout));
+                let ones = Left::new(engine, 1, terms.len(), |_, _| bf16::ONE);
+                multiply(engine, &mut sums, &ones, &Right::new(engine, terms.len(), c_out, dout));
                 partials.extend(sums);
             }
         }
         partials
+    }
+}
+
+impl Perform<Linear<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: Linear<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "linear";
+        let Linear { out, x, weight, bias, shape } = op;
+        let out = self.act_mut(OP, "out", out, shape.output())?;
+        let bias = bias.map(|bias| act(OP, "bias", bias, shape.c_out)).transpose()?;
+        let (x, weight) = (act(OP, "x", x, shape.input())?, act(OP, "weight", weight, shape.weight())?);
+        forward(&self.engine, out, x, weight, bias, shape);
+        Ok(())
+    }
+}
+
+impl Perform<LinearGelu<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: LinearGelu<'_, MirrorBuffer>) -> Result<()> {
+        let LinearGelu { out, pre, x, weight, bias, shape } = op;
+        self.perform(Linear { out: pre, x, weight, bias: Some(bias), shape })?;
+        self.perform(Gelu { out, pre, len: shape.output() })
+    }
+}
+
+impl Perform<Gelu<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: Gelu<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "gelu";
+        let Gelu { out, pre, len } = op;
+        let out = self.act_mut(OP, "out", out, len)?;
+        gelu_forward(&self.engine, out, act(OP, "pre", pre, len)?);
+        Ok(())
+    }
+}
+
+impl Perform<LinearBackwardInput<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: LinearBackwardInput<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "linear_backward_input";
+        let LinearBackwardInput { dx, dout, weight, shape } = op;
+        let dx = self.act_mut(OP, "dx", dx, shape.input())?;
+        let (dout, weight) =
+            (act(OP, "dout", dout, shape.output())?, act(OP, "weight", weight, shape.weight())?);
+        backward_input(&self.engine, dx, dout, weight, shape);
+        Ok(())
+    }
+}
+
+impl Perform<LinearBackwardInputGelu<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: LinearBackwardInputGelu<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "linear_backward_input_gelu";
+        let LinearBackwardInputGelu { dpre, dout, weight, pre, shape } = op;
+        self.perform(LinearBackwardInput { dx: dpre, dout, weight, shape })?;
+        let buffer = dpre.id;
+        let values = self.act_mut(OP, "dpre", dpre, shape.input())?;
+        let pre = act(OP, "pre", pre, shape.input())?;
+        gelu_gradient(&self.engine, values, pre);
+        let partials = gelu_sums(&self.engine, values, shape.c_in);
+        self.gelu_sums = Some(GeluColumnSums { buffer, rows: shape.rows, width: shape.c_in, partials });
+        Ok(())
+    }
+}
+
+impl Perform<LinearBackwardWeight<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: LinearBackwardWeight<'_, MirrorBuffer>) -> Result<()> {
+        let (dout, whole) = (op.dout.id, op.shape);
+        let left =
+            |sums: &GeluColumnSums| (sums.buffer, sums.rows, sums.width) == (dout, whole.rows, whole.c_out);
+        let known = self.gelu_sums.as_ref().filter(|sums| left(sums));
+        self.weight_gradient(op, whole, known.map(|sums| sums.partials.as_slice()))
+    }
+}
+
+impl Mirror {
+    /// A weight gradient with the sums in the order of `whole`, of which it may be an excerpt, and the bias
+    /// gradient from the `known` sums of GELU's gradient where there are any.
+    pub(super) fn weight_gradient(
+        &self,
+        op: LinearBackwardWeight<'_, MirrorBuffer>,
+        whole: LinearShape,
+        known: Option<&[f32]>,
+    ) -> Result<()> {
+        const OP: &str = "linear_backward_weight";
+        let LinearBackwardWeight { dweight, dbias, dout, x, shape, write } = op;
+        let gradient = WeightGradient {
+            dout: act(OP, "dout", dout, shape.output())?,
+            x: act(OP, "x", x, shape.input())?,
+            shape,
+            write,
+            whole,
+        };
+        gradient.weight(&self.engine, float_mut(OP, "dweight", dweight, shape.weight())?);
+        if let Some(dbias) = dbias {
+            gradient.bias(&self.engine, float_mut(OP, "dbias", dbias, shape.c_out)?, known);
+        }
+        Ok(())
+    }
+
+    /// The partial sums that GELU's gradient `dout` leaves for the bias gradient.
+    pub(super) fn sums_after_gelu(&self, dout: &MirrorBuffer, shape: LinearShape) -> Result<Vec<f32>> {
+        let dout = act("linear_backward_weight", "dout", dout, shape.output())?;
+        Ok(gelu_sums(&self.engine, dout, shape.c_out))
     }
 }

@@ -6,21 +6,25 @@
 //! operation rounds, and the order of its sums, is its code; launch geometry appears only where it decides an
 //! order. `docs/arithmetic.md` says the same in prose.
 //!
-//! * [`scalar`]: roundings and elementary functions; [`special`]: those of the special-function unit; [`tensor_core`]: the chain of products and sums.
-//! * `linear`, `norm`, `attention`, `classifier`, `embedding`, `optimizer`, `reduce`, `decode`: the operations,
-//!   free functions over slices of bf16 and f32.
-//! * `device` checks operands and hands slices on.
+//! * [`scalar`]: roundings and elementary functions; [`special`]: those of the special-function unit;
+//!   [`tensor_core`]: the chain of products and sums.
+//! * `linear`, `norm`, `attention`, `classifier`, `embedding`, `elementwise`, `optimizer`, `reduce`,
+//!   `decode`: the arithmetic, as functions over slices of bf16 and f32, and below it the operations, which
+//!   check operands.
+//! * `device` is the memory.
 //!
-//! Deliberately not here: other head sizes than 64 and 128, fp32 and tf32, cuBLASLt's own fusions of GELU, and
-//! GPUs before Hopper, whose tensor cores add in other ways.
+//! Deliberately not here: other head sizes than 64 and 128, fp32 and tf32, cuBLASLt's own fusions of GELU,
+//! and GPUs before Hopper, whose tensor cores add in other ways.
 
 #![forbid(unsafe_code)]
 
 mod attention;
 mod buffer;
+mod checks;
 mod classifier;
 mod decode;
 mod device;
+mod elementwise;
 mod embedding;
 mod linear;
 mod norm;
@@ -35,15 +39,14 @@ mod tests;
 
 use super::Result;
 use super::cpu::engine::Engine;
-use crate::experiment::Device;
-pub use buffer::Buffer;
-pub use device::Ids;
+use crate::experiment::DeviceKeys;
+pub use buffer::MirrorBuffer;
 
 /// Names the arithmetic in locks. Any change of a bit needs another name.
 pub const ARITHMETIC: &str = "hopper-bf16-v1";
 
 /// Partial column sums that GELU's gradient left for the bias gradient that follows.
-struct GeluSums {
+struct GeluColumnSums {
     /// The buffer that holds the gradient, by number.
     buffer: u64,
     rows: usize,
@@ -54,7 +57,7 @@ struct GeluSums {
 /// A CPU that computes as a Hopper GPU does.
 pub struct Mirror {
     engine: Engine,
-    gelu_sums: Option<GeluSums>,
+    gelu_sums: Option<GeluColumnSums>,
 }
 
 impl Mirror {
@@ -63,7 +66,7 @@ impl Mirror {
     ///
     /// # Errors
     /// [`super::DeviceError::Unavailable`] when the CPU lacks the instruction set or threads cannot start.
-    pub fn new(device: &Device) -> Result<Mirror> {
+    pub fn new(device: &DeviceKeys) -> Result<Mirror> {
         Ok(Mirror { engine: Engine::open(device)?, gelu_sums: None })
     }
 

@@ -3,10 +3,13 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::Mirror;
+use super::buffer::MirrorBuffer;
+use super::checks::{act, float, float_mut, row_length};
 use super::reduce::reduce_partials;
 use super::scalar::{kept, round, warp_sum, wide};
-use crate::ops::Write;
 use crate::ops::cpu::engine::Engine;
+use crate::ops::{Layernorm, LayernormBackward, Perform, ResidualLayernorm, Result, Write};
 
 const EPSILON: f32 = 1e-5;
 const LANES: usize = 32;
@@ -33,7 +36,7 @@ pub struct Normalised<'a> {
 }
 
 /// A row's out, mean, rstd and x.
-type Row<'a> = (((&'a mut [bf16], &'a mut f32), &'a mut f32), &'a [bf16]);
+type NormRow<'a> = (((&'a mut [bf16], &'a mut f32), &'a mut f32), &'a [bf16]);
 
 /// `out = (x - mean) rstd weight + bias` for each row; rstd is one over the root of the variance and 1e-5.
 ///
@@ -42,7 +45,7 @@ type Row<'a> = (((&'a mut [bf16], &'a mut f32), &'a mut f32), &'a [bf16]);
 pub fn forward(engine: &Engine, to: Normalised<'_>, x: &[bf16], weight: &[bf16], bias: &[bf16]) {
     let channels = weight.len();
     let threads = LANES * channels.div_ceil(2048).next_power_of_two();
-    let row = |(((out, mean), rstd), x): Row<'_>| {
+    let row = |(((out, mean), rstd), x): NormRow<'_>| {
         let x: Vec<f32> = x.iter().map(|x| wide(*x)).collect();
         let sum = add_threads(&each_thread(threads, channels, |sum, c| sum + x[c]));
         let average = sum / channels as f32;
@@ -67,7 +70,7 @@ pub fn add_branch(sum: &mut [bf16], x: &[bf16], branch: &[bf16]) {
 
 /// What the gradient reads of the forward pass: x (n, C), weight (C), mean and rstd (n).
 #[derive(Clone, Copy)]
-pub struct ForwardPass<'a> {
+pub struct MirrorLayernormForward<'a> {
     pub x: &'a [bf16],
     pub weight: &'a [bf16],
     pub mean: &'a [f32],
@@ -81,19 +84,19 @@ pub struct WeightGradients<'a> {
     pub write: Write,
 }
 
-/// With h = (x - mean) rstd and g = dout weight: `dx (=|+=) rstd (g - avg(g) - h avg(g h))`, dweight the sum of
-/// dout h and dbias that of dout over the rows.
+/// With h = (x - mean) rstd and g = dout weight: `dx (=|+=) rstd (g - avg(g) - h avg(g h))`, dweight the sum
+/// of dout h and dbias that of dout over the rows.
 ///
 /// Sums of a row: eight columns at a time by as many threads as there are such chunks, or 512 that take
-/// several, then [`add_threads`]. Weights: blocks of rows, at most some 512 of them and each a multiple of four
-/// rows, are added row by row from zero, then [`reduce_partials`].
+/// several, then [`add_threads`]. Weights: blocks of rows, at most some 512 of them and each a multiple of
+/// four rows, are added row by row from zero, then [`reduce_partials`].
 pub fn backward(
     engine: &Engine,
     dx: &mut [bf16],
     dx_write: Write,
     weights: WeightGradients<'_>,
     dout: &[bf16],
-    forward: ForwardPass<'_>,
+    forward: MirrorLayernormForward<'_>,
 ) {
     let channels = forward.weight.len();
     let (rows, threads) =
@@ -133,4 +136,53 @@ pub fn backward(
     let partials: Vec<f32> = engine.install(|| blocks.flat_map_iter(block).collect());
     reduce_partials(weights.dweight, weights.write, &partials, 2 * channels, 0);
     reduce_partials(weights.dbias, weights.write, &partials, 2 * channels, channels);
+}
+
+impl Perform<Layernorm<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: Layernorm<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "layernorm";
+        let Layernorm { out, mean, rstd, x, weight, bias, rows, channels } = op;
+        row_length(OP, channels)?;
+        let to = Normalised {
+            out: self.act_mut(OP, "out", out, rows * channels)?,
+            mean: float_mut(OP, "mean", mean, rows)?,
+            rstd: float_mut(OP, "rstd", rstd, rows)?,
+        };
+        let (weight, bias) = (act(OP, "weight", weight, channels)?, act(OP, "bias", bias, channels)?);
+        forward(&self.engine, to, act(OP, "x", x, rows * channels)?, weight, bias);
+        Ok(())
+    }
+}
+
+impl Perform<ResidualLayernorm<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: ResidualLayernorm<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "residual_layernorm";
+        let ResidualLayernorm { residual, out, mean, rstd, x, branch, weight, bias, rows, channels } = op;
+        let sum = self.act_mut(OP, "residual", residual, rows * channels)?;
+        let (x, branch) = (act(OP, "x", x, rows * channels)?, act(OP, "branch", branch, rows * channels)?);
+        add_branch(sum, x, branch);
+        self.perform(Layernorm { out, mean, rstd, x: residual, weight, bias, rows, channels })
+    }
+}
+
+impl Perform<LayernormBackward<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: LayernormBackward<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "layernorm_backward";
+        let (rows, channels) = (op.rows, op.channels);
+        row_length(OP, channels)?;
+        let forward = MirrorLayernormForward {
+            x: act(OP, "x", op.x, rows * channels)?,
+            weight: act(OP, "weight", op.weight, channels)?,
+            mean: float(OP, "mean", op.mean, rows)?,
+            rstd: float(OP, "rstd", op.rstd, rows)?,
+        };
+        let weights = WeightGradients {
+            dweight: float_mut(OP, "dweight", op.dweight, channels)?,
+            dbias: float_mut(OP, "dbias", op.dbias, channels)?,
+            write: op.write,
+        };
+        let dx = self.act_mut(OP, "dx", op.dx, rows * channels)?;
+        backward(&self.engine, dx, op.dx_write, weights, act(OP, "dout", op.dout, rows * channels)?, forward);
+        Ok(())
+    }
 }

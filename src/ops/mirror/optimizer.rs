@@ -3,14 +3,17 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::Mirror;
+use super::buffer::MirrorBuffer;
+use super::checks::{float, float_mut};
 use super::scalar::{kept, round, warp_sum, wide};
-use crate::ops::AdamW;
 use crate::ops::cpu::engine::Engine;
-use crate::ops::cuda::launch::optimizer::CHUNK;
+use crate::ops::cuda::launch::optimizer::{CHUNK, fold_squares};
+use crate::ops::{AdamW, AdamWUpdate, ChunkSquares, Perform, Result, SumSquares};
 use crate::rng::Key;
 
 /// One tensor, or the part of it that starts at its element `offset`; all slices have the same length.
-pub struct Part<'a> {
+pub struct TensorPart<'a> {
     pub param: &'a mut [bf16],
     pub master: Option<&'a mut [f32]>,
     pub grad: &'a [f32],
@@ -23,8 +26,8 @@ pub struct Part<'a> {
 
 /// One step of AdamW. The parameter is the master rounded; without a master it is rounded up with the
 /// probability of the 16 bits that are cut off, by word i % 4 of the Philox block (i / 4, step, tensor).
-pub fn adamw(part: Part<'_>, s: &AdamW) {
-    let Part { param, mut master, grad, adam_m, adam_v, offset, id, weight_decay } = part;
+pub fn adamw(part: TensorPart<'_>, s: &AdamW) {
+    let TensorPart { param, mut master, grad, adam_m, adam_v, offset, id, weight_decay } = part;
     for i in 0..param.len() {
         let p = master.as_ref().map_or_else(|| wide(param[i]), |master| master[i]);
         let g = grad[i] * s.grad_scale;
@@ -54,8 +57,8 @@ fn round_by_chance(x: f32, random: u32) -> bf16 {
     bf16::from_bits((x.to_bits().wrapping_add(random & 0xffff) >> 16) as u16)
 }
 
-/// Sums of squares of the chunks of 16,384 elements: squares of four neighbours are added in fp32, then thread
-/// t of 256 adds the groups t, t + 256, … in f64, the butterfly of a warp, the eight warps in order.
+/// Sums of squares of the chunks of 16,384 elements: squares of four neighbours are added in fp32, then
+/// thread t of 256 adds the groups t, t + 256, … in f64, the butterfly of a warp, the eight warps in order.
 /// [`crate::ops::cuda::launch::optimizer::fold_squares`] adds chunks.
 pub fn chunk_squares(engine: &Engine, data: &[f32]) -> Vec<f64> {
     let chunk = |chunk: &[f32]| {
@@ -72,7 +75,45 @@ pub fn chunk_squares(engine: &Engine, data: &[f32]) -> Vec<f64> {
     engine.install(|| data.par_chunks(CHUNK as usize).map(chunk).collect())
 }
 
-/// `dst += src`.
-pub fn add(dst: &mut [f32], src: &[f32]) {
-    dst.iter_mut().zip(src).for_each(|(dst, src)| *dst = kept(*dst + src));
+impl Perform<SumSquares<'_, MirrorBuffer>, Vec<f64>> for Mirror {
+    fn perform(&mut self, op: SumSquares<'_, MirrorBuffer>) -> Result<Vec<f64>> {
+        let sum = |tensor: &&MirrorBuffer| {
+            let data = float("sum_squares", "tensor", tensor, tensor.len())?;
+            Ok(fold_squares(&chunk_squares(&self.engine, data)))
+        };
+        op.tensors.iter().map(sum).collect()
+    }
+}
+
+impl Perform<ChunkSquares<'_, MirrorBuffer>, Vec<f64>> for Mirror {
+    fn perform(&mut self, op: ChunkSquares<'_, MirrorBuffer>) -> Result<Vec<f64>> {
+        let mut sums = Vec::new();
+        for (buf, part) in op.parts {
+            let data = float("chunk_squares", "part", buf, part.end)?;
+            sums.extend(chunk_squares(&self.engine, &data[part.start..]));
+        }
+        Ok(sums)
+    }
+}
+
+impl Perform<AdamWUpdate<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: AdamWUpdate<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "adamw";
+        for slot in op.slots {
+            let len = slot.adam_m.len();
+            let param = self.act_mut(OP, "param", slot.param, slot.at + len)?;
+            let part = TensorPart {
+                param: &mut param[slot.at..],
+                master: slot.master.map(|master| float_mut(OP, "master", master, len)).transpose()?,
+                grad: &float(OP, "grad", slot.grad, slot.grad_at + len)?[slot.grad_at..],
+                adam_m: float_mut(OP, "adam_m", slot.adam_m, len)?,
+                adam_v: float_mut(OP, "adam_v", slot.adam_v, len)?,
+                offset: slot.at,
+                id: slot.id,
+                weight_decay: slot.weight_decay,
+            };
+            adamw(part, &op.scalars);
+        }
+        Ok(())
+    }
 }

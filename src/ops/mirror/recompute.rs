@@ -1,7 +1,8 @@
 //! An operation from its [`Outline`] and buffers, for the audit of a step: the methods of [`Ops`], and the one
 //! place where an excerpt needs to know more than its own shape.
 
-use super::{Buffer, Ids, Mirror};
+use super::{Mirror, MirrorBuffer};
+use crate::ops::cpu::Ids;
 use crate::ops::op::excerpt::{Excerpt, Pick};
 use crate::ops::op::outline::{Outline, WeightOrder};
 use crate::ops::{
@@ -38,7 +39,7 @@ impl Mirror {
     }
 
     /// The method of the operation, on the buffers of its matrices.
-    fn run(&mut self, outline: &Outline, bufs: &mut [Buffer], ids: &Ids) -> Result<()> {
+    fn run(&mut self, outline: &Outline, bufs: &mut [MirrorBuffer], ids: &Ids) -> Result<()> {
         match (*outline, bufs) {
             (Outline::Embedding { rows, channels }, [out, wte, wpe]) => {
                 self.embedding(Embedding { out, ids, wte, wpe, rows, channels })
@@ -133,9 +134,9 @@ impl Mirror {
     fn weights_again(
         &mut self,
         gradient: WeightsAgain,
-        dweight: &mut Buffer,
-        dbias: Option<&mut Buffer>,
-        [dout, x]: [&Buffer; 2],
+        dweight: &mut MirrorBuffer,
+        dbias: Option<&mut MirrorBuffer>,
+        [dout, x]: [&MirrorBuffer; 2],
     ) -> Result<()> {
         let WeightsAgain { shape, write, order: WeightOrder { whole, after_gelu } } = gradient;
         let known = after_gelu.then(|| self.sums_after_gelu(dout, shape)).transpose()?;

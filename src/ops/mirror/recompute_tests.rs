@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::experiment::{Device, DeviceKind, Model, Simd};
+use crate::experiment::{DeviceKeys, DeviceKind, Model, Simd};
 use crate::model::gpt2::MicroBatch;
 use crate::model::{Gpt2, ParamSpec, Weights};
 use crate::ops::cuda::launch::gemm_hopper;
@@ -24,7 +24,7 @@ struct RecordedPass {
 }
 
 fn mirror() -> Mirror {
-    Mirror::new(&Device { kind: DeviceKind::Mirror, threads: 2, simd: Simd::Auto }).expect("a CPU")
+    Mirror::new(&DeviceKeys { kind: DeviceKind::Mirror, threads: 2, simd: Simd::Auto }).expect("a CPU")
 }
 
 fn pass(rows: Rows, recompute: u8, write: Write) -> RecordedPass {
@@ -56,7 +56,7 @@ fn pass(rows: Rows, recompute: u8, write: Write) -> RecordedPass {
     let parameters = model.specs.iter().zip(model.params.iter());
     let parameters = parameters.map(|(spec, buf)| (spec.shape.clone(), buf.bytes().to_vec())).collect();
     let mut matrices = BTreeMap::new();
-    let mut keep = |_: &mut Mirror, number, matrix: &TracedMatrix, buf: &Buffer| {
+    let mut keep = |_: &mut Mirror, number, matrix: &TracedMatrix, buf: &MirrorBuffer| {
         let size = if matrix.role == Role::F32 { 4 } else { 2 };
         matrices.insert(number, buf.bytes()[..matrix.rows * matrix.columns * size].to_vec());
         Ok(())

@@ -11,8 +11,8 @@ use crate::ops::cpu::engine::Engine;
 pub const BLOCK_ROWS: usize = 128;
 const WARPS: usize = 8;
 
-/// Partial column sums of `dout` (n, width), one row for each 128 rows: warp w of 8 adds the rows w, w + 8, …,
-/// then the warps are added in order.
+/// Partial column sums of `dout` (n, width), one row for each 128 rows: warp w of 8 adds the rows w, w + 8,
+/// …, then the warps are added in order.
 pub fn column_sum(engine: &Engine, dout: &[bf16], width: usize) -> Vec<f32> {
     let block = |block: &[bf16]| -> Vec<f32> {
         let mut warps = vec![vec![0.0f32; width]; WARPS];

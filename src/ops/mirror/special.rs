@@ -1,16 +1,16 @@
 //! Hopper's special-function unit: 2^x and 1/x, bit for bit (`ex2.approx.ftz.f32` and `rcp.approx.ftz.f32`).
 //!
-//! Both interpolate: the highest bits of a fraction choose a row of three integers a, b, c; with x the bits below
-//! them the significand is `(a + b x + c square(x)) >> 15`. The squarer adds its partial products from a certain
-//! column on and leaves out the rest. That is how Oberman and Siu ("A high-performance area-efficient
-//! multifunction interpolator", ARITH 2005) describe such a unit; the integers are not published. They were
-//! fitted to all 2^23 results of either function on an H200, one solution for each row, and give every one of
-//! them; what a sign and an exponent do was taken from samples of every binade.
+//! Both interpolate: the highest bits of a fraction choose a row of three integers a, b, c; with x the bits
+//! below them the significand is `(a + b x + c square(x)) >> 15`. The squarer adds its partial products from
+//! a certain column on and leaves out the rest. That is how Oberman and Siu ("A high-performance
+//! area-efficient multifunction interpolator", ARITH 2005) describe such a unit; the integers are not
+//! published. They were fitted to all 2^23 results of either function on an H200, one solution for each row,
+//! and give every one of them; what a sign and an exponent do was taken from samples of every binade.
 //!
 //! No result is more than two steps from the correctly rounded one.
 
-/// `x` squared, from column `first` of the partial products on and in units of it: the product of bits i and j > i
-/// stands in column i + j + 1, that of a bit with itself in column 2i.
+/// `x` squared, from column `first` of the partial products on and in units of it: the product of bits i and
+/// j > i stands in column i + j + 1, that of a bit with itself in column 2i.
 #[inline(always)]
 fn square(x: i64, bits: u32, first: u32) -> i64 {
     let mut sum = 0;

@@ -5,16 +5,18 @@
 //! 1. Each product is exact: significands of eight bits multiplied, exponents added and not normalised. A
 //!    subnormal factor has no hidden bit and exponent -126. A product that is zero takes no part.
 //! 2. The largest exponent among the products and the sum so far (24 bits, subnormals at -126) is found.
-//! 3. All are shifted to that exponent with 25 fraction bits; what falls off is cut off, towards zero. They are
-//!    then added exactly.
-//! 4. The sum is normalised and cut off to 24 bits, towards zero, at no exponent below -126; zero, also by cutting off, is +0.
+//! 3. All are shifted to that exponent with 25 fraction bits; what falls off is cut off, towards zero. They
+//!    are then added exactly.
+//! 4. The sum is normalised and cut off to 24 bits, towards zero, at no exponent below -126; zero, also by
+//!    cutting off, is +0.
 //!
-//! NaN, and infinity times zero or beside the other infinity, gives NaN; other infinities stay; a sum of 2^128
-//! or more is infinite. How k is tiled, pipelined or which library asks does not matter as long as a sum is one
-//! such chain. Measured on an H100; published models agree (MMA-Sim, arXiv 2511.10909; arXiv 2512.07004).
+//! NaN, and infinity times zero or beside the other infinity, gives NaN; other infinities stay; a sum of
+//! 2^128 or more is infinite. How k is tiled, pipelined or which library asks does not matter as long as a
+//! sum is one such chain. Measured on an H100; published models agree (MMA-Sim, arXiv 2511.10909; arXiv
+//! 2512.07004).
 //!
-//! [`chunk`] is that text in integers. [`multiply`] is the same in vectors: products and cut-offs are exact in
-//! floats while the largest exponent is between -100 and 120, and [`chunk`] does the rest.
+//! [`chunk`] is that text in integers. [`multiply`] is the same in vectors: products and cut-offs are exact
+//! in floats while the largest exponent is between -100 and 120, and [`chunk`] does the rest.
 
 use half::bf16;
 use rayon::prelude::*;
@@ -25,7 +27,7 @@ use crate::ops::cpu::simd::vectorize;
 
 /// Terms that are added at once.
 pub const CHUNK: usize = 16;
-/// Columns that are worked on at once.
+/// Columns of a panel of the right factor: a whole number of vectors, whatever the CPU.
 const LANES: usize = 16;
 /// Fraction bits of what is added.
 const FRACTION: i32 = 25;
@@ -134,6 +136,15 @@ impl Sixteen {
     }
 }
 
+/// `make` of each number, by all threads where it is worth it.
+fn collect<T: Send>(engine: &Engine, count: usize, make: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    const FEW: usize = 8;
+    if count <= FEW {
+        return (0..count).map(make).collect();
+    }
+    engine.install(|| (0..count).into_par_iter().map(&make).collect())
+}
+
 /// The left factor (rows, k): for each chunk of k, the rows.
 pub struct Left {
     rows: usize,
@@ -142,12 +153,12 @@ pub struct Left {
 
 impl Left {
     /// `get(row, k)`. A last chunk that is not whole is filled with zeros.
-    pub fn new(rows: usize, k: usize, get: impl Fn(usize, usize) -> bf16 + Sync) -> Left {
+    pub fn new(engine: &Engine, rows: usize, k: usize, get: impl Fn(usize, usize) -> bf16 + Sync) -> Left {
         let chunk = |at: usize| {
             let row = |row| Sixteen::new(|i| if at + i < k { get(row, at + i) } else { bf16::ZERO });
             (0..rows).map(row).collect()
         };
-        Left { rows, chunks: (0..k).step_by(CHUNK).map(chunk).collect() }
+        Left { rows, chunks: collect(engine, k.div_ceil(CHUNK), |number| chunk(number * CHUNK)) }
     }
 }
 
@@ -159,7 +170,12 @@ pub struct Right {
 
 impl Right {
     /// `get(k, column)`. A last chunk that is not whole is filled with zeros.
-    pub fn new(k: usize, columns: usize, get: impl Fn(usize, usize) -> bf16 + Sync) -> Right {
+    pub fn new(
+        engine: &Engine,
+        k: usize,
+        columns: usize,
+        get: impl Fn(usize, usize) -> bf16 + Sync,
+    ) -> Right {
         let term = |at: usize, first: usize| {
             let there = |lane: usize| at < k && first + lane < columns;
             Sixteen::new(|lane| if there(lane) { get(at, first + lane) } else { bf16::ZERO })
@@ -167,7 +183,7 @@ impl Right {
         let panel = |first: usize| {
             (0..k).step_by(CHUNK).map(|at| std::array::from_fn(|i| term(at + i, first))).collect()
         };
-        Right { columns, panels: (0..columns).step_by(LANES).map(panel).collect() }
+        Right { columns, panels: collect(engine, columns.div_ceil(LANES), |number| panel(number * LANES)) }
     }
 }
 
@@ -207,88 +223,147 @@ fn multiply_band(engine: &Engine, sums: &mut [f32], first: usize, left: &Left, r
     }
 }
 
-/// Sixteen numbers cut off towards zero, each below 2^31 in size.
-trait CutOff: Copy {
-    fn cut_off(self, x: [f32; LANES]) -> [i32; LANES];
+/// What the vectors of an instruction set must do beside [`pulp::Simd`].
+trait Vectors: pulp::Simd {
+    /// Cut off towards zero; each below 2^31 in size.
+    fn integers(self, x: Self::f32s) -> Self::i32s;
+    /// The nearest floats.
+    fn floats(self, x: Self::i32s) -> Self::f32s;
 }
 
 #[cfg(target_arch = "x86_64")]
-impl CutOff for pulp::x86::V4 {
+impl Vectors for pulp::x86::V4 {
     #[inline(always)]
-    fn cut_off(self, x: [f32; LANES]) -> [i32; LANES] {
-        pulp::cast(self.convert_f32x16_to_i32x16(pulp::cast(x)))
+    fn integers(self, x: pulp::f32x16) -> pulp::i32x16 {
+        self.convert_f32x16_to_i32x16(x)
+    }
+
+    #[inline(always)]
+    fn floats(self, x: pulp::i32x16) -> pulp::f32x16 {
+        self.convert_i32x16_to_f32x16(x)
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-impl CutOff for pulp::x86::V3 {
+impl Vectors for pulp::x86::V3 {
     #[inline(always)]
-    fn cut_off(self, x: [f32; LANES]) -> [i32; LANES] {
-        let halves: [pulp::f32x8; 2] = pulp::cast(x);
-        pulp::cast(halves.map(|half| self.convert_f32x8_to_i32x8(half)))
+    fn integers(self, x: pulp::f32x8) -> pulp::i32x8 {
+        self.convert_f32x8_to_i32x8(x)
+    }
+
+    #[inline(always)]
+    fn floats(self, x: pulp::i32x8) -> pulp::f32x8 {
+        self.convert_i32x8_to_f32x8(x)
     }
 }
 
 #[cfg(target_arch = "aarch64")]
-impl CutOff for pulp::aarch64::Neon {
+impl Vectors for pulp::aarch64::Neon {
     #[inline(always)]
-    fn cut_off(self, x: [f32; LANES]) -> [i32; LANES] {
-        x.map(|x| x as i32)
+    fn integers(self, x: pulp::f32x4) -> pulp::i32x4 {
+        let x: [f32; 4] = pulp::cast(x);
+        pulp::cast(x.map(|x| x as i32))
+    }
+
+    #[inline(always)]
+    fn floats(self, x: pulp::i32x4) -> pulp::f32x4 {
+        let x: [i32; 4] = pulp::cast(x);
+        pulp::cast(x.map(|x| x as f32))
     }
 }
 
-impl CutOff for pulp::Scalar {
+impl Vectors for pulp::Scalar {
     #[inline(always)]
-    fn cut_off(self, x: [f32; LANES]) -> [i32; LANES] {
-        x.map(|x| x as i32)
+    fn integers(self, x: f32) -> i32 {
+        x as i32
+    }
+
+    #[inline(always)]
+    fn floats(self, x: i32) -> f32 {
+        x as f32
     }
 }
 
-/// [`chunk`] for sixteen columns.
+/// [`chunk`] for the columns of a panel, a vector at a time.
 #[inline(always)]
-fn add_chunk<S: CutOff>(simd: S, sums: &mut [f32; LANES], left: &Sixteen, right: &[Sixteen; CHUNK]) {
-    let mut top = sums.map(|sum| {
-        let field = (sum.to_bits() >> 23 & 0xff) as i32;
-        // A subnormal sum is not for the fast way; zero is nothing.
-        let exponent = if field == 0 { -126 } else { field - 127 };
-        if sum == 0.0 { NOTHING } else { exponent }
-    });
-    for (k, right) in right.iter().enumerate() {
-        for (top, exponent) in top.iter_mut().zip(&right.exponent) {
-            *top = (*top).max(left.exponent[k] + exponent);
+fn add_chunk<S: Vectors>(simd: S, sums: &mut [f32; LANES], left: &Sixteen, right: &[Sixteen; CHUNK]) {
+    for (at, sum) in S::as_mut_simd_f32s(sums).0.iter_mut().enumerate() {
+        match add_vector(simd, *sum, at, left, right) {
+            Some(new) => *sum = new,
+            None => {
+                let sums: &mut [f32] = pulp::bytemuck::cast_slice_mut(std::slice::from_mut(sum));
+                add_chunk_slowly(sums, at * S::F32_LANES, left, right);
+            }
         }
     }
-    let empty: [bool; LANES] = std::array::from_fn(|lane| top[lane] < NOTHING / 4);
-    let slow: [bool; LANES] = std::array::from_fn(|lane| !empty[lane] && !FAST.contains(&top[lane]));
-    if slow.iter().any(|slow| *slow) {
-        return add_chunk_slowly(sums, left, right);
+}
+
+/// [`chunk`] for vector `at` of a panel; none where a largest exponent is beyond [`FAST`].
+#[inline(always)]
+fn add_vector<S: Vectors>(
+    simd: S,
+    sum: S::f32s,
+    at: usize,
+    left: &Sixteen,
+    right: &[Sixteen; CHUNK],
+) -> Option<S::f32s> {
+    let (integer, count) = (|x: i32| simd.splat_i32s(x), |x: u32| simd.splat_u32s(x));
+    let minus = |x: S::i32s, y: i32| simd.add_i32s(x, integer(-y));
+    let any = |mask| simd.first_true_m32s(mask) < S::F32_LANES;
+
+    // The exponent of the sum. A subnormal's is -126 in truth, which is as far from the fast way as -127.
+    let bits = simd.transmute_u32s_f32s(sum);
+    let field = simd.and_u32s(simd.wrapping_dyn_shr_u32s(bits, count(23)), count(0xff));
+    let exponent = minus(simd.transmute_i32s_u32s(field), 127);
+    let is_zero = simd.equal_f32s(sum, simd.splat_f32s(0.0));
+    let mut top = simd.select_i32s(is_zero, integer(NOTHING), exponent);
+    for (right, left) in right.iter().zip(left.exponent) {
+        let exponent = S::as_simd_i32s(&right.exponent).0[at];
+        top = simd.max_i32s(top, simd.add_i32s(exponent, integer(left)));
     }
-    let top: [i32; LANES] = std::array::from_fn(|lane| if empty[lane] { 0 } else { top[lane] });
-    let scale = top.map(|top| f32::from_bits(((FRACTION - top + 127) << 23) as u32));
-    let mut total = [0i32; LANES];
-    for (k, right) in right.iter().enumerate() {
-        let product = std::array::from_fn(|lane| left.value[k] * right.value[lane] * scale[lane]);
-        let product = simd.cut_off(product);
-        for lane in 0..LANES {
-            // At most 16 * 3.97 * 2^25 in all, which 31 bits hold.
-            total[lane] += product[lane];
-        }
+    let empty = simd.less_than_i32s(top, integer(NOTHING / 4));
+    let top = simd.select_i32s(empty, integer(0), top);
+    let (high, low) = (integer(*FAST.end()), integer(*FAST.start()));
+    if any(simd.greater_than_i32s(top, high)) || any(simd.less_than_i32s(top, low)) {
+        return None;
     }
-    let old = simd.cut_off(std::array::from_fn(|lane| sums[lane] * scale[lane]));
-    for lane in 0..LANES {
-        let whole = f64::from(total[lane]) + f64::from(old[lane]);
-        let cut = f64::from_bits(whole.to_bits() & !((1 << 29) - 1));
-        sums[lane] = (cut * f64::from_bits(((top[lane] - FRACTION + 1023) as u64) << 52)) as f32;
+
+    // 2^(`sign` top + `exponent`)
+    let power = |top: S::i32s| {
+        let field = simd.transmute_u32s_i32s(minus(top, -127));
+        simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(field, count(23)))
+    };
+    let negative = simd.add_i32s(simd.not_i32s(top), integer(1));
+    let scale = power(minus(negative, -FRACTION));
+    let mut total = integer(0);
+    for (right, left) in right.iter().zip(left.value) {
+        let product = simd.mul_f32s(S::as_simd_f32s(&right.value).0[at], simd.splat_f32s(left));
+        total = simd.add_i32s(total, simd.integers(simd.mul_f32s(product, scale)));
     }
+    // At most 16 * 3.97 * 2^25, which 31 bits hold; with the sum so far they may not.
+    let old = simd.integers(simd.mul_f32s(sum, scale));
+    let whole = simd.add_i32s(total, old);
+    let overflow = simd.and_i32s(simd.xor_i32s(total, whole), simd.xor_i32s(old, whole));
+    if any(simd.less_than_i32s(overflow, integer(0))) {
+        return None;
+    }
+
+    // Cut off to 24 bits: without the highest of the bits below them, the nearest float is the one below.
+    let magnitude = simd.transmute_u32s_i32s(simd.max_i32s(whole, minus(simd.not_i32s(whole), -1)));
+    let below = simd.not_u32s(simd.wrapping_dyn_shr_u32s(magnitude, count(24)));
+    let cut = simd.floats(simd.transmute_i32s_u32s(simd.and_u32s(magnitude, below)));
+    let sign = simd.and_u32s(simd.transmute_u32s_i32s(whole), count(1 << 31));
+    let cut = simd.or_u32s(simd.transmute_u32s_f32s(cut), sign);
+    Some(simd.mul_f32s(simd.transmute_f32s_u32s(cut), power(minus(top, FRACTION))))
 }
 
 #[cold]
 #[inline(never)]
-fn add_chunk_slowly(sums: &mut [f32; LANES], left: &Sixteen, right: &[Sixteen; CHUNK]) {
+fn add_chunk_slowly(sums: &mut [f32], first: usize, left: &Sixteen, right: &[Sixteen; CHUNK]) {
     let narrow = |x: f32| bf16::from_bits((x.to_bits() >> 16) as u16);
     let a = left.value.map(narrow);
     for (lane, sum) in sums.iter_mut().enumerate() {
-        *sum = chunk(*sum, &a, &std::array::from_fn(|k| narrow(right[k].value[lane])));
+        *sum = chunk(*sum, &a, &std::array::from_fn(|k| narrow(right[k].value[first + lane])));
     }
 }
 
@@ -337,8 +412,10 @@ mod tests {
             let b: Vec<_> = (0..k * columns).map(|i| draw(1, i)).collect();
             let mut sums: Vec<f32> = (0..rows * columns).map(|i| wide(draw(2, i))).collect();
             let want = reference(&sums, rows, k, &a, &b);
-            let (left, right) =
-                (Left::new(rows, k, |i, t| a[i * k + t]), Right::new(k, columns, |t, j| b[t * columns + j]));
+            let (left, right) = (
+                Left::new(&engine(), rows, k, |i, t| a[i * k + t]),
+                Right::new(&engine(), k, columns, |t, j| b[t * columns + j]),
+            );
             multiply(&engine(), &mut sums, &left, &right);
             for (i, (got, want)) in sums.iter().zip(&want).enumerate() {
                 assert_eq!(kept(*got).to_bits(), kept(*want).to_bits(), "{kind}, element {i}");
@@ -379,8 +456,8 @@ mod tests {
         for threads in [1, 2] {
             let engine = Engine::new(Isa::new(Simd::Auto).expect("a CPU"), threads).expect("threads");
             let started = std::time::Instant::now();
-            let left = Left::new(rows, k, |i, t| values[i * k + t]);
-            let right = Right::new(k, columns, |t, j| values[j * k + t]);
+            let left = Left::new(&engine, rows, k, |i, t| values[i * k + t]);
+            let right = Right::new(&engine, k, columns, |t, j| values[j * k + t]);
             let packed = started.elapsed();
             let mut sums = vec![0.0; rows * columns];
             multiply(&engine, &mut sums, &left, &right);

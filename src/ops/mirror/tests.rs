@@ -1,8 +1,10 @@
 //! The mirror against plain f64, and a GPU against the mirror: there every bit counts.
 
-use crate::experiment::{Device, DeviceKind, Simd};
+use rayon::prelude::*;
+
+use crate::experiment::{DeviceKeys, DeviceKind, Simd, shipped};
 use crate::ops::cuda::launch::gemm_hopper;
-use crate::ops::cuda::{Cuda, Options};
+use crate::ops::cuda::{Cuda, CudaOptions};
 use crate::ops::mirror::Mirror;
 use crate::ops::testing::{self, Limits};
 use crate::ops::{
@@ -16,12 +18,12 @@ use crate::rng::Key;
 const LIMITS: Limits = Limits { row_multiple: 8, head_sizes: Some(&[64, 128]) };
 
 fn mirror(threads: usize, simd: Simd) -> Mirror {
-    Mirror::new(&Device { kind: DeviceKind::Cpu, threads, simd }).expect("a CPU")
+    Mirror::new(&DeviceKeys { kind: DeviceKind::Cpu, threads, simd }).expect("a CPU")
 }
 
 /// A Hopper GPU, which a test of one must have.
 fn hopper() -> Cuda {
-    let cuda = Cuda::open(&Options { user_plans: false, ..Options::default() }).expect("a GPU");
+    let cuda = Cuda::open(&CudaOptions { user_plans: false, ..CudaOptions::default() }).expect("a GPU");
     assert!(gemm_hopper::fits(cuda.gpu()), "this GPU is not Hopper");
     cuda
 }
@@ -76,7 +78,7 @@ impl Draw {
                 },
             }
         };
-        (0..len).map(number).collect()
+        (0..len).into_par_iter().map(number).collect()
     }
 
     fn buf<O: Ops>(&mut self, ops: &mut O, role: Role, len: usize, scale: f64) -> O::Buf {
@@ -430,7 +432,7 @@ fn differences(got: &[(String, Vec<u32>)], want: &[(String, Vec<u32>)], what: &s
     let mut wrong = 0;
     for ((name, got), (other, want)) in got.iter().zip(want) {
         assert_eq!((name, got.len()), (other, want.len()), "{what}: outputs come in one order");
-        let off: Vec<usize> = (0..got.len()).filter(|i| got[*i] != want[*i]).collect();
+        let off: Vec<usize> = (0..got.len()).into_par_iter().filter(|i| got[*i] != want[*i]).collect();
         if let Some(first) = off.first() {
             wrong += 1;
             let show = |bits: u32| format!("{bits:08x} {:e}", f32::from_bits(bits));
@@ -496,6 +498,27 @@ fn cuda_has_the_bits_of_the_mirror() {
             _ => testing::decoding_cases(&mut mirror, LIMITS),
         };
         wrong += differences(&bits(cases(&mut cuda, LIMITS)), &bits(want), name);
+    }
+    assert_eq!(wrong, 0, "outputs differ from the mirror's");
+}
+
+/// Some 30 TMAC, on as many cores as there are.
+#[test]
+#[ignore = "skipped: needs a Hopper GPU; run with --include-ignored"]
+fn cuda_has_the_bits_of_the_mirror_in_the_shapes_of_the_experiments() {
+    let mut wrong = 0;
+    for name in ["gpt2_124m.toml", "gpt2_33b.toml", "gpt3_125m.toml"] {
+        let experiment = shipped(name, &[]);
+        let (batch, model) = (&experiment.batch, &experiment.model);
+        let head_size = model.channels / model.heads;
+        let shape = Shape::new(batch.micro, batch.seq_len, model.heads, head_size, 50_257);
+        let started = std::time::Instant::now();
+        let want = run(&mut mirror(0, Simd::Auto), Numbers::Normal, shape);
+        let middle = started.elapsed();
+        // A GPU each: the scratch of one shape is not kept while the next is worked on.
+        let got = run(&mut hopper(), Numbers::Normal, shape);
+        println!("{name}: {} outputs, mirror {middle:.1?}, all {:.1?}", got.len(), started.elapsed());
+        wrong += differences(&got, &want, name);
     }
     assert_eq!(wrong, 0, "outputs differ from the mirror's");
 }

@@ -77,6 +77,21 @@ pub trait Perform<Op, R = ()> {
     fn perform(&mut self, op: Op) -> Result<R>;
 }
 
+/// Writes the methods of [`super::Ops`] for a device that has a [`Perform`] for each operation.
+macro_rules! perform {
+    ($($name:ident($Op:ident<$($of:ident),+>) -> $gives:ty;)*) => {
+        $(
+            fn $name(
+                &mut self,
+                op: $crate::ops::op::$Op<'_, $(Self::$of),+>,
+            ) -> $crate::ops::types::Result<$gives> {
+                $crate::ops::op::Perform::perform(self, op)
+            }
+        )*
+    };
+}
+pub(in crate::ops) use perform;
+
 /// What decides how fast an operation is: [`crate::plan`] has a rate for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {

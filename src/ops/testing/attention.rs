@@ -4,6 +4,12 @@ use super::Bench;
 use super::reference::{self, AttentionShape};
 use crate::ops::{Attention, AttentionBackward, Heads, Ops, Role, Rows, Vocab};
 
+/// SHA-256 of the outputs of each operation's cases on the CPU, little-endian, in the order of the cases.
+pub(super) const CPU_BITS: &[(&str, &str)] = &[
+    ("attention", "e785ac8d217cc28cf62bc9019445bd7bbfb1954998b34acb49cdf202dbcc298b"),
+    ("attention_backward", "575187d794beb80c878d4210572f4d42e7f54139914c2ebe975192821f23133c"),
+];
+
 impl<O: Ops> Bench<'_, O> {
     pub(super) fn attention(&mut self) {
         for (batch, seq, heads, head_size) in

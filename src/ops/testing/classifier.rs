@@ -3,6 +3,12 @@
 use super::{Bench, reference, sum};
 use crate::ops::{Classifier, ClassifierLoss, Heads, Ops, Role, Rows, Vocab, Write};
 
+/// SHA-256 of the outputs of each operation's cases on the CPU, little-endian, in the order of the cases.
+pub(super) const CPU_BITS: &[(&str, &str)] = &[
+    ("classifier_loss", "7e83d5b73c326852345336ab87086ce5d62a7248388aeb755e4cc94dc5f18de6"),
+    ("classifier", "a4e34bbc34c036d64059f206fb57d5d6adc576082b54e2768036512c39b902dc"),
+];
+
 impl<O: Ops> Bench<'_, O> {
     pub(super) fn classifier(&mut self) {
         for (n, channels, used, padded) in

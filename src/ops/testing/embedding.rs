@@ -3,6 +3,12 @@
 use super::Bench;
 use crate::ops::{Embedding, EmbeddingBackward, Ops, Role, Rows, Write};
 
+/// SHA-256 of the outputs of each operation's cases on the CPU, little-endian, in the order of the cases.
+pub(super) const CPU_BITS: &[(&str, &str)] = &[
+    ("embedding", "364e1d03457c9564f75ff84876ac6656904609e7d958c69e1a6f8846840284f9"),
+    ("embedding_backward", "233f363116136c0ac5f851715f86b4846091e07b04c8753f0492080fe1ba2e89"),
+];
+
 impl<O: Ops> Bench<'_, O> {
     pub(super) fn embedding(&mut self) {
         for (rows, channels, vocab, positions) in [

@@ -6,6 +6,16 @@ use crate::ops::{
     LinearShape, Ops, Role, Write,
 };
 
+/// SHA-256 of the outputs of each operation's cases on the CPU, little-endian, in the order of the cases.
+pub(super) const CPU_BITS: &[(&str, &str)] = &[
+    ("linear", "6744c52e4d31a9e7acca6aad23ba536f946b5c72f647de07d134749d3a1ea392"),
+    ("linear_gelu", "1a88c52dbb2241aaf468665412edf7e7e57bd1d5b934e42448875b39803ff36c"),
+    ("gelu", "3d8b0d7b7e0bbafa413af74e1350536ea741107c79e779627e50a21576c396e7"),
+    ("linear_backward_input", "25dac70e9eb9a2f7b8d7749f09186ff7f0c6653337a1fe0b306c586c2dbc302d"),
+    ("linear_backward_input_gelu", "0df5da28fb32a5c7653b78f8b3e84b9d4b96678ccdd38b8a465682b1b8e61646"),
+    ("linear_backward_weight", "7121ac6098f8c1887ccf6993f26e43a1465b9bac8a2100f03aa258dc14926899"),
+];
+
 impl<O: Ops> Bench<'_, O> {
     pub(super) fn linear(&mut self) {
         // Past 256 the sums and the row chunks are cut, past 384 the tasks; 64, 16 and 6 are tile sides.

@@ -3,6 +3,14 @@
 use super::{Bench, Input, reference, sum};
 use crate::ops::{Layernorm, LayernormBackward, Ops, ResidualLayernorm, Role, Write};
 
+/// SHA-256 of the outputs of each operation's cases on the CPU, little-endian, in the order of the cases.
+pub(super) const CPU_BITS: &[(&str, &str)] = &[
+    ("layernorm", "091ff385e6ba8d7df993c943954aa175a11e18ca1880ee7f4ebce86f8fda1da4"),
+    ("residual", "d8d01c5a5e799eac4375228b4bcf2a924a782dc59c20ac480e229fbe5463b438"),
+    ("residual_layernorm", "5910dd9dcbebec6c9432062bf91953502a242f200bb190b9c838bf80d859bb70"),
+    ("layernorm_backward", "1a290e3fd0e7f4a0cb845413cf53ee6bc9ce7c048cf2aaad603fda80dfbe0c95"),
+];
+
 impl<O: Ops> Bench<'_, O> {
     pub(super) fn layernorm(&mut self) {
         for (n, c) in [(1, 3), (5, 16), (7, 67), (33, 130), (70, 768)] {

@@ -7,6 +7,14 @@ use crate::ops::{
     AdamW, AdamWUpdate, Add, AddPart, ChunkSquares, CopyPart, Ops, ParamSlot, Role, SumSquares,
 };
 
+/// SHA-256 of the outputs of each operation's cases on the CPU, little-endian, in the order of the cases.
+pub(super) const CPU_BITS: &[(&str, &str)] = &[
+    ("sum_squares", "773292a83a9f0a660fee2eddc1a237151e5e967d5069bed36fbe6764cada41ca"),
+    ("add", "6216fec19f0af0e3857e5d63504c3494e4e9388ff45d6c0461bdc3b71f4d2205"),
+    ("copy", "7e3c29635089d35a672399c727e8b39ad310621ac984ffe77e953c431f71ed4e"),
+    ("adamw", "0f2fc1740b14942e92ad30456a2ae75788ef2e20ea391642ac79afbc2aaecdb6"),
+];
+
 impl<O: Ops> Bench<'_, O> {
     pub(super) fn optimizer(&mut self) {
         for len in [1, 17, 70_001] {

@@ -65,7 +65,8 @@ mod tests {
 
     #[test]
     fn every_key_of_the_file_that_a_run_writes_is_read_with_its_origin() {
-        let text = "[model]\ndescriptor='d6'\n[data]\ncorpus='kjv'\ntokenizer='byte'\n[schedule]\nsteps=7\n[sample]\nprompt='a # \"b\" = c'";
+        let text = "[model]\ndescriptor='d6'\n[data]\ncorpus='kjv'\ntokenizer='byte'\n\
+                    [schedule]\nsteps=7\n[sample]\nprompt='a # \"b\" = c'";
         let loaded = experiment::load_text("t", text, &["optimizer.beta1=0.8".into()]).unwrap();
         let settings = settings(&loaded.to_toml());
         let find = |key: &str| {

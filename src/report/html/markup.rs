@@ -6,7 +6,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::config::Setting;
 use super::numbers::{self, Numbers};
-use super::{Page, Status};
+use super::{HtmlPage, Status};
 use crate::proof::lock::Table;
 use crate::report::run_data::references;
 use crate::report::{Chart, dark_rules};
@@ -21,7 +21,7 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'n
 const EVENTS_SHOWN: usize = 200;
 
 /// The whole page.
-pub fn page(page: &Page, charts: &[Chart]) -> Markup {
+pub fn page(page: &HtmlPage, charts: &[Chart]) -> Markup {
     let numbers = Numbers::of(&page.run);
     let style = STYLE.replace("/*dark plots*/", &dark_rules(".plot"));
     let sections = [
@@ -55,15 +55,20 @@ pub fn page(page: &Page, charts: &[Chart]) -> Markup {
                     (tiles(page, &numbers))
                     nav { @for (id, title, _) in &sections { a href={ "#" (id) } { (title) } } }
                 }
-                main { @for (id, title, content) in &sections { section id=(id) { h2 { (title) } (content) } } }
-                footer { "Written by runner " (env!("CARGO_PKG_VERSION")) " from the files of the run; equal files give an equal page." }
+                main {
+                    @for (id, title, content) in &sections { section id=(id) { h2 { (title) } (content) } }
+                }
+                footer {
+                    "Written by runner " (env!("CARGO_PKG_VERSION"))
+                    " from the files of the run; equal files give an equal page."
+                }
             }
         }
     }
 }
 
 /// One line: what was trained, and how far.
-fn facts(page: &Page, numbers: &Numbers) -> String {
+fn facts(page: &HtmlPage, numbers: &Numbers) -> String {
     let mut facts = Vec::new();
     if let Some(model) = &page.run.model {
         let size =
@@ -95,7 +100,7 @@ fn tile(name: &str, value: &str, note: &str) -> Markup {
 }
 
 /// The result in a few boxes.
-fn tiles(page: &Page, numbers: &Numbers) -> Markup {
+fn tiles(page: &HtmlPage, numbers: &Numbers) -> Markup {
     let level = page.run.model.as_ref().and_then(|model| references(model).next());
     let beside = |value: Option<f64>| match (level, value) {
         (Some(level), Some(value)) => format!("{}: {value:.3}", level.name),
@@ -107,29 +112,42 @@ fn tiles(page: &Page, numbers: &Numbers) -> Markup {
     html! {
         dl.tiles {
             @if let Some((last, best, step)) = numbers.val_loss {
-                @let best = if best < last { format!("best {best:.4} at step {}. ", units::thousands(step)) } else { String::new() };
-                (tile("Validation loss", &format!("{last:.4}"), &format!("{best}{}", beside(level.and_then(|level| level.val_loss)))))
+                @let best = match best < last {
+                    true => format!("best {best:.4} at step {}. ", units::thousands(step)),
+                    false => String::new(),
+                };
+                @let published = beside(level.and_then(|level| level.val_loss));
+                (tile("Validation loss", &format!("{last:.4}"), &format!("{best}{published}")))
             }
             @if let Some((loss, over)) = numbers.loss {
-                @let of = if over == 1 { "of the last update".to_owned() } else { format!("mean of the last {} updates", units::thousands(over as u64)) };
+                @let of = match over {
+                    1 => "of the last update".to_owned(),
+                    _ => format!("mean of the last {} updates", units::thousands(over as u64)),
+                };
                 (tile("Training loss", &format!("{loss:.4}"), &of))
             }
             @if let Some(accuracy) = numbers.hellaswag {
                 @let harness = numbers.hellaswag_acc.zip(numbers.hellaswag_acc_norm)
                     .map_or(String::new(), |(acc, norm)| format!("acc {acc:.4}, acc_norm {norm:.4}. "));
-                (tile("HellaSwag", &format!("{accuracy:.4}"), &format!("{harness}{}", beside(level.map(|level| level.hellaswag)))))
+                @let published = beside(level.map(|level| level.hellaswag));
+                (tile("HellaSwag", &format!("{accuracy:.4}"), &format!("{harness}{published}")))
             }
             @if page.run.has_tokens {
-                (tile("Tokens", &units::count(numbers.tokens), &format!("{} steps", units::thousands(numbers.steps))))
+                @let steps = format!("{} steps", units::thousands(numbers.steps));
+                (tile("Tokens", &units::count(numbers.tokens), &steps))
             } @else {
                 (tile("Steps", &units::thousands(numbers.steps), "the log has no tokens"))
             }
             @if let Some([median, ..]) = numbers.tokens_per_s {
-                @let mfu = numbers.mfu.map_or(String::new(), |mfu| format!("{:.1} % of the peak (MFU)", 100.0 * mfu));
+                @let share = |mfu| format!("{:.1} % of the peak (MFU)", 100.0 * mfu);
+                @let mfu = numbers.mfu.map_or(String::new(), share);
                 (tile("Tokens/s", &units::thousands(median.round() as u64), &mfu))
             }
             @if numbers.seconds > 0.0 {
-                @let time = if numbers.seconds < 10.0 { format!("{:.1} s", numbers.seconds) } else { units::duration(numbers.seconds) };
+                @let time = match numbers.seconds < 10.0 {
+                    true => format!("{:.1} s", numbers.seconds),
+                    false => units::duration(numbers.seconds),
+                };
                 (tile("Time in steps", &time, "without evaluation and checkpoints"))
             }
             (tile("Skipped updates", &units::thousands(numbers.skipped as u64),
@@ -155,7 +173,7 @@ fn inline(chart: &Chart) -> String {
     format!("<svg role=\"img\" aria-label=\"{name}\" viewBox{rest}")
 }
 
-fn samples(page: &Page) -> Markup {
+fn samples(page: &HtmlPage) -> Markup {
     let text = |text: &str| html! { pre { (text.trim_end()) } };
     html! {
         @match page.samples.split_first() {
@@ -171,7 +189,7 @@ fn samples(page: &Page) -> Markup {
     }
 }
 
-fn promises(page: &Page) -> Markup {
+fn promises(page: &HtmlPage) -> Markup {
     let badge = |status: Status| match status {
         Status::Passed => html! { span.badge.passed { "✓ passed" } },
         Status::Failed => html! { span.badge.failed { "✗ FAILED" } },
@@ -193,7 +211,7 @@ fn fault(what: &str, why: &str) -> Markup {
     html! { p.fault { (what) ": " (why) } }
 }
 
-fn ledger(page: &Page) -> Markup {
+fn ledger(page: &HtmlPage) -> Markup {
     html! {
         @match &page.ledger {
             None => p.quiet { "There is no ledger." },
@@ -202,13 +220,23 @@ fn ledger(page: &Page) -> Markup {
                 @let head = log.head();
                 table.stack {
                     tbody {
-                        tr { th { "Entries" } td { (units::thousands(head.size)) ", one a step, an append-only Merkle log" } }
+                        tr {
+                            th { "Entries" }
+                            td { (units::thousands(head.size)) ", one a step, an append-only Merkle log" }
+                        }
                         tr { th { "Head" } td { code.hash { (head.root) } } }
-                        @if let Some((step, root)) = entries.iter().rev().find_map(|entry| Some((entry.step, entry.root?))) {
-                            tr { th { "State root" } td { code.hash { (root) } " at step " (units::thousands(step + 1)) } }
+                        @let hashed = entries.iter().rev().find_map(|entry| Some((entry.step, entry.root?)));
+                        @if let Some((step, root)) = hashed {
+                            tr {
+                                th { "State root" }
+                                td { code.hash { (root) } " at step " (units::thousands(step + 1)) }
+                            }
                         }
                         @if let Some(torn) = log.torn() {
-                            tr { th { "Unfinished" } td { "line " (torn.line) " was left unfinished by a kill" } }
+                            tr {
+                                th { "Unfinished" }
+                                td { "line " (torn.line) " was left unfinished by a kill" }
+                            }
                         }
                     }
                 }
@@ -261,7 +289,7 @@ fn happened(row: &MetricsRow) -> Vec<String> {
     skip.into_iter().chain(row.events.iter().cloned()).collect()
 }
 
-fn events(page: &Page) -> Markup {
+fn events(page: &HtmlPage) -> Markup {
     let mut events: Vec<(u64, String)> =
         page.run.rows.iter().flat_map(|row| happened(row).into_iter().map(|what| (row.step, what))).collect();
     if let Some(Ok((log, entries))) = &page.ledger {
@@ -280,8 +308,10 @@ fn events(page: &Page) -> Markup {
         @if page.setting("guards.window").is_some() {
             p.quiet {
                 "A step is skipped when its loss or gradient norm is not finite, or stands out of the last "
-                (set("guards.window")) " by more than " code { "guards.loss_z" } " = " (set("guards.loss_z")) " or "
-                code { "guards.grad_z" } " = " (set("guards.grad_z")) " standard deviations (0 is off); after "
+                (set("guards.window")) " by more than "
+                code { "guards.loss_z" } " = " (set("guards.loss_z")) " or "
+                code { "guards.grad_z" } " = " (set("guards.grad_z"))
+                " standard deviations (0 is off); after "
                 (set("guards.patience")) " in a row: " (set("guards.on_diverge").trim_matches('"')) "."
             }
         }
@@ -297,40 +327,54 @@ fn events(page: &Page) -> Markup {
                 }
             }
             @if events.len() > EVENTS_SHOWN {
-                p.quiet { "and " (units::thousands((events.len() - EVENTS_SHOWN) as u64)) " more in metrics.jsonl and ledger.jsonl" }
+                @let more = units::thousands((events.len() - EVENTS_SHOWN) as u64);
+                p.quiet { "and " (more) " more in metrics.jsonl and ledger.jsonl" }
             }
         }
     }
 }
 
-fn speed(page: &Page, numbers: &Numbers) -> Markup {
+fn speed(page: &HtmlPage, numbers: &Numbers) -> Markup {
     let sensor =
         |value: fn(&GpuSample) -> Option<f64>| numbers::spread(page.sensors.iter().filter_map(value));
+    let whole: fn(f64) -> String = |value| format!("{value:.0}");
     let spread = |name: &str, values: Option<[f64; 3]>, show: fn(f64) -> String| {
         html! {
             @if let Some(values) = values {
-                tr { th { (name) } @for (name, value) in ["median", "5 %", "95 %"].iter().zip(values) { td.n data-name=(name) { (show(value)) } } }
+                tr {
+                    th { (name) }
+                    @for (name, value) in ["median", "5 %", "95 %"].iter().zip(values) {
+                        td.n data-name=(name) { (show(value)) }
+                    }
+                }
             }
         }
     };
     html! {
-        @if numbers.step_ms.is_none() && page.sensors.is_empty() && numbers.tokens_per_s.is_none() { p.quiet { "No row has a time." } } @else {
+        @if numbers.step_ms.is_none() && page.sensors.is_empty() && numbers.tokens_per_s.is_none() {
+            p.quiet { "No row has a time." }
+        } @else {
             table.stack {
                 thead { tr { th {} th.n { "median" } th.n { "5 %" } th.n { "95 %" } } }
                 tbody {
-                    (spread("Tokens per second", numbers.tokens_per_s, |value| units::thousands(value.round() as u64)))
+                    (spread("Tokens per second", numbers.tokens_per_s, |value| {
+                        units::thousands(value.round() as u64)
+                    }))
                     (spread("Milliseconds a step", numbers.step_ms, |value| format!("{value:.1}")))
-                    (spread("GPU clock, MHz", sensor(|at| at.sm_mhz.map(f64::from)), |value| format!("{value:.0}")))
-                    (spread("GPU power, W", sensor(|at| at.watts), |value| format!("{value:.0}")))
-                    (spread("GPU temperature, °C", sensor(|at| at.celsius.map(f64::from)), |value| format!("{value:.0}")))
+                    (spread("GPU clock, MHz", sensor(|at| at.sm_mhz.map(f64::from)), whole))
+                    (spread("GPU power, W", sensor(|at| at.watts), whole))
+                    (spread("GPU temperature, °C", sensor(|at| at.celsius.map(f64::from)), whole))
                 }
             }
         }
         @if !page.sensors.is_empty() {
-            @let throttled: Vec<&GpuSample> = page.sensors.iter().filter(|at| !at.throttled.is_empty()).collect();
-            @let reasons: BTreeSet<&str> = throttled.iter().flat_map(|at| at.throttled.iter().map(String::as_str)).collect();
+            @let throttled: Vec<&GpuSample> =
+                page.sensors.iter().filter(|at| !at.throttled.is_empty()).collect();
+            @let reasons: BTreeSet<&str> =
+                throttled.iter().flat_map(|at| &at.throttled).map(String::as_str).collect();
             p.quiet {
-                (units::thousands(throttled.len() as u64)) " of " (units::thousands(page.sensors.len() as u64))
+                (units::thousands(throttled.len() as u64)) " of "
+                (units::thousands(page.sensors.len() as u64))
                 " samples of the GPU's sensors found it throttled"
                 @if !reasons.is_empty() { ": " (reasons.into_iter().collect::<Vec<_>>().join(", ")) } "."
             }
@@ -348,7 +392,7 @@ fn table(table: &Table) -> Markup {
     html! { table.stack { tbody { @for (key, value) in table { tr { th { (key) } td.code { (value) } } } } } }
 }
 
-fn configuration(page: &Page) -> Markup {
+fn configuration(page: &HtmlPage) -> Markup {
     let section = |setting: &Setting| {
         setting.key.split_once('.').map_or(String::new(), |(section, _)| section.to_owned())
     };
@@ -358,7 +402,9 @@ fn configuration(page: &Page) -> Markup {
                 thead { tr { th { "Key" } th { "Value" } th { "Origin" } } }
                 @for group in page.settings.chunk_by(|a, b| section(a) == section(b)) {
                     tbody {
-                        @if !section(&group[0]).is_empty() { tr.group { th colspan="3" { (section(&group[0])) } } }
+                        @if !section(&group[0]).is_empty() {
+                            tr.group { th colspan="3" { (section(&group[0])) } }
+                        }
                         @for setting in group {
                             tr {
                                 td.code { (setting.key) }
@@ -376,7 +422,7 @@ fn configuration(page: &Page) -> Markup {
     }
 }
 
-fn lock(page: &Page) -> Markup {
+fn lock(page: &HtmlPage) -> Markup {
     html! {
         @match &page.lock {
             None => p.quiet { "There is no lock: what the bits depended on was not written down." },
@@ -384,7 +430,9 @@ fn lock(page: &Page) -> Markup {
             Some(Ok(lock)) => {
                 p { "Equal numerics give equal bits. Their digest, the " code { "numerics_id" } ":" }
                 p { code.hash { (lock.numerics_id()) } }
-                @for (name, content) in [("Outputs", &lock.outputs), ("Numerics", &lock.numerics), ("Source", &lock.source)] {
+                @let tables =
+                    [("Outputs", &lock.outputs), ("Numerics", &lock.numerics), ("Source", &lock.source)];
+                @for (name, content) in tables {
                     details open[name == "Outputs"] {
                         summary { (name) " (" (content.len()) ")" }
                         @if content.is_empty() { p.quiet { "Nothing yet." } } @else { (table(content)) }

@@ -1,6 +1,6 @@
 //! A run as one HTML page that needs nothing else: no script, no font, no picture from elsewhere.
 //!
-//! [`Page::gather`] reads the run's folder; damage is shown, not hidden. The caller makes the checks and
+//! [`HtmlPage::gather`] reads the run's folder; damage is shown, not hidden. The caller makes the checks and
 //! passes them in. [`markup`] lays it out, [`config`] reads the resolved experiment line by line, [`numbers`]
 //! condenses the metrics.
 //!
@@ -42,37 +42,37 @@ pub struct Check {
 }
 
 /// Text that the model wrote at a step.
-struct Sample {
+struct WrittenSample {
     step: u64,
     text: String,
 }
 
 /// A checkpoint, or what is wrong with it.
-struct Checkpoint {
+struct ListedCheckpoint {
     step: u64,
     manifest: Result<Manifest, String>,
 }
 
 /// Everything that the page shows.
-pub struct Page {
+pub struct HtmlPage {
     run: RunData,
     settings: Vec<Setting>,
     /// `None` where there is no such file; what is wrong with one that is damaged.
     lock: Option<Result<Lock, String>>,
     ledger: Option<Result<(Log, Vec<Entry>), String>>,
-    checkpoints: Vec<Checkpoint>,
-    samples: Vec<Sample>,
+    checkpoints: Vec<ListedCheckpoint>,
+    samples: Vec<WrittenSample>,
     /// Readings of the GPU's sensors; empty without a GPU.
     sensors: Vec<GpuSample>,
     checks: Vec<Check>,
 }
 
-impl Page {
+impl HtmlPage {
     /// Reads the run in `folder`; `checks` are the guarantees with their results.
     ///
     /// # Errors
     /// There are no metrics yet, or a file cannot be read. Damage to lock, ledger or a checkpoint is content.
-    pub fn gather(folder: &Path, checks: Vec<Check>) -> Result<Page, ReportError> {
+    pub fn gather(folder: &Path, checks: Vec<Check>) -> Result<HtmlPage, ReportError> {
         let paths = RunPaths::new(folder);
         let run = RunData::from_folder(folder)?;
         let settings = match std::fs::read_to_string(paths.experiment()) {
@@ -82,9 +82,9 @@ impl Page {
         };
         let checkpoints = checkpoint::list(&paths.checkpoints())?.into_iter().map(|(step, folder)| {
             let manifest = checkpoint::inspect(&folder).map_err(|why| why.to_string());
-            Checkpoint { step, manifest }
+            ListedCheckpoint { step, manifest }
         });
-        Ok(Page {
+        Ok(HtmlPage {
             run,
             settings,
             lock: paths
@@ -127,7 +127,7 @@ fn sensors(path: &Path) -> Vec<GpuSample> {
 }
 
 /// The samples in a folder, newest first.
-fn samples(folder: &Path) -> Result<Vec<Sample>, ReportError> {
+fn samples(folder: &Path) -> Result<Vec<WrittenSample>, ReportError> {
     let io = |source| ReportError::Io { action: "read", path: folder.to_owned(), source };
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -146,7 +146,7 @@ fn samples(folder: &Path) -> Result<Vec<Sample>, ReportError> {
                 path: path.clone(),
                 source,
             })?;
-            samples.push(Sample { step, text: String::from_utf8_lossy(&bytes).into_owned() });
+            samples.push(WrittenSample { step, text: String::from_utf8_lossy(&bytes).into_owned() });
         }
     }
     samples.sort_by_key(|sample| std::cmp::Reverse(sample.step));

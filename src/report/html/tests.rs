@@ -33,7 +33,7 @@ fn nothing_that_comes_from_a_file_reaches_the_page_as_markup() {
     std::fs::write(folder.join("lock.toml"), "<u>not a lock</u>").unwrap();
     std::fs::write(folder.join("ledger.jsonl"), "<s>not a ledger</s>\n").unwrap();
     let checks = vec![Check { status: Status::Failed, name: "<q>".into(), detail: "<em>".into() }];
-    let page = Page::gather(&folder, checks).unwrap().render().unwrap();
+    let page = HtmlPage::gather(&folder, checks).unwrap().render().unwrap();
     for raw in ["<script", "<img", "<i>", "<u>", "<s>", "<q>", "<em>", "<b>"] {
         assert!(!page.contains(raw), "{raw}");
     }
@@ -46,7 +46,7 @@ fn nothing_that_comes_from_a_file_reaches_the_page_as_markup() {
 fn the_page_needs_nothing_from_elsewhere_and_is_the_same_each_time() {
     let folder = tempfile::tempdir().unwrap();
     run(folder.path());
-    let render = || Page::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
+    let render = || HtmlPage::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
     let page = render();
     assert_eq!(page, render());
     assert!(page.starts_with("<!DOCTYPE html>") && page.contains("default-src 'none'"));
@@ -64,12 +64,12 @@ fn the_page_needs_nothing_from_elsewhere_and_is_the_same_each_time() {
 fn what_is_damaged_is_shown_as_such_and_what_happened_is_told() {
     let folder = tempfile::tempdir().unwrap();
     run(folder.path());
-    let page = Page::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
+    let page = HtmlPage::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
     assert!(page.contains("There is no ledger") && page.contains("There is no lock"));
     assert!(page.contains("not verified: there is no ledger"));
     std::fs::write(folder.path().join("lock.toml"), "format = 1").unwrap();
     std::fs::write(folder.path().join("ledger.jsonl"), "{}\n").unwrap();
-    let page = Page::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
+    let page = HtmlPage::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
     assert!(page.contains("The ledger cannot be trusted") && page.contains("The lock cannot be trusted"));
     assert!(page.contains("skipped: loss 9.5000, z-score 7.25"));
     assert!(
@@ -88,7 +88,7 @@ fn a_run_that_is_only_a_log_of_llm_c_has_a_page() {
         ..MetricsRow::new(0, 0, Action::Evaluate)
     })
     .unwrap();
-    let page = Page::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
+    let page = HtmlPage::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
     assert!(page.contains("4.0000") && page.contains("0.2500") && page.contains("no experiment.toml"));
 }
 
@@ -102,7 +102,7 @@ fn the_sensors_of_a_gpu_are_told_with_why_it_was_throttled() {
     {
         log.append(&GpuSample { watts: Some(watts), throttled, ..GpuSample::default() }).unwrap();
     }
-    let page = Page::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
+    let page = HtmlPage::gather(folder.path(), Vec::new()).unwrap().render().unwrap();
     assert!(page.contains("GPU power, W") && page.contains(">697<"));
     assert!(page.contains("2 of 3 samples of the GPU's sensors found it throttled: power_cap."));
     assert!(!page.contains("GPU clock"), "the sensor did not tell it");
@@ -111,6 +111,6 @@ fn the_sensors_of_a_gpu_are_told_with_why_it_was_throttled() {
 #[test]
 fn an_empty_folder_is_an_error_that_says_so() {
     let folder = tempfile::tempdir().unwrap();
-    let error = Page::gather(folder.path(), Vec::new()).err().unwrap().to_string();
+    let error = HtmlPage::gather(folder.path(), Vec::new()).err().unwrap().to_string();
     assert!(error.contains("metrics"), "{error}");
 }

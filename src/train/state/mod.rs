@@ -71,21 +71,30 @@ impl<O: Ops> Trainer<O> {
 
     /// A copy of the whole state, sorted by name. All ranks call it, and every one gets all of it.
     pub fn state(&mut self) -> Result<Vec<Tensor>, TrainError> {
-        let mine = self.read_shard()?.into_iter().map(|extent| extent.bytes).collect::<Vec<_>>().concat();
-        let all = all_gather(self.exchange.link(), "the gathering of the state", mine)?;
-        let mut rest: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
-        let mut state = self.progress.tensors();
-        for (row, rank, range) in shares(&self.table, &self.shards) {
+        let mine = self.read_shard()?.into_iter().map(|extent| extent.bytes);
+        let pieces: Vec<Vec<u8>> = if self.exchange.link().size() == 1 {
+            mine.collect()
+        } else {
+            let mine = mine.collect::<Vec<_>>().concat();
+            let all = all_gather(self.exchange.link(), "the gathering of the state", mine)?;
+            let mut rest: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
             // Equal lengths everywhere: the same function divided the tensors on every rank.
-            let (bytes, behind) = rest[rank].split_at(range.len());
-            rest[rank] = behind;
+            let piece = |(_, rank, range): (&Row, usize, Range<usize>)| {
+                let (bytes, behind) = rest[rank].split_at(range.len());
+                rest[rank] = behind;
+                bytes.to_vec()
+            };
+            shares(&self.table, &self.shards).map(piece).collect()
+        };
+        let mut state = self.progress.tensors();
+        for ((row, ..), bytes) in shares(&self.table, &self.shards).zip(pieces) {
             match state.last_mut() {
-                Some(tensor) if tensor.name == row.name => tensor.bytes.extend_from_slice(bytes),
+                Some(tensor) if tensor.name == row.name => tensor.bytes.extend_from_slice(&bytes),
                 _ => state.push(Tensor {
                     name: row.name.clone(),
                     dtype: row.dtype,
                     shape: row.shape.clone(),
-                    bytes: bytes.to_vec(),
+                    bytes,
                 }),
             }
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Fault, Tally};
 use crate::experiment::Experiment;
 use crate::model::ParamSpec;
-use crate::ops::mirror::{Buffer, Mirror};
+use crate::ops::mirror::{Mirror, MirrorBuffer};
 use crate::ops::op::excerpt::Pick;
 use crate::ops::op::grid::Grid;
 use crate::ops::op::outline::Outline;
@@ -211,7 +211,13 @@ impl Step<'_> {
     }
 
     /// A buffer with these bytes from element `place` on.
-    fn filled(&self, mirror: &mut Mirror, role: Role, place: usize, bytes: &[u8]) -> ops::Result<Buffer> {
+    fn filled(
+        &self,
+        mirror: &mut Mirror,
+        role: Role,
+        place: usize,
+        bytes: &[u8],
+    ) -> ops::Result<MirrorBuffer> {
         let size = mirror.dtype(role).size();
         let mut buf = mirror.alloc(role, place + bytes.len() / size)?;
         mirror.write_at(&mut buf, place * size, bytes)?;

@@ -106,6 +106,8 @@ pub struct Scan {
     pub inline: Vec<Vec<String>>,
     /// Modules that are declared for tests alone.
     pub tests: Vec<Vec<String>>,
+    /// Types that are declared outside functions, `impl`s and macros: module, name and line.
+    pub types: Vec<(Vec<String>, String, usize)>,
 }
 
 /// Reads the source of `module`.
@@ -260,6 +262,10 @@ impl Reader<'_> {
                 "}" if depth == 0 => return self.at += 1,
                 "}" => (depth, self.at) = (depth - 1, self.at + 1),
                 "." => self.at += 2,
+                "struct" | "enum" | "union" | "trait" | "type" if depth == 0 => {
+                    self.scan.types.push((module.into(), self.word(1).to_owned(), line));
+                    self.at += 2;
+                }
                 first
                     if self.word(1) == "::"
                         && (first.starts_with(|c: char| c.is_alphabetic() || c == '_')) =>

@@ -6,8 +6,8 @@
 //! from then on used for every call. Only a shape that nobody announced (a short last batch, a
 //! prompt) takes the first candidate, a function of library version, GPU and shape.
 //!
-//! In bf16 on Hopper the order of a sum is a function of the shape ([`gemm_hopper::order`]): only algorithms of
-//! that order are candidates, and a plan decides the speed alone.
+//! In bf16 on Hopper the order of a sum is a function of the shape ([`gemm_hopper::order`]): only algorithms
+//! of that order are candidates, and a plan decides the speed alone.
 //!
 //! Matrices are row-major and dense; cuBLASLt thinks in columns, so each product is written
 //! transposed: `out = x weightᵀ` becomes `outᵀ = weight xᵀ`.
@@ -313,7 +313,10 @@ impl Gemm {
         let own = self.has_own(key);
         if !own || !gemm_hopper::only_own(key) {
             plans = self.heuristic(key, descriptors)?;
-            plans.retain(|plan| matches!(&plan.algorithm, Algorithm::CublasLt(lt) if !own || lt.attributes.split_k <= 1));
+            plans.retain(|plan| match &plan.algorithm {
+                Algorithm::CublasLt(lt) => !own || lt.attributes.split_k <= 1,
+                Algorithm::Hopper { .. } => false,
+            });
         }
         if own {
             let tilings = gemm_hopper::tilings(key).into_iter();
@@ -396,7 +399,8 @@ fn fail(gpu: &Gpu, operation: &'static str, error: result::CublasError) -> Devic
     let hint = match error.0 {
         sys::cublasStatus_t::CUBLAS_STATUS_ARCH_MISMATCH => "\n  hint: this cuBLASLt is too old for this GPU",
         sys::cublasStatus_t::CUBLAS_STATUS_EXECUTION_FAILED => {
-            "\n  hint: an earlier operation may be the cause; with CUDA_LAUNCH_BLOCKING=1 it reports the error itself"
+            "\n  hint: an earlier operation may be the cause; with CUDA_LAUNCH_BLOCKING=1 it reports the \
+             error itself"
         }
         _ => "",
     };

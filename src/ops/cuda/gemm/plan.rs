@@ -81,8 +81,8 @@ struct PlanFile {
     plan: Vec<GemmPlan>,
 }
 
-/// Plans that come with the program, for the experiments under `experiments/`, tuned on one machine: a newcomer
-/// with such a GPU and such a library need not tune.
+/// Plans that come with the program, for the experiments under `experiments/`, tuned on one machine: a
+/// newcomer with such a GPU and such a library need not tune.
 struct Shipped {
     /// What is fastest depends on these two, whatever the GPU is called.
     architecture: &'static str,

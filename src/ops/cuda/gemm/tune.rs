@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::driver::Event;
+use super::super::driver::GpuEvent;
 use super::super::launch::{gelu, reduce};
 use super::super::memory::{Memory, Staging};
 use super::super::product::{Epilogue, Product, Types};
@@ -160,7 +160,10 @@ impl Gemm {
             times.sort_by(f32::total_cmp);
             *us = times.get(times.len() / 2).copied().unwrap_or(f32::INFINITY);
         }
-        let is_split = |plan: &PinnedPlan| matches!(&plan.record.algorithm, Algorithm::CublasLt(lt) if lt.attributes.split_k > 1);
+        let is_split = |plan: &PinnedPlan| match &plan.record.algorithm {
+            Algorithm::CublasLt(lt) => lt.attributes.split_k > 1,
+            Algorithm::Hopper { .. } => false,
+        };
         let cost = |(us, plan): &(f32, PinnedPlan)| if is_split(plan) { us * SPLIT_MUST_WIN_BY } else { *us };
         let (us, plan) =
             timed.into_iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).expect("at least one ran");
@@ -177,7 +180,7 @@ impl Gemm {
         if run().is_err() {
             return Ok(None);
         }
-        let marks = (0..=repeats).map(|_| Event::new(&self.gpu)).collect::<Result<Vec<_>>>()?;
+        let marks = (0..=repeats).map(|_| GpuEvent::new(&self.gpu)).collect::<Result<Vec<_>>>()?;
         marks[0].record()?;
         for mark in &marks[1..] {
             if run().is_err() {

@@ -1,11 +1,13 @@
 //! Launches of `attention_forward.cu` and `attention_backward.cu` for bf16 and the usual head sizes, and of
 //! `attention_any.cu` for the rest.
 
+use super::super::Cuda;
 use super::super::args::{Act, Bf16, F32, In, Out, bindings};
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
+use super::super::scratch::Use;
 use super::attention_hopper;
-use crate::ops::{Attention, AttentionBackward, Dtype, Heads, Result, Rows};
+use crate::ops::{Attention, AttentionBackward, Dtype, Heads, Perform, Result, Rows};
 
 bindings! {
     "attention_forward.cu" as HEAD_SIZES {
@@ -71,7 +73,7 @@ pub fn scale(head_size: usize) -> f32 {
     (1.0 / (head_size as f64).sqrt()) as f32
 }
 
-pub fn forward(k: &Kernels, op: Attention<'_, Buf>) -> Result<()> {
+fn forward(k: &Kernels, op: Attention<'_, Buf>) -> Result<()> {
     const OP: &str = "attention";
     let Attention { out, lse, qkv, rows, heads } = op;
     check(k, OP, rows, heads)?;
@@ -90,7 +92,7 @@ pub fn forward(k: &Kernels, op: Attention<'_, Buf>) -> Result<()> {
         return unsafe { k.launch(OP, &ANY_FORWARD, any_geometry(rows, heads), &args) };
     }
     if attention_hopper::fits(&k.gpu, k.act, heads.head_size) {
-        let tensors = attention_hopper::Forward {
+        let tensors = attention_hopper::HopperForward {
             out: k.act(OP, "out", out, size)?,
             lse: k.f32(OP, "lse", lse, rows.count() * heads.heads)?,
             qkv: k.act(OP, "qkv", qkv, 3 * size)?,
@@ -118,7 +120,7 @@ pub fn delta_bytes(rows: Rows, heads: Heads) -> u64 {
 }
 
 /// `delta` has [`delta_bytes`].
-pub fn backward(k: &Kernels, delta: u64, op: AttentionBackward<'_, Buf>) -> Result<()> {
+fn backward(k: &Kernels, delta: u64, op: AttentionBackward<'_, Buf>) -> Result<()> {
     const OP: &str = "attention_backward";
     let AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads } = op;
     check(k, OP, rows, heads)?;
@@ -144,7 +146,7 @@ pub fn backward(k: &Kernels, delta: u64, op: AttentionBackward<'_, Buf>) -> Resu
         };
     }
     if attention_hopper::fits(&k.gpu, k.act, heads.head_size) {
-        let tensors = attention_hopper::Backward {
+        let tensors = attention_hopper::HopperBackward {
             dqkv: k.act(OP, "dqkv", dqkv, 3 * size)?,
             rows: delta,
             dout: k.act(OP, "dout", dout, size)?,
@@ -181,6 +183,47 @@ pub fn backward(k: &Kernels, delta: u64, op: AttentionBackward<'_, Buf>) -> Resu
     unsafe {
         k.launch(OP, &BACKWARD_QUERY, query, &args)?;
         k.launch(OP, &BACKWARD_KEY, key, &args)
+    }
+}
+
+impl Perform<Attention<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: Attention<'_, Buf>) -> Result<()> {
+        self.load_attention(op.heads)?;
+        self.written(op.out);
+        forward(&self.kernels, op)
+    }
+}
+
+impl Perform<AttentionBackward<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: AttentionBackward<'_, Buf>) -> Result<()> {
+        self.load_attention(op.heads)?;
+        self.written(op.dqkv);
+        let bytes = delta_bytes(op.rows, op.heads);
+        let delta = self.scratch.get(&mut self.memory, Use::AttentionDelta, bytes)?;
+        backward(&self.kernels, delta, op)
+    }
+}
+
+impl Cuda {
+    /// Makes sure that the fast attention kernels are loaded, where there are any for these heads.
+    pub(in super::super) fn load_attention(&mut self, heads: Heads) -> Result<()> {
+        if !is_fast(self.kernels.act, heads.head_size) {
+            return Ok(());
+        }
+        let define = format!("HEAD_SIZE={}", heads.head_size);
+        if self.attention_define() == Some(&define) {
+            return Ok(());
+        }
+        let hopper = attention_hopper::fits(&self.kernels.gpu, self.kernels.act, heads.head_size);
+        self.load_sources(&define, |source| source.only.is_some() == hopper)
+    }
+
+    /// The head size of the attention kernels in use.
+    fn attention_define(&self) -> Option<&str> {
+        let cubins = self.kernels.cubins().iter().rev();
+        cubins
+            .flat_map(|cubin| &cubin.options)
+            .find_map(|option| option.strip_prefix("-D").filter(|d| d.starts_with("HEAD_SIZE=")))
     }
 }
 

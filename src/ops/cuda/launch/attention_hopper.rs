@@ -55,13 +55,13 @@ fn tensor_map(
 }
 
 /// Operands and shape, checked by the caller: addresses of tensors that are long enough.
-pub struct Forward {
+pub struct HopperForward {
     pub out: u64,
     pub lse: u64,
     pub qkv: u64,
 }
 
-pub fn forward(k: &Kernels, op: &'static str, t: &Forward, rows: Rows, heads: Heads) -> Result<()> {
+pub fn forward(k: &Kernels, op: &'static str, t: &HopperForward, rows: Rows, heads: Heads) -> Result<()> {
     let Heads { heads: count, head_size } = heads;
     let args = ForwardArgs {
         qkv: tensor_map(k, op, t.qkv, rows, 3 * count, head_size)?,
@@ -88,8 +88,8 @@ pub fn rows_bytes(rows: Rows, heads: Heads) -> u64 {
     (rows.batch * heads.heads) as u64 * (rows.seq as u64).next_multiple_of(TILE) * 8
 }
 
-/// As [`Forward`]; `rows` has [`rows_bytes`].
-pub struct Backward {
+/// As [`HopperForward`]; `rows` has [`rows_bytes`].
+pub struct HopperBackward {
     pub dqkv: u64,
     pub rows: u64,
     pub dout: u64,
@@ -98,7 +98,7 @@ pub struct Backward {
     pub lse: u64,
 }
 
-pub fn backward(k: &Kernels, op: &'static str, t: &Backward, rows: Rows, heads: Heads) -> Result<()> {
+pub fn backward(k: &Kernels, op: &'static str, t: &HopperBackward, rows: Rows, heads: Heads) -> Result<()> {
     let Heads { heads: count, head_size } = heads;
     let args = BackwardArgs {
         qkv_map: tensor_map(k, op, t.qkv, rows, 3 * count, head_size)?,

@@ -27,14 +27,14 @@ pub fn chunk_rows(n: u64, padded: u64, element_bytes: u64) -> u64 {
 }
 
 /// One chunk: `rows` rows of logits, with the addresses of their losses and targets.
-pub struct Chunk {
+pub struct LogitsChunk {
     pub logits: u64,
     pub losses: u64,
     pub targets: u64,
     pub rows: u64,
 }
 
-impl Chunk {
+impl LogitsChunk {
     fn args(&self, vocab: Vocab, scale: f32, cached: bool) -> ClassifierArgs {
         ClassifierArgs {
             logits: Out::at(self.logits),
@@ -52,7 +52,7 @@ impl Chunk {
 ///
 /// # Safety
 /// The chunk's addresses hold `rows` rows, losses and targets.
-pub unsafe fn loss(k: &Kernels, op: &'static str, chunk: &Chunk, vocab: Vocab) -> Result<()> {
+pub unsafe fn loss(k: &Kernels, op: &'static str, chunk: &LogitsChunk, vocab: Vocab) -> Result<()> {
     check(k, op, vocab)?;
     // SAFETY: the caller's promise.
     unsafe { k.launch(op, &LOSS, Geometry::new(chunk.rows, 512), &chunk.args(vocab, 1.0, false)) }
@@ -62,7 +62,13 @@ pub unsafe fn loss(k: &Kernels, op: &'static str, chunk: &Chunk, vocab: Vocab) -
 ///
 /// # Safety
 /// As for [`loss`].
-pub unsafe fn gradient(k: &Kernels, op: &'static str, chunk: &Chunk, vocab: Vocab, scale: f32) -> Result<()> {
+pub unsafe fn gradient(
+    k: &Kernels,
+    op: &'static str,
+    chunk: &LogitsChunk,
+    vocab: Vocab,
+    scale: f32,
+) -> Result<()> {
     check(k, op, vocab)?;
     let row_bytes = vocab.padded as u64 * k.act.size() as u64;
     // A little is taken by the kernel's own variables.

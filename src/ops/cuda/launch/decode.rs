@@ -1,10 +1,11 @@
 //! Launches of `decode.cu`: few rows, each the newest token of a text, against a cache of keys and values.
 
+use super::super::Cuda;
 use super::super::args::{Act, F32, In, Kernel, Out, U16, bindings};
-use super::super::memory::{Buf, Ids};
+use super::super::memory::{Buf, CudaIds};
 use super::super::modules::{Geometry, Kernels};
 use super::attention::{MOST_HEAD_SIZE, scale};
-use crate::ops::{DecodeAttention, DecodeEmbedding, DecodeLinear, Dtype, Heads, KvCache, Result};
+use crate::ops::{DecodeAttention, DecodeEmbedding, DecodeLinear, Dtype, Heads, KvCache, Perform, Result};
 
 bindings! {
     "decode.cu" {
@@ -42,7 +43,7 @@ pub const LINEAR: [Kernel<DecodeLinearArgs>; 4] = [
 pub const ATTENTION: [Kernel<DecodeAttentionArgs>; 2] =
     [Kernel::new("decode_attention_8"), Kernel::new("decode_attention_16")];
 
-pub fn embedding(k: &Kernels, op: DecodeEmbedding<'_, Buf, Ids>) -> Result<()> {
+fn embedding(k: &Kernels, op: DecodeEmbedding<'_, Buf, CudaIds>) -> Result<()> {
     const OP: &str = "decode_embedding";
     let DecodeEmbedding { out, ids, positions, wte, wpe, rows: n, channels } = op;
     k.row_length(OP, channels)?;
@@ -61,7 +62,7 @@ pub fn embedding(k: &Kernels, op: DecodeEmbedding<'_, Buf, Ids>) -> Result<()> {
     unsafe { k.launch(OP, &EMBEDDING, Geometry::new(chunks.div_ceil(256), 256), &args) }
 }
 
-pub fn linear(k: &Kernels, op: DecodeLinear<'_, Buf>) -> Result<()> {
+fn linear(k: &Kernels, op: DecodeLinear<'_, Buf>) -> Result<()> {
     const OP: &str = "decode_linear";
     let DecodeLinear { out, x, weight, bias, gelu, shape } = op;
     let (n, c_in, c_out) = (shape.rows, shape.c_in, shape.c_out);
@@ -88,7 +89,7 @@ pub fn linear(k: &Kernels, op: DecodeLinear<'_, Buf>) -> Result<()> {
     unsafe { k.launch(OP, &LINEAR[size.trailing_zeros() as usize], geometry, &args) }
 }
 
-pub fn attention(k: &Kernels, op: DecodeAttention<'_, Buf, Ids>) -> Result<()> {
+fn attention(k: &Kernels, op: DecodeAttention<'_, Buf, CudaIds>) -> Result<()> {
     const OP: &str = "decode_attention";
     let DecodeAttention { out, cache, qkv, at, rows: n, heads } = op;
     let Heads { heads, head_size } = heads;
@@ -131,5 +132,26 @@ pub fn attention(k: &Kernels, op: DecodeAttention<'_, Buf, Ids>) -> Result<()> {
     unsafe {
         k.launch(OP, &STORE, Geometry::new(n as u64, 256), &store)?;
         k.launch(OP, kernel, Geometry::new2(heads as u64, n as u64, 256), &attend)
+    }
+}
+
+impl Perform<DecodeEmbedding<'_, Buf, CudaIds>> for Cuda {
+    fn perform(&mut self, op: DecodeEmbedding<'_, Buf, CudaIds>) -> Result<()> {
+        self.written(op.out);
+        embedding(&self.kernels, op)
+    }
+}
+
+impl Perform<DecodeLinear<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: DecodeLinear<'_, Buf>) -> Result<()> {
+        self.written(op.out);
+        linear(&self.kernels, op)
+    }
+}
+
+impl Perform<DecodeAttention<'_, Buf, CudaIds>> for Cuda {
+    fn perform(&mut self, op: DecodeAttention<'_, Buf, CudaIds>) -> Result<()> {
+        self.written(op.out);
+        attention(&self.kernels, op)
     }
 }

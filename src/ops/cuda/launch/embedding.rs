@@ -1,10 +1,12 @@
 //! Launches of `embedding.cu`: the embedding and its gradient.
 
+use super::super::Cuda;
 use super::super::args::{Act, F32, In, Out, U16, U32, bindings};
-use super::super::memory::{Buf, Ids};
+use super::super::memory::{Buf, CudaIds};
 use super::super::modules::{Geometry, Kernels};
+use super::super::scratch::Use;
 use super::{SLICE, slices};
-use crate::ops::{Embedding, EmbeddingBackward, Result, Write};
+use crate::ops::{Embedding, EmbeddingBackward, Perform, Result, Write};
 
 bindings! {
     "embedding.cu" {
@@ -35,7 +37,7 @@ const SORT_TILE: u64 = 1024;
 /// Sorted positions that one block adds.
 const PIECE: u64 = 32;
 
-pub fn forward(k: &Kernels, op: Embedding<'_, Buf, Ids>) -> Result<()> {
+fn forward(k: &Kernels, op: Embedding<'_, Buf, CudaIds>) -> Result<()> {
     const OP: &str = "embedding";
     let Embedding { out, ids, wte, wpe, rows, channels } = op;
     k.row_length(OP, channels)?;
@@ -56,13 +58,13 @@ pub fn forward(k: &Kernels, op: Embedding<'_, Buf, Ids>) -> Result<()> {
 
 /// Scratch of the gradient.
 #[derive(Clone, Copy)]
-pub struct SortScratch {
+struct SortScratch {
     /// Two lists of n u32.
-    pub lists: [u64; 2],
+    lists: [u64; 2],
     /// 256 u32 a tile.
-    pub counts: u64,
+    counts: u64,
     /// 2C floats a piece.
-    pub partials: u64,
+    partials: u64,
 }
 
 /// Bytes of each part of [`SortScratch`]: one list, counts, partials.
@@ -70,7 +72,7 @@ pub fn sort_scratch_bytes(n: u64, channels: u64) -> [u64; 3] {
     [4 * n, 1024 * n.div_ceil(SORT_TILE), 8 * n.div_ceil(PIECE) * channels]
 }
 
-pub fn backward(k: &Kernels, scratch: SortScratch, op: EmbeddingBackward<'_, Buf, Ids>) -> Result<()> {
+fn backward(k: &Kernels, scratch: SortScratch, op: EmbeddingBackward<'_, Buf, CudaIds>) -> Result<()> {
     const OP: &str = "embedding_backward";
     let EmbeddingBackward { dwte, dwpe, write, dout, ids, rows, channels } = op;
     k.row_length(OP, channels)?;
@@ -125,4 +127,24 @@ pub fn backward(k: &Kernels, scratch: SortScratch, op: EmbeddingBackward<'_, Buf
     let table_rows = if add { rows.seq } else { dwpe.len() / channels };
     // SAFETY: `dwpe` has at least T rows, and as many as the grid when it is set.
     unsafe { k.launch(OP, &POSITIONS, Geometry::new2(table_rows as u64, slices(channels), SLICE), &args) }
+}
+
+impl Perform<Embedding<'_, Buf, CudaIds>> for Cuda {
+    fn perform(&mut self, op: Embedding<'_, Buf, CudaIds>) -> Result<()> {
+        self.written(op.out);
+        forward(&self.kernels, op)
+    }
+}
+
+impl Perform<EmbeddingBackward<'_, Buf, CudaIds>> for Cuda {
+    fn perform(&mut self, op: EmbeddingBackward<'_, Buf, CudaIds>) -> Result<()> {
+        let [list, counts, partials] = sort_scratch_bytes(op.rows.count() as u64, op.channels as u64);
+        let (scratch, memory) = (&mut self.scratch, &mut self.memory);
+        let scratch = SortScratch {
+            lists: [scratch.get(memory, Use::SortFirst, list)?, scratch.get(memory, Use::SortSecond, list)?],
+            counts: scratch.get(memory, Use::SortCounts, counts)?,
+            partials: scratch.get(memory, Use::EmbeddingPartials, partials)?,
+        };
+        backward(&self.kernels, scratch, op)
+    }
 }

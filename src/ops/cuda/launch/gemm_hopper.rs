@@ -22,7 +22,7 @@ bindings! {
 
 /// What a kernel computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum HopperProduct {
     Forward,
     ForwardGelu,
     Input,
@@ -31,44 +31,44 @@ enum Kind {
 }
 
 /// A kernel for tiles of one width, in blocks or in clusters of two.
-struct Entry {
-    kind: Kind,
+struct TileKernel {
+    kind: HopperProduct,
     width: u32,
     cluster: u32,
     kernel: Kernel<GemmArgs>,
 }
 
-impl Entry {
+impl TileKernel {
     fn info(&self) -> KernelInfo {
         self.kernel.info()
     }
 }
 
-const fn entry(kind: Kind, width: u32, cluster: u32, name: &'static str) -> Entry {
-    Entry { kind, width, cluster, kernel: Kernel::new(name) }
+const fn entry(kind: HopperProduct, width: u32, cluster: u32, name: &'static str) -> TileKernel {
+    TileKernel { kind, width, cluster, kernel: Kernel::new(name) }
 }
 
 /// Those that came first somewhere, on an H100 at the widths of GPT-2 124M and 1.5B.
-const ENTRIES: [Entry; 19] = [
-    entry(Kind::Forward, 192, 1, "gemm_forward_192_1"),
-    entry(Kind::Forward, 192, 2, "gemm_forward_192_2"),
-    entry(Kind::Forward, 160, 2, "gemm_forward_160_2"),
-    entry(Kind::Forward, 128, 2, "gemm_forward_128_2"),
-    entry(Kind::ForwardGelu, 192, 1, "gemm_forward_gelu_192_1"),
-    entry(Kind::ForwardGelu, 192, 2, "gemm_forward_gelu_192_2"),
-    entry(Kind::ForwardGelu, 160, 2, "gemm_forward_gelu_160_2"),
-    entry(Kind::ForwardGelu, 128, 2, "gemm_forward_gelu_128_2"),
-    entry(Kind::Input, 192, 1, "gemm_input_192_1"),
-    entry(Kind::Input, 192, 2, "gemm_input_192_2"),
-    entry(Kind::Input, 160, 2, "gemm_input_160_2"),
-    entry(Kind::Input, 128, 2, "gemm_input_128_2"),
-    entry(Kind::InputGelu, 160, 2, "gemm_input_gelu_160_2"),
-    entry(Kind::InputGelu, 128, 1, "gemm_input_gelu_128_1"),
-    entry(Kind::InputGelu, 128, 2, "gemm_input_gelu_128_2"),
-    entry(Kind::Weight, 192, 1, "gemm_weight_192_1"),
-    entry(Kind::Weight, 192, 2, "gemm_weight_192_2"),
-    entry(Kind::Weight, 160, 2, "gemm_weight_160_2"),
-    entry(Kind::Weight, 128, 2, "gemm_weight_128_2"),
+const ENTRIES: [TileKernel; 19] = [
+    entry(HopperProduct::Forward, 192, 1, "gemm_forward_192_1"),
+    entry(HopperProduct::Forward, 192, 2, "gemm_forward_192_2"),
+    entry(HopperProduct::Forward, 160, 2, "gemm_forward_160_2"),
+    entry(HopperProduct::Forward, 128, 2, "gemm_forward_128_2"),
+    entry(HopperProduct::ForwardGelu, 192, 1, "gemm_forward_gelu_192_1"),
+    entry(HopperProduct::ForwardGelu, 192, 2, "gemm_forward_gelu_192_2"),
+    entry(HopperProduct::ForwardGelu, 160, 2, "gemm_forward_gelu_160_2"),
+    entry(HopperProduct::ForwardGelu, 128, 2, "gemm_forward_gelu_128_2"),
+    entry(HopperProduct::Input, 192, 1, "gemm_input_192_1"),
+    entry(HopperProduct::Input, 192, 2, "gemm_input_192_2"),
+    entry(HopperProduct::Input, 160, 2, "gemm_input_160_2"),
+    entry(HopperProduct::Input, 128, 2, "gemm_input_128_2"),
+    entry(HopperProduct::InputGelu, 160, 2, "gemm_input_gelu_160_2"),
+    entry(HopperProduct::InputGelu, 128, 1, "gemm_input_gelu_128_1"),
+    entry(HopperProduct::InputGelu, 128, 2, "gemm_input_gelu_128_2"),
+    entry(HopperProduct::Weight, 192, 1, "gemm_weight_192_1"),
+    entry(HopperProduct::Weight, 192, 2, "gemm_weight_192_2"),
+    entry(HopperProduct::Weight, 160, 2, "gemm_weight_160_2"),
+    entry(HopperProduct::Weight, 128, 2, "gemm_weight_128_2"),
 ];
 
 /// Rows of a tile, terms of a stage, and threads of a block: ROWS, TERMS and THREADS of the source.
@@ -88,33 +88,33 @@ pub fn fits(info: &GpuInfo) -> bool {
     info.architecture() == "sm_90a" && u64::from(info.shared_bytes_per_block) >= SHARED_BYTES
 }
 
-fn kind(key: &GemmKey) -> Option<Kind> {
+fn kind(key: &GemmKey) -> Option<HopperProduct> {
     match (key.types, key.product, key.epilogue) {
-        (Types::Bf16, Product::Forward, Epilogue::Nothing | Epilogue::Bias) => Some(Kind::Forward),
-        (Types::Bf16, Product::Forward, Epilogue::BiasThenGelu) => Some(Kind::ForwardGelu),
-        (Types::Bf16, Product::BackwardInput, Epilogue::Nothing) => Some(Kind::Input),
-        (Types::Bf16, Product::BackwardInput, Epilogue::ThenGeluGradient) => Some(Kind::InputGelu),
+        (Types::Bf16, Product::Forward, Epilogue::Nothing | Epilogue::Bias) => Some(HopperProduct::Forward),
+        (Types::Bf16, Product::Forward, Epilogue::BiasThenGelu) => Some(HopperProduct::ForwardGelu),
+        (Types::Bf16, Product::BackwardInput, Epilogue::Nothing) => Some(HopperProduct::Input),
+        (Types::Bf16, Product::BackwardInput, Epilogue::ThenGeluGradient) => Some(HopperProduct::InputGelu),
         (Types::Bf16ToF32, Product::BackwardWeight, Epilogue::Nothing | Epilogue::BiasGradient) => {
-            Some(Kind::Weight)
+            Some(HopperProduct::Weight)
         }
         _ => None,
     }
 }
 
 /// Rows, columns and terms of a product as the kernels see it.
-struct Extent {
+struct ProductSize {
     m: u64,
     n: u64,
     k: u64,
 }
 
-impl Extent {
-    fn of(key: &GemmKey) -> Extent {
+impl ProductSize {
+    fn of(key: &GemmKey) -> ProductSize {
         let GemmKey { rows, c_in, c_out, .. } = *key;
         match key.product {
-            Product::Forward => Extent { m: rows, n: c_out, k: c_in },
-            Product::BackwardInput => Extent { m: rows, n: c_in, k: c_out },
-            Product::BackwardWeight => Extent { m: c_out, n: c_in, k: rows },
+            Product::Forward => ProductSize { m: rows, n: c_out, k: c_in },
+            Product::BackwardInput => ProductSize { m: rows, n: c_in, k: c_out },
+            Product::BackwardWeight => ProductSize { m: c_out, n: c_in, k: rows },
         }
     }
 
@@ -135,7 +135,7 @@ pub fn flaw(key: &GemmKey, tiling: &Tiling) -> Option<&'static str> {
     if !ENTRIES.iter().any(|entry| entry.kind == kind && entry.width == width && entry.cluster == cluster) {
         return Some("names a tile that no kernel has");
     }
-    let extent = Extent::of(key);
+    let extent = ProductSize::of(key);
     if [key.c_in, key.c_out].iter().any(|c| c % 8 != 0) || [extent.m, extent.n, extent.k].contains(&0) {
         return Some("needs rows that are multiples of 8");
     }
@@ -172,14 +172,14 @@ pub fn order(key: &GemmKey) -> Order {
     let splits = splits(key);
     // One unsplit sum whose rows are longer than its columns is as fast in cuBLASLt, which has no such sums.
     let inside = key.epilogue == Epilogue::BiasGradient && (splits > 1 || key.c_in <= key.c_out);
-    let chains = Extent::of(key).column_tiles(192).min(partial_rows(key) / splits).max(1);
+    let chains = ProductSize::of(key).column_tiles(192).min(partial_rows(key) / splits).max(1);
     Order { splits, bias_chains: inside.then_some(chains) }
 }
 
 /// Whether no algorithm of cuBLASLt has the bits of this operation.
 pub fn only_own(key: &GemmKey) -> bool {
     let Order { splits, bias_chains } = order(key);
-    splits > 1 || bias_chains.is_some() || kind(key) == Some(Kind::InputGelu)
+    splits > 1 || bias_chains.is_some() || kind(key) == Some(HopperProduct::InputGelu)
 }
 
 /// Rows of partial column sums for which there is room.
@@ -193,13 +193,13 @@ pub fn sum_rows(key: &GemmKey) -> u64 {
     splits * bias_chains.unwrap_or(0)
 }
 
-/// Parts of a weight gradient's sum: what keeps 66 pairs of multiprocessors (an H100's) busiest under tiles of
-/// 256 by 192, where a piece costs as much as some twenty blocks of terms beside its sum. One part unless
+/// Parts of a weight gradient's sum: what keeps 66 pairs of multiprocessors (an H100's) busiest under tiles
+/// of 256 by 192, where a piece costs as much as some twenty blocks of terms beside its sum. One part unless
 /// several promise to be faster by an eighth. A machine with other numbers has the same parts.
 fn splits(key: &GemmKey) -> u64 {
     const PIECE: u64 = 20;
     const PAIRS: u64 = 66;
-    let extent = Extent::of(key);
+    let extent = ProductSize::of(key);
     let (tiles, blocks) = (extent.cluster_tiles(192, 2), extent.k.div_ceil(TERMS));
     let cost = |splits: u64| (tiles * splits).div_ceil(PAIRS) * (blocks.div_ceil(splits) + PIECE);
     // Each part has terms, and room for its column sums.
@@ -212,10 +212,10 @@ fn splits(key: &GemmKey) -> u64 {
 pub fn tilings(key: &GemmKey) -> Vec<Tiling> {
     let Some(kind) = kind(key) else { return Vec::new() };
     let mut found = Vec::new();
-    for Entry { width, cluster, .. } in ENTRIES.iter().filter(|entry| entry.kind == kind) {
+    for TileKernel { width, cluster, .. } in ENTRIES.iter().filter(|entry| entry.kind == kind) {
         let (width, cluster) = (*width, *cluster);
         let groups = match kind {
-            Kind::Weight => vec![4, 64],
+            HopperProduct::Weight => vec![4, 64],
             _ => vec![8 / cluster, 16 / cluster, 32 / cluster],
         };
         found.extend(groups.into_iter().map(|group| Tiling { width, cluster, group }));
@@ -247,7 +247,7 @@ pub unsafe fn launch(
         .iter()
         .find(|entry| Some(entry.kind) == kind(key) && entry.width == width && entry.cluster == cluster)
         .expect("a tiling without flaw has a kernel");
-    let extent = Extent::of(key);
+    let extent = ProductSize::of(key);
     let map = |address: u64, rows: u64, columns: u64, boxes: [u32; 2]| {
         matrix(&k.gpu, op, address, rows, columns, boxes)
     };
@@ -269,13 +269,16 @@ pub unsafe fn launch(
     let rounded = |address: u64, wanted: bool| {
         if wanted { map(address, extent.m, extent.n, [panel, 16]) } else { Ok(TensorMap::NONE) }
     };
-    let is_weight = entry.kind == Kind::Weight;
+    let is_weight = entry.kind == HopperProduct::Weight;
     let only = |address: u64, wanted: bool| if wanted { address } else { 0 };
     let args = GemmArgs {
         left,
         right,
         out: rounded(operands.out, !is_weight)?,
-        pre: rounded(operands.pre, matches!(entry.kind, Kind::ForwardGelu | Kind::InputGelu))?,
+        pre: rounded(
+            operands.pre,
+            matches!(entry.kind, HopperProduct::ForwardGelu | HopperProduct::InputGelu),
+        )?,
         weight: Out::at(only(operands.out, is_weight)),
         sums: Out::at(only(
             operands.sums,
@@ -340,10 +343,11 @@ mod tests {
         ] {
             assert!(source.lines().any(|l| l == line), "the source says `{line}`: the launch counts on it");
         }
-        for Entry { width, cluster, kernel, .. } in &ENTRIES {
+        for TileKernel { width, cluster, kernel, .. } in &ENTRIES {
             assert!(kernel.name.ends_with(&format!("_{width}_{cluster}")), "{}", kernel.name);
             let launch = format!(
-                "BLOCK({cluster}) {}(const __grid_constant__ GemmArgs args) {{ Product<{width}, {cluster},",
+                "BLOCK({cluster}) {}(const __grid_constant__ GemmArgs args) \
+                 {{\n    Product<{width}, {cluster},",
                 kernel.name
             );
             assert!(source.contains(&launch), "{launch}");

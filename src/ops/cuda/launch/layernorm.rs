@@ -1,10 +1,12 @@
 //! Launches of `layernorm.cu`: layer normalisation, with and without a residual addition.
 
+use super::super::Cuda;
 use super::super::args::{Act, F32, In, Out, bindings};
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
+use super::super::scratch::Use;
 use super::reduce::{self, Targets};
-use crate::ops::{Layernorm, LayernormBackward, ResidualLayernorm, Result, Write};
+use crate::ops::{Layernorm, LayernormBackward, Perform, ResidualLayernorm, Result, Write};
 
 bindings! {
     "layernorm.cu" {
@@ -26,7 +28,7 @@ bindings! {
 /// The widest row that the kernels hold.
 const MOST_CHANNELS: usize = 16_384;
 
-pub fn forward(k: &Kernels, op: Layernorm<'_, Buf>) -> Result<()> {
+fn forward(k: &Kernels, op: Layernorm<'_, Buf>) -> Result<()> {
     const OP: &str = "layernorm";
     let Layernorm { out, mean, rstd, x, weight, bias, rows, channels } = op;
     check_channels(k, OP, channels)?;
@@ -48,7 +50,7 @@ pub fn forward(k: &Kernels, op: Layernorm<'_, Buf>) -> Result<()> {
     unsafe { k.launch(OP, &FORWARD, forward_geometry(&args), &args) }
 }
 
-pub fn residual_forward(k: &Kernels, op: ResidualLayernorm<'_, Buf>) -> Result<()> {
+fn residual_forward(k: &Kernels, op: ResidualLayernorm<'_, Buf>) -> Result<()> {
     const OP: &str = "residual_layernorm";
     let ResidualLayernorm { residual, out, mean, rstd, x, branch, weight, bias, rows, channels } = op;
     check_channels(k, OP, channels)?;
@@ -92,7 +94,7 @@ pub fn partials_bytes(n: u64, channels: u64) -> u64 {
 }
 
 /// `partials` has the bytes of [`partials_bytes`].
-pub fn backward(k: &Kernels, partials: u64, op: LayernormBackward<'_, Buf>) -> Result<()> {
+fn backward(k: &Kernels, partials: u64, op: LayernormBackward<'_, Buf>) -> Result<()> {
     const OP: &str = "layernorm_backward";
     let LayernormBackward {
         dx,
@@ -144,4 +146,28 @@ pub fn backward(k: &Kernels, partials: u64, op: LayernormBackward<'_, Buf>) -> R
 fn check_channels(k: &Kernels, op: &'static str, channels: usize) -> Result<()> {
     k.row_length(op, channels)?;
     k.check(op, channels <= MOST_CHANNELS, || format!("{channels} channels are more than {MOST_CHANNELS}"))
+}
+
+impl Perform<Layernorm<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: Layernorm<'_, Buf>) -> Result<()> {
+        self.written(op.out);
+        forward(&self.kernels, op)
+    }
+}
+
+impl Perform<ResidualLayernorm<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: ResidualLayernorm<'_, Buf>) -> Result<()> {
+        self.written(op.residual);
+        self.written(op.out);
+        residual_forward(&self.kernels, op)
+    }
+}
+
+impl Perform<LayernormBackward<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: LayernormBackward<'_, Buf>) -> Result<()> {
+        self.written(op.dx);
+        let bytes = partials_bytes(op.rows as u64, op.channels as u64);
+        let partials = self.scratch.get(&mut self.memory, Use::LayernormPartials, bytes)?;
+        backward(&self.kernels, partials, op)
+    }
 }

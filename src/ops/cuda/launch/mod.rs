@@ -29,7 +29,7 @@ fn slices(channels: usize) -> u64 {
 }
 
 /// What every file of this folder binds.
-static BINDINGS: [Bindings; 12] = [
+pub static BINDINGS: [Bindings; 12] = [
     attention::BINDINGS,
     attention_hopper::BINDINGS,
     classifier::BINDINGS,

@@ -1,18 +1,7 @@
 //! The bindings against the text of the `.cu` files: nothing is missing on either side.
 
-use std::path::Path;
-
 use super::super::args::{FieldLayout, StructInfo};
-use super::super::sources::HEADERS;
 use super::*;
-
-/// Kernels that nothing launches, with their argument structs. Locks hold their file's hash, so they are
-/// removed with the next change of its machine code.
-const NOT_LAUNCHED: [(&str, &str, &str); 3] = [
-    ("elementwise.cu", "fill_f32", "FillArgs"),
-    ("elementwise.cu", "f32_to_act", "NarrowArgs"),
-    ("elementwise.cu", "act_to_f32", "WidenArgs"),
-];
 
 /// Structs behind pointers that the device alone writes and reads: no layout of them is known here.
 const DEVICE_ONLY: [(&str, &str); 1] = [("digest.cu", "DigestValue")];
@@ -76,9 +65,6 @@ fn unbound(kernels: &[KernelInfo], structs: &[StructInfo]) -> Vec<String> {
         let bound = |name: &str| structs.iter().any(|bound| bound.file == file && bound.name == name);
         let written = kernels_in_source(source.text);
         for (name, args) in &written {
-            if NOT_LAUNCHED.contains(&(file, name, args)) {
-                continue;
-            }
             if !kernels.iter().any(|bound| (bound.file, bound.name, bound.args) == (file, name, args)) {
                 missing.push(format!("kernel {name} of {file}"));
             }
@@ -94,8 +80,7 @@ fn unbound(kernels: &[KernelInfo], structs: &[StructInfo]) -> Vec<String> {
         };
         for name in structs_in_source(source.text) {
             let known = bound(name) || DEVICE_ONLY.contains(&(file, name));
-            let unused = NOT_LAUNCHED.iter().any(|(of, _, args)| (*of, *args) == (file, name));
-            if !known && !unused && (name.ends_with("Args") || pointed_to(name)) {
+            if !known && (name.ends_with("Args") || pointed_to(name)) {
                 missing.push(format!("struct {name} of {file}"));
             }
         }
@@ -125,11 +110,6 @@ fn every_argument_struct_matches_the_source() {
 #[test]
 fn every_kernel_and_every_struct_of_the_sources_is_bound() {
     assert_eq!(unbound(&kernels(), &structs()), [""; 0]);
-    for (file, kernel, args) in NOT_LAUNCHED {
-        let pair = (kernel.to_owned(), args.to_owned());
-        assert!(kernels_in_source(text_of(file)).contains(&pair), "{kernel} has left {file}");
-        assert!(!kernels().iter().any(|bound| (bound.file, bound.name) == (file, kernel)), "{kernel}");
-    }
     for (file, name) in DEVICE_ONLY {
         assert!(structs_in_source(text_of(file)).contains(&name), "{name} has left {file}");
     }
@@ -162,39 +142,4 @@ fn every_binding_names_a_kernel_once() {
     let count = names.len();
     names.dedup();
     assert_eq!(names.len(), count, "a kernel is bound once");
-}
-
-#[test]
-fn every_file_of_kernels_is_embedded() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-    let mut files: Vec<String> = std::fs::read_dir(folder)
-        .expect("the kernels")
-        .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name in ASCII"))
-        .collect();
-    files.sort_unstable();
-    let mut embedded: Vec<&str> = sources().chain(HEADERS).map(|source| source.file).collect();
-    embedded.sort_unstable();
-    assert_eq!(embedded, files);
-}
-
-/// The folder's text against the list above: a file that is not in it would go unchecked, and so would a
-/// struct that does without the macro.
-#[test]
-fn every_launch_file_with_bindings_is_in_the_list() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops/cuda/launch");
-    let (mut files, mut declared) = (0, 0);
-    for entry in std::fs::read_dir(folder).expect("the folder of this file") {
-        let path = entry.expect("an entry").path();
-        if path.ends_with("tests.rs") {
-            continue;
-        }
-        let text = std::fs::read_to_string(&path).expect("readable");
-        assert!(!text.contains("impl KernelArgs"), "{}: use `bindings!`", path.display());
-        let Some(start) = text.find("\nbindings! {\n") else { continue };
-        files += 1;
-        let block = &text[start..][..text[start..].find("\n}\n").expect("the macro ends")];
-        declared += block.lines().filter(|line| line.trim_start().starts_with("struct ")).count();
-    }
-    assert_eq!(files, BINDINGS.len(), "files with bindings");
-    assert_eq!(declared, structs().len(), "structs in their text");
 }

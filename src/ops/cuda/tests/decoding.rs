@@ -6,7 +6,7 @@ use super::*;
 #[ignore = "skipped: needs a CUDA GPU; run with --include-ignored"]
 fn a_decoded_row_has_the_same_bits_alone_and_among_others() {
     for compute in [Compute::Bf16, Compute::Fp32] {
-        let mut cuda = open(&Options { compute, ..Options::default() });
+        let mut cuda = open(&CudaOptions { compute, ..CudaOptions::default() });
         for n in [2, 3, 4, 7, 8, 9, 19] {
             let [together, alone] = testing::decoding_alone_and_together(&mut cuda, n);
             assert!(
@@ -21,7 +21,7 @@ fn a_decoded_row_has_the_same_bits_alone_and_among_others() {
 #[ignore = "skipped: needs a CUDA GPU; run with --include-ignored"]
 fn decoding_agrees_with_f64() {
     for (compute, tolerance) in [(Compute::Bf16, 0.01), (Compute::Fp32, 1e-5)] {
-        let mut cuda = open(&Options { compute, ..Options::default() });
+        let mut cuda = open(&CudaOptions { compute, ..CudaOptions::default() });
         for head_sizes in [&[16, 24, 64, 80, 128][..], &[40, 72, 96, 120]] {
             for case in
                 testing::decoding_cases(&mut cuda, Limits { row_multiple: 8, head_sizes: Some(head_sizes) })
@@ -69,7 +69,7 @@ fn decoded_logits_agree_with_f64_and_neither_company_nor_graphs_change_a_bit() {
     for compute in [Compute::Fp32, Compute::Bf16] {
         let mut bits = Vec::new();
         for cuda_graph in [true, false] {
-            let mut cuda = open(&Options { compute, cuda_graph, ..Options::default() });
+            let mut cuda = open(&CudaOptions { compute, cuda_graph, ..CudaOptions::default() });
             let params = weights
                 .try_map(|values| Ok::<_, DeviceError>(filled(&mut cuda, Role::Param, values)))
                 .expect("memory");

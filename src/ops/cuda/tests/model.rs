@@ -34,7 +34,7 @@ fn a_model_has_the_losses_and_gradients_of_the_cpu() {
     for (compute, gelu_fusion, losses, gradients) in
         [(Compute::Fp32, 0, 1e-5, 1e-4), (Compute::Bf16, 0, 2e-3, 3e-2), (Compute::Bf16, 2, 2e-3, 3e-2)]
     {
-        let mut cuda = open(&Options { compute, gelu_fusion, ..Options::default() });
+        let mut cuda = open(&CudaOptions { compute, gelu_fusion, ..CudaOptions::default() });
         let got = train_small(&mut cuda, 0);
         let mut worst = vec![(distance(&got.0, &expected.0) / losses, "losses".to_owned())];
         worst.extend(

@@ -27,7 +27,7 @@ fn every_operation_agrees_with_f64_in_bf16() {
 #[test]
 #[ignore = "skipped: needs a CUDA GPU; run with --include-ignored"]
 fn every_operation_agrees_with_f64_in_fp32() {
-    let mut cuda = open(&Options { compute: Compute::Fp32, ..Options::default() });
+    let mut cuda = open(&CudaOptions { compute: Compute::Fp32, ..CudaOptions::default() });
     agrees(&mut cuda, &[16, 24, 64, 80, 128], testing::Case::worst, 2e-5);
 }
 
@@ -92,7 +92,7 @@ fn the_products_of_a_wide_layer_agree_with_the_cpu_in_every_mode() {
         (Compute::Fp32, 0, 2e-6),
         (Compute::Tf32, 0, 1e-3),
     ] {
-        let mut cuda = open(&Options { compute, gelu_fusion, ..Options::default() });
+        let mut cuda = open(&CudaOptions { compute, gelu_fusion, ..CudaOptions::default() });
         results.push((
             format!("{compute:?} fusion {gelu_fusion}"),
             tolerance,

@@ -16,7 +16,7 @@ fn plans_are_restored_and_a_wrong_one_is_refused() {
     };
     cuda.alloc_scratch(&shape).expect("scratch and plans");
     let plans = cuda.plans();
-    let keys = gemm_keys(&shape, &Options::default());
+    let keys = gemm_keys(&shape, &CudaOptions::default());
     assert_eq!(plans.iter().map(|plan| plan.key).collect::<Vec<_>>(), keys, "one plan a product");
     let mut again = self::cuda();
     again.restore_plans(&cuda.numerics().expect("numerics")).expect("the plans fit");

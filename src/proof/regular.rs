@@ -1,0 +1,63 @@
+//! Files of a run are regular files. A pipe of the same name would be waited for without end, and a file far
+//! too long would take all memory: both are errors here.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// Opens a regular file to read it.
+///
+/// # Errors
+/// Those of the system; it is a folder, a pipe or a device.
+pub fn open(path: &Path) -> io::Result<File> {
+    let found = path.metadata()?;
+    if found.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    if !found.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a pipe or a device, and no file"));
+    }
+    File::open(path)
+}
+
+/// The content of a regular file.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The content of a regular file that has at most `most` bytes.
+///
+/// # Errors
+/// Those of [`open`]; it is longer.
+pub fn read_within(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if open(path)?.take(most + 1).read_to_end(&mut bytes)? as u64 > most {
+        let why = format!("it has more than {most} bytes, and is something else");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_or_far_too_long_is_refused_without_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, "12345").unwrap();
+        assert_eq!(read_within(&path, 5).unwrap(), b"12345");
+        assert_eq!(read_within(&path, 4).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        assert_eq!(open(folder.path()).unwrap_err().kind(), io::ErrorKind::IsADirectory);
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        assert!(read(&pipe).unwrap_err().to_string().contains("a pipe"));
+    }
+}

@@ -1,0 +1,74 @@
+//! A checkpoint's model in the files of another program.
+//!
+//! Takes no lock and changes no existing file: a run may be exported while it is training.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::find;
+use super::messages::Report;
+use crate::data::Tokenizer;
+use crate::experiment::{self, Experiment};
+use crate::formats::{Export, FormatError, Parameters, Precision, WriteModel};
+use crate::store::atomic::NewFolder;
+use crate::store::{Manifest, RunPaths};
+
+/// The model to export, and how.
+pub struct ExportRequest<'a> {
+    pub run: &'a RunPaths,
+    /// Step of the checkpoint; the newest whole one without.
+    pub step: Option<u64>,
+    /// The format's name, and how it writes.
+    pub format: &'static str,
+    pub write: WriteModel,
+    pub precision: Precision,
+    /// The folder to create; below `export/` in the run's folder without.
+    pub out: Option<PathBuf>,
+}
+
+/// What was exported.
+pub struct Exported {
+    /// Name of the experiment.
+    pub name: String,
+    pub manifest: Manifest,
+    pub folder: PathBuf,
+}
+
+/// Writes a checkpoint's model, from its fp32 masters where there are any. The folder appears whole, or not.
+///
+/// # Errors
+/// There is no such checkpoint, the folder exists, or cannot be written.
+pub fn export(request: ExportRequest<'_>, report: Report) -> anyhow::Result<Exported> {
+    let ExportRequest { run, step, format, write, precision, out } = request;
+    let experiment = experiment::load_recorded(&run.experiment())?.experiment;
+    let (manifest, state) = find::load_masters(run, step, report)?;
+    let name = format!("step_{:08}_{format}_{}", manifest.step, precision.name());
+    let folder = out.unwrap_or_else(|| run.folder().join("export").join(name));
+    if folder.exists() {
+        return Err(FormatError::Exists { path: folder }.into());
+    }
+    let state_file = find::state_file(run, manifest.step);
+    let export = Export {
+        parameters: Parameters::of_state(&state_file, &experiment.model, state)?,
+        precision,
+        tokenizer: Tokenizer::new(experiment.data.tokenizer),
+        sample: &experiment.sample,
+        origin: origin(&experiment, &manifest),
+    };
+    let new = NewFolder::create(&folder)?;
+    write(new.path(), export)?;
+    new.commit()?;
+    Ok(Exported { name: experiment.name, manifest, folder })
+}
+
+/// Run, step and state root of the file.
+fn origin(experiment: &Experiment, manifest: &Manifest) -> BTreeMap<String, String> {
+    let entries = [
+        ("experiment", experiment.name.clone()),
+        ("step", manifest.step.to_string()),
+        ("tokens", manifest.tokens.to_string()),
+        ("state_root", manifest.state_root.to_string()),
+        ("created_by", manifest.created_by.clone()),
+    ];
+    entries.map(|(key, value)| (format!("runner.{key}"), value)).into()
+}

@@ -1,0 +1,114 @@
+//! A run against something that was kept elsewhere: the head of its ledger, a state root, a lock or golden
+//! roots.
+//!
+//! The files of a run show that they agree with each other. Whoever can write all of them can make others that
+//! agree too; only what they cannot write shows that these are the same.
+
+use std::path::{Path, PathBuf};
+
+use super::Checks;
+use super::files::WholeRun;
+use super::golden::Golden;
+use crate::proof::Hash;
+use crate::proof::lock::{Difference, Lock, differences};
+use crate::run::lock::list;
+use crate::run::{UsageError, require_usage};
+use crate::units;
+
+/// What a run must have come to.
+pub enum Expected {
+    /// The head of its ledger, or a state root.
+    Hash(Hash),
+    /// The numerics and outputs of a lock.
+    Lock(PathBuf, Box<Lock>),
+    /// State roots and tensors.
+    Golden(PathBuf, Golden),
+}
+
+impl Expected {
+    /// A hash as 64 hexadecimal digits, or the path of a lock or of golden roots.
+    ///
+    /// # Errors
+    /// It is neither a hash nor a file that is there, or the file is damaged or neither of the two.
+    pub fn read(what: &Path) -> anyhow::Result<Expected> {
+        if let Some(hash) = what.to_str().and_then(|text| text.parse().ok()) {
+            return Ok(Expected::Hash(hash));
+        }
+        require_usage(what.is_file(), || {
+            format!(
+                "`--expect {}` is neither a file nor a hash\n  hint: a head or a state root has 64 hexadecimal digits; `runner verify RUN` prints both",
+                what.display()
+            )
+        })?;
+        let text = std::fs::read_to_string(what).map_err(|why| {
+            UsageError(format!(
+                "cannot read `{}`, which `--expect` names: {why}\n  hint: it takes a lock or golden roots",
+                what.display()
+            ))
+        })?;
+        if text.contains("format = \"runner/lock/") {
+            return Ok(Expected::Lock(what.into(), Box::new(Lock::parse(what, &text)?)));
+        }
+        Ok(Expected::Golden(what.into(), Golden::parse(what, &text)?))
+    }
+
+    /// Compares a run whose files are whole.
+    pub fn verify(&self, run: &WholeRun, checks: &mut Checks<'_>) {
+        match self.compare(run) {
+            Ok(what) => checks.passed("expected", what),
+            Err(why) => checks.failed("expected", why),
+        }
+    }
+
+    /// What agrees, or what differs.
+    fn compare(&self, run: &WholeRun) -> Result<String, String> {
+        match self {
+            Expected::Hash(hash) => of_hash(*hash, run),
+            Expected::Lock(path, lock) => {
+                let numerics = differences(&lock.numerics, &run.lock.numerics);
+                // A lock without outputs, or with those of an older program, expects less.
+                let outputs = differences(&lock.outputs, &run.lock.outputs);
+                let outputs = outputs.into_iter().filter(|difference| difference.was.is_some());
+                let changed: Vec<Difference> = numerics.into_iter().chain(outputs).collect();
+                let what = match lock.outputs.contains_key("end_root") {
+                    true => "numerics and outputs, every entry of the ledger included, are",
+                    false if lock.outputs.is_empty() => "the numerics are",
+                    false => "numerics and outputs, without the evaluation after the last step, are",
+                };
+                match changed.is_empty() {
+                    true => Ok(format!("{what} those of `{}`", path.display())),
+                    false => Err(format!("not what `{}` locks:{}", path.display(), list(&changed))),
+                }
+            }
+            Expected::Golden(path, golden) => match golden.mismatch(&run.entries, &run.manifests) {
+                None => Ok(format!("the roots are those of `{}`", path.display())),
+                Some(why) => Err(format!("not the roots of `{}`: {why}", path.display())),
+            },
+        }
+    }
+}
+
+/// Finds a hash among the heads that the ledger has had, the last first, and among the state roots.
+fn of_hash(hash: Hash, run: &WholeRun) -> Result<String, String> {
+    let head = run.log.head();
+    if head.root == hash {
+        return Ok(format!("it is the head of all {} entries of the ledger", units::thousands(head.size)));
+    }
+    let steps = |root: Option<Hash>, done: u64| (root == Some(hash)).then_some(done);
+    if let Some(step) = run.entries.iter().rev().find_map(|entry| steps(entry.root, entry.step + 1)) {
+        return Ok(format!(
+            "it is the state root at step {step}; a root says nothing of losses and scores, the head {} does",
+            head.root
+        ));
+    }
+    if let Some(size) = run.log.size_at(&hash) {
+        let later = head.size - size;
+        return Ok(format!("it is the head after {size} entries; {later} later ones are not covered by it"));
+    }
+    let root = run.entries.iter().rev().find_map(|entry| entry.root);
+    Err(format!(
+        "{hash} is neither a head of the ledger nor a state root of this run; its head is {}, its last root {}",
+        head.root,
+        root.map_or("none".to_owned(), |root| root.to_string())
+    ))
+}

@@ -1,0 +1,175 @@
+//! The lock of a run against its checkpoints, its ledger and the experiment in its folder.
+//!
+//! Nothing ties `environment` and `source` to the run: they are what the program said of its machine and of
+//! itself. The digests of evaluation data in `environment` are compared with the data, in [`super::files`].
+
+use super::Checks;
+use crate::experiment::{self, Compute, Loaded, Origin};
+use crate::proof::ledger::Note;
+use crate::proof::lock::{Difference, Lock, Table, differences};
+use crate::proof::{Action, Entry, Head, LockError};
+use crate::run::data::Data;
+use crate::run::{lock, resume};
+use crate::store::{Manifest, RunPaths};
+
+/// The lock, if it is as it was written.
+pub(super) fn read(paths: &RunPaths, newest: Option<&Manifest>, checks: &mut Checks<'_>) -> Option<Lock> {
+    let path = paths.lock_file();
+    match Lock::read(&path) {
+        Ok(lock) => {
+            checks.passed("lock", format!("numerics_id {}", lock.numerics_id()));
+            Some(lock)
+        }
+        Err(why) => {
+            // The newest checkpoint has a copy of the numerics, which may show the changed field.
+            let damaged = matches!(&why, LockError::TableDiffers { table: "numerics", .. });
+            let content = std::fs::read_to_string(&path)
+                .ok()
+                .filter(|_| damaged)
+                .and_then(|text| Lock::parse_unchecked(&text));
+            let fields = newest.zip(content).map_or(String::new(), |(manifest, content)| {
+                lock::list(&differences(&manifest.numerics, &content.numerics))
+            });
+            checks.failed(
+                "lock",
+                format!(
+                    "{why}{}{fields}",
+                    if fields.is_empty() { "" } else { "\n  against the newest checkpoint:" }
+                ),
+            );
+            None
+        }
+    }
+}
+
+/// The step before which the run last went on with other numerics, by leave; 0 when it never did. A note is in
+/// no hash, so it counts only with its event in the entry of the step that followed, if one did.
+pub(super) fn last_drift(notes: &[Note], entries: &[Entry]) -> u64 {
+    let confirmed = |note: &&Note| {
+        let next = usize::try_from(note.after).ok().and_then(|at| entries.get(at));
+        next.is_none_or(|next| {
+            next.action == Action::Evaluate || next.events.iter().any(|event| event.starts_with("drift "))
+        })
+    };
+    let drifts = notes.iter().filter(|note| note.kind == "drift").filter(confirmed);
+    drifts.map(|note| note.after).max().unwrap_or(0)
+}
+
+/// Every checkpoint was made with the numerics of the lock, but for those before drift that was allowed.
+pub(super) fn numerics(lock: &Lock, manifests: &[Manifest], last_drift: u64, checks: &mut Checks<'_>) {
+    for manifest in manifests {
+        let changed = differences(&manifest.numerics, &lock.numerics);
+        let check = format!("numerics of checkpoint {}", manifest.step);
+        match (changed.is_empty(), manifest.step <= last_drift) {
+            (true, _) => {}
+            (false, true) => checks
+                .skipped(&check, format!("the ledger notes that drift was allowed:{}", lock::list(&changed))),
+            (false, false) => {
+                checks.failed(&check, format!("not those of the lock:{}", lock::list(&changed)))
+            }
+        }
+    }
+}
+
+/// The experiment in the folder has the keys of the lock's `config` and `numerics`, and the name that each
+/// checkpoint has. It is compared as the run wrote it, without the environment of this process.
+pub(super) fn experiment(recorded: &Loaded, lock: &Lock, manifests: &[Manifest], checks: &mut Checks<'_>) {
+    let changed = settings(recorded, lock);
+    let name = &recorded.experiment.name;
+    let other = manifests.iter().find(|manifest| manifest.experiment != *name);
+    match (changed.is_empty(), other) {
+        (true, None) => checks.passed("experiment", format!("{} keys are the lock's", lock.config.len())),
+        (false, _) => checks.failed(
+            "experiment",
+            format!(
+                "`experiment.toml` is not what the lock holds (lock and experiment):{}\n  do: one of them was edited; restore it from a copy",
+                lock::list(&changed)
+            ),
+        ),
+        (true, Some(manifest)) => checks.failed(
+            "experiment",
+            format!(
+                "it is called `{name}`; the checkpoint of step {} is of `{}`\n  do: one of them was edited, or is of another run; restore it from a copy",
+                manifest.step, manifest.experiment
+            ),
+        ),
+    }
+}
+
+/// Keys of the experiment whose values the lock has otherwise. A key that the lock does not know was added by
+/// a newer program, if it has its default.
+fn settings(recorded: &Loaded, lock: &Lock) -> Vec<Difference> {
+    let Loaded { experiment, origins, .. } = recorded;
+    let values = experiment::flatten(experiment);
+    let of = |table: &Table, key: &String, value: &str| {
+        let is_new = !table.contains_key(key) && matches!(origins.get(key), None | Some(Origin::Default));
+        (!is_new).then(|| Difference {
+            key: key.clone(),
+            was: table.get(key).cloned(),
+            is: Some(value.to_owned()),
+        })
+    };
+    let config = values
+        .iter()
+        .filter(|(key, value)| resume::origin(lock, key, value).is_none())
+        .filter_map(|(key, value)| of(&lock.config, key, &lock::plain(value)));
+    let removed = lock.config.iter().filter(|(key, _)| !values.contains_key(*key));
+    let removed = removed.map(|(key, was)| Difference { key: key.clone(), was: Some(was.clone()), is: None });
+    let numerics = lock::resolved_numerics(experiment);
+    let auto = experiment.precision.compute == Compute::Auto;
+    let numerics = numerics
+        .iter()
+        .filter(|(key, value)| lock.numerics.get(*key) != Some(value))
+        .filter(|(key, _)| *key != "device.kind" && !(auto && *key == "precision.compute"))
+        .filter_map(|(key, value)| of(&lock.numerics, key, value));
+    config.chain(removed).chain(numerics).collect()
+}
+
+/// The outputs in the lock are those of the newest checkpoint and of the ledger's end.
+pub(super) fn outputs(
+    lock: &Lock,
+    newest: Option<&Manifest>,
+    head: Head,
+    steps: u64,
+    checks: &mut Checks<'_>,
+) {
+    if lock.outputs.is_empty() {
+        if newest.is_some_and(|manifest| manifest.step == steps) {
+            checks.skipped(
+                "outputs",
+                "all steps are made, and the lock has no outputs: the run was killed at its end, ended in numbers that are not finite, or they were removed\n  do: `runner resume` writes them",
+            );
+        }
+        return;
+    }
+    let found = newest.map(|manifest| resume::outputs(manifest, head)).unwrap_or_default();
+    let changed = differences(&lock.outputs, &found);
+    let unbound =
+        |difference: &Difference| difference.was.is_none() && resume::is_of_the_end(&difference.key);
+    if changed.is_empty() {
+        checks.passed("outputs", format!("{} entries, head {}", head.size, head.root));
+    } else if changed.iter().all(unbound) {
+        checks.skipped(
+            "outputs",
+            "the lock is older and has no head behind the last step: the evaluation there is bound to no other file",
+        );
+    } else {
+        checks.failed(
+            "outputs",
+            format!("the lock's are not those of checkpoints and ledger:{}", lock::list(&changed)),
+        );
+    }
+}
+
+/// A run that ended measured its last weights. No checkpoint has a head that covers that entry, so that a
+/// ledger without it agrees with all of them.
+pub(super) fn last_evaluation(lock: &Lock, data: &Data, entries: &[Entry], checks: &mut Checks<'_>) {
+    let measured = data.validation.is_some() || data.hellaswag.is_some();
+    let cut = entries.last().is_some_and(|last| last.action != Action::Evaluate && last.evaluation.is_some());
+    if measured && cut && !lock.outputs.is_empty() {
+        checks.failed(
+            "last evaluation",
+            "the run has ended, and the ledger has no evaluation after its last step\n  do: restore the ledger from a copy; `runner eval` measures the weights again",
+        );
+    }
+}
