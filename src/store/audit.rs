@@ -1,5 +1,5 @@
-//! The file of an audited step: parts of what flowed in one micro-batch, and of the state before and after the
-//! step, each with the hashes that tie it to the ledger. `docs/audit.md` has the format.
+//! The file of an audited step: parts of what flowed in one micro-batch, and of the state before and after
+//! the step, each with the hashes that tie it to the ledger. `docs/audit.md` has the format.
 //!
 //! Reading checks that the file is one, whole, and says which byte is wrong; whether it is true is for
 //! `runner verify --audit`. The file needs no hash of its own: the ledger has the roots.

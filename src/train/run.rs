@@ -172,8 +172,8 @@ impl<O: Ops> Run<O> {
     }
 
     /// One optimizer step with its digest and audit, timed and reported. Returns the guards' verdict, and the
-    /// state root where it was hashed. The step that the run `went_back` to is not audited: the state before it
-    /// is no longer the ledger's, because the data behind it were skipped.
+    /// state root where it was hashed. The step that the run `went_back` to is not audited: the state before
+    /// it is no longer the ledger's, because the data behind it were skipped.
     fn step(
         &mut self,
         step: u64,

@@ -197,8 +197,8 @@ fn a_run_that_was_killed_while_it_was_audited_leaves_what_an_undisturbed_one_doe
     killed.verify(RUN, ALL).assert_says(&["parts that 7 steps kept"]);
 }
 
-/// However many ranks share the work and the state, the ledger is the same; blocks of an update are kept where
-/// rank 0 has all of it.
+/// However many ranks share the work and the state, the ledger is the same; blocks of an update are kept
+/// where rank 0 has all of it.
 #[test]
 fn any_number_of_ranks_leaves_the_same_ledger() {
     let on = |ranks: &str, zero: &str, updates: &str| {

@@ -1,5 +1,5 @@
-//! An operation from its [`Outline`] and buffers, for the audit of a step: the methods of [`Ops`], and the one
-//! place where an excerpt needs to know more than its own shape.
+//! An operation from its [`Outline`] and buffers, for the audit of a step: the methods of [`Ops`], and the
+//! one place where an excerpt needs to know more than its own shape.
 
 use super::{Mirror, MirrorBuffer};
 use crate::ops::cpu::Ids;

@@ -1,7 +1,8 @@
-//! Excerpts: a part of an operation's output, as an operation of the same kind on fewer rows, columns or heads.
+//! Excerpts: a part of an operation's output, as an operation of the same kind on fewer rows, columns or
+//! heads.
 //!
-//! That every element is summed in an order that the shape gives lets a small operation end in the bits that a
-//! large one has in this place. How each operation is cut:
+//! That every element is summed in an order that the shape gives lets a small operation end in the bits that
+//! a large one has in this place. How each operation is cut:
 //!
 //! | operation | an excerpt | reads |
 //! |---|---|---|
@@ -37,8 +38,14 @@ pub struct Pick {
 }
 
 impl Pick {
-    fn new(rows: Range<usize>, columns: Range<usize>) -> Pick {
-        Pick { rows: vec![rows], columns: vec![columns], unfinished_rows: 0 }
+    /// Neighbouring rows and columns.
+    pub fn new(rows: Range<usize>, columns: Range<usize>) -> Pick {
+        Pick::listed(vec![rows], columns)
+    }
+
+    /// Rows in a list.
+    fn listed(rows: Vec<Range<usize>>, columns: Range<usize>) -> Pick {
+        Pick { rows, columns: vec![columns], unfinished_rows: 0 }
     }
 
     /// Rows and columns of the smaller matrix.
@@ -192,11 +199,7 @@ impl Outline {
                 let positions = block(index - rows.count(), TILE_ROWS, rows.seq);
                 let sequence = |b: usize| b * rows.seq + positions.start..b * rows.seq + positions.end;
                 let small = Rows { batch: rows.batch, seq: positions.len() };
-                let dout = Pick {
-                    rows: (0..rows.batch).map(sequence).collect(),
-                    columns: vec![0..c],
-                    unfinished_rows: 0,
-                };
+                let dout = Pick::listed((0..rows.batch).map(sequence).collect(), 0..c);
                 let picks = vec![None, Some(Pick::new(positions, 0..c)), Some(dout)];
                 let outline = Outline::EmbeddingBackward { rows: small, channels: c, write };
                 Excerpt { outline, picks, tokens: vec![0; small.count()] }
@@ -227,8 +230,8 @@ impl Outline {
         plain(outline, [dx, weights.clone(), weights].into_iter().chain(reads))
     }
 
-    /// The gradient of one token's row. Rows are added in pieces of 32 of the list that is sorted by token, so
-    /// the excerpt begins with those of other tokens that share the first piece.
+    /// The gradient of one token's row. Rows are added in pieces of 32 of the list that is sorted by token,
+    /// so the excerpt begins with those of other tokens that share the first piece.
     fn of_token(&self, token: u16, tokens: &[u16]) -> Excerpt {
         const PIECE: usize = 32;
         let Outline::EmbeddingBackward { channels, write, .. } = *self else {
@@ -241,16 +244,9 @@ impl Outline {
         let listed = &sorted[first / PIECE * PIECE..end];
         let others = first % PIECE > 0;
         let row = usize::from(token)..usize::from(token) + 1;
-        let dwte = Pick {
-            rows: vec![row; 1 + usize::from(others)],
-            columns: vec![0..channels],
-            unfinished_rows: usize::from(others),
-        };
-        let dout = Pick {
-            rows: listed.iter().map(|position| *position..position + 1).collect(),
-            columns: vec![0..channels],
-            unfinished_rows: 0,
-        };
+        let rows = vec![row; 1 + usize::from(others)];
+        let dwte = Pick { unfinished_rows: usize::from(others), ..Pick::listed(rows, 0..channels) };
+        let dout = Pick::listed(listed.iter().map(|position| *position..position + 1).collect(), 0..channels);
         let rows = Rows { batch: 1, seq: listed.len() };
         let number = |position: &usize| u16::from(others && tokens[*position] == token);
         Excerpt {
@@ -313,11 +309,10 @@ fn embedding(index: usize, rows: Rows, channels: usize, tokens: &[u16]) -> Excer
     distinct.dedup();
     let number = |token: &u16| distinct.partition_point(|other| other < token) as u16;
     let numbers = tokens[of_rows.clone()].iter().map(number).collect();
-    let table = Pick {
-        rows: distinct.iter().map(|token| usize::from(*token)..usize::from(*token) + 1).collect(),
-        columns: vec![0..channels],
-        unfinished_rows: 0,
-    };
+    let table = Pick::listed(
+        distinct.iter().map(|token| usize::from(*token)..usize::from(*token) + 1).collect(),
+        0..channels,
+    );
     let outline = Outline::Embedding { rows: Rows { batch: 1, seq: positions.len() }, channels };
     let picks = [Pick::new(of_rows, 0..channels), table, Pick::new(positions, 0..channels)].map(Some);
     Excerpt { outline, picks: picks.into(), tokens: numbers }

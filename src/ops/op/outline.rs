@@ -1,7 +1,7 @@
 //! Operations without their tensors: what the audit of a step (`docs/audit.md`) knows of them.
 //!
-//! An [`Outline`] is an operation's kind and shape. It says which matrices the operation reads and writes, and
-//! [`super::excerpt`] cuts it into excerpts that are operations of the same kind, but smaller.
+//! An [`Outline`] is an operation's kind and shape. It says which matrices the operation reads and writes,
+//! and [`super::excerpt`] cuts it into excerpts that are operations of the same kind, but smaller.
 
 use super::{
     AdamWUpdate, Add, AddPart, Attention, AttentionBackward, ChunkSquares, Classifier, ClassifierLoss,

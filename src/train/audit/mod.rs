@@ -1,10 +1,10 @@
 //! The audit of a step (`docs/audit.md`): what one micro-batch computed goes into a digest, and parts of it
 //! that nobody could know before are kept for a recomputation on a CPU.
 //!
-//! The micro-batch runs twice ([`trace`]). The first pass hashes every matrix; their root and the ledger's head
-//! draw the excerpts ([`draw`]); the second pass, which counts, keeps these excerpts' inputs and outputs. After
-//! the step's entry is in the ledger, its head draws the blocks of parameters whose update is kept as well. The
-//! state's bits are those of a step without an audit.
+//! The micro-batch runs twice ([`trace`]). The first pass hashes every matrix; their root and the ledger's
+//! head draw the excerpts ([`draw`]); the second pass, which counts, keeps these excerpts' inputs and
+//! outputs. After the step's entry is in the ledger, its head draws the blocks of parameters whose update is
+//! kept as well. The state's bits are those of a step without an audit.
 
 pub mod draw;
 pub mod trace;

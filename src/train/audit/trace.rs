@@ -9,7 +9,7 @@ use super::draw::{self, ParamBlock, TracedPass, Wanted};
 use crate::model::gpt2::MicroBatch;
 use crate::model::{Gpt2, Group, ParamSpec, Weights};
 use crate::ops::op::grid::Grid;
-use crate::ops::traced::{Traced, TracedMatrix};
+use crate::ops::traced::{Traced, TracedMatrix, Watch};
 use crate::ops::{self, Ops, Write};
 use crate::proof::tree::tree_root;
 use crate::proof::{Hash, Head, merkle_root};
@@ -37,6 +37,9 @@ pub struct TracedBatch {
     pub tiles: BTreeMap<usize, BTreeMap<usize, Vec<u8>>>,
 }
 
+/// Takes a group of whole gradients.
+type Take<'a, O> = &'a mut dyn FnMut(&mut O, Group, &mut Weights<<O as Ops>::Buf>) -> Result<(), TrainError>;
+
 /// What a micro-batch is run on.
 pub struct BatchRun<'a, O: Ops> {
     pub model: &'a mut Gpt2<O>,
@@ -52,8 +55,8 @@ impl<O: Ops> BatchRun<'_, O> {
     fn pass(
         &mut self,
         ops: &mut O,
-        watch: &mut dyn FnMut(&mut O, usize, &TracedMatrix, &O::Buf) -> ops::Result<()>,
-        take: &mut dyn FnMut(&mut O, Group, &mut Weights<O::Buf>) -> Result<(), TrainError>,
+        watch: Watch<'_, O>,
+        take: Take<'_, O>,
     ) -> Result<TracedPass, TrainError> {
         let BatchRun { model, batch, losses, grads, scale, write } = self;
         let (specs, mut gradients) = (model.specs.clone(), BTreeMap::new());
@@ -147,7 +150,7 @@ impl TracedBatch {
         &mut self,
         ops: &mut O,
         mut run: BatchRun<'_, O>,
-        take: &mut dyn FnMut(&mut O, Group, &mut Weights<O::Buf>) -> Result<(), TrainError>,
+        take: Take<'_, O>,
     ) -> Result<(), TrainError> {
         let TracedBatch { hashes, wanted, tiles, pass, .. } = self;
         let (mut bytes, mut differs) = (Vec::new(), None);

@@ -1,8 +1,8 @@
 //! What audits kept of a run (`docs/audit.md`), computed again in the mirror: the arithmetic of a GPU checked
 //! without one.
 //!
-//! Nothing in a file is believed. Its matrices lead to the root in the ledger's entry of the step, its state to
-//! the roots of the steps before and after; what must be in it is drawn again from the ledger; and which
+//! Nothing in a file is believed. Its matrices lead to the root in the ledger's entry of the step, its state
+//! to the roots of the steps before and after; what must be in it is drawn again from the ledger; and which
 //! operation reads what follows from the experiment.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -104,7 +104,7 @@ fn choose(mut kept: Vec<(usize, Part)>, options: AuditOptions) -> Vec<(usize, Pa
     for at in 0..options.count.min(kept.len()) {
         let [high, low, ..] = key.block_at(0, at as u64);
         let left = (kept.len() - at) as u128;
-        let number = (u128::from(high) << 32 | u128::from(low)) * left >> 64;
+        let number = ((u128::from(high) << 32 | u128::from(low)) * left) >> 64;
         kept.swap(at, at + number as usize);
     }
     kept.truncate(options.count);

@@ -87,7 +87,7 @@ impl Step<'_> {
 
     fn counter(&self, at: usize) -> Result<u64, Fault> {
         let scalar = StateTensor { name: COUNTERS[at], shape: &[], dtype: Dtype::U64 };
-        let all = Pick { rows: vec![0..1], columns: vec![0..1], unfinished_rows: 0 };
+        let all = Pick::new(0..1, 0..1);
         let bytes = self.state(0, &scalar, draw::state_grid(&[], Dtype::U64), &all)?;
         Ok(u64::from_le_bytes(bytes.try_into().expect("the eight bytes of a scalar")))
     }
@@ -224,7 +224,8 @@ impl Step<'_> {
         Ok(buf)
     }
 
-    /// The gradient of a block: a matrix of the micro-batch where there is one worker, else what the file says.
+    /// The gradient of a block: a matrix of the micro-batch where there is one worker, else what the file
+    /// says.
     fn gradient(&self, block: &ParamBlock, all: &BTreeSet<ParamBlock>) -> Result<Vec<u8>, Fault> {
         let size = Dtype::F32.size();
         if self.experiment.parallel.workers > 1 {
