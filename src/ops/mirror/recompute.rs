@@ -92,6 +92,9 @@ impl Mirror {
                     scale,
                     write,
                 }),
+            (Outline::TableGradient(gradient), [_, _, dwte, x, wte]) => {
+                self.table_gradient(&gradient, dwte, x, wte, ids)
+            }
             (
                 Outline::LayernormBackward { rows, channels, dx_write, write },
                 [dx, dweight, dbias, dout, x, weight, mean, rstd],

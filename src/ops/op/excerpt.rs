@@ -9,23 +9,24 @@
 //! | products, GELU | a tile of the output | its rows of one factor, its columns of the other, the whole sum |
 //! | weight gradient | a block of channels by channels, with the bias gradient | these columns of all rows |
 //! | layernorm, embedding, classifier | a block of rows | these rows; of the classifier the whole table |
+//! | the classifier's gradient of the table | some rows of it | all rows, and the whole table |
 //! | gradient of a layernorm | a block of rows of `dx`, or a block of columns of the weights | rows, or columns of all rows |
 //! | attention and its gradient | one head of one sequence | that head |
 //! | gradient of the embedding | one token of the table, or a block of positions | the rows that are added there |
-//!
-//! The classifier's gradient of the table needs every row's softmax, so no excerpt of it is smaller than the
-//! whole: none covers it.
 
 use std::ops::Range;
 
 use super::LinearShape;
-use super::outline::Outline;
+use super::outline::{Outline, TableGradient};
 use crate::ops::types::{Heads, Rows};
 
 /// Rows and columns of a tile: excerpts begin at multiples of both.
 pub const TILE_ROWS: usize = 32;
 /// See [`TILE_ROWS`].
 pub const TILE_COLUMNS: usize = 64;
+
+/// Rows of the table in an excerpt of its gradient: a multiple of [`TILE_ROWS`].
+const TABLE_ROWS: usize = 64;
 
 /// Rows and columns of a matrix, each a list of ranges: the elements where they cross, in this order, make a
 /// smaller matrix.
@@ -95,9 +96,9 @@ impl Outline {
         match *self {
             // Blocks of positions of each sequence.
             Outline::Embedding { rows, .. } => rows.batch * of_rows(rows.seq),
-            Outline::Layernorm { rows, .. }
-            | Outline::ResidualLayernorm { rows, .. }
-            | Outline::Classifier { rows, .. } => of_rows(rows),
+            Outline::Layernorm { rows, .. } | Outline::ResidualLayernorm { rows, .. } => of_rows(rows),
+            Outline::Classifier { rows, vocab, .. } => of_rows(rows) + vocab.padded.div_ceil(TABLE_ROWS),
+            Outline::TableGradient(_) => 1,
             Outline::Linear { shape: s, .. } | Outline::LinearGelu { shape: s } => tiles(s.rows, s.c_out),
             Outline::Gelu { rows, channels } => tiles(rows, channels),
             Outline::Attention { rows, heads } | Outline::AttentionBackward { rows, heads } => {
@@ -110,6 +111,18 @@ impl Outline {
             Outline::LinearBackwardWeight { shape: s, .. } => of_columns(s.c_out) * of_columns(s.c_in),
             // The token of each row, and blocks of positions.
             Outline::EmbeddingBackward { rows, .. } => rows.count() + of_rows(rows.seq),
+        }
+    }
+
+    /// The share of the operation's floating-point operations whose results excerpt `index` has.
+    pub fn share(&self, index: usize) -> f64 {
+        match *self {
+            // Logits and the gradient of the input by rows, the gradient of the table by its own.
+            Outline::Classifier { rows, .. } if index < rows.div_ceil(TILE_ROWS) => {
+                2.0 / 3.0 / rows.div_ceil(TILE_ROWS) as f64
+            }
+            Outline::Classifier { vocab, .. } => 1.0 / 3.0 / vocab.padded.div_ceil(TABLE_ROWS) as f64,
+            _ => 1.0 / self.excerpts() as f64,
         }
     }
 
@@ -159,6 +172,17 @@ impl Outline {
                 let picks = [qkv.clone(), out.clone(), qkv, out, lse].map(Some);
                 plain(Outline::AttentionBackward { rows, heads }, picks)
             }
+            Outline::Classifier { rows, channels, vocab, scale, write }
+                if index >= rows.div_ceil(TILE_ROWS) =>
+            {
+                let part = block(index - rows.div_ceil(TILE_ROWS), TABLE_ROWS, vocab.padded);
+                let (first, count) = (part.start, part.len());
+                let of = |rows| Some(Pick::new(rows, 0..channels));
+                let picks = vec![None, None, of(part), of(0..rows), of(0..vocab.padded)];
+                let outline = TableGradient { rows, channels, vocab, scale, write, first, count };
+                Excerpt { outline: Outline::TableGradient(outline), picks, tokens: tokens.to_vec() }
+            }
+            Outline::TableGradient(_) => unreachable!("an excerpt is not cut again"),
             Outline::Classifier { rows, channels: c, vocab, scale, write } => {
                 let r = block(index, TILE_ROWS, rows);
                 let of_rows = |columns| Some(Pick::new(r.clone(), 0..columns));

@@ -283,7 +283,6 @@ fn left_open(batches: u64, workers: u64) -> String {
         (true, false) => open.push("the gradients that the micro-batches before left".into()),
         _ => {}
     }
-    open.push("the classifier's gradient of the token table".into());
     open.push("the gradient's norm and the mean loss, which are the ledger's".into());
     format!("\n  left open: {}", open.join("; "))
 }

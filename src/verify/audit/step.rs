@@ -8,7 +8,6 @@ use crate::model::ParamSpec;
 use crate::ops::mirror::{Mirror, MirrorBuffer};
 use crate::ops::op::excerpt::Pick;
 use crate::ops::op::grid::Grid;
-use crate::ops::op::outline::Outline;
 use crate::ops::traced::FlowSource;
 use crate::ops::{self, Dtype, Ops, Role};
 use crate::optim::{Slot, UpdateRule, UpdateStep, learning_rate, update_rule};
@@ -152,9 +151,7 @@ impl Step<'_> {
                 ));
             }
         }
-        // An excerpt of the classifier has two of its three products.
-        let share = if let Outline::Classifier { .. } = operation.outline { 2.0 / 3.0 } else { 1.0 };
-        tally.flops += share * operation.flops as f64 / operation.outline.excerpts() as f64;
+        tally.flops += operation.outline.share(drawn.excerpt) * operation.flops as f64;
         *tally.excerpts.entry(operation.outline.name()).or_default() += 1;
         Ok(())
     }
