@@ -417,4 +417,9 @@ impl Experiment {
     pub fn micro_steps_per_worker(&self) -> u64 {
         self.sequences_per_step() / (self.batch.micro as u64 * self.parallel.workers as u64)
     }
+
+    /// What the gradient of a token's loss is multiplied by: one over the step's tokens.
+    pub fn loss_scale(&self) -> f32 {
+        (1.0 / self.batch.tokens as f64) as f32
+    }
 }

@@ -1,5 +1,5 @@
-//! A device that is watched: what each operation of a forward and backward pass reads and writes, by name, and
-//! every matrix that was written, once it is whole.
+//! A device that is watched: what each operation of a forward and backward pass reads and writes, by name,
+//! and every matrix that was written, once it is whole.
 //!
 //! A matrix gets a number when an operation writes it. It is shown to the watcher before the next operation
 //! that touches its buffer, so that it is as it was written. Buffers are told apart by their addresses: those

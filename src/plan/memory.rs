@@ -307,6 +307,10 @@ impl Builder {
             "copies of the state, for a replayed step",
             if experiment.proof.replay_every > 0 { 3 * state } else { 0 },
         );
+        // Before the step and after it, whole on every rank; and what the gradients held before.
+        let gradients = 4 * Weights::of(&experiment.model).parameters();
+        let audited = 2 * state_bytes(experiment, storage) + gradients;
+        add("copies for an audited step", if experiment.proof.audit_every > 0 { audited } else { 0 });
         add("losses of a step", experiment.batch.tokens * 4);
         let batch = 4 * (experiment.batch.micro * experiment.batch.seq_len) as u64;
         add("batches read ahead", batch * (experiment.data.prefetch as u64 + 1));

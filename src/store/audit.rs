@@ -1,5 +1,5 @@
-//! The file of an audited step: parts of what flowed in one micro-batch, and of the state before and after the
-//! step, each with the hashes that tie it to the ledger. `docs/audit.md` has the format.
+//! The file of an audited step: parts of what flowed in one micro-batch, and of the state before and after
+//! the step, each with the hashes that tie it to the ledger. `docs/audit.md` has the format.
 //!
 //! Reading checks that the file is one, whole, and says which byte is wrong; whether it is true is for
 //! `runner verify --audit`. The file needs no hash of its own: the ledger has the roots.
@@ -20,6 +20,8 @@ pub struct AuditFile {
     pub step: u64,
     /// `memory.recompute` of the run then: it decides which operations the micro-batch had.
     pub recompute: u8,
+    /// `proof.audit_pieces` of the run then: how many excerpts were drawn.
+    pub pieces: u64,
     /// Token ids of the micro-batch, and those that follow them.
     pub inputs: Vec<u16>,
     pub targets: Vec<u16>,
@@ -80,6 +82,7 @@ impl AuditFile {
         let mut out = MAGIC.to_vec();
         put(&mut out, self.step);
         put(&mut out, self.recompute.into());
+        put(&mut out, self.pieces);
         for tokens in [&self.inputs, &self.targets] {
             put(&mut out, tokens.len() as u64);
             out.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
@@ -135,6 +138,7 @@ impl<'a> Cursor<'a> {
         let file = AuditFile {
             step: self.number()?,
             recompute: u8::try_from(self.number()?).map_err(|_| "expected 0, 1 or 2")?,
+            pieces: self.number()?,
             inputs: self.tokens()?,
             targets: self.tokens()?,
             trace: self.hashes()?,
@@ -219,6 +223,7 @@ mod tests {
         AuditFile {
             step: 20,
             recompute: 1,
+            pieces: 32,
             inputs: vec![1, 65535],
             targets: vec![7],
             trace: vec![hash(1), hash(2)],

@@ -172,8 +172,8 @@ impl<O: Ops> Run<O> {
     }
 
     /// One optimizer step with its digest and audit, timed and reported. Returns the guards' verdict, and the
-    /// state root where it was hashed. The step that the run `went_back` to is not audited: the state before it
-    /// is no longer the ledger's, because the data behind it were skipped.
+    /// state root where it was hashed. The step that the run `went_back` to is not audited: the state before
+    /// it is no longer the ledger's, because the data behind it were skipped.
     fn step(
         &mut self,
         step: u64,
@@ -185,7 +185,7 @@ impl<O: Ops> Run<O> {
         let audited = went_back != Some(step) && audit::draw::due(self.experiment.proof.audit_every, step);
         if audited {
             let head = out.make_durable()?;
-            self.trainer.begin_audit(head).map_err(|error| RunError::Step { step, error })?;
+            self.trainer.begin_audit(head).map_err(|error| of_step(step, error))?;
         }
         let report = self.train(step)?;
         let root = due(self.experiment.proof.digest_every, step + 1, steps)
@@ -203,7 +203,7 @@ impl<O: Ops> Run<O> {
         if audited {
             let head = out.make_durable()?;
             let kept = self.trainer.end_audit(&report, head);
-            if let Some(kept) = kept.map_err(|error| RunError::Step { step, error })? {
+            if let Some(kept) = kept.map_err(|error| of_step(step, error))? {
                 self.writer.keep_audit(&kept)?;
             }
         }
@@ -214,11 +214,7 @@ impl<O: Ops> Run<O> {
     fn train(&mut self, step: u64) -> Result<StepReport, RunError> {
         let every = self.experiment.proof.replay_every;
         if every == 0 || !(step + 1).is_multiple_of(every) {
-            return self.trainer.step(&mut self.feed).map_err(|error| match error {
-                // Such an error names its own step, and another rank's failure is not a failure of this step.
-                TrainError::Exchange(_) => error.into(),
-                error => RunError::Step { step, error },
-            });
+            return self.trainer.step(&mut self.feed).map_err(|error| of_step(step, error));
         }
         replay::twice(&mut self.trainer, &mut self.feed, &self.writer, |trainer, feed| trainer.step(feed))
     }
@@ -294,6 +290,15 @@ impl<O: Ops> Run<O> {
         let all = exchange::all_gather(self.trainer.link(), "the question whether to stop", asked)
             .map_err(TrainError::from)?;
         Ok(all.iter().flatten().any(|&asked| asked != 0))
+    }
+}
+
+/// An error of a step. That of an exchange names its own step, and another rank's failure is not one of this
+/// step.
+fn of_step(step: u64, error: TrainError) -> RunError {
+    match error {
+        TrainError::Exchange(_) => error.into(),
+        error => RunError::Step { step, error },
     }
 }
 

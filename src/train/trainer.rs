@@ -16,7 +16,7 @@
 
 use std::ops::Range;
 
-use super::audit::{self, Audit};
+use super::audit::trace::{Audit, BatchRun};
 use super::state::{self, OptimizerState, Row};
 use super::{Progress, TrainError};
 use crate::data::Prefetcher;
@@ -205,7 +205,7 @@ impl<O: Ops> Trainer<O> {
     /// of the token losses, in their place in `losses`.
     fn gradients(&mut self, feed: &mut Prefetcher) -> Result<(), TrainError> {
         let rows = self.model.capacity();
-        let scale = loss_scale(&self.experiment);
+        let scale = self.experiment.loss_scale();
         let (rank, ranks) = (self.exchange.link().rank(), self.exchange.link().size());
         let mut losses_at = rank * (self.host_losses.len() / ranks);
         let micro_steps = self.experiment.micro_steps_per_worker();
@@ -220,8 +220,7 @@ impl<O: Ops> Trainer<O> {
                 let audit = audit.as_mut().filter(|audit| worker == 0 && last && audit.traces());
                 // The first may have to wait for what the worker before it left on the side lane.
                 if let Some(audit) = audit {
-                    let run =
-                        audit::BatchRun { model: &mut *model, batch: micro, losses, grads, scale, write };
+                    let run = BatchRun { model: &mut *model, batch: micro, losses, grads, scale, write };
                     let by_groups = sums.by_groups();
                     audit.trace(ops, run, excerpts, |ops, group, grads| {
                         if by_groups {
@@ -327,11 +326,6 @@ impl<O: Ops> Trainer<O> {
             reduce::gather(&mut **exchange, ops, shards, group, "the gathering of weights", weights, size)
         })
     }
-}
-
-/// What the gradient of a token's loss is multiplied by: one over the step's tokens.
-pub fn loss_scale(experiment: &Experiment) -> f32 {
-    (1.0 / experiment.batch.tokens as f64) as f32
 }
 
 /// Mean of token losses, summed in f64 from first to last.

@@ -197,8 +197,8 @@ fn a_run_that_was_killed_while_it_was_audited_leaves_what_an_undisturbed_one_doe
     killed.verify(RUN, ALL).assert_says(&["parts that 7 steps kept"]);
 }
 
-/// However many ranks share the work and the state, the ledger is the same; blocks of an update are kept where
-/// rank 0 has all of it.
+/// However many ranks share the work and the state, the ledger is the same; blocks of an update are kept
+/// where rank 0 has all of it.
 #[test]
 fn any_number_of_ranks_leaves_the_same_ledger() {
     let on = |ranks: &str, zero: &str, updates: &str| {
@@ -224,7 +224,13 @@ fn what_cannot_be_audited_is_refused_with_what_to_do() {
         lab.run("experiments/ci.toml", &sets).assert_fails(2, says);
     };
     refused(&["proof.audit_every=5"], &["a Hopper GPU computes in bf16", "`proof.replay_every`"]);
-    let mirror = ["device.kind=mirror", "model.channels=64", "model.heads=1", "proof.audit_every=5"];
+    let mirror = [
+        "device.kind=mirror",
+        "precision.compute=bf16",
+        "model.channels=64",
+        "model.heads=1",
+        "proof.audit_every=5",
+    ];
     refused(&[&mirror[..], &["proof.digest_every=2"]].concat(), &["the state root of every step"]);
     let plain = Lab::new();
     train(&plain, &["parallel.workers=1", "batch.tokens=128", "proof.audit_every=0"]);

@@ -12,6 +12,7 @@ use crate::ops::cpu::Ids;
 use crate::ops::cpu::checks::tokens;
 use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::classifier::chunk_rows;
+use crate::ops::op::outline::TableGradient;
 use crate::ops::{Classifier, ClassifierLoss, LinearShape, Perform, Result, Vocab, Write};
 
 /// Threads of a row; each takes the chunks of eight columns t, t + 512, ….
@@ -107,6 +108,44 @@ struct MirrorClassifierOutputs<'a> {
 }
 
 impl Mirror {
+    /// Some rows of the gradient of the table, for an excerpt: the logits of every row are computed, and of
+    /// their gradient the columns of these rows are kept. `dwte` (count, C).
+    pub(super) fn table_gradient(
+        &self,
+        gradient: &TableGradient,
+        dwte: &mut MirrorBuffer,
+        x: &MirrorBuffer,
+        wte: &MirrorBuffer,
+        targets: &Ids,
+    ) -> Result<()> {
+        const OP: &str = "classifier";
+        /// Rows of logits in memory at a time; rows do not depend on each other.
+        const AT_A_TIME: usize = 128;
+        let TableGradient { rows, channels, vocab, scale, write, first, count } = *gradient;
+        let targets = tokens(OP, &targets.0, rows, vocab.used)?;
+        let (x, wte) = (act(OP, "x", x, rows * channels)?, act(OP, "wte", wte, vocab.padded * channels)?);
+        let dwte = float_mut(OP, "dwte", dwte, count * channels)?;
+        let size = chunk_rows(rows as u64, vocab.padded as u64, 2) as usize;
+        for (chunk, x) in x.chunks(size * channels).enumerate() {
+            let mut dout = Vec::with_capacity(x.len() / channels * count);
+            for (part, x) in x.chunks(AT_A_TIME * channels).enumerate() {
+                let shape = LinearShape { rows: x.len() / channels, c_in: channels, c_out: vocab.padded };
+                let (mut logits, mut losses) = (vec![bf16::ZERO; shape.output()], vec![0.0; shape.rows]);
+                linear::forward(&self.engine, &mut logits, x, wte, None, shape);
+                let targets = &targets[chunk * size + part * AT_A_TIME..];
+                let rows = LogitsRows { logits: &mut logits, losses: &mut losses, targets, vocab };
+                run(&self.engine, rows, Some(scale));
+                let columns = |row: &[bf16]| row[first..first + count].to_vec();
+                dout.extend(logits.chunks_exact(vocab.padded).flat_map(columns));
+            }
+            let whole = LinearShape { rows: x.len() / channels, c_in: channels, c_out: vocab.padded };
+            let (shape, write) =
+                (LinearShape { c_out: count, ..whole }, if chunk > 0 { Write::Add } else { write });
+            WeightGradient { dout: &dout, x, shape, write, whole }.weight(&self.engine, dwte);
+        }
+        Ok(())
+    }
+
     /// Losses and, where asked for, gradients, one chunk of rows after the other.
     fn classify(
         &self,

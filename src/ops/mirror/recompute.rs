@@ -1,5 +1,5 @@
-//! An operation from its [`Outline`] and buffers, for the audit of a step: the methods of [`Ops`], and the one
-//! place where an excerpt needs to know more than its own shape.
+//! An operation from its [`Outline`] and buffers, for the audit of a step: the methods of [`Ops`], and the
+//! one place where an excerpt needs to know more than its own shape.
 
 use super::{Mirror, MirrorBuffer};
 use crate::ops::cpu::Ids;
@@ -92,6 +92,9 @@ impl Mirror {
                     scale,
                     write,
                 }),
+            (Outline::TableGradient(gradient), [_, _, dwte, x, wte]) => {
+                self.table_gradient(&gradient, dwte, x, wte, ids)
+            }
             (
                 Outline::LayernormBackward { rows, channels, dx_write, write },
                 [dx, dweight, dbias, dout, x, weight, mean, rstd],

@@ -1,30 +1,32 @@
-//! Excerpts: a part of an operation's output, as an operation of the same kind on fewer rows, columns or heads.
+//! Excerpts: a part of an operation's output, as an operation of the same kind on fewer rows, columns or
+//! heads.
 //!
-//! That every element is summed in an order that the shape gives lets a small operation end in the bits that a
-//! large one has in this place. How each operation is cut:
+//! That every element is summed in an order that the shape gives lets a small operation end in the bits that
+//! a large one has in this place. How each operation is cut:
 //!
 //! | operation | an excerpt | reads |
 //! |---|---|---|
 //! | products, GELU | a tile of the output | its rows of one factor, its columns of the other, the whole sum |
 //! | weight gradient | a block of channels by channels, with the bias gradient | these columns of all rows |
 //! | layernorm, embedding, classifier | a block of rows | these rows; of the classifier the whole table |
+//! | the classifier's gradient of the table | some rows of it | all rows, and the whole table |
 //! | gradient of a layernorm | a block of rows of `dx`, or a block of columns of the weights | rows, or columns of all rows |
 //! | attention and its gradient | one head of one sequence | that head |
 //! | gradient of the embedding | one token of the table, or a block of positions | the rows that are added there |
-//!
-//! The classifier's gradient of the table needs every row's softmax, so no excerpt of it is smaller than the
-//! whole: none covers it.
 
 use std::ops::Range;
 
 use super::LinearShape;
-use super::outline::Outline;
+use super::outline::{Outline, TableGradient};
 use crate::ops::types::{Heads, Rows};
 
 /// Rows and columns of a tile: excerpts begin at multiples of both.
 pub const TILE_ROWS: usize = 32;
 /// See [`TILE_ROWS`].
 pub const TILE_COLUMNS: usize = 64;
+
+/// Rows of the table in an excerpt of its gradient: a multiple of [`TILE_ROWS`].
+const TABLE_ROWS: usize = 64;
 
 /// Rows and columns of a matrix, each a list of ranges: the elements where they cross, in this order, make a
 /// smaller matrix.
@@ -37,8 +39,14 @@ pub struct Pick {
 }
 
 impl Pick {
-    fn new(rows: Range<usize>, columns: Range<usize>) -> Pick {
-        Pick { rows: vec![rows], columns: vec![columns], unfinished_rows: 0 }
+    /// Neighbouring rows and columns.
+    pub fn new(rows: Range<usize>, columns: Range<usize>) -> Pick {
+        Pick::listed(vec![rows], columns)
+    }
+
+    /// Rows in a list.
+    fn listed(rows: Vec<Range<usize>>, columns: Range<usize>) -> Pick {
+        Pick { rows, columns: vec![columns], unfinished_rows: 0 }
     }
 
     /// Rows and columns of the smaller matrix.
@@ -88,9 +96,9 @@ impl Outline {
         match *self {
             // Blocks of positions of each sequence.
             Outline::Embedding { rows, .. } => rows.batch * of_rows(rows.seq),
-            Outline::Layernorm { rows, .. }
-            | Outline::ResidualLayernorm { rows, .. }
-            | Outline::Classifier { rows, .. } => of_rows(rows),
+            Outline::Layernorm { rows, .. } | Outline::ResidualLayernorm { rows, .. } => of_rows(rows),
+            Outline::Classifier { rows, vocab, .. } => of_rows(rows) + vocab.padded.div_ceil(TABLE_ROWS),
+            Outline::TableGradient(_) => 1,
             Outline::Linear { shape: s, .. } | Outline::LinearGelu { shape: s } => tiles(s.rows, s.c_out),
             Outline::Gelu { rows, channels } => tiles(rows, channels),
             Outline::Attention { rows, heads } | Outline::AttentionBackward { rows, heads } => {
@@ -103,6 +111,18 @@ impl Outline {
             Outline::LinearBackwardWeight { shape: s, .. } => of_columns(s.c_out) * of_columns(s.c_in),
             // The token of each row, and blocks of positions.
             Outline::EmbeddingBackward { rows, .. } => rows.count() + of_rows(rows.seq),
+        }
+    }
+
+    /// The share of the operation's floating-point operations whose results excerpt `index` has.
+    pub fn share(&self, index: usize) -> f64 {
+        match *self {
+            // Logits and the gradient of the input by rows, the gradient of the table by its own.
+            Outline::Classifier { rows, .. } if index < rows.div_ceil(TILE_ROWS) => {
+                2.0 / 3.0 / rows.div_ceil(TILE_ROWS) as f64
+            }
+            Outline::Classifier { vocab, .. } => 1.0 / 3.0 / vocab.padded.div_ceil(TABLE_ROWS) as f64,
+            _ => 1.0 / self.excerpts() as f64,
         }
     }
 
@@ -152,6 +172,17 @@ impl Outline {
                 let picks = [qkv.clone(), out.clone(), qkv, out, lse].map(Some);
                 plain(Outline::AttentionBackward { rows, heads }, picks)
             }
+            Outline::Classifier { rows, channels, vocab, scale, write }
+                if index >= rows.div_ceil(TILE_ROWS) =>
+            {
+                let part = block(index - rows.div_ceil(TILE_ROWS), TABLE_ROWS, vocab.padded);
+                let (first, count) = (part.start, part.len());
+                let of = |rows| Some(Pick::new(rows, 0..channels));
+                let picks = vec![None, None, of(part), of(0..rows), of(0..vocab.padded)];
+                let outline = TableGradient { rows, channels, vocab, scale, write, first, count };
+                Excerpt { outline: Outline::TableGradient(outline), picks, tokens: tokens.to_vec() }
+            }
+            Outline::TableGradient(_) => unreachable!("an excerpt is not cut again"),
             Outline::Classifier { rows, channels: c, vocab, scale, write } => {
                 let r = block(index, TILE_ROWS, rows);
                 let of_rows = |columns| Some(Pick::new(r.clone(), 0..columns));
@@ -192,11 +223,7 @@ impl Outline {
                 let positions = block(index - rows.count(), TILE_ROWS, rows.seq);
                 let sequence = |b: usize| b * rows.seq + positions.start..b * rows.seq + positions.end;
                 let small = Rows { batch: rows.batch, seq: positions.len() };
-                let dout = Pick {
-                    rows: (0..rows.batch).map(sequence).collect(),
-                    columns: vec![0..c],
-                    unfinished_rows: 0,
-                };
+                let dout = Pick::listed((0..rows.batch).map(sequence).collect(), 0..c);
                 let picks = vec![None, Some(Pick::new(positions, 0..c)), Some(dout)];
                 let outline = Outline::EmbeddingBackward { rows: small, channels: c, write };
                 Excerpt { outline, picks, tokens: vec![0; small.count()] }
@@ -227,8 +254,8 @@ impl Outline {
         plain(outline, [dx, weights.clone(), weights].into_iter().chain(reads))
     }
 
-    /// The gradient of one token's row. Rows are added in pieces of 32 of the list that is sorted by token, so
-    /// the excerpt begins with those of other tokens that share the first piece.
+    /// The gradient of one token's row. Rows are added in pieces of 32 of the list that is sorted by token,
+    /// so the excerpt begins with those of other tokens that share the first piece.
     fn of_token(&self, token: u16, tokens: &[u16]) -> Excerpt {
         const PIECE: usize = 32;
         let Outline::EmbeddingBackward { channels, write, .. } = *self else {
@@ -241,16 +268,9 @@ impl Outline {
         let listed = &sorted[first / PIECE * PIECE..end];
         let others = first % PIECE > 0;
         let row = usize::from(token)..usize::from(token) + 1;
-        let dwte = Pick {
-            rows: vec![row; 1 + usize::from(others)],
-            columns: vec![0..channels],
-            unfinished_rows: usize::from(others),
-        };
-        let dout = Pick {
-            rows: listed.iter().map(|position| *position..position + 1).collect(),
-            columns: vec![0..channels],
-            unfinished_rows: 0,
-        };
+        let rows = vec![row; 1 + usize::from(others)];
+        let dwte = Pick { unfinished_rows: usize::from(others), ..Pick::listed(rows, 0..channels) };
+        let dout = Pick::listed(listed.iter().map(|position| *position..position + 1).collect(), 0..channels);
         let rows = Rows { batch: 1, seq: listed.len() };
         let number = |position: &usize| u16::from(others && tokens[*position] == token);
         Excerpt {
@@ -313,11 +333,10 @@ fn embedding(index: usize, rows: Rows, channels: usize, tokens: &[u16]) -> Excer
     distinct.dedup();
     let number = |token: &u16| distinct.partition_point(|other| other < token) as u16;
     let numbers = tokens[of_rows.clone()].iter().map(number).collect();
-    let table = Pick {
-        rows: distinct.iter().map(|token| usize::from(*token)..usize::from(*token) + 1).collect(),
-        columns: vec![0..channels],
-        unfinished_rows: 0,
-    };
+    let table = Pick::listed(
+        distinct.iter().map(|token| usize::from(*token)..usize::from(*token) + 1).collect(),
+        0..channels,
+    );
     let outline = Outline::Embedding { rows: Rows { batch: 1, seq: positions.len() }, channels };
     let picks = [Pick::new(of_rows, 0..channels), table, Pick::new(positions, 0..channels)].map(Some);
     Excerpt { outline, picks: picks.into(), tokens: numbers }

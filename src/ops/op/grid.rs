@@ -9,8 +9,8 @@ use crate::proof::digest::LEAF_BYTES;
 /// How a matrix is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GridUnit {
-    /// Tiles of [`TILE_ROWS`] by [`TILE_COLUMNS`], row by row; those at the ends are smaller. Its own bytes are
-    /// row-major.
+    /// Tiles of [`TILE_ROWS`] by [`TILE_COLUMNS`], row by row; those at the ends are smaller. Its own bytes
+    /// are row-major.
     Tile,
     /// The leaves of the state digest: 4096 bytes of the row-major matrix.
     Leaf,

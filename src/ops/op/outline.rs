@@ -1,7 +1,7 @@
 //! Operations without their tensors: what the audit of a step (`docs/audit.md`) knows of them.
 //!
-//! An [`Outline`] is an operation's kind and shape. It says which matrices the operation reads and writes, and
-//! [`super::excerpt`] cuts it into excerpts that are operations of the same kind, but smaller.
+//! An [`Outline`] is an operation's kind and shape. It says which matrices the operation reads and writes,
+//! and [`super::excerpt`] cuts it into excerpts that are operations of the same kind, but smaller.
 
 use super::{
     AdamWUpdate, Add, AddPart, Attention, AttentionBackward, ChunkSquares, Classifier, ClassifierLoss,
@@ -14,20 +14,69 @@ use crate::ops::types::{Heads, Role, Rows, Vocab, Write};
 /// An operation of a forward or backward pass without its tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Outline {
-    Embedding { rows: Rows, channels: usize },
-    Layernorm { rows: usize, channels: usize },
-    ResidualLayernorm { rows: usize, channels: usize },
-    Linear { shape: LinearShape, bias: bool },
-    LinearGelu { shape: LinearShape },
-    Gelu { rows: usize, channels: usize },
-    Attention { rows: Rows, heads: Heads },
-    Classifier { rows: usize, channels: usize, vocab: Vocab, scale: f32, write: Write },
-    LayernormBackward { rows: usize, channels: usize, dx_write: Write, write: Write },
-    LinearBackwardInput { shape: LinearShape },
-    LinearBackwardInputGelu { shape: LinearShape },
-    LinearBackwardWeight { shape: LinearShape, bias: bool, write: Write, order: WeightOrder },
-    AttentionBackward { rows: Rows, heads: Heads },
-    EmbeddingBackward { rows: Rows, channels: usize, write: Write },
+    Embedding {
+        rows: Rows,
+        channels: usize,
+    },
+    Layernorm {
+        rows: usize,
+        channels: usize,
+    },
+    ResidualLayernorm {
+        rows: usize,
+        channels: usize,
+    },
+    Linear {
+        shape: LinearShape,
+        bias: bool,
+    },
+    LinearGelu {
+        shape: LinearShape,
+    },
+    Gelu {
+        rows: usize,
+        channels: usize,
+    },
+    Attention {
+        rows: Rows,
+        heads: Heads,
+    },
+    Classifier {
+        rows: usize,
+        channels: usize,
+        vocab: Vocab,
+        scale: f32,
+        write: Write,
+    },
+    /// Rows of the table's gradient in a classifier: an excerpt of it alone, whose matrices it has.
+    TableGradient(TableGradient),
+    LayernormBackward {
+        rows: usize,
+        channels: usize,
+        dx_write: Write,
+        write: Write,
+    },
+    LinearBackwardInput {
+        shape: LinearShape,
+    },
+    LinearBackwardInputGelu {
+        shape: LinearShape,
+    },
+    LinearBackwardWeight {
+        shape: LinearShape,
+        bias: bool,
+        write: Write,
+        order: WeightOrder,
+    },
+    AttentionBackward {
+        rows: Rows,
+        heads: Heads,
+    },
+    EmbeddingBackward {
+        rows: Rows,
+        channels: usize,
+        write: Write,
+    },
 }
 
 /// What the order of a weight gradient's sums depends on.
@@ -37,6 +86,19 @@ pub struct WeightOrder {
     pub whole: LinearShape,
     /// Whether [`super::LinearBackwardInputGelu`] wrote `dout`: it leaves sums for the bias gradient.
     pub after_gelu: bool,
+}
+
+/// Some rows of the gradient of the token table that a classifier of this shape adds up over all of its rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TableGradient {
+    pub rows: usize,
+    pub channels: usize,
+    pub vocab: Vocab,
+    pub scale: f32,
+    pub write: Write,
+    /// First row of the table, and how many.
+    pub first: usize,
+    pub count: usize,
 }
 
 /// What an operation does with one of its matrices.
@@ -87,7 +149,7 @@ impl Outline {
             Outline::LinearGelu { .. } => "linear_gelu",
             Outline::Gelu { .. } => "gelu",
             Outline::Attention { .. } => "attention",
-            Outline::Classifier { .. } => "classifier",
+            Outline::Classifier { .. } | Outline::TableGradient(_) => "classifier",
             Outline::LayernormBackward { .. } => "layernorm_backward",
             Outline::LinearBackwardInput { .. } => "linear_backward_input",
             Outline::LinearBackwardInputGelu { .. } => "linear_backward_input_gelu",
@@ -101,7 +163,7 @@ impl Outline {
     pub fn tokens(&self) -> Option<Tokens> {
         match self {
             Outline::Embedding { .. } | Outline::EmbeddingBackward { .. } => Some(Tokens::Inputs),
-            Outline::Classifier { .. } => Some(Tokens::Targets),
+            Outline::Classifier { .. } | Outline::TableGradient(_) => Some(Tokens::Targets),
             _ => None,
         }
     }
@@ -163,6 +225,13 @@ impl Outline {
                 m("losses", F32, Set, n, 1),
                 m("dx", Activation, Set, n, c),
                 m("dwte", F32, write.into(), vocab.padded, c),
+                m("x", Activation, Read, n, c),
+                m("wte", Param, Read, vocab.padded, c),
+            ],
+            Outline::TableGradient(TableGradient { rows: n, channels: c, vocab, write, count, .. }) => vec![
+                m("losses", F32, Set, n, 1),
+                m("dx", Activation, Set, n, c),
+                m("dwte", F32, write.into(), count, c),
                 m("x", Activation, Read, n, c),
                 m("wte", Param, Read, vocab.padded, c),
             ],

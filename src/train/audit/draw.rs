@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
 
-use super::super::trainer::loss_scale;
 use crate::experiment::Experiment;
 use crate::model::gpt2::MicroBatch;
 use crate::model::{Gpt2, Group, ParamSpec, Weights};
@@ -61,7 +60,7 @@ impl TracedPass {
         let mut see_nothing = |_: &mut Dry, _, _: &TracedMatrix, _: &_| Ok(());
         let mut traced = Traced::new(&mut dry, model.params.iter(), &mut see_nothing);
         let (specs, mut gradients) = (model.specs.clone(), BTreeMap::new());
-        let scale = loss_scale(experiment);
+        let scale = experiment.loss_scale();
         let whole = |ops: &mut Traced<'_, Dry>, group, grads: &mut Weights<_>| {
             release(ops, &specs, group, grads, &mut gradients)
         };
@@ -106,8 +105,8 @@ impl TracedPass {
         wanted
     }
 
-    /// The digests of token ids and matrices: what the root of the trace is made of. `hashes` are those of each
-    /// matrix's units.
+    /// The digests of token ids and matrices: what the root of the trace is made of. `hashes` are those of
+    /// each matrix's units.
     pub fn digests(&self, rows: Rows, tokens: [&[u16]; 2], hashes: &BTreeMap<usize, Vec<Hash>>) -> Vec<Hash> {
         let of_tokens = token_digests(rows, tokens);
         let matrices = self.trace.matrices.iter().enumerate();
@@ -212,12 +211,12 @@ fn numbers(key: Key, draw: usize, more: u64) -> [u64; 2] {
 
 /// A number in 0..end.
 fn below(end: u64, number: u64) -> u64 {
-    (u128::from(number) * u128::from(end) >> 64) as u64
+    ((u128::from(number) * u128::from(end)) >> 64) as u64
 }
 
 /// Draws `count` excerpts, each once in the result, rising. `head` is the ledger's before the step's entry,
-/// `root` that of the trace. Every other one is drawn by its share of the floating-point operations; the others
-/// are spread evenly over the kinds of operation, so that those come too that compute little.
+/// `root` that of the trace. Every other one is drawn by its share of the floating-point operations; the
+/// others are spread evenly over the kinds of operation, so that those come too that compute little.
 pub fn excerpts(trace: &Trace, head: &Head, root: &Hash, count: usize) -> BTreeSet<Drawn> {
     let key = stream("runner/audit/excerpts/v1", [&head.size.to_le_bytes(), &head.root.0, &root.0]);
     let mut kinds: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
@@ -260,13 +259,13 @@ pub struct ParamBlock {
 impl ParamBlock {
     /// The block of a tensor that is one row.
     pub fn pick(&self) -> Pick {
-        Pick { rows: vec![0..1], columns: vec![self.at..self.at + self.len], unfinished_rows: 0 }
+        Pick::new(0..1, self.at..self.at + self.len)
     }
 
     /// The rows of a matrix of this many columns in which the block lies.
     pub fn rows(&self, columns: usize) -> Pick {
         let rows = self.at / columns..(self.at + self.len).div_ceil(columns);
-        Pick { rows: vec![rows], columns: vec![0..columns], unfinished_rows: 0 }
+        Pick::new(rows, 0..columns)
     }
 }
 

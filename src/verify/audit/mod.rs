@@ -1,8 +1,8 @@
 //! What audits kept of a run (`docs/audit.md`), computed again in the mirror: the arithmetic of a GPU checked
 //! without one.
 //!
-//! Nothing in a file is believed. Its matrices lead to the root in the ledger's entry of the step, its state to
-//! the roots of the steps before and after; what must be in it is drawn again from the ledger; and which
+//! Nothing in a file is believed. Its matrices lead to the root in the ledger's entry of the step, its state
+//! to the roots of the steps before and after; what must be in it is drawn again from the ledger; and which
 //! operation reads what follows from the experiment.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +33,9 @@ pub struct AuditOptions {
     pub count: usize,
     pub seed: u64,
 }
+
+/// The largest `proof.audit_pieces`.
+const MOST_PIECES: usize = 1 << 16;
 
 /// What is wrong with an audit, in words.
 type Fault = String;
@@ -101,7 +104,7 @@ fn choose(mut kept: Vec<(usize, Part)>, options: AuditOptions) -> Vec<(usize, Pa
     for at in 0..options.count.min(kept.len()) {
         let [high, low, ..] = key.block_at(0, at as u64);
         let left = (kept.len() - at) as u128;
-        let number = (u128::from(high) << 32 | u128::from(low)) * left >> 64;
+        let number = ((u128::from(high) << 32 | u128::from(low)) * left) >> 64;
         kept.swap(at, at + number as usize);
     }
     kept.truncate(options.count);
@@ -182,9 +185,11 @@ impl Audited {
 
     /// The parts that the file of an entry must have.
     fn parts(&self, at: usize, opened: &Opened) -> Result<Vec<Part>, Fault> {
-        let (entry, experiment) = (&self.run.entries[at], self.experiment());
+        let entry = &self.run.entries[at];
         let Some(root) = entry.audit else { return Ok(Vec::new()) };
-        let count = experiment.proof.audit_pieces;
+        // As many as a file can have: no operation has so many excerpts.
+        let count = usize::try_from(opened.file.pieces).ok().filter(|count| *count <= MOST_PIECES);
+        let count = count.ok_or("it says that more pieces were drawn than `proof.audit_pieces` may be")?;
         let excerpts = draw::excerpts(&opened.pass.trace, &self.heads[at], &root, count);
         let mut parts: Vec<Part> = excerpts.into_iter().map(Part::Excerpt).collect();
         // A run whose ranks share the optimizer's state keeps none, as whoever checks it is told.
@@ -278,7 +283,6 @@ fn left_open(batches: u64, workers: u64) -> String {
         (true, false) => open.push("the gradients that the micro-batches before left".into()),
         _ => {}
     }
-    open.push("the classifier's gradient of the token table".into());
     open.push("the gradient's norm and the mean loss, which are the ledger's".into());
     format!("\n  left open: {}", open.join("; "))
 }

@@ -8,7 +8,6 @@ use crate::model::ParamSpec;
 use crate::ops::mirror::{Mirror, MirrorBuffer};
 use crate::ops::op::excerpt::Pick;
 use crate::ops::op::grid::Grid;
-use crate::ops::op::outline::Outline;
 use crate::ops::traced::FlowSource;
 use crate::ops::{self, Dtype, Ops, Role};
 use crate::optim::{Slot, UpdateRule, UpdateStep, learning_rate, update_rule};
@@ -87,7 +86,7 @@ impl Step<'_> {
 
     fn counter(&self, at: usize) -> Result<u64, Fault> {
         let scalar = StateTensor { name: COUNTERS[at], shape: &[], dtype: Dtype::U64 };
-        let all = Pick { rows: vec![0..1], columns: vec![0..1], unfinished_rows: 0 };
+        let all = Pick::new(0..1, 0..1);
         let bytes = self.state(0, &scalar, draw::state_grid(&[], Dtype::U64), &all)?;
         Ok(u64::from_le_bytes(bytes.try_into().expect("the eight bytes of a scalar")))
     }
@@ -152,9 +151,7 @@ impl Step<'_> {
                 ));
             }
         }
-        // An excerpt of the classifier has two of its three products.
-        let share = if let Outline::Classifier { .. } = operation.outline { 2.0 / 3.0 } else { 1.0 };
-        tally.flops += share * operation.flops as f64 / operation.outline.excerpts() as f64;
+        tally.flops += operation.outline.share(drawn.excerpt) * operation.flops as f64;
         *tally.excerpts.entry(operation.outline.name()).or_default() += 1;
         Ok(())
     }
@@ -224,7 +221,8 @@ impl Step<'_> {
         Ok(buf)
     }
 
-    /// The gradient of a block: a matrix of the micro-batch where there is one worker, else what the file says.
+    /// The gradient of a block: a matrix of the micro-batch where there is one worker, else what the file
+    /// says.
     fn gradient(&self, block: &ParamBlock, all: &BTreeSet<ParamBlock>) -> Result<Vec<u8>, Fault> {
         let size = Dtype::F32.size();
         if self.experiment.parallel.workers > 1 {

@@ -1,5 +1,5 @@
-//! A device that computes one operation wrong, in both passes alike, leaves a file that agrees with its ledger;
-//! computing again tells.
+//! A device that computes one operation wrong, in both passes alike, leaves a file that agrees with its
+//! ledger; computing again tells.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use super::*;
 use crate::data::{BatchPlan, Dataset, Prefetcher, SampleOrder};
 use crate::experiment;
 use crate::ops::Ops;
+use crate::ops::cuda::{Cuda, CudaOptions};
 use crate::ops::testing::faulty::Faulty;
 use crate::proof::{Entry, Hash};
 use crate::train::Trainer;
@@ -96,4 +97,14 @@ fn one_wrong_bit_of_one_operation_is_found_and_named_and_is_all_that_is_wrong() 
     let right = audited(Faulty(mirror()), ENOUGH, others).expect("the bits of the mirror");
     assert_eq!(right.excerpts.values().sum::<usize>(), every - 3, "three linear layers of a block");
     assert!(right.updates > 0);
+}
+
+#[test]
+#[ignore = "skipped: needs a Hopper GPU; run with --include-ignored"]
+fn what_a_gpu_leaves_of_a_step_the_mirror_computes_again_to_the_bit() {
+    let options = CudaOptions { user_plans: false, ..CudaOptions::default() };
+    let cuda = Cuda::open(&options).unwrap_or_else(|why| panic!("this test needs a Hopper GPU: {why}"));
+    let all = |_: &TracedPass, drawn: BTreeSet<Drawn>| drawn.into_iter().collect();
+    let tally = audited(cuda, ENOUGH, all).expect("the bits of the mirror");
+    assert_eq!(tally.excerpts.len(), 13, "{:?}", tally.excerpts);
 }
