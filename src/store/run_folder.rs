@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Result, StoreError, atomic, contents};
 use crate::experiment;
+use crate::proof::regular;
 
 pub(super) const LOCK: &str = ".lock";
 
@@ -226,7 +227,7 @@ pub fn run_names(root: &Path) -> Vec<String> {
 /// just starting fail. Only Linux lists its locks; elsewhere none is found.
 pub fn holder(folder: &Path) -> Option<u32> {
     let path = folder.join(LOCK);
-    let pid: u32 = fs::read_to_string(&path).ok()?.trim().parse().ok()?;
+    let pid: u32 = String::from_utf8(regular::read(&path).ok()?).ok()?.trim().parse().ok()?;
     let inode = inode(&path)?;
     let locks = fs::read_to_string("/proc/locks").ok()?;
     // `1: FLOCK  ADVISORY  WRITE 26025 fe:00:10133511 0 EOF`; the device's numbers differ on some file
