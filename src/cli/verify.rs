@@ -9,7 +9,7 @@ use super::reporter::reporter;
 use super::{exit, streams};
 use crate::run::{find, require_usage};
 use crate::units;
-use crate::verify::expect::Expected;
+use crate::verify::expect::Anchor;
 use crate::verify::{Check, Checks, Status, files, rebuild, replay, twice};
 
 /// Check a run to the byte, or that an experiment repeats.
@@ -92,7 +92,7 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
             twice::Options { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
         return twice::verify(experiment, &options, checks);
     }
-    let expected = args.expect.as_deref().map(Expected::read).transpose()?;
+    let expected = args.expect.as_deref().map(Anchor::read).transpose()?;
     let folder = find::find(args.what.as_deref(), &args.runs)?;
     if args.rebuild {
         rebuild::rebuild(&folder, checks)?;

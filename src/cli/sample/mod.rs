@@ -12,7 +12,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::reporter::reporter;
-use super::streams::{self, Foreign, say};
+use super::streams::{self, Unstyled, say};
 use crate::data::Tokenizer;
 use crate::eval::parameters;
 use crate::generate::{self, Sampling, Texts, generate};
@@ -135,7 +135,7 @@ fn write<O: Ops>(mut ops: O, model: LoadedModel, request: &Request) -> anyhow::R
     }
 
     let numbers: Vec<u64> = (0..request.samples as u64).collect();
-    let mut page = Page::new(request, tokenizer, Foreign::stdout());
+    let mut page = Page::new(request, tokenizer, Unstyled::stdout());
     let started = Instant::now();
     let texts =
         Texts { prompt: &prompt, count: request.tokens, numbers: &numbers, sampling: &request.sampling };
