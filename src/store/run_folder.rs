@@ -32,9 +32,10 @@ impl RunPaths {
         &self.folder
     }
 
-    /// The run's name: that of its folder.
+    /// The run's name: that of its folder, also where that is the working folder (`.`).
     pub fn name(&self) -> String {
-        self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        let folder = std::path::absolute(&self.folder).unwrap_or_else(|_| self.folder.clone());
+        folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// The resolved configuration.
@@ -323,6 +324,14 @@ mod tests {
         fs::write(run.paths.experiment(), "name = 'quickstart'").unwrap();
         save(&run.paths.checkpoints(), &state(3), &facts(3)).unwrap();
         run
+    }
+
+    #[test]
+    fn a_run_is_called_as_its_folder_is_also_from_within() {
+        let here = std::env::current_dir().unwrap();
+        let own = here.file_name().unwrap().to_string_lossy().into_owned();
+        assert_eq!(RunPaths::new(Path::new(".")).name(), own);
+        assert_eq!(RunPaths::new(Path::new("runs/a/")).name(), "a");
     }
 
     #[test]

@@ -138,16 +138,4 @@ mod tests {
         }
         assert_eq!(LastState::of(&[("w", Dtype::F32, 0, &[0; 4000])]), LastState::Finite);
     }
-
-    /// Prints the rate, in bytes a second.
-    #[test]
-    #[ignore = "skipped: needs 4 GiB of memory"]
-    fn the_rate_at_which_a_state_is_looked_through() {
-        let bytes = vec![0x3f_u8; 1 << 30];
-        let parts: Vec<StateBytes<'_>> = (0..4).map(|_| ("w", Dtype::F32, 0, &bytes[..])).collect();
-        let started = std::time::Instant::now();
-        assert_eq!(LastState::of(&parts), LastState::Finite);
-        let rate = 4.0 * bytes.len() as f64 / started.elapsed().as_secs_f64();
-        println!("{:.1} GB/s", rate / 1e9);
-    }
 }
