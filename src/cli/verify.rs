@@ -10,7 +10,7 @@ use super::{exit, streams};
 use crate::run::{find, require_usage};
 use crate::units;
 use crate::verify::audit::{self, AuditOptions};
-use crate::verify::expect::ExpectedOutcome;
+use crate::verify::expect::Anchor;
 use crate::verify::{Check, Checks, Status, files, rebuild, replay, twice};
 
 /// Check a run to the byte, or that an experiment repeats.
@@ -105,7 +105,7 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
             twice::TwiceOptions { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
         return twice::verify(experiment, &options, checks);
     }
-    let expected = args.expect.as_deref().map(ExpectedOutcome::read).transpose()?;
+    let expected = args.expect.as_deref().map(Anchor::read).transpose()?;
     let folder = find::find(args.what.as_deref(), &args.runs)?;
     if args.rebuild {
         rebuild::rebuild(&folder, checks)?;

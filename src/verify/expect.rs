@@ -11,12 +11,13 @@ use super::files::WholeRun;
 use super::golden::Golden;
 use crate::proof::Hash;
 use crate::proof::lock::{Difference, Lock, differences};
+use crate::run::error::refuse_lock;
 use crate::run::lock::list;
 use crate::run::{UsageError, require_usage};
 use crate::units;
 
 /// What a run must have come to.
-pub enum ExpectedOutcome {
+pub enum Anchor {
     /// The head of its ledger, or a state root.
     Hash(Hash),
     /// The numerics and outputs of a lock.
@@ -25,14 +26,14 @@ pub enum ExpectedOutcome {
     Golden(PathBuf, Golden),
 }
 
-impl ExpectedOutcome {
+impl Anchor {
     /// A hash as 64 hexadecimal digits, or the path of a lock or of golden roots.
     ///
     /// # Errors
     /// It is neither a hash nor a file that is there, or the file is damaged or neither of the two.
-    pub fn read(what: &Path) -> anyhow::Result<ExpectedOutcome> {
+    pub fn read(what: &Path) -> anyhow::Result<Anchor> {
         if let Some(hash) = what.to_str().and_then(|text| text.parse().ok()) {
-            return Ok(ExpectedOutcome::Hash(hash));
+            return Ok(Anchor::Hash(hash));
         }
         require_usage(what.is_file(), || {
             format!(
@@ -48,9 +49,9 @@ impl ExpectedOutcome {
             ))
         })?;
         if text.contains("format = \"runner/lock/") {
-            return Ok(ExpectedOutcome::Lock(what.into(), Box::new(Lock::parse(what, &text)?)));
+            return Ok(Anchor::Lock(what.into(), Box::new(Lock::parse(what, &text).map_err(refuse_lock)?)));
         }
-        Ok(ExpectedOutcome::Golden(what.into(), Golden::parse(what, &text)?))
+        Ok(Anchor::Golden(what.into(), Golden::parse(what, &text)?))
     }
 
     /// Compares a run whose files are whole.
@@ -64,8 +65,8 @@ impl ExpectedOutcome {
     /// What agrees, or what differs.
     fn compare(&self, run: &WholeRun) -> Result<String, String> {
         match self {
-            ExpectedOutcome::Hash(hash) => of_hash(*hash, run),
-            ExpectedOutcome::Lock(path, lock) => {
+            Anchor::Hash(hash) => of_hash(*hash, run),
+            Anchor::Lock(path, lock) => {
                 let numerics = differences(&lock.numerics, &run.lock.numerics);
                 // A lock without outputs, or with those of an older program, expects less.
                 let outputs = differences(&lock.outputs, &run.lock.outputs);
@@ -81,7 +82,7 @@ impl ExpectedOutcome {
                     false => Err(format!("not what `{}` locks:{}", path.display(), list(&changed))),
                 }
             }
-            ExpectedOutcome::Golden(path, golden) => match golden.mismatch(&run.entries, &run.manifests) {
+            Anchor::Golden(path, golden) => match golden.mismatch(&run.entries, &run.manifests) {
                 None => Ok(format!("the roots are those of `{}`", path.display())),
                 Some(why) => Err(format!("not the roots of `{}`: {why}", path.display())),
             },

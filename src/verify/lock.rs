@@ -23,10 +23,8 @@ pub(super) fn read(paths: &RunPaths, newest: Option<&Manifest>, checks: &mut Che
         Err(why) => {
             // The newest checkpoint has a copy of the numerics, which may show the changed field.
             let damaged = matches!(&why, LockError::TableDiffers { table: "numerics", .. });
-            let content = std::fs::read_to_string(&path)
-                .ok()
-                .filter(|_| damaged)
-                .and_then(|text| Lock::parse_unchecked(&text));
+            let text = damaged.then(|| std::fs::read_to_string(&path).ok()).flatten();
+            let content = text.and_then(|text| Lock::parse_unchecked(&text));
             let fields = newest.zip(content).map_or(String::new(), |(manifest, content)| {
                 lock::list(&differences(&manifest.numerics, &content.numerics))
             });
