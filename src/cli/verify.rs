@@ -23,7 +23,12 @@ pub struct Args {
     #[arg(long, value_name = "A..B", value_parser = parse_range, conflicts_with = "twice")]
     replay: Option<(u64, u64)>,
     /// Compute N of the parts that the run's audits kept again, on this CPU.
-    #[arg(long, value_name = "N", conflicts_with_all = ["twice", "replay"], value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(
+        long,
+        value_name = "N",
+        conflicts_with_all = ["twice", "replay"],
+        value_parser = clap::value_parser!(u32).range(1..),
+    )]
     audit: Option<u32>,
     /// With `--audit`: which N; another number draws others.
     #[arg(long, value_name = "S", requires = "audit", default_value_t = 0)]

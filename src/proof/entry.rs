@@ -98,7 +98,8 @@ pub struct Entry {
     pub events: Vec<String>,
     /// What was measured before the step; none in an entry of version 1, which does not say.
     pub evaluation: Option<Evaluation>,
-    /// Root of what was computed in the step's audited micro-batch (`docs/audit.md`), in the step of an audit.
+    /// Root of what was computed in the step's audited micro-batch (`docs/audit.md`), in the step of an
+    /// audit.
     pub audit: Option<Hash>,
 }
 

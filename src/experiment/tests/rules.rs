@@ -124,7 +124,8 @@ fn epochs_become_steps_when_the_data_are_open() {
     assert_eq!(back.experiment, loaded.experiment);
 }
 
-/// Training computes in 32 bits: a number that becomes infinite, 0 or 1 there is another one than was asked for.
+/// Training computes in 32 bits: a number that becomes infinite, 0 or 1 there is another one than was asked
+/// for.
 #[test]
 fn a_number_that_no_32_bit_float_holds_is_refused() {
     for (set, says) in [

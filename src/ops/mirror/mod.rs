@@ -77,8 +77,8 @@ impl Mirror {
         self.engine.threads
     }
 
-    /// Those threads. Who calls operations from one of them does not wake the pool for each: some 600 times in
-    /// a step of the quick start.
+    /// Those threads. Who calls operations from one of them does not wake the pool for each: some 600 times
+    /// in a step of the quick start.
     pub fn pool(&self) -> Arc<rayon::ThreadPool> {
         Arc::clone(&self.engine.pool)
     }

@@ -38,11 +38,11 @@ pub struct AuditOptions {
 const MOST_PIECES: usize = 1 << 16;
 
 /// What is wrong with an audit, in words.
-type Fault = String;
+type AuditFault = String;
 
 /// One part that an audit kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Part {
+enum AuditPart {
     Excerpt(Drawn),
     Update(ParamBlock),
 }
@@ -62,19 +62,23 @@ struct Audited {
 pub fn verify(run: WholeRun, options: AuditOptions, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     if !locked::is_mirrored(&run.lock.numerics) {
         return Err(UsageError(
-            "the mirror does not have the arithmetic of this run\n  hint: `runner verify RUN --replay A..B` checks it on its own device".into(),
+            "the mirror does not have the arithmetic of this run\n  hint: `runner verify RUN --replay A..B` \
+             checks it on its own device"
+                .into(),
         )
         .into());
     }
     let steps: Vec<usize> = (0..run.entries.len()).filter(|at| run.entries[*at].audit.is_some()).collect();
     if steps.is_empty() {
         return Err(UsageError(
-            "the run was not audited while it trained, so nothing was kept to compute again\n  hint: set `proof.audit_every`, such as to 1000, when a run starts".into(),
+            "the run was not audited while it trained, so nothing was kept to compute again\n  hint: set \
+             `proof.audit_every`, such as to 1000, when a run starts"
+                .into(),
         )
         .into());
     }
     let mut audited = Audited::of(run)?;
-    let mut kept: Vec<(usize, Part)> = Vec::new();
+    let mut kept: Vec<(usize, AuditPart)> = Vec::new();
     for at in &steps {
         match audited.open(*at).and_then(|opened| audited.parts(*at, &opened)) {
             Ok(parts) => kept.extend(parts.into_iter().map(|part| (*at, part))),
@@ -88,7 +92,8 @@ pub fn verify(run: WholeRun, options: AuditOptions, checks: &mut Checks<'_>) -> 
     let chosen = choose(kept, options);
     let mut tally = Tally::default();
     for at in chosen.iter().map(|(at, _)| *at).collect::<BTreeSet<_>>() {
-        let parts: Vec<Part> = chosen.iter().filter(|(of, _)| *of == at).map(|(_, part)| *part).collect();
+        let parts: Vec<AuditPart> =
+            chosen.iter().filter(|(of, _)| *of == at).map(|(_, part)| *part).collect();
         if let Err(fault) = audited.check(at, &parts, &mut tally) {
             checks.failed(&format!("audit of step {}", audited.run.entries[at].step), fault);
             return Ok(());
@@ -99,7 +104,7 @@ pub fn verify(run: WholeRun, options: AuditOptions, checks: &mut Checks<'_>) -> 
 }
 
 /// `count` of the parts, by the seed, in the order in which they were kept.
-fn choose(mut kept: Vec<(usize, Part)>, options: AuditOptions) -> Vec<(usize, Part)> {
+fn choose(mut kept: Vec<(usize, AuditPart)>, options: AuditOptions) -> Vec<(usize, AuditPart)> {
     let key = Key::new(options.seed, "verify --audit");
     for at in 0..options.count.min(kept.len()) {
         let [high, low, ..] = key.block_at(0, at as u64);
@@ -113,7 +118,7 @@ fn choose(mut kept: Vec<(usize, Part)>, options: AuditOptions) -> Vec<(usize, Pa
 }
 
 /// A file whose digests are the ledger's, and the pass that it is of.
-struct Opened {
+struct OpenedAudit {
     file: AuditFile,
     pass: TracedPass,
 }
@@ -144,7 +149,7 @@ impl Audited {
     }
 
     /// Reads the file of an entry and holds its digests to the ledger.
-    fn open(&self, at: usize) -> Result<Opened, Fault> {
+    fn open(&self, at: usize) -> Result<OpenedAudit, AuditFault> {
         let entry = &self.run.entries[at];
         let path = audit::path(&self.run.paths, entry.step);
         let file = AuditFile::read(&path).map_err(|why| why.to_string())?;
@@ -180,28 +185,28 @@ impl Audited {
         if file.trace[..2] != draw::token_digests(rows, [&file.inputs, &file.targets]) {
             return Err("the tokens are not those of the digest in the ledger".into());
         }
-        Ok(Opened { file, pass })
+        Ok(OpenedAudit { file, pass })
     }
 
     /// The parts that the file of an entry must have.
-    fn parts(&self, at: usize, opened: &Opened) -> Result<Vec<Part>, Fault> {
+    fn parts(&self, at: usize, opened: &OpenedAudit) -> Result<Vec<AuditPart>, AuditFault> {
         let entry = &self.run.entries[at];
         let Some(root) = entry.audit else { return Ok(Vec::new()) };
         // As many as a file can have: no operation has so many excerpts.
         let count = usize::try_from(opened.file.pieces).ok().filter(|count| *count <= MOST_PIECES);
         let count = count.ok_or("it says that more pieces were drawn than `proof.audit_pieces` may be")?;
         let excerpts = draw::excerpts(&opened.pass.trace, &self.heads[at], &root, count);
-        let mut parts: Vec<Part> = excerpts.into_iter().map(Part::Excerpt).collect();
+        let mut parts: Vec<AuditPart> = excerpts.into_iter().map(AuditPart::Excerpt).collect();
         // A run whose ranks share the optimizer's state keeps none, as whoever checks it is told.
         if entry.action == Action::Update && !opened.file.tensors[1].is_empty() {
-            parts.extend(self.blocks(at).into_iter().map(Part::Update));
+            parts.extend(self.blocks(at).into_iter().map(AuditPart::Update));
         }
         Ok(parts)
     }
 
     /// Checks parts of one step.
-    fn check(&mut self, at: usize, parts: &[Part], tally: &mut Tally) -> Result<(), Fault> {
-        let Opened { file, pass } = self.open(at)?;
+    fn check(&mut self, at: usize, parts: &[AuditPart], tally: &mut Tally) -> Result<(), AuditFault> {
+        let OpenedAudit { file, pass } = self.open(at)?;
         let (specs, blocks) = (self.specs.clone(), self.blocks(at));
         let step = Step {
             entry: &self.run.entries[at],
@@ -214,8 +219,8 @@ impl Audited {
         step.tokens(self.run.data.as_ref(), tally)?;
         for part in parts {
             match part {
-                Part::Excerpt(drawn) => step.excerpt(&mut self.mirror, *drawn, tally)?,
-                Part::Update(block) => step.update(&mut self.mirror, block, &blocks, tally)?,
+                AuditPart::Excerpt(drawn) => step.excerpt(&mut self.mirror, *drawn, tally)?,
+                AuditPart::Update(block) => step.update(&mut self.mirror, block, &blocks, tally)?,
             }
         }
         tally.flops_of_batches += pass.trace.operations.iter().map(|it| it.flops as f64).sum::<f64>();
@@ -264,7 +269,9 @@ impl Tally {
         checks.passed(
             "audit",
             format!(
-                "{checked} of {kept} parts that {steps} steps kept; 1 in {} of the floating-point operations of their micro-batches, which are 1 in {batches} of a step; a fault in 1 % of the parts drawn so would have been missed with a probability of {missed:.1} %{}",
+                "{checked} of {kept} parts that {steps} steps kept; 1 in {} of the floating-point \
+                 operations of their micro-batches, which are 1 in {batches} of a step; a fault in 1 % of \
+                 the parts drawn so would have been missed with a probability of {missed:.1} %{}",
                 one_in(self.flops / self.flops_of_batches),
                 left_open(batches, workers),
             ),
