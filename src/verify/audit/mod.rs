@@ -38,11 +38,11 @@ pub struct AuditOptions {
 const MOST_PIECES: usize = 1 << 16;
 
 /// What is wrong with an audit, in words.
-type Fault = String;
+type AuditFault = String;
 
 /// One part that an audit kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Part {
+enum KeptPart {
     Excerpt(Drawn),
     Update(ParamBlock),
 }
@@ -74,7 +74,7 @@ pub fn verify(run: WholeRun, options: AuditOptions, checks: &mut Checks<'_>) -> 
         .into());
     }
     let mut audited = Audited::of(run)?;
-    let mut kept: Vec<(usize, Part)> = Vec::new();
+    let mut kept: Vec<(usize, KeptPart)> = Vec::new();
     for at in &steps {
         match audited.open(*at).and_then(|opened| audited.parts(*at, &opened)) {
             Ok(parts) => kept.extend(parts.into_iter().map(|part| (*at, part))),
@@ -88,7 +88,7 @@ pub fn verify(run: WholeRun, options: AuditOptions, checks: &mut Checks<'_>) -> 
     let chosen = choose(kept, options);
     let mut tally = Tally::default();
     for at in chosen.iter().map(|(at, _)| *at).collect::<BTreeSet<_>>() {
-        let parts: Vec<Part> = chosen.iter().filter(|(of, _)| *of == at).map(|(_, part)| *part).collect();
+        let parts: Vec<KeptPart> = chosen.iter().filter(|(of, _)| *of == at).map(|(_, part)| *part).collect();
         if let Err(fault) = audited.check(at, &parts, &mut tally) {
             checks.failed(&format!("audit of step {}", audited.run.entries[at].step), fault);
             return Ok(());
@@ -99,7 +99,7 @@ pub fn verify(run: WholeRun, options: AuditOptions, checks: &mut Checks<'_>) -> 
 }
 
 /// `count` of the parts, by the seed, in the order in which they were kept.
-fn choose(mut kept: Vec<(usize, Part)>, options: AuditOptions) -> Vec<(usize, Part)> {
+fn choose(mut kept: Vec<(usize, KeptPart)>, options: AuditOptions) -> Vec<(usize, KeptPart)> {
     let key = Key::new(options.seed, "verify --audit");
     for at in 0..options.count.min(kept.len()) {
         let [high, low, ..] = key.block_at(0, at as u64);
@@ -113,7 +113,7 @@ fn choose(mut kept: Vec<(usize, Part)>, options: AuditOptions) -> Vec<(usize, Pa
 }
 
 /// A file whose digests are the ledger's, and the pass that it is of.
-struct Opened {
+struct OpenedAudit {
     file: AuditFile,
     pass: TracedPass,
 }
@@ -144,7 +144,7 @@ impl Audited {
     }
 
     /// Reads the file of an entry and holds its digests to the ledger.
-    fn open(&self, at: usize) -> Result<Opened, Fault> {
+    fn open(&self, at: usize) -> Result<OpenedAudit, AuditFault> {
         let entry = &self.run.entries[at];
         let path = audit::path(&self.run.paths, entry.step);
         let file = AuditFile::read(&path).map_err(|why| why.to_string())?;
@@ -180,28 +180,28 @@ impl Audited {
         if file.trace[..2] != draw::token_digests(rows, [&file.inputs, &file.targets]) {
             return Err("the tokens are not those of the digest in the ledger".into());
         }
-        Ok(Opened { file, pass })
+        Ok(OpenedAudit { file, pass })
     }
 
     /// The parts that the file of an entry must have.
-    fn parts(&self, at: usize, opened: &Opened) -> Result<Vec<Part>, Fault> {
+    fn parts(&self, at: usize, opened: &OpenedAudit) -> Result<Vec<KeptPart>, AuditFault> {
         let entry = &self.run.entries[at];
         let Some(root) = entry.audit else { return Ok(Vec::new()) };
         // As many as a file can have: no operation has so many excerpts.
         let count = usize::try_from(opened.file.pieces).ok().filter(|count| *count <= MOST_PIECES);
         let count = count.ok_or("it says that more pieces were drawn than `proof.audit_pieces` may be")?;
         let excerpts = draw::excerpts(&opened.pass.trace, &self.heads[at], &root, count);
-        let mut parts: Vec<Part> = excerpts.into_iter().map(Part::Excerpt).collect();
+        let mut parts: Vec<KeptPart> = excerpts.into_iter().map(KeptPart::Excerpt).collect();
         // A run whose ranks share the optimizer's state keeps none, as whoever checks it is told.
         if entry.action == Action::Update && !opened.file.tensors[1].is_empty() {
-            parts.extend(self.blocks(at).into_iter().map(Part::Update));
+            parts.extend(self.blocks(at).into_iter().map(KeptPart::Update));
         }
         Ok(parts)
     }
 
     /// Checks parts of one step.
-    fn check(&mut self, at: usize, parts: &[Part], tally: &mut Tally) -> Result<(), Fault> {
-        let Opened { file, pass } = self.open(at)?;
+    fn check(&mut self, at: usize, parts: &[KeptPart], tally: &mut Tally) -> Result<(), AuditFault> {
+        let OpenedAudit { file, pass } = self.open(at)?;
         let (specs, blocks) = (self.specs.clone(), self.blocks(at));
         let step = Step {
             entry: &self.run.entries[at],
@@ -214,8 +214,8 @@ impl Audited {
         step.tokens(self.run.data.as_ref(), tally)?;
         for part in parts {
             match part {
-                Part::Excerpt(drawn) => step.excerpt(&mut self.mirror, *drawn, tally)?,
-                Part::Update(block) => step.update(&mut self.mirror, block, &blocks, tally)?,
+                KeptPart::Excerpt(drawn) => step.excerpt(&mut self.mirror, *drawn, tally)?,
+                KeptPart::Update(block) => step.update(&mut self.mirror, block, &blocks, tally)?,
             }
         }
         tally.flops_of_batches += pass.trace.operations.iter().map(|it| it.flops as f64).sum::<f64>();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Fault, Tally};
+use super::{AuditFault, Tally};
 use crate::experiment::Experiment;
 use crate::model::ParamSpec;
 use crate::ops::mirror::{Mirror, MirrorBuffer};
@@ -34,7 +34,7 @@ fn shown<'a>(
     grid: &Grid,
     pick: &Pick,
     digest: impl Fn(&Hash) -> bool,
-) -> Result<&'a BTreeMap<usize, Vec<u8>>, Fault> {
+) -> Result<&'a BTreeMap<usize, Vec<u8>>, AuditFault> {
     let opening = opening.ok_or_else(|| format!("`{name}` was drawn, and nothing of it was kept"))?;
     if let Some(missing) = grid.wanted(pick).into_iter().find(|unit| !opening.units.contains_key(unit)) {
         return Err(format!("part {missing} of `{name}` was drawn, and was not kept"));
@@ -55,7 +55,7 @@ fn shown<'a>(
 
 impl Step<'_> {
     /// The part of a matrix that an excerpt reads or has written.
-    fn matrix(&self, number: usize, pick: &Pick) -> Result<Vec<u8>, Fault> {
+    fn matrix(&self, number: usize, pick: &Pick) -> Result<Vec<u8>, AuditFault> {
         let matrix = &self.pass.trace.matrices[number];
         let grid = draw::grid(matrix);
         let recorded = self.file.trace[2 + number];
@@ -64,14 +64,14 @@ impl Step<'_> {
         Ok(grid.gather(pick, units))
     }
 
-    /// Part of a tensor of the state before (0) or after (1) the step; `grid` may lay it out as one row.
+    /// KeptPart of a tensor of the state before (0) or after (1) the step; `grid` may lay it out as one row.
     fn state(
         &self,
         when: usize,
         tensor: &StateTensor<'_>,
         grid: Grid,
         pick: &Pick,
-    ) -> Result<Vec<u8>, Fault> {
+    ) -> Result<Vec<u8>, AuditFault> {
         let StateTensor { name, shape, dtype } = *tensor;
         let at =
             self.names.binary_search_by(|other| other.as_str().cmp(name)).expect("a tensor of the state");
@@ -84,7 +84,7 @@ impl Step<'_> {
         Ok(grid.gather(pick, units))
     }
 
-    fn counter(&self, at: usize) -> Result<u64, Fault> {
+    fn counter(&self, at: usize) -> Result<u64, AuditFault> {
         let scalar = StateTensor { name: COUNTERS[at], shape: &[], dtype: Dtype::U64 };
         let all = Pick::new(0..1, 0..1);
         let bytes = self.state(0, &scalar, draw::state_grid(&[], Dtype::U64), &all)?;
@@ -92,7 +92,7 @@ impl Step<'_> {
     }
 
     /// Whether the tokens are those of the data, where they are here.
-    pub fn tokens(&self, data: Option<&Data>, tally: &mut Tally) -> Result<(), Fault> {
+    pub fn tokens(&self, data: Option<&Data>, tally: &mut Tally) -> Result<(), AuditFault> {
         let Some(data) = data else { return Ok(()) };
         let offset = self.counter(1)?;
         let read = || -> anyhow::Result<_> {
@@ -112,7 +112,7 @@ impl Step<'_> {
     }
 
     /// Computes an excerpt again.
-    pub fn excerpt(&self, mirror: &mut Mirror, drawn: Drawn, tally: &mut Tally) -> Result<(), Fault> {
+    pub fn excerpt(&self, mirror: &mut Mirror, drawn: Drawn, tally: &mut Tally) -> Result<(), AuditFault> {
         let operation = &self.pass.trace.operations[drawn.operation];
         let tokens = self.pass.tokens(drawn.operation, &self.file.inputs, &self.file.targets);
         let excerpt = operation.outline.excerpt(drawn.excerpt, tokens);
@@ -163,7 +163,7 @@ impl Step<'_> {
         block: &ParamBlock,
         all: &BTreeSet<ParamBlock>,
         tally: &mut Tally,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), AuditFault> {
         let spec = self.specs[block.parameter];
         let tensors = updated(self.experiment, spec);
         let tensor = |when: usize, at: usize| {
@@ -223,7 +223,7 @@ impl Step<'_> {
 
     /// The gradient of a block: a matrix of the micro-batch where there is one worker, else what the file
     /// says.
-    fn gradient(&self, block: &ParamBlock, all: &BTreeSet<ParamBlock>) -> Result<Vec<u8>, Fault> {
+    fn gradient(&self, block: &ParamBlock, all: &BTreeSet<ParamBlock>) -> Result<Vec<u8>, AuditFault> {
         let size = Dtype::F32.size();
         if self.experiment.parallel.workers > 1 {
             let at = all.iter().position(|other| other == block);

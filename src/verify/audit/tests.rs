@@ -23,7 +23,7 @@ fn audited<O: Ops>(
     ops: O,
     pieces: usize,
     parts: impl Fn(&TracedPass, BTreeSet<Drawn>) -> Vec<Drawn>,
-) -> Result<Tally, Fault> {
+) -> Result<Tally, AuditFault> {
     let set = [format!("proof.audit_pieces={pieces}")];
     let experiment = experiment::load_text("t", TEXT, &set).expect("a whole experiment").experiment;
     let data =
