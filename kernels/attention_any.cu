@@ -2,8 +2,8 @@
 // that attention_forward.cu is not written for. Plain, and no faster than it must be; all arithmetic is
 // float.
 //
-//   S = Q K^T / sqrt(HS),  out = softmax(S) V,  lse[q] = ln sum_k exp(S[q][k]),
-//   S[q][k] = -infinity for k > q
+//   S = Q K^T / sqrt(HS),  S[q][k] = -infinity for k > q
+//   out = softmax(S) V,    lse[q] = ln sum_k exp(S[q][k])
 //   P = exp(S - lse),  D[q] = sum_d dout[q][d] out[q][d],  dP = dout V^T,  dS = P (dP - D)
 //   dQ = dS K / sqrt(HS),  dK = dS^T Q / sqrt(HS),  dV = P^T dout
 //

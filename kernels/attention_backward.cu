@@ -11,7 +11,7 @@
 // Launch of attention_backward_key: grid (ceil(T / 64), B*NH, 1), block 128;
 //   dynamic shared memory (2*64 + 4*32) * (2*HS + 16) + 16*32 bytes.
 //
-// The trick: no sum crosses a warp, so there is nothing to order. dQ is summed by the warp that owns the
+// Method: no sum crosses a warp, so there is nothing to order. dQ is summed by the warp that owns the
 // query rows, dK and dV by the warp that owns the key rows; the price is S and dP computed twice (seven
 // products instead of five). The second kernel computes S^T and dP^T, so that P^T and dS^T already have the
 // layout of a left operand; scores never leave registers in either.

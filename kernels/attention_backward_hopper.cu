@@ -7,12 +7,14 @@
 // tensor map; lse (B,NH,T) f32; rows (B,NH,2,ceil(T/64)*64) f32, scratch: the first kernel sets -lse*sqrt(HS)
 // and -D of each row, zeros past T, and the second reads them. Any T >= 1.
 //
-// Launch of attention_backward_query: grid (ceil(T / R), B*NH, 1), block 128*G, R = 64*G; head size 64: G =
-//   2, N = 4; head size 128: G = 3, N = 3; dynamic shared memory 2*HS*(2*R + 2*N*64) + 8*(1 + 2*N) bytes.
-// Launch of attention_backward_key: grid (ceil(T / 64), B*NH, 1), block 128; N = 3 for head size 64, 2 for
-//   128; dynamic shared memory 2*HS*(2*64 + 2*N*64) + 8*N*64 + 8*(1 + 2*N) bytes.
+// Launch of attention_backward_query: grid (ceil(T / R), B*NH, 1), block 128*G, R = 64*G;
+//   G = 2 and N = 4 for head size 64, G = 3 and N = 3 for 128;
+//   dynamic shared memory 2*HS*(2*R + 2*N*64) + 8*(1 + 2*N) bytes.
+// Launch of attention_backward_key: grid (ceil(T / 64), B*NH, 1), block 128;
+//   N = 3 for head size 64, 2 for 128;
+//   dynamic shared memory 2*HS*(2*64 + 2*N*64) + 8*N*64 + 8*(1 + 2*N) bytes.
 //
-// The trick: no sum crosses a warpgroup, so there is nothing to order. dQ is summed by the warpgroup that
+// Method: no sum crosses a warpgroup, so there is nothing to order. dQ is summed by the warpgroup that
 // owns 64 query rows, dK and dV by the one that owns 64 key rows; the price is S and dP computed twice (seven
 // products instead of five). The second kernel computes S^T and dP^T, so that P^T and dS^T already have the
 // layout of a left operand in registers, and its accumulators start from the row statistics instead of zero:

@@ -8,7 +8,7 @@
 // Launch: grid (ceil(T / ROWS), B*NH, 1), block 128, with ROWS = 128 for head size 64, else 64;
 // dynamic shared memory (ROWS + 4*64) * (2*HS + 16) bytes. The longest rows of a head start first.
 //
-// The trick: scores never leave registers. Each of four warps owns 16*M query rows and walks the keys in
+// Method: scores never leave registers. Each of four warps owns 16*M query rows and walks the keys in
 // ascending tiles of 64, keeping a running maximum and sum of every row; the accumulators of S, rounded to
 // bf16, have the layout of the left operand of the product with V. K and V of the next tile
 // arrive by cp.async while this one is multiplied.

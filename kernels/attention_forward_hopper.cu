@@ -8,7 +8,7 @@
 // Launch: grid (ceil(T / R), B*NH, 1), block 128*G, R = 64*G, G = 2 for head size 64 and 3 for 128;
 // dynamic shared memory 2*HS*(R + 8*64) + 104 bytes. The longest rows of a head start first.
 //
-// The trick: a warpgroup owns 64 query rows and walks the keys in ascending tiles. The product of this tile's
+// Method: a warpgroup owns 64 query rows and walks the keys in ascending tiles. The product of this tile's
 // probabilities with V and the scores of the next tile are started together, so that a warpgroup waits for
 // the matrix unit once a tile, and the other warpgroups of the multiprocessor fill its time in the
 // exponentials. One thread keeps TMA up to four tiles ahead; no warp is spent on that alone.

@@ -1,5 +1,5 @@
 // The warpgroup matrix instructions of sm_90a that attention uses, one function a shape. Each is
-// asynchronous: see wgmma_fence, wgmma_commit and wgmma_wait in attention_hopper.cuh.
+// asynchronous: see wgmma_fence, wgmma_commit and wgmma_wait in hopper.cuh.
 #pragma once
 
 namespace attention {

@@ -4,7 +4,7 @@
 //   backward   dwpe[t,:]  (=|+=) sum over b of dout[b,t,:]      float, in order of b
 //              dwte[v,:]  +=     sum over ids[i]==v of dout[i,:] float, in order of i
 //
-// The trick of the token gradient: positions are sorted by token with a stable radix sort (two passes of
+// The token gradient: positions are sorted by token with a stable radix sort (two passes of
 // 8 bits, no atomics), so that each token's positions lie together and ascend. The sorted list is then cut
 // into pieces of 32 positions, whatever tokens they hold: all pieces cost the same, so a token that
 // occurs thousands of times is spread over the machine. A token that lies inside one piece is added to dwte
@@ -162,8 +162,8 @@ constexpr u32 PIECE = 32;  // sorted positions a block
 
 struct TokenGradArgs {
     float* dwte;        // (V, C), added to
-    float*
-        partials;  // (2, pieces, C): of the token that began before the piece; of the one that ends after it
+    // (2, pieces, C): of the token that began before the piece; of the one that ends after it
+    float* partials;
     const act_t* dout;  // (n, C)
     const u16* ids;     // (n)
     const u32* sorted;  // (n) positions by token, then by position

@@ -198,7 +198,8 @@ pub fn conclude(trained: Trained, json: bool) -> anyhow::Result<Ending> {
         Outcome::Finished { .. } => kept.keep_outputs(reporter(json)),
         _ => Ok(()),
     };
-    for plot in kept.draw()?.iter().filter(|_| !json) {
+    let drawn = kept.draw();
+    for plot in drawn.iter().flatten().filter(|_| !json) {
         say!("plot: {}", plot.display());
     }
     if let Outcome::Finished { root } = outcome {
@@ -208,7 +209,8 @@ pub fn conclude(trained: Trained, json: bool) -> anyhow::Result<Ending> {
             streams::print(&format!("{root}\n")).unwrap_or_else(|error| say!("{error:#}"));
         }
     }
-    outputs.map(|()| ending)
+    outputs?;
+    drawn.map(|_| ending)
 }
 
 /// The exit code of a run's processes.

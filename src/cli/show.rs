@@ -23,8 +23,10 @@ Examples:
   runner show quickstart
   runner show --csv > runs.csv
 
-Columns: name, model, state, step, steps, tokens, loss, val_loss, hellaswag, hellaswag_acc, hellaswag_acc_norm,
-hellaswag_acc_bytes, step_ms, tokens_per_s, mfu, skipped, root, parameters, why. Operators: ==, !=, <, <=, >, >=, and ~ for text that contains another.")]
+Columns: name, model, state, step, steps, tokens, loss, val_loss, hellaswag, hellaswag_acc, \
+hellaswag_acc_norm,
+hellaswag_acc_bytes, step_ms, tokens_per_s, mfu, skipped, root, parameters, why. Operators: ==, !=, <, <=, \
+>, >=, and ~ for text that contains another.")]
 pub struct Args {
     /// The run to show in full: a name under `--runs`, or a folder.
     run: Option<PathBuf>,

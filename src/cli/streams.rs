@@ -18,12 +18,13 @@ pub fn try_print(text: &str) -> io::Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush())
 }
 
-/// Writes data without styles to stdout. A reader that has closed the pipe, as in `runner config … | head`, is no error.
+/// Writes data without styles to stdout. A reader that has closed the pipe, as in `runner config … | head`,
+/// is no error.
 ///
 /// # Errors
 /// stdout cannot be written, for example because its disk is full.
 pub fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = Foreign::stdout();
+    let mut out = Unstyled::stdout();
     unless_unread(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
 }
 
@@ -35,18 +36,18 @@ pub fn print_styled(text: &str) -> anyhow::Result<()> {
 
 /// stdout for what may hold anything: texts of models, names of files. A terminal gets it without control
 /// characters, which would move its cursor or change its settings; a file or pipe gets every byte.
-pub struct Foreign {
+pub struct Unstyled {
     out: StdoutLock<'static>,
     to_terminal: bool,
 }
 
-impl Foreign {
-    pub fn stdout() -> Foreign {
-        Foreign { out: io::stdout().lock(), to_terminal: io::stdout().is_terminal() }
+impl Unstyled {
+    pub fn stdout() -> Unstyled {
+        Unstyled { out: io::stdout().lock(), to_terminal: io::stdout().is_terminal() }
     }
 }
 
-impl Write for Foreign {
+impl Write for Unstyled {
     /// Writes whole characters.
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         if !self.to_terminal {

@@ -10,7 +10,7 @@ use super::{exit, streams};
 use crate::run::{find, require_usage};
 use crate::units;
 use crate::verify::audit::{self, AuditOptions};
-use crate::verify::expect::Expected;
+use crate::verify::expect::Anchor;
 use crate::verify::{Check, Checks, Status, files, rebuild, replay, twice};
 
 /// Check a run to the byte, or that an experiment repeats.
@@ -48,8 +48,8 @@ pub struct Args {
     /// Folder that holds the run folders.
     #[arg(long, default_value = "runs", value_name = "DIR")]
     runs: PathBuf,
-    /// First write again what of `metrics.jsonl`, `metrics.parquet` and `main.log` is lost or damaged, from the
-    /// ledger. Timings that are lost stay empty.
+    /// First write again what of `metrics.jsonl`, `metrics.parquet` and `main.log` is lost or damaged, from
+    /// the ledger. Timings that are lost stay empty.
     #[arg(long, conflicts_with = "twice")]
     rebuild: bool,
     /// Print the checks as JSON on stdout.
@@ -105,7 +105,7 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
             twice::TwiceOptions { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
         return twice::verify(experiment, &options, checks);
     }
-    let expected = args.expect.as_deref().map(Expected::read).transpose()?;
+    let expected = args.expect.as_deref().map(Anchor::read).transpose()?;
     let folder = find::find(args.what.as_deref(), &args.runs)?;
     if args.rebuild {
         rebuild::rebuild(&folder, checks)?;

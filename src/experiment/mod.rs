@@ -33,6 +33,7 @@ mod check;
 mod descriptor;
 mod diagnostics;
 mod layers;
+mod origin;
 mod resolved;
 mod rules;
 mod schema;
@@ -47,8 +48,9 @@ use std::path::{Path, PathBuf};
 pub use check::name_problem;
 pub use descriptor::{Sizes, UnknownDescriptor, descriptors, sizes};
 pub use diagnostics::{ExperimentError, Fault, Snippet, nearest};
+pub use origin::Origin;
 pub use resolved::*;
-pub use rules::{InitError, InitSizes, Origin, VOCAB_ALIGN};
+pub use rules::{InitError, InitSizes, VOCAB_ALIGN};
 pub use schema::{largest, reaches_the_bits};
 pub use write::{differences, flatten};
 

@@ -7,7 +7,6 @@
 //! [`super::Loaded::resolve_epochs`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::Path;
 
 use figment::value::Value;
@@ -17,6 +16,7 @@ use super::check;
 use super::descriptor;
 use super::diagnostics::Fault;
 use super::layers::{Layer, LayerSource, Layers, PlacedValue};
+use super::origin::{Origin, origin_in};
 use super::resolved::{Experiment, Model};
 use super::schema::{self, KEYS};
 use super::write;
@@ -35,33 +35,6 @@ const EXCLUSIVE: [(&[&str], &[&str]); 3] = [
     (&["data.corpus"], &["data.train", "data.val"]),
     (&["schedule.steps"], &["schedule.epochs"]),
 ];
-
-/// Where the value of a key came from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// The default.
-    Default,
-    /// It follows from something else, named here.
-    Derived(String),
-    /// A line, from 1, of a file.
-    File { path: String, line: usize },
-    /// An environment variable of this name.
-    Environment(String),
-    /// The command line.
-    Set,
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Origin::Default => f.write_str("default"),
-            Origin::Derived(from) => f.write_str(from),
-            Origin::File { path, line } => write!(f, "{path}:{line}"),
-            Origin::Environment(name) => f.write_str(name),
-            Origin::Set => f.write_str("--set"),
-        }
-    }
-}
 
 /// The result of resolving.
 pub(super) struct Resolved {
@@ -160,18 +133,6 @@ fn choose_between_alternatives(layers: &mut Layers) {
                 layer.entries.retain(|key, _| !taken_back.contains(key));
             }
         }
-    }
-}
-
-fn origin_in(layer: &Layer, entry: &PlacedValue) -> Origin {
-    match &layer.source {
-        LayerSource::Defaults => Origin::Default,
-        LayerSource::Derived => Origin::Derived(entry.why.clone()),
-        LayerSource::File(file) => {
-            Origin::File { path: file.shown.clone(), line: file.position(entry.key_span.start).0 }
-        }
-        LayerSource::Variable { name, .. } => Origin::Environment(name.clone()),
-        LayerSource::Set { .. } => Origin::Set,
     }
 }
 

@@ -9,8 +9,9 @@ use std::fmt::Write as _;
 use figment::value::{Num, Value};
 use serde_json::Value as Json;
 
+use super::origin::Origin;
 use super::resolved::Experiment;
-use super::rules::{Origin, given_by_descriptor};
+use super::rules::given_by_descriptor;
 use super::schema::{KEYS, KeyRow};
 use crate::units::printable;
 

@@ -6,27 +6,14 @@ use std::time::Instant;
 use super::decode::{Decoder, NewToken, Room};
 use super::gpt2::scratch_shape;
 use super::init::initial_values;
+use super::reference::gpt2;
 use super::weights::Weights;
-use crate::experiment::Model;
 use crate::ops::cuda::{Cuda, CudaOptions, gemm};
 use crate::ops::{DeviceError, Ops, Role, Rows};
 
 fn open(options: CudaOptions) -> Cuda {
     Cuda::open(&CudaOptions { user_plans: false, ..options })
         .unwrap_or_else(|why| panic!("this measurement needs a CUDA GPU: {why}"))
-}
-
-fn gpt2(layers: usize, heads: usize, channels: usize) -> Model {
-    Model {
-        init: None,
-        descriptor: None,
-        layers,
-        heads,
-        channels,
-        context: 1024,
-        vocab: 50_257,
-        vocab_padded: 50_304,
-    }
 }
 
 /// The plans that tuning chooses for the two models of the locks.

@@ -28,6 +28,20 @@ pub fn small_model() -> Model {
     }
 }
 
+/// A model of GPT-2's vocabulary and context.
+pub fn gpt2(layers: usize, heads: usize, channels: usize) -> Model {
+    Model {
+        init: None,
+        descriptor: None,
+        layers,
+        heads,
+        channels,
+        context: 1024,
+        vocab: 50_257,
+        vocab_padded: 50_304,
+    }
+}
+
 /// Weights as they start but for larger queries, keys and values, so that attention is not flat.
 pub fn steep_weights(config: &Model) -> Weights<Vec<f32>> {
     let values = |spec: &ParamSpec| {

@@ -274,19 +274,7 @@ impl Weights<ParamSpec> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn gpt2(layers: usize, heads: usize, channels: usize) -> Model {
-        Model {
-            init: None,
-            descriptor: None,
-            layers,
-            heads,
-            channels,
-            context: 1024,
-            vocab: 50257,
-            vocab_padded: 50304,
-        }
-    }
+    use crate::model::reference::gpt2;
 
     #[test]
     fn gpt2_sizes_have_the_parameter_counts_of_llm_c() {

@@ -53,6 +53,10 @@ fn power_of_ten(exponent: i32) -> f64 {
 /// Multiples of 1, 2, 2.5 or 5 times a power of ten.
 fn linear_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
     let rough = (high - low) / wanted.max(1) as f64;
+    // Ends alone where the numbers between are too close together or too far apart for doubles.
+    if !(f64::MIN_POSITIVE..=f64::MAX).contains(&rough) {
+        return vec![low, high];
+    }
     let decade = libm::floor(libm::log10(rough)) as i32;
     let step = [1.0, 2.0, 2.5, 5.0, 10.0]
         .into_iter()
@@ -67,10 +71,6 @@ fn linear_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
             multiple * mantissa * power_of_ten(decade)
         }
     };
-    // No round numbers are so close together, or so far apart, that a double holds their spacing.
-    if !(at(1.0) > 0.0 && at(1.0).is_finite()) {
-        return vec![low, high];
-    }
     let slack = (high - low) * 1e-9;
     let first = libm::ceil((low - slack) / at(1.0)) as i64;
     let last = libm::floor((high + slack) / at(1.0)) as i64;
@@ -107,7 +107,10 @@ pub fn label(value: f64, spacing: f64) -> String {
     let size = value.abs();
     if !(1e-2..1e15).contains(&size) {
         let exponent = libm::floor(libm::log10(size) + 1e-9) as i32;
-        return format!("{}e{exponent}", trimmed(value * power_of_ten(-exponent), 2));
+        // In two steps: the power of ten of a denormal is no double.
+        let half = -exponent / 2;
+        let mantissa = value * power_of_ten(half) * power_of_ten(-exponent - half);
+        return format!("{}e{exponent}", trimmed(mantissa, 2));
     }
     let (unit, name) = [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")]
         .into_iter()
@@ -141,6 +144,21 @@ mod tests {
         assert_eq!(labels(2.44, 3.9, Scale::Linear, 4), ["2.5", "3", "3.5"]);
         assert_eq!(labels(0.24, 0.31, Scale::Linear, 4), ["0.24", "0.26", "0.28", "0.3"]);
         assert_eq!(labels(0.0, 300.0, Scale::Linear, 6), ["0", "50", "100", "150", "200", "250", "300"]);
+    }
+
+    /// Of numbers that a diverged run may have, or a damaged file.
+    #[test]
+    fn an_axis_of_the_smallest_and_the_largest_doubles_ends() {
+        for (low, high) in
+            [(5e-324, 1e-320), (-1e308, 1e308), (1e-320, 1e308), (0.0, f64::MAX), (0.0, 5e-324), (1.0, 1.0)]
+        {
+            for scale in [Scale::Linear, Scale::Log] {
+                let ticks = Axis::new(low, high, scale, 6).ticks;
+                assert!(ticks.len() < 1000, "{low} to {high}: {}", ticks.len());
+                assert!(ticks.iter().all(|(_, label)| !label.contains("inf")), "{ticks:?}");
+            }
+        }
+        assert_eq!(label(2e-320, 1e-320), "2e-320");
     }
 
     #[test]

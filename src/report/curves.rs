@@ -166,14 +166,14 @@ impl Horizontal {
                     .collect());
             }
             XAxis::Tokens | XAxis::Flops if !run.has_tokens => {
-                return Err(missing("its tokens", "main.log has steps alone"));
+                return Err(missing("tokens", "main.log has steps alone"));
             }
             XAxis::Tokens => 1.0,
             XAxis::Flops => {
-                flops.ok_or_else(|| missing("its FLOPs", "its experiment.toml has no sizes of the model"))?
+                flops.ok_or_else(|| missing("FLOPs", "its experiment.toml has no sizes of the model"))?
             }
             XAxis::Hours if run.rows.iter().all(|row| row.step_ms.is_none()) => {
-                return Err(missing("its time", "no row of it has one"));
+                return Err(missing("times", "no row of it has one"));
             }
             XAxis::Hours => 1e-3 / self.unit.0,
         };

@@ -16,8 +16,8 @@ pub enum Device {
 }
 
 /// Work that is the same on every device.
-pub trait OnDevice {
-    type Output;
+pub trait OnDevice: Send {
+    type Output: Send;
 
     /// Does it. `peak_flops` is the device's peak rate at its precision, where that is known.
     fn on<O: Locked>(
@@ -67,7 +67,7 @@ impl Device {
         match self {
             Device::Cpu(cpu) => {
                 let storage = Storage::cpu(experiment, cpu.threads());
-                work.on(cpu, &storage, None)
+                cpu.pool().install(|| work.on(cpu, &storage, None))
             }
             Device::Cuda(cuda) => {
                 let storage = Storage::cuda(experiment);
@@ -75,7 +75,7 @@ impl Device {
                 let peak_flops = peak_flops(&cuda);
                 work.on(*cuda, &storage, peak_flops)
             }
-            Device::Mirror(mirror) => work.on(mirror, &Storage::mirror(), None),
+            Device::Mirror(mirror) => mirror.pool().install(|| work.on(mirror, &Storage::mirror(), None)),
         }
     }
 }

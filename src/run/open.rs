@@ -174,7 +174,8 @@ fn require_name(manifest: &Manifest, loaded: &Loaded) -> Result<(), UsageError> 
     let (was, is) = (&manifest.experiment, &loaded.experiment.name);
     require_usage(was == is, || {
         format!(
-            "this run is of the experiment `{was}`, not of `{is}`\n  hint: leave `name` as it is, or start another run; the folder of a run may be renamed"
+            "this run is of the experiment `{was}`, not of `{is}`\n  hint: leave `name` as it is, or start \
+             another run; the folder of a run may be renamed"
         )
     })
 }

@@ -68,7 +68,8 @@ fn process(
     let divides = |ranks: usize| ranks.is_power_of_two() && workers.is_multiple_of(ranks);
     let refuse = |ranks: usize, whose: &str| {
         UsageError(format!(
-            "{ranks} ranks, {whose}, cannot share {workers} virtual workers\n  hint: the number of ranks must be a power of two that divides `parallel.workers`; more workers change the bits"
+            "{ranks} ranks, {whose}, cannot share {workers} virtual workers\n  hint: the number of ranks \
+             must be a power of two that divides `parallel.workers`; more workers change the bits"
         ))
     };
     // A launcher that starts one process, such as a shell in Slurm, leaves starting ranks to this program.

@@ -189,8 +189,8 @@ impl Changed {
     }
 }
 
-/// The outputs of a run: those of its last checkpoint, and the head of the ledger at its end, which covers the
-/// evaluation after the last step.
+/// The outputs of a run: those of its last checkpoint, and the head of the ledger at its end, which covers
+/// the evaluation after the last step.
 pub fn outputs(last: &Manifest, end: Head) -> Table {
     let pairs = [
         ("step", last.step.to_string()),

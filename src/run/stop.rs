@@ -34,8 +34,8 @@ static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 /// The process that started this one.
 static LAUNCHER: OnceLock<u32> = OnceLock::new();
 
-/// Turns the death that `ulimit -f` brings into an error of the write, as on a full disk: the kernel sends its
-/// signal only to a process that has no handler.
+/// Turns the death that `ulimit -f` brings into an error of the write, as on a full disk: the kernel sends
+/// its signal only to a process that has no handler.
 pub fn survive_file_limit() -> std::io::Result<()> {
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map(|_| ())
 }

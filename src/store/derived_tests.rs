@@ -88,7 +88,8 @@ fn the_files_of_a_whole_run_agree_and_timings_are_free() {
     assert_eq!(agreed.iter().map(|agreed| agreed.rows).collect::<Vec<_>>(), [7, 7, 6 + 2 * 4 + 1]);
 }
 
-/// Timings are in no ledger, but they are times; and a program that did not measure a column wrote no key of it.
+/// Timings are in no ledger, but they are times; and a program that did not measure a column wrote no key of
+/// it.
 #[test]
 fn timings_are_numbers_from_zero_and_keys_of_newer_columns_may_be_missing() {
     for (wrong, says) in [("-1.5", "-1.5 at step"), ("1e999", "number out of range")] {

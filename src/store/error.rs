@@ -12,7 +12,8 @@ use crate::units;
 pub enum StoreError {
     #[error("cannot {doing} `{}`: {source}", path.display())]
     Io { path: PathBuf, doing: &'static str, source: io::Error },
-    #[error("no space left to write `{}`, which needs {need_bytes} bytes\n  hint: what was saved before is intact; {}, then `runner resume`", path.display(), room(source))]
+    #[error("no space left to write `{}`, which needs {need_bytes} bytes\n  hint: what was saved before is \
+             intact; {}, then `runner resume`", path.display(), room(source))]
     DiskFull { path: PathBuf, need_bytes: u64, source: io::Error },
     #[error("`{}` is missing\n  hint: a whole checkpoint has `state.safetensors` and \
              `manifest.json`", path.display())]

@@ -92,8 +92,8 @@ impl MetricsRow {
         }
     }
 
-    /// Reads a line of `metrics.jsonl`. Fails on unreadable JSON, on a key that stands twice, and where decimal
-    /// and bits disagree.
+    /// Reads a line of `metrics.jsonl`. Fails on unreadable JSON, on a key that stands twice, and where
+    /// decimal and bits disagree.
     pub fn from_line(line: &str) -> Result<MetricsRow, String> {
         serde_json::from_str(line).map_err(|error: serde_json::Error| error.to_string())
     }
@@ -182,7 +182,8 @@ fn exact(key: &str, decimal: Option<f64>, bits: Option<&str>) -> Result<Option<f
 }
 
 /// What helps where a file that is made from the ledger is lost or damaged.
-pub const REBUILD: &str = "`runner verify RUN --rebuild` writes it again from the ledger, but for timings that are lost; or restore it from a copy";
+pub const REBUILD: &str = "`runner verify RUN --rebuild` writes it again from the ledger, but for timings \
+                           that are lost; or restore it from a copy";
 
 /// Why metrics cannot be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -202,7 +203,8 @@ pub enum MetricsError {
     Order { path: PathBuf, message: String },
     #[error("`{}`: {message}", path.display())]
     Parquet { path: PathBuf, message: String },
-    #[error("`{}` ends at {}, but the run resumes at step {resume}: rows in between are lost\n  hint: {REBUILD}",
+    #[error("`{}` ends at {}, but the run resumes at step {resume}: rows in between are lost\n  hint: \
+             {REBUILD}",
         path.display(), last.map_or("no row".to_owned(), |step| format!("step {step}")))]
     Incomplete { path: PathBuf, last: Option<u64>, resume: u64 },
 }

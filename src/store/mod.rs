@@ -12,7 +12,8 @@
 //!   llm.c's line format; [`tensorboard`]: the same as event files; [`records`]: these and the ledger,
 //!   together; [`append`]: files that only grow; [`gpu_log`]: the readings of the GPU's sensors.
 //! * [`audit`]: what is kept of an audited step.
-//! * [`derived`]: whether metrics and main.log agree with the ledger; [`rebuild`]: the same files written again.
+//! * [`derived`]: whether metrics and main.log agree with the ledger; [`rebuild`]: the same files written
+//!   again.
 //! * [`run_folder`]: where everything is, and the lock that keeps a second process out; [`contents`]: which
 //!   files are this program's; [`space`]: whether there is room for them.
 

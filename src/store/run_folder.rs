@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Result, StoreError, atomic, contents};
 use crate::experiment;
+use crate::proof::regular;
 
 pub(super) const LOCK: &str = ".lock";
 
@@ -31,9 +32,10 @@ impl RunPaths {
         &self.folder
     }
 
-    /// The run's name: that of its folder.
+    /// The run's name: that of its folder, also where that is the working folder (`.`).
     pub fn name(&self) -> String {
-        self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        let folder = std::path::absolute(&self.folder).unwrap_or_else(|_| self.folder.clone());
+        folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// The resolved configuration.
@@ -231,7 +233,7 @@ pub fn run_names(root: &Path) -> Vec<String> {
 /// just starting fail. Only Linux lists its locks; elsewhere none is found.
 pub fn holder(folder: &Path) -> Option<u32> {
     let path = folder.join(LOCK);
-    let pid: u32 = fs::read_to_string(&path).ok()?.trim().parse().ok()?;
+    let pid: u32 = String::from_utf8(regular::read(&path).ok()?).ok()?.trim().parse().ok()?;
     let inode = inode(&path)?;
     let locks = fs::read_to_string("/proc/locks").ok()?;
     // `1: FLOCK  ADVISORY  WRITE 26025 fe:00:10133511 0 EOF`; the device's numbers differ on some file
@@ -327,6 +329,14 @@ mod tests {
         fs::write(run.paths.experiment(), "name = 'quickstart'").unwrap();
         save(&run.paths.checkpoints(), &state(3), &facts(3)).unwrap();
         run
+    }
+
+    #[test]
+    fn a_run_is_called_as_its_folder_is_also_from_within() {
+        let here = std::env::current_dir().unwrap();
+        let own = here.file_name().unwrap().to_string_lossy().into_owned();
+        assert_eq!(RunPaths::new(Path::new(".")).name(), own);
+        assert_eq!(RunPaths::new(Path::new("runs/a/")).name(), "a");
     }
 
     #[test]

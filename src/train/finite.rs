@@ -25,7 +25,7 @@ pub enum LastState {
 }
 
 /// A part of a tensor: its name and type, the byte of the tensor at which the part starts, its bytes.
-type Part<'a> = (&'a str, Dtype, u64, &'a [u8]);
+type StateBytes<'a> = (&'a str, Dtype, u64, &'a [u8]);
 
 impl LastState {
     /// Looks through a whole state.
@@ -42,7 +42,7 @@ impl LastState {
         LastState::of(&parts.collect::<Vec<_>>())
     }
 
-    fn of(parts: &[Part<'_>]) -> LastState {
+    fn of(parts: &[StateBytes<'_>]) -> LastState {
         let found = parts.par_iter().find_map_first(|&(tensor, dtype, start, bytes)| {
             let (at, value) = first_not_finite(dtype, bytes)?;
             let element = start as usize / dtype.size() + at;
@@ -137,17 +137,5 @@ mod tests {
             assert_eq!(LastState::of(&[part]), LastState::NotFinite(says));
         }
         assert_eq!(LastState::of(&[("w", Dtype::F32, 0, &[0; 4000])]), LastState::Finite);
-    }
-
-    /// Prints the rate, in bytes a second.
-    #[test]
-    #[ignore = "skipped: needs 4 GiB of memory"]
-    fn the_rate_at_which_a_state_is_looked_through() {
-        let bytes = vec![0x3f_u8; 1 << 30];
-        let parts: Vec<Part<'_>> = (0..4).map(|_| ("w", Dtype::F32, 0, &bytes[..])).collect();
-        let started = std::time::Instant::now();
-        assert_eq!(LastState::of(&parts), LastState::Finite);
-        let rate = 4.0 * bytes.len() as f64 / started.elapsed().as_secs_f64();
-        println!("{:.1} GB/s", rate / 1e9);
     }
 }

@@ -1,8 +1,8 @@
 //! A run against something that was kept elsewhere: the head of its ledger, a state root, a lock or golden
 //! roots.
 //!
-//! The files of a run show that they agree with each other. Whoever can write all of them can make others that
-//! agree too; only what they cannot write shows that these are the same.
+//! The files of a run show that they agree with each other. Whoever can write all of them can make others
+//! that agree too; only what they cannot write shows that these are the same.
 
 use std::path::{Path, PathBuf};
 
@@ -11,12 +11,13 @@ use super::files::WholeRun;
 use super::golden::Golden;
 use crate::proof::Hash;
 use crate::proof::lock::{Difference, Lock, differences};
+use crate::run::error::refuse_lock;
 use crate::run::lock::list;
 use crate::run::{UsageError, require_usage};
 use crate::units;
 
 /// What a run must have come to.
-pub enum Expected {
+pub enum Anchor {
     /// The head of its ledger, or a state root.
     Hash(Hash),
     /// The numerics and outputs of a lock.
@@ -25,18 +26,19 @@ pub enum Expected {
     Golden(PathBuf, Golden),
 }
 
-impl Expected {
+impl Anchor {
     /// A hash as 64 hexadecimal digits, or the path of a lock or of golden roots.
     ///
     /// # Errors
     /// It is neither a hash nor a file that is there, or the file is damaged or neither of the two.
-    pub fn read(what: &Path) -> anyhow::Result<Expected> {
+    pub fn read(what: &Path) -> anyhow::Result<Anchor> {
         if let Some(hash) = what.to_str().and_then(|text| text.parse().ok()) {
-            return Ok(Expected::Hash(hash));
+            return Ok(Anchor::Hash(hash));
         }
         require_usage(what.is_file(), || {
             format!(
-                "`--expect {}` is neither a file nor a hash\n  hint: a head or a state root has 64 hexadecimal digits; `runner verify RUN` prints both",
+                "`--expect {}` is neither a file nor a hash\n  hint: a head or a state root has 64 \
+                 hexadecimal digits; `runner verify RUN` prints both",
                 what.display()
             )
         })?;
@@ -47,9 +49,9 @@ impl Expected {
             ))
         })?;
         if text.contains("format = \"runner/lock/") {
-            return Ok(Expected::Lock(what.into(), Box::new(Lock::parse(what, &text)?)));
+            return Ok(Anchor::Lock(what.into(), Box::new(Lock::parse(what, &text).map_err(refuse_lock)?)));
         }
-        Ok(Expected::Golden(what.into(), Golden::parse(what, &text)?))
+        Ok(Anchor::Golden(what.into(), Golden::parse(what, &text)?))
     }
 
     /// Compares a run whose files are whole.
@@ -63,8 +65,8 @@ impl Expected {
     /// What agrees, or what differs.
     fn compare(&self, run: &WholeRun) -> Result<String, String> {
         match self {
-            Expected::Hash(hash) => of_hash(*hash, run),
-            Expected::Lock(path, lock) => {
+            Anchor::Hash(hash) => of_hash(*hash, run),
+            Anchor::Lock(path, lock) => {
                 let numerics = differences(&lock.numerics, &run.lock.numerics);
                 // A lock without outputs, or with those of an older program, expects less.
                 let outputs = differences(&lock.outputs, &run.lock.outputs);
@@ -80,7 +82,7 @@ impl Expected {
                     false => Err(format!("not what `{}` locks:{}", path.display(), list(&changed))),
                 }
             }
-            Expected::Golden(path, golden) => match golden.mismatch(&run.entries, &run.manifests) {
+            Anchor::Golden(path, golden) => match golden.mismatch(&run.entries, &run.manifests) {
                 None => Ok(format!("the roots are those of `{}`", path.display())),
                 Some(why) => Err(format!("not the roots of `{}`: {why}", path.display())),
             },
@@ -107,7 +109,8 @@ fn of_hash(hash: Hash, run: &WholeRun) -> Result<String, String> {
     }
     let root = run.entries.iter().rev().find_map(|entry| entry.root);
     Err(format!(
-        "{hash} is neither a head of the ledger nor a state root of this run; its head is {}, its last root {}",
+        "{hash} is neither a head of the ledger nor a state root of this run; its head is {}, its last root \
+         {}",
         head.root,
         root.map_or("none".to_owned(), |root| root.to_string())
     ))

@@ -23,10 +23,8 @@ pub(super) fn read(paths: &RunPaths, newest: Option<&Manifest>, checks: &mut Che
         Err(why) => {
             // The newest checkpoint has a copy of the numerics, which may show the changed field.
             let damaged = matches!(&why, LockError::TableDiffers { table: "numerics", .. });
-            let content = std::fs::read_to_string(&path)
-                .ok()
-                .filter(|_| damaged)
-                .and_then(|text| Lock::parse_unchecked(&text));
+            let text = damaged.then(|| std::fs::read_to_string(&path).ok()).flatten();
+            let content = text.and_then(|text| Lock::parse_unchecked(&text));
             let fields = newest.zip(content).map_or(String::new(), |(manifest, content)| {
                 lock::list(&differences(&manifest.numerics, &content.numerics))
             });
@@ -42,8 +40,8 @@ pub(super) fn read(paths: &RunPaths, newest: Option<&Manifest>, checks: &mut Che
     }
 }
 
-/// The step before which the run last went on with other numerics, by leave; 0 when it never did. A note is in
-/// no hash, so it counts only with its event in the entry of the step that followed, if one did.
+/// The step before which the run last went on with other numerics, by leave; 0 when it never did. A note is
+/// in no hash, so it counts only with its event in the entry of the step that followed, if one did.
 pub(super) fn last_drift(notes: &[Note], entries: &[Entry]) -> u64 {
     let confirmed = |note: &&Note| {
         let next = usize::try_from(note.after).ok().and_then(|at| entries.get(at));
@@ -82,14 +80,16 @@ pub(super) fn experiment(recorded: &Loaded, lock: &Lock, manifests: &[Manifest],
         (false, _) => checks.failed(
             "experiment",
             format!(
-                "`experiment.toml` is not what the lock holds (lock and experiment):{}\n  do: one of them was edited; restore it from a copy",
+                "`experiment.toml` is not what the lock holds (lock and experiment):{}\n  do: one of them \
+                 was edited; restore it from a copy",
                 lock::list(&changed)
             ),
         ),
         (true, Some(manifest)) => checks.failed(
             "experiment",
             format!(
-                "it is called `{name}`; the checkpoint of step {} is of `{}`\n  do: one of them was edited, or is of another run; restore it from a copy",
+                "it is called `{name}`; the checkpoint of step {} is of `{}`\n  do: one of them was edited, \
+                 or is of another run; restore it from a copy",
                 manifest.step, manifest.experiment
             ),
         ),
@@ -137,7 +137,8 @@ pub(super) fn outputs(
         if newest.is_some_and(|manifest| manifest.step == steps) {
             checks.skipped(
                 "outputs",
-                "all steps are made, and the lock has no outputs: the run was killed at its end, ended in numbers that are not finite, or they were removed\n  do: `runner resume` writes them",
+                "all steps are made, and the lock has no outputs: the run was killed at its end, ended in \
+                 numbers that are not finite, or they were removed\n  do: `runner resume` writes them",
             );
         }
         return;
@@ -151,7 +152,8 @@ pub(super) fn outputs(
     } else if changed.iter().all(unbound) {
         checks.skipped(
             "outputs",
-            "the lock is older and has no head behind the last step: the evaluation there is bound to no other file",
+            "the lock is older and has no head behind the last step: the evaluation there is bound to no \
+             other file",
         );
     } else {
         checks.failed(
@@ -169,7 +171,8 @@ pub(super) fn last_evaluation(lock: &Lock, data: &Data, entries: &[Entry], check
     if measured && cut && !lock.outputs.is_empty() {
         checks.failed(
             "last evaluation",
-            "the run has ended, and the ledger has no evaluation after its last step\n  do: restore the ledger from a copy; `runner eval` measures the weights again",
+            "the run has ended, and the ledger has no evaluation after its last step\n  do: restore the \
+             ledger from a copy; `runner eval` measures the weights again",
         );
     }
 }

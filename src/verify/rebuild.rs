@@ -1,4 +1,5 @@
-//! `runner verify --rebuild`: files that are made from the ledger, written again where they are lost or damaged.
+//! `runner verify --rebuild`: files that are made from the ledger, written again where they are lost or
+//! damaged.
 
 use std::path::Path;
 
@@ -9,8 +10,8 @@ use crate::run::ProofRefusal;
 use crate::run::error::refuse_ledger;
 use crate::store::{self, RunFolder, checkpoint, derived};
 
-/// Writes again what of `metrics.jsonl`, `metrics.parquet` and `main.log` disagrees with the ledger of the run
-/// in `folder`, or is missing.
+/// Writes again what of `metrics.jsonl`, `metrics.parquet` and `main.log` disagrees with the ledger of the
+/// run in `folder`, or is missing.
 ///
 /// # Errors
 /// Another process has the run; its ledger is damaged, is not that of its checkpoints, or is of an older
@@ -24,7 +25,8 @@ pub fn rebuild(folder: &Path, checks: &mut Checks<'_>) -> anyhow::Result<()> {
         let Ok(manifest) = checkpoint::inspect(&folder) else { continue };
         if !log.is_prefix(&manifest.ledger) {
             return Err(ProofRefusal(format!(
-                "nothing is rebuilt from `{}`: the checkpoint of step {step} has another head\n  hint: restore the ledger from a copy",
+                "nothing is rebuilt from `{}`: the checkpoint of step {step} has another head\n  hint: \
+                 restore the ledger from a copy",
                 run.paths.ledger().display()
             ))
             .into());
@@ -42,7 +44,8 @@ pub fn rebuild(folder: &Path, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     }
     if entries.iter().any(|entry| entry.evaluation.is_none()) {
         return Err(ProofRefusal(format!(
-            "`{}` is of an older program and holds no evaluations: {} cannot be made from it\n  hint: restore the files from a copy",
+            "`{}` is of an older program and holds no evaluations: {} cannot be made from it\n  hint: \
+             restore the files from a copy",
             run.paths.ledger().display(),
             lost.join(", ")
         ))

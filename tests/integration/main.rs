@@ -35,3 +35,4 @@ mod terminal;
 mod twice;
 mod verify;
 mod verify_claims;
+mod words;

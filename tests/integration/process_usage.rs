@@ -31,6 +31,24 @@ fn a_run_or_an_experiment_that_is_not_there_is_usage_with_the_nearest_name() {
 }
 
 #[test]
+fn a_run_under_a_name_of_its_own_is_called_by_it() {
+    let lab = Lab::new();
+    let short = ["--set", "schedule.steps=2", "--set", "schedule.warmup_steps=1", "--set", "eval.every=0"];
+    let run = lab.run(CI, &[&["--name", "a"], &short[..]].concat());
+    assert!(run.stderr.starts_with("a, of the experiment ci: GPT-2 with "), "{}", run.stderr);
+    assert!(lab.run(CI, &short).stderr.starts_with("ci: GPT-2 with "));
+}
+
+#[test]
+fn an_experiment_that_is_a_link_to_nothing_is_said_to_be_one() {
+    let lab = Lab::new();
+    let link = lab.path("x.toml");
+    std::os::unix::fs::symlink("gone.toml", &link).expect("a link");
+    lab.finish(&["config", &link.display().to_string()])
+        .assert_fails(2, &["there is no experiment", "what it points to is not there"]);
+}
+
+#[test]
 fn an_error_of_the_system_is_said_once() {
     let lab = Lab::new();
     let out = lab.path("none/deeper");

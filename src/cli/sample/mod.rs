@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::reporter::reporter;
-use super::streams::{self, Foreign, say};
+use super::streams::{self, Unstyled, say};
 use crate::data::Tokenizer;
 use crate::generate::Sampling;
 use crate::rng::Key;
@@ -96,7 +96,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let mut page = SamplePage::new(&request, tokenizer, args.json, Foreign::stdout());
+    let mut page = SamplePage::new(&request, tokenizer, args.json, Unstyled::stdout());
     let Sampled { device, took, written, longest, positions } =
         sample(model, &request, |text, token| page.push(text, token))?;
     streams::unless_unread(page.finish())?;

@@ -24,12 +24,12 @@ pub(super) enum InputKind {
     Xml,
     /// Bytes of zero and no other sign.
     Binary,
-    Foreign(&'static Foreign),
+    UnreadFormat(&'static UnreadFormat),
 }
 
 /// A format that is known and not read.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Foreign {
+pub(super) struct UnreadFormat {
     at: usize,
     magic: &'static [u8],
     pub name: &'static str,
@@ -73,16 +73,16 @@ impl Compression {
 
 use Remedy::{Filter, Say};
 
-const fn foreign(at: usize, magic: &'static [u8], name: &'static str, remedy: Remedy) -> Foreign {
-    Foreign { at, magic, name, remedy }
+const fn foreign(at: usize, magic: &'static [u8], name: &'static str, remedy: Remedy) -> UnreadFormat {
+    UnreadFormat { at, magic, name, remedy }
 }
 
 /// UTF-16 that has no mark at its start.
-static UTF_16_LE: Foreign = foreign(0, b"", "text in UTF-16", Filter("iconv -f UTF-16LE -t UTF-8 {}"));
-static UTF_16_BE: Foreign = foreign(0, b"", "text in UTF-16", Filter("iconv -f UTF-16BE -t UTF-8 {}"));
+static UTF_16_LE: UnreadFormat = foreign(0, b"", "text in UTF-16", Filter("iconv -f UTF-16LE -t UTF-8 {}"));
+static UTF_16_BE: UnreadFormat = foreign(0, b"", "text in UTF-16", Filter("iconv -f UTF-16BE -t UTF-8 {}"));
 
 /// UTF-32 comes before UTF-16, whose mark it starts with.
-static FOREIGN: [Foreign; 19] = [
+static FOREIGN: [UnreadFormat; 19] = [
     foreign(0, b"\xfd7zXZ\0", "compressed with xz", Filter("xz -dc {}")),
     foreign(4, b"1AY&SY", "compressed with bzip2", Filter("bzip2 -dc {}")),
     foreign(0, b"\x04\x22\x4d\x18", "compressed with lz4", Filter("lz4 -dc {}")),
@@ -115,9 +115,10 @@ impl InputKind {
         if head.starts_with(b"PAR1") {
             return InputKind::Parquet;
         }
-        let has = |foreign: &&Foreign| head.get(foreign.at..).is_some_and(|at| at.starts_with(foreign.magic));
+        let has =
+            |foreign: &&UnreadFormat| head.get(foreign.at..).is_some_and(|at| at.starts_with(foreign.magic));
         if let Some(foreign) = FOREIGN.iter().find(has) {
-            return InputKind::Foreign(foreign);
+            return InputKind::UnreadFormat(foreign);
         }
         if let Some(kind) = zeros(head) {
             return kind;
@@ -172,14 +173,14 @@ impl InputKind {
     /// Whether it can be read as `format`, or at least tried.
     pub fn can_be(self, format: InputFormat) -> bool {
         match format {
-            InputFormat::Text => !matches!(self, InputKind::Parquet | InputKind::Foreign(_)),
+            InputFormat::Text => !matches!(self, InputKind::Parquet | InputKind::UnreadFormat(_)),
             InputFormat::Jsonl => {
                 matches!(
                     self,
                     InputKind::JsonLines | InputKind::Text | InputKind::JsonDocument | InputKind::Binary
                 )
             }
-            InputFormat::Parquet => !matches!(self, InputKind::Foreign(_)),
+            InputFormat::Parquet => !matches!(self, InputKind::UnreadFormat(_)),
         }
     }
 
@@ -196,7 +197,7 @@ impl InputKind {
             InputKind::Html => "a web page (HTML)",
             InputKind::Xml => "an XML document",
             InputKind::Binary => "binary: it holds bytes of zero",
-            InputKind::Foreign(foreign) => foreign.name,
+            InputKind::UnreadFormat(foreign) => foreign.name,
         }
     }
 
@@ -221,7 +222,7 @@ impl InputKind {
             InputKind::Text | InputKind::JsonLines | InputKind::Binary => {
                 Say("name text, JSON lines or Parquet")
             }
-            InputKind::Foreign(foreign) => foreign.remedy,
+            InputKind::UnreadFormat(foreign) => foreign.remedy,
         }
     }
 }
@@ -244,8 +245,8 @@ fn zeros(head: &[u8]) -> Option<InputKind> {
     let half = head.len() / 2;
     match () {
         () if even + odd == 0 => None,
-        () if even == 0 && 5 * odd >= 2 * half => Some(InputKind::Foreign(&UTF_16_LE)),
-        () if odd == 0 && 5 * even >= 2 * half => Some(InputKind::Foreign(&UTF_16_BE)),
+        () if even == 0 && 5 * odd >= 2 * half => Some(InputKind::UnreadFormat(&UTF_16_LE)),
+        () if odd == 0 && 5 * even >= 2 * half => Some(InputKind::UnreadFormat(&UTF_16_BE)),
         () => Some(InputKind::Binary),
     }
 }

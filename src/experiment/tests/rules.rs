@@ -123,3 +123,22 @@ fn epochs_become_steps_when_the_data_are_open() {
     let back = text_with(&loaded.to_toml(), &[], &[]).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(back.experiment, loaded.experiment);
 }
+
+/// Training computes in 32 bits: a number that becomes infinite, 0 or 1 there is another one than was asked for.
+#[test]
+fn a_number_that_no_32_bit_float_holds_is_refused() {
+    for (set, says) in [
+        ("schedule.learning_rate=1e39", "`schedule.learning_rate` is 1e39, which becomes inf in the 32 bits"),
+        ("schedule.learning_rate=1e-320", "is 1e-320, which becomes 0.0 in"),
+        ("optimizer.epsilon=1e-50", "becomes 0.0 in"),
+        ("optimizer.beta1=0.99999999999", "becomes 1.0 in"),
+        ("optimizer.weight_decay=1e308", "becomes inf in"),
+        ("optimizer.beta2=1.5", "`optimizer.beta2` is 1.5, which is out of range"),
+    ] {
+        let found = messages(small_with(&[set]));
+        assert!(found.len() == 1 && found[0].contains(says), "{set}: {found:?}");
+    }
+    for set in ["schedule.learning_rate=3e38", "schedule.learning_rate=2e-38", "optimizer.beta2=0.9999999"] {
+        small_with(&[set]).unwrap();
+    }
+}

@@ -13,11 +13,10 @@ use super::buffer::Buffer;
 use super::checks::{view, view_mut};
 use super::engine::{Engine, blocks};
 use super::gemm::{
-    RightOperand, Strided, StridedMut, Tiled, accumulate, pack, run_tiled, strips, strips_mut, transpose,
-    width,
+    RightOperand, Strided, StridedMut, accumulate, pack, run_tiled, strips, strips_mut, transpose, width,
 };
 use super::math::{exp, ln};
-use super::simd::{dot, largest, sum_of};
+use super::simd::{Vectored, dot, largest, sum_of};
 use pulp::Simd;
 
 /// Queries worked on together.
@@ -123,7 +122,7 @@ struct HeadForward<'a, 'b> {
     scratch: &'a mut [f32],
 }
 
-impl Tiled for HeadForward<'_, '_> {
+impl Vectored for HeadForward<'_, '_> {
     #[inline(always)]
     fn run<S: Simd, const NV: usize>(self, simd: S) {
         let HeadForward { head, out, lse, mut scratch } = self;
@@ -223,7 +222,7 @@ struct HeadBackward<'a, 'b> {
     scratch: &'a mut [f32],
 }
 
-impl Tiled for HeadBackward<'_, '_> {
+impl Vectored for HeadBackward<'_, '_> {
     /// With `D = rowsum(dO ∘ O)`: `dS = scale P ∘ (dO Vᵀ - D)`, `dQ = dS K`, `dK = dSᵀ Q`,
     /// `dV = Pᵀ dO`, each summed in order of its index.
     #[inline(always)]

@@ -13,7 +13,7 @@ use super::buffer::Buffer;
 use super::checks::{indices, tokens, view, view_mut};
 use super::engine::{Engine, blocks};
 use super::math::{exp, gelu};
-use super::simd::{Isa, LANES, largest, sum_lanes, sum_of};
+use super::simd::{Isa, LANES, Vectored, largest, run_vectors, sum_lanes, sum_of};
 use super::{Cpu, Ids};
 use pulp::Simd;
 
@@ -52,31 +52,9 @@ pub fn linear(engine: &Engine, out: &mut [f32], c_out: usize, layer: CpuDecodeLi
     });
 }
 
-/// Work on [`LANES`] partial sums, which are `NV` vectors of `S`.
-trait Laned {
-    fn run<S: Simd, const NV: usize>(self, simd: S);
-}
-
-/// Runs such work on the instruction set `isa`.
-fn run_laned(isa: Isa, work: impl Laned) {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(simd) => simd.vectorize(
-            #[inline(always)]
-            || work.run::<_, 1>(simd),
-        ),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(simd) => simd.vectorize(
-            #[inline(always)]
-            || work.run::<_, 2>(simd),
-        ),
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon(simd) => simd.vectorize(
-            #[inline(always)]
-            || work.run::<_, 4>(simd),
-        ),
-        Isa::Baseline(simd) => work.run::<_, 16>(simd),
-    }
+/// Runs work whose `NV` vectors are the [`LANES`] partial sums.
+fn run_laned(isa: Isa, work: impl Vectored) {
+    run_vectors::<1>(isa, work);
 }
 
 /// The columns `first ..` of all rows.
@@ -86,7 +64,7 @@ struct ColumnBlock<'a, 'b> {
     layer: CpuDecodeLinear<'a>,
 }
 
-impl Laned for ColumnBlock<'_, '_> {
+impl Vectored for ColumnBlock<'_, '_> {
     #[inline(always)]
     fn run<S: Simd, const NV: usize>(self, simd: S) {
         let ColumnBlock { out, first, layer } = self;
@@ -243,7 +221,7 @@ struct Attend<'a> {
     values: &'a [f32],
 }
 
-impl Laned for Attend<'_> {
+impl Vectored for Attend<'_> {
     #[inline(always)]
     fn run<S: Simd, const NV: usize>(self, simd: S) {
         let Attend { out, scores, query, keys, values } = self;

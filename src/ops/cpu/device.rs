@@ -10,6 +10,7 @@ use super::{Cpu, optimizer, shared_scratch, thread_scratch};
 pub struct Ids(pub(in crate::ops) Vec<u16>);
 
 impl Ids {
+    /// `len` ids, all 0.
     pub fn zeroed(len: usize) -> Ids {
         Ids(vec![0; len])
     }

@@ -1,6 +1,6 @@
 //! Threads, instruction set and scratch of the CPU device.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::buffer::Buffer;
 use super::simd::Isa;
@@ -11,7 +11,8 @@ use crate::ops::{DeviceError, Result};
 pub struct Engine {
     pub isa: Isa,
     pub threads: usize,
-    pool: rayon::ThreadPool,
+    /// Shared with whoever works inside it while the engine itself is lent out.
+    pub pool: Arc<rayon::ThreadPool>,
     /// One a thread. What a scratch held before never reaches a result.
     scratch: Vec<Mutex<Buffer>>,
 }
@@ -40,7 +41,7 @@ impl Engine {
             .thread_name(|i| format!("cpu-{i}"))
             .build()?;
         let scratch = (0..threads).map(|_| Mutex::new(Buffer::default())).collect();
-        Ok(Engine { isa, threads, pool, scratch })
+        Ok(Engine { isa, threads, pool: Arc::new(pool), scratch })
     }
 
     /// Runs `work` inside the pool: rayon's parallel iterators in it use the pool's threads.

@@ -12,7 +12,7 @@
 use rayon::prelude::*;
 
 use super::engine::{Engine, blocks};
-use super::simd::Isa;
+use super::simd::{Isa, Vectored, run_vectors};
 use pulp::Simd;
 
 /// Rows of a register tile: with 4 vectors 24 accumulators of AVX-512's 32 registers, with 2
@@ -59,32 +59,9 @@ impl Finish<'_> {
     }
 }
 
-/// Work that is compiled for every instruction set with its own tile width.
-pub trait Tiled {
-    /// `NV` vectors of `S` are the width of a panel.
-    fn run<S: Simd, const NV: usize>(self, simd: S);
-}
-
-/// Runs tiled work on the instruction set `isa`.
-pub fn run_tiled(isa: Isa, work: impl Tiled) {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(simd) => simd.vectorize(
-            #[inline(always)]
-            || work.run::<_, 4>(simd),
-        ),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(simd) => simd.vectorize(
-            #[inline(always)]
-            || work.run::<_, 2>(simd),
-        ),
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon(simd) => simd.vectorize(
-            #[inline(always)]
-            || work.run::<_, 4>(simd),
-        ),
-        Isa::Baseline(simd) => work.run::<_, 16>(simd),
-    }
+/// Runs work whose `NV` vectors are the width of a panel.
+pub fn run_tiled(isa: Isa, work: impl Vectored) {
+    run_vectors::<4>(isa, work);
 }
 
 /// One row of a panel: `NV` vectors.
@@ -290,7 +267,7 @@ struct GemmTask<'a, 'b> {
     scratch: &'a mut [f32],
 }
 
-impl Tiled for GemmTask<'_, '_> {
+impl Vectored for GemmTask<'_, '_> {
     #[inline(always)]
     fn run<S: Simd, const NV: usize>(self, simd: S) {
         let width = width::<S, NV>();
@@ -386,7 +363,7 @@ struct PackGroup<'a> {
     columns: usize,
 }
 
-impl Tiled for PackGroup<'_> {
+impl Vectored for PackGroup<'_> {
     #[inline(always)]
     fn run<S: Simd, const NV: usize>(self, _: S) {
         let width = width::<S, NV>();
@@ -414,7 +391,7 @@ struct Outer<'a> {
     scratch: &'a mut [f32],
 }
 
-impl Tiled for Outer<'_> {
+impl Vectored for Outer<'_> {
     #[inline(always)]
     fn run<S: Simd, const NV: usize>(self, simd: S) {
         let width = width::<S, NV>();

@@ -31,6 +31,8 @@ pub(in crate::ops) mod simd;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use super::{Result, ScratchShape};
 use crate::experiment::DeviceKeys;
 pub use buffer::Buffer;
@@ -70,6 +72,12 @@ impl Cpu {
     /// Threads that share the work.
     pub fn threads(&self) -> usize {
         self.engine.threads
+    }
+
+    /// Those threads. Who calls operations from one of them does not wake the pool for each: some 600 times in
+    /// a step of the quick start.
+    pub fn pool(&self) -> Arc<rayon::ThreadPool> {
+        Arc::clone(&self.engine.pool)
     }
 }
 

@@ -8,12 +8,10 @@ use super::buffer::Buffer;
 use super::checks::{same_len, view};
 use super::engine::Engine;
 use super::linear::ELEMENTS;
-use super::simd::vectorize;
+use super::simd::{LANES, sum_lanes, vectorize};
 
 /// Elements whose squares are summed before partial sums are added: part of the numerics.
 pub const CHUNK: usize = 64 * 1024;
-/// Partial sums of a chunk.
-const LANES: usize = 16;
 
 /// Sum of squares in f64: chunks of [`CHUNK`] elements, in each 16 partial sums (lane `i mod 16`)
 /// that are added as a balanced tree; the chunks are added in order. A square of an f32 is exact in
@@ -48,14 +46,7 @@ fn sum_squares_chunk(data: &[f32]) -> f64 {
         let x = f64::from(*x);
         lanes[i] += x * x;
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+    sum_lanes(lanes)
 }
 
 /// One tensor of AdamW (Loshchilov and Hutter 2019). With `fma(a, b, c) = a b + c` rounded once,

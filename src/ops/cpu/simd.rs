@@ -8,6 +8,10 @@
 //!
 //! The one thing that may differ between machines is the sign and payload of a NaN.
 
+use std::ops::AddAssign;
+
+use pulp::Simd;
+
 use super::super::{DeviceError, Result};
 use crate::experiment::Simd as Choice;
 
@@ -85,7 +89,7 @@ impl Isa {
 /// Compiles an expression once for each instruction set and runs the one that `isa` names.
 ///
 /// `vectorize!(isa, |simd| body)`: functions that `body` calls must be `#[inline(always)]`, or they
-/// keep the baseline's instructions. Matrix tiles go through [`super::gemm::run_tiled`] instead,
+/// keep the baseline's instructions. Matrix tiles go through [`run_vectors`] instead,
 /// which also picks the tile's width.
 macro_rules! vectorize {
     ($isa:expr, |$simd:pat_param| $body:expr) => {{
@@ -125,14 +129,43 @@ macro_rules! vectorize {
 }
 pub(crate) use vectorize;
 
+/// Work that is compiled for every instruction set with its own number of vectors.
+pub trait Vectored {
+    /// `NV` vectors of `S`.
+    fn run<S: Simd, const NV: usize>(self, simd: S);
+}
+
+/// Runs such work on the instruction set `isa`: on 16 floats, and with AVX-512 on `AVX512` vectors of 16.
+pub fn run_vectors<const AVX512: usize>(isa: Isa, work: impl Vectored) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(simd) => simd.vectorize(
+            #[inline(always)]
+            || work.run::<_, AVX512>(simd),
+        ),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(simd) => simd.vectorize(
+            #[inline(always)]
+            || work.run::<_, 2>(simd),
+        ),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon(simd) => simd.vectorize(
+            #[inline(always)]
+            || work.run::<_, 4>(simd),
+        ),
+        Isa::Baseline(simd) => work.run::<_, 16>(simd),
+    }
+}
+
 /// The sum of [`LANES`] partial sums as a balanced tree: `(0+8)+(4+12)` and so on.
 #[inline(always)]
-pub fn sum_lanes(lanes: [f32; LANES]) -> f32 {
+pub fn sum_lanes<T: Copy + AddAssign>(lanes: [T; LANES]) -> T {
     let mut sums = lanes;
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
-            sums[i] += sums[i + width];
+            let other = sums[i + width];
+            sums[i] += other;
         }
         width /= 2;
     }

@@ -261,7 +261,8 @@ struct PinnedSlot {
     free: GpuEvent,
 }
 
-/// Copies into memory that the kernel may not have mapped yet: one thread would spend its time in page faults.
+/// Copies into memory that the kernel may not have mapped yet: one thread would spend its time in page
+/// faults.
 pub fn copy_by_all_threads(to: &mut [u8], from: &[u8]) {
     const PART: usize = 1 << 20;
     to.par_chunks_mut(PART).zip(from.par_chunks(PART)).for_each(|(to, from)| to.copy_from_slice(from));

@@ -7,6 +7,7 @@ use super::buffer::{MirrorBuffer, MirrorValues};
 use crate::ops::cpu::checks::failed;
 use crate::ops::{DeviceError, Dtype, Result};
 
+/// An operand that is too short.
 pub fn short(op: &'static str, name: &str, have: usize, len: usize) -> DeviceError {
     failed(op, format!("`{name}` has {have} elements, {len} are needed"))
 }
@@ -21,11 +22,13 @@ pub fn act<'a>(op: &'static str, name: &str, buf: &'a MirrorBuffer, len: usize) 
     data.get(..len).ok_or_else(|| short(op, name, data.len(), len))
 }
 
+/// The first `len` elements of a tensor of fp32.
 pub fn float<'a>(op: &'static str, name: &str, buf: &'a MirrorBuffer, len: usize) -> Result<&'a [f32]> {
     let MirrorValues::F32(data) = &buf.data else { return Err(wrong(op, name, Dtype::F32)) };
     data.get(..len).ok_or_else(|| short(op, name, data.len(), len))
 }
 
+/// As [`float`], to be written.
 pub fn float_mut<'a>(
     op: &'static str,
     name: &str,
@@ -35,10 +38,6 @@ pub fn float_mut<'a>(
     let have = buf.len();
     let MirrorValues::F32(data) = &mut buf.data else { return Err(wrong(op, name, Dtype::F32)) };
     data.get_mut(..len).ok_or_else(|| short(op, name, have, len))
-}
-
-pub fn same_len(op: &'static str, a: usize, b: usize) -> Result<()> {
-    if a == b { Ok(()) } else { Err(failed(op, format!("{a} elements do not fit {b}"))) }
 }
 
 /// Rows are read eight elements at a time.

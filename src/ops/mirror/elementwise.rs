@@ -2,9 +2,9 @@
 
 use super::Mirror;
 use super::buffer::{MirrorBuffer, MirrorValues};
-use super::checks::{float, float_mut, same_len, short};
+use super::checks::{float, float_mut, short};
 use super::scalar::kept;
-use crate::ops::cpu::checks::failed;
+use crate::ops::cpu::checks::{failed, same_len};
 use crate::ops::{Add, AddPart, CopyPart, Perform, Result};
 
 /// `dst += src`.

@@ -37,6 +37,8 @@ pub mod tensor_core;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use super::Result;
 use super::cpu::engine::Engine;
 use crate::experiment::DeviceKeys;
@@ -73,5 +75,11 @@ impl Mirror {
     /// Threads that share the work.
     pub fn threads(&self) -> usize {
         self.engine.threads
+    }
+
+    /// Those threads. Who calls operations from one of them does not wake the pool for each: some 600 times in
+    /// a step of the quick start.
+    pub fn pool(&self) -> Arc<rayon::ThreadPool> {
+        Arc::clone(&self.engine.pool)
     }
 }

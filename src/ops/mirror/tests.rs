@@ -502,23 +502,34 @@ fn cuda_has_the_bits_of_the_mirror() {
     assert_eq!(wrong, 0, "outputs differ from the mirror's");
 }
 
-/// Some 30 TMAC, on as many cores as there are.
+/// Every operation in the shapes of a shipped experiment: ten TMAC, some minutes on sixteen cores.
+fn has_the_bits_of_the_mirror_in_the_shapes_of(name: &str) {
+    let experiment = shipped(name, &[]);
+    let (batch, model) = (&experiment.batch, &experiment.model);
+    let head_size = model.channels / model.heads;
+    let shape = Shape::new(batch.micro, batch.seq_len, model.heads, head_size, 50_257);
+    let started = std::time::Instant::now();
+    let want = run(&mut mirror(0, Simd::Auto), Numbers::Normal, shape);
+    let middle = started.elapsed();
+    let got = run(&mut hopper(), Numbers::Normal, shape);
+    println!("{name}: {} outputs, mirror {middle:.1?}, all {:.1?}", got.len(), started.elapsed());
+    assert_eq!(differences(&got, &want, name), 0, "outputs differ from the mirror's");
+}
+
 #[test]
-#[ignore = "skipped: needs a Hopper GPU; run with --include-ignored"]
-fn cuda_has_the_bits_of_the_mirror_in_the_shapes_of_the_experiments() {
-    let mut wrong = 0;
-    for name in ["gpt2_124m.toml", "gpt2_33b.toml", "gpt3_125m.toml"] {
-        let experiment = shipped(name, &[]);
-        let (batch, model) = (&experiment.batch, &experiment.model);
-        let head_size = model.channels / model.heads;
-        let shape = Shape::new(batch.micro, batch.seq_len, model.heads, head_size, 50_257);
-        let started = std::time::Instant::now();
-        let want = run(&mut mirror(0, Simd::Auto), Numbers::Normal, shape);
-        let middle = started.elapsed();
-        // A GPU each: the scratch of one shape is not kept while the next is worked on.
-        let got = run(&mut hopper(), Numbers::Normal, shape);
-        println!("{name}: {} outputs, mirror {middle:.1?}, all {:.1?}", got.len(), started.elapsed());
-        wrong += differences(&got, &want, name);
-    }
-    assert_eq!(wrong, 0, "outputs differ from the mirror's");
+#[ignore = "skipped: needs a Hopper GPU and minutes; run with --include-ignored"]
+fn cuda_has_the_bits_of_the_mirror_in_the_shapes_of_gpt2_124m() {
+    has_the_bits_of_the_mirror_in_the_shapes_of("gpt2_124m.toml");
+}
+
+#[test]
+#[ignore = "skipped: needs a Hopper GPU and minutes; run with --include-ignored"]
+fn cuda_has_the_bits_of_the_mirror_in_the_shapes_of_gpt2_33b() {
+    has_the_bits_of_the_mirror_in_the_shapes_of("gpt2_33b.toml");
+}
+
+#[test]
+#[ignore = "skipped: needs a Hopper GPU and minutes; run with --include-ignored"]
+fn cuda_has_the_bits_of_the_mirror_in_the_shapes_of_gpt3_125m() {
+    has_the_bits_of_the_mirror_in_the_shapes_of("gpt3_125m.toml");
 }

@@ -1,5 +1,6 @@
 //! The last matrix product, softmax and cross-entropy in one, so that the logits never exist whole.
 
+use super::outline::Outlined;
 use super::{ElementBytes, Family, Operation, Work};
 use crate::ops::types::{Vocab, Write};
 
@@ -22,6 +23,8 @@ pub struct ClassifierLoss<'a, B, I> {
     pub channels: usize,
     pub vocab: Vocab,
 }
+
+impl<B, I> Outlined<B> for ClassifierLoss<'_, B, I> {}
 
 impl<B, I> Operation for ClassifierLoss<'_, B, I> {
     fn family(&self) -> Family {

@@ -5,6 +5,7 @@
 //! operations over whole sequences. Families are those of the like operations in training: nothing plans
 //! the speed of decoding.
 
+use super::outline::Outlined;
 use super::{ElementBytes, Family, LinearShape, Operation, Work};
 use crate::ops::types::Heads;
 
@@ -25,6 +26,8 @@ pub struct DecodeEmbedding<'a, B, I> {
     /// C.
     pub channels: usize,
 }
+
+impl<B, I> Outlined<B> for DecodeEmbedding<'_, B, I> {}
 
 impl<B, I> Operation for DecodeEmbedding<'_, B, I> {
     fn family(&self) -> Family {
@@ -53,6 +56,8 @@ pub struct DecodeLinear<'a, B> {
     pub gelu: bool,
     pub shape: LinearShape,
 }
+
+impl<B> Outlined<B> for DecodeLinear<'_, B> {}
 
 impl<B> Operation for DecodeLinear<'_, B> {
     fn family(&self) -> Family {
@@ -98,6 +103,8 @@ pub struct DecodeAttention<'a, B, I> {
     pub rows: usize,
     pub heads: Heads,
 }
+
+impl<B, I> Outlined<B> for DecodeAttention<'_, B, I> {}
 
 impl<B, I> Operation for DecodeAttention<'_, B, I> {
     fn family(&self) -> Family {

@@ -1,5 +1,6 @@
 //! One element at a time: GELU, copies, sums of tensors.
 
+use super::outline::Outlined;
 use super::{ElementBytes, Family, Operation, Work};
 
 /// `out = gelu(pre)`, the bits that [`super::LinearGelu`] gave: for recomputation.
@@ -55,6 +56,8 @@ pub struct Add<'a, B> {
     pub src: &'a B,
 }
 
+impl<B> Outlined<B> for Add<'_, B> {}
+
 impl<B> Operation for Add<'_, B> {
     fn family(&self) -> Family {
         Family::Sum
@@ -78,6 +81,8 @@ pub struct AddPart<'a, B> {
     pub from: usize,
     pub len: usize,
 }
+
+impl<B> Outlined<B> for AddPart<'_, B> {}
 
 impl<B> Operation for AddPart<'_, B> {
     fn family(&self) -> Family {

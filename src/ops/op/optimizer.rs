@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::outline::Outlined;
 use super::{ElementBytes, Family, Operation, Work};
 
 /// Sum of squares of each f32 tensor in f64, one number a tensor, over fixed chunks of
@@ -10,6 +11,8 @@ use super::{ElementBytes, Family, Operation, Work};
 pub struct SumSquares<'a, B> {
     pub tensors: &'a [&'a B],
 }
+
+impl<B> Outlined<B> for SumSquares<'_, B> {}
 
 impl<B> Operation for SumSquares<'_, B> {
     fn family(&self) -> Family {
@@ -32,6 +35,8 @@ impl<B> Operation for SumSquares<'_, B> {
 pub struct ChunkSquares<'a, B> {
     pub parts: &'a [(&'a B, Range<usize>)],
 }
+
+impl<B> Outlined<B> for ChunkSquares<'_, B> {}
 
 impl<B> Operation for ChunkSquares<'_, B> {
     fn family(&self) -> Family {
@@ -91,6 +96,8 @@ pub struct AdamWUpdate<'a, B> {
     pub slots: Vec<ParamSlot<'a, B>>,
     pub scalars: AdamW,
 }
+
+impl<B> Outlined<B> for AdamWUpdate<'_, B> {}
 
 impl<B> Operation for AdamWUpdate<'_, B> {
     fn family(&self) -> Family {

@@ -4,10 +4,9 @@
 //! and [`super::excerpt`] cuts it into excerpts that are operations of the same kind, but smaller.
 
 use super::{
-    AdamWUpdate, Add, AddPart, Attention, AttentionBackward, ChunkSquares, Classifier, ClassifierLoss,
-    CopyPart, DecodeAttention, DecodeEmbedding, DecodeLinear, Embedding, EmbeddingBackward, Gelu, Layernorm,
+    Attention, AttentionBackward, Classifier, CopyPart, Embedding, EmbeddingBackward, Gelu, Layernorm,
     LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight,
-    LinearGelu, LinearShape, ResidualLayernorm, SumSquares,
+    LinearGelu, LinearShape, ResidualLayernorm,
 };
 use crate::ops::types::{Heads, Role, Rows, Vocab, Write};
 
@@ -279,7 +278,8 @@ impl Outline {
     }
 }
 
-/// What an operation touches, for [`crate::ops::traced`].
+/// What an operation touches, for [`crate::ops::traced`]. Operations of a forward or backward pass stand below;
+/// the others say beside their struct that they are none.
 pub trait Outlined<B> {
     /// Its outline; none of an operation that is no part of a forward or backward pass.
     fn outline(&self) -> Option<Outline> {
@@ -368,16 +368,4 @@ impl<B> Outlined<B> for CopyPart<'_, B> {
     fn tensors(&self) -> Vec<&B> {
         vec![self.src]
     }
-}
-
-/// Writes that operations are no part of a forward or backward pass.
-macro_rules! outside {
-    ($($op:ident<$($of:ident),+>)*) => {
-        $(impl<$($of),+> Outlined<B> for $op<'_, $($of),+> {})*
-    };
-}
-
-outside! {
-    ClassifierLoss<B, I> DecodeEmbedding<B, I> DecodeLinear<B> DecodeAttention<B, I> SumSquares<B>
-    ChunkSquares<B> AdamWUpdate<B> Add<B> AddPart<B>
 }
