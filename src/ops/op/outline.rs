@@ -278,8 +278,8 @@ impl Outline {
     }
 }
 
-/// What an operation touches, for [`crate::ops::traced`]. Operations of a forward or backward pass stand below;
-/// the others say beside their struct that they are none.
+/// What an operation touches, for [`crate::ops::traced`]. Operations of a forward or backward pass stand
+/// below; the others say beside their struct that they are none.
 pub trait Outlined<B> {
     /// Its outline; none of an operation that is no part of a forward or backward pass.
     fn outline(&self) -> Option<Outline> {

@@ -62,14 +62,18 @@ struct Audited {
 pub fn verify(run: WholeRun, options: AuditOptions, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     if !locked::is_mirrored(&run.lock.numerics) {
         return Err(UsageError(
-            "the mirror does not have the arithmetic of this run\n  hint: `runner verify RUN --replay A..B` checks it on its own device".into(),
+            "the mirror does not have the arithmetic of this run\n  \
+             hint: `runner verify RUN --replay A..B` checks it on its own device"
+                .into(),
         )
         .into());
     }
     let steps: Vec<usize> = (0..run.entries.len()).filter(|at| run.entries[*at].audit.is_some()).collect();
     if steps.is_empty() {
         return Err(UsageError(
-            "the run was not audited while it trained, so nothing was kept to compute again\n  hint: set `proof.audit_every`, such as to 1000, when a run starts".into(),
+            "the run was not audited while it trained, so nothing was kept to compute again\n  \
+             hint: set `proof.audit_every`, such as to 1000, when a run starts"
+                .into(),
         )
         .into());
     }
@@ -244,15 +248,15 @@ impl Tally {
     fn report(self, audited: &Audited, steps: usize, kept: usize, checks: &mut Checks<'_>) {
         let experiment = audited.experiment();
         for (kind, count) in &self.excerpts {
-            checks.passed(&format!("audit of {kind}"), format!("{count} excerpts have the same bits"));
+            checks.passed(&format!("audit of {kind}"), format!("{count} computed again, no bit differs"));
         }
         match self.updates {
             0 => checks.skipped("audit of the update", "no block was kept and drawn"),
-            count => checks.passed("audit of the update", format!("{count} blocks have the same bits")),
+            count => checks.passed("audit of the update", format!("{count} made again, no bit differs")),
         }
         match self.tokens {
             0 => checks.skipped("audit of the tokens", "the data are not here, or no step was drawn"),
-            count => checks.passed("audit of the tokens", format!("{count} micro-batches read the data's")),
+            count => checks.passed("audit of the tokens", format!("the data's, in {count} of {steps} steps")),
         }
         let checked = self.excerpts.values().sum::<usize>() + self.updates;
         let workers = experiment.parallel.workers as u64;
@@ -264,7 +268,9 @@ impl Tally {
         checks.passed(
             "audit",
             format!(
-                "{checked} of {kept} parts that {steps} steps kept; 1 in {} of the floating-point operations of their micro-batches, which are 1 in {batches} of a step; a fault in 1 % of the parts drawn so would have been missed with a probability of {missed:.1} %{}",
+                "{checked} of {kept} parts that {steps} steps kept; 1 in {} of the floating-point operations \
+                 of their micro-batches, which are 1 in {batches} of a step; a fault in 1 % of the parts \
+                 drawn so would have been missed with a probability of {missed:.1} %{}",
                 one_in(self.flops / self.flops_of_batches),
                 left_open(batches, workers),
             ),
