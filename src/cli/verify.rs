@@ -1,5 +1,6 @@
 //! `runner verify`: a run checked to the byte, trained again in part, or an experiment trained twice.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,13 +24,8 @@ pub struct Args {
     #[arg(long, value_name = "A..B", value_parser = parse_range, conflicts_with = "twice")]
     replay: Option<(u64, u64)>,
     /// Compute N of the parts that the run's audits kept again, on this CPU.
-    #[arg(
-        long,
-        value_name = "N",
-        conflicts_with_all = ["twice", "replay"],
-        value_parser = clap::value_parser!(u32).range(1..),
-    )]
-    audit: Option<u32>,
+    #[arg(long, value_name = "N", conflicts_with_all = ["twice", "replay"])]
+    audit: Option<NonZeroU32>,
     /// With `--audit`: which N; another number draws others.
     #[arg(long, value_name = "S", requires = "audit", default_value_t = 0)]
     seed: u64,
@@ -126,7 +122,7 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
         (Some((from, to)), _, Some(run)) => replay::verify(run, from..to, &args.set, checks, report)?,
         (Some(_), _, None) => checks.failed("replay", "not begun: the files are not whole"),
         (None, Some(count), Some(run)) => {
-            audit::verify(run, AuditOptions { count: count as usize, seed: args.seed }, checks)?
+            audit::verify(run, AuditOptions { count: count.get() as usize, seed: args.seed }, checks)?
         }
         (None, Some(_), None) => checks.failed("audit", "not begun: the files are not whole"),
         (None, None, _) => {}

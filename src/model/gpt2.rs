@@ -149,8 +149,8 @@ impl<O: Ops> Gpt2<O> {
 
     /// The same for gradients that the side lane is still reading when this is called, or that go on from
     /// here: the backward pass waits for the lane, and gives each group to `whole` when this micro-batch has
-    /// written the last of it, while the groups before it are still to come. `ops` may be a device that
-    /// watches the model's own.
+    /// written the last of it, while the groups before it are still to come. `ops` may be a device
+    /// that watches the model's own.
     #[expect(
         clippy::too_many_arguments,
         reason = "those of `forward_backward`, in its order, and a function"

@@ -98,8 +98,7 @@ pub struct Entry {
     pub events: Vec<String>,
     /// What was measured before the step; none in an entry of version 1, which does not say.
     pub evaluation: Option<Evaluation>,
-    /// Root of what was computed in the step's audited micro-batch (`docs/audit.md`), in the step of an
-    /// audit.
+    /// Root of what the audited micro-batch of the step computed (`docs/audit.md`), in an audited step.
     pub audit: Option<Hash>,
 }
 

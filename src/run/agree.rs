@@ -122,8 +122,8 @@ fn require_audited_arithmetic(experiment: &Experiment, lock: &Lock) -> anyhow::R
     let audited = experiment.proof.audit_every > 0;
     require_usage(!audited || locked::is_mirrored(&lock.numerics), || {
         "`proof.audit_every` needs a Hopper GPU with heads of 64 or 128 channels, or `device.kind` = \
-         \"mirror\": no CPU repeats the bits of this device\n  hint: set `proof.audit_every` to 0; \
-         `proof.replay_every` checks any device"
+         \"mirror\": no CPU repeats the bits of this device\n  \
+         hint: set `proof.audit_every` to 0; `proof.replay_every` checks any device"
             .into()
     })?;
     Ok(())

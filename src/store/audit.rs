@@ -127,10 +127,10 @@ struct Cursor<'a> {
     at: usize,
 }
 
-type ReadFrom<T> = std::result::Result<T, String>;
+type Understood<T> = std::result::Result<T, String>;
 
 impl<'a> Cursor<'a> {
-    fn file(&mut self) -> ReadFrom<AuditFile> {
+    fn file(&mut self) -> Understood<AuditFile> {
         if !self.bytes.starts_with(MAGIC) {
             return Err("expected the words `runner/audit/v1`".into());
         }
@@ -153,7 +153,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn take(&mut self, len: usize) -> ReadFrom<&'a [u8]> {
+    fn take(&mut self, len: usize) -> Understood<&'a [u8]> {
         let left = &self.bytes[self.at..];
         let taken =
             left.get(..len).ok_or_else(|| format!("expected {len} bytes, {} are left", left.len()))?;
@@ -161,13 +161,13 @@ impl<'a> Cursor<'a> {
         Ok(taken)
     }
 
-    fn number(&mut self) -> ReadFrom<u64> {
+    fn number(&mut self) -> Understood<u64> {
         let bytes = self.take(8)?;
         Ok(u64::from_le_bytes(bytes.try_into().expect("eight bytes")))
     }
 
     /// A length of a list whose elements take at least `element` bytes each.
-    fn count(&mut self, element: usize) -> ReadFrom<usize> {
+    fn count(&mut self, element: usize) -> Understood<usize> {
         let (at, count) = (self.at, self.number()?);
         let most = (self.bytes.len() - self.at) / element;
         usize::try_from(count).ok().filter(|count| *count <= most).ok_or_else(|| {
@@ -176,25 +176,25 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    fn list<T>(&mut self, element: usize, read: impl Fn(&mut Self) -> ReadFrom<T>) -> ReadFrom<Vec<T>> {
+    fn list<T>(&mut self, element: usize, read: impl Fn(&mut Self) -> Understood<T>) -> Understood<Vec<T>> {
         (0..self.count(element)?).map(|_| read(self)).collect()
     }
 
-    fn string(&mut self) -> ReadFrom<Vec<u8>> {
+    fn string(&mut self) -> Understood<Vec<u8>> {
         let len = self.count(1)?;
         Ok(self.take(len)?.to_vec())
     }
 
-    fn tokens(&mut self) -> ReadFrom<Vec<u16>> {
+    fn tokens(&mut self) -> Understood<Vec<u16>> {
         self.list(2, |cursor| Ok(u16::from_le_bytes(cursor.take(2)?.try_into().expect("two bytes"))))
     }
 
-    fn hashes(&mut self) -> ReadFrom<Vec<Hash>> {
+    fn hashes(&mut self) -> Understood<Vec<Hash>> {
         self.list(32, |cursor| Ok(Hash(cursor.take(32)?.try_into().expect("32 bytes"))))
     }
 
     /// Numbered things; the numbers rise, so that a file has one spelling.
-    fn numbered<T>(&mut self, read: impl Fn(&mut Self) -> ReadFrom<T>) -> ReadFrom<BTreeMap<usize, T>> {
+    fn numbered<T>(&mut self, read: impl Fn(&mut Self) -> Understood<T>) -> Understood<BTreeMap<usize, T>> {
         let mut all = BTreeMap::new();
         for _ in 0..self.count(16)? {
             let number = usize::try_from(self.number()?).map_err(|_| "expected a smaller number")?;
@@ -206,7 +206,7 @@ impl<'a> Cursor<'a> {
         Ok(all)
     }
 
-    fn openings(&mut self) -> ReadFrom<BTreeMap<usize, Opening>> {
+    fn openings(&mut self) -> Understood<BTreeMap<usize, Opening>> {
         self.numbered(|cursor| {
             Ok(Opening { units: cursor.numbered(Cursor::string)?, path: cursor.hashes()? })
         })

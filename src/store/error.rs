@@ -57,8 +57,11 @@ pub enum StoreError {
              damaged\n  hint: `runner verify` says which", a.display(), b.display())]
     DigestsDisagree { a: PathBuf, b: PathBuf, tensor: String },
 
-    #[error("`{}` is not the file of an audit: at byte {byte} {why}\n  hint: it was cut short or damaged; \
-             restore it from a copy", path.display())]
+    #[error(
+        "`{}` is not the file of an audit: at byte {byte} {why}\n  \
+         hint: it was cut short or damaged; restore it from a copy",
+        path.display()
+    )]
     BadAudit { path: PathBuf, byte: usize, why: String },
     #[error("`{}` is not a checkpoint manifest: {why}", path.display())]
     BadManifest { path: PathBuf, why: String },

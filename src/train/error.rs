@@ -20,8 +20,8 @@ pub enum TrainError {
     RanksDiffer { step: u64, differing: String },
     /// The two passes of an audited micro-batch differ: memory or arithmetic is faulty.
     #[error(
-        "the audited micro-batch gave other bits when it was computed again: {matrix}\n  hint: suspect the \
-         hardware; the last checkpoint is whole, `runner resume` it on another machine"
+        "the audited micro-batch gave other bits when it was computed again: {matrix}\n  \
+         hint: suspect the hardware; the last checkpoint is whole, `runner resume` it on another machine"
     )]
     NotAgain { matrix: String },
     /// A saved state that does not fit this experiment.

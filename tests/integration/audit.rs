@@ -63,7 +63,7 @@ fn an_audited_run_has_the_bits_of_another_and_what_it_kept_is_computed_again() {
             "audit of linear_backward_weight:",
             "audit of embedding_backward:",
             "audit of the update:",
-            "audit of the tokens: 2 micro-batches",
+            "audit of the tokens: the data's, in 2 of 2 steps",
             "parts that 2 steps kept",
             "left open: steps without an audit",
         ]);
@@ -207,7 +207,7 @@ fn any_number_of_ranks_leaves_the_same_ledger() {
         let ranks = format!("parallel.ranks={ranks}");
         let zero = format!("parallel.zero={zero}");
         train(&lab, &[&settings[..], &[&ranks, &zero]].concat());
-        lab.verify(RUN, ALL).assert_says(&[updates, "audit of the tokens: 1 micro-batches"]);
+        lab.verify(RUN, ALL).assert_says(&[updates, "audit of the tokens: the data's, in 1 of 1 steps"]);
         lab.ledger(RUN)
     };
     let alone = on("1", "1", "audit of the update: ");

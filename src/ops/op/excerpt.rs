@@ -6,13 +6,13 @@
 //!
 //! | operation | an excerpt | reads |
 //! |---|---|---|
-//! | products, GELU | a tile of the output | its rows of one factor, its columns of the other, the whole sum |
+//! | products, GELU | a tile of the output | its rows of one factor, its columns of the other |
 //! | weight gradient | a block of channels by channels, with the bias gradient | these columns of all rows |
 //! | layernorm, embedding, classifier | a block of rows | these rows; of the classifier the whole table |
 //! | the classifier's gradient of the table | some rows of it | all rows, and the whole table |
-//! | gradient of a layernorm | a block of rows of `dx`, or a block of columns of the weights | rows, or columns of all rows |
+//! | gradient of a layernorm | rows of `dx`, or columns of the weights | these rows, or columns of all rows |
 //! | attention and its gradient | one head of one sequence | that head |
-//! | gradient of the embedding | one token of the table, or a block of positions | the rows that are added there |
+//! | gradient of the embedding | a token of the table, or some positions | the rows that are added there |
 
 use std::ops::Range;
 

@@ -42,7 +42,7 @@ type AuditFault = String;
 
 /// One part that an audit kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum AuditPart {
+enum KeptPart {
     Excerpt(Drawn),
     Update(ParamBlock),
 }
@@ -62,8 +62,8 @@ struct Audited {
 pub fn verify(run: WholeRun, options: AuditOptions, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     if !locked::is_mirrored(&run.lock.numerics) {
         return Err(UsageError(
-            "the mirror does not have the arithmetic of this run\n  hint: `runner verify RUN --replay A..B` \
-             checks it on its own device"
+            "the mirror does not have the arithmetic of this run\n  \
+             hint: `runner verify RUN --replay A..B` checks it on its own device"
                 .into(),
         )
         .into());
@@ -71,14 +71,14 @@ pub fn verify(run: WholeRun, options: AuditOptions, checks: &mut Checks<'_>) -> 
     let steps: Vec<usize> = (0..run.entries.len()).filter(|at| run.entries[*at].audit.is_some()).collect();
     if steps.is_empty() {
         return Err(UsageError(
-            "the run was not audited while it trained, so nothing was kept to compute again\n  hint: set \
-             `proof.audit_every`, such as to 1000, when a run starts"
+            "the run was not audited while it trained, so nothing was kept to compute again\n  \
+             hint: set `proof.audit_every`, such as to 1000, when a run starts"
                 .into(),
         )
         .into());
     }
     let mut audited = Audited::of(run)?;
-    let mut kept: Vec<(usize, AuditPart)> = Vec::new();
+    let mut kept: Vec<(usize, KeptPart)> = Vec::new();
     for at in &steps {
         match audited.open(*at).and_then(|opened| audited.parts(*at, &opened)) {
             Ok(parts) => kept.extend(parts.into_iter().map(|part| (*at, part))),
@@ -92,8 +92,7 @@ pub fn verify(run: WholeRun, options: AuditOptions, checks: &mut Checks<'_>) -> 
     let chosen = choose(kept, options);
     let mut tally = Tally::default();
     for at in chosen.iter().map(|(at, _)| *at).collect::<BTreeSet<_>>() {
-        let parts: Vec<AuditPart> =
-            chosen.iter().filter(|(of, _)| *of == at).map(|(_, part)| *part).collect();
+        let parts: Vec<KeptPart> = chosen.iter().filter(|(of, _)| *of == at).map(|(_, part)| *part).collect();
         if let Err(fault) = audited.check(at, &parts, &mut tally) {
             checks.failed(&format!("audit of step {}", audited.run.entries[at].step), fault);
             return Ok(());
@@ -104,7 +103,7 @@ pub fn verify(run: WholeRun, options: AuditOptions, checks: &mut Checks<'_>) -> 
 }
 
 /// `count` of the parts, by the seed, in the order in which they were kept.
-fn choose(mut kept: Vec<(usize, AuditPart)>, options: AuditOptions) -> Vec<(usize, AuditPart)> {
+fn choose(mut kept: Vec<(usize, KeptPart)>, options: AuditOptions) -> Vec<(usize, KeptPart)> {
     let key = Key::new(options.seed, "verify --audit");
     for at in 0..options.count.min(kept.len()) {
         let [high, low, ..] = key.block_at(0, at as u64);
@@ -189,23 +188,23 @@ impl Audited {
     }
 
     /// The parts that the file of an entry must have.
-    fn parts(&self, at: usize, opened: &OpenedAudit) -> Result<Vec<AuditPart>, AuditFault> {
+    fn parts(&self, at: usize, opened: &OpenedAudit) -> Result<Vec<KeptPart>, AuditFault> {
         let entry = &self.run.entries[at];
         let Some(root) = entry.audit else { return Ok(Vec::new()) };
         // As many as a file can have: no operation has so many excerpts.
         let count = usize::try_from(opened.file.pieces).ok().filter(|count| *count <= MOST_PIECES);
         let count = count.ok_or("it says that more pieces were drawn than `proof.audit_pieces` may be")?;
         let excerpts = draw::excerpts(&opened.pass.trace, &self.heads[at], &root, count);
-        let mut parts: Vec<AuditPart> = excerpts.into_iter().map(AuditPart::Excerpt).collect();
+        let mut parts: Vec<KeptPart> = excerpts.into_iter().map(KeptPart::Excerpt).collect();
         // A run whose ranks share the optimizer's state keeps none, as whoever checks it is told.
         if entry.action == Action::Update && !opened.file.tensors[1].is_empty() {
-            parts.extend(self.blocks(at).into_iter().map(AuditPart::Update));
+            parts.extend(self.blocks(at).into_iter().map(KeptPart::Update));
         }
         Ok(parts)
     }
 
     /// Checks parts of one step.
-    fn check(&mut self, at: usize, parts: &[AuditPart], tally: &mut Tally) -> Result<(), AuditFault> {
+    fn check(&mut self, at: usize, parts: &[KeptPart], tally: &mut Tally) -> Result<(), AuditFault> {
         let OpenedAudit { file, pass } = self.open(at)?;
         let (specs, blocks) = (self.specs.clone(), self.blocks(at));
         let step = Step {
@@ -219,8 +218,8 @@ impl Audited {
         step.tokens(self.run.data.as_ref(), tally)?;
         for part in parts {
             match part {
-                AuditPart::Excerpt(drawn) => step.excerpt(&mut self.mirror, *drawn, tally)?,
-                AuditPart::Update(block) => step.update(&mut self.mirror, block, &blocks, tally)?,
+                KeptPart::Excerpt(drawn) => step.excerpt(&mut self.mirror, *drawn, tally)?,
+                KeptPart::Update(block) => step.update(&mut self.mirror, block, &blocks, tally)?,
             }
         }
         tally.flops_of_batches += pass.trace.operations.iter().map(|it| it.flops as f64).sum::<f64>();
@@ -249,15 +248,15 @@ impl Tally {
     fn report(self, audited: &Audited, steps: usize, kept: usize, checks: &mut Checks<'_>) {
         let experiment = audited.experiment();
         for (kind, count) in &self.excerpts {
-            checks.passed(&format!("audit of {kind}"), format!("{count} excerpts have the same bits"));
+            checks.passed(&format!("audit of {kind}"), format!("{count} computed again, no bit differs"));
         }
         match self.updates {
             0 => checks.skipped("audit of the update", "no block was kept and drawn"),
-            count => checks.passed("audit of the update", format!("{count} blocks have the same bits")),
+            count => checks.passed("audit of the update", format!("{count} made again, no bit differs")),
         }
         match self.tokens {
             0 => checks.skipped("audit of the tokens", "the data are not here, or no step was drawn"),
-            count => checks.passed("audit of the tokens", format!("{count} micro-batches read the data's")),
+            count => checks.passed("audit of the tokens", format!("the data's, in {count} of {steps} steps")),
         }
         let checked = self.excerpts.values().sum::<usize>() + self.updates;
         let workers = experiment.parallel.workers as u64;
@@ -269,9 +268,9 @@ impl Tally {
         checks.passed(
             "audit",
             format!(
-                "{checked} of {kept} parts that {steps} steps kept; 1 in {} of the floating-point \
-                 operations of their micro-batches, which are 1 in {batches} of a step; a fault in 1 % of \
-                 the parts drawn so would have been missed with a probability of {missed:.1} %{}",
+                "{checked} of {kept} parts that {steps} steps kept; 1 in {} of the floating-point operations \
+                 of their micro-batches, which are 1 in {batches} of a step; a fault in 1 % of the parts \
+                 drawn so would have been missed with a probability of {missed:.1} %{}",
                 one_in(self.flops / self.flops_of_batches),
                 left_open(batches, workers),
             ),

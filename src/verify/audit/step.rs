@@ -64,7 +64,7 @@ impl Step<'_> {
         Ok(grid.gather(pick, units))
     }
 
-    /// Part of a tensor of the state before (0) or after (1) the step; `grid` may lay it out as one row.
+    /// KeptPart of a tensor of the state before (0) or after (1) the step; `grid` may lay it out as one row.
     fn state(
         &self,
         when: usize,
@@ -141,8 +141,8 @@ impl Step<'_> {
                 let element = element + unfinished / size;
                 let [row, column] = pick.place(element / pick.size()[1], element % pick.size()[1]);
                 return Err(format!(
-                    "excerpt {} of operation {}, {}: `{}` [{row}, {column}] is {} in the run, computed \
-                     again it is {}\n  hint: suspect the hardware that trained the run, or its program",
+                    "excerpt {} of operation {}, {}: `{}` [{row}, {column}] is {} in the run, computed again \
+                     it is {}\n  hint: suspect the hardware that trained the run, or its program",
                     drawn.excerpt,
                     drawn.operation,
                     operation.outline.name(),
@@ -197,8 +197,8 @@ impl Step<'_> {
             let again = &bufs[at].bytes()[place..];
             if let Some(element) = first_difference(&kept, again, size) {
                 return Err(format!(
-                    "the update: element {} of `{name}` is {} in the run, computed again it is {}\n  hint: \
-                     suspect the hardware that trained the run, or its program",
+                    "the update: element {} of `{name}` is {} in the run, computed again it is {}\n  \
+                     hint: suspect the hardware that trained the run, or its program",
                     block.at + element,
                     bits(&kept, element, size),
                     bits(again, element, size),
