@@ -72,14 +72,17 @@ fn linear_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
         }
     };
     let slack = (high - low) * 1e-9;
-    let first = libm::ceil((low - slack) / at(1.0)) as i64;
-    let last = libm::floor((high + slack) / at(1.0)) as i64;
+    let first = libm::ceil((low - slack).max(f64::MIN) / at(1.0)) as i64;
+    let last = libm::floor((high + slack).min(f64::MAX) / at(1.0)) as i64;
     (first..=last).map(|multiple| at(multiple as f64)).collect()
 }
 
 /// The densest of a few sets of round numbers that does not give too many; a range too narrow for
-/// any of them gets linear ticks.
+/// any of them gets linear ticks, and so does one that is not positive.
 fn log_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
+    if low <= 0.0 {
+        return linear_ticks(low, high, wanted);
+    }
     const SETS: [&[f64]; 4] =
         [&[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0], &[1.0, 2.0, 3.0, 5.0], &[1.0, 3.0], &[1.0]];
     let decades = libm::floor(libm::log10(low)) as i32..=libm::floor(libm::log10(high)) as i32;

@@ -295,6 +295,6 @@ mod tests {
     fn csv_has_a_header_and_empty_fields_for_what_is_not_there() {
         let csv = table().to_csv().unwrap();
         assert_eq!(csv.lines().next().unwrap(), columns().join(","));
-        assert_eq!(csv.lines().nth(2).unwrap(), "b,d12,broken,2,10,128,,,,,,,,,0,,1000,");
+        assert_eq!(csv.lines().nth(2).unwrap(), "b,d12,broken,2,10,128,,,,,,,,,,0,,1000,");
     }
 }
