@@ -53,6 +53,9 @@ impl Reporter for Terminal {
     fn progress(&self, work: LongWork, total: u64) -> Box<dyn Fn(u64) + Sync> {
         let bar = match work {
             LongWork::Hashing => hashing(total),
+            LongWork::Auditing => {
+                bar(total, "computing again {bar:32.cyan/dim} {pos}/{len} parts  {eta} left")
+            }
             LongWork::Replaying => bar(total, "replaying {bar:32.cyan/dim} {pos}/{len} steps  {eta} left"),
             LongWork::Validating => bar(total, "validating {wide_bar} {pos}/{len} {eta}"),
             LongWork::HellaSwag => bar(total, "HellaSwag {wide_bar} {pos}/{len} {eta}"),

@@ -122,7 +122,7 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
         (Some((from, to)), _, Some(run)) => replay::verify(run, from..to, &args.set, checks, report)?,
         (Some(_), _, None) => checks.failed("replay", "not begun: the files are not whole"),
         (None, Some(count), Some(run)) => {
-            audit::verify(run, AuditOptions { count: count.get() as usize, seed: args.seed }, checks)?
+            audit::verify(run, AuditOptions { count: count.get() as usize, seed: args.seed }, checks, report)?
         }
         (None, Some(_), None) => checks.failed("audit", "not begun: the files are not whole"),
         (None, None, _) => {}

@@ -33,6 +33,8 @@ pub type Report = &'static dyn Reporter;
 pub enum LongWork {
     /// Bytes of data whose SHA-256 is not cached.
     Hashing,
+    /// Parts of steps that an audit kept.
+    Auditing,
     /// Steps that are trained again.
     Replaying,
     /// Sequences whose loss is measured.

@@ -17,6 +17,7 @@ use crate::ops::mirror::Mirror;
 use crate::proof::tree::{Frontier, tree_root};
 use crate::proof::{Action, Head};
 use crate::rng::Key;
+use crate::run::messages::{LongWork, Report};
 use crate::run::{UsageError, locked};
 use crate::store::audit::{self, AuditFile};
 use crate::train::audit::draw::{self, Drawn, ParamBlock, TracedPass};
@@ -59,7 +60,12 @@ struct Audited {
 }
 
 /// Draws parts of what the run's audits kept and computes them again.
-pub fn verify(run: WholeRun, options: AuditOptions, checks: &mut Checks<'_>) -> anyhow::Result<()> {
+pub fn verify(
+    run: WholeRun,
+    options: AuditOptions,
+    checks: &mut Checks<'_>,
+    report: Report,
+) -> anyhow::Result<()> {
     if !locked::is_mirrored(&run.lock.numerics) {
         return Err(UsageError(
             "the mirror does not have the arithmetic of this run\n  \
@@ -91,9 +97,10 @@ pub fn verify(run: WholeRun, options: AuditOptions, checks: &mut Checks<'_>) -> 
     let all = kept.len();
     let chosen = choose(kept, options);
     let mut tally = Tally::default();
+    let checked = report.progress(LongWork::Auditing, chosen.len() as u64);
     for at in chosen.iter().map(|(at, _)| *at).collect::<BTreeSet<_>>() {
         let parts: Vec<KeptPart> = chosen.iter().filter(|(of, _)| *of == at).map(|(_, part)| *part).collect();
-        if let Err(fault) = audited.check(at, &parts, &mut tally) {
+        if let Err(fault) = audited.check(at, &parts, &mut tally, &checked) {
             checks.failed(&format!("audit of step {}", audited.run.entries[at].step), fault);
             return Ok(());
         }
@@ -204,7 +211,13 @@ impl Audited {
     }
 
     /// Checks parts of one step.
-    fn check(&mut self, at: usize, parts: &[KeptPart], tally: &mut Tally) -> Result<(), AuditFault> {
+    fn check(
+        &mut self,
+        at: usize,
+        parts: &[KeptPart],
+        tally: &mut Tally,
+        checked: &dyn Fn(u64),
+    ) -> Result<(), AuditFault> {
         let OpenedAudit { file, pass } = self.open(at)?;
         let (specs, blocks) = (self.specs.clone(), self.blocks(at));
         let step = Step {
@@ -221,6 +234,7 @@ impl Audited {
                 KeptPart::Excerpt(drawn) => step.excerpt(&mut self.mirror, *drawn, tally)?,
                 KeptPart::Update(block) => step.update(&mut self.mirror, block, &blocks, tally)?,
             }
+            checked(1);
         }
         tally.flops_of_batches += pass.trace.operations.iter().map(|it| it.flops as f64).sum::<f64>();
         Ok(())
