@@ -3,8 +3,9 @@
 //! The model in [`crate::model`] is written once over [`Ops`]. `cpu` is the oracle of every kernel
 //! test and the embedded default; `cuda` is the product, [`mirror`] its arithmetic on a CPU. [`dry`] counts
 //! without computing, [`timed`] wraps any device and measures it, [`traced`] watches it. An operation is as
-//! large as fusing pays for on a GPU, and no larger: launch geometry, packing, algorithm plans and scratch stay
-//! behind the trait. Its arguments are one struct of [`op`], which also holds the list of all operations.
+//! large as fusing pays for on a GPU, and no larger: launch geometry, packing, algorithm plans and scratch
+//! stay behind the trait. Its arguments are one struct of [`op`], which also holds the list of all
+//! operations.
 //!
 //! # Promises every implementation keeps
 //!

@@ -34,7 +34,8 @@ fn steps_are_replayed_on_the_device_that_is_asked_for() {
     lab.verify("ci_cuda", &["--replay", "5..6", "--set", "device.threads=1"])
         .assert_says(&["replay: steps 5 to 6 gave the same bits again"]);
     // A CPU's own arithmetic is another, and is told from a difference.
-    let refused = lab.verify("ci_cuda", &["--replay", "5..6", "--set", "device.kind=cpu"]);
+    let cpu = ["--replay", "5..6", "--set", "device.kind=cpu", "--set", "precision.compute=fp32"];
+    let refused = lab.verify("ci_cuda", &cpu);
     let mirror = "hint: `--set device.kind=mirror` makes the bits of a Hopper GPU on a CPU";
     assert!(refused.code == Some(5), "{refused:?}");
     for says in ["not begun: the bits cannot be made here", mirror] {
