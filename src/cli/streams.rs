@@ -18,7 +18,8 @@ pub fn try_print(text: &str) -> io::Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush())
 }
 
-/// Writes data without styles to stdout. A reader that has closed the pipe, as in `runner config … | head`, is no error.
+/// Writes data without styles to stdout. A reader that has closed the pipe, as in `runner config … | head`, is
+/// no error.
 ///
 /// # Errors
 /// stdout cannot be written, for example because its disk is full.

@@ -2,8 +2,9 @@
 //! `main.log`.
 //!
 //! Row i of the metrics is entry i of the ledger. Every row is computed again from its entry and compared
-//! column by column, except timings, which are any finite numbers from 0. Lines of `main.log` are computed again from the rows. So a row that is
-//! missing, cut off, added, doubled, out of order or changed is found, and the first such one is named.
+//! column by column, except timings, which are any finite numbers from 0. Lines of `main.log` are computed
+//! again from the rows. So a row that is missing, cut off, added, doubled, out of order or changed is found,
+//! and the first such one is named.
 //! Entries of version 1 hold no evaluation: those numbers are counted as unproven.
 
 use std::fmt;

@@ -11,7 +11,7 @@
 //! * [`columns`]: the numbers of a step, in one table; [`metrics`]: one row a step; [`main_log`]: the same in
 //!   llm.c's line format; [`tensorboard`]: the same as event files; [`records`]: these and the ledger,
 //!   together; [`append`]: files that only grow; [`gpu_log`]: the readings of the GPU's sensors.
-//! * [`derived`]: whether metrics and main.log agree with the ledger; [`rebuild`]: the same files written again.
+//! * [`derived`]: whether metrics and main.log agree with the ledger; [`rebuild`]: the same files made again.
 //! * [`run_folder`]: where everything is, and the lock that keeps a second process out; [`contents`]: which
 //!   files are this program's; [`space`]: whether there is room for them.
 
