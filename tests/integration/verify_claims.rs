@@ -238,7 +238,12 @@ fn files_of_a_run_that_are_pipes_loops_or_far_too_long_are_refused_by_name() {
     let ledger = run.join("ledger.jsonl");
     let whole = std::fs::read(&ledger).expect("a ledger");
     std::fs::write(&ledger, [&whole, &b"more"[..]].concat()).expect("writable");
-    assert_finds(&lab, "ci", &[], &["end of the ledger: line 7 has 4 bytes and no end", "they were added"]);
+    assert_finds(
+        &lab,
+        "ci",
+        &[],
+        &["end of the ledger: line ", " has 4 bytes and no end, and the run has ended"],
+    );
     std::fs::remove_file(&ledger).expect("there");
     std::fs::remove_file(run.join("lock.toml")).expect("there");
     lab.resume("ci", &[]).assert_fails(1, &["ledger.jsonl", "No such file"]);
