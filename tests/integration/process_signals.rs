@@ -8,7 +8,7 @@ use crate::support::Lab;
 
 const CI: &str = "experiments/ci.toml";
 const SOON: Duration = Duration::from_secs(60);
-const LONGER: [&str; 4] = ["--set", "schedule.steps=60", "--set", "checkpoint.every=0"];
+const LONGER: [&str; 4] = ["--set", "schedule.steps=300", "--set", "checkpoint.every=0"];
 
 #[test]
 fn a_hangup_saves_of_one_process_and_of_ranks_and_the_run_goes_on_to_the_same_root() {
