@@ -94,7 +94,7 @@ fn checkpoints(paths: &RunPaths, checks: &mut Checks<'_>) -> store::Result<Vec<M
         }
     }
     if whole.is_empty() {
-        checks.skipped("checkpoints", "there are none yet");
+        checks.skipped("checkpoints", "there are none here");
     }
     Ok(whole)
 }

@@ -70,6 +70,9 @@ fn an_audited_run_has_the_bits_of_another_and_what_it_kept_is_computed_again() {
         let some = lab.verify(RUN, &["--audit", "10", "--seed", "3", "--json"]);
         some.assert_says(&["\"ok\":true", "10 of "]);
         assert_ne!(lab.verify(RUN, &["--audit", "10", "--seed", "4", "--json"]).stdout, some.stdout);
+        // Checkpoints are large, and an audit reads none.
+        std::fs::remove_dir_all(lab.path(RUN).join("checkpoints")).expect("there are some");
+        lab.verify(RUN, ALL).assert_says(&["skipped outputs: no checkpoint is here", "audit of the update:"]);
     }
 }
 

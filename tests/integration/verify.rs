@@ -47,6 +47,19 @@ pub fn facts(manifest: &Manifest) -> Facts {
 }
 
 #[test]
+fn a_run_without_its_checkpoints_is_held_to_the_end_of_its_ledger() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    let run = lab.path("ci");
+    std::fs::remove_dir_all(run.join("checkpoints")).expect("there are some");
+    lab.verify("ci", &[]).assert_says(&["skipped outputs: no checkpoint is here"]);
+    let ledger = std::fs::read_to_string(run.join("ledger.jsonl")).expect("a ledger");
+    let cut = ledger.trim_end().rfind('\n').expect("lines");
+    std::fs::write(run.join("ledger.jsonl"), &ledger[..=cut]).expect("writable");
+    assert_finds(&lab, "ci", &[], &["outputs: the lock's are not those of checkpoints and ledger"]);
+}
+
+#[test]
 fn a_whole_run_verifies_and_its_steps_repeat() {
     let lab = Lab::new();
     lab.run(CI, &[]).root();
