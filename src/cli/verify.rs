@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::reporter::reporter;
 use super::{exit, streams};
-use crate::run::{find, require_usage};
+use crate::run::{UsageError, find, require_usage};
 use crate::units;
 use crate::verify::audit::{self, AuditOptions};
 use crate::verify::expect::Anchor;
@@ -105,6 +105,13 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
         let options =
             twice::TwiceOptions { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
         return twice::verify(experiment, &options, checks);
+    }
+    if let Some(set) = args.set.iter().find(|set| set.starts_with("data.") || set.starts_with("eval.")) {
+        return Err(UsageError(format!(
+            "`--set {set}`: a replay reads the data and measures the sets that the run's lock names\n  \
+             hint: `--set` with `--replay` is for the device, such as `device.kind=mirror`"
+        ))
+        .into());
     }
     let expected = args.expect.as_deref().map(Anchor::read).transpose()?;
     let folder = find::find(args.what.as_deref(), &args.runs)?;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::{Result, RunPaths, StoreError, atomic, checkpoint};
-use crate::proof::{Hash, Opening};
+use crate::proof::{Hash, Opening, regular};
 
 /// The first bytes of a file.
 const MAGIC: &[u8] = b"runner/audit/v1\n";
@@ -25,7 +25,7 @@ pub struct AuditFile {
     /// Token ids of the micro-batch, and those that follow them.
     pub inputs: Vec<u16>,
     pub targets: Vec<u16>,
-    /// Digests of the token ids and of every matrix, whose root is in the ledger.
+    /// Digests of the two numbers before, of the token ids and of every matrix; their root is in the ledger.
     pub trace: Vec<Hash>,
     /// Digests of the tensors of the state before and after the step, by rising names.
     pub states: [Vec<Hash>; 2],
@@ -72,7 +72,7 @@ impl AuditFile {
     /// # Errors
     /// It is missing, or not such a file to the last byte.
     pub fn read(path: &Path) -> Result<AuditFile> {
-        let bytes = std::fs::read(path).map_err(StoreError::io(path, "read"))?;
+        let bytes = regular::read(path).map_err(StoreError::io(path, "read"))?;
         let mut cursor = Cursor { bytes: &bytes, at: 0 };
         cursor.file().map_err(|why| StoreError::BadAudit { path: path.into(), byte: cursor.at, why })
     }

@@ -16,6 +16,7 @@
 
 use std::ops::Range;
 
+use super::audit::draw::Terms;
 use super::audit::trace::{Audit, BatchRun};
 use super::state::{self, OptimizerState, Row};
 use super::{Progress, TrainError};
@@ -209,7 +210,10 @@ impl<O: Ops> Trainer<O> {
         let (rank, ranks) = (self.exchange.link().rank(), self.exchange.link().size());
         let mut losses_at = rank * (self.host_losses.len() / ranks);
         let micro_steps = self.experiment.micro_steps_per_worker();
-        let excerpts = self.experiment.proof.audit_pieces;
+        let terms = Terms {
+            recompute: self.experiment.memory.recompute,
+            pieces: self.experiment.proof.audit_pieces as u64,
+        };
         let Trainer { ops, model, exchange, shards, grads, sums, losses, audit, .. } = self;
         for worker in 0..self.experiment.parallel.workers / ranks {
             for micro_step in 0..micro_steps {
@@ -222,7 +226,7 @@ impl<O: Ops> Trainer<O> {
                 if let Some(audit) = audit {
                     let run = BatchRun { model: &mut *model, batch: micro, losses, grads, scale, write };
                     let by_groups = sums.by_groups();
-                    audit.trace(ops, run, excerpts, |ops, group, grads| {
+                    audit.trace(ops, run, terms, |ops, group, grads| {
                         if by_groups {
                             Ok(sums.take(ops, &mut **exchange, worker, group, grads)?)
                         } else {

@@ -14,6 +14,7 @@ use crate::run::device::Device;
 use crate::run::locked::{DeviceFacts, Locked};
 use crate::run::messages::Report;
 use crate::run::{initial, lock};
+use crate::store::audit;
 use crate::store::derived::{self, AgreedRows, Reach};
 use crate::store::metrics::REBUILD;
 use crate::store::{self, Manifest, RunPaths, StoreError, checkpoint, run_folder};
@@ -58,6 +59,7 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
         }
     }
     if let Some((_, entries)) = &ledger {
+        audits(&paths, entries, checks);
         derived_files(&paths, entries, reach(newest, lock.as_ref(), running), checks);
     }
     let mut loaded = experiment::load(&paths.experiment(), &[])?;
@@ -72,6 +74,20 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
         }
         _ => None,
     })
+}
+
+/// How many of the files of audits are here. None of them is opened: that is `--audit`.
+fn audits(paths: &RunPaths, entries: &[Entry], checks: &mut Checks<'_>) {
+    let steps: Vec<u64> =
+        entries.iter().filter(|entry| entry.audit.is_some()).map(|entry| entry.step).collect();
+    let here = steps.iter().filter(|step| audit::path(paths, **step).is_file()).count();
+    let what =
+        format!("{} steps have one, {here} of their files are here; `--audit N` opens them", steps.len());
+    match (steps.len(), here) {
+        (0, _) => {}
+        (steps, here) if steps == here => checks.passed("audits", what),
+        _ => checks.skipped("audits", what),
+    }
 }
 
 /// Every byte of every checkpoint.

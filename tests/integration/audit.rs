@@ -93,6 +93,13 @@ fn every_change_of_what_was_kept_is_found_and_named() {
         assert!(verified.stdout.contains("audit of step 2"), "{what}: {}", verified.stdout);
         assert!(verified.stdout.contains(says), "{what}: `{says}` is not in:\n{}", verified.stdout);
     };
+    // How many were drawn is no choice of the file's.
+    finds("fewer pieces", &|file| file.pieces = 3, "not drawn under the terms");
+    finds(
+        "no piece",
+        &|file| (file.pieces, file.matrices) = (0, Default::default()),
+        "not drawn under the terms",
+    );
     let first =
         |openings: &std::collections::BTreeMap<usize, Opening>| *openings.keys().next().expect("some");
     let unit = |opening: &mut Opening| {
@@ -171,6 +178,12 @@ fn a_rewritten_ledger_does_not_fit_what_was_kept() {
         |entries| entries[3].root = Some(Hash::of(b"")),
         "audit of step 4: the digests of the state before",
     );
+    // An audit that is asked for and gone is named, though it may have gone honestly.
+    let mut forged = entries.clone();
+    forged[2].audit = None;
+    rewrite_records(&run, &forged);
+    lab.verify(RUN, &["--audit", "1"])
+        .assert_says(&["has none of 1 steps that `proof.audit_every = 2` asks for: 2"]);
 }
 
 #[test]
@@ -237,5 +250,7 @@ fn what_cannot_be_audited_is_refused_with_what_to_do() {
     refused(&[&mirror[..], &["proof.digest_every=2"]].concat(), &["the state root of every step"]);
     let plain = Lab::new();
     train(&plain, &["parallel.workers=1", "batch.tokens=128", "proof.audit_every=0"]);
-    plain.verify(RUN, ALL).assert_fails(2, &["was not audited", "set `proof.audit_every`"]);
+    plain
+        .verify(RUN, ALL)
+        .assert_fails(2, &["no step in the ledger has an audit", "set `proof.audit_every`"]);
 }

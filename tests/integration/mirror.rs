@@ -41,5 +41,7 @@ fn steps_are_replayed_on_the_device_that_is_asked_for() {
     for says in ["not begun: the bits cannot be made here", mirror] {
         assert!(refused.stdout.contains(says), "`{says}` is not in:\n{}", refused.stdout);
     }
+    lab.verify("ci_cuda", &["--replay", "5..6", "--set", "eval.val_tokens=4096"])
+        .assert_fails(2, &["measures the sets that the run's lock names"]);
     lab.verify("ci_cuda", &["--set", "device.kind=cpu"]).assert_fails(2, &["`--set` goes with"]);
 }

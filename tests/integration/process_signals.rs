@@ -15,7 +15,11 @@ fn a_hangup_saves_of_one_process_and_of_ranks_and_the_run_goes_on_to_the_same_ro
     let expected = Lab::new().run(CI, &LONGER).root().to_owned();
     for ranks in ["1", "2"] {
         let lab = Lab::new();
-        let mut run = lab.start("run", CI, &[&LONGER[..], &["--ranks", ranks]].concat());
+        // Where the tests themselves were started by `nohup`, hangups are ignored from the outset.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=HUP", env!("CARGO_BIN_EXE_runner"), "run", CI, "--runs"]);
+        command.arg(lab.path("")).args(LONGER).args(["--ranks", ranks]);
+        let mut run = Running::start("a run", command.current_dir(env!("CARGO_MANIFEST_DIR")));
         run.wait_for_rows(&lab, 3);
         run.signal("HUP");
         run.end(SOON).assert_fails(130, &["stopped as asked"]);

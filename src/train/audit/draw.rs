@@ -105,15 +105,14 @@ impl TracedPass {
         wanted
     }
 
-    /// The digests of token ids and matrices: what the root of the trace is made of. `hashes` are those of
-    /// each matrix's units.
-    pub fn digests(&self, rows: Rows, tokens: [&[u16]; 2], hashes: &BTreeMap<usize, Vec<Hash>>) -> Vec<Hash> {
-        let of_tokens = token_digests(rows, tokens);
+    /// What the root of the trace is made of: [`premises`], then the digest of each matrix. `hashes` are
+    /// those of each matrix's units.
+    pub fn digests(&self, premises: [Hash; PREMISES], hashes: &BTreeMap<usize, Vec<Hash>>) -> Vec<Hash> {
         let matrices = self.trace.matrices.iter().enumerate();
         let digest = |(number, matrix): (usize, &TracedMatrix)| {
             matrix_digest(matrix, &hashes.get(&number).map_or_else(|| tree_root(&[]), |all| tree_root(all)))
         };
-        of_tokens.into_iter().chain(matrices.map(digest)).collect()
+        premises.into_iter().chain(matrices.map(digest)).collect()
     }
 }
 
@@ -133,13 +132,28 @@ pub fn release<O: Ops>(
     Ok(())
 }
 
-/// Digests of the token ids of a micro-batch and of those that follow them.
-pub fn token_digests(rows: Rows, tokens: [&[u16]; 2]) -> [Hash; 2] {
+/// What a pass is made and drawn under. It stands in the trace, so that a file cannot say another afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// `memory.recompute`, which decides the operations.
+    pub recompute: u8,
+    /// `proof.audit_pieces`: how many excerpts are drawn.
+    pub pieces: u64,
+}
+
+/// Digests in a trace before those of the matrices.
+pub const PREMISES: usize = 3;
+
+/// Digests of the terms, of the token ids of a micro-batch and of those that follow them.
+pub fn premises(rows: Rows, terms: Terms, tokens: [&[u16]; 2]) -> [Hash; PREMISES] {
+    let of_terms: Vec<u8> =
+        [u64::from(terms.recompute), terms.pieces].iter().flat_map(|number| number.to_le_bytes()).collect();
     let digest = |name: &str, tokens: &[u16]| {
         let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
         tensor_digest(name, "U16", &[rows.batch as u64, rows.seq as u64], &bytes)
     };
-    [digest("inputs", tokens[0]), digest("targets", tokens[1])]
+    let of_terms = tensor_digest("terms", "U64", &[2], &of_terms);
+    [of_terms, digest("inputs", tokens[0]), digest("targets", tokens[1])]
 }
 
 /// How a matrix of a pass is cut.

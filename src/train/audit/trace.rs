@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::super::error::TrainError;
-use super::draw::{self, ParamBlock, TracedPass, Wanted};
+use super::draw::{self, ParamBlock, Terms, TracedPass, Wanted, premises};
 use crate::model::gpt2::MicroBatch;
 use crate::model::{Gpt2, Group, ParamSpec, Weights};
 use crate::ops::op::grid::Grid;
@@ -82,13 +82,13 @@ impl Audit {
         self.head.is_some()
     }
 
-    /// Runs the micro-batch twice: hashes all, draws `count` excerpts, and keeps what they need. `take` gets
-    /// the gradients of the second pass.
+    /// Runs the micro-batch twice: hashes all, draws excerpts under `terms`, and keeps what they need. `take`
+    /// gets the gradients of the second pass.
     pub fn trace<O: Ops>(
         &mut self,
         ops: &mut O,
         mut run: BatchRun<'_, O>,
-        count: usize,
+        terms: Terms,
         mut take: impl FnMut(&mut O, Group, &mut Weights<O::Buf>) -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
         let Some(head) = self.head else { return Ok(()) };
@@ -109,10 +109,10 @@ impl Audit {
             ops.write_bytes(buf, bytes)?;
         }
         let MicroBatch { inputs, targets, rows, .. } = run.batch;
-        let digests = pass.digests(rows, [inputs, targets], &hashes);
+        let digests = pass.digests(premises(rows, terms, [inputs, targets]), &hashes);
         let specs: Vec<&ParamSpec> = run.model.specs.iter().collect();
         let mut wanted = Wanted::default();
-        for drawn in draw::excerpts(&pass.trace, &head, &tree_root(&digests), count) {
+        for drawn in draw::excerpts(&pass.trace, &head, &tree_root(&digests), terms.pieces as usize) {
             let tokens = pass.tokens(drawn.operation, inputs, targets);
             let excerpt = pass.trace.operations[drawn.operation].outline.excerpt(drawn.excerpt, tokens);
             wanted.extend(pass.wanted(drawn.operation, &excerpt, &specs));

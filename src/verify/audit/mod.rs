@@ -8,19 +8,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::step::Step;
-use super::Checks;
 use super::files::WholeRun;
+use super::{Checks, lock};
 use crate::experiment::Experiment;
 use crate::model::{ParamSpec, Weights};
 use crate::ops::Role;
 use crate::ops::mirror::Mirror;
 use crate::proof::tree::{Frontier, tree_root};
-use crate::proof::{Action, Head};
+use crate::proof::{Action, Entry, Head};
 use crate::rng::Key;
 use crate::run::messages::{LongWork, Report};
 use crate::run::{UsageError, locked};
 use crate::store::audit::{self, AuditFile};
-use crate::train::audit::draw::{self, Drawn, ParamBlock, TracedPass};
+use crate::train::audit::draw::{self, Drawn, ParamBlock, Terms, TracedPass};
 use crate::train::state;
 use crate::units;
 
@@ -74,25 +74,63 @@ pub fn verify(
         )
         .into());
     }
-    let steps: Vec<usize> = (0..run.entries.len()).filter(|at| run.entries[*at].audit.is_some()).collect();
+    let drift = lock::last_drift(run.log.notes(), &run.entries);
+    let every = run.loaded.experiment.proof.audit_every;
+    let with_audit = |at: &usize| run.entries[*at].audit.is_some();
+    let (before, steps): (Vec<usize>, Vec<usize>) =
+        (0..run.entries.len()).filter(with_audit).partition(|at| run.entries[*at].step < drift);
     if steps.is_empty() {
-        return Err(UsageError(
-            "the run was not audited while it trained, so nothing was kept to compute again\n  \
-             hint: set `proof.audit_every`, such as to 1000, when a run starts"
-                .into(),
-        )
+        return Err(UsageError(format!(
+            "no step in the ledger has an audit{}, so nothing was kept to compute again\n  \
+             hint: set `proof.audit_every`, such as to 1000, when a run starts; step 0 has none",
+            if before.is_empty() { "" } else { " since the run went on with other numerics" }
+        ))
         .into());
+    }
+    if !before.is_empty() {
+        let what =
+            format!("of {} steps before step {drift} were made with other numerics: not drawn", before.len());
+        checks.skipped("audits", what);
+    }
+    let is_due = |entry: &&Entry| entry.loss.is_some() && entry.step >= drift && draw::due(every, entry.step);
+    let missing: Vec<String> = (run.entries.iter().filter(is_due))
+        .filter(|entry| entry.audit.is_none())
+        .map(|entry| entry.step.to_string())
+        .collect();
+    if !missing.is_empty() {
+        let what = format!(
+            "the ledger has none of {} steps that `proof.audit_every = {every}` asks for: {}\n  \
+             it has none either where the run went back, or where the key was changed at a resume",
+            missing.len(),
+            missing.join(", ")
+        );
+        checks.skipped("audits", what);
     }
     let mut audited = Audited::of(run)?;
     let mut kept: Vec<(usize, KeptPart)> = Vec::new();
+    let mut without_blocks: Vec<String> = Vec::new();
     for at in &steps {
         match audited.open(*at).and_then(|opened| audited.parts(*at, &opened)) {
-            Ok(parts) => kept.extend(parts.into_iter().map(|part| (*at, part))),
+            Ok(parts) => {
+                let updated = audited.run.entries[*at].action == Action::Update;
+                if updated && !parts.iter().any(|part| matches!(part, KeptPart::Update(_))) {
+                    without_blocks.push(audited.run.entries[*at].step.to_string());
+                }
+                kept.extend(parts.into_iter().map(|part| (*at, part)));
+            }
             Err(fault) => {
                 checks.failed(&format!("audit of step {}", audited.run.entries[*at].step), fault);
                 return Ok(());
             }
         }
+    }
+    if !without_blocks.is_empty() {
+        let what = format!(
+            "no block was kept in the steps {}: so it is where several ranks share the optimizer's state, \
+             and nowhere else",
+            without_blocks.join(", ")
+        );
+        checks.skipped("audit of the update", what);
     }
     let all = kept.len();
     let chosen = choose(kept, options);
@@ -179,7 +217,7 @@ impl Audited {
                 return Err(format!("the digests of {what} have the root {root}, the ledger has {recorded}"));
             }
         }
-        let expected = [2 + pass.trace.matrices.len(), self.names.len(), self.names.len()];
+        let expected = [draw::PREMISES + pass.trace.matrices.len(), self.names.len(), self.names.len()];
         let found = [file.trace.len(), file.states[0].len(), file.states[1].len()];
         if expected != found {
             return Err(format!("it has digests of {found:?} tensors, this experiment has {expected:?}"));
@@ -188,8 +226,20 @@ impl Audited {
         if [file.inputs.len(), file.targets.len()] != [rows.count(); 2] {
             return Err(format!("it has not the {} tokens of a micro-batch", rows.count()));
         }
-        if file.trace[..2] != draw::token_digests(rows, [&file.inputs, &file.targets]) {
+        let terms = Terms { recompute: file.recompute, pieces: file.pieces };
+        let premises = draw::premises(rows, terms, [&file.inputs, &file.targets]);
+        if file.trace[0] != premises[0] {
+            return Err("it was not drawn under the terms of the digest in the ledger: another \
+                        `memory.recompute` or `proof.audit_pieces`"
+                .into());
+        }
+        if file.trace[1..draw::PREMISES] != premises[1..] {
             return Err("the tokens are not those of the digest in the ledger".into());
+        }
+        let beyond = file.matrices.range(pass.trace.matrices.len()..).next().is_some()
+            || file.tensors.iter().any(|tensors| tensors.range(self.names.len()..).next().is_some());
+        if beyond {
+            return Err("it holds more tensors than there are".into());
         }
         Ok(OpenedAudit { file, pass })
     }
@@ -203,8 +253,9 @@ impl Audited {
         let count = count.ok_or("it says that more pieces were drawn than `proof.audit_pieces` may be")?;
         let excerpts = draw::excerpts(&opened.pass.trace, &self.heads[at], &root, count);
         let mut parts: Vec<KeptPart> = excerpts.into_iter().map(KeptPart::Excerpt).collect();
-        // A run whose ranks share the optimizer's state keeps none, as whoever checks it is told.
-        if entry.action == Action::Update && !opened.file.tensors[1].is_empty() {
+        let has_blocks = !opened.file.tensors[1].is_empty();
+        // Ranks that share the optimizer's state keep none, as whoever checks the run is told.
+        if entry.action == Action::Update && has_blocks {
             parts.extend(self.blocks(at).into_iter().map(KeptPart::Update));
         }
         Ok(parts)
@@ -272,19 +323,23 @@ impl Tally {
             0 => checks.skipped("audit of the tokens", "the data are not here, or no step was drawn"),
             count => checks.passed("audit of the tokens", format!("the data's, in {count} of {steps} steps")),
         }
-        let checked = self.excerpts.values().sum::<usize>() + self.updates;
+        let excerpts = self.excerpts.values().sum::<usize>();
+        let checked = excerpts + self.updates;
         let workers = experiment.parallel.workers as u64;
         let batches = experiment.micro_steps_per_worker() * workers;
         let one_in = |share: f64| {
             if share > 0.0 { units::thousands((1.0 / share).round() as u64) } else { "-".into() }
         };
-        let missed = 100.0 * libm::pow(0.99, checked as f64);
+        let missed = match 100.0 * libm::pow(0.99, excerpts as f64) {
+            missed if missed < 0.1 => "under 0.1 %".to_owned(),
+            missed => format!("{missed:.1} %"),
+        };
         checks.passed(
             "audit",
             format!(
                 "{checked} of {kept} parts that {steps} steps kept; 1 in {} of the floating-point operations \
-                 of their micro-batches, which are 1 in {batches} of a step; a fault in 1 % of the parts \
-                 drawn so would have been missed with a probability of {missed:.1} %{}",
+                 of their micro-batches, which are 1 in {batches} of a step; a fault in 1 % of all that \
+                 could be drawn of the micro-batches would have been missed with a probability of {missed}{}",
                 one_in(self.flops / self.flops_of_batches),
                 left_open(batches, workers),
             ),
@@ -303,6 +358,7 @@ fn left_open(batches: u64, workers: u64) -> String {
         (true, false) => open.push("the gradients that the micro-batches before left".into()),
         _ => {}
     }
-    open.push("the gradient's norm and the mean loss, which are the ledger's".into());
+    open.push("all but a few blocks of an update".into());
+    open.push("the gradient's norm, the mean loss and the guards' decision, which are the ledger's".into());
     format!("\n  left open: {}", open.join("; "))
 }

@@ -58,7 +58,7 @@ impl Step<'_> {
     fn matrix(&self, number: usize, pick: &Pick) -> Result<Vec<u8>, AuditFault> {
         let matrix = &self.pass.trace.matrices[number];
         let grid = draw::grid(matrix);
-        let recorded = self.file.trace[2 + number];
+        let recorded = self.file.trace[draw::PREMISES + number];
         let digest = |root: &Hash| draw::matrix_digest(matrix, root) == recorded;
         let units = shown(&matrix.name, self.file.matrices.get(&number), &grid, pick, digest)?;
         Ok(grid.gather(pick, units))
