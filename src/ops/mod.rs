@@ -17,6 +17,71 @@
 //! Shape letters: `B` sequences, `T` tokens a sequence, `C` channels, `NH` heads, `HS = C/NH`,
 //! `V` vocabulary as padded in memory. `N = B*T` rows. All matrices are row-major and dense.
 
+/// Writes the methods of a device `O` inside another, `inner`, that the other one hands on as they are.
+macro_rules! pass_on {
+    () => {
+        fn device_name(&self) -> String {
+            self.inner.device_name()
+        }
+
+        fn dtype(&self, role: Role) -> Dtype {
+            self.inner.dtype(role)
+        }
+
+        fn alloc(&mut self, role: Role, len: usize) -> Result<O::Buf> {
+            self.inner.alloc(role, len)
+        }
+
+        fn alloc_host(&mut self, len: usize) -> Result<O::Buf> {
+            self.inner.alloc_host(len)
+        }
+
+        fn alloc_ids(&mut self, len: usize) -> Result<O::Ids> {
+            self.inner.alloc_ids(len)
+        }
+
+        fn alloc_scratch(&mut self, shape: &ScratchShape) -> Result<()> {
+            self.inner.alloc_scratch(shape)
+        }
+
+        fn upload(&mut self, dst: &mut O::Buf, src: &[f32]) -> Result<()> {
+            self.inner.upload(dst, src)
+        }
+
+        fn read_at(&mut self, src: &O::Buf, at: usize, dst: &mut [u8]) -> Result<()> {
+            self.inner.read_at(src, at, dst)
+        }
+
+        fn write_at(&mut self, dst: &mut O::Buf, at: usize, src: &[u8]) -> Result<()> {
+            self.inner.write_at(dst, at, src)
+        }
+
+        fn synchronize(&mut self) -> Result<()> {
+            self.inner.synchronize()
+        }
+
+        fn turn_aside(&mut self) -> Result<()> {
+            self.inner.turn_aside()
+        }
+
+        fn turn_back(&mut self) -> Result<()> {
+            self.inner.turn_back()
+        }
+
+        fn join_lanes(&mut self) -> Result<()> {
+            self.inner.join_lanes()
+        }
+
+        fn chunk(&self) -> usize {
+            self.inner.chunk()
+        }
+
+        fn fold_squares(&self, chunks: &[f64]) -> f64 {
+            self.inner.fold_squares(chunks)
+        }
+    };
+}
+
 pub mod cpu;
 pub mod cuda;
 pub mod dry;

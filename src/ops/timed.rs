@@ -92,54 +92,16 @@ impl<O: Ops> Ops for Timed<O> {
     type Buf = O::Buf;
     type Ids = O::Ids;
 
-    fn device_name(&self) -> String {
-        self.inner.device_name()
-    }
-
-    fn dtype(&self, role: Role) -> Dtype {
-        self.inner.dtype(role)
-    }
-
-    fn alloc(&mut self, role: Role, len: usize) -> Result<O::Buf> {
-        self.inner.alloc(role, len)
-    }
-
-    fn alloc_host(&mut self, len: usize) -> Result<O::Buf> {
-        self.inner.alloc_host(len)
-    }
-
-    fn alloc_ids(&mut self, len: usize) -> Result<O::Ids> {
-        self.inner.alloc_ids(len)
-    }
-
-    fn alloc_scratch(&mut self, shape: &ScratchShape) -> Result<()> {
-        self.inner.alloc_scratch(shape)
-    }
+    pass_on!();
 
     fn upload_ids(&mut self, dst: &mut O::Ids, ids: &[u16]) -> Result<()> {
         let label = Label { name: "token upload".into(), family: Family::Host };
         self.timed(label, Work::bytes(2.0 * ids.len() as f64), |inner| inner.upload_ids(dst, ids))
     }
 
-    fn upload(&mut self, dst: &mut O::Buf, src: &[f32]) -> Result<()> {
-        self.inner.upload(dst, src)
-    }
-
     fn download(&mut self, src: &O::Buf, dst: &mut [f32]) -> Result<()> {
         let label = Label { name: "losses to the host".into(), family: Family::Host };
         self.timed(label, Work::bytes(4.0 * dst.len() as f64), |inner| inner.download(src, dst))
-    }
-
-    fn read_at(&mut self, src: &O::Buf, at: usize, dst: &mut [u8]) -> Result<()> {
-        self.inner.read_at(src, at, dst)
-    }
-
-    fn write_at(&mut self, dst: &mut O::Buf, at: usize, src: &[u8]) -> Result<()> {
-        self.inner.write_at(dst, at, src)
-    }
-
-    fn synchronize(&mut self) -> Result<()> {
-        self.inner.synchronize()
     }
 
     fn merkle_roots(&mut self, bufs: &[(&O::Buf, Range<usize>)]) -> Result<Option<Vec<[u8; 32]>>> {
@@ -157,18 +119,6 @@ impl<O: Ops> Ops for Timed<O> {
         self.inner.identity(buf)
     }
 
-    fn turn_aside(&mut self) -> Result<()> {
-        self.inner.turn_aside()
-    }
-
-    fn turn_back(&mut self) -> Result<()> {
-        self.inner.turn_back()
-    }
-
-    fn join_lanes(&mut self) -> Result<()> {
-        self.inner.join_lanes()
-    }
-
     // Work that is replayed as a whole has no parts to time.
     fn replay(&mut self, key: [u64; 4]) -> Result<bool> {
         if self.recording { Ok(false) } else { self.inner.replay(key) }
@@ -179,14 +129,6 @@ impl<O: Ops> Ops for Timed<O> {
     }
 
     op::operations!(timed);
-
-    fn chunk(&self) -> usize {
-        self.inner.chunk()
-    }
-
-    fn fold_squares(&self, chunks: &[f64]) -> f64 {
-        self.inner.fold_squares(chunks)
-    }
 }
 
 #[cfg(test)]

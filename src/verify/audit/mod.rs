@@ -75,7 +75,6 @@ pub fn verify(
         .into());
     }
     let drift = lock::last_drift(run.log.notes(), &run.entries);
-    let every = run.loaded.experiment.proof.audit_every;
     let with_audit = |at: &usize| run.entries[*at].audit.is_some();
     let (before, steps): (Vec<usize>, Vec<usize>) =
         (0..run.entries.len()).filter(with_audit).partition(|at| run.entries[*at].step < drift);
@@ -87,25 +86,7 @@ pub fn verify(
         ))
         .into());
     }
-    if !before.is_empty() {
-        let what =
-            format!("of {} steps before step {drift} were made with other numerics: not drawn", before.len());
-        checks.skipped("audits", what);
-    }
-    let is_due = |entry: &&Entry| entry.loss.is_some() && entry.step >= drift && draw::due(every, entry.step);
-    let missing: Vec<String> = (run.entries.iter().filter(is_due))
-        .filter(|entry| entry.audit.is_none())
-        .map(|entry| entry.step.to_string())
-        .collect();
-    if !missing.is_empty() {
-        let what = format!(
-            "the ledger has none of {} steps that `proof.audit_every = {every}` asks for: {}\n  \
-             it has none either where the run went back, or where the key was changed at a resume",
-            missing.len(),
-            missing.join(", ")
-        );
-        checks.skipped("audits", what);
-    }
+    undrawn(&run, &before, drift, checks);
     let mut audited = Audited::of(run)?;
     let mut kept: Vec<(usize, KeptPart)> = Vec::new();
     let mut without_blocks: Vec<String> = Vec::new();
@@ -145,6 +126,30 @@ pub fn verify(
     }
     tally.report(&audited, steps.len(), all, checks);
     Ok(())
+}
+
+/// Says which audits are not drawn from, because they were made with other numerics, and which are not there.
+fn undrawn(run: &WholeRun, before: &[usize], drift: u64, checks: &mut Checks<'_>) {
+    let every = run.loaded.experiment.proof.audit_every;
+    if !before.is_empty() {
+        let what =
+            format!("of {} steps before step {drift} were made with other numerics: not drawn", before.len());
+        checks.skipped("audits", what);
+    }
+    let is_due = |entry: &&Entry| entry.loss.is_some() && entry.step >= drift && draw::due(every, entry.step);
+    let missing: Vec<String> = (run.entries.iter().filter(is_due))
+        .filter(|entry| entry.audit.is_none())
+        .map(|entry| entry.step.to_string())
+        .collect();
+    if !missing.is_empty() {
+        let what = format!(
+            "the ledger has none of {} steps that `proof.audit_every = {every}` asks for: {}\n  \
+             it has none either where the run went back, or where the key was changed at a resume",
+            missing.len(),
+            missing.join(", ")
+        );
+        checks.skipped("audits", what);
+    }
 }
 
 /// `count` of the parts, by the seed, in the order in which they were kept.
