@@ -86,7 +86,7 @@ const FACTS: [(&str, &[(&str, &str)]); 2] = [
                 "RUNNER_SECTION__KEY",
                 "in the environment does so too, over the file: RUNNER_SCHEDULE__STEPS=100",
             ),
-            ("NO_COLOR", "turns colours off; without a terminal there are none"),
+            ("NO_COLOR", "turns colours off; without a terminal there are none, but for CLICOLOR_FORCE=1"),
         ],
     ),
     (
