@@ -20,7 +20,7 @@ pub struct Args {
     /// The run: a name under `--runs`, or a folder; the newest run by default. With `--twice`, the
     /// experiment's TOML file.
     what: Option<PathBuf>,
-    /// Train again from the checkpoint of step A (0: from the start) to step B, and compare every step.
+    /// Train steps A to B - 1 again, from the checkpoint of step A (0: from the start), and compare each.
     #[arg(long, value_name = "A..B", value_parser = parse_range, conflicts_with = "twice")]
     replay: Option<(u64, u64)>,
     /// Compute N of the parts that the run's audits kept again, on this CPU.
