@@ -8,7 +8,8 @@ use tempfile::TempDir;
 use crate::process::Running;
 
 /// Whether the program, or a library in it, reads this variable: a layer of the experiment, colours, a
-/// launcher's ranks. Tests set those they mean and inherit none: some CI sets `CI`, which colours a dumb terminal.
+/// launcher's ranks. Tests set those they mean and inherit none: some CI sets `CI`, which colours a dumb
+/// terminal.
 pub fn reaches_the_program(name: &std::ffi::OsStr) -> bool {
     let name = name.to_string_lossy();
     let whole = ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLORTERM", "CI", "RANK", "WORLD_SIZE"];
