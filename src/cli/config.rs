@@ -1,29 +1,62 @@
-//! `runner config EXPERIMENT`: the resolved experiment, and where each key came from.
+//! `runner config`: the resolved experiment, and where each key came from; or what a key is.
 //!
-//! Reads what `runner run` would read and starts nothing. The output is itself an experiment.
+//! Reads what `runner run` would read and starts nothing. The resolved form is itself an experiment.
 
 use std::path::PathBuf;
 
 use super::{experiment, streams};
+use crate::experiment::{Reference, json_schema};
+use crate::run::UsageError;
 
-/// Print the resolved experiment with the origin of every key
+/// Print the resolved experiment with the origin of every key, or explain a key
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// The experiment's TOML file
-    #[arg(value_name = "EXPERIMENT")]
-    pub experiment: PathBuf,
+    #[arg(value_name = "EXPERIMENT", required_unless_present_any = ["explain", "json_schema"])]
+    pub experiment: Option<PathBuf>,
     /// Set a key, over the file and the environment: `--set schedule.steps=100`
-    #[arg(long = "set", value_name = "KEY=VALUE")]
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "experiment")]
     pub sets: Vec<String>,
-    /// Print JSON instead of TOML
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Explain a key or a section: type, default, unit, meaning, bits, example. Alone, list every key
+    #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "", conflicts_with = "experiment")]
+    pub explain: Option<String>,
+    /// Explain in Markdown: `docs/configuration.md`
+    #[arg(long, requires = "explain", conflicts_with = "json")]
+    pub markdown: bool,
+    /// Print the JSON schema by which editors complete and check experiments
+    #[arg(long, conflicts_with_all = ["experiment", "explain", "json"])]
+    pub json_schema: bool,
 }
 
-/// Loads the experiment and prints it on stdout. A fault in it is an
-/// [`experiment::ExperimentError`] inside the error: a matter of usage, exit code 2.
+/// Prints on stdout. A fault in the experiment is an [`experiment::ExperimentError`] inside the error: a matter
+/// of usage, exit code 2.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let loaded = experiment::load(&args.experiment, &args.sets)?;
-    let text = if args.json { format!("{:#}\n", loaded.to_json()) } else { loaded.to_toml() };
+    let text = match (&args.experiment, &args.explain) {
+        (Some(path), _) => {
+            let loaded = experiment::load(path, &args.sets)?;
+            if args.json { format!("{:#}\n", loaded.to_json()) } else { loaded.to_toml() }
+        }
+        (None, Some(asked)) => explain(asked, &args)?,
+        (None, None) => format!("{:#}\n", json_schema()),
+    };
     streams::print(&text)
+}
+
+fn explain(asked: &str, args: &Args) -> anyhow::Result<String> {
+    let reference = match asked {
+        "" => Reference::all(),
+        asked => Reference::find(asked).map_err(|error| UsageError(error.to_string()))?,
+    };
+    Ok(if args.json {
+        serde_json::to_string_pretty(&reference)? + "\n"
+    } else if args.markdown {
+        reference.markdown()
+    } else if asked.is_empty() {
+        reference.overview() + "`runner config --explain KEY` tells all of a key or a section.\n"
+    } else {
+        reference.in_full()
+    })
 }

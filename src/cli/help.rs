@@ -38,7 +38,8 @@ const EXAMPLES: [(&str, &str); 13] = [
     (
         "config",
         "  runner config experiments/gpt2_33b.toml\n  RUNNER_SEED=7 runner config experiments/ci.toml --set \
-         batch.micro=1",
+         batch.micro=1\n  runner config --explain\n  runner config --explain schedule\n  runner config \
+         --json-schema > runner.schema.json",
     ),
     (
         "lock",

@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use figment::value::Value;
 use toml::de::DeValue;
 
+use super::declare::Word;
 use super::diagnostics::nearest;
 use super::schema::{KeyRow, Open, ValueKind};
 
@@ -29,7 +30,7 @@ pub(super) fn value(key: &KeyRow, raw: &DeValue<'_>, folder: &Path) -> Result<Va
         }
         ValueKind::Text => text(key, raw).map(Value::from),
         ValueKind::Name => name(key, raw).map(Value::from),
-        ValueKind::Choice(values) => choice(key, raw, values).map(Value::from),
+        ValueKind::Choice(words) => choice(key, raw, words).map(Value::from),
         ValueKind::File => {
             let path = text(key, raw)?;
             if path.is_empty() {
@@ -68,11 +69,7 @@ fn shortened(digits: &str) -> String {
 }
 
 fn integer(key: &KeyRow, raw: &DeValue<'_>, min: u64, max: u64) -> Result<u64, Refusal> {
-    let range = if max >= 1 << 31 {
-        format!("an integer, at least {min}")
-    } else {
-        format!("an integer from {min} to {max}")
-    };
+    let range = key.kind.takes();
     if let DeValue::Float(float) = raw
         && let Ok(x) = float.as_str().parse::<f64>()
         && x.fract() == 0.0
@@ -100,13 +97,7 @@ fn number(key: &KeyRow, raw: &DeValue<'_>) -> Result<f64, Refusal> {
         DeValue::Integer(integer) if integer.radix() == 10 => integer.as_str().to_string(),
         _ => return Err(wrong_type(key, raw, "a number")),
     };
-    let range = match (max < f64::MAX, open) {
-        (false, Open::Below) => format!("a number above {min}"),
-        (false, _) => format!("a number, at least {min}"),
-        (true, Open::Neither) => format!("a number from {min} to {max}"),
-        (true, Open::Below) => format!("a number above {min}, at most {max}"),
-        (true, Open::Above) => format!("a number from {min} to below {max}"),
-    };
+    let range = key.kind.takes();
     let x: f64 = digits.parse().map_err(|_| wrong_type(key, raw, &range))?;
     let inside = |x: f64| {
         x >= min && x <= max && !(open == Open::Below && x == min) && !(open == Open::Above && x == max)
@@ -165,28 +156,19 @@ fn may_name(c: char) -> bool {
     c.is_alphanumeric() || "-_. ".contains(c)
 }
 
-fn choice<'a>(key: &KeyRow, raw: &'a DeValue<'_>, values: &[&str]) -> Result<&'a str, Refusal> {
-    let expected = one_of(values);
+fn choice<'a>(key: &KeyRow, raw: &'a DeValue<'_>, words: &[Word]) -> Result<&'a str, Refusal> {
+    let expected = key.kind.takes();
+    let names = words.iter().map(|word| word.name);
     let Some(word) = raw.as_str() else { return Err(wrong_type(key, raw, &expected)) };
-    if values.contains(&word) {
+    if names.clone().any(|name| name == word) {
         return Ok(word);
     }
-    let hint =
-        nearest(&word.to_lowercase(), values.iter().copied()).map(|near| format!("did you mean \"{near}\"?"));
+    let hint = nearest(&word.to_lowercase(), names).map(|near| format!("did you mean \"{near}\"?"));
     Err(Refusal { hint, ..refusal(key, &format!("knows no {word:?}"), format!("expected {expected}")) })
 }
 
-/// `"a"`, `"a" or "b"`, `"a", "b" or "c"`.
-fn one_of(values: &[&str]) -> String {
-    let quoted: Vec<String> = values.iter().map(|value| format!("{value:?}")).collect();
-    match quoted.split_last() {
-        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
-        _ => quoted.concat(),
-    }
-}
-
 fn patterns(key: &KeyRow, raw: &DeValue<'_>, folder: &Path) -> Result<Vec<String>, Refusal> {
-    let expected = "a glob pattern or a list of them";
+    let expected = &key.kind.takes();
     let written: Vec<&str> = match raw {
         DeValue::String(one) => vec![one],
         DeValue::Array(many) => {

@@ -21,7 +21,7 @@ use figment::{Metadata, Profile, Provider};
 use toml::de::{DeTable, DeValue};
 
 use super::check::{self, Refusal};
-use super::diagnostics::{Fault, Snippet, SourceFile, nearest};
+use super::diagnostics::{Fault, Snippet, SourceFile};
 use super::schema::{self, KEYS, KeyRow};
 
 /// The prefix of variables that set keys.
@@ -392,20 +392,8 @@ impl Layers {
     ) {
         self.misspelt.insert(section.to_string());
         let known = schema::is_section(section);
-        let leaf = dotted.rsplit('.').next().unwrap_or(dotted);
         let siblings = KEYS.iter().filter(|key| key.section() == section);
-        // The right key in the wrong section is suggested first, unless many sections have it; then a similar
-        // key of the section, then a similar key anywhere.
-        let mut elsewhere = KEYS.iter().filter(|key| key.leaf() == leaf);
-        let moved = elsewhere.next().filter(|_| elsewhere.next().is_none()).map(|key| key.name.to_string());
-        let near = moved
-            .or_else(|| {
-                nearest(leaf, siblings.clone().map(KeyRow::leaf)).map(|leaf| {
-                    if section.is_empty() { leaf.to_string() } else { format!("{section}.{leaf}") }
-                })
-            })
-            .or_else(|| nearest(dotted, KEYS.iter().map(|key| key.name)).map(str::to_string));
-        let near_section = nearest(dotted, schema::sections()).filter(|_| section.is_empty());
+        let (near_section, near) = schema::neighbour(dotted, section);
         let hint = match (near_section, near) {
             (Some(near), _) => Some(format!("did you mean the section `{}`?", spelt(near))),
             (None, Some(near)) => Some(format!("did you mean `{}`?", spelt(&near))),

@@ -30,10 +30,13 @@
 //! in `RUNNER_…` and `--set` start from the working directory.
 
 mod check;
+mod declare;
 mod descriptor;
 mod diagnostics;
+mod json_schema;
 mod layers;
 mod origin;
+mod reference;
 mod resolved;
 mod rules;
 mod schema;
@@ -48,7 +51,9 @@ use std::path::{Path, PathBuf};
 pub use check::name_problem;
 pub use descriptor::{Sizes, UnknownDescriptor, descriptors, sizes};
 pub use diagnostics::{ExperimentError, Fault, Snippet, nearest};
+pub use json_schema::json_schema;
 pub use origin::Origin;
+pub use reference::{KeyReference, Reference, SectionReference, UnknownKey, WordReference};
 pub use resolved::*;
 pub use rules::{InitError, InitSizes, VOCAB_ALIGN};
 pub use schema::{largest, reaches_the_bits};

@@ -3,86 +3,80 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Declares a key that takes one word of several, and `NAMES`, the words in the order of the reference.
-macro_rules! choice {
-    ($(#[$doc:meta])* $name:ident { $($(#[$what:meta])* $variant:ident = $word:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-        pub enum $name { $($(#[$what])* #[serde(rename = $word)] $variant,)* }
+use super::declare::{SectionText, Word, choice, section};
 
-        impl $name {
-            /// What the key takes.
-            pub const NAMES: &[&str] = &[$($word),*];
-        }
-    };
+section! {
+    /// A whole experiment.
+    pub struct Experiment {
+        /// Names the run folder: letters, digits, `-`, `_` and `.`. Default: the name of the file, without
+        /// `.toml`.
+        pub name: String,
+        /// Seeds initialisation, data order, rounding and sampling. At most 2^63 - 1, as TOML has it.
+        /// Default: 1337.
+        pub seed: u64,
+    }
+    sections {
+        pub model: Model,
+        pub batch: BatchKeys,
+        pub schedule: ScheduleKeys,
+        pub optimizer: OptimizerKeys,
+        pub guards: GuardKeys,
+        pub data: DataKeys,
+        pub eval: EvalKeys,
+        pub sample: SampleKeys,
+        pub checkpoint: CheckpointKeys,
+        pub memory: MemoryKeys,
+        pub precision: PrecisionKeys,
+        pub kernels: KernelKeys,
+        pub parallel: ParallelKeys,
+        pub proof: ProofKeys,
+        pub log: LogKeys,
+        pub plan: PlanKeys,
+        pub device: DeviceKeys,
+    }
 }
 
-/// A whole experiment.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Experiment {
-    /// Names the run folder: letters, digits, `-`, `_` and `.`. Default: the name of the file, without
-    /// `.toml`.
-    pub name: String,
-    /// Seeds initialisation, data order, rounding and sampling. At most 2^63 - 1, as TOML has it. Default:
-    /// 1337.
-    pub seed: u64,
-    pub model: Model,
-    pub batch: BatchKeys,
-    pub schedule: ScheduleKeys,
-    pub optimizer: OptimizerKeys,
-    pub guards: GuardKeys,
-    pub data: DataKeys,
-    pub eval: EvalKeys,
-    pub sample: SampleKeys,
-    pub checkpoint: CheckpointKeys,
-    pub memory: MemoryKeys,
-    pub precision: PrecisionKeys,
-    pub kernels: KernelKeys,
-    pub parallel: ParallelKeys,
-    pub proof: ProofKeys,
-    pub log: LogKeys,
-    pub plan: PlanKeys,
-    pub device: DeviceKeys,
+section! {
+    /// Sizes of the network: either `descriptor` (`d12`, `gpt2:d12`, `gpt3:c768`) or the sizes.
+    pub struct Model {
+        /// A model to start from in place of random weights: a Hugging Face folder of GPT-2 or llm.c's
+        /// `.bin`, version 3 or 5. Sizes that are not given are the file's. The lock pins
+        /// the weights by content. Default: not set.
+        pub init: Option<String>,
+        /// The sizes by name: `d12` or `gpt2:d12` is GPT-2 of that depth, `gpt3:c768` GPT-3 of that width. Excludes
+        /// `layers`, `heads` and `channels`. Default: not set.
+        pub descriptor: Option<String>,
+        /// L: transformer blocks. Default: the descriptor's; without one it must be given.
+        pub layers: usize,
+        /// NH: attention heads; divides `channels`. On CUDA `channels / heads` is 64, 80, 96 or 128.
+        /// Default: the descriptor's; without one it must be given.
+        pub heads: usize,
+        /// C: width of the residual stream. Default: the descriptor's; without one it must be given.
+        pub channels: usize,
+        /// Positions in `wpe`: the longest sequence the model can read.
+        /// Default: the descriptor's (GPT-2 1024, GPT-3 2048); without one `batch.seq_len`.
+        pub context: usize,
+        /// Tokens the model can tell apart. May be more than the tokenizer has, never fewer, and at most
+        /// 65536, for shards hold 16 bits a token. Default: the tokenizer's (gpt2 50257, byte 257).
+        pub vocab: usize,
+        /// Rows of `wte` in memory: `vocab` rounded up to a multiple of 128 (gpt2 50304, byte 384). Not a
+        /// key of the file.
+        pub vocab_padded: usize,
+    }
 }
 
-/// Sizes of the network. In the file either `descriptor` (`d12`, `gpt2:d12`, `gpt3:c768`) or the sizes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Model {
-    /// A model to start from in place of random weights: a Hugging Face folder of GPT-2 or llm.c's `.bin`,
-    /// version 3 or 5. Sizes that are not given are the file's. A path in the file starts from its folder;
-    /// here it is absolute. The lock pins the weights by content. Default: not set.
-    pub init: Option<String>,
-    /// As written, when a descriptor was. Excludes `layers`, `heads` and `channels`. Default: not set.
-    pub descriptor: Option<String>,
-    /// L: transformer blocks. Default: the descriptor's; without one it must be given.
-    pub layers: usize,
-    /// NH: attention heads; divides `channels`. On CUDA `channels / heads` is 64, 80, 96 or 128.
-    /// Default: the descriptor's; without one it must be given.
-    pub heads: usize,
-    /// C: width of the residual stream. Default: the descriptor's; without one it must be given.
-    pub channels: usize,
-    /// Positions in `wpe`: the longest sequence the model can read.
-    /// Default: the descriptor's (GPT-2 1024, GPT-3 2048); without one `batch.seq_len`.
-    pub context: usize,
-    /// Tokens the model can tell apart. May be more than the tokenizer has, never fewer, and at most
-    /// 65536, for shards hold 16 bits a token. Default: the tokenizer's (gpt2 50257, byte 257).
-    pub vocab: usize,
-    /// Rows of `wte` in memory: `vocab` rounded up to a multiple of 128 (gpt2 50304, byte 384). Not a
-    /// key of the file.
-    pub vocab_padded: usize,
-}
-
-/// The batch of an optimizer step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct BatchKeys {
-    /// B: sequences in one forward and backward pass. Default: 4.
-    pub micro: usize,
-    /// T: tokens a sequence; at most `model.context`. Default: `model.context`, and 1024 where neither is
-    /// given.
-    pub seq_len: usize,
-    /// Tokens an optimizer step; a multiple of `micro * seq_len * parallel.workers`.
-    /// Default: that product, one micro-batch a worker.
-    pub tokens: u64,
+section! {
+    /// The batch of an optimizer step.
+    pub struct BatchKeys {
+        /// B: sequences in one forward and backward pass. Default: 4.
+        pub micro: usize,
+        /// T: tokens a sequence; at most `model.context`. Default: `model.context`, and 1024 where neither is
+        /// given.
+        pub seq_len: usize,
+        /// Tokens an optimizer step; a multiple of `micro * seq_len * parallel.workers`.
+        /// Default: that product, one micro-batch a worker.
+        pub tokens: u64,
+    }
 }
 
 choice! {
@@ -98,37 +92,38 @@ choice! {
     }
 }
 
-/// How long to train, and the learning rate on the way.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ScheduleKeys {
-    /// Shape of the learning rate after warm-up. Default: cosine.
-    pub kind: ScheduleKind,
-    /// Optimizer steps. In the file either `steps`, or `epochs`: so many passes over the training data,
-    /// which become steps when the data are open. Default: none, one of the two must be given.
-    pub steps: u64,
-    /// Peak learning rate. Default: 0.0006.
-    pub learning_rate: f64,
-    /// Linear warm-up from `1/warmup` of the peak; at most `steps`. Default: 0.
-    pub warmup_steps: u64,
-    /// The last learning rate as a fraction of the peak, from 0 to 1. Default: 0.1.
-    pub final_fraction: f64,
-    /// `wsd` only: the share of all steps that the decay takes, from 0 to 1. Default: 0.2.
-    pub decay_fraction: f64,
+section! {
+    /// How long to train, and the learning rate on the way.
+    pub struct ScheduleKeys {
+        /// Shape of the learning rate after warm-up. Default: cosine.
+        pub kind: ScheduleKind,
+        /// Optimizer steps; excludes `epochs`. Default: none, one of the two must be given.
+        pub steps: u64,
+        /// Peak learning rate. Default: 0.0006.
+        pub learning_rate: f64,
+        /// Linear warm-up from `1/warmup` of the peak; at most `steps`. Default: 0.
+        pub warmup_steps: u64,
+        /// The last learning rate as a fraction of the peak, from 0 to 1. Default: 0.1.
+        pub final_fraction: f64,
+        /// `wsd` only: the share of all steps that the decay takes, from 0 to 1. Default: 0.2.
+        pub decay_fraction: f64,
+    }
 }
 
-/// AdamW (Loshchilov and Hutter 2019).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct OptimizerKeys {
-    /// Decay of the first moment, from 0 to below 1. Default: 0.9.
-    pub beta1: f64,
-    /// Decay of the second moment, from 0 to below 1. Default: 0.95.
-    pub beta2: f64,
-    /// Added to the root of the second moment; above 0. Default: 1e-8.
-    pub epsilon: f64,
-    /// On 2-D weights only. Default: 0.1.
-    pub weight_decay: f64,
-    /// Largest global gradient norm; 0 turns clipping off. Default: 1.0.
-    pub grad_clip: f64,
+section! {
+    /// AdamW (Loshchilov and Hutter 2019).
+    pub struct OptimizerKeys {
+        /// Decay of the first moment, from 0 to below 1. Default: 0.9.
+        pub beta1: f64,
+        /// Decay of the second moment, from 0 to below 1. Default: 0.95.
+        pub beta2: f64,
+        /// Added to the root of the second moment; above 0. Default: 1e-8.
+        pub epsilon: f64,
+        /// Decay of the weights, times the learning rate; of 2-D weights only. Default: 0.1.
+        pub weight_decay: f64,
+        /// Largest global gradient norm; 0 turns clipping off. Default: 1.0.
+        pub grad_clip: f64,
+    }
 }
 
 choice! {
@@ -140,20 +135,21 @@ choice! {
     }
 }
 
-/// Guards against outliers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GuardKeys {
-    /// Skip the update when the z-score of the loss against the window before it exceeds this; 0 is off.
-    /// Default: 0.0.
-    pub loss_z: f64,
-    /// The same for the gradient norm. Default: 0.0.
-    pub grad_z: f64,
-    /// Steps the z-score looks back on; at least 2. Default: 128.
-    pub window: usize,
-    /// Skips in a row that count as divergence; at least 1. Default: 16.
-    pub patience: u64,
-    /// What divergence leads to; `rewind` needs `checkpoint.every`. Default: stop.
-    pub on_diverge: OnDiverge,
+section! {
+    /// Guards against outliers.
+    pub struct GuardKeys {
+        /// Skip the update when the z-score of the loss against the window before it exceeds this; 0 is off.
+        /// Default: 0.0.
+        pub loss_z: f64,
+        /// Skip the update when the z-score of the gradient norm exceeds this; 0 is off. Default: 0.0.
+        pub grad_z: f64,
+        /// Steps the z-score looks back on; at least 2. Default: 128.
+        pub window: usize,
+        /// Skips in a row that count as divergence; at least 1. Default: 16.
+        pub patience: u64,
+        /// What divergence leads to; `rewind` needs `checkpoint.every`. Default: stop.
+        pub on_diverge: OnDiverge,
+    }
 }
 
 choice! {
@@ -185,82 +181,88 @@ choice! {
     }
 }
 
-/// What is trained and evaluated on: exactly one of `corpus` and `train`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DataKeys {
-    /// Embedded text instead of shards: `kjv`. Excludes `train` and `val`. Default: not set.
-    pub corpus: Option<String>,
-    /// Glob patterns of token shards, one or a list. In the file they start from its folder; here
-    /// they are absolute. Default: none, for an experiment with a `corpus`.
-    pub train: Vec<String>,
-    /// The same for validation. Default: none; then `eval.every` must be 0 unless there is a `corpus`.
-    pub val: Vec<String>,
-    /// How text becomes tokens, and how many there are. Default: gpt2.
-    pub tokenizer: Tokenizer,
-    /// Order of the training sequences. Default: shuffled.
-    pub order: Order,
-    /// Train every step on the first batch: a debugging aid. Default: false.
-    pub overfit_single_batch: bool,
-    /// Micro-batches prepared ahead; at least 1. Changes no bit. Default: 2.
-    pub prefetch: usize,
+section! {
+    /// What is trained and evaluated on: exactly one of `corpus` and `train`.
+    pub struct DataKeys {
+        /// Embedded text instead of shards: `kjv`. Excludes `train` and `val`. Default: not set.
+        pub corpus: Option<String>,
+        /// Token shards to train on: glob patterns, one or a list. Default: none, for an experiment with a `corpus`.
+        pub train: Vec<String>,
+        /// Token shards to evaluate on, in the same form. Default: none; then `eval.every` must be 0 unless there is a `corpus`.
+        pub val: Vec<String>,
+        /// How text becomes tokens, and how many there are. Default: gpt2.
+        pub tokenizer: Tokenizer,
+        /// Order of the training sequences. Default: shuffled.
+        pub order: Order,
+        /// Train every step on the first batch: a debugging aid. Default: false.
+        pub overfit_single_batch: bool,
+        /// Micro-batches prepared ahead; at least 1. Changes no bit. Default: 2.
+        pub prefetch: usize,
+    }
 }
 
-/// Measuring on text that is not trained on. No key here changes a bit of the training state.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EvalKeys {
-    /// Steps between evaluations, also before the first step and after the last; 0 is never. Default: 250.
-    pub every: u64,
-    /// Validation tokens: the first this many, the same for every batch shape; at least one sequence.
-    /// Default: 2621440, what llm.c's run reads.
-    pub val_tokens: u64,
-    /// HellaSwag: a jsonl file or llm.c's `.bin`, scored at every evaluation. A path in the
-    /// file starts from its folder; here it is absolute. Default: not set.
-    pub hellaswag: Option<String>,
+section! {
+    /// Measuring on text that is not trained on. No key here changes a bit of the training state.
+    pub struct EvalKeys {
+        /// Steps between evaluations, also before the first step and after the last; 0 is never. Default:
+        /// 250.
+        pub every: u64,
+        /// Validation tokens: the first this many, the same for every batch shape; at least one sequence.
+        /// Default: 2621440, what llm.c's run reads.
+        pub val_tokens: u64,
+        /// HellaSwag: a jsonl file or llm.c's `.bin`, scored at every evaluation. Default: not set.
+        pub hellaswag: Option<String>,
+    }
 }
 
-/// Text written by the model as it learns. No key here changes a bit of the training state.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SampleKeys {
-    /// Steps between samples, also after the last step; 0 is never. Default: 0.
-    pub every: u64,
-    /// Tokens a sample. Default: 64.
-    pub tokens: usize,
-    /// Text to go on from; empty starts at `<|endoftext|>`. Default: empty.
-    pub prompt: String,
-    /// Above 1 is bolder, below 1 safer; 0 takes the likeliest token. Default: 1.0.
-    pub temperature: f64,
-    /// Only the k likeliest tokens; 0 is all. Default: 0.
-    pub top_k: usize,
+section! {
+    /// Text written by the model as it learns. No key here changes a bit of the training state.
+    pub struct SampleKeys {
+        /// Steps between samples, also after the last step; 0 is never. Default: 0.
+        pub every: u64,
+        /// Tokens a sample. Default: 64.
+        pub tokens: usize,
+        /// Text to go on from; empty starts at `<|endoftext|>`. Default: empty.
+        pub prompt: String,
+        /// Above 1 is bolder, below 1 safer; 0 takes the likeliest token. Default: 1.0.
+        pub temperature: f64,
+        /// Only the k likeliest tokens; 0 is all. Default: 0.
+        pub top_k: usize,
+    }
 }
 
-/// When the state is saved, and which saves stay. Changes no bit.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CheckpointKeys {
-    /// Steps between checkpoints, also after the last step; 0 is only the last. Default: 2000.
-    pub every: u64,
-    /// Checkpoints kept; 0 keeps all. Default: 0.
-    pub keep_last: usize,
-    /// Never delete a checkpoint whose step is a multiple of this; 0 is none. Default: 0.
-    pub keep_every: u64,
+section! {
+    /// When the state is saved, and which saves stay. Changes no bit.
+    pub struct CheckpointKeys {
+        /// Steps between checkpoints, also after the last step; 0 is only the last. Default: 2000.
+        pub every: u64,
+        /// Checkpoints kept; 0 keeps all. Default: 0.
+        pub keep_last: usize,
+        /// Never delete a checkpoint whose step is a multiple of this; 0 is none. Default: 0.
+        pub keep_every: u64,
+    }
 }
 
-/// Time for space.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct MemoryKeys {
-    /// What the backward pass computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and
-    /// layernorm. Changes no bit, and is refused where it would: above 0 with `kernels.gelu_fusion` in bf16.
-    /// Default: 0.
-    pub recompute: u8,
-    /// Where the partial sums of a GPU's virtual workers wait, log2(V/N) of them, each as large as the fp32
-    /// gradients: `device`, or `host` for pinned memory of the machine, from and to which they move while the
-    /// backward pass goes on. Changes no bit. Default: device.
-    pub partial_sums: PartialSums,
+section! {
+    /// Time for space.
+    pub struct MemoryKeys {
+        /// What the backward pass computes again instead of keeping: 0 nothing, 1 GELU, 2 GELU and layernorm.
+        /// Changes no bit, and is refused where it would: above 0 with `kernels.gelu_fusion` in bf16.
+        /// Default: 0.
+        pub recompute: u8,
+        /// Where the partial sums of a GPU's virtual workers wait, log2(V/N) of them, each as large as the
+        /// fp32 gradients: `device`, or `host` for pinned memory of the machine, from and to which they move
+        /// while the backward pass goes on. Changes no bit. Default: device.
+        pub partial_sums: PartialSums,
+    }
 }
 
 choice! {
     /// A place for partial sums.
     PartialSums {
+        /// The GPU's own memory.
         Device = "device",
+        /// Pinned memory of the machine.
         Host = "host",
     }
 }
@@ -269,6 +271,7 @@ choice! {
     Compute {
         /// `bf16` on CUDA, `fp32` on the CPU.
         Auto = "auto",
+        /// fp32 throughout. CPU and CUDA.
         Fp32 = "fp32",
         /// fp32 tensors, TF32 in the matrix multiplications. CUDA only.
         Tf32 = "tf32",
@@ -277,87 +280,96 @@ choice! {
     }
 }
 
-/// Number formats.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PrecisionKeys {
-    /// Format of weights, activations and matrix multiplications. Default: auto.
-    pub compute: Compute,
-    /// Keep fp32 masters of bf16 weights; without, updates are rounded stochastically. Default: true.
-    pub master_weights: bool,
+section! {
+    /// Number formats.
+    pub struct PrecisionKeys {
+        /// Format of weights, activations and matrix multiplications. Default: auto.
+        pub compute: Compute,
+        /// Keep fp32 masters of bf16 weights; without, updates are rounded stochastically. Default: true.
+        pub master_weights: bool,
+    }
 }
 
-/// Choices between ways to run the kernels.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct KernelKeys {
-    /// GELU inside cuBLASLt's matrix multiplication on CUDA: 0 no, 1 forward, 2 forward and backward. Changes
-    /// bits: there GELU reads the fp32 sum, alone the sum as stored. Our own products on Hopper fuse it with
-    /// the bits of 0, and faster. Default: 0.
-    pub gelu_fusion: u8,
-    /// Capture a micro-step as a CUDA graph and replay it: one launch in place of hundreds. Changes no
-    /// bit. Default: true.
-    pub cuda_graph: bool,
+section! {
+    /// Choices between ways to run the kernels.
+    pub struct KernelKeys {
+        /// GELU inside cuBLASLt's matrix multiplication on CUDA: 0 no, 1 forward, 2 forward and backward.
+        /// Changes bits: there GELU reads the fp32 sum, alone the sum as stored. Our own products on Hopper
+        /// fuse it with the bits of 0, and faster. Default: 0.
+        pub gelu_fusion: u8,
+        /// Capture a micro-step as a CUDA graph and replay it: one launch in place of hundreds. Changes no
+        /// bit. Default: true.
+        pub cuda_graph: bool,
+    }
 }
 
-/// How a step is split.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ParallelKeys {
-    /// V, virtual workers: a power of two. Part of the numerics: any number of devices that divides it
-    /// gives the same bits. Default: 1.
-    pub workers: usize,
-    /// N, ranks that share the work, one device each: a power of two that divides `workers`. 0 takes as many
-    /// of this machine's GPUs as divide `workers`, and one CPU; under a launcher (mpirun, srun, torchrun) its
-    /// number counts. Changes no bit. Default: 0.
-    pub ranks: usize,
-    /// What a rank keeps its own shard of alone: 0 nothing, 1 moments and master weights, 2 gradients as
-    /// well, which takes one micro-step a worker, and one worker a rank (with fewer ranks than workers
-    /// gradients stay whole). Changes no bit. Default: 1.
-    pub zero: u8,
-    /// Seconds without a sign of life from a rank after which all ranks stop; longer than the longest step or
-    /// evaluation. Default: 600.
-    pub timeout_s: u64,
+section! {
+    /// How a step is split.
+    pub struct ParallelKeys {
+        /// V, virtual workers: a power of two. Part of the numerics: any number of devices that divides it
+        /// gives the same bits. Default: 1.
+        pub workers: usize,
+        /// N, ranks that share the work, one device each: a power of two that divides `workers`. 0 takes as
+        /// many of this machine's GPUs as divide `workers`, and one CPU; under a launcher (mpirun, srun,
+        /// torchrun) its number counts. Changes no bit. Default: 0.
+        pub ranks: usize,
+        /// What a rank keeps its own shard of alone: 0 nothing, 1 moments and master weights, 2 gradients as
+        /// well, which takes one micro-step a worker, and one worker a rank (with fewer ranks than workers
+        /// gradients stay whole). Changes no bit. Default: 1.
+        pub zero: u8,
+        /// Seconds without a sign of life from a rank after which all ranks stop; longer than the longest
+        /// step or evaluation. Default: 600.
+        pub timeout_s: u64,
+    }
 }
 
-/// What is recorded to prove the bits.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ProofKeys {
-    /// Steps between state digests; 0 hashes at checkpoints alone. Changes no bit. Default: 1.
-    pub digest_every: u64,
-    /// Steps between replays: one step in this many is made twice from one saved state; if the bits differ,
-    /// the run stops with exit code 5 and keeps both states; 0 is never. Finds silent corruption at the cost
-    /// of a step and three copies of the state. Changes no bit. Default: 0.
-    pub replay_every: u64,
-    /// Steps between audits: of one step in this many the ledger gets a digest of all that one micro-batch
-    /// computed, and parts of it are kept, which `runner verify --audit` computes again on a CPU; 0 is never.
-    /// Needs bf16 on a Hopper GPU or in its mirror. Changes no bit of the state. Default: 0.
-    pub audit_every: u64,
-    /// How many parts of its operations an audit draws and keeps. Default: 32.
-    pub audit_pieces: usize,
+section! {
+    /// What is recorded to prove the bits.
+    pub struct ProofKeys {
+        /// Steps between state digests; 0 hashes at checkpoints alone. Changes no bit. Default: 1.
+        pub digest_every: u64,
+        /// Steps between replays: one step in this many is made twice from one saved state; if the bits
+        /// differ, the run stops with exit code 5 and keeps both states; 0 is never. Finds silent corruption
+        /// at the cost of a step and three copies of the state. Changes no bit. Default: 0.
+        pub replay_every: u64,
+        /// Steps between audits: of one step in this many the ledger gets a digest of all that one
+        /// micro-batch computed, and parts of it are kept, which `runner verify --audit` computes again on a
+        /// CPU; 0 is never. Needs bf16 on a Hopper GPU or in its mirror. Changes no bit of the state.
+        /// Default: 0.
+        pub audit_every: u64,
+        /// How many parts of its operations an audit draws and keeps. Default: 32.
+        pub audit_pieces: usize,
+    }
 }
 
-/// Console, sensors and TensorBoard.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LogKeys {
-    /// Steps between console lines; at least 1. Metrics have every step. Default: 1.
-    pub every: u64,
-    /// Seconds between samples of the GPU's clocks, power, temperature and throttling, kept in `gpu.jsonl`;
-    /// 0 is never. Default: 10.
-    pub gpu_every: u64,
-    /// Keep an event file for TensorBoard. Default: true.
-    pub tensorboard: bool,
+section! {
+    /// Console, sensors and TensorBoard.
+    pub struct LogKeys {
+        /// Steps between console lines; at least 1. Metrics have every step. Default: 1.
+        pub every: u64,
+        /// Seconds between samples of the GPU's clocks, power, temperature and throttling, kept in
+        /// `gpu.jsonl`; 0 is never. Default: 10.
+        pub gpu_every: u64,
+        /// Keep an event file for TensorBoard. Default: true.
+        pub tensorboard: bool,
+    }
 }
 
-/// What only `runner plan` reads.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PlanKeys {
-    /// Price of a GPU for an hour. Default: 3.5, an eighth of what a node of 8 H100s costs.
-    pub dollars_per_gpu_hour: f64,
+section! {
+    /// What only `runner plan` reads.
+    pub struct PlanKeys {
+        /// Price of a GPU for an hour. Default: 3.5, an eighth of what a node of 8 H100s costs.
+        pub dollars_per_gpu_hour: f64,
+    }
 }
 
 choice! {
     DeviceKind {
         /// CUDA where there is a usable GPU, else the CPU.
         Auto = "auto",
+        /// The CPU, in fp32.
         Cpu = "cpu",
+        /// NVIDIA GPUs.
         Cuda = "cuda",
         /// The bits of a Hopper GPU in bf16, computed on the CPU.
         Mirror = "mirror",
@@ -368,22 +380,27 @@ choice! {
     Simd {
         /// The widest the CPU has.
         Auto = "auto",
+        /// AVX-512.
         Avx512 = "avx512",
+        /// AVX2 with fused multiply-add.
         Avx2 = "avx2",
         /// What every CPU of the architecture has. Slow where fused multiply-add is missing.
         Baseline = "baseline",
     }
 }
 
-/// Where the work is done. No key here changes a bit, except the choice between CPU and CUDA or its mirror.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DeviceKeys {
-    /// What kind of device. Default: auto.
-    pub kind: DeviceKind,
-    /// CPU threads; 0 is all. Default: 0.
-    pub threads: usize,
-    /// Widest vector instructions the CPU may use. Default: auto.
-    pub simd: Simd,
+section! {
+    /// Where the work is done. No key here changes a bit, except the choice between CPU and CUDA or its
+    /// mirror.
+    pub struct DeviceKeys {
+        /// What computes. A Hopper GPU in bf16 and its mirror have the same bits, and a run may go on from one to the
+        /// other. Default: auto.
+        pub kind: DeviceKind,
+        /// CPU threads; 0 is all. Default: 0.
+        pub threads: usize,
+        /// Widest vector instructions the CPU may use. Default: auto.
+        pub simd: Simd,
+    }
 }
 
 impl Experiment {

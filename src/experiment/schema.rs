@@ -1,10 +1,13 @@
 //! Every key an experiment's file may hold, in one table.
 //!
-//! A row gives the type of the key, its default, and whether it may change a bit of the training state.
-//! Parsing, the defaults layer, the resolved file and resume's comparison all read this table, and tests hold
-//! it against [`super::Experiment`], so that no key can be missing in one of them. Rules that tie keys to
-//! each other are not here but in `rules`.
+//! A row gives the type of the key, its default, its unit, an example, and whether it may change a bit of the
+//! training state. Parsing, the defaults layer, the resolved file, resume's comparison and the reference of
+//! keys all read this table, and tests hold it against [`super::Experiment`], so that no key can be missing in
+//! one of them. What a key does is the doc comment of its field there. Rules that tie keys to each other are
+//! not here but in `rules`.
 
+use super::declare::Word;
+use super::diagnostics::nearest;
 use super::resolved::{Compute, DeviceKind, OnDiverge, Order, PartialSums, ScheduleKind, Simd, Tokenizer};
 
 /// What a key takes.
@@ -24,11 +27,43 @@ pub(super) enum ValueKind {
     Text,
     /// Text that can name a folder.
     Name,
-    Choice(&'static [&'static str]),
+    Choice(&'static [Word]),
     /// The path of a file, relative to the experiment's file.
     File,
     /// One glob pattern or a list of them, relative to the experiment's file.
     Patterns,
+}
+
+impl ValueKind {
+    /// What it takes, in words: an integer from 0 to 2.
+    pub fn takes(self) -> String {
+        match self {
+            ValueKind::Integer { min, max } if max >= 1 << 31 => format!("an integer, at least {min}"),
+            ValueKind::Integer { min, max } => format!("an integer from {min} to {max}"),
+            ValueKind::Number { min, max, open } => match (max < f64::MAX, open) {
+                (false, Open::Below) => format!("a number above {min}"),
+                (false, _) => format!("a number, at least {min}"),
+                (true, Open::Neither) => format!("a number from {min} to {max}"),
+                (true, Open::Below) => format!("a number above {min}, at most {max}"),
+                (true, Open::Above) => format!("a number from {min} to below {max}"),
+            },
+            ValueKind::Boolean => "`true` or `false`".into(),
+            ValueKind::Text => "a string".into(),
+            ValueKind::Name => "a name for a folder".into(),
+            ValueKind::Choice(words) => one_of(words),
+            ValueKind::File => "a path".into(),
+            ValueKind::Patterns => "a glob pattern or a list of them".into(),
+        }
+    }
+}
+
+/// `"a"`, `"a" or "b"`, `"a", "b" or "c"`.
+fn one_of(words: &[Word]) -> String {
+    let quoted: Vec<String> = words.iter().map(|word| format!("{:?}", word.name)).collect();
+    match quoted.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => quoted.concat(),
+    }
 }
 
 /// Which bounds of a range lie outside it.
@@ -52,6 +87,21 @@ pub(super) enum Default {
     Ruled,
 }
 
+/// What a key has to do with the bits of the training state.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Bits {
+    /// Another value changes none.
+    Untouched,
+    /// Another value changes none, and a run keeps it: every checkpoint has it.
+    Kept,
+    /// A path: what lies there reaches the bits, and the lock pins that by content.
+    ByContent,
+    /// It sets these keys, which reach the bits.
+    Through(&'static str),
+    /// Another value may change one.
+    Reached,
+}
+
 /// A row of the table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KeyRow {
@@ -59,17 +109,35 @@ pub(super) struct KeyRow {
     pub name: &'static str,
     pub kind: ValueKind,
     pub default: Default,
-    /// Whether it may change a bit of the training state.
-    pub bits: bool,
+    pub bits: Bits,
+    /// Of its number; empty for a pure number, and for what is none.
+    pub unit: &'static str,
+    /// A value in TOML, other than the default.
+    pub example: &'static str,
 }
 
 impl KeyRow {
     const fn new(name: &'static str, kind: ValueKind, default: Default) -> KeyRow {
-        KeyRow { name, kind, default, bits: false }
+        KeyRow { name, kind, default, bits: Bits::Untouched, unit: "", example: "" }
     }
 
     const fn bits(mut self) -> KeyRow {
-        self.bits = true;
+        self.bits = Bits::Reached;
+        self
+    }
+
+    const fn touching(mut self, bits: Bits) -> KeyRow {
+        self.bits = bits;
+        self
+    }
+
+    const fn unit(mut self, unit: &'static str) -> KeyRow {
+        self.unit = unit;
+        self
+    }
+
+    const fn example(mut self, example: &'static str) -> KeyRow {
+        self.example = example;
         self
     }
 
@@ -101,8 +169,8 @@ const fn boolean(name: &'static str, default: bool) -> KeyRow {
     KeyRow::new(name, ValueKind::Boolean, Default::Boolean(default))
 }
 
-const fn choice(name: &'static str, values: &'static [&'static str], default: &'static str) -> KeyRow {
-    KeyRow::new(name, ValueKind::Choice(values), Default::Text(default))
+const fn choice(name: &'static str, words: &'static [Word], default: &'static str) -> KeyRow {
+    KeyRow::new(name, ValueKind::Choice(words), Default::Text(default))
 }
 
 const ABOVE_ZERO: (f64, f64, Open) = (0.0, f64::MAX, Open::Below);
@@ -114,97 +182,111 @@ const fn ranged(name: &'static str, range: (f64, f64, Open), default: f64) -> Ke
     number(name, range.0, range.1, range.2, default)
 }
 
+/// The embedded text.
+const KJV: Word = Word { name: "kjv", meaning: " The King James Bible: 4.6 million bytes." };
+
 /// In the order in which the resolved file is written.
 ///
 /// `data.train`, `model.init` and the paths beside them do not reach the bits: what they name does, and the
 /// lock pins that by content, so a data set may lie in another folder on another machine.
 pub(super) const KEYS: &[KeyRow] = &[
-    KeyRow::new("name", ValueKind::Name, Default::Ruled),
-    int("seed", 0, TOML_MAX, Default::Integer(1337)).bits(),
+    KeyRow::new("name", ValueKind::Name, Default::Ruled).touching(Bits::Kept).example(r#""gpt2_seed_7""#),
+    int("seed", 0, TOML_MAX, Default::Integer(1337)).bits().example("7"),
     //
-    KeyRow::new("model.init", ValueKind::File, Default::Absent),
-    KeyRow::new("model.descriptor", ValueKind::Text, Default::Absent),
-    int("model.layers", 1, 1024, Default::Ruled).bits(),
-    int("model.heads", 1, 1024, Default::Ruled).bits(),
-    int("model.channels", 1, 1 << 17, Default::Ruled).bits(),
-    int("model.context", 1, 1 << 20, Default::Ruled).bits(),
-    int("model.vocab", 1, 1 << 16, Default::Ruled).bits(),
+    KeyRow::new("model.init", ValueKind::File, Default::Absent)
+        .touching(Bits::ByContent)
+        .example(r#""../data/gpt2""#),
+    KeyRow::new("model.descriptor", ValueKind::Text, Default::Absent)
+        .touching(Bits::Through("model.layers, model.heads, model.channels and model.context"))
+        .example(r#""d12""#),
+    int("model.layers", 1, 1024, Default::Ruled).bits().unit("layers").example("4"),
+    int("model.heads", 1, 1024, Default::Ruled).bits().unit("heads").example("4"),
+    int("model.channels", 1, 1 << 17, Default::Ruled).bits().unit("channels").example("128"),
+    int("model.context", 1, 1 << 20, Default::Ruled).bits().unit("tokens").example("1024"),
+    int("model.vocab", 1, 1 << 16, Default::Ruled).bits().unit("tokens").example("50257"),
     //
-    int("batch.micro", 1, 1 << 20, Default::Integer(4)).bits(),
-    int("batch.seq_len", 1, 1 << 20, Default::Ruled).bits(),
-    int("batch.tokens", 1, MANY, Default::Ruled).bits(),
+    int("batch.micro", 1, 1 << 20, Default::Integer(4)).bits().unit("sequences").example("16"),
+    int("batch.seq_len", 1, 1 << 20, Default::Ruled).bits().unit("tokens").example("1024"),
+    int("batch.tokens", 1, MANY, Default::Ruled).bits().unit("tokens").example("524_288"),
     //
-    choice("schedule.kind", ScheduleKind::NAMES, "cosine").bits(),
-    int("schedule.steps", 1, MANY, Default::Ruled).bits(),
+    choice("schedule.kind", ScheduleKind::WORDS, "cosine").bits().example(r#""wsd""#),
+    int("schedule.steps", 1, MANY, Default::Ruled).bits().unit("steps").example("18_865"),
     // Resolved into `steps` when the data are open, so it is no part of the resolved experiment.
-    int("schedule.epochs", 1, 1 << 20, Default::Absent),
-    ranged("schedule.learning_rate", ABOVE_ZERO, 6e-4).bits(),
-    int("schedule.warmup_steps", 0, MANY, Default::Integer(0)).bits(),
-    ranged("schedule.final_fraction", FRACTION, 0.1).bits(),
-    ranged("schedule.decay_fraction", FRACTION, 0.2).bits(),
+    int("schedule.epochs", 1, 1 << 20, Default::Absent)
+        .touching(Bits::Through("schedule.steps"))
+        .unit("passes over the data")
+        .example("2"),
+    ranged("schedule.learning_rate", ABOVE_ZERO, 6e-4).bits().example("3e-3"),
+    int("schedule.warmup_steps", 0, MANY, Default::Integer(0)).bits().unit("steps").example("700"),
+    ranged("schedule.final_fraction", FRACTION, 0.1).bits().unit("share of the peak").example("0.0"),
+    ranged("schedule.decay_fraction", FRACTION, 0.2).bits().unit("share of the steps").example("0.1"),
     //
-    ranged("optimizer.beta1", DECAY, 0.9).bits(),
-    ranged("optimizer.beta2", DECAY, 0.95).bits(),
-    ranged("optimizer.epsilon", ABOVE_ZERO, 1e-8).bits(),
-    ranged("optimizer.weight_decay", FROM_ZERO, 0.1).bits(),
-    ranged("optimizer.grad_clip", FROM_ZERO, 1.0).bits(),
+    ranged("optimizer.beta1", DECAY, 0.9).bits().example("0.8"),
+    ranged("optimizer.beta2", DECAY, 0.95).bits().example("0.999"),
+    ranged("optimizer.epsilon", ABOVE_ZERO, 1e-8).bits().example("1e-6"),
+    ranged("optimizer.weight_decay", FROM_ZERO, 0.1).bits().example("0.0"),
+    ranged("optimizer.grad_clip", FROM_ZERO, 1.0).bits().example("0.5"),
     //
-    ranged("guards.loss_z", FROM_ZERO, 0.0).bits(),
-    ranged("guards.grad_z", FROM_ZERO, 0.0).bits(),
-    int("guards.window", 2, 1 << 20, Default::Integer(128)).bits(),
-    int("guards.patience", 1, MANY, Default::Integer(16)).bits(),
-    choice("guards.on_diverge", OnDiverge::NAMES, "stop").bits(),
+    ranged("guards.loss_z", FROM_ZERO, 0.0).bits().unit("standard deviations").example("5.0"),
+    ranged("guards.grad_z", FROM_ZERO, 0.0).bits().unit("standard deviations").example("5.0"),
+    int("guards.window", 2, 1 << 20, Default::Integer(128)).bits().unit("steps").example("64"),
+    int("guards.patience", 1, MANY, Default::Integer(16)).bits().unit("steps").example("8"),
+    choice("guards.on_diverge", OnDiverge::WORDS, "stop").bits().example(r#""rewind""#),
     //
-    KeyRow::new("data.corpus", ValueKind::Choice(&["kjv"]), Default::Absent).bits(),
-    KeyRow::new("data.train", ValueKind::Patterns, Default::Ruled),
-    KeyRow::new("data.val", ValueKind::Patterns, Default::Ruled),
-    choice("data.tokenizer", Tokenizer::NAMES, "gpt2").bits(),
-    choice("data.order", Order::NAMES, "shuffled").bits(),
-    boolean("data.overfit_single_batch", false).bits(),
-    int("data.prefetch", 1, 1024, Default::Integer(2)),
+    KeyRow::new("data.corpus", ValueKind::Choice(&[KJV]), Default::Absent).bits().example(r#""kjv""#),
+    KeyRow::new("data.train", ValueKind::Patterns, Default::Ruled)
+        .touching(Bits::ByContent)
+        .example(r#""../data/edu_fineweb_train_*.bin""#),
+    KeyRow::new("data.val", ValueKind::Patterns, Default::Ruled)
+        .example(r#""../data/edu_fineweb_val_*.bin""#),
+    choice("data.tokenizer", Tokenizer::WORDS, "gpt2").bits().example(r#""byte""#),
+    choice("data.order", Order::WORDS, "shuffled").bits().example(r#""sequential""#),
+    boolean("data.overfit_single_batch", false).bits().example("true"),
+    int("data.prefetch", 1, 1024, Default::Integer(2)).unit("micro-batches").example("8"),
     //
-    int("eval.every", 0, MANY, Default::Integer(250)),
-    int("eval.val_tokens", 1, MANY, Default::Integer(2_621_440)),
-    KeyRow::new("eval.hellaswag", ValueKind::File, Default::Absent),
+    int("eval.every", 0, MANY, Default::Integer(250)).unit("steps").example("100"),
+    int("eval.val_tokens", 1, MANY, Default::Integer(2_621_440)).unit("tokens").example("10_485_760"),
+    KeyRow::new("eval.hellaswag", ValueKind::File, Default::Absent)
+        .example(r#""../data/hellaswag_val.jsonl""#),
     //
-    int("sample.every", 0, MANY, Default::Integer(0)),
-    int("sample.tokens", 1, 1 << 20, Default::Integer(64)),
-    KeyRow::new("sample.prompt", ValueKind::Text, Default::Text("")),
-    ranged("sample.temperature", FROM_ZERO, 1.0),
-    int("sample.top_k", 0, 1 << 16, Default::Integer(0)),
+    int("sample.every", 0, MANY, Default::Integer(0)).unit("steps").example("500"),
+    int("sample.tokens", 1, 1 << 20, Default::Integer(64)).unit("tokens").example("200"),
+    KeyRow::new("sample.prompt", ValueKind::Text, Default::Text("")).example(r#""And God said""#),
+    ranged("sample.temperature", FROM_ZERO, 1.0).example("0.8"),
+    int("sample.top_k", 0, 1 << 16, Default::Integer(0)).unit("tokens").example("50"),
     //
-    int("checkpoint.every", 0, MANY, Default::Integer(2000)),
-    int("checkpoint.keep_last", 0, MANY, Default::Integer(0)),
-    int("checkpoint.keep_every", 0, MANY, Default::Integer(0)),
+    int("checkpoint.every", 0, MANY, Default::Integer(2000)).unit("steps").example("500"),
+    int("checkpoint.keep_last", 0, MANY, Default::Integer(0)).unit("checkpoints").example("3"),
+    int("checkpoint.keep_every", 0, MANY, Default::Integer(0)).unit("steps").example("10_000"),
     //
-    int("memory.recompute", 0, 2, Default::Integer(0)),
-    choice("memory.partial_sums", PartialSums::NAMES, "device"),
+    int("memory.recompute", 0, 2, Default::Integer(0)).example("1"),
+    choice("memory.partial_sums", PartialSums::WORDS, "device").example(r#""host""#),
     //
-    choice("precision.compute", Compute::NAMES, "auto").bits(),
-    boolean("precision.master_weights", true).bits(),
+    choice("precision.compute", Compute::WORDS, "auto").bits().example(r#""bf16""#),
+    boolean("precision.master_weights", true).bits().example("false"),
     //
-    int("kernels.gelu_fusion", 0, 2, Default::Integer(0)).bits(),
-    boolean("kernels.cuda_graph", true),
+    int("kernels.gelu_fusion", 0, 2, Default::Integer(0)).bits().example("1"),
+    boolean("kernels.cuda_graph", true).example("false"),
     //
-    int("parallel.workers", 1, 1 << 16, Default::Integer(1)).bits(),
-    int("parallel.ranks", 0, 1 << 16, Default::Integer(0)),
-    int("parallel.zero", 0, 2, Default::Integer(1)),
-    int("parallel.timeout_s", 1, 1 << 20, Default::Integer(600)),
+    int("parallel.workers", 1, 1 << 16, Default::Integer(1)).bits().unit("workers").example("8"),
+    int("parallel.ranks", 0, 1 << 16, Default::Integer(0)).unit("ranks").example("4"),
+    int("parallel.zero", 0, 2, Default::Integer(1)).example("2"),
+    int("parallel.timeout_s", 1, 1 << 20, Default::Integer(600)).unit("seconds").example("3600"),
     //
-    int("proof.digest_every", 0, MANY, Default::Integer(1)),
-    int("proof.replay_every", 0, MANY, Default::Integer(0)),
-    int("proof.audit_every", 0, MANY, Default::Integer(0)),
-    int("proof.audit_pieces", 1, 1 << 16, Default::Integer(32)),
+    int("proof.digest_every", 0, MANY, Default::Integer(1)).unit("steps").example("10"),
+    int("proof.replay_every", 0, MANY, Default::Integer(0)).unit("steps").example("1000"),
+    int("proof.audit_every", 0, MANY, Default::Integer(0)).unit("steps").example("1000"),
+    int("proof.audit_pieces", 1, 1 << 16, Default::Integer(32)).unit("pieces").example("64"),
     //
-    int("log.every", 1, MANY, Default::Integer(1)),
-    int("log.gpu_every", 0, MANY, Default::Integer(10)),
-    boolean("log.tensorboard", true),
+    int("log.every", 1, MANY, Default::Integer(1)).unit("steps").example("10"),
+    int("log.gpu_every", 0, MANY, Default::Integer(10)).unit("seconds").example("60"),
+    boolean("log.tensorboard", true).example("false"),
     //
-    ranged("plan.dollars_per_gpu_hour", FROM_ZERO, 3.5),
+    ranged("plan.dollars_per_gpu_hour", FROM_ZERO, 3.5).unit("dollars").example("2.5"),
     //
-    choice("device.kind", DeviceKind::NAMES, "auto").bits(),
-    int("device.threads", 0, 4096, Default::Integer(0)),
-    choice("device.simd", Simd::NAMES, "auto"),
+    choice("device.kind", DeviceKind::WORDS, "auto").bits().example(r#""cpu""#),
+    int("device.threads", 0, 4096, Default::Integer(0)).unit("threads").example("4"),
+    choice("device.simd", Simd::WORDS, "auto").example(r#""avx2""#),
 ];
 
 /// The row of a dotted key.
@@ -233,6 +315,24 @@ pub(super) fn sections() -> Vec<&'static str> {
     names
 }
 
+/// What was probably meant by a key that is not known: a section, or else a dotted key.
+///
+/// The right key in the wrong section comes first, unless many sections have it; then a similar key of the
+/// section, then a similar key anywhere.
+pub(super) fn neighbour(dotted: &str, section: &str) -> (Option<&'static str>, Option<String>) {
+    let leaf = dotted.rsplit('.').next().unwrap_or(dotted);
+    let siblings = KEYS.iter().filter(|key| key.section() == section);
+    let mut elsewhere = KEYS.iter().filter(|key| key.leaf() == leaf);
+    let moved = elsewhere.next().filter(|_| elsewhere.next().is_none()).map(|key| key.name.to_string());
+    let near = moved
+        .or_else(|| {
+            nearest(leaf, siblings.map(KeyRow::leaf))
+                .map(|leaf| if section.is_empty() { leaf.to_string() } else { format!("{section}.{leaf}") })
+        })
+        .or_else(|| nearest(dotted, KEYS.iter().map(|key| key.name)).map(str::to_string));
+    (nearest(dotted, sections()).filter(|_| section.is_empty()), near)
+}
+
 /// Whether a dotted key of the resolved experiment may change a bit of the training state.
 ///
 /// Keys that only say where, how often or how fast never do: `name`, `data.train`, `model.init` and the other
@@ -241,7 +341,7 @@ pub(super) fn sections() -> Vec<&'static str> {
 /// `plan.*`, `device.threads` and `device.simd`; nor does `model.descriptor`, whose sizes are keys of their
 /// own. A name that is no key is taken to matter.
 pub fn reaches_the_bits(name: &str) -> bool {
-    key(name).is_none_or(|key| key.bits)
+    key(name).is_none_or(|key| key.bits == Bits::Reached)
 }
 
 #[cfg(test)]
@@ -277,7 +377,9 @@ mod tests {
                         key.name
                     );
                 }
-                (ValueKind::Choice(values), Default::Text(d)) => assert!(values.contains(&d), "{}", key.name),
+                (ValueKind::Choice(words), Default::Text(d)) => {
+                    assert!(words.iter().any(|word| word.name == d), "{}", key.name)
+                }
                 (ValueKind::Boolean, Default::Boolean(_))
                 | (ValueKind::Text, Default::Text(_))
                 | (_, Default::Absent | Default::Ruled) => {}

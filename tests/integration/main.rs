@@ -28,6 +28,7 @@ mod process_usage;
 mod python;
 mod pytorch;
 mod ranks;
+mod reference;
 mod report;
 mod resume;
 mod slsa;

@@ -122,49 +122,6 @@ fn the_table_and_the_resolved_experiment_have_the_same_keys() {
     assert_eq!(from_type, from_table);
 }
 
-#[test]
-fn every_default_is_in_the_documentation_of_its_field() {
-    let text = include_str!("../resolved.rs");
-    // The key of `Experiment` whose type this is, and a dot.
-    let section_of = |name: &str| {
-        let field = text
-            .lines()
-            .find_map(|line| line.strip_suffix(&format!(": {name},"))?.trim().strip_prefix("pub "));
-        field.map_or_else(String::new, |field| format!("{field}."))
-    };
-    let (mut section, mut doc, mut seen) = (String::new(), String::new(), 0);
-    for line in text.lines().map(str::trim) {
-        if let Some(text) = line.strip_prefix("/// ") {
-            doc.push_str(text);
-            doc.push(' ');
-        } else if let Some(name) = line.strip_prefix("pub struct ").and_then(|rest| rest.split_once(' ')) {
-            section = section_of(name.0);
-        } else if let Some((field, _)) = line.strip_prefix("pub ").and_then(|rest| rest.split_once(':'))
-            && let Some(key) = schema::key(&format!("{section}{field}"))
-        {
-            let value = match key.default {
-                schema::Default::Integer(n) => n.to_string(),
-                schema::Default::Number(x) => format!("{x:?}"),
-                schema::Default::Boolean(b) => b.to_string(),
-                schema::Default::Text("") => "empty".to_string(),
-                schema::Default::Text(text) => text.to_string(),
-                schema::Default::Absent => "not set".to_string(),
-                schema::Default::Ruled => String::new(),
-            };
-            assert!(
-                doc.contains(&format!("Default: {value}")),
-                "`{}` says {doc:?}, its default is {value:?}",
-                key.name
-            );
-            seen += 1;
-        }
-        if !line.starts_with("///") && !line.starts_with("#[") {
-            doc.clear();
-        }
-    }
-    assert_eq!(seen, schema::KEYS.len() - 1, "all but `schedule.epochs`");
-}
-
 // ---- anything at all -------------------------------------------------------------------------------
 
 /// TOML-like lines: known and unknown keys with all kinds of values.

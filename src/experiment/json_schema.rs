@@ -1,0 +1,132 @@
+//! The reference of keys as a JSON schema, by which editors complete and check experiments.
+//!
+//! Draft 7, which Taplo (Even Better TOML) and Tombi read. A schema knows keys, types, ranges and words; rules
+//! between keys are only the program's.
+
+use serde_json::{Map, Value as Json, json};
+
+use super::reference::{KeyReference, Reference, SectionReference};
+use super::schema::{self, Default, KeyRow, Open, ValueKind};
+
+/// The schema of an experiment's file.
+pub fn json_schema() -> Json {
+    let Reference(sections) = Reference::all();
+    let mut top = Map::new();
+    for SectionReference { section, about, keys } in &sections {
+        let properties = keys.iter().map(|key| (key.leaf().to_owned(), of_key(key)));
+        if section.is_empty() {
+            top.extend(properties);
+        } else {
+            let mut table = of_table(properties.collect());
+            table["description"] = json!(about);
+            top.insert((*section).to_owned(), table);
+        }
+    }
+    let mut schema = of_table(top);
+    schema["$schema"] = json!("http://json-schema.org/draft-07/schema#");
+    schema["title"] = json!("An experiment of runner");
+    schema["description"] = json!("What a run trains, on what, and how it is recorded and proven.");
+    schema
+}
+
+fn of_table(properties: Map<String, Json>) -> Json {
+    json!({ "type": "object", "additionalProperties": false, "properties": properties })
+}
+
+fn of_key(key: &KeyReference) -> Json {
+    let mut description = format!("{}\n\nDefault: {}.", key.meaning, key.default);
+    if !key.unit.is_empty() {
+        description += &format!(" Unit: {}.", key.unit);
+    }
+    description += &format!("\n\nBits: {}.", key.bits);
+    let mut schema = json!({ "description": description });
+    // `extends` is in no table.
+    let Some(row) = schema::key(key.key) else {
+        schema["type"] = json!("string");
+        schema["minLength"] = json!(1);
+        return schema;
+    };
+    restrict(row, &mut schema);
+    if let ValueKind::Choice(_) = row.kind {
+        let meanings: Vec<&str> = key.words.iter().map(|word| word.meaning).collect();
+        schema["x-taplo"] = json!({ "docs": { "enumValues": meanings } });
+    }
+    match row.default {
+        Default::Integer(n) => schema["default"] = json!(n),
+        Default::Number(x) => schema["default"] = json!(x),
+        Default::Boolean(b) => schema["default"] = json!(b),
+        Default::Text(text) => schema["default"] = json!(text),
+        Default::Absent | Default::Ruled => {}
+    }
+    schema
+}
+
+/// The type, and what limits it.
+fn restrict(row: &KeyRow, schema: &mut Json) {
+    let mut set = |name: &str, value: Json| schema[name] = value;
+    match row.kind {
+        ValueKind::Integer { min, max } => {
+            set("type", json!("integer"));
+            set("minimum", json!(min));
+            set("maximum", json!(max));
+        }
+        ValueKind::Number { min, max, open } => {
+            set("type", json!("number"));
+            set(if open == Open::Below { "exclusiveMinimum" } else { "minimum" }, json!(min));
+            if max < f64::MAX {
+                set(if open == Open::Above { "exclusiveMaximum" } else { "maximum" }, json!(max));
+            }
+        }
+        ValueKind::Boolean => set("type", json!("boolean")),
+        ValueKind::Text => set("type", json!("string")),
+        ValueKind::Name => {
+            set("type", json!("string"));
+            set("minLength", json!(1));
+            set("maxLength", json!(200));
+        }
+        ValueKind::File => {
+            set("type", json!("string"));
+            set("minLength", json!(1));
+        }
+        ValueKind::Choice(words) => {
+            set("type", json!("string"));
+            set("enum", words.iter().map(|word| json!(word.name)).collect());
+        }
+        ValueKind::Patterns => {
+            set("type", json!(["string", "array"]));
+            set("minLength", json!(1));
+            set("items", json!({ "type": "string", "minLength": 1 }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_in_the_documentation_is_what_the_program_prints() {
+        assert!(
+            include_str!("../../docs/runner.schema.json") == format!("{:#}\n", json_schema()),
+            "docs/runner.schema.json is stale: `runner config --json-schema > docs/runner.schema.json`"
+        );
+    }
+
+    #[test]
+    fn every_key_has_its_type_and_limits() {
+        let schema = json_schema();
+        for row in schema::KEYS {
+            let properties = match row.section() {
+                "" => &schema["properties"],
+                section => &schema["properties"][section]["properties"],
+            };
+            assert!(properties[row.leaf()]["type"] != Json::Null, "{}", row.name);
+        }
+        let beta1 = &schema["properties"]["optimizer"]["properties"]["beta1"];
+        assert_eq!((&beta1["minimum"], &beta1["exclusiveMaximum"]), (&json!(0.0), &json!(1.0)));
+        assert_eq!(
+            schema["properties"]["schedule"]["properties"]["kind"]["enum"],
+            json!(["cosine", "linear", "constant", "wsd"])
+        );
+    }
+}
