@@ -52,7 +52,7 @@ pub use retention::Retention;
 pub use run_folder::{RunFolder, RunPaths, newest_run, run_names};
 pub use safetensors::{Info, Tensor};
 pub use shared::Site;
-pub use sweep_folder::{MemberFolder, SweepPaths};
+pub use sweep_folder::{MemberFolder, SweepFolder, SweepPaths};
 pub use writer::{SaveJob, Writer};
 
 /// The result of everything in the store.
