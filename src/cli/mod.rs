@@ -23,6 +23,7 @@ pub mod run;
 pub mod sample;
 pub mod show;
 mod streams;
+mod sweep;
 pub mod verify;
 pub mod watch;
 

@@ -40,6 +40,9 @@ mod reference;
 mod resolved;
 mod rules;
 mod schema;
+mod sweep;
+mod sweep_declaration;
+mod sweep_draw;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -56,7 +59,8 @@ pub use origin::Origin;
 pub use reference::{KeyReference, Reference, SectionReference, UnknownKey, WordReference};
 pub use resolved::*;
 pub use rules::{InitError, InitSizes, VOCAB_ALIGN};
-pub use schema::{largest, reaches_the_bits};
+pub use schema::{largest, names_files, reaches_the_bits};
+pub use sweep::{Declared, Member, Settings, Sweep, settings_json, settings_text};
 pub use write::{differences, flatten};
 
 use layers::ExperimentText;
@@ -107,6 +111,12 @@ pub fn load_recorded(path: &Path) -> Result<Loaded, ExperimentError> {
     load_layers(&ExperimentText::Path(path), &[], &[])
 }
 
+/// The variables of this process's environment that set keys.
+pub fn setting_variables() -> Vec<String> {
+    let names = environment().into_iter().map(|(name, _)| name.to_string_lossy().into_owned());
+    names.filter(|name| layers::is_setting(name)).collect()
+}
+
 fn environment() -> Vec<(OsString, OsString)> {
     std::env::vars_os().collect()
 }
@@ -125,18 +135,55 @@ fn load_layers_with(
     sets: &[String],
     init_sizes: InitSizes<'_>,
 ) -> Result<Loaded, ExperimentError> {
+    match declared(input, variables, sets, init_sizes)? {
+        Declared::Experiment(loaded) => Ok(*loaded),
+        Declared::Sweep(sweep) => Err(sweep.not_an_experiment()),
+    }
+}
+
+/// Loads a file that declares one experiment, or a sweep of many.
+pub fn load_declared(
+    path: &Path,
+    sets: &[String],
+    init_sizes: InitSizes<'_>,
+) -> Result<Declared, ExperimentError> {
+    declared(&ExperimentText::Path(path), &environment(), sets, init_sizes)
+}
+
+/// Loads what a sweep's folder holds of its declaration, as it stands: no environment lies over it. Each key
+/// has the origin that it had when the sweep began.
+pub fn load_recorded_sweep(path: &Path) -> Result<Sweep, ExperimentError> {
+    match declared(&ExperimentText::Path(path), &[], &[], &rules::no_init_sizes)? {
+        Declared::Sweep(sweep) => Ok(sweep.with_recorded_origins()),
+        Declared::Experiment(_) => {
+            let fault = Fault::new("it declares no sweep")
+                .hint("a sweep's folder holds `sweep.toml` as runner wrote it; restore it".to_string());
+            Err(ExperimentError::new(&path.display().to_string(), vec![fault]))
+        }
+    }
+}
+
+fn declared(
+    input: &ExperimentText<'_>,
+    variables: &[(OsString, OsString)],
+    sets: &[String],
+    init_sizes: InitSizes<'_>,
+) -> Result<Declared, ExperimentError> {
     let path = match input {
         ExperimentText::Path(path) => path.to_path_buf(),
         ExperimentText::Text { name, .. } => PathBuf::from(name),
     };
     let stem = path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
-    let layers = layers::read(input, variables, sets);
-    match rules::resolve(layers, &stem, init_sizes) {
-        Ok(rules::Resolved { experiment, origins, epochs }) => {
-            Ok(Loaded { experiment, origins, path, epochs })
-        }
-        Err(faults) => Err(ExperimentError::new(&path.display().to_string(), faults)),
-    }
+    let mut layers = layers::read(input, variables, sets);
+    let resolve = |layers| {
+        let rules::Resolved { experiment, origins, epochs } = rules::resolve(layers, &stem, init_sizes)?;
+        Ok(Loaded { experiment, origins, path: path.clone(), epochs })
+    };
+    let declared = match layers.sweep.take() {
+        None => resolve(layers).map(|loaded| Declared::Experiment(Box::new(loaded))),
+        Some(declaration) => sweep::expand(layers, &declaration, &path, &resolve).map(Declared::Sweep),
+    };
+    declared.map_err(|faults| ExperimentError::new(&path.display().to_string(), faults))
 }
 
 impl Loaded {
@@ -145,7 +192,7 @@ impl Loaded {
     /// Deterministic, and itself an experiment: it loads back as an equal [`Experiment`] from any
     /// folder, because its paths are absolute and no default is left to a later version.
     pub fn to_toml(&self) -> String {
-        write::to_toml(&self.path.display().to_string(), &self.experiment, &self.origins, self.epochs)
+        write::to_toml(self)
     }
 
     /// `{"experiment": …, "origins": …}`.

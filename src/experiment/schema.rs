@@ -344,6 +344,11 @@ pub fn reaches_the_bits(name: &str) -> bool {
     key(name).is_none_or(|key| key.bits == Bits::Reached)
 }
 
+/// Whether a dotted key names files, whose content the lock pins: the same value means other files elsewhere.
+pub fn names_files(name: &str) -> bool {
+    key(name).is_some_and(|key| matches!(key.kind, ValueKind::File | ValueKind::Patterns))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
