@@ -26,6 +26,7 @@ mod panel;
 mod run_data;
 mod scene;
 mod series;
+pub mod statistics;
 pub mod summary;
 pub mod table;
 mod theme;
