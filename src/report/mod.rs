@@ -15,10 +15,12 @@
 
 mod axis;
 mod chart;
+pub mod compare;
 mod curves;
 mod figure;
 mod figures;
 pub mod follow;
+mod groups;
 pub mod html;
 mod legend;
 pub mod listing;

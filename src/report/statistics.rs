@@ -67,7 +67,8 @@ impl TTest {
 
     fn of(difference: f64, error: f64, df: f64) -> Option<TTest> {
         let t = difference / error;
-        let found = TTest { t, df, p: two_sided_p(t, df), interval: around(difference, critical(df) * error) };
+        let found =
+            TTest { t, df, p: two_sided_p(t, df), interval: around(difference, critical(df) * error) };
         (error > 0.0 && df.is_finite()).then_some(found)
     }
 }
@@ -127,7 +128,8 @@ fn incomplete_beta(a: f64, b: f64, x: f64, y: f64) -> f64 {
     if x > (a + 1.0) / (a + b + 2.0) {
         return 1.0 - incomplete_beta(b, a, y, x);
     }
-    let ln_front = a * libm::log(x) + b * libm::log(y) + libm::lgamma(a + b) - libm::lgamma(a) - libm::lgamma(b);
+    let ln_front =
+        a * libm::log(x) + b * libm::log(y) + libm::lgamma(a + b) - libm::lgamma(a) - libm::lgamma(b);
     // Lentz's method from the first term on: `fraction` is 1 + d1/(1 + d2/(1 + …)).
     let (mut fraction, mut c, mut d) = (1.0, 1.0, 0.0);
     for term in 1..100_000 {
