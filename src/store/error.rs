@@ -98,6 +98,9 @@ pub enum StoreError {
              lower `checkpoint.keep_last`, raise `checkpoint.every` or `checkpoint.keep_every`, or name \
              another disk with `--runs`", path.display(), units::bytes(*needed), units::bytes(*free))]
     NoRoom { path: PathBuf, needed: u64, what: String, free: u64 },
+    #[error("`{}` is not the declaration of a sweep: {why}\n  hint: it was edited or damaged; restore it, or \
+             start the sweep again with `--overwrite`", path.display())]
+    BadSweep { path: PathBuf, why: String },
     #[error("there is no run in `{}`", path.display())]
     NoSuchRun { path: PathBuf },
     #[error("`{}` is in use by {}\n  hint: wait for it, or stop it; the lock ends with the \
