@@ -1,12 +1,11 @@
 //! `runner compare`: groups of runs held against each other.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::named::named;
 use super::streams::{self, say};
-use crate::report::compare::{ComparedRuns, Comparison, NamedRun};
-use crate::run::find;
-use crate::store::RunPaths;
+use crate::report::compare::{ComparedRuns, Comparison};
 
 /// Compare runs over their seeds: means, intervals, differences and how sure they are.
 ///
@@ -20,7 +19,7 @@ Examples:
   runner compare runs/lr* --by schedule.learning_rate --target 3.28
   runner compare runs/* --json | jq .verdict")]
 pub struct Args {
-    /// Runs: names under `--runs`, or folders.
+    /// Runs or sweeps: names under `--runs`, or folders.
     #[arg(value_name = "RUN", required = true)]
     run: Vec<PathBuf>,
     /// Keys of the experiment that make the groups [default: all in which runs differ, but for the seed].
@@ -62,23 +61,4 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     streams::print(&text)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The folders of the runs that arguments name. A run is called by its folder, and by the whole path where
-/// two folders have one name.
-pub fn named(arguments: &[PathBuf], runs: &Path) -> anyhow::Result<Vec<NamedRun>> {
-    let mut found: Vec<NamedRun> = Vec::new();
-    for argument in arguments {
-        let folder = find::find(Some(argument), runs)?;
-        found.push(NamedRun { name: RunPaths::new(&folder).name(), folder });
-    }
-    let ambiguous =
-        |run: &NamedRun| found.iter().any(|other| other.name == run.name && other.folder != run.folder);
-    let whole: Vec<bool> = found.iter().map(ambiguous).collect();
-    for (run, whole) in found.iter_mut().zip(whole) {
-        if whole {
-            run.name = run.folder.display().to_string();
-        }
-    }
-    Ok(found)
 }

@@ -15,6 +15,7 @@ mod experiment;
 pub mod export;
 pub mod help;
 pub mod lock;
+mod named;
 pub mod plan;
 pub mod plot;
 pub mod report;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 
-use super::ReportError;
+use super::{PlotGroup, ReportError, RunData};
 use crate::experiment;
 use crate::proof::Hash;
 use crate::proof::lock::Lock;
@@ -155,6 +155,27 @@ pub fn order(a: &str, b: &str) -> Ordering {
         (Err(_), Ok(_)) => Ordering::Greater,
         (Err(_), Err(_)) => a.cmp(b),
     }
+}
+
+/// Runs in groups to draw: by the keys `by`.
+///
+/// # Errors
+/// `by` names no key of an experiment, or a run has no experiment that can be read.
+pub fn plot_groups(runs: Vec<RunData>, by: &[String]) -> Result<Vec<PlotGroup>, ReportError> {
+    let read = |run: &RunData| match &run.folder {
+        Some(folder) => RunKeys::read(folder, Lock::read(&RunPaths::new(folder).lock_file()).ok().as_ref()),
+        None => Err(ReportError::Table {
+            message: format!("`{}` is a log alone, and has no keys to be grouped by", run.name),
+        }),
+    };
+    let keys: Vec<RunKeys> = runs.iter().map(read).collect::<Result<_, _>>()?;
+    by.iter().try_for_each(|key| require_key(key, keys.iter()))?;
+    let mut runs: Vec<Option<RunData>> = runs.into_iter().map(Some).collect();
+    let groups = group_by(by, keys.iter()).into_iter().map(|(values, members)| PlotGroup {
+        name: label(by, &values),
+        runs: members.into_iter().filter_map(|member| runs[member].take()).collect(),
+    });
+    Ok(groups.collect())
 }
 
 /// `schedule.learning_rate = 0.001, seed = 2`; what a group of no key is called.

@@ -214,6 +214,9 @@ impl ComparedRun {
         let keys = RunKeys::read(&run.folder, lock.as_ref()).ok();
         let refused =
             |why: String, failed: bool| LeftOutRun { run: run.name.clone(), why, failed, keys: keys.clone() };
+        if !RunPaths::new(&run.folder).experiment().is_file() {
+            return Err(refused("it has not begun".to_owned(), false));
+        }
         let steps = summary.steps.map_or("?".to_owned(), units::thousands);
         let at = format!("step {} of {steps}", units::thousands(summary.step));
         match (summary.state, &summary.why) {
@@ -373,4 +376,84 @@ fn notes_on(by: &[String], pair_by: &[String], groups: &mut [RunGroup]) -> Vec<S
         }
     }
     notes
+}
+
+#[cfg(test)]
+impl ComparedRun {
+    /// A run of a learning rate, a seed and a final loss, with the losses of its validations before.
+    pub fn made_up(rate: &str, seed: u64, before: &[f64], val_loss: f64) -> ComparedRun {
+        let name = format!("{rate}-{seed}");
+        let at = |(index, val_loss): (usize, &f64)| ValidationPoint {
+            step: 10 * index as u64,
+            tokens: 5120 * index as u64,
+            hours: Some(0.5 * index as f64),
+            val_loss: *val_loss,
+        };
+        let validations: Vec<ValidationPoint> =
+            before.iter().chain([&val_loss]).enumerate().map(at).collect();
+        let seed = seed.to_string();
+        ComparedRun {
+            keys: RunKeys::made_up(&[("schedule.learning_rate", rate), (SEED, &seed), ("eval.every", "10")]),
+            root: Some(name.clone()),
+            name,
+            steps: 20,
+            tokens: 10_240,
+            device: None,
+            unverified: None,
+            val_loss,
+            best_val_loss: validations.iter().map(|at| at.val_loss).fold(val_loss, f64::min),
+            hellaswag: None,
+            validations,
+            validation_set: "v".into(),
+            tokenizer: "t".into(),
+            tasks: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn why(read: &[ReadRun]) -> Vec<&str> {
+        read.iter().filter_map(|run| run.as_ref().err().map(|run| run.why.as_str())).collect()
+    }
+
+    #[test]
+    fn the_odd_run_is_left_out_and_said_to_differ_in_tokenizer_validation_data_or_tokens() {
+        let of = |seed, change: fn(&mut ComparedRun)| {
+            let mut run = ComparedRun::made_up("0.1", seed, &[], 3.0);
+            change(&mut run);
+            run
+        };
+        let usual = |seed| of(seed, |_| ());
+        let changes: [(fn(&mut ComparedRun), &str); 3] = [
+            (|run| run.tokenizer = "gpt2".into(), "nats a token do not compare"),
+            (|run| run.validation_set = "w".into(), "validated on other tokens"),
+            (|run| (run.tokens, run.steps) = (20_480, 40), "trained on 20,480 tokens in 40 steps"),
+        ];
+        for (common, (change, says)) in COMMON_GROUND.iter().zip(changes) {
+            let mut read: Vec<ReadRun> = vec![Ok(of(0, change)), Ok(usual(1)), Ok(usual(2))];
+            common.hold(&mut read, &[0, 1, 2]);
+            assert!(read[0].is_err() && why(&read).len() == 1 && why(&read)[0].contains(says), "{read:?}");
+            // Of two the first stays.
+            let mut read: Vec<ReadRun> = vec![Ok(of(0, change)), Ok(usual(1))];
+            common.hold(&mut read, &[0, 1]);
+            assert!(read[0].is_ok() && read[1].is_err());
+        }
+    }
+
+    #[test]
+    fn hours_end_where_a_row_has_no_time_and_a_loss_that_is_no_number_is_no_validation() {
+        let row = |step: u64, val_loss, step_ms| MetricsRow {
+            val_loss,
+            step_ms,
+            ..MetricsRow::new(step, 512 * (step + 1), Action::Update)
+        };
+        let rows =
+            [row(0, Some(5.0), Some(3.6e6)), row(1, Some(f64::NAN), None), row(2, Some(4.0), Some(1.0))];
+        let points = validations(&rows);
+        let found: Vec<_> = points.iter().map(|at| (at.step, at.tokens, at.hours)).collect();
+        assert_eq!(found, [(0, 0, Some(0.0)), (2, 1024, None)]);
+    }
 }
