@@ -14,7 +14,7 @@ use super::Cli;
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Before", &["config", "plan", "data", "lock", "doctor", "bench"]),
     ("Train", &["run", "resume"]),
-    ("Look", &["show", "watch", "plot", "report", "sample", "eval"]),
+    ("Look", &["show", "compare", "watch", "plot", "report", "sample", "eval"]),
     ("Prove", &["verify", "diff"]),
     ("Take away", &["export"]),
 ];

@@ -1,6 +1,7 @@
 //! The command line: one file a verb.
 
 pub mod bench;
+pub mod compare;
 pub mod completions;
 pub mod config;
 mod console;
@@ -14,6 +15,7 @@ mod experiment;
 pub mod export;
 pub mod help;
 pub mod lock;
+mod named;
 pub mod plan;
 pub mod plot;
 pub mod report;
@@ -64,6 +66,8 @@ enum Verb {
     Config(config::Args),
     /// List runs, or show one in full.
     Show(show::Args),
+    /// Compare runs over their seeds: means, intervals, differences and how sure they are.
+    Compare(compare::Args),
     /// Watch a run live: loss, speed, events, samples.
     Watch(watch::Args),
     /// Draw loss, HellaSwag, gradient norm and learning rate of one or more runs.
@@ -107,6 +111,7 @@ impl Cli {
             Verb::Plan(args) => plan::run(args),
             Verb::Config(args) => config::run(args).map(done),
             Verb::Show(args) => show::run(args),
+            Verb::Compare(args) => compare::run(args),
             Verb::Watch(args) => watch::run(args),
             Verb::Plot(args) => plot::run(args).map(done),
             Verb::Report(args) => report::run(args).map(done),
