@@ -59,7 +59,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         (_, true) => Existing::Resume,
         _ => Existing::Refuse,
     };
-    let (loaded, of_sweep) = match experiment::load_declared(&args.experiment, &args.set)? {
+    let (loaded, of_sweep) = match experiment::load_declared(&args.experiment, &args.set, &args.runs)? {
         Declared::Experiment(loaded) => (*loaded, None),
         Declared::Sweep(sweep) => {
             require_usage(args.lock.is_none(), || {

@@ -104,8 +104,13 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
         require_usage(args.expect.as_ref().is_none_or(|file| file.exists()), || {
             "the file that `--expect` names is not there\n  hint: `--bless` writes one".into()
         })?;
-        let options =
-            twice::TwiceOptions { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
+        let options = twice::TwiceOptions {
+            set: args.set,
+            runs: args.runs,
+            expect: args.expect,
+            bless: args.bless,
+            keep: args.keep,
+        };
         return twice::verify(experiment, &options, checks);
     }
     if let Some(set) = args.set.iter().find(|set| set.starts_with("data.") || set.starts_with("eval.")) {

@@ -38,18 +38,8 @@ const PARTS: [&str; 3] = ["grid", "zip", "random"];
 /// What a key is drawn from.
 const DRAWS: [&str; 4] = ["uniform", "log_uniform", "integers", "choices"];
 
-static SAMPLES: KeyRow = KeyRow {
-    name: "sweep.random.samples",
-    kind: ValueKind::Integer { min: 1, max: MOST },
-    default: Default::Ruled,
-    bits: true,
-};
-static SEED: KeyRow = KeyRow {
-    name: "sweep.random.seed",
-    kind: ValueKind::Integer { min: 0, max: i64::MAX as u64 },
-    default: Default::Ruled,
-    bits: true,
-};
+static SAMPLES: KeyRow = schema::int("sweep.random.samples", 1, MOST, Default::Ruled);
+static SEED: KeyRow = schema::int("sweep.random.seed", 0, schema::TOML_MAX, Default::Ruled);
 
 /// Keys that change together: a row has a value for each.
 #[derive(Clone, Debug)]

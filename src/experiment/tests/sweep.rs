@@ -1,13 +1,13 @@
 //! Sweeps: their expansion, what is refused, and the resolved form.
 
 use super::*;
-use crate::experiment::rules::no_init_sizes;
+use crate::experiment::rules::NoModels;
 
 fn declare(sweep: &str, env: &[(&str, &str)], sets: &[&str]) -> Result<Sweep, ExperimentError> {
     let text = format!("{SMALL}{sweep}");
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_string()).collect();
     let input = ExperimentText::Text { name: "x.toml", bytes: text.as_bytes() };
-    match declared(&input, &variables(env), &sets, &no_init_sizes)? {
+    match declared(&input, &variables(env), &sets, &NoModels)? {
         Declared::Sweep(sweep) => Ok(sweep),
         Declared::Experiment(_) => panic!("no sweep"),
     }
@@ -88,7 +88,7 @@ fn the_resolved_sweep_loads_back_with_equal_members_and_origins() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.toml");
         fs::write(&path, format!("{base}{sweep}")).unwrap();
-        let load = |path: &Path| match declared(&ExperimentText::Path(path), &[], &[], &no_init_sizes) {
+        let load = |path: &Path| match declared(&ExperimentText::Path(path), &[], &[], &NoModels) {
             Ok(Declared::Sweep(sweep)) => sweep,
             other => panic!("{sweep}: {other:?}"),
         };
@@ -208,7 +208,7 @@ fn a_sweep_is_no_experiment_and_cannot_be_extended() {
 #[test]
 fn the_shipped_sweep_has_six_members() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/sweep_ci.toml");
-    let declared = declared(&ExperimentText::Path(&path), &[], &[], &no_init_sizes);
+    let declared = declared(&ExperimentText::Path(&path), &[], &[], &NoModels);
     let Ok(Declared::Sweep(sweep)) = declared else { panic!("{declared:?}") };
     assert_eq!((sweep.name.as_str(), sweep.members.len()), ("sweep_ci", 6));
 }
