@@ -27,6 +27,7 @@ mod run_data;
 mod scene;
 mod series;
 pub mod summary;
+pub mod sweep_listing;
 pub mod table;
 mod theme;
 

@@ -56,7 +56,10 @@ fn checked(
 }
 
 /// Refuses a run whose keys give other bits than the sweep's member has.
-fn require_declared(run: &Experiment, declared: &Loaded) -> anyhow::Result<()> {
+///
+/// # Errors
+/// A key that reaches the bits has another value.
+pub fn require_declared(run: &Experiment, declared: &Loaded) -> anyhow::Result<()> {
     let (run, asked) = (flatten(run), flatten(&declared.experiment));
     let counted_in_epochs = |key: &str| key == "schedule.steps" && declared.epochs.is_some();
     let mut other = asked.iter().filter(|(key, value)| {

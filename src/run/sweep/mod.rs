@@ -29,7 +29,7 @@ use crate::proof::lock::Table;
 use crate::proof::{Hash, SweepLock};
 use crate::store::{self, MemberFolder, SweepFolder, SweepPaths, sweep_folder};
 
-pub use found::row;
+pub use found::{require_declared, row};
 
 /// How often the processes of members are looked at.
 const LOOK: Duration = Duration::from_millis(20);
