@@ -1,5 +1,5 @@
-//! `runner plan EXPERIMENT`: what a run, or every run of a sweep, needs in memory, time, money and disk, before
-//! anything is started.
+//! `runner plan EXPERIMENT`: what a run, or every run of a sweep, needs in memory, time, money and disk,
+//! before anything is started.
 //! For people in at most 80 columns, or as JSON.
 
 use std::fmt::Write;

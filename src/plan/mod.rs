@@ -1,7 +1,7 @@
 //! What a run will need, computed before anything is allocated: memory, time, dollars, disk.
 //!
-//! * [`run_plan`] puts everything together for an experiment on a [`target`], [`sweep_plan`] for a sweep; [`data_facts`] is what it knows
-//!   of the data, [`advice`] suggests changes when it does not fit.
+//! * [`run_plan`] puts everything together for an experiment on a [`target`], [`sweep_plan`] for a sweep;
+//!   [`data_facts`] is what it knows of the data, [`advice`] suggests changes when it does not fit.
 //! * [`memory`] lists every buffer that a trainer allocates.
 //! * [`cost`] runs the model on a device that only counts and gives each operation the time that its rate in
 //!   [`hardware`] says; [`time`] makes a run of the steps.

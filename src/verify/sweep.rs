@@ -13,8 +13,8 @@ use crate::run::messages::Report;
 use crate::run::sweep::{require_declared, row};
 use crate::store::{MemberFolder, RunPaths, SweepPaths, sweep_folder};
 
-/// Checks every member of the sweep in `folder` as a run is checked, and the sweep's lock. `expected` is the hash
-/// of the sweep, kept elsewhere.
+/// Checks every member of the sweep in `folder` as a run is checked, and the sweep's lock. `expected` is the
+/// hash of the sweep, kept elsewhere.
 ///
 /// # Errors
 /// The declaration or an experiment cannot be read.
