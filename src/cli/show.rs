@@ -3,7 +3,7 @@
 //! Reads folders without locking them, so it may be run at any time. A damaged run is shown as `broken`, with
 //! the reason below the table.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ratatui::crossterm::terminal;
@@ -11,8 +11,11 @@ use ratatui::crossterm::terminal;
 use super::streams::{self, say};
 use crate::report::listing;
 use crate::report::summary::{self, RunSummary};
+use crate::report::sweep_listing::{self, MemberSummary};
 use crate::report::table::{Filter, RunTable};
 use crate::run::find;
+use crate::store::sweep_folder::members;
+use crate::verify::sweep::kept_hash;
 
 /// List runs, or show one in full.
 #[derive(clap::Args)]
@@ -28,7 +31,7 @@ hellaswag_acc_norm,
 hellaswag_acc_bytes, step_ms, tokens_per_s, mfu, skipped, root, parameters, why. Operators: ==, !=, <, <=, \
 >, >=, and ~ for text that contains another.")]
 pub struct Args {
-    /// The run to show in full: a name under `--runs`, or a folder.
+    /// The run to show in full, or the sweep whose members to list: a name under `--runs`, or a folder.
     run: Option<PathBuf>,
     /// Order of the table.
     #[arg(long, value_name = "COLUMN[:desc]", conflicts_with = "run")]
@@ -48,6 +51,9 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if let Some(folder) = find::find_sweep(args.run.as_deref(), &args.runs) {
+        return show_sweep(&folder, args.json);
+    }
     if let Some(run) = &args.run {
         let run = RunSummary::read(&find::find(Some(run), &args.runs)?);
         let text =
@@ -81,6 +87,22 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     streams::print(&text)?;
     warn_unverified(&chosen);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The members of a sweep with their settings, and its hash.
+fn show_sweep(folder: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let members: Vec<MemberSummary> = members(folder)?.iter().map(MemberSummary::read).collect();
+    let hash = kept_hash(folder).map(|hash| hash.to_string());
+    if json {
+        let sweep = serde_json::json!({"folder": folder, "hash": hash, "members": members});
+        streams::print(&(serde_json::to_string_pretty(&sweep)? + "\n"))?;
+    } else {
+        let hash = hash.map_or(String::new(), |hash| format!("sweep hash {hash}\n"));
+        streams::print(&(sweep_listing::text(&members) + &hash))?;
+    }
+    let runs: Vec<&RunSummary> = members.iter().filter_map(|member| member.run.as_ref()).collect();
+    warn_unverified(&runs);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -61,7 +61,7 @@ pub use reference::{KeyReference, Reference, SectionReference, UnknownKey, WordR
 pub use resolved::*;
 pub use rules::{InitError, InitModels, VOCAB_ALIGN};
 pub use schema::{largest, names_files, reaches_the_bits};
-pub use sweep::{Declared, Member, Settings, Sweep, settings_json, settings_text};
+pub use sweep::{Declared, Member, MemberSettings, Sweep, settings_json, settings_text};
 pub use write::{differences, flatten};
 
 use layers::ExperimentText;

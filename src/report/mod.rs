@@ -31,6 +31,7 @@ mod scene;
 mod series;
 pub mod statistics;
 pub mod summary;
+pub mod sweep_listing;
 pub mod swept;
 pub mod table;
 mod theme;

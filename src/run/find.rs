@@ -40,8 +40,8 @@ pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
-/// The folder of the sweep that an argument names, where it names one and no run: `asked` itself, or that name
-/// under `runs`.
+/// The folder of the sweep that an argument names, where it names one and no run: `asked` itself, or that
+/// name under `runs`.
 pub fn find_sweep(asked: Option<&Path>, runs: &Path) -> Option<PathBuf> {
     let asked = asked?;
     let under = (!asked.starts_with(".")).then(|| runs.join(asked));

@@ -33,6 +33,7 @@ mod report;
 mod resume;
 mod slsa;
 mod support;
+mod sweep;
 mod terminal;
 mod twice;
 mod verify;
