@@ -3,6 +3,7 @@
 mod architecture;
 mod audit;
 mod cases;
+mod compare;
 mod data;
 mod data_prepare;
 mod data_shards;
