@@ -1,7 +1,7 @@
 //! The reference of keys as a JSON schema, by which editors complete and check experiments.
 //!
-//! Draft 7, which Taplo (Even Better TOML) and Tombi read. A schema knows keys, types, ranges and words; rules
-//! between keys are only the program's.
+//! Draft 7, which Taplo (Even Better TOML) and Tombi read. A schema knows keys, types, ranges and words;
+//! rules between keys are only the program's.
 
 use serde_json::{Map, Value as Json, json};
 

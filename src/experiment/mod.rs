@@ -40,6 +40,8 @@ mod reference;
 mod resolved;
 mod rules;
 mod schema;
+mod shipped;
+mod template;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -56,7 +58,9 @@ pub use origin::Origin;
 pub use reference::{KeyReference, Reference, SectionReference, UnknownKey, WordReference};
 pub use resolved::*;
 pub use rules::{InitError, InitSizes, VOCAB_ALIGN};
-pub use schema::{largest, reaches_the_bits};
+pub use schema::{keys, largest, reaches_the_bits};
+pub use shipped::{SHIPPED, Shipped};
+pub use template::template;
 pub use write::{differences, flatten};
 
 use layers::ExperimentText;
@@ -91,9 +95,14 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, ExperimentError> {
 }
 
 /// As [`load`], with a function that gives the sizes of the model that `model.init` names. It is called only
-/// where the experiment lacks one of them.
+/// where the experiment lacks one of them. The bare name of a shipped experiment names that one, where no
+/// file is called so.
 pub fn load_with(path: &Path, sets: &[String], init_sizes: InitSizes<'_>) -> Result<Loaded, ExperimentError> {
-    load_layers_with(&ExperimentText::Path(path), &environment(), sets, init_sizes)
+    let input = match Shipped::named(path) {
+        Some(shipped) => ExperimentText::Shipped(shipped),
+        None => ExperimentText::Path(path),
+    };
+    load_layers_with(&input, &environment(), sets, init_sizes)
 }
 
 /// Loads an experiment from text; messages call it `name`, and relative paths in it start from the
@@ -128,6 +137,7 @@ fn load_layers_with(
     let path = match input {
         ExperimentText::Path(path) => path.to_path_buf(),
         ExperimentText::Text { name, .. } => PathBuf::from(name),
+        ExperimentText::Shipped(shipped) => shipped_path(shipped),
     };
     let stem = path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
     let layers = layers::read(input, variables, sets);
@@ -137,6 +147,11 @@ fn load_layers_with(
         }
         Err(faults) => Err(ExperimentError::new(&path.display().to_string(), faults)),
     }
+}
+
+/// Where the experiment lies in a checkout.
+fn shipped_path(shipped: &Shipped) -> PathBuf {
+    Path::new("experiments").join(format!("{}.toml", shipped.name))
 }
 
 impl Loaded {

@@ -33,6 +33,7 @@ mod resume;
 mod slsa;
 mod support;
 mod terminal;
+mod tidy;
 mod twice;
 mod verify;
 mod verify_claims;
