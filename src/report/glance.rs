@@ -26,7 +26,7 @@ use crate::store::{self, Manifest, RunPaths, checkpoint, derived, run_folder};
 const WINDOW: u64 = 96 << 10;
 
 /// The last entries of the ledger that rows are compared with.
-const COMPARED: usize = 32;
+const COMPARED: usize = 8;
 
 /// A run in a list.
 #[derive(Clone, Debug)]
