@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Recompute the digests of a checkpoint folder or of a ledger.jsonl from docs/digest.md; exit 1 on a mismatch."""
-import json, struct, sys
+"""Recompute the digests of a checkpoint folder, a ledger.jsonl or a sweep.lock from docs/digest.md; exit 1 on a mismatch."""
+import json, struct, sys, tomllib
 from hashlib import sha256
 from pathlib import Path
 
@@ -64,6 +64,16 @@ def ledger(path):
             check(f"head in line {number}", root.hex() + '"}', head.decode())
     print(f"ok: {sum(size for size, _ in peaks)} entries, head {root.hex()}")
 
+def sweep_hash(members):
+    texts = lambda table: [text.encode() for key in sorted(table, key=str.encode) for text in (key, table[key])]
+    lengths = lambda table: b"".join(struct.pack("<I", len(text)) + text for text in texts(table))
+    return tree([tagged("runner/sweep/v1", lengths(table)) for table in members])
+
+def sweep(path):
+    lock = tomllib.loads(path.read_text())
+    check("hash of the sweep", sweep_hash(lock["member"]).hex(), lock["hash"])
+    print(f"ok: {len(lock['member'])} members, hash {lock['hash']}")
+
 def vectors():
     ramp = lambda n: bytes((31 * i + 7) % 251 for i in range(n))
     for n in (0, 1, 4095, 4096, 4097, 12288, 20480, 28772, 1048577, 3145728):
@@ -73,7 +83,10 @@ def vectors():
     for name, (dtype, shape, data) in cases.items():
         print(f'| `tensor("{name}", {dtype}, {shape}, ramp({len(data)}))` | `{digests[name].hex()}` |')
     print(f"| `state` of these three | `{state(digests).hex()}` |")
+    members = [{"number": n, "setting.seed": seed, "state_root": "ab"} for n, seed in (("1", "0"), ("2", "1"))]
+    print("| sweep of two members, `number` 1 and 2, `setting.seed` 0 and 1, `state_root` `ab` | "
+          f"`{sweep_hash(members).hex()}` |")
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1]) if len(sys.argv) == 2 else sys.exit("usage: verify_digest.py CHECKPOINT_FOLDER | LEDGER | --vectors")
-    vectors() if path == Path("--vectors") else checkpoint(path) if path.is_dir() else ledger(path)
+    path = Path(sys.argv[1]) if len(sys.argv) == 2 else sys.exit("usage: verify_digest.py CHECKPOINT_FOLDER | LEDGER | SWEEP_LOCK | --vectors")
+    vectors() if path == Path("--vectors") else checkpoint(path) if path.is_dir() else sweep(path) if path.name == "sweep.lock" else ledger(path)

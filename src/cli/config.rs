@@ -1,11 +1,11 @@
 //! `runner config`: the resolved experiment, and where each key came from; or what a key is.
 //!
-//! Reads what `runner run` would read and starts nothing. The resolved form is itself an experiment.
+//! Reads what `runner run` would read and starts nothing. The resolved form is itself an experiment, or a sweep.
 
 use std::path::PathBuf;
 
 use super::{experiment, streams};
-use crate::experiment::{Reference, json_schema};
+use crate::experiment::{Declared, Reference, json_schema};
 use crate::run::UsageError;
 
 /// Print the resolved experiment with the origin of every key, or explain a key
@@ -36,10 +36,12 @@ pub struct Args {
 /// matter of usage, exit code 2.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let text = match (&args.experiment, &args.explain) {
-        (Some(path), _) => {
-            let loaded = experiment::load(path, &args.sets)?;
-            if args.json { format!("{:#}\n", loaded.to_json()) } else { loaded.to_toml() }
-        }
+        (Some(path), _) => match experiment::load_declared(path, &args.sets)? {
+            Declared::Experiment(loaded) if args.json => format!("{:#}\n", loaded.to_json()),
+            Declared::Experiment(loaded) => loaded.to_toml(),
+            Declared::Sweep(sweep) if args.json => format!("{:#}\n", sweep.to_json()),
+            Declared::Sweep(sweep) => sweep.to_toml(),
+        },
         (None, Some(asked)) => explain(asked, &args)?,
         (None, None) => format!("{:#}\n", json_schema()),
     };

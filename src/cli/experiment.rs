@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::experiment::{Loaded, SHIPPED, Shipped, nearest};
-use crate::formats::load_experiment;
+use crate::experiment::{Declared, Loaded, SHIPPED, Shipped, nearest};
+use crate::formats::{self, load_experiment};
 use crate::run::{UsageError, require_usage};
 
 /// The default folder of experiments.
@@ -16,6 +16,15 @@ const FOLDER: &str = "experiments";
 pub fn load(path: &Path, sets: &[String]) -> anyhow::Result<Loaded> {
     require(path)?;
     Ok(load_experiment(path, sets)?)
+}
+
+/// Loads an experiment, or a sweep of many.
+///
+/// # Errors
+/// The file is missing or has errors.
+pub fn load_declared(path: &Path, sets: &[String]) -> anyhow::Result<Declared> {
+    require(path)?;
+    Ok(formats::load_declared(path, sets)?)
 }
 
 /// Refuses a missing experiment, and suggests a similar one.

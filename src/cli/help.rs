@@ -14,7 +14,7 @@ use super::Cli;
 const GROUPS: [(&str, &[&str]); 6] = [
     ("Before", &["new", "config", "plan", "data", "lock", "doctor", "bench"]),
     ("Train", &["run", "resume"]),
-    ("Look", &["show", "watch", "plot", "report", "sample", "eval"]),
+    ("Look", &["show", "compare", "watch", "plot", "report", "sample", "eval"]),
     ("Tidy", &["note", "rm", "prune"]),
     ("Prove", &["verify", "diff"]),
     ("Take away", &["export"]),
@@ -95,7 +95,7 @@ const FACTS: [(&str, &[(&str, &str)]); 2] = [
                 "RUNNER_SECTION__KEY",
                 "in the environment does so too, over the file: RUNNER_SCHEDULE__STEPS=100",
             ),
-            ("NO_COLOR", "turns colours off; without a terminal there are none"),
+            ("NO_COLOR", "turns colours off; without a terminal there are none, but for CLICOLOR_FORCE=1"),
         ],
     ),
     (

@@ -1,6 +1,7 @@
 //! The command line: one file a verb.
 
 pub mod bench;
+pub mod compare;
 pub mod completions;
 pub mod config;
 mod console;
@@ -14,6 +15,7 @@ mod experiment;
 pub mod export;
 pub mod help;
 pub mod lock;
+mod named;
 pub mod new;
 pub mod note;
 pub mod plan;
@@ -27,6 +29,7 @@ pub mod run;
 pub mod sample;
 pub mod show;
 mod streams;
+mod sweep;
 pub mod verify;
 pub mod watch;
 
@@ -75,6 +78,8 @@ enum Verb {
     Rm(rm::Args),
     /// Remove checkpoints that a run need not keep; say which without `--yes`.
     Prune(prune::Args),
+    /// Compare runs over their seeds: means, intervals, differences and how sure they are.
+    Compare(compare::Args),
     /// Watch a run live: loss, speed, events, samples.
     Watch(watch::Args),
     /// Draw loss, HellaSwag, gradient norm and learning rate of one or more runs.
@@ -122,6 +127,7 @@ impl Cli {
             Verb::Note(args) => note::run(args).map(done),
             Verb::Rm(args) => rm::run(args).map(done),
             Verb::Prune(args) => prune::run(args),
+            Verb::Compare(args) => compare::run(args),
             Verb::Watch(args) => watch::run(args),
             Verb::Plot(args) => plot::run(args).map(done),
             Verb::Report(args) => report::run(args).map(done),

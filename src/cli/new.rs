@@ -22,7 +22,7 @@ pub struct Args {
 }
 
 fn names() -> Vec<&'static str> {
-    SHIPPED.iter().map(|shipped| shipped.name).collect()
+    SHIPPED.iter().filter(|shipped| !shipped.is_sweep()).map(|shipped| shipped.name).collect()
 }
 
 /// Prints the path of the new file to stdout.

@@ -1,17 +1,23 @@
 //! `runner plot`: draws runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
+use super::named;
 use super::streams::{self, say};
+use crate::report::compare::ComparedRuns;
 use crate::report::{self, Baselines, PlotOptions, RunData, Size, Theme, XAxis};
-use crate::run::UsageError;
+use crate::run::{UsageError, require_usage};
+use crate::store::RunPaths;
 
 /// Draw loss, HellaSwag, gradient norm and learning rate of one run or several.
+///
+/// `--by` draws groups of runs, each as the mean of its runs with a band; `--sweep` the final validation loss
+/// over a key that runs differ in.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Run folder, name under `--runs`, or a main.log file of llm.c
+    /// Run folder, name under `--runs`, sweep, or a main.log file of llm.c
     #[arg(value_name = "RUN", required = true)]
     run: Vec<String>,
     /// Folder that holds the run folders
@@ -37,6 +43,13 @@ pub struct Args {
     /// size, where the text is comparable]
     #[arg(long, value_enum, value_name = "SIZE")]
     baseline: Vec<Baseline>,
+    /// Keys of the experiment that make groups: a line for the mean of each, and a band over its runs
+    #[arg(long, value_name = "KEY,…", value_delimiter = ',')]
+    by: Vec<String>,
+    /// The final validation loss over this key, or over two as a heat map
+    #[arg(long, value_name = "KEY[,KEY]", value_delimiter = ',',
+        conflicts_with_all = ["by", "x", "smooth", "log", "baseline"])]
+    sweep: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -91,8 +104,16 @@ impl Baseline {
 
 /// Draws, and prints the paths written to stdout.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let runs: Vec<RunData> =
-        args.run.iter().map(|run| RunData::load(run, &args.runs)).collect::<Result<_, _>>()?;
+    let paths = if args.sweep.is_empty() { lines(args)? } else { swept(args)? };
+    for path in paths {
+        streams::print(&format!("{}\n", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Runs, or groups of them, over steps.
+fn lines(args: Args) -> anyhow::Result<Vec<PathBuf>> {
+    let runs = load(&args)?;
     for run in &runs {
         if let Some(why) = &run.unverified {
             say!("the curves of {} are not verified: {why}", run.name);
@@ -102,12 +123,64 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         [run] => run.folder.as_ref().map(|folder| folder.join("plots")),
         _ => None,
     };
-    let out = args.out.or(own_folder).ok_or_else(|| {
-        UsageError(
-            "where should the pictures go?\n  hint: several runs, or a lone main.log, need --out PATH".into(),
-        )
+    let out = args.out.clone().or(own_folder).ok_or_else(no_out)?;
+    let options = options(&args);
+    Ok(if args.by.is_empty() {
+        report::plot_runs(&runs, &options, &out)?
+    } else {
+        report::plot_groups(runs, &args.by, &options, &out)?
+    })
+}
+
+/// The runs of the arguments; of a sweep those that have begun.
+fn load(args: &Args) -> anyhow::Result<Vec<RunData>> {
+    let mut runs = Vec::new();
+    for argument in &args.run {
+        let Some(sweep) = named::sweep(Path::new(argument), &args.runs) else {
+            runs.push(RunData::load(argument, &args.runs)?);
+            continue;
+        };
+        for member in named::members(&sweep)? {
+            if RunPaths::new(&member.folder).metrics_jsonl().exists() {
+                runs.push(RunData { name: member.name, ..RunData::from_folder(&member.folder)? });
+            } else {
+                say!("{} is not drawn: it has not begun", member.name);
+            }
+        }
+    }
+    Ok(runs)
+}
+
+/// The final loss over swept keys.
+fn swept(args: Args) -> anyhow::Result<Vec<PathBuf>> {
+    require_usage(args.sweep.len() <= 2, || {
+        "`--sweep` takes one key, or two for a heat map\n  hint: `--by` makes groups by any number".to_owned()
     })?;
-    let options = PlotOptions {
+    let out = args.out.clone().ok_or_else(no_out)?;
+    let arguments: Vec<PathBuf> = args.run.iter().map(PathBuf::from).collect();
+    let runs = ComparedRuns::read(&named::named(&arguments, &args.runs)?, Some(&args.sweep))?;
+    for run in &runs.left_out {
+        say!("{} is left out: {}", run.run, run.why);
+    }
+    runs.notes.iter().for_each(|note| say!("{note}"));
+    Ok(report::swept::plot(&runs, theme(args.theme), &out)?)
+}
+
+fn no_out() -> UsageError {
+    UsageError(
+        "where should the pictures go?\n  hint: several runs, or a lone main.log, need --out PATH".into(),
+    )
+}
+
+fn theme(theme: ThemeArg) -> Theme {
+    match theme {
+        ThemeArg::Light => Theme::Light,
+        ThemeArg::Dark => Theme::Dark,
+    }
+}
+
+fn options(args: &Args) -> PlotOptions {
+    PlotOptions {
         x: match args.x {
             X::Step => XAxis::Step,
             X::Tokens => XAxis::Tokens,
@@ -117,19 +190,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         smooth: args.smooth.map(|steps| steps as usize),
         log_x: matches!(args.log, Some(LogArg::X | LogArg::Xy)),
         log_y: matches!(args.log, Some(LogArg::Y | LogArg::Xy)),
-        theme: match args.theme {
-            ThemeArg::Light => Theme::Light,
-            ThemeArg::Dark => Theme::Dark,
-        },
+        theme: theme(args.theme),
         baselines: match args.baseline.as_slice() {
             [] => Baselines::Comparable,
             chosen => Baselines::Chosen(chosen.iter().filter_map(|baseline| baseline.size()).collect()),
         },
-    };
-    for path in report::plot_runs(&runs, &options, &out)? {
-        streams::print(&format!("{}\n", path.display()))?;
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,20 +1,23 @@
-//! `runner resume [RUN]`: continue from the newest whole checkpoint, to the bits of the uninterrupted run.
+//! `runner resume [RUN]`: continue from the newest whole checkpoint, to the bits of the uninterrupted run; of a
+//! sweep, train what is missing.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::reporter::{conclude, exit_code, reporter};
+use super::sweep::{SweepPrinter, options};
 use crate::experiment::{self, Origin};
 use crate::run::find;
 use crate::run::open::{Continuation, Opened};
-use crate::run::ranks;
 use crate::run::train::train;
+use crate::run::{ranks, require_usage, sweep};
 use crate::store::RunPaths;
 
-/// Resume a run from its newest whole checkpoint.
+/// Resume a run from its newest whole checkpoint, or a sweep with what is missing of it.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The run: a name under `--runs`, or a folder. The newest run by default.
+    /// The run or sweep: a name under `--runs`, or a folder. The newest run by default.
     run: Option<PathBuf>,
     /// Change a key first. A key that can change bits is refused without `--allow-drift`.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -25,6 +28,9 @@ pub struct Args {
     /// Processes that share the work, one device each; the number may differ from before.
     #[arg(long, value_name = "N")]
     ranks: Option<usize>,
+    /// Of a sweep: train N members at a time. GPUs are divided among them, and the CPUs too.
+    #[arg(long, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
     /// Continue although something that the bits depend on has changed.
     #[arg(long)]
     allow_drift: bool,
@@ -34,6 +40,17 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if let Some(folder) = find::find_sweep(args.run.as_deref(), &args.runs) {
+        require_usage(args.set.is_empty() && !args.allow_drift, || {
+            "a sweep goes on as it was declared\n  hint: `--set` and `--allow-drift` take one member, such as \
+             `NAME/001`"
+                .into()
+        })?;
+        let (options, mut on) = (options(args.jobs, args.ranks, args.json), SweepPrinter::new(args.json));
+        let outcome = sweep::resume(&folder, &options, reporter(args.json), &mut |event| on.on(event))?;
+        return on.conclude(&outcome);
+    }
+    require_usage(args.jobs.is_none(), || "`--jobs` is for a sweep, and this is one run".into())?;
     let path = find::find(args.run.as_deref(), &args.runs)?;
     let loaded = experiment::load(&RunPaths::new(&path).experiment(), &args.set)?;
     let report = reporter(args.json);

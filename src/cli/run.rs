@@ -1,16 +1,18 @@
-//! `runner run EXPERIMENT`: train from the first step.
+//! `runner run EXPERIMENT`: train from the first step; of a sweep, all its members.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::reporter::{conclude, exit_code, reporter};
+use super::sweep::{SweepPrinter, options};
 use super::{experiment, lock};
-use crate::run::UsageError;
+use crate::experiment::Declared;
 use crate::run::open::{Existing, Opened, RunRequest};
-use crate::run::ranks;
 use crate::run::train::train;
+use crate::run::{UsageError, ranks, require_usage, sweep};
 
-/// Train an experiment from its first step.
+/// Train an experiment, or all members of a sweep, from the first step.
 #[derive(clap::Args)]
 pub struct Args {
     /// The experiment's TOML file.
@@ -34,6 +36,12 @@ pub struct Args {
     /// Processes that share the work, one device each; by default one for each GPU of this machine.
     #[arg(long, value_name = "N")]
     ranks: Option<usize>,
+    /// Of a sweep: train N members at a time. GPUs are divided among them, and the CPUs too.
+    #[arg(long, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+    /// Of a sweep: train this member alone, as one job of an array does.
+    #[arg(long, value_name = "NUMBER", conflicts_with = "jobs")]
+    member: Option<NonZeroUsize>,
     /// Require this lock; by default the one beside the experiment, if there is one.
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
@@ -46,7 +54,35 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let loaded = experiment::load(&args.experiment, &args.set)?;
+    let existing = match (args.overwrite, args.or_resume) {
+        (true, _) => Existing::Replace,
+        (_, true) => Existing::Resume,
+        _ => Existing::Refuse,
+    };
+    let (loaded, of_sweep) = match experiment::load_declared(&args.experiment, &args.set)? {
+        Declared::Experiment(loaded) => (*loaded, None),
+        Declared::Sweep(sweep) => {
+            require_usage(args.lock.is_none(), || {
+                "`--lock` is of one run, and this is a sweep\n  hint: `runner verify NAME --expect HASH` compares \
+                 a sweep with the hash of another"
+                    .into()
+            })?;
+            let name = args.name.as_deref().unwrap_or(&sweep.name);
+            let Some(number) = args.member else {
+                let options = options(args.jobs, args.ranks, args.json);
+                let (report, mut on) = (reporter(args.json), SweepPrinter::new(args.json));
+                let to = (args.runs.as_path(), name);
+                let outcome =
+                    sweep::start(&sweep, to, existing, &options, report, &mut |event| on.on(event))?;
+                return on.conclude(&outcome);
+            };
+            let (paths, folder, member) = sweep::member(&sweep, (&args.runs, name), number.get())?;
+            (member.loaded, Some((paths.folder().to_owned(), folder.name)))
+        }
+    };
+    require_usage(of_sweep.is_some() || (args.jobs.is_none() && args.member.is_none()), || {
+        "`--jobs` and `--member` are for a sweep, and this file declares one run".into()
+    })?;
     if let Some(lock) = args.lock.as_ref().filter(|lock| !lock.exists()) {
         return Err(UsageError(format!(
             "there is no lock `{0}`\n  hint: `runner lock {1} --out {0}` writes one",
@@ -56,17 +92,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         .into());
     }
     let report = reporter(args.json);
-    let beside = lock::beside(&args.experiment);
-    let request = RunRequest {
-        name: args.name.unwrap_or_else(|| loaded.experiment.name.clone()),
-        runs: args.runs.clone(),
-        existing: match (args.overwrite, args.or_resume) {
-            (true, _) => Existing::Replace,
-            (_, true) => Existing::Resume,
-            _ => Existing::Refuse,
-        },
-        lock: args.lock.or_else(|| Some(beside).filter(|beside| !args.no_lock && beside.exists())),
-    };
+    let beside = Some(lock::beside(&args.experiment));
+    let beside = beside.filter(|beside| !args.no_lock && of_sweep.is_none() && beside.exists());
+    let (runs, name) = of_sweep
+        .unwrap_or_else(|| (args.runs.clone(), args.name.unwrap_or_else(|| loaded.experiment.name.clone())));
+    let request = RunRequest { name, runs, existing, lock: args.lock.or(beside) };
     let experiment = loaded.experiment.clone();
     let ended = ranks::in_processes(&experiment, args.ranks, &args.runs, report, |place| {
         conclude(train(Opened::start(loaded, request, place, report)?)?, args.json)

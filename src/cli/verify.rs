@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use serde_json::json;
 
 use super::reporter::reporter;
@@ -20,15 +21,16 @@ pub struct Args {
     /// The run: a name under `--runs`, or a folder; the newest run by default. With `--twice`, the
     /// experiment's TOML file.
     what: Option<PathBuf>,
-    /// Train again from the checkpoint of step A (0: from the start) to step B, and compare every step.
+    /// Train steps A to B - 1 again, from the checkpoint of step A (0: from the start), and compare each.
     #[arg(long, value_name = "A..B", value_parser = parse_range, conflicts_with = "twice")]
     replay: Option<(u64, u64)>,
     /// Compute N of the parts that the run's audits kept again, on this CPU.
     #[arg(long, value_name = "N", conflicts_with_all = ["twice", "replay"])]
     audit: Option<NonZeroU32>,
-    /// With `--audit`: which N; another number draws others.
-    #[arg(long, value_name = "S", requires = "audit", default_value_t = 0)]
-    seed: u64,
+    /// With `--audit`: which N; another number draws others. By default a number that the system draws, and
+    /// that is shown.
+    #[arg(long, value_name = "S", requires = "audit")]
+    seed: Option<u64>,
     /// Train the experiment twice, and once more with a kill in the middle; all must agree.
     #[arg(long, requires = "what")]
     twice: bool,
@@ -129,7 +131,10 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
         (Some((from, to)), _, Some(run)) => replay::verify(run, from..to, &args.set, checks, report)?,
         (Some(_), _, None) => checks.failed("replay", "not begun: the files are not whole"),
         (None, Some(count), Some(run)) => {
-            audit::verify(run, AuditOptions { count: count.get() as usize, seed: args.seed }, checks, report)?
+            let drawn =
+                || getrandom::u64().context("the system has no random numbers for the seed of the audit");
+            let seed = args.seed.map_or_else(drawn, Ok)?;
+            audit::verify(run, AuditOptions { count: count.get() as usize, seed }, checks, report)?
         }
         (None, Some(_), None) => checks.failed("audit", "not begun: the files are not whole"),
         (None, None, _) => {}

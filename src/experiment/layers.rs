@@ -24,6 +24,7 @@ use super::check::{self, Refusal};
 use super::diagnostics::{Fault, Snippet, SourceFile};
 use super::schema::{self, KEYS, KeyRow};
 use super::shipped::Shipped;
+use super::sweep_declaration::{Declaration, SweepReader};
 
 /// The prefix of variables that set keys.
 const PREFIX: &str = "RUNNER_";
@@ -141,7 +142,7 @@ impl Provider for Layer {
 }
 
 /// All layers as read, weakest first, and what is wrong with them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Layers {
     pub list: Vec<Layer>,
     pub faults: Vec<Fault>,
@@ -153,6 +154,8 @@ pub(super) struct Layers {
     pub unreadable: bool,
     /// The experiment is the program's own, and so is what it extends.
     shipped: bool,
+    /// `[sweep]` of the file itself.
+    pub sweep: Option<Declaration>,
 }
 
 /// The experiment's own text.
@@ -163,6 +166,12 @@ pub(super) enum ExperimentText<'a> {
     Text { name: &'a str, bytes: &'a [u8] },
     /// One of the program's own; relative paths start from the folder `experiments` of the working directory.
     Shipped(&'a Shipped),
+}
+
+/// Whether a variable of this name sets a key.
+pub(super) fn is_setting(name: &str) -> bool {
+    name.strip_prefix(PREFIX)
+        .is_some_and(|word| word.contains("__") || word.contains('.') || word.eq_ignore_ascii_case("seed"))
 }
 
 /// Reads every layer. Never fails: what is wrong is in `faults`.
@@ -359,6 +368,8 @@ impl Layers {
                         Fault::new("`extends` must be the path of a file").at(layer.place(value.span())),
                     ),
                 }
+            } else if section.is_empty() && word == "sweep" {
+                self.read_sweep(value, key_span, folder, layer);
             } else if section.is_empty() && schema::is_section(word) {
                 match value.get_ref() {
                     DeValue::Table(inner) => {
@@ -378,6 +389,23 @@ impl Layers {
             }
         }
         extends
+    }
+
+    /// `[sweep]`, which only the file itself may hold, and none that it extends.
+    fn read_sweep(
+        &mut self,
+        raw: &toml::Spanned<DeValue<'_>>,
+        span: Range<usize>,
+        folder: &Path,
+        layer: &Layer,
+    ) {
+        if layer.order == 0 {
+            self.sweep = Some(SweepReader { layers: self, layer, folder }.read(raw, span));
+        } else {
+            let fault = Fault::new("a sweep cannot be extended").at(layer.place(span));
+            let hint = "move `[sweep]` into the file that is run, and what both need into a third file";
+            self.faults.push(fault.hint(hint.to_string()));
+        }
     }
 
     fn read_value(
@@ -401,7 +429,7 @@ impl Layers {
     }
 
     /// Reports an unknown key; `spelt` writes a known one the way this source writes keys.
-    fn unknown(
+    pub fn unknown(
         &mut self,
         dotted: &str,
         section: &str,
@@ -455,7 +483,7 @@ impl Layers {
                 order,
             );
             let as_variable = |key: &str| format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase());
-            if dotted.contains('.') || dotted == "seed" {
+            if is_setting(&name) {
                 let section = dotted.rsplit_once('.').map_or("", |(section, _)| section).to_string();
                 match schema::key(&dotted) {
                     Some(key) => self.read_bare(key, &text, 0, NAME_SPAN, &mut layer),

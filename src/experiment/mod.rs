@@ -41,6 +41,9 @@ mod resolved;
 mod rules;
 mod schema;
 mod shipped;
+mod sweep;
+mod sweep_declaration;
+mod sweep_draw;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -58,8 +61,9 @@ pub use origin::Origin;
 pub use reference::{KeyReference, Reference, SectionReference, UnknownKey, WordReference};
 pub use resolved::*;
 pub use rules::{InitError, InitSizes, VOCAB_ALIGN};
-pub use schema::{keys, largest, reaches_the_bits};
+pub use schema::{keys, largest, names_files, reaches_the_bits};
 pub use shipped::{SHIPPED, Shipped};
+pub use sweep::{Declared, Member, Settings, Sweep, settings_json, settings_text};
 pub use template::template;
 pub use write::{differences, flatten};
 
@@ -98,11 +102,11 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, ExperimentError> {
 /// where the experiment lacks one of them. The bare name of a shipped experiment names that one, where no
 /// file is called so.
 pub fn load_with(path: &Path, sets: &[String], init_sizes: InitSizes<'_>) -> Result<Loaded, ExperimentError> {
-    let input = match Shipped::named(path) {
-        Some(shipped) => ExperimentText::Shipped(shipped),
-        None => ExperimentText::Path(path),
-    };
-    load_layers_with(&input, &environment(), sets, init_sizes)
+    load_layers_with(&named(path), &environment(), sets, init_sizes)
+}
+
+fn named(path: &Path) -> ExperimentText<'_> {
+    Shipped::named(path).map_or(ExperimentText::Path(path), ExperimentText::Shipped)
 }
 
 /// Loads an experiment from text; messages call it `name`, and relative paths in it start from the
@@ -114,6 +118,12 @@ pub fn load_text(name: &str, text: &str, sets: &[String]) -> Result<Loaded, Expe
 /// Loads what a run wrote down of its experiment, as it stands: no environment lies over it.
 pub fn load_recorded(path: &Path) -> Result<Loaded, ExperimentError> {
     load_layers(&ExperimentText::Path(path), &[], &[])
+}
+
+/// The variables of this process's environment that set keys.
+pub fn setting_variables() -> Vec<String> {
+    let names = environment().into_iter().map(|(name, _)| name.to_string_lossy().into_owned());
+    names.filter(|name| layers::is_setting(name)).collect()
 }
 
 fn environment() -> Vec<(OsString, OsString)> {
@@ -134,19 +144,56 @@ fn load_layers_with(
     sets: &[String],
     init_sizes: InitSizes<'_>,
 ) -> Result<Loaded, ExperimentError> {
+    match declared(input, variables, sets, init_sizes)? {
+        Declared::Experiment(loaded) => Ok(*loaded),
+        Declared::Sweep(sweep) => Err(sweep.not_an_experiment()),
+    }
+}
+
+/// Loads a file that declares one experiment, or a sweep of many.
+pub fn load_declared(
+    path: &Path,
+    sets: &[String],
+    init_sizes: InitSizes<'_>,
+) -> Result<Declared, ExperimentError> {
+    declared(&named(path), &environment(), sets, init_sizes)
+}
+
+/// Loads what a sweep's folder holds of its declaration, as it stands: no environment lies over it. Each key
+/// has the origin that it had when the sweep began.
+pub fn load_recorded_sweep(path: &Path) -> Result<Sweep, ExperimentError> {
+    match declared(&ExperimentText::Path(path), &[], &[], &rules::no_init_sizes)? {
+        Declared::Sweep(sweep) => Ok(sweep.with_recorded_origins()),
+        Declared::Experiment(_) => {
+            let fault = Fault::new("it declares no sweep")
+                .hint("a sweep's folder holds `sweep.toml` as runner wrote it; restore it".to_string());
+            Err(ExperimentError::new(&path.display().to_string(), vec![fault]))
+        }
+    }
+}
+
+fn declared(
+    input: &ExperimentText<'_>,
+    variables: &[(OsString, OsString)],
+    sets: &[String],
+    init_sizes: InitSizes<'_>,
+) -> Result<Declared, ExperimentError> {
     let path = match input {
         ExperimentText::Path(path) => path.to_path_buf(),
         ExperimentText::Text { name, .. } => PathBuf::from(name),
         ExperimentText::Shipped(shipped) => shipped_path(shipped),
     };
     let stem = path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
-    let layers = layers::read(input, variables, sets);
-    match rules::resolve(layers, &stem, init_sizes) {
-        Ok(rules::Resolved { experiment, origins, epochs }) => {
-            Ok(Loaded { experiment, origins, path, epochs })
-        }
-        Err(faults) => Err(ExperimentError::new(&path.display().to_string(), faults)),
-    }
+    let mut layers = layers::read(input, variables, sets);
+    let resolve = |layers| {
+        let rules::Resolved { experiment, origins, epochs } = rules::resolve(layers, &stem, init_sizes)?;
+        Ok(Loaded { experiment, origins, path: path.clone(), epochs })
+    };
+    let declared = match layers.sweep.take() {
+        None => resolve(layers).map(|loaded| Declared::Experiment(Box::new(loaded))),
+        Some(declaration) => sweep::expand(layers, &declaration, &path, &resolve).map(Declared::Sweep),
+    };
+    declared.map_err(|faults| ExperimentError::new(&path.display().to_string(), faults))
 }
 
 /// Where the experiment lies in a checkout.
@@ -160,7 +207,7 @@ impl Loaded {
     /// Deterministic, and itself an experiment: it loads back as an equal [`Experiment`] from any
     /// folder, because its paths are absolute and no default is left to a later version.
     pub fn to_toml(&self) -> String {
-        write::to_toml(&self.path.display().to_string(), &self.experiment, &self.origins, self.epochs)
+        write::to_toml(self)
     }
 
     /// `{"experiment": …, "origins": …}`.

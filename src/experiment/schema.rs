@@ -117,11 +117,11 @@ pub(super) struct KeyRow {
 }
 
 impl KeyRow {
-    const fn new(name: &'static str, kind: ValueKind, default: Default) -> KeyRow {
+    pub const fn new(name: &'static str, kind: ValueKind, default: Default) -> KeyRow {
         KeyRow { name, kind, default, bits: Bits::Untouched, unit: "", example: "" }
     }
 
-    const fn bits(mut self) -> KeyRow {
+    pub const fn bits(mut self) -> KeyRow {
         self.bits = Bits::Reached;
         self
     }
@@ -347,6 +347,11 @@ pub(super) fn neighbour(dotted: &str, section: &str) -> (Option<&'static str>, O
 /// own. A name that is no key is taken to matter.
 pub fn reaches_the_bits(name: &str) -> bool {
     key(name).is_none_or(|key| key.bits == Bits::Reached)
+}
+
+/// Whether a dotted key names files, whose content the lock pins: the same value means other files elsewhere.
+pub fn names_files(name: &str) -> bool {
+    key(name).is_some_and(|key| matches!(key.kind, ValueKind::File | ValueKind::Patterns))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub struct Shipped {
 
 macro_rules! shipped {
     ($($name:literal),*) => {
-        /// Every experiment of the folder, by name.
+        /// Every experiment and sweep of the folder, by name.
         pub static SHIPPED: &[Shipped] = &[$(Shipped {
             name: $name,
             text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/", $name, ".toml")),
@@ -34,6 +34,11 @@ impl Shipped {
     /// The experiment of this file name.
     pub(super) fn of_file(file: &str) -> Option<&'static Shipped> {
         SHIPPED.iter().find(|shipped| file.strip_suffix(".toml") == Some(shipped.name))
+    }
+
+    /// Whether it declares many runs.
+    pub fn is_sweep(&self) -> bool {
+        self.text.contains("\n[sweep")
     }
 
     /// What it is: the first sentence of the comment at its head.

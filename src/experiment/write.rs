@@ -9,10 +9,12 @@ use std::fmt::Write as _;
 use figment::value::{Num, Value};
 use serde_json::Value as Json;
 
+use super::Loaded;
 use super::origin::Origin;
 use super::resolved::Experiment;
 use super::rules::given_by_descriptor;
 use super::schema::{KEYS, KeyRow};
+use super::sweep::Sweep;
 use crate::units::printable;
 
 /// Comments start at this column at the furthest; longer lines push theirs out.
@@ -87,18 +89,21 @@ pub(super) fn figment_value(value: &Value) -> String {
     }
 }
 
-/// The resolved file. It has every key with its origin behind it; keys that are not set, and
-/// sizes that the descriptor gives, are comments. Loading it gives the same experiment.
-pub(super) fn to_toml(
-    name: &str,
-    experiment: &Experiment,
-    origins: &BTreeMap<String, Origin>,
-    epochs: Option<u64>,
-) -> String {
+/// A line of the resolved file: a setting, or a comment on a key that is not set, and its origin.
+struct ResolvedLine {
+    key: &'static KeyRow,
+    setting: String,
+    origin: String,
+}
+
+/// Every key in the order of the table. Keys that are not set, and sizes that the descriptor gives, are
+/// comments.
+fn resolved_lines(loaded: &Loaded) -> Vec<ResolvedLine> {
+    let Loaded { experiment, origins, epochs, .. } = loaded;
     let leaves = flatten(experiment);
     let by_descriptor = given_by_descriptor();
+    let origin = |key: &str| origins.get(key).map_or(String::new(), |origin| printable(&origin.to_string()));
     let row = |key: &KeyRow| -> (String, String) {
-        let origin = origins.get(key.name).map_or(String::new(), |origin| printable(&origin.to_string()));
         let value = if key.name == "schedule.epochs" {
             epochs.map(|n| n.to_string())
         } else {
@@ -112,29 +117,73 @@ pub(super) fn to_toml(
             Some(_) if key.name == "schedule.steps" && implied => {
                 (format!("# {leaf} is known when the data are open"), String::new())
             }
-            Some(value) if implied => (format!("# {leaf} = {value}"), origin),
-            Some(value) => (format!("{leaf} = {value}"), origin),
+            Some(value) if implied => (format!("# {leaf} = {value}"), origin(key.name)),
+            Some(value) => (format!("{leaf} = {value}"), origin(key.name)),
         }
     };
-    let mut out = format!("# {}, resolved: every key, and where its value came from.\n", printable(name));
-    let mut section = "";
+    let mut lines = Vec::new();
     for key in KEYS {
+        let (setting, from) = row(key);
+        lines.push(ResolvedLine { key, setting, origin: from });
+        if key.name == "model.vocab" {
+            let setting = format!("# vocab_padded = {}", experiment.model.vocab_padded);
+            lines.push(ResolvedLine { key, setting, origin: origin("model.vocab_padded") });
+        }
+    }
+    lines
+}
+
+/// Lines in their sections.
+fn write_lines(out: &mut String, lines: &[ResolvedLine]) {
+    let mut section = "";
+    for ResolvedLine { key, setting, origin } in lines {
         if key.section() != section {
             section = key.section();
             let _ = write!(out, "\n[{section}]\n");
         }
-        let mut rows = vec![row(key)];
-        if key.name == "model.vocab" {
-            let origin = origins.get("model.vocab_padded").map_or(String::new(), Origin::to_string);
-            rows.push((format!("# vocab_padded = {}", experiment.model.vocab_padded), origin));
+        if origin.is_empty() {
+            let _ = writeln!(out, "{setting}");
+        } else {
+            let _ = writeln!(out, "{setting:<COMMENT_COLUMN$} # {origin}");
         }
-        for (setting, origin) in rows {
-            if origin.is_empty() {
-                let _ = writeln!(out, "{setting}");
-            } else {
-                let _ = writeln!(out, "{setting:<COMMENT_COLUMN$} # {origin}");
+    }
+}
+
+/// The resolved file. It has every key with its origin behind it. Loading it gives the same experiment.
+pub(super) fn to_toml(loaded: &Loaded) -> String {
+    let name = printable(&loaded.path.display().to_string());
+    let mut out = format!("# {name}, resolved: every key, and where its value came from.\n");
+    write_lines(&mut out, &resolved_lines(loaded));
+    out
+}
+
+/// A resolved sweep: every key whose value all members share, and for each swept key a list with a value for
+/// each member. Loading it gives the same members.
+pub(super) fn sweep_to_toml(sweep: &Sweep) -> String {
+    let name = printable(&sweep.path.display().to_string());
+    let mut out =
+        format!("# {name}, resolved: the keys that all members share, and where their values came from.\n");
+    let Some(first) = sweep.members.first() else { return out };
+    let mut lines = resolved_lines(&first.loaded);
+    let swept = |key: &str| first.settings.iter().any(|(name, _)| name == key);
+    for member in &sweep.members {
+        for (line, other) in lines.iter_mut().zip(resolved_lines(&member.loaded)) {
+            if swept(line.key.name) {
+                line.setting = format!("# {} is swept", line.key.leaf());
+                line.origin.clear();
+            } else if line.setting != other.setting {
+                line.setting = format!("# {} follows from the settings of the member", line.key.leaf());
+                line.origin.clear();
             }
         }
+    }
+    write_lines(&mut out, &lines);
+    let _ = write!(out, "\n# {} members, in the order of these lists.\n[sweep.zip]\n", sweep.members.len());
+    for (at, (key, _)) in first.settings.iter().enumerate() {
+        let values: Vec<&str> = sweep.members.iter().map(|member| member.settings[at].1.as_str()).collect();
+        let list = format!("{} = [{}]", quoted(key), values.join(", "));
+        let origin = first.loaded.origins.get(key).map_or(String::new(), |from| printable(&from.to_string()));
+        let _ = writeln!(out, "{list:<COMMENT_COLUMN$} # {origin}");
     }
     out
 }

@@ -312,8 +312,8 @@ impl RankState {
             Some(why)
         } else if begun
             && sign.waiting.is_none()
-            && sign.since.elapsed() > self.timeout
-            && sign.seen.elapsed() < self.timeout / 2
+            // By its own last sign of life: of one stopped since then, only its silence is known.
+            && sign.seen.saturating_duration_since(sign.since) > self.timeout
         {
             Some(format!("is alive but has come no further for {} s", seconds(sign.since)))
         } else if begun && began.elapsed() > 4 * self.timeout {

@@ -92,6 +92,7 @@ pub(super) static NODE: Tag = Tag::new(|| tagged("runner/node/v1"));
 pub(super) static TENSOR: Tag = Tag::new(|| tagged("runner/tensor/v1"));
 pub(super) static STEP: Tag = Tag::new(|| tagged("runner/step/v1"));
 pub(super) static LOCK: Tag = Tag::new(|| tagged("runner/lock/v1"));
+pub(super) static SWEEP: Tag = Tag::new(|| tagged("runner/sweep/v1"));
 pub(super) static MANIFEST: Tag = Tag::new(|| tagged("runner/manifest/v1"));
 
 /// Digest of a checkpoint manifest's text, up to its seal: `SHA256(tag("runner/manifest/v1") ‖ text)`.

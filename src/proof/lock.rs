@@ -15,7 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use sha2::Digest;
+use sha2::{Digest, Sha256};
 
 use super::hash::{Hash, LOCK};
 use super::regular;
@@ -183,9 +183,13 @@ const HEAD: &str = "\
 
 /// `SHA256(tag("runner/lock/v1") ‖ name ‖ each key ‖ each value)`, every text behind its length as u32.
 fn table_digest(name: &str, table: &Table) -> Hash {
-    let mut hasher = LOCK.hasher();
     let texts = table.iter().flat_map(|(key, value)| [key.as_str(), value]);
-    for text in std::iter::once(name).chain(texts) {
+    texts_digest(LOCK.hasher(), std::iter::once(name).chain(texts))
+}
+
+/// What `hasher` has read, and then texts, each behind its length as u32.
+pub(super) fn texts_digest<'a>(mut hasher: Sha256, texts: impl Iterator<Item = &'a str>) -> Hash {
+    for text in texts {
         hasher.update(u32::try_from(text.len()).expect("a lock is far smaller than 4 GiB").to_le_bytes());
         hasher.update(text.as_bytes());
     }
@@ -193,7 +197,7 @@ fn table_digest(name: &str, table: &Table) -> Hash {
 }
 
 /// A basic TOML string on one line.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

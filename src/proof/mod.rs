@@ -9,7 +9,7 @@
 //! * [`ledger`]: one [`entry`] a step, an append-only log whose head every checkpoint carries;
 //!   [`evaluation`]: what was measured before a step.
 //! * [`opening`]: some units of a tensor, shown to be its own; [`compare`]: where two tensors differ.
-//! * [`lock`]: what the bits depend on, and where they were made.
+//! * [`lock`]: what the bits depend on, and where they were made; [`sweep`]: many runs under one hash.
 //! * [`regular`]: reading files that must be files.
 
 pub mod compare;
@@ -21,6 +21,7 @@ pub mod ledger;
 pub mod lock;
 pub mod opening;
 pub mod regular;
+pub mod sweep;
 pub mod tree;
 
 pub use digest::{MerkleHasher, merkle_root, state_root, tensor_digest, tensor_digest_from_root};
@@ -30,3 +31,4 @@ pub use hash::Hash;
 pub use ledger::{Head, Ledger, LedgerError};
 pub use lock::{Lock, LockError};
 pub use opening::Opening;
+pub use sweep::{SweepLock, SweepLockError};

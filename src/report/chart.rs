@@ -2,6 +2,7 @@
 
 use super::ReportError;
 use super::axis::{Axis, Scale, label};
+use super::bands::BandPoint;
 use super::curves::Curves;
 use super::figure::{FigurePage, dash_of};
 use super::panel::{Panel, TEXT_SIZE};
@@ -144,6 +145,7 @@ impl FigurePage<'_> {
             PanelKind::Loss => {
                 let mut all = values(&|run| [y(&run.loss), y(&run.val_loss)].concat());
                 all.extend(self.level_values(kind).iter().map(|level| level.0));
+                all.extend(self.bands_of(kind).flat_map(|(_, band)| band).map(|(_, low, _)| *low));
                 let (low, high) = limits(&all);
                 if self.options.log_y && low > 0.0 {
                     return (low * 0.97, high * 1.03, Scale::Log);
@@ -165,6 +167,8 @@ impl FigurePage<'_> {
             PanelKind::Hellaswag => {
                 let mut all = values(&|run| y(&run.hellaswag));
                 all.extend(self.level_values(kind).iter().map(|level| level.0));
+                let edges = self.bands_of(kind).flat_map(|(_, band)| band);
+                all.extend(edges.flat_map(|(_, low, high)| [*low, *high]));
                 let (low, high) = limits(&all);
                 let space = (0.08 * (high - low)).max(0.005);
                 ((low - space).max(0.0), (high + space).min(1.0), Scale::Linear)
@@ -217,8 +221,25 @@ impl FigurePage<'_> {
         notes.map(|parts| parts.join(", "))
     }
 
+    /// The bands of a panel; without groups there are none.
+    fn bands_of(&self, kind: PanelKind) -> impl Iterator<Item = (usize, &[BandPoint])> {
+        self.bands.iter().enumerate().flat_map(move |(index, bands)| {
+            let of: [&[BandPoint]; 2] = match kind {
+                PanelKind::Loss => [&bands.loss, &bands.val_loss],
+                PanelKind::Hellaswag => [&bands.hellaswag, &[]],
+                PanelKind::GradNorm => [&bands.grad_norm, &[]],
+                PanelKind::LearningRate => [&[], &[]],
+                PanelKind::Throughput => [&bands.tokens_per_s, &[]],
+            };
+            of.into_iter().map(move |band| (index, band))
+        })
+    }
+
     fn lines(&self, scene: &mut Scene, kind: PanelKind, panel: &Panel) {
         let colors = self.colors;
+        for (index, band) in self.bands_of(kind) {
+            panel.band(scene, band, colors.run(index));
+        }
         let runs = || self.curves.iter().enumerate().map(|(index, run)| (run, colors.run(index)));
         if matches!(kind, PanelKind::Loss | PanelKind::GradNorm | PanelKind::Hellaswag) {
             for (moment, x) in self.curves.iter().flat_map(|run| &run.moments) {

@@ -125,9 +125,9 @@ struct At {
 
 impl Horizontal {
     /// The axis for these runs; time is in the unit that suits the longest.
-    pub fn new(x: XAxis, runs: &[RunData]) -> Horizontal {
+    pub fn new<'a>(x: XAxis, runs: impl IntoIterator<Item = &'a RunData>) -> Horizontal {
         let seconds = runs
-            .iter()
+            .into_iter()
             .map(|run| run.rows.iter().filter_map(|row| row.step_ms).sum::<f64>() / 1e3)
             .fold(0.0, f64::max);
         let unit = match seconds {

@@ -7,6 +7,7 @@
 //! stroke. [`charts`] draws the panels one by one, small, for a page that arranges them itself.
 
 use super::axis::{label, trimmed};
+use super::bands::{self, Bands};
 use super::chart::{PanelKind, Span};
 use super::curves::{Curves, Horizontal, Moment};
 use super::legend::{self, LegendEntry, LegendSample, shortened};
@@ -14,7 +15,7 @@ use super::panel::{Dash, TEXT_SIZE};
 use super::run_data::{Reference, RunData, references};
 use super::scene::{Align, Color, Scene};
 use super::theme::Colors;
-use super::{Baselines, PlotOptions, ReportError};
+use super::{Baselines, PlotGroup, PlotOptions, ReportError};
 use crate::store::metrics::MetricsRow;
 use crate::units::thousands;
 
@@ -28,8 +29,10 @@ const COLUMN_GAP: f64 = 36.0;
 
 /// The data of the page and its panels.
 pub struct FigurePage<'a> {
-    runs: &'a [RunData],
+    lines: Vec<NamedLine<'a>>,
     pub(super) curves: Vec<Curves>,
+    /// Of the groups that the lines are means of; empty where each line is a run.
+    pub(super) bands: Vec<Bands>,
     /// Published levels to compare with.
     pub(super) levels: Vec<&'static Reference>,
     pub(super) options: &'a PlotOptions,
@@ -37,21 +40,20 @@ pub struct FigurePage<'a> {
     pub(super) colors: &'static Colors,
 }
 
-/// Lays the page out and draws it.
+/// A line of the page: the runs behind it, of which a group has several.
+struct NamedLine<'a> {
+    name: &'a str,
+    runs: &'a [RunData],
+}
+
+/// Lays the page of runs out and draws it.
 pub fn draw(runs: &[RunData], options: &PlotOptions) -> Result<Scene, ReportError> {
-    let page = FigurePage::new(runs, options)?;
-    let head = |scene: &mut Scene| {
-        let top = page.header(scene)?;
-        legend::draw(scene, page.legend(None)?, top, (MARGIN, f64::from(WIDTH) - MARGIN))
-    };
-    // Laid out twice: first to measure the legend, then with room for the panels.
-    let below = head(&mut Scene::new(WIDTH, 1, page.colors))?;
-    let usual = if page.has(PanelKind::Hellaswag) { 1000.0_f64 } else { 900.0 };
-    let height = usual.max(below + usual - 180.0);
-    let mut scene = Scene::new(WIDTH, height as u32, page.colors);
-    head(&mut scene)?;
-    page.panels(&mut scene, below + TITLE_ROOM, height - X_ROOM)?;
-    Ok(scene)
+    FigurePage::new(runs, options)?.draw()
+}
+
+/// The page of groups of runs: a line for the mean of each, with its band.
+pub fn draw_groups(groups: &[PlotGroup], options: &PlotOptions) -> Result<Scene, ReportError> {
+    FigurePage::of_groups(groups, options)?.draw()
 }
 
 /// Each panel that there is data for as a picture of its own, small enough for a column of text.
@@ -73,17 +75,56 @@ pub fn charts(runs: &[RunData], options: &PlotOptions) -> Result<Vec<(PanelKind,
 }
 
 impl<'a> FigurePage<'a> {
+    fn draw(&self) -> Result<Scene, ReportError> {
+        let head = |scene: &mut Scene| {
+            let top = self.header(scene)?;
+            legend::draw(scene, self.legend(None)?, top, (MARGIN, f64::from(WIDTH) - MARGIN))
+        };
+        // Laid out twice: first to measure the legend, then with room for the panels.
+        let below = head(&mut Scene::new(WIDTH, 1, self.colors))?;
+        let usual = if self.has(PanelKind::Hellaswag) { 1000.0_f64 } else { 900.0 };
+        let height = usual.max(below + usual - 180.0);
+        let mut scene = Scene::new(WIDTH, height as u32, self.colors);
+        head(&mut scene)?;
+        self.panels(&mut scene, below + TITLE_ROOM, height - X_ROOM)?;
+        Ok(scene)
+    }
+
     fn new(runs: &'a [RunData], options: &'a PlotOptions) -> Result<FigurePage<'a>, ReportError> {
-        if runs.is_empty() {
-            return Err(ReportError::NoRuns);
-        }
         let across = Horizontal::new(options.x, runs);
         let curves: Vec<Curves> =
             runs.iter().map(|run| Curves::new(run, options, &across)).collect::<Result<_, _>>()?;
+        let lines = runs.iter().map(|run| NamedLine { name: &run.name, runs: std::slice::from_ref(run) });
+        FigurePage::of(lines.collect(), across, curves, Vec::new(), options)
+    }
+
+    fn of_groups(groups: &'a [PlotGroup], options: &'a PlotOptions) -> Result<FigurePage<'a>, ReportError> {
+        let across = Horizontal::new(options.x, groups.iter().flat_map(|group| &group.runs));
+        let (mut curves, mut bands) = (Vec::new(), Vec::new());
+        for group in groups {
+            let of_runs: Vec<Curves> =
+                group.runs.iter().map(|run| Curves::new(run, options, &across)).collect::<Result<_, _>>()?;
+            let (mean, band) = bands::of_group(&of_runs);
+            curves.push(mean);
+            bands.push(band);
+        }
+        let lines = groups.iter().map(|group| NamedLine { name: &group.name, runs: &group.runs });
+        FigurePage::of(lines.collect(), across, curves, bands, options)
+    }
+
+    fn of(
+        lines: Vec<NamedLine<'a>>,
+        across: Horizontal,
+        curves: Vec<Curves>,
+        bands: Vec<Bands>,
+        options: &'a PlotOptions,
+    ) -> Result<FigurePage<'a>, ReportError> {
+        if lines.is_empty() {
+            return Err(ReportError::NoRuns);
+        }
+        let runs = lines.iter().flat_map(|line| line.runs);
         let chosen: Vec<&'static Reference> = match &options.baselines {
-            Baselines::Comparable => {
-                runs.iter().filter_map(|run| run.model.as_ref()).flat_map(references).collect()
-            }
+            Baselines::Comparable => runs.filter_map(|run| run.model.as_ref()).flat_map(references).collect(),
             Baselines::Chosen(sizes) => sizes.iter().flat_map(|size| size.references()).collect(),
         };
         let mut levels: Vec<&'static Reference> = Vec::new();
@@ -93,7 +134,7 @@ impl<'a> FigurePage<'a> {
                 levels.push(reference);
             }
         }
-        Ok(FigurePage { runs, curves, levels, options, across, colors: options.theme.colors() })
+        Ok(FigurePage { lines, curves, bands, levels, options, across, colors: options.theme.colors() })
     }
 
     /// Whether any run has such values.
@@ -102,13 +143,25 @@ impl<'a> FigurePage<'a> {
     }
 
     pub(super) fn single(&self) -> bool {
-        self.runs.len() == 1
+        self.lines.len() == 1 && self.bands.is_empty()
+    }
+
+    /// The name of the page, and the line below it.
+    fn title(&self) -> (String, Option<String>) {
+        match self.lines.as_slice() {
+            [line] if self.single() => (line.name.to_owned(), Some(facts(&line.runs[0]))),
+            lines if self.bands.is_empty() => (format!("{} runs", lines.len()), None),
+            lines => {
+                let runs: usize = lines.iter().map(|line| line.runs.len()).sum();
+                let groups = if lines.len() == 1 { "group" } else { "groups" };
+                (format!("{} {groups} of {runs} runs", lines.len()), None)
+            }
+        }
     }
 
     /// Title and facts; returns the height used.
     fn header(&self, scene: &mut Scene) -> Result<f64, ReportError> {
-        let title =
-            if self.single() { self.runs[0].name.clone() } else { format!("{} runs", self.runs.len()) };
+        let (title, facts) = self.title();
         let room = f64::from(WIDTH) - 2.0 * MARGIN;
         scene.text(
             shortened(&title, room, 34.0, true)?,
@@ -118,10 +171,8 @@ impl<'a> FigurePage<'a> {
             Align::Left,
             self.colors.text,
         );
-        if !self.single() {
-            return Ok(66.0);
-        }
-        let facts = shortened(&facts(&self.runs[0]), room, TEXT_SIZE, false)?;
+        let Some(facts) = facts else { return Ok(66.0) };
+        let facts = shortened(&facts, room, TEXT_SIZE, false)?;
         scene.text(facts, (MARGIN, 86.0), TEXT_SIZE, false, Align::Left, self.colors.quiet);
         Ok(102.0)
     }
@@ -131,12 +182,14 @@ impl<'a> FigurePage<'a> {
         let on = |kinds: &[PanelKind]| only.is_none_or(|only| kinds.contains(&only));
         let mut names = Vec::new();
         if !self.single() {
-            for (index, (run, curves)) in self.runs.iter().zip(&self.curves).enumerate() {
+            for (index, (line, curves)) in self.lines.iter().zip(&self.curves).enumerate() {
                 let last = curves
                     .val_loss
                     .last()
                     .map_or(String::new(), |(_, loss)| format!("  (validation {})", trimmed(*loss, 4)));
-                let text = format!("{}{last}", shortened(&run.name, 520.0, TEXT_SIZE, false)?);
+                let n =
+                    if self.bands.is_empty() { String::new() } else { format!(", n = {}", line.runs.len()) };
+                let text = format!("{}{n}{last}", shortened(line.name, 520.0, TEXT_SIZE, false)?);
                 names.push(LegendEntry { sample: LegendSample::Plain(self.colors.run(index)), text });
             }
         }
@@ -148,14 +201,26 @@ impl<'a> FigurePage<'a> {
             let what =
                 if only.is_some_and(|only| only != PanelKind::Loss) { "each step" } else { "training" };
             let smoothing = self.smoothing();
-            let sample =
-                if smoothing.is_empty() { LegendSample::Plain(color) } else { LegendSample::Smoothed(color) };
-            kinds.push(LegendEntry { sample, text: format!("{what}{smoothing}") });
+            if self.bands.is_empty() {
+                let sample = if smoothing.is_empty() {
+                    LegendSample::Plain(color)
+                } else {
+                    LegendSample::Smoothed(color)
+                };
+                kinds.push(LegendEntry { sample, text: format!("{what}{smoothing}") });
+            } else {
+                let text = format!("{what}, mean of runs{smoothing}");
+                kinds.push(LegendEntry { sample: LegendSample::Plain(color), text });
+            }
         }
         if on(&[PanelKind::Loss]) && self.curves.iter().any(|run| !run.val_loss.is_empty()) {
             let color =
                 if self.single() { self.colors.validation } else { self.colors.strong(self.colors.quiet) };
-            kinds.push(LegendEntry { sample: LegendSample::Dots(color), text: "validation".to_owned() });
+            let text = if self.bands.is_empty() { "validation" } else { "validation, mean of runs" };
+            kinds.push(LegendEntry { sample: LegendSample::Dots(color), text: text.to_owned() });
+        }
+        if let Some(text) = self.band_means() {
+            kinds.push(LegendEntry { sample: LegendSample::Band(self.colors.quiet), text });
         }
         let skipped: usize = self.curves.iter().map(|run| run.skipped_loss.len()).sum();
         if on(&[PanelKind::Loss, PanelKind::GradNorm]) && skipped > 0 {
@@ -211,6 +276,11 @@ impl<'a> FigurePage<'a> {
         let windows: Vec<usize> = self.curves.iter().map(|run| run.window).collect();
         match (windows.iter().min(), windows.iter().max()) {
             (_, Some(1)) | (None, _) | (_, None) => String::new(),
+            (Some(low), Some(high)) if !self.bands.is_empty() => {
+                let (low, high) = (thousands(*low as u64), thousands(*high as u64));
+                let steps = if low == high { low } else { format!("{low} to {high}") };
+                format!(" (smoothed over {steps} steps)")
+            }
             (Some(low), Some(high)) if low == high => {
                 format!(" (strong: smoothed over {} steps)", thousands(*low as u64))
             }
@@ -221,6 +291,17 @@ impl<'a> FigurePage<'a> {
                     thousands(*high as u64)
                 )
             }
+        }
+    }
+
+    /// What bands are, for the legend; none where no group has one.
+    fn band_means(&self) -> Option<String> {
+        let sizes = || self.lines.iter().map(|line| line.runs.len()).filter(|_| !self.bands.is_empty());
+        match (sizes().any(|n| n > 2), sizes().any(|n| n == 2)) {
+            (true, true) => Some("95 % interval of the mean; of two runs their range".to_owned()),
+            (true, false) => Some("95 % interval of the mean".to_owned()),
+            (false, true) => Some("range of the two runs".to_owned()),
+            (false, false) => None,
         }
     }
 

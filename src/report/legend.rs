@@ -1,7 +1,7 @@
 //! The legend: a strip above the panels, where it cannot cover data.
 
 use super::ReportError;
-use super::panel::{Dash, TEXT_SIZE, cross, dashed};
+use super::panel::{BAND_OPACITY, Dash, TEXT_SIZE, cross, dashed};
 use super::scene::{Align, Color, Scene, text_width};
 
 const ROW: f64 = 36.0;
@@ -23,6 +23,9 @@ pub enum LegendSample {
     Cross,
     Moment(Dash, Color),
     Level(Dash),
+    Band(Color),
+    Dot(Color),
+    Bar(Color),
 }
 
 /// Draws groups of entries, each on rows of its own, between `left` and `right`; returns where the strip
@@ -77,6 +80,19 @@ impl LegendSample {
             LegendSample::Cross => cross(scene, (x + SAMPLE / 2.0, y)),
             LegendSample::Moment(dash, color) => {
                 dashed(scene, (x + SAMPLE / 2.0, y - 14.0), (x + SAMPLE / 2.0, y + 12.0), *dash, *color);
+            }
+            LegendSample::Band(color) => {
+                let corners = [(x, y - 9.0), (x + SAMPLE, y - 9.0), (x + SAMPLE, y + 9.0), (x, y + 9.0)];
+                scene.area(corners.to_vec(), *color, BAND_OPACITY);
+                across(scene, 3.5, *color);
+            }
+            LegendSample::Dot(color) => scene.circle((x + SAMPLE / 2.0, y), 4.0, *color),
+            LegendSample::Bar(color) => {
+                let middle = x + SAMPLE / 2.0;
+                scene.line(vec![(middle, y - 13.0), (middle, y + 13.0)], 2.5, *color);
+                for (reach, y, width) in [(9.0, y - 13.0, 2.5), (12.0, y, 5.0), (9.0, y + 13.0, 2.5)] {
+                    scene.line(vec![(middle - reach, y), (middle + reach, y)], width, *color);
+                }
             }
             LegendSample::Level(dash) => dashed(scene, (x, y), (x + SAMPLE, y), *dash, colors.level),
         }

@@ -14,12 +14,15 @@
 //! and a step that a guard skipped is marked even where its value is off the scale or not a number.
 
 mod axis;
+mod bands;
 mod chart;
+pub mod compare;
 mod curves;
 mod figure;
 mod figures;
 pub mod follow;
 pub mod glance;
+mod groups;
 pub mod html;
 mod legend;
 pub mod listing;
@@ -27,7 +30,9 @@ mod panel;
 mod run_data;
 mod scene;
 mod series;
+pub mod statistics;
 pub mod summary;
+pub mod swept;
 pub mod table;
 mod theme;
 
@@ -36,6 +41,7 @@ use std::path::{Path, PathBuf};
 
 pub use figures::Figures;
 pub use run_data::{ModelFacts, RunData, Size};
+use scene::Scene;
 pub use theme::{Theme, dark_rules};
 
 use crate::store::main_log::MainLogError;
@@ -118,19 +124,47 @@ impl ReportError {
     }
 }
 
+/// Runs of one kind, drawn as their mean.
+#[derive(Clone, Debug)]
+struct PlotGroup {
+    /// As shown in the legend.
+    name: String,
+    runs: Vec<RunData>,
+}
+
 /// Draws runs into one figure. `out` is a file that ends in `.png` or `.svg`, or a folder for `loss.png`
 /// and `loss.svg`. Each is written atomically. Returns the paths written.
 pub fn plot_runs(runs: &[RunData], options: &PlotOptions, out: &Path) -> Result<Vec<PathBuf>, ReportError> {
+    let paths = picture_paths(out, "loss")?;
+    write_picture(&figure::draw(runs, options)?, paths)
+}
+
+/// Draws runs in groups by keys of their experiments into one figure: for each group the mean of its runs,
+/// with a band of the 95 % interval of the mean, or of the range of two runs. `out` as in [`plot_runs`].
+pub fn plot_groups(
+    runs: Vec<RunData>,
+    by: &[String],
+    options: &PlotOptions,
+    out: &Path,
+) -> Result<Vec<PathBuf>, ReportError> {
+    let paths = picture_paths(out, "loss")?;
+    write_picture(&figure::draw_groups(&groups::plot_groups(runs, by)?, options)?, paths)
+}
+
+/// The files of a picture: `out` itself, or `stem.png` and `stem.svg` in that folder.
+fn picture_paths(out: &Path, stem: &str) -> Result<Vec<PathBuf>, ReportError> {
     let ending = out.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
-    let paths = match ending.as_deref() {
-        Some("png" | "svg") => vec![out.to_owned()],
+    match ending.as_deref() {
+        Some("png" | "svg") => Ok(vec![out.to_owned()]),
         // A folder may have a dot in its name, and is then there.
         Some(ending) if !out.is_dir() => {
-            return Err(ReportError::Ending { path: out.to_owned(), ending: ending.to_owned() });
+            Err(ReportError::Ending { path: out.to_owned(), ending: ending.to_owned() })
         }
-        _ => vec![out.join("loss.png"), out.join("loss.svg")],
-    };
-    let scene = figure::draw(runs, options)?;
+        _ => Ok(vec![out.join(format!("{stem}.png")), out.join(format!("{stem}.svg"))]),
+    }
+}
+
+fn write_picture(scene: &Scene, paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, ReportError> {
     for path in &paths {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(|source| ReportError::Io {

@@ -2,6 +2,7 @@
 
 use super::ReportError;
 use super::axis::Axis;
+use super::bands::BandPoint;
 use super::scene::{Align, Color, Scene, text_width};
 use super::series::{Point, thin};
 use super::theme::Colors;
@@ -10,6 +11,8 @@ use super::theme::Colors;
 pub const TEXT_SIZE: f64 = 22.0;
 const TITLE_SIZE: f64 = 24.0;
 const NOTE_SIZE: f64 = 19.0;
+/// Of bands, so that lines and other bands show through.
+pub const BAND_OPACITY: f64 = 0.25;
 
 /// A rectangle for data, in pixels, and its axes. Labels are outside, below and to the left; the title is
 /// above.
@@ -55,7 +58,7 @@ impl Panel {
     }
 
     /// Pixels of a point; outside the frame where its values are outside the axes.
-    fn at(&self, (x, y): Point) -> (f64, f64) {
+    pub fn at(&self, (x, y): Point) -> (f64, f64) {
         (self.left + self.x.position(x) * self.width, self.bottom() - self.y.position(y) * self.height)
     }
 
@@ -120,6 +123,30 @@ impl Panel {
             }
         }
         scene.line(piece, width, color);
+    }
+
+    /// A band behind lines, cut at the frame: in each column of pixels from its lowest to its highest edge.
+    pub fn band(&self, scene: &mut Scene, points: &[BandPoint], color: Color) {
+        let pixels: Vec<[f64; 3]> = points
+            .iter()
+            .map(|(x, low, high)| {
+                let ((x, bottom), (_, top)) = (self.at((*x, *low)), self.at((*x, *high)));
+                [x, bottom, top]
+            })
+            .collect();
+        let columns = pixels.chunk_by(|a, b| libm::floor(a[0]) == libm::floor(b[0])).map(|column| {
+            let edge = |at: usize, pick: fn(f64, f64) -> f64| {
+                column.iter().map(|pixel| pixel[at]).reduce(pick).unwrap_or(self.top)
+            };
+            let inside = |y: f64| y.clamp(self.top, self.bottom());
+            (column[0][0], inside(edge(1, f64::max)), inside(edge(2, f64::min)))
+        });
+        let columns: Vec<(f64, f64, f64)> = columns.collect();
+        if columns.len() > 1 {
+            let lower = columns.iter().map(|(x, bottom, _)| (*x, *bottom));
+            let upper = columns.iter().rev().map(|(x, _, top)| (*x, *top));
+            scene.area(lower.chain(upper).collect(), color, BAND_OPACITY);
+        }
     }
 
     /// Discs with a rim at points inside the frame, at most one every 24 pixels.

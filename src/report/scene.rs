@@ -31,7 +31,7 @@ pub enum Align {
 #[derive(Clone, Debug)]
 enum Shape {
     Line { points: Vec<(f64, f64)>, width: f64, color: Color },
-    Polygon { points: Vec<(f64, f64)>, color: Color },
+    Polygon { points: Vec<(f64, f64)>, color: Color, opacity: f64 },
     Circle { center: (f64, f64), radius: f64, color: Color },
     Text { text: String, anchor: (f64, f64), size: f64, bold: bool, align: Align, color: Color },
 }
@@ -68,7 +68,12 @@ impl Scene {
 
     /// A filled polygon, convex.
     pub fn polygon(&mut self, points: Vec<(f64, f64)>, color: Color) {
-        self.shapes.push(Shape::Polygon { points, color });
+        self.shapes.push(Shape::Polygon { points, color, opacity: 1.0 });
+    }
+
+    /// A filled area through which what was drawn before shows; every vertical cuts its edge twice at most.
+    pub fn area(&mut self, points: Vec<(f64, f64)>, color: Color, opacity: f64) {
+        self.shapes.push(Shape::Polygon { points, color, opacity });
     }
 
     /// A disc.
@@ -168,9 +173,9 @@ impl Scene {
                         backend.draw_path(points, &style).map_err(ReportError::draw)?;
                     }
                 }
-                Shape::Polygon { points, color } => {
+                Shape::Polygon { points, color, opacity } => {
                     backend
-                        .fill_polygon(points.iter().copied().map(at), &rgb(*color))
+                        .fill_polygon(points.iter().copied().map(at), &rgb(*color).mix(*opacity))
                         .map_err(ReportError::draw)?;
                 }
                 Shape::Circle { center, radius, color } => {

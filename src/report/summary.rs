@@ -15,6 +15,7 @@ use crate::proof::ledger::{self, Log, NOT_FINITE, Note};
 use crate::proof::lock::Lock;
 use crate::proof::{Entry, LockError};
 use crate::store::metrics::{self, MetricsRow};
+use crate::store::sweep_folder::is_sweep;
 use crate::store::{self, RunPaths, StoreError, checkpoint, run_folder};
 
 /// The state of a run.
@@ -107,7 +108,7 @@ pub fn folders(runs: &Path) -> std::io::Result<Vec<PathBuf>> {
             continue;
         }
         let paths = RunPaths::new(&entry.path());
-        if paths.folder().join(SWEEP).is_file() {
+        if is_sweep(paths.folder()) {
             folders.extend(self::folders(paths.folder())?);
         } else if [paths.experiment(), paths.metrics_jsonl(), paths.ledger(), paths.lock_file()]
             .iter()
@@ -119,9 +120,6 @@ pub fn folders(runs: &Path) -> std::io::Result<Vec<PathBuf>> {
     folders.sort();
     Ok(folders)
 }
-
-/// The file that makes a folder of runs a sweep.
-const SWEEP: &str = "sweep.toml";
 
 impl RunSummary {
     /// Reads the run in `folder`. Never fails: what is wrong is in the summary.

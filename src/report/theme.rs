@@ -37,6 +37,8 @@ pub struct Colors {
     pub emphasis: Color,
     /// One for each run, in this order; the eleventh run starts over.
     pub runs: [Color; 10],
+    /// Of low, middling and high losses in a heat map.
+    pub shades: [Color; 3],
 }
 
 static LIGHT: Colors = Colors {
@@ -63,6 +65,7 @@ static LIGHT: Colors = Colors {
         (0x8c, 0x5a, 0x3a),
         (0x2b, 0x2f, 0x77),
     ],
+    shades: [(0x08, 0x45, 0x8a), (0x6b, 0xae, 0xd6), (0xe9, 0xf1, 0xf9)],
 };
 
 static DARK: Colors = Colors {
@@ -89,6 +92,7 @@ static DARK: Colors = Colors {
         (0xc9, 0x97, 0x74),
         (0x83, 0x8a, 0xf5),
     ],
+    shades: [(0xcf, 0xe6, 0xff), (0x4d, 0x97, 0xcf), (0x1f, 0x2c, 0x3d)],
 };
 
 impl Theme {
@@ -114,6 +118,18 @@ impl Colors {
     /// A colour drawn out of the others.
     pub fn strong(&self, color: Color) -> Color {
         mix(color, self.emphasis, 0.4)
+    }
+
+    /// The colour of a loss in a heat map, from 0 for the lowest to 1.
+    pub fn shade(&self, share: f64) -> Color {
+        let [low, middle, high] = self.shades;
+        if share < 0.5 { mix(low, middle, 2.0 * share) } else { mix(middle, high, 2.0 * share - 1.0) }
+    }
+
+    /// Black or white, whichever can be read on a colour.
+    pub fn ink_on(&self, color: Color) -> Color {
+        let sum = 299 * u32::from(color.0) + 587 * u32::from(color.1) + 114 * u32::from(color.2);
+        if sum > 128_000 { (0, 0, 0) } else { (0xff, 0xff, 0xff) }
     }
 
     /// Every colour that a picture of one run may have.

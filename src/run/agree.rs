@@ -95,6 +95,7 @@ impl<O: Locked> Agreed<O> {
             }
         }
         let changed = past.changed(&lock)?;
+        past.require_steps_left(&loaded)?;
         let lock = past.keep_config(lock);
         if let Some(path) = destination.path() {
             let disk = Disk::of(&experiment, state_bytes(&experiment, storage));

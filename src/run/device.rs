@@ -1,6 +1,7 @@
 //! The device that an experiment runs on, and work that is the same on every device.
 
 use super::locked::Locked;
+use super::member;
 use crate::experiment::{DeviceKind, Experiment};
 use crate::ops::cuda::{self, Cuda};
 use crate::ops::mirror::Mirror;
@@ -38,9 +39,10 @@ impl Device {
     /// of the CPU.
     pub fn open_part(experiment: &Experiment, number: usize, of: usize) -> anyhow::Result<Device> {
         let mut cpu = experiment.device.clone();
-        if of > 1 && cpu.threads == 0 {
+        let of_cpu = of * member::jobs();
+        if of_cpu > 1 && cpu.threads == 0 {
             cpu.threads =
-                std::thread::available_parallelism().map_or(1, |threads| threads.get().div_ceil(of));
+                std::thread::available_parallelism().map_or(1, |threads| threads.get().div_ceil(of_cpu));
         }
         let mut options = cuda_options(experiment);
         if let (1.., Ok(gpus)) = (number, cuda::driver::gpus()) {

@@ -10,6 +10,7 @@ use crate::eval::parameters;
 use crate::experiment::nearest;
 use crate::formats::require_finite;
 use crate::optim::MASTER;
+use crate::store::sweep_folder::is_sweep;
 use crate::store::{self, LoadedCheckpoint, RunPaths, checkpoint};
 
 /// The folder of a run: `run` itself if it is one, else that name under `runs`; the newest of `runs` when
@@ -39,6 +40,16 @@ pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
+/// The folder of the sweep that an argument names, where it names one and no run: `asked` itself, or that name
+/// under `runs`.
+pub fn find_sweep(asked: Option<&Path>, runs: &Path) -> Option<PathBuf> {
+    let asked = asked?;
+    let under = (!asked.starts_with(".")).then(|| runs.join(asked));
+    let is_run = |folder: &PathBuf| RunPaths::new(folder).experiment().is_file();
+    let folders = std::iter::once(asked.to_owned()).chain(under);
+    folders.into_iter().find(|folder| is_run(folder) || is_sweep(folder)).filter(|folder| !is_run(folder))
+}
+
 /// A hint for `asked`, which is not a run.
 fn hint(asked: &Path, runs: &Path) -> String {
     if asked.is_file() && asked.extension().is_some_and(|ending| ending == "toml") {
@@ -47,6 +58,9 @@ fn hint(asked: &Path, runs: &Path) -> String {
              it repeats",
             asked.display()
         );
+    }
+    if find_sweep(Some(asked), runs).is_some() {
+        return format!("that is a sweep: name one of its members, such as `{}/001`", asked.display());
     }
     let names = store::run_names(runs);
     let name = asked.file_name().unwrap_or_default().to_string_lossy();

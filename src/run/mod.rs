@@ -9,6 +9,7 @@
 //! * [`records`], [`destination`] and [`sensors`] are the files of a run; [`stop`] and [`ending`] its end.
 //! * [`find`] finds the run that an argument names, and [`model`] the model; [`evaluate`] measures it,
 //!   [`sample`] writes text with it, [`export`] writes it for other programs.
+//! * [`sweep`] trains the members of a sweep in processes of their own, and [`member`] is such a process.
 //! * [`bench`] times steps, [`machine`] examines what a machine can do.
 
 pub mod agree;
@@ -26,6 +27,7 @@ pub mod initial;
 pub mod lock;
 pub mod locked;
 pub mod machine;
+pub mod member;
 pub mod messages;
 pub mod model;
 pub mod open;
@@ -36,6 +38,7 @@ pub mod resume;
 pub mod sample;
 pub mod sensors;
 pub mod stop;
+pub mod sweep;
 pub mod team;
 pub mod train;
 

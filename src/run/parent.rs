@@ -14,7 +14,7 @@ use anyhow::Context;
 
 use super::ending::Ending;
 use super::messages::{Message, Report};
-use super::stop;
+use super::{member, stop};
 use crate::parallel::{Meeting, RankPlace, launch, rendezvous};
 
 /// The folder in which ranks find each other, in the folder of all runs.
@@ -62,6 +62,7 @@ pub fn start(ranks: usize, runs: &Path, report: Report) -> anyhow::Result<Option
         if rank > 0 {
             command.stdout(Stdio::null());
         }
+        member::release(&mut command);
         own_group(&mut command);
         let process = command.spawn().context("cannot start a rank")?;
         started.ranks.push(StartedRank { process, ended: None, stuck: false });
@@ -70,14 +71,14 @@ pub fn start(ranks: usize, runs: &Path, report: Report) -> anyhow::Result<Option
 }
 
 #[cfg(unix)]
-fn own_group(command: &mut Command) {
+pub(super) fn own_group(command: &mut Command) {
     use std::os::unix::process::CommandExt;
     // An interrupt from the terminal reaches only the parent, which passes it on once.
     command.process_group(0);
 }
 
 #[cfg(not(unix))]
-fn own_group(_: &mut Command) {}
+pub(super) fn own_group(_: &mut Command) {}
 
 struct StartedRank {
     process: Child,

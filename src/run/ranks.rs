@@ -13,7 +13,7 @@ use super::ending::Ending;
 use super::error::UsageError;
 use super::lock::resolved_numerics;
 use super::messages::{Message, Report};
-use super::{parent, stop};
+use super::{member, parent, stop};
 use crate::experiment::{DeviceKind, Experiment};
 use crate::ops::DeviceError;
 use crate::ops::cuda::driver;
@@ -49,7 +49,11 @@ pub fn in_processes<T>(
     report: Report,
     work: impl FnOnce(Option<&RankPlace>) -> anyhow::Result<T>,
 ) -> anyhow::Result<Ended<T>> {
-    match process(experiment, asked, runs, report)? {
+    let process = process(experiment, asked, runs, report)?;
+    if !matches!(process, Process::Rank(_)) {
+        member::follow_sweep().context("cannot listen to the sweep")?;
+    }
+    match process {
         Process::Alone => work(None).map(Ended::Here),
         Process::Parent(ranks) => parent::start(ranks, runs, report).map(Ended::Ranks),
         Process::Rank(place) => as_rank(&place, || work(Some(&place))),

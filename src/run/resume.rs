@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::destination::Destination;
-use super::error::{ProofRefusal, refuse_ledger, refuse_lock};
+use super::error::{ProofRefusal, UsageError, refuse_ledger, refuse_lock};
 use super::expected::Expected;
 use super::lock::{list, older_arithmetic, plain};
 use super::messages::{Message, Report};
@@ -78,6 +78,20 @@ impl Past {
         }
     }
 
+    /// A finished run takes no other value: its files would tell of settings that no step was made with.
+    pub fn require_steps_left(&self, loaded: &Loaded) -> Result<(), UsageError> {
+        let steps = loaded.experiment.schedule.steps;
+        let finished = |lock: &&Lock| lock.outputs.get("step") == Some(&steps.to_string());
+        let ended = self.found.as_ref().is_some_and(|(manifest, _)| manifest.step == steps);
+        let other = self.lock.as_ref().filter(finished).filter(|_| ended);
+        other.and_then(|lock| other_value(lock, loaded)).map_or(Ok(()), |(key, value)| {
+            Err(UsageError(format!(
+                "the run ended at step {steps}: no step is left that `{key} = {value}` could change\n  hint: \
+                 `--set schedule.steps=N` makes steps up to N"
+            )))
+        })
+    }
+
     /// What has changed since. Other numerics are refused unless allowed.
     pub fn changed(&self, here: &Lock) -> Result<Changed, ProofRefusal> {
         let drift = self.numerics().map_or_else(Vec::new, |numerics| differences(numerics, &here.numerics));
@@ -117,9 +131,7 @@ pub fn finished(
     // What is wrong with a lock is said when the run goes on.
     let Ok(lock) = Lock::read(&paths.lock_file()) else { return Ok(None) };
     let steps = loaded.experiment.schedule.steps;
-    let values = flatten(&loaded.experiment);
-    let own = values.iter().all(|(key, value)| origin(&lock, key, value).is_some());
-    if lock.outputs.get("step") != Some(&steps.to_string()) || !own {
+    if lock.outputs.get("step") != Some(&steps.to_string()) || other_value(&lock, loaded).is_some() {
         return Ok(None);
     }
     let (found, _) = store::newest_whole(&paths.checkpoints())?;
@@ -135,6 +147,12 @@ pub fn finished(
         expected.require_outputs(&lock.outputs, report)?;
     }
     Ok(Some(root.0.state_root))
+}
+
+/// The first key, with its value, that the experiment has otherwise than a run's lock.
+fn other_value(lock: &Lock, loaded: &Loaded) -> Option<(String, String)> {
+    let mut values = flatten(&loaded.experiment).into_iter();
+    values.find(|(key, value)| origin(lock, key, value).is_none()).map(|(key, value)| (key, plain(&value)))
 }
 
 /// Gives the keys of a run's own file the origins that they had when the run was started.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
 use super::run_folder::{LOCK, RunPaths};
+use super::sweep_folder::is_sweep;
 use super::{Result, StoreError, atomic, audit};
 
 /// How many names a message lists.
@@ -52,6 +53,7 @@ pub(super) fn require_run(folder: &Path) -> Result<()> {
     let paths = RunPaths::new(folder);
     match paths.experiment().is_file() || paths.lock_file().is_file() {
         true => Ok(()),
+        false if is_sweep(folder) => Err(StoreError::SweepExists { path: folder.into() }),
         false => Err(StoreError::NotARun { path: folder.into() }),
     }
 }
@@ -127,7 +129,7 @@ pub fn bytes_in(folder: &Path) -> u64 {
 }
 
 /// Names and paths in a folder, sorted, without what a kill left half written.
-fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+pub(super) fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
         let entry = entry.map_err(StoreError::io(folder, "list"))?;
@@ -140,7 +142,7 @@ fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-fn listed(names: &[String]) -> String {
+pub(super) fn listed(names: &[String]) -> String {
     let shown: Vec<String> = names.iter().take(LISTED).map(|name| format!("`{name}`")).collect();
     let more = names.len().saturating_sub(LISTED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };

@@ -101,6 +101,14 @@ pub enum StoreError {
     #[error("`{}` line {line} is no note: {why}\n  hint: a line is {{\"note\":\"…\"}}, {{\"tag\":\"…\"}} or \
              {{\"untag\":\"…\"}}; remove or mend it", path.display())]
     BadNote { path: PathBuf, line: usize, why: String },
+    #[error("`{}` is not the declaration of a sweep: {why}\n  hint: it was edited or damaged; restore it, or \
+             start the sweep again with `--overwrite`", path.display())]
+    BadSweep { path: PathBuf, why: String },
+    #[error("there is already a sweep in `{}`\n  hint: `runner resume` goes on with it, `--name` takes another \
+             folder; `--overwrite` deletes it where a sweep is run", path.display())]
+    SweepExists { path: PathBuf },
+    #[error("there is no sweep in `{}`", path.display())]
+    NoSuchSweep { path: PathBuf },
     #[error("there is no run in `{}`", path.display())]
     NoSuchRun { path: PathBuf },
     #[error("`{}` is in use by {}\n  hint: wait for it, or stop it; the lock ends with the \

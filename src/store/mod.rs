@@ -16,7 +16,8 @@
 //! * [`derived`]: whether metrics and main.log agree with the ledger; [`rebuild`]: the same files written
 //!   again.
 //! * [`run_folder`]: where everything is, and the lock that keeps a second process out; [`contents`]: which
-//!   files are this program's; [`space`]: whether there is room for them.
+//!   files are this program's; [`space`]: whether there is room for them; [`sweep_folder`]: the folder of a
+//!   sweep and its members.
 
 pub mod append;
 pub mod atomic;
@@ -40,6 +41,7 @@ pub mod run_folder;
 pub mod safetensors;
 pub mod shared;
 pub mod space;
+pub mod sweep_folder;
 pub mod tensorboard;
 pub mod writer;
 
@@ -52,6 +54,7 @@ pub use retention::Retention;
 pub use run_folder::{RunFolder, RunPaths, newest_run, run_names};
 pub use safetensors::{Info, Tensor};
 pub use shared::Site;
+pub use sweep_folder::{MemberFolder, SweepFolder, SweepPaths};
 pub use writer::{SaveJob, Writer};
 
 /// The result of everything in the store.

@@ -293,7 +293,7 @@ fn inode(_: &Path) -> Option<u64> {
 
 /// Whether anything is in the folder but the lock, empty folders and what a kill left half written, which a
 /// run that failed before its first byte leaves.
-fn is_used(folder: &Path) -> Result<bool> {
+pub(super) fn is_used(folder: &Path) -> Result<bool> {
     for entry in fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
         let entry = entry.map_err(StoreError::io(folder, "list"))?;
         let empty_folder = fs::read_dir(entry.path()).is_ok_and(|mut content| content.next().is_none());
@@ -305,7 +305,7 @@ fn is_used(folder: &Path) -> Result<bool> {
     Ok(false)
 }
 
-fn lock(folder: &Path) -> Result<File> {
+pub(super) fn lock(folder: &Path) -> Result<File> {
     let path = folder.join(LOCK);
     let mut file = File::options()
         .read(true)
@@ -345,7 +345,7 @@ fn try_lock_patiently(file: &File) -> Result<(), TryLockError> {
     file.try_lock()
 }
 
-fn check_name(name: &str) -> Result<()> {
+pub(super) fn check_name(name: &str) -> Result<()> {
     match experiment::name_problem(name) {
         Some(why) => Err(StoreError::BadName { name: name.into(), why }),
         None => Ok(()),

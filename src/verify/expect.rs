@@ -27,12 +27,12 @@ pub enum Anchor {
 }
 
 impl Anchor {
-    /// A hash as 64 hexadecimal digits, or the path of a lock or of golden roots.
+    /// A hash as 64 hexadecimal digits, small or capital, or the path of a lock or of golden roots.
     ///
     /// # Errors
     /// It is neither a hash nor a file that is there, or the file is damaged or neither of the two.
     pub fn read(what: &Path) -> anyhow::Result<Anchor> {
-        if let Some(hash) = what.to_str().and_then(|text| text.parse().ok()) {
+        if let Some(hash) = what.to_str().and_then(|text| text.to_ascii_lowercase().parse().ok()) {
             return Ok(Anchor::Hash(hash));
         }
         require_usage(what.is_file(), || {

@@ -78,7 +78,10 @@ pub fn verify(
         false => "",
     };
     let replay = Replay { loaded, data, paths, lock, entries, steps: steps.clone(), report, unmeasured: 0 };
-    let same = format!("steps {} to {} gave the same bits again", steps.start, steps.end);
+    let same = match steps.end - 1 {
+        last if last == steps.start => format!("step {last} gave the same bits again"),
+        last => format!("steps {} to {last} gave the same bits again", steps.start),
+    };
     let device = Device::open(&experiment).with_context(|| format!("no step is replayed{elsewhere}"))?;
     match device.with(&experiment, replay)? {
         Ok(0) => checks.passed("replay", same),

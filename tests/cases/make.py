@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""Writes the Parquet files of this folder, always the same bytes (pyarrow 26.0.1).
+"""Writes the texts, Parquet files and token shards of this folder, always the same bytes (pyarrow 26.0.1).
 
-    pip install pyarrow==26.0.1
+    pip install numpy pyarrow==26.0.1
     python tests/cases/make.py
 
-Each holds three short texts, or what is said beside it. `tests/integration/data.rs` and
-`src/data/prepare/tests.rs` read them.
+Each text holds three short documents, or what is said beside it. `tests/integration/cases.rs` says what the
+program must make of each.
 """
+import gzip
+import json
 import pathlib
+import struct
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -52,3 +56,30 @@ def nested(bodies):
 
 write("nested.parquet", nested([{"text": text} for text in PAGES]), row_group_size=2)
 write("nested_null.parquet", nested([{"text": PAGES[0]}, {"text": PAGES[1]}, None]))
+
+# JSON lines under their own and other names, compressed, and what only looks like them.
+RECORDS = [{"text": page} for page in PAGES]
+LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)
+for name in ["pages.jsonl", "pages.json"]:
+    (HERE / name).write_text(LINES)
+for name in ["pages.gz", "pages.jsonl.gz"]:
+    (HERE / name).write_bytes(gzip.compress(LINES.encode(), mtime=0))
+(HERE / "pages_array.json").write_text(json.dumps(RECORDS, indent=1) + "\n")
+(HERE / "pages.csv").write_text("id,text\n" + "".join(f'{i},"{page}"\n' for i, page in enumerate(PAGES)))
+(HERE / "pages.html").write_text(
+    "<!DOCTYPE html>\n<html><head><title>Pages</title></head><body>\n"
+    + "".join(f"<p>{page}</p>\n" for page in PAGES)
+    + "</body></html>\n"
+)
+
+# Token shards in llm.c's format, a token a byte. The first has fewer tokens than one sequence of 64 needs.
+letters = np.random.Generator(np.random.PCG64(12))
+for name, count in [
+    ("short_train_000000", 20),
+    ("short_train_000001", 4000),
+    ("short_val_000000", 1000),
+    ("same_train_000000", 4000),
+    ("same_val_000000", 1000),
+]:
+    header = struct.pack("<3i", 20240520, 1, count) + bytes(4 * 253)
+    (HERE / f"{name}.bin").write_bytes(header + letters.integers(97, 123, count).astype("<u2").tobytes())

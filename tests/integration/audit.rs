@@ -70,6 +70,12 @@ fn an_audited_run_has_the_bits_of_another_and_what_it_kept_is_computed_again() {
         let some = lab.verify(RUN, &["--audit", "10", "--seed", "3", "--json"]);
         some.assert_says(&["\"ok\":true", "10 of "]);
         assert_ne!(lab.verify(RUN, &["--audit", "10", "--seed", "4", "--json"]).stdout, some.stdout);
+        let drawn = [0; 2].map(|_| lab.verify(RUN, &["--audit", "10"]).stdout);
+        assert_ne!(drawn[0], drawn[1], "without a seed the system draws one");
+        let seed =
+            |text: &str| text.split_once("drawn by `--seed ")?.1.split_once('`').map(|it| it.0.to_owned());
+        let again = lab.verify(RUN, &["--audit", "10", "--seed", &seed(&drawn[0]).expect("a seed")]).stdout;
+        assert_eq!(again, drawn[0]);
         // Checkpoints are large, and an audit reads none.
         std::fs::remove_dir_all(lab.path(RUN).join("checkpoints")).expect("there are some");
         lab.verify(RUN, ALL).assert_says(&["skipped outputs: no checkpoint is here", "audit of the update:"]);

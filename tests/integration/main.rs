@@ -2,6 +2,7 @@
 
 mod architecture;
 mod audit;
+mod cases;
 mod data;
 mod data_prepare;
 mod data_shards;

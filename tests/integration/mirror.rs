@@ -32,7 +32,7 @@ fn steps_are_replayed_on_the_device_that_is_asked_for() {
     let lab = Lab::new();
     lab.run("experiments/ci_cuda.toml", &["--set", "device.kind=mirror", "--set", "schedule.steps=6"]).root();
     lab.verify("ci_cuda", &["--replay", "5..6", "--set", "device.threads=1"])
-        .assert_says(&["replay: steps 5 to 6 gave the same bits again"]);
+        .assert_says(&["replay: step 5 gave the same bits again"]);
     // A CPU's own arithmetic is another, and is told from a difference.
     let cpu = ["--replay", "5..6", "--set", "device.kind=cpu", "--set", "precision.compute=fp32"];
     let refused = lab.verify("ci_cuda", &cpu);

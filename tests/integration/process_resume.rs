@@ -43,6 +43,15 @@ fn resuming_a_finished_run_changes_no_file_and_says_so() {
     let event: serde_json::Value =
         serde_json::from_str(&lab.resume("ci", &["--json"]).stdout).expect("one line of JSON");
     assert_eq!((&event["event"], &event["root"]), (&"finished".into(), &root.as_str().into()));
+    for (set, key) in [("log.every=3", "`log.every = 3`"), ("eval.val_tokens=64", "`eval.val_tokens = 64`")] {
+        let words = ["ended at step 20", "no step is left", key, "hint: `--set schedule.steps=N`"];
+        lab.resume("ci", &["--set", set]).assert_fails(2, &words);
+        let mut after = files(&lab.path("ci"));
+        // The one that keeps other processes out names the last.
+        let lock = lab.path("ci/.lock");
+        after.insert(lock.clone(), before[&lock].clone());
+        assert!(after == before, "--set {set} changed a file");
+    }
     let more = ["--set", "schedule.steps=22", "--allow-drift"];
     assert_ne!(lab.resume("ci", &more).root(), root, "there was something to do");
     assert!(lab.metrics("ci").iter().any(|row| row["step"] == 21));
@@ -52,6 +61,8 @@ fn resuming_a_finished_run_changes_no_file_and_says_so() {
 fn a_key_that_is_set_on_resume_leaves_the_origins_of_all_others() {
     let lab = Lab::new();
     lab.run(CI, &["--set", "log.gpu_every=7"]).root();
+    // A finished run refuses another value: this one lacks its end.
+    std::fs::remove_dir_all(lab.path("ci/checkpoints/step_00000020")).expect("the last checkpoint");
     let read = |file: &str| std::fs::read_to_string(lab.path("ci").join(file)).expect("readable");
     let before = ["experiment.toml", "lock.toml"].map(read);
     lab.resume("ci", &["--set", "log.every=3"]).root();

@@ -7,6 +7,16 @@ use tempfile::TempDir;
 
 use crate::process::Running;
 
+/// Whether the program, or a library in it, reads this variable: a layer of the experiment, colours, a
+/// launcher's ranks. Tests set those they mean and inherit none: some CI sets `CI`, which colours a dumb
+/// terminal.
+pub fn reaches_the_program(name: &std::ffi::OsStr) -> bool {
+    let name = name.to_string_lossy();
+    let whole = ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLORTERM", "CI", "RANK", "WORLD_SIZE"];
+    let begun = ["RUNNER_", "LOCAL_", "OMPI_", "PMIX_", "PMI_", "SLURM_"];
+    whole.contains(&&*name) || begun.iter().any(|prefix| name.starts_with(prefix))
+}
+
 /// A temporary folder for run folders, and the ways to run the program there.
 pub struct Lab {
     folder: TempDir,
@@ -25,7 +35,7 @@ impl Lab {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_runner"));
         command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("RUNNER_")) {
+        for name in std::env::vars_os().map(|(name, _)| name).filter(|name| reaches_the_program(name)) {
             command.env_remove(name);
         }
         command

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output, Stdio};
 
-use crate::support::Lab;
+use crate::support::{Lab, reaches_the_program};
 
 const CI: &str = "experiments/ci.toml";
 
@@ -18,7 +18,10 @@ fn in_terminal(lab: &Lab, columns: u32, arguments: &[&str], variables: &[(&str, 
     let mut command = Command::new("script");
     command.args(["--quiet", "--return", "--command", &inner, "/dev/null"]);
     command.current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null()).env("TERM", "xterm-256color");
-    command.env_remove("NO_COLOR").envs(variables.iter().copied());
+    for name in std::env::vars_os().map(|(name, _)| name).filter(|name| reaches_the_program(name)) {
+        command.env_remove(name);
+    }
+    command.envs(variables.iter().copied());
     let Output { status, stdout, .. } = command.output().expect("skipped: needs script, of util-linux");
     (String::from_utf8(stdout).expect("UTF-8"), status.code().expect("an exit code"))
 }
@@ -73,7 +76,12 @@ fn colours_are_for_terminals_and_can_be_turned_off() {
         assert!(code == 0 && !text.contains('\u{1b}'), "{variable:?}: {text:?}");
         assert_eq!(plain(&coloured), text);
     }
+    // Some CI has it set and runs steps in a terminal; a person can ask for colours in a pipe.
+    let (text, _) = in_terminal(&lab, 80, &verify, &[("CI", "true"), ("NO_COLOR", "1")]);
+    assert!(!text.contains('\u{1b}'), "{text:?}");
     assert!(!lab.verify("ci", &[]).stdout.contains('\u{1b}'));
+    let forced = lab.command(&verify).env("CLICOLOR_FORCE", "1").output().expect("it starts");
+    assert!(String::from_utf8_lossy(&forced.stdout).contains("\u{1b}[32mok"), "{forced:?}");
 }
 
 #[test]

@@ -124,7 +124,7 @@ pub fn verify(
             return Ok(());
         }
     }
-    tally.report(&audited, steps.len(), all, checks);
+    tally.report(&audited, steps.len(), all, options.seed, checks);
     Ok(())
 }
 
@@ -315,7 +315,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn report(self, audited: &Audited, steps: usize, kept: usize, checks: &mut Checks<'_>) {
+    fn report(self, audited: &Audited, steps: usize, kept: usize, seed: u64, checks: &mut Checks<'_>) {
         let experiment = audited.experiment();
         for (kind, count) in &self.excerpts {
             checks.passed(&format!("audit of {kind}"), format!("{count} computed again, no bit differs"));
@@ -342,7 +342,7 @@ impl Tally {
         checks.passed(
             "audit",
             format!(
-                "{checked} of {kept} parts that {steps} steps kept; 1 in {} of the floating-point operations \
+                "{checked} of {kept} parts that {steps} steps kept, drawn by `--seed {seed}`; 1 in {} of the floating-point operations \
                  of their micro-batches, which are 1 in {batches} of a step; a fault in 1 % of all that \
                  could be drawn of the micro-batches would have been missed with a probability of {missed}{}",
                 one_in(self.flops / self.flops_of_batches),

@@ -1,0 +1,214 @@
+//! Sweeps: their expansion, what is refused, and the resolved form.
+
+use super::*;
+use crate::experiment::rules::no_init_sizes;
+
+fn declare(sweep: &str, env: &[(&str, &str)], sets: &[&str]) -> Result<Sweep, ExperimentError> {
+    let text = format!("{SMALL}{sweep}");
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_string()).collect();
+    let input = ExperimentText::Text { name: "x.toml", bytes: text.as_bytes() };
+    match declared(&input, &variables(env), &sets, &no_init_sizes)? {
+        Declared::Sweep(sweep) => Ok(sweep),
+        Declared::Experiment(_) => panic!("no sweep"),
+    }
+}
+
+fn settings(sweep: &Sweep) -> Vec<String> {
+    sweep.members.iter().map(|member| settings_text(&member.settings)).collect()
+}
+
+#[test]
+fn a_grid_is_the_product_in_the_order_written_with_the_last_key_fastest() {
+    let sweep =
+        declare("[sweep.grid]\nseed = [2, 1]\n\"schedule.learning_rate\" = [3e-4, 1, 6e-4]\n", &[], &[]);
+    let sweep = sweep.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(
+        settings(&sweep),
+        [
+            "seed = 2, schedule.learning_rate = 0.0003",
+            "seed = 2, schedule.learning_rate = 1.0",
+            "seed = 2, schedule.learning_rate = 0.0006",
+            "seed = 1, schedule.learning_rate = 0.0003",
+            "seed = 1, schedule.learning_rate = 1.0",
+            "seed = 1, schedule.learning_rate = 0.0006",
+        ]
+    );
+    let fifth = &sweep.members[4];
+    assert_eq!((fifth.number, fifth.loaded.experiment.seed), (5, 1));
+    assert_eq!(fifth.loaded.experiment.schedule.learning_rate, 1.0);
+    assert_eq!(fifth.loaded.origins["seed"].to_string(), "x.toml:8");
+    assert_eq!((sweep.name.as_str(), fifth.loaded.experiment.name.as_str()), ("x", "x"));
+}
+
+#[test]
+fn grid_zip_and_random_multiply_and_a_sample_does_not_depend_on_the_others() {
+    let text = |samples: u32, more: &str| {
+        format!(
+            "[sweep.zip]\n\"schedule.steps\" = [10, 20]\n\"schedule.warmup_steps\" = [1, 2]\n[sweep.grid]\nseed = \
+             [0, 1]\n[sweep.random]\nsamples = {samples}\nseed = 7\n[sweep.random.keys]\n\
+             \"schedule.learning_rate\" = {{ log_uniform = [1e-4, 1e-2] }}\n{more}"
+        )
+    };
+    let sweep = declare(&text(3, ""), &[], &[]).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(sweep.members.len(), 12);
+    let last = &sweep.members[11];
+    let keys: Vec<&str> = last.settings.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(keys, ["seed", "schedule.steps", "schedule.warmup_steps", "schedule.learning_rate"]);
+    let schedule = &last.loaded.experiment.schedule;
+    assert_eq!((last.loaded.experiment.seed, schedule.steps, schedule.warmup_steps), (1, 20, 2));
+    let rates = |sweep: &Sweep| -> Vec<String> {
+        sweep.members[..3].iter().map(|member| member.settings[3].1.clone()).collect()
+    };
+    let more = declare(
+        &text(
+            5,
+            "\"model.context\" = { integers = [1024, 9999] }\n\"schedule.kind\" = { choices = \
+                                 [\"wsd\", \"linear\"] }\n",
+        ),
+        &[],
+        &[],
+    );
+    let more = more.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(rates(&sweep), rates(&more));
+    assert_ne!(rates(&sweep)[0], rates(&sweep)[1]);
+}
+
+#[test]
+fn the_resolved_sweep_loads_back_with_equal_members_and_origins() {
+    for sweep in [
+        "[sweep.grid]\nseed = [0, 1]\n\"schedule.learning_rate\" = [3e-4, 1e-7]\n",
+        "[sweep.grid]\n\"model.descriptor\" = [\"d6\", \"gpt3:c768\"]\n\"batch.micro\" = [1, 2]\n",
+        "[sweep.zip]\n\"schedule.epochs\" = [1, 2]\n\"sample.prompt\" = [\"a # \\\"b\\\"\", \"\\u0007]\"]\n",
+        "[sweep.grid]\n\"data.train\" = [\"a_*.bin\", [\"b.bin\", \"c.bin\"]]\n[data]\nval = \"v.bin\"\n",
+        "[sweep.grid]\n\"batch.seq_len\" = [64, 128]\n\"precision.master_weights\" = [true]\n",
+    ] {
+        let base = if sweep.contains("epochs") { SMALL.replace("steps = 10", "") } else { SMALL.to_string() };
+        let base =
+            if sweep.contains("data.train") { base.replace("[data]\ncorpus = \"kjv\"\n", "") } else { base };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.toml");
+        fs::write(&path, format!("{base}{sweep}")).unwrap();
+        let load = |path: &Path| match declared(&ExperimentText::Path(path), &[], &[], &no_init_sizes) {
+            Ok(Declared::Sweep(sweep)) => sweep,
+            other => panic!("{sweep}: {other:?}"),
+        };
+        let first = load(&path);
+        let recorded = folder.path().join("sweep.toml");
+        fs::write(&recorded, first.to_toml()).unwrap();
+        let back =
+            load_recorded_sweep(&recorded).unwrap_or_else(|error| panic!("{error}\n{}", first.to_toml()));
+        assert_eq!(first.first_difference(&back), None, "{}", first.to_toml());
+        let origin = &back.members[0].loaded.origins[&first.members[0].settings[0].0];
+        assert!(origin.to_string().starts_with(&path.display().to_string()), "{origin}");
+        assert_eq!(back.to_toml(), first.to_toml());
+    }
+}
+
+#[test]
+fn what_a_sweep_may_not_hold_is_refused_with_its_place() {
+    let refused = |sweep: &str, set: &[&str]| {
+        let error = declare(sweep, &[], set).expect_err(sweep);
+        assert!(error.faults.iter().all(|fault| fault.place.is_some()), "{error}");
+        error.to_string()
+    };
+    for (sweep, says, hint) in [
+        ("[sweep]\n", "the sweep has no key", "[sweep.grid]"),
+        ("[sweep.gird]\nseed = [1]\n", "unknown key `sweep.gird`", "did you mean `sweep.grid`?"),
+        ("[sweep]\ngrid = 3\n", "`sweep.grid` is a section, not integer", "list of values"),
+        ("[sweep.grid]\nseed = []\n", "`seed` needs a list of values", "[a, b, …]"),
+        ("[sweep.grid]\nseed = 3\n", "`seed` needs a list of values", "outside `[sweep.grid]`"),
+        ("[sweep.grid]\nseeds = [3]\n", "unknown key `seeds`", "did you mean `\"seed\"`?"),
+        ("[sweep.grid]\nname = [\"a\"]\n", "`name` cannot be swept", "numbers"),
+        (
+            "[sweep.grid]\nbatch.micro = [1]\n",
+            "a swept key with a dot is written in quotes",
+            "`\"batch.micro\" = …`",
+        ),
+        ("[sweep.grid]\nseed = [1, 1.5]\n", "`seed` must be an integer", "`[sweep.grid]`"),
+        (
+            "[sweep.grid]\n\"schedule.kind\" = [\"cosin\"]\n",
+            "`schedule.kind` knows no \"cosin\"",
+            "did you mean \"cosine\"?",
+        ),
+        ("[sweep.grid]\nseed = [1, 2, 1]\n", "members 1 and 3 of the sweep are the same", "seed = 1"),
+        (
+            "[sweep.zip]\nseed = [1, 2]\n\"batch.micro\" = [1]\n",
+            "`seed` has 2 values, and `batch.micro` has 1",
+            "same length",
+        ),
+        ("[sweep.grid]\nseed = [1]\n[sweep.zip]\nseed = [2]\n", "`seed` is swept twice", "leave it in one"),
+        (
+            "[sweep.grid]\n\"schedule.warmup_steps\" = [5, 11]\n",
+            "warm",
+            "in member 2: schedule.warmup_steps = 11",
+        ),
+        (
+            "[sweep.random]\nsamples = 2\n[sweep.random.keys]\nseed = { integers = [0, 9] }\n",
+            "`sweep.random.seed` must be given",
+            "drawn again",
+        ),
+        (
+            "[sweep.random]\nsamples = 0\nseed = 1\n[sweep.random.keys]\nseed = { integers = [0, 9] }\n",
+            "`sweep.random.samples` is 0",
+            "",
+        ),
+        ("[sweep.random]\nsamples = 2\nseed = 1\n", "there is no `[sweep.random.keys]`", "log_uniform"),
+        (
+            "[sweep.random]\nsamples = 2\nseed = 1\n[sweep.random.keys]\nseed = [0, 9]\n",
+            "needs what it is drawn from",
+            "integers",
+        ),
+        (
+            "[sweep.random]\nsamples = 2\nseed = 1\n[sweep.random.keys]\nseed = { uniform = [0, 9] }\n",
+            "`seed` cannot be drawn from `uniform`",
+            "`integers` or `choices`",
+        ),
+        (
+            "[sweep.random]\nsamples = 2\nseed = 1\n[sweep.random.keys]\nseed = { integers = [9, 0] }\n",
+            "not two rising numbers",
+            "smaller",
+        ),
+        (
+            "[sweep.random]\nsamples = 9\nseed = 1\n[sweep.random.keys]\nseed = { integers = [1, 3] }\n",
+            "are the same",
+            "`samples`",
+        ),
+        (
+            "[sweep.random]\nsamples = 2\nseed = 1\n[sweep.random.keys]\n\"guards.loss_z\" = { log_uniform = [0.0, 3.0] }\n",
+            "not two rising numbers",
+            "above 0",
+        ),
+    ] {
+        let report = refused(sweep, &[]);
+        assert!(report.contains(says) && report.contains(hint), "{sweep}\n{report}");
+    }
+    let grid = "[sweep.grid]\nseed = [1, 2]\n\"eval.hellaswag\" = [\"h.jsonl\"]\n";
+    assert!(refused(grid, &["seed=3"]).contains("`seed` is swept, and --set sets it too"));
+    assert!(refused(grid, &["eval.hellaswag="]).contains("`eval.hellaswag` is swept, and --set sets it too"));
+    let error = declare(grid, &[("RUNNER_SEED", "3")], &[]).unwrap_err().to_string();
+    assert!(error.contains("`seed` is swept, and RUNNER_SEED sets it too"), "{error}");
+    let large =
+        format!("[sweep.grid]\nseed = {:?}\n\"batch.micro\" = {0:?}\n", (1..=101).collect::<Vec<u32>>());
+    assert!(refused(&large, &[]).contains("more than 10000 members"));
+}
+
+#[test]
+fn a_sweep_is_no_experiment_and_cannot_be_extended() {
+    let sweep = format!("{SMALL}[sweep.grid]\nseed = [0, 1]\n");
+    let error = text_with(&sweep, &[], &[]).unwrap_err().to_string();
+    assert!(error.contains("declares a sweep of 2 runs") && error.contains("hint: "), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("base.toml"), sweep).unwrap();
+    let path = folder.path().join("top.toml");
+    fs::write(&path, "extends = \"base.toml\"\n").unwrap();
+    let found = messages(file_with(&path));
+    assert_eq!(found, ["a sweep cannot be extended"]);
+}
+
+#[test]
+fn the_shipped_sweep_has_six_members() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/sweep_ci.toml");
+    let declared = declared(&ExperimentText::Path(&path), &[], &[], &no_init_sizes);
+    let Ok(Declared::Sweep(sweep)) = declared else { panic!("{declared:?}") };
+    assert_eq!((sweep.name.as_str(), sweep.members.len()), ("sweep_ci", 6));
+}

@@ -1,0 +1,322 @@
+//! Groups of runs held against each other: means with intervals, differences with tests, and what it took to
+//! reach a loss.
+//!
+//! [`runs`] reads the runs and leaves out those that cannot be compared, [`verdict`] says what follows in
+//! sentences, [`text`] prints it. `docs/compare.md` has the formulas and the words.
+
+mod runs;
+#[cfg(test)]
+mod tests;
+pub mod text;
+mod verdict;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+pub use runs::{ComparedRun, ComparedRuns, LeftOutRun, NamedRun, RunGroup, ValidationPoint};
+
+use super::groups::{self, SEED};
+use super::statistics::{SampleStatistics, TTest, holm, mean};
+
+/// A number of a run in which groups are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measure {
+    /// After the last step: the measure of the verdict.
+    ValLoss,
+    /// The lowest of a run's validations.
+    BestValLoss,
+    Hellaswag,
+}
+
+impl Measure {
+    pub const ALL: [Measure; 3] = [Measure::ValLoss, Measure::BestValLoss, Measure::Hellaswag];
+
+    /// Its name in a sentence.
+    pub fn name(self) -> &'static str {
+        match self {
+            Measure::ValLoss => "final validation loss",
+            Measure::BestValLoss => "best validation loss",
+            Measure::Hellaswag => "HellaSwag",
+        }
+    }
+
+    fn of(self, run: &ComparedRun) -> Option<f64> {
+        match self {
+            Measure::ValLoss => Some(run.val_loss),
+            Measure::BestValLoss => Some(run.best_val_loss),
+            Measure::Hellaswag => run.hellaswag,
+        }
+    }
+}
+
+/// A run in its group.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GroupMember {
+    pub run: String,
+    pub seed: String,
+    pub val_loss: f64,
+    pub best_val_loss: f64,
+    pub hellaswag: Option<f64>,
+    pub root: Option<String>,
+    /// Where its figures disagree with its ledger; none if they agree.
+    pub unverified: Option<String>,
+    /// The first validation at or below the target; none where no validation was.
+    pub to_target: Option<ValidationPoint>,
+}
+
+/// What the runs of a group took to reach the target: medians, in which a run that did not is above all
+/// others.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GroupToTarget {
+    pub reached: usize,
+    /// None where the middle of the group has not reached it.
+    pub steps: Option<f64>,
+    pub tokens: Option<f64>,
+    pub hours: Option<f64>,
+}
+
+/// A group in numbers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ComparedGroup {
+    /// `schedule.learning_rate = 0.001`.
+    pub group: String,
+    pub keys: BTreeMap<String, String>,
+    pub runs: Vec<GroupMember>,
+    /// Runs of this kind that failed, and are in none of the numbers.
+    pub failed: usize,
+    pub val_loss: SampleStatistics,
+    pub best_val_loss: SampleStatistics,
+    pub hellaswag: Option<SampleStatistics>,
+    pub to_target: GroupToTarget,
+}
+
+impl ComparedGroup {
+    /// The statistics of a measure; none where no run has it.
+    pub fn statistics(&self, measure: Measure) -> Option<&SampleStatistics> {
+        match measure {
+            Measure::ValLoss => Some(&self.val_loss),
+            Measure::BestValLoss => Some(&self.best_val_loss),
+            Measure::Hellaswag => self.hellaswag.as_ref(),
+        }
+    }
+}
+
+/// How a difference was tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TestMethod {
+    /// By the differences within pairs of runs of one seed.
+    Paired,
+    /// By the means and spreads of both groups.
+    Welch,
+}
+
+/// A group minus another in one measure.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GroupDifference {
+    pub measure: Measure,
+    /// Indices of the groups: `a` minus `b`.
+    pub a: usize,
+    pub b: usize,
+    pub method: TestMethod,
+    /// Runs of each group that are in it; of pairs, the pairs twice.
+    pub n: [usize; 2],
+    pub difference: f64,
+    /// None where there is nothing to test with; `why_untested` says what is missing.
+    pub test: Option<TTest>,
+    pub why_untested: Option<String>,
+    /// `p` after Holm's correction over all tests of this measure, and their number.
+    pub p_holm: Option<f64>,
+    pub comparisons: usize,
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Comparison {
+    /// The keys that make the groups.
+    pub by: Vec<String>,
+    pub target_val_loss: f64,
+    pub groups: Vec<ComparedGroup>,
+    /// Of every pair of groups, by measure.
+    pub differences: Vec<GroupDifference>,
+    pub left_out: Vec<LeftOutRun>,
+    pub notes: Vec<String>,
+    /// Sentences.
+    pub verdict: Vec<String>,
+}
+
+impl Comparison {
+    /// Compares groups. `target` is the validation loss to reach; without one it is the mean final loss of
+    /// the worst group. None where there is no run to compare.
+    pub fn of(runs: &ComparedRuns, target: Option<f64>) -> Option<Comparison> {
+        let means = runs.groups.iter().filter_map(|group| mean(&losses(group)));
+        let worst = means.max_by(f64::total_cmp)?;
+        let target = target.unwrap_or(worst);
+        let groups: Vec<ComparedGroup> =
+            runs.groups.iter().filter_map(|group| compared(group, &runs.by, target)).collect();
+        let mut comparison = Comparison {
+            by: runs.by.clone(),
+            target_val_loss: target,
+            groups,
+            differences: Measure::ALL.into_iter().flat_map(|measure| differences(runs, measure)).collect(),
+            left_out: runs.left_out.clone(),
+            notes: runs.notes.clone(),
+            verdict: Vec::new(),
+        };
+        comparison.verdict = verdict::sentences(&comparison);
+        Some(comparison)
+    }
+
+    /// The differences of a measure.
+    pub fn of_measure(&self, measure: Measure) -> impl Iterator<Item = &GroupDifference> {
+        self.differences.iter().filter(move |difference| difference.measure == measure)
+    }
+
+    /// The index of the group with the lowest mean final loss, the first of equals.
+    pub fn best(&self) -> usize {
+        self.lowest_of(&(0..self.groups.len()).collect::<Vec<_>>()).unwrap_or(0)
+    }
+
+    fn lowest_of(&self, groups: &[usize]) -> Option<usize> {
+        let mean = |index: usize| self.groups[index].val_loss.mean;
+        groups.iter().copied().min_by(|a, b| mean(*a).total_cmp(&mean(*b)))
+    }
+}
+
+fn losses(group: &RunGroup) -> Vec<f64> {
+    group.runs.iter().map(|run| run.val_loss).collect()
+}
+
+fn compared(group: &RunGroup, by: &[String], target: f64) -> Option<ComparedGroup> {
+    let values = |measure: Measure| group.runs.iter().filter_map(|run| measure.of(run)).collect::<Vec<f64>>();
+    let member = |run: &ComparedRun| GroupMember {
+        run: run.name.clone(),
+        seed: run.keys.get(SEED).to_owned(),
+        val_loss: run.val_loss,
+        best_val_loss: run.best_val_loss,
+        hellaswag: run.hellaswag,
+        root: run.root.clone(),
+        unverified: run.unverified.clone(),
+        to_target: run.validations.iter().find(|at| at.val_loss <= target).copied(),
+    };
+    let runs: Vec<GroupMember> = group.runs.iter().map(member).collect();
+    Some(ComparedGroup {
+        group: groups::label(by, &group.values),
+        keys: by.iter().cloned().zip(group.values.iter().cloned()).collect(),
+        failed: group.failed,
+        val_loss: SampleStatistics::of(&values(Measure::ValLoss))?,
+        best_val_loss: SampleStatistics::of(&values(Measure::BestValLoss))?,
+        hellaswag: SampleStatistics::of(&values(Measure::Hellaswag)),
+        to_target: GroupToTarget {
+            reached: runs.iter().filter(|run| run.to_target.is_some()).count(),
+            steps: median(runs.iter().map(|run| run.to_target.map(|at| at.step as f64))),
+            tokens: median(runs.iter().map(|run| run.to_target.map(|at| at.tokens as f64))),
+            hours: median(runs.iter().map(|run| run.to_target.and_then(|at| at.hours))),
+        },
+        runs,
+    })
+}
+
+/// The median, in which what is none lies above everything; none where that reaches the middle.
+fn median(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    let mut values: Vec<f64> = values.map(|value| value.unwrap_or(f64::INFINITY)).collect();
+    values.sort_by(f64::total_cmp);
+    let upper = *values.get(values.len() / 2)?;
+    let lower = values[(values.len() - 1) / 2];
+    let middle = (lower + upper) / 2.0;
+    middle.is_finite().then_some(middle)
+}
+
+/// Every group minus every later one, corrected over all that could be tested.
+fn differences(runs: &ComparedRuns, measure: Measure) -> Vec<GroupDifference> {
+    let measured = |group: &RunGroup| group.runs.iter().any(|run| measure.of(run).is_some());
+    let mut found = Vec::new();
+    for (a, group) in runs.groups.iter().enumerate() {
+        for (b, other) in runs.groups.iter().enumerate().skip(a + 1) {
+            if measured(group) && measured(other) {
+                found.push(difference(runs, measure, (a, group), (b, other)));
+            }
+        }
+    }
+    let p_values: Vec<f64> =
+        found.iter().filter_map(|difference| Some(difference.test.as_ref()?.p)).collect();
+    let mut corrected = holm(&p_values).into_iter();
+    for difference in &mut found {
+        difference.comparisons = p_values.len();
+        difference.p_holm = difference.test.as_ref().and_then(|_| corrected.next());
+    }
+    found
+}
+
+fn difference(
+    runs: &ComparedRuns,
+    measure: Measure,
+    (a, group): (usize, &RunGroup),
+    (b, other): (usize, &RunGroup),
+) -> GroupDifference {
+    let values = |group: &RunGroup| -> Vec<(Vec<String>, f64)> {
+        let of = |run: &ComparedRun| Some((run.keys.values(&runs.pair_by), measure.of(run)?));
+        group.runs.iter().filter_map(of).collect()
+    };
+    let (ours, theirs) = (values(group), values(other));
+    let plain = |values: &[(Vec<String>, f64)]| values.iter().map(|(_, value)| *value).collect::<Vec<f64>>();
+    let (x, y) = (plain(&ours), plain(&theirs));
+    let pairs = if runs.pair_by.is_empty() { None } else { pairs(&ours, &theirs) };
+    let (method, n, difference, test) = match &pairs {
+        Some(pairs) => (TestMethod::Paired, [pairs.len(); 2], mean(pairs), TTest::paired(pairs)),
+        None => (
+            TestMethod::Welch,
+            [x.len(), y.len()],
+            mean(&x).zip(mean(&y)).map(|(x, y)| x - y),
+            TTest::welch(&x, &y),
+        ),
+    };
+    let why_untested = test.is_none().then(|| why_untested(pairs.as_deref(), &x, &y));
+    GroupDifference {
+        measure,
+        a,
+        b,
+        method,
+        n,
+        difference: difference.unwrap_or(0.0),
+        test,
+        why_untested,
+        p_holm: None,
+        comparisons: 0,
+    }
+}
+
+/// The differences within pairs of runs that agree in seed and all else but what makes the groups; none
+/// where pairs are no use: fewer than two, not half of the smaller group, or not to be told.
+fn pairs(ours: &[(Vec<String>, f64)], theirs: &[(Vec<String>, f64)]) -> Option<Vec<f64>> {
+    let partners =
+        |key: &Vec<String>, of: &[(Vec<String>, f64)]| of.iter().filter(|(other, _)| other == key).count();
+    if ours.iter().chain(theirs).any(|(key, _)| partners(key, ours) > 1 || partners(key, theirs) > 1) {
+        return None;
+    }
+    let pair = |(key, value): &(Vec<String>, f64)| {
+        theirs.iter().find(|(other, _)| other == key).map(|(_, other)| value - other)
+    };
+    let found: Vec<f64> = ours.iter().filter_map(pair).collect();
+    (found.len() >= 2 && 2 * found.len() >= ours.len().min(theirs.len())).then_some(found)
+}
+
+fn why_untested(pairs: Option<&[f64]>, ours: &[f64], theirs: &[f64]) -> String {
+    match pairs {
+        Some(pairs) if pairs.iter().all(|difference| *difference == 0.0) => {
+            format!("equal to the bit in all {} pairs", pairs.len())
+        }
+        Some(pairs) => {
+            format!("all {} pairs differ by the same, which leaves no spread to test with", pairs.len())
+        }
+        None => match (ours.len(), theirs.len()) {
+            (1, 1) => "one run each".to_owned(),
+            (1, _) | (_, 1) => "one of the groups has one run".to_owned(),
+            _ => {
+                "the runs of each group are equal to the bit, which leaves no spread to test with".to_owned()
+            }
+        },
+    }
+}

@@ -1,0 +1,459 @@
+//! The runs of a comparison: what each reached, and why one cannot be compared with the others.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::proof::lock::Lock;
+use crate::report::ReportError;
+use crate::report::groups::{self, RunKeys, SEED};
+use crate::report::summary::{RunSummary, State};
+use crate::store::RunPaths;
+use crate::store::metrics::{self, Action, MetricsRow};
+use crate::units;
+
+/// The keys that set how many tokens a run is trained on. Groups by one of them are meant to differ in that.
+const BUDGET: [&str; 2] = ["schedule.steps", "batch.tokens"];
+
+/// A run by its folder, with the name that messages give it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedRun {
+    pub name: String,
+    pub folder: PathBuf,
+}
+
+/// A validation during a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ValidationPoint {
+    pub step: u64,
+    /// Trained on before it.
+    pub tokens: u64,
+    /// Of training steps before it; none where no clock was read.
+    pub hours: Option<f64>,
+    #[serde(skip)]
+    pub val_loss: f64,
+}
+
+/// A finished run.
+#[derive(Clone, Debug)]
+pub struct ComparedRun {
+    pub name: String,
+    pub keys: RunKeys,
+    pub steps: u64,
+    pub tokens: u64,
+    /// State root after the last step.
+    pub root: Option<String>,
+    pub device: Option<String>,
+    /// Where its figures disagree with its ledger; none if they agree.
+    pub unverified: Option<String>,
+    /// After the last step.
+    pub val_loss: f64,
+    /// The lowest of its validations.
+    pub best_val_loss: f64,
+    /// After the last step, llm.c's score.
+    pub hellaswag: Option<f64>,
+    /// Finite ones, ascending.
+    pub validations: Vec<ValidationPoint>,
+    /// Hashes of the validation set, of the tokenizer and of HellaSwag's tasks.
+    validation_set: String,
+    tokenizer: String,
+    tasks: Option<String>,
+}
+
+/// A run that is not compared.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LeftOutRun {
+    pub run: String,
+    pub why: String,
+    /// Whether its training failed, so that leaving it out makes its group look better than it is.
+    pub failed: bool,
+    #[serde(skip)]
+    pub keys: Option<RunKeys>,
+}
+
+/// A run that takes part, or why it does not.
+type ReadRun = Result<ComparedRun, LeftOutRun>;
+
+fn keys_of(run: &ReadRun) -> Option<&RunKeys> {
+    match run {
+        Ok(run) => Some(&run.keys),
+        Err(run) => run.keys.as_ref(),
+    }
+}
+
+/// Runs of one kind.
+#[derive(Clone, Debug)]
+pub struct RunGroup {
+    /// Of the keys that make the groups, in their order.
+    pub values: Vec<String>,
+    pub runs: Vec<ComparedRun>,
+    /// Runs of this kind whose training failed.
+    pub failed: usize,
+}
+
+/// Runs that can be compared, in groups, and what else is to be known of them.
+#[derive(Clone, Debug)]
+pub struct ComparedRuns {
+    /// The keys that make the groups.
+    pub by: Vec<String>,
+    /// The keys of a pair: runs of two groups belong together where these are equal.
+    pub pair_by: Vec<String>,
+    pub groups: Vec<RunGroup>,
+    pub left_out: Vec<LeftOutRun>,
+    pub notes: Vec<String>,
+}
+
+impl ComparedRuns {
+    /// Reads runs and groups those that can be compared: by the keys `by`, or where that is none by all keys
+    /// that they differ in but the seed.
+    ///
+    /// # Errors
+    /// `by` names no key of an experiment. What is wrong with a run leaves that run out, and is said.
+    pub fn read(runs: &[NamedRun], by: Option<&[String]>) -> Result<ComparedRuns, ReportError> {
+        let (runs, notes) = once(runs);
+        let mut read: Vec<ReadRun> = runs.par_iter().map(ComparedRun::read).collect();
+        let keys: Vec<RunKeys> = read.iter().map(|run| keys_of(run).cloned().unwrap_or_default()).collect();
+        for key in by.unwrap_or_default() {
+            groups::require_key(key, read.iter().filter_map(keys_of))?;
+        }
+        let is_budget = by.is_some_and(|by| by.iter().any(|key| BUDGET.contains(&key.as_str())));
+        let everyone = vec![(Vec::new(), (0..read.len()).collect())];
+        let by_budget =
+            if is_budget { groups::group_by(by.unwrap_or_default(), keys.iter()) } else { everyone.clone() };
+        let [tokenizer, validation, tokens] = &COMMON_GROUND;
+        for (common, groups) in [(tokenizer, &everyone), (validation, &everyone), (tokens, &by_budget)] {
+            groups.iter().for_each(|(_, members)| common.hold(&mut read, members));
+        }
+        let (mut compared, mut left_out) = (Vec::new(), Vec::new());
+        for run in read {
+            match run {
+                Ok(run) => compared.push(run),
+                Err(run) => left_out.push(run),
+            }
+        }
+        Ok(ComparedRuns::group(compared, left_out, by, notes))
+    }
+
+    /// Groups runs that can be compared.
+    pub fn group(
+        compared: Vec<ComparedRun>,
+        left_out: Vec<LeftOutRun>,
+        by: Option<&[String]>,
+        mut notes: Vec<String>,
+    ) -> ComparedRuns {
+        let differing = groups::differing(compared.iter().map(|run| &run.keys));
+        let by = by.map_or_else(|| differing.clone(), <[String]>::to_vec);
+        let others = std::iter::once(SEED.to_owned()).chain(differing);
+        let pair_by: Vec<String> = others.filter(|key| !by.contains(key)).collect();
+        let mut grouped: Vec<RunGroup> = groups::group_by(&by, compared.iter().map(|run| &run.keys))
+            .into_iter()
+            .map(|(values, members)| {
+                let failed = left_out.iter().filter(|run| {
+                    run.failed && run.keys.as_ref().is_some_and(|keys| keys.values(&by) == values)
+                });
+                RunGroup {
+                    failed: failed.count(),
+                    runs: members.into_iter().map(|member| compared[member].clone()).collect(),
+                    values,
+                }
+            })
+            .collect();
+        for group in &mut grouped {
+            notes.extend(group.count_equal_bits_once());
+        }
+        notes.extend(notes_on(&by, &pair_by, &mut grouped));
+        ComparedRuns { by, pair_by, groups: grouped, left_out, notes }
+    }
+
+    /// Every run that is compared.
+    pub fn all(&self) -> impl Iterator<Item = &ComparedRun> + Clone {
+        self.groups.iter().flat_map(|group| &group.runs)
+    }
+}
+
+/// Runs without those that are named a second time, and what is said of them.
+fn once(runs: &[NamedRun]) -> (Vec<NamedRun>, Vec<String>) {
+    let (mut seen, mut kept, mut notes) = (BTreeSet::new(), Vec::new(), Vec::new());
+    for run in runs {
+        if seen.insert(run.folder.canonicalize().unwrap_or_else(|_| run.folder.clone())) {
+            kept.push(run.clone());
+        } else {
+            notes.push(format!("{} was named twice and counts once", run.name));
+        }
+    }
+    (kept, notes)
+}
+
+impl RunGroup {
+    /// Leaves one of the runs that ended in the same bits: the same experiment, made again, is no second
+    /// sample.
+    fn count_equal_bits_once(&mut self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let mut kept: Vec<ComparedRun> = Vec::new();
+        for run in std::mem::take(&mut self.runs) {
+            match kept.iter().find(|other| run.root.is_some() && other.root == run.root) {
+                Some(other) => notes.push(format!(
+                    "{} ended in the bits of {}: it is the same run, and counts once",
+                    run.name, other.name
+                )),
+                None => kept.push(run),
+            }
+        }
+        self.runs = kept;
+        notes
+    }
+}
+
+impl ComparedRun {
+    /// Reads a run; an error is why it cannot take part.
+    fn read(run: &NamedRun) -> ReadRun {
+        let summary = RunSummary::read(&run.folder);
+        let lock = Lock::read(&RunPaths::new(&run.folder).lock_file()).ok();
+        let keys = RunKeys::read(&run.folder, lock.as_ref()).ok();
+        let refused =
+            |why: String, failed: bool| LeftOutRun { run: run.name.clone(), why, failed, keys: keys.clone() };
+        if !RunPaths::new(&run.folder).experiment().is_file() {
+            return Err(refused("it has not begun".to_owned(), false));
+        }
+        let steps = summary.steps.map_or("?".to_owned(), units::thousands);
+        let at = format!("step {} of {steps}", units::thousands(summary.step));
+        match (summary.state, &summary.why) {
+            (State::Done, _) => {}
+            (State::Running, _) => return Err(refused(format!("still running, at {at}"), false)),
+            (State::Broken, why) => {
+                return Err(refused(format!("broken: {}", why.as_deref().unwrap_or("?")), false));
+            }
+            (State::Stopped, Some(why)) => return Err(refused(format!("{why}, at {at}"), true)),
+            (State::Stopped, None) => {
+                return Err(refused(format!("stopped at {at}: `runner resume` goes on"), false));
+            }
+        }
+        let (Some(lock), Some(keys)) = (lock, keys.clone()) else {
+            return Err(refused(
+                "there is no lock, which names the data it was validated on".to_owned(),
+                false,
+            ));
+        };
+        let rows = metrics::read(&run.folder).map_err(|error| refused(error.to_string(), false))?;
+        let last = rows.last().filter(|row| row.action == Action::Evaluate);
+        let Some((last, val_loss)) = last.and_then(|row| Some((row, row.val_loss?))) else {
+            return Err(refused("it was not validated after its last step".to_owned(), false));
+        };
+        let validations = validations(&rows);
+        Ok(ComparedRun {
+            name: run.name.clone(),
+            keys,
+            steps: summary.step,
+            tokens: summary.tokens,
+            root: summary.root,
+            device: summary.device,
+            unverified: summary.unverified,
+            val_loss,
+            best_val_loss: validations.iter().map(|at| at.val_loss).fold(val_loss, f64::min),
+            hellaswag: last.hellaswag,
+            validations,
+            validation_set: lock.environment.get("data.validation_sha256").cloned().unwrap_or_default(),
+            tokenizer: lock.numerics.get("data.tokenizer_sha256").cloned().unwrap_or_default(),
+            tasks: lock.environment.get("data.hellaswag").cloned(),
+        })
+    }
+}
+
+/// The validations in rows, each with what was trained before it.
+fn validations(rows: &[MetricsRow]) -> Vec<ValidationPoint> {
+    let (mut tokens, mut hours) = (0, Some(0.0));
+    let mut points = Vec::new();
+    for row in rows {
+        if let Some(val_loss) = row.val_loss.filter(|loss| loss.is_finite()) {
+            points.push(ValidationPoint { step: row.step, tokens, hours, val_loss });
+        }
+        tokens = row.tokens;
+        hours = hours.zip(row.step_ms).map(|(hours, step_ms)| hours + step_ms / 3.6e6);
+    }
+    points
+}
+
+/// What runs must have in common to be compared.
+struct CommonGround {
+    of: fn(&ComparedRun) -> String,
+    /// Why the first is left out, beside one of those that stay.
+    why: fn(&ComparedRun, &ComparedRun) -> String,
+}
+
+static COMMON_GROUND: [CommonGround; 3] = [
+    CommonGround {
+        of: |run| run.tokenizer.clone(),
+        why: |odd, usual| {
+            let name = |run: &ComparedRun| run.keys.get("data.tokenizer").to_owned();
+            format!(
+                "its tokenizer is `{}` and that of most runs here `{}`: losses in nats a token do not compare",
+                name(odd),
+                name(usual)
+            )
+        },
+    },
+    CommonGround {
+        of: |run| run.validation_set.clone(),
+        why: |_, _| {
+            "it was validated on other tokens than most runs here: data, eval.val_tokens or batch.seq_len \
+             differ"
+                .to_owned()
+        },
+    },
+    CommonGround {
+        of: |run| run.tokens.to_string(),
+        why: |odd, usual| {
+            let budget = |run: &ComparedRun| {
+                format!("{} tokens in {} steps", units::thousands(run.tokens), units::thousands(run.steps))
+            };
+            format!(
+                "it was trained on {}, most runs here on {}: `--by schedule.steps` makes groups of them",
+                budget(odd),
+                budget(usual)
+            )
+        },
+    },
+];
+
+impl CommonGround {
+    /// Of these members those stay that have what most have, or the first of them.
+    fn hold(&self, read: &mut [ReadRun], members: &[usize]) {
+        let values: Vec<(usize, String)> = members
+            .iter()
+            .filter_map(|member| Some((*member, (self.of)(read[*member].as_ref().ok()?))))
+            .collect();
+        let count = |value: &str| values.iter().filter(|(_, other)| other == value).count();
+        // `max_by_key` takes the last of equals.
+        let Some((usual, common)) = values.iter().rev().max_by_key(|(_, value)| count(value)) else { return };
+        let Ok(usual) = read[*usual].clone() else { return };
+        for (member, _) in values.iter().filter(|(_, value)| value != common) {
+            if let Ok(odd) = &read[*member] {
+                let why = (self.why)(odd, &usual);
+                let (run, keys) = (odd.name.clone(), Some(odd.keys.clone()));
+                read[*member] = Err(LeftOutRun { run, why, failed: false, keys });
+            }
+        }
+    }
+}
+
+/// What is to be known of groups before they are compared. HellaSwag of other tasks than the first is taken
+/// out.
+fn notes_on(by: &[String], pair_by: &[String], groups: &mut [RunGroup]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for group in groups.iter() {
+        for key in pair_by.iter().filter(|key| *key != SEED) {
+            let values: BTreeSet<&str> = group.runs.iter().map(|run| run.keys.get(key)).collect();
+            if values.len() > 1 {
+                let values: Vec<&str> = values.into_iter().collect();
+                let group = groups::label(by, &group.values);
+                notes.push(format!("{group} has runs of different {key} ({})", values.join(", ")));
+            }
+        }
+    }
+    let all = || groups.iter().flat_map(|group| &group.runs);
+    let range = |of: fn(&ComparedRun) -> u64| Some((all().map(of).min()?, all().map(of).max()?));
+    let uneven = |of| range(of).filter(|(low, high)| low != high);
+    if let Some((low, high)) = uneven(|run| run.tokens) {
+        let (low, high) = (units::thousands(low), units::thousands(high));
+        notes.push(format!("groups differ in the tokens that they were trained on, {low} to {high}"));
+    } else if let Some((low, high)) = uneven(|run| run.steps) {
+        let (low, high) = (units::thousands(low), units::thousands(high));
+        notes.push(format!("runs make {low} to {high} steps of equally many tokens in all"));
+    }
+    if let Some((low, high)) = uneven(|run| run.validations.len() as u64) {
+        notes.push(format!(
+            "the best validation loss is the lowest of {low} validations in one run and of \
+                            {high} in another: more give a lower one"
+        ));
+    }
+    let tasks = all().find_map(|run| run.hellaswag.and(run.tasks.clone()));
+    for run in groups.iter_mut().flat_map(|group| &mut group.runs) {
+        if run.hellaswag.is_some() && run.tasks != tasks {
+            run.hellaswag = None;
+            notes.push(format!("{} has HellaSwag on other tasks: its score is not compared", run.name));
+        }
+    }
+    notes
+}
+
+#[cfg(test)]
+impl ComparedRun {
+    /// A run of a learning rate, a seed and a final loss, with the losses of its validations before.
+    pub fn made_up(rate: &str, seed: u64, before: &[f64], val_loss: f64) -> ComparedRun {
+        let name = format!("{rate}-{seed}");
+        let at = |(index, val_loss): (usize, &f64)| ValidationPoint {
+            step: 10 * index as u64,
+            tokens: 5120 * index as u64,
+            hours: Some(0.5 * index as f64),
+            val_loss: *val_loss,
+        };
+        let validations: Vec<ValidationPoint> =
+            before.iter().chain([&val_loss]).enumerate().map(at).collect();
+        let seed = seed.to_string();
+        ComparedRun {
+            keys: RunKeys::made_up(&[("schedule.learning_rate", rate), (SEED, &seed), ("eval.every", "10")]),
+            root: Some(name.clone()),
+            name,
+            steps: 20,
+            tokens: 10_240,
+            device: None,
+            unverified: None,
+            val_loss,
+            best_val_loss: validations.iter().map(|at| at.val_loss).fold(val_loss, f64::min),
+            hellaswag: None,
+            validations,
+            validation_set: "v".into(),
+            tokenizer: "t".into(),
+            tasks: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn why(read: &[ReadRun]) -> Vec<&str> {
+        read.iter().filter_map(|run| run.as_ref().err().map(|run| run.why.as_str())).collect()
+    }
+
+    #[test]
+    fn the_odd_run_is_left_out_and_said_to_differ_in_tokenizer_validation_data_or_tokens() {
+        let of = |seed, change: fn(&mut ComparedRun)| {
+            let mut run = ComparedRun::made_up("0.1", seed, &[], 3.0);
+            change(&mut run);
+            run
+        };
+        let usual = |seed| of(seed, |_| ());
+        let changes: [(fn(&mut ComparedRun), &str); 3] = [
+            (|run| run.tokenizer = "gpt2".into(), "nats a token do not compare"),
+            (|run| run.validation_set = "w".into(), "validated on other tokens"),
+            (|run| (run.tokens, run.steps) = (20_480, 40), "trained on 20,480 tokens in 40 steps"),
+        ];
+        for (common, (change, says)) in COMMON_GROUND.iter().zip(changes) {
+            let mut read: Vec<ReadRun> = vec![Ok(of(0, change)), Ok(usual(1)), Ok(usual(2))];
+            common.hold(&mut read, &[0, 1, 2]);
+            assert!(read[0].is_err() && why(&read).len() == 1 && why(&read)[0].contains(says), "{read:?}");
+            // Of two the first stays.
+            let mut read: Vec<ReadRun> = vec![Ok(of(0, change)), Ok(usual(1))];
+            common.hold(&mut read, &[0, 1]);
+            assert!(read[0].is_ok() && read[1].is_err());
+        }
+    }
+
+    #[test]
+    fn hours_end_where_a_row_has_no_time_and_a_loss_that_is_no_number_is_no_validation() {
+        let row = |step: u64, val_loss, step_ms| MetricsRow {
+            val_loss,
+            step_ms,
+            ..MetricsRow::new(step, 512 * (step + 1), Action::Update)
+        };
+        let rows =
+            [row(0, Some(5.0), Some(3.6e6)), row(1, Some(f64::NAN), None), row(2, Some(4.0), Some(1.0))];
+        let points = validations(&rows);
+        let found: Vec<_> = points.iter().map(|at| (at.step, at.tokens, at.hours)).collect();
+        assert_eq!(found, [(0, 0, Some(0.0)), (2, 1024, None)]);
+    }
+}

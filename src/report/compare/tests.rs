@@ -1,0 +1,255 @@
+//! Comparisons of made-up runs. The expected numbers are SciPy's (`ttest_rel`, `ttest_ind` with
+//! `equal_var=False`), computed apart.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn compare(runs: Vec<ComparedRun>, by: Option<&[String]>) -> Comparison {
+    Comparison::of(&ComparedRuns::group(runs, Vec::new(), by, Vec::new()), None).unwrap()
+}
+
+fn runs(groups: &[(&str, &[(u64, f64)])]) -> Vec<ComparedRun> {
+    let of = |(rate, values): &(&str, &[(u64, f64)])| -> Vec<ComparedRun> {
+        values.iter().map(|(seed, loss)| ComparedRun::made_up(rate, *seed, &[5.0, 4.0], *loss)).collect()
+    };
+    groups.iter().flat_map(of).collect()
+}
+
+const THREE_SEEDS: [(&str, &[(u64, f64)]); 2] =
+    [("0.001", &[(0, 3.1233), (1, 3.1321), (2, 3.1288)]), ("0.01", &[(0, 3.0968), (1, 3.1200), (2, 3.1071)])];
+
+fn final_losses(comparison: &Comparison) -> Vec<&GroupDifference> {
+    comparison.of_measure(Measure::ValLoss).collect()
+}
+
+#[test]
+fn runs_that_differ_in_the_seed_are_a_group_and_are_paired_by_it() {
+    let comparison = compare(runs(&THREE_SEEDS), None);
+    assert_eq!(comparison.by, ["schedule.learning_rate"]);
+    assert_eq!(comparison.groups[0].val_loss.n, 3);
+    let [difference] = final_losses(&comparison)[..] else { panic!("one pair of groups") };
+    assert_eq!((difference.method, difference.n), (TestMethod::Paired, [3, 3]));
+    let test = difference.test.as_ref().unwrap();
+    // ttest_rel([3.1233, 3.1321, 3.1288], [3.0968, 3.1200, 3.1071])
+    assert!((test.t - 4.7481787).abs() < 1e-6 && (test.p - 0.04160672).abs() < 1e-7, "{test:?}");
+    assert_eq!((difference.p_holm, difference.comparisons), (Some(test.p), 1));
+    let verdict = comparison.verdict.join(" ");
+    for says in ["schedule.learning_rate = 0.01 has the lowest", "With 3 seeds each, paired", "p = 0.042"] {
+        assert!(verdict.contains(says), "`{says}` is not in: {verdict}");
+    }
+}
+
+#[test]
+fn without_common_seeds_both_groups_count_by_themselves() {
+    let comparison = compare(
+        runs(&[
+            ("0.001", &[(0, 3.1233), (1, 3.1321), (2, 3.1288)]),
+            ("0.01", &[(3, 3.0968), (4, 3.1200), (5, 3.1071)]),
+        ]),
+        None,
+    );
+    let difference = final_losses(&comparison)[0];
+    assert_eq!((difference.method, difference.n), (TestMethod::Welch, [3, 3]));
+    let test = difference.test.as_ref().unwrap();
+    // ttest_ind of the same with equal_var=False
+    assert!((test.p - 0.08104968).abs() < 1e-7 && (test.df - 2.5727924).abs() < 1e-6, "{test:?}");
+    assert!(
+        comparison.verdict.join(" ").contains("no difference from schedule.learning_rate = 0.001 is shown")
+    );
+}
+
+#[test]
+fn pairs_need_half_of_the_smaller_group_and_seeds_that_occur_once() {
+    let method = |a: &[(u64, f64)], b: &[(u64, f64)]| {
+        let comparison =
+            compare(runs(&[("0.1", a), ("0.2", b)]), Some(&["schedule.learning_rate".to_owned()]));
+        (final_losses(&comparison)[0].method, final_losses(&comparison)[0].n)
+    };
+    let five = [(0, 3.0), (1, 3.1), (2, 3.3), (3, 3.2), (4, 3.5)];
+    assert_eq!(method(&five, &[(3, 3.1), (4, 3.3)]), (TestMethod::Paired, [2, 2]));
+    let one_common = [(4, 3.1), (5, 3.3), (6, 3.2)];
+    assert_eq!(method(&five, &one_common), (TestMethod::Welch, [5, 3]));
+    let two_of_five = [(3, 3.1), (4, 3.2), (5, 3.3), (6, 3.2), (7, 3.1)];
+    assert_eq!(method(&five, &two_of_five), (TestMethod::Welch, [5, 5]));
+    // Seed 0 twice, of different bits.
+    let mut twice = runs(&[("0.1", &[(0, 3.0), (0, 3.1), (1, 3.2)]), ("0.2", &[(0, 3.3), (1, 3.2)])]);
+    twice[1].root = Some("other".to_owned());
+    assert_eq!(final_losses(&compare(twice, None))[0].method, TestMethod::Welch);
+}
+
+/// With `--by` another key, what else differs belongs to the pair.
+#[test]
+fn a_pair_agrees_in_every_key_that_does_not_make_the_groups() {
+    let all = runs(&[("0.1", &[(0, 3.0), (1, 3.1)]), ("0.2", &[(0, 3.5), (1, 3.6)])]);
+    let by_seed = compare(all, Some(&["seed".to_owned()]));
+    let difference = final_losses(&by_seed)[0];
+    assert_eq!((difference.method, difference.n), (TestMethod::Paired, [2, 2]));
+    assert!((difference.difference + 0.1).abs() < 1e-12);
+    assert!(by_seed.notes.iter().any(|note| note.contains("seed = 0 has runs of different schedule.")));
+}
+
+#[test]
+fn one_seed_a_group_gives_no_statement() {
+    let comparison = compare(runs(&[("0.1", &[(0, 3.0)]), ("0.2", &[(0, 3.5)])]), None);
+    assert!(final_losses(&comparison)[0].test.is_none());
+    let [verdict] = &comparison.verdict[..] else { panic!("{:?}", comparison.verdict) };
+    assert!(
+        verdict.starts_with("One seed a group: no statement about the difference is possible."),
+        "{verdict}"
+    );
+    assert!(verdict.contains("schedule.learning_rate = 0.1 has the lowest"), "{verdict}");
+    assert!(comparison.to_text().contains("no test: one run each"));
+}
+
+#[test]
+fn runs_that_are_equal_to_the_bit_are_one_run_in_a_group_and_no_difference_between_groups() {
+    let mut repeated = runs(&THREE_SEEDS[..1]);
+    repeated.push(repeated[0].clone());
+    repeated[3].name = "again".into();
+    let comparison = compare(repeated, None);
+    assert_eq!(comparison.groups[0].val_loss.n, 3);
+    assert!(comparison.notes[0].starts_with("again ended in the bits of 0.001-0"), "{:?}", comparison.notes);
+
+    let mut looked_at_more = runs(&THREE_SEEDS[..1]);
+    for run in &mut looked_at_more {
+        let seed = run.keys.get("seed").to_owned();
+        run.keys = groups::RunKeys::made_up(&[("seed", &seed), ("eval.every", "5")]);
+    }
+    let both = [runs(&THREE_SEEDS[..1]), looked_at_more].concat();
+    let comparison = compare(both, Some(&["eval.every".to_owned()]));
+    let difference = final_losses(&comparison)[0];
+    assert_eq!(difference.why_untested.as_deref(), Some("equal to the bit in all 3 pairs"));
+    assert!(comparison.verdict[0].contains("equal final validation losses to the bit"));
+}
+
+#[test]
+fn a_lone_surviving_run_is_no_winner_and_failed_runs_are_named() {
+    let failed = |rate: &str, seed| {
+        let run = ComparedRun::made_up(rate, seed, &[], 9.0);
+        LeftOutRun { run: run.name, why: "diverged".into(), failed: true, keys: Some(run.keys) }
+    };
+    let all = [runs(&THREE_SEEDS), runs(&[("0.1", &[(0, 2.0)])])].concat();
+    let left_out = vec![failed("0.1", 1), failed("0.1", 2), failed("0.5", 0)];
+    let comparison = Comparison::of(&ComparedRuns::group(all, left_out, None, Vec::new()), None).unwrap();
+    let failed: Vec<usize> = comparison.groups.iter().map(|group| group.failed).collect();
+    assert_eq!(failed, [0, 0, 2]);
+    let verdict = comparison.verdict.join(" ");
+    for says in [
+        "0.1 has the lowest mean final validation loss, 2.0000 over one run (2 of its kind failed)",
+        "No statement is possible about its difference",
+        "Of the 2 groups that can be tested schedule.learning_rate = 0.01 has the lowest",
+        "3 runs have failed and are in no number here",
+    ] {
+        assert!(verdict.contains(says), "`{says}` is not in: {verdict}");
+    }
+}
+
+#[test]
+fn many_comparisons_are_corrected_and_the_number_is_said() {
+    let rates = ["0.1", "0.2", "0.3", "0.4", "0.5"];
+    let losses =
+        [[3.0, 3.1, 3.05], [3.02, 3.13, 3.06], [3.3, 3.41, 3.36], [3.6, 3.7, 3.66], [4.0, 4.1, 4.06]];
+    let all: Vec<ComparedRun> = rates
+        .iter()
+        .zip(losses)
+        .flat_map(|(rate, losses)| {
+            let of = |(seed, loss): (usize, f64)| ComparedRun::made_up(rate, seed as u64, &[], loss);
+            losses.into_iter().enumerate().map(of).collect::<Vec<_>>()
+        })
+        .collect();
+    let comparison = compare(all, None);
+    assert_eq!(final_losses(&comparison).len(), 10);
+    for difference in final_losses(&comparison) {
+        let p = difference.test.as_ref().unwrap().p;
+        assert_eq!(difference.comparisons, 10);
+        assert!(difference.p_holm.unwrap() >= p && difference.p_holm.unwrap() <= 10.0 * p);
+    }
+    assert!(
+        comparison.verdict.join(" ").contains("after Holm over 10 comparisons"),
+        "{:?}",
+        comparison.verdict
+    );
+}
+
+#[test]
+fn the_target_is_the_worst_groups_loss_and_a_run_that_misses_it_counts_as_slowest() {
+    let comparison = compare(runs(&THREE_SEEDS), None);
+    let worst = (3.1233 + 3.1321 + 3.1288) / 3.0;
+    assert!((comparison.target_val_loss - worst).abs() < 1e-12);
+    let [slow, fast] = [0, 1].map(|group: usize| comparison.groups[group].to_target.clone());
+    // One of three is at or below the mean: the middle of the group is not.
+    assert_eq!((slow.reached, slow.steps), (1, None));
+    assert_eq!(
+        (fast.reached, fast.steps, fast.tokens, fast.hours),
+        (3, Some(20.0), Some(10_240.0), Some(1.0))
+    );
+    let early =
+        Comparison::of(&ComparedRuns::group(runs(&THREE_SEEDS), Vec::new(), None, Vec::new()), Some(4.0));
+    assert_eq!(early.unwrap().groups[0].to_target.steps, Some(10.0));
+    assert_eq!(median([Some(1.0), None].into_iter()), None);
+    assert_eq!(median([Some(1.0), None, Some(3.0)].into_iter()), Some(3.0));
+    assert_eq!(median([None].into_iter()), None);
+}
+
+#[test]
+fn hellaswag_is_compared_where_both_groups_have_it() {
+    let mut all = runs(&THREE_SEEDS);
+    assert!(!compare(all.clone(), None).to_text().contains("HellaSwag"));
+    for (index, run) in all.iter_mut().enumerate() {
+        run.hellaswag = (index != 2).then_some(0.25 + 0.01 * index as f64);
+    }
+    let comparison = compare(all, None);
+    assert_eq!(comparison.groups[0].hellaswag.as_ref().unwrap().n, 2);
+    let difference = comparison.of_measure(Measure::Hellaswag).next().unwrap();
+    assert_eq!((difference.method, difference.n), (TestMethod::Paired, [2, 2]));
+    assert!(comparison.to_text().contains("HellaSwag (share of tasks, higher is better)"));
+}
+
+#[test]
+fn nothing_to_compare_is_none() {
+    assert_eq!(Comparison::of(&ComparedRuns::group(Vec::new(), Vec::new(), None, Vec::new()), None), None);
+}
+
+proptest! {
+    /// Whatever finite losses runs have: no number in text or JSON is NaN or infinite.
+    #[test]
+    fn no_number_that_is_printed_is_not_finite(
+        losses in prop::collection::vec((0u64..4, 0usize..4, prop_oneof![Just(3.0), 0.5f64..12.0]), 1..24),
+    ) {
+        let rates = ["0.1", "0.2", "0.3", "1e-3"];
+        let of = |(index, (seed, rate, loss)): (usize, &(u64, usize, f64))| {
+            let mut run = ComparedRun::made_up(rates[*rate], *seed, &[5.0], *loss);
+            run.root = Some(index.to_string());
+            run
+        };
+        let comparison = compare(losses.iter().enumerate().map(of).collect(), None);
+        let text = comparison.to_text();
+        let json = serde_json::to_string(&comparison).unwrap();
+        let words = |text: &str| text.contains("NaN") || text.contains("inf ") || text.contains("inf)");
+        prop_assert!(!words(&text) && !words(&json), "{}", text);
+        for difference in &comparison.differences {
+            prop_assert!(difference.difference.is_finite());
+            if let Some(test) = &difference.test {
+                prop_assert!(test.t.is_finite() && test.p.is_finite() && test.interval[1].is_finite());
+            }
+        }
+    }
+
+    /// The order in which runs are named decides nothing but ties.
+    #[test]
+    fn naming_runs_in_another_order_changes_no_mean_and_no_p(seed in 0u64..1000) {
+        let all = runs(&THREE_SEEDS);
+        let mut turned = all.clone();
+        turned.rotate_left((seed % 6) as usize);
+        let (one, other) = (compare(all, None), compare(turned, None));
+        for (a, b) in one.differences.iter().zip(&other.differences) {
+            prop_assert!((a.difference - b.difference).abs() < 1e-12);
+            prop_assert!((a.test.as_ref().unwrap().p - b.test.as_ref().unwrap().p).abs() < 1e-9);
+        }
+        for (a, b) in one.groups.iter().zip(&other.groups) {
+            prop_assert_eq!(&a.group, &b.group);
+            prop_assert!((a.val_loss.mean - b.val_loss.mean).abs() < 1e-12);
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Runs in groups: by keys of their experiments, or by all that they differ in but the seed.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::Value as Json;
+
+use super::{PlotGroup, ReportError, RunData};
+use crate::experiment;
+use crate::proof::Hash;
+use crate::proof::lock::Lock;
+use crate::store::RunPaths;
+
+/// The key whose values make runs of one kind a sample.
+pub const SEED: &str = "seed";
+
+/// The keys of one run's experiment, as text.
+///
+/// What the lock has resolved counts: `precision.compute` is what was used and not `auto`, and training data
+/// and initial weights are their content and not their paths.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RunKeys(BTreeMap<String, String>);
+
+/// The keys that name files, whose content the lock has.
+const BY_CONTENT: [&str; 2] = ["data.train", "model.init"];
+
+impl RunKeys {
+    /// Reads the experiment in a run's folder; `lock` is the run's.
+    pub fn read(folder: &Path, lock: Option<&Lock>) -> Result<RunKeys, ReportError> {
+        let path = RunPaths::new(folder).experiment();
+        let fault = |error: &dyn std::fmt::Display| {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            ReportError::Experiment { path: path.clone(), message: first }
+        };
+        let loaded = experiment::load_recorded(&path).map_err(|error| fault(&error))?;
+        let leaves = experiment::flatten(&loaded.experiment);
+        let mut keys: BTreeMap<String, String> =
+            leaves.iter().map(|(key, value)| (key.clone(), text_of(value))).collect();
+        // Padding follows from `model.vocab`.
+        keys.remove("model.vocab_padded");
+        if let Some(lock) = lock {
+            let resolved = lock.numerics.iter().filter(|(key, _)| leaves.contains_key(*key));
+            let resolved: Vec<_> = resolved.map(|(key, value)| (key.clone(), value.clone())).collect();
+            keys.extend(resolved.into_iter().filter(|(key, _)| key != "model.vocab_padded"));
+            keys.extend(contents(lock));
+        }
+        Ok(RunKeys(keys))
+    }
+
+    /// The value of a key, `not set` where it has none.
+    pub fn get(&self, key: &str) -> &str {
+        self.0.get(key).map_or("not set", String::as_str)
+    }
+
+    /// The values of several keys, in their order.
+    pub fn values(&self, keys: &[String]) -> Vec<String> {
+        keys.iter().map(|key| self.get(key).to_owned()).collect()
+    }
+
+    #[cfg(test)]
+    pub fn made_up(pairs: &[(&str, &str)]) -> RunKeys {
+        RunKeys(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+    }
+}
+
+/// The content of training data and initial weights, from a lock.
+fn contents(lock: &Lock) -> Vec<(String, String)> {
+    let shards: Vec<&str> = lock
+        .numerics
+        .iter()
+        .filter(|(key, _)| key.starts_with("data.shard."))
+        .filter_map(|(_, line)| line.split_once(", ").map(|(_, content)| content))
+        .collect();
+    let short = |hash: &str| hash.chars().take(8).collect::<String>();
+    let train = match shards.len() {
+        0 => None,
+        1 => shards[0].rsplit(' ').next().map(|hash| format!("sha256 {}", short(hash))),
+        n => Some(format!("{n} shards, {}", short(&Hash::of(shards.join("\n").as_bytes()).to_string()))),
+    };
+    let init = lock.numerics.get("model.init_sha256").map(|hash| format!("sha256 {}", short(hash)));
+    BY_CONTENT
+        .into_iter()
+        .zip([train, init])
+        .filter_map(|(key, text)| Some((key.to_owned(), text?)))
+        .collect()
+}
+
+fn text_of(value: &Json) -> String {
+    match value {
+        Json::Null => "not set".to_owned(),
+        Json::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// The keys that can change a result and are not equal in all runs, in byte order; the seed is none of them.
+pub fn differing<'a>(runs: impl Iterator<Item = &'a RunKeys> + Clone) -> Vec<String> {
+    let names: BTreeSet<&String> = runs.clone().flat_map(|keys| keys.0.keys()).collect();
+    let matters = |key: &str| BY_CONTENT.contains(&key) || experiment::reaches_the_bits(key);
+    let differs = |key: &str| runs.clone().map(|keys| keys.get(key)).collect::<BTreeSet<_>>().len() > 1;
+    let names = names.into_iter().filter(|key| *key != SEED && matters(key) && differs(key));
+    names.cloned().collect()
+}
+
+/// Refuses what is no key of an experiment.
+pub fn require_key<'a>(
+    key: &str,
+    mut runs: impl Iterator<Item = &'a RunKeys> + Clone,
+) -> Result<(), ReportError> {
+    if runs.clone().next().is_none() || runs.clone().any(|keys| keys.0.contains_key(key)) {
+        return Ok(());
+    }
+    let names: Vec<&str> = runs.next().map_or(Vec::new(), |keys| keys.0.keys().map(String::as_str).collect());
+    let ending = format!(".{key}");
+    let near = names
+        .iter()
+        .find(|name| name.ends_with(&ending))
+        .copied()
+        .or_else(|| experiment::nearest(key, names.iter().copied()));
+    let hint = near.map_or_else(
+        || "`runner config EXPERIMENT` lists the keys".to_owned(),
+        |near| format!("did you mean `{near}`?"),
+    );
+    Err(ReportError::Table { message: format!("`{key}` is no key of an experiment\n  hint: {hint}") })
+}
+
+/// Indices of runs with equal values of the keys `by`, with these values; groups in the order of their
+/// values, numbers by size.
+pub fn group_by<'a>(
+    by: &[String],
+    runs: impl Iterator<Item = &'a RunKeys>,
+) -> Vec<(Vec<String>, Vec<usize>)> {
+    let mut groups: Vec<(Vec<String>, Vec<usize>)> = Vec::new();
+    for (index, keys) in runs.enumerate() {
+        let values = keys.values(by);
+        match groups.iter_mut().find(|(found, _)| *found == values) {
+            Some((_, members)) => members.push(index),
+            None => groups.push((values, vec![index])),
+        }
+    }
+    groups.sort_by(|(a, _), (b, _)| {
+        let orders = a.iter().zip(b).map(|(a, b)| order(a, b));
+        orders.fold(Ordering::Equal, Ordering::then)
+    });
+    groups
+}
+
+/// Numbers by size and before text, text by its bytes.
+pub fn order(a: &str, b: &str) -> Ordering {
+    match (a.parse::<f64>(), b.parse::<f64>()) {
+        (Ok(x), Ok(y)) => x.total_cmp(&y),
+        (Ok(_), Err(_)) => Ordering::Less,
+        (Err(_), Ok(_)) => Ordering::Greater,
+        (Err(_), Err(_)) => a.cmp(b),
+    }
+}
+
+/// Runs in groups to draw: by the keys `by`.
+///
+/// # Errors
+/// `by` names no key of an experiment, or a run has no experiment that can be read.
+pub fn plot_groups(runs: Vec<RunData>, by: &[String]) -> Result<Vec<PlotGroup>, ReportError> {
+    let read = |run: &RunData| match &run.folder {
+        Some(folder) => RunKeys::read(folder, Lock::read(&RunPaths::new(folder).lock_file()).ok().as_ref()),
+        None => Err(ReportError::Table {
+            message: format!("`{}` is a log alone, and has no keys to be grouped by", run.name),
+        }),
+    };
+    let keys: Vec<RunKeys> = runs.iter().map(read).collect::<Result<_, _>>()?;
+    by.iter().try_for_each(|key| require_key(key, keys.iter()))?;
+    let mut runs: Vec<Option<RunData>> = runs.into_iter().map(Some).collect();
+    let groups = group_by(by, keys.iter()).into_iter().map(|(values, members)| PlotGroup {
+        name: label(by, &values),
+        runs: members.into_iter().filter_map(|member| runs[member].take()).collect(),
+    });
+    Ok(groups.collect())
+}
+
+/// `schedule.learning_rate = 0.001, seed = 2`; what a group of no key is called.
+pub fn label(by: &[String], values: &[String]) -> String {
+    if by.is_empty() {
+        return "all runs".to_owned();
+    }
+    let pairs: Vec<String> = by.iter().zip(values).map(|(key, value)| format!("{key} = {value}")).collect();
+    pairs.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runs() -> Vec<RunKeys> {
+        let run = |rate, seed, every| {
+            RunKeys::made_up(&[("schedule.learning_rate", rate), ("seed", seed), ("eval.every", every)])
+        };
+        vec![run("0.01", "1", "5"), run("0.002", "1", "5"), run("0.01", "0", "7"), run("auto", "2", "5")]
+    }
+
+    #[test]
+    fn runs_that_differ_in_the_seed_and_in_how_often_they_are_looked_at_are_of_one_kind() {
+        let runs = runs();
+        assert_eq!(differing(runs.iter()), ["schedule.learning_rate"]);
+        assert_eq!(differing(runs[..1].iter()), [""; 0]);
+    }
+
+    #[test]
+    fn groups_stand_in_the_order_of_numbers_and_text_comes_last() {
+        let runs = runs();
+        let by = ["schedule.learning_rate".to_owned()];
+        let groups = group_by(&by, runs.iter());
+        let labels: Vec<String> = groups.iter().map(|(values, _)| values.join(",")).collect();
+        assert_eq!(labels, ["0.002", "0.01", "auto"]);
+        assert_eq!(groups[1].1, [0, 2]);
+        assert_eq!(label(&by, &groups[0].0), "schedule.learning_rate = 0.002");
+        assert_eq!(group_by(&[], runs.iter()).len(), 1);
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_with_the_key_that_was_meant() {
+        let runs = runs();
+        require_key("eval.every", runs.iter()).unwrap();
+        for (wrong, meant) in [("learning_rate", "schedule.learning_rate"), ("eval.evry", "eval.every")] {
+            let error = require_key(wrong, runs.iter()).unwrap_err().to_string();
+            assert!(error.contains(&format!("did you mean `{meant}`")), "{error}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! One swept key: a point a run, and the mean of runs of one kind with its interval.
+
+use super::{left_out, losses, values_of};
+use crate::report::axis::{Axis, Scale};
+use crate::report::bands::spread;
+use crate::report::compare::{ComparedRun, ComparedRuns};
+use crate::report::groups::{RunKeys, SEED, group_by, label};
+use crate::report::legend::{self, LegendEntry, LegendSample};
+use crate::report::panel::{Panel, TEXT_SIZE, cross};
+use crate::report::scene::{Align, Color, Scene, text_width};
+use crate::report::statistics::mean;
+use crate::report::{ReportError, Theme};
+
+const SIZE: (u32, f64) = (1200, 560.0);
+const MARGIN: f64 = 30.0;
+
+/// Draws the final validation loss over `key`; a colour for each kind of runs that differ in other keys than
+/// this and the seed.
+pub fn draw(runs: &ComparedRuns, key: &str, theme: Theme) -> Result<Scene, ReportError> {
+    let colors = theme.colors();
+    let values = values_of(runs, key);
+    let kind_by: Vec<String> = runs.pair_by.iter().filter(|name| *name != SEED).cloned().collect();
+    let kinds: Vec<Vec<String>> =
+        group_by(&kind_by, runs.all().map(|run| &run.keys)).into_iter().map(|(kind, _)| kind).collect();
+    let entries = || legend_of(runs, &kind_by, &kinds, theme);
+    let strip =
+        |scene: &mut Scene| legend::draw(scene, entries(), 66.0, (MARGIN, f64::from(SIZE.0) - MARGIN));
+    // Laid out twice: first to measure the legend.
+    let top = strip(&mut Scene::new(SIZE.0, 1, colors))? + 48.0;
+    let mut scene = Scene::new(SIZE.0, (top + SIZE.1 + 78.0) as u32, colors);
+    let title = format!("{} runs over {key}", runs.all().count());
+    let title = legend::shortened(&title, f64::from(SIZE.0) - 2.0 * MARGIN, 34.0, true)?;
+    scene.text(title, (MARGIN, 50.0), 34.0, true, Align::Left, colors.text);
+    strip(&mut scene)?;
+    let y = height(runs, &kind_by, &kinds, &values, key);
+    let mut labels = 66.0_f64;
+    for (_, label) in &y.ticks {
+        labels = labels.max(text_width(label, TEXT_SIZE, false)?);
+    }
+    let left = MARGIN + labels + 14.0;
+    let width = f64::from(SIZE.0) - MARGIN - left;
+    let places = Places::of(&values, width)?;
+    let panel = Panel {
+        title: "Final validation loss, nats per token".to_owned(),
+        left,
+        top,
+        width,
+        height: SIZE.1,
+        gutter: 0.0,
+        x: places.axis.clone(),
+        y,
+    };
+    let log = if places.axis.scale == Scale::Log { ", log scale" } else { "" };
+    panel.frame(&mut scene, Some(&format!("{key}{log}")), &[left_out(runs)])?;
+    for (index, kind) in kinds.iter().enumerate() {
+        let color = colors.run(index);
+        let at = |value: &str| losses(runs, |run| is_of(run, &kind_by, kind) && run.keys.get(key) == value);
+        kind_of_runs(&mut scene, &panel, &places, &values, color, &at);
+    }
+    for keys in failed(runs) {
+        let (x, _) = panel.at((places.of_value(keys.get(key), &values), panel.y.high));
+        cross(&mut scene, (x, panel.top + 14.0));
+    }
+    Ok(scene)
+}
+
+fn is_of(run: &ComparedRun, kind_by: &[String], kind: &[String]) -> bool {
+    run.keys.values(kind_by) == kind
+}
+
+fn failed(runs: &ComparedRuns) -> impl Iterator<Item = &RunKeys> {
+    runs.left_out.iter().filter(|run| run.failed).filter_map(|run| run.keys.as_ref())
+}
+
+/// The mean line of one kind, then its intervals, its runs and its means.
+fn kind_of_runs(
+    scene: &mut Scene,
+    panel: &Panel,
+    places: &Places,
+    values: &[String],
+    color: Color,
+    at: &dyn Fn(&str) -> Vec<f64>,
+) {
+    let strong = scene.colors.strong(color);
+    let mut means = Vec::new();
+    for value in values {
+        let (x, found) = (places.of_value(value, values), at(value));
+        means.extend(mean(&found).map(|mean| (x, mean)));
+        if let Some([low, high]) = spread(&found) {
+            let ((x, low), (_, high)) = (panel.at((x, low)), panel.at((x, high)));
+            scene.line(vec![(x, low), (x, high)], 2.5, strong);
+            for end in [low, high] {
+                scene.line(vec![(x - 9.0, end), (x + 9.0, end)], 2.5, strong);
+            }
+        }
+    }
+    panel.line(scene, &means, 2.0, color);
+    for value in values {
+        for loss in at(value) {
+            let point = panel.at((places.of_value(value, values), loss));
+            scene.circle(point, 5.5, scene.colors.background);
+            scene.circle(point, 4.0, color);
+        }
+    }
+    for mean in means {
+        let (x, y) = panel.at(mean);
+        scene.line(vec![(x - 12.0, y), (x + 12.0, y)], 5.0, strong);
+    }
+}
+
+/// The range of losses and intervals.
+fn height(
+    runs: &ComparedRuns,
+    kind_by: &[String],
+    kinds: &[Vec<String>],
+    values: &[String],
+    key: &str,
+) -> Axis {
+    let mut ends = losses(runs, |_| true);
+    for kind in kinds {
+        let spreads = values.iter().filter_map(|value| {
+            spread(&losses(runs, |run| is_of(run, kind_by, kind) && run.keys.get(key) == value))
+        });
+        ends.extend(spreads.flatten().collect::<Vec<f64>>());
+    }
+    let low = ends.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = ends.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let space = 0.06 * (high - low).max(1e-6);
+    Axis::new(low - space, high + space, Scale::Linear, 8)
+}
+
+fn legend_of(
+    runs: &ComparedRuns,
+    kind_by: &[String],
+    kinds: &[Vec<String>],
+    theme: Theme,
+) -> Vec<Vec<LegendEntry>> {
+    let colors = theme.colors();
+    let entry = |sample, text: &str| LegendEntry { sample, text: text.to_owned() };
+    let mut named = Vec::new();
+    if kinds.len() > 1 {
+        let kinds = kinds.iter().enumerate();
+        named.extend(
+            kinds.map(|(at, kind)| entry(LegendSample::Plain(colors.run(at)), &label(kind_by, kind))),
+        );
+    }
+    let color = if kinds.len() > 1 { colors.quiet } else { colors.run(0) };
+    let mut signs = vec![entry(LegendSample::Dot(color), "a run")];
+    let sizes: Vec<usize> = runs
+        .groups
+        .iter()
+        .flat_map(|group| {
+            kinds.iter().map(|kind| group.runs.iter().filter(|run| is_of(run, kind_by, kind)).count())
+        })
+        .collect();
+    let many = sizes.iter().any(|n| *n > 2);
+    let text = match (many, sizes.contains(&2)) {
+        (true, true) => "mean with its 95 % interval; of two runs their range",
+        (true, false) => "mean with its 95 % interval",
+        (false, true) => "mean with the range of the two runs",
+        (false, false) => "",
+    };
+    if !text.is_empty() {
+        signs.push(entry(LegendSample::Bar(colors.strong(color)), text));
+    }
+    match failed(runs).count() {
+        0 => {}
+        1 => signs.push(entry(LegendSample::Cross, "failed (1 run)")),
+        n => signs.push(entry(LegendSample::Cross, &format!("failed ({n} runs)"))),
+    }
+    vec![named, signs]
+}
+
+/// Where values lie on the horizontal axis: numbers by size, with a logarithmic axis where they span more
+/// than a decade, and text in equal steps.
+struct Places {
+    axis: Axis,
+    is_number: bool,
+}
+
+impl Places {
+    fn of(values: &[String], width: f64) -> Result<Places, ReportError> {
+        let numbers: Vec<f64> =
+            values.iter().filter_map(|value| value.parse().ok()).filter(|x: &f64| x.is_finite()).collect();
+        if numbers.len() < values.len() {
+            let ticks = values.iter().enumerate().map(|(at, value)| (at as f64, value.clone())).collect();
+            let axis = Axis { low: -0.5, high: values.len() as f64 - 0.5, scale: Scale::Linear, ticks };
+            let axis = Axis { ticks: thinned(&axis, width)?, ..axis };
+            return Ok(Places { axis, is_number: false });
+        }
+        let (low, high) = (numbers[0], numbers[numbers.len() - 1]);
+        let ticks = (width / 105.0) as usize;
+        let mut axis = if low > 0.0 && high / low > 10.0 {
+            let space = libm::pow(high / low, 0.05);
+            Axis::new(low / space, high * space, Scale::Log, ticks)
+        } else {
+            let space = if high > low { 0.05 * (high - low) } else { 0.1 * low.abs().max(1e-6) };
+            Axis::new(low - space, high + space, Scale::Linear, ticks)
+        };
+        // The swept values themselves where they have room.
+        let own: Vec<(f64, String)> = numbers.into_iter().zip(values.iter().cloned()).collect();
+        let own = Axis { ticks: own, ..axis.clone() };
+        if thinned(&own, width)?.len() == own.ticks.len() {
+            axis = own;
+        }
+        Ok(Places { axis, is_number: true })
+    }
+
+    fn of_value(&self, value: &str, values: &[String]) -> f64 {
+        match value.parse() {
+            Ok(number) if self.is_number => number,
+            _ => values.iter().position(|other| other == value).unwrap_or(0) as f64,
+        }
+    }
+}
+
+/// The ticks of an axis without those whose label would touch the one before.
+fn thinned(axis: &Axis, width: f64) -> Result<Vec<(f64, String)>, ReportError> {
+    let (mut kept, mut free) = (Vec::new(), f64::NEG_INFINITY);
+    for (value, label) in &axis.ticks {
+        let (at, half) = (axis.position(*value) * width, text_width(label, TEXT_SIZE, false)? / 2.0);
+        if at - half >= free {
+            kept.push((*value, label.clone()));
+            free = at + half + 14.0;
+        }
+    }
+    Ok(kept)
+}

@@ -1,0 +1,99 @@
+//! What a sweep's folder holds of each member: nothing, a run to go on with, or one that is finished and
+//! agrees with itself.
+
+use crate::experiment::{self, Experiment, Loaded, Member, flatten, names_files, reaches_the_bits};
+use crate::proof::ledger;
+use crate::proof::lock::{Lock, Table};
+use crate::run::error::refuse_lock;
+use crate::run::messages::Report;
+use crate::run::resume;
+use crate::store::derived::{self, Reach};
+use crate::store::metrics::REBUILD;
+use crate::store::{MemberFolder, RunPaths};
+
+/// What is there of a member.
+pub(super) enum Found {
+    Missing,
+    /// A run that has steps left, or whose files a resume must judge.
+    Begun,
+    /// Its row in the sweep's lock.
+    Finished(Table),
+    /// Something else than the sweep's member, or a finished run whose files disagree.
+    Refused(String),
+}
+
+/// Looks at a member. A finished one is checked: newest checkpoint, ledger, lock and metrics.
+pub(super) fn find(member: &MemberFolder, declared: &Member, report: Report) -> Found {
+    let paths = RunPaths::new(&member.folder);
+    if !paths.experiment().exists() {
+        return Found::Missing;
+    }
+    match checked(&paths, member, declared, report) {
+        Ok(Some(row)) => Found::Finished(row),
+        Ok(None) => Found::Begun,
+        Err(why) => Found::Refused(format!("{why:#}")),
+    }
+}
+
+fn checked(
+    paths: &RunPaths,
+    member: &MemberFolder,
+    declared: &Member,
+    report: Report,
+) -> anyhow::Result<Option<Table>> {
+    let loaded = experiment::load_recorded(&paths.experiment())?;
+    require_declared(&loaded.experiment, &declared.loaded)?;
+    if resume::finished(paths, &loaded, None, report)?.is_none() {
+        return Ok(None);
+    }
+    let (_, entries) = ledger::read(&paths.ledger())?;
+    let reach = Reach { saved: loaded.experiment.schedule.steps, ended: true, running: false };
+    let faults = derived::check(paths, &entries, reach).into_iter().filter_map(|(_, found)| found.err());
+    if let Some(fault) = faults.into_iter().next() {
+        anyhow::bail!("{fault}\n  hint: {REBUILD}");
+    }
+    row(member).map(Some)
+}
+
+/// Refuses a run whose keys give other bits than the sweep's member has.
+fn require_declared(run: &Experiment, declared: &Loaded) -> anyhow::Result<()> {
+    let (run, asked) = (flatten(run), flatten(&declared.experiment));
+    let counted_in_epochs = |key: &str| key == "schedule.steps" && declared.epochs.is_some();
+    let mut other = asked.iter().filter(|(key, value)| {
+        reaches_the_bits(key) && !counted_in_epochs(key) && run.get(*key) != Some(*value)
+    });
+    match other.next() {
+        None => Ok(()),
+        Some((key, value)) => {
+            let has = run.get(key).map_or("none".to_owned(), ToString::to_string);
+            anyhow::bail!(
+                "its experiment has `{key}` = {has}, the sweep declares {value}\n  hint: it was changed after \
+                 the sweep began; move its folder away, and `runner resume` trains the member anew"
+            )
+        }
+    }
+}
+
+/// What the sweep's lock says of a finished member: number, settings, numerics and outputs. The value of a
+/// key that names files is left out: what they hold is in the numerics, under the same names anywhere.
+///
+/// # Errors
+/// The member's lock is missing, damaged, or of a run that has not ended.
+pub fn row(member: &MemberFolder) -> anyhow::Result<Table> {
+    let path = RunPaths::new(&member.folder).lock_file();
+    let lock = Lock::read(&path).map_err(refuse_lock)?;
+    let mut row = Table::from([
+        ("number".to_owned(), member.number.to_string()),
+        ("numerics_id".to_owned(), lock.numerics_id().to_string()),
+    ]);
+    for key in ["step", "state_root", "end_size", "end_root"] {
+        let Some(output) = lock.outputs.get(key) else {
+            anyhow::bail!("`{}` has no output `{key}`: the run has not ended", path.display());
+        };
+        row.insert(key.to_owned(), output.clone());
+    }
+    for (key, value) in member.settings.iter().filter(|(key, _)| !names_files(key)) {
+        row.insert(format!("setting.{key}"), value.clone());
+    }
+    Ok(row)
+}
