@@ -21,7 +21,8 @@ pub struct Args {
     #[arg(long)]
     pub json: bool,
     /// Explain a key or a section: type, default, unit, meaning, bits, example. Alone, list every key
-    #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "", conflicts_with = "experiment")]
+    #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "")]
+    #[arg(conflicts_with = "experiment")]
     pub explain: Option<String>,
     /// Explain in Markdown: `docs/configuration.md`
     #[arg(long, requires = "explain", conflicts_with = "json")]
@@ -31,8 +32,8 @@ pub struct Args {
     pub json_schema: bool,
 }
 
-/// Prints on stdout. A fault in the experiment is an [`experiment::ExperimentError`] inside the error: a matter
-/// of usage, exit code 2.
+/// Prints on stdout. A fault in the experiment is an [`experiment::ExperimentError`] inside the error: a
+/// matter of usage, exit code 2.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let text = match (&args.experiment, &args.explain) {
         (Some(path), _) => match experiment::load_declared(path, &args.sets, Path::new(experiment::RUNS))? {

@@ -1,8 +1,8 @@
-//! The argument `EXPERIMENT` of many verbs: a TOML file, and `--set` over it.
+//! The argument `EXPERIMENT` of many verbs: a TOML file or the name of a shipped one, and `--set` over it.
 
 use std::path::{Path, PathBuf};
 
-use crate::experiment::{Declared, Loaded, nearest};
+use crate::experiment::{Declared, Loaded, SHIPPED, Shipped, nearest};
 use crate::run::initial;
 use crate::run::{UsageError, require_usage};
 
@@ -32,7 +32,7 @@ pub fn load_declared(path: &Path, sets: &[String], runs: &Path) -> anyhow::Resul
 
 /// Refuses a missing experiment, and suggests a similar one.
 pub fn require(path: &Path) -> Result<(), UsageError> {
-    require_usage(path.exists(), || {
+    require_usage(path.exists() || Shipped::named(path).is_some(), || {
         let hint = match meant(path) {
             _ if path.is_symlink() => "it is a symbolic link, and what it points to is not there".to_owned(),
             None => format!("an experiment is a TOML file, such as those in `{FOLDER}`"),
@@ -55,6 +55,7 @@ fn meant(path: &Path) -> Option<PathBuf> {
         let nearest = nearest(&name, names.iter().map(String::as_str))?;
         Some(folder.join(format!("{nearest}.toml")))
     };
-    let found = near(beside).or_else(|| near(Path::new(FOLDER)))?;
+    let shipped = || nearest(&name, SHIPPED.iter().map(|shipped| shipped.name)).map(PathBuf::from);
+    let found = near(beside).or_else(|| near(Path::new(FOLDER))).or_else(shipped)?;
     Some(found.strip_prefix(".").map(Path::to_owned).unwrap_or(found))
 }

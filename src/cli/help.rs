@@ -11,10 +11,11 @@ use clap::{Command, CommandFactory};
 use super::Cli;
 
 /// Verbs that belong together, in the order of a run's life. A verb in no group is listed under `More`.
-const GROUPS: [(&str, &[&str]); 5] = [
-    ("Before", &["config", "plan", "data", "lock", "doctor", "bench"]),
+const GROUPS: [(&str, &[&str]); 6] = [
+    ("Before", &["new", "config", "plan", "data", "lock", "doctor", "bench"]),
     ("Train", &["run", "resume"]),
     ("Look", &["show", "compare", "watch", "plot", "report", "sample", "eval"]),
+    ("Tidy", &["note", "rm", "prune"]),
     ("Prove", &["verify", "diff"]),
     ("Take away", &["export"]),
 ];
@@ -22,7 +23,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
 const PROGRAM: (&str, &[&str]) = ("This program", &["completions", "man", "help"]);
 
 /// Examples of verbs that define none of their own.
-const EXAMPLES: [(&str, &str); 13] = [
+const EXAMPLES: [(&str, &str); 17] = [
     (
         "run",
         "  runner run experiments/quickstart.toml\n  runner run experiments/gpt2_124m.toml --name first \
@@ -76,6 +77,13 @@ const EXAMPLES: [(&str, &str); 13] = [
         "  runner export quickstart --format hf --out model\n  runner export quickstart --format slsa --out \
          provenance.json",
     ),
+    ("new", "  runner new mine\n  runner new experiments/wide.toml --from gpt2_124m"),
+    (
+        "note",
+        "  runner note quickstart 'loss rises behind step 900'\n  runner note quickstart --tag baseline",
+    ),
+    ("rm", "  runner rm first second --dry-run"),
+    ("prune", "  runner prune --all\n  runner prune first --keep-last 1 --yes"),
     ("bench", "  runner bench experiments/gpt2_124m.toml --steps 10"),
 ];
 

@@ -16,11 +16,15 @@ pub mod export;
 pub mod help;
 pub mod lock;
 mod named;
+pub mod new;
+pub mod note;
 pub mod plan;
 pub mod plot;
+pub mod prune;
 pub mod report;
 mod reporter;
 pub mod resume;
+pub mod rm;
 pub mod run;
 pub mod sample;
 pub mod show;
@@ -67,6 +71,14 @@ enum Verb {
     Config(config::Args),
     /// List runs, or show one in full.
     Show(show::Args),
+    /// Write a new experiment to edit: every key with what it does.
+    New(new::Args),
+    /// Add a note or a tag to a run, or print what there is.
+    Note(note::Args),
+    /// Remove runs: their folders with checkpoints and all.
+    Rm(rm::Args),
+    /// Remove checkpoints that a run need not keep; say which without `--yes`.
+    Prune(prune::Args),
     /// Compare runs over their seeds: means, intervals, differences and how sure they are.
     Compare(compare::Args),
     /// Watch a run live: loss, speed, events, samples.
@@ -112,6 +124,10 @@ impl Cli {
             Verb::Plan(args) => plan::run(args),
             Verb::Config(args) => config::run(args).map(done),
             Verb::Show(args) => show::run(args),
+            Verb::New(args) => new::run(args).map(done),
+            Verb::Note(args) => note::run(args).map(done),
+            Verb::Rm(args) => rm::run(args).map(done),
+            Verb::Prune(args) => prune::run(args),
             Verb::Compare(args) => compare::run(args),
             Verb::Watch(args) => watch::run(args),
             Verb::Plot(args) => plot::run(args).map(done),

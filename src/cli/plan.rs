@@ -3,7 +3,7 @@
 //! For people in at most 80 columns, or as JSON.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::{experiment, streams, sweep_plan};
@@ -41,7 +41,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let declared = experiment::load_declared(&args.experiment, &args.set)?;
+    let declared = experiment::load_declared(&args.experiment, &args.set, Path::new(experiment::RUNS))?;
     let first = match &declared {
         Declared::Experiment(loaded) => loaded,
         Declared::Sweep(sweep) => &sweep.members[0].loaded,

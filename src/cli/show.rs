@@ -7,13 +7,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ratatui::crossterm::terminal;
+use serde::Serialize;
 
 use super::streams::{self, say};
+use crate::report::glance;
 use crate::report::listing;
-use crate::report::summary::{self, RunSummary};
+use crate::report::summary::RunSummary;
 use crate::report::sweep_listing::{self, MemberSummary};
-use crate::report::table::{Filter, RunTable};
+use crate::report::table::{self, Filter, RunTable, Sort, TableColumn};
 use crate::run::find;
+use crate::store::contents;
+use crate::store::notes::Notes;
 use crate::store::sweep_folder::members;
 use crate::verify::sweep::kept_hash;
 
@@ -23,31 +27,65 @@ use crate::verify::sweep::kept_hash;
 Examples:
   runner show
   runner show --sort val_loss --filter 'state == done' --filter 'tokens > 1_000_000'
+  runner show --columns schedule.learning_rate,seed,val_loss --sort -val_loss
+  runner show --differing --filter 'tags ~ baseline'
+  runner show --group-by schedule.learning_rate
   runner show quickstart
   runner show --csv > runs.csv
 
-Columns: name, model, state, step, steps, tokens, loss, val_loss, hellaswag, hellaswag_acc, \
-hellaswag_acc_norm,
-hellaswag_acc_bytes, step_ms, tokens_per_s, mfu, skipped, root, parameters, why. Operators: ==, !=, <, <=, \
->, >=, and ~ for text that contains another.")]
+A column is a key of the experiment (`schedule.learning_rate`, or `learning_rate` where one section has \
+it) or one of
+name, model, state, step, steps, tokens, loss, val_loss, best_val_loss, hellaswag, hellaswag_acc,
+hellaswag_acc_norm, hellaswag_acc_bytes, step_ms, tokens_per_s, mfu, skipped, root, parameters, why, tags, \
+note, disk,
+device, numerics_id; of other metrics it is the last. Operators: =, !=, <, <=, >, >=, and ~ for text that \
+contains another.")]
 pub struct Args {
     /// The run to show in full, or the sweep whose members to list: a name under `--runs`, or a folder.
     run: Option<PathBuf>,
-    /// Order of the table.
-    #[arg(long, value_name = "COLUMN[:desc]", conflicts_with = "run")]
+    /// Columns of the table, behind the name.
+    #[arg(long, value_name = "COLUMN,…", value_delimiter = ',', conflicts_with = "run")]
+    columns: Vec<String>,
+    /// Keys of the experiments in which the runs differ, as columns.
+    #[arg(long, conflicts_with = "run")]
+    differing: bool,
+    /// Order of the table; with `-` before the column the highest comes first.
+    #[arg(long, value_name = "[-]COLUMN", conflicts_with = "run", allow_hyphen_values = true)]
     sort: Option<String>,
     /// Only runs of which this is true. May be repeated; all must be.
     #[arg(long, value_name = "COLUMN OP VALUE", conflicts_with = "run")]
     filter: Vec<String>,
-    /// Print JSON.
+    /// A line for each value of a column, with the means of its runs.
+    #[arg(long, value_name = "COLUMN", conflicts_with_all = ["run", "differing", "sort"])]
+    group_by: Option<String>,
+    /// Print JSON: with `--columns`, `--differing` or `--group-by` what the table has, else every run in
+    /// full.
     #[arg(long)]
     json: bool,
     /// Print comma-separated values.
-    #[arg(long, conflicts_with_all = ["json", "run"])]
+    #[arg(long, conflicts_with_all = ["json", "run", "group_by"])]
     csv: bool,
     /// Folder that holds the run folders.
     #[arg(long, default_value = "runs", value_name = "DIR")]
     runs: PathBuf,
+}
+
+/// A run with what a person said of it and what it takes on the disk.
+#[derive(Serialize)]
+struct ShownRun {
+    #[serde(flatten)]
+    run: RunSummary,
+    #[serde(flatten)]
+    notes: Notes,
+    disk_bytes: u64,
+}
+
+impl ShownRun {
+    /// Notes that cannot be read are left out: the list says so.
+    fn read(folder: &Path) -> ShownRun {
+        let notes = Notes::read(folder).unwrap_or_default();
+        ShownRun { run: RunSummary::read(folder), notes, disk_bytes: contents::bytes_in(folder) }
+    }
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -55,38 +93,41 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return show_sweep(&folder, args.json);
     }
     if let Some(run) = &args.run {
-        let run = RunSummary::read(&find::find(Some(run), &args.runs)?);
-        let text =
-            if args.json { serde_json::to_string_pretty(&run)? + "\n" } else { listing::in_full(&run) };
+        let folder = find::find(Some(run), &args.runs)?;
+        let run = RunSummary::read(&folder);
+        let text = if args.json { pretty(&ShownRun::read(&folder))? } else { listing::in_full(&run) };
         streams::print(&text)?;
-        warn_unverified(&[&run]);
+        warn_unverified([(run.name.as_str(), run.step, run.unverified.as_deref())]);
         return Ok(ExitCode::SUCCESS);
     }
-    let runs = summary::all(&args.runs)?;
-    let mut table = RunTable::of(&runs)?;
-    for filter in &args.filter {
-        table = table.filter(&Filter::parse(filter)?)?;
+    // What is asked wrong is said before anything is read.
+    let columns = args.columns.iter().map(|name| TableColumn::find(name)).collect::<Result<Vec<_>, _>>()?;
+    let filters = args.filter.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let sort = args.sort.as_deref().map(Sort::parse).transpose()?;
+    let by = args.group_by.as_deref().map(TableColumn::find).transpose()?;
+
+    let runs = glance::all(&args.runs)?;
+    let is_empty = runs.is_empty();
+    let mut table = RunTable::of(runs, &columns, &filters, sort.as_ref());
+    for filter in &filters {
+        table = table.filter(filter)?;
     }
-    if let Some(by) = &args.sort {
-        table = table.sort(by)?;
+    if let Some(sort) = &sort {
+        table = table.sort(sort);
     }
-    let names = table.names()?;
-    let chosen: Vec<&RunSummary> =
-        names.iter().filter_map(|name| runs.iter().find(|run| run.name == *name)).collect();
-    let text = if args.json {
-        serde_json::to_string_pretty(&chosen)? + "\n"
-    } else if args.csv {
-        table.to_csv()?
-    } else {
-        let width = terminal::size().map_or(80, |(width, _)| usize::from(width).max(60));
-        if chosen.is_empty() {
-            let what = if runs.is_empty() { "there is no run" } else { "no run passes the filter" };
-            say!("{what} in `{}`", args.runs.display());
-        }
-        listing::table(&chosen, width)
-    };
-    streams::print(&text)?;
-    warn_unverified(&chosen);
+    if table.runs().next().is_none() {
+        let what = if is_empty { "there is no run" } else { "no run passes the filter" };
+        say!("{what} in `{}`", args.runs.display());
+    }
+    for odd in table.runs().filter_map(|run| run.odd_notes.as_ref()) {
+        say!("{odd}");
+    }
+    let chosen = chosen(&args, columns, &table);
+    streams::print(&match &by {
+        Some(by) => grouped(&table, by, chosen.as_deref(), args.json)?,
+        None => listed(&table, chosen.as_deref(), &args)?,
+    })?;
+    warn_unverified(table.runs().map(|run| (run.name.as_str(), run.step, run.unverified.as_deref())));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -101,16 +142,75 @@ fn show_sweep(folder: &Path, json: bool) -> anyhow::Result<ExitCode> {
         let hash = hash.map_or(String::new(), |hash| format!("sweep hash {hash}\n"));
         streams::print(&(sweep_listing::text(&members) + &hash))?;
     }
-    let runs: Vec<&RunSummary> = members.iter().filter_map(|member| member.run.as_ref()).collect();
-    warn_unverified(&runs);
+    let runs = members.iter().filter_map(|member| member.run.as_ref());
+    warn_unverified(runs.map(|run| (run.name.as_str(), run.step, run.unverified.as_deref())));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Warns on stderr of figures that disagree with the ledgers. A run without a figure has none to verify.
-fn warn_unverified(runs: &[&RunSummary]) {
-    for run in runs.iter().filter(|run| run.step > 0) {
-        if let Some(why) = &run.unverified {
-            say!("the figures of {} are not verified: {why}", run.name);
+/// The columns that were asked for, behind the name; none where none were.
+fn chosen(args: &Args, columns: Vec<TableColumn>, table: &RunTable) -> Option<Vec<TableColumn>> {
+    let mut chosen = if args.differing {
+        let differing = table.differing();
+        if differing.is_empty() {
+            say!("the runs differ in no key");
+        }
+        let results = if columns.is_empty() { find_all(&["state", "loss", "val_loss"]) } else { columns };
+        [differing, results].concat()
+    } else if columns.is_empty() {
+        return None;
+    } else {
+        columns
+    };
+    if chosen.iter().all(|column| column.name != "name") {
+        chosen.splice(0..0, find_all(&["name"]));
+    }
+    Some(chosen)
+}
+
+fn find_all(names: &[&str]) -> Vec<TableColumn> {
+    names.iter().map(|name| TableColumn::find(name).expect("it is in the table")).collect()
+}
+
+fn listed(table: &RunTable, chosen: Option<&[TableColumn]>, args: &Args) -> anyhow::Result<String> {
+    Ok(if args.csv {
+        table.to_csv(chosen.unwrap_or(&table::columns()))
+    } else if args.json {
+        match chosen {
+            Some(columns) => pretty(&table.to_json(columns))?,
+            None => pretty(&table.runs().map(|run| ShownRun::read(&run.folder)).collect::<Vec<_>>())?,
+        }
+    } else {
+        listing::table(table, chosen, width())
+    })
+}
+
+fn grouped(
+    table: &RunTable,
+    by: &TableColumn,
+    chosen: Option<&[TableColumn]>,
+    json: bool,
+) -> anyhow::Result<String> {
+    if !json {
+        return Ok(listing::groups(table, by, chosen, width()));
+    }
+    let columns = chosen.map_or_else(listing::group_columns, <[TableColumn]>::to_vec);
+    let columns: Vec<TableColumn> = columns.into_iter().filter(|column| column.name != "name").collect();
+    pretty(&table.groups(by).iter().map(|group| group.to_json(by, &columns)).collect::<Vec<_>>())
+}
+
+fn pretty(value: &impl Serialize) -> anyhow::Result<String> {
+    Ok(serde_json::to_string_pretty(value)? + "\n")
+}
+
+fn width() -> usize {
+    terminal::size().map_or(80, |(width, _)| usize::from(width).max(60))
+}
+
+/// Warns on stderr of figures that disagree with the ledgers. A run without a step has none to verify.
+fn warn_unverified<'a>(runs: impl IntoIterator<Item = (&'a str, u64, Option<&'a str>)>) {
+    for (name, _, why) in runs.into_iter().filter(|(_, step, _)| *step > 0) {
+        if let Some(why) = why {
+            say!("the figures of {name} are not verified: {why}");
         }
     }
 }

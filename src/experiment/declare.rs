@@ -21,7 +21,9 @@ pub(super) struct SectionText {
 
 /// Declares a key that takes one word of several, and `WORDS`, these in the order of the reference.
 macro_rules! choice {
-    ($(#[doc = $doc:literal])* $name:ident { $($(#[doc = $what:literal])* $variant:ident = $word:literal,)* }) => {
+    ($(#[doc = $doc:literal])* $name:ident {
+        $($(#[doc = $what:literal])* $variant:ident = $word:literal,)*
+    }) => {
         $(#[doc = $doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
         pub enum $name { $($(#[doc = $what])* #[serde(rename = $word)] $variant,)* }

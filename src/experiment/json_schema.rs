@@ -1,7 +1,7 @@
 //! The reference of keys as a JSON schema, by which editors complete and check experiments.
 //!
-//! Draft 7, which Taplo (Even Better TOML) and Tombi read. A schema knows keys, types, ranges and words; rules
-//! between keys are only the program's.
+//! Draft 7, which Taplo (Even Better TOML) and Tombi read. A schema knows keys, types, ranges and words;
+//! rules between keys are only the program's.
 
 use serde_json::{Map, Value as Json, json};
 
@@ -22,11 +22,37 @@ pub fn json_schema() -> Json {
             top.insert((*section).to_owned(), table);
         }
     }
+    top.insert("sweep".to_owned(), of_sweep());
     let mut schema = of_table(top);
     schema["$schema"] = json!("http://json-schema.org/draft-07/schema#");
     schema["title"] = json!("An experiment of runner");
     schema["description"] = json!("What a run trains, on what, and how it is recorded and proven.");
     schema
+}
+
+/// `[sweep]`: lists and ranges of values, each value as its key takes it.
+fn of_sweep() -> Json {
+    let swept = |of: &dyn Fn(Json) -> Json| -> Json {
+        let reference = |name: &str| format!("#/properties/{}", name.replace('.', "/properties/"));
+        let keys = schema::KEYS.iter().map(|key| (key.name, json!({ "$ref": reference(key.name) })));
+        of_table(keys.map(|(name, value)| (name.to_owned(), of(value))).collect())
+    };
+    let list = |value: Json| json!({ "type": "array", "items": value });
+    let bounds = json!({ "type": "array", "items": { "type": "number" }, "minItems": 2, "maxItems": 2 });
+    let drawn = |value: Json| {
+        let draws = ["uniform", "log_uniform", "integers"].map(|name| (name.to_owned(), bounds.clone()));
+        of_table(draws.into_iter().chain([("choices".to_owned(), list(value))]).collect())
+    };
+    let mut random = of_table(Map::new());
+    random["properties"] = json!({
+        "samples": { "type": "integer", "minimum": 1 },
+        "seed": { "type": "integer", "minimum": 0 },
+        "keys": swept(&drawn),
+    });
+    let mut sweep = of_table(Map::new());
+    sweep["description"] = json!("Many runs: a grid of values, lists walked together, random samples.");
+    sweep["properties"] = json!({ "grid": swept(&list), "zip": swept(&list), "random": random });
+    sweep
 }
 
 fn of_table(properties: Map<String, Json>) -> Json {

@@ -23,6 +23,7 @@ use toml::de::{DeTable, DeValue};
 use super::check::{self, Refusal};
 use super::diagnostics::{Fault, Snippet, SourceFile};
 use super::schema::{self, KEYS, KeyRow};
+use super::shipped::Shipped;
 use super::sweep_declaration::{Declaration, SweepReader};
 
 /// The prefix of variables that set keys.
@@ -151,6 +152,8 @@ pub(super) struct Layers {
     pub misspelt: BTreeSet<String>,
     /// A file could not be parsed, so what it sets is not known.
     pub unreadable: bool,
+    /// The experiment is the program's own, and so is what it extends.
+    shipped: bool,
     /// `[sweep]` of the file itself.
     pub sweep: Option<Declaration>,
 }
@@ -161,6 +164,8 @@ pub(super) enum ExperimentText<'a> {
     Path(&'a Path),
     /// Bytes with a name for messages; relative paths in them start from the working directory.
     Text { name: &'a str, bytes: &'a [u8] },
+    /// One of the program's own; relative paths start from the folder `experiments` of the working directory.
+    Shipped(&'a Shipped),
 }
 
 /// Whether a variable of this name sets a key.
@@ -198,6 +203,18 @@ pub(super) fn read(
             Vec::new(),
             &mut files,
         ),
+        ExperimentText::Shipped(shipped) => {
+            layers.shipped = true;
+            let path = super::shipped_path(shipped);
+            let shown = path.display().to_string();
+            layers.read_chain(
+                shown,
+                shipped.text.into(),
+                folder_of(&path),
+                vec![identity(&path)],
+                &mut files,
+            );
+        }
     }
     let count = files.len();
     files.reverse();
@@ -311,7 +328,8 @@ impl Layers {
             );
             return;
         }
-        match read_file(&path) {
+        let shipped = Shipped::of_file(&base).filter(|_| self.shipped);
+        match shipped.map_or_else(|| read_file(&path), |base| Ok(base.text.into())) {
             Ok(bytes) => {
                 let seen = seen.into_iter().chain([id]).collect();
                 self.read_chain(path_shown.display().to_string(), bytes, folder_of(&path), seen, files);

@@ -40,9 +40,11 @@ mod reference;
 mod resolved;
 mod rules;
 mod schema;
+mod shipped;
 mod sweep;
 mod sweep_declaration;
 mod sweep_draw;
+mod template;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -60,8 +62,10 @@ pub use origin::Origin;
 pub use reference::{KeyReference, Reference, SectionReference, UnknownKey, WordReference};
 pub use resolved::*;
 pub use rules::{InitError, InitModels, VOCAB_ALIGN};
-pub use schema::{largest, names_files, reaches_the_bits};
+pub use schema::{keys, largest, names_files, reaches_the_bits};
+pub use shipped::{SHIPPED, Shipped};
 pub use sweep::{Declared, Member, MemberSettings, Sweep, settings_json, settings_text};
+pub use template::template;
 pub use write::{differences, flatten};
 
 use layers::ExperimentText;
@@ -95,9 +99,14 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, ExperimentError> {
     load_layers(&ExperimentText::Path(path), &environment(), sets)
 }
 
-/// As [`load`], with what knows the models that `model.init` can name.
+/// As [`load`], with what knows the models that `model.init` can name. The bare name of a shipped experiment
+/// names that one, where no file is called so.
 pub fn load_with(path: &Path, sets: &[String], models: &dyn InitModels) -> Result<Loaded, ExperimentError> {
-    load_layers_with(&ExperimentText::Path(path), &environment(), sets, models)
+    load_layers_with(&named(path), &environment(), sets, models)
+}
+
+fn named(path: &Path) -> ExperimentText<'_> {
+    Shipped::named(path).map_or(ExperimentText::Path(path), ExperimentText::Shipped)
 }
 
 /// Loads an experiment from text; messages call it `name`, and relative paths in it start from the
@@ -147,7 +156,7 @@ pub fn load_declared(
     sets: &[String],
     models: &dyn InitModels,
 ) -> Result<Declared, ExperimentError> {
-    declared(&ExperimentText::Path(path), &environment(), sets, models)
+    declared(&named(path), &environment(), sets, models)
 }
 
 /// Loads what a sweep's folder holds of its declaration, as it stands: no environment lies over it. Each key
@@ -172,6 +181,7 @@ fn declared(
     let path = match input {
         ExperimentText::Path(path) => path.to_path_buf(),
         ExperimentText::Text { name, .. } => PathBuf::from(name),
+        ExperimentText::Shipped(shipped) => shipped_path(shipped),
     };
     let stem = path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
     let mut layers = layers::read(input, variables, sets);
@@ -184,6 +194,11 @@ fn declared(
         Some(declaration) => sweep::expand(layers, &declaration, &path, &resolve).map(Declared::Sweep),
     };
     declared.map_err(|faults| ExperimentError::new(&path.display().to_string(), faults))
+}
+
+/// Where the experiment lies in a checkout.
+fn shipped_path(shipped: &Shipped) -> PathBuf {
+    Path::new("experiments").join(format!("{}.toml", shipped.name))
 }
 
 impl Loaded {

@@ -97,9 +97,9 @@ impl KeyReference {
     fn extends() -> KeyReference {
         KeyReference {
             key: EXTENDS,
-            meaning: "Another experiment, whose keys hold where this file does not set them. Files may extend \
-                      one another in a chain, not in a circle. It stands in a file alone: neither `--set` nor \
-                      the environment takes it.",
+            meaning: "Another experiment, whose keys hold where this file does not set them. Files may \
+                      extend one another in a chain, not in a circle. It stands in a file alone: neither \
+                      `--set` nor the environment takes it.",
             takes: "a path, which starts from the folder of the file".into(),
             default: "not set",
             unit: "",
@@ -144,8 +144,9 @@ impl WordReference {
 fn said(name: &str) -> (&'static str, &'static str) {
     let (section, leaf) = name.split_once('.').unwrap_or(("", name));
     // Not a field: it becomes `schedule.steps`.
-    let epochs = "Passes over the training data, which become `steps` when the data are open; what is left of \
-                  the last one after the last whole step is not trained on. Excludes `steps`. Default: not set.";
+    let epochs = "Passes over the training data, which become `steps` when the data are open; what is left \
+                  of the last one after the last whole step is not trained on. Excludes `steps`. Default: \
+                  not set.";
     let mut sections = Experiment::SECTIONS.iter().filter(|(name, _)| *name == section);
     let keys = sections.next().map_or(&[][..], |(_, text)| text.keys);
     let text = keys.iter().find(|(key, _)| *key == leaf).map_or(epochs, |(_, text)| *text);

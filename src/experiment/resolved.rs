@@ -45,8 +45,8 @@ section! {
         /// not given are the model's. The lock pins the weights by content, a checkpoint's by its state root.
         /// Default: not set.
         pub init: Option<String>,
-        /// The sizes by name: `d12` or `gpt2:d12` is GPT-2 of that depth, `gpt3:c768` GPT-3 of that width. Excludes
-        /// `layers`, `heads` and `channels`. Default: not set.
+        /// The sizes by name: `d12` or `gpt2:d12` is GPT-2 of that depth, `gpt3:c768` GPT-3 of that width.
+        /// Excludes `layers`, `heads` and `channels`. Default: not set.
         pub descriptor: Option<String>,
         /// L: transformer blocks. Default: the descriptor's; without one it must be given.
         pub layers: usize,
@@ -188,9 +188,11 @@ section! {
     pub struct DataKeys {
         /// Embedded text instead of shards: `kjv`. Excludes `train` and `val`. Default: not set.
         pub corpus: Option<String>,
-        /// Token shards to train on: glob patterns, one or a list. Default: none, for an experiment with a `corpus`.
+        /// Token shards to train on: glob patterns, one or a list. Default: none, for an experiment with a
+        /// `corpus`.
         pub train: Vec<String>,
-        /// Token shards to evaluate on, in the same form. Default: none; then `eval.every` must be 0 unless there is a `corpus`.
+        /// Token shards to evaluate on, in the same form. Default: none; then `eval.every` must be 0 unless
+        /// there is a `corpus`.
         pub val: Vec<String>,
         /// How text becomes tokens, and how many there are. Default: gpt2.
         pub tokenizer: Tokenizer,
@@ -395,8 +397,8 @@ section! {
     /// Where the work is done. No key here changes a bit, except the choice between CPU and CUDA or its
     /// mirror.
     pub struct DeviceKeys {
-        /// What computes. A Hopper GPU in bf16 and its mirror have the same bits, and a run may go on from one to the
-        /// other. Default: auto.
+        /// What computes. A Hopper GPU in bf16 and its mirror have the same bits, and a run may go on from
+        /// one to the other. Default: auto.
         pub kind: DeviceKind,
         /// CPU threads; 0 is all. Default: 0.
         pub threads: usize,

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use figment::value::Value;
+use figment::value::{Dict, Value};
 use figment::{Figment, Provider as _};
 
 use super::check::{self, RUN_PREFIX};
@@ -93,7 +93,8 @@ pub(super) fn resolve(
     choose_between_alternatives(&mut layers);
     let figment = layers.list.iter().fold(Figment::new(), |figment, layer| figment.merge(layer));
     let derived = Layer::new(LayerSource::Derived, usize::MAX, usize::MAX);
-    let mut rules = Rules { layers, figment, derived };
+    let merged = figment.find_value("").unwrap_or_else(|_| Value::from(Dict::new()));
+    let mut rules = Rules { layers, figment, merged, derived };
     rules.name(stem);
     rules.init(models);
     rules.model();
@@ -157,6 +158,8 @@ fn choose_between_alternatives(layers: &mut Layers) {
 struct Rules {
     layers: Layers,
     figment: Figment,
+    /// What the layers give together: figment would merge them anew for each key.
+    merged: Value,
     derived: Layer,
 }
 
@@ -172,7 +175,7 @@ impl Rules {
             .entries
             .get(key)
             .map(|entry| entry.value.clone())
-            .or_else(|| self.figment.find_value(key).ok())
+            .or_else(|| self.merged.find_ref(key).cloned())
     }
 
     fn int(&self, key: &str) -> Option<u64> {
@@ -196,7 +199,7 @@ impl Rules {
         if let Some(entry) = self.derived.entries.get(key) {
             return Some((&self.derived, entry));
         }
-        let metadata = self.figment.find_metadata(key)?;
+        let metadata = self.figment.get_metadata(self.merged.find_ref(key)?.tag())?;
         let mut layers = self.layers.list.iter().rev().filter(|layer| layer.metadata() == *metadata);
         layers.find_map(|layer| layer.entries.get(key).map(|entry| (layer, entry)))
     }

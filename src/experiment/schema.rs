@@ -2,9 +2,9 @@
 //!
 //! A row gives the type of the key, its default, its unit, an example, and whether it may change a bit of the
 //! training state. Parsing, the defaults layer, the resolved file, resume's comparison and the reference of
-//! keys all read this table, and tests hold it against [`super::Experiment`], so that no key can be missing in
-//! one of them. What a key does is the doc comment of its field there. Rules that tie keys to each other are
-//! not here but in `rules`.
+//! keys all read this table, and tests hold it against [`super::Experiment`], so that no key can be missing
+//! in one of them. What a key does is the doc comment of its field there. Rules that tie keys to each other
+//! are not here but in `rules`.
 
 use super::declare::Word;
 use super::diagnostics::nearest;
@@ -120,11 +120,11 @@ pub(super) struct KeyRow {
 }
 
 impl KeyRow {
-    const fn new(name: &'static str, kind: ValueKind, default: Default) -> KeyRow {
+    pub const fn new(name: &'static str, kind: ValueKind, default: Default) -> KeyRow {
         KeyRow { name, kind, default, bits: Bits::Untouched, unit: "", example: "" }
     }
 
-    const fn bits(mut self) -> KeyRow {
+    pub const fn bits(mut self) -> KeyRow {
         self.bits = Bits::Reached;
         self
     }
@@ -295,6 +295,11 @@ pub(super) const KEYS: &[KeyRow] = &[
 /// The row of a dotted key.
 pub(super) fn key(name: &str) -> Option<&'static KeyRow> {
     KEYS.iter().find(|key| key.name == name)
+}
+
+/// Every dotted key that a resolved experiment has, in the order of the table.
+pub fn keys() -> impl Iterator<Item = &'static str> {
+    KEYS.iter().map(|key| key.name).filter(|name| *name != "schedule.epochs")
 }
 
 /// The largest number that a whole-number key takes; panics on a name that is no such key.

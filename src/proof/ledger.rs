@@ -286,6 +286,39 @@ pub fn read(path: &Path) -> Result<(Log, Vec<Entry>)> {
     Ok((log, entries))
 }
 
+/// The end of a ledger.
+#[derive(Debug)]
+pub struct LedgerEnd {
+    pub entries: Vec<Entry>,
+    /// Those behind the last entry.
+    pub notes: Vec<Note>,
+}
+
+/// Bytes of an entry, about.
+const ENTRY_BYTES: u64 = 1 << 10;
+
+/// Reads the last `count` entries or a few less, and checks none of their heads: for a list of many runs.
+///
+/// None where a line is not a ledger's, or the file cannot be read: [`read`] says what is wrong.
+pub fn read_end(path: &Path, count: usize) -> Option<LedgerEnd> {
+    let (bytes, _) = regular::read_last_lines(path, count as u64 * ENTRY_BYTES).ok()?;
+    let (mut entries, mut notes) = (Vec::new(), Vec::new());
+    let lines = bytes.strip_suffix(b"\n")?.rsplit(|byte| *byte == b'\n');
+    for line in lines {
+        match parse_line(line).ok()? {
+            LedgerLine::Note(note) if entries.is_empty() => notes.push(note),
+            LedgerLine::Note(_) => {}
+            LedgerLine::Entry { entry, .. } => entries.push(*entry),
+        }
+        if entries.len() == count {
+            break;
+        }
+    }
+    entries.reverse();
+    notes.reverse();
+    Some(LedgerEnd { entries, notes })
+}
+
 /// Reads up to `limit` entries and the notes behind them, checking each head.
 fn scan(path: &Path, file: &File, limit: u64, mut visit: impl FnMut(Entry)) -> Result<Log> {
     let mut lines = BufReader::new(file);

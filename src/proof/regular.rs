@@ -2,7 +2,7 @@
 //! too long would take all memory: both are errors here.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 /// Opens a regular file to read it.
@@ -43,6 +43,26 @@ pub fn read_within(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The whole lines in the last `most` bytes of a regular file, and whether these are all of its lines. A last
+/// line without its newline is left out.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn read_last_lines(path: &Path, most: u64) -> io::Result<(Vec<u8>, bool)> {
+    let mut file = open(path)?;
+    let start = file.metadata()?.len().saturating_sub(most);
+    // The byte before tells whether a line begins at `start`.
+    file.seek(SeekFrom::Start(start.saturating_sub(1)))?;
+    let mut bytes = Vec::new();
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    let newline = |byte: &u8| *byte == b'\n';
+    bytes.truncate(bytes.iter().rposition(newline).map_or(0, |at| at + 1));
+    if start > 0 {
+        bytes.drain(..bytes.iter().position(newline).map_or(bytes.len(), |at| at + 1));
+    }
+    Ok((bytes, start == 0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,5 +79,25 @@ mod tests {
         let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
         assert!(made.success());
         assert!(read(&pipe).unwrap_err().to_string().contains("a pipe"));
+    }
+
+    #[test]
+    fn the_end_of_a_file_is_its_last_whole_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, "one\ntwo\nthree\nto").unwrap();
+        for (most, lines, all) in [
+            (0, "", false),
+            (8, "", false),
+            (9, "three\n", false),
+            (12, "three\n", false),
+            (13, "two\nthree\n", false),
+            (16, "two\nthree\n", false),
+            (17, "one\ntwo\nthree\n", true),
+            (99, "one\ntwo\nthree\n", true),
+        ] {
+            let (bytes, whole) = read_last_lines(&path, most).unwrap();
+            assert_eq!((String::from_utf8(bytes).unwrap().as_str(), whole), (lines, all), "{most}");
+        }
     }
 }

@@ -19,7 +19,13 @@ pub struct Figures(Vec<(&'static str, Option<f64>)>);
 impl Figures {
     /// Summarises the rows of a run.
     pub fn of(rows: &[MetricsRow]) -> Figures {
-        Figures(columns().map(|column| (column.name, figure(column, rows))).collect())
+        Figures::of_end(rows, updates(rows))
+    }
+
+    /// The same from the last rows of a run that made so many updates: at least [`tail`] of them, [`TIMED`]
+    /// rows with a time, and the row of the last evaluation.
+    pub fn of_end(rows: &[MetricsRow], updates: usize) -> Figures {
+        Figures(columns().map(|column| (column.name, figure(column, rows, updates))).collect())
     }
 
     /// The number of the column `name`.
@@ -43,20 +49,28 @@ impl Serialize for Figures {
     }
 }
 
+/// The most steps whose times are summarised: the last ones.
+pub const TIMED: usize = 100;
+
+/// The steps that were updates.
+pub fn updates(rows: &[MetricsRow]) -> usize {
+    rows.iter().filter(|row| row.action == Action::Update).count()
+}
+
 /// How many updates the mean over the end of a run looks at: a hundredth of them, one to a hundred.
 pub fn tail(updates: usize) -> usize {
     (updates / 100).clamp(1, 100).min(updates)
 }
 
-fn figure(column: &Column, rows: &[MetricsRow]) -> Option<f64> {
+fn figure(column: &Column, rows: &[MetricsRow], updates: usize) -> Option<f64> {
     let last_first = || rows.iter().rev().filter_map(column.get);
     match column.summary {
         SummaryRule::None => None,
         SummaryRule::Last => last_first().next(),
-        SummaryRule::Median => quantile(&last_first().collect::<Vec<_>>(), 0.5),
+        SummaryRule::Median => quantile(&last_first().take(TIMED).collect::<Vec<_>>(), 0.5),
         SummaryRule::Tail => {
-            let updates = || rows.iter().rev().filter(|row| row.action == Action::Update);
-            let values: Vec<f64> = updates().filter_map(column.get).take(tail(updates().count())).collect();
+            let last = rows.iter().rev().filter(|row| row.action == Action::Update);
+            let values: Vec<f64> = last.filter_map(column.get).take(tail(updates)).collect();
             (!values.is_empty()).then(|| values.iter().rev().sum::<f64>() / values.len() as f64)
         }
     }
@@ -67,12 +81,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_loss_is_a_mean_over_the_end_the_score_the_last_and_the_speed_the_median() {
+    fn the_loss_is_a_mean_over_the_end_the_score_the_last_and_the_speed_the_median_of_a_hundred_steps() {
         let rows: Vec<MetricsRow> = (0..300)
             .map(|step| MetricsRow {
                 loss: Some(if step == 299 { f64::NAN } else { step as f64 }),
                 val_loss: (step % 100 == 0).then_some(step as f64),
-                step_ms: Some(if step == 0 { 900.0 } else { 10.0 }),
+                step_ms: Some(if step < 200 { 900.0 } else { 10.0 }),
                 ..MetricsRow::new(
                     step,
                     step + 1,
@@ -86,5 +100,7 @@ mod tests {
         assert_eq!((figures.get("val_loss"), figures.get("step_ms")), (Some(200.0), Some(10.0)));
         assert_eq!((figures.get("hellaswag"), figures.get("grad_norm")), (None, None));
         assert_eq!(Figures::of(&[]).get("loss"), None);
+        // The last hundred rows tell as much.
+        assert_eq!(Figures::of_end(&rows[200..], 299), figures);
     }
 }

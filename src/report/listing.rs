@@ -1,97 +1,163 @@
 //! Runs in text: a table that fits a terminal, and one run in full.
 
 use super::summary::{RunSummary, State};
+use super::table::{Cell, RunTable, TableColumn};
 use crate::proof::lock::Lock;
 use crate::store::RunPaths;
+use crate::store::contents;
+use crate::store::notes::Notes;
 use crate::units;
 
-/// A column of the printed table.
+/// A column of the printed table with its cells.
 struct ListingColumn {
     title: &'static str,
     /// Numbers are aligned to the right.
     right: bool,
     /// Columns with the highest are left out first when the terminal is narrow; 0 always stays.
     dispensable: u8,
-    cell: fn(&RunSummary) -> String,
-}
-
-const fn column(
-    title: &'static str,
-    right: bool,
-    dispensable: u8,
-    cell: fn(&RunSummary) -> String,
-) -> ListingColumn {
-    ListingColumn { title, right, dispensable, cell }
+    cells: Vec<String>,
+    width: usize,
 }
 
 fn decimal(value: Option<f64>) -> String {
     value.map_or_else(|| "-".into(), |value| format!("{value:.4}"))
 }
 
-static COLUMNS: [ListingColumn; 11] = [
-    column("name", false, 0, |run| run.name.clone()),
-    column("model", false, 3, |run| run.model.clone()),
-    column("state", false, 0, |run| run.state.name().into()),
-    column("step", true, 0, |run| match run.steps {
-        Some(steps) if steps != run.step => format!("{}/{steps}", run.step),
-        _ => run.step.to_string(),
-    }),
-    column("tokens", true, 4, |run| units::count(run.tokens)),
-    column("loss", true, 2, |run| decimal(run.figures.get("loss"))),
-    column("val", true, 0, |run| decimal(run.figures.get("val_loss"))),
-    column("hella", true, 1, |run| decimal(run.figures.get("hellaswag"))),
-    column("tok/s", true, 5, |run| {
-        run.figures.get("tokens_per_s").map_or_else(|| "-".into(), |speed| units::thousands(speed as u64))
-    }),
-    column("MFU", true, 7, |run| {
-        run.figures.get("mfu").map_or_else(|| "-".into(), |mfu| format!("{:.1}%", 100.0 * mfu))
-    }),
-    column("root", false, 6, |run| {
-        run.root.as_ref().map_or_else(|| "-".into(), |root| root.chars().take(8).collect())
-    }),
+/// The columns that no one has chosen: name, title, how dispensable.
+const DEFAULT: [(&str, &str, u8); 13] = [
+    ("name", "name", 0),
+    ("model", "model", 3),
+    ("state", "state", 0),
+    ("step", "step", 0),
+    ("tokens", "tokens", 4),
+    ("loss", "loss", 2),
+    ("val_loss", "val", 0),
+    ("hellaswag", "hella", 1),
+    ("tokens_per_s", "tok/s", 5),
+    ("mfu", "MFU", 7),
+    ("root", "root", 6),
+    ("tags", "tags", 8),
+    ("disk", "disk", 9),
 ];
 
-/// A column with its cells.
-struct ListingCells {
-    column: &'static ListingColumn,
-    cells: Vec<String>,
-    width: usize,
-}
+/// The columns of groups that no one has chosen.
+const OF_GROUPS: [&str; 5] = ["step", "loss", "val_loss", "hellaswag", "tokens_per_s"];
 
-impl ListingCells {
-    fn of(column: &'static ListingColumn, runs: &[&RunSummary]) -> ListingCells {
-        let cells: Vec<String> = runs.iter().map(|run| (column.cell)(run)).collect();
-        let widest = cells.iter().map(|cell| cell.chars().count()).max().unwrap_or(0);
-        ListingCells { column, cells, width: widest.max(column.title.len()) }
+impl ListingColumn {
+    fn new(title: &'static str, dispensable: u8, column: &TableColumn, values: &[Cell]) -> ListingColumn {
+        let cells = values.iter().map(|cell| column.shown(cell)).collect();
+        let right = !values.iter().any(|cell| matches!(cell, Cell::Text(_)));
+        ListingColumn { title, right, dispensable, cells, width: 0 }.measured()
+    }
+
+    fn measured(mut self) -> ListingColumn {
+        let widest = self.cells.iter().map(|cell| cell.chars().count()).max().unwrap_or(0);
+        self.width = widest.max(self.title.len());
+        self
     }
 
     /// Makes the column narrower by `over`, but not narrower than 8.
     fn cut(&mut self, over: usize) {
-        self.width = self.width.saturating_sub(over).max(8);
+        self.width = self.width.saturating_sub(over).max(self.width.min(8));
         for cell in self.cells.iter_mut().filter(|cell| cell.chars().count() > self.width) {
             *cell = cell.chars().take(self.width - 1).chain(['…']).collect();
         }
     }
 
-    fn padded(&self, text: String) -> String {
+    fn padded(&self, text: &str) -> String {
         let width = self.width;
-        if self.column.right { format!("{text:>width$}") } else { format!("{text:<width$}") }
+        if self.right { format!("{text:>width$}") } else { format!("{text:<width$}") }
     }
 }
 
-/// The table in at most `width` columns, and why runs are broken.
-pub fn table(runs: &[&RunSummary], width: usize) -> String {
-    if runs.is_empty() {
+/// The columns that are shown where no one has chosen any.
+fn default_columns() -> Vec<TableColumn> {
+    let found = DEFAULT.iter().map(|(name, ..)| TableColumn::find(name));
+    found.map(|column| column.expect("it is in the table")).collect()
+}
+
+/// The table in at most `width` columns, and why runs are broken. `chosen` columns all stay.
+pub fn table(table: &RunTable, chosen: Option<&[TableColumn]>, width: usize) -> String {
+    if table.runs().next().is_none() {
         return String::new();
     }
-    let mut parts: Vec<ListingCells> = COLUMNS.iter().map(|column| ListingCells::of(column, runs)).collect();
-    // An empty column is left out.
-    parts.retain(|part| part.column.dispensable == 0 || part.cells.iter().any(|cell| cell != "-"));
-    let total = |parts: &[ListingCells]| parts.iter().map(|part| part.width + 2).sum::<usize>() - 2;
+    let mut parts: Vec<ListingColumn> = match chosen {
+        Some(columns) => columns
+            .iter()
+            .map(|column| ListingColumn::new(column.name, 0, column, &table.cells(column)))
+            .collect(),
+        None => {
+            let mut parts = Vec::new();
+            for ((name, title, dispensable), column) in DEFAULT.into_iter().zip(default_columns()) {
+                // A walk over all files, for nothing where it does not fit.
+                if name == "disk" && total(&parts) + "  1023.9 KiB".len() > width {
+                    continue;
+                }
+                let part = ListingColumn::new(title, dispensable, &column, &table.cells(&column));
+                // An empty column is left out.
+                if dispensable == 0 || part.cells.iter().any(|cell| cell != "-") {
+                    parts.push(part);
+                }
+            }
+            parts
+        }
+    };
+    for part in parts.iter_mut().filter(|part| chosen.is_none() && part.title == "step") {
+        let of = table.runs().map(|run| match run.steps {
+            Some(steps) if steps != run.step => format!("{}/{steps}", run.step),
+            _ => run.step.to_string(),
+        });
+        part.cells = of.collect();
+        part.width = part.cells.iter().map(String::len).max().unwrap_or(0).max(part.title.len());
+    }
+    let mut text = fitted(parts, width);
+    for run in table.runs() {
+        if let Some(why) = &run.why {
+            text.push_str(&format!("{} is {}: {why}\n", run.name, run.state.name()));
+        }
+    }
+    text
+}
+
+/// A line a group: the value of `by`, how many runs have it, and the means of the columns.
+pub fn groups(table: &RunTable, by: &TableColumn, chosen: Option<&[TableColumn]>, width: usize) -> String {
+    let groups = table.groups(by);
+    if groups.is_empty() {
+        return String::new();
+    }
+    let columns: Vec<TableColumn> = match chosen {
+        Some(columns) => columns.iter().copied().filter(|column| column.name != "name").collect(),
+        None => group_columns(),
+    };
+    let values: Vec<Cell> = groups.iter().map(|group| group.value.clone()).collect();
+    let sizes: Vec<String> = groups.iter().map(|group| group.runs().count().to_string()).collect();
+    let mut parts = vec![
+        ListingColumn::new(by.name, 0, by, &values),
+        ListingColumn { title: "runs", right: true, dispensable: 0, cells: sizes, width: 0 }.measured(),
+    ];
+    for column in columns.iter().filter(|column| column.name != by.name) {
+        let cells: Vec<Cell> = groups.iter().map(|group| group.cell(column)).collect();
+        parts.push(ListingColumn::new(column.name, 0, column, &cells));
+    }
+    fitted(parts, width) + "numbers are means over the runs of a group\n"
+}
+
+/// The columns of groups where no one has chosen any.
+pub fn group_columns() -> Vec<TableColumn> {
+    OF_GROUPS.iter().map(|name| TableColumn::find(name).expect("it is in the table")).collect()
+}
+
+/// How wide the columns are together.
+fn total(parts: &[ListingColumn]) -> usize {
+    (parts.iter().map(|part| part.width + 2).sum::<usize>()).saturating_sub(2)
+}
+
+/// Lines of at most `width` columns: dispensable columns are left out, then the first one is cut.
+fn fitted(mut parts: Vec<ListingColumn>, width: usize) -> String {
     while total(&parts) > width {
         let (at, part) =
-            parts.iter().enumerate().max_by_key(|(_, part)| part.column.dispensable).expect("names stay");
-        if part.column.dispensable == 0 {
+            parts.iter().enumerate().max_by_key(|(_, part)| part.dispensable).expect("names stay");
+        if part.dispensable == 0 {
             // Then long names are cut.
             let over = total(&parts) - width;
             parts[0].cut(over);
@@ -99,19 +165,13 @@ pub fn table(runs: &[&RunSummary], width: usize) -> String {
         }
         parts.remove(at);
     }
-    let line = |cell: &dyn Fn(&ListingCells) -> String| {
-        let cells: Vec<String> = parts.iter().map(|part| part.padded(cell(part))).collect();
+    let line = |cell: &dyn Fn(&ListingColumn) -> String| {
+        let cells: Vec<String> = parts.iter().map(|part| part.padded(&cell(part))).collect();
         format!("{}\n", cells.join("  ").trim_end())
     };
-    let mut text = line(&|part| part.column.title.to_owned());
-    for at in 0..runs.len() {
-        text.push_str(&line(&|part| part.cells[at].clone()));
-    }
-    for run in runs {
-        if let Some(why) = &run.why {
-            text.push_str(&format!("{} is {}: {why}\n", run.name, run.state.name()));
-        }
-    }
+    let mut text = line(&|part| part.title.to_owned());
+    let rows = parts.first().map_or(0, |part| part.cells.len());
+    (0..rows).for_each(|at| text.push_str(&line(&|part| part.cells[at].clone())));
     text
 }
 
@@ -151,6 +211,22 @@ pub fn in_full(run: &RunSummary) -> String {
         if let (State::Running, Some(steps)) = (run.state, run.steps) {
             line("time left", units::duration(steps.saturating_sub(run.step) as f64 * step_ms / 1e3));
         }
+    }
+    match contents::bytes_in(&run.folder) {
+        0 => {}
+        bytes => line("disk", units::bytes(bytes)),
+    }
+    match Notes::read(&run.folder) {
+        Ok(Notes { tags, notes }) => {
+            let tags: Vec<String> = tags.into_iter().collect();
+            if !tags.is_empty() {
+                line("tags", tags.join(", "));
+            }
+            for (at, note) in notes.into_iter().enumerate() {
+                line(if at == 0 { "notes" } else { "" }, note.replace('\n', &format!("\n{:13}", "")));
+            }
+        }
+        Err(problem) => line("notes", problem.to_string()),
     }
     line("root", run.root.clone().unwrap_or_else(none));
     line("numerics", run.numerics_id.clone().unwrap_or_else(none));
@@ -223,20 +299,6 @@ mod tests {
             checkpoints: Vec::new(),
             incidents: vec![Incident { step: 7, what: "resume".into() }],
         }
-    }
-
-    #[test]
-    fn the_table_fits_the_width_and_tells_why_a_run_is_broken() {
-        let (a, b) =
-            (run("gpt2_33b_a_rather_long_name_for_a_run", None), run("b", Some("`x` line 1: cut short")));
-        for width in [60, 80, 100, 200] {
-            let text = table(&[&a, &b], width);
-            assert!(text.lines().take(3).all(|line| line.chars().count() <= width), "{width}:\n{text}");
-            assert!(text.ends_with("b is broken: `x` line 1: cut short\n"), "{text}");
-        }
-        assert!(table(&[&a], 200).contains("91e07c9d"));
-        assert!(table(&[&b], 80).contains("tok/s"), "{}", table(&[&b], 80));
-        assert_eq!(table(&[], 80), "");
     }
 
     #[test]

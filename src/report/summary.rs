@@ -5,17 +5,17 @@
 
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
 use serde::Serialize;
 
 use super::Figures;
 use super::run_data::{mark_resumes, unverified};
 use crate::experiment::{self, Experiment};
 use crate::model::weights::Weights;
-use crate::proof::ledger::{self, Log, NOT_FINITE};
+use crate::proof::ledger::{self, Log, NOT_FINITE, Note};
 use crate::proof::lock::Lock;
 use crate::proof::{Entry, LockError};
 use crate::store::metrics::{self, MetricsRow};
+use crate::store::sweep_folder::is_sweep;
 use crate::store::{self, RunPaths, StoreError, checkpoint, run_folder};
 
 /// The state of a run.
@@ -91,24 +91,34 @@ pub struct RunSummary {
     pub incidents: Vec<Incident>,
 }
 
-/// Every run under `runs`, by name. Folders without a file of a run are skipped.
-pub fn all(runs: &Path) -> std::io::Result<Vec<RunSummary>> {
+/// The folders of the runs under `runs`, by name. Folders without a file of a run are skipped; of one that
+/// holds `sweep.toml`, the members are runs.
+///
+/// # Errors
+/// The folder is there and cannot be listed.
+pub fn folders(runs: &Path) -> std::io::Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(runs) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
-    let mut folders: Vec<PathBuf> =
-        entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
-    folders.retain(|folder| {
-        let hidden = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        let paths = RunPaths::new(folder);
-        !hidden
-            && [paths.experiment(), paths.metrics_jsonl(), paths.ledger(), paths.lock_file()]
-                .iter()
-                .any(|file| file.is_file())
-    });
+    let mut folders = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            continue;
+        }
+        let paths = RunPaths::new(&entry.path());
+        if is_sweep(paths.folder()) {
+            folders.extend(self::folders(paths.folder())?);
+        } else if [paths.experiment(), paths.metrics_jsonl(), paths.ledger(), paths.lock_file()]
+            .iter()
+            .any(|file| file.is_file())
+        {
+            folders.push(entry.path());
+        }
+    }
     folders.sort();
-    Ok(folders.par_iter().map(|folder| RunSummary::read(folder)).collect())
+    Ok(folders)
 }
 
 impl RunSummary {
@@ -151,7 +161,8 @@ impl RunSummary {
         let finished =
             checkpoints.last().is_some_and(|newest| newest.problem.is_none() && Some(newest.step) == steps);
         let patience = experiment.as_ref().map(|experiment| experiment.guards.patience);
-        let failed = failed(&rows, &log, patience);
+        let noted: Vec<&Note> = log.notes().iter().filter(|note| note.after == log.size()).collect();
+        let failed = failed(&rows, &noted, patience);
         let (state, why) = match (running, faults.into_iter().next()) {
             (true, _) => (State::Running, None),
             (false, Some(problem)) => (State::Broken, Some(problem)),
@@ -219,7 +230,7 @@ impl RecordedRun {
     }
 }
 
-fn read_experiment(paths: &RunPaths) -> Result<Experiment, String> {
+pub(super) fn read_experiment(paths: &RunPaths) -> Result<Experiment, String> {
     let path = paths.experiment();
     experiment::load_recorded(&path).map(|loaded| loaded.experiment).map_err(|error| {
         let message = error.to_string();
@@ -228,7 +239,7 @@ fn read_experiment(paths: &RunPaths) -> Result<Experiment, String> {
     })
 }
 
-fn model_name(experiment: &Experiment) -> String {
+pub(super) fn model_name(experiment: &Experiment) -> String {
     let model = &experiment.model;
     model.descriptor.clone().unwrap_or_else(|| format!("{}x{}", model.layers, model.channels))
 }
@@ -252,7 +263,7 @@ fn first_line(problem: &StoreError) -> String {
 }
 
 /// The folder of a step that gave other bits when it was made again.
-fn unrepeatable(folder: &Path) -> Option<String> {
+pub(super) fn unrepeatable(folder: &Path) -> Option<String> {
     let mut names: Vec<String> = std::fs::read_dir(folder.join("unrepeatable"))
         .ok()?
         .flatten()
@@ -266,15 +277,15 @@ fn skips_at_the_end(rows: &[MetricsRow]) -> u64 {
     rows.iter().rev().filter(|row| row.loss.is_some()).take_while(|row| row.action.is_skip()).count() as u64
 }
 
-/// Why a run stopped early, or ended with numbers that are not finite; none if nothing failed.
-/// `patience` is the number of skipped steps in a row that ends a run.
-fn failed(rows: &[MetricsRow], log: &Log, patience: Option<u64>) -> Option<String> {
+/// Why a run stopped early, or ended with numbers that are not finite; none if nothing failed. `noted` are
+/// the notes behind the last entry of the ledger; `patience` is the number of skipped steps in a row that
+/// ends a run.
+pub(super) fn failed(rows: &[MetricsRow], noted: &[&Note], patience: Option<u64>) -> Option<String> {
     let skips = skips_at_the_end(rows);
     if patience.is_some_and(|patience| skips >= patience) {
         return Some(format!("diverged: {skips} steps in a row were skipped"));
     }
-    let noted = log.notes().iter().rev().find(|note| note.kind == NOT_FINITE && note.after == log.size());
-    if let Some(note) = noted {
+    if let Some(note) = noted.iter().rev().find(|note| note.kind == NOT_FINITE) {
         return Some(format!("not finite: {}", note.text));
     }
     let trained = rows.iter().rev().find(|row| row.loss.is_some());
@@ -341,7 +352,8 @@ mod tests {
         });
         std::fs::create_dir(root.path().join("not_a_run")).unwrap();
         std::fs::create_dir(root.path().join(".del.c")).unwrap();
-        let runs = all(root.path()).unwrap();
+        let runs: Vec<RunSummary> =
+            folders(root.path()).unwrap().iter().map(|folder| RunSummary::read(folder)).collect();
         let names: Vec<(&str, State)> = runs.iter().map(|run| (run.name.as_str(), run.state)).collect();
         assert_eq!(names, [("a", State::Stopped), ("b", State::Stopped)]);
         assert_eq!(runs[0].why.as_deref(), Some("diverged: 4 steps in a row were skipped"));

@@ -1,33 +1,252 @@
-//! Runs as a data frame: sorted, filtered, written as CSV. The one table that `runner show` prints.
+//! Runs as a table: chosen columns, filtered, sorted, grouped, as CSV and as JSON.
+//!
+//! A column is a fact of a run, a number of its metrics, or a key of its experiment, by its dotted name or by
+//! its last part where that names one key. [`super::listing`] prints the table for a terminal.
 
-use polars::prelude::{
-    AnyValue, BooleanChunked, ChunkCompareEq, ChunkCompareIneq, Column, DataFrame, DataType, NamedFrom,
-    PolarsError, Series, SortMultipleOptions,
-};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+
+use rayon::prelude::*;
+use serde_json::{Map, Value as Json};
 
 use super::ReportError;
 use super::figures;
+use super::glance::RunGlance;
 use super::summary::RunSummary;
+use crate::experiment;
+use crate::store::contents;
+use crate::store::metrics::{COLUMNS, Column};
+use crate::units;
 
-/// The names of the table's columns, in order: those of a run, and in their middle those of its metrics of
-/// which a run has one number.
-pub fn columns() -> Vec<&'static str> {
-    let before = ["name", "model", "state", "step", "steps", "tokens"];
-    let after = ["skipped", "root", "parameters", "why"];
-    let figures = figures::columns().map(|column| column.name);
-    before.into_iter().chain(figures).chain(after).collect()
+/// A value of the table.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Cell {
+    Missing,
+    Count(u64),
+    Number(f64),
+    Flag(bool),
+    Text(String),
 }
 
-/// A table of runs.
-#[derive(Clone, Debug)]
-pub struct RunTable {
-    frame: DataFrame,
+/// Where a column's values come from.
+#[derive(Clone, Copy)]
+enum Source {
+    Fact(fn(&RunGlance) -> Cell),
+    /// What only all rows of a run tell.
+    Summary(fn(&RunSummary) -> Cell),
+    Figure(&'static str),
+    /// A metric that is not summarised: that of the last step.
+    Last(&'static Column),
+    Key(&'static str),
+}
+
+/// A column of the table.
+#[derive(Clone, Copy)]
+pub struct TableColumn {
+    pub name: &'static str,
+    source: Source,
+}
+
+fn texts(text: Option<&String>) -> Cell {
+    text.map_or(Cell::Missing, |text| Cell::Text(text.clone()))
+}
+
+fn number(value: Option<f64>) -> Cell {
+    value.map_or(Cell::Missing, Cell::Number)
+}
+
+const fn fact(name: &'static str, cell: fn(&RunGlance) -> Cell) -> TableColumn {
+    TableColumn { name, source: Source::Fact(cell) }
+}
+
+/// The facts of a run; the numbers of its metrics stand behind `tokens`.
+static BEFORE: [TableColumn; 6] = [
+    fact("name", |run| Cell::Text(run.name.clone())),
+    fact("model", |run| Cell::Text(run.model.clone())),
+    fact("state", |run| Cell::Text(run.state.name().to_owned())),
+    fact("step", |run| Cell::Count(run.step)),
+    fact("steps", |run| run.steps.map_or(Cell::Missing, Cell::Count)),
+    fact("tokens", |run| Cell::Count(run.tokens)),
+];
+static AFTER: [TableColumn; 4] = [
+    fact("skipped", |run| Cell::Count(run.skipped)),
+    fact("root", |run| texts(run.root.as_ref())),
+    fact("parameters", |run| run.parameters.map_or(Cell::Missing, Cell::Count)),
+    fact("why", |run| texts(run.why.as_ref())),
+];
+/// Columns that stand in a table only where they are asked for.
+static MORE: [TableColumn; 6] = [
+    fact("tags", |run| match run.notes.tags.is_empty() {
+        true => Cell::Missing,
+        false => Cell::Text(run.notes.tags.iter().cloned().collect::<Vec<_>>().join(" ")),
+    }),
+    fact("note", |run| texts(run.notes.notes.last())),
+    fact("disk", |run| Cell::Count(contents::bytes_in(&run.folder))),
+    fact("device", |run| texts(run.device.as_ref())),
+    fact("numerics_id", |run| texts(run.numerics_id.as_ref())),
+    TableColumn { name: "best_val_loss", source: Source::Summary(|run| number(run.best_val_loss)) },
+];
+
+/// The columns of a table that no one has chosen, in order: those of a run, and in their middle those of its
+/// metrics of which a run has one number.
+pub fn columns() -> Vec<TableColumn> {
+    let figures = figures::columns()
+        .map(|column| TableColumn { name: column.name, source: Source::Figure(column.name) });
+    BEFORE.iter().copied().chain(figures).chain(AFTER).collect()
+}
+
+/// The name of every column but those of experiments' keys.
+pub fn names() -> Vec<&'static str> {
+    columns().iter().chain(&MORE).map(|column| column.name).collect()
+}
+
+impl TableColumn {
+    /// The column that `asked` names.
+    ///
+    /// # Errors
+    /// It names none, or a key of many sections.
+    pub fn find(asked: &str) -> Result<TableColumn, ReportError> {
+        let asked = asked.trim();
+        if let Some(column) = columns().into_iter().chain(MORE).find(|column| column.name == asked) {
+            return Ok(column);
+        }
+        let keys: Vec<&'static str> = experiment::keys().filter(|key| is_named(key, asked)).collect();
+        let metric = COLUMNS.iter().find(|column| column.name == asked);
+        match (&keys[..], metric) {
+            ([key], _) => Ok(TableColumn { name: key, source: Source::Key(key) }),
+            ([], Some(metric)) => Ok(TableColumn { name: metric.name, source: Source::Last(metric) }),
+            ([], None) => Err(unknown(asked)),
+            (many, _) => Err(ReportError::Table {
+                message: format!("`{asked}` is a key of many sections\n  hint: it is {}", many.join(" or ")),
+            }),
+        }
+    }
+
+    fn cell(&self, row: &TableRow) -> Cell {
+        match self.source {
+            Source::Fact(cell) => cell(&row.run),
+            Source::Summary(cell) => row.summary.as_ref().map_or(Cell::Missing, cell),
+            Source::Figure(name) => number(row.run.figures.get(name)),
+            Source::Last(column) => number(row.run.last.as_ref().and_then(column.get)),
+            Source::Key(key) => row.run.settings.get(key).map_or(Cell::Missing, Cell::of_json),
+        }
+    }
+
+    /// A value as a person reads it.
+    pub fn shown(&self, cell: &Cell) -> String {
+        match (self.name, cell) {
+            (_, Cell::Missing) => "-".into(),
+            ("tokens" | "parameters", Cell::Count(n)) => units::count(*n),
+            ("disk", Cell::Count(n)) => units::bytes(*n),
+            ("root" | "numerics_id", Cell::Text(hash)) => hash.chars().take(8).collect(),
+            ("mfu", Cell::Number(share)) => format!("{:.1}%", 100.0 * share),
+            ("tokens_per_s", Cell::Number(speed)) => units::thousands(*speed as u64),
+            ("step_ms", Cell::Number(ms)) => format!("{ms:.1}"),
+            // The mean of a group.
+            ("tokens" | "parameters", Cell::Number(n)) => units::count(*n as u64),
+            ("disk", Cell::Number(n)) => units::bytes(*n as u64),
+            ("step" | "steps" | "skipped", Cell::Number(n)) => format!("{n:.0}"),
+            (_, Cell::Number(value)) if !matches!(self.source, Source::Key(_)) => format!("{value:.4}"),
+            (_, cell) => units::printable(&cell.plain()),
+        }
+    }
+}
+
+/// Whether a key is called so: in full, or by its last part.
+fn is_named(key: &str, asked: &str) -> bool {
+    key == asked || key.rsplit_once('.').is_some_and(|(_, leaf)| leaf == asked)
+}
+
+fn unknown(asked: &str) -> ReportError {
+    let names = names();
+    let near = experiment::nearest(asked, names.iter().copied().chain(experiment::keys()));
+    let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
+    let message = format!(
+        "there is no column `{asked}`\n  hint: {near}the columns are {}, and each key of an experiment \
+         (`runner config --explain`)",
+        names.join(", ")
+    );
+    ReportError::Table { message }
+}
+
+impl Cell {
+    fn of_json(value: &Json) -> Cell {
+        match value {
+            Json::Null => Cell::Missing,
+            Json::Bool(flag) => Cell::Flag(*flag),
+            Json::Number(number) => match number.as_u64() {
+                Some(n) => Cell::Count(n),
+                None => Cell::Number(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            Json::String(text) => Cell::Text(text.clone()),
+            Json::Array(items) if items.is_empty() => Cell::Missing,
+            list => {
+                let items = list.as_array().into_iter().flatten().filter_map(Json::as_str);
+                Cell::Text(items.collect::<Vec<_>>().join(" "))
+            }
+        }
+    }
+
+    fn to_json(&self) -> Json {
+        match self {
+            Cell::Missing => Json::Null,
+            Cell::Count(n) => (*n).into(),
+            Cell::Number(x) => (*x).into(),
+            Cell::Flag(flag) => (*flag).into(),
+            Cell::Text(text) => text.as_str().into(),
+        }
+    }
+
+    /// As text, without any unit; empty where it is missing.
+    pub fn plain(&self) -> String {
+        match self {
+            Cell::Missing => String::new(),
+            Cell::Count(n) => n.to_string(),
+            Cell::Number(x) if x.is_finite() => Json::from(*x).to_string(),
+            Cell::Number(x) => x.to_string(),
+            Cell::Flag(flag) => flag.to_string(),
+            Cell::Text(text) => text.clone(),
+        }
+    }
+
+    fn as_number(&self) -> Option<f64> {
+        match self {
+            Cell::Count(n) => Some(*n as f64),
+            Cell::Number(x) => Some(*x),
+            _ => None,
+        }
+    }
+
+    /// Missing values come last; numbers come before text.
+    fn order(&self, other: &Cell) -> Ordering {
+        let rank = |cell: &Cell| match cell {
+            Cell::Count(_) | Cell::Number(_) => 0,
+            Cell::Flag(_) | Cell::Text(_) => 1,
+            Cell::Missing => 2,
+        };
+        let by_rank = rank(self).cmp(&rank(other));
+        by_rank.then_with(|| match (self.as_number(), other.as_number()) {
+            (Some(a), Some(b)) => a.total_cmp(&b),
+            _ => self.plain().cmp(&other.plain()),
+        })
+    }
+
+    /// A field of CSV: empty where it is missing, in quotes where the text needs them or is empty.
+    fn to_csv(&self) -> String {
+        let text = self.plain();
+        let is_text = matches!(self, Cell::Text(_));
+        if is_text && (text.is_empty() || text.contains([',', '"', '\n', '\r'])) {
+            format!("\"{}\"", text.replace('"', "\"\""))
+        } else {
+            text
+        }
+    }
 }
 
 /// One `column op value`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone)]
 pub struct Filter {
-    column: String,
+    column: TableColumn,
     op: Op,
     value: String,
 }
@@ -44,25 +263,12 @@ enum Op {
     Contains,
 }
 
-impl From<PolarsError> for ReportError {
-    fn from(error: PolarsError) -> ReportError {
-        ReportError::Table { message: error.to_string() }
-    }
-}
-
-fn known(column: &str) -> Result<(), ReportError> {
-    if columns().contains(&column) {
-        return Ok(());
-    }
-    let columns = columns().join(", ");
-    Err(ReportError::Table {
-        message: format!("there is no column `{column}`\n  hint: the columns are {columns}"),
-    })
-}
-
 impl Filter {
-    /// Reads `column op value`: `==`, `!=`, `<`, `<=`, `>`, `>=`, or `~` for "contains". Blanks do not
+    /// Reads `column op value`: `=` or `==`, `!=`, `<`, `<=`, `>`, `>=`, or `~` for "contains". Blanks do not
     /// matter.
+    ///
+    /// # Errors
+    /// There is no such column, or no operator.
     pub fn parse(text: &str) -> Result<Filter, ReportError> {
         const OPS: [(&str, Op); 8] = [
             ("==", Op::Equal),
@@ -84,217 +290,221 @@ impl Filter {
             return Err(ReportError::Table { message });
         };
         let value = value.trim().trim_matches(['\'', '"']);
-        let filter = Filter { column: column.trim().to_owned(), op, value: value.to_owned() };
-        known(&filter.column)?;
-        Ok(filter)
+        Ok(Filter { column: TableColumn::find(column)?, op, value: value.to_owned() })
     }
 
-    fn mask(&self, column: &Series) -> Result<BooleanChunked, ReportError> {
+    /// Whether a value passes; a missing one never does.
+    fn passes(&self, cell: &Cell) -> Result<bool, ReportError> {
         let wrong = |expected: &str| ReportError::Table {
             message: format!(
                 "`{}` cannot be compared with `{}`: expected {expected}",
-                self.column, self.value
+                self.column.name, self.value
             ),
         };
-        if column.dtype() == &DataType::String {
-            let text = column.str()?;
-            let value = self.value.as_str();
-            return Ok(match self.op {
-                Op::Equal => text.equal(value),
-                Op::NotEqual => text.not_equal(value),
-                Op::Less => text.lt(value),
-                Op::LessOrEqual => text.lt_eq(value),
-                Op::Greater => text.gt(value),
-                Op::GreaterOrEqual => text.gt_eq(value),
-                Op::Contains => text.iter().map(|text| text.map(|text| text.contains(value))).collect(),
-            });
-        }
-        let value: f64 = self.value.replace(['_', ','], "").parse().map_err(|_| wrong("a number"))?;
-        let numbers = column.cast(&DataType::Float64)?;
-        let numbers = numbers.f64()?;
+        let order = match cell {
+            Cell::Missing => return Ok(false),
+            Cell::Text(text) if self.op == Op::Contains => return Ok(text.contains(&self.value)),
+            Cell::Text(text) => text.as_str().cmp(&self.value),
+            Cell::Flag(flag) => match self.value.as_str() {
+                "true" | "false" => flag.to_string().as_str().cmp(&self.value),
+                _ => return Err(wrong("`true` or `false`")),
+            },
+            Cell::Count(_) | Cell::Number(_) if self.op == Op::Contains => {
+                return Err(wrong("`==`, `<` or the like, for `~` is for text"));
+            }
+            number => {
+                let value: f64 = self.value.replace(['_', ','], "").parse().map_err(|_| wrong("a number"))?;
+                match number.as_number().unwrap_or(f64::NAN).partial_cmp(&value) {
+                    Some(order) => order,
+                    // Not a number: equal to nothing, and different from everything.
+                    None => return Ok(self.op == Op::NotEqual),
+                }
+            }
+        };
         Ok(match self.op {
-            Op::Equal => numbers.equal(value),
-            Op::NotEqual => numbers.not_equal(value),
-            Op::Less => numbers.lt(value),
-            Op::LessOrEqual => numbers.lt_eq(value),
-            Op::Greater => numbers.gt(value),
-            Op::GreaterOrEqual => numbers.gt_eq(value),
-            Op::Contains => return Err(wrong("`==`, `<` or the like, for `~` is for text")),
+            Op::Equal => order.is_eq(),
+            Op::NotEqual => order.is_ne(),
+            Op::Less => order.is_lt(),
+            Op::LessOrEqual => order.is_le(),
+            Op::Greater => order.is_gt(),
+            Op::GreaterOrEqual => order.is_ge(),
+            Op::Contains => false,
         })
     }
 }
 
-impl RunTable {
-    /// The runs in the order given.
-    pub fn of(runs: &[RunSummary]) -> Result<RunTable, ReportError> {
-        fn column<'a, T>(name: &str, values: impl Iterator<Item = T> + 'a) -> Column
-        where
-            Series: NamedFrom<Vec<T>, [T]>,
-        {
-            Series::new(name.into(), values.collect::<Vec<T>>()).into()
-        }
-        let rows = runs.iter();
-        let counts = |name: &str, values: &dyn Fn(&RunSummary) -> Option<u64>| -> Column {
-            Series::new(name.into(), runs.iter().map(values).collect::<Vec<Option<u64>>>()).into()
-        };
-        let mut columns = vec![
-            column("name", rows.clone().map(|run| run.name.as_str())),
-            column("model", rows.clone().map(|run| run.model.as_str())),
-            column("state", rows.clone().map(|run| run.state.name())),
-            column("step", rows.clone().map(|run| run.step)),
-            counts("steps", &|run| run.steps),
-            column("tokens", rows.clone().map(|run| run.tokens)),
-        ];
-        let figure = |name| decimals(name, rows.clone().map(|run| run.figures.get(name)));
-        columns.extend(figures::columns().map(|column| figure(column.name)));
-        columns.extend([
-            column("skipped", rows.clone().map(|run| run.skipped)),
-            texts("root", rows.clone().map(|run| run.root.as_deref())),
-            counts("parameters", &|run| run.parameters),
-            texts("why", rows.clone().map(|run| run.why.as_deref())),
-        ]);
-        Ok(RunTable { frame: DataFrame::new(runs.len(), columns)? })
-    }
+/// The order of a table.
+#[derive(Clone)]
+pub struct Sort {
+    column: TableColumn,
+    descending: bool,
+}
 
-    /// The rows that pass `filter`; a missing value passes no filter.
-    pub fn filter(&self, filter: &Filter) -> Result<RunTable, ReportError> {
-        let mask = filter.mask(self.frame.column(&filter.column)?.as_materialized_series())?;
-        Ok(RunTable { frame: self.frame.filter(&mask)? })
-    }
-
-    /// Sorted by `COLUMN` or `COLUMN:desc`; rows without a value come last.
-    pub fn sort(&self, by: &str) -> Result<RunTable, ReportError> {
-        let (column, descending) = match by.split_once(':') {
-            None => (by, false),
-            Some((column, "asc")) => (column, false),
-            Some((column, "desc")) => (column, true),
-            Some((_, order)) => {
-                return Err(ReportError::Table {
-                    message: format!("`{order}` is no order: expected `asc` or `desc`"),
-                });
+impl Sort {
+    /// Reads `COLUMN`, `-COLUMN` or `COLUMN:desc`.
+    ///
+    /// # Errors
+    /// There is no such column or order.
+    pub fn parse(by: &str) -> Result<Sort, ReportError> {
+        let (name, descending) = match (by.strip_prefix('-'), by.split_once(':')) {
+            (Some(name), _) => (name, true),
+            (None, None) => (by, false),
+            (None, Some((name, "asc"))) => (name, false),
+            (None, Some((name, "desc"))) => (name, true),
+            (None, Some((_, order))) => {
+                let message = format!("`{order}` is no order: expected `asc` or `desc`");
+                return Err(ReportError::Table { message });
             }
         };
-        known(column)?;
-        let options = SortMultipleOptions::default()
-            .with_order_descending(descending)
-            .with_nulls_last(true)
-            .with_maintain_order(true)
-            .with_multithreaded(false);
-        Ok(RunTable { frame: self.frame.sort([column], options)? })
+        Ok(Sort { column: TableColumn::find(name)?, descending })
+    }
+}
+
+struct TableRow {
+    run: RunGlance,
+    /// Where a column needs all rows of the run.
+    summary: Option<RunSummary>,
+}
+
+/// A table of runs.
+pub struct RunTable {
+    rows: Vec<TableRow>,
+}
+
+/// The runs that have one value of a column.
+pub struct RunGroup<'a> {
+    pub value: Cell,
+    rows: Vec<&'a TableRow>,
+}
+
+impl RunTable {
+    /// The runs in the order given. Those columns of `chosen`, `filters` and `sort` that need all rows of a
+    /// run make it be read in full.
+    pub fn of(
+        runs: Vec<RunGlance>,
+        chosen: &[TableColumn],
+        filters: &[Filter],
+        sort: Option<&Sort>,
+    ) -> RunTable {
+        let named = filters.iter().map(|filter| filter.column).chain(sort.map(|sort| sort.column));
+        let in_full =
+            chosen.iter().copied().chain(named).any(|column| matches!(column.source, Source::Summary(_)));
+        let row = |run: RunGlance| TableRow { summary: in_full.then(|| RunSummary::read(&run.folder)), run };
+        RunTable { rows: runs.into_par_iter().map(row).collect() }
     }
 
-    /// Names of the runs, in order.
-    pub fn names(&self) -> Result<Vec<String>, ReportError> {
-        Ok(self.frame.column("name")?.str()?.iter().flatten().map(str::to_owned).collect())
+    /// The rows that pass `filter`; a missing value passes none.
+    ///
+    /// # Errors
+    /// The values cannot be compared with that of the filter.
+    pub fn filter(self, filter: &Filter) -> Result<RunTable, ReportError> {
+        let mut rows = Vec::new();
+        for row in self.rows {
+            if filter.passes(&filter.column.cell(&row))? {
+                rows.push(row);
+            }
+        }
+        Ok(RunTable { rows })
+    }
+
+    /// Sorted; rows without a value come last, equal ones keep their order.
+    pub fn sort(mut self, by: &Sort) -> RunTable {
+        let key = |row: &TableRow| by.column.cell(row);
+        self.rows.sort_by(|a, b| {
+            let (a, b) = (key(a), key(b));
+            match by.descending && a != Cell::Missing && b != Cell::Missing {
+                true => b.order(&a),
+                false => a.order(&b),
+            }
+        });
+        self
+    }
+
+    /// The runs, in order.
+    pub fn runs(&self) -> impl Iterator<Item = &RunGlance> {
+        self.rows.iter().map(|row| &row.run)
+    }
+
+    /// The values of a column.
+    pub fn cells(&self, column: &TableColumn) -> Vec<Cell> {
+        self.rows.par_iter().map(|row| column.cell(row)).collect()
+    }
+
+    /// The keys of the experiments in which the runs differ, but for their names.
+    pub fn differing(&self) -> Vec<TableColumn> {
+        let differ = |key: &&'static str| {
+            let mut values = self.rows.iter().map(|row| row.run.settings.get(*key));
+            let first = values.next();
+            *key != "name" && values.any(|value| Some(value) != first)
+        };
+        let keys = experiment::keys().filter(differ);
+        keys.map(|key| TableColumn { name: key, source: Source::Key(key) }).collect()
+    }
+
+    /// The runs by their values of a column, in the order of the values.
+    pub fn groups(&self, by: &TableColumn) -> Vec<RunGroup<'_>> {
+        let mut groups: Vec<RunGroup<'_>> = Vec::new();
+        for row in &self.rows {
+            let value = by.cell(row);
+            match groups.iter_mut().find(|group| group.value == value) {
+                Some(group) => group.rows.push(row),
+                None => groups.push(RunGroup { value, rows: vec![row] }),
+            }
+        }
+        groups.sort_by(|a, b| a.value.order(&b.value));
+        groups
     }
 
     /// Comma-separated values with a header, each line ended by a newline (RFC 4180's quotes).
-    pub fn to_csv(&self) -> Result<String, ReportError> {
-        let mut csv = columns().join(",") + "\n";
-        for row in 0..self.frame.height() {
-            let fields = self.frame.columns().iter().map(|column| Ok(csv_field(&column.get(row)?)));
-            csv += &(fields.collect::<Result<Vec<_>, PolarsError>>()?.join(",") + "\n");
+    pub fn to_csv(&self, columns: &[TableColumn]) -> String {
+        let mut csv = columns.iter().map(|column| column.name).collect::<Vec<_>>().join(",") + "\n";
+        for row in &self.rows {
+            let fields: Vec<String> = columns.iter().map(|column| column.cell(row).to_csv()).collect();
+            csv += &(fields.join(",") + "\n");
         }
-        Ok(csv)
+        csv
+    }
+
+    /// A list with an object a run, by the names of the columns.
+    pub fn to_json(&self, columns: &[TableColumn]) -> Json {
+        let object = |row: &TableRow| -> Map<String, Json> {
+            columns.iter().map(|column| (column.name.to_owned(), column.cell(row).to_json())).collect()
+        };
+        self.rows.iter().map(object).collect::<Vec<_>>().into()
     }
 }
 
-/// A value as a field of CSV: empty where it is missing, in quotes where the text needs them or is empty.
-fn csv_field(value: &AnyValue<'_>) -> String {
-    match value {
-        AnyValue::Null => String::new(),
-        AnyValue::Float64(number) if number.is_finite() => serde_json::Value::from(*number).to_string(),
-        AnyValue::Float64(number) => number.to_string(),
-        AnyValue::UInt64(number) => number.to_string(),
-        value => {
-            let text = value.str_value();
-            if text.is_empty() || text.contains([',', '"', '\n', '\r']) {
-                format!("\"{}\"", text.replace('"', "\"\""))
-            } else {
-                text.into_owned()
+impl RunGroup<'_> {
+    /// The runs, in the order of the table.
+    pub fn runs(&self) -> impl Iterator<Item = &RunGlance> {
+        self.rows.iter().map(|row| &row.run)
+    }
+
+    /// The mean of the numbers of a column, where there are any; else the one value that all have.
+    pub fn cell(&self, column: &TableColumn) -> Cell {
+        let cells: Vec<Cell> = self.rows.iter().map(|row| column.cell(row)).collect();
+        let numbers: Vec<f64> = cells.iter().filter_map(Cell::as_number).collect();
+        match cells.first() {
+            Some(first) if cells.iter().all(|cell| cell == first) => first.clone(),
+            _ if !numbers.is_empty() => Cell::Number(numbers.iter().sum::<f64>() / numbers.len() as f64),
+            _ => {
+                let values: BTreeSet<String> = cells.iter().map(Cell::plain).collect();
+                Cell::Text(format!("{} values", values.len()))
             }
         }
     }
-}
 
-fn decimals(name: &str, values: impl Iterator<Item = Option<f64>>) -> Column {
-    Series::new(name.into(), values.collect::<Vec<Option<f64>>>()).into()
-}
-
-fn texts<'a>(name: &str, values: impl Iterator<Item = Option<&'a str>>) -> Column {
-    Series::new(name.into(), values.collect::<Vec<Option<&str>>>()).into()
+    /// An object with the value, the number and names of the runs, and the columns.
+    pub fn to_json(&self, by: &TableColumn, columns: &[TableColumn]) -> Json {
+        let mut object: BTreeMap<String, Json> =
+            columns.iter().map(|column| (column.name.to_owned(), self.cell(column).to_json())).collect();
+        let names: Vec<&str> = self.runs().map(|run| run.name.as_str()).collect();
+        object.insert(by.name.to_owned(), self.value.to_json());
+        object.insert("runs".to_owned(), names.into());
+        serde_json::json!(object)
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::PathBuf;
-
-    use super::super::Figures;
-    use super::super::summary::State;
-    use super::*;
-
-    fn run(name: &str, step: u64, val_loss: Option<f64>, state: State) -> RunSummary {
-        RunSummary {
-            name: name.into(),
-            folder: PathBuf::from(name),
-            state,
-            why: None,
-            model: "d12".into(),
-            parameters: Some(1000),
-            step,
-            steps: Some(10),
-            tokens: 64 * step,
-            skipped: 0,
-            figures: Figures::default().with("val_loss", val_loss),
-            best_val_loss: None,
-            unverified: None,
-            root: None,
-            numerics_id: None,
-            device: None,
-            checkpoints: Vec::new(),
-            incidents: Vec::new(),
-        }
-    }
-
-    fn table() -> RunTable {
-        RunTable::of(&[
-            run("a", 10, Some(3.4), State::Done),
-            run("b", 2, None, State::Broken),
-            run("c", 7, Some(3.1), State::Stopped),
-        ])
-        .unwrap()
-    }
-
-    #[test]
-    fn sorting_puts_rows_without_a_value_last_in_either_direction() {
-        assert_eq!(table().sort("val_loss").unwrap().names().unwrap(), ["c", "a", "b"]);
-        assert_eq!(table().sort("val_loss:desc").unwrap().names().unwrap(), ["a", "c", "b"]);
-        assert_eq!(table().sort("step").unwrap().names().unwrap(), ["b", "c", "a"]);
-        assert!(table().sort("loss:up").unwrap_err().to_string().contains("`asc` or `desc`"));
-        assert!(table().sort("lost").unwrap_err().to_string().contains("the columns are name, model"));
-    }
-
-    #[test]
-    fn filters_compare_numbers_and_text() {
-        let names = |text: &str| table().filter(&Filter::parse(text).unwrap()).unwrap().names().unwrap();
-        assert_eq!(names("val_loss < 3.3"), ["c"]);
-        assert_eq!(names("val_loss>=3.1"), ["a", "c"]);
-        assert_eq!(names("step != 7"), ["a", "b"]);
-        assert_eq!(names("state == 'done'"), ["a"]);
-        assert_eq!(names("state = broken"), ["b"]);
-        assert_eq!(names("name ~ c"), ["c"]);
-        for (bad, says) in [("val_loss", "no filter"), ("lost < 3", "no column `lost`")] {
-            let error = Filter::parse(bad).unwrap_err().to_string();
-            assert!(error.contains(says), "{error}");
-        }
-        let error = table().filter(&Filter::parse("step < many").unwrap()).unwrap_err().to_string();
-        assert!(error.contains("expected a number"), "{error}");
-    }
-
-    #[test]
-    fn csv_has_a_header_and_empty_fields_for_what_is_not_there() {
-        let csv = table().to_csv().unwrap();
-        assert_eq!(csv.lines().next().unwrap(), columns().join(","));
-        assert_eq!(csv.lines().nth(2).unwrap(), "b,d12,broken,2,10,128,,,,,,,,,,0,,1000,");
-    }
-}
+#[path = "table_tests.rs"]
+mod tests;

@@ -56,7 +56,7 @@ pub enum SummaryRule {
     Tail,
     /// The last one measured.
     Last,
-    /// The median over all steps.
+    /// The median over the last hundred steps.
     Median,
     /// Not summarised.
     None,

@@ -1,5 +1,5 @@
-//! What this program writes into a run's folder: `--overwrite` deletes only that, and anything else is named
-//! in an error.
+//! What this program writes into a run's folder: `--overwrite` and `runner rm` delete only that, and anything
+//! else is named in an error.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,7 @@ fn known(name: &str) -> Option<KnownEntry> {
         | "main.log"
         | "events.out.tfevents.0.runner"
         | "gpu.jsonl"
+        | "notes.jsonl"
         | "report.html" => KnownEntry::File,
         "checkpoints" => KnownEntry::Steps(|file| {
             file == STATE_FILE
@@ -119,7 +120,7 @@ pub fn beside_checkpoints(checkpoints: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Bytes of the files in a folder and its subfolders; what cannot be read counts as 0.
-pub(super) fn bytes_in(folder: &Path) -> u64 {
+pub fn bytes_in(folder: &Path) -> u64 {
     let entry = |entry: fs::DirEntry| match entry.metadata() {
         Ok(found) if found.is_dir() => bytes_in(&entry.path()),
         Ok(found) => found.len(),

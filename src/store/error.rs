@@ -86,10 +86,10 @@ pub enum StoreError {
              another, `--overwrite` deletes it", path.display())]
     RunExists { path: PathBuf },
     #[error("`{}` is not a run: it has neither `experiment.toml` nor `lock.toml`\n  hint: `--name` starts a \
-             run elsewhere; `--overwrite` deletes runs alone", path.display())]
+             run elsewhere; `--overwrite` and `runner rm` delete runs alone", path.display())]
     NotARun { path: PathBuf },
     #[error("the run in `{}` holds what runner did not write: {names}\n  hint: move that away, then \
-             `--overwrite` deletes the run", path.display())]
+             `--overwrite` or `runner rm` deletes the run", path.display())]
     Foreign { path: PathBuf, names: String },
     #[error("`{}` has the name of a checkpoint, but is none: {found}\n  hint: move it away; the checkpoints \
              beside it are not touched", path.display())]
@@ -98,6 +98,9 @@ pub enum StoreError {
              lower `checkpoint.keep_last`, raise `checkpoint.every` or `checkpoint.keep_every`, or name \
              another disk with `--runs`", path.display(), units::bytes(*needed), units::bytes(*free))]
     NoRoom { path: PathBuf, needed: u64, what: String, free: u64 },
+    #[error("`{}` line {line} is no note: {why}\n  hint: a line is {{\"note\":\"…\"}}, {{\"tag\":\"…\"}} or \
+             {{\"untag\":\"…\"}}; remove or mend it", path.display())]
+    BadNote { path: PathBuf, line: usize, why: String },
     #[error("`{}` is not the declaration of a sweep: {why}\n  hint: it was edited or damaged; restore it, or \
              start the sweep again with `--overwrite`", path.display())]
     BadSweep { path: PathBuf, why: String },

@@ -120,22 +120,36 @@ impl<'de> Visitor<'de> for RowVisitor {
         let (mut step, mut tokens, mut action, mut events) = (None, None, None, None);
         let mut decimals: Vec<Option<f64>> = vec![None; COLUMNS.len()];
         let mut bits: Vec<Option<Cow<'de, str>>> = vec![None; COLUMNS.len()];
-        let mut keys = BTreeSet::new();
+        // Whether each key stood already: the four, then every column and its bits.
+        let mut stood = vec![false; 4 + 2 * COLUMNS.len()];
+        let mut unknown = BTreeSet::new();
         while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-            if !keys.insert(key.clone()) {
+            let at = |name: &str| COLUMNS.iter().position(|column| column.name == name);
+            let known = match key.as_ref() {
+                "step" => Some(0),
+                "tokens" => Some(1),
+                "action" => Some(2),
+                "events" => Some(3),
+                name => match name.strip_suffix("_bits") {
+                    Some(exact) => at(exact).map(|column| 5 + 2 * column),
+                    None => at(name).map(|column| 4 + 2 * column),
+                },
+            };
+            let twice = match known {
+                Some(index) => std::mem::replace(&mut stood[index], true),
+                None => !unknown.insert(key.clone()),
+            };
+            if twice {
                 return Err(A::Error::custom(format!("`{key}` stands twice")));
             }
-            let at = |name: &str| COLUMNS.iter().position(|column| column.name == name);
-            match key.as_ref() {
-                "step" => step = Some(map.next_value()?),
-                "tokens" => tokens = Some(map.next_value()?),
-                "action" => action = Some(map.next_value()?),
-                "events" => events = Some(map.next_value()?),
-                name => match (at(name), name.strip_suffix("_bits").and_then(at)) {
-                    (Some(column), _) => decimals[column] = map.next_value()?,
-                    (None, Some(column)) => bits[column] = map.next_value()?,
-                    (None, None) => drop(map.next_value::<IgnoredAny>()?),
-                },
+            match known {
+                Some(0) => step = Some(map.next_value()?),
+                Some(1) => tokens = Some(map.next_value()?),
+                Some(2) => action = Some(map.next_value()?),
+                Some(3) => events = Some(map.next_value()?),
+                Some(index) if index % 2 == 0 => decimals[(index - 4) / 2] = map.next_value()?,
+                Some(index) => bits[(index - 5) / 2] = map.next_value()?,
+                None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
         let missing = A::Error::missing_field;

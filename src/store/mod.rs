@@ -12,6 +12,7 @@
 //!   llm.c's line format; [`tensorboard`]: the same as event files; [`records`]: these and the ledger,
 //!   together; [`append`]: files that only grow; [`gpu_log`]: the readings of the GPU's sensors.
 //! * [`audit`]: what is kept of an audited step.
+//! * [`notes`]: what a person says of a run.
 //! * [`derived`]: whether metrics and main.log agree with the ledger; [`rebuild`]: the same files written
 //!   again.
 //! * [`run_folder`]: where everything is, and the lock that keeps a second process out; [`contents`]: which
@@ -32,6 +33,7 @@ pub mod main_log;
 pub mod manifest;
 pub mod metrics;
 mod metrics_parquet;
+pub mod notes;
 pub mod rebuild;
 pub mod records;
 pub mod retention;

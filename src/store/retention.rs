@@ -27,12 +27,12 @@ impl Retention {
     }
 }
 
-/// Deletes the checkpoints that `retention` does not keep; returns their steps.
+/// The steps of the checkpoints that `retention` does not keep, in rising order.
 ///
 /// One whole checkpoint is always kept: if none of those to keep looks whole ([`checkpoint::inspect`]), the
 /// newest one that does is kept as well. States are not read back for this, which would cost more than the
 /// save; only loading finds a damaged byte inside a file.
-pub fn prune(checkpoints: &Path, retention: Retention) -> Result<Vec<u64>> {
+pub fn unkept(checkpoints: &Path, retention: Retention) -> Result<Vec<u64>> {
     let found = checkpoint::list(checkpoints)?;
     let mut doomed = retention.doomed(&found.iter().map(|(step, _)| *step).collect::<Vec<_>>());
     if doomed.is_empty() {
@@ -45,6 +45,12 @@ pub fn prune(checkpoints: &Path, retention: Retention) -> Result<Vec<u64>> {
     if !kept_whole && let Some(last) = doomed.iter().rposition(looks_whole) {
         doomed.remove(last);
     }
+    Ok(doomed)
+}
+
+/// Deletes the checkpoints that `retention` does not keep ([`unkept`]); returns their steps.
+pub fn prune(checkpoints: &Path, retention: Retention) -> Result<Vec<u64>> {
+    let doomed = unkept(checkpoints, retention)?;
     for step in &doomed {
         atomic::remove_folder(&checkpoints.join(checkpoint::folder_name(*step)))?;
     }

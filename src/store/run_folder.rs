@@ -100,6 +100,11 @@ impl RunPaths {
     pub fn report(&self) -> PathBuf {
         self.folder.join("report.html")
     }
+
+    /// What a person says of the run; no part of the proof.
+    pub fn notes(&self) -> PathBuf {
+        self.folder.join("notes.jsonl")
+    }
 }
 
 /// A run's folder, locked for this process until dropped.
@@ -128,9 +133,8 @@ impl RunFolder {
             if !overwrite {
                 return Err(StoreError::RunExists { path: folder });
             }
-            contents::require_ours(&folder)?;
             // The old folder is moved away with its lock, which holds until the new folder is locked.
-            let old = atomic::set_aside(&folder)?;
+            let old = set_aside(&folder)?;
             fs::create_dir(&folder).map_err(StoreError::io(&folder, "create"))?;
             lock = self::lock(&folder)?;
             atomic::remove_if_there(&old)?;
@@ -188,6 +192,25 @@ impl RunFolder {
         Ok(run)
     }
 
+    /// Removes the run in `folder`, with everything in it; `act` false only checks that it could be.
+    ///
+    /// # Errors
+    /// The folder is not a run, holds what this program did not write, or another process has locked it.
+    pub fn remove(folder: &Path, act: bool) -> Result<()> {
+        contents::require_ours(folder)?;
+        if !act {
+            return match holder(folder) {
+                Some(pid) => Err(StoreError::Locked { path: folder.into(), pid: Some(pid) }),
+                None => Ok(()),
+            };
+        }
+        let held = lock(folder)?;
+        let old = set_aside(folder)?;
+        atomic::remove_if_there(&old)?;
+        drop(held);
+        Ok(())
+    }
+
     fn with(folder: PathBuf, lock: File) -> Result<RunFolder> {
         let paths = RunPaths::new(&folder);
         for part in [paths.checkpoints(), paths.samples(), paths.plots()] {
@@ -198,6 +221,12 @@ impl RunFolder {
         }
         Ok(RunFolder { paths, _lock: lock })
     }
+}
+
+/// Moves the folder of a run away in one rename, if all in it is this program's; returns where it is now.
+fn set_aside(folder: &Path) -> Result<PathBuf> {
+    contents::require_ours(folder)?;
+    atomic::set_aside(folder)
 }
 
 /// The run under `root` that was changed last, by the time of its ledger or else its configuration.
@@ -234,6 +263,10 @@ pub fn run_names(root: &Path) -> Vec<String> {
 pub fn holder(folder: &Path) -> Option<u32> {
     let path = folder.join(LOCK);
     let pid: u32 = String::from_utf8(regular::read(&path).ok()?).ok()?.trim().parse().ok()?;
+    // Most runs of a list have ended, and their processes too.
+    if !Path::new("/proc").join(pid.to_string()).exists() {
+        return None;
+    }
     let inode = inode(&path)?;
     let locks = fs::read_to_string("/proc/locks").ok()?;
     // `1: FLOCK  ADVISORY  WRITE 26025 fe:00:10133511 0 EOF`; the device's numbers differ on some file

@@ -36,6 +36,7 @@ mod slsa;
 mod support;
 mod sweep;
 mod terminal;
+mod tidy;
 mod twice;
 mod verify;
 mod verify_claims;

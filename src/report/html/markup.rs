@@ -138,10 +138,10 @@ fn tiles(page: &HtmlPage, numbers: &Numbers) -> Markup {
             } @else {
                 (tile("Steps", &units::thousands(numbers.steps), "the log has no tokens"))
             }
-            @if let Some([median, ..]) = numbers.tokens_per_s {
+            @if let Some(speed) = numbers.speed {
                 @let share = |mfu| format!("{:.1} % of the peak (MFU)", 100.0 * mfu);
                 @let mfu = numbers.mfu.map_or(String::new(), share);
-                (tile("Tokens/s", &units::thousands(median.round() as u64), &mfu))
+                (tile("Tokens/s", &units::thousands(speed.round() as u64), &mfu))
             }
             @if numbers.seconds > 0.0 {
                 @let time = match numbers.seconds < 10.0 {

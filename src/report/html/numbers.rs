@@ -1,9 +1,9 @@
 //! The metrics in a few numbers.
 
-use super::super::figures::{Figures, tail};
+use super::super::figures::{Figures, tail, updates};
 use super::super::run_data::RunData;
 use super::super::series::quantile;
-use crate::store::metrics::{Action, MetricsRow};
+use crate::store::metrics::MetricsRow;
 
 /// The results of a run.
 pub struct Numbers {
@@ -19,6 +19,8 @@ pub struct Numbers {
     pub hellaswag_acc_norm: Option<f64>,
     /// Seconds in steps.
     pub seconds: f64,
+    /// Tokens a second in the last hundred steps, as `runner show` has them.
+    pub speed: Option<f64>,
     /// Median, fifth and ninety-fifth percentile over the steps.
     pub tokens_per_s: Option<[f64; 3]>,
     pub step_ms: Option<[f64; 3]>,
@@ -33,7 +35,6 @@ impl Numbers {
         let rows = &run.rows;
         let spread = |value: fn(&MetricsRow) -> Option<f64>| spread(rows.iter().filter_map(value));
         let figures = Figures::of(rows);
-        let updates = rows.iter().filter(|row| row.action == Action::Update).count();
         let best =
             rows.iter().filter_map(|row| Some((row.val_loss?, row.step))).min_by(|a, b| a.0.total_cmp(&b.0));
         let happened =
@@ -41,12 +42,13 @@ impl Numbers {
         Numbers {
             steps: run.trained().count() as u64,
             tokens: rows.last().map_or(0, |row| row.tokens),
-            loss: figures.get("loss").map(|loss| (loss, tail(updates))),
+            loss: figures.get("loss").map(|loss| (loss, tail(updates(rows)))),
             val_loss: figures.get("val_loss").zip(best).map(|(last, (best, step))| (last, best, step)),
             hellaswag: figures.get("hellaswag"),
             hellaswag_acc: figures.get("hellaswag_acc"),
             hellaswag_acc_norm: figures.get("hellaswag_acc_norm"),
             seconds: rows.iter().filter_map(|row| row.step_ms).sum::<f64>() / 1e3,
+            speed: figures.get("tokens_per_s"),
             tokens_per_s: spread(|row| row.tokens_per_s),
             step_ms: spread(|row| row.step_ms),
             mfu: figures.get("mfu"),

@@ -1,0 +1,57 @@
+//! `runner new NAME`: a new experiment to edit, made from a shipped one.
+
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::builder::PossibleValuesParser;
+
+use super::streams::{self, say};
+use crate::experiment::{SHIPPED, name_problem, template};
+use crate::run::UsageError;
+
+/// Write a new experiment to edit: every key with what it does.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Its name, or the path of the file; `.toml` is added.
+    name: PathBuf,
+    /// The shipped experiment whose values it begins with.
+    #[arg(long, default_value = "quickstart", value_parser = PossibleValuesParser::new(names()))]
+    from: String,
+}
+
+fn names() -> Vec<&'static str> {
+    SHIPPED.iter().filter(|shipped| !shipped.is_sweep()).map(|shipped| shipped.name).collect()
+}
+
+/// Prints the path of the new file to stdout.
+///
+/// # Errors
+/// There is a file of this name already; the name cannot be that of a run.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let mut path = args.name.clone();
+    if path.extension().is_none_or(|ending| ending != "toml") {
+        path.as_mut_os_string().push(".toml");
+    }
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    if let Some(problem) = name_problem(&name) {
+        let hint = "it names the run too: use letters, digits, `-`, `_`, `.` and spaces";
+        return Err(UsageError(format!("`{name}` {problem}\n  hint: {hint}")).into());
+    }
+    let from = SHIPPED.iter().find(|shipped| shipped.name == args.from).expect("clap knows the names");
+    let mut file = match File::create_new(&path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            let hint = "choose another name, or remove that file first";
+            return Err(
+                UsageError(format!("there is already a file `{}`\n  hint: {hint}", path.display())).into()
+            );
+        }
+        file => file.with_context(|| format!("cannot create `{}`", path.display()))?,
+    };
+    let written = file.write_all(template(&path, from).as_bytes());
+    written.with_context(|| format!("cannot write `{}`", path.display()))?;
+    say!("from `{}`: {}", from.name, from.about());
+    say!("edit it; then `runner plan {0}` and `runner run {0}`", path.display());
+    streams::print(&format!("{}\n", path.display()))
+}

@@ -1,0 +1,88 @@
+//! `runner prune RUN…`: the checkpoints that the rules of retention do not keep.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use super::exit;
+use super::streams::say;
+use crate::experiment;
+use crate::report::summary;
+use crate::run::find;
+use crate::store::{Retention, RunFolder, RunPaths, checkpoint, contents, retention};
+use crate::units;
+
+/// Remove checkpoints that a run need not keep; say which without `--yes`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The runs: names under `--runs`, or folders.
+    #[arg(required_unless_present = "all")]
+    run: Vec<PathBuf>,
+    /// Every run under `--runs`.
+    #[arg(long, conflicts_with = "run")]
+    all: bool,
+    /// Keep so many of the newest; by default the run's `checkpoint.keep_last`, where 0 keeps all.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    keep_last: Option<u64>,
+    /// Keep those of steps that are a multiple of this; by default the run's `checkpoint.keep_every`.
+    #[arg(long, value_name = "STEPS")]
+    keep_every: Option<u64>,
+    /// Remove them.
+    #[arg(long)]
+    yes: bool,
+    /// Folder that holds the run folders.
+    #[arg(long, default_value = "runs", value_name = "DIR")]
+    runs: PathBuf,
+}
+
+/// Goes on behind a run that cannot be pruned, and fails at the end.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let folders = match args.all {
+        true => summary::folders(&args.runs)?,
+        false => args.run.iter().map(|run| find::find(Some(run), &args.runs)).collect::<Result<_, _>>()?,
+    };
+    let (mut freed, mut failed) = (0, false);
+    for folder in &folders {
+        match prune(folder, &args) {
+            Ok(bytes) => freed += bytes,
+            Err(error) => {
+                failed = true;
+                exit::print(&error.to_string());
+            }
+        }
+    }
+    match (freed, args.yes) {
+        (0, _) => say!("nothing to remove"),
+        (freed, true) => say!("{} freed", units::bytes(freed)),
+        (freed, false) => say!("{} would be freed; `--yes` removes them", units::bytes(freed)),
+    }
+    Ok(if failed { ExitCode::from(exit::FAILED) } else { ExitCode::SUCCESS })
+}
+
+/// The bytes of what is removed, or would be.
+fn prune(folder: &Path, args: &Args) -> anyhow::Result<u64> {
+    let paths = RunPaths::new(folder);
+    let own = experiment::load_recorded(&paths.experiment())?.experiment.checkpoint;
+    let retention = Retention {
+        keep_last: args.keep_last.map_or(own.keep_last, |n| n as usize),
+        keep_every: args.keep_every.unwrap_or(own.keep_every),
+    };
+    let shown = folder.display();
+    if retention.keep_last == 0 {
+        say!("`{shown}` keeps all: its `checkpoint.keep_last` is 0, and `--keep-last` is not given");
+        return Ok(0);
+    }
+    let held = if args.yes { Some(RunFolder::open(folder)?) } else { None };
+    let checkpoints = paths.checkpoints();
+    let steps = retention::unkept(&checkpoints, retention)?;
+    let bytes =
+        steps.iter().map(|step| contents::bytes_in(&checkpoints.join(checkpoint::folder_name(*step)))).sum();
+    if !steps.is_empty() {
+        let listed: Vec<String> = steps.iter().map(u64::to_string).collect();
+        let (does, size) = (if args.yes { "loses" } else { "would lose" }, units::bytes(bytes));
+        say!("`{shown}` {does} the checkpoints of steps {}: {size}", listed.join(", "));
+    }
+    if held.is_some() {
+        retention::prune(&checkpoints, retention)?;
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,167 @@
+//! Runs as a table: columns, filters, orders, groups.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::super::Figures;
+use super::super::listing;
+use super::super::summary::State;
+use super::*;
+use crate::experiment::{self, flatten};
+use crate::store::notes::Notes;
+
+const EXPERIMENT: &str = "[model]\ndescriptor = 'd12'\n[data]\ncorpus = 'kjv'\n[schedule]\nsteps = 10\n";
+
+fn run(name: &str, step: u64, val_loss: Option<f64>, state: State) -> RunGlance {
+    let rate = if name == "c" { "schedule.learning_rate=3e-3" } else { "schedule.learning_rate=1e-3" };
+    let loaded = experiment::load_text(name, EXPERIMENT, &[rate.into(), format!("name={name}")]).unwrap();
+    RunGlance {
+        name: name.into(),
+        folder: PathBuf::from("/nowhere").join(name),
+        state,
+        why: None,
+        model: "d12".into(),
+        parameters: Some(1000),
+        step,
+        steps: Some(10),
+        tokens: 64 * step,
+        skipped: 0,
+        figures: Figures::default().with("val_loss", val_loss),
+        last: None,
+        unverified: None,
+        root: None,
+        numerics_id: None,
+        device: None,
+        settings: flatten(&loaded.experiment),
+        notes: Notes::default(),
+        odd_notes: None,
+    }
+}
+
+fn runs() -> Vec<RunGlance> {
+    vec![
+        run("a", 10, Some(3.4), State::Done),
+        run("b", 2, None, State::Broken),
+        run("c", 7, Some(3.1), State::Stopped),
+    ]
+}
+
+fn table() -> RunTable {
+    RunTable::of(runs(), &[], &[], None)
+}
+
+fn named(table: &RunTable) -> Vec<&str> {
+    table.runs().map(|run| run.name.as_str()).collect()
+}
+
+fn filtered(text: &str) -> Result<Vec<String>, ReportError> {
+    let table = table().filter(&Filter::parse(text)?)?;
+    Ok(named(&table).into_iter().map(str::to_owned).collect())
+}
+
+#[test]
+fn sorting_puts_rows_without_a_value_last_in_either_direction() {
+    for (by, expected) in [
+        ("val_loss", ["c", "a", "b"]),
+        ("val_loss:desc", ["a", "c", "b"]),
+        ("-val_loss", ["a", "c", "b"]),
+        ("step", ["b", "c", "a"]),
+        ("-schedule.learning_rate", ["c", "a", "b"]),
+    ] {
+        assert_eq!(named(&table().sort(&Sort::parse(by).unwrap())), expected, "{by}");
+    }
+    let refused = |by: &str| Sort::parse(by).map(drop).unwrap_err().to_string();
+    assert!(refused("loss:up").contains("`asc` or `desc`"));
+    assert!(
+        refused("lost").contains("did you mean `loss`?") && refused("lost").contains("name, model, state")
+    );
+}
+
+#[test]
+fn filters_compare_numbers_text_and_keys() {
+    for (filter, expected) in [
+        ("val_loss < 3.3", &["c"][..]),
+        ("val_loss>=3.1", &["a", "c"]),
+        ("step != 7", &["a", "b"]),
+        ("state == 'done'", &["a"]),
+        ("state = broken", &["b"]),
+        ("name ~ c", &["c"]),
+        ("schedule.learning_rate > 1e-3", &["c"]),
+        ("learning_rate = 0.001", &["a", "b"]),
+        ("optimizer.beta1 < 0.5", &[]),
+        ("log.tensorboard = true", &["a", "b", "c"]),
+        ("model.init != x", &[]),
+        ("data.corpus ~ kj", &["a", "b", "c"]),
+    ] {
+        assert_eq!(filtered(filter).unwrap_or_else(|error| panic!("{error}")), expected, "{filter}");
+    }
+    for (bad, says) in [
+        ("val_loss", "no filter"),
+        ("lost < 3", "no column `lost`"),
+        ("step < many", "expected a number"),
+        ("step ~ 1", "`~` is for text"),
+        ("every > 3", "eval.every or sample.every or checkpoint.every or log.every"),
+        ("log.tensorboard = yes", "`true` or `false`"),
+    ] {
+        let error = filtered(bad).unwrap_err().to_string();
+        assert!(error.contains(says), "{bad}: {error}");
+    }
+}
+
+#[test]
+fn csv_has_a_header_and_empty_fields_for_what_is_not_there() {
+    let csv = table().to_csv(&columns());
+    let header: Vec<&str> = columns().iter().map(|column| column.name).collect();
+    assert_eq!(csv.lines().next().unwrap(), header.join(","));
+    assert_eq!(csv.lines().nth(2).unwrap(), "b,d12,broken,2,10,128,,,,,,,,,,0,,1000,");
+}
+
+#[test]
+fn what_differs_between_runs_are_the_keys_with_more_than_one_value() {
+    let names = |table: RunTable| table.differing().iter().map(|column| column.name).collect::<Vec<_>>();
+    assert_eq!(names(table()), ["schedule.learning_rate"]);
+    assert_eq!(names(table().filter(&Filter::parse("name != c").unwrap()).unwrap()), [""; 0]);
+}
+
+#[test]
+fn a_group_has_the_mean_of_its_numbers_and_the_value_that_all_share() {
+    let table = table();
+    let column = |name: &str| TableColumn::find(name).unwrap();
+    let by = column("learning_rate");
+    let groups = table.groups(&by);
+    let values: Vec<&Cell> = groups.iter().map(|group| &group.value).collect();
+    assert_eq!(values, [&Cell::Number(1e-3), &Cell::Number(3e-3)]);
+    assert_eq!(groups[0].cell(&column("step")), Cell::Number(6.0));
+    assert_eq!(groups[0].cell(&column("val_loss")), Cell::Number(3.4), "of those that have one");
+    assert_eq!(groups[0].cell(&column("model")), Cell::Text("d12".into()));
+    assert_eq!(groups[0].cell(&column("state")), Cell::Text("2 values".into()));
+    let json = groups[0].to_json(&by, &[column("step")]);
+    assert_eq!(json, json!({"schedule.learning_rate": 1e-3, "runs": ["a", "b"], "step": 6.0}));
+    let text = listing::groups(&table, &by, None, 80);
+    assert!(text.lines().nth(1).unwrap().starts_with("                0.001     2"), "{text}");
+}
+
+#[test]
+fn the_listing_fits_the_width_and_tells_why_a_run_is_broken() {
+    let long = RunGlance {
+        name: "gpt2_33b_a_rather_long_name_for_a_run".into(),
+        root: Some("91e07c9d8ec24ba4e0274008b40c2943".into()),
+        figures: Figures::default().with("tokens_per_s", Some(419_137.0)),
+        ..run("a", 31_000, None, State::Running)
+    };
+    let broken = RunGlance { why: Some("`x` line 1: cut short".into()), ..run("b", 2, None, State::Broken) };
+    let table = RunTable::of(vec![long, broken], &[], &[], None);
+    for width in [60, 80, 100, 200] {
+        let text = listing::table(&table, None, width);
+        assert!(text.lines().take(3).all(|line| line.chars().count() <= width), "{width}:\n{text}");
+        assert!(text.ends_with("b is broken: `x` line 1: cut short\n"), "{text}");
+    }
+    let text = listing::table(&table, None, 200);
+    assert!(["91e07c9d", "tok/s", "31000/10"].iter().all(|says| text.contains(says)), "{text}");
+    let chosen = ["name", "learning_rate", "tokens"].map(|name| TableColumn::find(name).unwrap());
+    let text = listing::table(&table, Some(&chosen), 200);
+    let second = text.lines().nth(2).unwrap().split_whitespace().collect::<Vec<_>>();
+    assert_eq!(second, ["b", "0.001", "128"], "{text}");
+    assert_eq!(listing::table(&RunTable::of(Vec::new(), &[], &[], None), None, 80), "");
+}

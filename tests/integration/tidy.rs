@@ -1,0 +1,260 @@
+//! Many runs in order: the table of runs, notes, removing and pruning, and new experiments.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::support::{Finished, Lab};
+
+const CI: &str = "experiments/ci.toml";
+
+/// A verb with `--runs` of the lab.
+fn verb(lab: &Lab, arguments: &[&str]) -> Finished {
+    let runs = lab.path("").display().to_string();
+    lab.finish(&[arguments, &["--runs", &runs]].concat())
+}
+
+#[track_caller]
+fn done(lab: &Lab, arguments: &[&str]) -> String {
+    let finished = verb(lab, arguments);
+    assert_eq!(finished.code, Some(0), "{arguments:?}: {}", finished.stderr);
+    finished.stdout
+}
+
+/// Three short runs with two learning rates.
+fn three_runs() -> Lab {
+    let lab = Lab::new();
+    for (name, seed, rate) in [("a", "1", "1e-3"), ("b", "2", "1e-3"), ("c", "1", "2e-3")] {
+        let (seed, rate) = (format!("seed={seed}"), format!("schedule.learning_rate={rate}"));
+        lab.run(CI, &["--name", name, "--set", &seed, "--set", &rate]).root();
+    }
+    lab
+}
+
+#[test]
+fn the_table_of_runs_has_any_key_as_a_column_a_filter_an_order_and_a_group() {
+    let lab = three_runs();
+    let csv = done(&lab, &["show", "--columns", "seed,learning_rate,grad_norm", "--sort", "-seed", "--csv"]);
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!(lines[0], "name,seed,schedule.learning_rate,grad_norm");
+    assert!(lines[1].starts_with("b,2,0.001,") && lines[1].len() > "b,2,0.001,".len(), "{csv}");
+    let listed = done(&lab, &["show", "--differing", "--filter", "seed = 1"]);
+    let words =
+        |line: usize| listed.lines().nth(line).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(words(0).unwrap(), ["name", "schedule.learning_rate", "state", "loss", "val_loss"]);
+    assert_eq!(words(2).unwrap()[..3], ["c", "0.002", "done"]);
+    let json =
+        done(&lab, &["show", "--group-by", "schedule.learning_rate", "--columns", "val_loss", "--json"]);
+    let groups: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(groups[0]["runs"], json!(["a", "b"]));
+    let of = |name: &str| -> f64 {
+        let json = done(&lab, &["show", name, "--json"]);
+        serde_json::from_str::<Value>(&json).expect("JSON")["val_loss"].as_f64().expect("a number")
+    };
+    assert_eq!(groups[0]["val_loss"].as_f64(), Some((of("a") + of("b")) / 2.0));
+    let full: Value = serde_json::from_str(&done(&lab, &["show", "--json"])).expect("JSON");
+    assert!(full[2]["disk_bytes"].as_u64() > Some(1 << 20) && full[2]["tags"] == json!([]), "{full}");
+    verb(&lab, &["show", "--columns", "seeed"])
+        .assert_fails(2, &["no column `seeed`", "did you mean `seed`?"]);
+    verb(&lab, &["show", "--filter", "every > 1"]).assert_fails(2, &["eval.every or sample.every"]);
+}
+
+/// What a list says of a run and what is said of it alone, by the names of columns.
+fn listed_and_alone(lab: &Lab, name: &str) -> (Value, Value) {
+    const COLUMNS: &str =
+        "state,step,steps,tokens,loss,val_loss,step_ms,tokens_per_s,skipped,root,parameters,why";
+    let filter = format!("name = {name}");
+    let listed = done(lab, &["show", "--columns", COLUMNS, "--filter", &filter, "--json"]);
+    let listed: Value = serde_json::from_str(&listed).expect("JSON");
+    let mut alone: Value = serde_json::from_str(&done(lab, &["show", name, "--json"])).expect("JSON");
+    let fields = alone.as_object_mut().expect("an object");
+    fields.retain(|key, _| key == "name" || COLUMNS.split(',').any(|column| column == key));
+    (listed[0].clone(), alone)
+}
+
+/// A run whose files are too long to be read in full for a list, and of which guards skip steps.
+const LONG: [&str; 26] = [
+    "--set",
+    "schedule.steps=1500",
+    "--set",
+    "model.layers=1",
+    "--set",
+    "model.heads=1",
+    "--set",
+    "model.channels=16",
+    "--set",
+    "batch.seq_len=16",
+    "--set",
+    "batch.micro=1",
+    "--set",
+    "batch.tokens=32",
+    "--set",
+    "eval.every=400",
+    "--set",
+    "eval.val_tokens=64",
+    "--set",
+    "checkpoint.every=600",
+    "--set",
+    "guards.loss_z=2",
+    "--set",
+    "sample.every=0",
+    "--set",
+    "log.every=500",
+];
+
+#[test]
+fn a_list_says_of_a_long_run_what_is_said_of_it_alone_though_it_reads_the_ends_of_files() {
+    let lab = Lab::new();
+    lab.run(CI, &LONG).root();
+    let (listed, alone) = listed_and_alone(&lab, "ci");
+    assert_eq!(listed, alone);
+    assert!(listed["state"] == "done" && listed["skipped"].as_u64() > Some(10), "{listed}");
+    // Stopped between its checkpoints, behind the last evaluation.
+    for file in ["metrics.jsonl", "ledger.jsonl"] {
+        let path = lab.path("ci").join(file);
+        let text = fs::read_to_string(&path).expect("UTF-8");
+        let steps = text.lines().filter(|line| !line.starts_with("{\"note\"")).take(1390);
+        fs::write(&path, steps.map(|line| format!("{line}\n")).collect::<String>()).expect("writable");
+    }
+    fs::remove_dir_all(lab.path("ci/checkpoints/step_00001500")).expect("it is there");
+    let (listed, alone) = listed_and_alone(&lab, "ci");
+    assert_eq!(listed, alone);
+    assert!(listed["state"] == "stopped" && listed["step"] == 1390, "{listed}");
+    // A number that the ledger does not have, and a line that is none.
+    let path = lab.path("ci/metrics.jsonl");
+    let text = fs::read_to_string(&path).expect("UTF-8");
+    let (before, last) = text.trim_end().rsplit_once('\n').expect("many lines");
+    fs::write(&path, format!("{before}\n{}\n", last.replace("\"tokens\":", "\"tokens\":1")))
+        .expect("writable");
+    assert!(verb(&lab, &["show"]).stderr.contains("the figures of ci are not verified"));
+    fs::write(&path, format!("{before}\nhello\n")).expect("writable");
+    assert!(done(&lab, &["show"]).contains("ci is broken: "));
+}
+
+#[test]
+fn the_members_of_a_sweep_are_listed_by_its_name_and_theirs() {
+    let lab = Lab::new();
+    fs::create_dir(lab.path("sweep")).expect("new");
+    fs::write(lab.path("sweep/sweep.toml"), "").expect("writable");
+    let runs = lab.path("sweep").display().to_string();
+    lab.finish(&["run", CI, "--name", "001", "--runs", &runs]).root();
+    lab.run(CI, &["--name", "alone"]).root();
+    let csv = done(&lab, &["show", "--columns", "state", "--csv"]);
+    assert_eq!(csv, "name,state\nalone,done\nsweep/001,done\n");
+    assert!(done(&lab, &["show", "sweep/001"]).contains("001, done"));
+}
+
+#[test]
+fn notes_and_tags_are_shown_and_are_no_part_of_the_proof() {
+    let lab = three_runs();
+    let before = done(&lab, &["verify", "a"]);
+    done(&lab, &["note", "a", "the loss\nis odd", "--tag", "keep", "--tag", "odd"]);
+    done(&lab, &["note", "a", "--untag", "odd"]);
+    assert_eq!(done(&lab, &["note", "a"]), "tag: keep\nthe loss\nis odd\n");
+    assert_eq!(done(&lab, &["verify", "a"]), before);
+    assert!(done(&lab, &["show", "a"]).contains("notes        the loss\n             is odd"));
+    assert_eq!(
+        done(&lab, &["show", "--filter", "tags ~ keep", "--columns", "tags", "--csv"]),
+        "name,tags\na,keep\n"
+    );
+    verb(&lab, &["note", "a", "--tag", "two words"]).assert_fails(2, &["is no tag"]);
+    verb(&lab, &["note", "a", "--untag", "odd"]).assert_fails(2, &["no tag `odd`", "its tags are keep"]);
+    verb(&lab, &["note", "a", " "]).assert_fails(2, &["the note is empty"]);
+    fs::write(lab.path("b/notes.jsonl"), "hello\n").expect("writable");
+    let listed = verb(&lab, &["show"]);
+    assert!(listed.code == Some(0) && listed.stderr.contains("b/notes.jsonl` line 1"), "{}", listed.stderr);
+    lab.run(CI, &["--name", "b", "--overwrite"]).root();
+    assert!(!lab.path("b/notes.jsonl").exists(), "--overwrite knows the file");
+}
+
+#[test]
+fn rm_removes_runs_and_nothing_that_is_not_one() {
+    let lab = three_runs();
+    fs::create_dir(lab.path("photos")).expect("new");
+    fs::write(lab.path("photos/me.png"), "mine").expect("writable");
+    fs::write(lab.path("b/thesis.tex"), "mine").expect("writable");
+    verb(&lab, &["rm", "a", "b"]).assert_fails(1, &["`thesis.tex`", "hint: move that away"]);
+    verb(&lab, &["rm", "a", "photos"]).assert_fails(2, &["there is no run in"]);
+    let dry = verb(&lab, &["rm", "a", "c", "--dry-run"]);
+    assert!(dry.code == Some(0) && dry.stderr.contains("would remove `"), "{}", dry.stderr);
+    assert!(["a", "b", "c"].iter().all(|name| lab.path(name).join("ledger.jsonl").exists()), "all or none");
+    // Of a run whose experiment is lost, the lock is enough.
+    fs::remove_file(lab.path("c/experiment.toml")).expect("it is there");
+    done(&lab, &["rm", "a", "c", "a"]);
+    let mut left: Vec<String> = (fs::read_dir(lab.path("")).expect("a folder"))
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["b", "photos"]);
+    assert_eq!(fs::read(lab.path("b/thesis.tex")).expect("it is there"), b"mine");
+}
+
+#[test]
+fn a_run_that_goes_on_is_neither_removed_nor_pruned() {
+    let lab = Lab::new();
+    let mut running =
+        lab.start("run", CI, &["--set", "schedule.steps=100000", "--set", "checkpoint.keep_last=1"]);
+    running.wait_for_rows(&lab, 3);
+    verb(&lab, &["rm", "ci", "--dry-run"]).assert_fails(1, &["in use by process"]);
+    verb(&lab, &["rm", "ci"]).assert_fails(1, &["in use by process"]);
+    verb(&lab, &["prune", "ci", "--yes"]).assert_fails(1, &["in use by process"]);
+    done(&lab, &["note", "ci", "still going"]);
+    assert!(lab.path("ci/ledger.jsonl").exists());
+}
+
+#[test]
+fn prune_says_what_retention_would_drop_and_drops_it_when_told() {
+    let lab = three_runs();
+    let steps = |name: &str| {
+        let mut steps: Vec<String> = (fs::read_dir(lab.path(name).join("checkpoints")).expect("a folder"))
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
+        steps.sort();
+        steps
+    };
+    let all = ["step_00000005", "step_00000010", "step_00000015", "step_00000020"];
+    let own = verb(&lab, &["prune", "a"]);
+    assert!(own.stderr.contains("keeps all: its `checkpoint.keep_last` is 0"), "{}", own.stderr);
+    let dry = verb(&lab, &["prune", "--all", "--keep-last", "1", "--keep-every", "10"]);
+    assert!(dry.stderr.contains("a` would lose the checkpoints of steps 5, 15: "), "{}", dry.stderr);
+    assert!(dry.stderr.contains("`--yes` removes them"), "{}", dry.stderr);
+    assert_eq!(steps("a"), all);
+    done(&lab, &["prune", "a", "b", "--keep-last", "1", "--keep-every", "10", "--yes"]);
+    assert_eq!(
+        (steps("a"), steps("b")),
+        (vec![all[1].into(), all[3].into()], vec![all[1].into(), all[3].into()])
+    );
+    assert_eq!(steps("c"), all);
+    let verified = lab.verify("a", &[]);
+    assert_eq!(verified.code, Some(0), "{}", verified.stderr);
+    verb(&lab, &["prune", "a", "--keep-last", "0"]).assert_fails(2, &["keep-last"]);
+}
+
+/// The program in a folder without a checkout.
+fn elsewhere(lab: &Lab, arguments: &[&str]) -> Finished {
+    let mut command: Command = lab.command(arguments);
+    Finished::from(command.current_dir(lab.path("")).output().expect("the program starts"))
+}
+
+#[test]
+fn a_new_experiment_and_a_shipped_one_run_without_a_checkout() {
+    let lab = Lab::new();
+    let made = elsewhere(&lab, &["new", "mine", "--from", "ci"]);
+    assert_eq!((made.code, made.stdout.as_str()), (Some(0), "mine.toml\n"), "{}", made.stderr);
+    let root = include_str!("../golden/ci_cpu.root").trim();
+    assert_eq!(elsewhere(&lab, &["run", "mine.toml"]).root(), root);
+    assert_eq!(elsewhere(&lab, &["run", "ci"]).root(), root);
+    elsewhere(&lab, &["new", "mine"]).assert_fails(2, &["already a file `mine.toml`"]);
+    elsewhere(&lab, &["new", "mine/.hidden"]).assert_fails(2, &["must begin with a letter"]);
+    elsewhere(&lab, &["run", "quickstar"]).assert_fails(2, &["did you mean `quickstart`?"]);
+    let config = elsewhere(&lab, &["config", "gpt2_420b"]);
+    let here = fs::canonicalize(lab.path("")).expect("it is there");
+    let data = Path::new(&here).join("data/edu_fineweb_train_*.bin");
+    assert!(config.stdout.contains(data.to_str().expect("UTF-8")), "{}{}", config.stdout, config.stderr);
+    assert!(config.stdout.contains("# experiments/gpt2_33b.toml:"), "{}", config.stdout);
+    // A file of the name goes before.
+    fs::write(lab.path("ci"), "seed = \"x\"").expect("writable");
+    elsewhere(&lab, &["config", "ci"]).assert_fails(2, &["`seed` must be an integer"]);
+}
