@@ -38,7 +38,9 @@ it) or one of
 name, model, state, step, steps, tokens, loss, val_loss, best_val_loss, hellaswag, hellaswag_acc,
 hellaswag_acc_norm, hellaswag_acc_bytes, step_ms, tokens_per_s, mfu, skipped, root, parameters, why, tags, \
 note, disk,
-device, numerics_id; of other metrics it is the last. Operators: =, !=, <, <=, >, >=, and ~ for text that \
+device, numerics_id; of other metrics it is the last. `loss` is the mean of the last hundredth of the \
+ updates, at
+most 100. Operators: =, !=, <, <=, >, >=, and ~ for text that \
 contains another.")]
 pub struct Args {
     /// The run to show in full, or the sweep whose members to list: a name under `--runs`, or a folder.

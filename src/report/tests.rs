@@ -342,9 +342,10 @@ fn gallery() {
         ("groups_hundred_runs", &ten[..], PlotOptions::default()),
     ] {
         let scene = figure::draw_groups(groups, &options).unwrap();
-        atomic::write(&folder.join(format!("{name}.png")), &scene.to_png().unwrap()).unwrap();
+        crate::store::atomic::write(&folder.join(format!("{name}.png")), &scene.to_png().unwrap()).unwrap();
     }
     for (kind, chart) in figure::charts(&[small], &PlotOptions::default()).unwrap() {
-        atomic::write(&folder.join(format!("chart_{kind:?}.png")), &chart.to_png().unwrap()).unwrap();
+        crate::store::atomic::write(&folder.join(format!("chart_{kind:?}.png")), &chart.to_png().unwrap())
+            .unwrap();
     }
 }

@@ -22,8 +22,9 @@ use crate::store::{self, LoadedCheckpoint, RunPaths, checkpoint};
 pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
     let is_run = |folder: &Path| RunPaths::new(folder).experiment().is_file();
     let folder = match run {
-        Some(run) if is_run(run) || run.starts_with(".") => run.to_owned(),
-        Some(run) if run.is_dir() && !is_run(&runs.join(run)) => run.to_owned(),
+        Some(run) if run.starts_with(".") => run.to_owned(),
+        Some(run) if is_run(&runs.join(run)) => runs.join(run),
+        Some(run) if run.is_dir() => run.to_owned(),
         Some(run) => runs.join(run),
         None => store::newest_run(runs)?.ok_or_else(|| {
             UsageError(format!(
@@ -46,7 +47,7 @@ pub fn find_sweep(asked: Option<&Path>, runs: &Path) -> Option<PathBuf> {
     let asked = asked?;
     let under = (!asked.starts_with(".")).then(|| runs.join(asked));
     let is_run = |folder: &PathBuf| RunPaths::new(folder).experiment().is_file();
-    let folders = std::iter::once(asked.to_owned()).chain(under);
+    let folders = under.into_iter().chain([asked.to_owned()]);
     folders.into_iter().find(|folder| is_run(folder) || is_sweep(folder)).filter(|folder| !is_run(folder))
 }
 
