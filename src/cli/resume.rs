@@ -17,7 +17,7 @@ use crate::store::RunPaths;
 /// Resume a run from its newest whole checkpoint, or a sweep with what is missing of it.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The run or sweep: a name under `--runs`, or a folder. The newest run by default.
+    /// The run or sweep: a name under `--runs`, or a folder. The newest by default.
     run: Option<PathBuf>,
     /// Change a key first. A key that can change bits is refused without `--allow-drift`.
     #[arg(long, value_name = "KEY=VALUE")]

@@ -91,7 +91,7 @@ impl ShownRun {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    if let Some(folder) = find::find_sweep(args.run.as_deref(), &args.runs) {
+    if let Some(folder) = args.run.as_ref().and_then(|run| find::find_sweep(Some(run), &args.runs)) {
         return show_sweep(&folder, args.json);
     }
     if let Some(run) = &args.run {

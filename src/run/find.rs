@@ -10,7 +10,7 @@ use crate::eval::parameters;
 use crate::experiment::nearest;
 use crate::formats::require_finite;
 use crate::optim::MASTER;
-use crate::store::sweep_folder::is_sweep;
+use crate::store::sweep_folder::{is_sweep, newest_sweep};
 use crate::store::{self, LoadedCheckpoint, RunPaths, checkpoint};
 
 /// The folder of a run: `run` itself if it is one, else that name under `runs`; the newest of `runs` when
@@ -42,9 +42,9 @@ pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// The folder of the sweep that an argument names, where it names one and no run: `asked` itself, or that
-/// name under `runs`.
+/// name under `runs`. Without an argument the sweep that was worked on last, if no run was later.
 pub fn find_sweep(asked: Option<&Path>, runs: &Path) -> Option<PathBuf> {
-    let asked = asked?;
+    let Some(asked) = asked else { return newest_sweep(runs) };
     let under = (!asked.starts_with(".")).then(|| runs.join(asked));
     let is_run = |folder: &PathBuf| RunPaths::new(folder).experiment().is_file();
     let folders = under.into_iter().chain([asked.to_owned()]);

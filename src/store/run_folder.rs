@@ -269,14 +269,18 @@ pub fn newest_run(root: &Path) -> Result<Option<PathBuf>> {
     for entry in entries {
         let entry = entry.map_err(StoreError::io(root, "list"))?;
         let hidden = entry.file_name().to_string_lossy().starts_with('.');
-        let paths = RunPaths::new(&entry.path());
-        let modified = [paths.ledger(), paths.experiment()]
-            .iter()
-            .find_map(|file| fs::metadata(file).and_then(|m| m.modified()).ok());
+        let modified = worked_on(&entry.path());
         // Equal times: the later name, so that the result does not depend on the order of the folder.
         newest = newest.max(modified.filter(|_| !hidden).map(|time| (time, entry.path())));
     }
     Ok(newest.map(|(_, folder)| folder))
+}
+
+/// When the run in `folder` was changed last, if there is one.
+pub(super) fn worked_on(folder: &Path) -> Option<SystemTime> {
+    let paths = RunPaths::new(folder);
+    let files = [paths.ledger(), paths.experiment()];
+    files.iter().find_map(|file| fs::metadata(file).and_then(|m| m.modified()).ok())
 }
 
 /// The names of the runs under `root`, in order; none where it cannot be read.

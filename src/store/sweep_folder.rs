@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::run_folder::{LOCK, RunPaths, check_name, holder, is_used, lock};
+use super::run_folder::{LOCK, RunPaths, check_name, holder, is_used, lock, worked_on};
 use super::{Result, StoreError, atomic, contents};
 use crate::proof::regular;
 
@@ -178,6 +178,21 @@ fn require_ours(folder: &Path) -> Result<()> {
 /// Whether a folder is a sweep's.
 pub fn is_sweep(folder: &Path) -> bool {
     SweepPaths::new(folder).declaration().is_file()
+}
+
+/// The sweep under `root` that was worked on last, if no run beside it was worked on later.
+pub fn newest_sweep(root: &Path) -> Option<PathBuf> {
+    let inside =
+        |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let time = |folder: &PathBuf| match is_sweep(folder) {
+        true => inside(folder).filter_map(|member| worked_on(&member)).max(),
+        false => worked_on(folder),
+    };
+    let hidden =
+        |folder: &PathBuf| folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+    let folders = inside(root).filter(|folder| !hidden(folder));
+    let newest = folders.filter_map(|folder| Some((time(&folder)?, folder))).max()?.1;
+    is_sweep(&newest).then_some(newest)
 }
 
 /// The name of the folder of a member's run, in a sweep of `count` members.
