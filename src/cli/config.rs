@@ -3,7 +3,7 @@
 //! Reads what `runner run` would read and starts nothing. The resolved form is itself an experiment, or a
 //! sweep.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{experiment, streams};
 use crate::experiment::{Declared, Reference, json_schema};
@@ -37,7 +37,7 @@ pub struct Args {
 /// matter of usage, exit code 2.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let text = match (&args.experiment, &args.explain) {
-        (Some(path), _) => match experiment::load_declared(path, &args.sets)? {
+        (Some(path), _) => match experiment::load_declared(path, &args.sets, Path::new(experiment::RUNS))? {
             Declared::Experiment(loaded) if args.json => format!("{:#}\n", loaded.to_json()),
             Declared::Experiment(loaded) => loaded.to_toml(),
             Declared::Sweep(sweep) if args.json => format!("{:#}\n", sweep.to_json()),

@@ -8,14 +8,15 @@ use serde_json::{Value, json};
 use super::{exit, streams};
 use crate::proof::FieldDifference;
 use crate::proof::lock;
-use crate::run::find;
+use crate::run::{UsageError, find};
 use crate::store::compare::{First, StateDifference};
 use crate::verify::diff::Diff;
+use crate::verify::sweep::SweepDiff;
 
 /// Find the first step, tensor, leaf and element in which two runs differ.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A run: a name under `--runs`, or a folder; or the folder of a checkpoint.
+    /// A run or a sweep: a name under `--runs`, or a folder; or the folder of a checkpoint.
     a: PathBuf,
     /// The other one.
     b: PathBuf,
@@ -32,6 +33,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         true => Ok(path.to_owned()),
         false => find::find(Some(path), &args.runs),
     };
+    match [&args.a, &args.b].map(|path| find::find_sweep(Some(path), &args.runs)) {
+        [Some(a), Some(b)] => return diff_sweeps(&a, &b, args.json),
+        [None, None] => {}
+        _ => {
+            return Err(UsageError(
+                "a sweep and a run cannot be compared\n  hint: name a member, such as `NAME/001`".into(),
+            )
+            .into());
+        }
+    }
     let diff = Diff::of(&folder(&args.a)?, &folder(&args.b)?)?;
     if args.json {
         streams::print(&format!("{}\n", to_json(&diff)))?;
@@ -39,6 +50,25 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         streams::print(&diff.to_string())?;
     }
     Ok(ExitCode::from(if diff.same_bits() { 0 } else { exit::PROOF }))
+}
+
+/// The first member in which two sweeps differ.
+fn diff_sweeps(a: &Path, b: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let diff = SweepDiff::of(a, b)?;
+    if json {
+        let first = diff.first.as_ref().map(|first| {
+            json!({
+                "member": first.number,
+                "settings": [first.settings.0, first.settings.1],
+                "diff": first.diff.as_ref().map(to_json),
+            })
+        });
+        let value = json!({"same": diff.first.is_none(), "members": diff.members, "first": first});
+        streams::print(&format!("{value}\n"))?;
+    } else {
+        streams::print(&diff.to_string())?;
+    }
+    Ok(ExitCode::from(if diff.first.is_none() { 0 } else { exit::PROOF }))
 }
 
 fn to_json(diff: &Diff) -> Value {

@@ -107,8 +107,10 @@ fn note(held_out: &HeldOut) -> String {
 /// Name, value and amount of data, a line each.
 fn to_text(results: &Evaluated) -> String {
     let mut lines = Vec::new();
-    if let Some(HeldOutLoss { loss, tokens, .. }) = &results.validation {
+    if let Some(of @ HeldOutLoss { loss, tokens, bytes, .. }) = &results.validation {
         lines.push(("val_loss", format!("{loss:.6}"), format!("{} tokens", units::thousands(*tokens))));
+        let bytes = format!("{} bytes", units::thousands(*bytes));
+        lines.extend(of.bits_per_byte().map(|bits| ("val_bits_per_byte", format!("{bits:.6}"), bytes)));
     }
     if let Some((scores, _)) = &results.hellaswag {
         let tasks = format!("{} tasks", units::thousands(scores.tasks as u64));
@@ -127,10 +129,12 @@ fn to_json(results: &Evaluated, experiment: &str, manifest: Option<&Manifest>) -
         value["tokens"] = manifest.tokens.into();
         value["state_root"] = manifest.state_root.to_string().into();
     }
-    if let Some(HeldOutLoss { loss, tokens, from }) = &results.validation {
+    if let Some(of @ HeldOutLoss { loss, tokens, bytes, from }) = &results.validation {
         value["val_loss"] = (*loss).into();
         value["val_tokens"] = (*tokens).into();
         value["val_data"] = from.as_str().into();
+        value["val_bytes"] = (*bytes).into();
+        value["val_bits_per_byte"] = of.bits_per_byte().into();
     }
     if let Some((scores, _)) = &results.hellaswag {
         for (name, score) in scores.named() {

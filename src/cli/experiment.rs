@@ -3,28 +3,31 @@
 use std::path::{Path, PathBuf};
 
 use crate::experiment::{Declared, Loaded, SHIPPED, Shipped, nearest};
-use crate::formats::{self, load_experiment};
+use crate::run::initial;
 use crate::run::{UsageError, require_usage};
 
 /// The default folder of experiments.
 const FOLDER: &str = "experiments";
 
-/// Loads an experiment.
+/// The default folder of runs.
+pub const RUNS: &str = "runs";
+
+/// Loads an experiment; a run that it starts from is one of the default folder.
 ///
 /// # Errors
 /// The file is missing or has errors.
 pub fn load(path: &Path, sets: &[String]) -> anyhow::Result<Loaded> {
     require(path)?;
-    Ok(load_experiment(path, sets)?)
+    Ok(initial::load_experiment(path, sets, Path::new(RUNS))?)
 }
 
-/// Loads an experiment, or a sweep of many.
+/// Loads an experiment, or a sweep of many; runs that they start from are in the folder `runs`.
 ///
 /// # Errors
 /// The file is missing or has errors.
-pub fn load_declared(path: &Path, sets: &[String]) -> anyhow::Result<Declared> {
+pub fn load_declared(path: &Path, sets: &[String], runs: &Path) -> anyhow::Result<Declared> {
     require(path)?;
-    Ok(formats::load_declared(path, sets)?)
+    Ok(initial::load_declared(path, sets, runs)?)
 }
 
 /// Refuses a missing experiment, and suggests a similar one.

@@ -54,7 +54,9 @@ const EXAMPLES: [(&str, &str); 17] = [
     (
         "plot",
         "  runner plot quickstart\n  runner plot first second --x tokens --log xy --out both.svg\n  \
-         runner plot log_gpt2_124M/main.log --baseline 124m --theme dark --out reference.png",
+         runner plot log_gpt2_124M/main.log --baseline 124m --theme dark --out reference.png\n  \
+         runner plot runs/lr* --by schedule.learning_rate --out groups.png\n  \
+         runner plot runs/lr* --sweep schedule.learning_rate --out sweep.svg",
     ),
     ("report", "  runner report quickstart\n  runner report quickstart --out page.html --no-verify"),
     (

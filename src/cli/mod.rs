@@ -30,6 +30,7 @@ pub mod sample;
 pub mod show;
 mod streams;
 mod sweep;
+mod sweep_plan;
 pub mod verify;
 pub mod watch;
 

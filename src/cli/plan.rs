@@ -1,14 +1,16 @@
-//! `runner plan EXPERIMENT`: what a run needs in memory, time, money and disk, before anything is started.
+//! `runner plan EXPERIMENT`: what a run, or every run of a sweep, needs in memory, time, money and disk,
+//! before anything is started.
 //! For people in at most 80 columns, or as JSON.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::{experiment, streams};
+use super::{experiment, streams, sweep_plan};
+use crate::experiment::Declared;
 use crate::plan::data_facts::DataFacts;
 use crate::plan::memory::{Category, PlanEntry, Share};
-use crate::plan::{RunPlan, Target};
+use crate::plan::{RunPlan, SweepPlan, Target};
 use crate::run::require_usage;
 use crate::units;
 
@@ -39,8 +41,12 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut loaded = experiment::load(&args.experiment, &args.set)?;
-    let target = Target::choose(args.gpu.as_deref(), &loaded.experiment)?;
+    let declared = experiment::load_declared(&args.experiment, &args.set, Path::new(experiment::RUNS))?;
+    let first = match &declared {
+        Declared::Experiment(loaded) => loaded,
+        Declared::Sweep(sweep) => &sweep.members[0].loaded,
+    };
+    let target = Target::choose(args.gpu.as_deref(), &first.experiment)?;
     let gpus = args.gpus;
     require_usage(gpus.is_power_of_two(), || {
         format!("`--gpus` is {gpus}, expected a power of two: it divides the virtual workers")
@@ -48,9 +54,18 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     require_usage(gpus == 1 || !matches!(target, Target::Cpu { .. }), || {
         format!("`--gpus` is {gpus}, but the plan is for a CPU\n  hint: name the GPU with `--gpu h100`")
     })?;
-    let data = DataFacts::look(&mut loaded)?;
-    let plan = RunPlan::of(&loaded.experiment, target, Share { devices: args.gpus }, data)?;
-    let text = if args.json { serde_json::to_string_pretty(&plan)? + "\n" } else { to_text(&plan) };
+    let share = Share { devices: args.gpus };
+    let text = match declared {
+        Declared::Experiment(mut loaded) => {
+            let data = DataFacts::look(&mut loaded)?;
+            let plan = RunPlan::of(&loaded.experiment, target, share, data)?;
+            if args.json { serde_json::to_string_pretty(&plan)? + "\n" } else { to_text(&plan) }
+        }
+        Declared::Sweep(sweep) => {
+            let plan = SweepPlan::of(sweep, args.gpu.as_deref(), share)?;
+            if args.json { serde_json::to_string_pretty(&plan)? + "\n" } else { sweep_plan::to_text(&plan) }
+        }
+    };
     streams::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -59,7 +74,7 @@ fn mib(bytes: u64) -> String {
     units::thousands(bytes.div_ceil(1 << 20))
 }
 
-fn hours(seconds: f64) -> String {
+pub fn hours(seconds: f64) -> String {
     let minutes = (seconds / 60.0).round() as u64;
     match minutes {
         0..60 => units::duration(seconds),
@@ -262,7 +277,7 @@ impl PlanText<'_> {
 }
 
 /// A paragraph of at most 80 columns with a hanging indent.
-fn wrapped(out: &mut String, lead: &str, text: &str) -> std::fmt::Result {
+pub fn wrapped(out: &mut String, lead: &str, text: &str) -> std::fmt::Result {
     let indent = lead.chars().count();
     let (mut line, mut empty) = (lead.to_owned(), true);
     for word in text.split_whitespace() {

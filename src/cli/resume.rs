@@ -1,5 +1,5 @@
-//! `runner resume [RUN]`: continue from the newest whole checkpoint, to the bits of the uninterrupted run; of a
-//! sweep, train what is missing.
+//! `runner resume [RUN]`: continue from the newest whole checkpoint, to the bits of the uninterrupted run; of
+//! a sweep, train what is missing.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -42,8 +42,8 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(folder) = find::find_sweep(args.run.as_deref(), &args.runs) {
         require_usage(args.set.is_empty() && !args.allow_drift, || {
-            "a sweep goes on as it was declared\n  hint: `--set` and `--allow-drift` take one member, such as \
-             `NAME/001`"
+            "a sweep goes on as it was declared\n  hint: `--set` and `--allow-drift` take one member, such \
+             as `NAME/001`"
                 .into()
         })?;
         let (options, mut on) = (options(args.jobs, args.ranks, args.json), SweepPrinter::new(args.json));

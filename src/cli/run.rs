@@ -59,12 +59,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         (_, true) => Existing::Resume,
         _ => Existing::Refuse,
     };
-    let (loaded, of_sweep) = match experiment::load_declared(&args.experiment, &args.set)? {
+    let (loaded, of_sweep) = match experiment::load_declared(&args.experiment, &args.set, &args.runs)? {
         Declared::Experiment(loaded) => (*loaded, None),
         Declared::Sweep(sweep) => {
             require_usage(args.lock.is_none(), || {
-                "`--lock` is of one run, and this is a sweep\n  hint: `runner verify NAME --expect HASH` compares \
-                 a sweep with the hash of another"
+                "`--lock` is of one run, and this is a sweep\n  hint: `runner verify NAME --expect HASH` \
+                 compares a sweep with the hash of another"
                     .into()
             })?;
             let name = args.name.as_deref().unwrap_or(&sweep.name);

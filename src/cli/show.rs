@@ -13,16 +13,19 @@ use super::streams::{self, say};
 use crate::report::glance;
 use crate::report::listing;
 use crate::report::summary::RunSummary;
+use crate::report::sweep_listing::{self, MemberSummary};
 use crate::report::table::{self, Filter, RunTable, Sort, TableColumn};
 use crate::run::find;
 use crate::store::contents;
 use crate::store::notes::Notes;
+use crate::store::sweep_folder::members;
+use crate::verify::sweep::kept_hash;
 
 /// List runs, or show one in full.
 #[derive(clap::Args)]
 #[command(after_help = after_help())]
 pub struct Args {
-    /// The run to show in full: a name under `--runs`, or a folder.
+    /// The run to show in full, or the sweep whose members to list: a name under `--runs`, or a folder.
     run: Option<PathBuf>,
     /// Columns of the table, behind the name.
     #[arg(long, value_name = "COLUMN,…", value_delimiter = ',', conflicts_with = "run")]
@@ -89,6 +92,9 @@ impl ShownRun {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if let Some(folder) = find::find_sweep(args.run.as_deref(), &args.runs) {
+        return show_sweep(&folder, args.json);
+    }
     if let Some(run) = &args.run {
         let folder = find::find(Some(run), &args.runs)?;
         let run = RunSummary::read(&folder);
@@ -125,6 +131,22 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         None => listed(&table, chosen.as_deref(), &args)?,
     })?;
     warn_unverified(table.runs().map(|run| (run.name.as_str(), run.step, run.unverified.as_deref())));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The members of a sweep with their settings, and its hash.
+fn show_sweep(folder: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let members: Vec<MemberSummary> = members(folder)?.iter().map(MemberSummary::read).collect();
+    let hash = kept_hash(folder).map(|hash| hash.to_string());
+    if json {
+        let sweep = serde_json::json!({"folder": folder, "hash": hash, "members": members});
+        streams::print(&(serde_json::to_string_pretty(&sweep)? + "\n"))?;
+    } else {
+        let hash = hash.map_or(String::new(), |hash| format!("sweep hash {hash}\n"));
+        streams::print(&(sweep_listing::text(&members) + &hash))?;
+    }
+    let runs = members.iter().filter_map(|member| member.run.as_ref());
+    warn_unverified(runs.map(|run| (run.name.as_str(), run.step, run.unverified.as_deref())));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -13,12 +13,12 @@ use crate::run::{UsageError, find, require_usage};
 use crate::units;
 use crate::verify::audit::{self, AuditOptions};
 use crate::verify::expect::Anchor;
-use crate::verify::{Check, Checks, Status, files, rebuild, replay, twice};
+use crate::verify::{Check, Checks, Status, files, rebuild, replay, sweep, twice};
 
 /// Check a run to the byte, or that an experiment repeats.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The run: a name under `--runs`, or a folder; the newest run by default. With `--twice`, the
+    /// The run or sweep: a name under `--runs`, or a folder; the newest run by default. With `--twice`, the
     /// experiment's TOML file.
     what: Option<PathBuf>,
     /// Train steps A to B - 1 again, from the checkpoint of step A (0: from the start), and compare each.
@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, requires = "what")]
     twice: bool,
     /// What the run must have come to, kept elsewhere: the head of its ledger or a state root (64 hexadecimal
-    /// digits), a lock, or golden roots. With `--twice`: golden roots.
+    /// digits), a lock, or golden roots; of a sweep, its hash. With `--twice`: golden roots.
     #[arg(long, value_name = "HASH|FILE")]
     expect: Option<PathBuf>,
     /// With `--twice`: write the golden roots, when all runs agree.
@@ -104,8 +104,13 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
         require_usage(args.expect.as_ref().is_none_or(|file| file.exists()), || {
             "the file that `--expect` names is not there\n  hint: `--bless` writes one".into()
         })?;
-        let options =
-            twice::TwiceOptions { set: args.set, expect: args.expect, bless: args.bless, keep: args.keep };
+        let options = twice::TwiceOptions {
+            set: args.set,
+            runs: args.runs,
+            expect: args.expect,
+            bless: args.bless,
+            keep: args.keep,
+        };
         return twice::verify(experiment, &options, checks);
     }
     if let Some(set) = args.set.iter().find(|set| set.starts_with("data.") || set.starts_with("eval.")) {
@@ -114,6 +119,20 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
              hint: `--set` with `--replay` is for the device, such as `device.kind=mirror`"
         ))
         .into());
+    }
+    if let Some(folder) = find::find_sweep(args.what.as_deref(), &args.runs) {
+        require_usage(args.replay.is_none() && args.audit.is_none() && !args.rebuild, || {
+            "`--replay`, `--audit` and `--rebuild` take one run\n  hint: name a member, such as `NAME/001`"
+                .into()
+        })?;
+        let expected = args.expect.map(|expected| {
+            expected.to_string_lossy().parse().map_err(|_| {
+                UsageError(
+                    "`--expect` of a sweep takes its hash, which `runner run` prints at its end".into(),
+                )
+            })
+        });
+        return sweep::verify(&folder, expected.transpose()?, checks, reporter(args.json));
     }
     let expected = args.expect.as_deref().map(Anchor::read).transpose()?;
     let folder = find::find(args.what.as_deref(), &args.runs)?;

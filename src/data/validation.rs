@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::dataset::Dataset;
 use super::error::DataError;
+use super::tokenizer::Tokenizer;
 use crate::units;
 
 /// Fixed sequences to validate on.
@@ -78,6 +79,11 @@ impl ValidationSet {
     /// Tokens that are predicted: sequences times T.
     pub fn tokens(&self) -> u64 {
         self.inputs.len() as u64
+    }
+
+    /// Bytes of the text that is predicted.
+    pub fn text_bytes(&self, tokenizer: &Tokenizer) -> u64 {
+        tokenizer.text_bytes(&self.targets)
     }
 
     /// The warning when the data hold fewer tokens than were asked for.

@@ -12,6 +12,9 @@ use super::declare::Word;
 use super::diagnostics::nearest;
 use super::schema::{KeyRow, Open, ValueKind};
 
+/// What a model's name begins with that is a checkpoint of a run: `run:NAME@STEP`.
+pub const RUN_PREFIX: &str = "run:";
+
 /// Why a value is refused: a sentence, the text beside the caret, and perhaps a hint.
 #[derive(Debug, PartialEq)]
 pub(super) struct Refusal {
@@ -31,12 +34,14 @@ pub(super) fn value(key: &KeyRow, raw: &DeValue<'_>, folder: &Path) -> Result<Va
         ValueKind::Text => text(key, raw).map(Value::from),
         ValueKind::Name => name(key, raw).map(Value::from),
         ValueKind::Choice(words) => choice(key, raw, words).map(Value::from),
-        ValueKind::File => {
+        ValueKind::File | ValueKind::Model => {
             let path = text(key, raw)?;
             if path.is_empty() {
                 return Err(refusal(key, "must not be empty", "expected a path"));
             }
-            Ok(Value::from(join(folder, path, false)))
+            // The caller knows where runs are.
+            let is_run = key.kind == ValueKind::Model && path.starts_with(RUN_PREFIX);
+            Ok(if is_run { Value::from(path) } else { Value::from(join(folder, path, false)) })
         }
         ValueKind::Patterns => patterns(key, raw, folder).map(Value::from),
     }

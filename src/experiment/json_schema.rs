@@ -110,7 +110,7 @@ fn restrict(row: &KeyRow, schema: &mut Json) {
             set("minLength", json!(1));
             set("maxLength", json!(200));
         }
-        ValueKind::File => {
+        ValueKind::File | ValueKind::Model => {
             set("type", json!("string"));
             set("minLength", json!(1));
         }

@@ -563,6 +563,7 @@ impl Layers {
                 | schema::ValueKind::Name
                 | schema::ValueKind::Choice(_)
                 | schema::ValueKind::File
+                | schema::ValueKind::Model
                 | schema::ValueKind::Patterns,
                 _,
             ) => bare,

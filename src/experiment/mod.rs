@@ -53,6 +53,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+pub use check::RUN_PREFIX;
 pub use check::name_problem;
 pub use descriptor::{Sizes, UnknownDescriptor, descriptors, sizes};
 pub use diagnostics::{ExperimentError, Fault, Snippet, nearest};
@@ -60,10 +61,10 @@ pub use json_schema::json_schema;
 pub use origin::Origin;
 pub use reference::{KeyReference, Reference, SectionReference, UnknownKey, WordReference};
 pub use resolved::*;
-pub use rules::{InitError, InitSizes, VOCAB_ALIGN};
+pub use rules::{InitError, InitModels, VOCAB_ALIGN};
 pub use schema::{keys, largest, names_files, reaches_the_bits};
 pub use shipped::{SHIPPED, Shipped};
-pub use sweep::{Declared, Member, Settings, Sweep, settings_json, settings_text};
+pub use sweep::{Declared, Member, MemberSettings, Sweep, settings_json, settings_text};
 pub use template::template;
 pub use write::{differences, flatten};
 
@@ -93,16 +94,15 @@ pub fn shipped(name: &str, sets: &[&str]) -> Experiment {
 /// Loads an experiment's file with the process's environment and `sets`, each `key.path=value`.
 ///
 /// Opens no model: an experiment whose sizes are those of the model that `model.init` names is refused here
-/// and read by [`crate::formats::load_experiment`]. A run's own file has its sizes.
+/// and read by [`crate::run::initial::load_experiment`]. A run's own file has its sizes.
 pub fn load(path: &Path, sets: &[String]) -> Result<Loaded, ExperimentError> {
     load_layers(&ExperimentText::Path(path), &environment(), sets)
 }
 
-/// As [`load`], with a function that gives the sizes of the model that `model.init` names. It is called only
-/// where the experiment lacks one of them. The bare name of a shipped experiment names that one, where no
-/// file is called so.
-pub fn load_with(path: &Path, sets: &[String], init_sizes: InitSizes<'_>) -> Result<Loaded, ExperimentError> {
-    load_layers_with(&named(path), &environment(), sets, init_sizes)
+/// As [`load`], with what knows the models that `model.init` can name. The bare name of a shipped experiment
+/// names that one, where no file is called so.
+pub fn load_with(path: &Path, sets: &[String], models: &dyn InitModels) -> Result<Loaded, ExperimentError> {
+    load_layers_with(&named(path), &environment(), sets, models)
 }
 
 fn named(path: &Path) -> ExperimentText<'_> {
@@ -135,16 +135,16 @@ fn load_layers(
     variables: &[(OsString, OsString)],
     sets: &[String],
 ) -> Result<Loaded, ExperimentError> {
-    load_layers_with(input, variables, sets, &rules::no_init_sizes)
+    load_layers_with(input, variables, sets, &rules::NoModels)
 }
 
 fn load_layers_with(
     input: &ExperimentText<'_>,
     variables: &[(OsString, OsString)],
     sets: &[String],
-    init_sizes: InitSizes<'_>,
+    models: &dyn InitModels,
 ) -> Result<Loaded, ExperimentError> {
-    match declared(input, variables, sets, init_sizes)? {
+    match declared(input, variables, sets, models)? {
         Declared::Experiment(loaded) => Ok(*loaded),
         Declared::Sweep(sweep) => Err(sweep.not_an_experiment()),
     }
@@ -154,15 +154,15 @@ fn load_layers_with(
 pub fn load_declared(
     path: &Path,
     sets: &[String],
-    init_sizes: InitSizes<'_>,
+    models: &dyn InitModels,
 ) -> Result<Declared, ExperimentError> {
-    declared(&named(path), &environment(), sets, init_sizes)
+    declared(&named(path), &environment(), sets, models)
 }
 
 /// Loads what a sweep's folder holds of its declaration, as it stands: no environment lies over it. Each key
 /// has the origin that it had when the sweep began.
 pub fn load_recorded_sweep(path: &Path) -> Result<Sweep, ExperimentError> {
-    match declared(&ExperimentText::Path(path), &[], &[], &rules::no_init_sizes)? {
+    match declared(&ExperimentText::Path(path), &[], &[], &rules::NoModels)? {
         Declared::Sweep(sweep) => Ok(sweep.with_recorded_origins()),
         Declared::Experiment(_) => {
             let fault = Fault::new("it declares no sweep")
@@ -176,7 +176,7 @@ fn declared(
     input: &ExperimentText<'_>,
     variables: &[(OsString, OsString)],
     sets: &[String],
-    init_sizes: InitSizes<'_>,
+    models: &dyn InitModels,
 ) -> Result<Declared, ExperimentError> {
     let path = match input {
         ExperimentText::Path(path) => path.to_path_buf(),
@@ -186,7 +186,7 @@ fn declared(
     let stem = path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
     let mut layers = layers::read(input, variables, sets);
     let resolve = |layers| {
-        let rules::Resolved { experiment, origins, epochs } = rules::resolve(layers, &stem, init_sizes)?;
+        let rules::Resolved { experiment, origins, epochs } = rules::resolve(layers, &stem, models)?;
         Ok(Loaded { experiment, origins, path: path.clone(), epochs })
     };
     let declared = match layers.sweep.take() {

@@ -74,6 +74,9 @@ impl KeyReference {
             meaning,
             takes: match row.kind {
                 ValueKind::File => "a path, which starts from the folder of the file".into(),
+                ValueKind::Model => {
+                    "a path, which starts from the folder of the file, or `run:NAME@STEP`".into()
+                }
                 ValueKind::Patterns => {
                     "a glob pattern or a list of them, which start from the folder of the file".into()
                 }

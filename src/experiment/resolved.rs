@@ -39,9 +39,11 @@ section! {
 section! {
     /// Sizes of the network: either `descriptor` (`d12`, `gpt2:d12`, `gpt3:c768`) or the sizes.
     pub struct Model {
-        /// A model to start from in place of random weights: a Hugging Face folder of GPT-2 or llm.c's
-        /// `.bin`, version 3 or 5. Sizes that are not given are the file's. The lock pins
-        /// the weights by content. Default: not set.
+        /// A model to start from in place of random weights: a Hugging Face folder of GPT-2, llm.c's `.bin`,
+        /// version 3 or 5, or a checkpoint of a run: its folder, or `run:NAME@STEP` for a run under `--runs`
+        /// (without `@STEP` its newest). The optimizer, the schedule and the data begin anew. Sizes that are
+        /// not given are the model's. The lock pins the weights by content, a checkpoint's by its state root.
+        /// Default: not set.
         pub init: Option<String>,
         /// The sizes by name: `d12` or `gpt2:d12` is GPT-2 of that depth, `gpt3:c768` GPT-3 of that width.
         /// Excludes `layers`, `heads` and `channels`. Default: not set.

@@ -7,12 +7,12 @@
 //! [`super::Loaded::resolve_epochs`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use figment::value::{Dict, Value};
 use figment::{Figment, Provider as _};
 
-use super::check;
+use super::check::{self, RUN_PREFIX};
 use super::descriptor;
 use super::diagnostics::Fault;
 use super::layers::{Layer, LayerSource, Layers, PlacedValue};
@@ -50,16 +50,34 @@ pub struct InitError {
     pub hint: String,
 }
 
-/// Gives the sizes of the model in the file or folder that `model.init` names. This module does not know
-/// formats of models: the caller passes the function.
-pub type InitSizes<'a> = &'a dyn Fn(&Path) -> Result<Model, InitError>;
+/// Knows the models that `model.init` can name. This module knows neither formats of models nor runs: the
+/// caller passes what does.
+pub trait InitModels {
+    /// The checkpoint of a run that stands behind [`RUN_PREFIX`](super::RUN_PREFIX): `NAME@STEP`, or `NAME`
+    /// for the newest.
+    fn checkpoint(&self, run: &str) -> Result<PathBuf, InitError>;
 
-/// The [`InitSizes`] of a caller that opens no model.
-pub(super) fn no_init_sizes(path: &Path) -> Result<Model, InitError> {
-    Err(InitError {
-        message: format!("the sizes of `{}` are not read here", path.display()),
-        hint: "set `model.layers`, `model.heads` and `model.channels`".into(),
-    })
+    /// The sizes of the model in a file or folder.
+    fn sizes(&self, path: &Path) -> Result<Model, InitError>;
+}
+
+/// The [`InitModels`] of a caller that opens no model.
+pub(super) struct NoModels;
+
+impl InitModels for NoModels {
+    fn checkpoint(&self, run: &str) -> Result<PathBuf, InitError> {
+        Err(InitError {
+            message: format!("the run `{run}` is not looked up here"),
+            hint: "name the folder of its checkpoint".into(),
+        })
+    }
+
+    fn sizes(&self, path: &Path) -> Result<Model, InitError> {
+        Err(InitError {
+            message: format!("the sizes of `{}` are not read here", path.display()),
+            hint: "set `model.layers`, `model.heads` and `model.channels`".into(),
+        })
+    }
 }
 
 /// Merges the layers, applies every rule, and extracts the experiment. `stem` names the run when no
@@ -67,7 +85,7 @@ pub(super) fn no_init_sizes(path: &Path) -> Result<Model, InitError> {
 pub(super) fn resolve(
     mut layers: Layers,
     stem: &str,
-    init_sizes: InitSizes<'_>,
+    models: &dyn InitModels,
 ) -> Result<Resolved, Vec<Fault>> {
     if layers.unreadable {
         return Err(layers.faults);
@@ -78,7 +96,7 @@ pub(super) fn resolve(
     let merged = figment.find_value("").unwrap_or_else(|_| Value::from(Dict::new()));
     let mut rules = Rules { layers, figment, merged, derived };
     rules.name(stem);
-    rules.init(init_sizes);
+    rules.init(models);
     rules.model();
     rules.batch();
     rules.schedule();
@@ -249,16 +267,26 @@ impl Rules {
         }
     }
 
-    /// The sizes that are not given, from the file that `model.init` names; it is opened only if one is
-    /// missing, so a resolved experiment does not need it.
-    fn init(&mut self, init_sizes: InitSizes<'_>) {
+    /// The checkpoint of a run that `model.init` names. And the sizes that are not given, from the model; it
+    /// is opened only if one is missing, so a resolved experiment does not need it.
+    fn init(&mut self, models: &dyn InitModels) {
         const SIZES: [&str; 3] = ["model.layers", "model.heads", "model.channels"];
         let missing = SIZES.iter().any(|key| self.get(key).is_none());
-        let Some(path) = self.text("model.init") else { return };
+        let Some(mut path) = self.text("model.init") else { return };
+        if let Some(run) = path.strip_prefix(RUN_PREFIX) {
+            match models.checkpoint(run) {
+                Ok(folder) => {
+                    let why = format!("{path}, {}", self.origin("model.init").expect("it has a value"));
+                    path = folder.to_string_lossy().into_owned();
+                    self.derive("model.init", path.as_str(), why);
+                }
+                Err(error) => return self.no_init_model(error),
+            }
+        }
         if self.text("model.descriptor").is_some() || !missing || !self.truly_missing(&["model.descriptor"]) {
             return;
         }
-        match init_sizes(Path::new(&path)) {
+        match models.sizes(Path::new(&path)) {
             Ok(model) => {
                 let sizes = [
                     ("model.layers", model.layers),
@@ -273,12 +301,14 @@ impl Rules {
                     }
                 }
             }
-            Err(InitError { message, hint }) => {
-                let fault = self.clash(message, &["model.init"]);
-                self.layers.faulty.extend(SIZES);
-                self.refuse(fault.hint(hint));
-            }
+            Err(error) => self.no_init_model(error),
         }
+    }
+
+    fn no_init_model(&mut self, error: InitError) {
+        let fault = self.clash(error.message, &["model.init"]);
+        self.layers.faulty.extend(["model.layers", "model.heads", "model.channels"]);
+        self.refuse(fault.hint(error.hint));
     }
 
     /// Sizes from the descriptor or one by one; context, vocabulary and heads.

@@ -30,6 +30,8 @@ pub(super) enum ValueKind {
     Choice(&'static [Word]),
     /// The path of a file, relative to the experiment's file.
     File,
+    /// The same of a model, or `run:NAME@STEP`.
+    Model,
     /// One glob pattern or a list of them, relative to the experiment's file.
     Patterns,
 }
@@ -52,6 +54,7 @@ impl ValueKind {
             ValueKind::Name => "a name for a folder".into(),
             ValueKind::Choice(words) => one_of(words),
             ValueKind::File => "a path".into(),
+            ValueKind::Model => "a path or `run:NAME@STEP`".into(),
             ValueKind::Patterns => "a glob pattern or a list of them".into(),
         }
     }
@@ -153,11 +156,11 @@ impl KeyRow {
 }
 
 /// The largest integer a TOML file can hold.
-const TOML_MAX: u64 = i64::MAX as u64;
+pub(super) const TOML_MAX: u64 = i64::MAX as u64;
 /// A bound on steps and tokens: more than any run has, and small enough that no product overflows.
 const MANY: u64 = 1 << 48;
 
-const fn int(name: &'static str, min: u64, max: u64, default: Default) -> KeyRow {
+pub(super) const fn int(name: &'static str, min: u64, max: u64, default: Default) -> KeyRow {
     KeyRow::new(name, ValueKind::Integer { min, max }, default)
 }
 
@@ -193,7 +196,7 @@ pub(super) const KEYS: &[KeyRow] = &[
     KeyRow::new("name", ValueKind::Name, Default::Ruled).touching(Bits::Kept).example(r#""gpt2_seed_7""#),
     int("seed", 0, TOML_MAX, Default::Integer(1337)).bits().example("7"),
     //
-    KeyRow::new("model.init", ValueKind::File, Default::Absent)
+    KeyRow::new("model.init", ValueKind::Model, Default::Absent)
         .touching(Bits::ByContent)
         .example(r#""../data/gpt2""#),
     KeyRow::new("model.descriptor", ValueKind::Text, Default::Absent)
@@ -351,7 +354,7 @@ pub fn reaches_the_bits(name: &str) -> bool {
 
 /// Whether a dotted key names files, whose content the lock pins: the same value means other files elsewhere.
 pub fn names_files(name: &str) -> bool {
-    key(name).is_some_and(|key| matches!(key.kind, ValueKind::File | ValueKind::Patterns))
+    key(name).is_some_and(|key| matches!(key.kind, ValueKind::File | ValueKind::Model | ValueKind::Patterns))
 }
 
 #[cfg(test)]

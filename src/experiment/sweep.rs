@@ -10,11 +10,11 @@ use super::Loaded;
 use super::diagnostics::{ExperimentError, Fault};
 use super::layers::{Layer, LayerSource, Layers, PlacedValue};
 use super::origin::Origin;
-use super::sweep_declaration::{Axis, Declaration, MOST, SweptKey};
+use super::sweep_declaration::{Declaration, MOST, SweptAxis, SweptKey};
 use super::write;
 
 /// Swept keys in the order of the file, each with its value as TOML.
-pub type Settings = Vec<(String, String)>;
+pub type MemberSettings = Vec<(String, String)>;
 
 /// What a file declares.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub struct Sweep {
 pub struct Member {
     /// From 1.
     pub number: usize,
-    pub settings: Settings,
+    pub settings: MemberSettings,
     pub loaded: Loaded,
 }
 
@@ -151,7 +151,7 @@ pub(super) fn expand(
     }
     let mut faults: Vec<Fault> = Vec::new();
     let mut members = Vec::new();
-    let mut numbers: BTreeMap<Settings, usize> = BTreeMap::new();
+    let mut numbers: BTreeMap<MemberSettings, usize> = BTreeMap::new();
     for index in 0..count {
         let (number, settings) = (index + 1, expansion.settings(index));
         if let Some(first) = numbers.insert(settings.clone(), number) {
@@ -184,7 +184,7 @@ struct Expansion<'a> {
     /// The file that declares the sweep, and its position among the layers.
     file: Layer,
     at: usize,
-    axes: &'a [Axis],
+    axes: &'a [SweptAxis],
     layers: Layers,
 }
 
@@ -203,7 +203,7 @@ impl Expansion<'_> {
             .collect()
     }
 
-    fn settings(&self, index: usize) -> Settings {
+    fn settings(&self, index: usize) -> MemberSettings {
         let setting = |(swept, placed): (&SweptKey, &PlacedValue)| {
             (swept.key.name.to_owned(), write::figment_value(&placed.value))
         };

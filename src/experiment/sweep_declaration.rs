@@ -38,15 +38,12 @@ const PARTS: [&str; 3] = ["grid", "zip", "random"];
 /// What a key is drawn from.
 const DRAWS: [&str; 4] = ["uniform", "log_uniform", "integers", "choices"];
 
-static SAMPLES: KeyRow =
-    KeyRow::new("sweep.random.samples", ValueKind::Integer { min: 1, max: MOST }, Default::Ruled).bits();
-static SEED: KeyRow =
-    KeyRow::new("sweep.random.seed", ValueKind::Integer { min: 0, max: i64::MAX as u64 }, Default::Ruled)
-        .bits();
+static SAMPLES: KeyRow = schema::int("sweep.random.samples", 1, MOST, Default::Ruled);
+static SEED: KeyRow = schema::int("sweep.random.seed", 0, schema::TOML_MAX, Default::Ruled);
 
 /// Keys that change together: a row has a value for each.
 #[derive(Clone, Debug)]
-pub(super) struct Axis {
+pub(super) struct SweptAxis {
     pub keys: Vec<SweptKey>,
     pub rows: Vec<Vec<PlacedValue>>,
 }
@@ -63,7 +60,7 @@ pub(super) struct SweptKey {
 pub(super) struct Declaration {
     /// Bytes of the word `sweep`.
     pub span: Range<usize>,
-    pub axes: Vec<Axis>,
+    pub axes: Vec<SweptAxis>,
 }
 
 /// An entry of a table, with both places.
@@ -132,8 +129,8 @@ impl SweepReader<'_> {
     }
 
     /// One axis a key.
-    fn grid(&mut self, raw: &Spanned<DeValue<'_>>) -> Vec<Axis> {
-        let axis = |(key, values): (SweptKey, Vec<PlacedValue>)| Axis {
+    fn grid(&mut self, raw: &Spanned<DeValue<'_>>) -> Vec<SweptAxis> {
+        let axis = |(key, values): (SweptKey, Vec<PlacedValue>)| SweptAxis {
             keys: vec![key],
             rows: values.into_iter().map(|value| vec![value]).collect(),
         };
@@ -141,7 +138,7 @@ impl SweepReader<'_> {
     }
 
     /// One axis for all keys.
-    fn zip(&mut self, raw: &Spanned<DeValue<'_>>) -> Option<Axis> {
+    fn zip(&mut self, raw: &Spanned<DeValue<'_>>) -> Option<SweptAxis> {
         let lists = self.lists(raw, "sweep.zip");
         let (first, values) = lists.first()?;
         let length = values.len();
@@ -153,7 +150,7 @@ impl SweepReader<'_> {
             return None;
         }
         let rows = (0..length).map(|row| lists.iter().map(|(_, values)| values[row].clone()).collect());
-        Some(Axis { rows: rows.collect(), keys: lists.into_iter().map(|(key, _)| key).collect() })
+        Some(SweptAxis { rows: rows.collect(), keys: lists.into_iter().map(|(key, _)| key).collect() })
     }
 
     /// The keys of a part with their lists.
@@ -241,7 +238,7 @@ impl SweepReader<'_> {
     }
 
     /// One axis with a row a sample.
-    fn random(&mut self, raw: &Spanned<DeValue<'_>>) -> Option<Axis> {
+    fn random(&mut self, raw: &Spanned<DeValue<'_>>) -> Option<SweptAxis> {
         const PART: &str = "sweep.random.keys";
         let table = self.table(raw, "sweep.random", "`samples`, `seed` and `[sweep.random.keys]`")?;
         for word in
@@ -259,7 +256,7 @@ impl SweepReader<'_> {
         };
         let keys = self.table(keys, PART, "keys, each with what it is drawn from")?;
         let (samples, seed) = (samples?, seed?);
-        let mut axis = Axis { keys: Vec::new(), rows: vec![Vec::new(); usize::try_from(samples).ok()?] };
+        let mut axis = SweptAxis { keys: Vec::new(), rows: vec![Vec::new(); usize::try_from(samples).ok()?] };
         for (word, from) in in_order(keys) {
             let Some(swept) = self.key(word, from, PART) else { continue };
             let Some(drawn) = self.drawn(&swept, from, seed, samples) else { continue };
@@ -300,8 +297,8 @@ impl SweepReader<'_> {
             from.get_ref().as_table().filter(|table| table.len() == 1).and_then(|table| table.iter().next());
         let known = entry.filter(|(word, _)| DRAWS.contains(&word.get_ref().as_ref()));
         let Some((word, bounds)) = known else {
-            let hint = "write one of `{ uniform = [a, b] }`, `{ log_uniform = [a, b] }`, `{ integers = [a, b] \
-                        }` and `{ choices = [a, b, …] }`";
+            let hint = "write `{ uniform = [a, b] }`, `{ log_uniform = [a, b] }`, `{ integers = [a, b] \
+                        }` or `{ choices = [a, b, …] }`";
             let message = format!("`{}` needs what it is drawn from", key.name);
             self.fault(&message, from.span(), Some(hint.to_owned()));
             return None;
@@ -371,7 +368,7 @@ impl SweepReader<'_> {
     }
 
     /// Refuses a key in two parts.
-    fn refuse_twice(&mut self, axes: &[Axis]) {
+    fn refuse_twice(&mut self, axes: &[SweptAxis]) {
         let keys: Vec<&SweptKey> = axes.iter().flat_map(|axis| &axis.keys).collect();
         for (at, swept) in keys.iter().enumerate() {
             if keys[..at].iter().any(|before| before.key.name == swept.key.name) {

@@ -28,7 +28,7 @@ pub use parameters::{Parameters, Precision, require_finite, values};
 use sha2::{Digest, Sha256};
 
 use crate::data::digests::file_sha256;
-use crate::experiment::{self, Declared, ExperimentError, InitError, Loaded, Model};
+use crate::experiment::Model;
 
 /// Every format, in the order of the help.
 pub static FORMATS: [Format; 3] = [
@@ -113,26 +113,4 @@ impl ForeignModel {
             ref digests => Ok(Sha256::digest(digests.concat()).into()),
         }
     }
-}
-
-/// Loads an experiment's file as [`experiment::load`] does; sizes that it leaves out are those of the model
-/// that `model.init` names.
-pub fn load_experiment(path: &Path, sets: &[String]) -> Result<Loaded, ExperimentError> {
-    experiment::load_with(path, sets, &init_sizes)
-}
-
-/// The same for a file that may declare a sweep.
-pub fn load_declared(path: &Path, sets: &[String]) -> Result<Declared, ExperimentError> {
-    experiment::load_declared(path, sets, &init_sizes)
-}
-
-fn init_sizes(init: &Path) -> Result<Model, InitError> {
-    ForeignModel::open(init).and_then(|model| model.sizes()).map_err(|error| {
-        let text = error.to_string();
-        let (message, hint) = match text.split_once("\n  hint: ") {
-            Some((message, hint)) => (message.to_owned(), hint.to_owned()),
-            None => (text, format!("`model.init` takes {}", models_read())),
-        };
-        InitError { message, hint }
-    })
 }

@@ -51,7 +51,11 @@ impl Parameters {
     }
 
     /// Refuses sizes that are not those of `model`; `path` is where these parameters come from.
-    pub(super) fn require(&self, model: &Model, path: &Path) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// [`FormatError::Sizes`] with the first that differs.
+    pub fn require(&self, model: &Model, path: &Path) -> Result<()> {
         let sizes = |m: &Model| {
             [
                 ("layers", m.layers),

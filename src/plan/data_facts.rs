@@ -10,7 +10,7 @@ use crate::eval::TaskSet;
 use crate::experiment::Loaded;
 
 /// Tokens of the data, where they are known.
-#[derive(Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct DataFacts {
     pub train_tokens: Option<u64>,
     pub val_tokens: Option<u64>,

@@ -1,7 +1,7 @@
 //! What a run will need, computed before anything is allocated: memory, time, dollars, disk.
 //!
-//! * [`run_plan`] puts everything together for an experiment on a [`target`]; [`data_facts`] is what it knows
-//!   of the data, [`advice`] suggests changes when it does not fit.
+//! * [`run_plan`] puts everything together for an experiment on a [`target`], [`sweep_plan`] for a sweep;
+//!   [`data_facts`] is what it knows of the data, [`advice`] suggests changes when it does not fit.
 //! * [`memory`] lists every buffer that a trainer allocates.
 //! * [`cost`] runs the model on a device that only counts and gives each operation the time that its rate in
 //!   [`hardware`] says; [`time`] makes a run of the steps.
@@ -16,6 +16,7 @@ pub mod disk;
 pub mod hardware;
 pub mod memory;
 pub mod run_plan;
+pub mod sweep_plan;
 pub mod target;
 pub mod time;
 
@@ -25,6 +26,7 @@ use crate::ops::DeviceError;
 
 pub use memory::MemoryPlan;
 pub use run_plan::RunPlan;
+pub use sweep_plan::SweepPlan;
 pub use target::Target;
 
 /// Why there is no plan.

@@ -76,6 +76,23 @@ fn svg(runs: &[RunData], options: &PlotOptions) -> String {
     figure::draw(runs, options).unwrap().to_svg().unwrap()
 }
 
+/// Compares with a committed picture.
+#[track_caller]
+pub fn assert_golden(name: &str, drawn: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/plots/{name}.svg"));
+    if std::env::var_os("RUNNER_BLESS").is_some() {
+        std::fs::write(&path, drawn).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap();
+    let differs = drawn.lines().zip(golden.lines()).position(|(drawn, golden)| drawn != golden);
+    assert!(
+        drawn == golden,
+        "the picture changed, first in line {:?} of {}",
+        differs.map(|line| line + 1),
+        path.display()
+    );
+}
+
 /// Compares with the committed pictures; `RUNNER_BLESS=1` writes them again after an intended change.
 #[test]
 fn every_kind_of_picture_is_the_committed_one_to_the_byte() {
@@ -98,19 +115,32 @@ fn every_kind_of_picture_is_the_committed_one_to_the_byte() {
         ("hours", vec![small(), web(30)], hours),
     ] {
         let drawn = svg(&runs, &options);
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/plots/{name}.svg"));
-        if std::env::var_os("RUNNER_BLESS").is_some() {
-            std::fs::write(&path, &drawn).unwrap();
-        }
-        let golden = std::fs::read_to_string(&path).unwrap();
-        let differs = drawn.lines().zip(golden.lines()).position(|(drawn, golden)| drawn != golden);
-        assert!(
-            drawn == golden,
-            "the picture changed, first in line {:?} of {}",
-            differs.map(|line| line + 1),
-            path.display()
-        );
+        assert_golden(name, &drawn);
     }
+    assert_golden("groups", &svg_of_groups(&[small_group("a", 3), small_group("b", 2)]));
+}
+
+/// Runs of several seeds under one name.
+fn small_group(name: &str, runs: u64) -> PlotGroup {
+    let of = |seed| synthetic(name, seed, 40, &[], false);
+    PlotGroup { name: name.to_owned(), runs: (1..=runs).map(of).collect() }
+}
+
+fn svg_of_groups(groups: &[PlotGroup]) -> String {
+    figure::draw_groups(groups, &PlotOptions::default()).unwrap().to_svg().unwrap()
+}
+
+#[test]
+fn a_group_is_one_line_and_its_legend_says_what_the_band_is() {
+    let drawn = |sizes: &[u64]| {
+        svg_of_groups(&sizes.iter().map(|runs| small_group("of a kind", *runs)).collect::<Vec<_>>())
+    };
+    assert!(drawn(&[3]).contains("1 group of 3 runs") && drawn(&[3]).contains("95 % interval of the mean"));
+    assert!(drawn(&[2, 2]).contains("2 groups of 4 runs") && drawn(&[2]).contains("range of the two runs"));
+    assert!(drawn(&[3, 2]).contains("95 % interval of the mean; of two runs their range"));
+    assert!(!drawn(&[1]).contains("interval") && !drawn(&[1]).contains("polygon"));
+    // Loss, validation and gradient norm have a band, and the legend its sample.
+    assert_eq!(drawn(&[3]).matches("<polygon").count(), 4);
 }
 
 #[test]
@@ -294,6 +324,26 @@ fn gallery() {
         .map(|at| synthetic(&format!("depth sweep, run number {at}"), at, 4_000, &[], at % 2 == 0))
         .collect();
     draw("many", &many, PlotOptions::default());
+    let group = |name: &str, seeds: std::ops::Range<u64>, hellaswag: bool| PlotGroup {
+        name: name.to_owned(),
+        runs: seeds.map(|seed| synthetic(name, seed, 2_000, &[], hellaswag)).collect(),
+    };
+    let groups = [
+        group("schedule.learning_rate = 0.0003", 0..3, true),
+        group("schedule.learning_rate = 0.001", 3..5, true),
+        group("schedule.learning_rate = 0.003", 5..6, true),
+    ];
+    let ten: Vec<PlotGroup> =
+        (0..10).map(|at| group(&format!("seed group {at}"), at..at + 10, false)).collect();
+    for (name, groups, options) in [
+        ("groups", &groups[..], PlotOptions::default()),
+        ("groups_dark_hours", &groups[..], PlotOptions { x: XAxis::Hours, ..dark() }),
+        ("groups_log", &groups[..1], PlotOptions { log_x: true, log_y: true, ..of(XAxis::Tokens) }),
+        ("groups_hundred_runs", &ten[..], PlotOptions::default()),
+    ] {
+        let scene = figure::draw_groups(groups, &options).unwrap();
+        atomic::write(&folder.join(format!("{name}.png")), &scene.to_png().unwrap()).unwrap();
+    }
     for (kind, chart) in figure::charts(&[small], &PlotOptions::default()).unwrap() {
         atomic::write(&folder.join(format!("chart_{kind:?}.png")), &chart.to_png().unwrap()).unwrap();
     }

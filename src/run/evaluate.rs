@@ -55,7 +55,18 @@ pub struct Evaluated {
 pub struct HeldOutLoss {
     pub loss: f64,
     pub tokens: u64,
+    /// Bytes of the text that the tokens stand for.
+    pub bytes: u64,
     pub from: String,
+}
+
+impl HeldOutLoss {
+    /// The loss of all tokens, ends of texts included, in bits for each byte of the text: comparable among
+    /// tokenizers. None where there is no text.
+    pub fn bits_per_byte(&self) -> Option<f64> {
+        let bits = self.loss * self.tokens as f64 / std::f64::consts::LN_2;
+        (self.bytes > 0).then(|| bits / self.bytes as f64)
+    }
 }
 
 impl EvalData {
@@ -173,7 +184,8 @@ fn evaluate_on<O: Ops>(
             "the validation loss is not finite ({loss}): the model's numbers overflow\n  hint: its training \
              diverged, or its weights are not what they were"
         );
-        results.validation = Some(HeldOutLoss { loss, tokens: set.tokens(), from: from.clone() });
+        let bytes = set.text_bytes(&Tokenizer::new(experiment.data.tokenizer));
+        results.validation = Some(HeldOutLoss { loss, tokens: set.tokens(), bytes, from: from.clone() });
     }
     if let Some(set) = &data.hellaswag {
         let mut progress = steps_of(report.progress(LongWork::HellaSwag, set.rows() as u64));

@@ -40,8 +40,8 @@ pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
-/// The folder of the sweep that an argument names, where it names one and no run: `asked` itself, or that name
-/// under `runs`.
+/// The folder of the sweep that an argument names, where it names one and no run: `asked` itself, or that
+/// name under `runs`.
 pub fn find_sweep(asked: Option<&Path>, runs: &Path) -> Option<PathBuf> {
     let asked = asked?;
     let under = (!asked.starts_with(".")).then(|| runs.join(asked));
@@ -83,7 +83,38 @@ pub fn load_parameters(
 
 /// As [`load_parameters`], and their fp32 masters where there are any.
 pub fn load_masters(paths: &RunPaths, step: Option<u64>, report: Report) -> anyhow::Result<LoadedCheckpoint> {
-    load_some(paths, step, report, |name| parameters::is_parameter(name) || name.starts_with(MASTER.prefix))
+    load_some(paths, step, report, is_weight)
+}
+
+/// Whether a tensor of the state is a parameter or the fp32 master of one.
+pub(super) fn is_weight(name: &str) -> bool {
+    parameters::is_parameter(name) || name.starts_with(MASTER.prefix)
+}
+
+/// The folder of a checkpoint by `NAME@STEP`, or by `NAME` the newest of the run; absolute.
+///
+/// # Errors
+/// There is no such run or checkpoint, or the step is no number.
+pub(super) fn checkpoint(name: &str, runs: &Path) -> anyhow::Result<PathBuf> {
+    let (run, step) = match name.rsplit_once('@') {
+        Some((run, step)) => {
+            let number = step.parse::<u64>();
+            (run, Some(number.map_err(|_| UsageError(format!("`{step}` in `{name}` is not a step")))?))
+        }
+        None => (name, None),
+    };
+    let paths = RunPaths::new(&std::path::absolute(find(Some(Path::new(run)), runs)?)?);
+    let there = store::list(&paths.checkpoints())?;
+    match step {
+        Some(step) => match there.into_iter().find(|(of, _)| *of == step) {
+            Some((_, folder)) => Ok(folder),
+            None => Err(no_checkpoint(&paths, step)?.into()),
+        },
+        None => match there.into_iter().next_back() {
+            Some((_, folder)) => Ok(folder),
+            None => Err(UsageError(format!("the run `{run}` has no checkpoint yet")).into()),
+        },
+    }
 }
 
 fn load_some(

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
 use super::run_folder::{LOCK, RunPaths};
-use super::sweep_folder::is_sweep;
 use super::{Result, StoreError, atomic, audit};
 
+/// The file that makes a folder a sweep.
+pub(super) const SWEEP: &str = "sweep.toml";
 /// How many names a message lists.
 const LISTED: usize = 5;
 
@@ -53,7 +54,7 @@ pub(super) fn require_run(folder: &Path) -> Result<()> {
     let paths = RunPaths::new(folder);
     match paths.experiment().is_file() || paths.lock_file().is_file() {
         true => Ok(()),
-        false if is_sweep(folder) => Err(StoreError::SweepExists { path: folder.into() }),
+        false if folder.join(SWEEP).is_file() => Err(StoreError::SweepExists { path: folder.into() }),
         false => Err(StoreError::NotARun { path: folder.into() }),
     }
 }

@@ -104,8 +104,8 @@ pub enum StoreError {
     #[error("`{}` is not the declaration of a sweep: {why}\n  hint: it was edited or damaged; restore it, or \
              start the sweep again with `--overwrite`", path.display())]
     BadSweep { path: PathBuf, why: String },
-    #[error("there is already a sweep in `{}`\n  hint: `runner resume` goes on with it, `--name` takes another \
-             folder; `--overwrite` deletes it where a sweep is run", path.display())]
+    #[error("there is already a sweep in `{}`\n  hint: `runner resume` goes on with it, `--name` takes \
+             another folder; `--overwrite` deletes it where a sweep is run", path.display())]
     SweepExists { path: PathBuf },
     #[error("there is no sweep in `{}`", path.display())]
     NoSuchSweep { path: PathBuf },

@@ -53,7 +53,7 @@ impl SweepPaths {
 
     /// The sweep as it was resolved.
     pub fn declaration(&self) -> PathBuf {
-        self.folder.join("sweep.toml")
+        self.folder.join(contents::SWEEP)
     }
 
     /// What came out of all members.
@@ -161,7 +161,7 @@ fn require_ours(folder: &Path) -> Result<()> {
             Ok(other.map(|file| format!("{name}/{file}")).collect())
         };
         match (name.as_str(), path.is_dir()) {
-            (LOCK | "sweep.toml" | "sweep.lock", false) => {}
+            (LOCK | contents::SWEEP | "sweep.lock", false) => {}
             ("logs", true) => foreign.extend(ends(&[".log"])?),
             ("plots", true) => foreign.extend(ends(&[".png", ".svg"])?),
             (number, true) if number.len() >= DIGITS && number.bytes().all(|b| b.is_ascii_digit()) => {

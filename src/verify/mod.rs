@@ -6,6 +6,7 @@
 //! * [`audit`]: parts of audited steps computed again in the mirror.
 //! * [`twice`]: an experiment in fresh processes, one of them killed; [`golden`]: roots in a file.
 //! * [`diff`]: the first step, tensor, leaf and element in which two runs differ.
+//! * [`sweep`]: every member of a sweep, and its lock; the first member in which two sweeps differ.
 //! * [`rebuild`]: metrics and `main.log` written again from the ledger.
 //! * [`promises`]: the checks as sentences for the report page.
 
@@ -18,6 +19,7 @@ mod lock;
 pub mod promises;
 pub mod rebuild;
 pub mod replay;
+pub mod sweep;
 pub mod twice;
 
 pub use crate::report::html::{Check, Status};

@@ -11,14 +11,16 @@ use anyhow::{Context, bail};
 use super::Checks;
 use super::diff::Diff;
 use super::golden::Golden;
-use crate::formats::load_experiment;
 use crate::proof::{Entry, Lock, ledger};
+use crate::run::initial::load_experiment;
 use crate::store::{self, Manifest, RunPaths, checkpoint};
 
 /// What to compare the runs with, and where to keep them.
 pub struct TwiceOptions {
     /// `--set` arguments of the experiment.
     pub set: Vec<String>,
+    /// The folder of the run that it may start from.
+    pub runs: PathBuf,
     /// A file of golden roots to compare with.
     pub expect: Option<PathBuf>,
     /// A file of golden roots to write, when all runs agree.
@@ -61,12 +63,14 @@ pub fn verify(path: &Path, options: &TwiceOptions, checks: &mut Checks<'_>) -> a
         Golden::parse(path, &text)
     });
     let golden = golden.transpose()?;
-    let loaded = load_experiment(path, &options.set)?;
+    let loaded = load_experiment(path, &options.set, &options.runs)?;
     let temporary = tempfile::tempdir().context("cannot make a folder for the runs")?;
     let steps = loaded.experiment.schedule.steps;
     let mut set = options.set.clone();
     // Intervals change no bit; checkpoints to resume from and to compare are wanted.
     set.extend([format!("checkpoint.every={}", (steps / 4).max(1)), "checkpoint.keep_last=0".into()]);
+    // The runs are in a folder of their own, and what they start from is not.
+    set.extend(loaded.experiment.model.init.as_ref().map(|init| format!("model.init={init}")));
     let trial = TwiceRuns {
         program: std::env::current_exe()?,
         experiment: path,

@@ -37,7 +37,11 @@ const TEXTS: &[Case] = &[
 
 /// `runner sample` and `runner eval` of a Hugging Face folder, with the words of the second.
 const MODELS: &[Case] = &[
-    ("hf_good", 0, &["5.547555  256 tokens", "val_loss is that of the built-in text `kjv`"]),
+    (
+        "hf_good",
+        0,
+        &["5.547555  256 tokens", "8.003430  256 bytes", "val_loss is that of the built-in text `kjv`"],
+    ),
     ("hf_fp16", 0, &["5.547556  256 tokens"]),
     ("hf_sharded", 0, &["5.547555  256 tokens"]),
     ("hf_uniform", 0, &["5.549076  256 tokens"]),

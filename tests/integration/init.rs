@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::support::{Finished, Lab};
+use crate::support::{Finished, Lab, flip_bit};
 
 const CI: &str = "experiments/ci.toml";
 
@@ -206,4 +206,55 @@ fn several_texts_come_in_order_and_each_is_what_it_would_be_alone() {
         "{}",
         finished.stderr
     );
+}
+
+/// Weights of a run's checkpoint: by name, by folder, in other steps, and gone afterwards.
+#[test]
+fn training_starts_from_a_checkpoint_of_a_run_and_the_lock_has_its_root() {
+    let lab = Lab::new();
+    let base = lab.run(CI, &["--set", "checkpoint.keep_last=0"]).root().to_owned();
+    let step = |step: u64| lab.path("ci/checkpoints").join(format!("step_{step:08}"));
+    let from = |name: &str, init: &str, more: &[&str]| {
+        let init = format!("model.init={init}");
+        lab.run(CI, &[&["--name", name, "--set", &init, "--set", "schedule.steps=8"], more].concat())
+    };
+    let named = from("named", "run:ci@20", &[]).root().to_owned();
+    for (name, init) in [("newest", "run:ci".to_owned()), ("by_folder", step(20).display().to_string())] {
+        assert_eq!(from(name, &init, &[]).root(), named, "{name}");
+    }
+    let exported = exported(&lab, "hf", "fp32");
+    assert_eq!(from("of_file", &exported.display().to_string(), &[]).root(), named, "the same weights");
+    assert_ne!(from("of_step_5", "run:ci@5", &[]).root(), named);
+    assert_eq!(val_losses(&lab, "named")[0], *val_losses(&lab, "ci").last().expect("at the end"));
+
+    let read = |file: &str| std::fs::read_to_string(lab.path("named").join(file)).expect("readable");
+    assert!(
+        read("lock.toml").contains(&format!("\"model.init_root\" = \"{base}\"")),
+        "{}",
+        read("lock.toml")
+    );
+    let written = read("experiment.toml");
+    let init = written.lines().find(|line| line.starts_with("init = ")).expect("it has a model").to_owned();
+    assert!(init.contains("/ci/checkpoints/step_00000020\"") && init.contains("run:ci@20, --set"), "{init}");
+    lab.verify("named", &["--replay", "0..3"]).assert_says(&["steps 0 to 2 gave the same bits again"]);
+    let runs = lab.path("").display().to_string();
+    let twice = ["--twice", "--runs", &runs, "--set", "model.init=run:ci", "--set", "schedule.steps=8"];
+    lab.finish(&[&["verify", CI], &twice[..]].concat()).assert_says(&["two processes gave the same bits"]);
+
+    from("bad", "run:ci@7", &[])
+        .assert_fails(2, &["no checkpoint", "step_00000007`", "those of steps 5, 10"]);
+    from("bad", "run:ci@x", &[]).assert_fails(2, &["`x` in `ci@x` is not a step"]);
+    from("bad", "run:co@5", &[]).assert_fails(2, &["there is no run in", "--set", "`runner show --runs"]);
+    let wider = ["--set", "model.channels=192"];
+    from("bad", "run:ci@5", &wider).assert_fails(1, &["is a model of ", "the experiment's has 192"]);
+    // In the last third, where the weights are; the moments before them are not read.
+    flip_bit(&step(5).join("state.safetensors"), 0.9);
+    from("bad", "run:ci@5", &[]).assert_fails(1, &["step_00000005/state.safetensors`"]);
+    assert!(!lab.path("bad").exists());
+
+    // What the run began from is in its own checkpoints.
+    std::fs::remove_dir_all(lab.path("named/checkpoints/step_00000008")).expect("the last checkpoint");
+    std::fs::remove_dir_all(lab.path("ci")).expect("the first run");
+    assert_eq!(lab.resume("named", &[]).root(), named);
+    lab.verify("named", &["--replay", "0..3"]).assert_fails(1, &["step_00000020"]);
 }

@@ -3,6 +3,7 @@
 mod architecture;
 mod audit;
 mod cases;
+mod compare;
 mod data;
 mod data_prepare;
 mod data_shards;
@@ -33,6 +34,7 @@ mod report;
 mod resume;
 mod slsa;
 mod support;
+mod sweep;
 mod terminal;
 mod tidy;
 mod twice;

@@ -95,6 +95,12 @@ impl Tokenizer {
         bytes
     }
 
+    /// The bytes of the text that tokens stand for: `<|endoftext|>` is none of it.
+    pub fn text_bytes(&self, tokens: &[u16]) -> u64 {
+        let of_text = tokens.iter().filter(|token| **token != self.eot());
+        of_text.map(|token| self.decode_bytes(&[*token]).len() as u64).sum()
+    }
+
     /// The text of tokens; invalid UTF-8 gives replacement characters.
     pub fn decode(&self, tokens: &[u16]) -> String {
         String::from_utf8_lossy(&self.decode_bytes(tokens)).into_owned()
@@ -171,6 +177,16 @@ mod tests {
         assert_eq!(gpt2().encode("Hello, world!"), [15496, 11, 995, 0]);
         assert_eq!(gpt2().encode("First Citizen:\nBefore we"), [5962, 22307, 25, 198, 8421, 356]);
         assert_eq!(gpt2().encode(""), [0u16; 0]);
+    }
+
+    #[test]
+    fn the_bytes_of_a_text_are_counted_whatever_its_tokens_are() {
+        let text = "Rye déjà vu; 🌾 is cut in July.\n";
+        for tokenizer in [gpt2(), Tokenizer::Byte] {
+            let tokens = [tokenizer.encode(text), vec![tokenizer.eot()], tokenizer.encode("a")].concat();
+            assert_eq!(tokenizer.text_bytes(&tokens), text.len() as u64 + 1);
+            assert_eq!(tokenizer.text_bytes(&[tokenizer.eot()]), 0);
+        }
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! Sweeps: their expansion, what is refused, and the resolved form.
 
 use super::*;
-use crate::experiment::rules::no_init_sizes;
+use crate::experiment::rules::NoModels;
 
 fn declare(sweep: &str, env: &[(&str, &str)], sets: &[&str]) -> Result<Sweep, ExperimentError> {
     let text = format!("{SMALL}{sweep}");
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_string()).collect();
     let input = ExperimentText::Text { name: "x.toml", bytes: text.as_bytes() };
-    match declared(&input, &variables(env), &sets, &no_init_sizes)? {
+    match declared(&input, &variables(env), &sets, &NoModels)? {
         Declared::Sweep(sweep) => Ok(sweep),
         Declared::Experiment(_) => panic!("no sweep"),
     }
@@ -42,10 +42,11 @@ fn a_grid_is_the_product_in_the_order_written_with_the_last_key_fastest() {
 
 #[test]
 fn grid_zip_and_random_multiply_and_a_sample_does_not_depend_on_the_others() {
+    const FIXED: &str = "[sweep.zip]\n\"schedule.steps\" = [10, 20]\n\"schedule.warmup_steps\" = [1, 2]\n\
+                         [sweep.grid]\nseed = [0, 1]\n";
     let text = |samples: u32, more: &str| {
         format!(
-            "[sweep.zip]\n\"schedule.steps\" = [10, 20]\n\"schedule.warmup_steps\" = [1, 2]\n[sweep.grid]\nseed = \
-             [0, 1]\n[sweep.random]\nsamples = {samples}\nseed = 7\n[sweep.random.keys]\n\
+            "{FIXED}[sweep.random]\nsamples = {samples}\nseed = 7\n[sweep.random.keys]\n\
              \"schedule.learning_rate\" = {{ log_uniform = [1e-4, 1e-2] }}\n{more}"
         )
     };
@@ -88,7 +89,7 @@ fn the_resolved_sweep_loads_back_with_equal_members_and_origins() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.toml");
         fs::write(&path, format!("{base}{sweep}")).unwrap();
-        let load = |path: &Path| match declared(&ExperimentText::Path(path), &[], &[], &no_init_sizes) {
+        let load = |path: &Path| match declared(&ExperimentText::Path(path), &[], &[], &NoModels) {
             Ok(Declared::Sweep(sweep)) => sweep,
             other => panic!("{sweep}: {other:?}"),
         };
@@ -119,67 +120,31 @@ fn what_a_sweep_may_not_hold_is_refused_with_its_place() {
         ("[sweep.grid]\nseed = 3\n", "`seed` needs a list of values", "outside `[sweep.grid]`"),
         ("[sweep.grid]\nseeds = [3]\n", "unknown key `seeds`", "did you mean `\"seed\"`?"),
         ("[sweep.grid]\nname = [\"a\"]\n", "`name` cannot be swept", "numbers"),
-        (
-            "[sweep.grid]\nbatch.micro = [1]\n",
-            "a swept key with a dot is written in quotes",
-            "`\"batch.micro\" = …`",
-        ),
+        ("[sweep.grid]\nbatch.micro = [1]\n", "is written in quotes", "`\"batch.micro\" = …`"),
         ("[sweep.grid]\nseed = [1, 1.5]\n", "`seed` must be an integer", "`[sweep.grid]`"),
-        (
-            "[sweep.grid]\n\"schedule.kind\" = [\"cosin\"]\n",
-            "`schedule.kind` knows no \"cosin\"",
-            "did you mean \"cosine\"?",
-        ),
+        ("[sweep.grid]\n\"schedule.kind\" = [\"cosin\"]\n", "knows no \"cosin\"", "did you mean \"cosine\"?"),
         ("[sweep.grid]\nseed = [1, 2, 1]\n", "members 1 and 3 of the sweep are the same", "seed = 1"),
-        (
-            "[sweep.zip]\nseed = [1, 2]\n\"batch.micro\" = [1]\n",
-            "`seed` has 2 values, and `batch.micro` has 1",
-            "same length",
-        ),
+        ("[sweep.zip]\nseed = [1, 2]\n\"batch.micro\" = [1]\n", "`batch.micro` has 1", "same length"),
         ("[sweep.grid]\nseed = [1]\n[sweep.zip]\nseed = [2]\n", "`seed` is swept twice", "leave it in one"),
-        (
-            "[sweep.grid]\n\"schedule.warmup_steps\" = [5, 11]\n",
-            "warm",
-            "in member 2: schedule.warmup_steps = 11",
-        ),
-        (
-            "[sweep.random]\nsamples = 2\n[sweep.random.keys]\nseed = { integers = [0, 9] }\n",
-            "`sweep.random.seed` must be given",
-            "drawn again",
-        ),
-        (
-            "[sweep.random]\nsamples = 0\nseed = 1\n[sweep.random.keys]\nseed = { integers = [0, 9] }\n",
-            "`sweep.random.samples` is 0",
-            "",
-        ),
+        ("[sweep.grid]\n\"schedule.warmup_steps\" = [5, 11]\n", "longer", "in member 2: schedule.warmup"),
         ("[sweep.random]\nsamples = 2\nseed = 1\n", "there is no `[sweep.random.keys]`", "log_uniform"),
-        (
-            "[sweep.random]\nsamples = 2\nseed = 1\n[sweep.random.keys]\nseed = [0, 9]\n",
-            "needs what it is drawn from",
-            "integers",
-        ),
-        (
-            "[sweep.random]\nsamples = 2\nseed = 1\n[sweep.random.keys]\nseed = { uniform = [0, 9] }\n",
-            "`seed` cannot be drawn from `uniform`",
-            "`integers` or `choices`",
-        ),
-        (
-            "[sweep.random]\nsamples = 2\nseed = 1\n[sweep.random.keys]\nseed = { integers = [9, 0] }\n",
-            "not two rising numbers",
-            "smaller",
-        ),
-        (
-            "[sweep.random]\nsamples = 9\nseed = 1\n[sweep.random.keys]\nseed = { integers = [1, 3] }\n",
-            "are the same",
-            "`samples`",
-        ),
-        (
-            "[sweep.random]\nsamples = 2\nseed = 1\n[sweep.random.keys]\n\"guards.loss_z\" = { log_uniform = [0.0, 3.0] }\n",
-            "not two rising numbers",
-            "above 0",
-        ),
+        ("[sweep.random]\nsample = 2\n", "unknown key `sweep.random.sample`", "`[sweep.random.keys]`"),
+        ("[sweep.random]\nseed = 1\nkeys = {}\n", "`sweep.random.samples` must be given", "drawn again"),
+        ("[sweep.random]\nsamples = 0\nkeys = {}\n", "`sweep.random.samples` is 0", "must be given"),
     ] {
         let report = refused(sweep, &[]);
+        assert!(report.contains(says) && report.contains(hint), "{sweep}\n{report}");
+    }
+    for (keys, says, hint) in [
+        ("seed = [0, 9]", "needs what it is drawn from", "integers"),
+        ("seed = { uniform = [0, 9] }", "`seed` cannot be drawn from `uniform`", "`integers` or `choices`"),
+        ("seed = { integers = [9, 0] }", "not two rising numbers", "smaller"),
+        ("seed = { integers = [1, 3] }", "are the same", "`samples`"),
+        ("\"guards.loss_z\" = { log_uniform = [0.0, 3.0] }", "not two rising numbers", "above 0"),
+        ("\"optimizer.beta1\" = { uniform = [0.5, 1.0] }", "`optimizer.beta1` is 1.0", "below 1"),
+    ] {
+        let sweep = format!("[sweep.random]\nsamples = 9\nseed = 1\n[sweep.random.keys]\n{keys}\n");
+        let report = refused(&sweep, &[]);
         assert!(report.contains(says) && report.contains(hint), "{sweep}\n{report}");
     }
     let grid = "[sweep.grid]\nseed = [1, 2]\n\"eval.hellaswag\" = [\"h.jsonl\"]\n";
@@ -208,7 +173,7 @@ fn a_sweep_is_no_experiment_and_cannot_be_extended() {
 #[test]
 fn the_shipped_sweep_has_six_members() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/sweep_ci.toml");
-    let declared = declared(&ExperimentText::Path(&path), &[], &[], &no_init_sizes);
+    let declared = declared(&ExperimentText::Path(&path), &[], &[], &NoModels);
     let Ok(Declared::Sweep(sweep)) = declared else { panic!("{declared:?}") };
     assert_eq!((sweep.name.as_str(), sweep.members.len()), ("sweep_ci", 6));
 }

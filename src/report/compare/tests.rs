@@ -114,7 +114,8 @@ fn runs_that_are_equal_to_the_bit_are_one_run_in_a_group_and_no_difference_betwe
     let mut looked_at_more = runs(&THREE_SEEDS[..1]);
     for run in &mut looked_at_more {
         let seed = run.keys.get("seed").to_owned();
-        run.keys = groups::RunKeys::made_up(&[("seed", &seed), ("eval.every", "5")]);
+        let keys = [("schedule.learning_rate", "0.001"), ("seed", &seed), ("eval.every", "5")];
+        run.keys = groups::RunKeys::made_up(&keys);
     }
     let both = [runs(&THREE_SEEDS[..1]), looked_at_more].concat();
     let comparison = compare(both, Some(&["eval.every".to_owned()]));

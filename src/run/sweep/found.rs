@@ -12,7 +12,7 @@ use crate::store::metrics::REBUILD;
 use crate::store::{MemberFolder, RunPaths};
 
 /// What is there of a member.
-pub(super) enum Found {
+pub(super) enum FoundMember {
     Missing,
     /// A run that has steps left, or whose files a resume must judge.
     Begun,
@@ -23,15 +23,15 @@ pub(super) enum Found {
 }
 
 /// Looks at a member. A finished one is checked: newest checkpoint, ledger, lock and metrics.
-pub(super) fn find(member: &MemberFolder, declared: &Member, report: Report) -> Found {
+pub(super) fn find(member: &MemberFolder, declared: &Member, report: Report) -> FoundMember {
     let paths = RunPaths::new(&member.folder);
     if !paths.experiment().exists() {
-        return Found::Missing;
+        return FoundMember::Missing;
     }
     match checked(&paths, member, declared, report) {
-        Ok(Some(row)) => Found::Finished(row),
-        Ok(None) => Found::Begun,
-        Err(why) => Found::Refused(format!("{why:#}")),
+        Ok(Some(row)) => FoundMember::Finished(row),
+        Ok(None) => FoundMember::Begun,
+        Err(why) => FoundMember::Refused(format!("{why:#}")),
     }
 }
 
@@ -56,7 +56,10 @@ fn checked(
 }
 
 /// Refuses a run whose keys give other bits than the sweep's member has.
-fn require_declared(run: &Experiment, declared: &Loaded) -> anyhow::Result<()> {
+///
+/// # Errors
+/// A key that reaches the bits has another value.
+pub fn require_declared(run: &Experiment, declared: &Loaded) -> anyhow::Result<()> {
     let (run, asked) = (flatten(run), flatten(&declared.experiment));
     let counted_in_epochs = |key: &str| key == "schedule.steps" && declared.epochs.is_some();
     let mut other = asked.iter().filter(|(key, value)| {
@@ -67,8 +70,8 @@ fn require_declared(run: &Experiment, declared: &Loaded) -> anyhow::Result<()> {
         Some((key, value)) => {
             let has = run.get(key).map_or("none".to_owned(), ToString::to_string);
             anyhow::bail!(
-                "its experiment has `{key}` = {has}, the sweep declares {value}\n  hint: it was changed after \
-                 the sweep began; move its folder away, and `runner resume` trains the member anew"
+                "its experiment has `{key}` = {has}, the sweep declares {value}\n  hint: it was changed \
+                 after the sweep began; move its folder away, and `runner resume` trains the member anew"
             )
         }
     }

@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use self::children::{MemberProcess, Starter};
-use self::found::Found;
+use self::found::FoundMember;
 use super::destination::Existing;
 use super::error::{ProofRefusal, UsageError, require_usage};
 use super::messages::Report;
@@ -29,7 +29,7 @@ use crate::proof::lock::Table;
 use crate::proof::{Hash, SweepLock};
 use crate::store::{self, MemberFolder, SweepFolder, SweepPaths, sweep_folder};
 
-pub use found::row;
+pub use found::{require_declared, row};
 
 /// How often the processes of members are looked at.
 const LOOK: Duration = Duration::from_millis(20);
@@ -190,8 +190,8 @@ fn recorded(paths: &SweepPaths, asked: Option<&Sweep>) -> anyhow::Result<Sweep> 
         },
     );
     Err(UsageError(format!(
-        "`{}` holds another sweep than `{}`: {how}\n  hint: `runner resume` goes on with what is there, `--name` \
-         begins another, `--overwrite` deletes it",
+        "`{}` holds another sweep than `{}`: {how}\n  hint: `runner resume` goes on with what is there, \
+         `--name` begins another, `--overwrite` deletes it",
         paths.folder().display(),
         asked.path.display(),
     ))
@@ -219,16 +219,16 @@ fn train(
         let folder = &training.folders[at];
         let found = found::find(folder, declared, report);
         match &found {
-            Found::Finished(_) => on(&SweepEvent::Verified(folder)),
-            Found::Missing => training.queue.push_back((at, false)),
-            Found::Begun => training.queue.push_back((at, true)),
-            Found::Refused(why) => {
+            FoundMember::Finished(_) => on(&SweepEvent::Verified(folder)),
+            FoundMember::Missing => training.queue.push_back((at, false)),
+            FoundMember::Begun => training.queue.push_back((at, true)),
+            FoundMember::Refused(why) => {
                 let end = MemberEnd::Failed { code: None, why: why.clone() };
                 on(&SweepEvent::Ended { member: folder, end: &end, seconds: 0.0 });
                 training.failed.push((at, end));
             }
         }
-        training.rows.push(if let Found::Finished(row) = found { Some(row) } else { None });
+        training.rows.push(if let FoundMember::Finished(row) = found { Some(row) } else { None });
     }
     let nothing_to_do = training.queue.is_empty() && training.failed.is_empty();
     let jobs = options.jobs.min(training.queue.len()).max(1);
@@ -289,12 +289,16 @@ impl Training {
             for (number, line) in heard.try_iter() {
                 on(&SweepEvent::Said { number, line: &line });
             }
-            for (at, end, seconds) in ended {
+            for (at, mut end, seconds) in ended {
+                if end == MemberEnd::Finished {
+                    match row(&self.folders[at]) {
+                        Ok(row) => self.rows[at] = Some(row),
+                        Err(why) => end = MemberEnd::Failed { code: Some(0), why: format!("{why:#}") },
+                    }
+                }
                 on(&SweepEvent::Ended { member: &self.folders[at], end: &end, seconds });
-                match end {
-                    MemberEnd::Finished => self.rows[at] = Some(row(&self.folders[at])?),
-                    MemberEnd::Stopped => {}
-                    failed @ MemberEnd::Failed { .. } => self.failed.push((at, failed)),
+                if matches!(end, MemberEnd::Failed { .. }) {
+                    self.failed.push((at, end));
                 }
             }
             if done {

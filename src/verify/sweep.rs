@@ -1,0 +1,205 @@
+//! A sweep checked member by member, its lock held to them; and the first member in which two sweeps differ.
+
+use std::fmt;
+use std::path::Path;
+
+use super::diff::Diff;
+use super::{Checks, Status, files};
+use crate::experiment::{self, Sweep, settings_text};
+use crate::proof::lock::{Table, differences};
+use crate::proof::{Hash, SweepLock};
+use crate::run::lock::list;
+use crate::run::messages::Report;
+use crate::run::sweep::{require_declared, row};
+use crate::store::{MemberFolder, RunPaths, SweepPaths, sweep_folder};
+
+/// Checks every member of the sweep in `folder` as a run is checked, and the sweep's lock. `expected` is the
+/// hash of the sweep, kept elsewhere.
+///
+/// # Errors
+/// The declaration or an experiment cannot be read.
+pub fn verify(
+    folder: &Path,
+    expected: Option<Hash>,
+    checks: &mut Checks<'_>,
+    report: Report,
+) -> anyhow::Result<()> {
+    let paths = SweepPaths::new(folder);
+    let declared = experiment::load_recorded_sweep(&paths.declaration())?;
+    let members = sweep_folder::members(folder)?;
+    for member in &members {
+        verify_member(member, &declared, checks, report)?;
+    }
+    let found = lock(&paths, &members, checks);
+    match (expected, found) {
+        (None, _) => {}
+        (Some(expected), Some(hash)) if hash == expected => {
+            checks.passed("expected", "it is the hash of the sweep");
+        }
+        (Some(expected), Some(hash)) => {
+            checks.failed("expected", format!("the hash of the sweep is {hash}, not {expected}"));
+        }
+        (Some(_), None) => checks.failed("expected", "not compared: the sweep has no hash yet"),
+    }
+    Ok(())
+}
+
+/// One line for a member whose checks have all passed; else a line for each that has not.
+fn verify_member(
+    member: &MemberFolder,
+    declared: &Sweep,
+    checks: &mut Checks<'_>,
+    report: Report,
+) -> anyhow::Result<()> {
+    let name = &member.name;
+    let experiment = RunPaths::new(&member.folder).experiment();
+    if !experiment.is_file() {
+        checks.skipped(name, format!("it has not begun: {}", settings_text(&member.settings)));
+        return Ok(());
+    }
+    let mut unseen = |_: &_| {};
+    let mut own = Checks::new(&mut unseen);
+    files::verify(&member.folder, &mut own, report)?;
+    let run = experiment::load_recorded(&experiment)?;
+    if let Err(why) = require_declared(&run.experiment, &declared.members[member.number - 1].loaded) {
+        own.failed("declaration", why.to_string());
+    }
+    let passed = own.all_passed();
+    let made = own.into_made();
+    let count = made.iter().filter(|check| check.status == Status::Passed).count();
+    for check in made.into_iter().filter(|check| check.status != Status::Passed) {
+        checks.add(check.status, &format!("{name}: {}", check.name), check.detail);
+    }
+    if passed {
+        checks.passed(name, format!("{count} checks: {}", settings_text(&member.settings)));
+    }
+    Ok(())
+}
+
+/// Holds the sweep's lock to its members; the hash that they give, when all have ended.
+fn lock(paths: &SweepPaths, members: &[MemberFolder], checks: &mut Checks<'_>) -> Option<Hash> {
+    const CHECK: &str = "sweep.lock";
+    let mut rows = Vec::new();
+    let mut unended = Vec::new();
+    for member in members {
+        match row(member) {
+            Ok(row) => rows.push(row),
+            Err(why) => unended.push((member.name.as_str(), why.to_string())),
+        }
+    }
+    let path = paths.lock_file();
+    if let Some((name, why)) = unended.first() {
+        let what = format!("{} of {} members have not ended; {name}: {why}", unended.len(), members.len());
+        if path.exists() {
+            checks.failed(CHECK, what)
+        } else {
+            checks.skipped(CHECK, what)
+        }
+        return None;
+    }
+    let found = SweepLock { members: rows };
+    let hash = found.hash();
+    match path.exists().then(|| SweepLock::read(&path)) {
+        None => checks.skipped(CHECK, format!("there is none yet, `runner resume` writes it; hash {hash}")),
+        Some(Err(why)) => checks.failed(CHECK, why.to_string()),
+        Some(Ok(kept)) if kept == found => {
+            checks.passed(CHECK, format!("{} members, hash {hash}", members.len()));
+        }
+        Some(Ok(kept)) => checks.failed(CHECK, changed(&kept, &found)),
+    }
+    Some(hash)
+}
+
+/// The first member of a lock that is not what the folders give.
+fn changed(kept: &SweepLock, found: &SweepLock) -> String {
+    let none = Table::new();
+    let rows = |at: usize| (kept.members.get(at).unwrap_or(&none), found.members.get(at).unwrap_or(&none));
+    let count = kept.members.len().max(found.members.len());
+    let first = (0..count).find(|at| rows(*at).0 != rows(*at).1).unwrap_or_default();
+    let (was, is) = rows(first);
+    format!("member {} is not what was locked:{}", first + 1, list(&differences(was, is)))
+}
+
+/// How two sweeps differ.
+#[derive(Debug)]
+pub struct SweepDiff {
+    /// Members of both.
+    pub members: (usize, usize),
+    pub first: Option<MemberDiff>,
+}
+
+/// The first member that differs.
+#[derive(Debug)]
+pub struct MemberDiff {
+    pub number: usize,
+    /// As text; none where the sweep has no such member.
+    pub settings: (Option<String>, Option<String>),
+    /// Its runs compared, where the settings are equal and both have begun.
+    pub diff: Option<Diff>,
+}
+
+impl SweepDiff {
+    /// Compares the members of two sweeps in the order of their numbers, up to the first that differs.
+    ///
+    /// # Errors
+    /// A declaration or a file of a run is damaged.
+    pub fn of(a: &Path, b: &Path) -> anyhow::Result<SweepDiff> {
+        let (a, b) = (sweep_folder::members(a)?, sweep_folder::members(b)?);
+        for at in 0..a.len().max(b.len()) {
+            if let Some(first) = MemberDiff::of(at + 1, a.get(at), b.get(at))? {
+                return Ok(SweepDiff { members: (a.len(), b.len()), first: Some(first) });
+            }
+        }
+        Ok(SweepDiff { members: (a.len(), b.len()), first: None })
+    }
+}
+
+impl MemberDiff {
+    fn of(
+        number: usize,
+        a: Option<&MemberFolder>,
+        b: Option<&MemberFolder>,
+    ) -> anyhow::Result<Option<MemberDiff>> {
+        let text = |member: Option<&MemberFolder>| member.map(|member| settings_text(&member.settings));
+        let settings = (text(a), text(b));
+        let (Some(a), Some(b)) = (a, b) else { return Ok(Some(MemberDiff { number, settings, diff: None })) };
+        let begun = |member: &MemberFolder| RunPaths::new(&member.folder).ledger().is_file();
+        if settings.0 != settings.1 || begun(a) != begun(b) {
+            return Ok(Some(MemberDiff { number, settings, diff: None }));
+        }
+        if !begun(a) {
+            return Ok(None);
+        }
+        let diff = Diff::of(&a.folder, &b.folder)?;
+        let same = diff.same_bits() && diff.entries.0 == diff.entries.1;
+        Ok((!same).then_some(MemberDiff { number, settings, diff: Some(diff) }))
+    }
+}
+
+impl fmt::Display for SweepDiff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(MemberDiff { number, settings, diff }) = &self.first else {
+            return writeln!(f, "members: {}, all equal", self.members.0);
+        };
+        writeln!(f, "member {number} is the first that differs")?;
+        match (settings, diff) {
+            ((Some(a), Some(b)), None) if a == b => {
+                writeln!(f, "  {a}\n  only one of the two has begun")
+            }
+            ((a, b), None) => {
+                let text =
+                    |settings: &Option<String>| settings.clone().unwrap_or_else(|| "no such member".into());
+                writeln!(f, "  settings: {}\n  and:      {}", text(a), text(b))
+            }
+            ((a, _), Some(diff)) => {
+                write!(f, "  {}\n{diff}", a.clone().unwrap_or_default())
+            }
+        }
+    }
+}
+
+/// Reads the hash of the sweep in `folder` from its lock, if it has one that is whole.
+pub fn kept_hash(folder: &Path) -> Option<Hash> {
+    let path = SweepPaths::new(folder).lock_file();
+    SweepLock::read(&path).ok().map(|lock| lock.hash())
+}
