@@ -1,6 +1,7 @@
 //! `runner config`: the resolved experiment, and where each key came from; or what a key is.
 //!
-//! Reads what `runner run` would read and starts nothing. The resolved form is itself an experiment, or a sweep.
+//! Reads what `runner run` would read and starts nothing. The resolved form is itself an experiment, or a
+//! sweep.
 
 use std::path::{Path, PathBuf};
 

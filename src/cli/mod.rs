@@ -75,7 +75,7 @@ enum Verb {
     New(new::Args),
     /// Add a note or a tag to a run, or print what there is.
     Note(note::Args),
-    /// Remove runs: their folders with checkpoints and all.
+    /// Remove runs or sweeps: their folders with checkpoints and all.
     Rm(rm::Args),
     /// Remove checkpoints that a run need not keep; say which without `--yes`.
     Prune(prune::Args),

@@ -14,7 +14,7 @@ use crate::units;
 /// Remove checkpoints that a run need not keep; say which without `--yes`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The runs: names under `--runs`, or folders.
+    /// The runs or sweeps: names under `--runs`, or folders.
     #[arg(required_unless_present = "all")]
     run: Vec<PathBuf>,
     /// Every run under `--runs`.
@@ -38,7 +38,7 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let folders = match args.all {
         true => summary::folders(&args.runs)?,
-        false => args.run.iter().map(|run| find::find(Some(run), &args.runs)).collect::<Result<_, _>>()?,
+        false => folders(&args)?,
     };
     let (mut freed, mut failed) = (0, false);
     for folder in &folders {
@@ -56,6 +56,18 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         (freed, false) => say!("{} would be freed; `--yes` removes them", units::bytes(freed)),
     }
     Ok(if failed { ExitCode::from(exit::FAILED) } else { ExitCode::SUCCESS })
+}
+
+/// The folders of the runs that were named, and of the members of sweeps.
+fn folders(args: &Args) -> anyhow::Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
+    for run in &args.run {
+        match find::find_sweep(Some(run), &args.runs) {
+            Some(sweep) => folders.extend(summary::folders(&sweep)?),
+            None => folders.push(find::find(Some(run), &args.runs)?),
+        }
+    }
+    Ok(folders)
 }
 
 /// The bytes of what is removed, or would be.

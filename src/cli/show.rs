@@ -23,25 +23,7 @@ use crate::verify::sweep::kept_hash;
 
 /// List runs, or show one in full.
 #[derive(clap::Args)]
-#[command(after_help = "\
-Examples:
-  runner show
-  runner show --sort val_loss --filter 'state == done' --filter 'tokens > 1_000_000'
-  runner show --columns schedule.learning_rate,seed,val_loss --sort -val_loss
-  runner show --differing --filter 'tags ~ baseline'
-  runner show --group-by schedule.learning_rate
-  runner show quickstart
-  runner show --csv > runs.csv
-
-A column is a key of the experiment (`schedule.learning_rate`, or `learning_rate` where one section has \
-it) or one of
-name, model, state, step, steps, tokens, loss, val_loss, best_val_loss, hellaswag, hellaswag_acc,
-hellaswag_acc_norm, hellaswag_acc_bytes, step_ms, tokens_per_s, mfu, skipped, root, parameters, why, tags, \
-note, disk,
-device, numerics_id; of other metrics it is the last. `loss` is the mean of the last hundredth of the \
- updates, at
-most 100. Operators: =, !=, <, <=, >, >=, and ~ for text that \
-contains another.")]
+#[command(after_help = after_help())]
 pub struct Args {
     /// The run to show in full, or the sweep whose members to list: a name under `--runs`, or a folder.
     run: Option<PathBuf>,
@@ -70,6 +52,26 @@ pub struct Args {
     /// Folder that holds the run folders.
     #[arg(long, default_value = "runs", value_name = "DIR")]
     runs: PathBuf,
+}
+
+/// Examples, and the columns there are.
+fn after_help() -> String {
+    let columns = table::names().join(", ");
+    format!(
+        "Examples:
+  runner show
+  runner show --sort val_loss --filter 'state == done' --filter 'tokens > 1_000_000'
+  runner show --columns schedule.learning_rate,seed,val_loss --sort -val_loss
+  runner show --differing --filter 'tags ~ baseline'
+  runner show --group-by schedule.learning_rate
+  runner show quickstart
+  runner show --csv > runs.csv
+
+A column is a key of the experiment (`schedule.learning_rate`, or `learning_rate` where one section has it), a \
+         metric, of which it is the last, or one of {columns}. `loss` is the mean of the last hundredth of the updates, at \
+         most 100. Operators: =, !=, <, <=, >, >=, and ~ for text that \
+         contains another."
+    )
 }
 
 /// A run with what a person said of it and what it takes on the disk.

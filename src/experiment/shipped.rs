@@ -23,7 +23,17 @@ macro_rules! shipped {
     };
 }
 
-shipped!("ci", "ci_cuda", "finetune_gpt2", "gpt2_124m", "gpt2_33b", "gpt2_420b", "gpt3_125m", "quickstart");
+shipped!(
+    "ci",
+    "ci_cuda",
+    "finetune_gpt2",
+    "gpt2_124m",
+    "gpt2_33b",
+    "gpt2_420b",
+    "gpt3_125m",
+    "quickstart",
+    "sweep_ci"
+);
 
 impl Shipped {
     /// The experiment that a path names: its bare name, and no file is there.

@@ -88,12 +88,12 @@ mod tests {
         std::fs::write(&path, "one\ntwo\nthree\nto").unwrap();
         for (most, lines, all) in [
             (0, "", false),
-            (8, "", false),
-            (9, "three\n", false),
-            (12, "three\n", false),
-            (13, "two\nthree\n", false),
-            (16, "two\nthree\n", false),
-            (17, "one\ntwo\nthree\n", true),
+            (7, "", false),
+            (8, "three\n", false),
+            (11, "three\n", false),
+            (12, "two\nthree\n", false),
+            (15, "two\nthree\n", false),
+            (16, "one\ntwo\nthree\n", true),
             (99, "one\ntwo\nthree\n", true),
         ] {
             let (bytes, whole) = read_last_lines(&path, most).unwrap();

@@ -154,7 +154,7 @@ impl RunFolder {
                 return Err(StoreError::RunExists { path: folder });
             }
             // The old folder is moved away with its lock, which holds until the new folder is locked.
-            let old = set_aside(&folder)?;
+            let old = set_aside(&folder, contents::require_ours)?;
             fs::create_dir(&folder).map_err(StoreError::io(&folder, "create"))?;
             lock = self::lock(&folder)?;
             atomic::remove_if_there(&old)?;
@@ -217,18 +217,7 @@ impl RunFolder {
     /// # Errors
     /// The folder is not a run, holds what this program did not write, or another process has locked it.
     pub fn remove(folder: &Path, act: bool) -> Result<()> {
-        contents::require_ours(folder)?;
-        if !act {
-            return match holder(folder) {
-                Some(pid) => Err(StoreError::Locked { path: folder.into(), pid: Some(pid) }),
-                None => Ok(()),
-            };
-        }
-        let held = lock(folder)?;
-        let old = set_aside(folder)?;
-        atomic::remove_if_there(&old)?;
-        drop(held);
-        Ok(())
+        remove(folder, act, contents::require_ours)
     }
 
     fn with(folder: PathBuf, lock: File) -> Result<RunFolder> {
@@ -253,9 +242,25 @@ impl RunFolder {
     }
 }
 
-/// Moves the folder of a run away in one rename, if all in it is this program's; returns where it is now.
-fn set_aside(folder: &Path) -> Result<PathBuf> {
-    contents::require_ours(folder)?;
+/// Removes a folder in which `require_ours` refuses what this program did not write; `act` false only checks.
+pub(super) fn remove(folder: &Path, act: bool, require_ours: fn(&Path) -> Result<()>) -> Result<()> {
+    require_ours(folder)?;
+    if !act {
+        return match holder(folder) {
+            Some(pid) => Err(StoreError::Locked { path: folder.into(), pid: Some(pid) }),
+            None => Ok(()),
+        };
+    }
+    let held = lock(folder)?;
+    let old = set_aside(folder, require_ours)?;
+    atomic::remove_if_there(&old)?;
+    drop(held);
+    Ok(())
+}
+
+/// Moves a folder away in one rename, if all in it is this program's; returns where it is now.
+pub(super) fn set_aside(folder: &Path, require_ours: fn(&Path) -> Result<()>) -> Result<PathBuf> {
+    require_ours(folder)?;
     atomic::set_aside(folder)
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::run_folder::{LOCK, RunPaths, check_name, holder, is_used, lock, worked_on};
+use super::run_folder::{self, LOCK, RunPaths, check_name, holder, is_used, lock, set_aside, worked_on};
 use super::{Result, StoreError, atomic, contents};
 use crate::proof::regular;
 
@@ -100,9 +100,8 @@ impl SweepFolder {
             if !overwrite {
                 return Err(StoreError::SweepExists { path: folder });
             }
-            require_ours(&folder)?;
             // The old folder is moved away with its lock, which holds until the new folder is locked.
-            let old = atomic::set_aside(&folder)?;
+            let old = set_aside(&folder, require_ours)?;
             fs::create_dir(&folder).map_err(StoreError::io(&folder, "create"))?;
             held = lock(&folder)?;
             atomic::remove_if_there(&old)?;
@@ -121,6 +120,18 @@ impl SweepFolder {
             return Err(StoreError::NoSuchSweep { path: folder.into() });
         }
         SweepFolder::with(folder, lock(folder)?)
+    }
+
+    /// Removes the sweep in `folder` with its runs; `act` false only checks that it could be.
+    ///
+    /// # Errors
+    /// The folder is not a sweep, holds what this program did not write, or a process works on it or a
+    /// member.
+    pub fn remove(folder: &Path, act: bool) -> Result<()> {
+        if !is_sweep(folder) {
+            return Err(StoreError::NoSuchSweep { path: folder.into() });
+        }
+        run_folder::remove(folder, act, require_ours)
     }
 
     fn with(folder: &Path, lock: File) -> Result<SweepFolder> {
@@ -292,6 +303,10 @@ mod tests {
         let again = create(true).unwrap();
         assert!(!root.path().join("lr/001").exists());
         drop(again);
+        SweepFolder::remove(&root.path().join("lr"), false).unwrap();
+        assert!(root.path().join("lr/sweep.toml").exists());
+        SweepFolder::remove(&root.path().join("lr"), true).unwrap();
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
         fs::create_dir(root.path().join("other")).unwrap();
         fs::write(root.path().join("other/experiment.toml"), "").unwrap();
         let run = SweepFolder::create(root.path(), "other", true, TEXT);

@@ -87,9 +87,12 @@ fn the_environment_says_where_things_are_and_changes_no_check() {
         let mut command = lab.command(&[arguments, &["--runs", &runs]].concat());
         Finished::from(command.env(name, value).output().expect("it starts"))
     };
-    for (name, value) in
-        [("RUNNER_SEED", "3"), ("RUNNER_SCHEDULE__STEPS", "7"), ("RUNNER_MODEL__LAYERS", "9"), ("RUNNER_A__B", "1")]
-    {
+    for (name, value) in [
+        ("RUNNER_SEED", "3"),
+        ("RUNNER_SCHEDULE__STEPS", "7"),
+        ("RUNNER_MODEL__LAYERS", "9"),
+        ("RUNNER_A__B", "1"),
+    ] {
         let verified = with(name, value, &["verify", "ci", "--replay", "0..2"]);
         assert_eq!(verified.code, Some(0), "{name}: {}{}", verified.stdout, verified.stderr);
     }
@@ -180,8 +183,9 @@ fn two_exports_at_once_leave_one_whole_folder_and_touch_no_other() {
     std::fs::create_dir(&beside).expect("a folder");
     std::fs::write(beside.join("mine"), "mine").expect("written");
     let out = out.display().to_string();
-    let started = [0; 3].map(|_| lab.start("export", "ci", &["--format", "hf", "--out", &out]));
-    let ended = started.map(|mut export| export.end(Duration::from_secs(60)));
+    let started: [crate::process::Running; 3] =
+        [0; 3].map(|_| lab.start("export", "ci", &["--format", "hf", "--out", &out]));
+    let ended = started.map(|export| export.end(Duration::from_secs(60)));
     assert!(ended.iter().any(|export| export.code == Some(0)), "{ended:?}");
     for failed in ended.iter().filter(|export| export.code != Some(0)) {
         failed.assert_fails(1, &["out` is already there"]);
@@ -202,7 +206,7 @@ fn a_proof_that_is_stopped_leaves_no_folder_and_no_process() {
         std::fs::create_dir(&temporary).expect("a folder");
         let arguments = [&["verify", CI, "--twice"][..], &LONG].concat();
         let mut command = lab.command(&arguments);
-        let mut proof = crate::process::Running::start("a proof", command.env("TMPDIR", &temporary));
+        let proof = crate::process::Running::start("a proof", command.env("TMPDIR", &temporary));
         let ledger = || {
             let mut runs = std::fs::read_dir(&temporary).ok()?.flatten();
             runs.find_map(|entry| std::fs::metadata(entry.path().join("runs/first/ledger.jsonl")).ok())
@@ -210,7 +214,7 @@ fn a_proof_that_is_stopped_leaves_no_folder_and_no_process() {
         wait_until("a step of the first run", Duration::from_secs(60), || {
             ledger().is_some_and(|file| file.len() > 0)
         });
-        signal(proof.id(), name);
+        signal(proof.pid(), name);
         let ended = proof.end(Duration::from_secs(30));
         ended.assert_fails(130, &["stopped on request"]);
         assert_eq!(std::fs::read_dir(&temporary).expect("a folder").count(), 0);

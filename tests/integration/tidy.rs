@@ -134,16 +134,22 @@ fn a_list_says_of_a_long_run_what_is_said_of_it_alone_though_it_reads_the_ends_o
 }
 
 #[test]
-fn the_members_of_a_sweep_are_listed_by_its_name_and_theirs() {
+fn a_sweep_is_listed_by_its_name_and_its_members_pruned_and_removed_as_a_whole() {
     let lab = Lab::new();
-    fs::create_dir(lab.path("sweep")).expect("new");
-    fs::write(lab.path("sweep/sweep.toml"), "").expect("writable");
-    let runs = lab.path("sweep").display().to_string();
-    lab.finish(&["run", CI, "--name", "001", "--runs", &runs]).root();
+    lab.run("experiments/sweep_ci.toml", &["--name", "lr", "--set", "schedule.steps=5"]).assert_says(&[]);
     lab.run(CI, &["--name", "alone"]).root();
-    let csv = done(&lab, &["show", "--columns", "state", "--csv"]);
-    assert_eq!(csv, "name,state\nalone,done\nsweep/001,done\n");
-    assert!(done(&lab, &["show", "sweep/001"]).contains("001, done"));
+    let csv = done(&lab, &["show", "--columns", "state,seed,learning_rate", "--csv"]);
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (8, "name,state,seed,schedule.learning_rate"), "{csv}");
+    assert_eq!((lines[1], lines[2]), ("alone,done,1337,0.001", "lr/001,done,0,0.0003"), "{csv}");
+    assert!(done(&lab, &["show", "lr/001"]).contains("001, done"));
+    let dry = verb(&lab, &["prune", "lr", "--keep-last", "1"]);
+    assert!(dry.code == Some(0) && dry.stderr.contains("nothing to remove"), "{}", dry.stderr);
+    fs::write(lab.path("lr/002/mine.txt"), "mine").expect("writable");
+    verb(&lab, &["rm", "lr"]).assert_fails(1, &["`mine.txt`"]);
+    fs::remove_file(lab.path("lr/002/mine.txt")).expect("it is there");
+    done(&lab, &["rm", "lr"]);
+    assert!(!lab.path("lr").exists() && lab.path("alone").exists());
 }
 
 #[test]
