@@ -158,8 +158,9 @@ impl RunSummary {
         let steps =
             experiment.as_ref().map(|experiment| experiment.schedule.steps).filter(|steps| *steps > 0);
         let step = rows.last().map_or(0, |row| row.step + u64::from(row.action != metrics::Action::Evaluate));
-        let finished =
+        let saved =
             checkpoints.last().is_some_and(|newest| newest.problem.is_none() && Some(newest.step) == steps);
+        let finished = saved && has_ended(lock.as_ref());
         let patience = experiment.as_ref().map(|experiment| experiment.guards.patience);
         let noted: Vec<&Note> = log.notes().iter().filter(|note| note.after == log.size()).collect();
         let failed = failed(&rows, &noted, patience);
@@ -277,6 +278,11 @@ pub(super) fn unrepeatable(folder: &Path) -> Option<String> {
 
 fn skips_at_the_end(rows: &[MetricsRow]) -> u64 {
     rows.iter().rev().filter(|row| row.loss.is_some()).take_while(|row| row.action.is_skip()).count() as u64
+}
+
+/// Whether a run whose last checkpoint is there wrote all that belongs to its end: its lock then has outputs.
+pub(super) fn has_ended(lock: Option<&Lock>) -> bool {
+    lock.is_none_or(|lock| !lock.outputs.is_empty())
 }
 
 /// Why a run stopped early, or ended with numbers that are not finite; none if nothing failed. `noted` are
