@@ -1,5 +1,6 @@
 //! `runner bench EXPERIMENT`: how fast an experiment trains here, and where the time goes.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -19,15 +20,15 @@ pub struct Args {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Steps to time, after two that warm up.
-    #[arg(long, default_value_t = 5)]
-    steps: usize,
+    #[arg(long, default_value = "5")]
+    steps: NonZeroUsize,
     /// Print the result as JSON on stdout.
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let measured = bench(experiment::load(&args.experiment, &args.set)?, args.steps)?;
+    let measured = bench(experiment::load(&args.experiment, &args.set)?, args.steps.get())?;
     streams::print(&if args.json { format!("{}\n", to_json(&measured)) } else { to_text(&measured) })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -29,9 +29,10 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let folder = |path: &Path| match path.is_dir() {
-        true => Ok(path.to_owned()),
-        false => find::find(Some(path), &args.runs),
+    // A checkpoint is the folder of no run.
+    let folder = |path: &Path| match find::find(Some(path), &args.runs) {
+        Err(_) if path.is_dir() => Ok(path.to_owned()),
+        found => found,
     };
     match [&args.a, &args.b].map(|path| find::find_sweep(Some(path), &args.runs)) {
         [Some(a), Some(b)] => return diff_sweeps(&a, &b, args.json),

@@ -12,7 +12,8 @@ use super::streams::{self, say};
 use crate::run::evaluate::{EvalData, EvalTask, Evaluated, HeldOut, HeldOutLoss, evaluate};
 use crate::run::model::{self, ModelArgument};
 use crate::run::require_usage;
-use crate::store::{self, Manifest};
+use crate::store::Manifest;
+use crate::store::output::{self, OutputKind};
 use crate::units;
 
 /// Measure a saved model: validation loss, HellaSwag.
@@ -83,7 +84,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let (Some(path), Some(set)) = (&args.details, &data.hellaswag)
         && let Some(decisions) = results.decisions(set)
     {
-        store::atomic::write(path, decisions.as_bytes())?;
+        output::write(path, decisions.as_bytes(), OutputKind::Decisions)?;
     }
     if args.json {
         streams::print(&format!("{}\n", to_json(&results, &name, manifest.as_ref())))?;

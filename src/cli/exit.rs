@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use super::streams::{self, say};
+use crate::data::DataError;
 use crate::data::fetch::FetchError;
 use crate::eval::EvalError;
 use crate::experiment::ExperimentError;
@@ -11,7 +12,7 @@ use crate::parallel::launch::LaunchError;
 use crate::plan::PlanError;
 use crate::report::ReportError;
 use crate::run::ending::Ending;
-use crate::run::{ProofRefusal, UsageError};
+use crate::run::{ProofRefusal, StoppedOnRequest, UsageError};
 use crate::store::StoreError;
 use crate::train::{RunError, TrainError};
 use crate::units;
@@ -86,7 +87,7 @@ fn code(error: &anyhow::Error) -> u8 {
         Some(RunError::Train(TrainError::Device(device))) => Some(device),
         _ => None,
     });
-    if matches!(error.downcast_ref(), Some(FetchError::Interrupted)) {
+    if matches!(error.downcast_ref(), Some(FetchError::Interrupted)) || error.is::<StoppedOnRequest>() {
         INTERRUPTED
     } else if is_usage(error) {
         USAGE
@@ -114,6 +115,7 @@ fn is_usage(error: &anyhow::Error) -> bool {
         || error.downcast_ref().is_some_and(FetchError::is_usage)
         || matches!(error.downcast_ref(), Some(PlanError::UnknownGpu { .. }))
         || matches!(error.downcast_ref(), Some(StoreError::NoSuchRun { .. } | StoreError::BadName { .. }))
+        || matches!(error.downcast_ref(), Some(DataError::Option { .. }))
         || matches!(
             error.downcast_ref(),
             Some(

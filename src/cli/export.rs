@@ -11,7 +11,9 @@ use super::streams::{self, say};
 use crate::formats::{FORMATS, Format, FormatWriter, Precision, slsa};
 use crate::run::export::{ExportRequest, Exported, export};
 use crate::run::{ProofRefusal, find};
-use crate::store::{RunPaths, atomic};
+use crate::store::RunPaths;
+use crate::store::output::{self, OutputKind};
+use crate::verify;
 
 /// Write a saved model in the files of other programs, or its provenance.
 #[derive(clap::Args)]
@@ -62,6 +64,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let write = match args.format.writer {
         FormatWriter::Model(write) => write,
         FormatWriter::Statement(statement) => {
+            verify::lock::require_experiment(&paths)?;
             let text =
                 statement(paths.folder(), &args.builder).map_err(|error| ProofRefusal(error.to_string()))?;
             return print_statement(&text, args.out.as_deref());
@@ -86,7 +89,7 @@ fn print_statement(text: &str, out: Option<&Path>) -> anyhow::Result<ExitCode> {
     match out {
         None => streams::print(text)?,
         Some(file) => {
-            atomic::write(file, text.as_bytes())?;
+            output::write(file, text.as_bytes(), OutputKind::Statement)?;
             streams::print(&format!("{}\n", file.display()))?;
         }
     }

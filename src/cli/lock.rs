@@ -6,7 +6,7 @@ use super::experiment;
 use super::reporter::reporter;
 use super::streams::{self, say};
 use crate::run::lock;
-use crate::store;
+use crate::store::output::{self, OutputKind};
 
 /// Record what an experiment's bits depend on, for `runner run --lock`.
 #[derive(clap::Args)]
@@ -38,7 +38,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         );
     }
     let lock = lock::of_experiment(experiment::load(&args.experiment, &args.set)?, reporter(false))?;
-    store::atomic::write(&out, lock.to_text().as_bytes())?;
+    output::write(&out, lock.to_text().as_bytes(), OutputKind::Lock)?;
     say!("locked {} numerics in `{}`", lock.numerics.len(), out.display());
     streams::print(&format!("{}\n", lock.numerics_id()))
 }

@@ -33,7 +33,7 @@ pub fn named(arguments: &[PathBuf], runs: &Path) -> anyhow::Result<Vec<NamedRun>
 
 /// The folder of the sweep that an argument names, if it names one.
 pub fn sweep(argument: &Path, runs: &Path) -> Option<PathBuf> {
-    [argument.to_owned(), runs.join(argument)].into_iter().find(|folder| sweep_folder::is_sweep(folder))
+    find::find_sweep(Some(argument), runs)
 }
 
 /// The runs of a sweep, also those that have not begun.

@@ -6,7 +6,8 @@ use super::reporter::reporter;
 use super::streams::{self, say};
 use crate::report::html::{HtmlPage, Status};
 use crate::run::find;
-use crate::store::{RunPaths, atomic};
+use crate::store::RunPaths;
+use crate::store::output::{self, OutputKind};
 use crate::verify::{Checks, files, promises};
 
 /// Write a run as one self-contained HTML page.
@@ -43,7 +44,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let failed = checks.iter().filter(|check| check.status == Status::Failed).count();
     let page = HtmlPage::gather(&folder, checks)?.render()?;
     let out = args.out.unwrap_or_else(|| RunPaths::new(&folder).report());
-    atomic::write(&out, page.as_bytes())?;
+    output::write(&out, page.as_bytes(), OutputKind::Page)?;
     if failed > 0 {
         say!("{failed} checks failed: `runner verify {}` says more", folder.display());
     }

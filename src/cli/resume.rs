@@ -17,7 +17,7 @@ use crate::store::RunPaths;
 /// Resume a run from its newest whole checkpoint, or a sweep with what is missing of it.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The run or sweep: a name under `--runs`, or a folder. The newest run by default.
+    /// The run or sweep: a name under `--runs`, or a folder. The newest by default.
     run: Option<PathBuf>,
     /// Change a key first. A key that can change bits is refused without `--allow-drift`.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -27,7 +27,7 @@ pub struct Args {
     runs: PathBuf,
     /// Processes that share the work, one device each; the number may differ from before.
     #[arg(long, value_name = "N")]
-    ranks: Option<usize>,
+    ranks: Option<NonZeroUsize>,
     /// Of a sweep: train N members at a time. GPUs are divided among them, and the CPUs too.
     #[arg(long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
@@ -46,7 +46,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
              as `NAME/001`"
                 .into()
         })?;
-        let (options, mut on) = (options(args.jobs, args.ranks, args.json), SweepPrinter::new(args.json));
+        let (options, mut on) =
+            (options(args.jobs, args.ranks.map(NonZeroUsize::get), args.json), SweepPrinter::new(args.json));
         let outcome = sweep::resume(&folder, &options, reporter(args.json), &mut |event| on.on(event))?;
         return on.conclude(&outcome);
     }
@@ -57,8 +58,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let edited = loaded.origins.values().any(|origin| matches!(origin, Origin::Set | Origin::Environment(_)));
     let how = Continuation { edited, allow_drift: args.allow_drift, expected: None };
     let experiment = loaded.experiment.clone();
-    let ended = ranks::in_processes(&experiment, args.ranks, &args.runs, report, |place| {
-        conclude(train(Opened::resume(loaded, &path, how, place, report)?)?, args.json)
-    })?;
+    let ended =
+        ranks::in_processes(&experiment, args.ranks.map(NonZeroUsize::get), &args.runs, report, |place| {
+            conclude(train(Opened::resume(loaded, &path, how, place, report)?)?, args.json)
+        })?;
     Ok(exit_code(ended))
 }

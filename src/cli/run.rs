@@ -35,7 +35,7 @@ pub struct Args {
     or_resume: bool,
     /// Processes that share the work, one device each; by default one for each GPU of this machine.
     #[arg(long, value_name = "N")]
-    ranks: Option<usize>,
+    ranks: Option<NonZeroUsize>,
     /// Of a sweep: train N members at a time. GPUs are divided among them, and the CPUs too.
     #[arg(long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
@@ -69,7 +69,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             })?;
             let name = args.name.as_deref().unwrap_or(&sweep.name);
             let Some(number) = args.member else {
-                let options = options(args.jobs, args.ranks, args.json);
+                let options = options(args.jobs, args.ranks.map(NonZeroUsize::get), args.json);
                 let (report, mut on) = (reporter(args.json), SweepPrinter::new(args.json));
                 let to = (args.runs.as_path(), name);
                 let outcome =
@@ -98,8 +98,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         .unwrap_or_else(|| (args.runs.clone(), args.name.unwrap_or_else(|| loaded.experiment.name.clone())));
     let request = RunRequest { name, runs, existing, lock: args.lock.or(beside) };
     let experiment = loaded.experiment.clone();
-    let ended = ranks::in_processes(&experiment, args.ranks, &args.runs, report, |place| {
-        conclude(train(Opened::start(loaded, request, place, report)?)?, args.json)
-    })?;
+    let ended =
+        ranks::in_processes(&experiment, args.ranks.map(NonZeroUsize::get), &args.runs, report, |place| {
+            conclude(train(Opened::start(loaded, request, place, report)?)?, args.json)
+        })?;
     Ok(exit_code(ended))
 }

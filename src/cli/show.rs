@@ -68,7 +68,8 @@ fn after_help() -> String {
   runner show --csv > runs.csv
 
 A column is a key of the experiment (`schedule.learning_rate`, or `learning_rate` where one section has it), a \
-         metric, of which it is the last, or one of {columns}. Operators: =, !=, <, <=, >, >=, and ~ for text that \
+         metric, of which it is the last, or one of {columns}. `loss` is the mean of the last hundredth of the updates, at \
+         most 100. Operators: =, !=, <, <=, >, >=, and ~ for text that \
          contains another."
     )
 }
@@ -92,7 +93,7 @@ impl ShownRun {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    if let Some(folder) = find::find_sweep(args.run.as_deref(), &args.runs) {
+    if let Some(folder) = args.run.as_ref().and_then(|run| find::find_sweep(Some(run), &args.runs)) {
         return show_sweep(&folder, args.json);
     }
     if let Some(run) = &args.run {

@@ -4,6 +4,7 @@
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, StdoutLock, Write};
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -14,8 +15,37 @@ use crate::units;
 /// # Errors
 /// Those of the system, including a closed reader ([`ErrorKind::BrokenPipe`]).
 pub fn try_print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = Patient(io::stdout().lock());
     out.write_all(text.as_bytes()).and_then(|()| out.flush())
+}
+
+/// stdout that waits where it is a pipe that does not: whoever set it so also reads it.
+struct Patient(StdoutLock<'static>);
+
+impl Patient {
+    fn until_ready<T>(
+        &mut self,
+        mut act: impl FnMut(&mut StdoutLock<'static>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        loop {
+            match act(&mut self.0) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.until_ready(|out| out.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.until_ready(Write::flush)
+    }
 }
 
 /// Writes data without styles to stdout. A reader that has closed the pipe, as in `runner config … | head`,
@@ -37,13 +67,13 @@ pub fn print_styled(text: &str) -> anyhow::Result<()> {
 /// stdout for what may hold anything: texts of models, names of files. A terminal gets it without control
 /// characters, which would move its cursor or change its settings; a file or pipe gets every byte.
 pub struct Unstyled {
-    out: StdoutLock<'static>,
+    out: Patient,
     to_terminal: bool,
 }
 
 impl Unstyled {
     pub fn stdout() -> Unstyled {
-        Unstyled { out: io::stdout().lock(), to_terminal: io::stdout().is_terminal() }
+        Unstyled { out: Patient(io::stdout().lock()), to_terminal: io::stdout().is_terminal() }
     }
 }
 

@@ -174,6 +174,19 @@ pub(super) fn is_setting(name: &str) -> bool {
         .is_some_and(|word| word.contains("__") || word.contains('.') || word.eq_ignore_ascii_case("seed"))
 }
 
+/// Whether a variable's word means this key, without the two underscores between section and key.
+fn sounds_like(key: &schema::KeyRow, word: &str) -> bool {
+    key.name.replace('.', "_") == word || key.leaf() == word
+}
+
+/// Whether a variable says where files are or which device to use, which no fact about a run depends on.
+pub(super) fn says_where(name: &str) -> bool {
+    let key = name.strip_prefix(PREFIX).map(|word| word.to_ascii_lowercase().replace("__", "."));
+    key.is_some_and(|key| {
+        schema::key(&key).is_some() && (schema::names_files(&key) || key.starts_with("device."))
+    })
+}
+
 /// Reads every layer. Never fails: what is wrong is in `faults`.
 pub(super) fn read(
     input: &ExperimentText<'_>,
@@ -490,12 +503,12 @@ impl Layers {
                     None => self.unknown(&dotted, &section, layer.place(NAME_SPAN), as_variable),
                 }
             } else if let Some(key) =
-                KEYS.iter().find(|key| key.name.contains('.') && key.name.replace('.', "_") == word)
+                KEYS.iter().find(|key| key.name.contains('.') && sounds_like(key, &word))
             {
                 self.faults.push(
                     Fault::new(format!("`{name}` sets nothing"))
                         .at(layer.place(NAME_SPAN))
-                        .label("one underscore is part of a name")
+                        .label("a section and two underscores stand before the key")
                         .hint(format!("did you mean `{}`?", as_variable(key.name))),
                 );
             }

@@ -120,6 +120,14 @@ pub fn load_recorded(path: &Path) -> Result<Loaded, ExperimentError> {
     load_layers(&ExperimentText::Path(path), &[], &[])
 }
 
+/// Loads what a run wrote down of its experiment, to check the run here: of the environment only what says
+/// where files are and which device to use lies over it, and `sets`.
+pub fn load_recorded_here(path: &Path, sets: &[String]) -> Result<Loaded, ExperimentError> {
+    let mut variables = environment();
+    variables.retain(|(name, _)| name.to_str().is_some_and(layers::says_where));
+    load_layers(&ExperimentText::Path(path), &variables, sets)
+}
+
 /// The variables of this process's environment that set keys.
 pub fn setting_variables() -> Vec<String> {
     let names = environment().into_iter().map(|(name, _)| name.to_string_lossy().into_owned());

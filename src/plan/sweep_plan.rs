@@ -83,7 +83,7 @@ impl SweepPlan {
             dollars: members.iter().map(|member| member.dollars).sum(),
             disk_bytes: members.iter().map(|member| member.disk_bytes).sum(),
             memory_bytes: members.iter().map(|member| member.memory_bytes).max().unwrap_or(0),
-            fits: members.iter().map(|member| member.fits).fold(Some(true), |all, one| Some(all? && one?)),
+            fits: members.iter().try_fold(true, |all, member| Some(all && member.fits?)),
             members,
             notes,
         })

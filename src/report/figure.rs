@@ -153,8 +153,8 @@ impl<'a> FigurePage<'a> {
             lines if self.bands.is_empty() => (format!("{} runs", lines.len()), None),
             lines => {
                 let runs: usize = lines.iter().map(|line| line.runs.len()).sum();
-                let groups = if lines.len() == 1 { "group" } else { "groups" };
-                (format!("{} {groups} of {runs} runs", lines.len()), None)
+                let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+                (format!("{} in {}", counted(runs, "run"), counted(lines.len(), "group")), None)
             }
         }
     }

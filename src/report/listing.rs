@@ -1,5 +1,6 @@
 //! Runs in text: a table that fits a terminal, and one run in full.
 
+use super::figures;
 use super::summary::{RunSummary, State};
 use super::table::{Cell, RunTable, TableColumn};
 use crate::proof::lock::Lock;
@@ -191,7 +192,11 @@ pub fn in_full(run: &RunSummary) -> String {
     let of = run.steps.map_or(String::new(), |steps| format!(" of {}", units::thousands(steps)));
     line("steps", format!("{}{of}, {} tokens", units::thousands(run.step), units::thousands(run.tokens)));
     let figure = |name| run.figures.get(name);
-    line("loss", decimal(figure("loss")));
+    let over = match figures::tail(run.step.saturating_sub(run.skipped) as usize) {
+        0 | 1 => String::new(),
+        over => format!(", the mean of the last {over} updates"),
+    };
+    line("loss", format!("{}{over}", decimal(figure("loss"))));
     let best = run
         .best_val_loss
         .filter(|best| Some(*best) != figure("val_loss"))

@@ -47,9 +47,10 @@ pub use run_data::{ModelFacts, RunData, Size};
 use scene::Scene;
 pub use theme::{Theme, dark_rules};
 
+use crate::store::StoreError;
 use crate::store::main_log::MainLogError;
 use crate::store::metrics::MetricsError;
-use crate::store::{StoreError, atomic};
+use crate::store::output::{self, OutputKind};
 
 /// The horizontal axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -176,7 +177,8 @@ fn write_picture(scene: &Scene, paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, Rep
             source,
         })?;
         let svg = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("svg"));
-        atomic::write(path, &if svg { scene.to_svg()?.into_bytes() } else { scene.to_png()? })?;
+        let picture = if svg { scene.to_svg()?.into_bytes() } else { scene.to_png()? };
+        output::write(path, &picture, OutputKind::Picture)?;
     }
     Ok(paths)
 }

@@ -51,12 +51,12 @@ impl RunData {
     pub fn load(run: &str, runs: &Path) -> Result<RunData, ReportError> {
         let path = Path::new(run);
         let named = runs.join(run);
-        if path.is_file() {
+        if named.is_dir() && !path.starts_with(".") {
+            RunData::from_folder(&named)
+        } else if path.is_file() {
             RunData::from_log(path)
         } else if path.is_dir() {
             RunData::from_folder(path)
-        } else if named.is_dir() {
-            RunData::from_folder(&named)
         } else {
             Err(ReportError::NotFound {
                 run: run.to_owned(),

@@ -181,7 +181,9 @@ impl RunSummary {
             tokens: rows.last().map_or(0, |row| row.tokens),
             skipped: rows.iter().filter(|row| row.action.is_skip()).count() as u64,
             figures: Figures::of(&rows),
-            best_val_loss: rows.iter().filter_map(|row| row.val_loss).min_by(f64::total_cmp),
+            best_val_loss: (rows.iter().filter_map(|row| row.val_loss))
+                .filter(|loss| loss.is_finite())
+                .min_by(f64::total_cmp),
             unverified,
             root: last_root(&entries, &checkpoints),
             numerics_id: lock.as_ref().map(|lock| lock.numerics_id().to_string()),

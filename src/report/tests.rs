@@ -135,8 +135,8 @@ fn a_group_is_one_line_and_its_legend_says_what_the_band_is() {
     let drawn = |sizes: &[u64]| {
         svg_of_groups(&sizes.iter().map(|runs| small_group("of a kind", *runs)).collect::<Vec<_>>())
     };
-    assert!(drawn(&[3]).contains("1 group of 3 runs") && drawn(&[3]).contains("95 % interval of the mean"));
-    assert!(drawn(&[2, 2]).contains("2 groups of 4 runs") && drawn(&[2]).contains("range of the two runs"));
+    assert!(drawn(&[3]).contains("3 runs in 1 group") && drawn(&[3]).contains("95 % interval of the mean"));
+    assert!(drawn(&[2, 2]).contains("4 runs in 2 groups") && drawn(&[2]).contains("range of the two runs"));
     assert!(drawn(&[3, 2]).contains("95 % interval of the mean; of two runs their range"));
     assert!(!drawn(&[1]).contains("interval") && !drawn(&[1]).contains("polygon"));
     // Loss, validation and gradient norm have a band, and the legend its sample.
@@ -342,9 +342,10 @@ fn gallery() {
         ("groups_hundred_runs", &ten[..], PlotOptions::default()),
     ] {
         let scene = figure::draw_groups(groups, &options).unwrap();
-        atomic::write(&folder.join(format!("{name}.png")), &scene.to_png().unwrap()).unwrap();
+        crate::store::atomic::write(&folder.join(format!("{name}.png")), &scene.to_png().unwrap()).unwrap();
     }
     for (kind, chart) in figure::charts(&[small], &PlotOptions::default()).unwrap() {
-        atomic::write(&folder.join(format!("chart_{kind:?}.png")), &chart.to_png().unwrap()).unwrap();
+        crate::store::atomic::write(&folder.join(format!("chart_{kind:?}.png")), &chart.to_png().unwrap())
+            .unwrap();
     }
 }

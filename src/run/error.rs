@@ -12,6 +12,11 @@ pub struct ProofRefusal(pub String);
 #[error("{0}")]
 pub struct UsageError(pub String);
 
+/// A signal asked to stop, and nothing was worth saving.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped on request")]
+pub struct StoppedOnRequest;
+
 /// A usage error unless `fine`.
 pub fn require_usage(fine: bool, wrong: impl FnOnce() -> String) -> Result<(), UsageError> {
     if fine { Ok(()) } else { Err(UsageError(wrong())) }

@@ -55,8 +55,11 @@ pub fn export(request: ExportRequest<'_>, report: Report) -> anyhow::Result<Expo
         sample: &experiment.sample,
         origin: origin(&experiment, &manifest),
     };
-    let new = NewFolder::create(&folder)?;
+    let new = NewFolder::create_alone(&folder)?;
     write(new.path(), export)?;
+    if folder.exists() {
+        return Err(FormatError::Exists { path: folder }.into());
+    }
     new.commit()?;
     Ok(Exported { name: experiment.name, manifest, folder })
 }

@@ -10,7 +10,7 @@ use crate::eval::parameters;
 use crate::experiment::nearest;
 use crate::formats::require_finite;
 use crate::optim::MASTER;
-use crate::store::sweep_folder::is_sweep;
+use crate::store::sweep_folder::{is_sweep, newest_sweep};
 use crate::store::{self, LoadedCheckpoint, RunPaths, checkpoint};
 
 /// The folder of a run: `run` itself if it is one, else that name under `runs`; the newest of `runs` when
@@ -22,8 +22,9 @@ use crate::store::{self, LoadedCheckpoint, RunPaths, checkpoint};
 pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
     let is_run = |folder: &Path| RunPaths::new(folder).experiment().is_file();
     let folder = match run {
-        Some(run) if is_run(run) || run.starts_with(".") => run.to_owned(),
-        Some(run) if run.is_dir() && !is_run(&runs.join(run)) => run.to_owned(),
+        Some(run) if run.starts_with(".") => run.to_owned(),
+        Some(run) if is_run(&runs.join(run)) => runs.join(run),
+        Some(run) if run.is_dir() => run.to_owned(),
         Some(run) => runs.join(run),
         None => store::newest_run(runs)?.ok_or_else(|| {
             UsageError(format!(
@@ -41,12 +42,12 @@ pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// The folder of the sweep that an argument names, where it names one and no run: `asked` itself, or that
-/// name under `runs`.
+/// name under `runs`. Without an argument the sweep that was worked on last, if no run was later.
 pub fn find_sweep(asked: Option<&Path>, runs: &Path) -> Option<PathBuf> {
-    let asked = asked?;
+    let Some(asked) = asked else { return newest_sweep(runs) };
     let under = (!asked.starts_with(".")).then(|| runs.join(asked));
     let is_run = |folder: &PathBuf| RunPaths::new(folder).experiment().is_file();
-    let folders = std::iter::once(asked.to_owned()).chain(under);
+    let folders = under.into_iter().chain([asked.to_owned()]);
     folders.into_iter().find(|folder| is_run(folder) || is_sweep(folder)).filter(|folder| !is_run(folder))
 }
 

@@ -42,5 +42,5 @@ pub mod sweep;
 pub mod team;
 pub mod train;
 
-pub use error::{ProofRefusal, UsageError, require_usage};
+pub use error::{ProofRefusal, StoppedOnRequest, UsageError, require_usage};
 pub use open::Opened;

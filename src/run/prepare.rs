@@ -54,9 +54,17 @@ impl<O: Ops> Prepared<O> {
         if let Some(folder) = &folder {
             report.tell(&Message::Folder(folder.paths.folder()));
             // The lock first: once a folder has an experiment, it can be resumed.
-            store::atomic::write(&folder.paths.lock_file(), lock.to_text().as_bytes())?;
-            if !past.resumed || past.edited {
-                store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes())?;
+            let write_lock = store::atomic::write(&folder.paths.lock_file(), lock.to_text().as_bytes());
+            let written = write_lock.and_then(|()| match !past.resumed || past.edited {
+                true => store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes()),
+                false => Ok(()),
+            });
+            if let Err(why) = written {
+                if !past.resumed {
+                    // Nothing of the run is there yet.
+                    let _ = folder.abandon();
+                }
+                return Err(why.into());
             }
         }
         let begin = folder.as_ref().map(|folder| Begin {

@@ -78,12 +78,17 @@ impl Past {
         }
     }
 
+    /// Whether the run has its outputs, after as many steps.
+    fn ended_at(&self, steps: &str) -> bool {
+        let of_lock = self.lock.as_ref().and_then(|lock| lock.outputs.get("step"));
+        let saved = self.found.as_ref().map(|(manifest, _)| manifest.step.to_string());
+        of_lock.is_some_and(|step| step == steps) && saved.is_some_and(|step| step == steps)
+    }
+
     /// A finished run takes no other value: its files would tell of settings that no step was made with.
     pub fn require_steps_left(&self, loaded: &Loaded) -> Result<(), UsageError> {
         let steps = loaded.experiment.schedule.steps;
-        let finished = |lock: &&Lock| lock.outputs.get("step") == Some(&steps.to_string());
-        let ended = self.found.as_ref().is_some_and(|(manifest, _)| manifest.step == steps);
-        let other = self.lock.as_ref().filter(finished).filter(|_| ended);
+        let other = self.lock.as_ref().filter(|_| self.ended_at(&steps.to_string()));
         other.and_then(|lock| other_value(lock, loaded)).map_or(Ok(()), |(key, value)| {
             Err(UsageError(format!(
                 "the run ended at step {steps}: no step is left that `{key} = {value}` could change\n  hint: \
@@ -100,9 +105,12 @@ impl Past {
                 Some((manifest, _)) => format!("its checkpoint of step {}", manifest.step),
                 None => "it was locked".into(),
             };
+            let hint = match here.numerics.get("schedule.steps").is_some_and(|steps| self.ended_at(steps)) {
+                true => "the run has ended: no step is left for the change; undo it",
+                false => "undo the change, or go on with `--allow-drift`, which is written into the ledger",
+            };
             return Err(ProofRefusal(format!(
-                "what the bits of this run depend on has changed since {since}:{}{}\n  hint: undo the \
-                 change, or go on with `--allow-drift`, which is written into the ledger",
+                "what the bits of this run depend on has changed since {since}:{}{}\n  hint: {hint}",
                 list(&drift),
                 self.numerics().map_or_else(String::new, |was| older_arithmetic(was, &here.numerics))
             )));

@@ -19,8 +19,9 @@ use super::resume;
 use crate::ops::Ops;
 use crate::plan::memory::Storage;
 use crate::report::{self, PlotOptions, RunData};
+use crate::store::run_folder::Whereabouts;
 use crate::train::run::Outcome;
-use crate::train::{Listener, Listeners};
+use crate::train::{Event, Listener, Listeners, RunError};
 
 /// A run whose training has ended, its device closed.
 pub struct Trained {
@@ -63,6 +64,10 @@ impl Trained {
     fn of<O: Ops>(prepared: Prepared<O>) -> anyhow::Result<Trained> {
         let Prepared { mut run, recorder, kept, sensors, watch, report } = prepared;
         let mut listeners: Vec<Box<dyn Listener>> = Vec::new();
+        // First, so that the others write into no other run's folder.
+        listeners.extend(
+            kept.iter().map(|kept| Box::new(InPlace(kept.folder.whereabouts())) as Box<dyn Listener>),
+        );
         if let Some(recorder) = recorder {
             listeners.push(Box::new(recorder));
             listeners.push(report.training(&run.experiment, sensors));
@@ -82,6 +87,15 @@ impl Trained {
     }
 }
 
+/// Ends a run whose folder is not where it was.
+struct InPlace(Whereabouts);
+
+impl Listener for InPlace {
+    fn on(&mut self, _: &Event) -> Result<(), RunError> {
+        Ok(self.0.require()?)
+    }
+}
+
 impl Kept {
     /// Draws the run; the pictures' paths.
     pub fn draw(&self) -> anyhow::Result<Vec<PathBuf>> {
@@ -97,6 +111,7 @@ impl Kept {
     /// # Errors
     /// The lock that the run must match has other outputs.
     pub fn keep_outputs(&self, report: Report) -> anyhow::Result<()> {
+        self.folder.whereabouts().require()?;
         let lock = resume::with_outputs(self.lock.clone(), &self.folder.paths)?;
         if let Some(expected) = &self.expected {
             expected.require_outputs(&lock.outputs, report)?;

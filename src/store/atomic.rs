@@ -69,6 +69,16 @@ impl NewFolder {
         Ok(NewFolder { target: target.into(), temporary, committed: false })
     }
 
+    /// [`NewFolder::create`] where other processes may be making the same folder, or have files of their own.
+    pub fn create_alone(target: &Path) -> Result<NewFolder> {
+        let mut name = temporary(target).into_os_string();
+        name.push(format!(".{}", std::process::id()));
+        let temporary = PathBuf::from(name);
+        fs::create_dir_all(parent(target)).map_err(StoreError::write(parent(target), 0))?;
+        fs::create_dir(&temporary).map_err(StoreError::write(&temporary, 0))?;
+        Ok(NewFolder { target: target.into(), temporary, committed: false })
+    }
+
     /// Where to write the files. Each must be synchronised by its writer before the commit.
     pub fn path(&self) -> &Path {
         &self.temporary
@@ -116,14 +126,14 @@ pub fn set_aside(path: &Path) -> Result<PathBuf> {
     Ok(deleted)
 }
 
-/// Removes what a kill left in `folder`: unfinished writes and deletions. A folder that was being replaced is
+/// Removes what a kill left in `folder` of names that are `ours`: unfinished writes and deletions. A folder that was being replaced is
 /// restored if its successor was not committed. Returns the names, sorted.
-pub fn clean(folder: &Path) -> Result<Vec<String>> {
+pub fn clean(folder: &Path, ours: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     let mut left = Vec::new();
     for entry in fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
         let name = entry.map_err(StoreError::io(folder, "list"))?.file_name();
         // Names this module did not make may be anything; its own are Unicode.
-        if let Some(name) = name.to_str().filter(|name| is_leftover(name)) {
+        if let Some(name) = name.to_str().filter(|name| leftover(name).is_some_and(&ours)) {
             left.push(name.to_owned());
         }
     }
@@ -143,9 +153,9 @@ pub fn clean(folder: &Path) -> Result<Vec<String>> {
     Ok(left)
 }
 
-/// Whether a name is one of this module's temporary names.
-pub(super) fn is_leftover(name: &str) -> bool {
-    [TEMPORARY, REPLACED, DELETED].iter().any(|prefix| name.starts_with(prefix))
+/// The name that one of this module's temporary names is for; none of another name.
+pub(super) fn leftover(name: &str) -> Option<&str> {
+    [TEMPORARY, REPLACED, DELETED].iter().find_map(|prefix| name.strip_prefix(prefix))
 }
 
 /// Waits until the names in `folder` are on the disk.
@@ -257,14 +267,15 @@ mod tests {
             fs::create_dir(folder.path().join(name)).unwrap();
             fs::write(folder.path().join(name).join("from"), name).unwrap();
         }
-        for name in [".tmp.metrics.parquet", ".lock", ".hidden", "main.log"] {
+        for name in [".tmp.metrics.parquet", ".tmp.foreign", ".lock", ".hidden", "main.log"] {
             fs::write(folder.path().join(name), "").unwrap();
         }
         assert_eq!(
-            clean(folder.path()).unwrap(),
+            clean(folder.path(), |name| name != "foreign").unwrap(),
             [".del.step_1", ".old.step_2", ".old.step_4", ".tmp.metrics.parquet", ".tmp.step_3"]
         );
-        assert_eq!(names(folder.path()), [".hidden", ".lock", "main.log", "step_2", "step_4", "step_5"]);
+        let left = [".hidden", ".lock", ".tmp.foreign", "main.log", "step_2", "step_4", "step_5"];
+        assert_eq!(names(folder.path()), left);
         let from = |name: &str| fs::read_to_string(folder.path().join(name).join("from")).unwrap();
         assert_eq!((from("step_2"), from("step_4")), (".old.step_2".into(), "step_4".into()));
     }

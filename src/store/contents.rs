@@ -10,16 +10,37 @@ use super::{Result, StoreError, atomic, audit};
 
 /// The file that makes a folder a sweep.
 pub(super) const SWEEP: &str = "sweep.toml";
+/// Files of exported models.
+const EXPORTED: [&str; 8] = [
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "model.bin",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+];
 /// How many names a message lists.
 const LISTED: usize = 5;
 
 /// The kind of an entry of a run's folder.
 enum KnownEntry {
     File,
-    /// A folder whose entries have names that the function knows.
+    /// A folder of files, whose names the function knows.
     Folder(fn(&str) -> bool),
-    /// Folders of steps, whose files have names that the function knows.
-    Steps(fn(&str) -> bool),
+    /// A folder of folders of files: the functions know the names of both.
+    Folders(fn(&str) -> bool, fn(&str) -> bool),
+}
+
+/// Whether a file or folder of this name in a run's folder is this program's.
+pub(super) fn is_known(name: &str) -> bool {
+    known(name).is_some()
+}
+
+/// Whether a folder of this name among checkpoints is one.
+pub(super) fn is_checkpoint(name: &str) -> bool {
+    checkpoint::step_of(name).is_some()
 }
 
 fn known(name: &str) -> Option<KnownEntry> {
@@ -35,16 +56,16 @@ fn known(name: &str) -> Option<KnownEntry> {
         | "gpu.jsonl"
         | "notes.jsonl"
         | "report.html" => KnownEntry::File,
-        "checkpoints" => KnownEntry::Steps(|file| {
+        "checkpoints" => KnownEntry::Folders(is_checkpoint, |file| {
             file == STATE_FILE
                 || file == MANIFEST_FILE
                 || (file.starts_with("rank_") && file.ends_with(".done"))
         }),
-        "unrepeatable" => KnownEntry::Steps(|file| file.ends_with(".safetensors")),
+        "unrepeatable" => KnownEntry::Folders(is_checkpoint, |file| file.ends_with(".safetensors")),
         "samples" => KnownEntry::Folder(|name| name.starts_with("step_") && name.ends_with(".txt")),
-        "plots" => KnownEntry::Folder(|name| name.ends_with(".svg") || name.ends_with(".png")),
+        "plots" => KnownEntry::Folder(|name| ["loss.svg", "loss.png"].contains(&name)),
         "audit" => KnownEntry::Folder(|name| audit::step_of(name).is_some()),
-        "export" => KnownEntry::Folder(|name| name.starts_with("step_")),
+        "export" => KnownEntry::Folders(|name| name.starts_with("step_"), |file| EXPORTED.contains(&file)),
         _ => return None,
     })
 }
@@ -63,24 +84,24 @@ pub(super) fn require_run(folder: &Path) -> Result<()> {
 pub(super) fn require_ours(folder: &Path) -> Result<()> {
     require_run(folder)?;
     let mut foreign = Vec::new();
-    for (name, path) in entries(folder)? {
+    for (name, path) in entries(folder, is_known)? {
         let known = known(&name);
         // Of a symbolic link only the link is deleted.
-        let is_folder = fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir());
+        let is_folder_here = fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir());
         match known {
-            Some(KnownEntry::File) if !is_folder => {}
-            Some(KnownEntry::Folder(is_known)) if is_folder => {
-                let inside = entries(&path)?.into_iter().filter(|(file, _)| !is_known(file));
-                foreign.extend(inside.map(|(file, _)| format!("{name}/{file}")));
+            Some(KnownEntry::File) if !is_folder_here => {}
+            Some(KnownEntry::Folder(is_known)) if is_folder_here => {
+                let inside = foreign_files(&path, is_known)?.into_iter();
+                foreign.extend(inside.map(|file| format!("{name}/{file}")));
             }
-            Some(KnownEntry::Steps(is_known)) if is_folder => {
-                for (step, path) in entries(&path)? {
-                    if checkpoint::step_of(&step).is_none() || !path.is_dir() {
+            Some(KnownEntry::Folders(is_folder, is_known)) if is_folder_here => {
+                for (step, path) in entries(&path, is_folder)? {
+                    if !is_folder(&step) || !path.is_dir() {
                         foreign.push(format!("{name}/{step}"));
                         continue;
                     }
-                    let inside = entries(&path)?.into_iter().filter(|(file, _)| !is_known(file));
-                    foreign.extend(inside.map(|(file, _)| format!("{name}/{step}/{file}")));
+                    let inside = foreign_files(&path, is_known)?.into_iter();
+                    foreign.extend(inside.map(|file| format!("{name}/{step}/{file}")));
                 }
             }
             _ => foreign.push(name),
@@ -92,6 +113,12 @@ pub(super) fn require_ours(folder: &Path) -> Result<()> {
     }
 }
 
+/// Entries of a folder of files that are folders, or whose names the function does not know.
+fn foreign_files(folder: &Path, is_known: fn(&str) -> bool) -> Result<Vec<String>> {
+    let foreign = |(name, path): &(String, PathBuf)| !is_known(name) || path.is_dir();
+    Ok(entries(folder, is_known)?.into_iter().filter(foreign).map(|(name, _)| name).collect())
+}
+
 /// Refuses folders that have the name of a checkpoint and no file of one: the checkpoint of that step could
 /// not be saved without deleting them, and at its end the run would look for its outputs there.
 pub(super) fn require_checkpoints(checkpoints: &Path) -> Result<()> {
@@ -100,7 +127,7 @@ pub(super) fn require_checkpoints(checkpoints: &Path) -> Result<()> {
         if has(STATE_FILE) || has(MANIFEST_FILE) {
             continue;
         }
-        let found = match entries(&path) {
+        let found = match entries(&path, |_| false) {
             Err(_) => "it is no folder".to_owned(),
             Ok(entries) if entries.is_empty() => "it is empty".to_owned(),
             Ok(entries) => {
@@ -116,7 +143,7 @@ pub(super) fn require_checkpoints(checkpoints: &Path) -> Result<()> {
 /// Entries among the checkpoints that have other names, and are left alone.
 pub fn beside_checkpoints(checkpoints: &Path) -> Result<Vec<PathBuf>> {
     let foreign = |(name, _): &(String, PathBuf)| checkpoint::step_of(name).is_none();
-    Ok(entries(checkpoints)?.into_iter().filter(foreign).map(|(_, path)| path).collect())
+    Ok(entries(checkpoints, is_checkpoint)?.into_iter().filter(foreign).map(|(_, path)| path).collect())
 }
 
 /// Bytes of the files in a folder and its subfolders; what cannot be read counts as 0.
@@ -129,13 +156,13 @@ pub fn bytes_in(folder: &Path) -> u64 {
     fs::read_dir(folder).map_or(0, |entries| entries.flatten().map(entry).sum())
 }
 
-/// Names and paths in a folder, sorted, without what a kill left half written.
-pub(super) fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+/// Names and paths in a folder, sorted, without what a kill left half written of names that are `ours`.
+pub(super) fn entries(folder: &Path, ours: impl Fn(&str) -> bool) -> Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
         let entry = entry.map_err(StoreError::io(folder, "list"))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !atomic::is_leftover(&name) {
+        if !atomic::leftover(&name).is_some_and(&ours) {
             found.push((name, entry.path()));
         }
     }

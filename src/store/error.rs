@@ -12,9 +12,11 @@ use crate::units;
 pub enum StoreError {
     #[error("cannot {doing} `{}`: {source}", path.display())]
     Io { path: PathBuf, doing: &'static str, source: io::Error },
-    #[error("no space left to write `{}`, which needs {need_bytes} bytes\n  hint: what was saved before is \
-             intact; {}, then `runner resume`", path.display(), room(source))]
+    #[error("no space left to write `{}`{}\n  hint: what was saved before is intact; {}, then `runner resume`",
+            path.display(), needs(*need_bytes), room(source))]
     DiskFull { path: PathBuf, need_bytes: u64, source: io::Error },
+    #[error("`{}` is there and is not {kind}: it is kept\n  hint: name another file, or delete it", path.display())]
+    OtherFile { path: PathBuf, kind: &'static str },
     #[error("`{}` is missing\n  hint: a whole checkpoint has `state.safetensors` and \
              `manifest.json`", path.display())]
     Missing { path: PathBuf },
@@ -109,6 +111,10 @@ pub enum StoreError {
     SweepExists { path: PathBuf },
     #[error("there is no sweep in `{}`", path.display())]
     NoSuchSweep { path: PathBuf },
+    #[error("`{}` is not the folder of this run any more: it was moved, renamed or removed while the run \
+             trained\n  hint: nothing more was written under that name; where the folder is now, `runner \
+             resume` goes on from its newest checkpoint", path.display())]
+    Moved { path: PathBuf },
     #[error("there is no run in `{}`", path.display())]
     NoSuchRun { path: PathBuf },
     #[error("`{}` is in use by {}\n  hint: wait for it, or stop it; the lock ends with the \
@@ -124,11 +130,15 @@ pub fn is_full(kind: io::ErrorKind) -> bool {
     matches!(kind, StorageFull | QuotaExceeded | FileTooLarge)
 }
 
+fn needs(bytes: u64) -> String {
+    if bytes > 0 { format!(", which needs {bytes} bytes") } else { String::new() }
+}
+
 /// How to make room for a file.
 fn room(full: &io::Error) -> &'static str {
     match full.kind() {
         io::ErrorKind::FileTooLarge => "raise the limit of the size of files (`ulimit -f`)",
-        _ => "free some space or lower `checkpoint.keep_last`",
+        _ => "free some space, or where `df -i` shows no inode left, delete some files",
     }
 }
 

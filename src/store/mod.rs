@@ -34,6 +34,7 @@ pub mod manifest;
 pub mod metrics;
 mod metrics_parquet;
 pub mod notes;
+pub mod output;
 pub mod rebuild;
 pub mod records;
 pub mod retention;

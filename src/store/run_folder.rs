@@ -4,7 +4,7 @@
 //! inside is only for messages. Starting over moves the whole old folder away in one rename before anything
 //! new is written, so no old checkpoint can be taken for a new one.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -111,7 +111,27 @@ impl RunPaths {
 #[derive(Debug)]
 pub struct RunFolder {
     pub paths: RunPaths,
-    _lock: File,
+    lock: File,
+}
+
+/// Tells whether the folder of a run is still where it was.
+#[derive(Debug)]
+pub struct Whereabouts {
+    folder: PathBuf,
+    /// Of the lock file that this process holds.
+    inode: Option<u64>,
+}
+
+impl Whereabouts {
+    /// # Errors
+    /// The folder was moved, renamed or removed; another run may have its name now.
+    pub fn require(&self) -> Result<()> {
+        match inode(&self.folder.join(LOCK)) {
+            found if found.is_some() && found == self.inode => Ok(()),
+            _ if cfg!(not(unix)) => Ok(()),
+            _ => Err(StoreError::Moved { path: self.folder.clone() }),
+        }
+    }
 }
 
 impl RunFolder {
@@ -153,7 +173,7 @@ impl RunFolder {
                 contents::require_ours(&folder)?;
             }
             let held = lock(&folder)?;
-            atomic::clean(&folder)?;
+            atomic::clean(&folder, contents::is_known)?;
             atomic::remove_if_there(&paths.lock_file())?;
             drop(held);
         }
@@ -205,10 +225,20 @@ impl RunFolder {
         for part in [paths.checkpoints(), paths.samples(), paths.plots()] {
             fs::create_dir_all(&part).map_err(StoreError::io(&part, "create"))?;
         }
-        for part in [paths.folder(), &paths.checkpoints()] {
-            atomic::clean(part)?;
-        }
-        Ok(RunFolder { paths, _lock: lock })
+        atomic::clean(paths.folder(), contents::is_known)?;
+        atomic::clean(&paths.checkpoints(), contents::is_checkpoint)?;
+        Ok(RunFolder { paths, lock })
+    }
+
+    /// What tells later whether the folder is still here.
+    pub fn whereabouts(&self) -> Whereabouts {
+        let held = self.lock.metadata().ok();
+        Whereabouts { inode: held.as_ref().and_then(inode_of), folder: self.paths.folder().to_owned() }
+    }
+
+    /// Deletes the folder of a run that has not begun.
+    pub fn abandon(&self) -> Result<()> {
+        atomic::remove_if_there(self.paths.folder())
     }
 }
 
@@ -244,14 +274,18 @@ pub fn newest_run(root: &Path) -> Result<Option<PathBuf>> {
     for entry in entries {
         let entry = entry.map_err(StoreError::io(root, "list"))?;
         let hidden = entry.file_name().to_string_lossy().starts_with('.');
-        let paths = RunPaths::new(&entry.path());
-        let modified = [paths.ledger(), paths.experiment()]
-            .iter()
-            .find_map(|file| fs::metadata(file).and_then(|m| m.modified()).ok());
+        let modified = worked_on(&entry.path());
         // Equal times: the later name, so that the result does not depend on the order of the folder.
         newest = newest.max(modified.filter(|_| !hidden).map(|time| (time, entry.path())));
     }
     Ok(newest.map(|(_, folder)| folder))
+}
+
+/// When the run in `folder` was changed last, if there is one.
+pub(super) fn worked_on(folder: &Path) -> Option<SystemTime> {
+    let paths = RunPaths::new(folder);
+    let files = [paths.ledger(), paths.experiment()];
+    files.iter().find_map(|file| fs::metadata(file).and_then(|m| m.modified()).ok())
 }
 
 /// The names of the runs under `root`, in order; none where it cannot be read.
@@ -286,14 +320,17 @@ pub fn holder(folder: &Path) -> Option<u32> {
 }
 
 #[cfg(unix)]
-fn inode(path: &Path) -> Option<u64> {
-    use std::os::unix::fs::MetadataExt;
-    fs::metadata(path).ok().map(|file| file.ino())
+fn inode_of(file: &Metadata) -> Option<u64> {
+    Some(std::os::unix::fs::MetadataExt::ino(file))
 }
 
 #[cfg(not(unix))]
-fn inode(_: &Path) -> Option<u64> {
+fn inode_of(_: &Metadata) -> Option<u64> {
     None
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().as_ref().and_then(inode_of)
 }
 
 /// Whether anything is in the folder but the lock, empty folders and what a kill left half written, which a
@@ -302,7 +339,8 @@ pub(super) fn is_used(folder: &Path) -> Result<bool> {
     for entry in fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
         let entry = entry.map_err(StoreError::io(folder, "list"))?;
         let empty_folder = fs::read_dir(entry.path()).is_ok_and(|mut content| content.next().is_none());
-        let leftover = entry.file_name().to_str().is_some_and(atomic::is_leftover);
+        let name = entry.file_name();
+        let leftover = name.to_str().and_then(atomic::leftover).is_some_and(contents::is_known);
         if entry.file_name() != LOCK && !empty_folder && !leftover {
             return Ok(true);
         }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::run_folder::{self, LOCK, RunPaths, check_name, holder, is_used, lock, set_aside};
+use super::run_folder::{self, LOCK, RunPaths, check_name, holder, is_used, lock, set_aside, worked_on};
 use super::{Result, StoreError, atomic, contents};
 use crate::proof::regular;
 
@@ -137,7 +137,7 @@ impl SweepFolder {
     fn with(folder: &Path, lock: File) -> Result<SweepFolder> {
         let paths = SweepPaths::new(folder);
         fs::create_dir_all(paths.logs()).map_err(StoreError::io(&paths.logs(), "create"))?;
-        atomic::clean(folder)?;
+        atomic::clean(folder, is_ours)?;
         Ok(SweepFolder { paths, _lock: lock })
     }
 }
@@ -151,17 +151,22 @@ fn require_sweep(folder: &Path) -> Result<()> {
     }
 }
 
+/// Whether a file of this name in a sweep's folder is this program's.
+fn is_ours(name: &str) -> bool {
+    [LOCK, contents::SWEEP, "sweep.lock"].contains(&name)
+}
+
 /// Refuses a sweep that holds something that this program did not write, or a member that is in use.
 fn require_ours(folder: &Path) -> Result<()> {
     let mut foreign = Vec::new();
-    for (name, path) in contents::entries(folder)? {
+    for (name, path) in contents::entries(folder, is_ours)? {
         let ends = |endings: &[&str]| -> Result<Vec<String>> {
-            let inside = contents::entries(&path)?.into_iter().map(|(file, _)| file);
+            let inside = contents::entries(&path, |_| false)?.into_iter().map(|(file, _)| file);
             let other = inside.filter(|file| !endings.iter().any(|ending| file.ends_with(ending)));
             Ok(other.map(|file| format!("{name}/{file}")).collect())
         };
         match (name.as_str(), path.is_dir()) {
-            (LOCK | contents::SWEEP | "sweep.lock", false) => {}
+            (name, false) if is_ours(name) => {}
             ("logs", true) => foreign.extend(ends(&[".log"])?),
             ("plots", true) => foreign.extend(ends(&[".png", ".svg"])?),
             (number, true) if number.len() >= DIGITS && number.bytes().all(|b| b.is_ascii_digit()) => {
@@ -184,6 +189,21 @@ fn require_ours(folder: &Path) -> Result<()> {
 /// Whether a folder is a sweep's.
 pub fn is_sweep(folder: &Path) -> bool {
     SweepPaths::new(folder).declaration().is_file()
+}
+
+/// The sweep under `root` that was worked on last, if no run beside it was worked on later.
+pub fn newest_sweep(root: &Path) -> Option<PathBuf> {
+    let inside =
+        |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let time = |folder: &PathBuf| match is_sweep(folder) {
+        true => inside(folder).filter_map(|member| worked_on(&member)).max(),
+        false => worked_on(folder),
+    };
+    let hidden =
+        |folder: &PathBuf| folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+    let folders = inside(root).filter(|folder| !hidden(folder));
+    let newest = folders.filter_map(|folder| Some((time(&folder)?, folder))).max()?.1;
+    is_sweep(&newest).then_some(newest)
 }
 
 /// The name of the folder of a member's run, in a sweep of `count` members.

@@ -27,7 +27,8 @@ pub enum Anchor {
 }
 
 impl Anchor {
-    /// A hash as 64 hexadecimal digits, small or capital, or the path of a lock or of golden roots.
+    /// A hash as 64 hexadecimal digits, small or capital, or the path of a lock or of golden roots, of which
+    /// the last may stand alone, and be a head.
     ///
     /// # Errors
     /// It is neither a hash nor a file that is there, or the file is damaged or neither of the two.
@@ -84,6 +85,10 @@ impl Anchor {
             }
             Anchor::Golden(path, golden) => match golden.mismatch(&run.entries, &run.manifests) {
                 None => Ok(format!("the roots are those of `{}`", path.display())),
+                // A file with nothing but a hash may be a head's.
+                Some(_) if golden.last.is_some_and(|hash| run.log.head().root == hash) => {
+                    of_hash(run.log.head().root, run)
+                }
                 Some(why) => Err(format!("not the roots of `{}`: {why}", path.display())),
             },
         }

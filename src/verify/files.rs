@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::{Checks, lock as locked};
-use crate::data::{DataError, DigestCache, ShardDigest};
-use crate::experiment::{self, Loaded};
+use crate::data::digests::file_sha256;
+use crate::data::{DataError, DataManifest, Dataset, DigestCache, ShardDigest, Tokenizer};
+use crate::experiment::{self, Experiment, Loaded};
 use crate::ops::DeviceError;
 use crate::proof::ledger;
 use crate::proof::lock::{Lock, Table, differences};
@@ -17,7 +18,7 @@ use crate::run::{initial, lock};
 use crate::store::audit;
 use crate::store::derived::{self, AgreedRows, Reach};
 use crate::store::metrics::REBUILD;
-use crate::store::{self, Manifest, RunPaths, StoreError, checkpoint, run_folder};
+use crate::store::{self, Manifest, RunPaths, StoreError, checkpoint, contents, run_folder};
 use crate::{train, units};
 
 /// A run whose files are whole.
@@ -62,7 +63,7 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
         audits(&paths, entries, checks);
         derived_files(&paths, entries, reach(newest, lock.as_ref(), running), checks);
     }
-    let mut loaded = experiment::load(&paths.experiment(), &[])?;
+    let mut loaded = experiment::load_recorded_here(&paths.experiment(), &[])?;
     let data = data(&mut loaded, lock.as_ref(), checks, report);
     if let (Some(lock), Some(data), Some((_, entries))) = (&lock, &data, &ledger) {
         locked::last_evaluation(lock, data, entries, checks);
@@ -111,6 +112,9 @@ fn checkpoints(paths: &RunPaths, checks: &mut Checks<'_>) -> store::Result<Vec<M
     }
     if whole.is_empty() {
         checks.skipped("checkpoints", "there are none here");
+    }
+    for path in contents::beside_checkpoints(&paths.checkpoints()).unwrap_or_default() {
+        checks.skipped("beside the checkpoints", format!("`{}` is none, and is not read", path.display()));
     }
     Ok(whole)
 }
@@ -216,7 +220,13 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
     let (data, manifest) = match read {
         Ok(read) => read,
         Err(why) if matches!(why.downcast_ref(), Some(DataError::NoMatch { .. })) => {
-            checks.skipped("data", why.to_string());
+            match locked.map(|lock| data_in_part(&loaded.experiment, lock)) {
+                Some(Err(differs)) => checks.failed("data", differs),
+                Some(Ok(files)) if files > 0 => {
+                    checks.skipped("data", format!("{why}\n  {files} other files are the lock's"));
+                }
+                _ => checks.skipped("data", why.to_string()),
+            }
             return None;
         }
         Err(why) => {
@@ -271,6 +281,47 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
         ),
     }
     Some(data)
+}
+
+/// How many of the data's files are here where some are not, and are what the lock holds; or what differs.
+fn data_in_part(experiment: &Experiment, locked: &Lock) -> Result<usize, String> {
+    let tokenizer = Tokenizer::new(experiment.data.tokenizer);
+    let holds = |table: &Table, prefix: &str, line: &String| {
+        table.iter().any(|(key, value)| key.starts_with(prefix) && value == line)
+    };
+    let mut files = 0;
+    for (prefix, table, patterns) in [
+        ("data.shard", &locked.numerics, &experiment.data.train),
+        ("data.val_shard", &locked.environment, &experiment.data.val),
+    ] {
+        for pattern in patterns {
+            let opened = Dataset::open(std::slice::from_ref(pattern), experiment.model.vocab, &tokenizer);
+            let found = match opened.and_then(|data| DigestCache::none().manifest(&data, |_| ())) {
+                Err(DataError::NoMatch { .. }) => continue,
+                found => found.map_err(|why| why.to_string())?,
+            };
+            files += found.len();
+            let lines = lock::shards(prefix, &found);
+            if let Some(other) = lines.values().find(|line| !holds(table, prefix, line)) {
+                return Err(format!("none of the lock's shards is this one: {other}\n  do: restore it"));
+            }
+        }
+    }
+    let tasks = experiment.eval.hellaswag.as_ref().map(Path::new).filter(|path| path.is_file());
+    if let Some(path) = tasks {
+        files += 1;
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        let digest = path.metadata().and_then(|file| Ok((name, file.len(), file_sha256(path)?)));
+        let hellaswag = Some(digest.map_err(|why| format!("cannot read `{}`: {why}", path.display()))?);
+        let found = lock::evaluation_data(&DataManifest { train: Vec::new(), val: Vec::new(), hellaswag });
+        let known = locked.environment.contains_key("data.hellaswag");
+        if let Some(other) =
+            found.values().find(|line| known && !holds(&locked.environment, "data.hellaswag", line))
+        {
+            return Err(format!("HellaSwag's file is not the lock's: {other}\n  do: restore it"));
+        }
+    }
+    Ok(files)
 }
 
 /// Whether this machine and program can make these bits.

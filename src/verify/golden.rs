@@ -65,7 +65,7 @@ impl Golden {
                     ["tensor", step, name, digest] => {
                         golden.tensors.insert((step.parse().ok()?, name.to_owned()), digest.parse().ok()?);
                     }
-                    [root] => golden.last = Some(root.parse().ok()?),
+                    [root] => golden.last = Some(root.to_ascii_lowercase().parse().ok()?),
                     _ => return None,
                 }
                 Some(())

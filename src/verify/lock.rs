@@ -9,7 +9,8 @@ use crate::proof::ledger::Note;
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{Action, Entry, Head, LockError};
 use crate::run::data::Data;
-use crate::run::{lock, resume};
+use crate::run::error::refuse_lock;
+use crate::run::{ProofRefusal, lock, resume};
 use crate::store::{Manifest, RunPaths};
 
 /// The lock, if it is as it was written.
@@ -93,6 +94,25 @@ pub(super) fn experiment(recorded: &Loaded, lock: &Lock, manifests: &[Manifest],
                 manifest.step, manifest.experiment
             ),
         ),
+    }
+}
+
+/// Refuses a run whose experiment is not what its lock holds.
+///
+/// # Errors
+/// The first that differs, by key; a file that cannot be read.
+pub fn require_experiment(paths: &RunPaths) -> anyhow::Result<()> {
+    let recorded = experiment::load_recorded(&paths.experiment())?;
+    let changed = settings(&recorded, &Lock::read(&paths.lock_file()).map_err(refuse_lock)?);
+    match changed.is_empty() {
+        true => Ok(()),
+        false => Err(ProofRefusal(format!(
+            "`{}` is not what the run's lock holds (lock and experiment):{}\n  hint: one of them was edited; \
+             restore it from a copy",
+            paths.experiment().display(),
+            lock::list(&changed)
+        ))
+        .into()),
     }
 }
 

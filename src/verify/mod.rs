@@ -15,7 +15,7 @@ pub mod diff;
 pub mod expect;
 pub mod files;
 pub mod golden;
-mod lock;
+pub mod lock;
 pub mod promises;
 pub mod rebuild;
 pub mod replay;

@@ -37,7 +37,7 @@ pub fn verify(
 ) -> anyhow::Result<()> {
     let WholeRun { paths, lock, entries, mut loaded, data, .. } = run;
     if !sets.is_empty() {
-        loaded = experiment::load(&paths.experiment(), sets)?;
+        loaded = experiment::load_recorded_here(&paths.experiment(), sets)?;
     }
     let trained = entry::steps(&entries).len();
     let Some(data) = data else {
@@ -45,12 +45,19 @@ pub fn verify(
         return Ok(());
     };
     if (trained as u64) < steps.end {
-        anyhow::bail!("the run has {trained} steps, so {}..{} cannot be replayed", steps.start, steps.end);
+        return Err(UsageError(format!(
+            "the run has {trained} steps, so {}..{} cannot be replayed\n  hint: its last step is {}",
+            steps.start,
+            steps.end,
+            trained.saturating_sub(1)
+        ))
+        .into());
     }
+    // The lock has the numerics after the last drift.
     let drifted = |entry: &&Entry| {
         entry.step > steps.start && entry.events.iter().any(|event| event.starts_with("drift "))
     };
-    if let Some(entry) = entries.iter().take(steps.end as usize).rev().find(drifted) {
+    if let Some(entry) = entries.iter().rev().find(drifted) {
         anyhow::bail!(
             "the steps before {0} were made with other numerics: drift was allowed there\n  hint: replay \
              from a checkpoint of step {0} on",

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -13,6 +15,7 @@ use super::diff::Diff;
 use super::golden::Golden;
 use crate::proof::{Entry, Lock, ledger};
 use crate::run::initial::load_experiment;
+use crate::run::{StoppedOnRequest, member, stop};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
 
 /// What to compare the runs with, and where to keep them.
@@ -39,6 +42,8 @@ struct TwiceRuns<'a> {
     /// `--set` arguments, those of the user and our own.
     set: Vec<String>,
     steps: u64,
+    /// Set when a signal asks to stop: the run under way is killed, and its folder removed.
+    asked: Arc<AtomicBool>,
 }
 
 /// A run whose bits are compared with golden roots.
@@ -64,7 +69,11 @@ pub fn verify(path: &Path, options: &TwiceOptions, checks: &mut Checks<'_>) -> a
     });
     let golden = golden.transpose()?;
     let loaded = load_experiment(path, &options.set, &options.runs)?;
-    let temporary = tempfile::tempdir().context("cannot make a folder for the runs")?;
+    let temporary = tempfile::tempdir()
+        .context("cannot make a folder for the runs\n  hint: `TMPDIR` names another place for them")?;
+    let asked = Arc::<AtomicBool>::default();
+    let request = asked.clone();
+    stop::on_requests(move || request.store(true, Ordering::SeqCst))?;
     let steps = loaded.experiment.schedule.steps;
     let mut set = options.set.clone();
     // Intervals change no bit; checkpoints to resume from and to compare are wanted.
@@ -78,6 +87,7 @@ pub fn verify(path: &Path, options: &TwiceOptions, checks: &mut Checks<'_>) -> a
         logs: temporary.path().to_owned(),
         set,
         steps,
+        asked,
     };
     trial.whole("first")?;
     trial.whole("second")?;
@@ -189,9 +199,11 @@ impl TwiceRuns<'_> {
             .arg(verb)
             .arg("--runs")
             .arg(&self.runs)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(File::create(self.log(name)).context("cannot keep what the runs say")?);
+        // It ends with this process.
+        member::prepare(&mut command, 1);
         Ok(command)
     }
 
@@ -212,7 +224,7 @@ impl TwiceRuns<'_> {
             };
             let kill_after = (self.steps >> attempt).max(1);
             while child.try_wait()?.is_none() && done() < kill_after {
-                std::thread::sleep(Duration::from_millis(1));
+                self.pause(&mut child, Duration::from_millis(1))?;
             }
             // SIGKILL: nothing of the process runs any more.
             child.kill()?;
@@ -231,8 +243,24 @@ impl TwiceRuns<'_> {
     }
 
     fn finished(&self, mut child: Child, name: &str) -> anyhow::Result<()> {
-        let status = child.wait()?;
+        let status = loop {
+            match child.try_wait()? {
+                Some(status) => break status,
+                None => self.pause(&mut child, Duration::from_millis(10))?,
+            }
+        };
         if status.success() { Ok(()) } else { self.failed(name, status) }
+    }
+
+    /// Waits a little; where a signal has asked to stop, kills the run instead.
+    fn pause(&self, child: &mut Child, time: Duration) -> anyhow::Result<()> {
+        if self.asked.load(Ordering::SeqCst) {
+            child.kill()?;
+            child.wait()?;
+            return Err(StoppedOnRequest.into());
+        }
+        std::thread::sleep(time);
+        Ok(())
     }
 
     /// The error of a run that failed, with the last that it said.

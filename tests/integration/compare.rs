@@ -105,7 +105,7 @@ fn groups_and_swept_keys_are_drawn_with_equal_bytes_again() {
     assert_eq!(plot(&by, "again.svg").0, svg);
     let svg = String::from_utf8(svg).expect("UTF-8");
     for says in
-        ["3 groups of 5 runs", "learning_rate = 0.001, data.tokenizer = byte, n = 2", "range of the two runs"]
+        ["5 runs in 3 groups", "learning_rate = 0.001, data.tokenizer = byte, n = 2", "range of the two runs"]
     {
         assert!(svg.contains(says), "`{says}` is not in the picture");
     }

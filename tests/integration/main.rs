@@ -1,6 +1,7 @@
 //! Tests of the program as a whole, one module a topic.
 
 mod architecture;
+mod attacks;
 mod audit;
 mod cases;
 mod compare;

@@ -53,6 +53,9 @@ fn the_hash_does_not_depend_on_jobs_and_every_member_is_an_ordinary_run() {
     lab.diff("ci", "one/004", &[]).assert_says(&["all equal"]);
     assert_eq!(alone.root(), lab.resume("one/004", &[]).root());
     lab.verb("show", "one", &[]).assert_says(&["learning_rate", "0.003", "done", &hash]);
+    lab.run("experiments/ci.toml", &["--overwrite"]).root();
+    let newest = lab.done(&["resume", "--runs", &lab.path("").display().to_string()]);
+    assert_ne!(newest.stdout.trim(), hash, "a run was worked on later");
     let finished = lab.resume("one", &[]);
     assert!(finished.stderr.contains("nothing to do"), "{}", finished.stderr);
     assert_eq!(finished.root(), hash);
@@ -123,6 +126,9 @@ fn a_signal_stops_and_saves_the_members_and_the_sweep_goes_on_to_the_same_hash()
         run.signal(name);
         let ended = run.end(SOON);
         ended.assert_fails(130, &["001 stopped", "002 stopped", "2 members are left", "goes on"]);
+        let newest = lab.command(&["verify", "--runs"]).arg(lab.path("")).output().expect("it starts");
+        let newest = Finished::from(newest).stdout;
+        assert!(newest.contains("2 of 2 members have not ended"), "{newest}");
         assert_eq!(names(&lab.path(name).join("001/checkpoints")).len(), 1, "saved where it was stopped");
         assert!(ranks(&lab, MEMBER).is_empty());
         assert_eq!(lab.resume(name, &[]).root(), hash);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::common_ground::{COMMON_GROUND, notes_on};
 use crate::proof::lock::Lock;
 use crate::report::ReportError;
 use crate::report::groups::{self, RunKeys, SEED};
@@ -57,9 +58,9 @@ pub struct ComparedRun {
     /// Finite ones, ascending.
     pub validations: Vec<ValidationPoint>,
     /// Hashes of the validation set, of the tokenizer and of HellaSwag's tasks.
-    validation_set: String,
-    tokenizer: String,
-    tasks: Option<String>,
+    pub(super) validation_set: String,
+    pub(super) tokenizer: String,
+    pub(super) tasks: Option<String>,
 }
 
 /// A run that is not compared.
@@ -74,7 +75,7 @@ pub struct LeftOutRun {
 }
 
 /// A run that takes part, or why it does not.
-type ReadRun = Result<ComparedRun, LeftOutRun>;
+pub(super) type ReadRun = Result<ComparedRun, LeftOutRun>;
 
 fn keys_of(run: &ReadRun) -> Option<&RunKeys> {
     match run {
@@ -275,109 +276,6 @@ fn validations(rows: &[MetricsRow]) -> Vec<ValidationPoint> {
     points
 }
 
-/// What runs must have in common to be compared.
-struct CommonGround {
-    of: fn(&ComparedRun) -> String,
-    /// Why the first is left out, beside one of those that stay.
-    why: fn(&ComparedRun, &ComparedRun) -> String,
-}
-
-static COMMON_GROUND: [CommonGround; 3] = [
-    CommonGround {
-        of: |run| run.tokenizer.clone(),
-        why: |odd, usual| {
-            let name = |run: &ComparedRun| run.keys.get("data.tokenizer").to_owned();
-            format!(
-                "its tokenizer is `{}` and that of most runs here `{}`: losses in nats a token do not compare",
-                name(odd),
-                name(usual)
-            )
-        },
-    },
-    CommonGround {
-        of: |run| run.validation_set.clone(),
-        why: |_, _| {
-            "it was validated on other tokens than most runs here: data, eval.val_tokens or batch.seq_len \
-             differ"
-                .to_owned()
-        },
-    },
-    CommonGround {
-        of: |run| run.tokens.to_string(),
-        why: |odd, usual| {
-            let budget = |run: &ComparedRun| {
-                format!("{} tokens in {} steps", units::thousands(run.tokens), units::thousands(run.steps))
-            };
-            format!(
-                "it was trained on {}, most runs here on {}: `--by schedule.steps` makes groups of them",
-                budget(odd),
-                budget(usual)
-            )
-        },
-    },
-];
-
-impl CommonGround {
-    /// Of these members those stay that have what most have, or the first of them.
-    fn hold(&self, read: &mut [ReadRun], members: &[usize]) {
-        let values: Vec<(usize, String)> = members
-            .iter()
-            .filter_map(|member| Some((*member, (self.of)(read[*member].as_ref().ok()?))))
-            .collect();
-        let count = |value: &str| values.iter().filter(|(_, other)| other == value).count();
-        // `max_by_key` takes the last of equals.
-        let Some((usual, common)) = values.iter().rev().max_by_key(|(_, value)| count(value)) else { return };
-        let Ok(usual) = read[*usual].clone() else { return };
-        for (member, _) in values.iter().filter(|(_, value)| value != common) {
-            if let Ok(odd) = &read[*member] {
-                let why = (self.why)(odd, &usual);
-                let (run, keys) = (odd.name.clone(), Some(odd.keys.clone()));
-                read[*member] = Err(LeftOutRun { run, why, failed: false, keys });
-            }
-        }
-    }
-}
-
-/// What is to be known of groups before they are compared. HellaSwag of other tasks than the first is taken
-/// out.
-fn notes_on(by: &[String], pair_by: &[String], groups: &mut [RunGroup]) -> Vec<String> {
-    let mut notes = Vec::new();
-    for group in groups.iter() {
-        for key in pair_by.iter().filter(|key| *key != SEED) {
-            let values: BTreeSet<&str> = group.runs.iter().map(|run| run.keys.get(key)).collect();
-            if values.len() > 1 {
-                let values: Vec<&str> = values.into_iter().collect();
-                let group = groups::label(by, &group.values);
-                notes.push(format!("{group} has runs of different {key} ({})", values.join(", ")));
-            }
-        }
-    }
-    let all = || groups.iter().flat_map(|group| &group.runs);
-    let range = |of: fn(&ComparedRun) -> u64| Some((all().map(of).min()?, all().map(of).max()?));
-    let uneven = |of| range(of).filter(|(low, high)| low != high);
-    if let Some((low, high)) = uneven(|run| run.tokens) {
-        let (low, high) = (units::thousands(low), units::thousands(high));
-        notes.push(format!("groups differ in the tokens that they were trained on, {low} to {high}"));
-    } else if let Some((low, high)) = uneven(|run| run.steps) {
-        let (low, high) = (units::thousands(low), units::thousands(high));
-        notes.push(format!("runs make {low} to {high} steps of equally many tokens in all"));
-    }
-    if let Some((low, high)) = uneven(|run| run.validations.len() as u64) {
-        notes.push(format!(
-            "the best validation loss is the lowest of {low} validations in one run and of \
-                            {high} in another: more give a lower one"
-        ));
-    }
-    let tasks = all().find_map(|run| run.hellaswag.and(run.tasks.clone()));
-    for run in groups.iter_mut().flat_map(|group| &mut group.runs) {
-        if run.hellaswag.is_some() && run.tasks != tasks {
-            run.hellaswag = None;
-            notes.push(format!("{} has HellaSwag on other tasks: its score is not compared", run.name));
-        }
-    }
-    notes
-}
-
 #[cfg(test)]
 impl ComparedRun {
     /// A run of a learning rate, a seed and a final loss, with the losses of its validations before.
@@ -414,34 +312,6 @@ impl ComparedRun {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn why(read: &[ReadRun]) -> Vec<&str> {
-        read.iter().filter_map(|run| run.as_ref().err().map(|run| run.why.as_str())).collect()
-    }
-
-    #[test]
-    fn the_odd_run_is_left_out_and_said_to_differ_in_tokenizer_validation_data_or_tokens() {
-        let of = |seed, change: fn(&mut ComparedRun)| {
-            let mut run = ComparedRun::made_up("0.1", seed, &[], 3.0);
-            change(&mut run);
-            run
-        };
-        let usual = |seed| of(seed, |_| ());
-        let changes: [(fn(&mut ComparedRun), &str); 3] = [
-            (|run| run.tokenizer = "gpt2".into(), "nats a token do not compare"),
-            (|run| run.validation_set = "w".into(), "validated on other tokens"),
-            (|run| (run.tokens, run.steps) = (20_480, 40), "trained on 20,480 tokens in 40 steps"),
-        ];
-        for (common, (change, says)) in COMMON_GROUND.iter().zip(changes) {
-            let mut read: Vec<ReadRun> = vec![Ok(of(0, change)), Ok(usual(1)), Ok(usual(2))];
-            common.hold(&mut read, &[0, 1, 2]);
-            assert!(read[0].is_err() && why(&read).len() == 1 && why(&read)[0].contains(says), "{read:?}");
-            // Of two the first stays.
-            let mut read: Vec<ReadRun> = vec![Ok(of(0, change)), Ok(usual(1))];
-            common.hold(&mut read, &[0, 1]);
-            assert!(read[0].is_ok() && read[1].is_err());
-        }
-    }
 
     #[test]
     fn hours_end_where_a_row_has_no_time_and_a_loss_that_is_no_number_is_no_validation() {

@@ -1,8 +1,9 @@
 //! Two swept keys: a cell for each pair of values, with the mean of its runs.
 
-use super::{left_out, losses, values_of};
+use super::{counted, left_out, losses, values_of};
 use crate::report::axis::trimmed;
 use crate::report::compare::ComparedRuns;
+use crate::report::groups::RunKeys;
 use crate::report::legend::shortened;
 use crate::report::panel::{TEXT_SIZE, cross};
 use crate::report::scene::{Align, Scene, text_width};
@@ -48,120 +49,193 @@ impl Shades {
 
 /// Draws the final validation loss over two keys, the first across and the second up.
 pub fn draw(runs: &ComparedRuns, keys: [&String; 2], theme: Theme) -> Result<Scene, ReportError> {
-    let colors = theme.colors();
-    let [across, up] = keys.map(|key| values_of(runs, key));
-    let width = (1000.0 / across.len() as f64).floor().clamp(40.0, 220.0);
-    let height = (600.0 / up.len() as f64).floor().clamp(26.0, 90.0);
-    let mut labels = 0.0_f64;
-    for value in &up {
-        labels = labels.max(text_width(value, TEXT_SIZE, false)?);
-    }
-    let (left, top) = ((MARGIN + labels.min(300.0) + 14.0).ceil(), 150.0);
-    let (right, bottom) = (left + width * across.len() as f64, top + height * up.len() as f64);
-    let page = ((right + 150.0).max(760.0) as u32, (bottom + 90.0) as u32);
-    let mut scene = Scene::new(page.0, page.1, colors);
-    let room = f64::from(page.0) - 2.0 * MARGIN;
-    let said = [
-        (
-            format!("{} runs: final validation loss, nats per token", runs.all().count()),
-            TITLE_SIZE,
-            true,
-            46.0,
-        ),
-        (subtitle(runs, keys), TEXT_SIZE, false, 82.0),
-    ];
-    for (text, size, bold, y) in said {
-        let text = shortened(&text, room, size, bold)?;
-        let color = if bold { colors.text } else { colors.quiet };
-        scene.text(text, (MARGIN, y), size, bold, Align::Left, color);
-    }
-    scene.text(keys[1].as_str(), (MARGIN, top - 18.0), TEXT_SIZE, false, Align::Left, colors.quiet);
-    let middle = (left + right) / 2.0;
-    scene.text(keys[0].as_str(), (middle, bottom + 66.0), TEXT_SIZE, false, Align::Center, colors.quiet);
-
-    let cell = |x: &str, y: &str| Cell {
-        losses: losses(runs, |run| run.keys.get(keys[0]) == x && run.keys.get(keys[1]) == y),
-        failed: runs
-            .left_out
-            .iter()
-            .filter(|run| run.failed)
-            .filter_map(|run| run.keys.as_ref())
-            .filter(|of| of.get(keys[0]) == x && of.get(keys[1]) == y)
-            .count(),
-    };
-    let cells: Vec<Vec<Cell>> = up.iter().map(|y| across.iter().map(|x| cell(x, y)).collect()).collect();
-    let means: Vec<f64> = cells.iter().flatten().filter_map(|cell| mean(&cell.losses)).collect();
-    let shades = Shades::of(&means);
-    let corner = |x: usize, y: usize| (left + width * x as f64, bottom - height * (y + 1) as f64);
-    for (y, row) in cells.iter().enumerate() {
-        for (x, cell) in row.iter().enumerate() {
-            draw_cell(&mut scene, cell, &shades, corner(x, y), (width, height))?;
-        }
-    }
-    for (y, row) in cells.iter().enumerate() {
-        for (x, _) in row.iter().enumerate().filter(|(_, cell)| mean(&cell.losses) == Some(shades.low)) {
-            outline(&mut scene, corner(x, y), (width, height));
-        }
-    }
-    axis_labels(&mut scene, &across, &up, (left, bottom), (width, height))?;
-    strip(&mut scene, &shades, (right + 24.0, top, bottom.max(top + 120.0)));
-    Ok(scene)
+    HeatMap::new(runs, keys)?.draw(theme)
 }
 
-fn subtitle(runs: &ComparedRuns, [across, up]: [&String; 2]) -> String {
-    let most = runs.groups.iter().map(|group| group.runs.len()).max().unwrap_or(0);
-    let failed: usize = runs.left_out.iter().filter(|run| run.failed).count();
-    let mut parts = vec![format!("{across} across, {up} up")];
-    if most > 1 {
-        parts.push(format!("mean of up to {most} runs"));
+/// The picture's content and the pixels of its parts.
+struct HeatMap<'a> {
+    runs: &'a ComparedRuns,
+    keys: [&'a String; 2],
+    across: Vec<String>,
+    up: Vec<String>,
+    /// Rows from below.
+    cells: Vec<Vec<Cell>>,
+    shades: Shades,
+    /// The size of the values in cells; none where they could not be read.
+    text: Option<f64>,
+    left: f64,
+    width: f64,
+    height: f64,
+}
+
+/// Pixels above the cells.
+const TOP: f64 = 150.0;
+
+impl<'a> HeatMap<'a> {
+    fn new(runs: &'a ComparedRuns, keys: [&'a String; 2]) -> Result<HeatMap<'a>, ReportError> {
+        let [across, up] = keys.map(|key| values_of(runs, key));
+        let failed = || runs.left_out.iter().filter(|run| run.failed).filter_map(|run| run.keys.as_ref());
+        let cell = |x: &str, y: &str| {
+            let is_here = |of: &RunKeys| of.get(keys[0]) == x && of.get(keys[1]) == y;
+            Cell {
+                losses: losses(runs, |run| is_here(&run.keys)),
+                failed: failed().filter(|of| is_here(of)).count(),
+            }
+        };
+        let cells: Vec<Vec<Cell>> = up.iter().map(|y| across.iter().map(|x| cell(x, y)).collect()).collect();
+        let means: Vec<f64> = cells.iter().flatten().filter_map(|cell| mean(&cell.losses)).collect();
+        let width = (1000.0 / across.len() as f64).floor().clamp(14.0, 220.0);
+        let height = (600.0 / up.len() as f64).floor().clamp(26.0, 90.0);
+        let mut labels = 0.0_f64;
+        for value in &up {
+            labels = labels.max(text_width(value, TEXT_SIZE, false)?);
+        }
+        Ok(HeatMap {
+            runs,
+            keys,
+            text: text_size(&means, (width, height))?,
+            shades: Shades::of(&means),
+            left: (MARGIN + labels.min(300.0) + 14.0).ceil(),
+            across,
+            up,
+            cells,
+            width,
+            height,
+        })
     }
-    if failed > 0 {
-        parts.push(format!("× failed ({failed})"));
+
+    fn right(&self) -> f64 {
+        self.left + self.width * self.across.len() as f64
     }
-    parts.extend(Some(left_out(runs)).filter(|text| !text.is_empty()));
-    parts.push("lowest framed".to_owned());
-    parts.join("  ·  ")
+
+    fn bottom(&self) -> f64 {
+        TOP + self.height * self.up.len() as f64
+    }
+
+    fn draw(&self, theme: Theme) -> Result<Scene, ReportError> {
+        let page = ((self.right() + 150.0).max(760.0) as u32, (self.bottom() + 90.0) as u32);
+        let mut scene = Scene::new(page.0, page.1, theme.colors());
+        self.head(&mut scene)?;
+        let corner = |x: usize, y: usize| {
+            (self.left + self.width * x as f64, self.bottom() - self.height * (y + 1) as f64)
+        };
+        let mut lowest = Vec::new();
+        for (y, row) in self.cells.iter().enumerate() {
+            for (x, cell) in row.iter().enumerate() {
+                self.cell(&mut scene, cell, corner(x, y));
+                if mean(&cell.losses) == Some(self.shades.low) {
+                    lowest.push(corner(x, y));
+                }
+            }
+        }
+        lowest.into_iter().for_each(|corner| outline(&mut scene, corner, (self.width, self.height)));
+        self.axis_labels(&mut scene)?;
+        strip(&mut scene, &self.shades, (self.right() + 24.0, TOP, self.bottom().max(TOP + 120.0)));
+        Ok(scene)
+    }
+
+    /// Title, facts and the names of the keys.
+    fn head(&self, scene: &mut Scene) -> Result<(), ReportError> {
+        let (ink, quiet) = (scene.colors.text, scene.colors.quiet);
+        let room = f64::from(scene.width) - 2.0 * MARGIN;
+        let title = format!("{}: final validation loss, nats per token", counted(self.runs));
+        let title = shortened(&title, room, TITLE_SIZE, true)?;
+        scene.text(title, (MARGIN, 46.0), TITLE_SIZE, true, Align::Left, ink);
+        let facts = shortened(&self.facts(), room, TEXT_SIZE, false)?;
+        scene.text(facts, (MARGIN, 82.0), TEXT_SIZE, false, Align::Left, quiet);
+        let [across, up] = self.keys.map(String::as_str);
+        scene.text(up, (MARGIN, TOP - 18.0), TEXT_SIZE, false, Align::Left, quiet);
+        // Under its values, and on the page where these are narrow.
+        let half = text_width(across, TEXT_SIZE, false)? / 2.0;
+        let middle = ((self.left + self.right()) / 2.0).max(MARGIN + half);
+        scene.text(across, (middle, self.bottom() + 66.0), TEXT_SIZE, false, Align::Center, quiet);
+        Ok(())
+    }
+
+    fn facts(&self) -> String {
+        let most = self.runs.groups.iter().map(|group| group.runs.len()).max().unwrap_or(0);
+        let failed = self.runs.left_out.iter().filter(|run| run.failed).count();
+        let mut parts = vec!["lowest framed".to_owned()];
+        if most > 1 {
+            parts.push(format!("mean of up to {most} runs"));
+        }
+        if failed > 0 {
+            parts.push(format!("× failed ({failed})"));
+        }
+        parts.extend(Some(left_out(self.runs)).filter(|text| !text.is_empty()));
+        if self.text.is_none() {
+            parts.push("cells are too narrow for values".to_owned());
+        }
+        parts.join("  ·  ")
+    }
+
+    fn cell(&self, scene: &mut Scene, cell: &Cell, corner: (f64, f64)) {
+        let colors = scene.colors;
+        let (middle, center) = (corner.0 + self.width / 2.0, corner.1 + self.height / 2.0);
+        let area = rectangle(corner, (self.width - 1.0, self.height - 1.0));
+        let Some(mean) = mean(&cell.losses) else {
+            scene.polygon(area, colors.grid);
+            if cell.failed > 0 {
+                cross(scene, (middle, center));
+            }
+            return;
+        };
+        let color = colors.shade(self.shades.share(mean));
+        scene.polygon(area, color);
+        let ink = colors.ink_on(color);
+        if let Some(size) = self.text {
+            let has_count = cell.losses.len() > 1 && self.height >= 54.0;
+            let base = center + 0.36 * size - if has_count { 11.0 } else { 0.0 };
+            scene.text(shown(mean), (middle, base), size, false, Align::Center, ink);
+            if has_count {
+                let count = format!("n = {}", cell.losses.len());
+                scene.text(count, (middle, base + 24.0), size.min(16.0), false, Align::Center, ink);
+            }
+        }
+        if cell.failed > 0 {
+            cross(scene, (corner.0 + self.width - 14.0, corner.1 + 13.0));
+        }
+    }
+
+    /// The values below and at the left, smaller where they would touch, and every second one or fewer where
+    /// that is not enough.
+    fn axis_labels(&self, scene: &mut Scene) -> Result<(), ReportError> {
+        let (color, room) = (scene.colors.text, self.width - 6.0);
+        let mut widest = 1.0_f64;
+        for value in &self.across {
+            widest = widest.max(text_width(value, TEXT_SIZE, false)?);
+        }
+        let size = (TEXT_SIZE * room / widest).clamp(14.0, TEXT_SIZE);
+        let every = (widest * size / TEXT_SIZE / room).ceil().max(1.0) as usize;
+        for (x, value) in self.across.iter().enumerate().step_by(every) {
+            let at = (self.left + self.width * (x as f64 + 0.5), self.bottom() + 28.0);
+            scene.text(value, at, size, false, Align::Center, color);
+        }
+        for (y, value) in self.up.iter().enumerate() {
+            let value = shortened(value, 300.0, TEXT_SIZE, false)?;
+            let at = (self.left - 10.0, self.bottom() - self.height * (y as f64 + 0.5) + 7.0);
+            scene.text(value, at, TEXT_SIZE.min(self.height - 4.0), false, Align::Right, color);
+        }
+        Ok(())
+    }
 }
 
 fn rectangle((x, y): (f64, f64), (width, height): (f64, f64)) -> Vec<(f64, f64)> {
     vec![(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
 }
 
-fn draw_cell(
-    scene: &mut Scene,
-    cell: &Cell,
-    shades: &Shades,
-    corner: (f64, f64),
-    (width, height): (f64, f64),
-) -> Result<(), ReportError> {
-    let colors = scene.colors;
-    let (middle, center) = (corner.0 + width / 2.0, corner.1 + height / 2.0);
-    let Some(mean) = mean(&cell.losses) else {
-        scene.polygon(rectangle(corner, (width - 1.0, height - 1.0)), colors.grid);
-        if cell.failed > 0 {
-            cross(scene, (middle, center));
-        }
-        return Ok(());
-    };
-    let color = colors.shade(shades.share(mean));
-    scene.polygon(rectangle(corner, (width - 1.0, height - 1.0)), color);
-    let text = trimmed(mean, 4);
-    let size =
-        (TEXT_SIZE * (width - 8.0) / text_width(&text, TEXT_SIZE, false)?).min(TEXT_SIZE).min(height - 6.0);
-    let ink = colors.ink_on(color);
-    if size >= SMALLEST {
-        let lines = if cell.losses.len() > 1 && height >= 54.0 { 2 } else { 1 };
-        let base = center + 0.36 * size - if lines == 2 { 11.0 } else { 0.0 };
-        scene.text(text, (middle, base), size, false, Align::Center, ink);
-        if lines == 2 {
-            let count = format!("n = {}", cell.losses.len());
-            scene.text(count, (middle, base + 24.0), size.min(16.0), false, Align::Center, ink);
-        }
+/// The size of the values in cells, one for all; none where they would be too small to be read.
+fn text_size(means: &[f64], (width, height): (f64, f64)) -> Result<Option<f64>, ReportError> {
+    let mut widest = 1.0_f64;
+    for mean in means {
+        widest = widest.max(text_width(&shown(*mean), TEXT_SIZE, false)?);
     }
-    if cell.failed > 0 && width >= 60.0 {
-        cross(scene, (corner.0 + width - 14.0, corner.1 + 13.0));
-    }
-    Ok(())
+    let size = (TEXT_SIZE * (width - 8.0) / widest).min(TEXT_SIZE).min(height - 6.0);
+    Ok((size >= SMALLEST).then_some(size))
+}
+
+fn shown(loss: f64) -> String {
+    format!("{loss:.4}")
 }
 
 fn outline(scene: &mut Scene, corner: (f64, f64), (width, height): (f64, f64)) {
@@ -169,34 +243,6 @@ fn outline(scene: &mut Scene, corner: (f64, f64), (width, height): (f64, f64)) {
     points.push(points[0]);
     let color = scene.colors.skip;
     scene.line(points, 4.0, color);
-}
-
-/// The values below and at the left, smaller where they would touch, and every second one or fewer where
-/// that is not enough.
-fn axis_labels(
-    scene: &mut Scene,
-    across: &[String],
-    up: &[String],
-    (left, bottom): (f64, f64),
-    (width, height): (f64, f64),
-) -> Result<(), ReportError> {
-    let color = scene.colors.text;
-    let mut widest = 1.0_f64;
-    for value in across {
-        widest = widest.max(text_width(value, TEXT_SIZE, false)?);
-    }
-    let size = (TEXT_SIZE * (width - 6.0) / widest).clamp(14.0, TEXT_SIZE);
-    let every = (widest * size / TEXT_SIZE / (width - 6.0)).ceil().max(1.0) as usize;
-    for (x, value) in across.iter().enumerate().filter(|(x, _)| x % every == 0) {
-        let at = (left + width * (x as f64 + 0.5), bottom + 28.0);
-        scene.text(value, at, size, false, Align::Center, color);
-    }
-    for (y, value) in up.iter().enumerate() {
-        let value = shortened(value, 300.0, TEXT_SIZE, false)?;
-        let at = (left - 10.0, bottom - height * (y as f64 + 0.5) + 7.0);
-        scene.text(value, at, TEXT_SIZE.min(height - 4.0), false, Align::Right, color);
-    }
-    Ok(())
 }
 
 /// The colours and the losses at their ends.

@@ -1,6 +1,6 @@
 //! One swept key: a point a run, and the mean of runs of one kind with its interval.
 
-use super::{left_out, losses, values_of};
+use super::{counted, left_out, losses, values_of};
 use crate::report::axis::{Axis, Scale};
 use crate::report::bands::spread;
 use crate::report::compare::{ComparedRun, ComparedRuns};
@@ -28,7 +28,7 @@ pub fn draw(runs: &ComparedRuns, key: &str, theme: Theme) -> Result<Scene, Repor
     // Laid out twice: first to measure the legend.
     let top = strip(&mut Scene::new(SIZE.0, 1, colors))? + 48.0;
     let mut scene = Scene::new(SIZE.0, (top + SIZE.1 + 78.0) as u32, colors);
-    let title = format!("{} runs over {key}", runs.all().count());
+    let title = format!("{} over {key}", counted(runs));
     let title = legend::shortened(&title, f64::from(SIZE.0) - 2.0 * MARGIN, 34.0, true)?;
     scene.text(title, (MARGIN, 50.0), 34.0, true, Align::Left, colors.text);
     strip(&mut scene)?;
@@ -53,9 +53,18 @@ pub fn draw(runs: &ComparedRuns, key: &str, theme: Theme) -> Result<Scene, Repor
     let log = if places.axis.scale == Scale::Log { ", log scale" } else { "" };
     panel.frame(&mut scene, Some(&format!("{key}{log}")), &[left_out(runs)])?;
     for (index, kind) in kinds.iter().enumerate() {
-        let color = colors.run(index);
-        let at = |value: &str| losses(runs, |run| is_of(run, &kind_by, kind) && run.keys.get(key) == value);
-        kind_of_runs(&mut scene, &panel, &places, &values, color, &at);
+        let found: Vec<(f64, Vec<f64>)> = values
+            .iter()
+            .map(|value| {
+                let of = |run: &ComparedRun| is_of(run, &kind_by, kind) && run.keys.get(key) == value;
+                (places.of_value(value, &values), losses(runs, of))
+            })
+            .collect();
+        // Kinds stand beside each other, within a few pixels.
+        let apart = (60.0 / kinds.len() as f64).min(16.0);
+        let shift = apart * (index as f64 - (kinds.len() - 1) as f64 / 2.0);
+        let kind = KindOfRuns { found, color: colors.run(index), shift, is_joined: places.is_number };
+        kind.draw(&mut scene, &panel);
     }
     for keys in failed(runs) {
         let (x, _) = panel.at((places.of_value(keys.get(key), &values), panel.y.high));
@@ -72,39 +81,45 @@ fn failed(runs: &ComparedRuns) -> impl Iterator<Item = &RunKeys> {
     runs.left_out.iter().filter(|run| run.failed).filter_map(|run| run.keys.as_ref())
 }
 
-/// The mean line of one kind, then its intervals, its runs and its means.
-fn kind_of_runs(
-    scene: &mut Scene,
-    panel: &Panel,
-    places: &Places,
-    values: &[String],
+/// Runs of one kind: the losses at each place.
+struct KindOfRuns {
+    found: Vec<(f64, Vec<f64>)>,
     color: Color,
-    at: &dyn Fn(&str) -> Vec<f64>,
-) {
-    let strong = scene.colors.strong(color);
-    let mut means = Vec::new();
-    for value in values {
-        let (x, found) = (places.of_value(value, values), at(value));
-        means.extend(mean(&found).map(|mean| (x, mean)));
-        if let Some([low, high]) = spread(&found) {
-            let ((x, low), (_, high)) = (panel.at((x, low)), panel.at((x, high)));
-            scene.line(vec![(x, low), (x, high)], 2.5, strong);
-            for end in [low, high] {
-                scene.line(vec![(x - 9.0, end), (x + 9.0, end)], 2.5, strong);
+    /// Pixels to the right.
+    shift: f64,
+    /// Whether a line joins the means.
+    is_joined: bool,
+}
+
+impl KindOfRuns {
+    /// Draws the line of means, then intervals, runs, and means of several runs.
+    fn draw(&self, scene: &mut Scene, panel: &Panel) {
+        let (strong, color) = (scene.colors.strong(self.color), self.color);
+        let at = |x: f64, loss: f64| {
+            let (x, y) = panel.at((x, loss));
+            (x + self.shift, y)
+        };
+        let means = self.found.iter().filter_map(|(x, losses)| Some((at(*x, mean(losses)?), losses.len())));
+        let means: Vec<((f64, f64), usize)> = means.collect();
+        if self.is_joined {
+            scene.line(means.iter().map(|(mean, _)| *mean).collect(), 2.0, color);
+        }
+        for (x, losses) in &self.found {
+            if let Some([low, high]) = spread(losses) {
+                let ((x, low), (_, high)) = (at(*x, low), at(*x, high));
+                scene.line(vec![(x, low), (x, high)], 2.5, strong);
+                for end in [low, high] {
+                    scene.line(vec![(x - 11.0, end), (x + 11.0, end)], 2.5, strong);
+                }
+            }
+            for loss in losses {
+                scene.circle(at(*x, *loss), 5.5, scene.colors.background);
+                scene.circle(at(*x, *loss), 4.5, color);
             }
         }
-    }
-    panel.line(scene, &means, 2.0, color);
-    for value in values {
-        for loss in at(value) {
-            let point = panel.at((places.of_value(value, values), loss));
-            scene.circle(point, 5.5, scene.colors.background);
-            scene.circle(point, 4.0, color);
+        for ((x, y), _) in means.into_iter().filter(|(_, n)| *n > 1) {
+            scene.line(vec![(x - 14.0, y), (x + 14.0, y)], 5.0, strong);
         }
-    }
-    for mean in means {
-        let (x, y) = panel.at(mean);
-        scene.line(vec![(x - 12.0, y), (x + 12.0, y)], 5.0, strong);
     }
 }
 
@@ -125,7 +140,7 @@ fn height(
     }
     let low = ends.iter().copied().fold(f64::INFINITY, f64::min);
     let high = ends.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let space = 0.06 * (high - low).max(1e-6);
+    let space = 0.06 * (high - low).max(0.01);
     Axis::new(low - space, high + space, Scale::Linear, 8)
 }
 

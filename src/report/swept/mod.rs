@@ -48,6 +48,14 @@ fn losses(runs: &ComparedRuns, of: impl Fn(&ComparedRun) -> bool) -> Vec<f64> {
     runs.all().filter(|run| of(run)).map(|run| run.val_loss).collect()
 }
 
+/// `1 run`, `24 runs`.
+fn counted(runs: &ComparedRuns) -> String {
+    match runs.all().count() {
+        1 => "1 run".to_owned(),
+        n => format!("{n} runs"),
+    }
+}
+
 /// What is said beside the title of runs that are not in the picture.
 fn left_out(runs: &ComparedRuns) -> String {
     match runs.left_out.iter().filter(|run| !run.failed).count() {

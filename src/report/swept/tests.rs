@@ -74,7 +74,7 @@ fn a_heat_map_has_the_mean_in_every_cell() {
     let drawn = svg(&runs);
     for group in &runs.groups {
         let losses: Vec<f64> = group.runs.iter().map(|run| run.val_loss).collect();
-        let text = crate::report::axis::trimmed(crate::report::statistics::mean(&losses).unwrap(), 4);
+        let text = format!("{:.4}", crate::report::statistics::mean(&losses).unwrap());
         assert!(drawn.contains(&text), "{text}");
     }
     assert!(drawn.contains("n = 2") && drawn.contains("× failed (1)"));
