@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::experiment::{Declared, Loaded, SHIPPED, Shipped, nearest};
+use crate::experiment::{Declared, Loaded, SHIPPED, ShippedExperiment, nearest};
 use crate::run::initial;
 use crate::run::{UsageError, require_usage};
 
@@ -32,7 +32,7 @@ pub fn load_declared(path: &Path, sets: &[String], runs: &Path) -> anyhow::Resul
 
 /// Refuses a missing experiment, and suggests a similar one.
 pub fn require(path: &Path) -> Result<(), UsageError> {
-    require_usage(path.exists() || Shipped::named(path).is_some(), || {
+    require_usage(path.exists() || ShippedExperiment::named(path).is_some(), || {
         let hint = match meant(path) {
             _ if path.is_symlink() => "it is a symbolic link, and what it points to is not there".to_owned(),
             None => format!("an experiment is a TOML file, such as those in `{FOLDER}`"),

@@ -23,7 +23,7 @@ use toml::de::{DeTable, DeValue};
 use super::check::{self, Refusal};
 use super::diagnostics::{Fault, Snippet, SourceFile};
 use super::schema::{self, KEYS, KeyRow};
-use super::shipped::Shipped;
+use super::shipped::ShippedExperiment;
 use super::sweep_declaration::{Declaration, SweepReader};
 
 /// The prefix of variables that set keys.
@@ -165,7 +165,7 @@ pub(super) enum ExperimentText<'a> {
     /// Bytes with a name for messages; relative paths in them start from the working directory.
     Text { name: &'a str, bytes: &'a [u8] },
     /// One of the program's own; relative paths start from the folder `experiments` of the working directory.
-    Shipped(&'a Shipped),
+    Shipped(&'a ShippedExperiment),
 }
 
 /// Whether a variable of this name sets a key.
@@ -341,7 +341,7 @@ impl Layers {
             );
             return;
         }
-        let shipped = Shipped::of_file(&base).filter(|_| self.shipped);
+        let shipped = ShippedExperiment::of_file(&base).filter(|_| self.shipped);
         match shipped.map_or_else(|| read_file(&path), |base| Ok(base.text.into())) {
             Ok(bytes) => {
                 let seen = seen.into_iter().chain([id]).collect();

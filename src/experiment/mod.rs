@@ -63,7 +63,7 @@ pub use reference::{KeyReference, Reference, SectionReference, UnknownKey, WordR
 pub use resolved::*;
 pub use rules::{InitError, InitModels, VOCAB_ALIGN};
 pub use schema::{keys, largest, names_files, reaches_the_bits};
-pub use shipped::{SHIPPED, Shipped};
+pub use shipped::{SHIPPED, ShippedExperiment};
 pub use sweep::{Declared, Member, MemberSettings, Sweep, settings_json, settings_text};
 pub use template::template;
 pub use write::{differences, flatten};
@@ -106,7 +106,7 @@ pub fn load_with(path: &Path, sets: &[String], models: &dyn InitModels) -> Resul
 }
 
 fn named(path: &Path) -> ExperimentText<'_> {
-    Shipped::named(path).map_or(ExperimentText::Path(path), ExperimentText::Shipped)
+    ShippedExperiment::named(path).map_or(ExperimentText::Path(path), ExperimentText::Shipped)
 }
 
 /// Loads an experiment from text; messages call it `name`, and relative paths in it start from the
@@ -205,7 +205,7 @@ fn declared(
 }
 
 /// Where the experiment lies in a checkout.
-fn shipped_path(shipped: &Shipped) -> PathBuf {
+fn shipped_path(shipped: &ShippedExperiment) -> PathBuf {
     Path::new("experiments").join(format!("{}.toml", shipped.name))
 }
 

@@ -308,9 +308,11 @@ config --json-schema` prints: Taplo (Even Better TOML) and Tombi find it by the 
 and `tombi.toml` of this repository, or by a first line `#:schema PATH` in a file elsewhere.
 ";
 
-/// Up to the first full stop that ends a sentence.
+/// Up to the first full stop that ends a sentence: another begins behind it.
 pub(super) fn first_sentence(text: &str) -> &str {
-    text.find(". ").map_or_else(|| text.trim_end_matches('.'), |at| &text[..at])
+    let begins = |at: &usize| text[at + 2..].starts_with(|c: char| c.is_uppercase() || c == '`');
+    let end = text.match_indices(". ").map(|(at, _)| at).find(begins);
+    end.map_or_else(|| text.trim_end_matches('.'), |at| &text[..at])
 }
 
 /// `text` broken between words, the first line behind `lead`, the others behind `indent`.

@@ -7,7 +7,7 @@ use super::reference::first_sentence;
 
 /// An experiment within the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shipped {
+pub struct ShippedExperiment {
     /// The name of its file without `.toml`.
     pub name: &'static str,
     pub text: &'static str,
@@ -16,7 +16,7 @@ pub struct Shipped {
 macro_rules! shipped {
     ($($name:literal),*) => {
         /// Every experiment and sweep of the folder, by name.
-        pub static SHIPPED: &[Shipped] = &[$(Shipped {
+        pub static SHIPPED: &[ShippedExperiment] = &[$(ShippedExperiment {
             name: $name,
             text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/experiments/", $name, ".toml")),
         }),*];
@@ -35,14 +35,14 @@ shipped!(
     "sweep_ci"
 );
 
-impl Shipped {
+impl ShippedExperiment {
     /// The experiment that a path names: its bare name, and no file is there.
-    pub fn named(path: &Path) -> Option<&'static Shipped> {
+    pub fn named(path: &Path) -> Option<&'static ShippedExperiment> {
         SHIPPED.iter().find(|shipped| Path::new(shipped.name) == path && !path.exists())
     }
 
     /// The experiment of this file name.
-    pub(super) fn of_file(file: &str) -> Option<&'static Shipped> {
+    pub(super) fn of_file(file: &str) -> Option<&'static ShippedExperiment> {
         SHIPPED.iter().find(|shipped| file.strip_suffix(".toml") == Some(shipped.name))
     }
 
@@ -73,6 +73,6 @@ mod tests {
         names.sort();
         assert_eq!(SHIPPED.iter().map(|shipped| shipped.name).collect::<Vec<_>>(), names);
         assert!(SHIPPED.iter().all(|shipped| shipped.about().len() > 30));
-        assert!(Shipped::named(Path::new("experiments/ci.toml")).is_none());
+        assert!(ShippedExperiment::named(Path::new("experiments/ci.toml")).is_none());
     }
 }

@@ -6,14 +6,14 @@ use std::path::{Component, Path};
 use super::layers::{self, ExperimentText, LayerSource};
 use super::reference::{KeyReference, Reference, first_sentence};
 use super::schema::{self, Default};
-use super::shipped::Shipped;
+use super::shipped::ShippedExperiment;
 
 /// The text of a new experiment that will be saved at `path`, with the values of `from` and, of the files
 /// that it extends, of those too.
 ///
 /// Each key stands under what it does. A key that is not set is a comment without a blank behind its `#`,
 /// with its default or else an example. Data are where they are to `from`: in `data` of the working folder.
-pub fn template(path: &Path, from: &Shipped) -> String {
+pub fn template(path: &Path, from: &ShippedExperiment) -> String {
     let layers = layers::read(&ExperimentText::Shipped(from), &[], &[]);
     let value = |key: &str| {
         let mut found = None;
@@ -43,7 +43,7 @@ pub fn template(path: &Path, from: &Shipped) -> String {
     out
 }
 
-fn head(path: &Path, from: &Shipped) -> String {
+fn head(path: &Path, from: &ShippedExperiment) -> String {
     let (path, name, about) = (path.display(), from.name, comment(&format!("{}.", from.about())));
     format!(
         "{about}#\n# Made from `{name}`. To look, to count what it takes, to train:\n#\n\

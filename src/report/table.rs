@@ -372,7 +372,7 @@ pub struct RunTable {
 }
 
 /// The runs that have one value of a column.
-pub struct RunGroup<'a> {
+pub struct TableGroup<'a> {
     pub value: Cell,
     rows: Vec<&'a TableRow>,
 }
@@ -442,13 +442,13 @@ impl RunTable {
     }
 
     /// The runs by their values of a column, in the order of the values.
-    pub fn groups(&self, by: &TableColumn) -> Vec<RunGroup<'_>> {
-        let mut groups: Vec<RunGroup<'_>> = Vec::new();
+    pub fn groups(&self, by: &TableColumn) -> Vec<TableGroup<'_>> {
+        let mut groups: Vec<TableGroup<'_>> = Vec::new();
         for row in &self.rows {
             let value = by.cell(row);
             match groups.iter_mut().find(|group| group.value == value) {
                 Some(group) => group.rows.push(row),
-                None => groups.push(RunGroup { value, rows: vec![row] }),
+                None => groups.push(TableGroup { value, rows: vec![row] }),
             }
         }
         groups.sort_by(|a, b| a.value.order(&b.value));
@@ -474,7 +474,7 @@ impl RunTable {
     }
 }
 
-impl RunGroup<'_> {
+impl TableGroup<'_> {
     /// The runs, in the order of the table.
     pub fn runs(&self) -> impl Iterator<Item = &RunGlance> {
         self.rows.iter().map(|row| &row.run)
