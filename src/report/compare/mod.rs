@@ -1,8 +1,8 @@
 //! Groups of runs held against each other: means with intervals, differences with tests, and what it took to
 //! reach a loss.
 //!
-//! [`runs`] reads the runs, [`common_ground`] leaves out those that cannot be compared, [`verdict`] says what follows in
-//! sentences, [`text`] prints it. `docs/compare.md` has the formulas and the words.
+//! [`runs`] reads the runs, [`common_ground`] leaves out those that cannot be compared, [`verdict`] says what
+//! follows in sentences, [`text`] prints it. `docs/compare.md` has the formulas and the words.
 
 mod common_ground;
 mod runs;
