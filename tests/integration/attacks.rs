@@ -268,6 +268,8 @@ fn numbers_of_nothing_are_usage_errors() {
         &["data", "prepare", "--out", "x", "--shard-tokens", "0", "README.md"],
         &["data", "prepare", "--out", "x", "--val-fraction", "nan", "README.md"],
         &["data", "prepare", "--out", "x", "--name", "a/b", "README.md"],
+        &["data", "prepare", "--out", "x", "--column", "body", "README.md"],
+        &["data", "prepare", "--out", "x", "--skip-bad-rows", "3", "README.md"],
     ] {
         let said = lab.finish(arguments);
         assert_eq!(said.code, Some(2), "{arguments:?}: {}", said.stderr);
