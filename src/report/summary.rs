@@ -71,6 +71,8 @@ pub struct RunSummary {
     /// The descriptor, or the sizes: `4x128`, layers by channels.
     pub model: String,
     pub parameters: Option<u64>,
+    /// The model that training started from, and what the lock has of it; none of random weights.
+    pub init: Option<String>,
     /// Optimizer steps done, and in all.
     pub step: u64,
     pub steps: Option<u64>,
@@ -177,6 +179,7 @@ impl RunSummary {
             why,
             model: experiment.as_ref().map_or_else(|| "?".to_owned(), model_name),
             parameters: experiment.as_ref().map(|experiment| Weights::of(&experiment.model).parameters()),
+            init: experiment.as_ref().and_then(|experiment| lineage(experiment, lock.as_ref())),
             step,
             steps,
             tokens: rows.last().map_or(0, |row| row.tokens),
@@ -193,6 +196,15 @@ impl RunSummary {
             incidents: incidents(&rows),
         }
     }
+}
+
+/// `runs/base/checkpoints/step_00010000, root 1f7a…`: `model.init` and its digest in the lock.
+fn lineage(experiment: &Experiment, lock: Option<&Lock>) -> Option<String> {
+    const PINNED: &str = "model.init_";
+    let path = experiment.model.init.clone()?;
+    let mut numerics = lock.into_iter().flat_map(|lock| &lock.numerics);
+    let pinned = numerics.find_map(|(key, value)| Some(format!(", {} {value}", key.strip_prefix(PINNED)?)));
+    Some(path + &pinned.unwrap_or_default())
 }
 
 /// The facts in the metrics and the ledger of a run.
