@@ -15,6 +15,8 @@ pub struct Bands {
     pub hellaswag: Vec<BandPoint>,
     pub grad_norm: Vec<BandPoint>,
     pub tokens_per_s: Vec<BandPoint>,
+    /// Whether runs go on after the shortest has ended, and the mean does not.
+    pub is_cut: bool,
 }
 
 /// How far values reach around their mean: the 95 % interval of the mean of three and more, all of two, and
@@ -59,6 +61,7 @@ pub fn of_group(runs: &[Curves]) -> (Curves, Bands) {
         hellaswag: hellaswag_band,
         grad_norm: grad_norm_band,
         tokens_per_s: tokens_per_s_band,
+        is_cut: runs.iter().any(|run| run.end < 0.99 * curves.end),
     };
     (curves, bands)
 }

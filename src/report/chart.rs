@@ -145,10 +145,12 @@ impl FigurePage<'_> {
             PanelKind::Loss => {
                 let mut all = values(&|run| [y(&run.loss), y(&run.val_loss)].concat());
                 all.extend(self.level_values(kind).iter().map(|level| level.0));
-                all.extend(self.bands_of(kind).flat_map(|(_, band)| band).map(|(_, low, _)| *low));
                 let (low, high) = limits(&all);
+                // A wide band does not flatten the lines: it is cut at the frame.
+                let edges = self.bands_of(kind).flat_map(|(_, band)| band).map(|(_, edge, _)| *edge);
+                let edge = edges.fold(f64::INFINITY, f64::min);
                 if self.options.log_y && low > 0.0 {
-                    return (low * 0.97, high * 1.03, Scale::Log);
+                    return (edge.clamp(low * 0.9, low) * 0.97, high * 1.03, Scale::Log);
                 }
                 let shown = |run: &Curves| {
                     robust_top(
@@ -162,6 +164,7 @@ impl FigurePage<'_> {
                 let top = self.curves.iter().filter_map(shown).fold(level, f64::max);
                 let top = if top.is_finite() { top } else { high };
                 let space = 0.04 * (top - low);
+                let low = edge.clamp(low - 4.0 * space.max(0.0), low);
                 (low - space, top + space, Scale::Linear)
             }
             PanelKind::Hellaswag => {

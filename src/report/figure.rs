@@ -187,8 +187,11 @@ impl<'a> FigurePage<'a> {
                     .val_loss
                     .last()
                     .map_or(String::new(), |(_, loss)| format!("  (validation {})", trimmed(*loss, 4)));
-                let n =
-                    if self.bands.is_empty() { String::new() } else { format!(", n = {}", line.runs.len()) };
+                let n = match self.bands.get(index) {
+                    None => String::new(),
+                    Some(band) if band.is_cut => format!(", n = {} until one ends", line.runs.len()),
+                    Some(_) => format!(", n = {}", line.runs.len()),
+                };
                 let room = if self.bands.is_empty() { 520.0 } else { 1100.0 };
                 let text = format!("{}{n}{last}", shortened(line.name, room, TEXT_SIZE, false)?);
                 names.push(LegendEntry { sample: LegendSample::Plain(self.colors.run(index)), text });

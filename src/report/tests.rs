@@ -138,6 +138,15 @@ fn a_group_is_one_line_and_its_legend_says_what_the_band_is() {
     assert!(drawn(&[3]).contains("3 runs in 1 group") && drawn(&[3]).contains("95 % interval of the mean"));
     assert!(drawn(&[2, 2]).contains("4 runs in 2 groups") && drawn(&[2]).contains("range of the two runs"));
     assert!(drawn(&[3, 2]).contains("95 % interval of the mean; of two runs their range"));
+    let mut group = small_group("uneven", 3);
+    group.runs[1].rows.truncate(20);
+    assert!(svg_of_groups(&[group.clone()]).contains("n = 3 until one ends"));
+    // An interval that reaches far below all runs does not set the range.
+    for row in group.runs[2].rows.iter_mut().filter(|row| row.step == 18) {
+        row.val_loss = Some(90.0);
+    }
+    let wide = svg_of_groups(&[group]);
+    assert!(wide.lines().all(|line| !line.starts_with('-')), "no loss is below zero");
     assert!(!drawn(&[1]).contains("interval") && !drawn(&[1]).contains("polygon"));
     // Loss, validation and gradient norm have a band, and the legend its sample.
     assert_eq!(drawn(&[3]).matches("<polygon").count(), 4);

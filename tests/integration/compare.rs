@@ -65,7 +65,7 @@ fn groups_of_runs_are_compared_by_seed_and_what_does_not_compare_is_named() {
         "groups differ in the tokens that they were trained on, 5,120 to 10,240",
     ]);
     compare(&lab, &["short", "r1e-3s1", "--by", "steps"])
-        .assert_fails(1, &["`steps` is no key", "did you mean `schedule.steps`"]);
+        .assert_fails(2, &["`steps` is no key", "did you mean `schedule.steps`"]);
     compare(&lab, &["r1e-3s1", "--target", "nan"]).assert_fails(2, &["expected a number such as 3.28"]);
     compare(&lab, &["nothing"]).assert_fails(2, &["there is no run in"]);
 

@@ -112,19 +112,21 @@ pub(super) fn notes_on(by: &[String], pair_by: &[String], groups: &mut [RunGroup
 mod tests {
     use super::*;
 
+    type Change = fn(&mut ComparedRun);
+
     fn why(read: &[ReadRun]) -> Vec<&str> {
         read.iter().filter_map(|run| run.as_ref().err().map(|run| run.why.as_str())).collect()
     }
 
     #[test]
     fn the_odd_run_is_left_out_and_said_to_differ_in_tokenizer_validation_data_or_tokens() {
-        let of = |seed, change: fn(&mut ComparedRun)| {
+        let of = |seed, change: Change| {
             let mut run = ComparedRun::made_up("0.1", seed, &[], 3.0);
             change(&mut run);
             run
         };
         let usual = |seed| of(seed, |_| ());
-        let changes: [(fn(&mut ComparedRun), &str); 3] = [
+        let changes: [(Change, &str); 3] = [
             (|run| run.tokenizer = "gpt2".into(), "nats a token do not compare"),
             (|run| run.validation_set = "w".into(), "validated on other tokens"),
             (|run| (run.tokens, run.steps) = (20_480, 40), "trained on 20,480 tokens in 40 steps"),

@@ -21,7 +21,7 @@ const USUAL: f64 = 0.9;
 const SHADES: usize = 64;
 
 /// A cell: its runs' losses, and how many runs failed.
-struct Cell {
+struct HeatMapCell {
     losses: Vec<f64>,
     failed: usize,
 }
@@ -59,7 +59,7 @@ struct HeatMap<'a> {
     across: Vec<String>,
     up: Vec<String>,
     /// Rows from below.
-    cells: Vec<Vec<Cell>>,
+    cells: Vec<Vec<HeatMapCell>>,
     shades: Shades,
     /// The size of the values in cells; none where they could not be read.
     text: Option<f64>,
@@ -77,12 +77,13 @@ impl<'a> HeatMap<'a> {
         let failed = || runs.left_out.iter().filter(|run| run.failed).filter_map(|run| run.keys.as_ref());
         let cell = |x: &str, y: &str| {
             let is_here = |of: &RunKeys| of.get(keys[0]) == x && of.get(keys[1]) == y;
-            Cell {
+            HeatMapCell {
                 losses: losses(runs, |run| is_here(&run.keys)),
                 failed: failed().filter(|of| is_here(of)).count(),
             }
         };
-        let cells: Vec<Vec<Cell>> = up.iter().map(|y| across.iter().map(|x| cell(x, y)).collect()).collect();
+        let cells: Vec<Vec<HeatMapCell>> =
+            up.iter().map(|y| across.iter().map(|x| cell(x, y)).collect()).collect();
         let means: Vec<f64> = cells.iter().flatten().filter_map(|cell| mean(&cell.losses)).collect();
         let width = (1000.0 / across.len() as f64).floor().clamp(14.0, 220.0);
         let height = (600.0 / up.len() as f64).floor().clamp(26.0, 90.0);
@@ -169,7 +170,7 @@ impl<'a> HeatMap<'a> {
         parts.join("  ·  ")
     }
 
-    fn cell(&self, scene: &mut Scene, cell: &Cell, corner: (f64, f64)) {
+    fn cell(&self, scene: &mut Scene, cell: &HeatMapCell, corner: (f64, f64)) {
         let colors = scene.colors;
         let (middle, center) = (corner.0 + self.width / 2.0, corner.1 + self.height / 2.0);
         let area = rectangle(corner, (self.width - 1.0, self.height - 1.0));

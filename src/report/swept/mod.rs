@@ -24,7 +24,8 @@ pub fn plot(runs: &ComparedRuns, theme: Theme, out: &Path) -> Result<Vec<PathBuf
 
 fn draw(runs: &ComparedRuns, theme: Theme) -> Result<Scene, ReportError> {
     if runs.all().next().is_none() {
-        return Err(ReportError::NoRuns);
+        let message = "nothing to plot: none of these runs can be compared".to_owned();
+        return Err(ReportError::Table { message });
     }
     match runs.by.as_slice() {
         [key] => lines::draw(runs, key, theme),
