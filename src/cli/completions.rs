@@ -8,6 +8,7 @@ use clap::Command;
 use clap_complete::Shell;
 
 use super::{help, streams};
+use crate::store::atomic;
 
 /// Print completions for a shell.
 #[derive(clap::Args)]
@@ -53,8 +54,7 @@ pub fn man(args: ManArgs) -> anyhow::Result<()> {
 /// Writes the pages of a command and of its subcommands, and prints their paths.
 fn pages(command: &Command, name: &str, dir: &Path) -> anyhow::Result<()> {
     let path = dir.join(format!("{name}.1"));
-    std::fs::write(&path, page(command, name)?)
-        .with_context(|| format!("cannot write `{}`", path.display()))?;
+    atomic::write(&path, page(command, name)?.as_bytes())?;
     streams::print(&format!("{}\n", path.display()))?;
     for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
         pages(verb, &format!("{name}-{}", verb.get_name()), dir)?;

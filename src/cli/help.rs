@@ -26,8 +26,9 @@ const PROGRAM: (&str, &[&str]) = ("This program", &["completions", "man", "help"
 const EXAMPLES: [(&str, &str); 17] = [
     (
         "run",
-        "  runner run experiments/quickstart.toml\n  runner run experiments/sweep_ci.toml --jobs 2\n  runner run experiments/gpt2_124m.toml --name first \
-         --set batch.micro=32\n  \
+        "  runner run experiments/quickstart.toml\n  \
+         runner run experiments/sweep_ci.toml --jobs 2\n  \
+         runner run experiments/gpt2_124m.toml --name first --set batch.micro=32\n  \
          runner run experiments/ci.toml --overwrite --json | jq -c 'select(.event == \"step\").loss'",
     ),
     (

@@ -27,6 +27,7 @@ use sha2::{Digest, Sha256};
 use super::dataset::{Dataset, ShardDigest, ShardInfo};
 use super::error::DataError;
 use super::shard::Scan;
+use crate::proof::regular;
 
 /// Age that a file must have for its digest to be remembered.
 pub const SETTLED: Duration = Duration::from_secs(2);
@@ -101,7 +102,7 @@ impl DigestCache {
     /// The cache in `file`; empty if the file is missing or is not a cache.
     pub fn open(file: &Path) -> DigestCache {
         let entries =
-            std::fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+            regular::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
         DigestCache { file: Some(file.into()), entries }
     }
 

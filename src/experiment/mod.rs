@@ -33,6 +33,7 @@ mod check;
 mod declare;
 mod descriptor;
 mod diagnostics;
+mod init_models;
 mod json_schema;
 mod layers;
 mod origin;
@@ -57,11 +58,12 @@ pub use check::RUN_PREFIX;
 pub use check::name_problem;
 pub use descriptor::{Sizes, UnknownDescriptor, descriptors, sizes};
 pub use diagnostics::{ExperimentError, Fault, Snippet, nearest};
+pub use init_models::{InitError, InitModels};
 pub use json_schema::json_schema;
 pub use origin::Origin;
 pub use reference::{KeyReference, KeysReference, SectionReference, UnknownKey, WordReference};
 pub use resolved::*;
-pub use rules::{InitError, InitModels, VOCAB_ALIGN};
+pub use rules::VOCAB_ALIGN;
 pub use schema::{keys, largest, names_files, reaches_the_bits};
 pub use shipped::{SHIPPED, ShippedExperiment};
 pub use sweep::{Declared, Member, MemberSettings, Sweep, settings_json, settings_text};
@@ -143,7 +145,7 @@ fn load_layers(
     variables: &[(OsString, OsString)],
     sets: &[String],
 ) -> Result<Loaded, ExperimentError> {
-    load_layers_with(input, variables, sets, &rules::NoModels)
+    load_layers_with(input, variables, sets, &init_models::NoModels)
 }
 
 fn load_layers_with(
@@ -170,7 +172,7 @@ pub fn load_declared(
 /// Loads what a sweep's folder holds of its declaration, as it stands: no environment lies over it. Each key
 /// has the origin that it had when the sweep began.
 pub fn load_recorded_sweep(path: &Path) -> Result<Sweep, ExperimentError> {
-    match declared(&ExperimentText::Path(path), &[], &[], &rules::NoModels)? {
+    match declared(&ExperimentText::Path(path), &[], &[], &init_models::NoModels)? {
         Declared::Sweep(sweep) => Ok(sweep.with_recorded_origins()),
         Declared::Experiment(_) => {
             let fault = Fault::new("it declares no sweep")

@@ -7,7 +7,7 @@
 //! [`super::Loaded::resolve_epochs`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use figment::value::{Dict, Value};
 use figment::{Figment, Provider as _};
@@ -15,9 +15,10 @@ use figment::{Figment, Provider as _};
 use super::check::{self, RUN_PREFIX};
 use super::descriptor;
 use super::diagnostics::Fault;
+use super::init_models::{InitError, InitModels};
 use super::layers::{Layer, LayerSource, Layers, PlacedValue};
 use super::origin::{Origin, origin_in};
-use super::resolved::{Experiment, Model};
+use super::resolved::Experiment;
 use super::schema::{self, KEYS};
 use super::write;
 
@@ -41,43 +42,6 @@ pub(super) struct Resolved {
     pub experiment: Experiment,
     pub origins: BTreeMap<String, Origin>,
     pub epochs: Option<u64>,
-}
-
-/// Why a model gives no sizes: what is wrong with its file, and what to do.
-#[derive(Clone, Debug)]
-pub struct InitError {
-    pub message: String,
-    pub hint: String,
-}
-
-/// Knows the models that `model.init` can name. This module knows neither formats of models nor runs: the
-/// caller passes what does.
-pub trait InitModels {
-    /// The checkpoint of a run that stands behind [`RUN_PREFIX`](super::RUN_PREFIX): `NAME@STEP`, or `NAME`
-    /// for the newest.
-    fn checkpoint(&self, run: &str) -> Result<PathBuf, InitError>;
-
-    /// The sizes of the model in a file or folder.
-    fn sizes(&self, path: &Path) -> Result<Model, InitError>;
-}
-
-/// The [`InitModels`] of a caller that opens no model.
-pub(super) struct NoModels;
-
-impl InitModels for NoModels {
-    fn checkpoint(&self, run: &str) -> Result<PathBuf, InitError> {
-        Err(InitError {
-            message: format!("the run `{run}` is not looked up here"),
-            hint: "name the folder of its checkpoint".into(),
-        })
-    }
-
-    fn sizes(&self, path: &Path) -> Result<Model, InitError> {
-        Err(InitError {
-            message: format!("the sizes of `{}` are not read here", path.display()),
-            hint: "set `model.layers`, `model.heads` and `model.channels`".into(),
-        })
-    }
 }
 
 /// Merges the layers, applies every rule, and extracts the experiment. `stem` names the run when no

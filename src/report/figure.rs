@@ -189,7 +189,8 @@ impl<'a> FigurePage<'a> {
                     .map_or(String::new(), |(_, loss)| format!("  (validation {})", trimmed(*loss, 4)));
                 let n =
                     if self.bands.is_empty() { String::new() } else { format!(", n = {}", line.runs.len()) };
-                let text = format!("{}{n}{last}", shortened(line.name, 520.0, TEXT_SIZE, false)?);
+                let room = if self.bands.is_empty() { 520.0 } else { 1100.0 };
+                let text = format!("{}{n}{last}", shortened(line.name, room, TEXT_SIZE, false)?);
                 names.push(LegendEntry { sample: LegendSample::Plain(self.colors.run(index)), text });
             }
         }

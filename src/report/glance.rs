@@ -148,7 +148,8 @@ fn at_end(paths: &RunPaths, experiment: &Experiment) -> Option<RunGlance> {
     let steps = Some(experiment.schedule.steps).filter(|steps| *steps > 0);
     let noted: Vec<&Note> = ledger.notes.iter().collect();
     let failed = summary::failed(&end.rows, &noted, Some(experiment.guards.patience));
-    let finished = newest.is_some_and(|manifest| Some(manifest.step) == steps);
+    let saved = newest.is_some_and(|manifest| Some(manifest.step) == steps);
+    let finished = saved && summary::has_ended(Some(&lock));
     let (state, why) = match (running, failed) {
         (true, _) => (State::Running, None),
         (false, None) if finished => (State::Done, None),

@@ -161,7 +161,7 @@ pub fn order(a: &str, b: &str) -> Ordering {
 ///
 /// # Errors
 /// `by` names no key of an experiment, or a run has no experiment that can be read.
-pub fn plot_groups(runs: Vec<RunData>, by: &[String]) -> Result<Vec<PlotGroup>, ReportError> {
+pub fn to_draw(runs: Vec<RunData>, by: &[String]) -> Result<Vec<PlotGroup>, ReportError> {
     let read = |run: &RunData| match &run.folder {
         Some(folder) => RunKeys::read(folder, Lock::read(&RunPaths::new(folder).lock_file()).ok().as_ref()),
         None => Err(ReportError::Table {

@@ -193,6 +193,9 @@ pub fn in_full(run: &RunSummary) -> String {
     line("folder", run.folder.display().to_string());
     let parameters = run.parameters.map_or(String::new(), |n| format!(", {} parameters", units::count(n)));
     line("model", format!("{}{parameters}", run.model));
+    if let Some(init) = &run.init {
+        line("started from", init.clone());
+    }
     line("device", run.device.clone().unwrap_or_else(none));
     let of = run.steps.map_or(String::new(), |steps| format!(" of {}", units::thousands(steps)));
     line("steps", format!("{}{of}, {} tokens", units::thousands(run.step), units::thousands(run.tokens)));
@@ -286,6 +289,7 @@ mod tests {
             state: if why.is_some() { State::Broken } else { State::Running },
             why: why.map(str::to_owned),
             model: "gpt2:d48".into(),
+            init: None,
             parameters: Some(1_557_686_400),
             step: 31_000,
             steps: Some(32_000),

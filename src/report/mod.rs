@@ -152,7 +152,7 @@ pub fn plot_groups(
     out: &Path,
 ) -> Result<Vec<PathBuf>, ReportError> {
     let paths = picture_paths(out, "loss")?;
-    write_picture(&figure::draw_groups(&groups::plot_groups(runs, by)?, options)?, paths)
+    write_picture(&figure::draw_groups(&groups::to_draw(runs, by)?, options)?, paths)
 }
 
 /// The files of a picture: `out` itself, or `stem.png` and `stem.svg` in that folder.

@@ -71,6 +71,8 @@ pub struct RunSummary {
     /// The descriptor, or the sizes: `4x128`, layers by channels.
     pub model: String,
     pub parameters: Option<u64>,
+    /// The model that training started from, and what the lock has of it; none of random weights.
+    pub init: Option<String>,
     /// Optimizer steps done, and in all.
     pub step: u64,
     pub steps: Option<u64>,
@@ -158,8 +160,9 @@ impl RunSummary {
         let steps =
             experiment.as_ref().map(|experiment| experiment.schedule.steps).filter(|steps| *steps > 0);
         let step = rows.last().map_or(0, |row| row.step + u64::from(row.action != metrics::Action::Evaluate));
-        let finished =
+        let saved =
             checkpoints.last().is_some_and(|newest| newest.problem.is_none() && Some(newest.step) == steps);
+        let finished = saved && has_ended(lock.as_ref());
         let patience = experiment.as_ref().map(|experiment| experiment.guards.patience);
         let noted: Vec<&Note> = log.notes().iter().filter(|note| note.after == log.size()).collect();
         let failed = failed(&rows, &noted, patience);
@@ -176,6 +179,7 @@ impl RunSummary {
             why,
             model: experiment.as_ref().map_or_else(|| "?".to_owned(), model_name),
             parameters: experiment.as_ref().map(|experiment| Weights::of(&experiment.model).parameters()),
+            init: experiment.as_ref().and_then(|experiment| lineage(experiment, lock.as_ref())),
             step,
             steps,
             tokens: rows.last().map_or(0, |row| row.tokens),
@@ -192,6 +196,15 @@ impl RunSummary {
             incidents: incidents(&rows),
         }
     }
+}
+
+/// `runs/base/checkpoints/step_00010000, root 1f7a…`: `model.init` and its digest in the lock.
+fn lineage(experiment: &Experiment, lock: Option<&Lock>) -> Option<String> {
+    const PINNED: &str = "model.init_";
+    let path = experiment.model.init.clone()?;
+    let mut numerics = lock.into_iter().flat_map(|lock| &lock.numerics);
+    let pinned = numerics.find_map(|(key, value)| Some(format!(", {} {value}", key.strip_prefix(PINNED)?)));
+    Some(path + &pinned.unwrap_or_default())
 }
 
 /// The facts in the metrics and the ledger of a run.
@@ -277,6 +290,11 @@ pub(super) fn unrepeatable(folder: &Path) -> Option<String> {
 
 fn skips_at_the_end(rows: &[MetricsRow]) -> u64 {
     rows.iter().rev().filter(|row| row.loss.is_some()).take_while(|row| row.action.is_skip()).count() as u64
+}
+
+/// Whether a run whose last checkpoint is there wrote all that belongs to its end: its lock then has outputs.
+pub(super) fn has_ended(lock: Option<&Lock>) -> bool {
+    lock.is_none_or(|lock| !lock.outputs.is_empty())
 }
 
 /// Why a run stopped early, or ended with numbers that are not finite; none if nothing failed. `noted` are

@@ -10,7 +10,7 @@ use crate::eval::parameters;
 use crate::experiment::nearest;
 use crate::formats::require_finite;
 use crate::optim::MASTER;
-use crate::store::sweep_folder::{is_sweep, newest_sweep};
+use crate::store::sweep_folder::{is_sweep, members, newest_sweep};
 use crate::store::{self, LoadedCheckpoint, RunPaths, checkpoint};
 
 /// The folder of a run: `run` itself if it is one, else that name under `runs`; the newest of `runs` when
@@ -62,6 +62,22 @@ fn hint(asked: &Path, runs: &Path) -> String {
     }
     if find_sweep(Some(asked), runs).is_some() {
         return format!("that is a sweep: name one of its members, such as `{}/001`", asked.display());
+    }
+    let called = asked.parent().filter(|called| !called.as_os_str().is_empty());
+    let of_sweep = called.and_then(|called| Some((called.display(), find_sweep(Some(called), runs)?)));
+    if let Some((called, members)) =
+        of_sweep.and_then(|(called, sweep)| Some((called, members(&sweep).ok()?)))
+    {
+        return match members.iter().any(|member| asked.ends_with(&member.name)) {
+            true => format!("this member has not begun: `runner resume {called}` trains what is missing"),
+            false => {
+                format!(
+                    "the sweep `{called}` has {} members, `{called}/{}` and on",
+                    members.len(),
+                    members[0].name
+                )
+            }
+        };
     }
     let names = store::run_names(runs);
     let name = asked.file_name().unwrap_or_default().to_string_lossy();

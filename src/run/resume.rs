@@ -92,7 +92,7 @@ impl Past {
         other.and_then(|lock| other_value(lock, loaded)).map_or(Ok(()), |(key, value)| {
             Err(UsageError(format!(
                 "the run ended at step {steps}: no step is left that `{key} = {value}` could change\n  hint: \
-                 `--set schedule.steps=N` makes steps up to N"
+                 `--set schedule.steps=N --allow-drift` makes steps up to N"
             )))
         })
     }

@@ -16,6 +16,7 @@ use super::golden::Golden;
 use crate::proof::{Entry, Lock, ledger};
 use crate::run::initial::load_experiment;
 use crate::run::{StoppedOnRequest, member, stop};
+use crate::store::output::{self, OutputKind};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
 
 /// What to compare the runs with, and where to keep them.
@@ -159,7 +160,7 @@ fn bless(file: &Path, name: &str, made: &Made, checks: &mut Checks<'_>) -> anyho
         return Ok(());
     }
     let golden = Golden::of(made.lock.numerics_id(), &made.entries, &made.manifests);
-    store::atomic::write(file, golden.to_text(name).as_bytes())?;
+    output::write(file, golden.to_text(name).as_bytes(), OutputKind::Roots)?;
     let (roots, tensors) = (golden.roots.len(), golden.tensors.len());
     checks.passed("bless", format!("{roots} roots and {tensors} tensors in `{}`", file.display()));
     Ok(())

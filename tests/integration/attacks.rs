@@ -1,8 +1,10 @@
 //! What people tried who had not written the program: folders that move, files that stand in the way,
 //! variables that mean something else, two processes at once.
 
+use std::process::Command;
 use std::time::Duration;
 
+use runner::proof::Lock;
 use runner::store;
 
 use crate::process::{signal, wait_until};
@@ -11,7 +13,7 @@ use crate::verify::assert_finds;
 
 const CI: &str = "experiments/ci.toml";
 const SHORT: [&str; 4] = ["--set", "schedule.steps=4", "--set", "schedule.warmup_steps=1"];
-const LONG: [&str; 4] = ["--set", "schedule.steps=1000000", "--set", "checkpoint.every=10"];
+const LONG: [&str; 4] = ["--set", "schedule.steps=1000000", "--set", "checkpoint.keep_last=2"];
 
 #[test]
 fn a_run_whose_folder_was_moved_ends_and_writes_nothing_into_its_successor() {
@@ -222,6 +224,42 @@ fn a_proof_that_is_stopped_leaves_no_folder_and_no_process() {
 }
 
 #[test]
+fn a_copy_of_hard_links_that_goes_on_does_not_grow_the_original() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    std::fs::remove_dir_all(lab.path("ci/checkpoints/step_00000020")).expect("the last checkpoint");
+    let read = || {
+        ["ledger.jsonl", "metrics.jsonl", "main.log"]
+            .map(|file| std::fs::read(lab.path("ci").join(file)).expect("readable"))
+    };
+    let before = read();
+    let copied = Command::new("cp").arg("-al").args([lab.path("ci"), lab.path("copy")]).status();
+    assert!(copied.expect("cp").success());
+    lab.resume("copy", &["--set", "schedule.learning_rate=2e-3", "--allow-drift"]).root();
+    assert!(read() == before, "the original has changed");
+    assert_eq!(lab.verify("copy", &[]).code, Some(0));
+}
+
+#[test]
+fn a_run_that_could_not_write_its_end_is_not_done() {
+    let lab = Lab::new();
+    lab.run(CI, &SHORT).root();
+    let state = || {
+        let shown =
+            lab.done(&["show", "--csv", "--columns", "state", "--runs", &lab.path("").display().to_string()]);
+        shown.stdout.lines().nth(1).map(|line| line.split(',').nth(1).unwrap_or_default().to_owned())
+    };
+    assert_eq!(state().as_deref(), Some("done"));
+    let path = lab.path("ci/lock.toml");
+    let lock = Lock::read(&path).expect("a lock");
+    std::fs::write(&path, Lock { outputs: Default::default(), ..lock }.to_text()).expect("written");
+    assert_eq!(state().as_deref(), Some("stopped"));
+    assert!(lab.verb("show", "ci", &[]).stdout.starts_with("run          ci, stopped"));
+    lab.resume("ci", &[]).root();
+    assert_eq!(state().as_deref(), Some("done"));
+}
+
+#[test]
 fn numbers_of_nothing_are_usage_errors() {
     let lab = Lab::new();
     for arguments in [
@@ -230,6 +268,8 @@ fn numbers_of_nothing_are_usage_errors() {
         &["data", "prepare", "--out", "x", "--shard-tokens", "0", "README.md"],
         &["data", "prepare", "--out", "x", "--val-fraction", "nan", "README.md"],
         &["data", "prepare", "--out", "x", "--name", "a/b", "README.md"],
+        &["data", "prepare", "--out", "x", "--column", "body", "README.md"],
+        &["data", "prepare", "--out", "x", "--skip-bad-rows", "3", "README.md"],
     ] {
         let said = lab.finish(arguments);
         assert_eq!(said.code, Some(2), "{arguments:?}: {}", said.stderr);

@@ -34,7 +34,7 @@ fn groups_of_runs_are_compared_by_seed_and_what_does_not_compare_is_named() {
     let lab = lab();
     let four = ["r1e-3s1", "r1e-3s2", "r2e-3s1", "r2e-3s2"];
     let text = compare(&lab, &four);
-    text.assert_says(&["schedule.learning_rate", "2 pairs", "after", "paired", "reached"]);
+    text.assert_says(&["schedule.learning_rate", "2 pairs", "the only comparison", "paired", "reached"]);
     assert_eq!(text.stderr, "");
 
     let all = [&four[..], &["short", "bpe", "again", "r1e-3s1"], &["--json"]].concat();

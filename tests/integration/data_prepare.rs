@@ -166,6 +166,7 @@ fn what_no_command_helps_with_is_refused_by_name_too() {
     write(&lab, "page.html", "<!DOCTYPE html>\n<p>A page.</p>\n");
     write(&lab, "feed.xml", "<?xml version=\"1.0\"?>\n<feed/>\n");
     write(&lab, "paper.txt", "%PDF-1.7\n");
+    write(&lab, "letter.txt", "{\\rtf1\\ansi A letter.}\n");
     write(&lab, "pointer.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n");
     write(&lab, "program", b"\x7fELF\x02\x01\x01\0\0\0");
     write(&lab, "plain.parquet.gz", gzip(&std::fs::read(case("plain.parquet")).expect("a fixture")));
@@ -184,6 +185,7 @@ fn what_no_command_helps_with_is_refused_by_name_too() {
     for (name, says) in [
         ("feed.xml", "an XML document"),
         ("paper.txt", "a PDF document"),
+        ("letter.txt", "a document in rich text (RTF)"),
         ("pointer.parquet", "git lfs pull --include=pointer.parquet"),
         ("program", "binary"),
         ("plain.parquet.gz", "a Parquet file compressed with gzip"),

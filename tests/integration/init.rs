@@ -236,6 +236,9 @@ fn training_starts_from_a_checkpoint_of_a_run_and_the_lock_has_its_root() {
     let written = read("experiment.toml");
     let init = written.lines().find(|line| line.starts_with("init = ")).expect("it has a model").to_owned();
     assert!(init.contains("/ci/checkpoints/step_00000020\"") && init.contains("run:ci@20, --set"), "{init}");
+    let shown = lab.verb("show", "named", &[]).stdout;
+    let lineage = shown.lines().find(|line| line.starts_with("started from ")).unwrap_or_default();
+    assert!(lineage.ends_with(&format!("/ci/checkpoints/step_00000020, root {base}")), "{shown}");
     lab.verify("named", &["--replay", "0..3"]).assert_says(&["steps 0 to 2 gave the same bits again"]);
     let runs = lab.path("").display().to_string();
     let twice = ["--twice", "--runs", &runs, "--set", "model.init=run:ci", "--set", "schedule.steps=8"];

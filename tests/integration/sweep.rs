@@ -213,6 +213,8 @@ fn verbs_that_take_one_run_name_the_members_of_a_sweep() {
     assert_eq!(names(&lab.path("")), ["lr.toml"], "nothing was written");
     lab.run(&sweep, &["--member", "2"]).root();
     assert_eq!(names(&lab.path("lr")), [".lock", "002", "logs", "sweep.toml"]);
+    refused(&["show", "lr/001", "--runs", &runs], &["has not begun", "`runner resume lr`"]);
+    refused(&["show", "lr/3", "--runs", &runs], &["has 2 members, `lr/001` and on"]);
     refused(&["sample", "lr", "--runs", &runs], &["that is a sweep", "`lr/001`"]);
     refused(
         &["resume", "lr", "--set", "log.every=2", "--runs", &runs],

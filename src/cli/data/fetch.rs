@@ -36,8 +36,8 @@ pub struct FetchArgs {
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
     /// Files at a time
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    parallel: usize,
+    #[arg(long, value_name = "N", default_value = "4")]
+    parallel: std::num::NonZeroUsize,
     /// Leave the text of fineweb-edu as it is, instead of encoding it into token shards
     #[arg(long)]
     no_prepare: bool,
@@ -82,7 +82,7 @@ pub fn run(args: FetchArgs) -> anyhow::Result<()> {
         out: args.out.clone(),
         revision: args.revision.clone(),
         endpoints: Endpoints::from_variables(|name| std::env::var(name).ok())?,
-        parallel: args.parallel,
+        parallel: args.parallel.get(),
         patience: Patience::default(),
     };
     let stop = Arc::new(AtomicBool::new(false));

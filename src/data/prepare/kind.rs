@@ -82,13 +82,14 @@ static UTF_16_LE: UnreadFormat = foreign(0, b"", "text in UTF-16", Filter("iconv
 static UTF_16_BE: UnreadFormat = foreign(0, b"", "text in UTF-16", Filter("iconv -f UTF-16BE -t UTF-8 {}"));
 
 /// UTF-32 comes before UTF-16, whose mark it starts with.
-static FOREIGN: [UnreadFormat; 19] = [
+static FOREIGN: [UnreadFormat; 20] = [
     foreign(0, b"\xfd7zXZ\0", "compressed with xz", Filter("xz -dc {}")),
     foreign(4, b"1AY&SY", "compressed with bzip2", Filter("bzip2 -dc {}")),
     foreign(0, b"\x04\x22\x4d\x18", "compressed with lz4", Filter("lz4 -dc {}")),
     foreign(0, b"PK\x03\x04", "a zip archive", Filter("unzip -p {}")),
     foreign(0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", Filter("7z x -so {}")),
     foreign(257, b"ustar", "a tar archive", Filter("tar -xOf {}")),
+    foreign(0, b"{\\rtf", "a document in rich text (RTF)", Filter("unrtf --text {}")),
     foreign(0, b"%PDF-", "a PDF document", Filter("pdftotext {} -")),
     foreign(0, b"\xff\xfe\0\0", "text in UTF-32", Filter("iconv -f UTF-32 -t UTF-8 {}")),
     foreign(0, b"\0\0\xfe\xff", "text in UTF-32", Filter("iconv -f UTF-32 -t UTF-8 {}")),

@@ -123,6 +123,9 @@ pub fn prepare(
         inputs[at].examine(&options.column).map_err(|refused| options.refuse(inputs, at, refused))
     };
     let examined: Vec<Examined> = (0..inputs.len()).into_par_iter().map(examine).collect::<Result<_, _>>()?;
+    if examined.iter().all(|input| input.format == InputFormat::Text) {
+        options.require_no_rows()?;
+    }
     let total: u64 = examined.iter().map(|input| input.bytes).sum();
     let mut val_bytes = match options.val {
         ValSplit::Fraction(fraction) => (total as f64 * fraction) as u64,
@@ -336,6 +339,22 @@ impl PrepareOptions {
             column: "text".to_owned(),
             overwrite: false,
             skip_bad_rows: 0,
+        }
+    }
+
+    /// Refuses what is said of rows where no input has any.
+    fn require_no_rows(&self) -> Result<(), DataError> {
+        let expected = "JSON lines or Parquet, and these are plain text without fields or rows";
+        if self.column != "text" {
+            return Err(DataError::Option {
+                option: "--column",
+                got: format!("`{}`", self.column),
+                expected,
+            });
+        }
+        match self.skip_bad_rows {
+            0 => Ok(()),
+            rows => Err(DataError::Option { option: "--skip-bad-rows", got: rows.to_string(), expected }),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Sweeps: their expansion, what is refused, and the resolved form.
 
 use super::*;
-use crate::experiment::rules::NoModels;
+use crate::experiment::init_models::NoModels;
 
 fn declare(sweep: &str, env: &[(&str, &str)], sets: &[&str]) -> Result<Sweep, ExperimentError> {
     let text = format!("{SMALL}{sweep}");

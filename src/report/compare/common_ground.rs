@@ -19,7 +19,7 @@ pub(super) static COMMON_GROUND: [CommonGround; 3] = [
         why: |odd, usual| {
             let name = |run: &ComparedRun| run.keys.get("data.tokenizer").to_owned();
             format!(
-                "its tokenizer is `{}` and that of most runs here `{}`: losses in nats a token do not compare",
+                "its tokenizer is `{}` and that of the others `{}`: losses in nats a token do not compare",
                 name(odd),
                 name(usual)
             )
@@ -28,8 +28,7 @@ pub(super) static COMMON_GROUND: [CommonGround; 3] = [
     CommonGround {
         of: |run| run.validation_set.clone(),
         why: |_, _| {
-            "it was validated on other tokens than most runs here: data, eval.val_tokens or batch.seq_len \
-             differ"
+            "it was validated on other tokens than the others: data, eval.val_tokens or batch.seq_len differ"
                 .to_owned()
         },
     },
@@ -40,7 +39,7 @@ pub(super) static COMMON_GROUND: [CommonGround; 3] = [
                 format!("{} tokens in {} steps", units::thousands(run.tokens), units::thousands(run.steps))
             };
             format!(
-                "it was trained on {}, most runs here on {}: `--by schedule.steps` makes groups of them",
+                "it was trained on {}, the others on {}: `--by schedule.steps` makes groups of them",
                 budget(odd),
                 budget(usual)
             )

@@ -1,8 +1,8 @@
 //! Groups of runs held against each other: means with intervals, differences with tests, and what it took to
 //! reach a loss.
 //!
-//! [`runs`] reads the runs, [`common_ground`] leaves out those that cannot be compared, [`verdict`] says what follows in
-//! sentences, [`text`] prints it. `docs/compare.md` has the formulas and the words.
+//! [`runs`] reads the runs, [`common_ground`] leaves out those that cannot be compared, [`verdict`] says what
+//! follows in sentences, [`text`] prints it. `docs/compare.md` has the formulas and the words.
 
 mod common_ground;
 mod runs;
@@ -124,6 +124,8 @@ pub struct GroupDifference {
     pub method: TestMethod,
     /// Runs of each group that are in it; of pairs, the pairs twice.
     pub n: [usize; 2],
+    /// Runs of both groups that have no partner, and are not in it.
+    pub unpaired: usize,
     pub difference: f64,
     /// None where there is nothing to test with; `why_untested` says what is missing.
     pub test: Option<TTest>,
@@ -281,6 +283,7 @@ fn difference(
         b,
         method,
         n,
+        unpaired: x.len() + y.len() - n[0] - n[1],
         difference: difference.unwrap_or(0.0),
         test,
         why_untested,

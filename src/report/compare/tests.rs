@@ -68,6 +68,9 @@ fn pairs_need_half_of_the_smaller_group_and_seeds_that_occur_once() {
     };
     let five = [(0, 3.0), (1, 3.1), (2, 3.3), (3, 3.2), (4, 3.5)];
     assert_eq!(method(&five, &[(3, 3.1), (4, 3.3)]), (TestMethod::Paired, [2, 2]));
+    let partly = compare(runs(&[("0.1", &five), ("0.2", &[(3, 3.1), (4, 3.3)])]), None);
+    assert_eq!(final_losses(&partly)[0].unpaired, 3);
+    assert!(partly.to_text().contains("0.1 - 0.2: 3 runs have no partner of their seed, and are not in it"));
     let one_common = [(4, 3.1), (5, 3.3), (6, 3.2)];
     assert_eq!(method(&five, &one_common), (TestMethod::Welch, [5, 3]));
     let two_of_five = [(3, 3.1), (4, 3.2), (5, 3.3), (6, 3.2), (7, 3.1)];

@@ -180,19 +180,24 @@ impl Comparison {
             let rest = all.len() - printed.len();
             text.push_str(&format!("  and {rest} between other groups: `--json` has them\n"));
         }
-        let whys: Vec<String> = printed
-            .iter()
-            .filter_map(|d| {
-                let why = d.why_untested.as_ref()?;
-                Some(format!("  {} - {}: no test: {why}\n", self.short(d.a), self.short(d.b)))
-            })
-            .collect();
+        let remarks: Vec<String> = printed.iter().filter_map(|difference| self.remark(difference)).collect();
         const SAID: usize = 6;
-        whys.iter().take(SAID).for_each(|why| text.push_str(why));
-        if whys.len() > SAID {
-            text.push_str(&format!("  and {} more without a test\n", whys.len() - SAID));
+        remarks.iter().take(SAID).for_each(|remark| text.push_str(remark));
+        if remarks.len() > SAID {
+            text.push_str(&format!("  and {} more such remarks: `--json` has them\n", remarks.len() - SAID));
         }
         text
+    }
+
+    /// Why a difference has no test, or which runs are not in it.
+    fn remark(&self, difference: &GroupDifference) -> Option<String> {
+        let what = match (&difference.why_untested, difference.unpaired) {
+            (Some(why), _) => format!("no test: {why}"),
+            (None, 0) => return None,
+            (None, 1) => "1 run has no partner of its seed, and is not in it".to_owned(),
+            (None, n) => format!("{n} runs have no partner of their seed, and are not in it"),
+        };
+        Some(format!("  {} - {}: {what}\n", self.short(difference.a), self.short(difference.b)))
     }
 
     fn target(&self) -> String {

@@ -8,8 +8,8 @@ const LEVEL: f64 = 0.05;
 /// Groups that are named one by one.
 const NAMED: usize = 8;
 
-/// Of the final validation loss: which group is lowest, and of which others that can be said; then what weakens
-/// it.
+/// Of the final validation loss: which group is lowest, and of which others that can be said; then what
+/// weakens it.
 pub fn sentences(comparison: &Comparison) -> Vec<String> {
     let mut said = Vec::new();
     match comparison.groups.len() {
@@ -57,8 +57,8 @@ fn untested(comparison: &Comparison) -> String {
         format!("{} has the lowest final validation loss, {:.places$}", best.group, best.val_loss.mean);
     if comparison.groups.iter().all(|group| group.val_loss.n == 1) {
         return format!(
-            "One seed a group: no statement about the difference is possible. Here {lowest}; how much of that \
-             is the seed's doing only more seeds can tell."
+            "One seed a group: no statement about the difference is possible. Here {lowest}; how much of \
+             that is the seed's doing only more seeds can tell."
         );
     }
     if comparison.of_measure(Measure::ValLoss).all(|difference| difference.difference == 0.0) {

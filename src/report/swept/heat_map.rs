@@ -130,7 +130,7 @@ impl<'a> HeatMap<'a> {
         }
         lowest.into_iter().for_each(|corner| outline(&mut scene, corner, (self.width, self.height)));
         self.axis_labels(&mut scene)?;
-        strip(&mut scene, &self.shades, (self.right() + 24.0, TOP, self.bottom().max(TOP + 120.0)));
+        strip(&mut scene, &self.shades, (self.right() + 24.0, TOP, self.bottom()));
         Ok(scene)
     }
 

@@ -3,7 +3,7 @@
 use super::{counted, left_out, losses, values_of};
 use crate::report::axis::{Axis, Scale};
 use crate::report::bands::spread;
-use crate::report::compare::{ComparedRun, ComparedRuns};
+use crate::report::compare::{ComparedRun, ComparedRuns, RunGroup};
 use crate::report::groups::{RunKeys, SEED, group_by, label};
 use crate::report::legend::{self, LegendEntry, LegendSample};
 use crate::report::panel::{Panel, TEXT_SIZE, cross};
@@ -52,6 +52,7 @@ pub fn draw(runs: &ComparedRuns, key: &str, theme: Theme) -> Result<Scene, Repor
     };
     let log = if places.axis.scale == Scale::Log { ", log scale" } else { "" };
     panel.frame(&mut scene, Some(&format!("{key}{log}")), &[left_out(runs)])?;
+    let has_bars = sizes(runs, &kind_by, &kinds).iter().any(|n| *n > 1);
     for (index, kind) in kinds.iter().enumerate() {
         let found: Vec<(f64, Vec<f64>)> = values
             .iter()
@@ -60,8 +61,8 @@ pub fn draw(runs: &ComparedRuns, key: &str, theme: Theme) -> Result<Scene, Repor
                 (places.of_value(value, &values), losses(runs, of))
             })
             .collect();
-        // Kinds stand beside each other, within a few pixels.
-        let apart = (60.0 / kinds.len() as f64).min(16.0);
+        // Bars of several kinds stand beside each other, within a few pixels.
+        let apart = if has_bars { (60.0 / kinds.len() as f64).min(16.0) } else { 0.0 };
         let shift = apart * (index as f64 - (kinds.len() - 1) as f64 / 2.0);
         let kind = KindOfRuns { found, color: colors.run(index), shift, is_joined: places.is_number };
         kind.draw(&mut scene, &panel);
@@ -144,6 +145,13 @@ fn height(
     Axis::new(low - space, high + space, Scale::Linear, 8)
 }
 
+/// How many runs of each kind there are at each place.
+fn sizes(runs: &ComparedRuns, kind_by: &[String], kinds: &[Vec<String>]) -> Vec<usize> {
+    let of =
+        |group: &RunGroup, kind: &[String]| group.runs.iter().filter(|run| is_of(run, kind_by, kind)).count();
+    runs.groups.iter().flat_map(|group| kinds.iter().map(move |kind| of(group, kind))).collect()
+}
+
 fn legend_of(
     runs: &ComparedRuns,
     kind_by: &[String],
@@ -161,13 +169,7 @@ fn legend_of(
     }
     let color = if kinds.len() > 1 { colors.quiet } else { colors.run(0) };
     let mut signs = vec![entry(LegendSample::Dot(color), "a run")];
-    let sizes: Vec<usize> = runs
-        .groups
-        .iter()
-        .flat_map(|group| {
-            kinds.iter().map(|kind| group.runs.iter().filter(|run| is_of(run, kind_by, kind)).count())
-        })
-        .collect();
+    let sizes = sizes(runs, kind_by, kinds);
     let many = sizes.iter().any(|n| *n > 2);
     let text = match (many, sizes.contains(&2)) {
         (true, true) => "mean with its 95 % interval; of two runs their range",

@@ -111,6 +111,8 @@ pub fn start(
     report: Report,
     on: OnSweepEvent<'_>,
 ) -> anyhow::Result<SweepOutcome> {
+    // Refused before anything is written.
+    divide(sweep, options.jobs)?;
     let folder = begin(sweep, (runs, name), existing)?;
     let recorded = recorded(&folder.paths, Some(sweep))?;
     train(&folder.paths, &recorded, options, report, on)
@@ -174,6 +176,11 @@ fn begin(sweep: &Sweep, (runs, name): (&Path, &str), existing: Existing) -> anyh
     Ok(SweepFolder::create(runs, name, existing == Existing::Replace, &sweep.to_toml())?)
 }
 
+/// The GPUs of each of `jobs` processes.
+fn divide(sweep: &Sweep, jobs: usize) -> anyhow::Result<Vec<Option<String>>> {
+    places::places(sweep.members.iter().map(|member| &member.loaded.experiment), jobs)
+}
+
 /// The declaration in a sweep's folder, which must have the members of `asked`.
 fn recorded(paths: &SweepPaths, asked: Option<&Sweep>) -> anyhow::Result<Sweep> {
     let recorded = experiment::load_recorded_sweep(&paths.declaration())?;
@@ -231,8 +238,7 @@ fn train(
         training.rows.push(if let FoundMember::Finished(row) = found { Some(row) } else { None });
     }
     let nothing_to_do = training.queue.is_empty() && training.failed.is_empty();
-    let jobs = options.jobs.min(training.queue.len()).max(1);
-    let places = places::places(sweep.members.iter().map(|member| &member.loaded.experiment), jobs)?;
+    let places = divide(sweep, options.jobs.min(training.queue.len()).max(1))?;
     let (said, heard) = mpsc::channel();
     let program = std::env::current_exe().context("cannot find this program to start members")?;
     let starter = Starter { program, paths, options, places: &places, said };

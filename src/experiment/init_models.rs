@@ -1,0 +1,42 @@
+//! What `model.init` can name, which this module does not know: formats of models and the folders of runs.
+
+use std::path::{Path, PathBuf};
+
+use super::resolved::Model;
+
+/// Why a model gives no sizes: what is wrong with its file, and what to do.
+#[derive(Clone, Debug)]
+pub struct InitError {
+    pub message: String,
+    pub hint: String,
+}
+
+/// Knows the models that `model.init` can name. This module knows neither formats of models nor runs: the
+/// caller passes what does.
+pub trait InitModels {
+    /// The checkpoint of a run that stands behind [`RUN_PREFIX`](super::RUN_PREFIX): `NAME@STEP`, or `NAME`
+    /// for the newest.
+    fn checkpoint(&self, run: &str) -> Result<PathBuf, InitError>;
+
+    /// The sizes of the model in a file or folder.
+    fn sizes(&self, path: &Path) -> Result<Model, InitError>;
+}
+
+/// The [`InitModels`] of a caller that opens no model.
+pub(super) struct NoModels;
+
+impl InitModels for NoModels {
+    fn checkpoint(&self, run: &str) -> Result<PathBuf, InitError> {
+        Err(InitError {
+            message: format!("the run `{run}` is not looked up here"),
+            hint: "name the folder of its checkpoint".into(),
+        })
+    }
+
+    fn sizes(&self, path: &Path) -> Result<Model, InitError> {
+        Err(InitError {
+            message: format!("the sizes of `{}` are not read here", path.display()),
+            hint: "set `model.layers`, `model.heads` and `model.channels`".into(),
+        })
+    }
+}
