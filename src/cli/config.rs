@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{experiment, streams};
-use crate::experiment::{Declared, Reference, json_schema};
+use crate::experiment::{Declared, KeysReference, json_schema};
 use crate::run::UsageError;
 
 /// Print the resolved experiment with the origin of every key, or explain a key
@@ -51,8 +51,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn explain(asked: &str, args: &Args) -> anyhow::Result<String> {
     let reference = match asked {
-        "" => Reference::all(),
-        asked => Reference::find(asked).map_err(|error| UsageError(error.to_string()))?,
+        "" => KeysReference::all(),
+        asked => KeysReference::find(asked).map_err(|error| UsageError(error.to_string()))?,
     };
     Ok(if args.json {
         serde_json::to_string_pretty(&reference)? + "\n"

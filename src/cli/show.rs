@@ -67,9 +67,9 @@ fn after_help() -> String {
   runner show quickstart
   runner show --csv > runs.csv
 
-A column is a key of the experiment (`schedule.learning_rate`, or `learning_rate` where one section has it), a \
-         metric, of which it is the last, or one of {columns}. `loss` is the mean of the last hundredth of the updates, at \
-         most 100. Operators: =, !=, <, <=, >, >=, and ~ for text that \
+A column is a key of the experiment (`schedule.learning_rate`, or `learning_rate` where one section has \
+         it), a metric, of which it is the last, or one of {columns}. `loss` is the mean of the last \
+         hundredth of the updates, at most 100. Operators: =, !=, <, <=, >, >=, and ~ for text that \
          contains another."
     )
 }

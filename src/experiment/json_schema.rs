@@ -5,12 +5,12 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::reference::{KeyReference, Reference, SectionReference};
+use super::reference::{KeyReference, KeysReference, SectionReference};
 use super::schema::{self, Default, KeyRow, Open, ValueKind};
 
 /// The schema of an experiment's file.
 pub fn json_schema() -> Json {
-    let Reference(sections) = Reference::all();
+    let KeysReference(sections) = KeysReference::all();
     let mut top = Map::new();
     for SectionReference { section, about, keys } in &sections {
         let properties = keys.iter().map(|key| (key.leaf().to_owned(), of_key(key)));

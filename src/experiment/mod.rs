@@ -61,7 +61,7 @@ pub use diagnostics::{ExperimentError, Fault, Snippet, nearest};
 pub use init_models::{InitError, InitModels};
 pub use json_schema::json_schema;
 pub use origin::Origin;
-pub use reference::{KeyReference, Reference, SectionReference, UnknownKey, WordReference};
+pub use reference::{KeyReference, KeysReference, SectionReference, UnknownKey, WordReference};
 pub use resolved::*;
 pub use rules::VOCAB_ALIGN;
 pub use schema::{keys, largest, names_files, reaches_the_bits};

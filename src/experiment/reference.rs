@@ -1,6 +1,6 @@
 //! The reference of keys: what the table of keys and the doc comments of the experiment say, put together.
 //!
-//! [`Reference::find`] gives one key, one section or all; it prints as text, as JSON and as the page
+//! [`KeysReference::find`] gives one key, one section or all; it prints as text, as JSON and as the page
 //! `docs/configuration.md`. The JSON schema, for editors, is made of the same parts in `json_schema`.
 
 use std::fmt::Write as _;
@@ -56,7 +56,7 @@ pub struct SectionReference {
 /// Some sections, each with some of its keys, in the order of the table.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(transparent)]
-pub struct Reference(pub Vec<SectionReference>);
+pub struct KeysReference(pub Vec<SectionReference>);
 
 /// A word of the reference that is neither a key nor a section.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -172,9 +172,9 @@ fn bits(bits: Bits) -> String {
     }
 }
 
-impl Reference {
+impl KeysReference {
     /// Every key.
-    pub fn all() -> Reference {
+    pub fn all() -> KeysReference {
         let of_section = |section: &'static str| {
             let rows = KEYS.iter().filter(move |row| row.section() == section);
             rows.map(KeyReference::of).collect::<Vec<_>>()
@@ -189,25 +189,25 @@ impl Reference {
             .collect();
         sections[0].about = "What stands above the first section.";
         sections[0].keys.insert(0, KeyReference::extends());
-        Reference(sections)
+        KeysReference(sections)
     }
 
     /// The keys that `asked` names: a section, a dotted key, or every key of this name in any section.
     ///
     /// # Errors
     /// It names none; the nearest name is in the hint.
-    pub fn find(asked: &str) -> Result<Reference, UnknownKey> {
+    pub fn find(asked: &str) -> Result<KeysReference, UnknownKey> {
         let asked = asked.trim().trim_matches(['[', ']']);
-        let Reference(mut sections) = Reference::all();
+        let KeysReference(mut sections) = KeysReference::all();
         if let Some(section) = sections.iter().find(|section| section.section == asked && !asked.is_empty()) {
-            return Ok(Reference(vec![section.clone()]));
+            return Ok(KeysReference(vec![section.clone()]));
         }
         for section in &mut sections {
             section.keys.retain(|key| key.key == asked || key.leaf() == asked);
         }
         sections.retain(|section| !section.keys.is_empty());
         if !sections.is_empty() {
-            return Ok(Reference(sections));
+            return Ok(KeysReference(sections));
         }
         let section = asked.split_once('.').map_or("", |(section, _)| section);
         let (near_section, near_key) = schema::neighbour(asked, section);
@@ -349,7 +349,7 @@ mod tests {
 
     #[test]
     fn every_key_has_a_meaning_a_default_and_an_example_that_parses_and_is_not_the_default() {
-        let Reference(sections) = Reference::all();
+        let KeysReference(sections) = KeysReference::all();
         let keys: Vec<KeyReference> = sections.into_iter().flat_map(|section| section.keys).collect();
         assert_eq!(keys.len(), KEYS.len() + 1, "and `extends`");
         for row in KEYS {
@@ -378,7 +378,8 @@ mod tests {
     #[test]
     fn a_key_a_section_and_a_name_in_many_sections_are_found_and_a_typing_error_gets_its_neighbour() {
         let keys = |asked: &str| -> Vec<&str> {
-            let Reference(sections) = Reference::find(asked).unwrap_or_else(|error| panic!("{error}"));
+            let KeysReference(sections) =
+                KeysReference::find(asked).unwrap_or_else(|error| panic!("{error}"));
             sections.iter().flat_map(|section| &section.keys).map(|key| key.key).collect()
         };
         assert_eq!(keys("schedule.warmup_steps"), ["schedule.warmup_steps"]);
@@ -389,7 +390,7 @@ mod tests {
         );
         assert_eq!(keys("tokens"), ["batch.tokens", "sample.tokens"]);
         assert_eq!(keys("extends"), ["extends"]);
-        let hint = |asked: &str| Reference::find(asked).unwrap_err().hint;
+        let hint = |asked: &str| KeysReference::find(asked).unwrap_err().hint;
         assert_eq!(hint("schedule.warmup"), "did you mean `schedule.warmup_steps`?");
         assert_eq!(hint("optmizer"), "did you mean `optimizer`?");
         assert_eq!(hint("learning_rat"), "did you mean `schedule.learning_rate`?");
@@ -398,12 +399,12 @@ mod tests {
 
     #[test]
     fn what_is_printed_of_a_key_says_what_it_does_to_the_bits() {
-        let text = Reference::find("schedule.kind").unwrap().in_full();
+        let text = KeysReference::find("schedule.kind").unwrap().in_full();
         for says in ["takes    \"cosine\"", "default  cosine", "--allow-drift", "\"wsd\"", "kind = \"wsd\""] {
             assert!(text.contains(says), "`{says}` is not in:\n{text}");
         }
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
-        let quiet = Reference::find("eval.every").unwrap().in_full();
+        let quiet = KeysReference::find("eval.every").unwrap().in_full();
         assert!(quiet.contains("changes none") && quiet.contains("unit     steps"), "{quiet}");
     }
 
@@ -411,7 +412,7 @@ mod tests {
     fn the_page_of_keys_is_what_the_program_prints() {
         let page = include_str!("../../docs/configuration.md");
         assert!(
-            page == Reference::all().markdown(),
+            page == KeysReference::all().markdown(),
             "docs/configuration.md is stale: `runner config --explain --markdown > docs/configuration.md`"
         );
     }

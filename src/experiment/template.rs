@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Component, Path};
 
 use super::layers::{self, ExperimentText, LayerSource};
-use super::reference::{KeyReference, Reference, first_sentence};
+use super::reference::{KeyReference, KeysReference, first_sentence};
 use super::schema::{self, Default};
 use super::shipped::ShippedExperiment;
 
@@ -25,7 +25,7 @@ pub fn template(path: &Path, from: &ShippedExperiment) -> String {
         found
     };
     let mut out = head(path, from);
-    let Reference(sections) = Reference::all();
+    let KeysReference(sections) = KeysReference::all();
     for section in sections {
         if !section.section.is_empty() {
             let _ = write!(out, "\n[{}]\n# {}.\n\n", section.section, first_sentence(section.about));

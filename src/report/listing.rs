@@ -2,7 +2,7 @@
 
 use super::figures;
 use super::summary::{RunSummary, State};
-use super::table::{Cell, RunTable, TableColumn};
+use super::table::{RunTable, TableCell, TableColumn};
 use crate::proof::lock::Lock;
 use crate::store::RunPaths;
 use crate::store::contents;
@@ -45,9 +45,14 @@ const DEFAULT: [(&str, &str, u8); 13] = [
 const OF_GROUPS: [&str; 5] = ["step", "loss", "val_loss", "hellaswag", "tokens_per_s"];
 
 impl ListingColumn {
-    fn new(title: &'static str, dispensable: u8, column: &TableColumn, values: &[Cell]) -> ListingColumn {
+    fn new(
+        title: &'static str,
+        dispensable: u8,
+        column: &TableColumn,
+        values: &[TableCell],
+    ) -> ListingColumn {
         let cells = values.iter().map(|cell| column.shown(cell)).collect();
-        let right = !values.iter().any(|cell| matches!(cell, Cell::Text(_)));
+        let right = !values.iter().any(|cell| matches!(cell, TableCell::Text(_)));
         ListingColumn { title, right, dispensable, cells, width: 0 }.measured()
     }
 
@@ -130,14 +135,14 @@ pub fn groups(table: &RunTable, by: &TableColumn, chosen: Option<&[TableColumn]>
         Some(columns) => columns.iter().copied().filter(|column| column.name != "name").collect(),
         None => group_columns(),
     };
-    let values: Vec<Cell> = groups.iter().map(|group| group.value.clone()).collect();
+    let values: Vec<TableCell> = groups.iter().map(|group| group.value.clone()).collect();
     let sizes: Vec<String> = groups.iter().map(|group| group.runs().count().to_string()).collect();
     let mut parts = vec![
         ListingColumn::new(by.name, 0, by, &values),
         ListingColumn { title: "runs", right: true, dispensable: 0, cells: sizes, width: 0 }.measured(),
     ];
     for column in columns.iter().filter(|column| column.name != by.name) {
-        let cells: Vec<Cell> = groups.iter().map(|group| group.cell(column)).collect();
+        let cells: Vec<TableCell> = groups.iter().map(|group| group.cell(column)).collect();
         parts.push(ListingColumn::new(column.name, 0, column, &cells));
     }
     fitted(parts, width) + "numbers are means over the runs of a group\n"

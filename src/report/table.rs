@@ -20,7 +20,7 @@ use crate::units;
 
 /// A value of the table.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Cell {
+pub enum TableCell {
     Missing,
     Count(u64),
     Number(f64),
@@ -30,10 +30,10 @@ pub enum Cell {
 
 /// Where a column's values come from.
 #[derive(Clone, Copy)]
-enum Source {
-    Fact(fn(&RunGlance) -> Cell),
+enum ColumnSource {
+    Fact(fn(&RunGlance) -> TableCell),
     /// What only all rows of a run tell.
-    Summary(fn(&RunSummary) -> Cell),
+    Summary(fn(&RunSummary) -> TableCell),
     Figure(&'static str),
     /// A metric that is not summarised: that of the last step.
     Last(&'static Column),
@@ -44,54 +44,54 @@ enum Source {
 #[derive(Clone, Copy)]
 pub struct TableColumn {
     pub name: &'static str,
-    source: Source,
+    source: ColumnSource,
 }
 
-fn texts(text: Option<&String>) -> Cell {
-    text.map_or(Cell::Missing, |text| Cell::Text(text.clone()))
+fn texts(text: Option<&String>) -> TableCell {
+    text.map_or(TableCell::Missing, |text| TableCell::Text(text.clone()))
 }
 
-fn number(value: Option<f64>) -> Cell {
-    value.map_or(Cell::Missing, Cell::Number)
+fn number(value: Option<f64>) -> TableCell {
+    value.map_or(TableCell::Missing, TableCell::Number)
 }
 
-const fn fact(name: &'static str, cell: fn(&RunGlance) -> Cell) -> TableColumn {
-    TableColumn { name, source: Source::Fact(cell) }
+const fn fact(name: &'static str, cell: fn(&RunGlance) -> TableCell) -> TableColumn {
+    TableColumn { name, source: ColumnSource::Fact(cell) }
 }
 
 /// The facts of a run; the numbers of its metrics stand behind `tokens`.
 static BEFORE: [TableColumn; 6] = [
-    fact("name", |run| Cell::Text(run.name.clone())),
-    fact("model", |run| Cell::Text(run.model.clone())),
-    fact("state", |run| Cell::Text(run.state.name().to_owned())),
-    fact("step", |run| Cell::Count(run.step)),
-    fact("steps", |run| run.steps.map_or(Cell::Missing, Cell::Count)),
-    fact("tokens", |run| Cell::Count(run.tokens)),
+    fact("name", |run| TableCell::Text(run.name.clone())),
+    fact("model", |run| TableCell::Text(run.model.clone())),
+    fact("state", |run| TableCell::Text(run.state.name().to_owned())),
+    fact("step", |run| TableCell::Count(run.step)),
+    fact("steps", |run| run.steps.map_or(TableCell::Missing, TableCell::Count)),
+    fact("tokens", |run| TableCell::Count(run.tokens)),
 ];
 static AFTER: [TableColumn; 4] = [
-    fact("skipped", |run| Cell::Count(run.skipped)),
+    fact("skipped", |run| TableCell::Count(run.skipped)),
     fact("root", |run| texts(run.root.as_ref())),
-    fact("parameters", |run| run.parameters.map_or(Cell::Missing, Cell::Count)),
+    fact("parameters", |run| run.parameters.map_or(TableCell::Missing, TableCell::Count)),
     fact("why", |run| texts(run.why.as_ref())),
 ];
 /// Columns that stand in a table only where they are asked for.
 static MORE: [TableColumn; 6] = [
     fact("tags", |run| match run.notes.tags.is_empty() {
-        true => Cell::Missing,
-        false => Cell::Text(run.notes.tags.iter().cloned().collect::<Vec<_>>().join(" ")),
+        true => TableCell::Missing,
+        false => TableCell::Text(run.notes.tags.iter().cloned().collect::<Vec<_>>().join(" ")),
     }),
     fact("note", |run| texts(run.notes.notes.last())),
-    fact("disk", |run| Cell::Count(contents::bytes_in(&run.folder))),
+    fact("disk", |run| TableCell::Count(contents::bytes_in(&run.folder))),
     fact("device", |run| texts(run.device.as_ref())),
     fact("numerics_id", |run| texts(run.numerics_id.as_ref())),
-    TableColumn { name: "best_val_loss", source: Source::Summary(|run| number(run.best_val_loss)) },
+    TableColumn { name: "best_val_loss", source: ColumnSource::Summary(|run| number(run.best_val_loss)) },
 ];
 
 /// The columns of a table that no one has chosen, in order: those of a run, and in their middle those of its
 /// metrics of which a run has one number.
 pub fn columns() -> Vec<TableColumn> {
     let figures = figures::columns()
-        .map(|column| TableColumn { name: column.name, source: Source::Figure(column.name) });
+        .map(|column| TableColumn { name: column.name, source: ColumnSource::Figure(column.name) });
     BEFORE.iter().copied().chain(figures).chain(AFTER).collect()
 }
 
@@ -113,8 +113,8 @@ impl TableColumn {
         let keys: Vec<&'static str> = experiment::keys().filter(|key| is_named(key, asked)).collect();
         let metric = COLUMNS.iter().find(|column| column.name == asked);
         match (&keys[..], metric) {
-            ([key], _) => Ok(TableColumn { name: key, source: Source::Key(key) }),
-            ([], Some(metric)) => Ok(TableColumn { name: metric.name, source: Source::Last(metric) }),
+            ([key], _) => Ok(TableColumn { name: key, source: ColumnSource::Key(key) }),
+            ([], Some(metric)) => Ok(TableColumn { name: metric.name, source: ColumnSource::Last(metric) }),
             ([], None) => Err(unknown(asked)),
             (many, _) => Err(ReportError::Table {
                 message: format!("`{asked}` is a key of many sections\n  hint: it is {}", many.join(" or ")),
@@ -122,31 +122,35 @@ impl TableColumn {
         }
     }
 
-    fn cell(&self, row: &TableRow) -> Cell {
+    fn cell(&self, row: &TableRow) -> TableCell {
         match self.source {
-            Source::Fact(cell) => cell(&row.run),
-            Source::Summary(cell) => row.summary.as_ref().map_or(Cell::Missing, cell),
-            Source::Figure(name) => number(row.run.figures.get(name)),
-            Source::Last(column) => number(row.run.last.as_ref().and_then(column.get)),
-            Source::Key(key) => row.run.settings.get(key).map_or(Cell::Missing, Cell::of_json),
+            ColumnSource::Fact(cell) => cell(&row.run),
+            ColumnSource::Summary(cell) => row.summary.as_ref().map_or(TableCell::Missing, cell),
+            ColumnSource::Figure(name) => number(row.run.figures.get(name)),
+            ColumnSource::Last(column) => number(row.run.last.as_ref().and_then(column.get)),
+            ColumnSource::Key(key) => {
+                row.run.settings.get(key).map_or(TableCell::Missing, TableCell::of_json)
+            }
         }
     }
 
     /// A value as a person reads it.
-    pub fn shown(&self, cell: &Cell) -> String {
+    pub fn shown(&self, cell: &TableCell) -> String {
         match (self.name, cell) {
-            (_, Cell::Missing) => "-".into(),
-            ("tokens" | "parameters", Cell::Count(n)) => units::count(*n),
-            ("disk", Cell::Count(n)) => units::bytes(*n),
-            ("root" | "numerics_id", Cell::Text(hash)) => hash.chars().take(8).collect(),
-            ("mfu", Cell::Number(share)) => format!("{:.1}%", 100.0 * share),
-            ("tokens_per_s", Cell::Number(speed)) => units::thousands(*speed as u64),
-            ("step_ms", Cell::Number(ms)) => format!("{ms:.1}"),
+            (_, TableCell::Missing) => "-".into(),
+            ("tokens" | "parameters", TableCell::Count(n)) => units::count(*n),
+            ("disk", TableCell::Count(n)) => units::bytes(*n),
+            ("root" | "numerics_id", TableCell::Text(hash)) => hash.chars().take(8).collect(),
+            ("mfu", TableCell::Number(share)) => format!("{:.1}%", 100.0 * share),
+            ("tokens_per_s", TableCell::Number(speed)) => units::thousands(*speed as u64),
+            ("step_ms", TableCell::Number(ms)) => format!("{ms:.1}"),
             // The mean of a group.
-            ("tokens" | "parameters", Cell::Number(n)) => units::count(*n as u64),
-            ("disk", Cell::Number(n)) => units::bytes(*n as u64),
-            ("step" | "steps" | "skipped", Cell::Number(n)) => format!("{n:.0}"),
-            (_, Cell::Number(value)) if !matches!(self.source, Source::Key(_)) => format!("{value:.4}"),
+            ("tokens" | "parameters", TableCell::Number(n)) => units::count(*n as u64),
+            ("disk", TableCell::Number(n)) => units::bytes(*n as u64),
+            ("step" | "steps" | "skipped", TableCell::Number(n)) => format!("{n:.0}"),
+            (_, TableCell::Number(value)) if !matches!(self.source, ColumnSource::Key(_)) => {
+                format!("{value:.4}")
+            }
             (_, cell) => units::printable(&cell.plain()),
         }
     }
@@ -169,60 +173,60 @@ fn unknown(asked: &str) -> ReportError {
     ReportError::Table { message }
 }
 
-impl Cell {
-    fn of_json(value: &Json) -> Cell {
+impl TableCell {
+    fn of_json(value: &Json) -> TableCell {
         match value {
-            Json::Null => Cell::Missing,
-            Json::Bool(flag) => Cell::Flag(*flag),
+            Json::Null => TableCell::Missing,
+            Json::Bool(flag) => TableCell::Flag(*flag),
             Json::Number(number) => match number.as_u64() {
-                Some(n) => Cell::Count(n),
-                None => Cell::Number(number.as_f64().unwrap_or(f64::NAN)),
+                Some(n) => TableCell::Count(n),
+                None => TableCell::Number(number.as_f64().unwrap_or(f64::NAN)),
             },
-            Json::String(text) => Cell::Text(text.clone()),
-            Json::Array(items) if items.is_empty() => Cell::Missing,
+            Json::String(text) => TableCell::Text(text.clone()),
+            Json::Array(items) if items.is_empty() => TableCell::Missing,
             list => {
                 let items = list.as_array().into_iter().flatten().filter_map(Json::as_str);
-                Cell::Text(items.collect::<Vec<_>>().join(" "))
+                TableCell::Text(items.collect::<Vec<_>>().join(" "))
             }
         }
     }
 
     fn to_json(&self) -> Json {
         match self {
-            Cell::Missing => Json::Null,
-            Cell::Count(n) => (*n).into(),
-            Cell::Number(x) => (*x).into(),
-            Cell::Flag(flag) => (*flag).into(),
-            Cell::Text(text) => text.as_str().into(),
+            TableCell::Missing => Json::Null,
+            TableCell::Count(n) => (*n).into(),
+            TableCell::Number(x) => (*x).into(),
+            TableCell::Flag(flag) => (*flag).into(),
+            TableCell::Text(text) => text.as_str().into(),
         }
     }
 
     /// As text, without any unit; empty where it is missing.
     pub fn plain(&self) -> String {
         match self {
-            Cell::Missing => String::new(),
-            Cell::Count(n) => n.to_string(),
-            Cell::Number(x) if x.is_finite() => Json::from(*x).to_string(),
-            Cell::Number(x) => x.to_string(),
-            Cell::Flag(flag) => flag.to_string(),
-            Cell::Text(text) => text.clone(),
+            TableCell::Missing => String::new(),
+            TableCell::Count(n) => n.to_string(),
+            TableCell::Number(x) if x.is_finite() => Json::from(*x).to_string(),
+            TableCell::Number(x) => x.to_string(),
+            TableCell::Flag(flag) => flag.to_string(),
+            TableCell::Text(text) => text.clone(),
         }
     }
 
     fn as_number(&self) -> Option<f64> {
         match self {
-            Cell::Count(n) => Some(*n as f64),
-            Cell::Number(x) => Some(*x),
+            TableCell::Count(n) => Some(*n as f64),
+            TableCell::Number(x) => Some(*x),
             _ => None,
         }
     }
 
     /// Missing values come last; numbers come before text.
-    fn order(&self, other: &Cell) -> Ordering {
-        let rank = |cell: &Cell| match cell {
-            Cell::Count(_) | Cell::Number(_) => 0,
-            Cell::Flag(_) | Cell::Text(_) => 1,
-            Cell::Missing => 2,
+    fn order(&self, other: &TableCell) -> Ordering {
+        let rank = |cell: &TableCell| match cell {
+            TableCell::Count(_) | TableCell::Number(_) => 0,
+            TableCell::Flag(_) | TableCell::Text(_) => 1,
+            TableCell::Missing => 2,
         };
         let by_rank = rank(self).cmp(&rank(other));
         by_rank.then_with(|| match (self.as_number(), other.as_number()) {
@@ -234,7 +238,7 @@ impl Cell {
     /// A field of CSV: empty where it is missing, in quotes where the text needs them or is empty.
     fn to_csv(&self) -> String {
         let text = self.plain();
-        let is_text = matches!(self, Cell::Text(_));
+        let is_text = matches!(self, TableCell::Text(_));
         if is_text && (text.is_empty() || text.contains([',', '"', '\n', '\r'])) {
             format!("\"{}\"", text.replace('"', "\"\""))
         } else {
@@ -294,7 +298,7 @@ impl Filter {
     }
 
     /// Whether a value passes; a missing one never does.
-    fn passes(&self, cell: &Cell) -> Result<bool, ReportError> {
+    fn passes(&self, cell: &TableCell) -> Result<bool, ReportError> {
         let wrong = |expected: &str| ReportError::Table {
             message: format!(
                 "`{}` cannot be compared with `{}`: expected {expected}",
@@ -302,14 +306,14 @@ impl Filter {
             ),
         };
         let order = match cell {
-            Cell::Missing => return Ok(false),
-            Cell::Text(text) if self.op == Op::Contains => return Ok(text.contains(&self.value)),
-            Cell::Text(text) => text.as_str().cmp(&self.value),
-            Cell::Flag(flag) => match self.value.as_str() {
+            TableCell::Missing => return Ok(false),
+            TableCell::Text(text) if self.op == Op::Contains => return Ok(text.contains(&self.value)),
+            TableCell::Text(text) => text.as_str().cmp(&self.value),
+            TableCell::Flag(flag) => match self.value.as_str() {
                 "true" | "false" => flag.to_string().as_str().cmp(&self.value),
                 _ => return Err(wrong("`true` or `false`")),
             },
-            Cell::Count(_) | Cell::Number(_) if self.op == Op::Contains => {
+            TableCell::Count(_) | TableCell::Number(_) if self.op == Op::Contains => {
                 return Err(wrong("`==`, `<` or the like, for `~` is for text"));
             }
             number => {
@@ -373,7 +377,7 @@ pub struct RunTable {
 
 /// The runs that have one value of a column.
 pub struct TableGroup<'a> {
-    pub value: Cell,
+    pub value: TableCell,
     rows: Vec<&'a TableRow>,
 }
 
@@ -387,8 +391,11 @@ impl RunTable {
         sort: Option<&Sort>,
     ) -> RunTable {
         let named = filters.iter().map(|filter| filter.column).chain(sort.map(|sort| sort.column));
-        let in_full =
-            chosen.iter().copied().chain(named).any(|column| matches!(column.source, Source::Summary(_)));
+        let in_full = chosen
+            .iter()
+            .copied()
+            .chain(named)
+            .any(|column| matches!(column.source, ColumnSource::Summary(_)));
         let row = |run: RunGlance| TableRow { summary: in_full.then(|| RunSummary::read(&run.folder)), run };
         RunTable { rows: runs.into_par_iter().map(row).collect() }
     }
@@ -412,7 +419,7 @@ impl RunTable {
         let key = |row: &TableRow| by.column.cell(row);
         self.rows.sort_by(|a, b| {
             let (a, b) = (key(a), key(b));
-            match by.descending && a != Cell::Missing && b != Cell::Missing {
+            match by.descending && a != TableCell::Missing && b != TableCell::Missing {
                 true => b.order(&a),
                 false => a.order(&b),
             }
@@ -426,7 +433,7 @@ impl RunTable {
     }
 
     /// The values of a column.
-    pub fn cells(&self, column: &TableColumn) -> Vec<Cell> {
+    pub fn cells(&self, column: &TableColumn) -> Vec<TableCell> {
         self.rows.par_iter().map(|row| column.cell(row)).collect()
     }
 
@@ -438,7 +445,7 @@ impl RunTable {
             *key != "name" && values.any(|value| Some(value) != first)
         };
         let keys = experiment::keys().filter(differ);
-        keys.map(|key| TableColumn { name: key, source: Source::Key(key) }).collect()
+        keys.map(|key| TableColumn { name: key, source: ColumnSource::Key(key) }).collect()
     }
 
     /// The runs by their values of a column, in the order of the values.
@@ -481,15 +488,15 @@ impl TableGroup<'_> {
     }
 
     /// The mean of the numbers of a column, where there are any; else the one value that all have.
-    pub fn cell(&self, column: &TableColumn) -> Cell {
-        let cells: Vec<Cell> = self.rows.iter().map(|row| column.cell(row)).collect();
-        let numbers: Vec<f64> = cells.iter().filter_map(Cell::as_number).collect();
+    pub fn cell(&self, column: &TableColumn) -> TableCell {
+        let cells: Vec<TableCell> = self.rows.iter().map(|row| column.cell(row)).collect();
+        let numbers: Vec<f64> = cells.iter().filter_map(TableCell::as_number).collect();
         match cells.first() {
             Some(first) if cells.iter().all(|cell| cell == first) => first.clone(),
-            _ if !numbers.is_empty() => Cell::Number(numbers.iter().sum::<f64>() / numbers.len() as f64),
+            _ if !numbers.is_empty() => TableCell::Number(numbers.iter().sum::<f64>() / numbers.len() as f64),
             _ => {
-                let values: BTreeSet<String> = cells.iter().map(Cell::plain).collect();
-                Cell::Text(format!("{} values", values.len()))
+                let values: BTreeSet<String> = cells.iter().map(TableCell::plain).collect();
+                TableCell::Text(format!("{} values", values.len()))
             }
         }
     }

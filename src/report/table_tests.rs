@@ -130,12 +130,12 @@ fn a_group_has_the_mean_of_its_numbers_and_the_value_that_all_share() {
     let column = |name: &str| TableColumn::find(name).unwrap();
     let by = column("learning_rate");
     let groups = table.groups(&by);
-    let values: Vec<&Cell> = groups.iter().map(|group| &group.value).collect();
-    assert_eq!(values, [&Cell::Number(1e-3), &Cell::Number(3e-3)]);
-    assert_eq!(groups[0].cell(&column("step")), Cell::Number(6.0));
-    assert_eq!(groups[0].cell(&column("val_loss")), Cell::Number(3.4), "of those that have one");
-    assert_eq!(groups[0].cell(&column("model")), Cell::Text("d12".into()));
-    assert_eq!(groups[0].cell(&column("state")), Cell::Text("2 values".into()));
+    let values: Vec<&TableCell> = groups.iter().map(|group| &group.value).collect();
+    assert_eq!(values, [&TableCell::Number(1e-3), &TableCell::Number(3e-3)]);
+    assert_eq!(groups[0].cell(&column("step")), TableCell::Number(6.0));
+    assert_eq!(groups[0].cell(&column("val_loss")), TableCell::Number(3.4), "of those that have one");
+    assert_eq!(groups[0].cell(&column("model")), TableCell::Text("d12".into()));
+    assert_eq!(groups[0].cell(&column("state")), TableCell::Text("2 values".into()));
     let json = groups[0].to_json(&by, &[column("step")]);
     assert_eq!(json, json!({"schedule.learning_rate": 1e-3, "runs": ["a", "b"], "step": 6.0}));
     let text = listing::groups(&table, &by, None, 80);
