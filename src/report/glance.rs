@@ -229,7 +229,7 @@ impl RowsEnd {
         let mut evaluation = experiment.eval.every > 0;
         for line in lines.iter().rev() {
             let last_steps = wanted > 0 || timed > 0;
-            if !last_steps && !(evaluation && is_evaluation(line)) {
+            if !(last_steps || evaluation && is_evaluation(line)) {
                 if !evaluation {
                     break;
                 }
