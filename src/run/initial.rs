@@ -1,7 +1,7 @@
 //! `model.init`: the model that training starts from, read before anything is allocated.
 //!
-//! It is a model of another program, or a checkpoint of a run, of which the weights are taken. It is hashed and
-//! read once. A resumed run has its weights in its own checkpoint and does not need the model any more; the
+//! It is a model of another program, or a checkpoint of a run, of which the weights are taken. It is hashed
+//! and read once. A resumed run has its weights in its own checkpoint and does not need the model any more; the
 //! lock keeps its digest.
 
 use std::path::{Path, PathBuf};
@@ -99,7 +99,8 @@ impl InitModel {
         })
     }
 
-    /// The parameters, whose sizes must be those of `model`: of a checkpoint the fp32 masters where it has them.
+    /// The parameters, whose sizes must be those of `model`: of a checkpoint the fp32 masters where it has
+    /// them.
     fn read(&self, model: &Model) -> anyhow::Result<Parameters> {
         match self {
             InitModel::Foreign(foreign) => Ok(foreign.read(model)?),
@@ -115,8 +116,8 @@ impl InitModel {
     }
 }
 
-/// Loads an experiment's file as [`experiment::load`] does. What `model.init` leaves open is the model's: sizes
-/// that are not given, and the folder of a run's checkpoint, which is one of `runs`.
+/// Loads an experiment's file as [`experiment::load`] does. What `model.init` leaves open is the model's:
+/// sizes that are not given, and the folder of a run's checkpoint, which is one of `runs`.
 pub fn load_experiment(path: &Path, sets: &[String], runs: &Path) -> Result<Loaded, ExperimentError> {
     experiment::load_with(path, sets, &Models { runs })
 }

@@ -9,7 +9,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::atomic;
 use crate::proof::regular;
 
 /// Why a grown file cannot be opened or written.
@@ -54,11 +53,6 @@ impl AppendFile {
     ) -> Result<(AppendFile, Option<u64>), AppendError> {
         let io_error = |action| move |source| AppendError::Io { action, path: path.to_owned(), source };
         let bytes = regular::read(path).map_err(io_error("read"))?;
-        if is_shared(path) {
-            // Of `cp -al`: what is appended here must not grow the original.
-            let copied = atomic::write(path, &bytes).map_err(|error| io::Error::other(error.to_string()));
-            copied.map_err(io_error("copy"))?;
-        }
         let (mut kept, mut last) = (0, None);
         for (index, line) in complete_lines(&bytes).enumerate() {
             let step = std::str::from_utf8(line)
@@ -101,17 +95,6 @@ impl AppendFile {
     pub fn path(&self) -> &Path {
         &self.path
     }
-}
-
-/// Whether a file has more than one name.
-#[cfg(unix)]
-fn is_shared(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|file| std::os::unix::fs::MetadataExt::nlink(&file) > 1)
-}
-
-#[cfg(not(unix))]
-fn is_shared(_: &Path) -> bool {
-    false
 }
 
 /// The lines that end in a newline, without it; what follows the last newline is torn and left out.

@@ -126,7 +126,8 @@ pub fn set_aside(path: &Path) -> Result<PathBuf> {
     Ok(deleted)
 }
 
-/// Removes what a kill left in `folder` of names that are `ours`: unfinished writes and deletions. A folder that was being replaced is
+/// Removes what a kill left in `folder` of names that are `ours`: unfinished writes and deletions. A folder
+/// that was being replaced is
 /// restored if its successor was not committed. Returns the names, sorted.
 pub fn clean(folder: &Path, ours: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     let mut left = Vec::new();

@@ -38,6 +38,11 @@ pub(super) fn is_known(name: &str) -> bool {
     known(name).is_some()
 }
 
+/// Whether a file of this name in a sweep's folder is this program's.
+pub(super) fn is_of_sweep(name: &str) -> bool {
+    [LOCK, SWEEP, "sweep.lock"].contains(&name)
+}
+
 /// Whether a folder of this name among checkpoints is one.
 pub(super) fn is_checkpoint(name: &str) -> bool {
     checkpoint::step_of(name).is_some()

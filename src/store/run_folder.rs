@@ -340,7 +340,10 @@ pub(super) fn is_used(folder: &Path) -> Result<bool> {
         let entry = entry.map_err(StoreError::io(folder, "list"))?;
         let empty_folder = fs::read_dir(entry.path()).is_ok_and(|mut content| content.next().is_none());
         let name = entry.file_name();
-        let leftover = name.to_str().and_then(atomic::leftover).is_some_and(contents::is_known);
+        let leftover = name
+            .to_str()
+            .and_then(atomic::leftover)
+            .is_some_and(|name| contents::is_known(name) || contents::is_of_sweep(name));
         if entry.file_name() != LOCK && !empty_folder && !leftover {
             return Ok(true);
         }

@@ -137,7 +137,7 @@ impl SweepFolder {
     fn with(folder: &Path, lock: File) -> Result<SweepFolder> {
         let paths = SweepPaths::new(folder);
         fs::create_dir_all(paths.logs()).map_err(StoreError::io(&paths.logs(), "create"))?;
-        atomic::clean(folder, is_ours)?;
+        atomic::clean(folder, contents::is_of_sweep)?;
         Ok(SweepFolder { paths, _lock: lock })
     }
 }
@@ -151,22 +151,17 @@ fn require_sweep(folder: &Path) -> Result<()> {
     }
 }
 
-/// Whether a file of this name in a sweep's folder is this program's.
-fn is_ours(name: &str) -> bool {
-    [LOCK, contents::SWEEP, "sweep.lock"].contains(&name)
-}
-
 /// Refuses a sweep that holds something that this program did not write, or a member that is in use.
 fn require_ours(folder: &Path) -> Result<()> {
     let mut foreign = Vec::new();
-    for (name, path) in contents::entries(folder, is_ours)? {
+    for (name, path) in contents::entries(folder, contents::is_of_sweep)? {
         let ends = |endings: &[&str]| -> Result<Vec<String>> {
             let inside = contents::entries(&path, |_| false)?.into_iter().map(|(file, _)| file);
             let other = inside.filter(|file| !endings.iter().any(|ending| file.ends_with(ending)));
             Ok(other.map(|file| format!("{name}/{file}")).collect())
         };
         match (name.as_str(), path.is_dir()) {
-            (name, false) if is_ours(name) => {}
+            (name, false) if contents::is_of_sweep(name) => {}
             ("logs", true) => foreign.extend(ends(&[".log"])?),
             ("plots", true) => foreign.extend(ends(&[".png", ".svg"])?),
             (number, true) if number.len() >= DIGITS && number.bytes().all(|b| b.is_ascii_digit()) => {

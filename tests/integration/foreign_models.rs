@@ -231,8 +231,11 @@ fn files_that_are_no_models_are_said_to_be_what_they_are() {
     of_a_run.assert_fails(2, &["it is the folder of a run", "runner export"]);
     let checkpoint = lab.path("finished/checkpoints/step_00000002");
     let says = ["it is a checkpoint of a run", "--checkpoint"];
-    refused(&lab, text(&checkpoint), &says);
+    let measured = |path: &Path| lab.finish(&["eval", text(path), "--task", "val"]);
+    measured(&checkpoint).assert_fails(1, &says);
     refused(&lab, text(&checkpoint.join("state.safetensors")), &says);
+    // Training starts from it.
+    train(&lab, text(&checkpoint)).root();
 }
 
 #[test]

@@ -44,7 +44,8 @@ fn resuming_a_finished_run_changes_no_file_and_says_so() {
         serde_json::from_str(&lab.resume("ci", &["--json"]).stdout).expect("one line of JSON");
     assert_eq!((&event["event"], &event["root"]), (&"finished".into(), &root.as_str().into()));
     for (set, key) in [("log.every=3", "`log.every = 3`"), ("eval.val_tokens=64", "`eval.val_tokens = 64`")] {
-        let words = ["ended at step 20", "no step is left", key, "hint: `--set schedule.steps=N`"];
+        let words =
+            ["ended at step 20", "no step is left", key, "hint: `--set schedule.steps=N --allow-drift`"];
         lab.resume("ci", &["--set", set]).assert_fails(2, &words);
         let mut after = files(&lab.path("ci"));
         // The one that keeps other processes out names the last.

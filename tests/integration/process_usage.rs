@@ -17,9 +17,9 @@ fn a_run_or_an_experiment_that_is_not_there_is_usage_with_the_nearest_name() {
     with_runs(&["diff", "ci", "cii"]).assert_fails(2, &["did you mean `ci`?"]);
     with_runs(&["show", "elsewhere"]).assert_fails(2, &["`runner show --runs"]);
     for verb in ["run", "lock", "plan", "config", "bench"] {
-        lab.finish(&[verb, "quickstart"]).assert_fails(2, &["did you mean `experiments/quickstart.toml`?"]);
+        lab.finish(&[verb, "quickstar"]).assert_fails(2, &["did you mean `experiments/quickstart.toml`?"]);
     }
-    lab.finish(&["verify", "quickstart", "--twice"]).assert_fails(2, &["experiments/quickstart.toml"]);
+    lab.finish(&["verify", "quickstar", "--twice"]).assert_fails(2, &["experiments/quickstart.toml"]);
     with_runs(&["verify", CI]).assert_fails(2, &["`runner verify experiments/ci.toml --twice`"]);
     with_runs(&["plot", "ci", "--out", "x.pdf"]).assert_fails(2, &["x.pdf` ends in .pdf", ".png or .svg"]);
     assert!(!std::path::Path::new("x.pdf").exists());

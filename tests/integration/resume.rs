@@ -157,10 +157,11 @@ fn a_changed_experiment_is_refused_by_key_and_goes_on_only_by_leave() {
     let lab = Lab::new();
     lab.run(CI, &[]).root();
     let change = ["--set", "schedule.learning_rate=0.002"];
-    lab.resume("ci", &change).assert_fails(5, &["`schedule.learning_rate`", "0.002", "--allow-drift"]);
+    lab.resume("ci", &change).assert_fails(5, &["`schedule.learning_rate`", "0.002", "has ended"]);
     let allowed = [&change[..], &["--allow-drift"]].concat();
     lab.resume("ci", &allowed).assert_fails(2, &["no step is left that `schedule.learning_rate = 0.002`"]);
     std::fs::remove_dir_all(lab.path("ci/checkpoints/step_00000020")).expect("the last checkpoint");
+    lab.resume("ci", &change).assert_fails(5, &["`schedule.learning_rate`", "--allow-drift"]);
     lab.resume("ci", &["--set", "log.every=3"]).root();
     std::fs::remove_dir_all(lab.path("ci/checkpoints/step_00000020")).expect("the last checkpoint");
     lab.resume("ci", &allowed).root();

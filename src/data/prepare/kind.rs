@@ -311,7 +311,8 @@ mod tests {
         for (head, expected) in [
             (&b"Plain text, of two lines,\nwith commas, at that.\nAnd more, of course.\n"[..], "text"),
             (b"[1] A note.\n[2] Another.\n", "text"),
-            (b"{\\rtf1 no JSON}", "text"),
+            (b"{curly braces} and no JSON}", "text"),
+            (b"{\\rtf1\\ansi A letter.}", "a document in rich text (RTF)"),
             (b"Dear Sir,\nThank you,\nYours,\nI\n", "text"),
             (b"{\"text\": \"a\"}\n{\"text\": \"b\"}\n", "a file of JSON lines"),
             (b"\xef\xbb\xbf{\"text\": \"a\"}\n", "a file of JSON lines"),

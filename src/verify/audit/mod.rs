@@ -342,7 +342,8 @@ impl Tally {
         checks.passed(
             "audit",
             format!(
-                "{checked} of {kept} parts that {steps} steps kept, drawn by `--seed {seed}`; 1 in {} of the floating-point operations \
+                "{checked} of {kept} parts that {steps} steps kept, drawn by `--seed {seed}`; 1 in {} of the \
+                 floating-point operations \
                  of their micro-batches, which are 1 in {batches} of a step; a fault in 1 % of all that \
                  could be drawn of the micro-batches would have been missed with a probability of {missed}{}",
                 one_in(self.flops / self.flops_of_batches),
