@@ -208,6 +208,7 @@ impl RunFolder {
         }
         let lock = lock(folder)?;
         let run = RunFolder::with(folder.into(), lock)?;
+        own_files(folder)?;
         contents::require_checkpoints(&run.paths.checkpoints())?;
         Ok(run)
     }
@@ -262,6 +263,26 @@ pub(super) fn remove(folder: &Path, act: bool, require_ours: fn(&Path) -> Result
 pub(super) fn set_aside(folder: &Path, require_ours: fn(&Path) -> Result<()>) -> Result<PathBuf> {
     require_ours(folder)?;
     atomic::set_aside(folder)
+}
+
+/// Makes copies of the files in a run's folder that have other names too, as `cp -al` makes them: what is
+/// appended here must not grow another run's.
+#[cfg(unix)]
+fn own_files(folder: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    for (name, path) in contents::entries(folder, contents::is_known)? {
+        let found = fs::symlink_metadata(&path).map_err(StoreError::io(&path, "examine"))?;
+        if found.is_file() && found.nlink() > 1 && name != LOCK && contents::is_known(&name) {
+            let bytes = fs::read(&path).map_err(StoreError::io(&path, "read"))?;
+            atomic::write(&path, &bytes)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn own_files(_: &Path) -> Result<()> {
+    Ok(())
 }
 
 /// The run under `root` that was changed last, by the time of its ledger or else its configuration.

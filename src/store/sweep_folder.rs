@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::run_folder::{self, LOCK, RunPaths, check_name, holder, is_used, lock, set_aside, worked_on};
+use super::run_folder::{self, RunPaths, check_name, holder, is_used, lock, set_aside, worked_on};
 use super::{Result, StoreError, atomic, contents};
 use crate::proof::regular;
 
