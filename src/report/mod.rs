@@ -8,8 +8,8 @@
 //! [`figures`] summarises a run in one number for each column of its metrics; [`summary`] reads the state of
 //! a run from its folder, [`glance`] that of many from the ends of their files, [`table`] sorts, filters and
 //! groups them, [`listing`] prints either; [`follow`] keeps up with a run that goes on. [`groups`] sorts
-//! runs by keys of their experiments, [`statistics`] says what follows from a few numbers with spread, [`compare`]
-//! holds groups against each other, [`bands`] and [`swept`] draw them.
+//! runs by keys of their experiments, [`statistics`] says what follows from a few numbers with spread,
+//! [`compare`] holds groups against each other, [`bands`] and [`swept`] draw them.
 //!
 //! Equal rows and options give equal bytes: no clock, no font of the machine, no hash order. A
 //! picture hides nothing silently: what does not fit a frame is counted beside the panel's title,

@@ -1,8 +1,8 @@
 //! `model.init`: the model that training starts from, read before anything is allocated.
 //!
 //! It is a model of another program, or a checkpoint of a run, of which the weights are taken. It is hashed
-//! and read once. A resumed run has its weights in its own checkpoint and does not need the model any more; the
-//! lock keeps its digest.
+//! and read once. A resumed run has its weights in its own checkpoint and does not need the model any more;
+//! the lock keeps its digest.
 
 use std::path::{Path, PathBuf};
 

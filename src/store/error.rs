@@ -12,8 +12,8 @@ use crate::units;
 pub enum StoreError {
     #[error("cannot {doing} `{}`: {source}", path.display())]
     Io { path: PathBuf, doing: &'static str, source: io::Error },
-    #[error("no space left to write `{}`{}\n  hint: what was saved before is intact; {}, and give the command \
-             again; `runner resume` goes on with a run",
+    #[error("no space left to write `{}`{}\n  hint: what was saved before is intact; {}, and give the \
+             command again; `runner resume` goes on with a run",
             path.display(), needs(*need_bytes), room(source))]
     DiskFull { path: PathBuf, need_bytes: u64, source: io::Error },
     #[error(
