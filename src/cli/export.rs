@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::ValueEnum;
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::builder::{NonEmptyStringValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::reporter::reporter;
 use super::streams::{self, say};
 use crate::formats::{FORMATS, Format, FormatWriter, Precision, slsa};
 use crate::run::export::{ExportRequest, Exported, export};
-use crate::run::{ProofRefusal, find};
+use crate::run::{ProofRefusal, find, require_usage};
 use crate::store::RunPaths;
 use crate::store::output::{self, OutputKind};
 use crate::verify;
@@ -23,9 +23,9 @@ pub struct Args {
     /// The format of the files.
     #[arg(long, value_parser = format_names())]
     format: &'static Format,
-    /// How to store the numbers. They come from the fp32 masters where the run has any.
-    #[arg(long, value_enum, default_value = "fp32")]
-    dtype: DtypeArg,
+    /// How to store the numbers, which come from the fp32 masters where the run has any [default: fp32]
+    #[arg(long, value_enum)]
+    dtype: Option<DtypeArg>,
     /// Step of the checkpoint to export; the newest whole one by default.
     #[arg(long, value_name = "STEP")]
     checkpoint: Option<u64>,
@@ -34,8 +34,8 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
     /// With `slsa`: the builder of the run, as a URI.
-    #[arg(long, value_name = "URI", default_value = slsa::BUILDER)]
-    builder: String,
+    #[arg(long, value_name = "URI", value_parser = NonEmptyStringValueParser::new())]
+    builder: Option<String>,
     /// Folder that holds the run folders.
     #[arg(long, default_value = "runs", value_name = "DIR")]
     runs: PathBuf,
@@ -57,16 +57,22 @@ fn format_names() -> impl TypedValueParser<Value = &'static Format> {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let paths = RunPaths::new(&find::find(Some(&args.run), &args.runs)?);
-    let precision = match args.dtype {
+    let precision = match args.dtype.unwrap_or(DtypeArg::Fp32) {
         DtypeArg::Fp32 => Precision::Fp32,
         DtypeArg::Bf16 => Precision::Bf16,
     };
     let write = match args.format.writer {
-        FormatWriter::Model(write) => write,
+        FormatWriter::Model(write) => {
+            require_usage(args.builder.is_none(), || "`--builder` goes with `--format slsa`".into())?;
+            write
+        }
         FormatWriter::Statement(statement) => {
+            require_usage(args.dtype.is_none(), || {
+                "a statement has no numbers: `--dtype` is of models".into()
+            })?;
             verify::lock::require_experiment(&paths)?;
-            let text =
-                statement(paths.folder(), &args.builder).map_err(|error| ProofRefusal(error.to_string()))?;
+            let builder = args.builder.as_deref().unwrap_or(slsa::BUILDER);
+            let text = statement(paths.folder(), builder).map_err(|error| ProofRefusal(error.to_string()))?;
             return print_statement(&text, args.out.as_deref());
         }
     };

@@ -317,7 +317,9 @@ impl Filter {
                 return Err(wrong("`==`, `<` or the like, for `~` is for text"));
             }
             number => {
-                let value: f64 = self.value.replace(['_', ','], "").parse().map_err(|_| wrong("a number"))?;
+                let value =
+                    self.value.replace(['_', ','], "").parse().ok().filter(|value: &f64| !value.is_nan());
+                let value = value.ok_or_else(|| wrong("a number"))?;
                 match number.as_number().unwrap_or(f64::NAN).partial_cmp(&value) {
                     Some(order) => order,
                     // Not a number: equal to nothing, and different from everything.

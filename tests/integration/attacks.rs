@@ -275,6 +275,17 @@ fn numbers_of_nothing_are_usage_errors() {
         assert_eq!(said.code, Some(2), "{arguments:?}: {}", said.stderr);
     }
     assert!(!std::path::Path::new("x").exists());
+    lab.run(CI, &SHORT).root();
+    for arguments in [
+        &["--format", "hf", "--builder", "https://example.org"][..],
+        &["--format", "slsa", "--builder", ""],
+        &["--format", "slsa", "--dtype", "bf16"],
+    ] {
+        assert_eq!(lab.verb("export", "ci", arguments).code, Some(2), "{arguments:?}");
+    }
+    let runs = lab.path("").display().to_string();
+    let shown = lab.finish(&["show", "--filter", "loss < NaN", "--runs", &runs]);
+    shown.assert_fails(2, &["expected a number"]);
 }
 
 /// A disk that fills between the first two files of a run leaves a folder that nothing can be done with.
