@@ -59,7 +59,7 @@ impl OutputKind {
 /// # Errors
 /// Another file, or a folder, is there; it cannot be written.
 pub fn write(path: &Path, bytes: &[u8], kind: OutputKind) -> Result<()> {
-    let Ok(found) = fs::metadata(path) else { return replace(path, bytes) };
+    let Ok(found) = fs::metadata(path) else { return atomic::write(path, bytes) };
     if !found.is_file() && !found.is_dir() {
         let written = File::options().write(true).open(path).and_then(|mut file| file.write_all(bytes));
         return written.map_err(StoreError::io(path, "write"));
@@ -74,22 +74,7 @@ pub fn write(path: &Path, bytes: &[u8], kind: OutputKind) -> Result<()> {
     }
     // Of a symbolic link the file that it names.
     let target = fs::canonicalize(path).map_err(StoreError::io(path, "find"))?;
-    replace(&target, bytes)
-}
-
-/// Writes the whole file beside its place, under a name that nobody has, and renames it.
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let written = builder.prefix(".tmp.").tempfile_in(folder).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|failed| failed.error)
-    });
-    written.map(drop).map_err(StoreError::write(path, bytes.len() as u64))?;
-    atomic::sync_folder(folder)
+    atomic::write(&target, bytes)
 }
 
 #[cfg(test)]
