@@ -21,6 +21,7 @@ constexpr float LOWEST = -3.402823466e38f;
 struct ClassifierArgs {
     act_t* logits;       // (n, padded); gradients afterwards
     float* losses;       // (n)
+    float* lse;          // (n), by `classifier_gradient` alone
     const u16* targets;  // (n), each below `used`; else the loss is NaN
     u64 padded;          // columns in memory, a multiple of 8
     u64 used;            // columns that mean a token
@@ -105,8 +106,10 @@ extern "C" __global__ void __launch_bounds__(512)
     if (threadIdx.x == 0 && target < args.used) at_target = to_float(row[target]);
     const float lse = row_log_sum_exp(args, row, cache);
     // Read above, before any thread can write: row_log_sum_exp has a barrier.
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
+        args.lse[blockIdx.x] = lse;
         args.losses[blockIdx.x] = target < args.used ? lse - at_target : __int_as_float(0x7fffffff);
+    }
 
     const u32 chunks = u32(args.padded / 8), used = u32(args.used);
     const act_t* source = cache ? cache : row;

@@ -68,7 +68,7 @@ fn after_help() -> String {
   runner show --csv > runs.csv
 
 A column is a key of the experiment (`schedule.learning_rate`, or `learning_rate` where one section has \
-         it), a metric, of which it is the last, or one of {columns}. `loss` is the mean of the last \
+         it), a metric, of which it is the last, or one of {columns}. `mean_loss` is the mean of the last \
          hundredth of the updates, at most 100. Operators: =, !=, <, <=, >, >=, and ~ for text that \
          contains another."
     )
@@ -158,7 +158,8 @@ fn chosen(args: &Args, columns: Vec<TableColumn>, table: &RunTable) -> Option<Ve
         if differing.is_empty() {
             say!("the runs differ in no key");
         }
-        let results = if columns.is_empty() { find_all(&["state", "loss", "val_loss"]) } else { columns };
+        let results =
+            if columns.is_empty() { find_all(&["state", "mean_loss", "val_loss"]) } else { columns };
         [differing, results].concat()
     } else if columns.is_empty() {
         return None;

@@ -103,7 +103,7 @@ fn to_text(event: &SweepEvent<'_>) -> Option<String> {
         SweepEvent::Said { .. } => return None,
         SweepEvent::Ended { member, end: MemberEnd::Finished, seconds } => {
             let run = RunSummary::read(&member.folder);
-            let loss = match (run.figures.get("val_loss"), run.figures.get("loss")) {
+            let loss = match (run.figures.get("val_loss"), run.figures.get("mean_loss")) {
                 (Some(val_loss), _) => format!("val loss {val_loss:.6}"),
                 (None, Some(loss)) => format!("loss {loss:.6}"),
                 (None, None) => "no loss".to_owned(),

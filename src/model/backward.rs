@@ -31,6 +31,7 @@ impl<O: Ops> Gpt2<O> {
         ops.classifier(Classifier {
             losses: &mut self.losses,
             losses_at: 0,
+            lse: &mut self.log_sums,
             dx: narrow,
             dwte: &mut grads.wte,
             x: ln_f.output(None),

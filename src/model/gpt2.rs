@@ -26,6 +26,8 @@ pub struct Gpt2<O: Ops> {
     pub(super) targets: O::Ids,
     /// Token losses of the micro-batch in training (N) f32.
     pub(super) losses: O::Buf,
+    /// The logarithms of its logits' sums of exponentials (N) f32: no operation reads them, audits do.
+    pub log_sums: O::Buf,
     capacity: Rows,
 }
 
@@ -76,6 +78,7 @@ impl<O: Ops> Gpt2<O> {
             ids: ops.alloc_ids(capacity.count())?,
             targets: ops.alloc_ids(capacity.count())?,
             losses: ops.alloc(Role::F32, if backward { capacity.count() } else { 0 })?,
+            log_sums: ops.alloc(Role::F32, if backward { capacity.count() } else { 0 })?,
             specs,
             capacity,
         })

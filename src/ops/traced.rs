@@ -38,6 +38,17 @@ pub struct Flow {
     pub after: Option<usize>,
 }
 
+impl Flow {
+    /// What an excerpt that touches its part of the matrix like this finds there. One that only reads what
+    /// the operation writes is about another of its outputs.
+    pub fn found(&self, access: Access) -> Option<FlowSource> {
+        match access {
+            Access::Read => self.before.or(self.after.map(FlowSource::Matrix)),
+            Access::Set | Access::Add => self.before,
+        }
+    }
+}
+
 /// Where an operation's input comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlowSource {

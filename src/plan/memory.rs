@@ -195,7 +195,9 @@ impl MemoryPlan {
         }
         scratch(&mut plan, &storage.scratch.model);
         plan.all(Category::Activations, "token ids", [2 * rows.count() as u64; 2].into_iter());
-        plan.add(Category::Activations, "token losses", 4 * rows.count() as u64);
+        for name in ["token losses", "log-sum-exp of the logits"] {
+            plan.add(Category::Activations, name, 4 * rows.count() as u64);
+        }
 
         let tensors = || specs.iter().map(|spec| 4 * spec.len as u64);
         let divided = share.devices > 1 && sums::are_gradients_sharded(experiment, share.devices as usize);

@@ -25,15 +25,15 @@ impl Figures {
     /// The same from the last rows of a run that made so many updates: at least [`tail`] of them, [`TIMED`]
     /// rows with a time, and the row of the last evaluation.
     pub fn of_end(rows: &[MetricsRow], updates: usize) -> Figures {
-        Figures(columns().map(|column| (column.name, figure(column, rows, updates))).collect())
+        Figures(columns().map(|column| (column.figure_name(), figure(column, rows, updates))).collect())
     }
 
-    /// The number of the column `name`.
+    /// The number called `name`: [`Column::figure_name`].
     pub fn get(&self, name: &str) -> Option<f64> {
         self.0.iter().find(|(column, _)| *column == name)?.1
     }
 
-    /// With another number in the column `name`.
+    /// With another number called `name`.
     #[cfg(test)]
     pub fn with(mut self, name: &'static str, value: Option<f64>) -> Figures {
         self.0.retain(|(column, _)| *column != name);
@@ -96,10 +96,10 @@ mod tests {
             .collect();
         let figures = Figures::of(&rows);
         // 299 updates: the last two; the skipped step is none of them.
-        assert_eq!(figures.get("loss"), Some(297.5));
+        assert_eq!(figures.get("mean_loss"), Some(297.5));
         assert_eq!((figures.get("val_loss"), figures.get("step_ms")), (Some(200.0), Some(10.0)));
         assert_eq!((figures.get("hellaswag"), figures.get("grad_norm")), (None, None));
-        assert_eq!(Figures::of(&[]).get("loss"), None);
+        assert_eq!(Figures::of(&[]).get("mean_loss"), None);
         // The last hundred rows tell as much.
         assert_eq!(Figures::of_end(&rows[200..], 299), figures);
     }

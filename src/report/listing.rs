@@ -31,7 +31,7 @@ const DEFAULT: [(&str, &str, u8); 13] = [
     ("state", "state", 0),
     ("step", "step", 0),
     ("tokens", "tokens", 4),
-    ("loss", "loss", 2),
+    ("mean_loss", "mean loss", 2),
     ("val_loss", "val", 0),
     ("hellaswag", "hella", 1),
     ("tokens_per_s", "tok/s", 5),
@@ -42,7 +42,7 @@ const DEFAULT: [(&str, &str, u8); 13] = [
 ];
 
 /// The columns of groups that no one has chosen.
-const OF_GROUPS: [&str; 5] = ["step", "loss", "val_loss", "hellaswag", "tokens_per_s"];
+const OF_GROUPS: [&str; 5] = ["step", "mean_loss", "val_loss", "hellaswag", "tokens_per_s"];
 
 impl ListingColumn {
     fn new(
@@ -201,10 +201,10 @@ pub fn in_full(run: &RunSummary) -> String {
     line("steps", format!("{}{of}, {} tokens", units::thousands(run.step), units::thousands(run.tokens)));
     let figure = |name| run.figures.get(name);
     let over = match figures::tail(run.step.saturating_sub(run.skipped) as usize) {
-        0 | 1 => String::new(),
-        over => format!(", the mean of the last {over} updates"),
+        1 => ", of the last update".into(),
+        over => format!(", of the last {over} updates"),
     };
-    line("loss", format!("{}{over}", decimal(figure("loss"))));
+    line("mean loss", format!("{}{over}", decimal(figure("mean_loss"))));
     let best = run
         .best_val_loss
         .filter(|best| Some(*best) != figure("val_loss"))

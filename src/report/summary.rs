@@ -382,7 +382,7 @@ mod tests {
             (runs[1].step, runs[1].steps, runs[1].tokens, runs[1].model.as_str()),
             (4, Some(10), 256, "2x32")
         );
-        assert_eq!(runs[1].figures.get("loss"), Some(5.0 - 0.1 * 3.0));
+        assert_eq!(runs[1].figures.get("mean_loss"), Some(5.0 - 0.1 * 3.0));
         assert_eq!(runs[1].unverified.as_deref(), Some("there is no ledger"));
         assert_eq!((runs[0].skipped, runs[1].skipped), (4, 0));
     }

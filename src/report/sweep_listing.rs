@@ -41,7 +41,7 @@ impl MemberSummary {
         [
             run.state.name().to_owned(),
             steps.map_or(run.step.to_string(), |steps| format!("{}/{steps}", run.step)),
-            figure("loss"),
+            figure("mean_loss"),
             figure("val_loss"),
         ]
     }
@@ -59,7 +59,7 @@ pub fn text(members: &[MemberSummary]) -> String {
     let mut rows: Vec<Vec<String>> = vec![
         std::iter::once("member".to_owned())
             .chain(keys.iter().map(title))
-            .chain(["state", "step", "loss", "val"].map(str::to_owned))
+            .chain(["state", "step", "mean loss", "val"].map(str::to_owned))
             .collect(),
     ];
     for member in members {

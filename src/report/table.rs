@@ -91,7 +91,8 @@ static MORE: [TableColumn; 6] = [
 /// metrics of which a run has one number.
 pub fn columns() -> Vec<TableColumn> {
     let figures = figures::columns()
-        .map(|column| TableColumn { name: column.name, source: ColumnSource::Figure(column.name) });
+        .map(Column::figure_name)
+        .map(|name| TableColumn { name, source: ColumnSource::Figure(name) });
     BEFORE.iter().copied().chain(figures).chain(AFTER).collect()
 }
 
@@ -163,7 +164,10 @@ fn is_named(key: &str, asked: &str) -> bool {
 
 fn unknown(asked: &str) -> ReportError {
     let names = names();
-    let near = experiment::nearest(asked, names.iter().copied().chain(experiment::keys()));
+    let near = experiment::nearest(
+        asked,
+        names.iter().copied().chain(COLUMNS.iter().map(|it| it.name)).chain(experiment::keys()),
+    );
     let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
     let message = format!(
         "there is no column `{asked}`\n  hint: {near}the columns are {}, and each key of an experiment \

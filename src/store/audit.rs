@@ -11,7 +11,9 @@ use super::{Result, RunPaths, StoreError, atomic, checkpoint};
 use crate::proof::{Hash, Opening, regular};
 
 /// The first bytes of a file.
-const MAGIC: &[u8] = b"runner/audit/v1\n";
+const MAGIC: &[u8] = b"runner/audit/v2\n";
+/// Those of a file in whose traces classifiers had no `lse`.
+const MAGIC_BEFORE: &[u8] = b"runner/audit/v1\n";
 
 /// What is kept of an audited step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -131,8 +133,11 @@ type Understood<T> = std::result::Result<T, String>;
 
 impl<'a> Cursor<'a> {
     fn file(&mut self) -> Understood<AuditFile> {
+        if self.bytes.starts_with(MAGIC_BEFORE) {
+            return Err("`runner/audit/v1` is the format of an earlier runner, which can check it".into());
+        }
         if !self.bytes.starts_with(MAGIC) {
-            return Err("expected the words `runner/audit/v1`".into());
+            return Err("expected the words `runner/audit/v2`".into());
         }
         self.at = MAGIC.len();
         let file = AuditFile {

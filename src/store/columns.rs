@@ -65,6 +65,7 @@ pub enum SummaryRule {
 /// A number of each row.
 pub struct Column {
     pub name: &'static str,
+    mean_name: &'static str,
     pub kind: ColumnKind,
     pub unit: &'static str,
     /// The tag in event files; TensorBoard groups tags by the part before the slash. Empty: not written
@@ -78,6 +79,12 @@ pub struct Column {
 }
 
 impl Column {
+    /// The name of a run's one number: the column's where it is one of its values or their median, and another
+    /// where it is a mean (`mean_loss`), so that `loss` is that of a step in every file and on every screen.
+    pub fn figure_name(&self) -> &'static str {
+        if self.summary == SummaryRule::Tail { self.mean_name } else { self.name }
+    }
+
     /// Whether the files hold the column a second time, as bits.
     pub fn is_exact(&self) -> bool {
         self.kind != ColumnKind::Timing
@@ -112,6 +119,7 @@ macro_rules! columns {
         /// Every number of a row, in the order of the files.
         pub static COLUMNS: &[Column] = &[$(Column {
             name: stringify!($name),
+            mean_name: concat!("mean_", stringify!($name)),
             kind: ColumnKind::$kind,
             unit: $unit,
             tag: $tag,

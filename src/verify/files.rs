@@ -337,7 +337,10 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, checks: &mut Checks<'_>) {
         },
     };
     match facts {
-        Err(why) => checks.skipped("this machine", format!("it cannot make these bits: {why}")),
+        Err(why) => {
+            let hint = locked::mirror_hint(lock, &loaded.experiment);
+            checks.skipped("this machine", format!("it cannot make these bits: {why}{hint}"));
+        }
         Ok(DeviceFacts { mut numerics, .. }) => {
             numerics.extend(
                 lock::resolved_numerics(&loaded.experiment)

@@ -4,14 +4,23 @@
 //! itself. The digests of evaluation data in `environment` are compared with the data, in [`super::files`].
 
 use super::Checks;
-use crate::experiment::{self, Compute, Loaded, Origin};
+use crate::experiment::{self, Compute, DeviceKind, Experiment, Loaded, Origin};
 use crate::proof::ledger::Note;
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{Action, Entry, Head, LockError};
 use crate::run::data::Data;
 use crate::run::error::refuse_lock;
+use crate::run::locked::is_mirrored;
 use crate::run::{ProofRefusal, lock, resume};
 use crate::store::{Manifest, RunPaths};
+
+/// What to add to a message that the experiment's device is not here.
+pub(super) fn mirror_hint(lock: &Lock, experiment: &Experiment) -> &'static str {
+    match is_mirrored(&lock.numerics) && experiment.device.kind != DeviceKind::Mirror {
+        true => "\n  hint: `--set device.kind=mirror` makes the bits of a Hopper GPU on a CPU",
+        false => "",
+    }
+}
 
 /// The lock, if it is as it was written.
 pub(super) fn read(paths: &RunPaths, newest: Option<&Manifest>, checks: &mut Checks<'_>) -> Option<Lock> {

@@ -11,7 +11,7 @@ use super::diff::state_text;
 use super::files::{WholeRun, checkpoint_folder};
 use crate::data::Prefetcher;
 use crate::eval;
-use crate::experiment::{self, DeviceKind, Loaded};
+use crate::experiment::{self, Loaded};
 use crate::ops::Ops;
 use crate::plan::memory::Storage;
 use crate::proof::entry::{self, rewound_from};
@@ -19,7 +19,7 @@ use crate::proof::lock::{Lock, differences};
 use crate::proof::{Action, Entry, Evaluation, Validation};
 use crate::run::data::{Data, SHARDS, remembered};
 use crate::run::device::{Device, OnDevice};
-use crate::run::locked::{self, Locked};
+use crate::run::locked::Locked;
 use crate::run::messages::{LongWork, Report};
 use crate::run::{UsageError, initial, lock};
 use crate::store::{self, RunPaths, compare};
@@ -79,11 +79,7 @@ pub fn verify(
     // One device makes the bits of any number.
     let mut experiment = loaded.experiment.clone();
     experiment.parallel.ranks = 1;
-    let elsewhere = match locked::is_mirrored(&lock.numerics) && experiment.device.kind != DeviceKind::Mirror
-    {
-        true => "\n  hint: `--set device.kind=mirror` makes the bits of a Hopper GPU on a CPU",
-        false => "",
-    };
+    let elsewhere = super::lock::mirror_hint(&lock, &experiment);
     let replay = Replay { loaded, data, paths, lock, entries, steps: steps.clone(), report, unmeasured: 0 };
     let same = match steps.end - 1 {
         last if last == steps.start => format!("step {last} gave the same bits again"),

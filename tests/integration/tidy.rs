@@ -43,7 +43,7 @@ fn the_table_of_runs_has_any_key_as_a_column_a_filter_an_order_and_a_group() {
     let listed = done(&lab, &["show", "--differing", "--filter", "seed = 1"]);
     let words =
         |line: usize| listed.lines().nth(line).map(|line| line.split_whitespace().collect::<Vec<_>>());
-    assert_eq!(words(0).unwrap(), ["name", "schedule.learning_rate", "state", "loss", "val_loss"]);
+    assert_eq!(words(0).unwrap(), ["name", "schedule.learning_rate", "state", "mean_loss", "val_loss"]);
     assert_eq!(words(2).unwrap()[..3], ["c", "0.002", "done"]);
     let json =
         done(&lab, &["show", "--group-by", "schedule.learning_rate", "--columns", "val_loss", "--json"]);

@@ -29,6 +29,7 @@ pub struct ClassifierInputs<'a> {
 
 /// The outputs of the backward pass.
 pub struct ClassifierOutputs<'a> {
+    pub lse: &'a mut [f32],
     pub dx: &'a mut [f32],
     pub dwte: &'a mut [f32],
     pub scale: f32,
@@ -87,18 +88,23 @@ pub fn run(
             channels,
             Finish::Set,
         );
-        let scale = gradient.as_ref().map(|gradient| gradient.scale);
-        engine.install(|| {
-            (
-                logits.par_chunks_mut(vocab.padded),
-                &mut losses[first..first + rows],
-                &targets[first..first + rows],
-            )
-                .into_par_iter()
-                .for_each(|(logits, loss, target)| {
-                    vectorize!(engine.isa, |_| *loss =
-                        cross_entropy(&mut logits[..vocab.used], usize::from(*target), scale));
-                });
+        let (losses, targets) = (&mut losses[first..first + rows], &targets[first..first + rows]);
+        engine.install(|| match &mut gradient {
+            None => (logits.par_chunks_mut(vocab.padded), losses, targets).into_par_iter().for_each(
+                |(logits, loss, target)| {
+                    vectorize!(engine.isa, |_| (*loss, _) =
+                        cross_entropy(&mut logits[..vocab.used], usize::from(*target), None));
+                },
+            ),
+            Some(ClassifierOutputs { lse, scale, .. }) => {
+                let (lse, scale) = (&mut lse[first..first + rows], Some(*scale));
+                (logits.par_chunks_mut(vocab.padded), losses, lse, targets).into_par_iter().for_each(
+                    |(logits, loss, lse, target)| {
+                        vectorize!(engine.isa, |_| (*loss, *lse) =
+                            cross_entropy(&mut logits[..vocab.used], usize::from(*target), scale));
+                    },
+                );
+            }
         });
         if let Some(ClassifierOutputs { dx, dwte, write, .. }) = &mut gradient {
             let dx = &mut dx[first * channels..(first + rows) * channels];
@@ -118,19 +124,20 @@ pub fn run(
     }
 }
 
-/// `ln(sum of exp(x - max)) + (max - x[target])`; with `scale`, `logits` become
-/// `scale * (softmax - one_hot(target))`.
+/// Loss and log-sum-exp: `ln(sum of exp(x - max)) + (max - x[target])` and the same logarithm plus `max`;
+/// with `scale`, `logits` become `scale * (softmax - one_hot(target))`.
 #[inline(always)]
-fn cross_entropy(logits: &mut [f32], target: usize, scale: Option<f32>) -> f32 {
+fn cross_entropy(logits: &mut [f32], target: usize, scale: Option<f32>) -> (f32, f32) {
     let max = largest(logits);
     let sum = sum_of(logits, |x| exp(x - max));
-    let loss = ln(sum) + (max - logits[target]);
+    let log = ln(sum);
+    let loss = log + (max - logits[target]);
     if let Some(scale) = scale {
         let factor = scale / sum;
         logits.iter_mut().for_each(|x| *x = exp(*x - max) * factor);
         logits[target] -= scale;
     }
-    loss
+    (loss, log + max)
 }
 
 impl Perform<ClassifierLoss<'_, Buffer, Ids>> for Cpu {
@@ -163,6 +170,7 @@ impl Perform<Classifier<'_, Buffer, Ids>> for Cpu {
             vocab,
         };
         let gradient = ClassifierOutputs {
+            lse: view_mut(OP, "lse", op.lse, rows)?,
             dx: view_mut(OP, "dx", op.dx, rows * channels)?,
             dwte: view_mut(OP, "dwte", op.dwte, vocab.padded * channels)?,
             scale: op.scale,

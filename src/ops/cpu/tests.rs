@@ -238,6 +238,7 @@ fn planned_scratch_is_what_the_operations_use() {
     cpu.classifier(Classifier {
         losses: &mut losses,
         losses_at: 0,
+        lse: &mut lse,
         dx: &mut b,
         dwte: &mut dwte,
         x: &a,

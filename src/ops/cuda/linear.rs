@@ -261,6 +261,7 @@ impl Perform<Classifier<'_, Buf, CudaIds>> for Cuda {
             vocab,
         };
         let gradient = ClassifierGradient {
+            lse: k.f32(OP, "lse", op.lse, rows)?,
             dx: k.act(OP, "dx", op.dx, rows * channels)?,
             dwte: k.f32(OP, "dwte", op.dwte, vocab.padded * channels)?,
             scale: op.scale,
@@ -314,13 +315,14 @@ impl Cuda {
             let chunk = classifier::LogitsChunk {
                 logits,
                 losses: losses + 4 * first as u64,
+                lse: gradient.map_or(0, |gradient| gradient.lse + 4 * first as u64),
                 targets: targets + 2 * first as u64,
                 rows: rows as u64,
             };
             // SAFETY: the caller's promise, and the scratch holds the largest chunk.
             unsafe {
                 self.gemm.run(&self.kernels, op, forward, Operands::new(x + offset, wte, logits))?;
-                let Some(ClassifierGradient { dx, dwte, scale, write }) = gradient else {
+                let Some(ClassifierGradient { dx, dwte, scale, write, .. }) = gradient else {
                     classifier::loss(&self.kernels, op, &chunk, vocab)?;
                     continue;
                 };
@@ -350,6 +352,7 @@ struct ClassifierRows {
 /// Where the classifier's gradients go.
 #[derive(Clone, Copy)]
 struct ClassifierGradient {
+    lse: u64,
     dx: u64,
     dwte: u64,
     scale: f32,

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::Mirror;
 use super::buffer::MirrorBuffer;
-use super::checks::{act, float_mut, row_length};
+use super::checks::{act, float, float_mut, row_length};
 use super::linear::{self, WeightGradient};
 use super::scalar::{exp, kept, ln, max, round, warp_sum, wide};
 use crate::ops::cpu::Ids;
@@ -61,33 +61,63 @@ fn log_sum_exp(row: &[f32]) -> f32 {
 }
 
 /// Rows of logits (n, V) with their targets (n) and losses (n).
-pub struct LogitsRows<'a> {
-    pub logits: &'a mut [bf16],
-    pub losses: &'a mut [f32],
-    pub targets: &'a [u16],
-    pub vocab: Vocab,
+struct LogitsRows<'a> {
+    logits: &'a mut [bf16],
+    losses: &'a mut [f32],
+    targets: &'a [u16],
+    vocab: Vocab,
 }
 
-/// The loss of each row and, with `scale`, the gradient of `scale` times their sum in place of the logits:
-/// `(e^(x - lse) - [target]) scale`, zero past the vocabulary.
-pub fn run(engine: &Engine, rows: LogitsRows<'_>, scale: Option<f32>) {
+/// The loss of each row and, where `gradient` asks for it, in place of the logits the gradient of `scale` times
+/// their sum, and the rows' log-sum-exp (n).
+fn classify_rows(engine: &Engine, rows: LogitsRows<'_>, gradient: Option<(f32, &mut [f32])>) {
     let Vocab { used, padded } = rows.vocab;
-    let row = |((logits, loss), target): ((&mut [bf16], &mut f32), &u16)| {
+    let row = |logits: &mut [bf16], loss: &mut f32, target: u16, scale: Option<f32>| {
         let x: Vec<f32> = logits[..used].iter().map(|x| wide(*x)).collect();
-        let (lse, target) = (log_sum_exp(&x), usize::from(*target));
-        *loss = kept(lse - x[target]);
-        let Some(scale) = scale else { return };
-        for (column, (out, x)) in logits.iter_mut().zip(&x).enumerate() {
-            let share = exp(x - lse) * scale;
-            let right = if column == target { scale } else { 0.0 };
-            *out = round(if column / 8 == target / 8 { share - right } else { share });
+        let lse = log_sum_exp(&x);
+        *loss = kept(lse - x[usize::from(target)]);
+        if let Some(scale) = scale {
+            logit_gradients(logits, RowGradient { lse, target, scale, first: 0, used });
         }
-        logits[used..].fill(bf16::ZERO);
+        lse
     };
-    engine.install(|| {
-        let rows_of = rows.logits.par_chunks_mut(padded).zip(rows.losses.par_iter_mut());
-        rows_of.zip(rows.targets.par_iter()).for_each(row);
+    let logits = rows.logits.par_chunks_mut(padded);
+    engine.install(|| match gradient {
+        None => (logits, rows.losses, rows.targets).into_par_iter().for_each(|(logits, loss, target)| {
+            row(logits, loss, *target, None);
+        }),
+        Some((scale, lse)) => (logits, rows.losses, rows.targets, lse)
+            .into_par_iter()
+            .for_each(|(logits, loss, target, lse)| *lse = kept(row(logits, loss, *target, Some(scale)))),
     });
+}
+
+/// The constants of a row's gradient.
+#[derive(Clone, Copy)]
+struct RowGradient {
+    lse: f32,
+    target: u16,
+    scale: f32,
+    /// The column of the first logit, a multiple of eight.
+    first: usize,
+    /// Columns of the vocabulary.
+    used: usize,
+}
+
+/// Turns the logits of neighbouring columns of a row into their gradients `(e^(x - lse) - [target]) scale`, zero
+/// past the vocabulary.
+fn logit_gradients(logits: &mut [bf16], row: RowGradient) {
+    let RowGradient { lse, target, scale, first, used } = row;
+    let target = usize::from(target);
+    for (column, out) in (first..).zip(logits) {
+        let share = exp(wide(*out) - lse) * scale;
+        let right = if column == target { scale } else { 0.0 };
+        *out = match column {
+            past if past >= used => bf16::ZERO,
+            near if near / 8 == target / 8 => round(share - right),
+            _ => round(share),
+        };
+    }
 }
 
 /// The operands of the classifier.
@@ -101,46 +131,58 @@ struct MirrorClassifierInputs<'a> {
 }
 
 struct MirrorClassifierOutputs<'a> {
+    lse: &'a mut [f32],
     dx: &'a mut [bf16],
     dwte: &'a mut [f32],
     scale: f32,
     write: Write,
 }
 
+/// What rows of the table's gradient are computed from.
+pub(super) struct TableGradientInputs<'a> {
+    /// (n, C), bf16.
+    pub x: &'a MirrorBuffer,
+    /// The rows of the table (count, C), bf16.
+    pub wte: &'a MirrorBuffer,
+    /// Of every row's logits (n), f32.
+    pub lse: &'a MirrorBuffer,
+    /// (n).
+    pub targets: &'a Ids,
+}
+
 impl Mirror {
-    /// Some rows of the gradient of the table, for an excerpt: the logits of every row are computed, and of
-    /// their gradient the columns of these rows are kept. `dwte` (count, C).
+    /// Some rows of the gradient of the table, for an excerpt: of the logits and their gradients the columns
+    /// of these rows. `dwte` (count, C).
     pub(super) fn table_gradient(
         &self,
         gradient: &TableGradient,
         dwte: &mut MirrorBuffer,
-        x: &MirrorBuffer,
-        wte: &MirrorBuffer,
-        targets: &Ids,
+        inputs: TableGradientInputs<'_>,
     ) -> Result<()> {
         const OP: &str = "classifier";
-        /// Rows of logits in memory at a time; rows do not depend on each other.
-        const AT_A_TIME: usize = 128;
         let TableGradient { rows, channels, vocab, scale, write, first, count } = *gradient;
-        let targets = tokens(OP, &targets.0, rows, vocab.used)?;
-        let (x, wte) = (act(OP, "x", x, rows * channels)?, act(OP, "wte", wte, vocab.padded * channels)?);
+        let used = vocab.used;
+        let targets = tokens(OP, &inputs.targets.0, rows, used)?;
+        let (x, wte) =
+            (act(OP, "x", inputs.x, rows * channels)?, act(OP, "wte", inputs.wte, count * channels)?);
+        let lse = float(OP, "lse", inputs.lse, rows)?;
         let dwte = float_mut(OP, "dwte", dwte, count * channels)?;
         let size = chunk_rows(rows as u64, vocab.padded as u64, 2) as usize;
-        for (chunk, x) in x.chunks(size * channels).enumerate() {
-            let mut dout = Vec::with_capacity(x.len() / channels * count);
-            for (part, x) in x.chunks(AT_A_TIME * channels).enumerate() {
-                let shape = LinearShape { rows: x.len() / channels, c_in: channels, c_out: vocab.padded };
-                let (mut logits, mut losses) = (vec![bf16::ZERO; shape.output()], vec![0.0; shape.rows]);
-                linear::forward(&self.engine, &mut logits, x, wte, None, shape);
-                let targets = &targets[chunk * size + part * AT_A_TIME..];
-                let rows = LogitsRows { logits: &mut logits, losses: &mut losses, targets, vocab };
-                run(&self.engine, rows, Some(scale));
-                let columns = |row: &[bf16]| row[first..first + count].to_vec();
-                dout.extend(logits.chunks_exact(vocab.padded).flat_map(columns));
-            }
-            let whole = LinearShape { rows: x.len() / channels, c_in: channels, c_out: vocab.padded };
-            let (shape, write) =
-                (LinearShape { c_out: count, ..whole }, if chunk > 0 { Write::Add } else { write });
+        let chunks = x.chunks(size * channels).zip(targets.chunks(size)).zip(lse.chunks(size));
+        for (chunk, ((x, targets), lse)) in chunks.enumerate() {
+            let whole = LinearShape { rows: targets.len(), c_in: channels, c_out: vocab.padded };
+            let shape = LinearShape { c_out: count, ..whole };
+            let mut dout = vec![bf16::ZERO; shape.output()];
+            linear::forward(&self.engine, &mut dout, x, wte, None, shape);
+            self.engine.install(|| {
+                (dout.par_chunks_mut(count), targets, lse).into_par_iter().for_each(
+                    |(logits, target, lse)| {
+                        let row = RowGradient { lse: *lse, target: *target, scale, first, used };
+                        logit_gradients(logits, row);
+                    },
+                );
+            });
+            let write = if chunk > 0 { Write::Add } else { write };
             WeightGradient { dout: &dout, x, shape, write, whole }.weight(&self.engine, dwte);
         }
         Ok(())
@@ -166,8 +208,11 @@ impl Mirror {
                 targets: &targets[first..],
                 vocab,
             };
-            run(&self.engine, rows, gradient.as_ref().map(|gradient| gradient.scale));
-            let Some(MirrorClassifierOutputs { dx, dwte, write, .. }) = &mut gradient else { continue };
+            let Some(MirrorClassifierOutputs { lse, dx, dwte, scale, write }) = &mut gradient else {
+                classify_rows(&self.engine, rows, None);
+                continue;
+            };
+            classify_rows(&self.engine, rows, Some((*scale, &mut lse[first..][..shape.rows])));
             let dx = &mut dx[first * channels..][..shape.input()];
             linear::backward_input(&self.engine, dx, &logits, wte, shape);
             let write = if first > 0 { Write::Add } else { *write };
@@ -208,6 +253,7 @@ impl Perform<Classifier<'_, MirrorBuffer, Ids>> for Mirror {
             vocab,
         };
         let gradient = MirrorClassifierOutputs {
+            lse: float_mut(OP, "lse", op.lse, rows)?,
             dx: self.act_mut(OP, "dx", op.dx, rows * channels)?,
             dwte: float_mut(OP, "dwte", op.dwte, vocab.padded * channels)?,
             scale: op.scale,

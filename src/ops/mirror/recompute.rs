@@ -1,6 +1,7 @@
 //! An operation from its [`Outline`] and buffers, for the audit of a step: the methods of [`Ops`], and the
 //! one place where an excerpt needs to know more than its own shape.
 
+use super::classifier::TableGradientInputs;
 use super::{Mirror, MirrorBuffer};
 use crate::ops::cpu::Ids;
 use crate::ops::op::excerpt::{Excerpt, Pick};
@@ -77,23 +78,26 @@ impl Mirror {
             (Outline::Attention { rows, heads }, [out, lse, qkv]) => {
                 self.attention(Attention { out, lse, qkv, rows, heads })
             }
-            (Outline::Classifier { rows, channels, vocab, scale, write }, [losses, dx, dwte, x, wte]) => self
-                .classifier(Classifier {
-                    losses,
-                    losses_at: 0,
-                    dx,
-                    dwte,
-                    x,
-                    wte,
-                    targets: ids,
-                    rows,
-                    channels,
-                    vocab,
-                    scale,
-                    write,
-                }),
-            (Outline::TableGradient(gradient), [_, _, dwte, x, wte]) => {
-                self.table_gradient(&gradient, dwte, x, wte, ids)
+            (
+                Outline::Classifier { rows, channels, vocab, scale, write },
+                [losses, lse, dx, dwte, x, wte],
+            ) => self.classifier(Classifier {
+                losses,
+                losses_at: 0,
+                lse,
+                dx,
+                dwte,
+                x,
+                wte,
+                targets: ids,
+                rows,
+                channels,
+                vocab,
+                scale,
+                write,
+            }),
+            (Outline::TableGradient(gradient), [_, lse, _, dwte, x, wte]) => {
+                self.table_gradient(&gradient, dwte, TableGradientInputs { x, wte, lse, targets: ids })
             }
             (
                 Outline::LayernormBackward { rows, channels, dx_write, write },

@@ -74,6 +74,7 @@ fn pass(rows: Rows, recompute: u8, write: Write) -> RecordedPass {
             |ops, group, grads| grads.group(group).into_iter().try_for_each(|buf| ops.release(buf).map(drop)),
         )
         .expect("a pass");
+    traced.release(&model.log_sums).expect("a look");
     let trace = traced.finish().expect("all was seen");
     RecordedPass { trace, matrices, parameters, inputs, targets }
 }
@@ -110,13 +111,12 @@ impl RecordedPass {
             };
             for index in 0..operation.outline.excerpts() {
                 let excerpt = operation.outline.excerpt(index, tokens);
-                let flow = operation.flow.iter().zip(&excerpt.picks);
-                let given: Vec<_> = flow
-                    .clone()
-                    .map(|(flow, pick)| Some(self.gather(flow.before?, pick.as_ref()?)))
+                let accesses = excerpt.outline.matrices().into_iter().map(|matrix| matrix.access);
+                let given: Vec<_> = (operation.flow.iter().zip(&excerpt.picks).zip(accesses))
+                    .map(|((flow, pick), access)| Some(self.gather(flow.found(access)?, pick.as_ref()?)))
                     .collect();
                 let again = ops.recompute(&excerpt, &given).expect("an operation");
-                for ((flow, pick), again) in flow.zip(again) {
+                for ((flow, pick), again) in operation.flow.iter().zip(&excerpt.picks).zip(again) {
                     let (Some(after), Some(pick)) = (flow.after, pick) else { continue };
                     let whole = self.gather(FlowSource::Matrix(after), pick);
                     let unfinished = again.len() / pick.size()[0] * pick.unfinished_rows;

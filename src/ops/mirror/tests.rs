@@ -330,12 +330,14 @@ fn classifier<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: Shape) {
         })
         .expect("classifier_loss");
     to.add("classifier_loss", &losses, rows + 3);
+    let mut lse = to.ops.alloc(Role::F32, rows).expect("memory");
     let mut dx = to.ops.alloc(Role::Activation, rows * channels).expect("memory");
     let mut dwte = draw.buf(to.ops, Role::F32, vocab.padded * channels, 1.0);
     to.ops
         .classifier(Classifier {
             losses: &mut losses,
             losses_at: 0,
+            lse: &mut lse,
             dx: &mut dx,
             dwte: &mut dwte,
             x: &x,
@@ -349,6 +351,7 @@ fn classifier<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: Shape) {
         })
         .expect("classifier");
     to.add("classifier losses", &losses, rows);
+    to.add("classifier lse", &lse, rows);
     to.add("classifier dx", &dx, rows * channels);
     to.add("classifier dwte", &dwte, vocab.padded * channels);
 }

@@ -51,6 +51,8 @@ pub struct Classifier<'a, B, I> {
     pub losses: &'a mut B,
     /// Where the losses of these rows begin.
     pub losses_at: usize,
+    /// (n), f32; set: the logarithm of each row's sum of exponentials.
+    pub lse: &'a mut B,
     /// (n, C), activation; set.
     pub dx: &'a mut B,
     /// (V, C), f32; written as `write` says. Rows past `vocab.used` get zeros.

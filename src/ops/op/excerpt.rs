@@ -9,7 +9,7 @@
 //! | products, GELU | a tile of the output | its rows of one factor, its columns of the other |
 //! | weight gradient | a block of channels by channels, with the bias gradient | these columns of all rows |
 //! | layernorm, embedding, classifier | a block of rows | these rows; of the classifier the whole table |
-//! | the classifier's gradient of the table | some rows of it | all rows, and the whole table |
+//! | the classifier's gradient of the table | some rows of it | these rows, and all inputs with their `lse` |
 //! | gradient of a layernorm | rows of `dx`, or columns of the weights | these rows, or columns of all rows |
 //! | attention and its gradient | one head of one sequence | that head |
 //! | gradient of the embedding | a token of the table, or some positions | the rows that are added there |
@@ -178,7 +178,8 @@ impl Outline {
                 let part = block(index - rows.div_ceil(TILE_ROWS), TABLE_ROWS, vocab.padded);
                 let (first, count) = (part.start, part.len());
                 let of = |rows| Some(Pick::new(rows, 0..channels));
-                let picks = vec![None, None, of(part), of(0..rows), of(0..vocab.padded)];
+                let lse = Some(Pick::new(0..rows, 0..1));
+                let picks = vec![None, lse, None, of(part.clone()), of(0..rows), of(part)];
                 let outline = TableGradient { rows, channels, vocab, scale, write, first, count };
                 Excerpt { outline: Outline::TableGradient(outline), picks, tokens: tokens.to_vec() }
             }
@@ -186,8 +187,8 @@ impl Outline {
             Outline::Classifier { rows, channels: c, vocab, scale, write } => {
                 let r = block(index, TILE_ROWS, rows);
                 let of_rows = |columns| Some(Pick::new(r.clone(), 0..columns));
-                let picks =
-                    [of_rows(1), of_rows(c), None, of_rows(c), Some(Pick::new(0..vocab.padded, 0..c))];
+                let table = Some(Pick::new(0..vocab.padded, 0..c));
+                let picks = [of_rows(1), of_rows(1), of_rows(c), None, of_rows(c), table];
                 let outline = Outline::Classifier { rows: r.len(), channels: c, vocab, scale, write };
                 Excerpt { outline, picks: picks.into(), tokens: tokens[r].to_vec() }
             }

@@ -222,17 +222,20 @@ impl Outline {
             ],
             Outline::Classifier { rows: n, channels: c, vocab, write, .. } => vec![
                 m("losses", F32, Set, n, 1),
+                m("lse", F32, Set, n, 1),
                 m("dx", Activation, Set, n, c),
                 m("dwte", F32, write.into(), vocab.padded, c),
                 m("x", Activation, Read, n, c),
                 m("wte", Param, Read, vocab.padded, c),
             ],
-            Outline::TableGradient(TableGradient { rows: n, channels: c, vocab, write, count, .. }) => vec![
+            // The excerpt reads what the rest of the classifier wrote, and its own rows of the table.
+            Outline::TableGradient(TableGradient { rows: n, channels: c, write, count, .. }) => vec![
                 m("losses", F32, Set, n, 1),
+                m("lse", F32, Read, n, 1),
                 m("dx", Activation, Set, n, c),
                 m("dwte", F32, write.into(), count, c),
                 m("x", Activation, Read, n, c),
-                m("wte", Param, Read, vocab.padded, c),
+                m("wte", Param, Read, count, c),
             ],
             Outline::LayernormBackward { rows: n, channels: c, dx_write, write } => vec![
                 m("dx", Activation, dx_write.into(), n, c),
@@ -334,7 +337,7 @@ outlined! {
             scale: op.scale,
             write: op.write,
         }),
-        vec![op.losses, op.dx, op.dwte, op.x, op.wte];
+        vec![op.losses, op.lse, op.dx, op.dwte, op.x, op.wte];
     LayernormBackward<B>: |op| Some(Outline::LayernormBackward {
             rows: op.rows,
             channels: op.channels,

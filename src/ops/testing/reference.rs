@@ -181,7 +181,15 @@ fn log_sum_exp(x: &[f64]) -> f64 {
     max + libm::log(x.iter().map(|x| libm::exp(x - max)).sum())
 }
 
-/// (losses, dx, dwte) over the first `used` of `padded` rows of `wte`.
+/// What a classifier gives over the first `used` of `padded` rows of `wte`.
+pub struct ClassifierReference {
+    pub losses: Vec<f64>,
+    pub lse: Vec<f64>,
+    pub dx: Vec<f64>,
+    pub dwte: Vec<f64>,
+}
+
+/// See [`ClassifierReference`].
 pub fn classifier(
     x: &[f64],
     wte: &[f64],
@@ -190,13 +198,14 @@ pub fn classifier(
     used: usize,
     padded: usize,
     scale: f64,
-) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+) -> ClassifierReference {
     let n = targets.len();
     let logits = linear(x, &wte[..used * channels], None, n, channels, used);
-    let mut losses = Vec::new();
+    let (mut losses, mut lse) = (Vec::new(), Vec::new());
     let mut dlogits = Vec::new();
     for (row, target) in logits.chunks(used).zip(targets) {
         let log_sum = log_sum_exp(row);
+        lse.push(log_sum);
         losses.push(log_sum - row[usize::from(*target)]);
         dlogits.extend(
             row.iter().enumerate().map(|(j, x)| {
@@ -207,7 +216,7 @@ pub fn classifier(
     let dx = linear_backward_input(&dlogits, wte, n, channels, used);
     let (mut dwte, _) = linear_backward_weight(&dlogits, x, n, channels, used);
     dwte.resize(padded * channels, 0.0);
-    (losses, dx, dwte)
+    ClassifierReference { losses, lse, dx, dwte }
 }
 
 #[cfg(test)]
@@ -287,14 +296,14 @@ mod tests {
     fn classifier_gradients_are_the_slopes() {
         let (c, used, padded, targets) = (3, 5, 8, [1u16, 4, 0]);
         let (x, wte) = (wide(12, 9), wide(13, padded * c));
-        let (_, dx, dwte) = classifier(&x, &wte, &targets, c, used, padded, 0.3);
+        let ClassifierReference { dx, dwte, .. } = classifier(&x, &wte, &targets, c, used, padded, 0.3);
         assert_close(
             &dx,
-            &differences(&x, &[0.3; 3], |x| classifier(x, &wte, &targets, c, used, padded, 0.3).0),
+            &differences(&x, &[0.3; 3], |x| classifier(x, &wte, &targets, c, used, padded, 0.3).losses),
         );
         assert_close(
             &dwte,
-            &differences(&wte, &[0.3; 3], |wte| classifier(&x, wte, &targets, c, used, padded, 0.3).0),
+            &differences(&wte, &[0.3; 3], |wte| classifier(&x, wte, &targets, c, used, padded, 0.3).losses),
         );
     }
 }

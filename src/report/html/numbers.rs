@@ -42,7 +42,7 @@ impl Numbers {
         Numbers {
             steps: run.trained().count() as u64,
             tokens: rows.last().map_or(0, |row| row.tokens),
-            loss: figures.get("loss").map(|loss| (loss, tail(updates(rows)))),
+            loss: figures.get("mean_loss").map(|loss| (loss, tail(updates(rows)))),
             val_loss: figures.get("val_loss").zip(best).map(|(last, (best, step))| (last, best, step)),
             hellaswag: figures.get("hellaswag"),
             hellaswag_acc: figures.get("hellaswag_acc"),

@@ -73,6 +73,7 @@ impl TracedPass {
             write,
             whole,
         )?;
+        traced.release(&model.log_sums)?;
         Ok(TracedPass { trace: traced.finish()?, gradients })
     }
 

@@ -66,6 +66,7 @@ impl<O: Ops> BatchRun<'_, O> {
             take(ops.inner, group, grads)
         };
         model.forward_backward_by_groups(&mut traced, batch, losses, grads, *scale, *write, whole)?;
+        traced.release(&model.log_sums)?;
         Ok(TracedPass { trace: traced.finish()?, gradients })
     }
 }

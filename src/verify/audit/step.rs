@@ -118,8 +118,9 @@ impl Step<'_> {
         let excerpt = operation.outline.excerpt(drawn.excerpt, tokens);
         let flow = operation.flow.iter().zip(&excerpt.picks);
         let mut given = Vec::new();
-        for (flow, pick) in flow.clone() {
-            let bytes = match (flow.before, pick) {
+        let accesses = excerpt.outline.matrices().into_iter().map(|matrix| matrix.access);
+        for ((flow, pick), access) in flow.clone().zip(accesses) {
+            let bytes = match (flow.found(access), pick) {
                 (Some(FlowSource::Matrix(number)), Some(pick)) => Some(self.matrix(number, pick)?),
                 (Some(FlowSource::Parameter(at)), Some(pick)) => {
                     let ParamSpec { name, shape, .. } = self.specs[at];

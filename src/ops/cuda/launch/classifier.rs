@@ -7,8 +7,8 @@ use crate::ops::{Result, Vocab};
 bindings! {
     "classifier.cu" {
         struct ClassifierArgs {
-            logits: Out<Act>, losses: Out<F32>, targets: In<U16>, padded: u64, used: u64, scale: f32,
-            cached: u32,
+            logits: Out<Act>, losses: Out<F32>, lse: Out<F32>, targets: In<U16>, padded: u64, used: u64,
+            scale: f32, cached: u32,
         }
         kernel LOSS(ClassifierArgs) = "classifier_loss";
         kernel GRADIENT(ClassifierArgs) = "classifier_gradient";
@@ -26,10 +26,12 @@ pub fn chunk_rows(n: u64, padded: u64, element_bytes: u64) -> u64 {
     n.div_ceil(chunks).next_multiple_of(128)
 }
 
-/// One chunk: `rows` rows of logits, with the addresses of their losses and targets.
+/// One chunk: `rows` rows of logits, with the addresses of what belongs to them.
 pub struct LogitsChunk {
     pub logits: u64,
     pub losses: u64,
+    /// Of the rows' log-sum-exp; not read by [`loss`].
+    pub lse: u64,
     pub targets: u64,
     pub rows: u64,
 }
@@ -39,6 +41,7 @@ impl LogitsChunk {
         ClassifierArgs {
             logits: Out::at(self.logits),
             losses: Out::at(self.losses),
+            lse: Out::at(self.lse),
             targets: In::at(self.targets),
             padded: vocab.padded as u64,
             used: vocab.used as u64,
@@ -58,10 +61,10 @@ pub unsafe fn loss(k: &Kernels, op: &'static str, chunk: &LogitsChunk, vocab: Vo
     unsafe { k.launch(op, &LOSS, Geometry::new(chunk.rows, 512), &chunk.args(vocab, 1.0, false)) }
 }
 
-/// Losses, and the gradient of `scale` times their sum in place of the logits.
+/// Losses and log-sum-exp, and the gradient of `scale` times the losses' sum in place of the logits.
 ///
 /// # Safety
-/// As for [`loss`].
+/// As for [`loss`], and `lse` holds `rows` numbers.
 pub unsafe fn gradient(
     k: &Kernels,
     op: &'static str,

@@ -167,18 +167,20 @@ fn the_classifier_crosses_chunks_without_a_seam() {
         targets: &[u16],
         c: usize,
         vocab: Vocab,
-    ) -> [Vec<f32>; 4] {
+    ) -> [Vec<f32>; 5] {
         let n = targets.len();
         let (x, wte) = (filled(ops, Role::Activation, x), filled(ops, Role::Param, wte));
         let mut ids = ops.alloc_ids(n).expect("memory");
         ops.upload_ids(&mut ids, targets).expect("an upload");
         let mut losses = ops.alloc(Role::F32, n + 5).expect("memory");
         let mut alone = ops.alloc(Role::F32, n).expect("memory");
+        let mut lse = ops.alloc(Role::F32, n).expect("memory");
         let mut dx = ops.alloc(Role::Activation, n * c).expect("memory");
         let mut dwte = filled(ops, Role::F32, &vec![7.0; vocab.padded * c]);
         ops.classifier(Classifier {
             losses: &mut losses,
             losses_at: 5,
+            lse: &mut lse,
             dx: &mut dx,
             dwte: &mut dwte,
             x: &x,
@@ -205,6 +207,7 @@ fn the_classifier_crosses_chunks_without_a_seam() {
         [
             values(ops, &losses, n + 5)[5..].to_vec(),
             values(ops, &alone, n),
+            values(ops, &lse, n),
             values(ops, &dx, n * c),
             values(ops, &dwte, vocab.padded * c),
         ]
@@ -213,7 +216,7 @@ fn the_classifier_crosses_chunks_without_a_seam() {
     let expected = run(&mut cpu(), &x, &wte, &targets, c, vocab);
     assert_eq!(got[0], got[1], "the losses are the same bits with and without gradients");
     for ((name, tolerance), (got, expected)) in
-        [("losses", 2e-3), ("losses", 2e-3), ("dx", 1e-2), ("dwte", 1e-2)]
+        [("losses", 2e-3), ("losses", 2e-3), ("lse", 2e-3), ("dx", 1e-2), ("dwte", 1e-2)]
             .iter()
             .zip(got.iter().zip(&expected))
     {
@@ -222,7 +225,7 @@ fn the_classifier_crosses_chunks_without_a_seam() {
         assert!(distance < *tolerance, "{name} is off by {distance:.2e}");
     }
     let past = vocab.used * c..;
-    assert!(got[3][past].iter().all(|gradient| *gradient == 0.0), "rows past the vocabulary get zeros");
+    assert!(got[4][past].iter().all(|gradient| *gradient == 0.0), "rows past the vocabulary get zeros");
 }
 
 #[test]
