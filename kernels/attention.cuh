@@ -37,8 +37,10 @@ constexpr float SCALE = HS == 64   ? 0.125f
 static_assert(HS == 64 || HS == 80 || HS == 96 || HS == 128, "no scale for this head size");
 /// Scores times this are exponents of 2.
 constexpr float SCALE_LOG2 = SCALE * LOG2_E;
-/// A masked score. Finite, so that no difference of two is NaN; 2 to its power is 0.
-constexpr float MASKED = -1e30f;
+/// Where the maximum of a row begins. Finite, so that no difference of two is NaN.
+constexpr float LOWEST = -1e30f;
+/// A masked score: so far below every maximum that its weight is 0, also where all that is seen is lower yet.
+constexpr float MASKED = -1e35f;
 
 __device__ __forceinline__ u32 shared_address(const void* p) {
     return static_cast<u32>(__cvta_generic_to_shared(p));

@@ -67,7 +67,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
-        for (int h = 0; h < 2; ++h) row_max[m][h] = MASKED, row_sum[m][h] = 0.0f;
+        for (int h = 0; h < 2; ++h) row_max[m][h] = LOWEST, row_sum[m][h] = 0.0f;
 
     for (int tile = 0; tile < tiles; ++tile) {
         const int key0 = tile * KEYS;
@@ -107,7 +107,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
 #pragma unroll
                 for (int n = 0; n < KEYS / 8; ++n)
                     top = fmaxf(top, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
-                top = quad_max(top);  // finite: key 0 is never masked
+                top = quad_max(top);
                 const float rescale = exact::exp2((row_max[m][h] - top) * SCALE_LOG2);
                 const float shift = top * SCALE_LOG2;
                 row_max[m][h] = top;

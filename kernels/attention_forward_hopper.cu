@@ -96,7 +96,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     const u32 q_rows = q_tile + group * 64 * 128;
     const u32 q_operand = operand<ROWS>(q_rows), k_operand = operand<KEYS>(k_tiles),
               v_operand = operand<KEYS>(v_tiles);
-    float s[KEYS / 2], o[HS / 2], row_max[2] = {MASKED, MASKED}, row_sum[2] = {0.0f, 0.0f};
+    float s[KEYS / 2], o[HS / 2], row_max[2] = {LOWEST, LOWEST}, row_sum[2] = {0.0f, 0.0f};
     clear(o);
     u32 p[KEYS / 16][4];
     float rescale[2];
@@ -119,7 +119,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
 #pragma unroll
             for (int n = 0; n < KEYS / 8; ++n)
                 top = fmaxf(top, fmaxf(s[4 * n + 2 * h], s[4 * n + 2 * h + 1]));
-            top = quad_max(top);  // not MASKED: key 0 never is
+            top = quad_max(top);
             const float shift = top * SCALE_LOG2;
             rescale[h] = exact::exp2((row_max[h] - top) * SCALE_LOG2);
             row_max[h] = top;

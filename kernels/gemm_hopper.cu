@@ -300,6 +300,15 @@ struct Product {
                                                   const Work& w, u32 buffers, u32 loaded, u32 parity,
                                                   u32 extra, u32 group, u32 warp, u32 lane) {
         const u32 row = lane >> 2;
+        if (ENDING == GELU_GRADIENT && w.row + ROWS > args.m) {
+            // Rows past the last are products with zeros, NaN where a weight is infinite: none counts.
+            const int row0 = w.row + static_cast<int>((warp & 3) * 16 + row);
+#pragma unroll
+            for (int i = 0; i < WIDTH; ++i) {
+                const int half = i / (WIDTH / 2);
+                if (row0 + half * 64 + (i & 2) * 4 >= args.m) d[half][i % (WIDTH / 2)] = 0.0f;
+            }
+        }
         float sums[PANEL / 8][2];
 #pragma unroll
         for (int unit = 0; unit < UNITS; ++unit) {

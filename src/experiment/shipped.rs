@@ -26,6 +26,7 @@ macro_rules! shipped {
 shipped!(
     "ci",
     "ci_cuda",
+    "example_sweep",
     "finetune_gpt2",
     "gpt2_124m",
     "gpt2_33b",

@@ -49,6 +49,15 @@ pub(super) fn step_of(name: &str) -> Option<u64> {
     checkpoint::step_of(name.strip_suffix(".bin")?)
 }
 
+/// The steps that a folder has files of, rising.
+pub fn steps_in(folder: &Path) -> Vec<u64> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut steps: Vec<u64> =
+        entries.filter_map(|entry| entry.file_name().to_str().and_then(step_of)).collect();
+    steps.sort_unstable();
+    steps
+}
+
 /// Deletes the files of `step` and later ones: a run that goes back makes them anew.
 pub(super) fn drop_from(folder: &Path, step: u64) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Ok(()) };

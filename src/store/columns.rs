@@ -79,7 +79,7 @@ pub struct Column {
 }
 
 impl Column {
-    /// The name of a run's one number: the column's where it is one of its values or their median, and another
+    /// The name of a run's one number: the column's where it is one of its values or their median, another
     /// where it is a mean (`mean_loss`), so that `loss` is that of a step in every file and on every screen.
     pub fn figure_name(&self) -> &'static str {
         if self.summary == SummaryRule::Tail { self.mean_name } else { self.name }

@@ -77,13 +77,19 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
     })
 }
 
-/// How many of the files of audits are here. None of them is opened: that is `--audit`.
+/// How many of the files of audits are here, and whether others are. None of them is opened: that is
+/// `--audit`.
 fn audits(paths: &RunPaths, entries: &[Entry], checks: &mut Checks<'_>) {
     let steps: Vec<u64> =
         entries.iter().filter(|entry| entry.audit.is_some()).map(|entry| entry.step).collect();
     let here = steps.iter().filter(|step| audit::path(paths, **step).is_file()).count();
     let what =
         format!("{} steps have one, {here} of their files are here; `--audit N` opens them", steps.len());
+    let strange = audit::steps_in(&paths.audits()).into_iter().find(|step| !steps.contains(step));
+    if let Some(step) = strange {
+        let path = audit::path(paths, step);
+        return checks.failed("audits", format!("the ledger has no audit of `{}`", path.display()));
+    }
     match (steps.len(), here) {
         (0, _) => {}
         (steps, here) if steps == here => checks.passed("audits", what),

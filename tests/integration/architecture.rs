@@ -118,6 +118,29 @@ impl Crate {
         twice.map(|(name, at)| format!("`{name}` names a type in {}", at.join(" and in "))).collect()
     }
 
+    /// What reaches past the order: the whole of the crate's root under a name or none, and items of its own.
+    fn past_the_order(&self) -> Vec<String> {
+        let mut faults = BTreeSet::new();
+        for mention in &self.mentions {
+            let at = format!("{}:{}", self.files[&mention.module], mention.line);
+            let of_root = |meaning| match meaning {
+                Some(Meaning::Module(module)) => mention.name.is_some() && module.is_empty(),
+                Some(Meaning::Item(module)) => module.is_empty(),
+                None => mention.path.first().is_some_and(|first| first == "runner"),
+            };
+            if !mention.module.is_empty() && of_root(self.meaning(&mention.module, &mention.path, 0)) {
+                faults.insert(format!("{at}: `{}` is the crate's root or in it", mention.path.join("::")));
+            }
+        }
+        let order: Vec<&str> = ORDER.split_whitespace().collect();
+        let tops = self.files.keys().filter_map(|module| module.first());
+        faults.extend(
+            tops.filter(|top| !order.contains(&top.as_str()))
+                .map(|top| format!("`{top}` is not in the order of modules")),
+        );
+        faults.into_iter().collect()
+    }
+
     /// Uses of modules that stand later in the order.
     fn arrows_up(&self) -> Vec<String> {
         let order: Vec<&str> = ORDER.split_whitespace().collect();
@@ -255,7 +278,7 @@ fn every_module_uses_only_those_below_it() {
     let house = this_crate();
     let uses = house.edges().len();
     assert!(uses > 300, "only {uses} uses were found: is the search right?");
-    let faults = house.arrows_up();
+    let faults = [house.arrows_up(), house.past_the_order()].concat();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
@@ -297,12 +320,36 @@ fn a_use_of_a_module_above_is_found_in_every_form() {
         ("model/gpt2.rs", "fn f() -> Vec<crate::train::run::Run> { vec![] }"),
         ("model/gpt2.rs", "mod inner { fn f() { super::super::super::cli::run() } }"),
         ("model/deep/part.rs", "impl self::super::super::super::train::run::Run {}"),
+        (
+            "model/gpt2.rs",
+            "fn f(x: f32) { if x <= 0.0 { g() } }\nfn h(t: (u8,)) { match t.0 { _ => crate::cli::run() } }",
+        ),
+        ("model/gpt2.rs", "fn f() { for _ in 0..crate::cli::run() {} }"),
+        ("model/gpt2.rs", "fn f() { crate::r#cli::run() }"),
+        ("model/gpt2.rs", "fn f(x: u8) { match x { 0..=9 => crate::cli::run(), _ => {} } }"),
         ("model/gpt2.rs", "fn f<'a>(c: char) -> bool { c == '\"' || crate::cli::run() == '\\'' }"),
     ] {
         let faults = made_up(&[train, cli, (file, text)]).arrows_up();
         assert!(!faults.is_empty() && faults[0].starts_with(file), "`{text}`: {faults:?}");
         assert!(faults[0].contains("`model` uses `train`") || faults[0].contains("`model` uses `cli`"));
     }
+}
+
+#[test]
+fn a_way_around_the_order_is_found_in_every_form() {
+    for (file, text) in [
+        ("model/gpt2.rs", "use crate::*;\nfn f() { cli::run() }"),
+        ("model/gpt2.rs", "use super::super::*;"),
+        ("model/gpt2.rs", "use crate as c;"),
+        ("model/gpt2.rs", "fn f() { crate::go() }"),
+        ("model/gpt2.rs", "fn f() { runner::cli::run() }"),
+        ("new/mod.rs", "pub fn f() {}"),
+    ] {
+        let house = made_up(&[("cli/mod.rs", "pub fn run() {}"), (file, text)]);
+        assert_eq!(house.past_the_order().len(), 1, "`{text}`: {:?}", house.past_the_order());
+    }
+    let fine = [("units.rs", "pub fn f() {}"), ("model/gpt2.rs", "use crate::units;\nfn f() { units::f() }")];
+    assert_eq!(made_up(&fine).past_the_order(), [""; 0]);
 }
 
 #[test]

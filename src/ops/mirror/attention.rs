@@ -19,7 +19,8 @@ use crate::ops::{Attention, AttentionBackward, Heads, Perform, Result, Rows};
 
 /// Queries and keys of a tile.
 const TILE: usize = 64;
-const MASKED: f32 = -1e30;
+/// Where the maximum of a row begins.
+const LOWEST: f32 = -1e30;
 
 /// One head of one sequence in a matrix (B, T, slices, HS).
 #[derive(Clone, Copy)]
@@ -132,7 +133,7 @@ fn forward_tile(engine: &Engine, [q, k, v]: [HeadSlice<'_>; 3], tile: usize) -> 
     let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
     let queries = q.rows(engine, tile);
     let mut out = vec![0.0f32; TILE * head_size];
-    let mut tops = [MASKED; TILE];
+    let mut tops = [LOWEST; TILE];
     let mut sums = [[0.0f32; 4]; TILE];
     for keys in 0..=tile {
         let mut s = vec![0.0f32; TILE * TILE];
@@ -144,6 +145,7 @@ fn forward_tile(engine: &Engine, [q, k, v]: [HeadSlice<'_>; 3], tile: usize) -> 
             let rescale = exp2((tops[row] - top) * scale_log2);
             tops[row] = top;
             s[..seen].iter_mut().for_each(|s| *s = exp2(s.mul_add(scale_log2, -shift)));
+            // Masked scores have no weight.
             s[seen..].fill(0.0);
             for (sum, new) in sums[row].iter_mut().zip(quad(s)) {
                 *sum = sum.mul_add(rescale, new);

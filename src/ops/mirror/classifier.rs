@@ -68,8 +68,8 @@ struct LogitsRows<'a> {
     vocab: Vocab,
 }
 
-/// The loss of each row and, where `gradient` asks for it, in place of the logits the gradient of `scale` times
-/// their sum, and the rows' log-sum-exp (n).
+/// The loss of each row and, where `gradient` asks for it, the rows' log-sum-exp (n) and, in place of the
+/// logits, the gradient of `scale` times the losses' sum.
 fn classify_rows(engine: &Engine, rows: LogitsRows<'_>, gradient: Option<(f32, &mut [f32])>) {
     let Vocab { used, padded } = rows.vocab;
     let row = |logits: &mut [bf16], loss: &mut f32, target: u16, scale: Option<f32>| {
@@ -104,8 +104,8 @@ struct RowGradient {
     used: usize,
 }
 
-/// Turns the logits of neighbouring columns of a row into their gradients `(e^(x - lse) - [target]) scale`, zero
-/// past the vocabulary.
+/// Turns the logits of neighbouring columns of a row into their gradients `(e^(x - lse) - [target]) scale`,
+/// zero past the vocabulary.
 fn logit_gradients(logits: &mut [bf16], row: RowGradient) {
     let RowGradient { lse, target, scale, first, used } = row;
     let target = usize::from(target);

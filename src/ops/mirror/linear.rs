@@ -77,7 +77,7 @@ pub fn gelu_gradient(engine: &Engine, dpre: &mut [bf16], pre: &[bf16]) {
 /// warp's 32, threads that differ by 4, 2 and 1 are added, then four warps.
 pub fn gelu_sums(engine: &Engine, dpre: &[bf16], width: usize) -> Vec<f32> {
     let block = |dpre: &[bf16]| -> Vec<f32> {
-        // Rows past the last are products with zeros.
+        // Rows past the last do not count.
         let at = |row: usize, column: usize| dpre.get(row * width + column).map_or(0.0, |x| wide(*x));
         let warp = |warp: usize| -> Vec<f32> {
             let column = |column: usize| {

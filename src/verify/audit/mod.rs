@@ -24,6 +24,7 @@ use crate::train::audit::draw::{self, Drawn, ParamBlock, Terms, TracedPass};
 use crate::train::state;
 use crate::units;
 
+mod contents;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -89,10 +90,20 @@ pub fn verify(
     undrawn(&run, &before, drift, checks);
     let mut audited = Audited::of(run)?;
     let mut kept: Vec<(usize, KeptPart)> = Vec::new();
-    let mut without_blocks: Vec<String> = Vec::new();
+    let (mut without_blocks, mut other_pieces) = (Vec::new(), Vec::new());
+    let mut tally = Tally::default();
     for at in &steps {
-        match audited.open(*at).and_then(|opened| audited.parts(*at, &opened)) {
-            Ok(parts) => {
+        let opened = audited.open(*at).and_then(|opened| {
+            let parts = audited.parts(*at, &opened)?;
+            audited.hold_to(&opened, &parts)?;
+            Ok((opened, parts))
+        });
+        match opened {
+            Ok((OpenedAudit { file, pass }, parts)) => {
+                tally.flops_of_batches += pass.trace.operations.iter().map(|it| it.flops as f64).sum::<f64>();
+                if file.pieces != audited.experiment().proof.audit_pieces as u64 {
+                    other_pieces.push(format!("{} of step {}", file.pieces, file.step));
+                }
                 let updated = audited.run.entries[*at].action == Action::Update;
                 if updated && !parts.iter().any(|part| matches!(part, KeptPart::Update(_))) {
                     without_blocks.push(audited.run.entries[*at].step.to_string());
@@ -106,16 +117,29 @@ pub fn verify(
         }
     }
     if !without_blocks.is_empty() {
+        let steps = without_blocks.join(", ");
+        if audited.experiment().parallel.zero == 0 {
+            let what = format!("no block was kept in the steps {steps}, and every rank had the whole state");
+            checks.failed("audit of the update", what);
+            return Ok(());
+        }
         let what = format!(
-            "no block was kept in the steps {}: so it is where several ranks share the optimizer's state, \
-             and nowhere else",
-            without_blocks.join(", ")
+            "no block was kept in the steps {steps}: so it is where several ranks share the optimizer's \
+             state, and nowhere else. The lock says that the last start had {} of them",
+            audited.run.lock.environment.get("ranks").map_or("an unknown number", String::as_str)
         );
         checks.skipped("audit of the update", what);
     }
+    if !other_pieces.is_empty() {
+        let what = format!(
+            "`proof.audit_pieces = {}`, and drawn were {}: so it is where the key was changed at a resume",
+            audited.experiment().proof.audit_pieces,
+            other_pieces.join(", ")
+        );
+        checks.skipped("audits", what);
+    }
     let all = kept.len();
     let chosen = choose(kept, options);
-    let mut tally = Tally::default();
     let checked = report.progress(LongWork::Auditing, chosen.len() as u64);
     for at in chosen.iter().map(|(at, _)| *at).collect::<BTreeSet<_>>() {
         let parts: Vec<KeptPart> = chosen.iter().filter(|(of, _)| *of == at).map(|(_, part)| *part).collect();
@@ -292,7 +316,6 @@ impl Audited {
             }
             checked(1);
         }
-        tally.flops_of_batches += pass.trace.operations.iter().map(|it| it.flops as f64).sum::<f64>();
         Ok(())
     }
 
@@ -309,7 +332,7 @@ struct Tally {
     updates: usize,
     /// Micro-batches whose tokens were held to the data.
     tokens: usize,
-    /// Floating-point operations of the excerpts, and of the micro-batches that they are of.
+    /// Floating-point operations of the excerpts, and of the micro-batches of all audited steps.
     flops: f64,
     flops_of_batches: f64,
 }
@@ -332,8 +355,9 @@ impl Tally {
         let checked = excerpts + self.updates;
         let workers = experiment.parallel.workers as u64;
         let batches = experiment.micro_steps_per_worker() * workers;
-        let one_in = |share: f64| {
-            if share > 0.0 { units::thousands((1.0 / share).round() as u64) } else { "-".into() }
+        let share = match self.flops / self.flops_of_batches {
+            0.0 => "none".to_owned(),
+            share => format!("1 in {}", units::thousands((1.0 / share).round() as u64)),
         };
         let missed = match 100.0 * libm::pow(0.99, excerpts as f64) {
             missed if missed < 0.1 => "under 0.1 %".to_owned(),
@@ -342,11 +366,10 @@ impl Tally {
         checks.passed(
             "audit",
             format!(
-                "{checked} of {kept} parts that {steps} steps kept, drawn by `--seed {seed}`; 1 in {} of the \
+                "{checked} of {kept} parts that {steps} steps kept, drawn by `--seed {seed}`; {share} of the \
                  floating-point operations \
                  of their micro-batches, which are 1 in {batches} of a step; a fault in 1 % of all that \
                  could be drawn of the micro-batches would have been missed with a probability of {missed}{}",
-                one_in(self.flops / self.flops_of_batches),
                 left_open(batches, workers),
             ),
         );
@@ -359,12 +382,19 @@ fn left_open(batches: u64, workers: u64) -> String {
     if batches > 1 {
         open.push(format!("{} of {batches} micro-batches of a step", batches - 1));
     }
-    match (batches / workers > 1, workers > 1) {
-        (_, true) => open.push("that the gradients of the update are the sum of all workers'".into()),
-        (true, false) => open.push("the gradients that the micro-batches before left".into()),
-        _ => {}
+    if batches / workers > 1 {
+        open.push("the gradients that the micro-batches before left".into());
     }
-    open.push("all but a few blocks of an update".into());
-    open.push("the gradient's norm, the mean loss and the guards' decision, which are the ledger's".into());
+    if workers > 1 {
+        open.push("that the gradients of the update are the sum of all workers'".into());
+    }
+    for what in [
+        "all but a few blocks of an update",
+        "the gradient's norm, the mean loss and the guards' decision, which are the ledger's",
+        "the counters, the guards' windows and the place in the data after a step, and that a skipped step \
+         changes nothing",
+    ] {
+        open.push(what.into());
+    }
     format!("\n  left open: {}", open.join("; "))
 }

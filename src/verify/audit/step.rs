@@ -64,7 +64,7 @@ impl Step<'_> {
         Ok(grid.gather(pick, units))
     }
 
-    /// KeptPart of a tensor of the state before (0) or after (1) the step; `grid` may lay it out as one row.
+    /// Part of a tensor of the state before (0) or after (1) the step; `grid` may lay it out as one row.
     fn state(
         &self,
         when: usize,

@@ -50,7 +50,13 @@ fn tokens(source: &str) -> Vec<Token> {
                 while is_word(get(at)) {
                     at += 1
                 }
-                let word: String = text[start..at].iter().collect();
+                let mut word: String = text[start..at].iter().collect();
+                // `r#name` is `name`.
+                if word == "r" && get(at) == '#' && is_word(get(at + 1)) {
+                    let from = at + 1;
+                    at = from + text[from..].iter().take_while(|c| is_word(**c)).count();
+                    word = text[from..at].iter().collect();
+                }
                 let hashes = text[at..].iter().take_while(|c| **c == '#').count();
                 if ["r", "br", "cr"].contains(&word.as_str()) && get(at + hashes) == '"' {
                     let end: Vec<char> = ['"'].into_iter().chain(vec!['#'; hashes]).collect();
@@ -59,7 +65,7 @@ fn tokens(source: &str) -> Vec<Token> {
                     at = length.map_or(text.len(), |length| from + length + end.len());
                 } else if ["b", "c"].contains(&word.as_str()) && get(at) == '"' {
                     at = end_of_string(&text, at + 1);
-                } else if !c.is_ascii_digit() {
+                } else {
                     found.push((word, line));
                 }
             }
@@ -115,6 +121,7 @@ pub fn scan(source: &str, module: &[String]) -> Scan {
     let tokens = tokens(source);
     let mut reader = Reader { tokens: &tokens, at: 0, scan: Scan::default() };
     reader.module(module);
+    assert!(reader.at >= tokens.len(), "`{}` was read to line {} only", module.join("::"), reader.line());
     reader.scan
 }
 
@@ -261,7 +268,9 @@ impl Reader<'_> {
                 "{" => (depth, self.at) = (depth + 1, self.at + 1),
                 "}" if depth == 0 => return self.at += 1,
                 "}" => (depth, self.at) = (depth - 1, self.at + 1),
-                "." => self.at += 2,
+                // A field or method, which is no path; `..` is none.
+                "." if self.word(1) != "." => self.at += 2,
+                "." => self.at += 2 + usize::from(self.word(2) == "="),
                 "struct" | "enum" | "union" | "trait" | "type" if depth == 0 => {
                     self.scan.types.push((module.into(), self.word(1).to_owned(), line));
                     self.at += 2;
