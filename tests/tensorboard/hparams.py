@@ -35,7 +35,7 @@ def shown(runs):
     provider = data_provider.MultiplexerDataProvider(multiplexer, str(runs))
     context = backend_context.Context(base_plugin.TBContext(data_provider=provider, multiplexer=multiplexer))
     arguments = (RequestContext(), context, "")
-    experiment = get_experiment.Handler(*arguments).run()
+    experiment = get_experiment.Handler(*arguments, api_pb2.GetExperimentRequest()).run()
     every = [getattr(api_pb2, "STATUS_" + name) for name in ("UNKNOWN", "SUCCESS", "FAILURE", "RUNNING")]
     request = api_pb2.ListSessionGroupsRequest(allowed_statuses=every, slice_size=1000)
     for column in experiment.hparam_infos:
