@@ -89,7 +89,7 @@ fn add_to_tracker(args: Args, tracker: TrackerWriter) -> anyhow::Result<ExitCode
     require_usage(!of_models, || {
         let name = args.format.name;
         format!(
-            "`{name}` has the run's numbers and no model: it takes neither `--dtype`, `--checkpoint` nor `--builder`"
+            "`{name}` has a run's numbers and no model: `--dtype`, `--checkpoint`, `--builder` are of others"
         )
     })?;
     let out = args.out.unwrap_or_else(|| tracker.folder.into());

@@ -1,10 +1,10 @@
-//! Runs in MLflow's file store (`mlruns/`): a folder a run, with its parameters, metrics, tags and artifacts as
-//! files.
+//! Runs in MLflow's file store (`mlruns/`): a folder a run, with its parameters, metrics, tags and artifacts
+//! as files.
 //!
 //! `EXPERIMENT/RUN/meta.yaml` says when a run began and ended; `params/KEY` and `tags/KEY` hold a text each;
-//! `metrics/NAME` has a line a point, `milliseconds value step`. All runs lie in one experiment, and a sweep is a
-//! run of its own, the parent of its members. A run's folder appears whole, and replaces what was exported of
-//! the run before; whatever else is in the store stays. MLflow's own client reads the result:
+//! `metrics/NAME` has a line a point, `milliseconds value step`. All runs lie in one experiment, and a sweep
+//! is a run of its own, the parent of its members. A run's folder appears whole, and replaces what was
+//! exported of the run before; whatever else is in the store stays. MLflow's own client reads the result:
 //! `tests/trackers/mlflow_store.py`.
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::error::{FormatError, Result};
-use super::tracker::{PROJECT, TrackedName, TrackedRun, TrackedStatus, points};
+use super::tracker::{PROJECT, TrackedName, TrackedRun, TrackedStatus, holds, points};
 use crate::store::atomic::{self, NewFolder};
 
 /// The folder of the experiment, by an id in MLflow's style.
@@ -30,7 +30,7 @@ pub fn write(out: &Path, run: &TrackedRun) -> Result<PathBuf> {
         let hash = sweep.hash.iter().map(|hash| ("runner.hash".to_owned(), hash.clone())).collect();
         let parent = Folder::begin(&store, &sweep.name)?;
         parent.tags(hash)?;
-        parent.finish(sweep.status, (began, ended))?;
+        parent.finish(sweep.status, sweep.span)?;
         tags.push(("mlflow.parentRunId".into(), sweep.name.id(32)));
     }
     tags.extend(run.facts.iter().map(|(key, value)| (format!("runner.{key}"), value.clone())));
@@ -83,14 +83,11 @@ fn milliseconds(seconds: f64) -> u64 {
 
 /// Finds the store in a folder, or makes it, with MLflow's own first experiment and ours.
 fn open_store(store: &Path, now: u64) -> Result<()> {
-    let begun = [EXPERIMENT, "0", ".trash"].iter().any(|name| store.join(name).is_dir());
-    let empty = fs::read_dir(store).map_or(true, |mut entries| entries.next().is_none());
-    if !begun && !empty {
-        return Err(FormatError::NotAStore { path: store.into(), what: "MLflow's file store" });
-    }
+    let begun = holds(store, "MLflow's file store", |name| [EXPERIMENT, "0", ".trash"].contains(&name))?;
     for (id, name) in [("0", "Default"), (EXPERIMENT, PROJECT)] {
         let folder = store.join(id);
-        if folder.join(META).is_file() || (begun && id == "0") {
+        // In a store of MLflow's own its first experiment may have been deleted.
+        if folder.join(META).is_file() || (begun && id == "0" && !folder.is_dir()) {
             continue;
         }
         fs::create_dir_all(&folder).map_err(io(&folder))?;
@@ -101,8 +98,6 @@ fn open_store(store: &Path, now: u64) -> Result<()> {
         );
         atomic::write(&folder.join(META), text.as_bytes())?;
     }
-    // What a kill left of an export.
-    atomic::clean(&store.join(EXPERIMENT), |_| true)?;
     Ok(())
 }
 
@@ -115,7 +110,10 @@ struct Folder<'a> {
 
 impl Folder<'_> {
     fn begin<'a>(store: &Path, name: &'a TrackedName) -> Result<Folder<'a>> {
-        let target = store.join(EXPERIMENT).join(name.id(32));
+        let (experiment, id) = (store.join(EXPERIMENT), name.id(32));
+        // What a kill left of an export of this run.
+        atomic::clean(&experiment, |name| name == id)?;
+        let target = experiment.join(id);
         let new = NewFolder::create(&target)?;
         for part in ["params", "metrics", "tags", "artifacts"] {
             fs::create_dir(new.path().join(part)).map_err(io(&target))?;
@@ -222,9 +220,16 @@ mod tests {
         assert!(read(META).contains("my%20runs/") && read(META).contains("status: 3\n"), "{}", read(META));
         let before = files(&out);
         fs::write(written.join("params/old"), "of a key that is gone").unwrap();
-        fs::create_dir(out.join(EXPERIMENT).join(".tmp.0123")).unwrap();
+        let id = run().name.id(32);
+        fs::create_dir(out.join(EXPERIMENT).join(format!(".tmp.{id}"))).unwrap();
+        fs::create_dir(out.join(EXPERIMENT).join(format!(".old.{id}"))).unwrap();
         assert_eq!(write(&out, &run()).unwrap(), written);
         assert_eq!(files(&out), before, "exported again, it is replaced");
+        assert_eq!(
+            fs::read_dir(out.join(EXPERIMENT)).unwrap().count(),
+            3,
+            "two runs and the experiment's file"
+        );
     }
 
     #[test]
@@ -234,5 +239,7 @@ mod tests {
         let refused = write(root.path(), &run()).unwrap_err().to_string();
         assert!(refused.contains("MLflow's file store") && refused.contains("hint: "), "{refused}");
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+        let file = write(&root.path().join("thesis.tex"), &run()).unwrap_err().to_string();
+        assert!(file.contains("thesis.tex` is not MLflow's file store"), "{file}");
     }
 }

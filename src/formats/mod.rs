@@ -1,5 +1,5 @@
-//! A trained model in other programs' files, both ways, the statement of how a run was made, and a run's numbers
-//! for programs that compare experiments.
+//! A trained model in other programs' files, both ways, the statement of how a run was made, and a run's
+//! numbers for programs that compare experiments.
 //!
 //! [`FORMATS`] lists every format: what `--format` calls it, how its files are recognised by content, and the
 //! functions that read and write them. `export`, `model.init`, `sample PATH`, `eval PATH` and their help walk
@@ -7,8 +7,8 @@
 //!
 //! Models pass through [`Parameters`]. Written and read again, a file has the same bytes, and the parameters
 //! the same bits. Nothing here trains or computes: tests show that the other program computes the same.
-//! [`slsa`] is only written, and reads a run: it says what was made, of what and how. [`mlflow`] and [`wandb`] are
-//! only written too, of a [`tracker::TrackedRun`].
+//! [`slsa`] is only written, and reads a run: it says what was made, of what and how. [`mlflow`] and
+//! [`wandb`] are only written too, of a [`tracker::TrackedRun`].
 
 #![forbid(unsafe_code)]
 

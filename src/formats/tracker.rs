@@ -4,8 +4,13 @@
 //! Each step stands in it once, as the metrics have it, however often the run was resumed or rewound. An id
 //! names it: exported again, a run replaces what was written of it before.
 
+use std::fs;
+use std::io;
+use std::path::Path;
+
 use sha2::{Digest, Sha256};
 
+use super::error::{FormatError, Result};
 use crate::experiment::Hyperparameters;
 use crate::store::metrics::{COLUMNS, MetricsRow};
 
@@ -21,7 +26,8 @@ pub struct TrackedName {
 }
 
 impl TrackedName {
-    /// The name of the run or sweep that has begun so: what `beginning` says must stay the same when it goes on.
+    /// The name of the run or sweep that has begun so: what `beginning` says must stay the same when it goes
+    /// on.
     pub fn new(name: &str, beginning: &[u8]) -> TrackedName {
         let digest = Sha256::new().chain_update(name).chain_update([0]).chain_update(beginning).finalize();
         TrackedName { name: name.to_owned(), id: digest.into() }
@@ -52,6 +58,8 @@ pub struct TrackedSweep {
     pub status: TrackedStatus,
     /// The hash of the whole, once all members have ended.
     pub hash: Option<String>,
+    /// When it began, and ended or was last seen, seconds since 1970.
+    pub span: (f64, f64),
 }
 
 /// A run.
@@ -101,6 +109,25 @@ impl TrackedRun {
     }
 }
 
+/// Whether `out` holds files of a tracker already, which have names that are `theirs`. An empty folder holds
+/// none, nor does one that is not there yet.
+///
+/// # Errors
+/// It is something else: `what` is written into no other folder.
+pub(super) fn holds(out: &Path, what: &'static str, theirs: impl Fn(&str) -> bool) -> Result<bool> {
+    let entries = match fs::read_dir(out) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(_) => return Err(FormatError::NotAStore { path: out.into(), what }),
+        Ok(entries) => entries,
+    };
+    let mut names = entries.flatten().map(|entry| entry.file_name()).peekable();
+    match (names.peek().is_none(), names.any(|name| theirs(&name.to_string_lossy()))) {
+        (true, _) => Ok(false),
+        (false, true) => Ok(true),
+        (false, false) => Err(FormatError::NotAStore { path: out.into(), what }),
+    }
+}
+
 /// The numbers of a row that trackers are given, by their tags: those of the event file.
 pub fn points(row: &MetricsRow) -> impl Iterator<Item = (&'static str, f64)> {
     let tagged = COLUMNS.iter().filter(|column| !column.tag.is_empty());
@@ -128,6 +155,7 @@ pub(super) mod tests {
                 name: TrackedName::new("lr", b"declaration"),
                 status: TrackedStatus::Stopped,
                 hash: None,
+                span: (990.0, 1000.25),
             }),
             status: TrackedStatus::Finished,
             hyperparameters: [(text("seed"), 7.into()), (text("schedule.kind"), "wsd".into())].into(),

@@ -1,11 +1,11 @@
 //! Runs in the files that Weights & Biases keeps of a run made offline, which `wandb sync` uploads:
 //! `offline-run-ID/run-ID.wandb`.
 //!
-//! The file has the form of LevelDB's logs: behind seven bytes of head, blocks of 32768 bytes, filled with pieces
-//! of records, each behind its CRC-32 (u32, of its type and bytes), length (u16) and type (1 whole, 2 first,
-//! 3 middle, 4 last), all little-endian. What does not hold the seven bytes of a piece's head at the end of a
-//! block is zeros. A record is a protocol buffer `Record` of `wandb_internal.proto`: header, run, a `history` a
-//! step, summary, exit. `wandb sync` itself uploads the result in `tests/trackers/wandb_sync.py`.
+//! The file has the form of LevelDB's logs: behind seven bytes of head, blocks of 32768 bytes, filled with
+//! pieces of records, each behind its CRC-32 (u32, of its type and bytes), length (u16) and type (1 whole, 2
+//! first, 3 middle, 4 last), all little-endian. What does not hold the seven bytes of a piece's head at the
+//! end of a block is zeros. A record is a protocol buffer `Record` of `wandb_internal.proto`: header, run, a
+//! `history` a step, summary, exit. `wandb sync` itself uploads the result in `tests/trackers/wandb_sync.py`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
 
-use super::error::{FormatError, Result};
-use super::tracker::{PROJECT, TrackedRun, TrackedStatus, points};
+use super::error::Result;
+use super::tracker::{PROJECT, TrackedRun, TrackedStatus, holds, points};
 use crate::experiment::Hyperparameters;
 use crate::store::atomic::{self, NewFolder};
 use crate::store::protobuf::ProtoMessage;
@@ -27,15 +27,11 @@ const PIECE_HEAD: usize = 7;
 /// Digits of a run's id.
 const DIGITS: usize = 16;
 
-/// Writes a run into `out`, a folder of such runs. A file that has the same bytes already stays, with the mark
-/// that it was uploaded.
+/// Writes a run into `out`, a folder of such runs. A file that has the same bytes already stays, and with it
+/// the mark that it was uploaded.
 pub fn write(out: &Path, run: &TrackedRun) -> Result<PathBuf> {
     let id = run.name.id(DIGITS);
-    let empty = fs::read_dir(out).map_or(true, |mut entries| entries.next().is_none());
-    let ours = |entry: fs::DirEntry| entry.file_name().to_string_lossy().contains("run-");
-    if !empty && !fs::read_dir(out).is_ok_and(|entries| entries.flatten().any(ours)) {
-        return Err(FormatError::NotAStore { path: out.into(), what: "a folder of Weights & Biases" });
-    }
+    holds(out, "a folder of Weights & Biases", |name| name.contains("run-"))?;
     let folder = out.join(format!("offline-run-{id}"));
     let file = format!("run-{id}.wandb");
     let bytes = log(&records(run, &id));

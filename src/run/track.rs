@@ -20,8 +20,8 @@ use crate::store::notes::Notes;
 use crate::store::sweep_folder::{is_sweep, members};
 use crate::store::{RunPaths, SweepPaths, derived};
 
-/// The folders of the runs that an argument names: a run's, or those of the members of a sweep that have begun.
-/// The second number is how many have not.
+/// The folders of the runs that an argument names: a run's, or those of the members of a sweep that have
+/// begun. The second number is how many have not.
 ///
 /// # Errors
 /// There is no such run or sweep, or no member has begun.
@@ -72,7 +72,8 @@ pub fn read(folder: &Path) -> anyhow::Result<TrackedRun> {
     }
     let notes = Notes::read(folder)?;
     let lock = Lock::read(&paths.lock_file())?;
-    let sweep = sweep_of(folder)?;
+    let last_row = last_written(&paths.metrics_jsonl())?;
+    let sweep = sweep_of(folder, last_row)?;
     let name =
         sweep.as_ref().map_or_else(|| paths.name(), |sweep| format!("{}/{}", sweep.name.name, paths.name()));
     let facts = [
@@ -108,7 +109,7 @@ pub fn read(folder: &Path) -> anyhow::Result<TrackedRun> {
         commit: lock.source.get("git_commit").filter(|commit| *commit != "unknown").cloned(),
         figures: summary.figures.measured().chain(best).collect(),
         rows,
-        last_row: last_written(&paths.metrics_jsonl())?,
+        last_row,
         files: vec![file("experiment.toml", paths.experiment())?, file("lock.toml", paths.lock_file())?],
     })
 }
@@ -121,8 +122,8 @@ fn beginning(first: &Entry) -> String {
     format!("{} {} {numbers:?} {:?}", first.step, first.tokens, first.root.map(|root| root.to_string()))
 }
 
-/// The sweep of which the run in `folder` is a member.
-fn sweep_of(folder: &Path) -> anyhow::Result<Option<TrackedSweep>> {
+/// The sweep of which the run in `folder`, whose last row was written then, is a member.
+fn sweep_of(folder: &Path, last_row: f64) -> anyhow::Result<Option<TrackedSweep>> {
     let folder = std::path::absolute(folder)?;
     let Some(above) = folder.parent().filter(|above| is_sweep(above)) else { return Ok(None) };
     let paths = SweepPaths::new(above);
@@ -134,7 +135,10 @@ fn sweep_of(folder: &Path) -> anyhow::Result<Option<TrackedSweep>> {
         false => None,
     };
     let status = if hash.is_some() { TrackedStatus::Finished } else { TrackedStatus::Stopped };
-    Ok(Some(TrackedSweep { name: TrackedName::new(&paths.name(), &declared), status, hash }))
+    let began = last_written(&declaration)?;
+    let ended = if hash.is_some() { last_written(&paths.lock_file())? } else { last_row };
+    let (name, span) = (TrackedName::new(&paths.name(), &declared), (began, ended.max(began)));
+    Ok(Some(TrackedSweep { name, status, hash, span }))
 }
 
 /// When a file was last written, seconds since 1970.

@@ -2,9 +2,9 @@
 //!
 //! Both are summaries of the plugin `hparams`, with a tag and no value: their content is a message
 //! `HParamsPluginData` (version 0) in the metadata, `session_start_info = 3` with the values, or
-//! `session_end_info = 4` with the status. A run is a session of its own. The plugin's `Experiment`, which would
-//! list the columns, is left out: then TensorBoard makes the list of all runs that it sees, knows which values
-//! differ and shows those first. With one it takes the list of whichever run it finds first.
+//! `session_end_info = 4` with the status. A run is a session of its own. The plugin's `Experiment`, which
+//! would list the columns, is left out: then TensorBoard makes the list of all runs that it sees, knows which
+//! values differ and shows those first. With one it takes the list of whichever run it finds first.
 
 use serde_json::Value as Json;
 

@@ -4,8 +4,8 @@
 //! of that, all little-endian (TFRecord). An `Event` is a protocol buffer with the fields `wall_time = 1`
 //! (double), `step = 2` (int64), `file_version = 3` (string, in the first record alone) and `summary = 5`,
 //! whose `value = 1` are messages of `tag = 1` (string) and `simple_value = 2` (float). TensorBoard's own
-//! reader opens the result: `tests/tensorboard/read.py`. The second record has the hyperparameters, by which the
-//! HParams tab compares runs, and the last one how the run ended.
+//! reader opens the result: `tests/tensorboard/read.py`. The second record has the hyperparameters, by which
+//! the HParams tab compares runs, and the last one how the run ended.
 //!
 //! One file a run, under a fixed name. A resumed or rewound run cuts the records of the steps that will be
 //! trained again, and with them whatever a kill left unfinished or the disk has damaged. The file only

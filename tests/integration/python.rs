@@ -1,9 +1,9 @@
 //! Our files in other programs: `transformers`, `lm-eval`'s formulas and TensorBoard, each in a
 //! Python script.
 //!
-//! Python is `target/ci-venv/bin/python` (of other trackers `target/ci-trackers/bin/python`), into which `.ci/run` installs what the scripts import, or what the
-//! environment variable `RUNNER_TEST_PYTHON` names. These tests are ignored unless they are asked for, and
-//! fail where a package is missing.
+//! Python is `target/ci-venv/bin/python` (of other trackers `target/ci-trackers/bin/python`), into which
+//! `.ci/run` installs what the scripts import, or what the environment variable `RUNNER_TEST_PYTHON` names.
+//! These tests are ignored unless they are asked for, and fail where a package is missing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,8 +24,8 @@ fn python_of(environment: &str) -> PathBuf {
     std::env::var_os("RUNNER_TEST_PYTHON").map_or_else(ours, PathBuf::from)
 }
 
-/// Runs a script of `tests/`, which must succeed and say so. Those of other trackers have a virtual environment
-/// of their own: other programs behave differently where their packages are found.
+/// Runs a script of `tests/`, which must succeed and say so. Those of other trackers have a virtual
+/// environment of their own: other programs behave differently where their packages are found.
 #[track_caller]
 pub fn script(name: &str, arguments: &[&str], says: &str) {
     let environment = if name.starts_with("trackers/") { "ci-trackers" } else { "ci-venv" };

@@ -46,7 +46,12 @@ def shown(runs):
 def settings(run):
     """The keys of `experiment.toml` with dots."""
     top = tomllib.loads((run / "experiment.toml").read_text())
-    sections = {f"{name}.{key}": v for name, section in top.items() if isinstance(section, dict) for key, v in section.items()}
+    sections = {
+        f"{name}.{key}": v
+        for name, section in top.items()
+        if isinstance(section, dict)
+        for key, v in section.items()
+    }
     return {**{key: v for key, v in top.items() if not isinstance(v, dict)}, **sections}
 
 
@@ -77,15 +82,21 @@ def main():
         status = api_pb2.Status.Name(session.status).removeprefix("STATUS_")
         assert status == expected[session.name], f"{session.name}: {status}"
         numbers = {
-            m.name.tag: (m.training_step, struct.pack("<f", m.value)) for m in session.metric_values if m.name.tag in METRICS
+            m.name.tag: (m.training_step, struct.pack("<f", m.value))
+            for m in session.metric_values
+            if m.name.tag in METRICS
         }
         assert numbers == last_numbers(run), f"{session.name}: {numbers}"
         ended = session.end_time_secs >= session.start_time_secs > 0
-        assert ended or status == "UNKNOWN", f"{session.name}: from {session.start_time_secs} to {session.end_time_secs}"
+        assert (
+            ended or status == "UNKNOWN"
+        ), f"{session.name}: from {session.start_time_secs} to {session.end_time_secs}"
     differing = {column.name for column in experiment.hparam_infos if column.differs}
     for key in KEYS:
         assert (key in differing) == (len({keys[key] for keys in given.values()}) > 1), f"{key}: {differing}"
-    print(f"{len(groups)} sessions, {len(experiment.hparam_infos)} keys, differing: {', '.join(sorted(differing))}")
+    print(
+        f"{len(groups)} sessions, {len(experiment.hparam_infos)} keys, differing: {', '.join(sorted(differing))}"
+    )
 
 
 main()

@@ -32,7 +32,9 @@ def check(client, run, folder):
     for tag in TAGS:
         history = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, tag)]
         expected = mine.points(tag)
-        assert [step for step, _ in history] == [step for step, _ in expected], f"{run.info.run_name}: {tag}: {history}"
+        assert [step for step, _ in history] == [
+            step for step, _ in expected
+        ], f"{run.info.run_name}: {tag}: {history}"
         assert all(same(a, b) for (_, a), (_, b) in zip(history, expected)), f"{run.info.run_name}: {tag}"
         count += len(history)
     others = [name for name in data.metrics if name not in TAGS and not name.startswith("summary/")]
@@ -47,7 +49,16 @@ def check(client, run, folder):
 def migrated(store):
     """The store as a database, made by MLflow's own program."""
     uri = f"sqlite:///{store.parent}/mlflow.db"
-    command = [sys.executable, "-m", "mlflow", "migrate-filestore", "--source", str(store.parent), "--target", uri]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "migrate-filestore",
+        "--source",
+        str(store.parent),
+        "--target",
+        uri,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return MlflowClient(uri)
@@ -85,7 +96,9 @@ def main():
             filter_string=f"tags.`mlflow.parentRunId` = '{by_name[name].info.run_id}' and metrics.`train/loss` > 0",
             output_format="list",
         )
-        assert sorted(run.info.run_name for run in children) == [each for each in members if each.startswith(name)]
+        assert sorted(run.info.run_name for run in children) == [
+            each for each in members if each.startswith(name)
+        ]
     moved = migrated(out)
     for run in found:
         mine, theirs = (each.get_run(run.info.run_id) for each in (client, moved))
@@ -98,7 +111,10 @@ def main():
     with mlflow.start_run(experiment_id=experiment.experiment_id, run_name="its own"):
         mlflow.log_metric("train/loss", 1.0)
     again = export(program, runs, next(iter(expected)), "mlflow", out)
-    assert len(client.search_runs([experiment.experiment_id], max_results=1000)) == len(found) + 1 and len(again) >= 1
+    assert (
+        len(client.search_runs([experiment.experiment_id], max_results=1000)) == len(found) + 1
+        and len(again) >= 1
+    )
     print(f"{len(found)} runs, {points} points")
 
 

@@ -59,13 +59,20 @@ class Server(http.server.BaseHTTPRequestHandler):
             known = {key: value for key, value in variables.items() if value is not None}
             self.runs[variables["name"]].update(known)
             project = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "me"}}
-            bucket = {"id": "b", "name": variables["name"], "displayName": variables["displayName"], "config": "{}"}
+            bucket = {
+                "id": "b",
+                "name": variables["name"],
+                "displayName": variables["displayName"],
+                "config": "{}",
+            }
             bucket |= {"description": None, "sweepName": None, "project": project, "historyLineCount": 0}
             return self.answer({"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}})
         if asked.get("operationName") == "CreateRunFiles":
             at = f"http://{self.headers['host']}/upload/"
             files = [{"name": name, "uploadUrl": at + name} for name in variables["files"]]
-            return self.answer({"data": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}})
+            return self.answer(
+                {"data": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}}
+            )
         self.answer({"data": {}})
 
     def stream(self, run, sent):
@@ -82,10 +89,22 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 def sync(out, port, home):
     """`wandb sync` of a folder, with no other server and no files but in `home`."""
-    own = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
-    own |= {"HOME": home, "WANDB_DIR": home, "WANDB_CACHE_DIR": home, "WANDB_CONFIG_DIR": home, "WANDB_DATA_DIR": home}
+    own = {
+        "WANDB_BASE_URL": f"http://127.0.0.1:{port}",
+        "WANDB_API_KEY": "0" * 40,
+        "WANDB_ERROR_REPORTING": "false",
+    }
+    own |= {
+        "HOME": home,
+        "WANDB_DIR": home,
+        "WANDB_CACHE_DIR": home,
+        "WANDB_CONFIG_DIR": home,
+        "WANDB_DATA_DIR": home,
+    }
     command = [sys.executable, "-m", "wandb", "sync", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | own, cwd=home, timeout=120)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | own, cwd=home, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -96,7 +115,9 @@ def check(sent, folder):
     for key in ("learning_rate", "steps", "kind"):
         assert config["schedule"][key] == mine.sections["schedule"][key], config
     assert config["seed"] == mine.seed and "log" not in config and "eval" not in config, config
-    assert config["runner"]["numerics_id"] == mine.numerics_id and config["runner"]["root"] == mine.root, config
+    assert (
+        config["runner"]["numerics_id"] == mine.numerics_id and config["runner"]["root"] == mine.root
+    ), config
     history = [sent["history"][index] for index in range(len(sent["history"]))]
     assert [row["_step"] for row in history] == [row["step"] for row in mine.rows], f"{name}: {history}"
     assert [row["tokens"] for row in history] == [row["tokens"] for row in mine.rows], f"{name}: {history}"
