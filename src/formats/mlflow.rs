@@ -152,8 +152,8 @@ impl Folder<'_> {
         let text = format!(
             "artifact_uri: {}\ndeleted_time: null\nend_time: {ended}\nentry_point_name: ''\n\
              experiment_id: '{EXPERIMENT}'\nlifecycle_stage: active\nrun_id: '{}'\nrun_name: {}\n\
-             source_name: ''\nsource_type: 4\nsource_version: ''\nstart_time: {}\nstatus: {status}\ntags: []\n\
-             user_id: ''\n",
+             source_name: ''\nsource_type: 4\nsource_version: ''\nstart_time: {}\nstatus: {status}\n\
+             tags: []\nuser_id: ''\n",
             quoted(&uri(&self.target.join("artifacts"))),
             self.name.id(32),
             quoted(&self.name.name),
