@@ -121,7 +121,8 @@ impl Folder<'_> {
         Ok(Folder { name, target, new })
     }
 
-    /// Writes a file; a slash in its name makes folders.
+    /// Writes a file; a slash in its name makes folders. It is not synchronised: what a power cut loses is
+    /// exported again.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.new.path().join(name);
         let folder = path.parent().unwrap_or(self.new.path());
