@@ -1,6 +1,7 @@
-//! `runner export RUN`: a saved model as files that other programs read, or the statement of how it was made.
+//! `runner export RUN`: a saved model as files that other programs read, the statement of how it was made, or
+//! the run's numbers for programs that compare experiments.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::ValueEnum;
@@ -8,17 +9,17 @@ use clap::builder::{NonEmptyStringValueParser, PossibleValue, PossibleValuesPars
 
 use super::reporter::reporter;
 use super::streams::{self, say};
-use crate::formats::{FORMATS, Format, FormatWriter, Precision, slsa};
+use crate::formats::{FORMATS, Format, FormatWriter, Precision, TrackerWriter, WriteStatement, slsa};
 use crate::run::export::{ExportRequest, Exported, export};
-use crate::run::{ProofRefusal, find, require_usage};
+use crate::run::{ProofRefusal, find, require_usage, track};
 use crate::store::RunPaths;
 use crate::store::output::{self, OutputKind};
 use crate::verify;
 
-/// Write a saved model in the files of other programs, or its provenance.
+/// Write a saved model in the files of other programs, its provenance, or the run for other trackers.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The run: a name under `--runs`, or a folder.
+    /// The run: a name under `--runs`, or a folder. With `mlflow` and `wandb` a sweep too.
     run: PathBuf,
     /// The format of the files.
     #[arg(long, value_parser = format_names())]
@@ -30,7 +31,8 @@ pub struct Args {
     #[arg(long, value_name = "STEP")]
     checkpoint: Option<u64>,
     /// The folder to create, which must not exist. By default below `export/` in the run's folder. With
-    /// `slsa`, a file; stdout by default.
+    /// `slsa`, a file; stdout by default. With `mlflow` and `wandb` a folder of many runs, to which this one
+    /// is added, or in which it is replaced; `mlruns` or `wandb` by default.
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
     /// With `slsa`: the builder of the run, as a URI.
@@ -56,25 +58,16 @@ fn format_names() -> impl TypedValueParser<Value = &'static Format> {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let write = match args.format.writer {
+        FormatWriter::Model(write) => write,
+        FormatWriter::Statement(statement) => return attest(args, statement),
+        FormatWriter::Tracker(tracker) => return add_to_tracker(args, tracker),
+    };
+    require_usage(args.builder.is_none(), || "`--builder` goes with `--format slsa`".into())?;
     let paths = RunPaths::new(&find::find(Some(&args.run), &args.runs)?);
     let precision = match args.dtype.unwrap_or(DtypeArg::Fp32) {
         DtypeArg::Fp32 => Precision::Fp32,
         DtypeArg::Bf16 => Precision::Bf16,
-    };
-    let write = match args.format.writer {
-        FormatWriter::Model(write) => {
-            require_usage(args.builder.is_none(), || "`--builder` goes with `--format slsa`".into())?;
-            write
-        }
-        FormatWriter::Statement(statement) => {
-            require_usage(args.dtype.is_none(), || {
-                "a statement has no numbers: `--dtype` is of models".into()
-            })?;
-            verify::lock::require_experiment(&paths)?;
-            let builder = args.builder.as_deref().unwrap_or(slsa::BUILDER);
-            let text = statement(paths.folder(), builder).map_err(|error| ProofRefusal(error.to_string()))?;
-            return print_statement(&text, args.out.as_deref());
-        }
     };
     let request = ExportRequest {
         run: &paths,
@@ -90,10 +83,39 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints a statement, or writes it to a file.
-fn print_statement(text: &str, out: Option<&Path>) -> anyhow::Result<ExitCode> {
-    match out {
-        None => streams::print(text)?,
+/// Adds a run, or the members of a sweep, to a folder of another tracker.
+fn add_to_tracker(args: Args, tracker: TrackerWriter) -> anyhow::Result<ExitCode> {
+    let of_models = args.dtype.is_some() || args.checkpoint.is_some() || args.builder.is_some();
+    require_usage(!of_models, || {
+        let name = args.format.name;
+        format!(
+            "`{name}` has a run's numbers and no model: `--dtype`, `--checkpoint`, `--builder` are of others"
+        )
+    })?;
+    let out = args.out.unwrap_or_else(|| tracker.folder.into());
+    let (folders, missing) = track::folders(&args.run, &args.runs)?;
+    for folder in folders {
+        let run = track::read(&folder)?;
+        let written = (tracker.write)(&out, &run)?;
+        say!("{}, {} rows", run.name.name, run.rows.len());
+        streams::print(&format!("{}\n", written.display()))?;
+    }
+    if missing > 0 {
+        say!("members that have made no step and are left out: {missing}");
+    }
+    say!("next: {} {}", tracker.next, out.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the statement of how a run was made, or writes it to a file.
+fn attest(args: Args, statement: WriteStatement) -> anyhow::Result<ExitCode> {
+    require_usage(args.dtype.is_none(), || "a statement has no numbers: `--dtype` is of models".into())?;
+    let paths = RunPaths::new(&find::find(Some(&args.run), &args.runs)?);
+    verify::lock::require_experiment(&paths)?;
+    let builder = args.builder.as_deref().unwrap_or(slsa::BUILDER);
+    let text = statement(paths.folder(), builder).map_err(|error| ProofRefusal(error.to_string()))?;
+    match &args.out {
+        None => streams::print(&text)?,
         Some(file) => {
             output::write(file, text.as_bytes(), OutputKind::Statement)?;
             streams::print(&format!("{}\n", file.display()))?;

@@ -76,7 +76,7 @@ const EXAMPLES: [(&str, &str); 17] = [
     (
         "export",
         "  runner export quickstart --format hf --out model\n  runner export quickstart --format slsa --out \
-         provenance.json",
+         provenance.json\n  runner export sweep_ci --format mlflow --out mlruns",
     ),
     ("new", "  runner new mine\n  runner new experiments/wide.toml --from gpt2_124m"),
     (

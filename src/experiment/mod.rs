@@ -68,7 +68,7 @@ pub use schema::{keys, largest, names_files, reaches_the_bits};
 pub use shipped::{SHIPPED, ShippedExperiment};
 pub use sweep::{Declared, Member, MemberSettings, Sweep, settings_json, settings_text};
 pub use template::template;
-pub use write::{differences, flatten};
+pub use write::{Hyperparameters, differences, flatten, hyperparameters};
 
 use layers::ExperimentText;
 

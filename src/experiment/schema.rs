@@ -352,6 +352,12 @@ pub fn reaches_the_bits(name: &str) -> bool {
     key(name).is_none_or(|key| key.bits == Bits::Reached)
 }
 
+/// Whether a dotted key is one that runs are compared by: it reaches the bits, by its value or by what it
+/// names.
+pub(super) fn is_hyperparameter(name: &str) -> bool {
+    key(name).is_some_and(|key| !matches!(key.bits, Bits::Untouched | Bits::Kept))
+}
+
 /// Whether a dotted key names files, whose content the lock pins: the same value means other files elsewhere.
 pub fn names_files(name: &str) -> bool {
     key(name).is_some_and(|key| matches!(key.kind, ValueKind::File | ValueKind::Model | ValueKind::Patterns))

@@ -13,7 +13,7 @@ use super::Loaded;
 use super::origin::Origin;
 use super::resolved::Experiment;
 use super::rules::given_by_descriptor;
-use super::schema::{KEYS, KeyRow};
+use super::schema::{KEYS, KeyRow, is_hyperparameter};
 use super::sweep::Sweep;
 use crate::units::printable;
 
@@ -37,6 +37,22 @@ pub fn flatten(experiment: &Experiment) -> BTreeMap<String, Json> {
         }
     }
     leaves
+}
+
+/// The keys of an experiment by which other programs compare runs, each with its value: a number, a flag or a
+/// text.
+pub type Hyperparameters = BTreeMap<String, Json>;
+
+/// The keys that are set and reach the bits; a list is its text in JSON.
+pub fn hyperparameters(experiment: &Experiment) -> Hyperparameters {
+    let set = flatten(experiment).into_iter().filter(|(key, _)| is_hyperparameter(key));
+    set.filter_map(|(key, value)| match value {
+        Json::Null => None,
+        Json::Array(items) if items.is_empty() => None,
+        Json::Array(_) => Some((key, Json::String(value.to_string()))),
+        value => Some((key, value)),
+    })
+    .collect()
 }
 
 /// A value as TOML; none for a key that is not set.

@@ -22,6 +22,13 @@ pub enum FormatError {
     Length { path: PathBuf, got: u64, expected: u64 },
     #[error("`{}` is already there\n  hint: name another folder with `--out`, or delete it", path.display())]
     Exists { path: PathBuf },
+    #[error("cannot write `{}`: {source}", path.display())]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error(
+        "`{}` is not {what}, and not empty\n  hint: name another folder with `--out`; a new one is made",
+        path.display()
+    )]
+    NotAStore { path: PathBuf, what: &'static str },
     #[error(transparent)]
     Store(#[from] StoreError),
 

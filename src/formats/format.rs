@@ -7,6 +7,7 @@ use super::content::Content;
 use super::error::Result;
 use super::parameters::{Parameters, Precision};
 use super::slsa::SlsaError;
+use super::tracker::TrackedRun;
 use crate::data::Tokenizer;
 use crate::experiment::{Model, SampleKeys};
 
@@ -37,12 +38,28 @@ pub struct FormatReader {
 /// Writes a saved model into a folder that is there.
 pub type WriteModel = fn(&Path, Export<'_>) -> Result<()>;
 
+/// The text about the run in a folder, for a builder with this URI.
+pub type WriteStatement = fn(&Path, &str) -> Result<String, SlsaError>;
+
 /// How a format is written.
 pub enum FormatWriter {
     /// Files of a saved model.
     Model(WriteModel),
-    /// A text about the run in a folder; the second argument is the builder's URI.
-    Statement(fn(&Path, &str) -> Result<String, SlsaError>),
+    /// A text about a run.
+    Statement(WriteStatement),
+    /// The numbers and settings of a run.
+    Tracker(TrackerWriter),
+}
+
+/// How the numbers and settings of runs are written for a program that keeps and compares experiments.
+#[derive(Clone, Copy)]
+pub struct TrackerWriter {
+    /// Adds a run to a folder of runs, or replaces it there. Returns where it is.
+    pub write: fn(&Path, &TrackedRun) -> Result<PathBuf>,
+    /// The folder in which the program looks by itself.
+    pub folder: &'static str,
+    /// The command that opens or uploads such a folder, which is its last word.
+    pub next: &'static str,
 }
 
 /// A saved model on its way into another program's files.

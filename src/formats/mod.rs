@@ -1,4 +1,5 @@
-//! A trained model in other programs' files, both ways, and the statement of how a run was made.
+//! A trained model in other programs' files, both ways, the statement of how a run was made, and a run's
+//! numbers for programs that compare experiments.
 //!
 //! [`FORMATS`] lists every format: what `--format` calls it, how its files are recognised by content, and the
 //! functions that read and write them. `export`, `model.init`, `sample PATH`, `eval PATH` and their help walk
@@ -6,7 +7,8 @@
 //!
 //! Models pass through [`Parameters`]. Written and read again, a file has the same bytes, and the parameters
 //! the same bits. Nothing here trains or computes: tests show that the other program computes the same.
-//! [`slsa`] is only written, and reads a run: it says what was made, of what and how.
+//! [`slsa`] is only written, and reads a run: it says what was made, of what and how. [`mlflow`] and
+//! [`wandb`] are only written too, of a [`tracker::TrackedRun`].
 
 #![forbid(unsafe_code)]
 
@@ -15,14 +17,17 @@ mod error;
 mod format;
 pub mod hf;
 pub mod llmc;
+pub mod mlflow;
 mod parameters;
 pub mod slsa;
+pub mod tracker;
+pub mod wandb;
 
 use std::path::{Path, PathBuf};
 
 pub use content::Content;
 pub use error::{FormatError, Result};
-pub use format::{Export, Format, FormatReader, FormatWriter, WriteModel};
+pub use format::{Export, Format, FormatReader, FormatWriter, TrackerWriter, WriteModel, WriteStatement};
 pub use parameters::{Parameters, Precision, require_finite, values};
 
 use sha2::{Digest, Sha256};
@@ -31,7 +36,7 @@ use crate::data::digests::file_sha256;
 use crate::experiment::Model;
 
 /// Every format, in the order of the help.
-pub static FORMATS: [Format; 3] = [
+pub static FORMATS: [Format; 5] = [
     Format {
         name: "hf",
         about: "A folder for `transformers`: safetensors, configuration, tokenizer",
@@ -51,6 +56,26 @@ pub static FORMATS: [Format; 3] = [
         about: "An in-toto statement with SLSA provenance v1, of the newest checkpoint",
         reader: None,
         writer: FormatWriter::Statement(|run, builder| Ok(format!("{:#}\n", slsa::statement(run, builder)?))),
+    },
+    Format {
+        name: "mlflow",
+        about: "Settings and numbers for MLflow's file store, of a run or a sweep",
+        reader: None,
+        writer: FormatWriter::Tracker(TrackerWriter {
+            write: mlflow::write,
+            folder: "mlruns",
+            next: "MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri",
+        }),
+    },
+    Format {
+        name: "wandb",
+        about: "Settings and numbers for Weights & Biases, as runs to upload",
+        reader: None,
+        writer: FormatWriter::Tracker(TrackerWriter {
+            write: wandb::write,
+            folder: "wandb",
+            next: "wandb sync",
+        }),
     },
 ];
 

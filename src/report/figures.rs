@@ -33,6 +33,11 @@ impl Figures {
         self.0.iter().find(|(column, _)| *column == name)?.1
     }
 
+    /// The columns of which there is a number, with it.
+    pub fn measured(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        self.0.iter().filter_map(|(column, value)| Some((*column, (*value)?)))
+    }
+
     /// With another number called `name`.
     #[cfg(test)]
     pub fn with(mut self, name: &'static str, value: Option<f64>) -> Figures {

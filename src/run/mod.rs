@@ -8,7 +8,8 @@
 //!   checkpoint.
 //! * [`records`], [`destination`] and [`sensors`] are the files of a run; [`stop`] and [`ending`] its end.
 //! * [`find`] finds the run that an argument names, and [`model`] the model; [`evaluate`] measures it,
-//!   [`sample`] writes text with it, [`export`] writes it for other programs.
+//!   [`sample`] writes text with it, [`export`] writes it for other programs; [`track`] reads a run for
+//!   other trackers.
 //! * [`sweep`] trains the members of a sweep in processes of their own, and [`member`] is such a process.
 //! * [`bench`] times steps, [`machine`] examines what a machine can do.
 
@@ -40,6 +41,7 @@ pub mod sensors;
 pub mod stop;
 pub mod sweep;
 pub mod team;
+pub mod track;
 pub mod train;
 
 pub use error::{ProofRefusal, StoppedOnRequest, UsageError, require_usage};

@@ -85,7 +85,8 @@ impl<O: Ops> Prepared<O> {
         let progress = trainer.progress().clone();
         let recorder = match &folder {
             Some(folder) => {
-                let tensorboard = experiment.log.tensorboard;
+                let tensorboard =
+                    experiment.log.tensorboard.then(|| experiment::hyperparameters(&experiment));
                 let records = Records::open(&folder.paths, tensorboard, head, progress.step);
                 let mut recorder = Recorder::new(records.map_err(refuse_records)?);
                 changed.write(&mut recorder, past.resumed.then_some(progress.step), report)?;

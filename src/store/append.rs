@@ -20,6 +20,8 @@ pub enum AppendError {
     Exists { path: PathBuf },
     #[error("`{}` line {line}: {message}", path.display())]
     Line { path: PathBuf, line: usize, message: String },
+    #[error(transparent)]
+    Store(#[from] super::StoreError),
 }
 
 /// An open file at whose end records are written.

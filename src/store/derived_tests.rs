@@ -51,7 +51,7 @@ fn entries() -> Vec<Entry> {
 fn run(entries: &[Entry]) -> (tempfile::TempDir, RunPaths) {
     let folder = tempfile::tempdir().unwrap();
     let paths = RunPaths::new(folder.path());
-    let mut records = Records::open(&paths, false, None, 0).unwrap();
+    let mut records = Records::open(&paths, None, None, 0).unwrap();
     for entry in entries {
         let timing = Timing { step_ms: 1.5, tokens_per_s: 1e4, mfu: None };
         records.add(entry, entry.loss.map(|_| timing)).unwrap();

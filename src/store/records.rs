@@ -7,10 +7,12 @@ use std::path::PathBuf;
 
 use super::append::AppendError;
 use super::columns::Timing;
+use super::hparams::SessionStatus;
 use super::main_log::MainLogWriter;
 use super::metrics::{MetricsError, MetricsRow, MetricsWriter};
 use super::tensorboard::EventWriter;
 use super::{RunPaths, StoreError, atomic};
+use crate::experiment::Hyperparameters;
 use crate::proof::{Entry, Head, Ledger, LedgerError};
 
 /// Why a record cannot be written.
@@ -39,10 +41,11 @@ pub struct Records {
 
 impl Records {
     /// Opens the files of a run at `step`, or starts them, and drops that step and later ones, which will be
-    /// trained again. `head` is the ledger's at the checkpoint that the run goes on from.
+    /// trained again. `tensorboard` has what an event file begins with, where one is wanted; `head` is the
+    /// ledger's at the checkpoint that the run goes on from.
     pub fn open(
         paths: &RunPaths,
-        tensorboard: bool,
+        tensorboard: Option<Hyperparameters>,
         head: Option<Head>,
         step: u64,
     ) -> Result<Records, RecordsError> {
@@ -69,10 +72,8 @@ impl Records {
             true => MainLogWriter::resume(run, step)?,
             false => MainLogWriter::create(run)?,
         };
-        let tensorboard = match tensorboard {
-            true => Some(EventWriter::resume(&paths.tensorboard(), step)?),
-            false => None,
-        };
+        let tensorboard =
+            tensorboard.map(|keys| EventWriter::resume(&paths.tensorboard(), keys, step)).transpose()?;
         Ok(Records { paths: paths.clone(), ledger, metrics, main_log, tensorboard })
     }
 
@@ -88,6 +89,14 @@ impl Records {
             events.append(row)?;
         }
         Ok(self.main_log.append(row)?)
+    }
+
+    /// Writes into the event file that training ended, with `step` steps made.
+    pub fn end(&mut self, step: u64, status: SessionStatus) -> Result<(), RecordsError> {
+        match &mut self.tensorboard {
+            Some(events) => Ok(events.end(step, status)?),
+            None => Ok(()),
+        }
     }
 
     /// Writes a note into the ledger: something that changed no bit. It enters no hash.
@@ -108,7 +117,7 @@ impl Records {
         self.metrics = MetricsWriter::resume(run, step)?;
         self.main_log = MainLogWriter::resume(run, step)?;
         if let Some(events) = &mut self.tensorboard {
-            *events = EventWriter::resume(&self.paths.tensorboard(), step)?;
+            events.rewind(step)?;
         }
         Ok(())
     }
@@ -151,7 +160,7 @@ mod tests {
     fn a_run_that_goes_on_from_a_checkpoint_does_not_begin_a_file_that_was_lost() {
         let root = tempfile::tempdir().unwrap();
         let paths = RunFolder::create(root.path(), "run", false).unwrap().paths.clone();
-        let mut records = Records::open(&paths, false, None, 0).unwrap();
+        let mut records = Records::open(&paths, None, None, 0).unwrap();
         let timing = Timing { step_ms: 1.0, tokens_per_s: 1.0, mfu: None };
         (0..3).for_each(|step| records.add(&entry(step), Some(timing)).unwrap());
         let head = records.sync().unwrap();
@@ -160,11 +169,11 @@ mod tests {
             let (kept, parquet) =
                 (std::fs::read(&lost).unwrap(), std::fs::read(paths.metrics_parquet()).unwrap());
             std::fs::remove_file(&lost).unwrap();
-            let error = Records::open(&paths, false, Some(head), 3).unwrap_err().to_string();
+            let error = Records::open(&paths, None, Some(head), 3).unwrap_err().to_string();
             assert!(error.contains(&lost.display().to_string()) && error.contains("--rebuild"), "{error}");
             assert!(!lost.exists() && std::fs::read(paths.metrics_parquet()).unwrap() == parquet);
             std::fs::write(&lost, kept).unwrap();
         }
-        Records::open(&paths, false, Some(head), 3).unwrap();
+        Records::open(&paths, None, Some(head), 3).unwrap();
     }
 }

@@ -1,10 +1,11 @@
-//! Event files for TensorBoard, written by hand: the numbers of a metrics row as scalars.
+//! Event files for TensorBoard, written by hand: hyperparameters, and the numbers of metrics rows as scalars.
 //!
 //! A file is a sequence of records: length (u64), masked CRC-32C of it, a serialised `Event`, masked CRC-32C
 //! of that, all little-endian (TFRecord). An `Event` is a protocol buffer with the fields `wall_time = 1`
 //! (double), `step = 2` (int64), `file_version = 3` (string, in the first record alone) and `summary = 5`,
 //! whose `value = 1` are messages of `tag = 1` (string) and `simple_value = 2` (float). TensorBoard's own
-//! reader opens the result: `tests/tensorboard/read.py`.
+//! reader opens the result: `tests/tensorboard/read.py`. The second record has the hyperparameters, by which
+//! the HParams tab compares runs, and the last one how the run ended.
 //!
 //! One file a run, under a fixed name. A resumed or rewound run cuts the records of the steps that will be
 //! trained again, and with them whatever a kill left unfinished or the disk has damaged. The file only
@@ -16,39 +17,54 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::append::AppendError;
+use super::atomic;
+use super::hparams::{self, SessionStatus};
 use super::metrics::{COLUMNS, MetricsRow};
+use super::protobuf::ProtoMessage;
+use crate::experiment::Hyperparameters;
 use crate::proof::regular;
 
 /// The content of the first record of every file.
 const VERSION: &str = "brain.Event:2";
 
-/// Appends scalars to a run's event file.
+/// Appends to a run's event file.
 #[derive(Debug)]
 pub struct EventWriter {
     file: File,
     path: PathBuf,
+    hyperparameters: Hyperparameters,
 }
 
 impl EventWriter {
-    /// Opens the event file at `path`, or starts it: records of `step` and later are dropped.
-    pub fn resume(path: &Path, step: u64) -> Result<EventWriter, AppendError> {
-        let fail = |action| move |source| AppendError::Io { action, path: path.to_owned(), source };
+    /// Opens the event file at `path`, or starts it: records of `step` and later are dropped. Its head is
+    /// written again where the hyperparameters are not those in it.
+    pub fn resume(
+        path: &Path,
+        hyperparameters: Hyperparameters,
+        step: u64,
+    ) -> Result<EventWriter, AppendError> {
         let bytes = match regular::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            bytes => bytes.map_err(fail("read"))?,
+            bytes => bytes.map_err(io_error(path, "read"))?,
         };
-        let kept = kept_bytes(&bytes, step);
-        let file = OpenOptions::new().append(true).create(true).open(path).map_err(fail("open"))?;
-        if kept < bytes.len() {
-            file.set_len(kept as u64).map_err(fail("truncate"))?;
+        let kept = &bytes[..kept_bytes(&bytes, step)];
+        let began = first_record(kept).and_then(|(event, _)| wall_time(event)).unwrap_or_else(now);
+        let head = head(&hyperparameters, began);
+        let head_is_there = kept.starts_with(&head);
+        if !head_is_there {
+            atomic::write(path, &[head, steps_of(kept)].concat())?;
         }
-        let mut writer = EventWriter { file, path: path.to_owned() };
-        if kept == 0 {
-            let mut event = ProtoMessage::default();
-            event.double(1, now()).string(3, VERSION);
-            writer.write(&event.bytes)?;
+        let file = OpenOptions::new().append(true).open(path).map_err(io_error(path, "open"))?;
+        if head_is_there && kept.len() < bytes.len() {
+            file.set_len(kept.len() as u64).map_err(io_error(path, "truncate"))?;
         }
-        Ok(writer)
+        Ok(EventWriter { file, path: path.to_owned(), hyperparameters })
+    }
+
+    /// Drops the records of `step` and later.
+    pub fn rewind(&mut self, step: u64) -> Result<(), AppendError> {
+        *self = EventWriter::resume(&self.path, std::mem::take(&mut self.hyperparameters), step)?;
+        Ok(())
     }
 
     /// Appends what is measured in a row.
@@ -61,22 +77,45 @@ impl EventWriter {
                 summary.message(1, &scalar);
             }
         }
-        if summary.bytes.is_empty() {
-            return Ok(());
+        match summary.bytes.is_empty() {
+            true => Ok(()),
+            false => self.write(&event(now(), Some(row.step), &summary)),
         }
-        let mut event = ProtoMessage::default();
-        event.double(1, now()).varint(2, row.step).message(5, &summary);
-        self.write(&event.bytes)
+    }
+
+    /// Appends how the run ended, with `step` steps made. A run that goes on drops it with that step.
+    pub fn end(&mut self, step: u64, status: SessionStatus) -> Result<(), AppendError> {
+        let time = now();
+        self.write(&event(time, Some(step), &hparams::session_end(status, time)))
     }
 
     /// One record in one system call, so that a kill can tear only the last one.
-    fn write(&mut self, event: &[u8]) -> Result<(), AppendError> {
-        self.file.write_all(&record(event)).map_err(|source| AppendError::Io {
-            action: "append to",
-            path: self.path.clone(),
-            source,
-        })
+    fn write(&mut self, event: &ProtoMessage) -> Result<(), AppendError> {
+        self.file.write_all(&record(&event.bytes)).map_err(io_error(&self.path, "append to"))
     }
+}
+
+fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> AppendError {
+    let path = path.to_owned();
+    move |source| AppendError::Io { action, path, source }
+}
+
+/// The records before the first step: the version, and the hyperparameters of a run that `began` then.
+fn head(hyperparameters: &Hyperparameters, began: f64) -> Vec<u8> {
+    let mut version = ProtoMessage::default();
+    version.double(1, began).string(3, VERSION);
+    let start = event(began, None, &hparams::session_start(hyperparameters, began));
+    [record(&version.bytes), record(&start.bytes)].concat()
+}
+
+fn event(time: f64, step: Option<u64>, summary: &ProtoMessage) -> ProtoMessage {
+    let mut event = ProtoMessage::default();
+    event.double(1, time);
+    if let Some(step) = step {
+        event.varint(2, step);
+    }
+    event.message(5, summary);
+    event
 }
 
 /// The time of a point, for TensorBoard's relative axis; no bit depends on it.
@@ -124,6 +163,24 @@ fn kept_bytes(bytes: &[u8], step: u64) -> usize {
     kept
 }
 
+/// The records that have a step.
+fn steps_of(mut bytes: &[u8]) -> Vec<u8> {
+    let mut found = Vec::new();
+    while let Some((event, length)) = first_record(bytes) {
+        if let Some(Some(_)) = event_step(event) {
+            found.extend(&bytes[..length]);
+        }
+        bytes = &bytes[length..];
+    }
+    found
+}
+
+/// When an event was written, which stands first in those of this module.
+fn wall_time(event: &[u8]) -> Option<f64> {
+    let time = event.strip_prefix(&[0x09])?.first_chunk::<8>()?;
+    Some(f64::from_le_bytes(*time))
+}
+
 /// The step of an event, if it has one; `None` for bytes that are not an event that this module wrote.
 fn event_step(mut event: &[u8]) -> Option<Option<u64>> {
     let mut step = None;
@@ -157,60 +214,6 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// A protocol buffer being built.
-#[derive(Default)]
-struct ProtoMessage {
-    bytes: Vec<u8>,
-}
-
-impl ProtoMessage {
-    fn raw_varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.bytes.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        self.bytes.push(value as u8);
-    }
-
-    /// Field number and wire type: 0 varint, 1 eight bytes, 2 length and bytes, 5 four bytes.
-    fn key(&mut self, field: u64, wire: u64) {
-        self.raw_varint(field << 3 | wire);
-    }
-
-    fn varint(&mut self, field: u64, value: u64) -> &mut ProtoMessage {
-        self.key(field, 0);
-        self.raw_varint(value);
-        self
-    }
-
-    fn double(&mut self, field: u64, value: f64) -> &mut ProtoMessage {
-        self.key(field, 1);
-        self.bytes.extend(value.to_le_bytes());
-        self
-    }
-
-    fn float(&mut self, field: u64, value: f32) -> &mut ProtoMessage {
-        self.key(field, 5);
-        self.bytes.extend(value.to_le_bytes());
-        self
-    }
-
-    fn delimited(&mut self, field: u64, bytes: &[u8]) -> &mut ProtoMessage {
-        self.key(field, 2);
-        self.raw_varint(bytes.len() as u64);
-        self.bytes.extend(bytes);
-        self
-    }
-
-    fn string(&mut self, field: u64, text: &str) -> &mut ProtoMessage {
-        self.delimited(field, text.as_bytes())
-    }
-
-    fn message(&mut self, field: u64, message: &ProtoMessage) -> &mut ProtoMessage {
-        self.delimited(field, &message.bytes)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,6 +221,16 @@ mod tests {
 
     fn row(step: u64) -> MetricsRow {
         MetricsRow { loss: Some(2.5), ..MetricsRow::new(step, 64 * (step + 1), Action::Update) }
+    }
+
+    fn open(path: &Path, step: u64) -> EventWriter {
+        opened_with(path, 6e-4, step)
+    }
+
+    fn opened_with(path: &Path, rate: f64, step: u64) -> EventWriter {
+        let keys = [("schedule.learning_rate", rate.into()), ("precision.master_weights", true.into())];
+        let keys = keys.map(|(key, value)| (key.to_owned(), value)).into();
+        EventWriter::resume(path, keys, step).unwrap()
     }
 
     fn steps(bytes: &[u8]) -> Vec<Option<u64>> {
@@ -257,43 +270,71 @@ mod tests {
     fn steps_that_come_again_are_cut_and_a_torn_end_with_them() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("events");
-        let mut writer = EventWriter::resume(&path, 0).unwrap();
+        let mut writer = open(&path, 0);
         (0..5).for_each(|step| writer.append(&row(step)).unwrap());
         assert_eq!(
             steps(&std::fs::read(&path).unwrap()),
-            [None, Some(0), Some(1), Some(2), Some(3), Some(4)]
+            [None, None, Some(0), Some(1), Some(2), Some(3), Some(4)]
         );
 
         let mut torn = std::fs::read(&path).unwrap();
         torn.truncate(torn.len() - 3);
         std::fs::write(&path, &torn).unwrap();
-        let mut writer = EventWriter::resume(&path, 9).unwrap();
-        assert_eq!(steps(&std::fs::read(&path).unwrap()).len(), 5, "the torn record is gone");
+        let mut writer = open(&path, 9);
+        assert_eq!(steps(&std::fs::read(&path).unwrap()).len(), 6, "the torn record is gone");
         writer.append(&row(4)).unwrap();
 
-        let mut writer = EventWriter::resume(&path, 2).unwrap();
+        let mut writer = open(&path, 2);
         writer.append(&row(2)).unwrap();
-        assert_eq!(steps(&std::fs::read(&path).unwrap()), [None, Some(0), Some(1), Some(2)]);
-        EventWriter::resume(&path, 0).unwrap();
-        assert_eq!(steps(&std::fs::read(&path).unwrap()), [None], "starting over keeps the version alone");
+        assert_eq!(steps(&std::fs::read(&path).unwrap()), [None, None, Some(0), Some(1), Some(2)]);
+        open(&path, 0);
+        assert_eq!(steps(&std::fs::read(&path).unwrap()), [None, None], "starting over keeps the head alone");
     }
 
     #[test]
     fn a_damaged_record_is_cut_with_all_behind_it_and_stops_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("events");
-        let mut writer = EventWriter::resume(&path, 0).unwrap();
+        let mut writer = open(&path, 0);
         (0..3).for_each(|step| writer.append(&row(step)).unwrap());
         let mut bytes = std::fs::read(&path).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         std::fs::write(&path, bytes).unwrap();
-        let mut writer = EventWriter::resume(&path, 3).unwrap();
+        let mut writer = open(&path, 3);
         writer.append(&row(3)).unwrap();
         let found = steps(&std::fs::read(&path).unwrap());
-        assert!(found.len() < 5 && found.last() == Some(&Some(3)), "{found:?}");
+        assert!(found.len() < 6 && found.last() == Some(&Some(3)), "{found:?}");
         std::fs::write(&path, "no event file at all").unwrap();
-        EventWriter::resume(&path, 3).unwrap();
-        assert_eq!(steps(&std::fs::read(&path).unwrap()), [None]);
+        open(&path, 3);
+        assert_eq!(steps(&std::fs::read(&path).unwrap()), [None, None]);
+    }
+
+    #[test]
+    fn a_run_that_goes_on_drops_its_end_and_with_other_keys_writes_its_head_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events");
+        let read = || std::fs::read(&path).unwrap();
+        let mut writer = open(&path, 0);
+        (0..3).for_each(|step| writer.append(&row(step)).unwrap());
+        let three = read();
+        writer.end(3, SessionStatus::Success).unwrap();
+        assert_eq!(steps(&read()), [None, None, Some(0), Some(1), Some(2), Some(3)]);
+        open(&path, 3);
+        assert_eq!(read(), three, "nothing but the end is gone");
+
+        opened_with(&path, 3e-4, 2).append(&row(2)).unwrap();
+        assert_eq!(steps(&read()), [None, None, Some(0), Some(1), Some(2)]);
+        let (version, at) = (first_record(&three).unwrap(), first_record(&three).unwrap().1);
+        assert_eq!(first_record(&read()).unwrap(), version, "it began when it began");
+        let start = |bytes: &[u8]| first_record(&bytes[at..]).unwrap().0.to_vec();
+        let rate = |rate: f64| [&[0x11][..], &rate.to_le_bytes()].concat();
+        let holds = |event: &[u8], part: &[u8]| event.windows(part.len()).any(|window| window == part);
+        assert!(holds(&start(&three), &rate(6e-4)) && !holds(&start(&three), &rate(3e-4)));
+        assert!(holds(&start(&read()), &rate(3e-4)) && !holds(&start(&read()), &rate(6e-4)));
+        // A file of before, which has no hyperparameters, gets them.
+        std::fs::write(&path, [&three[..at], &steps_of(&three)].concat()).unwrap();
+        open(&path, 3);
+        assert_eq!(read(), three);
     }
 }

@@ -8,7 +8,7 @@ use crate::optim::Verdict;
 use crate::proof::entry::rewind_event;
 use crate::proof::ledger::NOT_FINITE;
 use crate::proof::{Action, Entry, Evaluation, Head, HellaSwag, Validation};
-use crate::store::Records;
+use crate::store::{Records, SessionStatus};
 
 /// Keeps the records of a run. Events since the last step go into the next entry.
 pub struct Recorder {
@@ -48,7 +48,12 @@ impl Listener for Recorder {
                     self.records.add(&last_entry(*steps, *tokens, evaluation), None)?;
                 }
             }
-            Event::NotFinite { why, .. } => self.records.note(NOT_FINITE, why)?,
+            Event::NotFinite { step, why } => {
+                self.records.note(NOT_FINITE, why)?;
+                self.records.end(*step, SessionStatus::Failure)?;
+            }
+            Event::Diverged { step, .. } => self.records.end(step + 1, SessionStatus::Failure)?,
+            Event::Finished { step, .. } => self.records.end(*step, SessionStatus::Success)?,
             Event::Rewound { from_step, to_step, entries } => {
                 self.records.rewind(*entries, *to_step)?;
                 self.changes.push(rewind_event(*from_step, *to_step));

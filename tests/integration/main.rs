@@ -38,6 +38,7 @@ mod support;
 mod sweep;
 mod terminal;
 mod tidy;
+mod trackers;
 mod twice;
 mod verify;
 mod verify_claims;

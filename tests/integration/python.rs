@@ -1,9 +1,9 @@
 //! Our files in other programs: `transformers`, `lm-eval`'s formulas and TensorBoard, each in a
 //! Python script.
 //!
-//! Python is `target/ci-venv/bin/python`, into which `.ci/run` installs what the scripts import, or what the
-//! environment variable `RUNNER_TEST_PYTHON` names. These tests are ignored unless they are asked for, and
-//! fail where a package is missing.
+//! Python is `target/ci-venv/bin/python` (of other trackers `target/ci-trackers/bin/python`), into which
+//! `.ci/run` installs what the scripts import, or what the environment variable `RUNNER_TEST_PYTHON` names.
+//! These tests are ignored unless they are asked for, and fail where a package is missing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,14 +15,21 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_runner");
 
 /// The Python that has the packages which the scripts import.
 pub fn python() -> PathBuf {
-    let ours = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/ci-venv/bin/python");
+    python_of("ci-venv")
+}
+
+/// The Python of a virtual environment below `target/`.
+fn python_of(environment: &str) -> PathBuf {
+    let ours = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join(environment).join("bin/python");
     std::env::var_os("RUNNER_TEST_PYTHON").map_or_else(ours, PathBuf::from)
 }
 
-/// Runs a script of `tests/`, which must succeed and say so.
+/// Runs a script of `tests/`, which must succeed and say so. Those of other trackers have a virtual
+/// environment of their own: other programs behave differently where their packages are found.
 #[track_caller]
-fn script(name: &str, arguments: &[&str], says: &str) {
-    let (root, python) = (Path::new(env!("CARGO_MANIFEST_DIR")), python());
+pub fn script(name: &str, arguments: &[&str], says: &str) {
+    let environment = if name.starts_with("trackers/") { "ci-trackers" } else { "ci-venv" };
+    let (root, python) = (Path::new(env!("CARGO_MANIFEST_DIR")), python_of(environment));
     let mut command = Command::new(&python);
     command.arg(root.join("tests").join(name)).args(arguments).current_dir(root);
     let output = command.output().unwrap_or_else(|error| panic!("{}: {error}", python.display()));

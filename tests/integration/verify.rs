@@ -135,7 +135,7 @@ pub fn rewrite_records(run: &Path, entries: &[Entry]) -> Vec<Head> {
     for file in ["ledger.jsonl", "metrics.jsonl", "metrics.parquet", "main.log"] {
         std::fs::remove_file(run.join(file)).expect("there");
     }
-    let mut forged = Records::open(&RunPaths::new(run), false, None, 0).expect("writable");
+    let mut forged = Records::open(&RunPaths::new(run), None, None, 0).expect("writable");
     let timing = Timing { step_ms: 1.0, tokens_per_s: 1.0, mfu: None };
     let written = entries.iter().map(|entry| {
         forged.add(entry, entry.loss.map(|_| timing)).expect("written");
