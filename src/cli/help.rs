@@ -65,7 +65,7 @@ const EXAMPLES: [(&str, &str); 17] = [
         "  runner sample quickstart --prompt 'And God said' --tokens 200\n  runner sample quickstart \
          --temperature 0",
     ),
-    ("eval", "  runner eval quickstart"),
+    ("eval", "  runner eval quickstart\n  runner eval quickstart --checkpoint all --task piqa=piqa.jsonl"),
     (
         "verify",
         "  runner verify quickstart\n  runner verify quickstart --replay 500..520\n  \

@@ -55,7 +55,7 @@ enum Verb {
     Resume(resume::Args),
     /// Record what an experiment's bits depend on, for `run --lock`.
     Lock(lock::Args),
-    /// Measure a saved model: validation loss, HellaSwag.
+    /// Measure saved models: validation loss, HellaSwag, LAMBADA, ARC-easy, PIQA.
     Eval(eval::Args),
     /// Check a run to the byte, or that an experiment repeats.
     Verify(verify::Args),

@@ -62,6 +62,9 @@ enum X {
     Flops,
     /// Time spent in training steps
     Hours,
+    /// The learning rate of a range test, logarithmic
+    #[value(name = "learning_rate")]
+    LearningRate,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -186,9 +189,10 @@ fn options(args: &Args) -> PlotOptions {
             X::Tokens => XAxis::Tokens,
             X::Flops => XAxis::Flops,
             X::Hours => XAxis::Hours,
+            X::LearningRate => XAxis::LearningRate,
         },
         smooth: args.smooth.map(|steps| steps as usize),
-        log_x: matches!(args.log, Some(LogArg::X | LogArg::Xy)),
+        log_x: matches!(args.log, Some(LogArg::X | LogArg::Xy)) || matches!(args.x, X::LearningRate),
         log_y: matches!(args.log, Some(LogArg::Y | LogArg::Xy)),
         theme: theme(args.theme),
         baselines: match args.baseline.as_slice() {

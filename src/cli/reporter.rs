@@ -59,6 +59,9 @@ impl Reporter for Terminal {
             LongWork::Replaying => bar(total, "replaying {bar:32.cyan/dim} {pos}/{len} steps  {eta} left"),
             LongWork::Validating => bar(total, "validating {wide_bar} {pos}/{len} {eta}"),
             LongWork::HellaSwag => bar(total, "HellaSwag {wide_bar} {pos}/{len} {eta}"),
+            LongWork::Scoring(of) => {
+                bar(total, &format!("{} {{wide_bar}} {{pos}}/{{len}} {{eta}}", of.name()))
+            }
         };
         Box::new(move |done| bar.inc(done))
     }

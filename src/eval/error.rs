@@ -15,9 +15,15 @@ pub enum EvalError {
     #[error("`{}` has no tasks: {found}", path.display())]
     Empty { path: PathBuf, found: &'static str },
 
+    #[error(
+        "cannot read `{}`: {reason}\n  hint: `FILE` in `--task NAME=FILE` is a jsonl file with the fields of \
+         Hugging Face's data set `{data_set}`", path.display()
+    )]
+    Unread { path: PathBuf, data_set: &'static str, reason: std::io::Error },
+
     // ---- jsonl ----
-    #[error("`{}` line {line} is not a HellaSwag task: {why}", path.display())]
-    Line { path: PathBuf, line: usize, why: String },
+    #[error("`{}` line {line} is not {of}: {why}", path.display())]
+    Line { path: PathBuf, line: usize, of: &'static str, why: String },
 
     // ---- llm.c's file ----
     #[error("`{}` is damaged at byte {byte}: expected {expected}, got {got}", path.display())]
@@ -32,13 +38,13 @@ pub enum EvalError {
     OutOfVocabulary { path: PathBuf, place: String, token: u16, vocab: usize },
     #[error(
         "`{}` {place}: a completion of {tokens} tokens does not fit sequences of {limit}\n  hint: raise \
-         `batch.seq_len`, or leave `eval.hellaswag` out for so short a model",
+         `batch.seq_len`, or leave this task out for so short a model",
         path.display()
     )]
     TooLong { path: PathBuf, place: String, tokens: usize, limit: usize },
     #[error("`{}` {place} has no context", path.display())]
     NoContext { path: PathBuf, place: String },
-    #[error("the model has room for {capacity} tokens a sequence, the tasks were read for {limit}")]
+    #[error("the model has room for {capacity} tokens a sequence, the tasks need {limit}")]
     Capacity { capacity: usize, limit: usize },
 
     // ---- scoring ----

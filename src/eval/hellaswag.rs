@@ -8,11 +8,11 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::EvalError;
+use super::harness::{encode_pair, is_python_space, lines};
 use super::multiple_choice::{COMPLETIONS, Length, Prompt, Task};
 use crate::data::Tokenizer;
 
@@ -35,13 +35,7 @@ struct HellaSwagLine {
 /// The first line that is no JSON, lacks a field, has a label that names no ending, has not four
 /// endings, or an ending without text.
 pub fn parse(path: &Path, text: &str, tokenizer: &Tokenizer) -> Result<Vec<Task>, EvalError> {
-    let lines: Vec<&str> = text.lines().collect();
-    // Collected before the first error is looked for, so that it is the first in the file.
-    let tasks: Vec<Result<Task, String>> = lines.par_iter().map(|line| task(line, tokenizer)).collect();
-    let numbered = tasks.into_iter().enumerate();
-    numbered
-        .map(|(i, task)| task.map_err(|why| EvalError::Line { path: path.into(), line: i + 1, why }))
-        .collect()
+    lines(path, "a HellaSwag task", text, |line| task(line, tokenizer))
 }
 
 fn task(line: &str, tokenizer: &Tokenizer) -> Result<Task, String> {
@@ -96,9 +90,7 @@ fn label(value: &Value) -> Result<usize, String> {
 /// The harness's cleaning: trimmed; ` [title]` becomes `. `; text in brackets on one line is removed;
 /// two spaces become one, in a single pass.
 fn clean(text: &str) -> String {
-    // What Python's `str.strip` takes for white space: Unicode's, and four separators of ASCII.
-    let space = |c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c);
-    let text = text.trim_matches(space).replace(" [title]", ". ");
+    let text = text.trim_matches(is_python_space).replace(" [title]", ". ");
     let mut kept = String::with_capacity(text.len());
     let mut rest = text.as_str();
     while let Some(open) = rest.find('[') {
@@ -123,15 +115,6 @@ fn capitalize(text: &str) -> String {
     let mut first = chars.next().into_iter().flat_map(char::to_uppercase);
     let capital: String = first.next().into_iter().chain(first.flat_map(char::to_lowercase)).collect();
     capital + &chars.as_str().to_lowercase()
-}
-
-/// Context and continuation encoded as one text, cut where the context alone would end. White space at
-/// the end of the context belongs to the continuation, for a token starts with its space.
-fn encode_pair(tokenizer: &Tokenizer, context: &str, continuation: &str) -> (Vec<u16>, Vec<u16>) {
-    let whole = tokenizer.encode(&format!("{context}{continuation}"));
-    let context = tokenizer.encode(context.trim_end());
-    let continuation = whole.get(context.len()..).unwrap_or_default().to_vec();
-    (context, continuation)
 }
 
 #[cfg(test)]
@@ -198,13 +181,6 @@ mod tests {
         {
             assert_eq!(capitalize(text), capitalized);
         }
-    }
-
-    #[test]
-    fn space_at_the_end_of_a_context_moves_to_the_continuation() {
-        let (context, continuation) = encode_pair(&gpt2(), "How to ", " swim");
-        assert_eq!(gpt2().decode(&context), "How to");
-        assert_eq!(gpt2().decode(&continuation), "  swim");
     }
 
     #[test]

@@ -1,10 +1,5 @@
-//! Multiple choice by likelihood: which of four completions does the model find the least surprising?
-//!
-//! A row is the context and one completion; only the losses of the completion's tokens count. Rows are
-//! packed into micro-batches that all have as many tokens as the model has room for, in a few
-//! lengths, so that the matrix multiplications see the one shape that training uses and short rows do
-//! not pay for long ones. Attention is causal and every other operation works row by row, so neither
-//! the padding behind a row nor its neighbours reach its losses.
+//! HellaSwag, multiple choice by likelihood: which of four completions does the model find the least
+//! surprising?
 //!
 //! Four scores are computed from the same losses, each with its own name, because they choose differently:
 //!
@@ -19,22 +14,16 @@
 
 use std::path::{Path, PathBuf};
 
+use super::harness::utf8;
+use super::rows::{self, ScoredRow, Scorer, Surprise};
 use super::{EvalError, eval_bin};
 use crate::data::Tokenizer;
 use crate::model::Gpt2;
-use crate::model::gpt2::MicroBatch;
-use crate::ops::{Ops, Rows};
-use crate::parallel::exchange::all_gather;
+use crate::ops::Ops;
 use crate::parallel::{Link, Solo};
 
 /// Completions of a task.
 pub const COMPLETIONS: usize = 4;
-
-/// Sequences times heads in one batch: what a grid of every GPU holds.
-const MOST_HEADS: usize = 65_535;
-
-/// The shortest rows that batches are made for; longer ones double.
-const SHORTEST: usize = 64;
 
 /// Tokens for the model: a context and the completions to choose from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,15 +115,7 @@ impl TaskSet {
         let (tasks, unit) = if eval_bin::is_eval_bin(bytes) {
             (eval_bin::parse(path, bytes)?, Unit::Example)
         } else {
-            let text = std::str::from_utf8(bytes).map_err(|error| {
-                let byte = error.valid_up_to();
-                EvalError::Damaged {
-                    path: path.into(),
-                    byte,
-                    expected: format!("UTF-8 text, or magic {} at byte 0", eval_bin::MAGIC),
-                    got: format!("0x{:02x}", bytes[byte]),
-                }
-            })?;
+            let text = utf8(path, bytes, format!("UTF-8 text, or magic {} at byte 0", eval_bin::MAGIC))?;
             (super::hellaswag::parse(path, text, tokenizer)?, Unit::Line)
         };
         if tasks.is_empty() {
@@ -148,25 +129,8 @@ impl TaskSet {
 
     fn check(&self, vocab: usize) -> Result<(), EvalError> {
         for (i, task) in self.tasks.iter().enumerate() {
-            for prompt in task.prompts() {
-                let tokens = prompt.completions.iter().chain([&prompt.context]).flatten();
-                if let Some(&token) = tokens.into_iter().find(|token| usize::from(**token) >= vocab) {
-                    return Err(EvalError::OutOfVocabulary {
-                        path: self.path.clone(),
-                        place: self.place(i),
-                        token,
-                        vocab,
-                    });
-                }
-                let longest = prompt.completions.iter().map(Vec::len).max().unwrap_or(0);
-                // One token of context precedes the first that is predicted.
-                let (path, place) = (self.path.clone(), self.place(i));
-                if longest > self.seq_len {
-                    return Err(EvalError::TooLong { path, place, tokens: longest, limit: self.seq_len });
-                }
-                if prompt.context.is_empty() {
-                    return Err(EvalError::NoContext { path, place });
-                }
+            for Prompt { context, completions } in task.prompts() {
+                rows::check(&self.path, || self.place(i), context, completions, vocab, self.seq_len)?;
             }
         }
         Ok(())
@@ -193,9 +157,14 @@ impl TaskSet {
         matches!(self.unit, Unit::Line)
     }
 
-    /// Rows to be scored: the completions of every wording.
+    /// Rows to be scored for a task: the completions of every wording.
+    fn rows_a_task(&self) -> usize {
+        COMPLETIONS * (1 + usize::from(self.has_harness()))
+    }
+
+    /// Rows to be scored.
     pub fn rows(&self) -> usize {
-        self.tasks.iter().map(|task| task.prompts().count() * COMPLETIONS).sum()
+        self.tasks.len() * self.rows_a_task()
     }
 
     /// Tokens that the model reads to score all rows.
@@ -205,45 +174,12 @@ impl TaskSet {
 
     /// Every completion of every wording, in the file's order.
     fn make_rows(&self) -> Vec<ScoredRow> {
-        let mut rows = Vec::with_capacity(self.rows());
-        for (task, t) in self.tasks.iter().enumerate() {
-            for (wording, prompt) in t.prompts().enumerate() {
-                for (completion, tokens) in prompt.completions.iter().enumerate() {
-                    let all = prompt.context.len() + tokens.len();
-                    // T inputs and the target of the last.
-                    let cut = all.saturating_sub(self.seq_len + 1);
-                    let row = prompt.context[cut..].iter().chain(tokens).copied().collect();
-                    rows.push(ScoredRow { task, wording, completion, tokens: row, scored: tokens.len() });
-                }
-            }
-        }
-        rows
+        let prompts = self.tasks.iter().flat_map(Task::prompts);
+        let row = |prompt: &Prompt, completion: &Vec<u16>| {
+            ScoredRow::new(&prompt.context, completion, self.seq_len)
+        };
+        prompts.flat_map(|prompt| prompt.completions.iter().map(move |tokens| row(prompt, tokens))).collect()
     }
-}
-
-/// A context with one of its completions.
-struct ScoredRow {
-    task: usize,
-    wording: usize,
-    completion: usize,
-    tokens: Vec<u16>,
-    /// Tokens at the end that are the completion.
-    scored: usize,
-}
-
-impl ScoredRow {
-    /// Tokens that the model reads: all but the last.
-    fn inputs(&self) -> usize {
-        self.tokens.len() - 1
-    }
-}
-
-/// The surprise at one completion.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Surprise {
-    /// Sum of its tokens' losses in nats, in f64 from first to last: minus its log-likelihood.
-    pub nats: f64,
-    pub tokens: usize,
 }
 
 /// The surprises at a task's completions.
@@ -269,16 +205,18 @@ impl TaskOutcome {
     }
 }
 
-/// Four numbers and the lowest of them.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// A number for each completion, and the lowest of them.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
-    pub values: [f64; COMPLETIONS],
+    pub values: Vec<f64>,
     pub picked: usize,
 }
 
 impl Decision {
-    fn of(values: [f64; COMPLETIONS]) -> Decision {
-        let picked = (1..COMPLETIONS).fold(0, |best, i| if values[i] < values[best] { i } else { best });
+    /// The first of equals is picked.
+    pub fn of(values: impl Into<Vec<f64>>) -> Decision {
+        let values = values.into();
+        let picked = (1..values.len()).fold(0, |best, i| if values[i] < values[best] { i } else { best });
         Decision { values, picked }
     }
 }
@@ -363,160 +301,28 @@ pub fn outcomes<O: Ops>(
     outcomes_of_ranks(ops, model, losses, &mut Solo, set, progress)
 }
 
-/// [`outcomes`] by several ranks, each of which does every Nth batch.
+/// [`outcomes`] by several ranks.
 fn outcomes_of_ranks<O: Ops>(
     ops: &mut O,
     model: &mut Gpt2<O>,
     losses: &mut O::Buf,
     link: &mut dyn Link,
     set: &TaskSet,
-    mut progress: impl FnMut(usize, usize),
+    progress: impl FnMut(usize, usize),
 ) -> Result<Vec<TaskOutcome>, EvalError> {
-    let (rank, ranks) = (link.rank(), link.size());
-    let capacity = model.capacity();
-    if capacity.seq < set.seq_len {
-        return Err(EvalError::Capacity { capacity: capacity.seq, limit: set.seq_len });
-    }
-    let rows = set.make_rows();
-    let mut host = vec![0.0f32; capacity.count()];
-    let (mut done, mut shorter) = (0, 0);
-    let mut batches: Vec<Vec<&ScoredRow>> = Vec::new();
-    let mut mine: Vec<u8> = Vec::new();
-    let mut failure: Option<NonFiniteLoss> = None;
-    for shape in shapes(capacity, model.config.heads) {
-        let fitting: Vec<&ScoredRow> =
-            rows.iter().filter(|row| row.inputs() > shorter && row.inputs() <= shape.seq).collect();
-        shorter = shape.seq;
-        for batch in fitting.chunks(shape.batch) {
-            batches.push(batch.to_vec());
-            done += batch.len();
-            if (batches.len() - 1) % ranks != rank {
-                continue;
-            }
-            if failure.is_some() {
-                // The other ranks wait for as many numbers.
-                mine.extend(batch.iter().flat_map(|_| f64::NAN.to_le_bytes()));
-                continue;
-            }
-            let (inputs, targets) = pack(batch, shape);
-            model.forward(
-                ops,
-                &MicroBatch { inputs: &inputs, targets: &targets, rows: shape, losses_at: 0 },
-                losses,
-            )?;
-            ops.download(losses, &mut host)?;
-            for (at, (row, losses)) in batch.iter().zip(host.chunks_exact(shape.seq)).enumerate() {
-                let scored = &losses[row.inputs() - row.scored..row.inputs()];
-                mine.extend_from_slice(&nats(scored).to_le_bytes());
-                if let Some(token) = scored.iter().position(|loss| !loss.is_finite()) {
-                    let new = NonFiniteLoss { batch: batches.len() - 1, at, token, loss: scored[token] };
-                    failure.get_or_insert(new);
-                }
-            }
-            progress(done, rows.len());
-        }
-    }
-    let all = all_gather(link, "the gathering of scores", mine)?;
-    // Sums of finite losses are finite, so that every rank sees whether any has failed.
-    if all
-        .iter()
-        .flat_map(|bytes| bytes.as_chunks::<8>().0)
-        .any(|nats| !f64::from_le_bytes(*nats).is_finite())
-    {
-        let failures = all_gather(link, "the gathering of failures", NonFiniteLoss::to_bytes(failure))?;
-        let first = failures
-            .iter()
-            .filter_map(|bytes| NonFiniteLoss::from_bytes(bytes))
-            .min_by_key(NonFiniteLoss::place);
-        if let Some(failure) = first {
-            return Err(failure.error(set, batches[failure.batch][failure.at]));
-        }
-    }
-    let mut rest: Vec<_> = all
-        .iter()
-        .map(|bytes| bytes.as_chunks::<8>().0.iter().map(|nats| f64::from_le_bytes(*nats)))
-        .collect();
-    let empty = [Surprise::default(); COMPLETIONS];
-    let mut outcomes =
-        vec![TaskOutcome { plain: empty, harness: set.has_harness().then_some(empty) }; set.tasks.len()];
-    for (number, batch) in batches.iter().enumerate() {
-        for (row, nats) in batch.iter().zip(&mut rest[number % ranks]) {
-            let outcome = &mut outcomes[row.task];
-            let of_wording =
-                if row.wording == 0 { Some(&mut outcome.plain) } else { outcome.harness.as_mut() };
-            of_wording.expect("a set has one wording or two")[row.completion] =
-                Surprise { nats, tokens: row.scored };
-        }
-    }
-    Ok(outcomes)
-}
-
-/// Batches of exactly the capacity's tokens, by rising length of their rows; the last is the capacity's own.
-fn shapes(capacity: Rows, heads: usize) -> Vec<Rows> {
-    let lengths = std::iter::successors(Some(SHORTEST), |length| Some(2 * length))
-        .take_while(|length| *length < capacity.seq);
-    let whole = lengths.filter(|length| capacity.count().is_multiple_of(*length));
-    let batches = whole.map(|seq| Rows { batch: capacity.count() / seq, seq });
-    batches.filter(|rows| rows.batch * heads <= MOST_HEADS).chain([capacity]).collect()
-}
-
-/// Rows side by side, filled up with zeros behind each of them and below.
-fn pack(rows: &[&ScoredRow], shape: Rows) -> (Vec<u16>, Vec<u16>) {
-    let (mut inputs, mut targets) = (vec![0; shape.count()], vec![0; shape.count()]);
-    let lanes = inputs.chunks_exact_mut(shape.seq).zip(targets.chunks_exact_mut(shape.seq));
-    for (row, (input, target)) in rows.iter().zip(lanes) {
-        input[..row.inputs()].copy_from_slice(&row.tokens[..row.inputs()]);
-        target[..row.inputs()].copy_from_slice(&row.tokens[1..]);
-    }
-    (inputs, targets)
-}
-
-/// The sum of the losses at a row's completion.
-fn nats(scored: &[f32]) -> f64 {
-    scored.iter().map(|&loss| f64::from(loss)).sum()
-}
-
-/// The first loss of a rank that is not finite.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct NonFiniteLoss {
-    /// The batch, counted over all ranks, and the row in it.
-    batch: usize,
-    at: usize,
-    /// Token of the completion.
-    token: usize,
-    loss: f32,
-}
-
-impl NonFiniteLoss {
-    /// Orders failures as one rank alone would come to them.
-    fn place(&self) -> (usize, usize) {
-        (self.batch, self.at)
-    }
-
-    /// What a rank sends: nothing where it has not failed.
-    fn to_bytes(failure: Option<NonFiniteLoss>) -> Vec<u8> {
-        let numbers = |NonFiniteLoss { batch, at, token, loss }| {
-            [batch as u64, at as u64, token as u64, u64::from(f32::to_bits(loss))]
-        };
-        failure.map(numbers).into_iter().flatten().flat_map(u64::to_le_bytes).collect()
-    }
-
-    fn from_bytes(bytes: &[u8]) -> Option<NonFiniteLoss> {
-        let numbers: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|n| u64::from_le_bytes(*n)).collect();
-        let &[batch, at, token, loss] = numbers.as_slice() else { return None };
-        let [batch, at, token] = [batch, at, token].map(|number| number as usize);
-        Some(NonFiniteLoss { batch, at, token, loss: f32::from_bits(loss as u32) })
-    }
-
-    fn error(&self, set: &TaskSet, row: &ScoredRow) -> EvalError {
-        EvalError::NotFinite {
-            path: set.path.clone(),
-            place: set.place(row.task),
-            completion: row.completion,
-            token: self.token,
-            loss: self.loss,
-        }
-    }
+    let not_finite = |loss: rows::NotFiniteLoss| EvalError::NotFinite {
+        path: set.path.clone(),
+        place: set.place(loss.row / set.rows_a_task()),
+        completion: loss.row % COMPLETIONS,
+        token: loss.token,
+        loss: loss.loss,
+    };
+    let scorer = Scorer { ops, model, losses, likeliest: None };
+    let surprises = rows::surprises(scorer, link, &set.make_rows(), not_finite, progress)?;
+    let mut rest = surprises.into_iter();
+    let mut next = || std::array::from_fn(|_| rest.next().expect("a surprise a row"));
+    let outcome = |task: &Task| TaskOutcome { plain: next(), harness: task.harness.as_ref().map(|_| next()) };
+    Ok(set.tasks.iter().map(outcome).collect())
 }
 
 #[cfg(test)]

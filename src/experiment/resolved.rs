@@ -91,6 +91,10 @@ choice! {
         Constant = "constant",
         /// Warm-up, stable, decay.
         Wsd = "wsd",
+        /// The range test: from `final_fraction` of the peak up to the peak, by the same factor each step.
+        /// `runner plot RUN --x learning_rate` draws the loss over the rates; the largest at which it still
+        /// falls steeply is a peak to try.
+        Range = "range",
     }
 }
 
@@ -103,9 +107,10 @@ section! {
         pub steps: u64,
         /// Peak learning rate. Default: 0.0006.
         pub learning_rate: f64,
-        /// Linear warm-up from `1/warmup` of the peak; at most `steps`. Default: 0.
+        /// Linear warm-up from `1/warmup` of the peak; at most `steps`, and 0 with `range`. Default: 0.
         pub warmup_steps: u64,
-        /// The last learning rate as a fraction of the peak, from 0 to 1. Default: 0.1.
+        /// The last learning rate as a fraction of the peak, from 0 to 1; with `range` the first, above 0.
+        /// Default: 0.1.
         pub final_fraction: f64,
         /// `wsd` only: the share of all steps that the decay takes, from 0 to 1. Default: 0.2.
         pub decay_fraction: f64,

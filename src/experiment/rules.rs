@@ -23,6 +23,7 @@ use super::schema::{self, KEYS};
 use super::write;
 
 mod audit;
+mod schedule;
 
 /// The widest head that the CUDA attention kernels take.
 const CUDA_HEAD_SIZE: u64 = 128;
@@ -442,24 +443,6 @@ impl Rules {
                     workers * (tokens / unit)
                 ));
             self.refuse(fault);
-        }
-    }
-
-    fn schedule(&mut self) {
-        let (steps, epochs) = (self.int("schedule.steps"), self.int("schedule.epochs"));
-        if steps.is_none() && epochs.is_none() && self.truly_missing(&["schedule.steps", "schedule.epochs"]) {
-            let hint = "set `schedule.steps`, or `schedule.epochs` to pass over the data that many times";
-            self.refuse(Fault::new("the experiment does not say how long to train").hint(hint.to_string()));
-        }
-        if let (Some(steps), Some(warmup)) = (steps, self.int("schedule.warmup_steps"))
-            && warmup > steps
-        {
-            let message = format!("the warm-up of {warmup} steps is longer than the run of {steps}");
-            let fault = self.clash(message, &["schedule.warmup_steps", "schedule.steps"]);
-            self.refuse(fault);
-        }
-        if steps.is_none() && epochs.is_some() {
-            self.derive("schedule.steps", 0u64, "from schedule.epochs");
         }
     }
 

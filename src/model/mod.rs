@@ -10,6 +10,7 @@ pub mod decode;
 pub mod flops;
 pub mod gpt2;
 pub mod init;
+mod logits;
 #[cfg(test)]
 mod measurements;
 #[cfg(test)]
@@ -18,4 +19,5 @@ pub mod weights;
 
 pub use decode::Decoder;
 pub use gpt2::Gpt2;
+pub use logits::LogitRows;
 pub use weights::{Group, ParamSpec, Weights};

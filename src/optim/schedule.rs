@@ -4,9 +4,11 @@ use crate::experiment::{ScheduleKeys, ScheduleKind};
 
 /// The learning rate of `step` (from 0).
 ///
-/// All kinds begin with a linear warm-up, `(step + 1) / warmup` of the peak, and end at
+/// All kinds but `range` begin with a linear warm-up, `(step + 1) / warmup` of the peak, and end at
 /// `final_fraction` of it; `constant` stays at the peak, `wsd` (warm-up, stable, decay) falls by
-/// `1 - sqrt` over its last `decay_fraction` of the steps (Hägele et al. 2024).
+/// `1 - sqrt` over its last `decay_fraction` of the steps (Hägele et al. 2024). `range` (Smith 2017, here
+/// with equal factors) begins at `final_fraction` of the peak and would reach the peak one step behind the
+/// last.
 pub fn learning_rate(schedule: &ScheduleKeys, step: u64) -> f64 {
     let peak = schedule.learning_rate;
     if step < schedule.warmup_steps {
@@ -28,6 +30,7 @@ pub fn learning_rate(schedule: &ScheduleKeys, step: u64) -> f64 {
             }
             floor + (1.0 - libm::sqrt(ratio(step, start, schedule.steps))) * (peak - floor)
         }
+        ScheduleKind::Range => peak * libm::pow(schedule.final_fraction, 1.0 - past_warmup),
     }
 }
 
@@ -81,6 +84,23 @@ mod tests {
         assert!((learning_rate(&schedule(ScheduleKind::Linear), halfway) - 3.3e-4).abs() < 1e-15);
         assert_eq!(learning_rate(&schedule(ScheduleKind::Wsd), 25_599), 6e-4);
         assert!(learning_rate(&schedule(ScheduleKind::Wsd), 25_700) < 6e-4);
+    }
+
+    #[test]
+    fn a_range_test_climbs_to_the_peak_by_one_factor() {
+        let schedule = ScheduleKeys {
+            warmup_steps: 0,
+            final_fraction: 1e-4,
+            steps: 400,
+            ..schedule(ScheduleKind::Range)
+        };
+        let rates: Vec<f64> = (0..=400).map(|step| learning_rate(&schedule, step)).collect();
+        assert_eq!((rates[0], rates[400]), (6e-4 * 1e-4, 6e-4));
+        // Four decades in 400 steps: a tenth of a decade is ten steps.
+        for step in 0..=390 {
+            let factor = rates[step + 10] / rates[step];
+            assert!((factor / libm::pow(10.0, 0.1) - 1.0).abs() < 1e-12, "at {step}: {factor}");
+        }
     }
 
     #[test]

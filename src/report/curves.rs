@@ -145,6 +145,7 @@ impl Horizontal {
             XAxis::Tokens => "training tokens".to_owned(),
             XAxis::Flops => "training FLOPs".to_owned(),
             XAxis::Hours => format!("{} of training steps", self.unit.1),
+            XAxis::LearningRate => "learning rate".to_owned(),
         };
         match (log, left_out) {
             (false, _) => name,
@@ -176,6 +177,11 @@ impl Horizontal {
                 return Err(missing("times", "no row of it has one"));
             }
             XAxis::Hours => 1e-3 / self.unit.0,
+            XAxis::LearningRate => {
+                return rates(run).ok_or_else(|| {
+                    missing("learning rates that rise", "it is no range test: `schedule.kind = \"range\"`")
+                });
+            }
         };
         let mut before = 0.0;
         let mut positions = Vec::with_capacity(run.rows.len());
@@ -191,4 +197,23 @@ impl Horizontal {
         }
         Ok(positions)
     }
+}
+
+/// The learning rate of each row: an evaluation stands before the update of its step, and the last, which has
+/// no step, at the last rate. None where they do not rise.
+fn rates(run: &RunData) -> Option<Vec<At>> {
+    let mut before = 0.0;
+    let mut positions = Vec::with_capacity(run.rows.len());
+    for row in &run.rows {
+        let rate = match row.action {
+            Action::Evaluate => before,
+            _ => row.learning_rate?,
+        };
+        if rate < before {
+            return None;
+        }
+        positions.push(At { update: rate, evaluation: if before > 0.0 { before } else { rate } });
+        before = rate;
+    }
+    (run.rows.first()?.learning_rate < Some(before)).then_some(positions)
 }

@@ -64,6 +64,8 @@ pub enum XAxis {
     Flops,
     /// Time spent in training steps, without evaluations and checkpoints.
     Hours,
+    /// The learning rate, of runs in which it rises: a range test.
+    LearningRate,
 }
 
 /// Which published numbers are drawn as levels.

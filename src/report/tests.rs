@@ -194,6 +194,27 @@ fn published_levels_appear_only_beside_a_comparable_run() {
 }
 
 #[test]
+fn the_loss_is_drawn_over_the_rates_of_a_range_test_and_of_no_other_run() {
+    let options = PlotOptions { x: XAxis::LearningRate, log_x: true, ..PlotOptions::default() };
+    let mut range = synthetic("range", 1, 60, &[], false);
+    for row in range.rows.iter_mut().filter(|row| row.action == Action::Update) {
+        row.learning_rate = Some(libm::pow(10.0, row.step as f64 / 15.0 - 5.0));
+    }
+    let drawn = svg(&[range], &options);
+    // From 1e-5 to less than 0.1.
+    for label in ["learning rate, log scale", "\n1e-4\n", "\n0.01\n"] {
+        assert!(drawn.contains(label), "{label}");
+    }
+    let cosine = synthetic("cosine", 1, 60, &[], false);
+    let mut constant = synthetic("constant", 1, 60, &[], false);
+    constant.rows.iter_mut().for_each(|row| row.learning_rate = row.learning_rate.map(|_| 1e-3));
+    for run in [cosine, constant] {
+        let error = figure::draw(&[run], &options).unwrap_err().to_string();
+        assert!(error.contains("has no learning rates that rise") && error.contains("--x step"), "{error}");
+    }
+}
+
+#[test]
 fn tokens_need_a_run_that_tells_them() {
     let options = PlotOptions { x: XAxis::Tokens, ..PlotOptions::default() };
     assert!(svg(&[synthetic("a", 1, 60, &[], false)], &options).contains("training tokens"));

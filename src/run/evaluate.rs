@@ -1,9 +1,11 @@
-//! How good a saved model is: the data that it is measured on, and what was measured.
+//! How good saved models are: the data that they are measured on, and what was measured.
 //!
 //! Reads a checkpoint's parameters and nothing else of its training state, takes no lock and writes nothing
 //! into the run, so that a run may be evaluated while it is training.
 
+use std::iter::Peekable;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
@@ -14,11 +16,13 @@ use super::error::UsageError;
 use super::messages::{LongWork, Message, Report};
 use super::model::LoadedModel;
 use crate::data::{Dataset, Sources, Tokenizer, ValidationSet};
-use crate::eval::multiple_choice::{self, TaskOutcome, names};
-use crate::eval::{self, Scores, TaskSet, parameters};
+use crate::eval::multiple_choice::{self, TaskOutcome};
+use crate::eval::rows::Surprise;
+use crate::eval::{self, Benchmark, QuestionSet, Scores, TaskSet, parameters};
 use crate::experiment::Experiment;
 use crate::model::Gpt2;
 use crate::ops::{Ops, Role, Rows};
+use crate::store::Manifest;
 
 /// Something that a model is measured by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,12 +31,42 @@ pub enum EvalTask {
     Validation,
     /// Which of four endings is the likeliest.
     HellaSwag,
+    /// A task of lm-eval.
+    Benchmark(Benchmark),
+}
+
+impl EvalTask {
+    /// Every task.
+    pub const ALL: [EvalTask; 5] = [
+        EvalTask::Validation,
+        EvalTask::HellaSwag,
+        EvalTask::Benchmark(Benchmark::Lambada),
+        EvalTask::Benchmark(Benchmark::ArcEasy),
+        EvalTask::Benchmark(Benchmark::Piqa),
+    ];
+
+    /// The word by which it is asked for.
+    pub fn name(self) -> &'static str {
+        match self {
+            EvalTask::Validation => "val",
+            EvalTask::HellaSwag => "hellaswag",
+            EvalTask::Benchmark(benchmark) => benchmark.name(),
+        }
+    }
+}
+
+/// A task, and where its data are if not where the experiment says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AskedTask {
+    pub task: EvalTask,
+    pub file: Option<String>,
 }
 
 /// The data to measure on.
 pub struct EvalData {
     pub validation: Option<HeldOut>,
     pub hellaswag: Option<TaskSet>,
+    pub benchmarks: Vec<QuestionSet>,
 }
 
 /// Tokens to measure the loss on, and where they come from: a corpus's name, or patterns of shards.
@@ -47,8 +81,27 @@ pub struct HeldOut {
 #[derive(Default)]
 pub struct Evaluated {
     pub device: String,
+    /// The name of the model's experiment.
+    pub experiment: String,
     pub validation: Option<HeldOutLoss>,
     pub hellaswag: Option<(Scores, Vec<TaskOutcome>)>,
+    /// The surprises at all continuations, in the order of the data's benchmarks.
+    pub benchmarks: Vec<Vec<Vec<Surprise>>>,
+}
+
+/// A model to be measured, if it could be loaded, and the data for it.
+pub struct Subject {
+    pub name: String,
+    pub model: anyhow::Result<LoadedModel>,
+    pub data: Rc<EvalData>,
+}
+
+/// A subject that was measured, or could not be.
+pub struct MeasuredSubject {
+    pub name: String,
+    pub manifest: Option<Manifest>,
+    pub data: Rc<EvalData>,
+    pub results: anyhow::Result<Evaluated>,
 }
 
 /// The mean loss on held-out tokens in nats a token, and where these come from.
@@ -70,22 +123,18 @@ impl HeldOutLoss {
 }
 
 impl EvalData {
-    /// Opens the data of `task`; without one the validation set, and HellaSwag where the experiment names its
-    /// file. `file` is the task's data in place of the experiment's.
+    /// Opens the data of the tasks that were asked for; without any the validation set, and HellaSwag where
+    /// the experiment names its file.
     ///
     /// # Errors
     /// There is no such data, or it is damaged.
-    pub fn open(
-        experiment: &Experiment,
-        task: Option<EvalTask>,
-        file: Option<&String>,
-        report: Report,
-    ) -> anyhow::Result<EvalData> {
-        let given = |of| file.filter(|_| task == Some(of));
-        let tasks = given(EvalTask::HellaSwag).or(experiment.eval.hellaswag.as_ref());
-        let hellaswag = match (task, tasks) {
-            (Some(EvalTask::Validation), _) | (None, None) => None,
-            (Some(EvalTask::HellaSwag), None) => {
+    pub fn open(experiment: &Experiment, asked: &[AskedTask], report: Report) -> anyhow::Result<EvalData> {
+        let of = |task| asked.iter().find(|asked| asked.task == task);
+        let tokenizer = Tokenizer::new(experiment.data.tokenizer);
+        let (vocab, seq_len) = (experiment.model.vocab, experiment.batch.seq_len);
+        let hellaswag = match (of(EvalTask::HellaSwag), &experiment.eval.hellaswag) {
+            (Some(AskedTask { file: Some(file), .. }), _) => Some(file),
+            (Some(_), None) => {
                 return Err(UsageError(
                     "the experiment names no HellaSwag file\n  hint: give one with `--data`, or set \
                      `eval.hellaswag`"
@@ -93,17 +142,33 @@ impl EvalData {
                 )
                 .into());
             }
-            (_, Some(file)) => {
-                let tokenizer = Tokenizer::new(experiment.data.tokenizer);
-                let (vocab, seq_len) = (experiment.model.vocab, experiment.batch.seq_len);
-                Some(TaskSet::open(Path::new(file), &tokenizer, vocab, seq_len)?)
-            }
+            (Some(_), named) => named.as_ref(),
+            (None, named) => named.as_ref().filter(|_| asked.is_empty()),
         };
-        let validation = match task {
-            Some(EvalTask::HellaSwag) => None,
-            _ => Some(HeldOut::open(given(EvalTask::Validation), experiment, report)?),
+        let hellaswag =
+            hellaswag.map(|file| TaskSet::open(Path::new(file), &tokenizer, vocab, seq_len)).transpose()?;
+        let validation = match of(EvalTask::Validation) {
+            None if !asked.is_empty() => None,
+            asked => Some(HeldOut::open(asked.and_then(|asked| asked.file.as_ref()), experiment, report)?),
         };
-        Ok(EvalData { validation, hellaswag })
+        let mut benchmarks = Vec::new();
+        for AskedTask { task, file } in asked {
+            let EvalTask::Benchmark(benchmark) = task else { continue };
+            let name = benchmark.name();
+            let file = file.as_ref().ok_or_else(|| {
+                UsageError(format!("`--task {name}` needs its file\n  hint: `--task {name}=FILE`"))
+            })?;
+            benchmarks.push(QuestionSet::open(Path::new(file), *benchmark, &tokenizer, vocab, seq_len)?);
+        }
+        Ok(EvalData { validation, hellaswag, benchmarks })
+    }
+
+    /// Names of all numbers of [`Evaluated::numbers`].
+    pub fn names(&self) -> Vec<&'static str> {
+        let validation = self.validation.iter().flat_map(|_| ["val_loss", "val_bits_per_byte"]);
+        let hellaswag = self.hellaswag.iter().flat_map(|set| multiple_choice::names(set.has_harness()));
+        let benchmarks = self.benchmarks.iter().flat_map(|set| set.benchmark().scores());
+        validation.chain(hellaswag).chain(benchmarks).collect()
     }
 }
 
@@ -135,50 +200,146 @@ impl HeldOut {
 }
 
 impl Evaluated {
-    /// A JSON line for each HellaSwag task of `set`: under each score's name the four numbers, of which the
-    /// lowest wins, and the winner. None where HellaSwag was not measured.
-    pub fn decisions(&self, set: &TaskSet) -> Option<String> {
-        let (_, outcomes) = self.hellaswag.as_ref()?;
-        let line = |(i, (task, outcome)): (usize, (_, &TaskOutcome))| {
-            let task: &multiple_choice::Task = task;
-            let mut line = json!({"task": i, "label": task.label});
-            for (name, decision) in names(set.has_harness()).into_iter().zip(outcome.decisions(task)) {
-                line[name] = json!({"values": decision.values, "picked": decision.picked});
+    /// Every number by its name, with the number of things that it is of and their name, in the order in
+    /// which they were measured.
+    pub fn numbers(&self, data: &EvalData) -> Vec<Measurement> {
+        let mut numbers = Vec::new();
+        if let Some(of @ HeldOutLoss { loss, tokens, bytes, .. }) = &self.validation {
+            numbers.push(Measurement { name: "val_loss", value: *loss, count: *tokens, of: "tokens" });
+            let bits = of.bits_per_byte();
+            numbers.extend(bits.map(|value| Measurement {
+                name: "val_bits_per_byte",
+                value,
+                count: *bytes,
+                of: "bytes",
+            }));
+        }
+        if let Some((scores, _)) = &self.hellaswag {
+            let count = scores.tasks as u64;
+            numbers.extend(scores.named().map(|(name, value)| Measurement {
+                name,
+                value,
+                count,
+                of: "tasks",
+            }));
+        }
+        for (set, surprises) in data.benchmarks.iter().zip(&self.benchmarks) {
+            let named = set.benchmark().scores().into_iter().zip(set.scores(surprises));
+            let count = set.questions().len() as u64;
+            numbers.extend(named.map(|(name, value)| Measurement { name, value, count, of: "tasks" }));
+        }
+        numbers
+    }
+
+    /// A JSON line for each task with choices, and each word of LAMBADA: under each score's name the numbers
+    /// of the choices, of which the lowest wins, and the winner. Empty where neither was measured.
+    pub fn decisions(&self, data: &EvalData) -> String {
+        let mut lines = Vec::new();
+        if let (Some(set), Some((_, outcomes))) = (&data.hellaswag, &self.hellaswag) {
+            for (i, (task, outcome)) in set.tasks().iter().zip(outcomes).enumerate() {
+                let mut line = json!({"task": i, "label": task.label});
+                let names = multiple_choice::names(set.has_harness());
+                for (name, decision) in names.into_iter().zip(outcome.decisions(task)) {
+                    line[name] = json!({"values": decision.values, "picked": decision.picked});
+                }
+                lines.push(line);
             }
-            format!("{line}\n")
-        };
-        Some(set.tasks().iter().zip(outcomes).enumerate().map(line).collect())
+        }
+        let details = data.benchmarks.iter().zip(&self.benchmarks);
+        lines.extend(details.flat_map(|(set, surprises)| set.details(surprises)));
+        lines.iter().map(|line| format!("{line}\n")).collect()
     }
 }
 
-/// Measures a model on the device that its experiment names.
+/// A number that was measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measurement {
+    pub name: &'static str,
+    pub value: f64,
+    /// How many tokens, bytes or tasks it was measured on, and which of these.
+    pub count: u64,
+    pub of: &'static str,
+}
+
+/// Measures models one after the other, each on the device that its experiment names. `each` is given what
+/// was measured before the next model is loaded. A device stays open while models of one shape follow each
+/// other.
 ///
 /// # Errors
-/// The device cannot be opened or fails, or the loss is not finite.
-pub fn evaluate(model: LoadedModel, data: &EvalData, report: Report) -> anyhow::Result<Evaluated> {
-    match Device::open(&model.experiment)? {
-        Device::Cpu(cpu) => evaluate_on(cpu, model, data, report),
-        Device::Cuda(cuda) => evaluate_on(*cuda, model, data, report),
-        Device::Mirror(mirror) => evaluate_on(mirror, model, data, report),
+/// A device cannot be opened, or has no room; those of `each`. What fails with one model alone is in
+/// [`MeasuredSubject`].
+pub fn evaluate(
+    subjects: impl Iterator<Item = Subject>,
+    report: Report,
+    mut each: impl FnMut(MeasuredSubject) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut subjects = subjects.peekable();
+    while let Some(Subject { model, .. }) = subjects.peek() {
+        let Ok(model) = model else {
+            if let Some(Subject { name, model: Err(error), data }) = subjects.next() {
+                each(MeasuredSubject { name, manifest: None, data, results: Err(error) })?;
+            }
+            continue;
+        };
+        let experiment = model.experiment.clone();
+        match Device::open(&experiment)? {
+            Device::Cpu(cpu) => evaluate_on(cpu, &experiment, &mut subjects, report, &mut each)?,
+            Device::Cuda(cuda) => evaluate_on(*cuda, &experiment, &mut subjects, report, &mut each)?,
+            Device::Mirror(mirror) => evaluate_on(mirror, &experiment, &mut subjects, report, &mut each)?,
+        }
     }
+    Ok(())
 }
 
+/// Measures the subjects of this experiment's shape, up to the first that needs another device or other
+/// memory on it.
 fn evaluate_on<O: Ops>(
     mut ops: O,
-    model: LoadedModel,
+    experiment: &Experiment,
+    subjects: &mut Peekable<impl Iterator<Item = Subject>>,
+    report: Report,
+    each: &mut impl FnMut(MeasuredSubject) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
+    let mut model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, false)?;
+    let mut losses = ops.alloc(Role::F32, rows.count())?;
+    let fits =
+        |next: &Subject| next.model.as_ref().is_ok_and(|next| same_shape(&next.experiment, experiment));
+    while let Some(Subject { name, model: Ok(loaded), data }) = subjects.next_if(fits) {
+        let LoadedModel { experiment, state, manifest } = loaded;
+        let restored = parameters::restore(&mut ops, &model.specs, &mut model.params, &state);
+        drop(state);
+        let results = restored
+            .map_err(anyhow::Error::from)
+            .and_then(|()| measure(&mut ops, &mut model, &mut losses, &experiment, &data, report));
+        each(MeasuredSubject { name, manifest, data, results })?;
+    }
+    Ok(())
+}
+
+/// Whether two models can be measured one after the other in the same memory of the same device.
+fn same_shape(a: &Experiment, b: &Experiment) -> bool {
+    let sizes = |of: &Experiment| {
+        let (model, batch) = (&of.model, &of.batch);
+        let widths = [model.layers, model.heads, model.channels, model.context, model.vocab];
+        (widths, batch.micro, batch.seq_len, of.memory.recompute)
+    };
+    sizes(a) == sizes(b) && (&a.device, &a.precision, &a.kernels) == (&b.device, &b.precision, &b.kernels)
+}
+
+fn measure<O: Ops>(
+    ops: &mut O,
+    model: &mut Gpt2<O>,
+    losses: &mut O::Buf,
+    experiment: &Experiment,
     data: &EvalData,
     report: Report,
 ) -> anyhow::Result<Evaluated> {
-    let LoadedModel { experiment, state, .. } = model;
-    let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
-    let mut model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, false)?;
-    parameters::restore(&mut ops, &model.specs, &mut model.params, &state)?;
-    drop(state);
-    let mut losses = ops.alloc(Role::F32, rows.count())?;
-    let mut results = Evaluated { device: ops.device_name(), ..Evaluated::default() };
+    let (device, name) = (ops.device_name(), experiment.name.clone());
+    let mut results = Evaluated { device, experiment: name, ..Evaluated::default() };
     if let Some(HeldOut { set, from, .. }) = &data.validation {
         let progress = steps_of(report.progress(LongWork::Validating, set.sequences() as u64));
-        let loss = eval::validation_loss(&mut ops, &mut model, &mut losses, set, progress)?;
+        let loss = eval::validation_loss(ops, model, losses, set, progress)?;
         ensure!(
             loss.is_finite(),
             "the validation loss is not finite ({loss}): the model's numbers overflow\n  hint: its training \
@@ -189,9 +350,12 @@ fn evaluate_on<O: Ops>(
     }
     if let Some(set) = &data.hellaswag {
         let mut progress = steps_of(report.progress(LongWork::HellaSwag, set.rows() as u64));
-        let outcomes =
-            multiple_choice::outcomes(&mut ops, &mut model, &mut losses, set, |done, _| progress(done))?;
+        let outcomes = multiple_choice::outcomes(ops, model, losses, set, |done, _| progress(done))?;
         results.hellaswag = Some((Scores::of(set, &outcomes), outcomes));
+    }
+    for set in &data.benchmarks {
+        let mut progress = steps_of(report.progress(LongWork::Scoring(set.benchmark()), set.rows() as u64));
+        results.benchmarks.push(set.surprises(ops, model, losses, |done, _| progress(done))?);
     }
     Ok(results)
 }

@@ -5,6 +5,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 
 use super::sensors;
+use crate::eval::Benchmark;
 use crate::experiment::Experiment;
 use crate::parallel::ExchangeError;
 use crate::plan::MemoryPlan;
@@ -41,6 +42,8 @@ pub enum LongWork {
     Validating,
     /// Rows of HellaSwag's tasks.
     HellaSwag,
+    /// Rows of another task.
+    Scoring(Benchmark),
 }
 
 /// A message of a run.

@@ -27,6 +27,9 @@ pub fn shard(bytes: &[u8]) {
 pub fn eval_file(bytes: &[u8]) {
     let tokenizer = Tokenizer::new(experiment::Tokenizer::Gpt2);
     let (vocab, seq_len) = (tokenizer.vocab(), 256);
+    for of in [eval::Benchmark::Lambada, eval::Benchmark::ArcEasy, eval::Benchmark::Piqa] {
+        questions(bytes, of, &tokenizer, seq_len);
+    }
     match eval::TaskSet::parse(Path::new(NAME), bytes, &tokenizer, vocab, seq_len) {
         Err(error) => refused(&error),
         Ok(set) => {
@@ -40,6 +43,21 @@ pub fn eval_file(bytes: &[u8]) {
                     assert!(tokens.into_iter().all(|&token| usize::from(token) < vocab));
                 }
                 assert!(task.lengths.iter().all(|length| 0 < length.chars && length.chars <= length.bytes));
+            }
+        }
+    }
+}
+
+/// Questions of lm-eval's tasks.
+fn questions(bytes: &[u8], of: eval::Benchmark, tokenizer: &Tokenizer, seq_len: usize) {
+    match eval::QuestionSet::parse(Path::new(NAME), bytes, of, tokenizer, tokenizer.vocab(), seq_len) {
+        Err(error) => refused(&error),
+        Ok(set) => {
+            assert!(!set.questions().is_empty());
+            for question in set.questions() {
+                assert!(question.label < question.continuations.len() && !question.context.is_empty());
+                assert!(question.continuations.iter().all(|tokens| (1..=seq_len).contains(&tokens.len())));
+                assert!(question.chars.iter().all(|chars| *chars > 0));
             }
         }
     }

@@ -48,7 +48,8 @@ class Gpt2(LM):
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
         return x * self.w[name + ".weight"] + self.w[name + ".bias"]
 
-    def log_probs(self, tokens):
+    def log_probs(self, tokens, last=0):
+        """Of the tokens that follow each of the `last` ones; 0 is all."""
         x = self.w["wte.weight"][tokens] + self.w["wpe.weight"][: len(tokens)]
         for h in (f"h.{i}" for i in range(self.layers)):
             split = lambda y: y.reshape(len(tokens), self.heads, -1).swapaxes(0, 1)
@@ -61,7 +62,7 @@ class Gpt2(LM):
             y = self.affine(self.norm(x, h + ".ln_2"), h + ".mlp.c_fc")
             y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
             x = x + self.affine(y, h + ".mlp.c_proj")
-        logits = self.norm(x, "ln_f") @ self.w["wte.weight"].T
+        logits = self.norm(x[-last:], "ln_f") @ self.w["wte.weight"].T
         logits -= logits.max(-1, keepdims=True)
         return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 

@@ -35,6 +35,14 @@ fn every_rule_between_keys_is_kept() {
             "`parallel.zero` = 2 needs one micro-step a worker, and `batch.tokens` makes it 2",
         ),
         (&["schedule.warmup_steps=11"], "the warm-up of 11 steps is longer than the run of 10"),
+        (
+            &["schedule.kind=range", "schedule.final_fraction=0"],
+            "a range test that begins at a learning rate of 0 stays there",
+        ),
+        (
+            &["schedule.kind=range", "schedule.warmup_steps=2"],
+            "a range test has no warm-up: it begins with the smallest rate",
+        ),
         (&["device.kind=cpu", "precision.compute=bf16"], "the CPU computes in fp32, not in bf16"),
         (&["device.kind=cpu", "precision.compute=tf32"], "the CPU computes in fp32, not in tf32"),
         (
@@ -69,6 +77,7 @@ fn what_the_rules_allow_loads() {
         &["precision.master_weights=false"],
         &["data.train=a.bin", "eval.every=0"],
         &["schedule.warmup_steps=10"],
+        &["schedule.kind=range", "schedule.final_fraction=1e-4"],
         &["model.descriptor=gpt3:c5120", "device.kind=cuda"],
         &["model.context=4096", "batch.seq_len=2048"],
         &["model.vocab=65536"],

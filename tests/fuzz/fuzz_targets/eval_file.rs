@@ -1,4 +1,4 @@
-//! Multiple choice: llm.c's `.bin` and HellaSwag's jsonl.
+//! Tasks of evaluation: llm.c's `.bin` and HellaSwag's jsonl.
 
 #![no_main]
 

@@ -1,0 +1,82 @@
+//! What the tasks of lm-eval, the harness whose scores are published, have in common: how a line is read, and
+//! how a context and a continuation become tokens. Held to lm-eval 0.4.13 (`TemplateLM.loglikelihood`).
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::EvalError;
+use crate::data::Tokenizer;
+
+/// The text of a file.
+///
+/// # Errors
+///
+/// The first byte that is no UTF-8; `expected` says what is.
+pub fn utf8<'a>(path: &Path, bytes: &'a [u8], expected: impl Into<String>) -> Result<&'a str, EvalError> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        let byte = error.valid_up_to();
+        EvalError::Damaged {
+            path: path.into(),
+            byte,
+            expected: expected.into(),
+            got: format!("0x{:02x}", bytes[byte]),
+        }
+    })
+}
+
+/// Every line of `text` as `parse` reads it, in order; `of` says what a line is: `a HellaSwag task`.
+///
+/// # Errors
+///
+/// The first line that `parse` refuses.
+pub fn lines<T: Send>(
+    path: &Path,
+    of: &'static str,
+    text: &str,
+    parse: impl Fn(&str) -> Result<T, String> + Sync,
+) -> Result<Vec<T>, EvalError> {
+    let lines: Vec<&str> = text.lines().collect();
+    // Collected before the first error is looked for, so that it is the first in the file.
+    let parsed: Vec<Result<T, String>> = lines.par_iter().map(|line| parse(line)).collect();
+    let numbered = parsed.into_iter().zip(1..);
+    numbered
+        .map(|(of_line, line)| of_line.map_err(|why| EvalError::Line { path: path.into(), line, of, why }))
+        .collect()
+}
+
+/// What Python's `str.strip` takes for white space: Unicode's, and four separators of ASCII.
+pub fn is_python_space(c: char) -> bool {
+    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
+}
+
+/// Context and continuation encoded as one text, cut where the context alone would end. White space at
+/// the end of the context belongs to the continuation, for a token starts with its space. No context at all
+/// is the end of a text before.
+pub fn encode_pair(tokenizer: &Tokenizer, context: &str, continuation: &str) -> (Vec<u16>, Vec<u16>) {
+    if context.is_empty() {
+        return (vec![tokenizer.eot()], tokenizer.encode(continuation));
+    }
+    let whole = tokenizer.encode(&format!("{context}{continuation}"));
+    let context = tokenizer.encode(context.trim_end_matches(is_python_space));
+    let continuation = whole.get(context.len()..).unwrap_or_default().to_vec();
+    (context, continuation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment;
+
+    #[test]
+    fn space_at_the_end_of_a_context_moves_to_the_continuation() {
+        let gpt2 = Tokenizer::new(experiment::Tokenizer::Gpt2);
+        for space in [" ", "\u{1f} \u{a0}"] {
+            let (context, continuation) = encode_pair(&gpt2, &format!("How to{space}"), " swim");
+            assert_eq!(gpt2.decode(&context), "How to");
+            assert_eq!(gpt2.decode(&continuation), format!("{space} swim"));
+        }
+        assert_eq!(encode_pair(&gpt2, "", " swim"), (vec![50_256], gpt2.encode(" swim")));
+        assert!(encode_pair(&gpt2, " ", "swim").0.is_empty(), "white space is no context");
+    }
+}

@@ -1,0 +1,50 @@
+//! Rules on how long to train and on the learning rate.
+
+use figment::value::Value;
+
+use super::super::diagnostics::Fault;
+use super::Rules;
+
+impl Rules {
+    pub(super) fn schedule(&mut self) {
+        let (steps, epochs) = (self.int("schedule.steps"), self.int("schedule.epochs"));
+        if steps.is_none() && epochs.is_none() && self.truly_missing(&["schedule.steps", "schedule.epochs"]) {
+            let hint = "set `schedule.steps`, or `schedule.epochs` to pass over the data that many times";
+            self.refuse(Fault::new("the experiment does not say how long to train").hint(hint.to_string()));
+        }
+        if let (Some(steps), Some(warmup)) = (steps, self.int("schedule.warmup_steps"))
+            && warmup > steps
+        {
+            let message = format!("the warm-up of {warmup} steps is longer than the run of {steps}");
+            let fault = self.clash(message, &["schedule.warmup_steps", "schedule.steps"]);
+            self.refuse(fault);
+        }
+        if self.text("schedule.kind").as_deref() == Some("range") {
+            self.range_test();
+        }
+        if steps.is_none() && epochs.is_some() {
+            self.derive("schedule.steps", 0u64, "from schedule.epochs");
+        }
+    }
+
+    /// A range test has a first rate, and begins there.
+    fn range_test(&mut self) {
+        if self.get("schedule.final_fraction").is_some_and(is_zero) {
+            let message = "a range test that begins at a learning rate of 0 stays there".to_string();
+            let fault = self.clash(message, &["schedule.kind", "schedule.final_fraction"]);
+            self.refuse(
+                fault.hint("set `schedule.final_fraction` to the first share of the peak: 1e-4".to_string()),
+            );
+        }
+        if self.int("schedule.warmup_steps").is_some_and(|warmup| warmup > 0) {
+            let message = "a range test has no warm-up: it begins with the smallest rate".to_string();
+            let fault = self.clash(message, &["schedule.kind", "schedule.warmup_steps"]);
+            self.refuse(fault.hint("set `schedule.warmup_steps` to 0".to_string()));
+        }
+    }
+}
+
+/// Whether a number is 0, written as `0` or `0.0`.
+fn is_zero(value: Value) -> bool {
+    value.to_num().is_some_and(|number| number.to_f64() == Some(0.0) || number.to_u128() == Some(0))
+}
