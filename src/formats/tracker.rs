@@ -163,7 +163,7 @@ pub(super) mod tests {
             tags: vec![text("keep")],
             note: Some(text("odd: \"quoted\"")),
             commit: None,
-            figures: vec![("loss", 2.5)],
+            figures: vec![("mean_loss", 2.5)],
             rows,
             last_row: 1_000.25,
             files: vec![("lock.toml", b"x".to_vec())],

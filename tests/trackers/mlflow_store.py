@@ -38,7 +38,7 @@ def check(client, run, folder):
         assert all(same(a, b) for (_, a), (_, b) in zip(history, expected)), f"{run.info.run_name}: {tag}"
         count += len(history)
     others = [name for name in data.metrics if name not in TAGS and not name.startswith("summary/")]
-    assert not others and "summary/loss" in data.metrics, data.metrics
+    assert not others and "summary/mean_loss" in data.metrics, data.metrics
     times = [point.timestamp for point in client.get_metric_history(run.info.run_id, "train/loss")]
     assert times == sorted(times) and run.info.start_time <= times[0] <= times[-1] <= run.info.end_time
     names = sorted(artifact.path for artifact in client.list_artifacts(run.info.run_id))

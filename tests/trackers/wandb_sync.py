@@ -132,7 +132,7 @@ def check(sent, folder):
         assert all(same(a, b) for (_, a), (_, b) in zip(got, expected)), f"{name}: {tag}"
         assert not got or same(float(sent["summary"][tag]), expected[-1][1]), f"{name}: {sent['summary']}"
         points += len(got)
-    assert "summary/loss" in sent["summary"], sent["summary"]
+    assert "summary/mean_loss" in sent["summary"], sent["summary"]
     return points
 
 
