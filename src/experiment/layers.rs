@@ -125,19 +125,22 @@ impl Provider for Layer {
     fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
         let mut root = Dict::new();
         for (key, entry) in &self.entries {
-            match key.split_once('.') {
-                None => {
-                    root.insert((*key).to_string(), entry.value.clone());
-                }
-                Some((section, leaf)) => {
-                    let table = root.entry(section.to_string()).or_insert_with(|| Value::from(Dict::new()));
-                    if let Value::Dict(_, table) = table {
-                        table.insert(leaf.to_string(), entry.value.clone());
-                    }
-                }
-            }
+            put_nested(&mut root, key, &entry.value);
         }
         Ok(Profile::Default.collect(root))
+    }
+}
+
+/// Puts a value where its dotted key says.
+fn put_nested(table: &mut Dict, key: &str, value: &Value) {
+    match key.split_once('.') {
+        None => drop(table.insert(key.to_string(), value.clone())),
+        Some((section, rest)) => {
+            let inner = table.entry(section.to_string()).or_insert_with(|| Value::from(Dict::new()));
+            if let Value::Dict(_, inner) = inner {
+                put_nested(inner, rest, value);
+            }
+        }
     }
 }
 
@@ -185,6 +188,15 @@ pub(super) fn says_where(name: &str) -> bool {
     key.is_some_and(|key| {
         schema::key(&key).is_some() && (schema::names_files(&key) || key.starts_with("device."))
     })
+}
+
+/// Whether a word in a section is the name of a table: a section, `mix`, or a source of it.
+fn is_table(section: &str, word: &str) -> bool {
+    match section {
+        "" => schema::is_section(word),
+        "data" => word == "mix",
+        section => section == schema::MIX,
+    }
 }
 
 /// Reads every layer. Never fails: what is wrong is in `faults`.
@@ -383,18 +395,21 @@ impl Layers {
                 }
             } else if section.is_empty() && word == "sweep" {
                 self.read_sweep(value, key_span, folder, layer);
-            } else if section.is_empty() && schema::is_section(word) {
+            } else if section == schema::MIX && schema::source_name_problem(word).is_some() {
+                self.source_name(word, layer.place(key_span));
+            } else if is_table(section, word) {
                 match value.get_ref() {
                     DeValue::Table(inner) => {
-                        self.read_table(inner, word, folder, layer);
+                        self.read_table(inner, &dotted, folder, layer);
                     }
                     other => {
-                        self.misspelt.insert(word.to_string());
+                        let label = format!("expected keys under `[{dotted}]`");
                         self.faults.push(
-                            Fault::new(format!("`{word}` is a section, not {}", other.type_str()))
+                            Fault::new(format!("`{dotted}` is a section, not {}", other.type_str()))
                                 .at(layer.place(value.span()))
-                                .label(format!("expected keys under `[{word}]`")),
+                                .label(label),
                         );
+                        self.misspelt.insert(dotted);
                     }
                 }
             } else {
@@ -402,6 +417,14 @@ impl Layers {
             }
         }
         extends
+    }
+
+    /// Refuses the name of a source of a mixture.
+    fn source_name(&mut self, name: &str, place: (Option<Snippet>, (usize, usize))) {
+        self.misspelt.insert(schema::MIX.to_string());
+        let why = schema::source_name_problem(name).unwrap_or_default();
+        let fault = Fault::new(format!("`{name}` cannot name a source of `data.mix`: it {why}")).at(place);
+        self.faults.push(fault.hint("call it `books`, `web-2024` or the like".to_string()));
     }
 
     /// `[sweep]`, which only the file itself may hold, and none that it extends.
@@ -450,19 +473,22 @@ impl Layers {
         spelt: impl Fn(&str) -> String,
     ) {
         self.misspelt.insert(section.to_string());
-        let known = schema::is_section(section);
-        let siblings = KEYS.iter().filter(|key| key.section() == section);
+        if let Some((schema::MIX, name)) = section.rsplit_once('.')
+            && schema::source_name_problem(name).is_some()
+        {
+            return self.source_name(name, place);
+        }
+        let siblings: Vec<&str> = schema::rows_of(section).map(KeyRow::leaf).collect();
         let (near_section, near) = schema::neighbour(dotted, section);
         let hint = match (near_section, near) {
             (Some(near), _) => Some(format!("did you mean the section `{}`?", spelt(near))),
             (None, Some(near)) => Some(format!("did you mean `{}`?", spelt(&near))),
             (None, None) => None,
         };
-        let label = if known {
-            let names: Vec<&str> = siblings.map(KeyRow::leaf).collect();
-            format!("`{section}` has {}", names.join(", "))
-        } else {
-            String::new()
+        let label = match section {
+            "" => String::new(),
+            _ if siblings.is_empty() => String::new(),
+            _ => format!("`{section}` has {}", siblings.join(", ")),
         };
         let mut fault = Fault::new(format!("unknown key `{dotted}`")).at(place).hint(hint);
         if label.chars().count() <= 60 {

@@ -16,6 +16,7 @@ fn example() -> Entry {
         events: vec![],
         evaluation: None,
         audit: None,
+        sources: Default::default(),
     }
 }
 
@@ -34,6 +35,7 @@ fn skipped() -> Entry {
         events: vec!["rewind to step 4".into()],
         evaluation: None,
         audit: None,
+        sources: Default::default(),
     }
 }
 

@@ -144,6 +144,7 @@ mod tests {
             events: vec![],
             evaluation: Some(Evaluation::default()),
             audit: None,
+            sources: Default::default(),
         }
     }
 
