@@ -39,7 +39,7 @@ fn every_step_reads_each_source_by_its_weight_within_one_sequence_and_the_figure
     let run = lab.run(CI, &mixed(&["--set", "data.mix.new.weight=0.7", "--set", "data.mix.old.weight=0.3"]));
     run.root();
     let says = ["source new: 70.0%, 7,168 tokens, 0.01 epochs", "source old: 30.0%, 3,072 tokens"];
-    run.assert_says_on_stderr(&says);
+    assert!(says.iter().all(|text| run.stderr.contains(text)), "{}", run.stderr);
     let counted = counted(&lab);
     assert_eq!(counted.len(), 20);
     for (step, sources) in (1..).zip(&counted) {
@@ -77,8 +77,16 @@ fn killed_and_resumed_a_mixture_ends_in_the_uninterrupted_run() {
 fn ranks_one_two_and_four_read_the_same_mixture() {
     let on = |ranks: &str| {
         let lab = Lab::new();
-        let more =
-            ["--ranks", ranks, "--set", "parallel.workers=4", "--set", "batch.tokens=1024", "--set", "schedule.steps=6"];
+        let more = [
+            "--ranks",
+            ranks,
+            "--set",
+            "parallel.workers=4",
+            "--set",
+            "batch.tokens=1024",
+            "--set",
+            "schedule.steps=6",
+        ];
         let root = lab.run(CI, &mixed(&more)).root().to_owned();
         (root, lab.ledger("ci"))
     };
@@ -132,7 +140,8 @@ fn shards(lab: &Lab) -> String {
 fn an_edited_shard_of_the_second_source_and_one_that_is_missing_are_found() {
     let lab = Lab::new();
     lab.run(&shards(&lab), &[]).root();
-    lab.verify("mix", &[]).assert_says(&["ok      data: 4 shards", "ok      sources: 20 steps, books 960, web 320"]);
+    lab.verify("mix", &[])
+        .assert_says(&["ok      data: 4 shards", "ok      sources: 20 steps, books 960, web 320"]);
     let path = lab.path("web/part_1.bin");
     let whole = std::fs::read(&path).expect("a shard");
     let mut edited = whole.clone();
@@ -162,8 +171,10 @@ fn an_epoch_limit_is_told_before_the_first_step_with_the_number_of_steps_that_fi
     lab.finish(&["plan", &toml, long[0], long[1]]).assert_fails(1, &says);
     lab.run(&toml, &["--set", &format!("schedule.steps={fits}")]).root();
     let more = ["--set", "schedule.steps=80", "--set", "data.mix.books.max_epochs=3"];
-    lab.finish(&[&["plan", &toml][..], &more].concat()).assert_says(&["source books: 75.0%, 3,840 tokens, 2.50 epochs of at most 3"]);
-    lab.finish(&[&["config", &toml][..], &more].concat()).assert_says(&["# books: 75.0%, 3,840 tokens, 2.50 epochs of at most 3"]);
+    lab.finish(&[&["plan", &toml][..], &more].concat())
+        .assert_says(&["source books: 75.0%, 3,840 tokens, 2.50 epochs of at most 3"]);
+    lab.finish(&[&["config", &toml][..], &more].concat())
+        .assert_says(&["# books: 75.0%, 3,840 tokens, 2.50 epochs of at most 3"]);
 }
 
 #[test]
@@ -192,7 +203,10 @@ fn python_finds_the_same_sequences_by_the_page_alone() {
     let output = Command::new("python3")
         .arg(script)
         .args(["7", "123456789", "300"])
-        .args(sources.map(|(name, sequences, weight)| format!("{name}:{sequences}:{}", f64::from(weight) / 10.0)))
+        .args(
+            sources
+                .map(|(name, sequences, weight)| format!("{name}:{sequences}:{}", f64::from(weight) / 10.0)),
+        )
         .output()
         .expect("python3");
     let expected: Vec<u64> =

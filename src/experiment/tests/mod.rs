@@ -10,6 +10,7 @@ use super::layers::ExperimentText;
 use super::*;
 
 mod layers;
+mod mixture;
 mod report;
 mod rules;
 mod sweep;
