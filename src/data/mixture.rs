@@ -57,6 +57,14 @@ pub fn order(experiment: &Experiment, data: &Dataset) -> Result<SampleOrder, Dat
     Ok(SampleOrder::mixed(experiment.seed, &sources, shuffled))
 }
 
+/// Of a key in a lock that holds a shard which is trained on, whose it is and its number: `data` of
+/// `data.shard.00000`, of a mixture `data.mix.web` of `data.mix.web.shard.00000`.
+pub fn locked_shard(key: &str) -> Option<(&str, &str)> {
+    let (of, number) = key.rsplit_once(".shard.")?;
+    let is_source = of.strip_prefix("data.mix.").is_some_and(|name| !name.contains('.'));
+    ((of == "data" || is_source) && number.bytes().all(|b| b.is_ascii_digit())).then_some((of, number))
+}
+
 /// Where the stream of samples stands after so many steps of the experiment; rewinds have moved it by `offset`.
 fn position(experiment: &Experiment, steps: u64, offset: u64) -> u64 {
     let steps = if experiment.data.overfit_single_batch { steps.min(1) } else { steps };
@@ -123,4 +131,86 @@ pub fn require_epochs(experiment: &Experiment, order: &SampleOrder, offset: u64)
         return Err(DataError::EpochLimit { source_name, read, epochs, max_epochs, allowed, fits });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment::load_text;
+
+    /// 10 books of 8 tokens and 100 pages of the web, 3 : 1, 4 sequences a step.
+    fn mixed(sets: &[&str]) -> (Experiment, SampleOrder) {
+        let text = "[model]\nlayers = 1\nheads = 1\nchannels = 8\n[data]\ntokenizer = 'byte'\n\
+                    [data.mix.books]\ncorpus = 'kjv'\nweight = 3\n[data.mix.web]\ncorpus = 'kjv'\nweight = 1\n\
+                    [batch]\nmicro = 4\nseq_len = 8\n[schedule]\nsteps = 10\n[eval]\nevery = 0\n";
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        let experiment = load_text("t", text, &sets).unwrap().experiment;
+        let source = |name: &str, sequences: usize| {
+            let tokens = (0..=8 * sequences).map(|i| (i % 256) as u16).collect();
+            (name.to_owned(), Dataset::from_tokens(name, tokens, 257).unwrap())
+        };
+        let data = Dataset::mixed(vec![source("books", 10), source("web", 100)], 257);
+        let order = order(&experiment, &data).unwrap();
+        (experiment, order)
+    }
+
+    #[test]
+    fn what_a_run_reads_is_known_before_it_begins() {
+        let (experiment, order) = mixed(&["data.mix.books.max_epochs=3"]);
+        let uses = uses(&experiment, &order);
+        let shown: Vec<String> = uses.iter().map(SourceUse::to_string).collect();
+        assert_eq!(
+            shown,
+            ["books: 75.0%, 240 tokens, 3.00 epochs of at most 3", "web: 25.0%, 80 tokens, 0.10 epochs"]
+        );
+        assert!(require_epochs(&experiment, &order, 0).is_ok());
+        // A rewind that passes over two sequences.
+        let error = require_epochs(&experiment, &order, 2).unwrap_err().to_string();
+        assert!(error.contains("set `schedule.steps` to 9, which fit"), "{error}");
+    }
+
+    #[test]
+    fn the_steps_that_fit_are_the_most_that_do() {
+        let (mut experiment, order) = mixed(&["data.mix.books.max_epochs=2", "schedule.steps=100"]);
+        let Err(DataError::EpochLimit { read: 300, allowed: 20, fits, .. }) =
+            require_epochs(&experiment, &order, 0)
+        else {
+            panic!("it is refused")
+        };
+        assert_eq!(fits, "set `schedule.steps` to 6, which fit");
+        for (steps, fit) in [(6, true), (7, false)] {
+            experiment.schedule.steps = steps;
+            assert_eq!(require_epochs(&experiment, &order, 0).is_ok(), fit, "{steps} steps");
+        }
+    }
+
+    #[test]
+    fn the_tokens_of_sources_add_up_to_those_of_the_stream() {
+        let (experiment, _) = mixed(&[]);
+        for (steps, offset) in [(0, 0), (1, 0), (7, 0), (7, 5), (1 << 40, 3)] {
+            let tokens = tokens_of_sources(&experiment, steps, offset);
+            assert_eq!(tokens.values().sum::<u64>(), (4 * steps + offset) * 8);
+        }
+        let (experiment, _) = mixed(&["data.overfit_single_batch=true"]);
+        assert_eq!(tokens_of_sources(&experiment, 9, 0), tokens_of_sources(&experiment, 1, 0));
+    }
+
+    #[test]
+    fn a_source_without_a_sequence_is_named() {
+        let (experiment, _) = mixed(&[]);
+        let source =
+            |name: &str, n: usize| (name.to_owned(), Dataset::from_tokens(name, vec![1; n], 257).unwrap());
+        let data = Dataset::mixed(vec![source("books", 9), source("web", 8)], 257);
+        let error = order(&experiment, &data).unwrap_err().to_string();
+        assert!(error.contains("the source `web` of `data.mix` holds no sequence of 8"), "{error}");
+    }
+
+    #[test]
+    fn keys_of_shards_are_told_from_other_keys_of_a_lock() {
+        assert_eq!(locked_shard("data.shard.00012"), Some(("data", "00012")));
+        assert_eq!(locked_shard("data.mix.shard.shard.00000"), Some(("data.mix.shard", "00000")));
+        for other in ["data.mix.shard.weight", "data.val_shard.00000", "data.mix.a.weight", "x.shard.0"] {
+            assert_eq!(locked_shard(other), None, "{other}");
+        }
+    }
 }

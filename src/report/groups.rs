@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::{PlotGroup, ReportError, RunData};
+use crate::data::mixture::locked_shard;
 use crate::experiment;
 use crate::proof::Hash;
 use crate::proof::lock::Lock;
@@ -69,7 +70,7 @@ fn contents(lock: &Lock) -> Vec<(String, String)> {
     // `data.mix.web.train`.
     let mut shards: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for (key, line) in &lock.numerics {
-        if let (Some((of, _)), Some((_, content))) = (key.split_once(".shard."), line.split_once(", ")) {
+        if let (Some((of, _)), Some((_, content))) = (locked_shard(key), line.split_once(", ")) {
             shards.entry(format!("{of}.train")).or_default().push(content);
         }
     }

@@ -109,11 +109,6 @@ pub fn source_shards(source: &str) -> String {
     format!("data.mix.{source}.shard")
 }
 
-/// Whether a key of a lock is of a shard that is trained on.
-pub fn is_training_data(key: &str) -> bool {
-    key.starts_with("data.shard.") || key.starts_with("data.mix.") && key.contains(".shard.")
-}
-
 /// The evaluation data of a run: `data.val_shard.00000` and on, and `data.hellaswag`.
 pub fn evaluation_data(manifest: &DataManifest) -> Table {
     let mut table = shards("data.val_shard", &manifest.val);

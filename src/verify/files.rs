@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Checks, lock as locked, sources};
 use crate::data::digests::file_sha256;
+use crate::data::mixture::locked_shard;
 use crate::data::{DataError, DataManifest, Dataset, DigestCache, ShardDigest, Tokenizer};
 use crate::experiment::{self, Experiment, Loaded};
 use crate::ops::DeviceError;
@@ -241,7 +242,7 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
         table.iter().filter(|(key, _)| wanted(key)).map(|(key, line)| (key.clone(), line.clone())).collect()
     };
     let train = lock::training_data(&data.train, &manifest.train);
-    let changed = differences(&of(&locked.numerics, &lock::is_training_data), &train);
+    let changed = differences(&of(&locked.numerics, &|key| locked_shard(key).is_some()), &train);
     let tokens = |shards: &[ShardDigest]| {
         let tokens = shards.iter().map(|shard| shard.tokens).sum();
         format!("{} shards, {} tokens", shards.len(), units::thousands(tokens))
@@ -376,7 +377,7 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, checks: &mut Checks<'_>) {
 
 /// Whether a key of the lock is a digest of the training data.
 fn is_data(key: &str) -> bool {
-    key.starts_with("data.shard.") || key == "data.tokenizer_sha256"
+    locked_shard(key).is_some() || key == "data.tokenizer_sha256"
 }
 
 /// The folder of a checkpoint of a run.
