@@ -524,7 +524,11 @@ impl Rules {
     }
 
     fn data(&mut self) {
+        let faults = self.layers.faults.len();
         let sources = self.mixture();
+        if self.layers.faults.len() > faults {
+            return;
+        }
         let corpus = self.get("data.corpus").or_else(|| self.corpus_of(&sources));
         let no_train = self.list_is_empty("data.train") && sources.is_empty();
         let no_val = self.list_is_empty("data.val");

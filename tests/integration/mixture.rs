@@ -110,6 +110,31 @@ fn a_ledger_whose_counts_were_changed_is_found_though_its_hashes_agree() {
     assert_finds(&lab, "ci", &[], &["FAILED  sources: the entry of step 7 has the tokens of no source"]);
 }
 
+/// A learning rate that breaks the model within a few steps, and the data are taken to be at fault.
+const BREAKING: [&str; 10] = [
+    "--set",
+    "schedule.learning_rate=1e30",
+    "--set",
+    "schedule.warmup_steps=0",
+    "--set",
+    "guards.patience=3",
+    "--set",
+    "checkpoint.every=1",
+    "--set",
+    "guards.on_diverge=\"rewind\"",
+];
+
+#[test]
+fn what_a_rewind_passes_over_is_counted_and_the_ledger_is_held_to_it() {
+    let lab = Lab::new();
+    lab.run(CI, &mixed(&BREAKING)).assert_fails(4, &["back to the checkpoint of step"]);
+    let counted = counted(&lab);
+    let passed_over = counted.last().expect("steps").values().sum::<u64>() - counted.len() as u64 * 512;
+    assert!(passed_over > 0 && passed_over.is_multiple_of(512), "{passed_over}");
+    let verified = lab.verify("ci", &["--replay", &format!("0..{}", counted.len())]);
+    verified.assert_says(&["ok      sources: ", "gave the same bits again"]);
+}
+
 /// llm.c's header and bytes of text as tokens.
 fn shard(path: &Path, text: &str) {
     let mut bytes = vec![0; 1024];
