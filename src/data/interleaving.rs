@@ -14,18 +14,18 @@
 
 /// The tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Interleaving(Part);
+pub struct Interleaving(Subtree);
 
-/// A source, or two parts of the tree.
+/// A source, or two subtrees.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Part {
+enum Subtree {
     Source(usize),
     Split(Box<Split>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Split {
-    parts: [Part; 2],
+    parts: [Subtree; 2],
     /// l and w.
     left: u64,
     weight: u64,
@@ -48,15 +48,15 @@ impl Interleaving {
     /// Without a source.
     pub fn of(weights: &[u64]) -> Interleaving {
         // By weight; parts of one weight by the first of their sources.
-        let mut parts: Vec<(u64, usize, Part)> =
-            weights.iter().enumerate().map(|(at, weight)| (*weight, at, Part::Source(at))).collect();
+        let mut parts: Vec<(u64, usize, Subtree)> =
+            weights.iter().enumerate().map(|(at, weight)| (*weight, at, Subtree::Source(at))).collect();
         while parts.len() > 1 {
             parts.sort_by_key(|(weight, first, _)| std::cmp::Reverse((*weight, *first)));
             let (Some(a), Some(b)) = (parts.pop(), parts.pop()) else { break };
             let (left, right) = if a.1 < b.1 { (a, b) } else { (b, a) };
             let weight = left.0 + right.0;
             let split = Split { parts: [left.2, right.2], left: left.0, weight };
-            parts.push((weight, left.1, Part::Split(Box::new(split))));
+            parts.push((weight, left.1, Subtree::Split(Box::new(split))));
         }
         let (_, _, root) = parts.pop().expect("a mixture has sources");
         Interleaving(root)
@@ -68,8 +68,8 @@ impl Interleaving {
         loop {
             let split = match part {
                 // At most `position`.
-                Part::Source(source) => return (*source, place as u64),
-                Part::Split(split) => split,
+                Subtree::Source(source) => return (*source, place as u64),
+                Subtree::Split(split) => split,
             };
             let left = split.lefts(place);
             let goes_left = split.lefts(place + 1) > left;
@@ -90,10 +90,10 @@ impl Interleaving {
 }
 
 /// Adds each source below `part`, which has this many positions, and its count.
-fn count(part: &Part, positions: u128, counts: &mut Vec<(usize, u64)>) {
+fn count(part: &Subtree, positions: u128, counts: &mut Vec<(usize, u64)>) {
     match part {
-        Part::Source(source) => counts.push((*source, positions as u64)),
-        Part::Split(split) => {
+        Subtree::Source(source) => counts.push((*source, positions as u64)),
+        Subtree::Split(split) => {
             let left = split.lefts(positions);
             count(&split.parts[0], left, counts);
             count(&split.parts[1], positions - left, counts);
@@ -158,7 +158,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn places_are_counted_without_gaps(weights in prop::collection::vec(1u64..1000, 1..9), from in 0u64..1 << 40) {
+        fn places_are_counted_without_gaps(
+            weights in prop::collection::vec(1u64..1000, 1..9),
+            from in 0u64..1 << 40,
+        ) {
             let interleaving = Interleaving::of(&weights);
             let mut counts = interleaving.counts(from);
             prop_assert_eq!(counts.iter().sum::<u64>(), from);

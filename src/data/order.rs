@@ -257,7 +257,8 @@ mod tests {
         assert!(forwards.iter().eq(backwards.iter().rev()));
     }
 
-    // From an independent implementation in Python, with big integers: `mixture_order.py 42 95 12 books:50:0.7 web:1000:0.3`.
+    // From an independent implementation in Python, with big integers:
+    // `tests/mixture_order.py 42 95 12 books:50:0.7 web:1000:0.3`.
     const GOLDEN_MIXTURE: [u64; 12] = [120, 14, 49, 400, 11, 8, 490, 1, 36, 37, 905, 45];
 
     #[test]

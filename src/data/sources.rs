@@ -54,7 +54,8 @@ fn embedded(name: &str, tokenizer: &Tokenizer, vocab: usize) -> Result<(Dataset,
     Corpus::load(name)?.datasets(tokenizer)
 }
 
-/// The sources of a mixture in the order of their names, and what their embedded texts hold out, each text once.
+/// The sources of a mixture in the order of their names, and what their embedded texts hold out, each text
+/// once.
 fn mixture(
     data: &experiment::DataKeys,
     tokenizer: &Tokenizer,

@@ -26,6 +26,10 @@ use super::schema::{self, KEYS, KeyRow};
 use super::shipped::ShippedExperiment;
 use super::sweep_declaration::{Declaration, SweepReader};
 
+mod tables;
+
+use tables::{is_table, put_nested};
+
 /// The prefix of variables that set keys.
 const PREFIX: &str = "RUNNER_";
 /// An experiment is smaller; a model file given by mistake is larger.
@@ -131,19 +135,6 @@ impl Provider for Layer {
     }
 }
 
-/// Puts a value where its dotted key says.
-fn put_nested(table: &mut Dict, key: &str, value: &Value) {
-    match key.split_once('.') {
-        None => drop(table.insert(key.to_string(), value.clone())),
-        Some((section, rest)) => {
-            let inner = table.entry(section.to_string()).or_insert_with(|| Value::from(Dict::new()));
-            if let Value::Dict(_, inner) = inner {
-                put_nested(inner, rest, value);
-            }
-        }
-    }
-}
-
 /// All layers as read, weakest first, and what is wrong with them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Layers {
@@ -188,15 +179,6 @@ pub(super) fn says_where(name: &str) -> bool {
     key.is_some_and(|key| {
         schema::key(&key).is_some() && (schema::names_files(&key) || key.starts_with("device."))
     })
-}
-
-/// Whether a word in a section is the name of a table: a section, `mix`, or a source of it.
-fn is_table(section: &str, word: &str) -> bool {
-    match section {
-        "" => schema::is_section(word),
-        "data" => word == "mix",
-        section => section == schema::MIX,
-    }
 }
 
 /// Reads every layer. Never fails: what is wrong is in `faults`.
@@ -417,14 +399,6 @@ impl Layers {
             }
         }
         extends
-    }
-
-    /// Refuses the name of a source of a mixture.
-    fn source_name(&mut self, name: &str, place: (Option<Snippet>, (usize, usize))) {
-        self.misspelt.insert(schema::MIX.to_string());
-        let why = schema::source_name_problem(name).unwrap_or_default();
-        let fault = Fault::new(format!("`{name}` cannot name a source of `data.mix`: it {why}")).at(place);
-        self.faults.push(fault.hint("call it `books`, `web-2024` or the like".to_string()));
     }
 
     /// `[sweep]`, which only the file itself may hold, and none that it extends.

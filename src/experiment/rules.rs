@@ -23,7 +23,7 @@ use super::schema::{self, KEYS};
 use super::write;
 
 mod audit;
-mod mixture;
+mod data;
 
 /// The widest head that the CUDA attention kernels take.
 const CUDA_HEAD_SIZE: u64 = 128;
@@ -519,42 +519,6 @@ impl Rules {
                 )
                 .note("`memory.recompute` promises to change no bit, and so could not keep its promise")
                 .hint("set one of the two to 0".to_string());
-            self.refuse(fault);
-        }
-    }
-
-    fn data(&mut self) {
-        let faults = self.layers.faults.len();
-        let sources = self.mixture();
-        if self.layers.faults.len() > faults {
-            return;
-        }
-        let corpus = self.get("data.corpus").or_else(|| self.corpus_of(&sources));
-        let no_train = self.list_is_empty("data.train") && sources.is_empty();
-        let no_val = self.list_is_empty("data.val");
-        if corpus.is_none() && no_train && self.truly_missing(&["data.corpus", "data.train"]) {
-            let hint = "set `data.train` to a pattern of token shards, or `data.corpus` to \"kjv\", the \
-                        embedded text, or name sources under `[data.mix]`";
-            let fault = self.clash("the experiment has no data to train on".to_string(), &["data.train"]);
-            self.refuse(fault.hint(hint.to_string()));
-        }
-        for key in ["data.train", "data.val"] {
-            if self.get(key).is_none() && self.truly_missing(&[key]) {
-                self.derive(key, Vec::<String>::new(), "default");
-            }
-        }
-        let Some(every @ 1..) = self.int("eval.every") else { return };
-        if corpus.is_none() && no_val && !no_train && self.truly_missing(&["data.val", "data.corpus"]) {
-            let message = format!("evaluation every {every} steps needs validation data");
-            let fault = self.clash(message, &["eval.every", "data.val"]);
-            self.refuse(fault.hint("set `data.val`, or `eval.every` to 0 for no evaluation".to_string()));
-        }
-        if let (Some(tokens), Some(seq_len)) = (self.int("eval.val_tokens"), self.int("batch.seq_len"))
-            && tokens < seq_len
-        {
-            let message =
-                format!("`eval.val_tokens` = {tokens} is less than one sequence of {seq_len} tokens");
-            let fault = self.clash(message, &["eval.val_tokens", "batch.seq_len"]);
             self.refuse(fault);
         }
     }

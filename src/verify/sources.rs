@@ -33,7 +33,7 @@ pub fn verify(experiment: &Experiment, entries: &[Entry], since: u64, checks: &m
             checks.failed(
                 "sources",
                 format!(
-                    "the entry of step {step} has the tokens {found}; seed, weights and steps make {expected}\n  \
+                    "the entry of step {step} has the tokens {found}; weights and steps make {expected}\n  \
                      do: ledger or experiment were edited, or are of another run; restore them from a copy"
                 ),
             );

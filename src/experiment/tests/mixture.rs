@@ -2,8 +2,9 @@
 
 use super::*;
 
-const MIX: &str = "[model]\ndescriptor = \"d12\"\n[schedule]\nsteps = 10\n[data.mix.web]\ntrain = \"web_*.bin\"\nweight = \
-                   3\n[data.mix.books]\ntrain = [\"a.bin\", \"b.bin\"]\nweight = 0.5\nmax_epochs = 4\n[eval]\nevery = 0\n";
+const MIX: &str = "[model]\ndescriptor = \"d12\"\n[schedule]\nsteps = 10\n[eval]\nevery = 0\n\
+                   [data.mix.web]\ntrain = \"web_*.bin\"\nweight = 3\n\
+                   [data.mix.books]\ntrain = [\"a.bin\", \"b.bin\"]\nweight = 0.5\nmax_epochs = 4\n";
 
 fn mix_with(sets: &[&str]) -> Result<Loaded, ExperimentError> {
     text_with(MIX, &[], sets)
@@ -18,7 +19,7 @@ fn a_mixture_loads_with_its_origins_and_its_resolved_form_loads_back_equal() {
     assert!(mix["books"].train[1].starts_with('/') && mix["books"].train[1].ends_with("/b.bin"));
     assert_eq!(loaded.experiment.data.mix_weights(), [1, 3]);
     assert_eq!(loaded.origins["data.mix.web.weight"], Origin::Set);
-    assert_eq!(loaded.origins["data.mix.books.weight"], Origin::File { path: "x.toml".into(), line: 10 });
+    assert_eq!(loaded.origins["data.mix.books.weight"], Origin::File { path: "x.toml".into(), line: 12 });
     let text = loaded.to_toml();
     assert!(text.contains("\n[data.mix.books]\n# corpus is not set\ntrain = ["), "{text}");
     let back = text_with(&text, &[], &[]).unwrap_or_else(|error| panic!("{text}\n{error}"));
@@ -78,7 +79,8 @@ fn every_fault_of_a_mixture_is_named() {
         ),
         (
             &["data.mix.wéb.weight=1"],
-            "`wéb` cannot name a source of `data.mix`: it has other characters than a to z, 0 to 9, `_` and `-`",
+            "`wéb` cannot name a source of `data.mix`: it has other characters than a to z, 0 to 9, `_` and \
+             `-`",
         ),
         (&["data.mix..weight=1"], "`` cannot name a source of `data.mix`: it is empty"),
         (&["data.mix=1"], "unknown key `data.mix`"),

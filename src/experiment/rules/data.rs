@@ -1,4 +1,4 @@
-//! `[data.mix]`: what a source needs, and which weights go together.
+//! `[data]`: what is trained and validated on, and what the sources of a mixture need.
 
 use figment::value::{Dict, Value};
 
@@ -7,6 +7,43 @@ use crate::experiment::mix_weights::{MOST_PARTS, whole_weights};
 use crate::experiment::schema::{self, MIX};
 
 impl Rules {
+    /// Something to train on, and something to validate on where that is asked for.
+    pub(super) fn data(&mut self) {
+        let faults = self.layers.faults.len();
+        let sources = self.mixture();
+        if self.layers.faults.len() > faults {
+            return;
+        }
+        let corpus = self.get("data.corpus").or_else(|| self.corpus_of(&sources));
+        let no_train = self.list_is_empty("data.train") && sources.is_empty();
+        let no_val = self.list_is_empty("data.val");
+        if corpus.is_none() && no_train && self.truly_missing(&["data.corpus", "data.train"]) {
+            let hint = "set `data.train` to a pattern of token shards, or `data.corpus` to \"kjv\", the \
+                        embedded text, or name sources under `[data.mix]`";
+            let fault = self.clash("the experiment has no data to train on".to_string(), &["data.train"]);
+            self.refuse(fault.hint(hint.to_string()));
+        }
+        for key in ["data.train", "data.val"] {
+            if self.get(key).is_none() && self.truly_missing(&[key]) {
+                self.derive(key, Vec::<String>::new(), "default");
+            }
+        }
+        let Some(every @ 1..) = self.int("eval.every") else { return };
+        if corpus.is_none() && no_val && !no_train && self.truly_missing(&["data.val", "data.corpus"]) {
+            let message = format!("evaluation every {every} steps needs validation data");
+            let fault = self.clash(message, &["eval.every", "data.val"]);
+            self.refuse(fault.hint("set `data.val`, or `eval.every` to 0 for no evaluation".to_string()));
+        }
+        if let (Some(tokens), Some(seq_len)) = (self.int("eval.val_tokens"), self.int("batch.seq_len"))
+            && tokens < seq_len
+        {
+            let message =
+                format!("`eval.val_tokens` = {tokens} is less than one sequence of {seq_len} tokens");
+            let fault = self.clash(message, &["eval.val_tokens", "batch.seq_len"]);
+            self.refuse(fault);
+        }
+    }
+
     /// The names of the sources that any layer names, in their order.
     pub(super) fn sources(&self) -> Vec<String> {
         let table = self.merged.find_ref(MIX).and_then(Value::as_dict);
@@ -19,12 +56,12 @@ impl Rules {
     }
 
     /// The embedded text of any source, whose held-out part is validated on.
-    pub(super) fn corpus_of(&self, sources: &[String]) -> Option<Value> {
+    fn corpus_of(&self, sources: &[String]) -> Option<Value> {
         sources.iter().find_map(|source| self.get(Rules::source_key(source, "corpus")))
     }
 
     /// Each source has text and a weight. Gives the names of the sources.
-    pub(super) fn mixture(&mut self) -> Vec<String> {
+    fn mixture(&mut self) -> Vec<String> {
         let sources = self.sources();
         if sources.is_empty() {
             self.derive(MIX, Dict::new(), "default");
