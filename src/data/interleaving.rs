@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn sources_alternate_as_their_weights_say() {
         assert_eq!(sources(&[1, 1], 6), [0, 1, 0, 1, 0, 1]);
-        assert_eq!(sources(&[7, 3], 10), [0, 1, 0, 0, 1, 0, 0, 1, 0, 0]);
+        assert_eq!(sources(&[7, 3], 10), [0, 1, 0, 0, 0, 1, 0, 0, 1, 0]);
         assert_eq!(sources(&[5], 3), [0, 0, 0]);
         let rare = sources(&[1, 999], 3000);
         assert_eq!(rare.iter().filter(|source| **source == 0).count(), 3);

@@ -28,7 +28,7 @@ use super::sweep_declaration::{Declaration, SweepReader};
 
 mod tables;
 
-use tables::{is_table, put_nested};
+use tables::{is_table, put_nested, source_name_fault};
 
 /// The prefix of variables that set keys.
 const PREFIX: &str = "RUNNER_";
@@ -378,7 +378,8 @@ impl Layers {
             } else if section.is_empty() && word == "sweep" {
                 self.read_sweep(value, key_span, folder, layer);
             } else if section == schema::MIX && schema::source_name_problem(word).is_some() {
-                self.source_name(word, layer.place(key_span));
+                self.misspelt.insert(schema::MIX.to_string());
+                self.faults.push(source_name_fault(word, layer.place(key_span)));
             } else if is_table(section, word) {
                 match value.get_ref() {
                     DeValue::Table(inner) => {
@@ -450,7 +451,9 @@ impl Layers {
         if let Some((schema::MIX, name)) = section.rsplit_once('.')
             && schema::source_name_problem(name).is_some()
         {
-            return self.source_name(name, place);
+            self.misspelt.insert(schema::MIX.to_string());
+            self.faults.push(source_name_fault(name, place));
+            return;
         }
         let siblings: Vec<&str> = schema::rows_of(section).map(KeyRow::leaf).collect();
         let (near_section, near) = schema::neighbour(dotted, section);

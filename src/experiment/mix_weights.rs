@@ -3,7 +3,7 @@
 use super::resolved::DataKeys;
 
 /// The largest sum of whole weights.
-pub(super) const MOST_PARTS: u64 = 1 << 63;
+const MOST_PARTS: u64 = 1 << 63;
 
 impl DataKeys {
     /// The weights of the sources of the mixture, in the order of their names, as the smallest whole numbers of

@@ -2,7 +2,6 @@
 
 use figment::value::{Dict, Value};
 
-use super::Layers;
 use crate::experiment::diagnostics::{Fault, Snippet};
 use crate::experiment::schema;
 
@@ -28,12 +27,9 @@ pub(super) fn is_table(section: &str, word: &str) -> bool {
     }
 }
 
-impl Layers {
-    /// Refuses the name of a source of a mixture.
-    pub(super) fn source_name(&mut self, name: &str, place: (Option<Snippet>, (usize, usize))) {
-        self.misspelt.insert(schema::MIX.to_string());
-        let why = schema::source_name_problem(name).unwrap_or_default();
-        let fault = Fault::new(format!("`{name}` cannot name a source of `data.mix`: it {why}")).at(place);
-        self.faults.push(fault.hint("call it `books`, `web-2024` or the like".to_string()));
-    }
+/// The refusal of a name for a source of a mixture, at a place.
+pub(super) fn source_name_fault(name: &str, place: (Option<Snippet>, (usize, usize))) -> Fault {
+    let why = schema::source_name_problem(name).unwrap_or_default();
+    let fault = Fault::new(format!("`{name}` cannot name a source of `data.mix`: it {why}")).at(place);
+    fault.hint("call it `books`, `web-2024` or the like".to_string())
 }

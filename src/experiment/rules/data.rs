@@ -3,7 +3,7 @@
 use figment::value::{Dict, Value};
 
 use super::Rules;
-use crate::experiment::mix_weights::{MOST_PARTS, whole_weights};
+use crate::experiment::mix_weights::whole_weights;
 use crate::experiment::schema::{self, MIX};
 
 impl Rules {
@@ -104,10 +104,9 @@ impl Rules {
         let keys: Vec<&str> = sources.iter().map(|source| Rules::source_key(source, "weight")).collect();
         let weights: Option<Vec<f64>> = keys.iter().map(|key| self.get(key)?.to_f64()).collect();
         if weights.is_some_and(|weights| whole_weights(&weights).is_none()) {
-            let message = format!(
-                "the weights of `data.mix` differ too much: as whole numbers their sum is over {MOST_PARTS:e}"
-            );
-            let fault = self.clash(message, &keys);
+            let message =
+                "the weights of `data.mix` differ too much: as whole numbers their sum is over 2^63";
+            let fault = self.clash(message.to_string(), &keys);
             self.refuse(fault.hint("write them with fewer digits, or leave the smallest out".to_string()));
         }
     }

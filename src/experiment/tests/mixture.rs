@@ -67,7 +67,7 @@ fn every_fault_of_a_mixture_is_named() {
         (&["data.mix.web.max_epochs=0"], "`data.mix.web.max_epochs` is 0, but at least 1 is needed"),
         (
             &["data.mix.web.weight=1e-30"],
-            "the weights of `data.mix` differ too much: as whole numbers their sum is over 9223372036854775808",
+            "the weights of `data.mix` differ too much: as whole numbers their sum is over 2^63",
         ),
         (&["data.mix.new.corpus=kjv"], "the source `new` has no weight"),
         (&["data.mix.new.weight=1"], "the source `new` has no data"),
