@@ -6,16 +6,16 @@ use super::resolved::DataKeys;
 const MOST_PARTS: u64 = 1 << 63;
 
 impl DataKeys {
-    /// The weights of the sources of the mixture, in the order of their names, as the smallest whole numbers of
-    /// the same ratio; empty without a mixture.
+    /// The weights of the sources of the mixture, in the order of their names, as the smallest whole numbers
+    /// of the same ratio; empty without a mixture.
     pub fn mix_weights(&self) -> Vec<u64> {
         let weights: Vec<f64> = self.mix.values().map(|source| source.weight).collect();
         whole_weights(&weights).expect("the rules have looked at them")
     }
 }
 
-/// The smallest whole numbers in the ratio of these numbers above zero, each taken as the shortest decimal that
-/// reads back as it: 0.7 and 0.3 are 7 and 3. None where their sum is over [`MOST_PARTS`].
+/// The smallest whole numbers in the ratio of these numbers above zero, each taken as the shortest decimal
+/// that reads back as it: 0.7 and 0.3 are 7 and 3. None where their sum is over [`MOST_PARTS`].
 pub(super) fn whole_weights(weights: &[f64]) -> Option<Vec<u64>> {
     let decimals: Vec<(u128, i32)> = weights.iter().map(|weight| decimal(*weight)).collect();
     let least = decimals.iter().map(|(_, exponent)| *exponent).min().unwrap_or(0);

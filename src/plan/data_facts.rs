@@ -30,8 +30,8 @@ impl DataFacts {
     /// Looks at headers and lengths, and turns epochs into steps.
     ///
     /// # Errors
-    /// The experiment counts in epochs and its data are missing, or shorter than one sequence; a source is read
-    /// more often than it may be.
+    /// The experiment counts in epochs and its data are missing, or shorter than one sequence; a source is
+    /// read more often than it may be.
     pub fn look(loaded: &mut Loaded) -> Result<DataFacts, PlanError> {
         let mut facts = DataFacts::default();
         let experiment = &loaded.experiment;

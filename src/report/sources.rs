@@ -1,5 +1,5 @@
-//! What a run has read of each source of its mixture: the tokens by the ledger, the epochs by the shards in the
-//! lock.
+//! What a run has read of each source of its mixture: the tokens by the ledger, the epochs by the shards in
+//! the lock.
 
 use serde::Serialize;
 

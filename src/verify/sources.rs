@@ -9,8 +9,8 @@ use crate::proof::Entry;
 use crate::proof::entry::{self, rewound_from};
 use crate::units;
 
-/// Compares every entry from step `since` on, before which other numerics held. It needs no data: which source
-/// a position has follows from the weights, and the position from the step and the rewinds before it.
+/// Compares every entry from step `since` on, before which other numerics held. It needs no data: which
+/// source a position has follows from the weights, and the position from the step and the rewinds before it.
 pub fn verify(experiment: &Experiment, entries: &[Entry], since: u64, checks: &mut Checks<'_>) {
     let steps = entry::steps(entries);
     if experiment.data.mix.is_empty() && steps.iter().all(|entry| entry.sources.is_empty()) {
