@@ -40,7 +40,7 @@ pub fn template(path: &Path, from: &ShippedExperiment) -> String {
                 let words: Vec<&str> = key.words.iter().map(|word| word.word).collect();
                 let words = if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) };
                 out.push_str(&comment(&format!("{}{words}.", first_sentence(key.meaning))));
-                let _ = match value(&[&name, key.leaf()].join(".").trim_start_matches('.')) {
+                let _ = match value([&name, key.leaf()].join(".").trim_start_matches('.')) {
                     Some(value) => writeln!(out, "{} = {value}", key.leaf()),
                     None => writeln!(out, "#{} = {}", key.leaf(), unset(key)),
                 };

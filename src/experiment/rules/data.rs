@@ -17,7 +17,12 @@ impl Rules {
         let corpus = self.get("data.corpus").or_else(|| self.corpus_of(&sources));
         let no_train = self.list_is_empty("data.train") && sources.is_empty();
         let no_val = self.list_is_empty("data.val");
-        if corpus.is_none() && no_train && self.truly_missing(&["data.corpus", "data.train"]) {
+        let mixture_is_known = !self.layers.misspelt.contains(MIX);
+        if corpus.is_none()
+            && no_train
+            && mixture_is_known
+            && self.truly_missing(&["data.corpus", "data.train"])
+        {
             let hint = "set `data.train` to a pattern of token shards, or `data.corpus` to \"kjv\", the \
                         embedded text, or name sources under `[data.mix]`";
             let fault = self.clash("the experiment has no data to train on".to_string(), &["data.train"]);
