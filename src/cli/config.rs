@@ -6,7 +6,9 @@
 use std::path::{Path, PathBuf};
 
 use super::{experiment, streams};
-use crate::experiment::{Declared, KeysReference, json_schema};
+use crate::data::mixture::SourceUse;
+use crate::experiment::{Declared, KeysReference, Loaded, json_schema};
+use crate::plan::data_facts::DataFacts;
 use crate::run::UsageError;
 
 /// Print the resolved experiment with the origin of every key, or explain a key
@@ -38,8 +40,8 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let text = match (&args.experiment, &args.explain) {
         (Some(path), _) => match experiment::load_declared(path, &args.sets, Path::new(experiment::RUNS))? {
-            Declared::Experiment(loaded) if args.json => format!("{:#}\n", loaded.to_json()),
-            Declared::Experiment(loaded) => loaded.to_toml(),
+            Declared::Experiment(loaded) if args.json => format!("{:#}\n", in_json(*loaded)),
+            Declared::Experiment(loaded) => loaded.to_toml() + &mixture(*loaded),
             Declared::Sweep(sweep) if args.json => format!("{:#}\n", sweep.to_json()),
             Declared::Sweep(sweep) => sweep.to_toml(),
         },
@@ -47,6 +49,40 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         (None, None) => format!("{:#}\n", json_schema()),
     };
     streams::print(&text)
+}
+
+/// What the run reads of each source of a mixture, as comments; nothing for an experiment without one.
+fn mixture(loaded: Loaded) -> String {
+    let lines: Vec<String> = match sources(loaded) {
+        None => return String::new(),
+        Some(Ok(sources)) => sources.iter().map(SourceUse::to_string).collect(),
+        Some(Err(problem)) => problem.lines().map(str::to_owned).collect(),
+    };
+    lines
+        .into_iter()
+        .fold("\n# The run reads of the sources:\n".to_owned(), |text, line| text + "# " + &line + "\n")
+}
+
+fn in_json(loaded: Loaded) -> serde_json::Value {
+    let mut json = loaded.to_json();
+    match sources(loaded) {
+        None => {}
+        Some(Ok(sources)) => json["sources"] = serde_json::json!(sources),
+        Some(Err(problem)) => json["sources"] = serde_json::json!({ "problem": problem }),
+    }
+    json
+}
+
+/// The same with the data at hand, or why it is not known; none without a mixture.
+fn sources(mut loaded: Loaded) -> Option<Result<Vec<SourceUse>, String>> {
+    if loaded.experiment.data.mix.is_empty() {
+        return None;
+    }
+    Some(match DataFacts::look(&mut loaded) {
+        Ok(DataFacts { problem: Some(problem), .. }) => Err(format!("not known: {problem}")),
+        Ok(facts) => Ok(facts.sources),
+        Err(error) => Err(error.to_string()),
+    })
 }
 
 fn explain(asked: &str, args: &Args) -> anyhow::Result<String> {

@@ -218,7 +218,7 @@ impl PlanText<'_> {
                 writeln!(out, "  {epochs:.2} epochs over {} tokens", units::thousands(tokens))
             }
             (_, _, Some(problem)) => wrapped(out, "  data: ", problem),
-            _ => Ok(()),
+            _ => self.0.data.sources.iter().try_for_each(|source| writeln!(out, "  source {source}")),
         }
     }
 

@@ -158,6 +158,7 @@ fn summary_text(summary: &ExperimentSummary<'_>) -> String {
         0 => String::new(),
         samples => format!(", samples {}", units::bytes(samples)),
     };
+    let sources: String = summary.sources.iter().map(|source| format!("\nsource {source}")).collect();
     let lines = [
         format!(
             "{name}: GPT-2 with {} parameters: {} layers, {} heads, {} channels, {} tokens of context",
@@ -169,7 +170,7 @@ fn summary_text(summary: &ExperimentSummary<'_>) -> String {
         ),
         device,
         format!(
-            "data: {} training tokens, {} steps of {}, {} to validate on",
+            "data: {} training tokens, {} steps of {}, {} to validate on{sources}",
             units::thousands(summary.train_tokens),
             units::thousands(experiment.schedule.steps),
             units::thousands(experiment.batch.tokens),

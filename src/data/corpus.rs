@@ -4,10 +4,14 @@
 //! public-domain English in the text of openbible.com. Marks of supplied words (`[was]`) and of speech
 //! (`‹…›`) are removed.
 //!
+//! `kjv_ot` and `kjv_nt` are its first 39 books and its last 27, the Old and the New Testament.
+//!
 //! A book is a document: its title, then each chapter as a heading and a paragraph. Of a book of n
 //! chapters the last ⌊(n + 10)/20⌋, about one in twenty, are held out for validation.
 
 #![forbid(unsafe_code)]
+
+use std::ops::RangeBounds;
 
 use sha2::{Digest, Sha256};
 
@@ -33,6 +37,8 @@ impl Corpus {
     pub fn load(name: &str) -> Result<Corpus, DataError> {
         match name {
             "kjv" => kjv(),
+            "kjv_ot" => testament("kjv_ot", ..OLD_TESTAMENT),
+            "kjv_nt" => testament("kjv_nt", OLD_TESTAMENT..),
             _ => Err(DataError::UnknownCorpus { name: name.to_owned() }),
         }
     }
@@ -71,23 +77,32 @@ fn encode(tokenizer: &Tokenizer, documents: &[String]) -> Vec<u16> {
     tokens
 }
 
-/// The King James text; this build has none.
-#[cfg(not(feature = "corpus"))]
+/// The King James text.
 pub fn kjv() -> Result<Corpus, DataError> {
-    Err(DataError::CorpusNotBuilt { name: "kjv".to_owned() })
+    testament("kjv", ..)
 }
 
-/// The King James text.
+/// Books of the Old Testament, which come first.
+const OLD_TESTAMENT: usize = 39;
+
+/// Some books of the King James text; this build has none.
+#[cfg(not(feature = "corpus"))]
+fn testament(name: &'static str, _: impl RangeBounds<usize>) -> Result<Corpus, DataError> {
+    Err(DataError::CorpusNotBuilt { name: name.to_owned() })
+}
+
+/// Some books of the King James text, by their places.
 #[cfg(feature = "corpus")]
-pub fn kjv() -> Result<Corpus, DataError> {
+fn testament(name: &'static str, places: impl RangeBounds<usize>) -> Result<Corpus, DataError> {
     use std::io::Read;
     const PACKED: &[u8] = include_bytes!("corpus/kjv.txt.gz");
     let mut text = String::new();
     let unpacked = flate2::read::GzDecoder::new(PACKED).read_to_string(&mut text);
     unpacked.map_err(|e| DataError::CorpusDamaged { reason: e.to_string() })?;
 
-    let mut corpus = Corpus { name: "kjv", train: Vec::new(), val: Vec::new() };
-    for book in books(&text)? {
+    let mut corpus = Corpus { name, train: Vec::new(), val: Vec::new() };
+    let chosen = |(at, _): &(usize, Book<'_>)| places.contains(at);
+    for (_, book) in books(&text)?.into_iter().enumerate().filter(chosen) {
         let held_out = (book.chapters.len() + 10) / 20;
         let (train, val) = book.chapters.split_at(book.chapters.len() - held_out);
         corpus.train.push(format!("{}\n\n{}", book.title, train.concat()));
@@ -165,6 +180,15 @@ mod tests {
                 hex::encode(corpus.sha256()),
                 "53dd6043a608260b4d2664dd7a008940aad193fa4d2146a0bce0b0d2d737c8c8"
             );
+        }
+
+        #[test]
+        fn the_testaments_are_the_whole_in_two_parts() {
+            let [old, new, whole] = ["kjv_ot", "kjv_nt", "kjv"].map(|name| Corpus::load(name).unwrap());
+            assert_eq!((old.train.len(), new.train.len()), (39, 27));
+            assert!(old.train[38].starts_with("Malachi") && new.train[0].starts_with("Matthew"));
+            assert_eq!([old.train, new.train].concat(), whole.train);
+            assert_eq!([old.val, new.val].concat(), whole.val);
         }
 
         #[test]

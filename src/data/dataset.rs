@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::error::DataError;
@@ -24,6 +25,8 @@ pub struct Dataset {
     shards: Vec<Shard>,
     vocab: usize,
     tokens: u64,
+    /// The sources of a mixture in order, each with the number of its shards; none of data without.
+    sources: Vec<(String, usize)>,
 }
 
 /// The facts about a shard that need no reading of its tokens.
@@ -79,9 +82,30 @@ impl Dataset {
         Ok(Dataset::new(vec![Shard::from_tokens(name, tokens)], vocab))
     }
 
+    /// The shards of several sources, in their order, for a vocabulary of `vocab` tokens.
+    pub fn mixed(sources: Vec<(String, Dataset)>, vocab: usize) -> Dataset {
+        let names = sources.iter().map(|(name, data)| (name.clone(), data.shards.len())).collect();
+        let shards = sources.into_iter().flat_map(|(_, data)| data.shards).collect();
+        Dataset { sources: names, ..Dataset::new(shards, vocab) }
+    }
+
     fn new(shards: Vec<Shard>, vocab: usize) -> Dataset {
         let tokens = shards.iter().map(|shard| shard.tokens).sum();
-        Dataset { shards, vocab, tokens }
+        Dataset { shards, vocab, tokens, sources: Vec::new() }
+    }
+
+    /// The places of each source's shards in [`Dataset::shards`], by its name; none of data without sources.
+    pub fn sources(&self) -> impl Iterator<Item = (&str, Range<usize>)> {
+        let mut end = 0;
+        self.sources.iter().map(move |(name, shards)| {
+            end += shards;
+            (name.as_str(), end - shards..end)
+        })
+    }
+
+    /// S of one source, whose shards lie at `places`.
+    pub fn sequences_of(&self, places: Range<usize>, seq_len: usize) -> u64 {
+        self.shards[places].iter().map(|shard| sequences_in(shard.tokens, seq_len)).sum()
     }
 
     /// Tokens in all shards.
@@ -97,7 +121,7 @@ impl Dataset {
 
     /// S: sequences of `seq_len` tokens in all shards. May be 0; see [`Dataset::require_sequences`].
     pub fn sequences(&self, seq_len: usize) -> u64 {
-        self.shards.iter().map(|shard| sequences_in(shard.tokens, seq_len)).sum()
+        self.sequences_of(0..self.shards.len(), seq_len)
     }
 
     /// S, refused when it is 0: what [`super::SampleOrder::new`] takes.

@@ -135,6 +135,24 @@ pub enum DataError {
     #[error("the thread that reads data has stopped: no batch follows the error it reported")]
     ReaderStopped,
 
+    // ---- mixtures ----
+    /// An error in one source.
+    #[error("in the source `{source_name}` of `data.mix`: {why}")]
+    OfSource { source_name: String, why: Box<DataError> },
+    /// No sequence of a source fits.
+    #[error(
+        "the source `{name}` of `data.mix` holds no sequence of {seq_len}: expected a shard with at least {} \
+         tokens\n  hint: lower `batch.seq_len`, or give the source more data", seq_len + 1
+    )]
+    SourceTooShort { name: String, seq_len: usize },
+    /// The run would read a source more often than it may.
+    #[error(
+        "the run reads {read} sequences of the source `{source_name}`, which is {epochs:.2} epochs: \
+         `data.mix.{source_name}.max_epochs` allows {max_epochs}, {allowed} sequences\n  hint: {fits}; or \
+         raise `max_epochs`, lower the source's `weight`, or give it more data"
+    )]
+    EpochLimit { source_name: String, read: u64, epochs: f64, max_epochs: u64, allowed: u64, fits: String },
+
     // ---- embedded text ----
     /// This build has no embedded text.
     #[error(
@@ -148,7 +166,7 @@ pub enum DataError {
     )]
     VocabTooSmall { vocab: usize, needed: usize, tokenizer: &'static str },
     /// No such embedded text.
-    #[error("unknown corpus `{name}`: expected `kjv`")]
+    #[error("unknown corpus `{name}`: expected `kjv`, `kjv_ot` or `kjv_nt`")]
     UnknownCorpus { name: String },
     /// The embedded text is not what it should be.
     #[error("the embedded corpus is damaged: {reason}")]
@@ -212,6 +230,15 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// Whether a pattern matches no file, of a source perhaps.
+    pub fn is_no_match(&self) -> bool {
+        match self {
+            DataError::NoMatch { .. } => true,
+            DataError::OfSource { why, .. } => why.is_no_match(),
+            _ => false,
+        }
+    }
+
     /// Where a bad row is and why, in one line.
     pub(super) fn row_text(&self) -> String {
         let first_line = |text: &str| text.lines().next().unwrap_or_default().to_owned();

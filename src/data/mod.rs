@@ -9,7 +9,8 @@
 //! * [`sources`]: what an experiment's `data` table names, opened.
 //! * [`dataset`]: all shards of a run as one space of sequences.
 //! * [`digests`]: the SHA-256 of each shard, remembered between runs. [`remarks`]: warnings about them.
-//! * [`order`]: the sequence at each position of the endless stream of samples.
+//! * [`order`]: the sequence at each position of the endless stream of samples; [`interleaving`]: of several
+//!   sources, which. [`mixture`]: what a run reads of each source.
 //! * [`prefetch`]: micro-batches read ahead of the trainer. [`validation`]: the fixed held-out set.
 //! * [`fetch`]: data sets from the Hugging Face hub and GitHub.
 //!
@@ -23,6 +24,8 @@ pub mod dataset;
 pub mod digests;
 mod error;
 pub mod fetch;
+pub mod interleaving;
+pub mod mixture;
 pub mod order;
 pub mod prefetch;
 pub mod prepare;

@@ -4,6 +4,9 @@
 //! `[0, S)` keyed by seed and epoch. So every sequence is seen once an epoch, the data state of a run
 //! is its step number, and neither micro-batch nor devices can change what is read.
 //!
+//! In a mixture, [`Interleaving`] gives the source of position `p` and the place `n` within that source, and
+//! the source's own permutations, under a key of its own, give the sequence at `n`.
+//!
 //! `π_e` is a Feistel network over the smallest square power of two that holds S, with Philox as the
 //! round function, walked along its cycle until it lands below S (Black and Rogaway, "Ciphers with
 //! arbitrary finite domains", CT-RSA 2002). No table is built: S may be any 64-bit number, and a
@@ -13,15 +16,72 @@
 
 use std::num::NonZeroU64;
 
+use super::interleaving::Interleaving;
 use crate::rng::Key;
 
 /// Four rounds make a strong pseudo-random permutation of a large domain (Luby and Rackoff 1988);
 /// the margin is for small domains, whose halves have few bits.
 const ROUNDS: u32 = 8;
 
-/// The order of samples.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The order of samples, from one source or several.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SampleOrder {
+    /// Each with the number of its first sequence among those of all sources.
+    sources: Vec<(u64, Shuffle)>,
+    interleaving: Interleaving,
+}
+
+/// A source of a mixture, as far as its order depends on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MixedSource<'a> {
+    pub name: &'a str,
+    pub sequences: NonZeroU64,
+    /// Above 0.
+    pub weight: u64,
+}
+
+impl SampleOrder {
+    /// The order of `sequences` sequences under `seed`; in file order when not `shuffled`.
+    pub fn new(seed: u64, sequences: NonZeroU64, shuffled: bool) -> SampleOrder {
+        let key = shuffled.then(|| Key::new(seed, "data order"));
+        SampleOrder { sources: vec![(0, Shuffle::new(sequences, key))], interleaving: Interleaving::of(&[1]) }
+    }
+
+    /// The order of a mixture, whose sequences are numbered source after source. The sequences of the source
+    /// `web` are ordered under the key of the purpose `data order of web`, so that neither its weight nor
+    /// other sources change which of its sequences comes first.
+    pub fn mixed(seed: u64, sources: &[MixedSource<'_>], shuffled: bool) -> SampleOrder {
+        let weights: Vec<u64> = sources.iter().map(|source| source.weight).collect();
+        let mut first = 0;
+        let sources = sources.iter().map(|MixedSource { name, sequences, .. }| {
+            let key = shuffled.then(|| Key::new(seed, &format!("data order of {name}")));
+            first += sequences.get();
+            (first - sequences.get(), Shuffle::new(*sequences, key))
+        });
+        SampleOrder { sources: sources.collect(), interleaving: Interleaving::of(&weights) }
+    }
+
+    /// The sequence at a position of the stream, in `[0, S)`, S being the sequences of all sources.
+    pub fn sequence_at(&self, position: u64) -> u64 {
+        let (source, place) = self.interleaving.at(position);
+        let (first, shuffle) = &self.sources[source];
+        first + shuffle.sequence_at(place)
+    }
+
+    /// S of each source: its sequences in one epoch.
+    pub fn sequences(&self) -> impl Iterator<Item = u64> {
+        self.sources.iter().map(|(_, shuffle)| shuffle.sequences.get())
+    }
+
+    /// How many of the first `positions` positions are of each source.
+    pub fn counts(&self, positions: u64) -> Vec<u64> {
+        self.interleaving.counts(positions)
+    }
+}
+
+/// The order of one source: a permutation an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shuffle {
     sequences: NonZeroU64,
     /// `None` reads in file order, the same every epoch.
     key: Option<Key>,
@@ -29,25 +89,15 @@ pub struct SampleOrder {
     half_bits: u32,
 }
 
-impl SampleOrder {
-    /// The order of `sequences` sequences under `seed`; in file order when not `shuffled`.
-    pub fn new(seed: u64, sequences: NonZeroU64, shuffled: bool) -> SampleOrder {
+impl Shuffle {
+    fn new(sequences: NonZeroU64, key: Option<Key>) -> Shuffle {
         let last = sequences.get() - 1;
         let bits = u64::BITS - last.leading_zeros();
-        SampleOrder {
-            sequences,
-            key: shuffled.then(|| Key::new(seed, "data order")),
-            half_bits: bits.div_ceil(2).max(1),
-        }
+        Shuffle { sequences, key, half_bits: bits.div_ceil(2).max(1) }
     }
 
-    /// S: sequences in one epoch.
-    pub fn sequences(&self) -> u64 {
-        self.sequences.get()
-    }
-
-    /// The sequence at a position of the stream, in `[0, S)`.
-    pub fn sequence_at(&self, position: u64) -> u64 {
+    /// The sequence at a place of the source's own stream, in `[0, S)`.
+    fn sequence_at(&self, position: u64) -> u64 {
         let (epoch, index) = (position / self.sequences, position % self.sequences);
         let Some(key) = self.key else { return index };
         let mut x = self.feistel(key, epoch, index);
@@ -83,7 +133,7 @@ mod tests {
     }
 
     fn epoch(order: &SampleOrder, epoch: u64) -> Vec<u64> {
-        let s = order.sequences();
+        let s: u64 = order.sequences().sum();
         (0..s).map(|i| order.sequence_at(epoch * s + i)).collect()
     }
 
@@ -171,6 +221,50 @@ mod tests {
         assert_eq!(first(42, 1000, 1000), GOLDEN_1000_EPOCH_1);
         assert_eq!(first(0, 1 << 40, 7), GOLDEN_2_40);
         assert_eq!(first(7, u64::MAX, 0), GOLDEN_MAX);
+    }
+
+    fn mixture(seed: u64) -> SampleOrder {
+        let source = |name, sequences, weight| MixedSource {
+            name,
+            sequences: NonZeroU64::new(sequences).unwrap(),
+            weight,
+        };
+        SampleOrder::mixed(seed, &[source("books", 50, 7), source("web", 1000, 3)], true)
+    }
+
+    #[test]
+    fn each_source_of_a_mixture_has_its_own_shuffled_epochs() {
+        let order = mixture(3);
+        let books = |epoch: usize| -> Vec<u64> {
+            let all = (0..400).map(|p| order.sequence_at(p)).filter(|sequence| *sequence < 50);
+            all.skip(50 * epoch).take(50).collect()
+        };
+        for epoch in 0..4 {
+            assert_eq!(books(epoch).into_iter().collect::<BTreeSet<_>>().len(), 50, "epoch {epoch}");
+        }
+        assert_ne!(books(0), books(1));
+        let web: Vec<u64> = (0..400).map(|p| order.sequence_at(p)).filter(|s| *s >= 50).collect();
+        assert_eq!((web.len(), web.iter().collect::<BTreeSet<_>>().len()), (120, 120));
+        assert!(web.iter().all(|sequence| *sequence < 1050));
+        assert_ne!(order.sequence_at(0), mixture(4).sequence_at(0));
+    }
+
+    #[test]
+    fn the_position_alone_decides_in_whatever_order_it_is_asked_for() {
+        let (one, other) = (mixture(1), mixture(1));
+        let forwards: Vec<u64> = (0..500).map(|p| one.sequence_at(p)).collect();
+        let backwards: Vec<u64> = (0..500).rev().map(|p| other.sequence_at(p)).collect();
+        assert!(forwards.iter().eq(backwards.iter().rev()));
+    }
+
+    // From an independent implementation in Python, with big integers:
+    // `tests/mixture_order.py 42 95 12 books:50:0.7 web:1000:0.3`.
+    const GOLDEN_MIXTURE: [u64; 12] = [120, 14, 49, 400, 11, 8, 490, 1, 36, 37, 905, 45];
+
+    #[test]
+    fn the_order_of_a_mixture_is_pinned() {
+        let order = mixture(42);
+        assert_eq!((95..107).map(|p| order.sequence_at(p)).collect::<Vec<_>>(), GOLDEN_MIXTURE);
     }
 
     proptest! {

@@ -1,7 +1,9 @@
-//! Opens the data of an experiment's `data` table: the embedded text or shards, and the tokenizer.
+//! Opens the data of an experiment's `data` table: the embedded text or shards, or a mixture of them, and the
+//! tokenizer.
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::corpus::Corpus;
@@ -30,18 +32,49 @@ impl Sources {
     pub fn open(data: &experiment::DataKeys, vocab: usize) -> Result<Sources, DataError> {
         let tokenizer = Tokenizer::new(data.tokenizer);
         if let Some(name) = &data.corpus {
-            let (needed, tokenizer_name) = (tokenizer.vocab(), tokenizer.name());
-            if vocab < needed {
-                return Err(DataError::VocabTooSmall { vocab, needed, tokenizer: tokenizer_name });
-            }
-            let (train, val) = Corpus::load(name)?.datasets(&tokenizer)?;
+            let (train, val) = embedded(name, &tokenizer, vocab)?;
             return Ok(Sources { train: Arc::new(train), val: Some(Arc::new(val)), tokenizer });
         }
-        let open = |patterns: &[String]| Dataset::open(patterns, vocab, &tokenizer).map(Arc::new);
-        let train = open(&data.train)?;
-        let val = if data.val.is_empty() { None } else { Some(open(&data.val)?) };
-        Ok(Sources { train, val, tokenizer })
+        let open = |patterns: &[String]| Dataset::open(patterns, vocab, &tokenizer);
+        let (train, held_out) = match data.mix.is_empty() {
+            true => (open(&data.train)?, None),
+            false => mixture(data, &tokenizer, vocab)?,
+        };
+        let val = if data.val.is_empty() { held_out } else { Some(open(&data.val)?) };
+        Ok(Sources { train: Arc::new(train), val: val.map(Arc::new), tokenizer })
     }
+}
+
+/// Training and validation tokens of an embedded text.
+fn embedded(name: &str, tokenizer: &Tokenizer, vocab: usize) -> Result<(Dataset, Dataset), DataError> {
+    let needed = tokenizer.vocab();
+    if vocab < needed {
+        return Err(DataError::VocabTooSmall { vocab, needed, tokenizer: tokenizer.name() });
+    }
+    Corpus::load(name)?.datasets(tokenizer)
+}
+
+/// The sources of a mixture in the order of their names, and what their embedded texts hold out, each text
+/// once.
+fn mixture(
+    data: &experiment::DataKeys,
+    tokenizer: &Tokenizer,
+    vocab: usize,
+) -> Result<(Dataset, Option<Dataset>), DataError> {
+    let (mut train, mut held_out) = (Vec::new(), BTreeMap::new());
+    for (name, source) in &data.mix {
+        let opened = match &source.corpus {
+            None => Dataset::open(&source.train, vocab, tokenizer),
+            Some(corpus) => embedded(corpus, tokenizer, vocab).map(|(train, val)| {
+                held_out.insert(corpus.clone(), val);
+                train
+            }),
+        };
+        let wrap = |why| DataError::OfSource { source_name: name.clone(), why: Box::new(why) };
+        train.push((name.clone(), opened.map_err(wrap)?));
+    }
+    let held_out = (!held_out.is_empty()).then(|| Dataset::mixed(held_out.into_iter().collect(), vocab));
+    Ok((Dataset::mixed(train, vocab), held_out))
 }
 
 #[cfg(test)]
@@ -57,6 +90,7 @@ mod tests {
             order: experiment::Order::Shuffled,
             overfit_single_batch: false,
             prefetch: 2,
+            mix: BTreeMap::new(),
         }
     }
 

@@ -59,7 +59,7 @@ macro_rules! section {
                 keys: &[$((stringify!($key), concat!($($doc),*))),*],
             };
             $(
-                /// Every section by its name, the keys in none of them first.
+                /// Every section by its name, the keys in none of them first; without those of sources.
                 pub(super) const SECTIONS: &[(&str, SectionText)] =
                     &[("", $name::TEXT), $((stringify!($section), $keys::TEXT)),*];
             )?

@@ -8,6 +8,9 @@ use serde_json::{Map, Value as Json, json};
 use super::reference::{KeyReference, KeysReference, SectionReference};
 use super::schema::{self, Default, KeyRow, Open, ValueKind};
 
+/// What a source of a mixture is called.
+const SOURCE_NAME: &str = "[a-z0-9][a-z0-9_-]{0,39}";
+
 /// The schema of an experiment's file.
 pub fn json_schema() -> Json {
     let KeysReference(sections) = KeysReference::all();
@@ -16,6 +19,8 @@ pub fn json_schema() -> Json {
         let properties = keys.iter().map(|key| (key.leaf().to_owned(), of_key(key)));
         if section.is_empty() {
             top.extend(properties);
+        } else if *section == schema::SOURCE_SECTION {
+            top["data"]["properties"]["mix"] = of_mixture(of_table(properties.collect()), about);
         } else {
             let mut table = of_table(properties.collect());
             table["description"] = json!(about);
@@ -30,12 +35,31 @@ pub fn json_schema() -> Json {
     schema
 }
 
+/// `[data.mix]`: tables that have any name a source may have.
+fn of_mixture(mut source: Json, about: &str) -> Json {
+    source["description"] = json!(about);
+    json!({
+        "type": "object",
+        "description": "The sources of a mixture by name.",
+        "additionalProperties": source,
+        "propertyNames": { "pattern": format!("^{SOURCE_NAME}$") },
+    })
+}
+
 /// `[sweep]`: lists and ranges of values, each value as its key takes it.
 fn of_sweep() -> Json {
     let swept = |of: &dyn Fn(Json) -> Json| -> Json {
-        let reference = |name: &str| format!("#/properties/{}", name.replace('.', "/properties/"));
-        let keys = schema::KEYS.iter().map(|key| (key.name, json!({ "$ref": reference(key.name) })));
-        of_table(keys.map(|(name, value)| (name.to_owned(), of(value))).collect())
+        let reference = |name: &str| {
+            let path = format!("#/properties/{}", name.replace('.', "/properties/"));
+            of(json!({ "$ref": path.replace("/properties/NAME", "/additionalProperties") }))
+        };
+        let keys = schema::KEYS.iter().map(|key| (key.name.to_owned(), reference(key.name)));
+        let pattern = |name: &str| format!("^{}$", name.replace('.', "\\.").replace("NAME", SOURCE_NAME));
+        let of_sources: Map<String, Json> =
+            schema::SOURCE_KEYS.iter().map(|key| (pattern(key.name), reference(key.name))).collect();
+        let mut table = of_table(keys.collect());
+        table["patternProperties"] = Json::Object(of_sources);
+        table
     };
     let list = |value: Json| json!({ "type": "array", "items": value });
     let bounds = json!({ "type": "array", "items": { "type": "number" }, "minItems": 2, "maxItems": 2 });
@@ -67,7 +91,7 @@ fn of_key(key: &KeyReference) -> Json {
     description += &format!("\n\nBits: {}.", key.bits);
     let mut schema = json!({ "description": description });
     // `extends` is in no table.
-    let Some(row) = schema::key(key.key) else {
+    let Some(row) = schema::described(key.key) else {
         schema["type"] = json!("string");
         schema["minLength"] = json!(1);
         return schema;

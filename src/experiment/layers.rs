@@ -26,6 +26,10 @@ use super::schema::{self, KEYS, KeyRow};
 use super::shipped::ShippedExperiment;
 use super::sweep_declaration::{Declaration, SweepReader};
 
+mod tables;
+
+use tables::{is_table, put_nested, source_name_fault};
+
 /// The prefix of variables that set keys.
 const PREFIX: &str = "RUNNER_";
 /// An experiment is smaller; a model file given by mistake is larger.
@@ -125,17 +129,7 @@ impl Provider for Layer {
     fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
         let mut root = Dict::new();
         for (key, entry) in &self.entries {
-            match key.split_once('.') {
-                None => {
-                    root.insert((*key).to_string(), entry.value.clone());
-                }
-                Some((section, leaf)) => {
-                    let table = root.entry(section.to_string()).or_insert_with(|| Value::from(Dict::new()));
-                    if let Value::Dict(_, table) = table {
-                        table.insert(leaf.to_string(), entry.value.clone());
-                    }
-                }
-            }
+            put_nested(&mut root, key, &entry.value);
         }
         Ok(Profile::Default.collect(root))
     }
@@ -383,18 +377,22 @@ impl Layers {
                 }
             } else if section.is_empty() && word == "sweep" {
                 self.read_sweep(value, key_span, folder, layer);
-            } else if section.is_empty() && schema::is_section(word) {
+            } else if section == schema::MIX && schema::source_name_problem(word).is_some() {
+                self.misspelt.insert(schema::MIX.to_string());
+                self.faults.push(source_name_fault(word, layer.place(key_span)));
+            } else if is_table(section, word) {
                 match value.get_ref() {
                     DeValue::Table(inner) => {
-                        self.read_table(inner, word, folder, layer);
+                        self.read_table(inner, &dotted, folder, layer);
                     }
                     other => {
-                        self.misspelt.insert(word.to_string());
+                        let label = format!("expected keys under `[{dotted}]`");
                         self.faults.push(
-                            Fault::new(format!("`{word}` is a section, not {}", other.type_str()))
+                            Fault::new(format!("`{dotted}` is a section, not {}", other.type_str()))
                                 .at(layer.place(value.span()))
-                                .label(format!("expected keys under `[{word}]`")),
+                                .label(label),
                         );
+                        self.misspelt.insert(dotted);
                     }
                 }
             } else {
@@ -450,19 +448,24 @@ impl Layers {
         spelt: impl Fn(&str) -> String,
     ) {
         self.misspelt.insert(section.to_string());
-        let known = schema::is_section(section);
-        let siblings = KEYS.iter().filter(|key| key.section() == section);
+        if let Some((schema::MIX, name)) = section.rsplit_once('.')
+            && schema::source_name_problem(name).is_some()
+        {
+            self.misspelt.insert(schema::MIX.to_string());
+            self.faults.push(source_name_fault(name, place));
+            return;
+        }
+        let siblings: Vec<&str> = schema::rows_of(section).map(KeyRow::leaf).collect();
         let (near_section, near) = schema::neighbour(dotted, section);
         let hint = match (near_section, near) {
             (Some(near), _) => Some(format!("did you mean the section `{}`?", spelt(near))),
             (None, Some(near)) => Some(format!("did you mean `{}`?", spelt(&near))),
             (None, None) => None,
         };
-        let label = if known {
-            let names: Vec<&str> = siblings.map(KeyRow::leaf).collect();
-            format!("`{section}` has {}", names.join(", "))
-        } else {
-            String::new()
+        let label = match section {
+            "" => String::new(),
+            _ if siblings.is_empty() => String::new(),
+            _ => format!("`{section}` has {}", siblings.join(", ")),
         };
         let mut fault = Fault::new(format!("unknown key `{dotted}`")).at(place).hint(hint);
         if label.chars().count() <= 60 {

@@ -7,9 +7,9 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::declare::Word;
-use super::resolved::Experiment;
-use super::schema::{self, Bits, KEYS, KeyRow, ValueKind};
+use super::declare::{SectionText, Word};
+use super::resolved::{Experiment, MixSource};
+use super::schema::{self, Bits, KeyRow, SOURCE_SECTION, ValueKind};
 
 /// The columns that text is broken at.
 const WIDTH: usize = 100;
@@ -111,15 +111,15 @@ impl KeyReference {
 
     /// `layers` of `model.layers`.
     pub fn leaf(&self) -> &'static str {
-        self.key.split_once('.').map_or(self.key, |(_, leaf)| leaf)
+        schema::leaf_of(self.key)
     }
 
     /// The example as a file has it.
     pub fn in_file(&self) -> String {
         let setting = format!("{} = {}", self.leaf(), self.example);
-        match self.key.split_once('.') {
-            Some((section, _)) => format!("[{section}]\n{setting}"),
-            None => setting,
+        match schema::section_of(self.key) {
+            "" => setting,
+            section => format!("[{section}]\n{setting}"),
         }
     }
 
@@ -142,16 +142,21 @@ impl WordReference {
 
 /// What a key does, and its default in words.
 fn said(name: &str) -> (&'static str, &'static str) {
-    let (section, leaf) = name.split_once('.').unwrap_or(("", name));
+    let (section, leaf) = (schema::section_of(name), schema::leaf_of(name));
     // Not a field: it becomes `schedule.steps`.
     let epochs = "Passes over the training data, which become `steps` when the data are open; what is left \
                   of the last one after the last whole step is not trained on. Excludes `steps`. Default: \
                   not set.";
-    let mut sections = Experiment::SECTIONS.iter().filter(|(name, _)| *name == section);
-    let keys = sections.next().map_or(&[][..], |(_, text)| text.keys);
+    let keys = sections().find(|(name, _)| *name == section).map_or(&[][..], |(_, text)| text.keys);
     let text = keys.iter().find(|(key, _)| *key == leaf).map_or(epochs, |(_, text)| *text);
     let (meaning, default) = text.split_once("Default: ").unwrap_or((text, ""));
     (meaning.trim(), default.trim().trim_end_matches('.'))
+}
+
+/// Every section in the order of the page; a source of a mixture behind `[data]`.
+fn sections() -> impl Iterator<Item = (&'static str, SectionText)> {
+    let source = |name: &str| (name == "data").then_some((SOURCE_SECTION, MixSource::TEXT));
+    Experiment::SECTIONS.iter().flat_map(move |section| [*section].into_iter().chain(source(section.0)))
 }
 
 fn bits(bits: Bits) -> String {
@@ -175,12 +180,9 @@ fn bits(bits: Bits) -> String {
 impl KeysReference {
     /// Every key.
     pub fn all() -> KeysReference {
-        let of_section = |section: &'static str| {
-            let rows = KEYS.iter().filter(move |row| row.section() == section);
-            rows.map(KeyReference::of).collect::<Vec<_>>()
-        };
-        let mut sections: Vec<SectionReference> = Experiment::SECTIONS
-            .iter()
+        let of_section =
+            |section: &'static str| schema::rows_of(section).map(KeyReference::of).collect::<Vec<_>>();
+        let mut sections: Vec<SectionReference> = sections()
             .map(|(section, text)| SectionReference {
                 section,
                 about: text.about.trim(),
@@ -197,7 +199,8 @@ impl KeysReference {
     /// # Errors
     /// It names none; the nearest name is in the hint.
     pub fn find(asked: &str) -> Result<KeysReference, UnknownKey> {
-        let asked = asked.trim().trim_matches(['[', ']']);
+        let written = asked.trim().trim_matches(['[', ']']);
+        let asked = &schema::as_in_reference(written);
         let KeysReference(mut sections) = KeysReference::all();
         if let Some(section) = sections.iter().find(|section| section.section == asked && !asked.is_empty()) {
             return Ok(KeysReference(vec![section.clone()]));
@@ -209,14 +212,13 @@ impl KeysReference {
         if !sections.is_empty() {
             return Ok(KeysReference(sections));
         }
-        let section = asked.split_once('.').map_or("", |(section, _)| section);
-        let (near_section, near_key) = schema::neighbour(asked, section);
+        let (near_section, near_key) = schema::neighbour(asked, schema::section_of(asked));
         let near = near_section.map(str::to_owned).or(near_key);
         let hint = match near {
             Some(near) => format!("did you mean `{near}`?"),
             None => "`runner config --explain` lists every key".to_owned(),
         };
-        Err(UnknownKey { asked: asked.to_owned(), hint })
+        Err(UnknownKey { asked: written.to_owned(), hint })
     }
 
     /// A line a key: its name, its default, and the first sentence on it.
@@ -351,8 +353,9 @@ mod tests {
     fn every_key_has_a_meaning_a_default_and_an_example_that_parses_and_is_not_the_default() {
         let KeysReference(sections) = KeysReference::all();
         let keys: Vec<KeyReference> = sections.into_iter().flat_map(|section| section.keys).collect();
-        assert_eq!(keys.len(), KEYS.len() + 1, "and `extends`");
-        for row in KEYS {
+        let rows = || schema::KEYS.iter().chain(schema::SOURCE_KEYS);
+        assert_eq!(keys.len(), rows().count() + 1, "and `extends`");
+        for row in rows() {
             let key = keys.iter().find(|key| key.key == row.name).expect("it is listed");
             assert!(key.meaning.len() > 10 && key.meaning.ends_with('.'), "{}: {:?}", key.key, key.meaning);
             let value = match row.default {

@@ -1,6 +1,8 @@
 //! An experiment after every layer is merged and every rule is checked: what the rest of the
 //! program reads. Each field is a key of the TOML; the doc comment says what it does and its default.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::declare::{SectionText, Word, choice, section};
@@ -189,15 +191,16 @@ choice! {
 }
 
 section! {
-    /// What is trained and evaluated on: exactly one of `corpus` and `train`.
+    /// What is trained and evaluated on: exactly one of `corpus`, `train` and `[data.mix]`.
     pub struct DataKeys {
-        /// Embedded text instead of shards: `kjv`. Excludes `train` and `val`. Default: not set.
+        /// Embedded text instead of shards: `kjv`, or one of its testaments. Excludes `train` and `val`.
+        /// Default: not set.
         pub corpus: Option<String>,
         /// Token shards to train on: glob patterns, one or a list. Default: none, for an experiment with a
-        /// `corpus`.
+        /// `corpus` or `[data.mix]`.
         pub train: Vec<String>,
         /// Token shards to evaluate on, in the same form. Default: none; then `eval.every` must be 0 unless
-        /// there is a `corpus`.
+        /// there is a `corpus`, in `[data.mix]` perhaps.
         pub val: Vec<String>,
         /// How text becomes tokens, and how many there are. Default: gpt2.
         pub tokenizer: Tokenizer,
@@ -207,6 +210,26 @@ section! {
         pub overfit_single_batch: bool,
         /// Micro-batches prepared ahead; at least 1. Changes no bit. Default: 2.
         pub prefetch: usize,
+        /// The sources of a mixture by name; none, for an experiment without.
+        pub mix: BTreeMap<String, MixSource>,
+    }
+}
+
+section! {
+    /// A source of a mixture; `NAME` is its name, of lower-case letters, digits, `_` and `-`. Sequences come
+    /// from the sources in proportion to the weights, at every place of the run. Exactly one of `corpus` and
+    /// `train`.
+    pub struct MixSource {
+        /// Embedded text. Its held-out part is validated on where there is no `data.val`. Default: not set.
+        pub corpus: Option<String>,
+        /// Token shards: glob patterns, one or a list. Default: none, for a source with a `corpus`.
+        pub train: Vec<String>,
+        /// The source's share of the training tokens is this divided by the sum of all weights, which may be
+        /// any number. The decimals count exactly: 0.7 and 0.3 are 7 and 3. Default: none; it must be given.
+        pub weight: f64,
+        /// The most passes over the source that a run may make: a run of more steps is refused before its
+        /// first. Changes no bit. Default: not set.
+        pub max_epochs: Option<u64>,
     }
 }
 

@@ -23,6 +23,7 @@ use super::schema::{self, KEYS};
 use super::write;
 
 mod audit;
+mod data;
 mod schedule;
 
 /// The widest head that the CUDA attention kernels take.
@@ -32,11 +33,18 @@ pub const VOCAB_ALIGN: u64 = 128;
 
 /// Pairs of ways to say one thing. Both in one layer is a fault; a stronger layer that sets one clears the
 /// other in a weaker layer.
-const EXCLUSIVE: [(&[&str], &[&str]); 3] = [
+const EXCLUSIVE: [(&[&str], &[&str]); 5] = [
     (&["model.descriptor"], &["model.layers", "model.heads", "model.channels"]),
     (&["data.corpus"], &["data.train", "data.val"]),
+    (&["data.corpus"], &[schema::MIX]),
+    (&["data.train"], &[schema::MIX]),
     (&["schedule.steps"], &["schedule.epochs"]),
 ];
+
+/// Whether a key is one of these, or of the sources of a mixture where `data.mix` is among them.
+fn is_among(key: &str, keys: &[&str]) -> bool {
+    keys.iter().any(|name| key == *name || (*name == schema::MIX && schema::is_of_source(key)))
+}
 
 /// The result of resolving.
 pub(super) struct Resolved {
@@ -78,11 +86,8 @@ fn is_set(entry: &PlacedValue) -> bool {
 fn choose_between_alternatives(layers: &mut Layers) {
     for (one, other) in EXCLUSIVE {
         let strongest = |keys: &[&str], layers: &Layers| {
-            let layers = layers
-                .list
-                .iter()
-                .filter(|layer| keys.iter().any(|key| layer.entries.get(key).is_some_and(is_set)));
-            layers.map(|layer| layer.rank).max()
+            let set = |(key, entry): (&&str, &PlacedValue)| is_among(key, keys) && is_set(entry);
+            layers.list.iter().filter(|layer| layer.entries.iter().any(set)).map(|layer| layer.rank).max()
         };
         let (Some(a), Some(b)) = (strongest(one, layers), strongest(other, layers)) else { continue };
         if a == b {
@@ -92,7 +97,7 @@ fn choose_between_alternatives(layers: &mut Layers) {
                     layer
                         .entries
                         .iter()
-                        .filter(|(key, _)| keys.contains(key))
+                        .filter(|(key, _)| is_among(key, keys))
                         .map(move |entry| (layer, entry))
                 });
                 found.next().map(|(layer, (key, entry))| (*key, layer, entry.clone()))
@@ -108,13 +113,13 @@ fn choose_between_alternatives(layers: &mut Layers) {
                 .note(format!("`{rival}` is set at {}", origin_in(rival_layer, &rival_entry)))
                 .hint("keep one of the two".to_string());
             layers.faults.push(fault);
-            layers.faulty.extend(
-                KEYS.iter().map(|key| key.name).filter(|key| one.contains(key) || other.contains(key)),
-            );
+            let of_table = KEYS.iter().map(|key| key.name);
+            layers.faulty.extend(of_table.filter(|key| is_among(key, one) || is_among(key, other)));
+            layers.faulty.extend([key, rival]);
         } else {
             let taken_back = if a < b { one } else { other };
             for layer in &mut layers.list {
-                layer.entries.retain(|key, _| !taken_back.contains(key));
+                layer.entries.retain(|key, _| !is_among(key, taken_back));
             }
         }
     }
@@ -176,7 +181,7 @@ impl Rules {
     /// Whether a missing key is missing indeed, and not hidden behind another fault.
     fn truly_missing(&self, keys: &[&str]) -> bool {
         keys.iter().all(|key| {
-            let section = key.split_once('.').map_or("", |(section, _)| section);
+            let section = schema::section_of(key);
             !self.layers.faulty.contains(key) && !self.layers.misspelt.contains(section)
         })
     }
@@ -501,37 +506,6 @@ impl Rules {
         }
     }
 
-    fn data(&mut self) {
-        let corpus = self.get("data.corpus");
-        let no_train = self.list_is_empty("data.train");
-        let no_val = self.list_is_empty("data.val");
-        if corpus.is_none() && no_train && self.truly_missing(&["data.corpus", "data.train"]) {
-            let hint = "set `data.train` to a pattern of token shards, or `data.corpus` to \"kjv\", the \
-                        embedded text";
-            let fault = self.clash("the experiment has no data to train on".to_string(), &["data.train"]);
-            self.refuse(fault.hint(hint.to_string()));
-        }
-        for key in ["data.train", "data.val"] {
-            if self.get(key).is_none() && self.truly_missing(&[key]) {
-                self.derive(key, Vec::<String>::new(), "default");
-            }
-        }
-        let Some(every @ 1..) = self.int("eval.every") else { return };
-        if corpus.is_none() && no_val && !no_train && self.truly_missing(&["data.val", "data.corpus"]) {
-            let message = format!("evaluation every {every} steps needs validation data");
-            let fault = self.clash(message, &["eval.every", "data.val"]);
-            self.refuse(fault.hint("set `data.val`, or `eval.every` to 0 for no evaluation".to_string()));
-        }
-        if let (Some(tokens), Some(seq_len)) = (self.int("eval.val_tokens"), self.int("batch.seq_len"))
-            && tokens < seq_len
-        {
-            let message =
-                format!("`eval.val_tokens` = {tokens} is less than one sequence of {seq_len} tokens");
-            let fault = self.clash(message, &["eval.val_tokens", "batch.seq_len"]);
-            self.refuse(fault);
-        }
-    }
-
     fn run(&mut self) {
         if self.text("guards.on_diverge").as_deref() == Some("rewind")
             && self.int("checkpoint.every") == Some(0)
@@ -550,7 +524,7 @@ impl Rules {
         }
         let epochs = self.int("schedule.epochs");
         let mut origins: BTreeMap<String, Origin> = BTreeMap::new();
-        for key in KEYS {
+        for key in schema::rows_with(self.sources().iter().map(String::as_str)) {
             if let Some(origin) = self.origin(key.name) {
                 origins.insert(key.name.to_string(), origin);
             } else if key.default == schema::Default::Absent {

@@ -6,6 +6,9 @@
 //! in one of them. What a key does is the doc comment of its field there. Rules that tie keys to each other
 //! are not here but in `rules`.
 
+use std::collections::BTreeMap;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
 use super::declare::Word;
 use super::diagnostics::nearest;
 use super::resolved::{Compute, DeviceKind, OnDiverge, Order, PartialSums, ScheduleKind, Simd, Tokenizer};
@@ -146,13 +149,23 @@ impl KeyRow {
 
     /// `model` of `model.layers`; empty for a top-level key.
     pub fn section(&self) -> &'static str {
-        self.name.split_once('.').map_or("", |(section, _)| section)
+        section_of(self.name)
     }
 
     /// `layers` of `model.layers`.
     pub fn leaf(&self) -> &'static str {
-        self.name.split_once('.').map_or(self.name, |(_, leaf)| leaf)
+        leaf_of(self.name)
     }
+}
+
+/// `model` of `model.layers`, `data.mix.web` of `data.mix.web.weight`; empty for a top-level key.
+pub(super) fn section_of(key: &str) -> &str {
+    key.rsplit_once('.').map_or("", |(section, _)| section)
+}
+
+/// `layers` of `model.layers`.
+pub(super) fn leaf_of(key: &str) -> &str {
+    key.rsplit_once('.').map_or(key, |(_, leaf)| leaf)
 }
 
 /// The largest integer a TOML file can hold.
@@ -185,8 +198,12 @@ const fn ranged(name: &'static str, range: (f64, f64, Open), default: f64) -> Ke
     number(name, range.0, range.1, range.2, default)
 }
 
-/// The embedded text.
-const KJV: Word = Word { name: "kjv", meaning: " The King James Bible: 4.6 million bytes." };
+/// The embedded texts.
+const CORPORA: &[Word] = &[
+    Word { name: "kjv", meaning: " The King James Bible: 4.6 million bytes." },
+    Word { name: "kjv_ot", meaning: " Its Old Testament alone: 39 books." },
+    Word { name: "kjv_nt", meaning: " Its New Testament alone: 27 books." },
+];
 
 /// In the order in which the resolved file is written.
 ///
@@ -236,7 +253,7 @@ pub(super) const KEYS: &[KeyRow] = &[
     int("guards.patience", 1, MANY, Default::Integer(16)).bits().unit("steps").example("8"),
     choice("guards.on_diverge", OnDiverge::WORDS, "stop").bits().example(r#""rewind""#),
     //
-    KeyRow::new("data.corpus", ValueKind::Choice(&[KJV]), Default::Absent).bits().example(r#""kjv""#),
+    KeyRow::new("data.corpus", ValueKind::Choice(CORPORA), Default::Absent).bits().example(r#""kjv""#),
     KeyRow::new("data.train", ValueKind::Patterns, Default::Ruled)
         .touching(Bits::ByContent)
         .example(r#""../data/edu_fineweb_train_*.bin""#),
@@ -292,14 +309,102 @@ pub(super) const KEYS: &[KeyRow] = &[
     choice("device.simd", Simd::WORDS, "auto").example(r#""avx2""#),
 ];
 
+/// What the keys of each source of a mixture begin with: `data.mix.web.weight`.
+pub(super) const MIX: &str = "data.mix";
+/// What the reference calls the table of a source.
+pub(super) const SOURCE_SECTION: &str = "data.mix.NAME";
+
+/// The keys of a source of `[data.mix]`, which stands for `NAME`. In a resolved file they follow `[data]`.
+pub(super) const SOURCE_KEYS: &[KeyRow] = &[
+    KeyRow::new("data.mix.NAME.corpus", ValueKind::Choice(CORPORA), Default::Absent)
+        .bits()
+        .example(r#""kjv_nt""#),
+    KeyRow::new("data.mix.NAME.train", ValueKind::Patterns, Default::Ruled)
+        .touching(Bits::ByContent)
+        .example(r#""../data/web_train_*.bin""#),
+    KeyRow::new(
+        "data.mix.NAME.weight",
+        ValueKind::Number { min: 0.0, max: f64::MAX, open: Open::Below },
+        Default::Ruled,
+    )
+    .bits()
+    .unit("parts of the sum of all weights")
+    .example("0.7"),
+    int("data.mix.NAME.max_epochs", 1, MANY, Default::Absent).unit("passes over the source").example("4"),
+];
+
 /// The row of a dotted key.
 pub(super) fn key(name: &str) -> Option<&'static KeyRow> {
-    KEYS.iter().find(|key| key.name == name)
+    KEYS.iter().find(|key| key.name == name).or_else(|| source_key(name))
+}
+
+/// The row of a key as the reference calls it, `data.mix.NAME.weight`.
+pub(super) fn described(name: &str) -> Option<&'static KeyRow> {
+    KEYS.iter().chain(SOURCE_KEYS).find(|row| row.name == name)
+}
+
+/// What the reference calls a section or a key: `data.mix.NAME.weight` of `data.mix.web.weight`.
+pub(super) fn as_in_reference(asked: &str) -> String {
+    if asked != MIX && !is_of_source(asked) {
+        return asked.to_owned();
+    }
+    match asked[MIX.len()..].trim_start_matches('.').split_once('.') {
+        None => SOURCE_SECTION.to_owned(),
+        Some((_, leaf)) => format!("{SOURCE_SECTION}.{leaf}"),
+    }
+}
+
+/// Rows of keys of sources, each made when its name is first met, and kept as those of the table are.
+static SOURCE_ROWS: LazyLock<Mutex<BTreeMap<String, &'static KeyRow>>> = LazyLock::new(Mutex::default);
+
+/// The row of a key like `data.mix.web.weight`.
+fn source_key(name: &str) -> Option<&'static KeyRow> {
+    let (source, leaf) = name.strip_prefix(MIX)?.strip_prefix('.')?.split_once('.')?;
+    let row = SOURCE_KEYS.iter().find(|row| row.leaf() == leaf)?;
+    if source_name_problem(source).is_some() {
+        return None;
+    }
+    let mut rows = SOURCE_ROWS.lock().unwrap_or_else(PoisonError::into_inner);
+    let made = || -> &'static KeyRow { Box::leak(Box::new(KeyRow { name: name.to_owned().leak(), ..*row })) };
+    Some(rows.entry(name.to_owned()).or_insert_with(made))
+}
+
+/// Whether a key is of a source of a mixture.
+pub(super) fn is_of_source(key: &str) -> bool {
+    key.strip_prefix(MIX).is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// Why a source of a mixture cannot be called so.
+pub(super) fn source_name_problem(name: &str) -> Option<&'static str> {
+    let may = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
+    match name.bytes().next() {
+        None => Some("is empty"),
+        Some(first) if !first.is_ascii_lowercase() && !first.is_ascii_digit() => {
+            Some("does not begin with a lower-case letter or a digit")
+        }
+        _ if !name.bytes().all(may) => Some("has other characters than a to z, 0 to 9, `_` and `-`"),
+        _ if name.len() > 40 => Some("is longer than 40 characters"),
+        _ => None,
+    }
+}
+
+/// The rows of an experiment with these sources, in the order of the resolved file.
+pub(super) fn rows_with<'a>(sources: impl Iterator<Item = &'a str>) -> Vec<&'static KeyRow> {
+    let at = KEYS.iter().rposition(|row| row.section() == "data").map_or(KEYS.len(), |at| at + 1);
+    let of_source = |source: &'a str| {
+        SOURCE_KEYS.iter().filter_map(move |row| key(&format!("{MIX}.{source}.{}", row.leaf())))
+    };
+    KEYS[..at].iter().chain(sources.flat_map(of_source)).chain(&KEYS[at..]).collect()
 }
 
 /// Every dotted key that a resolved experiment has, in the order of the table.
 pub fn keys() -> impl Iterator<Item = &'static str> {
     KEYS.iter().map(|key| key.name).filter(|name| *name != "schedule.epochs")
+}
+
+/// A dotted key of a source of a mixture, `data.mix.web.weight`; none of what is no such key.
+pub fn key_of_source(name: &str) -> Option<&'static str> {
+    source_key(name).map(|row| row.name)
 }
 
 /// The largest number that a whole-number key takes; panics on a name that is no such key.
@@ -315,6 +420,13 @@ pub(super) fn is_section(name: &str) -> bool {
     !name.is_empty() && KEYS.iter().any(|key| key.section() == name)
 }
 
+/// The keys of a section, `data.mix.web` too.
+pub(super) fn rows_of(section: &str) -> impl Iterator<Item = &'static KeyRow> {
+    let is_source = is_of_source(section);
+    let of_source = SOURCE_KEYS.iter().filter(move |_| is_source);
+    KEYS.iter().filter(move |key| key.section() == section).chain(of_source)
+}
+
 /// Each section once, in the order of the table.
 pub(super) fn sections() -> Vec<&'static str> {
     let mut names: Vec<&str> =
@@ -328,8 +440,12 @@ pub(super) fn sections() -> Vec<&'static str> {
 /// The right key in the wrong section comes first, unless many sections have it; then a similar key of the
 /// section, then a similar key anywhere.
 pub(super) fn neighbour(dotted: &str, section: &str) -> (Option<&'static str>, Option<String>) {
-    let leaf = dotted.rsplit('.').next().unwrap_or(dotted);
-    let siblings = KEYS.iter().filter(|key| key.section() == section);
+    let leaf = leaf_of(dotted);
+    let siblings = rows_of(section);
+    if is_of_source(section) {
+        let near = nearest(leaf, siblings.map(KeyRow::leaf)).map(|leaf| format!("{section}.{leaf}"));
+        return (None, near);
+    }
     let mut elsewhere = KEYS.iter().filter(|key| key.leaf() == leaf);
     let moved = elsewhere.next().filter(|_| elsewhere.next().is_none()).map(|key| key.name.to_string());
     let near = moved
@@ -356,6 +472,11 @@ pub fn reaches_the_bits(name: &str) -> bool {
 /// names.
 pub(super) fn is_hyperparameter(name: &str) -> bool {
     key(name).is_some_and(|key| !matches!(key.bits, Bits::Untouched | Bits::Kept))
+}
+
+/// Whether a dotted key names what is trained on or from, which the lock pins by content.
+pub fn pinned_by_content(name: &str) -> bool {
+    key(name).is_some_and(|key| key.bits == Bits::ByContent)
 }
 
 /// Whether a dotted key names files, whose content the lock pins: the same value means other files elsewhere.

@@ -32,6 +32,7 @@ shipped!(
     "gpt2_33b",
     "gpt2_420b",
     "gpt3_125m",
+    "mixture",
     "quickstart",
     "sweep_ci"
 );

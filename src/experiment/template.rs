@@ -1,9 +1,10 @@
 //! A new experiment to edit: the keys of a shipped one with their values, and every other key as a comment.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Component, Path};
 
-use super::layers::{self, ExperimentText, LayerSource};
+use super::layers::{self, ExperimentText, Layer, LayerSource};
 use super::reference::{KeyReference, KeysReference, first_sentence};
 use super::schema::{self, Default};
 use super::shipped::ShippedExperiment;
@@ -27,20 +28,34 @@ pub fn template(path: &Path, from: &ShippedExperiment) -> String {
     let mut out = head(path, from);
     let KeysReference(sections) = KeysReference::all();
     for section in sections {
-        if !section.section.is_empty() {
-            let _ = write!(out, "\n[{}]\n# {}.\n\n", section.section, first_sentence(section.about));
-        }
-        for key in section.keys.iter().filter(|key| schema::key(key.key).is_some()) {
-            let words: Vec<&str> = key.words.iter().map(|word| word.word).collect();
-            let words = if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) };
-            out.push_str(&comment(&format!("{}{words}.", first_sentence(key.meaning))));
-            let _ = match value(key.key) {
-                Some(value) => writeln!(out, "{} = {value}", key.leaf()),
-                None => writeln!(out, "#{} = {}", key.leaf(), unset(key)),
-            };
+        let names = match section.section {
+            schema::SOURCE_SECTION => sources(&layers.list),
+            name => vec![name.to_owned()],
+        };
+        for name in names {
+            if !name.is_empty() {
+                let _ = write!(out, "\n[{name}]\n# {}.\n\n", first_sentence(section.about));
+            }
+            for key in section.keys.iter().filter(|key| schema::described(key.key).is_some()) {
+                let words: Vec<&str> = key.words.iter().map(|word| word.word).collect();
+                let words = if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) };
+                out.push_str(&comment(&format!("{}{words}.", first_sentence(key.meaning))));
+                let _ = match value([&name, key.leaf()].join(".").trim_start_matches('.')) {
+                    Some(value) => writeln!(out, "{} = {value}", key.leaf()),
+                    None => writeln!(out, "#{} = {}", key.leaf(), unset(key)),
+                };
+            }
         }
     }
     out
+}
+
+/// The tables of the sources of a mixture.
+fn sources(layers: &[Layer]) -> Vec<String> {
+    let keys = layers.iter().flat_map(|layer| layer.entries.keys());
+    let tables: BTreeSet<&str> =
+        keys.filter(|key| schema::is_of_source(key)).map(|key| schema::section_of(key)).collect();
+    tables.into_iter().map(str::to_owned).collect()
 }
 
 fn head(path: &Path, from: &ShippedExperiment) -> String {
@@ -70,7 +85,7 @@ fn comment(text: &str) -> String {
 
 /// The default of a key, or an example where it has none that a file could hold.
 fn unset(key: &KeyReference) -> String {
-    match schema::key(key.key).map(|row| row.default) {
+    match schema::described(key.key).map(|row| row.default) {
         Some(Default::Integer(n)) => n.to_string(),
         Some(Default::Number(x)) => format!("{x:?}"),
         Some(Default::Boolean(b)) => b.to_string(),

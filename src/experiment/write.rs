@@ -13,7 +13,7 @@ use super::Loaded;
 use super::origin::Origin;
 use super::resolved::Experiment;
 use super::rules::given_by_descriptor;
-use super::schema::{KEYS, KeyRow, is_hyperparameter};
+use super::schema::{KeyRow, is_hyperparameter, rows_with};
 use super::sweep::Sweep;
 use crate::units::printable;
 
@@ -24,17 +24,8 @@ const COMMENT_COLUMN: usize = 44;
 pub fn flatten(experiment: &Experiment) -> BTreeMap<String, Json> {
     let mut leaves = BTreeMap::new();
     // Plain structs of numbers, text and lists always serialise.
-    if let Ok(Json::Object(top)) = serde_json::to_value(experiment) {
-        for (key, value) in top {
-            match value {
-                Json::Object(section) => {
-                    leaves.extend(section.into_iter().map(|(leaf, value)| (format!("{key}.{leaf}"), value)))
-                }
-                value => {
-                    leaves.insert(key, value);
-                }
-            }
-        }
+    if let Ok(top) = serde_json::to_value(experiment) {
+        add_leaves(String::new(), top, &mut leaves);
     }
     leaves
 }
@@ -53,6 +44,17 @@ pub fn hyperparameters(experiment: &Experiment) -> Hyperparameters {
         value => Some((key, value)),
     })
     .collect()
+}
+
+fn add_leaves(key: String, value: Json, leaves: &mut BTreeMap<String, Json>) {
+    let Json::Object(table) = value else {
+        leaves.insert(key, value);
+        return;
+    };
+    for (leaf, value) in table {
+        let dotted = if key.is_empty() { leaf } else { format!("{key}.{leaf}") };
+        add_leaves(dotted, value, leaves);
+    }
 }
 
 /// A value as TOML; none for a key that is not set.
@@ -138,7 +140,7 @@ fn resolved_lines(loaded: &Loaded) -> Vec<ResolvedLine> {
         }
     };
     let mut lines = Vec::new();
-    for key in KEYS {
+    for key in rows_with(experiment.data.mix.keys().map(String::as_str)) {
         let (setting, from) = row(key);
         lines.push(ResolvedLine { key, setting, origin: from });
         if key.name == "model.vocab" {

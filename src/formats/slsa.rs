@@ -11,6 +11,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::data::mixture::locked_shard;
 use crate::experiment;
 use crate::proof::lock::{Lock, Table};
 use crate::proof::{Hash, LedgerError, LockError, ledger};
@@ -114,13 +115,16 @@ fn dependencies(lock: &Lock) -> Vec<Value> {
     if let Some(sha256) = lock.source.get("cargo_lock_sha256") {
         found.push(json!({"name": "Cargo.lock", "digest": {"sha256": sha256}}));
     }
-    for (key, shard) in lock.numerics.iter().filter(|(key, _)| key.starts_with("data.shard.")) {
+    let shards = lock.numerics.iter().filter_map(|(key, shard)| Some((locked_shard(key)?, shard)));
+    for ((of, number), shard) in shards {
         // `name, 100 tokens, sha256 …`; a name may hold commas.
         let parts =
             shard.rsplit_once(", sha256 ").and_then(|(rest, sha256)| Some((rest.rsplit_once(", ")?, sha256)));
         let ((name, tokens), sha256) = parts.unwrap_or(((shard, "unknown"), "unknown"));
-        let number = key.trim_start_matches("data.shard.");
-        let annotations = json!({"shard": number, "size": tokens});
+        let mut annotations = json!({"shard": number, "size": tokens});
+        if let Some(source) = of.strip_prefix("data.mix.") {
+            annotations["source"] = source.into();
+        }
         found.push(json!({"name": name, "digest": {"sha256": sha256}, "annotations": annotations}));
     }
     if let Some(sha256) = lock.numerics.get("data.tokenizer_sha256") {

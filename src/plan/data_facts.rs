@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::PlanError;
+use crate::data::mixture::{self, SourceUse};
 use crate::data::{Sources, Tokenizer};
 use crate::eval::TaskSet;
 use crate::experiment::Loaded;
@@ -15,6 +16,9 @@ pub struct DataFacts {
     pub train_tokens: Option<u64>,
     pub val_tokens: Option<u64>,
     pub hellaswag_tokens: Option<u64>,
+    /// What the run reads of each source of a mixture.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceUse>,
     /// Why the data could not be read.
     pub problem: Option<String>,
 }
@@ -26,7 +30,8 @@ impl DataFacts {
     /// Looks at headers and lengths, and turns epochs into steps.
     ///
     /// # Errors
-    /// The experiment counts in epochs and its data are missing, or shorter than one sequence.
+    /// The experiment counts in epochs and its data are missing, or shorter than one sequence; a source is
+    /// read more often than it may be.
     pub fn look(loaded: &mut Loaded) -> Result<DataFacts, PlanError> {
         let mut facts = DataFacts::default();
         let experiment = &loaded.experiment;
@@ -34,8 +39,10 @@ impl DataFacts {
             Ok(Sources { train, val, .. }) => {
                 facts.train_tokens = Some(train.usable_tokens(experiment.batch.seq_len));
                 facts.val_tokens = val.map(|val| val.tokens());
-                let sequences = train.require_sequences(experiment.batch.seq_len)?;
-                loaded.resolve_epochs(sequences.get())?;
+                let order = mixture::order(experiment, &train)?;
+                loaded.resolve_epochs(order.sequences().sum())?;
+                mixture::require_epochs(&loaded.experiment, &order, 0)?;
+                facts.sources = mixture::uses(&loaded.experiment, &order);
             }
             Err(problem) if loaded.epochs.is_some() => return Err(PlanError::EpochsWithoutData(problem)),
             Err(problem) => facts.problem = problem.to_string().lines().next().map(str::to_owned),

@@ -76,6 +76,7 @@ pub struct TrainingWork {
     pub micro_steps_per_device: u64,
     pub tokens: u64,
     pub flops: f64,
+    /// Not of a mixture: each source has its own.
     pub epochs: Option<f64>,
 }
 
@@ -168,7 +169,10 @@ impl TrainingWork {
             micro_steps_per_device: experiment.sequences_per_step().div_ceil(at_once),
             tokens,
             flops: flops_per_token(&experiment.model, experiment.batch.seq_len) * tokens as f64,
-            epochs: data.train_tokens.map(|have| tokens as f64 / have as f64),
+            epochs: data
+                .train_tokens
+                .filter(|_| data.sources.is_empty())
+                .map(|have| tokens as f64 / have as f64),
         }
     }
 }

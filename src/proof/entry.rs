@@ -8,6 +8,7 @@
 //!
 //! Version 2 of an entry has the key `evaluation`, version 1 has not; both are read and checked.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
@@ -100,6 +101,9 @@ pub struct Entry {
     pub evaluation: Option<Evaluation>,
     /// Root of what the audited micro-batch of the step computed (`docs/audit.md`), in an audited step.
     pub audit: Option<Hash>,
+    /// Of a mixture: tokens of each source in the stream up to the end of the step, what rewinds passed over
+    /// included. Empty in all other entries.
+    pub sources: BTreeMap<String, u64>,
 }
 
 /// The entries of steps, without that of the evaluation after the last one.
@@ -135,6 +139,10 @@ impl Entry {
         }
         if let Some(root) = &self.audit {
             write!(text, r#","audit":"{root}""#).expect("a string takes all");
+        }
+        if !self.sources.is_empty() {
+            let sources = serde_json::to_string(&self.sources).expect("names and numbers become JSON");
+            write!(text, r#","sources":{sources}"#).expect("a string takes all");
         }
         text.push('}');
         text
@@ -176,6 +184,10 @@ impl Entry {
                 others.push(("hellaswag", format!("{:?}", b.as_counted_in(&a))));
             }
         }
+        if !self.sources.is_empty() && !other.sources.is_empty() {
+            mine.push(("sources", format!("{:?}", self.sources)));
+            others.push(("sources", format!("{:?}", other.sources)));
+        }
         if let (Some(a), Some(b)) = (&self.audit, &other.audit) {
             mine.push(("audit", a.to_string()));
             others.push(("audit", b.to_string()));
@@ -206,6 +218,7 @@ impl Entry {
                 Some(evaluation) => Some(evaluation.map_or_else(|| Ok(Evaluation::default()), |e| e.read())?),
             },
             audit: written.audit,
+            sources: written.sources,
         };
         entry.check()?;
         let canonical = entry.canonical();
@@ -233,6 +246,7 @@ impl Entry {
                     && self.root.is_none()
                     && self.audit.is_none()
                     && self.events.is_empty()
+                    && self.sources.is_empty()
             }
             _ => numbers.iter().all(Option::is_some),
         };
@@ -298,6 +312,8 @@ struct WrittenEntry {
     evaluation: Option<Option<WrittenEvaluation>>,
     #[serde(default)]
     audit: Option<Hash>,
+    #[serde(default)]
+    sources: BTreeMap<String, u64>,
 }
 
 /// Tells a key that is `null` from one that is not there.

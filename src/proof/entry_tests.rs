@@ -16,6 +16,7 @@ fn example() -> Entry {
         events: vec![],
         evaluation: None,
         audit: None,
+        sources: Default::default(),
     }
 }
 
@@ -34,6 +35,7 @@ fn skipped() -> Entry {
         events: vec!["rewind to step 4".into()],
         evaluation: None,
         audit: None,
+        sources: Default::default(),
     }
 }
 
@@ -178,4 +180,27 @@ fn another_spelling_of_an_entry_is_refused() {
         assert_ne!(edited, text);
         assert!(Entry::parse(&edited).is_err(), "{edited}");
     }
+}
+
+#[test]
+fn the_tokens_of_sources_stand_last_by_name_and_no_other_spelling_is_read() {
+    let sources = [("web".to_owned(), 320), ("books".to_owned(), 960)].into();
+    let entry = Entry { sources, ..example() };
+    let text = entry.canonical();
+    assert!(text.ends_with(r#""events":[],"sources":{"books":960,"web":320}}"#), "{text}");
+    assert_eq!(Entry::parse(&text).unwrap(), entry);
+    assert_ne!(entry.digest(), example().digest());
+    for (from, to) in [
+        (r#"{"books":960,"web":320}"#, r#"{"web":320,"books":960}"#),
+        (r#"{"books":960,"web":320}"#, r#"{"books":960,"books":960,"web":320}"#),
+        (r#"{"books":960,"web":320}"#, "{}"),
+        ("320", "-320"),
+        ("320", "320.0"),
+    ] {
+        assert!(Entry::parse(&text.replacen(from, to, 1)).is_err(), "{to}");
+    }
+    let told = entry.differences(&Entry { sources: [("books".to_owned(), 1280)].into(), ..example() });
+    assert_eq!(told.iter().map(|difference| difference.field).collect::<Vec<_>>(), ["sources"]);
+    let evaluate = Entry { sources: entry.sources, ..evaluated() };
+    assert!(Entry::parse(&evaluate.canonical()).is_err(), "an evaluation reads no training data");
 }

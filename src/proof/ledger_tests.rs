@@ -16,6 +16,7 @@ fn entry(step: u64) -> Entry {
         events: vec![],
         evaluation: Some(Evaluation::default()),
         audit: None,
+        sources: Default::default(),
     }
 }
 

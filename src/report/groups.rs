@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::{PlotGroup, ReportError, RunData};
+use crate::data::mixture::locked_shard;
 use crate::experiment;
 use crate::proof::Hash;
 use crate::proof::lock::Lock;
@@ -21,9 +22,6 @@ pub const SEED: &str = "seed";
 /// and initial weights are their content and not their paths.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunKeys(BTreeMap<String, String>);
-
-/// The keys that name files, whose content the lock has.
-const BY_CONTENT: [&str; 2] = ["data.train", "model.init"];
 
 impl RunKeys {
     /// Reads the experiment in a run's folder; `lock` is the run's.
@@ -67,24 +65,28 @@ impl RunKeys {
 
 /// The content of training data and initial weights, from a lock.
 fn contents(lock: &Lock) -> Vec<(String, String)> {
-    let shards: Vec<&str> = lock
-        .numerics
-        .iter()
-        .filter(|(key, _)| key.starts_with("data.shard."))
-        .filter_map(|(_, line)| line.split_once(", ").map(|(_, content)| content))
-        .collect();
     let short = |hash: &str| hash.chars().take(8).collect::<String>();
-    let train = match shards.len() {
-        0 => None,
-        1 => shards[0].rsplit(' ').next().map(|hash| format!("sha256 {}", short(hash))),
-        n => Some(format!("{n} shards, {}", short(&Hash::of(shards.join("\n").as_bytes()).to_string()))),
-    };
-    let init = lock.numerics.get("model.init_sha256").map(|hash| format!("sha256 {}", short(hash)));
-    BY_CONTENT
-        .into_iter()
-        .zip([train, init])
-        .filter_map(|(key, text)| Some((key.to_owned(), text?)))
-        .collect()
+    // By the key that names them: `data.shard.00000` is of `data.train`, `data.mix.web.shard.00000` of
+    // `data.mix.web.train`.
+    let mut shards: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (key, line) in &lock.numerics {
+        if let (Some((of, _)), Some((_, content))) = (locked_shard(key), line.split_once(", ")) {
+            shards.entry(format!("{of}.train")).or_default().push(content);
+        }
+    }
+    let mut contents: Vec<(String, String)> = Vec::new();
+    for (key, shards) in shards {
+        let text = match &shards[..] {
+            [only] => format!("sha256 {}", short(only.rsplit(' ').next().unwrap_or_default())),
+            many => {
+                format!("{} shards, {}", many.len(), short(&Hash::of(many.join("\n").as_bytes()).to_string()))
+            }
+        };
+        contents.push((key, text));
+    }
+    let init = lock.numerics.get("model.init_sha256");
+    contents.extend(init.map(|hash| ("model.init".to_owned(), format!("sha256 {}", short(hash)))));
+    contents
 }
 
 fn text_of(value: &Json) -> String {
@@ -98,7 +100,7 @@ fn text_of(value: &Json) -> String {
 /// The keys that can change a result and are not equal in all runs, in byte order; the seed is none of them.
 pub fn differing<'a>(runs: impl Iterator<Item = &'a RunKeys> + Clone) -> Vec<String> {
     let names: BTreeSet<&String> = runs.clone().flat_map(|keys| keys.0.keys()).collect();
-    let matters = |key: &str| BY_CONTENT.contains(&key) || experiment::reaches_the_bits(key);
+    let matters = |key: &str| experiment::pinned_by_content(key) || experiment::reaches_the_bits(key);
     let differs = |key: &str| runs.clone().map(|keys| keys.get(key)).collect::<BTreeSet<_>>().len() > 1;
     let names = names.into_iter().filter(|key| *key != SEED && matters(key) && differs(key));
     names.cloned().collect()

@@ -199,6 +199,9 @@ pub fn in_full(run: &RunSummary) -> String {
     line("device", run.device.clone().unwrap_or_else(none));
     let of = run.steps.map_or(String::new(), |steps| format!(" of {}", units::thousands(steps)));
     line("steps", format!("{}{of}, {} tokens", units::thousands(run.step), units::thousands(run.tokens)));
+    for (at, source) in run.sources.iter().enumerate() {
+        line(if at == 0 { "sources" } else { "" }, source.to_string());
+    }
     let figure = |name| run.figures.get(name);
     let over = match figures::tail(run.step.saturating_sub(run.skipped) as usize) {
         1 => ", of the last update".into(),
@@ -294,6 +297,7 @@ mod tests {
             step: 31_000,
             steps: Some(32_000),
             tokens: 32_505_856_000,
+            sources: Vec::new(),
             skipped: 0,
             figures: Figures::of(&[MetricsRow {
                 loss: Some(2.4),

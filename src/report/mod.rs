@@ -32,6 +32,7 @@ mod panel;
 mod run_data;
 mod scene;
 mod series;
+pub mod sources;
 pub mod statistics;
 pub mod summary;
 pub mod sweep_listing;

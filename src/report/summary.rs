@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::Figures;
 use super::run_data::{mark_resumes, unverified};
+use super::sources::{SourceRead, sources_read};
 use crate::experiment::{self, Experiment};
 use crate::model::weights::Weights;
 use crate::proof::ledger::{self, Log, NOT_FINITE, Note};
@@ -77,6 +78,9 @@ pub struct RunSummary {
     pub step: u64,
     pub steps: Option<u64>,
     pub tokens: u64,
+    /// What was read of each source of a mixture.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceRead>,
     /// Steps that were skipped.
     pub skipped: u64,
     /// One number for each column of the metrics.
@@ -183,6 +187,9 @@ impl RunSummary {
             step,
             steps,
             tokens: rows.last().map_or(0, |row| row.tokens),
+            sources: experiment.as_ref().map_or_else(Vec::new, |experiment| {
+                sources_read(&entries, lock.as_ref(), experiment.batch.seq_len as u64)
+            }),
             skipped: rows.iter().filter(|row| row.action.is_skip()).count() as u64,
             figures: Figures::of(&rows),
             best_val_loss: (rows.iter().filter_map(|row| row.val_loss))

@@ -111,7 +111,10 @@ impl TableColumn {
         if let Some(column) = columns().into_iter().chain(MORE).find(|column| column.name == asked) {
             return Ok(column);
         }
-        let keys: Vec<&'static str> = experiment::keys().filter(|key| is_named(key, asked)).collect();
+        let keys: Vec<&'static str> = match experiment::key_of_source(asked) {
+            Some(key) => vec![key],
+            None => experiment::keys().filter(|key| is_named(key, asked)).collect(),
+        };
         let metric = COLUMNS.iter().find(|column| column.name == asked);
         match (&keys[..], metric) {
             ([key], _) => Ok(TableColumn { name: key, source: ColumnSource::Key(key) }),
@@ -450,7 +453,10 @@ impl RunTable {
             let first = values.next();
             *key != "name" && values.any(|value| Some(value) != first)
         };
-        let keys = experiment::keys().filter(differ);
+        let settings = self.rows.iter().flat_map(|row| row.run.settings.keys());
+        let of_sources: BTreeSet<&'static str> =
+            settings.filter_map(|key| experiment::key_of_source(key)).collect();
+        let keys = experiment::keys().chain(of_sources).filter(differ);
         keys.map(|key| TableColumn { name: key, source: ColumnSource::Key(key) }).collect()
     }
 

@@ -14,7 +14,7 @@ use super::messages::{ExperimentSummary, Message, Report};
 use super::open::Job;
 use super::resume::{Changed, Past};
 use super::{lock, ranks, require_usage, stop, team};
-use crate::data::ValidationSet;
+use crate::data::{ValidationSet, mixture};
 use crate::experiment::{Experiment, Loaded};
 use crate::model::weights::Weights;
 use crate::ops::Ops;
@@ -141,6 +141,7 @@ fn summary<'a, O: Ops>(
         name,
         experiment,
         device: ops.device_name(),
+        sources: mixture::uses(experiment, &data.order),
         train_tokens: data.train.usable_tokens(experiment.batch.seq_len),
         val_tokens: data.validation.as_ref().map_or(0, ValidationSet::tokens),
         parameters: Weights::of(&experiment.model).parameters(),

@@ -9,10 +9,10 @@ use anyhow::Context;
 use super::messages::{LongWork, Report};
 use crate::data::{
     self, BatchPlan, DataError, DataManifest, Dataset, DigestCache, Prefetcher, SampleOrder, ShardDigest,
-    Sources, Tokenizer, ValidationSet,
+    Sources, Tokenizer, ValidationSet, mixture,
 };
 use crate::eval::TaskSet;
-use crate::experiment::{Experiment, Loaded, Order};
+use crate::experiment::{Experiment, Loaded};
 use crate::ops::cuda::compile;
 
 /// The cache of the digests of shards.
@@ -26,6 +26,8 @@ pub fn remembered(name: &str) -> DigestCache {
 /// The tokens of an experiment.
 pub struct Data {
     pub train: Arc<Dataset>,
+    /// The order in which training reads them.
+    pub order: SampleOrder,
     /// The shards of which `validation` is the start; none where nothing is validated.
     pub val: Option<Arc<Dataset>>,
     pub validation: Option<ValidationSet>,
@@ -41,7 +43,7 @@ impl Data {
         let experiment = &loaded.experiment;
         let seq_len = experiment.batch.seq_len;
         let Sources { train, val, tokenizer } = Sources::open(&experiment.data, experiment.model.vocab)?;
-        let sequences = train.require_sequences(seq_len)?;
+        let order = mixture::order(experiment, &train)?;
         let val = val.filter(|_| experiment.eval.every > 0);
         let validation = val
             .as_ref()
@@ -54,8 +56,9 @@ impl Data {
             .as_ref()
             .map(|path| TaskSet::open(path, &tokenizer, experiment.model.vocab, seq_len))
             .transpose()?;
-        loaded.resolve_epochs(sequences.get())?;
-        Ok(Data { train, val, validation, hellaswag, hellaswag_file, tokenizer })
+        loaded.resolve_epochs(order.sequences().sum())?;
+        mixture::require_epochs(&loaded.experiment, &order, 0)?;
+        Ok(Data { train, order, val, validation, hellaswag, hellaswag_file, tokenizer })
     }
 
     /// Digests of all files that a run reads. `cache` holds those of earlier runs; without one every byte is
@@ -97,6 +100,9 @@ impl Data {
     }
 
     /// The same for one rank's share of each step's sequences.
+    ///
+    /// # Errors
+    /// A source of a mixture is read more often than it may be, because of what rewinds passed over.
     pub fn feed_share(
         &self,
         experiment: &Experiment,
@@ -104,10 +110,9 @@ impl Data {
         step: u64,
         offset: u64,
     ) -> anyhow::Result<Prefetcher> {
-        let sequences = self.train.require_sequences(experiment.batch.seq_len)?;
-        let shuffled = experiment.data.order == Order::Shuffled;
+        mixture::require_epochs(experiment, &self.order, offset)?;
         let plan = BatchPlan {
-            order: SampleOrder::new(experiment.seed, sequences, shuffled),
+            order: self.order.clone(),
             seq_len: experiment.batch.seq_len,
             micro_batch: experiment.batch.micro,
             step_sequences: experiment.sequences_per_step(),

@@ -4,12 +4,14 @@
 //! if and only if another value can change a bit of the training state. The validation set changes none and
 //! is in `environment`: a run may be evaluated on other text.
 
+use std::ops::Range;
+
 use super::data::{Data, SHARDS, remembered};
 use super::device::Device;
 use super::initial::{self, Initial};
 use super::locked::{ARITHMETIC_KEY, Locked};
 use super::messages::Report;
-use crate::data::{DataManifest, ShardDigest};
+use crate::data::{DataManifest, Dataset, ShardDigest};
 use crate::experiment::{self, Compute, Experiment, Loaded};
 use crate::proof::Hash;
 use crate::proof::lock::{Difference, Lock, Table};
@@ -31,7 +33,7 @@ pub fn lock<O: Locked>(
     let mut numerics = resolved_numerics(&loaded.experiment);
     // The arithmetic says it better: a GPU and its mirror have one.
     numerics.remove("device.kind");
-    numerics.extend(shards("data.shard", &manifest.train));
+    numerics.extend(training_data(&data.train, &manifest.train));
     numerics.insert("data.tokenizer_sha256".into(), hex::encode(data.tokenizer.sha256()));
     numerics.extend(facts.numerics);
     initial::lock(initial, &mut numerics);
@@ -91,6 +93,20 @@ pub fn shards(prefix: &str, manifest: &[ShardDigest]) -> Table {
         format!("{}, {} tokens, sha256 {}", shard.name, shard.tokens, hex::encode(shard.sha256))
     };
     manifest.iter().enumerate().map(|(at, shard)| (format!("{prefix}.{at:05}"), line(shard))).collect()
+}
+
+/// The training data of a run: `data.shard.00000` and on, or of a mixture `data.mix.web.shard.00000`.
+pub fn training_data(data: &Dataset, manifest: &[ShardDigest]) -> Table {
+    let of_source = |(name, places): (&str, Range<usize>)| shards(&source_shards(name), &manifest[places]);
+    match data.sources().next() {
+        None => shards("data.shard", manifest),
+        Some(_) => data.sources().flat_map(of_source).collect(),
+    }
+}
+
+/// What the keys of a source's shards begin with.
+pub fn source_shards(source: &str) -> String {
+    format!("data.mix.{source}.shard")
 }
 
 /// The evaluation data of a run: `data.val_shard.00000` and on, and `data.hellaswag`.

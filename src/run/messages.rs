@@ -5,6 +5,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 
 use super::sensors;
+use crate::data::mixture::SourceUse;
 use crate::eval::Benchmark;
 use crate::experiment::Experiment;
 use crate::parallel::ExchangeError;
@@ -93,6 +94,8 @@ pub struct ExperimentSummary<'a> {
     pub experiment: &'a Experiment,
     pub device: String,
     pub train_tokens: u64,
+    /// What the run reads of each source of a mixture.
+    pub sources: Vec<SourceUse>,
     /// None are validated on without a validation set.
     pub val_tokens: u64,
     pub parameters: u64,

@@ -31,6 +31,7 @@ fn entry(step: u64) -> Entry {
         events: if step == 4 { vec!["rewind from step 5 to step 4".into()] } else { vec![] },
         evaluation: Some(Evaluation { validation, hellaswag }),
         audit: None,
+        sources: Default::default(),
     }
 }
 

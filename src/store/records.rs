@@ -153,6 +153,7 @@ mod tests {
             events: vec![],
             evaluation: Some(Evaluation::default()),
             audit: None,
+            sources: Default::default(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What a run reports. The loop emits events; records, the console and the JSON stream are listeners.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::RunError;
@@ -24,6 +25,8 @@ pub enum Event {
         root: Option<Hash>,
         /// Root of what its audited micro-batch computed, in an audited step.
         audit: Option<Hash>,
+        /// Of a mixture: tokens of each source in the stream up to here.
+        sources: BTreeMap<String, u64>,
     },
     /// All steps are done, and what was due after the last has been measured and written.
     Completed { steps: u64, tokens: u64 },

@@ -1,5 +1,7 @@
 //! The listener that records a run: events become entries of the ledger, rows of metrics and sample files.
 
+use std::collections::BTreeMap;
+
 use super::RunError;
 use super::events::{Event, Listener};
 use super::trainer::StepReport;
@@ -36,8 +38,9 @@ impl Listener for Recorder {
             Event::Sampled { step, prompt, text } => {
                 self.records.sample(*step, &format!("{prompt}{text}\n"))?;
             }
-            Event::Stepped { report, tokens, timing, root, audit } => {
-                let step = Entry { root: *root, audit: *audit, ..ledger_entry(report, *tokens) };
+            Event::Stepped { report, tokens, timing, root, audit, sources } => {
+                let sources = sources.clone();
+                let step = Entry { root: *root, audit: *audit, sources, ..ledger_entry(report, *tokens) };
                 let evaluation = Some(std::mem::take(&mut self.evaluation));
                 let entry = Entry { events: std::mem::take(&mut self.changes), evaluation, ..step };
                 self.records.add(&entry, Some(*timing))?;
@@ -89,6 +92,7 @@ pub fn ledger_entry(report: &StepReport, tokens: u64) -> Entry {
         events: Vec::new(),
         evaluation: None,
         audit: None,
+        sources: BTreeMap::new(),
     }
 }
 
@@ -107,6 +111,7 @@ fn last_entry(step: u64, tokens: u64, evaluation: Evaluation) -> Entry {
         events: Vec::new(),
         evaluation: Some(evaluation),
         audit: None,
+        sources: BTreeMap::new(),
     }
 }
 

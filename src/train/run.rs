@@ -19,7 +19,7 @@ use super::events::{Event, Listener};
 use super::finite::LastState;
 use super::trainer::{StepReport, Trainer};
 use super::{RunError, TrainError, audit, replay};
-use crate::data::{Prefetcher, StreamDecoder, Tokenizer, ValidationSet};
+use crate::data::{Prefetcher, StreamDecoder, Tokenizer, ValidationSet, mixture};
 use crate::eval::{self, EvalError, TaskSet};
 use crate::experiment::Experiment;
 use crate::generate::{GenerateError, Sampling, Texts, generate};
@@ -197,9 +197,10 @@ impl<O: Ops> Run<O> {
         let mfu = self.peak_flops.map(|peak| tokens_per_s * flops / peak);
         let timing = Timing { step_ms: seconds * 1e3, tokens_per_s, mfu };
         let (verdict, audit) = (report.verdict, self.trainer.audit_root());
-        let event =
-            Event::Stepped { report: report.clone(), tokens: (step + 1) * tokens, timing, root, audit };
-        out.on(&event)?;
+        let offset = self.trainer.progress().data_offset;
+        let sources = mixture::tokens_of_sources(&self.experiment, step + 1, offset);
+        let tokens = (step + 1) * tokens;
+        out.on(&Event::Stepped { report: report.clone(), tokens, timing, root, audit, sources })?;
         if audited {
             let head = out.make_durable()?;
             let kept = self.trainer.end_audit(&report, head);

@@ -6,6 +6,7 @@ use super::events::{Event, Listener};
 use super::finite::LastState;
 use super::run::Run;
 use super::{RunError, TrainError};
+use crate::data::mixture;
 use crate::experiment::OnDiverge;
 use crate::ops::Ops;
 use crate::parallel::exchange;
@@ -131,6 +132,9 @@ impl<O: Ops> Run<O> {
         self.trainer.restore(state)?;
         let behind = (step + 1 - manifest.step) * self.experiment.sequences_per_step();
         self.trainer.skip_data(behind);
+        let offset = self.trainer.progress().data_offset;
+        mixture::require_epochs(&self.experiment, &self.feed.plan().order, offset)
+            .map_err(TrainError::from)?;
         self.feed.seek(manifest.step, self.trainer.progress().data_offset).map_err(TrainError::from)?;
         self.drop_audits()?;
         out.on(&Event::Rewound { from_step: step, to_step: manifest.step, entries: manifest.ledger.size })?;

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Checks, lock as locked};
+use super::{Checks, lock as locked, sources};
 use crate::data::digests::file_sha256;
+use crate::data::mixture::locked_shard;
 use crate::data::{DataError, DataManifest, Dataset, DigestCache, ShardDigest, Tokenizer};
 use crate::experiment::{self, Experiment, Loaded};
 use crate::ops::DeviceError;
@@ -59,7 +60,9 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
             checks.failed("end of the ledger", what);
         }
     }
-    if let Some((_, entries)) = &ledger {
+    if let Some((log, entries)) = &ledger {
+        let since = locked::last_drift(log.notes(), entries);
+        sources::verify(&recorded.experiment, entries, since, checks);
         audits(&paths, entries, checks);
         derived_files(&paths, entries, reach(newest, lock.as_ref(), running), checks);
     }
@@ -225,7 +228,7 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
     });
     let (data, manifest) = match read {
         Ok(read) => read,
-        Err(why) if matches!(why.downcast_ref(), Some(DataError::NoMatch { .. })) => {
+        Err(why) if why.downcast_ref().is_some_and(DataError::is_no_match) => {
             match locked.map(|lock| data_in_part(&loaded.experiment, lock)) {
                 Some(Err(differs)) => checks.failed("data", differs),
                 Some(Ok(files)) if files > 0 => {
@@ -241,12 +244,11 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
         }
     };
     let Some(locked) = locked else { return Some(data) };
-    let of = |table: &Table, prefixes: &[&str]| -> Table {
-        let wanted = |key: &&String| prefixes.iter().any(|prefix| key.starts_with(prefix));
-        table.keys().filter(wanted).map(|key| (key.clone(), table[key].clone())).collect()
+    let of = |table: &Table, wanted: &dyn Fn(&str) -> bool| -> Table {
+        table.iter().filter(|(key, _)| wanted(key)).map(|(key, line)| (key.clone(), line.clone())).collect()
     };
-    let train = lock::shards("data.shard", &manifest.train);
-    let changed = differences(&of(&locked.numerics, &["data.shard."]), &train);
+    let train = lock::training_data(&data.train, &manifest.train);
+    let changed = differences(&of(&locked.numerics, &|key| locked_shard(key).is_some()), &train);
     let tokens = |shards: &[ShardDigest]| {
         let tokens = shards.iter().map(|shard| shard.tokens).sum();
         format!("{} shards, {} tokens", shards.len(), units::thousands(tokens))
@@ -263,7 +265,8 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
             ),
         );
     }
-    let locked = of(&locked.environment, &["data.val_shard.", "data.hellaswag"]);
+    let is_evaluation = |key: &str| key.starts_with("data.val_shard.") || key.starts_with("data.hellaswag");
+    let locked = of(&locked.environment, &is_evaluation);
     let found = lock::evaluation_data(&manifest);
     let changed = differences(&locked, &found);
     match (locked.is_empty(), changed.is_empty()) {
@@ -296,10 +299,11 @@ fn data_in_part(experiment: &Experiment, locked: &Lock) -> Result<usize, String>
         table.iter().any(|(key, value)| key.starts_with(prefix) && value == line)
     };
     let mut files = 0;
-    for (prefix, table, patterns) in [
-        ("data.shard", &locked.numerics, &experiment.data.train),
-        ("data.val_shard", &locked.environment, &experiment.data.val),
-    ] {
+    let sources = experiment.data.mix.iter().map(|(name, source)| (lock::source_shards(name), &source.train));
+    let train = [("data.shard".to_owned(), &experiment.data.train)].into_iter().chain(sources);
+    let val = ("data.val_shard".to_owned(), &locked.environment, &experiment.data.val);
+    let train = train.map(|(prefix, patterns)| (prefix, &locked.numerics, patterns));
+    for (prefix, table, patterns) in train.chain([val]) {
         for pattern in patterns {
             let opened = Dataset::open(std::slice::from_ref(pattern), experiment.model.vocab, &tokenizer);
             let found = match opened.and_then(|data| DigestCache::none().manifest(&data, |_| ())) {
@@ -307,8 +311,8 @@ fn data_in_part(experiment: &Experiment, locked: &Lock) -> Result<usize, String>
                 found => found.map_err(|why| why.to_string())?,
             };
             files += found.len();
-            let lines = lock::shards(prefix, &found);
-            if let Some(other) = lines.values().find(|line| !holds(table, prefix, line)) {
+            let lines = lock::shards(&prefix, &found);
+            if let Some(other) = lines.values().find(|line| !holds(table, &prefix, line)) {
                 return Err(format!("none of the lock's shards is this one: {other}\n  do: restore it"));
             }
         }
@@ -382,7 +386,7 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, checks: &mut Checks<'_>) {
 
 /// Whether a key of the lock is a digest of the training data.
 fn is_data(key: &str) -> bool {
-    key.starts_with("data.shard.") || key == "data.tokenizer_sha256"
+    locked_shard(key).is_some() || key == "data.tokenizer_sha256"
 }
 
 /// The folder of a checkpoint of a run.

@@ -6,6 +6,7 @@
 //! * [`audit`]: parts of audited steps computed again in the mirror.
 //! * [`twice`]: an experiment in fresh processes, one of them killed; [`golden`]: roots in a file.
 //! * [`diff`]: the first step, tensor, leaf and element in which two runs differ.
+//! * [`sources`]: the tokens of each source of a mixture, which the ledger has, against the experiment.
 //! * [`sweep`]: every member of a sweep, and its lock; the first member in which two sweeps differ.
 //! * [`rebuild`]: metrics and `main.log` written again from the ledger.
 //! * [`promises`]: the checks as sentences for the report page.
@@ -19,6 +20,7 @@ pub mod lock;
 pub mod promises;
 pub mod rebuild;
 pub mod replay;
+pub mod sources;
 pub mod sweep;
 pub mod twice;
 

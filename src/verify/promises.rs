@@ -53,6 +53,7 @@ fn promise(check: &str) -> String {
         "lock" => "the lock is as runner wrote it",
         "ledger" => "no line of the ledger was edited, moved or lost",
         "ledger and checkpoints" => "ledger and checkpoints are of the same run",
+        "sources" => "the ledger counts the tokens of each source as weights and steps make them",
         "experiment" => "the experiment in the folder is the one that was locked",
         "outputs" => "the lock's outputs are those of the last checkpoint and of the ledger's end",
         "metrics.jsonl" => "every row of metrics.jsonl is what the ledger says",

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use super::Checks;
 use super::diff::state_text;
 use super::files::{WholeRun, checkpoint_folder};
-use crate::data::Prefetcher;
+use crate::data::{Prefetcher, mixture};
 use crate::eval;
 use crate::experiment::{self, Loaded};
 use crate::ops::Ops;
@@ -174,7 +174,9 @@ impl Replay {
         let events = recorded.events.clone();
         // What was audited is not traced again.
         let audit = recorded.audit;
-        Ok(Entry { root, events, evaluation, audit, ..ledger_entry(&report, tokens) })
+        let offset = trainer.progress().data_offset;
+        let sources = mixture::tokens_of_sources(&self.loaded.experiment, report.step + 1, offset);
+        Ok(Entry { root, events, evaluation, audit, sources, ..ledger_entry(&report, tokens) })
     }
 
     /// Measures again what was measured before a step, on sets of the sizes that were recorded: a resumed run

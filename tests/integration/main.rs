@@ -22,6 +22,7 @@ mod launchers;
 mod lock;
 mod look;
 mod mirror;
+mod mixture;
 mod process;
 mod process_limits;
 mod process_resume;

@@ -10,6 +10,7 @@ use super::layers::ExperimentText;
 use super::*;
 
 mod layers;
+mod mixture;
 mod report;
 mod rules;
 mod sweep;
@@ -42,7 +43,7 @@ fn shipped() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments");
     let mut files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
-    files.retain(|path| !!path.ends_with("sweep_ci.toml") && !path.ends_with("example_sweep.toml"));
+    files.retain(|path| !path.ends_with("sweep_ci.toml") && !path.ends_with("example_sweep.toml"));
     files.sort();
     files
 }

@@ -7,8 +7,10 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::config::Setting;
 use super::numbers::{self, Numbers};
 use super::{HtmlPage, Status};
+use crate::proof::Entry;
 use crate::proof::lock::Table;
 use crate::report::run_data::references;
+use crate::report::sources::{SourceRead, sources_read};
 use crate::report::{Chart, dark_rules};
 use crate::store::gpu_log::GpuSample;
 use crate::store::metrics::MetricsRow;
@@ -207,6 +209,13 @@ fn promises(page: &HtmlPage) -> Markup {
     }
 }
 
+/// What was read of each source of a mixture.
+fn sources(page: &HtmlPage, entries: &[Entry]) -> Vec<SourceRead> {
+    let lock = page.lock.as_ref().and_then(|lock| lock.as_ref().ok());
+    let seq_len = page.setting("batch.seq_len").and_then(|tokens| tokens.parse().ok());
+    seq_len.map_or_else(Vec::new, |seq_len| sources_read(entries, lock, seq_len))
+}
+
 fn fault(what: &str, why: &str) -> Markup {
     html! { p.fault { (what) ": " (why) } }
 }
@@ -231,6 +240,9 @@ fn ledger(page: &HtmlPage) -> Markup {
                                 th { "State root" }
                                 td { code.hash { (root) } " at step " (units::thousands(step + 1)) }
                             }
+                        }
+                        @for source in sources(page, entries) {
+                            tr { th { "Source" } td { (source) } }
                         }
                         @if let Some(torn) = log.torn() {
                             tr {

@@ -1,0 +1,35 @@
+//! Tables within tables: sections, and the sources of a mixture below `[data]`.
+
+use figment::value::{Dict, Value};
+
+use crate::experiment::diagnostics::{Fault, Snippet};
+use crate::experiment::schema;
+
+/// Puts a value where its dotted key says.
+pub(super) fn put_nested(table: &mut Dict, key: &str, value: &Value) {
+    match key.split_once('.') {
+        None => drop(table.insert(key.to_string(), value.clone())),
+        Some((section, rest)) => {
+            let inner = table.entry(section.to_string()).or_insert_with(|| Value::from(Dict::new()));
+            if let Value::Dict(_, inner) = inner {
+                put_nested(inner, rest, value);
+            }
+        }
+    }
+}
+
+/// Whether a word in a section is the name of a table: a section, `mix`, or a source of it.
+pub(super) fn is_table(section: &str, word: &str) -> bool {
+    match section {
+        "" => schema::is_section(word),
+        "data" => word == "mix",
+        section => section == schema::MIX,
+    }
+}
+
+/// The refusal of a name for a source of a mixture, at a place.
+pub(super) fn source_name_fault(name: &str, place: (Option<Snippet>, (usize, usize))) -> Fault {
+    let why = schema::source_name_problem(name).unwrap_or_default();
+    let fault = Fault::new(format!("`{name}` cannot name a source of `data.mix`: it {why}")).at(place);
+    fault.hint("call it `books`, `web-2024` or the like".to_string())
+}

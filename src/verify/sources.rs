@@ -1,0 +1,66 @@
+//! The tokens of each source of a mixture that the ledger counts, against those that the experiment makes.
+
+use std::collections::BTreeMap;
+
+use super::Checks;
+use crate::data::mixture::tokens_of_sources;
+use crate::experiment::Experiment;
+use crate::proof::Entry;
+use crate::proof::entry::{self, rewound_from};
+use crate::units;
+
+/// Compares every entry from step `since` on, before which other numerics held. It needs no data: which
+/// source a position has follows from the weights, and the position from the step and the rewinds before it.
+pub fn verify(experiment: &Experiment, entries: &[Entry], since: u64, checks: &mut Checks<'_>) {
+    let steps = entry::steps(entries);
+    if experiment.data.mix.is_empty() && steps.iter().all(|entry| entry.sources.is_empty()) {
+        return;
+    }
+    let held: Vec<&Entry> = steps.iter().filter(|entry| entry.step >= since).collect();
+    // What rewinds before a drift passed over was counted in sequences of another length, perhaps.
+    let mut offset = match held.first().filter(|_| since > 0) {
+        Some(first) => before(experiment, first),
+        None => 0,
+    };
+    for entry in &held {
+        if since == 0 || entry.step > since {
+            offset += passed_over(experiment, entry);
+        }
+        let expected = tokens_of_sources(experiment, entry.step + 1, offset);
+        if entry.sources != expected {
+            let step = entry.step;
+            let (found, expected) = (shown(&entry.sources), shown(&expected));
+            checks.failed(
+                "sources",
+                format!(
+                    "the entry of step {step} has the tokens {found}; weights and steps make {expected}\n  \
+                     do: ledger or experiment were edited, or are of another run; restore them from a copy"
+                ),
+            );
+            return;
+        }
+    }
+    if let Some(last) = held.last() {
+        checks.passed("sources", format!("{} steps, {}", held.len(), shown(&last.sources)));
+    }
+}
+
+/// Sequences by which the rewinds that an entry records moved the stream.
+fn passed_over(experiment: &Experiment, entry: &Entry) -> u64 {
+    let from = entry.events.iter().filter_map(|event| rewound_from(event));
+    from.map(|from| (from + 1).saturating_sub(entry.step) * experiment.sequences_per_step()).sum()
+}
+
+/// Sequences that were passed over up to an entry, by the tokens that it counts.
+fn before(experiment: &Experiment, entry: &Entry) -> u64 {
+    let position = entry.sources.values().sum::<u64>() / experiment.batch.seq_len as u64;
+    position.saturating_sub((entry.step + 1) * experiment.sequences_per_step())
+}
+
+fn shown(sources: &BTreeMap<String, u64>) -> String {
+    if sources.is_empty() {
+        return "of no source".to_owned();
+    }
+    let each = sources.iter().map(|(name, tokens)| format!("{name} {}", units::thousands(*tokens)));
+    each.collect::<Vec<_>>().join(", ")
+}
