@@ -3,6 +3,7 @@
 
 usage: first_step.py RUN    a run folder of one step in fp32, such as docs/first_step.toml makes
 """
+
 import glob, json, math, struct, sys, tomllib
 from hashlib import sha256
 from pathlib import Path
@@ -14,8 +15,11 @@ M32 = 0xFFFFFFFF
 
 # ---- random numbers -----------------------------------------------------------------------------
 
+
 def key(seed, purpose):
-    return struct.unpack("<2I", sha256(b"runner/rng/v1" + struct.pack("<Q", seed) + purpose.encode()).digest()[:8])
+    return struct.unpack(
+        "<2I", sha256(b"runner/rng/v1" + struct.pack("<Q", seed) + purpose.encode()).digest()[:8]
+    )
 
 
 def block(k, c):
@@ -35,6 +39,7 @@ def normal(k, high, low):
 
 # ---- the model's tensors and the tokens of the step -----------------------------------------------
 
+
 def initial_weights(model, seed):
     layers, c = model["layers"], model["channels"]
     residual = 0.02 / math.sqrt(2 * layers)
@@ -42,13 +47,27 @@ def initial_weights(model, seed):
     norm = lambda name: [(name + ".weight", (c,), None), (name + ".bias", (c,), 0)]
     linear = lambda name, out, into, std: [(name + ".weight", (out, into), std), (name + ".bias", (out,), 0)]
     for h in (f"h.{l}." for l in range(layers)):
-        tensors += norm(h + "ln_1") + linear(h + "attn.c_attn", 3 * c, c, 0.02) + linear(h + "attn.c_proj", c, c, residual)
-        tensors += norm(h + "ln_2") + linear(h + "mlp.c_fc", 4 * c, c, 0.02) + linear(h + "mlp.c_proj", c, 4 * c, residual)
+        tensors += (
+            norm(h + "ln_1")
+            + linear(h + "attn.c_attn", 3 * c, c, 0.02)
+            + linear(h + "attn.c_proj", c, c, residual)
+        )
+        tensors += (
+            norm(h + "ln_2")
+            + linear(h + "mlp.c_fc", 4 * c, c, 0.02)
+            + linear(h + "mlp.c_proj", c, 4 * c, residual)
+        )
     tensors += norm("ln_f")
     k, weights = key(seed, "init"), {}
     for number, (name, shape, std) in enumerate(tensors):
         count = math.prod(shape)
-        values = [1.0] * count if std is None else [std * normal(k, number, i) for i in range(count)] if std else [0.0] * count
+        values = (
+            [1.0] * count
+            if std is None
+            else [std * normal(k, number, i) for i in range(count)]
+            if std
+            else [0.0] * count
+        )
         weights[name] = np.array(values).astype(np.float32).reshape(shape)
     return weights
 
@@ -59,8 +78,12 @@ def first_sequences(config):
     for path in sorted(paths, key=lambda path: Path(path).name):
         header = np.fromfile(path, "<i4", 256)
         assert header[0] == 20240520 and header[1] == 1, path
-        shards.append(np.fromfile(path, "<u2", offset=1024)[:header[2]].astype(np.int64))
-    sequences = [shard[t:t + seq_len + 1] for shard in shards for t in range(0, (len(shard) - 1) // seq_len * seq_len, seq_len)]
+        shards.append(np.fromfile(path, "<u2", offset=1024)[: header[2]].astype(np.int64))
+    sequences = [
+        shard[t : t + seq_len + 1]
+        for shard in shards
+        for t in range(0, (len(shard) - 1) // seq_len * seq_len, seq_len)
+    ]
     half = max(1, ((len(sequences) - 1).bit_length() + 1) // 2)
     k = key(config["seed"], "data order")
 
@@ -81,6 +104,7 @@ def first_sequences(config):
 
 # ---- forward and backward, in doubles -------------------------------------------------------------
 
+
 def layernorm(x, w, b):
     centred = x - x.mean(-1, keepdims=True)
     rstd = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
@@ -91,6 +115,7 @@ def layernorm(x, w, b):
         dhat = d * w
         dx = rstd * (dhat - dhat.mean(-1, keepdims=True) - hat * (dhat * hat).mean(-1, keepdims=True))
         return dx, (d * hat).sum(axes), d.sum(axes)
+
     return hat * w + b, backward
 
 
@@ -98,6 +123,7 @@ def linear(x, w, b):
     def backward(d):
         flat = d.reshape(-1, d.shape[-1])
         return d @ w, flat.T @ x.reshape(-1, x.shape[-1]), flat.sum(0)
+
     return x @ w.T + b, backward
 
 
@@ -119,7 +145,12 @@ def attention(qkv, heads):
         d = d.reshape(b, t, heads, -1).transpose(0, 2, 1, 3)
         dp = d @ v.swapaxes(-1, -2)
         ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * scale
-        return np.stack([ds @ k, ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ d]).transpose(1, 3, 0, 2, 4).reshape(b, t, c3)
+        return (
+            np.stack([ds @ k, ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ d])
+            .transpose(1, 3, 0, 2, 4)
+            .reshape(b, t, c3)
+        )
+
     return (p @ v).transpose(0, 2, 1, 3).reshape(b, t, -1), backward
 
 
@@ -129,15 +160,19 @@ def loss_and_gradients(weights, model, inputs, targets):
 
     def layer(function, name, x):
         out, backward = function(x, w[name + ".weight"], w[name + ".bias"])
+
         def run(d):
             d, grads[name + ".weight"], grads[name + ".bias"] = backward(d)
             return d
+
         return out, run
 
-    x = w["wte.weight"][inputs] + w["wpe.weight"][:inputs.shape[1]]
+    x = w["wte.weight"][inputs] + w["wpe.weight"][: inputs.shape[1]]
     for h in (f"h.{l}." for l in range(model["layers"])):
-        for norm, first, middle, last in (("ln_1", "attn.c_attn", lambda x: attention(x, model["heads"]), "attn.c_proj"),
-                                          ("ln_2", "mlp.c_fc", gelu, "mlp.c_proj")):
+        for norm, first, middle, last in (
+            ("ln_1", "attn.c_attn", lambda x: attention(x, model["heads"]), "attn.c_proj"),
+            ("ln_2", "mlp.c_fc", gelu, "mlp.c_proj"),
+        ):
             y, back_norm = layer(layernorm, h + norm, x)
             y, back_first = layer(linear, h + first, y)
             y, back_middle = middle(y)
@@ -159,17 +194,18 @@ def loss_and_gradients(weights, model, inputs, targets):
         dx = dx + back_norm(back_first(back_middle(back_last(dx))))
     np.add.at(grads["wte.weight"], inputs, dx)
     grads["wpe.weight"] = np.zeros_like(w["wpe.weight"])
-    grads["wpe.weight"][:inputs.shape[1]] = dx.sum(0)
+    grads["wpe.weight"][: inputs.shape[1]] = dx.sum(0)
     return loss, grads
 
 
 # ---- the comparison -------------------------------------------------------------------------------
 
+
 def saved(folder):
     raw = (folder / "state.safetensors").read_bytes()
     size = struct.unpack("<Q", raw[:8])[0]
     tensors = {}
-    for name, info in json.loads(raw[8:8 + size]).items():
+    for name, info in json.loads(raw[8 : 8 + size]).items():
         if info["dtype"] == "F32":
             begin, end = (8 + size + at for at in info["data_offsets"])
             tensors[name] = np.frombuffer(raw[begin:end], "<f4").reshape(info["shape"])
@@ -204,15 +240,25 @@ def main(run):
         step = m / (1 - opt["beta1"]) / (np.sqrt(v / (1 - opt["beta2"])) + opt["epsilon"]) + decay * before
         after = state[name]
         if rate < 1e-20:  # too small to move any weight but those that are 0
-            compare("initial weights, bits", name, before.tobytes() != np.where(np.abs(after) < 1e-20, np.float32(0), after).tobytes(), 0, 0)
+            compare(
+                "initial weights, bits",
+                name,
+                before.tobytes() != np.where(np.abs(after) < 1e-20, np.float32(0), after).tobytes(),
+                0,
+                0,
+            )
         else:
-            # Where a gradient is nearly zero its sign, and so the whole step, is rounding: look at the others.
+            # Where a gradient is nearly zero its sign, and so the whole step, is rounding: look at the
+            # others.
             clear = np.abs(g) > 1e-3 * np.sqrt(np.mean(g * g))
             compare("new weights", name, (before - rate * step)[clear], after[clear], 1e-5)
         compare("first moments", name, m, state["adam_m/" + name], 1e-4)
         compare("second moments", name, v, state["adam_v/" + name], 1e-4)
     for what, (error, name, limit) in worst.items():
-        print(f"{'ok      ' if error <= limit else 'MISMATCH'} {what}: at most {error:.0e} of the rms apart, in {name} (limit {limit:.0e})")
+        print(
+            f"{'ok      ' if error <= limit else 'MISMATCH'} {what}: at most {error:.0e} of the rms apart, in "
+            f"{name} (limit {limit:.0e})"
+        )
     sys.exit(any(not error <= limit for error, _, limit in worst.values()))
 
 

@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
-"""Recompute the digests of a checkpoint folder, a ledger.jsonl or a sweep.lock from docs/digest.md; exit 1 on a mismatch."""
+"""Recompute the digests of a checkpoint folder, a ledger.jsonl or a sweep.lock from docs/digest.md; exit 1 on
+a mismatch."""
+
 import json, struct, sys, tomllib
 from hashlib import sha256
 from pathlib import Path
 
+
 def tagged(tag, *parts):
     once = sha256(tag.encode()).digest()
     return sha256(once + once + b"".join(parts)).digest()
+
 
 def tree(leaves):
     if len(leaves) < 2:
@@ -14,20 +18,25 @@ def tree(leaves):
     split = 1 << ((len(leaves) - 1).bit_length() - 1)  # the largest power of two below the length
     return tagged("runner/node/v1", tree(leaves[:split]), tree(leaves[split:]))
 
+
 def merkle(data):
-    return tree([tagged("runner/leaf/v1", data[i:i + 4096]) for i in range(0, len(data), 4096)])
+    return tree([tagged("runner/leaf/v1", data[i : i + 4096]) for i in range(0, len(data), 4096)])
+
 
 def tensor(name, dtype, shape, data):
     texts = b"".join(struct.pack("<I", len(s)) + s for s in (name.encode(), dtype.encode()))
     sizes = struct.pack(f"<I{len(shape)}QQ", len(shape), *shape, len(data))
     return tagged("runner/tensor/v1", texts, sizes, merkle(data))
 
+
 def state(tensors):
     return tree([digest for _, digest in sorted((name.encode(), digest) for name, digest in tensors.items())])
+
 
 def check(what, computed, recorded):
     if computed != recorded:
         sys.exit(f"MISMATCH {what}: computed {computed}, recorded {recorded}")
+
 
 def checkpoint(folder):
     text = (folder / "manifest.json").read_bytes()
@@ -49,6 +58,7 @@ def checkpoint(folder):
     check("SHA-256 of the file", whole.hexdigest(), record["sha256"])
     print(f"ok: step {manifest['step']}, state root {manifest['state_root']}")
 
+
 def ledger(path):
     peaks, root = [], tree([])  # peaks: perfect subtrees, largest first, as (leaves, root)
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
@@ -64,29 +74,49 @@ def ledger(path):
             check(f"head in line {number}", root.hex() + '"}', head.decode())
     print(f"ok: {sum(size for size, _ in peaks)} entries, head {root.hex()}")
 
+
 def sweep_hash(members):
-    texts = lambda table: [text.encode() for key in sorted(table, key=str.encode) for text in (key, table[key])]
+    texts = lambda table: [
+        text.encode() for key in sorted(table, key=str.encode) for text in (key, table[key])
+    ]
     lengths = lambda table: b"".join(struct.pack("<I", len(text)) + text for text in texts(table))
     return tree([tagged("runner/sweep/v1", lengths(table)) for table in members])
+
 
 def sweep(path):
     lock = tomllib.loads(path.read_text())
     check("hash of the sweep", sweep_hash(lock["member"]).hex(), lock["hash"])
     print(f"ok: {len(lock['member'])} members, hash {lock['hash']}")
 
+
 def vectors():
     ramp = lambda n: bytes((31 * i + 7) % 251 for i in range(n))
     for n in (0, 1, 4095, 4096, 4097, 12288, 20480, 28772, 1048577, 3145728):
         print(f"| `merkle(ramp({n}))` | `{merkle(ramp(n)).hex()}` |")
-    cases = {"b": ("F32", [3, 683], ramp(8196)), "a/é": ("BF16", [0, 4], b""), "train/step": ("U64", [], ramp(8))}
+    cases = {
+        "b": ("F32", [3, 683], ramp(8196)),
+        "a/é": ("BF16", [0, 4], b""),
+        "train/step": ("U64", [], ramp(8)),
+    }
     digests = {name: tensor(name, *case) for name, case in cases.items()}
     for name, (dtype, shape, data) in cases.items():
         print(f'| `tensor("{name}", {dtype}, {shape}, ramp({len(data)}))` | `{digests[name].hex()}` |')
     print(f"| `state` of these three | `{state(digests).hex()}` |")
-    members = [{"number": n, "setting.seed": seed, "state_root": "ab"} for n, seed in (("1", "0"), ("2", "1"))]
-    print("| sweep of two members, `number` 1 and 2, `setting.seed` 0 and 1, `state_root` `ab` | "
-          f"`{sweep_hash(members).hex()}` |")
+    members = [
+        {"number": n, "setting.seed": seed, "state_root": "ab"} for n, seed in (("1", "0"), ("2", "1"))
+    ]
+    print(
+        "| sweep of two members, `number` 1 and 2, `setting.seed` 0 and 1, `state_root` `ab` | "
+        f"`{sweep_hash(members).hex()}` |"
+    )
+
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1]) if len(sys.argv) == 2 else sys.exit("usage: verify_digest.py CHECKPOINT_FOLDER | LEDGER | SWEEP_LOCK | --vectors")
-    vectors() if path == Path("--vectors") else checkpoint(path) if path.is_dir() else sweep(path) if path.name == "sweep.lock" else ledger(path)
+    path = (
+        Path(sys.argv[1])
+        if len(sys.argv) == 2
+        else sys.exit("usage: verify_digest.py CHECKPOINT_FOLDER | LEDGER | SWEEP_LOCK | --vectors")
+    )
+    vectors() if path == Path("--vectors") else checkpoint(path) if path.is_dir() else sweep(
+        path
+    ) if path.name == "sweep.lock" else ledger(path)

@@ -7,6 +7,7 @@
 Each text holds three short documents, or what is said beside it. `tests/integration/cases.rs` says what the
 program must make of each.
 """
+
 import gzip
 import json
 import pathlib
@@ -35,7 +36,8 @@ write("plain.parquet", PLAIN)
 words = pa.array([PAGES[0], PAGES[1], PAGES[0], PAGES[2]]).dictionary_encode()
 write("dictionary.parquet", pa.table({"text": words}))
 
-# Page checksums, in both versions of pages; in the first file one letter was changed after they were computed.
+# Page checksums, in both versions of pages; in the first file one letter was changed after they were
+# computed.
 sums = dict(use_dictionary=False, write_statistics=False, write_page_checksum=True)
 write("crc.parquet", PLAIN, **sums)
 raw = bytearray((HERE / "crc.parquet").read_bytes())

@@ -7,6 +7,7 @@
 Each folder is a GPT-2 of Hugging Face's with 1 layer, 2 heads, 8 channels and 257 tokens (one a byte), with
 the fault in its name; `hf_good` has none. tests/integration/foreign_models.rs says what each must give.
 """
+
 import json
 import pathlib
 import shutil
@@ -20,10 +21,21 @@ C, H, V, CONTEXT = 8, 2, 257, 64
 
 def config(context, dtype):
     return {
-        "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "bos_token_id": 256,
-        "eos_token_id": 256, "layer_norm_epsilon": 1e-5, "model_type": "gpt2", "n_ctx": context, "n_embd": C,
-        "n_head": H, "n_inner": None, "n_layer": 1, "n_positions": context, "tie_word_embeddings": True,
-        "torch_dtype": dtype, "vocab_size": V,
+        "activation_function": "gelu_new",
+        "architectures": ["GPT2LMHeadModel"],
+        "bos_token_id": 256,
+        "eos_token_id": 256,
+        "layer_norm_epsilon": 1e-5,
+        "model_type": "gpt2",
+        "n_ctx": context,
+        "n_embd": C,
+        "n_head": H,
+        "n_inner": None,
+        "n_layer": 1,
+        "n_positions": context,
+        "tie_word_embeddings": True,
+        "torch_dtype": dtype,
+        "vocab_size": V,
     }
 
 
@@ -34,14 +46,22 @@ def weights(context=CONTEXT):
     h = "transformer.h.0."
     # Conv1D's weights are (in, out).
     return {
-        "transformer.wte.weight": normal(V, C), "transformer.wpe.weight": normal(context, C),
-        h + "ln_1.weight": one, h + "ln_1.bias": zero(C),
-        h + "attn.c_attn.weight": normal(C, 3 * C), h + "attn.c_attn.bias": zero(3 * C),
-        h + "attn.c_proj.weight": normal(C, C), h + "attn.c_proj.bias": zero(C),
-        h + "ln_2.weight": one, h + "ln_2.bias": zero(C),
-        h + "mlp.c_fc.weight": normal(C, 4 * C), h + "mlp.c_fc.bias": zero(4 * C),
-        h + "mlp.c_proj.weight": normal(4 * C, C), h + "mlp.c_proj.bias": zero(C),
-        "transformer.ln_f.weight": one, "transformer.ln_f.bias": zero(C),
+        "transformer.wte.weight": normal(V, C),
+        "transformer.wpe.weight": normal(context, C),
+        h + "ln_1.weight": one,
+        h + "ln_1.bias": zero(C),
+        h + "attn.c_attn.weight": normal(C, 3 * C),
+        h + "attn.c_attn.bias": zero(3 * C),
+        h + "attn.c_proj.weight": normal(C, C),
+        h + "attn.c_proj.bias": zero(C),
+        h + "ln_2.weight": one,
+        h + "ln_2.bias": zero(C),
+        h + "mlp.c_fc.weight": normal(C, 4 * C),
+        h + "mlp.c_fc.bias": zero(4 * C),
+        h + "mlp.c_proj.weight": normal(4 * C, C),
+        h + "mlp.c_proj.bias": zero(C),
+        "transformer.ln_f.weight": one,
+        "transformer.ln_f.bias": zero(C),
     }
 
 
@@ -92,19 +112,44 @@ w["transformer.ln_f.weight"] = np.full(C, 1e38, np.float32)
 w["transformer.wte.weight"] = w["transformer.wte.weight"] * np.float32(1e4)
 folder("hf_huge", w)
 
-# For each task the longest ending in bytes has many letters of two bytes; another, all ASCII, is the longest in
-# characters. With hf_uniform, one token a byte, an ending of b bytes and c characters costs (b + 1) ln 257.
-# Divided by b the ending with the most bytes is the best, divided by c the longest ASCII ending, the label.
+# For each task the longest ending in bytes has many letters of two bytes; another, all ASCII, is the longest
+# in characters. With hf_uniform, one token a byte, an ending of b bytes and c characters costs (b + 1) ln
+# 257. Divided by b the ending with the most bytes is the best, divided by c the longest ASCII ending, the
+# label.
 TASKS = [
-    ("Baking bread", "A woman folds the dough and", 1,
-     ["déjà très fière, forme près d'été gâteaux légers à côté.",
-      "puts it in a warm bowl under a damp cloth to rise.", "she goes out.", "it is cold."]),
-    ("Rowing", "Two men push the boat off the bank and", 2,
-     ["they sleep.", "the bank sings.", "pull hard until they reach the other side of it.",
-      "rudern über größere Wellen, während Möwen schön höhnen."]),
-    ("Skiing", "He reaches the top of the lift and", 0,
-     ["turns left to follow the others down the long slope.",
-      "åker över öar, älvar, åar på sjö och vår höst så här då.", "eats.", "a lamp."]),
+    (
+        "Baking bread",
+        "A woman folds the dough and",
+        1,
+        [
+            "déjà très fière, forme près d'été gâteaux légers à côté.",
+            "puts it in a warm bowl under a damp cloth to rise.",
+            "she goes out.",
+            "it is cold.",
+        ],
+    ),
+    (
+        "Rowing",
+        "Two men push the boat off the bank and",
+        2,
+        [
+            "they sleep.",
+            "the bank sings.",
+            "pull hard until they reach the other side of it.",
+            "rudern über größere Wellen, während Möwen schön höhnen.",
+        ],
+    ),
+    (
+        "Skiing",
+        "He reaches the top of the lift and",
+        0,
+        [
+            "turns left to follow the others down the long slope.",
+            "åker över öar, älvar, åar på sjö och vår höst så här då.",
+            "eats.",
+            "a lamp.",
+        ],
+    ),
 ]
 for activity, _, label, endings in TASKS:
     cost = lambda ending, length: (len(ending.encode()) + 1) / length
@@ -113,8 +158,11 @@ for activity, _, label, endings in TASKS:
     assert by_chars == label != by_bytes, activity
 (HERE / "hellaswag_nonascii.jsonl").write_text(
     "".join(
-        json.dumps({"ind": i, "activity_label": activity, "ctx": ctx, "label": label, "endings": endings},
-                   ensure_ascii=False) + "\n"
+        json.dumps(
+            {"ind": i, "activity_label": activity, "ctx": ctx, "label": label, "endings": endings},
+            ensure_ascii=False,
+        )
+        + "\n"
         for i, (activity, ctx, label, endings) in enumerate(TASKS)
     ),
     encoding="utf-8",

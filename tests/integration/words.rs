@@ -41,8 +41,9 @@ fn lines_have_at_most_110_columns() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
     for folder in ["src", "tests", "kernels"] {
-        files(&root.join(folder), &[".rs", ".cu", ".cuh"], &mut found);
+        files(&root.join(folder), &[".rs", ".cu", ".cuh", ".py"], &mut found);
     }
+    files(&root.join("docs"), &[".py"], &mut found);
     files(root, &[".md"], &mut found);
     assert!(found.len() > 400, "only {} files were found: is the search right?", found.len());
     let faults: Vec<String> = found

@@ -3,12 +3,15 @@
     python3 attention.py --kernels ../../kernels check repeat time
     python3 attention.py --kernels ../../kernels --cubins DIR compile     (no GPU: fills the cubin cache)
 
-check   out, lse and dqkv against float64 on fresh random inputs, outputs poisoned with NaN, for all head sizes
-        and for lengths that are no multiple of a tile; PyTorch's flash attention stands beside as the yardstick.
-repeat  the same bytes again and again, also while another stream occupies a changing number of multiprocessors.
-time    median of CUDA-event times at the shapes of the shipped experiments.
+check   out, lse and dqkv against float64 on fresh random inputs, outputs poisoned with NaN, for all head
+sizes
+        and for lengths that are no multiple of a tile; PyTorch's flash attention stands beside as the
+        yardstick.
+repeat  the same bytes again and again, also while another stream occupies a changing number of
+multiprocessors. time    median of CUDA-event times at the shapes of the shipped experiments.
 
-The kernels are compiled by NVRTC as the program compiles them: to a cubin, no include path, our own headers by name.
+The kernels are compiled by NVRTC as the program compiles them: to a cubin, no include path, our own headers
+by name.
 """
 
 import argparse
@@ -26,16 +29,27 @@ HOPPER_HEAD_SIZES = (64, 128)
 
 # ---- compiling ---------------------------------------------------------------------------------------
 
+
 def compile_cubin(folder, file, arch, defines, cache):
     """The cubin of one source file, from the cache when the same text and options were compiled before."""
     source = (folder / file).read_bytes()
     headers = sorted(folder.glob("*.cuh"))
-    options = [f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false"] + [f"-D{k}={v}" for k, v in sorted(defines.items())]
-    key = hashlib.sha256(b"\0".join([source] + [h.read_bytes() for h in headers] + [o.encode() for o in options])).hexdigest()
+    options = [f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false"] + [
+        f"-D{k}={v}" for k, v in sorted(defines.items())
+    ]
+    key = hashlib.sha256(
+        b"\0".join([source] + [h.read_bytes() for h in headers] + [o.encode() for o in options])
+    ).hexdigest()
     cached = cache / f"{key}.cubin" if cache else None
     if cached and cached.exists():
         return cached.read_bytes()
-    err, program = nvrtc.nvrtcCreateProgram(source, file.encode(), len(headers), [h.read_bytes() for h in headers], [h.name.encode() for h in headers])
+    err, program = nvrtc.nvrtcCreateProgram(
+        source,
+        file.encode(),
+        len(headers),
+        [h.read_bytes() for h in headers],
+        [h.name.encode() for h in headers],
+    )
     (err,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
     if err:
         size = nvrtc.nvrtcGetProgramLogSize(program)[1]
@@ -53,13 +67,28 @@ def compile_cubin(folder, file, arch, defines, cache):
 
 # ---- launching ---------------------------------------------------------------------------------------
 
+
 class ForwardArgs(ctypes.Structure):
-    _fields_ = [("out", ctypes.c_void_p), ("lse", ctypes.c_void_p), ("qkv", ctypes.c_void_p), ("tokens", ctypes.c_int), ("heads", ctypes.c_int)]
+    _fields_ = [
+        ("out", ctypes.c_void_p),
+        ("lse", ctypes.c_void_p),
+        ("qkv", ctypes.c_void_p),
+        ("tokens", ctypes.c_int),
+        ("heads", ctypes.c_int),
+    ]
 
 
 class BackwardArgs(ctypes.Structure):
-    _fields_ = [("dqkv", ctypes.c_void_p), ("delta", ctypes.c_void_p), ("dout", ctypes.c_void_p), ("qkv", ctypes.c_void_p),
-                ("out", ctypes.c_void_p), ("lse", ctypes.c_void_p), ("tokens", ctypes.c_int), ("heads", ctypes.c_int)]
+    _fields_ = [
+        ("dqkv", ctypes.c_void_p),
+        ("delta", ctypes.c_void_p),
+        ("dout", ctypes.c_void_p),
+        ("qkv", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("lse", ctypes.c_void_p),
+        ("tokens", ctypes.c_int),
+        ("heads", ctypes.c_int),
+    ]
 
 
 def ok(result):
@@ -70,17 +99,37 @@ def ok(result):
 
 def get_function(cubin, name, shared_bytes):
     from cuda.bindings import driver
+
     module = ok(driver.cuModuleLoadData(cubin))
     function = ok(driver.cuModuleGetFunction(module, name.encode()))
-    ok(driver.cuFuncSetAttribute(function, driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes))
+    ok(
+        driver.cuFuncSetAttribute(
+            function,
+            driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+            shared_bytes,
+        )
+    )
     return function
 
 
 def launch(function, grid, block, shared_bytes, args):
     from cuda.bindings import driver
     import torch
+
     pointers = (ctypes.c_void_p * 1)(ctypes.addressof(args))
-    ok(driver.cuLaunchKernel(function, *grid, block, 1, 1, shared_bytes, torch.cuda.current_stream().cuda_stream, ctypes.addressof(pointers), 0))
+    ok(
+        driver.cuLaunchKernel(
+            function,
+            *grid,
+            block,
+            1,
+            1,
+            shared_bytes,
+            torch.cuda.current_stream().cuda_stream,
+            ctypes.addressof(pointers),
+            0,
+        )
+    )
 
 
 class Portable:
@@ -89,7 +138,9 @@ class Portable:
     def __init__(self, compile, head_size):
         hs, row = head_size, 2 * head_size + 16
         self.hs, self.forward_rows, query_keys = hs, 128 if hs == 64 else 64, 64 if hs <= 80 else 32
-        forward, backward = (compile(f"attention_{way}.cu", {"HEAD_SIZE": hs}) for way in ("forward", "backward"))
+        forward, backward = (
+            compile(f"attention_{way}.cu", {"HEAD_SIZE": hs}) for way in ("forward", "backward")
+        )
         if forward is None:
             return
         self.forward_shared = (self.forward_rows + 4 * 64) * row
@@ -102,11 +153,26 @@ class Portable:
     def forward(self, out, lse, qkv):
         batch, tokens, _, heads, _ = qkv.shape
         args = ForwardArgs(out.data_ptr(), lse.data_ptr(), qkv.data_ptr(), tokens, heads)
-        launch(self.forward_kernel, (-(-tokens // self.forward_rows), batch * heads, 1), 128, self.forward_shared, args)
+        launch(
+            self.forward_kernel,
+            (-(-tokens // self.forward_rows), batch * heads, 1),
+            128,
+            self.forward_shared,
+            args,
+        )
 
     def backward(self, dqkv, delta, dout, qkv, out, lse, only=None):
         batch, tokens, _, heads, _ = qkv.shape
-        args = BackwardArgs(dqkv.data_ptr(), delta.data_ptr(), dout.data_ptr(), qkv.data_ptr(), out.data_ptr(), lse.data_ptr(), tokens, heads)
+        args = BackwardArgs(
+            dqkv.data_ptr(),
+            delta.data_ptr(),
+            dout.data_ptr(),
+            qkv.data_ptr(),
+            out.data_ptr(),
+            lse.data_ptr(),
+            tokens,
+            heads,
+        )
         if only != "key":
             launch(self.query_kernel, (-(-tokens // 64), batch * heads, 1), 128, self.query_shared, args)
         if only != "query":
@@ -114,37 +180,65 @@ class Portable:
 
     def scratch(self, batch, tokens, heads):
         import torch
+
         return poisoned((batch, heads, tokens), torch.float32)
 
 
 class HopperForwardArgs(ctypes.Structure):
-    _fields_ = [("qkv", ctypes.c_uint64 * 16), ("out", ctypes.c_void_p), ("lse", ctypes.c_void_p), ("tokens", ctypes.c_int),
-                ("heads", ctypes.c_int), ("pad", ctypes.c_uint64 * 5)]
+    _fields_ = [
+        ("qkv", ctypes.c_uint64 * 16),
+        ("out", ctypes.c_void_p),
+        ("lse", ctypes.c_void_p),
+        ("tokens", ctypes.c_int),
+        ("heads", ctypes.c_int),
+        ("pad", ctypes.c_uint64 * 5),
+    ]
 
 
 class HopperBackwardArgs(ctypes.Structure):
-    _fields_ = [("qkv_map", ctypes.c_uint64 * 16), ("dout_map", ctypes.c_uint64 * 16), ("dqkv", ctypes.c_void_p), ("rows", ctypes.c_void_p),
-                ("dout", ctypes.c_void_p), ("out", ctypes.c_void_p), ("lse", ctypes.c_void_p), ("tokens", ctypes.c_int),
-                ("heads", ctypes.c_int), ("pad", ctypes.c_uint64 * 2)]
+    _fields_ = [
+        ("qkv_map", ctypes.c_uint64 * 16),
+        ("dout_map", ctypes.c_uint64 * 16),
+        ("dqkv", ctypes.c_void_p),
+        ("rows", ctypes.c_void_p),
+        ("dout", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("lse", ctypes.c_void_p),
+        ("tokens", ctypes.c_int),
+        ("heads", ctypes.c_int),
+        ("pad", ctypes.c_uint64 * 2),
+    ]
 
 
 def tensor_map(tensor, slices):
-    """The tensor map of a (B, T, slices * heads, HS) bf16 tensor: boxes of 64 tokens by 64 columns of a head."""
+    """The tensor map of a (B, T, slices * heads, HS) bf16 tensor: boxes of 64 tokens by 64 columns of a
+    head."""
     from cuda.bindings import driver
+
     batch, tokens, hs = tensor.shape[0], tensor.shape[1], tensor.shape[-1]
     u64, u32 = driver.cuuint64_t, driver.cuuint32_t
     row = slices * hs * 2
-    made = ok(driver.cuTensorMapEncodeTiled(
-        driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, tensor.data_ptr(),
-        [u64(hs), u64(slices), u64(tokens), u64(batch)], [u64(hs * 2), u64(row), u64(row * tokens)],
-        [u32(64), u32(1), u32(64), u32(1)], [u32(1)] * 4, driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B, driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
+    made = ok(
+        driver.cuTensorMapEncodeTiled(
+            driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            4,
+            tensor.data_ptr(),
+            [u64(hs), u64(slices), u64(tokens), u64(batch)],
+            [u64(hs * 2), u64(row), u64(row * tokens)],
+            [u32(64), u32(1), u32(64), u32(1)],
+            [u32(1)] * 4,
+            driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+            driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    )
     return (ctypes.c_uint64 * 16).from_buffer_copy(ctypes.string_at(made.getPtr(), 128))
 
 
 class Hopper:
-    """attention_forward_hopper.cu and attention_backward_hopper.cu: wgmma and TMA, sm_90a, head sizes 64 and 128."""
+    """attention_forward_hopper.cu and attention_backward_hopper.cu: wgmma and TMA, sm_90a, head sizes 64 and
+    128."""
 
     def __init__(self, compile, head_size):
         hs = head_size
@@ -155,7 +249,9 @@ class Hopper:
             return
         self.f_shared = 2 * hs * (64 * self.groups + 8 * 64) + 104
         self.q_shared = 2 * hs * (2 * 64 * self.groups + 2 * query_stages * 64) + 8 * (1 + 2 * query_stages)
-        self.k_shared = 2 * hs * (2 * 64 + 2 * key_stages * 64) + 8 * key_stages * 64 + 8 * (1 + 2 * key_stages)
+        self.k_shared = (
+            2 * hs * (2 * 64 + 2 * key_stages * 64) + 8 * key_stages * 64 + 8 * (1 + 2 * key_stages)
+        )
         self.forward_kernel = get_function(f, "attention_forward", self.f_shared)
         self.query_kernel = get_function(b, "attention_backward_query", self.q_shared)
         self.key_kernel = get_function(b, "attention_backward_key", self.k_shared)
@@ -170,41 +266,75 @@ class Hopper:
     def forward(self, out, lse, qkv):
         batch, tokens, _, heads, _ = qkv.shape
         args = HopperForwardArgs(self.map(qkv, 3 * heads), out.data_ptr(), lse.data_ptr(), tokens, heads)
-        launch(self.forward_kernel, (-(-tokens // (64 * self.groups)), batch * heads, 1), 128 * self.groups, self.f_shared, args)
+        launch(
+            self.forward_kernel,
+            (-(-tokens // (64 * self.groups)), batch * heads, 1),
+            128 * self.groups,
+            self.f_shared,
+            args,
+        )
 
     def backward(self, dqkv, delta, dout, qkv, out, lse, only=None):
         batch, tokens, _, heads, _ = qkv.shape
-        args = HopperBackwardArgs(self.map(qkv, 3 * heads), self.map(dout, heads), dqkv.data_ptr(), delta.data_ptr(),
-                                  dout.data_ptr(), out.data_ptr(), lse.data_ptr(), tokens, heads)
+        args = HopperBackwardArgs(
+            self.map(qkv, 3 * heads),
+            self.map(dout, heads),
+            dqkv.data_ptr(),
+            delta.data_ptr(),
+            dout.data_ptr(),
+            out.data_ptr(),
+            lse.data_ptr(),
+            tokens,
+            heads,
+        )
         if only != "key":
-            launch(self.query_kernel, (-(-tokens // (64 * self.groups)), batch * heads, 1), 128 * self.groups, self.q_shared, args)
+            launch(
+                self.query_kernel,
+                (-(-tokens // (64 * self.groups)), batch * heads, 1),
+                128 * self.groups,
+                self.q_shared,
+                args,
+            )
         if only != "query":
             launch(self.key_kernel, (-(-tokens // 64), batch * heads, 1), 128, self.k_shared, args)
 
     def scratch(self, batch, tokens, heads):
         import torch
+
         return poisoned((batch, heads, 2, -(-tokens // 64) * 64), torch.float32)
 
 
 # ---- measuring ---------------------------------------------------------------------------------------
 
+
 def poisoned(shape, dtype):
     import torch
+
     return torch.full(shape, math.nan, dtype=dtype, device="cuda")
 
 
 def buffers(kernel, batch, tokens, heads):
     import torch
+
     hs = kernel.hs
-    return dict(out=poisoned((batch, tokens, heads, hs), torch.bfloat16), lse=poisoned((batch, heads, tokens), torch.float32),
-                dqkv=poisoned((batch, tokens, 3, heads, hs), torch.bfloat16), scratch=kernel.scratch(batch, tokens, heads))
+    return dict(
+        out=poisoned((batch, tokens, heads, hs), torch.bfloat16),
+        lse=poisoned((batch, heads, tokens), torch.float32),
+        dqkv=poisoned((batch, tokens, 3, heads, hs), torch.bfloat16),
+        scratch=kernel.scratch(batch, tokens, heads),
+    )
 
 
 def inputs(batch, tokens, heads, hs, seed):
     import torch
+
     g = torch.Generator(device="cuda").manual_seed(seed)
-    qkv = torch.randn((batch, tokens, 3, heads, hs), generator=g, device="cuda", dtype=torch.float32).to(torch.bfloat16)
-    dout = torch.randn((batch, tokens, heads, hs), generator=g, device="cuda", dtype=torch.float32).to(torch.bfloat16)
+    qkv = torch.randn((batch, tokens, 3, heads, hs), generator=g, device="cuda", dtype=torch.float32).to(
+        torch.bfloat16
+    )
+    dout = torch.randn((batch, tokens, heads, hs), generator=g, device="cuda", dtype=torch.float32).to(
+        torch.bfloat16
+    )
     return qkv, dout
 
 
@@ -219,6 +349,7 @@ def run(kernel, qkv, dout):
 def reference(qkv, dout):
     """out, lse, dqkv in float64, from the bf16 inputs."""
     import torch
+
     q, k, v = (qkv[:, :, i].double().transpose(1, 2) for i in range(3))
     d = dout.double().transpose(1, 2)
     scale = 1.0 / math.sqrt(q.shape[-1])
@@ -229,7 +360,14 @@ def reference(qkv, dout):
     out = p @ v
     dp = d @ v.transpose(-1, -2)
     ds = p * (dp - (d * out).sum(-1, keepdim=True)) * scale
-    dqkv = torch.stack([(ds @ k).transpose(1, 2), (ds.transpose(-1, -2) @ q).transpose(1, 2), (p.transpose(-1, -2) @ d).transpose(1, 2)], dim=2)
+    dqkv = torch.stack(
+        [
+            (ds @ k).transpose(1, 2),
+            (ds.transpose(-1, -2) @ q).transpose(1, 2),
+            (p.transpose(-1, -2) @ d).transpose(1, 2),
+        ],
+        dim=2,
+    )
     return out.transpose(1, 2), lse, dqkv
 
 
@@ -237,6 +375,7 @@ def torch_attention(backend, qkv, dout):
     """PyTorch's attention as two closures: forward, and backward to (dq, dk, dv)."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
+
     q, k, v = (qkv[:, :, i].transpose(1, 2).detach().requires_grad_() for i in range(3))
     which = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}[backend]
 
@@ -257,6 +396,7 @@ def error(x, ref):
 
 def median_ms(f, repeats=40, warm=8):
     import torch
+
     for _ in range(warm):
         f()
     pairs = []
@@ -272,11 +412,23 @@ def median_ms(f, repeats=40, warm=8):
 
 # ---- the three verbs -----------------------------------------------------------------------------------
 
-CHECK_SHAPES = [(2, 1024, 3), (1, 2048, 2), (2, 64, 3), (1, 1, 2), (3, 17, 1), (1, 127, 2), (2, 129, 2), (1, 1000, 3), (1, 333, 2), (1, 4096, 1)]
+CHECK_SHAPES = [
+    (2, 1024, 3),
+    (1, 2048, 2),
+    (2, 64, 3),
+    (1, 1, 2),
+    (3, 17, 1),
+    (1, 127, 2),
+    (2, 129, 2),
+    (1, 1000, 3),
+    (1, 333, 2),
+    (1, 4096, 1),
+]
 
 
 def check(kernels):
-    """Every output against float64; fails when an error is over 1.25 times that of PyTorch's flash attention."""
+    """Every output against float64; fails when an error is over 1.25 times that of PyTorch's flash
+    attention."""
     failed = []
     for name, kernel in kernels.items():
         worst = {}
@@ -292,13 +444,21 @@ def check(kernels):
                 if tokens == 1 and what != "dv":  # exactly zero: compare absolutely
                     rows.append((what, dqkv[:, :, i].double().abs().max().item(), 0.01))
                 else:
-                    rows.append((what, error(dqkv[:, :, i], ref_dqkv[:, :, i]), error(flash_grads[i].transpose(1, 2), ref_dqkv[:, :, i])))
+                    rows.append(
+                        (
+                            what,
+                            error(dqkv[:, :, i], ref_dqkv[:, :, i]),
+                            error(flash_grads[i].transpose(1, 2), ref_dqkv[:, :, i]),
+                        )
+                    )
             lse_error = (lse.double() - ref_lse).abs().max().item()
             if not lse_error < 2e-5:
                 failed.append(f"{name} B{batch} T{tokens} H{heads} lse: {lse_error:.3e}")
             for what, ours, theirs in rows:
                 if not ours <= 1.25 * theirs + 1e-6:
-                    failed.append(f"{name} B{batch} T{tokens} H{heads} {what}: {ours:.3e}, flash {theirs:.3e}")
+                    failed.append(
+                        f"{name} B{batch} T{tokens} H{heads} {what}: {ours:.3e}, flash {theirs:.3e}"
+                    )
                 if ours / max(theirs, 1e-9) > worst.get(what, (0, 0, 0))[0] and tokens > 1:
                     worst[what] = (ours / theirs, ours, theirs)
             worst["lse"] = (0, max(lse_error, worst.get("lse", (0, 0, 0))[1]), 0)
@@ -309,6 +469,7 @@ def check(kernels):
 def repeat(kernels, times):
     """Byte equality of `times` runs, the second half under load on another stream."""
     import torch
+
     failed = []
     for name, kernel in kernels.items():
         for batch, tokens, heads in ((4, 1024, 25), (3, 777, 7)):
@@ -333,8 +494,10 @@ def repeat(kernels, times):
 
 
 def time(kernels, shapes, peers):
-    """Medians; the floor is the causal half of 4 (forward) and 10 (backward) T^2 HS FLOPs a head at 989 TFLOP/s."""
+    """Medians; the floor is the causal half of 4 (forward) and 10 (backward) T^2 HS FLOPs a head at 989
+    TFLOP/s."""
     import torch
+
     table = []
     for batch, tokens, heads, hs in shapes:
         qkv, dout = inputs(batch, tokens, heads, hs, 3)
@@ -345,7 +508,9 @@ def time(kernels, shapes, peers):
             try:
                 forward, backward = torch_attention(peer, qkv, dout)
                 out = forward()
-                table.append((where, f"PyTorch {peer}", median_ms(forward), median_ms(lambda: backward(out)), ""))
+                table.append(
+                    (where, f"PyTorch {peer}", median_ms(forward), median_ms(lambda: backward(out)), "")
+                )
             except RuntimeError as e:
                 table.append((where, f"PyTorch {peer}", math.nan, math.nan, str(e)[:60]))
         for name, kernel in kernels.items():
@@ -354,7 +519,10 @@ def time(kernels, shapes, peers):
             b = buffers(kernel, batch, tokens, heads)
             forward = median_ms(lambda: kernel.forward(b["out"], b["lse"], qkv))
             args = (b["dqkv"], b["scratch"], dout, qkv, b["out"], b["lse"])
-            parts = " ".join(f"{part} {median_ms(lambda: kernel.backward(*args, only=part)):.3f}" for part in ("query", "key"))
+            parts = " ".join(
+                f"{part} {median_ms(lambda: kernel.backward(*args, only=part)):.3f}"
+                for part in ("query", "key")
+            )
             table.append((where, name, forward, median_ms(lambda: kernel.backward(*args)), parts))
     print(f"{'shape':24}{'version':18}{'forward ms':>11}{'backward ms':>12}  {torch.cuda.get_device_name()}")
     for where, name, forward, backward, note in table:
@@ -363,7 +531,9 @@ def time(kernels, shapes, peers):
 
 def main():
     here = pathlib.Path(__file__).resolve().parent
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("verbs", nargs="+", choices=["compile", "check", "repeat", "time"])
     parser.add_argument("--kernels", type=pathlib.Path, default=here.parent.parent / "kernels")
     parser.add_argument("--cubins", type=pathlib.Path, help="folder of compiled kernels, read and filled")
@@ -375,6 +545,7 @@ def main():
 
     if options.verbs != ["compile"]:
         import torch
+
         torch.zeros(1, device="cuda")  # makes the context that the driver calls below use
 
     def compile(file, defines):
@@ -385,7 +556,9 @@ def main():
     if "mma" in options.versions:
         kernels |= {f"mma HS{hs}": Portable(compile, hs) for hs in options.head_sizes}
     if "hopper" in options.versions:
-        kernels |= {f"wgmma HS{hs}": Hopper(compile, hs) for hs in HOPPER_HEAD_SIZES if hs in options.head_sizes}
+        kernels |= {
+            f"wgmma HS{hs}": Hopper(compile, hs) for hs in HOPPER_HEAD_SIZES if hs in options.head_sizes
+        }
     if options.verbs == ["compile"]:
         return
     failed = []
@@ -396,7 +569,13 @@ def main():
     if "repeat" in options.verbs:
         failed += repeat(kernels, options.times)
     if "time" in options.verbs:
-        shapes = [(16, 1024, 25, 64), (64, 1024, 12, 64), (8, 2048, 24, 80), (8, 2048, 16, 96), (8, 2048, 16, 128)]
+        shapes = [
+            (16, 1024, 25, 64),
+            (64, 1024, 12, 64),
+            (8, 2048, 24, 80),
+            (8, 2048, 16, 96),
+            (8, 2048, 16, 128),
+        ]
         time(kernels, [s for s in shapes if any(k.hs == s[3] for k in kernels.values())], ["flash", "cudnn"])
     print(f"{len(failed)} failures")
     sys.exit(1 if failed else 0)

@@ -1,5 +1,5 @@
-"""Every kernel against an fp64 or exact reference, then against itself: repeats must give the same bytes while another
-stream keeps the GPU busy. Needs a GPU, PyTorch and NVRTC. Exit status 1 on any failure.
+"""Every kernel against an fp64 or exact reference, then against itself: repeats must give the same bytes
+while another stream keeps the GPU busy. Needs a GPU, PyTorch and NVRTC. Exit status 1 on any failure.
 
 Inputs are random (never zeros), outputs are poisoned with NaN before each run, shapes are odd on purpose.
 """
@@ -29,7 +29,8 @@ def report(name, ok, detail=""):
 
 
 def close(name, out, ref, rel=None, floor=1e-5):
-    """|out - ref| <= rel*|ref| + floor*rms(ref), everywhere. For bf16 `rel` is half a unit in the last place, and a little."""
+    """|out - ref| <= rel*|ref| + floor*rms(ref), everywhere. For bf16 `rel` is half a unit in the last place,
+    and a little."""
     rel = rel or (2**-8 * 1.01 if out.dtype == torch.bfloat16 else 1e-5)
     bound = rel * ref.abs() + floor * ref.square().mean().sqrt()
     excess = ((out.to(F64) - ref).abs() / bound).nan_to_num(nan=1e9).max().item()
@@ -70,11 +71,25 @@ def check_embedding(ops, t):
         wte, wpe = randn(vocab, c, dtype=t), randn(seq + 3, c, dtype=t)
         out = poison(batch * seq, c, dtype=t)
         run(ops.embedding(out, as_u16(ids), wte, wpe, seq))
-        same(f"embedding {c}", out, (wte[ids].float() + wpe[torch.arange(batch * seq, device="cuda") % seq].float()).to(t))
-    for batch, seq, c, vocab, kind in [(3, 701, 384, 50304, "skewed"), (1, 31, 1600, 50257, "skewed"), (5, 1000, 768, 50304, "hot"), (2, 1, 2880, 300, "hot"),
-                                       (3, 341, 5120, 4, "skewed"), (128, 1024, 384, 50304, "uniform")]:
+        same(
+            f"embedding {c}",
+            out,
+            (wte[ids].float() + wpe[torch.arange(batch * seq, device="cuda") % seq].float()).to(t),
+        )
+    for batch, seq, c, vocab, kind in [
+        (3, 701, 384, 50304, "skewed"),
+        (1, 31, 1600, 50257, "skewed"),
+        (5, 1000, 768, 50304, "hot"),
+        (2, 1, 2880, 300, "hot"),
+        (3, 341, 5120, 4, "skewed"),
+        (128, 1024, 384, 50304, "uniform"),
+    ]:
         n = batch * seq
-        ids = {"skewed": skewed_ids(n, vocab), "hot": torch.full((n,), vocab - 1, device="cuda"), "uniform": torch.randint(vocab, (n,), device="cuda")}[kind]
+        ids = {
+            "skewed": skewed_ids(n, vocab),
+            "hot": torch.full((n,), vocab - 1, device="cuda"),
+            "uniform": torch.randint(vocab, (n,), device="cuda"),
+        }[kind]
         for whole in [True, False]:  # whole numbers make float sums exact
             name = f"embedding_backward {batch}x{seq} {c} {kind} {'exact' if whole else ''}"
             dout = torch.randint(-8, 9, (n, c), device="cuda").to(t) if whole else randn(n, c, dtype=t)
@@ -103,7 +118,17 @@ def norm_reference(x, weight, bias):
 
 
 def check_layernorm(ops, t):
-    for n, c in [(1, 384), (1025, 768), (515, 1600), (77, 2056), (33, 2880), (9, 5120), (7, 12288), (3, 8), (6, 16384)]:
+    for n, c in [
+        (1, 384),
+        (1025, 768),
+        (515, 1600),
+        (77, 2056),
+        (33, 2880),
+        (9, 5120),
+        (7, 12288),
+        (3, 8),
+        (6, 16384),
+    ]:
         x, branch = randn(n, c, dtype=t, shift=0.7), randn(n, c, dtype=t)
         weight, bias = randn(c, dtype=t, shift=1), randn(c, dtype=t)
         for fused in [False, True]:
@@ -117,7 +142,18 @@ def check_layernorm(ops, t):
             close(name + " mean", mean, m)
             close(name + " rstd", rstd, r)
             close(name + " out", out, o)
-    for n, c in [(1, 384), (1025, 768), (515, 1600), (2051, 1600), (33, 2880), (5, 4096), (9, 5120), (6, 12288), (3, 8), (2, 16384)]:
+    for n, c in [
+        (1, 384),
+        (1025, 768),
+        (515, 1600),
+        (2051, 1600),
+        (33, 2880),
+        (5, 4096),
+        (9, 5120),
+        (6, 12288),
+        (3, 8),
+        (2, 16384),
+    ]:
         x, dout, before = randn(n, c, dtype=t, shift=0.7), randn(n, c, dtype=t), randn(n, c, dtype=t)
         weight, bias = randn(c, dtype=t, shift=1), randn(c, dtype=t)
         mean, rstd, _ = norm_reference(x, weight, bias)
@@ -155,9 +191,16 @@ def check_gelu(ops, t):
         run(ops.gelu(out, pre))
         close(f"gelu {n}", out, gelu64(pre)[0], rel=None if t != F32 else 2e-5)
     for n, width in [(1, 1536), (129, 3072), (1000, 6400), (300, 8), (128, 264)]:
-        pre, dout, dpre, dbias = randn(n, width, dtype=t, scale=2), randn(n, width, dtype=t), poison(n, width, dtype=t), poison(width)
+        pre, dout, dpre, dbias = (
+            randn(n, width, dtype=t, scale=2),
+            randn(n, width, dtype=t),
+            poison(n, width, dtype=t),
+            poison(width),
+        )
         run(ops.gelu_backward(dpre, dout, pre, dbias))
-        close(f"gelu_backward {n}x{width}", dpre, dout.to(F64) * gelu64(pre)[1], rel=None if t != F32 else 2e-5)
+        close(
+            f"gelu_backward {n}x{width}", dpre, dout.to(F64) * gelu64(pre)[1], rel=None if t != F32 else 2e-5
+        )
         again, sums = dout.clone(), poison(width)
         run(ops.gelu_backward(again, again, pre))
         same(f"gelu_backward {n}x{width} in place, no sums", again, dpre)
@@ -177,7 +220,13 @@ def check_reduce(ops, t):
 
 
 def check_classifier(ops, t):
-    for n, padded, used in [(33, 50304, 50257), (5, 264, 257), (3, 8, 5), (17, 50304, 50304), (4, 4104, 4104)]:
+    for n, padded, used in [
+        (33, 50304, 50257),
+        (5, 264, 257),
+        (3, 8, 5),
+        (17, 50304, 50304),
+        (4, 4104, 4104),
+    ]:
         x = randn(n, padded, dtype=t, scale=4)
         x[0, used - 1], x[-1, 0] = 90.0, -90.0
         targets = torch.randint(used, (n,), device="cuda")
@@ -196,16 +245,28 @@ def check_classifier(ops, t):
         wide = x[:, :used].to(F64)
         lse = wide.logsumexp(1)
         loss_ref = lse - wide.gather(1, targets[:, None])[:, 0]
-        report(f"classifier {padded} loss", (losses.to(F64) - loss_ref).abs().max() < 1e-5, f"{(losses.to(F64) - loss_ref).abs().max()}")
+        report(
+            f"classifier {padded} loss",
+            (losses.to(F64) - loss_ref).abs().max() < 1e-5,
+            f"{(losses.to(F64) - loss_ref).abs().max()}",
+        )
         grad = (wide - lse[:, None]).exp()
         grad.scatter_add_(1, targets[:, None], torch.full((n, 1), -1.0, dtype=F64, device="cuda"))
-        close(f"classifier {padded} gradient", logits[:, :used], grad * scale, rel=2**-8 * 1.01 if t != F32 else 3e-5, floor=1e-5)
+        close(
+            f"classifier {padded} gradient",
+            logits[:, :used],
+            grad * scale,
+            rel=2**-8 * 1.01 if t != F32 else 3e-5,
+            floor=1e-5,
+        )
         report(f"classifier {padded} padding", bool((logits[:, used:] == 0).all()))
         bad, losses2 = x.clone(), poison(n)
         bad[1, 3] = NAN
         run(ops.classifier(bad, losses2, as_u16(targets), used, scale))
         keep = torch.arange(n, device="cuda") != 1
-        report(f"classifier {padded} NaN", bool(losses2[1].isnan()) and torch.equal(losses2[keep], losses[keep]))
+        report(
+            f"classifier {padded} NaN", bool(losses2[1].isnan()) and torch.equal(losses2[keep], losses[keep])
+        )
 
 
 def philox(key, c):
@@ -220,7 +281,10 @@ def philox(key, c):
 
 
 def check_philox():
-    kat = philox([0xA4093822, 0x299F31D0], [np.array([w], np.uint64) for w in (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)])
+    kat = philox(
+        [0xA4093822, 0x299F31D0],
+        [np.array([w], np.uint64) for w in (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)],
+    )
     report("philox reference", [int(w[0]) for w in kat] == [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1])
 
 
@@ -242,7 +306,9 @@ def check_adamw(ops, t):
             name = f"adamw {len(param)} {'master' if masters else 'no master'}"
             g = grad.to(F64) * scale
             m_ref, v_ref = b1 * m0.to(F64) + (1 - b1) * g, b2 * v0.to(F64) + (1 - b2) * g * g
-            p_ref = p0.to(F64) - lr * (m_ref * c1 / ((v_ref * c2).sqrt() + eps) + float(np.float32(decay)) * p0.to(F64))
+            p_ref = p0.to(F64) - lr * (
+                m_ref * c1 / ((v_ref * c2).sqrt() + eps) + float(np.float32(decay)) * p0.to(F64)
+            )
             close(name + " m", m, m_ref)
             close(name + " v", v, v_ref)
             if masters:
@@ -253,20 +319,46 @@ def check_adamw(ops, t):
             else:
                 # The float value before rounding: the same update on a master that starts from the parameter.
                 twin = p0.float()
-                run(ops.adamw([(poison(len(param), dtype=t), twin, grad, m0.clone(), v0.clone(), decay, number)], hyper, key, step))
+                run(
+                    ops.adamw(
+                        [(poison(len(param), dtype=t), twin, grad, m0.clone(), v0.clone(), decay, number)],
+                        hyper,
+                        key,
+                        step,
+                    )
+                )
                 bits = twin.cpu().numpy().view(np.uint32)
                 groups = np.arange(ceil(len(param), 4), dtype=np.uint64)
-                words = philox(key, [groups, groups * 0, groups * 0 + np.uint64(step), groups * 0 + np.uint64(number)])
+                words = philox(
+                    key, [groups, groups * 0, groups * 0 + np.uint64(step), groups * 0 + np.uint64(number)]
+                )
                 random = np.stack(words, 1).reshape(-1)[: len(param)].astype(np.uint32)
                 expected = ((bits + (random & 0xFFFF)) >> 16).astype(np.uint16)
                 got = param.view(torch.int16).cpu().numpy().view(np.uint16)
                 report(name + " stochastic rounding", np.array_equal(expected, got))
-    # Stochastic rounding is unbiased: many elements of the same value, no gradient, decay moves them by half a unit.
+    # Stochastic rounding is unbiased: many elements of the same value, no gradient, decay moves them by half
+    # a unit.
     if t != F32:
         n = 1 << 20
         param = torch.full((n,), 1.0, device="cuda").to(t)
-        run(ops.adamw([(param, None, torch.zeros(n, device="cuda"), torch.zeros(n, device="cuda"), torch.ones(n, device="cuda"), -1.0, 3)],
-                      (2**-9, 0.9, 0.95, 1e-8, 1.0, 1.0, 1.0), key, step))
+        run(
+            ops.adamw(
+                [
+                    (
+                        param,
+                        None,
+                        torch.zeros(n, device="cuda"),
+                        torch.zeros(n, device="cuda"),
+                        torch.ones(n, device="cuda"),
+                        -1.0,
+                        3,
+                    )
+                ],
+                (2**-9, 0.9, 0.95, 1e-8, 1.0, 1.0, 1.0),
+                key,
+                step,
+            )
+        )
         share = (param.float() > 1).double().mean().item()
         report("adamw rounding is unbiased", abs(share - 0.25) < 0.003, f"{share}")
 
@@ -276,10 +368,17 @@ def check_squares(ops):
     sums = poison(len(tensors), dtype=F64)
     run(ops.sum_squares(sums, tensors))
     ref = torch.stack([x.to(F64).square().sum() for x in tensors])
-    report("sum_squares", bool(((sums - ref).abs() / ref < 2e-8 + 1e-6 * (ref < 100)).all()), f"{(sums - ref) / ref}")
+    report(
+        "sum_squares",
+        bool(((sums - ref).abs() / ref < 2e-8 + 1e-6 * (ref < 100)).all()),
+        f"{(sums - ref) / ref}",
+    )
     tensors[1][2], tensors[4][77] = float("inf"), NAN
     run(ops.sum_squares(sums, tensors))
-    report("sum_squares of inf and NaN", bool(sums[1].isinf()) and bool(sums[4].isnan()) and bool(sums[[0, 2, 3, 5, 6, 7]].isfinite().all()))
+    report(
+        "sum_squares of inf and NaN",
+        bool(sums[1].isinf()) and bool(sums[4].isnan()) and bool(sums[[0, 2, 3, 5, 6, 7]].isfinite().all()),
+    )
 
 
 def check_elementwise(ops, t):
@@ -290,7 +389,7 @@ def check_elementwise(ops, t):
         same(f"add_f32 {n}", total, a + b)
 
 
-# ---- digest: the specification in a few lines ------------------------------------------------------------------
+# ---- digest: the specification in a few lines --------------------------------------------------------------
 
 
 def tagged(tag, data):
@@ -311,11 +410,19 @@ def after_tag(tag):
     k = [root(p, 3) for p in primes]
     h = [root(p, 2) for p in primes[:8]]
     block = hashlib.sha256(tag).digest() * 2
-    w = [int.from_bytes(block[4 * i: 4 * i + 4], "big") for i in range(16)]
+    w = [int.from_bytes(block[4 * i : 4 * i + 4], "big") for i in range(16)]
     rotate = lambda x, n: (x >> n | x << 32 - n) & 0xFFFFFFFF
     for t in range(16, 64):
         s0, s1 = w[t - 15], w[t - 2]
-        w.append((w[t - 16] + (rotate(s0, 7) ^ rotate(s0, 18) ^ s0 >> 3) + w[t - 7] + (rotate(s1, 17) ^ rotate(s1, 19) ^ s1 >> 10)) & 0xFFFFFFFF)
+        w.append(
+            (
+                w[t - 16]
+                + (rotate(s0, 7) ^ rotate(s0, 18) ^ s0 >> 3)
+                + w[t - 7]
+                + (rotate(s1, 17) ^ rotate(s1, 19) ^ s1 >> 10)
+            )
+            & 0xFFFFFFFF
+        )
     s = list(h)
     for t in range(64):
         a, b, c, d, e, f, g, hh = s
@@ -337,18 +444,42 @@ TAGS = (after_tag(b"runner/leaf/v1"), after_tag(b"runner/node/v1"))
 
 
 def check_digest(ops):
-    sizes = [1, 3, 55, 56, 63, 64, 119, 120, 1536, 4032, 4087, 4088, 4095, 4096, 4097, 12288, 4096 * 5, 4096 * 512, 4096 * 513 + 17, 4096 * 1027 - 1, 2]
+    sizes = [
+        1,
+        3,
+        55,
+        56,
+        63,
+        64,
+        119,
+        120,
+        1536,
+        4032,
+        4087,
+        4088,
+        4095,
+        4096,
+        4097,
+        12288,
+        4096 * 5,
+        4096 * 512,
+        4096 * 513 + 17,
+        4096 * 1027 - 1,
+        2,
+    ]
     for chosen in [sizes, sizes[:3], [4096 * 512 * 3 + 5]]:
         tensors = [torch.randint(256, (n,), device="cuda", dtype=torch.uint8) for n in chosen]
         launches, roots = ops.digest(tensors, *TAGS)
         run(launches)
         for size, tensor, root in zip(chosen, tensors, roots.cpu().numpy()):
             data = tensor.cpu().numpy().tobytes()
-            expected = merkle([tagged(b"runner/leaf/v1", data[i: i + 4096]) for i in range(0, len(data), 4096)])
+            expected = merkle(
+                [tagged(b"runner/leaf/v1", data[i : i + 4096]) for i in range(0, len(data), 4096)]
+            )
             report(f"digest {size}", root.tobytes() == expected)
 
 
-# ---- repeats ----------------------------------------------------------------------------------------------------
+# ---- repeats -----------------------------------------------------------------------------------------------
 
 
 def repeat_cases(ops, t):
@@ -362,7 +493,12 @@ def repeat_cases(ops, t):
     out, m, r, residual = f(n, c, dtype=t), f(n), f(n), f(n, c, dtype=t)
     yield "residual_layernorm", ops.layernorm(out, m, r, x, w, b, dout, residual), [out, m, r, residual], []
     dx, dw, db = randn(n, c, dtype=t), f(c), f(c)
-    yield "layernorm_backward", ops.layernorm_backward(dx, 1, dw, db, 0, dout, x, w, mean.float(), rstd.float()), [dw, db], [dx]
+    yield (
+        "layernorm_backward",
+        ops.layernorm_backward(dx, 1, dw, db, 0, dout, x, w, mean.float(), rstd.float()),
+        [dw, db],
+        [dx],
+    )
     dwte, dwpe = randn(2000, c), f(seq + 5, c)
     yield "embedding_backward", ops.embedding_backward(dwte, dwpe, 0, dout, ids, batch, seq), [dwpe], [dwte]
     dpre, dbias = f(n, width, dtype=t), f(width)
@@ -372,8 +508,18 @@ def repeat_cases(ops, t):
     logits, losses = randn(200, vocab, dtype=t, scale=3), f(200)
     targets = as_u16(torch.randint(50257, (200,), device="cuda"))
     yield "classifier", ops.classifier(logits, losses, targets, 50257, 0.01), [losses], [logits]
-    param, grad, am, av = randn(1_000_003, dtype=t), randn(1_000_003), randn(1_000_003), randn(1_000_003).square()
-    yield "adamw", ops.adamw([(param, None, grad, am, av, 0.1, 5)], (1e-3, 0.9, 0.95, 1e-8, 1.1, 1.2, 0.5), (1, 2), 9), [], [param, am, av]
+    param, grad, am, av = (
+        randn(1_000_003, dtype=t),
+        randn(1_000_003),
+        randn(1_000_003),
+        randn(1_000_003).square(),
+    )
+    yield (
+        "adamw",
+        ops.adamw([(param, None, grad, am, av, 0.1, 5)], (1e-3, 0.9, 0.95, 1e-8, 1.1, 1.2, 0.5), (1, 2), 9),
+        [],
+        [param, am, av],
+    )
     squares = f(2, dtype=F64)
     yield "sum_squares", ops.sum_squares(squares, [grad, am]), [squares], []
     launches, roots = ops.digest([grad.view(torch.uint8)], *TAGS)
@@ -422,7 +568,15 @@ def main():
     for act in ["ACT_BF16", "ACT_F32"]:
         ops = Ops(act)
         begin = time.time()
-        for check in [check_embedding, check_layernorm, check_gelu, check_reduce, check_classifier, check_adamw, check_elementwise]:
+        for check in [
+            check_embedding,
+            check_layernorm,
+            check_gelu,
+            check_reduce,
+            check_classifier,
+            check_adamw,
+            check_elementwise,
+        ]:
             try:
                 check(ops, ops.dtype)
                 torch.cuda.synchronize()
@@ -434,9 +588,15 @@ def main():
         middle = time.time()
         check_repeats(ops, ops.dtype, times)
         torch.cuda.synchronize()
-        print(f"{act}: checks {middle - begin:.1f} s, {times} repeats {time.time() - middle:.1f} s", flush=True)
+        print(
+            f"{act}: checks {middle - begin:.1f} s, {times} repeats {time.time() - middle:.1f} s", flush=True
+        )
     print("worst error over its bound: " + ", ".join(f"{k} {v:.2f}" for k, v in worst.items()))
-    print(f"{len(failures)} failures" if failures else "all kernels agree with their references and with themselves")
+    print(
+        f"{len(failures)} failures"
+        if failures
+        else "all kernels agree with their references and with themselves"
+    )
     sys.exit(1 if failures else 0)
 
 

@@ -15,8 +15,13 @@ def resources(log):
     for part in re.split(r"Compiling entry function ", log)[1:]:
         kernel = re.match(r"'(\w+)'", part).group(1)
         number = lambda pattern: int((re.search(pattern, part) or [0, 0])[1])
-        yield (kernel, number(r"Used (\d+) registers"), number(r"(\d+) bytes smem"), number(r"(\d+) bytes stack frame"),
-               number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"))
+        yield (
+            kernel,
+            number(r"Used (\d+) registers"),
+            number(r"(\d+) bytes smem"),
+            number(r"(\d+) bytes stack frame"),
+            number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
+        )
 
 
 def variants(name):
@@ -33,7 +38,9 @@ def variants(name):
 
 
 def main():
-    names = [a for a in sys.argv[1:] if not a.startswith("--")] or sorted(p.name for p in KERNELS.glob("*.cu"))
+    names = [a for a in sys.argv[1:] if not a.startswith("--")] or sorted(
+        p.name for p in KERNELS.glob("*.cu")
+    )
     verbose = "--resources" in sys.argv
     nvrtc = Nvrtc()
     print(f"NVRTC {nvrtc.version}: {nvrtc.path}", file=sys.stderr)
@@ -52,9 +59,15 @@ def main():
                 failures += 1
             for kernel, registers, shared, stack, spilled in resources(log):
                 if verbose:
-                    print(f"{architecture:8} {what:24} {kernel:32} {registers:4} registers {shared:6} B shared {stack:4} B stack")
+                    print(
+                        f"{architecture:8} {what:24} {kernel:32} {registers:4} registers "
+                        f"{shared:6} B shared {stack:4} B stack"
+                    )
                 if stack or spilled:
-                    print(f"{kernel} for {architecture} with {what}: {stack} bytes of stack, {spilled} bytes spilled")
+                    print(
+                        f"{kernel} for {architecture} with {what}: {stack} bytes of stack, "
+                        f"{spilled} bytes spilled"
+                    )
                     failures += 1
         print(f"{name}: compiled", file=sys.stderr)
     sys.exit(1 if failures else 0)

@@ -1,4 +1,5 @@
-"""The CUDA driver through ctypes, beside PyTorch: loads kernels compiled as the program compiles them and launches
+"""The CUDA driver through ctypes, beside PyTorch: loads kernels compiled as the program compiles them and
+launches
 them on tensors' memory with one packed argument struct each."""
 
 import ctypes
@@ -35,11 +36,17 @@ class Launch:
 
     def __call__(self):
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        driver(CUDA.cuLaunchKernel(self.function, *self.grid, self.block, 1, 1, self.shared, stream, self.params, None), "cuLaunchKernel")
+        driver(
+            CUDA.cuLaunchKernel(
+                self.function, *self.grid, self.block, 1, 1, self.shared, stream, self.params, None
+            ),
+            "cuLaunchKernel",
+        )
 
 
 class Module:
-    """kernels/NAME.cu for one element type. A folder named by RUNNER_CUBINS may hold what was compiled before."""
+    """kernels/NAME.cu for one element type. A folder named by RUNNER_CUBINS may hold what was compiled
+    before."""
 
     nvrtc = None
 
@@ -59,7 +66,8 @@ class Module:
         self.functions = {}
 
     def launch(self, kernel, grid, block, layout, *fields, shared=0):
-        """`layout` in the letters of `struct`: Q pointer or 64-bit length, I 32 bits, f float. Tensors give their address."""
+        """`layout` in the letters of `struct`: Q pointer or 64-bit length, I 32 bits, f float. Tensors give
+        their address."""
         if kernel not in self.functions:
             function = ctypes.c_void_p()
             driver(CUDA.cuModuleGetFunction(ctypes.byref(function), self.module, kernel.encode()), kernel)

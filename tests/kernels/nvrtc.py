@@ -1,4 +1,5 @@
-"""NVRTC through ctypes: compiles a kernel file as the program does. Needs libnvrtc and the standard library alone.
+"""NVRTC through ctypes: compiles a kernel file as the program does. Needs libnvrtc and the standard library
+alone.
 
 The library is looked for in RUNNER_NVRTC, among the `nvidia-cuda-nvrtc` wheel's files, then by the loader.
 """
@@ -15,7 +16,8 @@ ACTS = ["ACT_BF16", "ACT_F32"]
 
 
 def options(architecture, act):
-    """The options the program compiles with. They are part of the bits: change them there and here together."""
+    """The options the program compiles with. They are part of the bits: change them there and here
+    together."""
     return [f"--gpu-architecture={architecture}", "--std=c++17", "--fmad=false", f"-D{act}=1"]
 
 
@@ -28,8 +30,13 @@ def load_library():
     candidates += ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"]
     for path in candidates:
         try:
-            # libnvrtc opens its builtins by bare name: loaded first by path, they are found outside the loader's folders too.
-            for builtins in glob.glob(os.path.join(os.path.dirname(path), "libnvrtc-builtins.so.*")) if "/" in path else []:
+            # libnvrtc opens its builtins by bare name: loaded first by path, they are found outside the
+            # loader's folders too.
+            for builtins in (
+                glob.glob(os.path.join(os.path.dirname(path), "libnvrtc-builtins.so.*"))
+                if "/" in path
+                else []
+            ):
                 ctypes.CDLL(builtins)
             return ctypes.CDLL(path), path
         except OSError:
@@ -55,10 +62,20 @@ class Nvrtc:
         names = (ctypes.c_char_p * len(headers))(*[h.name.encode() for h in headers])
         program = ctypes.c_void_p()
         text = (KERNELS / name).read_bytes()
-        self._check(self.library.nvrtcCreateProgram(ctypes.byref(program), text, name.encode(), len(headers), sources, names))
+        self._check(
+            self.library.nvrtcCreateProgram(
+                ctypes.byref(program), text, name.encode(), len(headers), sources, names
+            )
+        )
         arguments = [o.encode() for o in [*options(architecture, act), *extra]]
-        code = self.library.nvrtcCompileProgram(program, len(arguments), (ctypes.c_char_p * len(arguments))(*arguments))
-        log = self._text(program, self.library.nvrtcGetProgramLogSize, self.library.nvrtcGetProgramLog).rstrip(b"\0").decode()
+        code = self.library.nvrtcCompileProgram(
+            program, len(arguments), (ctypes.c_char_p * len(arguments))(*arguments)
+        )
+        log = (
+            self._text(program, self.library.nvrtcGetProgramLogSize, self.library.nvrtcGetProgramLog)
+            .rstrip(b"\0")
+            .decode()
+        )
         try:
             if code:
                 raise CompileError(f"{name} for {architecture} with {act}:\n{log}")

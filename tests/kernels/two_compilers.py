@@ -3,8 +3,8 @@
     pip install --target 129 nvidia-cuda-nvrtc-cu12==12.9.86
     python3 tests/kernels/two_compilers.py target/release/runner 129/nvidia/cuda_nvrtc/lib 130/nvidia/cu13/lib
 
-Needs a Hopper GPU. For each folder with a libnvrtc, `experiments/ci_cuda.toml` is trained twice and once more with
-a kill, and held to the golden root; the locks must name different compilers and different machine code.
+Needs a Hopper GPU. For each folder with a libnvrtc, `experiments/ci_cuda.toml` is trained twice and once more
+with a kill, and held to the golden root; the locks must name different compilers and different machine code.
 """
 
 import os
@@ -51,7 +51,10 @@ def main():
     for (version, kernels), (other, others) in zip(made, made[1:]):
         differing = sum(kernels[name] != others.get(name) for name in kernels)
         assert differing, f"{version} and {other} made the same machine code: nothing was shown"
-        print(f"NVRTC {version} and {other}: {differing} of {len(kernels)} files of machine code differ, one root")
+        print(
+            f"NVRTC {version} and {other}: {differing} of {len(kernels)} files of "
+            "machine code differ, one root"
+        )
 
 
 if __name__ == "__main__":

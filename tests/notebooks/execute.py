@@ -20,7 +20,14 @@ from traitlets.config import Config
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 
-SHORT = ["schedule.steps=40", "schedule.learning_rate=1e-3", "schedule.warmup_steps=5", "eval.every=10", "eval.val_tokens=2048", "sample.every=0"]
+SHORT = [
+    "schedule.steps=40",
+    "schedule.learning_rate=1e-3",
+    "schedule.warmup_steps=5",
+    "eval.every=10",
+    "eval.val_tokens=2048",
+    "sample.every=0",
+]
 
 
 def depth(layers: int) -> list[str]:
@@ -63,7 +70,9 @@ def check(path: Path, runs: Path, keep: Path | None) -> list[str]:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     faults = unstripped(notebook)
-    environment = dict(os.environ, NOTEBOOK_RUNS=str(runs), PYTHONWARNINGS="error::DeprecationWarning:__main__")
+    environment = dict(
+        os.environ, NOTEBOOK_RUNS=str(runs), PYTHONWARNINGS="error::DeprecationWarning:__main__"
+    )
     try:
         # The kernel is spoken to over files in the working directory, not TCP: nothing else can listen.
         kernel = Config({"KernelManager": {"transport": "ipc"}})

@@ -3,11 +3,11 @@
     runner config experiments/gpt2_124m.toml --set data.order=sequential --json > experiment.json
     python tests/pytorch/compare.py experiment.json --steps 100 --precision autocast --log pytorch.log
 
-The initial weights are those of `runner` (src/model/init.rs, src/rng.rs), computed here from their description: Philox4x32-10
-keyed by SHA-256, Box and Muller in float64. Batches are the shards' sequences in order, so `data.order` must be
-`sequential`. Precisions: `autocast` keeps fp32 weights and computes in bf16; `pure` keeps bf16 weights with no master copy;
-`fp32` computes in fp32. The model is compiled unless --eager. --log writes losses in llm.c's main.log format, which
-`runner plot` overlays.
+The initial weights are those of `runner` (src/model/init.rs, src/rng.rs), computed here from their
+description: Philox4x32-10 keyed by SHA-256, Box and Muller in float64. Batches are the shards' sequences in
+order, so `data.order` must be `sequential`. Precisions: `autocast` keeps fp32 weights and computes in bf16;
+`pure` keeps bf16 weights with no master copy; `fp32` computes in fp32. The model is compiled unless --eager.
+--log writes losses in llm.c's main.log format, which `runner plot` overlays.
 """
 
 import argparse
@@ -65,7 +65,10 @@ class GPT2(nn.Module):
     def __init__(self, m):
         super().__init__()
         self.vocab = m["vocab"]
-        self.wte, self.wpe = nn.Embedding(m["vocab_padded"], m["channels"]), nn.Embedding(m["context"], m["channels"])
+        self.wte, self.wpe = (
+            nn.Embedding(m["vocab_padded"], m["channels"]),
+            nn.Embedding(m["context"], m["channels"]),
+        )
         self.layers = nn.ModuleList(Block(m["channels"], m["heads"]) for _ in range(m["layers"]))
         self.ln_f = nn.LayerNorm(m["channels"])
 
@@ -90,7 +93,11 @@ class GPT2(nn.Module):
         projections = {id(w) for l in self.layers for w in (l.proj.weight, l.fc_proj.weight)}
         for number, tensor in enumerate(tensors):
             if tensor.dim() == 1:
-                tensor.fill_(1.0 if any(tensor is n.weight for n in self.modules() if isinstance(n, nn.LayerNorm)) else 0.0)
+                tensor.fill_(
+                    1.0
+                    if any(tensor is n.weight for n in self.modules() if isinstance(n, nn.LayerNorm))
+                    else 0.0
+                )
                 continue
             std = 0.02 / math.sqrt(2 * layers) if id(tensor) in projections else 0.02
             logical = tensor[: self.vocab] if tensor is self.wte.weight else tensor
@@ -119,7 +126,9 @@ def learning_rate(s, step):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("experiment")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--precision", choices=("autocast", "pure", "fp32"), default="autocast")
@@ -146,7 +155,9 @@ def main():
     decay = [p for p in model.parameters() if p.dim() == 2]
     rest = [p for p in model.parameters() if p.dim() != 2]
     groups = [{"params": decay, "weight_decay": opt["weight_decay"]}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(opt["beta1"], opt["beta2"]), eps=opt["epsilon"], fused=True)
+    optimizer = torch.optim.AdamW(
+        groups, lr=0.0, betas=(opt["beta1"], opt["beta2"]), eps=opt["epsilon"], fused=True
+    )
     forward = model if args.eager else torch.compile(model)
 
     log = open(args.log, "w", buffering=1) if args.log else None
@@ -157,7 +168,9 @@ def main():
         total = 0.0
         for micro in range(micro_steps):
             first = (step * micro_steps + micro) * b
-            rows = np.stack([s[o : o + t + 1] for s, o in (starts[(first + i) % len(starts)] for i in range(b))])
+            rows = np.stack(
+                [s[o : o + t + 1] for s, o in (starts[(first + i) % len(starts)] for i in range(b))]
+            )
             batch = torch.from_numpy(rows.astype(np.int64)).pin_memory().to(device, non_blocking=True)
             with torch.autocast(device, dtype=torch.bfloat16, enabled=args.precision == "autocast"):
                 loss = forward(batch[:, :-1], batch[:, 1:])
@@ -172,11 +185,17 @@ def main():
         times.append(time.perf_counter() - begin)
         if log:
             log.write(f"s:{step} trl:{total:.6f} lr:{group['lr']:.6f} norm:{norm.item():.4f}\n")
-        print(f"step {step + 1}/{args.steps} | loss {total:.6f} | norm {norm.item():.4f} | {times[-1] * 1e3:.1f} ms", flush=True)
+        print(
+            f"step {step + 1}/{args.steps} | loss {total:.6f} | norm {norm.item():.4f} | "
+            f"{times[-1] * 1e3:.1f} ms",
+            flush=True,
+        )
     median = statistics.median(times[3:] or times)
     print(
-        f"PyTorch {torch.__version__} {args.precision}{' eager' if args.eager else ' compiled'}: {median * 1e3:.1f} ms a step, "
-        f"{e['batch']['tokens'] / median:.0f} tok/s, {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB at the peak"
+        f"PyTorch {torch.__version__} {args.precision}{' eager' if args.eager else ' compiled'}: "
+        f"{median * 1e3:.1f} ms a step, "
+        f"{e['batch']['tokens'] / median:.0f} tok/s, "
+        f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MiB at the peak"
     )
 
 

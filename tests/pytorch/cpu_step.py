@@ -19,7 +19,9 @@ B, T, STEPS = 4, 64, 8
 torch.manual_seed(1337)
 config = transformers.GPT2Config(vocab_size=50304, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 model = transformers.GPT2LMHeadModel(config).train()
-optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True)
+optimizer = torch.optim.AdamW(
+    model.parameters(), lr=6e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True
+)
 
 
 def step(forward):

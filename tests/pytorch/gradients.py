@@ -1,13 +1,13 @@
 """Every gradient of one step beside PyTorch's: relative error and cosine, tensor by tensor.
 
-    runner config E.toml --set data.order=sequential --set optimizer.grad_clip=0 --set schedule.steps=1 --json > experiment.json
-    runner run E.toml (the same settings) --name gradients
-    python tests/pytorch/gradients.py experiment.json runs/gradients/checkpoints/step_00000001/state.safetensors
+    runner config E.toml --set data.order=sequential --set optimizer.grad_clip=0 --set schedule.steps=1 --json
+    > experiment.json runner run E.toml (the same settings) --name gradients python tests/pytorch/gradients.py
+    experiment.json runs/gradients/checkpoints/step_00000001/state.safetensors
 
-After one step from zero moments, `adam_m` is (1 - beta1) times the gradient. It is compared with PyTorch in fp32,
-eager, without TF32. PyTorch's own bf16 autocast is compared with the same, which separates the error of the format
-from ours. Exits with 1 when a tensor of ours is more than 1.5 times as far from fp32 as autocast's, and the distance
-is above 1e-3.
+After one step from zero moments, `adam_m` is (1 - beta1) times the gradient. It is compared with PyTorch in
+fp32, eager, without TF32. PyTorch's own bf16 autocast is compared with the same, which separates the error of
+the format from ours. Exits with 1 when a tensor of ours is more than 1.5 times as far from fp32 as
+autocast's, and the distance is above 1e-3.
 """
 
 import json
@@ -50,7 +50,9 @@ def gradients(e, autocast, device):
     model.initialise(e["seed"], m["layers"])
     total = 0.0
     for micro in range(micro_steps):
-        rows = np.stack([s[o : o + t + 1] for s, o in (starts[(micro * b + i) % len(starts)] for i in range(b))])
+        rows = np.stack(
+            [s[o : o + t + 1] for s, o in (starts[(micro * b + i) % len(starts)] for i in range(b))]
+        )
         batch = torch.from_numpy(rows.astype(np.int64)).to(device)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
             loss = model(batch[:, :-1], batch[:, 1:]) / micro_steps
@@ -74,15 +76,23 @@ def main():
     assert ours.keys() == reference.keys(), ours.keys() ^ reference.keys()
     error = lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b)
     cosine = lambda a, b: (a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b))
-    print(f"PyTorch {torch.__version__} on {device}: loss {loss:.6f} in fp32, {loss_autocast:.6f} in autocast")
+    print(
+        f"PyTorch {torch.__version__} on {device}: loss {loss:.6f} in fp32, {loss_autocast:.6f} in autocast"
+    )
     print(f"{'tensor':28} {'ours: error':>12} {'cosine':>10} {'autocast: error':>16} {'cosine':>10}")
     failed = 0
     for name, want in reference.items():
         a, b = error(ours[name], want), error(autocast[name], want)
-        print(f"{name:28} {a:12.2e} {cosine(ours[name], want):10.7f} {b:16.2e} {cosine(autocast[name], want):10.7f}")
+        print(
+            f"{name:28} {a:12.2e} {cosine(ours[name], want):10.7f} {b:16.2e} "
+            f"{cosine(autocast[name], want):10.7f}"
+        )
         failed += not a <= max(1.5 * b, 1e-3)
     worst = max(reference, key=lambda name: error(ours[name], reference[name]))
-    print(f"{len(reference)} tensors, worst `{worst}` at {error(ours[worst], reference[worst]):.2e}, {failed} failed")
+    print(
+        f"{len(reference)} tensors, worst `{worst}` at {error(ours[worst], reference[worst]):.2e}, "
+        f"{failed} failed"
+    )
     return failed > 0
 
 

@@ -84,10 +84,15 @@ class Gpt2(LM):
 
 def lm_eval_scores(folder, tasks):
     task = {
-        "task": "hellaswag_here", "dataset_path": "json", "output_type": "multiple_choice",
+        "task": "hellaswag_here",
+        "dataset_path": "json",
+        "output_type": "multiple_choice",
         "dataset_kwargs": {"data_files": {"validation": str(tasks)}},
-        "validation_split": "validation", "process_docs": utils.process_docs,
-        "doc_to_text": "{{query}}", "doc_to_target": "{{gold}}", "doc_to_choice": "choices",
+        "validation_split": "validation",
+        "process_docs": utils.process_docs,
+        "doc_to_text": "{{query}}",
+        "doc_to_target": "{{gold}}",
+        "doc_to_choice": "choices",
         "metric_list": [{"metric": name} for name in ("acc", "acc_norm", "acc_bytes")],
     }
     results = simple_evaluate(model=Gpt2(folder), tasks=[task], bootstrap_iters=0)["results"]
@@ -110,8 +115,12 @@ def many_tasks(path):
             end = lambda: " [title] " if rng.random() < 0.1 else "."
             endings = [text(rng.integers(1, 5)) + end() for _ in range(4)]
             task = {
-                "activity_label": text(1), "ctx_a": text(2) + ".", "ctx_b": text(1), "endings": endings,
-                "label": str(rng.integers(4)), "ctx": "",
+                "activity_label": text(1),
+                "ctx_a": text(2) + ".",
+                "ctx_b": text(1),
+                "endings": endings,
+                "label": str(rng.integers(4)),
+                "ctx": "",
             }
             task["ctx"] = f"{task['ctx_a']} {task['ctx_b']}"
             file.write(json.dumps(task, ensure_ascii=False) + "\n")

@@ -3,9 +3,9 @@
     python tests/pytorch/hf_export.py target/release/runner runs/quickstart [--dtype fp32|bf16]
 
 Ours are the logits of the token after each prompt, from `runner sample --logits`, computed in the run's own
-precision; theirs those of `GPT2LMHeadModel` in fp32, with the weights of the exported file. The numbers compared
-are relative: the norm of the difference over the norm of ours. Limits: 2e-6 for an fp32 export of a run on the
-CPU, 1e-2 for a bf16 export, whose weights are rounded (half a unit in the last place is 2e-3).
+precision; theirs those of `GPT2LMHeadModel` in fp32, with the weights of the exported file. The numbers
+compared are relative: the norm of the difference over the norm of ours. Limits: 2e-6 for an fp32 export of a
+run on the CPU, 1e-2 for a bf16 export, whose weights are rounded (half a unit in the last place is 2e-3).
 """
 
 import argparse
@@ -29,9 +29,9 @@ PROMPTS = [
     "naïve façade — 漢字 🦀",
     "don't I'll  two spaces\t\ttabs\r\n\n end  ",
     """Tokens are counted in bytes by one tokenizer and in pieces of words by the other; this paragraph (which
-only the latter gets into 256 tokens) has a bit of everything: hyphen-ated and CamelCase words, they've and WE'LL
-and she's, numbers such as 3.14159, 1,557,686,400 and 0x7f, e-mail@example.org, https://example.org/?q=a&b=c#d,
-code { return x[i] += 1; } // so,
+only the latter gets into 256 tokens) has a bit of everything: hyphen-ated and CamelCase words, they've and
+WE'LL and she's, numbers such as 3.14159, 1,557,686,400 and 0x7f, e-mail@example.org,
+https://example.org/?q=a&b=c#d, code { return x[i] += 1; } // so,
     four spaces of indentation, a tab\there, accents déjà-vu Ångström, Ελληνικά, русский, עברית, 日本語,
 emoji 👩‍🚀🏳️‍🌈, and\u00a0no-break spaces.""",
 ]
@@ -39,14 +39,16 @@ LIMITS = {"fp32": 2e-6, "bf16": 1e-2}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runner")
     parser.add_argument("run")
     parser.add_argument("--dtype", choices=LIMITS, default="fp32")
     args = parser.parse_args()
-    run = lambda *arguments: subprocess.run(
-        [args.runner, *arguments], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
+    run = lambda *arguments: (
+        subprocess.run([args.runner, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+    )
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = os.path.join(temporary, "model")

@@ -1,14 +1,15 @@
-"""Models of transformers, as `save_pretrained` writes them, read by runner: the same logits, loss and training.
+"""Models of transformers, as `save_pretrained` writes them, read by runner: the same logits, loss and
+training.
 
     python tests/pytorch/hf_init.py target/release/runner
 
-Random GPT-2s with OpenAI's vocabulary are written in every form that a folder has: fp32, bf16 and fp16, in one
-file and in several, with the prefix `transformer.` and without (OpenAI's own file), with masks of attention and
-a copy of the classifier beside the parameters. Ours are the logits after each prompt (`runner sample FOLDER
---logits`, on the CPU in fp32) and the mean loss on random tokens (`runner eval FOLDER`), theirs those of
-`GPT2LMHeadModel` in fp32. Compared is the norm of the difference over the norm of theirs: at most 2e-6 for
-logits, 1e-7 for the loss. Then two steps of training from folders of the same weights and from llm.c's `.bin`
-of them must end in the same state.
+Random GPT-2s with OpenAI's vocabulary are written in every form that a folder has: fp32, bf16 and fp16, in
+one file and in several, with the prefix `transformer.` and without (OpenAI's own file), with masks of
+attention and a copy of the classifier beside the parameters. Ours are the logits after each prompt (`runner
+sample FOLDER --logits`, on the CPU in fp32) and the mean loss on random tokens (`runner eval FOLDER`), theirs
+those of `GPT2LMHeadModel` in fp32. Compared is the norm of the difference over the norm of theirs: at most
+2e-6 for logits, 1e-7 for the loss. Then two steps of training from folders of the same weights and from
+llm.c's `.bin` of them must end in the same state.
 """
 
 import argparse
@@ -59,9 +60,18 @@ def llmc(path, model):
     sizes = config.n_positions, config.vocab_size, config.n_layer, config.n_head, config.n_embd
     header[:8] = 20240326, 3, *sizes, padded
     kinds = [
-        ("ln_1.weight", 0), ("ln_1.bias", 0), ("attn.c_attn.weight", 1), ("attn.c_attn.bias", 0),
-        ("attn.c_proj.weight", 1), ("attn.c_proj.bias", 0), ("ln_2.weight", 0), ("ln_2.bias", 0),
-        ("mlp.c_fc.weight", 1), ("mlp.c_fc.bias", 0), ("mlp.c_proj.weight", 1), ("mlp.c_proj.bias", 0),
+        ("ln_1.weight", 0),
+        ("ln_1.bias", 0),
+        ("attn.c_attn.weight", 1),
+        ("attn.c_attn.bias", 0),
+        ("attn.c_proj.weight", 1),
+        ("attn.c_proj.bias", 0),
+        ("ln_2.weight", 0),
+        ("ln_2.bias", 0),
+        ("mlp.c_fc.weight", 1),
+        ("mlp.c_fc.bias", 0),
+        ("mlp.c_proj.weight", 1),
+        ("mlp.c_proj.bias", 0),
     ]
     padding = torch.zeros(padded - config.vocab_size, config.n_embd)
     tensors = [torch.cat([state["transformer.wte.weight"], padding]), state["transformer.wpe.weight"]]
@@ -116,9 +126,9 @@ def main():
     parser.add_argument("runner")
     args = parser.parse_args()
     runner = os.path.abspath(args.runner)
-    run = lambda *arguments: subprocess.run(
-        [runner, *arguments], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
+    run = lambda *arguments: (
+        subprocess.run([runner, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+    )
 
     torch.manual_seed(3)
     # Wide enough that attention is not flat.
@@ -133,7 +143,9 @@ def main():
             theirs.eval()
             worst = 0.0
             for prompt in PROMPTS:
-                ours = json.loads(run("sample", path, "--prompt", prompt, "--logits", "--set", "device.kind=cpu"))
+                ours = json.loads(
+                    run("sample", path, "--prompt", prompt, "--logits", "--set", "device.kind=cpu")
+                )
                 with torch.no_grad():
                     logits = theirs(torch.tensor([ours["tokens"]])).logits[0, -1].double()
                 mine = torch.tensor(ours["logits"], dtype=torch.float64)

@@ -89,8 +89,13 @@ def lm_eval_results(model, name, file):
     path = pathlib.Path(lm_eval.tasks.__file__).parent / f"{TASKS[name]}.yaml"
     task = yaml.safe_load(path.read_text())
     task |= {
-        "task": "here", "dataset_path": "json", "dataset_name": None, "training_split": None,
-        "validation_split": None, "test_split": "test", "dataset_kwargs": {"data_files": {"test": str(file)}},
+        "task": "here",
+        "dataset_path": "json",
+        "dataset_name": None,
+        "training_split": None,
+        "validation_split": None,
+        "test_split": "test",
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
     }
     task.pop("tag", None)
     results = simple_evaluate(model=model, tasks=[task], bootstrap_iters=0, log_samples=True)
@@ -111,7 +116,7 @@ def runner_results(runner, folder, name, file):
 
 def compare(name, sample, decision):
     """Whether a question's results are the same, and whether its word is greedy, or its scores fall apart."""
-    theirs = [(-float(ll), greedy) for (ll, greedy), in sample["resps"]]
+    theirs = [(-float(ll), greedy) for ((ll, greedy),) in sample["resps"]]
     if name == "lambada":
         ours = decision["lambada"]
         same = ours["greedy"] == theirs[0][1] and sample["acc"] == int(ours["greedy"])

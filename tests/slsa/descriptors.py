@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Write the schemas of in-toto statements and SLSA provenance v1, as their project publishes them, to one file.
+"""Write the schemas of in-toto statements and SLSA provenance v1, as their project publishes them, to one
+file.
 
     pip install in-toto-attestation==0.9.3
     python tests/slsa/descriptors.py tests/fixtures/slsa_v1.json
 
 With `--check FILE` the library itself reads and validates a statement instead.
 """
+
 import sys
 
 from google.protobuf import json_format, struct_pb2, timestamp_pb2

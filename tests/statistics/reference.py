@@ -1,4 +1,5 @@
-"""Student's t, intervals, Welch's and the paired test and Holm's correction, as SciPy and statsmodels have them.
+"""Student's t, intervals, Welch's and the paired test and Holm's correction, as SciPy and statsmodels have
+them.
 
 Writes tests/fixtures/statistics.json, which the tests of src/report/statistics.rs are held against:
 
@@ -17,15 +18,25 @@ from statsmodels.stats.multitest import multipletests
 def sample(values):
     n = len(values)
     low, high = stats.t.interval(0.95, n - 1, loc=np.mean(values), scale=stats.sem(values))
-    return {"values": values, "mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)),
-            "interval": [float(low), float(high)]}
+    return {
+        "values": values,
+        "mean": float(np.mean(values)),
+        "sd": float(np.std(values, ddof=1)),
+        "interval": [float(low), float(high)],
+    }
 
 
 def test(a, b, paired):
     result = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
     interval = result.confidence_interval(0.95)
-    return {"a": a, "b": b, "t": float(result.statistic), "df": float(result.df), "p": float(result.pvalue),
-            "interval": [float(interval.low), float(interval.high)]}
+    return {
+        "a": a,
+        "b": b,
+        "t": float(result.statistic),
+        "df": float(result.df),
+        "p": float(result.pvalue),
+        "interval": [float(interval.low), float(interval.high)],
+    }
 
 
 losses = [
@@ -43,10 +54,12 @@ paired = [
 ]
 p_values = [[0.01, 0.04, 0.03, 0.005], [0.2, 0.04], [0.5], [1e-9, 1e-9, 0.04, 0.049, 0.9, 1.0]]
 tables = {
-    "two_sided_p": [[t, df, float(2 * stats.t.sf(t, df))]
-                    for df in [1, 1.37, 2, 3, 4.5, 10, 29, 100, 1000, 1e6]
-                    for t in [0.0, 1e-3, 0.3, 1.0, 2.0, 5.0, 31.6, 1e4]
-                    if stats.t.sf(t, df) > 1e-290],
+    "two_sided_p": [
+        [t, df, float(2 * stats.t.sf(t, df))]
+        for df in [1, 1.37, 2, 3, 4.5, 10, 29, 100, 1000, 1e6]
+        for t in [0.0, 1e-3, 0.3, 1.0, 2.0, 5.0, 31.6, 1e4]
+        if stats.t.sf(t, df) > 1e-290
+    ],
     "critical": [[df, float(stats.t.ppf(0.975, df))] for df in [1, 1.2, 2, 3, 4, 7.77, 30, 99, 1e5]],
     "samples": [sample(values) for values in losses],
     "paired": [test(a, b, True) for a, b in paired],

@@ -1,10 +1,11 @@
-"""Asks TensorBoard's HParams plugin what it shows of a folder of runs, and compares that with the runs' own files.
+"""Asks TensorBoard's HParams plugin what it shows of a folder of runs, and compares that with the runs' own
+files.
 
     pip install tensorboard
     python tests/tensorboard/hparams.py runs NAME=STATUS ...
 
-Of every run it must show one session, with the experiment's keys, the last value of each metric and the status, and
-say of the keys in which runs differ that they do. The runs that are named must be all there are.
+Of every run it must show one session, with the experiment's keys, the last value of each metric and the
+status, and say of the keys in which runs differ that they do. The runs that are named must be all there are.
 """
 
 import json
@@ -88,14 +89,15 @@ def main():
         }
         assert numbers == last_numbers(run), f"{session.name}: {numbers}"
         ended = session.end_time_secs >= session.start_time_secs > 0
-        assert (
-            ended or status == "UNKNOWN"
-        ), f"{session.name}: from {session.start_time_secs} to {session.end_time_secs}"
+        assert ended or status == "UNKNOWN", (
+            f"{session.name}: from {session.start_time_secs} to {session.end_time_secs}"
+        )
     differing = {column.name for column in experiment.hparam_infos if column.differs}
     for key in KEYS:
         assert (key in differing) == (len({keys[key] for keys in given.values()}) > 1), f"{key}: {differing}"
     print(
-        f"{len(groups)} sessions, {len(experiment.hparam_infos)} keys, differing: {', '.join(sorted(differing))}"
+        f"{len(groups)} sessions, {len(experiment.hparam_infos)} keys, "
+        f"differing: {', '.join(sorted(differing))}"
     )
 
 

@@ -3,7 +3,8 @@
     pip install tensorboard
     python tests/tensorboard/read.py runs/quickstart
 
-Every number that a row has must be a point of its tag, at its step, once, in float32; and nothing else may be there.
+Every number that a row has must be a point of its tag, at its step, once, in float32; and nothing else may be
+there.
 """
 
 import json
@@ -50,8 +51,12 @@ def main():
     for tag, key in TAGS.items():
         expected = [(row["step"], number(row, key)) for row in rows if number(row, key) is not None]
         scalars = events.Scalars(tag) if tag in found else []
-        got = [(point.step, "nan" if point.value != point.value else float32(point.value)) for point in scalars]
-        assert got == expected, f"{tag}: {len(got)} points, {len(expected)} expected; {got[:3]} {expected[:3]}"
+        got = [
+            (point.step, "nan" if point.value != point.value else float32(point.value)) for point in scalars
+        ]
+        assert got == expected, (
+            f"{tag}: {len(got)} points, {len(expected)} expected; {got[:3]} {expected[:3]}"
+        )
         points += len(got)
     assert points > 0, "no point at all"
     print(f"{run.name}: {len(rows)} rows, {len(found)} tags, {points} points")

@@ -3,8 +3,8 @@
     pip install mlflow-skinny sqlalchemy alembic
     python tests/trackers/mlflow_store.py target/release/runner runs NAME=STATUS ... SWEEP=FINISHED
 
-Every step of a run must be a point of each of its metrics, once and to the bit, however the run came to its end; and
-there may be nothing else.
+Every step of a run must be a point of each of its metrics, once and to the bit, however the run came to its
+end; and there may be nothing else.
 """
 
 import os
@@ -32,9 +32,9 @@ def check(client, run, folder):
     for tag in TAGS:
         history = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, tag)]
         expected = mine.points(tag)
-        assert [step for step, _ in history] == [
-            step for step, _ in expected
-        ], f"{run.info.run_name}: {tag}: {history}"
+        assert [step for step, _ in history] == [step for step, _ in expected], (
+            f"{run.info.run_name}: {tag}: {history}"
+        )
         assert all(same(a, b) for (_, a), (_, b) in zip(history, expected)), f"{run.info.run_name}: {tag}"
         count += len(history)
     others = [name for name in data.metrics if name not in TAGS and not name.startswith("summary/")]
@@ -93,7 +93,8 @@ def main():
     for name in sweeps:
         children = mlflow.search_runs(
             search_all_experiments=True,
-            filter_string=f"tags.`mlflow.parentRunId` = '{by_name[name].info.run_id}' and metrics.`train/loss` > 0",
+            filter_string=f"tags.`mlflow.parentRunId` = '{by_name[name].info.run_id}' "
+            "and metrics.`train/loss` > 0",
             output_format="list",
         )
         assert sorted(run.info.run_name for run in children) == [

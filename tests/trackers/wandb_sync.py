@@ -3,8 +3,9 @@
     pip install wandb
     python tests/trackers/wandb_sync.py target/release/runner runs NAME=EXIT_CODE ... SWEEP=0
 
-The server keeps what it is sent: the run with its settings, a line of history a step, the summary, the exit code. Every
-step must be there once and to the bit, and an export of the same runs must give nothing to upload.
+The server keeps what it is sent: the run with its settings, a line of history a step, the summary, the exit
+code. Every step must be there once and to the bit, and an export of the same runs must give nothing to
+upload.
 """
 
 import collections
@@ -115,9 +116,9 @@ def check(sent, folder):
     for key in ("learning_rate", "steps", "kind"):
         assert config["schedule"][key] == mine.sections["schedule"][key], config
     assert config["seed"] == mine.seed and "log" not in config and "eval" not in config, config
-    assert (
-        config["runner"]["numerics_id"] == mine.numerics_id and config["runner"]["root"] == mine.root
-    ), config
+    assert config["runner"]["numerics_id"] == mine.numerics_id and config["runner"]["root"] == mine.root, (
+        config
+    )
     history = [sent["history"][index] for index in range(len(sent["history"]))]
     assert [row["_step"] for row in history] == [row["step"] for row in mine.rows], f"{name}: {history}"
     assert [row["tokens"] for row in history] == [row["tokens"] for row in mine.rows], f"{name}: {history}"
