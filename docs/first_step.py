@@ -256,8 +256,8 @@ def main(run):
         compare("second moments", name, v, state["adam_v/" + name], 1e-4)
     for what, (error, name, limit) in worst.items():
         print(
-            f"{'ok      ' if error <= limit else 'MISMATCH'} {what}: at most {error:.0e} of the rms apart, in "
-            f"{name} (limit {limit:.0e})"
+            f"{'ok      ' if error <= limit else 'MISMATCH'} {what}: at most {error:.0e} of the rms apart, "
+            f"in {name} (limit {limit:.0e})"
         )
     sys.exit(any(not error <= limit for error, _, limit in worst.values()))
 

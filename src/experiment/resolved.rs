@@ -456,12 +456,6 @@ impl Experiment {
         self.batch.tokens / self.batch.seq_len as u64
     }
 
-    /// Micro-batches that each of `devices` works through in one step: 64 for the headline run on one.
-    /// `devices` divides `parallel.workers`.
-    pub fn micro_steps_on(&self, devices: u64) -> u64 {
-        self.sequences_per_step() / (self.batch.micro as u64 * devices)
-    }
-
     /// Micro-batches a virtual worker folds in one step.
     pub fn micro_steps_per_worker(&self) -> u64 {
         self.sequences_per_step() / (self.batch.micro as u64 * self.parallel.workers as u64)

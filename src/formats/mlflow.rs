@@ -214,7 +214,7 @@ mod tests {
         let read = |name: &str| fs::read_to_string(written.join(name)).unwrap();
         assert_eq!(read("metrics/train/loss"), "999250 3 0\n999750 nan 1\n1000250 2.5 2\n");
         assert_eq!(read("metrics/eval/val_loss"), "1000250 2.75 3\n");
-        assert_eq!(read("metrics/summary/loss"), "1000250 2.5 3\n");
+        assert_eq!(read("metrics/summary/mean_loss"), "1000250 2.5 3\n");
         assert_eq!((read("params/seed"), read("params/schedule.kind")), ("7".into(), "wsd".into()));
         assert_eq!((read("tags/runner.root"), read("artifacts/lock.toml")), ("1f7a".into(), "x".into()));
         assert_eq!(read("tags/mlflow.parentRunId"), TrackedName::new("lr", b"declaration").id(32));

@@ -126,7 +126,12 @@ fn every_change_of_what_was_kept_is_found_and_named() {
     finds("a new state", &|f| f.states[1][0].0[0] ^= 1, "the state after the step have the root");
     finds("a token", &|f| f.inputs[3] ^= 1, "the tokens are not those of the digest");
     finds("a step", &|f| f.step = 4, "is of step 4");
-    finds("nothing", &|f| drop(f.matrices.remove(&first(&honest.matrices))), "nothing of it was kept");
+    finds("nothing", &|f| drop(f.matrices.remove(&first(&honest.matrices))), "which was drawn");
+    finds("no block of the update", &|f| f.tensors[1].clear(), "which nobody drew");
+    let opening = honest.matrices.values().next().expect("one");
+    let unused = (0..).find(|number| !honest.matrices.contains_key(number)).expect("a number");
+    finds("more", &|f| drop(f.matrices.insert(unused, opening.clone())), "which nobody drew");
+    finds("a gradient", &|f| f.gradients.push(vec![0; 8]), "gradients of blocks, 0 were drawn");
     // Two matrices of one shape, each with its own path, exchanged.
     let shape = |opening: &Opening| {
         let units: Vec<_> = opening.units.iter().map(|(at, bytes)| (*at, bytes.len())).collect();
@@ -178,8 +183,8 @@ fn a_rewritten_ledger_does_not_fit_what_was_kept() {
         assert!(verified.stdout.contains(says), "`{says}` is not in:\n{}", verified.stdout);
     };
     finds(|entries| entries[2].audit = Some(Hash::of(b"")), "what the micro-batch computed have the root");
-    finds(|entries| entries[1].loss = Some(1.0), "was drawn, and");
-    finds(|entries| entries[2].grad_norm = Some(1.0), "was drawn, and");
+    finds(|entries| entries[1].loss = Some(1.0), "audit of step 2: it ");
+    finds(|entries| entries[2].grad_norm = Some(1.0), "audit of step 2: it ");
     finds(
         |entries| entries[3].root = Some(Hash::of(b"")),
         "audit of step 4: the digests of the state before",
@@ -188,6 +193,10 @@ fn a_rewritten_ledger_does_not_fit_what_was_kept() {
     let mut forged = entries.clone();
     forged[2].audit = None;
     rewrite_records(&run, &forged);
+    let strange = lab.verify(RUN, &[]);
+    assert_eq!(strange.code, Some(5), "{}{}", strange.stdout, strange.stderr);
+    assert!(strange.stdout.contains("the ledger has no audit of"), "{}", strange.stdout);
+    std::fs::remove_file(file(&lab, 2)).expect("deleted");
     let says = "has none of 1 steps that `proof.audit_every = 2` asks for: 2";
     let verified = lab.verify(RUN, &["--audit", "1"]);
     assert!(verified.stdout.contains(says), "`{says}` is not in:\n{}", verified.stdout);

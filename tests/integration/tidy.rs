@@ -64,7 +64,7 @@ fn the_table_of_runs_has_any_key_as_a_column_a_filter_an_order_and_a_group() {
 /// What a list says of a run and what is said of it alone, by the names of columns.
 fn listed_and_alone(lab: &Lab, name: &str) -> (Value, Value) {
     const COLUMNS: &str =
-        "state,step,steps,tokens,loss,val_loss,step_ms,tokens_per_s,skipped,root,parameters,why";
+        "state,step,steps,tokens,mean_loss,val_loss,step_ms,tokens_per_s,skipped,root,parameters,why";
     let filter = format!("name = {name}");
     let listed = done(lab, &["show", "--columns", COLUMNS, "--filter", &filter, "--json"]);
     let listed: Value = serde_json::from_str(&listed).expect("JSON");

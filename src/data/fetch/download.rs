@@ -16,6 +16,7 @@ use super::check::START_BYTES;
 use super::error::FetchError;
 use super::http::{Client, HttpAnswer, ResumePoint};
 use super::part::{Part, PartSource};
+use crate::store::space;
 
 /// Bytes that are read and written at a time.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -162,6 +163,12 @@ impl Download<'_> {
         } else {
             // A new file, one that changed meanwhile, or a server without ranges: from the start.
             part.restart(Some(origin))?;
+        }
+        // What is announced must fit, before the first byte of it is written.
+        let folder = self.target.parent().unwrap_or(Path::new("."));
+        let need_bytes = bytes.unwrap_or(0).saturating_sub(part.len());
+        if space::free_bytes(folder).is_some_and(|free| free < need_bytes) {
+            return Err(FetchError::DiskFull { path: self.target.clone(), need_bytes });
         }
         (self.report)(FetchEvent::Started { have_bytes: part.len(), total_bytes: bytes });
         self.copy(part, &url, body, received)

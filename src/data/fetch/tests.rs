@@ -548,6 +548,12 @@ fn a_full_disk_is_named_and_not_tried_again() {
 }
 
 #[test]
+fn what_is_announced_as_larger_than_the_disk_is_refused_before_a_byte_is_written() {
+    let (error, _) = refusal(|_| Reply::new(200, b"").header("content-length", 1_u64 << 61));
+    assert!(error.contains("no space left to write") && error.contains("2305843009213693952"), "{error}");
+}
+
+#[test]
 fn a_damaged_file_under_the_name_is_not_taken_for_a_good_one() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(NAME), &shard_of(100, 0)[..1100]).unwrap();

@@ -169,7 +169,23 @@ mod tests {
         // Below it a product with x is subnormal, and its last place larger than the error.
         let gelu_error = both(&relative, 1e-30, 8.0);
         println!("gelu in [-8, 8]: 2^{:.2} relative", libm::log2(gelu_error));
+        let in_ulp = |x: f32| ulps(gelu(x), f64::from(x) * gate(x.into()));
+        let off = |x: f32| (f64::from(gelu(x)) - f64::from(x) * gate(x.into())).abs();
+        for (name, from, to) in [("0 to 8", least, 8.0), ("8 up", 8.0, f32::MAX)] {
+            println!("gelu from {name}: {:.2} ulp", worst(in_ulp, from, to, 1).0);
+        }
+        for (name, from, to) in [("0 to -8", -least, -8.0), ("-8 down", -8.0, -f32::MAX)] {
+            println!(
+                "gelu from {name}: {:.2} ulp, {:.1e} absolute",
+                worst(in_ulp, from, to, 1).0,
+                worst(off, from, to, 1).0
+            );
+        }
         println!("gelu's slope, every x: 2^{:.2} absolute", libm::log2(both(&absolute, least, f32::MAX)));
+        let flushed = |x: f32| (f64::from(exp2(x)) - libm::exp2(x.into())).abs();
+        println!("exp2 below -126: {:.2e} absolute", worst(flushed, -126.0, -f32::MAX, 1).0);
+        let flushed = |x: f32| (f64::from(exp(x)) - libm::exp(x.into())).abs();
+        println!("exp below -87.33: {:.2e} absolute", worst(flushed, -87.33, -f32::MAX, 1).0);
     }
 
     #[test]
