@@ -1,5 +1,4 @@
-// The matrix products of linear layers on Hopper (sm_90a), with everything around them fused: bf16 operands,
-// fp32 sums.
+// The matrix products of linear layers on Hopper (sm_90a), all around them fused: bf16 operands, fp32 sums.
 //
 //   gemm_forward       out = bf16(x W^T + bias)                                 m rows, n = c_out, k = c_in
 //   gemm_forward_gelu  pre = bf16(x W^T + bias), out = bf16(gelu(pre))
@@ -12,17 +11,15 @@
 // free: what a tile has beyond its matrix reads as zero and is not written.
 //
 // A block is two warpgroups that multiply and one thread that feeds them. Tiles of 128 rows by WIDTH columns
-// are dealt out in a fixed order; the warpgroups take turns, so that one multiplies while the other rounds,
-// applies GELU and stores. The feeder keeps a ring of stages full (64 terms of the sum each) through the
-// tensor memory accelerator; in a cluster of two, blocks that are neighbours in m each bring half of the
-// right factor for both.
+// are dealt out in a fixed order; the warpgroups take turns: one multiplies while the other rounds, applies
+// GELU and stores. The feeder keeps a ring of stages full (64 terms each) by the tensor memory accelerator; in
+// a cluster of two, neighbours in m each bring half of the right factor for both.
 //
-// Launch: block 384, grid CLUSTER * min(workers, tiles * splits), 232,448 bytes of dynamic shared memory. The
-// number of workers changes no bit.
+// Launch: block 384, grid CLUSTER * min(workers, tiles * splits), 232,448 bytes of dynamic shared memory.
 //
-// Order of sums: k ascending by 16 within a part; the parts of a split sum (gemm_weight) are added to memory
-// in their own order, each after a word in `turns` says that the one before is there. Column sums: see
-// finish() and multiply_tile().
+// Order of sums, whatever the number of workers: k ascending by 16 within a part; the parts of a split sum
+// (gemm_weight) are added to memory in their own order, each after a word in `turns` says that the one before
+// is there. Column sums: see finish() and multiply_tile().
 //
 // Tensor maps (bf16, zeros out of bounds; box {columns, rows}). PANEL is 64 columns under the 128-byte
 // swizzle, or 32 under the 64-byte swizzle for WIDTH 160.
@@ -36,7 +33,6 @@
 
 namespace gemm {
 using namespace hopper;
-
 struct GemmArgs {
     TensorMap left;
     TensorMap right;
@@ -304,10 +300,9 @@ struct Product {
             // Rows past the last are products with zeros, NaN where a weight is infinite: none counts.
             const int row0 = w.row + static_cast<int>((warp & 3) * 16 + row);
 #pragma unroll
-            for (int i = 0; i < WIDTH; ++i) {
-                const int half = i / (WIDTH / 2);
-                if (row0 + half * 64 + (i & 2) * 4 >= args.m) d[half][i % (WIDTH / 2)] = 0.0f;
-            }
+            for (int i = 0; i < WIDTH; ++i)
+                if (row0 + i / (WIDTH / 2) * 64 + (i & 2) * 4 >= args.m)
+                    d[i / (WIDTH / 2)][i % (WIDTH / 2)] = 0.0f;
         }
         float sums[PANEL / 8][2];
 #pragma unroll

@@ -66,3 +66,16 @@ fn a_long_line_is_found_wherever_it_may_be_broken() {
     assert_eq!(too_long(&text, true), [2, 8]);
     assert_eq!(too_long(&text, false), [2, 5, 7, 8]);
 }
+
+#[test]
+fn no_file_has_more_than_600_lines() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for folder in ["src", "tests", "kernels"] {
+        files(&root.join(folder), &[".rs", ".cu", ".cuh", ".py"], &mut found);
+    }
+    assert!(found.len() > 400, "only {} files were found: is the search right?", found.len());
+    let lines = |path: &PathBuf| std::fs::read_to_string(path).expect("UTF-8").lines().count();
+    let long: Vec<&PathBuf> = found.iter().filter(|path| lines(path) > 600).collect();
+    assert!(long.is_empty(), "over 600 lines: {long:?}");
+}

@@ -118,17 +118,8 @@ def norm_reference(x, weight, bias):
 
 
 def check_layernorm(ops, t):
-    for n, c in [
-        (1, 384),
-        (1025, 768),
-        (515, 1600),
-        (77, 2056),
-        (33, 2880),
-        (9, 5120),
-        (7, 12288),
-        (3, 8),
-        (6, 16384),
-    ]:
+    sizes = {1: 384, 1025: 768, 515: 1600, 77: 2056, 33: 2880, 9: 5120, 7: 12288, 3: 8, 6: 16384}
+    for n, c in sizes.items():
         x, branch = randn(n, c, dtype=t, shift=0.7), randn(n, c, dtype=t)
         weight, bias = randn(c, dtype=t, shift=1), randn(c, dtype=t)
         for fused in [False, True]:
