@@ -12,8 +12,8 @@
 //
 // A block is two warpgroups that multiply and one thread that feeds them. Tiles of 128 rows by WIDTH columns
 // are dealt out in a fixed order; the warpgroups take turns: one multiplies while the other rounds, applies
-// GELU and stores. The feeder keeps a ring of stages full (64 terms each) by the tensor memory accelerator; in
-// a cluster of two, neighbours in m each bring half of the right factor for both.
+// GELU and stores. The feeder keeps a ring of stages full, 64 terms each, by the tensor memory accelerator;
+// in a cluster of two, neighbours in m each bring half of the right factor for both.
 //
 // Launch: block 384, grid CLUSTER * min(workers, tiles * splits), 232,448 bytes of dynamic shared memory.
 //

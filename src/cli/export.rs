@@ -78,7 +78,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         out: args.out,
     };
     let Exported { name, manifest, folder } = export(request, reporter(false))?;
-    say!("{name}, step {}, state root {}", manifest.step, manifest.state_root);
+    say!("{name}, step {}, of the state {} by its manifest", manifest.step, manifest.state_root);
     streams::print(&format!("{}\n", folder.display()))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -114,7 +114,9 @@ impl LoadedModel {
         let LoadedModel { experiment, manifest, .. } = self;
         match manifest {
             Some(manifest) => {
-                format!("{}, step {}, state root {}", experiment.name, manifest.step, manifest.state_root)
+                // Weights alone are read and checked: the root is what the manifest says of the whole.
+                let root = manifest.state_root;
+                format!("{}, step {}, of the state {root} by its manifest", experiment.name, manifest.step)
             }
             None => experiment.model.init.clone().unwrap_or_else(|| experiment.name.clone()),
         }

@@ -97,9 +97,28 @@ impl Past {
         })
     }
 
+    /// Refuses what no `--allow-drift` makes right: which sequence of which source stands at a position, and
+    /// so how much was read of each, follows from one set of weights and one size of a step from step 0 on.
+    fn require_one_mixture(&self, drift: &[Difference], here: &Lock) -> Result<(), ProofRefusal> {
+        let is_weight = |key: &str| key.starts_with("data.mix.") && key.ends_with(".weight");
+        let mixed = |numerics: &Table| numerics.keys().any(|key| is_weight(key));
+        if !mixed(&here.numerics) && !self.numerics().is_some_and(mixed) {
+            return Ok(());
+        }
+        let of_positions = |key: &str| is_weight(key) || ["batch.tokens", "batch.seq_len"].contains(&key);
+        drift.iter().find(|field| of_positions(&field.key)).map_or(Ok(()), |field| {
+            Err(ProofRefusal(format!(
+                "a run has one mixture: {field}\n  hint: what it has read of each source follows from \
+                 weights that hold from step 0; start another run from its weights, by \
+                 `model.init = \"run:NAME@STEP\"`"
+            )))
+        })
+    }
+
     /// What has changed since. Other numerics are refused unless allowed.
     pub fn changed(&self, here: &Lock) -> Result<Changed, ProofRefusal> {
         let drift = self.numerics().map_or_else(Vec::new, |numerics| differences(numerics, &here.numerics));
+        self.require_one_mixture(&drift, here)?;
         if !drift.is_empty() && !self.allow_drift {
             let since = match &self.found {
                 Some((manifest, _)) => format!("its checkpoint of step {}", manifest.step),

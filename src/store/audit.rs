@@ -5,6 +5,7 @@
 //! `runner verify --audit`. The file needs no hash of its own: the ledger has the roots.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::{Result, RunPaths, StoreError, atomic, checkpoint};
@@ -68,6 +69,14 @@ pub(super) fn drop_from(folder: &Path, step: u64) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a file begins as the audit of `step` does. The rest is for [`AuditFile::read`].
+pub fn begins_as(path: &Path, step: u64) -> bool {
+    let mut start = [0; MAGIC.len() + 8];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    let [magic, old] = [MAGIC, MAGIC_BEFORE].map(|magic| start.starts_with(magic));
+    read.is_ok() && (magic || old) && start.ends_with(&step.to_le_bytes())
 }
 
 impl AuditFile {

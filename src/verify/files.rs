@@ -93,6 +93,12 @@ fn audits(paths: &RunPaths, entries: &[Entry], checks: &mut Checks<'_>) {
         let path = audit::path(paths, step);
         return checks.failed("audits", format!("the ledger has no audit of `{}`", path.display()));
     }
+    let mut of_steps = steps.iter().map(|step| (*step, audit::path(paths, *step)));
+    let other = of_steps.find(|(step, path)| path.is_file() && !audit::begins_as(path, *step));
+    if let Some((step, path)) = other {
+        let what = format!("`{}` does not begin as the audit of step {step} does", path.display());
+        return checks.failed("audits", what);
+    }
     match (steps.len(), here) {
         (0, _) => {}
         (steps, here) if steps == here => checks.passed("audits", what),

@@ -74,6 +74,25 @@ fn killed_and_resumed_a_mixture_ends_in_the_uninterrupted_run() {
 }
 
 #[test]
+fn a_run_keeps_its_mixture_whatever_drift_is_allowed() {
+    let lab = Lab::new();
+    lab.run(CI, &mixed(&[])).root();
+    let before = std::fs::read(lab.path("ci/ledger.jsonl")).expect("a ledger");
+    for change in [
+        &["data.mix.new.weight=0.5"][..],
+        &["data.mix.third.corpus=kjv", "data.mix.third.weight=1"],
+        &["data.corpus=kjv"],
+        &["batch.tokens=1024"],
+    ] {
+        let sets = change.iter().chain(&["schedule.steps=30"]).flat_map(|set| ["--set", set]);
+        let arguments: Vec<&str> = sets.chain(["--allow-drift"]).collect();
+        lab.resume("ci", &arguments).assert_fails(5, &["a run has one mixture", "model.init"]);
+    }
+    assert_eq!(std::fs::read(lab.path("ci/ledger.jsonl")).expect("a ledger"), before);
+    lab.resume("ci", &["--set", "schedule.steps=30", "--allow-drift"]).root();
+}
+
+#[test]
 fn ranks_one_two_and_four_read_the_same_mixture() {
     let on = |ranks: &str| {
         let lab = Lab::new();
