@@ -1,6 +1,7 @@
 use super::*;
-use crate::experiment::{self, DeviceKeys, DeviceKind, Model, Simd};
-use crate::ops::{Role, Rows, cpu::Cpu};
+use crate::eval::multiple_choice::tests::{self as tasks, cpu};
+use crate::experiment;
+use crate::ops::{Rows, cpu::Cpu};
 
 const ARC: &str = concat!(
     r#"{"id": "x", "question": "Which is metal?", "choices": {"text": ["oak", "fer étiré", "ice"], "#,
@@ -131,28 +132,11 @@ fn accuracies_are_by_sum_and_by_character_and_the_first_of_equals_wins() {
     assert_eq!((acc, perplexity), (0.5, libm::exp(2.0)));
 }
 
-/// A model whose logits are the token table times the last embedding.
-fn model(ops: &mut Cpu, capacity: Rows) -> (Gpt2<Cpu>, <Cpu as Ops>::Buf) {
-    let config = Model {
-        init: None,
-        descriptor: None,
-        layers: 2,
-        heads: 2,
-        channels: 32,
-        context: 256,
-        vocab: 257,
-        vocab_padded: 384,
-    };
-    let model = Gpt2::new(ops, &config, capacity, 0, false, 3).unwrap();
-    let losses = ops.alloc(Role::F32, capacity.count()).unwrap();
-    (model, losses)
-}
-
 /// Each word is guessed alone by the logits of [`Gpt2::next_token_logits`], token by token.
 #[test]
 fn a_word_is_greedy_where_each_of_its_tokens_has_the_largest_logit() {
-    let mut ops = Cpu::new(&DeviceKeys { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).unwrap();
-    let (mut model, _) = model(&mut ops, Rows { batch: 1, seq: 150 });
+    let mut ops = cpu();
+    let (mut model, _) = tasks::model(&mut ops, Rows { batch: 1, seq: 150 });
     let likeliest = |ops: &mut Cpu, model: &mut Gpt2<Cpu>, tokens: &[u16]| {
         let logits = model.next_token_logits(ops, tokens).unwrap();
         (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap() as u16
@@ -173,7 +157,7 @@ fn a_word_is_greedy_where_each_of_its_tokens_has_the_largest_logit() {
     }
     let (rows, expected): (Vec<ScoredRow>, Vec<Option<bool>>) = rows.into_iter().unzip();
     for (batch, seq) in [(1, 150), (64, 150), (2, 256)] {
-        let (mut model, mut losses) = self::model(&mut ops, Rows { batch, seq });
+        let (mut model, mut losses) = tasks::model(&mut ops, Rows { batch, seq });
         let mut room = model.logit_rows(&mut ops).unwrap();
         let scorer =
             Scorer { ops: &mut ops, model: &mut model, losses: &mut losses, likeliest: Some(&mut room) };
@@ -186,8 +170,8 @@ fn a_word_is_greedy_where_each_of_its_tokens_has_the_largest_logit() {
 
 #[test]
 fn a_loss_that_is_not_finite_names_line_and_choice() {
-    let mut ops = Cpu::new(&DeviceKeys { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).unwrap();
-    let (mut model, mut losses) = model(&mut ops, Rows { batch: 2, seq: 64 });
+    let mut ops = cpu();
+    let (mut model, mut losses) = tasks::model(&mut ops, Rows { batch: 2, seq: 64 });
     // From position 40 on: only the second line's second choice reaches so far. Which of its tokens fails
     // first is up to the blocks of the attention.
     let (width, context) = (model.config.channels, model.config.context);

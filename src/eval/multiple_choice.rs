@@ -327,4 +327,4 @@ fn outcomes_of_ranks<O: Ops>(
 
 #[cfg(test)]
 #[path = "multiple_choice_tests.rs"]
-mod tests;
+pub(super) mod tests;

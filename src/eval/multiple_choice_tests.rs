@@ -21,7 +21,7 @@ fn set(folder: &Path) -> TaskSet {
 }
 
 /// A small model and a buffer for its losses.
-fn model(ops: &mut Cpu, capacity: Rows) -> (Gpt2<Cpu>, <Cpu as Ops>::Buf) {
+pub fn model(ops: &mut Cpu, capacity: Rows) -> (Gpt2<Cpu>, <Cpu as Ops>::Buf) {
     let config = Model {
         init: None,
         descriptor: None,
@@ -37,7 +37,7 @@ fn model(ops: &mut Cpu, capacity: Rows) -> (Gpt2<Cpu>, <Cpu as Ops>::Buf) {
     (model, losses)
 }
 
-fn cpu() -> Cpu {
+pub fn cpu() -> Cpu {
     Cpu::new(&DeviceKeys { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).unwrap()
 }
 

@@ -1,11 +1,12 @@
 //! Runs in the files that Weights & Biases keeps of a run made offline, which `wandb sync` uploads:
 //! `offline-run-ID/run-ID.wandb`.
 //!
-//! The file has the form of LevelDB's logs: behind seven bytes of head, blocks of 32768 bytes, filled with
-//! pieces of records, each behind its CRC-32 (u32, of its type and bytes), length (u16) and type (1 whole, 2
-//! first, 3 middle, 4 last), all little-endian. What does not hold the seven bytes of a piece's head at the
-//! end of a block is zeros. A record is a protocol buffer `Record` of `wandb_internal.proto`: header, run, a
-//! `history` a step, summary, exit. `wandb sync` itself uploads the result in `tests/trackers/wandb_sync.py`.
+//! The file has the form of LevelDB's logs: behind seven bytes of head, blocks of 32768 bytes, filled
+//! with pieces of records, each behind zlib's CRC-32 (u32) of its type and bytes, its length (u16) and
+//! its type (1 whole, 2 first, 3 middle, 4 last), all little-endian. What does not hold the seven bytes
+//! of a piece's head at the end of a block is zeros. A record is a protocol buffer `Record` of
+//! `wandb_internal.proto`: header, run, a `history` a step, summary, exit. `wandb sync` itself uploads
+//! the result in `tests/trackers/wandb_sync.py`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -184,7 +185,7 @@ fn log(records: &[ProtoMessage]) -> Vec<u8> {
                 (true, false) => 3,
                 (true, true) => 4,
             };
-            file.extend(crc32(&[&[kind], piece].concat()).to_le_bytes());
+            file.extend(crc32fast::hash(&[&[kind], piece].concat()).to_le_bytes());
             file.extend((piece.len() as u16).to_le_bytes());
             file.push(kind);
             file.extend(piece);
@@ -197,13 +198,6 @@ fn log(records: &[ProtoMessage]) -> Vec<u8> {
     file
 }
 
-/// CRC-32 of IEEE 802.3, that of zlib.
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::tracker::tests::run;
@@ -212,7 +206,7 @@ mod tests {
     #[test]
     fn a_log_has_the_bytes_that_the_format_asks_for() {
         // The check value of the catalogue of parametrised CRCs.
-        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+        assert_eq!(crc32fast::hash(b"123456789"), 0xcbf4_3926);
         let record = |bytes: usize| ProtoMessage { bytes: vec![7; bytes] };
         let pieces = |file: &[u8]| {
             let (mut at, mut found) = (HEAD.len(), Vec::new());
@@ -223,7 +217,7 @@ mod tests {
                 }
                 let length = usize::from(u16::from_le_bytes([file[at + 4], file[at + 5]]));
                 let content = &file[at + 6..at + 7 + length];
-                assert_eq!(file[at..at + 4], crc32(content).to_le_bytes());
+                assert_eq!(file[at..at + 4], crc32fast::hash(content).to_le_bytes());
                 found.push((at, file[at + 6], length));
                 at += 7 + length;
             }

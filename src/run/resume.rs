@@ -105,7 +105,8 @@ impl Past {
         if !mixed(&here.numerics) && !self.numerics().is_some_and(mixed) {
             return Ok(());
         }
-        let of_positions = |key: &str| is_weight(key) || ["batch.tokens", "batch.seq_len"].contains(&key);
+        const OF_POSITIONS: [&str; 3] = ["batch.tokens", "batch.seq_len", "data.overfit_single_batch"];
+        let of_positions = |key: &str| is_weight(key) || OF_POSITIONS.contains(&key);
         drift.iter().find(|field| of_positions(&field.key)).map_or(Ok(()), |field| {
             Err(ProofRefusal(format!(
                 "a run has one mixture: {field}\n  hint: what it has read of each source follows from \

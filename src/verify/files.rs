@@ -60,9 +60,8 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
             checks.failed("end of the ledger", what);
         }
     }
-    if let Some((log, entries)) = &ledger {
-        let since = locked::last_drift(log.notes(), entries);
-        sources::verify(&recorded.experiment, entries, since, checks);
+    if let Some((_, entries)) = &ledger {
+        sources::verify(&recorded.experiment, entries, checks);
         audits(&paths, entries, checks);
         derived_files(&paths, entries, reach(newest, lock.as_ref(), running), checks);
     }

@@ -9,23 +9,16 @@ use crate::proof::Entry;
 use crate::proof::entry::{self, rewound_from};
 use crate::units;
 
-/// Compares every entry from step `since` on, before which other numerics held. It needs no data: which
-/// source a position has follows from the weights, and the position from the step and the rewinds before it.
-pub fn verify(experiment: &Experiment, entries: &[Entry], since: u64, checks: &mut Checks<'_>) {
+/// Compares every entry: a run has one mixture, whatever drift was allowed. It needs no data: which source a
+/// position has follows from the weights, and the position from the step and the rewinds before it.
+pub fn verify(experiment: &Experiment, entries: &[Entry], checks: &mut Checks<'_>) {
     let steps = entry::steps(entries);
     if experiment.data.mix.is_empty() && steps.iter().all(|entry| entry.sources.is_empty()) {
         return;
     }
-    let held: Vec<&Entry> = steps.iter().filter(|entry| entry.step >= since).collect();
-    // What rewinds before a drift passed over was counted in sequences of another length, perhaps.
-    let mut offset = match held.first().filter(|_| since > 0) {
-        Some(first) => before(experiment, first),
-        None => 0,
-    };
-    for entry in &held {
-        if since == 0 || entry.step > since {
-            offset += passed_over(experiment, entry);
-        }
+    let mut offset = 0;
+    for entry in steps {
+        offset += passed_over(experiment, entry);
         let expected = tokens_of_sources(experiment, entry.step + 1, offset);
         if entry.sources != expected {
             let step = entry.step;
@@ -40,8 +33,8 @@ pub fn verify(experiment: &Experiment, entries: &[Entry], since: u64, checks: &m
             return;
         }
     }
-    if let Some(last) = held.last() {
-        checks.passed("sources", format!("{} steps, {}", held.len(), shown(&last.sources)));
+    if let Some(last) = steps.last() {
+        checks.passed("sources", format!("{} steps, {}", steps.len(), shown(&last.sources)));
     }
 }
 
@@ -49,12 +42,6 @@ pub fn verify(experiment: &Experiment, entries: &[Entry], since: u64, checks: &m
 fn passed_over(experiment: &Experiment, entry: &Entry) -> u64 {
     let from = entry.events.iter().filter_map(|event| rewound_from(event));
     from.map(|from| (from + 1).saturating_sub(entry.step) * experiment.sequences_per_step()).sum()
-}
-
-/// Sequences that were passed over up to an entry, by the tokens that it counts.
-fn before(experiment: &Experiment, entry: &Entry) -> u64 {
-    let position = entry.sources.values().sum::<u64>() / experiment.batch.seq_len as u64;
-    position.saturating_sub((entry.step + 1) * experiment.sequences_per_step())
 }
 
 fn shown(sources: &BTreeMap<String, u64>) -> String {

@@ -83,6 +83,7 @@ fn a_run_keeps_its_mixture_whatever_drift_is_allowed() {
         &["data.mix.third.corpus=kjv", "data.mix.third.weight=1"],
         &["data.corpus=kjv"],
         &["batch.tokens=1024"],
+        &["data.overfit_single_batch=true"],
     ] {
         let sets = change.iter().chain(&["schedule.steps=30"]).flat_map(|set| ["--set", set]);
         let arguments: Vec<&str> = sets.chain(["--allow-drift"]).collect();
@@ -90,6 +91,7 @@ fn a_run_keeps_its_mixture_whatever_drift_is_allowed() {
     }
     assert_eq!(std::fs::read(lab.path("ci/ledger.jsonl")).expect("a ledger"), before);
     lab.resume("ci", &["--set", "schedule.steps=30", "--allow-drift"]).root();
+    lab.verify("ci", &[]).assert_says(&["ok      sources: 30 steps, new 11,520, old 3,840"]);
 }
 
 #[test]

@@ -24,6 +24,20 @@ fn python_of(environment: &str) -> PathBuf {
     std::env::var_os("RUNNER_TEST_PYTHON").map_or_else(ours, PathBuf::from)
 }
 
+/// Trains the run `diverging`, which goes back to a checkpoint and diverges all the same.
+pub fn rewinds_and_diverges(lab: &Lab) {
+    let settings = [
+        "schedule.learning_rate=1e30",
+        "schedule.warmup_steps=0",
+        "guards.patience=3",
+        "checkpoint.every=1",
+        "guards.on_diverge=\"rewind\"",
+    ];
+    let set: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    lab.run(CI, &[&["--name", "diverging"], &set[..]].concat())
+        .assert_fails(4, &["back to the checkpoint of step"]);
+}
+
 /// Runs a script of `tests/`, which must succeed and say so. Those of other trackers have a virtual
 /// environment of their own: other programs behave differently where their packages are found.
 #[track_caller]
@@ -89,16 +103,7 @@ fn tensorboard_reads_every_number_once_after_a_kill_and_a_rewind() {
         std::fs::remove_dir_all(lab.path(&format!("ci/checkpoints/step_000000{step}"))).expect("it is there");
     }
     lab.resume("ci", &[]).root();
-    let settings = [
-        "schedule.learning_rate=1e30",
-        "schedule.warmup_steps=0",
-        "guards.patience=3",
-        "checkpoint.every=1",
-        "guards.on_diverge=\"rewind\"",
-    ];
-    let set: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
-    lab.run(CI, &[&["--name", "diverging"], &set[..]].concat())
-        .assert_fails(4, &["back to the checkpoint of step"]);
+    rewinds_and_diverges(&lab);
     for run in ["ci", "diverging"] {
         script("tensorboard/read.py", &[&path(&lab, run)], " points");
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use crate::process::wait_until;
-use crate::python::script;
+use crate::python::{rewinds_and_diverges, script};
 use crate::support::Lab;
 
 const CI: &str = "experiments/ci.toml";
@@ -21,16 +21,7 @@ fn runs_of_every_kind() -> Lab {
         fs::remove_dir_all(lab.path(&checkpoint)).expect("it is there");
     }
     lab.resume("resumed", &["--set", "schedule.steps=25", "--allow-drift"]).root();
-    let settings = [
-        "schedule.learning_rate=1e30",
-        "schedule.warmup_steps=0",
-        "guards.patience=3",
-        "checkpoint.every=1",
-        "guards.on_diverge=\"rewind\"",
-    ];
-    let set: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
-    lab.run(CI, &[&["--name", "diverging"], &set[..]].concat())
-        .assert_fails(4, &["back to the checkpoint of step"]);
+    rewinds_and_diverges(&lab);
     let killed = lab.start("run", CI, &["--name", "killed", "--set", "schedule.steps=2000"]);
     wait_until("rows of the run to kill", Duration::from_secs(120), || lab.rows("killed") > 10);
     killed.kill();
