@@ -3,6 +3,7 @@
 //! All in f64 with the pinned `libm`, summed in order of token, so that a choice is a function of the logits'
 //! bits.
 
+use super::exp::exp_all;
 use crate::rng::Key;
 
 /// How to choose the next token.
@@ -27,17 +28,21 @@ impl Sampling {
             return likeliest as u16;
         }
         let floor = kth_largest(logits, self.top_k);
+        // Tokens that are not considered would add zeros.
+        let considered: Vec<u16> =
+            (0..=u16::MAX).zip(logits).filter(|(_, l)| **l >= floor).map(|(t, _)| t).collect();
         let max = f64::from(logits[likeliest]);
-        let weight = |logit: f32| {
-            if logit < floor { 0.0 } else { libm::exp((f64::from(logit) - max) / self.temperature) }
-        };
-        let mut weights: Vec<f64> = logits.iter().map(|&l| weight(l)).collect();
+        let mut weights: Vec<f64> = considered
+            .iter()
+            .map(|&t| (f64::from(logits[usize::from(t)]) - max) / self.temperature)
+            .collect();
+        exp_all(&mut weights);
         keep_nucleus(&mut weights, self.top_p);
         let mut left = self.key.uniform(number, position) * weights.iter().sum::<f64>();
-        for (token, weight) in weights.iter().enumerate() {
+        for (&token, weight) in considered.iter().zip(&weights) {
             left -= weight;
             if left < 0.0 {
-                return token as u16;
+                return token;
             }
         }
         likeliest as u16
@@ -60,9 +65,18 @@ fn kth_largest(logits: &[f32], k: usize) -> f32 {
     if k == 0 || k >= logits.len() {
         return f32::NEG_INFINITY;
     }
-    let mut sorted = logits.to_vec();
-    let (_, kth, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
-    *kth
+    // The k largest so far are among these.
+    let (mut largest, mut floor) = (Vec::with_capacity(2 * k), f32::NEG_INFINITY);
+    for &logit in logits {
+        if logit > floor || largest.len() < k {
+            largest.push(logit);
+            if largest.len() == 2 * k {
+                floor = *largest.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1;
+                largest.truncate(k);
+            }
+        }
+    }
+    *largest.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
 }
 
 /// Sets to 0 all but the largest weights, as few as make up the share `top_p` of the sum. Of equal weights

@@ -142,10 +142,11 @@ impl<O: Ops> Decoder<O> {
         self.replayed(ops, params, new, true)?;
         let mut padded = vec![0.0; new.len() * vocab_padded];
         ops.download(&self.logits, &mut padded)?;
-        if vocab == vocab_padded {
-            return Ok(padded);
+        for row in 1..new.len() {
+            padded.copy_within(row * vocab_padded..row * vocab_padded + vocab, row * vocab);
         }
-        Ok(padded.chunks_exact(vocab_padded).flat_map(|row| &row[..vocab]).copied().collect())
+        padded.truncate(new.len() * vocab);
+        Ok(padded)
     }
 
     /// A pass over `new`, with logits or without. Passes of as many rows are the same work on the same

@@ -27,7 +27,7 @@ mod linear;
 mod math;
 mod norm;
 mod optimizer;
-pub(in crate::ops) mod simd;
+pub(crate) mod simd;
 #[cfg(test)]
 mod tests;
 

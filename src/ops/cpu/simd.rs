@@ -61,7 +61,7 @@ impl Isa {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn widest() -> Isa {
+    pub fn widest() -> Isa {
         Isa::avx512().or_else(Isa::avx2).unwrap_or(Isa::Baseline(pulp::Scalar))
     }
 
@@ -76,12 +76,12 @@ impl Isa {
     }
 
     #[cfg(target_arch = "aarch64")]
-    fn widest() -> Isa {
+    pub fn widest() -> Isa {
         pulp::aarch64::Neon::try_new().map_or(Isa::Baseline(pulp::Scalar), Isa::Neon)
     }
 
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    fn widest() -> Isa {
+    pub fn widest() -> Isa {
         Isa::Baseline(pulp::Scalar)
     }
 }

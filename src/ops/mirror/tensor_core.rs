@@ -298,7 +298,8 @@ fn add_chunk<S: Vectors>(simd: S, sums: &mut [f32; LANES], left: &Sixteen, right
     }
 }
 
-/// [`chunk`] for vector `at` of a panel; none where a largest exponent is beyond [`FAST`].
+/// [`chunk`] for vector `at` of a panel; none where a largest exponent is beyond [`FAST`],
+/// as that of a term that is not finite is.
 #[inline(always)]
 fn add_vector<S: Vectors>(
     simd: S,
@@ -310,6 +311,12 @@ fn add_vector<S: Vectors>(
     let (integer, count) = (|x: i32| simd.splat_i32s(x), |x: u32| simd.splat_u32s(x));
     let minus = |x: S::i32s, y: i32| simd.add_i32s(x, integer(-y));
     let any = |mask| simd.first_true_m32s(mask) < S::F32_LANES;
+
+    // Finite terms leave a sum that is not finite as it is: such a lane goes along as zero.
+    let before = sum;
+    let magnitude = simd.and_u32s(simd.transmute_u32s_f32s(sum), count(0x7fff_ffff));
+    let finite = simd.less_than_u32s(magnitude, count(0x7f80_0000));
+    let sum = simd.select_f32s(finite, sum, simd.splat_f32s(0.0));
 
     // The exponent of the sum. A subnormal's is -126 in truth, which is as far from the fast way as -127.
     let bits = simd.transmute_u32s_f32s(sum);
@@ -349,17 +356,23 @@ fn add_vector<S: Vectors>(
     }
 
     // Cut off to 24 bits: without the highest of the bits below them, the nearest float is the one below.
-    let magnitude = simd.transmute_u32s_i32s(simd.max_i32s(whole, minus(simd.not_i32s(whole), -1)));
-    let below = simd.not_u32s(simd.wrapping_dyn_shr_u32s(magnitude, count(24)));
-    let cut = simd.floats(simd.transmute_i32s_u32s(simd.and_u32s(magnitude, below)));
+    let size = simd.transmute_u32s_i32s(simd.max_i32s(whole, minus(simd.not_i32s(whole), -1)));
+    let below = simd.not_u32s(simd.wrapping_dyn_shr_u32s(size, count(24)));
+    let cut = simd.floats(simd.transmute_i32s_u32s(simd.and_u32s(size, below)));
     let sign = simd.and_u32s(simd.transmute_u32s_i32s(whole), count(1 << 31));
     let cut = simd.or_u32s(simd.transmute_u32s_f32s(cut), sign);
-    Some(simd.mul_f32s(simd.transmute_f32s_u32s(cut), power(minus(top, FRACTION))))
+    let new = simd.mul_f32s(simd.transmute_f32s_u32s(cut), power(minus(top, FRACTION)));
+    let is_nan = simd.greater_than_u32s(magnitude, count(0x7f80_0000));
+    let before = simd.select_f32s(is_nan, simd.splat_f32s(kept(f32::NAN)), before);
+    Some(simd.select_f32s(finite, new, before))
 }
 
 #[cold]
 #[inline(never)]
 fn add_chunk_slowly(sums: &mut [f32], first: usize, left: &Sixteen, right: &[Sixteen; CHUNK]) {
+    if left.value.iter().any(|x| x.is_nan()) {
+        return sums.fill(kept(f32::NAN));
+    }
     let narrow = |x: f32| bf16::from_bits((x.to_bits() >> 16) as u16);
     let a = left.value.map(narrow);
     for (lane, sum) in sums.iter_mut().enumerate() {
@@ -392,11 +405,11 @@ mod tests {
         (0..sums.len()).map(element).collect()
     }
 
-    /// Ordinary numbers, numbers of every exponent, and any bits at all.
+    /// Ordinary numbers, numbers of every exponent, some that are not finite, and any bits at all.
     #[test]
     fn vectors_have_the_bits_of_the_integers() {
         let (rows, k, columns) = (70, 72, 37);
-        for (kind, seed) in [("normal", 1), ("wide", 2), ("bits", 3), ("small", 4)] {
+        for (kind, seed) in [("normal", 1), ("wide", 2), ("bits", 3), ("small", 4), ("special", 5)] {
             let key = Key::new(seed, kind);
             let draw = |high: u64, i: usize| {
                 let words = key.block_at(high, i as u64);
@@ -405,6 +418,13 @@ mod tests {
                     "normal" => bf16::from_f64(normal),
                     "wide" => bf16::from_f64(normal * 2f64.powi(words[0] as i32 % 60)),
                     "small" => bf16::from_f64(normal * 2f64.powi(-60 - (words[0] % 70) as i32)),
+                    "special" => match words[0] % 500 {
+                        0 => bf16::INFINITY,
+                        1 => bf16::NEG_INFINITY,
+                        2 => bf16::NAN,
+                        3 => bf16::MAX,
+                        _ => bf16::from_f64(normal),
+                    },
                     _ => bf16::from_bits(words[0] as u16),
                 }
             };
@@ -418,7 +438,7 @@ mod tests {
             );
             multiply(&engine(), &mut sums, &left, &right);
             for (i, (got, want)) in sums.iter().zip(&want).enumerate() {
-                assert_eq!(kept(*got).to_bits(), kept(*want).to_bits(), "{kind}, element {i}");
+                assert_eq!(got.to_bits(), want.to_bits(), "{kind}, element {i}");
             }
         }
     }

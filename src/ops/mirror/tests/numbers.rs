@@ -35,7 +35,7 @@ impl Draw {
         let number = |i: usize| {
             let (normal, words) = (key.normal(0, i as u64), key.block_at(1, i as u64));
             let spread = f64::from(words[0] % 60) - 30.0;
-            let numbers = match (self.numbers, key.block_at(2, i as u64 / 8192)[0] % 8, words[1] % 200_000) {
+            let numbers = match (self.numbers, key.block_at(2, i as u64 / 8192)[0] % 32, words[1] % 200_000) {
                 (Numbers::Mixed, 0, _) => Numbers::Wide,
                 (Numbers::Mixed, 1, _) => Numbers::Subnormal,
                 (Numbers::Mixed, _, 0) => Numbers::Special,
