@@ -1,4 +1,8 @@
-//! Tells the program which sources it was built from, for the `[source]` table of a lock.
+//! Tells the program which sources it was built from, for the `[source]` table of a lock, and puts compiled
+//! kernels into it.
+//!
+//! `KERNEL_PACK` names the file that `release/kernels.py` writes; without it the program carries no compiled
+//! kernels, and NVRTC makes them on the machine that has the GPU.
 //!
 //! Every value is "unknown" where git or rustc cannot be asked: a build from an archive must work. Only
 //! the sources are watched, not git's own files: "commit A and patch P" stays a true description of
@@ -25,6 +29,29 @@ fn main() {
     for (name, value) in values {
         println!("cargo::rustc-env={name}={}", value.as_deref().unwrap_or("unknown").trim());
     }
+    embed_kernels();
+}
+
+/// Leaves `kernels.pack` for the program: empty, or the file of `KERNEL_PACK` compressed with zlib.
+fn embed_kernels() {
+    println!("cargo::rerun-if-env-changed=KERNEL_PACK");
+    let mut packed = Vec::new();
+    if let Some(pack) = std::env::var_os("KERNEL_PACK").filter(|path| !path.is_empty()) {
+        println!("cargo::rerun-if-changed={}", pack.display());
+        let hint = "\n  hint: `python3 release/kernels.py FILE` writes it";
+        let bytes = std::fs::read(&pack)
+            .unwrap_or_else(|why| panic!("KERNEL_PACK names `{}`: {why}{hint}", pack.display()));
+        let head = b"runner/cubins/v1\n";
+        assert!(
+            bytes.starts_with(head),
+            "KERNEL_PACK names `{}`, which has no kernels{hint}",
+            pack.display()
+        );
+        let mut encoder = flate2::write::ZlibEncoder::new(&mut packed, flate2::Compression::best());
+        encoder.write_all(&bytes).and_then(|()| encoder.finish()).expect("memory takes it");
+    }
+    let folder = std::env::var_os("OUT_DIR").expect("cargo names a folder");
+    std::fs::write(Path::new(&folder).join("kernels.pack"), packed).expect("cargo's folder can be written");
 }
 
 /// "none", or git's object id of the difference between the last commit and the sources: tracked

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::{exit, streams};
-use crate::run::machine::{CpuReport, KernelReport, Machine, examine};
+use crate::run::machine::{CpuReport, EmbeddedReport, KernelReport, LibraryReport, Machine, examine};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -31,18 +31,7 @@ fn to_text(machine: &Machine) -> String {
     let CpuReport { model, threads, simd } = &machine.cpu;
     let mut lines = vec![format!("cpu        {model}, {threads} threads, {simd}")];
     lines.extend(machine.driver.as_ref().map(|version| format!("driver     {version}")));
-    lines.extend(machine.libraries.iter().map(|library| {
-        let name = &library.name;
-        match &library.path {
-            Some(path) => {
-                let version = library.version.as_deref().unwrap_or("found");
-                format!("{name:<10} {version} ({})", path.display())
-            }
-            None => {
-                format!("{name:<10} missing: {}", library.problem.as_deref().unwrap_or("not found"))
-            }
-        }
-    }));
+    lines.extend(machine.libraries.iter().map(|library| library_text(library, machine)));
     for gpu in &machine.gpus {
         let free = gpu.free_bytes.map_or_else(|| "?".to_owned(), |bytes| (bytes >> 20).to_string());
         let peak = gpu
@@ -57,8 +46,15 @@ fn to_text(machine: &Machine) -> String {
             gpu.total_bytes >> 20
         ));
     }
-    if let Some(KernelReport { files, cached, compile_ms, .. }) = &machine.kernels {
-        lines.push(format!("kernels    {files} files, {cached} from the cache, {compile_ms:.0} ms"));
+    if let Some(EmbeddedReport { architectures, nvrtc }) = &machine.embedded {
+        lines.push(format!("compiled   for {} by NVRTC {nvrtc}, in this program", architectures.join(", ")));
+    }
+    if let Some(KernelReport { files, embedded, cached, compile_ms, .. }) = &machine.kernels {
+        let compiled = files - embedded - cached;
+        let counts = [(*embedded, "compiled in"), (*cached, "from the cache"), (compiled, "by NVRTC now")];
+        let counts = counts.iter().filter(|(count, _)| *count > 0);
+        let counts: Vec<String> = counts.map(|(count, how)| format!("{count} {how}")).collect();
+        lines.push(format!("kernels    {files} files: {}; {compile_ms:.0} ms", counts.join(", ")));
     }
     if let Some(test) = &machine.selftest {
         lines.push(format!(
@@ -67,8 +63,21 @@ fn to_text(machine: &Machine) -> String {
         ));
     }
     lines.push(match &machine.problem {
+        None if machine.driver_suffices => "training   on the GPU, by its driver alone".to_owned(),
         None => "training   on the GPU".to_owned(),
         Some(problem) => format!("training   on the CPU alone: {problem}"),
     });
     lines.join("\n") + "\n"
+}
+
+/// A library, or why it is missing and whether that matters here.
+fn library_text(library: &LibraryReport, machine: &Machine) -> String {
+    let name = &library.name;
+    match &library.path {
+        Some(path) => {
+            format!("{name:<10} {} ({})", library.version.as_deref().unwrap_or("found"), path.display())
+        }
+        None if machine.usable && library.replaceable => format!("{name:<10} not found, and not needed here"),
+        None => format!("{name:<10} missing: {}", library.problem.as_deref().unwrap_or("not found")),
+    }
 }

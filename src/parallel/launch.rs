@@ -8,10 +8,13 @@
 
 use std::path::Path;
 
+use super::handshake::KeySource;
 use super::{Meeting, RankPlace, rendezvous};
 
 /// The variable that names the run, over what the launcher says.
 pub const RUN_ID: &str = "RUNNER_RUN_ID";
+/// The variable that holds the ranks' common secret; without it they share a file.
+pub const RANK_KEY: &str = "RUNNER_RANK_KEY";
 
 /// A launcher's variables that make no place.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -143,7 +146,8 @@ pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Opti
         let parts: Vec<String> = parts.chain(machine).chain(proxy).collect();
         format!("{} {}", launcher.name, parts.join("."))
     });
-    Ok(Some(RankPlace { rank, size, local_rank, local_size, run, meeting }))
+    let key = var(RANK_KEY).map_or_else(|| KeySource::Folder(shared.to_owned()), KeySource::Given);
+    Ok(Some(RankPlace { rank, size, local_rank, local_size, run, meeting, key }))
 }
 
 /// The number for one node in Slurm's list, such as `8(x2),4` for nodes of 8, 8 and 4.
@@ -183,13 +187,18 @@ pub fn is_launched(var: &dyn Fn(&str) -> Option<String>) -> bool {
 
 /// The environment of a process that `runner` itself starts.
 pub fn variables(place: &RankPlace) -> Vec<(&'static str, String)> {
-    vec![
+    let key = match &place.key {
+        KeySource::Given(key) => Some((RANK_KEY, key.clone())),
+        KeySource::Folder(_) => None,
+    };
+    let fixed = [
         ("RANK", place.rank.to_string()),
         ("WORLD_SIZE", place.size.to_string()),
         ("LOCAL_RANK", place.local_rank.to_string()),
         ("LOCAL_WORLD_SIZE", place.local_size.to_string()),
         (RUN_ID, place.run.clone()),
-    ]
+    ];
+    fixed.into_iter().chain(key).collect()
 }
 
 #[cfg(test)]
@@ -208,6 +217,7 @@ mod tests {
         // A batch script of Slurm's, before any srun.
         assert_eq!(from(&[("SLURM_JOB_ID", "7"), ("SLURM_NTASKS", "8"), ("SLURM_PROCID", "0")]), Ok(None));
         let folder = || Meeting::Folder("runs/.ranks".into());
+        let key = || KeySource::Folder("runs/.ranks".into());
         let here = |run: &str| format!("{run}.{}", rendezvous::host_name());
 
         let srun = [
@@ -226,6 +236,7 @@ mod tests {
             local_size: 8,
             run: "srun 7.0".into(),
             meeting: folder(),
+            key: key(),
         };
         assert_eq!(from(&srun), Ok(Some(expected)));
 
@@ -243,6 +254,7 @@ mod tests {
             local_size: 2,
             run: here("mpirun prterun-a-9@1"),
             meeting: folder(),
+            key: key(),
         };
         assert_eq!(from(&mpirun), Ok(Some(expected)));
 
@@ -256,6 +268,7 @@ mod tests {
             local_size: 4,
             run: "mpiexec 4f2a".into(),
             meeting: folder(),
+            key: key(),
         };
         assert_eq!(from(&uuid), Ok(Some(expected)));
         // Started through srun, which has one task for each node.
@@ -310,6 +323,7 @@ mod tests {
             local_size: 4,
             run: "mine".into(),
             meeting: Meeting::Folder("runs/.ranks".into()),
+            key: KeySource::Given("a key of the run".into()),
         };
         let variables = variables(&place);
         let variables: Vec<(&str, &str)> =

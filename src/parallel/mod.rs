@@ -11,13 +11,15 @@
 //! * [`shards`]: which part of which tensor belongs to which rank.
 //! * [`exchange`]: the traits that move bytes between ranks, and nothing else; [`Solo`] for one rank,
 //!   [`threads`] for ranks in one process, [`tcp`] for processes, which find each other by [`rendezvous`] and
-//!   talk in the frames of [`wire`]; [`nccl`] for their GPUs. [`launch`] reads the variables of launchers.
+//!   talk in the frames of [`wire`] once each has shown that it knows the run's key ([`handshake`]); [`nccl`]
+//!   for their GPUs. [`launch`] reads the variables of launchers.
 //!
 //! Deliberately absent: any arithmetic of a communication library (its order depends on rings, protocols
 //! and sizes), and any knowledge of what a step is.
 
 pub mod error;
 pub mod exchange;
+pub mod handshake;
 pub mod launch;
 pub mod nccl;
 pub mod reduce;

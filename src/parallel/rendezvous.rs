@@ -5,14 +5,17 @@
 //! identifier; when all have registered, rank 0 sends all of them the list of addresses, and each pair that
 //! exchanges data connects. A process with another identifier, number of ranks, experiment or program is
 //! refused with the reason: a file left by a killed run, or a process of another one, can only fail here,
-//! with a message.
+//! with a message. Reasons, names and addresses are for those who know the run's key: a stranger is hung up on
+//! ([`handshake`]), and keeps nobody waiting meanwhile.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::handshake::{self, Key, KeySource};
 use super::wire::{self, Greeting, Purpose, RegistrationAnswer};
 
 /// Where rank 0 can be found.
@@ -37,6 +40,7 @@ pub struct RankPlace {
     /// Names the run and the attempt.
     pub run: String,
     pub meeting: Meeting,
+    pub key: KeySource,
 }
 
 /// Why the ranks did not find each other.
@@ -54,6 +58,11 @@ pub enum RendezvousError {
     Listen { rank: usize, at: Option<String>, source: io::Error },
     #[error("cannot {doing} `{}`: {source}\n  hint: the folder must be shared by all ranks", path.display())]
     Folder { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error(
+        "cannot read the ranks' common key from `{from}`: {source}\n  hint: all ranks share the folder of \
+         `--runs` and run as one user, or have one RUNNER_RANK_KEY of 16 letters or more"
+    )]
+    Key { from: String, source: io::Error },
     #[error("rank 0 refuses this rank: {why}")]
     Refused { why: String },
     #[error("rank {rank} did not find rank 0 of run `{run}` within {seconds} s: {last}\n  hint: {hint}")]
@@ -94,6 +103,7 @@ const POLL: Duration = Duration::from_millis(5);
 pub fn meet(place: &RankPlace, job: &str, timeout: Duration) -> Result<Connections, RendezvousError> {
     let deadline = Instant::now() + timeout;
     let rank = place.rank;
+    let key = place.key.key().map_err(|(from, source)| RendezvousError::Key { from, source })?;
     let at = match &place.meeting {
         Meeting::Tcp(at) if rank == 0 => Some(at.clone()),
         _ => None,
@@ -106,6 +116,7 @@ pub fn meet(place: &RankPlace, job: &str, timeout: Duration) -> Result<Connectio
     .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
     .map_err(|source| RendezvousError::Listen { rank, at, source })?;
     let port = listener.local_addr().map_or(0, |at| at.port());
+    let door = Door::new(listener, key);
     let greeting = Greeting {
         purpose: Purpose::Register,
         run: place.run.clone(),
@@ -120,13 +131,13 @@ pub fn meet(place: &RankPlace, job: &str, timeout: Duration) -> Result<Connectio
             Meeting::Folder(folder) => Some(Notice::write(folder, &greeting)?),
             Meeting::Tcp(_) => None,
         };
-        let ranks = host_ranks(&listener, &greeting, place, timeout, deadline)?;
+        let ranks = host_ranks(&door, &greeting, place, timeout, deadline)?;
         drop(file);
         ranks
     } else {
-        register(place, &greeting, timeout, deadline)?
+        register(place, &greeting, &door.key, timeout, deadline)?
     };
-    connect(place, &listener, &greeting, ranks, timeout, deadline)
+    connect(place, &door, &greeting, ranks, timeout, deadline)
 }
 
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -142,7 +153,7 @@ fn port_of(at: &str) -> u16 {
 
 /// Rank 0: takes registrations until all ranks have registered, and answers them.
 fn host_ranks(
-    listener: &TcpListener,
+    door: &Door,
     ours: &Greeting,
     place: &RankPlace,
     timeout: Duration,
@@ -152,7 +163,7 @@ fn host_ranks(
     let waiting =
         |come: &[Option<_>]| (1..place.size).filter(|&rank| come[rank].is_none()).collect::<Vec<usize>>();
     while !waiting(&come).is_empty() {
-        let Some((mut stream, from, theirs)) = accept(listener, deadline) else {
+        let Some((mut stream, from, theirs)) = door.next(deadline) else {
             let (run, missing) = (place.run.clone(), waiting(&come));
             let why = RendezvousError::Missing { run, size: place.size, missing, seconds: timeout.as_secs() };
             for (stream, ..) in come.iter_mut().flatten() {
@@ -213,26 +224,60 @@ fn refusal(ours: &Greeting, theirs: &Greeting, taken: Option<String>) -> Option<
     }
 }
 
-/// The next caller with a rank's greeting; none at the deadline. Connections of other callers are closed.
-fn accept(listener: &TcpListener, deadline: Instant) -> Option<(TcpStream, SocketAddr, Greeting)> {
-    loop {
-        if let Ok((mut stream, from)) = listener.accept() {
-            let ready = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(GREETING)));
-            if let Some(greeting) = ready.ok().and_then(|()| Greeting::read(&mut stream).ok()) {
-                return Some((stream, from, greeting));
+/// A connection on which a rank of this run has said who it is.
+type Caller = (TcpStream, SocketAddr, Greeting);
+
+/// The port of a rank. Each who connects is asked for key and greeting on a thread of its own: one who says
+/// nothing, or takes its time, keeps nobody else waiting.
+struct Door {
+    listener: TcpListener,
+    key: Key,
+    asked: Sender<Caller>,
+    callers: Receiver<Caller>,
+}
+
+impl Door {
+    fn new(listener: TcpListener, key: Key) -> Door {
+        let (asked, callers) = mpsc::channel();
+        Door { listener, key, asked, callers }
+    }
+
+    /// The next caller of this run; none at the deadline. Connections of other callers are closed.
+    fn next(&self, deadline: Instant) -> Option<Caller> {
+        loop {
+            if let Ok((stream, from)) = self.listener.accept() {
+                let (key, asked) = (self.key.clone(), self.asked.clone());
+                // Without a thread for it the caller is hung up on, and calls again if it is a rank.
+                let _ = thread::Builder::new().name("a caller".into()).spawn(move || {
+                    if let Ok((stream, greeting)) = greeted(stream, &key) {
+                        // Nobody listens any more once all ranks have met.
+                        let _ = asked.send((stream, from, greeting));
+                    }
+                });
+            } else if let Ok(caller) = self.callers.recv_timeout(POLL) {
+                return Some(caller);
+            }
+            if Instant::now() >= deadline {
+                return None;
             }
         }
-        if Instant::now() >= deadline {
-            return None;
-        }
-        thread::sleep(POLL);
     }
+}
+
+fn greeted(mut stream: TcpStream, key: &Key) -> io::Result<(TcpStream, Greeting)> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(GREETING))?;
+    stream.set_write_timeout(Some(GREETING))?;
+    handshake::answer(&mut stream, key)?;
+    let greeting = Greeting::read(&mut stream)?;
+    Ok((stream, greeting))
 }
 
 /// Any rank but 0: finds rank 0, registers, and returns host and address of all ranks.
 fn register(
     place: &RankPlace,
     greeting: &Greeting,
+    key: &Key,
     timeout: Duration,
     deadline: Instant,
 ) -> Result<Vec<(String, String)>, RendezvousError> {
@@ -249,7 +294,7 @@ fn register(
             },
         };
         for address in addresses {
-            match try_register(&address, greeting, deadline) {
+            match try_register(&address, greeting, key, deadline) {
                 Ok(Ok(mut ranks)) if ranks.len() == place.size => {
                     ranks[0].1 = address;
                     return Ok(ranks);
@@ -274,8 +319,13 @@ fn register(
     }
 }
 
-fn try_register(address: &str, greeting: &Greeting, deadline: Instant) -> io::Result<RegistrationAnswer> {
-    let mut stream = dial(address)?;
+fn try_register(
+    address: &str,
+    greeting: &Greeting,
+    key: &Key,
+    deadline: Instant,
+) -> io::Result<RegistrationAnswer> {
+    let mut stream = dial(address, key, GREETING)?;
     greeting.write(&mut stream)?;
     // The answer comes when the last rank has registered, or when rank 0, which may have started later, gives
     // up.
@@ -289,11 +339,16 @@ fn try_register(address: &str, greeting: &Greeting, deadline: Instant) -> io::Re
     })
 }
 
-fn dial(address: &str) -> io::Result<TcpStream> {
+/// Connects, and makes sure that a rank of this run answers within `patience`.
+fn dial(address: &str, key: &Key, patience: Duration) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for at in address.to_socket_addrs()? {
         match TcpStream::connect_timeout(&at, GREETING) {
-            Ok(stream) => return Ok(stream),
+            Ok(mut stream) => {
+                stream.set_read_timeout(Some(patience))?;
+                handshake::call(&mut stream, key)?;
+                return Ok(stream);
+            }
             Err(error) => last = error,
         }
     }
@@ -303,7 +358,7 @@ fn dial(address: &str) -> io::Result<TcpStream> {
 /// Connects to all ranks whose numbers differ in one bit: the higher number calls.
 fn connect(
     place: &RankPlace,
-    listener: &TcpListener,
+    door: &Door,
     greeting: &Greeting,
     ranks: Vec<(String, String)>,
     timeout: Duration,
@@ -314,7 +369,10 @@ fn connect(
     let peers: Vec<usize> = (0..place.size.trailing_zeros()).map(|bit| place.rank ^ 1 << bit).collect();
     for &peer in peers.iter().filter(|peer| **peer < place.rank) {
         let (host, address) = &ranks[peer];
-        let connection = dial(address).and_then(|mut stream| greeting.write(&mut stream).map(|()| stream));
+        // It may still wait for the answer that this rank has.
+        let patience = deadline.saturating_duration_since(Instant::now()) + GREETING;
+        let connection = dial(address, &door.key, patience)
+            .and_then(|mut stream| greeting.write(&mut stream).map(|()| stream));
         connections[peer] = Some(connection.map_err(|source| {
             let (host, address) = (host.clone(), address.clone());
             RendezvousError::Connection { rank: peer, host, address, source }
@@ -324,7 +382,7 @@ fn connect(
         peers.iter().copied().filter(|&peer| connections[peer].is_none()).collect::<Vec<_>>()
     };
     while !awaited(&connections).is_empty() {
-        let Some((stream, _, theirs)) = accept(listener, deadline) else {
+        let Some((stream, _, theirs)) = door.next(deadline) else {
             let (run, missing) = (place.run.clone(), awaited(&connections));
             return Err(RendezvousError::Missing {
                 run,

@@ -1,17 +1,21 @@
 //! Ranks over loopback, each a thread with connections of its own.
 
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::exchange::{all_gather, barrier};
+use super::super::handshake::KeySource;
 use super::super::rendezvous::{Meeting, RendezvousError, meet};
+use super::super::wire::{Greeting, Purpose};
 use super::*;
 
 const SOON: Duration = Duration::from_secs(20);
 
 fn place(rank: usize, size: usize, run: &str, meeting: Meeting) -> RankPlace {
-    RankPlace { rank, size, local_rank: rank, local_size: size, run: run.into(), meeting }
+    let key = KeySource::Given("a key of the run".into());
+    RankPlace { rank, size, local_rank: rank, local_size: size, run: run.into(), meeting, key }
 }
 
 fn never() -> LastResort {
@@ -184,7 +188,6 @@ fn a_stale_notice_is_passed_over_and_an_alien_or_another_run_is_refused_with_a_r
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            use std::io::Write;
             while !over.load(Ordering::SeqCst) {
                 let (mut stream, _) = alien.accept().expect("a caller");
                 let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
@@ -215,6 +218,70 @@ fn a_stale_notice_is_passed_over_and_an_alien_or_another_run_is_refused_with_a_r
         }
         meet(&place(1, 2, "a run", at()), "job", SOON).expect("the right one is taken");
         zero.join().expect("no panic").expect("the ranks met");
+    });
+}
+
+/// What a stranger gets who sends `bytes` to `at` and then waits.
+fn knock(at: &str, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = loop {
+        match TcpStream::connect(at) {
+            Ok(stream) => break stream,
+            Err(_) => thread::sleep(Duration::from_millis(2)),
+        }
+    };
+    let mut got = Vec::new();
+    // The other end may hang up while this one still writes.
+    let _ = stream.write_all(bytes).and_then(|()| stream.read_to_end(&mut got));
+    got
+}
+
+#[test]
+fn a_stranger_who_connects_learns_nothing_changes_nothing_and_keeps_nobody_waiting() {
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").to_string();
+    let at = free.as_str();
+    let greeting = Greeting {
+        purpose: Purpose::Register,
+        run: "a run".into(),
+        job: "job".into(),
+        rank: 1,
+        size: 2,
+        host: "a stranger".into(),
+        port: 9,
+    };
+    let mut claim = Vec::new();
+    greeting.write(&mut claim).expect("memory takes it");
+    let mut number = b"runner/ranks/v2\n".to_vec();
+    number.extend_from_slice(&[7; 32]);
+    // Silent; another program; a rank of before there were keys; one that guesses a code; one that has heard
+    // the beginning and stops.
+    let guess = [number.as_slice(), &[9; 32], &claim].concat();
+    let strangers: [&[u8]; 5] = [b"", b"GET / HTTP/1.1\r\n\r\n", &claim, &guess, &number];
+    let began = Instant::now();
+    thread::scope(|scope| {
+        let come = |rank| meet(&place(rank, 2, "a run", Meeting::Tcp(at.into())), "job", SOON);
+        let zero = scope.spawn(move || come(0).expect("the ranks meet"));
+        let heard: Vec<_> = strangers.map(|bytes| scope.spawn(move || knock(at, bytes))).into();
+        // All of them are there before the rank is.
+        thread::sleep(Duration::from_millis(100));
+        let one = come(1).expect("its place is free");
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(4), "nobody waits for a silent one: {took:?}");
+        assert_eq!(zero.join().expect("no panic").hosts, one.hosts);
+        assert!(!one.hosts.iter().any(|host| host == "a stranger"), "{:?}", one.hosts);
+        for (got, sent) in heard.into_iter().zip(strangers) {
+            let got = got.join().expect("no panic");
+            assert!(got.is_empty() || got.len() == 48 && got.starts_with(b"runner/ranks/v2\n"), "{sent:?}");
+        }
+    });
+    // Of another run, with a key of its own.
+    thread::scope(|scope| {
+        let (short, longer) = (Duration::from_millis(500), Duration::from_secs(3));
+        let zero = scope.spawn(move || meet(&place(0, 2, "a run", Meeting::Tcp(at.into())), "job", longer));
+        let mut other = place(1, 2, "a run", Meeting::Tcp(at.into()));
+        other.key = KeySource::Given("a key of another run".into());
+        let error = meet(&other, "job", short).expect_err("no rank of this run").to_string();
+        assert!(error.contains("has another key"), "{error}");
+        assert!(zero.join().expect("no panic").expect_err("alone").to_string().contains("did not register"));
     });
 }
 

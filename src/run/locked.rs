@@ -4,6 +4,7 @@ use super::data::remembered;
 use super::sensors;
 use crate::ops::cpu::{self, Cpu};
 use crate::ops::cuda::Cuda;
+use crate::ops::cuda::compile::{Cubin, Origin};
 use crate::ops::cuda::libraries::{self, Library};
 use crate::ops::mirror::{self, Mirror};
 use crate::ops::{DeviceError, Ops, Result};
@@ -84,7 +85,9 @@ impl Locked for Mirror {
 impl Locked for Cuda {
     fn facts(&self) -> Result<DeviceFacts> {
         let mut machinery = self.numerics()?;
-        machinery.insert("cuda.cublaslt_sha256".into(), library_sha256(Library::CublasLt)?);
+        if self.cublaslt_version().is_some() {
+            machinery.insert("cuda.cublaslt_sha256".into(), library_sha256(Library::CublasLt)?);
+        }
         let gpu = self.gpu();
         let mut environment = sensors::environment(&gpu.uuid);
         // Where the mirror has the same bits, its name says all that they depend on.
@@ -96,6 +99,7 @@ impl Locked for Cuda {
             machinery
         };
         environment.extend([
+            ("cuda.kernels".to_owned(), origin(self.cubins())),
             ("gpu.name".to_owned(), gpu.name.clone()),
             ("gpu.uuid".to_owned(), gpu.uuid.clone()),
             ("gpu.memory_bytes".to_owned(), gpu.total_bytes.to_string()),
@@ -110,6 +114,16 @@ impl Locked for Cuda {
     fn join(&mut self, link: Tcp) -> Result<Joined<Cuda>, ExchangeError> {
         let (exchange, how) = nccl::join(self, link)?;
         Ok((exchange, Some(how)))
+    }
+}
+
+/// Who compiled the kernels, in words. Their hashes say what came out.
+fn origin(cubins: &[Cubin]) -> String {
+    let embedded = cubins.iter().filter(|cubin| cubin.origin == Origin::Embedded).count();
+    match embedded {
+        0 => "NVRTC on this machine".into(),
+        _ if embedded == cubins.len() => "compiled in".into(),
+        _ => format!("{embedded} of {} files compiled in, the others by NVRTC on this machine", cubins.len()),
     }
 }
 

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::ops::cuda::compile::Origin;
 use crate::ops::cuda::driver::{self, Gpu, GpuInfo};
+use crate::ops::cuda::embedded::Embedded;
 use crate::ops::cuda::libraries::{self, Library};
 use crate::ops::cuda::selftest::{self, SelfTest};
 use crate::ops::cuda::{Cuda, CudaOptions, compile, gemm};
@@ -19,10 +21,14 @@ pub struct Machine {
     pub driver: Option<String>,
     pub libraries: Vec<LibraryReport>,
     pub gpus: Vec<GpuReport>,
+    /// What the program carries of the kernels.
+    pub embedded: Option<EmbeddedReport>,
     pub kernels: Option<KernelReport>,
     pub selftest: Option<SelfTest>,
     /// Whether a GPU can train.
     pub usable: bool,
+    /// Whether it does so, in bf16, with NVIDIA's driver alone.
+    pub driver_suffices: bool,
     /// Why not.
     pub problem: Option<String>,
 }
@@ -43,6 +49,8 @@ pub struct LibraryReport {
     pub path: Option<PathBuf>,
     pub version: Option<String>,
     pub problem: Option<String>,
+    /// Whether compiled kernels can make it unnecessary.
+    pub replaceable: bool,
 }
 
 /// A GPU that the driver shows.
@@ -59,12 +67,23 @@ pub struct GpuReport {
     pub peak_bf16_tflops: Option<f64>,
 }
 
-/// The result of compiling the sources in `kernels/`.
+/// Kernels that were compiled before the program was.
+#[derive(Debug, Serialize)]
+pub struct EmbeddedReport {
+    pub architectures: Vec<String>,
+    /// The compiler that made them.
+    pub nvrtc: String,
+}
+
+/// The kernels that were loaded.
 #[derive(Debug, Serialize)]
 pub struct KernelReport {
     pub files: usize,
-    /// Files whose machine code was on disk.
+    /// Files whose machine code is in the program.
+    pub embedded: usize,
+    /// Files that NVRTC compiled earlier, whose machine code was on disk.
     pub cached: usize,
+    /// The longest time that a file took.
     pub compile_ms: f64,
     pub cache: Option<PathBuf>,
 }
@@ -78,14 +97,20 @@ pub fn examine() -> Machine {
         driver: driver_version(),
         libraries,
         gpus: gpus.as_deref().unwrap_or_default().iter().map(examine_gpu).collect(),
+        embedded: Embedded::of_program().ok().flatten().map(|pack| EmbeddedReport {
+            architectures: pack.architectures.clone(),
+            nvrtc: pack.nvrtc.to_string(),
+        }),
         kernels: None,
         selftest: None,
         usable: false,
+        driver_suffices: false,
         problem: None,
     };
     let tried =
         Cuda::open(&CudaOptions { user_plans: false, ..CudaOptions::default() }).and_then(|mut cuda| {
             machine.kernels = Some(kernels(&cuda));
+            machine.driver_suffices = cuda.driver_suffices();
             selftest::run(&mut cuda)
         });
     match tried {
@@ -109,6 +134,7 @@ fn examine_library(library: Library) -> LibraryReport {
         path: found.as_ref().ok().map(|loaded| loaded.path.clone()),
         version,
         problem: found.err().map(|missing| missing.to_string()),
+        replaceable: matches!(library, Library::Nvrtc | Library::CublasLt),
     }
 }
 
@@ -117,7 +143,7 @@ fn library_version(library: Library) -> Option<String> {
         Library::Driver => {
             driver::driver_version().ok().map(|v| format!("CUDA {}.{}", v / 1000, v % 1000 / 10))
         }
-        Library::Nvrtc => compile::nvrtc_version().ok().map(|(major, minor)| format!("{major}.{minor}")),
+        Library::Nvrtc => compile::nvrtc_version().ok().map(|version| version.to_string()),
         Library::CublasLt => {
             gemm::cublaslt_version().ok().map(|v| format!("{}.{}.{}", v / 10_000, v / 100 % 100, v % 100))
         }
@@ -140,9 +166,11 @@ fn examine_gpu(info: &GpuInfo) -> GpuReport {
 
 fn kernels(cuda: &Cuda) -> KernelReport {
     let cubins = cuda.cubins();
+    let count = |origin| cubins.iter().filter(|cubin| cubin.origin == origin).count();
     KernelReport {
         files: cubins.len(),
-        cached: cubins.iter().filter(|cubin| cubin.cached).count(),
+        embedded: count(Origin::Embedded),
+        cached: count(Origin::Cache),
         compile_ms: cubins.iter().map(|cubin| cubin.compile_ms).fold(0.0, f64::max),
         cache: compile::cache_folder("cubins"),
     }

@@ -15,6 +15,7 @@ use anyhow::Context;
 use super::ending::Ending;
 use super::messages::{Message, Report};
 use super::{member, stop};
+use crate::parallel::handshake::{self, KeySource};
 use crate::parallel::{Meeting, RankPlace, launch, rendezvous};
 
 /// The folder in which ranks find each other, in the folder of all runs.
@@ -30,6 +31,7 @@ pub fn start(ranks: usize, runs: &Path, report: Report) -> anyhow::Result<Option
     let program = std::env::current_exe().context("cannot find this program to start its ranks")?;
     let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
     let run = format!("{}-{}-{nanos}", rendezvous::host_name(), std::process::id());
+    let key = handshake::new_key().context("cannot make a key for the ranks")?;
     // Counted before the children start, so that no signal falls between.
     let requests = Arc::new(AtomicUsize::new(0));
     let count = requests.clone();
@@ -49,6 +51,7 @@ pub fn start(ranks: usize, runs: &Path, report: Report) -> anyhow::Result<Option
             local_size: ranks,
             run: run.clone(),
             meeting: Meeting::Folder(folder.clone()),
+            key: KeySource::Given(key.clone()),
         };
         let mut command = Command::new(&program);
         command

@@ -25,16 +25,16 @@ def resources(log):
 
 
 def variants(name):
-    """(architecture, element type, further options) of each way in which the program compiles a file."""
+    """(architecture, macro definition) of each way in which the program compiles a file."""
+    bf16 = next(act for act in ACTS if "BF16" in act)
     if name == "gemm_hopper.cu":
-        return [("sm_90a", next(act for act in ACTS if "BF16" in act.upper()), [])]
+        return [("sm_90a", bf16)]
     if not name.startswith("attention_") or name == "attention_any.cu":
-        return [(architecture, act, []) for act in ACTS for architecture in ARCHITECTURES]
+        return [(architecture, act) for act in ACTS for architecture in ARCHITECTURES]
     # Flash attention is bf16, a cubin a head size; the Hopper files are for sm_90a alone.
     hopper = name.endswith("_hopper.cu")
     architectures, sizes = (["sm_90a"], (64, 128)) if hopper else (ARCHITECTURES, (64, 80, 96, 128))
-    bf16 = next(act for act in ACTS if "BF16" in act.upper())
-    return [(architecture, bf16, [f"-DHEAD_SIZE={size}"]) for architecture in architectures for size in sizes]
+    return [(architecture, f"HEAD_SIZE={size}") for architecture in architectures for size in sizes]
 
 
 def main():
@@ -46,10 +46,9 @@ def main():
     print(f"NVRTC {nvrtc.version}: {nvrtc.path}", file=sys.stderr)
     failures = 0
     for name in names:
-        for architecture, act, options in variants(name):
-            what = " ".join([act, *options])
+        for architecture, what in variants(name):
             try:
-                cubin, log = nvrtc.compile(name, architecture, act, ["--ptxas-options=-v", *options])
+                cubin, log = nvrtc.compile(name, architecture, what, ["--ptxas-options=-v"])
             except CompileError as error:
                 print(error)
                 failures += 1

@@ -60,7 +60,7 @@ class Module:
             image = ready.read_bytes()
         else:
             Module.nvrtc = Module.nvrtc or Nvrtc()
-            image, _ = Module.nvrtc.compile(f"{name}.cu", architecture, act)
+            image, _ = Module.nvrtc.compile(f"{name}.cu", architecture, f"{act}=1")
         self.module = ctypes.c_void_p()
         driver(CUDA.cuModuleLoadData(ctypes.byref(self.module), image), f"loading {name}")
         self.functions = {}

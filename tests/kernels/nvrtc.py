@@ -12,13 +12,13 @@ from pathlib import Path
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 ARCHITECTURES = ["sm_80", "sm_89", "sm_90a", "sm_100a"]
-ACTS = ["ACT_BF16", "ACT_F32"]
+ACTS = ["ACT_BF16=1", "ACT_F32=1"]
 
 
-def options(architecture, act):
-    """The options the program compiles with. They are part of the bits: change them there and here
-    together."""
-    return [f"--gpu-architecture={architecture}", "--std=c++17", "--fmad=false", f"-D{act}=1"]
+def options(architecture, define):
+    """The options the program compiles with, where `define` is such as `ACT_BF16=1`. They are part of the
+    bits: change them there and here together."""
+    return [f"--gpu-architecture={architecture}", "--std=c++17", "--fmad=false", f"-D{define}"]
 
 
 def load_library():
@@ -55,7 +55,7 @@ class Nvrtc:
         self.library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
         self.version = f"{major.value}.{minor.value}"
 
-    def compile(self, name, architecture, act, extra=()):
+    def compile(self, name, architecture, define, extra=()):
         """Returns (cubin bytes, log) of kernels/`name`; raises CompileError with the log."""
         headers = sorted(KERNELS.glob("*.cuh"))
         sources = (ctypes.c_char_p * len(headers))(*[h.read_bytes() for h in headers])
@@ -67,7 +67,7 @@ class Nvrtc:
                 ctypes.byref(program), text, name.encode(), len(headers), sources, names
             )
         )
-        arguments = [o.encode() for o in [*options(architecture, act), *extra]]
+        arguments = [o.encode() for o in [*options(architecture, define), *extra]]
         code = self.library.nvrtcCompileProgram(
             program, len(arguments), (ctypes.c_char_p * len(arguments))(*arguments)
         )
@@ -78,7 +78,7 @@ class Nvrtc:
         )
         try:
             if code:
-                raise CompileError(f"{name} for {architecture} with {act}:\n{log}")
+                raise CompileError(f"{name} for {architecture} with {define}:\n{log}")
             return self._text(program, self.library.nvrtcGetCUBINSize, self.library.nvrtcGetCUBIN), log
         finally:
             self.library.nvrtcDestroyProgram(ctypes.byref(program))

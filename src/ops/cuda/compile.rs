@@ -1,4 +1,5 @@
-//! The kernels' machine code: compiled by NVRTC for the GPU at hand, and kept on disk.
+//! The kernels' machine code: from the program itself, or compiled by NVRTC for the GPU at hand and kept on
+//! disk.
 //!
 //! NVRTC is asked for a cubin, never for PTX: PTX would be compiled once more by the driver, whose
 //! compiler changes with every driver and would decide the bits. The code is a function of the
@@ -7,6 +8,7 @@
 //! noticed and compiled again.
 
 use std::ffi::{CStr, CString, c_char};
+use std::fmt;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -14,6 +16,7 @@ use std::time::Instant;
 use cudarc::nvrtc::{result, sys};
 use sha2::{Digest, Sha256};
 
+use super::embedded::Embedded;
 use super::libraries::{self, Library};
 use super::sources::{HEADERS, Source};
 use crate::ops::{DeviceError, Result};
@@ -28,9 +31,53 @@ pub struct Cubin {
     /// SHA-256 of `code`.
     pub code_sha256: [u8; 32],
     pub options: Vec<String>,
-    /// Whether the code came from the cache.
-    pub cached: bool,
+    /// The compiler that made the code.
+    pub nvrtc: Nvrtc,
+    pub origin: Origin,
     pub compile_ms: f64,
+}
+
+/// Where machine code came from. Changes no bit of the code: its key says all that made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It travels in the program.
+    Embedded,
+    /// NVRTC made it earlier, on this machine.
+    Cache,
+    /// NVRTC made it now.
+    Compiled,
+}
+
+/// A version of NVRTC, as in `13.0`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Nvrtc {
+    pub major: i32,
+    pub minor: i32,
+}
+
+impl Nvrtc {
+    /// Reads `13.0`.
+    pub fn parse(text: &str) -> Option<Nvrtc> {
+        let (major, minor) = text.split_once('.')?;
+        Some(Nvrtc { major: major.parse().ok()?, minor: minor.parse().ok()? })
+    }
+}
+
+impl fmt::Display for Nvrtc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// Where code may be found before NVRTC is asked.
+#[derive(Clone, Debug, Default)]
+pub struct Stores {
+    /// A folder that is read and filled; one that cannot be written costs time, not more.
+    pub cache: Option<PathBuf>,
+    /// What the program carries, if this GPU's driver can load it.
+    pub embedded: Option<&'static Embedded>,
+    /// Why there is nothing embedded that can be used, for the message when NVRTC is missing too.
+    pub without: Option<String>,
 }
 
 /// Why a kernel file has no code.
@@ -40,6 +87,8 @@ pub enum CompileError {
     Rejected { file: &'static str, architecture: String, nvrtc: String, options: String, log: String },
     #[error("NVRTC failed on `{file}`: {message}")]
     Failed { file: &'static str, message: String },
+    #[error("`{file}` must be compiled for {architecture}, for {why}; and {missing}")]
+    NoCompiler { file: &'static str, architecture: String, why: String, missing: String },
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
@@ -53,14 +102,14 @@ impl CompileError {
     }
 }
 
-/// NVRTC's version, `13.0`. Loads the library.
-pub fn nvrtc_version() -> Result<(i32, i32)> {
+/// NVRTC's version. Loads the library.
+pub fn nvrtc_version() -> Result<Nvrtc> {
     libraries::require(Library::Nvrtc)?;
     let (mut major, mut minor) = (0, 0);
     // SAFETY: both pointers are to live integers, and the library is loaded.
     let status = unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) };
     status.result().map_err(|e| DeviceError::Unavailable(format!("NVRTC does not answer: {e}")))?;
-    Ok((major, minor))
+    Ok(Nvrtc { major, minor })
 }
 
 /// Where code is kept between runs: `$XDG_CACHE_HOME/runner/<name>`, or under `~/.cache`.
@@ -72,45 +121,73 @@ pub fn cache_folder(name: &str) -> Option<PathBuf> {
     Some(root.join("runner").join(name))
 }
 
-/// Code for `source` on `architecture` (`sm_90a`), with `defines` such as `ACT_BF16=1`.
-///
-/// Reads and fills `cache` when there is one; a cache that cannot be written costs time, not more.
+/// Code for `source` on `architecture` (`sm_90a`), with `defines` such as `ACT_BF16=1`: from the program, from
+/// the cache, or from NVRTC, which is loaded only when the program has none.
 pub fn compile(
     source: &Source,
     architecture: &str,
     defines: &[String],
-    cache: Option<&Path>,
+    stores: &Stores,
 ) -> Result<Cubin, CompileError> {
-    let (major, minor) = nvrtc_version()?;
     let mut options =
         vec![format!("--gpu-architecture={architecture}"), "--std=c++17".into(), "--fmad=false".into()];
     options.extend(defines.iter().map(|define| format!("-D{define}")));
     let source_sha256 = source_hash(source);
-    let key = Sha256::new()
-        .chain_update(b"runner/cubin/v1")
-        .chain_update(source_sha256)
-        .chain_update(options.join("\n"))
-        .chain_update(format!("\nnvrtc {major}.{minor}"))
-        .finalize();
-    let entry = cache.map(|folder| folder.join(format!("{}.cubin", hex::encode(key))));
-
+    let key = |nvrtc| key(&source_sha256, &options, nvrtc);
     let started = Instant::now();
-    let cached = entry.as_deref().and_then(read_entry);
-    let from_cache = cached.is_some();
-    let code = match cached {
-        Some(code) => code,
+    let embedded = stores.embedded.and_then(|pack| Some((pack.code(&key(pack.nvrtc))?, pack.nvrtc)));
+    let (code, nvrtc, origin) = match embedded {
+        Some((code, nvrtc)) => (code.to_vec(), nvrtc, Origin::Embedded),
         None => {
-            let code = run_nvrtc(source, architecture, &options, &format!("{major}.{minor}"))?;
-            if let Some(entry) = &entry {
-                // A full disk or a read-only home must not stop a training run.
-                let _ = write_entry(entry, &code);
+            let nvrtc = nvrtc_version().map_err(|missing| CompileError::NoCompiler {
+                file: source.file,
+                architecture: architecture.to_owned(),
+                why: stores.why_not(architecture),
+                missing: missing.to_string(),
+            })?;
+            let entry =
+                stores.cache.as_ref().map(|folder| folder.join(format!("{}.cubin", hex::encode(key(nvrtc)))));
+            match entry.as_deref().and_then(read_entry) {
+                Some(code) => (code, nvrtc, Origin::Cache),
+                None => {
+                    let code = run_nvrtc(source, architecture, &options, &nvrtc.to_string())?;
+                    if let Some(entry) = &entry {
+                        // A full disk or a read-only home must not stop a training run.
+                        let _ = write_entry(entry, &code);
+                    }
+                    (code, nvrtc, Origin::Compiled)
+                }
             }
-            code
         }
     };
     let code_sha256 = Sha256::digest(&code).into();
     let compile_ms = started.elapsed().as_secs_f64() * 1e3;
-    Ok(Cubin { file: source.file, code, source_sha256, code_sha256, options, cached: from_cache, compile_ms })
+    Ok(Cubin { file: source.file, code, source_sha256, code_sha256, options, nvrtc, origin, compile_ms })
+}
+
+impl Stores {
+    /// Why the program has no code for `architecture`.
+    fn why_not(&self, architecture: &str) -> String {
+        match (&self.without, self.embedded) {
+            (Some(why), _) => why.clone(),
+            (None, None) => "this program was built without compiled kernels".into(),
+            (None, Some(pack)) if pack.architectures.iter().all(|known| known != architecture) => {
+                format!("this program has compiled kernels for {} only", pack.architectures.join(", "))
+            }
+            (None, Some(_)) => "its text is not the one that was compiled into this program".into(),
+        }
+    }
+}
+
+/// What names a cubin: all that its bytes depend on.
+fn key(source_sha256: &[u8; 32], options: &[String], nvrtc: Nvrtc) -> [u8; 32] {
+    Sha256::new()
+        .chain_update(b"runner/cubin/v1")
+        .chain_update(source_sha256)
+        .chain_update(options.join("\n"))
+        .chain_update(format!("\nnvrtc {nvrtc}"))
+        .finalize()
+        .into()
 }
 
 /// SHA-256 over the source and all headers, each with its name and length.
@@ -256,8 +333,8 @@ mod tests {
             for (architecture, variants) in [("sm_80", 1), ("sm_90a", usize::MAX), ("sm_100a", 1)] {
                 let variants = if source.only.is_none_or(|only| only == architecture) { variants } else { 0 };
                 for defines in source.variants().iter().take(variants) {
-                    let cubin =
-                        compile(source, architecture, defines, None).unwrap_or_else(|e| panic!("{e}"));
+                    let cubin = compile(source, architecture, defines, &Stores::default())
+                        .unwrap_or_else(|e| panic!("{e}"));
                     assert_eq!(&cubin.code[1..4], b"ELF", "{} is machine code", source.file);
                 }
             }
@@ -292,13 +369,14 @@ mod tests {
             only: None,
         };
         let get = |value: u32| {
-            compile(&source, "sm_90a", &[format!("VALUE={value}")], Some(folder.path())).expect("code")
+            let stores = Stores { cache: Some(folder.path().to_owned()), ..Stores::default() };
+            compile(&source, "sm_90a", &[format!("VALUE={value}")], &stores).expect("code")
         };
         let first = get(1);
         let second = get(1);
-        assert!(!first.cached && second.cached);
+        assert_eq!((first.origin, second.origin), (Origin::Compiled, Origin::Cache));
         assert_eq!(first.code, second.code);
-        assert!(!get(2).cached, "other options are other code");
+        assert_eq!(get(2).origin, Origin::Compiled, "other options are other code");
     }
 
     #[test]
@@ -310,7 +388,8 @@ mod tests {
             variants: &[],
             only: None,
         };
-        let error = compile(&source, "sm_90a", &[], None).expect_err("it cannot compile").to_string();
+        let error =
+            compile(&source, "sm_90a", &[], &Stores::default()).expect_err("it cannot compile").to_string();
         assert!(error.contains("nonsense") && error.contains("broken.cu:2: extern"), "{error}");
     }
 

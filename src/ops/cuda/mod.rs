@@ -5,7 +5,8 @@
 //! * [`libraries`] finds CUDA's libraries; nothing is linked, so the binary starts anywhere.
 //! * [`driver`] is one GPU with its streams, [`lanes`] the order between them, [`memory`] its memory and the
 //!   copies in and out.
-//! * [`sources`] and [`compile`] turn `kernels/*.cu` into machine code for the GPU at hand.
+//! * [`sources`] and [`compile`] turn `kernels/*.cu` into machine code for the GPU at hand, or take it from the
+//!   program itself ([`embedded`]).
 //! * [`args`] and [`modules`] tie each kernel to a typed function.
 //! * [`product`] is a matrix product as a value; [`gemm`] multiplies matrices with pinned algorithms.
 //! * `graph` replays repeated work.
@@ -24,6 +25,7 @@ pub mod args;
 pub mod compile;
 mod device;
 pub mod driver;
+pub mod embedded;
 pub mod gemm;
 mod graph;
 pub mod lanes;
@@ -44,15 +46,14 @@ pub mod sources;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
-
 use super::{Dtype, Result};
 use crate::experiment::Compute;
-use compile::Cubin;
+use compile::{Cubin, Origin, Stores};
 use driver::{GpuEvent, GpuInfo};
 use gemm::Gemm;
 use gemm::plan::GemmPlan;
 use lanes::Lanes;
+use launch::gemm_hopper;
 use memory::{Buf, Memory, Staging};
 pub use memory::{PINNED_BYTES, taken_bytes};
 use modules::Kernels;
@@ -72,11 +73,20 @@ pub struct CudaOptions {
     pub cuda_graph: bool,
     /// Whether plans are read from and added to this user's plan file.
     pub user_plans: bool,
+    /// Whether kernels that travel in the program are used; else NVRTC makes all. Changes no bit.
+    pub embedded: bool,
 }
 
 impl Default for CudaOptions {
     fn default() -> CudaOptions {
-        CudaOptions { ordinal: 0, compute: Compute::Auto, gelu_fusion: 0, cuda_graph: true, user_plans: true }
+        CudaOptions {
+            ordinal: 0,
+            compute: Compute::Auto,
+            gelu_fusion: 0,
+            cuda_graph: true,
+            user_plans: true,
+            embedded: true,
+        }
     }
 }
 
@@ -86,6 +96,11 @@ pub fn act_dtype(compute: Compute) -> Dtype {
         Compute::Auto | Compute::Bf16 => Dtype::BF16,
         Compute::Fp32 | Compute::Tf32 => Dtype::F32,
     }
+}
+
+/// Whether our own kernels make every product on this GPU, so that cuBLASLt is not needed.
+fn own_products(info: &GpuInfo, options: &CudaOptions) -> bool {
+    gemm_hopper::fits(info) && act_dtype(options.compute) == Dtype::BF16 && options.gelu_fusion == 0
 }
 
 /// The column sums that GELU's gradient computed on its way: valid for one tensor until it is written.
@@ -112,8 +127,8 @@ pub struct Cuda {
     gelu_sums: Option<GeluSums>,
     /// Channels of a head, once the model is known.
     head_size: Option<usize>,
-    /// Where machine code is kept.
-    cache: Option<PathBuf>,
+    /// Where machine code is found.
+    stores: Stores,
 }
 
 impl Cuda {
@@ -153,9 +168,15 @@ impl Cuda {
         self.gemm.tuned()
     }
 
-    /// cuBLASLt's version: 130100 is 13.1.0.
-    pub fn cublaslt_version(&self) -> u64 {
+    /// cuBLASLt's version, 130100 for 13.1.0; `None` where our own products do without it.
+    pub fn cublaslt_version(&self) -> Option<u64> {
         self.gemm.version()
+    }
+
+    /// Whether all that this device does needs the driver alone: neither NVRTC nor cuBLASLt.
+    pub fn driver_suffices(&self) -> bool {
+        self.cubins().iter().all(|cubin| cubin.origin == Origin::Embedded)
+            && own_products(&self.kernels.gpu.info, &self.options)
     }
 
     /// Device memory taken from the driver so far.

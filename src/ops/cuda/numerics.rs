@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 
 use super::Cuda;
-use super::compile;
 use super::gemm::plan::GemmPlan;
 use super::launch::{attention_hopper, gemm_hopper};
 use crate::ops::{DeviceError, Dtype, Result};
@@ -27,13 +26,17 @@ impl Cuda {
     /// Architecture, compiler, libraries, kernels and plans: equal values mean equal bits. Complete once
     /// [`crate::ops::Ops::alloc_scratch`] has run.
     pub fn numerics(&self) -> Result<BTreeMap<String, String>> {
-        let (major, minor) = compile::nvrtc_version()?;
+        let mut compilers: Vec<_> = self.cubins().iter().map(|cubin| cubin.nvrtc).collect();
+        compilers.sort_unstable();
+        compilers.dedup();
+        let compilers: Vec<String> = compilers.iter().map(ToString::to_string).collect();
+        let cublaslt = self.cublaslt_version().map_or_else(|| "none".to_owned(), |v| v.to_string());
         let info = self.gpu();
         let mut values = BTreeMap::from([
             ("cuda.architecture".to_owned(), info.architecture()),
             ("cuda.sm_count".to_owned(), info.sm_count.to_string()),
-            ("cuda.nvrtc".to_owned(), format!("{major}.{minor}")),
-            ("cuda.cublaslt".to_owned(), self.cublaslt_version().to_string()),
+            ("cuda.nvrtc".to_owned(), compilers.join(", ")),
+            ("cuda.cublaslt".to_owned(), cublaslt),
         ]);
         // Decoding writes text and changes no bit of the training state.
         for cubin in self.cubins().iter().filter(|cubin| cubin.file != "decode.cu") {

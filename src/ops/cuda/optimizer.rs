@@ -13,7 +13,7 @@ use super::memory::Buf;
 use super::scratch::Use;
 use crate::ops::{AdamWUpdate, ChunkSquares, Perform, Result, SumSquares};
 
-fn bytes_of<A: KernelArgs>(rows: &[A]) -> &[u8] {
+pub(super) fn bytes_of<A: KernelArgs>(rows: &[A]) -> &[u8] {
     const { assert!(align_of::<A>() <= 8, "more alignment may mean padding") };
     // SAFETY: the trait promises `repr(C)` without padding, so every byte is initialised.
     unsafe { std::slice::from_raw_parts(rows.as_ptr().cast(), size_of_val(rows)) }

@@ -1,8 +1,13 @@
-//! A few seconds of work that show whether a GPU computes and how fast it moves: for `runner doctor`.
+//! Work that shows whether a GPU computes: one digest whenever a GPU is opened, and for `runner doctor` a few
+//! seconds, with how fast it moves.
 
 use super::Cuda;
-use super::memory::Buf;
+use super::args::In;
+use super::launch::digest::{self, DigestTensor};
+use super::memory::{Buf, Memory};
+use super::optimizer::bytes_of;
 use crate::ops::{Linear, LinearShape, Ops, Result, Role};
+use crate::proof;
 use crate::rng::Key;
 
 /// The results of the self-test.
@@ -21,6 +26,42 @@ impl SelfTest {
     pub fn passes(&self) -> bool {
         self.gemm_error.is_finite() && self.gemm_error < 0.01
     }
+}
+
+/// Hashes two leaves on the device, and holds them to what the host makes of the same bytes. Machine code that
+/// this GPU and driver do not run as they should is then found before the first step, wherever it came from.
+/// Takes memory of its own, and gives it back.
+pub fn digest_is_right(cuda: &mut Cuda) -> Result<()> {
+    const OP: &str = "self-test";
+    const BYTES: usize = digest::LEAF_BYTES as usize + 7;
+    let data: Vec<u8> = (0..BYTES as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut memory = Memory::new(cuda.kernels.gpu.clone());
+    let [bytes, table, digests] =
+        [BYTES as u64, size_of::<DigestTensor>() as u64, 64].map(|bytes| memory.allocate(OP, bytes));
+    let (bytes, table, digests) = (bytes?, table?, digests?);
+    let row = [DigestTensor { data: In::at(bytes.address()), bytes: BYTES as u64, first: 0 }];
+    let mut words = Vec::new();
+    // SAFETY: the allocations live to the end of this function, and each is as long as what it is given.
+    unsafe {
+        let staging = &mut cuda.staging;
+        staging.upload(bytes.address(), BYTES as u64, OP, |at, piece| {
+            piece.copy_from_slice(&data[at..][..piece.len()])
+        })?;
+        staging.upload(table.address(), table.bytes(), OP, |at, piece| {
+            piece.copy_from_slice(&bytes_of(&row)[at..][..piece.len()])
+        })?;
+        digest::leaves(&cuda.kernels, table.address(), 1, digests.address(), 2)?;
+        staging.download(digests.address(), 64, OP, |_, piece| words.extend_from_slice(piece))?;
+    }
+    // The device keeps a digest's words as numbers.
+    words.chunks_exact_mut(4).for_each(<[u8]>::reverse);
+    let leaves: Vec<u8> =
+        data.chunks(digest::LEAF_BYTES as usize).flat_map(|leaf| proof::digest::leaf(leaf).0).collect();
+    cuda.kernels.check(OP, words == leaves, || {
+        "the GPU hashes wrongly: its kernels do not run as they should\n  hint: update the driver; if \
+         `runner doctor` says the same again, the GPU is faulty"
+            .into()
+    })
 }
 
 /// Multiplies and copies.

@@ -2,6 +2,7 @@
 //! and fails without a GPU: `cargo test --release --lib cuda -- --include-ignored`.
 
 mod decoding;
+mod embedded;
 mod memory;
 mod model;
 mod operations;

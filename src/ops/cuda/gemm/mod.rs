@@ -1,7 +1,8 @@
 //! Matrix multiplication through cuBLASLt or kernels of our own, with pinned algorithms.
 //!
 //! cuBLASLt can do each product in dozens of ways that differ in speed and in bits, and on Hopper our own
-//! kernels have a few more, which do all that surrounds a product on their way. Here every
+//! kernels have a few more, which do all that surrounds a product on their way: there, in bf16, the library
+//! is a choice and may be absent. Here every
 //! shape has one plan: taken from a lock file, from this user's earlier tuning, or tuned now, and
 //! from then on used for every call. Only a shape that nobody announced (a short last batch, a
 //! prompt) takes the first candidate, a function of library version, GPU and shape.
@@ -52,11 +53,16 @@ struct PinnedPlan {
     announced: bool,
 }
 
+/// cuBLASLt, opened.
+struct LtLibrary {
+    handle: sys::cublasLtHandle_t,
+    version: u64,
+}
+
 /// Matrix products on one GPU.
 pub struct Gemm {
     gpu: Arc<Gpu>,
-    handle: sys::cublasLtHandle_t,
-    version: u64,
+    library: Option<LtLibrary>,
     workspace: Allocation,
     /// Counters that order the parts of our own split sums; zero between products.
     turns: Allocation,
@@ -69,17 +75,22 @@ pub struct Gemm {
 unsafe impl Send for Gemm {}
 
 impl Gemm {
+    /// Uses cuBLASLt where it is found.
     pub fn new(gpu: &Arc<Gpu>, memory: &mut Memory) -> Result<Gemm> {
-        let version = cublaslt_version()?;
         gpu.bind()?;
-        let handle = result::create_handle().map_err(|e| fail(gpu, "cublasLtCreate", e))?;
+        let library = match cublaslt_version() {
+            Ok(version) => {
+                let handle = result::create_handle().map_err(|e| fail(gpu, "cublasLtCreate", e))?;
+                Some(LtLibrary { handle, version })
+            }
+            Err(_) => None,
+        };
         let workspace =
             memory.allocate("matrix multiplication workspace", workspace_bytes(gpu.info.major))?;
         let turns = memory.allocate("turns of split sums", gemm_hopper::TURNS_BYTES)?;
         Ok(Gemm {
             gpu: Arc::clone(gpu),
-            handle,
-            version,
+            library,
             workspace,
             turns,
             plans: BTreeMap::new(),
@@ -87,9 +98,17 @@ impl Gemm {
         })
     }
 
-    /// cuBLASLt's version: 130100 is 13.1.0.
-    pub fn version(&self) -> u64 {
-        self.version
+    /// cuBLASLt's version, 130100 for 13.1.0; `None` without the library.
+    pub fn version(&self) -> Option<u64> {
+        self.library.as_ref().map(|library| library.version)
+    }
+
+    fn handle(&self) -> Result<sys::cublasLtHandle_t> {
+        let library = self.library.as_ref().map(|library| library.handle);
+        library.ok_or_else(|| match libraries::require(Library::CublasLt) {
+            Err(missing) => missing,
+            Ok(_) => self.gpu.refuse("cublasLtCreate", "the library was not there when the GPU was opened"),
+        })
     }
 
     /// The plans of all shapes that were announced, by key.
@@ -115,10 +134,10 @@ impl Gemm {
     /// timing. Without `known_plans`, all that no lock has pinned are timed.
     pub fn prepare(&mut self, kernels: &Kernels, keys: &[GemmKey], known_plans: bool) -> Result<()> {
         let (info, workspace) = (&self.gpu.info, self.workspace.bytes());
-        let file = known_plans.then(|| UserPlans::of_user(&info.name, self.version, workspace));
+        let file = known_plans.then(|| UserPlans::of_user(&info.name, self.version(), workspace));
         let mut known = Vec::new();
         if let Some(file) = &file {
-            known = plan::shipped(&info.architecture(), info.sm_count, self.version, workspace);
+            known = plan::shipped(&info.architecture(), info.sm_count, self.version(), workspace);
             known.extend(file.read());
         }
         let mut open = Vec::new();
@@ -217,7 +236,7 @@ impl Gemm {
                 descriptors.set_pointers(&operands.only(plan.record.key.epilogue)).map_err(fail)?;
                 // SAFETY: the caller's promise.
                 unsafe {
-                    cublaslt::launch(self.handle, descriptors, algo, operands, &self.workspace, &self.gpu)
+                    cublaslt::launch(self.handle()?, descriptors, algo, operands, &self.workspace, &self.gpu)
                 }
                 .map_err(fail)
             }
@@ -262,6 +281,7 @@ impl Gemm {
     fn ready_cublaslt(&self, key: &GemmKey, plan: &CublasLt) -> Result<Ready> {
         let refuse =
             |why: &str| self.gpu.refuse("cublasLtMatmulAlgoCheck", format!("the plan for {key} {why}"));
+        let handle = self.handle()?;
         let words = plan.words().ok_or_else(|| refuse("is not 64 bytes in hexadecimal"))?;
         let algo = sys::cublasLtMatmulAlgo_t { data: words };
         let descriptors =
@@ -271,16 +291,7 @@ impl Gemm {
         let (status, checked) = unsafe {
             let Descriptors { desc, a, b, d } = descriptors;
             (
-                sys::cublasLtMatmulAlgoCheck(
-                    self.handle,
-                    desc,
-                    a,
-                    b,
-                    d,
-                    d,
-                    &raw const algo,
-                    checked.as_mut_ptr(),
-                ),
+                sys::cublasLtMatmulAlgoCheck(handle, desc, a, b, d, d, &raw const algo, checked.as_mut_ptr()),
                 checked.assume_init(),
             )
         };
@@ -300,19 +311,16 @@ impl Gemm {
 
     /// What is likeliest fastest, without trying.
     fn first_candidate(&self, key: GemmKey) -> Result<GemmPlan> {
-        let descriptors =
-            Descriptors::new(&key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
-        let mut candidates = self.candidates(&key, &descriptors)?;
-        Ok(candidates.swap_remove(0))
+        Ok(self.candidates(&key)?.swap_remove(0))
     }
 
     /// What is worth trying, likeliest fastest first; never empty: the heuristic's answers that add in the
     /// order of this product, and our own tilings.
-    fn candidates(&self, key: &GemmKey, descriptors: &Descriptors) -> Result<Vec<GemmPlan>> {
+    fn candidates(&self, key: &GemmKey) -> Result<Vec<GemmPlan>> {
         let mut plans = Vec::new();
         let own = self.has_own(key);
-        if !own || !gemm_hopper::only_own(key) {
-            plans = self.heuristic(key, descriptors)?;
+        if !own || self.library.is_some() && !gemm_hopper::only_own(key) {
+            plans = self.heuristic(key)?;
             plans.retain(|plan| match &plan.algorithm {
                 Algorithm::CublasLt(lt) => !own || lt.attributes.split_k <= 1,
                 Algorithm::Hopper { .. } => false,
@@ -340,17 +348,20 @@ impl Gemm {
     }
 
     /// The heuristic's answers that add in a fixed order.
-    fn heuristic(&self, key: &GemmKey, descriptors: &Descriptors) -> Result<Vec<GemmPlan>> {
+    fn heuristic(&self, key: &GemmKey) -> Result<Vec<GemmPlan>> {
         const REQUESTED: usize = 24;
+        let handle = self.handle()?;
+        let descriptors =
+            Descriptors::new(key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
         let error = |e| fail(&self.gpu, "cublasLtMatmulAlgoGetHeuristic", e);
         let preference = Preference::new(self.workspace.bytes()).map_err(error)?;
         let mut found = Vec::<sys::cublasLtMatmulHeuristicResult_t>::with_capacity(REQUESTED);
         let mut count = 0;
-        let Descriptors { desc, a, b, d } = *descriptors;
+        let Descriptors { desc, a, b, d } = descriptors;
         // SAFETY: all descriptors are live, and the array has room for as many as are asked for.
         unsafe {
             let status = sys::cublasLtMatmulAlgoGetHeuristic(
-                self.handle,
+                handle,
                 desc,
                 a,
                 b,
@@ -381,9 +392,11 @@ impl Gemm {
 
 impl Drop for Gemm {
     fn drop(&mut self) {
-        if self.gpu.synchronize("cublasLtDestroy").is_ok() {
+        if let Some(library) = &self.library
+            && self.gpu.synchronize("cublasLtDestroy").is_ok()
+        {
             // SAFETY: created in `new`, destroyed here alone; no work uses it any more.
-            let _ = unsafe { result::destroy_handle(self.handle) };
+            let _ = unsafe { result::destroy_handle(library.handle) };
         }
     }
 }

@@ -71,7 +71,7 @@ pub struct GemmPlan {
     pub algorithm: Algorithm,
 }
 
-/// The plans that this user's machine has tuned for one GPU model and one version of cuBLASLt.
+/// The plans that this user's machine has tuned for one GPU model and one version of cuBLASLt, 0 without it.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct PlanFile {
     gpu: String,
@@ -96,9 +96,17 @@ const SHIPPED: &[Shipped] = &[Shipped {
     text: include_str!("../../../../experiments/locks/h100_cublaslt_130100.plans.toml"),
 }];
 
-/// The shipped plans for this kind of GPU and this version of cuBLASLt.
-pub fn shipped(architecture: &str, sm_count: u32, cublaslt: u64, workspace_bytes: u64) -> Vec<GemmPlan> {
-    let fits = |file: &PlanFile| file.cublaslt == cublaslt && file.workspace_bytes == workspace_bytes;
+/// The shipped plans for this kind of GPU and this version of cuBLASLt; without the library any version's, of
+/// which those for our own products can be used.
+pub fn shipped(
+    architecture: &str,
+    sm_count: u32,
+    cublaslt: Option<u64>,
+    workspace_bytes: u64,
+) -> Vec<GemmPlan> {
+    let fits = |file: &PlanFile| {
+        cublaslt.is_none_or(|version| file.cublaslt == version) && file.workspace_bytes == workspace_bytes
+    };
     SHIPPED
         .iter()
         .filter(|shipped| shipped.architecture == architecture && shipped.sm_count == sm_count)
@@ -131,8 +139,8 @@ impl UserPlans {
     }
 
     /// In the user's cache folder.
-    pub fn of_user(gpu: &str, cublaslt: u64, workspace_bytes: u64) -> UserPlans {
-        UserPlans::new(cache_folder("plans"), gpu, cublaslt, workspace_bytes)
+    pub fn of_user(gpu: &str, cublaslt: Option<u64>, workspace_bytes: u64) -> UserPlans {
+        UserPlans::new(cache_folder("plans"), gpu, cublaslt.unwrap_or(0), workspace_bytes)
     }
 
     /// The plans in the file; none when it is absent, damaged, or was made under other conditions.
@@ -244,9 +252,15 @@ mod tests {
                 Algorithm::CublasLt(plan) => plan.words().is_some(),
             };
             assert!(!file.plan.is_empty() && file.plan.iter().all(whole));
-            let found = |sms| super::shipped(shipped.architecture, sms, file.cublaslt, file.workspace_bytes);
+            let found =
+                |sms| super::shipped(shipped.architecture, sms, Some(file.cublaslt), file.workspace_bytes);
             assert_eq!(found(shipped.sm_count), file.plan);
             assert_eq!(found(shipped.sm_count - 1), []);
+            let of_another = |version| {
+                super::shipped(shipped.architecture, shipped.sm_count, version, file.workspace_bytes)
+            };
+            assert_eq!(of_another(Some(file.cublaslt + 1)), []);
+            assert_eq!(of_another(None), file.plan, "without the library its version is no matter");
         }
     }
 

@@ -130,9 +130,7 @@ impl Gemm {
     }
 
     fn tune_one(&self, key: &GemmKey, bench: &Bench<'_>) -> Result<Tuned> {
-        let descriptors =
-            Descriptors::new(key).map_err(|e| fail(&self.gpu, "cublasLtMatmulDescCreate", e))?;
-        let records = self.candidates(key, &descriptors)?;
+        let records = self.candidates(key)?;
         let mut timed = Vec::new();
         for record in records {
             let plan = self.candidate(record)?;

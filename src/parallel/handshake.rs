@@ -1,0 +1,242 @@
+//! Who knocks at a rank's port: both ends show that they know the run's key before anything else is said.
+//!
+//! Each end sends 16 fixed bytes and a random number. The caller then sends a code over both numbers under
+//! the key, and only when that is right the listener sends its own. So a stranger who connects gets a random
+//! number, is hung up on, and has changed nothing; what a rank calls by mistake gets no more. What follows on
+//! the connection is neither encrypted nor signed: whoever can read or change packets between the machines is
+//! not kept out (`docs/security.md`).
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+/// The first bytes of every connection.
+const MAGIC: &[u8; 16] = b"runner/ranks/v2\n";
+const CALLER: &[u8] = b"runner/ranks/v2 caller";
+const LISTENER: &[u8] = b"runner/ranks/v2 listener";
+/// Letters that a key from a variable must have.
+const SHORTEST: usize = 16;
+
+/// The secret that the ranks of a run share.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key([u8; 32]);
+
+/// Where a rank has its key from.
+#[derive(Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// The text of a variable.
+    Given(String),
+    /// A file of this user's in the folder that all ranks share; the first that looks makes it.
+    Folder(PathBuf),
+}
+
+/// A key stays out of every message.
+impl fmt::Debug for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KeySource::Given(_) => f.write_str("Given(…)"),
+            KeySource::Folder(folder) => write!(f, "Folder({})", folder.display()),
+        }
+    }
+}
+
+/// A new key, as a variable has it: 64 hexadecimal digits.
+pub fn new_key() -> io::Result<String> {
+    Ok(hex::encode(random()?))
+}
+
+impl KeySource {
+    /// The key. An error names what was read.
+    pub fn key(&self) -> Result<Key, (String, io::Error)> {
+        match self {
+            KeySource::Given(text) => Key::of(text).map_err(|why| (super::launch::RANK_KEY.into(), why)),
+            KeySource::Folder(folder) => {
+                let path = folder.join(format!("key-{}", user()));
+                let text = match std::fs::read_to_string(&path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => make(folder, &path),
+                    read => read,
+                };
+                text.and_then(|text| Key::of(&text)).map_err(|why| (path.display().to_string(), why))
+            }
+        }
+    }
+}
+
+impl Key {
+    fn of(text: &str) -> io::Result<Key> {
+        let text = text.trim();
+        if text.len() < SHORTEST {
+            let why = format!("a key of {} letters, expected {SHORTEST} or more", text.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        Ok(Key(Sha256::digest(text).into()))
+    }
+
+    /// HMAC-SHA256 (RFC 2104) of two numbers under this key, for one of the two ends.
+    fn code(&self, end: &[u8], caller: &[u8; 32], listener: &[u8; 32]) -> [u8; 32] {
+        hmac(&self.0, &[end, caller, listener])
+    }
+}
+
+/// Writes a new key for this user alone, unless another rank is faster; returns what the file then holds.
+fn make(folder: &Path, path: &Path) -> io::Result<String> {
+    std::fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    writeln!(file, "{}", new_key()?)?;
+    match file.persist_noclobber(path) {
+        Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => Err(error.error),
+        _ => std::fs::read_to_string(path),
+    }
+}
+
+/// The number of this process's user, so that two who share a folder have a key each.
+fn user() -> u32 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self").map_or(0, |process| process.uid())
+}
+
+fn random() -> io::Result<[u8; 32]> {
+    let mut number = [0; 32];
+    getrandom::fill(&mut number).map_err(io::Error::other)?;
+    Ok(number)
+}
+
+fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
+    let pad = |with: u8| {
+        let mut block = [with; 64];
+        block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
+        Sha256::new().chain_update(block)
+    };
+    let inner = parts.iter().fold(pad(0x36), |hash, part| hash.chain_update(part)).finalize();
+    pad(0x5c).chain_update(inner).finalize().into()
+}
+
+/// Whether two codes are equal, in a time that does not say where they differ.
+fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
+    a.iter().zip(b).fold(0, |differing, (a, b)| differing | (a ^ b)) == 0
+}
+
+/// Sends this end's number, and returns it and the other's.
+fn exchange(stream: &mut (impl Read + Write)) -> io::Result<([u8; 32], [u8; 32])> {
+    let ours = random()?;
+    stream.write_all(&[MAGIC.as_slice(), &ours].concat())?;
+    stream.flush()?;
+    let (mut magic, mut theirs) = ([0; 16], [0; 32]);
+    stream.read_exact(&mut magic)?;
+    if magic != *MAGIC {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "what listens there is not this program"));
+    }
+    stream.read_exact(&mut theirs)?;
+    Ok((ours, theirs))
+}
+
+/// The calling end.
+///
+/// # Errors
+/// The connection breaks, or the other end does not know the key.
+pub fn call(stream: &mut (impl Read + Write), key: &Key) -> io::Result<()> {
+    let (ours, theirs) = exchange(stream)?;
+    let other = || {
+        let why = "what listens there has another key: another run, or a process of an older one";
+        io::Error::new(io::ErrorKind::PermissionDenied, why)
+    };
+    stream.write_all(&key.code(CALLER, &ours, &theirs))?;
+    stream.flush()?;
+    let mut code = [0; 32];
+    stream.read_exact(&mut code).map_err(|_| other())?;
+    if same(&code, &key.code(LISTENER, &ours, &theirs)) { Ok(()) } else { Err(other()) }
+}
+
+/// The listening end. A caller who does not know the key gets nothing but a random number.
+///
+/// # Errors
+/// The connection breaks, or the caller does not know the key.
+pub fn answer(stream: &mut (impl Read + Write), key: &Key) -> io::Result<()> {
+    let (ours, theirs) = exchange(stream)?;
+    let mut code = [0; 32];
+    stream.read_exact(&mut code)?;
+    if !same(&code, &key.code(CALLER, &theirs, &ours)) {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "a caller without the run's key"));
+    }
+    stream.write_all(&key.code(LISTENER, &theirs, &ours))?;
+    stream.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use super::*;
+
+    fn key(text: &str) -> Key {
+        Key::of(text).expect("long enough")
+    }
+
+    /// What both ends make of a connection.
+    fn ends(caller: &Key, listener: &Key) -> (io::Result<()>, io::Result<()>) {
+        let (mut here, mut there) = UnixStream::pair().expect("a pair");
+        thread::scope(|scope| {
+            let answered = scope.spawn(move || answer(&mut there, listener));
+            let called = call(&mut here, caller);
+            drop(here);
+            (called, answered.join().expect("no panic"))
+        })
+    }
+
+    #[test]
+    fn both_ends_agree_with_one_key_and_neither_does_with_two() {
+        let [ours, theirs] = ["a key of the run", "a key of another"].map(key);
+        let (called, answered) = ends(&ours, &ours);
+        assert!(called.is_ok() && answered.is_ok());
+        let (called, answered) = ends(&ours, &theirs);
+        assert!(called.expect_err("another key").to_string().contains("has another key"));
+        assert!(answered.expect_err("another key").to_string().contains("without the run's key"));
+    }
+
+    #[test]
+    fn a_listener_that_repeats_what_it_hears_is_not_taken_for_a_rank() {
+        let (mut here, mut there) = UnixStream::pair().expect("a pair");
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut heard = [0; 48];
+                let _ = there.read_exact(&mut heard).and_then(|()| there.write_all(&heard));
+                let mut code = [0; 32];
+                let _ = there.read_exact(&mut code).and_then(|()| there.write_all(&code));
+            });
+            assert!(call(&mut here, &key("a key of the run")).is_err());
+        });
+    }
+
+    #[test]
+    fn codes_are_those_of_rfc_4231() {
+        // Case 2 has a key of 4 bytes and case 1 one of 20: both are padded with zeros.
+        let padded = |key: &[u8]| -> [u8; 32] { std::array::from_fn(|i| key.get(i).copied().unwrap_or(0)) };
+        let jefe = hmac(&padded(b"Jefe"), &[b"what do ya want ", b"for nothing?"]);
+        assert_eq!(hex::encode(jefe), "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
+        let there = hmac(&padded(&[0x0b; 20]), &[b"Hi There"]);
+        assert_eq!(hex::encode(there), "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7");
+    }
+
+    #[test]
+    fn the_first_rank_makes_a_key_that_others_read_and_strangers_cannot() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let source = KeySource::Folder(folder.path().join("ranks"));
+        let keys: Vec<Key> = thread::scope(|scope| {
+            let ranks: Vec<_> = (0..8).map(|_| scope.spawn(|| source.key().expect("a key"))).collect();
+            ranks.into_iter().map(|rank| rank.join().expect("no panic")).collect()
+        });
+        assert!(keys.iter().all(|key| *key == keys[0]));
+        let mut files = std::fs::read_dir(folder.path().join("ranks")).expect("a folder");
+        let file = files.next().expect("one").expect("an entry").path();
+        assert!(files.next().is_none(), "what the slower ranks wrote is gone");
+        assert_eq!(std::fs::metadata(&file).expect("it").permissions().mode() & 0o777, 0o600);
+        assert_eq!(format!("{:?}", KeySource::Given("secret".into())), "Given(…)");
+        std::fs::write(&file, "short\n").expect("writable");
+        let (name, why) = source.key().map(|_| ()).expect_err("too short");
+        assert!(name.ends_with(&format!("key-{}", user())) && why.to_string().contains("5 letters"));
+    }
+}
