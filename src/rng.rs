@@ -26,6 +26,7 @@ impl Key {
     }
 
     /// Four random words for one counter.
+    #[inline(always)]
     pub fn block(self, mut counter: [u32; 4]) -> [u32; 4] {
         let mut key = self.0;
         for _ in 0..10 {
@@ -43,6 +44,7 @@ impl Key {
     }
 
     /// Four random words for a pair of indices.
+    #[inline(always)]
     pub fn block_at(self, high: u64, low: u64) -> [u32; 4] {
         self.block([low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32])
     }
@@ -53,14 +55,22 @@ impl Key {
         unit(a, b)
     }
 
+    /// Two numbers in [0, 1), of which the first is [`Key::uniform`].
+    #[inline(always)]
+    pub fn uniforms(self, high: u64, low: u64) -> [f64; 2] {
+        let [a, b, c, d] = self.block_at(high, low);
+        [unit(a, b), unit(c, d)]
+    }
+
     /// A standard normal number (Box and Muller 1958, with the pinned `libm`).
     pub fn normal(self, high: u64, low: u64) -> f64 {
-        let [a, b, c, d] = self.block_at(high, low);
-        let radius = libm::sqrt(-2.0 * libm::log(1.0 - unit(a, b)));
-        radius * libm::cos(2.0 * std::f64::consts::PI * unit(c, d))
+        let [a, b] = self.uniforms(high, low);
+        let radius = libm::sqrt(-2.0 * libm::log(1.0 - a));
+        radius * libm::cos(2.0 * std::f64::consts::PI * b)
     }
 }
 
+#[inline(always)]
 fn unit(high: u32, low: u32) -> f64 {
     let bits = (u64::from(high) << 32 | u64::from(low)) >> 11;
     bits as f64 / (1u64 << 53) as f64

@@ -3,7 +3,7 @@
 //! All in f64 with the pinned `libm`, summed in order of token, so that a choice is a function of the logits'
 //! bits.
 
-use super::exp::exp_all;
+use crate::ops::cpu::libm_vectors::exp_all;
 use crate::rng::Key;
 
 /// How to choose the next token.

@@ -9,7 +9,6 @@
 //! positions are worth using is the caller's to say ([`crate::experiment::Experiment::trained_positions`]).
 
 mod choose;
-mod exp;
 
 use rayon::prelude::*;
 

@@ -3,7 +3,11 @@
 use rayon::prelude::*;
 
 use super::weights::{Init, ParamSpec};
+use crate::ops::cpu::libm_vectors::normals;
 use crate::rng::Key;
+
+/// Values that a thread takes at a time.
+const TASK: usize = 1 << 14;
 
 /// The first values of a tensor, `spec.len` of them; padding rows are zero.
 ///
@@ -17,10 +21,9 @@ pub fn initial_values(spec: &ParamSpec, seed: u64) -> Vec<f32> {
         Init::Ones => logical.fill(1.0),
         Init::Normal(std) => {
             let key = Key::new(seed, "init");
-            logical
-                .par_iter_mut()
-                .enumerate()
-                .for_each(|(i, v)| *v = (std * key.normal(u64::from(spec.id), i as u64)) as f32);
+            logical.par_chunks_mut(TASK).enumerate().for_each(|(task, values)| {
+                normals(key, spec.id.into(), (task * TASK) as u64, std, values);
+            });
         }
     }
     values

@@ -16,7 +16,7 @@ use super::gemm::{
     RightOperand, Strided, StridedMut, accumulate, pack, run_tiled, strips, strips_mut, transpose, width,
 };
 use super::math::{exp, ln};
-use super::simd::{Vectored, dot, largest, sum_of};
+use super::simd::{Isa, Vectored, dot, largest, run_vectors, sum_of};
 use pulp::Simd;
 
 /// Queries worked on together.
@@ -91,6 +91,11 @@ pub fn scratch_len(tokens: usize, head_size: usize, backward: bool) -> usize {
     }
 }
 
+/// Runs the work of a head in panels of its width: wider ones would be half empty. No result depends on it.
+fn run_head(isa: Isa, heads: Heads, work: impl Vectored) {
+    if heads.head_size <= PAD / 2 { run_vectors::<2>(isa, work) } else { run_tiled(isa, work) }
+}
+
 /// Takes the next `len` floats of a scratch.
 fn take<'a>(scratch: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
     let (head, tail) = std::mem::take(scratch).split_at_mut(len);
@@ -108,7 +113,7 @@ pub fn forward(engine: &Engine, out: &mut [f32], lse: &mut [f32], qkv: &[f32], r
                 let qkv = &qkv[index / heads.heads * rows.seq * 3 * channels..];
                 let head = QkvHead { qkv, tokens: rows.seq, heads, index: index % heads.heads };
                 engine.with_scratch(scratch_len(rows.seq, heads.head_size, false), |scratch| {
-                    run_tiled(engine.isa, HeadForward { head, out: &mut out, lse, scratch });
+                    run_head(engine.isa, heads, HeadForward { head, out: &mut out, lse, scratch });
                 });
             },
         );
@@ -202,8 +207,9 @@ pub fn backward(
             let lse = &lse[(sequence * heads.heads + index) * rows.seq..][..rows.seq];
             engine.with_scratch(scratch_len(rows.seq, heads.head_size, true), |scratch| {
                 let gradient = [&mut dq[..], &mut dk[..], &mut dv[..]];
-                run_tiled(
+                run_head(
                     engine.isa,
+                    heads,
                     HeadBackward { head, gradient, dout: &dout[at..], out: &out[at..], lse, scratch },
                 );
             });

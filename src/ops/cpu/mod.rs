@@ -23,11 +23,12 @@ mod elementwise;
 mod embedding;
 pub(in crate::ops) mod engine;
 mod gemm;
+pub mod libm_vectors;
 mod linear;
 mod math;
 mod norm;
 mod optimizer;
-pub(crate) mod simd;
+pub(in crate::ops) mod simd;
 #[cfg(test)]
 mod tests;
 
