@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::streams::say;
 use crate::experiment::{Declared, Loaded, SHIPPED, ShippedExperiment, nearest};
 use crate::run::initial;
 use crate::run::{UsageError, require_usage};
@@ -18,7 +19,9 @@ pub const RUNS: &str = "runs";
 /// The file is missing or has errors.
 pub fn load(path: &Path, sets: &[String]) -> anyhow::Result<Loaded> {
     require(path)?;
-    Ok(initial::load_experiment(path, sets, Path::new(RUNS))?)
+    let loaded = initial::load_experiment(path, sets, Path::new(RUNS))?;
+    say_replaced(&loaded);
+    Ok(loaded)
 }
 
 /// Loads an experiment, or a sweep of many; runs that they start from are in the folder `runs`.
@@ -27,7 +30,19 @@ pub fn load(path: &Path, sets: &[String]) -> anyhow::Result<Loaded> {
 /// The file is missing or has errors.
 pub fn load_declared(path: &Path, sets: &[String], runs: &Path) -> anyhow::Result<Declared> {
     require(path)?;
-    Ok(initial::load_declared(path, sets, runs)?)
+    let declared = initial::load_declared(path, sets, runs)?;
+    match &declared {
+        Declared::Experiment(loaded) => say_replaced(loaded),
+        Declared::Sweep(sweep) => say_replaced(&sweep.members[0].loaded),
+    }
+    Ok(declared)
+}
+
+/// Says which settings of the file another way to say the same puts away.
+fn say_replaced(loaded: &Loaded) {
+    for replaced in &loaded.replaced {
+        say!("note: {replaced}");
+    }
 }
 
 /// Refuses a missing experiment, and suggests a similar one.

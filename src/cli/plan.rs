@@ -213,11 +213,10 @@ impl PlanText<'_> {
             self.0.model.flops_per_token / 1e9,
             work.flops
         )?;
-        match (work.epochs, self.0.data.train_tokens, &self.0.data.problem) {
-            (Some(epochs), Some(tokens), _) => {
+        match (work.epochs, self.0.data.train_tokens) {
+            (Some(epochs), Some(tokens)) => {
                 writeln!(out, "  {epochs:.2} epochs over {} tokens", units::thousands(tokens))
             }
-            (_, _, Some(problem)) => wrapped(out, "  data: ", problem),
             _ => self.0.data.sources.iter().try_for_each(|source| writeln!(out, "  source {source}")),
         }
     }

@@ -17,13 +17,14 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::EvalError;
-use super::harness::{encode_pair, is_python_space, lines, utf8};
+use super::harness::{encode_pair, is_python_space, lines};
 use super::multiple_choice::Decision;
 use super::rows::{self, NotFiniteLoss, ScoredRow, Scorer, Surprise};
-use crate::data::Tokenizer;
+use crate::data::{DataError, Tokenizer, prepare};
 use crate::model::Gpt2;
 use crate::ops::Ops;
 use crate::parallel::Solo;
+use crate::proof::json;
 
 /// A task of lm-eval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,8 +122,13 @@ impl QuestionSet {
         vocab: usize,
         seq_len: usize,
     ) -> Result<QuestionSet, EvalError> {
-        let unread = |reason| EvalError::Unread { path: path.into(), data_set: of.data_set(), reason };
-        QuestionSet::parse(path, &std::fs::read(path).map_err(unread)?, of, tokenizer, vocab, seq_len)
+        let bytes = prepare::read_whole(path).map_err(|error| match error {
+            DataError::Io { reason, .. } => {
+                EvalError::Unread { path: path.into(), data_set: of.data_set(), reason }
+            }
+            other => other.into(),
+        })?;
+        QuestionSet::parse(path, &bytes, of, tokenizer, vocab, seq_len)
     }
 
     /// [`QuestionSet::open`] of a file that is in memory.
@@ -137,9 +143,9 @@ impl QuestionSet {
         if bytes.is_empty() {
             return Err(EvalError::Empty { path: path.into(), found: "the file is empty" });
         }
-        let text = utf8(path, bytes, "UTF-8 text")?;
+        let text = prepare::json_lines(path, bytes)?;
         let question = |line: &str| question(word(of, line)?, tokenizer);
-        let questions = lines(path, of.of_line(), text, question)?;
+        let questions = lines(path, of.of_line(), &text, question)?;
         let set = QuestionSet { path: path.into(), of, questions, seq_len };
         for (i, Question { context, continuations, .. }) in set.questions.iter().enumerate() {
             rows::check(path, || set.place(i), context, continuations, vocab, seq_len)?;
@@ -264,7 +270,7 @@ fn question(wording: Wording, tokenizer: &Tokenizer) -> Result<Question, String>
 
 /// A line in lm-eval's words.
 fn word(of: Benchmark, line: &str) -> Result<Wording, String> {
-    let line: Map<String, Value> = serde_json::from_str(line).map_err(shown)?;
+    let line: Map<String, Value> = json::parse_line(line.as_bytes()).map_err(shown)?;
     let line = QuestionLine { of, fields: &line };
     match of {
         Benchmark::Lambada => line.lambada(),

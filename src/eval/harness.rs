@@ -8,23 +8,6 @@ use rayon::prelude::*;
 use super::EvalError;
 use crate::data::Tokenizer;
 
-/// The text of a file.
-///
-/// # Errors
-///
-/// The first byte that is no UTF-8; `expected` says what is.
-pub fn utf8<'a>(path: &Path, bytes: &'a [u8], expected: impl Into<String>) -> Result<&'a str, EvalError> {
-    std::str::from_utf8(bytes).map_err(|error| {
-        let byte = error.valid_up_to();
-        EvalError::Damaged {
-            path: path.into(),
-            byte,
-            expected: expected.into(),
-            got: format!("0x{:02x}", bytes[byte]),
-        }
-    })
-}
-
 /// Every line of `text` as `parse` reads it, in order; `of` says what a line is: `a HellaSwag task`.
 ///
 /// # Errors

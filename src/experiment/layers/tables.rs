@@ -27,6 +27,21 @@ pub(super) fn is_table(section: &str, word: &str) -> bool {
     }
 }
 
+/// What to set in place of a table itself; `spelt` writes a key the way its source writes keys.
+pub(super) fn table_hint(dotted: &str, spelt: impl Fn(&str) -> String) -> String {
+    let source = match dotted {
+        schema::MIX => format!("{dotted}.NAME"),
+        _ => dotted.to_string(),
+    };
+    let key = |leaf: &str| spelt(&format!("{source}.{leaf}"));
+    if source.starts_with(schema::MIX) {
+        let [train, corpus, weight] = ["train", "corpus", "weight"].map(key);
+        return format!("set `{train}` to a pattern of token shards, or `{corpus}`, and `{weight}`");
+    }
+    let leaf = schema::rows_of(dotted).next().map_or("KEY", |row| row.leaf());
+    format!("set a key of it, such as `{}`", key(leaf))
+}
+
 /// The refusal of a name for a source of a mixture, at a place.
 pub(super) fn source_name_fault(name: &str, place: (Option<Snippet>, (usize, usize))) -> Fault {
     let why = schema::source_name_problem(name).unwrap_or_default();
