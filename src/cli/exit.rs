@@ -83,13 +83,13 @@ fn message(error: &anyhow::Error) -> String {
 const OF_SYSTEM: [(i32, &str); 3] = [
     (
         1,
-        "the file or its folder may be immutable or of another owner: `lsattr -d` shows an `i`, which `chattr -i` \
-         takes away",
+        "the file or its folder may be immutable or of another owner: `lsattr -d` shows an `i`, which \
+         `chattr -i` takes away",
     ),
     (
         13,
         "`namei -l` with that path shows the permissions of each folder on the way; one has to be passed \
-          (`x`), and to be written in (`w`)",
+         (`x`), and to be written in (`w`)",
     ),
     (30, "the disk is mounted to be read only: name another folder (`--runs`, `--out`), or mount it anew"),
 ];

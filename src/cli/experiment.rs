@@ -20,7 +20,7 @@ pub const RUNS: &str = "runs";
 pub fn load(path: &Path, sets: &[String]) -> anyhow::Result<Loaded> {
     require(path)?;
     let loaded = initial::load_experiment(path, sets, Path::new(RUNS))?;
-    say_replaced(&loaded);
+    say_replaced(&loaded.replaced);
     Ok(loaded)
 }
 
@@ -30,19 +30,20 @@ pub fn load(path: &Path, sets: &[String]) -> anyhow::Result<Loaded> {
 /// The file is missing or has errors.
 pub fn load_declared(path: &Path, sets: &[String], runs: &Path) -> anyhow::Result<Declared> {
     require(path)?;
-    let declared = initial::load_declared(path, sets, runs)?;
-    match &declared {
-        Declared::Experiment(loaded) => say_replaced(loaded),
-        Declared::Sweep(sweep) => say_replaced(&sweep.members[0].loaded),
-    }
-    Ok(declared)
+    Ok(initial::load_declared(path, sets, runs)?)
 }
 
 /// Says which settings of the file another way to say the same puts away.
-fn say_replaced(loaded: &Loaded) {
-    for replaced in &loaded.replaced {
-        say!("note: {replaced}");
-    }
+pub fn say_replaced(replaced: &[String]) {
+    replaced.iter().for_each(|replaced| say!("note: {replaced}"));
+}
+
+/// The same of what declares one experiment or a sweep, where no run begins that says it itself.
+pub fn say_all_replaced(declared: &Declared) {
+    say_replaced(match declared {
+        Declared::Experiment(loaded) => &loaded.replaced,
+        Declared::Sweep(sweep) => &sweep.members[0].loaded.replaced,
+    });
 }
 
 /// Refuses a missing experiment, and suggests a similar one.

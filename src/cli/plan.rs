@@ -42,6 +42,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let declared = experiment::load_declared(&args.experiment, &args.set, Path::new(experiment::RUNS))?;
+    experiment::say_all_replaced(&declared);
     let first = match &declared {
         Declared::Experiment(loaded) => loaded,
         Declared::Sweep(sweep) => &sweep.members[0].loaded,

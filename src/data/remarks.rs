@@ -51,8 +51,8 @@ fn of_sources(train: &Dataset, shards: usize) -> Vec<String> {
     of
 }
 
-/// Shards of one content, by SHA-256: in the training data twice, or in training and validation data. `of` has
-/// the source of each training shard.
+/// Shards of one content, by SHA-256: in the training data twice, or in training and validation data. `of`
+/// has the source of each training shard.
 fn overlaps(train: &[ShardDigest], of: &[String], val: &[ShardDigest]) -> Vec<String> {
     let mut first: BTreeMap<[u8; 32], (&str, &str)> = BTreeMap::new();
     let mut twice = Vec::new();

@@ -72,8 +72,8 @@ pub fn shared_text(data: &experiment::DataKeys) -> Option<String> {
     let (whole, _) = of(|corpus| corpus == "kjv")?;
     let (part, corpus) = of(|corpus| corpus.starts_with("kjv_"))?;
     Some(format!(
-        "the sources `{whole}` and `{part}` share text, for `kjv` contains `{corpus}`: it is read in both, and \
-         what one holds out for validation may be trained on in the other"
+        "the sources `{whole}` and `{part}` share text, for `kjv` contains `{corpus}`: it is read in both, \
+         and what one holds out for validation may be trained on in the other"
     ))
 }
 

@@ -140,10 +140,10 @@ impl QuestionSet {
         vocab: usize,
         seq_len: usize,
     ) -> Result<QuestionSet, EvalError> {
-        if bytes.is_empty() {
+        let text = prepare::json_lines(path, bytes)?;
+        if text.is_empty() {
             return Err(EvalError::Empty { path: path.into(), found: "the file is empty" });
         }
-        let text = prepare::json_lines(path, bytes)?;
         let question = |line: &str| question(word(of, line)?, tokenizer);
         let questions = lines(path, of.of_line(), &text, question)?;
         let set = QuestionSet { path: path.into(), of, questions, seq_len };
@@ -351,14 +351,15 @@ impl QuestionLine<'_> {
 
     fn piqa(&self) -> Result<Wording, String> {
         let choices = [self.text("sol1")?, self.text("sol2")?];
-        let label = match self.field("label")? {
-            label if label == 0 => 0,
-            label if label == 1 => 1,
-            other => {
+        let label = self.field("label")?;
+        // In quotes where the rows were a table's.
+        let label = match label.as_u64().or_else(|| label.as_str()?.parse().ok()) {
+            Some(label @ (0 | 1)) => label as usize,
+            _ => {
                 return Err(format!(
                     "the label is {}, expected 0 or 1\n  hint: the labels of the test set are not public; \
                      the validation set has them",
-                    shown(other)
+                    shown(label)
                 ));
             }
         };

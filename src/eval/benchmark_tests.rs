@@ -94,6 +94,7 @@ fn each_fault_names_its_line_and_field() {
         (Piqa, PIQA, &PIQA.replace("Sing.", ""), "choice 1 has no text"),
         (Piqa, PIQA, &PIQA.replace(": 0", ": 2"), "the label is 2, expected 0 or 1"),
         (Piqa, PIQA, &PIQA.replace(": 0", ": -1"), "the label is -1, expected 0 or 1"),
+        (Piqa, PIQA, &PIQA.replace(": 0", ": 0.5"), "the label is 0.5, expected 0 or 1"),
         (Piqa, PIQA, &PIQA.replace(": 0", ": true"), "the label is true, expected 0 or 1"),
         (Piqa, PIQA, "", "is not a PIQA task: EOF"),
         (Lambada, LAMBADA, r#"{"text": "a b", "text": "c d"}"#, "the key `text` is there twice"),
@@ -105,7 +106,10 @@ fn each_fault_names_its_line_and_field() {
     let endless = PIQA.replace(": 0", &format!(": \"{}\"", "é".repeat(9000)));
     let error = parse(Piqa, &endless).unwrap_err();
     assert!(error.contains("ééé…, expected 0 or 1") && error.len() < 700, "{error}");
-    assert!(parse(Benchmark::Piqa, "").unwrap_err().contains("the file is empty"));
+    for nothing in ["", "\u{feff}"] {
+        assert!(parse(Benchmark::Piqa, nothing).unwrap_err().contains("the file is empty"));
+    }
+    assert_eq!(parse(Piqa, &PIQA.replace(": 0", ": \"1\"")).unwrap().questions[0].label, 1, "in quotes");
     let long = PIQA.replace("Sing", &"so ".repeat(70));
     let error = parse(Benchmark::Piqa, &format!("{PIQA}\n{long}")).unwrap_err();
     assert!(error.contains("line 2: a completion of 71 tokens does not fit sequences of 64"), "{error}");

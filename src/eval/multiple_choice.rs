@@ -121,7 +121,10 @@ impl TaskSet {
             (super::hellaswag::parse(path, &text, tokenizer)?, Unit::Line)
         };
         if tasks.is_empty() {
-            let found = if bytes.is_empty() { "the file is empty" } else { "its header counts none" };
+            let found = match unit {
+                Unit::Line => "the file is empty",
+                Unit::Example => "its header counts none",
+            };
             return Err(EvalError::Empty { path: path.into(), found });
         }
         let set = TaskSet { path: path.into(), tasks, unit, seq_len };

@@ -28,7 +28,7 @@ use super::sweep_declaration::{Declaration, SweepReader};
 
 mod tables;
 
-use tables::{is_table, put_nested, source_name_fault, table_hint};
+use tables::{is_table, put_nested, source_name_fault, table_fault, table_hint};
 
 /// The prefix of variables that set keys.
 const PREFIX: &str = "RUNNER_";
@@ -458,14 +458,8 @@ impl Layers {
             self.faults.push(source_name_fault(name, place));
             return;
         }
-        let leaf = dotted.rsplit_once('.').map_or(dotted, |(_, leaf)| leaf);
-        if section == schema::MIX && schema::source_name_problem(leaf).is_some() {
-            self.faults.push(source_name_fault(leaf, place));
-            return;
-        }
-        if is_table(section, leaf) {
-            let fault = Fault::new(format!("`{dotted}` is a section, not a key")).at(place);
-            self.faults.push(fault.label("takes no value itself").hint(table_hint(dotted, spelt)));
+        if let Some(fault) = table_fault(dotted, section, &place, &spelt) {
+            self.faults.push(fault);
             return;
         }
         let siblings: Vec<&str> = schema::rows_of(section).map(KeyRow::leaf).collect();

@@ -207,8 +207,8 @@ impl FigurePage<'_> {
         }
     }
 
-    /// The learning rate at which the loss of a range test has risen above its first value by as much as it had
-    /// fallen below; without end on other axes.
+    /// The learning rate at which the loss of a range test has risen above its first value by as much as it
+    /// had fallen below; without end on other axes.
     fn range_test_end(&self, run: &Curves) -> f64 {
         let first = run.loss.first().filter(|_| self.options.x == XAxis::LearningRate && !self.options.log_y);
         let Some((_, first)) = first else { return f64::INFINITY };

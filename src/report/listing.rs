@@ -154,7 +154,7 @@ pub fn groups(table: &RunTable, by: &TableColumn, chosen: Option<&[TableColumn]>
     }
     let counted = match any_failed {
         true => {
-            "numbers are means over the runs of a group that have not failed; of a group without one, over all"
+            "numbers are means over the runs of a group that have not failed, or where all have, over all"
         }
         false => "numbers are means over the runs of a group",
     };

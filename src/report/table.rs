@@ -153,7 +153,11 @@ impl TableColumn {
             ("disk", TableCell::Number(n)) => units::bytes(*n as u64),
             ("step" | "steps" | "skipped", TableCell::Number(n)) => format!("{n:.0}"),
             (_, TableCell::Number(value)) if !matches!(self.source, ColumnSource::Key(_)) => {
-                format!("{value:.4}")
+                if value.abs() < 1e7 || !value.is_finite() {
+                    format!("{value:.4}")
+                } else {
+                    format!("{value:.4e}")
+                }
             }
             (_, cell) => units::printable(&cell.plain()),
         }
