@@ -39,7 +39,7 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
     let paths = RunPaths::new(folder);
     // Checked first: a run that ends meanwhile is complete.
     let running = run_folder::holder(folder).is_some();
-    if !paths.experiment().is_file() {
+    if !paths.are_of_a_run() {
         return Err(StoreError::NoSuchRun { path: folder.into() }.into());
     }
     let manifests = checkpoints(&paths, checks)?;
