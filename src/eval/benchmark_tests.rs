@@ -96,7 +96,7 @@ fn each_fault_names_its_line_and_field() {
         (Piqa, PIQA, &PIQA.replace(": 0", ": -1"), "the label is -1, expected 0 or 1"),
         (Piqa, PIQA, &PIQA.replace(": 0", ": 0.5"), "the label is 0.5, expected 0 or 1"),
         (Piqa, PIQA, &PIQA.replace(": 0", ": true"), "the label is true, expected 0 or 1"),
-        (Piqa, PIQA, "", "is not a PIQA task: EOF"),
+        (Piqa, PIQA, " ", "is not a PIQA task: it is empty"),
         (Lambada, LAMBADA, r#"{"text": "a b", "text": "c d"}"#, "the key `text` is there twice"),
         (ArcEasy, ARC, &ARC.replace("\"label\"", "\"text\""), "the key `text` is there twice"),
     ] {

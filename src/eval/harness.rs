@@ -21,7 +21,11 @@ pub fn lines<T: Send>(
 ) -> Result<Vec<T>, EvalError> {
     let lines: Vec<&str> = text.lines().collect();
     // Collected before the first error is looked for, so that it is the first in the file.
-    let parsed: Vec<Result<T, String>> = lines.par_iter().map(|line| parse(line)).collect();
+    let parse = |line: &&str| match line.trim().is_empty() {
+        true => Err("it is empty".to_owned()),
+        false => parse(line),
+    };
+    let parsed: Vec<Result<T, String>> = lines.par_iter().map(parse).collect();
     let numbered = parsed.into_iter().zip(1..);
     numbered
         .map(|(of_line, line)| of_line.map_err(|why| EvalError::Line { path: path.into(), line, of, why }))

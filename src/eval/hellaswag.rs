@@ -196,7 +196,7 @@ mod tests {
             (&GOOD.replace("\"label\": 2", "\"label\": \"\""), "the label is \"\", expected 0 to 3"),
             (&GOOD.replace("\"d\", ", ""), "it has 3 endings, expected 4"),
             (&GOOD.replace("b c", "[x]"), "ending 1 has no text"),
-            ("", "line 2 is not a HellaSwag task: EOF"),
+            ("", "line 2 is not a HellaSwag task: it is empty"),
             (&GOOD.replace("\"ind\": 7", "\"label\": 3"), "the key `label` is there twice"),
             (&GOOD.replace("\"ind\": 7", "\"x\": {\"y\": 1, \"y\": 1}"), "the key `y` is there twice"),
         ] {

@@ -217,6 +217,12 @@ fn the_loss_is_drawn_over_the_rates_of_a_range_test_and_of_no_other_run() {
         svg(&[diverged], &PlotOptions::default()).contains("e18\n"),
         "over the steps all is in the frame"
     );
+    let mut lost = synthetic("lost", 1, 60, &[], false);
+    assert!(!lost.has_lost_validation());
+    lost.rows.iter_mut().rev().find(|row| row.val_loss.is_some()).expect("it is validated").val_loss =
+        Some(f64::NAN);
+    let both = [synthetic("kept", 2, 60, &[], false), lost];
+    assert_eq!(svg(&both, &PlotOptions::default()).matches("(validation NaN)").count(), 1);
     let cosine = synthetic("cosine", 1, 60, &[], false);
     let mut constant = synthetic("constant", 1, 60, &[], false);
     constant.rows.iter_mut().for_each(|row| row.learning_rate = row.learning_rate.map(|_| 1e-3));
