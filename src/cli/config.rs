@@ -39,12 +39,16 @@ pub struct Args {
 /// matter of usage, exit code 2.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let text = match (&args.experiment, &args.explain) {
-        (Some(path), _) => match experiment::load_declared(path, &args.sets, Path::new(experiment::RUNS))? {
-            Declared::Experiment(loaded) if args.json => format!("{:#}\n", in_json(*loaded)),
-            Declared::Experiment(loaded) => loaded.to_toml() + &mixture(*loaded),
-            Declared::Sweep(sweep) if args.json => format!("{:#}\n", sweep.to_json()),
-            Declared::Sweep(sweep) => sweep.to_toml(),
-        },
+        (Some(path), _) => {
+            let declared = experiment::load_declared(path, &args.sets, Path::new(experiment::RUNS))?;
+            experiment::say_all_replaced(&declared);
+            match declared {
+                Declared::Experiment(loaded) if args.json => format!("{:#}\n", in_json(*loaded)),
+                Declared::Experiment(loaded) => loaded.to_toml() + &mixture(*loaded),
+                Declared::Sweep(sweep) if args.json => format!("{:#}\n", sweep.to_json()),
+                Declared::Sweep(sweep) => sweep.to_toml(),
+            }
+        }
         (None, Some(asked)) => explain(asked, &args)?,
         (None, None) => format!("{:#}\n", json_schema()),
     };

@@ -69,8 +69,30 @@ fn message(error: &anyhow::Error) -> String {
             hints.push_str(hint);
         }
     }
+    if hints.is_empty()
+        && let Some((_, hint)) =
+            OF_SYSTEM.iter().find(|(number, _)| text.contains(&format!("(os error {number})")))
+    {
+        hints = format!("{HINT}{hint}");
+    }
     text + &hints
 }
+
+/// What to do about errors of the system that a file's owner can mend, by their numbers: most errors of this
+/// program quote the system's.
+const OF_SYSTEM: [(i32, &str); 3] = [
+    (
+        1,
+        "the file or its folder may be immutable or of another owner: `lsattr -d` shows an `i`, which \
+         `chattr -i` takes away",
+    ),
+    (
+        13,
+        "`namei -l` with that path shows the permissions of each folder on the way; one has to be passed \
+         (`x`), and to be written in (`w`)",
+    ),
+    (30, "the disk is mounted to be read only: name another folder (`--runs`, `--out`), or mount it anew"),
+];
 
 fn experiment(error: &anyhow::Error) -> Option<&ExperimentError> {
     match error.downcast_ref::<PlanError>() {
@@ -150,6 +172,13 @@ mod tests {
             "{text}"
         );
         assert_eq!(text.matches("hint").count(), 1, "{text}");
+        let number = Error::from_raw_os_error;
+        for (error, helps) in [(1, "chattr -i"), (13, "namei -l"), (30, "read only")] {
+            let refused = StoreError::Io { path: "a".into(), doing: "write", source: number(error) };
+            let text = message(&refused.into());
+            assert_eq!(text.matches("os error").count(), 1, "{text}");
+            assert!(text.contains("\n  hint: ") && text.contains(helps), "{text}");
+        }
         let said: anyhow::Result<()> = Err(system()).context("cannot write to stdout");
         assert_eq!(message(&said.unwrap_err()), "cannot write to stdout: no such file");
     }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::streams::say;
 use crate::experiment::{Declared, Loaded, SHIPPED, ShippedExperiment, nearest};
 use crate::run::initial;
 use crate::run::{UsageError, require_usage};
@@ -18,7 +19,9 @@ pub const RUNS: &str = "runs";
 /// The file is missing or has errors.
 pub fn load(path: &Path, sets: &[String]) -> anyhow::Result<Loaded> {
     require(path)?;
-    Ok(initial::load_experiment(path, sets, Path::new(RUNS))?)
+    let loaded = initial::load_experiment(path, sets, Path::new(RUNS))?;
+    say_replaced(&loaded.replaced);
+    Ok(loaded)
 }
 
 /// Loads an experiment, or a sweep of many; runs that they start from are in the folder `runs`.
@@ -28,6 +31,19 @@ pub fn load(path: &Path, sets: &[String]) -> anyhow::Result<Loaded> {
 pub fn load_declared(path: &Path, sets: &[String], runs: &Path) -> anyhow::Result<Declared> {
     require(path)?;
     Ok(initial::load_declared(path, sets, runs)?)
+}
+
+/// Says which settings of the file another way to say the same puts away.
+pub fn say_replaced(replaced: &[String]) {
+    replaced.iter().for_each(|replaced| say!("note: {replaced}"));
+}
+
+/// The same of what declares one experiment or a sweep, where no run begins that says it itself.
+pub fn say_all_replaced(declared: &Declared) {
+    say_replaced(match declared {
+        Declared::Experiment(loaded) => &loaded.replaced,
+        Declared::Sweep(sweep) => &sweep.members[0].loaded.replaced,
+    });
 }
 
 /// Refuses a missing experiment, and suggests a similar one.

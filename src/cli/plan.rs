@@ -42,6 +42,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let declared = experiment::load_declared(&args.experiment, &args.set, Path::new(experiment::RUNS))?;
+    experiment::say_all_replaced(&declared);
     let first = match &declared {
         Declared::Experiment(loaded) => loaded,
         Declared::Sweep(sweep) => &sweep.members[0].loaded,
@@ -213,11 +214,10 @@ impl PlanText<'_> {
             self.0.model.flops_per_token / 1e9,
             work.flops
         )?;
-        match (work.epochs, self.0.data.train_tokens, &self.0.data.problem) {
-            (Some(epochs), Some(tokens), _) => {
+        match (work.epochs, self.0.data.train_tokens) {
+            (Some(epochs), Some(tokens)) => {
                 writeln!(out, "  {epochs:.2} epochs over {} tokens", units::thousands(tokens))
             }
-            (_, _, Some(problem)) => wrapped(out, "  data: ", problem),
             _ => self.0.data.sources.iter().try_for_each(|source| writeln!(out, "  source {source}")),
         }
     }

@@ -112,7 +112,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     let runs = glance::all(&args.runs)?;
     let is_empty = runs.is_empty();
-    let mut table = RunTable::of(runs, &columns, &filters, sort.as_ref());
+    let asked: Vec<TableColumn> = columns.iter().copied().chain(by).collect();
+    let mut table = RunTable::of(runs, &asked, &filters, sort.as_ref())?;
     for filter in &filters {
         table = table.filter(filter)?;
     }

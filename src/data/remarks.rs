@@ -32,7 +32,7 @@ impl DataManifest {
         tokenizer: &Tokenizer,
         seq_len: usize,
     ) -> Vec<String> {
-        let mut remarks = overlaps(&self.train, &self.val);
+        let mut remarks = overlaps(&self.train, &of_sources(train, self.train.len()), &self.val);
         let sets = [("training", Some(train), &self.train), ("validation", val, &self.val)];
         for (what, data, digests) in sets.into_iter().filter_map(|(what, data, d)| Some((what, data?, d))) {
             remarks.extend(short(what, data, seq_len));
@@ -42,25 +42,35 @@ impl DataManifest {
     }
 }
 
-/// Shards of one content, by SHA-256: in the training data twice, or in training and validation data.
-fn overlaps(train: &[ShardDigest], val: &[ShardDigest]) -> Vec<String> {
-    let mut first: BTreeMap<[u8; 32], &str> = BTreeMap::new();
+/// For each of the training shards ` of the source …`, or nothing without a mixture.
+fn of_sources(train: &Dataset, shards: usize) -> Vec<String> {
+    let mut of = vec![String::new(); shards];
+    for (source, places) in train.sources() {
+        of[places].fill(format!(" of the source `{source}`"));
+    }
+    of
+}
+
+/// Shards of one content, by SHA-256: in the training data twice, or in training and validation data. `of`
+/// has the source of each training shard.
+fn overlaps(train: &[ShardDigest], of: &[String], val: &[ShardDigest]) -> Vec<String> {
+    let mut first: BTreeMap<[u8; 32], (&str, &str)> = BTreeMap::new();
     let mut twice = Vec::new();
-    for shard in train {
+    for (shard, of) in train.iter().zip(of) {
         match first.get(&shard.sha256) {
-            Some(other) => twice.push(format!("`{}` is `{other}`", shard.name)),
+            Some((other, of_other)) => twice.push(format!("`{}`{of} is `{other}`{of_other}", shard.name)),
             None => {
-                first.insert(shard.sha256, &shard.name);
+                first.insert(shard.sha256, (&shard.name, of));
             }
         }
     }
     let shared: Vec<String> = val
         .iter()
         .filter_map(|shard| {
-            let other = first.get(&shard.sha256)?;
+            let (other, of) = first.get(&shard.sha256)?;
             Some(match *other == shard.name {
-                true => format!("`{other}`"),
-                false => format!("`{}` is `{other}`", shard.name),
+                true => format!("`{other}`{of}"),
+                false => format!("`{}` is `{other}`{of}", shard.name),
             })
         })
         .collect();
@@ -70,7 +80,11 @@ fn overlaps(train: &[ShardDigest], val: &[ShardDigest]) -> Vec<String> {
          content in both",
         &shared,
     );
-    let twice = say("training shards are there twice, by content, and are read twice an epoch", &twice);
+    let often = match of.first().is_some_and(|of| !of.is_empty()) {
+        true => "training shards are there twice, by content, and are read as often",
+        false => "training shards are there twice, by content, and are read twice an epoch",
+    };
+    let twice = say(often, &twice);
     shared.into_iter().chain(twice).collect()
 }
 
@@ -180,6 +194,20 @@ mod tests {
             "{}",
             found[3]
         );
+    }
+
+    #[test]
+    fn the_sources_of_shards_of_one_content_are_named() {
+        let text = |name: &str| Dataset::from_tokens(name, vec![1, 2, 3, 4, 5], 257).unwrap();
+        let of = |name: &str| (name.to_owned(), text("t"));
+        let (train, val) = (Dataset::mixed(vec![of("books"), of("web")], 257), text("t"));
+        let digests = |data| DigestCache::none().manifest(data, |_| ()).unwrap();
+        let manifest = DataManifest { train: digests(&train), val: digests(&val), hellaswag: None };
+        let found = manifest.remarks(&train, Some(&val), &Tokenizer::Byte, 4);
+        assert_eq!(found.len(), 2, "{found:#?}");
+        assert!(found[0].ends_with("in both: `t` of the source `books`"), "{}", found[0]);
+        let twice = "and are read as often: `t` of the source `web` is `t` of the source `books`";
+        assert!(found[1].ends_with(twice), "{}", found[1]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::corpus::Corpus;
@@ -43,6 +43,38 @@ impl Sources {
         let val = if data.val.is_empty() { held_out } else { Some(open(&data.val)?) };
         Ok(Sources { train: Arc::new(train), val: val.map(Arc::new), tokenizer })
     }
+}
+
+/// What the embedded texts that the experiment names hold out, as [`Sources::open`] has it where there are no
+/// validation shards; none without such a text. No training data are needed.
+///
+/// # Errors
+///
+/// A text that is not in this build; a vocabulary too small for the tokenizer.
+pub fn held_out(data: &experiment::DataKeys, vocab: usize) -> Result<Option<Dataset>, DataError> {
+    let tokenizer = Tokenizer::new(data.tokenizer);
+    let of = |name: &String| embedded(name, &tokenizer, vocab).map(|(_, val)| val);
+    if let Some(name) = &data.corpus {
+        return of(name).map(Some);
+    }
+    let texts: BTreeSet<&String> = data.mix.values().filter_map(|source| source.corpus.as_ref()).collect();
+    let parts = texts.into_iter().map(|name| Ok((name.clone(), of(name)?)));
+    let parts: Vec<(String, Dataset)> = parts.collect::<Result<_, DataError>>()?;
+    Ok((!parts.is_empty()).then(|| Dataset::mixed(parts, vocab)))
+}
+
+/// A warning where two sources of a mixture have text in common: `kjv` is `kjv_ot` and `kjv_nt` together.
+pub fn shared_text(data: &experiment::DataKeys) -> Option<String> {
+    let of = |wanted: fn(&str) -> bool| {
+        let mut sources = data.mix.iter().filter_map(|(name, source)| Some((name, source.corpus.as_ref()?)));
+        sources.find(|(_, corpus)| wanted(corpus))
+    };
+    let (whole, _) = of(|corpus| corpus == "kjv")?;
+    let (part, corpus) = of(|corpus| corpus.starts_with("kjv_"))?;
+    Some(format!(
+        "the sources `{whole}` and `{part}` share text, for `kjv` contains `{corpus}`: it is read in both, \
+         and what one holds out for validation may be trained on in the other"
+    ))
 }
 
 /// Training and validation tokens of an embedded text.
@@ -104,6 +136,29 @@ mod tests {
         assert!(Sources::open(&table(None, &pattern, &[]), 257).unwrap().val.is_none());
         assert_eq!(Sources::open(&table(None, &pattern, &pattern), 257).unwrap().val.unwrap().tokens(), 2);
         assert!(matches!(Sources::open(&table(None, &[], &[]), 257), Err(DataError::NoPatterns)));
+    }
+
+    #[test]
+    #[cfg(feature = "corpus")]
+    fn what_a_mixture_of_embedded_texts_holds_out_is_found_without_its_training_data() {
+        let mut data = table(None, &[], &[]);
+        let source = |corpus: Option<&str>| experiment::MixSource {
+            corpus: corpus.map(str::to_owned),
+            train: vec!["nowhere.bin".to_owned(); usize::from(corpus.is_none())],
+            weight: 1.0,
+            max_epochs: None,
+        };
+        for (name, corpus) in [("a", "kjv_nt"), ("b", "kjv_ot"), ("c", "kjv_nt")] {
+            data.mix.insert(name.into(), source(Some(corpus)));
+        }
+        let trained = Sources::open(&data, 257).unwrap().val.unwrap();
+        assert_eq!(shared_text(&data), None);
+        data.mix.insert("files".into(), source(None));
+        let digests = |data: &Dataset| super::super::DigestCache::none().manifest(data, |_| ()).unwrap();
+        assert_eq!(digests(&held_out(&data, 257).unwrap().unwrap()), digests(&trained));
+        data.mix.insert("whole".into(), source(Some("kjv")));
+        assert!(shared_text(&data).unwrap().starts_with("the sources `whole` and `a` share text"));
+        assert!(held_out(&table(None, &[], &[]), 257).unwrap().is_none());
     }
 
     #[test]

@@ -17,13 +17,14 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::EvalError;
-use super::harness::{encode_pair, is_python_space, lines, utf8};
+use super::harness::{encode_pair, is_python_space, lines};
 use super::multiple_choice::Decision;
 use super::rows::{self, NotFiniteLoss, ScoredRow, Scorer, Surprise};
-use crate::data::Tokenizer;
+use crate::data::{DataError, Tokenizer, prepare};
 use crate::model::Gpt2;
 use crate::ops::Ops;
 use crate::parallel::Solo;
+use crate::proof::json;
 
 /// A task of lm-eval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,8 +122,13 @@ impl QuestionSet {
         vocab: usize,
         seq_len: usize,
     ) -> Result<QuestionSet, EvalError> {
-        let unread = |reason| EvalError::Unread { path: path.into(), data_set: of.data_set(), reason };
-        QuestionSet::parse(path, &std::fs::read(path).map_err(unread)?, of, tokenizer, vocab, seq_len)
+        let bytes = prepare::read_whole(path).map_err(|error| match error {
+            DataError::Io { reason, .. } => {
+                EvalError::Unread { path: path.into(), data_set: of.data_set(), reason }
+            }
+            other => other.into(),
+        })?;
+        QuestionSet::parse(path, &bytes, of, tokenizer, vocab, seq_len)
     }
 
     /// [`QuestionSet::open`] of a file that is in memory.
@@ -134,12 +140,12 @@ impl QuestionSet {
         vocab: usize,
         seq_len: usize,
     ) -> Result<QuestionSet, EvalError> {
-        if bytes.is_empty() {
+        let text = prepare::json_lines(path, bytes)?;
+        if text.is_empty() {
             return Err(EvalError::Empty { path: path.into(), found: "the file is empty" });
         }
-        let text = utf8(path, bytes, "UTF-8 text")?;
         let question = |line: &str| question(word(of, line)?, tokenizer);
-        let questions = lines(path, of.of_line(), text, question)?;
+        let questions = lines(path, of.of_line(), &text, question)?;
         let set = QuestionSet { path: path.into(), of, questions, seq_len };
         for (i, Question { context, continuations, .. }) in set.questions.iter().enumerate() {
             rows::check(path, || set.place(i), context, continuations, vocab, seq_len)?;
@@ -264,7 +270,7 @@ fn question(wording: Wording, tokenizer: &Tokenizer) -> Result<Question, String>
 
 /// A line in lm-eval's words.
 fn word(of: Benchmark, line: &str) -> Result<Wording, String> {
-    let line: Map<String, Value> = serde_json::from_str(line).map_err(shown)?;
+    let line: Map<String, Value> = json::parse_line(line.as_bytes()).map_err(shown)?;
     let line = QuestionLine { of, fields: &line };
     match of {
         Benchmark::Lambada => line.lambada(),
@@ -345,14 +351,15 @@ impl QuestionLine<'_> {
 
     fn piqa(&self) -> Result<Wording, String> {
         let choices = [self.text("sol1")?, self.text("sol2")?];
-        let label = match self.field("label")? {
-            label if label == 0 => 0,
-            label if label == 1 => 1,
-            other => {
+        let label = self.field("label")?;
+        // In quotes where the rows were a table's.
+        let label = match label.as_u64().or_else(|| label.as_str()?.parse().ok()) {
+            Some(label @ (0 | 1)) => label as usize,
+            _ => {
                 return Err(format!(
                     "the label is {}, expected 0 or 1\n  hint: the labels of the test set are not public; \
                      the validation set has them",
-                    shown(other)
+                    shown(label)
                 ));
             }
         };

@@ -55,7 +55,7 @@ fn a_word_alone_follows_the_end_of_a_text() {
 fn each_fault_names_its_line_and_field() {
     use Benchmark::{ArcEasy, Lambada, Piqa};
     for (of, good, bad, says) in [
-        (ArcEasy, ARC, "<html>", "is not an ARC-easy task: expected value at line 1 column 1"),
+        (ArcEasy, ARC, "<html>", "is not an ARC-easy task: expected value at column 1"),
         (ArcEasy, ARC, "[1]", "is not an ARC-easy task: invalid type: sequence, expected a map"),
         (
             ArcEasy,
@@ -94,8 +94,11 @@ fn each_fault_names_its_line_and_field() {
         (Piqa, PIQA, &PIQA.replace("Sing.", ""), "choice 1 has no text"),
         (Piqa, PIQA, &PIQA.replace(": 0", ": 2"), "the label is 2, expected 0 or 1"),
         (Piqa, PIQA, &PIQA.replace(": 0", ": -1"), "the label is -1, expected 0 or 1"),
+        (Piqa, PIQA, &PIQA.replace(": 0", ": 0.5"), "the label is 0.5, expected 0 or 1"),
         (Piqa, PIQA, &PIQA.replace(": 0", ": true"), "the label is true, expected 0 or 1"),
-        (Piqa, PIQA, "", "is not a PIQA task: EOF"),
+        (Piqa, PIQA, " ", "is not a PIQA task: it is empty"),
+        (Lambada, LAMBADA, r#"{"text": "a b", "text": "c d"}"#, "the key `text` is there twice"),
+        (ArcEasy, ARC, &ARC.replace("\"label\"", "\"text\""), "the key `text` is there twice"),
     ] {
         let error = parse(of, &format!("{good}\n{bad}\n{good}")).unwrap_err();
         assert!(error.contains("`q.jsonl` line 2") && error.contains(says), "{error}\nlacks: {says}");
@@ -103,12 +106,15 @@ fn each_fault_names_its_line_and_field() {
     let endless = PIQA.replace(": 0", &format!(": \"{}\"", "é".repeat(9000)));
     let error = parse(Piqa, &endless).unwrap_err();
     assert!(error.contains("ééé…, expected 0 or 1") && error.len() < 700, "{error}");
-    assert!(parse(Benchmark::Piqa, "").unwrap_err().contains("the file is empty"));
+    for nothing in ["", "\u{feff}"] {
+        assert!(parse(Benchmark::Piqa, nothing).unwrap_err().contains("the file is empty"));
+    }
+    assert_eq!(parse(Piqa, &PIQA.replace(": 0", ": \"1\"")).unwrap().questions[0].label, 1, "in quotes");
     let long = PIQA.replace("Sing", &"so ".repeat(70));
     let error = parse(Benchmark::Piqa, &format!("{PIQA}\n{long}")).unwrap_err();
     assert!(error.contains("line 2: a completion of 71 tokens does not fit sequences of 64"), "{error}");
     let bytes = QuestionSet::parse(Path::new("q"), &[b'{', 0xff], Benchmark::Piqa, &gpt2(), 50_257, 64);
-    assert!(bytes.unwrap_err().to_string().contains("byte 1: expected UTF-8 text, got 0xff"));
+    assert!(bytes.unwrap_err().to_string().contains("not UTF-8 text: invalid at byte 1 (0xff)"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::data::DataError;
 use crate::ops::DeviceError;
 
 /// Why a model could not be scored.
@@ -22,6 +23,8 @@ pub enum EvalError {
     Unread { path: PathBuf, data_set: &'static str, reason: std::io::Error },
 
     // ---- jsonl ----
+    #[error(transparent)]
+    Data(#[from] DataError),
     #[error("`{}` line {line} is not {of}: {why}", path.display())]
     Line { path: PathBuf, line: usize, of: &'static str, why: String },
 

@@ -8,23 +8,6 @@ use rayon::prelude::*;
 use super::EvalError;
 use crate::data::Tokenizer;
 
-/// The text of a file.
-///
-/// # Errors
-///
-/// The first byte that is no UTF-8; `expected` says what is.
-pub fn utf8<'a>(path: &Path, bytes: &'a [u8], expected: impl Into<String>) -> Result<&'a str, EvalError> {
-    std::str::from_utf8(bytes).map_err(|error| {
-        let byte = error.valid_up_to();
-        EvalError::Damaged {
-            path: path.into(),
-            byte,
-            expected: expected.into(),
-            got: format!("0x{:02x}", bytes[byte]),
-        }
-    })
-}
-
 /// Every line of `text` as `parse` reads it, in order; `of` says what a line is: `a HellaSwag task`.
 ///
 /// # Errors
@@ -38,7 +21,11 @@ pub fn lines<T: Send>(
 ) -> Result<Vec<T>, EvalError> {
     let lines: Vec<&str> = text.lines().collect();
     // Collected before the first error is looked for, so that it is the first in the file.
-    let parsed: Vec<Result<T, String>> = lines.par_iter().map(|line| parse(line)).collect();
+    let parse = |line: &&str| match line.trim().is_empty() {
+        true => Err("it is empty".to_owned()),
+        false => parse(line),
+    };
+    let parsed: Vec<Result<T, String>> = lines.par_iter().map(parse).collect();
     let numbered = parsed.into_iter().zip(1..);
     numbered
         .map(|(of_line, line)| of_line.map_err(|why| EvalError::Line { path: path.into(), line, of, why }))

@@ -15,6 +15,7 @@ use super::EvalError;
 use super::harness::{encode_pair, is_python_space, lines};
 use super::multiple_choice::{COMPLETIONS, Length, Prompt, Task};
 use crate::data::Tokenizer;
+use crate::proof::json;
 
 /// A line of the file; everything else in it is ignored.
 #[derive(Deserialize)]
@@ -39,7 +40,7 @@ pub fn parse(path: &Path, text: &str, tokenizer: &Tokenizer) -> Result<Vec<Task>
 }
 
 fn task(line: &str, tokenizer: &Tokenizer) -> Result<Task, String> {
-    let line: HellaSwagLine = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    let line: HellaSwagLine = json::parse_line(line.as_bytes())?;
     let missing = |field: &str| format!("the field `{field}` is missing");
     let plain = match (&line.ctx, &line.ctx_a, &line.ctx_b) {
         (Some(ctx), ..) => ctx.clone(),
@@ -186,7 +187,7 @@ mod tests {
     #[test]
     fn each_fault_names_its_line() {
         for (bad, says) in [
-            ("<html>", "line 2 is not a HellaSwag task: expected value at line 1 column 1"),
+            ("<html>", "line 2 is not a HellaSwag task: expected value at column 1"),
             (&GOOD.replace("endings", "ends"), "the field `endings` is missing"),
             (&GOOD.replace("\"ctx\"", "\"context\""), "the field `ctx` is missing"),
             (&GOOD.replace("activity_label", "activity"), "the field `activity_label` is missing"),
@@ -195,7 +196,9 @@ mod tests {
             (&GOOD.replace("\"label\": 2", "\"label\": \"\""), "the label is \"\", expected 0 to 3"),
             (&GOOD.replace("\"d\", ", ""), "it has 3 endings, expected 4"),
             (&GOOD.replace("b c", "[x]"), "ending 1 has no text"),
-            ("", "line 2 is not a HellaSwag task: EOF"),
+            ("", "line 2 is not a HellaSwag task: it is empty"),
+            (&GOOD.replace("\"ind\": 7", "\"label\": 3"), "the key `label` is there twice"),
+            (&GOOD.replace("\"ind\": 7", "\"x\": {\"y\": 1, \"y\": 1}"), "the key `y` is there twice"),
         ] {
             let text = format!("{GOOD}\n{bad}\n{GOOD}");
             let error = parse(Path::new("h.jsonl"), &text, &gpt2()).unwrap_err().to_string();

@@ -14,10 +14,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::harness::utf8;
 use super::rows::{self, ScoredRow, Scorer, Surprise};
 use super::{EvalError, eval_bin};
-use crate::data::Tokenizer;
+use crate::data::{DataError, Tokenizer, prepare};
 use crate::model::Gpt2;
 use crate::ops::Ops;
 use crate::parallel::{Link, Solo};
@@ -100,8 +99,11 @@ impl TaskSet {
         vocab: usize,
         seq_len: usize,
     ) -> Result<TaskSet, EvalError> {
-        let io = |reason| EvalError::Io { path: path.into(), reason };
-        TaskSet::parse(path, &std::fs::read(path).map_err(io)?, tokenizer, vocab, seq_len)
+        let bytes = prepare::read_whole(path).map_err(|error| match error {
+            DataError::Io { reason, .. } => EvalError::Io { path: path.into(), reason },
+            other => other.into(),
+        })?;
+        TaskSet::parse(path, &bytes, tokenizer, vocab, seq_len)
     }
 
     /// [`TaskSet::open`] of a file that is in memory.
@@ -115,11 +117,14 @@ impl TaskSet {
         let (tasks, unit) = if eval_bin::is_eval_bin(bytes) {
             (eval_bin::parse(path, bytes)?, Unit::Example)
         } else {
-            let text = utf8(path, bytes, format!("UTF-8 text, or magic {} at byte 0", eval_bin::MAGIC))?;
-            (super::hellaswag::parse(path, text, tokenizer)?, Unit::Line)
+            let text = prepare::json_lines(path, bytes)?;
+            (super::hellaswag::parse(path, &text, tokenizer)?, Unit::Line)
         };
         if tasks.is_empty() {
-            let found = if bytes.is_empty() { "the file is empty" } else { "its header counts none" };
+            let found = match unit {
+                Unit::Line => "the file is empty",
+                Unit::Example => "its header counts none",
+            };
             return Err(EvalError::Empty { path: path.into(), found });
         }
         let set = TaskSet { path: path.into(), tasks, unit, seq_len };

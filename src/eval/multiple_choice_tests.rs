@@ -172,7 +172,7 @@ fn files_that_cannot_be_used_are_refused_when_they_are_opened() {
     std::fs::write(&path, "").unwrap();
     says("has no tasks: the file is empty", open(257, 64));
     std::fs::write(&path, [b'{', 0xff]).unwrap();
-    says("byte 1: expected UTF-8 text, or magic 20240522 at byte 0, got 0xff", open(257, 64));
+    says("not UTF-8 text: invalid at byte 1 (0xff)", open(257, 64));
     std::fs::write(
         &path,
         r#"{"activity_label": "J", "ctx": "A", "label": 0, "endings": ["abcdefghi", "b", "c", "d"]}"#,
@@ -194,10 +194,10 @@ fn files_of_other_kinds_and_tokens_out_of_range_are_refused_by_name() {
     let mut bytes = crate::data::shard::header(1).to_vec();
     bytes.extend([1, 0]);
     says(
-        "`h.bin` is damaged at byte 0: expected UTF-8 text, or magic 20240522 at byte 0, got 0x88",
+        "`h.bin` is a token shard already: expected JSON lines, plain or compressed with gzip or zstd",
         refusal(&bytes, 50_257),
     );
-    says("`h.bin` line 1 is not a HellaSwag task", refusal(b"<!DOCTYPE html>", 50_257));
+    says("`h.bin` is a web page (HTML): expected JSON lines", refusal(b"<!DOCTYPE html>", 50_257));
     let mut bytes = vec![0; 1024];
     for (i, word) in [crate::eval::eval_bin::MAGIC, 1, 1, 30].into_iter().enumerate() {
         bytes[4 * i..4 * i + 4].copy_from_slice(&word.to_le_bytes());

@@ -28,7 +28,7 @@ use super::sweep_declaration::{Declaration, SweepReader};
 
 mod tables;
 
-use tables::{is_table, put_nested, source_name_fault};
+use tables::{is_table, put_nested, source_name_fault, table_fault, table_hint};
 
 /// The prefix of variables that set keys.
 const PREFIX: &str = "RUNNER_";
@@ -146,6 +146,8 @@ pub(super) struct Layers {
     pub misspelt: BTreeSet<String>,
     /// A file could not be parsed, so what it sets is not known.
     pub unreadable: bool,
+    /// What the command line or the environment says in place of a weaker layer's alternative.
+    pub replaced: Vec<String>,
     /// The experiment is the program's own, and so is what it extends.
     shipped: bool,
     /// `[sweep]` of the file itself.
@@ -390,9 +392,10 @@ impl Layers {
                         self.faults.push(
                             Fault::new(format!("`{dotted}` is a section, not {}", other.type_str()))
                                 .at(layer.place(value.span()))
-                                .label(label),
+                                .label(label)
+                                .hint(table_hint(&dotted, str::to_string)),
                         );
-                        self.misspelt.insert(dotted);
+                        self.misspelt.extend([section.to_string(), dotted]);
                     }
                 }
             } else {
@@ -453,6 +456,10 @@ impl Layers {
         {
             self.misspelt.insert(schema::MIX.to_string());
             self.faults.push(source_name_fault(name, place));
+            return;
+        }
+        if let Some(fault) = table_fault(dotted, section, &place, &spelt) {
+            self.faults.push(fault);
             return;
         }
         let siblings: Vec<&str> = schema::rows_of(section).map(KeyRow::leaf).collect();

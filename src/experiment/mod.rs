@@ -84,6 +84,8 @@ pub struct Loaded {
     /// `schedule.epochs`, while [`Loaded::resolve_epochs`] has yet to turn it into
     /// `schedule.steps`, which is 0 until then.
     pub epochs: Option<u64>,
+    /// What the command line or the environment says in place of an alternative in a file, a sentence each.
+    pub replaced: Vec<String>,
 }
 
 /// An experiment of the folder `experiments`, without its data.
@@ -197,8 +199,9 @@ fn declared(
     let stem = path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
     let mut layers = layers::read(input, variables, sets);
     let resolve = |layers| {
-        let rules::Resolved { experiment, origins, epochs } = rules::resolve(layers, &stem, models)?;
-        Ok(Loaded { experiment, origins, path: path.clone(), epochs })
+        let rules::Resolved { experiment, origins, epochs, replaced } =
+            rules::resolve(layers, &stem, models)?;
+        Ok(Loaded { experiment, origins, path: path.clone(), epochs, replaced })
     };
     let declared = match layers.sweep.take() {
         None => resolve(layers).map(|loaded| Declared::Experiment(Box::new(loaded))),

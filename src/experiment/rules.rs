@@ -51,6 +51,7 @@ pub(super) struct Resolved {
     pub experiment: Experiment,
     pub origins: BTreeMap<String, Origin>,
     pub epochs: Option<u64>,
+    pub replaced: Vec<String>,
 }
 
 /// Merges the layers, applies every rule, and extracts the experiment. `stem` names the run when no
@@ -117,12 +118,29 @@ fn choose_between_alternatives(layers: &mut Layers) {
             layers.faulty.extend(of_table.filter(|key| is_among(key, one) || is_among(key, other)));
             layers.faulty.extend([key, rival]);
         } else {
-            let taken_back = if a < b { one } else { other };
+            let (taken, taken_back) = if a < b { (other, one) } else { (one, other) };
+            layers.replaced.extend(replacement(layers, a.max(b), taken, taken_back));
             for layer in &mut layers.list {
                 layer.entries.retain(|key, _| !is_among(key, taken_back));
             }
         }
     }
+}
+
+/// What the command line or the environment, at `rank`, sets of the keys `taken`, and what of a weaker
+/// layer's it thereby puts away.
+fn replacement(layers: &Layers, rank: usize, taken: &[&str], taken_back: &[&str]) -> Option<String> {
+    let first = |keys: &[&str], at_rank: bool| {
+        let mut layers = layers.list.iter().filter(|layer| (layer.rank == rank) == at_rank);
+        layers.find_map(|layer| {
+            let mut entries = layer.entries.iter();
+            let (key, entry) = entries.find(|(key, entry)| is_among(key, keys) && is_set(entry))?;
+            Some((if schema::is_of_source(key) { schema::MIX } else { *key }, origin_in(layer, entry)))
+        })
+    };
+    let ((key, origin), (away, was)) = (first(taken, true)?, first(taken_back, false)?);
+    matches!(origin, Origin::Set | Origin::Environment(_))
+        .then(|| format!("`{key}` ({origin}) takes the place of `{away}` ({was})"))
 }
 
 struct Rules {
@@ -535,7 +553,7 @@ impl Rules {
         let padded = self.int("model.vocab").unwrap_or(0).next_multiple_of(VOCAB_ALIGN);
         self.derive("model.vocab_padded", padded, "from model.vocab");
         match self.figment.merge(&self.derived).extract::<Experiment>() {
-            Ok(experiment) => Ok(Resolved { experiment, origins, epochs }),
+            Ok(experiment) => Ok(Resolved { experiment, origins, epochs, replaced: self.layers.replaced }),
             // Every value was checked against the table, so this is a gap in the table.
             Err(error) => Err(error.into_iter().map(|error| Fault::new(error.to_string())).collect()),
         }

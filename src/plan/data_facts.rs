@@ -21,6 +21,8 @@ pub struct DataFacts {
     pub sources: Vec<SourceUse>,
     /// Why the data could not be read.
     pub problem: Option<String>,
+    /// Why HellaSwag's file could not be read, where the run reads it.
+    pub hellaswag_problem: Option<String>,
 }
 
 /// Tokens that scoring all of HellaSwag reads, 10,042 tasks in both wordings, while the file is not there.
@@ -45,15 +47,21 @@ impl DataFacts {
                 facts.sources = mixture::uses(&loaded.experiment, &order);
             }
             Err(problem) if loaded.epochs.is_some() => return Err(PlanError::EpochsWithoutData(problem)),
-            Err(problem) => facts.problem = problem.to_string().lines().next().map(str::to_owned),
+            Err(problem) => facts.problem = first_line(&problem),
         }
         let experiment = &loaded.experiment;
         if let Some(path) = &experiment.eval.hellaswag {
             let tokenizer = Tokenizer::new(experiment.data.tokenizer);
             let (vocab, seq_len) = (experiment.model.vocab, experiment.batch.seq_len);
             let set = TaskSet::open(Path::new(path), &tokenizer, vocab, seq_len);
+            facts.hellaswag_problem =
+                set.as_ref().err().filter(|_| experiment.eval.every > 0).and_then(first_line);
             facts.hellaswag_tokens = Some(set.map_or(HELLASWAG_TOKENS, |set| set.tokens()));
         }
         Ok(facts)
     }
+}
+
+fn first_line(problem: &impl ToString) -> Option<String> {
+    problem.to_string().lines().next().map(str::to_owned)
 }

@@ -102,7 +102,7 @@ impl RunPlan {
             work: TrainingWork::of(experiment, share, &data),
             time: Time::of(experiment, target, share, &cost, &data, state_bytes),
             disk: Disk::of(experiment, state_bytes),
-            notes: notes(experiment, share),
+            notes: notes(experiment, share, &data),
             data,
         })
     }
@@ -177,7 +177,7 @@ impl TrainingWork {
     }
 }
 
-fn notes(experiment: &Experiment, share: Share) -> Vec<String> {
+fn notes(experiment: &Experiment, share: Share, data: &DataFacts) -> Vec<String> {
     let mut notes = Vec::new();
     let (workers, gpus) = (experiment.parallel.workers as u64, share.devices);
     if workers < gpus {
@@ -190,6 +190,14 @@ fn notes(experiment: &Experiment, share: Share) -> Vec<String> {
     if micro_batches < gpus {
         notes.push(format!(
             "a step has {micro_batches} micro-batches, too few for {gpus} GPUs: lower `batch.micro`"
+        ));
+    }
+    if let Some(problem) = &data.problem {
+        notes.push(format!("a run would be refused: {problem}"));
+    }
+    if let Some(problem) = &data.hellaswag_problem {
+        notes.push(format!(
+            "a run would be refused: {problem}; planned as if it had all of HellaSwag's tasks"
         ));
     }
     notes

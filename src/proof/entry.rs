@@ -16,6 +16,7 @@ use sha2::Digest;
 
 use super::evaluation::{Evaluation, WrittenEvaluation};
 use super::hash::{Hash, STEP};
+use super::json;
 
 /// The outcome of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,7 +202,7 @@ impl Entry {
 
     /// Reads canonical bytes, and refuses every other spelling of the same entry.
     pub fn parse(text: &str) -> Result<Entry, String> {
-        let written: WrittenEntry = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        let written: WrittenEntry = serde_json::from_str(text).map_err(|e| json::fault_in_line(&e))?;
         let entry = Entry {
             step: written.step,
             tokens: written.tokens,

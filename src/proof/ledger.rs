@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use super::entry::{Entry, digest_of_canonical};
 use super::hash::Hash;
-use super::regular;
 use super::tree::{Frontier, tree_root};
+use super::{json, regular};
 
 /// How many entries a log has, and the root of the tree over their digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -376,7 +376,8 @@ fn parse_line(bytes: &[u8]) -> Result<LedgerLine, String> {
     let text = std::str::from_utf8(bytes)
         .map_err(|e| format!("not UTF-8 from byte {} of the line", e.valid_up_to()))?;
     if let Some(note) = text.strip_prefix("{\"note\":").and_then(|rest| rest.strip_suffix('}')) {
-        return serde_json::from_str(note).map(LedgerLine::Note).map_err(|e| format!("not a note: {e}"));
+        let note = json::parse_line(note.as_bytes());
+        return note.map(LedgerLine::Note).map_err(|e| format!("not a note: {e}"));
     }
     let inner = text.strip_prefix("{\"entry\":").and_then(|rest| rest.strip_suffix("\"}"));
     let (canonical, head) = inner

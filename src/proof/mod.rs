@@ -10,13 +10,14 @@
 //!   [`evaluation`]: what was measured before a step.
 //! * [`opening`]: some units of a tensor, shown to be its own; [`compare`]: where two tensors differ.
 //! * [`lock`]: what the bits depend on, and where they were made; [`sweep`]: many runs under one hash.
-//! * [`regular`]: reading files that must be files.
+//! * [`regular`]: reading files that must be files; [`json`]: JSON without a key that stands twice.
 
 pub mod compare;
 pub mod digest;
 pub mod entry;
 pub mod evaluation;
 pub mod hash;
+pub mod json;
 pub mod ledger;
 pub mod lock;
 pub mod opening;

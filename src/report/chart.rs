@@ -1,6 +1,5 @@
 //! The content of each panel: its range, its lines, and what it leaves out.
 
-use super::ReportError;
 use super::axis::{Axis, Scale, label};
 use super::bands::BandPoint;
 use super::curves::Curves;
@@ -8,6 +7,7 @@ use super::figure::{FigurePage, dash_of};
 use super::panel::{Panel, TEXT_SIZE};
 use super::scene::{Scene, text_width};
 use super::series::{Point, quantile, robust_top};
+use super::{ReportError, XAxis};
 use crate::units::thousands;
 
 /// Shares of the steps that decide the top of a range. The norm's spike outlasts the loss's fall.
@@ -138,12 +138,16 @@ impl FigurePage<'_> {
     fn range(&self, kind: PanelKind) -> (f64, f64, Scale) {
         let values =
             |of: &dyn Fn(&Curves) -> Vec<f64>| -> Vec<f64> { self.curves.iter().flat_map(of).collect() };
-        let y = |points: &[Point]| points.iter().map(|point| point.1).collect::<Vec<f64>>();
+        // What follows divergence is above the frame where it would flatten what a range test is made for.
+        let y = |run: &Curves, points: &[Point]| {
+            let end = self.range_test_end(run);
+            points.iter().filter(|point| point.0 < end).map(|point| point.1).collect::<Vec<f64>>()
+        };
         let limits =
             |values: &[f64]| (quantile(values, 0.0).unwrap_or(0.0), quantile(values, 1.0).unwrap_or(1.0));
         match kind {
             PanelKind::Loss => {
-                let mut all = values(&|run| [y(&run.loss), y(&run.val_loss)].concat());
+                let mut all = values(&|run| [y(run, &run.loss), y(run, &run.val_loss)].concat());
                 all.extend(self.level_values(kind).iter().map(|level| level.0));
                 let (low, high) = limits(&all);
                 // A wide band does not flatten the lines: it is cut at the frame.
@@ -154,7 +158,7 @@ impl FigurePage<'_> {
                 }
                 let shown = |run: &Curves| {
                     robust_top(
-                        &y(if run.loss.is_empty() { &run.val_loss } else { &run.loss }),
+                        &y(run, if run.loss.is_empty() { &run.val_loss } else { &run.loss }),
                         USUAL_LOSSES,
                         low,
                     )
@@ -168,7 +172,7 @@ impl FigurePage<'_> {
                 (low - space, top + space, Scale::Linear)
             }
             PanelKind::Hellaswag => {
-                let mut all = values(&|run| y(&run.hellaswag));
+                let mut all = values(&|run| y(run, &run.hellaswag));
                 all.extend(self.level_values(kind).iter().map(|level| level.0));
                 let edges = self.bands_of(kind).flat_map(|(_, band)| band);
                 all.extend(edges.flat_map(|(_, low, high)| [*low, *high]));
@@ -176,12 +180,14 @@ impl FigurePage<'_> {
                 let space = (0.08 * (high - low)).max(0.005);
                 ((low - space).max(0.0), (high + space).min(1.0), Scale::Linear)
             }
-            PanelKind::LearningRate => {
-                (0.0, limits(&values(&|run| y(&run.learning_rate))).1 * 1.06, Scale::Linear)
-            }
+            PanelKind::LearningRate => (
+                0.0,
+                limits(&values(&|run| run.learning_rate.iter().map(|point| point.1).collect())).1 * 1.06,
+                Scale::Linear,
+            ),
             PanelKind::GradNorm => {
                 let positive: Vec<f64> =
-                    values(&|run| y(&run.grad_norm)).into_iter().filter(|norm| *norm > 0.0).collect();
+                    values(&|run| y(run, &run.grad_norm)).into_iter().filter(|norm| *norm > 0.0).collect();
                 if self.options.log_y && !positive.is_empty() {
                     let (low, high) = limits(&positive);
                     return (low * 0.9, high * 1.1, Scale::Log);
@@ -189,14 +195,29 @@ impl FigurePage<'_> {
                 let top = self
                     .curves
                     .iter()
-                    .filter_map(|run| robust_top(&y(&run.grad_norm), USUAL_NORMS, 0.0))
+                    .filter_map(|run| robust_top(&y(run, &run.grad_norm), USUAL_NORMS, 0.0))
                     .fold(0.0, f64::max);
                 (0.0, top * 1.06, Scale::Linear)
             }
-            PanelKind::Throughput => {
-                (0.0, limits(&values(&|run| y(&run.tokens_per_s))).1 * 1.06, Scale::Linear)
-            }
+            PanelKind::Throughput => (
+                0.0,
+                limits(&values(&|run| run.tokens_per_s.iter().map(|point| point.1).collect())).1 * 1.06,
+                Scale::Linear,
+            ),
         }
+    }
+
+    /// The learning rate at which the loss of a range test has risen above its first value by as much as it
+    /// had fallen below; without end on other axes.
+    fn range_test_end(&self, run: &Curves) -> f64 {
+        let first = run.loss.first().filter(|_| self.options.x == XAxis::LearningRate && !self.options.log_y);
+        let Some((_, first)) = first else { return f64::INFINITY };
+        let mut lowest = *first;
+        let risen = run.loss.iter().find(|(_, loss)| {
+            lowest = lowest.min(*loss);
+            loss - first > (first - lowest).max(0.1 * first)
+        });
+        risen.map_or(f64::INFINITY, |(rate, _)| *rate)
     }
 
     /// What the frame leaves out, from long to short: `▲ 640 steps above, max 11.1`.

@@ -183,10 +183,13 @@ impl<'a> FigurePage<'a> {
         let mut names = Vec::new();
         if !self.single() {
             for (index, (line, curves)) in self.lines.iter().zip(&self.curves).enumerate() {
-                let last = curves
-                    .val_loss
-                    .last()
-                    .map_or(String::new(), |(_, loss)| format!("  (validation {})", trimmed(*loss, 4)));
+                let last = match curves.val_loss.last() {
+                    _ if line.runs.iter().any(RunData::has_lost_validation) => {
+                        "  (validation NaN)".to_owned()
+                    }
+                    Some((_, loss)) => format!("  (validation {})", trimmed(*loss, 4)),
+                    None => String::new(),
+                };
                 let n = match self.bands.get(index) {
                     None => String::new(),
                     Some(band) if band.is_cut => format!(", n = {} until one ends", line.runs.len()),

@@ -141,11 +141,24 @@ pub fn groups(table: &RunTable, by: &TableColumn, chosen: Option<&[TableColumn]>
         ListingColumn::new(by.name, 0, by, &values),
         ListingColumn { title: "runs", right: true, dispensable: 0, cells: sizes, width: 0 }.measured(),
     ];
+    let failed: Vec<usize> = groups.iter().map(|group| group.failed().count()).collect();
+    let any_failed = failed.iter().any(|failed| *failed > 0);
+    if any_failed {
+        let cells = failed.iter().map(usize::to_string).collect();
+        parts
+            .push(ListingColumn { title: "failed", right: true, dispensable: 0, cells, width: 0 }.measured());
+    }
     for column in columns.iter().filter(|column| column.name != by.name) {
         let cells: Vec<TableCell> = groups.iter().map(|group| group.cell(column)).collect();
         parts.push(ListingColumn::new(column.name, 0, column, &cells));
     }
-    fitted(parts, width) + "numbers are means over the runs of a group\n"
+    let counted = match any_failed {
+        true => {
+            "numbers are means over the runs of a group that have not failed, or where all have, over all"
+        }
+        false => "numbers are means over the runs of a group",
+    };
+    fitted(parts, width) + counted + "\n"
 }
 
 /// The columns of groups where no one has chosen any.

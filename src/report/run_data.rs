@@ -108,6 +108,11 @@ impl RunData {
     pub fn trained(&self) -> impl Iterator<Item = &MetricsRow> {
         self.rows.iter().filter(|row| row.loss.is_some())
     }
+
+    /// Whether the last validation gave no number, whatever earlier ones gave.
+    pub fn has_lost_validation(&self) -> bool {
+        self.rows.iter().rev().find_map(|row| row.val_loss).is_some_and(|loss| !loss.is_finite())
+    }
 }
 
 impl ModelFacts {

@@ -116,9 +116,8 @@ pub fn folders(runs: &Path) -> std::io::Result<Vec<PathBuf>> {
         let paths = RunPaths::new(&entry.path());
         if is_sweep(paths.folder()) {
             folders.extend(self::folders(paths.folder())?);
-        } else if [paths.experiment(), paths.metrics_jsonl(), paths.ledger(), paths.lock_file()]
-            .iter()
-            .any(|file| file.is_file())
+        } else if paths.are_of_a_run()
+            || [paths.metrics_jsonl(), paths.ledger(), paths.lock_file()].iter().any(|file| file.is_file())
         {
             folders.push(entry.path());
         }

@@ -12,7 +12,7 @@ use serde_json::{Map, Value as Json};
 use super::ReportError;
 use super::figures;
 use super::glance::RunGlance;
-use super::summary::RunSummary;
+use super::summary::{RunSummary, State};
 use crate::experiment;
 use crate::store::contents;
 use crate::store::metrics::{COLUMNS, Column};
@@ -153,11 +153,32 @@ impl TableColumn {
             ("disk", TableCell::Number(n)) => units::bytes(*n as u64),
             ("step" | "steps" | "skipped", TableCell::Number(n)) => format!("{n:.0}"),
             (_, TableCell::Number(value)) if !matches!(self.source, ColumnSource::Key(_)) => {
-                format!("{value:.4}")
+                if value.abs() < 1e7 || !value.is_finite() {
+                    format!("{value:.4}")
+                } else {
+                    format!("{value:.4e}")
+                }
             }
             (_, cell) => units::printable(&cell.plain()),
         }
     }
+}
+
+/// Refuses a key of a source that no run has.
+fn require_source(column: &TableColumn, runs: &[RunGlance]) -> Result<(), ReportError> {
+    let is_of_source = experiment::key_of_source(column.name).is_some();
+    if !is_of_source || runs.is_empty() || runs.iter().any(|run| run.settings.contains_key(column.name)) {
+        return Ok(());
+    }
+    let keys = runs.iter().flat_map(|run| run.settings.keys());
+    let keys: BTreeSet<&str> = keys.filter_map(|key| experiment::key_of_source(key)).collect();
+    let hint = match experiment::nearest(column.name, keys.iter().copied()) {
+        _ if keys.is_empty() => "none of them has `data.mix`".to_owned(),
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("they have {}", keys.into_iter().collect::<Vec<_>>().join(", ")),
+    };
+    let message = format!("no run has the key `{}`\n  hint: {hint}", column.name);
+    Err(ReportError::Table { message })
 }
 
 /// Whether a key is called so: in full, or by its last part.
@@ -171,7 +192,10 @@ fn unknown(asked: &str) -> ReportError {
         asked,
         names.iter().copied().chain(COLUMNS.iter().map(|it| it.name)).chain(experiment::keys()),
     );
-    let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
+    let near = match asked.starts_with("data.mix") {
+        true => "a column of a mixture is `data.mix.NAME.weight` or another key of a source; ".to_owned(),
+        false => near.map_or(String::new(), |near| format!("did you mean `{near}`? ")),
+    };
     let message = format!(
         "there is no column `{asked}`\n  hint: {near}the columns are {}, and each key of an experiment \
          (`runner config --explain`)",
@@ -393,20 +417,21 @@ pub struct TableGroup<'a> {
 impl RunTable {
     /// The runs in the order given. Those columns of `chosen`, `filters` and `sort` that need all rows of a
     /// run make it be read in full.
+    ///
+    /// # Errors
+    /// One of these columns is of a source of a mixture that no run has.
     pub fn of(
         runs: Vec<RunGlance>,
         chosen: &[TableColumn],
         filters: &[Filter],
         sort: Option<&Sort>,
-    ) -> RunTable {
+    ) -> Result<RunTable, ReportError> {
         let named = filters.iter().map(|filter| filter.column).chain(sort.map(|sort| sort.column));
-        let in_full = chosen
-            .iter()
-            .copied()
-            .chain(named)
-            .any(|column| matches!(column.source, ColumnSource::Summary(_)));
+        let named: Vec<TableColumn> = chosen.iter().copied().chain(named).collect();
+        named.iter().try_for_each(|column| require_source(column, &runs))?;
+        let in_full = named.iter().any(|column| matches!(column.source, ColumnSource::Summary(_)));
         let row = |run: RunGlance| TableRow { summary: in_full.then(|| RunSummary::read(&run.folder)), run };
-        RunTable { rows: runs.into_par_iter().map(row).collect() }
+        Ok(RunTable { rows: runs.into_par_iter().map(row).collect() })
     }
 
     /// The rows that pass `filter`; a missing value passes none.
@@ -493,15 +518,27 @@ impl RunTable {
     }
 }
 
+/// Whether training ended in a failure, and not by its last step or a request.
+fn has_failed(run: &RunGlance) -> bool {
+    run.state == State::Stopped && run.why.is_some()
+}
+
 impl TableGroup<'_> {
     /// The runs, in the order of the table.
     pub fn runs(&self) -> impl Iterator<Item = &RunGlance> {
         self.rows.iter().map(|row| &row.run)
     }
 
+    /// The runs whose training failed, which are in no mean unless the group has no other.
+    pub fn failed(&self) -> impl Iterator<Item = &RunGlance> {
+        self.runs().filter(|run| has_failed(run))
+    }
+
     /// The mean of the numbers of a column, where there are any; else the one value that all have.
     pub fn cell(&self, column: &TableColumn) -> TableCell {
-        let cells: Vec<TableCell> = self.rows.iter().map(|row| column.cell(row)).collect();
+        let all_failed = self.runs().all(has_failed);
+        let counted = self.rows.iter().filter(|row| all_failed || !has_failed(&row.run));
+        let cells: Vec<TableCell> = counted.map(|row| column.cell(row)).collect();
         let numbers: Vec<f64> = cells.iter().filter_map(TableCell::as_number).collect();
         match cells.first() {
             Some(first) if cells.iter().all(|cell| cell == first) => first.clone(),
@@ -513,13 +550,15 @@ impl TableGroup<'_> {
         }
     }
 
-    /// An object with the value, the number and names of the runs, and the columns.
+    /// An object with the value, the names of the runs and of those that failed, and the columns.
     pub fn to_json(&self, by: &TableColumn, columns: &[TableColumn]) -> Json {
         let mut object: BTreeMap<String, Json> =
             columns.iter().map(|column| (column.name.to_owned(), self.cell(column).to_json())).collect();
         let names: Vec<&str> = self.runs().map(|run| run.name.as_str()).collect();
+        let failed: Vec<&str> = self.failed().map(|run| run.name.as_str()).collect();
         object.insert(by.name.to_owned(), self.value.to_json());
         object.insert("runs".to_owned(), names.into());
+        object.insert("failed".to_owned(), failed.into());
         serde_json::json!(object)
     }
 }

@@ -48,7 +48,7 @@ fn runs() -> Vec<RunGlance> {
 }
 
 fn table() -> RunTable {
-    RunTable::of(runs(), &[], &[], None)
+    RunTable::of(runs(), &[], &[], None).unwrap()
 }
 
 fn named(table: &RunTable) -> Vec<&str> {
@@ -137,7 +137,7 @@ fn a_group_has_the_mean_of_its_numbers_and_the_value_that_all_share() {
     assert_eq!(groups[0].cell(&column("model")), TableCell::Text("d12".into()));
     assert_eq!(groups[0].cell(&column("state")), TableCell::Text("2 values".into()));
     let json = groups[0].to_json(&by, &[column("step")]);
-    assert_eq!(json, json!({"schedule.learning_rate": 1e-3, "runs": ["a", "b"], "step": 6.0}));
+    assert_eq!(json, json!({"failed": [], "schedule.learning_rate": 1e-3, "runs": ["a", "b"], "step": 6.0}));
     let text = listing::groups(&table, &by, None, 80);
     let first: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(first[..3], ["0.001", "2", "6"], "{text}");
@@ -152,7 +152,7 @@ fn the_listing_fits_the_width_and_tells_why_a_run_is_broken() {
         ..run("a", 31_000, None, State::Running)
     };
     let broken = RunGlance { why: Some("`x` line 1: cut short".into()), ..run("b", 2, None, State::Broken) };
-    let table = RunTable::of(vec![long, broken], &[], &[], None);
+    let table = RunTable::of(vec![long, broken], &[], &[], None).unwrap();
     for width in [60, 80, 100, 200] {
         let text = listing::table(&table, None, width);
         assert!(text.lines().take(3).all(|line| line.chars().count() <= width), "{width}:\n{text}");
@@ -164,5 +164,49 @@ fn the_listing_fits_the_width_and_tells_why_a_run_is_broken() {
     let text = listing::table(&table, Some(&chosen), 200);
     let second = text.lines().nth(2).unwrap().split_whitespace().collect::<Vec<_>>();
     assert_eq!(second, ["b", "0.001", "128"], "{text}");
-    assert_eq!(listing::table(&RunTable::of(Vec::new(), &[], &[], None), None, 80), "");
+    assert_eq!(listing::table(&RunTable::of(Vec::new(), &[], &[], None).unwrap(), None, 80), "");
+}
+
+#[test]
+fn a_run_that_failed_is_in_no_mean_of_its_group_and_is_counted_beside_it() {
+    let mut all = runs();
+    for (run, val_loss) in all.iter_mut().zip([3.4, 3.2, f64::NAN]) {
+        run.figures = Figures::default().with("val_loss", Some(val_loss));
+    }
+    all[2].why = Some("diverged".into());
+    let table = RunTable::of(all, &[], &[], None).unwrap();
+    let val_loss = TableColumn::find("val_loss").unwrap();
+    let groups = |by: &str| {
+        let by = TableColumn::find(by).unwrap();
+        let json = |group: &TableGroup<'_>| group.to_json(&by, &[val_loss]);
+        (table.groups(&by).iter().map(json).collect::<Vec<_>>(), listing::groups(&table, &by, None, 99))
+    };
+    let (json, text) = groups("model");
+    assert_eq!(json[0]["val_loss"], (3.4 + 3.2) / 2.0);
+    assert_eq!((&json[0]["runs"], &json[0]["failed"]), (&json!(["a", "b", "c"]), &json!(["c"])));
+    assert!(text.starts_with("model  runs  failed  step"), "{text}");
+    assert!(text.contains("that have not failed"), "{text}");
+    let (json, text) = groups("schedule.learning_rate");
+    assert_eq!((&json[1]["failed"], &json[1]["val_loss"]), (&json!(["c"]), &json!(null)));
+    assert!(text.contains(" NaN "), "of a group without another:\n{text}");
+}
+
+#[test]
+fn a_key_of_a_source_that_no_run_has_is_refused() {
+    let refused = |runs: Vec<RunGlance>, column: &str| {
+        let column = TableColumn::find(column).unwrap();
+        RunTable::of(runs, &[column], &[], None).err().map(|error| error.to_string())
+    };
+    let weight = "data.mix.web.weight";
+    assert!(refused(runs(), weight).unwrap().contains("none of them has `data.mix`"));
+    assert_eq!(refused(Vec::new(), weight), None, "there is nothing to know of");
+    let mut mixed = runs();
+    mixed[0].settings.insert("data.mix.webs.weight".into(), json!(1.0));
+    assert_eq!(
+        refused(mixed.clone(), weight).unwrap(),
+        "no run has the key `data.mix.web.weight`\n  hint: did you mean `data.mix.webs.weight`?"
+    );
+    assert_eq!(refused(mixed, "data.mix.webs.weight"), None);
+    let unknown = TableColumn::find("data.mix.web.wieght").err().unwrap().to_string();
+    assert!(unknown.contains("is `data.mix.NAME.weight` or another key of a source"), "{unknown}");
 }

@@ -205,6 +205,24 @@ fn the_loss_is_drawn_over_the_rates_of_a_range_test_and_of_no_other_run() {
     for label in ["learning rate, log scale", "\n1e-4\n", "\n0.01\n"] {
         assert!(drawn.contains(label), "{label}");
     }
+    // What comes after divergence does not flatten what came before.
+    let mut diverged = synthetic("diverged", 1, 60, &[], false);
+    for row in diverged.rows.iter_mut().filter(|row| row.action == Action::Update) {
+        row.learning_rate = Some(libm::pow(10.0, row.step as f64 / 15.0 - 5.0));
+        row.loss = row.loss.map(|loss| if row.step < 50 { loss } else { loss * 1e18 });
+    }
+    let drawn = svg(&[diverged.clone()], &options);
+    assert!(drawn.contains("steps above, max ") && !drawn.contains("e17\n"), "{drawn}");
+    assert!(
+        svg(&[diverged], &PlotOptions::default()).contains("e18\n"),
+        "over the steps all is in the frame"
+    );
+    let mut lost = synthetic("lost", 1, 60, &[], false);
+    assert!(!lost.has_lost_validation());
+    lost.rows.iter_mut().rev().find(|row| row.val_loss.is_some()).expect("it is validated").val_loss =
+        Some(f64::NAN);
+    let both = [synthetic("kept", 2, 60, &[], false), lost];
+    assert_eq!(svg(&both, &PlotOptions::default()).matches("(validation NaN)").count(), 1);
     let cosine = synthetic("cosine", 1, 60, &[], false);
     let mut constant = synthetic("constant", 1, 60, &[], false);
     constant.rows.iter_mut().for_each(|row| row.learning_rate = row.learning_rate.map(|_| 1e-3));

@@ -76,8 +76,8 @@ impl<O: Locked> Agreed<O> {
         let mut trainer = Trainer::join(ops, &experiment, exchange)?;
         let manifest = data.manifest(remembered(SHARDS), report)?;
         if first {
-            for remark in data.remarks(&manifest, &experiment) {
-                report.tell(&Message::Remark(&remark));
+            for remark in loaded.replaced.iter().chain(&data.remarks(&manifest, &experiment)) {
+                report.tell(&Message::Remark(remark));
             }
         }
         let mut lock = lock::lock(&loaded, &data, &manifest, initial.as_ref(), &trainer.ops)?;

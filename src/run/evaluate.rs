@@ -3,23 +3,24 @@
 //! Reads a checkpoint's parameters and nothing else of its training state, takes no lock and writes nothing
 //! into the run, so that a run may be evaluated while it is training.
 
+use std::collections::BTreeSet;
 use std::iter::Peekable;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use serde_json::json;
 
 use super::device::Device;
 use super::error::UsageError;
 use super::messages::{LongWork, Message, Report};
 use super::model::LoadedModel;
-use crate::data::{Dataset, Sources, Tokenizer, ValidationSet};
+use crate::data::{Dataset, Tokenizer, ValidationSet, sources};
 use crate::eval::multiple_choice::{self, TaskOutcome};
 use crate::eval::rows::Surprise;
 use crate::eval::{self, Benchmark, QuestionSet, Scores, TaskSet, parameters};
-use crate::experiment::Experiment;
+use crate::experiment::{DataKeys, Experiment};
 use crate::model::Gpt2;
 use crate::ops::{Ops, Role, Rows};
 use crate::store::Manifest;
@@ -183,13 +184,11 @@ impl HeldOut {
         let corpus = experiment.data.corpus.clone().filter(|_| pattern.is_none());
         let (data, from) = match (pattern, &corpus) {
             (Some(pattern), _) => shards(std::slice::from_ref(pattern))?,
-            (None, Some(corpus)) => {
-                let val = Sources::open(&experiment.data, vocab)?
-                    .val
-                    .context("the corpus has no validation text")?;
-                (val, corpus.clone())
-            }
-            (None, None) => shards(&experiment.data.val)?,
+            (None, None) if !experiment.data.val.is_empty() => shards(&experiment.data.val)?,
+            (None, _) => match sources::held_out(&experiment.data, vocab)? {
+                Some(val) => (Arc::new(val), texts(&experiment.data)),
+                None => shards(&[])?,
+            },
         };
         let set = ValidationSet::new(&data, experiment.eval.val_tokens, experiment.batch.seq_len)?;
         if let Some(shortfall) = set.shortfall(experiment.eval.val_tokens) {
@@ -197,6 +196,12 @@ impl HeldOut {
         }
         Ok(HeldOut { set, corpus, from })
     }
+}
+
+/// The names of the embedded texts of an experiment, each once.
+fn texts(data: &DataKeys) -> String {
+    let texts = data.corpus.iter().chain(data.mix.values().filter_map(|source| source.corpus.as_ref()));
+    texts.collect::<BTreeSet<_>>().into_iter().cloned().collect::<Vec<_>>().join(", ")
 }
 
 impl Evaluated {

@@ -13,13 +13,20 @@ pub struct Expected {
     pub lock: Lock,
     /// Its name in messages.
     pub from: String,
+    /// What to do where the lock may be passed over or made anew.
+    pub remedy: String,
 }
 
 impl Expected {
-    /// Reads a lock file; damage is a refusal.
-    pub fn read(path: &Path) -> anyhow::Result<Expected> {
+    /// Reads a lock file, to which a run of `experiment` is held; damage is a refusal.
+    pub fn read(path: &Path, experiment: &Path) -> anyhow::Result<Expected> {
         let lock = Lock::read(path).map_err(refuse_lock)?;
-        Ok(Expected { lock, from: format!("`{}`", path.display()) })
+        let (file, of) = (path.display(), experiment.display());
+        let remedy = match path == experiment.with_extension("lock.toml") {
+            true => format!("`--no-lock` runs without it; `runner lock {of} --overwrite` locks anew"),
+            false => format!("`runner lock {of} --out {file} --overwrite` locks anew"),
+        };
+        Ok(Expected { lock, from: format!("`{file}`"), remedy })
     }
 
     /// Refuses other numerics, key by key.
@@ -29,11 +36,12 @@ impl Expected {
             return Ok(());
         }
         Err(ProofRefusal(format!(
-            "the bits that {} locks cannot be made here:{}{}\n  hint: undo the change, run on a machine \
-             that has what is locked, or lock anew with `runner lock`",
+            "the bits that {} locks cannot be made here:{}{}\n  hint: undo the change, or run on a \
+             machine that has what is locked; {}",
             self.from,
             list(&changed),
-            older_arithmetic(&self.lock.numerics, &here.numerics)
+            older_arithmetic(&self.lock.numerics, &here.numerics),
+            self.remedy
         )))
     }
 

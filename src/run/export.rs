@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::find;
-use super::messages::Report;
+use super::messages::{Message, Report};
 use crate::data::Tokenizer;
 use crate::experiment::{self, Experiment};
 use crate::formats::{Export, FormatError, Parameters, Precision, WriteModel};
-use crate::store::atomic::NewFolder;
+use crate::store::atomic::{self, NewFolder};
 use crate::store::{Manifest, RunPaths};
 
 /// The model to export, and how.
@@ -55,6 +55,10 @@ pub fn export(request: ExportRequest<'_>, report: Report) -> anyhow::Result<Expo
         sample: &experiment.sample,
         origin: origin(&experiment, &manifest),
     };
+    for left in atomic::left_beside(&folder) {
+        let what = format!("`{}` is half an export that was killed: delete it", left.display());
+        report.tell(&Message::Remark(&what));
+    }
     let new = NewFolder::create_alone(&folder)?;
     write(new.path(), export)?;
     if folder.exists() {

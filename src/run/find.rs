@@ -20,7 +20,7 @@ use crate::store::{self, LoadedCheckpoint, RunPaths, checkpoint};
 /// # Errors
 /// There is no such run; the nearest name is in the hint.
 pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
-    let is_run = |folder: &Path| RunPaths::new(folder).experiment().is_file();
+    let is_run = |folder: &Path| RunPaths::new(folder).are_of_a_run();
     let folder = match run {
         Some(run) if run.starts_with(".") => run.to_owned(),
         Some(run) if is_run(&runs.join(run)) => runs.join(run),
@@ -46,7 +46,7 @@ pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
 pub fn find_sweep(asked: Option<&Path>, runs: &Path) -> Option<PathBuf> {
     let Some(asked) = asked else { return newest_sweep(runs) };
     let under = (!asked.starts_with(".")).then(|| runs.join(asked));
-    let is_run = |folder: &PathBuf| RunPaths::new(folder).experiment().is_file();
+    let is_run = |folder: &PathBuf| RunPaths::new(folder).are_of_a_run();
     let folders = under.into_iter().chain([asked.to_owned()]);
     folders.into_iter().find(|folder| is_run(folder) || is_sweep(folder)).filter(|folder| !is_run(folder))
 }

@@ -225,8 +225,12 @@ mod tests {
             config: Table::new(),
             outputs: Table::new(),
         };
-        let refused = crate::run::expected::Expected { lock: lock(old), from: "`old.lock.toml`".into() }
-            .require(&lock(here));
+        let expected = crate::run::expected::Expected {
+            lock: lock(old),
+            from: "`old.lock.toml`".into(),
+            remedy: String::new(),
+        };
+        let refused = expected.require(&lock(here));
         assert!(refused.expect_err("other bits").0.contains("note: this lock is from a version"));
     }
 

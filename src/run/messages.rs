@@ -66,7 +66,7 @@ pub enum Message<'a> {
     OtherEvaluations(&'a str),
     /// A name was taken for a run, though a file or folder of that name exists too.
     RunBeforeFile { name: &'a Path, folder: &'a Path },
-    /// A warning about the data.
+    /// A warning.
     Remark(&'a str),
     /// A file or folder among the checkpoints that is not a checkpoint.
     NotACheckpoint(&'a Path),

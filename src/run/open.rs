@@ -76,7 +76,7 @@ impl Opened {
         let mut team = Team::join(place, &loaded.experiment, report)?;
         let RunRequest { runs, name, existing, lock } = request;
         let path = runs.join(&name);
-        let expected = lock.as_deref().map(Expected::read).transpose()?;
+        let expected = lock.as_deref().map(|lock| Expected::read(lock, &loaded.path)).transpose()?;
         // Rank 0 checks for all, because it creates the folder soon.
         let is_run = RunPaths::new(&path).experiment().exists();
         if existing == Existing::Resume && team.agree("whether there is a run", is_run)? {

@@ -13,6 +13,9 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Access;
+use rustix::io::Errno;
+
 use super::{Result, StoreError};
 
 /// Being written.
@@ -117,13 +120,56 @@ pub fn remove_folder(path: &Path) -> Result<()> {
 }
 
 /// The first half of [`remove_folder`]: the folder is gone from its name, its content still there
-/// under the name returned.
+/// under the name returned. A folder of which some part could not be deleted stays as it is.
 pub fn set_aside(path: &Path) -> Result<PathBuf> {
+    require_removable(path)?;
     let deleted = beside(path, DELETED);
     remove_if_there(&deleted)?;
     fs::rename(path, &deleted).map_err(StoreError::io(path, "move aside"))?;
     sync_folder(parent(path))?;
     Ok(deleted)
+}
+
+/// Refuses what the system would not let this process delete: immutable files, and folders that it may not
+/// change or search. Links are not followed.
+fn require_removable(path: &Path) -> Result<()> {
+    let found = fs::symlink_metadata(path).map_err(StoreError::io(path, "examine"))?;
+    if found.is_symlink() {
+        return Ok(());
+    }
+    let needed = if found.is_dir() { Access::WRITE_OK | Access::EXEC_OK } else { Access::WRITE_OK };
+    match rustix::fs::access(path, needed) {
+        // A file without permission to write may be deleted all the same, but an immutable one may not.
+        Err(Errno::ACCESS) if !found.is_dir() => {}
+        Err(refused @ (Errno::ACCESS | Errno::PERM)) => {
+            return Err(StoreError::io(path, "delete")(refused.into()));
+        }
+        _ => {}
+    }
+    if found.is_dir() {
+        for entry in fs::read_dir(path).map_err(StoreError::io(path, "list"))? {
+            require_removable(&entry.map_err(StoreError::io(path, "list"))?.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// What killed processes left of [`NewFolder::create_alone`] for `target`, of this machine's processes those
+/// that are gone.
+pub fn left_beside(target: &Path) -> Vec<PathBuf> {
+    let begin = temporary(target).file_name().map(|name| format!("{}.", name.to_string_lossy()));
+    let Some(begin) = begin else { return Vec::new() };
+    let is_left = |name: &str| {
+        let process = name.strip_prefix(&begin).filter(|id| id.parse::<u32>().is_ok());
+        process.is_some_and(|id| !Path::new("/proc").join(id).exists())
+    };
+    let entries = fs::read_dir(parent(target)).into_iter().flatten().flatten();
+    let mut left: Vec<PathBuf> = entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_left))
+        .map(|entry| entry.path())
+        .collect();
+    left.sort();
+    left
 }
 
 /// Removes what a kill left in `folder` of names that are `ours`: unfinished writes and deletions. A folder
@@ -279,5 +325,40 @@ mod tests {
         assert_eq!(names(folder.path()), left);
         let from = |name: &str| fs::read_to_string(folder.path().join(name).join("from")).unwrap();
         assert_eq!((from("step_2"), from("step_4")), (".old.step_2".into(), "step_4".into()));
+    }
+
+    /// An immutable file where this process may make one, else a folder that it may not write in; a superuser
+    /// on a disk without such files is refused nothing.
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_of_which_a_part_cannot_be_deleted_stays_whole_under_its_name() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let root = tempfile::tempdir().unwrap();
+        let (folder, inside) = (root.path().join("run"), root.path().join("run/checkpoints"));
+        fs::create_dir_all(&inside).unwrap();
+        let held = inside.join("state");
+        fs::write(&held, "1").unwrap();
+        let chattr = |flag: &str| {
+            let set = std::process::Command::new("chattr").arg(flag).arg(&held).output();
+            set.is_ok_and(|set| set.status.success())
+        };
+        let immutable = chattr("+i");
+        if !immutable {
+            fs::set_permissions(&inside, fs::Permissions::from_mode(0o555)).unwrap();
+        }
+        let held_here = immutable || rustix::fs::access(&inside, Access::WRITE_OK).is_err();
+        let refused = remove_folder(&folder);
+        let whole = held.is_file() && names(root.path()) == ["run"];
+        chattr("-i");
+        if folder.exists() {
+            fs::set_permissions(&inside, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        if held_here {
+            let refused = refused.unwrap_err().to_string();
+            assert!(refused.contains("cannot delete `") && refused.contains("run/checkpoints"), "{refused}");
+            assert!(whole);
+            remove_folder(&folder).unwrap();
+        }
+        assert!(names(root.path()).is_empty());
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Result, StoreError};
-use crate::proof::{Hash, Head, hash::manifest_seal};
+use crate::proof::{Hash, Head, hash::manifest_seal, json};
 
 /// The format that this version writes and reads.
 pub const FORMAT: &str = "runner/checkpoint/v1";
@@ -93,8 +93,8 @@ impl Manifest {
             format: String,
         }
         // Checked before the seal, so that another version is reported as such.
-        let json = format!("{}\n}}", body.strip_suffix(",\n").unwrap_or(body));
-        let format: Format = serde_json::from_str(&json).map_err(|e| bad(e.to_string()))?;
+        let object = format!("{}\n}}", body.strip_suffix(",\n").unwrap_or(body));
+        let format: Format = serde_json::from_str(&object).map_err(|e| bad(e.to_string()))?;
         let expected = manifest_seal(body.as_bytes());
         if format.format != FORMAT {
             return Err(StoreError::WrongFormat {
@@ -106,7 +106,7 @@ impl Manifest {
         if found != expected {
             return Err(StoreError::SealBroken { path: path.into(), expected, found });
         }
-        serde_json::from_str(&json).map_err(|e| bad(e.to_string()))
+        json::parse(object.as_bytes()).map_err(|e| bad(e.to_string()))
     }
 }
 

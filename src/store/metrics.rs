@@ -27,7 +27,7 @@ use super::metrics_parquet;
 
 pub use super::columns::{COLUMNS, Column, MetricsRow};
 pub use crate::proof::Action;
-use crate::proof::{Entry, regular};
+use crate::proof::{Entry, json, regular};
 
 /// The file of rows in a run folder.
 pub const JSONL: &str = "metrics.jsonl";
@@ -95,7 +95,7 @@ impl MetricsRow {
     /// Reads a line of `metrics.jsonl`. Fails on unreadable JSON, on a key that stands twice, and where
     /// decimal and bits disagree.
     pub fn from_line(line: &str) -> Result<MetricsRow, String> {
-        serde_json::from_str(line).map_err(|error: serde_json::Error| error.to_string())
+        serde_json::from_str(line).map_err(|error: serde_json::Error| json::fault_in_line(&error))
     }
 }
 

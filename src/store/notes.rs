@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::append::complete_lines;
 use super::{Result, RunPaths, StoreError};
-use crate::proof::regular;
+use crate::proof::{json, regular};
 
 /// Bytes of the longest file that is read.
 const LONGEST: u64 = 16 << 20;
@@ -49,11 +49,8 @@ impl Notes {
         };
         let mut notes = Notes::default();
         for (index, line) in complete_lines(&bytes).enumerate() {
-            let remark = serde_json::from_slice(line).map_err(|error| StoreError::BadNote {
-                path: path.clone(),
-                line: index + 1,
-                why: error.to_string(),
-            })?;
+            let bad = |why| StoreError::BadNote { path: path.clone(), line: index + 1, why };
+            let remark = json::parse_line(line).map_err(bad)?;
             match remark {
                 Remark::Note(text) => notes.notes.push(text),
                 Remark::Tag(tag) => drop(notes.tags.insert(tag)),

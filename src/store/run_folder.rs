@@ -38,6 +38,15 @@ impl RunPaths {
         folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
+    /// Whether this is the folder of a run, or one that this process may not look into: then what is read
+    /// first says so.
+    pub fn are_of_a_run(&self) -> bool {
+        match fs::metadata(self.experiment()) {
+            Ok(found) => found.is_file(),
+            Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
+        }
+    }
+
     /// The resolved configuration.
     pub fn experiment(&self) -> PathBuf {
         self.folder.join("experiment.toml")
@@ -312,7 +321,7 @@ pub(super) fn worked_on(folder: &Path) -> Option<SystemTime> {
 /// The names of the runs under `root`, in order; none where it cannot be read.
 pub fn run_names(root: &Path) -> Vec<String> {
     let runs = fs::read_dir(root).into_iter().flatten().flatten();
-    let runs = runs.filter(|entry| RunPaths::new(&entry.path()).experiment().is_file());
+    let runs = runs.filter(|entry| RunPaths::new(&entry.path()).are_of_a_run());
     let mut names: Vec<String> = runs.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names

@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use super::{Result, StoreError, atomic};
 use crate::ops::Dtype;
-use crate::proof::regular;
+use crate::proof::{json, regular};
 
 /// A named tensor on the host, as it is stored.
 #[derive(Clone, PartialEq, Eq)]
@@ -409,13 +409,13 @@ struct JsonHeader {
 
 /// The entries of a JSON header in the order of the data, which must follow each other without gaps
 /// and fit types and shapes.
-fn parse_header(json: &[u8]) -> Result<Vec<Info>, String> {
-    entries(json)?.into_iter().map(|(name, info)| as_stored(name, &info)).collect()
+fn parse_header(header: &[u8]) -> Result<Vec<Info>, String> {
+    entries(header)?.into_iter().map(|(name, info)| as_stored(name, &info)).collect()
 }
 
 /// The entries of a JSON header in the order of the data, without gaps; of any type.
-fn entries(json: &[u8]) -> Result<Vec<(String, TensorInfo)>, String> {
-    let header: JsonHeader = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+fn entries(header: &[u8]) -> Result<Vec<(String, TensorInfo)>, String> {
+    let header: JsonHeader = json::parse(header).map_err(|e| e.to_string())?;
     let mut entries: Vec<(String, TensorInfo)> = header.tensors.into_iter().collect();
     entries.sort_by_key(|(_, info)| info.data_offsets);
     let mut expected = 0;

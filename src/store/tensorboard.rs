@@ -33,6 +33,8 @@ pub struct EventWriter {
     file: File,
     path: PathBuf,
     hyperparameters: Hyperparameters,
+    /// The time of the last record: none is earlier, whatever the clock says.
+    last: f64,
 }
 
 impl EventWriter {
@@ -58,7 +60,8 @@ impl EventWriter {
         if head_is_there && kept.len() < bytes.len() {
             file.set_len(kept.len() as u64).map_err(io_error(path, "truncate"))?;
         }
-        Ok(EventWriter { file, path: path.to_owned(), hyperparameters })
+        let last = last_time(kept).max(began);
+        Ok(EventWriter { file, path: path.to_owned(), hyperparameters, last })
     }
 
     /// Drops the records of `step` and later.
@@ -79,14 +82,23 @@ impl EventWriter {
         }
         match summary.bytes.is_empty() {
             true => Ok(()),
-            false => self.write(&event(now(), Some(row.step), &summary)),
+            false => {
+                let time = self.time();
+                self.write(&event(time, Some(row.step), &summary))
+            }
         }
     }
 
     /// Appends how the run ended, with `step` steps made. A run that goes on drops it with that step.
     pub fn end(&mut self, step: u64, status: SessionStatus) -> Result<(), AppendError> {
-        let time = now();
+        let time = self.time();
         self.write(&event(time, Some(step), &hparams::session_end(status, time)))
+    }
+
+    /// The time of the next record. A clock that was set back stands still here until it has caught up.
+    fn time(&mut self) -> f64 {
+        self.last = self.last.max(now());
+        self.last
     }
 
     /// One record in one system call, so that a kill can tear only the last one.
@@ -179,6 +191,16 @@ fn steps_of(mut bytes: &[u8]) -> Vec<u8> {
 fn wall_time(event: &[u8]) -> Option<f64> {
     let time = event.strip_prefix(&[0x09])?.first_chunk::<8>()?;
     Some(f64::from_le_bytes(*time))
+}
+
+/// The latest time of the records; 0 without any.
+fn last_time(mut bytes: &[u8]) -> f64 {
+    let mut last = 0.0;
+    while let Some((event, length)) = first_record(bytes) {
+        last = wall_time(event).unwrap_or(0.0).max(last);
+        bytes = &bytes[length..];
+    }
+    last
 }
 
 /// The step of an event, if it has one; `None` for bytes that are not an event that this module wrote.
@@ -289,6 +311,30 @@ mod tests {
         assert_eq!(steps(&std::fs::read(&path).unwrap()), [None, None, Some(0), Some(1), Some(2)]);
         open(&path, 0);
         assert_eq!(steps(&std::fs::read(&path).unwrap()), [None, None], "starting over keeps the head alone");
+    }
+
+    #[test]
+    fn times_never_fall_when_the_clock_is_set_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events");
+        let mut writer = open(&path, 0);
+        writer.append(&row(0)).unwrap();
+        writer.last += 1e6;
+        let ahead = writer.last;
+        (1..3).for_each(|step| writer.append(&row(step)).unwrap());
+        open(&path, 3).append(&row(3)).unwrap();
+        open(&path, 4).end(4, SessionStatus::Success).unwrap();
+        let (bytes, mut times) = (std::fs::read(&path).unwrap(), Vec::new());
+        let mut rest = &bytes[..];
+        while let Some((event, length)) = first_record(rest) {
+            times.push(wall_time(event).unwrap());
+            rest = &rest[length..];
+        }
+        assert_eq!(times[3..], [ahead; 4], "{times:?}");
+        assert!(times.is_sorted(), "{times:?}");
+        // Without the records of then the clock is believed again.
+        open(&path, 1).append(&row(1)).unwrap();
+        assert!(last_time(&std::fs::read(&path).unwrap()) < ahead);
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
     let paths = RunPaths::new(folder);
     // Checked first: a run that ends meanwhile is complete.
     let running = run_folder::holder(folder).is_some();
-    if !paths.experiment().is_file() {
+    if !paths.are_of_a_run() {
         return Err(StoreError::NoSuchRun { path: folder.into() }.into());
     }
     let manifests = checkpoints(&paths, checks)?;
@@ -62,8 +62,9 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
     }
     if let Some((_, entries)) = &ledger {
         sources::verify(&recorded.experiment, entries, checks);
-        audits(&paths, entries, checks);
-        derived_files(&paths, entries, reach(newest, lock.as_ref(), running), checks);
+        let reach = reach(newest, lock.as_ref(), running);
+        audits(&paths, entries, reach, checks);
+        derived_files(&paths, entries, reach, checks);
     }
     let mut loaded = experiment::load_recorded_here(&paths.experiment(), &[])?;
     let data = data(&mut loaded, lock.as_ref(), checks, report);
@@ -79,14 +80,14 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
     })
 }
 
-/// How many of the files of audits are here, and whether others are. None of them is opened: that is
-/// `--audit`.
-fn audits(paths: &RunPaths, entries: &[Entry], checks: &mut Checks<'_>) {
+/// Every file of an audit that the ledger names is here, and no other, as far as the run must have them. None
+/// is read to its end: that is `--audit`.
+fn audits(paths: &RunPaths, entries: &[Entry], reach: Reach, checks: &mut Checks<'_>) {
     let steps: Vec<u64> =
         entries.iter().filter(|entry| entry.audit.is_some()).map(|entry| entry.step).collect();
-    let here = steps.iter().filter(|step| audit::path(paths, **step).is_file()).count();
-    let what =
-        format!("{} steps have one, {here} of their files are here; `--audit N` opens them", steps.len());
+    let (here, missing): (Vec<u64>, Vec<u64>) =
+        steps.iter().partition(|step| audit::path(paths, **step).is_file());
+    let what = format!("{} steps have one, {} of their files are here", steps.len(), here.len());
     let strange = audit::steps_in(&paths.audits()).into_iter().find(|step| !steps.contains(step));
     if let Some(step) = strange {
         let path = audit::path(paths, step);
@@ -98,10 +99,24 @@ fn audits(paths: &RunPaths, entries: &[Entry], checks: &mut Checks<'_>) {
         let what = format!("`{}` does not begin as the audit of step {step} does", path.display());
         return checks.failed("audits", what);
     }
-    match (steps.len(), here) {
-        (0, _) => {}
-        (steps, here) if steps == here => checks.passed("audits", what),
-        _ => checks.skipped("audits", what),
+    // A step's entry is written before its file, which a kill may have left out.
+    let lost = missing.iter().any(|step| reach.ended || *step < reach.saved);
+    match (steps.is_empty(), missing.is_empty()) {
+        (true, _) => {}
+        (false, true) => checks.passed("audits", format!("{what}; `--audit N` opens them")),
+        _ if !lost => checks.skipped("audits", format!("{what}; the last was not written yet")),
+        _ => {
+            let missing: Vec<String> = missing.iter().map(u64::to_string).collect();
+            let missing = missing.join(", ");
+            checks.failed(
+                "audits",
+                format!(
+                    "{what}; missing: {missing}\n  do: restore `{}` from a copy; nothing makes them again, \
+                     and without them nobody can audit these steps",
+                    paths.audits().display()
+                ),
+            );
+        }
     }
 }
 

@@ -65,16 +65,22 @@ pub(super) fn last_drift(notes: &[Note], entries: &[Entry]) -> u64 {
 
 /// Every checkpoint was made with the numerics of the lock, but for those before drift that was allowed.
 pub(super) fn numerics(lock: &Lock, manifests: &[Manifest], last_drift: u64, checks: &mut Checks<'_>) {
-    for manifest in manifests {
+    let differing = manifests.iter().filter_map(|manifest| {
         let changed = differences(&manifest.numerics, &lock.numerics);
-        let check = format!("numerics of checkpoint {}", manifest.step);
-        match (changed.is_empty(), manifest.step <= last_drift) {
-            (true, _) => {}
-            (false, true) => checks
-                .skipped(&check, format!("the ledger notes that drift was allowed:{}", lock::list(&changed))),
-            (false, false) => {
-                checks.failed(&check, format!("not those of the lock:{}", lock::list(&changed)))
-            }
+        (!changed.is_empty()).then(|| (manifest.step, changed))
+    });
+    let differing: Vec<(u64, Vec<Difference>)> = differing.collect();
+    // What many checkpoints in turn have otherwise is listed once.
+    for same in differing
+        .chunk_by(|(a, before), (b, after)| before == after && (*a <= last_drift) == (*b <= last_drift))
+    {
+        let steps: Vec<String> = same.iter().map(|(step, _)| step.to_string()).collect();
+        let plural = if steps.len() == 1 { "" } else { "s" };
+        let check = format!("numerics of checkpoint{plural} {}", steps.join(", "));
+        let (step, changed) = (same[0].0, lock::list(&same[0].1));
+        match step <= last_drift {
+            true => checks.skipped(&check, format!("the ledger notes that drift was allowed:{changed}")),
+            false => checks.failed(&check, format!("not those of the lock:{changed}")),
         }
     }
 }

@@ -198,6 +198,13 @@ fn two_exports_at_once_leave_one_whole_folder_and_touch_no_other() {
         entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with(".tmp.out."))
     });
     assert_eq!(left.count(), 0);
+    // What a killed export left is the user's to delete: the name may be theirs.
+    let left = lab.path(".tmp.other.4294967295");
+    std::fs::create_dir(&left).expect("a folder");
+    let other = lab.path("other").display().to_string();
+    let exported = lab.verb("export", "ci", &["--format", "hf", "--out", &other]);
+    assert!(exported.code == Some(0) && left.is_dir(), "{exported:?}");
+    assert!(exported.stderr.contains(".tmp.other.4294967295` is half an export"), "{}", exported.stderr);
 }
 
 #[test]
@@ -237,7 +244,7 @@ fn a_copy_of_hard_links_that_goes_on_does_not_grow_the_original() {
     assert!(copied.expect("cp").success());
     lab.resume("copy", &["--set", "schedule.learning_rate=2e-3", "--allow-drift"]).root();
     assert!(read() == before, "the original has changed");
-    assert_eq!(lab.verify("copy", &[]).code, Some(0));
+    lab.verify("copy", &[]).assert_says(&["skipped numerics of checkpoints 5, 10, 15: the ledger notes"]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use runner::store::audit::AuditFile;
 
 use crate::process::wait_until;
 use crate::support::{Lab, flip_bit};
-use crate::verify::rewrite_records;
+use crate::verify::{assert_finds, rewrite_records};
 
 const CI: &str = "experiments/ci_cuda.toml";
 /// The name of the run.
@@ -160,7 +160,7 @@ fn every_change_of_what_was_kept_is_found_and_named() {
     assert!(lab.verify(RUN, ALL).stdout.contains("does not begin as the audit of step 2"));
     std::fs::remove_file(&path).expect("deleted");
     let missing = lab.verify(RUN, ALL);
-    assert!(missing.code == Some(5) && missing.stdout.contains("step_00000002.bin"), "{}", missing.stdout);
+    assert!(missing.code == Some(5) && missing.stdout.contains("missing: 2\n"), "{}", missing.stdout);
 }
 
 /// The ledger rewritten so that it agrees with itself: then the root is another, or other parts are drawn.
@@ -202,6 +202,24 @@ fn a_rewritten_ledger_does_not_fit_what_was_kept() {
     let says = "has none of 1 steps that `proof.audit_every = 2` asks for: 2";
     let verified = lab.verify(RUN, &["--audit", "1"]);
     assert!(verified.stdout.contains(says), "`{says}` is not in:\n{}", verified.stdout);
+}
+
+/// The ledger says that they were written, and nothing can make them again.
+#[test]
+fn audits_whose_files_are_gone_are_a_failure_and_named() {
+    let lab = Lab::new();
+    train(&lab, &["parallel.workers=1", "batch.tokens=128"]);
+    lab.verify(RUN, &[]).assert_says(&["ok      audits: 2 steps have one, 2 of their files are here"]);
+    std::fs::remove_file(file(&lab, 4)).expect("deleted");
+    assert_finds(
+        &lab,
+        RUN,
+        &[],
+        &["FAILED  audits: 2 steps have one, 1 of their files are here; missing: 4"],
+    );
+    std::fs::remove_dir_all(lab.path(RUN).join("audit")).expect("deleted");
+    assert_finds(&lab, RUN, &[], &["0 of their files are here; missing: 2, 4", "ci_cuda/audit` from a copy"]);
+    assert_finds(&lab, RUN, ALL, &["FAILED  audit: not begun: the files are not whole"]);
 }
 
 #[test]

@@ -113,6 +113,11 @@ fn tasks_that_cannot_be_scored_are_refused_by_file_line_and_field() {
             "`question`, `choices`, `answerKey` are the fields of `--task arc_easy`",
         ],
     );
+    let table = lab.path("piqa.csv");
+    std::fs::write(&table, "goal,sol1,sol2,label\na,b,c,0\nd,e,f,1\n").expect("writable");
+    let task = format!("piqa={}", table.display());
+    eval(&["--task", &task]).assert_fails(1, &["piqa.csv` is a table of comma-separated values", "csv.Dict"]);
+    eval(&["--task", "piqa=/dev/zero"]).assert_fails(1, &["cannot read `/dev/zero`: it is a device"]);
     eval(&["--task", "val", "--details", "d"]).assert_fails(2, &["`--details` needs HellaSwag or a task"]);
     let two = ["eval", UNIFORM, UNIFORM, "--task", "piqa=tests/fixtures/piqa.jsonl", "--details", "d"];
     lab.finish(&two).assert_fails(2, &["`--details` is for one model"]);

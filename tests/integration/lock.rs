@@ -72,7 +72,10 @@ fn a_lock_beside_the_experiment_is_used_unasked() {
     lab.done(&[&["lock", &name], SHORT.as_slice()].concat());
     assert!(lab.path("mine.lock.toml").exists());
     lab.finish(&["lock", &name]).assert_fails(1, &["is there already", "--overwrite"]);
-    lab.run(&name, &with(&["--set", "seed=7"])).assert_fails(5, &["mine.lock.toml", "`seed`"]);
+    lab.run(&name, &with(&["--set", "seed=7"])).assert_fails(
+        5,
+        &["mine.lock.toml", "`seed`", "`--no-lock` runs without it", "mine.toml --overwrite` locks anew"],
+    );
     lab.run(&name, &with(&["--set", "seed=7", "--no-lock"])).root();
 }
 

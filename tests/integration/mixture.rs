@@ -49,6 +49,14 @@ fn every_step_reads_each_source_by_its_weight_within_one_sequence_and_the_figure
     }
     lab.verify("ci", &[]).assert_says(&["ok      sources: 20 steps, new 7,168, old 3,072"]);
     lab.verify("ci", &["--replay", "5..10"]).assert_says(&["ok"]);
+    let held_out = lab.verb("eval", "ci", &["--task", "val", "--json"]);
+    let measured: serde_json::Value = serde_json::from_str(&held_out.stdout).expect("JSON");
+    assert_eq!(measured["val_data"], "kjv_nt, kjv_ot");
+    let last = lab.metrics("ci").pop().expect("rows");
+    assert_eq!(measured["val_loss"], last["val_loss"], "the held-out parts of the sources' texts");
+    let runs = lab.path("").display().to_string();
+    lab.finish(&["show", "--columns", "data.mix.newer.weight", "--runs", &runs])
+        .assert_fails(2, &["no run has the key `data.mix.newer.weight`", "data.mix.new.weight"]);
     lab.verb("show", "ci", &[]).assert_says(&["sources      new: 7,168 tokens, 0.01 epochs"]);
     let json: serde_json::Value =
         serde_json::from_str(&lab.verb("show", "ci", &["--json"]).stdout).expect("JSON");
@@ -180,6 +188,34 @@ fn shards(lab: &Lab) -> String {
                 [precision]\ncompute = \"fp32\"\n[device]\nkind = \"cpu\"\n";
     std::fs::write(lab.path("mix.toml"), text).expect("writable");
     lab.path("mix.toml").display().to_string()
+}
+
+#[test]
+fn what_takes_the_place_of_a_mixture_and_a_source_without_files_are_said_before_a_run() {
+    let lab = Lab::new();
+    let experiment = shards(&lab);
+    let plan = |experiment: &str, more: &[&str]| {
+        let planned = lab.finish(&[&["plan", experiment], more].concat());
+        assert_eq!(planned.code, Some(0), "data need not be here yet: {}", planned.stderr);
+        (planned.stdout.split_whitespace().collect::<Vec<_>>().join(" "), planned.stderr)
+    };
+    let (whole, _) = plan(&experiment, &[]);
+    assert!(!whole.contains("would be refused"), "{whole}");
+    let note = "note: `data.corpus` (--set) takes the place of `data.mix` (";
+    let (_, said) = plan(&experiment, &["--set", "data.corpus=kjv"]);
+    assert!(said.contains(note), "{said}");
+    let val = format!("data.val={}", lab.path("web/*.bin").display());
+    let sets = ["--set", "eval.every=5", "--set", &val, "--set", "eval.hellaswag=nowhere.jsonl"];
+    let (text, _) = plan(&experiment, &sets);
+    assert!(text.contains("nowhere.jsonl`: No such file"), "{text}");
+    let swept = std::fs::read_to_string(&experiment).expect("text") + "[sweep.grid]\nseed = [1, 2]\n";
+    let sweep = lab.path("sweep.toml").display().to_string();
+    std::fs::write(&sweep, swept).expect("writable");
+    std::fs::rename(lab.path("web"), lab.path("moved")).expect("renamed");
+    for experiment in [&experiment, &sweep] {
+        let (text, _) = plan(experiment, &[]);
+        assert!(text.contains("a run would be refused: in the source `web` of `data.mix`"), "{text}");
+    }
 }
 
 #[test]

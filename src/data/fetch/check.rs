@@ -6,6 +6,7 @@ use std::path::Path;
 use super::super::error::DataError;
 use super::super::read_at::ReadAt;
 use super::super::shard;
+use crate::proof::json;
 
 /// A kind of file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +99,7 @@ impl FileKind {
         let mut lines = bytes.trim_ascii_end().split(|&b| b == b'\n');
         let (first, last) = (lines.next().unwrap_or_default(), lines.next_back());
         for (which, line) in [("first", Some(first)), ("last", last)] {
-            if let Some(Err(e)) = line.map(serde_json::from_slice::<serde_json::Map<_, _>>) {
+            if let Some(Err(e)) = line.map(json::parse_line::<serde_json::Map<String, serde_json::Value>>) {
                 return Err(wrong(format!("its {which} line is no JSON object: {e}")));
             }
         }

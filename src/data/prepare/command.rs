@@ -98,7 +98,7 @@ impl PrepareOptions {
 }
 
 /// A filter for what is inside of a compression.
-fn inside(compression: Option<Compression>, filter: &str) -> String {
+pub(super) fn inside(compression: Option<Compression>, filter: &str) -> String {
     match compression {
         None => filter.to_owned(),
         Some(compression) => {
@@ -108,7 +108,7 @@ fn inside(compression: Option<Compression>, filter: &str) -> String {
 }
 
 /// A word quoted for a POSIX shell.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+,".contains(c);
     match !word.is_empty() && word.chars().all(plain) && !word.starts_with('-') {
         true => word.to_owned(),

@@ -89,6 +89,14 @@ impl Input {
         })
     }
 
+    /// All bytes as they are.
+    pub(super) fn read(self) -> Result<Vec<u8>, DataError> {
+        match self.content {
+            InputContent::File => std::fs::read(&self.path).map_err(DataError::io("read", &self.path)),
+            InputContent::Read(bytes) => Ok(bytes),
+        }
+    }
+
     /// Checks what can be checked without encoding: text and compressed files are read to the last byte,
     /// others at their start.
     ///
@@ -171,7 +179,7 @@ impl From<DataError> for Refused {
 pub(super) struct Examined<'a> {
     pub input: &'a Input,
     pub format: InputFormat,
-    compression: Option<Compression>,
+    pub compression: Option<Compression>,
     /// Length without compression and byte order mark. Progress and the share that is held out count in
     /// these.
     pub bytes: u64,

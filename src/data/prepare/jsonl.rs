@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, Visitor};
 
 use super::super::error::DataError;
+use crate::proof::json;
 
 /// A line of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,18 +34,16 @@ pub(super) fn lines(bytes: &[u8], first: u64, mut start: u64) -> impl Iterator<I
 ///
 /// # Errors
 ///
-/// A line that is no JSON object, has no such field, or something else than a string in it.
+/// A line that is no JSON object, has no such field, something else than a string in it, or a field twice.
 pub(super) fn text<'a>(path: &Path, line: JsonLine<'a>, column: &str) -> Result<Cow<'a, str>, DataError> {
     let refused = |problem| DataError::Line { path: path.to_owned(), line: line.number, problem };
     let mut json = serde_json::Deserializer::from_slice(line.bytes);
     let read = FieldOf { name: column }.deserialize(&mut json).and_then(|text| json.end().map(|()| text));
     read.map_err(|error| {
-        // Each line is a document of its own: its line in serde's message is always 1.
-        let message = error.to_string();
-        let (problem, _) = message.split_once(" at line ").unwrap_or((&message, ""));
+        let problem = json::fault_in_line(&error);
         match error.classify() {
-            serde_json::error::Category::Data => refused(problem.to_owned()),
-            _ => refused(format!("it is no JSON object: {problem} at column {}", error.column())),
+            serde_json::error::Category::Data => refused(problem),
+            _ => refused(format!("it is no JSON object: {problem}")),
         }
     })
 }
@@ -70,13 +69,16 @@ impl<'de> Visitor<'de> for FieldOf<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let (mut found, mut others) = (None, Vec::new());
+        let (mut found, mut others) = (None, Vec::<Cow<'de, str>>::new());
+        let twice = |key: &str| A::Error::custom(format!("the column `{key}` is there twice"));
         while let Some(key) = map.next_key_seed(TextField { of: None })? {
             if key == self.name {
                 let value = map.next_value_seed(TextField { of: Some(self.name) })?;
                 if found.replace(value).is_some() {
-                    return Err(A::Error::custom(format!("the column `{}` is there twice", self.name)));
+                    return Err(twice(&key));
                 }
+            } else if others.contains(&key) {
+                return Err(twice(&key));
             } else {
                 map.next_value::<IgnoredAny>()?;
                 others.push(key);
@@ -152,7 +154,8 @@ mod tests {
             (b"{}", "it has no column `text`, but nothing"),
             (br#"{"text": 5}"#, "invalid type: integer `5`, expected a string in the column `text`"),
             (br#"{"text": null}"#, "invalid type: null, expected a string in the column `text`"),
-            (br#"{"text": "a", "text": "b"}"#, "is there twice"),
+            (br#"{"text": "a", "text": "b"}"#, "the column `text` is there twice"),
+            (br#"{"id": 1, "text": "a", "id": 2}"#, "the column `id` is there twice"),
             (b"{\"text\": \"caf\xe9\"}", "invalid unicode code point"),
             (br#"{"text": "\ud800"}"#, "it is no JSON object"),
         ] {

@@ -17,6 +17,7 @@ mod command;
 mod input;
 mod jsonl;
 mod kind;
+mod lines;
 mod parquet;
 mod writer;
 
@@ -26,6 +27,7 @@ use rayon::prelude::*;
 
 use input::Examined;
 pub use input::Input;
+pub use lines::{json_lines, read_whole};
 use writer::ShardWriter;
 
 use super::error::DataError;

@@ -27,6 +27,36 @@ pub(super) fn is_table(section: &str, word: &str) -> bool {
     }
 }
 
+/// The refusal of a table's name, or of one that no source may have, where a key stands.
+pub(super) fn table_fault(
+    dotted: &str,
+    section: &str,
+    place: &(Option<Snippet>, (usize, usize)),
+    spelt: impl Fn(&str) -> String,
+) -> Option<Fault> {
+    let leaf = dotted.rsplit_once('.').map_or(dotted, |(_, leaf)| leaf);
+    if section == schema::MIX && schema::source_name_problem(leaf).is_some() {
+        return Some(source_name_fault(leaf, place.clone()));
+    }
+    let fault = || Fault::new(format!("`{dotted}` is a section, not a key")).at(place.clone());
+    is_table(section, leaf).then(|| fault().label("takes no value itself").hint(table_hint(dotted, spelt)))
+}
+
+/// What to set in place of a table itself; `spelt` writes a key the way its source writes keys.
+pub(super) fn table_hint(dotted: &str, spelt: impl Fn(&str) -> String) -> String {
+    let source = match dotted {
+        schema::MIX => format!("{dotted}.NAME"),
+        _ => dotted.to_string(),
+    };
+    let key = |leaf: &str| spelt(&format!("{source}.{leaf}"));
+    if source.starts_with(schema::MIX) {
+        let [train, corpus, weight] = ["train", "corpus", "weight"].map(key);
+        return format!("set `{train}` to a pattern of token shards, or `{corpus}`, and `{weight}`");
+    }
+    let leaf = schema::rows_of(dotted).next().map_or("KEY", |row| row.leaf());
+    format!("set a key of it, such as `{}`", key(leaf))
+}
+
 /// The refusal of a name for a source of a mixture, at a place.
 pub(super) fn source_name_fault(name: &str, place: (Option<Snippet>, (usize, usize))) -> Fault {
     let why = schema::source_name_problem(name).unwrap_or_default();

@@ -37,9 +37,15 @@ fn sources_are_added_by_every_layer_and_a_stronger_one_takes_the_place_of_a_corp
     let data = &loaded.experiment.data;
     assert_eq!((data.corpus.as_deref(), data.mix.len()), (None, 2));
     assert_eq!(data.mix["new"].corpus.as_deref(), Some("kjv_nt"));
+    assert_eq!(loaded.replaced, ["`data.mix` (--set) takes the place of `data.corpus` (x.toml:6)"]);
     // And the other way round.
     let loaded = mix_with(&["data.train=x.bin"]).unwrap();
     assert!(loaded.experiment.data.mix.is_empty());
+    assert_eq!(loaded.replaced, ["`data.train` (--set) takes the place of `data.mix` (x.toml:13)"]);
+    let loaded = mix_with(&["data.corpus=kjv"]).unwrap();
+    assert_eq!(loaded.replaced, ["`data.corpus` (--set) takes the place of `data.mix` (x.toml:13)"]);
+    let nothing_replaced = mix_with(&["data.val=x.bin", "schedule.steps=3"]).unwrap();
+    assert!(nothing_replaced.replaced.is_empty(), "{:?}", nothing_replaced.replaced);
 }
 
 #[test]
@@ -83,7 +89,13 @@ fn every_fault_of_a_mixture_is_named() {
              `-`",
         ),
         (&["data.mix..weight=1"], "`` cannot name a source of `data.mix`: it is empty"),
-        (&["data.mix=1"], "unknown key `data.mix`"),
+        (&["data.mix=1"], "`data.mix` is a section, not a key"),
+        (&["data.mix.a=kjv"], "`data.mix.a` is a section, not a key"),
+        (
+            &["data.mix.A=kjv"],
+            "`A` cannot name a source of `data.mix`: it does not begin with a lower-case letter or a digit",
+        ),
+        (&["model=d12"], "`model` is a section, not a key"),
     ];
     for (sets, expected) in cases {
         assert_eq!(messages(mix_with(sets)), [*expected], "{sets:?}");
@@ -109,6 +121,20 @@ fn every_fault_of_a_mixture_is_named() {
     assert_eq!(hint.as_deref(), Some("did you mean `data.mix.web.weight`?"));
     let text = SMALL.replace("corpus = \"kjv\"", "mix = 3");
     assert_eq!(messages(text_with(&text, &[], &[])), ["`data.mix` is a section, not integer"]);
+    let text = SMALL.replace("corpus = \"kjv\"", "mix.a = \"kjv\"");
+    assert_eq!(messages(text_with(&text, &[], &[])), ["`data.mix.a` is a section, not string"]);
+    let hint = |variable: &str, set: &str| {
+        let environment: &[_] = if variable.is_empty() { &[] } else { &[(variable, "kjv")] };
+        let sets: &[&str] = if set.is_empty() { &[] } else { &[set] };
+        text_with(MIX, environment, sets).unwrap_err().faults[0].hint.clone().unwrap()
+    };
+    assert_eq!(
+        hint("", "data.mix.a=kjv"),
+        "set `data.mix.a.train` to a pattern of token shards, or `data.mix.a.corpus`, and `data.mix.a.weight`"
+    );
+    assert!(hint("RUNNER_DATA__MIX__A", "").contains("`RUNNER_DATA__MIX__A__WEIGHT`"));
+    assert!(hint("", "data.mix=kjv").contains("`data.mix.NAME.corpus`"));
+    assert!(hint("", "model=d12").starts_with("set a key of it, such as `model."));
 }
 
 #[test]

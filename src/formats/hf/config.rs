@@ -12,6 +12,7 @@ use crate::data::Tokenizer;
 use crate::experiment::{Model, VOCAB_ALIGN, largest};
 use crate::formats::content::require_file;
 use crate::formats::{FormatError, Precision, Result};
+use crate::proof::json::parse as parse_json;
 
 /// The file that makes a folder a Hugging Face model.
 pub const CONFIG: &str = "config.json";
@@ -26,7 +27,7 @@ pub fn sizes(path: &Path) -> Result<Model> {
 /// [`sizes`] of a file that is in memory.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Model> {
     let bad = |problem: String| FormatError::Config { path: path.into(), problem };
-    let config: Value = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
+    let config: Value = parse_json(bytes).map_err(|e| bad(e.to_string()))?;
     if config["model_type"] != "gpt2" {
         return Err(bad(format!("`model_type` is {}, expected \"gpt2\"", config["model_type"])));
     }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::formats::content::{converted, require_file};
 use crate::formats::{FormatError, Result};
+use crate::proof::json;
 use crate::store::{Tensor, safetensors};
 
 /// The weights in one file.
@@ -66,7 +67,7 @@ fn index(folder: &Path) -> Result<BTreeMap<String, String>> {
 /// Tensor to file name, from an index in memory; each is the name of a file beside the index.
 pub fn parse_index(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
     let bad = |problem: String| FormatError::Config { path: path.into(), problem };
-    let Index { weight_map } = serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
+    let Index { weight_map } = json::parse(bytes).map_err(|error| bad(error.to_string()))?;
     let inside = |name: &str| Path::new(name).file_name().is_some_and(|file| file == name);
     match weight_map.iter().find(|(_, file)| !inside(file)) {
         Some((tensor, file)) => Err(bad(format!("`{tensor}` is in {file:?}, expected the name of a file"))),

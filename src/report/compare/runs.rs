@@ -1,6 +1,6 @@
 //! The runs of a comparison: what each reached, and why one cannot be compared with the others.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use rayon::prelude::*;
@@ -144,23 +144,38 @@ impl ComparedRuns {
         by: Option<&[String]>,
         mut notes: Vec<String>,
     ) -> ComparedRuns {
-        let differing = groups::differing(compared.iter().map(|run| &run.keys));
+        // A failed run makes a group of its own kind too, and is no member of the others'.
+        let failed =
+            || left_out.iter().filter(|run| run.failed).filter_map(|run| Some((run, run.keys.as_ref()?)));
+        let all = compared.iter().map(|run| &run.keys).chain(failed().map(|(_, keys)| keys));
+        let differing = groups::differing(all);
         let by = by.map_or_else(|| differing.clone(), <[String]>::to_vec);
         let others = std::iter::once(SEED.to_owned()).chain(differing);
         let pair_by: Vec<String> = others.filter(|key| !by.contains(key)).collect();
         let mut grouped: Vec<RunGroup> = groups::group_by(&by, compared.iter().map(|run| &run.keys))
             .into_iter()
-            .map(|(values, members)| {
-                let failed = left_out.iter().filter(|run| {
-                    run.failed && run.keys.as_ref().is_some_and(|keys| keys.values(&by) == values)
-                });
-                RunGroup {
-                    failed: failed.count(),
-                    runs: members.into_iter().map(|member| compared[member].clone()).collect(),
-                    values,
-                }
+            .map(|(values, members)| RunGroup {
+                failed: failed().filter(|(_, keys)| keys.values(&by) == values).count(),
+                runs: members.into_iter().map(|member| compared[member].clone()).collect(),
+                values,
             })
             .collect();
+        let mut lost: BTreeMap<Vec<String>, Vec<&str>> = BTreeMap::new();
+        for (run, keys) in failed() {
+            let values = keys.values(&by);
+            if grouped.iter().all(|group| group.values != values) {
+                lost.entry(values).or_default().push(&run.run);
+            }
+        }
+        notes.extend(lost.into_iter().map(|(values, runs)| {
+            let kind: Vec<String> =
+                by.iter().zip(&values).map(|(key, value)| format!("{key} = {value}")).collect();
+            format!(
+                "every run of {} has failed, so it is no group here: {}",
+                kind.join(", "),
+                runs.join(", ")
+            )
+        }));
         for group in &mut grouped {
             notes.extend(group.count_equal_bits_once());
         }

@@ -138,6 +138,10 @@ fn a_lone_surviving_run_is_no_winner_and_failed_runs_are_named() {
     let comparison = Comparison::of(&ComparedRuns::group(all, left_out, None, Vec::new()), None).unwrap();
     let failed: Vec<usize> = comparison.groups.iter().map(|group| group.failed).collect();
     assert_eq!(failed, [0, 0, 2]);
+    assert_eq!(
+        comparison.notes,
+        ["every run of schedule.learning_rate = 0.5 has failed, so it is no group here: 0.5-0"]
+    );
     let verdict = comparison.verdict.join(" ");
     for says in [
         "0.1 has the lowest mean final validation loss, 2.0000 over one run (2 of its kind failed)",
@@ -147,6 +151,20 @@ fn a_lone_surviving_run_is_no_winner_and_failed_runs_are_named() {
     ] {
         assert!(verdict.contains(says), "`{says}` is not in: {verdict}");
     }
+}
+
+/// The runs that ended differ in the seed alone; those that failed had another learning rate.
+#[test]
+fn failed_runs_of_another_kind_are_not_counted_to_a_group() {
+    let left_out: Vec<LeftOutRun> = [0, 1]
+        .map(|seed| ComparedRun::made_up("30", seed, &[], 9.0))
+        .map(|run| LeftOutRun { run: run.name, why: "diverged".into(), failed: true, keys: Some(run.keys) })
+        .into();
+    let compared = ComparedRuns::group(runs(&THREE_SEEDS[..1]), left_out, None, Vec::new());
+    assert_eq!(compared.by, ["schedule.learning_rate"]);
+    let groups: Vec<_> = compared.groups.iter().map(|group| (group.runs.len(), group.failed)).collect();
+    assert_eq!(groups, [(3, 0)]);
+    assert!(compared.notes[0].starts_with("every run of schedule.learning_rate = 30 has failed"));
 }
 
 #[test]
