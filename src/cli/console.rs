@@ -181,17 +181,18 @@ impl Listener for Console {
                 ));
                 self.show_steps();
             }
-            Event::Evaluated { step, val_loss, val_tokens } => {
+            Event::Evaluated { step, of, val_loss, val_tokens } => {
                 self.show_steps();
                 self.line(&format!(
-                    "{BOLD}val loss {val_loss:.6}{BOLD:#} at step {step} on {} tokens",
+                    "{BOLD}val loss{} {val_loss:.6}{BOLD:#} at step {step} on {} tokens",
+                    of.whose(),
                     units::thousands(*val_tokens)
                 ));
             }
-            Event::HellaSwag { step, scores } => {
+            Event::HellaSwag { step, of, scores } => {
                 self.show_steps();
                 let [llmc, acc, acc_norm, _] =
-                    scores.named().map(|(name, score)| format!("{name} {score:.4}"));
+                    scores.named().map(|(name, score)| format!("{}{name} {score:.4}", of.prefix()));
                 let tasks = units::thousands(scores.tasks as u64);
                 self.line(&format!(
                     "{BOLD}{llmc}{BOLD:#} ({acc}, {acc_norm}) at step {step} on {tasks} tasks"

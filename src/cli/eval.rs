@@ -31,6 +31,9 @@ pub struct Args {
     /// Steps of the checkpoints to measure, such as `100,200`, or `all`; the newest whole one by default.
     #[arg(long, value_name = "STEP", value_delimiter = ',')]
     checkpoint: Vec<CheckpointArg>,
+    /// Measure the average of the weights, which a run with `optimizer.ema_decay` keeps.
+    #[arg(long)]
+    ema: bool,
     /// What to measure: `val`, the mean loss on held-out tokens; `hellaswag`, which of four endings is the
     /// likeliest; `lambada`, `arc_easy` and `piqa` as lm-eval has them, from the jsonl that `=FILE` names. By
     /// default `val`, and `hellaswag` when the experiment names its file. May be repeated.
@@ -102,6 +105,7 @@ struct ModelAtStep {
     experiment: Experiment,
     data: Rc<EvalData>,
     step: Option<u64>,
+    ema: bool,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -144,7 +148,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         let numbers = results.numbers(&data);
         streams::print(&match (args.json, alone) {
-            (true, _) => format!("{}\n", to_json(&results, &data, &name, manifest.as_ref())),
+            (true, _) => {
+                let mut json = to_json(&results, &data, &name, manifest.as_ref());
+                if args.ema {
+                    json["weights"] = "average".into();
+                }
+                format!("{json}\n")
+            }
             (false, true) => to_text(&numbers),
             (false, false) => table.row(&name, manifest.as_ref(), &numbers),
         })?;
@@ -208,6 +218,7 @@ fn candidates(args: &Args, asked: &[AskedTask], report: Report) -> anyhow::Resul
             experiment: experiment.clone(),
             data: data.clone(),
             step,
+            ema: args.ema,
         }));
     }
     Ok(candidates)
@@ -256,7 +267,7 @@ fn steps(asked: &[CheckpointArg], argument: &ModelArgument, name: &str) -> anyho
 impl ModelAtStep {
     /// Reads the parameters; says what they are of where there is one model.
     fn load(&self, alone: bool, report: Report) -> Subject {
-        let model = self.argument.parameters(self.experiment.clone(), self.step, report);
+        let model = self.argument.parameters(self.experiment.clone(), self.step, self.ema, report);
         if let (true, Ok(model)) = (alone, &model) {
             say!("{}", model.title());
         }

@@ -59,13 +59,14 @@ impl Listener for JsonEvents {
                 "root": root.map(|root| root.to_string()),
             }),
             Event::Evaluating { .. } | Event::Saving { .. } | Event::Completed { .. } => return Ok(()),
-            Event::Evaluated { step, val_loss, val_tokens } => {
-                json!({"event": "evaluation", "step": step, "val_loss": val_loss, "val_tokens": val_tokens})
+            Event::Evaluated { step, of, val_loss, val_tokens } => {
+                let name = format!("{}val_loss", of.prefix());
+                json!({"event": "evaluation", "step": step, name: val_loss, "val_tokens": val_tokens})
             }
-            Event::HellaSwag { step, scores } => {
+            Event::HellaSwag { step, of, scores } => {
                 let mut value = json!({"event": "hellaswag", "step": step, "tasks": scores.tasks});
                 for (name, score) in scores.named() {
-                    value[name] = score.into();
+                    value[format!("{}{name}", of.prefix())] = score.into();
                 }
                 value
             }

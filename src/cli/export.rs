@@ -30,6 +30,9 @@ pub struct Args {
     /// Step of the checkpoint to export; the newest whole one by default.
     #[arg(long, value_name = "STEP")]
     checkpoint: Option<u64>,
+    /// Export the average of the weights, which a run with `optimizer.ema_decay` keeps.
+    #[arg(long)]
+    ema: bool,
     /// The folder to create, which must not exist. By default below `export/` in the run's folder. With
     /// `slsa`, a file; stdout by default. With `mlflow` and `wandb` a folder of many runs, to which this one
     /// is added, or in which it is replaced; `mlruns` or `wandb` by default.
@@ -72,24 +75,27 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let request = ExportRequest {
         run: &paths,
         step: args.checkpoint,
+        ema: args.ema,
         format: args.format.name,
         write,
         precision,
         out: args.out,
     };
     let Exported { name, manifest, folder } = export(request, reporter(false))?;
-    say!("{name}, step {}, of the state {} by its manifest", manifest.step, manifest.state_root);
+    let what = if args.ema { "the average of the weights, " } else { "" };
+    say!("{name}, step {}, {what}of the state {} by its manifest", manifest.step, manifest.state_root);
     streams::print(&format!("{}\n", folder.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Adds a run, or the members of a sweep, to a folder of another tracker.
 fn add_to_tracker(args: Args, tracker: TrackerWriter) -> anyhow::Result<ExitCode> {
-    let of_models = args.dtype.is_some() || args.checkpoint.is_some() || args.builder.is_some();
+    let of_models = args.dtype.is_some() || args.checkpoint.is_some() || args.builder.is_some() || args.ema;
     require_usage(!of_models, || {
         let name = args.format.name;
         format!(
-            "`{name}` has a run's numbers and no model: `--dtype`, `--checkpoint`, `--builder` are of others"
+            "`{name}` has a run's numbers and no model: `--dtype`, `--checkpoint`, `--ema`, `--builder` are \
+             of others"
         )
     })?;
     let out = args.out.unwrap_or_else(|| tracker.folder.into());
@@ -109,7 +115,9 @@ fn add_to_tracker(args: Args, tracker: TrackerWriter) -> anyhow::Result<ExitCode
 
 /// Prints the statement of how a run was made, or writes it to a file.
 fn attest(args: Args, statement: WriteStatement) -> anyhow::Result<ExitCode> {
-    require_usage(args.dtype.is_none(), || "a statement has no numbers: `--dtype` is of models".into())?;
+    require_usage(args.dtype.is_none() && !args.ema, || {
+        "a statement has no numbers: `--dtype` and `--ema` are of models".into()
+    })?;
     let paths = RunPaths::new(&find::find(Some(&args.run), &args.runs)?);
     verify::lock::require_experiment(&paths)?;
     let builder = args.builder.as_deref().unwrap_or(slsa::BUILDER);

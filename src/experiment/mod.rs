@@ -65,7 +65,7 @@ pub use origin::Origin;
 pub use reference::{KeyReference, KeysReference, SectionReference, UnknownKey, WordReference};
 pub use resolved::*;
 pub use rules::VOCAB_ALIGN;
-pub use schema::{key_of_source, keys, largest, names_files, pinned_by_content, reaches_the_bits};
+pub use schema::{is_locked, key_of_source, keys, largest, names_files, pinned_by_content, reaches_the_bits};
 pub use shipped::{SHIPPED, ShippedExperiment};
 pub use sweep::{Declared, Member, MemberSettings, Sweep, settings_json, settings_text};
 pub use template::template;

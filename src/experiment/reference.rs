@@ -169,7 +169,7 @@ fn bits(bits: Bits) -> String {
                 .into()
         }
         Bits::Through(keys) => format!("sets {keys}, and changes bits with them"),
-        Bits::Reached => {
+        Bits::Reached | Bits::ReachedWhenSet => {
             "changes them: the lock holds it, and `runner resume` refuses another value without \
              `--allow-drift`"
                 .into()

@@ -132,6 +132,10 @@ section! {
         pub weight_decay: f64,
         /// Largest global gradient norm; 0 turns clipping off. Default: 1.0.
         pub grad_clip: f64,
+        /// Decay an update of an average of the weights, which is evaluated beside them and changes no bit of
+        /// them: 0.999 is an average over some thousand updates. From 0 to below 1; 0 keeps none. It takes
+        /// four bytes a parameter, and evaluations take twice as long. Default: 0.0.
+        pub ema_decay: f64,
     }
 }
 

@@ -106,6 +106,8 @@ pub(super) enum Bits {
     Through(&'static str),
     /// Another value may change one.
     Reached,
+    /// The same, and locks leave out the default: they were made before there was the key.
+    ReachedWhenSet,
 }
 
 /// A row of the table.
@@ -246,6 +248,7 @@ pub(super) const KEYS: &[KeyRow] = &[
     ranged("optimizer.epsilon", ABOVE_ZERO, 1e-8).bits().example("1e-6"),
     ranged("optimizer.weight_decay", FROM_ZERO, 0.1).bits().example("0.0"),
     ranged("optimizer.grad_clip", FROM_ZERO, 1.0).bits().example("0.5"),
+    ranged("optimizer.ema_decay", DECAY, 0.0).touching(Bits::ReachedWhenSet).example("0.999"),
     //
     ranged("guards.loss_z", FROM_ZERO, 0.0).bits().unit("standard deviations").example("5.0"),
     ranged("guards.grad_z", FROM_ZERO, 0.0).bits().unit("standard deviations").example("5.0"),
@@ -465,7 +468,22 @@ pub(super) fn neighbour(dotted: &str, section: &str) -> (Option<&'static str>, O
 /// `plan.*`, `device.threads` and `device.simd`; nor does `model.descriptor`, whose sizes are keys of their
 /// own. A name that is no key is taken to matter.
 pub fn reaches_the_bits(name: &str) -> bool {
-    key(name).is_none_or(|key| key.bits == Bits::Reached)
+    key(name).is_none_or(|key| matches!(key.bits, Bits::Reached | Bits::ReachedWhenSet))
+}
+
+/// Whether a dotted key of this value is part of a lock's numerics: it reaches the bits, and is no default
+/// that locks leave out.
+pub fn is_locked(name: &str, value: &serde_json::Value) -> bool {
+    let left_out = key(name).is_some_and(|key| {
+        key.bits == Bits::ReachedWhenSet
+            && match key.default {
+                Default::Number(default) => value.as_f64() == Some(default),
+                Default::Integer(default) => value.as_u64() == Some(default),
+                Default::Text(default) => value.as_str() == Some(default),
+                Default::Boolean(_) | Default::Absent | Default::Ruled => false,
+            }
+    });
+    reaches_the_bits(name) && !left_out
 }
 
 /// Whether a dotted key is one that runs are compared by: it reaches the bits, by its value or by what it

@@ -90,6 +90,7 @@ mod tests {
         epsilon: 1e-8,
         weight_decay: 0.1,
         grad_clip: 1.0,
+        ema_decay: 0.0,
     };
 
     fn rule(config: &experiment::OptimizerKeys) -> AdamWRule<'_> {

@@ -6,9 +6,11 @@
 //! outside the optimizer's own file and its operation knows which tensors there are.
 
 pub mod adamw;
+pub mod average;
 pub mod guards;
 pub mod schedule;
 
+pub use average::AVERAGE;
 pub use guards::{Guards, Verdict};
 pub use schedule::learning_rate;
 
@@ -100,7 +102,9 @@ pub trait UpdateRule {
     fn update<O: Ops>(&self, ops: &mut O, slots: Vec<Slot<'_, O>>, at: &UpdateStep) -> Result<()>;
 }
 
-/// The optimizer of an experiment on a device that stores parameters as `param`.
+/// The optimizer of an experiment on a device that stores parameters as `param`, with the average of the
+/// weights if it keeps one.
 pub fn update_rule(experiment: &Experiment, param: Dtype) -> impl UpdateRule {
-    adamw::AdamWRule::new(experiment, param)
+    let decay = Some(experiment.optimizer.ema_decay).filter(|decay| *decay > 0.0);
+    average::Averaged { rule: adamw::AdamWRule::new(experiment, param), decay }
 }

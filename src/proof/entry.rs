@@ -184,6 +184,14 @@ impl Entry {
                 mine.push(("hellaswag", format!("{:?}", a.as_counted_in(&b))));
                 others.push(("hellaswag", format!("{:?}", b.as_counted_in(&a))));
             }
+            if let (Some(a), Some(b)) = (a.ema_loss, b.ema_loss) {
+                mine.push(("ema_val_loss", number(Some(a))));
+                others.push(("ema_val_loss", number(Some(b))));
+            }
+            if let (Some(a), Some(b)) = (a.ema_hellaswag, b.ema_hellaswag) {
+                mine.push(("ema_hellaswag", format!("{a:?}")));
+                others.push(("ema_hellaswag", format!("{b:?}")));
+            }
         }
         if !self.sources.is_empty() && !other.sources.is_empty() {
             mine.push(("sources", format!("{:?}", self.sources)));

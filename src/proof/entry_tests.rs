@@ -49,6 +49,7 @@ fn evaluation() -> Evaluation {
             acc_norm_correct: None,
             acc_bytes_correct: None,
         }),
+        ..Evaluation::default()
     }
 }
 
@@ -126,10 +127,32 @@ fn entries_with_and_without_the_count_by_bytes_read_back_and_agree() {
 fn what_one_run_alone_measured_is_no_difference_and_what_both_did_is() {
     let with = |loss| {
         let validation = Some(Validation { loss, tokens: 8 });
-        Entry { evaluation: Some(Evaluation { validation, hellaswag: None }), ..example() }
+        Entry { evaluation: Some(Evaluation { validation, ..Evaluation::default() }), ..example() }
     };
     assert!(example().differences(&with(3.0)).is_empty());
     assert_eq!(with(3.0).differences(&with(3.5))[0].field, "val_loss");
+}
+
+#[test]
+fn what_was_measured_of_the_average_stands_behind_the_weights_and_never_without_them() {
+    let of_average = HellaSwag { llmc_correct: 3_009, ..evaluation().hellaswag.expect("it has one") };
+    let both = Evaluation { ema_loss: Some(3.1875), ema_hellaswag: Some(of_average), ..evaluation() };
+    let entry = Entry { evaluation: Some(both), ..evaluated() };
+    let text = entry.canonical();
+    let plain = evaluated().canonical();
+    assert!(text.starts_with(plain.trim_end_matches('}')), "{text}\n{plain}");
+    let fields =
+        r#","ema_val_loss":3.1875,"ema_val_loss_bits":"4009800000000000","ema_hellaswag_correct":3009,"#;
+    assert!(text.contains(fields) && !text.contains("ema_hellaswag_acc_norm"), "{text}");
+    assert_eq!(Entry::parse(&text).expect("canonical").canonical(), text);
+    assert_eq!(entry.differences(&Entry { evaluation: Some(evaluation()), ..evaluated() }), []);
+    let other = Evaluation { ema_loss: Some(3.0), ..both };
+    assert_eq!(entry.differences(&Entry { evaluation: Some(other), ..evaluated() })[0].field, "ema_val_loss");
+    for alone in [Evaluation { validation: None, ..both }, Evaluation { hellaswag: None, ..both }] {
+        let text = Entry { evaluation: Some(alone), ..evaluated() }.canonical();
+        let error = Entry::parse(&text).expect_err("half an evaluation");
+        assert!(error.contains("stands beside"), "{error}");
+    }
 }
 
 #[test]

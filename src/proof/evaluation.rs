@@ -11,6 +11,10 @@ use super::entry::{float, push_float};
 pub struct Evaluation {
     pub validation: Option<Validation>,
     pub hellaswag: Option<HellaSwag>,
+    /// The same of the average of the weights, where one is kept: its mean loss on the tokens of
+    /// `validation`, and its counts on the tasks of `hellaswag`.
+    pub ema_loss: Option<f64>,
+    pub ema_hellaswag: Option<HellaSwag>,
 }
 
 impl Evaluation {
@@ -44,6 +48,15 @@ impl Evaluation {
         if let Some(h) = hellaswag.filter(|h| h.acc_bytes_correct.is_some()) {
             push_count(&mut fields, "hellaswag_acc_bytes_correct", h.acc_bytes_correct);
             push_float(&mut fields, "hellaswag_acc_bytes", h.acc_bytes());
+        }
+        if self.ema_loss.is_some() {
+            push_float(&mut fields, "ema_val_loss", self.ema_loss);
+        }
+        for (name, correct, score) in self.ema_hellaswag.iter().flat_map(HellaSwag::ema_counts) {
+            if correct.is_some() {
+                push_count(&mut fields, &format!("{name}_correct"), correct);
+                push_float(&mut fields, name, score);
+            }
         }
         text.push('{');
         text.push_str(fields.strip_prefix(',').expect("each field begins with a comma"));
@@ -87,11 +100,35 @@ pub(super) struct WrittenEvaluation {
     _hellaswag_acc_bytes: Option<f64>,
     #[serde(rename = "hellaswag_acc_bytes_bits")]
     _hellaswag_acc_bytes_bits: Option<String>,
+    #[serde(rename = "ema_val_loss")]
+    _ema_val_loss: Option<f64>,
+    ema_val_loss_bits: Option<String>,
+    ema_hellaswag_correct: Option<u64>,
+    #[serde(rename = "ema_hellaswag")]
+    _ema_hellaswag: Option<f64>,
+    #[serde(rename = "ema_hellaswag_bits")]
+    _ema_hellaswag_bits: Option<String>,
+    ema_hellaswag_acc_correct: Option<u64>,
+    #[serde(rename = "ema_hellaswag_acc")]
+    _ema_hellaswag_acc: Option<f64>,
+    #[serde(rename = "ema_hellaswag_acc_bits")]
+    _ema_hellaswag_acc_bits: Option<String>,
+    ema_hellaswag_acc_norm_correct: Option<u64>,
+    #[serde(rename = "ema_hellaswag_acc_norm")]
+    _ema_hellaswag_acc_norm: Option<f64>,
+    #[serde(rename = "ema_hellaswag_acc_norm_bits")]
+    _ema_hellaswag_acc_norm_bits: Option<String>,
+    ema_hellaswag_acc_bytes_correct: Option<u64>,
+    #[serde(rename = "ema_hellaswag_acc_bytes")]
+    _ema_hellaswag_acc_bytes: Option<f64>,
+    #[serde(rename = "ema_hellaswag_acc_bytes_bits")]
+    _ema_hellaswag_acc_bytes_bits: Option<String>,
 }
 
 impl WrittenEvaluation {
     /// What was measured.
     pub(super) fn read(self) -> Result<Evaluation, String> {
+        let ema_loss = float(self.ema_val_loss_bits)?;
         let validation = match (float(self.val_loss_bits)?, self.val_tokens) {
             (Some(loss), Some(tokens)) => Some(Validation { loss, tokens }),
             (None, None) => None,
@@ -108,7 +145,21 @@ impl WrittenEvaluation {
             (None, None) => None,
             _ => return Err("`hellaswag_tasks` and `hellaswag_correct` stand together or not at all".into()),
         };
-        Ok(Evaluation { validation, hellaswag })
+        let ema_hellaswag = match (hellaswag, self.ema_hellaswag_correct) {
+            (_, None) => None,
+            (Some(HellaSwag { tasks, .. }), Some(llmc_correct)) => Some(HellaSwag {
+                tasks,
+                llmc_correct,
+                acc_correct: self.ema_hellaswag_acc_correct,
+                acc_norm_correct: self.ema_hellaswag_acc_norm_correct,
+                acc_bytes_correct: self.ema_hellaswag_acc_bytes_correct,
+            }),
+            (None, Some(_)) => return Err("`ema_hellaswag_correct` stands beside `hellaswag_correct`".into()),
+        };
+        if ema_loss.is_some() && validation.is_none() {
+            return Err("`ema_val_loss` stands beside `val_loss`".into());
+        }
+        Ok(Evaluation { validation, hellaswag, ema_loss, ema_hellaswag })
     }
 }
 
@@ -159,6 +210,16 @@ impl HellaSwag {
     pub fn as_counted_in(self, other: &HellaSwag) -> HellaSwag {
         let acc_bytes_correct = self.acc_bytes_correct.filter(|_| other.acc_bytes_correct.is_some());
         HellaSwag { acc_bytes_correct, ..self }
+    }
+
+    /// The counts of the average of the weights and their shares, by the ledger's names.
+    fn ema_counts(&self) -> [(&'static str, Option<u64>, Option<f64>); 4] {
+        [
+            ("ema_hellaswag", Some(self.llmc_correct), Some(self.llmc())),
+            ("ema_hellaswag_acc", self.acc_correct, self.acc()),
+            ("ema_hellaswag_acc_norm", self.acc_norm_correct, self.acc_norm()),
+            ("ema_hellaswag_acc_bytes", self.acc_bytes_correct, self.acc_bytes()),
+        ]
     }
 
     fn share(&self, correct: u64) -> f64 {

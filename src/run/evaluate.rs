@@ -311,7 +311,7 @@ fn evaluate_on<O: Ops>(
     let fits =
         |next: &Subject| next.model.as_ref().is_ok_and(|next| same_shape(&next.experiment, experiment));
     while let Some(Subject { name, model: Ok(loaded), data }) = subjects.next_if(fits) {
-        let LoadedModel { experiment, state, manifest } = loaded;
+        let LoadedModel { experiment, state, manifest, .. } = loaded;
         let restored = parameters::restore(&mut ops, &model.specs, &mut model.params, &state);
         drop(state);
         let results = restored

@@ -18,6 +18,8 @@ pub struct ExportRequest<'a> {
     pub run: &'a RunPaths,
     /// Step of the checkpoint; the newest whole one without.
     pub step: Option<u64>,
+    /// The average of the weights in place of the weights.
+    pub ema: bool,
     /// The format's name, and how it writes.
     pub format: &'static str,
     pub write: WriteModel,
@@ -39,10 +41,12 @@ pub struct Exported {
 /// # Errors
 /// There is no such checkpoint, the folder exists, or cannot be written.
 pub fn export(request: ExportRequest<'_>, report: Report) -> anyhow::Result<Exported> {
-    let ExportRequest { run, step, format, write, precision, out } = request;
+    let ExportRequest { run, step, ema, format, write, precision, out } = request;
     let experiment = experiment::load_recorded(&run.experiment())?.experiment;
-    let (manifest, state) = find::load_masters(run, step, report)?;
-    let name = format!("step_{:08}_{format}_{}", manifest.step, precision.name());
+    let load = if ema { find::load_average } else { find::load_masters };
+    let (manifest, state) = load(run, step, report)?;
+    let average = if ema { "_ema" } else { "" };
+    let name = format!("step_{:08}_{format}_{}{average}", manifest.step, precision.name());
     let folder = out.unwrap_or_else(|| run.folder().join("export").join(name));
     if folder.exists() {
         return Err(FormatError::Exists { path: folder }.into());
@@ -53,7 +57,7 @@ pub fn export(request: ExportRequest<'_>, report: Report) -> anyhow::Result<Expo
         precision,
         tokenizer: Tokenizer::new(experiment.data.tokenizer),
         sample: &experiment.sample,
-        origin: origin(&experiment, &manifest),
+        origin: origin(&experiment, &manifest, ema),
     };
     for left in atomic::left_beside(&folder) {
         let what = format!("`{}` is half an export that was killed: delete it", left.display());
@@ -69,7 +73,7 @@ pub fn export(request: ExportRequest<'_>, report: Report) -> anyhow::Result<Expo
 }
 
 /// Run, step and state root of the file.
-fn origin(experiment: &Experiment, manifest: &Manifest) -> BTreeMap<String, String> {
+fn origin(experiment: &Experiment, manifest: &Manifest, ema: bool) -> BTreeMap<String, String> {
     let entries = [
         ("experiment", experiment.name.clone()),
         ("step", manifest.step.to_string()),
@@ -77,5 +81,6 @@ fn origin(experiment: &Experiment, manifest: &Manifest) -> BTreeMap<String, Stri
         ("state_root", manifest.state_root.to_string()),
         ("created_by", manifest.created_by.clone()),
     ];
-    entries.map(|(key, value)| (format!("runner.{key}"), value)).into()
+    let average = ema.then(|| ("weights", "average".to_owned()));
+    entries.into_iter().chain(average).map(|(key, value)| (format!("runner.{key}"), value)).collect()
 }

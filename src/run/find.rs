@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::error::UsageError;
+use super::error::{UsageError, require_usage};
 use super::messages::{Message, Report};
 use crate::eval::parameters;
 use crate::experiment::nearest;
 use crate::formats::require_finite;
-use crate::optim::MASTER;
+use crate::optim::{AVERAGE, MASTER};
 use crate::store::sweep_folder::{is_sweep, members, newest_sweep};
 use crate::store::{self, LoadedCheckpoint, RunPaths, checkpoint};
 
@@ -96,6 +96,25 @@ pub fn load_parameters(
     report: Report,
 ) -> anyhow::Result<LoadedCheckpoint> {
     load_some(paths, step, report, parameters::is_parameter)
+}
+
+/// As [`load_parameters`], of the average of the weights, under the names of the parameters.
+///
+/// # Errors
+/// As there, and the checkpoint has no average.
+pub fn load_average(paths: &RunPaths, step: Option<u64>, report: Report) -> anyhow::Result<LoadedCheckpoint> {
+    let (manifest, mut state) = load_some(paths, step, report, |name| name.starts_with(AVERAGE.prefix))?;
+    require_usage(!state.is_empty(), || {
+        format!(
+            "the checkpoint `{}` has no average of the weights\n  hint: a run with `optimizer.ema_decay` \
+             above 0 keeps one",
+            paths.checkpoints().join(checkpoint::folder_name(manifest.step)).display()
+        )
+    })?;
+    for tensor in &mut state {
+        tensor.name = tensor.name.trim_start_matches(AVERAGE.prefix).to_owned();
+    }
+    Ok((manifest, state))
 }
 
 /// As [`load_parameters`], and their fp32 masters where there are any.

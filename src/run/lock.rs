@@ -36,6 +36,9 @@ pub fn lock<O: Locked>(
     numerics.extend(training_data(&data.train, &manifest.train));
     numerics.insert("data.tokenizer_sha256".into(), hex::encode(data.tokenizer.sha256()));
     numerics.extend(facts.numerics);
+    if loaded.experiment.optimizer.ema_decay == 0.0 {
+        numerics.retain(|key, _| !key.starts_with("cuda.kernels.average.cu"));
+    }
     initial::lock(initial, &mut numerics);
     numerics.insert("train.numerics_version".into(), train::NUMERICS_VERSION.to_string());
     if loaded.experiment.precision.compute == Compute::Auto {
@@ -74,7 +77,7 @@ fn lock_allocated<O: Locked>(ops: O, loaded: &Loaded, data: &Data, report: Repor
 /// The keys that can change bits, as resolved.
 pub fn resolved_numerics(experiment: &Experiment) -> Table {
     let reaching =
-        experiment::flatten(experiment).into_iter().filter(|(key, _)| experiment::reaches_the_bits(key));
+        experiment::flatten(experiment).into_iter().filter(|(key, value)| experiment::is_locked(key, value));
     reaching.map(|(key, value)| (key, plain(&value))).collect()
 }
 

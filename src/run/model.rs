@@ -23,6 +23,8 @@ pub struct LoadedModel {
     pub state: Vec<Tensor>,
     /// The facts about a checkpoint.
     pub manifest: Option<Manifest>,
+    /// Whether the parameters are the average of the weights.
+    pub ema: bool,
 }
 
 /// A run's folder, a run's name under `runs`, or a model's file or folder. A run takes precedence over a file
@@ -62,26 +64,32 @@ impl ModelArgument {
         }
     }
 
-    /// The parameters of the checkpoint of `step` (the newest whole one without), or of the model.
+    /// The parameters of the checkpoint of `step` (the newest whole one without), with `ema` the average of
+    /// its weights; or those of the model.
     pub fn parameters(
         &self,
         experiment: Experiment,
         step: Option<u64>,
+        ema: bool,
         report: Report,
     ) -> anyhow::Result<LoadedModel> {
         match self {
             ModelArgument::Run(paths) => {
-                let (manifest, state) = find::load_parameters(paths, step, report)?;
-                Ok(LoadedModel { experiment, state, manifest: Some(manifest) })
+                let load = if ema { find::load_average } else { find::load_parameters };
+                let (manifest, state) = load(paths, step, report)?;
+                Ok(LoadedModel { experiment, state, manifest: Some(manifest), ema })
             }
             ModelArgument::Foreign(foreign) => {
                 let path = foreign.path().display();
                 require_usage(step.is_none(), || {
                     format!("`{path}` is a model, not a run: it has no checkpoints")
                 })?;
+                require_usage(!ema, || {
+                    format!("`{path}` is a model, not a run: it has no average of weights")
+                })?;
                 let parameters = foreign.read(&experiment.model)?;
                 let state = parameters.tensors.iter().cloned().collect();
-                Ok(LoadedModel { experiment, state, manifest: None })
+                Ok(LoadedModel { experiment, state, manifest: None, ema })
             }
         }
     }
@@ -111,12 +119,14 @@ fn made_up(path: &Path, sizes: &Model) -> anyhow::Result<String> {
 impl LoadedModel {
     /// What it is, for people.
     pub fn title(&self) -> String {
-        let LoadedModel { experiment, manifest, .. } = self;
+        let LoadedModel { experiment, manifest, ema, .. } = self;
+        let what = if *ema { "the average of the weights, " } else { "" };
         match manifest {
             Some(manifest) => {
                 // Weights alone are read and checked: the root is what the manifest says of the whole.
                 let root = manifest.state_root;
-                format!("{}, step {}, of the state {root} by its manifest", experiment.name, manifest.step)
+                let (name, step) = (&experiment.name, manifest.step);
+                format!("{name}, step {step}, {what}of the state {root} by its manifest")
             }
             None => experiment.model.init.clone().unwrap_or_else(|| experiment.name.clone()),
         }

@@ -3,9 +3,9 @@
 //!
 //! Each line of the table is a column: its name, which is the key in JSON and the column in parquet; its
 //! [`ColumnKind`]; its unit; its tag in TensorBoard, empty for none; how a run's rows are summarised in one
-//! number; and how its value is taken from an entry of the ledger, or from the clock. Columns of the kinds
-//! `Training` and `Evaluation` are exact: the files hold them a second time, under `NAME_bits`, as the bits
-//! of the double. A timing has no bits. `main.log` is llm.c's format and has llm.c's five streams, whatever
+//! number; and how its value is taken from an entry of the ledger, or from the clock. All but
+//! timings are exact: the files hold them a second time, under `NAME_bits`, as the bits of the double. A
+//! timing has no bits. `main.log` is llm.c's format and has llm.c's five streams, whatever
 //! the table lists.
 
 use crate::proof::{Action, Entry, HellaSwag};
@@ -17,6 +17,8 @@ pub enum ColumnKind {
     Training,
     /// Measured before the step's update; exact.
     Evaluation,
+    /// The same of the average of the weights, in the files of runs alone that keep one.
+    Average,
     /// Measured by a clock; no bit of a run depends on it.
     Timing,
 }
@@ -46,6 +48,10 @@ impl Turn<'_> {
 
     fn hellaswag(&self) -> Option<HellaSwag> {
         self.entry.evaluation?.hellaswag
+    }
+
+    fn ema_hellaswag(&self) -> Option<HellaSwag> {
+        self.entry.evaluation?.ema_hellaswag
     }
 }
 
@@ -149,6 +155,14 @@ columns! {
     hellaswag_acc_norm: Evaluation, "share of tasks", "eval/hellaswag_acc_norm", Last,
         |turn| turn.hellaswag()?.acc_norm();
     hellaswag_acc_bytes: Evaluation, "share of tasks", "", Last, |turn| turn.hellaswag()?.acc_bytes();
+    /// The same numbers of the average of the weights.
+    ema_val_loss: Average, "nats a token", "eval/ema_val_loss", Last, |turn| turn.entry.evaluation?.ema_loss;
+    ema_hellaswag: Average, "share of tasks", "eval/ema_hellaswag", Last,
+        |turn| Some(turn.ema_hellaswag()?.llmc());
+    ema_hellaswag_acc: Average, "share of tasks", "", Last, |turn| turn.ema_hellaswag()?.acc();
+    ema_hellaswag_acc_norm: Average, "share of tasks", "eval/ema_hellaswag_acc_norm", Last,
+        |turn| turn.ema_hellaswag()?.acc_norm();
+    ema_hellaswag_acc_bytes: Average, "share of tasks", "", Last, |turn| turn.ema_hellaswag()?.acc_bytes();
     /// Wall-clock time of the step with its digest.
     step_ms: Timing, "milliseconds", "speed/step_ms", Median, |turn| Some(turn.timing?.step_ms);
     tokens_per_s: Timing, "tokens a second", "speed/tokens_per_s", Median,

@@ -29,7 +29,7 @@ fn entry(step: u64) -> Entry {
         grad_z: None,
         action: if skipped { Action::SkipNonfinite } else { Action::Update },
         events: if step == 4 { vec!["rewind from step 5 to step 4".into()] } else { vec![] },
-        evaluation: Some(Evaluation { validation, hellaswag }),
+        evaluation: Some(Evaluation { validation, hellaswag, ..Evaluation::default() }),
         audit: None,
         sources: Default::default(),
     }

@@ -58,7 +58,7 @@ impl MetricsRow {
 
     /// The row as a line of `metrics.jsonl`, newline included.
     pub fn to_line(&self) -> String {
-        self.to_line_of(|_| true)
+        self.to_line_of(|column| column.kind != ColumnKind::Average || (column.get)(self).is_some())
     }
 
     /// Whether a line is the text of this row. Keys of columns in which nothing was measured may be missing:
@@ -73,6 +73,7 @@ impl MetricsRow {
         self.push_columns(&mut line, ColumnKind::Training, &has);
         write!(line, r#","action":"{}""#, self.action).expect("a string takes all");
         self.push_columns(&mut line, ColumnKind::Evaluation, &has);
+        self.push_columns(&mut line, ColumnKind::Average, &has);
         self.push_columns(&mut line, ColumnKind::Timing, &has);
         let events = serde_json::to_string(&self.events).expect("strings become JSON");
         line.push_str(&format!(",\"events\":{events}}}\n"));

@@ -11,7 +11,10 @@ use polars::prelude::{
 };
 
 use super::atomic;
-use super::metrics::{Action, COLUMNS, MetricsError, MetricsRow, RowPlace, check_order};
+use super::columns::ColumnKind;
+use super::metrics::{
+    Action, COLUMNS, Column as MetricsColumn, MetricsError, MetricsRow, RowPlace, check_order,
+};
 use crate::proof::regular;
 
 /// Writes the rows; a reader sees the old file or the new one.
@@ -61,7 +64,9 @@ fn to_frame(rows: &[MetricsRow]) -> Result<DataFrame, PolarsError> {
         Series::new(name.into(), rows.iter().map(get).collect::<Vec<_>>()).into_column()
     };
     let mut columns: Vec<Column> = vec![counts("step", |row| row.step), counts("tokens", |row| row.tokens)];
-    for column in COLUMNS.iter().filter(|column| column.is_exact()) {
+    let measured = |column: &MetricsColumn| rows.iter().any(|row| (column.get)(row).is_some());
+    let has = |column: &MetricsColumn| column.kind != ColumnKind::Average || measured(column);
+    for column in COLUMNS.iter().filter(|column| column.is_exact() && has(column)) {
         columns.push(decimals(column.name, column.get));
         let bits: Vec<Option<u64>> = rows.iter().map(|row| (column.get)(row).map(f64::to_bits)).collect();
         columns.push(Series::new(format!("{}_bits", column.name).into(), bits).into_column());

@@ -33,7 +33,12 @@ fn awkward_rows() -> Vec<MetricsRow> {
             ..row(3)
         },
         MetricsRow { events: vec!["resume".into(), "drift".into()], action: Action::SkipGradZ, ..row(4) },
-        MetricsRow { val_loss: Some(f64::NAN), ..MetricsRow::new(5, 2560, Action::Evaluate) },
+        MetricsRow {
+            val_loss: Some(f64::NAN),
+            ema_val_loss: Some(4.5),
+            ema_hellaswag: Some(0.2),
+            ..MetricsRow::new(5, 2560, Action::Evaluate)
+        },
     ]
 }
 
@@ -157,6 +162,25 @@ fn a_row_has_these_keys_in_this_order() {
         .filter(|text| keys.split_whitespace().any(|key| key == *text))
         .collect();
     assert_eq!(found.join(" "), keys);
+}
+
+#[test]
+fn columns_of_the_average_are_in_the_files_of_runs_alone_that_keep_one() {
+    let plain = row(0);
+    let averaged = MetricsRow { ema_val_loss: Some(4.25), ..row(1) };
+    assert!(!plain.to_line().contains("ema_"), "{}", plain.to_line());
+    let behind = r#","ema_val_loss":4.25,"ema_val_loss_bits":"0x4011000000000000","step_ms":"#;
+    assert!(averaged.to_line().contains(behind), "{}", averaged.to_line());
+    let folder = tempfile::tempdir().unwrap();
+    let columns = |rows: &[MetricsRow]| {
+        let path = folder.path().join(PARQUET);
+        metrics_parquet::write(&path, rows).unwrap();
+        assert_same(&metrics_parquet::read(&path).unwrap(), rows);
+        let bytes = std::fs::read(&path).unwrap();
+        bytes.windows(4).any(|text| text == b"ema_")
+    };
+    assert!(!columns(std::slice::from_ref(&plain)));
+    assert!(columns(&[plain, averaged]));
 }
 
 #[test]

@@ -10,6 +10,32 @@ use crate::eval::Scores;
 use crate::proof::{Hash, Head};
 use crate::store::Timing;
 
+/// What is evaluated in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evaluatee {
+    Weights,
+    /// The average of the weights.
+    Average,
+}
+
+impl Evaluatee {
+    /// What the names of its numbers begin with, in metrics and in JSON.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Evaluatee::Weights => "",
+            Evaluatee::Average => "ema_",
+        }
+    }
+
+    /// Whose loss a number is, for people: nothing is said of the weights'.
+    pub fn whose(self) -> &'static str {
+        match self {
+            Evaluatee::Weights => "",
+            Evaluatee::Average => " of the average",
+        }
+    }
+}
+
 /// Something that happened in a run.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -33,9 +59,9 @@ pub enum Event {
     /// Progress through a set, such as validation: `what` names it.
     Evaluating { what: &'static str, done: usize, sequences: usize },
     /// Validation loss before step `step`.
-    Evaluated { step: u64, val_loss: f64, val_tokens: u64 },
+    Evaluated { step: u64, of: Evaluatee, val_loss: f64, val_tokens: u64 },
     /// HellaSwag before step `step`.
-    HellaSwag { step: u64, scores: Scores },
+    HellaSwag { step: u64, of: Evaluatee, scores: Scores },
     /// Text the model wrote.
     Sampled { step: u64, prompt: String, text: String },
     /// A checkpoint is being hashed and written in the background.

@@ -4,6 +4,7 @@
 //! knows no file names: the store does.
 
 pub mod audit;
+mod averaged;
 #[cfg(test)]
 mod cuda_tests;
 mod error;
@@ -20,7 +21,7 @@ pub mod state;
 pub mod trainer;
 
 pub use error::{RunError, TrainError};
-pub use events::{Event, Listener, Listeners};
+pub use events::{Evaluatee, Event, Listener, Listeners};
 pub use progress::Progress;
 pub use record::Recorder;
 pub use trainer::{StepReport, Trainer};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::RunError;
-use super::events::{Event, Listener};
+use super::events::{Evaluatee, Event, Listener};
 use super::trainer::StepReport;
 use crate::eval::Scores;
 use crate::optim::Verdict;
@@ -31,10 +31,18 @@ impl Recorder {
 impl Listener for Recorder {
     fn on(&mut self, event: &Event) -> Result<(), RunError> {
         match event {
-            Event::Evaluated { val_loss, val_tokens, .. } => {
+            Event::Evaluated { of: Evaluatee::Weights, val_loss, val_tokens, .. } => {
                 self.evaluation.validation = Some(Validation { loss: *val_loss, tokens: *val_tokens });
             }
-            Event::HellaSwag { scores, .. } => self.evaluation.hellaswag = Some(correct_counts(scores)),
+            Event::Evaluated { of: Evaluatee::Average, val_loss, .. } => {
+                self.evaluation.ema_loss = Some(*val_loss);
+            }
+            Event::HellaSwag { of: Evaluatee::Weights, scores, .. } => {
+                self.evaluation.hellaswag = Some(correct_counts(scores));
+            }
+            Event::HellaSwag { of: Evaluatee::Average, scores, .. } => {
+                self.evaluation.ema_hellaswag = Some(correct_counts(scores));
+            }
             Event::Sampled { step, prompt, text } => {
                 self.records.sample(*step, &format!("{prompt}{text}\n"))?;
             }

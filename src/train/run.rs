@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::events::{Event, Listener};
+use super::events::{Evaluatee, Event, Listener};
 use super::finite::LastState;
 use super::trainer::{StepReport, Trainer};
 use super::{RunError, TrainError, audit, replay};
@@ -226,29 +226,13 @@ impl<O: Ops> Run<O> {
         if !due_before(self.experiment.eval.every, step, self.experiment.schedule.steps) {
             return Ok(None);
         }
-        let mut reported = Ok(());
-        if let Some(set) = &self.validation {
-            let (ops, model, losses, link) = self.trainer.for_evaluation();
-            let (what, sequences) = ("validating", set.sequences());
-            let progress = |done| report(&mut reported, out, Event::Evaluating { what, done, sequences });
-            let val_loss = eval::validation_loss_of_ranks(ops, model, losses, link, set, progress)?;
-            out.on(&Event::Evaluated { step, val_loss, val_tokens: set.tokens() })?;
-            if !val_loss.is_finite() {
-                return Ok(Some(format!("the validation loss at step {step} is {val_loss}")));
-            }
+        let Run { trainer, validation, hellaswag, .. } = self;
+        let sets = EvalSets { validation: validation.as_ref(), hellaswag: hellaswag.as_ref() };
+        let why = sets.measure(trainer, step, Evaluatee::Weights, out)?;
+        if why.is_some() || !trainer.keeps_average() {
+            return Ok(why);
         }
-        if let Some(set) = &self.hellaswag {
-            let (ops, model, losses, link) = self.trainer.for_evaluation();
-            let progress = |done, sequences| {
-                report(&mut reported, out, Event::Evaluating { what: "HellaSwag", done, sequences })
-            };
-            match eval::hellaswag(ops, model, losses, link, set, progress) {
-                Ok(scores) => out.on(&Event::HellaSwag { step, scores })?,
-                Err(why @ EvalError::NotFinite { .. }) => return Ok(Some(why.to_string())),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        reported.map(|()| None)
+        trainer.with_average(|trainer| sets.measure(trainer, step, Evaluatee::Average, out))?
     }
 
     /// A text, when one is due before `step`.
@@ -291,6 +275,52 @@ impl<O: Ops> Run<O> {
         let all = exchange::all_gather(self.trainer.link(), "the question whether to stop", asked)
             .map_err(TrainError::from)?;
         Ok(all.iter().flatten().any(|&asked| asked != 0))
+    }
+}
+
+/// What a run is evaluated on.
+struct EvalSets<'a> {
+    validation: Option<&'a ValidationSet>,
+    hellaswag: Option<&'a TaskSet>,
+}
+
+impl EvalSets<'_> {
+    /// Measures what the trainer's model holds before `step`: the weights, or their average. Returns why that
+    /// is unusable, when a loss is not finite.
+    fn measure<O: Ops>(
+        &self,
+        trainer: &mut Trainer<O>,
+        step: u64,
+        of: Evaluatee,
+        out: &mut dyn Listener,
+    ) -> Result<Option<String>, RunError> {
+        let (validating, scoring) = match of {
+            Evaluatee::Weights => ("validating", "HellaSwag"),
+            Evaluatee::Average => ("validating the average", "HellaSwag of the average"),
+        };
+        let mut reported = Ok(());
+        if let Some(set) = self.validation {
+            let (ops, model, losses, link) = trainer.for_evaluation();
+            let (what, sequences) = (validating, set.sequences());
+            let progress = |done| report(&mut reported, out, Event::Evaluating { what, done, sequences });
+            let val_loss = eval::validation_loss_of_ranks(ops, model, losses, link, set, progress)?;
+            out.on(&Event::Evaluated { step, of, val_loss, val_tokens: set.tokens() })?;
+            if !val_loss.is_finite() {
+                return Ok(Some(format!("the validation loss{} at step {step} is {val_loss}", of.whose())));
+            }
+        }
+        if let Some(set) = self.hellaswag {
+            let (ops, model, losses, link) = trainer.for_evaluation();
+            let progress = |done, sequences| {
+                report(&mut reported, out, Event::Evaluating { what: scoring, done, sequences })
+            };
+            match eval::hellaswag(ops, model, losses, link, set, progress) {
+                Ok(scores) => out.on(&Event::HellaSwag { step, of, scores })?,
+                Err(why @ EvalError::NotFinite { .. }) => return Ok(Some(why.to_string())),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        reported.map(|()| None)
     }
 }
 

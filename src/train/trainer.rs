@@ -319,7 +319,7 @@ impl<O: Ops> Trainer<O> {
     }
 
     /// Every rank's new weights to all, where each updates its shard.
-    fn gather_weights(&mut self) -> Result<(), ExchangeError> {
+    pub(super) fn gather_weights(&mut self) -> Result<(), ExchangeError> {
         if !self.sharded {
             return Ok(());
         }

@@ -16,7 +16,7 @@ use crate::ops::Ops;
 use crate::plan::memory::Storage;
 use crate::proof::entry::{self, rewound_from};
 use crate::proof::lock::{Lock, differences};
-use crate::proof::{Action, Entry, Evaluation, Validation};
+use crate::proof::{Action, Entry, Evaluation, HellaSwag, Validation};
 use crate::run::data::{Data, SHARDS, remembered};
 use crate::run::device::{Device, OnDevice};
 use crate::run::locked::Locked;
@@ -186,16 +186,35 @@ impl Replay {
         trainer: &mut Trainer<O>,
         recorded: Evaluation,
     ) -> anyhow::Result<Evaluation> {
-        let mut again = recorded;
+        let (validation, hellaswag) = self.measure(trainer, recorded.validation, recorded.hellaswag)?;
+        let mut again = Evaluation { validation, hellaswag, ..recorded };
+        if trainer.keeps_average() && (recorded.ema_loss.is_some() || recorded.ema_hellaswag.is_some()) {
+            let loss = |loss| recorded.validation.map(|set| Validation { loss, ..set });
+            let recorded_loss = recorded.ema_loss.and_then(loss);
+            let (average, hellaswag) = trainer
+                .with_average(|trainer| self.measure(trainer, recorded_loss, recorded.ema_hellaswag))??;
+            again.ema_loss = average.map(|average| average.loss);
+            again.ema_hellaswag = hellaswag;
+        }
+        Ok(again)
+    }
+
+    /// Measures what the trainer's model holds again.
+    fn measure<O: Ops>(
+        &mut self,
+        trainer: &mut Trainer<O>,
+        mut validation: Option<Validation>,
+        mut hellaswag: Option<HellaSwag>,
+    ) -> anyhow::Result<(Option<Validation>, Option<HellaSwag>)> {
         let (ops, model, losses, link) = trainer.for_evaluation();
         let mut unmeasured = false;
-        if let Some(Validation { tokens, loss }) = &mut again.validation {
+        if let Some(Validation { tokens, loss }) = &mut validation {
             match self.data.validation.as_ref().filter(|set| set.tokens() == *tokens) {
                 Some(set) => *loss = eval::validation_loss_of_ranks(ops, model, losses, link, set, |_| ())?,
                 None => unmeasured = true,
             }
         }
-        if let Some(counts) = &mut again.hellaswag {
+        if let Some(counts) = &mut hellaswag {
             let set = self.data.hellaswag.as_ref();
             let scores =
                 set.map(|set| eval::hellaswag(ops, model, losses, link, set, |_, _| ())).transpose()?;
@@ -205,7 +224,7 @@ impl Replay {
             }
         }
         self.unmeasured += usize::from(unmeasured);
-        Ok(again)
+        Ok((validation, hellaswag))
     }
 
     /// Names what differs, down to the element where the run has a checkpoint of this step.

@@ -11,6 +11,7 @@ mod data_shards;
 mod determinism;
 mod diff;
 mod divergence;
+mod ema;
 mod eval;
 mod export;
 mod foreign_models;

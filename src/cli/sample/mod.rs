@@ -55,6 +55,9 @@ pub struct Args {
     /// Step of the checkpoint to read; the newest whole one by default.
     #[arg(long, value_name = "STEP")]
     checkpoint: Option<u64>,
+    /// Take the average of the weights, which a run with `optimizer.ema_decay` keeps.
+    #[arg(long)]
+    ema: bool,
     /// Change a key first: `--set device.kind=cpu`. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -88,7 +91,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         sampling,
     };
     let tokenizer = Tokenizer::new(experiment.data.tokenizer);
-    let model = argument.parameters(experiment, args.checkpoint, reporter(args.json))?;
+    let model = argument.parameters(experiment, args.checkpoint, args.ema, reporter(args.json))?;
     say!("{}", model.title());
     if args.logits {
         let NextLogits { tokens, logits } = next_logits(model, &request.prompt)?;

@@ -1,8 +1,8 @@
-//! What the optimizer needs: norms in f64, and AdamW.
+//! What the optimizer needs: norms in f64, AdamW, and the average of the weights.
 
 use rayon::prelude::*;
 
-use super::super::{AdamW, AdamWUpdate, ChunkSquares, ParamSlot, Perform, Result, SumSquares};
+use super::super::{AdamW, AdamWUpdate, Average, ChunkSquares, ParamSlot, Perform, Result, SumSquares};
 use super::Cpu;
 use super::buffer::Buffer;
 use super::checks::{same_len, view};
@@ -124,6 +124,40 @@ impl Perform<AdamWUpdate<'_, Buffer>> for Cpu {
             view(OP, "grad", slot.grad, slot.grad_at + len)?;
             adamw(&self.engine, &mut slot, &op.scalars);
         }
+        Ok(())
+    }
+}
+
+/// The average of the weights, element by element; [`Average`] has the formula.
+pub fn average(engine: &Engine, average: &mut [f32], weights: &[f32], rate: f32) {
+    engine.install(|| {
+        average
+            .par_chunks_mut(ELEMENTS)
+            .zip(weights.par_chunks(ELEMENTS))
+            .for_each(|(average, weights)| vectorize!(engine.isa, |_| average_chunk(average, weights, rate)));
+    });
+}
+
+#[inline(always)]
+fn average_chunk(average: &mut [f32], weights: &[f32], rate: f32) {
+    for (average, weight) in average.iter_mut().zip(weights) {
+        *average = rate.mul_add(weight - *average, *average);
+    }
+}
+
+impl Perform<Average<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: Average<'_, Buffer>) -> Result<()> {
+        const OP: &str = "average";
+        let Average { average: kept, param, at, master, rate } = op;
+        let len = kept.len();
+        let weights = match master {
+            Some(master) => {
+                same_len(OP, master.len(), len)?;
+                master.as_slice()
+            }
+            None => &view(OP, "param", param, at + len)?[at..],
+        };
+        average(&self.engine, kept.as_mut_slice(), weights, rate);
         Ok(())
     }
 }

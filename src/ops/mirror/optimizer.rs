@@ -1,15 +1,16 @@
-//! AdamW, sums of squares and sums of tensors, as `kernels/adamw.cu` and `elementwise.cu` compute them.
+//! AdamW, the average of the weights and sums of squares, as `kernels/adamw.cu` and `average.cu` compute
+//! them.
 
 use half::bf16;
 use rayon::prelude::*;
 
 use super::Mirror;
 use super::buffer::MirrorBuffer;
-use super::checks::{float, float_mut};
+use super::checks::{act, float, float_mut};
 use super::scalar::{kept, round, warp_sum, wide};
 use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::optimizer::{CHUNK, fold_squares};
-use crate::ops::{AdamW, AdamWUpdate, ChunkSquares, Perform, Result, SumSquares};
+use crate::ops::{AdamW, AdamWUpdate, Average, ChunkSquares, Perform, Result, SumSquares};
 use crate::rng::Key;
 
 /// One tensor, or the part of it that starts at its element `offset`; all slices have the same length.
@@ -113,6 +114,33 @@ impl Perform<AdamWUpdate<'_, MirrorBuffer>> for Mirror {
                 weight_decay: slot.weight_decay,
             };
             adamw(part, &op.scalars);
+        }
+        Ok(())
+    }
+}
+
+/// The average of the weights, whose element i is `weight(i)`.
+fn average(average: &mut [f32], weight: impl Fn(usize) -> f32, rate: f32) {
+    for (i, average) in average.iter_mut().enumerate() {
+        *average = kept(rate.mul_add(weight(i) - *average, *average));
+    }
+}
+
+impl Perform<Average<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: Average<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "average";
+        let Average { average: buffer, param, at, master, rate } = op;
+        let len = buffer.len();
+        let kept = float_mut(OP, "average", buffer, len)?;
+        match master {
+            Some(master) => {
+                let master = float(OP, "master", master, len)?;
+                average(kept, |i| master[i], rate);
+            }
+            None => {
+                let param = act(OP, "param", param, at + len)?;
+                average(kept, |i| wide(param[at + i]), rate);
+            }
         }
         Ok(())
     }

@@ -31,7 +31,7 @@ pub use linear::{
     Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape,
 };
 pub use norm::{Layernorm, LayernormBackward, ResidualLayernorm};
-pub use optimizer::{AdamW, AdamWUpdate, ChunkSquares, ParamSlot, SumSquares};
+pub use optimizer::{AdamW, AdamWUpdate, Average, ChunkSquares, ParamSlot, SumSquares};
 
 /// Hands the list of operations to the macro named in its argument: a row is the method, its struct with
 /// the buffers that it holds, and what the method gives.
@@ -64,6 +64,7 @@ macro_rules! operations {
             sum_squares(SumSquares<Buf>) -> Vec<f64>;
             chunk_squares(ChunkSquares<Buf>) -> Vec<f64>;
             adamw(AdamWUpdate<Buf>) -> ();
+            average(Average<Buf>) -> ();
             add(Add<Buf>) -> ();
             add_part(AddPart<Buf>) -> ();
         }

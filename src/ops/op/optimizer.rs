@@ -1,4 +1,4 @@
-//! The optimizer: the gradient norm and AdamW.
+//! The optimizer: the gradient norm, AdamW, and the average of the weights.
 
 use std::ops::Range;
 
@@ -109,6 +109,43 @@ impl<B> Operation for AdamWUpdate<'_, B> {
     }
 
     /// Nothing is counted: the lengths are known to the device alone.
+    fn work(&self, _: ElementBytes) -> Work {
+        Work::default()
+    }
+}
+
+/// One tensor of the average of the weights. With `w` the master where there is one, else the parameter,
+///
+/// ```text
+/// average = fma(rate, w - average, average)
+/// ```
+///
+/// for the elements `at..at + average.len()` of the parameter; the difference is rounded to f32.
+pub struct Average<'a, B> {
+    /// f32: the part of the tensor that is averaged here.
+    pub average: &'a mut B,
+    /// The whole parameter.
+    pub param: &'a B,
+    /// First element of the part, a multiple of [`crate::ops::Ops::chunk`].
+    pub at: usize,
+    /// fp32 master of the part, where masters are kept.
+    pub master: Option<&'a B>,
+    /// The weight of what is added, above 0 and at most 1.
+    pub rate: f32,
+}
+
+impl<B> Outlined<B> for Average<'_, B> {}
+
+impl<B> Operation for Average<'_, B> {
+    fn family(&self) -> Family {
+        Family::Optimizer
+    }
+
+    fn label(&self) -> String {
+        "average of weights".into()
+    }
+
+    /// Nothing is counted: the length is known to the device alone.
     fn work(&self, _: ElementBytes) -> Work {
         Work::default()
     }

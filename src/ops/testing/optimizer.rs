@@ -1,10 +1,10 @@
-//! AdamW, sums of squares and sums of tensors, whole and by parts.
+//! AdamW, the average of the weights, sums of squares and sums of tensors, whole and by parts.
 
 use std::ops::Range;
 
 use super::{Bench, random, sum};
 use crate::ops::{
-    AdamW, AdamWUpdate, Add, AddPart, ChunkSquares, CopyPart, Ops, ParamSlot, Role, SumSquares,
+    AdamW, AdamWUpdate, Add, AddPart, Average, ChunkSquares, CopyPart, Ops, ParamSlot, Role, SumSquares,
 };
 
 /// SHA-256 of the outputs of each operation's cases on the CPU, little-endian, in the order of the cases.
@@ -13,6 +13,7 @@ pub(super) const CPU_BITS: &[(&str, &str)] = &[
     ("add", "6216fec19f0af0e3857e5d63504c3494e4e9388ff45d6c0461bdc3b71f4d2205"),
     ("copy", "7e3c29635089d35a672399c727e8b39ad310621ac984ffe77e953c431f71ed4e"),
     ("adamw", "0f2fc1740b14942e92ad30456a2ae75788ef2e20ea391642ac79afbc2aaecdb6"),
+    ("average", "599298ba7e49c31b3dfd216f47fa087891b3dbcf9a6f250b6fbc43f03eb38168"),
 ];
 
 impl<O: Ops> Bench<'_, O> {
@@ -36,6 +37,53 @@ impl<O: Ops> Bench<'_, O> {
             self.adamw(len);
         }
         self.parts();
+        self.average();
+    }
+
+    /// The average of parameters and of masters, and by parts the bits of the whole.
+    fn average(&mut self) {
+        let chunk = self.ops.chunk();
+        for (len, masters) in [(1, true), (17, false), (chunk + 1021, true), (chunk + 1021, false)] {
+            let (param, mut kept) = (self.input(Role::Param, len, 1.0), self.input(Role::F32, len, 1.0));
+            let master = self.input(Role::F32, len, 1.0);
+            let mut values = vec![0; 4 * len];
+            self.ops.read_bytes(&kept.buf, &mut values).unwrap();
+            for at in (0..len).step_by(chunk) {
+                let part = at..len.min(at + chunk);
+                let piece = |ops: &mut O, bytes: &[u8]| {
+                    let mut buf = ops.alloc(Role::F32, part.len()).unwrap();
+                    ops.write_bytes(&mut buf, bytes).unwrap();
+                    buf
+                };
+                let mut average = piece(self.ops, &values[4 * part.start..4 * part.end]);
+                let mut bytes = vec![0; 4 * part.len()];
+                self.ops.read_at(&master.buf, 4 * at, &mut bytes).unwrap();
+                let of_part = piece(self.ops, &bytes);
+                let op = Average {
+                    average: &mut average,
+                    param: &param.buf,
+                    at,
+                    master: masters.then_some(&of_part),
+                    rate: 0.3,
+                };
+                self.ops.average(op).unwrap();
+                self.ops.read_bytes(&average, &mut values[4 * part.start..4 * part.end]).unwrap();
+            }
+            let op = Average {
+                average: &mut kept.buf,
+                param: &param.buf,
+                at: 0,
+                master: masters.then_some(&master.buf),
+                rate: 0.3,
+            };
+            self.ops.average(op).unwrap();
+            let mut whole = vec![0; 4 * len];
+            self.ops.read_bytes(&kept.buf, &mut whole).unwrap();
+            assert!(whole == values, "an average of {len} by parts, masters {masters}");
+            let of = if masters { &master.values } else { &param.values };
+            let want = kept.values.iter().zip(of).map(|(e, w)| e + f64::from(0.3f32) * (w - e)).collect();
+            self.result(&format!("average {len} {masters}"), &kept.buf, want);
+        }
     }
 
     /// Devices that share a tensor compute, part by part, the bits of one that has it whole.

@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod attention_hopper;
+pub mod average;
 pub mod classifier;
 pub mod decode;
 pub mod digest;
@@ -29,9 +30,10 @@ fn slices(channels: usize) -> u64 {
 }
 
 /// What every file of this folder binds.
-pub static BINDINGS: [Bindings; 12] = [
+pub static BINDINGS: [Bindings; 13] = [
     attention::BINDINGS,
     attention_hopper::BINDINGS,
+    average::BINDINGS,
     classifier::BINDINGS,
     decode::BINDINGS,
     digest::BINDINGS,
