@@ -4,11 +4,12 @@
     python3 release/kernels.py target/kernels.pack
     KERNEL_PACK=target/kernels.pack cargo build --release
 
-Needs no GPU. The file is a function of `kernels/` and of the compiler, which `requirements.txt` pins: the same
-bytes on every machine. `build.rs` compresses it into the program; `src/ops/cuda/embedded.rs` reads it.
+Needs no GPU. The file is a function of `kernels/` and of the compiler, which `requirements.txt` pins: the
+same bytes on every machine. `build.rs` compresses it into the program, `src/ops/cuda/embedded.rs` reads it.
 
 Layout: the line `runner/cubins/v1`, a line with the compiler's version and the architectures, the number of
-entries (u32, little-endian), of each its key (32 bytes) and length (u64), then the machine code in that order.
+entries (u32, little-endian), of each its key (32 bytes) and length (u64), then the machine code in that
+order.
 """
 
 import hashlib
@@ -58,7 +59,10 @@ def main():
     head = f"runner/cubins/v1\n{' '.join([Nvrtc().version, *ARCHITECTURES])}\n".encode()
     table = b"".join(key + struct.pack("<Q", len(code)) for key, code in entries)
     content = head + struct.pack("<I", len(entries)) + table + b"".join(code for _, code in entries)
-    Path(sys.argv[1]).write_bytes(content)
+    # A file that is right stays as it is, so that nothing is built again.
+    path = Path(sys.argv[1])
+    if not path.exists() or path.read_bytes() != content:
+        path.write_bytes(content)
     print(f"{len(entries)} cubins, {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
 
 

@@ -6,8 +6,8 @@
 #   SHA256SUMS                     of both
 #   provenance.json                how they were built: an in-toto statement with SLSA provenance v1, unsigned
 #
-# Needs a Rust toolchain, Python 3 with venv, and access to crates and wheels. No GPU, no root. From one commit
-# and one toolchain the program and the tarball come out with the same bytes. See docs/release.md.
+# Needs a Rust toolchain, Python 3.11 or newer with venv, and access to crates and wheels; no GPU, no root.
+# See docs/release.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

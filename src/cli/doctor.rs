@@ -73,11 +73,16 @@ fn to_text(machine: &Machine) -> String {
 /// A library, or why it is missing and whether that matters here.
 fn library_text(library: &LibraryReport, machine: &Machine) -> String {
     let name = &library.name;
-    match &library.path {
-        Some(path) => {
+    let problem = library.problem.as_deref().unwrap_or("not found");
+    match (&library.path, library.unneeded_by) {
+        (Some(path), _) => {
             format!("{name:<10} {} ({})", library.version.as_deref().unwrap_or("found"), path.display())
         }
-        None if machine.usable && library.replaceable => format!("{name:<10} not found, and not needed here"),
-        None => format!("{name:<10} missing: {}", library.problem.as_deref().unwrap_or("not found")),
+        (None, Some(_)) if machine.usable => format!("{name:<10} not found, and not needed here"),
+        (None, Some(what)) => {
+            let hint = problem.lines().last().unwrap_or_default();
+            format!("{name:<10} not found; {what} can do without it\n{hint}")
+        }
+        (None, None) => format!("{name:<10} missing: {problem}"),
     }
 }
