@@ -142,7 +142,7 @@ fn other_data_begin_at_their_start_and_an_offset_that_is_given_holds() {
     assert_eq!(offset("other_seed", &["seed=7"]), 0);
     assert_eq!(offset("given", &["data.offset=3"]), 3);
     let written = std::fs::read_to_string(lab.path("other_text/experiment.toml")).expect("resolved");
-    assert!(written.contains("the data are other than those of `ci`"), "{written}");
+    assert!(written.contains("the data are other than those of `base`"), "{written}");
     // An offset without an optimizer: the stream of a run, without its first sequences.
     run(&lab, CI, "late", &["data.offset=8", "schedule.steps=4"]).root();
     lab.verify("late", &["--replay", "0..4"]).assert_says(&["ok"]);

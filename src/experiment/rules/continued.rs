@@ -36,11 +36,14 @@ impl Resolved {
         let refused = |error: InitError| vec![Fault::new(error.message).hint(error.hint)];
         let InitProgress { experiment: before, sequences } =
             models.progress(Path::new(init)).map_err(refused)?;
+        // A checkpoint lies in `checkpoints` in its run's folder.
+        let folder = Path::new(init).ancestors().nth(2).and_then(Path::file_name).unwrap_or_default();
+        let run = folder.to_string_lossy();
         let origin = if same_stream(experiment, &before) {
             experiment.data.offset = sequences;
-            format!("where `{}` had come to in the same data", before.name)
+            format!("where `{run}` had come to in the same data")
         } else {
-            format!("the data are other than those of `{}`", before.name)
+            format!("the data are other than those of `{run}`")
         };
         origins.insert(KEY.to_string(), Origin::Derived(origin));
         Ok(self)
