@@ -85,7 +85,9 @@ pub fn tokens_of_sources(experiment: &Experiment, steps: u64, offset: u64) -> BT
 
 /// What a run of the experiment reads of each source, in the order of their names; none without a mixture.
 pub fn uses(experiment: &Experiment, order: &SampleOrder) -> Vec<SourceUse> {
-    let tokens = tokens_of_sources(experiment, experiment.schedule.steps, 0);
+    let offset = experiment.data.offset;
+    let passed_over = tokens_of_sources(experiment, 0, offset);
+    let tokens = tokens_of_sources(experiment, experiment.schedule.steps, offset);
     let weights = experiment.data.mix_weights();
     let sum: u64 = weights.iter().sum();
     let mut uses = Vec::new();
@@ -93,7 +95,7 @@ pub fn uses(experiment: &Experiment, order: &SampleOrder) -> Vec<SourceUse> {
         experiment.data.mix.iter().zip(order.sequences()).zip(weights)
     {
         let share = weight as f64 / sum as f64;
-        let tokens = tokens[name];
+        let tokens = tokens[name] - passed_over[name];
         let epochs = tokens as f64 / (sequences * experiment.batch.seq_len as u64) as f64;
         let max_epochs = source.max_epochs;
         uses.push(SourceUse { name: name.clone(), share, sequences, tokens, epochs, max_epochs });

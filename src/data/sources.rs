@@ -120,6 +120,7 @@ mod tests {
             val: val.to_vec(),
             tokenizer: experiment::Tokenizer::Byte,
             order: experiment::Order::Shuffled,
+            offset: 0,
             overfit_single_batch: false,
             prefetch: 2,
             mix: BTreeMap::new(),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::resolved::Model;
+use super::resolved::{Experiment, Model};
 
 /// Why a model gives no sizes: what is wrong with its file, and what to do.
 #[derive(Clone, Debug)]
@@ -20,6 +20,18 @@ pub trait InitModels {
 
     /// The sizes of the model in a file or folder.
     fn sizes(&self, path: &Path) -> Result<Model, InitError>;
+
+    /// How far the run of a checkpoint had come there.
+    fn progress(&self, checkpoint: &Path) -> Result<InitProgress, InitError>;
+}
+
+/// How far the run of a checkpoint had come.
+#[derive(Clone, Debug)]
+pub struct InitProgress {
+    /// The run's.
+    pub experiment: Experiment,
+    /// Sequences of its stream that it had read or passed over.
+    pub sequences: u64,
 }
 
 /// The [`InitModels`] of a caller that opens no model.
@@ -37,6 +49,12 @@ impl InitModels for NoModels {
         Err(InitError {
             message: format!("the sizes of `{}` are not read here", path.display()),
             hint: "set `model.layers`, `model.heads` and `model.channels`".into(),
+        })
+    }
+    fn progress(&self, checkpoint: &Path) -> Result<InitProgress, InitError> {
+        Err(InitError {
+            message: format!("how far `{}` had come is not read here", checkpoint.display()),
+            hint: "set `data.offset`".into(),
         })
     }
 }

@@ -31,6 +31,7 @@
 
 mod check;
 mod declare;
+mod defaults;
 mod descriptor;
 mod diagnostics;
 mod init_models;
@@ -57,15 +58,16 @@ use std::path::{Path, PathBuf};
 
 pub use check::RUN_PREFIX;
 pub use check::name_problem;
+pub use defaults::{is_default, is_locked};
 pub use descriptor::{Sizes, UnknownDescriptor, descriptors, sizes};
 pub use diagnostics::{ExperimentError, Fault, Snippet, nearest};
-pub use init_models::{InitError, InitModels};
+pub use init_models::{InitError, InitModels, InitProgress};
 pub use json_schema::json_schema;
 pub use origin::Origin;
 pub use reference::{KeyReference, KeysReference, SectionReference, UnknownKey, WordReference};
 pub use resolved::*;
 pub use rules::VOCAB_ALIGN;
-pub use schema::{is_locked, key_of_source, keys, largest, names_files, pinned_by_content, reaches_the_bits};
+pub use schema::{key_of_source, keys, largest, names_files, pinned_by_content, reaches_the_bits};
 pub use shipped::{SHIPPED, ShippedExperiment};
 pub use sweep::{Declared, Member, MemberSettings, Sweep, settings_json, settings_text};
 pub use template::template;

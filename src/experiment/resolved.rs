@@ -43,9 +43,9 @@ section! {
     pub struct Model {
         /// A model to start from in place of random weights: a Hugging Face folder of GPT-2, llm.c's `.bin`,
         /// version 3 or 5, or a checkpoint of a run: its folder, or `run:NAME@STEP` for a run under `--runs`
-        /// (without `@STEP` its newest). The optimizer, the schedule and the data begin anew. Sizes that are
-        /// not given are the model's. The lock pins the weights by content, a checkpoint's by its state root.
-        /// Default: not set.
+        /// (without `@STEP` its newest). The schedule begins anew, and without `optimizer.from_init` so do
+        /// the optimizer and the data. Sizes that are not given are the model's. The lock pins the weights by
+        /// content, a checkpoint's by its state root. Default: not set.
         pub init: Option<String>,
         /// The sizes by name: `d12` or `gpt2:d12` is GPT-2 of that depth, `gpt3:c768` GPT-3 of that width.
         /// Excludes `layers`, `heads` and `channels`. Default: not set.
@@ -136,6 +136,10 @@ section! {
         /// them: 0.999 is an average over some thousand updates. From 0 to below 1; 0 keeps none. It takes
         /// four bytes a parameter, and evaluations take twice as long. Default: 0.0.
         pub ema_decay: f64,
+        /// Go on with the optimizer of the checkpoint that `model.init` names: its moments and masters, its
+        /// count of updates, the guards' windows, and the average of the weights where one is kept. Default:
+        /// false.
+        pub from_init: bool,
     }
 }
 
@@ -210,6 +214,9 @@ section! {
         pub tokenizer: Tokenizer,
         /// Order of the training sequences. Default: shuffled.
         pub order: Order,
+        /// Sequences that are passed over before the first step. Default: 0; with `optimizer.from_init` and
+        /// the data, seed, order and `batch.seq_len` of the checkpoint's run as many as that had read.
+        pub offset: u64,
         /// Train every step on the first batch: a debugging aid. Default: false.
         pub overfit_single_batch: bool,
         /// Micro-batches prepared ahead; at least 1. Changes no bit. Default: 2.

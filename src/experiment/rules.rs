@@ -23,6 +23,7 @@ use super::schema::{self, KEYS};
 use super::write;
 
 mod audit;
+mod continued;
 mod data;
 mod schedule;
 
@@ -76,8 +77,9 @@ pub(super) fn resolve(
     rules.schedule();
     rules.numerics();
     rules.data();
+    rules.continued();
     rules.run();
-    rules.finish()
+    rules.finish()?.placed_in_data(models)
 }
 
 fn is_set(entry: &PlacedValue) -> bool {

@@ -249,6 +249,7 @@ pub(super) const KEYS: &[KeyRow] = &[
     ranged("optimizer.weight_decay", FROM_ZERO, 0.1).bits().example("0.0"),
     ranged("optimizer.grad_clip", FROM_ZERO, 1.0).bits().example("0.5"),
     ranged("optimizer.ema_decay", DECAY, 0.0).touching(Bits::ReachedWhenSet).example("0.999"),
+    boolean("optimizer.from_init", false).touching(Bits::ReachedWhenSet).example("true"),
     //
     ranged("guards.loss_z", FROM_ZERO, 0.0).bits().unit("standard deviations").example("5.0"),
     ranged("guards.grad_z", FROM_ZERO, 0.0).bits().unit("standard deviations").example("5.0"),
@@ -264,6 +265,10 @@ pub(super) const KEYS: &[KeyRow] = &[
         .example(r#""../data/edu_fineweb_val_*.bin""#),
     choice("data.tokenizer", Tokenizer::WORDS, "gpt2").bits().example(r#""byte""#),
     choice("data.order", Order::WORDS, "shuffled").bits().example(r#""sequential""#),
+    int("data.offset", 0, MANY, Default::Integer(0))
+        .touching(Bits::ReachedWhenSet)
+        .unit("sequences")
+        .example("38_400"),
     boolean("data.overfit_single_batch", false).bits().example("true"),
     int("data.prefetch", 1, 1024, Default::Integer(2)).unit("micro-batches").example("8"),
     //
@@ -469,21 +474,6 @@ pub(super) fn neighbour(dotted: &str, section: &str) -> (Option<&'static str>, O
 /// own. A name that is no key is taken to matter.
 pub fn reaches_the_bits(name: &str) -> bool {
     key(name).is_none_or(|key| matches!(key.bits, Bits::Reached | Bits::ReachedWhenSet))
-}
-
-/// Whether a dotted key of this value is part of a lock's numerics: it reaches the bits, and is no default
-/// that locks leave out.
-pub fn is_locked(name: &str, value: &serde_json::Value) -> bool {
-    let left_out = key(name).is_some_and(|key| {
-        key.bits == Bits::ReachedWhenSet
-            && match key.default {
-                Default::Number(default) => value.as_f64() == Some(default),
-                Default::Integer(default) => value.as_u64() == Some(default),
-                Default::Text(default) => value.as_str() == Some(default),
-                Default::Boolean(_) | Default::Absent | Default::Ruled => false,
-            }
-    });
-    reaches_the_bits(name) && !left_out
 }
 
 /// Whether a dotted key is one that runs are compared by: it reaches the bits, by its value or by what it

@@ -91,6 +91,7 @@ mod tests {
         weight_decay: 0.1,
         grad_clip: 1.0,
         ema_decay: 0.0,
+        from_init: false,
     };
 
     fn rule(config: &experiment::OptimizerKeys) -> AdamWRule<'_> {

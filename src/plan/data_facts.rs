@@ -43,7 +43,7 @@ impl DataFacts {
                 facts.val_tokens = val.map(|val| val.tokens());
                 let order = mixture::order(experiment, &train)?;
                 loaded.resolve_epochs(order.sequences().sum())?;
-                mixture::require_epochs(&loaded.experiment, &order, 0)?;
+                mixture::require_epochs(&loaded.experiment, &order, loaded.experiment.data.offset)?;
                 facts.sources = mixture::uses(&loaded.experiment, &order);
             }
             Err(problem) if loaded.epochs.is_some() => return Err(PlanError::EpochsWithoutData(problem)),

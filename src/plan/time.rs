@@ -105,7 +105,9 @@ fn evaluation(experiment: &Experiment, share: Share, cost: &Cost, data: &DataFac
     let wanted = experiment.eval.val_tokens;
     let val_tokens = data.val_tokens.map_or(wanted, |have| have.min(wanted));
     let read = val_tokens + data.hellaswag_tokens.unwrap_or(0);
-    let micro_batches = (evaluations * read.div_ceil(micro_tokens)) as f64;
+    // The weights, and their average where one is kept.
+    let models = if experiment.optimizer.ema_decay > 0.0 { 2 } else { 1 };
+    let micro_batches = (evaluations * models * read.div_ceil(micro_tokens)) as f64;
     (evaluations, micro_batches * cost.forward / share.devices as f64)
 }
 

@@ -4,7 +4,7 @@
 use serde::{Serialize, Serializer};
 
 use super::series::quantile;
-use crate::store::columns::SummaryRule;
+use crate::store::columns::{ColumnKind, SummaryRule};
 use crate::store::metrics::{Action, COLUMNS, Column, MetricsRow};
 
 /// The columns that have a number of a run, in their order.
@@ -12,7 +12,8 @@ pub fn columns() -> impl Iterator<Item = &'static Column> {
     COLUMNS.iter().filter(|column| column.summary != SummaryRule::None)
 }
 
-/// The numbers of a run, by column; none where nothing was measured.
+/// The numbers of a run, by column; none where nothing was measured. Columns of the average of the weights are
+/// left out where nothing was.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Figures(Vec<(&'static str, Option<f64>)>);
 
@@ -25,7 +26,12 @@ impl Figures {
     /// The same from the last rows of a run that made so many updates: at least [`tail`] of them, [`TIMED`]
     /// rows with a time, and the row of the last evaluation.
     pub fn of_end(rows: &[MetricsRow], updates: usize) -> Figures {
-        Figures(columns().map(|column| (column.figure_name(), figure(column, rows, updates))).collect())
+        let of = |column| (column, figure(column, rows, updates));
+        // Those of an average are there only where one is kept.
+        let has =
+            |(column, value): &(&Column, Option<f64>)| column.kind != ColumnKind::Average || value.is_some();
+        let figures = columns().map(of).filter(has);
+        Figures(figures.map(|(column, value)| (column.figure_name(), value)).collect())
     }
 
     /// The number called `name`: [`Column::figure_name`].

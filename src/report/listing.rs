@@ -231,6 +231,10 @@ pub fn in_full(run: &RunSummary) -> String {
             figure("hellaswag_acc_norm").map_or(String::new(), |acc| format!(", acc_norm {acc:.4}"));
         line("HellaSwag", format!("{score:.4}{harness}"));
     }
+    if let Some(loss) = figure("ema_val_loss") {
+        let score = figure("ema_hellaswag").map_or(String::new(), |score| format!(", HellaSwag {score:.4}"));
+        line("average", format!("val loss {loss:.4}{score}"));
+    }
     if run.skipped > 0 {
         line("skipped", format!("{} steps", units::thousands(run.skipped)));
     }

@@ -11,7 +11,8 @@ use crate::units;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SourceRead {
     pub name: String,
-    /// Tokens of the source in the stream of samples so far; those that rewinds passed over are part of them.
+    /// Tokens of the source in the stream of samples so far; what rewinds and `data.offset` passed over
+    /// is part of them.
     pub tokens: u64,
     /// Passes over the source; not known without the lock.
     pub epochs: Option<f64>,

@@ -18,6 +18,7 @@ use crate::proof::{Entry, LockError};
 use crate::store::metrics::{self, MetricsRow};
 use crate::store::sweep_folder::is_sweep;
 use crate::store::{self, RunPaths, StoreError, checkpoint, run_folder};
+use crate::train::run::INIT_UPDATES;
 
 /// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -204,13 +205,16 @@ impl RunSummary {
     }
 }
 
-/// `runs/base/checkpoints/step_00010000, root 1f7a…`: `model.init` and its digest in the lock.
+/// `runs/base/checkpoints/step_00010000, root 1f7a…`: `model.init` and its digest in the lock; and the
+/// updates that its optimizer had made, where the run goes on with it.
 fn lineage(experiment: &Experiment, lock: Option<&Lock>) -> Option<String> {
     const PINNED: &str = "model.init_";
     let path = experiment.model.init.clone()?;
     let mut numerics = lock.into_iter().flat_map(|lock| &lock.numerics);
     let pinned = numerics.find_map(|(key, value)| Some(format!(", {} {value}", key.strip_prefix(PINNED)?)));
-    Some(path + &pinned.unwrap_or_default())
+    let updates = lock.and_then(|lock| lock.numerics.get(INIT_UPDATES));
+    let updates = updates.map(|updates| format!(", with its optimizer after {updates} updates"));
+    Some(path + &pinned.unwrap_or_default() + &updates.unwrap_or_default())
 }
 
 /// The facts in the metrics and the ledger of a run.

@@ -14,6 +14,7 @@ use super::figures;
 use super::glance::RunGlance;
 use super::summary::{RunSummary, State};
 use crate::experiment;
+use crate::store::columns::ColumnKind;
 use crate::store::contents;
 use crate::store::metrics::{COLUMNS, Column};
 use crate::units;
@@ -90,15 +91,24 @@ static MORE: [TableColumn; 6] = [
 /// The columns of a table that no one has chosen, in order: those of a run, and in their middle those of its
 /// metrics of which a run has one number.
 pub fn columns() -> Vec<TableColumn> {
-    let figures = figures::columns()
-        .map(Column::figure_name)
-        .map(|name| TableColumn { name, source: ColumnSource::Figure(name) });
+    let figures = figures::columns().filter(|column| column.kind != ColumnKind::Average).map(of_figure);
     BEFORE.iter().copied().chain(figures).chain(AFTER).collect()
+}
+
+fn of_figure(column: &Column) -> TableColumn {
+    let name = column.figure_name();
+    TableColumn { name, source: ColumnSource::Figure(name) }
+}
+
+/// Every column but those of experiments' keys: first those of [`columns`].
+fn all() -> impl Iterator<Item = TableColumn> {
+    let of_average = figures::columns().filter(|column| column.kind == ColumnKind::Average).map(of_figure);
+    columns().into_iter().chain(of_average).chain(MORE)
 }
 
 /// The name of every column but those of experiments' keys.
 pub fn names() -> Vec<&'static str> {
-    columns().iter().chain(&MORE).map(|column| column.name).collect()
+    all().map(|column| column.name).collect()
 }
 
 impl TableColumn {
@@ -108,7 +118,7 @@ impl TableColumn {
     /// It names none, or a key of many sections.
     pub fn find(asked: &str) -> Result<TableColumn, ReportError> {
         let asked = asked.trim();
-        if let Some(column) = columns().into_iter().chain(MORE).find(|column| column.name == asked) {
+        if let Some(column) = all().find(|column| column.name == asked) {
             return Ok(column);
         }
         let keys: Vec<&'static str> = match experiment::key_of_source(asked) {

@@ -74,6 +74,8 @@ impl<O: Locked> Agreed<O> {
             ops.pin(numerics)?;
         }
         let mut trainer = Trainer::join(ops, &experiment, exchange)?;
+        let window = experiment.guards.window;
+        initial.iter().try_for_each(|initial| initial.require_fit(&mut trainer, window))?;
         let manifest = data.manifest(remembered(SHARDS), report)?;
         if first {
             for remark in loaded.replaced.iter().chain(&data.remarks(&manifest, &experiment)) {

@@ -57,7 +57,7 @@ impl Data {
             .map(|path| TaskSet::open(path, &tokenizer, experiment.model.vocab, seq_len))
             .transpose()?;
         loaded.resolve_epochs(order.sequences().sum())?;
-        mixture::require_epochs(&loaded.experiment, &order, 0)?;
+        mixture::require_epochs(&loaded.experiment, &order, loaded.experiment.data.offset)?;
         Ok(Data { train, order, val, validation, hellaswag, hellaswag_file, tokenizer })
     }
 

@@ -1,28 +1,44 @@
 //! `model.init`: the model that training starts from, read before anything is allocated.
 //!
-//! It is a model of another program, or a checkpoint of a run, of which the weights are taken. It is hashed
-//! and read once. A resumed run has its weights in its own checkpoint and does not need the model any more;
-//! the lock keeps its digest.
+//! It is a model of another program, or a checkpoint of a run, of which the weights are taken, and with
+//! `optimizer.from_init` the optimizer's state too. It is hashed and read once. A resumed run has its weights
+//! in its own checkpoint and does not need the model any more; the lock keeps its digest.
 
 use std::path::{Path, PathBuf};
 
+use super::error::UsageError;
 use super::find;
-use crate::experiment::{self, Declared, Experiment, ExperimentError, InitError, InitModels, Loaded, Model};
+use crate::experiment::{
+    self, Declared, Experiment, ExperimentError, GuardKeys, InitError, InitModels, InitProgress, Loaded,
+    Model,
+};
 use crate::formats::{ForeignModel, Parameters, models_read, require_finite, values};
-use crate::ops::{Ops, Result};
+use crate::ops::Ops;
+use crate::optim::AVERAGE;
 use crate::proof::lock::Table;
 use crate::store::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
-use crate::train::Trainer;
+use crate::store::safetensors::Reader;
+use crate::train::run::INIT_UPDATES;
+use crate::train::{Progress, Trainer};
 
 /// The lock's keys for what `model.init` names: of a file its SHA-256, of a checkpoint its state root.
 pub const INIT_KEYS: [&str; 2] = ["model.init_sha256", "model.init_root"];
 
 /// The model that `model.init` names.
 pub struct Initial {
-    /// What the lock has of it: one of [`INIT_KEYS`], and its value.
-    pinned: (&'static str, String),
-    /// None where a checkpoint has the weights already.
-    parameters: Option<Parameters>,
+    /// What the lock has of it: one of [`INIT_KEYS`] with its value; with the optimizer of a checkpoint its
+    /// count of updates too.
+    pinned: Vec<(&'static str, String)>,
+    start: InitStart,
+}
+
+/// What of the model training begins with.
+enum InitStart {
+    /// Nothing: a checkpoint of the run has it already.
+    Past,
+    Weights(Parameters),
+    /// The state in this folder of a checkpoint, which every rank reads its part of.
+    State(PathBuf),
 }
 
 /// The model that `model.init` names, if any. `past` are the numerics of the run that is resumed.
@@ -39,28 +55,103 @@ pub fn read(
     let path = Path::new(init);
     if from_checkpoint && !path.exists() {
         let known = |key| Some((key, past?.get(key)?.clone()));
-        if let Some(pinned) = INIT_KEYS.into_iter().find_map(known) {
-            return Ok(Some(Initial { pinned, parameters: None }));
+        let pinned: Vec<_> = INIT_KEYS.into_iter().chain([INIT_UPDATES]).filter_map(known).collect();
+        if !pinned.is_empty() {
+            return Ok(Some(Initial { pinned, start: InitStart::Past }));
         }
     }
     let model = InitModel::open(path)?;
-    let pinned = model.pinned()?;
-    let parameters = (!from_checkpoint).then(|| model.read(&experiment.model)).transpose()?;
-    Ok(Some(Initial { pinned, parameters }))
+    let mut pinned = vec![model.pinned()?];
+    let mut state = None;
+    if experiment.optimizer.from_init {
+        let folder = model.checkpoint_folder()?;
+        pinned.push((INIT_UPDATES, counters(folder, &experiment.guards)?.updates.to_string()));
+        state = Some(folder.to_owned());
+    }
+    let start = match (from_checkpoint, state) {
+        (true, _) => InitStart::Past,
+        (false, Some(folder)) => InitStart::State(folder),
+        (false, None) => InitStart::Weights(model.read(&experiment.model)?),
+    };
+    Ok(Some(Initial { pinned, start }))
+}
+
+/// The counters in a checkpoint's state.
+fn counters(folder: &Path, guards: &GuardKeys) -> anyhow::Result<Progress> {
+    let (_, state) = checkpoint::load_some(folder, Progress::is_counter)?;
+    Ok(Progress::of_counters(&state, guards)?)
 }
 
 impl Initial {
-    /// Copies the model into a trainer before its first step.
-    pub fn start<O: Ops>(self, trainer: &mut Trainer<O>) -> Result<()> {
-        let Some(parameters) = self.parameters else { return Ok(()) };
-        let mut tensors = parameters.tensors.iter();
-        trainer.start_from(|_| values(tensors.next().expect("both are in the model's order")))
+    /// Refuses a saved state that is not one of the trainer's: other tensors, types or shapes, or more in the
+    /// guards' windows than the `window` of the experiment. Only its header is read.
+    ///
+    /// # Errors
+    ///
+    /// The first tensor that differs.
+    pub fn require_fit<O: Ops>(&self, trainer: &mut Trainer<O>, window: usize) -> anyhow::Result<()> {
+        let InitStart::State(folder) = &self.start else { return Ok(()) };
+        let file = folder.join(STATE_FILE);
+        let saved = Reader::open(&file)?;
+        let of = |name: &str| saved.infos().iter().find(|info| info.name == name);
+        let refused = |name: &str, problem: String| {
+            UsageError(format!(
+                "`optimizer.from_init` cannot go on with `{}`: `{name}` {problem}\n  hint: give model, \
+                 `precision`, `guards.window` and `optimizer.ema_decay` as the checkpoint's run has them, or \
+                 leave `optimizer.from_init` out to start from the weights alone",
+                file.display()
+            ))
+        };
+        let windows = saved.infos().iter().filter(|info| info.name.ends_with("_window"));
+        for info in windows.filter(|info| info.shape.iter().any(|values| *values > window)) {
+            let problem = format!("has {:?} values, `guards.window` is {window}", info.shape);
+            return Err(refused(&info.name, problem).into());
+        }
+        let infos = trainer.state_infos();
+        // The counters and windows have their own types, and windows any length.
+        for info in infos.iter().filter(|info| !Progress::is_host_value(&info.name)) {
+            let (name, needs) = (&info.name, format!("{} {:?}", info.dtype, info.shape));
+            let saved = of(name).ok_or_else(|| refused(name, "is missing".into()))?;
+            if (saved.dtype, &saved.shape) != (info.dtype, &info.shape) {
+                let is = format!("is {} {:?}, this experiment needs {needs}", saved.dtype, saved.shape);
+                return Err(refused(name, is).into());
+            }
+        }
+        let more = saved.infos().iter().find(|saved| {
+            !infos.iter().any(|info| info.name == saved.name) && !saved.name.starts_with(AVERAGE.prefix)
+        });
+        more.map_or(Ok(()), |more| {
+            Err(refused(&more.name, "does not belong to this experiment".into()).into())
+        })
+    }
+
+    /// Copies the model into a trainer before its first step, and the optimizer if that goes on.
+    ///
+    /// # Errors
+    ///
+    /// The device fails; a checkpoint cannot be read, or is not of this experiment.
+    pub fn start<O: Ops>(self, trainer: &mut Trainer<O>) -> anyhow::Result<()> {
+        match self.start {
+            InitStart::Past => {}
+            InitStart::Weights(parameters) => {
+                let mut tensors = parameters.tensors.iter();
+                trainer.start_from(|_| values(tensors.next().expect("both are in the model's order")))?;
+            }
+            InitStart::State(folder) => {
+                let unused = |name: &str| name.starts_with(AVERAGE.prefix) && !trainer.keeps_average();
+                let wanted = |name: &str| trainer.needs(name) && !unused(name);
+                let (_, state) = checkpoint::load_some(&folder, wanted)?;
+                require_finite(&folder.join(STATE_FILE), &state)?;
+                trainer.go_on_from(state)?;
+            }
+        }
+        Ok(())
     }
 }
 
 /// Adds it to what the bits depend on.
 pub fn lock(initial: Option<&Initial>, numerics: &mut Table) {
-    if let Some(Initial { pinned: (key, value), .. }) = initial {
+    for (key, value) in initial.iter().flat_map(|initial| &initial.pinned) {
         numerics.insert((*key).into(), value.clone());
     }
 }
@@ -80,14 +171,27 @@ impl InitModel {
         }
     }
 
+    /// The folder of a checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// It is a model of another program, which has no optimizer.
+    fn checkpoint_folder(&self) -> Result<&Path, UsageError> {
+        match self {
+            InitModel::Checkpoint(folder) => Ok(folder),
+            InitModel::Foreign(model) => Err(UsageError(format!(
+                "`{}` is a model without an optimizer to go on with\n  hint: set `optimizer.from_init` to \
+                 false, or `model.init` to a checkpoint of a run, `run:NAME@STEP`",
+                model.path().display()
+            ))),
+        }
+    }
+
     /// The sizes; a checkpoint's are in its run's experiment.
     fn sizes(&self) -> anyhow::Result<Model> {
         match self {
             InitModel::Foreign(model) => Ok(model.sizes()?),
-            InitModel::Checkpoint(folder) => {
-                let run = folder.parent().and_then(Path::parent).unwrap_or(Path::new("."));
-                Ok(experiment::load_recorded(&run.join("experiment.toml"))?.experiment.model)
-            }
+            InitModel::Checkpoint(folder) => Ok(experiment_of(folder)?.model),
         }
     }
 
@@ -116,6 +220,12 @@ impl InitModel {
     }
 }
 
+/// The experiment of the run that a checkpoint is of.
+fn experiment_of(folder: &Path) -> Result<Experiment, ExperimentError> {
+    let run = folder.parent().and_then(Path::parent).unwrap_or(Path::new("."));
+    Ok(experiment::load_recorded(&run.join("experiment.toml"))?.experiment)
+}
+
 /// Loads an experiment's file as [`experiment::load`] does. What `model.init` leaves open is the model's:
 /// sizes that are not given, and the folder of a run's checkpoint, which is one of `runs`.
 pub fn load_experiment(path: &Path, sets: &[String], runs: &Path) -> Result<Loaded, ExperimentError> {
@@ -140,6 +250,18 @@ impl InitModels for Models<'_> {
     fn sizes(&self, path: &Path) -> Result<Model, InitError> {
         let hint = || format!("`model.init` takes {}, or a checkpoint of a run", models_read());
         InitModel::open(path).and_then(|model| model.sizes()).map_err(|error| init_error(&error, &hint()))
+    }
+
+    fn progress(&self, path: &Path) -> Result<InitProgress, InitError> {
+        let read = || {
+            let model = InitModel::open(path)?;
+            let folder = model.checkpoint_folder()?;
+            let experiment = experiment_of(folder)?;
+            let at = counters(folder, &experiment.guards)?;
+            let sequences = at.step * experiment.sequences_per_step() + at.data_offset;
+            anyhow::Ok(InitProgress { experiment, sequences })
+        };
+        read().map_err(|error| init_error(&error, "`data.offset` says where in the data to go on"))
     }
 }
 

@@ -8,7 +8,7 @@ use super::error::{ProofRefusal, UsageError, refuse_ledger, refuse_lock};
 use super::expected::Expected;
 use super::lock::{list, older_arithmetic, plain};
 use super::messages::{Message, Report};
-use crate::experiment::{Loaded, Origin, flatten};
+use crate::experiment::{Loaded, Origin, flatten, is_default};
 use crate::proof::ledger::{self, RESUME};
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{Hash, Head, LockError};
@@ -177,9 +177,12 @@ pub fn finished(
     Ok(Some(root.0.state_root))
 }
 
-/// The first key, with its value, that the experiment has otherwise than a run's lock.
+/// The first key, with its value, that the experiment has otherwise than a run's lock. The lock of an older
+/// program lacks keys, which then had what is their default now.
 fn other_value(lock: &Lock, loaded: &Loaded) -> Option<(String, String)> {
-    let mut values = flatten(&loaded.experiment).into_iter();
+    let known =
+        |key: &str, value: &serde_json::Value| lock.config.contains_key(key) || !is_default(key, value);
+    let mut values = flatten(&loaded.experiment).into_iter().filter(|(key, value)| known(key, value));
     values.find(|(key, value)| origin(lock, key, value).is_none()).map(|(key, value)| (key, plain(&value)))
 }
 

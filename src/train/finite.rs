@@ -57,7 +57,7 @@ impl<O: Ops> Run<O> {
     /// is not finite, or no step has changed a weight. Ranks look through their own parts and agree.
     pub(super) fn came_to_nothing(&mut self) -> Result<Option<String>, RunError> {
         let progress = self.trainer.progress();
-        if progress.updates == 0 && progress.step > 0 {
+        if self.updates() == 0 && progress.step > 0 {
             return Ok(Some(format!(
                 "none of the {} steps changed a weight: all were skipped",
                 progress.step

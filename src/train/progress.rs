@@ -12,9 +12,9 @@ use crate::store::Tensor;
 pub struct Progress {
     /// Optimizer steps done; the number of the next one.
     pub step: u64,
-    /// Steps that reached the weights.
+    /// Steps that reached the weights, with those before the checkpoint whose optimizer the run goes on with.
     pub updates: u64,
-    /// Sequences by which rewinds have advanced the stream of samples.
+    /// Sequences by which `data.offset` and rewinds have advanced the stream of samples.
     pub data_offset: u64,
     pub guards: Guards,
 }
@@ -36,6 +36,32 @@ impl Progress {
             ("guard/loss_window", HostValue::Window(&mut guards.loss)),
             ("guard/grad_window", HostValue::Window(&mut guards.grad)),
         ]
+    }
+
+    /// Whether a tensor of the state is a value of the host.
+    pub fn is_host_value(name: &str) -> bool {
+        name.starts_with("train/") || name.starts_with("guard/")
+    }
+
+    /// Whether a tensor of the state is a counter of training.
+    pub fn is_counter(name: &str) -> bool {
+        name.starts_with("train/")
+    }
+
+    /// The counters of a saved state; the guards are those of a new run.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::State`] when one is missing or is no counter.
+    pub fn of_counters(state: &[Tensor], guards: &experiment::GuardKeys) -> Result<Progress, TrainError> {
+        let mut progress = Progress::new(guards);
+        for (name, mut value) in progress.values().into_iter().filter(|(name, _)| Progress::is_counter(name))
+        {
+            let tensor = state.iter().find(|tensor| tensor.name == name);
+            let missing = || TrainError::State { tensor: name.into(), problem: "is missing".into() };
+            value.set(tensor.ok_or_else(missing)?)?;
+        }
+        Ok(progress)
     }
 
     /// The values as tensors.

@@ -31,6 +31,10 @@ use crate::proof::Hash;
 use crate::rng::Key;
 use crate::store::{Timing, Writer};
 
+/// The key of the numerics with the updates that were made before the checkpoint whose optimizer a run goes
+/// on with.
+pub const INIT_UPDATES: &str = "model.init_updates";
+
 /// A run with everything open; [`Run::finish`] trains it.
 pub struct Run<O: Ops> {
     pub experiment: Experiment,
@@ -156,9 +160,16 @@ impl<O: Ops> Run<O> {
         Ok(Outcome::Finished { root })
     }
 
+    /// Steps made that updated the weights: without those before the checkpoint whose optimizer the run goes
+    /// on with.
+    pub(super) fn updates(&self) -> u64 {
+        let before = self.numerics.get(INIT_UPDATES).and_then(|updates| updates.parse().ok()).unwrap_or(0);
+        self.trainer.progress().updates - before
+    }
+
     /// Steps made that did not update the weights.
     fn skipped(&self) -> u64 {
-        self.trainer.progress().step - self.trainer.progress().updates
+        self.trainer.progress().step - self.updates()
     }
 
     /// Ends a run in which a number that must be finite is not. Nothing more is saved; existing checkpoints

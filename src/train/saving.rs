@@ -22,7 +22,7 @@ impl<O: Ops> Run<O> {
         let before = self.writer.wait()?;
         announce(before, out)?;
         let progress = self.trainer.progress();
-        let (step, updates) = (progress.step, progress.updates);
+        let (step, updates) = (progress.step, self.updates());
         let facts = out.make_durable()?.map(|ledger| Facts {
             experiment: self.experiment.name.clone(),
             step,

@@ -30,6 +30,7 @@ use crate::ops::{ChunkSquares, Dtype, Ops, Result, Role, Rows, SumSquares, Write
 use crate::optim::{Slot, Start, UpdateRule, UpdateStep, Verdict, learning_rate, update_rule};
 use crate::parallel::exchange::all_gather;
 use crate::parallel::{Exchange, ExchangeError, Link, Shards, Solo, Sums, reduce};
+use crate::store::Tensor;
 
 /// Everything that training needs on a device, and the host state that the next step reads.
 pub struct Trainer<O: Ops> {
@@ -105,7 +106,7 @@ impl<O: Ops> Trainer<O> {
         let mut trainer = Trainer {
             losses: ops.alloc(Role::F32, step_tokens)?,
             host_losses: vec![0.0; step_tokens],
-            progress: Progress::new(&experiment.guards),
+            progress: Progress { data_offset: experiment.data.offset, ..Progress::new(&experiment.guards) },
             decoder,
             audit: None,
             experiment: experiment.clone(),
@@ -139,6 +140,20 @@ impl<O: Ops> Trainer<O> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Starts from the saved state of another run, before the first step: with its weights, all that its
+    /// optimizer keeps, its count of updates and the guards' windows. Steps and the place in the data are
+    /// this run's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Trainer::restore`].
+    pub fn go_on_from(&mut self, state: Vec<Tensor>) -> Result<(), TrainError> {
+        let Progress { step, data_offset, .. } = self.progress;
+        self.restore(state)?;
+        self.progress = Progress { step, data_offset, ..self.progress.clone() };
         Ok(())
     }
 

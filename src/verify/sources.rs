@@ -16,7 +16,7 @@ pub fn verify(experiment: &Experiment, entries: &[Entry], checks: &mut Checks<'_
     if experiment.data.mix.is_empty() && steps.iter().all(|entry| entry.sources.is_empty()) {
         return;
     }
-    let mut offset = 0;
+    let mut offset = experiment.data.offset;
     for entry in steps {
         offset += passed_over(experiment, entry);
         let expected = tokens_of_sources(experiment, entry.step + 1, offset);

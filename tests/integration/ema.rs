@@ -87,6 +87,10 @@ fn what_was_measured_of_the_average_is_proven_and_any_way_to_the_end_has_its_bit
     assert!(rows[1].get("ema_val_loss").is_none(), "{}", rows[1]);
     lab.verify("ci", &["--replay", "0..20"]).assert_says(&["ok", "gave the same bits again"]);
 
+    let shown = lab.verb("show", "ci", &[]).stdout;
+    let average = format!("average      val loss {:.4}", of(20, "ema_val_loss"));
+    assert!(shown.contains(&average), "`{average}` is not in:\n{shown}");
+
     // A saved average is as good as it was in training, and another than the weights.
     let json = lab.verb("eval", "ci", &["--ema", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json.stdout).expect("JSON");

@@ -5,6 +5,7 @@ mod attacks;
 mod audit;
 mod cases;
 mod compare;
+mod continued;
 mod data;
 mod data_prepare;
 mod data_shards;

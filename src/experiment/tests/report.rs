@@ -82,7 +82,7 @@ error: unknown key `data.workers`
    |
 20 | workers = 2
    | ^^^^^^^ not a key
-   = note: `data` has corpus, train, val, tokenizer, order, overfit_single_batch, prefetch
+   = note: `data` has corpus, train, val, tokenizer, order, offset, overfit_single_batch, prefetch
    hint: did you mean `parallel.workers`?
 
 error: `memory.recompute` is 3, but at most 2 is allowed

@@ -134,6 +134,12 @@ fn tiles(page: &HtmlPage, numbers: &Numbers) -> Markup {
                 @let published = beside(level.map(|level| level.hellaswag));
                 (tile("HellaSwag", &format!("{accuracy:.4}"), &format!("{harness}{published}")))
             }
+            @if let Some(loss) = numbers.ema_val_loss {
+                @let score =
+                    numbers.ema_hellaswag.map_or(String::new(), |score| format!(" HellaSwag {score:.4}."));
+                (tile("Validation loss of the average", &format!("{loss:.4}"),
+                    &format!("Weights averaged over the updates.{score}")))
+            }
             @if page.run.has_tokens {
                 @let steps = format!("{} steps", units::thousands(numbers.steps));
                 (tile("Tokens", &units::count(numbers.tokens), &steps))

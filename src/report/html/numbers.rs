@@ -17,6 +17,9 @@ pub struct Numbers {
     pub hellaswag: Option<f64>,
     pub hellaswag_acc: Option<f64>,
     pub hellaswag_acc_norm: Option<f64>,
+    /// Of the average of the weights.
+    pub ema_val_loss: Option<f64>,
+    pub ema_hellaswag: Option<f64>,
     /// Seconds in steps.
     pub seconds: f64,
     /// Tokens a second in the last hundred steps, as `runner show` has them.
@@ -47,6 +50,8 @@ impl Numbers {
             hellaswag: figures.get("hellaswag"),
             hellaswag_acc: figures.get("hellaswag_acc"),
             hellaswag_acc_norm: figures.get("hellaswag_acc_norm"),
+            ema_val_loss: figures.get("ema_val_loss"),
+            ema_hellaswag: figures.get("ema_hellaswag"),
             seconds: rows.iter().filter_map(|row| row.step_ms).sum::<f64>() / 1e3,
             speed: figures.get("tokens_per_s"),
             tokens_per_s: spread(|row| row.tokens_per_s),
