@@ -67,7 +67,7 @@ pub(super) fn last_drift(notes: &[Note], entries: &[Entry]) -> u64 {
 pub(super) fn numerics(lock: &Lock, manifests: &[Manifest], last_drift: u64, checks: &mut Checks<'_>) {
     let differing = manifests.iter().filter_map(|manifest| {
         let changed = differences(&manifest.numerics, &lock.numerics);
-        (!changed.is_empty()).then(|| (manifest.step, changed))
+        (!changed.is_empty()).then_some((manifest.step, changed))
     });
     let differing: Vec<(u64, Vec<Difference>)> = differing.collect();
     // What many checkpoints in turn have otherwise is listed once.
