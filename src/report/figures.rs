@@ -12,8 +12,8 @@ pub fn columns() -> impl Iterator<Item = &'static Column> {
     COLUMNS.iter().filter(|column| column.summary != SummaryRule::None)
 }
 
-/// The numbers of a run, by column; none where nothing was measured. Columns of the average of the weights are
-/// left out where nothing was.
+/// The numbers of a run, by column; none where nothing was measured. Columns of the average of the weights
+/// are left out where nothing was.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Figures(Vec<(&'static str, Option<f64>)>);
 

@@ -17,7 +17,7 @@ use crate::ops::Ops;
 use crate::optim::AVERAGE;
 use crate::proof::lock::Table;
 use crate::store::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
-use crate::store::safetensors::Reader;
+use crate::store::safetensors::{Info, Reader};
 use crate::train::run::INIT_UPDATES;
 use crate::train::{Progress, Trainer};
 
@@ -36,7 +36,7 @@ pub struct Initial {
 enum InitStart {
     /// Nothing: a checkpoint of the run has it already.
     Past,
-    Weights(Parameters),
+    Weights(Box<Parameters>),
     /// The state in this folder of a checkpoint, which every rank reads its part of.
     State(PathBuf),
 }
@@ -71,7 +71,7 @@ pub fn read(
     let start = match (from_checkpoint, state) {
         (true, _) => InitStart::Past,
         (false, Some(folder)) => InitStart::State(folder),
-        (false, None) => InitStart::Weights(model.read(&experiment.model)?),
+        (false, None) => InitStart::Weights(Box::new(model.read(&experiment.model)?)),
     };
     Ok(Some(Initial { pinned, start }))
 }
@@ -102,10 +102,11 @@ impl Initial {
                 file.display()
             ))
         };
-        let windows = saved.infos().iter().filter(|info| info.name.ends_with("_window"));
-        for info in windows.filter(|info| info.shape.iter().any(|values| *values > window)) {
-            let problem = format!("has {:?} values, `guards.window` is {window}", info.shape);
-            return Err(refused(&info.name, problem).into());
+        let is_wider =
+            |info: &&Info| info.name.ends_with("_window") && info.shape.iter().any(|values| *values > window);
+        if let Some(Info { name, shape, .. }) = saved.infos().iter().find(is_wider) {
+            let problem = format!("has {shape:?} values, `guards.window` is {window}");
+            return Err(refused(name, problem).into());
         }
         let infos = trainer.state_infos();
         // The counters and windows have their own types, and windows any length.
@@ -261,7 +262,9 @@ impl InitModels for Models<'_> {
             let sequences = at.step * experiment.sequences_per_step() + at.data_offset;
             anyhow::Ok(InitProgress { experiment, sequences })
         };
-        read().map_err(|error| init_error(&error, "`data.offset` says where in the data to go on"))
+        read().map_err(|error| {
+            init_error(&error, "`runner verify` of its run says which checkpoints are whole")
+        })
     }
 }
 

@@ -166,5 +166,6 @@ fn what_cannot_go_on_is_refused_before_anything_is_written() {
     let init = format!("model.init={}/model.bin", exported.stdout.trim());
     refused(&[&init], &["is a model without an optimizer"]);
     flip_bit(&lab.path("base/checkpoints/step_00000005/manifest.json"), 0.5);
-    run(&lab, CI, "bad", &[base, "optimizer.from_init=true"]).assert_fails(1, &["manifest.json"]);
+    run(&lab, CI, "bad", &[base, "optimizer.from_init=true"])
+        .assert_fails(2, &["manifest.json", "which checkpoints are whole"]);
 }
