@@ -49,8 +49,8 @@ pub struct LibraryReport {
     pub path: Option<PathBuf>,
     pub version: Option<String>,
     pub problem: Option<String>,
-    /// What does without it, if anything does.
-    pub unneeded_by: Option<&'static str>,
+    /// What does without it, if anything does, as a sentence.
+    pub unneeded: Option<&'static str>,
 }
 
 /// A GPU that the driver shows.
@@ -134,9 +134,11 @@ fn examine_library(library: Library) -> LibraryReport {
         path: found.as_ref().ok().map(|loaded| loaded.path.clone()),
         version,
         problem: found.err().map(|missing| missing.to_string()),
-        unneeded_by: match library {
-            Library::Nvrtc => Embedded::of_program().ok().flatten().map(|_| "the kernels in this program"),
-            Library::CublasLt => Some("a Hopper GPU in bf16"),
+        unneeded: match library {
+            Library::Nvrtc => {
+                Embedded::of_program().ok().flatten().map(|_| "the kernels in this program do without it")
+            }
+            Library::CublasLt => Some("a Hopper GPU in bf16 does without it"),
             Library::Driver | Library::Nccl => None,
         },
     }
