@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::ops::cuda::compile::Origin;
+use crate::ops::cuda::compile::CodeOrigin;
 use crate::ops::cuda::driver::{self, Gpu, GpuInfo};
 use crate::ops::cuda::embedded::Embedded;
 use crate::ops::cuda::libraries::{self, Library};
@@ -175,8 +175,8 @@ fn kernels(cuda: &Cuda) -> KernelReport {
     let count = |origin| cubins.iter().filter(|cubin| cubin.origin == origin).count();
     KernelReport {
         files: cubins.len(),
-        embedded: count(Origin::Embedded),
-        cached: count(Origin::Cache),
+        embedded: count(CodeOrigin::Embedded),
+        cached: count(CodeOrigin::Cache),
         compile_ms: cubins.iter().map(|cubin| cubin.compile_ms).fold(0.0, f64::max),
         cache: compile::cache_folder("cubins"),
     }

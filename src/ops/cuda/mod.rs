@@ -48,7 +48,7 @@ mod tests;
 
 use super::{Dtype, Result};
 use crate::experiment::Compute;
-use compile::{Cubin, Origin, Stores};
+use compile::{CodeOrigin, Cubin, Stores};
 use driver::{GpuEvent, GpuInfo};
 use gemm::Gemm;
 use gemm::plan::GemmPlan;
@@ -175,7 +175,7 @@ impl Cuda {
 
     /// Whether all that this device does needs the driver alone: neither NVRTC nor cuBLASLt.
     pub fn driver_suffices(&self) -> bool {
-        self.cubins().iter().all(|cubin| cubin.origin == Origin::Embedded)
+        self.cubins().iter().all(|cubin| cubin.origin == CodeOrigin::Embedded)
             && own_products(&self.kernels.gpu.info, &self.options)
     }
 
