@@ -5,8 +5,8 @@
 //! identifier; when all have registered, rank 0 sends all of them the list of addresses, and each pair that
 //! exchanges data connects. A process with another identifier, number of ranks, experiment or program is
 //! refused with the reason: a file left by a killed run, or a process of another one, can only fail here,
-//! with a message. Reasons, names and addresses are for those who know the run's key: a stranger is hung up on
-//! ([`handshake`]), and keeps nobody waiting meanwhile.
+//! with a message. Reasons, names and addresses are for those who know the run's key: a stranger is hung up
+//! on ([`handshake`]), and keeps nobody waiting meanwhile.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};

@@ -121,8 +121,8 @@ pub fn cache_folder(name: &str) -> Option<PathBuf> {
     Some(root.join("runner").join(name))
 }
 
-/// Code for `source` on `architecture` (`sm_90a`), with `defines` such as `ACT_BF16=1`: from the program, from
-/// the cache, or from NVRTC, which is loaded only when the program has none.
+/// Code for `source` on `architecture` (`sm_90a`), with `defines` such as `ACT_BF16=1`: from the program,
+/// from the cache, or from NVRTC, which is loaded only when the program has none.
 pub fn compile(
     source: &Source,
     architecture: &str,

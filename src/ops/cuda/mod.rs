@@ -5,8 +5,8 @@
 //! * [`libraries`] finds CUDA's libraries; nothing is linked, so the binary starts anywhere.
 //! * [`driver`] is one GPU with its streams, [`lanes`] the order between them, [`memory`] its memory and the
 //!   copies in and out.
-//! * [`sources`] and [`compile`] turn `kernels/*.cu` into machine code for the GPU at hand, or take it from the
-//!   program itself ([`embedded`]).
+//! * [`sources`] and [`compile`] turn `kernels/*.cu` into machine code for the GPU at hand, or take it from
+//!   the program itself ([`embedded`]).
 //! * [`args`] and [`modules`] tie each kernel to a typed function.
 //! * [`product`] is a matrix product as a value; [`gemm`] multiplies matrices with pinned algorithms.
 //! * `graph` replays repeated work.
