@@ -74,14 +74,14 @@ fn to_text(machine: &Machine) -> String {
 fn library_text(library: &LibraryReport, machine: &Machine) -> String {
     let name = &library.name;
     let problem = library.problem.as_deref().unwrap_or("not found");
-    match (&library.path, library.unneeded_by) {
+    match (&library.path, library.unneeded) {
         (Some(path), _) => {
             format!("{name:<10} {} ({})", library.version.as_deref().unwrap_or("found"), path.display())
         }
         (None, Some(_)) if machine.usable => format!("{name:<10} not found, and not needed here"),
         (None, Some(what)) => {
             let hint = problem.lines().last().unwrap_or_default();
-            format!("{name:<10} not found; {what} can do without it\n{hint}")
+            format!("{name:<10} not found; {what}\n{hint}")
         }
         (None, None) => format!("{name:<10} missing: {problem}"),
     }

@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+/// The variable that holds the ranks' common secret; without it they share a file.
+pub const RANK_KEY: &str = "RUNNER_RANK_KEY";
+
 /// The first bytes of every connection.
 const MAGIC: &[u8; 16] = b"runner/ranks/v2\n";
 const CALLER: &[u8] = b"runner/ranks/v2 caller";
@@ -21,7 +24,7 @@ const SHORTEST: usize = 16;
 
 /// The secret that the ranks of a run share.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Key([u8; 32]);
+pub struct RankKey([u8; 32]);
 
 /// Where a rank has its key from.
 #[derive(Clone, PartialEq, Eq)]
@@ -49,29 +52,29 @@ pub fn new_key() -> io::Result<String> {
 
 impl KeySource {
     /// The key. An error names what was read.
-    pub fn key(&self) -> Result<Key, (String, io::Error)> {
+    pub fn key(&self) -> Result<RankKey, (String, io::Error)> {
         match self {
-            KeySource::Given(text) => Key::of(text).map_err(|why| (super::launch::RANK_KEY.into(), why)),
+            KeySource::Given(text) => RankKey::of(text).map_err(|why| (RANK_KEY.into(), why)),
             KeySource::Folder(folder) => {
                 let path = folder.join(format!("key-{}", user()));
                 let text = match std::fs::read_to_string(&path) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => make(folder, &path),
                     read => read,
                 };
-                text.and_then(|text| Key::of(&text)).map_err(|why| (path.display().to_string(), why))
+                text.and_then(|text| RankKey::of(&text)).map_err(|why| (path.display().to_string(), why))
             }
         }
     }
 }
 
-impl Key {
-    fn of(text: &str) -> io::Result<Key> {
+impl RankKey {
+    fn of(text: &str) -> io::Result<RankKey> {
         let text = text.trim();
         if text.len() < SHORTEST {
             let why = format!("a key of {} letters, expected {SHORTEST} or more", text.len());
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
-        Ok(Key(Sha256::digest(text).into()))
+        Ok(RankKey(Sha256::digest(text).into()))
     }
 
     /// HMAC-SHA256 (RFC 2104) of two numbers under this key, for one of the two ends.
@@ -136,7 +139,7 @@ fn exchange(stream: &mut (impl Read + Write)) -> io::Result<([u8; 32], [u8; 32])
 ///
 /// # Errors
 /// The connection breaks, or the other end does not know the key.
-pub fn call(stream: &mut (impl Read + Write), key: &Key) -> io::Result<()> {
+pub fn call(stream: &mut (impl Read + Write), key: &RankKey) -> io::Result<()> {
     let (ours, theirs) = exchange(stream)?;
     let other = || {
         let why = "what listens there has another key: another run, or a process of an older one";
@@ -153,7 +156,7 @@ pub fn call(stream: &mut (impl Read + Write), key: &Key) -> io::Result<()> {
 ///
 /// # Errors
 /// The connection breaks, or the caller does not know the key.
-pub fn answer(stream: &mut (impl Read + Write), key: &Key) -> io::Result<()> {
+pub fn answer(stream: &mut (impl Read + Write), key: &RankKey) -> io::Result<()> {
     let (ours, theirs) = exchange(stream)?;
     let mut code = [0; 32];
     stream.read_exact(&mut code)?;
@@ -172,12 +175,12 @@ mod tests {
 
     use super::*;
 
-    fn key(text: &str) -> Key {
-        Key::of(text).expect("long enough")
+    fn key(text: &str) -> RankKey {
+        RankKey::of(text).expect("long enough")
     }
 
     /// What both ends make of a connection.
-    fn ends(caller: &Key, listener: &Key) -> (io::Result<()>, io::Result<()>) {
+    fn ends(caller: &RankKey, listener: &RankKey) -> (io::Result<()>, io::Result<()>) {
         let (mut here, mut there) = UnixStream::pair().expect("a pair");
         thread::scope(|scope| {
             let answered = scope.spawn(move || answer(&mut there, listener));
@@ -225,7 +228,7 @@ mod tests {
     fn the_first_rank_makes_a_key_that_others_read_and_strangers_cannot() {
         let folder = tempfile::tempdir().expect("a folder");
         let source = KeySource::Folder(folder.path().join("ranks"));
-        let keys: Vec<Key> = thread::scope(|scope| {
+        let keys: Vec<RankKey> = thread::scope(|scope| {
             let ranks: Vec<_> = (0..8).map(|_| scope.spawn(|| source.key().expect("a key"))).collect();
             ranks.into_iter().map(|rank| rank.join().expect("no panic")).collect()
         });

@@ -8,13 +8,11 @@
 
 use std::path::Path;
 
-use super::handshake::KeySource;
+use super::handshake::{KeySource, RANK_KEY};
 use super::{Meeting, RankPlace, rendezvous};
 
 /// The variable that names the run, over what the launcher says.
 pub const RUN_ID: &str = "RUNNER_RUN_ID";
-/// The variable that holds the ranks' common secret; without it they share a file.
-pub const RANK_KEY: &str = "RUNNER_RANK_KEY";
 
 /// A launcher's variables that make no place.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

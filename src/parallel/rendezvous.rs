@@ -5,8 +5,8 @@
 //! identifier; when all have registered, rank 0 sends all of them the list of addresses, and each pair that
 //! exchanges data connects. A process with another identifier, number of ranks, experiment or program is
 //! refused with the reason: a file left by a killed run, or a process of another one, can only fail here,
-//! with a message. Reasons, names and addresses are for those who know the run's key: a stranger is hung up on
-//! ([`handshake`]), and keeps nobody waiting meanwhile.
+//! with a message. Reasons, names and addresses are for those who know the run's key: a stranger is hung up
+//! on ([`handshake`]), and keeps nobody waiting meanwhile.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
@@ -15,7 +15,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::handshake::{self, Key, KeySource};
+use super::handshake::{self, KeySource, RankKey};
 use super::wire::{self, Greeting, Purpose, RegistrationAnswer};
 
 /// Where rank 0 can be found.
@@ -231,13 +231,13 @@ type Caller = (TcpStream, SocketAddr, Greeting);
 /// nothing, or takes its time, keeps nobody else waiting.
 struct Door {
     listener: TcpListener,
-    key: Key,
+    key: RankKey,
     asked: Sender<Caller>,
     callers: Receiver<Caller>,
 }
 
 impl Door {
-    fn new(listener: TcpListener, key: Key) -> Door {
+    fn new(listener: TcpListener, key: RankKey) -> Door {
         let (asked, callers) = mpsc::channel();
         Door { listener, key, asked, callers }
     }
@@ -264,7 +264,7 @@ impl Door {
     }
 }
 
-fn greeted(mut stream: TcpStream, key: &Key) -> io::Result<(TcpStream, Greeting)> {
+fn greeted(mut stream: TcpStream, key: &RankKey) -> io::Result<(TcpStream, Greeting)> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(GREETING))?;
     stream.set_write_timeout(Some(GREETING))?;
@@ -277,7 +277,7 @@ fn greeted(mut stream: TcpStream, key: &Key) -> io::Result<(TcpStream, Greeting)
 fn register(
     place: &RankPlace,
     greeting: &Greeting,
-    key: &Key,
+    key: &RankKey,
     timeout: Duration,
     deadline: Instant,
 ) -> Result<Vec<(String, String)>, RendezvousError> {
@@ -322,7 +322,7 @@ fn register(
 fn try_register(
     address: &str,
     greeting: &Greeting,
-    key: &Key,
+    key: &RankKey,
     deadline: Instant,
 ) -> io::Result<RegistrationAnswer> {
     let mut stream = dial(address, key, GREETING)?;
@@ -340,7 +340,7 @@ fn try_register(
 }
 
 /// Connects, and makes sure that a rank of this run answers within `patience`.
-fn dial(address: &str, key: &Key, patience: Duration) -> io::Result<TcpStream> {
+fn dial(address: &str, key: &RankKey, patience: Duration) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for at in address.to_socket_addrs()? {
         match TcpStream::connect_timeout(&at, GREETING) {

@@ -4,7 +4,7 @@ use super::data::remembered;
 use super::sensors;
 use crate::ops::cpu::{self, Cpu};
 use crate::ops::cuda::Cuda;
-use crate::ops::cuda::compile::{Cubin, Origin};
+use crate::ops::cuda::compile::{CodeOrigin, Cubin};
 use crate::ops::cuda::libraries::{self, Library};
 use crate::ops::mirror::{self, Mirror};
 use crate::ops::{DeviceError, Ops, Result};
@@ -119,7 +119,7 @@ impl Locked for Cuda {
 
 /// Who compiled the kernels, in words. Their hashes say what came out.
 fn origin(cubins: &[Cubin]) -> String {
-    let embedded = cubins.iter().filter(|cubin| cubin.origin == Origin::Embedded).count();
+    let embedded = cubins.iter().filter(|cubin| cubin.origin == CodeOrigin::Embedded).count();
     match embedded {
         0 => "NVRTC on this machine".into(),
         _ if embedded == cubins.len() => "compiled in".into(),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::ops::cuda::compile::Origin;
+use crate::ops::cuda::compile::CodeOrigin;
 use crate::ops::cuda::driver::{self, Gpu, GpuInfo};
 use crate::ops::cuda::embedded::Embedded;
 use crate::ops::cuda::libraries::{self, Library};
@@ -49,8 +49,8 @@ pub struct LibraryReport {
     pub path: Option<PathBuf>,
     pub version: Option<String>,
     pub problem: Option<String>,
-    /// What does without it, if anything does.
-    pub unneeded_by: Option<&'static str>,
+    /// What does without it, if anything does, as a sentence.
+    pub unneeded: Option<&'static str>,
 }
 
 /// A GPU that the driver shows.
@@ -134,9 +134,11 @@ fn examine_library(library: Library) -> LibraryReport {
         path: found.as_ref().ok().map(|loaded| loaded.path.clone()),
         version,
         problem: found.err().map(|missing| missing.to_string()),
-        unneeded_by: match library {
-            Library::Nvrtc => Embedded::of_program().ok().flatten().map(|_| "the kernels in this program"),
-            Library::CublasLt => Some("a Hopper GPU in bf16"),
+        unneeded: match library {
+            Library::Nvrtc => {
+                Embedded::of_program().ok().flatten().map(|_| "the kernels in this program do without it")
+            }
+            Library::CublasLt => Some("a Hopper GPU in bf16 does without it"),
             Library::Driver | Library::Nccl => None,
         },
     }
@@ -173,8 +175,8 @@ fn kernels(cuda: &Cuda) -> KernelReport {
     let count = |origin| cubins.iter().filter(|cubin| cubin.origin == origin).count();
     KernelReport {
         files: cubins.len(),
-        embedded: count(Origin::Embedded),
-        cached: count(Origin::Cache),
+        embedded: count(CodeOrigin::Embedded),
+        cached: count(CodeOrigin::Cache),
         compile_ms: cubins.iter().map(|cubin| cubin.compile_ms).fold(0.0, f64::max),
         cache: compile::cache_folder("cubins"),
     }

@@ -33,13 +33,13 @@ pub struct Cubin {
     pub options: Vec<String>,
     /// The compiler that made the code.
     pub nvrtc: Nvrtc,
-    pub origin: Origin,
+    pub origin: CodeOrigin,
     pub compile_ms: f64,
 }
 
 /// Where machine code came from. Changes no bit of the code: its key says all that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum CodeOrigin {
     /// It travels in the program.
     Embedded,
     /// NVRTC made it earlier, on this machine.
@@ -121,8 +121,8 @@ pub fn cache_folder(name: &str) -> Option<PathBuf> {
     Some(root.join("runner").join(name))
 }
 
-/// Code for `source` on `architecture` (`sm_90a`), with `defines` such as `ACT_BF16=1`: from the program, from
-/// the cache, or from NVRTC, which is loaded only when the program has none.
+/// Code for `source` on `architecture` (`sm_90a`), with `defines` such as `ACT_BF16=1`: from the program,
+/// from the cache, or from NVRTC, which is loaded only when the program has none.
 pub fn compile(
     source: &Source,
     architecture: &str,
@@ -137,7 +137,7 @@ pub fn compile(
     let started = Instant::now();
     let embedded = stores.embedded.and_then(|pack| Some((pack.code(&key(pack.nvrtc))?, pack.nvrtc)));
     let (code, nvrtc, origin) = match embedded {
-        Some((code, nvrtc)) => (code.to_vec(), nvrtc, Origin::Embedded),
+        Some((code, nvrtc)) => (code.to_vec(), nvrtc, CodeOrigin::Embedded),
         None => {
             let nvrtc = nvrtc_version().map_err(|missing| CompileError::NoCompiler {
                 file: source.file,
@@ -148,14 +148,14 @@ pub fn compile(
             let entry =
                 stores.cache.as_ref().map(|folder| folder.join(format!("{}.cubin", hex::encode(key(nvrtc)))));
             match entry.as_deref().and_then(read_entry) {
-                Some(code) => (code, nvrtc, Origin::Cache),
+                Some(code) => (code, nvrtc, CodeOrigin::Cache),
                 None => {
                     let code = run_nvrtc(source, architecture, &options, &nvrtc.to_string())?;
                     if let Some(entry) = &entry {
                         // A full disk or a read-only home must not stop a training run.
                         let _ = write_entry(entry, &code);
                     }
-                    (code, nvrtc, Origin::Compiled)
+                    (code, nvrtc, CodeOrigin::Compiled)
                 }
             }
         }
@@ -374,9 +374,9 @@ mod tests {
         };
         let first = get(1);
         let second = get(1);
-        assert_eq!((first.origin, second.origin), (Origin::Compiled, Origin::Cache));
+        assert_eq!((first.origin, second.origin), (CodeOrigin::Compiled, CodeOrigin::Cache));
         assert_eq!(first.code, second.code);
-        assert_eq!(get(2).origin, Origin::Compiled, "other options are other code");
+        assert_eq!(get(2).origin, CodeOrigin::Compiled, "other options are other code");
     }
 
     #[test]

@@ -98,7 +98,7 @@ impl Embedded {
 
 #[cfg(test)]
 mod tests {
-    use super::super::compile::{self, Origin, Stores};
+    use super::super::compile::{self, CodeOrigin, Stores};
     use super::super::launch::sources;
     use super::*;
 
@@ -147,7 +147,7 @@ mod tests {
                         compile::compile(source, architecture, &defines, &stores).unwrap_or_else(|why| {
                             panic!("{} {defines:?} for {architecture}: {why}", source.file)
                         });
-                    assert_eq!(cubin.origin, Origin::Embedded);
+                    assert_eq!(cubin.origin, CodeOrigin::Embedded);
                     assert_eq!(&cubin.code[1..4], b"ELF", "{} is machine code", source.file);
                     found += 1;
                 }
@@ -170,7 +170,7 @@ mod tests {
                     compile::compile(source, architecture, &source.variants()[0], &stores).expect("code")
                 };
                 let (ours, fresh) = (made(Some(embedded)), made(None));
-                assert_eq!((ours.origin, fresh.origin), (Origin::Embedded, Origin::Compiled));
+                assert_eq!((ours.origin, fresh.origin), (CodeOrigin::Embedded, CodeOrigin::Compiled));
                 assert_eq!(ours.code, fresh.code, "{file} for {architecture}");
             }
         }

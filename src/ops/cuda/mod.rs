@@ -5,8 +5,8 @@
 //! * [`libraries`] finds CUDA's libraries; nothing is linked, so the binary starts anywhere.
 //! * [`driver`] is one GPU with its streams, [`lanes`] the order between them, [`memory`] its memory and the
 //!   copies in and out.
-//! * [`sources`] and [`compile`] turn `kernels/*.cu` into machine code for the GPU at hand, or take it from the
-//!   program itself ([`embedded`]).
+//! * [`sources`] and [`compile`] turn `kernels/*.cu` into machine code for the GPU at hand, or take it from
+//!   the program itself ([`embedded`]).
 //! * [`args`] and [`modules`] tie each kernel to a typed function.
 //! * [`product`] is a matrix product as a value; [`gemm`] multiplies matrices with pinned algorithms.
 //! * `graph` replays repeated work.
@@ -48,7 +48,7 @@ mod tests;
 
 use super::{Dtype, Result};
 use crate::experiment::Compute;
-use compile::{Cubin, Origin, Stores};
+use compile::{CodeOrigin, Cubin, Stores};
 use driver::{GpuEvent, GpuInfo};
 use gemm::Gemm;
 use gemm::plan::GemmPlan;
@@ -175,7 +175,7 @@ impl Cuda {
 
     /// Whether all that this device does needs the driver alone: neither NVRTC nor cuBLASLt.
     pub fn driver_suffices(&self) -> bool {
-        self.cubins().iter().all(|cubin| cubin.origin == Origin::Embedded)
+        self.cubins().iter().all(|cubin| cubin.origin == CodeOrigin::Embedded)
             && own_products(&self.kernels.gpu.info, &self.options)
     }
 

@@ -110,8 +110,8 @@ fn stores(options: &CudaOptions) -> Result<Stores> {
         stores.embedded = Some(pack);
     } else {
         stores.without = Some(format!(
-            "the compiled kernels of this program need a driver for CUDA {}.0, and this one is for CUDA {}.{} \
-             (driver 580 or newer does without a compiler)",
+            "the compiled kernels of this program need a driver for CUDA {}.0, and this one is for \
+             CUDA {}.{} (driver 580 or newer does without a compiler)",
             pack.nvrtc.major,
             driver / 1000,
             driver % 1000 / 10

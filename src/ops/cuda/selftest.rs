@@ -28,9 +28,9 @@ impl SelfTest {
     }
 }
 
-/// Hashes two leaves on the device, and holds them to what the host makes of the same bytes. Machine code that
-/// this GPU and driver do not run as they should is then found before the first step, wherever it came from.
-/// Takes memory of its own, and gives it back.
+/// Hashes two leaves on the device, and holds them to what the host makes of the same bytes. Machine code
+/// that this GPU and driver do not run as they should is then found before the first step, wherever it came
+/// from. Takes memory of its own, and gives it back.
 pub fn digest_is_right(cuda: &mut Cuda) -> Result<()> {
     const OP: &str = "self-test";
     const BYTES: usize = digest::LEAF_BYTES as usize + 7;

@@ -1,6 +1,6 @@
 //! Kernels that travel in the program against those that NVRTC makes here.
 
-use super::super::compile::Origin;
+use super::super::compile::CodeOrigin;
 use super::*;
 
 /// Names and bits of everything that the operations make.
@@ -20,10 +20,10 @@ fn who_compiled_the_kernels_changes_no_bit_of_any_operation() {
         let mut fresh = open(&CudaOptions { compute, embedded: false, ..CudaOptions::default() });
         let origins = |cuda: &Cuda| cuda.cubins().iter().map(|cubin| cubin.origin).collect::<Vec<_>>();
         assert!(
-            origins(&embedded).iter().all(|origin| *origin == Origin::Embedded),
+            origins(&embedded).iter().all(|origin| *origin == CodeOrigin::Embedded),
             "build with KERNEL_PACK"
         );
-        assert!(origins(&fresh).iter().all(|origin| *origin != Origin::Embedded));
+        assert!(origins(&fresh).iter().all(|origin| *origin != CodeOrigin::Embedded));
         let (ours, theirs) = (bits(&mut embedded), bits(&mut fresh));
         assert!(ours.len() > 100 && ours.len() == theirs.len());
         for (ours, theirs) in ours.iter().zip(&theirs) {
