@@ -176,10 +176,14 @@ pub fn order(key: &GemmKey) -> Order {
     Order { splits, bias_chains: inside.then_some(chains) }
 }
 
-/// Whether no algorithm of cuBLASLt has the bits of this operation.
+/// Whether no algorithm of cuBLASLt has the bits of this operation. For sums of fewer terms than a tensor core
+/// adds at once it has kernels that are none of these chains: the weight gradient of one row differed.
 pub fn only_own(key: &GemmKey) -> bool {
     let Order { splits, bias_chains } = order(key);
-    splits > 1 || bias_chains.is_some() || kind(key) == Some(HopperProduct::InputGelu)
+    ProductSize::of(key).k < 16
+        || splits > 1
+        || bias_chains.is_some()
+        || kind(key) == Some(HopperProduct::InputGelu)
 }
 
 /// Rows of partial column sums for which there is room.

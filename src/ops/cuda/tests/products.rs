@@ -99,6 +99,7 @@ fn our_products_are_exact_where_sums_are_and_have_the_bits_of_separate_passes() 
     for layer in [
         LinearShape { rows: 300, c_in: 200, c_out: 328 },
         LinearShape { rows: 129, c_in: 72, c_out: 40 },
+        LinearShape { rows: 1, c_in: 8, c_out: 16 },
         LinearShape { rows: 1000, c_in: 392, c_out: 136 },
         LinearShape { rows: 512, c_in: 256, c_out: 384 },
     ] {
