@@ -26,7 +26,7 @@ use crate::train::run::INIT_UPDATES;
 pub enum State {
     /// A process has locked the folder.
     Running,
-    /// The last step is made and saved.
+    /// The last step is made, and its state was saved.
     Done,
     /// No process works on it; `runner resume` would go on.
     Stopped,
@@ -164,9 +164,13 @@ impl RunSummary {
         let steps =
             experiment.as_ref().map(|experiment| experiment.schedule.steps).filter(|steps| *steps > 0);
         let step = rows.last().map_or(0, |row| row.step + u64::from(row.action != metrics::Action::Evaluate));
-        let saved =
-            checkpoints.last().is_some_and(|newest| newest.problem.is_none() && Some(newest.step) == steps);
-        let finished = saved && has_ended(lock.as_ref());
+        let finished = match checkpoints.last() {
+            Some(newest) => {
+                newest.problem.is_none() && Some(newest.step) == steps && has_ended(lock.as_ref())
+            }
+            // Who deletes every checkpoint means to: outputs came into the lock when the last was saved.
+            None => Some(step) == steps && lock.as_ref().is_some_and(|lock| !lock.outputs.is_empty()),
+        };
         let patience = experiment.as_ref().map(|experiment| experiment.guards.patience);
         let noted: Vec<&Note> = log.notes().iter().filter(|note| note.after == log.size()).collect();
         let failed = failed(&rows, &noted, patience);

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use runner::proof::SweepLock;
+
 use crate::process::{Running, assert_no_rank_stays, ranks, wait_until};
 use crate::support::{Finished, Lab, flip_bit};
 
@@ -301,4 +303,26 @@ fn eight_at_once_make_one_run_and_one_sweep_and_all_its_members() {
     assert!(all(members.collect()).iter().all(|one| one.code == Some(0)));
     let array = lab.resume("array", &[]);
     assert!(hash.stdout.contains(array.root()), "{}", hash.stdout);
+}
+
+#[test]
+fn the_worked_example_has_the_lock_that_its_page_tells_of() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let lock = SweepLock::read(&root.join("docs/example_sweep/sweep.lock")).unwrap_or_else(|e| panic!("{e}"));
+    let page = std::fs::read_to_string(root.join("docs/example_sweep.md")).expect("a page");
+    assert!(page.contains(&lock.hash().to_string()), "another hash: {}", lock.hash());
+    let text = std::fs::read_to_string(root.join("experiments/example_sweep.toml")).expect("a sweep");
+    let sweep: toml::Table = text.parse().expect("TOML");
+    let list = |key: &str| sweep["sweep"]["grid"][key].as_array().expect("a list").clone();
+    let mut members = lock.members.iter();
+    for rate in list("schedule.learning_rate") {
+        for seed in list("seed") {
+            let member = members.next().expect("a member");
+            let number = |key: &str| member[&format!("setting.{key}")].parse::<f64>().ok();
+            assert_eq!(number("schedule.learning_rate"), rate.as_float());
+            assert_eq!(number("seed"), seed.as_integer().map(|seed| seed as f64));
+            assert_eq!(member["step"], sweep["schedule"]["steps"].to_string());
+        }
+    }
+    assert!(members.next().is_none());
 }
