@@ -206,7 +206,7 @@ mod tests {
             let near = (i % 17) as f64 * std::f64::consts::FRAC_PI_8;
             let near =
                 f64::from_bits((near.to_bits() ^ (key.block_at(1, i)[0] >> (i % 31)) as u64) & !(1 << 63));
-            for x in [2.0 * std::f64::consts::PI * x, near.min(6.283)] {
+            for x in [2.0 * std::f64::consts::PI * x, near.min(std::f64::consts::TAU)] {
                 if !near_a_multiple(x) {
                     assert_eq!(cos(x).to_bits(), libm::cos(x).to_bits(), "cos {x:e}");
                 }
