@@ -1,5 +1,7 @@
 //! The CPU as [`Ops`]: its memory here; each operation is a `Perform` beside its arithmetic.
 
+use std::ops::Range;
+
 use super::super::op::{operations, perform};
 use super::super::{DeviceError, Dtype, Ops, Result, Role, ScratchShape};
 use super::buffer::Buffer;
@@ -88,6 +90,19 @@ impl Ops for Cpu {
             *to = from.to_le_bytes();
         }
         Ok(())
+    }
+
+    /// What is hashed is little-endian: another machine's goes through [`Ops::read_at`].
+    fn merkle_roots(&mut self, bufs: &[(&Buffer, Range<usize>)]) -> Result<Option<Vec<[u8; 32]>>> {
+        if cfg!(target_endian = "big") {
+            return Ok(None);
+        }
+        let parts = bufs.iter().map(|(buf, range)| {
+            let stored = view("merkle_roots", "src", buf, range.end.div_ceil(4))?;
+            Ok(&bytemuck::cast_slice(stored)[range.clone()])
+        });
+        let parts = parts.collect::<Result<Vec<&[u8]>>>()?;
+        Ok(Some(self.engine.merkle_roots(&parts)))
     }
 
     fn write_at(&mut self, dst: &mut Buffer, at: usize, src: &[u8]) -> Result<()> {

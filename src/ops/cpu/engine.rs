@@ -2,10 +2,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rayon::prelude::*;
+
 use super::buffer::Buffer;
 use super::simd::Isa;
 use crate::experiment::DeviceKeys;
 use crate::ops::{DeviceError, Result};
+use crate::proof::merkle_root;
 
 /// A thread pool of its own, so that nothing else in the process shares the threads.
 pub struct Engine {
@@ -47,6 +50,11 @@ impl Engine {
     /// Runs `work` inside the pool: rayon's parallel iterators in it use the pool's threads.
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.pool.install(work)
+    }
+
+    /// The Merkle root of each of `parts`, hashed where they lie by all threads.
+    pub fn merkle_roots(&self, parts: &[&[u8]]) -> Vec<[u8; 32]> {
+        self.install(|| parts.par_iter().map(|part| merkle_root(part).0).collect())
     }
 
     /// Lends this thread's scratch, `len` floats with unspecified contents, aligned to 64 bytes.

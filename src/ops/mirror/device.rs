@@ -1,5 +1,7 @@
 //! The mirror as [`Ops`]: its memory here; each operation is a `Perform` beside its arithmetic.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use super::Mirror;
@@ -79,6 +81,15 @@ impl Ops for Mirror {
         let stored = src.bytes().get(at..at + dst.len());
         dst.copy_from_slice(stored.ok_or_else(|| short("read_at", "src", src.len(), at + dst.len()))?);
         Ok(())
+    }
+
+    fn merkle_roots(&mut self, bufs: &[(&MirrorBuffer, Range<usize>)]) -> Result<Option<Vec<[u8; 32]>>> {
+        let parts = bufs.iter().map(|(buf, range)| {
+            let stored = buf.bytes().get(range.clone());
+            stored.ok_or_else(|| short("merkle_roots", "src", buf.len(), range.end))
+        });
+        let parts = parts.collect::<Result<Vec<&[u8]>>>()?;
+        Ok(Some(self.engine.merkle_roots(&parts)))
     }
 
     fn write_at(&mut self, dst: &mut MirrorBuffer, at: usize, src: &[u8]) -> Result<()> {
