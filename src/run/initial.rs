@@ -10,7 +10,7 @@ use super::error::UsageError;
 use super::find;
 use crate::experiment::{
     self, Declared, Experiment, ExperimentError, GuardKeys, InitError, InitModels, InitProgress, Loaded,
-    Model,
+    Model, Origin,
 };
 use crate::formats::{ForeignModel, Parameters, models_read, require_finite, values};
 use crate::ops::Ops;
@@ -30,6 +30,48 @@ pub struct Initial {
     /// count of updates too.
     pinned: Vec<(&'static str, String)>,
     start: InitStart,
+    /// Where the run of a checkpoint had come to, when its optimizer goes on from the first step.
+    stream: Option<InitStream>,
+}
+
+/// A place in the stream of sequences of a checkpoint's run.
+struct InitStream {
+    run: String,
+    /// What the bits of the run depended on when the checkpoint was made.
+    numerics: Table,
+    sequences: u64,
+}
+
+impl InitStream {
+    /// By the manifest, which is sealed: a run's `experiment.toml` may have drifted since.
+    fn of(folder: &Path, guards: &GuardKeys) -> anyhow::Result<InitStream> {
+        let numerics = checkpoint::inspect(folder)?.numerics;
+        let number = |key: &str| numerics.get(key).and_then(|value| value.parse::<u64>().ok());
+        let (Some(tokens), Some(seq_len @ 1..)) = (number("batch.tokens"), number("batch.seq_len")) else {
+            anyhow::bail!("the manifest in `{}` does not say how many tokens a step had", folder.display());
+        };
+        let at = counters(folder, guards)?;
+        let run = folder.ancestors().nth(2).and_then(Path::file_name).unwrap_or_default();
+        let sequences = at.step * (tokens / seq_len) + at.data_offset;
+        Ok(InitStream { run: run.to_string_lossy().into_owned(), numerics, sequences })
+    }
+
+    /// Whether `numerics` are of the same sequences in the same order, by the content of their shards.
+    fn is_same(&self, numerics: &Table) -> bool {
+        let keys = ["seed", "batch.seq_len", "data.tokenizer", "data.order", "data.overfit_single_batch"];
+        let of = |table: &Table| -> Table {
+            let reads = |key: &str| {
+                let mixed = key.starts_with("data.mix.") && !key.ends_with(".max_epochs");
+                keys.contains(&key) || key.starts_with("data.shard.") || mixed
+            };
+            // A shard may have another name.
+            let content =
+                |value: &str| value.split_once(", ").map_or(value, |(_, content)| content).to_owned();
+            let kept = table.iter().filter(|(key, _)| reads(key));
+            kept.map(|(key, value)| (key.clone(), content(value))).collect()
+        };
+        of(&self.numerics) == of(numerics)
+    }
 }
 
 /// What of the model training begins with.
@@ -57,14 +99,18 @@ pub fn read(
         let known = |key| Some((key, past?.get(key)?.clone()));
         let pinned: Vec<_> = INIT_KEYS.into_iter().chain([INIT_UPDATES]).filter_map(known).collect();
         if !pinned.is_empty() {
-            return Ok(Some(Initial { pinned, start: InitStart::Past }));
+            return Ok(Some(Initial { pinned, start: InitStart::Past, stream: None }));
         }
     }
     let model = InitModel::open(path)?;
     let mut pinned = vec![model.pinned()?];
-    let mut state = None;
+    let (mut state, mut stream) = (None, None);
     if experiment.optimizer.from_init {
         let folder = model.checkpoint_folder()?;
+        if !from_checkpoint {
+            require_kin(folder, experiment, &model.sizes()?)?;
+            stream = Some(InitStream::of(folder, &experiment.guards)?);
+        }
         pinned.push((INIT_UPDATES, counters(folder, &experiment.guards)?.updates.to_string()));
         state = Some(folder.to_owned());
     }
@@ -73,7 +119,55 @@ pub fn read(
         (false, Some(folder)) => InitStart::State(folder),
         (false, None) => InitStart::Weights(Box::new(model.read(&experiment.model)?)),
     };
-    Ok(Some(Initial { pinned, start }))
+    Ok(Some(Initial { pinned, start, stream }))
+}
+
+/// Refuses a checkpoint whose tensors would fit and mean something else: of other heads, or an average of
+/// another decay.
+fn require_kin(folder: &Path, experiment: &Experiment, sizes: &Model) -> anyhow::Result<()> {
+    let refused = |what: &str, theirs: &str, ours: &str, key: &str| {
+        UsageError(format!(
+            "`optimizer.from_init` cannot go on with `{}`: it has {theirs} {what}, the experiment {ours}\n  \
+             hint: set `{key}` to {theirs}, or leave `optimizer.from_init` out",
+            folder.display()
+        ))
+    };
+    if sizes.heads != experiment.model.heads {
+        let (theirs, ours) = (sizes.heads.to_string(), experiment.model.heads.to_string());
+        return Err(refused("heads", &theirs, &ours, "model.heads").into());
+    }
+    const DECAY: &str = "optimizer.ema_decay";
+    let (ours, numerics) = (experiment.optimizer.ema_decay, checkpoint::inspect(folder)?.numerics);
+    match numerics.get(DECAY) {
+        Some(theirs) if ours > 0.0 && theirs.parse() != Ok(ours) => {
+            Err(refused("as the decay of its average", theirs, &ours.to_string(), DECAY).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses to delete the run in `doomed` for one that starts from it, or from a checkpoint that is damaged.
+///
+/// # Errors
+///
+/// `model.init` lies in that folder; the state that goes on cannot be read whole.
+pub fn require_kept(experiment: &Experiment, doomed: &Path) -> anyhow::Result<()> {
+    let Some(init) = &experiment.model.init else { return Ok(()) };
+    let (init, doomed) = (Path::new(init), doomed.canonicalize());
+    if let (Ok(init), Ok(doomed)) = (init.canonicalize(), &doomed)
+        && init.starts_with(doomed)
+    {
+        return Err(UsageError(format!(
+            "`{}`, where training starts from, is in the folder that would be deleted\n  hint: another \
+             `--name` keeps both",
+            init.display()
+        ))
+        .into());
+    }
+    if experiment.optimizer.from_init && doomed.is_ok() {
+        checkpoint::load(InitModel::open(init)?.checkpoint_folder()?)?;
+    }
+    Ok(())
 }
 
 /// The counters in a checkpoint's state.
@@ -124,6 +218,34 @@ impl Initial {
         more.map_or(Ok(()), |more| {
             Err(refused(&more.name, "does not belong to this experiment".into()).into())
         })
+    }
+
+    /// Refuses a `data.offset` that was derived from the names of the data where their content says
+    /// otherwise. `numerics` are the experiment's, with the digests of its shards.
+    ///
+    /// # Errors
+    ///
+    /// The data are the checkpoint's under other names, or others under theirs.
+    pub fn require_place(&self, loaded: &Loaded, numerics: &Table) -> Result<(), UsageError> {
+        let derived = matches!(loaded.origins.get("data.offset"), Some(Origin::Derived(_)));
+        let Some(InitStream { run, sequences, .. }) = self.stream.as_ref().filter(|_| derived) else {
+            return Ok(());
+        };
+        let same = self.stream.as_ref().is_some_and(|stream| stream.is_same(numerics));
+        let expected = if same { *sequences } else { 0 };
+        if loaded.experiment.data.offset == expected {
+            return Ok(());
+        }
+        Err(UsageError(match same {
+            true => format!(
+                "the data are those of `{run}` under another name, and it had come to sequence {sequences} \
+                 in them\n  hint: set `data.offset` to {sequences} to go on there, or to 0 to begin anew"
+            ),
+            false => format!(
+                "the data have the name of those of `{run}`, and are others\n  hint: set `data.offset` to 0 \
+                 to begin at their start"
+            ),
+        }))
     }
 
     /// Copies the model into a trainer before its first step, and the optimizer if that goes on.
@@ -257,9 +379,14 @@ impl InitModels for Models<'_> {
         let read = || {
             let model = InitModel::open(path)?;
             let folder = model.checkpoint_folder()?;
-            let experiment = experiment_of(folder)?;
-            let at = counters(folder, &experiment.guards)?;
-            let sequences = at.step * experiment.sequences_per_step() + at.data_offset;
+            let mut experiment = experiment_of(folder)?;
+            let InitStream { numerics, sequences, .. } = InitStream::of(folder, &experiment.guards)?;
+            if let Some(seed) = numerics.get("seed").and_then(|seed| seed.parse().ok()) {
+                experiment.seed = seed;
+            }
+            if let Some(seq_len) = numerics.get("batch.seq_len").and_then(|tokens| tokens.parse().ok()) {
+                experiment.batch.seq_len = seq_len;
+            }
             anyhow::Ok(InitProgress { experiment, sequences })
         };
         read().map_err(|error| {

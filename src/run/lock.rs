@@ -40,6 +40,7 @@ pub fn lock<O: Locked>(
         numerics.retain(|key, _| !key.starts_with("cuda.kernels.average.cu"));
     }
     initial::lock(initial, &mut numerics);
+    initial.iter().try_for_each(|initial| initial.require_place(loaded, &numerics))?;
     numerics.insert("train.numerics_version".into(), train::NUMERICS_VERSION.to_string());
     if loaded.experiment.precision.compute == Compute::Auto {
         let cpu = numerics.get("device.kind").is_some_and(|kind| kind == "cpu");

@@ -85,7 +85,10 @@ impl Opened {
         }
         match existing {
             Existing::Refuse if team.is_first() => RunFolder::check_new(&runs, &name)?,
-            Existing::Replace if team.is_first() => RunFolder::check_overwrite(&runs, &name)?,
+            Existing::Replace if team.is_first() => {
+                initial::require_kept(&loaded.experiment, &path)?;
+                RunFolder::check_overwrite(&runs, &name)?;
+            }
             _ => {}
         }
         let data = Data::open(&mut loaded)?;

@@ -143,6 +143,39 @@ fn other_data_begin_at_their_start_and_an_offset_that_is_given_holds() {
     assert_eq!(offset("given", &["data.offset=3"]), 3);
     let written = std::fs::read_to_string(lab.path("other_text/experiment.toml")).expect("resolved");
     assert!(written.contains("the data are other than those of `base`"), "{written}");
+    // By the checkpoint's own settings, whatever the run's became later.
+    let drift = ["--set", "batch.tokens=1024", "--set", "schedule.steps=8", "--allow-drift"];
+    lab.resume("base", &drift).root();
+    assert_eq!(offset("drifted", &[]), 40);
+    // By the content of the data, whatever their names.
+    let data = |name: &str, text: &str| {
+        std::fs::write(lab.path("text.txt"), text.repeat(400)).expect("writable");
+        let (folder, text) = (lab.path(name), lab.path("text.txt"));
+        let [folder, text] = [&folder, &text].map(|path| path.to_str().expect("UTF-8"));
+        lab.finish(&["data", "prepare", "--tokenizer", "byte", "--out", folder, "--overwrite", text])
+            .assert_says(&[]);
+        format!("data.train={folder}/*train*.bin")
+    };
+    let first = data("data_a", "In the beginning was the word. ");
+    let set = ["data.corpus=", &first, "schedule.steps=5", "eval.every=0"];
+    run(&lab, CI, "own", &set).root();
+    let go_on = |name: &str, train: &str| {
+        let sets = [
+            "model.init=run:own@5",
+            "optimizer.from_init=true",
+            "data.corpus=",
+            train,
+            "schedule.steps=5",
+            "eval.every=0",
+        ];
+        run(&lab, CI, name, &sets)
+    };
+    let moved = data("data_b", "In the beginning was the word. ");
+    go_on("moved", &moved)
+        .assert_fails(2, &["are those of `own` under another name", "to 40 to go on there"]);
+    go_on("moved", &first).root();
+    data("data_a", "And the word was with its author. ");
+    go_on("other", &first).assert_fails(2, &["have the name of those of `own`, and are others"]);
     // An offset without an optimizer: the stream of a run, without its first sequences.
     run(&lab, CI, "late", &["data.offset=8", "schedule.steps=4"]).root();
     lab.verify("late", &["--replay", "0..4"]).assert_says(&["ok"]);
@@ -159,9 +192,25 @@ fn what_cannot_go_on_is_refused_before_anything_is_written() {
     let base = "model.init=run:base@5";
     refused(&[], &["`model.init` names", "hint: set `model.init`"]);
     refused(&[base, "optimizer.ema_decay=0.9"], &["`ema/", "is missing", "hint: give model, `precision`"]);
+    refused(&[base, "model.heads=4"], &["has 2 heads, the experiment 4", "hint: set `model.heads` to 2"]);
     refused(&[base, "model.channels=128"], &["is F32 [", "this experiment needs F32 ["]);
     refused(&[base, "model.layers=1"], &["does not belong to this experiment"]);
     refused(&[base, "guards.window=4"], &["`guard/grad_window` has [5] values, `guards.window` is 4"]);
+    // Nor is what it would go on from deleted first.
+    let state = lab.path("base/checkpoints/step_00000005/state.safetensors");
+    let over = ["--name", "base", "--overwrite", "--set", base];
+    for sets in [&over[..], &[&over[..], &["--set", "optimizer.from_init=true"]].concat()] {
+        lab.run(CI, sets)
+            .assert_fails(2, &["is in the folder that would be deleted", "hint: another `--name`"]);
+        assert!(state.exists());
+    }
+    run(&lab, CI, "done", &["schedule.steps=2"]).root();
+    let whole = std::fs::read(&state).expect("a state");
+    flip_bit(&state, 0.7);
+    let over = ["--name", "done", "--overwrite", "--set", base, "--set", "optimizer.from_init=true"];
+    lab.run(CI, &over).assert_fails(1, &["is damaged"]);
+    lab.verify("done", &[]).assert_says(&["ok"]);
+    std::fs::write(&state, whole).expect("writable");
     let exported = lab.verb("export", "base", &["--format", "llmc"]);
     let init = format!("model.init={}/model.bin", exported.stdout.trim());
     refused(&[&init], &["is a model without an optimizer"]);

@@ -18,6 +18,9 @@ use crate::run::sample::{NextLogits, SampleRequest, Sampled, next_logits, sample
 use crate::units;
 use page::SamplePage;
 
+/// Texts of one call.
+const MOST_SAMPLES: usize = 1_000_000;
+
 /// Generate text with a saved model.
 #[derive(clap::Args)]
 pub struct Args {
@@ -83,7 +86,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     require_usage(sampling.top_p > 0.0 && sampling.top_p <= 1.0, || {
         format!("`--top-p` is {}, expected above 0 and at most 1", args.top_p)
     })?;
-    require_usage(args.samples >= 1, || "`--samples` is 0, expected at least 1".into())?;
+    require_usage((1..=MOST_SAMPLES).contains(&args.samples), || {
+        format!("`--samples` is {}, expected 1 to {MOST_SAMPLES}", args.samples)
+    })?;
     let request = SampleRequest {
         prompt: args.prompt.unwrap_or_else(|| defaults.prompt.clone()),
         tokens: args.tokens.unwrap_or(defaults.tokens),

@@ -51,7 +51,7 @@ fn exp(x: f64) -> f64 {
     if high_word > 0x3e30_0000 { y * power } else { 1.0 + x }
 }
 
-/// `out[i]` becomes [`Key::normal`] at the counter (`high`, `first` + i), times `scale` and rounded to a float.
+/// `out[i]` becomes [`Key::normal`] at the counter (`high`, `first` + i), times `scale`, rounded to a float.
 pub fn normals(key: Key, high: u64, first: u64, scale: f64, out: &mut [f32]) {
     let (mut radii, mut angles) = ([0.0; BLOCK], [0.0; BLOCK]);
     for (block, out) in out.chunks_mut(BLOCK).enumerate() {

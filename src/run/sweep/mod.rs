@@ -22,6 +22,7 @@ use self::children::{MemberProcess, Starter};
 use self::found::FoundMember;
 use super::destination::Existing;
 use super::error::{ProofRefusal, UsageError, require_usage};
+use super::initial;
 use super::messages::Report;
 use super::stop;
 use crate::experiment::{self, Member, Sweep};
@@ -172,6 +173,10 @@ fn begin(sweep: &Sweep, (runs, name): (&Path, &str), existing: Existing) -> anyh
     let folder = runs.join(name);
     if existing == Existing::Resume && sweep_folder::is_sweep(&folder) {
         return Ok(SweepFolder::open(&folder)?);
+    }
+    if existing == Existing::Replace {
+        let mut experiments = sweep.members.iter().map(|member| &member.loaded.experiment);
+        experiments.try_for_each(|experiment| initial::require_kept(experiment, &folder))?;
     }
     Ok(SweepFolder::create(runs, name, existing == Existing::Replace, &sweep.to_toml())?)
 }

@@ -176,8 +176,8 @@ pub fn order(key: &GemmKey) -> Order {
     Order { splits, bias_chains: inside.then_some(chains) }
 }
 
-/// Whether no algorithm of cuBLASLt has the bits of this operation. For sums of fewer terms than a tensor core
-/// adds at once it has kernels that are none of these chains: the weight gradient of one row differed.
+/// Whether no algorithm of cuBLASLt has the bits of this operation. For sums of fewer terms than a tensor
+/// core adds at once it may have kernels that are no such chain: the weight gradient of one row differed.
 pub fn only_own(key: &GemmKey) -> bool {
     let Order { splits, bias_chains } = order(key);
     ProductSize::of(key).k < 16
