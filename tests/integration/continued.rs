@@ -204,7 +204,7 @@ fn what_cannot_go_on_is_refused_before_anything_is_written() {
             .assert_fails(2, &["is in the folder that would be deleted", "hint: another `--name`"]);
         assert!(state.exists());
     }
-    run(&lab, CI, "done", &["schedule.steps=2"]).root();
+    run(&lab, CI, "done", &["schedule.steps=5"]).root();
     let whole = std::fs::read(&state).expect("a state");
     flip_bit(&state, 0.7);
     let over = ["--name", "done", "--overwrite", "--set", base, "--set", "optimizer.from_init=true"];
