@@ -28,7 +28,9 @@ pub trait InitModels {
 /// How far the run of a checkpoint had come.
 #[derive(Clone, Debug)]
 pub struct InitProgress {
-    /// The run's.
+    /// The run's name.
+    pub run: String,
+    /// Its experiment.
     pub experiment: Experiment,
     /// Sequences of its stream that it had read or passed over.
     pub sequences: u64,

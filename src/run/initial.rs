@@ -17,6 +17,7 @@ use crate::ops::Ops;
 use crate::optim::AVERAGE;
 use crate::proof::lock::Table;
 use crate::store::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
+use crate::store::manifest::Manifest;
 use crate::store::safetensors::{Info, Reader};
 use crate::train::run::INIT_UPDATES;
 use crate::train::{Progress, Trainer};
@@ -40,20 +41,26 @@ struct InitStream {
     /// What the bits of the run depended on when the checkpoint was made.
     numerics: Table,
     sequences: u64,
+    /// Updates that its optimizer had made.
+    updates: u64,
 }
 
 impl InitStream {
     /// By the manifest, which is sealed: a run's `experiment.toml` may have drifted since.
     fn of(folder: &Path, guards: &GuardKeys) -> anyhow::Result<InitStream> {
-        let numerics = checkpoint::inspect(folder)?.numerics;
-        let number = |key: &str| numerics.get(key).and_then(|value| value.parse::<u64>().ok());
-        let (Some(tokens), Some(seq_len @ 1..)) = (number("batch.tokens"), number("batch.seq_len")) else {
+        let (Manifest { numerics, .. }, counters) = checkpoint::load_some(folder, Progress::is_counter)?;
+        let [tokens, seq_len] = ["batch.tokens", "batch.seq_len"].map(|key| number::<u64>(&numerics, key));
+        let (Some(tokens), Some(seq_len @ 1..)) = (tokens, seq_len) else {
             anyhow::bail!("the manifest in `{}` does not say how many tokens a step had", folder.display());
         };
-        let at = counters(folder, guards)?;
+        let at = Progress::of_counters(&counters, guards)?;
         let run = folder.ancestors().nth(2).and_then(Path::file_name).unwrap_or_default();
-        let sequences = at.step * (tokens / seq_len) + at.data_offset;
-        Ok(InitStream { run: run.to_string_lossy().into_owned(), numerics, sequences })
+        Ok(InitStream {
+            run: run.to_string_lossy().into_owned(),
+            numerics,
+            sequences: at.step * (tokens / seq_len) + at.data_offset,
+            updates: at.updates,
+        })
     }
 
     /// Whether `numerics` are of the same sequences in the same order, by the content of their shards.
@@ -72,6 +79,11 @@ impl InitStream {
         };
         of(&self.numerics) == of(numerics)
     }
+}
+
+/// The value of a key, where it is a number of this kind.
+fn number<T: std::str::FromStr>(numerics: &Table, key: &str) -> Option<T> {
+    numerics.get(key)?.parse().ok()
 }
 
 /// What of the model training begins with.
@@ -107,11 +119,12 @@ pub fn read(
     let (mut state, mut stream) = (None, None);
     if experiment.optimizer.from_init {
         let folder = model.checkpoint_folder()?;
+        let at = InitStream::of(folder, &experiment.guards)?;
+        pinned.push((INIT_UPDATES, at.updates.to_string()));
         if !from_checkpoint {
-            require_kin(folder, experiment, &model.sizes()?)?;
-            stream = Some(InitStream::of(folder, &experiment.guards)?);
+            require_kin(folder, experiment, &model.sizes()?, &at)?;
+            stream = Some(at);
         }
-        pinned.push((INIT_UPDATES, counters(folder, &experiment.guards)?.updates.to_string()));
         state = Some(folder.to_owned());
     }
     let start = match (from_checkpoint, state) {
@@ -124,7 +137,12 @@ pub fn read(
 
 /// Refuses a checkpoint whose tensors would fit and mean something else: of other heads, or an average of
 /// another decay.
-fn require_kin(folder: &Path, experiment: &Experiment, sizes: &Model) -> anyhow::Result<()> {
+fn require_kin(
+    folder: &Path,
+    experiment: &Experiment,
+    sizes: &Model,
+    at: &InitStream,
+) -> Result<(), UsageError> {
     let refused = |what: &str, theirs: &str, ours: &str, key: &str| {
         UsageError(format!(
             "`optimizer.from_init` cannot go on with `{}`: it has {theirs} {what}, the experiment {ours}\n  \
@@ -134,13 +152,13 @@ fn require_kin(folder: &Path, experiment: &Experiment, sizes: &Model) -> anyhow:
     };
     if sizes.heads != experiment.model.heads {
         let (theirs, ours) = (sizes.heads.to_string(), experiment.model.heads.to_string());
-        return Err(refused("heads", &theirs, &ours, "model.heads").into());
+        return Err(refused("heads", &theirs, &ours, "model.heads"));
     }
     const DECAY: &str = "optimizer.ema_decay";
-    let (ours, numerics) = (experiment.optimizer.ema_decay, checkpoint::inspect(folder)?.numerics);
-    match numerics.get(DECAY) {
+    let ours = experiment.optimizer.ema_decay;
+    match at.numerics.get(DECAY) {
         Some(theirs) if ours > 0.0 && theirs.parse() != Ok(ours) => {
-            Err(refused("as the decay of its average", theirs, &ours.to_string(), DECAY).into())
+            Err(refused("as the decay of its average", theirs, &ours.to_string(), DECAY))
         }
         _ => Ok(()),
     }
@@ -168,12 +186,6 @@ pub fn require_kept(experiment: &Experiment, doomed: &Path) -> anyhow::Result<()
         checkpoint::load(InitModel::open(init)?.checkpoint_folder()?)?;
     }
     Ok(())
-}
-
-/// The counters in a checkpoint's state.
-fn counters(folder: &Path, guards: &GuardKeys) -> anyhow::Result<Progress> {
-    let (_, state) = checkpoint::load_some(folder, Progress::is_counter)?;
-    Ok(Progress::of_counters(&state, guards)?)
 }
 
 impl Initial {
@@ -228,10 +240,8 @@ impl Initial {
     /// The data are the checkpoint's under other names, or others under theirs.
     pub fn require_place(&self, loaded: &Loaded, numerics: &Table) -> Result<(), UsageError> {
         let derived = matches!(loaded.origins.get("data.offset"), Some(Origin::Derived(_)));
-        let Some(InitStream { run, sequences, .. }) = self.stream.as_ref().filter(|_| derived) else {
-            return Ok(());
-        };
-        let same = self.stream.as_ref().is_some_and(|stream| stream.is_same(numerics));
+        let Some(stream) = self.stream.as_ref().filter(|_| derived) else { return Ok(()) };
+        let (InitStream { run, sequences, .. }, same) = (stream, stream.is_same(numerics));
         let expected = if same { *sequences } else { 0 };
         if loaded.experiment.data.offset == expected {
             return Ok(());
@@ -380,14 +390,11 @@ impl InitModels for Models<'_> {
             let model = InitModel::open(path)?;
             let folder = model.checkpoint_folder()?;
             let mut experiment = experiment_of(folder)?;
-            let InitStream { numerics, sequences, .. } = InitStream::of(folder, &experiment.guards)?;
-            if let Some(seed) = numerics.get("seed").and_then(|seed| seed.parse().ok()) {
-                experiment.seed = seed;
-            }
-            if let Some(seq_len) = numerics.get("batch.seq_len").and_then(|tokens| tokens.parse().ok()) {
-                experiment.batch.seq_len = seq_len;
-            }
-            anyhow::Ok(InitProgress { experiment, sequences })
+            let at = InitStream::of(folder, &experiment.guards)?;
+            experiment.seed = number(&at.numerics, "seed").unwrap_or(experiment.seed);
+            let seq_len = number(&at.numerics, "batch.seq_len");
+            experiment.batch.seq_len = seq_len.unwrap_or(experiment.batch.seq_len);
+            anyhow::Ok(InitProgress { experiment, run: at.run, sequences: at.sequences })
         };
         read().map_err(|error| {
             init_error(&error, "`runner verify` of its run says which checkpoints are whole")

@@ -20,6 +20,20 @@ fn files(folder: &Path, endings: &[&str], found: &mut Vec<PathBuf>) {
     }
 }
 
+/// All sources.
+fn sources() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for folder in ["src", "tests", "kernels", "release"] {
+        files(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join(folder),
+            &[".rs", ".cu", ".cuh", ".py"],
+            &mut found,
+        );
+    }
+    assert!(found.len() > 400, "only {} files were found: is the search right?", found.len());
+    found
+}
+
 /// The numbers of the lines that are too long. Tables are as wide as they are, and in Markdown headings,
 /// transcripts and lines with a link.
 fn too_long(text: &str, is_markdown: bool) -> Vec<usize> {
@@ -39,13 +53,9 @@ fn too_long(text: &str, is_markdown: bool) -> Vec<usize> {
 #[test]
 fn lines_have_at_most_110_columns() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut found = Vec::new();
-    for folder in ["src", "tests", "kernels", "release"] {
-        files(&root.join(folder), &[".rs", ".cu", ".cuh", ".py"], &mut found);
-    }
+    let mut found = sources();
     files(&root.join("docs"), &[".py"], &mut found);
     files(root, &[".md"], &mut found);
-    assert!(found.len() > 400, "only {} files were found: is the search right?", found.len());
     let faults: Vec<String> = found
         .iter()
         .flat_map(|path| {
@@ -69,12 +79,7 @@ fn a_long_line_is_found_wherever_it_may_be_broken() {
 
 #[test]
 fn no_file_has_more_than_600_lines() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut found = Vec::new();
-    for folder in ["src", "tests", "kernels", "release"] {
-        files(&root.join(folder), &[".rs", ".cu", ".cuh", ".py"], &mut found);
-    }
-    assert!(found.len() > 400, "only {} files were found: is the search right?", found.len());
+    let found = sources();
     let lines = |path: &PathBuf| std::fs::read_to_string(path).expect("UTF-8").lines().count();
     let long: Vec<&PathBuf> = found.iter().filter(|path| lines(path) > 600).collect();
     assert!(long.is_empty(), "over 600 lines: {long:?}");

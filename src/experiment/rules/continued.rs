@@ -34,11 +34,8 @@ impl Resolved {
         let init = experiment.model.init.as_ref().filter(|_| experiment.optimizer.from_init && !given);
         let Some(init) = init else { return Ok(self) };
         let refused = |error: InitError| vec![Fault::new(error.message).hint(error.hint)];
-        let InitProgress { experiment: before, sequences } =
+        let InitProgress { run, experiment: before, sequences } =
             models.progress(Path::new(init)).map_err(refused)?;
-        // A checkpoint lies in `checkpoints` in its run's folder.
-        let folder = Path::new(init).ancestors().nth(2).and_then(Path::file_name).unwrap_or_default();
-        let run = folder.to_string_lossy();
         let origin = if same_stream(experiment, &before) {
             experiment.data.offset = sequences;
             format!("where `{run}` had come to in the same data")

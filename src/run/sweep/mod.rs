@@ -9,7 +9,7 @@ mod children;
 mod found;
 mod places;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -175,8 +175,12 @@ fn begin(sweep: &Sweep, (runs, name): (&Path, &str), existing: Existing) -> anyh
         return Ok(SweepFolder::open(&folder)?);
     }
     if existing == Existing::Replace {
-        let mut experiments = sweep.members.iter().map(|member| &member.loaded.experiment);
-        experiments.try_for_each(|experiment| initial::require_kept(experiment, &folder))?;
+        // A state that many members start from is read once.
+        let mut seen = BTreeSet::new();
+        let experiments = sweep.members.iter().map(|member| &member.loaded.experiment);
+        let mut starts = experiments
+            .filter(|experiment| seen.insert((&experiment.model.init, experiment.optimizer.from_init)));
+        starts.try_for_each(|experiment| initial::require_kept(experiment, &folder))?;
     }
     Ok(SweepFolder::create(runs, name, existing == Existing::Replace, &sweep.to_toml())?)
 }
