@@ -62,7 +62,8 @@ def main():
     # A file that is right stays as it is, so that nothing is built again.
     path = Path(sys.argv[1])
     if not path.exists() or path.read_bytes() != content:
-        path.write_bytes(content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
     print(f"{len(entries)} cubins, {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
 
 
