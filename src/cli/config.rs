@@ -55,8 +55,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     streams::print(&text)
 }
 
-/// What the run reads of each source of a mixture, and what `data.offset` passes over, as comments; nothing for
-/// an experiment without either.
+/// What the run reads of each source of a mixture, and what `data.offset` passes over, as comments; nothing
+/// for an experiment without either.
 fn mixture(loaded: Loaded) -> String {
     let of_sources = !loaded.experiment.data.mix.is_empty();
     let said = match facts(loaded) {
@@ -88,8 +88,7 @@ fn in_json(loaded: Loaded) -> serde_json::Value {
     json
 }
 
-/// What is known of the data, or why nothing is; none without a mixture or an offset, which need not be looked
-/// at.
+/// What is known of the data, or why nothing is; none without a mixture or an offset, where nobody asks.
 fn facts(mut loaded: Loaded) -> Option<Result<DataFacts, String>> {
     if loaded.experiment.data.mix.is_empty() && loaded.experiment.data.offset == 0 {
         return None;

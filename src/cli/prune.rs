@@ -95,7 +95,7 @@ fn prune(folder: &Path, args: &Args, branches: &[Branch]) -> anyhow::Result<u64>
         let needs = from_it.iter().find(|branch| !branch.is_done(&args.runs));
         match (needs, from_it.first()) {
             (Some(Branch { name, .. }), _) => {
-                say!("`{shown}` keeps the checkpoint of step {step}: `{name}`, which is not done, starts from it")
+                say!("`{shown}` keeps step {step}: `{name}`, which is not done, starts from its checkpoint")
             }
             (None, Some(Branch { name, .. })) => {
                 say!("`{name}` started from step {step} of `{shown}`: a replay of its first steps needs that")

@@ -55,8 +55,8 @@ pub fn equal_continuations<'a>(
     let listed: Vec<&str> = places.iter().take(LISTED).map(String::as_str).collect();
     (!places.is_empty()).then(|| {
         format!(
-            "equal choices in `{}`: {}{more}. Of equal scores the first is picked, as by lm-eval: a label that \
-             names the second is never met",
+            "equal choices in `{}`: {}{more}. Of equal scores the first is picked, as by lm-eval: a label \
+             that names the second is never met",
             path.display(),
             listed.join(", ")
         )

@@ -100,8 +100,8 @@ fn make(folder: &Path, path: &Path) -> io::Result<String> {
     }
 }
 
-/// Reads a file that nobody else can have read or written: this user's own, of mode 600 or less, and no link to
-/// another.
+/// Reads a file that nobody else can have read or written: this user's own, of mode 600 or less, and no link
+/// to another.
 fn read_own(path: &Path) -> io::Result<String> {
     // A pipe must not keep the rank waiting.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;

@@ -40,7 +40,8 @@ pub fn fault_in_line(error: &serde_json::Error) -> String {
 /// What to say of a line that is no JSON and holds the ends of others: a lone CR ends none.
 pub fn lone_cr(line: &[u8]) -> Option<&'static str> {
     line.trim_ascii().contains(&b'\r').then_some(
-        ": its lines end in CR alone, and are one line here\n  hint: `tr '\\r' '\\n' < FILE > NEW` ends them in LF",
+        ": its lines end in CR alone, and are one line here\n  hint: `tr '\\r' '\\n' < FILE > NEW` mends \
+         them",
     )
 }
 

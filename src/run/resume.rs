@@ -98,9 +98,17 @@ impl Past {
         of_lock.is_some_and(|step| step == steps) && saved.is_some_and(|step| step == steps)
     }
 
-    /// A finished run takes no other value: its files would tell of settings that no step was made with.
+    /// A run does not end before what it has made. A finished run takes no other value: its files would tell
+    /// of settings that no step was made with.
     pub fn require_steps_left(&self, loaded: &Loaded) -> Result<(), UsageError> {
         let steps = loaded.experiment.schedule.steps;
+        if let Some((Manifest { step, .. }, _)) = self.found.as_ref().filter(|(saved, _)| saved.step > steps)
+        {
+            return Err(UsageError(format!(
+                "`schedule.steps` is {steps}, and the run has made {step} steps\n  hint: set it to {step} or \
+                 more; another run may start from an earlier checkpoint, by `model.init = \"run:NAME@STEP\"`"
+            )));
+        }
         let other = self.lock.as_ref().filter(|_| self.ended_at(&steps.to_string()));
         other.and_then(|lock| other_value(lock, loaded)).map_or(Ok(()), |(key, value)| {
             Err(UsageError(format!(

@@ -44,8 +44,8 @@ impl AppendFile {
         Ok(AppendFile { file, path: path.to_owned() })
     }
 
-    /// Looks for what of a file stays when it goes on at step `resume`: all before a torn last line, and before
-    /// the first record whose step is `resume` or later. Changes nothing.
+    /// Looks for what of a file stays when it goes on at step `resume`: all before a torn last line, and
+    /// before the first record whose step is `resume` or later. Changes nothing.
     pub fn look(
         path: &Path,
         resume: u64,

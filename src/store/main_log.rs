@@ -46,8 +46,8 @@ impl MainLogWriter {
         Ok(MainLogWriter { file: AppendFile::create(&run_dir.join(MAIN_LOG))? })
     }
 
-    /// Looks for the lines that stay when a run goes on at `step`, and changes nothing. Refuses a log that ends
-    /// before the step before it: each step has a line.
+    /// Looks for the lines that stay when a run goes on at `step`, and changes nothing. Refuses a log that
+    /// ends before the step before it: each step has a line.
     pub fn look(run_dir: &Path, step: u64) -> Result<KeptRecords, MetricsError> {
         let path = run_dir.join(MAIN_LOG);
         let kept = AppendFile::look(&path, step, |line| parse(line).map(|(step, _)| step))?;

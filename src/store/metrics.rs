@@ -253,16 +253,16 @@ impl MetricsWriter {
         Ok(MetricsWriter { file: AppendFile::create(&run_dir.join(JSONL))?, last_step: None })
     }
 
-    /// Looks for the rows that stay when a run goes on at `step`, and changes nothing. Refuses a file in which
-    /// rows before `step` are missing.
+    /// Looks for the rows that stay when a run goes on at `step`, and changes nothing. Refuses a file in
+    /// which rows before `step` are missing.
     pub fn look(run_dir: &Path, step: u64) -> Result<KeptRecords, MetricsError> {
         let path = run_dir.join(JSONL);
         let kept = AppendFile::look(&path, step, |line| MetricsRow::from_line(line).map(|row| row.step))?;
         require_up_to(step, path, kept)
     }
 
-    /// Opens the metrics of a run whose next step is `step`: drops a torn last line and every row of that step
-    /// and later.
+    /// Opens the metrics of a run whose next step is `step`: drops a torn last line and every row of that
+    /// step and later.
     ///
     /// # Errors
     /// As [`MetricsWriter::look`]; then nothing is dropped.

@@ -38,6 +38,9 @@ fn a_resume_that_is_refused_leaves_every_file_as_it_was() {
     refused(&["model.channels=128"], 2, &[fit, "this experiment needs F32 ["]);
     refused(&["model.heads=4"], 2, &[fit, "it has 2 heads, the experiment 4 (`model.heads`)"]);
     refused(&["guards.window=4"], 2, &[fit, "`guard/grad_window` has [8] values, `guards.window` is 4"]);
+    lab.resume("ci", &["--set", "schedule.steps=5", "--allow-drift"])
+        .assert_fails(2, &["`schedule.steps` is 5, and the run has made 10 steps", "set it to 10 or more"]);
+    assert!(lab.files("ci") == before, "fewer steps changed a file");
     // What acts before the first step alone would be in the lock and do nothing.
     let begun = "a run keeps where it began";
     refused(&["data.offset=96"], 5, &[begun, "`data.offset`", "its own checkpoint of step 10"]);
@@ -111,7 +114,20 @@ fn a_run_without_checkpoints_says_so_wherever_it_is_asked_for_one() {
 fn trunk_and_branches(lab: &Lab) {
     let trunk = ["schedule.steps=15", "checkpoint.every=5", "checkpoint.keep_last=0"];
     lab.run(CI, &[vec!["--name", "trunk"], set(&trunk)].concat()).root();
-    lab.run(CI, &["--name", "done", "--set", "model.init=run:trunk@5", "--set", "schedule.steps=3"]).root();
+    lab.run(
+        CI,
+        &[
+            "--name",
+            "done",
+            "--set",
+            "model.init=run:trunk@5",
+            "--set",
+            "schedule.steps=3",
+            "--set",
+            "schedule.warmup_steps=1",
+        ],
+    )
+    .root();
     let mut cut = lab.start(
         "run",
         CI,
@@ -140,11 +156,7 @@ fn what_other_runs_start_from_is_not_removed_unasked() {
     let step = |step: u64| lab.path(&format!("trunk/checkpoints/step_{step:08}"));
     let pruned = verb(&lab, &["prune", "trunk", "--keep-last", "1", "--yes"]);
     assert_eq!(pruned.code, Some(0), "{}", pruned.stderr);
-    for says in [
-        "keeps the checkpoint of step 10: `cut`",
-        "`done` started from step 5",
-        "loses the checkpoints of steps 5:",
-    ] {
+    for says in ["keeps step 10: `cut`", "`done` started from step 5", "loses the checkpoints of steps 5:"] {
         assert!(pruned.stderr.contains(says) || pruned.stdout.contains(says), "{says}: {pruned:?}");
     }
     assert!(!step(5).exists() && step(10).exists() && step(15).exists());
