@@ -55,36 +55,47 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     streams::print(&text)
 }
 
-/// What the run reads of each source of a mixture, as comments; nothing for an experiment without one.
+/// What the run reads of each source of a mixture, and what `data.offset` passes over, as comments; nothing
+/// for an experiment without either.
 fn mixture(loaded: Loaded) -> String {
-    let lines: Vec<String> = match sources(loaded) {
+    let of_sources = !loaded.experiment.data.mix.is_empty();
+    let said = match facts(loaded) {
         None => return String::new(),
-        Some(Ok(sources)) => sources.iter().map(SourceUse::to_string).collect(),
-        Some(Err(problem)) => problem.lines().map(str::to_owned).collect(),
+        Some(Err(problem)) => problem,
+        Some(Ok(DataFacts { sources, passed_over, .. })) => {
+            let lines: Vec<String> = sources.iter().map(SourceUse::to_string).chain(passed_over).collect();
+            lines.join("\n")
+        }
     };
-    lines
-        .into_iter()
-        .fold("\n# The run reads of the sources:\n".to_owned(), |text, line| text + "# " + &line + "\n")
+    let title = if of_sources { "# The run reads of the sources:\n" } else { "" };
+    said.lines().fold(format!("\n{title}"), |text, line| text + "# " + line + "\n")
 }
 
 fn in_json(loaded: Loaded) -> serde_json::Value {
-    let mut json = loaded.to_json();
-    match sources(loaded) {
+    let (mut json, of_sources) = (loaded.to_json(), !loaded.experiment.data.mix.is_empty());
+    match facts(loaded) {
         None => {}
-        Some(Ok(sources)) => json["sources"] = serde_json::json!(sources),
+        Some(Ok(facts)) => {
+            if of_sources {
+                json["sources"] = serde_json::json!(facts.sources);
+            }
+            if let Some(passed_over) = facts.passed_over {
+                json["passed_over"] = passed_over.into();
+            }
+        }
         Some(Err(problem)) => json["sources"] = serde_json::json!({ "problem": problem }),
     }
     json
 }
 
-/// The same with the data at hand, or why it is not known; none without a mixture.
-fn sources(mut loaded: Loaded) -> Option<Result<Vec<SourceUse>, String>> {
-    if loaded.experiment.data.mix.is_empty() {
+/// What is known of the data, or why nothing is; none without a mixture or an offset, where nobody asks.
+fn facts(mut loaded: Loaded) -> Option<Result<DataFacts, String>> {
+    if loaded.experiment.data.mix.is_empty() && loaded.experiment.data.offset == 0 {
         return None;
     }
     Some(match DataFacts::look(&mut loaded) {
         Ok(DataFacts { problem: Some(problem), .. }) => Err(format!("not known: {problem}")),
-        Ok(facts) => Ok(facts.sources),
+        Ok(facts) => Ok(facts),
         Err(error) => Err(error.to_string()),
     })
 }

@@ -7,6 +7,7 @@ use super::exit;
 use super::streams::say;
 use crate::experiment;
 use crate::report::summary;
+use crate::run::branches::Branch;
 use crate::run::find;
 use crate::store::{Retention, RunFolder, RunPaths, checkpoint, contents, retention};
 use crate::units;
@@ -40,9 +41,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         true => summary::folders(&args.runs)?,
         false => folders(&args)?,
     };
+    let branches = Branch::all(&args.runs)?;
     let (mut freed, mut failed) = (0, false);
     for folder in &folders {
-        match prune(folder, &args) {
+        match prune(folder, &args, &branches) {
             Ok(bytes) => freed += bytes,
             Err(error) => {
                 failed = true;
@@ -70,8 +72,8 @@ fn folders(args: &Args) -> anyhow::Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// The bytes of what is removed, or would be.
-fn prune(folder: &Path, args: &Args) -> anyhow::Result<u64> {
+/// The bytes of what is removed, or would be. Checkpoints from which runs start that are not done are kept.
+fn prune(folder: &Path, args: &Args, branches: &[Branch]) -> anyhow::Result<u64> {
     let paths = RunPaths::new(folder);
     let own = experiment::load_recorded(&paths.experiment())?.experiment.checkpoint;
     let retention = Retention {
@@ -85,16 +87,31 @@ fn prune(folder: &Path, args: &Args) -> anyhow::Result<u64> {
     }
     let held = if args.yes { Some(RunFolder::open(folder)?) } else { None };
     let checkpoints = paths.checkpoints();
-    let steps = retention::unkept(&checkpoints, retention)?;
-    let bytes =
-        steps.iter().map(|step| contents::bytes_in(&checkpoints.join(checkpoint::folder_name(*step)))).sum();
+    let of_step = |step: u64| checkpoints.join(checkpoint::folder_name(step));
+    let mut steps = retention::unkept(&checkpoints, retention)?;
+    steps.retain(|step| {
+        let from_it: Vec<&Branch> =
+            branches.iter().filter(|branch| branch.starts_in(&of_step(*step))).collect();
+        let needs = from_it.iter().find(|branch| !branch.is_done(&args.runs));
+        match (needs, from_it.first()) {
+            (Some(Branch { name, .. }), _) => {
+                say!("`{shown}` keeps step {step}: `{name}`, which is not done, starts from its checkpoint")
+            }
+            (None, Some(Branch { name, .. })) => {
+                say!("`{name}` started from step {step} of `{shown}`: a replay of its first steps needs that")
+            }
+            (None, None) => {}
+        }
+        needs.is_none()
+    });
+    let bytes = steps.iter().map(|step| contents::bytes_in(&of_step(*step))).sum();
     if !steps.is_empty() {
         let listed: Vec<String> = steps.iter().map(u64::to_string).collect();
         let (does, size) = (if args.yes { "loses" } else { "would lose" }, units::bytes(bytes));
         say!("`{shown}` {does} the checkpoints of steps {}: {size}", listed.join(", "));
     }
     if held.is_some() {
-        retention::prune(&checkpoints, retention)?;
+        retention::remove(&checkpoints, &steps)?;
     }
     Ok(bytes)
 }

@@ -100,11 +100,15 @@ fn text(message: &Message<'_>) -> String {
         Message::CheckpointPassedOver { step, why } => {
             format!("skipped the checkpoint of step {step}: {why}")
         }
-        Message::Resuming { folder, from: Some(step) } => {
+        Message::Resuming { folder, from: Some(step), .. } => {
             format!("resuming `{}` at step {step}", folder.display())
         }
-        Message::Resuming { folder, from: None } => {
-            format!("no whole checkpoint in `{}`: starting at step 0", folder.display())
+        Message::Resuming { folder, from: None, made } => {
+            let again = match made {
+                0 => String::new(),
+                made => format!(", and making the {} steps again that it had made", units::thousands(*made)),
+            };
+            format!("no whole checkpoint in `{}`: starting at step 0{again}", folder.display())
         }
         Message::NothingToDo { folder, steps } => {
             format!("nothing to do: `{}` has done all its {steps} steps", folder.display())

@@ -147,11 +147,27 @@ pub enum DataError {
     SourceTooShort { name: String, seq_len: usize },
     /// The run would read a source more often than it may.
     #[error(
-        "the run reads {read} sequences of the source `{source_name}`, which is {epochs:.2} epochs: \
+        "the run reads {read} sequences of the source `{source_name}`{}, which is {epochs:.2} epochs: \
          `data.mix.{source_name}.max_epochs` allows {max_epochs}, {allowed} sequences\n  hint: {fits}; or \
-         raise `max_epochs`, lower the source's `weight`, or give it more data"
+         {}raise `max_epochs`, lower the source's `weight`, or give it more data",
+        match passed_over {
+            0 => String::new(),
+            passed_over => format!(
+                ", with {passed_over} that `data.offset` and rewinds pass over"
+            ),
+        },
+        if *passed_over > 0 { "lower `data.offset`, " } else { "" }
     )]
-    EpochLimit { source_name: String, read: u64, epochs: f64, max_epochs: u64, allowed: u64, fits: String },
+    EpochLimit {
+        source_name: String,
+        read: u64,
+        /// Of these, before the first step or in rewinds.
+        passed_over: u64,
+        epochs: f64,
+        max_epochs: u64,
+        allowed: u64,
+        fits: String,
+    },
 
     // ---- embedded text ----
     /// This build has no embedded text.

@@ -103,6 +103,43 @@ pub fn uses(experiment: &Experiment, order: &SampleOrder) -> Vec<SourceUse> {
     uses
 }
 
+/// What `data.offset` passes over before the first step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PassedOver {
+    sequences: u64,
+    /// The epochs of each source, which without a mixture has no name.
+    epochs: Vec<(String, f64)>,
+}
+
+impl PassedOver {
+    /// Whether all that there is of a source is passed over, once or more often.
+    pub fn is_whole(&self) -> bool {
+        self.epochs.iter().any(|(_, epochs)| *epochs >= 1.0)
+    }
+}
+
+impl std::fmt::Display for PassedOver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let sequences = units::thousands(self.sequences);
+        write!(f, "`data.offset` passes over {sequences} sequences before the first step:")?;
+        for (at, (name, epochs)) in self.epochs.iter().enumerate() {
+            let of = if name.is_empty() { "the data".to_owned() } else { format!("`{name}`") };
+            write!(f, "{} {epochs:.2} epochs of {of}", if at > 0 { "," } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+/// What `data.offset` of the experiment passes over; none where it is 0.
+pub fn passed_over(experiment: &Experiment, order: &SampleOrder) -> Option<PassedOver> {
+    let sequences = experiment.data.offset;
+    let mix = &experiment.data.mix;
+    let names = || mix.keys().cloned().chain(mix.is_empty().then(String::new));
+    let epochs = order.counts(sequences).into_iter().zip(order.sequences());
+    let epochs = epochs.map(|(count, whole)| count as f64 / whole as f64);
+    (sequences > 0).then(|| PassedOver { sequences, epochs: names().zip(epochs).collect() })
+}
+
 /// Refuses a run that would pass over a source more often than `max_epochs` says; `offset` as in
 /// [`tokens_of_sources`].
 ///
@@ -129,8 +166,16 @@ pub fn require_epochs(experiment: &Experiment, order: &SampleOrder, offset: u64)
             fits => format!("set `schedule.steps` to {fits}, which fit"),
         };
         let epochs = read as f64 / sequences as f64;
-        let source_name = name.clone();
-        return Err(DataError::EpochLimit { source_name, read, epochs, max_epochs, allowed, fits });
+        let (source_name, passed_over) = (name.clone(), order.counts(offset)[at]);
+        return Err(DataError::EpochLimit {
+            source_name,
+            read,
+            passed_over,
+            epochs,
+            max_epochs,
+            allowed,
+            fits,
+        });
     }
     Ok(())
 }
@@ -169,6 +214,31 @@ mod tests {
         // A rewind that passes over two sequences.
         let error = require_epochs(&experiment, &order, 2).unwrap_err().to_string();
         assert!(error.contains("set `schedule.steps` to 9, which fit"), "{error}");
+        assert!(error.contains(", with 2 that `data.offset` and rewinds pass over"), "{error}");
+        assert!(error.contains("or lower `data.offset`, raise `max_epochs`"), "{error}");
+    }
+
+    #[test]
+    fn what_an_offset_passes_over_is_said_in_epochs() {
+        assert_eq!((passed_over(&mixed(&[]).0, &mixed(&[]).1)), None);
+        let said = |sets: &[&str]| {
+            let (experiment, order) = mixed(sets);
+            let passed = passed_over(&experiment, &order).unwrap();
+            (passed.is_whole(), passed.to_string())
+        };
+        let text = |n: &str, books: &str, web: &str| {
+            format!(
+                "`data.offset` passes over {n} sequences before the first step: {books} epochs of `books`, \
+                 {web} epochs of `web`"
+            )
+        };
+        assert_eq!(said(&["data.offset=8"]), (false, text("8", "0.60", "0.02")));
+        assert_eq!(said(&["data.offset=4000"]), (true, text("4,000", "300.00", "10.00")));
+        let (mut experiment, _) = mixed(&["data.offset=25"]);
+        experiment.data.mix.clear();
+        let order = SampleOrder::new(1, NonZeroU64::new(10).unwrap(), true);
+        let passed = passed_over(&experiment, &order).unwrap().to_string();
+        assert!(passed.ends_with("25 sequences before the first step: 2.50 epochs of the data"), "{passed}");
     }
 
     #[test]

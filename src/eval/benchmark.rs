@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::EvalError;
-use super::harness::{encode_pair, is_python_space, lines};
+use super::harness::{encode_pair, equal_continuations, is_python_space, lines};
 use super::multiple_choice::Decision;
 use super::rows::{self, NotFiniteLoss, ScoredRow, Scorer, Surprise};
 use crate::data::{DataError, Tokenizer, prepare};
@@ -159,6 +159,12 @@ impl QuestionSet {
 
     pub fn questions(&self) -> &[Question] {
         &self.questions
+    }
+
+    /// A remark on questions with equal choices.
+    pub fn equal_choices(&self) -> Option<String> {
+        let all = self.questions.iter().enumerate();
+        equal_continuations(&self.path, all.map(|(i, of)| (self.place(i), of.continuations.as_slice())))
     }
 
     fn place(&self, i: usize) -> String {

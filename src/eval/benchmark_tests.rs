@@ -43,6 +43,24 @@ fn questions_are_worded_as_in_the_harness() {
 }
 
 #[test]
+fn questions_with_equal_choices_are_named_by_line() {
+    assert_eq!(parse(Benchmark::Piqa, PIQA).unwrap().equal_choices(), None);
+    let equal = PIQA.replace("Sing.", "Turn the lid.");
+    let remark =
+        parse(Benchmark::Piqa, &format!("{PIQA}\n{equal}\n{PIQA}\n{equal}\n")).unwrap().equal_choices();
+    let remark = remark.unwrap();
+    assert!(
+        remark.starts_with("equal choices in `q.jsonl`: line 2, line 4. Of equal scores the first"),
+        "{remark}"
+    );
+    let many = vec![ARC.replace("ice", "oak"); 9].join("\n");
+    let remark = parse(Benchmark::ArcEasy, &many).unwrap().equal_choices().unwrap();
+    assert!(remark.contains("line 6 and 3 more."), "{remark}");
+    // A word to be guessed has no choices.
+    assert_eq!(parse(Benchmark::Lambada, &format!("{LAMBADA}\n{LAMBADA}")).unwrap().equal_choices(), None);
+}
+
+#[test]
 fn a_word_alone_follows_the_end_of_a_text() {
     let set = parse(Benchmark::Lambada, r#"{"text": "Anna"}"#).unwrap();
     let Question { context, continuations, .. } = &set.questions[0];

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::EvalError;
 use crate::data::Tokenizer;
+use crate::proof::json;
 
 /// Every line of `text` as `parse` reads it, in order; `of` says what a line is: `a HellaSwag task`.
 ///
@@ -23,13 +24,43 @@ pub fn lines<T: Send>(
     // Collected before the first error is looked for, so that it is the first in the file.
     let parse = |line: &&str| match line.trim().is_empty() {
         true => Err("it is empty".to_owned()),
-        false => parse(line),
+        false => {
+            let cr = || json::lone_cr(line.as_bytes()).unwrap_or_default();
+            parse(line).map_err(|why| if why.contains("hint: ") { why } else { why + cr() })
+        }
     };
     let parsed: Vec<Result<T, String>> = lines.par_iter().map(parse).collect();
     let numbered = parsed.into_iter().zip(1..);
     numbered
         .map(|(of_line, line)| of_line.map_err(|why| EvalError::Line { path: path.into(), line, of, why }))
         .collect()
+}
+
+/// How many places a remark lists.
+const LISTED: usize = 6;
+
+/// A remark on the tasks, by their places in the file, that have equal continuations to choose from.
+///
+/// lm-eval takes the first of the highest scores (`numpy.argmax`), and so does this program.
+pub fn equal_continuations<'a>(
+    path: &Path,
+    tasks: impl Iterator<Item = (String, &'a [Vec<u16>])>,
+) -> Option<String> {
+    let equal = |all: &[Vec<u16>]| all.iter().enumerate().any(|(at, one)| all[..at].contains(one));
+    let mut places: Vec<String> = tasks.filter(|(_, all)| equal(all)).map(|(place, _)| place).collect();
+    // A task in two wordings is one.
+    places.dedup();
+    let more = places.len().saturating_sub(LISTED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let listed: Vec<&str> = places.iter().take(LISTED).map(String::as_str).collect();
+    (!places.is_empty()).then(|| {
+        format!(
+            "equal choices in `{}`: {}{more}. Of equal scores the first is picked, as by lm-eval: a label \
+             that names the second is never met",
+            path.display(),
+            listed.join(", ")
+        )
+    })
 }
 
 /// What Python's `str.strip` takes for white space: Unicode's, and four separators of ASCII.

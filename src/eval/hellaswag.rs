@@ -188,6 +188,7 @@ mod tests {
     fn each_fault_names_its_line() {
         for (bad, says) in [
             ("<html>", "line 2 is not a HellaSwag task: expected value at column 1"),
+            (&format!("{GOOD}\r{GOOD}\r"), "its lines end in CR alone, and are one line here\n  hint: `tr"),
             (&GOOD.replace("endings", "ends"), "the field `endings` is missing"),
             (&GOOD.replace("\"ctx\"", "\"context\""), "the field `ctx` is missing"),
             (&GOOD.replace("activity_label", "activity"), "the field `activity_label` is missing"),

@@ -14,6 +14,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::harness::equal_continuations;
 use super::rows::{self, ScoredRow, Scorer, Surprise};
 use super::{EvalError, eval_bin};
 use crate::data::{DataError, Tokenizer, prepare};
@@ -147,6 +148,14 @@ impl TaskSet {
 
     pub fn tasks(&self) -> &[Task] {
         &self.tasks
+    }
+
+    /// A remark on tasks with equal completions.
+    pub fn equal_completions(&self) -> Option<String> {
+        let prompts = self.tasks.iter().enumerate().flat_map(|(i, task)| {
+            task.prompts().map(move |prompt| (self.place(i), prompt.completions.as_slice()))
+        });
+        equal_continuations(&self.path, prompts)
     }
 
     /// The place of task `i` in the file.

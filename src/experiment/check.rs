@@ -11,6 +11,7 @@ use toml::de::DeValue;
 use super::declare::Word;
 use super::diagnostics::nearest;
 use super::schema::{KeyRow, Open, ValueKind};
+use crate::units::thousands;
 
 /// What a model's name begins with that is a checkpoint of a run: `run:NAME@STEP`.
 pub const RUN_PREFIX: &str = "run:";
@@ -75,23 +76,29 @@ fn shortened(digits: &str) -> String {
 
 fn integer(key: &KeyRow, raw: &DeValue<'_>, min: u64, max: u64) -> Result<u64, Refusal> {
     let range = key.kind.takes();
+    // What is too large is told where the bound is, which `range` leaves out where nobody reaches it.
+    let bounds = || format!("expected an integer from {min} to {}", thousands(max));
+    let too_large = |given: &str| {
+        refusal(key, &format!("is {given}, but at most {} is allowed", thousands(max)), bounds())
+    };
     if let DeValue::Float(float) = raw
         && let Ok(x) = float.as_str().parse::<f64>()
         && x.fract() == 0.0
-        && (0.0..9e15).contains(&x)
+        && x >= 0.0
     {
+        if x > max as f64 {
+            return Err(too_large(&shortened(float.as_str())));
+        }
         return Err(Refusal { hint: Some(format!("write `{}`", x as u64)), ..wrong_type(key, raw, &range) });
     }
     let DeValue::Integer(digits) = raw else { return Err(wrong_type(key, raw, &range)) };
     match i128::from_str_radix(digits.as_str(), digits.radix()) {
         Ok(n) if n >= i128::from(min) && n <= i128::from(max) => Ok(n as u64),
-        Ok(n) if n > i128::from(max) => {
-            Err(refusal(key, &format!("is {n}, but at most {max} is allowed"), format!("expected {range}")))
-        }
+        Ok(n) if n > i128::from(max) => Err(too_large(&n.to_string())),
         Ok(n) => {
             Err(refusal(key, &format!("is {n}, but at least {min} is needed"), format!("expected {range}")))
         }
-        Err(_) => Err(refusal(key, "is far out of range", format!("expected {range}"))),
+        Err(_) => Err(refusal(key, "is far out of range", bounds())),
     }
 }
 
@@ -247,6 +254,12 @@ mod tests {
         assert_eq!(check("schedule.steps", "18_865").unwrap().to_u128(), Some(18_865));
         assert_eq!(check("batch.micro", "0x10").unwrap().to_u128(), Some(16));
         assert_eq!(message("memory.recompute", "3"), "`memory.recompute` is 3, but at most 2 is allowed");
+        for (given, said) in [("4503599627370496", "4503599627370496"), ("1e15", "1e15"), ("1e16", "1e16")] {
+            assert_eq!(
+                message("data.offset", given),
+                format!("`data.offset` is {said}, but at most 281,474,976,710,656 is allowed")
+            );
+        }
         assert_eq!(message("schedule.steps", "-1"), "`schedule.steps` is -1, but at least 1 is needed");
         assert_eq!(check("schedule.steps", "1e5").unwrap_err().hint.as_deref(), Some("write `100000`"));
         assert!(message("schedule.steps", &"9".repeat(60)).contains("far out of range"));

@@ -7,9 +7,13 @@
 //! not kept out (`docs/security.md`).
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 /// The variable that holds the ranks' common secret; without it they share a file.
@@ -21,6 +25,8 @@ const CALLER: &[u8] = b"runner/ranks/v2 caller";
 const LISTENER: &[u8] = b"runner/ranks/v2 listener";
 /// Letters that a key from a variable must have.
 const SHORTEST: usize = 16;
+/// Bytes of the longest file of a key.
+const LONGEST: u64 = 4096;
 
 /// The secret that the ranks of a run share.
 #[derive(Clone, PartialEq, Eq)]
@@ -57,7 +63,7 @@ impl KeySource {
             KeySource::Given(text) => RankKey::of(text).map_err(|why| (RANK_KEY.into(), why)),
             KeySource::Folder(folder) => {
                 let path = folder.join(format!("key-{}", user()));
-                let text = match std::fs::read_to_string(&path) {
+                let text = match read_own(&path) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => make(folder, &path),
                     read => read,
                 };
@@ -90,13 +96,43 @@ fn make(folder: &Path, path: &Path) -> io::Result<String> {
     writeln!(file, "{}", new_key()?)?;
     match file.persist_noclobber(path) {
         Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => Err(error.error),
-        _ => std::fs::read_to_string(path),
+        _ => read_own(path),
     }
+}
+
+/// Reads a file that nobody else can have read or written: this user's own, of mode 600 or less, and no link
+/// to another.
+fn read_own(path: &Path) -> io::Result<String> {
+    // A pipe must not keep the rank waiting.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let opened = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path);
+    let refused = |why: String| io::Error::new(io::ErrorKind::PermissionDenied, why);
+    let file = opened.map_err(|error| match error.raw_os_error() {
+        Some(code) if code == Errno::LOOP.raw_os_error() => refused("it is a symbolic link".into()),
+        _ => error,
+    })?;
+    let found = file.metadata()?;
+    let (owner, us, mode) = (found.uid(), user(), found.mode() & 0o777);
+    if !found.is_file() {
+        return Err(refused("it is no file".into()));
+    }
+    if owner != us {
+        return Err(refused(format!("it belongs to the user {owner}, and this process to {us}")));
+    }
+    if mode & 0o077 != 0 {
+        return Err(refused(format!("others may read or write it: its mode is {mode:o}, expected 600")));
+    }
+    if found.len() > LONGEST {
+        let why = format!("it has {} bytes, and a key at most {LONGEST}", found.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    let mut text = String::new();
+    file.take(LONGEST).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The number of this process's user, so that two who share a folder have a key each.
 fn user() -> u32 {
-    use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self").map_or(0, |process| process.uid())
 }
 
@@ -241,5 +277,39 @@ mod tests {
         std::fs::write(&file, "short\n").expect("writable");
         let (name, why) = source.key().map(|_| ()).expect_err("too short");
         assert!(name.ends_with(&format!("key-{}", user())) && why.to_string().contains("5 letters"));
+    }
+
+    #[test]
+    fn a_key_that_others_could_have_read_or_written_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let source = KeySource::Folder(folder.path().into());
+        let refused = |says: &str| {
+            let (_, why) = source.key().map(|_| ()).expect_err(says);
+            assert!(why.to_string().contains(says), "{why}");
+        };
+        source.key().expect("a key");
+        let file = folder.path().join(format!("key-{}", user()));
+        for mode in [0o644, 0o640, 0o622] {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("ours");
+            refused(&format!("its mode is {mode:o}, expected 600"));
+        }
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o400)).expect("ours");
+        source.key().expect("a key that only its user can read");
+        let beside = folder.path().join("beside");
+        std::fs::rename(&file, &beside).expect("ours");
+        std::os::unix::fs::symlink(&beside, &file).expect("a link");
+        refused("it is a symbolic link");
+        std::fs::remove_file(&file).expect("ours");
+        std::os::unix::fs::symlink(folder.path().join("nothing"), &file).expect("a link");
+        refused("it is a symbolic link");
+        std::fs::remove_file(&file).expect("ours");
+        std::fs::create_dir(&file).expect("a folder");
+        refused("it is no file");
+        std::fs::remove_dir(&file).expect("ours");
+        for (text, says) in [(String::new(), "a key of 0 letters"), ("k".repeat(5000), "it has 5000 bytes")] {
+            std::fs::write(&file, text).expect("writable");
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("ours");
+            refused(says);
+        }
     }
 }

@@ -8,14 +8,15 @@
 //! with a message. Reasons, names and addresses are for those who know the run's key: a stranger is hung up
 //! on ([`handshake`]), and keeps nobody waiting meanwhile.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::handshake::{self, KeySource, RankKey};
+use super::handshake::{self, KeySource, RANK_KEY, RankKey};
 use super::wire::{self, Greeting, Purpose, RegistrationAnswer};
 
 /// Where rank 0 can be found.
@@ -59,8 +60,13 @@ pub enum RendezvousError {
     #[error("cannot {doing} `{}`: {source}\n  hint: the folder must be shared by all ranks", path.display())]
     Folder { doing: &'static str, path: PathBuf, source: io::Error },
     #[error(
-        "cannot read the ranks' common key from `{from}`: {source}\n  hint: all ranks share the folder of \
-         `--runs` and run as one user, or have one RUNNER_RANK_KEY of 16 letters or more"
+        "cannot take the ranks' common key from `{from}`: {source}\n  hint: {}",
+        match from.as_str() {
+            RANK_KEY => "all ranks of a run have one, of 16 letters or more",
+            _ => "all ranks share the folder of `--runs` and run as one user, or have one RUNNER_RANK_KEY of \
+                  16 letters or more; what was left there may be deleted while no run is starting, and the \
+                  next makes a new one",
+        }
     )]
     Key { from: String, source: io::Error },
     #[error("rank 0 refuses this rank: {why}")]
@@ -406,14 +412,21 @@ fn connect(
     Ok(Connections { hosts, peers })
 }
 
-/// The file by which rank 0 is found; removed when all have registered.
-struct Notice(PathBuf);
+/// The file by which rank 0 is found; removed when all have registered. It is locked for so long: one that is
+/// not was left by a process that was killed, and the next that meets in this folder removes it.
+struct Notice {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// The ending of its name.
+const NOTICE: &str = "rank0";
 
 impl Notice {
     fn path(folder: &Path, run: &str) -> PathBuf {
         let name: String =
             run.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
-        folder.join(format!("{name}.rank0"))
+        folder.join(format!("{name}.{NOTICE}"))
     }
 
     /// Writes run, host and the addresses to try, one a line, in place of what an older attempt left.
@@ -428,9 +441,25 @@ impl Notice {
         let text = format!("{run}\n{host}\n127.0.0.1:{port}\n{outward}{host}:{port}\n");
         let temporary = path.with_extension("tmp");
         std::fs::create_dir_all(folder).map_err(error("create the folder of"))?;
-        std::fs::write(&temporary, text).map_err(error("write"))?;
+        Notice::remove_left(folder, host);
+        let mut lock = File::create(&temporary).map_err(error("write"))?;
+        // Where the file system has no locks, nobody takes the file for one that was left.
+        let _ = lock.try_lock();
+        lock.write_all(text.as_bytes()).map_err(error("write"))?;
         std::fs::rename(&temporary, &path).map_err(error("write"))?;
-        Ok(Notice(path))
+        Ok(Notice { path, _lock: lock })
+    }
+
+    /// Removes what killed processes of this machine have left.
+    fn remove_left(folder: &Path, host: &str) {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        for path in entries.filter(|path| path.extension().is_some_and(|ending| ending == NOTICE)) {
+            let ours = std::fs::read_to_string(&path).is_ok_and(|text| text.lines().nth(1) == Some(host));
+            if ours && File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
+                // Another may be doing so too.
+                let _ = std::fs::remove_file(path);
+            }
+        }
     }
 
     /// The addresses at which rank 0 of `run` may listen, as seen from this machine.
@@ -450,7 +479,7 @@ impl Notice {
 
 impl Drop for Notice {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -467,4 +496,33 @@ fn outward_ip() -> Option<IpAddr> {
     let socket = UdpSocket::bind((ANY, 0)).ok()?;
     socket.connect(("192.0.2.1", 9)).ok()?;
     Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_killed_processes_left_goes_with_the_next_and_what_is_held_stays() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let greeting = |run: &str| Greeting {
+            purpose: Purpose::Register,
+            run: run.into(),
+            job: String::new(),
+            rank: 0,
+            size: 2,
+            host: host_name(),
+            port: 7,
+        };
+        let at = |run: &str| Notice::path(folder.path(), run);
+        let held = Notice::write(folder.path(), &greeting("held")).expect("written");
+        let text = std::fs::read_to_string(at("held")).expect("it");
+        std::fs::write(at("killed"), &text).expect("written");
+        std::fs::write(at("elsewhere"), text.replace(&host_name(), "another machine")).expect("written");
+        let next = Notice::write(folder.path(), &greeting("next")).expect("written");
+        let there = ["held", "killed", "elsewhere", "next"].map(|run| at(run).exists());
+        assert_eq!(there, [true, false, true, true]);
+        drop((held, next));
+        assert!(!at("held").exists() && !at("next").exists());
+    }
 }

@@ -19,6 +19,9 @@ pub struct DataFacts {
     /// What the run reads of each source of a mixture.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<SourceUse>,
+    /// What `data.offset` passes over, in epochs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passed_over: Option<String>,
     /// Why the data could not be read.
     pub problem: Option<String>,
     /// Why HellaSwag's file could not be read, where the run reads it.
@@ -45,6 +48,8 @@ impl DataFacts {
                 loaded.resolve_epochs(order.sequences().sum())?;
                 mixture::require_epochs(&loaded.experiment, &order, loaded.experiment.data.offset)?;
                 facts.sources = mixture::uses(&loaded.experiment, &order);
+                facts.passed_over =
+                    mixture::passed_over(&loaded.experiment, &order).map(|passed| passed.to_string());
             }
             Err(problem) if loaded.epochs.is_some() => return Err(PlanError::EpochsWithoutData(problem)),
             Err(problem) => facts.problem = first_line(&problem),

@@ -192,6 +192,7 @@ fn notes(experiment: &Experiment, share: Share, data: &DataFacts) -> Vec<String>
             "a step has {micro_batches} micro-batches, too few for {gpus} GPUs: lower `batch.micro`"
         ));
     }
+    notes.extend(data.passed_over.clone());
     if let Some(problem) = &data.problem {
         notes.push(format!("a run would be refused: {problem}"));
     }

@@ -37,6 +37,14 @@ pub fn fault_in_line(error: &serde_json::Error) -> String {
     }
 }
 
+/// What to say of a line that is no JSON and holds the ends of others: a lone CR ends none.
+pub fn lone_cr(line: &[u8]) -> Option<&'static str> {
+    line.trim_ascii().contains(&b'\r').then_some(
+        ": its lines end in CR alone, and are one line here\n  hint: `tr '\\r' '\\n' < FILE > NEW` mends \
+         them",
+    )
+}
+
 impl<'de> Deserialize<'de> for Unambiguous {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Unambiguous, D::Error> {
         deserializer.deserialize_any(Unambiguous)

@@ -160,20 +160,19 @@ impl Ledger {
     /// run will produce them again. Notes written right after the head stay.
     pub fn resume(path: &Path, head: &Head) -> Result<Ledger> {
         let ledger = Ledger::open_within(path, head.size)?;
-        let found = ledger.log.head();
-        if found.size < head.size {
-            return Err(LedgerError::TooShort { path: path.into(), have: found.size, want: head.size });
-        }
-        if found.root != head.root {
-            return Err(LedgerError::NotAPrefix {
-                path: path.into(),
-                size: head.size,
-                expected: head.root,
-                found: found.root,
-            });
-        }
+        require_head(path, &ledger.log, head)?;
         ledger.cut(ledger.log.end)?;
         Ok(ledger)
+    }
+
+    /// Refuses what [`Ledger::resume`] would, or without a head [`Ledger::open`], and changes nothing.
+    pub fn require(path: &Path, head: Option<&Head>) -> Result<()> {
+        let file = match regular::open(path) {
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound && head.is_none() => return Ok(()),
+            file => file.map_err(|source| LedgerError::Io { path: path.into(), doing: "open", source })?,
+        };
+        let log = scan(path, &file, head.map_or(u64::MAX, |head| head.size), |_| ())?;
+        head.map_or(Ok(()), |head| require_head(path, &log, head))
     }
 
     fn open_within(path: &Path, limit: u64) -> Result<Ledger> {
@@ -274,6 +273,23 @@ impl Ledger {
     fn io(&self, doing: &'static str, source: io::Error) -> LedgerError {
         LedgerError::Io { path: self.path.clone(), doing, source }
     }
+}
+
+/// Refuses a log that does not end in `head`.
+fn require_head(path: &Path, log: &Log, head: &Head) -> Result<()> {
+    let found = log.head();
+    if found.size < head.size {
+        return Err(LedgerError::TooShort { path: path.into(), have: found.size, want: head.size });
+    }
+    if found.root != head.root {
+        return Err(LedgerError::NotAPrefix {
+            path: path.into(),
+            size: head.size,
+            expected: head.root,
+            found: found.root,
+        });
+    }
+    Ok(())
 }
 
 /// Reads and checks a ledger without changing it: for `verify` and `diff`. A torn last line is left

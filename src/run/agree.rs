@@ -74,8 +74,7 @@ impl<O: Locked> Agreed<O> {
             ops.pin(numerics)?;
         }
         let mut trainer = Trainer::join(ops, &experiment, exchange)?;
-        let window = experiment.guards.window;
-        initial.iter().try_for_each(|initial| initial.require_fit(&mut trainer, window))?;
+        initial.iter().try_for_each(|initial| initial.require_fit(&mut trainer, &experiment))?;
         let manifest = data.manifest(remembered(SHARDS), report)?;
         if first {
             for remark in loaded.replaced.iter().chain(&data.remarks(&manifest, &experiment)) {
@@ -97,6 +96,7 @@ impl<O: Locked> Agreed<O> {
             }
         }
         let changed = past.changed(&lock)?;
+        past.require_fit(&mut trainer, &experiment)?;
         past.require_steps_left(&loaded)?;
         let lock = past.keep_config(lock);
         if let Some(path) = destination.path() {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use super::messages::{LongWork, Report};
+use crate::data::mixture::PassedOver;
 use crate::data::{
     self, BatchPlan, DataError, DataManifest, Dataset, DigestCache, Prefetcher, SampleOrder, ShardDigest,
     Sources, Tokenizer, ValidationSet, mixture,
@@ -92,6 +93,9 @@ impl Data {
         let mut remarks = manifest.remarks(&self.train, self.val.as_deref(), &self.tokenizer, seq_len);
         remarks.extend(data::sources::shared_text(&experiment.data));
         remarks.extend(self.validation.as_ref().and_then(|set| set.shortfall(wanted)));
+        let passed = mixture::passed_over(experiment, &self.order);
+        remarks.extend(passed.filter(PassedOver::is_whole).map(|passed| passed.to_string()));
+        remarks.extend(self.hellaswag.as_ref().and_then(TaskSet::equal_completions));
         remarks
     }
 

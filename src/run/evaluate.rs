@@ -161,6 +161,10 @@ impl EvalData {
             })?;
             benchmarks.push(QuestionSet::open(Path::new(file), *benchmark, &tokenizer, vocab, seq_len)?);
         }
+        let equal = hellaswag.as_ref().and_then(TaskSet::equal_completions).into_iter();
+        for remark in equal.chain(benchmarks.iter().filter_map(QuestionSet::equal_choices)) {
+            report.tell(&Message::Remark(&remark));
+        }
         Ok(EvalData { validation, hellaswag, benchmarks })
     }
 

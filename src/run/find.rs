@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-
 use super::error::{UsageError, require_usage};
 use super::messages::{Message, Report};
 use crate::eval::parameters;
@@ -148,7 +146,10 @@ pub(super) fn checkpoint(name: &str, runs: &Path) -> anyhow::Result<PathBuf> {
         },
         None => match there.into_iter().next_back() {
             Some((_, folder)) => Ok(folder),
-            None => Err(UsageError(format!("the run `{run}` has no checkpoint yet")).into()),
+            None => {
+                Err(UsageError(format!("the run `{run}` has no checkpoint\n  hint: {}", none_yet(&paths)))
+                    .into())
+            }
         },
     }
 }
@@ -172,7 +173,14 @@ fn load_some(
         None => {
             let (found, broken) = checkpoint::newest(&checkpoints, load)?;
             passed_over(&broken, report);
-            found.with_context(|| format!("there is no whole checkpoint in `{}`", checkpoints.display()))?
+            found.ok_or_else(|| {
+                let hint = match broken.is_empty() {
+                    true => none_yet(paths),
+                    false => format!("`runner verify {}` says what is wrong with those there", paths.name()),
+                };
+                let checkpoints = checkpoints.display();
+                UsageError(format!("there is no whole checkpoint in `{checkpoints}`\n  hint: {hint}"))
+            })?
         }
     };
     require_finite(&state_file(paths, manifest.step), &state)?;
@@ -180,15 +188,36 @@ fn load_some(
 }
 
 /// That a run has no checkpoint of `step`, and of which steps it has some.
-fn no_checkpoint(paths: &RunPaths, step: u64) -> store::Result<UsageError> {
+pub fn no_checkpoint(paths: &RunPaths, step: u64) -> store::Result<UsageError> {
     let there = store::list(&paths.checkpoints())?;
     let steps: Vec<String> = there.iter().map(|(step, _)| step.to_string()).collect();
+    let hint = match steps.is_empty() {
+        false => format!("there are those of steps {}", steps.join(", ")),
+        true if paths.are_of_a_run() => none_yet(paths),
+        true => format!(
+            "there is no run in `{}` any more: train it again, or name another checkpoint",
+            paths.folder().display()
+        ),
+    };
     let folder = paths.checkpoints().join(checkpoint::folder_name(step));
-    Ok(UsageError(format!(
-        "there is no checkpoint `{}`\n  hint: there are those of steps {}",
-        folder.display(),
-        steps.join(", ")
-    )))
+    Ok(UsageError(format!("there is no checkpoint `{}`\n  hint: {hint}", folder.display())))
+}
+
+/// What to do about a run without a checkpoint.
+fn none_yet(paths: &RunPaths) -> String {
+    format!(
+        "the run has none: one is saved every `checkpoint.every` steps and at the end; `runner show {}` says \
+         how far it is, and whether its checkpoints were deleted after it was done",
+        paths.name()
+    )
+}
+
+/// The run and the step of a path that is the place of a checkpoint, whether there is one or not.
+pub(super) fn place_of_checkpoint(path: &Path) -> Option<(RunPaths, u64)> {
+    let step = checkpoint::step_of(path.file_name()?.to_str()?)?;
+    let run = path.parent()?.parent()?;
+    let paths = RunPaths::new(run);
+    (paths.checkpoints() == path.parent()?).then_some((paths, step))
 }
 
 /// The file of a checkpoint's tensors.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::UsageError;
 use super::find;
+use super::fit::{SavedState, Successor};
 use crate::experiment::{
     self, Declared, Experiment, ExperimentError, GuardKeys, InitError, InitModels, InitProgress, Loaded,
     Model, Origin,
@@ -18,7 +19,7 @@ use crate::optim::AVERAGE;
 use crate::proof::lock::Table;
 use crate::store::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
 use crate::store::manifest::Manifest;
-use crate::store::safetensors::{Info, Reader};
+use crate::store::safetensors::Reader;
 use crate::train::run::INIT_UPDATES;
 use crate::train::{Progress, Trainer};
 
@@ -122,7 +123,7 @@ pub fn read(
         let at = InitStream::of(folder, &experiment.guards)?;
         pinned.push((INIT_UPDATES, at.updates.to_string()));
         if !from_checkpoint {
-            require_kin(folder, experiment, &model.sizes()?, &at)?;
+            require_same_average(folder, experiment, &at)?;
             stream = Some(at);
         }
         state = Some(folder.to_owned());
@@ -135,41 +136,26 @@ pub fn read(
     Ok(Some(Initial { pinned, start, stream }))
 }
 
-/// Refuses a checkpoint whose tensors would fit and mean something else: of other heads, or an average of
-/// another decay.
-fn require_kin(
-    folder: &Path,
-    experiment: &Experiment,
-    sizes: &Model,
-    at: &InitStream,
-) -> Result<(), UsageError> {
-    let refused = |what: &str, theirs: &str, ours: &str, key: &str| {
-        UsageError(format!(
-            "`optimizer.from_init` cannot go on with `{}`: it has {theirs} {what}, the experiment {ours}\n  \
-             hint: set `{key}` to {theirs}, or leave `optimizer.from_init` out",
-            folder.display()
-        ))
-    };
-    if sizes.heads != experiment.model.heads {
-        let (theirs, ours) = (sizes.heads.to_string(), experiment.model.heads.to_string());
-        return Err(refused("heads", &theirs, &ours, "model.heads"));
-    }
+/// Refuses an average of another decay, whose tensors would fit and mean something else.
+fn require_same_average(folder: &Path, experiment: &Experiment, at: &InitStream) -> Result<(), UsageError> {
     const DECAY: &str = "optimizer.ema_decay";
     let ours = experiment.optimizer.ema_decay;
     match at.numerics.get(DECAY) {
-        Some(theirs) if ours > 0.0 && theirs.parse() != Ok(ours) => {
-            Err(refused("as the decay of its average", theirs, &ours.to_string(), DECAY))
-        }
+        Some(theirs) if ours > 0.0 && theirs.parse() != Ok(ours) => Err(UsageError(format!(
+            "`optimizer.from_init` cannot go on with `{}`: it has {theirs} as the decay of its average, the \
+             experiment {ours}\n  hint: set `{DECAY}` to {theirs}, or leave `optimizer.from_init` out",
+            folder.display()
+        ))),
         _ => Ok(()),
     }
 }
 
-/// Refuses to delete the run in `doomed` for one that starts from it, or from a checkpoint that is damaged.
+/// Refuses to delete the run in `doomed` for one that starts from it.
 ///
 /// # Errors
 ///
-/// `model.init` lies in that folder; the state that goes on cannot be read whole.
-pub fn require_kept(experiment: &Experiment, doomed: &Path) -> anyhow::Result<()> {
+/// `model.init` lies in that folder.
+pub fn require_kept(experiment: &Experiment, doomed: &Path) -> Result<(), UsageError> {
     let Some(init) = &experiment.model.init else { return Ok(()) };
     let (init, doomed) = (Path::new(init), doomed.canonicalize());
     if let (Ok(init), Ok(doomed)) = (init.canonicalize(), &doomed)
@@ -179,57 +165,28 @@ pub fn require_kept(experiment: &Experiment, doomed: &Path) -> anyhow::Result<()
             "`{}`, where training starts from, is in the folder that would be deleted\n  hint: another \
              `--name` keeps both",
             init.display()
-        ))
-        .into());
-    }
-    if experiment.optimizer.from_init && doomed.is_ok() {
-        checkpoint::load(InitModel::open(init)?.checkpoint_folder()?)?;
+        )));
     }
     Ok(())
 }
 
 impl Initial {
-    /// Refuses a saved state that is not one of the trainer's: other tensors, types or shapes, or more in the
-    /// guards' windows than the `window` of the experiment. Only its header is read.
+    /// Refuses a saved state that is not one of the trainer's. Only its header is read.
     ///
     /// # Errors
     ///
     /// The first tensor that differs.
-    pub fn require_fit<O: Ops>(&self, trainer: &mut Trainer<O>, window: usize) -> anyhow::Result<()> {
+    pub fn require_fit<O: Ops>(
+        &self,
+        trainer: &mut Trainer<O>,
+        experiment: &Experiment,
+    ) -> anyhow::Result<()> {
         let InitStart::State(folder) = &self.start else { return Ok(()) };
-        let file = folder.join(STATE_FILE);
-        let saved = Reader::open(&file)?;
-        let of = |name: &str| saved.infos().iter().find(|info| info.name == name);
-        let refused = |name: &str, problem: String| {
-            UsageError(format!(
-                "`optimizer.from_init` cannot go on with `{}`: `{name}` {problem}\n  hint: give model, \
-                 `precision`, `guards.window` and `optimizer.ema_decay` as the checkpoint's run has them, or \
-                 leave `optimizer.from_init` out to start from the weights alone",
-                file.display()
-            ))
-        };
-        let is_wider =
-            |info: &&Info| info.name.ends_with("_window") && info.shape.iter().any(|values| *values > window);
-        if let Some(Info { name, shape, .. }) = saved.infos().iter().find(is_wider) {
-            let problem = format!("has {shape:?} values, `guards.window` is {window}");
-            return Err(refused(name, problem).into());
-        }
-        let infos = trainer.state_infos();
-        // The counters and windows have their own types, and windows any length.
-        for info in infos.iter().filter(|info| !Progress::is_host_value(&info.name)) {
-            let (name, needs) = (&info.name, format!("{} {:?}", info.dtype, info.shape));
-            let saved = of(name).ok_or_else(|| refused(name, "is missing".into()))?;
-            if (saved.dtype, &saved.shape) != (info.dtype, &info.shape) {
-                let is = format!("is {} {:?}, this experiment needs {needs}", saved.dtype, saved.shape);
-                return Err(refused(name, is).into());
-            }
-        }
-        let more = saved.infos().iter().find(|saved| {
-            !infos.iter().any(|info| info.name == saved.name) && !saved.name.starts_with(AVERAGE.prefix)
-        });
-        more.map_or(Ok(()), |more| {
-            Err(refused(&more.name, "does not belong to this experiment".into()).into())
-        })
+        let file = &folder.join(STATE_FILE);
+        let reader = Reader::open(file)?;
+        let numerics = &checkpoint::inspect(folder)?.numerics;
+        let saved = SavedState { file, infos: reader.infos(), numerics };
+        Ok(saved.require_fit(trainer, experiment, Successor::Other)?)
     }
 
     /// Refuses a `data.offset` that was derived from the names of the data where their content says
@@ -298,6 +255,11 @@ enum InitModel {
 
 impl InitModel {
     fn open(path: &Path) -> anyhow::Result<InitModel> {
+        if !path.exists()
+            && let Some((run, step)) = find::place_of_checkpoint(path)
+        {
+            return Err(anyhow::anyhow!("`model.init`: {}", find::no_checkpoint(&run, step)?));
+        }
         match path.join(MANIFEST_FILE).is_file() {
             true => Ok(InitModel::Checkpoint(path.into())),
             false => Ok(InitModel::Foreign(ForeignModel::open(path)?)),

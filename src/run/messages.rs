@@ -52,8 +52,9 @@ pub enum LongWork {
 pub enum Message<'a> {
     /// A damaged checkpoint was skipped.
     CheckpointPassedOver { step: u64, why: &'a StoreError },
-    /// The run is resumed from the checkpoint of this step; without one, from its start.
-    Resuming { folder: &'a Path, from: Option<u64> },
+    /// The run, which has made so many steps, is resumed from the checkpoint of this step; without one, from
+    /// its start.
+    Resuming { folder: &'a Path, from: Option<u64>, made: u64 },
     /// The run is finished, and what was asked for changes nothing in it.
     NothingToDo { folder: &'a Path, steps: u64 },
     /// What is about to be trained.

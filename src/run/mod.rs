@@ -5,16 +5,17 @@
 //! * [`open`], [`agree`], [`prepare`] and [`train`] are the steps of a run, in this order.
 //! * [`device`] and [`data`] are opened, [`initial`] is a model to start from; [`locked`] and [`lock`]
 //!   say what the bits depend on, [`expected`] compares a run with a lock, [`resume`] with its own
-//!   checkpoint.
+//!   checkpoint, and [`fit`] a saved state with what goes on with it.
 //! * [`records`], [`destination`] and [`sensors`] are the files of a run; [`stop`] and [`ending`] its end.
-//! * [`find`] finds the run that an argument names, and [`model`] the model; [`evaluate`] measures it,
-//!   [`sample`] writes text with it, [`export`] writes it for other programs; [`track`] reads a run for
-//!   other trackers.
+//! * [`find`] finds the run that an argument names, [`branches`] the runs that start from it, and [`model`]
+//!   the model; [`evaluate`] measures it, [`sample`] writes text with it, [`export`] writes it for other
+//!   programs; [`track`] reads a run for other trackers.
 //! * [`sweep`] trains the members of a sweep in processes of their own, and [`member`] is such a process.
 //! * [`bench`] times steps, [`machine`] examines what a machine can do.
 
 pub mod agree;
 pub mod bench;
+pub mod branches;
 pub mod data;
 pub mod destination;
 pub mod device;
@@ -24,6 +25,7 @@ pub mod evaluate;
 pub mod expected;
 pub mod export;
 pub mod find;
+pub mod fit;
 pub mod initial;
 pub mod lock;
 pub mod locked;

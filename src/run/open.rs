@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::branches::Branch;
 use super::data::Data;
 use super::destination::Destination;
 pub use super::destination::Existing;
@@ -88,6 +89,11 @@ impl Opened {
             Existing::Replace if team.is_first() => {
                 initial::require_kept(&loaded.experiment, &path)?;
                 RunFolder::check_overwrite(&runs, &name)?;
+                for branch in Branch::all(&runs)?.iter().filter(|branch| branch.starts_in(&path)) {
+                    let (name, init) = (&branch.name, branch.init.display());
+                    report
+                        .tell(&Message::Remark(&format!("`{name}` starts from `{init}`, which is deleted")));
+                }
             }
             _ => {}
         }
@@ -149,8 +155,9 @@ impl Opened {
             }
             let (found, broken) = newest_whole(&folder.paths.checkpoints())?;
             passed_over(&broken, report);
-            if let Some((manifest, _)) = &found {
-                require_name(manifest, &loaded)?;
+            match &found {
+                Some((manifest, _)) => require_name(manifest, &loaded)?,
+                None => resume::require_not_done(&folder.paths)?,
             }
             (Destination::Open(folder), found)
         } else {
@@ -162,7 +169,8 @@ impl Opened {
         let device = team.open_device(&loaded.experiment)?;
         if team.is_first() {
             let from = found.as_ref().map(|(manifest, _)| manifest.step);
-            report.tell(&Message::Resuming { folder: path, from });
+            let made = resume::steps_made(&RunPaths::new(path));
+            report.tell(&Message::Resuming { folder: path, from, made });
         }
         let Continuation { edited, allow_drift, expected } = how;
         let resume = Some(Resume { found, allow_drift, edited });

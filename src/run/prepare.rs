@@ -1,4 +1,5 @@
-//! The third step of a run: its folder, the state of its first step, and its records.
+//! The third step of a run: the state of its first step, then its folder and its records. What can be refused
+//! is refused before anything is written.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,34 +44,16 @@ pub struct Kept {
 }
 
 impl<O: Ops> Prepared<O> {
-    /// Takes the folder, loads the state, opens the records. `peak_flops` is the peak rate of one device.
+    /// Loads the state, takes the folder, opens the records. `peak_flops` is the peak rate of one device.
     ///
     /// # Errors
     /// Files cannot be read or written; a checkpoint or the ledger is damaged; ranks differ in their states.
     pub fn of(agreed: Agreed<O>, peak_flops: Option<f64>) -> anyhow::Result<Prepared<O>> {
         let Agreed { experiment, loaded, data, initial, destination, .. } = agreed;
         let Agreed { expected, past, changed, lock, mut trainer, stop, report, .. } = agreed;
-        let folder = destination.take()?;
-        if let Some(folder) = &folder {
-            report.tell(&Message::Folder(folder.paths.folder()));
-            // The lock first: once a folder has an experiment, it can be resumed.
-            let write_lock = store::atomic::write(&folder.paths.lock_file(), lock.to_text().as_bytes());
-            let written = write_lock.and_then(|()| match !past.resumed || past.edited {
-                true => store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes()),
-                false => Ok(()),
-            });
-            if let Err(why) = written {
-                if !past.resumed {
-                    // Nothing of the run is there yet.
-                    let _ = folder.abandon();
-                }
-                return Err(why.into());
-            }
-        }
-        let begin = folder.as_ref().map(|folder| Begin {
-            folder: folder.paths.folder().to_owned(),
-            step: past.found.as_ref().map(|(manifest, _)| manifest.step),
-        });
+        let begin = destination
+            .path()
+            .map(|folder| Begin { folder, step: past.found.as_ref().map(|(manifest, _)| manifest.step) });
         let begin = Begin::agree(trainer.link(), begin)?;
         let paths = RunPaths::new(&begin.folder);
         let found = match (past.found, begin.step) {
@@ -83,18 +66,37 @@ impl<O: Ops> Prepared<O> {
         let head = found.as_ref().map(|(manifest, _)| manifest.ledger);
         begin_state(&mut trainer, found, initial, &paths)?;
         let progress = trainer.progress().clone();
+        let feed = data.feed_share(&experiment, trainer.share(), progress.step, progress.data_offset)?;
+        if past.resumed {
+            Records::require(&paths, head, progress.step).map_err(refuse_records)?;
+        }
+        // Nothing was written up to here, so that a refusal leaves all as it was.
+        let folder = destination.take()?;
+        let begin_files = |folder: &RunFolder| -> anyhow::Result<Recorder> {
+            // The lock first: once a folder has an experiment, it can be resumed.
+            store::atomic::write(&folder.paths.lock_file(), lock.to_text().as_bytes())?;
+            if !past.resumed || past.edited {
+                store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes())?;
+            }
+            let tensorboard = experiment.log.tensorboard.then(|| experiment::hyperparameters(&experiment));
+            let records = Records::open(&folder.paths, tensorboard, head, progress.step);
+            let mut recorder = Recorder::new(records.map_err(refuse_records)?);
+            changed.write(&mut recorder, past.resumed.then_some(progress.step), report)?;
+            Ok(recorder)
+        };
         let recorder = match &folder {
             Some(folder) => {
-                let tensorboard =
-                    experiment.log.tensorboard.then(|| experiment::hyperparameters(&experiment));
-                let records = Records::open(&folder.paths, tensorboard, head, progress.step);
-                let mut recorder = Recorder::new(records.map_err(refuse_records)?);
-                changed.write(&mut recorder, past.resumed.then_some(progress.step), report)?;
-                Some(recorder)
+                report.tell(&Message::Folder(folder.paths.folder()));
+                let begun = begin_files(folder).inspect_err(|_| {
+                    if !past.resumed {
+                        // Nothing of the run is there yet. Why it cannot begin is what is told.
+                        let _ = folder.abandon();
+                    }
+                });
+                Some(begun?)
             }
             None => None,
         };
-        let feed = data.feed_share(&experiment, trainer.share(), progress.step, progress.data_offset)?;
         let sensors = Arc::<sensors::SharedReadings>::default();
         let watch =
             folder.as_ref().and_then(|folder| watch_gpu(&experiment, &lock, folder, &sensors, report));

@@ -1,19 +1,28 @@
 //! The past of a resumed run: its checkpoint, its lock, and what has changed since.
 
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::destination::Destination;
-use super::error::{ProofRefusal, UsageError, refuse_ledger, refuse_lock};
+use super::error::{ProofRefusal, UsageError, refuse_ledger, refuse_lock, require_usage};
 use super::expected::Expected;
+use super::find::state_file;
+use super::fit::{SavedState, Successor};
+use super::initial::INIT_KEYS;
 use super::lock::{list, older_arithmetic, plain};
 use super::messages::{Message, Report};
-use crate::experiment::{Loaded, Origin, flatten, is_default};
+use crate::experiment::{Experiment, Loaded, Origin, flatten, is_default};
+use crate::ops::Ops;
 use crate::proof::ledger::{self, RESUME};
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{Hash, Head, LockError};
-use crate::store::{self, Manifest, RunPaths, checkpoint};
-use crate::train::{Recorder, RunError};
+use crate::store::checkpoint;
+use crate::store::{self, Info, Manifest, RunPaths};
+use crate::train::run::INIT_UPDATES;
+use crate::train::{Recorder, RunError, Trainer};
+
+/// Keys that act before the first step alone, beside what `model.init` names.
+const OF_THE_BEGINNING: [&str; 3] = ["data.offset", "optimizer.from_init", INIT_UPDATES];
 
 /// The checkpoint and settings of a resume.
 pub struct Resume {
@@ -33,6 +42,8 @@ pub struct Past {
     pub edited: bool,
     /// The newest whole checkpoint.
     pub found: Option<store::LoadedCheckpoint>,
+    /// The file of its state; empty without one.
+    state_file: PathBuf,
     lock: Option<Lock>,
     allow_drift: bool,
 }
@@ -61,7 +72,9 @@ impl Past {
             Err(LockError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => None,
             Err(damaged) => return Err(refuse_lock(damaged)),
         };
-        Ok(Past { resumed: true, edited, found, lock, allow_drift })
+        let file = found.as_ref().map(|(manifest, _)| state_file(&folder.paths, manifest.step));
+        let state_file = file.unwrap_or_default();
+        Ok(Past { resumed: true, edited, found, state_file, lock, allow_drift })
     }
 
     /// The numerics that the run was made with: those of the checkpoint, which decide, or of the lock.
@@ -85,9 +98,17 @@ impl Past {
         of_lock.is_some_and(|step| step == steps) && saved.is_some_and(|step| step == steps)
     }
 
-    /// A finished run takes no other value: its files would tell of settings that no step was made with.
+    /// A run does not end before what it has made. A finished run takes no other value: its files would tell
+    /// of settings that no step was made with.
     pub fn require_steps_left(&self, loaded: &Loaded) -> Result<(), UsageError> {
         let steps = loaded.experiment.schedule.steps;
+        if let Some((Manifest { step, .. }, _)) = self.found.as_ref().filter(|(saved, _)| saved.step > steps)
+        {
+            return Err(UsageError(format!(
+                "`schedule.steps` is {steps}, and the run has made {step} steps\n  hint: set it to {step} or \
+                 more; another run may start from an earlier checkpoint, by `model.init = \"run:NAME@STEP\"`"
+            )));
+        }
         let other = self.lock.as_ref().filter(|_| self.ended_at(&steps.to_string()));
         other.and_then(|lock| other_value(lock, loaded)).map_or(Ok(()), |(key, value)| {
             Err(UsageError(format!(
@@ -116,10 +137,38 @@ impl Past {
         })
     }
 
+    /// Refuses a checkpoint that the trainer cannot take.
+    pub fn require_fit<O: Ops>(
+        &self,
+        trainer: &mut Trainer<O>,
+        experiment: &Experiment,
+    ) -> Result<(), UsageError> {
+        let Some((manifest, state)) = &self.found else { return Ok(()) };
+        let infos: Vec<Info> = state.iter().map(Info::of).collect();
+        let saved = SavedState { file: &self.state_file, infos: &infos, numerics: &manifest.numerics };
+        saved.require_fit(trainer, experiment, Successor::Resumed)
+    }
+
+    /// Refuses what no `--allow-drift` makes right: a run goes on from its own checkpoint, and reads no more
+    /// where it was to begin.
+    fn require_same_beginning(&self, drift: &[Difference]) -> Result<(), ProofRefusal> {
+        let Some((manifest, _)) = &self.found else { return Ok(()) };
+        let is_of_it = |key: &str| OF_THE_BEGINNING.contains(&key) || INIT_KEYS.contains(&key);
+        drift.iter().find(|field| is_of_it(&field.key)).map_or(Ok(()), |field| {
+            Err(ProofRefusal(format!(
+                "a run keeps where it began: {field}\n  hint: it goes on from its own checkpoint of step {}, \
+                 where this changes nothing: undo the change, or start another run. A model that was itself \
+                 changed since may be moved away: this run does not need it any more",
+                manifest.step
+            )))
+        })
+    }
+
     /// What has changed since. Other numerics are refused unless allowed.
     pub fn changed(&self, here: &Lock) -> Result<Changed, ProofRefusal> {
         let drift = self.numerics().map_or_else(Vec::new, |numerics| differences(numerics, &here.numerics));
         self.require_one_mixture(&drift, here)?;
+        self.require_same_beginning(&drift)?;
         if !drift.is_empty() && !self.allow_drift {
             let since = match &self.found {
                 Some((manifest, _)) => format!("its checkpoint of step {}", manifest.step),
@@ -162,19 +211,49 @@ pub fn finished(
     if lock.outputs.get("step") != Some(&steps.to_string()) || other_value(&lock, loaded).is_some() {
         return Ok(None);
     }
-    let (found, _) = store::newest_whole(&paths.checkpoints())?;
+    let (found, broken) = store::newest_whole(&paths.checkpoints())?;
     // What is wrong with a ledger is said when the run goes on.
     let Ok((log, _)) = ledger::read(&paths.ledger()) else { return Ok(None) };
-    let is_last = |manifest: &Manifest| {
-        let changed = differences(&lock.outputs, &outputs(manifest, log.head()));
+    let are_as_in_lock = |outputs: &Table| {
+        let changed = differences(&lock.outputs, outputs);
         changed.iter().all(|difference| difference.was.is_none() && is_of_the_end(&difference.key))
     };
-    let Some(root) = found.filter(|(manifest, _)| is_last(manifest)) else { return Ok(None) };
+    let root = match found {
+        Some((manifest, _)) => are_as_in_lock(&outputs(&manifest, log.head())).then_some(manifest.state_root),
+        // Who deletes every checkpoint of a finished run means to: the lock has what came out.
+        None if broken.is_empty()
+            && end(log.head()).iter().all(|it| lock.outputs.get(it.0) == Some(it.1)) =>
+        {
+            lock.outputs.get("state_root").and_then(|root| root.parse().ok())
+        }
+        None => None,
+    };
+    let Some(root) = root else { return Ok(None) };
     if let Some(expected) = expected {
         expected.require(&lock)?;
         expected.require_outputs(&lock.outputs, report)?;
     }
-    Ok(Some(root.0.state_root))
+    Ok(Some(root))
+}
+
+/// Refuses to train a run that was done from its start again: its ledger would be deleted for that.
+pub fn require_not_done(paths: &RunPaths) -> Result<(), UsageError> {
+    // What is wrong with a lock is said when the run goes on.
+    let done = Lock::read(&paths.lock_file()).is_ok_and(|lock| !lock.outputs.is_empty());
+    require_usage(!done, || {
+        format!(
+            "`{}` was done, and has no whole checkpoint to go on from: a resume would delete its ledger and \
+             train it again from its start\n  hint: bring a checkpoint back, or train the experiment under \
+             another `--name`; `runner run … --overwrite` begins it anew",
+            paths.folder().display()
+        )
+    })
+}
+
+/// How many steps a run has made, by the end of its ledger.
+pub fn steps_made(paths: &RunPaths) -> u64 {
+    let end = ledger::read_end(&paths.ledger(), 1);
+    end.and_then(|end| end.entries.last().map(|last| last.step + 1)).unwrap_or(0)
 }
 
 /// The first key, with its value, that the experiment has otherwise than a run's lock. The lock of an older

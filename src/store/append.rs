@@ -1,8 +1,8 @@
 //! A text file that only grows, one record a line, and survives `kill -9`.
 //!
 //! Every record goes to the kernel in one `write`, newline included, so a killed process leaves at
-//! most one torn line, at the end and without its newline. Opening for resume cuts that line and
-//! every record of the steps that will be trained again. Nothing here knows what is in a record:
+//! most one torn line, at the end and without its newline. Going on cuts that line and every record of
+//! the steps that will be trained again. Nothing here knows what is in a record:
 //! the caller reads the step out of a line.
 
 use std::fs::{File, OpenOptions};
@@ -44,17 +44,15 @@ impl AppendFile {
         Ok(AppendFile { file, path: path.to_owned() })
     }
 
-    /// Opens a file to go on at step `resume`: cuts a torn last line, and the first record whose
-    /// step is `resume` or later with everything behind it. Returns the step of the last record kept.
-    ///
-    /// The cut is one `set_len`, so a crash leaves the file as it was or as it should be.
-    pub fn reopen(
+    /// Looks for what of a file stays when it goes on at step `resume`: all before a torn last line, and
+    /// before the first record whose step is `resume` or later. Changes nothing.
+    pub fn look(
         path: &Path,
         resume: u64,
         step_of: impl Fn(&str) -> Result<u64, String>,
-    ) -> Result<(AppendFile, Option<u64>), AppendError> {
-        let io_error = |action| move |source| AppendError::Io { action, path: path.to_owned(), source };
-        let bytes = regular::read(path).map_err(io_error("read"))?;
+    ) -> Result<KeptRecords, AppendError> {
+        let io_error = |source| AppendError::Io { action: "read", path: path.to_owned(), source };
+        let bytes = regular::read(path).map_err(io_error)?;
         let (mut kept, mut last) = (0, None);
         for (index, line) in complete_lines(&bytes).enumerate() {
             let step = std::str::from_utf8(line)
@@ -67,12 +65,7 @@ impl AppendFile {
             kept += line.len() + 1;
             last = Some(step);
         }
-        let file = OpenOptions::new().append(true).open(path).map_err(io_error("open"))?;
-        if kept < bytes.len() {
-            file.set_len(kept as u64).map_err(io_error("truncate"))?;
-            file.sync_all().map_err(io_error("sync"))?;
-        }
-        Ok((AppendFile { file, path: path.to_owned() }, last))
+        Ok(KeptRecords { path: path.to_owned(), last, kept, of: bytes.len() })
     }
 
     /// Writes whole lines, each ending in a newline, in one call to the kernel.
@@ -99,6 +92,36 @@ impl AppendFile {
     }
 }
 
+/// The records of a file that stay when it goes on.
+#[derive(Debug)]
+pub struct KeptRecords {
+    path: PathBuf,
+    /// The step of the last one.
+    pub last: Option<u64>,
+    /// Their bytes, and those of the file.
+    kept: usize,
+    of: usize,
+}
+
+impl KeptRecords {
+    /// Opens the file behind them and cuts the rest.
+    ///
+    /// The cut is one `set_len`, so a crash leaves the file as it was or as it should be.
+    pub fn open(self) -> Result<AppendFile, AppendError> {
+        let KeptRecords { path, kept, of, .. } = self;
+        let io_error = |action| {
+            let path = path.clone();
+            move |source| AppendError::Io { action, path, source }
+        };
+        let file = OpenOptions::new().append(true).open(&path).map_err(io_error("open"))?;
+        if kept < of {
+            file.set_len(kept as u64).map_err(io_error("truncate"))?;
+            file.sync_all().map_err(io_error("sync"))?;
+        }
+        Ok(AppendFile { file, path })
+    }
+}
+
 /// The lines that end in a newline, without it; what follows the last newline is torn and left out.
 pub fn complete_lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     let end = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
@@ -118,13 +141,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         std::fs::write(&path, "0\n1\n2\n3\n4").unwrap();
-        let (mut file, last) = AppendFile::reopen(&path, 2, number).unwrap();
-        assert_eq!(last, Some(1));
+        let kept = AppendFile::look(&path, 2, number).unwrap();
+        assert_eq!(kept.last, Some(1));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "0\n1\n2\n3\n4", "looking cuts nothing");
+        let mut file = kept.open().unwrap();
         file.write("2\n").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "0\n1\n2\n");
 
         std::fs::write(&path, "0\n1\n2").unwrap();
-        assert_eq!(AppendFile::reopen(&path, 9, number).unwrap().1, Some(1));
+        let kept = AppendFile::look(&path, 9, number).unwrap();
+        assert_eq!(kept.last, Some(1));
+        kept.open().unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "0\n1\n");
     }
 
@@ -133,7 +160,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         std::fs::write(&path, "0\nx\n2\n").unwrap();
-        let error = AppendFile::reopen(&path, 9, number).unwrap_err().to_string();
+        let error = AppendFile::look(&path, 9, number).unwrap_err().to_string();
         assert!(error.contains("line 2") && error.contains("`x`"), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "0\nx\n2\n");
     }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Access;
 use rustix::io::Errno;
 
-use super::{Result, StoreError};
+use super::{Result, StoreError, mounts};
 
 /// Being written.
 const TEMPORARY: &str = ".tmp.";
@@ -130,9 +130,16 @@ pub fn set_aside(path: &Path) -> Result<PathBuf> {
     Ok(deleted)
 }
 
-/// Refuses what the system would not let this process delete: immutable files, and folders that it may not
-/// change or search. Links are not followed.
-fn require_removable(path: &Path) -> Result<()> {
+/// Refuses what this process should not delete, or could not: what is mounted there, immutable files, and
+/// folders that it may not change or search. Links are not followed.
+pub(super) fn require_removable(path: &Path) -> Result<()> {
+    if !path.is_symlink() {
+        mounts::require_none(path)?;
+    }
+    require_permitted(path)
+}
+
+fn require_permitted(path: &Path) -> Result<()> {
     let found = fs::symlink_metadata(path).map_err(StoreError::io(path, "examine"))?;
     if found.is_symlink() {
         return Ok(());
@@ -148,7 +155,7 @@ fn require_removable(path: &Path) -> Result<()> {
     }
     if found.is_dir() {
         for entry in fs::read_dir(path).map_err(StoreError::io(path, "list"))? {
-            require_removable(&entry.map_err(StoreError::io(path, "list"))?.path())?;
+            require_permitted(&entry.map_err(StoreError::io(path, "list"))?.path())?;
         }
     }
     Ok(())
@@ -227,7 +234,10 @@ fn parent(path: &Path) -> &Path {
 /// Removes a file or a whole folder, a symbolic link as itself; nothing there is fine.
 pub(super) fn remove_if_there(path: &Path) -> Result<()> {
     let removed = match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(found) if found.is_dir() => {
+            mounts::require_none(path)?;
+            fs::remove_dir_all(path)
+        }
         Ok(_) => fs::remove_file(path),
         Err(e) => Err(e),
     };

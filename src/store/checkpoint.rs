@@ -39,7 +39,7 @@ pub fn folder_name(step: u64) -> String {
 }
 
 /// The step in a checkpoint folder's name, if it is one.
-pub(super) fn step_of(name: &str) -> Option<u64> {
+pub fn step_of(name: &str) -> Option<u64> {
     let step = name.strip_prefix("step_")?.parse().ok()?;
     (folder_name(step) == name).then_some(step)
 }

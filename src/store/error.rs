@@ -96,6 +96,9 @@ pub enum StoreError {
     #[error("the run in `{}` holds what runner did not write: {names}\n  hint: move that away, then \
              `--overwrite` or `runner rm` deletes the run", path.display())]
     Foreign { path: PathBuf, names: String },
+    #[error("a file system is mounted at `{}`, and what is in it would be deleted\n  hint: unmount it first: \
+             `umount` takes that path", path.display())]
+    Mounted { path: PathBuf },
     #[error("`{}` has the name of a checkpoint, but is none: {found}\n  hint: move it away; the checkpoints \
              beside it are not touched", path.display())]
     NotACheckpoint { path: PathBuf, found: String },

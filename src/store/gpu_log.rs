@@ -56,7 +56,7 @@ impl GpuLog {
     /// Opens the log at `path`, or starts it; a line that a kill left unfinished is cut.
     pub fn open(path: &Path) -> Result<GpuLog, AppendError> {
         let file = if path.exists() {
-            AppendFile::reopen(path, u64::MAX, |_| Ok(0))?.0
+            AppendFile::look(path, u64::MAX, |_| Ok(0))?.open()?
         } else {
             AppendFile::create(path)?
         };

@@ -19,8 +19,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use super::append::{AppendError, AppendFile, complete_lines};
-use super::metrics::{Action, MetricsError, MetricsRow};
+use super::append::{AppendError, AppendFile, KeptRecords, complete_lines};
+use super::metrics::{Action, MetricsError, MetricsRow, require_up_to};
 
 /// The file in a run folder.
 pub const MAIN_LOG: &str = "main.log";
@@ -46,15 +46,21 @@ impl MainLogWriter {
         Ok(MainLogWriter { file: AppendFile::create(&run_dir.join(MAIN_LOG))? })
     }
 
-    /// Opens the log of a run whose next step is `step`: drops a torn last line and every line of
-    /// that step and later. Refuses a log that ends before the step before it: each step has a line.
-    pub fn resume(run_dir: &Path, step: u64) -> Result<MainLogWriter, MetricsError> {
+    /// Looks for the lines that stay when a run goes on at `step`, and changes nothing. Refuses a log that
+    /// ends before the step before it: each step has a line.
+    pub fn look(run_dir: &Path, step: u64) -> Result<KeptRecords, MetricsError> {
         let path = run_dir.join(MAIN_LOG);
-        let (file, last) = AppendFile::reopen(&path, step, |line| parse(line).map(|(step, _)| step))?;
-        if last.map_or(0, |last| last + 1) != step {
-            return Err(MetricsError::Incomplete { path, last, resume: step });
-        }
-        Ok(MainLogWriter { file })
+        let kept = AppendFile::look(&path, step, |line| parse(line).map(|(step, _)| step))?;
+        require_up_to(step, path, kept)
+    }
+
+    /// Opens the log of a run whose next step is `step`: drops a torn last line and every line of that step
+    /// and later.
+    ///
+    /// # Errors
+    /// As [`MainLogWriter::look`]; then nothing is dropped.
+    pub fn resume(run_dir: &Path, step: u64) -> Result<MainLogWriter, MetricsError> {
+        Ok(MainLogWriter { file: MainLogWriter::look(run_dir, step)?.open()? })
     }
 
     /// Writes the lines of a row.

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
-use super::append::{AppendError, AppendFile, complete_lines};
+use super::append::{AppendError, AppendFile, KeptRecords, complete_lines};
 use super::columns::{ColumnKind, Timing, Turn};
 use super::metrics_parquet;
 
@@ -253,16 +253,22 @@ impl MetricsWriter {
         Ok(MetricsWriter { file: AppendFile::create(&run_dir.join(JSONL))?, last_step: None })
     }
 
-    /// Opens the metrics of a run whose next step is `step`: drops a torn last line and every row of
-    /// that step and later. Refuses a file in which rows before `step` are missing.
-    pub fn resume(run_dir: &Path, step: u64) -> Result<MetricsWriter, MetricsError> {
+    /// Looks for the rows that stay when a run goes on at `step`, and changes nothing. Refuses a file in
+    /// which rows before `step` are missing.
+    pub fn look(run_dir: &Path, step: u64) -> Result<KeptRecords, MetricsError> {
         let path = run_dir.join(JSONL);
-        let (file, last_step) =
-            AppendFile::reopen(&path, step, |line| MetricsRow::from_line(line).map(|row| row.step))?;
-        if last_step.map_or(0, |last| last + 1) != step {
-            return Err(MetricsError::Incomplete { path, last: last_step, resume: step });
-        }
-        Ok(MetricsWriter { file, last_step })
+        let kept = AppendFile::look(&path, step, |line| MetricsRow::from_line(line).map(|row| row.step))?;
+        require_up_to(step, path, kept)
+    }
+
+    /// Opens the metrics of a run whose next step is `step`: drops a torn last line and every row of that
+    /// step and later.
+    ///
+    /// # Errors
+    /// As [`MetricsWriter::look`]; then nothing is dropped.
+    pub fn resume(run_dir: &Path, step: u64) -> Result<MetricsWriter, MetricsError> {
+        let kept = MetricsWriter::look(run_dir, step)?;
+        Ok(MetricsWriter { last_step: kept.last, file: kept.open()? })
     }
 
     /// Appends a row; steps must grow. Once this returns, the row survives the end of the process.
@@ -282,6 +288,18 @@ impl MetricsWriter {
     /// Writes all rows so far as parquet, atomically: temporary file, sync, rename.
     pub fn write_parquet(&self, path: &Path) -> Result<(), MetricsError> {
         metrics_parquet::write(path, &read_jsonl(self.file.path())?)
+    }
+}
+
+/// Refuses records that do not reach up to `step`.
+pub(super) fn require_up_to(
+    step: u64,
+    path: PathBuf,
+    kept: KeptRecords,
+) -> Result<KeptRecords, MetricsError> {
+    match kept.last {
+        last if last.map_or(0, |last| last + 1) == step => Ok(kept),
+        last => Err(MetricsError::Incomplete { path, last, resume: step }),
     }
 }
 

@@ -3,7 +3,7 @@
 //! Nothing here trains or decides when to save; it writes what it is given, and reading refuses anything
 //! else. A kill or a full disk at any moment leaves the previous checkpoint untouched.
 //!
-//! * [`atomic`]: files and folders that appear whole, by rename.
+//! * [`atomic`]: files and folders that appear whole, by rename, and go whole; `mounts`: what keeps them.
 //! * [`safetensors`]: a byte-stable writer and a strict reader.
 //! * [`checkpoint`]: a state and its manifest; [`shared`]: one written by several ranks; [`retention`]: which
 //!   ones are kept; [`writer`]: saving in the background.
@@ -34,6 +34,7 @@ pub mod main_log;
 pub mod manifest;
 pub mod metrics;
 mod metrics_parquet;
+mod mounts;
 pub mod notes;
 pub mod output;
 pub mod protobuf;

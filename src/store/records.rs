@@ -58,23 +58,29 @@ impl Records {
             }
         };
         let run = paths.folder();
-        // A run that was killed before its first row has no files to go on with. After a checkpoint they were
-        // on the disk: a file that begins there would pass for the whole run's, and its parquet copy be lost.
-        let is_there = |path: PathBuf| match path.exists() {
-            false if step > 0 => Err(MetricsError::Incomplete { path, last: None, resume: step }),
-            there => Ok(there),
-        };
-        let metrics = match is_there(paths.metrics_jsonl())? {
+        let metrics = match is_there(paths.metrics_jsonl(), step)? {
             true => MetricsWriter::resume(run, step)?,
             false => MetricsWriter::create(run)?,
         };
-        let main_log = match is_there(paths.main_log())? {
+        let main_log = match is_there(paths.main_log(), step)? {
             true => MainLogWriter::resume(run, step)?,
             false => MainLogWriter::create(run)?,
         };
         let tensorboard =
             tensorboard.map(|keys| EventWriter::resume(&paths.tensorboard(), keys, step)).transpose()?;
         Ok(Records { paths: paths.clone(), ledger, metrics, main_log, tensorboard })
+    }
+
+    /// Refuses what [`Records::open`] would, and changes nothing.
+    pub fn require(paths: &RunPaths, head: Option<Head>, step: u64) -> Result<(), RecordsError> {
+        Ledger::require(&paths.ledger(), head.as_ref())?;
+        if is_there(paths.metrics_jsonl(), step)? {
+            MetricsWriter::look(paths.folder(), step)?;
+        }
+        if is_there(paths.main_log(), step)? {
+            MainLogWriter::look(paths.folder(), step)?;
+        }
+        Ok(())
     }
 
     /// Records a step, or the evaluation after the last, which has no timing.
@@ -130,6 +136,16 @@ impl Records {
         self.main_log.sync()?;
         self.metrics.write_parquet(&self.paths.metrics_parquet())?;
         Ok(self.ledger.head())
+    }
+}
+
+/// Whether there is a file to go on with at `step`. A run that was killed before its first row has none.
+/// After a checkpoint they were on the disk: a file that begins there would pass for the whole run's, and its
+/// parquet copy be lost.
+fn is_there(path: PathBuf, step: u64) -> Result<bool, MetricsError> {
+    match path.exists() {
+        false if step > 0 => Err(MetricsError::Incomplete { path, last: None, resume: step }),
+        there => Ok(there),
     }
 }
 

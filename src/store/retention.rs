@@ -51,10 +51,13 @@ pub fn unkept(checkpoints: &Path, retention: Retention) -> Result<Vec<u64>> {
 /// Deletes the checkpoints that `retention` does not keep ([`unkept`]); returns their steps.
 pub fn prune(checkpoints: &Path, retention: Retention) -> Result<Vec<u64>> {
     let doomed = unkept(checkpoints, retention)?;
-    for step in &doomed {
-        atomic::remove_folder(&checkpoints.join(checkpoint::folder_name(*step)))?;
-    }
+    remove(checkpoints, &doomed)?;
     Ok(doomed)
+}
+
+/// Deletes the checkpoints of these steps.
+pub fn remove(checkpoints: &Path, steps: &[u64]) -> Result<()> {
+    steps.iter().try_for_each(|step| atomic::remove_folder(&checkpoints.join(checkpoint::folder_name(*step))))
 }
 
 #[cfg(test)]

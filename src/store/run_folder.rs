@@ -255,6 +255,7 @@ impl RunFolder {
 /// Removes a folder in which `require_ours` refuses what this program did not write; `act` false only checks.
 pub(super) fn remove(folder: &Path, act: bool, require_ours: fn(&Path) -> Result<()>) -> Result<()> {
     require_ours(folder)?;
+    atomic::require_removable(folder)?;
     if !act {
         return match holder(folder) {
             Some(pid) => Err(StoreError::Locked { path: folder.into(), pid: Some(pid) }),

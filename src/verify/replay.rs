@@ -66,13 +66,18 @@ pub fn verify(
     }
     let folder = checkpoint_folder(&paths, steps.start);
     if steps.start > 0 && !folder.is_dir() {
-        let have: Vec<String> =
-            store::list(&paths.checkpoints())?.iter().map(|(step, _)| step.to_string()).collect();
+        let there = store::list(&paths.checkpoints())?;
+        let others = match there.is_empty() {
+            true => ", and it has no checkpoint".to_owned(),
+            false => {
+                let steps: Vec<String> = there.iter().map(|(step, _)| step.to_string()).collect();
+                format!(", and from those of steps {}", steps.join(", "))
+            }
+        };
         return Err(UsageError(format!(
-            "there is no checkpoint of step {} to start from\n  hint: there are those of steps 0 (the \
-             start), {}",
-            steps.start,
-            have.join(", ")
+            "there is no checkpoint of step {} to start from\n  hint: a run is replayed from its start, \
+             `--replay 0..{}`{others}",
+            steps.start, steps.end
         ))
         .into());
     }

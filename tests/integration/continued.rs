@@ -192,7 +192,7 @@ fn what_cannot_go_on_is_refused_before_anything_is_written() {
     let base = "model.init=run:base@5";
     refused(&[], &["`model.init` names", "hint: set `model.init`"]);
     refused(&[base, "optimizer.ema_decay=0.9"], &["`ema/", "is missing", "hint: give model, `precision`"]);
-    refused(&[base, "model.heads=4"], &["has 2 heads, the experiment 4", "hint: set `model.heads` to 2"]);
+    refused(&[base, "model.heads=4"], &["has 2 heads, the experiment 4 (`model.heads`)"]);
     refused(&[base, "model.channels=128"], &["is F32 [", "this experiment needs F32 ["]);
     refused(&[base, "model.layers=1"], &["does not belong to this experiment"]);
     refused(&[base, "guards.window=4"], &["`guard/grad_window` has [5] values, `guards.window` is 4"]);

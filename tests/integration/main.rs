@@ -17,6 +17,7 @@ mod eval;
 mod export;
 mod foreign_models;
 mod fuzz;
+mod gone;
 mod hellaswag;
 mod init;
 mod kernels;

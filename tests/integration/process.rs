@@ -54,12 +54,18 @@ impl Running {
     /// Waits until the run has `rows` rows of metrics, which must be before it ends.
     #[track_caller]
     pub fn wait_for_rows(&mut self, lab: &Lab, rows: usize) {
+        self.wait_for_rows_of(lab, "ci", rows);
+    }
+
+    /// The same of the run `name`.
+    #[track_caller]
+    pub fn wait_for_rows_of(&mut self, lab: &Lab, name: &str, rows: usize) {
         let mut ended = false;
         wait_until(&format!("row {rows} of {}", self.what), A_STEP, || {
             ended = self.child.try_wait().expect("it can be asked").is_some();
-            ended || lab.rows("ci") >= rows
+            ended || lab.rows(name) >= rows
         });
-        let (what, seen) = (self.what.clone(), lab.rows("ci"));
+        let (what, seen) = (self.what.clone(), lab.rows(name));
         assert!(seen >= rows, "{what} ended after {seen} rows, before row {rows}\n{}", self.read().1);
     }
 

@@ -1,5 +1,6 @@
 //! A folder of its own for each test, and the program run in it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -90,6 +91,23 @@ impl Lab {
     /// Any verb with a run or an experiment and `--runs`, in the background.
     pub fn start(&self, verb: &str, what: &str, arguments: &[&str]) -> Running {
         Running::start(&format!("`runner {verb} {what}`"), &mut self.training(verb, what, arguments))
+    }
+
+    /// Every file of a run with its bytes, but for the lock that is held while a process works on it.
+    pub fn files(&self, run: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+        fn collect(folder: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+            for entry in std::fs::read_dir(folder).expect("a folder") {
+                let path = entry.expect("an entry").path();
+                match path.is_dir() {
+                    true => collect(&path, files),
+                    false => drop(files.insert(path.clone(), std::fs::read(path).expect("readable"))),
+                }
+            }
+        }
+        let mut files = BTreeMap::new();
+        collect(&self.path(run), &mut files);
+        files.retain(|path, _| !path.ends_with(".lock"));
+        files
     }
 
     /// How many rows of metrics a run has; none before it has begun.

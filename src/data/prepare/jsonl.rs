@@ -43,7 +43,10 @@ pub(super) fn text<'a>(path: &Path, line: JsonLine<'a>, column: &str) -> Result<
         let problem = json::fault_in_line(&error);
         match error.classify() {
             serde_json::error::Category::Data => refused(problem),
-            _ => refused(format!("it is no JSON object: {problem}")),
+            _ => {
+                let cr = json::lone_cr(line.bytes).unwrap_or_default();
+                refused(format!("it is no JSON object: {problem}{cr}"))
+            }
         }
     })
 }
@@ -149,6 +152,7 @@ mod tests {
         for (line, says) in [
             (&br#"{"text": "cut"#[..], "it is no JSON object: EOF while parsing a string at column 13"),
             (br#"{"text": "a"} x"#, "it is no JSON object: trailing characters at column 15"),
+            (b"{\"text\": \"a\"}\r{\"text\": \"b\"}\r", "its lines end in CR alone, and are one line here"),
             (br#"["text"]"#, "invalid type: sequence, expected a JSON object"),
             (br#"{"body": "a", "id": 1}"#, "it has no column `text`, but `body`, `id`"),
             (b"{}", "it has no column `text`, but nothing"),
