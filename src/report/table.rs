@@ -154,6 +154,9 @@ impl TableColumn {
             (_, TableCell::Missing) => "-".into(),
             ("tokens" | "parameters", TableCell::Count(n)) => units::count(*n),
             ("disk", TableCell::Count(n)) => units::bytes(*n),
+            ("model.init", TableCell::Text(path)) => {
+                units::printable(&experiment::checkpoint_name(path).unwrap_or_else(|| path.clone()))
+            }
             ("root" | "numerics_id", TableCell::Text(hash)) => hash.chars().take(8).collect(),
             ("mfu", TableCell::Number(share)) => format!("{:.1}%", 100.0 * share),
             ("tokens_per_s", TableCell::Number(speed)) => units::thousands(*speed as u64),

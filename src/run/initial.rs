@@ -4,22 +4,28 @@
 //! `optimizer.from_init` the optimizer's state too. It is hashed and read once. A resumed run has its weights
 //! in its own checkpoint and does not need the model any more; the lock keeps its digest.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::data::{Data, SHARDS, remembered};
 use super::error::UsageError;
-use super::find;
+use super::messages::Report;
+use super::{device, find, lock};
+use crate::data::mixture;
 use crate::experiment::{
-    self, Declared, Experiment, ExperimentError, GuardKeys, InitError, InitModels, InitProgress, Loaded,
-    Model, Origin,
+    self, Declared, Experiment, ExperimentError, GuardKeys, InitError, InitModels, Loaded, Member, Model,
+    Sweep, settings_text,
 };
-use crate::formats::{ForeignModel, Parameters, models_read, require_finite, values};
-use crate::ops::Ops;
+use crate::formats::{ForeignModel, Parameters, models_read, require_finite, require_sizes, values};
+use crate::model::weights::Weights;
+use crate::ops::{Dtype, Ops};
 use crate::optim::AVERAGE;
 use crate::proof::lock::Table;
 use crate::store::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
 use crate::store::manifest::Manifest;
 use crate::store::safetensors::{Info, Reader};
 use crate::train::run::INIT_UPDATES;
+use crate::train::state::{Row, table};
 use crate::train::{Progress, Trainer};
 
 /// The lock's keys for what `model.init` names: of a file its SHA-256, of a checkpoint its state root.
@@ -121,10 +127,7 @@ pub fn read(
         let folder = model.checkpoint_folder()?;
         let at = InitStream::of(folder, &experiment.guards)?;
         pinned.push((INIT_UPDATES, at.updates.to_string()));
-        if !from_checkpoint {
-            require_kin(folder, experiment, &model.sizes()?, &at)?;
-            stream = Some(at);
-        }
+        stream = Some(at).filter(|_| !from_checkpoint);
         state = Some(folder.to_owned());
     }
     let start = match (from_checkpoint, state) {
@@ -135,14 +138,66 @@ pub fn read(
     Ok(Some(Initial { pinned, start, stream }))
 }
 
+/// Refuses a model that an experiment cannot start from, as far as can be told without a device and without
+/// its weights. `param` is how parameters are stored.
+///
+/// # Errors
+///
+/// What `model.init` names is missing, has other sizes, or has an optimizer that cannot go on.
+pub fn require_fit(experiment: &Experiment, param: Dtype) -> anyhow::Result<()> {
+    let Some(init) = &experiment.model.init else { return Ok(()) };
+    let model = InitModel::open(Path::new(init))?;
+    let sizes = model.sizes()?;
+    if !experiment.optimizer.from_init {
+        return Ok(require_sizes(&sizes, &experiment.model, model.path())?);
+    }
+    let folder = model.checkpoint_folder()?;
+    InitStream::of(folder, &experiment.guards)?;
+    require_kin(folder, experiment, &sizes)?;
+    require_state(folder, experiment, param)
+}
+
+/// What a plan says of an experiment that [`require_fit`] refuses; none of another.
+pub fn refusal(experiment: &Experiment, param: Dtype) -> Option<String> {
+    require_fit(experiment, param).err().map(|why| would_be_refused(&why))
+}
+
+/// What a plan says of a sweep that [`require_members`] refuses; none of another.
+pub fn refusal_of_members(sweep: &Sweep) -> Option<String> {
+    require_members(sweep).err().map(|why| would_be_refused(&why))
+}
+
+fn would_be_refused(why: &anyhow::Error) -> String {
+    format!("a run would be refused: {}", why.to_string().replace("\n  hint: ", "; "))
+}
+
+/// Refuses the members of a sweep that could not start from their models.
+///
+/// # Errors
+///
+/// Those of [`require_fit`], with the number and the settings of the first such member.
+pub fn require_members(sweep: &Sweep) -> anyhow::Result<()> {
+    // What many members start from is looked at once.
+    let mut seen = BTreeSet::new();
+    for Member { number, settings, loaded } in &sweep.members {
+        let Experiment { model, optimizer, guards, precision, device, .. } = &loaded.experiment;
+        if model.init.is_none()
+            || !seen.insert(format!("{:?}", (model, optimizer, guards, precision, device)))
+        {
+            continue;
+        }
+        let [first, other] = device::param_types(&loaded.experiment);
+        let fit = require_fit(&loaded.experiment, first);
+        fit.or_else(|why| require_fit(&loaded.experiment, other).map_err(|_| why)).map_err(|why| {
+            UsageError(format!("member {number} cannot start ({}): {why}", settings_text(settings)))
+        })?;
+    }
+    Ok(())
+}
+
 /// Refuses a checkpoint whose tensors would fit and mean something else: of other heads, or an average of
 /// another decay.
-fn require_kin(
-    folder: &Path,
-    experiment: &Experiment,
-    sizes: &Model,
-    at: &InitStream,
-) -> Result<(), UsageError> {
+fn require_kin(folder: &Path, experiment: &Experiment, sizes: &Model) -> anyhow::Result<()> {
     let refused = |what: &str, theirs: &str, ours: &str, key: &str| {
         UsageError(format!(
             "`optimizer.from_init` cannot go on with `{}`: it has {theirs} {what}, the experiment {ours}\n  \
@@ -152,13 +207,13 @@ fn require_kin(
     };
     if sizes.heads != experiment.model.heads {
         let (theirs, ours) = (sizes.heads.to_string(), experiment.model.heads.to_string());
-        return Err(refused("heads", &theirs, &ours, "model.heads"));
+        return Err(refused("heads", &theirs, &ours, "model.heads").into());
     }
     const DECAY: &str = "optimizer.ema_decay";
     let ours = experiment.optimizer.ema_decay;
-    match at.numerics.get(DECAY) {
+    match checkpoint::inspect(folder)?.numerics.get(DECAY) {
         Some(theirs) if ours > 0.0 && theirs.parse() != Ok(ours) => {
-            Err(refused("as the decay of its average", theirs, &ours.to_string(), DECAY))
+            Err(refused("as the decay of its average", theirs, &ours.to_string(), DECAY).into())
         }
         _ => Ok(()),
     }
@@ -188,74 +243,79 @@ pub fn require_kept(experiment: &Experiment, doomed: &Path) -> anyhow::Result<()
     Ok(())
 }
 
+/// Refuses a saved state that is not one of the experiment's: other tensors, types or shapes, or more in the
+/// guards' windows than its `window`. Only its header is read.
+///
+/// # Errors
+///
+/// The first tensor that differs.
+fn require_state(folder: &Path, experiment: &Experiment, param: Dtype) -> anyhow::Result<()> {
+    let file = folder.join(STATE_FILE);
+    let saved = Reader::open(&file)?;
+    let refused = |name: &str, problem: String| {
+        UsageError(format!(
+            "`optimizer.from_init` cannot go on with `{}`: `{name}` {problem}\n  hint: give model, `precision`, \
+             `guards.window` and `optimizer.ema_decay` as the checkpoint's run has them, or leave \
+             `optimizer.from_init` out to start from the weights alone",
+            file.display()
+        ))
+    };
+    let window = experiment.guards.window;
+    let is_wider =
+        |info: &&Info| info.name.ends_with("_window") && info.shape.iter().any(|values| *values > window);
+    if let Some(Info { name, shape, .. }) = saved.infos().iter().find(is_wider) {
+        let problem = format!("has {shape:?} values, `guards.window` is {window}");
+        return Err(refused(name, problem).into());
+    }
+    let rows = table(experiment, &Weights::of(&experiment.model), param, false);
+    // The counters and windows have their own types, and windows any length.
+    for Row { name, dtype, shape, .. } in rows.iter().filter(|row| row.parameter().is_some()) {
+        let of_name = saved.infos().iter().find(|info| info.name == *name);
+        let saved = of_name.ok_or_else(|| refused(name, "is missing".into()))?;
+        if (saved.dtype, &saved.shape) != (*dtype, shape) {
+            let (has, needs) = (&saved.shape, format!("{dtype} {shape:?}"));
+            let is = format!("is {} {has:?}, this experiment needs {needs}", saved.dtype);
+            return Err(refused(name, is).into());
+        }
+    }
+    let more = saved.infos().iter().find(|saved| {
+        !rows.iter().any(|row| row.name == saved.name) && !saved.name.starts_with(AVERAGE.prefix)
+    });
+    more.map_or(Ok(()), |more| Err(refused(&more.name, "does not belong to this experiment".into()).into()))
+}
+
 impl Initial {
-    /// Refuses a saved state that is not one of the trainer's: other tensors, types or shapes, or more in the
-    /// guards' windows than the `window` of the experiment. Only its header is read.
+    /// Refuses a checkpoint whose optimizer cannot go on in this experiment; weights alone were held to its
+    /// sizes when they were read.
     ///
     /// # Errors
     ///
-    /// The first tensor that differs.
-    pub fn require_fit<O: Ops>(&self, trainer: &mut Trainer<O>, window: usize) -> anyhow::Result<()> {
-        let InitStart::State(folder) = &self.start else { return Ok(()) };
-        let file = folder.join(STATE_FILE);
-        let saved = Reader::open(&file)?;
-        let of = |name: &str| saved.infos().iter().find(|info| info.name == name);
-        let refused = |name: &str, problem: String| {
-            UsageError(format!(
-                "`optimizer.from_init` cannot go on with `{}`: `{name}` {problem}\n  hint: give model, \
-                 `precision`, `guards.window` and `optimizer.ema_decay` as the checkpoint's run has them, or \
-                 leave `optimizer.from_init` out to start from the weights alone",
-                file.display()
-            ))
-        };
-        let is_wider =
-            |info: &&Info| info.name.ends_with("_window") && info.shape.iter().any(|values| *values > window);
-        if let Some(Info { name, shape, .. }) = saved.infos().iter().find(is_wider) {
-            let problem = format!("has {shape:?} values, `guards.window` is {window}");
-            return Err(refused(name, problem).into());
+    /// Those of the function [`require_fit`].
+    pub fn require_fit(&self, experiment: &Experiment, param: Dtype) -> anyhow::Result<()> {
+        match &self.start {
+            InitStart::State(_) => require_fit(experiment, param),
+            InitStart::Past | InitStart::Weights(_) => Ok(()),
         }
-        let infos = trainer.state_infos();
-        // The counters and windows have their own types, and windows any length.
-        for info in infos.iter().filter(|info| !Progress::is_host_value(&info.name)) {
-            let (name, needs) = (&info.name, format!("{} {:?}", info.dtype, info.shape));
-            let saved = of(name).ok_or_else(|| refused(name, "is missing".into()))?;
-            if (saved.dtype, &saved.shape) != (info.dtype, &info.shape) {
-                let is = format!("is {} {:?}, this experiment needs {needs}", saved.dtype, saved.shape);
-                return Err(refused(name, is).into());
-            }
-        }
-        let more = saved.infos().iter().find(|saved| {
-            !infos.iter().any(|info| info.name == saved.name) && !saved.name.starts_with(AVERAGE.prefix)
-        });
-        more.map_or(Ok(()), |more| {
-            Err(refused(&more.name, "does not belong to this experiment".into()).into())
-        })
     }
 
-    /// Refuses a `data.offset` that was derived from the names of the data where their content says
-    /// otherwise. `numerics` are the experiment's, with the digests of its shards.
+    /// Sets a `data.offset` that no layer gives, where the optimizer goes on: to where the checkpoint's run
+    /// had come to, if both read the same sequences in the same order, by the content of their shards; else
+    /// to the start.
     ///
     /// # Errors
     ///
-    /// The data are the checkpoint's under other names, or others under theirs.
-    pub fn require_place(&self, loaded: &Loaded, numerics: &Table) -> Result<(), UsageError> {
-        let derived = matches!(loaded.origins.get("data.offset"), Some(Origin::Derived(_)));
-        let Some(stream) = self.stream.as_ref().filter(|_| derived) else { return Ok(()) };
-        let (InitStream { run, sequences, .. }, same) = (stream, stream.is_same(numerics));
-        let expected = if same { *sequences } else { 0 };
-        if loaded.experiment.data.offset == expected {
-            return Ok(());
-        }
-        Err(UsageError(match same {
-            true => format!(
-                "the data are those of `{run}` under another name, and it had come to sequence {sequences} \
-                 in them\n  hint: set `data.offset` to {sequences} to go on there, or to 0 to begin anew"
-            ),
-            false => format!(
-                "the data have the name of those of `{run}`, and are others\n  hint: set `data.offset` to 0 \
-                 to begin at their start"
-            ),
-        }))
+    /// The data cannot be read; what was passed over is more of a source of a mixture than may be read.
+    pub fn place(&self, loaded: &mut Loaded, data: &Data, report: Report) -> anyhow::Result<()> {
+        let Some(stream) = self.stream.as_ref().filter(|_| loaded.offset_follows) else { return Ok(()) };
+        let manifest = data.manifest(remembered(SHARDS), report)?;
+        let mut numerics = lock::resolved_numerics(&loaded.experiment);
+        numerics.extend(lock::training_data(&data.train, &manifest.train));
+        let (offset, why) = match stream.is_same(&numerics) {
+            true => (stream.sequences, format!("where `{}` had come to in the same data", stream.run)),
+            false => (0, format!("the data are other than those of `{}`", stream.run)),
+        };
+        loaded.resolve_offset(offset, why);
+        Ok(mixture::require_epochs(&loaded.experiment, &data.order, offset)?)
     }
 
     /// Copies the model into a trainer before its first step, and the optimizer if that goes on.
@@ -283,7 +343,7 @@ impl Initial {
 }
 
 /// Adds it to what the bits depend on.
-pub fn lock(initial: Option<&Initial>, numerics: &mut Table) {
+pub fn pin(initial: Option<&Initial>, numerics: &mut Table) {
     for (key, value) in initial.iter().flat_map(|initial| &initial.pinned) {
         numerics.insert((*key).into(), value.clone());
     }
@@ -325,6 +385,13 @@ impl InitModel {
         match self {
             InitModel::Foreign(model) => Ok(model.sizes()?),
             InitModel::Checkpoint(folder) => Ok(experiment_of(folder)?.model),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            InitModel::Foreign(model) => model.path(),
+            InitModel::Checkpoint(folder) => folder,
         }
     }
 
@@ -383,22 +450,6 @@ impl InitModels for Models<'_> {
     fn sizes(&self, path: &Path) -> Result<Model, InitError> {
         let hint = || format!("`model.init` takes {}, or a checkpoint of a run", models_read());
         InitModel::open(path).and_then(|model| model.sizes()).map_err(|error| init_error(&error, &hint()))
-    }
-
-    fn progress(&self, path: &Path) -> Result<InitProgress, InitError> {
-        let read = || {
-            let model = InitModel::open(path)?;
-            let folder = model.checkpoint_folder()?;
-            let mut experiment = experiment_of(folder)?;
-            let at = InitStream::of(folder, &experiment.guards)?;
-            experiment.seed = number(&at.numerics, "seed").unwrap_or(experiment.seed);
-            let seq_len = number(&at.numerics, "batch.seq_len");
-            experiment.batch.seq_len = seq_len.unwrap_or(experiment.batch.seq_len);
-            anyhow::Ok(InitProgress { experiment, run: at.run, sequences: at.sequences })
-        };
-        read().map_err(|error| {
-            init_error(&error, "`runner verify` of its run says which checkpoints are whole")
-        })
     }
 }
 

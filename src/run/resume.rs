@@ -8,7 +8,7 @@ use super::error::{ProofRefusal, UsageError, refuse_ledger, refuse_lock};
 use super::expected::Expected;
 use super::lock::{list, older_arithmetic, plain};
 use super::messages::{Message, Report};
-use crate::experiment::{Loaded, Origin, flatten, is_default};
+use crate::experiment::{self, Loaded, Origin, flatten, is_default};
 use crate::proof::ledger::{self, RESUME};
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{Hash, Head, LockError};
@@ -184,6 +184,20 @@ fn other_value(lock: &Lock, loaded: &Loaded) -> Option<(String, String)> {
         |key: &str, value: &serde_json::Value| lock.config.contains_key(key) || !is_default(key, value);
     let mut values = flatten(&loaded.experiment).into_iter().filter(|(key, value)| known(key, value));
     values.find(|(key, value)| origin(lock, key, value).is_none()).map(|(key, value)| (key, plain(&value)))
+}
+
+/// Sets a `data.offset` that follows from a checkpoint and the data to the one that the run began with, whatever
+/// has become of the checkpoint since.
+pub fn keep_offset(loaded: &mut Loaded, paths: &RunPaths) {
+    if !loaded.offset_follows {
+        return;
+    }
+    // What is wrong with either is said when the run goes on.
+    let Ok(own) = experiment::load_recorded(&paths.experiment()) else { return };
+    let offset = own.experiment.data.offset;
+    let lock = Lock::read(&paths.lock_file()).ok();
+    let was = lock.as_ref().and_then(|lock| origin(lock, "data.offset", &offset.into()));
+    loaded.resolve_offset(offset, was.unwrap_or("where the run began").to_owned());
 }
 
 /// Gives the keys of a run's own file the origins that they had when the run was started.
