@@ -143,7 +143,13 @@ impl TableColumn {
             ColumnSource::Figure(name) => number(row.run.figures.get(name)),
             ColumnSource::Last(column) => number(row.run.last.as_ref().and_then(column.get)),
             ColumnSource::Key(key) => {
-                row.run.settings.get(key).map_or(TableCell::Missing, TableCell::of_json)
+                match row.run.settings.get(key).map_or(TableCell::Missing, TableCell::of_json) {
+                    // As it is asked for: `run:NAME@STEP`.
+                    TableCell::Text(path) if key == "model.init" => {
+                        TableCell::Text(experiment::checkpoint_name(&path).unwrap_or(path))
+                    }
+                    cell => cell,
+                }
             }
         }
     }
@@ -154,9 +160,6 @@ impl TableColumn {
             (_, TableCell::Missing) => "-".into(),
             ("tokens" | "parameters", TableCell::Count(n)) => units::count(*n),
             ("disk", TableCell::Count(n)) => units::bytes(*n),
-            ("model.init", TableCell::Text(path)) => {
-                units::printable(&experiment::checkpoint_name(path).unwrap_or_else(|| path.clone()))
-            }
             ("root" | "numerics_id", TableCell::Text(hash)) => hash.chars().take(8).collect(),
             ("mfu", TableCell::Number(share)) => format!("{:.1}%", 100.0 * share),
             ("tokens_per_s", TableCell::Number(speed)) => units::thousands(*speed as u64),

@@ -315,6 +315,8 @@ fn a_sweep_over_checkpoints_of_a_trunk_goes_on_after_a_kill_without_the_trunk_it
         lines[1].contains("003") && lines[1].contains("run:trunk@13") && lines[1].contains("104"),
         "{lines:?}"
     );
+    let one = lab.verb("show", "whole", &["--filter", "model.init ~ trunk@8", "--columns", "val_loss"]);
+    assert_eq!(one.stdout.lines().count(), 2, "{}", one.stdout);
     lab.verb("compare", "whole", &["--by", "model.init"])
         .assert_says(&["run:trunk@4, root ", "One seed a group"]);
     let picture = lab.path("init.svg");

@@ -168,7 +168,11 @@ impl ComparedRuns {
         let differing = groups::differing(all);
         let by = by.map_or_else(|| differing.clone(), <[String]>::to_vec);
         let others = std::iter::once(SEED.to_owned()).chain(differing);
-        let pair_by: Vec<String> = others.filter(|key| !by.contains(key)).collect();
+        // Where a run goes on in its data follows from the checkpoint that it goes on with.
+        let is_of_by = |key: &String| {
+            by.contains(key) || (key == "data.offset" && by.iter().any(|key| key == "model.init"))
+        };
+        let pair_by: Vec<String> = others.filter(|key| !is_of_by(key)).collect();
         let mut grouped: Vec<RunGroup> = groups::group_by(&by, compared.iter().map(|run| &run.keys))
             .into_iter()
             .map(|(values, members)| RunGroup {
