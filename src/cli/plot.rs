@@ -13,8 +13,8 @@ use crate::store::RunPaths;
 
 /// Draw loss, HellaSwag, gradient norm and learning rate of one run or several.
 ///
-/// `--by` draws groups of runs, each as the mean of its runs with a band; `--sweep` the final validation loss,
-/// or another `--metric`, over a key that runs differ in.
+/// `--by` draws groups of runs, each as the mean of its runs with a band; `--sweep` the final validation
+/// loss, or another `--metric`, over a key that runs differ in.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Run folder, name under `--runs`, sweep, or a main.log file of llm.c

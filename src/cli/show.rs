@@ -116,8 +116,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let folder = find::find(Some(run), &args.runs)?;
         require_usage(!args.is_of_table(), || {
             format!(
-                "`--columns`, `--differing`, `--sort`, `--filter`, `--group-by` and `--csv` are of a table of \
-                 runs, and `{}` is one run\n  hint: leave it out, or name a sweep",
+                "`--columns`, `--differing`, `--sort`, `--filter`, `--group-by` and `--csv` are of a table \
+                 of runs, and `{}` is one run\n  hint: leave it out, or name a sweep",
                 run.display()
             )
         })?;

@@ -3,8 +3,8 @@
 //! A rule only uses keys whose values are valid in every layer, so one mistake is one fault. A rule that is
 //! broken points at the strongest layer involved (the `--set` that broke a sound file, not the file)
 //! and names the other keys with their values and origins. Nothing is allocated and no data is opened
-//! here; what only the data can tell (`schedule.epochs`, where in them a checkpoint's run had come to) is settled
-//! later by [`super::Loaded::resolve_epochs`] and [`super::Loaded::resolve_offset`].
+//! here; what only the data can tell (`schedule.epochs`, where in them a checkpoint's run had come to) is
+//! settled later by [`super::Loaded::resolve_epochs`] and [`super::Loaded::resolve_offset`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -211,8 +211,8 @@ pub(super) fn expand(
     }
 }
 
-/// Gives `model.init` the value that it was resolved to: what is recorded of a sweep names the same models when
-/// its runs have gone on, and wherever it is read.
+/// Gives `model.init` the value that it was resolved to: what is recorded of a sweep names the same models
+/// when its runs have gone on, and wherever it is read.
 fn pin_init((key, value): &mut (String, String), loaded: &Loaded) {
     if let ("model.init", Some(init)) = (key.as_str(), &loaded.experiment.model.init) {
         *value = write::quoted(init);

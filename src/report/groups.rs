@@ -170,8 +170,8 @@ pub fn order(a: &str, b: &str) -> Ordering {
     }
 }
 
-/// A text in pieces that compare by themselves: digits, without leading zeros, by how many they are and then by
-/// their bytes, and what is between them by its bytes.
+/// A text in pieces that compare by themselves: digits, without leading zeros, by how many they are and then
+/// by their bytes, and what is between them by its bytes.
 fn pieces(text: &str) -> Vec<(usize, &str)> {
     let both = |a: u8, b: u8| a.is_ascii_digit() == b.is_ascii_digit();
     let pieces = text.as_bytes().chunk_by(|a, b| both(*a, *b));

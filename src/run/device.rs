@@ -82,8 +82,8 @@ impl Device {
     }
 }
 
-/// How the device of an experiment stores parameters; either of two, where it takes what there is and none has
-/// been opened yet.
+/// How the device of an experiment stores parameters; either of two, where it takes what there is and none
+/// has been opened yet.
 pub fn param_types(experiment: &Experiment) -> [Dtype; 2] {
     let (cpu, gpu) = (Dtype::F32, Storage::cuda(experiment).param);
     match experiment.device.kind {

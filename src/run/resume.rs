@@ -186,8 +186,8 @@ fn other_value(lock: &Lock, loaded: &Loaded) -> Option<(String, String)> {
     values.find(|(key, value)| origin(lock, key, value).is_none()).map(|(key, value)| (key, plain(&value)))
 }
 
-/// Sets a `data.offset` that follows from a checkpoint and the data to the one that the run began with, whatever
-/// has become of the checkpoint since.
+/// Sets a `data.offset` that follows from a checkpoint and the data to the one that the run began with,
+/// whatever has become of the checkpoint since.
 pub fn keep_offset(loaded: &mut Loaded, paths: &RunPaths) {
     if !loaded.offset_follows {
         return;

@@ -14,8 +14,8 @@ use crate::report::{ReportError, Theme};
 const SIZE: (u32, f64) = (1200, 560.0);
 const MARGIN: f64 = 30.0;
 
-/// Draws the number in which runs are compared over `key`; a colour for each kind of runs that differ in other keys than
-/// this and the seed.
+/// Draws the number in which runs are compared over `key`; a colour for each kind of runs that differ in
+/// other keys than this and the seed.
 pub fn draw(runs: &ComparedRuns, key: &str, theme: Theme) -> Result<Scene, ReportError> {
     let colors = theme.colors();
     let values = values_of(runs, key);

@@ -16,8 +16,8 @@ use super::groups::order;
 use super::scene::Scene;
 use super::{ReportError, Theme, picture_paths, write_picture};
 
-/// Draws the number in which `runs` are compared over the keys that `runs` are grouped by, of which there are one or two.
-/// `out` is a file that ends in `.png` or `.svg`, or a folder for `sweep.png` and `sweep.svg`.
+/// Draws the number in which `runs` are compared over the keys that `runs` are grouped by, of which there are
+/// one or two. `out` is a file that ends in `.png` or `.svg`, or a folder for `sweep.png` and `sweep.svg`.
 pub fn plot(runs: &ComparedRuns, theme: Theme, out: &Path) -> Result<Vec<PathBuf>, ReportError> {
     let paths = picture_paths(out, "sweep")?;
     write_picture(&draw(runs, theme)?, paths)
