@@ -60,9 +60,10 @@ impl InitStream {
             anyhow::bail!("the manifest in `{}` does not say how many tokens a step had", folder.display());
         };
         let at = Progress::of_counters(&counters, guards)?;
-        let run = folder.ancestors().nth(2).and_then(Path::file_name).unwrap_or_default();
+        let name = experiment::checkpoint_name(&folder.to_string_lossy());
+        let run = name.as_deref().and_then(|name| name.strip_prefix(experiment::RUN_PREFIX)?.split('@').next());
         Ok(InitStream {
-            run: run.to_string_lossy().into_owned(),
+            run: run.unwrap_or("the checkpoint's run").to_owned(),
             numerics,
             sequences: at.step * (tokens / seq_len) + at.data_offset,
             updates: at.updates,
