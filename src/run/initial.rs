@@ -61,7 +61,8 @@ impl InitStream {
         };
         let at = Progress::of_counters(&counters, guards)?;
         let name = experiment::checkpoint_name(&folder.to_string_lossy());
-        let run = name.as_deref().and_then(|name| name.strip_prefix(experiment::RUN_PREFIX)?.split('@').next());
+        let run =
+            name.as_deref().and_then(|name| name.strip_prefix(experiment::RUN_PREFIX)?.split('@').next());
         Ok(InitStream {
             run: run.unwrap_or("the checkpoint's run").to_owned(),
             numerics,
