@@ -257,8 +257,8 @@ fn require_state(folder: &Path, experiment: &Experiment, param: Dtype) -> anyhow
     let refused = |name: &str, problem: String| {
         UsageError(format!(
             "`optimizer.from_init` cannot go on with `{}`: `{name}` {problem}\n  hint: give model, \
-             `precision`, `guards.window` and `optimizer.ema_decay` as the checkpoint's run has them, or leave \
-             `optimizer.from_init` out to start from the weights alone",
+             `precision`, `guards.window` and `optimizer.ema_decay` as the checkpoint's run has them, or \
+             leave `optimizer.from_init` out to start from the weights alone",
             file.display()
         ))
     };
