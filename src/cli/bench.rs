@@ -25,10 +25,13 @@ pub struct Args {
     /// Print the result as JSON on stdout.
     #[arg(long)]
     json: bool,
+    /// Folder that holds the runs that `model.init` may name.
+    #[arg(long, default_value = "runs", value_name = "DIR")]
+    runs: PathBuf,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let measured = bench(experiment::load(&args.experiment, &args.set)?, args.steps.get())?;
+    let measured = bench(experiment::load(&args.experiment, &args.set, &args.runs)?, args.steps.get())?;
     streams::print(&if args.json { format!("{}\n", to_json(&measured)) } else { to_text(&measured) })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::named::named;
 use super::streams::{self, say};
-use crate::report::compare::{ComparedRuns, Comparison};
+use crate::report::compare::{ComparedRuns, Comparison, Measure};
 
 /// Compare runs over their seeds: means, intervals, differences and how sure they are.
 ///
@@ -17,6 +17,7 @@ Examples:
   runner compare first second third
   runner compare runs/lr* --by schedule.learning_rate
   runner compare runs/lr* --by schedule.learning_rate --target 3.28
+  runner compare ema --by optimizer.ema_decay --metric ema_val_loss
   runner compare runs/* --json | jq .verdict")]
 pub struct Args {
     /// Runs or sweeps: names under `--runs`, or folders.
@@ -28,6 +29,10 @@ pub struct Args {
     /// The validation loss to reach [default: the mean final loss of the worst group].
     #[arg(long, value_name = "LOSS", value_parser = finite)]
     target: Option<f64>,
+    /// The number of each run to compare, in place of final and best validation loss and HellaSwag: any that
+    /// `runner show --columns` has of the metrics, such as ema_val_loss.
+    #[arg(long, value_name = "METRIC")]
+    metric: Option<String>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -44,8 +49,9 @@ fn finite(text: &str) -> Result<f64, String> {
 /// Prints the comparison. Runs that cannot be compared are listed with the reason, and are no failure unless
 /// none is left.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let measure = args.metric.as_deref().map_or(Ok(Measure::ValLoss), Measure::metric)?;
     let found = named(&args.run, &args.runs)?;
-    let runs = ComparedRuns::read(&found, args.by.as_deref())?;
+    let runs = ComparedRuns::read(&found, args.by.as_deref(), measure)?;
     for run in runs.all() {
         if let Some(why) = &run.unverified {
             say!("the figures of {} are not verified: {why}", run.name);

@@ -3,7 +3,7 @@
 //! Reads what `runner run` would read and starts nothing. The resolved form is itself an experiment, or a
 //! sweep.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::{experiment, streams};
 use crate::data::mixture::SourceUse;
@@ -33,6 +33,9 @@ pub struct Args {
     /// Print the JSON schema by which editors complete and check experiments
     #[arg(long, conflicts_with_all = ["experiment", "explain", "json"])]
     pub json_schema: bool,
+    /// Folder that holds the runs that `model.init` may name
+    #[arg(long, default_value = "runs", value_name = "DIR")]
+    pub runs: PathBuf,
 }
 
 /// Prints on stdout. A fault in the experiment is an [`experiment::ExperimentError`] inside the error: a
@@ -40,7 +43,7 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let text = match (&args.experiment, &args.explain) {
         (Some(path), _) => {
-            let declared = experiment::load_declared(path, &args.sets, Path::new(experiment::RUNS))?;
+            let declared = experiment::load_declared(path, &args.sets, &args.runs)?;
             experiment::say_all_replaced(&declared);
             match declared {
                 Declared::Experiment(loaded) if args.json => format!("{:#}\n", in_json(*loaded)),

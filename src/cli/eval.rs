@@ -43,6 +43,10 @@ pub struct Args {
     /// llm.c's `.bin` for `hellaswag`; a jsonl file for the others.
     #[arg(long, value_name = "FILE", requires = "task")]
     data: Option<String>,
+    /// Measure the loss on each source of a mixture too: on the shards of `data.mix.NAME.val`, or on what an
+    /// embedded text holds out.
+    #[arg(long)]
+    by_source: bool,
     /// Write the numbers behind every decision of the tasks to this file, a JSON line a task.
     #[arg(long, value_name = "FILE")]
     details: Option<PathBuf>,
@@ -203,7 +207,7 @@ fn candidates(args: &Args, asked: &[AskedTask], report: Report) -> anyhow::Resul
         let data = match candidates.last().filter(same) {
             Some(of) => of.data.clone(),
             None => {
-                let data = EvalData::open(&experiment, asked, report)?;
+                let data = EvalData::open(&experiment, asked, args.by_source, report)?;
                 if let (ModelArgument::Foreign(_), Some(held_out)) = (&*argument, &data.validation) {
                     say!("{}", note(held_out));
                 }
@@ -279,7 +283,7 @@ impl ModelAtStep {
 struct ResultTable {
     name_width: usize,
     /// The columns' names: all that any of the models is measured by.
-    columns: Vec<&'static str>,
+    columns: Vec<String>,
     begun: bool,
 }
 
@@ -303,8 +307,8 @@ impl ResultTable {
                 cells.map(|(column, cell)| format!("  {cell:>0$}", column.len().max(8))).collect();
             format!("{name:<0$}  {step:>8}{cells}\n", self.name_width)
         };
-        let header = line("model", "step", self.columns.iter().map(ToString::to_string).collect());
-        let of = |column: &&str| numbers.iter().find(|number| number.name == *column);
+        let header = line("model", "step", self.columns.clone());
+        let of = |column: &String| numbers.iter().find(|number| number.name == *column);
         let cells = self.columns.iter().map(|column| of(column).map_or("-".into(), value)).collect();
         let step = manifest.map_or("-".into(), |manifest| manifest.step.to_string());
         let row = line(&units::printable(name), &step, cells);

@@ -10,16 +10,13 @@ use crate::run::{UsageError, require_usage};
 /// The default folder of experiments.
 const FOLDER: &str = "experiments";
 
-/// The default folder of runs.
-pub const RUNS: &str = "runs";
-
-/// Loads an experiment; a run that it starts from is one of the default folder.
+/// Loads an experiment; a run that it starts from is in the folder `runs`.
 ///
 /// # Errors
 /// The file is missing or has errors.
-pub fn load(path: &Path, sets: &[String]) -> anyhow::Result<Loaded> {
+pub fn load(path: &Path, sets: &[String], runs: &Path) -> anyhow::Result<Loaded> {
     require(path)?;
-    let loaded = initial::load_experiment(path, sets, Path::new(RUNS))?;
+    let loaded = initial::load_experiment(path, sets, runs)?;
     say_replaced(&loaded.replaced);
     Ok(loaded)
 }

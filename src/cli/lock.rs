@@ -22,6 +22,9 @@ pub struct Args {
     /// Replace an existing lock.
     #[arg(long)]
     overwrite: bool,
+    /// Folder that holds the runs that `model.init` may name.
+    #[arg(long, default_value = "runs", value_name = "DIR")]
+    runs: PathBuf,
 }
 
 /// The lock that goes with an experiment's file: `ci.lock.toml` beside `ci.toml`.
@@ -37,7 +40,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             out.display()
         );
     }
-    let lock = lock::of_experiment(experiment::load(&args.experiment, &args.set)?, reporter(false))?;
+    let lock =
+        lock::of_experiment(experiment::load(&args.experiment, &args.set, &args.runs)?, reporter(false))?;
     output::write(&out, lock.to_text().as_bytes(), OutputKind::Lock)?;
     say!("locked {} numerics in `{}`", lock.numerics.len(), out.display());
     streams::print(&format!("{}\n", lock.numerics_id()))

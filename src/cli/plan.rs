@@ -3,7 +3,7 @@
 //! For people in at most 80 columns, or as JSON.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::{experiment, streams, sweep_plan};
@@ -11,7 +11,7 @@ use crate::experiment::Declared;
 use crate::plan::data_facts::DataFacts;
 use crate::plan::memory::{Category, PlanEntry, Share};
 use crate::plan::{RunPlan, SweepPlan, Target};
-use crate::run::require_usage;
+use crate::run::{initial, require_usage};
 use crate::units;
 
 /// Estimate what a run needs: memory, steps, time, money, disk. Takes no GPU and no data.
@@ -38,10 +38,13 @@ pub struct Args {
     /// Print the plan as JSON on stdout.
     #[arg(long)]
     json: bool,
+    /// Folder that holds the runs that `model.init` may name.
+    #[arg(long, default_value = "runs", value_name = "DIR")]
+    runs: PathBuf,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let declared = experiment::load_declared(&args.experiment, &args.set, Path::new(experiment::RUNS))?;
+    let declared = experiment::load_declared(&args.experiment, &args.set, &args.runs)?;
     experiment::say_all_replaced(&declared);
     let first = match &declared {
         Declared::Experiment(loaded) => loaded,
@@ -59,11 +62,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let text = match declared {
         Declared::Experiment(mut loaded) => {
             let data = DataFacts::look(&mut loaded)?;
-            let plan = RunPlan::of(&loaded.experiment, target, share, data)?;
+            let mut plan = RunPlan::of(&loaded.experiment, target, share, data)?;
+            let param = target.storage(&loaded.experiment).param;
+            plan.notes.extend(initial::refusal(&loaded.experiment, param));
             if args.json { serde_json::to_string_pretty(&plan)? + "\n" } else { to_text(&plan) }
         }
         Declared::Sweep(sweep) => {
-            let plan = SweepPlan::of(sweep, args.gpu.as_deref(), share)?;
+            let refusal = initial::refusal_of_members(&sweep);
+            let mut plan = SweepPlan::of(sweep, args.gpu.as_deref(), share)?;
+            plan.notes.extend(refusal);
             if args.json { serde_json::to_string_pretty(&plan)? + "\n" } else { sweep_plan::to_text(&plan) }
         }
     };

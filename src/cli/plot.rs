@@ -6,15 +6,15 @@ use clap::ValueEnum;
 
 use super::named;
 use super::streams::{self, say};
-use crate::report::compare::ComparedRuns;
+use crate::report::compare::{ComparedRuns, Measure};
 use crate::report::{self, Baselines, PlotOptions, RunData, Size, Theme, XAxis};
 use crate::run::{UsageError, require_usage};
 use crate::store::RunPaths;
 
 /// Draw loss, HellaSwag, gradient norm and learning rate of one run or several.
 ///
-/// `--by` draws groups of runs, each as the mean of its runs with a band; `--sweep` the final validation loss
-/// over a key that runs differ in.
+/// `--by` draws groups of runs, each as the mean of its runs with a band; `--sweep` the final validation
+/// loss, or another `--metric`, over a key that runs differ in.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Run folder, name under `--runs`, sweep, or a main.log file of llm.c
@@ -50,6 +50,9 @@ pub struct Args {
     #[arg(long, value_name = "KEY[,KEY]", value_delimiter = ',',
         conflicts_with_all = ["by", "x", "smooth", "log", "baseline"])]
     sweep: Vec<String>,
+    /// With `--sweep`: the number of each run to draw, as `runner compare --metric` takes it
+    #[arg(long, value_name = "METRIC", requires = "sweep")]
+    metric: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -159,9 +162,10 @@ fn swept(args: Args) -> anyhow::Result<Vec<PathBuf>> {
     require_usage(args.sweep.len() <= 2, || {
         "`--sweep` takes one key, or two for a heat map\n  hint: `--by` makes groups by any number".to_owned()
     })?;
+    let measure = args.metric.as_deref().map_or(Ok(Measure::ValLoss), Measure::metric)?;
     let out = args.out.clone().ok_or_else(no_out)?;
     let arguments: Vec<PathBuf> = args.run.iter().map(PathBuf::from).collect();
-    let runs = ComparedRuns::read(&named::named(&arguments, &args.runs)?, Some(&args.sweep))?;
+    let runs = ComparedRuns::read(&named::named(&arguments, &args.runs)?, Some(&args.sweep), measure)?;
     for run in &runs.left_out {
         say!("{} is left out: {}", run.run, run.why);
     }

@@ -10,12 +10,12 @@ use ratatui::crossterm::terminal;
 use serde::Serialize;
 
 use super::streams::{self, say};
-use crate::report::glance;
+use crate::report::glance::{self, RunGlance};
 use crate::report::listing;
 use crate::report::summary::RunSummary;
 use crate::report::sweep_listing::{self, MemberSummary};
 use crate::report::table::{self, Filter, RunTable, Sort, TableColumn};
-use crate::run::find;
+use crate::run::{find, require_usage};
 use crate::store::contents;
 use crate::store::notes::Notes;
 use crate::store::sweep_folder::members;
@@ -25,33 +25,47 @@ use crate::verify::sweep::kept_hash;
 #[derive(clap::Args)]
 #[command(after_help = after_help())]
 pub struct Args {
-    /// The run to show in full, or the sweep whose members to list: a name under `--runs`, or a folder.
+    /// The run to show in full, or the sweep whose members to list: a name under `--runs`, or a folder. With
+    /// a sweep the options below are of the table of its members.
     run: Option<PathBuf>,
     /// Columns of the table, behind the name.
-    #[arg(long, value_name = "COLUMN,…", value_delimiter = ',', conflicts_with = "run")]
+    #[arg(long, value_name = "COLUMN,…", value_delimiter = ',')]
     columns: Vec<String>,
     /// Keys of the experiments in which the runs differ, as columns.
-    #[arg(long, conflicts_with = "run")]
+    #[arg(long)]
     differing: bool,
     /// Order of the table; with `-` before the column the highest comes first.
-    #[arg(long, value_name = "[-]COLUMN", conflicts_with = "run", allow_hyphen_values = true)]
+    #[arg(long, value_name = "[-]COLUMN", allow_hyphen_values = true)]
     sort: Option<String>,
     /// Only runs of which this is true. May be repeated; all must be.
-    #[arg(long, value_name = "COLUMN OP VALUE", conflicts_with = "run")]
+    #[arg(long, value_name = "COLUMN OP VALUE")]
     filter: Vec<String>,
     /// A line for each value of a column, with the means of its runs.
-    #[arg(long, value_name = "COLUMN", conflicts_with_all = ["run", "differing", "sort"])]
+    #[arg(long, value_name = "COLUMN", conflicts_with_all = ["differing", "sort"])]
     group_by: Option<String>,
     /// Print JSON: with `--columns`, `--differing` or `--group-by` what the table has, else every run in
     /// full.
     #[arg(long)]
     json: bool,
     /// Print comma-separated values.
-    #[arg(long, conflicts_with_all = ["json", "run", "group_by"])]
+    #[arg(long, conflicts_with_all = ["json", "group_by"])]
     csv: bool,
     /// Folder that holds the run folders.
     #[arg(long, default_value = "runs", value_name = "DIR")]
     runs: PathBuf,
+}
+
+impl Args {
+    /// Whether something is asked of the table.
+    fn is_of_table(&self) -> bool {
+        let Args { columns, differing, sort, filter, group_by, csv, .. } = self;
+        !columns.is_empty()
+            || *differing
+            || sort.is_some()
+            || !filter.is_empty()
+            || group_by.is_some()
+            || *csv
+    }
 }
 
 /// Examples, and the columns there are.
@@ -65,6 +79,7 @@ fn after_help() -> String {
   runner show --differing --filter 'tags ~ baseline'
   runner show --group-by schedule.learning_rate
   runner show quickstart
+  runner show lr --columns schedule.learning_rate,seed,ema_val_loss --sort ema_val_loss
   runner show --csv > runs.csv
 
 A column is a key of the experiment (`schedule.learning_rate`, or `learning_rate` where one section has \
@@ -93,11 +108,19 @@ impl ShownRun {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    if let Some(folder) = args.run.as_ref().and_then(|run| find::find_sweep(Some(run), &args.runs)) {
-        return show_sweep(&folder, args.json);
+    let sweep = args.run.as_ref().and_then(|run| find::find_sweep(Some(run), &args.runs));
+    if let Some(folder) = sweep.as_ref().filter(|_| !args.is_of_table()) {
+        return show_sweep(folder, args.json);
     }
-    if let Some(run) = &args.run {
+    if let (Some(run), None) = (&args.run, &sweep) {
         let folder = find::find(Some(run), &args.runs)?;
+        require_usage(!args.is_of_table(), || {
+            format!(
+                "`--columns`, `--differing`, `--sort`, `--filter`, `--group-by` and `--csv` are of a table \
+                 of runs, and `{}` is one run\n  hint: leave it out, or name a sweep",
+                run.display()
+            )
+        })?;
         let run = RunSummary::read(&folder);
         let text = if args.json { pretty(&ShownRun::read(&folder))? } else { listing::in_full(&run) };
         streams::print(&text)?;
@@ -110,7 +133,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sort = args.sort.as_deref().map(Sort::parse).transpose()?;
     let by = args.group_by.as_deref().map(TableColumn::find).transpose()?;
 
-    let runs = glance::all(&args.runs)?;
+    let runs = match &sweep {
+        None => glance::all(&args.runs)?,
+        Some(sweep) => begun(sweep)?,
+    };
     let is_empty = runs.is_empty();
     let asked: Vec<TableColumn> = columns.iter().copied().chain(by).collect();
     let mut table = RunTable::of(runs, &asked, &filters, sort.as_ref())?;
@@ -122,7 +148,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     if table.runs().next().is_none() {
         let what = if is_empty { "there is no run" } else { "no run passes the filter" };
-        say!("{what} in `{}`", args.runs.display());
+        say!("{what} in `{}`", sweep.as_ref().unwrap_or(&args.runs).display());
     }
     for odd in table.runs().filter_map(|run| run.odd_notes.as_ref()) {
         say!("{odd}");
@@ -134,6 +160,18 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     })?;
     warn_unverified(table.runs().map(|run| (run.name.as_str(), run.step, run.unverified.as_deref())));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The members of a sweep that have begun; says how many have not.
+fn begun(sweep: &Path) -> anyhow::Result<Vec<RunGlance>> {
+    let members = members(sweep)?;
+    let begun = glance::of_members(&members, sweep);
+    match members.len() - begun.len() {
+        0 => {}
+        1 => say!("1 member has not begun"),
+        n => say!("{n} members have not begun"),
+    }
+    Ok(begun)
 }
 
 /// The members of a sweep with their settings, and its hash.

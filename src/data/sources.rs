@@ -63,6 +63,30 @@ pub fn held_out(data: &experiment::DataKeys, vocab: usize) -> Result<Option<Data
     Ok((!parts.is_empty()).then(|| Dataset::mixed(parts, vocab)))
 }
 
+/// What each source of a mixture is measured by, in the order of their names: its `val` shards, or else what
+/// its embedded text holds out. Sources without either are left out.
+///
+/// # Errors
+///
+/// Those of [`Sources::open`], with the source.
+pub fn held_out_of_sources(
+    data: &experiment::DataKeys,
+    vocab: usize,
+) -> Result<Vec<(String, Dataset)>, DataError> {
+    let tokenizer = Tokenizer::new(data.tokenizer);
+    let mut held_out = Vec::new();
+    for (name, source) in &data.mix {
+        let opened = match (&source.val, &source.corpus) {
+            (Some(val), _) => Dataset::open(val, vocab, &tokenizer),
+            (None, Some(corpus)) => embedded(corpus, &tokenizer, vocab).map(|(_, val)| val),
+            (None, None) => continue,
+        };
+        let wrap = |why| DataError::OfSource { source_name: name.clone(), why: Box::new(why) };
+        held_out.push((name.clone(), opened.map_err(wrap)?));
+    }
+    Ok(held_out)
+}
+
 /// A warning where two sources of a mixture have text in common: `kjv` is `kjv_ot` and `kjv_nt` together.
 pub fn shared_text(data: &experiment::DataKeys) -> Option<String> {
     let of = |wanted: fn(&str) -> bool| {
@@ -147,6 +171,7 @@ mod tests {
             corpus: corpus.map(str::to_owned),
             train: vec!["nowhere.bin".to_owned(); usize::from(corpus.is_none())],
             weight: 1.0,
+            val: None,
             max_epochs: None,
         };
         for (name, corpus) in [("a", "kjv_nt"), ("b", "kjv_ot"), ("c", "kjv_nt")] {
@@ -157,6 +182,13 @@ mod tests {
         data.mix.insert("files".into(), source(None));
         let digests = |data: &Dataset| super::super::DigestCache::none().manifest(data, |_| ()).unwrap();
         assert_eq!(digests(&held_out(&data, 257).unwrap().unwrap()), digests(&trained));
+        let names = |data: &experiment::DataKeys| -> Vec<String> {
+            held_out_of_sources(data, 257).unwrap().into_iter().map(|(name, _)| name).collect()
+        };
+        assert_eq!(names(&data), ["a", "b", "c"], "`files` has nothing to be measured by");
+        data.mix.get_mut("files").unwrap().val = Some(vec!["nowhere.bin".to_owned()]);
+        let refused = held_out_of_sources(&data, 257).unwrap_err().to_string();
+        assert!(refused.contains("files") && refused.contains("nowhere.bin"), "{refused}");
         data.mix.insert("whole".into(), source(Some("kjv")));
         assert!(shared_text(&data).unwrap().starts_with("the sources `whole` and `a` share text"));
         assert!(held_out(&table(None, &[], &[]), 257).unwrap().is_none());

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::resolved::{Experiment, Model};
+use super::check::RUN_PREFIX;
+use super::resolved::Model;
 
 /// Why a model gives no sizes: what is wrong with its file, and what to do.
 #[derive(Clone, Debug)]
@@ -20,20 +21,20 @@ pub trait InitModels {
 
     /// The sizes of the model in a file or folder.
     fn sizes(&self, path: &Path) -> Result<Model, InitError>;
-
-    /// How far the run of a checkpoint had come there.
-    fn progress(&self, checkpoint: &Path) -> Result<InitProgress, InitError>;
 }
 
-/// How far the run of a checkpoint had come.
-#[derive(Clone, Debug)]
-pub struct InitProgress {
-    /// The run's name.
-    pub run: String,
-    /// Its experiment.
-    pub experiment: Experiment,
-    /// Sequences of its stream that it had read or passed over.
-    pub sequences: u64,
+/// `run:NAME@STEP` of the folder of a checkpoint in a run's, as people know it: `run:SWEEP/001@STEP` of a
+/// member of a sweep. None of another path.
+pub fn checkpoint_name(path: &str) -> Option<String> {
+    let mut parts = path.rsplit('/');
+    let step: u64 = parts.next()?.strip_prefix("step_")?.parse().ok()?;
+    let (Some("checkpoints"), run) = (parts.next(), parts.next().filter(|run| !run.is_empty())?) else {
+        return None;
+    };
+    let numbered = run.len() >= 3 && run.bytes().all(|digit| digit.is_ascii_digit());
+    let sweep = parts.next().filter(|sweep| numbered && !sweep.is_empty());
+    let sweep = sweep.map_or(String::new(), |sweep| format!("{sweep}/"));
+    Some(format!("{RUN_PREFIX}{sweep}{run}@{step}"))
 }
 
 /// The [`InitModels`] of a caller that opens no model.
@@ -53,10 +54,20 @@ impl InitModels for NoModels {
             hint: "set `model.layers`, `model.heads` and `model.channels`".into(),
         })
     }
-    fn progress(&self, checkpoint: &Path) -> Result<InitProgress, InitError> {
-        Err(InitError {
-            message: format!("how far `{}` had come is not read here", checkpoint.display()),
-            hint: "set `data.offset`".into(),
-        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::checkpoint_name;
+
+    #[test]
+    fn a_checkpoint_is_called_by_its_run_and_step() {
+        let name = |path: &str| checkpoint_name(path);
+        assert_eq!(name("/w/runs/trunk/checkpoints/step_00000600").as_deref(), Some("run:trunk@600"));
+        assert_eq!(name("/w/runs/lr/001/checkpoints/step_00000010").as_deref(), Some("run:lr/001@10"));
+        for other in ["/w/data/gpt2", "/w/checkpoints/step_x", "step_00000001", "/checkpoints/step_00000001"]
+        {
+            assert_eq!(name(other), None, "{other}");
+        }
     }
 }

@@ -61,7 +61,7 @@ pub use check::name_problem;
 pub use defaults::{is_default, is_locked};
 pub use descriptor::{Sizes, UnknownDescriptor, descriptors, sizes};
 pub use diagnostics::{ExperimentError, Fault, Snippet, nearest};
-pub use init_models::{InitError, InitModels, InitProgress};
+pub use init_models::{InitError, InitModels, checkpoint_name};
 pub use json_schema::json_schema;
 pub use origin::Origin;
 pub use reference::{KeyReference, KeysReference, SectionReference, UnknownKey, WordReference};
@@ -69,7 +69,7 @@ pub use resolved::*;
 pub use rules::VOCAB_ALIGN;
 pub use schema::{key_of_source, keys, largest, names_files, pinned_by_content, reaches_the_bits};
 pub use shipped::{SHIPPED, ShippedExperiment};
-pub use sweep::{Declared, Member, MemberSettings, Sweep, settings_json, settings_text};
+pub use sweep::{Declared, Member, MemberSettings, Sweep, setting_text, settings_json, settings_text};
 pub use template::template;
 pub use write::{Hyperparameters, differences, flatten, hyperparameters};
 
@@ -86,6 +86,9 @@ pub struct Loaded {
     /// `schedule.epochs`, while [`Loaded::resolve_epochs`] has yet to turn it into
     /// `schedule.steps`, which is 0 until then.
     pub epochs: Option<u64>,
+    /// Whether `data.offset` follows from the data and the checkpoint whose optimizer goes on, while
+    /// [`Loaded::resolve_offset`] has yet to set it; it is 0 until then.
+    pub offset_follows: bool,
     /// What the command line or the environment says in place of an alternative in a file, a sentence each.
     pub replaced: Vec<String>,
 }
@@ -187,6 +190,18 @@ pub fn load_recorded_sweep(path: &Path) -> Result<Sweep, ExperimentError> {
     }
 }
 
+/// A resolved sweep from its text, read as one that a folder holds.
+fn load_resolved_sweep(name: &str, text: &str) -> Result<Sweep, ExperimentError> {
+    let text = ExperimentText::Text { name, bytes: text.as_bytes() };
+    match declared(&text, &[], &[], &init_models::NoModels)? {
+        Declared::Sweep(sweep) => Ok(sweep),
+        Declared::Experiment(loaded) => {
+            let fault = Fault::new(format!("`{}` declares no sweep", loaded.experiment.name));
+            Err(ExperimentError::new(name, vec![fault]))
+        }
+    }
+}
+
 fn declared(
     input: &ExperimentText<'_>,
     variables: &[(OsString, OsString)],
@@ -201,9 +216,9 @@ fn declared(
     let stem = path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
     let mut layers = layers::read(input, variables, sets);
     let resolve = |layers| {
-        let rules::Resolved { experiment, origins, epochs, replaced } =
+        let rules::Resolved { experiment, origins, epochs, offset_follows, replaced } =
             rules::resolve(layers, &stem, models)?;
-        Ok(Loaded { experiment, origins, path: path.clone(), epochs, replaced })
+        Ok(Loaded { experiment, origins, path: path.clone(), epochs, offset_follows, replaced })
     };
     let declared = match layers.sweep.take() {
         None => resolve(layers).map(|loaded| Declared::Experiment(Box::new(loaded))),
@@ -263,5 +278,14 @@ impl Loaded {
         self.experiment.schedule.steps = steps;
         self.epochs = None;
         Ok(())
+    }
+
+    /// Sets a `data.offset` that follows from the data and a checkpoint, once both are open; `why` is its
+    /// origin. One that a layer gives stays.
+    pub fn resolve_offset(&mut self, offset: u64, why: String) {
+        if std::mem::take(&mut self.offset_follows) {
+            self.experiment.data.offset = offset;
+            self.origins.insert("data.offset".to_string(), Origin::Derived(why));
+        }
     }
 }

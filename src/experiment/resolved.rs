@@ -238,6 +238,9 @@ section! {
         /// The source's share of the training tokens is this divided by the sum of all weights, which may be
         /// any number. The decimals count exactly: 0.7 and 0.3 are 7 and 3. Default: none; it must be given.
         pub weight: f64,
+        /// Token shards by which `runner eval --by-source` measures this source alone: glob patterns, one or
+        /// a list. Changes no bit. Default: not set; then those of a `corpus` are what it holds out.
+        pub val: Option<Vec<String>>,
         /// The most passes over the source that a run may make: a run of more steps is refused before its
         /// first. Changes no bit. Default: not set.
         pub max_epochs: Option<u64>,

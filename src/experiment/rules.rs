@@ -3,8 +3,8 @@
 //! A rule only uses keys whose values are valid in every layer, so one mistake is one fault. A rule that is
 //! broken points at the strongest layer involved (the `--set` that broke a sound file, not the file)
 //! and names the other keys with their values and origins. Nothing is allocated and no data is opened
-//! here; what only the data can tell (`schedule.epochs`) is settled later by
-//! [`super::Loaded::resolve_epochs`].
+//! here; what only the data can tell (`schedule.epochs`, where in them a checkpoint's run had come to) is
+//! settled later by [`super::Loaded::resolve_epochs`] and [`super::Loaded::resolve_offset`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -27,6 +27,8 @@ mod continued;
 mod data;
 mod schedule;
 
+/// The origin of sizes that `model.init` gives.
+pub(super) const FROM_INIT: &str = "from model.init";
 /// The widest head that the CUDA attention kernels take.
 const CUDA_HEAD_SIZE: u64 = 128;
 /// Rows of the token table in memory are a multiple of this.
@@ -52,6 +54,7 @@ pub(super) struct Resolved {
     pub experiment: Experiment,
     pub origins: BTreeMap<String, Origin>,
     pub epochs: Option<u64>,
+    pub offset_follows: bool,
     pub replaced: Vec<String>,
 }
 
@@ -79,7 +82,7 @@ pub(super) fn resolve(
     rules.data();
     rules.continued();
     rules.run();
-    rules.finish()?.placed_in_data(models)
+    rules.finish()
 }
 
 fn is_set(entry: &PlacedValue) -> bool {
@@ -287,7 +290,7 @@ impl Rules {
                 ];
                 for (key, size) in sizes {
                     if self.get(key).is_none() && self.truly_missing(&[key]) {
-                        self.derive(key, size as u64, "from model.init");
+                        self.derive(key, size as u64, FROM_INIT);
                     }
                 }
             }
@@ -542,7 +545,7 @@ impl Rules {
         if !self.layers.faults.is_empty() {
             return Err(self.layers.faults);
         }
-        let epochs = self.int("schedule.epochs");
+        let (epochs, offset_follows) = (self.int("schedule.epochs"), self.offset_follows());
         let mut origins: BTreeMap<String, Origin> = BTreeMap::new();
         for key in schema::rows_with(self.sources().iter().map(String::as_str)) {
             if let Some(origin) = self.origin(key.name) {
@@ -552,10 +555,16 @@ impl Rules {
             }
         }
         origins.insert("model.vocab_padded".to_string(), Origin::Derived("from model.vocab".to_string()));
+        if offset_follows {
+            let origin = Origin::Derived("known when the data are open".to_string());
+            origins.insert("data.offset".to_string(), origin);
+        }
         let padded = self.int("model.vocab").unwrap_or(0).next_multiple_of(VOCAB_ALIGN);
         self.derive("model.vocab_padded", padded, "from model.vocab");
         match self.figment.merge(&self.derived).extract::<Experiment>() {
-            Ok(experiment) => Ok(Resolved { experiment, origins, epochs, replaced: self.layers.replaced }),
+            Ok(experiment) => {
+                Ok(Resolved { experiment, origins, epochs, offset_follows, replaced: self.layers.replaced })
+            }
             // Every value was checked against the table, so this is a gap in the table.
             Err(error) => Err(error.into_iter().map(|error| Fault::new(error.to_string())).collect()),
         }

@@ -338,6 +338,8 @@ pub(super) const SOURCE_KEYS: &[KeyRow] = &[
     .bits()
     .unit("parts of the sum of all weights")
     .example("0.7"),
+    KeyRow::new("data.mix.NAME.val", ValueKind::Patterns, Default::Absent)
+        .example(r#""../data/web_val_*.bin""#),
     int("data.mix.NAME.max_epochs", 1, MANY, Default::Absent).unit("passes over the source").example("4"),
 ];
 

@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 
 use super::Loaded;
 use super::diagnostics::{ExperimentError, Fault};
+use super::init_models::checkpoint_name;
 use super::layers::{Layer, LayerSource, Layers, PlacedValue};
 use super::origin::Origin;
+use super::rules::FROM_INIT;
 use super::sweep_declaration::{Declaration, MOST, SweptAxis, SweptKey};
 use super::write;
 
@@ -45,8 +47,14 @@ pub struct Member {
 
 /// `schedule.learning_rate = 0.0003, seed = 0`.
 pub fn settings_text(settings: &[(String, String)]) -> String {
-    let settings: Vec<String> = settings.iter().map(|(key, value)| format!("{key} = {value}")).collect();
-    settings.join(", ")
+    let text = |(key, value): &(String, String)| format!("{key} = {}", setting_text(value));
+    settings.iter().map(text).collect::<Vec<_>>().join(", ")
+}
+
+/// A setting's value as people know it: a checkpoint by its run and step.
+pub fn setting_text(value: &str) -> String {
+    let path = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+    path.and_then(checkpoint_name).unwrap_or_else(|| value.to_owned())
 }
 
 /// Settings as a JSON object: numbers and truth values as such.
@@ -82,9 +90,28 @@ impl Sweep {
             a.settings == b.settings
                 && a.loaded.experiment == b.loaded.experiment
                 && a.loaded.epochs == b.loaded.epochs
+                && a.loaded.offset_follows == b.loaded.offset_follows
         };
         let shared = self.members.iter().zip(&other.members).take_while(same).count();
         (shared < self.members.len().max(other.members.len())).then_some(shared + 1)
+    }
+
+    /// Refuses a sweep whose resolved form, read without its models, is another.
+    ///
+    /// # Errors
+    ///
+    /// The resolved form has errors, or other members.
+    pub fn require_recordable(&self) -> Result<(), ExperimentError> {
+        let name = self.path.display().to_string();
+        let again = super::load_resolved_sweep(&name, &self.to_toml())?;
+        match self.first_difference(&again) {
+            None => Ok(()),
+            Some(number) => {
+                let message = format!("member {number} of the sweep is another in its resolved form");
+                let hint = "give every key that differs between members under `[sweep]`".to_string();
+                Err(ExperimentError::new(&name, vec![Fault::new(message).hint(hint)]))
+            }
+        }
     }
 
     /// The error of a place that takes one experiment.
@@ -153,14 +180,18 @@ pub(super) fn expand(
     let mut members = Vec::new();
     let mut numbers: BTreeMap<MemberSettings, usize> = BTreeMap::new();
     for index in 0..count {
-        let (number, settings) = (index + 1, expansion.settings(index));
+        let (number, mut settings) = (index + 1, expansion.settings(index));
+        let resolved = resolve(expansion.layers_of(index));
+        if let Ok(loaded) = &resolved {
+            settings.iter_mut().for_each(|setting| pin_init(setting, loaded));
+        }
         if let Some(first) = numbers.insert(settings.clone(), number) {
             let message = format!("members {first} and {number} of the sweep are the same");
             let fault = Fault::new(message).at(place()).note(settings_text(&settings));
             let hint = "leave one out; a drawn sweep takes fewer `samples`, or another `seed` of its own";
             return Err(vec![fault.hint(hint.to_string())]);
         }
-        match resolve(expansion.layers_of(index)) {
+        match resolved {
             Ok(loaded) => members.push(Member { number, settings, loaded }),
             Err(found) => {
                 for fault in found {
@@ -172,10 +203,38 @@ pub(super) fn expand(
             }
         }
     }
+    pin_sizes(&mut members);
     let name = members.first().map(|member| member.loaded.experiment.name.clone());
     match name {
         Some(name) if faults.is_empty() => Ok(Sweep { name, path: path.to_owned(), members }),
         _ => Err(faults),
+    }
+}
+
+/// Gives `model.init` the value that it was resolved to: what is recorded of a sweep names the same models
+/// when its runs have gone on, and wherever it is read.
+fn pin_init((key, value): &mut (String, String), loaded: &Loaded) {
+    if let ("model.init", Some(init)) = (key.as_str(), &loaded.experiment.model.init) {
+        *value = write::quoted(init);
+    }
+}
+
+/// Makes sizes that are those of the models of `model.init`, and differ, settings of the members: a recorded
+/// sweep is read without its models.
+fn pin_sizes(members: &mut [Member]) {
+    let of_init = Origin::Derived(FROM_INIT.to_owned());
+    let is_of_init = |member: &Member, key: &String| member.loaded.origins.get(key) == Some(&of_init);
+    let keys: Vec<String> = members.first().map_or(Vec::new(), |first| {
+        first.loaded.origins.keys().filter(|key| is_of_init(first, key)).cloned().collect()
+    });
+    for key in keys {
+        let size = |member: &Member| write::flatten(&member.loaded.experiment)[&key].to_string();
+        let sizes: Vec<String> = members.iter().map(size).collect();
+        if sizes.iter().any(|size| *size != sizes[0]) && members.iter().all(|member| is_of_init(member, &key))
+        {
+            let settings = members.iter_mut().map(|member| &mut member.settings);
+            settings.zip(sizes).for_each(|(settings, size)| settings.push((key.clone(), size)));
+        }
     }
 }
 

@@ -75,7 +75,7 @@ fn toml_value(value: &Json) -> Option<String> {
 }
 
 /// A basic TOML string on one line, whatever it holds.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {
@@ -117,7 +117,7 @@ struct ResolvedLine {
 /// Every key in the order of the table. Keys that are not set, and sizes that the descriptor gives, are
 /// comments.
 fn resolved_lines(loaded: &Loaded) -> Vec<ResolvedLine> {
-    let Loaded { experiment, origins, epochs, .. } = loaded;
+    let Loaded { experiment, origins, epochs, offset_follows, .. } = loaded;
     let leaves = flatten(experiment);
     let by_descriptor = given_by_descriptor();
     let origin = |key: &str| origins.get(key).map_or(String::new(), |origin| printable(&origin.to_string()));
@@ -128,13 +128,12 @@ fn resolved_lines(loaded: &Loaded) -> Vec<ResolvedLine> {
             leaves.get(key.name).and_then(toml_value)
         };
         let leaf = key.leaf();
-        let implied = (by_descriptor.contains(key.name) && experiment.model.descriptor.is_some())
-            || (key.name == "schedule.steps" && epochs.is_some());
+        let implied = by_descriptor.contains(key.name) && experiment.model.descriptor.is_some();
+        let later = (key.name == "schedule.steps" && epochs.is_some())
+            || (key.name == "data.offset" && *offset_follows);
         match value {
             None => (format!("# {leaf} is not set"), String::new()),
-            Some(_) if key.name == "schedule.steps" && implied => {
-                (format!("# {leaf} is known when the data are open"), String::new())
-            }
+            Some(_) if later => (format!("# {leaf} is known when the data are open"), String::new()),
             Some(value) if implied => (format!("# {leaf} = {value}"), origin(key.name)),
             Some(value) => (format!("{leaf} = {value}"), origin(key.name)),
         }

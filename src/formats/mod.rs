@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 pub use content::Content;
 pub use error::{FormatError, Result};
 pub use format::{Export, Format, FormatReader, FormatWriter, TrackerWriter, WriteModel, WriteStatement};
-pub use parameters::{Parameters, Precision, require_finite, values};
+pub use parameters::{Parameters, Precision, require_finite, require_sizes, values};
 
 use sha2::{Digest, Sha256};
 

@@ -56,22 +56,31 @@ impl Parameters {
     ///
     /// [`FormatError::Sizes`] with the first that differs.
     pub fn require(&self, model: &Model, path: &Path) -> Result<()> {
-        let sizes = |m: &Model| {
-            [
-                ("layers", m.layers),
-                ("heads", m.heads),
-                ("channels", m.channels),
-                ("positions", m.context),
-                ("tokens", m.vocab),
-            ]
-        };
-        for ((what, got), (_, expected)) in sizes(&self.model).into_iter().zip(sizes(model)) {
-            if got != expected {
-                return Err(FormatError::Sizes { path: path.into(), what, got, expected });
-            }
-        }
-        Ok(())
+        require_sizes(&self.model, model, path)
     }
+}
+
+/// Refuses sizes, of the model at `path`, that are not those of `model`.
+///
+/// # Errors
+///
+/// [`FormatError::Sizes`] with the first that differs.
+pub fn require_sizes(of: &Model, model: &Model, path: &Path) -> Result<()> {
+    let sizes = |m: &Model| {
+        [
+            ("layers", m.layers),
+            ("heads", m.heads),
+            ("channels", m.channels),
+            ("positions", m.context),
+            ("tokens", m.vocab),
+        ]
+    };
+    for ((what, got), (_, expected)) in sizes(of).into_iter().zip(sizes(model)) {
+        if got != expected {
+            return Err(FormatError::Sizes { path: path.into(), what, got, expected });
+        }
+    }
+    Ok(())
 }
 
 /// Refuses tensors that hold NaN or infinity, by name and element as they are stored in the file `path`.

@@ -14,7 +14,7 @@ use super::disk::Disk;
 use super::memory::{Category, MemoryPlan, PlanEntry, Share, state_bytes};
 use super::target::Target;
 use super::time::Time;
-use crate::experiment::{Compute, Experiment};
+use crate::experiment::{Compute, DeviceKind, Experiment};
 use crate::model::flops::flops_per_token;
 use crate::model::weights::Weights;
 
@@ -125,6 +125,7 @@ impl ModelSizes {
 impl TargetFacts {
     fn of(experiment: &Experiment, target: Target, share: Share) -> TargetFacts {
         let precision = match (target, experiment.precision.compute) {
+            (Target::Cpu { .. }, _) if experiment.device.kind == DeviceKind::Mirror => "bf16",
             (Target::Cpu { .. }, _) | (_, Compute::Fp32) => "fp32",
             (_, Compute::Tf32) => "tf32",
             (_, Compute::Auto | Compute::Bf16) => "bf16",

@@ -46,6 +46,7 @@ impl Target {
     /// How this device stores an experiment.
     pub fn storage(self, experiment: &Experiment) -> Storage {
         match self {
+            Target::Cpu { .. } if experiment.device.kind == DeviceKind::Mirror => Storage::mirror(),
             Target::Cpu { threads } => Storage::cpu(experiment, threads),
             Target::Gpu(_) => Storage::cuda(experiment),
         }

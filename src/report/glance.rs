@@ -20,7 +20,7 @@ use crate::proof::lock::Lock;
 use crate::proof::regular;
 use crate::store::metrics::{self, Action, MetricsRow};
 use crate::store::notes::Notes;
-use crate::store::{self, Manifest, RunPaths, checkpoint, derived, run_folder};
+use crate::store::{self, Manifest, MemberFolder, RunPaths, checkpoint, derived, run_folder};
 
 /// Files up to this length are read in full; of longer ones so much is read first.
 const WINDOW: u64 = 96 << 10;
@@ -66,6 +66,13 @@ pub struct RunGlance {
 pub fn all(runs: &Path) -> std::io::Result<Vec<RunGlance>> {
     let folders = summary::folders(runs)?;
     Ok(folders.par_iter().map(|folder| RunGlance::read(folder, runs)).collect())
+}
+
+/// Those members of `sweep` that have begun, in their order.
+pub fn of_members(members: &[MemberFolder], sweep: &Path) -> Vec<RunGlance> {
+    let runs = sweep.parent().unwrap_or(Path::new(""));
+    let begun = members.par_iter().filter(|member| RunPaths::new(&member.folder).experiment().is_file());
+    begun.map(|member| RunGlance::read(&member.folder, runs)).collect()
 }
 
 impl RunGlance {

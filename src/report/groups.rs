@@ -43,6 +43,9 @@ impl RunKeys {
             let resolved: Vec<_> = resolved.map(|(key, value)| (key.clone(), value.clone())).collect();
             keys.extend(resolved.into_iter().filter(|(key, _)| key != "model.vocab_padded"));
             keys.extend(contents(lock));
+            if let Some(name) = keys.get("model.init").and_then(|path| checkpoint(path, lock)) {
+                keys.insert("model.init".to_owned(), name);
+            }
         }
         Ok(RunKeys(keys))
     }
@@ -87,6 +90,13 @@ fn contents(lock: &Lock) -> Vec<(String, String)> {
     let init = lock.numerics.get("model.init_sha256");
     contents.extend(init.map(|hash| ("model.init".to_owned(), format!("sha256 {}", short(hash)))));
     contents
+}
+
+/// A checkpoint to start from, by its run and step and its state root in the lock; none of another model.
+fn checkpoint(path: &str, lock: &Lock) -> Option<String> {
+    let root = lock.numerics.get("model.init_root")?;
+    let name = experiment::checkpoint_name(path).unwrap_or_else(|| "a checkpoint".to_owned());
+    Some(format!("{name}, root {}", root.chars().take(8).collect::<String>()))
 }
 
 fn text_of(value: &Json) -> String {
@@ -149,14 +159,33 @@ pub fn group_by<'a>(
     groups
 }
 
-/// Numbers by size and before text, text by its bytes.
+/// Numbers by size and before text; text by its bytes, but for whole numbers in it, which count by size:
+/// `run:trunk@600` before `run:trunk@1000`.
 pub fn order(a: &str, b: &str) -> Ordering {
     match (a.parse::<f64>(), b.parse::<f64>()) {
         (Ok(x), Ok(y)) => x.total_cmp(&y),
         (Ok(_), Err(_)) => Ordering::Less,
         (Err(_), Ok(_)) => Ordering::Greater,
-        (Err(_), Err(_)) => a.cmp(b),
+        (Err(_), Err(_)) => pieces(a).cmp(&pieces(b)).then_with(|| a.cmp(b)),
     }
+}
+
+/// A text in pieces that compare by themselves: digits, without leading zeros, by how many they are and then
+/// by their bytes, and what is between them by its bytes.
+fn pieces(text: &str) -> Vec<(usize, &str)> {
+    let both = |a: u8, b: u8| a.is_ascii_digit() == b.is_ascii_digit();
+    let pieces = text.as_bytes().chunk_by(|a, b| both(*a, *b));
+    let mut at = 0;
+    pieces
+        .map(|piece| {
+            let piece = &text[at..at + piece.len()];
+            at += piece.len();
+            match piece.starts_with(|first: char| first.is_ascii_digit()) {
+                true => (piece.trim_start_matches('0').len() + 1, piece.trim_start_matches('0')),
+                false => (usize::MAX, piece),
+            }
+        })
+        .collect()
 }
 
 /// Runs in groups to draw: by the keys `by`.
@@ -217,6 +246,9 @@ mod tests {
         assert_eq!(groups[1].1, [0, 2]);
         assert_eq!(label(&by, &groups[0].0), "schedule.learning_rate = 0.002");
         assert_eq!(group_by(&[], runs.iter()).len(), 1);
+        let mut texts = ["run:b@1", "run:a@1000, root 0a", "run:a@600, root ff", "run:a@60", "run:a"];
+        texts.sort_by(|a, b| order(a, b));
+        assert_eq!(texts, ["run:a", "run:a@60", "run:a@600, root ff", "run:a@1000, root 0a", "run:b@1"]);
     }
 
     #[test]

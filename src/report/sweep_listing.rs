@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::summary::RunSummary;
-use crate::experiment::settings_json;
+use crate::experiment::{setting_text, settings_json};
 use crate::store::MemberFolder;
 
 /// A member and its run.
@@ -63,7 +63,7 @@ pub fn text(members: &[MemberSummary]) -> String {
             .collect(),
     ];
     for member in members {
-        let values = member.settings_as_written.iter().map(|(_, value)| value.clone());
+        let values = member.settings_as_written.iter().map(|(_, value)| setting_text(value));
         rows.push(std::iter::once(member.name.clone()).chain(values).chain(member.figures()).collect());
     }
     let widths: Vec<usize> = (0..rows[0].len())

@@ -143,7 +143,13 @@ impl TableColumn {
             ColumnSource::Figure(name) => number(row.run.figures.get(name)),
             ColumnSource::Last(column) => number(row.run.last.as_ref().and_then(column.get)),
             ColumnSource::Key(key) => {
-                row.run.settings.get(key).map_or(TableCell::Missing, TableCell::of_json)
+                match row.run.settings.get(key).map_or(TableCell::Missing, TableCell::of_json) {
+                    // As it is asked for: `run:NAME@STEP`.
+                    TableCell::Text(path) if key == "model.init" => {
+                        TableCell::Text(experiment::checkpoint_name(&path).unwrap_or(path))
+                    }
+                    cell => cell,
+                }
             }
         }
     }

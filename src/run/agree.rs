@@ -58,6 +58,7 @@ impl<O: Locked> Agreed<O> {
             let name = destination.path().map_or_else(String::new, |path| RunPaths::new(&path).name());
             report.tell(&Message::Training(summary(name, &experiment, &data, &ops, storage)));
         }
+        initial.iter().try_for_each(|initial| initial.require_fit(&experiment, storage.param))?;
         let mut exchange: Box<dyn Exchange<O>> = Box::new(Solo);
         if let Some(link) = team.link {
             let (joined, how) = ops.join(link)?;
@@ -74,7 +75,6 @@ impl<O: Locked> Agreed<O> {
             ops.pin(numerics)?;
         }
         let mut trainer = Trainer::join(ops, &experiment, exchange)?;
-        initial.iter().try_for_each(|initial| initial.require_fit(&mut trainer, &experiment))?;
         let manifest = data.manifest(remembered(SHARDS), report)?;
         if first {
             for remark in loaded.replaced.iter().chain(&data.remarks(&manifest, &experiment)) {
@@ -96,7 +96,7 @@ impl<O: Locked> Agreed<O> {
             }
         }
         let changed = past.changed(&lock)?;
-        past.require_fit(&mut trainer, &experiment)?;
+        past.require_fit(&experiment, storage.param)?;
         past.require_steps_left(&loaded)?;
         let lock = past.keep_config(lock);
         if let Some(path) = destination.path() {

@@ -82,6 +82,18 @@ impl Device {
     }
 }
 
+/// How the device of an experiment stores parameters; either of two, where it takes what there is and none
+/// has been opened yet.
+pub fn param_types(experiment: &Experiment) -> [Dtype; 2] {
+    let (cpu, gpu) = (Dtype::F32, Storage::cuda(experiment).param);
+    match experiment.device.kind {
+        DeviceKind::Cpu => [cpu; 2],
+        DeviceKind::Cuda => [gpu; 2],
+        DeviceKind::Mirror => [Storage::mirror().param; 2],
+        DeviceKind::Auto => [gpu, cpu],
+    }
+}
+
 fn cuda_options(experiment: &Experiment) -> cuda::CudaOptions {
     let Experiment { precision, kernels, .. } = experiment;
     let (gelu_fusion, cuda_graph) = (kernels.gelu_fusion, kernels.cuda_graph);

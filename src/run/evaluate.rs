@@ -13,7 +13,7 @@ use anyhow::ensure;
 use serde_json::json;
 
 use super::device::Device;
-use super::error::UsageError;
+use super::error::{UsageError, require_usage};
 use super::messages::{LongWork, Message, Report};
 use super::model::LoadedModel;
 use crate::data::{Dataset, Tokenizer, ValidationSet, sources};
@@ -66,6 +66,8 @@ pub struct AskedTask {
 /// The data to measure on.
 pub struct EvalData {
     pub validation: Option<HeldOut>,
+    /// Of the sources of a mixture, where that was asked for.
+    pub sources: Vec<(String, ValidationSet)>,
     pub hellaswag: Option<TaskSet>,
     pub benchmarks: Vec<QuestionSet>,
 }
@@ -85,6 +87,8 @@ pub struct Evaluated {
     /// The name of the model's experiment.
     pub experiment: String,
     pub validation: Option<HeldOutLoss>,
+    /// In the order of the data's.
+    pub sources: Vec<HeldOutLoss>,
     pub hellaswag: Option<(Scores, Vec<TaskOutcome>)>,
     /// The surprises at all continuations, in the order of the data's benchmarks.
     pub benchmarks: Vec<Vec<Vec<Surprise>>>,
@@ -121,15 +125,29 @@ impl HeldOutLoss {
         let bits = self.loss * self.tokens as f64 / std::f64::consts::LN_2;
         (self.bytes > 0).then(|| bits / self.bytes as f64)
     }
+
+    /// Under these names the loss, and the bits for each byte where there is text.
+    fn measurements(&self, [loss, bits]: [String; 2]) -> Vec<Measurement> {
+        let HeldOutLoss { tokens, bytes, .. } = *self;
+        let loss = Measurement { name: loss, value: self.loss, count: tokens, of: "tokens" };
+        let bits =
+            self.bits_per_byte().map(|value| Measurement { name: bits, value, count: bytes, of: "bytes" });
+        std::iter::once(loss).chain(bits).collect()
+    }
 }
 
 impl EvalData {
     /// Opens the data of the tasks that were asked for; without any the validation set, and HellaSwag where
-    /// the experiment names its file.
+    /// the experiment names its file. `by_source` is whether each source of a mixture is measured too.
     ///
     /// # Errors
     /// There is no such data, or it is damaged.
-    pub fn open(experiment: &Experiment, asked: &[AskedTask], report: Report) -> anyhow::Result<EvalData> {
+    pub fn open(
+        experiment: &Experiment,
+        asked: &[AskedTask],
+        by_source: bool,
+        report: Report,
+    ) -> anyhow::Result<EvalData> {
         let of = |task| asked.iter().find(|asked| asked.task == task);
         let tokenizer = Tokenizer::new(experiment.data.tokenizer);
         let (vocab, seq_len) = (experiment.model.vocab, experiment.batch.seq_len);
@@ -165,16 +183,45 @@ impl EvalData {
         for remark in equal.chain(benchmarks.iter().filter_map(QuestionSet::equal_choices)) {
             report.tell(&Message::Remark(&remark));
         }
-        Ok(EvalData { validation, hellaswag, benchmarks })
+        let sources = if by_source { held_out_of_sources(experiment)? } else { Vec::new() };
+        Ok(EvalData { validation, sources, hellaswag, benchmarks })
     }
 
     /// Names of all numbers of [`Evaluated::numbers`].
-    pub fn names(&self) -> Vec<&'static str> {
-        let validation = self.validation.iter().flat_map(|_| ["val_loss", "val_bits_per_byte"]);
+    pub fn names(&self) -> Vec<String> {
+        let validation = self.validation.iter().flat_map(|_| LOSSES.map(str::to_owned));
+        let sources = self.sources.iter().flat_map(|(source, _)| LOSSES.map(|name| of_source(name, source)));
         let hellaswag = self.hellaswag.iter().flat_map(|set| multiple_choice::names(set.has_harness()));
         let benchmarks = self.benchmarks.iter().flat_map(|set| set.benchmark().scores());
-        validation.chain(hellaswag).chain(benchmarks).collect()
+        let scores = hellaswag.chain(benchmarks).map(str::to_owned);
+        validation.chain(sources).chain(scores).collect()
     }
+}
+
+/// The names of the loss on held-out tokens, in nats a token and in bits a byte.
+const LOSSES: [&str; 2] = ["val_loss", "val_bits_per_byte"];
+
+/// `val_loss/web`: a number of one source of a mixture.
+fn of_source(name: &str, source: &str) -> String {
+    format!("{name}/{source}")
+}
+
+/// What the sources of a mixture are measured by.
+fn held_out_of_sources(experiment: &Experiment) -> anyhow::Result<Vec<(String, ValidationSet)>> {
+    let Experiment { data, eval, batch, model, .. } = experiment;
+    let held_out = sources::held_out_of_sources(data, model.vocab)?;
+    require_usage(!held_out.is_empty(), || match data.mix.is_empty() {
+        true => format!("`{}` was not trained on a mixture: it has no sources to measure", experiment.name),
+        false => {
+            "no source of the mixture has validation data\n  hint: `--set data.mix.NAME.val=SHARDS` names \
+                  those of a source"
+                .into()
+        }
+    })?;
+    let set = |(name, data): (String, Dataset)| {
+        Ok((name, ValidationSet::new(&data, eval.val_tokens, batch.seq_len)?))
+    };
+    held_out.into_iter().map(set).collect()
 }
 
 impl HeldOut {
@@ -213,28 +260,22 @@ impl Evaluated {
     /// which they were measured.
     pub fn numbers(&self, data: &EvalData) -> Vec<Measurement> {
         let mut numbers = Vec::new();
-        if let Some(of @ HeldOutLoss { loss, tokens, bytes, .. }) = &self.validation {
-            numbers.push(Measurement { name: "val_loss", value: *loss, count: *tokens, of: "tokens" });
-            let bits = of.bits_per_byte();
-            numbers.extend(bits.map(|value| Measurement {
-                name: "val_bits_per_byte",
-                value,
-                count: *bytes,
-                of: "bytes",
-            }));
+        let [loss, bits] = LOSSES;
+        if let Some(of) = &self.validation {
+            numbers.extend(of.measurements([loss.to_owned(), bits.to_owned()]));
+        }
+        for ((source, _), of) in data.sources.iter().zip(&self.sources) {
+            numbers.extend(of.measurements([of_source(loss, source), of_source(bits, source)]));
         }
         if let Some((scores, _)) = &self.hellaswag {
             let count = scores.tasks as u64;
-            numbers.extend(scores.named().map(|(name, value)| Measurement {
-                name,
-                value,
-                count,
-                of: "tasks",
-            }));
+            let named = scores.named().map(|(name, value)| (name.to_owned(), value));
+            numbers.extend(named.map(|(name, value)| Measurement { name, value, count, of: "tasks" }));
         }
         for (set, surprises) in data.benchmarks.iter().zip(&self.benchmarks) {
             let named = set.benchmark().scores().into_iter().zip(set.scores(surprises));
             let count = set.questions().len() as u64;
+            let named = named.map(|(name, value)| (name.to_owned(), value));
             numbers.extend(named.map(|(name, value)| Measurement { name, value, count, of: "tasks" }));
         }
         numbers
@@ -261,9 +302,9 @@ impl Evaluated {
 }
 
 /// A number that was measured.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Measurement {
-    pub name: &'static str,
+    pub name: String,
     pub value: f64,
     /// How many tokens, bytes or tasks it was measured on, and which of these.
     pub count: u64,
@@ -346,7 +387,7 @@ fn measure<O: Ops>(
 ) -> anyhow::Result<Evaluated> {
     let (device, name) = (ops.device_name(), experiment.name.clone());
     let mut results = Evaluated { device, experiment: name, ..Evaluated::default() };
-    if let Some(HeldOut { set, from, .. }) = &data.validation {
+    let mut held_out = |ops: &mut O, set: &ValidationSet, from: &str| {
         let progress = steps_of(report.progress(LongWork::Validating, set.sequences() as u64));
         let loss = eval::validation_loss(ops, model, losses, set, progress)?;
         ensure!(
@@ -355,7 +396,13 @@ fn measure<O: Ops>(
              diverged, or its weights are not what they were"
         );
         let bytes = set.text_bytes(&Tokenizer::new(experiment.data.tokenizer));
-        results.validation = Some(HeldOutLoss { loss, tokens: set.tokens(), bytes, from: from.clone() });
+        Ok(HeldOutLoss { loss, tokens: set.tokens(), bytes, from: from.to_owned() })
+    };
+    if let Some(HeldOut { set, from, .. }) = &data.validation {
+        results.validation = Some(held_out(ops, set, from)?);
+    }
+    for (source, set) in &data.sources {
+        results.sources.push(held_out(ops, set, source)?);
     }
     if let Some(set) = &data.hellaswag {
         let mut progress = steps_of(report.progress(LongWork::HellaSwag, set.rows() as u64));

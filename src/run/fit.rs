@@ -5,11 +5,12 @@ use std::path::Path;
 
 use super::error::UsageError;
 use crate::experiment::Experiment;
-use crate::ops::Ops;
+use crate::model::Weights;
+use crate::ops::Dtype;
 use crate::optim::AVERAGE;
 use crate::proof::lock::Table;
 use crate::store::Info;
-use crate::train::{Progress, Trainer};
+use crate::train::state::{Row, table};
 
 /// Who goes on with a saved state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,19 +30,20 @@ pub struct SavedState<'a> {
 }
 
 impl SavedState<'_> {
-    /// Refuses a state that is not one of the trainer's: other tensors, types or shapes, other heads, or more
-    /// in the guards' windows than `guards.window`.
+    /// Refuses a state that is not one of an experiment whose parameters are stored as `param`: other tensors,
+    /// types or shapes, other heads, another decay of the average, or more in the guards' windows than
+    /// `guards.window`.
     ///
     /// # Errors
     ///
     /// The first tensor that differs.
-    pub fn require_fit<O: Ops>(
+    pub fn require_fit(
         &self,
-        trainer: &mut Trainer<O>,
         experiment: &Experiment,
+        param: Dtype,
         successor: Successor,
     ) -> Result<(), UsageError> {
-        self.problem(trainer, experiment, successor).map_or(Ok(()), |problem| {
+        self.problem(experiment, param, successor).map_or(Ok(()), |problem| {
             let (who, hint) = match successor {
                 Successor::Resumed => (
                     "a resume",
@@ -59,17 +61,19 @@ impl SavedState<'_> {
         })
     }
 
-    fn problem<O: Ops>(
-        &self,
-        trainer: &mut Trainer<O>,
-        experiment: &Experiment,
-        successor: Successor,
-    ) -> Option<String> {
+    fn problem(&self, experiment: &Experiment, param: Dtype, successor: Successor) -> Option<String> {
         // The tensors of other heads have the same shapes, and mean something else.
         let heads = self.numerics.get("model.heads").and_then(|heads| heads.parse::<usize>().ok());
         if let Some(theirs) = heads.filter(|theirs| *theirs != experiment.model.heads) {
             let ours = experiment.model.heads;
             return Some(format!("it has {theirs} heads, the experiment {ours} (`model.heads`)"));
+        }
+        // So do those of another average; a run may change its own.
+        const DECAY: &str = "optimizer.ema_decay";
+        let ours = experiment.optimizer.ema_decay;
+        let decay = self.numerics.get(DECAY).filter(|_| successor == Successor::Other && ours > 0.0);
+        if let Some(theirs) = decay.filter(|theirs| theirs.parse() != Ok(ours)) {
+            return Some(format!("its average has the decay {theirs}, the experiment {ours} (`{DECAY}`)"));
         }
         let window = experiment.guards.window;
         let is_wider =
@@ -77,21 +81,20 @@ impl SavedState<'_> {
         if let Some(Info { name, shape, .. }) = self.infos.iter().find(is_wider) {
             return Some(format!("`{name}` has {shape:?} values, `guards.window` is {window}"));
         }
-        let infos = trainer.state_infos();
+        let rows = table(experiment, &Weights::of(&experiment.model), param, false);
         // The counters and windows have their own types, and windows any length.
-        for info in infos.iter().filter(|info| !Progress::is_host_value(&info.name)) {
-            let name = &info.name;
+        for Row { name, dtype, shape, .. } in rows.iter().filter(|row| row.parameter().is_some()) {
             let Some(saved) = self.infos.iter().find(|saved| saved.name == *name) else {
                 return Some(format!("`{name}` is missing"));
             };
-            if (saved.dtype, &saved.shape) != (info.dtype, &info.shape) {
-                let needs = format!("this experiment needs {} {:?}", info.dtype, info.shape);
+            if (saved.dtype, &saved.shape) != (*dtype, shape) {
+                let needs = format!("this experiment needs {dtype} {shape:?}");
                 return Some(format!("`{name}` is {} {:?}, {needs}", saved.dtype, saved.shape));
             }
         }
         let left_behind = |name: &str| successor == Successor::Other && name.starts_with(AVERAGE.prefix);
         let is_more =
-            |saved: &&Info| !infos.iter().any(|info| info.name == saved.name) && !left_behind(&saved.name);
+            |saved: &&Info| !rows.iter().any(|row| row.name == saved.name) && !left_behind(&saved.name);
         let more = self.infos.iter().find(is_more);
         more.map(|more| format!("`{}` does not belong to this experiment", more.name))
     }

@@ -4,23 +4,29 @@
 //! `optimizer.from_init` the optimizer's state too. It is hashed and read once. A resumed run has its weights
 //! in its own checkpoint and does not need the model any more; the lock keeps its digest.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::data::{Data, SHARDS, remembered};
 use super::error::UsageError;
-use super::find;
 use super::fit::{SavedState, Successor};
+use super::messages::Report;
+use super::{device, find, lock};
+use crate::data::mixture;
 use crate::experiment::{
-    self, Declared, Experiment, ExperimentError, GuardKeys, InitError, InitModels, InitProgress, Loaded,
-    Model, Origin,
+    self, Declared, Experiment, ExperimentError, GuardKeys, InitError, InitModels, Loaded, Member, Model,
+    Sweep, settings_text,
 };
-use crate::formats::{ForeignModel, Parameters, models_read, require_finite, values};
-use crate::ops::Ops;
+use crate::formats::{ForeignModel, Parameters, models_read, require_finite, require_sizes, values};
+use crate::model::weights::Weights;
+use crate::ops::{Dtype, Ops};
 use crate::optim::AVERAGE;
 use crate::proof::lock::Table;
 use crate::store::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
 use crate::store::manifest::Manifest;
 use crate::store::safetensors::Reader;
 use crate::train::run::INIT_UPDATES;
+use crate::train::state::{Row, table};
 use crate::train::{Progress, Trainer};
 
 /// The lock's keys for what `model.init` names: of a file its SHA-256, of a checkpoint its state root.
@@ -55,9 +61,11 @@ impl InitStream {
             anyhow::bail!("the manifest in `{}` does not say how many tokens a step had", folder.display());
         };
         let at = Progress::of_counters(&counters, guards)?;
-        let run = folder.ancestors().nth(2).and_then(Path::file_name).unwrap_or_default();
+        let name = experiment::checkpoint_name(&folder.to_string_lossy());
+        let run =
+            name.as_deref().and_then(|name| name.strip_prefix(experiment::RUN_PREFIX)?.split('@').next());
         Ok(InitStream {
-            run: run.to_string_lossy().into_owned(),
+            run: run.unwrap_or("the checkpoint's run").to_owned(),
             numerics,
             sequences: at.step * (tokens / seq_len) + at.data_offset,
             updates: at.updates,
@@ -122,10 +130,7 @@ pub fn read(
         let folder = model.checkpoint_folder()?;
         let at = InitStream::of(folder, &experiment.guards)?;
         pinned.push((INIT_UPDATES, at.updates.to_string()));
-        if !from_checkpoint {
-            require_same_average(folder, experiment, &at)?;
-            stream = Some(at);
-        }
+        stream = Some(at).filter(|_| !from_checkpoint);
         state = Some(folder.to_owned());
     }
     let start = match (from_checkpoint, state) {
@@ -136,18 +141,63 @@ pub fn read(
     Ok(Some(Initial { pinned, start, stream }))
 }
 
-/// Refuses an average of another decay, whose tensors would fit and mean something else.
-fn require_same_average(folder: &Path, experiment: &Experiment, at: &InitStream) -> Result<(), UsageError> {
-    const DECAY: &str = "optimizer.ema_decay";
-    let ours = experiment.optimizer.ema_decay;
-    match at.numerics.get(DECAY) {
-        Some(theirs) if ours > 0.0 && theirs.parse() != Ok(ours) => Err(UsageError(format!(
-            "`optimizer.from_init` cannot go on with `{}`: it has {theirs} as the decay of its average, the \
-             experiment {ours}\n  hint: set `{DECAY}` to {theirs}, or leave `optimizer.from_init` out",
-            folder.display()
-        ))),
-        _ => Ok(()),
+/// Refuses a model that an experiment cannot start from, as far as can be told without a device and without
+/// its weights. `param` is how parameters are stored.
+///
+/// # Errors
+///
+/// What `model.init` names is missing, has other sizes, or has an optimizer that cannot go on.
+pub fn require_fit(experiment: &Experiment, param: Dtype) -> anyhow::Result<()> {
+    let Some(init) = &experiment.model.init else { return Ok(()) };
+    let model = InitModel::open(Path::new(init))?;
+    let sizes = model.sizes()?;
+    if !experiment.optimizer.from_init {
+        return Ok(require_sizes(&sizes, &experiment.model, model.path())?);
     }
+    let folder = model.checkpoint_folder()?;
+    InitStream::of(folder, &experiment.guards)?;
+    let file = &folder.join(STATE_FILE);
+    let (reader, numerics) = (Reader::open(file)?, &checkpoint::inspect(folder)?.numerics);
+    let saved = SavedState { file, infos: reader.infos(), numerics };
+    Ok(saved.require_fit(experiment, param, Successor::Other)?)
+}
+
+/// What a plan says of an experiment that [`require_fit`] refuses; none of another.
+pub fn refusal(experiment: &Experiment, param: Dtype) -> Option<String> {
+    require_fit(experiment, param).err().map(|why| would_be_refused(&why))
+}
+
+/// What a plan says of a sweep that [`require_members`] refuses; none of another.
+pub fn refusal_of_members(sweep: &Sweep) -> Option<String> {
+    require_members(sweep).err().map(|why| would_be_refused(&why))
+}
+
+fn would_be_refused(why: &anyhow::Error) -> String {
+    format!("a run would be refused: {}", why.to_string().replace("\n  hint: ", "; "))
+}
+
+/// Refuses the members of a sweep that could not start from their models.
+///
+/// # Errors
+///
+/// Those of [`require_fit`], with the number and the settings of the first such member.
+pub fn require_members(sweep: &Sweep) -> anyhow::Result<()> {
+    // What many members start from is looked at once.
+    let mut seen = BTreeSet::new();
+    for Member { number, settings, loaded } in &sweep.members {
+        let Experiment { model, optimizer, guards, precision, device, .. } = &loaded.experiment;
+        if model.init.is_none()
+            || !seen.insert(format!("{:?}", (model, optimizer, guards, precision, device)))
+        {
+            continue;
+        }
+        let [first, other] = device::param_types(&loaded.experiment);
+        let fit = require_fit(&loaded.experiment, first);
+        fit.or_else(|why| require_fit(&loaded.experiment, other).map_err(|_| why)).map_err(|why| {
+            UsageError(format!("member {number} cannot start ({}): {why}", settings_text(settings)))
+        })?;
+    }
+    Ok(())
 }
 
 /// Refuses to delete the run in `doomed` for one that starts from it.
@@ -171,48 +221,37 @@ pub fn require_kept(experiment: &Experiment, doomed: &Path) -> Result<(), UsageE
 }
 
 impl Initial {
-    /// Refuses a saved state that is not one of the trainer's. Only its header is read.
+    /// Refuses a checkpoint whose optimizer cannot go on in this experiment; weights alone were held to its
+    /// sizes when they were read.
     ///
     /// # Errors
     ///
-    /// The first tensor that differs.
-    pub fn require_fit<O: Ops>(
-        &self,
-        trainer: &mut Trainer<O>,
-        experiment: &Experiment,
-    ) -> anyhow::Result<()> {
-        let InitStart::State(folder) = &self.start else { return Ok(()) };
-        let file = &folder.join(STATE_FILE);
-        let reader = Reader::open(file)?;
-        let numerics = &checkpoint::inspect(folder)?.numerics;
-        let saved = SavedState { file, infos: reader.infos(), numerics };
-        Ok(saved.require_fit(trainer, experiment, Successor::Other)?)
+    /// Those of the function [`require_fit`].
+    pub fn require_fit(&self, experiment: &Experiment, param: Dtype) -> anyhow::Result<()> {
+        match &self.start {
+            InitStart::State(_) => require_fit(experiment, param),
+            InitStart::Past | InitStart::Weights(_) => Ok(()),
+        }
     }
 
-    /// Refuses a `data.offset` that was derived from the names of the data where their content says
-    /// otherwise. `numerics` are the experiment's, with the digests of its shards.
+    /// Sets a `data.offset` that no layer gives, where the optimizer goes on: to where the checkpoint's run
+    /// had come to, if both read the same sequences in the same order, by the content of their shards; else
+    /// to the start.
     ///
     /// # Errors
     ///
-    /// The data are the checkpoint's under other names, or others under theirs.
-    pub fn require_place(&self, loaded: &Loaded, numerics: &Table) -> Result<(), UsageError> {
-        let derived = matches!(loaded.origins.get("data.offset"), Some(Origin::Derived(_)));
-        let Some(stream) = self.stream.as_ref().filter(|_| derived) else { return Ok(()) };
-        let (InitStream { run, sequences, .. }, same) = (stream, stream.is_same(numerics));
-        let expected = if same { *sequences } else { 0 };
-        if loaded.experiment.data.offset == expected {
-            return Ok(());
-        }
-        Err(UsageError(match same {
-            true => format!(
-                "the data are those of `{run}` under another name, and it had come to sequence {sequences} \
-                 in them\n  hint: set `data.offset` to {sequences} to go on there, or to 0 to begin anew"
-            ),
-            false => format!(
-                "the data have the name of those of `{run}`, and are others\n  hint: set `data.offset` to 0 \
-                 to begin at their start"
-            ),
-        }))
+    /// The data cannot be read; what was passed over is more of a source of a mixture than may be read.
+    pub fn place(&self, loaded: &mut Loaded, data: &Data, report: Report) -> anyhow::Result<()> {
+        let Some(stream) = self.stream.as_ref().filter(|_| loaded.offset_follows) else { return Ok(()) };
+        let manifest = data.manifest(remembered(SHARDS), report)?;
+        let mut numerics = lock::resolved_numerics(&loaded.experiment);
+        numerics.extend(lock::training_data(&data.train, &manifest.train));
+        let (offset, why) = match stream.is_same(&numerics) {
+            true => (stream.sequences, format!("where `{}` had come to in the same data", stream.run)),
+            false => (0, format!("the data are other than those of `{}`", stream.run)),
+        };
+        loaded.resolve_offset(offset, why);
+        Ok(mixture::require_epochs(&loaded.experiment, &data.order, offset)?)
     }
 
     /// Copies the model into a trainer before its first step, and the optimizer if that goes on.
@@ -240,7 +279,7 @@ impl Initial {
 }
 
 /// Adds it to what the bits depend on.
-pub fn lock(initial: Option<&Initial>, numerics: &mut Table) {
+pub fn pin(initial: Option<&Initial>, numerics: &mut Table) {
     for (key, value) in initial.iter().flat_map(|initial| &initial.pinned) {
         numerics.insert((*key).into(), value.clone());
     }
@@ -287,6 +326,13 @@ impl InitModel {
         match self {
             InitModel::Foreign(model) => Ok(model.sizes()?),
             InitModel::Checkpoint(folder) => Ok(experiment_of(folder)?.model),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            InitModel::Foreign(model) => model.path(),
+            InitModel::Checkpoint(folder) => folder,
         }
     }
 
@@ -345,22 +391,6 @@ impl InitModels for Models<'_> {
     fn sizes(&self, path: &Path) -> Result<Model, InitError> {
         let hint = || format!("`model.init` takes {}, or a checkpoint of a run", models_read());
         InitModel::open(path).and_then(|model| model.sizes()).map_err(|error| init_error(&error, &hint()))
-    }
-
-    fn progress(&self, path: &Path) -> Result<InitProgress, InitError> {
-        let read = || {
-            let model = InitModel::open(path)?;
-            let folder = model.checkpoint_folder()?;
-            let mut experiment = experiment_of(folder)?;
-            let at = InitStream::of(folder, &experiment.guards)?;
-            experiment.seed = number(&at.numerics, "seed").unwrap_or(experiment.seed);
-            let seq_len = number(&at.numerics, "batch.seq_len");
-            experiment.batch.seq_len = seq_len.unwrap_or(experiment.batch.seq_len);
-            anyhow::Ok(InitProgress { experiment, run: at.run, sequences: at.sequences })
-        };
-        read().map_err(|error| {
-            init_error(&error, "`runner verify` of its run says which checkpoints are whole")
-        })
     }
 }
 

@@ -7,12 +7,13 @@
 use std::ops::Range;
 
 use super::data::{Data, SHARDS, remembered};
-use super::device::Device;
+use super::device::{Device, OnDevice};
 use super::initial::{self, Initial};
 use super::locked::{ARITHMETIC_KEY, Locked};
 use super::messages::Report;
 use crate::data::{DataManifest, Dataset, ShardDigest};
 use crate::experiment::{self, Compute, Experiment, Loaded};
+use crate::plan::memory::Storage;
 use crate::proof::Hash;
 use crate::proof::lock::{Difference, Lock, Table};
 use crate::train::{self, Trainer};
@@ -39,8 +40,7 @@ pub fn lock<O: Locked>(
     if loaded.experiment.optimizer.ema_decay == 0.0 {
         numerics.retain(|key, _| !key.starts_with("cuda.kernels.average.cu"));
     }
-    initial::lock(initial, &mut numerics);
-    initial.iter().try_for_each(|initial| initial.require_place(loaded, &numerics))?;
+    initial::pin(initial, &mut numerics);
     numerics.insert("train.numerics_version".into(), train::NUMERICS_VERSION.to_string());
     if loaded.experiment.precision.compute == Compute::Auto {
         let cpu = numerics.get("device.kind").is_some_and(|kind| kind == "cpu");
@@ -60,19 +60,32 @@ pub fn lock<O: Locked>(
 /// The lock of an experiment that is not trained.
 pub fn of_experiment(mut loaded: Loaded, report: Report) -> anyhow::Result<Lock> {
     let data = Data::open(&mut loaded)?;
-    match Device::open(&loaded.experiment)? {
-        Device::Cpu(cpu) => lock_allocated(cpu, &loaded, &data, report),
-        Device::Mirror(mirror) => lock_allocated(mirror, &loaded, &data, report),
-        Device::Cuda(cuda) => lock_allocated(*cuda, &loaded, &data, report),
-    }
+    let initial = initial::read(&loaded.experiment, None, false)?;
+    let device = Device::open(&loaded.experiment)?;
+    initial.iter().try_for_each(|initial| initial.place(&mut loaded, &data, report))?;
+    let experiment = loaded.experiment.clone();
+    device.with(&experiment, ToLock { loaded, data, initial, report })
 }
 
-/// Allocating chooses what is still to be chosen, such as algorithms.
-fn lock_allocated<O: Locked>(ops: O, loaded: &Loaded, data: &Data, report: Report) -> anyhow::Result<Lock> {
-    let initial = initial::read(&loaded.experiment, None, false)?;
-    let trainer = Trainer::new(ops, &loaded.experiment)?;
-    let manifest = data.manifest(remembered(SHARDS), report)?;
-    lock(loaded, data, &manifest, initial.as_ref(), &trainer.ops)
+/// An experiment that is locked and not trained.
+struct ToLock {
+    loaded: Loaded,
+    data: Data,
+    initial: Option<Initial>,
+    report: Report,
+}
+
+impl OnDevice for ToLock {
+    type Output = Lock;
+
+    /// Allocating chooses what is still to be chosen, such as algorithms.
+    fn on<O: Locked>(self, ops: O, storage: &Storage, _: Option<f64>) -> anyhow::Result<Lock> {
+        let ToLock { loaded, data, initial, report } = self;
+        initial.iter().try_for_each(|initial| initial.require_fit(&loaded.experiment, storage.param))?;
+        let trainer = Trainer::new(ops, &loaded.experiment)?;
+        let manifest = data.manifest(remembered(SHARDS), report)?;
+        lock(&loaded, &data, &manifest, initial.as_ref(), &trainer.ops)
+    }
 }
 
 /// The keys that can change bits, as resolved.

@@ -100,6 +100,7 @@ impl Opened {
         let data = Data::open(&mut loaded)?;
         let initial = initial::read(&loaded.experiment, None, false)?;
         let device = team.open_device(&loaded.experiment)?;
+        initial.iter().try_for_each(|initial| initial.place(&mut loaded, &data, report))?;
         let destination = match team.is_first() {
             true => Destination::New { runs, name, existing },
             false => Destination::OfRankZero,
@@ -134,6 +135,7 @@ impl Opened {
         how: Continuation,
         report: Report,
     ) -> anyhow::Result<Opened> {
+        resume::keep_offset(&mut loaded, &RunPaths::new(path));
         // Data turn epochs into steps, and are needed for nothing else while it is not known what is left.
         let data = loaded.epochs.is_some().then(|| Data::open(&mut loaded)).transpose()?;
         let root = match team.is_first() {

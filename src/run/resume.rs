@@ -11,8 +11,8 @@ use super::fit::{SavedState, Successor};
 use super::initial::INIT_KEYS;
 use super::lock::{list, older_arithmetic, plain};
 use super::messages::{Message, Report};
-use crate::experiment::{Experiment, Loaded, Origin, flatten, is_default};
-use crate::ops::Ops;
+use crate::experiment::{self, Experiment, Loaded, Origin, flatten, is_default};
+use crate::ops::Dtype;
 use crate::proof::ledger::{self, RESUME};
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{Hash, Head, LockError};
@@ -137,16 +137,12 @@ impl Past {
         })
     }
 
-    /// Refuses a checkpoint that the trainer cannot take.
-    pub fn require_fit<O: Ops>(
-        &self,
-        trainer: &mut Trainer<O>,
-        experiment: &Experiment,
-    ) -> Result<(), UsageError> {
+    /// Refuses a checkpoint that a trainer of the experiment cannot take, with parameters stored as `param`.
+    pub fn require_fit(&self, experiment: &Experiment, param: Dtype) -> Result<(), UsageError> {
         let Some((manifest, state)) = &self.found else { return Ok(()) };
         let infos: Vec<Info> = state.iter().map(Info::of).collect();
         let saved = SavedState { file: &self.state_file, infos: &infos, numerics: &manifest.numerics };
-        saved.require_fit(trainer, experiment, Successor::Resumed)
+        saved.require_fit(experiment, param, Successor::Resumed)
     }
 
     /// Refuses what no `--allow-drift` makes right: a run goes on from its own checkpoint, and reads no more
@@ -263,6 +259,20 @@ fn other_value(lock: &Lock, loaded: &Loaded) -> Option<(String, String)> {
         |key: &str, value: &serde_json::Value| lock.config.contains_key(key) || !is_default(key, value);
     let mut values = flatten(&loaded.experiment).into_iter().filter(|(key, value)| known(key, value));
     values.find(|(key, value)| origin(lock, key, value).is_none()).map(|(key, value)| (key, plain(&value)))
+}
+
+/// Sets a `data.offset` that follows from a checkpoint and the data to the one that the run began with,
+/// whatever has become of the checkpoint since.
+pub fn keep_offset(loaded: &mut Loaded, paths: &RunPaths) {
+    if !loaded.offset_follows {
+        return;
+    }
+    // What is wrong with either is said when the run goes on.
+    let Ok(own) = experiment::load_recorded(&paths.experiment()) else { return };
+    let offset = own.experiment.data.offset;
+    let lock = Lock::read(&paths.lock_file()).ok();
+    let was = lock.as_ref().and_then(|lock| origin(lock, "data.offset", &offset.into()));
+    loaded.resolve_offset(offset, was.unwrap_or("where the run began").to_owned());
 }
 
 /// Gives the keys of a run's own file the origins that they had when the run was started.

@@ -69,6 +69,7 @@ pub enum SummaryRule {
 }
 
 /// A number of each row.
+#[derive(Debug)]
 pub struct Column {
     pub name: &'static str,
     mean_name: &'static str,
@@ -89,6 +90,11 @@ impl Column {
     /// where it is a mean (`mean_loss`), so that `loss` is that of a step in every file and on every screen.
     pub fn figure_name(&self) -> &'static str {
         if self.summary == SummaryRule::Tail { self.mean_name } else { self.name }
+    }
+
+    /// Whether the better of two runs has the higher number.
+    pub fn is_better_high(&self) -> bool {
+        matches!(self.unit, "share of tasks" | "tokens a second" | "share of peak FLOPs")
     }
 
     /// Whether the files hold the column a second time, as bits.

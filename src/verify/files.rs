@@ -379,7 +379,7 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, checks: &mut Checks<'_>) {
             );
             numerics.insert("train.numerics_version".into(), train::NUMERICS_VERSION.to_string());
             match initial::read(&loaded.experiment, Some(&lock.numerics), true) {
-                Ok(initial) => initial::lock(initial.as_ref(), &mut numerics),
+                Ok(initial) => initial::pin(initial.as_ref(), &mut numerics),
                 Err(why) => return checks.failed("model.init", why.to_string()),
             }
             // Before anything is allocated a GPU has only some of its kernels and plans, and perhaps others.

@@ -131,3 +131,58 @@ fn groups_and_swept_keys_are_drawn_with_equal_bytes_again() {
     refused(&["--sweep", "a,b,c"], "takes one key, or two");
     refused(&["--sweep", "seed", "--x", "tokens"], "cannot be used with");
 }
+
+#[test]
+fn a_metric_is_compared_drawn_and_listed_in_place_of_the_loss() {
+    let lab = Lab::new();
+    let base = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(CI).display().to_string();
+    let file = lab.path("ema.toml");
+    let keys = "\"optimizer.ema_decay\" = [0.0, 0.5, 0.9]\nseed = [0, 1, 2]";
+    std::fs::write(&file, format!("extends = {base:?}\n[sweep.grid]\n{keys}\n")).expect("writable");
+    lab.run(file.to_str().expect("UTF-8"), &["--jobs", "2"]).root();
+
+    let by = ["ema", "--by", "optimizer.ema_decay", "--metric", "ema_val_loss"];
+    let text = compare(&lab, &by);
+    text.assert_says(&[
+        "ema_val_loss (nats a token, lower is better)",
+        "ema/001: it has no `ema_val_loss` after its last step",
+        "has the lowest mean ema_val_loss",
+    ]);
+    assert!(!text.stdout.contains("final validation loss") && !text.stdout.contains("to a validation loss"));
+    let json = compare(&lab, &[&by[..], &["--json"]].concat()).stdout;
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(
+        (json["measure"].as_str(), json["differences"][0]["measure"].as_str()),
+        (Some("ema_val_loss"), Some("ema_val_loss"))
+    );
+    let last = |run: &str| {
+        let rows = lab.metrics(run);
+        rows[rows.len() - 1]["ema_val_loss"].as_f64().expect("a loss")
+    };
+    let expected = ["ema/004", "ema/005", "ema/006"].map(last).iter().sum::<f64>() / 3.0;
+    let mean = json["groups"][0]["metric"]["mean"].as_f64().expect("a number");
+    assert!((mean - expected).abs() < 1e-12, "{mean} {expected}");
+    // The weights of all are the same: of them nothing is to be told apart.
+    compare(&lab, &by[..3]).assert_says(&["final validation loss", "equal"]);
+    compare(&lab, &["ema", "--metric", "ema_loss"])
+        .assert_fails(2, &["`ema_loss` is no metric", "did you mean `ema_val_loss`"]);
+    compare(&lab, &["ema", "--metric", "tokens_per_s", "--by", "seed"])
+        .assert_says(&["highest mean tokens_per_s"]);
+
+    let out = lab.path("ema.svg");
+    let sweep = ["--sweep", "optimizer.ema_decay", "--metric", "ema_val_loss", "--out"];
+    let drawn = lab.verb("plot", "ema", &[&sweep[..], &[out.to_str().expect("UTF-8")]].concat());
+    assert_eq!(drawn.code, Some(0), "{}", drawn.stderr);
+    assert!(std::fs::read_to_string(&out).expect("a picture").contains("ema_val_loss, nats per token"));
+
+    let show = |more: &[&str]| lab.verb("show", "ema", more);
+    let columns =
+        ["--columns", "seed,ema_decay,ema_val_loss", "--filter", "seed == 1", "--sort", "-ema_val_loss"];
+    let shown = show(&columns).stdout;
+    let first: Vec<&str> =
+        shown.lines().map(|line| line.split_whitespace().next().unwrap_or_default()).collect();
+    assert_eq!((first[0], first.len(), first[3]), ("name", 4, "ema/002"), "{shown}");
+    assert_eq!(show(&["--csv", "--columns", "val_loss"]).stdout.lines().count(), 10);
+    show(&["--group-by", "ema_decay"]).assert_says(&["0.9"]);
+    lab.verb("show", "ema/001", &columns[..2]).assert_fails(2, &["is one run", "name a sweep"]);
+}

@@ -302,3 +302,38 @@ fn python_finds_the_same_sequences_by_the_page_alone() {
     let found: Vec<u64> = (123_456_789..123_457_089).map(|p| order.sequence_at(p)).collect();
     assert_eq!(found, expected, "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn eval_measures_each_source_by_what_it_holds_out_or_by_its_own_shards() {
+    let lab = Lab::new();
+    lab.run(CI, &MIX).root();
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let measured = lab.verb("eval", "ci", &[arguments, &["--json"]].concat());
+        serde_json::from_str(&measured.stdout).unwrap_or_else(|_| panic!("{}", measured.stderr))
+    };
+    let by_source = json(&["--by-source"]);
+    for (source, text) in [("new", "kjv_nt"), ("old", "kjv_ot")] {
+        let alone = json(&["--task", "val", "--set", &format!("data.corpus={text}")]);
+        for name in ["val_loss", "val_bits_per_byte"] {
+            let of_source = &by_source[format!("{name}/{source}")];
+            assert!(of_source.is_f64() && *of_source == alone[name], "{by_source}\n{alone}");
+        }
+    }
+    let text = lab.verb("eval", "ci", &["--by-source"]);
+    text.assert_says(&["val_loss/new", "val_bits_per_byte/old", "2,048 tokens"]);
+    lab.verb("eval", "ci", &["--by-source", "--checkpoint", "all"]).assert_says(&["val_loss/new"]);
+
+    // Shards of its own go before what is held out, and change no bit.
+    let (file, out) = (lab.path("text.txt"), lab.path("shards"));
+    std::fs::write(&file, "In the beginning was the word. ".repeat(400)).expect("writable");
+    let [file, out] = [&file, &out].map(|path| path.to_str().expect("UTF-8"));
+    lab.done(&["data", "prepare", "--tokenizer", "byte", "--out", out, file]);
+    let val = format!("data.mix.old.val={out}/*.bin");
+    let own = json(&["--by-source", "--set", &val]);
+    assert_eq!(own["val_loss/new"], by_source["val_loss/new"]);
+    assert_ne!(own["val_loss/old"], by_source["val_loss/old"]);
+    let with_val = lab.run(CI, &[&mixed(&["--set", &val])[..], &["--name", "with_val"]].concat());
+    assert_eq!(with_val.root(), lab.resume("ci", &[]).root());
+    lab.run(CI, &["--name", "plain"]).root();
+    lab.verb("eval", "plain", &["--by-source"]).assert_fails(2, &["was not trained on a mixture"]);
+}

@@ -25,7 +25,7 @@ fn a_mixture_loads_with_its_origins_and_its_resolved_form_loads_back_equal() {
     let back = text_with(&text, &[], &[]).unwrap_or_else(|error| panic!("{text}\n{error}"));
     assert_eq!(back.experiment, loaded.experiment);
     let keys: Vec<String> = write::flatten(&loaded.experiment).into_keys().collect();
-    for key in ["corpus", "train", "weight", "max_epochs"] {
+    for key in ["corpus", "train", "weight", "val", "max_epochs"] {
         assert!(keys.contains(&format!("data.mix.web.{key}")), "{keys:?}");
     }
 }

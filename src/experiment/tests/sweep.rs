@@ -177,3 +177,52 @@ fn the_shipped_sweep_has_six_members() {
     let Ok(Declared::Sweep(sweep)) = declared else { panic!("{declared:?}") };
     assert_eq!((sweep.name.as_str(), sweep.members.len()), ("sweep_ci", 6));
 }
+
+/// Knows runs whose model has as many layers as the step of the checkpoint.
+struct Trunks;
+
+impl InitModels for Trunks {
+    fn checkpoint(&self, run: &str) -> Result<PathBuf, InitError> {
+        let (name, step) = run.split_once('@').unwrap_or((run, "9"));
+        Ok(format!("/runs/{name}/checkpoints/step_{step:0>8}").into())
+    }
+
+    fn sizes(&self, path: &Path) -> Result<Model, InitError> {
+        let step = path.to_str().and_then(|path| path.rsplit('_').next()).expect("a step");
+        let model = small_with(&[]).expect("whole").experiment.model;
+        Ok(Model { layers: step.parse().expect("a number"), ..model })
+    }
+}
+
+#[test]
+fn checkpoints_are_pinned_when_a_sweep_is_resolved_with_their_sizes_where_these_differ() {
+    let base = SMALL.replace("[model]\ndescriptor = \"d12\"\n", "");
+    let read = |sweep: &str| {
+        let text = format!("{base}{sweep}");
+        let input = ExperimentText::Text { name: "x.toml", bytes: text.as_bytes() };
+        declared(&input, &[], &[], &Trunks)
+    };
+    let sweep = |text: &str| match read(text) {
+        Ok(Declared::Sweep(sweep)) => sweep,
+        other => panic!("{other:?}"),
+    };
+    let sizes = sweep("[sweep.grid]\n\"model.init\" = [\"run:a@2\", \"run:a\"]\nseed = [0, 1]\n");
+    assert_eq!(
+        settings(&sizes),
+        [
+            "model.init = run:a@2, seed = 0, model.layers = 2",
+            "model.init = run:a@2, seed = 1, model.layers = 2",
+            "model.init = run:a@9, seed = 0, model.layers = 9",
+            "model.init = run:a@9, seed = 1, model.layers = 9",
+        ]
+    );
+    sizes.require_recordable().unwrap_or_else(|error| panic!("{error}"));
+    let alike =
+        sweep("[optimizer]\nfrom_init = true\n[sweep.zip]\n\"model.init\" = [\"run:a@2\", \"run:b@2\"]\n");
+    assert_eq!(settings(&alike), ["model.init = run:a@2", "model.init = run:b@2"]);
+    assert!(alike.members.iter().all(|member| member.loaded.offset_follows));
+    alike.require_recordable().unwrap_or_else(|error| panic!("{error}"));
+    // Two names of one checkpoint are one member.
+    let twice = read("[sweep.grid]\n\"model.init\" = [\"run:a@9\", \"run:a\"]\n").expect_err("the same");
+    assert!(twice.to_string().contains("members 1 and 2 of the sweep are the same"), "{twice}");
+}

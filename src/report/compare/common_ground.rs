@@ -47,6 +47,12 @@ pub(super) static COMMON_GROUND: [CommonGround; 3] = [
     },
 ];
 
+/// Of those that are compared in their scores of HellaSwag.
+pub(super) static TASKS: CommonGround = CommonGround {
+    of: |run| run.tasks.clone().unwrap_or_default(),
+    why: |_, _| "it has HellaSwag on other tasks than the others".to_owned(),
+};
+
 impl CommonGround {
     /// Of these members those stay that have what most have, or the first of them.
     pub(super) fn hold(&self, read: &mut [ReadRun], members: &[usize]) {

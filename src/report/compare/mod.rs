@@ -5,6 +5,7 @@
 //! follows in sentences, [`text`] prints it. `docs/compare.md` has the formulas and the words.
 
 mod common_ground;
+mod measure;
 mod runs;
 #[cfg(test)]
 mod tests;
@@ -15,42 +16,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+pub use measure::Measure;
 pub use runs::{ComparedRun, ComparedRuns, LeftOutRun, NamedRun, RunGroup, ValidationPoint};
 
 use super::groups::{self, SEED};
 use super::statistics::{SampleStatistics, TTest, holm, mean};
-
-/// A number of a run in which groups are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Measure {
-    /// After the last step: the measure of the verdict.
-    ValLoss,
-    /// The lowest of a run's validations.
-    BestValLoss,
-    Hellaswag,
-}
-
-impl Measure {
-    pub const ALL: [Measure; 3] = [Measure::ValLoss, Measure::BestValLoss, Measure::Hellaswag];
-
-    /// Its name in a sentence.
-    pub fn name(self) -> &'static str {
-        match self {
-            Measure::ValLoss => "final validation loss",
-            Measure::BestValLoss => "best validation loss",
-            Measure::Hellaswag => "HellaSwag",
-        }
-    }
-
-    fn of(self, run: &ComparedRun) -> Option<f64> {
-        match self {
-            Measure::ValLoss => Some(run.val_loss),
-            Measure::BestValLoss => Some(run.best_val_loss),
-            Measure::Hellaswag => run.hellaswag,
-        }
-    }
-}
 
 /// A run in its group.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -60,6 +30,9 @@ pub struct GroupMember {
     pub val_loss: f64,
     pub best_val_loss: f64,
     pub hellaswag: Option<f64>,
+    /// In the metric that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metric: Option<f64>,
     pub root: Option<String>,
     /// Where its figures disagree with its ledger; none if they agree.
     pub unverified: Option<String>,
@@ -90,6 +63,12 @@ pub struct ComparedGroup {
     pub val_loss: SampleStatistics,
     pub best_val_loss: SampleStatistics,
     pub hellaswag: Option<SampleStatistics>,
+    /// In the metric that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metric: Option<SampleStatistics>,
+    /// In the measure of the verdict.
+    #[serde(skip)]
+    pub of_verdict: SampleStatistics,
     pub to_target: GroupToTarget,
 }
 
@@ -100,6 +79,7 @@ impl ComparedGroup {
             Measure::ValLoss => Some(&self.val_loss),
             Measure::BestValLoss => Some(&self.best_val_loss),
             Measure::Hellaswag => self.hellaswag.as_ref(),
+            Measure::Metric(_) => self.metric.as_ref(),
         }
     }
 }
@@ -140,7 +120,12 @@ pub struct GroupDifference {
 pub struct Comparison {
     /// The keys that make the groups.
     pub by: Vec<String>,
+    /// What the verdict is about.
+    pub measure: Measure,
     pub target_val_loss: f64,
+    /// Whether what it took to reach the target is a part of the text.
+    #[serde(skip)]
+    shows_target: bool,
     pub groups: Vec<ComparedGroup>,
     /// Of every pair of groups, by measure.
     pub differences: Vec<GroupDifference>,
@@ -156,14 +141,20 @@ impl Comparison {
     pub fn of(runs: &ComparedRuns, target: Option<f64>) -> Option<Comparison> {
         let means = runs.groups.iter().filter_map(|group| mean(&losses(group)));
         let worst = means.max_by(f64::total_cmp)?;
+        let shows_target = target.is_some() || runs.measure == Measure::ValLoss;
         let target = target.unwrap_or(worst);
         let groups: Vec<ComparedGroup> =
-            runs.groups.iter().filter_map(|group| compared(group, &runs.by, target)).collect();
+            runs.groups.iter().filter_map(|group| compared(group, runs, target)).collect();
         let mut comparison = Comparison {
             by: runs.by.clone(),
+            measure: runs.measure,
             target_val_loss: target,
+            shows_target,
             groups,
-            differences: Measure::ALL.into_iter().flat_map(|measure| differences(runs, measure)).collect(),
+            differences: measures(runs.measure)
+                .iter()
+                .flat_map(|measure| differences(runs, *measure))
+                .collect(),
             left_out: runs.left_out.clone(),
             notes: runs.notes.clone(),
             verdict: Vec::new(),
@@ -177,14 +168,23 @@ impl Comparison {
         self.differences.iter().filter(move |difference| difference.measure == measure)
     }
 
-    /// The index of the group with the lowest mean final loss, the first of equals.
+    /// The index of the group with the best mean in the measure of the verdict, the first of equals.
     pub fn best(&self) -> usize {
-        self.lowest_of(&(0..self.groups.len()).collect::<Vec<_>>()).unwrap_or(0)
+        self.best_of(&(0..self.groups.len()).collect::<Vec<_>>()).unwrap_or(0)
     }
 
-    fn lowest_of(&self, groups: &[usize]) -> Option<usize> {
-        let mean = |index: usize| self.groups[index].val_loss.mean;
+    fn best_of(&self, groups: &[usize]) -> Option<usize> {
+        let sign = if self.measure.is_better_high() { -1.0 } else { 1.0 };
+        let mean = |index: usize| sign * self.groups[index].of_verdict.mean;
         groups.iter().copied().min_by(|a, b| mean(*a).total_cmp(&mean(*b)))
+    }
+}
+
+/// What is compared where the verdict is about `measure`.
+fn measures(measure: Measure) -> Vec<Measure> {
+    match measure {
+        Measure::Metric(_) => vec![measure],
+        _ => Measure::USUAL.to_vec(),
     }
 }
 
@@ -192,7 +192,9 @@ fn losses(group: &RunGroup) -> Vec<f64> {
     group.runs.iter().map(|run| run.val_loss).collect()
 }
 
-fn compared(group: &RunGroup, by: &[String], target: f64) -> Option<ComparedGroup> {
+fn compared(group: &RunGroup, of: &ComparedRuns, target: f64) -> Option<ComparedGroup> {
+    let (by, measure) = (&of.by, of.measure);
+    let is_metric = matches!(measure, Measure::Metric(_));
     let values = |measure: Measure| group.runs.iter().filter_map(|run| measure.of(run)).collect::<Vec<f64>>();
     let member = |run: &ComparedRun| GroupMember {
         run: run.name.clone(),
@@ -200,6 +202,7 @@ fn compared(group: &RunGroup, by: &[String], target: f64) -> Option<ComparedGrou
         val_loss: run.val_loss,
         best_val_loss: run.best_val_loss,
         hellaswag: run.hellaswag,
+        metric: measure.of(run).filter(|_| is_metric),
         root: run.root.clone(),
         unverified: run.unverified.clone(),
         to_target: run.validations.iter().find(|at| at.val_loss <= target).copied(),
@@ -212,6 +215,8 @@ fn compared(group: &RunGroup, by: &[String], target: f64) -> Option<ComparedGrou
         val_loss: SampleStatistics::of(&values(Measure::ValLoss))?,
         best_val_loss: SampleStatistics::of(&values(Measure::BestValLoss))?,
         hellaswag: SampleStatistics::of(&values(Measure::Hellaswag)),
+        metric: SampleStatistics::of(&values(measure)).filter(|_| is_metric),
+        of_verdict: SampleStatistics::of(&values(measure))?,
         to_target: GroupToTarget {
             reached: runs.iter().filter(|run| run.to_target.is_some()).count(),
             steps: median(runs.iter().map(|run| run.to_target.map(|at| at.step as f64))),

@@ -6,13 +6,16 @@ use std::path::PathBuf;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::common_ground::{COMMON_GROUND, notes_on};
+use super::Measure;
+use super::common_ground::{COMMON_GROUND, TASKS, notes_on};
 use crate::proof::lock::Lock;
 use crate::report::ReportError;
+use crate::report::figures::Figures;
 use crate::report::groups::{self, RunKeys, SEED};
 use crate::report::summary::{RunSummary, State};
 use crate::store::RunPaths;
-use crate::store::metrics::{self, Action, MetricsRow};
+use crate::store::columns::ColumnKind;
+use crate::store::metrics::{self, Action, Column, MetricsRow};
 use crate::units;
 
 /// The keys that set how many tokens a run is trained on. Groups by one of them are meant to differ in that.
@@ -55,6 +58,10 @@ pub struct ComparedRun {
     pub best_val_loss: f64,
     /// After the last step, llm.c's score.
     pub hellaswag: Option<f64>,
+    /// One number for each column of its metrics, and the row after the last step, where what was evaluated
+    /// then stands.
+    figures: Figures,
+    last: MetricsRow,
     /// Finite ones, ascending.
     pub validations: Vec<ValidationPoint>,
     /// Hashes of the validation set, of the tokenizer and of HellaSwag's tasks.
@@ -101,20 +108,27 @@ pub struct ComparedRuns {
     pub by: Vec<String>,
     /// The keys of a pair: runs of two groups belong together where these are equal.
     pub pair_by: Vec<String>,
+    /// What the verdict is about.
+    pub measure: Measure,
     pub groups: Vec<RunGroup>,
     pub left_out: Vec<LeftOutRun>,
     pub notes: Vec<String>,
 }
 
 impl ComparedRuns {
-    /// Reads runs and groups those that can be compared: by the keys `by`, or where that is none by all keys
-    /// that they differ in but the seed.
+    /// Reads runs and groups those that can be compared in `measure`: by the keys `by`, or where that is none
+    /// by all keys that they differ in but the seed.
     ///
     /// # Errors
     /// `by` names no key of an experiment. What is wrong with a run leaves that run out, and is said.
-    pub fn read(runs: &[NamedRun], by: Option<&[String]>) -> Result<ComparedRuns, ReportError> {
+    pub fn read(
+        runs: &[NamedRun],
+        by: Option<&[String]>,
+        measure: Measure,
+    ) -> Result<ComparedRuns, ReportError> {
         let (runs, notes) = once(runs);
-        let mut read: Vec<ReadRun> = runs.par_iter().map(ComparedRun::read).collect();
+        let read_one = |run: &NamedRun| ComparedRun::read(run)?.with(measure);
+        let mut read: Vec<ReadRun> = runs.par_iter().map(read_one).collect();
         let keys: Vec<RunKeys> = read.iter().map(|run| keys_of(run).cloned().unwrap_or_default()).collect();
         for key in by.unwrap_or_default() {
             groups::require_key(key, read.iter().filter_map(keys_of))?;
@@ -127,6 +141,9 @@ impl ComparedRuns {
         for (common, groups) in [(tokenizer, &everyone), (validation, &everyone), (tokens, &by_budget)] {
             groups.iter().for_each(|(_, members)| common.hold(&mut read, members));
         }
+        if measure.key().contains("hellaswag") && matches!(measure, Measure::Metric(_)) {
+            TASKS.hold(&mut read, &everyone[0].1);
+        }
         let (mut compared, mut left_out) = (Vec::new(), Vec::new());
         for run in read {
             match run {
@@ -134,7 +151,7 @@ impl ComparedRuns {
                 Err(run) => left_out.push(run),
             }
         }
-        Ok(ComparedRuns::group(compared, left_out, by, notes))
+        Ok(ComparedRuns::group(compared, left_out, by, notes).about(measure))
     }
 
     /// Groups runs that can be compared.
@@ -151,7 +168,11 @@ impl ComparedRuns {
         let differing = groups::differing(all);
         let by = by.map_or_else(|| differing.clone(), <[String]>::to_vec);
         let others = std::iter::once(SEED.to_owned()).chain(differing);
-        let pair_by: Vec<String> = others.filter(|key| !by.contains(key)).collect();
+        // Where a run goes on in its data follows from the checkpoint that it goes on with.
+        let is_of_by = |key: &String| {
+            by.contains(key) || (key == "data.offset" && by.iter().any(|key| key == "model.init"))
+        };
+        let pair_by: Vec<String> = others.filter(|key| !is_of_by(key)).collect();
         let mut grouped: Vec<RunGroup> = groups::group_by(&by, compared.iter().map(|run| &run.keys))
             .into_iter()
             .map(|(values, members)| RunGroup {
@@ -180,7 +201,17 @@ impl ComparedRuns {
             notes.extend(group.count_equal_bits_once());
         }
         notes.extend(notes_on(&by, &pair_by, &mut grouped));
-        ComparedRuns { by, pair_by, groups: grouped, left_out, notes }
+        ComparedRuns { by, pair_by, measure: Measure::ValLoss, groups: grouped, left_out, notes }
+    }
+
+    /// The same, compared in another measure, which every run must have.
+    fn about(self, measure: Measure) -> ComparedRuns {
+        ComparedRuns { measure, ..self }
+    }
+
+    /// The number of a run in which it is compared.
+    pub fn value(&self, run: &ComparedRun) -> f64 {
+        self.measure.of(run).unwrap_or(f64::NAN)
     }
 
     /// Every run that is compared.
@@ -269,11 +300,37 @@ impl ComparedRun {
             val_loss,
             best_val_loss: validations.iter().map(|at| at.val_loss).fold(val_loss, f64::min),
             hellaswag: last.hellaswag,
+            figures: summary.figures,
+            last: last.clone(),
             validations,
             validation_set: lock.environment.get("data.validation_sha256").cloned().unwrap_or_default(),
             tokenizer: lock.numerics.get("data.tokenizer_sha256").cloned().unwrap_or_default(),
             tasks: lock.environment.get("data.hellaswag").cloned(),
         })
+    }
+}
+
+impl ComparedRun {
+    /// Its number in a column: of what is evaluated that after the last step.
+    pub(super) fn metric(&self, column: &'static Column) -> Option<f64> {
+        let value = match column.kind {
+            ColumnKind::Evaluation | ColumnKind::Average => (column.get)(&self.last),
+            ColumnKind::Training | ColumnKind::Timing => self.figures.get(column.figure_name()),
+        };
+        value.filter(|value| value.is_finite())
+    }
+
+    /// Itself where it has a number in `measure`, and else why it cannot take part.
+    fn with(self, measure: Measure) -> ReadRun {
+        match measure.of(&self) {
+            None if matches!(measure, Measure::Metric(_)) => Err(LeftOutRun {
+                why: format!("it has no `{}` after its last step", measure.key()),
+                run: self.name,
+                failed: false,
+                keys: Some(self.keys),
+            }),
+            _ => Ok(self),
+        }
     }
 }
 
@@ -316,6 +373,8 @@ impl ComparedRun {
             val_loss,
             best_val_loss: validations.iter().map(|at| at.val_loss).fold(val_loss, f64::min),
             hellaswag: None,
+            figures: Figures::default(),
+            last: MetricsRow { val_loss: Some(val_loss), ..MetricsRow::new(20, 10_240, Action::Evaluate) },
             validations,
             validation_set: "v".into(),
             tokenizer: "t".into(),

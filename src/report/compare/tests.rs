@@ -275,3 +275,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn runs_from_two_checkpoints_are_paired_by_seed_wherever_they_go_on_in_the_data() {
+    let mut runs = Vec::new();
+    for (init, offset) in [("a@4", "32"), ("a@8", "64")] {
+        for seed in 0..3 {
+            let mut run = ComparedRun::made_up("0.1", seed, &[], 3.0 + 0.1 * seed as f64);
+            let keys = [("model.init", init), ("data.offset", offset), (SEED, &seed.to_string())];
+            run.keys = groups::RunKeys::made_up(&keys);
+            run.root = Some(format!("{init} {seed}"));
+            runs.push(run);
+        }
+    }
+    let comparison = compare(runs, Some(&["model.init".to_owned()]));
+    let difference = final_losses(&comparison)[0];
+    assert_eq!((difference.method, difference.n), (TestMethod::Paired, [3, 3]));
+    assert!(comparison.notes.is_empty(), "{:?}", comparison.notes);
+}

@@ -65,10 +65,12 @@ impl Comparison {
     /// Tables of groups, differences and the target, then what was left out, notes and the verdict.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
-        for measure in Measure::ALL {
+        for measure in super::measures(self.measure) {
             text.push_str(&self.measure(measure));
         }
-        text.push_str(&self.target());
+        if self.shows_target {
+            text.push_str(&self.target());
+        }
         if !self.left_out.is_empty() {
             text.push_str("not compared\n");
             for run in &self.left_out {
@@ -112,10 +114,8 @@ impl Comparison {
         if measure == Measure::BestValLoss && self.groups.iter().all(is_final) {
             return "best validation loss: in every run that of the last step\n\n".to_owned();
         }
-        let unit = match measure {
-            Measure::Hellaswag => "share of tasks, higher is better",
-            _ => "nats a token, lower is better",
-        };
+        let comma = if measure.unit().is_empty() { "" } else { ", " };
+        let unit = format!("{}{comma}{} is better", measure.unit(), measure.comparative());
         let smallest = measured().filter_map(|s| s.sd).filter(|sd| *sd > 0.0).fold(f64::INFINITY, f64::min);
         let places = decimals(if smallest.is_finite() { smallest } else { 0.0 });
         let failed = self.groups.iter().any(|group| group.failed > 0);

@@ -8,13 +8,12 @@ const LEVEL: f64 = 0.05;
 /// Groups that are named one by one.
 const NAMED: usize = 8;
 
-/// Of the final validation loss: which group is lowest, and of which others that can be said; then what
-/// weakens it.
+/// Of the measure compared: which group is best, and of which others that can be said; then what weakens it.
 pub fn sentences(comparison: &Comparison) -> Vec<String> {
     let mut said = Vec::new();
     match comparison.groups.len() {
         1 => said.push(alone(comparison)),
-        _ if comparison.of_measure(Measure::ValLoss).all(|difference| difference.test.is_none()) => {
+        _ if comparison.of_measure(comparison.measure).all(|difference| difference.test.is_none()) => {
             said.push(untested(comparison));
         }
         _ => said.extend(best_against_others(comparison)),
@@ -35,7 +34,7 @@ pub fn sentences(comparison: &Comparison) -> Vec<String> {
 
 fn alone(comparison: &Comparison) -> String {
     let group = &comparison.groups[0];
-    let loss = &group.val_loss;
+    let loss = &group.of_verdict;
     let places = decimals(loss.sd.unwrap_or(0.0));
     let spread = match (loss.n, loss.interval) {
         (_, Some([low, high])) => {
@@ -44,7 +43,8 @@ fn alone(comparison: &Comparison) -> String {
         _ => " in one run, of which no spread is known".to_owned(),
     };
     format!(
-        "There is one group, so nothing is compared: its final validation loss is {:.places$}{spread}.",
+        "There is one group, so nothing is compared: its {} is {:.places$}{spread}.",
+        comparison.measure.name(),
         loss.mean
     )
 }
@@ -52,21 +52,24 @@ fn alone(comparison: &Comparison) -> String {
 /// Where no two groups could be tested.
 fn untested(comparison: &Comparison) -> String {
     let best = &comparison.groups[comparison.best()];
-    let places = decimals(best.val_loss.sd.unwrap_or(0.0));
+    let places = decimals(best.of_verdict.sd.unwrap_or(0.0));
+    let (measure, mean) = (comparison.measure, best.of_verdict.mean);
     let lowest =
-        format!("{} has the lowest final validation loss, {:.places$}", best.group, best.val_loss.mean);
-    if comparison.groups.iter().all(|group| group.val_loss.n == 1) {
+        format!("{} has the {} {}, {mean:.places$}", best.group, measure.superlative(), measure.name());
+    if comparison.groups.iter().all(|group| group.of_verdict.n == 1) {
         return format!(
             "One seed a group: no statement about the difference is possible. Here {lowest}; how much of \
              that is the seed's doing only more seeds can tell."
         );
     }
-    if comparison.of_measure(Measure::ValLoss).all(|difference| difference.difference == 0.0) {
-        return "The groups have equal final validation losses to the bit: what makes them differ changed \
-                nothing here."
-            .to_owned();
+    if comparison.of_measure(comparison.measure).all(|difference| difference.difference == 0.0) {
+        return format!(
+            "The groups have equal values of {} to the bit: what makes them differ changed nothing here.",
+            measure.name()
+        );
     }
-    let why = comparison.of_measure(Measure::ValLoss).find_map(|difference| difference.why_untested.clone());
+    let why =
+        comparison.of_measure(comparison.measure).find_map(|difference| difference.why_untested.clone());
     format!("No difference could be tested ({}). Here {lowest}.", why.unwrap_or_default())
 }
 
@@ -79,7 +82,7 @@ fn best_against_others(comparison: &Comparison) -> Vec<String> {
         .filter(|group| beside(comparison, *group).any(|(_, difference)| difference.test.is_some()))
         .collect();
     if !tested.contains(&best)
-        && let Some(next) = comparison.lowest_of(&tested)
+        && let Some(next) = comparison.best_of(&tested)
     {
         said.push(format!("Of the {} groups that can be tested {}.", tested.len(), lowest(comparison, next)));
         said.extend(against_others(comparison, next));
@@ -90,8 +93,8 @@ fn best_against_others(comparison: &Comparison) -> Vec<String> {
 /// `A has the lowest mean final validation loss, 3.1277 over 3 runs`.
 fn lowest(comparison: &Comparison, group: usize) -> String {
     let group = &comparison.groups[group];
-    let places = decimals(group.val_loss.sd.unwrap_or(0.0));
-    let runs = match group.val_loss.n {
+    let places = decimals(group.of_verdict.sd.unwrap_or(0.0));
+    let runs = match group.of_verdict.n {
         1 => "one run".to_owned(),
         n => format!("{n} runs"),
     };
@@ -100,14 +103,17 @@ fn lowest(comparison: &Comparison, group: usize) -> String {
         n => format!(" ({n} of its kind failed)"),
     };
     format!(
-        "{} has the lowest mean final validation loss, {:.places$} over {runs}{failed}",
-        group.group, group.val_loss.mean
+        "{} has the {} mean {}, {:.places$} over {runs}{failed}",
+        group.group,
+        comparison.measure.superlative(),
+        comparison.measure.name(),
+        group.of_verdict.mean
     )
 }
 
 /// The other groups with their differences from one.
 fn beside(comparison: &Comparison, group: usize) -> impl Iterator<Item = (&str, &GroupDifference)> {
-    comparison.of_measure(Measure::ValLoss).filter_map(move |difference| {
+    comparison.of_measure(comparison.measure).filter_map(move |difference| {
         let other = match group {
             at if at == difference.a => difference.b,
             at if at == difference.b => difference.a,
@@ -118,18 +124,19 @@ fn beside(comparison: &Comparison, group: usize) -> impl Iterator<Item = (&str, 
 }
 
 fn against_others(comparison: &Comparison, best: usize) -> Vec<String> {
-    let (mut higher, mut alike, mut untested) = (Vec::new(), Vec::new(), Vec::new());
+    let is_better_high = comparison.measure.is_better_high();
+    let (mut worse, mut alike, mut untested) = (Vec::new(), Vec::new(), Vec::new());
     for (name, difference) in beside(comparison, best) {
         match (difference.p_holm, difference.a == best) {
-            (Some(p), is_a) if p < LEVEL && is_a == (difference.difference < 0.0) => {
-                higher.push((name, difference))
+            (Some(p), is_a) if p < LEVEL && is_a == ((difference.difference < 0.0) != is_better_high) => {
+                worse.push((name, difference))
             }
             (Some(_), _) => alike.push((name, difference)),
             (None, _) => untested.push((name, difference.why_untested.as_deref().unwrap_or_default())),
         }
     }
-    let mut said = shown(&higher, best);
-    said.extend(not_shown(&alike, best));
+    let mut said = shown(&worse, (comparison.measure, best));
+    said.extend(not_shown(&alike, (comparison.measure, best)));
     if let Some((_, first)) = untested.first() {
         let alone = untested.iter().all(|(_, why)| why == first);
         let names: Vec<String> = untested
@@ -144,12 +151,13 @@ fn against_others(comparison: &Comparison, best: usize) -> Vec<String> {
 }
 
 /// The groups that are shown to be worse than the best.
-fn shown(others: &[(&str, &GroupDifference)], best: usize) -> Vec<String> {
+fn shown(others: &[(&str, &GroupDifference)], of: (Measure, usize)) -> Vec<String> {
     if others.len() > NAMED / 2 {
         let names: Vec<&str> = others.iter().map(|(name, _)| *name).collect();
         let worst = others.iter().filter_map(|(_, difference)| difference.p_holm).fold(0.0, f64::max);
         return vec![format!(
-            "It is lower than that of {} (each with {} or less after Holm over {}).",
+            "It is {} than that of {} (each with {} or less after Holm over {}).",
+            of.0.comparative(),
             named(&names),
             p_value(worst),
             family(others[0].1)
@@ -159,21 +167,23 @@ fn shown(others: &[(&str, &GroupDifference)], best: usize) -> Vec<String> {
         .iter()
         .map(|(name, difference)| {
             format!(
-                "{}, its loss is lower than that of {name} by {}.",
+                "{}, its {} is {} than that of {name} by {}.",
                 seeds(difference),
-                evidence(difference, best)
+                of.0.short_name(),
+                of.0.comparative(),
+                evidence(difference, of)
             )
         })
         .collect()
 }
 
 /// The groups of which nothing is shown.
-fn not_shown(others: &[(&str, &GroupDifference)], best: usize) -> Vec<String> {
+fn not_shown(others: &[(&str, &GroupDifference)], of: (Measure, usize)) -> Vec<String> {
     let sentence = |(name, difference): &(&str, &GroupDifference)| {
         format!(
             "{}, no difference from {name} is shown: {}. That is no proof that they are equal.",
             seeds(difference),
-            evidence(difference, best)
+            evidence(difference, of)
         )
     };
     if others.len() <= NAMED / 2 {
@@ -197,10 +207,10 @@ fn seeds(difference: &GroupDifference) -> String {
 }
 
 /// `0.0123 (95 % interval 0.0100 to 0.0146; p = 0.03 after Holm over 10 comparisons)`, as what the other is
-/// above the best.
-fn evidence(difference: &GroupDifference, best: usize) -> String {
+/// worse than the best.
+fn evidence(difference: &GroupDifference, (measure, best): (Measure, usize)) -> String {
     let Some(test) = &difference.test else { return String::new() };
-    let turn = if difference.a == best { -1.0 } else { 1.0 };
+    let turn = if (difference.a == best) == measure.is_better_high() { 1.0 } else { -1.0 };
     let mut ends = test.interval.map(|end| turn * end);
     ends.sort_by(f64::total_cmp);
     let places = decimals((ends[1] - ends[0]) / 2.0);

@@ -1,6 +1,6 @@
 //! Two swept keys: a cell for each pair of values, with the mean of its runs.
 
-use super::{counted, left_out, losses, values_of};
+use super::{counted, left_out, losses, quantity, values_of};
 use crate::report::axis::trimmed;
 use crate::report::compare::ComparedRuns;
 use crate::report::groups::RunKeys;
@@ -47,7 +47,7 @@ impl Shades {
     }
 }
 
-/// Draws the final validation loss over two keys, the first across and the second up.
+/// Draws the number in which runs are compared over two keys, the first across and the second up.
 pub fn draw(runs: &ComparedRuns, keys: [&String; 2], theme: Theme) -> Result<Scene, ReportError> {
     HeatMap::new(runs, keys)?.draw(theme)
 }
@@ -139,7 +139,7 @@ impl<'a> HeatMap<'a> {
     fn head(&self, scene: &mut Scene) -> Result<(), ReportError> {
         let (ink, quiet) = (scene.colors.text, scene.colors.quiet);
         let room = f64::from(scene.width) - 2.0 * MARGIN;
-        let title = format!("{}: final validation loss, nats per token", counted(self.runs));
+        let title = format!("{}: {}", counted(self.runs), quantity(self.runs));
         let title = shortened(&title, room, TITLE_SIZE, true)?;
         scene.text(title, (MARGIN, 46.0), TITLE_SIZE, true, Align::Left, ink);
         let facts = shortened(&self.facts(), room, TEXT_SIZE, false)?;

@@ -1,6 +1,6 @@
 //! One swept key: a point a run, and the mean of runs of one kind with its interval.
 
-use super::{counted, left_out, losses, values_of};
+use super::{counted, left_out, losses, quantity, values_of};
 use crate::report::axis::{Axis, Scale};
 use crate::report::bands::spread;
 use crate::report::compare::{ComparedRun, ComparedRuns, RunGroup};
@@ -14,8 +14,8 @@ use crate::report::{ReportError, Theme};
 const SIZE: (u32, f64) = (1200, 560.0);
 const MARGIN: f64 = 30.0;
 
-/// Draws the final validation loss over `key`; a colour for each kind of runs that differ in other keys than
-/// this and the seed.
+/// Draws the number in which runs are compared over `key`; a colour for each kind of runs that differ in
+/// other keys than this and the seed.
 pub fn draw(runs: &ComparedRuns, key: &str, theme: Theme) -> Result<Scene, ReportError> {
     let colors = theme.colors();
     let values = values_of(runs, key);
@@ -41,7 +41,7 @@ pub fn draw(runs: &ComparedRuns, key: &str, theme: Theme) -> Result<Scene, Repor
     let width = f64::from(SIZE.0) - MARGIN - left;
     let places = Places::of(&values, width)?;
     let panel = Panel {
-        title: "Final validation loss, nats per token".to_owned(),
+        title: capitalised(quantity(runs)),
         left,
         top,
         width,
@@ -80,6 +80,14 @@ fn is_of(run: &ComparedRun, kind_by: &[String], kind: &[String]) -> bool {
 
 fn failed(runs: &ComparedRuns) -> impl Iterator<Item = &RunKeys> {
     runs.left_out.iter().filter(|run| run.failed).filter_map(|run| run.keys.as_ref())
+}
+
+/// As a heading; the name of a metric stays as it is written everywhere.
+fn capitalised(text: String) -> String {
+    match text.strip_prefix('f') {
+        Some(rest) => format!("F{rest}"),
+        None => text,
+    }
 }
 
 /// Runs of one kind: the losses at each place.

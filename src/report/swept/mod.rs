@@ -1,4 +1,5 @@
-//! The final validation loss of runs over one swept key, or over two as a heat map.
+//! The final validation loss of runs, or another number of theirs, over one swept key, or over two as a heat
+//! map.
 //!
 //! Runs that cannot be compared are left out and counted; those whose training failed are marked where their
 //! keys are. Equal runs give equal bytes, as in all pictures.
@@ -15,8 +16,8 @@ use super::groups::order;
 use super::scene::Scene;
 use super::{ReportError, Theme, picture_paths, write_picture};
 
-/// Draws the final validation loss over the keys that `runs` are grouped by, of which there are one or two.
-/// `out` is a file that ends in `.png` or `.svg`, or a folder for `sweep.png` and `sweep.svg`.
+/// Draws the number in which `runs` are compared over the keys that `runs` are grouped by, of which there are
+/// one or two. `out` is a file that ends in `.png` or `.svg`, or a folder for `sweep.png` and `sweep.svg`.
 pub fn plot(runs: &ComparedRuns, theme: Theme, out: &Path) -> Result<Vec<PathBuf>, ReportError> {
     let paths = picture_paths(out, "sweep")?;
     write_picture(&draw(runs, theme)?, paths)
@@ -44,9 +45,17 @@ fn values_of(runs: &ComparedRuns, key: &str) -> Vec<String> {
     values
 }
 
-/// The final losses of runs that a test picks.
+/// The numbers of runs that a test picks.
 fn losses(runs: &ComparedRuns, of: impl Fn(&ComparedRun) -> bool) -> Vec<f64> {
-    runs.all().filter(|run| of(run)).map(|run| run.val_loss).collect()
+    runs.all().filter(|run| of(run)).map(|run| runs.value(run)).collect()
+}
+
+/// What is drawn, with its unit.
+fn quantity(runs: &ComparedRuns) -> String {
+    match (runs.measure.name(), runs.measure.unit()) {
+        (name, "") => name.to_owned(),
+        (name, unit) => format!("{name}, {}", unit.replace(" a ", " per ")),
+    }
 }
 
 /// `1 run`, `24 runs`.

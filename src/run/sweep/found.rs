@@ -61,10 +61,13 @@ fn checked(
 /// A key that reaches the bits has another value.
 pub fn require_declared(run: &Experiment, declared: &Loaded) -> anyhow::Result<()> {
     let (run, asked) = (flatten(run), flatten(&declared.experiment));
-    let counted_in_epochs = |key: &str| key == "schedule.steps" && declared.epochs.is_some();
-    let mut other = asked.iter().filter(|(key, value)| {
-        reaches_the_bits(key) && !counted_in_epochs(key) && run.get(*key) != Some(*value)
-    });
+    let follows = |key: &str| {
+        (key == "schedule.steps" && declared.epochs.is_some())
+            || (key == "data.offset" && declared.offset_follows)
+    };
+    let mut other = asked
+        .iter()
+        .filter(|(key, value)| reaches_the_bits(key) && !follows(key) && run.get(*key) != Some(*value));
     match other.next() {
         None => Ok(()),
         Some((key, value)) => {

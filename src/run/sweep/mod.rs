@@ -174,6 +174,8 @@ fn begin(sweep: &Sweep, (runs, name): (&Path, &str), existing: Existing) -> anyh
     if existing == Existing::Resume && sweep_folder::is_sweep(&folder) {
         return Ok(SweepFolder::open(&folder)?);
     }
+    sweep.require_recordable()?;
+    initial::require_members(sweep)?;
     if existing == Existing::Replace {
         // A state that many members start from is read once.
         let mut seen = BTreeSet::new();
