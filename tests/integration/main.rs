@@ -25,6 +25,7 @@ mod lock;
 mod look;
 mod mirror;
 mod mixture;
+mod muon;
 mod process;
 mod process_limits;
 mod process_resume;
