@@ -12,7 +12,7 @@
 //
 // Tensors are cut into chunks of 16384 elements that never cross a tensor; a block finds its tensor by binary
 // search. Four elements a thread at a time: float streams move 16 bytes a lane, bf16 8.
-#include "common.cuh"
+#include "rounding.cuh"
 
 constexpr u32 STEP_CHUNK = 16384;
 constexpr u32 STEP_THREADS = 256;
@@ -43,34 +43,6 @@ struct AdamwArgs {
     float grad_scale;
     u32 rounding_key[2];
 };
-
-struct Words4 {
-    u32 word[4];
-};
-
-__device__ __forceinline__ Words4 philox(u32 key0, u32 key1, u64 index, u32 step, u32 id) {
-    u32 c0 = u32(index), c1 = u32(index >> 32), c2 = step, c3 = id;
-#pragma unroll
-    for (int round = 0; round < 10; ++round) {
-        const u64 a = u64(0xD2511F53u) * c0, b = u64(0xCD9E8D57u) * c2;
-        c0 = u32(b >> 32) ^ c1 ^ key0;
-        c1 = u32(b);
-        c2 = u32(a >> 32) ^ c3 ^ key1;
-        c3 = u32(a);
-        key0 += 0x9E3779B9u;
-        key1 += 0xBB67AE85u;
-    }
-    return {{c0, c1, c2, c3}};
-}
-
-// Rounds up with probability (cut-off part)/(spacing), by the low 16 random bits. NaN and infinity stay.
-__device__ __forceinline__ void from_float_stochastic(float x, u32 random, bf16& out) {
-    const u32 bits = __float_as_uint(x);
-    if ((bits & 0x7f800000u) == 0x7f800000u) from_float(x, out);
-    else out.bits = u16((bits + (random & 0xffffu)) >> 16);
-}
-
-__device__ __forceinline__ void from_float_stochastic(float x, u32, float& out) { out = x; }
 
 __device__ __forceinline__ float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
 __device__ __forceinline__ float4 load4(const bf16* p) {

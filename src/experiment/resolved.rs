@@ -119,9 +119,24 @@ section! {
     }
 }
 
+choice! {
+    OptimizerKind {
+        /// AdamW (Loshchilov and Hutter 2019) for every parameter.
+        AdamW = "adamw",
+        /// Muon (Jordan 2024) for the matrices of the blocks, query, key and value each by itself: momentum,
+        /// made orthogonal by five Newton-Schulz iterations, as large as an update of AdamW; AdamW for tables,
+        /// biases and norms.
+        Muon = "muon",
+    }
+}
+
 section! {
-    /// AdamW (Loshchilov and Hutter 2019).
+    /// The optimizer.
     pub struct OptimizerKeys {
+        /// How weights follow from gradients. Default: adamw.
+        pub kind: OptimizerKind,
+        /// `muon` only: decay of the momentum, from 0 to below 1. Default: 0.95.
+        pub momentum: f64,
         /// Decay of the first moment, from 0 to below 1. Default: 0.9.
         pub beta1: f64,
         /// Decay of the second moment, from 0 to below 1. Default: 0.95.

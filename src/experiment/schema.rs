@@ -11,7 +11,9 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 use super::declare::Word;
 use super::diagnostics::nearest;
-use super::resolved::{Compute, DeviceKind, OnDiverge, Order, PartialSums, ScheduleKind, Simd, Tokenizer};
+use super::resolved::{
+    Compute, DeviceKind, OnDiverge, OptimizerKind, Order, PartialSums, ScheduleKind, Simd, Tokenizer,
+};
 
 /// What a key takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -243,6 +245,10 @@ pub(super) const KEYS: &[KeyRow] = &[
     ranged("schedule.final_fraction", FRACTION, 0.1).bits().unit("share of the peak").example("0.0"),
     ranged("schedule.decay_fraction", FRACTION, 0.2).bits().unit("share of the steps").example("0.1"),
     //
+    choice("optimizer.kind", OptimizerKind::WORDS, "adamw")
+        .touching(Bits::ReachedWhenSet)
+        .example(r#""muon""#),
+    ranged("optimizer.momentum", DECAY, 0.95).touching(Bits::ReachedWhenSet).example("0.9"),
     ranged("optimizer.beta1", DECAY, 0.9).bits().example("0.8"),
     ranged("optimizer.beta2", DECAY, 0.95).bits().example("0.999"),
     ranged("optimizer.epsilon", ABOVE_ZERO, 1e-8).bits().example("1e-6"),

@@ -132,7 +132,7 @@ tensors! {
         /// (C)
         ln_1: Affine = Affine::specs(specs, &format!("h.{l}.ln_1"), &[c], Init::Ones),
         /// (3C, C): query, key and value projections.
-        qkv: Affine = Affine::specs(specs, &format!("h.{l}.attn.c_attn"), &[3 * c, c], NORMAL),
+        qkv: Affine = Affine::specs(specs, &format!("h.{l}.attn.c_attn"), &[3 * c, c], NORMAL).of_layers(3),
         /// (C, C)
         attn_proj: Affine = Affine::specs(specs, &format!("h.{l}.attn.c_proj"), &[c, c], into_residual),
         /// (C)
@@ -160,6 +160,14 @@ tensors! {
     }
 }
 
+impl Affine<ParamSpec> {
+    /// The weight is that of several layers of one input.
+    fn of_layers(mut self, stacked: usize) -> Self {
+        self.weight.kind = ParamKind::Matrix { stacked };
+        self
+    }
+}
+
 /// GPT-2's N(0, 0.02).
 const NORMAL: Init = Init::Normal(0.02);
 
@@ -173,7 +181,7 @@ impl Specs {
     fn tensor(&mut self, name: String, shape: &[usize], init: Init) -> ParamSpec {
         let id = self.next_id;
         self.next_id += 1;
-        let kind = if shape.len() == 2 { ParamKind::Matrix } else { ParamKind::Vector };
+        let kind = if shape.len() == 2 { ParamKind::Matrix { stacked: 1 } } else { ParamKind::Vector };
         ParamSpec { id, name, shape: shape.to_vec(), len: shape.iter().product(), kind, init }
     }
 

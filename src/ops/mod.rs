@@ -44,6 +44,10 @@ macro_rules! pass_on {
             self.inner.alloc_scratch(shape)
         }
 
+        fn prepare_layers(&mut self, layers: &[LinearShape]) -> Result<()> {
+            self.inner.prepare_layers(layers)
+        }
+
         fn upload(&mut self, dst: &mut O::Buf, src: &[f32]) -> Result<()> {
             self.inner.upload(dst, src)
         }
@@ -137,6 +141,11 @@ pub trait Ops {
     /// Scratch that the operations need for micro-batches of this shape, in bytes, by name.
     /// Allocated here, once, before the first operation.
     fn alloc_scratch(&mut self, shape: &ScratchShape) -> Result<()>;
+    /// Chooses how [`Linear`] without bias and [`LinearBackwardInput`] are computed in shapes that are not
+    /// the model's. Called before the first operation.
+    fn prepare_layers(&mut self, _layers: &[LinearShape]) -> Result<()> {
+        Ok(())
+    }
     fn upload_ids(&mut self, dst: &mut Self::Ids, ids: &[u16]) -> Result<()>;
     /// Replaces the first `src.len()` elements, rounded to the buffer's type, to nearest even.
     fn upload(&mut self, dst: &mut Self::Buf, src: &[f32]) -> Result<()>;

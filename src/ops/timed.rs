@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::{Dtype, ElementBytes, Family, Operation, Ops, Result, Role, ScratchShape, Work, op};
+use super::{Dtype, ElementBytes, Family, LinearShape, Operation, Ops, Result, Role, ScratchShape, Work, op};
 
 /// A device and the times of its operations.
 pub struct Timed<O> {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::op::outline::{Access, Outline, Outlined};
-use super::{DeviceError, Dtype, ElementBytes, Operation, Ops, Result, Role, ScratchShape, op};
+use super::{DeviceError, Dtype, ElementBytes, LinearShape, Operation, Ops, Result, Role, ScratchShape, op};
 
 /// The operations of a forward and backward pass in order, and what flows between them.
 #[derive(Clone, Debug, Default, PartialEq)]

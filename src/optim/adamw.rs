@@ -18,7 +18,7 @@ pub struct AdamWRule<'a> {
     config: &'a experiment::OptimizerKeys,
     seed: u64,
     /// Whether updates go to fp32 masters, from which parameters are rounded.
-    masters: bool,
+    pub(super) masters: bool,
 }
 
 impl<'a> AdamWRule<'a> {
@@ -29,7 +29,7 @@ impl<'a> AdamWRule<'a> {
     }
 
     /// The scalars of one update, each computed in f64 and rounded once.
-    fn scalars(&self, at: &UpdateStep) -> AdamW {
+    pub(super) fn scalars(&self, at: &UpdateStep) -> AdamW {
         let config = self.config;
         let correction = |beta: f64| (1.0 / (1.0 - libm::pow(beta, at.update as f64))) as f32;
         let clip = if config.grad_clip > 0.0 && at.grad_norm > config.grad_clip {
@@ -51,9 +51,9 @@ impl<'a> AdamWRule<'a> {
     }
 
     /// Matrices and tables decay, vectors do not.
-    fn weight_decay(&self, kind: ParamKind) -> f32 {
+    pub(super) fn weight_decay(&self, kind: ParamKind) -> f32 {
         match kind {
-            ParamKind::Table | ParamKind::Matrix => self.config.weight_decay as f32,
+            ParamKind::Table | ParamKind::Matrix { .. } => self.config.weight_decay as f32,
             ParamKind::Vector => 0.0,
         }
     }
@@ -64,7 +64,13 @@ impl UpdateRule for AdamWRule<'_> {
         if self.masters { vec![FIRST, SECOND, MASTER] } else { vec![FIRST, SECOND] }
     }
 
-    fn update<O: Ops>(&self, ops: &mut O, slots: Vec<Slot<'_, O>>, at: &UpdateStep) -> Result<()> {
+    fn update<O: Ops>(
+        &self,
+        ops: &mut O,
+        slots: Vec<Slot<'_, O>>,
+        _workspace: &mut [O::Buf],
+        at: &UpdateStep,
+    ) -> Result<()> {
         let slot = |slot| {
             let Slot { parameter, at, param, grad, grad_at, state } = slot;
             let (adam_m, adam_v, master) = match state {
@@ -85,6 +91,8 @@ mod tests {
     use super::*;
 
     const ADAM: experiment::OptimizerKeys = experiment::OptimizerKeys {
+        kind: experiment::OptimizerKind::AdamW,
+        momentum: 0.95,
         beta1: 0.9,
         beta2: 0.95,
         epsilon: 1e-8,
@@ -119,7 +127,7 @@ mod tests {
 
     #[test]
     fn weights_decay_and_vectors_do_not() {
-        let decays = [ParamKind::Table, ParamKind::Matrix, ParamKind::Vector];
+        let decays = [ParamKind::Table, ParamKind::Matrix { stacked: 1 }, ParamKind::Vector];
         assert_eq!(decays.map(|kind| rule(&ADAM).weight_decay(kind)), [0.1, 0.1, 0.0]);
     }
 }

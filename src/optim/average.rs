@@ -13,7 +13,7 @@
 //! of the masters `w` where there are any, else of the parameters. A step that a guard skips is no update and
 //! changes no average.
 
-use super::{MASTER, Parameter, Slot, Start, StateRow, UpdateRule, UpdateStep};
+use super::{MASTER, Parameter, Slot, Start, StateRow, UpdateRule, UpdateStep, Workspace};
 use crate::ops::{Average, Ops, Result};
 
 /// The average of a parameter.
@@ -38,15 +38,29 @@ impl<R: UpdateRule> UpdateRule for Averaged<R> {
         state
     }
 
-    fn update<O: Ops>(&self, ops: &mut O, mut slots: Vec<Slot<'_, O>>, at: &UpdateStep) -> Result<()> {
-        let Some(decay) = self.decay else { return self.rule.update(ops, slots, at) };
+    fn is_whole(&self, parameter: &Parameter<'_>) -> bool {
+        self.rule.is_whole(parameter)
+    }
+
+    fn workspace(&self, parameters: &[Parameter<'_>]) -> Workspace {
+        self.rule.workspace(parameters)
+    }
+
+    fn update<O: Ops>(
+        &self,
+        ops: &mut O,
+        mut slots: Vec<Slot<'_, O>>,
+        workspace: &mut [O::Buf],
+        at: &UpdateStep,
+    ) -> Result<()> {
+        let Some(decay) = self.decay else { return self.rule.update(ops, slots, workspace, at) };
         let of_rule = slots.iter_mut().map(|slot| {
             let (_, state) = slot.state.split_last_mut().expect("the average is the last tensor");
             let Slot { parameter, at, grad, grad_at, .. } = *slot;
             Slot { parameter, at, param: &mut *slot.param, grad, grad_at, state }
         });
         let of_rule = of_rule.collect();
-        self.rule.update(ops, of_rule, at)?;
+        self.rule.update(ops, of_rule, workspace, at)?;
         let rate = rate(decay, at.update);
         for Slot { parameter, at, param, state, .. } in slots {
             let (average, state) = state.split_last_mut().expect("the average is the last tensor");

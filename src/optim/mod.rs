@@ -8,14 +8,15 @@
 pub mod adamw;
 pub mod average;
 pub mod guards;
+pub mod muon;
 pub mod schedule;
 
 pub use average::AVERAGE;
 pub use guards::{Guards, Verdict};
 pub use schedule::learning_rate;
 
-use crate::experiment::Experiment;
-use crate::ops::{Dtype, Ops, Result};
+use crate::experiment::{Experiment, OptimizerKind};
+use crate::ops::{Dtype, LinearShape, Ops, Result};
 
 /// A tensor that an optimizer keeps for a parameter and reads in the next update: f32, of the parameter's
 /// shape.
@@ -50,8 +51,8 @@ fn keeps_masters(experiment: &Experiment, param: Dtype) -> bool {
 pub enum ParamKind {
     /// Rows that are looked up: tokens, positions.
     Table,
-    /// Weights of a linear layer, (out, in).
-    Matrix,
+    /// Weights of a linear layer, (out, in), or of this many that stand above each other.
+    Matrix { stacked: usize },
     /// Biases, and the vectors of norms.
     Vector,
 }
@@ -93,18 +94,88 @@ pub struct UpdateStep {
     pub step: u64,
 }
 
+/// What an update takes on the device beside the state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Workspace {
+    /// Lengths of buffers of activations. They hold nothing between updates.
+    pub buffers: Vec<usize>,
+    /// Layers whose outputs or input gradients it computes, without bias.
+    pub layers: Vec<LinearShape>,
+}
+
 /// An optimizer.
 pub trait UpdateRule {
     /// The tensors kept for a parameter. Parameters may differ in them.
     fn state(&self, parameter: &Parameter<'_>) -> Vec<StateRow>;
 
-    /// One update of all `slots`, which are in the model's order.
-    fn update<O: Ops>(&self, ops: &mut O, slots: Vec<Slot<'_, O>>, at: &UpdateStep) -> Result<()>;
+    /// Whether a parameter can only be updated as a whole, and is on one rank.
+    fn is_whole(&self, _parameter: &Parameter<'_>) -> bool {
+        false
+    }
+
+    /// What updating `parameters` takes beside the state.
+    fn workspace(&self, _parameters: &[Parameter<'_>]) -> Workspace {
+        Workspace::default()
+    }
+
+    /// One update of all `slots`, which are in the model's order. `workspace` has the buffers that
+    /// [`UpdateRule::workspace`] lists.
+    fn update<O: Ops>(
+        &self,
+        ops: &mut O,
+        slots: Vec<Slot<'_, O>>,
+        workspace: &mut [O::Buf],
+        at: &UpdateStep,
+    ) -> Result<()>;
 }
 
 /// The optimizer of an experiment on a device that stores parameters as `param`, with the average of the
 /// weights if it keeps one.
 pub fn update_rule(experiment: &Experiment, param: Dtype) -> impl UpdateRule {
     let decay = Some(experiment.optimizer.ema_decay).filter(|decay| *decay > 0.0);
-    average::Averaged { rule: adamw::AdamWRule::new(experiment, param), decay }
+    let rule = match experiment.optimizer.kind {
+        OptimizerKind::AdamW => Rule::AdamW(adamw::AdamWRule::new(experiment, param)),
+        OptimizerKind::Muon => Rule::Muon(muon::MuonRule::new(experiment, param)),
+    };
+    average::Averaged { rule, decay }
+}
+
+/// The optimizer that `optimizer.kind` names.
+enum Rule<'a> {
+    AdamW(adamw::AdamWRule<'a>),
+    Muon(muon::MuonRule<'a>),
+}
+
+/// What the rule in `$of` answers.
+macro_rules! ask {
+    ($of:expr, $rule:ident => $answer:expr) => {
+        match $of {
+            Rule::AdamW($rule) => $answer,
+            Rule::Muon($rule) => $answer,
+        }
+    };
+}
+
+impl UpdateRule for Rule<'_> {
+    fn state(&self, parameter: &Parameter<'_>) -> Vec<StateRow> {
+        ask!(self, rule => rule.state(parameter))
+    }
+
+    fn is_whole(&self, parameter: &Parameter<'_>) -> bool {
+        ask!(self, rule => rule.is_whole(parameter))
+    }
+
+    fn workspace(&self, parameters: &[Parameter<'_>]) -> Workspace {
+        ask!(self, rule => rule.workspace(parameters))
+    }
+
+    fn update<O: Ops>(
+        &self,
+        ops: &mut O,
+        slots: Vec<Slot<'_, O>>,
+        workspace: &mut [O::Buf],
+        at: &UpdateStep,
+    ) -> Result<()> {
+        ask!(self, rule => rule.update(ops, slots, workspace, at))
+    }
 }

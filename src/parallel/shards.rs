@@ -5,7 +5,8 @@
 //! group of tensors, a transformer block or what lies around the blocks, form one line. Round k of the
 //! exchange halves the line that a rank still holds; the bit k of its number says which half it keeps. So a
 //! rank's shard of a group is one run of neighbouring units, sums are scattered in the tree's order, and
-//! every group is spread over all ranks, ready to be exchanged as soon as its gradients are.
+//! every group is spread over all ranks, ready to be exchanged as soon as its gradients are. A tensor that can
+//! only be updated as a whole is not cut: a line is halved as near to its middle as that lets.
 
 use std::ops::Range;
 
@@ -31,26 +32,42 @@ impl Piece {
     }
 }
 
+/// A tensor as far as its division goes.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    /// Elements in memory.
+    len: usize,
+    /// Whether it stays in one piece.
+    whole: bool,
+}
+
 /// The division of a model's tensors among ranks.
 #[derive(Clone, Debug)]
 pub struct Shards {
     /// Elements of a unit.
     unit: usize,
     ranks: usize,
-    /// First tensor of each group, and the lengths of its tensors as they are in memory.
-    groups: Vec<(Group, usize, Vec<usize>)>,
+    /// First tensor of each group, and its tensors.
+    groups: Vec<(Group, usize, Vec<Extent>)>,
     /// All shards with their ranks, in the model's order.
     all: Vec<(usize, Piece)>,
 }
 
 impl Shards {
-    /// Divides tensors shaped as `specs` at multiples of `unit` elements among `ranks`, a power of two.
-    pub fn new(specs: &Weights<ParamSpec>, unit: usize, ranks: usize) -> Shards {
+    /// Divides tensors shaped as `specs` at multiples of `unit` elements among `ranks`, a power of two; those
+    /// that are `whole` in no part.
+    pub fn new(
+        specs: &Weights<ParamSpec>,
+        unit: usize,
+        ranks: usize,
+        whole: impl Fn(&ParamSpec) -> bool,
+    ) -> Shards {
         let mut first = 0;
+        let extent = |spec: &ParamSpec| Extent { len: spec.len, whole: whole(spec) };
         let groups = Group::all(specs.layers.len()).map(|group| {
-            let lens: Vec<usize> = specs.group(group).into_iter().map(|spec| spec.len).collect();
-            first += lens.len();
-            (group, first - lens.len(), lens)
+            let tensors: Vec<Extent> = specs.group(group).into_iter().map(extent).collect();
+            first += tensors.len();
+            (group, first - tensors.len(), tensors)
         });
         let mut shards = Shards { unit, ranks, groups: groups.collect(), all: Vec::new() };
         let owned = |rank| shards.owned(rank).into_iter().map(move |piece| (rank, piece));
@@ -74,8 +91,8 @@ impl Shards {
         self.groups.iter().map(|(group, ..)| *group)
     }
 
-    /// A group's first tensor, and the lengths of its tensors.
-    fn group(&self, group: Group) -> (usize, &[usize]) {
+    /// A group's first tensor, and its tensors.
+    fn group(&self, group: Group) -> (usize, &[Extent]) {
         let at = match group {
             Group::Tables => 0,
             Group::Block(l) => 1 + l,
@@ -87,15 +104,15 @@ impl Shards {
     /// The pieces of a group that `rank` holds after `rounds` rounds, in the model's order; `tensor` counts
     /// from the group's first.
     pub fn held(&self, group: Group, rank: usize, rounds: u32) -> Vec<Piece> {
-        let lens = self.group(group).1;
-        let mut line = 0..lens.iter().map(|len| len.div_ceil(self.unit)).sum::<usize>();
+        let tensors = self.group(group).1;
+        let mut line = 0..tensors.iter().map(|tensor| tensor.len.div_ceil(self.unit)).sum::<usize>();
         for round in 0..rounds {
-            let middle = line.start + (line.end - line.start).div_ceil(2);
+            let middle = self.cut(tensors, line.start + (line.end - line.start).div_ceil(2));
             line = if rank >> round & 1 == 0 { line.start..middle } else { middle..line.end };
         }
         let mut pieces = Vec::new();
         let mut before = 0;
-        for (at, len) in lens.iter().enumerate() {
+        for (at, Extent { len, .. }) in tensors.iter().enumerate() {
             let units = len.div_ceil(self.unit);
             let (from, to) = (line.start.max(before), line.end.min(before + units));
             if from < to {
@@ -105,6 +122,19 @@ impl Shards {
             before += units;
         }
         pieces
+    }
+
+    /// The place nearest to a unit of a line of tensors at which it may be cut.
+    fn cut(&self, tensors: &[Extent], unit: usize) -> usize {
+        let mut before = 0;
+        for tensor in tensors {
+            let after = before + tensor.len.div_ceil(self.unit);
+            if tensor.whole && before < unit && unit < after {
+                return if unit - before < after - unit { before } else { after };
+            }
+            before = after;
+        }
+        unit
     }
 
     /// The shard of `rank`: at most one piece of each tensor, in the model's order.
@@ -136,7 +166,7 @@ impl Shards {
         let tensors = self
             .groups
             .iter()
-            .flat_map(|(_, first, lens)| lens.iter().enumerate().map(move |(at, len)| (first + at, *len)));
+            .flat_map(|(_, first, all)| all.iter().enumerate().map(move |(at, of)| (first + at, of.len)));
         tensors.map(|(tensor, len)| Piece { tensor, start: 0, len }).collect()
     }
 
@@ -173,12 +203,17 @@ mod tests {
     #[test]
     fn shards_cover_every_tensor_once_at_unit_boundaries() {
         let specs = specs();
-        for ranks in [1, 2, 4, 8, 64] {
-            let shards = Shards::new(&specs, 256, ranks);
+        for (ranks, whole) in [1, 2, 4, 8, 64].into_iter().flat_map(|ranks| [(ranks, false), (ranks, true)]) {
+            let shards = Shards::new(&specs, 256, ranks, |spec| whole && spec.shape.len() == 2);
             let mut next = specs.iter().map(|_| 0).collect::<Vec<usize>>();
             for (_, piece) in shards.all() {
                 assert_eq!(piece.start, next[piece.tensor], "{ranks} ranks, tensor {}", piece.tensor);
                 assert_eq!(piece.start % 256, 0);
+                let spec = specs.iter().nth(piece.tensor).expect("a tensor");
+                assert!(
+                    !(whole && spec.shape.len() == 2) || piece.len == spec.len,
+                    "{ranks} ranks: {piece:?}"
+                );
                 next[piece.tensor] = piece.end();
             }
             assert_eq!(next, specs.iter().map(|spec| spec.len).collect::<Vec<_>>(), "{ranks} ranks");
@@ -187,14 +222,16 @@ mod tests {
                 assert!(tensors.is_sorted_by(|a, b| a < b), "one piece a tensor, in order: {tensors:?}");
             }
         }
-        assert_eq!(Shards::new(&specs, 256, 1).owned(0), Shards::new(&specs, 256, 4).whole());
+        let divided = |ranks| Shards::new(&specs, 256, ranks, |_| false);
+        assert_eq!(divided(1).owned(0), divided(4).whole());
     }
 
     #[test]
     fn each_round_splits_what_is_held_between_the_two_that_meet() {
-        let shards = Shards::new(&specs(), 256, 8);
+        let divided = |whole| Shards::new(&specs(), 256, 8, move |spec| whole && spec.shape.len() == 2);
         let sizes = |pieces: &[Piece]| pieces.iter().map(|piece| piece.len).sum::<usize>();
-        for group in shards.groups() {
+        let divisions = [divided(false), divided(true)];
+        for (shards, group) in divisions.iter().flat_map(|shards| shards.groups().map(move |g| (shards, g))) {
             for rank in 0..8 {
                 for round in 0..3 {
                     let peer = rank ^ 1 << round;
@@ -211,7 +248,7 @@ mod tests {
 
     #[test]
     fn groups_are_the_blocks_and_what_lies_around_them() {
-        let shards = Shards::new(&specs(), 256, 2);
+        let shards = Shards::new(&specs(), 256, 2, |_| false);
         let first: Vec<(usize, usize)> =
             shards.groups.iter().map(|(_, first, lens)| (*first, lens.len())).collect();
         assert_eq!(first, [(0, 2), (2, 12), (14, 12), (26, 12), (38, 2)]);

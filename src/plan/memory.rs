@@ -10,8 +10,9 @@ use crate::experiment::{Compute, Experiment, PartialSums};
 use crate::model::activations::{Activations, BufferSpec};
 use crate::model::decode::{self, Room};
 use crate::model::gpt2::scratch_shape;
-use crate::model::weights::Weights;
+use crate::model::weights::{ParamSpec, Weights};
 use crate::ops::{Dtype, Role, Rows, ScratchShape, cpu, cuda};
+use crate::optim::{UpdateRule, update_rule};
 use crate::parallel::{Shards, sums, tree};
 use crate::train::state::{Division, Home, Row, table};
 
@@ -187,7 +188,9 @@ impl MemoryPlan {
         scratch(&mut plan, &storage.scratch.opened);
         let sharded = experiment.parallel.zero > 0;
         let table = table(experiment, &specs, storage.param, sharded);
-        plan.rows(Category::Parameters, &table, share);
+        let rule = update_rule(experiment, storage.param);
+        let division = Divided::new(&specs, share, |spec| rule.is_whole(&spec.parameter()));
+        plan.rows(Category::Parameters, &table, &division);
 
         let layout = Activations::layout(&experiment.model, rows, experiment.memory.recompute, true);
         for spec in layout.specs() {
@@ -204,9 +207,14 @@ impl MemoryPlan {
         let written = sums::written(&specs, divided);
         plan.all(Category::Gradients, "gradients", written.iter().map(|spec| 4 * spec.len as u64));
         if divided {
-            plan.all(Category::Gradients, "sums of gradients", tensors().map(|bytes| share.of(bytes)));
+            let held = specs.iter().enumerate().map(|(at, spec)| division.held(at, 4 * spec.len as u64));
+            plan.all(Category::Gradients, "sums of gradients", held);
         }
-        plan.rows(Category::Optimizer, &table, share);
+        plan.rows(Category::Optimizer, &table, &division);
+        let parameters: Vec<_> = specs.iter().map(ParamSpec::parameter).collect();
+        let room = rule.workspace(&parameters).buffers.into_iter();
+        let room = room.map(|len| (len * storage.activation.size()) as u64);
+        plan.all(Category::Optimizer, "room for an update", room);
         // One partial sum for each level of the tree over the workers of this device.
         let levels = share.workers(experiment).next_power_of_two().trailing_zeros();
         let elsewhere = experiment.memory.partial_sums == PartialSums::Host;
@@ -229,7 +237,7 @@ impl MemoryPlan {
         }
         plan.add(Category::Activations, "token losses", experiment.batch.tokens * 4);
         if share.devices > 1 {
-            let half = Shards::new(&specs, 1, share.devices.next_power_of_two() as usize).largest_half();
+            let half = division.shards.largest_half();
             plan.add(Category::Scratch, "gradients on their way in", 4 * half as u64);
         }
         if share.devices > 1 && storage.host_apart {
@@ -249,6 +257,40 @@ impl MemoryPlan {
     /// Bytes of one category.
     pub fn category(&self, category: Category) -> u64 {
         self.entries.iter().filter(|e| e.category == category).map(|e| e.bytes).sum()
+    }
+}
+
+/// How several devices divide what they share.
+struct Divided {
+    share: Share,
+    shards: Shards,
+    /// The part of each parameter that the fullest device has; where all can be cut, they share evenly.
+    fullest: Option<Vec<f64>>,
+}
+
+impl Divided {
+    fn new(specs: &Weights<ParamSpec>, share: Share, whole: impl Fn(&ParamSpec) -> bool) -> Divided {
+        let shards = Shards::new(specs, 1, share.devices.next_power_of_two() as usize, &whole);
+        let owned = (0..shards.ranks()).map(|rank| shards.owned(rank));
+        let fullest = owned.max_by_key(|pieces| pieces.iter().map(|piece| piece.len).sum::<usize>());
+        let parts = fullest.filter(|_| specs.iter().any(whole)).map(|pieces| {
+            let mut parts = vec![0.0; specs.iter().count()];
+            for (spec, piece) in
+                pieces.iter().filter_map(|piece| Some((specs.iter().nth(piece.tensor)?, piece)))
+            {
+                parts[piece.tensor] = piece.len as f64 / spec.len as f64;
+            }
+            parts
+        });
+        Divided { share, shards, fullest: parts }
+    }
+
+    /// Of a shared tensor of this many bytes, kept for a parameter, what a device holds.
+    fn held(&self, parameter: usize, bytes: u64) -> u64 {
+        match &self.fullest {
+            None => self.share.of(bytes),
+            Some(parts) => (bytes as f64 * parts[parameter]) as u64,
+        }
     }
 }
 
@@ -274,7 +316,7 @@ impl Builder {
     }
 
     /// The rows of the training state that are of this category, as one of several devices holds them.
-    fn rows(&mut self, category: Category, table: &[Row], share: Share) {
+    fn rows(&mut self, category: Category, table: &[Row], division: &Divided) {
         for row in table {
             let of = match row.home {
                 Home::Host(_) => continue,
@@ -283,7 +325,10 @@ impl Builder {
             };
             if of == category {
                 let whole = (row.len * row.dtype.size()) as u64;
-                let bytes = if row.division == Division::Sharded { share.of(whole) } else { whole };
+                let bytes = match row.parameter() {
+                    Some(at) if row.division == Division::Sharded => division.held(at, whole),
+                    _ => whole,
+                };
                 self.add(category, row.label, bytes);
             }
         }

@@ -47,13 +47,14 @@ impl SavedState<'_> {
             let (who, hint) = match successor {
                 Successor::Resumed => (
                     "a resume",
-                    "leave model, `precision`, `guards.window` and `optimizer.ema_decay` as they were, or \
-                     start another run from the weights alone, by `model.init = \"run:NAME@STEP\"`",
+                    "leave model, `precision`, `guards.window`, `optimizer.kind` and `optimizer.ema_decay` as \
+                     they were, or start another run from the weights alone, by `model.init = \
+                     \"run:NAME@STEP\"`",
                 ),
                 Successor::Other => (
                     "`optimizer.from_init`",
-                    "give model, `precision`, `guards.window` and `optimizer.ema_decay` as the checkpoint's \
-                     run has them, or leave `optimizer.from_init` out to start from the weights alone",
+                    "give model, `precision`, `guards.window`, `optimizer.kind` and `optimizer.ema_decay` as \
+                     the checkpoint's run has them, or leave `optimizer.from_init` out to start from the weights alone",
                 ),
             };
             let file = self.file.display();

@@ -18,7 +18,6 @@ use crate::experiment::{
     Sweep, settings_text,
 };
 use crate::formats::{ForeignModel, Parameters, models_read, require_finite, require_sizes, values};
-use crate::model::weights::Weights;
 use crate::ops::{Dtype, Ops};
 use crate::optim::AVERAGE;
 use crate::proof::lock::Table;
@@ -26,7 +25,6 @@ use crate::store::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
 use crate::store::manifest::Manifest;
 use crate::store::safetensors::Reader;
 use crate::train::run::INIT_UPDATES;
-use crate::train::state::{Row, table};
 use crate::train::{Progress, Trainer};
 
 /// The lock's keys for what `model.init` names: of a file its SHA-256, of a checkpoint its state root.

@@ -12,7 +12,8 @@ use super::initial::{self, Initial};
 use super::locked::{ARITHMETIC_KEY, Locked};
 use super::messages::Report;
 use crate::data::{DataManifest, Dataset, ShardDigest};
-use crate::experiment::{self, Compute, Experiment, Loaded};
+use crate::experiment::{self, Compute, Experiment, Loaded, OptimizerKind};
+use crate::optim::muon;
 use crate::plan::memory::Storage;
 use crate::proof::Hash;
 use crate::proof::lock::{Difference, Lock, Table};
@@ -37,8 +38,13 @@ pub fn lock<O: Locked>(
     numerics.extend(training_data(&data.train, &manifest.train));
     numerics.insert("data.tokenizer_sha256".into(), hex::encode(data.tokenizer.sha256()));
     numerics.extend(facts.numerics);
-    if loaded.experiment.optimizer.ema_decay == 0.0 {
-        numerics.retain(|key, _| !key.starts_with("cuda.kernels.average.cu"));
+    let optimizer = &loaded.experiment.optimizer;
+    let mut without = |kernels: &str| numerics.retain(|key, _| !key.starts_with(kernels));
+    if optimizer.ema_decay == 0.0 {
+        without("cuda.kernels.average.cu");
+    }
+    if optimizer.kind != OptimizerKind::Muon {
+        without("cuda.kernels.muon.cu");
     }
     initial::pin(initial, &mut numerics);
     numerics.insert("train.numerics_version".into(), train::NUMERICS_VERSION.to_string());
@@ -88,11 +94,15 @@ impl OnDevice for ToLock {
     }
 }
 
-/// The keys that can change bits, as resolved.
+/// The keys that can change bits, as resolved, and the version of what only some experiments use.
 pub fn resolved_numerics(experiment: &Experiment) -> Table {
     let reaching =
         experiment::flatten(experiment).into_iter().filter(|(key, value)| experiment::is_locked(key, value));
-    reaching.map(|(key, value)| (key, plain(&value))).collect()
+    let mut numerics: Table = reaching.map(|(key, value)| (key, plain(&value))).collect();
+    if experiment.optimizer.kind == OptimizerKind::Muon {
+        numerics.insert("optimizer.muon_version".into(), muon::VERSION.to_string());
+    }
+    numerics
 }
 
 /// A value without the quotes of JSON.

@@ -19,7 +19,7 @@ use crate::proof::{Hash, Head, LockError};
 use crate::store::checkpoint;
 use crate::store::{self, Info, Manifest, RunPaths};
 use crate::train::run::INIT_UPDATES;
-use crate::train::{Recorder, RunError, Trainer};
+use crate::train::{Recorder, RunError};
 
 /// Keys that act before the first step alone, beside what `model.init` names.
 const OF_THE_BEGINNING: [&str; 3] = ["data.offset", "optimizer.from_init", INIT_UPDATES];

@@ -38,11 +38,6 @@ impl Progress {
         ]
     }
 
-    /// Whether a tensor of the state is a value of the host.
-    pub fn is_host_value(name: &str) -> bool {
-        name.starts_with("train/") || name.starts_with("guard/")
-    }
-
     /// Whether a tensor of the state is a counter of training.
     pub fn is_counter(name: &str) -> bool {
         name.starts_with("train/")

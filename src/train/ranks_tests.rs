@@ -91,6 +91,22 @@ fn any_number_of_ranks_ends_in_the_bits_of_one_whatever_each_keeps() {
 }
 
 #[test]
+fn matrices_that_are_updated_as_a_whole_change_no_bit() {
+    let with = |zero: u8| {
+        let zero = format!("parallel.zero={zero}");
+        experiment_with(&["optimizer.kind=muon", "optimizer.ema_decay=0.9", "batch.tokens=64", &zero])
+    };
+    let one = train(&with(1), Box::new(Solo), None, 3);
+    assert!(one.state.iter().any(|tensor| tensor.name == "muon_m/h.1.mlp.c_fc.weight"));
+    for (zero, size) in [(0, 2), (1, 2), (1, 4), (1, 8), (2, 2), (2, 8)] {
+        assert_eq!(train_all(size, &with(zero), None, 3), one, "{size} ranks, ZeRO {zero}");
+    }
+    let half = train(&with(1), Box::new(Solo), None, 1);
+    let rest = train_all(4, &with(1), Some(&half.state), 2);
+    assert_eq!(rest.roots, one.roots[1..], "saved on one, resumed on four");
+}
+
+#[test]
 fn gradients_that_are_divided_as_well_change_no_bit() {
     let one_micro_step = "batch.tokens=64";
     let one = train(&experiment_with(&[one_micro_step]), Box::new(Solo), None, 3);

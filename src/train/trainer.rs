@@ -95,11 +95,14 @@ impl<O: Ops> Trainer<O> {
         let sharded = experiment.parallel.zero >= 1 && !exchange.alone();
         let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
         let model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
-        let shards = Shards::new(&model.specs, ops.chunk(), ranks);
+        let rule = update_rule(experiment, ops.dtype(Role::Param));
+        let shards = Shards::new(&model.specs, ops.chunk(), ranks, |spec| rule.is_whole(&spec.parameter()));
         let (sums, grads) = Sums::new(&mut ops, experiment, &model.specs, &shards, rank, sharded)?;
         let table = state::table(experiment, &model.specs, ops.dtype(Role::Param), sharded);
         let updated = if sharded { shards.owned(rank) } else { shards.whole() };
-        let optimizer = OptimizerState::alloc(&mut ops, &table, updated)?;
+        let parameters: Vec<_> = model.specs.iter().map(ParamSpec::parameter).collect();
+        let workspace = rule.workspace(&parameters);
+        let optimizer = OptimizerState::alloc(&mut ops, &table, updated, &workspace)?;
         let step_tokens = experiment.batch.tokens as usize;
         let decoder = experiment.sample_positions().map(|positions| Room { streams: 1, positions });
         let decoder = decoder.map(|room| Decoder::new(&mut ops, &experiment.model, room)).transpose()?;
@@ -322,7 +325,8 @@ impl<O: Ops> Trainer<O> {
         let gradients = sums.parts(&optimizer.pieces(), grads);
         let mut params = model.specs.iter().zip(model.params.iter_mut()).enumerate();
         let mut slots = Vec::with_capacity(gradients.len());
-        for (part, (grad, grad_at)) in optimizer.parts_mut().zip(gradients) {
+        let (parts, workspace) = optimizer.for_update();
+        for (part, (grad, grad_at)) in parts.iter_mut().zip(gradients) {
             let (_, (spec, param)) = params
                 .find(|(at, _)| *at == part.piece.tensor)
                 .expect("parts are of the model's parameters, in its order");
@@ -330,7 +334,7 @@ impl<O: Ops> Trainer<O> {
             slots.push(Slot { parameter, at, param, grad, grad_at, state });
         }
         let rule = update_rule(experiment, ops.dtype(Role::Param));
-        rule.update(ops, slots, &UpdateStep { learning_rate, grad_norm, update, step })
+        rule.update(ops, slots, workspace, &UpdateStep { learning_rate, grad_norm, update, step })
     }
 
     /// Every rank's new weights to all, where each updates its shard.

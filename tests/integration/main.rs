@@ -26,6 +26,7 @@ mod lock;
 mod look;
 mod mirror;
 mod mixture;
+mod muon;
 mod process;
 mod process_limits;
 mod process_resume;

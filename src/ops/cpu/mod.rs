@@ -26,6 +26,7 @@ mod gemm;
 pub mod libm_vectors;
 mod linear;
 mod math;
+mod muon;
 mod norm;
 mod optimizer;
 pub(in crate::ops) mod simd;

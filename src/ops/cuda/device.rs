@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use super::Cuda;
 use super::launch::optimizer;
-use super::linear::gemm_keys;
+use super::linear::{gemm_keys, layer_keys};
 use super::memory::{Buf, CudaIds, copy_by_all_threads};
 use super::scratch_plan::planned;
 use crate::ops::op::{operations, perform};
-use crate::ops::{Dtype, Ops, Result, Role, ScratchShape};
+use crate::ops::{Dtype, LinearShape, Ops, Result, Role, ScratchShape};
 
 impl Ops for Cuda {
     type Buf = Buf;
@@ -53,6 +53,11 @@ impl Ops for Cuda {
         self.head_size = Some(shape.heads.head_size);
         self.load_attention(shape.heads)?;
         self.gemm.prepare(&self.kernels, &gemm_keys(shape, &self.options), self.options.user_plans)
+    }
+
+    fn prepare_layers(&mut self, layers: &[LinearShape]) -> Result<()> {
+        let keys = layer_keys(layers, &self.options);
+        self.gemm.prepare(&self.kernels, &keys, self.options.user_plans)
     }
 
     fn upload_ids(&mut self, dst: &mut CudaIds, ids: &[u16]) -> Result<()> {

@@ -70,6 +70,16 @@ pub fn gemm_keys(shape: &ScratchShape, options: &CudaOptions) -> Vec<GemmKey> {
     keys
 }
 
+/// The outputs and input gradients of layers without bias.
+pub fn layer_keys(layers: &[LinearShape], options: &CudaOptions) -> Vec<GemmKey> {
+    let products = [Product::Forward, Product::BackwardInput];
+    let of = |layer: &LinearShape| products.map(|product| key(*layer, product, options, Epilogue::Nothing));
+    let mut keys: Vec<GemmKey> = layers.iter().flat_map(of).collect();
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
 /// First row and number of rows of each chunk of the classifier.
 fn chunks(n: usize, vocab: Vocab, act: Dtype) -> Vec<(usize, usize)> {
     let rows = classifier::chunk_rows(n as u64, vocab.padded as u64, act.size() as u64) as usize;

@@ -25,6 +25,8 @@ pub enum Use {
     SquaresTable,
     SquaresPartials,
     SquaresSums,
+    /// Sums of squares of one matrix.
+    MuonPartials,
     DigestTable,
     DigestRuns,
     DigestLeaves,
@@ -32,7 +34,7 @@ pub enum Use {
 }
 
 /// Uses in the order of `Use`'s numbers, with their names in the memory plan.
-pub(super) const USES: [(Use, &str); 17] = [
+pub(super) const USES: [(Use, &str); 18] = [
     (Use::Logits, "logits of a chunk"),
     (Use::AttentionDelta, "attention delta"),
     (Use::LayernormPartials, "layernorm partial sums"),
@@ -46,6 +48,7 @@ pub(super) const USES: [(Use, &str); 17] = [
     (Use::SquaresTable, "table of gradients"),
     (Use::SquaresPartials, "partial sums of squares"),
     (Use::SquaresSums, "sums of squares"),
+    (Use::MuonPartials, "partial sums of a matrix's squares"),
     (Use::DigestTable, "table of tensors to hash"),
     (Use::DigestRuns, "table of digests"),
     (Use::DigestLeaves, "leaf digests"),

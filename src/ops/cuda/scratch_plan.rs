@@ -1,6 +1,8 @@
 //! How much scratch a model's operations need, from the shape.
 
-use super::launch::{attention, classifier, digest, embedding, gemm_hopper, layernorm, optimizer, reduce};
+use super::launch::{
+    attention, classifier, digest, embedding, gemm_hopper, layernorm, muon, optimizer, reduce,
+};
 use super::scratch::{USES, Use};
 use super::{act_dtype, gemm};
 use crate::experiment::Compute;
@@ -48,7 +50,7 @@ pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)>
 
 /// Scratch of the optimizer and the state digest: tables of all tensors, partial sums, digests. Each tensor's
 /// last chunk, leaf or group may be short, so each counts one more.
-fn over_all_tensors(shape: &ScratchShape, element: u64) -> [(Use, u64); 8] {
+fn over_all_tensors(shape: &ScratchShape, element: u64) -> [(Use, u64); 9] {
     const HASH: u64 = 32;
     let ParamCount { tensors, elements } = shape.params;
     let chunks = optimizer::chunks(elements) + tensors;
@@ -62,6 +64,8 @@ fn over_all_tensors(shape: &ScratchShape, element: u64) -> [(Use, u64); 8] {
         (Use::SquaresTable, rows(tensors, size_of::<optimizer::SquaresTensor>())),
         (Use::SquaresPartials, 8 * chunks),
         (Use::SquaresSums, 8 * tensors),
+        // The widest matrix is the MLP's.
+        (Use::MuonPartials, muon::partials_bytes(4 * (shape.channels as u64).pow(2))),
         (Use::DigestTable, rows(hashed, size_of::<digest::DigestTensor>())),
         (Use::DigestRuns, rows(digest::MOST_LEVELS * hashed, size_of::<digest::DigestRun>())),
         (Use::DigestLeaves, HASH * leaves),

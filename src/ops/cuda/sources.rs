@@ -64,6 +64,7 @@ macro_rules! header {
 /// The headers that `#include "name"` finds.
 pub const HEADERS: &[Source] = &[
     header!("common.cuh"),
+    header!("rounding.cuh"),
     header!("exact.cuh"),
     header!("columns.cuh"),
     header!("gelu.cuh"),

@@ -27,6 +27,7 @@ mod device;
 mod elementwise;
 mod embedding;
 mod linear;
+mod muon;
 mod norm;
 mod optimizer;
 mod recompute;

@@ -51,7 +51,7 @@ pub fn adamw(part: TensorPart<'_>, s: &AdamW) {
     }
 }
 
-fn round_by_chance(x: f32, random: u32) -> bf16 {
+pub(super) fn round_by_chance(x: f32, random: u32) -> bf16 {
     if !x.is_finite() {
         return round(x);
     }

@@ -17,6 +17,7 @@ mod embedding;
 pub mod excerpt;
 pub mod grid;
 mod linear;
+mod muon;
 mod norm;
 mod optimizer;
 pub mod outline;
@@ -30,6 +31,7 @@ pub use embedding::{Embedding, EmbeddingBackward};
 pub use linear::{
     Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape,
 };
+pub use muon::{MatrixPart, MuonDirection, MuonPolynomial, MuonUpdate};
 pub use norm::{Layernorm, LayernormBackward, ResidualLayernorm};
 pub use optimizer::{AdamW, AdamWUpdate, Average, ChunkSquares, ParamSlot, SumSquares};
 
@@ -65,6 +67,9 @@ macro_rules! operations {
             chunk_squares(ChunkSquares<Buf>) -> Vec<f64>;
             adamw(AdamWUpdate<Buf>) -> ();
             average(Average<Buf>) -> ();
+            muon_direction(MuonDirection<Buf>) -> ();
+            muon_polynomial(MuonPolynomial<Buf>) -> ();
+            muon_update(MuonUpdate<Buf>) -> ();
             add(Add<Buf>) -> ();
             add_part(AddPart<Buf>) -> ();
         }

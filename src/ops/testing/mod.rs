@@ -10,6 +10,7 @@ mod decoding;
 mod embedding;
 pub mod faulty;
 mod linear;
+mod muon;
 mod norm;
 mod optimizer;
 pub mod reference;
@@ -133,6 +134,7 @@ pub fn cases_within<O: Ops>(ops: &mut O, limits: Limits) -> Vec<Case> {
     bench.family(125, Bench::attention);
     bench.family(137, Bench::classifier);
     bench.family(153, Bench::optimizer);
+    bench.family(171, Bench::muon);
     bench.cases
 }
 
@@ -146,6 +148,7 @@ pub fn cpu_bits() -> BTreeMap<&'static str, &'static str> {
         attention::CPU_BITS,
         classifier::CPU_BITS,
         optimizer::CPU_BITS,
+        muon::CPU_BITS,
     ];
     families.into_iter().flatten().copied().collect()
 }

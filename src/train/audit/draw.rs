@@ -14,6 +14,7 @@ use crate::ops::op::grid::{Grid, GridUnit};
 use crate::ops::op::outline::Tokens;
 use crate::ops::traced::{FlowSource, Trace, Traced, TracedMatrix};
 use crate::ops::{Dtype, Ops, Result, Role, Rows, Write};
+use crate::optim::{UpdateRule, update_rule};
 use crate::proof::tree::tree_root;
 use crate::proof::{Hash, Head, tensor_digest, tensor_digest_from_root};
 use crate::rng::Key;
@@ -284,10 +285,15 @@ impl ParamBlock {
     }
 }
 
-/// Draws the blocks of parameters, each once, rising. `head` is the ledger's after the step's entry.
-pub fn blocks(specs: &[&ParamSpec], head: &Head) -> BTreeSet<ParamBlock> {
+/// Draws the blocks of parameters, each once, rising; of those alone that are not updated as a whole. `head` is
+/// the ledger's after the step's entry.
+pub fn blocks(experiment: &Experiment, specs: &[&ParamSpec], head: &Head) -> BTreeSet<ParamBlock> {
+    let rule = update_rule(experiment, dtype(Role::Param));
     let key = stream("runner/audit/blocks/v1", [&head.size.to_le_bytes(), &head.root.0, &[]]);
-    let of = |spec: &ParamSpec| spec.logical_len().div_ceil(BLOCK);
+    let of = |spec: &ParamSpec| match rule.is_whole(&spec.parameter()) {
+        true => 0,
+        false => spec.logical_len().div_ceil(BLOCK),
+    };
     let total: usize = specs.iter().map(|spec| of(spec)).sum();
     let draw = |draw: usize| {
         let mut left = below(total as u64, numbers(key, draw, 0)[0]) as usize;
@@ -334,8 +340,8 @@ mod tests {
         let specs = Weights::of(&experiment.model);
         let specs: Vec<&ParamSpec> = specs.iter().collect();
         assert_eq!(gradients.len(), specs.len(), "every parameter has a gradient");
-        assert_ne!(blocks(&specs, &head(1)), blocks(&specs, &head(2)));
-        for block in (0..50).flat_map(|n| blocks(&specs, &head(n))) {
+        assert_ne!(blocks(&experiment, &specs, &head(1)), blocks(&experiment, &specs, &head(2)));
+        for block in (0..50).flat_map(|n| blocks(&experiment, &specs, &head(n))) {
             assert!(block.len > 0 && block.at + block.len <= specs[block.parameter].logical_len());
         }
     }

@@ -67,7 +67,7 @@ impl<O: Ops> Trainer<O> {
         }
         // With a shard of the optimizer's state a rank has no block of its own to show.
         if report.verdict == Verdict::Update && !self.sharded {
-            for block in draw::blocks(&specs, &head) {
+            for block in draw::blocks(&self.experiment, &specs, &head) {
                 for (name, dtype) in updated(&self.experiment, specs[block.parameter]) {
                     let elements = [specs[block.parameter].logical_len()];
                     let leaves = draw::state_grid(&elements, dtype).wanted(&block.pick());

@@ -2,12 +2,15 @@
 
 use super::table::{Home, Row};
 use crate::ops::{Ops, Result, Role};
+use crate::optim::Workspace;
 use crate::parallel::Piece;
 
 /// The optimizer's tensors for the parameters, or the parts of them, that this rank updates.
 pub struct OptimizerState<B> {
     /// In the model's order, at most one for each parameter.
     parts: Vec<PartState<B>>,
+    /// Buffers that updates use and leave without meaning.
+    workspace: Vec<B>,
 }
 
 /// The optimizer's tensors for one parameter.
@@ -19,20 +22,26 @@ pub struct PartState<B> {
 }
 
 impl<B> OptimizerState<B> {
-    /// Allocates what `table` lists for the parameters of `pieces`, which are in the model's order, zeroed.
+    /// Allocates what `table` lists for the parameters of `pieces`, which are in the model's order, zeroed,
+    /// and what updates take beside it.
     pub fn alloc<O: Ops<Buf = B>>(
         ops: &mut O,
         table: &[Row],
         pieces: Vec<Piece>,
+        workspace: &Workspace,
     ) -> Result<OptimizerState<B>> {
+        ops.prepare_layers(&workspace.layers)?;
         let parts = pieces.into_iter().map(|piece| PartState { piece, bufs: Vec::new() }).collect();
-        let mut state = OptimizerState { parts };
+        let mut state = OptimizerState { parts, workspace: Vec::new() };
         for row in table {
             if let Home::Optimizer { parameter, .. } = row.home
                 && let Some(part) = state.of_mut(parameter)
             {
                 part.bufs.push(ops.alloc(Role::F32, part.piece.len)?);
             }
+        }
+        for len in &workspace.buffers {
+            state.workspace.push(ops.alloc(Role::Activation, *len)?);
         }
         Ok(state)
     }
@@ -54,9 +63,9 @@ impl<B> OptimizerState<B> {
         self.parts.iter().map(|part| part.piece.clone()).collect()
     }
 
-    /// All of it, in the model's order.
-    pub fn parts_mut(&mut self) -> impl Iterator<Item = &mut PartState<B>> {
-        self.parts.iter_mut()
+    /// All of it, in the model's order, and the buffers of an update.
+    pub fn for_update(&mut self) -> (&mut [PartState<B>], &mut [B]) {
+        (&mut self.parts, &mut self.workspace)
     }
 }
 
@@ -84,7 +93,8 @@ mod tests {
         let table = [row(0, 0), row(1, 0), row(2, 0), row(0, 1), row(2, 1), row(2, 2)];
         let pieces = vec![Piece { tensor: 1, start: 0, len: 8 }, Piece { tensor: 2, start: 4, len: 4 }];
         let mut ops = Dry::new(Dtype::F32);
-        let state = OptimizerState::alloc(&mut ops, &table, pieces).expect("nothing can fail");
+        let state =
+            OptimizerState::alloc(&mut ops, &table, pieces, &Workspace::default()).expect("nothing can fail");
         let lens = |parameter| {
             state.of(parameter).map(|part| part.bufs.iter().map(|buf| buf.0).collect::<Vec<usize>>())
         };

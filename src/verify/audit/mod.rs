@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use self::step::Step;
 use super::files::WholeRun;
 use super::{Checks, lock};
-use crate::experiment::Experiment;
+use crate::experiment::{Experiment, OptimizerKind};
 use crate::model::{ParamSpec, Weights};
 use crate::ops::Role;
 use crate::ops::mirror::Mirror;
@@ -320,7 +320,7 @@ impl Audited {
     }
 
     fn blocks(&self, at: usize) -> BTreeSet<ParamBlock> {
-        draw::blocks(&self.parameters(), &self.heads[at + 1])
+        draw::blocks(self.experiment(), &self.parameters(), &self.heads[at + 1])
     }
 }
 
@@ -370,14 +370,15 @@ impl Tally {
                  floating-point operations \
                  of their micro-batches, which are 1 in {batches} of a step; a fault in 1 % of all that \
                  could be drawn of the micro-batches would have been missed with a probability of {missed}{}",
-                left_open(batches, workers),
+                left_open(experiment, batches),
             ),
         );
     }
 }
 
 /// What no part of an audit shows.
-fn left_open(batches: u64, workers: u64) -> String {
+fn left_open(experiment: &Experiment, batches: u64) -> String {
+    let workers = experiment.parallel.workers as u64;
     let mut open = vec!["steps without an audit".to_owned()];
     if batches > 1 {
         open.push(format!("{} of {batches} micro-batches of a step", batches - 1));
@@ -387,6 +388,9 @@ fn left_open(batches: u64, workers: u64) -> String {
     }
     if workers > 1 {
         open.push("that the gradients of the update are the sum of all workers'".into());
+    }
+    if experiment.optimizer.kind == OptimizerKind::Muon {
+        open.push("the updates of matrices, which Muon makes as a whole".into());
     }
     for what in [
         "all but a few blocks of an update",

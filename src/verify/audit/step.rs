@@ -191,7 +191,7 @@ impl Step<'_> {
         let (param, state) = bufs.split_first_mut().expect("a parameter is updated");
         let slot = Slot { parameter: spec.parameter(), at: block.at, param, grad: &grad, grad_at: 0, state };
         let rule = update_rule(self.experiment, draw::dtype(Role::Param));
-        rule.update(mirror, vec![slot], &step).map_err(|why| why.to_string())?;
+        rule.update(mirror, vec![slot], &mut [], &step).map_err(|why| why.to_string())?;
         for (at, (name, dtype)) in tensors.iter().enumerate() {
             let (size, kept) = (dtype.size(), tensor(1, at)?);
             let place = if at == 0 { block.at * size } else { 0 };

@@ -54,7 +54,7 @@ fn audited<O: Ops>(
     names.sort();
     let entry: Entry = ledger_entry(&report, 128);
     let specs: Vec<&ParamSpec> = specs.iter().collect();
-    let blocks = draw::blocks(&specs, &after);
+    let blocks = draw::blocks(&experiment, &specs, &after);
     let step =
         Step { entry: &entry, experiment: &experiment, names: &names, specs, file: &file, pass: &pass };
     let (mut mirror, mut tally) = (Mirror::new(&experiment.device).expect("a CPU"), Tally::default());

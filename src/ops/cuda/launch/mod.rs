@@ -12,6 +12,7 @@ pub mod embedding;
 pub mod gelu;
 pub mod gemm_hopper;
 pub mod layernorm;
+pub mod muon;
 pub mod optimizer;
 pub mod reduce;
 pub mod tensor_map;
@@ -30,7 +31,7 @@ fn slices(channels: usize) -> u64 {
 }
 
 /// What every file of this folder binds.
-pub static BINDINGS: [Bindings; 13] = [
+pub static BINDINGS: [Bindings; 14] = [
     attention::BINDINGS,
     attention_hopper::BINDINGS,
     average::BINDINGS,
@@ -42,6 +43,7 @@ pub static BINDINGS: [Bindings; 13] = [
     gelu::BINDINGS,
     gemm_hopper::BINDINGS,
     layernorm::BINDINGS,
+    muon::BINDINGS,
     optimizer::BINDINGS,
     reduce::BINDINGS,
 ];
