@@ -53,7 +53,7 @@ fn questions_with_equal_choices_are_named_by_line() {
         remark.starts_with("equal choices in `q.jsonl`: line 2, line 4. Of equal scores the first"),
         "{remark}"
     );
-    let many = vec![ARC.replace("ice", "oak"); 9].join("\n");
+    let many = vec![ARC.replace(r#""ice""#, r#""oak""#); 9].join("\n");
     let remark = parse(Benchmark::ArcEasy, &many).unwrap().equal_choices().unwrap();
     assert!(remark.contains("line 6 and 3 more."), "{remark}");
     // A word to be guessed has no choices.

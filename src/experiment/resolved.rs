@@ -124,8 +124,8 @@ choice! {
         /// AdamW (Loshchilov and Hutter 2019) for every parameter.
         AdamW = "adamw",
         /// Muon (Jordan 2024) for the matrices of the blocks, query, key and value each by itself: momentum,
-        /// made orthogonal by five Newton-Schulz iterations, as large as an update of AdamW; AdamW for tables,
-        /// biases and norms.
+        /// made orthogonal by five Newton-Schulz iterations, as large as an update of AdamW; AdamW for
+        /// tables, biases and norms.
         Muon = "muon",
     }
 }

@@ -1,7 +1,7 @@
 //! Muon (Jordan 2024): momentum, made orthogonal, for the matrices of the blocks; AdamW for the rest.
 //!
-//! The momentum of a matrix, with Nesterov's look ahead, is divided by its Frobenius norm, and five iterations
-//! of Newton and Schulz's method bring its singular values near 1. With X (short, long) the direction,
+//! The momentum of a matrix, with Nesterov's look ahead, is divided by its Frobenius norm, and five
+//! iterations of Newton and Schulz's method bring its singular values near 1. With X (short, long) the direction,
 //! transposed where the matrix has more rows than columns, an iteration is
 //!
 //! ```text
@@ -67,8 +67,8 @@ fn products(matrix: MatrixPart) -> [LinearShape; 2] {
     [long, short].map(|c_in| LinearShape { rows: short, c_in, c_out: short })
 }
 
-/// Brings the singular values of the direction `x` near 1; the result is in `y`. The other buffers are room for
-/// squares of its rows.
+/// Brings the singular values of the direction `x` near 1; the result is in `y`. The other buffers are room
+/// for squares of its rows.
 fn orthogonalize<O: Ops>(
     ops: &mut O,
     [x, y, gram, square]: [&mut O::Buf; 4],
@@ -129,6 +129,10 @@ impl UpdateRule for MuonRule<'_> {
         let is_matrix = |slot: &Slot<'_, O>| self.is_whole(&slot.parameter);
         let (matrices_of, others): (Vec<_>, Vec<_>) = slots.into_iter().partition(is_matrix);
         self.adamw.update(ops, others, &mut [], at)?;
+        // An audit makes blocks of the others again, and has no room for matrices.
+        if matrices_of.is_empty() {
+            return Ok(());
+        }
         let scalars = self.adamw.scalars(at);
         let [x, y, gram, square] = workspace else { unreachable!("four buffers, as `workspace` lists") };
         for Slot { parameter, param, grad, grad_at, state, .. } in matrices_of {

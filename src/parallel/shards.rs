@@ -5,8 +5,8 @@
 //! group of tensors, a transformer block or what lies around the blocks, form one line. Round k of the
 //! exchange halves the line that a rank still holds; the bit k of its number says which half it keeps. So a
 //! rank's shard of a group is one run of neighbouring units, sums are scattered in the tree's order, and
-//! every group is spread over all ranks, ready to be exchanged as soon as its gradients are. A tensor that can
-//! only be updated as a whole is not cut: a line is halved as near to its middle as that lets.
+//! every group is spread over all ranks, ready to be exchanged as soon as its gradients are. A tensor that
+//! can only be updated as a whole is not cut: a line is halved as near to its middle as that lets.
 
 use std::ops::Range;
 
@@ -34,7 +34,7 @@ impl Piece {
 
 /// A tensor as far as its division goes.
 #[derive(Clone, Copy, Debug)]
-struct Extent {
+struct LineTensor {
     /// Elements in memory.
     len: usize,
     /// Whether it stays in one piece.
@@ -48,7 +48,7 @@ pub struct Shards {
     unit: usize,
     ranks: usize,
     /// First tensor of each group, and its tensors.
-    groups: Vec<(Group, usize, Vec<Extent>)>,
+    groups: Vec<(Group, usize, Vec<LineTensor>)>,
     /// All shards with their ranks, in the model's order.
     all: Vec<(usize, Piece)>,
 }
@@ -63,9 +63,9 @@ impl Shards {
         whole: impl Fn(&ParamSpec) -> bool,
     ) -> Shards {
         let mut first = 0;
-        let extent = |spec: &ParamSpec| Extent { len: spec.len, whole: whole(spec) };
+        let extent = |spec: &ParamSpec| LineTensor { len: spec.len, whole: whole(spec) };
         let groups = Group::all(specs.layers.len()).map(|group| {
-            let tensors: Vec<Extent> = specs.group(group).into_iter().map(extent).collect();
+            let tensors: Vec<LineTensor> = specs.group(group).into_iter().map(extent).collect();
             first += tensors.len();
             (group, first - tensors.len(), tensors)
         });
@@ -92,7 +92,7 @@ impl Shards {
     }
 
     /// A group's first tensor, and its tensors.
-    fn group(&self, group: Group) -> (usize, &[Extent]) {
+    fn group(&self, group: Group) -> (usize, &[LineTensor]) {
         let at = match group {
             Group::Tables => 0,
             Group::Block(l) => 1 + l,
@@ -112,7 +112,7 @@ impl Shards {
         }
         let mut pieces = Vec::new();
         let mut before = 0;
-        for (at, Extent { len, .. }) in tensors.iter().enumerate() {
+        for (at, LineTensor { len, .. }) in tensors.iter().enumerate() {
             let units = len.div_ceil(self.unit);
             let (from, to) = (line.start.max(before), line.end.min(before + units));
             if from < to {
@@ -125,7 +125,7 @@ impl Shards {
     }
 
     /// The place nearest to a unit of a line of tensors at which it may be cut.
-    fn cut(&self, tensors: &[Extent], unit: usize) -> usize {
+    fn cut(&self, tensors: &[LineTensor], unit: usize) -> usize {
         let mut before = 0;
         for tensor in tensors {
             let after = before + tensor.len.div_ceil(self.unit);

@@ -30,9 +30,9 @@ pub struct SavedState<'a> {
 }
 
 impl SavedState<'_> {
-    /// Refuses a state that is not one of an experiment whose parameters are stored as `param`: other tensors,
-    /// types or shapes, other heads, another decay of the average, or more in the guards' windows than
-    /// `guards.window`.
+    /// Refuses a state that is not one of an experiment whose parameters are stored as `param`: other
+    /// tensors, types or shapes, other heads, another decay of the average, or more in the guards' windows
+    /// than `guards.window`.
     ///
     /// # Errors
     ///
@@ -47,14 +47,15 @@ impl SavedState<'_> {
             let (who, hint) = match successor {
                 Successor::Resumed => (
                     "a resume",
-                    "leave model, `precision`, `guards.window`, `optimizer.kind` and `optimizer.ema_decay` as \
-                     they were, or start another run from the weights alone, by `model.init = \
+                    "leave model, `precision`, `guards.window`, `optimizer.kind` and `optimizer.ema_decay` \
+                     as they were, or start another run from the weights alone, by `model.init = \
                      \"run:NAME@STEP\"`",
                 ),
                 Successor::Other => (
                     "`optimizer.from_init`",
-                    "give model, `precision`, `guards.window`, `optimizer.kind` and `optimizer.ema_decay` as \
-                     the checkpoint's run has them, or leave `optimizer.from_init` out to start from the weights alone",
+                    "give model, `precision`, `guards.window`, `optimizer.kind` and `optimizer.ema_decay` \
+                     as the checkpoint's run has them, or leave `optimizer.from_init` out to start from the \
+                     weights alone",
                 ),
             };
             let file = self.file.display();

@@ -287,7 +287,7 @@ fn a_sweep_over_checkpoints_of_a_trunk_goes_on_after_a_kill_without_the_trunk_it
     // The resolved form is the sweep, and is read without the trunk.
     let resolved = lab.verb("config", &sweep, &[]).stdout;
     assert!(
-        resolved.contains("checkpoints/step_00000013\"") && !resolved.contains("run:trunk"),
+        resolved.contains("checkpoints/step_00000013\"") && !resolved.contains("\"run:trunk"),
         "{resolved}"
     );
     let copy = lab.path("copy.toml");

@@ -48,7 +48,8 @@ fn the_mirror_trains_with_muon_and_audits_leave_matrices_out() {
     assert_ne!(lab.run(CI, &[MUON, MIRROR, &sets].concat()).root(), root);
 }
 
-/// Needs Python with torch: `RUNNER_TEST_PYTHON=python cargo test --release --test integration muon -- --ignored`
+/// Needs Python with torch:
+/// `RUNNER_TEST_PYTHON=python cargo test --release --test integration muon -- --ignored`
 #[test]
 #[ignore = "needs torch"]
 fn updates_are_those_of_pytorchs_muon() {

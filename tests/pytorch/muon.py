@@ -1,6 +1,7 @@
-"""Every update of Muon beside `torch.optim.Muon`: relative error of each matrix, step by step.
+r"""Every update of Muon beside `torch.optim.Muon`: relative error of each matrix, step by step.
 
-    runner run E.toml --set optimizer.kind=muon --set optimizer.grad_clip=0 --set checkpoint.every=1 --name muon
+    runner run E.toml --set optimizer.kind=muon --set optimizer.grad_clip=0 --set checkpoint.every=1 \
+        --name muon
     python tests/pytorch/muon.py runs/muon
 
 A checkpoint has the momentum after its step, from which the step's gradient follows. PyTorch's optimizer is

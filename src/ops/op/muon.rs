@@ -43,8 +43,8 @@ impl MatrixPart {
     }
 }
 
-/// The momentum of a matrix, and the direction that it gives, with Nesterov's look ahead and of Frobenius norm
-/// 1. With `fma(a, b, c) = a b + c` rounded once,
+/// The momentum of a matrix, and the direction that it gives, with Nesterov's look ahead and a Frobenius norm
+/// of 1. With `fma(a, b, c) = a b + c` rounded once,
 ///
 /// ```text
 /// g = grad * grad_scale

@@ -285,8 +285,8 @@ impl ParamBlock {
     }
 }
 
-/// Draws the blocks of parameters, each once, rising; of those alone that are not updated as a whole. `head` is
-/// the ledger's after the step's entry.
+/// Draws the blocks of parameters, each once, rising; of those alone that are not updated as a whole. `head`
+/// is the ledger's after the step's entry.
 pub fn blocks(experiment: &Experiment, specs: &[&ParamSpec], head: &Head) -> BTreeSet<ParamBlock> {
     let rule = update_rule(experiment, dtype(Role::Param));
     let key = stream("runner/audit/blocks/v1", [&head.size.to_le_bytes(), &head.root.0, &[]]);
