@@ -1,7 +1,7 @@
 // Softmax cross-entropy over the rows of a chunk of logits, and its gradient in place.
 //
 //   lse = log sum_j exp(x_j), loss = lse - x_target          j over the `used` columns
-//   logits_j = (exp(x_j - lse) - [j == target]) * scale      zero for j >= used
+//   logits_j = exp(x_j - lse) * scale - [j == target] * scale      zero for j >= used
 //   logits (n, padded) act_t, losses (n) float; everything between is float
 //
 // One block a row. Each thread keeps a running maximum and a sum relative to it, so one pass gives the lse;

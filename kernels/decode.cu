@@ -208,7 +208,7 @@ __device__ __forceinline__ void decode_attention(const DecodeAttentionArgs& args
         float score[UNROLL];
 #pragma unroll
         for (u32 u = 0; u < UNROLL; ++u) {
-            // A key past the last is the last once more, and gets no weight.
+            // A key past the last is the last once more, and its value is not added.
             const u32 key = first + u * GROUPS + group;
             const u64 at = start + u64(min(key, last)) * head_size;
             float k[8];
@@ -233,7 +233,8 @@ __device__ __forceinline__ void decode_attention(const DecodeAttentionArgs& args
         for (int i = 0; i < 8; ++i) sum[i] *= rescale;
 #pragma unroll
         for (u32 u = 0; u < UNROLL; ++u) {
-            const float p = first + u * GROUPS + group <= last ? exact::exp(score[u] - top) : 0.f;
+            if (first + u * GROUPS + group > last) continue;
+            const float p = exact::exp(score[u] - top);
             float v[8];
             value[u].widen(v);
             total = __fadd_rn(total, p);

@@ -207,14 +207,15 @@ struct LayernormBackwardRows {
     Chunk<act_t> dout[ROWS], x[ROWS], old[ROWS];
     NormRow row[ROWS];
 
-    // Rows from `end` on, and chunks past the channels, read as zeros and so add nothing to any sum.
+    // Rows from `end` on, and chunks past the channels, read as zeros, the row's own mean and rstd too, and so
+    // add nothing to any sum: (0 - mean) rstd could be infinite.
     __device__ __forceinline__ void load(const LayernormBackwardArgs& args, u64 first, u64 end, bool active) {
 #pragma unroll
         for (u32 r = 0; r < ROWS; ++r) {
             const u64 offset = (first + r) * args.channels + threadIdx.x * 8;
             const bool exists = first + r < end;
-            row[r].mean = exists ? args.mean[first + r] : 0.f;
-            row[r].rstd = exists ? args.rstd[first + r] : 0.f;
+            row[r].mean = exists && active ? args.mean[first + r] : 0.f;
+            row[r].rstd = exists && active ? args.rstd[first + r] : 0.f;
             dout[r].clear(), x[r].clear(), old[r].clear();
             if (exists && active) {
                 dout[r].load(args.dout + offset);

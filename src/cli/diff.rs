@@ -83,7 +83,7 @@ fn to_json(diff: &Diff) -> Value {
     json!({
         "same_bits": diff.same_bits(),
         "lock": diff.locks.iter().map(table).collect::<serde_json::Map<_, _>>(),
-        "entries": [diff.entries.0, diff.entries.1],
+        "entries": diff.entries.map(|(a, b)| [a, b]),
         "first_step": diff.step.as_ref().map(|(step, differing)| {
             json!({"step": step, "fields": fields(differing)})
         }),
@@ -100,6 +100,7 @@ fn state_json(step: u64, state: &StateDifference) -> Value {
             "a": {"value": d.a.number, "bits": format!("{:#x}", d.a.bits)},
             "b": {"value": d.b.number, "bits": format!("{:#x}", d.b.bits)},
             "differing": d.differing, "elements": d.elements, "largest": d.largest,
+            "not_finite": d.not_finite,
         }),
         other => json!({"problem": other.to_string()}),
     };

@@ -89,6 +89,15 @@ fn prune(folder: &Path, args: &Args, branches: &[Branch]) -> anyhow::Result<u64>
     let checkpoints = paths.checkpoints();
     let of_step = |step: u64| checkpoints.join(checkpoint::folder_name(step));
     let mut steps = retention::unkept(&checkpoints, retention)?;
+    for (step, folder) in checkpoint::list(&checkpoints)? {
+        let foreign = contents::foreign_in_checkpoint(&folder)?;
+        if !foreign.is_empty() {
+            say!(
+                "`{shown}` keeps step {step}: its folder holds `{}`, which runner did not write",
+                foreign[0]
+            );
+        }
+    }
     steps.retain(|step| {
         let from_it: Vec<&Branch> =
             branches.iter().filter(|branch| branch.starts_in(&of_step(*step))).collect();

@@ -36,6 +36,16 @@ pub enum SlsaError {
          hint: `runner verify` says what differs"
     )]
     ForeignLedger { step: u64 },
+    #[error(
+        "the checkpoint of step {step} has another state root than the ledger\n  \
+         hint: `runner verify` says what differs"
+    )]
+    OtherRoot { step: u64 },
+    #[error(
+        "the run ended at step {end}, and its newest checkpoint is of step {step}\n  \
+         hint: bring the last one back: a statement is of what the run came to"
+    )]
+    NotTheEnd { step: u64, end: String },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -55,7 +65,14 @@ pub fn statement(folder: &Path, builder: &str) -> Result<Value, SlsaError> {
         return Err(SlsaError::NoCheckpoint { folder: folder.into() });
     };
     let (manifest, _) = store::load(&checkpoint)?;
-    let (log, _) = ledger::read(&paths.ledger())?;
+    let (log, entries) = ledger::read(&paths.ledger())?;
+    if let Some(end) = lock.outputs.get("step").filter(|end| **end != step.to_string()) {
+        return Err(SlsaError::NotTheEnd { step, end: end.clone() });
+    }
+    let at = step.checked_sub(1).and_then(|at| usize::try_from(at).ok());
+    if at.and_then(|at| entries.get(at)?.root).is_some_and(|root| root != manifest.state_root) {
+        return Err(SlsaError::OtherRoot { step });
+    }
     if !log.is_prefix(&manifest.ledger) {
         return Err(SlsaError::ForeignLedger { step });
     }

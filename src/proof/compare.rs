@@ -57,6 +57,17 @@ pub struct Value {
     pub number: f64,
 }
 
+impl Value {
+    /// How far two numbers of one type are apart; none where one is not finite.
+    fn apart(self, other: Value) -> Option<f64> {
+        let apart = match self.element {
+            ShownType::Unsigned(_) | ShownType::Bytes => self.bits.abs_diff(other.bits) as f64,
+            ShownType::F32 | ShownType::Bf16 | ShownType::F64 => (self.number - other.number).abs(),
+        };
+        apart.is_finite().then_some(apart)
+    }
+}
+
 impl std::fmt::Display for Value {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let digits = 2 * self.element.size();
@@ -87,8 +98,10 @@ pub struct TensorDifference {
     /// Elements that differ, of how many.
     pub differing: usize,
     pub elements: usize,
-    /// The largest absolute difference of two finite elements.
-    pub largest: f64,
+    /// The largest absolute difference of two finite elements; none where no two such differ.
+    pub largest: Option<f64>,
+    /// Pairs of which one is infinite or no number.
+    pub not_finite: usize,
 }
 
 /// The first difference of two tensors of one type and shape; none when all bytes are equal.
@@ -107,12 +120,9 @@ pub fn first_difference(dtype: &str, shape: &[usize], a: &[u8], b: &[u8]) -> Opt
     let element = pairs().position(|(a, b)| a != b)?;
     let at = |bytes: &[u8]| kind.read(&bytes[element * size..][..size]);
     let byte = a.iter().zip(b).position(|(a, b)| a != b)?;
-    let (mut differing, mut largest) = (0, 0.0f64);
-    for (a, b) in pairs().filter(|(a, b)| a != b) {
-        differing += 1;
-        let apart = (kind.read(a).number - kind.read(b).number).abs();
-        largest = if apart.is_finite() { largest.max(apart) } else { largest };
-    }
+    let apart: Vec<Option<f64>> =
+        pairs().filter(|(a, b)| a != b).map(|(a, b)| kind.read(a).apart(kind.read(b))).collect();
+    let finite = || apart.iter().flatten();
     Some(TensorDifference {
         leaf: byte / LEAF_BYTES,
         byte,
@@ -120,9 +130,10 @@ pub fn first_difference(dtype: &str, shape: &[usize], a: &[u8], b: &[u8]) -> Opt
         coordinates: coordinates(element, shape),
         a: at(a),
         b: at(b),
-        differing,
+        differing: apart.len(),
         elements: a.len() / size,
-        largest,
+        largest: finite().copied().reduce(f64::max),
+        not_finite: apart.len() - finite().count(),
     })
 }
 
@@ -139,16 +150,16 @@ impl std::fmt::Display for TensorDifference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "leaf {}, element {} {:?}: {} and {}; {} of {} elements differ, by at most {:.3e}",
-            self.leaf,
-            self.element,
-            self.coordinates,
-            self.a,
-            self.b,
-            self.differing,
-            self.elements,
-            self.largest
-        )
+            "leaf {}, element {} {:?}: {} and {}; {} of {} elements differ",
+            self.leaf, self.element, self.coordinates, self.a, self.b, self.differing, self.elements
+        )?;
+        if let Some(largest) = self.largest {
+            write!(f, ", by at most {largest:.3e}")?;
+        }
+        match self.not_finite {
+            0 => Ok(()),
+            count => write!(f, "; {count} of them where one is not finite"),
+        }
     }
 }
 
@@ -176,6 +187,19 @@ mod tests {
         assert_eq!(first_difference("F32", &[], &nan, &nan), None);
         let other = f32::from_bits(f32::NAN.to_bits() ^ 1).to_le_bytes();
         assert!(first_difference("F32", &[], &nan, &other).is_some());
+    }
+
+    #[test]
+    fn what_is_not_finite_is_counted_and_whole_numbers_are_compared_as_such() {
+        let bytes = |values: [f32; 2]| values.map(f32::to_le_bytes).concat();
+        let shown = |a, b| first_difference("F32", &[2], &bytes(a), &bytes(b)).unwrap().to_string();
+        assert!(
+            shown([1.0, 2.0], [f32::NAN, 2.0])
+                .ends_with("1 of 2 elements differ; 1 of them where one is not finite")
+        );
+        assert!(shown([1.0, 2.0], [f32::INFINITY, 2.5]).contains("by at most 5.000e-1; 1 of them"));
+        let (a, b) = ((1u64 << 60).to_le_bytes(), ((1u64 << 60) + 1).to_le_bytes());
+        assert_eq!(first_difference("U64", &[1], &a, &b).unwrap().largest, Some(1.0));
     }
 
     #[test]

@@ -115,6 +115,21 @@ pub fn steps(entries: &[Entry]) -> &[Entry] {
     }
 }
 
+/// Why a run that ends with these entries has no usable model, if it has none: the last step, or the last
+/// validation, gave a number that is not finite.
+pub fn not_finite_at_end(entries: &[Entry]) -> Option<String> {
+    let trained = steps(entries).last().filter(|last| last.action == Action::SkipNonfinite);
+    if let Some(last) = trained {
+        return Some(format!("loss or gradient norm of step {}", last.step));
+    }
+    let validation = |entry: &Entry| {
+        let loss = entry.evaluation.as_ref()?.validation.as_ref()?.loss;
+        Some((entry.step, loss))
+    };
+    let (step, loss) = entries.iter().rev().find_map(validation)?;
+    (!loss.is_finite()).then(|| format!("the validation loss at step {step} is {loss}"))
+}
+
 impl Entry {
     /// The entry's JSON text, on which its digest rests. Specified in `docs/digest.md`.
     pub fn canonical(&self) -> String {

@@ -306,6 +306,8 @@ pub fn read(path: &Path) -> Result<(Log, Vec<Entry>)> {
 #[derive(Debug)]
 pub struct LedgerEnd {
     pub entries: Vec<Entry>,
+    /// The root behind the last entry, as its line has it.
+    pub root: Option<Hash>,
     /// Those behind the last entry.
     pub notes: Vec<Note>,
 }
@@ -318,13 +320,16 @@ const ENTRY_BYTES: u64 = 1 << 10;
 /// None where a line is not a ledger's, or the file cannot be read: [`read`] says what is wrong.
 pub fn read_end(path: &Path, count: usize) -> Option<LedgerEnd> {
     let (bytes, _) = regular::read_last_lines(path, count as u64 * ENTRY_BYTES).ok()?;
-    let (mut entries, mut notes) = (Vec::new(), Vec::new());
+    let (mut entries, mut notes, mut root) = (Vec::new(), Vec::new(), None);
     let lines = bytes.strip_suffix(b"\n")?.rsplit(|byte| *byte == b'\n');
     for line in lines {
         match parse_line(line).ok()? {
             LedgerLine::Note(note) if entries.is_empty() => notes.push(note),
             LedgerLine::Note(_) => {}
-            LedgerLine::Entry { entry, .. } => entries.push(*entry),
+            LedgerLine::Entry { entry, head, .. } => {
+                root = root.or(Some(head));
+                entries.push(*entry);
+            }
         }
         if entries.len() == count {
             break;
@@ -332,7 +337,7 @@ pub fn read_end(path: &Path, count: usize) -> Option<LedgerEnd> {
     }
     entries.reverse();
     notes.reverse();
-    Some(LedgerEnd { entries, notes })
+    Some(LedgerEnd { entries, root, notes })
 }
 
 /// Reads up to `limit` entries and the notes behind them, checking each head.

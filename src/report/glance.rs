@@ -142,7 +142,9 @@ fn at_end(paths: &RunPaths, experiment: &Experiment) -> Option<RunGlance> {
     let end = RowsEnd::read(paths, experiment, newest.as_ref())?;
     let last = end.rows.last()?;
     let ledger = ledger::read_end(&paths.ledger(), COMPARED)?;
-    if !agree(&end.rows, &ledger, running) {
+    let is_end = |root: &String| ledger.root.is_some_and(|found| found.to_string() == *root);
+    let is_as_locked = running || lock.outputs.get("end_root").is_none_or(is_end);
+    if !is_as_locked || !agree(&end.rows, &ledger, running) {
         return None;
     }
     let root = match ledger.entries.iter().rev().find_map(|entry| entry.root) {

@@ -7,7 +7,7 @@ use crate::experiment::{self, Model, Sizes};
 use crate::model::flops::flops_per_token;
 use crate::model::weights::Weights;
 use crate::proof::ledger::{self, Log, RESUME};
-use crate::proof::{Entry, LedgerError};
+use crate::proof::{Entry, LedgerError, Lock};
 use crate::store::main_log::{self, MAIN_LOG};
 use crate::store::metrics::{self, JSONL, MetricsRow, PARQUET};
 use crate::store::{RunPaths, derived, run_folder, run_names};
@@ -78,7 +78,8 @@ impl RunData {
             let path = RunPaths::new(folder).ledger();
             let ledger = path.exists().then(|| ledger::read(&path));
             let mut rows = metrics::read(folder)?;
-            let unverified = unverified(&rows, ledger.as_ref(), running);
+            let lock = Lock::read(&RunPaths::new(folder).lock_file()).ok();
+            let unverified = unverified(&rows, ledger.as_ref(), lock.as_ref(), running);
             if let Some(Ok((log, _))) = &ledger {
                 mark_resumes(&mut rows, log);
             }
@@ -173,16 +174,23 @@ impl ModelFacts {
     }
 }
 
-/// Where rows disagree with a ledger; `None` if they agree. `ledger` is none where there is no such file.
+/// Where rows disagree with a ledger, or that with the end that the lock has of it; `None` if they agree.
+/// `ledger` is none where there is no such file.
 pub(super) fn unverified(
     rows: &[MetricsRow],
     ledger: Option<&Result<(Log, Vec<Entry>), LedgerError>>,
+    lock: Option<&Lock>,
     running: bool,
 ) -> Option<String> {
     match ledger {
         None => Some("there is no ledger".into()),
         Some(Err(problem)) => Some(problem.to_string().lines().next().unwrap_or_default().to_owned()),
-        Some(Ok((_, entries))) => derived::unverified(rows, entries, running),
+        Some(Ok((log, entries))) => {
+            let root = lock.filter(|_| !running).and_then(|lock| lock.outputs.get("end_root"));
+            let is_other = root.is_some_and(|root| *root != log.head().root.to_string());
+            let what = || "the ledger's head is not the one that the lock has of its end".to_owned();
+            derived::unverified(rows, entries, running).or(is_other.then(what))
+        }
     }
 }
 

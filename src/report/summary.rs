@@ -245,7 +245,8 @@ impl RecordedRun {
                 Vec::new()
             }
         };
-        let unverified = unverified(&rows, ledger.as_ref(), running);
+        let lock = Lock::read(&paths.lock_file()).ok();
+        let unverified = unverified(&rows, ledger.as_ref(), lock.as_ref(), running);
         let (log, entries) = match ledger {
             Some(Ok(read)) => read,
             Some(Err(problem)) => {

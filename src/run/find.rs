@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use super::error::{UsageError, require_usage};
+use super::error::{ProofRefusal, UsageError, require_usage};
 use super::messages::{Message, Report};
 use crate::eval::parameters;
 use crate::experiment::nearest;
 use crate::formats::require_finite;
 use crate::optim::{AVERAGE, MASTER};
+use crate::proof::ledger;
 use crate::store::sweep_folder::{is_sweep, members, newest_sweep};
-use crate::store::{self, LoadedCheckpoint, RunPaths, checkpoint};
+use crate::store::{self, LoadedCheckpoint, Manifest, RunPaths, checkpoint};
 
 /// The folder of a run: `run` itself if it is one, else that name under `runs`; the newest of `runs` when
 /// none is given. A file or folder called `run` that is not a run does not hide the one under `runs`; with
@@ -183,8 +184,35 @@ fn load_some(
             })?
         }
     };
+    require_root(paths, &manifest)?;
     require_finite(&state_file(paths, manifest.step), &state)?;
     Ok((manifest, state))
+}
+
+/// Refuses a checkpoint whose state is not the one that its run's ledger has of that step. A ledger that is
+/// not there, or damaged, says nothing here: `verify` and a resume do.
+///
+/// # Errors
+/// The two roots differ.
+pub fn require_root(paths: &RunPaths, manifest: &Manifest) -> Result<(), ProofRefusal> {
+    let Ok((_, entries)) = ledger::read(&paths.ledger()) else { return Ok(()) };
+    let at = manifest.step.checked_sub(1).and_then(|at| usize::try_from(at).ok());
+    match at.and_then(|at| entries.get(at)?.root) {
+        Some(root) if root != manifest.state_root => Err(ProofRefusal(format!(
+            "the checkpoint of step {} in `{}` has the state root {}, the ledger {root}\n  hint: one of the \
+             two was changed: move the checkpoint away, or restore it from a copy",
+            manifest.step,
+            paths.folder().display(),
+            manifest.state_root
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// [`require_root`] of a checkpoint's folder, where that lies in a run's.
+pub(super) fn require_root_of(folder: &Path, manifest: &Manifest) -> Result<(), ProofRefusal> {
+    let run = folder.parent().and_then(Path::parent);
+    run.map_or(Ok(()), |run| require_root(&RunPaths::new(run), manifest))
 }
 
 /// That a run has no checkpoint of `step`, and of which steps it has some.

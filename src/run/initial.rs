@@ -338,7 +338,11 @@ impl InitModel {
         let [sha256, root] = INIT_KEYS;
         Ok(match self {
             InitModel::Foreign(model) => (sha256, hex::encode(model.sha256()?)),
-            InitModel::Checkpoint(folder) => (root, checkpoint::inspect(folder)?.state_root.to_string()),
+            InitModel::Checkpoint(folder) => {
+                let manifest = checkpoint::inspect(folder)?;
+                find::require_root_of(folder, &manifest)?;
+                (root, manifest.state_root.to_string())
+            }
         })
     }
 

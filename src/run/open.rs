@@ -8,7 +8,7 @@ use super::destination::Destination;
 pub use super::destination::Existing;
 use super::device::Device;
 use super::expected::Expected;
-use super::find::passed_over;
+use super::find::{self, passed_over};
 use super::initial::{self, Initial};
 use super::messages::{Message, Report};
 use super::resume::{self, Resume};
@@ -17,8 +17,8 @@ use super::{UsageError, require_usage};
 use crate::experiment::{Experiment, Loaded};
 use crate::parallel::RankPlace;
 use crate::proof::Hash;
-use crate::store::contents::beside_checkpoints;
-use crate::store::{Manifest, RunFolder, RunPaths, newest_whole};
+use crate::store::contents::{self, beside_checkpoints};
+use crate::store::{self, Manifest, RunFolder, RunPaths, StoreError, newest_whole};
 
 /// A run that can be trained, or one that is finished.
 pub enum Opened {
@@ -157,8 +157,12 @@ impl Opened {
             }
             let (found, broken) = newest_whole(&folder.paths.checkpoints())?;
             passed_over(&broken, report);
+            require_replaceable(&folder.paths, found.as_ref().map_or(0, |it| it.0.step), &loaded)?;
             match &found {
-                Some((manifest, _)) => require_name(manifest, &loaded)?,
+                Some((manifest, _)) => {
+                    require_name(manifest, &loaded)?;
+                    find::require_root(&folder.paths, manifest)?;
+                }
                 None => resume::require_not_done(&folder.paths)?,
             }
             (Destination::Open(folder), found)
@@ -180,6 +184,23 @@ impl Opened {
         let job = Job { experiment, loaded, data, initial, destination, expected, resume, team, report };
         Ok(Opened::Ready { device, job: Box::new(job) })
     }
+}
+
+/// Refuses folders of checkpoints behind that of step `from` which the run would delete or never reach: with
+/// something in them that this program did not write, or of a step beyond its last.
+fn require_replaceable(paths: &RunPaths, from: u64, loaded: &Loaded) -> anyhow::Result<()> {
+    let steps = loaded.experiment.schedule.steps;
+    for (step, path) in store::list(&paths.checkpoints())?.into_iter().filter(|(step, _)| *step > from) {
+        let found = match contents::foreign_in_checkpoint(&path)?.first() {
+            Some(foreign) => format!("it is not whole, and holds `{foreign}`, which runner did not write"),
+            None if step > steps && from <= steps => {
+                format!("it is not whole, and of a step beyond the run's last, {steps}")
+            }
+            None => continue,
+        };
+        return Err(StoreError::NotACheckpoint { path, found }.into());
+    }
+    Ok(())
 }
 
 /// A run keeps its experiment's name, which every checkpoint has.

@@ -15,7 +15,7 @@ use crate::experiment::{self, Experiment, Loaded, Origin, flatten, is_default};
 use crate::ops::Dtype;
 use crate::proof::ledger::{self, RESUME};
 use crate::proof::lock::{Difference, Lock, Table, differences};
-use crate::proof::{Hash, Head, LockError};
+use crate::proof::{Hash, Head, LockError, entry};
 use crate::store::checkpoint;
 use crate::store::{self, Info, Manifest, RunPaths};
 use crate::train::run::INIT_UPDATES;
@@ -137,6 +137,30 @@ impl Past {
         })
     }
 
+    /// Refuses what no `--allow-drift` makes right: another size of a step, by which the tokens read so far and
+    /// the place in the data are counted, and a change of which no step would be made.
+    fn require_acting_drift(&self, drift: &[Difference], here: &Lock) -> Result<(), ProofRefusal> {
+        let Some((manifest, _)) = &self.found else { return Ok(()) };
+        const SIZES: [&str; 2] = ["batch.tokens", "batch.seq_len"];
+        if let Some(field) = drift.iter().find(|field| SIZES.contains(&field.key.as_str())) {
+            return Err(ProofRefusal(format!(
+                "a run has one size of a step: {field}\n  hint: its place in the data and its count of tokens \
+                 follow from it; another run goes on with another, by `model.init = \"run:NAME@{0}\"` and \
+                 `optimizer.from_init = true`",
+                manifest.step
+            )));
+        }
+        let is_end = here.numerics.get("schedule.steps") == Some(&manifest.step.to_string());
+        match drift.first().filter(|_| is_end && self.allow_drift) {
+            None => Ok(()),
+            Some(field) => Err(ProofRefusal(format!(
+                "the run has made its {} steps: no step is left that {field} could change\n  hint: undo the \
+                 change, or set `schedule.steps` to more",
+                manifest.step
+            ))),
+        }
+    }
+
     /// Refuses a checkpoint that a trainer of the experiment cannot take, with parameters stored as `param`.
     pub fn require_fit(&self, experiment: &Experiment, param: Dtype) -> Result<(), UsageError> {
         let Some((manifest, state)) = &self.found else { return Ok(()) };
@@ -165,6 +189,7 @@ impl Past {
         let drift = self.numerics().map_or_else(Vec::new, |numerics| differences(numerics, &here.numerics));
         self.require_one_mixture(&drift, here)?;
         self.require_same_beginning(&drift)?;
+        self.require_acting_drift(&drift, here)?;
         if !drift.is_empty() && !self.allow_drift {
             let since = match &self.found {
                 Some((manifest, _)) => format!("its checkpoint of step {}", manifest.step),
@@ -209,7 +234,10 @@ pub fn finished(
     }
     let (found, broken) = store::newest_whole(&paths.checkpoints())?;
     // What is wrong with a ledger is said when the run goes on.
-    let Ok((log, _)) = ledger::read(&paths.ledger()) else { return Ok(None) };
+    let Ok((log, entries)) = ledger::read(&paths.ledger()) else { return Ok(None) };
+    if entry::not_finite_at_end(&entries).is_some() {
+        return Ok(None);
+    }
     let are_as_in_lock = |outputs: &Table| {
         let changed = differences(&lock.outputs, outputs);
         changed.iter().all(|difference| difference.was.is_none() && is_of_the_end(&difference.key))
@@ -319,7 +347,6 @@ impl Changed {
             recorder.records.note("environment", &difference.to_string())?;
         }
         for difference in &self.drift {
-            // A run at its end has no next entry, so a note is written at once.
             recorder.records.note("drift", &difference.to_string())?;
             recorder.changes.push(format!("drift {difference}"));
         }

@@ -13,7 +13,7 @@ use crate::proof::compare::{TensorDifference, first_difference};
 pub struct StateDifference {
     /// Names of the tensors that differ, in byte order; those that only one side has included.
     pub tensors: Vec<String>,
-    /// How many tensors the larger state has.
+    /// How many tensors one of the two states has, or both.
     pub of: usize,
     /// Where the first of them differs.
     pub first: First,
@@ -62,7 +62,7 @@ pub fn checkpoints(a: &Path, b: &Path) -> Result<Option<StateDifference>> {
         })?,
         (a, _) => First::Missing { in_a: a.is_none() },
     };
-    let of = manifest_a.tensors.len().max(manifest_b.tensors.len());
+    let of = names(&manifest_a, &manifest_b).len();
     Ok(Some(StateDifference { tensors, of, first }))
 }
 
@@ -72,6 +72,7 @@ pub fn states(a: &[Tensor], b: &[Tensor]) -> Option<StateDifference> {
     let mut names: Vec<&String> = a.iter().chain(b).map(|tensor| &tensor.name).collect();
     names.sort_unstable();
     names.dedup();
+    let of = names.len();
     let pair = |name: &str| (find(a, name).map(|at| &a[at]), find(b, name).map(|at| &b[at]));
     let tensors: Vec<String> = names
         .into_iter()
@@ -85,7 +86,7 @@ pub fn states(a: &[Tensor], b: &[Tensor]) -> Option<StateDifference> {
         (Some(a), Some(b)) => first(a, b)?,
         (a, _) => First::Missing { in_a: a.is_none() },
     };
-    Some(StateDifference { tensors, of: a.len().max(b.len()), first })
+    Some(StateDifference { tensors, of, first })
 }
 
 fn first(a: &Tensor, b: &Tensor) -> Option<First> {
@@ -97,11 +98,16 @@ fn first(a: &Tensor, b: &Tensor) -> Option<First> {
     Some(First::Values { dtype: a.dtype.name(), shape: a.shape.clone(), difference })
 }
 
-fn differing(a: &Manifest, b: &Manifest) -> Vec<String> {
+/// The tensors that either has, in byte order.
+fn names<'a>(a: &'a Manifest, b: &'a Manifest) -> Vec<&'a String> {
     let mut names: Vec<&String> = a.tensors.keys().chain(b.tensors.keys()).collect();
     names.sort_unstable();
     names.dedup();
-    names.into_iter().filter(|name| a.tensors.get(*name) != b.tensors.get(*name)).cloned().collect()
+    names
+}
+
+fn differing(a: &Manifest, b: &Manifest) -> Vec<String> {
+    names(a, b).into_iter().filter(|name| a.tensors.get(*name) != b.tensors.get(*name)).cloned().collect()
 }
 
 fn same_bytes(a: &Path, b: &Path) -> Result<()> {

@@ -62,17 +62,42 @@ fn known(name: &str) -> Option<KnownEntry> {
         | "notes.jsonl"
         | "report.html" => KnownEntry::File,
         "checkpoints" => KnownEntry::Folders(is_checkpoint, |file| {
-            file == STATE_FILE
-                || file == MANIFEST_FILE
-                || (file.starts_with("rank_") && file.ends_with(".done"))
+            file == STATE_FILE || file == MANIFEST_FILE || is_numbered(file, "rank_", ".done")
         }),
-        "unrepeatable" => KnownEntry::Folders(is_checkpoint, |file| file.ends_with(".safetensors")),
-        "samples" => KnownEntry::Folder(|name| name.starts_with("step_") && name.ends_with(".txt")),
+        "unrepeatable" => KnownEntry::Folders(is_checkpoint, |file| {
+            ["first.safetensors", "second.safetensors"].contains(&file)
+        }),
+        "samples" => KnownEntry::Folder(|name| is_numbered(name, "step_", ".txt")),
         "plots" => KnownEntry::Folder(|name| ["loss.svg", "loss.png"].contains(&name)),
         "audit" => KnownEntry::Folder(|name| audit::step_of(name).is_some()),
-        "export" => KnownEntry::Folders(|name| name.starts_with("step_"), |file| EXPORTED.contains(&file)),
+        "export" => KnownEntry::Folders(is_export, |file| EXPORTED.contains(&file)),
         _ => return None,
     })
+}
+
+/// Whether a name is a number of at least five digits between these two.
+fn is_numbered(name: &str, before: &str, after: &str) -> bool {
+    let number = name.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+    number.is_some_and(|number| number.len() >= 5 && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Whether a name is that of an exported model: `step_00000020_hf_fp32`, `step_00000020_llmc_bf16_ema`.
+fn is_export(name: &str) -> bool {
+    let rest = name.strip_suffix("_ema").unwrap_or(name);
+    let step = rest.rsplit_once('_').and_then(|(rest, precision)| {
+        let (step, _format) = rest.rsplit_once('_')?;
+        ["fp32", "bf16"].contains(&precision).then_some(step)
+    });
+    step.is_some_and(is_checkpoint)
+}
+
+/// What is in the folder of a checkpoint that this program did not write; nothing in a folder that is not
+/// there.
+pub fn foreign_in_checkpoint(folder: &Path) -> Result<Vec<String>> {
+    match (known("checkpoints"), folder.is_dir()) {
+        (Some(KnownEntry::Folders(_, is_known)), true) => foreign_files(folder, is_known),
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// Refuses a folder that is not a run: one without even a lock.

@@ -31,6 +31,13 @@ pub struct Reach {
     pub running: bool,
 }
 
+impl Reach {
+    /// Whether the line of a step may still be missing because a process is about to write it.
+    fn may_lag(self, step: u64) -> bool {
+        self.running && step >= self.saved
+    }
+}
+
 /// The parts that agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AgreedRows {
@@ -251,7 +258,7 @@ fn jsonl(
     let torn = bytes.last().is_some_and(|byte| *byte != b'\n');
     if let Some(missing) = entries.get(rows.len()) {
         let killed = torn && rows.len() + 1 == entries.len() && may_be_torn(missing.step, extent);
-        if !killed && !extent.running {
+        if !killed && !extent.may_lag(missing.step) {
             return Err(cut(JSONL, rows.len(), missing.step));
         }
     } else if torn && !extent.running {
@@ -322,7 +329,8 @@ fn main_log(path: &Path, rows: &[MetricsRow], extent: Reach) -> Result<AgreedRow
     let torn = bytes.last().is_some_and(|byte| *byte != b'\n');
     let last = expected.last().map(|(step, _)| *step);
     match expected.get(lines.len()) {
-        Some((step, _)) if extent.running || (torn && Some(*step) == last && may_be_torn(*step, extent)) => {}
+        Some((step, _))
+            if extent.may_lag(*step) || (torn && Some(*step) == last && may_be_torn(*step, extent)) => {}
         Some((step, _)) => return Err(cut(MAIN_LOG, lines.len(), *step)),
         None if torn && !extent.running => {
             let row = Some(lines.len() + 1);

@@ -37,6 +37,9 @@ pub fn read(path: &Path) -> Result<Vec<MetricsRow>, MetricsError> {
     let polars_error =
         |error: PolarsError| MetricsError::Parquet { path: path.to_owned(), message: error.to_string() };
     let frame = ParquetReader::new(file).finish().map_err(polars_error)?;
+    if let Some(message) = foreign_column(&frame) {
+        return Err(MetricsError::Parquet { path: path.to_owned(), message });
+    }
     from_frame(&frame).map_err(polars_error)?.into_iter().enumerate().try_fold(
         Vec::new(),
         |mut rows: Vec<MetricsRow>, (index, row)| {
@@ -78,6 +81,21 @@ fn to_frame(rows: &[MetricsRow]) -> Result<DataFrame, PolarsError> {
     DataFrame::new(rows.len(), columns)
 }
 
+/// A column that this program does not write, or the bits of one that is not there.
+fn foreign_column(frame: &DataFrame) -> Option<String> {
+    let names: Vec<&str> = frame.get_column_names().into_iter().map(|name| name.as_str()).collect();
+    let is_known = |name: &str| {
+        ["step", "tokens", "action", "events"].contains(&name)
+            || COLUMNS.iter().any(|column| column.name == name)
+    };
+    let fault = |name: &str| match name.strip_suffix("_bits").filter(|value| is_known(value)) {
+        Some(value) if names.contains(&value) => None,
+        Some(value) => Some(format!("the column `{name}` is there without `{value}`")),
+        None => (!is_known(name)).then(|| format!("the column `{name}` was added: metrics have none of it")),
+    };
+    names.iter().find_map(|name| fault(name))
+}
+
 type RowOrFault = Result<MetricsRow, String>;
 
 /// A missing column counts as not measured: an older program may have written the file.
@@ -97,7 +115,7 @@ fn from_frame(frame: &DataFrame) -> Result<Vec<RowOrFault>, PolarsError> {
             tokens[index].ok_or("`tokens` is null")?,
             Action::from_name(action).ok_or_else(|| format!("`action`: unknown `{action}`"))?,
         );
-        let words = events[index].as_deref().unwrap_or_default();
+        let words = events[index].as_deref().ok_or("`events` is null")?;
         row.events = words.split_whitespace().map(str::to_owned).collect();
         Ok(row)
     };

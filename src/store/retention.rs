@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Result, atomic, checkpoint};
+use super::{Result, atomic, checkpoint, contents};
 
 /// `checkpoint.keep_last` and `checkpoint.keep_every`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,13 +31,16 @@ impl Retention {
 ///
 /// One whole checkpoint is always kept: if none of those to keep looks whole ([`checkpoint::inspect`]), the
 /// newest one that does is kept as well. States are not read back for this, which would cost more than the
-/// save; only loading finds a damaged byte inside a file.
+/// save; only loading finds a damaged byte inside a file. A folder that holds what this program did not write
+/// is kept too.
 pub fn unkept(checkpoints: &Path, retention: Retention) -> Result<Vec<u64>> {
     let found = checkpoint::list(checkpoints)?;
     let mut doomed = retention.doomed(&found.iter().map(|(step, _)| *step).collect::<Vec<_>>());
     if doomed.is_empty() {
         return Ok(doomed);
     }
+    let of = |step: u64| checkpoints.join(checkpoint::folder_name(step));
+    doomed.retain(|step| contents::foreign_in_checkpoint(&of(*step)).is_ok_and(|found| found.is_empty()));
     let looks_whole =
         |step: &u64| checkpoint::inspect(&checkpoints.join(checkpoint::folder_name(*step))).is_ok();
     let kept_whole =
@@ -85,6 +88,17 @@ mod tests {
                 "keep_last {keep_last}, keep_every {keep_every}"
             );
         }
+    }
+
+    #[test]
+    fn a_checkpoint_that_holds_somebody_s_file_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        for step in [1, 2, 3] {
+            save(folder.path(), &state(step), &facts(step)).unwrap();
+        }
+        std::fs::write(folder.path().join(checkpoint::folder_name(1)).join("notes.txt"), "mine").unwrap();
+        assert_eq!(prune(folder.path(), Retention { keep_last: 1, keep_every: 0 }).unwrap(), [2]);
+        assert_eq!(steps(folder.path()), [1, 3]);
     }
 
     fn steps(folder: &Path) -> Vec<u64> {

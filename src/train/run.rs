@@ -199,7 +199,10 @@ impl<O: Ops> Run<O> {
             self.trainer.begin_audit(head).map_err(|error| of_step(step, error))?;
         }
         let report = self.train(step)?;
-        let root = due(self.experiment.proof.digest_every, step + 1, steps)
+        let every = [self.experiment.proof.digest_every, self.experiment.checkpoint.every];
+        let root = every
+            .iter()
+            .any(|every| due(*every, step + 1, steps))
             .then(|| self.trainer.state_root())
             .transpose()?;
         let seconds = began.elapsed().as_secs_f64();

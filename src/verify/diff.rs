@@ -19,8 +19,8 @@ use crate::store::{self, RunPaths, checkpoint};
 pub struct Diff {
     /// Tables of the locks by name, with what differs in each.
     pub locks: Vec<(&'static str, Vec<lock::Difference>)>,
-    /// Entries in both ledgers.
-    pub entries: (usize, usize),
+    /// Entries in both ledgers; none where two checkpoints are compared.
+    pub entries: Option<(usize, usize)>,
     /// The first entry that differs, by its place, and its fields.
     pub step: Option<(u64, Vec<FieldDifference>)>,
     /// Checkpoint steps that both runs have.
@@ -38,7 +38,14 @@ impl Diff {
         let is_checkpoint = |folder: &Path| folder.join(checkpoint::MANIFEST_FILE).is_file();
         match (is_checkpoint(a), is_checkpoint(b)) {
             (true, true) => {
-                let step = checkpoint::inspect(a)?.step;
+                let (step, other) = (checkpoint::inspect(a)?.step, checkpoint::inspect(b)?.step);
+                if step != other {
+                    return Err(UsageError(format!(
+                        "one checkpoint is of step {step} and the other of step {other}\n  hint: compare \
+                         those of one step"
+                    ))
+                    .into());
+                }
                 let state = compare::checkpoints(a, b)?.map(|state| (step, state));
                 Ok(Diff { compared: vec![step], state, ..Diff::default() })
             }
@@ -63,7 +70,7 @@ impl Diff {
         let (_, entries_b) = ledger::read(&b.ledger()).map_err(refuse_ledger)?;
         let mut diff = Diff {
             locks: locks(&a, &b)?,
-            entries: (entry::steps(&entries_a).len(), entry::steps(&entries_b).len()),
+            entries: Some((entry::steps(&entries_a).len(), entry::steps(&entries_b).len())),
             step: first_entry(&entries_a, &entries_b),
             ..Diff::default()
         };
@@ -76,7 +83,20 @@ impl Diff {
                 break;
             }
         }
+        if diff.compared.is_empty() && (entries_a.is_empty() || entries_b.is_empty()) {
+            return Err(UsageError(format!(
+                "`{}` and `{}` have no step and no checkpoint in common: there is nothing to compare",
+                a.folder().display(),
+                b.folder().display()
+            ))
+            .into());
+        }
         Ok(diff)
+    }
+
+    /// Whether both have equally many steps.
+    pub fn same_length(&self) -> bool {
+        self.entries.is_none_or(|(a, b)| a == b)
     }
 
     /// Whether everything that both runs have has the same bits.
@@ -101,8 +121,9 @@ impl fmt::Display for Diff {
                 writeln!(f, "ledger: step {step} is the first that differs")?;
                 fields.iter().try_for_each(|field| writeln!(f, "  {field}"))?;
             }
-            (None, (a, b)) if a == b => writeln!(f, "ledger: {a} steps, all equal")?,
-            (None, (a, b)) => {
+            (None, None) => {}
+            (None, Some((a, b))) if a == b => writeln!(f, "ledger: {a} steps, all equal")?,
+            (None, Some((a, b))) => {
                 writeln!(f, "ledger: {} steps equal; the runs have {a} and {b}", a.min(b))?;
             }
         }

@@ -83,13 +83,13 @@ impl Anchor {
                     false => Err(format!("not what `{}` locks:{}", path.display(), list(&changed))),
                 }
             }
-            Anchor::Golden(path, golden) => match golden.mismatch(&run.entries, &run.manifests) {
-                None => Ok(format!("the roots are those of `{}`", path.display())),
+            Anchor::Golden(path, golden) => match golden.compare(&run.entries, &run.manifests) {
+                Ok(compared) => Ok(format!("those of `{}`: {compared}", path.display())),
                 // A file with nothing but a hash may be a head's.
-                Some(_) if golden.last.is_some_and(|hash| run.log.head().root == hash) => {
+                Err(_) if golden.last.is_some_and(|hash| run.log.head().root == hash) => {
                     of_hash(run.log.head().root, run)
                 }
-                Some(why) => Err(format!("not the roots of `{}`: {why}", path.display())),
+                Err(why) => Err(format!("not the roots of `{}`: {why}", path.display())),
             },
         }
     }

@@ -51,7 +51,8 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
         locked::experiment(&recorded, lock, &manifests, checks);
     }
     if let (Some(lock), Some((log, entries))) = (&lock, &ledger) {
-        locked::numerics(lock, &manifests, locked::last_drift(log.notes(), entries), checks);
+        locked::numerics(lock, &manifests, &locked::last_drift(log.notes(), entries, lock), checks);
+        locked::usable_end(lock, log.notes(), entries, checks);
         locked::outputs(lock, newest, log.head(), recorded.experiment.schedule.steps, checks);
         if let Some(torn) = log.torn().filter(|_| !lock.outputs.is_empty() && !running) {
             let (line, bytes) = (torn.line, torn.bytes);
@@ -164,7 +165,7 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
         .map_or(String::new(), |torn| format!("; line {} was left unfinished by a kill", torn.line));
     let steps = entry::steps(&entries).len();
     checks.passed("ledger", format!("{steps} steps, head {}{torn}", log.head().root));
-    let mut right = 0;
+    let (mut right, mut unbound) = (0, Vec::new());
     for manifest in manifests {
         let check = format!("checkpoint {} in the ledger", manifest.step);
         let recorded = manifest.step.checked_sub(1).and_then(|at| entries.get(usize::try_from(at).ok()?));
@@ -191,11 +192,21 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
             && let Some(what) = counted_otherwise(manifest, entry, &entries)
         {
             checks.failed(&check, what);
+        } else if recorded.is_some_and(|entry| entry.root.is_none()) {
+            unbound.push(manifest.step.to_string());
         } else {
             right += 1;
         }
     }
-    if right == manifests.len() && right > 0 {
+    if !unbound.is_empty() {
+        let what = format!(
+            "the ledger has no root of the steps {}: they were saved when the run was stopped, and \
+             `proof.digest_every` left them out; `--replay` makes them again",
+            unbound.join(", ")
+        );
+        checks.skipped("ledger and checkpoints", what);
+    }
+    if right + unbound.len() == manifests.len() && right > 0 {
         checks.passed("ledger and checkpoints", format!("{right} heads and roots agree"));
     }
     Some((log, entries))
@@ -286,12 +297,21 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
         );
     }
     let is_evaluation = |key: &str| key.starts_with("data.val_shard.") || key.starts_with("data.hellaswag");
+    let validation_set = locked.environment.get("data.validation_sha256");
     let locked = of(&locked.environment, &is_evaluation);
     let found = lock::evaluation_data(&manifest);
     let changed = differences(&locked, &found);
     match (locked.is_empty(), changed.is_empty()) {
         _ if found.is_empty() && locked.is_empty() => {}
-        (true, _) => checks.skipped("evaluation data", "the lock is older and names none"),
+        (true, _) => match (validation_set, &data.validation) {
+            (Some(locked), Some(set)) if *locked != hex::encode(set.sha256()) => checks.failed(
+                "evaluation data",
+                "the validation tokens are not those of the lock (data.validation_sha256)\n  do: restore the \
+                 files; the state's bits do not depend on them, the scores do",
+            ),
+            (Some(_), Some(_)) => checks.passed("evaluation data", "the validation tokens are the lock's"),
+            _ => checks.skipped("evaluation data", "the lock is older and names none"),
+        },
         (false, true) => checks.passed(
             "evaluation data",
             match &manifest.hellaswag {

@@ -11,6 +11,7 @@
 //! mismatch has a name. A file with nothing but a hash has the root after the last step.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use crate::proof::{Entry, Hash};
@@ -26,6 +27,29 @@ pub struct Golden {
     pub tensors: BTreeMap<(u64, String), Hash>,
     /// The root after the last step, in a file with nothing else.
     pub last: Option<Hash>,
+}
+
+/// How much of a file of golden roots was compared with a run, and is equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compared {
+    pub roots: usize,
+    /// Roots of steps that the run has not hashed.
+    pub unhashed: usize,
+    pub tensors: usize,
+}
+
+impl fmt::Display for Compared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Compared { roots, unhashed, tensors } = self;
+        write!(f, "{roots} root{}", if *roots == 1 { "" } else { "s" })?;
+        if *tensors > 0 {
+            write!(f, " and {tensors} tensors")?;
+        }
+        match unhashed {
+            0 => Ok(()),
+            _ => write!(f, "; {unhashed} of steps that the run has not hashed were not compared"),
+        }
+    }
 }
 
 impl Golden {
@@ -60,26 +84,31 @@ impl Golden {
             // Hashes may have capitals; names of tensors have none.
             let line = line.to_ascii_lowercase();
             let words: Vec<&str> = line.split_whitespace().collect();
-            let read = || -> Option<()> {
-                match words[..] {
-                    ["numerics_id", id] => golden.numerics_id = Some(id.parse().ok()?),
-                    ["root", step, root] => drop(golden.roots.insert(step.parse().ok()?, root.parse().ok()?)),
-                    ["tensor", step, name, digest] => {
-                        golden.tensors.insert((step.parse().ok()?, name.to_owned()), digest.parse().ok()?);
+            let read = || -> Option<bool> {
+                let is_second = match words[..] {
+                    ["numerics_id", id] => golden.numerics_id.replace(id.parse().ok()?).is_some(),
+                    ["root", step, root] => {
+                        let step = step.parse().ok().filter(|step| *step > 0)?;
+                        golden.roots.insert(step, root.parse().ok()?).is_some()
                     }
-                    [root] => golden.last = Some(root.parse().ok()?),
+                    ["tensor", step, name, digest] => {
+                        let key = (step.parse().ok()?, name.to_owned());
+                        golden.tensors.insert(key, digest.parse().ok()?).is_some()
+                    }
+                    [root] => golden.last.replace(root.parse().ok()?).is_some(),
                     _ => return None,
-                }
-                Some(())
+                };
+                Some(is_second)
             };
             let mut read = read;
-            if read().is_none() {
-                anyhow::bail!(
-                    "`{}` line {} is not `root STEP HASH`, `tensor STEP NAME HASH`, `numerics_id HASH` or a \
-                     lone hash",
-                    path.display(),
-                    number + 1
-                );
+            let (file, number) = (path.display(), number + 1);
+            match read() {
+                Some(false) => {}
+                Some(true) => anyhow::bail!("`{file}` line {number} says a second time what must be"),
+                None => anyhow::bail!(
+                    "`{file}` line {number} is not `root STEP HASH` with a step from 1 on, `tensor STEP NAME \
+                     HASH`, `numerics_id HASH` or a lone hash"
+                ),
             }
         }
         if golden.roots.is_empty() && golden.last.is_none() {
@@ -88,21 +117,40 @@ impl Golden {
         Ok(golden)
     }
 
-    /// What differs in a run; nothing when all bits are equal.
-    pub fn mismatch(&self, entries: &[Entry], manifests: &[Manifest]) -> Option<String> {
+    /// Compares with what a run left.
+    ///
+    /// # Errors
+    /// What differs first; that no root could be compared, because the run has hashed none of those steps.
+    pub fn compare(&self, entries: &[Entry], manifests: &[Manifest]) -> Result<Compared, String> {
         let steps = crate::proof::entry::steps(entries).len() as u64;
         let found = |step: u64| entries.get(usize::try_from(step.checked_sub(1)?).ok()?)?.root;
         let last = self.last.map(|root| (steps, root));
         let roots = self.roots.iter().map(|(step, root)| (*step, *root)).chain(last);
-        let mut hashed = roots.filter(|(step, _)| found(*step).is_some() || *step > steps);
-        let (step, expected) = hashed.find(|(step, root)| found(*step) != Some(*root))?;
-        let here = found(step).map_or("the run ended before".to_owned(), |root| root.to_string());
-        let mut text =
-            format!("the root at step {step} is the first that differs: expected {expected}, found {here}");
-        if let Some(tensors) = self.first_tensors(step, manifests) {
-            text.push_str(&tensors);
+        let (hashed, unhashed): (Vec<_>, Vec<_>) =
+            roots.partition(|(step, _)| found(*step).is_some() || *step > steps);
+        if let Some((step, expected)) = hashed.iter().find(|(step, root)| found(*step) != Some(*root)) {
+            let here = found(*step).map_or("the run ended before".to_owned(), |root| root.to_string());
+            return Err(format!(
+                "the root at step {step} is the first that differs: expected {expected}, found {here}{}",
+                self.first_tensors(*step, manifests).unwrap_or_default()
+            ));
         }
-        Some(text)
+        if hashed.is_empty() {
+            return Err(format!(
+                "nothing was compared: the run has hashed none of the {} steps (`proof.digest_every`)",
+                unhashed.len()
+            ));
+        }
+        let at = |step: u64| manifests.iter().find(|manifest| manifest.step == step);
+        let tensors =
+            || self.tensors.iter().filter_map(|((step, name), digest)| Some((at(*step)?, name, digest)));
+        if let Some((manifest, name, _)) = tensors().find(|it| it.0.tensors.get(it.1) != Some(it.2)) {
+            return Err(format!(
+                "the roots agree, and the digest of `{name}` at step {} differs: the file contradicts itself",
+                manifest.step
+            ));
+        }
+        Ok(Compared { roots: hashed.len(), unhashed: unhashed.len(), tensors: tensors().count() })
     }
 
     /// The tensors that differ at the first checkpoint from `step` on that has golden digests.
@@ -149,9 +197,45 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_promises_nothing_is_refused() {
+    fn a_file_that_promises_nothing_or_says_it_twice_is_refused() {
+        let (one, other) = (Hash::of(b"1"), Hash::of(b"2"));
         for text in ["", "# only a comment\n", "root 1\n", "root x y\n", "tensor 1 wte\n"] {
             assert!(Golden::parse(Path::new("g"), text).is_err(), "{text}");
         }
+        for text in [
+            format!("root 0 {one}\n"),
+            format!("root 1 {one}\nroot 1 {other}\n"),
+            format!("{one}\n{other}\n"),
+            format!("root 1 {one}\ntensor 1 wte {one}\ntensor 1 wte {other}\n"),
+        ] {
+            assert!(Golden::parse(Path::new("g"), &text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_compared_is_counted_and_nothing_compared_is_no_agreement() {
+        let (one, other) = (Hash::of(b"1"), Hash::of(b"2"));
+        let entry = |step, root| Entry {
+            step,
+            tokens: (step + 1) * 64,
+            root,
+            loss: Some(1.0),
+            grad_norm: Some(1.0),
+            learning_rate: Some(1e-3),
+            loss_z: None,
+            grad_z: None,
+            action: crate::proof::Action::Update,
+            events: Vec::new(),
+            evaluation: None,
+            audit: None,
+            sources: BTreeMap::new(),
+        };
+        let entries = [entry(0, Some(one)), entry(1, None), entry(2, Some(one))];
+        let golden = |text: String| Golden::parse(Path::new("g"), &text).unwrap();
+        let compare = |text: String| golden(text).compare(&entries, &[]);
+        let whole = format!("root 1 {one}\nroot 2 {other}\nroot 3 {one}\n");
+        assert_eq!(compare(whole), Ok(Compared { roots: 2, unhashed: 1, tensors: 0 }));
+        assert!(compare(format!("root 2 {other}\n")).unwrap_err().contains("nothing was compared"));
+        assert!(compare(format!("root 3 {other}\n")).unwrap_err().contains("step 3 is the first"));
     }
 }

@@ -5,9 +5,9 @@
 
 use super::Checks;
 use crate::experiment::{self, Compute, DeviceKind, Experiment, Loaded, Origin};
-use crate::proof::ledger::Note;
+use crate::proof::ledger::{NOT_FINITE, Note};
 use crate::proof::lock::{Difference, Lock, Table, differences};
-use crate::proof::{Action, Entry, Head, LockError};
+use crate::proof::{Action, Entry, Head, LockError, entry};
 use crate::run::data::Data;
 use crate::run::error::refuse_lock;
 use crate::run::locked::is_mirrored;
@@ -50,37 +50,99 @@ pub(super) fn read(paths: &RunPaths, newest: Option<&Manifest>, checks: &mut Che
     }
 }
 
-/// The step before which the run last went on with other numerics, by leave; 0 when it never did. A note is
-/// in no hash, so it counts only with its event in the entry of the step that followed, if one did.
-pub(super) fn last_drift(notes: &[Note], entries: &[Entry]) -> u64 {
-    let confirmed = |note: &&Note| {
+/// Where a run last went on with other numerics, by leave.
+#[derive(Default)]
+pub(super) struct Drift {
+    /// The step before which it did; 0 when it never did.
+    pub before: u64,
+    /// Whether that step was made. A note is in no hash: what confirms it is its event in the entry of the
+    /// step that followed.
+    pub confirmed: bool,
+    /// The keys that changed, of all times, each with the step before which it did.
+    keys: Vec<(u64, String)>,
+}
+
+impl Drift {
+    /// Whether a checkpoint of `step` may have another value of this key than the lock.
+    fn names(&self, step: u64, key: &str) -> bool {
+        self.keys.iter().any(|(before, named)| *before >= step && named == key)
+    }
+}
+
+/// The key that stands at the start of a difference as a ledger has it.
+fn key_of(difference: &str) -> Option<&str> {
+    difference.strip_prefix('`')?.split('`').next()
+}
+
+/// The last drift of a ledger. That no step has followed a note is believed of a run that has not ended: its
+/// lock is of steps to come.
+pub(super) fn last_drift(notes: &[Note], entries: &[Entry], lock: &Lock) -> Drift {
+    let of = |note: &Note| {
         let next = usize::try_from(note.after).ok().and_then(|at| entries.get(at));
-        next.is_none_or(|next| {
-            next.action == Action::Evaluate || next.events.iter().any(|event| event.starts_with("drift "))
-        })
+        let confirmed = next.is_some_and(|next| next.events.iter().any(|event| event.starts_with("drift ")));
+        let is_pending = note.after == entries.len() as u64 && lock.outputs.is_empty();
+        (confirmed || is_pending).then_some((note.after, confirmed))
     };
-    let drifts = notes.iter().filter(|note| note.kind == "drift").filter(confirmed);
-    drifts.map(|note| note.after).max().unwrap_or(0)
+    let is_drift = |note: &&Note| note.kind == "drift";
+    let last = notes.iter().filter(is_drift).filter_map(of).max_by_key(|(before, _)| *before);
+    let Some((before, confirmed)) = last else { return Drift::default() };
+    let of_entry = |entry: &Entry| {
+        let drifts = entry.events.iter().filter_map(|event| event.strip_prefix("drift "));
+        drifts.filter_map(key_of).map(|key| (entry.step, key.to_owned())).collect::<Vec<_>>()
+    };
+    let mut keys: Vec<(u64, String)> = entries.iter().flat_map(of_entry).collect();
+    if !confirmed {
+        let pending = notes.iter().filter(is_drift).filter(|note| note.after == before);
+        keys.extend(pending.filter_map(|note| Some((before, key_of(&note.text)?.to_owned()))));
+    }
+    Drift { before, confirmed, keys }
+}
+
+/// A lock has outputs where a run has a usable model: its last step and evaluation are finite, and no note
+/// says otherwise.
+pub(super) fn usable_end(lock: &Lock, notes: &[Note], entries: &[Entry], checks: &mut Checks<'_>) {
+    if lock.outputs.is_empty() {
+        return;
+    }
+    let noted = notes.iter().filter(|note| note.after == entries.len() as u64 && note.kind == NOT_FINITE);
+    let why = entry::not_finite_at_end(entries).or(noted.last().map(|note| note.text.clone()));
+    if let Some(why) = why {
+        let what = "the lock has the outputs of a run that ended well, and the ledger says that it ended in \
+                    numbers that are not finite";
+        checks.failed("end of the run", format!("{what}: {why}\n  do: one of them was edited"));
+    }
 }
 
 /// Every checkpoint was made with the numerics of the lock, but for those before drift that was allowed.
-pub(super) fn numerics(lock: &Lock, manifests: &[Manifest], last_drift: u64, checks: &mut Checks<'_>) {
+pub(super) fn numerics(lock: &Lock, manifests: &[Manifest], drift: &Drift, checks: &mut Checks<'_>) {
     let differing = manifests.iter().filter_map(|manifest| {
         let changed = differences(&manifest.numerics, &lock.numerics);
-        (!changed.is_empty()).then_some((manifest.step, changed))
+        let named = |difference: &Difference| drift.names(manifest.step, &difference.key);
+        let (named, foreign): (Vec<_>, Vec<_>) = changed.into_iter().partition(named);
+        // What nobody allowed to change is the fault, and the rest is not listed beside it.
+        let (is_allowed, listed) = if foreign.is_empty() { (true, named) } else { (false, foreign) };
+        (!listed.is_empty()).then_some((manifest.step, is_allowed, listed))
     });
-    let differing: Vec<(u64, Vec<Difference>)> = differing.collect();
+    let differing: Vec<(u64, bool, Vec<Difference>)> = differing.collect();
     // What many checkpoints in turn have otherwise is listed once.
-    for same in differing
-        .chunk_by(|(a, before), (b, after)| before == after && (*a <= last_drift) == (*b <= last_drift))
-    {
-        let steps: Vec<String> = same.iter().map(|(step, _)| step.to_string()).collect();
+    for same in differing.chunk_by(|a, b| (a.1, &a.2) == (b.1, &b.2)) {
+        let steps: Vec<String> = same.iter().map(|(step, ..)| step.to_string()).collect();
         let plural = if steps.len() == 1 { "" } else { "s" };
         let check = format!("numerics of checkpoint{plural} {}", steps.join(", "));
-        let (step, changed) = (same[0].0, lock::list(&same[0].1));
-        match step <= last_drift {
-            true => checks.skipped(&check, format!("the ledger notes that drift was allowed:{changed}")),
-            false => checks.failed(&check, format!("not those of the lock:{changed}")),
+        let (_, is_allowed, changed) = &same[0];
+        let changed = lock::list(changed);
+        match (is_allowed, drift.confirmed) {
+            (true, true) => {
+                checks.skipped(&check, format!("the ledger notes that drift was allowed:{changed}"));
+            }
+            (true, false) => checks.skipped(
+                &check,
+                format!(
+                    "the lock is of the steps to come: the ledger notes that drift was allowed, and no step \
+                     has been made since:{changed}"
+                ),
+            ),
+            (false, _) => checks.failed(&check, format!("not those of the lock:{changed}")),
         }
     }
 }

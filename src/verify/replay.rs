@@ -58,11 +58,12 @@ pub fn verify(
         entry.step > steps.start && entry.events.iter().any(|event| event.starts_with("drift "))
     };
     if let Some(entry) = entries.iter().rev().find(drifted) {
-        anyhow::bail!(
+        return Err(UsageError(format!(
             "the steps before {0} were made with other numerics: drift was allowed there\n  hint: replay \
              from a checkpoint of step {0} on",
             entry.step
-        );
+        ))
+        .into());
     }
     let folder = checkpoint_folder(&paths, steps.start);
     if steps.start > 0 && !folder.is_dir() {

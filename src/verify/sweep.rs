@@ -171,7 +171,7 @@ impl MemberDiff {
             return Ok(None);
         }
         let diff = Diff::of(&a.folder, &b.folder)?;
-        let same = diff.same_bits() && diff.entries.0 == diff.entries.1;
+        let same = diff.same_bits() && diff.same_length();
         Ok((!same).then_some(MemberDiff { number, settings, diff: Some(diff) }))
     }
 }

@@ -127,7 +127,7 @@ pub fn verify(path: &Path, options: &TwiceOptions, checks: &mut Checks<'_>) -> a
 }
 
 fn same(diff: &Diff, check: &str, good: &str, checks: &mut Checks<'_>) {
-    if diff.same_bits() && diff.entries.0 == diff.entries.1 {
+    if diff.same_bits() && diff.same_length() {
         checks.passed(check, good);
     } else {
         let lines = diff.to_string().trim_end().replace('\n', "\n  ");
@@ -138,8 +138,9 @@ fn same(diff: &Diff, check: &str, good: &str, checks: &mut Checks<'_>) {
 /// Whether the roots are golden, and what to do when they are not.
 fn golden_roots(experiment: &Path, golden: &Golden, file: &Path, made: &Made, checks: &mut Checks<'_>) {
     let check = "golden roots";
-    let Some(why) = golden.mismatch(&made.entries, &made.manifests) else {
-        return checks.passed(check, format!("as in `{}`", file.display()));
+    let why = match golden.compare(&made.entries, &made.manifests) {
+        Ok(compared) => return checks.passed(check, format!("as in `{}`: {compared}", file.display())),
+        Err(why) => why,
     };
     let id = made.lock.numerics_id();
     let numerics = match golden.numerics_id {

@@ -104,7 +104,7 @@ struct RowGradient {
     used: usize,
 }
 
-/// Turns the logits of neighbouring columns of a row into their gradients `(e^(x - lse) - [target]) scale`,
+/// Turns the logits of neighbouring columns of a row into their gradients `e^(x - lse) scale - [target] scale`,
 /// zero past the vocabulary.
 fn logit_gradients(logits: &mut [bf16], row: RowGradient) {
     let RowGradient { lse, target, scale, first, used } = row;

@@ -7,7 +7,7 @@ use super::Mirror;
 use super::buffer::{MirrorBuffer, MirrorValues};
 use super::checks::{act, row_length, short};
 use super::embedding::forward as embed;
-use super::scalar::{exp, gelu, max, round, warp_sum, wide};
+use super::scalar::{exp, gelu, kept, max, round, warp_sum, wide};
 use crate::ops::cpu::Ids;
 use crate::ops::cpu::checks::{indices, tokens};
 use crate::ops::cpu::engine::Engine;
@@ -190,7 +190,10 @@ impl Perform<DecodeLinear<'_, MirrorBuffer>> for Mirror {
                 let out = out.get_mut(..shape.output()).ok_or_else(fits)?;
                 out.iter_mut().zip(sums).for_each(|(out, sum)| *out = round(sum));
             }
-            MirrorValues::F32(out) => out.get_mut(..shape.output()).ok_or_else(fits)?.copy_from_slice(&sums),
+            MirrorValues::F32(out) => {
+                let out = out.get_mut(..shape.output()).ok_or_else(fits)?;
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = kept(sum));
+            }
         }
         Ok(())
     }

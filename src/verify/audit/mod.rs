@@ -14,6 +14,7 @@ use crate::experiment::{Experiment, OptimizerKind};
 use crate::model::{ParamSpec, Weights};
 use crate::ops::Role;
 use crate::ops::mirror::Mirror;
+use crate::proof::ledger::RESUME;
 use crate::proof::tree::{Frontier, tree_root};
 use crate::proof::{Action, Entry, Head};
 use crate::rng::Key;
@@ -75,7 +76,7 @@ pub fn verify(
         )
         .into());
     }
-    let drift = lock::last_drift(run.log.notes(), &run.entries);
+    let drift = lock::last_drift(run.log.notes(), &run.entries, &run.lock).before;
     let with_audit = |at: &usize| run.entries[*at].audit.is_some();
     let (before, steps): (Vec<usize>, Vec<usize>) =
         (0..run.entries.len()).filter(with_audit).partition(|at| run.entries[*at].step < drift);
@@ -118,7 +119,10 @@ pub fn verify(
     }
     if !without_blocks.is_empty() {
         let steps = without_blocks.join(", ");
-        if audited.experiment().parallel.zero == 0 {
+        let lock = &audited.run.lock;
+        let never = audited.experiment().parallel.zero == 0 || audited.experiment().parallel.workers == 1;
+        let on_one = lock.environment.get("ranks").is_some_and(|ranks| ranks == "1");
+        if never || on_one && !audited.was_resumed() {
             let what = format!("no block was kept in the steps {steps}, and every rank had the whole state");
             checks.failed("audit of the update", what);
             return Ok(());
@@ -126,7 +130,7 @@ pub fn verify(
         let what = format!(
             "no block was kept in the steps {steps}: so it is where several ranks share the optimizer's \
              state, and nowhere else. The lock says that the last start had {} of them",
-            audited.run.lock.environment.get("ranks").map_or("an unknown number", String::as_str)
+            lock.environment.get("ranks").map_or("an unknown number", String::as_str)
         );
         checks.skipped("audit of the update", what);
     }
@@ -136,6 +140,10 @@ pub fn verify(
             audited.experiment().proof.audit_pieces,
             other_pieces.join(", ")
         );
+        if !audited.was_resumed() {
+            checks.failed("audits", format!("{what}, and the ledger has no resume"));
+            return Ok(());
+        }
         checks.skipped("audits", what);
     }
     let all = kept.len();
@@ -217,6 +225,11 @@ impl Audited {
         &self.run.loaded.experiment
     }
 
+    /// Whether the ledger notes that the run went on in another process, perhaps with other keys.
+    fn was_resumed(&self) -> bool {
+        self.run.log.notes().iter().any(|note| note.kind == RESUME)
+    }
+
     fn parameters(&self) -> Vec<&ParamSpec> {
         self.specs.iter().collect()
     }
@@ -277,9 +290,14 @@ impl Audited {
     fn parts(&self, at: usize, opened: &OpenedAudit) -> Result<Vec<KeptPart>, AuditFault> {
         let entry = &self.run.entries[at];
         let Some(root) = entry.audit else { return Ok(Vec::new()) };
-        // As many as a file can have: no operation has so many excerpts.
-        let count = usize::try_from(opened.file.pieces).ok().filter(|count| *count <= MOST_PIECES);
-        let count = count.ok_or("it says that more pieces were drawn than `proof.audit_pieces` may be")?;
+        let count =
+            usize::try_from(opened.file.pieces).ok().filter(|count| (1..=MOST_PIECES).contains(count));
+        let count = count.ok_or_else(|| {
+            format!(
+                "it says that {} pieces were drawn, which `proof.audit_pieces` cannot be",
+                opened.file.pieces
+            )
+        })?;
         let excerpts = draw::excerpts(&opened.pass.trace, &self.heads[at], &root, count);
         let mut parts: Vec<KeptPart> = excerpts.into_iter().map(KeptPart::Excerpt).collect();
         let has_blocks = !opened.file.tensors[1].is_empty();
@@ -368,16 +386,16 @@ impl Tally {
             format!(
                 "{checked} of {kept} parts that {steps} steps kept, drawn by `--seed {seed}`; {share} of the \
                  floating-point operations \
-                 of their micro-batches, which are 1 in {batches} of a step; a fault in 1 % of all that \
-                 could be drawn of the micro-batches would have been missed with a probability of {missed}{}",
-                left_open(experiment, batches),
+                 of their micro-batches, which are 1 in {batches} of a step; a fault that a draw meets with a \
+                 chance of 1 % would have been missed with a probability of {missed}{}",
+                left_open(experiment, batches, self.updates),
             ),
         );
     }
 }
 
 /// What no part of an audit shows.
-fn left_open(experiment: &Experiment, batches: u64) -> String {
+fn left_open(experiment: &Experiment, batches: u64, updates: usize) -> String {
     let workers = experiment.parallel.workers as u64;
     let mut open = vec!["steps without an audit".to_owned()];
     if batches > 1 {
@@ -393,7 +411,7 @@ fn left_open(experiment: &Experiment, batches: u64) -> String {
         open.push("the updates of matrices, which Muon makes as a whole".into());
     }
     for what in [
-        "all but a few blocks of an update",
+        if updates > 0 { "all but a few blocks of an update" } else { "all of the updates" },
         "the gradient's norm, the mean loss and the guards' decision, which are the ledger's",
         "the counters, the guards' windows and the place in the data after a step, and that a skipped step \
          changes nothing",
