@@ -207,8 +207,8 @@ struct LayernormBackwardRows {
     Chunk<act_t> dout[ROWS], x[ROWS], old[ROWS];
     NormRow row[ROWS];
 
-    // Rows from `end` on, and chunks past the channels, read as zeros, the row's own mean and rstd too, and so
-    // add nothing to any sum: (0 - mean) rstd could be infinite.
+    // Rows from `end` on, and chunks past the channels, read as zeros and so add nothing to any sum; mean and
+    // rstd too, because (0 - mean) rstd may be infinite.
     __device__ __forceinline__ void load(const LayernormBackwardArgs& args, u64 first, u64 end, bool active) {
 #pragma unroll
         for (u32 r = 0; r < ROWS; ++r) {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::reporter::reporter;
 use super::streams::{self, say};
 use crate::report::html::{HtmlPage, Status};
-use crate::run::find;
+use crate::run::{find, require_usage};
 use crate::store::RunPaths;
 use crate::store::output::{self, OutputKind};
 use crate::verify::{Checks, files, promises};
@@ -30,6 +30,14 @@ pub struct Args {
 /// Writes the page, and prints its path to stdout. Damage is shown on the page and is no failure of this
 /// verb.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    if let Some(out) = &args.out {
+        let is_page = out.extension().is_some_and(|ending| ["html", "htm"].iter().any(|it| ending == *it));
+        // A device, such as `/dev/stdout`, has no ending.
+        let is_device = std::fs::metadata(out).is_ok_and(|found| !found.is_file() && !found.is_dir());
+        require_usage(is_page || is_device, || {
+            format!("`{}` does not end in .html, and a report is a page in HTML", out.display())
+        })?;
+    }
     let folder = find::find(args.run.as_deref(), &args.runs)?;
     let checks = if args.no_verify {
         promises::unchecked(&folder)

@@ -53,7 +53,10 @@ fn of_sweep() -> Json {
             let path = format!("#/properties/{}", name.replace('.', "/properties/"));
             of(json!({ "$ref": path.replace("/properties/NAME", "/additionalProperties") }))
         };
-        let keys = schema::KEYS.iter().map(|key| (key.name.to_owned(), reference(key.name)));
+        let keys = schema::KEYS
+            .iter()
+            .filter(|key| key.name != "name")
+            .map(|key| (key.name.to_owned(), reference(key.name)));
         let pattern = |name: &str| format!("^{}$", name.replace('.', "\\.").replace("NAME", SOURCE_NAME));
         let of_sources: Map<String, Json> =
             schema::SOURCE_KEYS.iter().map(|key| (pattern(key.name), reference(key.name))).collect();
@@ -61,7 +64,7 @@ fn of_sweep() -> Json {
         table["patternProperties"] = Json::Object(of_sources);
         table
     };
-    let list = |value: Json| json!({ "type": "array", "items": value });
+    let list = |value: Json| json!({ "type": "array", "items": value, "minItems": 1 });
     let bounds = json!({ "type": "array", "items": { "type": "number" }, "minItems": 2, "maxItems": 2 });
     let drawn = |value: Json| {
         let draws = ["uniform", "log_uniform", "integers"].map(|name| (name.to_owned(), bounds.clone()));

@@ -213,7 +213,12 @@ fn declared(
         ExperimentText::Text { name, .. } => PathBuf::from(name),
         ExperimentText::Shipped(shipped) => shipped_path(shipped),
     };
-    let stem = path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
+    // A pipe such as `<(…)` has a number for its name, which the next one may have too.
+    let is_pipe = std::fs::metadata(&path).is_ok_and(|found| !found.is_file() && !found.is_dir());
+    let stem = match path.file_stem() {
+        Some(_) if is_pipe => "experiment".to_owned(),
+        stem => stem.map_or(String::new(), |stem| stem.to_string_lossy().into_owned()),
+    };
     let mut layers = layers::read(input, variables, sets);
     let resolve = |layers| {
         let rules::Resolved { experiment, origins, epochs, offset_follows, replaced } =

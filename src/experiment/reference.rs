@@ -212,6 +212,11 @@ impl KeysReference {
         if !sections.is_empty() {
             return Ok(KeysReference(sections));
         }
+        if asked.split('.').next() == Some("sweep") {
+            let hint =
+                "the tables of `[sweep]` take any key of an experiment: docs/sweeps.md tells how".to_owned();
+            return Err(UnknownKey { asked: written.to_owned(), hint });
+        }
         let (near_section, near_key) = schema::neighbour(asked, schema::section_of(asked));
         let near = near_section.map(str::to_owned).or(near_key);
         let hint = match near {

@@ -125,7 +125,11 @@ fn folder(path: &Path, models: &str) -> (String, String) {
     let (found, hint) = if RunPaths::new(path).experiment().is_file() {
         (
             "it is the folder of a run",
-            format!("`runner export {} --format hf` writes its model", quoted(path)),
+            format!(
+                "`model.init` takes a checkpoint, `run:NAME@STEP` or `run:NAME`; `runner export {} --format \
+                 hf` writes the model",
+                quoted(path)
+            ),
         )
     } else if path.join(MANIFEST_FILE).is_file() {
         let hint = "`sample`, `eval` and `export` take the run, and the step with `--checkpoint`";

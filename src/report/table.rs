@@ -268,12 +268,18 @@ impl TableCell {
         }
     }
 
-    /// Missing values come last; numbers come before text.
+    /// Whether there is a value that stands somewhere in an order: numbers that are none do not.
+    fn has_order(&self) -> bool {
+        !matches!(self, TableCell::Missing) && !self.as_number().is_some_and(f64::is_nan)
+    }
+
+    /// Numbers come before text, then numbers that are none, then missing values.
     fn order(&self, other: &TableCell) -> Ordering {
         let rank = |cell: &TableCell| match cell {
+            TableCell::Number(x) if x.is_nan() => 2,
             TableCell::Count(_) | TableCell::Number(_) => 0,
             TableCell::Flag(_) | TableCell::Text(_) => 1,
-            TableCell::Missing => 2,
+            TableCell::Missing => 3,
         };
         let by_rank = rank(self).cmp(&rank(other));
         by_rank.then_with(|| match (self.as_number(), other.as_number()) {
@@ -464,12 +470,13 @@ impl RunTable {
         Ok(RunTable { rows })
     }
 
-    /// Sorted; rows without a value come last, equal ones keep their order.
+    /// Sorted; rows without a value come last in either order, behind those whose value is no number; equal
+    /// ones keep their order.
     pub fn sort(mut self, by: &Sort) -> RunTable {
         let key = |row: &TableRow| by.column.cell(row);
         self.rows.sort_by(|a, b| {
             let (a, b) = (key(a), key(b));
-            match by.descending && a != TableCell::Missing && b != TableCell::Missing {
+            match by.descending && a.has_order() && b.has_order() {
                 true => b.order(&a),
                 false => a.order(&b),
             }

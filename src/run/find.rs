@@ -184,8 +184,8 @@ fn load_some(
             })?
         }
     };
-    require_root(paths, &manifest)?;
     require_finite(&state_file(paths, manifest.step), &state)?;
+    require_root(paths, &manifest)?;
     Ok((manifest, state))
 }
 

@@ -40,6 +40,10 @@ pub struct Initial {
     stream: Option<InitStream>,
 }
 
+/// Keys beside the data that the order of sequences follows from.
+const STREAM_KEYS: [&str; 5] =
+    ["seed", "batch.seq_len", "data.tokenizer", "data.order", "data.overfit_single_batch"];
+
 /// A place in the stream of sequences of a checkpoint's run.
 struct InitStream {
     run: String,
@@ -72,11 +76,10 @@ impl InitStream {
 
     /// Whether `numerics` are of the same sequences in the same order, by the content of their shards.
     fn is_same(&self, numerics: &Table) -> bool {
-        let keys = ["seed", "batch.seq_len", "data.tokenizer", "data.order", "data.overfit_single_batch"];
         let of = |table: &Table| -> Table {
             let reads = |key: &str| {
                 let mixed = key.starts_with("data.mix.") && !key.ends_with(".max_epochs");
-                keys.contains(&key) || key.starts_with("data.shard.") || mixed
+                STREAM_KEYS.contains(&key) || key.starts_with("data.shard.") || mixed
             };
             // A shard may have another name.
             let content =
@@ -246,7 +249,13 @@ impl Initial {
         numerics.extend(lock::training_data(&data.train, &manifest.train));
         let (offset, why) = match stream.is_same(&numerics) {
             true => (stream.sequences, format!("where `{}` had come to in the same data", stream.run)),
-            false => (0, format!("the data are other than those of `{}`", stream.run)),
+            false => {
+                let key = STREAM_KEYS.into_iter().find(|key| stream.numerics.get(*key) != numerics.get(*key));
+                let what = key.map_or("the data are other than those".to_owned(), |key| {
+                    format!("`{key}`, and so the order of the data, is not that")
+                });
+                (0, format!("{what} of `{}`", stream.run))
+            }
         };
         loaded.resolve_offset(offset, why);
         Ok(mixture::require_epochs(&loaded.experiment, &data.order, offset)?)

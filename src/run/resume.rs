@@ -137,21 +137,23 @@ impl Past {
         })
     }
 
-    /// Refuses what no `--allow-drift` makes right: another size of a step, by which the tokens read so far and
-    /// the place in the data are counted, and a change of which no step would be made.
+    /// Refuses what no `--allow-drift` makes right: another size of a step, by which the tokens read so far
+    /// and the place in the data are counted, and a change with which no step would be made.
     fn require_acting_drift(&self, drift: &[Difference], here: &Lock) -> Result<(), ProofRefusal> {
         let Some((manifest, _)) = &self.found else { return Ok(()) };
         const SIZES: [&str; 2] = ["batch.tokens", "batch.seq_len"];
         if let Some(field) = drift.iter().find(|field| SIZES.contains(&field.key.as_str())) {
             return Err(ProofRefusal(format!(
-                "a run has one size of a step: {field}\n  hint: its place in the data and its count of tokens \
-                 follow from it; another run goes on with another, by `model.init = \"run:NAME@{0}\"` and \
-                 `optimizer.from_init = true`",
+                "a run has one size of a step: {field}\n  hint: its place in the data and its count of \
+                 tokens follow from it; another run goes on with another, by `model.init = \"run:NAME@{0}\"` \
+                 and `optimizer.from_init = true`",
                 manifest.step
             )));
         }
         let is_end = here.numerics.get("schedule.steps") == Some(&manifest.step.to_string());
-        match drift.first().filter(|_| is_end && self.allow_drift) {
+        // What has ended is refused by [`Past::require_steps_left`].
+        let is_end = is_end && self.allow_drift && !self.ended_at(&manifest.step.to_string());
+        match drift.first().filter(|_| is_end) {
             None => Ok(()),
             Some(field) => Err(ProofRefusal(format!(
                 "the run has made its {} steps: no step is left that {field} could change\n  hint: undo the \

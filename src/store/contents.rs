@@ -228,8 +228,21 @@ mod tests {
             fs::write(folder.join(name), "").unwrap();
         }
         require_ours(&folder).unwrap();
-        for name in ["notes.txt", "plots/thesis.tex", "checkpoints/old", "checkpoints/step_00000003/copy.bin"]
-        {
+        for folder_of in ["unrepeatable/step_00000003", "export/step_00000003_hf_fp32_ema"] {
+            fs::create_dir_all(folder.join(folder_of)).unwrap();
+        }
+        fs::write(folder.join("export/step_00000003_hf_fp32_ema/config.json"), "").unwrap();
+        require_ours(&folder).unwrap();
+        for name in [
+            "notes.txt",
+            "plots/thesis.tex",
+            "checkpoints/old",
+            "checkpoints/step_00000003/copy.bin",
+            "checkpoints/step_00000003/rank_of_my_students.done",
+            "samples/step_by_step_guide.txt",
+            "unrepeatable/step_00000003/thesis.safetensors",
+            "export/step_mine",
+        ] {
             fs::write(folder.join(name), "mine").unwrap();
             let error = RunFolder::create(root.path(), "a", true).unwrap_err().to_string();
             assert!(error.contains(&format!("`{name}`")) && error.contains("--overwrite"), "{name}: {error}");

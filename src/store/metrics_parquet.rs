@@ -139,3 +139,33 @@ fn from_frame(frame: &DataFrame) -> Result<Vec<RowOrFault>, PolarsError> {
     }
     Ok(rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_that_were_added_and_bits_without_a_number_are_refused_by_name() {
+        let rows = [MetricsRow { loss: Some(2.5), ..MetricsRow::new(0, 64, Action::Update) }];
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.parquet");
+        let refused = |change: &dyn Fn(&mut DataFrame)| {
+            let mut frame = to_frame(&rows).unwrap();
+            change(&mut frame);
+            ParquetWriter::new(std::fs::File::create(&path).unwrap()).finish(&mut frame).unwrap();
+            read(&path).map(|rows| rows.len()).map_err(|error| error.to_string())
+        };
+        assert_eq!(refused(&|_| ()), Ok(1));
+        for name in ["best_val_loss", "VAL_LOSS", "hellaswag_norm"] {
+            let added = refused(&|frame| {
+                let column = Series::new(name.into(), [0.5]).into_column();
+                frame.with_column(column).unwrap();
+            });
+            assert!(added.unwrap_err().contains(&format!("the column `{name}` was added")), "{name}");
+        }
+        let orphan = refused(&|frame| {
+            frame.drop_in_place("val_loss").unwrap();
+        });
+        assert!(orphan.unwrap_err().contains("`val_loss_bits` is there without `val_loss`"));
+    }
+}

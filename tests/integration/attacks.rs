@@ -32,18 +32,19 @@ fn a_run_whose_folder_was_moved_ends_and_writes_nothing_into_its_successor() {
 fn a_result_replaces_its_like_alone() {
     let lab = Lab::new();
     lab.run(CI, &SHORT).root();
-    let mine = lab.path("mine.toml");
+    let mine = lab.path("mine.html");
     std::fs::copy(CI, &mine).expect("a copy");
     let shown = mine.display().to_string();
     let verb = |verb: &str, more: &[&str]| lab.verb(verb, "ci", more);
-    let page = lab.path("mine.html").display().to_string();
+    let page = lab.path("page.html").display().to_string();
     for refused in [
         verb("report", &["--out", &shown]),
         verb("export", &["--format", "slsa", "--out", &shown]),
         lab.finish(&["lock", CI, "--out", &shown, "--overwrite"]),
     ] {
-        refused.assert_fails(1, &["mine.toml` is there and is not", "it is kept", "hint:"]);
+        refused.assert_fails(1, &["mine.html` is there and is not", "it is kept", "hint:"]);
     }
+    verb("report", &["--out", "page.pdf"]).assert_fails(2, &["`page.pdf` does not end in .html"]);
     assert_eq!(std::fs::read(&mine).expect("kept"), std::fs::read(CI).expect("readable"));
     for _ in 0..2 {
         assert_eq!(verb("report", &["--no-verify", "--out", &page]).code, Some(0));
@@ -120,7 +121,7 @@ fn steps_before_a_drift_are_not_blamed_on_the_hardware() {
     let lab = Lab::new();
     lab.run(CI, &["--set", "schedule.steps=10"]).root();
     lab.resume("ci", &["--set", "schedule.steps=20", "--allow-drift"]).root();
-    lab.verify("ci", &["--replay", "0..5"]).assert_fails(1, &["before 10 were made with other numerics"]);
+    lab.verify("ci", &["--replay", "0..5"]).assert_fails(2, &["before 10 were made with other numerics"]);
     lab.verify("ci", &["--replay", "20..21"]).assert_fails(2, &["has 20 steps", "its last step is 19"]);
 }
 

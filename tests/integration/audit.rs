@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use runner::proof::{Entry, Hash, Lock, Opening, ledger};
-use runner::store::audit::AuditFile;
+use runner::store::{self, audit::AuditFile};
 
 use crate::process::wait_until;
 use crate::support::{Lab, flip_bit};
@@ -161,6 +161,24 @@ fn every_change_of_what_was_kept_is_found_and_named() {
     std::fs::remove_file(&path).expect("deleted");
     let missing = lab.verify(RUN, ALL);
     assert!(missing.code == Some(5) && missing.stdout.contains("missing: 2\n"), "{}", missing.stdout);
+}
+
+/// Several ranks that share the state keep no blocks of the update; one rank that went through without a
+/// resume does.
+#[test]
+fn a_file_without_the_blocks_of_an_update_is_refused_of_one_rank() {
+    let lab = Lab::new();
+    train(&lab, &["parallel.workers=2", "batch.tokens=256"]);
+    let checkpoint = lab.path(RUN).join("checkpoints/step_00000005");
+    let manifest = store::checkpoint::inspect(&checkpoint).expect("the last");
+    let names: Vec<&String> = manifest.tensors.keys().collect();
+    let counters = ["train/updates", "train/data_offset"];
+    let mut thinned = AuditFile::read(&file(&lab, 2)).expect("an audit");
+    thinned.tensors[0].retain(|number, _| counters.contains(&names[*number].as_str()));
+    thinned.tensors[1].clear();
+    thinned.gradients.clear();
+    thinned.write(&file(&lab, 2)).expect("writable");
+    assert_finds(&lab, RUN, ALL, &["audit of the update: no block was kept in the steps 2, and every rank"]);
 }
 
 /// The ledger rewritten so that it agrees with itself: then the root is another, or other parts are drawn.

@@ -3,6 +3,7 @@
 mod architecture;
 mod attacks;
 mod audit;
+mod bound;
 mod cases;
 mod compare;
 mod continued;

@@ -107,7 +107,7 @@ fn a_run_is_held_to_a_head_a_root_a_lock_or_golden_roots_that_were_kept_elsewher
         (&root, "it is the state root at step 20"),
         (&early, "it is the head after 5 entries; 16 later ones are not covered"),
         (&kept, "numerics and outputs, every entry of the ledger included, are those of"),
-        ("tests/golden/ci_cpu.root", "the roots are those of"),
+        ("tests/golden/ci_cpu.root", "those of `tests/golden/ci_cpu.root`: "),
     ] {
         expect(what).assert_says(&[&format!("ok      expected: {says}")[..]]);
     }

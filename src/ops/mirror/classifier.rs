@@ -104,8 +104,8 @@ struct RowGradient {
     used: usize,
 }
 
-/// Turns the logits of neighbouring columns of a row into their gradients `e^(x - lse) scale - [target] scale`,
-/// zero past the vocabulary.
+/// Turns the logits of neighbouring columns of a row into their gradients, `e^(x - lse) scale` minus, at the
+/// target, `scale`; zero past the vocabulary.
 fn logit_gradients(logits: &mut [bf16], row: RowGradient) {
     let RowGradient { lse, target, scale, first, used } = row;
     let target = usize::from(target);

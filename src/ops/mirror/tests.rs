@@ -15,6 +15,7 @@ use crate::ops::{
     ResidualLayernorm, Role, Rows, ScratchShape, SumSquares, Vocab, Write,
 };
 
+mod beside;
 mod numbers;
 
 const LIMITS: Limits = Limits { row_multiple: 8, head_sizes: Some(&[64, 128]) };
@@ -77,7 +78,7 @@ impl Shape {
     }
 }
 
-/// Every operation of a training step, each on inputs of its own.
+/// Every operation, each on inputs of its own.
 fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<u32>)> {
     let Shape { rows, heads, vocab } = shape;
     let scratch = ScratchShape {
@@ -100,6 +101,8 @@ fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<
     classifier(&mut to, &mut draw, shape);
     embedding(&mut to, &mut draw, shape);
     optimizer(&mut to, &mut draw);
+    beside::decoding(&mut to, &mut draw, heads);
+    beside::average_and_muon(&mut to, &mut draw);
     to.named
 }
 
@@ -397,6 +400,9 @@ fn differences(got: &[(String, Vec<u32>)], want: &[(String, Vec<u32>)], what: &s
 #[test]
 fn rows_past_the_last_are_in_no_sum_beside_an_infinite_weight() {
     infinite_weight(&mut mirror(2, Simd::Auto));
+    let mut constant = beside::constant_rows(&mut mirror(1, Simd::Auto));
+    constant.retain(|(name, _)| name.ends_with("dweight"));
+    assert!(constant.iter().flat_map(|it| &it.1).all(|bits| f32::from_bits(*bits).is_finite()));
 }
 
 #[test]
@@ -471,6 +477,8 @@ fn cuda_has_the_bits_of_the_mirror() {
     }
     let (want, got) = (infinite_weight(&mut mirror), infinite_weight(&mut cuda));
     wrong += differences(&got, &want, "an infinite weight and rows past the last");
+    let (want, got) = (beside::constant_rows(&mut mirror), beside::constant_rows(&mut cuda));
+    wrong += differences(&got, &want, "constant rows");
     assert_eq!(wrong, 0, "outputs differ from the mirror's");
 }
 

@@ -87,6 +87,16 @@ pub(super) fn notes_on(by: &[String], pair_by: &[String], groups: &mut [RunGroup
                 notes.push(format!("{group} has runs of different {key} ({})", values.join(", ")));
             }
         }
+        let seeds: BTreeSet<&str> = group.runs.iter().map(|run| run.keys.get(SEED)).collect();
+        if by.iter().all(|key| key != SEED) && (2..group.runs.len()).contains(&seeds.len()) {
+            notes.push(format!(
+                "{} has {} runs of {} seeds: runs of one seed are counted as independent, so its interval \
+                 may be too narrow",
+                groups::label(by, &group.values),
+                group.runs.len(),
+                seeds.len()
+            ));
+        }
     }
     let all = || groups.iter().flat_map(|group| &group.runs);
     let range = |of: fn(&ComparedRun) -> u64| Some((all().map(of).min()?, all().map(of).max()?));

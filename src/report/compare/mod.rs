@@ -12,7 +12,7 @@ mod tests;
 pub mod text;
 mod verdict;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -73,6 +73,11 @@ pub struct ComparedGroup {
 }
 
 impl ComparedGroup {
+    /// How many different seeds its runs have.
+    fn seeds(&self) -> usize {
+        self.runs.iter().map(|run| run.seed.as_str()).collect::<BTreeSet<_>>().len()
+    }
+
     /// The statistics of a measure; none where no run has it.
     pub fn statistics(&self, measure: Measure) -> Option<&SampleStatistics> {
         match measure {
@@ -106,6 +111,8 @@ pub struct GroupDifference {
     pub n: [usize; 2],
     /// Runs of both groups that have no partner, and are not in it.
     pub unpaired: usize,
+    /// Different seeds among the runs of each group that are in it.
+    pub seeds: [usize; 2],
     pub difference: f64,
     /// None where there is nothing to test with; `why_untested` says what is missing.
     pub test: Option<TTest>,
@@ -272,6 +279,14 @@ fn difference(
     let plain = |values: &[(Vec<String>, f64)]| values.iter().map(|(_, value)| *value).collect::<Vec<f64>>();
     let (x, y) = (plain(&ours), plain(&theirs));
     let pairs = if runs.pair_by.is_empty() { None } else { pairs(&ours, &theirs) };
+    let seeds = |group: &RunGroup, partners: &[(Vec<String>, f64)]| {
+        let is_in = |run: &&ComparedRun| {
+            let has_partner = || partners.iter().any(|(key, _)| *key == run.keys.values(&runs.pair_by));
+            measure.of(run).is_some() && (pairs.is_none() || has_partner())
+        };
+        group.runs.iter().filter(is_in).map(|run| run.keys.get(SEED)).collect::<BTreeSet<_>>().len()
+    };
+    let seeds = [seeds(group, &theirs), seeds(other, &ours)];
     let (method, n, difference, test) = match &pairs {
         Some(pairs) => (TestMethod::Paired, [pairs.len(); 2], mean(pairs), TTest::paired(pairs)),
         None => (
@@ -289,6 +304,7 @@ fn difference(
         method,
         n,
         unpaired: x.len() + y.len() - n[0] - n[1],
+        seeds,
         difference: difference.unwrap_or(0.0),
         test,
         why_untested,

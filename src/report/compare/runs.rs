@@ -172,7 +172,7 @@ impl ComparedRuns {
         let is_of_by = |key: &String| {
             by.contains(key) || (key == "data.offset" && by.iter().any(|key| key == "model.init"))
         };
-        let pair_by: Vec<String> = others.filter(|key| !is_of_by(key)).collect();
+        let mut pair_by: Vec<String> = others.filter(|key| !is_of_by(key)).collect();
         let mut grouped: Vec<RunGroup> = groups::group_by(&by, compared.iter().map(|run| &run.keys))
             .into_iter()
             .map(|(values, members)| RunGroup {
@@ -197,6 +197,7 @@ impl ComparedRuns {
                 runs.join(", ")
             )
         }));
+        notes.extend(take_out_confounded(&by, &mut pair_by, &grouped));
         for group in &mut grouped {
             notes.extend(group.count_equal_bits_once());
         }
@@ -218,6 +219,32 @@ impl ComparedRuns {
     pub fn all(&self) -> impl Iterator<Item = &ComparedRun> + Clone {
         self.groups.iter().flat_map(|group| &group.runs)
     }
+}
+
+/// Takes out of the keys of a pair those that go with the groups: one value in each group, and not the same
+/// in all. By them no two runs would belong together, and what is said of the groups is said of them too.
+fn take_out_confounded(by: &[String], pair_by: &mut Vec<String>, groups: &[RunGroup]) -> Vec<String> {
+    let values = |key: &String| -> Vec<BTreeSet<String>> {
+        let of = |group: &RunGroup| group.runs.iter().map(|run| run.keys.get(key).to_owned()).collect();
+        groups.iter().map(of).collect()
+    };
+    let goes_with = |key: &String| {
+        let values = values(key);
+        key != SEED
+            && values.iter().all(|values| values.len() == 1)
+            && values.iter().any(|other| *other != values[0])
+    };
+    let confounded: Vec<String> = pair_by.iter().filter(|key| goes_with(key)).cloned().collect();
+    pair_by.retain(|key| !confounded.contains(key));
+    let note = |key: &String| {
+        let of: Vec<String> = values(key).into_iter().flatten().collect();
+        format!(
+            "groups differ in {key} too ({}): nothing here tells what {} does from what that does",
+            of.join(", "),
+            by.join(", ")
+        )
+    };
+    confounded.iter().map(note).collect()
 }
 
 /// Runs without those that are named a second time, and what is said of them.

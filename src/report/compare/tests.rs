@@ -294,3 +294,67 @@ fn runs_from_two_checkpoints_are_paired_by_seed_wherever_they_go_on_in_the_data(
     assert_eq!((difference.method, difference.n), (TestMethod::Paired, [3, 3]));
     assert!(comparison.notes.is_empty(), "{:?}", comparison.notes);
 }
+
+/// Two seeds of the better setting had no partner, and were bad ones.
+#[test]
+fn where_pairs_and_means_say_the_opposite_the_pairs_count() {
+    let comparison = compare(
+        runs(&[
+            ("0.1", &[(0, 3.1000), (1, 3.2001), (2, 3.3002), (3, 2.0), (4, 2.1)]),
+            ("0.2", &[(0, 3.0900), (1, 3.1900), (2, 3.2901)]),
+        ]),
+        None,
+    );
+    let verdict = comparison.verdict.join(" ");
+    assert!(verdict.contains("schedule.learning_rate = 0.1 has the lowest mean"), "{verdict}");
+    assert!(verdict.contains("it is the other way round"), "{verdict}");
+    assert!(verdict.contains("of schedule.learning_rate = 0.2 is better, by 0.0101"), "{verdict}");
+    assert!(!verdict.contains("no difference"), "{verdict}");
+}
+
+#[test]
+fn seeds_are_counted_and_not_the_runs_that_share_them() {
+    let mut shared = runs(&[
+        ("0.1", &[(0, 3.10), (1, 3.20), (2, 3.31)]),
+        ("0.2", &[(0, 3.00), (1, 3.11), (2, 3.20)]),
+        ("0.1", &[(0, 3.11), (1, 3.22), (2, 3.30)]),
+        ("0.2", &[(0, 3.02), (1, 3.10), (2, 3.21)]),
+    ]);
+    for (at, run) in shared.iter_mut().enumerate() {
+        let decay = if at < 6 { "0.0" } else { "0.1" };
+        let (rate, seed) = (run.keys.get("schedule.learning_rate").to_owned(), run.keys.get(SEED).to_owned());
+        run.keys = groups::RunKeys::made_up(&[
+            ("schedule.learning_rate", &rate),
+            (SEED, &seed),
+            ("optimizer.weight_decay", decay),
+        ]);
+        run.root = Some(at.to_string());
+    }
+    let by_rate = compare(shared.clone(), Some(&["schedule.learning_rate".to_owned()]));
+    assert_eq!((final_losses(&by_rate)[0].n, final_losses(&by_rate)[0].seeds), ([6, 6], [3, 3]));
+    let verdict = by_rate.verdict.join(" ");
+    assert!(verdict.contains("With 6 pairs, its loss is lower"), "{verdict}");
+    assert!(by_rate.notes.iter().any(|note| note.contains("6 runs of 3 seeds")), "{:?}", by_rate.notes);
+    let alone = compare(shared, Some(&["eval.every".to_owned()]));
+    assert!(alone.verdict[0].contains("12 runs of 3 seeds"), "{:?}", alone.verdict);
+}
+
+/// A rate that goes with the warm-up: one cannot be told from the other, and seeds still make pairs.
+#[test]
+fn a_key_that_goes_with_the_groups_is_said_and_keeps_no_runs_apart() {
+    let mut zipped = runs(&THREE_SEEDS);
+    for run in &mut zipped {
+        let (rate, seed) = (run.keys.get("schedule.learning_rate").to_owned(), run.keys.get(SEED).to_owned());
+        let warmup = if rate == "0.001" { "2" } else { "4" };
+        run.keys = groups::RunKeys::made_up(&[
+            ("schedule.learning_rate", &rate),
+            (SEED, &seed),
+            ("schedule.warmup_steps", warmup),
+        ]);
+    }
+    let comparison = compare(zipped, Some(&["schedule.warmup_steps".to_owned()]));
+    let difference = final_losses(&comparison)[0];
+    assert_eq!((difference.method, difference.n), (TestMethod::Paired, [3, 3]));
+    let says = "groups differ in schedule.learning_rate too (0.001, 0.01)";
+    assert!(comparison.notes.iter().any(|note| note.contains(says)), "{:?}", comparison.notes);
+}

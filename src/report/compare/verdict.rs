@@ -37,8 +37,13 @@ fn alone(comparison: &Comparison) -> String {
     let loss = &group.of_verdict;
     let places = decimals(loss.sd.unwrap_or(0.0));
     let spread = match (loss.n, loss.interval) {
-        (_, Some([low, high])) => {
-            format!(" with {} seeds (95 % interval of the mean {low:.places$} to {high:.places$})", loss.n)
+        (runs, Some([low, high])) => {
+            let of = match group.seeds() {
+                seeds if seeds == runs => format!("{runs} seeds"),
+                1 => format!("{runs} runs of one seed"),
+                seeds => format!("{runs} runs of {seeds} seeds"),
+            };
+            format!(" with {of} (95 % interval of the mean {low:.places$} to {high:.places$})")
         }
         _ => " in one run, of which no spread is known".to_owned(),
     };
@@ -64,7 +69,8 @@ fn untested(comparison: &Comparison) -> String {
     }
     if comparison.of_measure(comparison.measure).all(|difference| difference.difference == 0.0) {
         return format!(
-            "The groups have equal values of {} to the bit: what makes them differ changed nothing here.",
+            "The groups have equal values of {} to the bit: what makes them differ changed nothing in it \
+             (`--metric` compares another number).",
             measure.name()
         );
     }
@@ -126,16 +132,19 @@ fn beside(comparison: &Comparison, group: usize) -> impl Iterator<Item = (&str, 
 fn against_others(comparison: &Comparison, best: usize) -> Vec<String> {
     let is_better_high = comparison.measure.is_better_high();
     let (mut worse, mut alike, mut untested) = (Vec::new(), Vec::new(), Vec::new());
+    let mut turned = Vec::new();
     for (name, difference) in beside(comparison, best) {
         match (difference.p_holm, difference.a == best) {
             (Some(p), is_a) if p < LEVEL && is_a == ((difference.difference < 0.0) != is_better_high) => {
                 worse.push((name, difference))
             }
+            (Some(p), _) if p < LEVEL => turned.push((name, difference)),
             (Some(_), _) => alike.push((name, difference)),
             (None, _) => untested.push((name, difference.why_untested.as_deref().unwrap_or_default())),
         }
     }
     let mut said = shown(&worse, (comparison.measure, best));
+    said.extend(turned.iter().map(|other| turned_round(*other, comparison.measure)));
     said.extend(not_shown(&alike, (comparison.measure, best)));
     if let Some((_, first)) = untested.first() {
         let alone = untested.iter().all(|(_, why)| why == first);
@@ -177,6 +186,22 @@ fn shown(others: &[(&str, &GroupDifference)], of: (Measure, usize)) -> Vec<Strin
         .collect()
 }
 
+/// A group with the worse mean that is shown to be better over the pairs: runs without a partner are in the
+/// means alone.
+fn turned_round((name, difference): (&str, &GroupDifference), measure: Measure) -> String {
+    // Of the two the one that the pairs show to be better.
+    let a_is_better = (difference.difference < 0.0) != measure.is_better_high();
+    let better = if a_is_better { difference.a } else { difference.b };
+    format!(
+        "{}, it is the other way round: the {} of {name} is better, by {}. The means also have the {} runs \
+         without a partner, so the pairs count.",
+        seeds(difference),
+        measure.short_name(),
+        evidence(difference, (measure, better)),
+        difference.unpaired
+    )
+}
+
 /// The groups of which nothing is shown.
 fn not_shown(others: &[(&str, &GroupDifference)], of: (Measure, usize)) -> Vec<String> {
     let sentence = |(name, difference): &(&str, &GroupDifference)| {
@@ -197,10 +222,13 @@ fn not_shown(others: &[(&str, &GroupDifference)], of: (Measure, usize)) -> Vec<S
     )]
 }
 
-/// `With 3 seeds each, paired`.
+/// `With 3 seeds each, paired`; where the pairs share seeds, `With 6 pairs`.
 fn seeds(difference: &GroupDifference) -> String {
     match (difference.method, difference.n) {
-        (TestMethod::Paired, [pairs, _]) => format!("With {pairs} seeds each, paired"),
+        (TestMethod::Paired, [pairs, _]) if difference.seeds == [pairs; 2] => {
+            format!("With {pairs} seeds each, paired")
+        }
+        (TestMethod::Paired, [pairs, _]) => format!("With {pairs} pairs"),
         (TestMethod::Welch, [a, b]) if a == b => format!("With {a} runs each"),
         (TestMethod::Welch, [a, b]) => format!("With {a} and {b} runs"),
     }

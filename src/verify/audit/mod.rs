@@ -386,8 +386,8 @@ impl Tally {
             format!(
                 "{checked} of {kept} parts that {steps} steps kept, drawn by `--seed {seed}`; {share} of the \
                  floating-point operations \
-                 of their micro-batches, which are 1 in {batches} of a step; a fault that a draw meets with a \
-                 chance of 1 % would have been missed with a probability of {missed}{}",
+                 of their micro-batches, which are 1 in {batches} of a step; a fault that a draw meets \
+                 with a chance of 1 % would have been missed with a probability of {missed}{}",
                 left_open(experiment, batches, self.updates),
             ),
         );

@@ -1,0 +1,185 @@
+//! Figures and files that agree with themselves and with no other file of their run: found by `verify`, and
+//! refused by whoever would go on from them.
+
+use std::fs;
+use std::path::Path;
+
+use runner::proof::{Lock, ledger};
+use runner::store::{self};
+
+use crate::support::Lab;
+use crate::verify::{assert_finds, copy, facts, rewrite_records};
+
+const CI: &str = "experiments/ci.toml";
+
+/// A finished run of ten steps, with checkpoints at 5 and 10 unless `more` says otherwise.
+fn trained(lab: &Lab, more: &[&str]) {
+    let short = ["schedule.steps=10", "schedule.warmup_steps=1", "checkpoint.every=5"];
+    let sets = short.iter().chain(more).flat_map(|set| ["--set", set]);
+    lab.run(CI, &sets.collect::<Vec<_>>()).root();
+}
+
+/// Changes a lock and computes its digests again.
+fn reseal(run: &Path, change: impl FnOnce(&mut Lock)) {
+    let path = run.join("lock.toml");
+    let mut lock = Lock::read(&path).expect("a lock");
+    change(&mut lock);
+    fs::write(&path, lock.to_text()).expect("writable");
+}
+
+/// Changes one weight of a checkpoint and makes its manifest fit.
+fn forge_weight(run: &Path, step: u64) {
+    let checkpoints = run.join("checkpoints");
+    let listed = store::list(&checkpoints).expect("some");
+    let folder = &listed.iter().find(|(of, _)| *of == step).expect("it is there").1;
+    let (manifest, mut state) = store::load(folder).expect("whole");
+    let weight = state.iter_mut().find(|tensor| tensor.name == "wte.weight").expect("a weight");
+    weight.bytes[2] ^= 0x40;
+    store::save(&checkpoints, &state, &facts(&manifest)).expect("saved");
+}
+
+fn insert_line(file: &Path, at: usize, line: &str) {
+    let text = fs::read_to_string(file).expect("a file");
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.insert(at, line);
+    fs::write(file, lines.join("\n") + "\n").expect("writable");
+}
+
+#[test]
+fn a_note_of_drift_excuses_nothing_that_no_step_confirms() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    for at in [10, 11] {
+        let name = format!("forged_{at}");
+        copy(&lab.path("ci"), &lab.path(&name));
+        reseal(&lab.path(&name), |lock| drop(lock.numerics.insert("seed".into(), "7".into())));
+        let note = format!(r#"{{"note":{{"after":{at},"kind":"drift","text":"`seed` was 1337, is 7"}}}}"#);
+        insert_line(&lab.path(&name).join("ledger.jsonl"), at, &note);
+        assert_finds(&lab, &name, &[], &["FAILED  numerics of checkpoints 5, 10", "`seed` was 1337, is 7"]);
+    }
+    // One that happened excuses the key that it names, and no other.
+    let more = ["--set", "schedule.steps=12", "--set", "seed=7", "--allow-drift"];
+    lab.resume("ci", &more).root();
+    lab.verify("ci", &[]).assert_says(&["skipped numerics of checkpoints 5, 10", "drift was allowed"]);
+    let checkpoints = lab.path("ci/checkpoints");
+    let (manifest, state) = store::load(&checkpoints.join("step_00000005")).expect("whole");
+    let mut facts = facts(&manifest);
+    facts.numerics.insert("schedule.learning_rate".into(), "0.5".into());
+    store::save(&checkpoints, &state, &facts).expect("saved");
+    assert_finds(&lab, "ci", &[], &["FAILED  numerics of checkpoint 5", "`schedule.learning_rate` was 0.5"]);
+}
+
+#[test]
+fn a_resume_is_refused_what_no_step_would_be_made_with_or_what_would_miscount_tokens() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    let longer = ["--set", "schedule.steps=12", "--allow-drift", "--set"];
+    for set in ["batch.tokens=1024", "batch.seq_len=32"] {
+        let refused = lab.resume("ci", &[&longer[..], &[set]].concat());
+        refused.assert_fails(5, &["a run has one size of a step", "run:NAME@10"]);
+    }
+    // As a kill before its last words leaves it.
+    reseal(&lab.path("ci"), |lock| lock.outputs.clear());
+    let before = lab.files("ci");
+    lab.resume("ci", &["--set", "seed=7", "--allow-drift"])
+        .assert_fails(5, &["the run has made its 10 steps", "`seed`"]);
+    assert!(lab.files("ci") == before);
+    lab.resume("ci", &[]).root();
+}
+
+#[test]
+fn a_checkpoint_whose_state_is_not_the_ledger_s_is_refused_by_all_who_would_go_on_from_it() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    forge_weight(&lab.path("ci"), 10);
+    reseal(&lab.path("ci"), |lock| lock.outputs.clear());
+    let says = ["the checkpoint of step 10", "has the state root", "the ledger"];
+    assert_finds(&lab, "ci", &[], &["its state has the root"]);
+    lab.resume("ci", &["--set", "checkpoint.keep_last=1"]).assert_fails(5, &says);
+    for (verb, more) in [("sample", &[][..]), ("eval", &[]), ("export", &["--format", "hf"])] {
+        lab.verb(verb, "ci", more).assert_fails(5, &says);
+    }
+    lab.verb("export", "ci", &["--format", "slsa"]).assert_fails(5, &["another state root than the ledger"]);
+    let init = ["--name", "branch", "--set", "model.init=run:ci@10"];
+    lab.run(CI, &init).assert_fails(5, &says);
+    // Of an ended run whose last checkpoint is gone there is nothing to state.
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    fs::remove_dir_all(lab.path("ci/checkpoints/step_00000010")).expect("removable");
+    let statement = lab.verb("export", "ci", &["--format", "slsa"]);
+    statement.assert_fails(5, &["the run ended at step 10", "newest checkpoint is of step 5"]);
+}
+
+#[test]
+fn checkpoints_have_a_root_in_the_ledger_however_rarely_steps_are_hashed() {
+    let lab = Lab::new();
+    for every in ["0", "7"] {
+        let name = format!("every_{every}");
+        trained(&lab, &[&format!("proof.digest_every={every}"), &format!("name={name}")]);
+        lab.verify(&name, &[]).assert_says(&["2 heads and roots agree"]);
+        forge_weight(&lab.path(&name), 5);
+        assert_finds(&lab, &name, &[], &["checkpoint 5 in the ledger", "its state has the root"]);
+    }
+}
+
+#[test]
+fn a_ledger_that_is_not_the_lock_s_is_said_wherever_its_figures_are_shown() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    let (_, mut entries) = ledger::read(&lab.path("ci/ledger.jsonl")).expect("a ledger");
+    let evaluation = entries.last_mut().and_then(|last| last.evaluation.as_mut()).expect("evaluated");
+    evaluation.validation.as_mut().expect("validated").loss = 1.25;
+    rewrite_records(&lab.path("ci"), &entries);
+    let says = "the ledger's head is not the one that the lock has of its end";
+    for arguments in [&["show", "ci"][..], &["show"], &["compare", "ci"], &["report", "ci"]] {
+        let runs = lab.path("").display().to_string();
+        let shown = lab.finish(&[arguments, &["--runs", &runs]].concat());
+        let all = format!("{}{}", shown.stdout, shown.stderr);
+        let page = fs::read_to_string(lab.path("ci/report.html")).unwrap_or_default();
+        assert!(all.contains(says) || page.contains("lock has of its end"), "{arguments:?}: {all}");
+    }
+}
+
+#[test]
+fn evaluation_data_and_a_good_end_are_held_to_what_else_the_lock_and_ledger_say() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    let fresh = |name: &str| {
+        copy(&lab.path("ci"), &lab.path(name));
+        lab.path(name)
+    };
+    let without_shards =
+        |lock: &mut Lock| lock.environment.retain(|key, _| !key.starts_with("data.val_shard."));
+    reseal(&fresh("fewer"), without_shards);
+    lab.verify("fewer", &[]).assert_says(&["ok      evaluation data"]);
+    reseal(&fresh("other"), |lock| {
+        without_shards(lock);
+        lock.environment.insert("data.validation_sha256".into(), "0".repeat(64));
+    });
+    assert_finds(&lab, "other", &[], &["evaluation data", "data.validation_sha256"]);
+    let note = r#"{"note":{"after":11,"kind":"not_finite","text":"a weight"}}"#;
+    insert_line(&fresh("noted").join("ledger.jsonl"), 11, note);
+    assert_finds(&lab, "noted", &[], &["end of the run", "a weight"]);
+}
+
+#[test]
+fn folders_that_a_resume_would_delete_or_never_reach_are_named_at_its_start() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    reseal(&lab.path("ci"), |lock| lock.outputs.clear());
+    let step = |step: u64| lab.path("ci/checkpoints").join(format!("step_{step:08}"));
+    fs::rename(step(10), step(25)).expect("movable");
+    lab.resume("ci", &[]).assert_fails(1, &["step_00000025", "beyond the run's last, 10"]);
+    fs::rename(step(25), step(10)).expect("movable");
+    fs::write(step(10).join("state.safetensors"), "cut").expect("writable");
+    fs::write(step(10).join("notes.txt"), "mine").expect("writable");
+    lab.resume("ci", &[]).assert_fails(1, &["step_00000010", "holds `notes.txt`"]);
+    assert_eq!(fs::read_to_string(step(10).join("notes.txt")).expect("kept"), "mine");
+    fs::remove_file(step(10).join("notes.txt")).expect("removable");
+    lab.resume("ci", &[]).root();
+    // A folder with somebody's file is not pruned.
+    fs::write(step(5).join("notes.txt"), "mine").expect("writable");
+    let pruned = lab.verb("prune", "ci", &["--keep-last", "1", "--yes"]);
+    assert!(pruned.stderr.contains("keeps step 5: its folder holds `notes.txt`"), "{}", pruned.stderr);
+    assert!(step(5).join("notes.txt").exists());
+}
