@@ -340,6 +340,31 @@ pub fn read_end(path: &Path, count: usize) -> Option<LedgerEnd> {
     Some(LedgerEnd { entries, root, notes })
 }
 
+/// The losses of all validations in a ledger, of which no head is checked: for a list of many runs.
+///
+/// None where a line is not a ledger's, an entry of version 1 does not say what was measured, or the file
+/// cannot be read.
+pub fn validation_losses(path: &Path) -> Option<Vec<f64>> {
+    /// What stands before the head of an entry with no evaluation, and the bytes of a head behind it.
+    const NOTHING: &[u8] = br#""evaluation":null},"head":""#;
+    const HEAD_BYTES: usize = 66;
+    let mut lines = BufReader::with_capacity(1 << 18, regular::open(path).ok()?);
+    let (mut losses, mut line) = (Vec::new(), Vec::new());
+    loop {
+        line.clear();
+        (&mut lines).take(LONGEST_LINE).read_until(b'\n', &mut line).ok()?;
+        // A line that a kill left unfinished is none.
+        let Some(line) = line.strip_suffix(b"\n") else { return Some(losses) };
+        let before_head = line.len().checked_sub(HEAD_BYTES).map(|end| &line[..end]);
+        if before_head.is_some_and(|text| text.ends_with(NOTHING)) {
+            continue;
+        }
+        if let LedgerLine::Entry { entry, .. } = parse_line(line).ok()? {
+            losses.extend(entry.evaluation?.validation.map(|validation| validation.loss));
+        }
+    }
+}
+
 /// Reads up to `limit` entries and the notes behind them, checking each head.
 fn scan(path: &Path, file: &File, limit: u64, mut visit: impl FnMut(Entry)) -> Result<Log> {
     let mut lines = BufReader::new(file);

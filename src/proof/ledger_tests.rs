@@ -283,3 +283,26 @@ fn heads_before_and_after_a_resume_are_consistent_by_rfc_9162() {
         assert!(!ledger.is_prefix(&forged));
     }
 }
+
+#[test]
+fn validations_are_read_of_lines_that_have_one_and_an_old_entry_does_not_say() {
+    let (_folder, path, _) = ledger_of(3);
+    assert!(lines(&path)[0].contains(r#""evaluation":null},"head":""#), "what is passed over");
+    assert_eq!(validation_losses(&path), Some(vec![]));
+    let measured = |loss| Evaluation {
+        validation: Some(crate::proof::Validation { loss, tokens: 64 }),
+        ..Evaluation::default()
+    };
+    let mut ledger = Ledger::open(&path).unwrap();
+    ledger.append(&Entry { evaluation: Some(measured(2.5)), ..entry(4) }).unwrap();
+    ledger
+        .append(&Entry { evaluation: Some(measured(f64::NAN)), audit: Some(Hash::of(b"a")), ..entry(5) })
+        .unwrap();
+    let found = validation_losses(&path).unwrap();
+    assert!(found.len() == 2 && found[0] == 2.5 && found[1].is_nan(), "{found:?}");
+    std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + "{\"entry\":").unwrap();
+    assert_eq!(validation_losses(&path).map(|losses| losses.len()), Some(2), "a line that a kill left");
+    let (_folder, path, _) = ledger_of(1);
+    Ledger::open(&path).unwrap().append(&Entry { evaluation: None, ..entry(2) }).unwrap();
+    assert_eq!(validation_losses(&path), None);
+}

@@ -5,6 +5,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use rayon::prelude::*;
 use serde_json::{Map, Value as Json};
@@ -14,6 +15,8 @@ use super::figures;
 use super::glance::RunGlance;
 use super::summary::{RunSummary, State};
 use crate::experiment;
+use crate::proof::ledger;
+use crate::store::RunPaths;
 use crate::store::columns::ColumnKind;
 use crate::store::contents;
 use crate::store::metrics::{COLUMNS, Column};
@@ -33,8 +36,6 @@ pub enum TableCell {
 #[derive(Clone, Copy)]
 enum ColumnSource {
     Fact(fn(&RunGlance) -> TableCell),
-    /// What only all rows of a run tell.
-    Summary(fn(&RunSummary) -> TableCell),
     Figure(&'static str),
     /// A metric that is not summarised: that of the last step.
     Last(&'static Column),
@@ -85,8 +86,16 @@ static MORE: [TableColumn; 6] = [
     fact("disk", |run| TableCell::Count(contents::bytes_in(&run.folder))),
     fact("device", |run| texts(run.device.as_ref())),
     fact("numerics_id", |run| texts(run.numerics_id.as_ref())),
-    TableColumn { name: "best_val_loss", source: ColumnSource::Summary(|run| number(run.best_val_loss)) },
+    fact("best_val_loss", |run| number(best_val_loss(&run.folder))),
 ];
+
+/// The lowest finite validation loss of a run: of its ledger, or where that does not tell it of all its rows.
+fn best_val_loss(folder: &Path) -> Option<f64> {
+    match ledger::validation_losses(&RunPaths::new(folder).ledger()) {
+        Some(losses) => losses.into_iter().filter(|loss| loss.is_finite()).min_by(f64::total_cmp),
+        None => RunSummary::read(folder).best_val_loss,
+    }
+}
 
 /// The columns of a table that no one has chosen, in order: those of a run, and in their middle those of its
 /// metrics of which a run has one number.
@@ -136,14 +145,13 @@ impl TableColumn {
         }
     }
 
-    fn cell(&self, row: &TableRow) -> TableCell {
+    fn cell(&self, run: &RunGlance) -> TableCell {
         match self.source {
-            ColumnSource::Fact(cell) => cell(&row.run),
-            ColumnSource::Summary(cell) => row.summary.as_ref().map_or(TableCell::Missing, cell),
-            ColumnSource::Figure(name) => number(row.run.figures.get(name)),
-            ColumnSource::Last(column) => number(row.run.last.as_ref().and_then(column.get)),
+            ColumnSource::Fact(cell) => cell(run),
+            ColumnSource::Figure(name) => number(run.figures.get(name)),
+            ColumnSource::Last(column) => number(run.last.as_ref().and_then(column.get)),
             ColumnSource::Key(key) => {
-                match row.run.settings.get(key).map_or(TableCell::Missing, TableCell::of_json) {
+                match run.settings.get(key).map_or(TableCell::Missing, TableCell::of_json) {
                     // As it is asked for: `run:NAME@STEP`.
                     TableCell::Text(path) if key == "model.init" => {
                         TableCell::Text(experiment::checkpoint_name(&path).unwrap_or(path))
@@ -419,26 +427,19 @@ impl Sort {
     }
 }
 
-struct TableRow {
-    run: RunGlance,
-    /// Where a column needs all rows of the run.
-    summary: Option<RunSummary>,
-}
-
 /// A table of runs.
 pub struct RunTable {
-    rows: Vec<TableRow>,
+    rows: Vec<RunGlance>,
 }
 
 /// The runs that have one value of a column.
 pub struct TableGroup<'a> {
     pub value: TableCell,
-    rows: Vec<&'a TableRow>,
+    rows: Vec<&'a RunGlance>,
 }
 
 impl RunTable {
-    /// The runs in the order given. Those columns of `chosen`, `filters` and `sort` that need all rows of a
-    /// run make it be read in full.
+    /// The runs in the order given.
     ///
     /// # Errors
     /// One of these columns is of a source of a mixture that no run has.
@@ -451,9 +452,7 @@ impl RunTable {
         let named = filters.iter().map(|filter| filter.column).chain(sort.map(|sort| sort.column));
         let named: Vec<TableColumn> = chosen.iter().copied().chain(named).collect();
         named.iter().try_for_each(|column| require_source(column, &runs))?;
-        let in_full = named.iter().any(|column| matches!(column.source, ColumnSource::Summary(_)));
-        let row = |run: RunGlance| TableRow { summary: in_full.then(|| RunSummary::read(&run.folder)), run };
-        Ok(RunTable { rows: runs.into_par_iter().map(row).collect() })
+        Ok(RunTable { rows: runs })
     }
 
     /// The rows that pass `filter`; a missing value passes none.
@@ -461,9 +460,10 @@ impl RunTable {
     /// # Errors
     /// The values cannot be compared with that of the filter.
     pub fn filter(self, filter: &Filter) -> Result<RunTable, ReportError> {
+        let cells = self.cells(&filter.column);
         let mut rows = Vec::new();
-        for row in self.rows {
-            if filter.passes(&filter.column.cell(&row))? {
+        for (row, cell) in self.rows.into_iter().zip(cells) {
+            if filter.passes(&cell)? {
                 rows.push(row);
             }
         }
@@ -472,21 +472,19 @@ impl RunTable {
 
     /// Sorted; rows without a value come last in either order, behind those whose value is no number; equal
     /// ones keep their order.
-    pub fn sort(mut self, by: &Sort) -> RunTable {
-        let key = |row: &TableRow| by.column.cell(row);
-        self.rows.sort_by(|a, b| {
-            let (a, b) = (key(a), key(b));
-            match by.descending && a.has_order() && b.has_order() {
-                true => b.order(&a),
-                false => a.order(&b),
-            }
+    pub fn sort(self, by: &Sort) -> RunTable {
+        let cells = self.cells(&by.column);
+        let mut rows: Vec<(TableCell, RunGlance)> = cells.into_iter().zip(self.rows).collect();
+        rows.sort_by(|(a, _), (b, _)| match by.descending && a.has_order() && b.has_order() {
+            true => b.order(a),
+            false => a.order(b),
         });
-        self
+        RunTable { rows: rows.into_iter().map(|(_, run)| run).collect() }
     }
 
     /// The runs, in order.
     pub fn runs(&self) -> impl Iterator<Item = &RunGlance> {
-        self.rows.iter().map(|row| &row.run)
+        self.rows.iter()
     }
 
     /// The values of a column.
@@ -497,11 +495,11 @@ impl RunTable {
     /// The keys of the experiments in which the runs differ, but for their names.
     pub fn differing(&self) -> Vec<TableColumn> {
         let differ = |key: &&'static str| {
-            let mut values = self.rows.iter().map(|row| row.run.settings.get(*key));
+            let mut values = self.rows.iter().map(|row| row.settings.get(*key));
             let first = values.next();
             *key != "name" && values.any(|value| Some(value) != first)
         };
-        let settings = self.rows.iter().flat_map(|row| row.run.settings.keys());
+        let settings = self.rows.iter().flat_map(|row| row.settings.keys());
         let of_sources: BTreeSet<&'static str> =
             settings.filter_map(|key| experiment::key_of_source(key)).collect();
         let keys = experiment::keys().chain(of_sources).filter(differ);
@@ -511,8 +509,7 @@ impl RunTable {
     /// The runs by their values of a column, in the order of the values.
     pub fn groups(&self, by: &TableColumn) -> Vec<TableGroup<'_>> {
         let mut groups: Vec<TableGroup<'_>> = Vec::new();
-        for row in &self.rows {
-            let value = by.cell(row);
+        for (row, value) in self.rows.iter().zip(self.cells(by)) {
             match groups.iter_mut().find(|group| group.value == value) {
                 Some(group) => group.rows.push(row),
                 None => groups.push(TableGroup { value, rows: vec![row] }),
@@ -525,19 +522,21 @@ impl RunTable {
     /// Comma-separated values with a header, each line ended by a newline (RFC 4180's quotes).
     pub fn to_csv(&self, columns: &[TableColumn]) -> String {
         let mut csv = columns.iter().map(|column| column.name).collect::<Vec<_>>().join(",") + "\n";
-        for row in &self.rows {
+        let line = |row: &RunGlance| {
             let fields: Vec<String> = columns.iter().map(|column| column.cell(row).to_csv()).collect();
-            csv += &(fields.join(",") + "\n");
-        }
+            fields.join(",") + "\n"
+        };
+        let lines: Vec<String> = self.rows.par_iter().map(line).collect();
+        csv += &lines.concat();
         csv
     }
 
     /// A list with an object a run, by the names of the columns.
     pub fn to_json(&self, columns: &[TableColumn]) -> Json {
-        let object = |row: &TableRow| -> Map<String, Json> {
+        let object = |row: &RunGlance| -> Map<String, Json> {
             columns.iter().map(|column| (column.name.to_owned(), column.cell(row).to_json())).collect()
         };
-        self.rows.iter().map(object).collect::<Vec<_>>().into()
+        self.rows.par_iter().map(object).collect::<Vec<_>>().into()
     }
 }
 
@@ -549,7 +548,7 @@ fn has_failed(run: &RunGlance) -> bool {
 impl TableGroup<'_> {
     /// The runs, in the order of the table.
     pub fn runs(&self) -> impl Iterator<Item = &RunGlance> {
-        self.rows.iter().map(|row| &row.run)
+        self.rows.iter().copied()
     }
 
     /// The runs whose training failed, which are in no mean unless the group has no other.
@@ -560,7 +559,7 @@ impl TableGroup<'_> {
     /// The mean of the numbers of a column, where there are any; else the one value that all have.
     pub fn cell(&self, column: &TableColumn) -> TableCell {
         let all_failed = self.runs().all(has_failed);
-        let counted = self.rows.iter().filter(|row| all_failed || !has_failed(&row.run));
+        let counted = self.rows.iter().filter(|row| all_failed || !has_failed(row));
         let cells: Vec<TableCell> = counted.map(|row| column.cell(row)).collect();
         let numbers: Vec<f64> = cells.iter().filter_map(TableCell::as_number).collect();
         match cells.first() {

@@ -71,6 +71,14 @@ fn sorting_puts_rows_without_a_value_last_in_either_direction() {
     ] {
         assert_eq!(named(&table().sort(&Sort::parse(by).unwrap())), expected, "{by}");
     }
+    let mut with_nan = runs();
+    with_nan.extend([f64::NAN, -f64::NAN].map(|loss| run("nan", 10, Some(loss), State::Done)));
+    for (by, expected) in
+        [("val_loss", ["c", "a", "nan", "nan", "b"]), ("-val_loss", ["a", "c", "nan", "nan", "b"])]
+    {
+        let table = RunTable::of(with_nan.clone(), &[], &[], None).unwrap();
+        assert_eq!(named(&table.sort(&Sort::parse(by).unwrap())), expected, "{by}");
+    }
     let refused = |by: &str| Sort::parse(by).map(drop).unwrap_err().to_string();
     assert!(refused("loss:up").contains("`asc` or `desc`"));
     assert!(

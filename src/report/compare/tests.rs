@@ -308,7 +308,7 @@ fn where_pairs_and_means_say_the_opposite_the_pairs_count() {
     let verdict = comparison.verdict.join(" ");
     assert!(verdict.contains("schedule.learning_rate = 0.1 has the lowest mean"), "{verdict}");
     assert!(verdict.contains("it is the other way round"), "{verdict}");
-    assert!(verdict.contains("of schedule.learning_rate = 0.2 is better, by 0.0101"), "{verdict}");
+    assert!(verdict.contains("of schedule.learning_rate = 0.2 is better, by 0.01007"), "{verdict}");
     assert!(!verdict.contains("no difference"), "{verdict}");
 }
 
