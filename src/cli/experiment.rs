@@ -45,7 +45,15 @@ pub fn say_all_replaced(declared: &Declared) {
 
 /// Refuses a missing experiment, and suggests a similar one.
 pub fn require(path: &Path) -> Result<(), UsageError> {
-    require_usage(path.exists() || ShippedExperiment::named(path).is_some(), || {
+    let is_shipped = ShippedExperiment::named(path).is_some();
+    require_usage(is_shipped || !path.is_dir(), || {
+        format!(
+            "`{}` is a folder, and an experiment is a TOML file\n  hint: `runner resume` and other verbs take \
+             the folder of a run",
+            path.display()
+        )
+    })?;
+    require_usage(path.exists() || is_shipped, || {
         let hint = match meant(path) {
             _ if path.is_symlink() => "it is a symbolic link, and what it points to is not there".to_owned(),
             None => format!("an experiment is a TOML file, such as those in `{FOLDER}`"),

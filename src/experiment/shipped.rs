@@ -40,7 +40,7 @@ shipped!(
 impl ShippedExperiment {
     /// The experiment that a path names: its bare name, and no file is there.
     pub fn named(path: &Path) -> Option<&'static ShippedExperiment> {
-        SHIPPED.iter().find(|shipped| Path::new(shipped.name) == path && !path.exists())
+        SHIPPED.iter().find(|shipped| Path::new(shipped.name) == path && !path.is_file())
     }
 
     /// The experiment of this file name.

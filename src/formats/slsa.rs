@@ -73,7 +73,7 @@ pub fn statement(folder: &Path, builder: &str) -> Result<Value, SlsaError> {
     if at.and_then(|at| entries.get(at)?.root).is_some_and(|root| root != manifest.state_root) {
         return Err(SlsaError::OtherRoot { step });
     }
-    if !log.is_prefix(&manifest.ledger) {
+    if !log.is_prefix(&manifest.ledger) || manifest.ledger.size != step {
         return Err(SlsaError::ForeignLedger { step });
     }
     let inside = |file: &str| format!("checkpoints/{}/{file}", checkpoint::folder_name(step));

@@ -230,11 +230,21 @@ pub fn differences(was: &Table, is: &Table) -> Vec<Difference> {
         .collect()
 }
 
+impl Difference {
+    /// How its text begins: the key, and what it was.
+    pub fn was_text(&self) -> String {
+        format!("`{}` was {}, is ", self.key, shown(&self.was))
+    }
+}
+
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let show = |value: &Option<String>| value.as_deref().map_or("not set".to_owned(), shortened);
-        write!(f, "`{}` was {}, is {}", self.key, show(&self.was), show(&self.is))
+        write!(f, "{}{}", self.was_text(), shown(&self.is))
     }
+}
+
+fn shown(value: &Option<String>) -> String {
+    value.as_deref().map_or("not set".to_owned(), shortened)
 }
 
 /// Values such as the plan of a matrix multiplication are longer than a line.

@@ -1,6 +1,7 @@
 //! The second step of a run: everything is allocated, and this rank's numerics are compared with those of
 //! rank 0, of the lock and of the run's own checkpoint. Nothing has been written yet.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -101,7 +102,12 @@ impl<O: Locked> Agreed<O> {
         let lock = past.keep_config(lock);
         if let Some(path) = destination.path() {
             let disk = Disk::of(&experiment, state_bytes(&experiment, storage));
-            store::space::require(&path, disk.total_bytes, &disk.what())?;
+            let reused = match past.resumed {
+                true => reused_bytes(&path, &experiment)?,
+                // An overwritten run is deleted.
+                false => store::contents::bytes_in(&path),
+            };
+            store::space::require(&path, disk.total_bytes, reused, &disk.what())?;
         }
         Ok(Agreed {
             experiment,
@@ -149,4 +155,16 @@ fn summary<'a, O: Ops>(
         parameters: Weights::of(&experiment.model).parameters(),
         memory: memory_plan(experiment, storage),
     }
+}
+
+/// Bytes of the checkpoints of a run that goes on which its plan has too, or which it will delete.
+fn reused_bytes(run: &Path, experiment: &Experiment) -> store::Result<u64> {
+    let checkpoint = &experiment.checkpoint;
+    let is_planned = |step: u64| {
+        let is_due = checkpoint.every > 0 && step.is_multiple_of(checkpoint.every);
+        checkpoint.keep_last > 0 || is_due || step == experiment.schedule.steps
+    };
+    let there = store::list(&RunPaths::new(run).checkpoints())?;
+    let planned = there.into_iter().filter(|(step, _)| is_planned(*step));
+    Ok(planned.map(|(_, folder)| store::contents::bytes_in(&folder)).sum())
 }

@@ -195,7 +195,18 @@ fn load_some(
 /// # Errors
 /// The two roots differ.
 pub fn require_root(paths: &RunPaths, manifest: &Manifest) -> Result<(), ProofRefusal> {
-    let Ok((_, entries)) = ledger::read(&paths.ledger()) else { return Ok(()) };
+    let Ok((log, entries)) = ledger::read(&paths.ledger()) else { return Ok(()) };
+    if !log.is_prefix(&manifest.ledger) || manifest.ledger.size != manifest.step {
+        return Err(ProofRefusal(format!(
+            "the checkpoint of step {} in `{}` has the head {} after {} entries, and so many steps with that \
+             head are not in the ledger\n  hint: one of the two was changed: move the checkpoint away, or \
+             restore it from a copy",
+            manifest.step,
+            paths.folder().display(),
+            manifest.ledger.root,
+            manifest.ledger.size
+        )));
+    }
     let at = manifest.step.checked_sub(1).and_then(|at| usize::try_from(at).ok());
     match at.and_then(|at| entries.get(at)?.root) {
         Some(root) if root != manifest.state_root => Err(ProofRefusal(format!(

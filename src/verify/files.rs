@@ -181,6 +181,10 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
                     manifest.ledger.root, manifest.ledger.size
                 ),
             );
+        } else if manifest.ledger.size != manifest.step {
+            let size = manifest.ledger.size;
+            let what = format!("its manifest has the head after {size} entries: each step has one");
+            checks.failed(&check, what);
         } else if let Some(Entry { root: Some(root), .. }) = recorded
             && *root != manifest.state_root
         {

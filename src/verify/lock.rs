@@ -58,14 +58,19 @@ pub(super) struct Drift {
     /// Whether that step was made. A note is in no hash: what confirms it is its event in the entry of the
     /// step that followed.
     pub confirmed: bool,
-    /// The keys that changed, of all times, each with the step before which it did.
-    keys: Vec<(u64, String)>,
+    /// What changed, of all times, as the ledger says it, each with the step before which it did.
+    changes: Vec<(u64, String)>,
 }
 
 impl Drift {
-    /// Whether a checkpoint of `step` may have another value of this key than the lock.
-    fn names(&self, step: u64, key: &str) -> bool {
-        self.keys.iter().any(|(before, named)| *before >= step && named == key)
+    /// Whether a checkpoint of `step` may differ so from the lock: it has what the key was before it first
+    /// changed from there on.
+    fn allows(&self, step: u64, difference: &Difference) -> bool {
+        let is_of_it = |(before, text): &&(u64, String)| {
+            *before >= step && key_of(text) == Some(difference.key.as_str())
+        };
+        let first = self.changes.iter().find(is_of_it);
+        first.is_some_and(|(_, text)| text.starts_with(&difference.was_text()))
     }
 }
 
@@ -88,14 +93,14 @@ pub(super) fn last_drift(notes: &[Note], entries: &[Entry], lock: &Lock) -> Drif
     let Some((before, confirmed)) = last else { return Drift::default() };
     let of_entry = |entry: &Entry| {
         let drifts = entry.events.iter().filter_map(|event| event.strip_prefix("drift "));
-        drifts.filter_map(key_of).map(|key| (entry.step, key.to_owned())).collect::<Vec<_>>()
+        drifts.map(|text| (entry.step, text.to_owned())).collect::<Vec<_>>()
     };
-    let mut keys: Vec<(u64, String)> = entries.iter().flat_map(of_entry).collect();
+    let mut changes: Vec<(u64, String)> = entries.iter().flat_map(of_entry).collect();
     if !confirmed {
         let pending = notes.iter().filter(is_drift).filter(|note| note.after == before);
-        keys.extend(pending.filter_map(|note| Some((before, key_of(&note.text)?.to_owned()))));
+        changes.extend(pending.map(|note| (before, note.text.clone())));
     }
-    Drift { before, confirmed, keys }
+    Drift { before, confirmed, changes }
 }
 
 /// A lock has outputs where a run has a usable model: its last step and evaluation are finite, and no note
@@ -117,7 +122,7 @@ pub(super) fn usable_end(lock: &Lock, notes: &[Note], entries: &[Entry], checks:
 pub(super) fn numerics(lock: &Lock, manifests: &[Manifest], drift: &Drift, checks: &mut Checks<'_>) {
     let differing = manifests.iter().filter_map(|manifest| {
         let changed = differences(&manifest.numerics, &lock.numerics);
-        let named = |difference: &Difference| drift.names(manifest.step, &difference.key);
+        let named = |difference: &Difference| drift.allows(manifest.step, difference);
         let (named, foreign): (Vec<_>, Vec<_>) = changed.into_iter().partition(named);
         // What nobody allowed to change is the fault, and the rest is not listed beside it.
         let (is_allowed, listed) = if foreign.is_empty() { (true, named) } else { (false, foreign) };

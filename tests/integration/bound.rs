@@ -70,6 +70,40 @@ fn a_note_of_drift_excuses_nothing_that_no_step_confirms() {
 }
 
 #[test]
+fn what_drift_is_said_to_have_changed_is_held_to_the_checkpoints_before_it() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    lab.resume("ci", &["--set", "schedule.steps=12", "--set", "seed=7", "--allow-drift"]).root();
+    lab.resume("ci", &["--set", "schedule.steps=14", "--set", "seed=9", "--allow-drift"]).root();
+    lab.verify("ci", &[]).assert_says(&["skipped numerics of checkpoints 5, 10", "drift was allowed"]);
+    let checkpoints = lab.path("ci/checkpoints");
+    let (manifest, state) = store::load(&checkpoints.join("step_00000005")).expect("whole");
+    let mut facts = facts(&manifest);
+    facts.numerics.insert("seed".into(), "99".into());
+    store::save(&checkpoints, &state, &facts).expect("saved");
+    assert_finds(&lab, "ci", &[], &["FAILED  numerics of checkpoint 5", "`seed` was 99, is 9"]);
+}
+
+/// The true state of a step under the number of one that the ledger does not have.
+#[test]
+fn a_checkpoint_beyond_the_ledger_is_found_and_not_taken() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    let checkpoints = lab.path("ci/checkpoints");
+    let (manifest, state) = store::load(&checkpoints.join("step_00000010")).expect("whole");
+    store::save(&checkpoints, &state, &store::Facts { step: 11, ..facts(&manifest) }).expect("saved");
+    reseal(&lab.path("ci"), |lock| lock.outputs.clear());
+    assert_finds(&lab, "ci", &[], &["checkpoint 11 in the ledger", "the head after 10 entries"]);
+    let says = ["the checkpoint of step 11", "are not in the ledger"];
+    for (verb, more) in [("sample", &[][..]), ("eval", &[]), ("export", &["--format", "hf"])] {
+        lab.verb(verb, "ci", more).assert_fails(5, &says);
+    }
+    lab.verb("export", "ci", &["--format", "slsa"]).assert_fails(5, &["is not in the ledger"]);
+    lab.run(CI, &["--name", "branch", "--set", "model.init=run:ci@11"]).assert_fails(5, &says);
+    lab.resume("ci", &["--set", "schedule.steps=12", "--allow-drift"]).assert_fails(5, &says);
+}
+
+#[test]
 fn a_resume_is_refused_what_no_step_would_be_made_with_or_what_would_miscount_tokens() {
     let lab = Lab::new();
     trained(&lab, &[]);

@@ -19,6 +19,7 @@ use serde::Serialize;
 pub use measure::Measure;
 pub use runs::{ComparedRun, ComparedRuns, LeftOutRun, NamedRun, RunGroup, ValidationPoint};
 
+use self::runs::confounded;
 use super::groups::{self, SEED};
 use super::statistics::{SampleStatistics, TTest, holm, mean};
 
@@ -271,17 +272,19 @@ fn difference(
     (a, group): (usize, &RunGroup),
     (b, other): (usize, &RunGroup),
 ) -> GroupDifference {
+    let confounded = confounded(&runs.pair_by, group, other);
+    let pair_by: Vec<String> = runs.pair_by.iter().filter(|key| !confounded.contains(key)).cloned().collect();
     let values = |group: &RunGroup| -> Vec<(Vec<String>, f64)> {
-        let of = |run: &ComparedRun| Some((run.keys.values(&runs.pair_by), measure.of(run)?));
+        let of = |run: &ComparedRun| Some((run.keys.values(&pair_by), measure.of(run)?));
         group.runs.iter().filter_map(of).collect()
     };
     let (ours, theirs) = (values(group), values(other));
     let plain = |values: &[(Vec<String>, f64)]| values.iter().map(|(_, value)| *value).collect::<Vec<f64>>();
     let (x, y) = (plain(&ours), plain(&theirs));
-    let pairs = if runs.pair_by.is_empty() { None } else { pairs(&ours, &theirs) };
+    let pairs = if pair_by.is_empty() { None } else { pairs(&ours, &theirs) };
     let seeds = |group: &RunGroup, partners: &[(Vec<String>, f64)]| {
         let is_in = |run: &&ComparedRun| {
-            let has_partner = || partners.iter().any(|(key, _)| *key == run.keys.values(&runs.pair_by));
+            let has_partner = || partners.iter().any(|(key, _)| *key == run.keys.values(&pair_by));
             measure.of(run).is_some() && (pairs.is_none() || has_partner())
         };
         group.runs.iter().filter(is_in).map(|run| run.keys.get(SEED)).collect::<BTreeSet<_>>().len()

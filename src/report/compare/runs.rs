@@ -130,6 +130,11 @@ impl ComparedRuns {
         let read_one = |run: &NamedRun| ComparedRun::read(run)?.with(measure);
         let mut read: Vec<ReadRun> = runs.par_iter().map(read_one).collect();
         let keys: Vec<RunKeys> = read.iter().map(|run| keys_of(run).cloned().unwrap_or_default()).collect();
+        let by: Option<Vec<String>> = by.map(|by| {
+            let mut seen = BTreeSet::new();
+            by.iter().filter(|key| seen.insert(*key)).cloned().collect()
+        });
+        let by = by.as_deref();
         for key in by.unwrap_or_default() {
             groups::require_key(key, read.iter().filter_map(keys_of))?;
         }
@@ -172,7 +177,7 @@ impl ComparedRuns {
         let is_of_by = |key: &String| {
             by.contains(key) || (key == "data.offset" && by.iter().any(|key| key == "model.init"))
         };
-        let mut pair_by: Vec<String> = others.filter(|key| !is_of_by(key)).collect();
+        let pair_by: Vec<String> = others.filter(|key| !is_of_by(key)).collect();
         let mut grouped: Vec<RunGroup> = groups::group_by(&by, compared.iter().map(|run| &run.keys))
             .into_iter()
             .map(|(values, members)| RunGroup {
@@ -197,7 +202,7 @@ impl ComparedRuns {
                 runs.join(", ")
             )
         }));
-        notes.extend(take_out_confounded(&by, &mut pair_by, &grouped));
+        notes.extend(notes_on_confounded(&by, &pair_by, &grouped));
         for group in &mut grouped {
             notes.extend(group.count_equal_bits_once());
         }
@@ -221,30 +226,53 @@ impl ComparedRuns {
     }
 }
 
-/// Takes out of the keys of a pair those that go with the groups: one value in each group, and not the same
-/// in all. By them no two runs would belong together, and what is said of the groups is said of them too.
-fn take_out_confounded(by: &[String], pair_by: &mut Vec<String>, groups: &[RunGroup]) -> Vec<String> {
-    let values = |key: &String| -> Vec<BTreeSet<String>> {
-        let of = |group: &RunGroup| group.runs.iter().map(|run| run.keys.get(key).to_owned()).collect();
-        groups.iter().map(of).collect()
+/// The keys of a pair that go with two groups: one value in each, and not the same. By them no two of their
+/// runs would belong together, and what is said of the groups is said of them too.
+pub(super) fn confounded<'a>(pair_by: &'a [String], a: &RunGroup, b: &RunGroup) -> Vec<&'a String> {
+    let goes_with = |key: &&String| {
+        let [ours, theirs] = [a, b].map(|group| values_in(group, key));
+        **key != SEED && ours.len() == 1 && theirs.len() == 1 && ours != theirs
     };
-    let goes_with = |key: &String| {
-        let values = values(key);
-        key != SEED
-            && values.iter().all(|values| values.len() == 1)
-            && values.iter().any(|other| *other != values[0])
-    };
-    let confounded: Vec<String> = pair_by.iter().filter(|key| goes_with(key)).cloned().collect();
-    pair_by.retain(|key| !confounded.contains(key));
+    pair_by.iter().filter(goes_with).collect()
+}
+
+fn values_in<'a>(group: &'a RunGroup, key: &str) -> BTreeSet<&'a str> {
+    group.runs.iter().map(|run| run.keys.get(key)).collect()
+}
+
+/// In what else groups differ, by key: all of them, or which pairs.
+fn notes_on_confounded(by: &[String], pair_by: &[String], groups: &[RunGroup]) -> Vec<String> {
+    /// Pairs that are named.
+    const NAMED: usize = 3;
+    let pairs = || (0..groups.len()).flat_map(|a| (a + 1..groups.len()).map(move |b| (a, b)));
     let note = |key: &String| {
-        let of: Vec<String> = values(key).into_iter().flatten().collect();
-        format!(
-            "groups differ in {key} too ({}): nothing here tells what {} does from what that does",
-            of.join(", "),
-            by.join(", ")
-        )
+        let is_of_key = |(a, b): &(usize, usize)| {
+            confounded(std::slice::from_ref(key), &groups[*a], &groups[*b]).len() == 1
+        };
+        let found: Vec<(usize, usize)> = pairs().filter(is_of_key).collect();
+        let of = |group: usize| values_in(&groups[group], key).into_iter().collect::<String>();
+        let label = |group: usize| groups::label(by, &groups[group].values);
+        let says = format!("nothing here tells what {} does from what that does", by.join(", "));
+        if found.is_empty() {
+            return None;
+        }
+        if groups.iter().all(|group| values_in(group, key).len() == 1) {
+            let mut values: Vec<String> = (0..groups.len()).map(of).collect();
+            values.dedup();
+            return Some(format!("groups differ in {key} too ({}): {says}", values.join(", ")));
+        }
+        let named = found
+            .iter()
+            .take(NAMED)
+            .map(|(a, b)| format!("{} and {} ({}, {})", label(*a), label(*b), of(*a), of(*b)));
+        let more = match found.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more pairs"),
+        };
+        let named: Vec<String> = named.collect();
+        Some(format!("{}{more} differ in {key} too: {says}", named.join("; ")))
     };
-    confounded.iter().map(note).collect()
+    pair_by.iter().filter_map(note).collect()
 }
 
 /// Runs without those that are named a second time, and what is said of them.

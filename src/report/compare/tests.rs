@@ -339,6 +339,31 @@ fn seeds_are_counted_and_not_the_runs_that_share_them() {
     assert!(alone.verdict[0].contains("12 runs of 3 seeds"), "{:?}", alone.verdict);
 }
 
+/// Of three groups the middle one has both decays: the outer two differ in it, and still are pairs.
+#[test]
+fn two_of_many_groups_may_differ_in_a_key_that_a_third_mixes() {
+    let mut all = runs(&[
+        ("0.1", &[(0, 3.10), (1, 3.20), (2, 3.31)]),
+        ("0.2", &[(0, 3.00), (1, 3.11), (2, 3.20)]),
+        ("0.3", &[(0, 2.90), (1, 3.02), (2, 3.11)]),
+    ]);
+    for (at, run) in all.iter_mut().enumerate() {
+        let (rate, seed) = (run.keys.get("schedule.learning_rate").to_owned(), run.keys.get(SEED).to_owned());
+        let decay = if at < 4 { "0.0" } else { "0.1" };
+        run.keys = groups::RunKeys::made_up(&[
+            ("schedule.learning_rate", &rate),
+            (SEED, &seed),
+            ("optimizer.weight_decay", decay),
+        ]);
+    }
+    let comparison = compare(all, Some(&["schedule.learning_rate".to_owned()]));
+    let outer = final_losses(&comparison).into_iter().find(|it| (it.a, it.b) == (0, 2)).unwrap();
+    assert_eq!((outer.method, outer.n), (TestMethod::Paired, [3, 3]));
+    let says = "schedule.learning_rate = 0.1 and schedule.learning_rate = 0.3 (0.0, 0.1) differ in \
+                optimizer.weight_decay too";
+    assert!(comparison.notes.iter().any(|note| note.contains(says)), "{:?}", comparison.notes);
+}
+
 /// A rate that goes with the warm-up: one cannot be told from the other, and seeds still make pairs.
 #[test]
 fn a_key_that_goes_with_the_groups_is_said_and_keeps_no_runs_apart() {

@@ -193,12 +193,15 @@ fn turned_round((name, difference): (&str, &GroupDifference), measure: Measure) 
     let a_is_better = (difference.difference < 0.0) != measure.is_better_high();
     let better = if a_is_better { difference.a } else { difference.b };
     format!(
-        "{}, it is the other way round: the {} of {name} is better, by {}. The means also have the {} runs \
-         without a partner, so the pairs count.",
+        "{}, it is the other way round: the {} of {name} is better, by {}. The means also have {} without a \
+         partner, so the pairs count.",
         seeds(difference),
         measure.short_name(),
         evidence(difference, (measure, better)),
-        difference.unpaired
+        match difference.unpaired {
+            1 => "the one run".to_owned(),
+            runs => format!("the {runs} runs"),
+        }
     )
 }
 
