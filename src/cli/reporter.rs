@@ -225,7 +225,7 @@ pub fn conclude(trained: Trained, json: bool) -> anyhow::Result<Ending> {
 }
 
 /// The exit code of a run's processes.
-pub fn exit_code(ended: Ended<Ending>) -> ExitCode {
+pub fn exit_code(ended: Ended) -> ExitCode {
     ExitCode::from(match ended {
         Ended::Here(ending) => ending.code(),
         Ended::Ranks(code) => code.and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::FAILED),

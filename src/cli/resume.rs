@@ -58,9 +58,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let edited = loaded.origins.values().any(|origin| matches!(origin, Origin::Set | Origin::Environment(_)));
     let how = Continuation { edited, allow_drift: args.allow_drift, expected: None };
     let experiment = loaded.experiment.clone();
-    let ended =
-        ranks::in_processes(&experiment, args.ranks.map(NonZeroUsize::get), &args.runs, report, |place| {
-            conclude(train(Opened::resume(loaded, &path, how, place, report)?)?, args.json)
-        })?;
+    let asked = args.ranks.map(NonZeroUsize::get);
+    let ended = ranks::in_processes(&experiment, asked, (&args.runs, &path), report, |place| {
+        conclude(train(Opened::resume(loaded, &path, how, place, report)?)?, args.json)
+    })?;
     Ok(exit_code(ended))
 }

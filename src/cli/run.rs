@@ -99,9 +99,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         .unwrap_or_else(|| (args.runs.clone(), args.name.unwrap_or_else(|| loaded.experiment.name.clone())));
     let request = RunRequest { name, runs, existing, lock: args.lock.or(beside) };
     let experiment = loaded.experiment.clone();
-    let ended =
-        ranks::in_processes(&experiment, args.ranks.map(NonZeroUsize::get), &args.runs, report, |place| {
-            conclude(train(Opened::start(loaded, request, place, report)?)?, args.json)
-        })?;
+    let folder = request.runs.join(&request.name);
+    let asked = args.ranks.map(NonZeroUsize::get);
+    let ended = ranks::in_processes(&experiment, asked, (&args.runs, &folder), report, |place| {
+        conclude(train(Opened::start(loaded, request, place, report)?)?, args.json)
+    })?;
     Ok(exit_code(ended))
 }

@@ -1,8 +1,8 @@
 //! Muon (Jordan 2024): momentum, made orthogonal, for the matrices of the blocks; AdamW for the rest.
 //!
 //! The momentum of a matrix, with Nesterov's look ahead, is divided by its Frobenius norm, and five
-//! iterations of Newton and Schulz's method bring its singular values near 1. With X (short, long) the direction,
-//! transposed where the matrix has more rows than columns, an iteration is
+//! iterations of Newton and Schulz's method bring its singular values near 1. With X (short, long) the
+//! direction, transposed where the matrix has more rows than columns, an iteration is
 //!
 //! ```text
 //! A = X Xᵀ,  B = a I + b A + c A Aᵀ,  X = B X        a, b, c = 3.4445, -4.775, 2.0315

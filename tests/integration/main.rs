@@ -1,5 +1,6 @@
 //! Tests of the program as a whole, one module a topic.
 
+mod alerts;
 mod architecture;
 mod attacks;
 mod audit;
