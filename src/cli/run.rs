@@ -29,8 +29,8 @@ pub struct Args {
     /// Delete a run of this name first.
     #[arg(long)]
     overwrite: bool,
-    /// Resume a run of this name if there is one, as `runner resume` does: one command for a job that is
-    /// started repeatedly. A change that would give other bits is refused.
+    /// Resume a run of this name if there is one, here or in `checkpoint.copy_to`, as `runner resume` does:
+    /// one command for a job that is started repeatedly. A change that would give other bits is refused.
     #[arg(long, conflicts_with = "overwrite")]
     or_resume: bool,
     /// Processes that share the work, one device each; by default one for each GPU of this machine.

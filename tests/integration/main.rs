@@ -7,6 +7,9 @@ mod audit;
 mod cases;
 mod compare;
 mod continued;
+mod copies;
+#[cfg(feature = "object-storage")]
+mod copies_bucket;
 mod data;
 mod data_prepare;
 mod data_shards;
