@@ -21,6 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 CRATES_IO = "registry+https://github.com/rust-lang/crates.io-index"
 
 
+# With which a release is built.
+FEATURES = ["--features", "object-storage"]
+
+
 def said(*command):
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -32,7 +36,7 @@ def sha256(path):
 def in_program(target):
     """The crates that the program is built from, tests apart: [(package, SHA-256 of its archive, what it
     uses)], and the id of the first."""
-    text = said("cargo", "metadata", "--format-version=1", "--locked", "--filter-platform", target)
+    text = said("cargo", "metadata", "--format-version=1", "--locked", *FEATURES, "--filter-platform", target)
     metadata = json.loads(text)
     packages = {package["id"]: package for package in metadata["packages"]}
     nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}

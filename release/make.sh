@@ -33,7 +33,7 @@ export KERNEL_PACK=$PWD/$work/kernels.pack CARGO_TARGET_DIR=$PWD/$work/target CA
 export CARGO_ENCODED_RUSTFLAGS="--remap-path-prefix=$PWD=/runner"$'\x1f'"--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 export SOURCE_DATE_EPOCH
-PATH=$PWD/$work/tools/bin:$PATH "$work/tools/bin/maturin" build --release --locked --zig \
+PATH=$PWD/$work/tools/bin:$PATH "$work/tools/bin/maturin" build --release --locked --zig --features object-storage \
     --target "$target" --compatibility manylinux_2_28 --out "$out"
 
 root=$work/root/$name

@@ -12,6 +12,7 @@ use crate::parallel::launch::LaunchError;
 use crate::plan::PlanError;
 use crate::report::ReportError;
 use crate::run::ending::Ending;
+use crate::run::error::{HINT, in_words};
 use crate::run::{ProofRefusal, StoppedOnRequest, UsageError};
 use crate::store::StoreError;
 use crate::train::{RunError, TrainError};
@@ -54,21 +55,9 @@ pub fn answer(error: &clap::Error) -> ExitCode {
     streams::print_styled(&text).map_or_else(|error| report(&error), |()| ExitCode::SUCCESS)
 }
 
-/// An error and its causes on one line, and its hints below. Most errors of this program quote their cause:
-/// it is not repeated.
+/// An error on one line, and its hints below.
 fn message(error: &anyhow::Error) -> String {
-    const HINT: &str = "\n  hint: ";
-    let (mut text, mut hints) = (String::new(), String::new());
-    for cause in error.chain().map(ToString::to_string) {
-        let (what, hint) = cause.split_at(cause.find(HINT).unwrap_or(cause.len()));
-        if !text.contains(what) {
-            text.push_str(if text.is_empty() { "" } else { ": " });
-            text.push_str(what);
-        }
-        if !hints.contains(hint) {
-            hints.push_str(hint);
-        }
-    }
+    let (text, mut hints) = in_words(error);
     if hints.is_empty()
         && let Some((_, hint)) =
             OF_SYSTEM.iter().find(|(number, _)| text.contains(&format!("(os error {number})")))

@@ -58,6 +58,7 @@ impl Reporter for Terminal {
             }
             LongWork::Replaying => bar(total, "replaying {bar:32.cyan/dim} {pos}/{len} steps  {eta} left"),
             LongWork::Validating => bar(total, "validating {wide_bar} {pos}/{len} {eta}"),
+            LongWork::Copying => copying(total),
             LongWork::HellaSwag => bar(total, "HellaSwag {wide_bar} {pos}/{len} {eta}"),
             LongWork::Scoring(of) => {
                 bar(total, &format!("{} {{wide_bar}} {{pos}}/{{len}} {{eta}}", of.name()))
@@ -93,6 +94,15 @@ fn hashing(bytes: u64) -> ProgressBar {
         return ProgressBar::hidden();
     }
     bar(bytes, "hashing data {bar:32.cyan/dim} {bytes}/{total_bytes}  {eta} left")
+}
+
+/// A bar where there is a terminal; a line elsewhere.
+fn copying(bytes: u64) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        say!("copying {} of checkpoints", HumanBytes(bytes));
+        return ProgressBar::hidden();
+    }
+    bar(bytes, "copying checkpoints {bar:32.cyan/dim} {bytes}/{total_bytes}  {eta} left")
 }
 
 fn text(message: &Message<'_>) -> String {
@@ -141,6 +151,22 @@ fn text(message: &Message<'_>) -> String {
              power of two that divides it"
         ),
         Message::LauncherGone => "the process that started this rank has ended: saving and stopping".into(),
+        Message::CopyFailed { place, why } => format!(
+            "checkpoints cannot be copied to `{place}` now; it is tried again at the next one and at the \
+             end: {why}"
+        ),
+        Message::NotCopied { place, steps, why, run } => {
+            let steps = steps.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+            format!(
+                "not copied to `{place}`: the checkpoints of steps {steps}: {why}\n  hint: they are whole in \
+                 `{}`; `runner resume {}` copies what is missing",
+                run.checkpoints().display(),
+                run.name()
+            )
+        }
+        Message::Fetched { from, step, folder } => {
+            format!("brought `{from}` at step {step} to `{}`", folder.display())
+        }
         Message::RankKilled { .. } | Message::RankStuck { .. } | Message::RankLost(_) => String::new(),
     }
 }
@@ -197,7 +223,8 @@ fn summary_text(summary: &ExperimentSummary<'_>) -> String {
 
 /// Prints the files of a training and how it ended.
 pub fn conclude(trained: Trained, json: bool) -> anyhow::Result<Ending> {
-    let Trained { outcome, kept, found_finished } = trained;
+    // The copier waits at the end, when all else is said.
+    let Trained { outcome, kept, found_finished, copier: _copier } = trained;
     let ending = Ending::from(&outcome);
     if let (Some(step), Outcome::Finished { root }) = (found_finished, outcome) {
         let event = json!({"event": "finished", "step": step, "root": root.to_string()});
@@ -225,7 +252,7 @@ pub fn conclude(trained: Trained, json: bool) -> anyhow::Result<Ending> {
 }
 
 /// The exit code of a run's processes.
-pub fn exit_code(ended: Ended<Ending>) -> ExitCode {
+pub fn exit_code(ended: Ended) -> ExitCode {
     ExitCode::from(match ended {
         Ended::Here(ending) => ending.code(),
         Ended::Ranks(code) => code.and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::FAILED),

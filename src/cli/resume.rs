@@ -11,13 +11,14 @@ use crate::experiment::{self, Origin};
 use crate::run::find;
 use crate::run::open::{Continuation, Opened};
 use crate::run::train::train;
-use crate::run::{ranks, require_usage, sweep};
+use crate::run::{copies, ranks, require_usage, sweep};
 use crate::store::RunPaths;
 
 /// Resume a run from its newest whole checkpoint, or a sweep with what is missing of it.
 #[derive(clap::Args)]
 pub struct Args {
     /// The run or sweep: a name under `--runs`, or a folder. The newest by default.
+    /// `s3://BUCKET/PREFIX/NAME`, or another place of copies with a name, is first brought into `--runs`.
     run: Option<PathBuf>,
     /// Change a key first. A key that can change bits is refused without `--allow-drift`.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -39,7 +40,11 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
+    let report = reporter(args.json);
+    if let Some(address) = args.run.as_deref().and_then(copies::named) {
+        args.run = Some(copies::fetch(&address, &args.runs, report)?);
+    }
     if let Some(folder) = find::find_sweep(args.run.as_deref(), &args.runs) {
         require_usage(args.set.is_empty() && !args.allow_drift, || {
             "a sweep goes on as it was declared\n  hint: `--set` and `--allow-drift` take one member, such \
@@ -54,13 +59,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     require_usage(args.jobs.is_none(), || "`--jobs` is for a sweep, and this is one run".into())?;
     let path = find::find(args.run.as_deref(), &args.runs)?;
     let loaded = experiment::load(&RunPaths::new(&path).experiment(), &args.set)?;
-    let report = reporter(args.json);
     let edited = loaded.origins.values().any(|origin| matches!(origin, Origin::Set | Origin::Environment(_)));
     let how = Continuation { edited, allow_drift: args.allow_drift, expected: None };
     let experiment = loaded.experiment.clone();
-    let ended =
-        ranks::in_processes(&experiment, args.ranks.map(NonZeroUsize::get), &args.runs, report, |place| {
-            conclude(train(Opened::resume(loaded, &path, how, place, report)?)?, args.json)
-        })?;
+    let asked = args.ranks.map(NonZeroUsize::get);
+    let ended = ranks::in_processes(&experiment, asked, (&args.runs, &path), report, |place| {
+        conclude(train(Opened::resume(loaded, &path, how, place, report)?)?, args.json)
+    })?;
     Ok(exit_code(ended))
 }

@@ -29,8 +29,8 @@ pub struct Args {
     /// Delete a run of this name first.
     #[arg(long)]
     overwrite: bool,
-    /// Resume a run of this name if there is one, as `runner resume` does: one command for a job that is
-    /// started repeatedly. A change that would give other bits is refused.
+    /// Resume a run of this name if there is one, here or in `checkpoint.copy_to`, as `runner resume` does:
+    /// one command for a job that is started repeatedly. A change that would give other bits is refused.
     #[arg(long, conflicts_with = "overwrite")]
     or_resume: bool,
     /// Processes that share the work, one device each; by default one for each GPU of this machine.
@@ -99,9 +99,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         .unwrap_or_else(|| (args.runs.clone(), args.name.unwrap_or_else(|| loaded.experiment.name.clone())));
     let request = RunRequest { name, runs, existing, lock: args.lock.or(beside) };
     let experiment = loaded.experiment.clone();
-    let ended =
-        ranks::in_processes(&experiment, args.ranks.map(NonZeroUsize::get), &args.runs, report, |place| {
-            conclude(train(Opened::start(loaded, request, place, report)?)?, args.json)
-        })?;
+    let folder = request.runs.join(&request.name);
+    let asked = args.ranks.map(NonZeroUsize::get);
+    let ended = ranks::in_processes(&experiment, asked, (&args.runs, &folder), report, |place| {
+        conclude(train(Opened::start(loaded, request, place, report)?)?, args.json)
+    })?;
     Ok(exit_code(ended))
 }

@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use figment::value::Value;
 use toml::de::DeValue;
 
+use super::copy_place::{CopyPlace, NoPlace};
 use super::declare::Word;
 use super::diagnostics::nearest;
 use super::schema::{KeyRow, Open, ValueKind};
@@ -16,7 +17,8 @@ use crate::units::thousands;
 /// What a model's name begins with that is a checkpoint of a run: `run:NAME@STEP`.
 pub const RUN_PREFIX: &str = "run:";
 
-/// Why a value is refused: a sentence, the text beside the caret, and perhaps a hint.
+/// Why a value is refused: a sentence, the text beside the caret, and perhaps a hint. Without a text beside
+/// the caret the value is not shown.
 #[derive(Debug, PartialEq)]
 pub(super) struct Refusal {
     pub message: String,
@@ -45,6 +47,18 @@ pub(super) fn value(key: &KeyRow, raw: &DeValue<'_>, folder: &Path) -> Result<Va
             Ok(if is_run { Value::from(path) } else { Value::from(join(folder, path, false)) })
         }
         ValueKind::Patterns => patterns(key, raw, folder).map(Value::from),
+        ValueKind::Place => {
+            let place = text(key, raw)?;
+            match CopyPlace::parse(place) {
+                Ok(_) if CopyPlace::is_url(place) => Ok(Value::from(place)),
+                Ok(_) => Ok(Value::from(join(folder, place, false))),
+                // What may be a secret is not shown.
+                Err(why) => {
+                    let label = if why == NoPlace::Secret { "" } else { "expected a place for copies" };
+                    Err(refusal(key, &why.to_string(), label))
+                }
+            }
+        }
     }
 }
 

@@ -9,6 +9,11 @@ pub fn is_locked(name: &str, value: &serde_json::Value) -> bool {
     reaches_the_bits(name) && !(left_out && is_default(name, value))
 }
 
+/// Whether a lock has a dotted key at all.
+pub fn is_recorded(name: &str) -> bool {
+    key(name).is_none_or(|key| key.bits != Bits::Unrecorded)
+}
+
 /// Whether a dotted key of the resolved experiment has the value that it has where no layer sets it, and that
 /// no other key decides.
 pub fn is_default(name: &str, value: &serde_json::Value) -> bool {

@@ -137,7 +137,7 @@ fn restrict(row: &KeyRow, schema: &mut Json) {
             set("minLength", json!(1));
             set("maxLength", json!(200));
         }
-        ValueKind::File | ValueKind::Model => {
+        ValueKind::File | ValueKind::Model | ValueKind::Place => {
             set("type", json!("string"));
             set("minLength", json!(1));
         }

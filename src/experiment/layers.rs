@@ -22,7 +22,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::check::{self, Refusal};
 use super::diagnostics::{Fault, Snippet, SourceFile};
-use super::schema::{self, KEYS, KeyRow};
+use super::schema::{self, KEYS, KeyRow, ValueKind};
 use super::shipped::ShippedExperiment;
 use super::sweep_declaration::{Declaration, SweepReader};
 
@@ -437,7 +437,9 @@ impl Layers {
             }
             Err(Refusal { message, label, hint }) => {
                 self.faulty.insert(key.name);
-                self.faults.push(Fault::new(message).at(layer.place(span)).label(label).hint(hint));
+                let fault = Fault::new(message).hint(hint);
+                let at = |fault: Fault| fault.at(layer.place(span)).label(&label);
+                self.faults.push(if label.is_empty() { fault } else { at(fault) });
             }
         }
     }
@@ -579,19 +581,12 @@ impl Layers {
         let span = start..start + trimmed.len();
         let bare = DeValue::String(trimmed.into());
         let parsed = DeValue::parse(trimmed).ok().map(toml::Spanned::into_inner);
-        let raw = match (key.kind, parsed) {
-            (_, Some(value @ (DeValue::String(_) | DeValue::Array(_)))) => value,
-            (
-                schema::ValueKind::Text
-                | schema::ValueKind::Name
-                | schema::ValueKind::Choice(_)
-                | schema::ValueKind::File
-                | schema::ValueKind::Model
-                | schema::ValueKind::Patterns,
-                _,
-            ) => bare,
-            (_, Some(value)) => value,
-            (_, None) => bare,
+        let is_text =
+            !matches!(key.kind, ValueKind::Integer { .. } | ValueKind::Number { .. } | ValueKind::Boolean);
+        let raw = match parsed {
+            Some(value @ (DeValue::String(_) | DeValue::Array(_))) => value,
+            Some(value) if !is_text => value,
+            _ => bare,
         };
         self.read_value(key, &raw, &folder, key_span, span, layer);
     }

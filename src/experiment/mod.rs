@@ -30,6 +30,7 @@
 //! in `RUNNER_…` and `--set` start from the working directory.
 
 mod check;
+mod copy_place;
 mod declare;
 mod defaults;
 mod descriptor;
@@ -58,7 +59,8 @@ use std::path::{Path, PathBuf};
 
 pub use check::RUN_PREFIX;
 pub use check::name_problem;
-pub use defaults::{is_default, is_locked};
+pub use copy_place::{CopyPlace, HAS_BUCKETS, NoPlace};
+pub use defaults::{is_default, is_locked, is_recorded};
 pub use descriptor::{Sizes, UnknownDescriptor, descriptors, sizes};
 pub use diagnostics::{ExperimentError, Fault, Snippet, nearest};
 pub use init_models::{InitError, InitModels, checkpoint_name};

@@ -77,6 +77,11 @@ impl KeyReference {
                 ValueKind::Model => {
                     "a path, which starts from the folder of the file, or `run:NAME@STEP`".into()
                 }
+                ValueKind::Place => {
+                    "a folder, whose path starts from the folder of the file, or a URL: `file:///…`, \
+                     `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`"
+                        .into()
+                }
                 ValueKind::Patterns => {
                     "a glob pattern or a list of them, which start from the folder of the file".into()
                 }
@@ -162,6 +167,7 @@ fn sections() -> impl Iterator<Item = (&'static str, SectionText)> {
 fn bits(bits: Bits) -> String {
     match bits {
         Bits::Untouched => "changes none; `runner resume --set` may change it".into(),
+        Bits::Unrecorded => "changes none, and is in no lock; `runner resume --set` may change it".into(),
         Bits::Kept => "changes none; a run keeps it, and `runner resume` refuses another".into(),
         Bits::ByContent => {
             "the path changes none; what lies there does, and the lock pins that by SHA-256. A \

@@ -301,6 +301,10 @@ section! {
         pub keep_last: usize,
         /// Never delete a checkpoint whose step is a multiple of this; 0 is none. Default: 0.
         pub keep_every: u64,
+        /// Where each checkpoint is copied once it is whole, below the run's name, while training goes on
+        /// (`docs/copies.md`). Buckets need a program that is built with the feature `object-storage`, as
+        /// releases are; their keys come from the environment. Default: not set.
+        pub copy_to: Option<String>,
     }
 }
 

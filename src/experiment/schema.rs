@@ -37,6 +37,8 @@ pub(super) enum ValueKind {
     File,
     /// The same of a model, or `run:NAME@STEP`.
     Model,
+    /// The path of a folder, relative to the experiment's file, or a URL.
+    Place,
     /// One glob pattern or a list of them, relative to the experiment's file.
     Patterns,
 }
@@ -60,6 +62,7 @@ impl ValueKind {
             ValueKind::Choice(words) => one_of(words),
             ValueKind::File => "a path".into(),
             ValueKind::Model => "a path or `run:NAME@STEP`".into(),
+            ValueKind::Place => "a folder or a URL".into(),
             ValueKind::Patterns => "a glob pattern or a list of them".into(),
         }
     }
@@ -100,6 +103,8 @@ pub(super) enum Default {
 pub(super) enum Bits {
     /// Another value changes none.
     Untouched,
+    /// The same, and no lock has it.
+    Unrecorded,
     /// Another value changes none, and a run keeps it: every checkpoint has it.
     Kept,
     /// A path: what lies there reaches the bits, and the lock pins that by content.
@@ -292,6 +297,9 @@ pub(super) const KEYS: &[KeyRow] = &[
     int("checkpoint.every", 0, MANY, Default::Integer(2000)).unit("steps").example("500"),
     int("checkpoint.keep_last", 0, MANY, Default::Integer(0)).unit("checkpoints").example("3"),
     int("checkpoint.keep_every", 0, MANY, Default::Integer(0)).unit("steps").example("10_000"),
+    KeyRow::new("checkpoint.copy_to", ValueKind::Place, Default::Absent)
+        .touching(Bits::Unrecorded)
+        .example(r#""s3://bucket/runs""#),
     //
     int("memory.recompute", 0, 2, Default::Integer(0)).example("1"),
     choice("memory.partial_sums", PartialSums::WORDS, "device").example(r#""host""#),
@@ -487,7 +495,7 @@ pub fn reaches_the_bits(name: &str) -> bool {
 /// Whether a dotted key is one that runs are compared by: it reaches the bits, by its value or by what it
 /// names.
 pub(super) fn is_hyperparameter(name: &str) -> bool {
-    key(name).is_some_and(|key| !matches!(key.bits, Bits::Untouched | Bits::Kept))
+    key(name).is_some_and(|key| !matches!(key.bits, Bits::Untouched | Bits::Unrecorded | Bits::Kept))
 }
 
 /// Whether a dotted key names what is trained on or from, which the lock pins by content.

@@ -230,7 +230,9 @@ impl SweepReader<'_> {
             Ok(value) => Some(PlacedValue { value, key_span: span.clone(), span, why: String::new() }),
             Err(Refusal { message, label, hint }) => {
                 self.layers.faulty.insert(key.name);
-                let fault = Fault::new(message).at(self.layer.place(span)).label(label).hint(hint);
+                let at = |fault: Fault| fault.at(self.layer.place(span)).label(&label);
+                let fault = Fault::new(message).hint(hint);
+                let fault = if label.is_empty() { fault } else { at(fault) };
                 self.layers.faults.push(fault.note(format!("a value of the sweep, in `[{part}]`")));
                 None
             }

@@ -28,3 +28,16 @@ pub enum ExchangeError {
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
+
+/// Reasons of a rank that is there and does nothing.
+pub(super) const SILENT: &str = "has given no sign of life";
+pub(super) const NO_FURTHER: &str = "has come no further";
+pub(super) const WAITED_FOR: &str = "was waited for";
+
+impl ExchangeError {
+    /// Whether a rank hangs, and has not ended.
+    pub fn is_hang(&self) -> bool {
+        let hangs = |why: &str| [SILENT, NO_FURTHER, WAITED_FOR].iter().any(|reason| why.contains(reason));
+        matches!(self, ExchangeError::Lost { why, .. } if hangs(why))
+    }
+}

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::error::{NO_FURTHER, SILENT, WAITED_FOR};
 use super::rendezvous::{Connections, RankPlace};
 use super::wire::{Body, Frame};
 use super::{ExchangeError, Link};
@@ -315,9 +316,9 @@ impl RankState {
             // By its own last sign of life: of one stopped since then, only its silence is known.
             && sign.seen.saturating_duration_since(sign.since) > self.timeout
         {
-            Some(format!("is alive but has come no further for {} s", seconds(sign.since)))
+            Some(format!("is alive but {NO_FURTHER} for {} s", seconds(sign.since)))
         } else if begun && began.elapsed() > 4 * self.timeout {
-            Some(format!("was waited for over {} s", seconds(began)))
+            Some(format!("{WAITED_FOR} over {} s", seconds(began)))
         } else {
             None
         }
@@ -326,11 +327,8 @@ impl RankState {
     /// Why a rank counts as out of reach: it has sent nothing for longer than the timeout.
     fn silence(&self, sign: &Sign) -> Option<String> {
         let seconds = sign.seen.elapsed().as_secs();
-        (sign.seen.elapsed() > self.timeout).then(|| {
-            format!(
-                "has given no sign of life for {seconds} s: it is stopped, or its machine is out of reach"
-            )
-        })
+        (sign.seen.elapsed() > self.timeout)
+            .then(|| format!("{SILENT} for {seconds} s: it is stopped, or its machine is out of reach"))
     }
 
     /// Finds what a rank in a blocking device call cannot notice: a rank that sends nothing, or one, perhaps
@@ -356,7 +354,7 @@ impl RankState {
             let seconds = now.since.elapsed().as_secs();
             self.fail(
                 self.rank,
-                format!("has come no further for {seconds} s: its device is stuck, or waits for one that is"),
+                format!("{NO_FURTHER} for {seconds} s: its device is stuck, or waits for one that is"),
             );
         }
     }

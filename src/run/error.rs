@@ -2,6 +2,9 @@
 
 use crate::proof::{LedgerError, LockError};
 
+/// What a hint begins with.
+pub const HINT: &str = "\n  hint: ";
+
 /// The refusal to continue because something that the bits depend on has changed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -20,6 +23,23 @@ pub struct StoppedOnRequest;
 /// A usage error unless `fine`.
 pub fn require_usage(fine: bool, wrong: impl FnOnce() -> String) -> Result<(), UsageError> {
     if fine { Ok(()) } else { Err(UsageError(wrong())) }
+}
+
+/// An error and its causes on one line, and their hints. Most errors of this program quote their cause: it is
+/// not repeated.
+pub fn in_words(error: &anyhow::Error) -> (String, String) {
+    let (mut text, mut hints) = (String::new(), String::new());
+    for cause in error.chain().map(ToString::to_string) {
+        let (what, hint) = cause.split_at(cause.find(HINT).unwrap_or(cause.len()));
+        if !text.contains(what) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(what);
+        }
+        if !hints.contains(hint) {
+            hints.push_str(hint);
+        }
+    }
+    (text, hints)
 }
 
 /// A damaged lock is a mismatch, not a failure of the system.

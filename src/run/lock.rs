@@ -188,7 +188,8 @@ fn config(loaded: &Loaded) -> Table {
         let text = format!("{}{}", plain(&value), origin(&key));
         (key, text)
     };
-    experiment::flatten(&loaded.experiment).into_iter().map(line).collect()
+    let values = experiment::flatten(&loaded.experiment).into_iter();
+    values.filter(|(key, _)| experiment::is_recorded(key)).map(line).collect()
 }
 
 /// A sentence for a lock of a GPU from before its arithmetic had a name, or nothing.

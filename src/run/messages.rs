@@ -11,7 +11,7 @@ use crate::experiment::Experiment;
 use crate::parallel::ExchangeError;
 use crate::plan::MemoryPlan;
 use crate::proof::lock::Difference;
-use crate::store::StoreError;
+use crate::store::{RunPaths, StoreError};
 use crate::train::Listener;
 
 /// Receives messages from any thread of a run.
@@ -43,6 +43,8 @@ pub enum LongWork {
     Validating,
     /// Rows of HellaSwag's tasks.
     HellaSwag,
+    /// Bytes of checkpoints, from or to another place.
+    Copying,
     /// Rows of another task.
     Scoring(Benchmark),
 }
@@ -83,6 +85,12 @@ pub enum Message<'a> {
     RankKilled { rank: usize, process: u32, status: ExitStatus },
     /// A rank did not end in time and is killed.
     RankStuck { rank: usize, process: u32 },
+    /// Checkpoints cannot be copied now; it is tried again.
+    CopyFailed { place: &'a str, why: &'a StoreError },
+    /// The run ends, and these checkpoints are not copied.
+    NotCopied { place: &'a str, steps: &'a [u64], why: &'a StoreError, run: &'a RunPaths },
+    /// A run was brought back from a copy.
+    Fetched { from: &'a str, step: u64, folder: &'a Path },
     /// Another rank has failed, and this one cannot end by itself.
     RankLost(&'a ExchangeError),
 }

@@ -6,7 +6,8 @@
 //! * [`device`] and [`data`] are opened, [`initial`] is a model to start from; [`locked`] and [`lock`]
 //!   say what the bits depend on, [`expected`] compares a run with a lock, [`resume`] with its own
 //!   checkpoint, and [`fit`] a saved state with what goes on with it.
-//! * [`records`], [`destination`] and [`sensors`] are the files of a run; [`stop`] and [`ending`] its end.
+//! * [`records`], [`destination`] and [`sensors`] are the files of a run, [`copies`] what is elsewhere;
+//!   [`stop`], [`ending`] and [`alerts`] its end.
 //! * [`find`] finds the run that an argument names, [`branches`] the runs that start from it, and [`model`]
 //!   the model; [`evaluate`] measures it, [`sample`] writes text with it, [`export`] writes it for other
 //!   programs; [`track`] reads a run for other trackers.
@@ -14,8 +15,10 @@
 //! * [`bench`] times steps, [`machine`] examines what a machine can do.
 
 pub mod agree;
+pub mod alerts;
 pub mod bench;
 pub mod branches;
+pub mod copies;
 pub mod data;
 pub mod destination;
 pub mod device;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::branches::Branch;
+use super::copies::{self, Copier};
 use super::data::Data;
 use super::destination::Destination;
 pub use super::destination::Existing;
@@ -25,7 +26,7 @@ pub enum Opened {
     /// The device is open.
     Ready { device: Device, job: Box<Job> },
     /// A run whose last step is done, as its files show.
-    Finished { root: Hash, step: u64, first_rank: bool },
+    Finished { root: Hash, step: u64, first_rank: bool, copier: Option<Copier> },
 }
 
 /// The parts of an opened run that do not depend on the device.
@@ -74,12 +75,16 @@ impl Opened {
         place: Option<&RankPlace>,
         report: Report,
     ) -> anyhow::Result<Opened> {
+        copies::place(&loaded.experiment)?;
         let mut team = Team::join(place, &loaded.experiment, report)?;
         let RunRequest { runs, name, existing, lock } = request;
         let path = runs.join(&name);
         let expected = lock.as_deref().map(|lock| Expected::read(lock, &loaded.path)).transpose()?;
         // Rank 0 checks for all, because it creates the folder soon.
-        let is_run = RunPaths::new(&path).experiment().exists();
+        let mut is_run = RunPaths::new(&path).experiment().exists();
+        if existing == Existing::Resume && team.is_first() && !is_run {
+            is_run = copies::fetch_own(&loaded.experiment, &path, report)?;
+        }
         if existing == Existing::Resume && team.agree("whether there is a run", is_run)? {
             let how = Continuation { edited: true, allow_drift: false, expected };
             return Opened::go_on(team, &path, loaded, how, report);
@@ -122,6 +127,7 @@ impl Opened {
         place: Option<&RankPlace>,
         report: Report,
     ) -> anyhow::Result<Opened> {
+        copies::place(&loaded.experiment)?;
         if how.edited {
             resume::keep_origins(&mut loaded, &RunPaths::new(path));
         }
@@ -148,7 +154,10 @@ impl Opened {
             if first_rank {
                 report.tell(&Message::NothingToDo { folder: path, steps: step });
             }
-            return Ok(Opened::Finished { root, step, first_rank });
+            // What could not be copied when it ended may be now.
+            let copier = first_rank.then(|| Copier::start(&loaded.experiment, path, report));
+            let copier = copier.transpose()?.flatten();
+            return Ok(Opened::Finished { root, step, first_rank, copier });
         }
         let (destination, found) = if team.is_first() {
             let folder = RunFolder::open(path)?;

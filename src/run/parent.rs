@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 
+use super::alerts::{self, AlertKind};
 use super::ending::Ending;
 use super::messages::{Message, Report};
 use super::{member, stop};
@@ -113,13 +114,19 @@ impl StartedRanks {
             if self.look()? && failed.is_none() {
                 failed = Some(Instant::now());
             }
-            if failed.is_some_and(|since| since.elapsed() > GRACE) {
+            if failed.is_some_and(|since| since.elapsed() > GRACE + alerts::time()) {
                 self.kill();
             }
             std::thread::sleep(Duration::from_millis(20));
         }
         let codes: Vec<Option<i32>> =
             self.ranks.iter().map(|rank| rank.ended.and_then(|status| status.code())).collect();
+        // Rank 0 has the user's command run, unless it could not.
+        match &self.ranks[0] {
+            StartedRank { stuck: true, .. } => alerts::raise(AlertKind::Hung, "rank 0 did not end: killed"),
+            _ if codes[0].is_none() => alerts::raise(AlertKind::Failed, "rank 0 was killed by a signal"),
+            _ => {}
+        }
         let first = codes.iter().find(|code| **code != Some(0));
         Ok(if codes[0] == Some(0) { first.copied().unwrap_or(Some(0)) } else { codes[0] })
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::agree::Agreed;
+use super::copies::Copier;
 use super::error::refuse_ledger;
 use super::expected::Expected;
 use super::initial::Initial;
@@ -33,6 +34,8 @@ pub struct Prepared<O: Ops> {
     pub(super) sensors: Arc<sensors::SharedReadings>,
     /// Reads the GPU's sensors until it is dropped.
     pub(super) watch: Option<GpuWatch>,
+    /// Copies the checkpoints; on rank 0, if they are to be.
+    pub(super) copier: Option<Copier>,
     pub(super) report: Report,
 }
 
@@ -115,8 +118,11 @@ impl<O: Ops> Prepared<O> {
             last_state: LastState::default(),
             stop,
         };
+        let copier =
+            folder.as_ref().map(|folder| Copier::start(&run.experiment, folder.paths.folder(), report));
+        let copier = copier.transpose()?.flatten();
         let kept = folder.map(|folder| Kept { folder, lock, expected });
-        Ok(Prepared { run, recorder, kept, sensors, watch, report })
+        Ok(Prepared { run, recorder, kept, sensors, watch, copier, report })
     }
 }
 

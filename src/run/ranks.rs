@@ -13,7 +13,7 @@ use super::ending::Ending;
 use super::error::UsageError;
 use super::lock::resolved_numerics;
 use super::messages::{Message, Report};
-use super::{member, parent, stop};
+use super::{alerts, member, parent, stop};
 use crate::experiment::{DeviceKind, Experiment};
 use crate::ops::DeviceError;
 use crate::ops::cuda::driver;
@@ -31,9 +31,9 @@ enum Process {
 }
 
 /// How the work of a run's processes ended, seen from this one.
-pub enum Ended<T> {
+pub enum Ended {
     /// This process did it.
-    Here(T),
+    Here(Ending),
     /// The ranks that this process started did, and this is their exit code; none where a signal ended one.
     Ranks(Option<i32>),
     /// It failed with an error that every rank has; rank 0 reports it.
@@ -41,22 +41,29 @@ pub enum Ended<T> {
 }
 
 /// Does a run's `work`, or starts the ranks that do. `asked` is `--ranks`, and `runs` the folder that all
-/// ranks share.
-pub fn in_processes<T>(
+/// ranks share; `folder` is the run's own. However it ends, one process has the user's command run.
+pub fn in_processes(
     experiment: &Experiment,
     asked: Option<usize>,
-    runs: &Path,
+    (runs, folder): (&Path, &Path),
     report: Report,
-    work: impl FnOnce(Option<&RankPlace>) -> anyhow::Result<T>,
-) -> anyhow::Result<Ended<T>> {
+    work: impl FnOnce(Option<&RankPlace>) -> anyhow::Result<Ending>,
+) -> anyhow::Result<Ended> {
     let process = process(experiment, asked, runs, report)?;
     if !matches!(process, Process::Rank(_)) {
         member::follow_sweep().context("cannot listen to the sweep")?;
     }
+    if !matches!(&process, Process::Rank(place) if place.rank > 0) {
+        alerts::prepare(folder, report);
+    }
+    let alerting = |how| {
+        alerts::ended(&how);
+        how
+    };
     match process {
-        Process::Alone => work(None).map(Ended::Here),
+        Process::Alone => alerting(work(None)).map(Ended::Here),
         Process::Parent(ranks) => parent::start(ranks, runs, report).map(Ended::Ranks),
-        Process::Rank(place) => as_rank(&place, || work(Some(&place))),
+        Process::Rank(place) => as_rank(&place, || alerting(work(Some(&place)))),
     }
 }
 
@@ -145,6 +152,7 @@ pub fn join(place: &RankPlace, experiment: &Experiment, report: Report) -> anyho
         if rank == 0 || !is_known_to_all(error) {
             report.tell(&Message::RankLost(error));
         }
+        alerts::lost(error);
         Ending::Failed.at_once();
     });
     Tcp::start(place, connections, timeout, last_resort)
@@ -157,7 +165,7 @@ fn is_known_to_all(error: &ExchangeError) -> bool {
 }
 
 /// Does a rank's `work`. An error names the rank; rank 0 reports an error that every rank has.
-fn as_rank<T>(place: &RankPlace, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<Ended<T>> {
+fn as_rank(place: &RankPlace, work: impl FnOnce() -> anyhow::Result<Ending>) -> anyhow::Result<Ended> {
     stop::begin().context("cannot listen to the parent")?;
     match work() {
         Ok(done) => Ok(Ended::Here(done)),

@@ -11,7 +11,7 @@ use super::fit::{SavedState, Successor};
 use super::initial::INIT_KEYS;
 use super::lock::{list, older_arithmetic, plain};
 use super::messages::{Message, Report};
-use crate::experiment::{self, Experiment, Loaded, Origin, flatten, is_default};
+use crate::experiment::{self, Experiment, Loaded, Origin, flatten, is_default, is_recorded};
 use crate::ops::Dtype;
 use crate::proof::ledger::{self, RESUME};
 use crate::proof::lock::{Difference, Lock, Table, differences};
@@ -285,8 +285,9 @@ pub fn steps_made(paths: &RunPaths) -> u64 {
 /// The first key, with its value, that the experiment has otherwise than a run's lock. The lock of an older
 /// program lacks keys, which then had what is their default now.
 fn other_value(lock: &Lock, loaded: &Loaded) -> Option<(String, String)> {
-    let known =
-        |key: &str, value: &serde_json::Value| lock.config.contains_key(key) || !is_default(key, value);
+    let known = |key: &str, value: &serde_json::Value| {
+        is_recorded(key) && (lock.config.contains_key(key) || !is_default(key, value))
+    };
     let mut values = flatten(&loaded.experiment).into_iter().filter(|(key, value)| known(key, value));
     values.find(|(key, value)| origin(lock, key, value).is_none()).map(|(key, value)| (key, plain(&value)))
 }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 
 use super::agree::Agreed;
+use super::copies::Copier;
 use super::device::OnDevice;
 use super::locked::Locked;
 use super::messages::Report;
@@ -28,6 +29,8 @@ pub struct Trained {
     pub outcome: Outcome,
     /// What this rank has to close; only rank 0 has any.
     pub kept: Option<Kept>,
+    /// Waits, when it is dropped, until the checkpoints are copied.
+    pub copier: Option<Copier>,
     /// The step that the run was found to have ended at: rank 0's, where there was nothing to train.
     pub found_finished: Option<u64>,
 }
@@ -42,9 +45,10 @@ pub fn train(opened: Opened) -> anyhow::Result<Trained> {
             let experiment = job.experiment.clone();
             device.with(&experiment, *job)
         }
-        Opened::Finished { root, step, first_rank } => Ok(Trained {
+        Opened::Finished { root, step, first_rank, copier } => Ok(Trained {
             outcome: Outcome::Finished { root },
             kept: None,
+            copier,
             found_finished: first_rank.then_some(step),
         }),
     }
@@ -62,7 +66,7 @@ impl OnDevice for Job {
 
 impl Trained {
     fn of<O: Ops>(prepared: Prepared<O>) -> anyhow::Result<Trained> {
-        let Prepared { mut run, recorder, kept, sensors, watch, report } = prepared;
+        let Prepared { mut run, recorder, kept, sensors, watch, copier, report } = prepared;
         let mut listeners: Vec<Box<dyn Listener>> = Vec::new();
         // First, so that the others write into no other run's folder.
         listeners.extend(
@@ -72,12 +76,13 @@ impl Trained {
             listeners.push(Box::new(recorder));
             listeners.push(report.training(&run.experiment, sensors));
         }
+        listeners.extend(copier.as_ref().and_then(Copier::listener));
         let outcome = run.finish(&mut Listeners(listeners));
         drop(watch);
         match outcome {
             Ok(outcome) => {
                 run.trainer.link().finish();
-                Ok(Trained { outcome, kept, found_finished: None })
+                Ok(Trained { outcome, kept, copier, found_finished: None })
             }
             Err(error) => {
                 run.trainer.link().fail(&error.to_string());

@@ -121,6 +121,23 @@ pub enum StoreError {
              trained\n  hint: nothing more was written under that name; where the folder is now, `runner \
              resume` goes on from its newest checkpoint", path.display())]
     Moved { path: PathBuf },
+    #[error("cannot {doing} `{object}`: {why}")]
+    Object { doing: &'static str, object: String, why: String },
+    #[error(
+        "`{url}` is in a bucket, and this program was built without what speaks to one\n  hint: a \
+             release has it, and so has `cargo build --release --features object-storage`; a folder \
+             needs nothing"
+    )]
+    NoBuckets { url: String },
+    #[error("the copy `{object}` is damaged: {why}")]
+    DamagedCopy { object: String, why: String },
+    #[error(
+        "`{place}` holds copies of another run: that of step {step} is not of this one's ledger\n  hint: \
+             name another place with `checkpoint.copy_to` or another run with `--name`, or delete them"
+    )]
+    OtherCopies { place: String, step: u64 },
+    #[error("the checkpoint of step {step} is not on the ledger of its run any more")]
+    NotOnLedger { step: u64 },
     #[error("there is no run in `{}`", path.display())]
     NoSuchRun { path: PathBuf },
     #[error("`{}` is in use by {}\n  hint: wait for it, or stop it; the lock ends with the \

@@ -11,6 +11,8 @@
 //! * [`columns`]: the numbers of a step, in one table; [`metrics`]: one row a step; [`main_log`]: the same in
 //!   llm.c's line format; [`tensorboard`]: the same as event files; [`records`]: these and the ledger,
 //!   together; [`append`]: files that only grow; [`gpu_log`]: the readings of the GPU's sensors.
+//! * [`copies`]: checkpoints elsewhere, with what a resume from there needs; [`objects`]: a folder or a
+//!   bucket.
 //! * [`audit`]: what is kept of an audited step.
 //! * [`notes`]: what a person says of a run.
 //! * [`derived`]: whether metrics and main.log agree with the ledger; [`rebuild`]: the same files written
@@ -26,6 +28,7 @@ pub mod checkpoint;
 pub mod columns;
 pub mod compare;
 pub mod contents;
+pub mod copies;
 pub mod derived;
 pub mod error;
 pub mod gpu_log;
@@ -36,6 +39,7 @@ pub mod metrics;
 mod metrics_parquet;
 mod mounts;
 pub mod notes;
+pub mod objects;
 pub mod output;
 pub mod protobuf;
 pub mod rebuild;

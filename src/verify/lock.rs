@@ -213,7 +213,7 @@ fn settings(recorded: &Loaded, lock: &Lock) -> Vec<Difference> {
     };
     let config = values
         .iter()
-        .filter(|(key, value)| resume::origin(lock, key, value).is_none())
+        .filter(|(key, value)| experiment::is_recorded(key) && resume::origin(lock, key, value).is_none())
         .filter_map(|(key, value)| of(&lock.config, key, &lock::plain(value)));
     let removed = lock.config.iter().filter(|(key, _)| !values.contains_key(*key));
     let removed = removed.map(|(key, was)| Difference { key: key.clone(), was: Some(was.clone()), is: None });

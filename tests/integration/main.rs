@@ -1,5 +1,6 @@
 //! Tests of the program as a whole, one module a topic.
 
+mod alerts;
 mod architecture;
 mod attacks;
 mod audit;
@@ -7,6 +8,9 @@ mod bound;
 mod cases;
 mod compare;
 mod continued;
+mod copies;
+#[cfg(feature = "object-storage")]
+mod copies_bucket;
 mod data;
 mod data_prepare;
 mod data_shards;

@@ -35,6 +35,11 @@ pub(super) fn table_fault(
     spelt: impl Fn(&str) -> String,
 ) -> Option<Fault> {
     let leaf = dotted.rsplit_once('.').map_or(dotted, |(_, leaf)| leaf);
+    if dotted.split('.').next() == Some("alerts") {
+        let fault = Fault::new(format!("`{dotted}` is no key: an experiment starts no program"));
+        let hint = "set the variable `RUNNER_ALERTS_COMMAND` where the run is started; docs/cluster.md";
+        return Some(fault.at(place.clone()).label("a command").hint(hint.to_string()));
+    }
     if section == schema::MIX && schema::source_name_problem(leaf).is_some() {
         return Some(source_name_fault(leaf, place.clone()));
     }

@@ -1,0 +1,209 @@
+//! Copies of a run's checkpoints in another place, each with what a resume from there needs.
+//!
+//! `PLACE/NAME/step_00002000/` has the state, the run's records up to then, `SHA256SUMS` of all, and
+//! `manifest.json`, which is written last: without it there is no copy. Nothing but a checkpoint's own folder
+//! is ever written, so that a kill leaves what was whole before as it was.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::Path;
+
+use super::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
+use super::manifest::Manifest;
+use super::objects::{Count, Objects};
+use super::{Result, RunPaths, StoreError};
+use crate::experiment::CopyPlace;
+use crate::proof::ledger::{self, Ledger};
+use crate::proof::{Hash, Head, Lock, regular};
+
+/// The digests of all files of a copy, as `sha256sum` writes them.
+const SUMS: &str = "SHA256SUMS";
+/// The run's files that a copy has. The ledger is read last: its head shows that nobody went back meanwhile.
+const RECORDS: [&str; 5] = ["experiment.toml", "lock.toml", "metrics.jsonl", "main.log", LEDGER];
+const LEDGER: &str = "ledger.jsonl";
+/// Bytes of the longest manifest and list of digests that are read.
+const LONGEST: u64 = 64 << 20;
+
+/// The copies of one run.
+pub struct Copies {
+    objects: Objects,
+    name: String,
+}
+
+impl Copies {
+    /// Those of the run `name` in a place; asks nobody yet.
+    ///
+    /// # Errors
+    /// The place is a bucket that this program, or this environment, does not know.
+    pub fn open(place: &CopyPlace, name: &str) -> Result<Copies> {
+        Ok(Copies { objects: Objects::open(place)?, name: name.to_owned() })
+    }
+
+    /// Where they are, for messages.
+    pub fn address(&self) -> String {
+        self.objects.address(&self.name)
+    }
+
+    /// The steps of the copies that are whole, oldest first.
+    pub fn steps(&self) -> Result<Vec<u64>> {
+        let mut steps = Vec::new();
+        for step in self.objects.names(&self.name)?.iter().filter_map(|name| checkpoint::step_of(name)) {
+            if self.objects.names(&self.folder(step))?.iter().any(|name| name == MANIFEST_FILE) {
+                steps.push(step);
+            }
+        }
+        Ok(steps)
+    }
+
+    fn folder(&self, step: u64) -> String {
+        format!("{}/{}", self.name, checkpoint::folder_name(step))
+    }
+
+    fn object(&self, step: u64, file: &str) -> String {
+        format!("{}/{file}", self.folder(step))
+    }
+
+    fn address_of(&self, step: u64, file: &str) -> String {
+        self.objects.address(&self.object(step, file))
+    }
+
+    /// The manifest of a copy.
+    pub fn manifest(&self, step: u64) -> Result<Manifest> {
+        let address = self.address_of(step, MANIFEST_FILE);
+        let text = self.fetched(step, MANIFEST_FILE)?;
+        let manifest = Manifest::parse(Path::new(&address), &text)?;
+        match manifest.step == step {
+            true => Ok(manifest),
+            false => {
+                Err(StoreError::WrongStep { path: address.into(), expected: step, found: manifest.step })
+            }
+        }
+    }
+
+    fn fetched(&self, step: u64, file: &str) -> Result<Vec<u8>> {
+        let bytes = self.objects.get(&self.object(step, file), LONGEST)?;
+        bytes.ok_or_else(|| self.missing(step, file))
+    }
+
+    fn missing(&self, step: u64, file: &str) -> StoreError {
+        StoreError::DamagedCopy { object: self.address_of(step, file), why: "it is missing".into() }
+    }
+
+    /// Refuses a place that holds copies of another run, at these `steps`: the newest whose entry the ledger
+    /// has must be of it, and what is newer of its numerics.
+    pub fn require_of(&self, paths: &RunPaths, steps: &[u64]) -> Result<()> {
+        // What is wrong with ledger or lock is their run's concern.
+        let Ok((log, _)) = ledger::read(&paths.ledger()) else { return Ok(()) };
+        let Ok(lock) = Lock::read(&paths.lock_file()) else { return Ok(()) };
+        for &step in steps.iter().rev() {
+            let Manifest { ledger: Head { size, root }, numerics, .. } = self.manifest(step)?;
+            match log.head_at(size) {
+                Some(head) if head.root == root => return Ok(()),
+                // The run is not that far, and may get there again.
+                None if numerics == lock.numerics => {}
+                _ => return Err(StoreError::OtherCopies { place: self.address(), step }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the checkpoint of `step`, replacing another one's copy. `count` takes bytes of the state.
+    ///
+    /// # Errors
+    /// The checkpoint is not whole or its run went back behind it; the place does not take it.
+    pub fn save(&self, paths: &RunPaths, step: u64, count: Count<'_>) -> Result<()> {
+        let folder = paths.checkpoints().join(checkpoint::folder_name(step));
+        let manifest = checkpoint::inspect(&folder)?;
+        let state = folder.join(STATE_FILE);
+        let file = File::open(&state).map_err(StoreError::io(&state, "open"))?;
+        let text = manifest.to_text();
+        self.objects.delete(&self.object(step, MANIFEST_FILE))?;
+        self.objects.put_file(&self.object(step, STATE_FILE), file, count)?;
+        let mut sums = BTreeMap::new();
+        for record in RECORDS {
+            let path = paths.folder().join(record);
+            let mut bytes = regular::read(&path).map_err(StoreError::io(&path, "read"))?;
+            match record {
+                LEDGER => bytes.truncate(end_of_entries(&bytes, manifest.ledger.size)),
+                _ => bytes.truncate(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1)),
+            }
+            self.objects.put(&self.object(step, record), &bytes)?;
+            sums.insert(record, Hash::of(&bytes));
+        }
+        if Ledger::require(&paths.ledger(), Some(&manifest.ledger)).is_err() {
+            return Err(StoreError::NotOnLedger { step });
+        }
+        sums.insert(STATE_FILE, manifest.file.sha256);
+        sums.insert(MANIFEST_FILE, Hash::of(text.as_bytes()));
+        let sums: String = sums.iter().map(|(file, sum)| format!("{sum}  {file}\n")).collect();
+        self.objects.put(&self.object(step, SUMS), sums.as_bytes())?;
+        self.objects.put(&self.object(step, MANIFEST_FILE), text.as_bytes())
+    }
+
+    /// Makes a run's folder of the copy of `step`: every byte is held to `SHA256SUMS`, every tensor to the
+    /// manifest, and that to the ledger.
+    ///
+    /// # Errors
+    /// An object is missing or damaged, which is named by its address, or the place cannot be read.
+    pub fn restore(&self, step: u64, paths: &RunPaths, count: Count<'_>) -> Result<()> {
+        let manifest = self.manifest(step)?;
+        let sums = self.sums(step)?;
+        let folder = paths.checkpoints().join(checkpoint::folder_name(step));
+        fs::create_dir_all(&folder).map_err(StoreError::write(&folder, 0))?;
+        let damaged =
+            |file: &str, why: String| StoreError::DamagedCopy { object: self.address_of(step, file), why };
+        for file in [MANIFEST_FILE].iter().chain(&RECORDS) {
+            let bytes = self.objects.get(&self.object(step, file), u64::MAX)?;
+            let bytes = bytes.ok_or_else(|| self.missing(step, file))?;
+            let (found, expected) = (Hash::of(&bytes), sums.get(*file));
+            if expected != Some(&found) {
+                let expected = expected.map_or("nothing".into(), Hash::to_string);
+                return Err(damaged(file, format!("its SHA-256 is {found}, `{SUMS}` has {expected}")));
+            }
+            let path = if *file == MANIFEST_FILE { folder.join(file) } else { paths.folder().join(file) };
+            super::atomic::write(&path, &bytes)?;
+        }
+        if !self.objects.get_file(&self.object(step, STATE_FILE), &folder.join(STATE_FILE), count)? {
+            return Err(self.missing(step, STATE_FILE));
+        }
+        checkpoint::load(&folder).map_err(|error| match error {
+            StoreError::Io { .. } | StoreError::DiskFull { .. } => error,
+            error => {
+                let here = folder.display().to_string();
+                let there = self.objects.address(&self.folder(step));
+                damaged(STATE_FILE, error.to_string().replace(&here, &there))
+            }
+        })?;
+        let (log, entries) =
+            ledger::read(&paths.ledger()).map_err(|error| damaged(LEDGER, error.to_string()))?;
+        let last =
+            usize::try_from(manifest.ledger.size).ok().and_then(|size| entries.get(size.checked_sub(1)?));
+        let other_root = last.and_then(|last| last.root).is_some_and(|root| root != manifest.state_root);
+        if !log.is_prefix(&manifest.ledger) || other_root {
+            return Err(damaged(LEDGER, format!("it is not that of `{MANIFEST_FILE}`")));
+        }
+        Ok(())
+    }
+
+    fn sums(&self, step: u64) -> Result<BTreeMap<String, Hash>> {
+        let text = self.fetched(step, SUMS)?;
+        let line = |line: &str| {
+            let (sum, file) = line.split_once("  ")?;
+            Some((file.to_owned(), sum.parse().ok()?))
+        };
+        let sums = String::from_utf8_lossy(&text).lines().map(line).collect::<Option<BTreeMap<_, _>>>();
+        let bad = || "a line is not `SHA-256  FILE`".to_owned();
+        sums.ok_or_else(|| StoreError::DamagedCopy { object: self.address_of(step, SUMS), why: bad() })
+    }
+}
+
+/// Where the entry number `size` of a ledger's text ends, with the notes before it.
+fn end_of_entries(text: &[u8], size: u64) -> usize {
+    let (at, seen) = (Cell::new(0), Cell::new(0));
+    for line in text.split_inclusive(|byte| *byte == b'\n').take_while(|_| seen.get() < size) {
+        at.set(at.get() + line.len());
+        seen.set(seen.get() + u64::from(line.starts_with(b"{\"entry\":")));
+    }
+    at.get()
+}
