@@ -42,6 +42,11 @@ pub enum SlsaError {
     )]
     OtherRoot { step: u64 },
     #[error(
+        "the ledger has no state root of step {step}: the checkpoint was saved when the run was stopped, and \
+         `proof.digest_every` left it out\n  hint: go on to the next checkpoint, or to the end"
+    )]
+    Unbound { step: u64 },
+    #[error(
         "the run ended at step {end}, and its newest checkpoint is of step {step}\n  \
          hint: bring the last one back: a statement is of what the run came to"
     )]
@@ -70,8 +75,10 @@ pub fn statement(folder: &Path, builder: &str) -> Result<Value, SlsaError> {
         return Err(SlsaError::NotTheEnd { step, end: end.clone() });
     }
     let at = step.checked_sub(1).and_then(|at| usize::try_from(at).ok());
-    if at.and_then(|at| entries.get(at)?.root).is_some_and(|root| root != manifest.state_root) {
-        return Err(SlsaError::OtherRoot { step });
+    match at.and_then(|at| entries.get(at)).map(|entry| entry.root) {
+        Some(Some(root)) if root == manifest.state_root => {}
+        Some(Some(_)) => return Err(SlsaError::OtherRoot { step }),
+        Some(None) | None => return Err(SlsaError::Unbound { step }),
     }
     if !log.is_prefix(&manifest.ledger) || manifest.ledger.size != step {
         return Err(SlsaError::ForeignLedger { step });

@@ -77,7 +77,8 @@ mod tests {
 
     #[test]
     fn retention_decides_what_lies_on_the_disk() {
-        let checkpoint = |every, keep_last, keep_every| CheckpointKeys { every, keep_last, keep_every };
+        let checkpoint =
+            |every, keep_last, keep_every| CheckpointKeys { every, keep_last, keep_every, copy_to: None };
         for (policy, steps, saved, on_disk) in [
             (checkpoint(2000, 0, 0), 32_000, 16, 16),
             (checkpoint(0, 0, 0), 100, 1, 1),

@@ -62,12 +62,12 @@ fn known(name: &str) -> Option<KnownEntry> {
         | "notes.jsonl"
         | "report.html" => KnownEntry::File,
         "checkpoints" => KnownEntry::Folders(is_checkpoint, |file| {
-            file == STATE_FILE || file == MANIFEST_FILE || is_numbered(file, "rank_", ".done")
+            file == STATE_FILE || file == MANIFEST_FILE || is_numbered(file, ("rank_", 5, ".done"))
         }),
         "unrepeatable" => KnownEntry::Folders(is_checkpoint, |file| {
             ["first.safetensors", "second.safetensors"].contains(&file)
         }),
-        "samples" => KnownEntry::Folder(|name| is_numbered(name, "step_", ".txt")),
+        "samples" => KnownEntry::Folder(|name| is_numbered(name, ("step_", 8, ".txt"))),
         "plots" => KnownEntry::Folder(|name| ["loss.svg", "loss.png"].contains(&name)),
         "audit" => KnownEntry::Folder(|name| audit::step_of(name).is_some()),
         "export" => KnownEntry::Folders(is_export, |file| EXPORTED.contains(&file)),
@@ -75,18 +75,18 @@ fn known(name: &str) -> Option<KnownEntry> {
     })
 }
 
-/// Whether a name is a number of at least five digits between these two.
-fn is_numbered(name: &str, before: &str, after: &str) -> bool {
-    let number = name.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
-    number.is_some_and(|number| number.len() >= 5 && number.bytes().all(|byte| byte.is_ascii_digit()))
+/// Whether a name is a number, filled up with zeros to so many digits, between two texts.
+fn is_numbered(name: &str, (before, digits, after): (&str, usize, &str)) -> bool {
+    let number = name.strip_prefix(before).and_then(|rest| rest.strip_suffix(after)?.parse::<u64>().ok());
+    number.is_some_and(|number| format!("{before}{number:0digits$}{after}") == name)
 }
 
 /// Whether a name is that of an exported model: `step_00000020_hf_fp32`, `step_00000020_llmc_bf16_ema`.
 fn is_export(name: &str) -> bool {
     let rest = name.strip_suffix("_ema").unwrap_or(name);
     let step = rest.rsplit_once('_').and_then(|(rest, precision)| {
-        let (step, _format) = rest.rsplit_once('_')?;
-        ["fp32", "bf16"].contains(&precision).then_some(step)
+        let (step, format) = rest.rsplit_once('_')?;
+        (["fp32", "bf16"].contains(&precision) && ["hf", "llmc"].contains(&format)).then_some(step)
     });
     step.is_some_and(is_checkpoint)
 }
@@ -176,8 +176,11 @@ pub fn beside_checkpoints(checkpoints: &Path) -> Result<Vec<PathBuf>> {
     Ok(entries(checkpoints, is_checkpoint)?.into_iter().filter(foreign).map(|(_, path)| path).collect())
 }
 
-/// Bytes of the files in a folder and its subfolders; what cannot be read counts as 0.
+/// Bytes of the files in a folder and its subfolders; links, and what cannot be read, count as 0.
 pub fn bytes_in(folder: &Path) -> u64 {
+    if folder.is_symlink() {
+        return 0;
+    }
     let entry = |entry: fs::DirEntry| match entry.metadata() {
         Ok(found) if found.is_dir() => bytes_in(&entry.path()),
         Ok(found) => found.len(),
@@ -240,6 +243,8 @@ mod tests {
             "checkpoints/step_00000003/copy.bin",
             "checkpoints/step_00000003/rank_of_my_students.done",
             "samples/step_by_step_guide.txt",
+            "samples/step_12345.txt",
+            "export/step_00000010_finetuned_bf16",
             "unrepeatable/step_00000003/thesis.safetensors",
             "export/step_mine",
         ] {

@@ -66,6 +66,10 @@ impl Records {
             true => MainLogWriter::resume(run, step)?,
             false => MainLogWriter::create(run)?,
         };
+        // Rows that were cut must not stay in the table.
+        if paths.metrics_parquet().exists() {
+            metrics.write_parquet(&paths.metrics_parquet())?;
+        }
         let tensorboard =
             tensorboard.map(|keys| EventWriter::resume(&paths.tensorboard(), keys, step)).transpose()?;
         Ok(Records { paths: paths.clone(), ledger, metrics, main_log, tensorboard })
@@ -122,6 +126,9 @@ impl Records {
         self.ledger.truncate_to(entries)?;
         self.metrics = MetricsWriter::resume(run, step)?;
         self.main_log = MainLogWriter::resume(run, step)?;
+        if self.paths.metrics_parquet().exists() {
+            self.metrics.write_parquet(&self.paths.metrics_parquet())?;
+        }
         if let Some(events) = &mut self.tensorboard {
             events.rewind(step)?;
         }

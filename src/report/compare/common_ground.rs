@@ -88,14 +88,18 @@ pub(super) fn notes_on(by: &[String], pair_by: &[String], groups: &mut [RunGroup
             }
         }
         let seeds: BTreeSet<&str> = group.runs.iter().map(|run| run.keys.get(SEED)).collect();
-        if by.iter().all(|key| key != SEED) && (2..group.runs.len()).contains(&seeds.len()) {
-            notes.push(format!(
-                "{} has {} runs of {} seeds: runs of one seed are counted as independent, so its interval \
-                 may be too narrow",
-                groups::label(by, &group.values),
-                group.runs.len(),
-                seeds.len()
-            ));
+        let (runs, label) = (group.runs.len(), groups::label(by, &group.values));
+        match seeds.len() {
+            _ if by.iter().any(|key| key == SEED) => {}
+            1 if runs > 1 => notes.push(format!(
+                "{label} has {runs} runs of one seed: they are no sample of seeds, so its interval says \
+                 nothing of them"
+            )),
+            seeds if seeds < runs => notes.push(format!(
+                "{label} has {runs} runs of {seeds} seeds: its interval takes them for independent, and may \
+                 be too narrow; tests count seeds"
+            )),
+            _ => {}
         }
     }
     let all = || groups.iter().flat_map(|group| &group.runs);

@@ -108,12 +108,13 @@ pub struct GroupDifference {
     pub a: usize,
     pub b: usize,
     pub method: TestMethod,
-    /// Runs of each group that are in it; of pairs, the pairs twice.
+    /// Seeds of each group that are in it, each by the mean of its runs or pairs; where seeds make the groups,
+    /// runs. Of pairs twice the same.
     pub n: [usize; 2],
+    /// Whether `n` are seeds, which they are unless seeds make the groups.
+    pub of_seeds: bool,
     /// Runs of both groups that have no partner, and are not in it.
     pub unpaired: usize,
-    /// Different seeds among the runs of each group that are in it.
-    pub seeds: [usize; 2],
     pub difference: f64,
     /// None where there is nothing to test with; `why_untested` says what is missing.
     pub test: Option<TTest>,
@@ -272,79 +273,107 @@ fn difference(
     (a, group): (usize, &RunGroup),
     (b, other): (usize, &RunGroup),
 ) -> GroupDifference {
+    // Where seeds make the groups, other keys make the pairs, and each counts.
+    let counts_seeds = runs.by.iter().all(|key| key != SEED);
     let confounded = confounded(&runs.pair_by, group, other);
     let pair_by: Vec<String> = runs.pair_by.iter().filter(|key| !confounded.contains(key)).cloned().collect();
-    let values = |group: &RunGroup| -> Vec<(Vec<String>, f64)> {
-        let of = |run: &ComparedRun| Some((run.keys.values(&pair_by), measure.of(run)?));
+    let values = |group: &RunGroup| -> Vec<PairValue> {
+        let of = |run: &ComparedRun| {
+            let seed = if counts_seeds { run.keys.get(SEED) } else { &run.name };
+            Some(PairValue { key: run.keys.values(&pair_by), seed: seed.to_owned(), value: measure.of(run)? })
+        };
         group.runs.iter().filter_map(of).collect()
     };
     let (ours, theirs) = (values(group), values(other));
-    let plain = |values: &[(Vec<String>, f64)]| values.iter().map(|(_, value)| *value).collect::<Vec<f64>>();
-    let (x, y) = (plain(&ours), plain(&theirs));
+    let runs_in_all = ours.len() + theirs.len();
     let pairs = if pair_by.is_empty() { None } else { pairs(&ours, &theirs) };
-    let seeds = |group: &RunGroup, partners: &[(Vec<String>, f64)]| {
-        let is_in = |run: &&ComparedRun| {
-            let has_partner = || partners.iter().any(|(key, _)| *key == run.keys.values(&pair_by));
-            measure.of(run).is_some() && (pairs.is_none() || has_partner())
-        };
-        group.runs.iter().filter(is_in).map(|run| run.keys.get(SEED)).collect::<BTreeSet<_>>().len()
+    let paired = pairs.as_ref().map_or(0, Vec::len);
+    let (method, n, difference, test, why) = match pairs {
+        Some(pairs) => {
+            let pairs = by_seed(pairs);
+            let why = why_no_pairs(&pairs);
+            (TestMethod::Paired, [pairs.len(); 2], mean(&pairs), TTest::paired(&pairs), why)
+        }
+        None => {
+            let ones = [&ours, &theirs].map(|group| group.len() == 1);
+            let seeds = |group: Vec<PairValue>| by_seed(group.into_iter().map(|it| (it.seed, it.value)));
+            let (x, y) = (seeds(ours), seeds(theirs));
+            let difference = mean(&x).zip(mean(&y)).map(|(x, y)| x - y);
+            let why = why_no_welch(ones, [x.len(), y.len()]);
+            (TestMethod::Welch, [x.len(), y.len()], difference, TTest::welch(&x, &y), why)
+        }
     };
-    let seeds = [seeds(group, &theirs), seeds(other, &ours)];
-    let (method, n, difference, test) = match &pairs {
-        Some(pairs) => (TestMethod::Paired, [pairs.len(); 2], mean(pairs), TTest::paired(pairs)),
-        None => (
-            TestMethod::Welch,
-            [x.len(), y.len()],
-            mean(&x).zip(mean(&y)).map(|(x, y)| x - y),
-            TTest::welch(&x, &y),
-        ),
-    };
-    let why_untested = test.is_none().then(|| why_untested(pairs.as_deref(), &x, &y));
     GroupDifference {
         measure,
         a,
         b,
         method,
         n,
-        unpaired: x.len() + y.len() - n[0] - n[1],
-        seeds,
+        of_seeds: counts_seeds,
+        unpaired: if method == TestMethod::Paired { runs_in_all - 2 * paired } else { 0 },
         difference: difference.unwrap_or(0.0),
+        why_untested: test.is_none().then_some(why),
         test,
-        why_untested,
         p_holm: None,
         comparisons: 0,
     }
 }
 
-/// The differences within pairs of runs that agree in seed and all else but what makes the groups; none
-/// where pairs are no use: fewer than two, not half of the smaller group, or not to be told.
-fn pairs(ours: &[(Vec<String>, f64)], theirs: &[(Vec<String>, f64)]) -> Option<Vec<f64>> {
-    let partners =
-        |key: &Vec<String>, of: &[(Vec<String>, f64)]| of.iter().filter(|(other, _)| other == key).count();
-    if ours.iter().chain(theirs).any(|(key, _)| partners(key, ours) > 1 || partners(key, theirs) > 1) {
+/// A run among those of its group.
+struct PairValue {
+    /// What it has in common with its partner.
+    key: Vec<String>,
+    seed: String,
+    value: f64,
+}
+
+/// The differences within pairs of runs that agree in seed and all else but what makes the groups, each with
+/// its seed; none where pairs are no use: fewer than two, not half of the smaller group, or not to be told.
+fn pairs(ours: &[PairValue], theirs: &[PairValue]) -> Option<Vec<(String, f64)>> {
+    let partners = |key: &Vec<String>, of: &[PairValue]| of.iter().filter(|other| other.key == *key).count();
+    if ours.iter().chain(theirs).any(|it| partners(&it.key, ours) > 1 || partners(&it.key, theirs) > 1) {
         return None;
     }
-    let pair = |(key, value): &(Vec<String>, f64)| {
-        theirs.iter().find(|(other, _)| other == key).map(|(_, other)| value - other)
+    let pair = |one: &PairValue| {
+        let other = theirs.iter().find(|other| other.key == one.key)?;
+        Some((one.seed.clone(), one.value - other.value))
     };
-    let found: Vec<f64> = ours.iter().filter_map(pair).collect();
+    let found: Vec<(String, f64)> = ours.iter().filter_map(pair).collect();
     (found.len() >= 2 && 2 * found.len() >= ours.len().min(theirs.len())).then_some(found)
 }
 
-fn why_untested(pairs: Option<&[f64]>, ours: &[f64], theirs: &[f64]) -> String {
+/// The mean of each seed, in the order of their first values: what runs of one seed have in common makes them
+/// one sample.
+fn by_seed(values: impl IntoIterator<Item = (String, f64)>) -> Vec<f64> {
+    let mut seeds: Vec<(String, Vec<f64>)> = Vec::new();
+    for (seed, value) in values {
+        match seeds.iter_mut().find(|(of, _)| *of == seed) {
+            Some((_, values)) => values.push(value),
+            None => seeds.push((seed, vec![value])),
+        }
+    }
+    seeds.iter().filter_map(|(_, values)| mean(values)).collect()
+}
+
+/// Why pairs gave no test, if they gave none.
+fn why_no_pairs(pairs: &[f64]) -> String {
     match pairs {
-        Some(pairs) if pairs.iter().all(|difference| *difference == 0.0) => {
+        [_] => ONE_SEED.to_owned(),
+        _ if pairs.iter().all(|difference| *difference == 0.0) => {
             format!("equal to the bit in all {} pairs", pairs.len())
         }
-        Some(pairs) => {
-            format!("all {} pairs differ by the same, which leaves no spread to test with", pairs.len())
-        }
-        None => match (ours.len(), theirs.len()) {
-            (1, 1) => "one run each".to_owned(),
-            (1, _) | (_, 1) => "one of the groups has one run".to_owned(),
-            _ => {
-                "the runs of each group are equal to the bit, which leaves no spread to test with".to_owned()
-            }
-        },
+        _ => format!("all {} pairs differ by the same, which leaves no spread to test with", pairs.len()),
+    }
+}
+
+const ONE_SEED: &str = "one seed, in several settings: how much is the seed's doing only more seeds can tell";
+
+/// Why two groups that are no pairs gave no test, if they gave none: which have one run, and their seeds.
+fn why_no_welch(ones: [bool; 2], seeds: [usize; 2]) -> String {
+    match (ones, seeds) {
+        ([true, true], _) => "one run each".to_owned(),
+        ([true, _] | [_, true], _) => "one of the groups has one run".to_owned(),
+        (_, [1, _] | [_, 1]) => ONE_SEED.to_owned(),
+        _ => "the runs of each group are equal to the bit, which leaves no spread to test with".to_owned(),
     }
 }

@@ -331,9 +331,13 @@ fn seeds_are_counted_and_not_the_runs_that_share_them() {
         run.root = Some(at.to_string());
     }
     let by_rate = compare(shared.clone(), Some(&["schedule.learning_rate".to_owned()]));
-    assert_eq!((final_losses(&by_rate)[0].n, final_losses(&by_rate)[0].seeds), ([6, 6], [3, 3]));
+    let difference = final_losses(&by_rate)[0];
+    assert_eq!((difference.method, difference.n), (TestMethod::Paired, [3, 3]));
+    // ttest_1samp of the means of each seed's two pairs: [0.095, 0.105, 0.1].
+    let test = difference.test.as_ref().unwrap();
+    assert!((test.t - 34.6410162).abs() < 1e-4 && (difference.difference - 0.1).abs() < 1e-12, "{test:?}");
     let verdict = by_rate.verdict.join(" ");
-    assert!(verdict.contains("With 6 pairs, its loss is lower"), "{verdict}");
+    assert!(verdict.contains("With 3 seeds each, paired, its loss is lower"), "{verdict}");
     assert!(by_rate.notes.iter().any(|note| note.contains("6 runs of 3 seeds")), "{:?}", by_rate.notes);
     let alone = compare(shared, Some(&["eval.every".to_owned()]));
     assert!(alone.verdict[0].contains("12 runs of 3 seeds"), "{:?}", alone.verdict);
@@ -362,6 +366,28 @@ fn two_of_many_groups_may_differ_in_a_key_that_a_third_mixes() {
     let says = "schedule.learning_rate = 0.1 and schedule.learning_rate = 0.3 (0.0, 0.1) differ in \
                 optimizer.weight_decay too";
     assert!(comparison.notes.iter().any(|note| note.contains(says)), "{:?}", comparison.notes);
+}
+
+/// A grid without seeds: its runs are one sample, however many settings it has.
+#[test]
+fn one_seed_in_many_settings_is_one_sample() {
+    let mut grid = runs(&[("0.1", &[(0, 3.10), (0, 3.20)]), ("0.2", &[(0, 3.0), (0, 3.101)])]);
+    for (at, run) in grid.iter_mut().enumerate() {
+        let rate = run.keys.get("schedule.learning_rate").to_owned();
+        let decay = ["0.0", "0.1"][at % 2];
+        run.keys = groups::RunKeys::made_up(&[
+            ("schedule.learning_rate", &rate),
+            (SEED, "0"),
+            ("optimizer.weight_decay", decay),
+        ]);
+        run.root = Some(at.to_string());
+    }
+    let comparison = compare(grid, Some(&["schedule.learning_rate".to_owned()]));
+    let difference = final_losses(&comparison)[0];
+    assert!(difference.test.is_none(), "{difference:?}");
+    assert!(comparison.verdict[0].contains("one seed, in several settings"), "{:?}", comparison.verdict);
+    let note = "2 runs of one seed: they are no sample of seeds, so its interval says nothing of them";
+    assert!(comparison.notes.iter().any(|it| it.contains(note)), "{:?}", comparison.notes);
 }
 
 /// A rate that goes with the warm-up: one cannot be told from the other, and seeds still make pairs.

@@ -225,13 +225,14 @@ fn not_shown(others: &[(&str, &GroupDifference)], of: (Measure, usize)) -> Vec<S
     )]
 }
 
-/// `With 3 seeds each, paired`; where the pairs share seeds, `With 6 pairs`.
+/// `With 3 seeds each, paired`; where seeds make the groups, `With 6 pairs`.
 fn seeds(difference: &GroupDifference) -> String {
+    let of_seeds = difference.of_seeds;
     match (difference.method, difference.n) {
-        (TestMethod::Paired, [pairs, _]) if difference.seeds == [pairs; 2] => {
-            format!("With {pairs} seeds each, paired")
-        }
+        (TestMethod::Paired, [pairs, _]) if of_seeds => format!("With {pairs} seeds each, paired"),
         (TestMethod::Paired, [pairs, _]) => format!("With {pairs} pairs"),
+        (TestMethod::Welch, [a, b]) if of_seeds && a == b => format!("With {a} seeds each"),
+        (TestMethod::Welch, [a, b]) if of_seeds => format!("With {a} and {b} seeds"),
         (TestMethod::Welch, [a, b]) if a == b => format!("With {a} runs each"),
         (TestMethod::Welch, [a, b]) => format!("With {a} and {b} runs"),
     }
