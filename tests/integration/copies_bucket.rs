@@ -1,7 +1,7 @@
 //! Copies in a bucket, and runs that go on from there.
 //!
 //! The server is `s3s-fs`, which speaks S3 over a folder and checks signatures. It is looked for in
-//! `target/ci-s3/bin`, where CI installs it; the tests are ignored unless they are asked for.
+//! `target/ci-s3/bin` (docs/copies.md); the tests are ignored unless they are asked for.
 
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};

@@ -132,7 +132,7 @@ fn beside(comparison: &Comparison, group: usize) -> impl Iterator<Item = (&str, 
 fn against_others(comparison: &Comparison, best: usize) -> Vec<String> {
     let is_better_high = comparison.measure.is_better_high();
     let (mut worse, mut alike, mut untested) = (Vec::new(), Vec::new(), Vec::new());
-    let mut turned = Vec::new();
+    let (mut turned, mut equal) = (Vec::new(), Vec::new());
     for (name, difference) in beside(comparison, best) {
         match (difference.p_holm, difference.a == best) {
             (Some(p), is_a) if p < LEVEL && is_a == ((difference.difference < 0.0) != is_better_high) => {
@@ -140,12 +140,18 @@ fn against_others(comparison: &Comparison, best: usize) -> Vec<String> {
             }
             (Some(p), _) if p < LEVEL => turned.push((name, difference)),
             (Some(_), _) => alike.push((name, difference)),
+            (None, _) if difference.method == TestMethod::Paired && difference.difference == 0.0 => {
+                equal.push(name);
+            }
             (None, _) => untested.push((name, difference.why_untested.as_deref().unwrap_or_default())),
         }
     }
     let mut said = shown(&worse, (comparison.measure, best));
     said.extend(turned.iter().map(|other| turned_round(*other, comparison.measure)));
     said.extend(not_shown(&alike, (comparison.measure, best)));
+    if !equal.is_empty() {
+        said.push(format!("Seed by seed it is that of {}, to the bit.", named(&equal)));
+    }
     if let Some((_, first)) = untested.first() {
         let alone = untested.iter().all(|(_, why)| why == first);
         let names: Vec<String> = untested
