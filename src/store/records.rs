@@ -66,8 +66,8 @@ impl Records {
             true => MainLogWriter::resume(run, step)?,
             false => MainLogWriter::create(run)?,
         };
-        // Rows that were cut must not stay in the table.
-        if paths.metrics_parquet().exists() {
+        // Rows that were cut must not stay in the table; what was brought back from a copy has none.
+        if step > 0 || paths.metrics_parquet().exists() {
             metrics.write_parquet(&paths.metrics_parquet())?;
         }
         let tensorboard =

@@ -174,6 +174,19 @@ fn a_ledger_that_is_not_the_lock_s_is_said_wherever_its_figures_are_shown() {
     }
 }
 
+/// The evaluation after the last step is cut off in every file when there are more steps.
+#[test]
+fn a_run_made_longer_and_killed_has_no_row_of_its_old_end() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    let longer = ["--set", "schedule.steps=400", "--set", "checkpoint.every=300", "--allow-drift"];
+    let mut run = lab.start("resume", "ci", &longer);
+    run.wait_for_rows(&lab, 14);
+    run.kill();
+    let verified = lab.verify("ci", &[]);
+    assert_eq!(verified.code, Some(0), "{}", verified.stdout);
+}
+
 #[test]
 fn evaluation_data_and_a_good_end_are_held_to_what_else_the_lock_and_ledger_say() {
     let lab = Lab::new();
