@@ -74,7 +74,7 @@ impl Drop for Copier {
         self.state.ending.store(true, Ordering::SeqCst);
         drop(self.news.take());
         let Some(thread) = self.thread.take() else { return };
-        let mut shown: Option<(Box<dyn Fn(u64) + Sync>, u64)> = None;
+        let mut shown = None;
         while !thread.is_finished() {
             thread::sleep(LOOK);
             let [bytes, done] =

@@ -109,8 +109,8 @@ pub(super) fn usable_end(lock: &Lock, notes: &[Note], entries: &[Entry], checks:
     if lock.outputs.is_empty() {
         return;
     }
-    let noted = notes.iter().filter(|note| note.after == entries.len() as u64 && note.kind == NOT_FINITE);
-    let why = entry::not_finite_at_end(entries).or(noted.last().map(|note| note.text.clone()));
+    let mut noted = notes.iter().filter(|note| note.after == entries.len() as u64 && note.kind == NOT_FINITE);
+    let why = entry::not_finite_at_end(entries).or(noted.next_back().map(|note| note.text.clone()));
     if let Some(why) = why {
         let what = "the lock has the outputs of a run that ended well, and the ledger says that it ended in \
                     numbers that are not finite";
