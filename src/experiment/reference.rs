@@ -400,7 +400,7 @@ mod tests {
         assert_eq!(keys("warmup_steps"), ["schedule.warmup_steps"]);
         assert_eq!(
             keys("[checkpoint]"),
-            ["checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_every"]
+            ["checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_every", "checkpoint.copy_to"]
         );
         assert_eq!(keys("tokens"), ["batch.tokens", "sample.tokens"]);
         assert_eq!(keys("extends"), ["extends"]);

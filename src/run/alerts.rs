@@ -11,6 +11,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process_group};
+
 use super::ending::Ending;
 use super::error::{self, StoppedOnRequest};
 use super::messages::{Message, Report};
@@ -179,10 +181,9 @@ fn wait(mut child: Child, limit: Duration) -> std::io::Result<Option<ExitStatus>
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    let group = format!("-{}", child.id());
-    let killed = Command::new("sh").args(["-c", r#"kill -KILL -- "$0""#, &group]).status();
-    if !killed.is_ok_and(|status| status.success()) {
-        child.kill()?;
+    // It leads a group of its own, so that its number names all that it started.
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        kill_process_group(group, Signal::KILL)?;
     }
     child.wait()?;
     Ok(None)

@@ -198,9 +198,9 @@ pub fn require_root(paths: &RunPaths, manifest: &Manifest) -> Result<(), ProofRe
     let Ok((log, entries)) = ledger::read(&paths.ledger()) else { return Ok(()) };
     if !log.is_prefix(&manifest.ledger) || manifest.ledger.size != manifest.step {
         return Err(ProofRefusal(format!(
-            "the checkpoint of step {} in `{}` has the head {} after {} entries, and so many steps with that \
-             head are not in the ledger\n  hint: one of the two was changed: move the checkpoint away, or \
-             restore it from a copy",
+            "the checkpoint of step {} in `{}` has the head {} after {} entries, which its `ledger.jsonl` \
+             does not have\n  hint: one of the two was changed: move the checkpoint away, or restore one \
+             from a copy",
             manifest.step,
             paths.folder().display(),
             manifest.ledger.root,

@@ -94,7 +94,7 @@ fn a_checkpoint_beyond_the_ledger_is_found_and_not_taken() {
     store::save(&checkpoints, &state, &store::Facts { step: 11, ..facts(&manifest) }).expect("saved");
     reseal(&lab.path("ci"), |lock| lock.outputs.clear());
     assert_finds(&lab, "ci", &[], &["checkpoint 11 in the ledger", "the head after 10 entries"]);
-    let says = ["the checkpoint of step 11", "are not in the ledger"];
+    let says = ["the checkpoint of step 11", "which its `ledger.jsonl` does not have"];
     for (verb, more) in [("sample", &[][..]), ("eval", &[]), ("export", &["--format", "hf"])] {
         lab.verb(verb, "ci", more).assert_fails(5, &says);
     }
