@@ -48,8 +48,8 @@ pub fn require(path: &Path) -> Result<(), UsageError> {
     let is_shipped = ShippedExperiment::named(path).is_some();
     require_usage(is_shipped || !path.is_dir(), || {
         format!(
-            "`{}` is a folder, and an experiment is a TOML file\n  hint: `runner resume` and other verbs take \
-             the folder of a run",
+            "`{}` is a folder, and an experiment is a TOML file\n  hint: `runner resume` and other verbs \
+             take the folder of a run",
             path.display()
         )
     })?;

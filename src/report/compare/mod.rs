@@ -108,8 +108,8 @@ pub struct GroupDifference {
     pub a: usize,
     pub b: usize,
     pub method: TestMethod,
-    /// Seeds of each group that are in it, each by the mean of its runs or pairs; where seeds make the groups,
-    /// runs. Of pairs twice the same.
+    /// Seeds of each group that are in it, each by the mean of its runs or pairs; where seeds make the
+    /// groups, runs. Of pairs twice the same.
     pub n: [usize; 2],
     /// Whether `n` are seeds, which they are unless seeds make the groups.
     pub of_seeds: bool,
