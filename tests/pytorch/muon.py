@@ -5,9 +5,11 @@ r"""Every update of Muon beside `torch.optim.Muon`: relative error of each matri
     python tests/pytorch/muon.py runs/muon
 
 A checkpoint has the momentum after its step, from which the step's gradient follows. PyTorch's optimizer is
-given that gradient, the weights of the checkpoint before and the momentum it made itself. Its iterations are
-run in fp32 (its own code, with another type) for a run in fp32, and as they are for one in bf16. Exits with 1
-where an update is further from PyTorch's than rounding explains.
+given that gradient, the weights of the checkpoint before and the momentum it made itself, and runs its
+iterations in fp32 (its own code, with another type). For a run in bf16 it makes each update a second time in
+bf16, as it is: bf16 leaves much of a small singular value open, and how much shows in PyTorch's own distance
+from fp32. Exits with 1 where an update in fp32 is further from PyTorch's than rounding explains, or updates
+in bf16 are further from fp32 than PyTorch's in bf16, in the mean and at worst.
 """
 
 import inspect
@@ -39,43 +41,60 @@ def main():
     rates = {row["step"]: row["learning_rate"] for row in metrics if "learning_rate" in row}
     checkpoints = [dict(tensors(folder)) for folder in sorted((run / "checkpoints").glob("step_*"))]
     narrow = any(name.startswith("master/") for name in checkpoints[0])
-    if not narrow:
-        source = inspect.getsource(_muon._zeropower_via_newtonschulz).replace("bfloat16", "float32")
-        exec(source, _muon.__dict__)
+    narrow_iterations = _muon._zeropower_via_newtonschulz
+    source = inspect.getsource(narrow_iterations).replace("bfloat16", "float32")
+    exec(source, _muon.__dict__)
+    iterations = {"fp32": _muon._zeropower_via_newtonschulz, "bf16": narrow_iterations}
     matrices = [name.removeprefix("muon_m/") for name in checkpoints[0] if name.startswith("muon_m/")]
     assert len(checkpoints) > 2 and len(matrices) % 4 == 0 and matrices, (len(checkpoints), matrices)
-    beta, decay, worst, count = np.float64(np.float32(0.95)), 0.1, 0.0, 0
+    beta, decay = np.float64(np.float32(0.95)), 0.1
+    distances = {"ours": [], "PyTorch's in bf16": []}
     for name in matrices:
         parts = 3 if name.endswith("c_attn.weight") else 1
         weight = ("master/" if narrow else "") + name
         of = lambda checkpoint, key: np.split(checkpoint[key].astype(np.float64), parts)
         for part in range(parts):
-            parameter = torch.nn.Parameter(torch.zeros(of(checkpoints[0], weight)[part].shape))
-            optimizer = torch.optim.Muon(
-                [parameter], lr=1.0, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-            )
-            before = np.zeros(parameter.shape)
+            shape = of(checkpoints[0], weight)[part].shape
+            theirs = {}
+            for kind in ["fp32", "bf16"] if narrow else ["fp32"]:
+                parameter = torch.nn.Parameter(torch.zeros(shape))
+                theirs[kind] = (
+                    parameter,
+                    torch.optim.Muon(
+                        [parameter], lr=1.0, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+                    ),
+                )
+            before = np.zeros(shape)
             for step, checkpoint in enumerate(checkpoints):
                 momentum = of(checkpoint, f"muon_m/{name}")[part]
                 gradient = (momentum - beta * before) / (1 - beta)
                 before = momentum
                 old = of(checkpoints[step - 1], weight)[part] if step else None
-                with torch.no_grad():
-                    parameter.copy_(torch.from_numpy(old if step else np.zeros(parameter.shape)))
-                parameter.grad = torch.from_numpy(gradient).float()
-                rate = rates[step]
-                optimizer.param_groups[0]["lr"] = rate
-                optimizer.step()
+                updates = {}
+                for kind, (parameter, optimizer) in theirs.items():
+                    with torch.no_grad():
+                        parameter.copy_(torch.from_numpy(old if step else np.zeros(shape)))
+                    parameter.grad = torch.from_numpy(gradient).float()
+                    optimizer.param_groups[0]["lr"] = rates[step]
+                    _muon._zeropower_via_newtonschulz = iterations[kind]
+                    optimizer.step()
+                    updates[kind] = parameter.detach().double().numpy() - (old if step else 0.0)
                 if not step:
                     continue
-                theirs = parameter.detach().double().numpy() - old
-                ours = of(checkpoint, weight)[part] - old
-                error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
-                worst, count = max(worst, error), count + 1
-    allowed = 5e-2 if narrow else 2e-3
-    kind = "bf16" if narrow else "fp32"
-    print(f"PyTorch {torch.__version__}: {count} updates in {kind}, worst relative error {worst:.2e}")
-    return not worst <= allowed
+                exact = updates["fp32"]
+                found = {"ours": of(checkpoint, weight)[part] - old}
+                if narrow:
+                    found["PyTorch's in bf16"] = updates["bf16"]
+                for who, update in found.items():
+                    distances[who].append(np.linalg.norm(update - exact) / np.linalg.norm(exact))
+    print(f"PyTorch {torch.__version__}: {len(distances['ours'])} updates, relative to its own in fp32")
+    for who, found in distances.items():
+        if found:
+            print(f"{who}: mean {np.mean(found):.2e}, at worst {max(found):.2e}")
+    ours, others = distances["ours"], distances["PyTorch's in bf16"]
+    if narrow:
+        return not (np.mean(ours) <= 1.2 * np.mean(others) and max(ours) <= 1.2 * max(others))
+    return not max(ours) <= 2e-3
 
 
 if __name__ == "__main__":
