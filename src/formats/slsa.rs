@@ -15,6 +15,7 @@ use crate::data::mixture::locked_shard;
 use crate::experiment;
 use crate::proof::lock::{Lock, Table};
 use crate::proof::{Hash, LedgerError, LockError, ledger};
+use crate::store::manifest::Standing;
 use crate::store::{self, RunPaths, StoreError, checkpoint};
 
 /// The type of the statement.
@@ -74,14 +75,11 @@ pub fn statement(folder: &Path, builder: &str) -> Result<Value, SlsaError> {
     if let Some(end) = lock.outputs.get("step").filter(|end| **end != step.to_string()) {
         return Err(SlsaError::NotTheEnd { step, end: end.clone() });
     }
-    if !log.is_prefix(&manifest.ledger) || manifest.ledger.size != step {
-        return Err(SlsaError::ForeignLedger { step });
-    }
-    let at = step.checked_sub(1).and_then(|at| usize::try_from(at).ok());
-    match at.and_then(|at| entries.get(at)).map(|entry| entry.root) {
-        Some(Some(root)) if root == manifest.state_root => {}
-        Some(Some(_)) => return Err(SlsaError::OtherRoot { step }),
-        Some(None) | None => return Err(SlsaError::Unbound { step }),
+    match manifest.standing(&log, &entries) {
+        Standing::Bound => {}
+        Standing::Unbound => return Err(SlsaError::Unbound { step }),
+        Standing::OtherHead => return Err(SlsaError::ForeignLedger { step }),
+        Standing::OtherRoot(_) => return Err(SlsaError::OtherRoot { step }),
     }
     let inside = |file: &str| format!("checkpoints/{}/{file}", checkpoint::folder_name(step));
     let config: Map<String, Value> = experiment::flatten(&experiment).into_iter().collect();

@@ -9,6 +9,7 @@ use crate::experiment::nearest;
 use crate::formats::require_finite;
 use crate::optim::{AVERAGE, MASTER};
 use crate::proof::ledger;
+use crate::store::manifest::Standing;
 use crate::store::sweep_folder::{is_sweep, members, newest_sweep};
 use crate::store::{self, LoadedCheckpoint, Manifest, RunPaths, checkpoint};
 
@@ -196,28 +197,19 @@ fn load_some(
 /// The two roots differ.
 pub fn require_root(paths: &RunPaths, manifest: &Manifest) -> Result<(), ProofRefusal> {
     let Ok((log, entries)) = ledger::read(&paths.ledger()) else { return Ok(()) };
-    if !log.is_prefix(&manifest.ledger) || manifest.ledger.size != manifest.step {
-        return Err(ProofRefusal(format!(
-            "the checkpoint of step {} in `{}` has the head {} after {} entries, which its `ledger.jsonl` \
-             does not have\n  hint: one of the two was changed: move the checkpoint away, or restore one \
-             from a copy",
-            manifest.step,
-            paths.folder().display(),
-            manifest.ledger.root,
-            manifest.ledger.size
-        )));
-    }
-    let at = manifest.step.checked_sub(1).and_then(|at| usize::try_from(at).ok());
-    match at.and_then(|at| entries.get(at)?.root) {
-        Some(root) if root != manifest.state_root => Err(ProofRefusal(format!(
-            "the checkpoint of step {} in `{}` has the state root {}, the ledger {root}\n  hint: one of the \
-             two was changed: move the checkpoint away, or restore it from a copy",
-            manifest.step,
-            paths.folder().display(),
-            manifest.state_root
-        ))),
-        _ => Ok(()),
-    }
+    let (step, run) = (manifest.step, paths.folder().display());
+    let what = match manifest.standing(&log, &entries) {
+        Standing::Bound | Standing::Unbound => return Ok(()),
+        Standing::OtherHead => format!(
+            "head {} after {} entries, which its `ledger.jsonl` does not have",
+            manifest.ledger.root, manifest.ledger.size
+        ),
+        Standing::OtherRoot(root) => format!("state root {}, the ledger {root}", manifest.state_root),
+    };
+    Err(ProofRefusal(format!(
+        "the checkpoint of step {step} in `{run}` has the {what}\n  hint: one of the two was changed: move \
+         the checkpoint away, or restore one from a copy"
+    )))
 }
 
 /// [`require_root`] of a checkpoint's folder, where that lies in a run's.

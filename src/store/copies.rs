@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use super::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
-use super::manifest::Manifest;
+use super::manifest::{Manifest, Standing};
 use super::objects::{Count, Objects};
 use super::{Result, RunPaths, StoreError};
 use crate::experiment::CopyPlace;
@@ -177,10 +177,7 @@ impl Copies {
         })?;
         let (log, entries) =
             ledger::read(&paths.ledger()).map_err(|error| damaged(LEDGER, error.to_string()))?;
-        let last =
-            usize::try_from(manifest.ledger.size).ok().and_then(|size| entries.get(size.checked_sub(1)?));
-        let other_root = last.and_then(|last| last.root).is_some_and(|root| root != manifest.state_root);
-        if !log.is_prefix(&manifest.ledger) || other_root {
+        if !matches!(manifest.standing(&log, &entries), Standing::Bound | Standing::Unbound) {
             return Err(damaged(LEDGER, format!("it is not that of `{MANIFEST_FILE}`")));
         }
         Ok(())

@@ -10,7 +10,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Result, StoreError};
-use crate::proof::{Hash, Head, hash::manifest_seal, json};
+use crate::proof::ledger::Log;
+use crate::proof::{Entry, Hash, Head, hash::manifest_seal, json};
 
 /// The format that this version writes and reads.
 pub const FORMAT: &str = "runner/checkpoint/v1";
@@ -51,6 +52,34 @@ pub struct Manifest {
     pub file: FileRecord,
     /// Digest of each tensor, so that damage has a name.
     pub tensors: BTreeMap<String, Hash>,
+}
+
+/// How a checkpoint stands in the ledger of its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Its head and its root are those of its step.
+    Bound,
+    /// Its head is, and the step was not hashed.
+    Unbound,
+    /// The ledger has no such head, or has it after another step.
+    OtherHead,
+    /// The ledger has this root of its step.
+    OtherRoot(Hash),
+}
+
+impl Manifest {
+    /// Holds the checkpoint to a ledger and its entries.
+    pub fn standing(&self, log: &Log, entries: &[Entry]) -> Standing {
+        if !log.is_prefix(&self.ledger) || self.ledger.size != self.step {
+            return Standing::OtherHead;
+        }
+        let at = self.step.checked_sub(1).and_then(|at| usize::try_from(at).ok());
+        match at.and_then(|at| entries.get(at)?.root) {
+            Some(root) if root == self.state_root => Standing::Bound,
+            Some(root) => Standing::OtherRoot(root),
+            None => Standing::Unbound,
+        }
+    }
 }
 
 /// A file that belongs to the checkpoint.

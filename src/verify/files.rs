@@ -18,6 +18,7 @@ use crate::run::messages::Report;
 use crate::run::{initial, lock};
 use crate::store::audit;
 use crate::store::derived::{self, AgreedRows, Reach};
+use crate::store::manifest::Standing;
 use crate::store::metrics::REBUILD;
 use crate::store::{self, Manifest, RunPaths, StoreError, checkpoint, contents, run_folder};
 use crate::{train, units};
@@ -169,6 +170,7 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
     for manifest in manifests {
         let check = format!("checkpoint {} in the ledger", manifest.step);
         let recorded = manifest.step.checked_sub(1).and_then(|at| entries.get(usize::try_from(at).ok()?));
+        let standing = manifest.standing(&log, &entries);
         if !log.is_prefix(&manifest.ledger) {
             let found = log
                 .head_at(manifest.ledger.size)
@@ -181,13 +183,11 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
                     manifest.ledger.root, manifest.ledger.size
                 ),
             );
-        } else if manifest.ledger.size != manifest.step {
+        } else if standing == Standing::OtherHead {
             let size = manifest.ledger.size;
             let what = format!("its manifest has the head after {size} entries: each step has one");
             checks.failed(&check, what);
-        } else if let Some(Entry { root: Some(root), .. }) = recorded
-            && *root != manifest.state_root
-        {
+        } else if let Standing::OtherRoot(root) = standing {
             checks.failed(
                 &check,
                 format!("its state has the root {}, the ledger says {root}", manifest.state_root),
@@ -196,7 +196,7 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
             && let Some(what) = counted_otherwise(manifest, entry, &entries)
         {
             checks.failed(&check, what);
-        } else if recorded.is_some_and(|entry| entry.root.is_none()) {
+        } else if standing == Standing::Unbound {
             unbound.push(manifest.step.to_string());
         } else {
             right += 1;

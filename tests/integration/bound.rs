@@ -5,10 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use runner::proof::{Lock, ledger};
-use runner::store::{self};
+use runner::store;
 
 use crate::support::Lab;
 use crate::verify::{assert_finds, copy, facts, rewrite_records};
+use crate::verify_claims::reseal;
 
 const CI: &str = "experiments/ci.toml";
 
@@ -17,14 +18,6 @@ fn trained(lab: &Lab, more: &[&str]) {
     let short = ["schedule.steps=10", "schedule.warmup_steps=1", "checkpoint.every=5"];
     let sets = short.iter().chain(more).flat_map(|set| ["--set", set]);
     lab.run(CI, &sets.collect::<Vec<_>>()).root();
-}
-
-/// Changes a lock and computes its digests again.
-fn reseal(run: &Path, change: impl FnOnce(&mut Lock)) {
-    let path = run.join("lock.toml");
-    let mut lock = Lock::read(&path).expect("a lock");
-    change(&mut lock);
-    fs::write(&path, lock.to_text()).expect("writable");
 }
 
 /// Changes one weight of a checkpoint and makes its manifest fit.

@@ -11,7 +11,7 @@ use crate::verify::{assert_finds, copy, facts, rewrite_records};
 const CI: &str = "experiments/ci.toml";
 
 /// Changes a lock and computes its digests again.
-fn reseal(run: &Path, change: impl FnOnce(&mut Lock)) {
+pub fn reseal(run: &Path, change: impl FnOnce(&mut Lock)) {
     let path = run.join("lock.toml");
     let mut lock = Lock::read(&path).expect("a lock");
     change(&mut lock);
