@@ -222,6 +222,7 @@ def main(run):
         (config["precision"]["compute"] == "fp32", 'precision.compute = "fp32"'),
         (config["schedule"]["steps"] == 1, "schedule.steps = 1"),
         (config["schedule"]["warmup_steps"] == 0, "schedule.warmup_steps = 0: the first step at the peak"),
+        (config["schedule"]["kind"] != "range", "a schedule that begins at its peak, not range"),
         (opt["kind"] == "adamw", 'optimizer.kind = "adamw"'),
         ("train" in config["data"], "data.train: shards, of one source"),
         ("init" not in model, "weights that are drawn, not model.init"),

@@ -64,7 +64,10 @@ fn diff_sweeps(a: &Path, b: &Path, json: bool) -> anyhow::Result<ExitCode> {
                 "diff": first.diff.as_ref().map(to_json),
             })
         });
-        let value = json!({"same": diff.first.is_none(), "members": diff.members, "first": first});
+        let value = json!({
+            "same": diff.first.is_none(), "members": diff.members, "equal": diff.equal,
+            "not_ended": diff.open, "first": first,
+        });
         streams::print(&format!("{value}\n"))?;
     } else {
         streams::print(&diff.to_string())?;

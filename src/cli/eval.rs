@@ -12,6 +12,7 @@ use super::reporter::reporter;
 use super::streams::{self, say};
 use super::{exit, named};
 use crate::experiment::Experiment;
+use crate::report::compare::NamedRun;
 use crate::run::evaluate::{
     AskedTask, EvalData, EvalTask, Evaluated, HeldOut, HeldOutLoss, MeasuredSubject, Measurement, Subject,
     evaluate,
@@ -186,6 +187,8 @@ fn asked(args: &Args) -> anyhow::Result<Vec<AskedTask>> {
         })?;
         asked[0].file = Some(file.clone());
     }
+    let twice = (1..args.checkpoint.len()).find(|i| args.checkpoint[..*i].contains(&args.checkpoint[*i]));
+    require_usage(twice.is_none(), || "a step is given twice in `--checkpoint`".into())?;
     let twice = (1..asked.len()).find(|i| asked[..*i].iter().any(|other| other.task == asked[*i].task));
     require_usage(twice.is_none(), || {
         format!("`--task {}` is given twice", asked[twice.unwrap_or(0)].task.name())
@@ -196,8 +199,8 @@ fn asked(args: &Args) -> anyhow::Result<Vec<AskedTask>> {
 /// Every model and checkpoint of the command line. All data are opened; models of the same data share them.
 fn candidates(args: &Args, asked: &[AskedTask], report: Report) -> anyhow::Result<Vec<ModelAtStep>> {
     let mut candidates: Vec<ModelAtStep> = Vec::new();
-    for name in models(args)? {
-        let argument = Rc::new(model::find(&name, &args.runs, report)?);
+    for NamedRun { name, folder } in models(args)? {
+        let argument = Rc::new(model::find(&folder, &args.runs, report)?);
         let experiment = argument.experiment(&args.set)?;
         let same = |of: &&ModelAtStep| {
             let (a, b) = (&of.experiment, &experiment);
@@ -211,10 +214,13 @@ fn candidates(args: &Args, asked: &[AskedTask], report: Report) -> anyhow::Resul
                 if let (ModelArgument::Foreign(_), Some(held_out)) = (&*argument, &data.validation) {
                     say!("{}", note(held_out));
                 }
+                let own = args.set.is_empty() && asked.iter().all(|asked| asked.file.is_none());
+                if let (ModelArgument::Run(paths), true) = (&*argument, own) {
+                    data.compare(&experiment, paths, report);
+                }
                 Rc::new(data)
             }
         };
-        let name = name.display().to_string();
         let steps = steps(&args.checkpoint, &argument, &name)?;
         candidates.extend(steps.into_iter().map(|step| ModelAtStep {
             name: name.clone(),
@@ -229,18 +235,18 @@ fn candidates(args: &Args, asked: &[AskedTask], report: Report) -> anyhow::Resul
 }
 
 /// The models, with the members that have begun in place of a sweep.
-fn models(args: &Args) -> anyhow::Result<Vec<PathBuf>> {
+fn models(args: &Args) -> anyhow::Result<Vec<NamedRun>> {
     let mut models = Vec::new();
     for model in &args.models {
         let Some(sweep) = named::sweep(model, &args.runs) else {
-            models.push(model.clone());
+            models.push(NamedRun { name: model.display().to_string(), folder: model.clone() });
             continue;
         };
         let members = named::members(&sweep)?;
         let all = members.len();
         let begun = members.into_iter().filter(|member| RunPaths::new(&member.folder).experiment().is_file());
         let before = models.len();
-        models.extend(begun.map(|member| member.folder));
+        models.extend(begun);
         let begun = models.len() - before;
         require_usage(begun > 0, || format!("no member of the sweep `{}` has begun", model.display()))?;
         if begun < all {
@@ -282,6 +288,8 @@ impl ModelAtStep {
 /// Results of several models, a row each, printed as they come.
 struct ResultTable {
     name_width: usize,
+    /// The title of the models.
+    models: &'static str,
     /// The columns' names: all that any of the models is measured by.
     columns: Vec<String>,
     begun: bool,
@@ -296,7 +304,8 @@ impl ResultTable {
             }
         }
         let widths = candidates.iter().map(|of| units::printable(&of.name).chars().count());
-        ResultTable { name_width: widths.max().unwrap_or(0).max("model".len()), columns, begun: false }
+        let models = if candidates.iter().any(|of| of.ema) { "average of" } else { "model" };
+        ResultTable { name_width: widths.max().unwrap_or(0).max(models.len()), models, columns, begun: false }
     }
 
     /// A row, behind the header where it is the first.
@@ -307,7 +316,7 @@ impl ResultTable {
                 cells.map(|(column, cell)| format!("  {cell:>0$}", column.len().max(8))).collect();
             format!("{name:<0$}  {step:>8}{cells}\n", self.name_width)
         };
-        let header = line("model", "step", self.columns.clone());
+        let header = line(self.models, "step", self.columns.clone());
         let of = |column: &String| numbers.iter().find(|number| number.name == *column);
         let cells = self.columns.iter().map(|column| of(column).map_or("-".into(), value)).collect();
         let step = manifest.map_or("-".into(), |manifest| manifest.step.to_string());

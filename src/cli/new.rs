@@ -52,6 +52,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let written = file.write_all(template(&path, from).as_bytes());
     written.with_context(|| format!("cannot write `{}`", path.display()))?;
     say!("from `{}`: {}", from.name, from.about());
-    say!("edit it; then `runner plan {0}` and `runner run {0}`", path.display());
+    let file = match path.display().to_string() {
+        file if file.contains(char::is_whitespace) => format!("'{file}'"),
+        file => file,
+    };
+    say!("edit it; then `runner plan {file}` and `runner run {file}`");
     streams::print(&format!("{}\n", path.display()))
 }

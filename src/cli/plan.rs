@@ -6,6 +6,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::reporter::reporter;
 use super::{experiment, streams, sweep_plan};
 use crate::experiment::Declared;
 use crate::plan::data_facts::DataFacts;
@@ -64,11 +65,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let data = DataFacts::look(&mut loaded)?;
             let mut plan = RunPlan::of(&loaded.experiment, target, share, data)?;
             let param = target.storage(&loaded.experiment).param;
-            plan.notes.extend(initial::refusal(&loaded.experiment, param));
+            plan.notes.extend(initial::refusal(&loaded, param, reporter(args.json)));
             if args.json { serde_json::to_string_pretty(&plan)? + "\n" } else { to_text(&plan) }
         }
         Declared::Sweep(sweep) => {
-            let refusal = initial::refusal_of_members(&sweep);
+            let refusal = initial::refusal_of_members(&sweep, reporter(args.json));
             let mut plan = SweepPlan::of(sweep, args.gpu.as_deref(), share)?;
             plan.notes.extend(refusal);
             if args.json { serde_json::to_string_pretty(&plan)? + "\n" } else { sweep_plan::to_text(&plan) }

@@ -134,7 +134,9 @@ fn lines(args: Args) -> anyhow::Result<Vec<PathBuf>> {
     Ok(if args.by.is_empty() {
         report::plot_runs(&runs, &options, &out)?
     } else {
-        report::plot_groups(runs, &args.by, &options, &out)?
+        let (paths, notes) = report::plot_groups(runs, &args.by, &options, &out)?;
+        notes.iter().for_each(|note| say!("{note}"));
+        paths
     })
 }
 
@@ -166,6 +168,9 @@ fn swept(args: Args) -> anyhow::Result<Vec<PathBuf>> {
     let out = args.out.clone().ok_or_else(no_out)?;
     let arguments: Vec<PathBuf> = args.run.iter().map(PathBuf::from).collect();
     let runs = ComparedRuns::read(&named::named(&arguments, &args.runs)?, Some(&args.sweep), measure)?;
+    require_usage(runs.by.len() == args.sweep.len(), || {
+        format!("`--sweep` names `{}` twice", runs.by.join("`, `"))
+    })?;
     for run in &runs.left_out {
         say!("{} is left out: {}", run.run, run.why);
     }

@@ -110,6 +110,10 @@ fn text(message: &Message<'_>) -> String {
         Message::CheckpointPassedOver { step, why } => {
             format!("skipped the checkpoint of step {step}: {why}")
         }
+        Message::CheckpointUnbound { step } => format!(
+            "note: the ledger has no state root of step {step}: the checkpoint was saved when the run was \
+             stopped, and `proof.digest_every` left it out; `runner verify RUN --replay` makes it again"
+        ),
         Message::Resuming { folder, from: Some(step), .. } => {
             format!("resuming `{}` at step {step}", folder.display())
         }

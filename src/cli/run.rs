@@ -77,7 +77,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                     sweep::start(&sweep, to, existing, &options, report, &mut |event| on.on(event))?;
                 return on.conclude(&outcome);
             };
-            let (paths, folder, member) = sweep::member(&sweep, (&args.runs, name), number.get())?;
+            let (paths, folder, member) =
+                sweep::member(&sweep, (&args.runs, name), number.get(), reporter(args.json))?;
             (member.loaded, Some((paths.folder().to_owned(), folder.name)))
         }
     };

@@ -126,7 +126,7 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
                 .into()
         })?;
         let expected = args.expect.map(|expected| {
-            expected.to_string_lossy().parse().map_err(|_| {
+            expected.to_string_lossy().to_ascii_lowercase().parse().map_err(|_| {
                 UsageError(
                     "`--expect` of a sweep takes its hash, which `runner run` prints at its end".into(),
                 )

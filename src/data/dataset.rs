@@ -16,6 +16,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::error::DataError;
+use super::passages::PassageSketch;
 use super::shard::{Scan, Shard};
 use super::tokenizer::Tokenizer;
 
@@ -51,6 +52,7 @@ pub struct ShardDigest {
     /// SHA-256 of the file; tokens in memory count as the file they would make.
     pub sha256: [u8; 32],
     pub largest_token: u16,
+    pub passages: PassageSketch,
 }
 
 impl Dataset {

@@ -1,4 +1,4 @@
-//! SHA-256 and largest token of every shard, remembered between runs.
+//! SHA-256, largest token and passages of every shard, remembered between runs.
 //!
 //! Hashing ten billion tokens takes a quarter of a minute, too long for each start of a run, so the
 //! digests of files are kept in the user's cache folder. The rules:
@@ -26,6 +26,7 @@ use sha2::{Digest, Sha256};
 
 use super::dataset::{Dataset, ShardDigest, ShardInfo};
 use super::error::DataError;
+use super::passages::PassageSketch;
 use super::shard::Scan;
 use crate::proof::regular;
 
@@ -57,6 +58,9 @@ struct KnownDigest {
     /// Of shards alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     largest_token: Option<u16>,
+    /// Of shards alone: the text of a [`PassageSketch`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    passages: Option<String>,
 }
 
 /// SHA-256 of a file, a megabyte in memory at a time.
@@ -106,18 +110,19 @@ impl DigestCache {
         DigestCache { file: Some(file.into()), entries }
     }
 
-    /// The digest of `path` and, of a shard, its largest token, if the file has not changed.
-    fn get(&self, path: &Path) -> Option<([u8; 32], Option<u16>)> {
+    /// The digest of `path`, and what else is known of it, if the file has not changed.
+    fn get(&self, path: &Path) -> Option<([u8; 32], &KnownDigest)> {
         let known = self.entries.get(path)?;
         let stamp = settled(path)?;
         let mut sha256 = [0; 32];
         hex::decode_to_slice(&known.sha256, &mut sha256).ok()?;
-        (known.stamp == stamp).then_some((sha256, known.largest_token))
+        (known.stamp == stamp).then_some((sha256, known))
     }
 
     fn shard(&self, shard: &ShardInfo) -> Option<Scan> {
-        let (sha256, largest) = self.get(shard.path.as_ref()?)?;
-        Some(Scan { sha256, largest: largest? })
+        let (sha256, known) = self.get(shard.path.as_ref()?)?;
+        let passages = PassageSketch::parse(known.passages.as_ref()?)?;
+        Some(Scan { sha256, largest: known.largest_token?, passages })
     }
 
     /// Bytes of a dataset's shards that no entry knows.
@@ -145,19 +150,21 @@ impl DigestCache {
             let before = info.path.as_ref().and_then(|path| Some((path.clone(), settled(path)?)));
             let scan = data.scan(at)?;
             if let (Some(entry), Ok(mut fresh)) = (before, fresh.lock()) {
-                fresh.push((entry, scan));
+                fresh.push((entry, scan.clone()));
             }
             hashed(info);
             Ok(scan)
         };
         let scans: Result<Vec<Scan>, DataError> = infos.par_iter().enumerate().map(scan).collect();
-        for ((path, stamp), Scan { sha256, largest }) in fresh.into_inner().unwrap_or_default() {
+        for ((path, stamp), Scan { sha256, largest, passages }) in fresh.into_inner().unwrap_or_default() {
             let (sha256, largest_token) = (hex::encode(sha256), Some(largest));
-            self.entries.insert(path, KnownDigest { stamp, sha256, largest_token });
+            let passages = Some(passages.to_text());
+            self.entries.insert(path, KnownDigest { stamp, sha256, largest_token, passages });
         }
-        let digest = |(at, (info, Scan { sha256, largest })): (usize, (&ShardInfo, Scan))| {
-            data.require_vocab(at, largest)?;
-            Ok(ShardDigest { name: info.name.clone(), tokens: info.tokens, sha256, largest_token: largest })
+        let digest = |(at, (info, scan)): (usize, (&ShardInfo, Scan))| {
+            let Scan { sha256, largest: largest_token, passages } = scan;
+            data.require_vocab(at, largest_token)?;
+            Ok(ShardDigest { name: info.name.clone(), tokens: info.tokens, sha256, largest_token, passages })
         };
         infos.iter().zip(scans?).enumerate().map(digest).collect()
     }
@@ -171,7 +178,8 @@ impl DigestCache {
         let sha256 = file_sha256(path)?;
         if let Some(stamp) = before {
             let sha256 = hex::encode(sha256);
-            self.entries.insert(path.into(), KnownDigest { stamp, sha256, largest_token: None });
+            self.entries
+                .insert(path.into(), KnownDigest { stamp, sha256, largest_token: None, passages: None });
         }
         Ok(sha256)
     }

@@ -27,6 +27,7 @@ pub mod fetch;
 pub mod interleaving;
 pub mod mixture;
 pub mod order;
+mod passages;
 pub mod prefetch;
 pub mod prepare;
 mod read_at;

@@ -4,9 +4,10 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::dataset::{Dataset, ShardDigest};
+use super::passages::PASSAGE;
 use super::tokenizer::Tokenizer;
 use crate::units;
 
@@ -32,7 +33,9 @@ impl DataManifest {
         tokenizer: &Tokenizer,
         seq_len: usize,
     ) -> Vec<String> {
-        let mut remarks = overlaps(&self.train, &of_sources(train, self.train.len()), &self.val);
+        let of = of_sources(train, self.train.len());
+        let mut remarks = overlaps(&self.train, &of, &self.val);
+        remarks.extend(shared_passages(&self.train, &of, &self.val));
         let sets = [("training", Some(train), &self.train), ("validation", val, &self.val)];
         for (what, data, digests) in sets.into_iter().filter_map(|(what, data, d)| Some((what, data?, d))) {
             remarks.extend(short(what, data, seq_len));
@@ -86,6 +89,36 @@ fn overlaps(train: &[ShardDigest], of: &[String], val: &[ShardDigest]) -> Vec<St
     };
     let twice = say(often, &twice);
     shared.into_iter().chain(twice).collect()
+}
+
+/// Text of validation shards that stands in training shards too, as far as that is more than a few
+/// quotations. Shards that are equal as a whole are left to [`overlaps`].
+fn shared_passages(train: &[ShardDigest], of: &[String], val: &[ShardDigest]) -> Option<String> {
+    const QUOTED: f64 = 0.1;
+    const FEW: usize = 3;
+    let is_new = |shard: &&ShardDigest| train.iter().all(|other| other.sha256 != shard.sha256);
+    let (mut drawn, mut found, mut places) = (0, 0, BTreeSet::new());
+    for shard in val.iter().filter(is_new) {
+        for hash in shard.passages.drawn(train.iter().map(|shard| &shard.passages)) {
+            let holds: Vec<usize> = (0..train.len()).filter(|at| train[*at].passages.has(*hash)).collect();
+            drawn += 1;
+            found += usize::from(!holds.is_empty());
+            places.extend(holds);
+        }
+    }
+    let share = found as f64 / drawn.max(1) as f64;
+    (found >= FEW && share >= QUOTED).then(|| {
+        let places: Vec<String> =
+            places.into_iter().map(|at| format!("`{}`{}", train[at].name, of[at])).collect();
+        format!(
+            "about {:.0} % of the validation data stand in the training data too, so the validation loss \
+             does not measure what is new: of {} passages of {PASSAGE} tokens drawn by lot {} are in {}",
+            100.0 * share,
+            units::thousands(drawn),
+            units::thousands(found as u64),
+            list(&places)
+        )
+    })
 }
 
 /// Shards too short for a sequence.
@@ -194,6 +227,31 @@ mod tests {
             "{}",
             found[3]
         );
+    }
+
+    /// As when somebody cuts validation data off a shard and leaves them in it.
+    #[test]
+    fn validation_data_that_are_a_part_of_a_training_shard_are_found() {
+        let key = crate::rng::Key::new(5, "text");
+        let text: Vec<u16> = (0..6_000).map(|at| key.block_at(0, at)[0] as u16 % 250).collect();
+        let (dir, byte) = (tempfile::tempdir().unwrap(), Tokenizer::Byte);
+        write(dir.path(), "a.bin", &text[..3_000], Some(&byte));
+        write(dir.path(), "b.bin", &text[3_000..5_000], Some(&byte));
+        let open =
+            |name: &str| Dataset::open(&[dir.path().join(name).display().to_string()], 257, &byte).unwrap();
+        let said = |val: &[u16]| {
+            write(dir.path(), "val.bin", val, Some(&byte));
+            let (train, val) = (open("?.bin"), open("val.bin"));
+            let digests = |data| DigestCache::none().manifest(data, |_| ()).unwrap();
+            let manifest = DataManifest { train: digests(&train), val: digests(&val), hellaswag: None };
+            manifest.remarks(&train, Some(&val), &byte, 4).join("; ")
+        };
+        let found = said(&text[4_000..5_000]);
+        let says = "about 100 % of the validation data stand in the training data too";
+        assert!(found.starts_with(says) && found.ends_with("873 are in `b.bin`"), "{found}");
+        let half = said(&[&text[2_000..2_500], &text[5_000..5_500]].concat());
+        assert!(half.contains("about 43 % of") && half.ends_with("in `a.bin`"), "{half}");
+        assert_eq!(said(&text[5_000..]), "");
     }
 
     #[test]

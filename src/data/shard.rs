@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::error::DataError;
+use super::passages::{PassageSketch, PassageSketcher};
 use super::read_at::ReadAt;
 use super::tokenizer::Tokenizer;
 
@@ -68,12 +69,13 @@ pub struct ShardHeader {
 }
 
 /// The result of reading a whole shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Scan {
     /// Of the shard as a file.
     pub sha256: [u8; 32],
     /// The largest token; 0 for a shard without any.
     pub largest: u16,
+    pub passages: PassageSketch,
 }
 
 /// The header of a shard with this many tokens and no record of its tokenizer.
@@ -177,10 +179,11 @@ impl Shard {
     }
 
     /// Reads every byte: the SHA-256 of the shard as a file (tokens in memory are hashed as the file without
-    /// a record of its tokenizer that they would make) and its largest token.
+    /// a record of its tokenizer that they would make), its largest token, and its passages.
     pub fn scan(&self) -> Result<Scan, DataError> {
         let mut hash = Sha256::new();
         let mut largest = 0;
+        let mut passages = PassageSketcher::new();
         match &self.content {
             ShardContent::File(file) => {
                 let mut skip = HEADER_BYTES as usize;
@@ -188,7 +191,10 @@ impl Shard {
                     hash.update(part);
                     // Parts have an even length, so no token is divided.
                     let (pairs, _) = part[skip.min(part.len())..].as_chunks::<2>();
-                    largest = pairs.iter().map(|pair| u16::from_le_bytes(*pair)).fold(largest, u16::max);
+                    for token in pairs.iter().map(|pair| u16::from_le_bytes(*pair)) {
+                        largest = largest.max(token);
+                        passages.push(token);
+                    }
                     skip = skip.saturating_sub(part.len());
                 })?;
             }
@@ -198,9 +204,10 @@ impl Shard {
                     hash.update(part.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<u8>>());
                 }
                 largest = tokens.iter().copied().max().unwrap_or(0);
+                tokens.iter().for_each(|token| passages.push(*token));
             }
         }
-        Ok(Scan { sha256: hash.finalize().into(), largest })
+        Ok(Scan { sha256: hash.finalize().into(), largest, passages: passages.finish() })
     }
 
     /// Finds the first token outside the vocabulary, for the message, after [`Shard::scan`] has found that

@@ -99,6 +99,31 @@ impl ValidationSet {
         })
     }
 
+    /// The names of the sources of `data` that the set has sequences of; none where `data` are no mixture.
+    pub fn reached<'a>(&self, data: &'a Dataset) -> Vec<&'a str> {
+        let mut before = 0;
+        let begins = data.sources().map(|(name, places)| {
+            let begins = before;
+            before += data.sequences_of(places, self.seq_len);
+            (name, begins)
+        });
+        begins.filter(|(_, begins)| *begins < self.sequences() as u64).map(|(name, _)| name).collect()
+    }
+
+    /// The warning when the set ends before the last source of `data`, which stand one behind another.
+    pub fn unreached(&self, data: &Dataset) -> Option<String> {
+        let (all, reached) = (data.sources().count(), self.reached(data));
+        (reached.len() < all).then(|| {
+            format!(
+                "the first {} validation tokens (`eval.val_tokens`) are of `{}` alone, of {all} texts that \
+                 hold out {} together",
+                units::thousands(self.tokens()),
+                reached.join("`, `"),
+                units::thousands(data.sequences(self.seq_len) * self.seq_len as u64)
+            )
+        })
+    }
+
     /// The sequences in order, `micro_batch` at a time; the last group may be short.
     ///
     /// # Panics

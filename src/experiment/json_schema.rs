@@ -66,9 +66,14 @@ fn of_sweep() -> Json {
     };
     let list = |value: Json| json!({ "type": "array", "items": value, "minItems": 1 });
     let bounds = json!({ "type": "array", "items": { "type": "number" }, "minItems": 2, "maxItems": 2 });
+    let above_zero = json!({ "type": "array", "items": { "type": "number", "exclusiveMinimum": 0 },
+        "minItems": 2, "maxItems": 2 });
     let drawn = |value: Json| {
-        let draws = ["uniform", "log_uniform", "integers"].map(|name| (name.to_owned(), bounds.clone()));
-        of_table(draws.into_iter().chain([("choices".to_owned(), list(value))]).collect())
+        let draws = [("uniform", &bounds), ("log_uniform", &above_zero), ("integers", &bounds)];
+        let draws = draws.map(|(name, bounds)| (name.to_owned(), bounds.clone()));
+        let mut draw = of_table(draws.into_iter().chain([("choices".to_owned(), list(value))]).collect());
+        (draw["minProperties"], draw["maxProperties"]) = (json!(1), json!(1));
+        draw
     };
     let mut random = of_table(Map::new());
     random["properties"] = json!({
@@ -76,7 +81,10 @@ fn of_sweep() -> Json {
         "seed": { "type": "integer", "minimum": 0 },
         "keys": swept(&drawn),
     });
+    random["required"] = json!(["samples", "seed", "keys"]);
+    random["properties"]["keys"]["minProperties"] = json!(1);
     let mut sweep = of_table(Map::new());
+    sweep["minProperties"] = json!(1);
     sweep["description"] = json!("Many runs: a grid of values, lists walked together, random samples.");
     sweep["properties"] = json!({ "grid": swept(&list), "zip": swept(&list), "random": random });
     sweep

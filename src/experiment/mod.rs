@@ -73,7 +73,7 @@ pub use schema::{key_of_source, keys, largest, names_files, pinned_by_content, r
 pub use shipped::{SHIPPED, ShippedExperiment};
 pub use sweep::{Declared, Member, MemberSettings, Sweep, setting_text, settings_json, settings_text};
 pub use template::template;
-pub use write::{Hyperparameters, differences, flatten, hyperparameters};
+pub use write::{Hyperparameters, differences, flatten, hyperparameters, other_bits};
 
 use layers::ExperimentText;
 

@@ -13,7 +13,7 @@ use super::Loaded;
 use super::origin::Origin;
 use super::resolved::Experiment;
 use super::rules::given_by_descriptor;
-use super::schema::{KeyRow, is_hyperparameter, rows_with};
+use super::schema::{KeyRow, is_hyperparameter, reaches_the_bits, rows_with};
 use super::sweep::Sweep;
 use crate::units::printable;
 
@@ -210,6 +210,20 @@ pub(super) fn to_json(experiment: &Experiment, origins: &BTreeMap<String, Origin
     let origins: BTreeMap<&String, String> =
         origins.iter().map(|(key, origin)| (key, origin.to_string())).collect();
     serde_json::json!({ "experiment": experiment, "origins": origins })
+}
+
+/// The first key that reaches the bits and has another value in a run than asked for, with both values.
+pub fn other_bits(run: &Experiment, asked: &Loaded) -> Option<(String, String, String)> {
+    let (run, values) = (flatten(run), flatten(&asked.experiment));
+    let follows = |key: &str| {
+        (key == "schedule.steps" && asked.epochs.is_some()) || (key == "data.offset" && asked.offset_follows)
+    };
+    let mut other = values
+        .iter()
+        .filter(|(key, value)| reaches_the_bits(key) && !follows(key) && run.get(*key) != Some(*value));
+    let (key, value) = other.next()?;
+    let has = run.get(key).map_or("none".to_owned(), ToString::to_string);
+    Some((key.clone(), has, value.to_string()))
 }
 
 /// Dotted keys that differ, with both values as TOML, in the byte order of the keys.

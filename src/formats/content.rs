@@ -10,6 +10,7 @@ use std::path::Path;
 use super::error::{FormatError, Result};
 use crate::store::RunPaths;
 use crate::store::checkpoint::MANIFEST_FILE;
+use crate::store::run_folder::is_copy;
 
 /// Bytes of a file that are examined.
 const START_BYTES: u64 = 1024;
@@ -122,7 +123,10 @@ pub fn not_a_model(path: &Path, content: &Content, models: &str) -> FormatError 
 }
 
 fn folder(path: &Path, models: &str) -> (String, String) {
-    let (found, hint) = if RunPaths::new(path).experiment().is_file() {
+    let (found, hint) = if is_copy(path) && RunPaths::new(path).experiment().is_file() {
+        let copies = quoted(path.parent().unwrap_or(path));
+        ("it is the copy of a checkpoint", format!("`runner resume {copies}` brings its run back"))
+    } else if RunPaths::new(path).experiment().is_file() {
         (
             "it is the folder of a run",
             format!(

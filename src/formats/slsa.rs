@@ -13,8 +13,8 @@ use serde_json::{Map, Value, json};
 
 use crate::data::mixture::locked_shard;
 use crate::experiment;
-use crate::proof::lock::{Lock, Table};
-use crate::proof::{Hash, LedgerError, LockError, ledger};
+use crate::proof::lock::{Lock, Table, differences};
+use crate::proof::{Entry, Hash, LedgerError, LockError, ledger};
 use crate::store::manifest::Standing;
 use crate::store::{self, RunPaths, StoreError, checkpoint};
 
@@ -48,6 +48,17 @@ pub enum SlsaError {
     )]
     Unbound { step: u64 },
     #[error(
+        "the checkpoint of step {step} was made with other numerics than the lock has: {difference}\n  \
+         hint: where a resume changed them, go on to the next checkpoint; else `runner verify` says what was \
+         edited"
+    )]
+    OtherNumerics { step: u64, difference: String },
+    #[error(
+        "the ledger's head is not the one that the lock has of its end\n  \
+         hint: `runner verify` says what was edited"
+    )]
+    OtherEnd,
+    #[error(
         "the run ended at step {end}, and its newest checkpoint is of step {step}\n  \
          hint: bring the last one back: a statement is of what the run came to"
     )]
@@ -62,18 +73,42 @@ pub enum SlsaError {
     Experiment(#[from] experiment::ExperimentError),
 }
 
+/// What was changed by leave before a step, and changed the bits from there on: the numerics are those after
+/// it.
+fn drift(entries: &[Entry]) -> Vec<Value> {
+    let of = |entry: &Entry| {
+        let changes = entry.events.iter().filter_map(|event| event.strip_prefix("drift "));
+        changes.map(|change| json!({"step": entry.step, "change": change})).collect::<Vec<_>>()
+    };
+    entries.iter().flat_map(of).collect()
+}
+
 /// The statement for the newest checkpoint of the run in `folder`, made by `builder`, a URI.
 pub fn statement(folder: &Path, builder: &str) -> Result<Value, SlsaError> {
     let paths = RunPaths::new(folder);
     let lock = Lock::read(&paths.lock_file())?;
     let experiment = experiment::load_recorded(&paths.experiment())?.experiment;
-    let Some((step, checkpoint)) = store::list(&paths.checkpoints())?.pop() else {
-        return Err(SlsaError::NoCheckpoint { folder: folder.into() });
+    let (step, checkpoint, manifest) = loop {
+        let Some((step, checkpoint)) = store::list(&paths.checkpoints())?.pop() else {
+            return Err(SlsaError::NoCheckpoint { folder: folder.into() });
+        };
+        match store::load(&checkpoint) {
+            // A run that goes on has saved a newer one, and deleted this one while it was read.
+            Err(_) if !checkpoint.exists() => {}
+            loaded => break (step, checkpoint, loaded?.0),
+        }
     };
-    let (manifest, _) = store::load(&checkpoint)?;
     let (log, entries) = ledger::read(&paths.ledger())?;
     if let Some(end) = lock.outputs.get("step").filter(|end| **end != step.to_string()) {
         return Err(SlsaError::NotTheEnd { step, end: end.clone() });
+    }
+    let ended = lock.outputs.get("end_root").filter(|root| **root != log.head().root.to_string());
+    if ended.is_some() {
+        return Err(SlsaError::OtherEnd);
+    }
+    let other = differences(&manifest.numerics, &lock.numerics).into_iter().next();
+    if let Some(difference) = other {
+        return Err(SlsaError::OtherNumerics { step, difference: difference.to_string() });
     }
     match manifest.standing(&log, &entries) {
         Standing::Bound => {}
@@ -98,6 +133,7 @@ pub fn statement(folder: &Path, builder: &str) -> Result<Value, SlsaError> {
                     "numerics_id": lock.numerics_id(),
                     "numerics": lock.numerics,
                     "environment": lock.environment,
+                    "changed_on_the_way": drift(&entries),
                 },
                 "resolvedDependencies": dependencies(&lock),
             },

@@ -17,6 +17,7 @@
 //! Deliberately absent: any arithmetic of a communication library (its order depends on rings, protocols
 //! and sizes), and any knowledge of what a step is.
 
+mod clock;
 pub mod error;
 pub mod exchange;
 pub mod handshake;

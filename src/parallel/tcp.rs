@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::clock::Clock;
 use super::error::{NO_FURTHER, SILENT, WAITED_FOR};
 use super::rendezvous::{Connections, RankPlace};
 use super::wire::{Body, Frame};
@@ -45,6 +46,8 @@ struct RankState {
     failure: Mutex<Option<RankFailure>>,
     closing: AtomicBool,
     timeout: Duration,
+    /// Every time below is one of this clock: a rank that was stopped and continued blames nobody for it.
+    clock: Clock,
 }
 
 /// The connection to one other rank.
@@ -63,11 +66,11 @@ struct Connection {
 struct Sign {
     operation: String,
     step: u64,
-    seen: Instant,
+    seen: Duration,
     waiting: Option<u32>,
     progress: u64,
     /// Since when `progress` has not changed.
-    since: Instant,
+    since: Duration,
     ended: bool,
 }
 
@@ -79,7 +82,7 @@ struct Now {
     waiting: Option<u32>,
     progress: u64,
     /// Since when `progress` has not changed.
-    since: Instant,
+    since: Duration,
     /// Whether training has begun: before, loading and tuning may take any time.
     steady: bool,
 }
@@ -93,7 +96,7 @@ struct RankFailure {
     why: String,
     /// Whether another rank found it and reported it to this one.
     reported: bool,
-    since: Instant,
+    since: Duration,
     /// Whether it has been returned as an error.
     noticed: bool,
 }
@@ -115,14 +118,20 @@ impl RankFailure {
 struct Noted<'a> {
     stream: TcpStream,
     last: &'a Mutex<Sign>,
+    clock: &'a Clock,
 }
 
 impl Read for Noted<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = self.stream.read(into)?;
-        lock(self.last).seen = Instant::now();
+        lock(self.last).seen = self.clock.now();
         Ok(read)
     }
+}
+
+/// The time between two heartbeats.
+fn beat(timeout: Duration) -> Duration {
+    (timeout / 8).clamp(LOOK, Duration::from_secs(1))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -137,7 +146,8 @@ impl Tcp {
         timeout: Duration,
         last_resort: LastResort,
     ) -> io::Result<Tcp> {
-        let now = Instant::now();
+        let clock = Clock::new(2 * beat(timeout));
+        let now = clock.now();
         let mut readers = Vec::new();
         let mut inboxes = BTreeMap::new();
         let mut shared = BTreeMap::new();
@@ -177,6 +187,7 @@ impl Tcp {
             failure: Mutex::new(None),
             closing: AtomicBool::new(false),
             timeout,
+            clock,
         });
         for (peer, stream, inbox) in readers {
             let shared = shared.clone();
@@ -216,7 +227,7 @@ impl Link for Tcp {
         let mut now = lock(&self.shared.now);
         (now.step, now.steady) = (step, true);
         now.progress += 1;
-        now.since = Instant::now();
+        now.since = self.shared.clock.now();
     }
 
     fn host(&self, rank: usize) -> String {
@@ -235,7 +246,7 @@ impl Link for Tcp {
 impl Tcp {
     /// Waits for the peer's side of a swap.
     fn take(&self, peer: usize, operation: &'static str, step: u64) -> Result<Vec<u8>, ExchangeError> {
-        let began = Instant::now();
+        let began = self.shared.clock.now();
         loop {
             // A message received before a rank ended still counts.
             match self.inboxes[&peer].recv_timeout(LOOK) {
@@ -277,7 +288,7 @@ impl RankState {
         now.operation = operation;
         now.waiting = waiting.map(|peer| peer as u32);
         now.progress += 1;
-        now.since = Instant::now();
+        now.since = self.clock.now();
         now.step
     }
 
@@ -303,9 +314,9 @@ impl RankState {
     }
 
     /// Why the wait for `peer` is over, if it is.
-    fn blame(&self, peer: usize, began: Instant) -> Option<String> {
+    fn blame(&self, peer: usize, began: Duration) -> Option<String> {
         let sign = lock(&self.connections[&peer].last).clone();
-        let seconds = |since: Instant| since.elapsed().as_secs();
+        let seconds = |since| self.clock.since(since).as_secs();
         let begun = lock(&self.now).steady;
         if sign.ended {
             Some("has ended before this operation".into())
@@ -314,10 +325,10 @@ impl RankState {
         } else if begun
             && sign.waiting.is_none()
             // By its own last sign of life: of one stopped since then, only its silence is known.
-            && sign.seen.saturating_duration_since(sign.since) > self.timeout
+            && sign.seen.saturating_sub(sign.since) > self.timeout
         {
             Some(format!("is alive but {NO_FURTHER} for {} s", seconds(sign.since)))
-        } else if begun && began.elapsed() > 4 * self.timeout {
+        } else if begun && self.clock.since(began) > 4 * self.timeout {
             Some(format!("{WAITED_FOR} over {} s", seconds(began)))
         } else {
             None
@@ -326,9 +337,10 @@ impl RankState {
 
     /// Why a rank counts as out of reach: it has sent nothing for longer than the timeout.
     fn silence(&self, sign: &Sign) -> Option<String> {
-        let seconds = sign.seen.elapsed().as_secs();
-        (sign.seen.elapsed() > self.timeout)
-            .then(|| format!("{SILENT} for {seconds} s: it is stopped, or its machine is out of reach"))
+        let silent = self.clock.since(sign.seen);
+        (silent > self.timeout).then(|| {
+            format!("{SILENT} for {} s: it is stopped, or its machine is out of reach", silent.as_secs())
+        })
     }
 
     /// Finds what a rank in a blocking device call cannot notice: a rank that sends nothing, or one, perhaps
@@ -350,8 +362,9 @@ impl RankState {
         let now = lock(&self.now).clone();
         // Twice the timeout: a rank that waits for this one reports first, and knows better which rank
         // failed.
-        if now.steady && now.waiting.is_none() && now.since.elapsed() > 2 * self.timeout {
-            let seconds = now.since.elapsed().as_secs();
+        let busy = self.clock.since(now.since);
+        if now.steady && now.waiting.is_none() && busy > 2 * self.timeout {
+            let seconds = busy.as_secs();
             self.fail(
                 self.rank,
                 format!("{NO_FURTHER} for {seconds} s: its device is stuck, or waits for one that is"),
@@ -379,8 +392,8 @@ impl RankState {
         if known.is_some() {
             return;
         }
-        let failure =
-            RankFailure { rank, host, operation, why, reported, since: Instant::now(), noticed: false };
+        let since = self.clock.now();
+        let failure = RankFailure { rank, host, operation, why, reported, since, noticed: false };
         self.broadcast(&failure.operation, &failure.abort());
         *known = Some(failure);
     }
@@ -413,11 +426,11 @@ impl RankState {
     /// The body of a reading thread: reads frames until the connection ends.
     fn read(&self, peer: usize, stream: TcpStream, inbox: &Sender<(String, u64, Vec<u8>)>) {
         let connection = &self.connections[&peer];
-        let mut stream = Noted { stream, last: &connection.last };
+        let mut stream = Noted { stream, last: &connection.last, clock: &self.clock };
         while let Ok(Frame { operation, step, body }) = Frame::read(&mut stream) {
             {
                 let mut sign = lock(&connection.last);
-                (sign.seen, sign.operation, sign.step) = (Instant::now(), operation.clone(), step);
+                (sign.seen, sign.operation, sign.step) = (self.clock.now(), operation.clone(), step);
                 match body {
                     Body::Beat { waiting, progress } => {
                         if progress != sign.progress {
@@ -447,19 +460,18 @@ impl RankState {
 
     /// The body of the watching thread: sends heartbeats, and ends the process as a last resort.
     fn watch(&self, last_resort: &LastResort) {
-        let pause = (self.timeout / 8).clamp(LOOK, Duration::from_secs(1));
         while !self.closing.load(Ordering::SeqCst) {
             let Now { operation, waiting, progress, .. } = lock(&self.now).clone();
             self.broadcast(operation, &Body::Beat { waiting, progress });
             self.look_around();
             let stuck = lock(&self.failure)
                 .clone()
-                .filter(|failure| !failure.noticed && failure.since.elapsed() > GRACE);
+                .filter(|failure| !failure.noticed && self.clock.since(failure.since) > GRACE);
             if let Some(failure) = stuck {
                 last_resort(&failure.error());
                 return;
             }
-            thread::sleep(pause);
+            thread::sleep(beat(self.timeout));
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What a sweep needs: the plan of each member, and their sums. Members train one after another; the whole
 //! needs the memory of the largest.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::PlanError;
@@ -14,6 +16,7 @@ use crate::experiment::{Experiment, Sweep, settings_json};
 #[derive(Debug, Serialize)]
 pub struct SweepPlan {
     pub sweep: String,
+    /// Of the first member.
     pub device: TargetFacts,
     pub runs: usize,
     pub tokens: u64,
@@ -73,6 +76,11 @@ impl SweepPlan {
         let mut notes: Vec<String> = plans.iter().flat_map(|plan| plan.notes.clone()).collect();
         notes.sort();
         notes.dedup();
+        let devices: BTreeSet<&str> = plans.iter().map(|plan| plan.device.name.as_str()).collect();
+        if devices.len() > 1 {
+            let devices: Vec<&str> = devices.into_iter().collect();
+            notes.push(format!("members train on different devices: {}", devices.join("; ")));
+        }
         let device = plans.into_iter().map(|plan| plan.device).next().expect("a sweep has members");
         Ok(SweepPlan {
             sweep: sweep.name,

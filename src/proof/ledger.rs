@@ -11,6 +11,7 @@
 //! Lines are written whole but not synchronised one by one. A kill leaves at most a torn last line,
 //! which opening drops; call [`Ledger::sync`] before a checkpoint refers to the head.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -62,6 +63,10 @@ pub struct TornLine {
 pub enum LedgerError {
     #[error("cannot {doing} `{}`: {source}{}", path.display(), full_disk_hint(source))]
     Io { path: PathBuf, doing: &'static str, source: io::Error },
+    #[error("`{}` is missing: without it no checkpoint can be held to the steps that made it\n  hint: \
+             restore it from a copy; another run may start from a checkpoint, by `model.init = \
+             \"run:NAME@STEP\"`", path.display())]
+    Missing { path: PathBuf },
     #[error("`{}` line {line}: {why}\n  hint: the line was edited or the disk damaged it; `runner resume` \
              goes on from the last checkpoint before it", path.display())]
     BadLine { path: PathBuf, line: u64, why: String },
@@ -82,6 +87,13 @@ fn full_disk_hint(source: &io::Error) -> &'static str {
             "\n  hint: free some space and run `runner resume`; the entries before this one are intact"
         }
         _ => "",
+    }
+}
+
+fn cannot_open(path: &Path) -> impl FnOnce(io::Error) -> LedgerError {
+    move |source| match source.kind() {
+        io::ErrorKind::NotFound => LedgerError::Missing { path: path.into() },
+        _ => LedgerError::Io { path: path.into(), doing: "open", source },
     }
 }
 
@@ -169,21 +181,20 @@ impl Ledger {
     pub fn require(path: &Path, head: Option<&Head>) -> Result<()> {
         let file = match regular::open(path) {
             Err(missing) if missing.kind() == io::ErrorKind::NotFound && head.is_none() => return Ok(()),
-            file => file.map_err(|source| LedgerError::Io { path: path.into(), doing: "open", source })?,
+            file => file.map_err(cannot_open(path))?,
         };
         let log = scan(path, &file, head.map_or(u64::MAX, |head| head.size), |_| ())?;
         head.map_or(Ok(()), |head| require_head(path, &log, head))
     }
 
     fn open_within(path: &Path, limit: u64) -> Result<Ledger> {
-        let io = |doing| move |source| LedgerError::Io { path: path.into(), doing, source };
         if path.exists() {
-            regular::open(path).map_err(io("open"))?;
+            regular::open(path).map_err(cannot_open(path))?;
         }
         let mut options = OpenOptions::new();
         // A ledger that is to have entries is not begun.
         options.read(true).append(true).create(limit == u64::MAX || limit == 0);
-        let file = options.open(path).map_err(io("open"))?;
+        let file = options.open(path).map_err(cannot_open(path))?;
         let log = scan(path, &file, limit, |_| ())?;
         let ledger = Ledger { path: path.into(), file, log };
         if ledger.log.torn.is_some() && limit == u64::MAX {
@@ -295,8 +306,7 @@ fn require_head(path: &Path, log: &Log, head: &Head) -> Result<()> {
 /// Reads and checks a ledger without changing it: for `verify` and `diff`. A torn last line is left
 /// out and reported by [`Log::torn`].
 pub fn read(path: &Path) -> Result<(Log, Vec<Entry>)> {
-    let file =
-        regular::open(path).map_err(|source| LedgerError::Io { path: path.into(), doing: "open", source })?;
+    let file = regular::open(path).map_err(cannot_open(path))?;
     let mut entries = Vec::new();
     let log = scan(path, &file, u64::MAX, |entry| entries.push(entry))?;
     Ok((log, entries))
@@ -340,29 +350,85 @@ pub fn read_end(path: &Path, count: usize) -> Option<LedgerEnd> {
     Some(LedgerEnd { entries, root, notes })
 }
 
-/// The losses of all validations in a ledger, of which no head is checked: for a list of many runs.
+/// An entry's line, neither parsed nor held to its head.
+pub struct EntryLine(String);
+
+impl EntryLine {
+    /// The bits of a number of the entry; none where it has none.
+    pub fn bits(&self, name: &str) -> Option<u64> {
+        let (_, rest) = self.0.split_once(&format!("\"{name}_bits\":\""))?;
+        u64::from_str_radix(rest.get(..16)?, 16).ok()
+    }
+
+    /// Whether the line has this text.
+    pub fn contains(&self, text: &str) -> bool {
+        self.0.contains(text)
+    }
+
+    /// The entry with the head behind it; none where the line is no entry's.
+    pub fn parse(&self) -> Option<(Entry, Hash)> {
+        match parse_line(self.0.as_bytes()).ok()? {
+            LedgerLine::Entry { entry, head, .. } => Some((*entry, head)),
+            LedgerLine::Note(_) => None,
+        }
+    }
+}
+
+/// The lines of the entries from step `first` on, by step, read from the end of the file.
 ///
-/// None where a line is not a ledger's, an entry of version 1 does not say what was measured, or the file
-/// cannot be read.
+/// None where a line is not a ledger's, or the file cannot be read or begins later: [`read`] says what is
+/// wrong.
+pub fn lines_from(path: &Path, first: u64) -> Option<BTreeMap<u64, EntryLine>> {
+    let step_of = |line: &str| line.strip_prefix(r#"{"entry":{"step":"#)?.split(',').next()?.parse().ok();
+    let mut window = 128 * ENTRY_BYTES;
+    loop {
+        let (bytes, whole) = regular::read_last_lines(path, window).ok()?;
+        let mut lines = BTreeMap::new();
+        for line in std::str::from_utf8(&bytes).ok()?.lines().rev() {
+            match step_of(line) {
+                Some(step) => drop(lines.insert(step, EntryLine(line.to_owned()))),
+                None if line.starts_with("{\"note\":") => {}
+                None => return None,
+            }
+            if lines.contains_key(&first) {
+                return Some(lines);
+            }
+        }
+        if whole {
+            return None;
+        }
+        window *= 4;
+    }
+}
+
+/// The losses of all validations in a ledger whose last head is that of its lines. Entries without one are
+/// hashed and not parsed: for a list of many runs.
+///
+/// None where a line is not a ledger's, the last head is another, an entry of version 1 does not say what was
+/// measured, or the file cannot be read: [`read`] says what is wrong.
 pub fn validation_losses(path: &Path) -> Option<Vec<f64>> {
-    /// What stands before the head of an entry with no evaluation, and the bytes of a head behind it.
-    const NOTHING: &[u8] = br#""evaluation":null},"head":""#;
-    const HEAD_BYTES: usize = 66;
+    const NOTHING: &[u8] = br#""evaluation":null}"#;
+    const HEAD: &[u8] = br#","head":""#;
     let mut lines = BufReader::with_capacity(1 << 18, regular::open(path).ok()?);
     let (mut losses, mut line) = (Vec::new(), Vec::new());
+    let (mut frontier, mut last_head) = (Frontier::default(), None);
     loop {
         line.clear();
         (&mut lines).take(LONGEST_LINE).read_until(b'\n', &mut line).ok()?;
         // A line that a kill left unfinished is none.
-        let Some(line) = line.strip_suffix(b"\n") else { return Some(losses) };
-        let before_head = line.len().checked_sub(HEAD_BYTES).map(|end| &line[..end]);
-        if before_head.is_some_and(|text| text.ends_with(NOTHING)) {
-            continue;
-        }
-        if let LedgerLine::Entry { entry, .. } = parse_line(line).ok()? {
+        let Some(line) = line.strip_suffix(b"\n") else { break };
+        let quick = line.strip_prefix(br#"{"entry":"#).and_then(|rest| rest.strip_suffix(br#""}"#));
+        let quick = quick.and_then(|rest| rest.split_at_checked(rest.len().checked_sub(HEAD.len() + 64)?));
+        if let Some((canonical, head)) = quick.filter(|(canonical, _)| canonical.ends_with(NOTHING)) {
+            frontier.push(digest_of_canonical(canonical));
+            last_head = Some(std::str::from_utf8(head.strip_prefix(HEAD)?).ok()?.parse().ok()?);
+        } else if let LedgerLine::Entry { entry, digest, head } = parse_line(line).ok()? {
+            frontier.push(digest);
+            last_head = Some(head);
             losses.extend(entry.evaluation?.validation.map(|validation| validation.loss));
         }
     }
+    last_head.is_none_or(|head: Hash| head == frontier.root()).then_some(losses)
 }
 
 /// Reads up to `limit` entries and the notes behind them, checking each head.

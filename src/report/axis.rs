@@ -94,11 +94,12 @@ fn log_ticks(low: f64, high: f64, wanted: usize) -> Vec<f64> {
         });
         all.filter(|value| (low..=high).contains(value)).collect()
     };
-    let ticks = SETS
-        .into_iter()
-        .map(inside)
-        .find(|ticks| ticks.len() <= wanted + 2)
-        .unwrap_or_else(|| inside(&[1.0]));
+    let ticks = SETS.into_iter().map(inside).find(|ticks| ticks.len() <= wanted + 2).unwrap_or_else(|| {
+        // Of very many decades every so-many-th.
+        let all = inside(&[1.0]);
+        let every = all.len().div_ceil(wanted.max(1));
+        all.into_iter().step_by(every).collect()
+    });
     if ticks.len() >= 3 { ticks } else { linear_ticks(low, high, wanted) }
 }
 
@@ -169,6 +170,7 @@ mod tests {
         assert_eq!(labels(2.3, 11.2, Scale::Log, 7), ["3", "4", "5", "6", "8", "10"]);
         assert_eq!(labels(0.01, 2000.0, Scale::Log, 5), ["0.01", "0.1", "1", "10", "100", "1k"]);
         assert_eq!(labels(3.0, 3.2, Scale::Log, 4), ["3", "3.05", "3.1", "3.15", "3.2"]);
+        assert_eq!(labels(1e-4, 1e30, Scale::Log, 5), ["1e-4", "1k", "10B", "1e17", "1e24"]);
     }
 
     #[test]

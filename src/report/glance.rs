@@ -2,8 +2,9 @@
 //! their last rows.
 //!
 //! What a glance says is what [`RunSummary`] says. Of a run whose files are short, or in which anything is
-//! odd, the summary is read: it names the fault. A list does not read the middle of long files, so damage
-//! there is found by `runner show RUN` and `runner verify`.
+//! odd, the summary is read: it names the fault. Every row that a figure is made of is held to the ledger. A
+//! list does not read the middle of long files, so damage there is found by `runner show RUN` and `runner
+//! verify`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use super::figures::{Figures, TIMED, tail};
 use super::summary::{self, RunSummary, State};
 use crate::experiment::{self, Experiment};
 use crate::model::weights::Weights;
-use crate::proof::ledger::{self, LedgerEnd, Note};
+use crate::proof::ledger::{self, EntryLine, LedgerEnd, Note};
 use crate::proof::lock::Lock;
 use crate::proof::regular;
 use crate::store::metrics::{self, Action, MetricsRow};
@@ -147,6 +148,19 @@ fn at_end(paths: &RunPaths, experiment: &Experiment) -> Option<RunGlance> {
     if !is_as_locked || !agree(&end.rows, &ledger, running) {
         return None;
     }
+    // What the last entries do not tell: older rows that a figure is of, and the newest checkpoint's head.
+    let saved_after = newest.as_ref().and_then(|manifest| manifest.step.checked_sub(1));
+    let oldest = end.rows.first().map(|row| row.step);
+    let lines = ledger::lines_from(&paths.ledger(), saved_after.into_iter().chain(oldest).min()?)?;
+    if let (Some(step), Some(manifest)) = (saved_after, &newest)
+        && lines.get(&step)?.parse()?.1 != manifest.ledger.root
+    {
+        return None;
+    }
+    let is_told = |row: &MetricsRow| lines.get(&row.step).map_or(running, |line| tells(line, row));
+    if !end.rows.iter().all(is_told) {
+        return None;
+    }
     let root = match ledger.entries.iter().rev().find_map(|entry| entry.root) {
         Some(root) => Some(root),
         // The state was hashed before the rows that were read, or at checkpoints alone.
@@ -193,6 +207,17 @@ fn agree(rows: &[MetricsRow], ledger: &LedgerEnd, running: bool) -> bool {
     let rows: Vec<MetricsRow> = rows.iter().filter(|row| row.step >= first).cloned().collect();
     let from = rows.first().and_then(|row| ledger.entries.iter().position(|entry| entry.step == row.step));
     from.is_some_and(|from| derived::unverified(&rows, &ledger.entries[from..], running).is_none())
+}
+
+/// Whether a row is what the ledger's line of its step says, in what figures are made of.
+fn tells(line: &EntryLine, row: &MetricsRow) -> bool {
+    let is_plain = row.loss.is_some_and(f64::is_finite) && line.contains("\"evaluation\":null");
+    if is_plain && row.val_loss.is_none() && row.hellaswag.is_none() {
+        return line.bits("loss") == row.loss.map(f64::to_bits)
+            && line.contains(&format!("\"action\":\"{}\"", row.action));
+    }
+    line.parse()
+        .is_some_and(|(entry, _)| derived::unverified(std::slice::from_ref(row), &[entry], true).is_none())
 }
 
 /// The last rows of a run, as many as its figures take.

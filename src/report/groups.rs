@@ -16,6 +16,9 @@ use crate::store::RunPaths;
 /// The key whose values make runs of one kind a sample.
 pub const SEED: &str = "seed";
 
+/// The event of a step before which the settings of a run were changed.
+pub const DRIFT: &str = "drift";
+
 /// The keys of one run's experiment, as text.
 ///
 /// What the lock has resolved counts: `precision.compute` is what was used and not `auto`, and training data
@@ -116,26 +119,42 @@ pub fn differing<'a>(runs: impl Iterator<Item = &'a RunKeys> + Clone) -> Vec<Str
     names.cloned().collect()
 }
 
-/// Refuses what is no key of an experiment.
-pub fn require_key<'a>(
-    key: &str,
-    mut runs: impl Iterator<Item = &'a RunKeys> + Clone,
-) -> Result<(), ReportError> {
-    if runs.clone().next().is_none() || runs.clone().any(|keys| keys.0.contains_key(key)) {
-        return Ok(());
+/// The keys of experiments that are asked for, in full or by their last part where that names one key; each
+/// once.
+///
+/// # Errors
+/// What is no key of an experiment, or the last part of several.
+pub fn named_keys<'a>(
+    asked: &[String],
+    runs: impl Iterator<Item = &'a RunKeys> + Clone,
+) -> Result<Vec<String>, ReportError> {
+    let mut keys = Vec::new();
+    for asked in asked {
+        let key = named_key(asked, runs.clone())?;
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
     }
-    let names: Vec<&str> = runs.next().map_or(Vec::new(), |keys| keys.0.keys().map(String::as_str).collect());
-    let ending = format!(".{key}");
-    let near = names
-        .iter()
-        .find(|name| name.ends_with(&ending))
-        .copied()
-        .or_else(|| experiment::nearest(key, names.iter().copied()));
-    let hint = near.map_or_else(
-        || "`runner config EXPERIMENT` lists the keys".to_owned(),
-        |near| format!("did you mean `{near}`?"),
-    );
-    Err(ReportError::Table { message: format!("`{key}` is no key of an experiment\n  hint: {hint}") })
+    Ok(keys)
+}
+
+fn named_key<'a>(
+    asked: &str,
+    runs: impl Iterator<Item = &'a RunKeys> + Clone,
+) -> Result<String, ReportError> {
+    let names: BTreeSet<&str> = runs.flat_map(|keys| keys.0.keys()).map(String::as_str).collect();
+    if names.is_empty() || names.contains(asked) {
+        return Ok(asked.to_owned());
+    }
+    let ending = format!(".{asked}");
+    let ending: Vec<&str> = names.iter().filter(|name| name.ends_with(&ending)).copied().collect();
+    let (what, hint) = match (&ending[..], experiment::nearest(asked, names.iter().copied())) {
+        ([only], _) => return Ok((*only).to_owned()),
+        ([], Some(near)) => ("no key of an experiment", format!("did you mean `{near}`?")),
+        ([], None) => ("no key of an experiment", "`runner config EXPERIMENT` lists the keys".to_owned()),
+        (several, _) => ("the last part of several keys", format!("one of `{}`", several.join("`, `"))),
+    };
+    Err(ReportError::Table { message: format!("`{asked}` is {what}\n  hint: {hint}") })
 }
 
 /// Indices of runs with equal values of the keys `by`, with these values; groups in the order of their
@@ -188,11 +207,45 @@ fn pieces(text: &str) -> Vec<(usize, &str)> {
         .collect()
 }
 
-/// Runs in groups to draw: by the keys `by`.
+/// What makes a group of runs, of these values of the keys `by`, other than a sample of seeds: more than one
+/// value of one of the `others`, or runs of one seed.
+pub fn notes_on_sample(
+    by: &[String],
+    others: &[String],
+    values: &[String],
+    runs: &[&RunKeys],
+) -> Vec<String> {
+    let label = label(by, values);
+    let values_of = |key: &str| runs.iter().map(|keys| keys.get(key)).collect::<BTreeSet<_>>();
+    let mut notes = Vec::new();
+    for key in others.iter().filter(|key| *key != SEED) {
+        let values = values_of(key);
+        if values.len() > 1 {
+            let values: Vec<&str> = values.into_iter().collect();
+            notes.push(format!("{label} has runs of different {key} ({})", values.join(", ")));
+        }
+    }
+    let runs = runs.len();
+    match values_of(SEED).len() {
+        _ if by.iter().any(|key| key == SEED) => {}
+        1 if runs > 1 => notes.push(format!(
+            "{label} has {runs} runs of one seed: they are no sample of seeds, so its interval says \
+             nothing of them"
+        )),
+        seeds if seeds < runs => notes.push(format!(
+            "{label} has {runs} runs of {seeds} seeds: its interval takes them for independent, and may \
+             be too narrow"
+        )),
+        _ => {}
+    }
+    notes
+}
+
+/// Runs in groups to draw by the keys `by`, and notes on what is no sample of seeds.
 ///
 /// # Errors
 /// `by` names no key of an experiment, or a run has no experiment that can be read.
-pub fn to_draw(runs: Vec<RunData>, by: &[String]) -> Result<Vec<PlotGroup>, ReportError> {
+pub fn to_draw(runs: Vec<RunData>, by: &[String]) -> Result<(Vec<PlotGroup>, Vec<String>), ReportError> {
     let read = |run: &RunData| match &run.folder {
         Some(folder) => RunKeys::read(folder, Lock::read(&RunPaths::new(folder).lock_file()).ok().as_ref()),
         None => Err(ReportError::Table {
@@ -200,13 +253,29 @@ pub fn to_draw(runs: Vec<RunData>, by: &[String]) -> Result<Vec<PlotGroup>, Repo
         }),
     };
     let keys: Vec<RunKeys> = runs.iter().map(read).collect::<Result<_, _>>()?;
-    by.iter().try_for_each(|key| require_key(key, keys.iter()))?;
+    let by = &named_keys(by, keys.iter())?;
+    let drifted = runs.iter().filter_map(|run| {
+        let row = run.rows.iter().find(|row| row.events.iter().any(|event| event == DRIFT))?;
+        Some(format!(
+            "{} went on under other settings from step {}: its keys are the last",
+            run.name, row.step
+        ))
+    });
+    let drifted: Vec<String> = drifted.collect();
     let mut runs: Vec<Option<RunData>> = runs.into_iter().map(Some).collect();
-    let groups = group_by(by, keys.iter()).into_iter().map(|(values, members)| PlotGroup {
+    let others: Vec<String> = differing(keys.iter()).into_iter().filter(|key| !by.contains(key)).collect();
+    let groups = group_by(by, keys.iter());
+    let of = |members: &[usize]| members.iter().map(|member| &keys[*member]).collect::<Vec<_>>();
+    let notes = groups
+        .iter()
+        .flat_map(|(values, members)| notes_on_sample(by, &others, values, &of(members)))
+        .chain(drifted)
+        .collect();
+    let groups = groups.into_iter().map(|(values, members)| PlotGroup {
         name: label(by, &values),
         runs: members.into_iter().filter_map(|member| runs[member].take()).collect(),
     });
-    Ok(groups.collect())
+    Ok((groups.collect(), notes))
 }
 
 /// `schedule.learning_rate = 0.001, seed = 2`; what a group of no key is called.
@@ -252,12 +321,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused_with_the_key_that_was_meant() {
-        let runs = runs();
-        require_key("eval.every", runs.iter()).unwrap();
-        for (wrong, meant) in [("learning_rate", "schedule.learning_rate"), ("eval.evry", "eval.every")] {
-            let error = require_key(wrong, runs.iter()).unwrap_err().to_string();
-            assert!(error.contains(&format!("did you mean `{meant}`")), "{error}");
+    fn a_key_is_named_in_full_or_by_its_last_part_and_what_is_none_is_refused_with_a_hint() {
+        let mut runs = runs();
+        runs.push(RunKeys::made_up(&[("sample.every", "0")]));
+        let named = |asked: &[&str]| {
+            let asked: Vec<String> = asked.iter().map(|key| (*key).to_owned()).collect();
+            named_keys(&asked, runs.iter())
+        };
+        let rate = "schedule.learning_rate";
+        assert_eq!(named(&["eval.every", "learning_rate", rate]).unwrap(), ["eval.every", rate]);
+        for (wrong, meant) in
+            [("eval.evry", "did you mean `eval.every`?"), ("every", "one of `eval.every`, `sample.every`")]
+        {
+            let error = named(&[wrong]).unwrap_err().to_string();
+            assert!(error.contains(meant), "{error}");
         }
     }
 }

@@ -188,7 +188,7 @@ fn fitted(mut parts: Vec<ListingColumn>, width: usize) -> String {
         let cells: Vec<String> = parts.iter().map(|part| part.padded(&cell(part))).collect();
         format!("{}\n", cells.join("  ").trim_end())
     };
-    let mut text = line(&|part| part.title.to_owned());
+    let mut text = line(&|part| part.title.chars().take(part.width).collect());
     let rows = parts.first().map_or(0, |part| part.cells.len());
     (0..rows).for_each(|at| text.push_str(&line(&|part| part.cells[at].clone())));
     text

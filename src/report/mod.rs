@@ -44,7 +44,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use figures::Figures;
-pub use run_data::{ModelFacts, RunData, Size};
+pub use run_data::{ModelFacts, RunData, Size, unbound};
 use scene::Scene;
 pub use theme::{Theme, dark_rules};
 
@@ -153,9 +153,10 @@ pub fn plot_groups(
     by: &[String],
     options: &PlotOptions,
     out: &Path,
-) -> Result<Vec<PathBuf>, ReportError> {
+) -> Result<(Vec<PathBuf>, Vec<String>), ReportError> {
     let paths = picture_paths(out, "loss")?;
-    write_picture(&figure::draw_groups(&groups::to_draw(runs, by)?, options)?, paths)
+    let (groups, notes) = groups::to_draw(runs, by)?;
+    Ok((write_picture(&figure::draw_groups(&groups, options)?, paths)?, notes))
 }
 
 /// The files of a picture: `out` itself, or `stem.png` and `stem.svg` in that folder.

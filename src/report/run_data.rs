@@ -7,10 +7,11 @@ use crate::experiment::{self, Model, Sizes};
 use crate::model::flops::flops_per_token;
 use crate::model::weights::Weights;
 use crate::proof::ledger::{self, Log, RESUME};
+use crate::proof::lock::differences;
 use crate::proof::{Entry, LedgerError, Lock};
 use crate::store::main_log::{self, MAIN_LOG};
 use crate::store::metrics::{self, JSONL, MetricsRow, PARQUET};
-use crate::store::{RunPaths, derived, run_folder, run_names};
+use crate::store::{self, Manifest, RunPaths, checkpoint, derived, run_folder, run_names};
 
 /// One run, loaded.
 #[derive(Clone, Debug)]
@@ -79,7 +80,8 @@ impl RunData {
             let ledger = path.exists().then(|| ledger::read(&path));
             let mut rows = metrics::read(folder)?;
             let lock = Lock::read(&RunPaths::new(folder).lock_file()).ok();
-            let unverified = unverified(&rows, ledger.as_ref(), lock.as_ref(), running);
+            let unverified =
+                unverified(&RunPaths::new(folder), &rows, ledger.as_ref(), lock.as_ref(), running);
             if let Some(Ok((log, _))) = &ledger {
                 mark_resumes(&mut rows, log);
             }
@@ -174,9 +176,10 @@ impl ModelFacts {
     }
 }
 
-/// Where rows disagree with a ledger, or that with the end that the lock has of it; `None` if they agree.
+/// Where the rows of a run disagree with its ledger, or that with what binds it; `None` if they agree.
 /// `ledger` is none where there is no such file.
 pub(super) fn unverified(
+    paths: &RunPaths,
     rows: &[MetricsRow],
     ledger: Option<&Result<(Log, Vec<Entry>), LedgerError>>,
     lock: Option<&Lock>,
@@ -186,12 +189,30 @@ pub(super) fn unverified(
         None => Some("there is no ledger".into()),
         Some(Err(problem)) => Some(problem.to_string().lines().next().unwrap_or_default().to_owned()),
         Some(Ok((log, entries))) => {
-            let root = lock.filter(|_| !running).and_then(|lock| lock.outputs.get("end_root"));
-            let is_other = root.is_some_and(|root| *root != log.head().root.to_string());
-            let what = || "the ledger's head is not the one that the lock has of its end".to_owned();
-            derived::unverified(rows, entries, running).or(is_other.then(what))
+            derived::unverified(rows, entries, running).or_else(|| unbound(paths, log, lock, running))
         }
     }
+}
+
+/// Where a ledger is not the one that the lock has of its end, or that its newest checkpoint was saved with.
+pub fn unbound(paths: &RunPaths, log: &Log, lock: Option<&Lock>, running: bool) -> Option<String> {
+    let root = lock.filter(|_| !running).and_then(|lock| lock.outputs.get("end_root"));
+    if root.is_some_and(|root| *root != log.head().root.to_string()) {
+        return Some("the ledger's head is not the one that the lock has of its end".to_owned());
+    }
+    let (step, newest) = store::list(&paths.checkpoints()).ok()?.pop()?;
+    // What is wrong with a checkpoint, `verify` says.
+    let Manifest { ledger: head, numerics, .. } = checkpoint::inspect(&newest).ok()?;
+    // A run that goes on may have saved it since the ledger was read.
+    let is_newer = running && head.size > log.size();
+    if !is_newer && !log.is_prefix(&head) {
+        return Some(format!("the ledger does not have the head of the checkpoint of step {step}"));
+    }
+    let drifted = log.notes().iter().any(|note| note.kind == "drift" && note.after >= step);
+    let other = lock
+        .filter(|_| !running && !drifted)
+        .and_then(|lock| differences(&numerics, &lock.numerics).into_iter().next())?;
+    Some(format!("the lock has other numerics than the checkpoint of step {step}: {other}"))
 }
 
 /// Adds the event `resume` to the rows of the steps at which a run was resumed, which its ledger notes.

@@ -246,7 +246,7 @@ impl RecordedRun {
             }
         };
         let lock = Lock::read(&paths.lock_file()).ok();
-        let unverified = unverified(&rows, ledger.as_ref(), lock.as_ref(), running);
+        let unverified = unverified(paths, &rows, ledger.as_ref(), lock.as_ref(), running);
         let (log, entries) = match ledger {
             Some(Ok(read)) => read,
             Some(Err(problem)) => {

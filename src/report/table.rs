@@ -378,9 +378,8 @@ impl Filter {
                 return Err(wrong("`==`, `<` or the like, for `~` is for text"));
             }
             number => {
-                let value =
-                    self.value.replace(['_', ','], "").parse().ok().filter(|value: &f64| !value.is_nan());
-                let value = value.ok_or_else(|| wrong("a number"))?;
+                let value = units::parse_number(&self.value).filter(|value| !value.is_nan());
+                let value = value.ok_or_else(|| wrong("a number such as 4.95 or 1,000,000"))?;
                 match number.as_number().unwrap_or(f64::NAN).partial_cmp(&value) {
                     Some(order) => order,
                     // Not a number: equal to nothing, and different from everything.

@@ -14,12 +14,13 @@ use anyhow::Context;
 
 use super::messages::{LongWork, Message, Report};
 use super::{ProofRefusal, UsageError, parent, require_usage};
-use crate::experiment::{self, CopyPlace, Experiment, HAS_BUCKETS};
+use crate::experiment::{self, CopyPlace, Experiment, HAS_BUCKETS, Loaded};
 use crate::parallel::launch;
 use crate::proof::Ledger;
 use crate::store::atomic::NewFolder;
 use crate::store::checkpoint::{self, STATE_FILE};
 use crate::store::copies::Copies;
+use crate::store::run_folder::is_copy;
 use crate::store::sweep_folder::is_sweep;
 use crate::store::{self, RunFolder, RunPaths, StoreError};
 use crate::train::{Event, Listener, RunError};
@@ -223,6 +224,29 @@ pub fn place(experiment: &Experiment) -> Result<Option<CopyPlace>, UsageError> {
     Ok(Some(place))
 }
 
+/// Refuses copies that would lie in the folder `run` of their run itself.
+pub fn require_elsewhere(experiment: &Experiment, run: &Path) -> Result<(), UsageError> {
+    let Some(CopyPlace::Folder(folder)) = place(experiment)? else { return Ok(()) };
+    // Neither needs to be there yet.
+    let real = |path: &Path| {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let found = path.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
+        found.map_or(path.clone(), |(above, real)| match path.strip_prefix(above) {
+            Ok(rest) if !rest.as_os_str().is_empty() => real.join(rest),
+            _ => real,
+        })
+    };
+    let copies = real(&folder.join(name(&RunPaths::new(run))));
+    require_usage(!copies.starts_with(real(run)), || {
+        format!(
+            "`checkpoint.copy_to` is `{}`: copies would lie in the run's own folder, `{}`\n  hint: name a \
+             place that does not go with it, on another disk",
+            folder.display(),
+            copies.display()
+        )
+    })
+}
+
 /// The name of a run among copies: of a member of a sweep with the sweep's.
 fn name(paths: &RunPaths) -> String {
     let sweep = paths.folder().parent().filter(|above| is_sweep(above));
@@ -235,12 +259,18 @@ fn name(paths: &RunPaths) -> String {
 /// The copies that an argument names, if it names some: a URL, or a folder with copies in it.
 pub fn named(run: &Path) -> Option<String> {
     let text = run.to_str()?;
-    let is_copy = |folder: &Path| folder.join("SHA256SUMS").is_file();
-    let has_copies = || {
-        !RunPaths::new(run).are_of_a_run()
-            && store::list(run).is_ok_and(|found| found.iter().any(|(_, folder)| is_copy(folder)))
-    };
-    (CopyPlace::is_url(text) || has_copies()).then(|| text.to_owned())
+    (CopyPlace::is_url(text) || has_copies(run)).then(|| text.to_owned())
+}
+
+fn has_copies(folder: &Path) -> bool {
+    !RunPaths::new(folder).are_of_a_run()
+        && store::list(folder).is_ok_and(|found| found.iter().any(|(_, folder)| is_copy(folder)))
+}
+
+/// Whether a folder holds copies of the members of a sweep.
+pub fn are_of_a_sweep(folder: &Path) -> bool {
+    let inside = fs::read_dir(folder).into_iter().flatten().flatten();
+    inside.into_iter().any(|entry| has_copies(&entry.path()))
 }
 
 /// Brings the run of an address back into a folder of `runs`: its newest copy that is whole and undamaged.
@@ -261,8 +291,11 @@ pub fn fetch(address: &str, runs: &Path, report: Report) -> anyhow::Result<PathB
     let folder = runs.join(&name);
     let var = |name: &str| std::env::var(name).ok();
     let rank = launch::place(&var, &runs.join(parent::FOLDER))?.map_or(0, |place| place.rank);
-    let is_there =
-        if rank > 0 { is_brought(&folder) } else { bring(&Copies::open(&above, &name)?, &folder, report)? };
+    let is_there = if rank > 0 {
+        is_brought(&folder)
+    } else {
+        bring(&Copies::open(&above, &name)?, &folder, None, report)?
+    };
     require_usage(is_there, || {
         format!(
             "there is no whole copy of a run in `{place}`\n  hint: a run's copies are in the folder or \
@@ -288,14 +321,27 @@ fn is_brought(folder: &Path) -> bool {
 /// a whole copy.
 ///
 /// # Errors
-/// As [`fetch`].
-pub fn fetch_own(experiment: &Experiment, folder: &Path, report: Report) -> anyhow::Result<bool> {
-    let Some(place) = place(experiment)? else { return Ok(false) };
-    bring(&Copies::open(&place, &name(&RunPaths::new(folder)))?, folder, report)
+/// As [`fetch`]; the copies are of a run with other bits.
+pub fn fetch_own(loaded: &Loaded, folder: &Path, report: Report) -> anyhow::Result<bool> {
+    let Some(place) = place(&loaded.experiment)? else { return Ok(false) };
+    bring(&Copies::open(&place, &name(&RunPaths::new(folder)))?, folder, Some(loaded), report)
 }
 
-/// Makes a run's folder of its newest copy that is whole and undamaged; whether there is a whole one.
-fn bring(copies: &Copies, folder: &Path, report: Report) -> anyhow::Result<bool> {
+/// Refuses a copy with other bits than are asked for.
+fn require_asked(copy: &RunPaths, asked: &Loaded, place: &str) -> anyhow::Result<()> {
+    let experiment = experiment::load_recorded(&copy.experiment())?.experiment;
+    experiment::other_bits(&experiment, asked).map_or(Ok(()), |(key, has, is)| {
+        Err(UsageError(format!(
+            "`{place}` holds copies of a run with `{key}` = {has}, and {is} is asked for\n  hint: another \
+             `--name` begins a run of its own; `runner resume {place}` brings that one back"
+        ))
+        .into())
+    })
+}
+
+/// Makes a run's folder of its newest copy that is whole and undamaged; whether there is a whole one. Where
+/// an experiment is `asked` for, the run must have its bits.
+fn bring(copies: &Copies, folder: &Path, asked: Option<&Loaded>, report: Report) -> anyhow::Result<bool> {
     let steps = copies.steps()?;
     let Some(&newest) = steps.last() else { return Ok(false) };
     // A kill may have left a folder in which nothing had begun: it is replaced.
@@ -310,8 +356,10 @@ fn bring(copies: &Copies, folder: &Path, report: Report) -> anyhow::Result<bool>
         let progress = report.progress(LongWork::Copying, bytes);
         match copies.restore(step, &RunPaths::new(new.path()), &|bytes| progress(bytes)) {
             Ok(()) => {
+                let address = copies.address();
+                asked.map_or(Ok(()), |asked| require_asked(&RunPaths::new(new.path()), asked, &address))?;
                 new.commit()?;
-                report.tell(&Message::Fetched { from: &copies.address(), step, folder });
+                report.tell(&Message::Fetched { from: &address, step, folder });
                 return Ok(true);
             }
             Err(why) if is_of_the_place(&why) => return Err(why.into()),

@@ -93,6 +93,8 @@ impl Data {
         let mut remarks = manifest.remarks(&self.train, self.val.as_deref(), &self.tokenizer, seq_len);
         remarks.extend(data::sources::shared_text(&experiment.data));
         remarks.extend(self.validation.as_ref().and_then(|set| set.shortfall(wanted)));
+        let held_out = self.validation.as_ref().zip(self.val.as_ref());
+        remarks.extend(held_out.and_then(|(set, data)| set.unreached(data)));
         let passed = mixture::passed_over(experiment, &self.order);
         remarks.extend(passed.filter(PassedOver::is_whole).map(|passed| passed.to_string()));
         remarks.extend(self.hellaswag.as_ref().and_then(TaskSet::equal_completions));

@@ -53,7 +53,7 @@ pub fn refuse_lock(error: LockError) -> anyhow::Error {
 /// A ledger that disagrees with the checkpoint is a mismatch, not a failure of the system.
 pub fn refuse_ledger(error: LedgerError) -> anyhow::Error {
     match error {
-        LedgerError::Io { .. } => error.into(),
+        LedgerError::Io { .. } | LedgerError::Missing { .. } => error.into(),
         damaged => ProofRefusal(damaged.to_string()).into(),
     }
 }

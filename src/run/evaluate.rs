@@ -12,8 +12,10 @@ use std::sync::Arc;
 use anyhow::ensure;
 use serde_json::json;
 
+use super::data::{SHARDS, remembered};
 use super::device::Device;
 use super::error::{UsageError, require_usage};
+use super::lock::{TASKS, VALIDATION_SET, is_same_set};
 use super::messages::{LongWork, Message, Report};
 use super::model::LoadedModel;
 use crate::data::{Dataset, Tokenizer, ValidationSet, sources};
@@ -23,7 +25,8 @@ use crate::eval::{self, Benchmark, QuestionSet, Scores, TaskSet, parameters};
 use crate::experiment::{DataKeys, Experiment};
 use crate::model::Gpt2;
 use crate::ops::{Ops, Role, Rows};
-use crate::store::Manifest;
+use crate::proof::lock::Lock;
+use crate::store::{Manifest, RunPaths};
 
 /// Something that a model is measured by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,6 +227,29 @@ fn held_out_of_sources(experiment: &Experiment) -> anyhow::Result<Vec<(String, V
     held_out.into_iter().map(set).collect()
 }
 
+impl EvalData {
+    /// Says what of the sets that a run's experiment names is not what its lock has.
+    pub fn compare(&self, experiment: &Experiment, paths: &RunPaths, report: Report) {
+        // What is wrong with a lock, `verify` says.
+        let Ok(lock) = Lock::read(&paths.lock_file()) else { return };
+        let validation = self.validation.iter().map(|of| (VALIDATION_SET, hex::encode(of.set.sha256())));
+        let tasks = experiment.eval.hellaswag.iter().filter(|_| self.hellaswag.is_some());
+        let tasks = tasks.filter_map(|file| {
+            let sha256 = remembered(SHARDS).file(Path::new(file)).ok()?;
+            Some((TASKS, format!("sha256 {}", hex::encode(sha256))))
+        });
+        for (key, is) in validation.chain(tasks) {
+            if lock.environment.get(key).is_some_and(|was| !is_same_set(was, &is)) {
+                report.tell(&Message::Remark(&format!(
+                    "this is another set than `{}` was measured on while it trained (`{key}` in its lock): \
+                     its figures are of that one",
+                    paths.name()
+                )));
+            }
+        }
+    }
+}
+
 impl HeldOut {
     /// The validation set that training uses, or one from other shards.
     fn open(pattern: Option<&String>, experiment: &Experiment, report: Report) -> anyhow::Result<HeldOut> {
@@ -245,6 +271,13 @@ impl HeldOut {
         if let Some(shortfall) = set.shortfall(experiment.eval.val_tokens) {
             report.tell(&Message::Remark(&shortfall));
         }
+        if let Some(unreached) = set.unreached(&data) {
+            report.tell(&Message::Remark(&unreached));
+        }
+        let from = match set.reached(&data) {
+            texts if texts.is_empty() => from,
+            texts => texts.join(", "),
+        };
         Ok(HeldOut { set, corpus, from })
     }
 }

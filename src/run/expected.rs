@@ -68,8 +68,9 @@ impl Expected {
         }
         Err(ProofRefusal(format!(
             "the numerics are those of {}, the outputs are not:{}\n  hint: `runner verify` this run with \
-             `--replay`; if it cannot repeat itself either, suspect the hardware; else a change of the \
-             program has changed bits without saying so",
+             `--replay`; if it cannot repeat itself either, suspect the hardware; if it can, the lock is \
+             of a run that went on under other settings (`--allow-drift`: its ledger says so), which no run \
+             from step 0 repeats, or a change of the program has changed bits without saying so",
             self.from,
             list(&changed)
         )))

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::copies;
 use super::error::{ProofRefusal, UsageError, require_usage};
 use super::messages::{Message, Report};
 use crate::eval::parameters;
@@ -10,8 +11,9 @@ use crate::formats::require_finite;
 use crate::optim::{AVERAGE, MASTER};
 use crate::proof::ledger;
 use crate::store::manifest::Standing;
+use crate::store::run_folder::is_copy;
 use crate::store::sweep_folder::{is_sweep, members, newest_sweep};
-use crate::store::{self, LoadedCheckpoint, Manifest, RunPaths, checkpoint};
+use crate::store::{self, LoadedCheckpoint, Manifest, RunPaths, SweepPaths, checkpoint};
 
 /// The folder of a run: `run` itself if it is one, else that name under `runs`; the newest of `runs` when
 /// none is given. A file or folder called `run` that is not a run does not hide the one under `runs`; with
@@ -58,6 +60,25 @@ fn hint(asked: &Path, runs: &Path) -> String {
             "that is an experiment: `runner run {0}` trains it, and `runner verify {0} --twice` proves that \
              it repeats",
             asked.display()
+        );
+    }
+    if is_copy(asked) {
+        let copies = asked.parent().unwrap_or(asked).display();
+        return format!(
+            "that is the copy of one checkpoint: `runner resume {copies}` brings the run back, from its \
+             newest copy that is whole"
+        );
+    }
+    if copies::are_of_a_sweep(asked) {
+        return "there are copies of the members of a sweep: `runner run SWEEP.toml --or-resume` brings them \
+                back, where its `checkpoint.copy_to` names the folder above"
+            .to_owned();
+    }
+    let sweep = [runs.join(asked), asked.to_owned()].map(|folder| SweepPaths::new(&folder));
+    if let Some(sweep) = sweep.iter().find(|sweep| sweep.lock_file().is_file() && !is_sweep(sweep.folder())) {
+        return format!(
+            "`{}` is missing, which declares the sweep there: restore it from a copy; its members are runs",
+            sweep.declaration().display()
         );
     }
     if find_sweep(Some(asked), runs).is_some() {
@@ -186,20 +207,29 @@ fn load_some(
         }
     };
     require_finite(&state_file(paths, manifest.step), &state)?;
-    require_root(paths, &manifest)?;
+    require_root(paths, &manifest, report)?;
     Ok((manifest, state))
 }
 
-/// Refuses a checkpoint whose state is not the one that its run's ledger has of that step. A ledger that is
-/// not there, or damaged, says nothing here: `verify` and a resume do.
+/// Refuses a checkpoint whose state is not the one that its run's ledger has of that step, and says when the
+/// ledger has none. A ledger that is not there, or damaged, says nothing here: `verify` and a resume do.
 ///
 /// # Errors
 /// The two roots differ.
-pub fn require_root(paths: &RunPaths, manifest: &Manifest) -> Result<(), ProofRefusal> {
-    let Ok((log, entries)) = ledger::read(&paths.ledger()) else { return Ok(()) };
+pub fn require_root(paths: &RunPaths, manifest: &Manifest, report: Report) -> Result<(), ProofRefusal> {
+    if !is_bound(paths, manifest)? {
+        report.tell(&Message::CheckpointUnbound { step: manifest.step });
+    }
+    Ok(())
+}
+
+/// Whether the run's ledger has the root of a checkpoint. A ledger that cannot be read counts as having it.
+fn is_bound(paths: &RunPaths, manifest: &Manifest) -> Result<bool, ProofRefusal> {
+    let Ok((log, entries)) = ledger::read(&paths.ledger()) else { return Ok(true) };
     let (step, run) = (manifest.step, paths.folder().display());
     let what = match manifest.standing(&log, &entries) {
-        Standing::Bound | Standing::Unbound => return Ok(()),
+        Standing::Bound => return Ok(true),
+        Standing::Unbound => return Ok(false),
         Standing::OtherHead => format!(
             "head {} after {} entries, which its `ledger.jsonl` does not have",
             manifest.ledger.root, manifest.ledger.size
@@ -212,10 +242,11 @@ pub fn require_root(paths: &RunPaths, manifest: &Manifest) -> Result<(), ProofRe
     )))
 }
 
-/// [`require_root`] of a checkpoint's folder, where that lies in a run's.
+/// [`require_root`] of a checkpoint's folder, where that lies in a run's; of one that the ledger has no root
+/// of nothing is said.
 pub(super) fn require_root_of(folder: &Path, manifest: &Manifest) -> Result<(), ProofRefusal> {
     let run = folder.parent().and_then(Path::parent);
-    run.map_or(Ok(()), |run| require_root(&RunPaths::new(run), manifest))
+    run.map_or(Ok(()), |run| is_bound(&RunPaths::new(run), manifest).map(drop))
 }
 
 /// That a run has no checkpoint of `step`, and of which steps it has some.

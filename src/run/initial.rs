@@ -163,14 +163,33 @@ pub fn require_fit(experiment: &Experiment, param: Dtype) -> anyhow::Result<()> 
     Ok(saved.require_fit(experiment, param, Successor::Other)?)
 }
 
-/// What a plan says of an experiment that [`require_fit`] refuses; none of another.
-pub fn refusal(experiment: &Experiment, param: Dtype) -> Option<String> {
-    require_fit(experiment, param).err().map(|why| would_be_refused(&why))
+/// Refuses an experiment that goes on in a mixture of which its checkpoint's run has read so much that a
+/// source's `max_epochs` would be passed. The data are read for it, where their digests are not remembered.
+///
+/// # Errors
+///
+/// That of a mixture; those of the data.
+fn require_place(loaded: &Loaded, report: Report) -> anyhow::Result<()> {
+    let Experiment { data, optimizer, .. } = &loaded.experiment;
+    let is_limited = data.mix.values().any(|source| source.max_epochs.is_some());
+    if !(is_limited && optimizer.from_init && loaded.offset_follows) {
+        return Ok(());
+    }
+    let mut loaded = loaded.clone();
+    let data = Data::open(&mut loaded)?;
+    let initial = read(&loaded.experiment, None, false)?;
+    initial.map_or(Ok(()), |initial| initial.place(&mut loaded, &data, report))
+}
+
+/// What a plan says of an experiment that would be refused for what it starts from; none of another.
+pub fn refusal(loaded: &Loaded, param: Dtype, report: Report) -> Option<String> {
+    let fit = require_fit(&loaded.experiment, param).and_then(|()| require_place(loaded, report));
+    fit.err().map(|why| would_be_refused(&why))
 }
 
 /// What a plan says of a sweep that [`require_members`] refuses; none of another.
-pub fn refusal_of_members(sweep: &Sweep) -> Option<String> {
-    require_members(sweep).err().map(|why| would_be_refused(&why))
+pub fn refusal_of_members(sweep: &Sweep, report: Report) -> Option<String> {
+    require_members(sweep, report).err().map(|why| would_be_refused(&why))
 }
 
 fn would_be_refused(why: &anyhow::Error) -> String {
@@ -181,11 +200,15 @@ fn would_be_refused(why: &anyhow::Error) -> String {
 ///
 /// # Errors
 ///
-/// Those of [`require_fit`], with the number and the settings of the first such member.
-pub fn require_members(sweep: &Sweep) -> anyhow::Result<()> {
+/// Those of [`require_fit`] and [`require_place`], with the number and the settings of the first such member.
+pub fn require_members(sweep: &Sweep, report: Report) -> anyhow::Result<()> {
     // What many members start from is looked at once.
     let mut seen = BTreeSet::new();
     for Member { number, settings, loaded } in &sweep.members {
+        let cannot = |why: anyhow::Error| {
+            UsageError(format!("member {number} cannot start ({}): {why}", settings_text(settings)))
+        };
+        require_place(loaded, report).map_err(cannot)?;
         let Experiment { model, optimizer, guards, precision, device, .. } = &loaded.experiment;
         if model.init.is_none()
             || !seen.insert(format!("{:?}", (model, optimizer, guards, precision, device)))
@@ -194,9 +217,7 @@ pub fn require_members(sweep: &Sweep) -> anyhow::Result<()> {
         }
         let [first, other] = device::param_types(&loaded.experiment);
         let fit = require_fit(&loaded.experiment, first);
-        fit.or_else(|why| require_fit(&loaded.experiment, other).map_err(|_| why)).map_err(|why| {
-            UsageError(format!("member {number} cannot start ({}): {why}", settings_text(settings)))
-        })?;
+        fit.or_else(|why| require_fit(&loaded.experiment, other).map_err(|_| why)).map_err(cannot)?;
     }
     Ok(())
 }
@@ -306,6 +327,13 @@ impl InitModel {
         {
             return Err(anyhow::anyhow!("`model.init`: {}", find::no_checkpoint(&run, step)?));
         }
+        anyhow::ensure!(
+            path.exists(),
+            "`model.init`: cannot read `{}`: it is not there\n  hint: `model.init` takes {}, or a checkpoint \
+             of a run, `run:NAME@STEP`",
+            path.display(),
+            models_read()
+        );
         match path.join(MANIFEST_FILE).is_file() {
             true => Ok(InitModel::Checkpoint(path.into())),
             false => Ok(InitModel::Foreign(ForeignModel::open(path)?)),

@@ -56,7 +56,7 @@ pub fn lock<O: Locked>(
     let mut environment = machine();
     environment.insert("device".into(), ops.device_name());
     if let Some(set) = &data.validation {
-        environment.insert("data.validation_sha256".into(), hex::encode(set.sha256()));
+        environment.insert(VALIDATION_SET.into(), hex::encode(set.sha256()));
     }
     environment.extend(evaluation_data(manifest));
     environment.extend(facts.environment);
@@ -136,12 +136,23 @@ pub fn source_shards(source: &str) -> String {
     format!("data.mix.{source}.shard")
 }
 
+/// The keys of a lock that hold what a run is measured on: the SHA-256 of its validation set, and name,
+/// length and SHA-256 of HellaSwag's file.
+pub const VALIDATION_SET: &str = "data.validation_sha256";
+pub const TASKS: &str = "data.hellaswag";
+
+/// Whether two values of a lock's key are of one content. A note has the beginning of a long one.
+pub fn is_same_set(was: &str, is: &str) -> bool {
+    let [was, is] = [was, is].map(|set| set.rsplit_once("sha256 ").map_or(set, |(_, digest)| digest));
+    is.starts_with(was.trim_end_matches('…'))
+}
+
 /// The evaluation data of a run: `data.val_shard.00000` and on, and `data.hellaswag`.
 pub fn evaluation_data(manifest: &DataManifest) -> Table {
     let mut table = shards("data.val_shard", &manifest.val);
     if let Some((name, bytes, sha256)) = &manifest.hellaswag {
         let line = format!("{name}, {bytes} bytes, sha256 {}", hex::encode(sha256));
-        table.insert("data.hellaswag".into(), line);
+        table.insert(TASKS.into(), line);
     }
     table
 }

@@ -54,6 +54,8 @@ pub enum LongWork {
 pub enum Message<'a> {
     /// A damaged checkpoint was skipped.
     CheckpointPassedOver { step: u64, why: &'a StoreError },
+    /// The state of this checkpoint has no root in the ledger that it could be held to.
+    CheckpointUnbound { step: u64 },
     /// The run, which has made so many steps, is resumed from the checkpoint of this step; without one, from
     /// its start.
     Resuming { folder: &'a Path, from: Option<u64>, made: u64 },

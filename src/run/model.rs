@@ -36,7 +36,8 @@ pub fn find(argument: &Path, runs: &Path, report: Report) -> anyhow::Result<Mode
         }
         found => {
             let folder = found?;
-            if folder != argument && argument.exists() {
+            let other = argument.canonicalize().is_ok_and(|there| folder.canonicalize().ok() != Some(there));
+            if other {
                 report.tell(&Message::RunBeforeFile { name: argument, folder: &folder });
             }
             Ok(ModelArgument::Run(RunPaths::new(&folder)))

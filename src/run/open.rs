@@ -75,7 +75,7 @@ impl Opened {
         place: Option<&RankPlace>,
         report: Report,
     ) -> anyhow::Result<Opened> {
-        copies::place(&loaded.experiment)?;
+        copies::require_elsewhere(&loaded.experiment, &request.runs.join(&request.name))?;
         let mut team = Team::join(place, &loaded.experiment, report)?;
         let RunRequest { runs, name, existing, lock } = request;
         let path = runs.join(&name);
@@ -83,7 +83,7 @@ impl Opened {
         // Rank 0 checks for all, because it creates the folder soon.
         let mut is_run = RunPaths::new(&path).experiment().exists();
         if existing == Existing::Resume && team.is_first() && !is_run {
-            is_run = copies::fetch_own(&loaded.experiment, &path, report)?;
+            is_run = copies::fetch_own(&loaded, &path, report)?;
         }
         if existing == Existing::Resume && team.agree("whether there is a run", is_run)? {
             let how = Continuation { edited: true, allow_drift: false, expected };
@@ -127,7 +127,7 @@ impl Opened {
         place: Option<&RankPlace>,
         report: Report,
     ) -> anyhow::Result<Opened> {
-        copies::place(&loaded.experiment)?;
+        copies::require_elsewhere(&loaded.experiment, path)?;
         if how.edited {
             resume::keep_origins(&mut loaded, &RunPaths::new(path));
         }
@@ -170,7 +170,7 @@ impl Opened {
             match &found {
                 Some((manifest, _)) => {
                     require_name(manifest, &loaded)?;
-                    find::require_root(&folder.paths, manifest)?;
+                    find::require_root(&folder.paths, manifest, report)?;
                 }
                 None => resume::require_not_done(&folder.paths)?,
             }

@@ -9,11 +9,11 @@ use super::expected::Expected;
 use super::find::state_file;
 use super::fit::{SavedState, Successor};
 use super::initial::INIT_KEYS;
-use super::lock::{list, older_arithmetic, plain};
+use super::lock::{TASKS, VALIDATION_SET, is_same_set, list, older_arithmetic, plain};
 use super::messages::{Message, Report};
 use crate::experiment::{self, Experiment, Loaded, Origin, flatten, is_default, is_recorded};
 use crate::ops::Dtype;
-use crate::proof::ledger::{self, RESUME};
+use crate::proof::ledger::{self, Note, RESUME};
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{Hash, Head, LockError, entry};
 use crate::store::checkpoint;
@@ -46,6 +46,8 @@ pub struct Past {
     state_file: PathBuf,
     lock: Option<Lock>,
     allow_drift: bool,
+    /// What the steps up to the checkpoint were measured on, as the lock has it or had it.
+    measured_on: Table,
 }
 
 /// Allowed differences from the past.
@@ -74,7 +76,9 @@ impl Past {
         };
         let file = found.as_ref().map(|(manifest, _)| state_file(&folder.paths, manifest.step));
         let state_file = file.unwrap_or_default();
-        Ok(Past { resumed: true, edited, found, state_file, lock, allow_drift })
+        let from = found.as_ref().map_or(0, |(manifest, _)| manifest.step);
+        let measured_on = lock.as_ref().map_or(Table::new(), |lock| measured_on(&folder.paths, from, lock));
+        Ok(Past { resumed: true, edited, found, state_file, lock, allow_drift, measured_on })
     }
 
     /// The numerics that the run was made with: those of the checkpoint, which decide, or of the lock.
@@ -186,12 +190,33 @@ impl Past {
         })
     }
 
+    /// Refuses what no `--allow-drift` makes right: the validation losses of a run, or its scores, are of one
+    /// set.
+    fn require_same_measure(&self, here: &Lock) -> Result<(), ProofRefusal> {
+        if here.numerics.get("schedule.steps").is_some_and(|steps| self.ended_at(steps)) {
+            // Nothing is measured any more.
+            return Ok(());
+        }
+        let changed = differences(&self.measured_on, &here.environment);
+        let other = |field: &&Difference| {
+            (field.was.as_ref()).zip(field.is.as_ref()).is_some_and(|(was, is)| !is_same_set(was, is))
+        };
+        changed.iter().find(other).map_or(Ok(()), |field| {
+            Err(ProofRefusal(format!(
+                "a run is measured on one set: {field}\n  hint: the steps made so far have figures of the \
+                 first, which would stand beside those of the other; bring the first back, or turn the \
+                 measure off and use `runner eval`, which measures any checkpoint on any set"
+            )))
+        })
+    }
+
     /// What has changed since. Other numerics are refused unless allowed.
     pub fn changed(&self, here: &Lock) -> Result<Changed, ProofRefusal> {
         let drift = self.numerics().map_or_else(Vec::new, |numerics| differences(numerics, &here.numerics));
         self.require_one_mixture(&drift, here)?;
         self.require_same_beginning(&drift)?;
         self.require_acting_drift(&drift, here)?;
+        self.require_same_measure(here)?;
         if !drift.is_empty() && !self.allow_drift {
             let since = match &self.found {
                 Some((manifest, _)) => format!("its checkpoint of step {}", manifest.step),
@@ -214,6 +239,29 @@ impl Past {
         });
         Ok(Changed { drift, elsewhere })
     }
+}
+
+/// What the steps of a run before step `from` were measured on: as its lock has it, or the last note of a
+/// measure that was turned off. What is wrong with a ledger is said when the run goes on.
+fn measured_on(paths: &RunPaths, from: u64, lock: &Lock) -> Table {
+    let Ok((log, entries)) = ledger::read(&paths.ledger()) else { return Table::new() };
+    let evaluations =
+        || entries.iter().filter(|entry| entry.step < from).filter_map(|entry| entry.evaluation.as_ref());
+    let validated = evaluations().any(|evaluation| evaluation.validation.is_some());
+    let scored = evaluations().any(|evaluation| evaluation.hellaswag.is_some());
+    let turned_off = |key: &str| {
+        let was = |note: &Note| {
+            let set = note.text.strip_prefix(&format!("`{key}` was "))?.strip_suffix(", is not set")?;
+            (set != "not set").then(|| set.to_owned())
+        };
+        log.notes().iter().rev().filter(|note| note.kind == "environment").find_map(was)
+    };
+    let sets = [(validated, VALIDATION_SET), (scored, TASKS)].into_iter().filter(|(measured, _)| *measured);
+    let found = sets.filter_map(|(_, key)| {
+        let set = lock.environment.get(key).cloned().or_else(|| turned_off(key))?;
+        Some((key.to_owned(), set))
+    });
+    found.collect()
 }
 
 /// The final root of a run with nothing left to do: its lock has the outputs of the last step,
@@ -244,6 +292,10 @@ pub fn finished(
         let changed = differences(&lock.outputs, outputs);
         changed.iter().all(|difference| difference.was.is_none() && is_of_the_end(&difference.key))
     };
+    // A lock that was edited: what differs is said when the run goes on.
+    if found.as_ref().is_some_and(|(manifest, _)| manifest.numerics != lock.numerics) {
+        return Ok(None);
+    }
     let root = match found {
         Some((manifest, _)) => are_as_in_lock(&outputs(&manifest, log.head())).then_some(manifest.state_root),
         // Who deletes every checkpoint of a finished run means to: the lock has what came out.

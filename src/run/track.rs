@@ -15,6 +15,7 @@ use crate::proof::lock::Lock;
 use crate::proof::sweep::SweepLock;
 use crate::proof::{Entry, ledger};
 use crate::report::summary::{RunSummary, State};
+use crate::report::unbound;
 use crate::store::metrics::{self, MetricsRow};
 use crate::store::notes::Notes;
 use crate::store::sweep_folder::{is_sweep, members};
@@ -42,6 +43,16 @@ pub fn folders(asked: &Path, runs: &Path) -> anyhow::Result<(Vec<PathBuf>, usize
     Ok((folders, missing))
 }
 
+/// What was changed by leave on the way: the keys are those after it.
+fn drift(entries: &[Entry]) -> Option<String> {
+    let of = |entry: &Entry| {
+        let changes = entry.events.iter().filter_map(|event| event.strip_prefix("drift "));
+        changes.map(|change| format!("from step {} on {change}", entry.step)).collect::<Vec<_>>()
+    };
+    let changes: Vec<String> = entries.iter().flat_map(of).collect();
+    (!changes.is_empty()).then(|| changes.join("; "))
+}
+
 /// Reads the run in `folder`.
 ///
 /// # Errors
@@ -50,7 +61,7 @@ pub fn read(folder: &Path) -> anyhow::Result<TrackedRun> {
     let paths = RunPaths::new(folder);
     let summary = RunSummary::read(folder);
     let experiment = experiment::load_recorded(&paths.experiment())?.experiment;
-    let (_, entries) = ledger::read(&paths.ledger()).map_err(refuse_ledger)?;
+    let (log, entries) = ledger::read(&paths.ledger()).map_err(refuse_ledger)?;
     let Some(first) = entries.first() else {
         return Err(UsageError(format!("the run in `{}` has made no step yet", folder.display())).into());
     };
@@ -72,6 +83,14 @@ pub fn read(folder: &Path) -> anyhow::Result<TrackedRun> {
     }
     let notes = Notes::read(folder)?;
     let lock = Lock::read(&paths.lock_file())?;
+    if let Some(why) = unbound(&paths, &log, Some(&lock), summary.state == State::Running) {
+        return Err(ProofRefusal(format!(
+            "the figures of `{}` are not verified: {why}\n  hint: `runner verify {}` says what was changed",
+            folder.display(),
+            paths.name()
+        ))
+        .into());
+    }
     let last_row = last_written(&paths.metrics_jsonl())?;
     let sweep = sweep_of(folder, last_row)?;
     let name =
@@ -86,6 +105,7 @@ pub fn read(folder: &Path) -> anyhow::Result<TrackedRun> {
         ("parameters", summary.parameters.map(|count| count.to_string())),
         ("init", summary.init),
         ("version", lock.source.get("version").cloned()),
+        ("drift", drift(&entries)),
     ];
     let best = summary.best_val_loss.map(|loss| ("best_val_loss", loss));
     let file = |name: &'static str, path: PathBuf| {

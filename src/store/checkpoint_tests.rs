@@ -1,4 +1,5 @@
 use super::super::StoreError as E;
+use super::super::manifest::STEP;
 use super::*;
 use crate::ops::Dtype;
 use crate::proof::Head;
@@ -19,7 +20,7 @@ pub(in crate::store) fn state(step: u64) -> Vec<Tensor> {
     vec![
         tensor(0, "adam_m/wte", Dtype::F32, &[30, 41]),
         tensor(1, "guard/loss_window", Dtype::F64, &[128]),
-        tensor(2, "train/step", Dtype::U64, &[]),
+        Tensor { bytes: step.to_le_bytes().to_vec(), ..tensor(2, STEP, Dtype::U64, &[]) },
         tensor(3, "wpe", Dtype::BF16, &[0, 7]),
         tensor(4, "wte", Dtype::BF16, &[30, 41]),
     ]

@@ -2,11 +2,13 @@
 //! else is named in an error.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
-use super::run_folder::{LOCK, RunPaths};
+use super::run_folder::{EXPERIMENT, LOCK, RunPaths};
 use super::{Result, StoreError, atomic, audit};
+use crate::proof::regular;
 
 /// The file that makes a folder a sweep.
 pub(super) const SWEEP: &str = "sweep.toml";
@@ -23,6 +25,18 @@ const EXPORTED: [&str; 8] = [
 ];
 /// How many names a message lists.
 const LISTED: usize = 5;
+
+/// Whether a file is an experiment or a sweep as this program writes it into a folder, and none that a person
+/// wrote: by its first line. An empty one holds nothing to lose.
+pub(super) fn is_resolved(path: &Path) -> bool {
+    /// Bytes of a file's name and of the words behind it.
+    const FIRST_LINE: u64 = 1 << 10;
+    let mut beginning = Vec::new();
+    let read = regular::open(path).and_then(|file| file.take(FIRST_LINE).read_to_end(&mut beginning));
+    let beginning = String::from_utf8_lossy(&beginning);
+    let first = beginning.lines().next().unwrap_or_default();
+    read.is_ok_and(|bytes| bytes == 0 || (first.starts_with("# ") && first.contains(", resolved: ")))
+}
 
 /// The kind of an entry of a run's folder.
 enum KnownEntry {
@@ -51,7 +65,7 @@ pub(super) fn is_checkpoint(name: &str) -> bool {
 fn known(name: &str) -> Option<KnownEntry> {
     Some(match name {
         LOCK
-        | "experiment.toml"
+        | EXPERIMENT
         | "lock.toml"
         | "ledger.jsonl"
         | "metrics.jsonl"
@@ -103,7 +117,7 @@ pub fn foreign_in_checkpoint(folder: &Path) -> Result<Vec<String>> {
 /// Refuses a folder that is not a run: one without even a lock.
 pub(super) fn require_run(folder: &Path) -> Result<()> {
     let paths = RunPaths::new(folder);
-    match paths.experiment().is_file() || paths.lock_file().is_file() {
+    match is_resolved(&paths.experiment()) || paths.lock_file().is_file() {
         true => Ok(()),
         false if folder.join(SWEEP).is_file() => Err(StoreError::SweepExists { path: folder.into() }),
         false => Err(StoreError::NotARun { path: folder.into() }),
@@ -119,6 +133,7 @@ pub(super) fn require_ours(folder: &Path) -> Result<()> {
         // Of a symbolic link only the link is deleted.
         let is_folder_here = fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir());
         match known {
+            Some(KnownEntry::File) if name == EXPERIMENT && !is_resolved(&path) => foreign.push(name),
             Some(KnownEntry::File) if !is_folder_here => {}
             Some(KnownEntry::Folder(is_known)) if is_folder_here => {
                 let inside = foreign_files(&path, is_known)?.into_iter();

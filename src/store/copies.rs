@@ -12,13 +12,13 @@ use std::path::Path;
 use super::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
 use super::manifest::{Manifest, Standing};
 use super::objects::{Count, Objects};
+use super::run_folder::SUMS;
 use super::{Result, RunPaths, StoreError};
 use crate::experiment::CopyPlace;
 use crate::proof::ledger::{self, Ledger};
 use crate::proof::{Hash, Head, Lock, regular};
 
 /// The digests of all files of a copy, as `sha256sum` writes them.
-const SUMS: &str = "SHA256SUMS";
 /// The run's files that a copy has. The ledger is read last: its head shows that nobody went back meanwhile.
 const RECORDS: [&str; 5] = ["experiment.toml", "lock.toml", "metrics.jsonl", "main.log", LEDGER];
 const LEDGER: &str = "ledger.jsonl";

@@ -10,11 +10,15 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Result, StoreError};
+use crate::ops::Dtype;
 use crate::proof::ledger::Log;
-use crate::proof::{Entry, Hash, Head, hash::manifest_seal, json};
+use crate::proof::{Entry, Hash, Head, hash::manifest_seal, json, tensor_digest};
 
 /// The format that this version writes and reads.
 pub const FORMAT: &str = "runner/checkpoint/v1";
+
+/// The tensor of the state that counts its steps: a u64.
+pub const STEP: &str = "train/step";
 
 /// Facts about a checkpoint that the trainer supplies beside the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,7 +139,13 @@ impl Manifest {
         if found != expected {
             return Err(StoreError::SealBroken { path: path.into(), expected, found });
         }
-        json::parse(object.as_bytes()).map_err(|e| bad(e.to_string()))
+        let manifest: Manifest = json::parse(object.as_bytes()).map_err(|e| bad(e.to_string()))?;
+        let counter = tensor_digest(STEP, Dtype::U64.name(), &[], &manifest.step.to_le_bytes());
+        if manifest.tensors.get(STEP).is_some_and(|found| *found != counter) {
+            let step = manifest.step;
+            return Err(bad(format!("it is of step {step}, and `{STEP}` of its state is of another")));
+        }
+        Ok(manifest)
     }
 }
 
@@ -180,6 +190,16 @@ mod tests {
             }
             assert!(Manifest::parse(Path::new("m"), &good[..byte]).is_err(), "cut at {byte}");
         }
+    }
+
+    /// A state renamed to another step would be trained on with that step's data and learning rate.
+    #[test]
+    fn a_step_that_is_not_the_states_is_refused() {
+        let step = |step: u64| tensor_digest(STEP, "U64", &[], &step.to_le_bytes());
+        let of = |counted| Manifest { tensors: [(STEP.to_owned(), step(counted))].into(), ..manifest() };
+        let parsed = |manifest: Manifest| Manifest::parse(Path::new("m"), manifest.to_text().as_bytes());
+        assert_eq!(parsed(of(2000)).unwrap(), of(2000));
+        assert!(matches!(parsed(of(1999)), Err(StoreError::BadManifest { .. })));
     }
 
     #[test]

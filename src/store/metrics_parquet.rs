@@ -15,6 +15,7 @@ use super::columns::ColumnKind;
 use super::metrics::{
     Action, COLUMNS, Column as MetricsColumn, MetricsError, MetricsRow, RowPlace, check_order,
 };
+use super::polars_panics::caught;
 use crate::proof::regular;
 
 /// Writes the rows; a reader sees the old file or the new one.
@@ -34,13 +35,12 @@ pub fn read(path: &Path) -> Result<Vec<MetricsRow>, MetricsError> {
         path: path.to_owned(),
         source,
     })?;
-    let polars_error =
-        |error: PolarsError| MetricsError::Parquet { path: path.to_owned(), message: error.to_string() };
-    let frame = ParquetReader::new(file).finish().map_err(polars_error)?;
+    let fault = |message: String| MetricsError::Parquet { path: path.to_owned(), message };
+    let frame = caught(|| ParquetReader::new(file).finish()).map_err(fault)?;
     if let Some(message) = foreign_column(&frame) {
         return Err(MetricsError::Parquet { path: path.to_owned(), message });
     }
-    from_frame(&frame).map_err(polars_error)?.into_iter().enumerate().try_fold(
+    caught(|| from_frame(&frame)).map_err(fault)?.into_iter().enumerate().try_fold(
         Vec::new(),
         |mut rows: Vec<MetricsRow>, (index, row)| {
             let row = row

@@ -164,6 +164,25 @@ fn a_row_has_these_keys_in_this_order() {
     assert_eq!(found.join(" "), keys);
 }
 
+/// Polars panics on some of them.
+#[test]
+fn a_damaged_parquet_file_is_an_error_and_no_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(PARQUET);
+    metrics_parquet::write(&path, &awkward_rows()).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    let mut refused = 0;
+    for at in (whole.len() - 1500..whole.len()).step_by(3) {
+        for bit in [1, 4, 7] {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1 << bit;
+            std::fs::write(&path, damaged).unwrap();
+            refused += u32::from(metrics_parquet::read(&path).is_err());
+        }
+    }
+    assert!(refused > 100, "{refused}");
+}
+
 #[test]
 fn columns_of_the_average_are_in_the_files_of_runs_alone_that_keep_one() {
     let plain = row(0);

@@ -41,6 +41,7 @@ mod mounts;
 pub mod notes;
 pub mod objects;
 pub mod output;
+pub mod polars_panics;
 pub mod protobuf;
 pub mod rebuild;
 pub mod records;

@@ -9,9 +9,20 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::{Result, StoreError, atomic, contents};
+use super::{Result, StoreError, atomic, checkpoint, contents};
 use crate::experiment;
 use crate::proof::regular;
+
+/// The file that makes a folder a run.
+pub(super) const EXPERIMENT: &str = "experiment.toml";
+/// The sums of a copy's files.
+pub(super) const SUMS: &str = "SHA256SUMS";
+
+/// Whether a folder is a copy of a checkpoint with a run's records up to it, or what a kill left of one.
+pub fn is_copy(folder: &Path) -> bool {
+    let name = folder.file_name().and_then(|name| name.to_str());
+    folder.join(SUMS).is_file() || name.is_some_and(|name| checkpoint::step_of(name).is_some())
+}
 
 pub(super) const LOCK: &str = ".lock";
 
@@ -39,8 +50,11 @@ impl RunPaths {
     }
 
     /// Whether this is the folder of a run, or one that this process may not look into: then what is read
-    /// first says so.
+    /// first says so. A copy of a checkpoint holds a run's files too, and is none.
     pub fn are_of_a_run(&self) -> bool {
+        if is_copy(&self.folder) {
+            return false;
+        }
         match fs::metadata(self.experiment()) {
             Ok(found) => found.is_file(),
             Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
@@ -49,7 +63,7 @@ impl RunPaths {
 
     /// The resolved configuration.
     pub fn experiment(&self) -> PathBuf {
-        self.folder.join("experiment.toml")
+        self.folder.join(EXPERIMENT)
     }
 
     /// What the bits depend on.
@@ -430,141 +444,5 @@ pub(super) fn check_name(name: &str) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::checkpoint::{list, save, tests::*};
-    use super::*;
-
-    fn start(root: &Path) -> RunFolder {
-        let run = RunFolder::create(root, "quickstart", false).unwrap();
-        fs::write(run.paths.experiment(), "name = 'quickstart'").unwrap();
-        save(&run.paths.checkpoints(), &state(3), &facts(3)).unwrap();
-        run
-    }
-
-    #[test]
-    fn a_run_is_called_as_its_folder_is_also_from_within() {
-        let here = std::env::current_dir().unwrap();
-        let own = here.file_name().unwrap().to_string_lossy().into_owned();
-        assert_eq!(RunPaths::new(Path::new(".")).name(), own);
-        assert_eq!(RunPaths::new(Path::new("runs/a/")).name(), "a");
-    }
-
-    #[test]
-    fn a_second_process_is_kept_out_and_the_message_names_the_first() {
-        let root = tempfile::tempdir().unwrap();
-        let run = start(root.path());
-        let folder = run.paths.folder().to_owned();
-        for second in [
-            RunFolder::open(&folder),
-            RunFolder::create(root.path(), "quickstart", false),
-            RunFolder::create(root.path(), "quickstart", true),
-        ] {
-            match second {
-                Err(e @ StoreError::Locked { .. }) => {
-                    assert!(e.to_string().contains(&format!("process {}", std::process::id())), "{e}")
-                }
-                other => panic!("{other:?}"),
-            }
-        }
-        assert_eq!(list(&run.paths.checkpoints()).unwrap().len(), 1, "the run is untouched");
-        drop(run);
-        RunFolder::open(&folder).unwrap();
-    }
-
-    #[test]
-    fn starting_over_is_refused_unless_asked_for() {
-        let root = tempfile::tempdir().unwrap();
-        drop(start(root.path()));
-        assert!(matches!(
-            RunFolder::create(root.path(), "quickstart", false),
-            Err(StoreError::RunExists { .. })
-        ));
-    }
-
-    #[test]
-    fn a_run_that_never_began_is_not_in_the_way() {
-        let root = tempfile::tempdir().unwrap();
-        drop(RunFolder::create(root.path(), "quickstart", false).unwrap());
-        drop(RunFolder::create(root.path(), "quickstart", false).unwrap());
-        assert!(matches!(
-            RunFolder::open(&root.path().join("quickstart")),
-            Err(StoreError::NoSuchRun { .. })
-        ));
-    }
-
-    /// In llm.c a used folder keeps its old `DONE` markers, and a later resume takes the old run.
-    #[test]
-    fn starting_over_leaves_no_old_checkpoint_behind() {
-        let root = tempfile::tempdir().unwrap();
-        drop(start(root.path()));
-        // A deletion that a kill interrupted, too.
-        fs::create_dir_all(root.path().join(".del.quickstart/checkpoints")).unwrap();
-        let run = RunFolder::create(root.path(), "quickstart", true).unwrap();
-        assert!(list(&run.paths.checkpoints()).unwrap().is_empty());
-        assert!(!run.paths.experiment().exists());
-        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "nothing of the old run stays beside");
-        let second = RunFolder::create(root.path(), "quickstart", true);
-        assert!(matches!(second, Err(StoreError::Locked { .. })), "the new folder is locked");
-    }
-
-    #[test]
-    fn opening_cleans_what_a_kill_left() {
-        let root = tempfile::tempdir().unwrap();
-        let run = start(root.path());
-        let half = run.paths.checkpoints().join(".tmp.step_00000004");
-        fs::create_dir(&half).unwrap();
-        fs::write(half.join("state.safetensors"), "half").unwrap();
-        fs::write(run.paths.folder().join(".tmp.metrics.parquet"), "half").unwrap();
-        let folder = run.paths.folder().to_owned();
-        drop(run);
-        let run = RunFolder::open(&folder).unwrap();
-        assert!(!half.exists() && !folder.join(".tmp.metrics.parquet").exists());
-        assert_eq!(list(&run.paths.checkpoints()).unwrap().len(), 1);
-    }
-
-    #[test]
-    fn a_folder_without_a_run_is_not_opened() {
-        let root = tempfile::tempdir().unwrap();
-        assert!(matches!(RunFolder::open(&root.path().join("none")), Err(StoreError::NoSuchRun { .. })));
-        fs::create_dir(root.path().join("empty")).unwrap();
-        assert!(matches!(RunFolder::open(&root.path().join("empty")), Err(StoreError::NoSuchRun { .. })));
-        assert!(
-            fs::read_dir(root.path().join("empty")).unwrap().next().is_none(),
-            "looking leaves no lock behind"
-        );
-    }
-
-    #[test]
-    fn names_that_would_leave_the_root_are_refused() {
-        let root = tempfile::tempdir().unwrap();
-        for name in ["", ".", "..", ".del.x", "a/b", "../x", " a", "a ", "a:b", "a\nb", &"x".repeat(201)] {
-            assert!(
-                matches!(RunFolder::create(root.path(), name, true), Err(StoreError::BadName { .. })),
-                "{name}"
-            );
-        }
-        for name in ["gpt2_124m-v1.5", "a b", "été"] {
-            RunFolder::create(root.path(), name, false).unwrap();
-        }
-    }
-
-    #[test]
-    fn the_newest_run_is_the_one_worked_on_last() {
-        let root = tempfile::tempdir().unwrap();
-        assert_eq!(newest_run(root.path()).unwrap(), None);
-        assert_eq!(newest_run(&root.path().join("none")).unwrap(), None);
-        let at = |name: &str, file: &str, seconds: u64| {
-            let path = root.path().join(name).join(file);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
-            File::create(path).unwrap().set_modified(time).unwrap();
-        };
-        at("a", "experiment.toml", 900);
-        at("a", "ledger.jsonl", 100);
-        at("b", "ledger.jsonl", 200);
-        at("c", "experiment.toml", 150);
-        at(".del.d", "ledger.jsonl", 999);
-        at("not_a_run", "README.md", 999);
-        assert_eq!(newest_run(root.path()).unwrap(), Some(root.path().join("b")));
-    }
-}
+#[path = "run_folder_tests.rs"]
+mod tests;

@@ -161,6 +161,7 @@ fn require_ours(folder: &Path) -> Result<()> {
             Ok(other.map(|file| format!("{name}/{file}")).collect())
         };
         match (name.as_str(), path.is_dir()) {
+            (contents::SWEEP, false) if !contents::is_resolved(&path) => foreign.push(name),
             (name, false) if contents::is_of_sweep(name) => {}
             ("logs", true) => foreign.extend(ends(&[".log"])?),
             ("plots", true) => foreign.extend(ends(&[".png", ".svg"])?),
@@ -250,7 +251,8 @@ fn columns(text: &str) -> Result<Vec<(String, Vec<String>)>, String> {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "name = \"lr\"\n[sweep.zip] # 2 members\n\"schedule.learning_rate\" = [0.001, 3e-4]\n\
+    const TEXT: &str = "# lr.toml, resolved: keys\nname = \"lr\"\n[sweep.zip] # 2 members\n\
+                        \"schedule.learning_rate\" = [0.001, 3e-4]\n\
                         \"data.train\" = [[\"a\", \"b\"], [\"c]\"]]\nseed = [0, 1]\n";
 
     #[test]

@@ -302,6 +302,8 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
     }
     let is_evaluation = |key: &str| key.starts_with("data.val_shard.") || key.starts_with("data.hellaswag");
     let validation_set = locked.environment.get("data.validation_sha256");
+    // Programs that write the one write the other.
+    let has_end = locked.outputs.contains_key("end_root");
     let locked = of(&locked.environment, &is_evaluation);
     let found = lock::evaluation_data(&manifest);
     let changed = differences(&locked, &found);
@@ -314,6 +316,10 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
                  files; the state's bits do not depend on them, the scores do",
             ),
             (Some(_), Some(_)) => checks.passed("evaluation data", "the validation tokens are the lock's"),
+            (None, Some(_)) if has_end => checks.failed(
+                "evaluation data",
+                "the lock names none (data.validation_sha256): that was taken out of it",
+            ),
             _ => checks.skipped("evaluation data", "the lock is older and names none"),
         },
         (false, true) => checks.passed(

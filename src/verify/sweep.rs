@@ -3,10 +3,12 @@
 use std::fmt;
 use std::path::Path;
 
+use anyhow::ensure;
+
 use super::diff::Diff;
 use super::{Checks, Status, files};
 use crate::experiment::{self, Sweep, settings_text};
-use crate::proof::lock::{Table, differences};
+use crate::proof::lock::{Lock, Table, differences};
 use crate::proof::{Hash, SweepLock};
 use crate::run::lock::list;
 use crate::run::messages::Report;
@@ -125,6 +127,10 @@ fn changed(kept: &SweepLock, found: &SweepLock) -> String {
 pub struct SweepDiff {
     /// Members of both.
     pub members: (usize, usize),
+    /// How many of them have begun in both and are equal.
+    pub equal: usize,
+    /// How many of these have not ended.
+    pub open: usize,
     pub first: Option<MemberDiff>,
 }
 
@@ -142,44 +148,70 @@ impl SweepDiff {
     /// Compares the members of two sweeps in the order of their numbers, up to the first that differs.
     ///
     /// # Errors
-    /// A declaration or a file of a run is damaged.
+    /// A declaration or a file of a run is damaged; no member has begun.
     pub fn of(a: &Path, b: &Path) -> anyhow::Result<SweepDiff> {
-        let (a, b) = (sweep_folder::members(a)?, sweep_folder::members(b)?);
-        for at in 0..a.len().max(b.len()) {
-            if let Some(first) = MemberDiff::of(at + 1, a.get(at), b.get(at))? {
-                return Ok(SweepDiff { members: (a.len(), b.len()), first: Some(first) });
+        let [ours, theirs] = [sweep_folder::members(a)?, sweep_folder::members(b)?];
+        let members = (ours.len(), theirs.len());
+        let (mut equal, mut open) = (0, 0);
+        for at in 0..ours.len().max(theirs.len()) {
+            match MemberDiff::of(at + 1, ours.get(at), theirs.get(at))? {
+                Ok(compared) => {
+                    equal += usize::from(compared);
+                    open += usize::from(compared && !ours.get(at).is_some_and(has_ended));
+                }
+                Err(first) => return Ok(SweepDiff { members, equal, open, first: Some(first) }),
             }
         }
-        Ok(SweepDiff { members: (a.len(), b.len()), first: None })
+        ensure!(
+            equal > 0,
+            "no member of `{}` and `{}` has begun: there is nothing to compare",
+            a.display(),
+            b.display()
+        );
+        Ok(SweepDiff { members, equal, open, first: None })
     }
 }
 
+/// Whether the lock of a member has its outputs.
+fn has_ended(member: &MemberFolder) -> bool {
+    Lock::read(&RunPaths::new(&member.folder).lock_file()).is_ok_and(|lock| !lock.outputs.is_empty())
+}
+
 impl MemberDiff {
+    /// Whether a member has begun in both sweeps, and then is equal; or how it differs.
     fn of(
         number: usize,
         a: Option<&MemberFolder>,
         b: Option<&MemberFolder>,
-    ) -> anyhow::Result<Option<MemberDiff>> {
+    ) -> anyhow::Result<Result<bool, MemberDiff>> {
         let text = |member: Option<&MemberFolder>| member.map(|member| settings_text(&member.settings));
         let settings = (text(a), text(b));
-        let (Some(a), Some(b)) = (a, b) else { return Ok(Some(MemberDiff { number, settings, diff: None })) };
+        let (Some(a), Some(b)) = (a, b) else { return Ok(Err(MemberDiff { number, settings, diff: None })) };
         let begun = |member: &MemberFolder| RunPaths::new(&member.folder).ledger().is_file();
         if settings.0 != settings.1 || begun(a) != begun(b) {
-            return Ok(Some(MemberDiff { number, settings, diff: None }));
+            return Ok(Err(MemberDiff { number, settings, diff: None }));
         }
         if !begun(a) {
-            return Ok(None);
+            return Ok(Ok(false));
         }
         let diff = Diff::of(&a.folder, &b.folder)?;
         let same = diff.same_bits() && diff.same_length();
-        Ok((!same).then_some(MemberDiff { number, settings, diff: Some(diff) }))
+        Ok(if same { Ok(true) } else { Err(MemberDiff { number, settings, diff: Some(diff) }) })
     }
 }
 
 impl fmt::Display for SweepDiff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(MemberDiff { number, settings, diff }) = &self.first else {
-            return writeln!(f, "members: {}, all equal", self.members.0);
+            let (members, equal) = (self.members.0, self.equal);
+            match members - equal {
+                0 => write!(f, "members: {members}, all equal")?,
+                missing => write!(f, "members: {members}, {equal} equal, {missing} have begun in neither")?,
+            }
+            return match self.open {
+                0 => writeln!(f),
+                open => writeln!(f, "; {open} of them have not ended"),
+            };
         };
         writeln!(f, "member {number} is the first that differs")?;
         match (settings, diff) {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use runner::proof::{Lock, ledger};
 use runner::store;
@@ -83,7 +84,9 @@ fn a_checkpoint_beyond_the_ledger_is_found_and_not_taken() {
     let lab = Lab::new();
     trained(&lab, &[]);
     let checkpoints = lab.path("ci/checkpoints");
-    let (manifest, state) = store::load(&checkpoints.join("step_00000010")).expect("whole");
+    let (manifest, mut state) = store::load(&checkpoints.join("step_00000010")).expect("whole");
+    let counter = state.iter_mut().find(|tensor| tensor.name == "train/step").expect("a counter");
+    counter.bytes = 11u64.to_le_bytes().to_vec();
     store::save(&checkpoints, &state, &store::Facts { step: 11, ..facts(&manifest) }).expect("saved");
     reseal(&lab.path("ci"), |lock| lock.outputs.clear());
     assert_finds(&lab, "ci", &[], &["checkpoint 11 in the ledger", "the head after 10 entries"]);
@@ -137,6 +140,69 @@ fn a_checkpoint_whose_state_is_not_the_ledger_s_is_refused_by_all_who_would_go_o
     statement.assert_fails(5, &["the run ended at step 10", "newest checkpoint is of step 5"]);
 }
 
+/// The losses of two sets would stand in one column, and the best of them be of either.
+#[test]
+fn a_run_is_measured_on_one_validation_set_whatever_drift_is_allowed() {
+    let lab = Lab::new();
+    trained(&lab, &["eval.every=5", "eval.val_tokens=1024"]);
+    let on = |steps: u64, more: &[&str]| {
+        let steps = format!("schedule.steps={steps}");
+        let sets = std::iter::once(steps.as_str()).chain(more.iter().copied()).flat_map(|set| ["--set", set]);
+        lab.resume("ci", &sets.chain(["--allow-drift"]).collect::<Vec<_>>())
+    };
+    let says = ["a run is measured on one set: `data.validation_sha256` was", "`runner eval`"];
+    let before = lab.files("ci");
+    on(15, &["eval.val_tokens=2048"]).assert_fails(5, &says);
+    assert!(lab.files("ci") == before);
+    // Also when it was turned off in between.
+    on(15, &["eval.every=0"]).root();
+    on(20, &["eval.every=5", "eval.val_tokens=2048"]).assert_fails(5, &says);
+    on(20, &["eval.every=5"]).root();
+    lab.verify("ci", &[]).assert_says(&["ok      evaluation data"]);
+}
+
+/// A state renamed to another step would be trained on with the data and the learning rate of that step.
+#[test]
+fn a_checkpoint_under_the_number_of_another_step_is_refused() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    let checkpoints = lab.path("ci/checkpoints");
+    let [five, ten] = ["step_00000005", "step_00000010"].map(|name| store::load(&checkpoints.join(name)));
+    let (ten, state) = (ten.expect("whole").0, five.expect("whole").1);
+    store::save(&checkpoints, &state, &facts(&ten)).expect("saved");
+    let says = ["it is of step 10, and `train/step` of its state is of another"];
+    assert_finds(&lab, "ci", &[], &says);
+    lab.verb("sample", "ci", &["--checkpoint", "10"]).assert_fails(1, &says);
+}
+
+#[test]
+fn a_run_without_its_ledger_says_what_is_missing_and_what_to_do() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    fs::remove_file(lab.path("ci/ledger.jsonl")).expect("removable");
+    let before = lab.files("ci");
+    lab.resume("ci", &[]).assert_fails(1, &["ledger.jsonl` is missing", "restore it", "run:NAME@STEP"]);
+    assert!(lab.files("ci") == before);
+    assert_finds(&lab, "ci", &[], &["ledger.jsonl` is missing"]);
+}
+
+#[test]
+fn a_checkpoint_that_no_root_binds_is_said_to_be_one() {
+    let lab = Lab::new();
+    let rarely = ["proof.digest_every=50", "schedule.steps=60", "checkpoint.every=0"];
+    let sets: Vec<&str> = rarely.iter().flat_map(|set| ["--set", set]).collect();
+    let mut run = lab.start("run", CI, &sets);
+    run.wait_for_rows(&lab, 3);
+    run.signal("TERM");
+    run.end(Duration::from_secs(60)).assert_fails(130, &[]);
+    let says = "note: the ledger has no state root of step";
+    let sampled = lab.verb("sample", "ci", &["--tokens", "1"]);
+    assert!(sampled.code == Some(0) && sampled.stderr.contains(says), "{}", sampled.stderr);
+    let resumed = lab.resume("ci", &[]);
+    assert!(resumed.stderr.contains(says), "{}", resumed.stderr);
+    resumed.root();
+}
+
 #[test]
 fn checkpoints_have_a_root_in_the_ledger_however_rarely_steps_are_hashed() {
     let lab = Lab::new();
@@ -165,6 +231,51 @@ fn a_ledger_that_is_not_the_lock_s_is_said_wherever_its_figures_are_shown() {
         let page = fs::read_to_string(lab.path("ci/report.html")).unwrap_or_default();
         assert!(all.contains(says) || page.contains("lock has of its end"), "{arguments:?}: {all}");
     }
+}
+
+/// No lock has an end yet; the head of the newest checkpoint is what binds its ledger.
+#[test]
+fn the_forged_ledger_of_a_run_that_has_not_ended_is_said_wherever_its_figures_are_shown() {
+    let lab = Lab::new();
+    trained(&lab, &["eval.every=5"]);
+    reseal(&lab.path("ci"), |lock| lock.outputs.clear());
+    let (_, mut entries) = ledger::read(&lab.path("ci/ledger.jsonl")).expect("a ledger");
+    let evaluation = entries[5].evaluation.as_mut().expect("evaluated");
+    evaluation.validation.as_mut().expect("validated").loss = 1.25;
+    rewrite_records(&lab.path("ci"), &entries);
+    let runs = lab.path("").display().to_string();
+    let says = "the ledger does not have the head of the checkpoint of step 10";
+    for arguments in [&["show", "ci"][..], &["show"], &["plot", "ci"]] {
+        let shown = lab.finish(&[arguments, &["--runs", &runs]].concat());
+        assert!(shown.stderr.contains(says), "{arguments:?}: {}", shown.stderr);
+    }
+    let out = lab.path("mlruns").display().to_string();
+    let tracked = lab.finish(&["export", "ci", "--runs", &runs, "--format", "mlflow", "--out", &out]);
+    tracked.assert_fails(5, &["the figures of", says]);
+}
+
+/// A statement is of a lock and a checkpoint that belong together.
+#[test]
+fn a_lock_with_other_numerics_or_another_end_is_not_attested_and_ends_no_run() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    for (name, forged) in [("seed", "seed"), ("end", "")] {
+        copy(&lab.path("ci"), &lab.path(name));
+        reseal(&lab.path(name), |lock| match forged {
+            "" => drop(lock.outputs.insert("end_root".into(), "0".repeat(64))),
+            key => {
+                lock.numerics.insert(key.into(), "7".into());
+                lock.config.insert(key.into(), "7 (default)".into());
+            }
+        });
+    }
+    let experiment = lab.path("seed/experiment.toml");
+    let text = fs::read_to_string(&experiment).expect("text");
+    fs::write(&experiment, text.replacen("seed = 1337", "seed = 7   ", 1)).expect("writable");
+    let slsa = ["--format", "slsa"];
+    lab.verb("export", "seed", &slsa).assert_fails(5, &["made with other numerics", "`seed` was 1337, is 7"]);
+    lab.verb("export", "end", &slsa).assert_fails(5, &["not the one that the lock has of its end"]);
+    lab.resume("seed", &[]).assert_fails(5, &["`seed`"]);
 }
 
 /// The evaluation after the last step is cut off in every file when there are more steps.

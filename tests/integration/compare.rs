@@ -68,8 +68,8 @@ fn groups_of_runs_are_compared_by_seed_and_what_does_not_compare_is_named() {
         "One seed a group: no statement about the difference is possible",
         "groups differ in the tokens that they were trained on, 5,120 to 10,240",
     ]);
-    compare(&lab, &["short", "r1e-3s1", "--by", "steps"])
-        .assert_fails(2, &["`steps` is no key", "did you mean `schedule.steps`"]);
+    compare(&lab, &["short", "r1e-3s1", "--by", "schedule.step"])
+        .assert_fails(2, &["`schedule.step` is no key", "did you mean `schedule.steps`"]);
     compare(&lab, &["r1e-3s1", "--target", "nan"]).assert_fails(2, &["expected a number such as 3.28"]);
     compare(&lab, &["nothing"]).assert_fails(2, &["there is no run in"]);
 
@@ -168,6 +168,21 @@ fn a_metric_is_compared_drawn_and_listed_in_place_of_the_loss() {
         .assert_fails(2, &["`ema_loss` is no metric", "did you mean `ema_val_loss`"]);
     compare(&lab, &["ema", "--metric", "tokens_per_s", "--by", "seed"])
         .assert_says(&["highest mean tokens_per_s"]);
+
+    // The row of a member has its name, and the title says that averages are measured.
+    let table = lab.verb("eval", "ema", &["--ema", "--task", "val", "--checkpoint", "20"]);
+    assert!(
+        table.stdout.starts_with("average of") && table.stdout.contains("\nema/004 "),
+        "{}",
+        table.stdout
+    );
+    lab.verb("eval", "ema", &["--checkpoint", "20,20"]).assert_fails(2, &["given twice"]);
+    // A key by its last part; one key twice is no heat map.
+    compare(&lab, &["ema", "--by", "ema_decay", "--metric", "ema_val_loss"])
+        .assert_says(&["optimizer.ema_decay = 0.9"]);
+    compare(&lab, &["ema", "--by", "every"]).assert_fails(2, &["`every` is the last part of several keys"]);
+    let twice = ["--sweep", "seed,seed", "--out", "twice.svg"];
+    lab.verb("plot", "ema", &twice).assert_fails(2, &["`--sweep` names `seed` twice"]);
 
     let out = lab.path("ema.svg");
     let sweep = ["--sweep", "optimizer.ema_decay", "--metric", "ema_val_loss", "--out"];

@@ -149,6 +149,56 @@ fn or_resume_goes_on_from_the_copies_where_the_folder_is_gone() {
     assert_same(&elsewhere, &lab);
 }
 
+/// A copy holds a run's files too; training in it would overwrite them.
+#[test]
+fn one_copy_is_no_run_and_is_left_as_it_is() {
+    let lab = Lab::new();
+    run(&lab, lab.path("copies").to_str().expect("UTF-8")).root();
+    let copy = step(&lab.path("copies/ci"), 15);
+    let before = lab.files("copies/ci");
+    let one = copy.to_str().expect("UTF-8");
+    for verb in ["resume", "verify", "show"] {
+        lab.verb(verb, one, &[]).assert_fails(2, &["that is the copy of one checkpoint", "copies/ci`"]);
+    }
+    lab.verb("sample", one, &[]).assert_fails(1, &["it is the copy of a checkpoint", "copies/ci`"]);
+    assert!(lab.files("copies/ci") == before);
+    let inside = lab.path("").display().to_string();
+    let refused = run(&lab, &format!("{inside}/"));
+    refused.assert_fails(2, &["copies would lie in the run's own folder"]);
+}
+
+#[test]
+fn a_sweep_takes_its_members_from_copies_when_it_is_to_go_on_and_they_are_its_own() {
+    let lab = Lab::new();
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(CI);
+    let declare = |seeds: &str| {
+        let text = format!(
+            "extends = {base:?}\nname = \"lr\"\n[checkpoint]\ncopy_to = \"copies\"\n[schedule]\nsteps = 10\n\
+             [sweep.grid]\nseed = {seeds}\n"
+        );
+        std::fs::write(lab.path("lr.toml"), text).expect("writable");
+        lab.path("lr.toml").display().to_string()
+    };
+    let sweep = declare("[1, 2]");
+    let hash = lab.run(&sweep, &[]).root().to_owned();
+    let lose = || std::fs::remove_dir_all(lab.path("lr")).expect("removable");
+    lose();
+    let brought = lab.run(&sweep, &["--or-resume"]);
+    assert_eq!(brought.root(), hash);
+    assert!(brought.stderr.contains("copies/lr/001` at step 10 to"), "{}", brought.stderr);
+    lose();
+    lab.resume(lab.path("copies/lr").to_str().expect("UTF-8"), &[])
+        .assert_fails(2, &["copies of the members of a sweep", "--or-resume"]);
+    // Anew, and other members of the same name.
+    let anew = lab.run(&sweep, &[]);
+    assert!(anew.root() == hash && !anew.stderr.contains("at step 10 to"), "{}", anew.stderr);
+    let other = declare("[1, 3]");
+    assert_ne!(lab.run(&other, &["--overwrite"]).root(), hash);
+    lose();
+    lab.run(&other, &["--or-resume"])
+        .assert_fails(2, &["copies/lr/002` holds copies of a run with `seed` = 2, and 3 is asked for"]);
+}
+
 #[test]
 fn an_address_with_a_key_is_refused_and_not_repeated() {
     let refused = run(&Lab::new(), "s3://AKIA:hidden@bucket/runs");

@@ -242,6 +242,12 @@ fn bad_rows_are_left_out_when_asked_counted_and_listed_and_one_too_many_refuses(
                  JSON\n{\"body\": \"b\"}\n{\"text\": \" \"}\n{\"text\": \"c\"}\n";
     write(&lab, "x.jsonl", lines);
     finish(prepare(&lab, &["x.jsonl"])).assert_fails(1, &["line 2 is no document"]);
+    std::fs::write(lab.path("bad.jsonl"), "{\"text\": 5}\n").expect("writable");
+    let mut command = lab.command(&["data", "prepare", "--tokenizer", "byte", "--skip-bad-rows", "2"]);
+    command.current_dir(lab.path("")).args(["--out", "new/folders", "bad.jsonl"]);
+    let none = finish(command);
+    none.assert_fails(1, &["1 bad rows were left out, and no other has text: bad.jsonl:1: "]);
+    assert!(!lab.path("new").exists(), "folders of a refused preparation stay");
     let refused = finish(prepare(&lab, &["--skip-bad-rows", "2", "x.jsonl"]));
     refused.assert_fails(
         1,

@@ -109,7 +109,7 @@ fn a_model_that_does_not_fit_or_is_damaged_is_refused_before_the_first_step() {
     );
     refused(&folder, &["--set", "model.vocab=300"], &["is a model of 257 tokens, the experiment's has 300"]);
     refused(&folder, &["--set", "model.context=65"], &["64 positions, the experiment's has 65"]);
-    refused(&lab.path("nothing"), &[], &["cannot read `", "nothing`"]);
+    refused(&lab.path("nothing"), &[], &["`model.init`: cannot read `", "nothing`", "`run:NAME@STEP`"]);
 
     let whole = std::fs::read(&file).expect("readable");
     let damaged = lab.path("damaged.bin");

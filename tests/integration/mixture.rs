@@ -51,7 +51,7 @@ fn every_step_reads_each_source_by_its_weight_within_one_sequence_and_the_figure
     lab.verify("ci", &["--replay", "5..10"]).assert_says(&["ok"]);
     let held_out = lab.verb("eval", "ci", &["--task", "val", "--json"]);
     let measured: serde_json::Value = serde_json::from_str(&held_out.stdout).expect("JSON");
-    assert_eq!(measured["val_data"], "kjv_nt, kjv_ot");
+    assert_eq!(measured["val_data"], "kjv_nt");
     let last = lab.metrics("ci").pop().expect("rows");
     assert_eq!(measured["val_loss"], last["val_loss"], "the held-out parts of the sources' texts");
     let runs = lab.path("").display().to_string();
@@ -259,6 +259,24 @@ fn an_epoch_limit_is_told_before_the_first_step_with_the_number_of_steps_that_fi
         .assert_says(&["# books: 75.0%, 3,840 tokens, 2.50 epochs of at most 3"]);
 }
 
+/// Where a checkpoint's run had come to is known with the data alone, and then before anything is written.
+#[test]
+fn a_sweep_that_would_go_on_beyond_an_epoch_limit_is_refused_as_a_whole() {
+    let lab = Lab::new();
+    let toml = shards(&lab);
+    lab.run(&toml, &["--set", "name=trunk"]).root();
+    let on = "extends = \"mix.toml\"\nname = \"on\"\n[model]\ninit = \"run:trunk@20\"\n\
+              [optimizer]\nfrom_init = true\n[sweep.grid]\n\"schedule.steps\" = [20, 60]\n";
+    std::fs::write(lab.path("on.toml"), on).expect("writable");
+    let file = lab.path("on.toml").display().to_string();
+    let says = ["member 2 cannot start", "source `books`", "`data.mix.books.max_epochs` allows 2"];
+    lab.run(&file, &[]).assert_fails(2, &says);
+    assert!(!lab.path("on").exists(), "nothing is written of a sweep that is refused");
+    let planned = lab.verb("plan", &file, &[]);
+    let text = planned.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains("a run would be refused: member 2 cannot start"), "{text}");
+}
+
 #[test]
 fn weights_can_be_swept() {
     let lab = Lab::new();
@@ -307,6 +325,10 @@ fn python_finds_the_same_sequences_by_the_page_alone() {
 fn eval_measures_each_source_by_what_it_holds_out_or_by_its_own_shards() {
     let lab = Lab::new();
     lab.run(CI, &MIX).root();
+    // One text stands behind the other, and few tokens are of the first alone.
+    let few = lab.verb("eval", "ci", &["--set", "eval.val_tokens=256", "--json"]);
+    assert!(few.stderr.contains("are of `kjv_nt` alone, of 2 texts"), "{}", few.stderr);
+    assert!(few.stdout.contains("\"val_data\":\"kjv_nt\""), "{}", few.stdout);
     let json = |arguments: &[&str]| -> serde_json::Value {
         let measured = lab.verb("eval", "ci", &[arguments, &["--json"]].concat());
         serde_json::from_str(&measured.stdout).unwrap_or_else(|_| panic!("{}", measured.stderr))

@@ -131,7 +131,7 @@ fn a_rank_that_hangs_is_named_within_the_timeout_and_the_checkpoint_stands() {
     let lab = Lab::new();
     let endless =
         ["--set", "schedule.steps=1000000", "--set", "checkpoint.keep_last=2", "--set", "eval.every=0"];
-    let arguments = [EIGHT, &endless, &["--set", "parallel.timeout_s=3", "--ranks", "4"]].concat();
+    let arguments = [EIGHT, &endless, &["--set", "parallel.timeout_s=6", "--ranks", "4"]].concat();
     let mut run = lab.start("run", CI, &arguments);
     run.wait_for_rows(&lab, 3);
     signal(process_of_rank(&lab, RANK, 2), "STOP");
@@ -149,6 +149,20 @@ fn a_rank_that_hangs_is_named_within_the_timeout_and_the_checkpoint_stands() {
         ],
     );
     assert_eq!(lab.verify("ci", &[]).code, Some(0));
+}
+
+/// As by Ctrl-Z and `fg`, or when their machine is paused.
+#[test]
+fn ranks_that_were_all_stopped_and_continued_blame_nobody_and_go_on() {
+    let lab = Lab::new();
+    let mut run =
+        lab.start("run", CI, &[EIGHT, LONGER, &["--set", "parallel.timeout_s=1", "--ranks", "4"]].concat());
+    run.wait_for_rows(&lab, 3);
+    let ranks = [0, 1, 2, 3].map(|rank| process_of_rank(&lab, RANK, rank));
+    ranks.iter().for_each(|rank| signal(*rank, "STOP"));
+    std::thread::sleep(Duration::from_secs(4));
+    ranks.iter().for_each(|rank| signal(*rank, "CONT"));
+    run.end(SOON).root();
 }
 
 #[test]

@@ -203,6 +203,24 @@ fn what_was_changed_afterwards_is_named() {
 }
 
 #[test]
+fn sweeps_are_equal_by_members_that_were_trained_and_a_lost_declaration_is_named() {
+    let lab = Lab::new();
+    lab.run(&declare(&lab, TWO), &[]).root();
+    for name in ["a", "b"] {
+        std::fs::create_dir(lab.path(name)).expect("a folder");
+        std::fs::copy(lab.path("lr/sweep.toml"), lab.path(name).join("sweep.toml")).expect("copied");
+    }
+    lab.diff("a", "b", &[]).assert_fails(1, &["has begun: there is nothing to compare"]);
+    for name in ["a", "b"] {
+        crate::verify::copy(&lab.path("lr/001"), &lab.path(name).join("001"));
+    }
+    lab.diff("a", "b", &[]).assert_says(&["members: 2, 1 equal, 1 have begun in neither"]);
+    lab.diff("lr", "lr", &[]).assert_says(&["members: 2, all equal"]);
+    std::fs::remove_file(lab.path("lr/sweep.toml")).expect("removable");
+    lab.verify("lr", &[]).assert_fails(2, &["sweep.toml` is missing, which declares the sweep there"]);
+}
+
+#[test]
 fn verbs_that_take_one_run_name_the_members_of_a_sweep() {
     let lab = Lab::new();
     let sweep = declare(&lab, TWO);

@@ -122,15 +122,54 @@ fn a_list_says_of_a_long_run_what_is_said_of_it_alone_though_it_reads_the_ends_o
     let (listed, alone) = listed_and_alone(&lab, "ci");
     assert_eq!(listed, alone);
     assert!(listed["state"] == "stopped" && listed["step"] == 1390, "{listed}");
-    // A number that the ledger does not have, and a line that is none.
+    // Rows before the last few that a figure is made of: the last evaluation, and losses of the mean.
     let path = lab.path("ci/metrics.jsonl");
     let text = fs::read_to_string(&path).expect("UTF-8");
+    for forged in [
+        forge(&text, "val_loss", |row| row["val_loss"].is_f64()),
+        forge(&text, "loss", |row| row["step"] == 1376),
+    ] {
+        fs::write(&path, forged).expect("writable");
+        assert!(verb(&lab, &["show"]).stderr.contains("the figures of ci are not verified"));
+    }
+    // The best loss of all is of the ledger, whose heads are held to its lines.
+    fs::write(&path, &text).expect("writable");
+    let ledger = lab.path("ci/ledger.jsonl");
+    let whole = fs::read_to_string(&ledger).expect("UTF-8");
+    let best = ["show", "--columns", "best_val_loss", "--csv"];
+    let before = done(&lab, &best);
+    let (head, bits) = ("\"val_loss\":", "\"val_loss_bits\":\"");
+    let (at, of_bits) = (whole.find(head).expect("there"), whole.find(bits).expect("there"));
+    let end = at + whole[at..].find(',').expect("more");
+    let forged = format!(
+        "{}{head}0.5{}{bits}3fe0000000000000{}",
+        &whole[..at],
+        &whole[end..of_bits],
+        &whole[of_bits + bits.len() + 16..]
+    );
+    fs::write(&ledger, forged).expect("writable");
+    let after = verb(&lab, &best);
+    assert!(before.contains(',') && !after.stdout.contains("0.5\n"), "{}", after.stdout);
+    fs::write(&ledger, whole).expect("writable");
+    // A number that the ledger does not have, and a line that is none.
     let (before, last) = text.trim_end().rsplit_once('\n').expect("many lines");
     fs::write(&path, format!("{before}\n{}\n", last.replace("\"tokens\":", "\"tokens\":1")))
         .expect("writable");
     assert!(verb(&lab, &["show"]).stderr.contains("the figures of ci are not verified"));
     fs::write(&path, format!("{before}\nhello\n")).expect("writable");
     assert!(done(&lab, &["show"]).contains("ci is broken: "));
+}
+
+/// The rows of a run with 0.5 in place of a number of the last row that is `wanted`.
+fn forge(rows: &str, name: &str, wanted: impl Fn(&serde_json::Value) -> bool) -> String {
+    let mut lines: Vec<String> = rows.lines().map(str::to_owned).collect();
+    let parsed = |line: &String| serde_json::from_str(line).expect("JSON");
+    let line = lines.iter_mut().rev().find(|line| wanted(&parsed(line))).expect("such a row");
+    let row: serde_json::Value = parsed(line);
+    for (name, forged) in [(name.to_owned(), "0.5"), (format!("{name}_bits"), "\"0x3fe0000000000000\"")] {
+        *line = line.replacen(&format!("\"{name}\":{}", row[&name]), &format!("\"{name}\":{forged}"), 1);
+    }
+    lines.join("\n") + "\n"
 }
 
 #[test]

@@ -247,6 +247,6 @@ fn files_of_a_run_that_are_pipes_loops_or_far_too_long_are_refused_by_name() {
     );
     std::fs::remove_file(&ledger).expect("there");
     std::fs::remove_file(run.join("lock.toml")).expect("there");
-    lab.resume("ci", &[]).assert_fails(1, &["ledger.jsonl", "No such file"]);
+    lab.resume("ci", &[]).assert_fails(1, &["ledger.jsonl", "is missing"]);
     assert!(!ledger.exists(), "a ledger that is lost is not begun anew");
 }

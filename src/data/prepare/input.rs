@@ -113,7 +113,7 @@ impl Input {
         let mut stream = examined.stream()?;
         stream.fill(HEAD_BYTES)?;
         if stream.bytes.is_empty() && stream.done {
-            return Err(Refused::Error(examined.no_text()));
+            return Err(Refused::Error(examined.no_text(&[])));
         }
         let name = extension(&self.path);
         let kind = InputKind::of(&stream.bytes, stream.done).named(if self.is_file() { &name } else { "" });
@@ -215,9 +215,12 @@ impl<'a> Examined<'a> {
         Ok(stream)
     }
 
-    /// The error that nothing in here can be encoded.
-    pub fn no_text(&self) -> DataError {
+    /// The error that nothing in here can be encoded; `skipped` is why rows of it were left out.
+    pub fn no_text(&self, skipped: &[String]) -> DataError {
         let found = match (self.bytes, self.format) {
+            _ if !skipped.is_empty() => {
+                format!("{} bad rows were left out, and no other has text: {}", skipped.len(), skipped[0])
+            }
             (0, _) => "it is empty".to_owned(),
             (n, InputFormat::Text) => format!("its {n} bytes are white space and document marks"),
             (_, InputFormat::Jsonl) => "every line's text is empty or white space".to_owned(),

@@ -147,7 +147,7 @@ pub fn prepare(
             // One part of many may be empty; rows without text are a fault.
             let empty_part = input.format == InputFormat::Parquet && rows == 0 && examined.len() > 1;
             if !empty_part || sink.summary.skipped.len() > skipped {
-                return Err(input.no_text());
+                return Err(input.no_text(&sink.summary.skipped[skipped..]));
             }
             sink.summary.notes.push(format!("`{}` has no rows", input.input.path().display()));
         }

@@ -8,7 +8,6 @@ use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use flate2::Crc;
-use polars::prelude::PolarsResult;
 use polars_arrow::array::{Array, StructArray, Utf8ViewArray};
 use polars_arrow::datatypes::{ArrowDataType, Field};
 use polars_parquet::parquet::metadata::{ColumnChunkMetadata, FileMetadata};
@@ -22,6 +21,7 @@ use polars_parquet_format::thrift::protocol::TCompactInputProtocol;
 
 use super::super::error::DataError;
 use super::input::{Input, ReadSeek};
+use crate::store::polars_panics::caught;
 
 /// A Parquet file with a column of text.
 pub(super) struct ParquetTable<'a> {
@@ -68,7 +68,7 @@ impl<'a> ParquetTable<'a> {
         if bytes < 12 || &end != b"PAR1" {
             return Err(damaged("it does not end in `PAR1`: the file was cut off".to_owned()));
         }
-        let metadata = guarded(|| read_metadata(&mut file)).map_err(damaged)?;
+        let metadata = caught(|| read_metadata(&mut file)).map_err(damaged)?;
         let (leaf, field) = find(&path, &metadata, column)?;
         Ok(ParquetTable { path, file, bytes, metadata, leaf, field, column })
     }
@@ -110,7 +110,7 @@ impl<'a> ParquetTable<'a> {
             .ok_or_else(|| failed("its column is missing".to_owned()))?;
         let bytes = read_chunk(&mut self.file, self.bytes, chunk).map_err(failed)?;
         check_pages(&bytes, chunk.num_values()).map_err(failed)?;
-        let arrays = guarded(|| {
+        let arrays = caught(|| {
             let pages = PageReader::new(Cursor::new(bytes.into()), chunk, vec![], usize::MAX);
             let types = vec![&chunk.descriptor().descriptor.primitive_type];
             let columns = vec![BasicDecompressor::new(pages, vec![])];
@@ -209,7 +209,7 @@ fn read_chunk(
     file_bytes: u64,
     chunk: &ColumnChunkMetadata,
 ) -> Result<Vec<u8>, String> {
-    let range = guarded(|| Ok(chunk.byte_range()))?;
+    let range = caught(|| Ok::<_, String>(chunk.byte_range()))?;
     if range.end > file_bytes || range.start > range.end {
         return Err(format!("its column is at bytes {} to {}, past the end", range.start, range.end));
     }
@@ -254,18 +254,4 @@ fn check_pages(chunk: &[u8], values: i64) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// Reads with polars. On some damaged files it panics instead of failing; that is a damaged file here too.
-fn guarded<T>(read: impl FnOnce() -> PolarsResult<T>) -> Result<T, String> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(panic) => {
-            let text = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied());
-            Err(format!("it is damaged: {}", text.unwrap_or("its pages do not fit its footer")))
-        }
-    }
 }

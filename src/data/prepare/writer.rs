@@ -18,6 +18,29 @@ pub(super) struct ShardWriter<'a> {
     val_left: u64,
     val: Series,
     train: Series,
+    /// Dropped last: the shards under temporary names are gone then.
+    _made: MadeFolders,
+}
+
+/// Folders that were made, the innermost first. Dropped, those are removed again in which nothing stays.
+struct MadeFolders(Vec<PathBuf>);
+
+impl MadeFolders {
+    fn make(folder: &Path) -> std::io::Result<MadeFolders> {
+        let missing = folder.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists());
+        let made = MadeFolders(missing.map(Path::to_owned).collect());
+        fs::create_dir_all(folder)?;
+        Ok(made)
+    }
+}
+
+impl Drop for MadeFolders {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            // Refused for a folder that holds something.
+            let _ = fs::remove_dir(folder);
+        }
+    }
 }
 
 /// The shards of one split: `…_val_000000.bin` or `…_train_000001.bin` and on.
@@ -45,7 +68,7 @@ struct ClosedShard {
 impl<'a> ShardWriter<'a> {
     /// Makes the folder; refuses shards of this prefix unless they may be replaced.
     pub fn new(options: &'a PrepareOptions) -> Result<ShardWriter<'a>, DataError> {
-        fs::create_dir_all(&options.out).map_err(DataError::io("make folder", &options.out))?;
+        let made = MadeFolders::make(&options.out).map_err(DataError::io("make folder", &options.out))?;
         let existing = existing(options)?;
         if let Some(first) = existing.first()
             && !options.overwrite
@@ -63,7 +86,8 @@ impl<'a> ShardWriter<'a> {
             ValSplit::Tokens(tokens) => tokens,
             ValSplit::Fraction(_) => 0,
         };
-        Ok(ShardWriter { options, val_left, val: Series::new("val", 0), train: Series::new("train", 1) })
+        let (val, train) = (Series::new("val", 0), Series::new("train", 1));
+        Ok(ShardWriter { options, val_left, val, train, _made: made })
     }
 
     /// Appends tokens. `validation` sends them all to validation; else the token count decides.

@@ -2,9 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use super::Measure;
 use super::runs::{ComparedRun, LeftOutRun, ReadRun, RunGroup};
-use crate::report::groups::{self, SEED};
+use crate::report::groups::{self, RunKeys, SEED};
 use crate::units;
+
+/// The key of what training starts from.
+const INIT: &str = "model.init";
 
 /// What runs must have in common to be compared.
 pub(super) struct CommonGround {
@@ -76,33 +80,31 @@ impl CommonGround {
 
 /// What is to be known of groups before they are compared. HellaSwag of other tasks than the first is taken
 /// out.
-pub(super) fn notes_on(by: &[String], pair_by: &[String], groups: &mut [RunGroup]) -> Vec<String> {
+pub(super) fn notes_on(
+    by: &[String],
+    pair_by: &[String],
+    measure: Measure,
+    groups: &mut [RunGroup],
+) -> Vec<String> {
     let mut notes = Vec::new();
-    for group in groups.iter() {
-        for key in pair_by.iter().filter(|key| *key != SEED) {
-            let values: BTreeSet<&str> = group.runs.iter().map(|run| run.keys.get(key)).collect();
-            if values.len() > 1 {
-                let values: Vec<&str> = values.into_iter().collect();
-                let group = groups::label(by, &group.values);
-                notes.push(format!("{group} has runs of different {key} ({})", values.join(", ")));
-            }
-        }
-        let seeds: BTreeSet<&str> = group.runs.iter().map(|run| run.keys.get(SEED)).collect();
-        let (runs, label) = (group.runs.len(), groups::label(by, &group.values));
-        match seeds.len() {
-            _ if by.iter().any(|key| key == SEED) => {}
-            1 if runs > 1 => notes.push(format!(
-                "{label} has {runs} runs of one seed: they are no sample of seeds, so its interval says \
-                 nothing of them"
-            )),
-            seeds if seeds < runs => notes.push(format!(
-                "{label} has {runs} runs of {seeds} seeds: its interval takes them for independent, and may \
-                 be too narrow; tests count seeds"
-            )),
-            _ => {}
-        }
+    for group in groups.iter().filter(|_| !measure.is_timing()) {
+        let keys: Vec<&RunKeys> = group.runs.iter().map(|run| &run.keys).collect();
+        notes.extend(groups::notes_on_sample(by, pair_by, &group.values, &keys));
+    }
+    if by.len() > 1 && by.iter().any(|key| key == SEED) {
+        notes.push(
+            "each group is of one seed: what is found is of these seeds, whose runs are no sample of others"
+                .to_owned(),
+        );
     }
     let all = || groups.iter().flat_map(|group| &group.runs);
+    let starts: BTreeSet<&str> = all().map(|run| run.keys.get(INIT)).collect();
+    if starts.len() > 1 {
+        notes.push(format!(
+            "runs start from different weights ({INIT}): the tokens that these were trained on before are \
+             counted nowhere here"
+        ));
+    }
     let range = |of: fn(&ComparedRun) -> u64| Some((all().map(of).min()?, all().map(of).max()?));
     let uneven = |of| range(of).filter(|(low, high)| low != high);
     if let Some((low, high)) = uneven(|run| run.tokens) {

@@ -5,6 +5,7 @@ use serde::{Serialize, Serializer};
 use super::runs::ComparedRun;
 use crate::experiment::nearest;
 use crate::report::{ReportError, figures};
+use crate::store::columns::ColumnKind;
 use crate::store::metrics::Column;
 
 /// A number of a run in which groups are compared.
@@ -31,6 +32,10 @@ impl Measure {
         let named = || figures::columns().map(Column::figure_name);
         match figures::columns().find(|column| column.figure_name() == asked.trim()) {
             Some(column) => Ok(Measure::Metric(column)),
+            None if asked.trim() == Measure::BestValLoss.key() => Err(ReportError::Table {
+                message: "`best_val_loss` is what is compared without `--metric`, beside the final loss"
+                    .into(),
+            }),
             None => {
                 let near =
                     nearest(asked, named()).map_or(String::new(), |near| format!("did you mean `{near}`? "));
@@ -39,6 +44,11 @@ impl Measure {
                 Err(ReportError::Table { message })
             }
         }
+    }
+
+    /// Whether it is of the machine: runs of one seed, with equal bits, have their own.
+    pub(super) fn is_timing(self) -> bool {
+        matches!(self, Measure::Metric(column) if column.kind == ColumnKind::Timing)
     }
 
     /// Its name in JSON, and where a person asks for it.

@@ -273,8 +273,8 @@ fn difference(
     (a, group): (usize, &RunGroup),
     (b, other): (usize, &RunGroup),
 ) -> GroupDifference {
-    // Where seeds make the groups, other keys make the pairs, and each counts.
-    let counts_seeds = runs.by.iter().all(|key| key != SEED);
+    // Where seeds make the groups, other keys make the pairs, and each counts; as each timing does.
+    let counts_seeds = runs.by.iter().all(|key| key != SEED) && !measure.is_timing();
     let confounded = confounded(&runs.pair_by, group, other);
     let pair_by: Vec<String> = runs.pair_by.iter().filter(|key| !confounded.contains(key)).cloned().collect();
     let values = |group: &RunGroup| -> Vec<PairValue> {

@@ -11,7 +11,7 @@ use super::common_ground::{COMMON_GROUND, TASKS, notes_on};
 use crate::proof::lock::Lock;
 use crate::report::ReportError;
 use crate::report::figures::Figures;
-use crate::report::groups::{self, RunKeys, SEED};
+use crate::report::groups::{self, DRIFT, RunKeys, SEED};
 use crate::report::summary::{RunSummary, State};
 use crate::store::RunPaths;
 use crate::store::columns::ColumnKind;
@@ -130,14 +130,8 @@ impl ComparedRuns {
         let read_one = |run: &NamedRun| ComparedRun::read(run)?.with(measure);
         let mut read: Vec<ReadRun> = runs.par_iter().map(read_one).collect();
         let keys: Vec<RunKeys> = read.iter().map(|run| keys_of(run).cloned().unwrap_or_default()).collect();
-        let by: Option<Vec<String>> = by.map(|by| {
-            let mut seen = BTreeSet::new();
-            by.iter().filter(|key| seen.insert(*key)).cloned().collect()
-        });
+        let by = by.map(|by| groups::named_keys(by, read.iter().filter_map(keys_of))).transpose()?;
         let by = by.as_deref();
-        for key in by.unwrap_or_default() {
-            groups::require_key(key, read.iter().filter_map(keys_of))?;
-        }
         let is_budget = by.is_some_and(|by| by.iter().any(|key| BUDGET.contains(&key.as_str())));
         let everyone = vec![(Vec::new(), (0..read.len()).collect())];
         let by_budget =
@@ -156,14 +150,15 @@ impl ComparedRuns {
                 Err(run) => left_out.push(run),
             }
         }
-        Ok(ComparedRuns::group(compared, left_out, by, notes).about(measure))
+        Ok(ComparedRuns::group(compared, left_out, by, measure, notes))
     }
 
-    /// Groups runs that can be compared.
+    /// Groups runs that can be compared in `measure`, which every run must have.
     pub fn group(
         compared: Vec<ComparedRun>,
         left_out: Vec<LeftOutRun>,
         by: Option<&[String]>,
+        measure: Measure,
         mut notes: Vec<String>,
     ) -> ComparedRuns {
         // A failed run makes a group of its own kind too, and is no member of the others'.
@@ -203,16 +198,11 @@ impl ComparedRuns {
             )
         }));
         notes.extend(notes_on_confounded(&by, &pair_by, &grouped));
-        for group in &mut grouped {
+        for group in grouped.iter_mut().filter(|_| !measure.is_timing()) {
             notes.extend(group.count_equal_bits_once());
         }
-        notes.extend(notes_on(&by, &pair_by, &mut grouped));
-        ComparedRuns { by, pair_by, measure: Measure::ValLoss, groups: grouped, left_out, notes }
-    }
-
-    /// The same, compared in another measure, which every run must have.
-    fn about(self, measure: Measure) -> ComparedRuns {
-        ComparedRuns { measure, ..self }
+        notes.extend(notes_on(&by, &pair_by, measure, &mut grouped));
+        ComparedRuns { by, pair_by, measure, groups: grouped, left_out, notes }
     }
 
     /// The number of a run in which it is compared.
@@ -226,12 +216,12 @@ impl ComparedRuns {
     }
 }
 
-/// The keys of a pair that go with two groups: one value in each, and not the same. By them no two of their
+/// The keys of a pair that go with two groups: no value of one is in the other. By them no two of their
 /// runs would belong together, and what is said of the groups is said of them too.
 pub(super) fn confounded<'a>(pair_by: &'a [String], a: &RunGroup, b: &RunGroup) -> Vec<&'a String> {
     let goes_with = |key: &&String| {
         let [ours, theirs] = [a, b].map(|group| values_in(group, key));
-        **key != SEED && ours.len() == 1 && theirs.len() == 1 && ours != theirs
+        **key != SEED && ours.is_disjoint(&theirs)
     };
     pair_by.iter().filter(goes_with).collect()
 }
@@ -250,7 +240,7 @@ fn notes_on_confounded(by: &[String], pair_by: &[String], groups: &[RunGroup]) -
             confounded(std::slice::from_ref(key), &groups[*a], &groups[*b]).len() == 1
         };
         let found: Vec<(usize, usize)> = pairs().filter(is_of_key).collect();
-        let of = |group: usize| values_in(&groups[group], key).into_iter().collect::<String>();
+        let of = |group: usize| values_in(&groups[group], key).into_iter().collect::<Vec<_>>().join(" or ");
         let label = |group: usize| groups::label(by, &groups[group].values);
         let says = format!("nothing here tells what {} does from what that does", by.join(", "));
         if found.is_empty() {
@@ -331,6 +321,13 @@ impl ComparedRun {
             (State::Stopped, None) => {
                 return Err(refused(format!("stopped at {at}: `runner resume` goes on"), false));
             }
+        }
+        if let Some(drift) = summary.incidents.iter().find(|incident| incident.what == DRIFT) {
+            let why = format!(
+                "it went on under other settings from step {} on (`runner show {}`), and is a run of neither",
+                drift.step, run.name
+            );
+            return Err(refused(why, false));
         }
         let (Some(lock), Some(keys)) = (lock, keys.clone()) else {
             return Err(refused(

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn compare(runs: Vec<ComparedRun>, by: Option<&[String]>) -> Comparison {
-    Comparison::of(&ComparedRuns::group(runs, Vec::new(), by, Vec::new()), None).unwrap()
+    Comparison::of(&ComparedRuns::group(runs, Vec::new(), by, Measure::ValLoss, Vec::new()), None).unwrap()
 }
 
 fn runs(groups: &[(&str, &[(u64, f64)])]) -> Vec<ComparedRun> {
@@ -136,7 +136,9 @@ fn a_lone_surviving_run_is_no_winner_and_failed_runs_are_named() {
     };
     let all = [runs(&THREE_SEEDS), runs(&[("0.1", &[(0, 2.0)])])].concat();
     let left_out = vec![failed("0.1", 1), failed("0.1", 2), failed("0.5", 0)];
-    let comparison = Comparison::of(&ComparedRuns::group(all, left_out, None, Vec::new()), None).unwrap();
+    let comparison =
+        Comparison::of(&ComparedRuns::group(all, left_out, None, Measure::ValLoss, Vec::new()), None)
+            .unwrap();
     let failed: Vec<usize> = comparison.groups.iter().map(|group| group.failed).collect();
     assert_eq!(failed, [0, 0, 2]);
     assert_eq!(
@@ -161,7 +163,7 @@ fn failed_runs_of_another_kind_are_not_counted_to_a_group() {
         .map(|seed| ComparedRun::made_up("30", seed, &[], 9.0))
         .map(|run| LeftOutRun { run: run.name, why: "diverged".into(), failed: true, keys: Some(run.keys) })
         .into();
-    let compared = ComparedRuns::group(runs(&THREE_SEEDS[..1]), left_out, None, Vec::new());
+    let compared = ComparedRuns::group(runs(&THREE_SEEDS[..1]), left_out, None, Measure::ValLoss, Vec::new());
     assert_eq!(compared.by, ["schedule.learning_rate"]);
     let groups: Vec<_> = compared.groups.iter().map(|group| (group.runs.len(), group.failed)).collect();
     assert_eq!(groups, [(3, 0)]);
@@ -207,8 +209,10 @@ fn the_target_is_the_worst_groups_loss_and_a_run_that_misses_it_counts_as_slowes
         (fast.reached, fast.steps, fast.tokens, fast.hours),
         (3, Some(20.0), Some(10_240.0), Some(1.0))
     );
-    let early =
-        Comparison::of(&ComparedRuns::group(runs(&THREE_SEEDS), Vec::new(), None, Vec::new()), Some(4.0));
+    let early = Comparison::of(
+        &ComparedRuns::group(runs(&THREE_SEEDS), Vec::new(), None, Measure::ValLoss, Vec::new()),
+        Some(4.0),
+    );
     assert_eq!(early.unwrap().groups[0].to_target.steps, Some(10.0));
     assert_eq!(median([Some(1.0), None].into_iter()), None);
     assert_eq!(median([Some(1.0), None, Some(3.0)].into_iter()), Some(3.0));
@@ -231,7 +235,13 @@ fn hellaswag_is_compared_where_both_groups_have_it() {
 
 #[test]
 fn nothing_to_compare_is_none() {
-    assert_eq!(Comparison::of(&ComparedRuns::group(Vec::new(), Vec::new(), None, Vec::new()), None), None);
+    assert_eq!(
+        Comparison::of(
+            &ComparedRuns::group(Vec::new(), Vec::new(), None, Measure::ValLoss, Vec::new()),
+            None
+        ),
+        None
+    );
 }
 
 proptest! {
@@ -292,7 +302,8 @@ fn runs_from_two_checkpoints_are_paired_by_seed_wherever_they_go_on_in_the_data(
     let comparison = compare(runs, Some(&["model.init".to_owned()]));
     let difference = final_losses(&comparison)[0];
     assert_eq!((difference.method, difference.n), (TestMethod::Paired, [3, 3]));
-    assert!(comparison.notes.is_empty(), "{:?}", comparison.notes);
+    let [note] = &comparison.notes[..] else { panic!("one note: {:?}", comparison.notes) };
+    assert!(note.contains("start from different weights (model.init)"), "{note}");
 }
 
 /// Two seeds of the better setting had no partner, and were bad ones.
@@ -388,6 +399,23 @@ fn one_seed_in_many_settings_is_one_sample() {
     assert!(comparison.verdict[0].contains("one seed, in several settings"), "{:?}", comparison.verdict);
     let note = "2 runs of one seed: they are no sample of seeds, so its interval says nothing of them";
     assert!(comparison.notes.iter().any(|it| it.contains(note)), "{:?}", comparison.notes);
+}
+
+/// Each group has two values of another key, and none of them is the other's.
+#[test]
+fn groups_without_a_common_value_of_another_key_are_said_to_differ_in_it() {
+    let mut all = runs(&[("0.1", &[(0, 3.10), (1, 3.20)]), ("0.2", &[(0, 3.0), (1, 3.1)])]);
+    for (run, warmup) in all.iter_mut().zip(["1", "2", "5", "6"]) {
+        let (rate, seed) = (run.keys.get("schedule.learning_rate").to_owned(), run.keys.get(SEED).to_owned());
+        run.keys = groups::RunKeys::made_up(&[
+            ("schedule.learning_rate", &rate),
+            (SEED, &seed),
+            ("schedule.warmup_steps", warmup),
+        ]);
+    }
+    let comparison = compare(all, Some(&["schedule.learning_rate".to_owned()]));
+    let says = "(1 or 2, 5 or 6) differ in schedule.warmup_steps too";
+    assert!(comparison.notes.iter().any(|note| note.contains(says)), "{:?}", comparison.notes);
 }
 
 /// A rate that goes with the warm-up: one cannot be told from the other, and seeds still make pairs.

@@ -192,22 +192,22 @@ fn shown(others: &[(&str, &GroupDifference)], of: (Measure, usize)) -> Vec<Strin
         .collect()
 }
 
-/// A group with the worse mean that is shown to be better over the pairs: runs without a partner are in the
-/// means alone.
+/// A group with the worse mean that is shown to be better by the test: runs without a partner are in the
+/// means alone, and a seed counts there as often as it has runs.
 fn turned_round((name, difference): (&str, &GroupDifference), measure: Measure) -> String {
     // Of the two the one that the pairs show to be better.
     let a_is_better = (difference.difference < 0.0) != measure.is_better_high();
     let better = if a_is_better { difference.a } else { difference.b };
+    let why = match difference.unpaired {
+        0 => "In the means a seed counts as often as it has runs, here once".to_owned(),
+        1 => "The means also have the one run without a partner, so the pairs count".to_owned(),
+        runs => format!("The means also have the {runs} runs without a partner, so the pairs count"),
+    };
     format!(
-        "{}, it is the other way round: the {} of {name} is better, by {}. The means also have {} without a \
-         partner, so the pairs count.",
+        "{}, it is the other way round: the {} of {name} is better, by {}. {why}.",
         seeds(difference),
         measure.short_name(),
         evidence(difference, (measure, better)),
-        match difference.unpaired {
-            1 => "the one run".to_owned(),
-            runs => format!("the {runs} runs"),
-        }
     )
 }
 

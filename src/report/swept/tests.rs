@@ -1,7 +1,7 @@
 //! Pictures of made-up sweeps.
 
 use super::*;
-use crate::report::compare::LeftOutRun;
+use crate::report::compare::{LeftOutRun, Measure};
 use crate::report::groups::{RunKeys, SEED};
 
 /// Runs with these values of two keys and a seed; the loss is lowest in the middle.
@@ -35,7 +35,7 @@ fn failed(rate: &str, decay: &str) -> LeftOutRun {
 
 fn of(runs: Vec<ComparedRun>, left_out: Vec<LeftOutRun>, by: &[&str]) -> ComparedRuns {
     let by: Vec<String> = by.iter().map(|key| (*key).to_owned()).collect();
-    ComparedRuns::group(runs, left_out, Some(&by), Vec::new())
+    ComparedRuns::group(runs, left_out, Some(&by), Measure::ValLoss, Vec::new())
 }
 
 const RATE: &str = "schedule.learning_rate";

@@ -90,13 +90,7 @@ impl Starter<'_> {
             command.arg("resume").arg(sweep.join(&folder.name));
         } else {
             command.arg("run").arg(SweepPaths::new(&sweep).declaration());
-            command.args([
-                "--member",
-                &folder.number.to_string(),
-                "--or-resume",
-                "--name",
-                &self.paths.name(),
-            ]);
+            command.args(["--member", &folder.number.to_string(), "--name", &self.paths.name()]);
         }
         command.arg("--runs").arg(runs);
         if let Some(ranks) = self.options.ranks {

@@ -1,7 +1,7 @@
 //! What a sweep's folder holds of each member: nothing, a run to go on with, or one that is finished and
 //! agrees with itself.
 
-use crate::experiment::{self, Experiment, Loaded, Member, flatten, names_files, reaches_the_bits};
+use crate::experiment::{self, Experiment, Loaded, Member, names_files};
 use crate::proof::ledger;
 use crate::proof::lock::{Lock, Table};
 use crate::run::error::refuse_lock;
@@ -60,24 +60,12 @@ fn checked(
 /// # Errors
 /// A key that reaches the bits has another value.
 pub fn require_declared(run: &Experiment, declared: &Loaded) -> anyhow::Result<()> {
-    let (run, asked) = (flatten(run), flatten(&declared.experiment));
-    let follows = |key: &str| {
-        (key == "schedule.steps" && declared.epochs.is_some())
-            || (key == "data.offset" && declared.offset_follows)
-    };
-    let mut other = asked
-        .iter()
-        .filter(|(key, value)| reaches_the_bits(key) && !follows(key) && run.get(*key) != Some(*value));
-    match other.next() {
-        None => Ok(()),
-        Some((key, value)) => {
-            let has = run.get(key).map_or("none".to_owned(), ToString::to_string);
-            anyhow::bail!(
-                "its experiment has `{key}` = {has}, the sweep declares {value}\n  hint: it was changed \
-                 after the sweep began; move its folder away, and `runner resume` trains the member anew"
-            )
-        }
-    }
+    experiment::other_bits(run, declared).map_or(Ok(()), |(key, has, asked)| {
+        anyhow::bail!(
+            "its experiment has `{key}` = {has}, the sweep declares {asked}\n  hint: it was changed after \
+             the sweep began; move its folder away, and `runner resume` trains the member anew"
+        )
+    })
 }
 
 /// What the sweep's lock says of a finished member: number, settings, numerics and outputs. The value of a

@@ -20,6 +20,7 @@ use anyhow::Context;
 
 use self::children::{MemberProcess, Starter};
 use self::found::FoundMember;
+use super::copies;
 use super::destination::Existing;
 use super::error::{ProofRefusal, UsageError, require_usage};
 use super::initial;
@@ -28,7 +29,7 @@ use super::stop;
 use crate::experiment::{self, Member, Sweep};
 use crate::proof::lock::Table;
 use crate::proof::{Hash, SweepLock};
-use crate::store::{self, MemberFolder, SweepFolder, SweepPaths, sweep_folder};
+use crate::store::{self, MemberFolder, RunPaths, SweepFolder, SweepPaths, sweep_folder};
 
 pub use found::{require_declared, row};
 
@@ -114,9 +115,22 @@ pub fn start(
 ) -> anyhow::Result<SweepOutcome> {
     // Refused before anything is written.
     divide(sweep, options.jobs)?;
-    let folder = begin(sweep, (runs, name), existing)?;
+    let folder = begin(sweep, (runs, name), existing, report)?;
     let recorded = recorded(&folder.paths, Some(sweep))?;
+    if existing == Existing::Resume {
+        bring_back(&folder.paths, &recorded, report)?;
+    }
     train(&folder.paths, &recorded, options, report, on)
+}
+
+/// Brings members that are not there back from their copies.
+fn bring_back(paths: &SweepPaths, sweep: &Sweep, report: Report) -> anyhow::Result<()> {
+    for (folder, member) in sweep_folder::members(paths.folder())?.iter().zip(&sweep.members) {
+        if !RunPaths::new(&folder.folder).experiment().exists() {
+            copies::fetch_own(&member.loaded, &folder.folder, report)?;
+        }
+    }
+    Ok(())
 }
 
 /// Goes on with the sweep in `folder`.
@@ -151,6 +165,7 @@ pub fn member(
     sweep: &Sweep,
     (runs, name): (&Path, &str),
     number: usize,
+    report: Report,
 ) -> anyhow::Result<(SweepPaths, MemberFolder, Member)> {
     let count = sweep.members.len();
     require_usage((1..=count).contains(&number), || {
@@ -158,7 +173,7 @@ pub fn member(
     })?;
     let paths = SweepPaths::new(&runs.join(name));
     if !sweep_folder::is_sweep(paths.folder()) {
-        match begin(sweep, (runs, name), Existing::Refuse) {
+        match begin(sweep, (runs, name), Existing::Refuse, report) {
             // Another process was quicker.
             Err(error) if !sweep_folder::is_sweep(paths.folder()) => return Err(error),
             _ => {}
@@ -169,13 +184,18 @@ pub fn member(
     Ok((paths, folder, recorded.members.swap_remove(number - 1)))
 }
 
-fn begin(sweep: &Sweep, (runs, name): (&Path, &str), existing: Existing) -> anyhow::Result<SweepFolder> {
+fn begin(
+    sweep: &Sweep,
+    (runs, name): (&Path, &str),
+    existing: Existing,
+    report: Report,
+) -> anyhow::Result<SweepFolder> {
     let folder = runs.join(name);
     if existing == Existing::Resume && sweep_folder::is_sweep(&folder) {
         return Ok(SweepFolder::open(&folder)?);
     }
     sweep.require_recordable()?;
-    initial::require_members(sweep)?;
+    initial::require_members(sweep, report)?;
     if existing == Existing::Replace {
         // A state that many members start from is read once.
         let mut seen = BTreeSet::new();
