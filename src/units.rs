@@ -61,10 +61,10 @@ pub fn printable_lines(text: &str) -> String {
 /// A number as a person writes it: `,` or `_` may stand between its thousands, and nowhere else.
 pub fn parse_number(text: &str) -> Option<f64> {
     let (whole, rest) = text.split_at(text.find(['.', 'e', 'E']).unwrap_or(text.len()));
+    let is_whole = !whole.contains([',', '_']);
     let mut groups = whole.trim_start_matches(['-', '+']).split([',', '_']);
     let first = groups.next().unwrap_or_default();
     let is_thousand = |group: &str| group.len() == 3 && group.bytes().all(|byte| byte.is_ascii_digit());
-    let is_whole = whole.ends_with(first);
     let begins = matches!(first.len(), 1..=3) && !first.starts_with('0');
     let is_grouped = is_whole || (begins && groups.all(is_thousand));
     (is_grouped && !rest.contains([',', '_'])).then(|| text.replace([',', '_'], "").parse().ok()).flatten()

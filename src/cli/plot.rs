@@ -10,6 +10,7 @@ use crate::report::compare::{ComparedRuns, Measure};
 use crate::report::{self, Baselines, PlotOptions, RunData, Size, Theme, XAxis};
 use crate::run::{UsageError, require_usage};
 use crate::store::RunPaths;
+use crate::store::run_folder::is_copy;
 
 /// Draw loss, HellaSwag, gradient norm and learning rate of one run or several.
 ///
@@ -126,7 +127,7 @@ fn lines(args: Args) -> anyhow::Result<Vec<PathBuf>> {
         }
     }
     let own_folder = match runs.as_slice() {
-        [run] => run.folder.as_ref().map(|folder| folder.join("plots")),
+        [run] => run.folder.as_ref().filter(|folder| !is_copy(folder)).map(|folder| folder.join("plots")),
         _ => None,
     };
     let out = args.out.clone().or(own_folder).ok_or_else(no_out)?;

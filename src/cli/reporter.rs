@@ -15,7 +15,7 @@ use crate::experiment::Experiment;
 use crate::plan::memory::Category;
 use crate::run::ending::Ending;
 use crate::run::lock::list;
-use crate::run::messages::{ExperimentSummary, LongWork, Message, Report, Reporter};
+use crate::run::messages::{ExperimentSummary, LongWork, Message, NOT_COPIED, Report, Reporter};
 use crate::run::ranks::Ended;
 use crate::run::sensors;
 use crate::run::train::Trained;
@@ -159,13 +159,12 @@ fn text(message: &Message<'_>) -> String {
             "checkpoints cannot be copied to `{place}` now; it is tried again at the next one and at the \
              end: {why}"
         ),
-        Message::NotCopied { place, steps, why, run } => {
+        Message::NotCopied { place, steps, why, run, name } => {
             let steps = steps.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
             format!(
-                "not copied to `{place}`: the checkpoints of steps {steps}: {why}\n  hint: they are whole in \
-                 `{}`; `runner resume {}` copies what is missing",
+                "{NOT_COPIED}`{place}`: the checkpoints of steps {steps}: {why}\n  hint: they are whole in \
+                 `{}`; `runner resume {name}` copies what is missing",
                 run.checkpoints().display(),
-                run.name()
             )
         }
         Message::Fetched { from, step, folder } => {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::streams::say;
 use crate::run::branches::Branch;
 use crate::run::{UsageError, find, require_usage};
+use crate::store::run_folder::is_place;
 use crate::store::sweep_folder::{SweepFolder, is_sweep};
 use crate::store::{RunFolder, RunPaths, StoreError, contents};
 use crate::units;
@@ -106,8 +107,8 @@ fn folder(run: &Path, runs: &Path) -> anyhow::Result<PathBuf> {
         return Ok(sweep);
     }
     let left = |folder: &Path| RunPaths::new(folder).lock_file().is_file().then(|| folder.to_owned());
-    let folder =
-        find::find(Some(run), runs).or_else(|error| left(&runs.join(run)).or(left(run)).ok_or(error))?;
+    let named = || if is_place(run) { None } else { left(&runs.join(run)) };
+    let folder = find::find(Some(run), runs).or_else(|error| named().or_else(|| left(run)).ok_or(error))?;
     // `.` has no name by which it could be moved aside.
     Ok(if folder.file_name().is_none() { folder.canonicalize()? } else { folder })
 }

@@ -10,15 +10,18 @@ use ratatui::crossterm::terminal;
 use serde::Serialize;
 
 use super::streams::{self, say};
+use crate::experiment;
 use crate::report::glance::{self, RunGlance};
 use crate::report::listing;
 use crate::report::summary::RunSummary;
 use crate::report::sweep_listing::{self, MemberSummary};
 use crate::report::table::{self, Filter, RunTable, Sort, TableColumn};
+use crate::run::sweep::require_declared;
 use crate::run::{find, require_usage};
 use crate::store::contents;
 use crate::store::notes::Notes;
 use crate::store::sweep_folder::members;
+use crate::store::{RunPaths, SweepPaths};
 use crate::verify::sweep::kept_hash;
 
 /// List runs, or show one in full.
@@ -84,8 +87,9 @@ fn after_help() -> String {
 
 A column is a key of the experiment (`schedule.learning_rate`, or `learning_rate` where one section has \
          it), a metric, of which it is the last, or one of {columns}. `mean_loss` is the mean of the last \
-         hundredth of the updates, at most 100. Operators: =, !=, <, <=, >, >=, and ~ for text that \
-         contains another."
+         hundredth of the updates, at most 100. A list of long runs holds the rows that it shows to the \
+         ledgers' lines and checks no head: `runner show RUN` and `runner verify RUN` do. Operators: =, !=, \
+         <, <=, >, >=, and ~ for text that contains another."
     )
 }
 
@@ -176,7 +180,15 @@ fn begun(sweep: &Path) -> anyhow::Result<Vec<RunGlance>> {
 
 /// The members of a sweep with their settings, and its hash.
 fn show_sweep(folder: &Path, json: bool) -> anyhow::Result<ExitCode> {
-    let members: Vec<MemberSummary> = members(folder)?.iter().map(MemberSummary::read).collect();
+    let folders = members(folder)?;
+    let declared = experiment::load_recorded_sweep(&SweepPaths::new(folder).declaration())?;
+    for (member, declared) in folders.iter().zip(&declared.members) {
+        let run = experiment::load_recorded(&RunPaths::new(&member.folder).experiment());
+        if let Err(why) = run.map_or(Ok(()), |run| require_declared(&run.experiment, &declared.loaded)) {
+            say!("{} is not what the sweep declares: {why}", member.name);
+        }
+    }
+    let members: Vec<MemberSummary> = folders.iter().map(MemberSummary::read).collect();
     let hash = kept_hash(folder).map(|hash| hash.to_string());
     if json {
         let sweep = serde_json::json!({"folder": folder, "hash": hash, "members": members});

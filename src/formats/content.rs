@@ -124,7 +124,8 @@ pub fn not_a_model(path: &Path, content: &Content, models: &str) -> FormatError 
 
 fn folder(path: &Path, models: &str) -> (String, String) {
     let (found, hint) = if is_copy(path) && RunPaths::new(path).experiment().is_file() {
-        let copies = quoted(path.parent().unwrap_or(path));
+        let there = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let copies = quoted(there.parent().unwrap_or(&there));
         ("it is the copy of a checkpoint", format!("`runner resume {copies}` brings its run back"))
     } else if RunPaths::new(path).experiment().is_file() {
         (

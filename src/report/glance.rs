@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use serde_json::Value as Json;
 
 use super::figures::{Figures, TIMED, tail};
+use super::run_data::edited;
 use super::summary::{self, RunSummary, State};
 use crate::experiment::{self, Experiment};
 use crate::model::weights::Weights;
@@ -136,6 +137,9 @@ fn at_end(paths: &RunPaths, experiment: &Experiment) -> Option<RunGlance> {
     }
     let running = run_folder::holder(paths.folder()).is_some();
     let lock = Lock::read(&paths.lock_file()).ok()?;
+    if edited(experiment, &lock).is_some() {
+        return None;
+    }
     let newest = match store::list(&paths.checkpoints()).unwrap_or_default().pop() {
         Some((_, folder)) => Some(checkpoint::inspect(&folder).ok()?),
         None => None,

@@ -102,7 +102,7 @@ fn checkpoint(path: &str, lock: &Lock) -> Option<String> {
     Some(format!("{name}, root {}", root.chars().take(8).collect::<String>()))
 }
 
-fn text_of(value: &Json) -> String {
+pub(super) fn text_of(value: &Json) -> String {
     match value {
         Json::Null => "not set".to_owned(),
         Json::String(text) => text.clone(),

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::ReportError;
-use crate::experiment::{self, Model, Sizes};
+use super::{ReportError, groups};
+use crate::experiment::{self, Experiment, Model, Sizes};
 use crate::model::flops::flops_per_token;
 use crate::model::weights::Weights;
 use crate::proof::ledger::{self, Log, RESUME};
@@ -11,6 +11,7 @@ use crate::proof::lock::differences;
 use crate::proof::{Entry, LedgerError, Lock};
 use crate::store::main_log::{self, MAIN_LOG};
 use crate::store::metrics::{self, JSONL, MetricsRow, PARQUET};
+use crate::store::run_folder::is_place;
 use crate::store::{self, Manifest, RunPaths, checkpoint, derived, run_folder, run_names};
 
 /// One run, loaded.
@@ -52,7 +53,7 @@ impl RunData {
     pub fn load(run: &str, runs: &Path) -> Result<RunData, ReportError> {
         let path = Path::new(run);
         let named = runs.join(run);
-        if named.is_dir() && !path.starts_with(".") {
+        if named.is_dir() && !is_place(path) {
             RunData::from_folder(&named)
         } else if path.is_file() {
             RunData::from_log(path)
@@ -194,11 +195,27 @@ pub(super) fn unverified(
     }
 }
 
+/// The first key of a run's experiment that reaches the bits and is not what its lock holds.
+pub(super) fn edited(recorded: &Experiment, lock: &Lock) -> Option<String> {
+    let values = experiment::flatten(recorded);
+    // What is chosen when the run begins stands in the lock as it was chosen.
+    let chosen = |key: &str| key == "device.kind" || key == "precision.compute";
+    let mut locked = values.iter().filter(|(key, value)| experiment::is_locked(key, value) && !chosen(key));
+    locked.find_map(|(key, value)| {
+        let (was, is) = (lock.numerics.get(key)?, groups::text_of(value));
+        (*was != is).then(|| format!("`experiment.toml` has `{key}` = {is}, and the lock {was}"))
+    })
+}
+
 /// Where a ledger is not the one that the lock has of its end, or that its newest checkpoint was saved with.
 pub fn unbound(paths: &RunPaths, log: &Log, lock: Option<&Lock>, running: bool) -> Option<String> {
     let root = lock.filter(|_| !running).and_then(|lock| lock.outputs.get("end_root"));
     if root.is_some_and(|root| *root != log.head().root.to_string()) {
         return Some("the ledger's head is not the one that the lock has of its end".to_owned());
+    }
+    let recorded = experiment::load_recorded(&paths.experiment()).ok();
+    if let Some(edited) = recorded.zip(lock).and_then(|(recorded, lock)| edited(&recorded.experiment, lock)) {
+        return Some(edited);
     }
     let (step, newest) = store::list(&paths.checkpoints()).ok()?.pop()?;
     // What is wrong with a checkpoint, `verify` says.

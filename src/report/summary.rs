@@ -446,6 +446,9 @@ mod tests {
     fn a_folder_that_a_process_holds_is_running_and_stays_unlocked_by_looking() {
         let root = tempfile::tempdir().unwrap();
         let folder = run(root.path(), "x", |rows| rows.append(&row(0, Action::Update)).unwrap());
+        let begun = format!("# x.toml, resolved: keys\n{EXPERIMENT}");
+        std::fs::write(folder.join("experiment.toml"), begun).unwrap();
+        std::fs::create_dir(folder.join("checkpoints")).unwrap();
         let held = store::RunFolder::open(&folder).unwrap();
         assert_eq!(RunSummary::read(&folder).state, State::Running);
         drop(held);

@@ -200,6 +200,7 @@ impl CopyWork {
                 steps: &left,
                 why: &why,
                 run: &self.paths,
+                name: &name(&self.paths),
             });
         }
     }

@@ -11,7 +11,7 @@ use crate::formats::require_finite;
 use crate::optim::{AVERAGE, MASTER};
 use crate::proof::ledger;
 use crate::store::manifest::Standing;
-use crate::store::run_folder::is_copy;
+use crate::store::run_folder::{is_copy, is_place};
 use crate::store::sweep_folder::{is_sweep, members, newest_sweep};
 use crate::store::{self, LoadedCheckpoint, Manifest, RunPaths, SweepPaths, checkpoint};
 
@@ -24,7 +24,7 @@ use crate::store::{self, LoadedCheckpoint, Manifest, RunPaths, SweepPaths, check
 pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
     let is_run = |folder: &Path| RunPaths::new(folder).are_of_a_run();
     let folder = match run {
-        Some(run) if run.starts_with(".") => run.to_owned(),
+        Some(run) if is_place(run) => run.to_owned(),
         Some(run) if is_run(&runs.join(run)) => runs.join(run),
         Some(run) if run.is_dir() => run.to_owned(),
         Some(run) => runs.join(run),
@@ -47,7 +47,7 @@ pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
 /// name under `runs`. Without an argument the sweep that was worked on last, if no run was later.
 pub fn find_sweep(asked: Option<&Path>, runs: &Path) -> Option<PathBuf> {
     let Some(asked) = asked else { return newest_sweep(runs) };
-    let under = (!asked.starts_with(".")).then(|| runs.join(asked));
+    let under = (!is_place(asked)).then(|| runs.join(asked));
     let is_run = |folder: &PathBuf| RunPaths::new(folder).are_of_a_run();
     let folders = under.into_iter().chain([asked.to_owned()]);
     folders.into_iter().find(|folder| is_run(folder) || is_sweep(folder)).filter(|folder| !is_run(folder))
@@ -63,7 +63,8 @@ fn hint(asked: &Path, runs: &Path) -> String {
         );
     }
     if is_copy(asked) {
-        let copies = asked.parent().unwrap_or(asked).display();
+        let there = std::path::absolute(asked).unwrap_or_else(|_| asked.to_owned());
+        let copies = there.parent().unwrap_or(&there).display();
         return format!(
             "that is the copy of one checkpoint: `runner resume {copies}` brings the run back, from its \
              newest copy that is whole"

@@ -11,6 +11,7 @@ use super::data::{Data, SHARDS, remembered};
 use super::error::UsageError;
 use super::fit::{SavedState, Successor};
 use super::messages::Report;
+use super::model::require_made_with;
 use super::{device, find, lock};
 use crate::data::mixture;
 use crate::experiment::{
@@ -378,6 +379,7 @@ impl InitModel {
             InitModel::Checkpoint(folder) => {
                 let manifest = checkpoint::inspect(folder)?;
                 find::require_root_of(folder, &manifest)?;
+                require_made_with(&experiment_of(folder)?, &manifest)?;
                 (root, manifest.state_root.to_string())
             }
         })

@@ -49,6 +49,9 @@ pub enum LongWork {
     Scoring(Benchmark),
 }
 
+/// How the line of [`Message::NotCopied`] begins, by which a sweep finds it in the log of a member.
+pub const NOT_COPIED: &str = "not copied to ";
+
 /// A message of a run.
 #[derive(Debug)]
 pub enum Message<'a> {
@@ -90,7 +93,14 @@ pub enum Message<'a> {
     /// Checkpoints cannot be copied now; it is tried again.
     CopyFailed { place: &'a str, why: &'a StoreError },
     /// The run ends, and these checkpoints are not copied.
-    NotCopied { place: &'a str, steps: &'a [u64], why: &'a StoreError, run: &'a RunPaths },
+    NotCopied {
+        place: &'a str,
+        steps: &'a [u64],
+        why: &'a StoreError,
+        run: &'a RunPaths,
+        /// As `runner resume` takes it.
+        name: &'a str,
+    },
     /// A run was brought back from a copy.
     Fetched { from: &'a str, step: u64, folder: &'a Path },
     /// Another rank has failed, and this one cannot end by itself.

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::error::require_usage;
-use super::find;
+use super::error::{ProofRefusal, require_usage};
 use super::messages::{Message, Report};
+use super::{find, lock};
 use crate::experiment::{self, Experiment, Model, Tokenizer};
 use crate::formats::{ForeignModel, models_read};
 use crate::store::{Manifest, RunPaths, Tensor};
@@ -78,6 +78,7 @@ impl ModelArgument {
             ModelArgument::Run(paths) => {
                 let load = if ema { find::load_average } else { find::load_parameters };
                 let (manifest, state) = load(paths, step, report)?;
+                require_made_with(&experiment, &manifest)?;
                 Ok(LoadedModel { experiment, state, manifest: Some(manifest), ema })
             }
             ModelArgument::Foreign(foreign) => {
@@ -94,6 +95,21 @@ impl ModelArgument {
             }
         }
     }
+}
+
+/// Refuses an experiment with another model, or another tokenizer, than its checkpoint was made with: the
+/// parameters may fit all the same, as with another number of heads.
+pub(super) fn require_made_with(experiment: &Experiment, manifest: &Manifest) -> Result<(), ProofRefusal> {
+    let here = lock::resolved_numerics(experiment);
+    let is_of_model = |key: &str| key.starts_with("model.") || key == "data.tokenizer";
+    let both = manifest.numerics.iter().filter(|(key, _)| is_of_model(key) && here.contains_key(*key));
+    both.into_iter().find(|(key, was)| here.get(*key) != Some(*was)).map_or(Ok(()), |(key, was)| {
+        Err(ProofRefusal(format!(
+            "the checkpoint of step {} was made with `{key}` = {was}, and its experiment has {}\n  hint: \
+             restore `experiment.toml` from a copy: `runner verify` says what was edited",
+            manifest.step, here[key]
+        )))
+    })
 }
 
 /// The experiment of a model without a run, as text.

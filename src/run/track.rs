@@ -11,6 +11,7 @@ use super::error::{ProofRefusal, UsageError, refuse_ledger};
 use super::find;
 use crate::experiment;
 use crate::formats::tracker::{TrackedName, TrackedRun, TrackedStatus, TrackedSweep};
+use crate::proof::ledger::Note;
 use crate::proof::lock::Lock;
 use crate::proof::sweep::SweepLock;
 use crate::proof::{Entry, ledger};
@@ -44,12 +45,14 @@ pub fn folders(asked: &Path, runs: &Path) -> anyhow::Result<(Vec<PathBuf>, usize
 }
 
 /// What was changed by leave on the way: the keys are those after it.
-fn drift(entries: &[Entry]) -> Option<String> {
+fn drift(entries: &[Entry], notes: &[Note]) -> Option<String> {
     let of = |entry: &Entry| {
         let changes = entry.events.iter().filter_map(|event| event.strip_prefix("drift "));
         changes.map(|change| format!("from step {} on {change}", entry.step)).collect::<Vec<_>>()
     };
-    let changes: Vec<String> = entries.iter().flat_map(of).collect();
+    let pending = notes.iter().filter(|note| note.kind == "drift" && note.after >= entries.len() as u64);
+    let pending = pending.map(|note| format!("for the steps to come {}", note.text));
+    let changes: Vec<String> = entries.iter().flat_map(of).chain(pending).collect();
     (!changes.is_empty()).then(|| changes.join("; "))
 }
 
@@ -105,7 +108,7 @@ pub fn read(folder: &Path) -> anyhow::Result<TrackedRun> {
         ("parameters", summary.parameters.map(|count| count.to_string())),
         ("init", summary.init),
         ("version", lock.source.get("version").cloned()),
-        ("drift", drift(&entries)),
+        ("drift", drift(&entries, log.notes())),
     ];
     let best = summary.best_val_loss.map(|loss| ("best_val_loss", loss));
     let file = |name: &'static str, path: PathBuf| {

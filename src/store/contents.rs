@@ -6,10 +6,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
-use super::run_folder::{EXPERIMENT, LOCK, RunPaths};
+use super::run_folder::{self, EXPERIMENT, LOCK, RunPaths, is_copy};
 use super::{Result, StoreError, atomic, audit};
 use crate::proof::regular;
 
+const LEDGER: &str = "ledger.jsonl";
 /// The file that makes a folder a sweep.
 pub(super) const SWEEP: &str = "sweep.toml";
 /// Files of exported models.
@@ -67,7 +68,7 @@ fn known(name: &str) -> Option<KnownEntry> {
         LOCK
         | EXPERIMENT
         | "lock.toml"
-        | "ledger.jsonl"
+        | LEDGER
         | "metrics.jsonl"
         | "metrics.parquet"
         | "main.log"
@@ -117,10 +118,34 @@ pub fn foreign_in_checkpoint(folder: &Path) -> Result<Vec<String>> {
 /// Refuses a folder that is not a run: one without even a lock.
 pub(super) fn require_run(folder: &Path) -> Result<()> {
     let paths = RunPaths::new(folder);
-    match is_resolved(&paths.experiment()) || paths.lock_file().is_file() {
-        true => Ok(()),
-        false if folder.join(SWEEP).is_file() => Err(StoreError::SweepExists { path: folder.into() }),
-        false => Err(StoreError::NotARun { path: folder.into() }),
+    // The first line of `experiment.toml` is that of `runner config` too, from which people make files.
+    let has = |made: &[&str]| made.iter().any(|name| folder.join(name).exists());
+    let is_run = has(&[LOCK, LEDGER, "checkpoints"]) && is_resolved(&paths.experiment());
+    let is_sweep = has(&[LOCK, "sweep.lock", "logs"]) && is_resolved(&folder.join(SWEEP));
+    // A lock alone is one that `runner lock` wrote for somebody to keep.
+    let is_run = is_run || (has(&[LOCK, LEDGER, "checkpoints"]) && paths.lock_file().is_file());
+    match (is_run, is_sweep) {
+        _ if is_copy(folder) => Err(StoreError::NotARun { path: folder.into() }),
+        (true, _) => Ok(()),
+        (false, true) => Err(StoreError::SweepExists { path: folder.into() }),
+        (false, false) => Err(StoreError::NotARun { path: folder.into() }),
+    }
+}
+
+/// Refuses a folder without an experiment in which a run has begun all the same, or that holds something that
+/// this program did not write. What a kill leaves of a beginning is a lock, or half of one.
+pub(super) fn require_unbegun(folder: &Path) -> Result<()> {
+    if !run_folder::is_used(folder)? {
+        return Ok(());
+    }
+    require_ours(folder)?;
+    let paths = RunPaths::new(folder);
+    let has_begun = paths.ledger().exists()
+        || paths.metrics_jsonl().exists()
+        || !checkpoint::list(&paths.checkpoints())?.is_empty();
+    match has_begun {
+        true => Err(StoreError::NoExperiment { path: folder.into() }),
+        false => Ok(()),
     }
 }
 

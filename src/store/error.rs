@@ -90,9 +90,13 @@ pub enum StoreError {
     #[error("there is already a run in `{}`\n  hint: `runner resume` goes on with it, `--name` starts \
              another, `--overwrite` deletes it", path.display())]
     RunExists { path: PathBuf },
-    #[error("`{}` is not a run: it has neither `experiment.toml` nor `lock.toml`\n  hint: `--name` starts a \
-             run elsewhere; `--overwrite` and `runner rm` delete runs alone", path.display())]
+    #[error("`{}` is not a run that runner made: it has no `lock.toml`, and no `experiment.toml` with \
+             runner's first line and a ledger or checkpoints beside\n  hint: `--name` starts a run \
+             elsewhere; `--overwrite` and `runner rm` delete runs alone", path.display())]
     NotARun { path: PathBuf },
+    #[error("`{}` is a run whose `experiment.toml` is gone\n  hint: restore it from a copy of the run; \
+             `--name` starts another run", path.display())]
+    NoExperiment { path: PathBuf },
     #[error("the run in `{}` holds what runner did not write: {names}\n  hint: move that away, then \
              `--overwrite` or `runner rm` deletes the run", path.display())]
     Foreign { path: PathBuf, names: String },

@@ -80,6 +80,7 @@ fn trains_until_killed() {
 fn a_run_killed_at_any_moment_goes_on_from_a_whole_checkpoint() {
     let root = tempfile::tempdir().unwrap();
     let run = RunFolder::create(root.path(), "killed", false).unwrap();
+    std::fs::write(run.paths.experiment(), "").unwrap();
     let ledger = Ledger::open(&run.paths.ledger()).unwrap();
     save(&run.paths.checkpoints(), &large(0), &Facts { ledger: ledger.head(), ..facts(0) }).unwrap();
     let folder = run.paths.folder().to_owned();

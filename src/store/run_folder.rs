@@ -6,10 +6,11 @@
 
 use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::{Result, StoreError, atomic, checkpoint, contents};
+use super::checkpoint::STATE_FILE;
+use super::{Result, StoreError, atomic, contents};
 use crate::experiment;
 use crate::proof::regular;
 
@@ -18,10 +19,17 @@ pub(super) const EXPERIMENT: &str = "experiment.toml";
 /// The sums of a copy's files.
 pub(super) const SUMS: &str = "SHA256SUMS";
 
-/// Whether a folder is a copy of a checkpoint with a run's records up to it, or what a kill left of one.
+/// Whether an argument names a place, and no run by its name: a path that begins with `.` or `..`, that goes
+/// up anywhere, or that is absolute. It is not looked for in the folder of runs.
+pub fn is_place(path: &Path) -> bool {
+    let goes_up = path.components().any(|part| part == Component::ParentDir);
+    goes_up || path.starts_with(".") || path.is_absolute()
+}
+
+/// Whether a folder is a copy of a checkpoint with a run's records up to it, or what a kill left of one: the
+/// state is copied first, and stands in no run's own folder.
 pub fn is_copy(folder: &Path) -> bool {
-    let name = folder.file_name().and_then(|name| name.to_str());
-    folder.join(SUMS).is_file() || name.is_some_and(|name| checkpoint::step_of(name).is_some())
+    folder.join(STATE_FILE).is_file() && folder.join(EXPERIMENT).is_file()
 }
 
 pub(super) const LOCK: &str = ".lock";
@@ -192,9 +200,7 @@ impl RunFolder {
         let folder = root.join(name);
         let paths = RunPaths::new(&folder);
         if folder.is_dir() && !paths.experiment().exists() {
-            if is_used(&folder)? {
-                contents::require_ours(&folder)?;
-            }
+            contents::require_unbegun(&folder)?;
             let held = lock(&folder)?;
             atomic::clean(&folder, contents::is_known)?;
             atomic::remove_if_there(&paths.lock_file())?;
@@ -229,6 +235,7 @@ impl RunFolder {
         if !folder.is_dir() || !is_used(folder)? {
             return Err(StoreError::NoSuchRun { path: folder.into() });
         }
+        contents::require_run(folder)?;
         let lock = lock(folder)?;
         let run = RunFolder::with(folder.into(), lock)?;
         own_files(folder)?;

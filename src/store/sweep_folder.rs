@@ -119,6 +119,7 @@ impl SweepFolder {
         if !is_sweep(folder) {
             return Err(StoreError::NoSuchSweep { path: folder.into() });
         }
+        require_sweep(folder)?;
         SweepFolder::with(folder, lock(folder)?)
     }
 
@@ -131,6 +132,7 @@ impl SweepFolder {
         if !is_sweep(folder) {
             return Err(StoreError::NoSuchSweep { path: folder.into() });
         }
+        require_sweep(folder)?;
         run_folder::remove(folder, act, require_ours)
     }
 
@@ -154,18 +156,23 @@ fn require_sweep(folder: &Path) -> Result<()> {
 /// Refuses a sweep that holds something that this program did not write, or a member that is in use.
 fn require_ours(folder: &Path) -> Result<()> {
     let mut foreign = Vec::new();
+    // Of a declaration that cannot be read any number may be a member's.
+    let declared = members(folder).map_or(usize::MAX, |members| members.len());
     for (name, path) in contents::entries(folder, contents::is_of_sweep)? {
-        let ends = |endings: &[&str]| -> Result<Vec<String>> {
+        let foreign_in = |is_known: fn(&str) -> bool| -> Result<Vec<String>> {
             let inside = contents::entries(&path, |_| false)?.into_iter().map(|(file, _)| file);
-            let other = inside.filter(|file| !endings.iter().any(|ending| file.ends_with(ending)));
-            Ok(other.map(|file| format!("{name}/{file}")).collect())
+            Ok(inside.filter(|file| !is_known(file)).map(|file| format!("{name}/{file}")).collect())
         };
         match (name.as_str(), path.is_dir()) {
             (contents::SWEEP, false) if !contents::is_resolved(&path) => foreign.push(name),
             (name, false) if contents::is_of_sweep(name) => {}
-            ("logs", true) => foreign.extend(ends(&[".log"])?),
-            ("plots", true) => foreign.extend(ends(&[".png", ".svg"])?),
-            (number, true) if number.len() >= DIGITS && number.bytes().all(|b| b.is_ascii_digit()) => {
+            ("logs", true) => {
+                foreign.extend(foreign_in(|file| file.strip_suffix(".log").is_some_and(is_number))?);
+            }
+            ("plots", true) => {
+                foreign.extend(foreign_in(|file| ["sweep.png", "sweep.svg"].contains(&file))?);
+            }
+            (number, true) if is_number(number) && is_one_of(number, declared) => {
                 if let Some(pid) = holder(&path) {
                     return Err(StoreError::Locked { path, pid: Some(pid) });
                 }
@@ -180,6 +187,27 @@ fn require_ours(folder: &Path) -> Result<()> {
         true => Ok(()),
         false => Err(StoreError::Foreign { path: folder.into(), names: contents::listed(&foreign) }),
     }
+}
+
+/// Folders with the number of a member beyond the `declared`.
+///
+/// # Errors
+/// The folder cannot be listed.
+pub fn undeclared(folder: &Path, declared: usize) -> Result<Vec<String>> {
+    let entries = contents::entries(folder, contents::is_of_sweep)?.into_iter();
+    let beyond =
+        entries.filter(|(name, path)| path.is_dir() && is_number(name) && !is_one_of(name, declared));
+    Ok(beyond.map(|(name, _)| name).collect())
+}
+
+/// Whether a number is that of one of so many members.
+fn is_one_of(number: &str, declared: usize) -> bool {
+    number.parse().is_ok_and(|number: usize| (1..=declared).contains(&number))
+}
+
+/// Whether a name is the number of a member.
+fn is_number(name: &str) -> bool {
+    name.len() >= DIGITS && name.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Whether a folder is a sweep's.
@@ -306,6 +334,10 @@ mod tests {
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
         fs::create_dir(root.path().join("other")).unwrap();
         fs::write(root.path().join("other/experiment.toml"), "").unwrap();
+        let run = SweepFolder::create(root.path(), "other", true, TEXT);
+        assert!(matches!(run, Err(StoreError::NotARun { .. })), "a file alone is neither: {run:?}");
+        fs::write(root.path().join("other/lock.toml"), "").unwrap();
+        fs::write(root.path().join("other/ledger.jsonl"), "").unwrap();
         let run = SweepFolder::create(root.path(), "other", true, TEXT);
         assert!(matches!(run, Err(StoreError::RunExists { .. })), "a sweep does not replace a run");
     }

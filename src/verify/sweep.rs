@@ -9,10 +9,10 @@ use super::diff::Diff;
 use super::{Checks, Status, files};
 use crate::experiment::{self, Sweep, settings_text};
 use crate::proof::lock::{Lock, Table, differences};
-use crate::proof::{Hash, SweepLock};
+use crate::proof::{Hash, SweepLock, ledger};
 use crate::run::lock::list;
 use crate::run::messages::Report;
-use crate::run::sweep::{require_declared, row};
+use crate::run::sweep::{require_declared, require_no_drift, row};
 use crate::store::{MemberFolder, RunPaths, SweepPaths, sweep_folder};
 
 /// Checks every member of the sweep in `folder` as a run is checked, and the sweep's lock. `expected` is the
@@ -31,6 +31,9 @@ pub fn verify(
     let members = sweep_folder::members(folder)?;
     for member in &members {
         verify_member(member, &declared, checks, report)?;
+    }
+    for name in sweep_folder::undeclared(folder, members.len())? {
+        checks.skipped("beside the members", format!("the sweep declares no `{name}`, which is not read"));
     }
     let found = lock(&paths, &members, checks);
     match (expected, found) {
@@ -64,6 +67,12 @@ fn verify_member(
     files::verify(&member.folder, &mut own, report)?;
     let run = experiment::load_recorded(&experiment)?;
     if let Err(why) = require_declared(&run.experiment, &declared.members[member.number - 1].loaded) {
+        own.failed("declaration", why.to_string());
+    }
+    // What is wrong with a ledger was said.
+    if let Ok((_, entries)) = ledger::read(&RunPaths::new(&member.folder).ledger())
+        && let Err(why) = require_no_drift(&entries)
+    {
         own.failed("declaration", why.to_string());
     }
     let passed = own.all_passed();

@@ -233,6 +233,33 @@ fn a_ledger_that_is_not_the_lock_s_is_said_wherever_its_figures_are_shown() {
     }
 }
 
+/// Parameters fit any number of heads, and give another model with each.
+#[test]
+fn a_checkpoint_is_read_as_the_model_that_it_was_made_with() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    lab.verb("eval", "ci", &["--set", "model.heads=4"]).assert_fails(5, &["`model.heads` = 2", "has 4"]);
+    let path = lab.path("ci/experiment.toml");
+    let text = fs::read_to_string(&path).expect("text");
+    let edited = text.replacen("heads = 2 ", "heads = 4 ", 1).replacen(
+        "learning_rate = 0.001",
+        "learning_rate = 0.1",
+        1,
+    );
+    assert!(edited.matches("heads = 4").count() == 1 && edited.contains("learning_rate = 0.1"), "{text}");
+    fs::write(&path, edited).expect("writable");
+    for (verb, more) in [("sample", &[][..]), ("eval", &[]), ("export", &["--format", "hf"])] {
+        lab.verb(verb, "ci", more).assert_fails(5, &["was made with `model.heads` = 2"]);
+    }
+    let runs = lab.path("").display().to_string();
+    let shown = lab.finish(&["show", "--columns", "learning_rate", "--runs", &runs]);
+    assert!(
+        shown.stderr.contains("not verified: `experiment.toml` has `model.heads` = 4"),
+        "{}",
+        shown.stderr
+    );
+}
+
 /// No lock has an end yet; the head of the newest checkpoint is what binds its ledger.
 #[test]
 fn the_forged_ledger_of_a_run_that_has_not_ended_is_said_wherever_its_figures_are_shown() {

@@ -161,6 +161,10 @@ fn one_copy_is_no_run_and_is_left_as_it_is() {
         lab.verb(verb, one, &[]).assert_fails(2, &["that is the copy of one checkpoint", "copies/ci`"]);
     }
     lab.verb("sample", one, &[]).assert_fails(1, &["it is the copy of a checkpoint", "copies/ci`"]);
+    let by_name = ["--runs", "copies/ci", "--name", "step_00000015", "--or-resume"];
+    let mut command = lab.command(&["run"]);
+    command.current_dir(lab.path("")).arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(CI)).args(by_name);
+    Finished::from(command.output().expect("it starts")).assert_fails(1, &["is not a run that runner made"]);
     assert!(lab.files("copies/ci") == before);
     let inside = lab.path("").display().to_string();
     let refused = run(&lab, &format!("{inside}/"));
@@ -189,11 +193,20 @@ fn a_sweep_takes_its_members_from_copies_when_it_is_to_go_on_and_they_are_its_ow
     lose();
     lab.resume(lab.path("copies/lr").to_str().expect("UTF-8"), &[])
         .assert_fails(2, &["copies of the members of a sweep", "--or-resume"]);
+    // A place that is lost is filled again, of members that are finished too.
+    lab.run(&sweep, &["--or-resume"]).root();
+    std::fs::remove_dir_all(lab.path("copies/lr/002")).expect("removable");
+    lab.resume("lr", &[]).root();
+    assert_eq!(whole(&lab.path("copies/lr/002")), [10], "the checkpoints that are there");
+    lose();
     // Anew, and other members of the same name.
     let anew = lab.run(&sweep, &[]);
     assert!(anew.root() == hash && !anew.stderr.contains("at step 10 to"), "{}", anew.stderr);
     let other = declare("[1, 3]");
-    assert_ne!(lab.run(&other, &["--overwrite"]).root(), hash);
+    let overwritten = lab.run(&other, &["--overwrite"]);
+    assert_ne!(overwritten.root(), hash);
+    let says = "002: not copied to `";
+    assert!(overwritten.stderr.contains(says), "{}", overwritten.stderr);
     lose();
     lab.run(&other, &["--or-resume"])
         .assert_fails(2, &["copies/lr/002` holds copies of a run with `seed` = 2, and 3 is asked for"]);

@@ -160,6 +160,35 @@ fn a_list_says_of_a_long_run_what_is_said_of_it_alone_though_it_reads_the_ends_o
     assert!(done(&lab, &["show"]).contains("ci is broken: "));
 }
 
+#[test]
+fn a_path_is_a_place_and_no_name_below_the_folder_of_runs() {
+    let lab = Lab::new();
+    let short = ["--set", "schedule.steps=2", "--set", "schedule.warmup_steps=1"];
+    for runs in ["work/runs", "work/other", "other"] {
+        fs::create_dir_all(lab.path(runs)).expect("a folder");
+        let runs = lab.path(runs).display().to_string();
+        lab.finish(&[&["run", CI, "--name", "r", "--runs", &runs][..], &short].concat()).root();
+    }
+    fs::create_dir(lab.path("work/r")).expect("a folder");
+    let work = |arguments: &[&str]| {
+        let mut command = lab.command(arguments);
+        command.current_dir(lab.path("work"));
+        crate::support::Finished::from(command.output().expect("it starts"))
+    };
+    for verb in ["rm", "verify", "show", "plot"] {
+        let refused = work(&[verb, "./r"]);
+        assert!(refused.code != Some(0) && lab.path("work/runs/r/lock.toml").exists(), "{verb} ./r");
+    }
+    assert_eq!(work(&["rm", "../other/r"]).code, Some(0));
+    assert!(lab.path("work/other/r").exists() && !lab.path("other/r").exists());
+    // A run without its experiment keeps its lock whatever is refused.
+    fs::remove_file(lab.path("work/runs/r/experiment.toml")).expect("removable");
+    let experiment = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(CI).display().to_string();
+    work(&["run", &experiment, "--name", "r", "--or-resume"])
+        .assert_fails(1, &["whose `experiment.toml` is gone"]);
+    assert!(lab.path("work/runs/r/lock.toml").exists());
+}
+
 /// The rows of a run with 0.5 in place of a number of the last row that is `wanted`.
 fn forge(rows: &str, name: &str, wanted: impl Fn(&serde_json::Value) -> bool) -> String {
     let mut lines: Vec<String> = rows.lines().map(str::to_owned).collect();
@@ -170,6 +199,41 @@ fn forge(rows: &str, name: &str, wanted: impl Fn(&serde_json::Value) -> bool) ->
         *line = line.replacen(&format!("\"{name}\":{}", row[&name]), &format!("\"{name}\":{forged}"), 1);
     }
     lines.join("\n") + "\n"
+}
+
+/// An experiment or a sweep in a folder of its own, by hand or from `runner config`, is nobody's run.
+#[test]
+fn a_file_that_a_person_wrote_is_neither_deleted_nor_replaced_by_any_verb() {
+    let lab = Lab::new();
+    let base = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(CI);
+    let by_hand = format!("# mine\nextends = {base:?}\n");
+    let resolved = lab.done(&["config", CI]).stdout + "# precious\n";
+    let runs = lab.path("").display().to_string();
+    for (name, file, text) in [
+        ("hand", "experiment.toml", by_hand.clone()),
+        ("config", "experiment.toml", resolved),
+        ("sweep", "sweep.toml", by_hand + "[sweep.grid]\nseed = [1, 2]\n"),
+    ] {
+        fs::create_dir(lab.path(name)).expect("a folder");
+        let path = lab.path(name).join(file);
+        fs::write(&path, &text).expect("writable");
+        let path = path.display().to_string();
+        let folder = lab.path(name).display().to_string();
+        for arguments in [
+            &["run", &path, "--name", name, "--overwrite"][..],
+            &["run", &path, "--name", name, "--or-resume"],
+            &["run", CI, "--name", name, "--overwrite"],
+            &["run", CI, "--name", name, "--or-resume"],
+            &["resume", &folder],
+            &["rm", &folder],
+            &["rm", name],
+        ] {
+            let refused = lab.finish(&[arguments, &["--runs", &runs]].concat());
+            assert!(matches!(refused.code, Some(1 | 2)), "{arguments:?}: {}", refused.stderr);
+            assert_eq!(fs::read_to_string(&path).expect("it is there"), text, "{arguments:?}");
+            assert_eq!(fs::read_dir(lab.path(name)).expect("a folder").count(), 1, "{arguments:?}");
+        }
+    }
 }
 
 #[test]

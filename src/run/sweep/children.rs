@@ -14,6 +14,7 @@ use super::places::VISIBLE;
 use super::{ChildOptions, MemberEnd};
 use crate::experiment;
 use crate::run::ending::Ending;
+use crate::run::messages::NOT_COPIED;
 use crate::run::{member, parent};
 use crate::store::{MemberFolder, SweepPaths};
 
@@ -145,13 +146,26 @@ impl MemberProcess {
 
     /// What it said last of why it ended.
     fn reason(&self) -> Option<String> {
+        reason(&self.tail()?)
+    }
+
+    /// What it said of checkpoints that are not copied, if there are some.
+    pub fn not_copied(&self) -> Option<String> {
+        let tail = self.tail()?;
+        let (_, said) = tail.rsplit_once(NOT_COPIED)?;
+        let line = said.lines().next()?;
+        Some(format!("{NOT_COPIED}{line}"))
+    }
+
+    /// The end of what it has written into the log.
+    fn tail(&self) -> Option<String> {
         let mut file = File::open(&self.log).ok()?;
         let length = file.metadata().ok()?.len();
         let from = self.log_begin.max(length.saturating_sub(TAIL));
         file.seek(SeekFrom::Start(from)).ok()?;
         let mut tail = Vec::new();
         file.read_to_end(&mut tail).ok()?;
-        reason(&String::from_utf8_lossy(&tail))
+        Some(String::from_utf8_lossy(&tail).into_owned())
     }
 }
 

@@ -2,8 +2,8 @@
 //! agrees with itself.
 
 use crate::experiment::{self, Experiment, Loaded, Member, names_files};
-use crate::proof::ledger;
 use crate::proof::lock::{Lock, Table};
+use crate::proof::{Entry, ledger};
 use crate::run::error::refuse_lock;
 use crate::run::messages::Report;
 use crate::run::resume;
@@ -47,6 +47,7 @@ fn checked(
         return Ok(None);
     }
     let (_, entries) = ledger::read(&paths.ledger())?;
+    require_no_drift(&entries)?;
     let reach = Reach { saved: loaded.experiment.schedule.steps, ended: true, running: false };
     let faults = derived::check(paths, &entries, reach).into_iter().filter_map(|(_, found)| found.err());
     if let Some(fault) = faults.into_iter().next() {
@@ -64,6 +65,21 @@ pub fn require_declared(run: &Experiment, declared: &Loaded) -> anyhow::Result<(
         anyhow::bail!(
             "its experiment has `{key}` = {has}, the sweep declares {asked}\n  hint: it was changed after \
              the sweep began; move its folder away, and `runner resume` trains the member anew"
+        )
+    })
+}
+
+/// Refuses a run that went on under other settings, even if it came back to those that the sweep declares.
+///
+/// # Errors
+/// The first step before which they were changed.
+pub fn require_no_drift(entries: &[Entry]) -> anyhow::Result<()> {
+    let drifted = entries.iter().find(|entry| entry.events.iter().any(|event| event.starts_with("drift ")));
+    drifted.map_or(Ok(()), |entry| {
+        anyhow::bail!(
+            "it went on under other settings from step {} on (`--allow-drift`), which the sweep does not \
+             declare\n  hint: move its folder away, and `runner resume` trains the member anew",
+            entry.step
         )
     })
 }

@@ -20,18 +20,18 @@ use anyhow::Context;
 
 use self::children::{MemberProcess, Starter};
 use self::found::FoundMember;
-use super::copies;
+use super::copies::{self, Copier};
 use super::destination::Existing;
 use super::error::{ProofRefusal, UsageError, require_usage};
 use super::initial;
-use super::messages::Report;
+use super::messages::{Message, Report};
 use super::stop;
 use crate::experiment::{self, Member, Sweep};
 use crate::proof::lock::Table;
 use crate::proof::{Hash, SweepLock};
 use crate::store::{self, MemberFolder, RunPaths, SweepFolder, SweepPaths, sweep_folder};
 
-pub use found::{require_declared, row};
+pub use found::{require_declared, require_no_drift, row};
 
 /// How often the processes of members are looked at.
 const LOOK: Duration = Duration::from_millis(20);
@@ -257,7 +257,11 @@ fn train(
         let folder = &training.folders[at];
         let found = found::find(folder, declared, report);
         match &found {
-            FoundMember::Finished(_) => on(&SweepEvent::Verified(folder)),
+            FoundMember::Finished(_) => {
+                on(&SweepEvent::Verified(folder));
+                // What could not be copied when it ended may be now; dropped, it waits for that.
+                drop(Copier::start(&declared.loaded.experiment, &folder.folder, report)?);
+            }
             FoundMember::Missing => training.queue.push_back((at, false)),
             FoundMember::Begun => training.queue.push_back((at, true)),
             FoundMember::Refused(why) => {
@@ -273,7 +277,7 @@ fn train(
     let (said, heard) = mpsc::channel();
     let program = std::env::current_exe().context("cannot find this program to start members")?;
     let starter = Starter { program, paths, options, places: &places, said };
-    training.run(&starter, &heard, &requests, on)?;
+    training.run(&starter, &heard, &requests, report, on)?;
     training.outcome(paths, nothing_to_do)
 }
 
@@ -295,6 +299,7 @@ impl Training {
         starter: &Starter<'_>,
         heard: &mpsc::Receiver<(usize, String)>,
         requests: &AtomicUsize,
+        report: Report,
         on: OnSweepEvent<'_>,
     ) -> anyhow::Result<()> {
         let mut running: Vec<MemberProcess> = Vec::new();
@@ -321,7 +326,7 @@ impl Training {
             if !done {
                 std::thread::sleep(LOOK);
             }
-            let ended = self.look(&mut running, asked > 0)?;
+            let ended = self.look(&mut running, asked > 0, report)?;
             // What a member said before its end is passed on before its end is.
             for (number, line) in heard.try_iter() {
                 on(&SweepEvent::Said { number, line: &line });
@@ -349,12 +354,19 @@ impl Training {
         &self,
         running: &mut Vec<MemberProcess>,
         asked: bool,
+        report: Report,
     ) -> anyhow::Result<Vec<(usize, MemberEnd, f64)>> {
         let mut ended = Vec::new();
         let mut still = Vec::new();
         for mut process in running.drain(..) {
             match process.ended(asked)? {
-                Some(end) => ended.push((process.member, end, process.began.elapsed().as_secs_f64())),
+                Some(end) => {
+                    if let Some(what) = process.not_copied() {
+                        let name = &self.folders[process.member].name;
+                        report.tell(&Message::Remark(&format!("{name}: {what}")));
+                    }
+                    ended.push((process.member, end, process.began.elapsed().as_secs_f64()));
+                }
                 None => still.push(process),
             }
         }
