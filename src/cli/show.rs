@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::streams::{self, say};
 use crate::experiment;
+use crate::report::best_loss;
 use crate::report::glance::{self, RunGlance};
 use crate::report::listing;
 use crate::report::summary::RunSummary;
@@ -162,6 +163,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Some(by) => grouped(&table, by, chosen.as_deref(), args.json)?,
         None => listed(&table, chosen.as_deref(), &args)?,
     })?;
+    best_loss::remember();
     warn_unverified(table.runs().map(|run| (run.name.as_str(), run.step, run.unverified.as_deref())));
     Ok(ExitCode::SUCCESS)
 }

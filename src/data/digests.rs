@@ -43,7 +43,7 @@ pub struct DigestCache {
 /// What tells that a file was changed; times in nanoseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Stamp {
+pub struct Stamp {
     bytes: u64,
     modified_ns: u128,
     changed_ns: u128,
@@ -75,7 +75,7 @@ pub fn file_sha256(path: &Path) -> io::Result<[u8; 32]> {
 }
 
 /// The stamp of a file, when it has settled.
-fn settled(path: &Path) -> Option<Stamp> {
+pub fn settled(path: &Path) -> Option<Stamp> {
     let metadata = std::fs::metadata(path).ok()?;
     let modified = metadata.modified().ok()?;
     let old_enough = SystemTime::now().duration_since(modified).is_ok_and(|age| age >= SETTLED);

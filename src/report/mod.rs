@@ -17,6 +17,7 @@
 
 mod axis;
 mod bands;
+pub mod best_loss;
 mod chart;
 pub mod compare;
 mod curves;

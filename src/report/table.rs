@@ -5,18 +5,16 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use rayon::prelude::*;
 use serde_json::{Map, Value as Json};
 
 use super::ReportError;
+use super::best_loss::best_val_loss;
 use super::figures;
 use super::glance::RunGlance;
-use super::summary::{RunSummary, State};
+use super::summary::State;
 use crate::experiment;
-use crate::proof::ledger;
-use crate::store::RunPaths;
 use crate::store::columns::ColumnKind;
 use crate::store::contents;
 use crate::store::metrics::{COLUMNS, Column};
@@ -88,14 +86,6 @@ static MORE: [TableColumn; 6] = [
     fact("numerics_id", |run| texts(run.numerics_id.as_ref())),
     fact("best_val_loss", |run| number(best_val_loss(&run.folder))),
 ];
-
-/// The lowest finite validation loss of a run: of its ledger, or where that does not tell it of all its rows.
-fn best_val_loss(folder: &Path) -> Option<f64> {
-    match ledger::validation_losses(&RunPaths::new(folder).ledger()) {
-        Some(losses) => losses.into_iter().filter(|loss| loss.is_finite()).min_by(f64::total_cmp),
-        None => RunSummary::read(folder).best_val_loss,
-    }
-}
 
 /// The columns of a table that no one has chosen, in order: those of a run, and in their middle those of its
 /// metrics of which a run has one number.

@@ -137,7 +137,10 @@ fn a_list_says_of_a_long_run_what_is_said_of_it_alone_though_it_reads_the_ends_o
     let ledger = lab.path("ci/ledger.jsonl");
     let whole = fs::read_to_string(&ledger).expect("UTF-8");
     let best = ["show", "--columns", "best_val_loss", "--csv"];
+    // Old enough to be remembered, which an edit ends.
+    std::thread::sleep(std::time::Duration::from_millis(2100));
     let before = done(&lab, &best);
+    assert_eq!(done(&lab, &best), before);
     let (head, bits) = ("\"val_loss\":", "\"val_loss_bits\":\"");
     let (at, of_bits) = (whole.find(head).expect("there"), whole.find(bits).expect("there"));
     let end = at + whole[at..].find(',').expect("more");
@@ -151,6 +154,7 @@ fn a_list_says_of_a_long_run_what_is_said_of_it_alone_though_it_reads_the_ends_o
     let after = verb(&lab, &best);
     assert!(before.contains(',') && !after.stdout.contains("0.5\n"), "{}", after.stdout);
     fs::write(&ledger, whole).expect("writable");
+    assert_eq!(done(&lab, &best), before);
     // A number that the ledger does not have, and a line that is none.
     let (before, last) = text.trim_end().rsplit_once('\n').expect("many lines");
     fs::write(&path, format!("{before}\n{}\n", last.replace("\"tokens\":", "\"tokens\":1")))
