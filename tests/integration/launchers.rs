@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::process::{Running, assert_no_rank_stays, process_of_rank, ranks, signal};
+use crate::process::{Running, assert_no_rank_stays, process_of_rank, ranks, signal, wait_until};
 use crate::support::{Finished, Lab};
 
 const CI: &str = "experiments/ci.toml";
@@ -135,6 +135,8 @@ fn a_killed_rank_ends_all_and_the_run_goes_on_to_the_same_bits(launcher: &Launch
     let lab = Lab::new();
     let mut running = launcher.start(&lab, &run_or_resume(&lab));
     running.wait_for_rows(&lab, 7);
+    // It is saved beside the steps, on a disk that may be slow.
+    wait_until("a checkpoint", SOON, || lab.path("ci/checkpoints/step_00000005").exists());
     signal(process_of_rank(&lab, launcher.rank, 1), "KILL");
     let mut ended = running.end(SOON);
     assert_no_rank_stays(&lab, launcher.rank);

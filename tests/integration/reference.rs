@@ -72,7 +72,10 @@ fn language_servers_accept_every_experiment_and_refuse_a_wrong_key_type_word_and
         ("[data]\ntrain = [\"a\", 1]", false),
         ("[sweep.grid]\n\"schedule.learning_rate\" = [1e-3, 3e-3]\nseed = [0, 1]", true),
         ("[sweep.grid]\n\"schedule.kind\" = [\"wsd\", \"cosin\"]", false),
-        ("[sweep.random]\nsamples = 4\n[sweep.random.keys]\nseed = { integers = [0, 9] }", true),
+        ("[sweep.random]\nsamples = 4\nseed = 1\n[sweep.random.keys]\nseed = { integers = [0, 9] }", true),
+        ("[sweep.random]\nsamples = 4\n[sweep.random.keys]\nseed = { integers = [0, 9] }", false),
+        ("[sweep.random]\nsamples = 4\nseed = 1\n[sweep.random.keys]", false),
+        ("[sweep]", false),
         ("extends = \"b.toml\"\n[data]\ntrain = [\"a\", \"b\"]", true),
     ];
     for (text, sound) in all {
