@@ -156,11 +156,11 @@ fn a_rank_that_hangs_is_named_within_the_timeout_and_the_checkpoint_stands() {
 fn ranks_that_were_all_stopped_and_continued_blame_nobody_and_go_on() {
     let lab = Lab::new();
     let mut run =
-        lab.start("run", CI, &[EIGHT, LONGER, &["--set", "parallel.timeout_s=1", "--ranks", "4"]].concat());
+        lab.start("run", CI, &[EIGHT, LONGER, &["--set", "parallel.timeout_s=4", "--ranks", "4"]].concat());
     run.wait_for_rows(&lab, 3);
     let ranks = [0, 1, 2, 3].map(|rank| process_of_rank(&lab, RANK, rank));
     ranks.iter().for_each(|rank| signal(*rank, "STOP"));
-    std::thread::sleep(Duration::from_secs(4));
+    std::thread::sleep(Duration::from_secs(12));
     ranks.iter().for_each(|rank| signal(*rank, "CONT"));
     run.end(SOON).root();
 }
