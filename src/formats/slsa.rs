@@ -77,8 +77,8 @@ pub enum SlsaError {
 /// it.
 fn drift(entries: &[Entry]) -> Vec<Value> {
     let of = |entry: &Entry| {
-        let changes = entry.events.iter().filter_map(|event| event.strip_prefix("drift "));
-        changes.map(|change| json!({"step": entry.step, "change": change})).collect::<Vec<_>>()
+        let step = entry.step;
+        entry.drifts().map(|change| json!({"step": step, "change": change})).collect::<Vec<_>>()
     };
     entries.iter().flat_map(of).collect()
 }

@@ -131,6 +131,11 @@ pub fn not_finite_at_end(entries: &[Entry]) -> Option<String> {
 }
 
 impl Entry {
+    /// What was changed by leave before the step, `--allow-drift`: a text for each key.
+    pub fn drifts(&self) -> impl Iterator<Item = &str> {
+        self.events.iter().filter_map(|event| event.strip_prefix("drift "))
+    }
+
     /// The entry's JSON text, on which its digest rests. Specified in `docs/digest.md`.
     pub fn canonical(&self) -> String {
         let mut text = format!(r#"{{"step":{},"tokens":{},"root":"#, self.step, self.tokens);

@@ -47,7 +47,7 @@ pub fn folders(asked: &Path, runs: &Path) -> anyhow::Result<(Vec<PathBuf>, usize
 /// What was changed by leave on the way: the keys are those after it.
 fn drift(entries: &[Entry], notes: &[Note]) -> Option<String> {
     let of = |entry: &Entry| {
-        let changes = entry.events.iter().filter_map(|event| event.strip_prefix("drift "));
+        let changes = entry.drifts();
         changes.map(|change| format!("from step {} on {change}", entry.step)).collect::<Vec<_>>()
     };
     let pending = notes.iter().filter(|note| note.kind == "drift" && note.after >= entries.len() as u64);

@@ -84,7 +84,7 @@ fn key_of(difference: &str) -> Option<&str> {
 pub(super) fn last_drift(notes: &[Note], entries: &[Entry], lock: &Lock) -> Drift {
     let of = |note: &Note| {
         let next = usize::try_from(note.after).ok().and_then(|at| entries.get(at));
-        let confirmed = next.is_some_and(|next| next.events.iter().any(|event| event.starts_with("drift ")));
+        let confirmed = next.is_some_and(|next| next.drifts().next().is_some());
         let is_pending = note.after == entries.len() as u64 && lock.outputs.is_empty();
         (confirmed || is_pending).then_some((note.after, confirmed))
     };
@@ -92,7 +92,7 @@ pub(super) fn last_drift(notes: &[Note], entries: &[Entry], lock: &Lock) -> Drif
     let last = notes.iter().filter(is_drift).filter_map(of).max_by_key(|(before, _)| *before);
     let Some((before, confirmed)) = last else { return Drift::default() };
     let of_entry = |entry: &Entry| {
-        let drifts = entry.events.iter().filter_map(|event| event.strip_prefix("drift "));
+        let drifts = entry.drifts();
         drifts.map(|text| (entry.step, text.to_owned())).collect::<Vec<_>>()
     };
     let mut changes: Vec<(u64, String)> = entries.iter().flat_map(of_entry).collect();

@@ -54,9 +54,7 @@ pub fn verify(
         .into());
     }
     // The lock has the numerics after the last drift.
-    let drifted = |entry: &&Entry| {
-        entry.step > steps.start && entry.events.iter().any(|event| event.starts_with("drift "))
-    };
+    let drifted = |entry: &&Entry| entry.step > steps.start && entry.drifts().next().is_some();
     if let Some(entry) = entries.iter().rev().find(drifted) {
         return Err(UsageError(format!(
             "the steps before {0} were made with other numerics: drift was allowed there\n  hint: replay \

@@ -74,7 +74,7 @@ pub fn require_declared(run: &Experiment, declared: &Loaded) -> anyhow::Result<(
 /// # Errors
 /// The first step before which they were changed.
 pub fn require_no_drift(entries: &[Entry]) -> anyhow::Result<()> {
-    let drifted = entries.iter().find(|entry| entry.events.iter().any(|event| event.starts_with("drift ")));
+    let drifted = entries.iter().find(|entry| entry.drifts().next().is_some());
     drifted.map_or(Ok(()), |entry| {
         anyhow::bail!(
             "it went on under other settings from step {} on (`--allow-drift`), which the sweep does not \
